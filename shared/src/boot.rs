@@ -1,0 +1,244 @@
+//! What the host tells the kernel at boot: one line of text, the PVH command line.
+//!
+//! Text, because the same image boots under any PVH loader: `-append "selftest privilege=user"` says to QEMU's guest
+//! what [`BootArgs`] says to ours. Words are separated by blanks; a word is `key` or `key=value`. Memory comes from the
+//! PVH memory map, not from here.
+
+use core::fmt;
+
+use crate::addr::GuestPhys;
+
+/// The privilege level at which the kernel body runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Privilege {
+    /// The kernel times a few CPL0 instructions on its way in and takes what is faster.
+    #[default]
+    Auto,
+    /// CPL0.
+    Supervisor,
+    /// CPL3 on top of a small CPL0 nucleus.
+    User,
+}
+
+impl Privilege {
+    /// The word that names it: `auto`, `supervisor` or `user`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Supervisor => "supervisor",
+            Self::User => "user",
+        }
+    }
+
+    /// The privilege that `name` names.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::Supervisor, Self::User].into_iter().find(|p| p.name() == name)
+    }
+}
+
+/// How the kernel's clock moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TimeMode {
+    /// The clock jumps to the next timeout when nothing is runnable.
+    #[default]
+    Virtual,
+    /// The clock follows the TSC.
+    Real,
+}
+
+impl TimeMode {
+    /// The word that names it: `virtual` or `real`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Virtual => "virtual",
+            Self::Real => "real",
+        }
+    }
+
+    /// The mode that `name` names.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Virtual, Self::Real].into_iter().find(|t| t.name() == name)
+    }
+}
+
+macro_rules! tunables {
+    ($($(#[$doc:meta])* $field:ident = $name:literal),* $(,)?) => {
+        /// Kernel tunables, by FreeBSD's names. `None` leaves FreeBSD's default.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+        pub struct Tunables {
+            $($(#[$doc])* pub $field: Option<u64>,)*
+        }
+
+        impl Tunables {
+            /// Every name that [`Tunables::set`] knows.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// Sets the tunable called `name`.
+            ///
+            /// # Errors
+            /// [`UnknownTunable`] when there is none of that name.
+            pub fn set(&mut self, name: &str, value: u64) -> Result<(), UnknownTunable> {
+                match name {
+                    $($name => self.$field = Some(value),)*
+                    _ => return Err(UnknownTunable),
+                }
+                Ok(())
+            }
+
+            /// The tunables that are set, by name.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$(($name, self.$field)),*].into_iter().filter_map(|(name, value)| Some((name, value?)))
+            }
+        }
+    };
+}
+
+tunables! {
+    /// Clock interrupts a second; 1 to 10,000, default 100.
+    kern_hz = "kern.hz",
+    /// Scales other defaults; default `clamp(P / 512, 32, 384)`.
+    kern_maxusers = "kern.maxusers",
+    /// Pages that kmem_map keeps for mbuf clusters; default `1024 + 64 * maxusers`.
+    kern_ipc_nmbclusters = "kern.ipc.nmbclusters",
+    /// Bytes of kmem_map, over every other rule.
+    vm_kmem_size = "vm.kmem_size",
+    /// One part in this many of memory goes to kmem_map; default 3, 0 for none.
+    vm_kmem_size_scale = "vm.kmem_size_scale",
+    /// Lower bound of kmem_map's size in bytes.
+    vm_kmem_size_min = "vm.kmem_size_min",
+    /// Upper bound of kmem_map's size in bytes; default 400 MiB.
+    vm_kmem_size_max = "vm.kmem_size_max",
+}
+
+/// There is no tunable of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownTunable;
+
+/// Everything the command line can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BootArgs {
+    /// `privilege=auto|supervisor|user`.
+    pub privilege: Privilege,
+    /// `time=virtual|real`.
+    pub time: TimeMode,
+    /// `selftest`: check traps, paging, timer and kmem, report on the serial line, leave by the exit port.
+    pub selftest: bool,
+    /// `zeroed`: all memory but what the loader wrote is zero, so that the page array need not be cleared.
+    pub zeroed: bool,
+    /// `control=ADDRESS`: where the [`crate::control::ControlRegion`] lies, if there is one.
+    pub control: Option<GuestPhys>,
+    /// `tsc_khz=N`: the frequency of the TSC, where the host knows it.
+    pub tsc_khz: Option<u64>,
+    /// `NAME=VALUE` for each tunable.
+    pub tunables: Tunables,
+}
+
+/// A word of the command line that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadWord<'a>(pub &'a str);
+
+impl fmt::Display for BadWord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bad word `{}` on the kernel command line", self.0)
+    }
+}
+
+impl BootArgs {
+    /// Longest command line in bytes, the final NUL included.
+    pub const MAX_LEN: usize = 2048;
+
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// The first word that is unknown or has a bad value.
+    pub fn parse(line: &str) -> Result<Self, BadWord<'_>> {
+        let mut args = Self::default();
+        for word in line.split_ascii_whitespace() {
+            args.word(word).ok_or(BadWord(word))?;
+        }
+        Ok(args)
+    }
+
+    fn word(&mut self, word: &str) -> Option<()> {
+        let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+        match (key, value) {
+            ("selftest", None) => self.selftest = true,
+            ("zeroed", None) => self.zeroed = true,
+            ("privilege", Some(value)) => self.privilege = Privilege::from_name(value)?,
+            ("time", Some(value)) => self.time = TimeMode::from_name(value)?,
+            ("control", Some(value)) => self.control = Some(GuestPhys::new(number(value)?)),
+            ("tsc_khz", Some(value)) => self.tsc_khz = Some(number(value).filter(|&khz| khz > 0)?),
+            (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// The inverse of [`BootArgs::parse`].
+impl fmt::Display for BootArgs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "privilege={} time={}", self.privilege.name(), self.time.name())?;
+        if self.selftest {
+            f.write_str(" selftest")?;
+        }
+        if self.zeroed {
+            f.write_str(" zeroed")?;
+        }
+        if let Some(control) = self.control {
+            write!(f, " control={control:#x}")?;
+        }
+        if let Some(khz) = self.tsc_khz {
+            write!(f, " tsc_khz={khz}")?;
+        }
+        for (name, value) in self.tunables.iter() {
+            write!(f, " {name}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut args = BootArgs {
+            privilege: Privilege::User,
+            time: TimeMode::Real,
+            selftest: true,
+            zeroed: true,
+            control: Some(GuestPhys::new(0x2_0000)),
+            tsc_khz: Some(2_445_000),
+            tunables: Tunables::default(),
+        };
+        for (value, name) in (1..).zip(Tunables::NAMES) {
+            args.tunables.set(name, value).expect("a listed name is known");
+        }
+        assert_eq!(BootArgs::parse(&args.to_string()), Ok(args));
+        assert_eq!(BootArgs::parse(""), Ok(BootArgs::default()));
+    }
+
+    #[test]
+    fn a_bad_word_is_named() {
+        for word in ["selftst", "privilege=root", "kern.hz=fast", "vm.kmem_sise=1", "tsc_khz=0", "zeroed=1"] {
+            let line = std::format!("time=real {word}");
+            assert_eq!(BootArgs::parse(&line), Err(BadWord(word)));
+        }
+    }
+}

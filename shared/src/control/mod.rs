@@ -1,0 +1,141 @@
+//! The control region: where host and kernel meet.
+//!
+//! The host places it in guest memory, outside of what the kernel manages, and names it with `control=` on the command
+//! line. Operations go to the guest through one ring and come back through another; many may be in flight, and neither
+//! side leaves its CPU while the other is awake.
+//!
+//! **Doorbell protocol.** Each ring's consumer has a [`Sleeper`] word. Before it sleeps it calls [`Sleeper::prepare`],
+//! looks into its ring once more, and sleeps only if that is still empty. A producer pushes, then asks
+//! [`Sleeper::must_wake`], and rings the bell only on a yes: a port write ([`DOORBELL_PORT`]) from the guest, an
+//! interrupt ([`DOORBELL_VECTOR`]) from the host.
+
+mod op;
+mod ring;
+
+use core::sync::atomic::{AtomicU32, Ordering, fence};
+
+use zerocopy::{FromBytes, KnownLayout};
+
+pub use self::op::{KernReturn, MallocFlags, MapId, Op, Outcome, Request, Response, WireError};
+pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
+use crate::addr::KPtr;
+use crate::crash::CrashRecord;
+use crate::field::Field;
+use crate::layout::KernelRoots;
+use crate::log::LogRing;
+
+/// `"vmkern\0\1"`.
+pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"vmkern\0\x01");
+
+/// Slots in each ring.
+pub const RING_SLOTS: usize = 256;
+
+/// The guest writes any value here to wake the host's side of the response ring.
+pub const DOORBELL_PORT: u16 = 0x510;
+/// The guest leaves here, as through QEMU's `isa-debug-exit`: the value is an [`ExitCode`].
+pub const EXIT_PORT: u16 = 0xf4;
+/// The interrupt that wakes the guest's side of the request ring.
+pub const DOORBELL_VECTOR: u8 = 0x51;
+
+/// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// All went well.
+    Success = 0x10,
+    /// A self-test failed.
+    Failure = 0x11,
+    /// The kernel died; a [`CrashRecord`] says why.
+    Crash = 0x12,
+}
+
+impl ExitCode {
+    /// The exit with this code.
+    #[must_use]
+    pub const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            0x10 => Self::Success,
+            0x11 => Self::Failure,
+            0x12 => Self::Crash,
+            _ => return None,
+        })
+    }
+}
+
+/// How far the kernel has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Phase {
+    /// It has not written to the region yet.
+    Loading = 0,
+    /// The rings are served.
+    Ready = 1,
+    /// It has left through the exit port.
+    Dead = 2,
+}
+
+/// Whether a ring's consumer sleeps.
+#[derive(Debug, FromBytes, KnownLayout)]
+#[repr(C, align(64))]
+pub struct Sleeper {
+    asleep: AtomicU32,
+    _line: [u8; 60],
+}
+
+impl Sleeper {
+    /// The consumer is about to sleep. It must look into its ring once more before it does.
+    pub fn prepare(&self) {
+        self.asleep.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The consumer is awake again.
+    pub fn cancel(&self) {
+        self.asleep.store(0, Ordering::Relaxed);
+    }
+
+    /// Asked by the producer after a push: whether the bell must be rung. A yes is given once per sleep.
+    #[must_use]
+    pub fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.asleep.load(Ordering::Relaxed) != 0 && self.asleep.swap(0, Ordering::Relaxed) != 0
+    }
+}
+
+/// The region. All zero when the guest starts, but for what the host writes into `magic` and `abi_version`.
+#[derive(Debug, FromBytes, KnownLayout)]
+#[repr(C, align(4096))]
+pub struct ControlRegion {
+    /// [`CONTROL_MAGIC`], by the host.
+    pub magic: Field<u64>,
+    /// [`crate::ABI_VERSION`] of the host.
+    pub host_abi_version: Field<u32>,
+    /// [`crate::ABI_VERSION`] of the kernel, written with `phase`.
+    pub guest_abi_version: Field<u32>,
+    /// A [`Phase`], by the kernel.
+    pub phase: Field<u32>,
+    /// The CPL at which the kernel body runs, 0 or 3.
+    pub body_cpl: Field<u32>,
+    /// Cycles that 64 CPL0 instructions took on the way in.
+    pub cpl0_cycles: Field<u64>,
+    /// Where the kernel's structures begin.
+    pub roots: Field<KPtr<KernelRoots>>,
+    /// TSC when the kernel was entered.
+    pub entry_tsc: Field<u64>,
+    /// TSC when the kernel was ready to serve.
+    pub ready_tsc: Field<u64>,
+    /// Physical address of the root page table (CR3).
+    pub pml4: Field<crate::addr::GuestPhys>,
+    /// The guest sleeps and waits for requests.
+    pub guest_sleeper: Sleeper,
+    /// The host sleeps and waits for responses.
+    pub host_sleeper: Sleeper,
+    /// Host to guest.
+    pub requests: Ring<RING_SLOTS>,
+    /// Guest to host.
+    pub responses: Ring<RING_SLOTS>,
+    /// Why the kernel died.
+    pub crash: CrashRecord,
+    /// The kernel's log.
+    pub log: LogRing,
+}

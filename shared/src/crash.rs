@@ -1,0 +1,81 @@
+//! The record that a dying kernel leaves for the host.
+//!
+//! Written by the guest into the control region just before it leaves through the exit port, and read by the host
+//! once the CPU has stopped. Addresses are raw: the host, who has the symbols, names them.
+
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use crate::addr::GuestVirt;
+use crate::field::Field;
+
+/// Why the kernel died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CrashKind {
+    /// `panic()`.
+    Panic = 1,
+    /// A page fault that `vm_fault` could not resolve.
+    PageFault = 2,
+    /// An exception that the kernel never expects.
+    Trap = 3,
+    /// A stack ran into its guard page.
+    StackOverflow = 4,
+    /// A fault inside the CPL0 nucleus, or while it built a trap frame.
+    Nucleus = 5,
+}
+
+impl CrashKind {
+    /// The kind with this code.
+    #[must_use]
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::Panic,
+            2 => Self::PageFault,
+            3 => Self::Trap,
+            4 => Self::StackOverflow,
+            5 => Self::Nucleus,
+            _ => return None,
+        })
+    }
+}
+
+/// Longest message in bytes; a longer one is cut.
+pub const MESSAGE_MAX: usize = 1024;
+/// Deepest backtrace.
+pub const FRAMES_MAX: usize = 48;
+/// General registers in [`CrashRecord::gpr`], in the order of their x86 encoding: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+pub const GPR_COUNT: usize = 16;
+
+/// The record. Valid once `kind` is not 0.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct CrashRecord {
+    /// A [`CrashKind`], written last.
+    pub kind: Field<u32>,
+    /// The CPU it happened on.
+    pub cpu: Field<u32>,
+    /// The kernel thread that ran: its number `N` as in `tN`, or `u32::MAX` for none.
+    pub thread: Field<u32>,
+    /// Exception vector, or `u32::MAX`.
+    pub vector: Field<u32>,
+    /// Exception error code.
+    pub error_code: Field<u64>,
+    /// Where it happened.
+    pub rip: Field<GuestVirt>,
+    /// RFLAGS there.
+    pub rflags: Field<u64>,
+    /// CR2 there: the address that faulted.
+    pub cr2: Field<GuestVirt>,
+    /// CR3 there.
+    pub cr3: Field<u64>,
+    /// Registers there.
+    pub gpr: [Field<u64>; GPR_COUNT],
+    /// Bytes of `message` in use.
+    pub message_len: Field<u32>,
+    /// Words of `frames` in use.
+    pub frames_len: Field<u32>,
+    /// UTF-8 text.
+    pub message: [Field<u8>; MESSAGE_MAX],
+    /// Return addresses, innermost first.
+    pub frames: [Field<GuestVirt>; FRAMES_MAX],
+}

@@ -1,0 +1,116 @@
+//! Words of memory that several CPUs and the host may look at together.
+//!
+//! A [`Field`] is an atomic of the right width with a typed face. Reads and writes are relaxed, which on x86_64 is
+//! a plain `mov`: the ordering between CPUs comes from the lock that guards the structure, and the host looks at
+//! stopped CPUs. What the type buys is that nobody needs `&mut`, and that no look is ever a data race.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use crate::addr::{GuestPhys, GuestVirt, KPtr};
+
+/// A value that fits one atomic word.
+pub trait Word: Copy {
+    /// The atomic that holds it.
+    type Atomic: fmt::Debug + Default;
+    /// Reads the word.
+    fn load(cell: &Self::Atomic) -> Self;
+    /// Writes the word.
+    fn store(cell: &Self::Atomic, value: Self);
+}
+
+/// One word of a structure in shared memory.
+#[derive(FromBytes, IntoBytes, KnownLayout)]
+#[repr(transparent)]
+pub struct Field<T: Word>(T::Atomic);
+
+impl<T: Word> Field<T> {
+    /// The value now.
+    #[must_use]
+    #[inline]
+    pub fn get(&self) -> T {
+        T::load(&self.0)
+    }
+
+    /// Makes `value` the value.
+    #[inline]
+    pub fn set(&self, value: T) {
+        T::store(&self.0, value);
+    }
+
+    /// Replaces the value by `f` of it. Not atomic as a whole: the structure's lock is held.
+    #[inline]
+    pub fn update(&self, f: impl FnOnce(T) -> T) {
+        self.set(f(self.get()));
+    }
+}
+
+impl<T: Word> Default for Field<T> {
+    fn default() -> Self {
+        Self(T::Atomic::default())
+    }
+}
+
+impl<T: Word + fmt::Debug> fmt::Debug for Field<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+macro_rules! word {
+    ($($int:ty => $atomic:ty),*) => {$(
+        impl Word for $int {
+            type Atomic = $atomic;
+            #[inline]
+            fn load(cell: &$atomic) -> Self {
+                cell.load(Ordering::Relaxed)
+            }
+            #[inline]
+            fn store(cell: &$atomic, value: Self) {
+                cell.store(value, Ordering::Relaxed);
+            }
+        }
+    )*};
+}
+
+word!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => AtomicU64);
+
+macro_rules! address_word {
+    ([$($generic:tt)*] $name:ty, $from:expr, $to:expr) => {
+        impl<$($generic)*> Word for $name {
+            type Atomic = AtomicU64;
+            #[inline]
+            fn load(cell: &AtomicU64) -> Self {
+                $from(cell.load(Ordering::Relaxed))
+            }
+            #[inline]
+            fn store(cell: &AtomicU64, value: Self) {
+                cell.store($to(value), Ordering::Relaxed);
+            }
+        }
+    };
+}
+
+address_word!([] GuestPhys, GuestPhys::new, GuestPhys::get);
+address_word!([] GuestVirt, GuestVirt::new, GuestVirt::get);
+address_word!([T] KPtr<T>, |v| KPtr::new(GuestVirt::new(v)), |p: KPtr<T>| p.addr().get());
+
+/// Makes a `bitflags` type over an integer usable in a [`Field`].
+#[macro_export]
+macro_rules! flags_word {
+    ($name:ty, $int:ty) => {
+        impl $crate::field::Word for $name {
+            type Atomic = <$int as $crate::field::Word>::Atomic;
+            #[inline]
+            fn load(cell: &Self::Atomic) -> Self {
+                Self::from_bits_retain(<$int as $crate::field::Word>::load(cell))
+            }
+            #[inline]
+            fn store(cell: &Self::Atomic, value: Self) {
+                <$int as $crate::field::Word>::store(cell, value.bits());
+            }
+        }
+    };
+}

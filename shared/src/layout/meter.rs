@@ -1,0 +1,73 @@
+//! `vmmeter`: the counters that scripts and reports name.
+
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use crate::field::Field;
+
+macro_rules! meter {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters and thresholds (`struct vmmeter`), in pages or events.
+        #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+        #[repr(C)]
+        pub struct VmMeter {
+            $($(#[$doc])* pub $name: Field<u64>,)*
+        }
+
+        impl VmMeter {
+            /// Every counter's name, in order.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// The counter called `name`.
+            #[must_use]
+            pub fn by_name(&self, name: &str) -> Option<&Field<u64>> {
+                match name {
+                    $(stringify!($name) => Some(&self.$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+meter! {
+    /// Pages under management.
+    v_page_count,
+    /// Pages that an allocation could have.
+    v_free_count,
+    /// Pages of the cache queue.
+    v_cache_count,
+    /// Pages of the active queue.
+    v_active_count,
+    /// Pages of the inactive queue.
+    v_inactive_count,
+    /// Wired pages.
+    v_wire_count,
+    /// NORMAL allocations stop here.
+    v_free_reserved,
+    /// Sleepers are woken from here on.
+    v_free_min,
+    /// The pagedaemon works up to here.
+    v_free_target,
+    /// SYSTEM allocations stop here.
+    v_interrupt_free_min,
+    /// Calls of `vm_fault`.
+    v_faults,
+    /// Pages zero-filled on demand.
+    v_zfod,
+    /// Pages read from swap.
+    v_swapin,
+    /// Pages written to swap.
+    v_swapout,
+    /// Times the pagedaemon was woken because pages were short.
+    v_pdwakeups,
+    /// Invocations of the vm_lowmem event.
+    lowmem_events,
+    /// Kernel threads.
+    thread_count,
+    /// Clock ticks since boot.
+    ticks,
+    /// Ticks a second.
+    hz,
+    /// CPUs.
+    ncpu,
+}

@@ -1,0 +1,17 @@
+//! The kernel's own structures, as they lie in guest memory.
+//!
+//! The guest uses these very types; the host reads them. Every structure is `repr(C)`, made of
+//! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says otherwise. Field names are
+//! FreeBSD's. Each type's size and field offsets are asserted at compile time: a change is a change of the ABI.
+
+mod map;
+mod meter;
+mod object;
+mod page;
+mod roots;
+
+pub use self::map::*;
+pub use self::meter::*;
+pub use self::object::*;
+pub use self::page::*;
+pub use self::roots::*;

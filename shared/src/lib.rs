@@ -1,0 +1,28 @@
+//! Every byte that host and guest both read.
+//!
+//! The guest kernel keeps its structures in these very types, and the host reads them out of guest physical
+//! memory: there is no second description that could drift from the first. The crate depends on neither side.
+//!
+//! Two rules hold throughout:
+//!
+//! * A structure that lives in guest memory is `repr(C)` and made of [`field::Field`]s, that is, of atomic words.
+//!   Other CPUs and the host may read at any moment, and nobody ever needs a `&mut` to shared memory.
+//! * Addresses are typed: [`addr::GuestPhys`], [`addr::GuestVirt`] and [`addr::KPtr`] never mix.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod boot;
+pub mod control;
+pub mod crash;
+pub mod field;
+pub mod kva;
+pub mod layout;
+pub mod log;
+pub mod pattern;
+pub mod pte;
+pub mod walk;
+
+/// Version of everything in this crate. The kernel publishes it, and a host refuses to read any other.
+pub const ABI_VERSION: u32 = 1;
