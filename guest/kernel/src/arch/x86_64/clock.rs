@@ -1,0 +1,87 @@
+//! Time: the TSC says what time it is, the APIC's timer only ends a halt.
+//!
+//! In virtual time the clock stands still but for [`Clock::sleep`], which moves it on by the time slept. In real time it
+//! follows the TSC. Either way `ticks` is the time since boot, cut to `1 / hz` seconds.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use vmkern_abi::boot::TimeMode;
+
+use super::percpu::PerCpu;
+use super::{apic, instr, trap};
+
+/// Where the loader does not tell the TSC's frequency.
+const DEFAULT_TSC_KHZ: u64 = 1_000_000;
+
+static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
+
+/// How often the timer has fired.
+#[must_use]
+pub fn timer_interrupts() -> u64 {
+    TIMER_INTERRUPTS.load(Ordering::Relaxed)
+}
+
+/// The timer's interrupt handler.
+pub fn timer_interrupt() {
+    TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The kernel's clock.
+#[derive(Debug)]
+pub struct Clock {
+    mode: TimeMode,
+    start_tsc: u64,
+    tsc_khz: u64,
+    /// Microseconds slept in virtual time.
+    slept: AtomicU64,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    pub fn start(mode: TimeMode, tsc_khz: Option<u64>) -> Self {
+        let tsc_khz = tsc_khz.unwrap_or(DEFAULT_TSC_KHZ);
+        Self { mode, start_tsc: instr::rdtsc(), tsc_khz, slept: AtomicU64::new(0) }
+    }
+
+    /// Microseconds since boot.
+    #[must_use]
+    pub fn micros(&self) -> u64 {
+        match self.mode {
+            TimeMode::Virtual => self.slept.load(Ordering::Relaxed),
+            TimeMode::Real => {
+                let cycles = u128::from(instr::rdtsc() - self.start_tsc);
+                u64::try_from(cycles * 1000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
+            }
+        }
+    }
+
+    /// Lets `micros` microseconds pass.
+    pub fn sleep(&self, micros: u64) {
+        match self.mode {
+            TimeMode::Virtual => {
+                let _ = self.slept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| Some(s.saturating_add(micros)));
+            }
+            TimeMode::Real => {
+                let end = self.micros().saturating_add(micros);
+                loop {
+                    let left = end.saturating_sub(self.micros());
+                    if left == 0 {
+                        break;
+                    }
+                    halt_for(left);
+                }
+            }
+        }
+    }
+}
+
+/// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed.
+pub fn halt_for(micros: u64) {
+    const SECOND: u64 = 1_000_000;
+    PerCpu::current().arm_idle();
+    let nanos = micros.clamp(1, SECOND) * 1000;
+    apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).expect("a second's nanoseconds fit"));
+    trap::halt();
+    apic::timer_one_shot(0);
+}

@@ -1,0 +1,152 @@
+//! The CPL0 nucleus: all that runs at CPL0 when the kernel body runs at CPL3.
+//!
+//! It does two things. **Traps**: each gate leads to a stub that completes the frame which the CPU began in the current
+//! slot of the trap stack, moves the slot pointer (IST1 in the TSS) down by one slot, and enters the body's handler
+//! ([`super::trap`]) with `iretq`, RSP at the frame. The same stubs serve both privileges; only the selectors in
+//! [`PerCpu`](super::percpu::PerCpu) differ. **Calls**: the body at CPL3 executes the one `ud2` at `nucleus_gate` with a
+//! number in RAX; the #UD stub knows it by its address.
+//!
+//! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
+//!
+//! Vectors 2, 8 and 18 use IST2, the emergency stack, and a handler that never returns: a #DF is what a trap-stack
+//! overflow or a fault inside a stub becomes.
+
+use core::arch::global_asm;
+
+use super::percpu;
+use super::trap::SLOT;
+
+/// Numbers of nucleus calls, the index into the table below.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+pub enum Call {
+    /// Toggle CR4.PGE: RDI is CR4 without, RSI with it. All translations go, global ones too.
+    FlushAll = 0,
+    /// `invlpg` on RDI.
+    Invlpg = 1,
+    /// Halt until an interrupt, unless one came since the idle loop armed itself.
+    Halt = 2,
+}
+
+global_asm!(
+    ".pushsection .nucleus, \"ax\", @progbits",
+    ".balign 16",
+    ".global trap_stubs, pf_stub, ud_stub, nucleus_halted, nucleus_gate",
+    "trap_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    // Vectors whose exception pushes an error code: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
+    ".if !((vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30))",
+    "push 0",
+    ".endif",
+    "push vector",
+    ".if (vector == 2) || (vector == 8) || (vector == 18)",
+    "jmp fatal_common",
+    ".else",
+    "jmp trap_common",
+    ".endif",
+    ".set vector, vector + 1",
+    ".endr",
+    ".balign 16",
+    "pf_stub:",
+    "push 14",
+    "push rax",
+    "mov rax, cr2",
+    "push rax",
+    "jmp 2f",
+    ".balign 16",
+    "trap_common:",
+    "push rax",
+    "push rax",
+    "2:",
+    "mov rax, rsp",
+    "sub qword ptr gs:[{IST1}], {SLOT}",
+    "push qword ptr gs:[{BODY_SS}]",
+    "push rax",
+    "push qword ptr gs:[{BODY_FLAGS}]",
+    "push qword ptr gs:[{BODY_CS}]",
+    "push qword ptr gs:[{TRAP_ENTRY}]",
+    "iretq",
+    "fatal_common:",
+    "push rax",
+    "mov rax, cr2",
+    "push rax",
+    "mov rax, rsp",
+    "push qword ptr gs:[{BODY_SS}]",
+    "push rax",
+    "push qword ptr gs:[{BODY_FLAGS}]",
+    "push qword ptr gs:[{BODY_CS}]",
+    "push qword ptr gs:[{FATAL_ENTRY}]",
+    "iretq",
+    // Nucleus calls. RAX is below 3: the body is part of the same kernel.
+    ".balign 16",
+    "ud_stub:",
+    "cmp qword ptr [rsp], offset nucleus_gate",
+    "jne trap_stubs + 6 * 16",
+    "jmp qword ptr [nucleus_calls + rax * 8]",
+    "call_flush_all:",
+    "mov cr4, rdi",
+    "mov cr4, rsi",
+    "add qword ptr [rsp], 2",
+    "iretq",
+    "call_invlpg:",
+    "invlpg [rdi]",
+    "add qword ptr [rsp], 2",
+    "iretq",
+    // The slot in use is kept while halted. The interrupt's handler sees RIP = nucleus_halted and returns to the caller
+    // of this call itself, so that what follows the `hlt` never runs at CPL3's expense.
+    "call_halt:",
+    "cmp qword ptr gs:[{IDLE_ARMED}], 0",
+    "je 3f",
+    "sub qword ptr gs:[{IST1}], {SLOT}",
+    "sti",
+    "hlt",
+    "nucleus_halted:",
+    "cli",
+    "add qword ptr gs:[{IST1}], {SLOT}",
+    "3:",
+    "add qword ptr [rsp], 2",
+    "iretq",
+    ".balign 8",
+    "nucleus_calls: .quad call_flush_all, call_invlpg, call_halt",
+    ".popsection",
+    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number).
+    ".pushsection .text.nucleus_call, \"ax\", @progbits",
+    ".global nucleus_call",
+    "nucleus_call:",
+    "mov rax, rdx",
+    "nucleus_gate:",
+    "ud2",
+    "ret",
+    ".popsection",
+    IST1 = const percpu::IST1,
+    SLOT = const SLOT,
+    BODY_SS = const percpu::BODY_SS,
+    BODY_CS = const percpu::BODY_CS,
+    BODY_FLAGS = const percpu::BODY_FLAGS,
+    TRAP_ENTRY = const percpu::TRAP_ENTRY,
+    FATAL_ENTRY = const percpu::FATAL_ENTRY,
+    IDLE_ARMED = const percpu::IDLE_ARMED,
+);
+
+unsafe extern "C" {
+    fn nucleus_call(rdi: u64, rsi: u64, number: u64);
+    /// Where a halted CPU resumes, inside the nucleus.
+    safe static nucleus_halted: [u8; 0];
+}
+
+/// The address at which an interrupt finds a CPU halted inside the nucleus.
+#[must_use]
+pub fn halted_rip() -> u64 {
+    (&raw const nucleus_halted) as u64
+}
+
+/// Makes a nucleus call. The body runs at CPL3.
+///
+/// # Safety
+/// The arguments are what `call` documents, and its effect is one the caller may have.
+pub unsafe fn call(call: Call, rdi: u64, rsi: u64) {
+    // SAFETY: the stub above returns right after the `ud2` with all registers but RAX as they were.
+    unsafe { nucleus_call(rdi, rsi, call as u64) }
+}

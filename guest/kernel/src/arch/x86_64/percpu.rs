@@ -1,0 +1,176 @@
+//! What one CPU has for itself: its TSS and the words that the nucleus reads through GS.
+//!
+//! GS base points here at both privileges, so `swapgs` is never needed. The assembly in [`super::entry`] and
+//! [`super::nucleus`] addresses the fields by the offsets below.
+
+use core::cell::UnsafeCell;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::stack;
+
+/// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
+/// [`super::trap::SLOT`], each return moves it up again.
+pub const IST1: usize = offset_of!(PerCpu, tss) + offset_of!(Tss, ist);
+/// Offset of [`PerCpu::body_cs`].
+pub const BODY_CS: usize = offset_of!(PerCpu, body_cs);
+/// Offset of [`PerCpu::body_ss`].
+pub const BODY_SS: usize = offset_of!(PerCpu, body_ss);
+/// Offset of [`PerCpu::body_flags`].
+pub const BODY_FLAGS: usize = offset_of!(PerCpu, body_flags);
+/// Offset of [`PerCpu::trap_entry`].
+pub const TRAP_ENTRY: usize = offset_of!(PerCpu, trap_entry);
+/// Offset of [`PerCpu::fatal_entry`].
+pub const FATAL_ENTRY: usize = offset_of!(PerCpu, fatal_entry);
+/// Offset of [`PerCpu::stack_low`].
+pub const STACK_LOW: usize = offset_of!(PerCpu, stack_low);
+/// Offset of [`PerCpu::stack_high`].
+pub const STACK_HIGH: usize = offset_of!(PerCpu, stack_high);
+/// Offset of [`PerCpu::emergency_stack`].
+pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
+/// Offset of [`PerCpu::idle_armed`].
+pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle_armed);
+/// Offset of [`PerCpu::this`].
+pub const THIS: usize = offset_of!(PerCpu, this);
+
+/// The task-state segment (SDM volume 3, section 8.7), with an I/O bitmap that opens ports 0 to 0x7ff to CPL3.
+#[repr(C, packed(4))]
+pub struct Tss {
+    reserved0: u32,
+    rsp: [usize; 3],
+    reserved1: u64,
+    ist: [*const u8; 7],
+    reserved2: u64,
+    reserved3: u16,
+    io_map_base: u16,
+    io_map: [u8; 256],
+    io_map_end: u8,
+}
+
+/// See the module.
+#[repr(C, align(4096))]
+pub struct PerCpu {
+    tss: UnsafeCell<Tss>,
+    /// Code selector of the kernel body.
+    body_cs: AtomicU64,
+    /// Stack selector of the kernel body.
+    body_ss: AtomicU64,
+    /// RFLAGS with which a trap handler starts.
+    body_flags: AtomicU64,
+    /// [`super::trap`]'s entry for everything that can be handled.
+    trap_entry: unsafe extern "C" fn(),
+    /// [`super::trap`]'s entry for what cannot.
+    fatal_entry: unsafe extern "C" fn(),
+    /// Bounds of the stack that the running thread uses.
+    stack_low: UnsafeCell<*const u8>,
+    stack_high: UnsafeCell<*const u8>,
+    /// Top of the stack for crashes.
+    emergency_stack: *const u8,
+    /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
+    idle_armed: AtomicU64,
+    /// The address of this structure.
+    this: *const PerCpu,
+    /// Interrupts are deferred while this is not 0.
+    mask_depth: AtomicU32,
+    /// Interrupts that came meanwhile, a bit each ([`super::trap::Deferred`]).
+    deferred: AtomicU32,
+    cpu: u32,
+}
+
+// SAFETY: a CPU touches only its own structure, through GS; what is shared with interrupt handlers of the same CPU is
+// atomic, and the cells are written by assembly alone.
+unsafe impl Sync for PerCpu {}
+
+const _: () = {
+    assert!(offset_of!(PerCpu, tss) == 0 && offset_of!(Tss, ist) == 0x24);
+    assert!(offset_of!(Tss, io_map) == 104);
+    // `build.rs` puts this limit into the descriptor.
+    assert!(offset_of!(Tss, io_map_end) == 360);
+};
+
+/// The boot CPU's. `build.rs` names it in the TSS descriptor.
+#[unsafe(no_mangle)]
+static PERCPU0: PerCpu = PerCpu {
+    tss: UnsafeCell::new(Tss {
+        reserved0: 0,
+        rsp: [0; 3],
+        reserved1: 0,
+        ist: {
+            let mut ist = [core::ptr::null(); 7];
+            ist[0] = stack::TRAP.top();
+            ist[1] = stack::EMERGENCY.top();
+            ist
+        },
+        reserved2: 0,
+        reserved3: 0,
+        io_map_base: 104,
+        io_map: [0; 256],
+        io_map_end: 0xff,
+    }),
+    body_cs: AtomicU64::new(0x08),
+    body_ss: AtomicU64::new(0x10),
+    body_flags: AtomicU64::new(0x202),
+    trap_entry: super::trap::trap_entry,
+    fatal_entry: super::trap::fatal_entry,
+    stack_low: UnsafeCell::new(stack::BOOT.bottom()),
+    stack_high: UnsafeCell::new(stack::BOOT.top()),
+    emergency_stack: stack::EMERGENCY.top(),
+    idle_armed: AtomicU64::new(0),
+    this: &raw const PERCPU0,
+    mask_depth: AtomicU32::new(0),
+    deferred: AtomicU32::new(0),
+    cpu: 0,
+};
+
+impl PerCpu {
+    /// This CPU's.
+    #[must_use]
+    pub fn current() -> &'static Self {
+        let this: *const Self;
+        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and `this` in it at itself.
+        unsafe {
+            core::arch::asm!("mov {}, gs:[{}]", out(reg) this, const THIS, options(nostack, readonly, preserves_flags));
+            &*this
+        }
+    }
+
+    /// The CPU's number.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.cpu
+    }
+
+    /// Code selector of the kernel body.
+    #[must_use]
+    pub fn body_cs(&self) -> u64 {
+        self.body_cs.load(Ordering::Relaxed)
+    }
+
+    /// Whether the body runs at CPL3.
+    #[must_use]
+    pub fn body_is_user(&self) -> bool {
+        self.body_cs() & 3 == 3
+    }
+
+    /// The idle loop's announcement that it will halt unless an interrupt comes first.
+    pub fn arm_idle(&self) {
+        self.idle_armed.store(1, Ordering::SeqCst);
+    }
+
+    /// No halt now.
+    pub fn disarm_idle(&self) {
+        self.idle_armed.store(0, Ordering::SeqCst);
+    }
+
+    /// How many [`super::trap::Masked`] guards are alive.
+    #[must_use]
+    pub const fn mask_depth(&self) -> &AtomicU32 {
+        &self.mask_depth
+    }
+
+    /// Interrupts that wait for the last guard to go.
+    #[must_use]
+    pub const fn deferred(&self) -> &AtomicU32 {
+        &self.deferred
+    }
+}

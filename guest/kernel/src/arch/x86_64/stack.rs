@@ -1,0 +1,80 @@
+//! The boot CPU's stacks, each above a guard page that is not mapped (see the page tables in `build.rs`).
+
+use core::arch::global_asm;
+
+/// Bytes of the stack that the kernel body boots on and serves requests on.
+pub const BOOT_BYTES: usize = 32 << 10;
+/// Bytes of the stack that crashes are reported on.
+pub const EMERGENCY_BYTES: usize = 16 << 10;
+/// Bytes for trap frames: as many nested traps as [`super::trap::SLOT`] fits in.
+pub const TRAP_BYTES: usize = 8 << 10;
+
+// Guards come first: a stack grows down into its own.
+global_asm!(
+    ".pushsection .stacks, \"aw\", @nobits",
+    ".balign 4096",
+    ".global guard_trap_stack, guard_emergency_stack, guard_boot_stack",
+    ".global trap_stack, emergency_stack, boot_stack, boot_stack_top",
+    "guard_trap_stack: .zero 4096",
+    "trap_stack: .zero {trap}",
+    "guard_emergency_stack: .zero 4096",
+    "emergency_stack: .zero {emergency}",
+    "guard_boot_stack: .zero 4096",
+    "boot_stack: .zero {boot}",
+    "boot_stack_top:",
+    ".popsection",
+    trap = const TRAP_BYTES,
+    emergency = const EMERGENCY_BYTES,
+    boot = const BOOT_BYTES,
+);
+
+unsafe extern "C" {
+    static trap_stack: [u8; TRAP_BYTES];
+    static emergency_stack: [u8; EMERGENCY_BYTES];
+    static boot_stack: [u8; BOOT_BYTES];
+}
+
+/// A stack's bounds.
+#[derive(Clone, Copy)]
+pub struct Stack {
+    bottom: *const u8,
+    bytes: usize,
+}
+
+// SAFETY: two numbers; nobody gets a reference to a stack's memory from them.
+unsafe impl Sync for Stack {}
+
+impl Stack {
+    /// Lowest address.
+    #[must_use]
+    pub const fn bottom(self) -> *const u8 {
+        self.bottom
+    }
+
+    /// First address past the stack, 16-byte aligned.
+    #[must_use]
+    pub const fn top(self) -> *const u8 {
+        // SAFETY: one past the end of the very object that `bottom` points at.
+        unsafe { self.bottom.add(self.bytes) }
+    }
+
+    /// Whether `address` lies on the stack.
+    #[must_use]
+    pub fn contains(self, address: u64) -> bool {
+        (self.bottom as u64..self.top() as u64).contains(&address)
+    }
+
+    /// Whether `address` lies in the guard page below the stack.
+    #[must_use]
+    pub fn guards(self, address: u64) -> bool {
+        let bottom = self.bottom as u64;
+        (bottom - 4096..bottom).contains(&address)
+    }
+}
+
+/// Where trap frames go.
+pub const TRAP: Stack = Stack { bottom: (&raw const trap_stack).cast(), bytes: TRAP_BYTES };
+/// Where crashes are reported.
+pub const EMERGENCY: Stack = Stack { bottom: (&raw const emergency_stack).cast(), bytes: EMERGENCY_BYTES };
+/// Where the body boots and serves.
+pub const BOOT: Stack = Stack { bottom: (&raw const boot_stack).cast(), bytes: BOOT_BYTES };

@@ -1,0 +1,310 @@
+//! Traps, from the body's side.
+//!
+//! **Protocol.** A trap's frame lies in a slot of the trap stack for as long as its handler runs. The handler itself runs
+//! on the interrupted stack, below its red zone (precompiled `core` uses one), so that nested traps nest there as calls
+//! do. On the way out the five words for `iretq` are copied below that red zone as well, before the slot is given
+//! back: from then on an interrupt may use the slot again.
+//!
+//! All registers are saved, the FPU's and SSE's too: the body is compiled with SSE2.
+//!
+//! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the emergency stack, and is
+//! always fatal.
+//!
+//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts are masked in software: while a [`Masked`] guard
+//! lives, handlers only note that they were due, and the last guard runs them.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::DOORBELL_VECTOR;
+use vmkern_abi::crash::CrashKind;
+
+use super::percpu::{self, PerCpu};
+use super::{apic, nucleus, stack};
+use crate::host::crash::{self, Cause};
+
+/// Bytes of a frame's slot.
+pub const SLOT: usize = 1024;
+/// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
+const RED_ZONE: usize = 128;
+/// Bytes that must be free on the interrupted stack for a handler to run there.
+const HEADROOM: usize = 4096;
+/// The timer's interrupt vector.
+pub const TIMER_VECTOR: u8 = 0x50;
+/// The local APIC's spurious interrupt vector.
+pub const SPURIOUS_VECTOR: u8 = 0xff;
+
+/// An interrupted context.
+#[repr(C, align(16))]
+pub struct TrapFrame {
+    fxsave: [u8; 512],
+    /// Where the words for `iretq` are.
+    return_stack: u64,
+    /// R15 to R8, RDI, RSI, RBP, RBX, RDX, RCX.
+    saved: [u64; 14],
+    /// The faulting address, for #PF.
+    pub cr2: GuestVirt,
+    rax: u64,
+    /// The exception or interrupt.
+    pub vector: u64,
+    /// Error code, 0 where the exception has none.
+    pub error_code: u64,
+    /// Where it happened.
+    pub rip: GuestVirt,
+    cs: u64,
+    /// The flags there.
+    pub rflags: u64,
+    /// The stack there.
+    pub rsp: u64,
+    ss: u64,
+}
+
+const _: () = assert!(size_of::<TrapFrame>() == 704 && size_of::<TrapFrame>() + 64 <= SLOT);
+
+impl TrapFrame {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    #[must_use]
+    pub fn gpr(&self) -> [u64; 16] {
+        let [r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx] = self.saved;
+        [self.rax, rcx, rdx, rbx, self.rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]
+    }
+
+    /// The frame pointer there.
+    #[must_use]
+    pub const fn rbp(&self) -> u64 {
+        self.saved[10]
+    }
+}
+
+/// Entered by the nucleus with RSP at the `cr2` of an unfinished frame.
+///
+/// # Safety
+/// Entered by `iretq` from the stubs alone.
+#[unsafe(naked)]
+pub unsafe extern "C" fn trap_entry() {
+    naked_asm!(
+        "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
+        "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+        "sub rsp, 520",
+        "fxsave64 [rsp]",
+        "cld",
+        "mov rbx, rsp",
+        "mov rdi, rsp",
+        "xor r12d, r12d",
+        // Did it interrupt the body?
+        "mov rax, [rbx + {CS}]",
+        "cmp rax, gs:[{BODY_CS}]",
+        "jne 5f",
+        "2:",
+        "mov rax, [rbx + {RSP}]",
+        "lea rcx, [rax - {HEADROOM}]",
+        "cmp rcx, gs:[{STACK_LOW}]",
+        "jb 6f",
+        "cmp rax, gs:[{STACK_HIGH}]",
+        "ja 6f",
+        "sub rax, {RED_ZONE}",
+        "and rax, -16",
+        "mov rsp, rax",
+        "call {handle}",
+        "mov rsp, rbx",
+        "mov rax, [rsp + {RSP}]",
+        "sub rax, {RED_ZONE} + 40",
+        "mov [rsp + {RETURN_STACK}], rax",
+        "mov rcx, [rsp + {RIP}]",
+        "mov [rax], rcx",
+        "mov rcx, [rsp + {RIP} + 8]",
+        "mov [rax + 8], rcx",
+        "mov rcx, [rsp + {RIP} + 16]",
+        "mov [rax + 16], rcx",
+        "mov rcx, [rsp + {RIP} + 24]",
+        "mov [rax + 24], rcx",
+        "mov rcx, [rsp + {RIP} + 32]",
+        "mov [rax + 32], rcx",
+        "fxrstor64 [rsp]",
+        "test r12, r12",
+        "jnz 4f",
+        "add rsp, 520",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+        "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax", "pop rax",
+        "mov rsp, [rsp + {RETURN_STACK} - {VECTOR}]",
+        "add qword ptr gs:[{IST1}], {SLOT}",
+        "iretq",
+        // The same, with the slot of the halt's own frame given back too.
+        "4:",
+        "add rsp, 520",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",
+        "pop rdi", "pop rsi", "pop rbp", "pop rbx", "pop rdx", "pop rcx", "pop rax", "pop rax",
+        "mov rsp, [rsp + {RETURN_STACK} - {VECTOR}]",
+        "add qword ptr gs:[{IST1}], {SLOT} * 2",
+        "iretq",
+        // It interrupted the nucleus. If that was halted, the frame of the halting call is in the slot above: take over
+        // its RIP (behind the `ud2`), CS, RFLAGS, RSP and SS, and return as that call would.
+        "5:",
+        "lea rax, [rip + nucleus_halted]",
+        "cmp rax, [rbx + {RIP}]",
+        "jne 6f",
+        "inc r12d",
+        // A #UD has no error code, so its frame begins one word higher: SS at the very end of the slot.
+        "lea rcx, [rbx + {SLOT} + {END} - 40]",
+        "mov rax, [rcx]",
+        "add rax, 2",
+        "mov [rbx + {RIP}], rax",
+        "mov rax, [rcx + 8]",
+        "mov [rbx + {RIP} + 8], rax",
+        "mov rax, [rcx + 16]",
+        "mov [rbx + {RIP} + 16], rax",
+        "mov rax, [rcx + 24]",
+        "mov [rbx + {RIP} + 24], rax",
+        "mov rax, [rcx + 32]",
+        "mov [rbx + {RIP} + 32], rax",
+        "jmp 2b",
+        "6:",
+        "mov rsp, gs:[{EMERGENCY_STACK}]",
+        "xor ebp, ebp",
+        "call {handle_fatal}",
+        "ud2",
+        RSP = const offset_of!(TrapFrame, rsp),
+        RIP = const offset_of!(TrapFrame, rip),
+        CS = const offset_of!(TrapFrame, cs),
+        VECTOR = const offset_of!(TrapFrame, vector),
+        RETURN_STACK = const offset_of!(TrapFrame, return_stack),
+        END = const size_of::<TrapFrame>(),
+        SLOT = const SLOT,
+        HEADROOM = const HEADROOM,
+        RED_ZONE = const RED_ZONE,
+        BODY_CS = const percpu::BODY_CS,
+        STACK_LOW = const percpu::STACK_LOW,
+        STACK_HIGH = const percpu::STACK_HIGH,
+        EMERGENCY_STACK = const percpu::EMERGENCY_STACK,
+        IST1 = const percpu::IST1,
+        handle = sym handle,
+        handle_fatal = sym handle_fatal,
+    )
+}
+
+/// Entered by the nucleus for vectors 2, 8 and 18, RSP on the emergency stack at the `cr2` of an unfinished frame.
+///
+/// # Safety
+/// Entered by `iretq` from the stubs alone.
+#[unsafe(naked)]
+pub unsafe extern "C" fn fatal_entry() {
+    naked_asm!(
+        "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
+        "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+        "sub rsp, 520",
+        "fxsave64 [rsp]",
+        "cld",
+        "mov rdi, rsp",
+        "xor ebp, ebp",
+        "call {handle_fatal}",
+        "ud2",
+        handle_fatal = sym handle_fatal,
+    )
+}
+
+/// Handles a trap that interrupted the body and left room on its stack.
+extern "C" fn handle(frame: &mut TrapFrame) {
+    PerCpu::current().disarm_idle();
+    match frame.vector {
+        14 => page_fault(frame),
+        v if v == u64::from(TIMER_VECTOR) => interrupt(Deferred::Timer),
+        v if v == u64::from(DOORBELL_VECTOR) => interrupt(Deferred::Doorbell),
+        v if v == u64::from(SPURIOUS_VECTOR) => {}
+        _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame }),
+    }
+}
+
+/// Reports a trap that cannot be survived.
+extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
+    let at_fault = frame.vector == 14 && stack::BOOT.guards(frame.cr2.get());
+    let overflow = at_fault || stack::BOOT.guards(frame.rsp);
+    let in_body = frame.cs == PerCpu::current().body_cs();
+    let kind = match () {
+        () if overflow => CrashKind::StackOverflow,
+        () if in_body && frame.vector != 8 => CrashKind::Trap,
+        () => CrashKind::Nucleus,
+    };
+    crash::die(&Cause::Trap { kind, frame })
+}
+
+/// A page fault of the body: `vm_fault` resolves it, or the kernel dies.
+fn page_fault(frame: &mut TrapFrame) {
+    if !crate::fault::resolve(frame) {
+        crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame });
+    }
+}
+
+/// An interrupt that can be deferred.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Deferred {
+    /// The APIC's timer.
+    Timer = 1 << 0,
+    /// The host rang.
+    Doorbell = 1 << 1,
+}
+
+fn interrupt(which: Deferred) {
+    apic::end_of_interrupt();
+    let cpu = PerCpu::current();
+    if cpu.mask_depth().load(Ordering::Relaxed) != 0 {
+        cpu.deferred().fetch_or(which as u32, Ordering::Relaxed);
+    } else {
+        run(which);
+    }
+}
+
+fn run(which: Deferred) {
+    match which {
+        Deferred::Timer => super::clock::timer_interrupt(),
+        // The halted CPU is awake, and that is all that the bell is for.
+        Deferred::Doorbell => {}
+    }
+}
+
+/// While it lives, interrupts of this CPU are deferred. Guards nest.
+#[must_use = "interrupts are deferred only while the guard lives"]
+pub struct Masked(());
+
+impl Masked {
+    /// Defers interrupts.
+    pub fn new() -> Self {
+        PerCpu::current().mask_depth().fetch_add(1, Ordering::Relaxed);
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        let cpu = PerCpu::current();
+        if cpu.mask_depth().fetch_sub(1, Ordering::Relaxed) != 1 {
+            return;
+        }
+        loop {
+            let due = cpu.deferred().swap(0, Ordering::Relaxed);
+            if due == 0 {
+                break;
+            }
+            for which in [Deferred::Timer, Deferred::Doorbell] {
+                if due & which as u32 != 0 {
+                    run(which);
+                }
+            }
+        }
+    }
+}
+
+/// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`].
+pub fn halt() {
+    let cpu = PerCpu::current();
+    if cpu.body_is_user() {
+        // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next interrupt.
+        unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
+    } else {
+        super::instr::halt_if_armed();
+    }
+}

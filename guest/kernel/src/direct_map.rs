@@ -1,0 +1,92 @@
+//! Building the direct map.
+//!
+//! The image's static tables end at `dmap_pd0`, the page directory of the first GiB, which starts out empty. It is
+//! filled here through the image's mapping, before the direct map is used for the first time: while no CPU has walked a
+//! table, writing to it costs nothing even where page tables are shadowed. Page directories for more memory follow
+//! directly behind the image.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, NBPDR, PAGE_SIZE};
+use vmkern_abi::field::Field;
+use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
+use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
+
+use crate::arch::percpu::PerCpu;
+use crate::host::pvh::MemoryMapEntry;
+
+/// Physical memory below this address is never managed: it holds the loader's data, and on a PC much else.
+pub const LOW_MEMORY_END: GuestPhys = GuestPhys::new(1 << 20);
+
+type Table = [Field<Pte>; NPTEPG];
+
+unsafe extern "C" {
+    safe static boot_pml4: Table;
+    safe static kernel_pdpt: Table;
+    safe static dmap_pdpt: Table;
+    safe static dmap_pd0: Table;
+    safe static __image_end: [u8; 0];
+}
+
+/// The physical address of something in the image.
+fn image_phys<T>(object: &T) -> GuestPhys {
+    GuestPhys::new((&raw const *object) as u64 - KERNBASE.get())
+}
+
+/// The root page table.
+pub fn pml4() -> GuestPhys {
+    image_phys(&boot_pml4)
+}
+
+/// First physical address past the image.
+pub fn image_end() -> GuestPhys {
+    image_phys(&__image_end)
+}
+
+/// Flags of the direct map's entries: data, global, with accessed and modified set so that the CPU need not.
+fn flags() -> PteFlags {
+    let user = if PerCpu::current().body_is_user() { PteFlags::U } else { PteFlags::empty() };
+    PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | PteFlags::PS | PteFlags::G | PteFlags::NX | user
+}
+
+/// Maps all RAM of `memory_map` and returns the first physical address that the tables left free.
+pub fn build(memory_map: &[MemoryMapEntry]) -> GuestPhys {
+    let mut map = DirectMap { next_table: image_end() };
+    for range in memory_map.iter().filter(|range| range.is_ram()) {
+        let end = range.start.get().saturating_add(range.size).min(MAX_PHYS.get());
+        let mut at = range.start.get() & !(NBPDR - 1);
+        while at < end {
+            map.enter(GuestPhys::new(at));
+            at += NBPDR;
+        }
+    }
+    map.next_table
+}
+
+struct DirectMap {
+    next_table: GuestPhys,
+}
+
+impl DirectMap {
+    /// Maps the 2 MiB page at `pa`.
+    fn enter(&mut self, pa: GuestPhys) {
+        let va = phys_to_dmap(pa);
+        self.directory(va)[Level::Pd.index(va)].set(Pte::new(pa, flags()));
+    }
+
+    /// The page directory for `va`, made where it is missing.
+    fn directory(&mut self, va: GuestVirt) -> &Table {
+        let entry = &dmap_pdpt[Level::Pdpt.index(va)];
+        if Level::Pdpt.index(va) == 0 {
+            return &dmap_pd0;
+        }
+        if !entry.get().is_valid() {
+            let table = self.next_table;
+            self.next_table = table.add(PAGE_SIZE);
+            // SAFETY: the page follows the image, is RAM of the first GiB and so mapped by `dmap_pd0`, and nobody else
+            // knows of it.
+            unsafe { (phys_to_dmap(table).get() as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
+            entry.set(Pte::new(table, PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A));
+        }
+        // SAFETY: a page directory made above lives for ever and consists of atomics.
+        unsafe { &*(phys_to_dmap(entry.get().frame()).get() as *const Table) }
+    }
+}

@@ -1,0 +1,204 @@
+//! Dying with a record.
+//!
+//! The record goes into the control region, or as text to the log where there is none; then the kernel leaves. A crash
+//! inside a crash only leaves.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::ExitCode;
+use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
+
+use super::exit::leave;
+use super::log::Log;
+use super::region;
+use crate::arch::percpu::PerCpu;
+use crate::arch::stack;
+use crate::arch::trap::TrapFrame;
+
+/// What the kernel dies of.
+pub enum Cause<'a> {
+    /// `panic()`.
+    Panic(fmt::Arguments<'a>),
+    /// An exception.
+    Trap {
+        /// Which sort.
+        kind: CrashKind,
+        /// The context it interrupted.
+        frame: &'a TrapFrame,
+    },
+}
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Panic(args) => f.write_fmt(args),
+            Self::Trap { kind: CrashKind::PageFault, frame } => {
+                let error = PageFaultError(frame.error_code);
+                write!(f, "page fault: {error} at {:#x}, rip {:#x}", frame.cr2, frame.rip)
+            }
+            Self::Trap { kind: CrashKind::StackOverflow, frame } => {
+                write!(f, "stack overflow: rsp {:#x}, access to {:#x}, rip {:#x}", frame.rsp, frame.cr2, frame.rip)
+            }
+            Self::Trap { kind: CrashKind::Nucleus, frame } => {
+                let (vector, rip, cr2, rsp) = (frame.vector, frame.rip, frame.cr2, frame.rsp);
+                write!(f, "fault in the nucleus: vector {vector}, rip {rip:#x}, cr2 {cr2:#x}, rsp {rsp:#x}")
+            }
+            Self::Trap { frame, .. } => {
+                let (vector, error) = (frame.vector, frame.error_code);
+                write!(f, "unexpected trap {vector} ({}), error code {error:#x}, rip {:#x}", name(vector), frame.rip)
+            }
+        }
+    }
+}
+
+/// The error code of a page fault (SDM volume 3, section 4.7), in words.
+struct PageFaultError(u64);
+
+impl fmt::Display for PageFaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let access = match self.0 {
+            e if e & 1 << 4 != 0 => "instruction fetch",
+            e if e & 1 << 1 != 0 => "write",
+            _ => "read",
+        };
+        let why = match self.0 {
+            e if e & 1 << 3 != 0 => "reserved bit set",
+            e if e & 1 != 0 => "protection violation",
+            _ => "not present",
+        };
+        write!(f, "{access} ({why})")
+    }
+}
+
+/// The mnemonic of an exception.
+const fn name(vector: u64) -> &'static str {
+    const NAMES: [&str; 22] = [
+        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "reserved", "#TS", "#NP", "#SS", "#GP", "#PF",
+        "reserved", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+    ];
+    if vector < NAMES.len() as u64 { NAMES[vector as usize] } else { "interrupt" }
+}
+
+/// Records why the kernel dies, and leaves.
+pub fn die(cause: &Cause<'_>) -> ! {
+    static DYING: AtomicU32 = AtomicU32::new(0);
+    if DYING.swap(1, Ordering::Relaxed) == 0 {
+        match region::get() {
+            Some(region) => record(&region.crash, cause),
+            None => print(cause),
+        }
+    }
+    leave(ExitCode::Crash)
+}
+
+fn record(record: &CrashRecord, cause: &Cause<'_>) {
+    record.cpu.set(PerCpu::current().number());
+    record.thread.set(crate::service::current_thread().map_or(u32::MAX, u32::from));
+    record.vector.set(u32::MAX);
+    if let Cause::Trap { frame, .. } = cause {
+        record.vector.set(u32::try_from(frame.vector).unwrap_or(u32::MAX));
+        record.error_code.set(frame.error_code);
+        record.rip.set(frame.rip);
+        record.rflags.set(frame.rflags);
+        record.cr2.set(frame.cr2);
+        for (field, value) in record.gpr.iter().zip(frame.gpr()) {
+            field.set(value);
+        }
+    }
+    record.cr3.set(crate::memory::boot_pml4().get());
+    let mut message = Message { record, len: 0 };
+    let _ = write!(message, "{cause}");
+    let len = message.len;
+    record.message_len.set(u32::try_from(len).unwrap_or(0));
+    let mut frames = 0u32;
+    for (slot, address) in record.frames.iter().zip(Backtrace::of(cause)) {
+        slot.set(address);
+        frames += 1;
+    }
+    record.frames_len.set(frames);
+    let kind = match cause {
+        Cause::Panic(_) => CrashKind::Panic,
+        Cause::Trap { kind, .. } => *kind,
+    };
+    core::sync::atomic::fence(Ordering::SeqCst);
+    record.kind.set(kind as u32);
+}
+
+fn print(cause: &Cause<'_>) {
+    let _ = writeln!(Log, "panic: {cause}");
+    for address in Backtrace::of(cause).take(FRAMES_MAX) {
+        let _ = writeln!(Log, "  at {address:#x}");
+    }
+}
+
+/// Writes into a record's message; what does not fit is cut.
+struct Message<'a> {
+    record: &'a CrashRecord,
+    len: usize,
+}
+
+impl Write for Message<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            let mut utf8 = [0; 4];
+            let bytes = c.encode_utf8(&mut utf8).as_bytes();
+            if self.len + bytes.len() > MESSAGE_MAX {
+                return Err(fmt::Error);
+            }
+            for &byte in bytes {
+                self.record.message[self.len].set(byte);
+                self.len += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Return addresses along the chain of frame pointers, as long as they lie on a kernel stack and go upward.
+struct Backtrace {
+    next: Option<GuestVirt>,
+    rbp: u64,
+}
+
+impl Backtrace {
+    fn of(cause: &Cause<'_>) -> Self {
+        match cause {
+            Cause::Panic(_) => {
+                let rbp: u64;
+                // SAFETY: reads a register.
+                unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+                Self { next: None, rbp }.skip_own()
+            }
+            Cause::Trap { frame, .. } => Self { next: Some(frame.rip), rbp: frame.rbp() },
+        }
+    }
+
+    /// Frames of this module and of the panic machinery say nothing: the host leaves them out by name.
+    const fn skip_own(self) -> Self {
+        self
+    }
+}
+
+impl Iterator for Backtrace {
+    type Item = GuestVirt;
+
+    fn next(&mut self) -> Option<GuestVirt> {
+        if let Some(first) = self.next.take() {
+            return Some(first);
+        }
+        let on_stack = |a: u64| stack::BOOT.contains(a) || stack::EMERGENCY.contains(a);
+        if !self.rbp.is_multiple_of(8) || !on_stack(self.rbp) || !on_stack(self.rbp + 8) {
+            return None;
+        }
+        debug_assert!(self.rbp > PAGE_SIZE);
+        // SAFETY: both words lie on a stack, which is mapped for the kernel's whole life.
+        let (up, address) = unsafe { (*(self.rbp as *const u64), *((self.rbp + 8) as *const u64)) };
+        if address == 0 {
+            return None;
+        }
+        self.rbp = if up > self.rbp { up } else { 0 };
+        Some(GuestVirt::new(address))
+    }
+}

@@ -1,0 +1,7 @@
+//! Everything that talks to the host.
+
+pub mod crash;
+pub mod exit;
+pub mod log;
+pub mod pvh;
+pub mod region;

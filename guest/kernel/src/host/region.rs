@@ -1,0 +1,48 @@
+//! Access to the control region.
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
+use vmkern_abi::kva::KERNBASE;
+
+/// First physical address past low memory, which is mapped at KERNBASE for the loader's data and the region.
+const LOW_MEMORY_END: u64 = 0xa_0000;
+
+static REGION: AtomicPtr<ControlRegion> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Why the region cannot be used.
+#[derive(Clone, Copy, Debug)]
+pub enum RegionError {
+    /// It is not page aligned or not in low memory.
+    Place,
+    /// It does not begin with [`CONTROL_MAGIC`].
+    Magic,
+}
+
+/// Takes the region at `at` into use.
+///
+/// # Errors
+/// When there is none.
+pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
+    let end = at.checked_add(size_of::<ControlRegion>() as u64).ok_or(RegionError::Place)?;
+    if !at.is_page_aligned() || at.get() == 0 || end.get() > LOW_MEMORY_END {
+        return Err(RegionError::Place);
+    }
+    let pointer = (KERNBASE.get() + at.get()) as *mut ControlRegion;
+    // SAFETY: low memory is mapped at KERNBASE for the kernel's whole life and never managed by it; the region consists
+    // of atomics, valid with any content.
+    let region = unsafe { &*pointer };
+    if region.magic.get() != CONTROL_MAGIC {
+        return Err(RegionError::Magic);
+    }
+    REGION.store(pointer, Ordering::Relaxed);
+    Ok(region)
+}
+
+/// The region in use, if there is one.
+#[must_use]
+pub fn get() -> Option<&'static ControlRegion> {
+    // SAFETY: only `attach` stores here, and what it stores is valid for ever.
+    unsafe { REGION.load(Ordering::Relaxed).as_ref() }
+}

@@ -1,0 +1,60 @@
+//! The guest kernel of vmkern.
+//!
+//! Reads as the boot sequence: [`body`] is what `arch::x86_64::entry` jumps to.
+
+#![no_std]
+#![no_main]
+
+#[path = "arch/x86_64/mod.rs"]
+mod arch;
+mod fault;
+mod host;
+mod memory;
+mod selftest;
+mod service;
+
+use core::panic::PanicInfo;
+
+use host::crash::{Cause, die};
+use host::pvh::BootData;
+use host::region;
+use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::boot::{BootArgs, Privilege};
+
+/// The kernel body begins here, at the privilege that the entry code chose.
+///
+/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 64 CPL0 instructions took or 0,
+/// `entry_tsc` the TSC at entry.
+extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
+    let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));
+    let args = BootArgs::parse(boot.command_line).unwrap_or_else(|word| panic!("boot: {word}"));
+    let region = args.control.map(|at| {
+        let region = region::attach(at).unwrap_or_else(|why| panic!("boot: control region at {at}: {why:?}"));
+        region.entry_tsc.set(entry_tsc);
+        region.cpl0_cycles.set(cpl0_cycles);
+        region
+    });
+    check_privilege(args.privilege);
+    arch::apic::init();
+    let clock = arch::clock::Clock::start(args.time, args.tsc_khz);
+    let vm = memory::boot(&boot, &args);
+    match region {
+        _ if args.selftest => selftest::run(vm, &clock),
+        Some(region) => service::serve(vm, &clock, region),
+        None => panic!("boot: nothing to do: neither `selftest` nor `control=` on the command line"),
+    }
+}
+
+/// The entry code looks at the first word of the command line only; what the whole line says must agree.
+fn check_privilege(asked: Privilege) {
+    let is_user = arch::percpu::PerCpu::current().body_is_user();
+    match (asked, is_user) {
+        (Privilege::Auto, _) | (Privilege::Supervisor, false) | (Privilege::User, true) => {}
+        _ => panic!("boot: privilege={} must be the first word of the command line", asked.name()),
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    die(&Cause::Panic(format_args!("{}", info.message())))
+}
