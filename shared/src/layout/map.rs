@@ -1,10 +1,16 @@
-//! `vm_map` and `vm_map_entry`.
+//! `vm_map`, `vm_map_entry` and the nodes of a map's index.
+//!
+//! A map is a circular list of entries through its header, in the order of addresses, and a B+-tree over the same
+//! entries ([`MapNode`]). Both say the same at any time when the map's lock is free.
+
+mod node;
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+pub use self::node::MapNode;
 use super::object::VmObject;
-use crate::addr::{GuestVirt, KPtr};
+use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
 use crate::flags_word;
 
@@ -14,6 +20,8 @@ bitflags! {
     pub struct EntryFlags: u32 {
         /// The object is a map.
         const IS_SUB_MAP = 0x0002;
+        /// Copy on write.
+        const COW = 0x0004;
         /// A fault inside is a panic.
         const NOFAULT = 0x0010;
         /// Being wired or unwired: neither clipped away, merged nor deleted.
@@ -33,6 +41,8 @@ bitflags! {
         const WRITE = 2;
         /// Execute.
         const EXECUTE = 4;
+        /// All three.
+        const ALL = 7;
     }
 }
 
@@ -57,16 +67,119 @@ pub struct VmMapEntry {
     pub offset: Field<u64>,
     /// Flags.
     pub eflags: Field<EntryFlags>,
-    /// How often it is wired.
+    /// How often it is wired; [`VmMapEntry::WIRE_FAILED`] while a wiring that failed is undone.
     pub wired_count: Field<u32>,
     /// What is allowed.
     pub protection: Field<Protection>,
     /// What can be allowed.
     pub max_protection: Field<Protection>,
-    /// SHARE 0, COPY 1, NONE 2.
+    /// SHARE 0, COPY 1 (the default), NONE 2.
     pub inheritance: Field<u8>,
     #[doc(hidden)]
     pub _pad: [Field<u8>; 5],
 }
 
+impl VmMapEntry {
+    /// [`VmMapEntry::wired_count`] of an entry whose wiring failed (FreeBSD's -1).
+    pub const WIRE_FAILED: u32 = u32::MAX;
+    /// `VM_INHERIT_DEFAULT`.
+    pub const INHERIT_DEFAULT: u8 = 1;
+
+    /// Bytes from `start` to `end`.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.end.get().since(self.start.get())
+    }
+
+    /// Whether the range is empty. Only a header's is, and only in a map without any room.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start.get() == self.end.get()
+    }
+}
+
 const _: () = assert!(size_of::<VmMapEntry>() == 64);
+const _: () = assert!(core::mem::offset_of!(VmMapEntry, object) == 32);
+const _: () = assert!(core::mem::offset_of!(VmMapEntry, eflags) == 48);
+const _: () = assert!(core::mem::offset_of!(VmMapEntry, protection) == 56);
+
+/// The B+-tree over a map's entries. Guarded by the map's lock. All zero is no tree: creating the map makes the
+/// first node, which holds the header alone.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MapIndex {
+    /// The root node.
+    pub root: Field<KPtr<MapNode>>,
+    /// Levels of nodes, 1 while the root is a leaf.
+    pub height: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
+    /// Nodes in the tree.
+    pub nodes: Field<u64>,
+}
+
+/// Entries and nodes that a map owns and does not use now, so that a change of the map never has to allocate.
+/// Guarded by the map's lock.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct MapReserve {
+    /// Unused entries, linked by [`VmMapEntry::next`].
+    pub entries: Field<KPtr<VmMapEntry>>,
+    /// How many there are.
+    pub entry_count: Field<u64>,
+    /// Unused nodes, linked by [`MapNode::spare_next`].
+    pub nodes: Field<KPtr<MapNode>>,
+    /// How many there are.
+    pub node_count: Field<u64>,
+    /// Merges of entries without an object that were not split again: so many entries are kept in reserve, because
+    /// freeing such a range brings no page in from which an entry could be made.
+    pub credits: Field<u64>,
+}
+
+/// A map: what a part of the address space holds. Lives in the direct map.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct VmMap {
+    /// Head of the list of entries. Its `start` is `min_offset` and its `end` is `max_offset`, for the map's life.
+    pub header: VmMapEntry,
+    /// Entries, the header not counted.
+    pub nentries: Field<u64>,
+    /// Bytes in all entries: bytes in use, not the capacity.
+    pub size: Field<u64>,
+    /// The lock's word: see the lock module of crate `kmem`.
+    pub lock: Field<u32>,
+    /// Exclusive acquisitions of the lock, modulo 2^32.
+    pub timestamp: Field<u32>,
+    /// 1 when somebody sleeps in `kmem_alloc_wait`.
+    pub needs_wakeup: Field<u32>,
+    /// 1 for a system map: its lock is a mutex, and entries without an object stay so.
+    pub system_map: Field<u32>,
+    /// Physical address of the pmap's root page table.
+    pub pmap: Field<GuestPhys>,
+    /// The tree over the entries.
+    pub index: MapIndex,
+    /// What changes are made from.
+    pub reserve: MapReserve,
+    #[doc(hidden)]
+    pub _pad: [Field<u64>; 3],
+}
+
+impl VmMap {
+    /// First address of the map.
+    #[must_use]
+    pub fn min_offset(&self) -> GuestVirt {
+        self.header.start.get()
+    }
+
+    /// First address past the map.
+    #[must_use]
+    pub fn max_offset(&self) -> GuestVirt {
+        self.header.end.get()
+    }
+}
+
+const _: () = assert!(size_of::<VmMap>() == 192);
+const _: () = assert!(core::mem::offset_of!(VmMap, header) == 0);
+const _: () = assert!(core::mem::offset_of!(VmMap, nentries) == 64);
+const _: () = assert!(core::mem::offset_of!(VmMap, index) == 104);
+const _: () = assert!(core::mem::offset_of!(VmMap, reserve) == 128);

@@ -1,0 +1,193 @@
+//! The index of a map: a B+-tree over its entries that knows the largest gap of every subtree.
+//!
+//! It replaces FreeBSD's splay tree and gives the same answers: the entry at or before an address, and the lowest gap
+//! of some length at or above an address. Unlike the splay tree it is balanced at any time, look-ups change nothing,
+//! and the free range below the first entry is a gap like any other: the map's header is the first item, of no length,
+//! at the map's first address.
+//!
+//! A gap belongs to the item below it. An item's end is not stored: it is the start of the next item (or the end of
+//! the map) less the gap. So the index answers both questions from its nodes alone, and never touches an entry.
+//!
+//! **Protocol.** The map's lock is held, except that look-ups may run beside each other. Changes take their nodes by
+//! [`NodeStore::take`] from a reserve that the caller has filled before: it holds enough when tree and reserve
+//! together have [`max_nodes`] of all items that the tree may come to hold.
+
+mod check;
+mod insert;
+mod node;
+mod path;
+mod remove;
+#[cfg(test)]
+mod tests;
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{MapIndex, MapNode, VmMapEntry};
+
+pub use self::check::Damage;
+use self::node::{Node, Slot};
+use self::path::Path;
+
+/// Where an index has its nodes.
+pub trait NodeStore {
+    /// The node at `node`, a node of the tree.
+    fn node(&self, node: KPtr<MapNode>) -> &MapNode;
+
+    /// A node out of the reserve, with any contents. The reserve is never empty here: see the module's protocol.
+    fn take(&self) -> KPtr<MapNode>;
+
+    /// Puts a node that has left the tree into the reserve.
+    fn give(&self, node: KPtr<MapNode>);
+}
+
+/// Most nodes that a tree of `items` items (the header is one) can have, whatever its history.
+#[must_use]
+pub fn max_nodes(items: u64) -> u64 {
+    let mut nodes = 1;
+    let mut level = items / MapNode::MIN_FILL as u64;
+    while level >= 2 {
+        nodes += level;
+        level /= MapNode::MIN_FILL as u64;
+    }
+    nodes
+}
+
+/// What the index knows of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Where it starts.
+    pub start: GuestVirt,
+    /// The entry, or the map's header.
+    pub entry: KPtr<VmMapEntry>,
+}
+
+/// The index of one map, for the time that its lock is held.
+#[derive(Debug)]
+pub struct Index<'a, S> {
+    state: &'a MapIndex,
+    store: &'a S,
+    /// First address past the map.
+    limit: GuestVirt,
+}
+
+impl<'a, S: NodeStore> Index<'a, S> {
+    /// The index with the state `state` and its nodes in `store`, of a map that ends at `limit`.
+    #[must_use]
+    pub fn new(state: &'a MapIndex, store: &'a S, limit: GuestVirt) -> Self {
+        Self { state, store, limit }
+    }
+
+    /// Makes an empty map's tree, whose only item is `header` at `min`. Takes one node.
+    pub fn create(&self, min: GuestVirt, header: KPtr<VmMapEntry>) {
+        let (ptr, root) = self.new_node(0);
+        root.push(Slot { key: min, gap: self.limit.since(min), target: header.addr() });
+        self.state.root.set(ptr);
+        self.state.height.set(1);
+    }
+
+    /// Gives all nodes back. The tree holds the header alone.
+    pub fn destroy(&self) {
+        assert!(self.height() == 1 && self.root().count() == 1, "vm_map index: destroyed with entries");
+        self.free_node(self.state.root.get());
+        self.state.root.set(KPtr::NULL);
+        self.state.height.set(0);
+    }
+
+    /// The item with the greatest start that is not above `va`; the header when there is none.
+    #[must_use]
+    pub fn lookup(&self, va: GuestVirt) -> Item {
+        let bound = above(va);
+        let mut node = self.root();
+        for _ in 1..self.height() {
+            node = self.child(node, node.rank(bound));
+        }
+        let at = node.rank(bound);
+        Item { start: node.key(at), entry: KPtr::new(node.target(at)) }
+    }
+
+    /// The lowest address at or above `start` from which `length` bytes are free, or `None`.
+    ///
+    /// `start` is inside the map, and `length` is not 0.
+    #[must_use]
+    pub fn find_gap(&self, start: GuestVirt, length: u64) -> Option<GuestVirt> {
+        debug_assert!(length != 0 && start <= self.limit);
+        let top = self.height() - 1;
+        if start <= self.root().key(0) {
+            return self
+                .root()
+                .first_gap(0, length)
+                .map(|at| self.lowest_gap(self.root(), at, top, self.limit, length));
+        }
+        let path = self.path(above(start));
+        let (free_from, free_to) = path.gap();
+        let from = free_from.max(start);
+        if free_to >= from && free_to.since(from) >= length {
+            return Some(from);
+        }
+        (0..=top).find_map(|level| {
+            let step = path.step(level);
+            let at = step.node.first_gap(step.at + 1, length)?;
+            Some(self.lowest_gap(step.node, at, level, step.limit, length))
+        })
+    }
+
+    /// The length of the largest gap of the map.
+    #[must_use]
+    pub fn max_gap(&self) -> u64 {
+        self.root().max_gap()
+    }
+
+    /// The start of the lowest gap of `length` bytes under slot `at` of `node` (of level `level`, below `limit`),
+    /// whose recorded gap says that there is one.
+    fn lowest_gap(&self, node: Node<'a>, at: usize, level: usize, limit: GuestVirt, length: u64) -> GuestVirt {
+        let (mut node, mut at, mut limit) = (node, at, node.limit(at, limit));
+        for _ in 0..level {
+            node = self.child(node, at);
+            at = node.first_gap(0, length).expect("vm_map_findspace: max_free corrupt");
+            limit = node.limit(at, limit);
+        }
+        GuestVirt::new(limit.get() - node.gap(at))
+    }
+
+    /// The way from the root to the item with the greatest start below `bound`, or to the header.
+    fn path(&self, bound: GuestVirt) -> Path<'a> {
+        let height = self.height();
+        let mut path = Path::new(self.root(), height, self.limit);
+        for level in (1..height).rev() {
+            let step = path.enter(level, bound);
+            path.set(level - 1, self.child(step.node, step.at), step.limit_below());
+        }
+        path.enter(0, bound);
+        path
+    }
+
+    fn height(&self) -> usize {
+        self.state.height.get() as usize
+    }
+
+    fn root(&self) -> Node<'a> {
+        Node::new(self.store.node(self.state.root.get()))
+    }
+
+    fn child(&self, node: Node<'a>, at: usize) -> Node<'a> {
+        Node::new(self.store.node(KPtr::new(node.target(at))))
+    }
+
+    /// A fresh node of level `level` without slots.
+    fn new_node(&self, level: usize) -> (KPtr<MapNode>, Node<'a>) {
+        let ptr = self.store.take();
+        let node = Node::new(self.store.node(ptr));
+        node.clear(level);
+        self.state.nodes.update(|n| n + 1);
+        (ptr, node)
+    }
+
+    fn free_node(&self, ptr: KPtr<MapNode>) {
+        self.state.nodes.update(|n| n - 1);
+        self.store.give(ptr);
+    }
+}
+
+/// The bound for keys that may be `va` itself.
+fn above(va: GuestVirt) -> GuestVirt {
+    GuestVirt::new(va.get().saturating_add(1))
+}

@@ -1,0 +1,93 @@
+//! Every invariant of an index, looked at one by one.
+
+use core::fmt;
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{MapNode, VmMapEntry};
+
+use super::node::{FANOUT, MIN_FILL, Node};
+use super::{Index, NodeStore, max_nodes};
+
+/// What is wrong with an index, and in which node or at which item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The rule that is broken.
+    pub rule: &'static str,
+    /// First key of the node, or start of the item.
+    pub at: GuestVirt,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vm_map index: {} at {}", self.rule, self.at)
+    }
+}
+
+/// What a subtree turned out to hold.
+struct Tally {
+    items: u64,
+    nodes: u64,
+}
+
+fn rule(holds: bool, rule: &'static str, at: GuestVirt) -> Result<(), Damage> {
+    if holds { Ok(()) } else { Err(Damage { rule, at }) }
+}
+
+impl<S: NodeStore> Index<'_, S> {
+    /// Checks the whole tree, and that its items are exactly `items`: start, end and entry in ascending order, the
+    /// header (with its end at the map's first address) being the first.
+    ///
+    /// # Errors
+    /// The first broken rule.
+    pub fn check<I>(&self, items: I) -> Result<(), Damage>
+    where
+        I: IntoIterator<Item = (GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
+    {
+        let mut items = items.into_iter();
+        let root = self.root();
+        rule((1..=MapNode::MAX_HEIGHT).contains(&self.height()), "height out of range", root.key(0))?;
+        let tally = self.check_node(root, self.height() - 1, self.limit, &mut items)?;
+        rule(items.next().is_none(), "an item is missing in the tree", self.limit)?;
+        rule(tally.nodes == self.state.nodes.get(), "the number of nodes is wrong", root.key(0))?;
+        rule(tally.nodes <= max_nodes(tally.items), "more nodes than the reserve counts on", root.key(0))
+    }
+
+    fn check_node<I>(&self, node: Node<'_>, level: usize, limit: GuestVirt, items: &mut I) -> Result<Tally, Damage>
+    where
+        I: Iterator<Item = (GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
+    {
+        let first = node.key(0);
+        rule(node.level() == level, "wrong level", first)?;
+        let is_root = level + 1 == self.height();
+        let fewest = match (is_root, level) {
+            (false, _) => MIN_FILL,
+            (true, 0) => 1,
+            (true, _) => 2,
+        };
+        rule((fewest..=FANOUT).contains(&node.count()), "fill out of bounds", first)?;
+        for at in node.count()..FANOUT {
+            rule(node.key(at) == MapNode::NO_KEY && node.gap(at) == 0, "an unused slot is not empty", first)?;
+        }
+        let mut tally = Tally { items: 0, nodes: 1 };
+        for at in 0..node.count() {
+            let key = node.key(at);
+            let next = node.limit(at, limit);
+            if level == 0 {
+                let (start, end, entry) = items.next().ok_or(Damage { rule: "an item too many", at: key })?;
+                rule(start == key, "key is not the start", key)?;
+                rule(entry.addr() == node.target(at), "item of another entry", key)?;
+                rule(end <= next && next.since(end) == node.gap(at), "wrong gap", key)?;
+                tally.items += 1;
+            } else {
+                let child = self.store.node(KPtr::new(node.target(at)));
+                rule(child.keys[0].get() == key, "key is not the lowest of the child", key)?;
+                rule(child.max_gap() == node.gap(at), "gap is not the largest of the child", key)?;
+                rule(at == 0 || node.key(at - 1) < key, "children out of order", key)?;
+                let below = self.check_node(Node::new(child), level - 1, next, items)?;
+                tally.items += below.items;
+                tally.nodes += below.nodes;
+            }
+        }
+        Ok(tally)
+    }
+}

@@ -1,0 +1,77 @@
+//! Changes of an index that add an item or move an end.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::VmMapEntry;
+
+use super::node::{FANOUT, Slot};
+use super::path::{Path, Step};
+use super::{Index, NodeStore, above};
+
+impl<S: NodeStore> Index<'_, S> {
+    /// Adds `entry` for `[start, end)`, which lies in a gap.
+    pub fn link(&self, start: GuestVirt, end: GuestVirt, entry: KPtr<VmMapEntry>) {
+        let path = self.path(above(start));
+        let (free_from, free_to) = path.gap();
+        assert!(free_from <= start && start < end && end <= free_to, "vm_map index: {start}..{end} is not free");
+        path.set_gap(start.since(free_from));
+        self.insert_after(&path, Slot { key: start, gap: free_to.since(end), target: entry.addr() });
+    }
+
+    /// Cuts the item that holds `at` in two: `low` is the entry below, `high` the one from `at` on. Neither is empty.
+    pub fn split(&self, at: GuestVirt, low: KPtr<VmMapEntry>, high: KPtr<VmMapEntry>) {
+        let path = self.path(above(at));
+        let (end, free_to) = path.gap();
+        let Step { node, at: slot, .. } = path.leaf();
+        assert!(node.key(slot) < at && at < end, "vm_map index: no entry to cut at {at}");
+        node.set_target(slot, low.addr());
+        node.set_gap(slot, 0);
+        self.insert_after(&path, Slot { key: at, gap: free_to.since(end), target: high.addr() });
+    }
+
+    /// Moves the end of the item that starts at `start` to `end`, into the gap above it or back.
+    pub fn set_end(&self, start: GuestVirt, end: GuestVirt) {
+        let path = self.path(above(start));
+        let (_, free_to) = path.gap();
+        assert!(path.leaf().node.key(path.leaf().at) == start && start < end && end <= free_to);
+        path.set_gap(free_to.since(end));
+    }
+
+    /// Adds `slot` behind the item of `path`, and corrects the maxima above it. The maxima may already be out of date
+    /// by a change in that leaf.
+    ///
+    /// A full node gives its upper half to a new one, whose slot goes into the parent by the same rule: at most one new
+    /// node a level, and a new root.
+    fn insert_after(&self, path: &Path<'_>, slot: Slot) {
+        let mut carry = slot;
+        for level in 0..path.height() {
+            let Step { node, at, .. } = path.step(level);
+            if level != 0 {
+                node.set_gap(at, path.step(level - 1).node.max_gap());
+            }
+            let at = at + 1;
+            if node.count() < FANOUT {
+                node.insert(at, carry);
+                path.refresh_gaps(level);
+                return;
+            }
+            let (ptr, right) = self.new_node(level);
+            // One more on the left when the tree grows at its end: ascending insertion fills nodes better.
+            let left_goal = if at == FANOUT { FANOUT.div_ceil(2) + 1 } else { FANOUT.div_ceil(2) };
+            if at < left_goal {
+                node.split_off(left_goal - 1, right);
+                node.insert(at, carry);
+            } else {
+                node.split_off(left_goal, right);
+                right.insert(at - left_goal, carry);
+            }
+            carry = Slot { key: right.key(0), gap: right.max_gap(), target: ptr.addr() };
+        }
+        let left = self.root();
+        let left_slot = Slot { key: left.key(0), gap: left.max_gap(), target: self.state.root.get().addr() };
+        let (ptr, root) = self.new_node(path.height());
+        root.push(left_slot);
+        root.push(carry);
+        self.state.root.set(ptr);
+        self.state.height.update(|height| height + 1);
+    }
+}

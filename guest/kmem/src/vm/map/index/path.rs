@@ -1,0 +1,120 @@
+//! The way from the root of an index to one of its items.
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::MapNode;
+
+use super::node::Node;
+
+/// One node on the way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step<'a> {
+    pub node: Node<'a>,
+    /// The slot through which the way goes on.
+    pub at: usize,
+    /// First address past what the node covers.
+    pub limit: GuestVirt,
+}
+
+impl Step<'_> {
+    /// First address past what the slot covers, gap included.
+    pub fn limit_below(self) -> GuestVirt {
+        self.node.limit(self.at, self.limit)
+    }
+}
+
+/// The steps by level, the leaf's at 0.
+#[derive(Debug)]
+pub(super) struct Path<'a> {
+    steps: [Step<'a>; MapNode::MAX_HEIGHT],
+    height: usize,
+}
+
+impl<'a> Path<'a> {
+    /// A way that begins at `root`, in a tree of `height` levels that covers addresses below `limit`.
+    pub fn new(root: Node<'a>, height: usize, limit: GuestVirt) -> Self {
+        Self { steps: [Step { node: root, at: 0, limit }; MapNode::MAX_HEIGHT], height }
+    }
+
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    pub fn step(&self, level: usize) -> Step<'a> {
+        self.steps[level]
+    }
+
+    pub fn leaf(&self) -> Step<'a> {
+        self.steps[0]
+    }
+
+    pub fn set(&mut self, level: usize, node: Node<'a>, limit: GuestVirt) {
+        self.steps[level] = Step { node, at: 0, limit };
+    }
+
+    /// Chooses the last slot below `bound` at `level`.
+    pub fn enter(&mut self, level: usize, bound: GuestVirt) -> Step<'a> {
+        let step = &mut self.steps[level];
+        step.at = step.node.rank(bound);
+        *step
+    }
+
+    /// The gap after the item: where it begins, which is the item's end, and where it ends.
+    pub fn gap(&self) -> (GuestVirt, GuestVirt) {
+        let step = self.leaf();
+        let free_to = step.limit_below();
+        (GuestVirt::new(free_to.get() - step.node.gap(step.at)), free_to)
+    }
+
+    /// Sets the gap after the item, and the maxima above it.
+    pub fn set_gap(&self, gap: u64) {
+        let leaf = self.leaf();
+        let old = leaf.node.gap(leaf.at);
+        leaf.node.set_gap(leaf.at, gap);
+        self.propagate(old, gap);
+    }
+
+    /// Corrects the maxima above the leaf after slots there changed: the largest gap that went away was `old`, the
+    /// largest that came is `new`.
+    fn propagate(&self, mut old: u64, mut new: u64) {
+        for level in 1..self.height {
+            let Step { node, at, .. } = self.steps[level];
+            let max = node.gap(at);
+            let now = if new >= max {
+                new
+            } else if old == max {
+                self.steps[level - 1].node.max_gap()
+            } else {
+                return;
+            };
+            if now == max {
+                return;
+            }
+            node.set_gap(at, now);
+            (old, new) = (max, now);
+        }
+    }
+
+    /// Recomputes the maxima above `level` until one is right already.
+    pub fn refresh_gaps(&self, level: usize) {
+        for above in level + 1..self.height {
+            let Step { node, at, .. } = self.steps[above];
+            let now = self.steps[above - 1].node.max_gap();
+            if node.gap(at) == now {
+                return;
+            }
+            node.set_gap(at, now);
+        }
+    }
+
+    /// Corrects the keys above the leaf after its first slot went away.
+    pub fn refresh_keys(&self) {
+        let key = self.leaf().node.key(0);
+        for level in 1..self.height {
+            let Step { node, at, .. } = self.steps[level];
+            node.set_key(at, key);
+            if at != 0 {
+                return;
+            }
+        }
+    }
+}
