@@ -7,6 +7,7 @@
 use core::fmt;
 
 use crate::addr::GuestPhys;
+use crate::crash::CrashKind;
 
 /// The privilege level at which the kernel body runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -131,6 +132,8 @@ pub struct BootArgs {
     pub zeroed: bool,
     /// `control=ADDRESS`: where the [`crate::control::ControlRegion`] lies, if there is one.
     pub control: Option<GuestPhys>,
+    /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to prove that the report arrives.
+    pub crash: Option<CrashKind>,
     /// `tsc_khz=N`: the frequency of the TSC, where the host knows it.
     pub tsc_khz: Option<u64>,
     /// `NAME=VALUE` for each tunable.
@@ -171,6 +174,7 @@ impl BootArgs {
             ("privilege", Some(value)) => self.privilege = Privilege::from_name(value)?,
             ("time", Some(value)) => self.time = TimeMode::from_name(value)?,
             ("control", Some(value)) => self.control = Some(GuestPhys::new(number(value)?)),
+            ("crash", Some(value)) => self.crash = Some(CrashKind::from_name(value)?),
             ("tsc_khz", Some(value)) => self.tsc_khz = Some(number(value).filter(|&khz| khz > 0)?),
             (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
             _ => return None,
@@ -191,6 +195,9 @@ impl fmt::Display for BootArgs {
         }
         if let Some(control) = self.control {
             write!(f, " control={control:#x}")?;
+        }
+        if let Some(kind) = self.crash {
+            write!(f, " crash={}", kind.name())?;
         }
         if let Some(khz) = self.tsc_khz {
             write!(f, " tsc_khz={khz}")?;
@@ -224,6 +231,7 @@ mod tests {
             selftest: true,
             zeroed: true,
             control: Some(GuestPhys::new(0x2_0000)),
+            crash: Some(CrashKind::Nucleus),
             tsc_khz: Some(2_445_000),
             tunables: Tunables::default(),
         };

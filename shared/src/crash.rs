@@ -25,17 +25,31 @@ pub enum CrashKind {
 }
 
 impl CrashKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Panic, Self::PageFault, Self::Trap, Self::StackOverflow, Self::Nucleus];
+
+    /// The word that names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::PageFault => "page-fault",
+            Self::Trap => "trap",
+            Self::StackOverflow => "stack-overflow",
+            Self::Nucleus => "nucleus",
+        }
+    }
+
+    /// The kind that `name` names.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// The kind with this code.
     #[must_use]
-    pub const fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            1 => Self::Panic,
-            2 => Self::PageFault,
-            3 => Self::Trap,
-            4 => Self::StackOverflow,
-            5 => Self::Nucleus,
-            _ => return None,
-        })
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|&kind| kind as u32 == code)
     }
 }
 

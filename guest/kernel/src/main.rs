@@ -7,9 +7,13 @@
 
 #[path = "arch/x86_64/mod.rs"]
 mod arch;
+mod access;
+mod crash_test;
+mod direct_map;
 mod fault;
 mod host;
 mod memory;
+mod once;
 mod selftest;
 mod service;
 
@@ -36,7 +40,10 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     });
     check_privilege(args.privilege);
     arch::apic::init();
-    let clock = arch::clock::Clock::start(args.time, args.tsc_khz);
+    let clock = arch::clock::Clock::start(&args);
+    if let Some(kind) = args.crash {
+        crash_test::crash(kind);
+    }
     let vm = memory::boot(&boot, &args);
     match region {
         _ if args.selftest => selftest::run(vm, &clock),

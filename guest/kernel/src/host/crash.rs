@@ -107,7 +107,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
             field.set(value);
         }
     }
-    record.cr3.set(crate::memory::boot_pml4().get());
+    record.cr3.set(crate::direct_map::pml4().get());
     let mut message = Message { record, len: 0 };
     let _ = write!(message, "{cause}");
     let len = message.len;
@@ -169,15 +169,10 @@ impl Backtrace {
                 let rbp: u64;
                 // SAFETY: reads a register.
                 unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
-                Self { next: None, rbp }.skip_own()
+                Self { next: None, rbp }
             }
             Cause::Trap { frame, .. } => Self { next: Some(frame.rip), rbp: frame.rbp() },
         }
-    }
-
-    /// Frames of this module and of the panic machinery say nothing: the host leaves them out by name.
-    const fn skip_own(self) -> Self {
-        self
     }
 }
 

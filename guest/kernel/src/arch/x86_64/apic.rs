@@ -3,7 +3,7 @@
 use super::trap::{SPURIOUS_VECTOR, TIMER_VECTOR};
 
 /// Where `build.rs` maps the APIC's page.
-const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + (4 << 20) - 4096;
+const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 4096;
 
 /// Registers, by their offset in the page.
 #[derive(Clone, Copy)]
@@ -13,12 +13,18 @@ enum Register {
     SpuriousVector = 0xf0,
     TimerEntry = 0x320,
     TimerInitialCount = 0x380,
+    TimerCurrentCount = 0x390,
     TimerDivide = 0x3e0,
 }
 
 fn write(register: Register, value: u32) {
     // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of a 32-bit register.
     unsafe { ((BASE + register as u64) as *mut u32).write_volatile(value) }
+}
+
+fn read(register: Register) -> u32 {
+    // SAFETY: as for `write`.
+    unsafe { ((BASE + register as u64) as *const u32).read_volatile() }
 }
 
 /// Enables the APIC and leaves its timer stopped.
@@ -41,4 +47,10 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerDivide, DIVIDE_BY_1);
     write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TimerInitialCount, counts);
+}
+
+/// Whether the timer has counted down to 0.
+#[must_use]
+pub fn timer_is_done() -> bool {
+    read(Register::TimerCurrentCount) == 0
 }

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use vmkern_abi::boot::TimeMode;
+use vmkern_abi::boot::{BootArgs, TimeMode};
 
 use super::percpu::PerCpu;
 use super::{apic, instr, trap};
@@ -13,12 +13,21 @@ use super::{apic, instr, trap};
 /// Where the loader does not tell the TSC's frequency.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 
+/// Ticks a second unless `kern.hz` says otherwise.
+const DEFAULT_HZ: u64 = 100;
+
 static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
 /// How often the timer has fired.
 #[must_use]
 pub fn timer_interrupts() -> u64 {
     TIMER_INTERRUPTS.load(Ordering::Relaxed)
+}
+
+/// Where [`timer_interrupts`] is counted, for code that waits without calling anything.
+#[must_use]
+pub fn timer_interrupts_address() -> *const u64 {
+    TIMER_INTERRUPTS.as_ptr()
 }
 
 /// The timer's interrupt handler.
@@ -32,6 +41,7 @@ pub struct Clock {
     mode: TimeMode,
     start_tsc: u64,
     tsc_khz: u64,
+    hz: u64,
     /// Microseconds slept in virtual time.
     slept: AtomicU64,
 }
@@ -39,9 +49,10 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts now.
     #[must_use]
-    pub fn start(mode: TimeMode, tsc_khz: Option<u64>) -> Self {
-        let tsc_khz = tsc_khz.unwrap_or(DEFAULT_TSC_KHZ);
-        Self { mode, start_tsc: instr::rdtsc(), tsc_khz, slept: AtomicU64::new(0) }
+    pub fn start(args: &BootArgs) -> Self {
+        let tsc_khz = args.tsc_khz.unwrap_or(DEFAULT_TSC_KHZ);
+        let hz = args.tunables.kern_hz.unwrap_or(DEFAULT_HZ);
+        Self { mode: args.time, start_tsc: instr::rdtsc(), tsc_khz, hz, slept: AtomicU64::new(0) }
     }
 
     /// Microseconds since boot.
@@ -54,6 +65,13 @@ impl Clock {
                 u64::try_from(cycles * 1000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
             }
         }
+    }
+
+    /// Clock ticks since boot.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        let ticks = u128::from(self.micros()) * u128::from(self.hz) / 1_000_000;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// Lets `micros` microseconds pass.

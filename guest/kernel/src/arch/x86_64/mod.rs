@@ -10,3 +10,6 @@ pub mod percpu;
 pub mod stack;
 pub mod tlb;
 pub mod trap;
+
+/// Bytes from KERNBASE on that the image's two page tables map: low memory, the image and the APIC's page.
+pub const IMAGE_WINDOW_BYTES: u64 = 4 << 20;

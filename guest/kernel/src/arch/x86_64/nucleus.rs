@@ -26,6 +26,8 @@ pub enum Call {
     Invlpg = 1,
     /// Halt until an interrupt, unless one came since the idle loop armed itself.
     Halt = 2,
+    /// No call at all: the nucleus faults on its way there.
+    Crash = 1 << 60,
 }
 
 global_asm!(
@@ -79,7 +81,7 @@ global_asm!(
     "push qword ptr gs:[{BODY_CS}]",
     "push qword ptr gs:[{FATAL_ENTRY}]",
     "iretq",
-    // Nucleus calls. RAX is below 3: the body is part of the same kernel.
+    // Nucleus calls. RAX is a `Call`: the body is part of the same kernel.
     ".balign 16",
     "ud_stub:",
     "cmp qword ptr [rsp], offset nucleus_gate",

@@ -162,6 +162,12 @@ impl PerCpu {
         self.idle_armed.store(0, Ordering::SeqCst);
     }
 
+    /// Leaves no room on the trap stack: the next trap is a double fault.
+    pub fn exhaust_trap_stack(&self) {
+        // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
+        unsafe { (*self.tss.get()).ist[0] = stack::TRAP.bottom() };
+    }
+
     /// How many [`super::trap::Masked`] guards are alive.
     #[must_use]
     pub const fn mask_depth(&self) -> &AtomicU32 {

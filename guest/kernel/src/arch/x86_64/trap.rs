@@ -223,6 +223,7 @@ extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
     let in_body = frame.cs == PerCpu::current().body_cs();
     let kind = match () {
         () if overflow => CrashKind::StackOverflow,
+        () if in_body && frame.vector == 14 => CrashKind::PageFault,
         () if in_body && frame.vector != 8 => CrashKind::Trap,
         () => CrashKind::Nucleus,
     };

@@ -1,0 +1,82 @@
+//! The self-test: what must hold before anything else can, checked by the kernel alone.
+//!
+//! It runs under any PVH loader, without rings, reports on the serial line, and ends by the exit port. A check that fails
+//! says why and the others still run.
+
+mod kmem;
+mod paging;
+mod traps;
+
+use core::fmt;
+
+use vmkern_abi::control::ExitCode;
+
+use crate::arch::clock::Clock;
+use crate::arch::percpu::PerCpu;
+use crate::host::exit::leave;
+use crate::log;
+use crate::memory::KernelVm;
+
+/// What a check is given.
+#[derive(Clone, Copy)]
+struct Bench<'a> {
+    vm: &'a KernelVm,
+    clock: &'a Clock,
+}
+
+/// Why a check failed.
+struct Failure {
+    what: &'static str,
+    got: u64,
+    want: u64,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: got {:#x}, want {:#x}", self.what, self.got, self.want)
+    }
+}
+
+type Verdict = Result<(), Failure>;
+
+/// Fails with `what` unless both numbers are the same.
+fn same(what: &'static str, got: u64, want: u64) -> Verdict {
+    if got == want { Ok(()) } else { Err(Failure { what, got, want }) }
+}
+
+/// A check and the claim that it proves.
+type Check = (&'static str, fn(&Bench<'_>) -> Verdict);
+
+const CHECKS: &[Check] = &[
+    ("a timer interrupt ends a halt", traps::timer_ends_a_halt),
+    ("masked interrupts wait for the guard to go", traps::masking_defers),
+    ("interrupts keep every SSE register and the red zone", traps::interrupts_keep_registers),
+    ("virtual or real, sleeping moves the clock", traps::sleeping_moves_the_clock),
+    ("nothing is mapped writable and executable", paging::write_xor_execute),
+    ("text is read-only, data is not executable, guard pages are not there", paging::image_protection),
+    ("U is set everywhere for CPL3 and nowhere for CPL0", paging::user_bit_follows_privilege),
+    ("kmem_malloc returns zeroed memory that keeps what is written", kmem::malloc_fill_verify_free),
+    ("kmem_alloc, kmem_alloc_nofault, pmap_qenter and pmap_qremove work together", kmem::nofault_and_qenter),
+    ("a missing translation of wired memory is entered again by a page fault", kmem::refault),
+    ("the lowest hole is taken first", kmem::first_fit),
+    ("a thousand rounds leave every counter as it was", kmem::counters_return),
+];
+
+/// Runs every check and leaves.
+pub fn run(vm: &KernelVm, clock: &Clock) -> ! {
+    let cpl = if PerCpu::current().body_is_user() { 3 } else { 0 };
+    log!("vmkern self-test: body at CPL{cpl}, {} pages of memory", vm.cnt().v_page_count.get());
+    let bench = Bench { vm, clock };
+    let mut failed = 0;
+    for (claim, check) in CHECKS {
+        match check(&bench) {
+            Ok(()) => log!("ok      {claim}"),
+            Err(failure) => {
+                failed += 1;
+                log!("FAILED  {claim}: {failure}");
+            }
+        }
+    }
+    log!("{} passed, {failed} failed", CHECKS.len() - failed);
+    leave(if failed == 0 { ExitCode::Success } else { ExitCode::Failure })
+}

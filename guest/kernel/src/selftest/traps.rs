@@ -1,0 +1,103 @@
+//! Interrupts, masking, and what they must not touch.
+
+use core::arch::asm;
+
+use super::{Bench, Verdict, same};
+use crate::arch::apic;
+use crate::arch::clock::{halt_for, timer_interrupts};
+use crate::arch::trap::Masked;
+
+/// Timer counts that pass before a one-shot interrupt of these checks.
+const SOON: u32 = 50_000;
+
+pub fn timer_ends_a_halt(_: &Bench<'_>) -> Verdict {
+    for _ in 0..5 {
+        let before = timer_interrupts();
+        halt_for(200);
+        same("timer interrupts", timer_interrupts() - before, 1)?;
+    }
+    Ok(())
+}
+
+pub fn masking_defers(_: &Bench<'_>) -> Verdict {
+    let before = timer_interrupts();
+    let outer = Masked::new();
+    let inner = Masked::new();
+    apic::timer_one_shot(SOON);
+    while !apic::timer_is_done() {
+        core::hint::spin_loop();
+    }
+    same("interrupts handled under two guards", timer_interrupts() - before, 0)?;
+    drop(inner);
+    same("interrupts handled under one guard", timer_interrupts() - before, 0)?;
+    drop(outer);
+    same("interrupts handled after the last guard", timer_interrupts() - before, 1)
+}
+
+pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {
+    for round in 1..=20u64 {
+        let pattern = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let before = timer_interrupts();
+        apic::timer_one_shot(SOON);
+        let wrong = spin_with_pattern(pattern, before);
+        same("registers and red-zone words changed", wrong, 0)?;
+    }
+    Ok(())
+}
+
+/// Fills the SSE registers, most general registers and the red zone with values made of `pattern`, waits until the
+/// timer has fired more than `fired` times, and counts what is not as it was.
+fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
+    let wrong: u64;
+    let counter = crate::arch::clock::timer_interrupts_address();
+    // SAFETY: the block uses 128 bytes below RSP, which compiled code does not (the kernel is built without a red zone)
+    // and handlers must not; every register that it changes is declared.
+    unsafe {
+        asm!(
+            "movq xmm0, {p}", "movq xmm15, {p}", "punpcklqdq xmm0, xmm0", "punpcklqdq xmm15, xmm15",
+            "movdqa xmm1, xmm0", "movdqa xmm2, xmm0", "movdqa xmm3, xmm0", "movdqa xmm4, xmm0",
+            "movdqa xmm5, xmm0", "movdqa xmm6, xmm0", "movdqa xmm7, xmm0", "movdqa xmm8, xmm0",
+            "movdqa xmm9, xmm0", "movdqa xmm10, xmm0", "movdqa xmm11, xmm0", "movdqa xmm12, xmm0",
+            "movdqa xmm13, xmm0", "movdqa xmm14, xmm0",
+            "mov r10, {p}", "mov r11, {p}", "mov r12, {p}", "mov r13, {p}", "mov r14, {p}", "mov r15, {p}",
+            "mov ecx, 16",
+            "2: mov [rsp + rcx * 8 - 136], {p}",
+            "dec ecx", "jnz 2b",
+            "3: pause", "cmp [{counter}], {fired}", "jbe 3b",
+            "xor {wrong:e}, {wrong:e}",
+            "mov ecx, 16",
+            "4: cmp [rsp + rcx * 8 - 136], {p}", "je 5f", "inc {wrong}",
+            "5: dec ecx", "jnz 4b",
+            "cmp r10, {p}", "jne 6f", "cmp r11, {p}", "jne 6f", "cmp r12, {p}", "jne 6f",
+            "cmp r13, {p}", "jne 6f", "cmp r14, {p}", "jne 6f", "cmp r15, {p}", "je 7f",
+            "6: inc {wrong}",
+            // All SSE registers together: a bit that differs in one of them survives the OR.
+            "7:",
+            "pxor xmm1, xmm0", "pxor xmm2, xmm0", "pxor xmm3, xmm0", "pxor xmm4, xmm0", "pxor xmm5, xmm0",
+            "pxor xmm6, xmm0", "pxor xmm7, xmm0", "pxor xmm8, xmm0", "pxor xmm9, xmm0", "pxor xmm10, xmm0",
+            "pxor xmm11, xmm0", "pxor xmm12, xmm0", "pxor xmm13, xmm0", "pxor xmm14, xmm0", "pxor xmm15, xmm0",
+            "por xmm1, xmm2", "por xmm1, xmm3", "por xmm1, xmm4", "por xmm1, xmm5", "por xmm1, xmm6",
+            "por xmm1, xmm7", "por xmm1, xmm8", "por xmm1, xmm9", "por xmm1, xmm10", "por xmm1, xmm11",
+            "por xmm1, xmm12", "por xmm1, xmm13", "por xmm1, xmm14", "por xmm1, xmm15",
+            "movq rcx, xmm1", "test rcx, rcx", "jz 8f", "inc {wrong}",
+            "8: movq rcx, xmm0", "cmp rcx, {p}", "je 9f", "inc {wrong}",
+            "9:",
+            p = in(reg) pattern,
+            counter = in(reg) counter,
+            fired = in(reg) fired,
+            wrong = out(reg) wrong,
+            out("rcx") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+        );
+    }
+    wrong
+}
+
+pub fn sleeping_moves_the_clock(bench: &Bench<'_>) -> Verdict {
+    let before = bench.clock.micros();
+    bench.clock.sleep(3_000);
+    let passed = bench.clock.micros() - before;
+    if passed >= 3_000 { Ok(()) } else { same("microseconds passed", passed, 3_000) }
+}
