@@ -39,6 +39,8 @@ bitflags! {
         const W = 1 << 9;
         /// Managed: a pv entry exists (available bit 2).
         const MANAGED = 1 << 10;
+        /// Made by `pmap_kenter` or `pmap_qenter`: not counted as resident (available bit 3).
+        const KENTER = 1 << 11;
         /// No execution.
         const NX = 1 << 63;
     }

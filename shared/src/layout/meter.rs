@@ -46,8 +46,18 @@ meter! {
     v_free_reserved,
     /// Sleepers are woken from here on.
     v_free_min,
+    /// Faults wait for pages below here.
+    v_free_severe,
     /// The pagedaemon works up to here.
     v_free_target,
+    /// The pagedaemon's own sleep ends here.
+    v_pageout_free_min,
+    /// Pages that the cache queue should have.
+    v_cache_min,
+    /// Pages that the cache queue should have at most.
+    v_cache_max,
+    /// Pages that the inactive queue should have.
+    v_inactive_target,
     /// SYSTEM allocations stop here.
     v_interrupt_free_min,
     /// Calls of `vm_fault`.

@@ -4,12 +4,14 @@
 //! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says otherwise. Field names are
 //! FreeBSD's. Each type's size and field offsets are asserted at compile time: a change is a change of the ABI.
 
+mod lock;
 mod map;
 mod meter;
 mod object;
 mod page;
 mod roots;
 
+pub use self::lock::*;
 pub use self::map::*;
 pub use self::meter::*;
 pub use self::object::*;

@@ -2,16 +2,131 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use super::lock::Mtx;
+use super::map::VmMap;
 use super::meter::VmMeter;
-use crate::addr::GuestPhys;
+use super::object::VmObject;
+use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
 
-/// The table that the host starts from. One, in memory of the kernel, named by the control region.
+/// `struct pmap` of the kernel. Guarded by its lock.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct KernelPmap {
+    /// The pmap's mutex.
+    pub lock: Mtx,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
+    /// Root page table.
+    pub pml4: Field<GuestPhys>,
+    /// Pages entered by `pmap_enter`.
+    pub resident_count: Field<u64>,
+    /// Those of them that are wired.
+    pub wired_count: Field<u64>,
+    /// Pages taken for page tables since boot.
+    pub table_count: Field<u64>,
+}
+
+/// First line of a slab: one page of equal items.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct SlabHeader {
+    /// The next slab with free items.
+    pub next: Field<KPtr<SlabHeader>>,
+    /// The one before.
+    pub prev: Field<KPtr<SlabHeader>>,
+    /// Its first free item.
+    pub free: Field<KPtr<SlabItem>>,
+    /// Its free items.
+    pub free_count: Field<u32>,
+    /// The zone, by number.
+    pub zone: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: [Field<u64>; 4],
+}
+
+const _: () = assert!(size_of::<SlabHeader>() == 64);
+
+/// A free item of a slab.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct SlabItem {
+    /// The next free item of the same slab.
+    pub next: Field<KPtr<SlabItem>>,
+}
+
+/// A zone of equal items in slabs of the direct map.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct SlabZone {
+    /// Guards the zone and its slabs.
+    pub lock: Mtx,
+    /// Bytes of an item, a multiple of 64.
+    pub item_size: Field<u32>,
+    /// The first slab that has free items.
+    pub partial: Field<KPtr<SlabHeader>>,
+    /// Slabs.
+    pub slabs: Field<u64>,
+    /// Free items.
+    pub free: Field<u64>,
+    /// Items handed out.
+    pub used: Field<u64>,
+}
+
+/// Zones, by number: maps, map entries, nodes of the maps' indexes.
+pub const ZONE_COUNT: usize = 3;
+/// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
+pub const MAP_COUNT: usize = 5;
+
+/// The table that the host starts from. One, at the start of a page of the direct map, named by the control region.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct KernelRoots {
-    /// Root page table.
-    pub pml4: Field<GuestPhys>,
+    /// [`crate::ABI_VERSION`].
+    pub abi_version: Field<u32>,
+    /// 1 when memory was all zero at boot: pages without [`super::PageFlags::TOUCHED`] still are.
+    pub boot_zeroed: Field<u32>,
     /// Counters.
     pub meter: VmMeter,
+    /// The kernel's pmap.
+    pub kernel_pmap: KernelPmap,
+    /// End of the kernel's address space that has page tables, from [`crate::kva::VM_MIN_KERNEL_ADDRESS`] on.
+    pub kernel_vm_end: Field<GuestVirt>,
+    /// End of the kernel image's mapping.
+    pub virtual_avail: Field<GuestVirt>,
+    /// Maps by number, null where there is none.
+    pub maps: [Field<KPtr<VmMap>>; MAP_COUNT],
+    /// Holds the pages of `kmem_alloc`.
+    pub kernel_object: VmObject,
+    /// Holds the pages of `kmem_malloc`.
+    pub kmem_object: VmObject,
+    /// The page array: an element for each page number from `first_page` on, those of holes included.
+    pub vm_page_array: Field<KPtr<VmPage>>,
+    /// Page number of the array's first element.
+    pub first_page: Field<u64>,
+    /// Elements of the array.
+    pub vm_page_array_size: Field<u64>,
+    /// Segments, ascending.
+    pub vm_phys_segs: Field<KPtr<VmPhysSeg>>,
+    /// How many.
+    pub vm_phys_nsegs: Field<u64>,
+    /// Free blocks by list and order.
+    pub vm_phys_free_queues: [[VmFreeList; VM_NFREEORDER]; VM_NFREELIST],
+    /// Free pages known to be zero.
+    pub vm_page_zero_count: Field<u64>,
+    /// Pages that allocations asked for in vain.
+    pub vm_pageout_deficit: Field<u64>,
+    /// Guards the free lists and the free count.
+    pub vm_page_queue_free_mtx: Mtx,
+    /// Guards the paging queues and wire counts.
+    pub vm_page_queue_mtx: Mtx,
+    /// Lock classes that are held now, one bit each.
+    pub held_locks: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
+    /// Zones by number.
+    pub zones: [SlabZone; ZONE_COUNT],
 }
+
+const _: () = assert!(size_of::<KernelRoots>() <= 4096);

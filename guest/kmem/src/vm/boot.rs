@@ -1,0 +1,167 @@
+//! From bare memory to a working memory system (`vm_init.c`, `vm_page_startup`).
+//!
+//! The boot region, at the end of the largest range, holds [`KernelRoots`], the segments and the page array. When RAM
+//! is known to be zero, neither the array nor the memory it describes is touched: an all-zero page is a free one.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
+use vmkern_abi::layout::{ISADMA_END, KernelRoots, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
+
+use super::Vm;
+use crate::machine::Machine;
+
+/// A range of physical memory, `[start, end)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PhysRange {
+    /// First byte.
+    pub start: GuestPhys,
+    /// First byte past it.
+    pub end: GuestPhys,
+}
+
+impl PhysRange {
+    /// The whole pages of the range that the direct map can show, by number: first, and first past them.
+    fn pages(self) -> (u64, u64) {
+        let first = self.start.get().div_ceil(PAGE_SIZE);
+        let end = self.end.min(MAX_PHYS).pfn();
+        (first, end.max(first))
+    }
+}
+
+/// Whether memory is known to be zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroed {
+    /// Every managed byte is 0.
+    Yes,
+    /// Anything may be there.
+    No,
+}
+
+/// What the boot knows of memory.
+#[derive(Clone, Copy, Debug)]
+pub struct BootMemory<'a> {
+    /// RAM that may be managed: ascending, disjoint, without the first page, the kernel image and whatever else the
+    /// boot made and still needs.
+    pub ranges: &'a [PhysRange],
+    /// Root page table. The direct map of all RAM and the image's mapping at [`KERNBASE`] exist, with their tables.
+    pub pml4: GuestPhys,
+    /// End of the image's mapping, page aligned. Where 2 MiB pages map it, a multiple of 2 MiB.
+    pub virtual_avail: GuestVirt,
+    /// Whether the ranges hold zeros only.
+    pub zeroed: Zeroed,
+    /// Tunables.
+    pub tunables: Tunables,
+}
+
+/// The boot region.
+struct Region {
+    roots: GuestPhys,
+    segs: GuestPhys,
+    vm_page_array: GuestPhys,
+    end: GuestPhys,
+    first_page: u64,
+    array_size: u64,
+}
+
+impl Region {
+    /// Plans the region at the end of the largest range, or `None` when memory is too small for it.
+    fn plan(ranges: &[PhysRange]) -> Option<Self> {
+        let pages = || ranges.iter().map(|range| range.pages()).filter(|(first, end)| first < end);
+        let first_page = pages().map(|(first, _)| first).min()?;
+        let last = pages().map(|(_, end)| end).max()?;
+        let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
+        let array_size = last - first_page;
+        let segs_bytes = (ranges.len() as u64 + 1) * size_of::<VmPhysSeg>() as u64;
+        let array_bytes = array_size * size_of::<VmPage>() as u64;
+        let segs_pages = segs_bytes.div_ceil(PAGE_SIZE);
+        let total = 1 + segs_pages + array_bytes.div_ceil(PAGE_SIZE);
+        let roots = end.checked_sub(total).filter(|&roots| roots > first)?;
+        Some(Self {
+            roots: GuestPhys::from_pfn(roots),
+            segs: GuestPhys::from_pfn(roots + 1),
+            vm_page_array: GuestPhys::from_pfn(roots + 1 + segs_pages),
+            end: GuestPhys::from_pfn(end),
+            first_page,
+            array_size,
+        })
+    }
+}
+
+impl<M: Machine> Vm<M> {
+    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`), with the thresholds as the pagedaemon would
+    /// set them when it starts. Panics through the machine when memory is too small or its description wrong.
+    pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
+        let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
+            && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
+        if !ordered {
+            machine.panic(format_args!("vm_page_startup: memory ranges out of order or with page 0"));
+        }
+        let Some(region) = Region::plan(boot.ranges) else {
+            machine.panic(format_args!("vm_page_startup: no room for the page array"));
+        };
+        if boot.zeroed == Zeroed::No {
+            for pfn in region.roots.pfn()..region.end.pfn() {
+                machine.zero_page(GuestPhys::from_pfn(pfn));
+            }
+        }
+        let vm =
+            Self { machine, roots: region.roots, vm_page_array: region.vm_page_array, first_page: region.first_page };
+        vm.vm_page_startup(boot, &region);
+        vm.pmap_init(boot.pml4);
+        vm.vm_object_init();
+        vm.zone_startup();
+        //vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
+        //vm.kmeminit(&boot.tunables);
+        vm.vm_pageout_init();
+        vm
+    }
+
+    /// Describes memory: roots, segments, counts (`vm_page_startup`).
+    fn vm_page_startup(&self, boot: &BootMemory<'_>, region: &Region) {
+        let state = self.state();
+        state.abi_version.set(vmkern_abi::ABI_VERSION);
+        state.boot_zeroed.set(u32::from(boot.zeroed == Zeroed::Yes));
+        if !boot.virtual_avail.is_page_aligned() || boot.virtual_avail < KERNBASE {
+            self.panic(format_args!("vm_page_startup: virtual_avail {:#x} is wrong", boot.virtual_avail));
+        }
+        state.virtual_avail.set(boot.virtual_avail);
+        state.vm_page_array.set(KPtr::new(phys_to_dmap(region.vm_page_array)));
+        state.first_page.set(region.first_page);
+        state.vm_page_array_size.set(region.array_size);
+        state.vm_phys_segs.set(KPtr::new(phys_to_dmap(region.segs)));
+        for range in boot.ranges {
+            let (first, end) = range.pages();
+            let end = if end == region.end.pfn() { region.roots.pfn() } else { end };
+            let isadma = ISADMA_END.pfn().clamp(first, end);
+            self.vm_phys_create_seg(first, isadma, VM_FREELIST_ISADMA);
+            self.vm_phys_create_seg(isadma, end, VM_FREELIST_DEFAULT);
+        }
+        let cnt = &state.meter;
+        cnt.v_free_count.set(cnt.v_page_count.get());
+        if boot.zeroed == Zeroed::Yes {
+            state.vm_page_zero_count.set(cnt.v_page_count.get());
+        }
+        cnt.hz.set(boot.tunables.kern_hz.unwrap_or(100));
+        cnt.ncpu.set(1);
+    }
+
+    /// Adds the segment of pages `[start, end)` (`vm_phys_create_seg`), all of them fresh.
+    fn vm_phys_create_seg(&self, start: u64, end: u64, freelist: usize) {
+        if start == end {
+            return;
+        }
+        let number = self.state().vm_phys_nsegs.get();
+        self.state().vm_phys_nsegs.set(number + 1);
+        let seg = self.vm_phys_seg(number);
+        let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        seg.start.set(word(start));
+        seg.end.set(word(end));
+        seg.fresh.set(word(start));
+        seg.freelist.set(word(freelist as u64));
+        self.cnt().v_page_count.update(|n| n + (end - start));
+    }
+}
+
+const _: () = assert!(size_of::<KernelRoots>() as u64 <= PAGE_SIZE);
+const _: () = assert!(MAX_PHYS.get() >> PAGE_SHIFT <= u32::MAX as u64);

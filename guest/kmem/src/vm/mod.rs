@@ -1,0 +1,91 @@
+//! The virtual memory system: what stands under `sys/vm` in FreeBSD, and the pmap.
+//!
+//! [`Vm`] is all of it. Its structures live in the machine's memory, where the host reads them; [`Vm`] itself only
+//! knows where they begin. Methods carry the names of FreeBSD's functions, and each file adds those of one FreeBSD file.
+
+pub mod boot;
+pub mod fault;
+pub mod kern;
+//pub mod map;
+pub mod object;
+pub mod page;
+pub mod pageout;
+pub mod phys;
+pub mod pmap;
+pub mod zone;
+
+use core::fmt;
+
+use vmkern_abi::addr::{GuestPhys, KPtr};
+use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
+use vmkern_abi::layout::{KernelRoots, VmMeter};
+
+pub use self::boot::{BootMemory, PhysRange, Zeroed};
+use crate::machine::Machine;
+use crate::window::{self, Shared};
+
+/// Pages ran out: nothing was changed, and the caller decides whether to fail or to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage;
+
+/// The memory system over a machine.
+#[derive(Debug)]
+pub struct Vm<M: Machine> {
+    machine: M,
+    roots: GuestPhys,
+    vm_page_array: GuestPhys,
+    first_page: u64,
+}
+
+impl<M: Machine> Vm<M> {
+    /// Where everything begins, for the host.
+    #[must_use]
+    pub fn roots(&self) -> KPtr<KernelRoots> {
+        KPtr::new(phys_to_dmap(self.roots))
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The kernel's global variables.
+    #[inline]
+    pub fn state(&self) -> &KernelRoots {
+        window::at(&self.machine, self.roots)
+    }
+
+    /// Counters (FreeBSD's `cnt`).
+    #[inline]
+    pub fn cnt(&self) -> &VmMeter {
+        &self.state().meter
+    }
+
+    /// The structure behind `pointer`, which must not be null.
+    #[inline]
+    pub fn get<T: Shared>(&self, pointer: KPtr<T>) -> &T {
+        window::get(&self.machine, pointer)
+    }
+
+    /// The structure that begins at `pa`.
+    #[inline]
+    pub(crate) fn at<T: Shared>(&self, pa: GuestPhys) -> &T {
+        window::at(&self.machine, pa)
+    }
+
+    /// Pointer to the field `of(roots)` of the kernel's global variables.
+    pub(crate) fn global<T: Shared>(&self, offset: usize) -> KPtr<T> {
+        KPtr::new(phys_to_dmap(self.roots.add(offset as u64)))
+    }
+
+    /// Stops the system (`panic`).
+    #[cold]
+    pub fn panic(&self, message: fmt::Arguments<'_>) -> ! {
+        self.machine.panic(message)
+    }
+}
+
+/// Physical address of a structure in the direct map.
+pub(crate) fn phys_of<T>(pointer: KPtr<T>) -> Option<GuestPhys> {
+    dmap_to_phys(pointer.addr())
+}

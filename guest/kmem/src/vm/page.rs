@@ -1,0 +1,335 @@
+//! Pages of memory (`vm_page.c`): who has which, who is admitted to take one, and what may be done to it.
+//!
+//! `v_free_count` is the number of pages that an allocation could have. Three classes of requests stop at different
+//! floors; note that INTERRUPT, which M_NOWAIT means, digs deeper than SYSTEM. `vm_page_alloc` never sleeps and never
+//! clears a page: a caller who wants zeros looks at [`PageFlags::ZERO`] and clears the page unless it is set.
+
+use bitflags::bitflags;
+use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
+use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
+
+use super::Vm;
+use crate::kern::lock::LockClass;
+use crate::machine::Machine;
+
+/// Who asks for a page, and so how deep the request may dig.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocClass {
+    /// Down to `v_free_reserved` (`VM_ALLOC_NORMAL`).
+    Normal,
+    /// To the last page (`VM_ALLOC_INTERRUPT`).
+    Interrupt,
+    /// Down to `v_interrupt_free_min` (`VM_ALLOC_SYSTEM`).
+    System,
+}
+
+bitflags! {
+    /// The other `VM_ALLOC_*` flags, with FreeBSD's values.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct AllocFlags: u32 {
+        /// The page comes wired once.
+        const WIRED = 0x20;
+        /// A zeroed page is welcome: [`PageFlags::ZERO`] tells whether it is one.
+        const ZERO = 0x40;
+        /// `vm_page_grab` sleeps until it has a page.
+        const RETRY = 0x80;
+        /// The page comes not busy.
+        const NOBUSY = 0x200;
+    }
+}
+
+/// What is known of a freed page's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Anything.
+    Unknown,
+    /// Zeros only.
+    Zero,
+}
+
+impl<M: Machine> Vm<M> {
+    /// The page structure behind `m`.
+    #[inline]
+    pub fn page(&self, m: KPtr<VmPage>) -> &VmPage {
+        self.get(m)
+    }
+
+    /// Acquires the page-queue mutex (`vm_page_lock_queues`).
+    pub fn vm_page_lock_queues(&self) {
+        self.mtx_lock(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
+    }
+
+    /// Releases the page-queue mutex (`vm_page_unlock_queues`).
+    pub fn vm_page_unlock_queues(&self) {
+        self.mtx_unlock(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
+    }
+
+    fn assert_queues_locked(&self) {
+        self.mtx_assert_owned(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
+    }
+
+    fn free_queue_lock(&self) {
+        self.mtx_lock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
+    }
+
+    fn free_queue_unlock(&self) {
+        self.mtx_unlock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
+    }
+
+    /// Pages that an allocation could have: the A of FreeBSD's tests, free plus cached.
+    #[must_use]
+    pub fn vm_page_available(&self) -> u64 {
+        self.cnt().v_free_count.get() + self.cnt().v_cache_count.get()
+    }
+
+    /// Takes a page, or `None` when the class's floor is reached (`vm_page_alloc`). Never sleeps, never clears.
+    ///
+    /// With an object the page is entered at `pindex`, for which the index has been reserved
+    /// ([`Vm::vm_object_reserve`]), and is busy unless `NOBUSY`; without one `pindex` is only remembered.
+    /// Locks: the object's is held; takes the free queue's.
+    #[must_use]
+    pub fn vm_page_alloc(
+        &self,
+        object: Option<KPtr<VmObject>>,
+        pindex: u64,
+        class: AllocClass,
+        flags: AllocFlags,
+    ) -> Option<KPtr<VmPage>> {
+        if let Some(object) = object {
+            self.vm_object_assert_locked(object);
+        }
+        self.free_queue_lock();
+        let cnt = self.cnt();
+        let available = self.vm_page_available();
+        let admitted = available > cnt.v_free_reserved.get()
+            || (class == AllocClass::System && available > cnt.v_interrupt_free_min.get())
+            || (class == AllocClass::Interrupt && available > 0);
+        if !admitted {
+            self.free_queue_unlock();
+            self.state().vm_pageout_deficit.update(|n| n + 1);
+            return None;
+        }
+        let Some(m) = self.vm_phys_alloc_pages(0) else { self.panic(format_args!("vm_page_alloc: missing page")) };
+        cnt.v_free_count.update(|n| n - 1);
+        let page = self.page(m);
+        let zero = self.vm_page_is_zero(page);
+        if zero {
+            self.state().vm_page_zero_count.update(|n| n - 1);
+        }
+        let mut pflags = PageFlags::ALLOCATED | PageFlags::TOUCHED;
+        pflags.set(PageFlags::ZERO, zero && flags.contains(AllocFlags::ZERO));
+        let unmanaged = object.is_none_or(|object| self.get(object).kind.get() == ObjectType::Phys as u32);
+        pflags.set(PageFlags::UNMANAGED, unmanaged);
+        page.flags.set(pflags);
+        let busy = object.is_some() && !flags.contains(AllocFlags::NOBUSY);
+        page.oflags.set(if busy { PageOflags::BUSY } else { PageOflags::empty() });
+        page.wire_count.set(0);
+        if flags.contains(AllocFlags::WIRED) {
+            cnt.v_wire_count.update(|n| n + 1);
+            page.wire_count.set(1);
+        }
+        page.act_count.set(0);
+        self.free_queue_unlock();
+        match object {
+            Some(object) => self.vm_page_insert(m, object, pindex),
+            None => page.pindex.set(pindex),
+        }
+        Some(m)
+    }
+
+    /// Whether a free page is known to hold zeros only.
+    fn vm_page_is_zero(&self, page: &VmPage) -> bool {
+        let flags = page.flags.get();
+        flags.contains(PageFlags::ZERO) || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
+    }
+
+    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is cleared with `ZERO`; one
+    /// that was there is returned as it is.
+    ///
+    /// The index has been reserved. With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
+    /// Locks: the object's is held, and dropped while sleeping.
+    #[must_use]
+    pub fn vm_page_grab(&self, object: KPtr<VmObject>, pindex: u64, flags: AllocFlags) -> Option<KPtr<VmPage>> {
+        self.vm_object_assert_locked(object);
+        loop {
+            if let Some(m) = self.vm_page_lookup(object, pindex) {
+                let page = self.page(m);
+                if page.oflags.get().contains(PageOflags::BUSY) || page.busy.get() != 0 {
+                    self.would_sleep(format_args!("vm_page_grab: page {pindex:#x} is busy"), "pgrbwt");
+                }
+                if flags.contains(AllocFlags::WIRED) {
+                    self.vm_page_lock_queues();
+                    self.vm_page_wire(m);
+                    self.vm_page_unlock_queues();
+                }
+                if !flags.contains(AllocFlags::NOBUSY) {
+                    self.vm_page_busy(m);
+                }
+                return Some(m);
+            }
+            let Some(m) = self.vm_page_alloc(Some(object), pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
+            else {
+                self.vm_object_unlock(object);
+                self.vm_wait(format_args!("vm_page_grab: no page for index {pindex:#x}"));
+                self.vm_object_lock(object);
+                if !flags.contains(AllocFlags::RETRY) {
+                    return None;
+                }
+                continue;
+            };
+            let page = self.page(m);
+            if page.valid.get() == 0 && flags.contains(AllocFlags::ZERO) && !page.flags.get().contains(PageFlags::ZERO)
+            {
+                self.pmap_zero_page(m);
+            }
+            return Some(m);
+        }
+    }
+
+    /// The resident page of `object` at `pindex` (`vm_page_lookup`). Locks: the object's is held.
+    #[must_use]
+    pub fn vm_page_lookup(&self, object: KPtr<VmObject>, pindex: u64) -> Option<KPtr<VmPage>> {
+        self.vm_object_assert_locked(object);
+        self.index_lookup(self.get(object), pindex).map(|pfn| self.vm_page_pointer(pfn))
+    }
+
+    /// Enters `m` into `object` at `pindex` (`vm_page_insert`), whose index has been reserved. Locks: the object's.
+    pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: KPtr<VmObject>, pindex: u64) {
+        self.vm_object_assert_locked(object);
+        let page = self.page(m);
+        if !page.object.get().is_null() {
+            self.panic(format_args!("vm_page_insert: page already inserted"));
+        }
+        page.object.set(object);
+        page.pindex.set(pindex);
+        let object = self.get(object);
+        self.index_insert(object, pindex, self.vm_page_number(m));
+        object.resident_page_count.update(|n| n + 1);
+        object.generation.update(|n| n.wrapping_add(1));
+    }
+
+    /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
+    /// Locks: the object's and the page queues'.
+    pub fn vm_page_remove(&self, m: KPtr<VmPage>) {
+        self.assert_queues_locked();
+        let page = self.page(m);
+        let Some(object) = page.object.get().non_null() else { return };
+        self.vm_object_assert_locked(object);
+        page.oflags.update(|flags| flags - PageOflags::BUSY);
+        let object = self.get(object);
+        self.index_remove(object, page.pindex.get());
+        object.resident_page_count.update(|n| n - 1);
+        object.generation.update(|n| n.wrapping_add(1));
+        page.object.set(KPtr::NULL);
+    }
+
+    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and the page queues'.
+    pub fn vm_page_free(&self, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(m, Contents::Unknown);
+    }
+
+    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page queues'.
+    pub fn vm_page_free_zero(&self, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(m, Contents::Zero);
+    }
+
+    /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', unless they are held.
+    pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
+        let held = self.state().vm_page_queue_mtx.owner.get() != 0;
+        if !held {
+            self.vm_page_lock_queues();
+        }
+        self.vm_page_unwire(m);
+        self.vm_page_free_toq(m, contents);
+        if !held {
+            self.vm_page_unlock_queues();
+        }
+    }
+
+    fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {
+        self.assert_queues_locked();
+        let page = self.page(m);
+        if page.busy.get() != 0 {
+            self.panic(format_args!("vm_page_free: freeing busy page"));
+        }
+        if !page.flags.get().contains(PageFlags::ALLOCATED) {
+            self.panic(format_args!("vm_page_free: freeing free page"));
+        }
+        self.vm_page_remove(m);
+        page.valid.set(0);
+        page.dirty.set(0);
+        match page.wire_count.get() {
+            0 => {}
+            1 => self.panic(format_args!("vm_page_free: freeing wired page")),
+            count => {
+                self.panic(format_args!("vm_page_free: invalid wire count ({count}), pindex: {:#x}", page.pindex.get()))
+            }
+        }
+        page.pindex.set(0);
+        page.private.set(0);
+        page.oflags.set(PageOflags::empty());
+        self.free_queue_lock();
+        let mut flags = PageFlags::TOUCHED;
+        if contents == Contents::Zero {
+            flags |= PageFlags::ZERO;
+            self.state().vm_page_zero_count.update(|n| n + 1);
+        }
+        page.flags.set(flags);
+        self.cnt().v_free_count.update(|n| n + 1);
+        self.vm_phys_free_pages(m, 0);
+        self.free_queue_unlock();
+    }
+
+    /// Wires `m` once more (`vm_page_wire`). Locks: the page queues'.
+    pub fn vm_page_wire(&self, m: KPtr<VmPage>) {
+        self.assert_queues_locked();
+        let page = self.page(m);
+        if page.wire_count.get() == 0 {
+            self.cnt().v_wire_count.update(|n| n + 1);
+        }
+        page.wire_count.update(|n| n + 1);
+    }
+
+    /// Unwires `m` once (`vm_page_unwire`); an unmanaged page then goes on no queue. Locks: the page queues'.
+    pub fn vm_page_unwire(&self, m: KPtr<VmPage>) {
+        self.assert_queues_locked();
+        let page = self.page(m);
+        match page.wire_count.get() {
+            0 => self.panic(format_args!("vm_page_unwire: invalid wire count: 0")),
+            1 => {
+                page.wire_count.set(0);
+                self.cnt().v_wire_count.update(|n| n - 1);
+            }
+            count => page.wire_count.set(count - 1),
+        }
+    }
+
+    /// Marks `m` busy (`vm_page_busy`). Locks: the object's.
+    pub fn vm_page_busy(&self, m: KPtr<VmPage>) {
+        let page = self.page(m);
+        if page.oflags.get().contains(PageOflags::BUSY) {
+            self.panic(format_args!("vm_page_busy: page already busy!!!"));
+        }
+        page.oflags.update(|flags| flags | PageOflags::BUSY);
+    }
+
+    /// Ends the busy state of `m` (`vm_page_wakeup`). Locks: the object's.
+    pub fn vm_page_wakeup(&self, m: KPtr<VmPage>) {
+        let page = self.page(m);
+        if !page.oflags.get().contains(PageOflags::BUSY) {
+            self.panic(format_args!("vm_page_wakeup: page not busy!!!"));
+        }
+        page.oflags.update(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
+    }
+
+    /// Fills the page `m` with zeros through the direct map (`pmap_zero_page`).
+    pub fn pmap_zero_page(&self, m: KPtr<VmPage>) {
+        self.machine().zero_page(self.vm_page_to_phys(m));
+    }
+}
+
+/// Physical address of page number `pfn`.
+#[must_use]
+pub(crate) fn phys_of_number(pfn: u32) -> GuestPhys {
+    GuestPhys::new(u64::from(pfn) << PAGE_SHIFT)
+}

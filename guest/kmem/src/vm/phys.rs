@@ -1,0 +1,198 @@
+//! The physical memory allocator (`vm_phys.c`): a binary buddy system over segments.
+//!
+//! Free memory of a segment is in two parts. Pages below [`VmPhysSeg::fresh`] are handed out or lie in blocks of a
+//! power-of-two number of pages, whose heads are on the free lists. Pages from there on were never used: nothing has
+//! ever been written about them, which is why booting costs the same however much memory there is. When the lists
+//! have nothing, a block is cut off the fresh part.
+//!
+//! An allocation takes the head of the list of the smallest sufficient order and puts the halves it splits off at the
+//! heads of theirs; a free coalesces and appends at the tail. Memory below 16 MiB is searched last. As fresh blocks
+//! are cut no larger than asked for (but at least [`FRESH_ORDER`]), memory that was used before is used again first.
+
+use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
+use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::layout::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+
+use super::{Vm, phys_of};
+use crate::machine::Machine;
+
+/// Order of the smallest block cut off fresh memory: as many pages as one page of the page array describes.
+pub const FRESH_ORDER: usize = 6;
+
+/// Bytes of an element of the page array.
+const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;
+
+impl<M: Machine> Vm<M> {
+    /// The segment with this number.
+    pub(crate) fn vm_phys_seg(&self, number: u64) -> &VmPhysSeg {
+        let first = self.state().vm_phys_segs.get();
+        self.get(KPtr::new(first.addr().add(number * size_of::<VmPhysSeg>() as u64)))
+    }
+
+    /// All segments, ascending.
+    pub fn vm_phys_segments(&self) -> impl Iterator<Item = &VmPhysSeg> {
+        (0..self.state().vm_phys_nsegs.get()).map(|number| self.vm_phys_seg(number))
+    }
+
+    /// The page with number `pfn`, which the page array covers.
+    #[inline]
+    pub(crate) fn page_by_number(&self, pfn: u32) -> &VmPage {
+        self.at(self.vm_page_array.add((u64::from(pfn) - self.first_page) * PAGE_STRUCT))
+    }
+
+    /// The page with number `pfn`, which the page array covers.
+    #[inline]
+    pub(crate) fn vm_page_pointer(&self, pfn: u32) -> KPtr<VmPage> {
+        KPtr::new(phys_to_dmap(self.vm_page_array.add((u64::from(pfn) - self.first_page) * PAGE_STRUCT)))
+    }
+
+    /// Number of the page `m`.
+    #[inline]
+    pub(crate) fn vm_page_number(&self, m: KPtr<VmPage>) -> u32 {
+        let index = phys_of(m).map(|pa| pa.since(self.vm_page_array) / PAGE_STRUCT);
+        match index.map(|index| u32::try_from(self.first_page + index)) {
+            Some(Ok(pfn)) => pfn,
+            _ => self.panic(format_args!("{} is no vm_page", m.addr())),
+        }
+    }
+
+    /// Physical address of the page `m` (`VM_PAGE_TO_PHYS`).
+    #[inline]
+    #[must_use]
+    pub fn vm_page_to_phys(&self, m: KPtr<VmPage>) -> GuestPhys {
+        GuestPhys::from_pfn(u64::from(self.vm_page_number(m)))
+    }
+
+    /// The managed page that holds `pa` (`PHYS_TO_VM_PAGE`), or `None` when `pa` is not under management.
+    #[must_use]
+    pub fn phys_to_vm_page(&self, pa: GuestPhys) -> Option<KPtr<VmPage>> {
+        let pfn = u32::try_from(pa.pfn()).ok()?;
+        self.vm_phys_segments()
+            .any(|seg| (seg.start.get()..seg.end.get()).contains(&pfn))
+            .then(|| self.vm_page_pointer(pfn))
+    }
+
+    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough.
+    /// Locks: the free queue is held.
+    #[must_use]
+    pub fn vm_phys_alloc_pages(&self, order: usize) -> Option<KPtr<VmPage>> {
+        for flind in 0..VM_NFREELIST {
+            loop {
+                let queues = &self.state().vm_phys_free_queues[flind];
+                if let Some(oind) = (order..VM_NFREEORDER).find(|&oind| queues[oind].head.get() != 0) {
+                    let pfn = queues[oind].head.get();
+                    self.freelist_remove(&queues[oind], pfn);
+                    self.vm_phys_split_pages(pfn, oind, order, flind);
+                    return Some(self.vm_page_pointer(pfn));
+                }
+                if !self.vm_phys_cut_fresh(order, flind) {
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    /// Returns the upper halves of the block at `pfn` until `order` is left (`vm_phys_split_pages`).
+    fn vm_phys_split_pages(&self, pfn: u32, mut oind: usize, order: usize, flind: usize) {
+        let segind = self.page_by_number(pfn).segind.get();
+        while oind > order {
+            oind -= 1;
+            let half = pfn + (1 << oind);
+            self.page_by_number(half).segind.set(segind);
+            self.freelist_push(&self.state().vm_phys_free_queues[flind][oind], half, oind, End::Head);
+        }
+    }
+
+    /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its order. False when
+    /// there is no fresh memory left.
+    fn vm_phys_cut_fresh(&self, order: usize, flind: usize) -> bool {
+        for number in 0..self.state().vm_phys_nsegs.get() {
+            let seg = self.vm_phys_seg(number);
+            let (fresh, end) = (seg.fresh.get(), seg.end.get());
+            if seg.freelist.get() as usize != flind || fresh == end {
+                continue;
+            }
+            let aligned = fresh.trailing_zeros() as usize;
+            let room = (end - fresh).ilog2() as usize;
+            let block = order.max(FRESH_ORDER).min(aligned).min(room).min(VM_NFREEORDER - 1);
+            seg.fresh.set(fresh + (1 << block));
+            self.page_by_number(fresh).segind.set(u16::try_from(number).unwrap_or(u16::MAX));
+            self.freelist_push(&self.state().vm_phys_free_queues[flind][block], fresh, block, End::Tail);
+            return true;
+        }
+        false
+    }
+
+    /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.
+    pub fn vm_phys_free_pages(&self, m: KPtr<VmPage>, mut order: usize) {
+        let mut pfn = self.vm_page_number(m);
+        let segind = self.page_by_number(pfn).segind.get();
+        let seg = self.vm_phys_seg(u64::from(segind));
+        let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
+        while order < VM_NFREEORDER - 1 {
+            let buddy = pfn ^ (1 << order);
+            if buddy < seg.start.get() || u64::from(buddy) + (1 << order) > u64::from(seg.fresh.get()) {
+                break;
+            }
+            let head = self.page_by_number(buddy);
+            if usize::from(head.block.get()) != order + 1 {
+                break;
+            }
+            self.freelist_remove(&queues[order], buddy);
+            order += 1;
+            pfn &= !((1 << order) - 1);
+        }
+        self.page_by_number(pfn).segind.set(segind);
+        self.freelist_push(&queues[order], pfn, order, End::Tail);
+    }
+
+    fn freelist_push(&self, list: &VmFreeList, pfn: u32, order: usize, end: End) {
+        let page = self.page_by_number(pfn);
+        page.block.set(u8::try_from(order + 1).unwrap_or(u8::MAX));
+        let (near, far) = match end {
+            End::Head => (&list.head, &list.tail),
+            End::Tail => (&list.tail, &list.head),
+        };
+        let neighbour = near.get();
+        let (next, prev) = match end {
+            End::Head => (neighbour, 0),
+            End::Tail => (0, neighbour),
+        };
+        page.next.set(next);
+        page.prev.set(prev);
+        match (neighbour, end) {
+            (0, _) => far.set(pfn),
+            (neighbour, End::Head) => self.page_by_number(neighbour).prev.set(pfn),
+            (neighbour, End::Tail) => self.page_by_number(neighbour).next.set(pfn),
+        }
+        near.set(pfn);
+        list.count.update(|n| n + 1);
+    }
+
+    fn freelist_remove(&self, list: &VmFreeList, pfn: u32) {
+        let page = self.page_by_number(pfn);
+        let (next, prev) = (page.next.get(), page.prev.get());
+        match prev {
+            0 => list.head.set(next),
+            prev => self.page_by_number(prev).next.set(next),
+        }
+        match next {
+            0 => list.tail.set(prev),
+            next => self.page_by_number(next).prev.set(prev),
+        }
+        page.next.set(0);
+        page.prev.set(0);
+        page.block.set(0);
+        list.count.update(|n| n - 1);
+    }
+}
+
+/// An end of a list.
+#[derive(Clone, Copy)]
+enum End {
+    Head,
+    Tail,
+}
+
+const _: () = assert!(PAGE_SIZE.is_multiple_of(PAGE_STRUCT));

@@ -1,0 +1,426 @@
+//! The kernel's page tables (`amd64/pmap.c`), reached through the direct map.
+//!
+//! Kernel mappings are global, so that only an explicit invalidation makes a CPU forget one. Whoever takes mappings away gets a [`TlbFlush`]
+//! that says which addresses have to be invalidated; one flush serves a whole range, and an entry that was not valid
+//! before needs none. The pages behind removed mappings may be used again only after the flush.
+//!
+//! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable in 2008). The
+//! kernel image's own mappings were there first and are never changed here.
+//! Page-table pages are made by [`Vm::pmap_growkernel`] alone and never given back.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
+use vmkern_abi::field::Field;
+use vmkern_abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS, dmap_to_phys};
+use vmkern_abi::layout::{PageFlags, Protection, VmPage};
+use vmkern_abi::pte::{Level, Pte, PteFlags};
+use vmkern_abi::walk::{self, TableReader};
+
+use super::page::{AllocClass, AllocFlags, Contents};
+use super::{Shortage, Vm};
+use crate::kern::lock::LockClass;
+use crate::machine::Machine;
+use crate::window::PageTable;
+
+/// Addresses whose translations CPUs may still remember.
+#[must_use = "translations that were taken away stay in use until Vm::tlb_flush"]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TlbFlush(Option<(GuestVirt, GuestVirt)>);
+
+impl TlbFlush {
+    /// Nothing to flush.
+    pub const NONE: Self = Self(None);
+
+    /// Adds the page at `va`.
+    fn add(&mut self, va: GuestVirt) {
+        self.0 = Some(match self.0 {
+            None => (va, va.add(PAGE_SIZE)),
+            Some((start, end)) => (start.min(va), end.max(va.add(PAGE_SIZE))),
+        });
+    }
+
+    /// One flush for both.
+    pub fn merge(self, other: Self) -> Self {
+        match (self.0, other.0) {
+            (Some((a, b)), Some((c, d))) => Self(Some((a.min(c), b.max(d)))),
+            (some, None) | (None, some) => Self(some),
+        }
+    }
+}
+
+/// Whether a mapping counts as wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wired {
+    /// It does.
+    Yes,
+    /// It does not.
+    No,
+}
+
+/// Reads page tables through the direct map.
+struct Tables<'a, M: Machine>(&'a Vm<M>);
+
+impl<M: Machine> TableReader for Tables<'_, M> {
+    type Error = core::convert::Infallible;
+
+    fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Self::Error> {
+        Ok(self.0.at::<PageTable>(table)[index].get())
+    }
+}
+
+impl<M: Machine> Vm<M> {
+    fn pmap_lock(&self) {
+        self.mtx_lock(LockClass::Pmap, &self.state().kernel_pmap.lock.owner);
+    }
+
+    fn pmap_unlock(&self) {
+        self.mtx_unlock(LockClass::Pmap, &self.state().kernel_pmap.lock.owner);
+    }
+
+    /// Makes all CPUs forget the translations that `flush` names.
+    pub fn tlb_flush(&self, flush: TlbFlush) {
+        if let Some((start, end)) = flush.0 {
+            self.machine().invalidate_range(start, end);
+        }
+    }
+
+    /// The entry of `level` for `va`, if the tables above exist and no larger page is in the way.
+    fn pmap_entry(&self, va: GuestVirt, level: Level) -> Option<&Field<Pte>> {
+        let mut table = self.state().kernel_pmap.pml4.get();
+        for at in Level::TOP_DOWN {
+            let entry = &self.at::<PageTable>(table)[at.index(va)];
+            if at == level {
+                return Some(entry);
+            }
+            let pte = entry.get();
+            if !pte.is_valid() || (at != Level::Pml4 && pte.is_large()) {
+                return None;
+            }
+            table = pte.frame();
+        }
+        None
+    }
+
+    /// The page-table entry for `va` (`pmap_pte`), and the page-table page's own page if that is under management.
+    fn pmap_pte(&self, va: GuestVirt) -> Option<(&Field<Pte>, Option<&VmPage>)> {
+        let pde = self.pmap_entry(va, Level::Pd)?.get();
+        if !pde.is_valid() || pde.is_large() {
+            return None;
+        }
+        let entry = &self.at::<PageTable>(pde.frame())[Level::Pt.index(va)];
+        Some((entry, self.phys_to_vm_page(pde.frame()).map(|m| self.page(m))))
+    }
+
+    /// Whether `va` belongs to the kernel image's own mapping.
+    fn is_image(&self, va: GuestVirt) -> bool {
+        va >= KERNBASE && va < self.state().virtual_avail.get()
+    }
+
+    /// Physical address behind `va`, if a valid mapping is there (`pmap_extract` for kernel_pmap).
+    #[must_use]
+    pub fn pmap_extract(&self, va: GuestVirt) -> Option<GuestPhys> {
+        let Ok(walk) = walk::walk(&Tables(self), self.state().kernel_pmap.pml4.get(), va);
+        walk.mapping.map(|mapping| mapping.phys)
+    }
+
+    /// Physical address behind a kernel address (`pmap_kextract`): of the direct map by arithmetic.
+    #[must_use]
+    pub fn pmap_kextract(&self, va: GuestVirt) -> Option<GuestPhys> {
+        dmap_to_phys(va).or_else(|| self.pmap_extract(va))
+    }
+
+    /// Maps the page `m` at `va` (`pmap_enter` for kernel_pmap). `access` is what the mapping is needed for now: a
+    /// write marks it modified. Never sleeps; replaces and flushes what was there.
+    ///
+    /// Panics when there is no page table for `va` or a 2 MiB page is in the way.
+    /// Locks: the object's is held; takes the pmap's.
+    pub fn pmap_enter(&self, va: GuestVirt, access: Protection, m: KPtr<VmPage>, prot: Protection, wired: Wired) {
+        let va = va.page();
+        let mut flags = self.machine().pte_flags_base() | PteFlags::V | PteFlags::G | PteFlags::A | PteFlags::NX;
+        flags.set(PteFlags::RW, prot.contains(Protection::WRITE));
+        flags.set(PteFlags::M, access.contains(Protection::WRITE));
+        flags.set(PteFlags::W, wired == Wired::Yes);
+        let pa = self.vm_page_to_phys(m);
+        let mut flush = TlbFlush::NONE;
+        self.pmap_lock();
+        let (entry, table) = self.pmap_pte_for_enter(va);
+        let old = entry.get();
+        self.pmap_account(old, -1);
+        if !old.is_valid() {
+            count_entry(table, 1);
+        } else if old.frame() != pa || old.flags() != flags {
+            flush.add(va);
+        }
+        let new = Pte::new(pa, flags);
+        entry.set(new);
+        self.pmap_account(new, 1);
+        self.tlb_flush(flush);
+        self.pmap_unlock();
+    }
+
+    fn pmap_pte_for_enter(&self, va: GuestVirt) -> (&Field<Pte>, Option<&VmPage>) {
+        if self.is_image(va) {
+            self.panic(format_args!("pmap_enter: va {va:#x} belongs to the kernel image"));
+        }
+        match self.pmap_pte(va) {
+            Some(found) => found,
+            None if self.pmap_extract(va).is_some() => {
+                self.panic(format_args!("pmap_enter: attempted pmap_enter on 2MB page"))
+            }
+            None => self.panic(format_args!("pmap_enter: invalid page directory va={va:#x}")),
+        }
+    }
+
+    /// Adds the mapping `pte` to, or with -1 takes it out of, the pmap's counts.
+    fn pmap_account(&self, pte: Pte, change: i64) {
+        if !pte.is_valid() || pte.flags().contains(PteFlags::KENTER) {
+            return;
+        }
+        let pmap = &self.state().kernel_pmap;
+        pmap.resident_count.update(|n| n.wrapping_add_signed(change));
+        if pte.flags().contains(PteFlags::W) {
+            pmap.wired_count.update(|n| n.wrapping_add_signed(change));
+        }
+    }
+
+    /// Takes away all mappings in `[start, end)`, page aligned (`pmap_remove`). Empty parts of the tables are passed
+    /// over by whole tables. Panics on a mapping of the kernel image. Locks: takes the pmap's.
+    pub fn pmap_remove(&self, start: GuestVirt, end: GuestVirt) -> TlbFlush {
+        let mut flush = TlbFlush::NONE;
+        let mut va = start;
+        self.pmap_lock();
+        while va < end {
+            let (level, next) = self.pmap_next_table(va);
+            let stop = next.min(end);
+            if level == Level::Pt {
+                self.pmap_remove_in_table(va, stop, &mut flush);
+            }
+            va = stop;
+        }
+        self.pmap_unlock();
+        flush
+    }
+
+    /// The lowest level of table that exists for `va`, and the first address past what that table's entry decides
+    /// (past the whole table for a page table).
+    fn pmap_next_table(&self, va: GuestVirt) -> (Level, GuestVirt) {
+        for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
+            let valid = self.pmap_entry(va, level).is_some_and(|entry| entry.get().is_valid());
+            if !valid || level == Level::Pd {
+                let next = (va.get() / level.span() + 1).checked_mul(level.span());
+                let next = next.map_or(VM_MAX_KERNEL_ADDRESS, GuestVirt::new);
+                return (if valid { Level::Pt } else { level }, next);
+            }
+        }
+        (Level::Pml4, VM_MAX_KERNEL_ADDRESS)
+    }
+
+    fn pmap_remove_in_table(&self, start: GuestVirt, end: GuestVirt, flush: &mut TlbFlush) {
+        let Some((_, table)) = self.pmap_pte(start) else {
+            self.panic(format_args!("pmap_remove: va {start:#x} belongs to the kernel image"));
+        };
+        let mut va = start;
+        while va < end && table.is_none_or(|table| table.private.get() != 0) {
+            if let Some((entry, _)) = self.pmap_pte(va)
+                && entry.get().is_valid()
+            {
+                if self.is_image(va) {
+                    self.panic(format_args!("pmap_remove: va {va:#x} belongs to the kernel image"));
+                }
+                self.pmap_clear(va, entry, table, flush);
+            }
+            va = va.add(PAGE_SIZE);
+        }
+    }
+
+    fn pmap_clear(&self, va: GuestVirt, entry: &Field<Pte>, table: Option<&VmPage>, flush: &mut TlbFlush) {
+        self.pmap_account(entry.get(), -1);
+        entry.set(Pte::EMPTY);
+        count_entry(table, -1);
+        flush.add(va);
+    }
+
+    /// Sets or clears the wired bit of the mapping at `va` (`pmap_change_wiring`). Locks: takes the pmap's.
+    pub fn pmap_change_wiring(&self, va: GuestVirt, wired: Wired) {
+        self.pmap_lock();
+        if let Some((entry, _)) = self.pmap_pte(va)
+            && entry.get().is_valid()
+        {
+            let old = entry.get();
+            let mut flags = old.flags();
+            flags.set(PteFlags::W, wired == Wired::Yes);
+            let new = Pte::new(old.frame(), flags);
+            self.pmap_account(old, -1);
+            entry.set(new);
+            self.pmap_account(new, 1);
+        }
+        self.pmap_unlock();
+    }
+
+    /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that is returned.
+    /// Panics as [`Vm::pmap_enter`] does. Locks: takes the pmap's.
+    pub fn pmap_kenter(&self, va: GuestVirt, pa: GuestPhys) -> TlbFlush {
+        let mut flush = TlbFlush::NONE;
+        let flags = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::KENTER;
+        self.pmap_lock();
+        let (entry, table) = self.pmap_pte_for_enter(va);
+        let old = entry.get();
+        if old.is_valid() {
+            self.pmap_account(old, -1);
+            flush.add(va);
+        } else {
+            count_entry(table, 1);
+        }
+        entry.set(Pte::new(pa, flags | self.machine().pte_flags_base()));
+        self.pmap_unlock();
+        flush
+    }
+
+    /// Maps `pages` from `sva` on, uncounted (`pmap_qenter`), and flushes if anything was there before.
+    pub fn pmap_qenter(&self, sva: GuestVirt, pages: impl IntoIterator<Item = KPtr<VmPage>>) {
+        let mut flush = TlbFlush::NONE;
+        let mut va = sva;
+        for m in pages {
+            flush = flush.merge(self.pmap_kenter(va, self.vm_page_to_phys(m)));
+            va = va.add(PAGE_SIZE);
+        }
+        self.tlb_flush(flush);
+    }
+
+    /// Takes away `count` mappings from `sva` on and flushes once (`pmap_qremove`); empty entries are fine.
+    pub fn pmap_qremove(&self, sva: GuestVirt, count: u64) {
+        let flush = self.pmap_remove(sva, sva.add(count * PAGE_SIZE));
+        self.tlb_flush(flush);
+    }
+
+    /// The mapping that `pmap_kenter` or `pmap_qenter` made at `va`, if there is one: its page.
+    #[must_use]
+    pub fn pmap_kentered(&self, va: GuestVirt) -> Kentered {
+        if self.is_image(va) {
+            return Kentered::Occupied;
+        }
+        match self.pmap_pte(va) {
+            None => Kentered::NoTable,
+            Some((entry, _)) if !entry.get().is_valid() => Kentered::Empty,
+            Some((entry, _)) => {
+                let pte = entry.get();
+                match self.phys_to_vm_page(pte.frame()) {
+                    Some(m) if pte.flags().contains(PteFlags::KENTER) => Kentered::Page(m),
+                    _ => Kentered::Occupied,
+                }
+            }
+        }
+    }
+
+    /// Provides page tables up to `end` (`pmap_growkernel`), before the map is changed that needs them. Tables that
+    /// exist, such as the image's, are kept as they are. Locks: the kernel map's is held; takes the pmap's.
+    ///
+    /// # Errors
+    /// [`Shortage`] when a page was not to be had (FreeBSD panics); nothing has changed then.
+    pub fn pmap_growkernel(&self, end: GuestVirt) -> Result<(), Shortage> {
+        let old = self.state().kernel_vm_end.get();
+        let end = grow_end(end);
+        if end <= old {
+            return Ok(());
+        }
+        if end.since(old) / NBPDR > self.vm_page_available() + VM_MAX_KERNEL_ADDRESS.since(KERNBASE) / NBPDR {
+            return Err(Shortage);
+        }
+        let mut va = old;
+        while va < end {
+            if self.pmap_make_table(va).is_err() {
+                self.pmap_ungrow(old, va);
+                return Err(Shortage);
+            }
+            va = grow_end(va.add(1));
+            self.state().kernel_vm_end.set(va);
+        }
+        Ok(())
+    }
+
+    /// Makes the tables on the way to `va` that are missing.
+    fn pmap_make_table(&self, va: GuestVirt) -> Result<(), Shortage> {
+        for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
+            let Some(entry) = self.pmap_entry(va, level) else { return Ok(()) };
+            if entry.get().is_valid() {
+                continue;
+            }
+            let flags = AllocFlags::WIRED | AllocFlags::ZERO;
+            let m = self.vm_page_alloc(None, 0, AllocClass::Interrupt, flags).ok_or(Shortage)?;
+            if !self.page(m).flags.get().contains(PageFlags::ZERO) {
+                self.pmap_zero_page(m);
+            }
+            let table = PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | self.machine().pte_flags_base();
+            self.pmap_lock();
+            entry.set(Pte::new(self.vm_page_to_phys(m), table));
+            self.state().kernel_pmap.table_count.update(|n| n + 1);
+            self.pmap_unlock();
+        }
+        Ok(())
+    }
+
+    /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it are empty still.
+    fn pmap_ungrow(&self, old: GuestVirt, failed: GuestVirt) {
+        let mut va = failed;
+        loop {
+            self.pmap_unmake_table(va, old);
+            if va <= old {
+                break;
+            }
+            va = GuestVirt::new(va.get() - NBPDR);
+        }
+        self.machine().invalidate_range(old, grow_end(failed.add(1)));
+        self.state().kernel_vm_end.set(old);
+    }
+
+    /// Gives back the tables on the way to `va` that map nothing below and lie wholly past `old`.
+    fn pmap_unmake_table(&self, va: GuestVirt, old: GuestVirt) {
+        for level in [Level::Pd, Level::Pdpt] {
+            let base = va.get() & !(level.span() - 1);
+            let Some(entry) = self.pmap_entry(va, level) else { continue };
+            let pte = entry.get();
+            if base < old.get() || !pte.is_valid() || pte.is_large() {
+                continue;
+            }
+            let empty = self.at::<PageTable>(pte.frame()).iter().all(|entry| !entry.get().is_valid());
+            let Some(m) = self.phys_to_vm_page(pte.frame()).filter(|_| empty) else { continue };
+            self.pmap_lock();
+            entry.set(Pte::EMPTY);
+            self.state().kernel_pmap.table_count.update(|n| n - 1);
+            self.pmap_unlock();
+            self.vm_page_free_wired(m, Contents::Zero);
+        }
+    }
+
+    /// Sets up kernel_pmap over the tables that the boot made (`pmap_bootstrap`).
+    pub(crate) fn pmap_init(&self, pml4: GuestPhys) {
+        self.state().kernel_pmap.pml4.set(pml4);
+        self.state().kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS);
+    }
+}
+
+/// What stands at an address where `pmap_qenter` may want to map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kentered {
+    /// No page table.
+    NoTable,
+    /// Nothing.
+    Empty,
+    /// A page that `pmap_kenter` or `pmap_qenter` put there.
+    Page(KPtr<VmPage>),
+    /// Something else.
+    Occupied,
+}
+
+/// Counts a valid entry that came into, or went out of, a page table.
+fn count_entry(table: Option<&VmPage>, change: i32) {
+    if let Some(table) = table {
+        table.private.update(|n| n.wrapping_add_signed(change));
+    }
+}
+
+/// `va` rounded up to what one page table maps, but not past the kernel's address space.
+fn grow_end(va: GuestVirt) -> GuestVirt {
+    va.get()
+        .checked_next_multiple_of(NBPDR)
+        .map_or(VM_MAX_KERNEL_ADDRESS, |end| GuestVirt::new(end).min(VM_MAX_KERNEL_ADDRESS))
+}

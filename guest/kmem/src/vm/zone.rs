@@ -1,0 +1,164 @@
+//! Zones of small equal items in the direct map: maps, map entries, index nodes.
+//!
+//! A zone grows by one page, a slab, and gives a slab back as soon as its last item is free. A slab begins with a
+//! [`SlabHeader`]; its free items form a list inside themselves, and slabs with free items form the zone's list. No
+//! item needs any address space but the direct map, so that making a map entry never changes a map (FreeBSD's KMAP
+//! ENTRY zone has the same aim). Zones grow by INTERRUPT-class pages and never sleep.
+
+use vmkern_abi::addr::{KPtr, PAGE_SIZE};
+use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::layout::{MapNode, SlabHeader, SlabItem, SlabZone, VmMap, VmMapEntry};
+
+use super::page::{AllocClass, AllocFlags, Contents};
+use super::{Vm, phys_of};
+use crate::kern::lock::LockClass;
+use crate::machine::Machine;
+use crate::window::{Line, Shared};
+
+/// A type with a zone of its own.
+pub trait ZoneItem: Shared {
+    /// The zone's index in [`vmkern_abi::layout::KernelRoots::zones`].
+    const ZONE: usize;
+}
+
+impl ZoneItem for VmMap {
+    const ZONE: usize = 0;
+}
+
+impl ZoneItem for VmMapEntry {
+    const ZONE: usize = 1;
+}
+
+impl ZoneItem for MapNode {
+    const ZONE: usize = 2;
+}
+
+const ITEM_SIZES: [usize; 3] = [size_of::<VmMap>(), size_of::<VmMapEntry>(), size_of::<MapNode>()];
+
+/// Bytes of the item size's unit: a cache line.
+const LINE: usize = size_of::<Line>();
+
+const fn items_per_slab(item_size: u64) -> u64 {
+    (PAGE_SIZE - size_of::<SlabHeader>() as u64) / item_size
+}
+
+impl<M: Machine> Vm<M> {
+    /// Sets up the zones, empty (`vm_map_startup`).
+    pub(crate) fn zone_startup(&self) {
+        for (zone, size) in self.state().zones.iter().zip(ITEM_SIZES) {
+            let size = u32::try_from(size.next_multiple_of(LINE)).unwrap_or(u32::MAX);
+            zone.item_size.set(size);
+        }
+    }
+
+    /// An item, all zero, or `None` when a page was needed and none was left (`uma_zalloc` with M_NOWAIT).
+    /// Locks: takes the zone's.
+    #[must_use]
+    pub fn zone_alloc<T: ZoneItem>(&self) -> Option<KPtr<T>> {
+        let zone = &self.state().zones[T::ZONE];
+        self.mtx_lock(LockClass::Zone, &zone.lock.owner);
+        let item = self.zone_take(zone, T::ZONE);
+        self.mtx_unlock(LockClass::Zone, &zone.lock.owner);
+        let pa = phys_of(item?)?;
+        for line in 0..u64::from(zone.item_size.get()) / LINE as u64 {
+            self.at::<Line>(pa.add(line * LINE as u64)).iter().for_each(|word| word.set(0));
+        }
+        Some(KPtr::new(phys_to_dmap(pa)))
+    }
+
+    /// Gives an item back (`uma_zfree`). Locks: takes the zone's.
+    pub fn zone_free<T: ZoneItem>(&self, item: KPtr<T>) {
+        let zone = &self.state().zones[T::ZONE];
+        self.mtx_lock(LockClass::Zone, &zone.lock.owner);
+        self.zone_put(zone, KPtr::new(item.addr()));
+        self.mtx_unlock(LockClass::Zone, &zone.lock.owner);
+    }
+
+    fn zone_take(&self, zone: &SlabZone, number: usize) -> Option<KPtr<SlabItem>> {
+        let slab = match zone.partial.get().non_null() {
+            Some(slab) => slab,
+            None => self.zone_grow(zone, number)?,
+        };
+        let header = self.get(slab);
+        let item = header.free.get();
+        header.free.set(self.get(item).next.get());
+        header.free_count.update(|n| n - 1);
+        if header.free.get().is_null() {
+            self.slab_unlink(zone, header);
+        }
+        zone.free.update(|n| n - 1);
+        zone.used.update(|n| n + 1);
+        Some(item)
+    }
+
+    fn zone_put(&self, zone: &SlabZone, item: KPtr<SlabItem>) {
+        let slab: KPtr<SlabHeader> = KPtr::new(item.addr().page());
+        let header = self.get(slab);
+        if header.free.get().is_null() {
+            self.slab_link(zone, slab, header);
+        }
+        self.get(item).next.set(header.free.get());
+        header.free.set(item);
+        header.free_count.update(|n| n + 1);
+        zone.free.update(|n| n + 1);
+        zone.used.update(|n| n - 1);
+        let items = items_per_slab(u64::from(zone.item_size.get()));
+        if u64::from(header.free_count.get()) == items {
+            self.slab_unlink(zone, header);
+            zone.free.update(|n| n - items);
+            zone.slabs.update(|n| n - 1);
+            self.wired_page_free(slab);
+        }
+    }
+
+    fn zone_grow(&self, zone: &SlabZone, number: usize) -> Option<KPtr<SlabHeader>> {
+        let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)?;
+        let pa = self.vm_page_to_phys(page);
+        let slab: KPtr<SlabHeader> = KPtr::new(phys_to_dmap(pa));
+        let header = self.get(slab);
+        let size = u64::from(zone.item_size.get());
+        let items = items_per_slab(size);
+        let mut free = KPtr::NULL;
+        for index in (0..items).rev() {
+            let item: KPtr<SlabItem> = KPtr::new(phys_to_dmap(pa.add(size_of::<SlabHeader>() as u64 + index * size)));
+            self.get(item).next.set(free);
+            free = item;
+        }
+        header.free.set(free);
+        header.free_count.set(u32::try_from(items).unwrap_or(u32::MAX));
+        header.zone.set(u32::try_from(number).unwrap_or(u32::MAX));
+        self.slab_link(zone, slab, header);
+        zone.free.update(|n| n + items);
+        zone.slabs.update(|n| n + 1);
+        Some(slab)
+    }
+
+    fn slab_link(&self, zone: &SlabZone, slab: KPtr<SlabHeader>, header: &SlabHeader) {
+        let next = zone.partial.get();
+        header.prev.set(KPtr::NULL);
+        header.next.set(next);
+        if !next.is_null() {
+            self.get(next).prev.set(slab);
+        }
+        zone.partial.set(slab);
+    }
+
+    fn slab_unlink(&self, zone: &SlabZone, header: &SlabHeader) {
+        let (prev, next) = (header.prev.get(), header.next.get());
+        match prev.non_null() {
+            Some(prev) => self.get(prev).next.set(next),
+            None => zone.partial.set(next),
+        }
+        if !next.is_null() {
+            self.get(next).prev.set(prev);
+        }
+    }
+
+    /// Gives back the wired page without an object in which `slab` lies.
+    fn wired_page_free(&self, slab: KPtr<SlabHeader>) {
+        match phys_of(slab).and_then(|pa| self.phys_to_vm_page(pa)) {
+            Some(page) => self.vm_page_free_wired(page, Contents::Unknown),
+            None => self.panic(format_args!("zone_free: {} is in no slab", slab.addr())),
+        }
+    }
+}
