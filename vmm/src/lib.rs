@@ -1,1 +1,35 @@
-//! stub
+//! Boots the vmkern guest kernel on KVM, drives it and looks into it.
+//!
+//! [`Guest::builder`] is the way in:
+//!
+//! ```no_run
+//! use vmkern::{Guest, MallocFlags, MapId, Op, Outcome};
+//!
+//! let mut guest = Guest::builder().memory(64 << 20).launch()?;
+//! let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
+//! let response = guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: 12 << 10, flags })?;
+//! assert!(matches!(response.outcome, Outcome::Value(_)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The crate distrusts its guests: what a guest writes is checked before it is used, and a guest that hangs is stopped.
+
+mod control;
+mod devices;
+mod image;
+pub mod kvm;
+pub mod symbols;
+
+pub use vmkern_abi as abi;
+pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
+pub use vmkern_abi::boot::{Privilege, TimeMode, Tunables};
+pub use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, Response};
+pub use vmkern_abi::crash::CrashKind;
+
+pub use self::control::{
+    BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
+    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS,
+};
+pub use self::image::{ImageError, ImageFault, KernelImage};
+pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers};
+pub use self::symbols::{Frame, Symbols};

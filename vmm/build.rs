@@ -1,0 +1,120 @@
+//! Builds the guest kernel with a nested cargo and tells the library where its ELF lies.
+//!
+//! The nested build has a target directory of its own, one for all profiles of the outer build, and a cleaned
+//! environment: whatever wrapper, flag or profile override the outer build runs under (clippy, coverage, sanitizers) is
+//! meant for the host and would break a kernel. The target is named on the command line although it is the host's, so
+//! that the kernel's code model does not reach build scripts and procedural macros.
+//!
+//! `VMKERN_KERNEL_IMAGE=PATH` embeds a ready image in place of a build.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Code generation for an image that is linked at the top 2 GiB and takes traps on its own stack.
+const GUEST_FLAGS: [&str; 4] =
+    ["-Crelocation-model=static", "-Ccode-model=kernel", "-Cno-redzone=yes", "-Cforce-frame-pointers=yes"];
+
+fn main() -> ExitCode {
+    match kernel_image() {
+        Ok(image) => {
+            println!("cargo:rustc-env=VMKERN_KERNEL_ELF={}", image.display());
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            eprintln!("\nerror: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn kernel_image() -> Result<PathBuf, String> {
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")?)
+        .parent()
+        .ok_or("the vmkern crate must lie in its workspace, beside the guest's sources")?
+        .to_path_buf();
+    println!("cargo:rerun-if-env-changed=VMKERN_KERNEL_IMAGE");
+    if let Some(image) = env::var_os("VMKERN_KERNEL_IMAGE") {
+        let image = PathBuf::from(image);
+        println!("cargo:rerun-if-changed={}", image.display());
+        return if image.is_file() {
+            Ok(image)
+        } else {
+            Err(format!("VMKERN_KERNEL_IMAGE names `{}`, which is not a file", image.display()))
+        };
+    }
+    for source in ["guest", "shared", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", workspace.join(source).display());
+    }
+    let target = variable("TARGET")?;
+    if !target.starts_with("x86_64-") || !target.contains("linux") {
+        return Err(format!("vmkern runs on x86_64 Linux only, and the build is for {target}"));
+    }
+    let target_dir = guest_target_dir(Path::new(&variable("OUT_DIR")?))?;
+    let status = guest_cargo(&workspace, &target, &target_dir)?
+        .status()
+        .map_err(|error| format!("cannot start cargo for the guest kernel: {error}"))?;
+    if !status.success() {
+        return Err(
+            "the guest kernel (package vmkern-kernel) failed to build; its compiler's messages stand above".into()
+        );
+    }
+    Ok(target_dir.join(&target).join("guest").join("vmkern-kernel"))
+}
+
+fn guest_cargo(workspace: &Path, target: &str, target_dir: &Path) -> Result<Command, String> {
+    let mut cargo = Command::new(variable("CARGO")?);
+    for (name, _) in env::vars_os() {
+        if is_of_the_outer_build(&name) {
+            cargo.env_remove(&name);
+        }
+    }
+    let mut flags: Vec<String> = GUEST_FLAGS.map(String::from).to_vec();
+    flags.push(format!("--remap-path-prefix={}=.", workspace.display()));
+    cargo
+        .current_dir(workspace)
+        .args(["build", "--package", "vmkern-kernel", "--features", "image", "--bin", "vmkern-kernel"])
+        .args(["--profile", "guest", "--target", target])
+        .arg("--target-dir")
+        .arg(target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    Ok(cargo)
+}
+
+/// Whether a variable configures the build that this script is a part of. Where cargo and rustup live, and how the
+/// network is reached, is kept.
+fn is_of_the_outer_build(name: &OsStr) -> bool {
+    const KEPT: [&str; 5] = ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
+    const DROPPED: [&str; 13] = [
+        "CARGO",
+        "RUSTFLAGS",
+        "RUSTC",
+        "RUSTDOC",
+        "CLIPPY_",
+        "OUT_DIR",
+        "TARGET",
+        "HOST",
+        "NUM_JOBS",
+        "OPT_LEVEL",
+        "PROFILE",
+        "DEBUG",
+        "DEP_",
+    ];
+    let Some(name) = name.to_str() else { return false };
+    !KEPT.iter().any(|kept| name.starts_with(kept)) && DROPPED.iter().any(|dropped| name.starts_with(dropped))
+}
+
+/// The guest's target directory, inside the outer build's: the nearest directory above `out_dir` that cargo has marked.
+fn guest_target_dir(out_dir: &Path) -> Result<PathBuf, String> {
+    out_dir
+        .ancestors()
+        .find(|dir| dir.join("CACHEDIR.TAG").is_file())
+        .or_else(|| out_dir.ancestors().nth(4))
+        .map(|dir| dir.join("guest-image"))
+        .ok_or_else(|| format!("OUT_DIR is `{}`, which is not inside a target directory", out_dir.display()))
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|error| format!("the variable {name} of the build: {error}"))
+}

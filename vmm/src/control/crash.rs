@@ -1,0 +1,147 @@
+//! How a kernel died, in words: the crash record, checked and with names for its addresses.
+
+use std::fmt;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
+
+use super::error::ContractError;
+use crate::kvm::Registers;
+use crate::symbols::{Frame, Symbols};
+
+/// A place in the kernel, with its name where it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The address.
+    pub address: GuestVirt,
+    /// The function and the line, innermost inlined function first. Empty where the symbols know nothing.
+    pub frames: Vec<Frame>,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.frames.first() {
+            Some(frame) => write!(f, "{} ({frame})", self.address),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+/// How a kernel died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// In which way.
+    pub kind: CrashKind,
+    /// The kernel's words.
+    pub message: String,
+    /// The CPU.
+    pub cpu: u32,
+    /// The kernel thread `tN`, if one ran.
+    pub thread: Option<u32>,
+    /// Exception vector, if it was one.
+    pub vector: Option<u32>,
+    /// The exception's error code.
+    pub error_code: u64,
+    /// Where it happened.
+    pub rip: GuestVirt,
+    /// The address that faulted last.
+    pub cr2: GuestVirt,
+    /// Registers there.
+    pub registers: Box<Registers>,
+    /// How the CPU came there, innermost call first. An address inside inlined functions gives one frame for each.
+    pub backtrace: Vec<Frame>,
+}
+
+impl Crash {
+    /// Reads `record`, which the guest wrote and may have written wrong: counts are capped, text is made valid UTF-8.
+    pub(crate) fn from_record(record: &CrashRecord, symbols: &Symbols) -> Result<Self, ContractError> {
+        let code = record.kind.get();
+        let kind = CrashKind::from_code(code).ok_or(ContractError::NoCrashRecord(code))?;
+        let absent = |value: u32| (value != u32::MAX).then_some(value);
+        let count = |value: u32, max: usize| usize::try_from(value).unwrap_or(max).min(max);
+        let message: Vec<u8> =
+            record.message.iter().take(count(record.message_len.get(), MESSAGE_MAX)).map(|byte| byte.get()).collect();
+        let frames = record.frames.iter().take(count(record.frames_len.get(), FRAMES_MAX)).map(|frame| frame.get());
+        let mut registers = Registers {
+            rip: record.rip.get(),
+            rflags: record.rflags.get(),
+            cr2: record.cr2.get(),
+            cr3: record.cr3.get(),
+            ..Registers::default()
+        };
+        for (register, field) in registers.gpr.iter_mut().zip(&record.gpr) {
+            *register = field.get();
+        }
+        Ok(Self {
+            kind,
+            message: String::from_utf8_lossy(&message).into_owned(),
+            cpu: record.cpu.get(),
+            thread: absent(record.thread.get()),
+            vector: absent(record.vector.get()),
+            error_code: record.error_code.get(),
+            rip: record.rip.get(),
+            cr2: record.cr2.get(),
+            registers: Box::new(registers),
+            backtrace: symbols.backtrace(frames),
+        })
+    }
+}
+
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            CrashKind::Panic => "panic",
+            CrashKind::PageFault => "fatal page fault",
+            CrashKind::Trap => "fatal trap",
+            CrashKind::StackOverflow => "stack overflow",
+            CrashKind::Nucleus => "fault in the nucleus",
+        };
+        write!(f, "{what}: {}", self.message)?;
+        write!(f, "\ncpu {}", self.cpu)?;
+        if let Some(thread) = self.thread {
+            write!(f, "  thread t{thread}")?;
+        }
+        if let Some(vector) = self.vector {
+            write!(f, "  vector {vector}  error code {:#x}", self.error_code)?;
+        }
+        write!(f, "\n{}", self.registers)?;
+        for (depth, frame) in self.backtrace.iter().enumerate() {
+            write!(f, "\n#{depth:<2} {frame}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromBytes;
+
+    use super::*;
+
+    fn record() -> Box<CrashRecord> {
+        Box::new(CrashRecord::read_from_bytes(&vec![0; size_of::<CrashRecord>()]).expect("zeros are a record"))
+    }
+
+    #[test]
+    fn lengths_that_lie_are_capped() {
+        let record = record();
+        record.kind.set(CrashKind::Panic as u32);
+        record.message_len.set(u32::MAX);
+        record.frames_len.set(u32::MAX);
+        record.message.iter().for_each(|byte| byte.set(0xff));
+        record.thread.set(u32::MAX);
+        let crash = Crash::from_record(&record, &Symbols::none()).expect("the kind is valid");
+        assert_eq!(crash.message.chars().count(), MESSAGE_MAX);
+        assert_eq!(crash.backtrace.len(), FRAMES_MAX);
+        assert_eq!(crash.thread, None);
+    }
+
+    #[test]
+    fn a_kind_that_is_none_is_refused() {
+        let record = record();
+        for kind in [0, 6, u32::MAX] {
+            record.kind.set(kind);
+            assert_eq!(Crash::from_record(&record, &Symbols::none()), Err(ContractError::NoCrashRecord(kind)));
+        }
+    }
+}

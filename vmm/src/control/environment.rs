@@ -1,0 +1,67 @@
+//! What a guest runs on, for reports.
+
+use serde::Serialize;
+use vmkern_abi::boot::Privilege;
+
+/// What kind of KVM this host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvmKind {
+    /// The processor runs guests.
+    Hardware,
+    /// CPL3 code runs natively, CPL0 code is emulated one instruction at a time.
+    Software,
+}
+
+impl KvmKind {
+    /// An instruction at CPL0 that takes longer than this, in nanoseconds, is emulated. (Native: below 10;
+    /// emulated: about 1,000.)
+    const EMULATED_FROM_NS: u64 = 100;
+
+    /// The kind of a KVM on which one CPL0 instruction takes `nanoseconds`.
+    #[must_use]
+    pub fn from_instruction_time(nanoseconds: u64) -> Self {
+        if nanoseconds < Self::EMULATED_FROM_NS { Self::Hardware } else { Self::Software }
+    }
+
+    /// The privilege that a kernel runs faster at.
+    #[must_use]
+    pub fn best_privilege(self) -> Privilege {
+        match self {
+            Self::Hardware => Privilege::Supervisor,
+            Self::Software => Privilege::User,
+        }
+    }
+
+    /// The word that names it: `hardware` or `software`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hardware => "hardware",
+            Self::Software => "software",
+        }
+    }
+}
+
+/// What a guest runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// What runs it: `kvm`.
+    pub accelerator: &'static str,
+    /// What kind of KVM, by what the kernel measured on its way in.
+    pub kvm: KvmKind,
+    /// The privilege at which the kernel body runs; never `Auto`.
+    pub privilege: Privilege,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Version of the ABI that guest and host share.
+    pub abi: u32,
+    /// The TSC's frequency in kHz.
+    pub tsc_khz: u32,
+    /// Cycles from the kernel's entry until it served requests.
+    pub boot_cycles: u64,
+}

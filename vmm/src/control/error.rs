@@ -1,0 +1,162 @@
+//! What can go wrong with a guest, before it runs and while it runs.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::boot::{BootArgs, Tunables};
+use vmkern_abi::control::{Corrupt, WireError};
+
+use super::crash::{Crash, Location};
+use crate::image::ImageError;
+use crate::kvm::{CpuFailure, KvmError, NoKvm};
+
+/// Least memory that a guest can have, in bytes.
+pub const MEMORY_MIN: u64 = 8 << 20;
+/// Most memory that a guest can have, in bytes.
+pub const MEMORY_MAX: u64 = 64 << 30;
+
+/// A guest could not be started.
+#[derive(Clone, Debug, Error)]
+pub enum LaunchError {
+    /// This host cannot run guests.
+    #[error(transparent)]
+    NoKvm(#[from] NoKvm),
+    /// The guest was asked to be what it cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The kernel image cannot be booted.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The guest started, but did not become ready.
+    #[error("the guest did not become ready: {0}")]
+    Guest(#[from] GuestError),
+    /// The host refused something: memory, a thread, a KVM operation.
+    #[error(transparent)]
+    Io(#[from] KvmError),
+}
+
+/// A setting of a guest that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Too little or too much memory.
+    #[error(
+        "memory: {0} bytes ({0:#x}) asked for; a guest has at least {MEMORY_MIN} bytes (8M) and at most {MEMORY_MAX} bytes (64G)"
+    )]
+    MemorySize(u64),
+    /// Memory is no whole number of pages.
+    #[error("memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, {PAGE_SIZE} bytes")]
+    MemoryAlignment(u64),
+    /// More or fewer vCPUs than the kernel can use.
+    #[error("vcpus: {0} asked for; this kernel runs on exactly 1")]
+    Vcpus(u32),
+    /// No tunable has this name.
+    #[error("unknown tunable `{0}`; there are: {list}", list = Tunables::NAMES.join(" "))]
+    UnknownTunable(String),
+    /// The command line does not fit.
+    #[error("the kernel's command line is {0} bytes long and must be shorter than {max}", max = BootArgs::MAX_LEN)]
+    CommandLine(usize),
+    /// Thread numbers have a limit.
+    #[error("thread {0} asked for; threads are t0 to t{max}", max = super::THREADS - 1)]
+    Thread(u16),
+}
+
+/// A running guest failed, or a wait for it ended without an answer.
+///
+/// After [`GuestError::Interrupted`] and [`GuestError::BadRequest`] the guest goes on. After any other the guest is
+/// dead: its vCPUs have stopped, its memory can still be inspected, and each further request gets the same error.
+#[derive(Clone, Debug, Error)]
+pub enum GuestError {
+    /// The kernel died and said why.
+    #[error("{0}")]
+    Crashed(Box<Crash>),
+    /// The guest's time was up. It was stopped, and stood at `at`.
+    #[error("the guest did not answer within {limit:?}; it was stopped at {at}")]
+    Timeout {
+        /// The limit.
+        limit: Duration,
+        /// Where the CPU stood.
+        at: Box<Location>,
+    },
+    /// [`InterruptHandle::interrupt`](crate::InterruptHandle::interrupt) was called.
+    #[error("interrupted")]
+    Interrupted,
+    /// The guest or this VMM broke the protocol between them: a bug of ours, or a guest gone wild.
+    #[error("the contract between guest and host is broken: {0}")]
+    Contract(#[from] ContractError),
+    /// The vCPU cannot go on: a triple fault, an instruction that KVM cannot emulate, ...
+    #[error("{failure}\nat {at}")]
+    Cpu {
+        /// Why, with the registers.
+        failure: CpuFailure,
+        /// Where the CPU stood.
+        at: Box<Location>,
+    },
+    /// A KVM operation on the running guest failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The request itself is wrong. It was not sent.
+    #[error(transparent)]
+    BadRequest(ConfigError),
+}
+
+impl GuestError {
+    /// Whether the guest still runs after this error.
+    #[must_use]
+    pub fn guest_lives(&self) -> bool {
+        matches!(self, Self::Interrupted | Self::BadRequest(_))
+    }
+}
+
+/// How the protocol between host and guest was broken.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ContractError {
+    /// A ring's counter is impossible.
+    #[error("{ring} ring: {corrupt}")]
+    Ring {
+        /// Which ring.
+        ring: &'static str,
+        /// The counters.
+        corrupt: Corrupt,
+    },
+    /// The request ring is full although fewer requests are in flight than it has slots.
+    #[error("the request ring is full with {0} requests in flight")]
+    RingFull(usize),
+    /// A response says nothing sensible.
+    #[error("response ring: {0}")]
+    Response(#[from] WireError),
+    /// A response answers a request that was never made, or was answered before.
+    #[error("response ring: tag {0:#x} belongs to no request in flight")]
+    Tag(u32),
+    /// Guest and host were built from different sources.
+    #[error("the kernel speaks version {guest} of the ABI, this host version {host}")]
+    AbiVersion {
+        /// The kernel's.
+        guest: u32,
+        /// This library's.
+        host: u32,
+    },
+    /// A word of the control region is impossible.
+    #[error("control region: {field} is {value:#x}")]
+    Control {
+        /// The word.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The guest left through the exit port although nobody asked it to.
+    #[error("the guest left with exit code {0:#x}")]
+    Exit(u8),
+    /// The guest said that it died, and left no valid record.
+    #[error("the guest died and left no crash record (kind {0})")]
+    NoCrashRecord(u32),
+    /// Nothing is in flight, so nothing can be waited for.
+    #[error("no request is in flight")]
+    NothingInFlight,
+    /// A vCPU's thread ended without saying why.
+    #[error("the vCPU's thread ended without a reason")]
+    LostVcpu,
+    /// The guest can't be stopped: its vCPU's thread does not return from the host's kernel.
+    #[error("the vCPU's thread does not stop")]
+    Unstoppable,
+}

@@ -1,0 +1,264 @@
+//! The handle to a running guest.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::{DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response};
+
+use super::bell::InterruptHandle;
+use super::crash::{Crash, Location};
+use super::environment::Environment;
+use super::error::{ConfigError, ContractError, GuestError};
+use super::launch::LazySymbols;
+use super::link::Link;
+use super::logs::Logs;
+use super::machine::Machine;
+use super::wait::{Waiter, Woken};
+use super::{Builder, THREADS};
+use crate::image::KernelImage;
+use crate::kvm::vcpu::VcpuEnd;
+use crate::symbols::Symbols;
+
+/// A running guest. Dropping it stops the guest and gives back everything that it had.
+#[derive(Debug)]
+pub struct Guest {
+    // The link's handles look into the machine's memory, which they keep mapped themselves.
+    pub(super) link: Link,
+    pub(super) machine: Machine,
+    pub(super) environment: Environment,
+    pub(super) logs: Logs,
+    pub(super) waiter: Waiter,
+    pub(super) deadline: Instant,
+    timeout: Duration,
+    symbols: LazySymbols,
+    /// Why the guest is dead.
+    death: Option<GuestError>,
+    next_tag: u32,
+    in_flight: HashSet<u32>,
+    /// Responses that came while another was waited for.
+    backlog: VecDeque<Response>,
+}
+
+impl Guest {
+    /// Describes a guest to launch.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(super) fn new(
+        link: Link,
+        machine: Machine,
+        environment: Environment,
+        logs: Logs,
+        kernel: KernelImage,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            link,
+            machine,
+            environment,
+            logs,
+            waiter: Waiter::new(),
+            deadline,
+            timeout,
+            symbols: LazySymbols { kernel, symbols: OnceLock::new() },
+            death: None,
+            next_tag: 0,
+            in_flight: HashSet::new(),
+            backlog: VecDeque::new(),
+        }
+    }
+
+    /// Has kernel thread `thread` (0 to 63) do `op`, and waits for the answer. Answers to other requests that come
+    /// meanwhile are kept for [`Guest::next_response`].
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn call(&mut self, thread: u16, op: Op) -> Result<Response, GuestError> {
+        let tag = self.submit(thread, op)?;
+        loop {
+            let response = self.receive()?;
+            if response.tag == tag {
+                return Ok(response);
+            }
+            self.backlog.push_back(response);
+        }
+    }
+
+    /// Has kernel thread `thread` (0 to 63) do `op`, and returns the tag of the answer to come. Any number of requests
+    /// may be in flight; waits for the guest only while the rings are full.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn submit(&mut self, thread: u16, op: Op) -> Result<u32, GuestError> {
+        self.check_alive()?;
+        if thread >= THREADS {
+            return Err(GuestError::BadRequest(ConfigError::Thread(thread)));
+        }
+        // With at most a ring's worth in flight, neither ring can be full when a side wants to push.
+        while self.in_flight.len() >= RING_SLOTS {
+            let response = self.receive()?;
+            self.backlog.push_back(response);
+        }
+        let tag = self.fresh_tag();
+        match self.link.push(&Request { tag, thread, op }) {
+            Ok(true) => {}
+            Ok(false) => return Err(self.die(ContractError::RingFull(self.in_flight.len()).into())),
+            Err(error) => return Err(self.die(error.into())),
+        }
+        self.in_flight.insert(tag);
+        if self.link.region().guest_sleeper.must_wake()
+            && let Err(error) = self.machine.vm.signal(DOORBELL_VECTOR)
+        {
+            return Err(self.die(error.into()));
+        }
+        Ok(tag)
+    }
+
+    /// The oldest answer that nobody has had; waits for one if there is none.
+    ///
+    /// # Errors
+    /// [`ContractError::NothingInFlight`] when no request is in flight, after which the guest goes on; else see
+    /// [`GuestError`].
+    pub fn next_response(&mut self) -> Result<Response, GuestError> {
+        if let Some(response) = self.backlog.pop_front() {
+            return Ok(response);
+        }
+        self.check_alive()?;
+        if self.in_flight.is_empty() {
+            return Err(ContractError::NothingInFlight.into());
+        }
+        self.receive()
+    }
+
+    /// Requests that were not answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// The kernel's log since the last call: what it wrote into its log ring and sent over the serial line. Can be
+    /// asked of a dead guest too.
+    pub fn take_log(&mut self) -> Vec<u8> {
+        self.logs.take(&self.link.region().log)
+    }
+
+    /// What the guest runs on.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// A handle that interrupts waits for this guest, for a Ctrl-C handler or another thread.
+    #[must_use]
+    pub fn interrupt_handle(&self) -> InterruptHandle {
+        InterruptHandle(self.machine.state.bell.clone())
+    }
+
+    /// Gives the guest its whole time limit again, from now on.
+    pub fn restart_clock(&mut self) {
+        self.deadline = Instant::now() + self.timeout;
+    }
+
+    /// The symbols of the guest's kernel.
+    #[must_use]
+    pub fn symbols(&self) -> &Symbols {
+        self.symbols.symbols.get_or_init(|| Symbols::of(&self.symbols.kernel))
+    }
+
+    /// Why the guest is dead, if it is.
+    #[must_use]
+    pub fn death(&self) -> Option<&GuestError> {
+        self.death.as_ref()
+    }
+
+    fn check_alive(&self) -> Result<(), GuestError> {
+        self.death.clone().map_or(Ok(()), Err)
+    }
+
+    fn fresh_tag(&mut self) -> u32 {
+        // A request may stay in flight while the counter comes round.
+        while self.in_flight.contains(&self.next_tag) {
+            self.next_tag = self.next_tag.wrapping_add(1);
+        }
+        let tag = self.next_tag;
+        self.next_tag = tag.wrapping_add(1);
+        tag
+    }
+
+    /// Takes the next response out of the ring, waiting for it.
+    fn receive(&mut self) -> Result<Response, GuestError> {
+        loop {
+            match self.link.pop() {
+                Ok(Some(response)) => {
+                    self.logs.collect(&self.link.region().log);
+                    if !self.in_flight.remove(&response.tag) {
+                        return Err(self.die(ContractError::Tag(response.tag).into()));
+                    }
+                    return Ok(response);
+                }
+                Ok(None) => {}
+                Err(error) => return Err(self.die(error.into())),
+            }
+            if self.machine.state.end.get().is_some() && !self.link.has_news() {
+                return Err(self.end());
+            }
+            match self.waiter.wait(&self.link, &self.machine.state, self.deadline, Duration::ZERO, Link::has_news) {
+                Woken::News => {}
+                Woken::Interrupted => return Err(GuestError::Interrupted),
+                Woken::Deadline => return Err(self.time_is_up()),
+            }
+        }
+    }
+
+    /// Stops the guest, for good, because of `error`, and returns it.
+    pub(super) fn die(&mut self, error: GuestError) -> GuestError {
+        if let Err(stuck) = self.machine.stop() {
+            log::error!("{stuck}");
+        }
+        self.death.get_or_insert(error).clone()
+    }
+
+    /// The vCPU has ended by itself: says why.
+    pub(super) fn end(&mut self) -> GuestError {
+        let error = match self.machine.stop() {
+            Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(*code) == Some(ExitCode::Crash) => {
+                match Crash::from_record(&self.link.region().crash, self.symbols()) {
+                    Ok(crash) => GuestError::Crashed(Box::new(crash)),
+                    Err(error) => error.into(),
+                }
+            }
+            Ok(VcpuEnd::Exit(code)) => ContractError::Exit(*code).into(),
+            Ok(VcpuEnd::Failed(failure)) => {
+                let failure = failure.clone();
+                let at = Box::new(self.locate(failure.registers.rip));
+                GuestError::Cpu { failure, at }
+            }
+            Ok(VcpuEnd::Stopped(_) | VcpuEnd::Lost) => ContractError::LostVcpu.into(),
+            Err(error) => error.into(),
+        };
+        self.die(error)
+    }
+
+    /// The deadline has passed: stops the guest and says where it stood.
+    pub(super) fn time_is_up(&mut self) -> GuestError {
+        match self.machine.stop() {
+            Ok(VcpuEnd::Stopped(registers)) => {
+                let rip = registers.rip;
+                let at = Box::new(self.locate(rip));
+                self.die(GuestError::Timeout { limit: self.timeout, at })
+            }
+            // It ended in the last moment.
+            Ok(_) => self.end(),
+            Err(error) => self.die(error.into()),
+        }
+    }
+
+    fn locate(&self, address: GuestVirt) -> Location {
+        let frames = self.symbols().frames(address);
+        Location { address, frames: frames.into_iter().filter(|frame| frame.function.is_some()).collect() }
+    }
+}

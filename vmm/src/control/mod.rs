@@ -1,0 +1,28 @@
+//! A guest, from its launch to its end, and the conversation with it.
+//!
+//! [`Guest::builder`] is the only way in. Requests go through one ring and answers come back through another
+//! ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the answer, by the guest's end, by
+//! [`InterruptHandle::interrupt`], or when the guest's time is up.
+
+pub(crate) mod bell;
+mod builder;
+mod crash;
+mod environment;
+mod error;
+mod guest;
+mod launch;
+mod link;
+mod logs;
+mod machine;
+mod wait;
+
+pub use self::bell::InterruptHandle;
+pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
+pub use self::crash::{Crash, Location};
+pub use self::environment::{Environment, KvmKind};
+pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN};
+pub use self::guest::Guest;
+pub use self::launch::BootReport;
+
+/// Threads that a guest can have: requests name them by number, from 0.
+pub const THREADS: u16 = 64;

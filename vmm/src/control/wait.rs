@@ -1,0 +1,103 @@
+//! Waiting for the guest: first by looking, then asleep.
+//!
+//! A sleep costs the guest a doorbell (an exit to the VMM) and the host a wake-up, some 100 us together on software KVM;
+//! looking costs a CPU that somebody else may want. So the host looks for about as long as a sleep would cost, and for
+//! less when experience says that looking is in vain: the budget halves with each sleep that proved long, and doubles
+//! with each that looking a little longer would have spared.
+
+use std::sync::OnceLock;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use super::bell::Bell;
+use super::link::Link;
+use crate::kvm::vcpu::VcpuState;
+
+/// The least time to look before a sleep.
+const BUDGET_MIN: Duration = Duration::from_micros(4);
+/// The most.
+const BUDGET_MAX: Duration = Duration::from_micros(200);
+/// How many looks are made between two looks at the clock.
+const LOOKS: u32 = 32;
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// What was waited for is there, or the vCPU has ended: look.
+    News,
+    /// Somebody interrupted.
+    Interrupted,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// Waits, and learns from it.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    budget: Duration,
+}
+
+impl Waiter {
+    pub(crate) fn new() -> Self {
+        Self { budget: if cpus() > 1 { BUDGET_MAX } else { Duration::ZERO } }
+    }
+
+    /// Waits until `news` says yes or the vCPU has ended. `look_at_least` widens the time spent looking.
+    pub(crate) fn wait(
+        &mut self,
+        link: &Link,
+        vcpu: &VcpuState,
+        deadline: Instant,
+        look_at_least: Duration,
+        news: impl Fn(&Link) -> bool,
+    ) -> Woken {
+        let bell: &Bell = &vcpu.bell;
+        let is_over = || news(link) || vcpu.end.get().is_some();
+        if is_over() {
+            return Woken::News;
+        }
+        let start = Instant::now();
+        let budget = if cpus() > 1 { self.budget.max(look_at_least) } else { Duration::ZERO };
+        while start.elapsed() < budget {
+            for _ in 0..LOOKS {
+                if is_over() {
+                    return Woken::News;
+                }
+                std::hint::spin_loop();
+            }
+            if bell.take_interrupt() {
+                return Woken::Interrupted;
+            }
+        }
+        let sleeper = &link.region().host_sleeper;
+        loop {
+            sleeper.prepare();
+            let woken = if is_over() {
+                Woken::News
+            } else if bell.take_interrupt() {
+                Woken::Interrupted
+            } else if Instant::now() >= deadline {
+                Woken::Deadline
+            } else {
+                bell.wait(deadline);
+                continue;
+            };
+            sleeper.cancel();
+            if woken == Woken::News && cpus() > 1 {
+                self.learn(start.elapsed());
+            }
+            return woken;
+        }
+    }
+
+    /// A wait ended in a sleep and took `took` in all.
+    fn learn(&mut self, took: Duration) {
+        let better = if took < 2 * BUDGET_MAX { self.budget * 2 } else { self.budget / 2 };
+        self.budget = better.clamp(BUDGET_MIN, BUDGET_MAX);
+    }
+}
+
+fn cpus() -> usize {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| available_parallelism().map_or(1, usize::from))
+}

@@ -1,0 +1,122 @@
+//! The guest kernel's image: the one that is built into this library, or another.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Bytes at an address that suits every ELF structure.
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+static EMBEDDED: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("VMKERN_KERNEL_ELF")));
+
+/// An ELF executable with a PVH entry note, and where it came from.
+#[derive(Clone)]
+pub struct KernelImage {
+    bytes: Cow<'static, [u8]>,
+    origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    Embedded,
+    Memory,
+    File(PathBuf),
+}
+
+impl KernelImage {
+    /// The kernel that was built together with this library.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self { bytes: Cow::Borrowed(&EMBEDDED.0), origin: Origin::Embedded }
+    }
+
+    /// An image held in memory.
+    #[must_use]
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { bytes: Cow::Owned(bytes), origin: Origin::Memory }
+    }
+
+    /// The image in the file `path`.
+    ///
+    /// # Errors
+    /// [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ImageError> {
+        let path = path.as_ref();
+        let origin = Origin::File(path.to_path_buf());
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Self { bytes: Cow::Owned(bytes), origin }),
+            Err(error) => {
+                Err(ImageError { image: origin.to_string(), fault: ImageFault::Unreadable(error.to_string()) })
+            }
+        }
+    }
+
+    /// The file's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The error that says what is wrong with this image.
+    pub(crate) fn error(&self, fault: ImageFault) -> ImageError {
+        ImageError { image: self.origin.to_string(), fault }
+    }
+}
+
+impl std::fmt::Debug for KernelImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KernelImage({}, {} bytes)", self.origin, self.bytes.len())
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("the built-in kernel image"),
+            Self::Memory => f.write_str("the kernel image in memory"),
+            Self::File(path) => write!(f, "kernel image `{}`", path.display()),
+        }
+    }
+}
+
+/// A kernel image cannot be booted.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{image}: {fault}")]
+pub struct ImageError {
+    /// Which image.
+    pub image: String,
+    /// What is wrong with it.
+    pub fault: ImageFault,
+}
+
+/// What can be wrong with a kernel image.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ImageFault {
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// It is not a 64-bit little-endian ELF executable, or it is damaged.
+    #[error("is not an ELF executable for x86_64: {0}")]
+    NotElf(String),
+    /// It has no PVH entry.
+    #[error("has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \"Xen\"")]
+    NoPvhNote,
+    /// A segment lies outside of the guest's memory.
+    #[error("ends at physical address {end:#x}, and must end below {limit:#x} in a guest of this size")]
+    DoesNotFit {
+        /// First physical address past the image.
+        end: u64,
+        /// First physical address past the guest's low memory.
+        limit: u64,
+    },
+    /// A segment would overwrite what the loader places in the first MiB.
+    #[error("has a segment at physical address {start:#x}, and must start at {minimum:#x} or above")]
+    TooLow {
+        /// The segment's physical address.
+        start: u64,
+        /// The lowest address that is allowed.
+        minimum: u64,
+    },
+}

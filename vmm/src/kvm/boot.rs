@@ -1,0 +1,145 @@
+//! Boot by PVH: the image, the start information, and the CPU's first state.
+//!
+//! The first MiB is the loader's: start information, memory map, command line and control region lie there, and the
+//! image above. The protocol is Xen's `hvm_start_info` (version 1): 32-bit protected mode, paging off, flat segments,
+//! EBX at the start information.
+
+use std::io::Cursor;
+
+use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
+use linux_loader::configurator::pvh::PvhBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object, ObjectKind};
+use vm_memory::GuestAddress;
+use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::boot::BootArgs;
+use vmkern_abi::control::ControlRegion;
+
+use super::KvmError;
+use super::memory::{GuestRam, HOLE_START, NotRam, ram_ranges};
+use crate::image::{ImageError, ImageFault, KernelImage};
+
+/// Where the start information lies.
+const START_INFO: GuestPhys = GuestPhys::new(0x6000);
+/// Where the memory map lies.
+const MEMORY_MAP: GuestPhys = GuestPhys::new(0x7000);
+/// Where the command line lies.
+const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8000);
+/// Where the control region lies.
+pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x1_0000);
+/// Where what the loader places ends: memory that a PC's firmware would use begins here.
+const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
+/// The image starts here or above.
+const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
+
+const _: () = {
+    assert!(COMMAND_LINE.get() + BootArgs::MAX_LEN as u64 <= CONTROL.get());
+    assert!(CONTROL.is_page_aligned() && CONTROL.get() + size_of::<ControlRegion>() as u64 <= LOADER_END.get());
+};
+
+/// `hvm_start_info.magic`: "xEn3" with the top bit of the "E" set.
+const START_MAGIC: u32 = 0x336e_c578;
+/// `XEN_HVM_MEMMAP_TYPE_RAM`.
+const MEMMAP_RAM: u32 = 1;
+
+/// Where the image wants to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry(pub(crate) GuestPhys);
+
+/// Puts `image` into memory, which is all zero, and returns its PVH entry.
+pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage) -> Result<Entry, ImageError> {
+    check_image(image, ram.size().min(HOLE_START)).map_err(|fault| image.error(fault))?;
+    let loaded = Elf::load(ram.memory(), None, &mut Cursor::new(image.bytes()), None)
+        .map_err(|error| image.error(ImageFault::NotElf(error.to_string())))?;
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => Ok(Entry(GuestPhys::new(entry.0))),
+        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
+            Err(image.error(ImageFault::NoPvhNote))
+        }
+    }
+}
+
+/// Checks what the loader does not: the class, the machine, and where segments lie, zeroed parts included.
+fn check_image(image: &KernelImage, limit: u64) -> Result<(), ImageFault> {
+    let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
+    let file = ElfFile64::<Endianness>::parse(image.bytes()).map_err(not_elf)?;
+    if file.architecture() != object::Architecture::X86_64 || file.kind() != ObjectKind::Executable {
+        return Err(ImageFault::NotElf(format!("it is for {:?}, {:?}", file.architecture(), file.kind())));
+    }
+    let endian = file.endian();
+    for segment in file.elf_program_headers().iter().filter(|s| s.p_type(endian) == object::elf::PT_LOAD) {
+        let (start, size) = (segment.p_paddr(endian), segment.p_memsz(endian).max(segment.p_filesz(endian)));
+        if size > 0 && start < IMAGE_START.get() {
+            return Err(ImageFault::TooLow { start, minimum: IMAGE_START.get() });
+        }
+        let end = start.saturating_add(size);
+        if end > limit {
+            return Err(ImageFault::DoesNotFit { end, limit });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the start information, the memory map and `command_line`, which is shorter than [`BootArgs::MAX_LEN`].
+pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(), NotRam> {
+    let map: Vec<_> = ram_ranges(ram.size())
+        .map(|range| hvm_memmap_table_entry {
+            addr: range.start.get(),
+            size: range.size,
+            type_: MEMMAP_RAM,
+            reserved: 0,
+        })
+        .collect();
+    let info = hvm_start_info {
+        magic: START_MAGIC,
+        version: 1,
+        cmdline_paddr: COMMAND_LINE.get(),
+        memmap_paddr: MEMORY_MAP.get(),
+        memmap_entries: u32::try_from(map.len()).expect("RAM has two ranges at most"),
+        ..Default::default()
+    };
+    assert!(command_line.len() < BootArgs::MAX_LEN, "the builder checked the command line's length");
+    ram.write(COMMAND_LINE, command_line.as_bytes())?;
+    ram.write(COMMAND_LINE.add(command_line.len() as u64), &[0])?;
+    let mut params = BootParams::new(&info, GuestAddress(START_INFO.get()));
+    params.set_sections(&map, GuestAddress(MEMORY_MAP.get()));
+    PvhBootConfigurator::write_bootparams(&params, ram.memory())
+        .map_err(|_| NotRam { start: START_INFO, len: PAGE_SIZE })
+}
+
+/// Brings `vcpu` to the state in which PVH enters a kernel at `entry`.
+pub(crate) fn set_entry_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
+    const CR0_PE: u64 = 1;
+    const RFLAGS_FIXED: u64 = 2;
+    let flat = |type_, selector| kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    };
+    let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+    let data = flat(0x3, 0x10);
+    sregs.cs = flat(0xb, 0x8);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment { type_: 0xb, limit: 0x67, present: 1, selector: 0x18, ..Default::default() };
+    sregs.cr0 = CR0_PE;
+    sregs.cr4 = 0;
+    sregs.efer = 0;
+    vcpu.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))?;
+    let regs = kvm_regs { rip: entry.0.get(), rbx: START_INFO.get(), rflags: RFLAGS_FIXED, ..Default::default() };
+    vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))
+}

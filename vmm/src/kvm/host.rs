@@ -1,0 +1,144 @@
+//! `/dev/kvm`: opening it, and saying what to do when that is not possible.
+
+use std::fmt;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP};
+use kvm_ioctls::Kvm;
+use thiserror::Error;
+
+/// The device.
+pub(crate) const DEVICE: &str = "/dev/kvm";
+
+/// Capabilities without which no guest runs, with their names in the KVM API.
+pub(crate) const REQUIRED: [(u32, &str); 6] = [
+    (kvm_bindings::KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"),
+    (kvm_bindings::KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"),
+    (kvm_bindings::KVM_CAP_GET_TSC_KHZ, "KVM_CAP_GET_TSC_KHZ"),
+    (KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP"),
+    (KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI"),
+    (KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// This host cannot run guests.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub struct NoKvm {
+    /// What is missing.
+    pub missing: Missing,
+}
+
+/// What a host that cannot run guests lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// `/dev/kvm` does not exist.
+    Device,
+    /// This user may not open `/dev/kvm`.
+    Permission,
+    /// `/dev/kvm` is there but cannot be used, with the system's error number.
+    Unusable(i32),
+    /// KVM speaks another version of its API.
+    ApiVersion(i32),
+    /// KVM lacks a capability, by its name.
+    Capability(&'static str),
+}
+
+impl NoKvm {
+    /// What would help, as sentences with exact commands.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self.missing {
+            Missing::Device => {
+                let module = if cpu_vendor_is_amd() { "kvm_amd" } else { "kvm_intel" };
+                format!(
+                    "Load the module: `sudo modprobe {module}`. If that fails, enable {} in the firmware's setup; in a virtual \
+                     machine, enable nested virtualization for it; in a container, pass the device in (`--device {DEVICE}`).",
+                    if cpu_vendor_is_amd() { "SVM (AMD-V)" } else { "VT-x (Intel Virtualization Technology)" }
+                )
+            }
+            Missing::Permission => {
+                "Join the group that owns it: `sudo usermod -aG kvm $USER`, then log out and in again.".to_owned()
+            }
+            Missing::Unusable(libc::EBUSY) => {
+                "Another hypervisor holds the processor's virtualization; stop it (`lsmod | grep -e vbox -e vmmon`)."
+                    .to_owned()
+            }
+            Missing::Unusable(_) => "See `dmesg | grep -i kvm` for the reason.".to_owned(),
+            Missing::ApiVersion(_) | Missing::Capability(_) => {
+                "Run a Linux kernel of version 4.13 or later with its own KVM modules (`uname -r` tells the version)."
+                    .to_owned()
+            }
+        }
+    }
+}
+
+impl fmt::Display for NoKvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.missing {
+            Missing::Device => write!(f, "this host has no {DEVICE}, so it cannot run guests. ")?,
+            Missing::Permission => write!(f, "{DEVICE} exists, but this user may not open it. ")?,
+            Missing::Unusable(errno) => {
+                write!(f, "{DEVICE} cannot be used: {}. ", std::io::Error::from_raw_os_error(errno))?;
+            }
+            Missing::ApiVersion(version) => {
+                write!(
+                    f,
+                    "{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed. "
+                )?;
+            }
+            Missing::Capability(name) => write!(f, "this host's KVM lacks {name}. ")?,
+        }
+        f.write_str(&self.remedy())
+    }
+}
+
+fn cpu_vendor_is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    // "AuthenticAMD" and "HygonGenuine", by EBX.
+    leaf.ebx == u32::from_le_bytes(*b"Auth") || leaf.ebx == u32::from_le_bytes(*b"Hygo")
+}
+
+/// Opens `/dev/kvm` without looking for capabilities.
+///
+/// # Errors
+/// [`NoKvm`], with what would help.
+pub(crate) fn open_device() -> Result<Kvm, NoKvm> {
+    let kvm = Kvm::new().map_err(|error| NoKvm {
+        missing: match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => Missing::Device,
+            libc::EACCES | libc::EPERM => Missing::Permission,
+            errno => Missing::Unusable(errno),
+        },
+    })?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
+        version => Err(NoKvm { missing: Missing::ApiVersion(version) }),
+    }
+}
+
+/// Opens `/dev/kvm` and makes sure that it has what a guest needs.
+///
+/// # Errors
+/// [`NoKvm`], with what would help.
+pub(crate) fn open() -> Result<Kvm, NoKvm> {
+    let kvm = open_device()?;
+    for (capability, name) in REQUIRED {
+        if kvm.check_extension_raw(capability.into()) <= 0 {
+            return Err(NoKvm { missing: Missing::Capability(name) });
+        }
+    }
+    Ok(kvm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_obstacle_comes_with_what_would_help() {
+        let text = |missing| NoKvm { missing }.to_string();
+        assert!(text(Missing::Device).contains("sudo modprobe kvm_"));
+        assert!(text(Missing::Permission).contains("sudo usermod -aG kvm $USER"));
+        assert!(text(Missing::Unusable(libc::EBUSY)).contains("Another hypervisor"));
+        assert!(text(Missing::ApiVersion(11)).contains("version 11"));
+        assert!(text(Missing::Capability("KVM_CAP_SPLIT_IRQCHIP")).contains("lacks KVM_CAP_SPLIT_IRQCHIP"));
+    }
+}

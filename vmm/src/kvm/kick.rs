@@ -1,0 +1,113 @@
+//! Getting a vCPU's thread out of `KVM_RUN`.
+//!
+//! A signal alone is lost when it arrives just before the thread enters `KVM_RUN`; the `immediate_exit` byte alone is
+//! not seen by a thread that is inside. Both together leave no gap: the byte is set first, then the signal is sent, and
+//! the thread looks at its orders whenever `KVM_RUN` returns.
+//!
+//! The signal is a real-time signal whose handler does nothing; it is installed once in a process's life.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
+
+use super::KvmError;
+
+/// Which real-time signal, counted from the first.
+const SIGNAL_OFFSET: libc::c_int = 7;
+
+extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+fn signal() -> Result<libc::c_int, KvmError> {
+    static INSTALLED: OnceLock<Result<libc::c_int, i32>> = OnceLock::new();
+    INSTALLED
+        .get_or_init(|| {
+            let number = SIGRTMIN() + SIGNAL_OFFSET;
+            register_signal_handler(number, nothing).map(|()| number).map_err(|error| error.errno())
+        })
+        .map_err(|errno| KvmError { operation: "sigaction for the signal that stops a vCPU".to_owned(), errno })
+}
+
+struct Target {
+    thread: libc::pthread_t,
+    immediate_exit: *mut u8,
+}
+
+// SAFETY: the pointer is only followed under the slot's lock, while the vCPU that it belongs to is alive, and then as
+// an atomic.
+unsafe impl Send for Target {}
+
+/// Names the thread that runs a vCPU, from the vCPU's creation to its end.
+#[derive(Default)]
+pub(crate) struct KickSlot(Mutex<Option<Target>>);
+
+impl KickSlot {
+    /// Makes the vCPU's thread return from `KVM_RUN` now, or at once when it enters it next. Does nothing before the
+    /// vCPU exists and after its end.
+    pub(crate) fn kick(&self) {
+        let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(target), Ok(number)) = (&*slot, signal()) {
+            // SAFETY: the byte lies in the vCPU's mapped `kvm_run`, which outlives the slot's entry: the vCPU's owner
+            // clears the entry, under the lock held here, before it unmaps.
+            unsafe { AtomicU8::from_ptr(target.immediate_exit) }.store(1, Ordering::SeqCst);
+            // SAFETY: the thread is alive, as it clears the entry, under the lock held here, before it ends; the
+            // signal's handler does nothing.
+            unsafe { libc::pthread_kill(target.thread, number) };
+        }
+    }
+}
+
+impl std::fmt::Debug for KickSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KickSlot")
+    }
+}
+
+/// A vCPU that can be kicked. Stays on the thread that made it.
+pub(crate) struct KickableVcpu {
+    vcpu: VcpuFd,
+    slot: Arc<KickSlot>,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl KickableVcpu {
+    /// Puts `vcpu`, which this thread is going to run, into `slot`.
+    pub(crate) fn new(mut vcpu: VcpuFd, slot: Arc<KickSlot>) -> Result<Self, KvmError> {
+        let number = signal()?;
+        unblock_signal(number)
+            .map_err(|error| KvmError::io(format!("sigprocmask: {error}"), &std::io::Error::last_os_error()))?;
+        let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+        // SAFETY: pthread_self has no preconditions.
+        let thread = unsafe { libc::pthread_self() };
+        *slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { thread, immediate_exit });
+        Ok(Self { vcpu, slot, _this_thread: PhantomData })
+    }
+
+    /// Takes note of a kick: the next `KVM_RUN` runs again.
+    pub(crate) fn acknowledge(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(0);
+    }
+}
+
+impl Deref for KickableVcpu {
+    type Target = VcpuFd;
+
+    fn deref(&self) -> &VcpuFd {
+        &self.vcpu
+    }
+}
+
+impl DerefMut for KickableVcpu {
+    fn deref_mut(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
+    }
+}
+
+impl Drop for KickableVcpu {
+    fn drop(&mut self) {
+        *self.slot.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

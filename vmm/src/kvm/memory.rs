@@ -1,0 +1,308 @@
+//! Guest RAM: one memfd, mapped once, shown to the guest as one or two ranges.
+//!
+//! This is the only module that turns guest memory into Rust references, and then only into references to types made
+//! of atomic words: the guest may write at any moment. Everything else copies bytes out, bounds-checked.
+//!
+//! Nothing is populated before it is touched, so that a guest of 64 GiB costs address space alone. The mapping is
+//! aligned to 2 MiB, as guest physical addresses are, so that huge pages of the host can lie under huge pages of the
+//! guest.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
+use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
+use zerocopy::FromBytes;
+
+use super::KvmError;
+
+/// Where the range for memory-mapped devices begins: RAM lies below.
+pub(crate) const HOLE_START: u64 = 3 << 30;
+/// Where that range ends: the rest of RAM lies from here on.
+pub(crate) const HOLE_END: u64 = 4 << 30;
+
+/// A part of guest RAM: `[start, start + size)` in physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RamRange {
+    pub(crate) start: GuestPhys,
+    pub(crate) size: u64,
+}
+
+/// Where `size` bytes of RAM lie: below the hole, and what does not fit there above it.
+pub(crate) fn ram_ranges(size: u64) -> impl Iterator<Item = RamRange> {
+    let low = size.min(HOLE_START);
+    [RamRange { start: GuestPhys::new(0), size: low }, RamRange { start: GuestPhys::new(HOLE_END), size: size - low }]
+        .into_iter()
+        .filter(|range| range.size > 0)
+}
+
+/// Address space of this process, reserved and given back as one piece.
+#[derive(Debug)]
+struct Reservation {
+    base: NonNull<libc::c_void>,
+    len: usize,
+}
+
+// SAFETY: the reservation is a pair of numbers; what is mapped inside is reached through vm-memory, which is
+// thread-safe.
+unsafe impl Send for Reservation {}
+// SAFETY: as above; the type has no methods that write.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    fn new(len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            libc::mmap(
+                null_mut(),
+                len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        match NonNull::new(base) {
+            Some(base) if base.as_ptr() != libc::MAP_FAILED => Ok(Self { base, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, at `at` bytes into the reservation.
+    fn map(&self, at: usize, file: &File, offset: u64, len: usize) -> io::Result<*mut u8> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "the mapping lies inside the reservation");
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range lies inside the reservation (asserted), which this value owns, so MAP_FIXED replaces only
+        // pages that nobody uses.
+        let address = unsafe {
+            let wanted = self.base.as_ptr().byte_add(at);
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            libc::mmap(wanted, len, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), offset)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range was mapped on the lines above. A hint: what the host makes of it shows in its counters.
+        let _ = unsafe { libc::madvise(address, len, libc::MADV_HUGEPAGE) };
+        Ok(address.cast())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the range, and whoever used what is mapped there has been dropped before.
+        unsafe { libc::munmap(self.base.as_ptr(), self.len) };
+    }
+}
+
+/// An access to physical memory that the guest does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("physical memory [{start:#x}, +{len:#x}) is not the guest's RAM")]
+pub struct NotRam {
+    /// First address of the access.
+    pub start: GuestPhys,
+    /// Bytes of the access.
+    pub len: u64,
+}
+
+/// Guest RAM.
+#[derive(Debug)]
+pub(crate) struct GuestRam {
+    // Before the reservation: dropped first.
+    memory: GuestMemoryMmap,
+    size: u64,
+    _reservation: Reservation,
+}
+
+impl GuestRam {
+    /// `size` bytes of zeroed RAM; a multiple of the page size, not 0.
+    pub(crate) fn new(size: u64) -> Result<Self, KvmError> {
+        let fail = |operation: &str, error: io::Error| {
+            KvmError::io(format!("{operation} for {size:#x} bytes of guest RAM"), &error)
+        };
+        let file = memfd(size).map_err(|error| fail("memfd_create", error))?;
+        let file = Arc::new(file);
+        let bytes = usize::try_from(size + NBPDR).map_err(|error| fail("mmap", io::Error::other(error)))?;
+        let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
+        let address = reservation.base.as_ptr().addr();
+        let mut at = address.next_multiple_of(NBPDR as usize) - address;
+        let (mut offset, mut regions) = (0, Vec::new());
+        for range in ram_ranges(size) {
+            let len = range.size as usize;
+            let pointer = reservation.map(at, &file, offset, len).map_err(|error| fail("mmap", error))?;
+            // SAFETY: `pointer` starts a mapping of `len` bytes, which lives as long as the reservation, which is
+            // dropped after the region.
+            let builder = unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(pointer) };
+            let region = builder
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::from_arc(Arc::clone(&file), offset))
+                .build()
+                .map_err(|error| fail("mmap", io::Error::other(error)))?;
+            let region = GuestRegionMmap::new(region, GuestAddress(range.start.get()));
+            regions.push(region.ok_or_else(|| fail("mmap", io::ErrorKind::InvalidInput.into()))?);
+            (at, offset) = (at + len, offset + range.size);
+        }
+        let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| fail("mmap", io::Error::other(error)))?;
+        Ok(Self { memory, size, _reservation: reservation })
+    }
+
+    /// Bytes of RAM.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The memory as rust-vmm's loaders want it.
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Each range of RAM with its address in this process, for the hypervisor's memory slots.
+    pub(crate) fn host_ranges(&self) -> impl Iterator<Item = (RamRange, u64)> {
+        ram_ranges(self.size).map(|range| {
+            let host = self.memory.get_host_address(GuestAddress(range.start.get()));
+            (range, host.expect("every range of RAM is mapped").addr() as u64)
+        })
+    }
+
+    /// Copies `buffer.len()` bytes out, from `start` on.
+    pub(crate) fn read(&self, start: GuestPhys, buffer: &mut [u8]) -> Result<(), NotRam> {
+        let len = buffer.len() as u64;
+        self.memory.read_slice(buffer, GuestAddress(start.get())).map_err(|_| NotRam { start, len })
+    }
+
+    /// Copies `bytes` in, from `start` on.
+    pub(crate) fn write(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
+        let len = bytes.len() as u64;
+        self.memory.write_slice(bytes, GuestAddress(start.get())).map_err(|_| NotRam { start, len })
+    }
+
+    /// Reads an aligned 8-byte word.
+    pub(crate) fn load(&self, at: GuestPhys) -> Result<u64, NotRam> {
+        self.memory.load(GuestAddress(at.get()), Ordering::Relaxed).map_err(|_| NotRam { start: at, len: 8 })
+    }
+
+    /// The structure of type `T` at `at`, shared with the guest for as long as the value lives. Its pages become
+    /// resident as they are touched.
+    ///
+    /// `T` is made of atomic words only (and of padding that nobody reads), as every structure of the shared crate is
+    /// that lives in guest memory.
+    pub(crate) fn shared<T: FromBytes>(self: &Arc<Self>, at: GuestPhys) -> Result<Shared<T>, NotRam> {
+        let outside = NotRam { start: at, len: size_of::<T>() as u64 };
+        let slice: VolatileSlice<'_, _> =
+            self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).map_err(|_| outside)?;
+        let pointer = first_byte(&slice).cast::<T>();
+        if !pointer.is_aligned() {
+            return Err(outside);
+        }
+        Ok(Shared { pointer: NonNull::new(pointer).ok_or(outside)?, _ram: Arc::clone(self) })
+    }
+}
+
+fn first_byte<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> *mut u8 {
+    slice.ptr_guard_mut().as_ptr()
+}
+
+fn memfd(size: u64) -> io::Result<File> {
+    // SAFETY: the name is a C string, and the flags are memfd_create's own.
+    let fd = unsafe { libc::memfd_create(c"vmkern-guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened on the line above, and nobody else knows it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    // A file that cannot shrink can never turn an access to the mapping into SIGBUS.
+    // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
+    if unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)
+    } < 0
+    {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// A structure in guest RAM. Keeps the RAM mapped.
+#[derive(Debug)]
+pub(crate) struct Shared<T> {
+    pointer: NonNull<T>,
+    _ram: Arc<GuestRam>,
+}
+
+// SAFETY: a `Shared` hands out shared references only, to types that are made of atomics.
+unsafe impl<T: Sync> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// The structure, with a lifetime that the compiler cannot check.
+    ///
+    /// # Safety
+    /// The reference, and all that borrows from it, is dropped before this value.
+    pub(crate) unsafe fn unbound(&self) -> &'static T {
+        // SAFETY: as in `deref`, and the caller keeps the reference inside of this value's life.
+        unsafe { self.pointer.as_ref() }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the pointer is aligned and points to `size_of::<T>()` mapped bytes (`GuestRam::shared`), which `_ram`
+        // keeps mapped; any bytes are a `T` (`FromBytes`), and all of its words are atomics, so that the guest may
+        // write meanwhile.
+        unsafe { self.pointer.as_ref() }
+    }
+}
+
+const _: () = assert!(HOLE_START.is_multiple_of(NBPDR) && NBPDR.is_multiple_of(PAGE_SIZE));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_the_device_hole_free() {
+        let ranges = |size| ram_ranges(size).map(|r| (r.start.get(), r.size)).collect::<Vec<_>>();
+        assert_eq!(ranges(64 << 20), [(0, 64 << 20)]);
+        assert_eq!(ranges(HOLE_START), [(0, HOLE_START)]);
+        assert_eq!(ranges(HOLE_START + PAGE_SIZE), [(0, HOLE_START), (HOLE_END, PAGE_SIZE)]);
+    }
+
+    #[test]
+    fn what_is_not_ram_is_refused() {
+        let ram = Arc::new(GuestRam::new(HOLE_START + PAGE_SIZE).expect("address space is there"));
+        let top = GuestPhys::new(HOLE_END + PAGE_SIZE);
+        assert!(ram.write(GuestPhys::new(HOLE_END), &[1; PAGE_SIZE as usize]).is_ok());
+        assert!(ram.read(GuestPhys::new(HOLE_START - 4), &mut [0; 8]).is_err());
+        assert!(ram.read(GuestPhys::new(top.get() - 7), &mut [0; 8]).is_err());
+        assert!(ram.read(GuestPhys::new(u64::MAX), &mut [0; 8]).is_err());
+        assert_eq!(ram.load(GuestPhys::new(HOLE_END)), Ok(0x0101_0101_0101_0101));
+        assert!(ram.load(top).is_err());
+        assert!(ram.load(GuestPhys::new(1)).is_err());
+        assert!(ram.shared::<u64>(GuestPhys::new(3)).is_err());
+        assert!(ram.shared::<[u64; 2]>(GuestPhys::new(top.get() - 8)).is_err());
+    }
+
+    #[test]
+    fn memory_of_64_gib_is_free_until_it_is_touched() {
+        let before = resident_pages();
+        let ram = GuestRam::new(64 << 30).expect("address space is there");
+        ram.write(GuestPhys::new(60 << 30), b"x").expect("it is RAM");
+        assert!(resident_pages() - before < 4096, "a guest's untouched memory became resident");
+    }
+
+    fn resident_pages() -> i64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs is mounted");
+        statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("statm has the resident pages")
+    }
+}

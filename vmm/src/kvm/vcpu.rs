@@ -1,0 +1,197 @@
+//! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, OnceLock};
+
+use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Kvm, VcpuExit};
+
+use super::KvmError;
+use super::boot::{Entry, set_entry_state};
+use super::kick::{KickSlot, KickableVcpu};
+use super::regs::{CpuFailure, CpuFault, Registers};
+use super::vm::Vm;
+use crate::control::bell::Bell;
+use crate::devices::{PortBus, PortEvent};
+
+/// How a vCPU's life ended.
+#[derive(Clone, Debug)]
+pub(crate) enum VcpuEnd {
+    /// It was told to stop, and stood there.
+    Stopped(Box<Registers>),
+    /// The guest wrote this value to the exit port.
+    Exit(u8),
+    /// It could not go on.
+    Failed(CpuFailure),
+    /// Its thread ended without a word: the launch was given up, or the thread panicked.
+    Lost,
+}
+
+/// What a vCPU's thread and the rest of the process share.
+#[derive(Debug)]
+pub(crate) struct VcpuState {
+    /// Rung by the guest's doorbell, and at the vCPU's end.
+    pub(crate) bell: Arc<Bell>,
+    /// How it ended. Set before the bell rings for it.
+    pub(crate) end: OnceLock<VcpuEnd>,
+    kick: Arc<KickSlot>,
+    stopping: AtomicBool,
+}
+
+impl VcpuState {
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self { bell, end: OnceLock::new(), kick: Arc::default(), stopping: AtomicBool::new(false) }
+    }
+
+    /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called again.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.kick.kick();
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's life.
+pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    static CPUID: OnceLock<CpuId> = OnceLock::new();
+    if let Some(cpuid) = CPUID.get() {
+        return Ok(cpuid.clone());
+    }
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))?;
+    Ok(CPUID.get_or_init(|| cpuid).clone())
+}
+
+/// Puts the vCPU's APIC ID where CPUID tells it: KVM reports the ID of the host's CPU that it was asked on.
+fn for_vcpu(mut cpuid: CpuId, id: u32) -> CpuId {
+    for entry in cpuid.as_mut_slice() {
+        match entry.function {
+            1 => entry.ebx = entry.ebx & 0x0000_ffff | 1 << 16 | id << 24,
+            0xb | 0x1f => entry.edx = id,
+            _ => {}
+        }
+    }
+    cpuid
+}
+
+/// What the launching thread sends to a vCPU's thread, in this order, and receives from it.
+pub(crate) struct VcpuSetup {
+    /// The VM, once there is one.
+    pub(crate) vm: Receiver<Arc<Vm>>,
+    /// The TSC's frequency in kHz, or why there is no vCPU.
+    pub(crate) tsc_khz: Sender<Result<u32, KvmError>>,
+    /// Where to begin, once everything is in memory.
+    pub(crate) entry: Receiver<Entry>,
+}
+
+/// Tells of the vCPU's end however its thread ends.
+struct Farewell<'a>(&'a VcpuState);
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        // Keeps what the thread said itself.
+        let _ = self.0.end.set(VcpuEnd::Lost);
+        self.0.bell.ring();
+    }
+}
+
+/// A vCPU's thread. A channel that closes early means that the launch was given up.
+pub(crate) fn thread(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState, ports: PortBus) {
+    let _farewell = Farewell(state);
+    let made = make(kvm, id, setup, state);
+    let Ok(Some(mut vcpu)) = made.map_err(|error| setup.tsc_khz.send(Err(error))) else { return };
+    let Ok(entry) = setup.entry.recv() else { return };
+    let end = match set_entry_state(&vcpu, entry) {
+        Ok(()) => run(&mut vcpu, id, state, ports),
+        Err(error) => failed(&vcpu, id, CpuFault::Unexpected(error.to_string())),
+    };
+    // The vCPU is gone by the time that its end is known.
+    drop(vcpu);
+    let _ = state.end.set(end);
+}
+
+fn make(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
+    let cpuid = for_vcpu(supported_cpuid(kvm)?, id);
+    let Ok(vm) = setup.vm.recv() else { return Ok(None) };
+    let vcpu = KickableVcpu::new(vm.create_vcpu(id)?, Arc::clone(&state.kick))?;
+    let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
+    let _ = setup.tsc_khz.send(Ok(tsc_khz));
+    vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    Ok(Some(vcpu))
+}
+
+fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
+    loop {
+        let fault = match vcpu.run() {
+            Ok(VcpuExit::IoOut(port, data)) => match ports.write(port, data) {
+                PortEvent::Handled => None,
+                PortEvent::Exit(code) => return VcpuEnd::Exit(code),
+                PortEvent::Doorbell => {
+                    state.bell.ring();
+                    None
+                }
+            },
+            Ok(VcpuExit::IoIn(port, data)) => {
+                ports.read(port, data);
+                None
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                log::debug!("the guest reads physical address {address:#x}, where nothing is");
+                data.fill(0xff);
+                None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                log::debug!("the guest wrote {data:02x?} to physical address {address:#x}, where nothing is");
+                None
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen) => None,
+            Ok(VcpuExit::Shutdown) => Some(CpuFault::TripleFault),
+            Ok(VcpuExit::FailEntry(reason, _)) => Some(CpuFault::FailEntry { reason }),
+            Ok(VcpuExit::InternalError) => Some(internal_error(vcpu)),
+            Ok(other) => Some(CpuFault::Unexpected(format!("{other:?}"))),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                vcpu.acknowledge();
+                None
+            }
+            Err(error) => Some(CpuFault::Run(error.errno())),
+        };
+        if let Some(fault) = fault {
+            return failed(vcpu, id, fault);
+        }
+        if state.stopping() {
+            return VcpuEnd::Stopped(Box::new(registers(vcpu)));
+        }
+    }
+}
+
+fn failed(vcpu: &KickableVcpu, cpu: u32, fault: CpuFault) -> VcpuEnd {
+    VcpuEnd::Failed(CpuFailure { cpu, fault, registers: Box::new(registers(vcpu)) })
+}
+
+fn registers(vcpu: &KickableVcpu) -> Registers {
+    match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => Registers::from_kvm(&regs, &sregs),
+        (regs, sregs) => {
+            log::warn!("the vCPU's registers cannot be read: {:?} {:?}", regs.err(), sregs.err());
+            Registers::default()
+        }
+    }
+}
+
+fn internal_error(vcpu: &mut KickableVcpu) -> CpuFault {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: every field of the union is plain numbers, and KVM has filled this one, as the exit's reason says. The
+    // layout is that of `struct kvm_run`.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let mut instruction = Vec::new();
+    // With the flag set, one byte counts the instruction's bytes and fifteen hold them (`struct kvm_run`,
+    // emulation_failure).
+    if internal.suberror == KVM_INTERNAL_ERROR_EMULATION && internal.ndata >= 3 && internal.data[0] & 1 != 0 {
+        let bytes: Vec<u8> = internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
+        instruction.extend_from_slice(&bytes[1..=usize::from(bytes[0]).min(15)]);
+    }
+    CpuFault::Internal { suberror: internal.suberror, instruction }
+}

@@ -1,0 +1,202 @@
+//! Names for the kernel's addresses, from the debug information in its image.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use addr2line::Context;
+use gimli::{Dwarf, EndianArcSlice, RunTimeEndian};
+use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use vmkern_abi::addr::GuestVirt;
+
+use crate::image::KernelImage;
+
+type Reader = EndianArcSlice<RunTimeEndian>;
+
+/// A call in a backtrace. `function+offset (file:line)` is how it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The address of the call, or where the CPU stood.
+    pub address: GuestVirt,
+    /// The function's name, without its path's hash; for an inlined function the name it was inlined under.
+    pub function: Option<String>,
+    /// Bytes from the start of the function that the address lies in, inlined or not.
+    pub offset: u64,
+    /// The source file, relative to the sources of its crate.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.function {
+            Some(function) => write!(f, "{function}+{:#x}", self.offset)?,
+            None => write!(f, "{}", self.address)?,
+        }
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, " ({file}:{line})"),
+            (Some(file), None) => write!(f, " ({file})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The symbols of one kernel image.
+pub struct Symbols {
+    /// Functions by start address: `(start, size, name)`.
+    functions: Vec<(u64, u64, String)>,
+    lines: Option<Context<Reader>>,
+}
+
+impl fmt::Debug for Symbols {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Symbols({} functions)", self.functions.len())
+    }
+}
+
+impl Symbols {
+    /// The symbols in `image`, as far as there are any.
+    #[must_use]
+    pub fn of(image: &KernelImage) -> Self {
+        let Ok(file) = object::read::elf::ElfFile64::<object::Endianness>::parse(image.bytes()) else {
+            return Self::none();
+        };
+        let mut functions: Vec<_> = file
+            .symbols()
+            .filter(|symbol| {
+                symbol.is_definition()
+                    && matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label)
+            })
+            .filter_map(|symbol| Some((symbol.address(), symbol.size(), demangle(symbol.name().ok()?))))
+            .collect();
+        functions.sort();
+        let load = |section: gimli::SectionId| {
+            let data = file.section_by_name(section.name()).and_then(|s| s.uncompressed_data().ok());
+            Ok(EndianArcSlice::new(data.unwrap_or(Cow::Borrowed(&[])).into(), RunTimeEndian::Little))
+        };
+        let lines = Dwarf::load(load)
+            .and_then(Context::from_dwarf)
+            .map_err(|error: gimli::Error| log::warn!("debug information: {error}"));
+        Self { functions, lines: lines.ok() }
+    }
+
+    /// No symbols at all.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { functions: Vec::new(), lines: None }
+    }
+
+    /// The function that `address` lies in, with the bytes from its start.
+    #[must_use]
+    pub fn function(&self, address: GuestVirt) -> Option<(&str, u64)> {
+        let at = self.functions.partition_point(|&(start, ..)| start <= address.get());
+        let (start, size, name) = self.functions[..at].last()?;
+        let offset = address.get() - start;
+        // Hand-written code may have a symbol without a size: it reaches to the next symbol.
+        let inside = offset < *size || (*size == 0 && at < self.functions.len());
+        inside.then_some((name, offset))
+    }
+
+    /// The address of the symbol called `name`.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<GuestVirt> {
+        self.functions.iter().find(|(.., symbol)| symbol == name).map(|&(start, ..)| GuestVirt::new(start))
+    }
+
+    /// The calls at `address`: the function that it lies in last, functions inlined there before it. At least one.
+    #[must_use]
+    pub fn frames(&self, address: GuestVirt) -> Vec<Frame> {
+        let symbol = self.function(address);
+        let offset = symbol.map_or(0, |(_, offset)| offset);
+        let mut frames = Vec::new();
+        if let Some(lines) = &self.lines
+            && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
+        {
+            while let Ok(Some(frame)) = found.next() {
+                let name = frame.function.and_then(|f| Some(demangle(&f.raw_name().ok()?)));
+                let place = frame.location;
+                frames.push(Frame {
+                    address,
+                    function: name,
+                    offset,
+                    file: place.as_ref().and_then(|l| l.file).map(|file| shorten(file).to_owned()),
+                    line: place.and_then(|l| l.line),
+                });
+            }
+        }
+        let outer = symbol.map(|(name, _)| name.to_owned());
+        match frames.last_mut() {
+            // Line tables alone know no function's name.
+            Some(last) => last.function = outer.or_else(|| last.function.take()),
+            None => frames.push(Frame { address, function: outer, offset, file: None, line: None }),
+        }
+        frames
+    }
+
+    /// Names for a chain of addresses, innermost first: where the CPU stood, then return addresses. A return address
+    /// is looked up one byte before, inside of the call.
+    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        for (depth, address) in addresses.enumerate() {
+            let back = u64::from(depth > 0 && address.get() > 0);
+            let mut calls = self.frames(GuestVirt::new(address.get() - back));
+            for call in &mut calls {
+                call.address = address;
+                call.offset += back;
+            }
+            frames.append(&mut calls);
+        }
+        frames
+    }
+}
+
+fn demangle(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
+}
+
+/// The part of a source path that means something to a reader: relative to the crate for our own crates, from the
+/// crate's name on for others.
+fn shorten(path: &str) -> &str {
+    const OURS: [&str; 3] = ["guest/kmem/src/", "guest/kernel/src/", "shared/src/"];
+    for root in OURS {
+        if let Some((_, rest)) = path.rsplit_once(root) {
+            return rest;
+        }
+    }
+    if let Some((_, rest)) = path.split_once("/library/") {
+        return rest;
+    }
+    if let Some((_, rest)) = path.split_once("/registry/src/") {
+        return rest.split_once('/').map_or(rest, |(_, rest)| rest);
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_shown_relative_to_their_crate() {
+        assert_eq!(shorten("./guest/kmem/src/vm/kern.rs"), "vm/kern.rs");
+        assert_eq!(shorten("/home/x/guest/kernel/src/main.rs"), "main.rs");
+        assert_eq!(shorten("/rustc/59807616e1/library/core/src/fmt/mod.rs"), "core/src/fmt/mod.rs");
+        assert_eq!(shorten("/h/.cargo/registry/src/index-1/bitflags-2.9/src/lib.rs"), "bitflags-2.9/src/lib.rs");
+        assert_eq!(shorten("plain.rs"), "plain.rs");
+    }
+
+    #[test]
+    fn an_address_without_symbols_is_still_a_frame() {
+        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter());
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0].to_string(), "0x1234");
+    }
+
+    #[test]
+    fn the_kernels_own_functions_have_names_and_lines() {
+        let symbols = Symbols::of(&KernelImage::embedded());
+        let entry = symbols.address("pvh_entry").expect("the image has an entry");
+        assert_eq!(symbols.function(entry.add(1)), Some(("pvh_entry", 1)));
+        assert_eq!(symbols.function(GuestVirt::new(8)), None);
+    }
+}

@@ -1,0 +1,166 @@
+//! Guests that misbehave, and what the host makes of them. Needs KVM: where it is missing, the tests fail with the
+//! words that `vmkern doctor` has for it.
+
+mod tiny;
+
+use std::time::Duration;
+
+use tiny::{Code, Note, pvh_elf};
+use vmkern::abi::control::{ControlRegion, ExitCode};
+use vmkern::{Builder, ContractError, CpuFault, Guest, GuestError, ImageFault, KernelImage, LaunchError, Op};
+
+const SHORT: Duration = Duration::from_millis(200);
+
+fn tiny(code: Code) -> Builder {
+    Guest::builder().memory(8 << 20).kernel(code.image())
+}
+
+fn dies(code: Code) -> GuestError {
+    match tiny(code).launch() {
+        Err(LaunchError::Guest(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_that_leaves_at_once_is_reported_with_its_exit_code_and_output() {
+    let report = tiny(Code::new().out(0x3f8, b'h').out(0x3f8, b'i').exit(ExitCode::Success as u8)).run_selftest();
+    let report = report.unwrap_or_else(|error| panic!("{error}"));
+    assert!(report.success());
+    assert_eq!(report.output, b"hi");
+}
+
+#[test]
+fn a_guest_that_never_becomes_ready_is_stopped_at_its_deadline() {
+    for code in [Code::new().spin(), Code::new().halt()] {
+        match tiny(code).timeout(SHORT).launch() {
+            Err(LaunchError::Guest(GuestError::Timeout { limit, at })) => {
+                assert_eq!(limit, SHORT);
+                assert!((u64::from(tiny::CODE)..=u64::from(tiny::CODE) + 2).contains(&at.address.get()), "{at}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_request_that_is_never_answered_ends_at_the_deadline_and_so_does_the_guest() {
+    let mut guest = tiny(Code::new().ready().spin()).timeout(SHORT).launch().unwrap_or_else(|error| panic!("{error}"));
+    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })));
+    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })), "a dead guest keeps its reason");
+}
+
+#[test]
+fn a_guest_that_spins_at_the_doorbell_is_stopped_too() {
+    let code = Code::new().ready().bytes(&[0xee, 0xeb, 0xfd]);
+    let mut guest = tiny(code).timeout(SHORT).launch().unwrap_or_else(|error| panic!("{error}"));
+    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })));
+}
+
+#[test]
+fn a_triple_fault_gives_registers() {
+    // mov eax, 0x1234_5678
+    match dies(Code::new().bytes(&[0xb8, 0x78, 0x56, 0x34, 0x12]).triple_fault()) {
+        GuestError::Cpu { failure, .. } => {
+            assert_eq!(failure.fault, CpuFault::TripleFault);
+            assert!(failure.to_string().contains("rip"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_that_leaves_although_nobody_asked_breaks_the_contract() {
+    assert!(matches!(
+        dies(Code::new().exit(ExitCode::Success as u8)),
+        GuestError::Contract(ContractError::Exit(code)) if code == ExitCode::Success as u8
+    ));
+}
+
+#[test]
+fn a_crash_without_a_record_breaks_the_contract() {
+    assert!(matches!(
+        dies(Code::new().exit(ExitCode::Crash as u8)),
+        GuestError::Contract(ContractError::NoCrashRecord(0))
+    ));
+}
+
+#[test]
+fn a_kernel_of_another_abi_version_is_refused() {
+    let phase = u32::try_from(core::mem::offset_of!(ControlRegion, phase)).expect("small");
+    assert!(matches!(
+        dies(Code::new().control_word(phase, 1).spin()),
+        GuestError::Contract(ContractError::AbiVersion { guest: 0, .. })
+    ));
+}
+
+#[test]
+fn a_damaged_ring_counter_is_a_contract_error_and_not_a_hang() {
+    // The first word of a ring is its producer's counter.
+    let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("small");
+    let mut guest =
+        tiny(Code::new().ready().control_word(tail, 0x8000_0000).spin()).launch().expect("it says that it is ready");
+    match guest.call(0, Op::Nop) {
+        Err(GuestError::Contract(ContractError::Ring { ring: "response", .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_answer_that_is_none_is_a_contract_error() {
+    let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("small");
+    let mut guest = tiny(Code::new().ready().control_word(tail, 1).spin()).launch().expect("it says that it is ready");
+    match guest.call(0, Op::Nop) {
+        Err(GuestError::Contract(ContractError::Response(_))) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_and_the_guest_goes_on() {
+    let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
+    let handle = guest.interrupt_handle();
+    let thread = std::thread::spawn(move || handle.interrupt());
+    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Interrupted)));
+    thread.join().expect("it only interrupts");
+    assert!(guest.death().is_none());
+    assert_eq!(guest.in_flight(), 1);
+}
+
+#[test]
+fn requests_that_no_guest_could_serve_are_refused_before_they_are_sent() {
+    let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
+    assert!(matches!(guest.submit(64, Op::Nop), Err(GuestError::BadRequest(_))));
+    assert!(matches!(guest.next_response(), Err(GuestError::Contract(ContractError::NothingInFlight))));
+    assert!(guest.death().is_none());
+}
+
+fn image_fault(bytes: Vec<u8>) -> ImageFault {
+    match Guest::builder().memory(8 << 20).kernel(KernelImage::from_bytes(bytes)).launch() {
+        Err(LaunchError::Image(error)) => {
+            assert!(error.to_string().starts_with("the kernel image in memory: "), "{error}");
+            error.fault
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
+    assert!(matches!(image_fault(Vec::new()), ImageFault::NotElf(_)));
+    assert!(matches!(image_fault(b"#!/bin/sh\n".repeat(100)), ImageFault::NotElf(_)));
+    assert_eq!(image_fault(pvh_elf(&[0xf4], Note::None)), ImageFault::NoPvhNote);
+    let whole = pvh_elf(&[0xf4; 64], Note::Pvh);
+    assert!(matches!(image_fault(whole[..whole.len() - 32].to_vec()), ImageFault::NotElf(_)));
+    let patched = |at: usize, value: u64| {
+        let mut elf = whole.clone();
+        elf[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        elf
+    };
+    // p_paddr and p_memsz of the first program header.
+    assert!(matches!(image_fault(patched(64 + 24, 0x1000)), ImageFault::TooLow { start: 0x1000, .. }));
+    assert!(matches!(image_fault(patched(64 + 24, u64::MAX - 8)), ImageFault::DoesNotFit { .. }));
+    assert!(matches!(image_fault(patched(64 + 40, 1 << 40)), ImageFault::DoesNotFit { .. }));
+    let missing = KernelImage::from_file("/nonexistent/kernel").expect_err("there is no such file");
+    assert!(missing.to_string().contains("/nonexistent/kernel"));
+}

@@ -1,0 +1,46 @@
+//! A guest that is gone leaves nothing behind. One test in a process of its own, because it counts what the process has.
+
+mod tiny;
+
+use std::time::Duration;
+
+use tiny::Code;
+use vmkern::abi::control::ExitCode;
+use vmkern::{Guest, KernelImage, Op};
+
+fn count(directory: &str) -> usize {
+    std::fs::read_dir(directory).expect("procfs is mounted").count()
+}
+
+/// Open files, threads, and mappings of guest RAM.
+fn belongings() -> (usize, usize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs is mounted");
+    let ram = maps.lines().filter(|line| line.contains("vmkern-guest-ram") || line.contains("kvm")).count();
+    (count("/proc/self/fd"), count("/proc/self/task"), ram)
+}
+
+fn every_way_to_end_a_guest() {
+    let tiny = |code: Code| Guest::builder().memory(8 << 20).timeout(Duration::from_millis(50)).kernel(code.image());
+    drop(tiny(Code::new().ready().halt()).launch().expect("it says that it is ready"));
+    drop(tiny(Code::new().ready().spin()).launch().expect("it says that it is ready"));
+    let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
+    guest.submit(0, Op::Nop).expect("the ring is empty");
+    drop(guest);
+    let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
+    guest.call(0, Op::Nop).expect_err("nobody answers");
+    drop(guest);
+    tiny(Code::new().spin()).launch().expect_err("it never becomes ready");
+    tiny(Code::new().triple_fault()).launch().expect_err("it never becomes ready");
+    tiny(Code::new().exit(ExitCode::Success as u8)).run_selftest().expect("it leaves");
+    Guest::builder().kernel(KernelImage::from_bytes(vec![0; 100])).launch().expect_err("it is no kernel");
+}
+
+#[test]
+fn a_guest_that_is_gone_leaves_no_file_thread_or_mapping() {
+    every_way_to_end_a_guest();
+    let before = belongings();
+    for _ in 0..3 {
+        every_way_to_end_a_guest();
+    }
+    assert_eq!(belongings(), before);
+}
