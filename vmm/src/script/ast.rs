@@ -1,0 +1,219 @@
+//! A script after all names are resolved.
+
+use std::fmt;
+
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId};
+
+use super::names::MapField;
+use super::source::{Source, Span};
+use super::verbs::Verb;
+
+/// A script that can run: every verb is one that the kernel offers, and every name has been bound by a line above.
+#[derive(Clone, Debug)]
+pub struct Script {
+    pub(super) source: Source,
+    pub(super) names: Vec<String>,
+    pub(super) body: Vec<Stmt>,
+}
+
+impl Script {
+    /// The text it was made from.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+}
+
+/// A bound name: its number among the script's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NameId(pub(super) usize);
+
+/// A kernel thread of the guest, `t0` to `t63`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(pub(super) u16);
+
+impl ThreadId {
+    /// The thread of statements that name none.
+    pub const FIRST: Self = Self(0);
+    /// How many there are.
+    pub const COUNT: u16 = 64;
+
+    /// The number, below [`ThreadId::COUNT`].
+    #[must_use]
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "t{}", self.0)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Stmt {
+    pub span: Span,
+    pub kind: StmtKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum StmtKind {
+    Do(Do),
+    Let { place: Place, value: Expr },
+    Assert { left: Expr, compare: Compare, right: Expr },
+    Repeat { count: Expr, body: Vec<Stmt> },
+    Print(Vec<PrintArg>),
+}
+
+/// A verb with its arguments, and what it must give.
+#[derive(Clone, Debug)]
+pub(super) struct Do {
+    pub thread: ThreadId,
+    pub bind: Option<Place>,
+    pub verb: &'static Verb,
+    pub args: Vec<Arg>,
+    pub expect: Option<Expect>,
+}
+
+/// Where a value is bound: a name, or one of a series.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub name: NameId,
+    pub index: Option<Expr>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Arg {
+    Map(MapId),
+    Number(Expr),
+    Flags(MallocFlags),
+    /// The word `zero` where a seed could stand.
+    Zero,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum PrintArg {
+    Text(String),
+    Number(Expr),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Expect {
+    pub span: Span,
+    pub what: Expected,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Expected {
+    Ok,
+    Null,
+    Blocked,
+    Number(Expr),
+    Error(KernReturn),
+    Panic(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compare {
+    Equal,
+    Different,
+    Less,
+    AtMost,
+    Greater,
+    AtLeast,
+}
+
+impl Compare {
+    pub const ALL: [Self; 6] =
+        [Self::Equal, Self::Different, Self::Less, Self::AtMost, Self::Greater, Self::AtLeast];
+
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Equal => "==",
+            Self::Different => "!=",
+            Self::Less => "<",
+            Self::AtMost => "<=",
+            Self::Greater => ">",
+            Self::AtLeast => ">=",
+        }
+    }
+
+    pub fn holds(self, left: u64, right: u64) -> bool {
+        match self {
+            Self::Equal => left == right,
+            Self::Different => left != right,
+            Self::Less => left < right,
+            Self::AtMost => left <= right,
+            Self::Greater => left > right,
+            Self::AtLeast => left >= right,
+        }
+    }
+}
+
+/// Terms joined by operators, combined from left to right. A flat list, so that a long sum is no deep tree.
+#[derive(Clone, Debug)]
+pub(super) struct Expr {
+    pub span: Span,
+    pub first: Box<Term>,
+    pub rest: Vec<(Operator, Term)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Term {
+    pub span: Span,
+    pub kind: TermKind,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum TermKind {
+    Number(u64),
+    /// `$NAME`.
+    Value(NameId),
+    /// `$NAME[EXPR]`.
+    Element(NameId, Expr),
+    /// `$i`.
+    LoopIndex,
+    /// A counter of the kernel, by its name in `VmMeter`.
+    Counter(&'static str),
+    PageSize,
+    MapField(MapId, MapField),
+    /// `rand(LO,HI)`.
+    Rand(Expr, Expr),
+    /// `(EXPR)`.
+    Group(Expr),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operator {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Remainder,
+}
+
+impl Operator {
+    pub const ALL: [Self; 5] = [Self::Add, Self::Subtract, Self::Multiply, Self::Divide, Self::Remainder];
+
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Add => "+",
+            Self::Subtract => "-",
+            Self::Multiply => "*",
+            Self::Divide => "/",
+            Self::Remainder => "%",
+        }
+    }
+
+    /// The result, or `None` where it is no unsigned 64-bit number.
+    pub fn apply(self, left: u64, right: u64) -> Option<u64> {
+        match self {
+            Self::Add => left.checked_add(right),
+            Self::Subtract => left.checked_sub(right),
+            Self::Multiply => left.checked_mul(right),
+            Self::Divide => left.checked_div(right),
+            Self::Remainder => left.checked_rem(right),
+        }
+    }
+}

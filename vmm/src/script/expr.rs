@@ -1,0 +1,196 @@
+//! Expressions: parsing and resolution in one go.
+
+use super::ast::{Expr, Operator, Term, TermKind};
+use super::diagnostic::{Diagnostic, closest};
+use super::lexer::{Kind, Lexer, Token};
+use super::names::{self, MapField, OFFERED_MAPS};
+use super::scope::{Form, Scope};
+use super::source::Span;
+use vmkern_abi::control::MapId;
+
+/// Deepest nesting of parentheses and brackets. The parser descends once for each level.
+const MAX_DEPTH: usize = 64;
+
+/// Whether blanks may stand around an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blanks {
+    /// They may: after `let`, `assert`, `expect`, `repeat`, and within parentheses and brackets.
+    Allowed,
+    /// They end the expression: it is one argument of several.
+    End,
+}
+
+/// Parses one expression at the lexer's place.
+pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope, blanks: Blanks) -> Result<Expr, Diagnostic> {
+    Parser { lexer, scope, depth: 0 }.expr(blanks)
+}
+
+/// The map that `token` names.
+pub(super) fn map(token: &Token) -> Result<MapId, Diagnostic> {
+    let word = token.word().unwrap_or_default();
+    let Some(&(_, map)) = MapId::NAMED.iter().find(|&&(name, _)| name == word) else {
+        return Err(Diagnostic::new(token.span, "unknown map", "a map: kernel_map or kmem_map", token.describe())
+            .suggest(closest(word, OFFERED_MAPS.map(names::map_name))));
+    };
+    if !OFFERED_MAPS.contains(&map) {
+        let message = format!("`{word}` is part of the language, but this kernel does not offer it");
+        return Err(Diagnostic::new(token.span, message, "kernel_map or kmem_map", token.describe()));
+    }
+    Ok(map)
+}
+
+/// The error for a token that cannot follow.
+pub(super) fn unexpected(token: &Token, expected: &str) -> Diagnostic {
+    let error = Diagnostic::new(token.span, format!("unexpected {}", token.describe()), expected, token.describe());
+    if Operator::ALL.iter().any(|operator| token.is(operator.sign())) {
+        return error.help("an expression with spaces stands in parentheses here");
+    }
+    error
+}
+
+struct Parser<'p, 'a> {
+    lexer: &'p mut Lexer<'a>,
+    scope: &'p Scope,
+    depth: usize,
+}
+
+impl Parser<'_, '_> {
+    fn expr(&mut self, blanks: Blanks) -> Result<Expr, Diagnostic> {
+        let first = self.term()?;
+        let mut expr = Expr { span: first.span, first: Box::new(first), rest: Vec::new() };
+        loop {
+            let next = self.lexer.peek()?;
+            let operator = Operator::ALL.into_iter().find(|operator| next.is(operator.sign()));
+            let Some(operator) = operator.filter(|_| blanks == Blanks::Allowed || !next.spaced) else {
+                return Ok(expr);
+            };
+            self.lexer.next()?;
+            let right = self.lexer.peek()?;
+            if blanks == Blanks::End && right.spaced {
+                let found = right.describe();
+                let message = format!("a blank after `{}`", operator.sign());
+                return Err(Diagnostic::new(right.span, message, "a term right behind the operator", found)
+                    .help("an expression with spaces stands in parentheses here"));
+            }
+            let right = self.term()?;
+            expr.span = expr.span.to(right.span);
+            expr.rest.push((operator, right));
+        }
+    }
+
+    /// An expression up to `close`, within brackets of some kind.
+    fn nested(&mut self, close: &str) -> Result<(Expr, Span), Diagnostic> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            let span = self.lexer.peek()?.span;
+            let message = format!("more than {MAX_DEPTH} levels of parentheses");
+            return Err(Diagnostic::new(span, message, "a simpler expression", "another level"));
+        }
+        let expr = self.expr(Blanks::Allowed)?;
+        let end = self.lexer.next()?;
+        if !end.is(close) {
+            return Err(unexpected(&end, &format!("an operator or `{close}`")));
+        }
+        self.depth -= 1;
+        Ok((expr, end.span))
+    }
+
+    fn term(&mut self) -> Result<Term, Diagnostic> {
+        let token = self.lexer.next()?;
+        let start = token.span;
+        match &token.kind {
+            Kind::Number(value) => Ok(Term { span: start, kind: TermKind::Number(*value) }),
+            Kind::Sign("(") => {
+                let (inner, end) = self.nested(")")?;
+                Ok(Term { span: start.to(end), kind: TermKind::Group(inner) })
+            }
+            Kind::Sign("$") => self.bound(start),
+            Kind::Word(word) if word == "rand" => self.rand(start),
+            Kind::Word(word) => self.plain(word, &token),
+            _ => Err(unexpected(&token, "a number, a `$NAME` or a counter")),
+        }
+    }
+
+    /// `$NAME`, `$NAME[EXPR]`, `$i`; the `$` is read.
+    fn bound(&mut self, dollar: Span) -> Result<Term, Diagnostic> {
+        let token = self.lexer.next()?;
+        let Some(name) = token.word().filter(|_| !token.spaced) else {
+            return Err(unexpected(&token, "a name right behind `$`"));
+        };
+        let mut span = dollar.to(token.span);
+        let follows = |parser: &mut Self, sign: &str| parser.lexer.peek().map(|next| next.is(sign) && !next.spaced);
+        let unbound = |scope: &Scope, shown: String| {
+            let error = Diagnostic::new(span, format!("`{shown}` is not bound"), "a name bound above", format!("`{shown}`"));
+            error.suggest(scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")))
+        };
+        if follows(self, "[")? {
+            let Some(id) = self.scope.find(name, Form::Series) else {
+                return Err(unbound(self.scope, format!("${name}[]")));
+            };
+            self.lexer.next()?;
+            let (index, end) = self.nested("]")?;
+            return Ok(Term { span: dollar.to(end), kind: TermKind::Element(id, index) });
+        }
+        let kind = if name == "i" && self.scope.loops > 0 {
+            TermKind::LoopIndex
+        } else if let Some(id) = self.scope.find(name, Form::Single) {
+            TermKind::Value(id)
+        } else if name == "i" {
+            return Err(Diagnostic::new(span, "`$i` outside of a repeat", "a name bound above", "`$i`"));
+        } else if self.scope.find(name, Form::Series).is_some() {
+            return Err(unbound(self.scope, format!("${name}"))
+                .help(format!("`{name}` is a series: `${name}[EXPR]` is one of it")));
+        } else {
+            return Err(unbound(self.scope, format!("${name}")));
+        };
+        if follows(self, ".")? {
+            let dot = self.lexer.next()?;
+            span = span.to(dot.span);
+            let message = format!("`${name}` is a number, not a map");
+            return Err(Diagnostic::new(span, message, "a map bound by kmem_suballoc", format!("`${name}`")));
+        }
+        Ok(Term { span, kind })
+    }
+
+    /// `rand(LO,HI)`; the word is read.
+    fn rand(&mut self, start: Span) -> Result<Term, Diagnostic> {
+        if self.lexer.accept("(")?.is_none() {
+            return Err(unexpected(&self.lexer.next()?, "`(LO,HI)` after `rand`"));
+        }
+        let (low, _) = self.nested(",")?;
+        let (high, end) = self.nested(")")?;
+        Ok(Term { span: start.to(end), kind: TermKind::Rand(low, high) })
+    }
+
+    /// A name without a `$`.
+    fn plain(&mut self, word: &str, token: &Token) -> Result<Term, Diagnostic> {
+        let next = self.lexer.peek()?;
+        if next.is(".") && !next.spaced {
+            let map = map(token)?;
+            self.lexer.next()?;
+            let field = self.lexer.next()?;
+            let name = field.word().unwrap_or_default();
+            let Some(known) = MapField::from_name(name) else {
+                let expected = "min, max, size, entries or max_free";
+                return Err(Diagnostic::new(field.span, "unknown property of a map", expected, field.describe())
+                    .suggest(closest(name, MapField::ALL.map(MapField::name))));
+            };
+            return Ok(Term { span: token.span.to(field.span), kind: TermKind::MapField(map, known) });
+        }
+        if word == "page_size" {
+            return Ok(Term { span: token.span, kind: TermKind::PageSize });
+        }
+        if let Some(counter) = names::counter(word) {
+            return Ok(Term { span: token.span, kind: TermKind::Counter(counter) });
+        }
+        let expected = "a number, a `$NAME` or a counter";
+        let error = Diagnostic::new(token.span, format!("unknown name `{word}`"), expected, token.describe());
+        if self.scope.find(word, Form::Single).is_some() || (word == "i" && self.scope.loops > 0) {
+            return Err(error.suggest(Some(format!("${word}"))));
+        }
+        if MapId::NAMED.iter().any(|&(name, _)| name == word) {
+            return Err(error.help(format!("a map is no number, but `{word}.size` is one")));
+        }
+        Err(error.suggest(closest(word, names::all())))
+    }
+}

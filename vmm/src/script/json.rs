@@ -1,0 +1,182 @@
+//! What came of a run, as the JSON object of `--json`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use vmkern_abi::ABI_VERSION;
+
+use super::outcome::{Ending, Failure, Status, Step};
+use super::target::Panic;
+use super::{Diagnostic, NotUtf8};
+
+/// Version of the object.
+pub const SCHEMA: u32 = 1;
+
+/// The object.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Whether the exit status is 0.
+    pub ok: bool,
+    /// The exit status.
+    pub status: u8,
+    /// `finished`, `failed`, `panic`, `timeout` or `error`.
+    pub outcome: &'static str,
+    /// Every finished statement that asked the guest for something, and every `print`.
+    pub steps: Vec<StepReport>,
+    /// What did not hold, or what is wrong.
+    pub failures: Vec<FailureReport>,
+    /// How the guest died, if it did.
+    pub panic: Option<PanicReport>,
+    /// The kernel's counters at the end, by name; empty when nothing booted.
+    pub stats: BTreeMap<String, u64>,
+    /// Where it ran.
+    pub environment: EnvironmentReport,
+}
+
+/// A finished statement.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    line: usize,
+    thread: String,
+    verb: &'static str,
+    result: ResultReport,
+    cycles: u64,
+    output: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ResultReport {
+    kind: &'static str,
+    value: Option<String>,
+}
+
+impl From<Step> for StepReport {
+    fn from(step: Step) -> Self {
+        let Step { line, thread, verb, result, cycles, output } = step;
+        let (thread, result) = (thread.to_string(), ResultReport { kind: result.kind(), value: result.value() });
+        Self { line, thread, verb, result, cycles, output }
+    }
+}
+
+/// Something that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FailureReport {
+    /// The line, or 0 when no line is concerned.
+    pub line: usize,
+    /// What should have been.
+    pub expected: String,
+    /// What was.
+    pub got: String,
+}
+
+impl From<&Failure> for FailureReport {
+    fn from(failure: &Failure) -> Self {
+        Self { line: failure.span.line, expected: failure.expected.clone(), got: failure.got.clone() }
+    }
+}
+
+impl From<&Diagnostic> for FailureReport {
+    fn from(error: &Diagnostic) -> Self {
+        Self { line: error.span.line, expected: error.expected.clone(), got: format!("{}: {}", error.found, error.message) }
+    }
+}
+
+impl From<NotUtf8> for FailureReport {
+    fn from(error: NotUtf8) -> Self {
+        let got = format!("byte {:#04x} in column {}", error.byte, error.column);
+        Self { line: error.line, expected: "UTF-8 text".to_owned(), got }
+    }
+}
+
+/// How the guest died.
+#[derive(Clone, Debug, Serialize)]
+pub struct PanicReport {
+    message: String,
+    thread: Option<String>,
+    cpu: u32,
+    backtrace: Vec<String>,
+}
+
+impl From<&Panic> for PanicReport {
+    fn from(panic: &Panic) -> Self {
+        let Panic { message, thread, cpu, backtrace, text: _ } = panic.clone();
+        Self { message, thread, cpu, backtrace }
+    }
+}
+
+/// Where a script ran, or would have run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EnvironmentReport {
+    /// `kvm`.
+    pub accelerator: &'static str,
+    /// `hardware` or `software`; null when nothing booted.
+    pub kvm: Option<&'static str>,
+    /// `supervisor` or `user`; null when nothing booted.
+    pub privilege: Option<&'static str>,
+    /// CPUs of the guest.
+    pub vcpus: u32,
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// Seed of `rand`.
+    pub seed: u64,
+    /// Version of the interface between host and guest.
+    pub abi: u32,
+}
+
+impl EnvironmentReport {
+    /// The environment of a run that has not booted.
+    #[must_use]
+    pub fn asked(vcpus: u32, memory: u64, seed: u64) -> Self {
+        Self { accelerator: "kvm", kvm: None, privilege: None, vcpus, memory, seed, abi: ABI_VERSION }
+    }
+}
+
+impl RunReport {
+    /// A run that never came to its first statement.
+    #[must_use]
+    pub fn refused(status: Status, failures: Vec<FailureReport>, environment: EnvironmentReport) -> Self {
+        let outcome = match status {
+            Status::Timeout => "timeout",
+            Status::Panicked => "panic",
+            _ => "error",
+        };
+        let (steps, panic, stats) = (Vec::new(), None, BTreeMap::new());
+        Self { schema: SCHEMA, ok: false, status: status as u8, outcome, steps, failures, panic, stats, environment }
+    }
+
+    /// A run with its end.
+    #[must_use]
+    pub fn ended(
+        ending: &Ending,
+        steps: Vec<StepReport>,
+        stats: BTreeMap<String, u64>,
+        environment: EnvironmentReport,
+    ) -> Self {
+        let outcome = match ending {
+            Ending::Finished | Ending::ExpectedPanic(_) => "finished",
+            Ending::Failed(_) => "failed",
+            Ending::Panicked(..) => "panic",
+            Ending::Timeout(_) => "timeout",
+            Ending::Script(_) | Ending::Interrupted | Ending::Broken(_) => "error",
+        };
+        let failures = match ending {
+            Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
+            Ending::Failed(failure) | Ending::Panicked(_, failure) | Ending::Timeout(failure) | Ending::Broken(failure) => {
+                vec![FailureReport::from(&**failure)]
+            }
+            Ending::Script(error) => vec![FailureReport::from(&**error)],
+            Ending::Interrupted => {
+                vec![FailureReport { line: 0, expected: "to run to the end".to_owned(), got: "interrupted".to_owned() }]
+            }
+        };
+        let panic = match ending {
+            Ending::ExpectedPanic(panic) | Ending::Panicked(panic, _) => Some(PanicReport::from(&**panic)),
+            _ => None,
+        };
+        let status = ending.status();
+        let (ok, status) = (status == Status::Ok, status as u8);
+        Self { schema: SCHEMA, ok, status, outcome, steps, failures, panic, stats, environment }
+    }
+}

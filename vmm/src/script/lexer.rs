@@ -1,0 +1,239 @@
+//! One line of a script, cut into tokens on demand.
+//!
+//! On demand, because what follows a verb that the kernel does not offer need not be cut at all.
+
+use super::diagnostic::Diagnostic;
+use super::source::Span;
+
+/// What a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A name, a verb, a keyword.
+    Word(String),
+    /// A number, its suffix applied.
+    Number(u64),
+    /// A string, its quotes and escapes resolved.
+    Text(String),
+    /// Punctuation.
+    Sign(&'static str),
+    /// The end of the line, or the comment that ends it.
+    End,
+}
+
+/// A token with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Token {
+    pub kind: Kind,
+    pub span: Span,
+    /// Whether a blank stands before it (or it is the first of its line).
+    pub spaced: bool,
+}
+
+impl Token {
+    /// How a message names it.
+    pub fn describe(&self) -> String {
+        match &self.kind {
+            Kind::Word(word) => format!("`{word}`"),
+            Kind::Number(value) => format!("the number {value}"),
+            Kind::Text(text) => format!("the string {text:?}"),
+            Kind::Sign(sign) => format!("`{sign}`"),
+            Kind::End => "the end of the line".to_owned(),
+        }
+    }
+
+    pub fn is(&self, sign: &str) -> bool {
+        matches!(&self.kind, Kind::Sign(s) if *s == sign)
+    }
+
+    pub fn word(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Word(word) => Some(word),
+            _ => None,
+        }
+    }
+}
+
+/// Longer signs first.
+const SIGNS: [&str; 21] =
+    ["==", "!=", "<=", ">=", "=", "<", ">", "$", "(", ")", "[", "]", "+", "-", "*", "/", "%", "|", ":", ",", "."];
+
+/// A cursor over one line.
+#[derive(Clone, Debug)]
+pub(super) struct Lexer<'a> {
+    line: usize,
+    text: &'a str,
+    at: usize,
+    peeked: Option<Token>,
+}
+
+impl<'a> Lexer<'a> {
+    pub fn new(line: usize, text: &'a str) -> Self {
+        Self { line, text, at: 0, peeked: None }
+    }
+
+    /// The next token, left in place.
+    pub fn peek(&mut self) -> Result<&Token, Diagnostic> {
+        let token = self.next()?;
+        Ok(self.peeked.insert(token))
+    }
+
+    /// The next token. After the end of the line there is only the end of the line.
+    pub fn next(&mut self) -> Result<Token, Diagnostic> {
+        match self.peeked.take() {
+            Some(token) => Ok(token),
+            None => self.scan(),
+        }
+    }
+
+    /// Takes the next token if it is `sign`.
+    pub fn accept(&mut self, sign: &str) -> Result<Option<Token>, Diagnostic> {
+        if self.peek()?.is(sign) { self.next().map(Some) } else { Ok(None) }
+    }
+
+    fn span(&self, start: usize) -> Span {
+        Span { line: self.line, start, end: self.at }
+    }
+
+    fn scan(&mut self) -> Result<Token, Diagnostic> {
+        let blanks = self.text[self.at..].len() - self.text[self.at..].trim_start().len();
+        let spaced = blanks > 0 || self.at == 0;
+        self.at += blanks;
+        let start = self.at;
+        let rest = &self.text[start..];
+        let Some(first) = rest.chars().next().filter(|&c| c != '#') else {
+            let span = Span { line: self.line, start, end: start };
+            return Ok(Token { kind: Kind::End, span, spaced });
+        };
+        let kind = if first.is_ascii_alphabetic() || first == '_' {
+            Kind::Word(self.take_word().to_owned())
+        } else if first.is_ascii_digit() {
+            let word = self.take_word();
+            Kind::Number(number(word).map_err(|expected| {
+                Diagnostic::new(self.span(start), format!("bad number `{word}`"), expected, format!("`{word}`"))
+            })?)
+        } else if first == '"' {
+            self.string()?
+        } else if let Some(sign) = SIGNS.iter().find(|sign| rest.starts_with(**sign)) {
+            self.at += sign.len();
+            Kind::Sign(sign)
+        } else {
+            self.at += first.len_utf8();
+            let found = format!("`{}`", first.escape_debug());
+            let span = self.span(start);
+            return Err(Diagnostic::new(span, format!("stray character {found}"), "a name, a number or a sign", found));
+        };
+        Ok(Token { kind, span: self.span(start), spaced })
+    }
+
+    fn take_word(&mut self) -> &'a str {
+        let rest = &self.text[self.at..];
+        let len = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        self.at += len;
+        &rest[..len]
+    }
+
+    fn string(&mut self) -> Result<Kind, Diagnostic> {
+        let start = self.at;
+        let mut value = String::new();
+        let mut chars = self.text[start..].char_indices().skip(1);
+        while let Some((offset, c)) = chars.next() {
+            match c {
+                '"' => {
+                    self.at = start + offset + 1;
+                    return Ok(Kind::Text(value));
+                }
+                '\\' => match chars.next() {
+                    Some((_, c @ ('"' | '\\'))) => value.push(c),
+                    other => {
+                        let at = start + offset;
+                        let end = at + 1 + other.map_or(0, |(_, c)| c.len_utf8());
+                        let span = Span { line: self.line, start: at, end };
+                        let found = format!("`{}`", &self.text[at..end]);
+                        return Err(Diagnostic::new(span, "unknown escape in a string", r#"`\"` or `\\`"#, found));
+                    }
+                },
+                c => value.push(c),
+            }
+        }
+        self.at = self.text.len();
+        let found = "the end of the line";
+        Err(Diagnostic::new(self.span(start), "a string that does not end", "a closing `\"`", found))
+    }
+}
+
+/// Reads a number: decimal or `0x`, with `K`, `M`, `G` (powers of 1024) or `us`, `ms`, `s` (microseconds).
+///
+/// # Errors
+/// What was expected instead.
+pub fn number(word: &str) -> Result<u64, &'static str> {
+    const SUFFIXES: [(&str, u64); 6] =
+        [("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("us", 1), ("ms", 1_000), ("s", 1_000_000)];
+    const FIT: &str = "a number of at most 64 bits";
+    let (digits, radix) = word.strip_prefix("0x").map_or((word, 10), |hex| (hex, 16));
+    let len = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
+    let (digits, suffix) = digits.split_at(len);
+    if digits.is_empty() {
+        return Err("digits");
+    }
+    let unit = match suffix {
+        "" => 1,
+        suffix => {
+            SUFFIXES.iter().find(|(name, _)| *name == suffix).ok_or("digits and a suffix of K M G us ms s, or none")?.1
+        }
+    };
+    u64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(unit)).ok_or(FIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kinds(text: &str) -> Vec<Kind> {
+        let mut lexer = Lexer::new(1, text);
+        let mut kinds = Vec::new();
+        loop {
+            match lexer.next().expect("the line is good").kind {
+                Kind::End => return kinds,
+                kind => kinds.push(kind),
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_know_radix_and_suffix() {
+        let good = [
+            ("0", 0),
+            ("12K", 12 << 10),
+            ("0x10", 16),
+            ("0x10K", 16 << 10),
+            ("3G", 3 << 30),
+            ("5us", 5),
+            ("5ms", 5_000),
+            ("2s", 2_000_000),
+            ("18446744073709551615", u64::MAX),
+            ("0xffffffffffffffff", u64::MAX),
+        ];
+        for (text, value) in good {
+            assert_eq!(number(text), Ok(value), "{text}");
+        }
+        for bad in ["0x", "12k", "1KB", "18446744073709551616", "17179869184G", "1_000", "0xfg"] {
+            assert!(number(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_comment_ends_the_line_but_not_inside_a_string() {
+        assert_eq!(kinds("print \"a # b\" # c"), [Kind::Word("print".into()), Kind::Text("a # b".into())]);
+    }
+
+    #[test]
+    fn signs_are_as_long_as_they_can_be() {
+        assert_eq!(kinds("<= = == !="), ["<=", "=", "==", "!="].map(Kind::Sign));
+    }
+
+    #[test]
+    fn an_open_string_is_reported_from_its_quote_on() {
+        let error = Lexer::new(3, "  \"abc").next().expect_err("there is no closing quote");
+        assert_eq!(error.span, Span { line: 3, start: 2, end: 6 });
+    }
+}

@@ -1,0 +1,43 @@
+//! The `.kmem` script language.
+//!
+//! [`parse`] reads a script and resolves every verb and name in it; what it returns can run. [`run`] runs it against a
+//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`Report`] says what came of it,
+//! for people and as JSON.
+//!
+//! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)` includes both bounds.
+
+mod ast;
+mod diagnostic;
+mod env;
+mod eval;
+mod expr;
+mod human;
+mod json;
+mod lexer;
+mod names;
+mod outcome;
+mod parser;
+mod random;
+mod scope;
+mod source;
+mod stop;
+mod target;
+mod verbs;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::ast::{NameId, Script, ThreadId};
+pub use self::diagnostic::{Diagnostic, closest};
+pub use self::eval::run;
+pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
+pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, SCHEMA, StepReport};
+pub use self::lexer::number as parse_number;
+pub use self::names::{MapField, OFFERED_MAPS, map_name};
+pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
+pub use self::parser::parse;
+pub use self::random::Random;
+pub use self::source::{NotUtf8, Source, Span};
+pub use self::stop::Stop;
+pub use self::target::{Panic, Reply, Target, TargetError};
+pub use self::verbs::{FLAGS, Param, VERBS, Value, Verb};

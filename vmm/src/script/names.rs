@@ -1,0 +1,77 @@
+//! The names that expressions know without a `$`.
+
+use vmkern_abi::control::MapId;
+use vmkern_abi::layout::VmMeter;
+
+/// What `MAP.` can be followed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MapField {
+    /// First address.
+    Min,
+    /// First address past the map.
+    Max,
+    /// Bytes in use.
+    Size,
+    /// Entries.
+    Entries,
+    /// Bytes of the largest hole.
+    MaxFree,
+}
+
+impl MapField {
+    /// Every field.
+    pub const ALL: [Self; 5] = [Self::Min, Self::Max, Self::Size, Self::Entries, Self::MaxFree];
+
+    /// The word after the dot.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Min => "min",
+            Self::Max => "max",
+            Self::Size => "size",
+            Self::Entries => "entries",
+            Self::MaxFree => "max_free",
+        }
+    }
+
+    /// The field with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == name)
+    }
+}
+
+/// The maps that this kernel makes at boot. The others of [`MapId::NAMED`] belong to the language all the same.
+pub const OFFERED_MAPS: [MapId; 2] = [MapId::KERNEL, MapId::KMEM];
+
+/// The name of a boot-time map.
+#[must_use]
+pub fn map_name(map: MapId) -> &'static str {
+    MapId::NAMED.iter().find(|&&(_, id)| id == map).map_or("a submap", |&(name, _)| name)
+}
+
+/// The counter called `name`, under its static name.
+#[must_use]
+pub fn counter(name: &str) -> Option<&'static str> {
+    VmMeter::NAMES.iter().copied().find(|&counter| counter == name)
+}
+
+/// Everything that can stand in an expression without a `$`: for suggestions.
+pub(super) fn all() -> impl Iterator<Item = &'static str> {
+    VmMeter::NAMES.iter().copied().chain(["page_size", "rand"]).chain(MapId::NAMED.map(|(name, _)| name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_of_the_language_is_one_of_the_kernels() {
+        let language = "v_page_count v_free_count v_cache_count v_active_count v_inactive_count v_wire_count \
+            v_free_reserved v_free_min v_free_target v_interrupt_free_min v_faults v_zfod v_swapin v_swapout \
+            v_pdwakeups lowmem_events thread_count ticks hz ncpu";
+        for name in language.split_whitespace() {
+            assert_eq!(counter(name), Some(name));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! How a run ends, and with which exit status.
+
+use std::fmt;
+
+use vmkern_abi::control::{KernReturn, Outcome};
+
+use super::ast::ThreadId;
+use super::diagnostic::Diagnostic;
+use super::source::Span;
+use super::target::Panic;
+
+/// Exit status of the command: one table for every subcommand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Status {
+    /// All held.
+    Ok = 0,
+    /// An expectation or assertion failed.
+    Failed = 1,
+    /// The command line or the script is wrong.
+    Usage = 2,
+    /// The guest panicked and the script did not expect it.
+    Panicked = 3,
+    /// This host cannot run guests.
+    NoKvm = 4,
+    /// The time limit was reached.
+    Timeout = 5,
+    /// The VMM or the guest broke its contract.
+    Broken = 6,
+    /// Somebody pressed Ctrl-C.
+    Interrupted = 130,
+}
+
+/// What a statement gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepResult {
+    /// An answer of the guest.
+    Given(Outcome),
+    /// Its thread sleeps for this reason.
+    Blocked(String),
+    /// The guest died with this message.
+    Panicked(String),
+}
+
+impl StepResult {
+    /// The JSON schema's word for it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Given(Outcome::Ok) => "ok",
+            Self::Given(Outcome::Value(_)) => "value",
+            Self::Given(Outcome::Null) => "null",
+            Self::Given(Outcome::Error(_) | Outcome::Mismatch { .. }) => "error",
+            Self::Blocked(_) => "blocked",
+            Self::Panicked(_) => "panic",
+        }
+    }
+
+    /// The JSON schema's value, where the kind has one.
+    #[must_use]
+    pub fn value(&self) -> Option<String> {
+        match self {
+            Self::Given(Outcome::Ok | Outcome::Null) => None,
+            Self::Given(Outcome::Value(value)) => Some(format!("{value:#x}")),
+            Self::Given(Outcome::Error(error)) => Some(error.to_string()),
+            Self::Given(Outcome::Mismatch { .. }) => Some(self.to_string()),
+            Self::Blocked(text) | Self::Panicked(text) => Some(text.clone()),
+        }
+    }
+}
+
+impl fmt::Display for StepResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(Outcome::Ok) => f.write_str("ok"),
+            Self::Given(Outcome::Value(value)) => write!(f, "{value:#x}"),
+            Self::Given(Outcome::Null) => f.write_str("null"),
+            Self::Given(Outcome::Error(error)) => write!(f, "error {}", KernReturn::name(*error)),
+            Self::Given(Outcome::Mismatch { addr, got, want }) => write!(f, "{got:#x} at {addr} instead of {want:#x}"),
+            Self::Blocked(reason) => write!(f, "blocked in \"{reason}\""),
+            Self::Panicked(message) => write!(f, "panic {message:?}"),
+        }
+    }
+}
+
+/// A number for people: kernel addresses in hexadecimal, everything else in decimal.
+#[must_use]
+pub fn number(value: u64) -> String {
+    if value >= 1 << 47 { format!("{value:#x}") } else { value.to_string() }
+}
+
+/// A finished statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its line, from 1.
+    pub line: usize,
+    /// The thread that it ran on.
+    pub thread: ThreadId,
+    /// Its verb, or `print`.
+    pub verb: &'static str,
+    /// What it gave.
+    pub result: StepResult,
+    /// TSC cycles in the guest.
+    pub cycles: u64,
+    /// What it printed.
+    pub output: Option<String>,
+}
+
+/// An expectation that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The line that says what was expected: the `expect` below the statement, or the statement itself.
+    pub span: Span,
+    /// The statement.
+    pub statement: Span,
+    /// What should have been.
+    pub expected: String,
+    /// What was.
+    pub got: String,
+    /// The operation with its arguments' values.
+    pub called: Option<String>,
+    /// The names in the statement and their values, and the counters of the loops around it.
+    pub values: Vec<(String, String)>,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The script came to its end.
+    Finished,
+    /// The guest panicked as the script had said.
+    ExpectedPanic(Box<Panic>),
+    /// Something did not hold.
+    Failed(Box<Failure>),
+    /// The guest panicked.
+    Panicked(Box<Panic>, Box<Failure>),
+    /// The script itself is wrong in a way that only running it shows.
+    Script(Box<Diagnostic>),
+    /// The time limit was reached.
+    Timeout(Box<Failure>),
+    /// Somebody wanted the run to end.
+    Interrupted,
+    /// The VMM or the guest broke its contract.
+    Broken(Box<Failure>),
+}
+
+impl Ending {
+    /// The exit status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Finished | Self::ExpectedPanic(_) => Status::Ok,
+            Self::Failed(_) => Status::Failed,
+            Self::Panicked(..) => Status::Panicked,
+            Self::Script(_) => Status::Usage,
+            Self::Timeout(_) => Status::Timeout,
+            Self::Interrupted => Status::Interrupted,
+            Self::Broken(_) => Status::Broken,
+        }
+    }
+}

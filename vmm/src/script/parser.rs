@@ -1,0 +1,424 @@
+//! Lines into statements, statements into blocks. Every name and verb is resolved here, before anything boots.
+
+use vmkern_abi::control::{KernReturn, MallocFlags};
+
+use super::ast::{Arg, Compare, Do, Expect, Expected, Place, PrintArg, Script, Stmt, StmtKind, ThreadId};
+use super::diagnostic::{Diagnostic, closest};
+use super::expr::{self, Blanks, unexpected};
+use super::lexer::{Kind, Lexer, Token};
+use super::scope::{Form, Scope};
+use super::source::{Source, Span};
+use super::verbs::{FLAGS, Param, VERBS, Verb};
+
+/// Most errors reported for one script.
+const MAX_ERRORS: usize = 20;
+/// Deepest nesting of `repeat`.
+const MAX_LOOPS: usize = 64;
+const KEYWORDS: [&str; 6] = ["let", "expect", "assert", "repeat", "end", "print"];
+
+/// Reads a script.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the lines; at least one.
+pub fn parse(source: &Source) -> Result<Script, Vec<Diagnostic>> {
+    let mut parser = Parser { scope: Scope::default(), blocks: Vec::new(), body: Vec::new(), above: Above::Nothing };
+    let mut errors = Vec::new();
+    for number in 1..=source.line_count() {
+        let text = source.line(number);
+        if let Err(error) = parser.line(number, text) {
+            errors.push(error);
+            parser.recover(number, text);
+            if errors.len() == MAX_ERRORS {
+                return Err(errors);
+            }
+        }
+    }
+    if let Some(open) = parser.blocks.last() {
+        errors.push(Diagnostic::new(open.span, "a `repeat` without its `end`", "`end` below", "the end of the script"));
+    }
+    if errors.is_empty() {
+        Ok(Script { source: source.clone(), names: parser.scope.into_names(), body: parser.body })
+    } else {
+        Err(errors)
+    }
+}
+
+/// What stands above a line, as `expect` sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Above {
+    /// Nothing that could be judged.
+    Nothing,
+    /// A verb without an `expect`.
+    Verb,
+    /// A line that is wrong itself.
+    Wrong,
+}
+
+/// A `repeat` that waits for its `end`.
+struct Block {
+    span: Span,
+    /// Nothing when the `repeat` line itself is wrong.
+    count: Option<super::ast::Expr>,
+    /// The statements around it.
+    outer: Vec<Stmt>,
+}
+
+struct Parser {
+    scope: Scope,
+    blocks: Vec<Block>,
+    body: Vec<Stmt>,
+    above: Above,
+}
+
+impl Parser {
+    fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
+        let mut lexer = Lexer::new(number, text);
+        let first = lexer.peek()?.clone();
+        let span = Span { line: number, start: first.span.start, end: text.trim_end().len() };
+        let keyword = match &first.kind {
+            Kind::End => return Ok(()),
+            Kind::Word(word) => KEYWORDS.iter().copied().find(|keyword| keyword == word),
+            _ => return Err(unexpected(&first, "a verb, a binding or a keyword")),
+        };
+        let above = std::mem::replace(&mut self.above, Above::Nothing);
+        let Some(keyword) = keyword else {
+            let kind = StmtKind::Do(self.statement(&mut lexer)?);
+            end(&mut lexer)?;
+            self.push(span, kind);
+            self.above = Above::Verb;
+            return Ok(());
+        };
+        lexer.next()?;
+        if lexer.peek()?.is(":") {
+            return Err(Diagnostic::new(first.span, format!("`{keyword}` is no thread"), "t0 to t63", first.describe()));
+        }
+        match keyword {
+            "let" => self.binding(&mut lexer, span),
+            "assert" => self.assertion(&mut lexer, span),
+            "print" => self.print(&mut lexer, span),
+            "expect" => self.expectation(&mut lexer, span, first.span, above),
+            "repeat" => self.open(&mut lexer, span),
+            _ => self.close(&mut lexer, first.span),
+        }
+    }
+
+    /// After an error in `text`: goes on as if the line had been good, so that one mistake is reported once.
+    fn recover(&mut self, number: usize, text: &str) {
+        self.above = Above::Wrong;
+        let mut words = text.split_whitespace();
+        match words.next() {
+            Some("repeat") => {
+                let span = Span { line: number, start: 0, end: text.len() };
+                self.enter(span, None);
+                return;
+            }
+            Some("expect") => self.above = Above::Nothing,
+            _ => {}
+        }
+        let text = text.trim_start().strip_prefix("let ").unwrap_or(text);
+        let text = text.split_once(": ").map_or(text, |(_, rest)| rest);
+        let Some((name, _)) = text.split_once('=') else { return };
+        let (name, form) = name.split_once('[').map_or((name, Form::Single), |(name, _)| (name, Form::Series));
+        let id = self.scope.id(name.trim());
+        self.scope.bind(id, form);
+    }
+
+    fn push(&mut self, span: Span, kind: StmtKind) {
+        self.body.push(Stmt { span, kind });
+    }
+
+    fn enter(&mut self, span: Span, count: Option<super::ast::Expr>) {
+        let outer = std::mem::take(&mut self.body);
+        self.blocks.push(Block { span, count, outer });
+        self.scope.loops += 1;
+    }
+
+    /// `[THREAD:] [NAME =] VERB ARG...`
+    fn statement(&mut self, lexer: &mut Lexer<'_>) -> Result<Do, Diagnostic> {
+        let mut head = lexer.next()?;
+        let mut thread = ThreadId::FIRST;
+        if lexer.peek()?.is(":") {
+            thread = self::thread(&head)?;
+            lexer.next()?;
+            head = lexer.next()?;
+        }
+        let mut place = None;
+        let after = lexer.peek()?;
+        if after.is("=") || after.is("[") {
+            place = Some(self.place(lexer, &head)?);
+            head = lexer.next()?;
+        }
+        let verb = self::verb(&head, place.is_some())?;
+        let args = self.arguments(lexer, verb)?;
+        let bind = place.map(|(place, form)| {
+            self.scope.bind(place.name, form);
+            place
+        });
+        Ok(Do { thread, bind, verb, args, expect: None })
+    }
+
+    /// `NAME =` or `NAME[EXPR] =`; `head` is the name, already read.
+    fn place(&mut self, lexer: &mut Lexer<'_>, head: &Token) -> Result<(Place, Form), Diagnostic> {
+        let Some(name) = head.word() else { return Err(unexpected(head, "a name")) };
+        if KEYWORDS.contains(&name) {
+            return Err(Diagnostic::new(head.span, format!("`{name}` is a keyword"), "another name", head.describe()));
+        }
+        if name == "i" && self.scope.loops > 0 {
+            let message = "`i` is the counter of this repeat";
+            return Err(Diagnostic::new(head.span, message, "another name", head.describe()));
+        }
+        let mut index = None;
+        if lexer.accept("[")?.is_some() {
+            index = Some(expr::parse(lexer, &self.scope, Blanks::Allowed)?);
+            let close = lexer.next()?;
+            if !close.is("]") {
+                return Err(unexpected(&close, "an operator or `]`"));
+            }
+        }
+        let equals = lexer.next()?;
+        if !equals.is("=") {
+            return Err(unexpected(&equals, "`=`"));
+        }
+        let form = if index.is_some() { Form::Series } else { Form::Single };
+        Ok((Place { name: self.scope.id(name), index }, form))
+    }
+
+    fn arguments(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
+        let mut args = Vec::new();
+        for &param in verb.params {
+            let next = lexer.peek()?.clone();
+            let expected = match param {
+                Param::Map => "a map",
+                Param::Number(name) => name,
+                Param::Seed => "SEED or `zero`",
+                Param::Flags => "flags",
+            };
+            if next.kind == Kind::End && param != Param::Flags {
+                let message = format!("`{}` lacks an argument", verb.name);
+                let error = Diagnostic::new(next.span, message, expected, next.describe());
+                return Err(error.help(format!("usage: {}", verb.signature())));
+            }
+            args.push(match param {
+                Param::Map => Arg::Map(self.map(lexer)?),
+                Param::Seed if next.word() == Some("zero") => {
+                    lexer.next()?;
+                    Arg::Zero
+                }
+                Param::Number(_) | Param::Seed => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
+                Param::Flags => Arg::Flags(flags(lexer)?),
+            });
+        }
+        let next = lexer.peek()?;
+        if next.kind != Kind::End {
+            let message = format!("`{}` takes no more arguments", verb.name);
+            let mut error = unexpected(next, "the end of the line");
+            error.message = message;
+            let usage = format!("usage: {}", verb.signature());
+            error.help = Some(error.help.map_or(usage.clone(), |help| format!("{help}; {usage}")));
+            return Err(error);
+        }
+        Ok(args)
+    }
+
+    fn map(&self, lexer: &mut Lexer<'_>) -> Result<vmkern_abi::control::MapId, Diagnostic> {
+        let token = lexer.next()?;
+        if token.is("$") {
+            let name = lexer.next()?;
+            let span = token.span.to(name.span);
+            let message = "a map bound by kmem_suballoc is part of the language, but this kernel does not offer it";
+            return Err(Diagnostic::new(span, message, "kernel_map or kmem_map", name.describe()));
+        }
+        expr::map(&token)
+    }
+
+    fn binding(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
+        let head = lexer.next()?;
+        let (place, form) = self.place(lexer, &head)?;
+        if let Some(verb) = lexer.peek()?.word().and_then(Verb::named) {
+            let token = lexer.next()?;
+            let message = format!("`let` binds a number, and `{}` is a verb", verb.name);
+            return Err(Diagnostic::new(token.span, message, "an expression", token.describe())
+                .help(format!("without `let`: `{} = {} ...`", head.word().unwrap_or("NAME"), verb.name)));
+        }
+        let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
+        end(lexer)?;
+        self.scope.bind(place.name, form);
+        self.push(span, StmtKind::Let { place, value });
+        Ok(())
+    }
+
+    fn assertion(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
+        let left = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
+        let token = lexer.next()?;
+        let Some(compare) = Compare::ALL.into_iter().find(|compare| token.is(compare.sign())) else {
+            return Err(unexpected(&token, "an operator: == != < <= > >="));
+        };
+        let right = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
+        end(lexer)?;
+        self.push(span, StmtKind::Assert { left, compare, right });
+        Ok(())
+    }
+
+    fn print(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
+        let mut args = Vec::new();
+        while lexer.peek()?.kind != Kind::End {
+            let next = lexer.peek()?.clone();
+            args.push(if let Kind::Text(text) = next.kind {
+                lexer.next()?;
+                PrintArg::Text(text)
+            } else {
+                PrintArg::Number(expr::parse(lexer, &self.scope, Blanks::End)?)
+            });
+        }
+        self.push(span, StmtKind::Print(args));
+        Ok(())
+    }
+
+    fn expectation(&mut self, lexer: &mut Lexer<'_>, span: Span, word: Span, above: Above) -> Result<(), Diagnostic> {
+        let what = self.expected(lexer)?;
+        end(lexer)?;
+        match (above, self.body.last_mut()) {
+            (Above::Verb, Some(Stmt { kind: StmtKind::Do(statement), .. })) => {
+                statement.expect = Some(Expect { span, what });
+                Ok(())
+            }
+            (Above::Wrong, _) => Ok(()),
+            _ => Err(Diagnostic::new(word, "`expect` has nothing to judge", "a verb just above", "`expect`")),
+        }
+    }
+
+    fn expected(&self, lexer: &mut Lexer<'_>) -> Result<Expected, Diagnostic> {
+        const WHAT: &str = "ok, null, blocked, a number, error KERN_* or panic \"TEXT\"";
+        let token = lexer.peek()?.clone();
+        let simple = match token.word() {
+            Some("ok") => Expected::Ok,
+            Some("null") => Expected::Null,
+            Some("blocked") => Expected::Blocked,
+            Some("error") => {
+                lexer.next()?;
+                let name = lexer.next()?;
+                let word = name.word().unwrap_or_default();
+                let error = || {
+                    let names = KernReturn::ALL.map(KernReturn::name);
+                    Diagnostic::new(name.span, "unknown error", "a KERN_* name", name.describe())
+                        .help(format!("they are {}", names.join(" ")))
+                };
+                return KernReturn::from_name(word).map(Expected::Error).ok_or_else(error);
+            }
+            Some("panic") => {
+                lexer.next()?;
+                let text = lexer.next()?;
+                return match text.kind {
+                    Kind::Text(text) => Ok(Expected::Panic(text)),
+                    _ => Err(unexpected(&text, "a string: a part of the panic's message")),
+                };
+            }
+            _ => {
+                return match expr::parse(lexer, &self.scope, Blanks::Allowed) {
+                    Err(error) if error.span == token.span && token.word().is_some() => {
+                        let words = ["ok", "null", "blocked", "error", "panic"];
+                        let help = closest(token.word().unwrap_or_default(), words);
+                        let mut error = Diagnostic { expected: WHAT.to_owned(), ..error };
+                        if let Some(word) = help {
+                            error = error.suggest(Some(word));
+                        }
+                        Err(error)
+                    }
+                    Err(error) if error.span == token.span => Err(Diagnostic { expected: WHAT.to_owned(), ..error }),
+                    other => other.map(Expected::Number),
+                };
+            }
+        };
+        lexer.next()?;
+        Ok(simple)
+    }
+
+    fn open(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
+        if self.blocks.len() >= MAX_LOOPS {
+            let message = format!("more than {MAX_LOOPS} levels of `repeat`");
+            return Err(Diagnostic::new(span, message, "fewer", "another level"));
+        }
+        let count = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
+        end(lexer)?;
+        self.enter(span, Some(count));
+        Ok(())
+    }
+
+    fn close(&mut self, lexer: &mut Lexer<'_>, word: Span) -> Result<(), Diagnostic> {
+        end(lexer)?;
+        let Some(block) = self.blocks.pop() else {
+            return Err(Diagnostic::new(word, "an `end` without its `repeat`", "a statement", "`end`"));
+        };
+        self.scope.loops -= 1;
+        let body = std::mem::replace(&mut self.body, block.outer);
+        if let Some(count) = block.count {
+            self.push(block.span, StmtKind::Repeat { count, body });
+        }
+        Ok(())
+    }
+}
+
+/// Nothing may follow.
+fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
+    let token = lexer.next()?;
+    if token.kind == Kind::End { Ok(()) } else { Err(unexpected(&token, "the end of the line")) }
+}
+
+fn thread(token: &Token) -> Result<ThreadId, Diagnostic> {
+    let word = token.word().unwrap_or_default();
+    let error = |message: String, expected: &str| Err(Diagnostic::new(token.span, message, expected, token.describe()));
+    if word == "intr" {
+        let message = "`intr:` is part of the language, but this kernel runs no operation from an interrupt handler";
+        return error(message.to_owned(), "t0");
+    }
+    let number = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0')).and_then(|n| n.parse().ok());
+    match number {
+        Some(number) if number == ThreadId::FIRST.number() => Ok(ThreadId(number)),
+        Some(number) if number < ThreadId::COUNT => {
+            error(format!("thread `{word}` is part of the language, but this kernel runs t0 alone"), "t0")
+        }
+        _ => error(format!("`{word}` is no thread"), "t0 to t63 or intr"),
+    }
+}
+
+fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnostic> {
+    let Some(word) = token.word() else { return Err(unexpected(token, "a verb")) };
+    let Some(verb) = Verb::named(word) else {
+        let error = Diagnostic::new(token.span, format!("unknown verb `{word}`"), "a verb", token.describe());
+        let keywords: &[&str] = if bound { &[] } else { &KEYWORDS };
+        let help = closest(word, VERBS.iter().map(|verb| verb.name).chain(keywords.iter().copied()));
+        if help.is_none() && bound {
+            return Err(error.help("`let NAME = EXPR` binds a number"));
+        }
+        return Err(error.suggest(help));
+    };
+    if verb.build.is_none() {
+        let message = format!("`{word}` is part of the language, but this kernel does not offer it");
+        let offered: Vec<_> = VERBS.iter().filter(|verb| verb.build.is_some()).map(|verb| verb.name).collect();
+        return Err(Diagnostic::new(token.span, message, "a verb that it offers", token.describe())
+            .help(format!("it offers {}", offered.join(" "))));
+    }
+    Ok(verb)
+}
+
+/// `FLAG|FLAG...`, or nothing.
+fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
+    let mut flags = MallocFlags::empty();
+    if lexer.peek()?.kind == Kind::End {
+        return Ok(flags);
+    }
+    loop {
+        let token = lexer.next()?;
+        let word = token.word().unwrap_or_default();
+        let Some(&(_, flag)) = FLAGS.iter().find(|&&(name, _)| name == word) else {
+            let names = FLAGS.map(|(name, _)| name);
+            let expected = "flags joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE";
+            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe())
+                .suggest(closest(word.trim_start_matches("M_"), names)));
+        };
+        flags |= flag;
+        if lexer.accept("|")?.is_none() {
+            return Ok(flags);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The text of a script, and places in it.
+
+use std::sync::Arc;
+
+/// A piece of one line: bytes `start..end` of line `line` (counted from 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Line number, from 1.
+    pub line: usize,
+    /// First byte within the line.
+    pub start: usize,
+    /// First byte past the piece.
+    pub end: usize,
+}
+
+impl Span {
+    /// From the start of this piece to the end of `other`, on the same line.
+    #[must_use]
+    pub fn to(self, other: Self) -> Self {
+        Self { end: other.end.max(self.end), ..self }
+    }
+}
+
+/// A script's name and text. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: Arc<str>,
+    text: Arc<str>,
+    lines: Arc<[(usize, usize)]>,
+}
+
+/// The bytes are not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotUtf8 {
+    /// Line of the first bad byte, from 1.
+    pub line: usize,
+    /// Its column in characters, from 1.
+    pub column: usize,
+    /// The byte.
+    pub byte: u8,
+}
+
+impl Source {
+    /// A script called `name` in messages.
+    #[must_use]
+    pub fn new(name: &str, text: &str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut lines = Vec::new();
+        let mut start = 0;
+        for line in text.split_inclusive('\n') {
+            let body = line.strip_suffix('\n').unwrap_or(line);
+            let body = body.strip_suffix('\r').unwrap_or(body);
+            lines.push((start, start + body.len()));
+            start += line.len();
+        }
+        Self { name: name.into(), text: text.into(), lines: lines.into() }
+    }
+
+    /// A script from the bytes of a file.
+    ///
+    /// # Errors
+    /// When they are not UTF-8.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self, NotUtf8> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(Self::new(name, text)),
+            Err(error) => {
+                let (good, bad) = bytes.split_at(error.valid_up_to());
+                let line_start = good.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+                let column = String::from_utf8_lossy(&good[line_start..]).chars().count() + 1;
+                let line = good.iter().filter(|&&b| b == b'\n').count() + 1;
+                Err(NotUtf8 { line, column, byte: bad[0] })
+            }
+        }
+    }
+
+    /// The name used in messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many lines there are.
+    #[must_use]
+    pub fn line_count(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Line number `line` (from 1) without its end; empty when there is no such line.
+    #[must_use]
+    pub fn line(&self, line: usize) -> &str {
+        let Some(&(start, end)) = line.checked_sub(1).and_then(|index| self.lines.get(index)) else { return "" };
+        &self.text[start..end]
+    }
+
+    /// The text of `span`.
+    #[must_use]
+    pub fn text(&self, span: Span) -> &str {
+        self.line(span.line).get(span.start..span.end).unwrap_or("")
+    }
+
+    /// The column of the start of `span`, in characters from 1.
+    #[must_use]
+    pub fn column(&self, span: Span) -> usize {
+        self.line(span.line).get(..span.start).map_or(0, |before| before.chars().count()) + 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_counted_from_one_and_lose_their_ends() {
+        let source = Source::new("x", "a\r\nbb\n\nc");
+        assert_eq!(source.line_count(), 4);
+        assert_eq!((1..=5).map(|n| source.line(n)).collect::<Vec<_>>(), ["a", "bb", "", "c", ""]);
+    }
+
+    #[test]
+    fn columns_count_characters_not_bytes() {
+        let source = Source::new("x", "\"äö\" x");
+        assert_eq!(source.column(Span { line: 1, start: 7, end: 8 }), 6);
+    }
+
+    #[test]
+    fn the_first_byte_that_is_not_utf8_is_named() {
+        let error = Source::from_bytes("x", b"ok\n# \xc3\xa4 \xff").expect_err("0xff is never UTF-8");
+        assert_eq!(error, NotUtf8 { line: 2, column: 5, byte: 0xff });
+    }
+}

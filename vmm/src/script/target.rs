@@ -1,0 +1,84 @@
+//! What a script runs against.
+
+use std::time::Duration;
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::control::{MapId, Op, Outcome};
+
+use super::ast::ThreadId;
+use super::names::MapField;
+
+/// What became of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It has finished.
+    Completed {
+        /// What came of it.
+        outcome: Outcome,
+        /// TSC cycles that it took in the guest.
+        cycles: u64,
+    },
+    /// Its thread sleeps, and nothing in the guest can wake it but another operation.
+    Blocked {
+        /// What it waits for: FreeBSD's wait message.
+        waits_for: String,
+    },
+    /// The guest died of it.
+    Panicked(Box<Panic>),
+}
+
+/// How a guest died, for reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Panic {
+    /// The message.
+    pub message: String,
+    /// The thread that ran, as `tN`.
+    pub thread: Option<String>,
+    /// The CPU.
+    pub cpu: u32,
+    /// `function+0xoffset (file:line)`, innermost first.
+    pub backtrace: Vec<String>,
+    /// The whole record, for people.
+    pub text: String,
+}
+
+/// Why an operation has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// The run's time is over.
+    #[error("no answer within the time limit of {0:?}")]
+    Timeout(Duration),
+    /// Somebody wants the run to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// The VMM or the guest broke its contract.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// A guest, or something that acts like one.
+pub trait Target {
+    /// Runs `op` on `thread` until it has finished, blocks, or kills the guest. The thread is not blocked before.
+    ///
+    /// # Errors
+    /// When there will be no result.
+    fn execute(&mut self, thread: ThreadId, op: Op) -> Result<Reply, TargetError>;
+
+    /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked threads.
+    ///
+    /// # Errors
+    /// When the guest's memory makes no sense.
+    fn counter(&mut self, name: &'static str) -> Result<u64, TargetError>;
+
+    /// A property of a map.
+    ///
+    /// # Errors
+    /// When the guest's memory makes no sense.
+    fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError>;
+
+    /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
+    ///
+    /// # Errors
+    /// When the guest's page tables make no sense.
+    fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError>;
+}

@@ -1,0 +1,90 @@
+//! A target that answers from a table, and remembers what it was asked.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::control::{MapId, Op, Outcome};
+
+use crate::script::{
+    Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, ThreadId, parse, run,
+};
+
+/// Addresses are handed out from here on.
+pub const BASE: u64 = 0xffff_ff80_0000_0000;
+
+/// Allocates without end, and remembers words.
+#[derive(Default)]
+pub struct Fake {
+    pub ops: Vec<Op>,
+    pub memory: BTreeMap<u64, u64>,
+    pub next: u64,
+    /// What the next operations give, in place of what they would.
+    pub scripted: VecDeque<Result<Reply, TargetError>>,
+    /// Set to make the witness lie.
+    pub skew: u64,
+}
+
+pub fn given(outcome: Outcome) -> Result<Reply, TargetError> {
+    Ok(Reply::Completed { outcome, cycles: 7 })
+}
+
+pub fn panic(message: &str) -> Result<Reply, TargetError> {
+    Ok(Reply::Panicked(Box::new(Panic { message: message.to_owned(), ..Panic::default() })))
+}
+
+impl Target for Fake {
+    fn execute(&mut self, _: ThreadId, op: Op) -> Result<Reply, TargetError> {
+        self.ops.push(op);
+        if let Some(reply) = self.scripted.pop_front() {
+            return reply;
+        }
+        given(match op {
+            Op::KmemAlloc { size, .. } | Op::KmemAllocNofault { size, .. } | Op::KmemMalloc { size, .. } => {
+                if size == 0 {
+                    Outcome::Null
+                } else {
+                    let at = BASE + self.next;
+                    self.next += size.next_multiple_of(4096);
+                    Outcome::Value(at)
+                }
+            }
+            Op::Read { addr } => Outcome::Value(self.memory.get(&addr.get()).copied().unwrap_or(0)),
+            Op::Write { addr, value } => {
+                self.memory.insert(addr.get(), value);
+                Outcome::Ok
+            }
+            Op::Vtop { addr } => Outcome::Value(addr.get() - BASE),
+            _ => Outcome::Ok,
+        })
+    }
+
+    fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
+        Ok(if name == "v_free_count" { 1000 - self.next / 4096 } else { 0 })
+    }
+
+    fn map_field(&mut self, _: MapId, field: MapField) -> Result<u64, TargetError> {
+        Ok(if field == MapField::Min { BASE } else { 5 })
+    }
+
+    fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {
+        Ok(Some(GuestPhys::new(addr.get() - BASE + self.skew)))
+    }
+}
+
+/// Runs `text` on `fake`.
+pub fn run_on(fake: &mut Fake, text: &str) -> (Ending, Vec<Step>) {
+    let source = Source::new("test.kmem", text);
+    let script = match parse(&source) {
+        Ok(script) => script,
+        Err(errors) => panic!("{}", errors[0].render(&source)),
+    };
+    let mut steps = Vec::new();
+    let stop = Stop::after(std::time::Duration::from_secs(3600));
+    let ending = run(&script, fake, 0, &stop, &mut |step| steps.push(step.clone()));
+    (ending, steps)
+}
+
+/// Runs `text` on a fresh fake.
+pub fn run_text(text: &str) -> (Ending, Vec<Step>) {
+    run_on(&mut Fake::default(), text)
+}

@@ -1,0 +1,5 @@
+//! The language, tried on a target without a guest.
+
+mod fake;
+mod parsing;
+mod running;

@@ -1,0 +1,157 @@
+//! Reading and resolving.
+
+use proptest::prelude::*;
+
+use crate::script::{Diagnostic, Source, VERBS, parse};
+
+fn errors(text: &str) -> Vec<Diagnostic> {
+    parse(&Source::new("test.kmem", text)).err().unwrap_or_default()
+}
+
+fn good(text: &str) {
+    let source = Source::new("test.kmem", text);
+    if let Err(errors) = parse(&source) {
+        panic!("{}", errors[0].render(&source));
+    }
+}
+
+/// The only error of `text`: place (line, column) and message.
+fn error(text: &str) -> (usize, usize, String) {
+    let source = Source::new("test.kmem", text);
+    let errors = errors(text);
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    (errors[0].span.line, source.column(errors[0].span), errors[0].message.clone())
+}
+
+#[test]
+fn the_smallest_useful_script_is_good() {
+    good(
+        "let before = v_free_count\na = kmem_malloc kmem_map 12K ZERO|NOWAIT\nverify $a 12K zero\nfill $a 12K 7\n\
+         verify $a 12K 7\nkmem_free kmem_map $a 12K\nread $a\nexpect panic \"page fault\"\n",
+    );
+}
+
+#[test]
+fn an_empty_script_is_good() {
+    for text in ["", "\n\n", "# nothing\n", "   \t\r\n", "\u{feff}# mark"] {
+        good(text);
+    }
+}
+
+#[test]
+fn every_form_of_the_language_is_read() {
+    good(
+        "t0: a = kmem_alloc kernel_map 4096 # comment\n\
+         s[0]=kmem_malloc kmem_map (1 + 2)*page_size\n\
+         let n[$a % 7] = rand(1, 10)*4K + kernel_map.min\n\
+         repeat 2*3\n repeat $i\n  b[$i + 1] = read $s[0]+8\n  expect 12 + $i\n end\nend\n\
+         assert $n[0]>=kmem_map.max_free - 1\n\
+         print \"a\" $a ($a + 1) v_free_count \"$a\"\n\
+         kmem_malloc kmem_map 1\nexpect error KERN_NO_SPACE\n\
+         sleep 5ms\nsettle\n",
+    );
+}
+
+#[test]
+fn an_error_names_line_and_column() {
+    let cases = [
+        ("\n  kmem_maloc kmem_map 1", 2, 3, "unknown verb `kmem_maloc`"),
+        ("kmem_alloc kernl_map 1", 1, 12, "unknown map"),
+        ("kmem_malloc kmem_map 1 NOWIAT", 1, 24, "unknown flag"),
+        ("let x = v_free_cuont", 1, 9, "unknown name `v_free_cuont`"),
+        ("let x = kmem_map.sice", 1, 18, "unknown property of a map"),
+        ("read $a", 1, 6, "`$a` is not bound"),
+        ("read $a[1]", 1, 6, "`$a[]` is not bound"),
+        ("assert 1 = 1", 1, 10, "unexpected `=`"),
+        ("repeat 3\nread 1", 1, 1, "a `repeat` without its `end`"),
+        ("end", 1, 1, "an `end` without its `repeat`"),
+        ("let x = 1\nexpect ok", 2, 1, "`expect` has nothing to judge"),
+        ("expect ok", 1, 1, "`expect` has nothing to judge"),
+        ("read 1\nexpect 2\nexpect 2", 3, 1, "`expect` has nothing to judge"),
+        ("read", 1, 5, "`read` lacks an argument"),
+        ("read 1 2", 1, 8, "`read` takes no more arguments"),
+        ("read 1 + 2", 1, 8, "`read` takes no more arguments"),
+        ("read 1+ 2", 1, 9, "a blank after `+`"),
+        ("read 12Q", 1, 6, "bad number `12Q`"),
+        ("print $i", 1, 7, "`$i` outside of a repeat"),
+        ("let a = (1", 1, 11, "unexpected the end of the line"),
+        ("a = ", 1, 5, "unexpected the end of the line"),
+        ("print \"x", 1, 7, "a string that does not end"),
+        ("read 1\nexpect error KERN_WHAT", 2, 14, "unknown error"),
+        ("read 1\nexpect panic", 2, 13, "unexpected the end of the line"),
+        ("t64: settle", 1, 1, "`t64` is no thread"),
+        ("repeat 1\ni = read 1\nend", 2, 1, "`i` is the counter of this repeat"),
+        ("§", 1, 1, "stray character `§`"),
+    ];
+    for (text, line, column, message) in cases {
+        assert_eq!(error(text), (line, column, message.to_owned()), "{text}");
+    }
+}
+
+#[test]
+fn what_looks_like_a_known_name_gets_a_suggestion() {
+    let cases = [
+        ("kmem_maloc kmem_map 1", "did you mean `kmem_malloc`?"),
+        ("kmem_alloc kmemmap 1", "did you mean `kmem_map`?"),
+        ("kmem_malloc kmem_map 1 M_NOWAIT", "did you mean `NOWAIT`?"),
+        ("let before = 1\nassert before == 1", "did you mean `$before`?"),
+        ("let before = 1\nassert $befor == 1", "did you mean `$before`?"),
+        ("let a = v_fre_count", "did you mean `v_free_count`?"),
+        ("read 1\nexpect nul", "did you mean `null`?"),
+        ("a[0] = read 1\nread $a", "`a` is a series: `$a[EXPR]` is one of it"),
+    ];
+    for (text, help) in cases {
+        assert_eq!(errors(text)[0].help.as_deref(), Some(help), "{text}");
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_offer_is_refused_before_anything_boots() {
+    let rest = "kmem_map 4K % 50%return(1) \"unclosed";
+    for verb in VERBS.iter().filter(|verb| verb.build.is_none()) {
+        let (line, column, message) = error(&format!("{} {rest}", verb.name));
+        assert_eq!((line, column), (1, 1));
+        assert_eq!(message, format!("`{}` is part of the language, but this kernel does not offer it", verb.name));
+    }
+    for text in ["t1: settle", "intr: settle", "kmem_alloc exec_map 1", "let x = pipe_map.size", "kmem_alloc $m 4"] {
+        let (_, _, message) = error(text);
+        assert!(message.contains("part of the language, but this kernel"), "{message}");
+    }
+}
+
+#[test]
+fn one_mistake_is_reported_once() {
+    assert_eq!(errors("a = kmem_maloc kmem_map 1\nexpect ok\nread $a\nb[1] = nope\nread $b[1]").len(), 2);
+    assert_eq!(errors("repeat nope\nread $i\nend\nread 1").len(), 1);
+}
+
+#[test]
+fn deep_nesting_is_an_error_and_no_stack_overflow() {
+    let deep = format!("let a = {}1{}", "(".repeat(100_000), ")".repeat(100_000));
+    assert!(error(&deep).2.contains("levels of parentheses"));
+    good(&format!("let a = 1{}", "+1".repeat(100_000)));
+    let loops = format!("{}{}", "repeat 1\n".repeat(100_000), "end\n".repeat(100_000));
+    assert!(errors(&loops)[0].message.contains("levels of `repeat`"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in any::<String>()) {
+        for error in errors(&text) {
+            prop_assert!(!error.render(&Source::new("x", &text)).is_empty());
+        }
+    }
+
+    #[test]
+    fn no_soup_of_words_makes_the_parser_panic(words in prop::collection::vec(prop::sample::select(vec![
+        "let", "expect", "assert", "repeat", "end", "print", "\n", "\n", "t0:", "intr:", "a", "=", "$a", "$a[", "]", "[",
+        "(", ")", "rand(", ",", "1", "0x", "4K", "kmem_map", "kmem_map.", ".size", "kmem_malloc", "read", "verify",
+        "zero", "NOWAIT", "|", "\"", "\\", "#", "+", "-", "==", "$i", "$", "error", "panic", "ok", "v_free_count", "ä",
+        "KERN_NO_SPACE",
+    ]), 0..60), blanks in any::<bool>()) {
+        let text = words.join(if blanks { " " } else { "" });
+        for error in errors(&text) {
+            prop_assert!(!error.render(&Source::new("x", &text)).is_empty());
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Running.
+
+use std::time::Duration;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
+
+use super::fake::{BASE, Fake, given, panic, run_on, run_text};
+use crate::script::{Ending, Failure, Reply, Source, Status, Stop, TargetError, parse, run};
+
+fn finished(text: &str) -> Fake {
+    let mut fake = Fake::default();
+    let (ending, _) = run_on(&mut fake, text);
+    assert_eq!(ending, Ending::Finished);
+    fake
+}
+
+fn failed(text: &str) -> Failure {
+    match run_text(text).0 {
+        Ending::Failed(failure) => *failure,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Line, column and message of the error that running `text` shows.
+fn wrong(text: &str) -> (usize, usize, String) {
+    match run_text(text).0 {
+        Ending::Script(error) => {
+            (error.span.line, Source::new("", text).column(error.span), error.message)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn scripted(reply: Result<Reply, TargetError>) -> Fake {
+    Fake { scripted: [reply].into(), ..Fake::default() }
+}
+
+#[test]
+fn operators_combine_from_left_to_right() {
+    finished(
+        "assert 2 + 3 * 4 == 20\nassert 2+(3*4) == 14\nassert 100 - 10 - 5 == 85\nassert 7 % 4 * 2 == 6\nassert 9/2 == 4",
+    );
+}
+
+#[test]
+fn arithmetic_that_overflows_is_a_script_error_with_its_place() {
+    assert_eq!(wrong("let a = 1\nlet b = 2 + $a - 4"), (2, 9, "3 - 4 is no unsigned 64-bit number".to_owned()));
+    assert_eq!(wrong("let a = 0xffffffffffffffff+1").0, 1);
+    assert_eq!(wrong("let a = 1/0").0, 1);
+    assert_eq!(wrong("let a = 1%0").0, 1);
+    assert_eq!(wrong("let a = 0xffffffffffffffff*2").0, 1);
+}
+
+#[test]
+fn arguments_reach_the_operation() {
+    let fake = finished(
+        "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nkmem_malloc kmem_map 1\nwrite $a+8 (1 + 2)\nverify $a 4K zero\n\
+         verify $a 4K 9\nsleep 3ms\nsleep 2s",
+    );
+    let map = MapId::KMEM;
+    let addr = GuestVirt::new(BASE);
+    assert_eq!(
+        fake.ops,
+        [
+            Op::KmemMalloc { map, size: 12 << 10, flags: MallocFlags::ZERO | MallocFlags::NOWAIT },
+            Op::KmemMalloc { map, size: 1, flags: MallocFlags::empty() },
+            Op::Write { addr: addr.add(8), value: 3 },
+            Op::VerifyZero { addr, size: 4096 },
+            Op::Verify { addr, size: 4096, seed: 9 },
+            Op::Sleep { micros: 3_000 },
+            Op::Sleep { micros: 2_000_000 },
+        ]
+    );
+}
+
+#[test]
+fn repeats_nest_and_i_is_the_innermost_counter() {
+    let (ending, steps) =
+        run_text("repeat 2\nlet j = $i\nrepeat 3\nprint $j $i\nend\nprint $i\nend\nrepeat 0\nprint \"never\"\nend");
+    assert_eq!(ending, Ending::Finished);
+    let output: Vec<_> = steps.iter().filter_map(|step| step.output.as_deref()).collect();
+    assert_eq!(output, ["0 0", "0 1", "0 2", "0", "1 0", "1 1", "1 2", "1"]);
+}
+
+#[test]
+fn a_series_remembers_each_of_its_values() {
+    finished(
+        "repeat 10\nlet s[$i] = $i * $i\nend\nlet sum = 0\nrepeat 10\nlet sum = $sum + $s[9 - $i]\nend\nassert $sum == 285\n\
+         a[5] = kmem_alloc kernel_map 1\nassert $a[2+3] == kernel_map.min",
+    );
+}
+
+#[test]
+fn an_unbound_element_is_a_script_error() {
+    let (line, column, message) = wrong("let s[1] = 1\nlet x = 1 + $s[2]");
+    assert_eq!((line, column, message.as_str()), (2, 13, "`$s[2]` (index 2) has not been bound"));
+    assert_eq!(wrong("repeat 0\nlet a = 1\nend\nprint $a").2, "`$a` has not been bound");
+}
+
+#[test]
+fn null_binds_zero_and_ok_binds_no_number() {
+    finished("a = kmem_alloc kernel_map 0\nexpect null\nassert $a == 0");
+    assert_eq!(wrong("a = settle\nprint $a").2, "`$a` is no number: its statement gave ok");
+}
+
+#[test]
+fn expectations_hold_or_fail_as_the_language_says() {
+    let space = Outcome::Error(KernReturn::NoSpace);
+    let mismatch = Outcome::Mismatch { addr: GuestVirt::new(BASE), got: 1, want: 2 };
+    let all = [Outcome::Ok, Outcome::Value(7), Outcome::Value(0), Outcome::Null, space, mismatch];
+    let table = [
+        ("", [true, true, true, false, false, false]),
+        ("expect ok", [true, true, true, false, false, false]),
+        ("expect null", [false, false, false, true, false, false]),
+        ("expect 7", [false, true, false, false, false, false]),
+        ("expect 3 + 4", [false, true, false, false, false, false]),
+        ("expect error KERN_NO_SPACE", [false, false, false, false, true, false]),
+        ("expect error KERN_FAILURE", [false; 6]),
+        ("expect blocked", [false; 6]),
+        ("expect panic \"x\"", [false; 6]),
+    ];
+    for (expect, holds) in table {
+        for (outcome, holds) in all.into_iter().zip(holds) {
+            let (ending, _) = run_on(&mut scripted(given(outcome)), &format!("settle\n{expect}"));
+            assert_eq!(ending.status() == Status::Ok, holds, "{expect} {outcome:?}");
+            assert_eq!(ending.status() == Status::Failed, !holds, "{expect} {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_verify_names_the_address_the_value_there_and_the_value_wanted() {
+    let mismatch = Outcome::Mismatch { addr: GuestVirt::new(BASE + 8), got: 0x11, want: 0x22 };
+    let (ending, _) = run_on(&mut scripted(given(mismatch)), "verify 1 2 3");
+    let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
+    assert_eq!(failure.expected, "0x22 at 0xffffff8000000008");
+    assert_eq!(failure.got, "0x11 at 0xffffff8000000008 instead of 0x22");
+}
+
+#[test]
+fn an_expected_panic_ends_the_script_well() {
+    let text = "let a = 1\nread $a\nexpect panic \"page fault\"\nassert 1 == 2";
+    let (ending, steps) = run_on(&mut scripted(panic("fatal page fault at 1")), text);
+    assert!(matches!(ending, Ending::ExpectedPanic(_)), "{ending:?}");
+    assert_eq!(ending.status(), Status::Ok);
+    assert_eq!(steps.len(), 1);
+}
+
+#[test]
+fn any_other_panic_is_status_3() {
+    for expect in ["", "expect ok", "expect null", "expect 4", "expect panic \"elsewhere\""] {
+        let (ending, _) = run_on(&mut scripted(panic("boom")), &format!("settle\n{expect}"));
+        assert_eq!(ending.status(), Status::Panicked, "{expect}");
+    }
+}
+
+#[test]
+fn a_failure_tells_call_values_and_loop_counters() {
+    let failure = failed("let n = 3\nrepeat 5\nlet m = $i\na = kmem_alloc kernel_map $n-$m\nend");
+    assert_eq!((failure.span.line, failure.expected.as_str(), failure.got.as_str()), (4, "ok", "null"));
+    assert_eq!(failure.called.as_deref(), Some("kmem_alloc(kernel_map, 0)"));
+    let values: Vec<_> = failure.values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(values, [("$n", "3"), ("$m", "3"), ("$i of the repeat on line 2", "3")]);
+}
+
+#[test]
+fn a_failed_assertion_tells_both_sides() {
+    let failure = failed("let a = 4\nassert v_free_count + 1 == $a * 2");
+    assert_eq!(failure.expected, "v_free_count + 1 == $a * 2");
+    assert_eq!(failure.got, "1001 and 8");
+    assert_eq!(failure.values, [("v_free_count".to_owned(), "1000".to_owned()), ("$a".to_owned(), "4".to_owned())]);
+}
+
+#[test]
+fn nothing_runs_after_a_failure() {
+    let mut fake = Fake::default();
+    let (ending, steps) = run_on(&mut fake, "settle\nkmem_alloc kernel_map 0\nsettle");
+    assert_eq!((ending.status(), steps.len(), fake.ops.len()), (Status::Failed, 2, 2));
+}
+
+#[test]
+fn a_page_walk_that_disagrees_is_our_bug() {
+    let mut fake = Fake { skew: 4096, ..Fake::default() };
+    let (ending, _) = run_on(&mut fake, &format!("vtop {BASE}"));
+    assert_eq!(ending.status(), Status::Broken);
+    finished(&format!("p = vtop {}\nassert $p == 5", BASE + 5));
+}
+
+#[test]
+fn a_blocked_statement_must_be_expected_and_its_thread_left_alone() {
+    let blocked = || Ok(Reply::Blocked { waits_for: "vmwait".to_owned() });
+    let (ending, _) = run_on(&mut scripted(blocked()), "settle");
+    let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
+    assert_eq!((failure.expected.as_str(), failure.got.as_str()), ("ok", "blocked in \"vmwait\""));
+    let (ending, _) = run_on(&mut scripted(blocked()), "settle\nexpect blocked\nsettle");
+    assert_eq!(ending.status(), Status::Usage);
+    let (ending, _) = run_on(&mut scripted(blocked()), "settle\nexpect blocked\nassert 1 == 1");
+    let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
+    assert_eq!(failure.got, "t0 still waits for \"vmwait\"");
+}
+
+#[test]
+fn random_numbers_come_from_the_seed() {
+    let text = "repeat 20\nprint rand(0,1000000)\nend";
+    let (_, first) = run_text(text);
+    assert_eq!(first, run_text(text).1);
+    let script = parse(&Source::new("x", text)).expect("a good script");
+    let mut other = Vec::new();
+    let stop = Stop::after(Duration::from_secs(3600));
+    run(&script, &mut Fake::default(), 1, &stop, &mut |step| other.push(step.clone()));
+    assert_ne!(first, other);
+    assert_eq!(wrong("print rand(2,1)").2, "rand(2,1) has nothing to draw from");
+}
+
+#[test]
+fn a_loop_that_asks_the_guest_nothing_ends_with_its_time() {
+    let script = parse(&Source::new("x", "repeat 1000000000000\nlet a = 1\nend")).expect("a good script");
+    let ending = run(&script, &mut Fake::default(), 0, &Stop::after(Duration::ZERO), &mut |_| {});
+    assert_eq!(ending.status(), Status::Timeout);
+    let stop = Stop::after(Duration::from_secs(3600));
+    stop.interrupt();
+    assert_eq!(run(&script, &mut Fake::default(), 0, &stop, &mut |_| {}), Ending::Interrupted);
+}
+
+#[test]
+fn what_the_guest_cannot_answer_ends_the_run_with_its_status() {
+    let cases = [
+        (TargetError::Timeout(Duration::from_secs(60)), Status::Timeout),
+        (TargetError::Interrupted, Status::Interrupted),
+        (TargetError::Broken("odd".to_owned()), Status::Broken),
+    ];
+    for (error, status) in cases {
+        assert_eq!(run_on(&mut scripted(Err(error)), "settle").0.status(), status);
+    }
+}

@@ -1,0 +1,180 @@
+//! The verbs: what each takes, and the operation that it is.
+//!
+//! The table holds the whole language. A verb that this kernel does not offer yet has no operation, and a script that
+//! uses it is refused before anything boots.
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::{MallocFlags, MapId, Op};
+
+/// What one argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// A map.
+    Map,
+    /// A number, under the name that the usage line gives it.
+    Number(&'static str),
+    /// A number, or the word `zero`.
+    Seed,
+    /// Flags of malloc(9) joined by `|`; may be left out.
+    Flags,
+}
+
+/// An argument after evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A map.
+    Map(MapId),
+    /// A number.
+    Number(u64),
+    /// Flags.
+    Flags(MallocFlags),
+    /// `zero` in place of a seed.
+    Zero,
+}
+
+/// A verb.
+#[derive(Debug)]
+pub struct Verb {
+    /// Its name.
+    pub name: &'static str,
+    /// Its arguments, as a usage line shows them.
+    pub usage: &'static str,
+    /// Its arguments.
+    pub params: &'static [Param],
+    /// Makes the operation from arguments that fit `params`; nothing where the kernel does not offer the verb.
+    pub build: Option<fn(&[Value]) -> Option<Op>>,
+}
+
+impl PartialEq for Verb {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// The flags that scripts know, with their names.
+pub const FLAGS: [(&str, MallocFlags); 4] = [
+    ("WAITOK", MallocFlags::WAITOK),
+    ("NOWAIT", MallocFlags::NOWAIT),
+    ("ZERO", MallocFlags::ZERO),
+    ("USE_RESERVE", MallocFlags::USE_RESERVE),
+];
+
+const SIZE: Param = Param::Number("SIZE");
+const ADDR: Param = Param::Number("ADDR");
+const COUNT: Param = Param::Number("COUNT");
+
+const fn later(name: &'static str, usage: &'static str) -> Verb {
+    Verb { name, usage, params: &[], build: None }
+}
+
+macro_rules! verb {
+    ($name:literal, $usage:literal, [$($param:expr),*], [$($value:pat),*] => $op:expr) => {
+        Verb {
+            name: $name,
+            usage: $usage,
+            params: &[$($param),*],
+            build: Some(|values| match *values {
+                [$($value),*] => $op,
+                _ => None,
+            }),
+        }
+    };
+}
+
+fn va(address: u64) -> GuestVirt {
+    GuestVirt::new(address)
+}
+
+use Value::{Flags, Map, Number};
+
+/// Every verb of the language.
+pub static VERBS: &[Verb] = &[
+    verb!("kmem_alloc", "MAP SIZE", [Param::Map, SIZE], [Map(map), Number(size)] => Some(Op::KmemAlloc { map, size })),
+    verb!("kmem_alloc_nofault", "MAP SIZE", [Param::Map, SIZE], [Map(map), Number(size)] => {
+        Some(Op::KmemAllocNofault { map, size })
+    }),
+    verb!("kmem_malloc", "MAP SIZE [FLAGS]", [Param::Map, SIZE, Param::Flags], [Map(map), Number(size), Flags(flags)] => {
+        Some(Op::KmemMalloc { map, size, flags })
+    }),
+    verb!("kmem_free", "MAP ADDR SIZE", [Param::Map, ADDR, SIZE], [Map(map), Number(addr), Number(size)] => {
+        Some(Op::KmemFree { map, addr: va(addr), size })
+    }),
+    later("kmem_suballoc", "PARENT SIZE [system]"),
+    later("kmem_alloc_wait", "MAP SIZE"),
+    later("kmem_free_wakeup", "MAP ADDR SIZE"),
+    verb!("pmap_qenter", "ADDR COUNT", [ADDR, COUNT], [Number(addr), Number(count)] => {
+        Some(Op::PmapQenter { addr: va(addr), count })
+    }),
+    verb!("pmap_qremove", "ADDR COUNT", [ADDR, COUNT], [Number(addr), Number(count)] => {
+        Some(Op::PmapQremove { addr: va(addr), count })
+    }),
+    verb!("read", "ADDR", [ADDR], [Number(addr)] => Some(Op::Read { addr: va(addr) })),
+    verb!("write", "ADDR VALUE", [ADDR, Param::Number("VALUE")], [Number(addr), Number(value)] => {
+        Some(Op::Write { addr: va(addr), value })
+    }),
+    verb!("touch", "ADDR SIZE", [ADDR, SIZE], [Number(addr), Number(size)] => Some(Op::Touch { addr: va(addr), size })),
+    verb!("fill", "ADDR SIZE SEED", [ADDR, SIZE, Param::Number("SEED")], [Number(addr), Number(size), Number(seed)] => {
+        Some(Op::Fill { addr: va(addr), size, seed })
+    }),
+    verb!("verify", "ADDR SIZE SEED|zero", [ADDR, SIZE, Param::Seed], [Number(addr), Number(size), seed] => match seed {
+        Number(seed) => Some(Op::Verify { addr: va(addr), size, seed }),
+        Value::Zero => Some(Op::VerifyZero { addr: va(addr), size }),
+        Map(_) | Flags(_) => None,
+    }),
+    verb!("vtop", "ADDR", [ADDR], [Number(addr)] => Some(Op::Vtop { addr: va(addr) })),
+    later("on_lowmem", "STATEMENT"),
+    verb!("sleep", "TIME", [Param::Number("TIME")], [Number(micros)] => Some(Op::Sleep { micros })),
+    later("join", "THREAD"),
+    later("abandon", "THREAD"),
+    verb!("settle", "", [], [] => Some(Op::Settle)),
+    later("malloc", "SIZE [FLAGS]"),
+    later("free", "ADDR"),
+    later("zone_create", "NAME SIZE [max=N] [align=N]"),
+    later("zalloc", "NAME [FLAGS]"),
+    later("zfree", "NAME ADDR"),
+    later("uma_reclaim", ""),
+    later("squeeze", "SIZE"),
+    later("swap", "off|on|error EVERY|delay TIME"),
+    later("fail", "SITE SPEC | off"),
+    later("check", ""),
+    later("inspect", "WHAT"),
+    later("dump", "FILE"),
+    later("snapshot", "FILE"),
+];
+
+impl Verb {
+    /// The verb called `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        VERBS.iter().find(|verb| verb.name == name)
+    }
+
+    /// Name and arguments.
+    #[must_use]
+    pub fn signature(&self) -> String {
+        format!("{} {}", self.name, self.usage).trim_end().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_offered_verb_makes_an_operation_from_arguments_of_its_kinds() {
+        for verb in VERBS {
+            let values: Vec<Value> = verb
+                .params
+                .iter()
+                .map(|param| match param {
+                    Param::Map => Map(MapId::KMEM),
+                    Param::Number(_) | Param::Seed => Number(1),
+                    Param::Flags => Flags(MallocFlags::NOWAIT),
+                })
+                .collect();
+            if let Some(build) = verb.build {
+                assert!(build(&values).is_some(), "{}", verb.name);
+            }
+        }
+    }
+}
