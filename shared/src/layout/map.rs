@@ -9,6 +9,7 @@ use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 pub use self::node::MapNode;
+use super::lock::Mtx;
 use super::object::VmObject;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
@@ -146,8 +147,8 @@ pub struct VmMap {
     pub nentries: Field<u64>,
     /// Bytes in all entries: bytes in use, not the capacity.
     pub size: Field<u64>,
-    /// The lock's word: see the lock module of crate `kmem`.
-    pub lock: Field<u32>,
+    /// The lock.
+    pub lock: Mtx,
     /// Exclusive acquisitions of the lock, modulo 2^32.
     pub timestamp: Field<u32>,
     /// 1 when somebody sleeps in `kmem_alloc_wait`.

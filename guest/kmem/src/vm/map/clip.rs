@@ -1,0 +1,111 @@
+//! Cutting entries in two, and making one of two.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
+
+use super::header;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Makes one entry of `entry` and each neighbour that continues it with everything equal
+    /// (`vm_map_simplify_entry`). `entry` survives; each neighbour that goes drops its reference to the object, for
+    /// which the object must be unlocked. Nothing happens to a submap or an entry in transition.
+    pub fn vm_map_simplify_entry(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+        let e = self.get(entry);
+        if e.eflags.get().intersects(EntryFlags::IN_TRANSITION | EntryFlags::IS_SUB_MAP) {
+            return;
+        }
+        let prev = e.prev.get();
+        if prev != header(map) && mergeable(self.get(prev), e) {
+            let p = self.get(prev);
+            self.map_nodes(self.get(map)).index().join(e.start.get(), entry);
+            e.start.set(p.start.get());
+            e.offset.set(p.offset.get());
+            self.map_merged_away(map, prev);
+        }
+        let next = e.next.get();
+        if next != header(map) && mergeable(e, self.get(next)) {
+            let n = self.get(next);
+            self.map_nodes(self.get(map)).index().join(n.start.get(), entry);
+            e.end.set(n.end.get());
+            self.map_merged_away(map, next);
+        }
+    }
+
+    /// Disposes of `entry`, whose range is its neighbour's now.
+    fn map_merged_away(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+        let (m, e) = (self.get(map), self.get(entry));
+        self.map_list_remove(m, e);
+        match e.object.get().non_null() {
+            Some(object) => self.vm_object_deallocate(object),
+            None => self.map_credit(m),
+        }
+        self.vm_map_entry_dispose(m, entry);
+    }
+
+    /// Makes `entry` start at `va`, if it starts below: what is below becomes an entry of its own
+    /// (`vm_map_clip_start`). Merges `entry` with its neighbours first, as FreeBSD does.
+    pub(super) fn vm_map_clip_start(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
+        if va <= self.get(entry).start.get() {
+            return;
+        }
+        self.vm_map_simplify_entry(map, entry);
+        let (m, e) = (self.get(map), self.get(entry));
+        let low = self.map_entry_copy(m, e);
+        self.map_list_insert(m, e.prev.get(), low);
+        self.map_nodes(m).index().split(va, low, entry);
+        self.get(low).end.set(va);
+        e.offset.update(|offset| offset + va.since(e.start.get()));
+        e.start.set(va);
+    }
+
+    /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own (`vm_map_clip_end`).
+    pub(super) fn vm_map_clip_end(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
+        let (m, e) = (self.get(map), self.get(entry));
+        if va >= e.end.get() {
+            return;
+        }
+        let high = self.map_entry_copy(m, e);
+        self.map_list_insert(m, entry, high);
+        self.map_nodes(m).index().split(va, entry, high);
+        let h = self.get(high);
+        h.start.set(va);
+        h.offset.update(|offset| offset + va.since(e.start.get()));
+        e.end.set(va);
+    }
+
+    /// A copy of `entry` with a reference of its own to the object, not in the list yet. An entry without an object
+    /// stays so: the lazy object of FreeBSD's pageable maps does not exist for kernel memory.
+    fn map_entry_copy(&self, map: &VmMap, entry: &VmMapEntry) -> KPtr<VmMapEntry> {
+        let copy = self.vm_map_entry_create(map);
+        let c = self.get(copy);
+        c.start.set(entry.start.get());
+        c.end.set(entry.end.get());
+        c.object.set(entry.object.get());
+        c.offset.set(entry.offset.get());
+        c.eflags.set(entry.eflags.get());
+        c.wired_count.set(entry.wired_count.get());
+        c.protection.set(entry.protection.get());
+        c.max_protection.set(entry.max_protection.get());
+        c.inheritance.set(entry.inheritance.get());
+        if entry.object.get().is_null() {
+            self.map_debit(map);
+        } else if !entry.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+            self.vm_object_reference(entry.object.get());
+        }
+        copy
+    }
+}
+
+/// Whether `low` and `high`, neighbours in the list, are one range in two pieces.
+fn mergeable(low: &VmMapEntry, high: &VmMapEntry) -> bool {
+    low.end.get() == high.start.get()
+        && low.object.get() == high.object.get()
+        && (low.object.get().is_null() || low.offset.get() + low.len() == high.offset.get())
+        && low.eflags.get() == high.eflags.get()
+        && low.protection.get() == high.protection.get()
+        && low.max_protection.get() == high.max_protection.get()
+        && low.inheritance.get() == high.inheritance.get()
+        && low.wired_count.get() == high.wired_count.get()
+}

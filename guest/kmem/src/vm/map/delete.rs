@@ -1,0 +1,83 @@
+//! Taking ranges out of a map.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
+use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
+
+use super::{Lookup, header};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never fails. Takes the
+    /// map's lock.
+    pub fn vm_map_remove(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
+        self.vm_map_lock(map);
+        let (start, end) = self.map_range_clamp(self.get(map), start, end);
+        self.vm_map_delete(map, start, end);
+        self.vm_map_unlock(map);
+    }
+
+    /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
+    /// (`vm_map_delete`). Holes do not matter. Never fails.
+    ///
+    /// An entry goes in this order: its wiring, its translations (so that nothing can reach the pages any more), its
+    /// pages, its reference to the object, and itself. An empty range inside an entry cuts that entry, as in FreeBSD.
+    pub fn vm_map_delete(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
+        let mut entry = match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) => {
+                self.vm_map_clip_start(map, entry, start);
+                entry
+            }
+            Lookup::After(entry) => self.get(entry).next.get(),
+        };
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
+                self.map_wait_for_transition(e);
+            }
+            self.vm_map_clip_end(map, entry, end);
+            let next = e.next.get();
+            if e.wired_count.get() != 0 {
+                self.vm_fault_unwire(map, e.start.get(), e.end.get());
+                e.wired_count.set(0);
+            }
+            self.tlb_flush(self.pmap_remove(e.start.get(), e.end.get()));
+            self.vm_map_entry_delete(map, entry);
+            entry = next;
+        }
+        let m = self.get(map);
+        // The cuts took from the reserve; the pages just freed can fill it again. If there is none, the rest of the
+        // floor serves until there is.
+        let _ = self.map_reserve(m, 0);
+        self.map_reserve_trim(m);
+    }
+
+    /// Takes `entry`, unwired and unmapped, out of the map, and what it holds out of its object
+    /// (`vm_map_entry_delete`).
+    ///
+    /// Unlike FreeBSD's, it leaves the size of a kernel object alone when the range ends at the object's end.
+    fn vm_map_entry_delete(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+        let (m, e) = (self.get(map), self.get(entry));
+        self.map_nodes(m).index().unlink(e.start.get());
+        self.map_list_remove(m, e);
+        m.size.update(|size| size - e.len());
+        if !e.eflags.get().contains(EntryFlags::IS_SUB_MAP)
+            && let Some(object) = e.object.get().non_null()
+        {
+            self.map_object_forget(object, e.offset.get(), e.len());
+            self.vm_object_deallocate(object);
+        }
+        self.vm_map_entry_dispose(m, entry);
+    }
+
+    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need them.
+    fn map_object_forget(&self, object: KPtr<VmObject>, offset: u64, length: u64) {
+        let o = self.get(object);
+        let is_kernels = object == self.kernel_object() || object == self.kmem_object();
+        self.vm_object_lock(object);
+        if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING)) {
+            self.vm_object_page_remove(object, offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);
+        }
+        self.vm_object_unlock(object);
+    }
+}

@@ -1,0 +1,119 @@
+//! Putting an entry into a map.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::KernReturn;
+use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
+
+use super::{EntrySpec, Lookup, header};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
+    ///
+    /// A range without an object that continues the entry before it, equal in kind and not wired, extends that entry
+    /// instead. The caller's reference to the object is the entry's from now on, unless this fails.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range is empty or not inside the map, [`KernReturn::NoSpace`] when part
+    /// of it is taken, [`KernReturn::ResourceShortage`] when there is no page for an entry, which cannot happen after
+    /// [`Vm::vm_map_findspace`]. The map is unchanged.
+    pub fn vm_map_insert(
+        &self,
+        map: KPtr<VmMap>,
+        spec: &EntrySpec,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<(), KernReturn> {
+        let m = self.get(map);
+        debug_assert!(start.is_page_aligned() && end.is_page_aligned());
+        if start < m.min_offset() || end > m.max_offset() || start >= end {
+            return Err(KernReturn::InvalidAddress);
+        }
+        let Lookup::After(before) = self.vm_map_lookup_entry(map, start) else {
+            return Err(KernReturn::NoSpace);
+        };
+        let next = self.get(before).next.get();
+        if next != header(map) && self.get(next).start.get() < end {
+            return Err(KernReturn::NoSpace);
+        }
+        let eflags = spec.eflags();
+        if eflags.contains(EntryFlags::NOFAULT) && !spec.object.is_null() {
+            self.panic(format_args!("vm_map_insert: paradoxical MAP_NOFAULT request"));
+        }
+        self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
+
+        let (object, mut offset) = (spec.object, spec.offset);
+        if !object.is_null() {
+            self.map_note_second_mapping(object);
+        } else if before != header(map) && self.map_continues(self.get(before), eflags, start) {
+            let b = self.get(before);
+            if b.inheritance.get() == VmMapEntry::INHERIT_DEFAULT
+                && b.protection.get() == spec.protection
+                && b.max_protection.get() == spec.max_protection
+            {
+                m.size.update(|size| size + end.since(start));
+                b.end.set(end);
+                self.map_nodes(m).index().set_end(b.start.get(), end);
+                self.map_credit(m);
+                self.vm_map_simplify_entry(map, before);
+                return Ok(());
+            }
+            offset = b.offset.get() + b.len();
+        }
+
+        let entry = self.vm_map_entry_create(m);
+        let e = self.get(entry);
+        e.start.set(start);
+        e.end.set(end);
+        e.object.set(object);
+        e.offset.set(offset);
+        e.eflags.set(eflags);
+        e.wired_count.set(0);
+        e.protection.set(spec.protection);
+        e.max_protection.set(spec.max_protection);
+        e.inheritance.set(VmMapEntry::INHERIT_DEFAULT);
+        self.map_list_insert(m, before, entry);
+        self.map_nodes(m).index().link(start, end, entry);
+        m.size.update(|size| size + end.since(start));
+        Ok(())
+    }
+
+    /// Whether a range without an object that starts at `start`, with flags `eflags`, could be more of `entry`: the
+    /// first four of FreeBSD's conditions. (The fifth, `vm_object_coalesce`, holds for entries without an object;
+    /// the kernel's own objects are OBJT_PHYS and cannot be extended.)
+    fn map_continues(&self, entry: &VmMapEntry, eflags: EntryFlags, start: GuestVirt) -> bool {
+        entry.eflags.get() == eflags
+            && entry.end.get() == start
+            && entry.wired_count.get() == 0
+            && entry.object.get().is_null()
+    }
+
+    /// An object with a second reference may from now on be mapped twice.
+    fn map_note_second_mapping(&self, object: KPtr<VmObject>) {
+        let o = self.get(object);
+        self.vm_object_lock(object);
+        if o.ref_count.get() > 1 {
+            o.flags.update(|flags| flags - ObjectFlags::ONEMAPPING);
+        }
+        self.vm_object_unlock(object);
+    }
+
+    /// Puts `entry` into the list after `before`, and counts it.
+    pub(super) fn map_list_insert(&self, map: &VmMap, before: KPtr<VmMapEntry>, entry: KPtr<VmMapEntry>) {
+        let next = self.get(before).next.get();
+        self.get(entry).prev.set(before);
+        self.get(entry).next.set(next);
+        self.get(before).next.set(entry);
+        self.get(next).prev.set(entry);
+        map.nentries.update(|n| n + 1);
+    }
+
+    /// Takes `entry` out of the list, and counts it off.
+    pub(super) fn map_list_remove(&self, map: &VmMap, entry: &VmMapEntry) {
+        let (prev, next) = (entry.prev.get(), entry.next.get());
+        self.get(prev).next.set(next);
+        self.get(next).prev.set(prev);
+        map.nentries.update(|n| n - 1);
+    }
+}

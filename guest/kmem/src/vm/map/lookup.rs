@@ -1,0 +1,73 @@
+//! What a fault needs to know of an address.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
+use vmkern_abi::control::KernReturn;
+use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
+
+use super::Lookup;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// Where the page for an address is to be found. The map stays locked until [`Vm::vm_map_lookup_done`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultPlace {
+    /// The map, or the submap, that has the entry.
+    pub map: KPtr<VmMap>,
+    /// The entry.
+    pub entry: KPtr<VmMapEntry>,
+    /// Its object; null for a range without one.
+    pub object: KPtr<VmObject>,
+    /// The page's index in the object.
+    pub pindex: u64,
+    /// What the translation may allow.
+    pub prot: Protection,
+    /// How often the entry is wired.
+    pub wired_count: u32,
+}
+
+impl<M: Machine> Vm<M> {
+    /// Finds the page for an access of kind `fault_type` at `va`, through submaps (`vm_map_lookup`). Takes the lock of
+    /// `map`; on success the lock of [`FaultPlace::map`] is held, otherwise none.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when the entry forbids the access.
+    pub fn vm_map_lookup(
+        &self,
+        map: KPtr<VmMap>,
+        va: GuestVirt,
+        fault_type: Protection,
+    ) -> Result<FaultPlace, KernReturn> {
+        let mut map = map;
+        loop {
+            self.vm_map_lock_read(map);
+            let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, va) else {
+                self.vm_map_unlock(map);
+                return Err(KernReturn::InvalidAddress);
+            };
+            let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+                self.vm_map_unlock(map);
+                map = KPtr::new(e.object.get().addr());
+                continue;
+            }
+            if !e.protection.get().contains(fault_type) {
+                self.vm_map_unlock(map);
+                return Err(KernReturn::ProtectionFailure);
+            }
+            let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
+            return Ok(FaultPlace {
+                map,
+                entry,
+                object: e.object.get(),
+                pindex,
+                prot: e.protection.get(),
+                wired_count: e.wired_count.get(),
+            });
+        }
+    }
+
+    /// Ends what [`Vm::vm_map_lookup`] began (`vm_map_lookup_done`).
+    pub fn vm_map_lookup_done(&self, place: &FaultPlace) {
+        self.vm_map_unlock(place.map);
+    }
+}

@@ -1,0 +1,94 @@
+//! Searches in a map: the entry at an address, and room for a range.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, round_page};
+use vmkern_abi::control::{KernReturn, MapId};
+use vmkern_abi::layout::VmMap;
+
+use super::{EntrySpec, Lookup, header};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// Whether [`Vm::vm_map_find`] may choose the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindSpace {
+    /// The lowest room at or above the address given.
+    Any,
+    /// The address given and no other.
+    Exact,
+}
+
+impl<M: Machine> Vm<M> {
+    /// The entry that holds `va`, or the one before it (`vm_map_lookup_entry`). Changes nothing.
+    #[must_use]
+    pub fn vm_map_lookup_entry(&self, map: KPtr<VmMap>, va: GuestVirt) -> Lookup {
+        let entry = self.map_nodes(self.get(map)).index().lookup(va).entry;
+        if entry != header(map) && va < self.get(entry).end.get() {
+            Lookup::Inside(entry)
+        } else {
+            Lookup::After(entry)
+        }
+    }
+
+    /// The lowest address at or above `start` from which `length` bytes are free (`vm_map_findspace`). In kernel_map
+    /// the page tables for the range exist afterwards (`pmap_growkernel`).
+    ///
+    /// The room is free as long as the map stays locked.
+    ///
+    /// # Errors
+    /// [`KernReturn::NoSpace`] when there is no such room; [`KernReturn::ResourceShortage`] when there is no page for
+    /// a page table or for an entry. The map is unchanged.
+    pub fn vm_map_findspace(&self, map: KPtr<VmMap>, start: GuestVirt, length: u64) -> Result<GuestVirt, KernReturn> {
+        let m = self.get(map);
+        let start = start.max(m.min_offset());
+        if start.checked_add(length).is_none_or(|end| end > m.max_offset()) {
+            return Err(KernReturn::NoSpace);
+        }
+        let addr = if length == 0 {
+            self.map_findspace_nothing(map, start)
+        } else {
+            self.map_nodes(m).index().find_gap(start, length).ok_or(KernReturn::NoSpace)?
+        };
+        self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
+        if map == self.state().maps[MapId::KERNEL.0 as usize].get() {
+            // Inside the map, so that neither sum can wrap.
+            let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX)).min(m.max_offset());
+            if end > self.state().kernel_vm_end.get() {
+                self.pmap_growkernel(end).map_err(|_| KernReturn::ResourceShortage)?;
+            }
+        }
+        Ok(addr)
+    }
+
+    /// Where FreeBSD finds room for no bytes at all: at `start` unless that is inside an entry, and then at its end.
+    fn map_findspace_nothing(&self, map: KPtr<VmMap>, start: GuestVirt) -> GuestVirt {
+        match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) if self.get(entry).start.get() < start => self.get(entry).end.get(),
+            _ => start,
+        }
+    }
+
+    /// Finds room for `length` bytes from `start` on and puts an entry there (`vm_map_find`). Takes the map's lock.
+    ///
+    /// # Errors
+    /// Those of [`Vm::vm_map_findspace`] and [`Vm::vm_map_insert`]. The map is unchanged.
+    pub fn vm_map_find(
+        &self,
+        map: KPtr<VmMap>,
+        spec: &EntrySpec,
+        start: GuestVirt,
+        length: u64,
+        find_space: FindSpace,
+    ) -> Result<GuestVirt, KernReturn> {
+        self.vm_map_lock(map);
+        let result = match find_space {
+            FindSpace::Any => self.vm_map_findspace(map, start, length),
+            FindSpace::Exact => Ok(start),
+        };
+        let result = result.and_then(|addr| {
+            let end = addr.checked_add(length).ok_or(KernReturn::InvalidAddress)?;
+            self.vm_map_insert(map, spec, addr, end).map(|()| addr)
+        });
+        self.vm_map_unlock(map);
+        result
+    }
+}

@@ -1,0 +1,64 @@
+//! Handing a range of a map over to a map of its own.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::KernReturn;
+use vmkern_abi::layout::{EntryFlags, VmMap};
+
+use super::{Lookup, header};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Makes `[start, end)` of `map`, an entry or part of one, the submap `submap` (`vm_map_submap`). Takes the map's
+    /// lock. Entries cut at the ends stay cut, whatever the result.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidArgument`] unless the range is one entry without an object, submap or copy on write;
+    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
+    pub fn vm_map_submap(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+        submap: KPtr<VmMap>,
+    ) -> Result<(), KernReturn> {
+        self.vm_map_lock(map);
+        let result = self.map_submap_locked(map, start, end, submap);
+        self.vm_map_unlock(map);
+        result
+    }
+
+    fn map_submap_locked(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+        submap: KPtr<VmMap>,
+    ) -> Result<(), KernReturn> {
+        let m = self.get(map);
+        let (start, end) = self.map_range_clamp(m, start, end);
+        self.map_reserve(m, 2).map_err(|_| KernReturn::ResourceShortage)?;
+        let entry = match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) => {
+                self.vm_map_clip_start(map, entry, start);
+                entry
+            }
+            Lookup::After(entry) => self.get(entry).next.get(),
+        };
+        if entry == header(map) {
+            return Err(KernReturn::InvalidArgument);
+        }
+        // A range that starts in a hole may end below the next entry.
+        if self.get(entry).start.get() < end {
+            self.vm_map_clip_end(map, entry, end);
+        }
+        let e = self.get(entry);
+        let is_whole = e.start.get() == start && e.end.get() == end;
+        if !is_whole || e.eflags.get().contains(EntryFlags::COW) || !e.object.get().is_null() {
+            return Err(KernReturn::InvalidArgument);
+        }
+        e.object.set(KPtr::new(submap.addr()));
+        e.eflags.update(|eflags| eflags | EntryFlags::IS_SUB_MAP);
+        Ok(())
+    }
+}

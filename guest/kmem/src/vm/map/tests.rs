@@ -1,0 +1,1 @@
+//! The map operations, rule by rule, on the simulated machine.

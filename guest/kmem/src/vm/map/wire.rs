@@ -1,0 +1,134 @@
+//! Wiring ranges of a map by faulting their pages in.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::KernReturn;
+use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
+
+use super::{Lookup, header};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire` with
+    /// `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while pages are brought in; may
+    /// sleep then. On failure everything is as before, but for entries that stay cut.
+    ///
+    /// The entries of the range are in transition meanwhile: nobody merges, cuts away or deletes them.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range has a hole, [`KernReturn::ResourceShortage`] when there is no page
+    /// for the entries of the cuts, and those of `vm_fault_wire`.
+    pub fn vm_map_wire(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+        self.vm_map_lock(map);
+        let (start, end) = self.map_range_clamp(self.get(map), start, end);
+        let result = self.map_wire_locked(map, start, end);
+        self.vm_map_unlock(map);
+        result
+    }
+
+    fn map_wire_locked(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+        let Lookup::Inside(first) = self.vm_map_lookup_entry(map, start) else {
+            return Err(KernReturn::InvalidAddress);
+        };
+        self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;
+        let (end, result) = self.map_wire_entries(map, first, start, end);
+        self.map_wire_finish(map, start, end, result);
+        result
+    }
+
+    /// The first pass: wires entry after entry. Gives the end of what was begun, and how it went.
+    fn map_wire_entries(
+        &self,
+        map: KPtr<VmMap>,
+        first: KPtr<VmMapEntry>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> (GuestVirt, Result<(), KernReturn>) {
+        let mut entry = first;
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
+                self.map_wait_for_transition(e);
+            }
+            self.vm_map_clip_start(map, entry, start);
+            self.vm_map_clip_end(map, entry, end);
+            e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION);
+            let entry_end = e.end.get();
+            let mut last = entry;
+            if e.wired_count.get() == 0 {
+                e.wired_count.set(1);
+                let result;
+                (last, result) = self.map_fault_in(map, entry);
+                if result.is_err() {
+                    return (entry_end, result);
+                }
+            } else {
+                e.wired_count.update(|count| count + 1);
+            }
+            let next = self.get(last).next.get();
+            if entry_end < end && (next == header(map) || self.get(next).start.get() > entry_end) {
+                return (entry_end, Err(KernReturn::InvalidAddress));
+            }
+            entry = next;
+        }
+        (end, Ok(()))
+    }
+
+    /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile. The entry may be in
+    /// pieces afterwards: gives the last one. On failure every piece is marked [`VmMapEntry::WIRE_FAILED`].
+    fn map_fault_in(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> (KPtr<VmMapEntry>, Result<(), KernReturn>) {
+        let (start, end) = (self.get(entry).start.get(), self.get(entry).end.get());
+        let timestamp = self.get(map).timestamp.get();
+        self.vm_map_unlock(map);
+        let result = self.vm_fault_wire(map, start, end);
+        self.vm_map_lock(map);
+        let mut piece = entry;
+        if self.get(map).timestamp.get() != timestamp.wrapping_add(1) {
+            piece = match self.vm_map_lookup_entry(map, start) {
+                Lookup::Inside(piece) => piece,
+                Lookup::After(_) => self.panic(format_args!("vm_map_wire: lookup failed")),
+            };
+        }
+        loop {
+            let p = self.get(piece);
+            if result.is_err() {
+                p.wired_count.set(VmMapEntry::WIRE_FAILED);
+            }
+            if p.end.get() >= end {
+                return (piece, result);
+            }
+            piece = p.next.get();
+        }
+    }
+
+    /// The second pass over `[start, end)`: ends the transitions, and undoes this call's wirings if it failed.
+    fn map_wire_finish(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt, result: Result<(), KernReturn>) {
+        let mut entry = match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) => entry,
+            Lookup::After(_) => self.panic(format_args!("vm_map_wire: lookup failed")),
+        };
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            if result.is_err() {
+                self.map_wire_undo(map, e);
+            }
+            // Whoever waits for the transition is woken by the wakeup of the map; so far there is nobody.
+            e.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
+            self.vm_map_simplify_entry(map, entry);
+            entry = e.next.get();
+        }
+    }
+
+    /// Takes this call's wiring of `entry` back.
+    fn map_wire_undo(&self, map: KPtr<VmMap>, entry: &VmMapEntry) {
+        match entry.wired_count.get() {
+            // `vm_fault_wire` has undone its pages itself.
+            VmMapEntry::WIRE_FAILED => entry.wired_count.set(0),
+            1 => {
+                self.vm_fault_unwire(map, entry.start.get(), entry.end.get());
+                entry.wired_count.set(0);
+            }
+            count => entry.wired_count.set(count - 1),
+        }
+    }
+}
