@@ -13,18 +13,12 @@ enum Register {
     SpuriousVector = 0xf0,
     TimerEntry = 0x320,
     TimerInitialCount = 0x380,
-    TimerCurrentCount = 0x390,
     TimerDivide = 0x3e0,
 }
 
 fn write(register: Register, value: u32) {
     // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of a 32-bit register.
     unsafe { ((BASE + register as u64) as *mut u32).write_volatile(value) }
-}
-
-fn read(register: Register) -> u32 {
-    // SAFETY: as for `write`.
-    unsafe { ((BASE + register as u64) as *const u32).read_volatile() }
 }
 
 /// Enables the APIC and leaves its timer stopped.
@@ -47,10 +41,4 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerDivide, DIVIDE_BY_1);
     write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TimerInitialCount, counts);
-}
-
-/// Whether the timer has counted down to 0.
-#[must_use]
-pub fn timer_is_done() -> bool {
-    read(Register::TimerCurrentCount) == 0
 }
