@@ -125,7 +125,7 @@ impl crate::field::Word for Pte {
 }
 
 /// A level of the page tables, by the name of the table that holds the entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// Page table: 4 KiB an entry.
     Pt = 1,

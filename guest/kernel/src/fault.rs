@@ -1,5 +1,6 @@
 //! Page faults of the kernel: what `trap_pfault` decides (FreeBSD's `amd64/trap.c`).
 
+use kmem::vm::fault::FaultType;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 
@@ -8,6 +9,8 @@ use crate::memory;
 
 /// Error code: the access was an instruction fetch.
 const FETCH: u64 = 1 << 4;
+/// Error code: the access was a write.
+const WRITE: u64 = 1 << 1;
 /// Error code: the page is mapped, and forbids the access.
 const PROTECTION: u64 = 1 << 0;
 
@@ -20,5 +23,6 @@ pub fn resolve(frame: &TrapFrame) -> bool {
     if frame.error_code & (FETCH | PROTECTION) != 0 || address < VM_MIN_KERNEL_ADDRESS {
         return false;
     }
-    memory::vm().is_some_and(|vm| vm.vm_fault(address.page()).is_ok())
+    let fault_type = if frame.error_code & WRITE != 0 { FaultType::Write } else { FaultType::Read };
+    memory::vm().is_some_and(|vm| vm.trap_pfault(address, fault_type).is_ok())
 }

@@ -1,1 +1,69 @@
-//! x
+//! What an operation of the control ring means: the one dispatch that the guest and the simulated machine share.
+//!
+//! Memory is accessed through [`Access`], page by page, so that the inner loops are plain loops over words on both
+//! sides. A fault inside an access is the implementation's affair: it ends in a panic, or the access goes through.
+
+mod bytes;
+mod qenter;
+
+pub use self::bytes::{Access, Intent};
+
+use vmkern_abi::control::{KernReturn, MapId, Op, Outcome};
+use vmkern_abi::layout::VmMap;
+use vmkern_abi::{addr::KPtr, pattern};
+
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// What became of an operation handed to [`execute`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Executed {
+    /// It is done.
+    Done(Outcome),
+    /// The caller, who has the clock, lets so many microseconds pass; the answer is [`Outcome::Ok`].
+    Sleep {
+        /// Microseconds.
+        micros: u64,
+    },
+    /// The caller, who has the scheduler, waits for idleness; the answer is [`Outcome::Ok`].
+    Settle,
+}
+
+/// Performs `op` on the calling thread. Locks: none may be held. May sleep.
+pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Executed {
+    Executed::Done(match *op {
+        Op::Nop => Outcome::Ok,
+        Op::KmemAlloc { map, size } => on_map(vm, map, |map| pointer(vm.kmem_alloc(map, size))),
+        Op::KmemAllocNofault { map, size } => on_map(vm, map, |map| pointer(vm.kmem_alloc_nofault(map, size))),
+        Op::KmemMalloc { map, size, flags } => on_map(vm, map, |map| match vm.get(map).system_map.get() {
+            0 => Outcome::Error(KernReturn::InvalidArgument),
+            _ => pointer(vm.kmem_malloc(map, size, flags)),
+        }),
+        Op::KmemFree { map, addr, size } => on_map(vm, map, |map| {
+            vm.kmem_free(map, addr, size);
+            Outcome::Ok
+        }),
+        Op::PmapQenter { addr, count } => qenter::enter(vm, addr, count),
+        Op::PmapQremove { addr, count } => qenter::remove(vm, addr, count),
+        Op::Read { addr } => Outcome::Value(bytes::read(access, addr)),
+        Op::Write { addr, value } => {
+            bytes::write(access, addr, value);
+            Outcome::Ok
+        }
+        Op::Touch { addr, size } => bytes::touch(access, addr, size),
+        Op::Fill { addr, size, seed } => bytes::fill(access, addr, size, |at| pattern::word(at, seed)),
+        Op::Verify { addr, size, seed } => bytes::verify(access, addr, size, |at| pattern::word(at, seed)),
+        Op::VerifyZero { addr, size } => bytes::verify(access, addr, size, |_| 0),
+        Op::Vtop { addr } => vm.pmap_extract(addr).map_or(Outcome::Null, |pa| Outcome::Value(pa.get())),
+        Op::Sleep { micros } => return Executed::Sleep { micros },
+        Op::Settle => return Executed::Settle,
+    })
+}
+
+fn on_map<M: Machine>(vm: &Vm<M>, map: MapId, f: impl FnOnce(KPtr<VmMap>) -> Outcome) -> Outcome {
+    vm.map_by_id(map).map_or(Outcome::Error(KernReturn::InvalidArgument), f)
+}
+
+fn pointer(address: Option<vmkern_abi::addr::GuestVirt>) -> Outcome {
+    address.map_or(Outcome::Null, |va| Outcome::Value(va.get()))
+}

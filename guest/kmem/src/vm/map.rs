@@ -28,6 +28,8 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
+pub use self::space::FindSpace;
+pub use self::space::FindSpace;
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::machine::Machine;
@@ -100,7 +102,7 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes an empty map of `[min, max)`, page aligned and `min <= max`, on the kernel's pmap (`vm_map_create`). It is
+    /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is
     /// not a system map until its maker sets `system_map`, before first use. Takes no lock.
     ///
     /// # Errors
@@ -118,7 +120,7 @@ impl<M: Machine> Vm<M> {
             self.zone_free(map);
             return Err(shortage);
         }
-        self.map_nodes(m).index().create(min, header(map));
+        self.map_nodes(m).index().create(header(map));
         Ok(map)
     }
 

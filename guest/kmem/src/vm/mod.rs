@@ -6,7 +6,7 @@
 pub mod boot;
 pub mod fault;
 pub mod kern;
-//pub mod map;
+pub mod map;
 pub mod object;
 pub mod page;
 pub mod pageout;

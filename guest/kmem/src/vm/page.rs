@@ -233,6 +233,25 @@ impl<M: Machine> Vm<M> {
         self.vm_page_free_toq(m, Contents::Zero);
     }
 
+    /// Unwires and frees `m`, a page without an object that is wired once. Locks: takes the page queues'.
+    pub fn vm_page_unwire_free(&self, m: KPtr<VmPage>) {
+        self.vm_page_free_wired(m, Contents::Unknown);
+    }
+
+    /// Puts `m`, a page on no queue, before `next` (or null) in a chain of its owner's.
+    pub fn vm_page_chain(&self, m: KPtr<VmPage>, next: KPtr<VmPage>) {
+        let next = next.non_null().map_or(0, |next| self.vm_page_number(next));
+        self.page(m).next.set(next);
+    }
+
+    /// Takes `m` out of the chain that it heads: the next one, or null.
+    pub fn vm_page_unchain(&self, m: KPtr<VmPage>) -> KPtr<VmPage> {
+        let page = self.page(m);
+        let next = page.next.get();
+        page.next.set(0);
+        if next == 0 { KPtr::NULL } else { self.vm_page_pointer(next) }
+    }
+
     /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', unless they are held.
     pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
         let held = self.state().vm_page_queue_mtx.owner.get() != 0;

@@ -20,7 +20,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{MapIndex, MapNode, VmMapEntry};
 
 pub use self::check::Damage;
@@ -65,21 +65,25 @@ pub struct Item {
 pub struct Index<'a, S> {
     state: &'a MapIndex,
     store: &'a S,
-    /// First address past the map.
-    limit: GuestVirt,
+    /// First address of the map, from which pages are counted.
+    min: GuestVirt,
+    /// Pages of the map.
+    limit: u32,
 }
 
 impl<'a, S: NodeStore> Index<'a, S> {
-    /// The index with the state `state` and its nodes in `store`, of a map that ends at `limit`.
+    /// The index with the state `state` and its nodes in `store`, of a map of `[min, max)`, page aligned and of at most
+    /// [`MapNode::MAX_PAGES`].
     #[must_use]
-    pub fn new(state: &'a MapIndex, store: &'a S, limit: GuestVirt) -> Self {
-        Self { state, store, limit }
+    pub fn new(state: &'a MapIndex, store: &'a S, min: GuestVirt, max: GuestVirt) -> Self {
+        Self { state, store, min, limit: page_number(max.since(min)) }
     }
 
-    /// Makes an empty map's tree, whose only item is `header` at `min`. Takes one node.
-    pub fn create(&self, min: GuestVirt, header: KPtr<VmMapEntry>) {
+    /// Makes an empty map's tree, whose only item is `header`. Takes one node.
+    pub fn create(&self, header: KPtr<VmMapEntry>) {
+        assert!(u64::from(self.limit) <= MapNode::MAX_PAGES, "vm_map index: the map is too large");
         let (ptr, root) = self.new_node(0);
-        root.push(Slot { key: min, gap: self.limit.since(min), target: header.addr() });
+        root.push(Slot { key: 0, gap: self.limit, target: header.addr() });
         self.state.root.set(ptr);
         self.state.height.set(1);
     }
@@ -95,66 +99,76 @@ impl<'a, S: NodeStore> Index<'a, S> {
     /// The item with the greatest start that is not above `va`; the header when there is none.
     #[must_use]
     pub fn lookup(&self, va: GuestVirt) -> Item {
-        let bound = above(va);
+        let bound = if va < self.min { 0 } else { self.page(va).saturating_add(1) };
         let mut node = self.root();
         for _ in 1..self.height() {
             node = self.child(node, node.rank(bound));
         }
         let at = node.rank(bound);
-        Item { start: node.key(at), entry: KPtr::new(node.target(at)) }
+        Item { start: self.address(node.key(at)), entry: KPtr::new(node.target(at)) }
     }
 
     /// The lowest address at or above `start` from which `length` bytes are free, or `None`.
     ///
-    /// `start` is inside the map, and `length` is not 0.
+    /// `start` is inside the map and page aligned; `length` is whole pages, at least one.
     #[must_use]
     pub fn find_gap(&self, start: GuestVirt, length: u64) -> Option<GuestVirt> {
+        let (start, length) = (self.page(start), page_number(length));
         debug_assert!(length != 0 && start <= self.limit);
         let top = self.height() - 1;
-        if start <= self.root().key(0) {
-            return self
-                .root()
-                .first_gap(0, length)
-                .map(|at| self.lowest_gap(self.root(), at, top, self.limit, length));
+        let root = self.root();
+        if start == 0 {
+            let at = root.first_gap(0, length)?;
+            return Some(self.lowest_gap(root, at, top, self.limit, length));
         }
-        let path = self.path(above(start));
+        let path = self.path(start + 1);
         let (free_from, free_to) = path.gap();
         let from = free_from.max(start);
-        if free_to >= from && free_to.since(from) >= length {
-            return Some(from);
+        if free_to >= from && free_to - from >= length {
+            return Some(self.address(from));
         }
         (0..=top).find_map(|level| {
             let step = path.step(level);
-            let at = step.node.first_gap(step.at + 1, length)?;
+            let at = step.node.first_gap(step.at() + 1, length)?;
             Some(self.lowest_gap(step.node, at, level, step.limit, length))
         })
     }
 
-    /// The length of the largest gap of the map.
+    /// The length of the largest gap of the map in bytes.
     #[must_use]
     pub fn max_gap(&self) -> u64 {
-        self.root().max_gap()
+        u64::from(self.root().max_gap()) << PAGE_SHIFT
     }
 
     /// The start of the lowest gap of `length` bytes under slot `at` of `node` (of level `level`, below `limit`),
     /// whose recorded gap says that there is one.
-    fn lowest_gap(&self, node: Node<'a>, at: usize, level: usize, limit: GuestVirt, length: u64) -> GuestVirt {
+    fn lowest_gap(&self, node: Node<'a>, at: usize, level: usize, limit: u32, length: u32) -> GuestVirt {
         let (mut node, mut at, mut limit) = (node, at, node.limit(at, limit));
         for _ in 0..level {
             node = self.child(node, at);
             at = node.first_gap(0, length).expect("vm_map_findspace: max_free corrupt");
             limit = node.limit(at, limit);
         }
-        GuestVirt::new(limit.get() - node.gap(at))
+        self.address(limit - node.gap(at))
     }
 
-    /// The way from the root to the item with the greatest start below `bound`, or to the header.
-    fn path(&self, bound: GuestVirt) -> Path<'a> {
+    /// The page of `va`, an address not below the map.
+    fn page(&self, va: GuestVirt) -> u32 {
+        page_number(va.since(self.min))
+    }
+
+    /// The address of `page`.
+    fn address(&self, page: u32) -> GuestVirt {
+        self.min.add(u64::from(page) << PAGE_SHIFT)
+    }
+
+    /// The way from the root to the item with the greatest start below page `bound`, or to the header.
+    fn path(&self, bound: u32) -> Path<'a> {
         let height = self.height();
         let mut path = Path::new(self.root(), height, self.limit);
         for level in (1..height).rev() {
             let step = path.enter(level, bound);
-            path.set(level - 1, self.child(step.node, step.at), step.limit_below());
+            path.set(level - 1, self.child(step.node, step.at()), step.limit_below());
         }
         path.enter(0, bound);
         path
@@ -187,7 +201,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
     }
 }
 
-/// The bound for keys that may be `va` itself.
-fn above(va: GuestVirt) -> GuestVirt {
-    GuestVirt::new(va.get().saturating_add(1))
+/// The page at `bytes` from the map's start; beyond all pages that have keys, the last number there is.
+fn page_number(bytes: u64) -> u32 {
+    u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX)
 }

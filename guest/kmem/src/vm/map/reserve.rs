@@ -35,7 +35,7 @@ pub(super) struct MapNodes<'a, M: Machine> {
 impl<M: Machine> MapNodes<'_, M> {
     /// The index.
     pub fn index(&self) -> Index<'_, Self> {
-        Index::new(&self.map.index, self, self.map.max_offset())
+        Index::new(&self.map.index, self, self.map.min_offset(), self.map.max_offset())
     }
 }
 

@@ -29,7 +29,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// The lowest address at or above `start` from which `length` bytes are free (`vm_map_findspace`). In kernel_map
+    /// The lowest address at or above `start` (page aligned) from which `length` bytes (whole pages) are free
+    /// (`vm_map_findspace`). In kernel_map
     /// the page tables for the range exist afterwards (`pmap_growkernel`).
     ///
     /// The room is free as long as the map stays locked.

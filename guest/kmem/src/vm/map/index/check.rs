@@ -45,18 +45,18 @@ impl<S: NodeStore> Index<'_, S> {
     {
         let mut items = items.into_iter();
         let root = self.root();
-        rule((1..=MapNode::MAX_HEIGHT).contains(&self.height()), "height out of range", root.key(0))?;
+        rule((1..=MapNode::MAX_HEIGHT).contains(&self.height()), "height out of range", self.min)?;
         let tally = self.check_node(root, self.height() - 1, self.limit, &mut items)?;
-        rule(items.next().is_none(), "an item is missing in the tree", self.limit)?;
-        rule(tally.nodes == self.state.nodes.get(), "the number of nodes is wrong", root.key(0))?;
-        rule(tally.nodes <= max_nodes(tally.items), "more nodes than the reserve counts on", root.key(0))
+        rule(items.next().is_none(), "an item is missing in the tree", self.address(self.limit))?;
+        rule(tally.nodes == self.state.nodes.get(), "the number of nodes is wrong", self.min)?;
+        rule(tally.nodes <= max_nodes(tally.items), "more nodes than the reserve counts on", self.min)
     }
 
-    fn check_node<I>(&self, node: Node<'_>, level: usize, limit: GuestVirt, items: &mut I) -> Result<Tally, Damage>
+    fn check_node<I>(&self, node: Node<'_>, level: usize, limit: u32, items: &mut I) -> Result<Tally, Damage>
     where
         I: Iterator<Item = (GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
     {
-        let first = node.key(0);
+        let first = self.address(node.key(0));
         rule(node.level() == level, "wrong level", first)?;
         let is_root = level + 1 == self.height();
         let fewest = match (is_root, level) {
@@ -70,19 +70,20 @@ impl<S: NodeStore> Index<'_, S> {
         }
         let mut tally = Tally { items: 0, nodes: 1 };
         for at in 0..node.count() {
-            let key = node.key(at);
+            let page = node.key(at);
+            let key = self.address(page);
             let next = node.limit(at, limit);
             if level == 0 {
                 let (start, end, entry) = items.next().ok_or(Damage { rule: "an item too many", at: key })?;
                 rule(start == key, "key is not the start", key)?;
                 rule(entry.addr() == node.target(at), "item of another entry", key)?;
-                rule(end <= next && next.since(end) == node.gap(at), "wrong gap", key)?;
+                rule(self.page(end).checked_add(node.gap(at)) == Some(next), "wrong gap", key)?;
                 tally.items += 1;
             } else {
                 let child = self.store.node(KPtr::new(node.target(at)));
-                rule(child.keys[0].get() == key, "key is not the lowest of the child", key)?;
-                rule(child.max_gap() == node.gap(at), "gap is not the largest of the child", key)?;
-                rule(at == 0 || node.key(at - 1) < key, "children out of order", key)?;
+                rule(child.keys[0].get() == page, "key is not the lowest of the child", key)?;
+                rule(child.max_gap_pages() == node.gap(at), "gap is not the largest of the child", key)?;
+                rule(at == 0 || node.key(at - 1) < page, "children out of order", key)?;
                 let below = self.check_node(Node::new(child), level - 1, next, items)?;
                 tally.items += below.items;
                 tally.nodes += below.nodes;

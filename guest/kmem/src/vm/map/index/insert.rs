@@ -4,36 +4,40 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::VmMapEntry;
 
 use super::node::{FANOUT, Slot};
-use super::path::{Path, Step};
-use super::{Index, NodeStore, above};
+use super::path::Path;
+use super::{Index, NodeStore};
 
 impl<S: NodeStore> Index<'_, S> {
     /// Adds `entry` for `[start, end)`, which lies in a gap.
     pub fn link(&self, start: GuestVirt, end: GuestVirt, entry: KPtr<VmMapEntry>) {
-        let path = self.path(above(start));
+        let (from, to) = (self.page(start), self.page(end));
+        let path = self.path(from + 1);
         let (free_from, free_to) = path.gap();
-        assert!(free_from <= start && start < end && end <= free_to, "vm_map index: {start}..{end} is not free");
-        path.set_gap(start.since(free_from));
-        self.insert_after(&path, Slot { key: start, gap: free_to.since(end), target: entry.addr() });
+        assert!(free_from <= from && from < to && to <= free_to, "vm_map index: {start}..{end} is not free");
+        path.set_gap(from - free_from);
+        self.insert_after(&path, Slot { key: from, gap: free_to - to, target: entry.addr() });
     }
 
     /// Cuts the item that holds `at` in two: `low` is the entry below, `high` the one from `at` on. Neither is empty.
     pub fn split(&self, at: GuestVirt, low: KPtr<VmMapEntry>, high: KPtr<VmMapEntry>) {
-        let path = self.path(above(at));
+        let key = self.page(at);
+        let path = self.path(key + 1);
         let (end, free_to) = path.gap();
-        let Step { node, at: slot, .. } = path.leaf();
-        assert!(node.key(slot) < at && at < end, "vm_map index: no entry to cut at {at}");
+        let (node, slot) = path.at(0);
+        assert!(node.key(slot) < key && key < end, "vm_map index: no entry to cut at {at}");
         node.set_target(slot, low.addr());
         node.set_gap(slot, 0);
-        self.insert_after(&path, Slot { key: at, gap: free_to.since(end), target: high.addr() });
+        self.insert_after(&path, Slot { key, gap: free_to - end, target: high.addr() });
     }
 
     /// Moves the end of the item that starts at `start` to `end`, into the gap above it or back.
     pub fn set_end(&self, start: GuestVirt, end: GuestVirt) {
-        let path = self.path(above(start));
+        let (from, to) = (self.page(start), self.page(end));
+        let path = self.path(from + 1);
         let (_, free_to) = path.gap();
-        assert!(path.leaf().node.key(path.leaf().at) == start && start < end && end <= free_to);
-        path.set_gap(free_to.since(end));
+        let (node, slot) = path.at(0);
+        assert!(node.key(slot) == from && from < to && to <= free_to, "vm_map index: no entry to end at {end}");
+        path.set_gap(free_to - to);
     }
 
     /// Adds `slot` behind the item of `path`, and corrects the maxima above it. The maxima may already be out of date
@@ -44,7 +48,7 @@ impl<S: NodeStore> Index<'_, S> {
     fn insert_after(&self, path: &Path<'_>, slot: Slot) {
         let mut carry = slot;
         for level in 0..path.height() {
-            let Step { node, at, .. } = path.step(level);
+            let (node, at) = path.at(level);
             if level != 0 {
                 node.set_gap(at, path.step(level - 1).node.max_gap());
             }

@@ -12,10 +12,10 @@ pub(super) const MIN_FILL: usize = MapNode::MIN_FILL;
 /// One slot of a node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
-    /// Start of the entry, or lowest key of the child.
-    pub key: GuestVirt,
-    /// Bytes free after the entry, or largest gap of the child.
-    pub gap: u64,
+    /// Page where the entry starts, or lowest key of the child.
+    pub key: u32,
+    /// Pages free after the entry, or largest gap of the child.
+    pub gap: u32,
     /// Address of the entry or child.
     pub target: GuestVirt,
 }
@@ -31,34 +31,34 @@ impl<'a> Node<'a> {
 
     #[inline]
     pub fn count(self) -> usize {
-        self.0.count.get() as usize
+        usize::from(self.0.count.get())
     }
 
     #[inline]
     fn set_count(self, count: usize) {
-        self.0.count.set(u32::try_from(count).expect("a node has few slots"));
+        self.0.count.set(u16::try_from(count).expect("a node has few slots"));
     }
 
     pub fn level(self) -> usize {
-        self.0.level.get() as usize
+        usize::from(self.0.level.get())
     }
 
     #[inline]
-    pub fn key(self, at: usize) -> GuestVirt {
+    pub fn key(self, at: usize) -> u32 {
         self.0.keys[at].get()
     }
 
-    pub fn set_key(self, at: usize, key: GuestVirt) {
+    pub fn set_key(self, at: usize, key: u32) {
         self.0.keys[at].set(key);
     }
 
     #[inline]
-    pub fn gap(self, at: usize) -> u64 {
+    pub fn gap(self, at: usize) -> u32 {
         self.0.gaps[at].get()
     }
 
     #[inline]
-    pub fn set_gap(self, at: usize, gap: u64) {
+    pub fn set_gap(self, at: usize, gap: u32) {
         self.0.gaps[at].set(gap);
     }
 
@@ -84,7 +84,7 @@ impl<'a> Node<'a> {
     /// Makes it a node of level `level` without slots.
     pub fn clear(self, level: usize) {
         self.set_count(0);
-        self.0.level.set(u32::try_from(level).expect("a tree has few levels"));
+        self.0.level.set(u16::try_from(level).expect("a tree has few levels"));
         for at in 0..FANOUT {
             self.vacate(at);
         }
@@ -96,26 +96,26 @@ impl<'a> Node<'a> {
 
     /// The last slot whose key is below `bound`, or slot 0.
     #[inline]
-    pub fn rank(self, bound: GuestVirt) -> usize {
+    pub fn rank(self, bound: u32) -> usize {
         self.0.keys[1..].iter().map(|key| usize::from(key.get() < bound)).sum()
     }
 
-    /// The first slot from `from` (at most [`FANOUT`]) on whose gap is at least `length`, which is not 0.
+    /// The first slot from `from` (at most [`FANOUT`]) on whose gap is at least `length` pages, which is not 0.
     #[inline]
-    pub fn first_gap(self, from: usize, length: u64) -> Option<usize> {
-        let fits = self.0.gaps.iter().rev().fold(0u32, |fits, gap| fits << 1 | u32::from(gap.get() >= length));
-        let fits = fits & u32::MAX << from;
+    pub fn first_gap(self, from: usize, length: u32) -> Option<usize> {
+        let fits = self.0.gaps.iter().rev().fold(0u32, |fits, gap| (fits << 1) | u32::from(gap.get() >= length));
+        let fits = fits & (u32::MAX << from);
         (fits != 0).then(|| fits.trailing_zeros() as usize)
     }
 
     #[inline]
-    pub fn max_gap(self) -> u64 {
-        self.0.max_gap()
+    pub fn max_gap(self) -> u32 {
+        self.0.max_gap_pages()
     }
 
-    /// The first address past what slot `at` covers, gap included, in a node that covers addresses below `limit`.
+    /// The first page past what slot `at` covers, gap included, in a node that covers pages below `limit`.
     #[inline]
-    pub fn limit(self, at: usize, limit: GuestVirt) -> GuestVirt {
+    pub fn limit(self, at: usize, limit: u32) -> u32 {
         if at + 1 < self.count() { self.key(at + 1) } else { limit }
     }
 

@@ -1,6 +1,5 @@
 //! The way from the root of an index to one of its items.
 
-use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::MapNode;
 
 use super::node::Node;
@@ -10,15 +9,21 @@ use super::node::Node;
 pub(super) struct Step<'a> {
     pub node: Node<'a>,
     /// The slot through which the way goes on.
-    pub at: usize,
-    /// First address past what the node covers.
-    pub limit: GuestVirt,
+    slot: u32,
+    /// First page past what the node covers.
+    pub limit: u32,
 }
 
 impl Step<'_> {
-    /// First address past what the slot covers, gap included.
-    pub fn limit_below(self) -> GuestVirt {
-        self.node.limit(self.at, self.limit)
+    /// The slot through which the way goes on.
+    #[inline]
+    pub fn at(self) -> usize {
+        self.slot as usize
+    }
+
+    /// First page past what the slot covers, gap included.
+    pub fn limit_below(self) -> u32 {
+        self.node.limit(self.at(), self.limit)
     }
 }
 
@@ -30,9 +35,9 @@ pub(super) struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// A way that begins at `root`, in a tree of `height` levels that covers addresses below `limit`.
-    pub fn new(root: Node<'a>, height: usize, limit: GuestVirt) -> Self {
-        Self { steps: [Step { node: root, at: 0, limit }; MapNode::MAX_HEIGHT], height }
+    /// A way that begins at `root`, in a tree of `height` levels that covers pages below `limit`.
+    pub fn new(root: Node<'a>, height: usize, limit: u32) -> Self {
+        Self { steps: [Step { node: root, slot: 0, limit }; MapNode::MAX_HEIGHT], height }
     }
 
     pub fn height(&self) -> usize {
@@ -43,41 +48,46 @@ impl<'a> Path<'a> {
         self.steps[level]
     }
 
+    /// The node of `level`, and the slot through which the way goes on.
+    pub fn at(&self, level: usize) -> (Node<'a>, usize) {
+        (self.steps[level].node, self.steps[level].at())
+    }
+
     pub fn leaf(&self) -> Step<'a> {
         self.steps[0]
     }
 
-    pub fn set(&mut self, level: usize, node: Node<'a>, limit: GuestVirt) {
-        self.steps[level] = Step { node, at: 0, limit };
+    pub fn set(&mut self, level: usize, node: Node<'a>, limit: u32) {
+        self.steps[level] = Step { node, slot: 0, limit };
     }
 
     /// Chooses the last slot below `bound` at `level`.
-    pub fn enter(&mut self, level: usize, bound: GuestVirt) -> Step<'a> {
+    pub fn enter(&mut self, level: usize, bound: u32) -> Step<'a> {
         let step = &mut self.steps[level];
-        step.at = step.node.rank(bound);
+        step.slot = step.node.rank(bound);
         *step
     }
 
     /// The gap after the item: where it begins, which is the item's end, and where it ends.
-    pub fn gap(&self) -> (GuestVirt, GuestVirt) {
+    pub fn gap(&self) -> (u32, u32) {
         let step = self.leaf();
         let free_to = step.limit_below();
-        (GuestVirt::new(free_to.get() - step.node.gap(step.at)), free_to)
+        (free_to - step.node.gap(step.at()), free_to)
     }
 
     /// Sets the gap after the item, and the maxima above it.
-    pub fn set_gap(&self, gap: u64) {
+    pub fn set_gap(&self, gap: u32) {
         let leaf = self.leaf();
-        let old = leaf.node.gap(leaf.at);
-        leaf.node.set_gap(leaf.at, gap);
+        let old = leaf.node.gap(leaf.at());
+        leaf.node.set_gap(leaf.at(), gap);
         self.propagate(old, gap);
     }
 
     /// Corrects the maxima above the leaf after slots there changed: the largest gap that went away was `old`, the
     /// largest that came is `new`.
-    fn propagate(&self, mut old: u64, mut new: u64) {
+    fn propagate(&self, mut old: u32, mut new: u32) {
         for level in 1..self.height {
-            let Step { node, at, .. } = self.steps[level];
+            let (node, at) = self.at(level);
             let max = node.gap(at);
             let now = if new >= max {
                 new
@@ -97,7 +107,7 @@ impl<'a> Path<'a> {
     /// Recomputes the maxima above `level` until one is right already.
     pub fn refresh_gaps(&self, level: usize) {
         for above in level + 1..self.height {
-            let Step { node, at, .. } = self.steps[above];
+            let (node, at) = self.at(above);
             let now = self.steps[above - 1].node.max_gap();
             if node.gap(at) == now {
                 return;
@@ -110,7 +120,7 @@ impl<'a> Path<'a> {
     pub fn refresh_keys(&self) {
         let key = self.leaf().node.key(0);
         for level in 1..self.height {
-            let Step { node, at, .. } = self.steps[level];
+            let (node, at) = self.at(level);
             node.set_key(at, key);
             if at != 0 {
                 return;

@@ -3,9 +3,9 @@
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::VmMapEntry;
 
-use super::node::MIN_FILL;
-use super::path::{Path, Step};
-use super::{Index, NodeStore, above};
+use super::node::{MIN_FILL, Node};
+use super::path::Path;
+use super::{Index, NodeStore};
 
 /// What becomes of the range of an item that is taken away.
 #[derive(Clone, Copy, Debug)]
@@ -28,18 +28,17 @@ impl<S: NodeStore> Index<'_, S> {
     }
 
     fn take_out(&self, start: GuestVirt, leaves: Leaves) {
+        let key = self.page(start);
         // The header is an item, so that there is always one below.
-        let below = self.path(start);
-        let Step { node, at, .. } = below.leaf();
-        let victim_at = at + 1;
-        if victim_at < node.count() {
-            let victim = Step { at: victim_at, ..below.leaf() };
-            self.widen(&below, victim, start, leaves);
-            node.remove(victim_at);
+        let below = self.path(key);
+        let (node, at) = below.at(0);
+        if at + 1 < node.count() {
+            self.widen(&below, (node, at + 1), node.limit(at + 1, below.leaf().limit), key, leaves);
+            node.remove(at + 1);
             self.rebalance(&below);
         } else {
-            let path = self.path(above(start));
-            self.widen(&below, path.leaf(), start, leaves);
+            let path = self.path(key + 1);
+            self.widen(&below, path.at(0), path.leaf().limit_below(), key, leaves);
             path.leaf().node.remove(0);
             path.refresh_keys();
             path.refresh_gaps(0);
@@ -47,21 +46,17 @@ impl<S: NodeStore> Index<'_, S> {
         }
     }
 
-    /// Gives the item of `below` what `victim`, the next item, leaves.
-    fn widen(&self, below: &Path<'_>, victim: Step<'_>, start: GuestVirt, leaves: Leaves) {
-        let key = victim.node.key(victim.at);
-        assert!(key == start, "vm_map index: no entry starts at {start}");
-        let gap = victim.node.gap(victim.at);
+    /// Gives the item of `below` what the slot `victim`, its next item with the key `key`, leaves. The gap after that
+    /// ends at `limit`.
+    fn widen(&self, below: &Path<'_>, victim: (Node<'_>, usize), limit: u32, key: u32, leaves: Leaves) {
+        assert!(victim.0.key(victim.1) == key, "vm_map index: no entry starts at page {key}");
         match leaves {
-            Leaves::Gap => {
-                let (free_from, _) = below.gap();
-                below.set_gap(victim.limit_below().since(free_from));
-            }
+            Leaves::Gap => below.set_gap(limit - below.gap().0),
             Leaves::ToBelow(survivor) => {
-                let Step { node, at, .. } = below.leaf();
-                assert!(node.gap(at) == 0, "vm_map index: entries at {start} do not touch");
+                let (node, at) = below.at(0);
+                assert!(node.gap(at) == 0, "vm_map index: entries at page {key} do not touch");
                 node.set_target(at, survivor.addr());
-                below.set_gap(gap);
+                below.set_gap(victim.0.gap(victim.1));
             }
         }
     }
@@ -70,10 +65,10 @@ impl<S: NodeStore> Index<'_, S> {
     /// child. Keys and maxima are right before and after.
     fn rebalance(&self, path: &Path<'_>) {
         for level in 0..path.height() - 1 {
-            if path.step(level).node.count() >= MIN_FILL {
+            if path.at(level).0.count() >= MIN_FILL {
                 return;
             }
-            let Step { node: parent, at, .. } = path.step(level + 1);
+            let (parent, at) = path.at(level + 1);
             let left_at = at.saturating_sub(1);
             let (left, right) = (self.child(parent, left_at), self.child(parent, left_at + 1));
             // A union that leaves no room would soon be cut again.

@@ -120,8 +120,8 @@ fn a_million_entries_come_and_go_in_any_order() {
     let arena = Arena::new(max_nodes(ENTRIES + 1));
     let state = MapIndex::default();
     let limit = GuestVirt::new(min + (2 * ENTRIES + 1) * PAGE_SIZE);
-    let index = Index::new(&state, &arena, limit);
-    index.create(GuestVirt::new(min), KPtr::new(limit));
+    let index = Index::new(&state, &arena, GuestVirt::new(min), limit);
+    index.create(KPtr::new(limit));
     // Every second page, in an order that jumps about: 999,983 is prime.
     let at = |i: u64| GuestVirt::new(min + (2 * (i * 999_983 % ENTRIES) + 1) * PAGE_SIZE);
     for i in 0..ENTRIES {
@@ -206,8 +206,8 @@ fn a_tree_never_needs_more_nodes_than_its_reserve_was_made_for() {
 fn a_range_that_is_taken_cannot_be_linked() {
     let arena = Arena::new(4);
     let state = MapIndex::default();
-    let index = Index::new(&state, &arena, GuestVirt::new(0x9000));
-    index.create(GuestVirt::new(0x1000), KPtr::new(GuestVirt::new(8)));
+    let index = Index::new(&state, &arena, GuestVirt::new(0x1000), GuestVirt::new(0x9000));
+    index.create(KPtr::new(GuestVirt::new(8)));
     index.link(GuestVirt::new(0x2000), GuestVirt::new(0x4000), KPtr::new(GuestVirt::new(16)));
     index.link(GuestVirt::new(0x3000), GuestVirt::new(0x5000), KPtr::new(GuestVirt::new(24)));
 }

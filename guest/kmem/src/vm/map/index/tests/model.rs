@@ -66,12 +66,12 @@ impl Pair {
             ranges: BTreeMap::new(),
             next_entry: 2,
         };
-        pair.index().create(GuestVirt::new(min), KPtr::new(GuestVirt::new(1)));
+        pair.index().create(KPtr::new(GuestVirt::new(1)));
         pair
     }
 
     fn index(&self) -> Index<'_, Arena> {
-        Index::new(&self.state, &self.arena, GuestVirt::new(self.max))
+        Index::new(&self.state, &self.arena, GuestVirt::new(self.min), GuestVirt::new(self.max))
     }
 
     pub fn pages(&self) -> u64 {

@@ -1,0 +1,107 @@
+//! `pmap_qenter` and `pmap_qremove` with pages of their own, as drivers and kernel stacks use them.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::control::{KernReturn, Outcome};
+use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::layout::VmPage;
+
+use crate::machine::Machine;
+use crate::vm::Vm;
+use crate::vm::page::{AllocClass, AllocFlags};
+use crate::vm::pmap::Kentered;
+
+/// Pages linked by [`VmPage::next`] while nobody else uses that word.
+struct Chain<'a, M: Machine> {
+    vm: &'a Vm<M>,
+    head: KPtr<VmPage>,
+}
+
+impl<M: Machine> Chain<'_, M> {
+    fn push(&mut self, m: KPtr<VmPage>) {
+        self.vm.vm_page_chain(m, self.head);
+        self.head = m;
+    }
+}
+
+impl<M: Machine> Iterator for Chain<'_, M> {
+    type Item = KPtr<VmPage>;
+
+    fn next(&mut self) -> Option<KPtr<VmPage>> {
+        let m = self.head.non_null()?;
+        self.head = self.vm.vm_page_unchain(m);
+        Some(m)
+    }
+}
+
+/// The pages of `[addr, addr + count pages)`, which lie in the kernel's map.
+fn range(addr: GuestVirt, count: u64) -> Result<impl Iterator<Item = GuestVirt> + Clone, KernReturn> {
+    let bytes = count.checked_mul(PAGE_SIZE).ok_or(KernReturn::InvalidArgument)?;
+    let end = addr.checked_add(bytes).ok_or(KernReturn::InvalidArgument)?;
+    if !addr.is_page_aligned() {
+        return Err(KernReturn::InvalidArgument);
+    }
+    if addr < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS {
+        return Err(KernReturn::InvalidAddress);
+    }
+    Ok((0..count).map(move |i| addr.add(i * PAGE_SIZE)))
+}
+
+/// Maps `count` fresh wired pages at `addr`, in place of what an earlier call mapped there. Fails, and changes
+/// nothing, where there is no page table, where something else is mapped, or with too few pages (SYSTEM class).
+pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
+    let error = |code| Outcome::Error(code);
+    let pages = match range(addr, count) {
+        Ok(pages) => pages,
+        Err(code) => return error(code),
+    };
+    if count > vm.vm_page_available() {
+        return error(KernReturn::ResourceShortage);
+    }
+    for va in pages.clone() {
+        match vm.pmap_kentered(va) {
+            Kentered::Empty | Kentered::Page(_) => {}
+            Kentered::NoTable => return error(KernReturn::InvalidAddress),
+            Kentered::Occupied => return error(KernReturn::InvalidArgument),
+        }
+    }
+    let mut fresh = Chain { vm, head: KPtr::NULL };
+    for _ in 0..count {
+        match vm.vm_page_alloc(None, 0, AllocClass::System, AllocFlags::WIRED) {
+            Some(m) => fresh.push(m),
+            None => {
+                fresh.for_each(|m| vm.vm_page_unwire_free(m));
+                return error(KernReturn::ResourceShortage);
+            }
+        }
+    }
+    let mut old = Chain { vm, head: KPtr::NULL };
+    for va in pages {
+        if let Kentered::Page(m) = vm.pmap_kentered(va) {
+            old.push(m);
+        }
+    }
+    vm.pmap_qenter(addr, fresh);
+    old.for_each(|m| vm.vm_page_unwire_free(m));
+    Outcome::Ok
+}
+
+/// Undoes [`enter`]: takes the mappings away and frees their pages. Other mappings in the range are refused; empty
+/// places are fine.
+pub fn remove<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
+    let pages = match range(addr, count) {
+        Ok(pages) => pages,
+        Err(code) => return Outcome::Error(code),
+    };
+    if pages.clone().any(|va| vm.pmap_kentered(va) == Kentered::Occupied) {
+        return Outcome::Error(KernReturn::InvalidArgument);
+    }
+    let mut old = Chain { vm, head: KPtr::NULL };
+    for va in pages {
+        if let Kentered::Page(m) = vm.pmap_kentered(va) {
+            old.push(m);
+        }
+    }
+    vm.pmap_qremove(addr, count);
+    old.for_each(|m| vm.vm_page_unwire_free(m));
+    Outcome::Ok
+}

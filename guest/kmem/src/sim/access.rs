@@ -1,0 +1,99 @@
+//! Access to memory through the page tables and the TLB, with the page-fault handler behind them.
+
+use std::slice;
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::field::Field;
+use vmkern_abi::pte::{Pte, PteFlags};
+use vmkern_abi::walk::{self, TableReader};
+
+use super::machine::SimMachine;
+use crate::machine::Machine;
+use crate::ops::{Access, Intent};
+use crate::vm::Vm;
+use crate::vm::fault::FaultType;
+use crate::window::{self, PageTable};
+
+/// The kernel's view of simulated memory.
+#[derive(Debug)]
+pub struct SimAccess<'a> {
+    vm: &'a Vm<SimMachine>,
+}
+
+impl TableReader for &SimMachine {
+    type Error = std::convert::Infallible;
+
+    fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Self::Error> {
+        Ok(window::at::<PageTable, SimMachine>(self, table)[index].get())
+    }
+}
+
+impl<'a> SimAccess<'a> {
+    /// The view through the tables of `vm`.
+    #[must_use]
+    pub fn new(vm: &'a Vm<SimMachine>) -> Self {
+        Self { vm }
+    }
+
+    /// What the tables say about the page of `va` now, as one entry.
+    pub(super) fn walk(&self, va: GuestVirt) -> Option<Pte> {
+        let pml4 = self.vm.state().kernel_pmap.pml4.get();
+        let Ok(walk) = walk::walk(&self.vm.machine(), pml4, va.page());
+        walk.mapping.map(|mapping| Pte::new(mapping.phys, mapping.flags | PteFlags::V))
+    }
+
+    /// Translates `va`, faulting where the hardware would.
+    fn translate(&self, va: GuestVirt, intent: Intent) -> GuestPhys {
+        let vpn = va.get() / PAGE_SIZE;
+        let allowed = |pte: &Pte| intent == Intent::Read || pte.flags().contains(PteFlags::RW);
+        loop {
+            let now = self.walk(va);
+            let remembered = self.vm.machine().tlb.borrow().get(vpn);
+            if let Some(old) = remembered {
+                let same = now.is_some_and(|now| now.frame() == old.frame());
+                assert!(same, "access to {va:#x} through a stale translation: {old:?}, where the tables say {now:?}");
+            }
+            if let Some(pte) = remembered.or(now).filter(allowed) {
+                self.vm.machine().tlb.borrow_mut().insert(vpn, pte);
+                return pte.frame().add(va.page_offset());
+            }
+            let fault = match intent {
+                Intent::Read => FaultType::Read,
+                Intent::Write => FaultType::Write,
+            };
+            if let Err(code) = self.vm.trap_pfault(va, fault) {
+                panic!("page fault at {va:#x}: {code}");
+            }
+        }
+    }
+
+    /// Stops the test when the TLB still knows a mapping that the tables do not have any more.
+    pub fn assert_tlb_matches_tables(&self) {
+        for (vpn, old) in self.vm.machine().tlb.borrow().iter() {
+            let va = GuestVirt::new(vpn * PAGE_SIZE);
+            let now = self.walk(va);
+            let same = now.is_some_and(|now| now.frame() == old.frame());
+            assert!(same, "the TLB remembers {old:?} for {va:#x}, where the tables say {now:?}");
+        }
+    }
+}
+
+impl Access for SimAccess<'_> {
+    #[expect(unsafe_code, reason = "memory behind an address is raw memory")]
+    fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>] {
+        assert!(start.get().is_multiple_of(8) && start.page_offset() as usize + count * 8 <= PAGE_SIZE as usize);
+        let frame = self.vm.machine().frame(self.translate(start, intent));
+        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the words
+        // inside it and aligned.
+        unsafe { slice::from_raw_parts(frame.as_ptr().cast(), count) }
+    }
+
+    #[expect(unsafe_code, reason = "memory behind an address is raw memory")]
+    fn bytes(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u8>] {
+        assert!(start.page_offset() as usize + count <= PAGE_SIZE as usize);
+        let frame = self.vm.machine().frame(self.translate(start, intent));
+        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the bytes
+        // inside it.
+        unsafe { slice::from_raw_parts(frame.as_ptr().cast(), count) }
+    }
+}

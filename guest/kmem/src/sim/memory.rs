@@ -1,0 +1,86 @@
+//! Sparse physical memory, in chunks that are allocated when they are first used.
+
+#![expect(unsafe_code, reason = "simulated memory is raw memory")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+
+use crate::vm::{PhysRange, Zeroed};
+
+const CHUNK: u64 = 2 << 20;
+/// What a byte of memory holds that nobody has zeroed.
+const GARBAGE: u8 = 0xa5;
+
+const LAYOUT: Layout = match Layout::from_size_align(CHUNK as usize, PAGE_SIZE as usize) {
+    Ok(layout) => layout,
+    Err(_) => panic!("the chunk's layout is wrong"),
+};
+
+/// Physical memory.
+#[derive(Debug)]
+pub struct Memory {
+    ranges: Vec<PhysRange>,
+    chunks: Vec<Cell<Option<NonNull<u8>>>>,
+    touched: Vec<Cell<u64>>,
+    zeroed: Zeroed,
+}
+
+impl Memory {
+    pub fn new(ranges: &[PhysRange], zeroed: Zeroed) -> Self {
+        let end = ranges.iter().map(|range| range.end.get()).max().unwrap_or(0);
+        let pages = usize::try_from(end / PAGE_SIZE).expect("memory fits the address space");
+        let chunks = usize::try_from(end.div_ceil(CHUNK)).expect("memory fits the address space");
+        Self {
+            ranges: ranges.to_vec(),
+            chunks: vec![Cell::new(None); chunks],
+            touched: vec![Cell::new(0); pages.div_ceil(64)],
+            zeroed,
+        }
+    }
+
+    /// The byte at `pa`; valid, with the rest of its chunk, as long as the memory lives.
+    pub fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
+        let is_ram = self.ranges.iter().any(|range| pa >= range.start && pa < range.end);
+        assert!(is_ram, "there is no memory at physical address {pa:#x}");
+        let page = pa.pfn() as usize;
+        let word = &self.touched[page / 64];
+        word.set(word.get() | 1 << (page % 64));
+        let chunk = &self.chunks[(pa.get() / CHUNK) as usize];
+        let base = chunk.get().unwrap_or_else(|| {
+            let base = self.allocate();
+            chunk.set(Some(base));
+            base
+        });
+        // SAFETY: the offset is smaller than the chunk that `base` points to.
+        unsafe { base.add((pa.get() % CHUNK) as usize) }
+    }
+
+    fn allocate(&self) -> NonNull<u8> {
+        // SAFETY: the layout's size is not zero.
+        let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap_or_else(|| handle_alloc_error(LAYOUT));
+        if self.zeroed == Zeroed::No {
+            // SAFETY: the chunk was just allocated with this size, and nobody else knows it.
+            unsafe { base.write_bytes(GARBAGE, CHUNK as usize) };
+        }
+        base
+    }
+
+    /// Pages that were ever looked at.
+    pub fn touched_pages(&self) -> u64 {
+        self.touched.iter().map(|word| u64::from(word.get().count_ones())).sum()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        for chunk in &self.chunks {
+            if let Some(base) = chunk.get() {
+                // SAFETY: allocated by `allocate` with this layout, once, and nobody can use it any more.
+                unsafe { dealloc(base.as_ptr(), LAYOUT) };
+            }
+        }
+    }
+}
