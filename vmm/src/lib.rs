@@ -17,6 +17,7 @@
 mod control;
 mod devices;
 mod image;
+mod inspect;
 pub mod kvm;
 pub mod symbols;
 
@@ -31,5 +32,7 @@ pub use self::control::{
     GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS,
 };
 pub use self::image::{ImageError, ImageFault, KernelImage};
+pub use self::inspect::{EntryView, InspectError, MapStats, ObjectView, PageRun};
+pub use self::kvm::memory::NotRam;
 pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers};
 pub use self::symbols::{Frame, Symbols};

@@ -25,8 +25,8 @@ use crate::symbols::Symbols;
 #[derive(Debug)]
 pub struct Guest {
     // The link's handles look into the machine's memory, which they keep mapped themselves.
-    pub(super) link: Link,
-    pub(super) machine: Machine,
+    pub(crate) link: Link,
+    pub(crate) machine: Machine,
     pub(super) environment: Environment,
     pub(super) logs: Logs,
     pub(super) waiter: Waiter,

@@ -11,9 +11,9 @@ mod environment;
 mod error;
 mod guest;
 mod launch;
-mod link;
+pub(crate) mod link;
 mod logs;
-mod machine;
+pub(crate) mod machine;
 mod wait;
 
 pub use self::bell::InterruptHandle;

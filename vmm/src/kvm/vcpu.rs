@@ -3,17 +3,25 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VcpuExit};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
+use super::gate::{Gate, Held};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
+use crate::control::ContractError;
 use crate::control::bell::Bell;
 use crate::devices::{PortBus, PortEvent};
+
+/// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the host itself is stuck.
+const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait before a kick is repeated.
+const KICK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How a vCPU's life ended.
 #[derive(Clone, Debug)]
@@ -37,17 +45,44 @@ pub(crate) struct VcpuState {
     pub(crate) end: OnceLock<VcpuEnd>,
     kick: Arc<KickSlot>,
     stopping: AtomicBool,
+    gate: Gate,
 }
 
 impl VcpuState {
     pub(crate) fn new(bell: Arc<Bell>) -> Self {
-        Self { bell, end: OnceLock::new(), kick: Arc::default(), stopping: AtomicBool::new(false) }
+        Self {
+            bell,
+            end: OnceLock::new(),
+            kick: Arc::default(),
+            stopping: AtomicBool::new(false),
+            gate: Gate::default(),
+        }
     }
 
     /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.gate.open();
         self.kick.kick();
+    }
+
+    /// Holds the vCPU outside of the guest until the returned value is dropped. One that has ended is held already.
+    ///
+    /// # Errors
+    /// When the vCPU's thread does not come out of the host's kernel.
+    pub(crate) fn hold(&self) -> Result<Held<'_>, ContractError> {
+        self.gate.close();
+        let held = Held(&self.gate);
+        let deadline = Instant::now() + HOLD_LIMIT;
+        loop {
+            self.kick.kick();
+            if self.gate.wait_parked(KICK_AGAIN) || self.end.get().is_some() {
+                return Ok(held);
+            }
+            if Instant::now() >= deadline {
+                return Err(ContractError::Unstoppable);
+            }
+        }
     }
 
     fn stopping(&self) -> bool {
@@ -161,6 +196,7 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
         if let Some(fault) = fault {
             return failed(vcpu, id, fault);
         }
+        state.gate.pass();
         if state.stopping() {
             return VcpuEnd::Stopped(Box::new(registers(vcpu)));
         }

@@ -1,0 +1,161 @@
+//! Looking into a guest: its counters, maps and page tables, read out of its memory.
+//!
+//! Inspection never asks the kernel anything. It follows the kernel's own pointers through the kernel's own page tables,
+//! starting from the control region, and trusts none of them: every address is translated and bounds-checked, every list
+//! is checked against its count and its order, and what is wrong becomes an [`InspectError`] that names the structure and
+//! the address. While requests are in flight the vCPU is held for the time of a look; else the kernel is idle.
+
+mod maps;
+mod pages;
+mod view;
+
+use thiserror::Error;
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::control::MapId;
+use vmkern_abi::layout::{KernelRoots, VmMeter};
+use vmkern_abi::walk::Walk;
+
+pub use self::maps::{EntryView, MapStats, ObjectView};
+pub use self::pages::PageRun;
+use self::view::View;
+use crate::control::{ContractError, Guest};
+use crate::kvm::memory::NotRam;
+
+/// Something in a guest's memory cannot be read, or is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum InspectError {
+    /// The kernel has not published where its structures begin.
+    #[error("the kernel has not published its {0} yet")]
+    NotReady(&'static str),
+    /// A structure's address maps to nothing.
+    #[error("{what} at {at}: nothing is mapped at {missing}")]
+    NotMapped {
+        /// The structure.
+        what: &'static str,
+        /// Its address.
+        at: GuestVirt,
+        /// The first address of it that is not mapped.
+        missing: GuestVirt,
+    },
+    /// A structure or a page table lies outside of RAM.
+    #[error("{what}: {source}")]
+    NotRam {
+        /// The structure.
+        what: &'static str,
+        /// The access.
+        source: NotRam,
+    },
+    /// A structure's address is not aligned as its type is.
+    #[error("{what} at {at}: the address is not aligned")]
+    Misaligned {
+        /// The structure.
+        what: &'static str,
+        /// Its address.
+        at: GuestVirt,
+    },
+    /// A structure contradicts itself or its neighbours.
+    #[error("{what} at {at}: {problem}")]
+    Damaged {
+        /// The structure.
+        what: &'static str,
+        /// Its address.
+        at: GuestVirt,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There is no map with this number.
+    #[error("there is no map number {}", .0.0)]
+    NoSuchMap(MapId),
+    /// The range to look at is empty or not page aligned.
+    #[error("[{start}, {end}) is not a range of whole pages")]
+    BadRange {
+        /// First address.
+        start: GuestVirt,
+        /// First address past the range.
+        end: GuestVirt,
+    },
+    /// The vCPU cannot be held.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
+}
+
+impl InspectError {
+    fn damaged(what: &'static str, at: GuestVirt, problem: impl Into<String>) -> Self {
+        Self::Damaged { what, at, problem: problem.into() }
+    }
+}
+
+impl Guest {
+    /// The kernel's counters, as they are now; of a dead guest, as they were at its death.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn meter(&self) -> Result<VmMeter, InspectError> {
+        self.look(|view| Ok(roots(view)?.1.meter))
+    }
+
+    /// Size and use of a map.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn map_stats(&self, map: MapId) -> Result<MapStats, InspectError> {
+        self.look(|view| maps::stats(view, map))
+    }
+
+    /// The entries of a map in the order of addresses.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn map_entries(&self, map: MapId) -> Result<Vec<EntryView>, InspectError> {
+        self.look(|view| maps::entries(view, map))
+    }
+
+    /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one size with equal flags
+    /// make one run. What is not mapped is left out.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn page_runs(&self, start: GuestVirt, end: GuestVirt) -> Result<Vec<PageRun>, InspectError> {
+        self.look(|view| pages::runs(view, start, end))
+    }
+
+    /// The host's own walk of the guest's page tables to `va`.
+    ///
+    /// # Errors
+    /// See [`InspectError`]. That nothing is mapped there is no error.
+    pub fn vtop(&self, va: GuestVirt) -> Result<Walk, InspectError> {
+        self.look(|view| view.walk(va))
+    }
+
+    /// Copies guest memory out, from virtual address `start` on.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn read_memory(&self, start: GuestVirt, buffer: &mut [u8]) -> Result<(), InspectError> {
+        self.look(|view| view.read("memory", start, buffer))
+    }
+
+    fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
+        let _held = if self.in_flight() > 0 { Some(self.machine.state.hold()?) } else { None };
+        let pml4 = self.link.region().pml4.get();
+        if pml4 == GuestPhys::new(0) {
+            return Err(InspectError::NotReady("page tables"));
+        }
+        f(&View::new(&self.machine.ram, pml4, self.link.region().roots.get()))
+    }
+}
+
+/// The kernel's table of roots, with its address.
+fn roots(view: &View<'_>) -> Result<(KPtr<KernelRoots>, KernelRoots), InspectError> {
+    const WHAT: &str = "kernel roots";
+    let at = view.roots.non_null().ok_or(InspectError::NotReady("roots"))?;
+    let roots = view.copy(WHAT, at)?;
+    match roots.abi_version.get() {
+        vmkern_abi::ABI_VERSION => Ok((at, roots)),
+        version => Err(InspectError::damaged(
+            WHAT,
+            at.addr(),
+            format!("ABI version {version}, expected {}", vmkern_abi::ABI_VERSION),
+        )),
+    }
+}

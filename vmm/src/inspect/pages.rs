@@ -1,0 +1,117 @@
+//! What the page tables map, in runs.
+
+use std::collections::HashMap;
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::pte::{Level, PteFlags};
+use vmkern_abi::walk::Step;
+
+use super::InspectError;
+use super::view::View;
+
+/// Neighbouring pages of one size with equal flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRun {
+    /// First address.
+    pub start: GuestVirt,
+    /// First address past the run.
+    pub end: GuestVirt,
+    /// Bytes that one entry maps: 4 KiB, 2 MiB or 1 GiB.
+    pub span: u64,
+    /// What the whole path grants, and the last entry's other flags.
+    pub flags: PteFlags,
+    /// Physical address behind `start`.
+    pub phys: GuestPhys,
+}
+
+/// How often a table may be entered on the way through a range. A sound one is entered once, or a few times where
+/// parts of the address space share it; tables that refer to themselves map the same pages over and over.
+const VISITS_MAX: u32 = 4;
+
+/// The tables that the walk has come through.
+#[derive(Default)]
+struct Visits {
+    counts: HashMap<(Level, GuestPhys), u32>,
+    /// The table looked into last, by level.
+    current: HashMap<Level, GuestPhys>,
+}
+
+impl Visits {
+    fn enter(&mut self, step: Step, va: GuestVirt) -> Result<(), InspectError> {
+        // A walk that comes round to a table's first entry has come from another, or from itself once more.
+        if self.current.insert(step.level, step.table) == Some(step.table) && step.index != 0 {
+            return Ok(());
+        }
+        let count = self.counts.entry((step.level, step.table)).or_default();
+        *count += 1;
+        if *count > VISITS_MAX {
+            let problem = format!("the {:?} at {} is used again and again", step.level, step.table);
+            return Err(InspectError::damaged("page table", va, problem));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn runs(view: &View<'_>, start: GuestVirt, end: GuestVirt) -> Result<Vec<PageRun>, InspectError> {
+    if start > end || !start.is_page_aligned() || !end.is_page_aligned() {
+        return Err(InspectError::BadRange { start, end });
+    }
+    let mut visits = Visits::default();
+    let mut runs: Vec<PageRun> = Vec::new();
+    let mut va = start;
+    while va < end {
+        let walk = view.walk(va)?;
+        visits.enter(walk.last(), va)?;
+        let span = walk.mapping.map_or(walk.last().level.span(), |mapping| mapping.span);
+        let next = (va.get() & !(span - 1)).checked_add(span).map_or(end, |next| GuestVirt::new(next).min(end));
+        if let Some(mapping) = walk.mapping {
+            match runs.last_mut() {
+                Some(run) if run.end == va && run.span == span && run.flags == mapping.flags => run.end = next,
+                _ => runs.push(PageRun { start: va, end: next, span, flags: mapping.flags, phys: mapping.phys }),
+            }
+        }
+        va = next;
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::pte::Pte;
+
+    use super::super::view::tests::{mapped_ram, view};
+    use super::*;
+
+    const MAPPED: GuestVirt = GuestVirt::new(0x4000_0000);
+
+    #[test]
+    fn neighbours_with_equal_flags_make_one_run_and_holes_cost_nothing() {
+        let ram = mapped_ram();
+        let all = runs(&view(&ram), GuestVirt::new(0), GuestVirt::new(0x7fff_ffff_f000)).expect("the tables are sound");
+        let flags = PteFlags::V | PteFlags::RW | PteFlags::A;
+        let phys = GuestPhys::from_pfn(32);
+        assert_eq!(all, [PageRun { start: MAPPED, end: MAPPED.add(0x3000), span: 4096, flags, phys }]);
+        let read_only = Pte::new(GuestPhys::from_pfn(33), PteFlags::V);
+        ram.write(GuestPhys::from_pfn(19).add(8), &read_only.bits().to_le_bytes()).expect("it is RAM");
+        assert_eq!(runs(&view(&ram), MAPPED, MAPPED.add(0x10_0000)).expect("the tables are sound").len(), 3);
+    }
+
+    #[test]
+    fn tables_that_refer_to_themselves_do_not_keep_the_host_busy_for_ever() {
+        let ram = mapped_ram();
+        let table = Pte::new(GuestPhys::from_pfn(16), PteFlags::V | PteFlags::RW);
+        for index in 0..512 {
+            ram.write(GuestPhys::from_pfn(16).add(index * 8), &table.bits().to_le_bytes()).expect("it is RAM");
+        }
+        let result = runs(&view(&ram), GuestVirt::new(0), GuestVirt::new(0x7fff_ffff_f000));
+        assert!(matches!(result, Err(InspectError::Damaged { what: "page table", .. })));
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_refused() {
+        let ram = mapped_ram();
+        assert!(runs(&view(&ram), MAPPED.add(1), MAPPED.add(0x1000)).is_err());
+        assert!(runs(&view(&ram), MAPPED.add(0x1000), MAPPED).is_err());
+        assert_eq!(runs(&view(&ram), MAPPED, MAPPED), Ok(Vec::new()));
+    }
+}
