@@ -29,7 +29,6 @@ use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
 pub use self::space::FindSpace;
-pub use self::space::FindSpace;
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::machine::Machine;

@@ -3,14 +3,16 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::VmMapEntry;
-use crate::addr::{GuestVirt, KPtr};
+use crate::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use crate::field::Field;
+use crate::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 
-/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays, each of which fills two cache lines.
+/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays that begin on cache lines of their own.
+/// Addresses are counted in pages from the map's `min_offset`, lengths in pages.
 ///
 /// | | key | gap | target |
 /// |---|---|---|---|
-/// | leaf (`level` 0) | the entry's start | free bytes from the entry's end to the next entry or the map's end | the entry |
+/// | leaf (`level` 0) | the entry's start | free pages from the entry's end to the next entry or the map's end | the entry |
 /// | inner node | lowest key in the child | largest gap in the child (FreeBSD's `max_free`) | the child |
 ///
 /// The map's header is the first slot of the first leaf, as an entry of no length at `min_offset`: its gap is the free
@@ -21,17 +23,17 @@ use crate::field::Field;
 #[repr(C)]
 pub struct MapNode {
     /// Slots in use.
-    pub count: Field<u32>,
+    pub count: Field<u16>,
     /// Height above the leaves.
-    pub level: Field<u32>,
+    pub level: Field<u16>,
     /// Keys.
-    pub keys: [Field<GuestVirt>; MapNode::FANOUT],
+    pub keys: [Field<u32>; MapNode::FANOUT],
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
+    /// Gaps.
+    pub gaps: [Field<u32>; MapNode::FANOUT],
     /// The next node of a chain of unused nodes; null in the tree.
     pub spare_next: Field<KPtr<MapNode>>,
-    /// Gaps in bytes.
-    pub gaps: [Field<u64>; MapNode::FANOUT],
-    #[doc(hidden)]
-    pub _pad: Field<u64>,
     /// Addresses of the entries or children.
     pub targets: [Field<GuestVirt>; MapNode::FANOUT],
 }
@@ -41,11 +43,13 @@ impl MapNode {
     pub const FANOUT: usize = 15;
     /// Fewest slots of a node that is not the root.
     pub const MIN_FILL: usize = 7;
-    /// Most levels of a tree: pages of the address space bound the entries, and every level holds
-    /// [`MapNode::MIN_FILL`] times as many as the one above.
-    pub const MAX_HEIGHT: usize = 19;
     /// Key of an unused slot.
-    pub const NO_KEY: GuestVirt = GuestVirt::new(u64::MAX);
+    pub const NO_KEY: u32 = u32::MAX;
+    /// Most pages of a map, just under 16 TiB: every page has a key, and so has the map's end.
+    pub const MAX_PAGES: u64 = Self::NO_KEY as u64 - 1;
+    /// Most levels of a tree: entries are no more than pages, and every level holds [`MapNode::MIN_FILL`] times as many
+    /// nodes as the one above, the second at least 2.
+    pub const MAX_HEIGHT: usize = 12;
 
     /// The child of slot `slot` of an inner node.
     #[must_use]
@@ -61,14 +65,22 @@ impl MapNode {
         KPtr::new(self.targets[slot].get())
     }
 
-    /// The largest gap in bytes.
+    /// The largest gap in pages.
     #[must_use]
     #[inline]
+    pub fn max_gap_pages(&self) -> u32 {
+        self.gaps.iter().map(Field::get).fold(0, u32::max)
+    }
+
+    /// The largest gap in bytes.
+    #[must_use]
     pub fn max_gap(&self) -> u64 {
-        self.gaps.iter().map(Field::get).fold(0, u64::max)
+        u64::from(self.max_gap_pages()) << PAGE_SHIFT
     }
 }
 
-const _: () = assert!(size_of::<MapNode>() == 384);
-const _: () = assert!(core::mem::offset_of!(MapNode, gaps) == 136);
-const _: () = assert!(core::mem::offset_of!(MapNode, targets) == 264);
+const _: () = assert!(size_of::<MapNode>() == 256);
+const _: () = assert!(core::mem::offset_of!(MapNode, gaps) == 68);
+const _: () = assert!(core::mem::offset_of!(MapNode, targets) == 136);
+// The kernel's address space fits.
+const _: () = assert!(VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT < MapNode::MAX_PAGES);

@@ -102,9 +102,9 @@ impl<'a, S: NodeStore> Index<'a, S> {
         let bound = if va < self.min { 0 } else { self.page(va).saturating_add(1) };
         let mut node = self.root();
         for _ in 1..self.height() {
-            node = self.child(node, node.rank(bound));
+            node = self.child(node, node.rank(bound) as usize);
         }
-        let at = node.rank(bound);
+        let at = node.rank(bound) as usize;
         Item { start: self.address(node.key(at)), entry: KPtr::new(node.target(at)) }
     }
 

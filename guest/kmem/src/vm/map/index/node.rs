@@ -96,8 +96,8 @@ impl<'a> Node<'a> {
 
     /// The last slot whose key is below `bound`, or slot 0.
     #[inline]
-    pub fn rank(self, bound: u32) -> usize {
-        self.0.keys[1..].iter().map(|key| usize::from(key.get() < bound)).sum()
+    pub fn rank(self, bound: u32) -> u32 {
+        self.0.keys[1..].iter().map(|key| u32::from(key.get() < bound)).sum()
     }
 
     /// The first slot from `from` (at most [`FANOUT`]) on whose gap is at least `length` pages, which is not 0.
