@@ -13,14 +13,10 @@ use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
 use crate::arch::percpu::PerCpu;
 use crate::host::pvh::MemoryMapEntry;
 
-/// Physical memory below this address is never managed: it holds the loader's data, and on a PC much else.
-pub const LOW_MEMORY_END: GuestPhys = GuestPhys::new(1 << 20);
-
 type Table = [Field<Pte>; NPTEPG];
 
 unsafe extern "C" {
     safe static boot_pml4: Table;
-    safe static kernel_pdpt: Table;
     safe static dmap_pdpt: Table;
     safe static dmap_pd0: Table;
     safe static __image_end: [u8; 0];

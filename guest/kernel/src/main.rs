@@ -5,9 +5,9 @@
 #![no_std]
 #![no_main]
 
+mod access;
 #[path = "arch/x86_64/mod.rs"]
 mod arch;
-mod access;
 mod crash_test;
 mod direct_map;
 mod fault;
@@ -27,7 +27,7 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 
 /// The kernel body begins here, at the privilege that the entry code chose.
 ///
-/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 64 CPL0 instructions took or 0,
+/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 64 CPL0 instructions took,
 /// `entry_tsc` the TSC at entry.
 extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));

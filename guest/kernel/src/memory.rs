@@ -30,7 +30,7 @@ pub fn vm() -> Option<&'static KernelVm> {
 /// Brings up the memory system with all RAM that nothing else lives in.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     let first_free = direct_map::build(boot.memory_map);
-    let mut ranges = [PhysRange::default(); MAX_RANGES];
+    let mut ranges = [NO_RANGE; MAX_RANGES];
     let mut count = 0;
     let managed = |start: u64| start.max(first_free.get());
     for entry in boot.memory_map.iter().filter(|entry| entry.is_ram()) {
@@ -56,6 +56,8 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
 
 /// More ranges of RAM than this a PC's memory map does not have (FreeBSD's `PHYSMAP_SIZE` is 30 as well).
 const MAX_RANGES: usize = 32;
+
+const NO_RANGE: PhysRange = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
 
 /// The real CPU and its direct map.
 #[derive(Debug)]

@@ -6,11 +6,11 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use kmem::ops;
+use kmem::ops::{self, Executed};
 use vmkern_abi::ABI_VERSION;
 use vmkern_abi::control::{
-    Consumer, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS, Request, Response,
-    Slot,
+    Consumer, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS, Request,
+    Response, Slot,
 };
 
 use crate::access::KernelAccess;
@@ -133,14 +133,14 @@ impl Service<'_> {
     }
 
     fn execute(&self, op: &Op) -> Outcome {
-        match *op {
-            Op::Sleep { micros } => {
+        match ops::execute(self.vm, &KernelAccess, op) {
+            Executed::Done(outcome) => outcome,
+            Executed::Sleep { micros } => {
                 self.clock.sleep(micros);
                 Outcome::Ok
             }
-            // One operation runs at a time and nothing works in the background.
-            Op::Settle => Outcome::Ok,
-            ref op => ops::execute(self.vm, &KernelAccess, op),
+            // One operation runs at a time, and nothing works in the background.
+            Executed::Settle => Outcome::Ok,
         }
     }
 }

@@ -34,7 +34,12 @@ pub fn translate(va: GuestVirt) -> Option<Mapping> {
 }
 
 /// Calls `visit` with each leaf entry and what its path grants.
-fn each_leaf(table: GuestPhys, level: Level, granted: PteFlags, visit: &mut impl FnMut(PteFlags) -> Verdict) -> Verdict {
+fn each_leaf(
+    table: GuestPhys,
+    level: Level,
+    granted: PteFlags,
+    visit: &mut impl FnMut(PteFlags) -> Verdict,
+) -> Verdict {
     for index in 0..NPTEPG {
         let Ok(pte) = Tables.entry(table, index);
         if !pte.is_valid() {

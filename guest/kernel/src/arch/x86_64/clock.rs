@@ -78,7 +78,8 @@ impl Clock {
     pub fn sleep(&self, micros: u64) {
         match self.mode {
             TimeMode::Virtual => {
-                let _ = self.slept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| Some(s.saturating_add(micros)));
+                let _ =
+                    self.slept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| Some(s.saturating_add(micros)));
             }
             TimeMode::Real => {
                 let end = self.micros().saturating_add(micros);

@@ -6,7 +6,7 @@
 //!
 //! What the body finds: long mode, paging by `boot_pml4` with the image at KERNBASE, no identity mapping, GDT, IDT, TSS
 //! and GS base set, interrupts enabled, RDI = physical address of `hvm_start_info`, RSI = cycles that 64 CPL0
-//! instructions took (0 if not measured), RDX = TSC at entry; CPL as decided: the command line's first word when it is
+//! instructions took, RDX = TSC at entry; CPL as decided: the command line's first word when it is
 //! `privilege=supervisor` or `privilege=user`, else by those cycles.
 
 use core::arch::global_asm;
@@ -100,26 +100,25 @@ global_asm!(
     "mov edi, ebx",
     "shl rbp, 32",
     "or rbp, rsi", // TSC at entry
+    // How fast is CPL0? 64 instructions, between two readings.
+    "rdtsc",
+    "mov ecx, 32",
+    "mov esi, eax",
+    "2: dec ecx",
+    "jnz 2b",
+    "rdtsc",
+    "sub eax, esi",
+    "mov esi, eax",
     // The decision. `hvm_start_info` + 24 is the command line's physical address; -0x80000000 is KERNBASE.
     "mov eax, dword ptr [rbx - 0x80000000 + 24]",
-    "xor esi, esi",
     "cmp dword ptr [rax - 0x80000000], 0x76697270", // "priv"
-    "jne 2f",
+    "jne 5f",
     "mov al, byte ptr [rax - 0x80000000 + 10]", // after "privilege="
-    "cmp al, 0x75",                      // 'u'
+    "cmp al, 0x75",                             // 'u'
     "je 4f",
     "cmp al, 0x73", // 's'
     "je 3f",
-    "2:",
-    "rdtsc",
-    "mov ebx, eax",
-    "mov ecx, 32",
-    "5: dec ecx",
-    "jnz 5b",
-    "rdtsc",
-    "sub eax, ebx",
-    "mov esi, eax",
-    "cmp eax, {EMULATED}",
+    "5: cmp esi, {EMULATED}",
     "ja 4f",
     // Supervisor: the whole of the kernel's address space loses U, at the root.
     "3:",

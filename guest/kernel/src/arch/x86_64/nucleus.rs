@@ -134,14 +134,6 @@ global_asm!(
 
 unsafe extern "C" {
     fn nucleus_call(rdi: u64, rsi: u64, number: u64);
-    /// Where a halted CPU resumes, inside the nucleus.
-    safe static nucleus_halted: [u8; 0];
-}
-
-/// The address at which an interrupt finds a CPU halted inside the nucleus.
-#[must_use]
-pub fn halted_rip() -> u64 {
-    (&raw const nucleus_halted) as u64
 }
 
 /// Makes a nucleus call. The body runs at CPL3.
