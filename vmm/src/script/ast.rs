@@ -125,8 +125,7 @@ pub(super) enum Compare {
 }
 
 impl Compare {
-    pub const ALL: [Self; 6] =
-        [Self::Equal, Self::Different, Self::Less, Self::AtMost, Self::Greater, Self::AtLeast];
+    pub const ALL: [Self; 6] = [Self::Equal, Self::Different, Self::Less, Self::AtMost, Self::Greater, Self::AtLeast];
 
     pub fn sign(self) -> &'static str {
         match self {

@@ -22,13 +22,7 @@ use super::target::{Panic, Reply, Target, TargetError};
 use super::verbs::{FLAGS, Value};
 
 /// Runs `script` on `target`. Each finished statement is shown to `observe`.
-pub fn run(
-    script: &Script,
-    target: &mut dyn Target,
-    seed: u64,
-    stop: &Stop,
-    observe: &mut dyn FnMut(&Step),
-) -> Ending {
+pub fn run(script: &Script, target: &mut dyn Target, seed: u64, stop: &Stop, observe: &mut dyn FnMut(&Step)) -> Ending {
     let env = Env::new(script.names.len());
     let random = Random::new(seed);
     let mut run = Run { script, target, env, random, stop, observe, loops: Vec::new(), blocked: BTreeMap::new() };
@@ -188,7 +182,9 @@ impl Run<'_> {
         }
         let show = |phys: Option<u64>| phys.map_or("nothing".to_owned(), |phys| format!("{phys:#x}"));
         let (seen, said) = (show(seen), show(said));
-        Err(TargetError::Broken(format!("the guest finds {said} behind {addr}, the host's walk of its page tables {seen}")))
+        Err(TargetError::Broken(format!(
+            "the guest finds {said} behind {addr}, the host's walk of its page tables {seen}"
+        )))
     }
 
     fn judge(
@@ -282,9 +278,8 @@ impl Run<'_> {
     }
 
     fn term(&mut self, statement: &Stmt, term: &Term) -> Result<u64, Over> {
-        let target = |run: &mut Self, result: Result<u64, TargetError>| {
-            result.map_err(|error| run.lost(statement, None, error))
-        };
+        let target =
+            |run: &mut Self, result: Result<u64, TargetError>| result.map_err(|error| run.lost(statement, None, error));
         match &term.kind {
             TermKind::Number(value) => Ok(*value),
             TermKind::PageSize => Ok(PAGE_SIZE),

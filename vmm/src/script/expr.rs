@@ -120,7 +120,8 @@ impl Parser<'_, '_> {
         let mut span = dollar.to(token.span);
         let follows = |parser: &mut Self, sign: &str| parser.lexer.peek().map(|next| next.is(sign) && !next.spaced);
         let unbound = |scope: &Scope, shown: String| {
-            let error = Diagnostic::new(span, format!("`{shown}` is not bound"), "a name bound above", format!("`{shown}`"));
+            let error =
+                Diagnostic::new(span, format!("`{shown}` is not bound"), "a name bound above", format!("`{shown}`"));
             error.suggest(scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")))
         };
         if follows(self, "[")? {

@@ -79,7 +79,11 @@ impl From<&Failure> for FailureReport {
 
 impl From<&Diagnostic> for FailureReport {
     fn from(error: &Diagnostic) -> Self {
-        Self { line: error.span.line, expected: error.expected.clone(), got: format!("{}: {}", error.found, error.message) }
+        Self {
+            line: error.span.line,
+            expected: error.expected.clone(),
+            got: format!("{}: {}", error.found, error.message),
+        }
     }
 }
 
@@ -163,7 +167,10 @@ impl RunReport {
         };
         let failures = match ending {
             Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
-            Ending::Failed(failure) | Ending::Panicked(_, failure) | Ending::Timeout(failure) | Ending::Broken(failure) => {
+            Ending::Failed(failure)
+            | Ending::Panicked(_, failure)
+            | Ending::Timeout(failure)
+            | Ending::Broken(failure) => {
                 vec![FailureReport::from(&**failure)]
             }
             Ending::Script(error) => vec![FailureReport::from(&**error)],

@@ -90,7 +90,12 @@ impl Parser {
         };
         lexer.next()?;
         if lexer.peek()?.is(":") {
-            return Err(Diagnostic::new(first.span, format!("`{keyword}` is no thread"), "t0 to t63", first.describe()));
+            return Err(Diagnostic::new(
+                first.span,
+                format!("`{keyword}` is no thread"),
+                "t0 to t63",
+                first.describe(),
+            ));
         }
         match keyword {
             "let" => self.binding(&mut lexer, span),
@@ -237,8 +242,11 @@ impl Parser {
         if let Some(verb) = lexer.peek()?.word().and_then(Verb::named) {
             let token = lexer.next()?;
             let message = format!("`let` binds a number, and `{}` is a verb", verb.name);
-            return Err(Diagnostic::new(token.span, message, "an expression", token.describe())
-                .help(format!("without `let`: `{} = {} ...`", head.word().unwrap_or("NAME"), verb.name)));
+            return Err(Diagnostic::new(token.span, message, "an expression", token.describe()).help(format!(
+                "without `let`: `{} = {} ...`",
+                head.word().unwrap_or("NAME"),
+                verb.name
+            )));
         }
         let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         end(lexer)?;

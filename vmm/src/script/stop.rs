@@ -1,17 +1,31 @@
 //! What ends a run from outside: Ctrl-C and the time limit.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::target::TargetError;
 
+/// Something that gets whoever waits for a guest out of the wait.
+type Hook = Box<dyn Fn() + Send>;
+
 /// Looked at between statements, so that a script that never asks the guest for anything ends too.
-#[derive(Debug)]
 pub struct Stop {
     interrupted: AtomicBool,
+    hook: Mutex<Option<Hook>>,
     looks: AtomicU32,
     limit: Duration,
     deadline: Option<Instant>,
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop")
+            .field("interrupted", &self.interrupted)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Stop {
@@ -19,18 +33,27 @@ impl Stop {
     #[must_use]
     pub fn after(limit: Duration) -> Self {
         let deadline = Instant::now().checked_add(limit);
-        Self { interrupted: AtomicBool::new(false), looks: AtomicU32::new(0), limit, deadline }
+        let (interrupted, looks) = (AtomicBool::new(false), AtomicU32::new(0));
+        Self { interrupted, hook: Mutex::new(None), looks, limit, deadline }
     }
 
-    /// Ends the run at its next statement.
+    /// Calls `hook` when somebody interrupts, from now on.
+    pub fn on_interrupt(&self, hook: impl Fn() + Send + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+    }
+
+    /// Ends the run now: between statements, or in the wait for one.
     pub fn interrupt(&self) {
-        self.interrupted.store(true, Ordering::Relaxed);
+        self.interrupted.store(true, Ordering::SeqCst);
+        if let Some(hook) = &*self.hook.lock().unwrap_or_else(PoisonError::into_inner) {
+            hook();
+        }
     }
 
-    /// Time left, or `None` for more than a clock can say.
+    /// The time that the run has in all.
     #[must_use]
-    pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    pub fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Whether the run may go on. The clock is read at every 256th call.
@@ -38,11 +61,11 @@ impl Stop {
     /// # Errors
     /// Why it may not.
     pub fn check(&self) -> Result<(), TargetError> {
-        if self.interrupted.load(Ordering::Relaxed) {
+        if self.interrupted.load(Ordering::SeqCst) {
             return Err(TargetError::Interrupted);
         }
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
-        if look.is_multiple_of(256) && self.remaining() == Some(Duration::ZERO) {
+        if look.is_multiple_of(256) && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(TargetError::Timeout(self.limit));
         }
         Ok(())

@@ -32,6 +32,9 @@ pub enum Value {
     Zero,
 }
 
+/// Makes an operation from arguments that fit the verb's [`Verb::params`].
+pub type Build = fn(&[Value]) -> Option<Op>;
+
 /// A verb.
 #[derive(Debug)]
 pub struct Verb {
@@ -41,8 +44,8 @@ pub struct Verb {
     pub usage: &'static str,
     /// Its arguments.
     pub params: &'static [Param],
-    /// Makes the operation from arguments that fit `params`; nothing where the kernel does not offer the verb.
-    pub build: Option<fn(&[Value]) -> Option<Op>>,
+    /// Makes the operation; nothing where the kernel does not offer the verb.
+    pub build: Option<Build>,
 }
 
 impl PartialEq for Verb {

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{MapId, Op, Outcome};
 
-use crate::script::{
-    Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, ThreadId, parse, run,
-};
+use crate::script::{Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, ThreadId, parse, run};
 
 /// Addresses are handed out from here on.
 pub const BASE: u64 = 0xffff_ff80_0000_0000;

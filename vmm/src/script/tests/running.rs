@@ -25,9 +25,7 @@ fn failed(text: &str) -> Failure {
 /// Line, column and message of the error that running `text` shows.
 fn wrong(text: &str) -> (usize, usize, String) {
     match run_text(text).0 {
-        Ending::Script(error) => {
-            (error.span.line, Source::new("", text).column(error.span), error.message)
-        }
+        Ending::Script(error) => (error.span.line, Source::new("", text).column(error.span), error.message),
         other => panic!("{other:?}"),
     }
 }

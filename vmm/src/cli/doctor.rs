@@ -1,0 +1,23 @@
+//! `vmkern doctor`: whether this host can run guests, and what to do if not.
+
+use clap::Args;
+use vmkern::script::Status;
+
+/// Tries everything that guests need of this host, and says what is missing and how to get it.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &DoctorArgs) -> Status {
+    let report = vmkern::doctor();
+    if args.json {
+        super::print_json(&report);
+    } else {
+        super::print(&report.to_string());
+    }
+    if report.can_run_guests() { Status::Ok } else { Status::NoKvm }
+}

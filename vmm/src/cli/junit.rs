@@ -1,0 +1,57 @@
+//! The JUnit file of a suite.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use vmkern::script::Status;
+
+/// One script of the suite.
+#[derive(Debug)]
+pub struct Case {
+    /// Its path below the directory.
+    pub name: String,
+    /// How it ended; nothing when it was never begun.
+    pub status: Option<Status>,
+    /// What there is to say about it: plain text.
+    pub message: String,
+    /// What it printed.
+    pub output: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Writes the file.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(path: &Path, suite: &str, cases: &[Case]) -> anyhow::Result<()> {
+    let mut report = Report::new("vmkern");
+    let mut tests = TestSuite::new(suite);
+    for case in cases {
+        let status = match case.status {
+            Some(Status::Ok) => TestCaseStatus::success(),
+            None => TestCaseStatus::skipped(),
+            Some(status) => {
+                let kind = if status == Status::Failed { NonSuccessKind::Failure } else { NonSuccessKind::Error };
+                let mut bad = TestCaseStatus::non_success(kind);
+                let first = case.message.lines().next().unwrap_or_default().to_owned();
+                bad.set_message(first)
+                    .set_type(format!("status {}", status as u8))
+                    .set_description(case.message.clone());
+                bad
+            }
+        };
+        let mut test = TestCase::new(case.name.clone(), status);
+        test.set_classname(suite).set_time(case.took);
+        if !case.output.is_empty() {
+            test.set_system_out(case.output.clone());
+        }
+        tests.add_test_case(test);
+    }
+    report.add_test_suite(tests);
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    report.serialize(file).with_context(|| format!("cannot write {}", path.display()))
+}

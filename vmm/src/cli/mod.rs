@@ -1,0 +1,97 @@
+//! The command line: one file for each subcommand. What a subcommand does is in the library.
+
+mod guest;
+mod junit;
+mod run;
+mod signals;
+mod steps;
+mod test;
+mod tour;
+mod values;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
+
+use self::guest::GuestArgs;
+
+/// FreeBSD's kernel memory allocator of 2008, alive in a virtual machine.
+#[derive(Debug, Parser)]
+#[command(name = "vmkern", version, after_help = EXIT_STATUS, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Test(test::TestArgs),
+}
+
+const EXIT_STATUS: &str = "\
+Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; 3 the guest panicked
+unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of vmkern; 130 interrupted.";
+
+/// Reads the command line, does what it says, and returns the exit status.
+pub fn main() -> ExitCode {
+    let status = match Cli::try_parse() {
+        Ok(cli) => {
+            let signals = signals::catch();
+            let status = match cli.command {
+                Command::Run(args) => run::run(&args, signals),
+                Command::Test(args) => test::run(&args, signals),
+            };
+            if signals.fired() { Status::Interrupted } else { status }
+        }
+        Err(error) => refuse(&error),
+    };
+    ExitCode::from(status as u8)
+}
+
+/// Says what is wrong with the command line, in JSON too where that was asked for.
+fn refuse(error: &clap::Error) -> Status {
+    let failed_to_print = error.print().is_err();
+    if !error.use_stderr() {
+        return if failed_to_print { Status::Broken } else { Status::Ok };
+    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let is_run = arguments.first().is_some_and(|first| first == "run");
+    if is_run && arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let got = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let failure = FailureReport { line: 0, expected: "a command line as `vmkern run --help` says".to_owned(), got };
+        let defaults = GuestArgs::default();
+        let environment = EnvironmentReport::asked(defaults.vcpus(), defaults.memory(), defaults.seed());
+        print_json(&RunReport::refused(Status::Usage, vec![failure], environment));
+    }
+    Status::Usage
+}
+
+/// The one object on standard output.
+fn print_json(report: &impl serde::Serialize) {
+    match serde_json::to_string(report) {
+        Ok(text) => print(&format!("{text}\n")),
+        Err(error) => complain(&anyhow::Error::new(error).context("cannot write the report as JSON")),
+    }
+}
+
+/// Writes to standard output. A reader that has gone away is none of our business.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let mut out = anstream::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Writes to standard error.
+fn eprint(text: &str) {
+    use std::io::Write as _;
+    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+}
+
+/// An error in one line, with what led to it.
+fn complain(error: &anyhow::Error) {
+    eprint(&format!("{BAD}error:{BAD:#} {error:#}\n"));
+}

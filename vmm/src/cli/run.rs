@@ -1,0 +1,148 @@
+//! `vmkern run`: one script in one guest, or the tour.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+use vmkern::script::{
+    BAD, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
+    launch_report, launch_status, parse, run_script,
+};
+
+use super::guest::GuestArgs;
+use super::signals::Signals;
+use super::steps::{Collector, Output, Trace};
+
+const EXAMPLES: &str = "\
+Examples:
+  vmkern run                                  take the tour
+  vmkern run tests/scripts/smallest.kmem      run a script
+  echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
+  vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem
+
+Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; 3 the guest panicked
+unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of vmkern; 130 interrupted.";
+
+/// Boots a guest and runs a script in it; without a script, shows around.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct RunArgs {
+    /// The script; `-` is standard input.
+    file: Option<PathBuf>,
+    /// Shows each step with its result on standard error.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Prints one JSON object that says everything, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Writes the kernel's log to this file.
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestArgs,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &RunArgs, signals: &Signals) -> Status {
+    match &args.file {
+        Some(file) => script(args, file, signals),
+        None => {
+            let output = if args.json { Output::Kept } else { Output::Shown };
+            super::tour::run(&args.guest, args.console.as_deref(), output, signals)
+        }
+    }
+}
+
+fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
+    let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+    let refuse = |text: &str, failures: Vec<FailureReport>| {
+        super::eprint(text);
+        if args.json {
+            super::print_json(&RunReport::refused(Status::Usage, failures, asked.clone()));
+        }
+        Status::Usage
+    };
+    let refuse_error = |expected: &str, error: &anyhow::Error| {
+        let (expected, got) = (expected.to_owned(), format!("{error:#}"));
+        refuse(&format!("{BAD}error:{BAD:#} {got}\n"), vec![FailureReport { line: 0, expected, got }])
+    };
+    let bytes = match read(file).with_context(|| format!("cannot read the script {name}")) {
+        Ok(bytes) => bytes,
+        Err(error) => return refuse_error("a script", &error),
+    };
+    let source = match Source::from_bytes(&name, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let text = format!(
+                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text\n"
+            );
+            return refuse(&text, vec![error.into()]);
+        }
+    };
+    let script = match parse(&source) {
+        Ok(script) => script,
+        Err(errors) => {
+            return refuse(&explain_errors(&errors, &source), errors.iter().map(FailureReport::from).collect());
+        }
+    };
+    let builder = match args.guest.builder() {
+        Ok(builder) => builder,
+        Err(error) => return refuse_error("a guest that can be", &error.into()),
+    };
+    let console = match console(args.console.as_deref()) {
+        Ok(console) => console,
+        Err(error) => return refuse_error("a file for the kernel's log", &error),
+    };
+    let start = Instant::now();
+    let stop = signals.stop(args.guest.timeout());
+    let output = if args.json { Output::Kept } else { Output::Shown };
+    let trace = if args.verbose { Trace::Shown } else { Trace::Off };
+    let mut collector = Collector::new(output, trace);
+    let setup = Setup { builder, seed: args.guest.seed(), console };
+    let session = match run_script(&script, setup, &stop, &mut |step| collector.take(step)) {
+        Ok(session) => session,
+        Err(error) => {
+            let status = launch_status(&error);
+            if args.json {
+                super::print_json(&launch_report(&error, asked));
+            }
+            super::complain(&error.into());
+            return status;
+        }
+    };
+    let status = session.ending.status();
+    if args.json {
+        super::print_json(&session.report(collector.steps));
+    }
+    if let Some(error) = &session.console_error {
+        super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
+    }
+    if status == Status::Ok && !args.json {
+        let took = start.elapsed().as_secs_f64() * 1e3;
+        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} steps in {took:.1} ms\n", collector.count));
+    } else if status != Status::Interrupted {
+        super::eprint(&explain(&session.ending, &source, &session.log));
+    }
+    status
+}
+
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    fs::read(file)
+}
+
+/// The file for the kernel's log, if one was asked for.
+pub fn console(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+    let Some(path) = path else { return Ok(None) };
+    let file = File::create(path).with_context(|| format!("cannot write the kernel's log to {}", path.display()))?;
+    Ok(Some(Box::new(file)))
+}

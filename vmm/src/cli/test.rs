@@ -1,0 +1,270 @@
+//! `vmkern test`: every script of a directory, each in a fresh guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use vmkern::script::{
+    BAD, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, explain, explain_errors,
+    launch_report, launch_status, parse, run_script, suite,
+};
+
+use super::guest::GuestArgs;
+use super::junit::{self, Case};
+use super::signals::Signals;
+use super::steps::{Collector, Output, Trace};
+
+const EXAMPLES: &str = "\
+Examples:
+  vmkern test tests/scripts
+  vmkern test tests/scripts --memory 256M --junit report.xml
+
+Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this host cannot run guests;
+130 interrupted.";
+
+/// Runs every *.kmem file below a directory, several at once, each in a fresh guest.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TestArgs {
+    /// The directory.
+    dir: PathBuf,
+    /// Writes a JUnit report to this file.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Guests at a time; by default as many as there are CPUs.
+    #[arg(short, long, value_name = "COUNT")]
+    jobs: Option<usize>,
+    /// Shows what each script prints.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Prints one JSON object that says everything, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Writes the kernels' logs to files in this directory, one for each script.
+    #[arg(long, value_name = "DIR")]
+    console: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestArgs,
+}
+
+/// The object of `--json`.
+#[derive(Debug, Serialize)]
+struct SuiteReport {
+    schema: u32,
+    ok: bool,
+    status: u8,
+    tests: Vec<TestReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TestReport {
+    file: String,
+    report: RunReport,
+}
+
+/// What one script came to.
+struct Verdict {
+    status: Status,
+    /// With styles.
+    message: String,
+    output: String,
+    report: RunReport,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &TestArgs, signals: &Signals) -> Status {
+    match prepare(args) {
+        Ok(scripts) => suite(args, &scripts, signals),
+        Err(error) => {
+            super::complain(&error);
+            Status::Usage
+        }
+    }
+}
+
+/// Everything that can be wrong before the first guest boots.
+fn prepare(args: &TestArgs) -> anyhow::Result<Vec<PathBuf>> {
+    args.guest.builder()?.validate()?;
+    let dir = &args.dir;
+    let scripts = suite::discover(dir)
+        .map_err(|(path, error)| anyhow::Error::new(error).context(format!("cannot read {}", path.display())))?;
+    anyhow::ensure!(!scripts.is_empty(), "{} holds no *.kmem file", dir.display());
+    if let Some(console) = &args.console {
+        fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", console.display()))?;
+    }
+    Ok(scripts)
+}
+
+fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
+    let start = Instant::now();
+    let jobs = args.jobs.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+    let name = |index: usize| {
+        let path: &Path = &scripts[index];
+        path.strip_prefix(&args.dir).unwrap_or(path).display().to_string()
+    };
+    let bar = ProgressBar::new(scripts.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    let mut cases: Vec<Case> = (0..scripts.len())
+        .map(|index| Case {
+            name: name(index),
+            status: None,
+            message: String::new(),
+            output: String::new(),
+            took: Duration::ZERO,
+        })
+        .collect();
+    let mut reports: Vec<Option<RunReport>> = scripts.iter().map(|_| None).collect();
+    let work = |index: usize| one(args, &scripts[index], signals);
+    suite::run_all(
+        scripts.len(),
+        jobs,
+        || !signals.fired(),
+        work,
+        |finished| {
+            let suite::Finished { index, took, result } = finished;
+            bar.suspend(|| super::eprint(&line(&cases[index].name, &result, took, args.verbose)));
+            bar.inc(1);
+            let case = &mut cases[index];
+            case.status = Some(result.status);
+            case.message = anstream::adapter::strip_str(&result.message).to_string();
+            case.output = result.output;
+            case.took = took;
+            reports[index] = Some(result.report);
+        },
+    );
+    bar.finish_and_clear();
+    let status = verdict(&cases, signals);
+    super::eprint(&summary(&cases, start.elapsed()));
+    if args.json {
+        let tests = reports
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, report)| Some(TestReport { file: name(index), report: report? }))
+            .collect();
+        super::print_json(&SuiteReport {
+            schema: vmkern::script::SCHEMA,
+            ok: status == Status::Ok,
+            status: status as u8,
+            tests,
+        });
+    }
+    if let Some(path) = &args.junit
+        && let Err(error) = junit::write(path, &args.dir.display().to_string(), &cases)
+    {
+        super::complain(&error);
+        return Status::Usage;
+    }
+    status
+}
+
+/// Runs one script.
+fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
+    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+    let refused = |status: Status, message: String, failures: Vec<FailureReport>| {
+        let report = RunReport::refused(status, failures, asked.clone());
+        Verdict { status, message, output: String::new(), report }
+    };
+    let wrong = |expected: &str, got: String| {
+        let message = format!("{BAD}error:{BAD:#} {got}\n");
+        refused(Status::Usage, message, vec![FailureReport { line: 0, expected: expected.to_owned(), got }])
+    };
+    let shown = path.display().to_string();
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return wrong("a script", format!("cannot read {shown}: {error}")),
+    };
+    let source = match Source::from_bytes(&shown, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            return wrong(
+                "UTF-8 text",
+                format!("{shown}:{}:{}: byte {:#04x} is not UTF-8", error.line, error.column, error.byte),
+            );
+        }
+    };
+    let script = match parse(&source) {
+        Ok(script) => script,
+        Err(errors) => {
+            let failures = errors.iter().map(FailureReport::from).collect();
+            return refused(Status::Usage, explain_errors(&errors, &source), failures);
+        }
+    };
+    let console = args.console.as_ref().map(|dir| {
+        let name = path.strip_prefix(&args.dir).unwrap_or(path).display().to_string().replace('/', "-");
+        dir.join(name).with_extension("log")
+    });
+    let (builder, console) = match (args.guest.builder(), super::run::console(console.as_deref())) {
+        (Ok(builder), Ok(console)) => (builder, console),
+        (Err(error), _) => return wrong("a guest that can be", error.to_string()),
+        (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
+    };
+    let stop = signals.stop(args.guest.timeout());
+    let mut output = String::new();
+    let mut collector = Collector::new(Output::Kept, Trace::Off);
+    let setup = Setup { builder, seed: args.guest.seed(), console };
+    let keep_steps = args.json;
+    let session = run_script(&script, setup, &stop, &mut |step| {
+        if let Some(text) = &step.output {
+            output.push_str(text);
+            output.push('\n');
+        }
+        if keep_steps {
+            collector.take(step);
+        }
+    });
+    match session {
+        Ok(session) => {
+            let message = explain(&session.ending, &source, &session.log);
+            let report = session.report(collector.steps);
+            Verdict { status: session.ending.status(), message, output, report }
+        }
+        Err(error) => {
+            let status = launch_status(&error);
+            let message = format!("{BAD}error:{BAD:#} {error}\n");
+            Verdict { status, message, output, report: launch_report(&error, asked) }
+        }
+    }
+}
+
+fn line(name: &str, verdict: &Verdict, took: Duration, verbose: bool) -> String {
+    let took = took.as_secs_f64() * 1e3;
+    let mut text = match verdict.status {
+        Status::Ok => format!("{GOOD}ok{GOOD:#}   {name} ({took:.1} ms)\n"),
+        status => format!("{BAD}FAIL{BAD:#} {name} ({took:.1} ms, status {})\n", status as u8),
+    };
+    if verbose || verdict.status != Status::Ok {
+        text.push_str(&verdict.output);
+        text.push_str(&verdict.message);
+    }
+    text
+}
+
+fn verdict(cases: &[Case], signals: &Signals) -> Status {
+    let any = |wanted: Status| cases.iter().any(|case| case.status == Some(wanted));
+    if signals.fired() {
+        Status::Interrupted
+    } else if any(Status::NoKvm) {
+        Status::NoKvm
+    } else if cases.iter().all(|case| case.status == Some(Status::Ok)) {
+        Status::Ok
+    } else {
+        Status::Failed
+    }
+}
+
+fn summary(cases: &[Case], took: Duration) -> String {
+    let good = cases.iter().filter(|case| case.status == Some(Status::Ok)).count();
+    let skipped = cases.iter().filter(|case| case.status.is_none()).count();
+    let bad = cases.len() - good - skipped;
+    let took = took.as_secs_f64();
+    let style = if bad + skipped == 0 { GOOD } else { BAD };
+    let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not run") };
+    format!("\n{style}{good} passed, {bad} failed{skipped}{style:#} {STRONG}in {took:.2} s{STRONG:#}\n")
+}

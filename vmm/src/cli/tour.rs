@@ -1,0 +1,89 @@
+//! `vmkern run` without a script: the tour.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use vmkern::script::{
+    BAD, Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport, TargetError,
+    guest_status, launch_report, launch_status, stats,
+};
+use vmkern::tour::{self, TourError};
+
+use super::guest::GuestArgs;
+use super::signals::Signals;
+use super::steps::Output;
+
+/// Shows around; with [`Output::Kept`] only as JSON.
+pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
+    let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+    let prepared =
+        guest.builder().map_err(anyhow::Error::from).and_then(|builder| Ok((builder, super::run::console(console)?)));
+    let (builder, console) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            if output == Output::Kept {
+                let failure =
+                    FailureReport { line: 0, expected: "a guest that can be".to_owned(), got: format!("{error:#}") };
+                super::print_json(&RunReport::refused(Status::Usage, vec![failure], asked));
+            }
+            super::complain(&error);
+            return Status::Usage;
+        }
+    };
+    let stop = signals.stop(guest.timeout());
+    let mut guest = match builder.launch() {
+        Ok(guest) => guest,
+        Err(error) => {
+            let status = launch_status(&error);
+            if output == Output::Kept {
+                super::print_json(&launch_report(&error, asked));
+            }
+            super::complain(&error.into());
+            return status;
+        }
+    };
+    let handle = guest.interrupt_handle();
+    stop.on_interrupt(move || handle.interrupt());
+    let environment = EnvironmentReport::from(guest.environment());
+    let mut say = |text: &str| {
+        if output == Output::Shown {
+            super::print(text);
+        }
+    };
+    let result = tour::run(&mut guest, &stop, &mut say);
+    if let Some(mut console) = console
+        && let Err(error) = console.write_all(&guest.take_log())
+    {
+        super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
+    }
+    match result {
+        Ok((steps, crash)) => {
+            if output == Output::Kept {
+                let ending = Ending::ExpectedPanic(Box::new(Panic::from(&*crash)));
+                let stats = stats(&mut GuestTarget::new(guest, None));
+                let steps = steps.into_iter().map(StepReport::from).collect();
+                super::print_json(&RunReport::ended(&ending, steps, stats, environment));
+            }
+            Status::Ok
+        }
+        Err(error) => {
+            let status = match &error {
+                TourError::Guest(error) => guest_status(error),
+                TourError::Inspect(_) => Status::Broken,
+                TourError::Unexpected { .. } => Status::Failed,
+                TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
+                TourError::Stopped(TargetError::Timeout(_)) => Status::Timeout,
+                TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
+            };
+            if output == Output::Kept {
+                let expected = "the tour as it is meant".to_owned();
+                let failure = FailureReport { line: 0, expected, got: error.to_string() };
+                super::print_json(&RunReport::refused(status, vec![failure], environment));
+            }
+            if status != Status::Interrupted {
+                super::complain(&error.into());
+            }
+            status
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A guest as the target of a script.
+
+use std::io::Write;
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::control::{MapId, Op};
+use vmkern_abi::field::Field;
+
+use super::ast::ThreadId;
+use super::names::MapField;
+use super::target::{Panic, Reply, Target, TargetError};
+use crate::{Crash, Guest, GuestError};
+
+/// The kernel's log is moved out of the guest after this many operations.
+const DRAIN_EVERY: u32 = 512;
+/// Bytes of log that are kept for a report.
+const TAIL: usize = 16 << 10;
+
+/// A guest that does what a script says.
+pub struct GuestTarget {
+    guest: Guest,
+    console: Option<Box<dyn Write + Send>>,
+    console_error: Option<std::io::Error>,
+    tail: Vec<u8>,
+    since_drain: u32,
+}
+
+impl GuestTarget {
+    /// Drives `guest`. Everything that the kernel logs is written to `console`.
+    #[must_use]
+    pub fn new(guest: Guest, console: Option<Box<dyn Write + Send>>) -> Self {
+        Self { guest, console, console_error: None, tail: Vec::new(), since_drain: 0 }
+    }
+
+    /// The guest.
+    #[must_use]
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// The end of the kernel's log.
+    pub fn log_tail(&mut self) -> String {
+        self.drain();
+        String::from_utf8_lossy(&self.tail).into_owned()
+    }
+
+    /// Why the log could not be written to the console file, if that happened.
+    pub fn console_error(&mut self) -> Option<std::io::Error> {
+        self.drain();
+        self.console_error.take()
+    }
+
+    fn drain(&mut self) {
+        self.since_drain = 0;
+        let log = self.guest.take_log();
+        if let Some(console) = &mut self.console
+            && let Err(error) = console.write_all(&log).and_then(|()| console.flush())
+        {
+            self.console_error = Some(error);
+            self.console = None;
+        }
+        self.tail.extend_from_slice(&log);
+        let surplus = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..surplus);
+    }
+}
+
+impl Target for GuestTarget {
+    fn execute(&mut self, thread: ThreadId, op: Op) -> Result<Reply, TargetError> {
+        self.since_drain += 1;
+        if self.since_drain >= DRAIN_EVERY {
+            self.drain();
+        }
+        match self.guest.call(thread.number(), op) {
+            Ok(response) => Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles }),
+            Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
+            Err(GuestError::Timeout { limit, .. }) => Err(TargetError::Timeout(limit)),
+            Err(GuestError::Interrupted) => Err(TargetError::Interrupted),
+            Err(other) => Err(TargetError::Broken(other.to_string())),
+        }
+    }
+
+    fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
+        let meter = self.guest.meter().map_err(|error| TargetError::Broken(error.to_string()))?;
+        meter
+            .by_name(name)
+            .map(Field::get)
+            .ok_or_else(|| TargetError::Broken(format!("the kernel has no counter {name}")))
+    }
+
+    fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {
+        let stats = self.guest.map_stats(map).map_err(|error| TargetError::Broken(error.to_string()))?;
+        Ok(match field {
+            MapField::Min => stats.min.get(),
+            MapField::Max => stats.max.get(),
+            MapField::Size => stats.size,
+            MapField::Entries => stats.entries,
+            MapField::MaxFree => stats.max_free,
+        })
+    }
+
+    fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {
+        let walk = self.guest.vtop(addr).map_err(|error| TargetError::Broken(error.to_string()))?;
+        Ok(walk.mapping.map(|mapping| mapping.phys))
+    }
+}
+
+impl From<&Crash> for Panic {
+    fn from(crash: &Crash) -> Self {
+        Self {
+            message: crash.message.clone(),
+            thread: crash.thread.map(|number| format!("t{number}")),
+            cpu: crash.cpu,
+            backtrace: crash.backtrace.iter().map(ToString::to_string).collect(),
+            text: crash.to_string(),
+        }
+    }
+}

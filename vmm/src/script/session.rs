@@ -1,0 +1,141 @@
+//! One script, one fresh guest.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use vmkern_abi::layout::VmMeter;
+
+use super::ast::Script;
+use super::eval::run;
+use super::guest::GuestTarget;
+use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, StepReport};
+use super::names::{MapField, OFFERED_MAPS, map_name};
+use super::outcome::{Ending, Status, Step};
+use super::stop::Stop;
+use super::target::{Panic, Target};
+use crate::{Builder, Environment, GuestError, LaunchError};
+
+/// What a run needs beside the script.
+pub struct Setup {
+    /// The guest to boot.
+    pub builder: Builder,
+    /// Seed of `rand`.
+    pub seed: u64,
+    /// Where the kernel's log goes.
+    pub console: Option<Box<dyn Write + Send>>,
+}
+
+/// A run that came to an end.
+#[derive(Debug)]
+pub struct Session {
+    /// How it ended.
+    pub ending: Ending,
+    /// The kernel's counters at the end.
+    pub stats: BTreeMap<String, u64>,
+    /// Where it ran.
+    pub environment: EnvironmentReport,
+    /// The end of the kernel's log.
+    pub log: String,
+    /// Why the log could not be written to its file.
+    pub console_error: Option<std::io::Error>,
+}
+
+/// Boots a guest and runs `script` in it. The guest is gone when this returns.
+///
+/// # Errors
+/// When there is no guest; [`launch_status`] tells the exit status.
+pub fn run_script(
+    script: &Script,
+    setup: Setup,
+    stop: &Stop,
+    observe: &mut dyn FnMut(&Step),
+) -> Result<Session, LaunchError> {
+    let guest = setup.builder.seed(setup.seed).timeout(stop.limit()).launch()?;
+    let environment = EnvironmentReport::from(guest.environment());
+    let handle = guest.interrupt_handle();
+    stop.on_interrupt(move || handle.interrupt());
+    let mut target = GuestTarget::new(guest, setup.console);
+    let ending = run(script, &mut target, setup.seed, stop, observe);
+    let stats = stats(&mut target);
+    Ok(Session { ending, stats, environment, log: target.log_tail(), console_error: target.console_error() })
+}
+
+/// Every counter that can be read, under the names that scripts use.
+#[must_use]
+pub fn stats(target: &mut dyn Target) -> BTreeMap<String, u64> {
+    let mut stats = BTreeMap::new();
+    for &name in VmMeter::NAMES {
+        if let Ok(value) = target.counter(name) {
+            stats.insert(name.to_owned(), value);
+        }
+    }
+    for map in OFFERED_MAPS {
+        for field in MapField::ALL {
+            if let Ok(value) = target.map_field(map, field) {
+                stats.insert(format!("{}.{}", map_name(map), field.name()), value);
+            }
+        }
+    }
+    stats
+}
+
+impl Session {
+    /// The JSON object, with the steps that were collected on the way.
+    #[must_use]
+    pub fn report(&self, steps: Vec<StepReport>) -> RunReport {
+        RunReport::ended(&self.ending, steps, self.stats.clone(), self.environment.clone())
+    }
+}
+
+impl From<&Environment> for EnvironmentReport {
+    fn from(environment: &Environment) -> Self {
+        Self {
+            accelerator: environment.accelerator,
+            kvm: Some(environment.kvm.name()),
+            privilege: Some(environment.privilege.name()),
+            vcpus: environment.vcpus,
+            memory: environment.memory,
+            seed: environment.seed,
+            abi: environment.abi,
+        }
+    }
+}
+
+/// The exit status that a failed launch means.
+#[must_use]
+pub fn launch_status(error: &LaunchError) -> Status {
+    match error {
+        LaunchError::NoKvm(_) | LaunchError::Io(_) => Status::NoKvm,
+        LaunchError::Config(_) => Status::Usage,
+        LaunchError::Image(_) => Status::Broken,
+        LaunchError::Guest(error) => guest_status(error),
+    }
+}
+
+/// The exit status that a guest's failure means where no script expected it.
+#[must_use]
+pub fn guest_status(error: &GuestError) -> Status {
+    match error {
+        GuestError::Crashed(_) => Status::Panicked,
+        GuestError::Timeout { .. } => Status::Timeout,
+        GuestError::Interrupted => Status::Interrupted,
+        _ => Status::Broken,
+    }
+}
+
+/// The JSON object of a failed launch.
+#[must_use]
+pub fn launch_report(error: &LaunchError, environment: EnvironmentReport) -> RunReport {
+    let expected = match error {
+        LaunchError::NoKvm(_) | LaunchError::Io(_) => "a host that can run guests",
+        LaunchError::Config(_) => "a guest that can be",
+        LaunchError::Image(_) => "a kernel image that can be booted",
+        LaunchError::Guest(_) => "a guest that boots",
+    };
+    let failure = FailureReport { line: 0, expected: expected.to_owned(), got: error.to_string() };
+    let mut report = RunReport::refused(launch_status(error), vec![failure], environment);
+    if let LaunchError::Guest(GuestError::Crashed(crash)) = error {
+        report.panic = Some(PanicReport::from(&Panic::from(&**crash)));
+    }
+    report
+}

@@ -1,0 +1,140 @@
+//! A stretch of a map, one column a page: what it looks like, and what changed in it.
+
+use std::fmt::Write as _;
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::MapId;
+use vmkern_abi::layout::EntryFlags;
+use vmkern_abi::pte::PteFlags;
+
+use crate::script::{BAD, FAINT, GOOD, map_name};
+use crate::{EntryView, Guest, InspectError, ObjectView};
+
+/// Columns of a bar.
+pub(super) const COLUMNS: u64 = 44;
+
+/// What a stretch of a map looked like at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    map: MapId,
+    start: GuestVirt,
+    entries: Vec<EntryView>,
+    /// What the page tables say of each page.
+    pages: Vec<Option<PteFlags>>,
+}
+
+impl Window {
+    /// Looks at [`COLUMNS`] pages from `start` (page aligned) on.
+    pub fn look(guest: &Guest, map: MapId, start: GuestVirt) -> Result<Self, InspectError> {
+        let end = start.checked_add(COLUMNS * PAGE_SIZE).unwrap_or(start);
+        let mut entries = guest.map_entries(map)?;
+        entries.retain(|entry| entry.start < end && entry.end > start);
+        let mut pages = vec![None; usize::try_from(COLUMNS).unwrap_or_default()];
+        for run in guest.page_runs(start, end)? {
+            for (index, page) in (0..).zip(&mut pages) {
+                let at = start.add(index * PAGE_SIZE);
+                if at >= run.start && at < run.end {
+                    *page = Some(run.flags);
+                }
+            }
+        }
+        Ok(Self { map, start, entries, pages })
+    }
+
+    fn at(&self, index: usize) -> GuestVirt {
+        self.start.add(index as u64 * PAGE_SIZE)
+    }
+
+    fn entry(&self, at: GuestVirt) -> Option<(usize, &EntryView)> {
+        self.entries.iter().enumerate().find(|(_, entry)| at >= entry.start && at < entry.end)
+    }
+
+    /// The bar: a page with memory behind it, a page of an entry without, a free page; neighbouring entries differ.
+    pub fn bar(&self) -> String {
+        let mut bar = format!("   {:<10} {} ", map_name(self.map), self.start);
+        let _ = write!(bar, "{FAINT}[{FAINT:#}");
+        for (index, page) in self.pages.iter().enumerate() {
+            let entry = self.entry(self.at(index)).map(|(number, entry)| (number % 2 == 0, entry.eflags));
+            match (entry, page) {
+                (Some((_, eflags)), _) if eflags.contains(EntryFlags::IS_SUB_MAP) => {
+                    let _ = write!(bar, "{FAINT}~{FAINT:#}");
+                }
+                (Some((even, _)), Some(_)) => {
+                    let _ = write!(bar, "{GOOD}{}{GOOD:#}", if even { '#' } else { '@' });
+                }
+                (Some(_), None) => bar.push('-'),
+                (None, Some(_)) => {
+                    let _ = write!(bar, "{BAD}!{BAD:#}");
+                }
+                (None, None) => bar.push('.'),
+            }
+        }
+        let _ = writeln!(bar, "{FAINT}]{FAINT:#}");
+        bar
+    }
+
+    /// One line for each entry in sight.
+    pub fn entries(&self) -> String {
+        let mut text = String::new();
+        for entry in &self.entries {
+            let what = match entry.object {
+                ObjectView::SubMap(Some(map)) => format!("submap {}", map_name(map)),
+                ObjectView::SubMap(None) => "a submap".to_owned(),
+                ObjectView::None if entry.eflags.contains(EntryFlags::NOFAULT) => "no object, NOFAULT".to_owned(),
+                ObjectView::None => "no object".to_owned(),
+                ObjectView::Kernel => "kernel_object".to_owned(),
+                ObjectView::Kmem => "kmem_object".to_owned(),
+                ObjectView::Other(at) => format!("object at {at}"),
+            };
+            let pages = entry.end.since(entry.start) / PAGE_SIZE;
+            let wired = if entry.wired > 0 { format!(", wired {}", entry.wired) } else { String::new() };
+            let _ = writeln!(text, "   entry {}-{} {}, {what}{wired}", entry.start, entry.end, count(pages, "page"));
+        }
+        if text.is_empty() {
+            text.push_str("   entry none\n");
+        }
+        text
+    }
+
+    /// What the page tables say now and did not say in `before`, which is the same stretch.
+    pub fn changes(&self, before: &Self) -> String {
+        let mut text = String::new();
+        let differs = |index: usize| self.pages[index] != before.pages[index];
+        let mut index = 0;
+        while index < self.pages.len() {
+            let first = index;
+            let pair = (before.pages[first], self.pages[first]);
+            while index < self.pages.len()
+                && differs(index) == differs(first)
+                && (before.pages[index], self.pages[index]) == pair
+            {
+                index += 1;
+            }
+            if !differs(first) {
+                continue;
+            }
+            let pages = count((index - first) as u64, "page");
+            let line = match pair {
+                (None, Some(new)) => format!("{GOOD}+{GOOD:#} {} {pages}: {}", self.at(first), flags(new)),
+                (Some(old), None) => format!("{BAD}-{BAD:#} {} {pages}: {}", self.at(first), flags(old)),
+                (Some(old), Some(new)) => format!("  {} {pages}: {} -> {}", self.at(first), flags(old), flags(new)),
+                (None, None) => continue,
+            };
+            let _ = writeln!(text, "   PTE {line}");
+        }
+        if text.is_empty() {
+            text.push_str("   PTE   unchanged\n");
+        }
+        text
+    }
+}
+
+/// `1 page`, `2 pages`.
+pub(super) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Flags as FreeBSD names them.
+fn flags(flags: PteFlags) -> String {
+    flags.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+}
