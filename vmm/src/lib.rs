@@ -16,10 +16,13 @@
 
 mod control;
 mod devices;
+pub mod doctor;
 mod image;
 mod inspect;
 pub mod kvm;
+pub mod script;
 pub mod symbols;
+pub mod tour;
 
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
@@ -31,6 +34,7 @@ pub use self::control::{
     BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
     GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS,
 };
+pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{EntryView, InspectError, MapStats, ObjectView, PageRun};
 pub use self::kvm::memory::NotRam;

@@ -70,23 +70,27 @@ impl NoKvm {
     }
 }
 
-impl fmt::Display for NoKvm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl NoKvm {
+    /// What is wrong, as a sentence.
+    #[must_use]
+    pub fn problem(&self) -> String {
         match self.missing {
-            Missing::Device => write!(f, "this host has no {DEVICE}, so it cannot run guests. ")?,
-            Missing::Permission => write!(f, "{DEVICE} exists, but this user may not open it. ")?,
+            Missing::Device => format!("this host has no {DEVICE}, so it cannot run guests."),
+            Missing::Permission => format!("{DEVICE} exists, but this user may not open it."),
             Missing::Unusable(errno) => {
-                write!(f, "{DEVICE} cannot be used: {}. ", std::io::Error::from_raw_os_error(errno))?;
+                format!("{DEVICE} cannot be used: {}.", std::io::Error::from_raw_os_error(errno))
             }
             Missing::ApiVersion(version) => {
-                write!(
-                    f,
-                    "{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed. "
-                )?;
+                format!("{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed.")
             }
-            Missing::Capability(name) => write!(f, "this host's KVM lacks {name}. ")?,
+            Missing::Capability(name) => format!("this host's KVM lacks {name}."),
         }
-        f.write_str(&self.remedy())
+    }
+}
+
+impl fmt::Display for NoKvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.problem(), self.remedy())
     }
 }
 

@@ -91,7 +91,7 @@ impl VcpuState {
 }
 
 /// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's life.
-pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     static CPUID: OnceLock<CpuId> = OnceLock::new();
     if let Some(cpuid) = CPUID.get() {
         return Ok(cpuid.clone());
@@ -100,8 +100,9 @@ pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     Ok(CPUID.get_or_init(|| cpuid).clone())
 }
 
-/// Puts the vCPU's APIC ID where CPUID tells it: KVM reports the ID of the host's CPU that it was asked on.
-fn for_vcpu(mut cpuid: CpuId, id: u32) -> CpuId {
+/// The CPUID of vCPU `id`. Its APIC ID stands where CPUID tells it: KVM reports that of the host's CPU it was asked on.
+pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
+    let mut cpuid = supported_cpuid(kvm)?;
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             1 => entry.ebx = entry.ebx & 0x0000_ffff | 1 << 16 | id << 24,
@@ -109,7 +110,7 @@ fn for_vcpu(mut cpuid: CpuId, id: u32) -> CpuId {
             _ => {}
         }
     }
-    cpuid
+    Ok(cpuid)
 }
 
 /// What the launching thread sends to a vCPU's thread, in this order, and receives from it.
@@ -149,7 +150,7 @@ pub(crate) fn thread(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState, p
 }
 
 fn make(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
-    let cpuid = for_vcpu(supported_cpuid(kvm)?, id);
+    let cpuid = vcpu_cpuid(kvm, id)?;
     let Ok(vm) = setup.vm.recv() else { return Ok(None) };
     let vcpu = KickableVcpu::new(vm.create_vcpu(id)?, Arc::clone(&state.kick))?;
     let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;

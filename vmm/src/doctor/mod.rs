@@ -1,0 +1,177 @@
+//! What this host can do for guests: found out by doing it.
+//!
+//! Every operation of KVM that a guest needs is carried out once, on a guest of a few instructions, in the order in
+//! which a launch would. What fails is named together with what would help; what depends on it is left out.
+
+mod probe;
+
+use std::fmt;
+
+use serde::Serialize;
+use vmkern_abi::boot::Privilege;
+
+use crate::control::KvmKind;
+use crate::kvm::host::{self, REQUIRED};
+use crate::kvm::{Missing, NoKvm};
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckStatus {
+    /// It works.
+    Ok,
+    /// This host does not offer it.
+    Missing,
+    /// This host offers it, but it did not work.
+    Failed,
+}
+
+/// Whether guests run without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Need {
+    /// No guest runs without it.
+    Required,
+    /// Guests run without it, but some commands do not.
+    Optional,
+}
+
+/// One thing that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was tried.
+    pub name: &'static str,
+    /// Whether guests run without it.
+    pub need: Need,
+    /// How it came out.
+    pub status: CheckStatus,
+    /// What was seen.
+    pub detail: String,
+    /// What would help, if it did not come out well.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, need: Need, detail: impl Into<String>) -> Self {
+        Self { name, need, status: CheckStatus::Ok, detail: detail.into(), remedy: None }
+    }
+
+    fn failed(name: &'static str, need: Need, detail: impl Into<String>) -> Self {
+        let remedy = NoKvm { missing: Missing::Unusable(0) }.remedy();
+        Self { name, need, status: CheckStatus::Failed, detail: detail.into(), remedy: Some(remedy) }
+    }
+
+    fn missing(name: &'static str, obstacle: &NoKvm) -> Self {
+        let (detail, remedy) = (obstacle.problem(), Some(obstacle.remedy()));
+        Self { name, need: Need::Required, status: CheckStatus::Missing, detail, remedy }
+    }
+}
+
+/// What `vmkern doctor` reports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DoctorReport {
+    /// Whether guests can run: every required check came out well.
+    pub can_run: bool,
+    /// What kind of KVM this is, as far as that could be measured.
+    pub kvm: Option<KvmKind>,
+    /// Time of one instruction at CPL0 in nanoseconds, measured.
+    pub instruction_ns: Option<u64>,
+    /// The privilege that `auto` will choose.
+    pub privilege: Option<&'static str>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Everything that was tried, in order.
+    pub checks: Vec<Check>,
+}
+
+impl DoctorReport {
+    /// Examines this host.
+    #[must_use]
+    pub fn examine() -> Self {
+        let mut checks = Vec::new();
+        let instruction_ns = match host::open_device() {
+            Err(obstacle) => {
+                checks.push(Check::missing("open /dev/kvm", &obstacle));
+                None
+            }
+            Ok(kvm) => {
+                checks.push(Check::ok("open /dev/kvm", Need::Required, format!("API version {}", kvm.get_api_version())));
+                for (capability, name) in REQUIRED {
+                    checks.push(match kvm.check_extension_raw(capability.into()) {
+                        1.. => Check::ok(name, Need::Required, "offered"),
+                        _ => Check::missing(name, &NoKvm { missing: Missing::Capability(name) }),
+                    });
+                }
+                probe::run(&kvm, &mut checks)
+            }
+        };
+        let kvm = instruction_ns.map(KvmKind::from_instruction_time);
+        Self {
+            can_run: checks.iter().all(|check| check.need == Need::Optional || check.status == CheckStatus::Ok),
+            kvm,
+            instruction_ns,
+            privilege: kvm.map(|kvm| kvm.best_privilege().name()),
+            reason: kvm.zip(instruction_ns).map(|(kvm, ns)| reason(kvm, ns)),
+            checks,
+        }
+    }
+}
+
+fn reason(kvm: KvmKind, ns: u64) -> String {
+    let (user, supervisor) = (Privilege::User.name(), Privilege::Supervisor.name());
+    match kvm {
+        KvmKind::Hardware => format!(
+            "an instruction at CPL0 takes {ns} ns, so the processor itself runs it: `auto` chooses {supervisor}, the kernel at CPL0"
+        ),
+        KvmKind::Software => format!(
+            "an instruction at CPL0 takes {ns} ns, so KVM emulates it, while CPL3 runs natively: `auto` chooses {user}, the kernel \
+             at CPL3 on a small nucleus at CPL0"
+        ),
+    }
+}
+
+impl fmt::Display for DoctorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for check in &self.checks {
+            let mark = match (check.status, check.need) {
+                (CheckStatus::Ok, _) => "ok     ",
+                (CheckStatus::Missing, _) => "MISSING",
+                (CheckStatus::Failed, Need::Required) => "FAILED ",
+                (CheckStatus::Failed, Need::Optional) => "failed ",
+            };
+            writeln!(f, "{mark}  {}: {}", check.name, check.detail)?;
+            if let Some(remedy) = &check.remedy {
+                writeln!(f, "         {remedy}")?;
+            }
+        }
+        if let (Some(kvm), Some(reason)) = (self.kvm, &self.reason) {
+            writeln!(f, "\nThis is {} KVM: {reason}.", kvm.name())?;
+        }
+        f.write_str(if self.can_run { "This host can run guests." } else { "This host cannot run guests." })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_can_run_guests() {
+        let report = DoctorReport::examine();
+        assert!(report.can_run, "{report}");
+        assert_eq!(report.privilege, report.kvm.map(|kvm| kvm.best_privilege().name()));
+        let required = |name: &str| report.checks.iter().any(|c| c.name == name && c.need == Need::Required);
+        assert!(required("run a guest") && required("interrupt a guest") && required("stop a guest"), "{report}");
+    }
+
+    #[test]
+    fn a_missing_device_is_reported_with_the_command_that_helps() {
+        let check = Check::missing("open /dev/kvm", &NoKvm { missing: Missing::Permission });
+        let report =
+            DoctorReport { can_run: false, kvm: None, instruction_ns: None, privilege: None, reason: None, checks: vec![check] };
+        assert!(report.to_string().contains("sudo usermod -aG kvm $USER"));
+        let json = serde_json::to_value(&report).expect("a report is JSON");
+        assert_eq!(json["can_run"], false);
+        assert_eq!(json["checks"][0]["status"], "missing");
+    }
+}

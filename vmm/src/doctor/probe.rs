@@ -1,0 +1,233 @@
+//! The doctor's guest: a few instructions that use each thing that a kernel will use.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{kvm_dtable, kvm_regs};
+use kvm_ioctls::{Kvm, VcpuExit};
+use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::control::DOORBELL_VECTOR;
+
+use super::{Check, Need};
+use crate::kvm::KvmError;
+use crate::kvm::boot::{Entry, set_entry_state};
+use crate::kvm::kick::{KickSlot, KickableVcpu};
+use crate::kvm::memory::{GuestRam, NotRam};
+use crate::kvm::vcpu::vcpu_cpuid;
+use crate::kvm::vm::{Delivery, Vm};
+
+/// Memory of the doctor's guest.
+const MEMORY: u64 = 2 << 20;
+/// Longest time that a run of a few instructions may take.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Where things lie.
+const GDT: GuestPhys = GuestPhys::new(0x1000);
+const IDT: GuestPhys = GuestPhys::new(0x2000);
+const COUNTER: GuestPhys = GuestPhys::new(0x3000);
+const STACK_TOP: GuestPhys = GuestPhys::new(0x5000);
+const CODE: GuestPhys = GuestPhys::new(0x10_0000);
+
+/// A port that means nothing.
+const PORT: u8 = 0xf4;
+/// Rounds of a loop of two instructions.
+const ROUNDS: u32 = 256;
+
+/// `mov al, 1; out PORT, al; mov ecx, ROUNDS; dec ecx; jnz -3; mov al, 2; out PORT, al`
+fn timed_loop() -> Vec<u8> {
+    let mut code = vec![0xb0, 1, 0xe6, PORT, 0xb9];
+    code.extend(ROUNDS.to_le_bytes());
+    code.extend([0x49, 0x75, 0xfd, 0xb0, 2, 0xe6, PORT]);
+    code
+}
+
+/// Switches the local APIC on, says so, and waits for an interrupt, whose handler says so too:
+/// `mov dword [0xfee000f0], 0x1ff; mov al, 3; out PORT, al; sti; hlt; jmp -3; handler: mov al, 4; out PORT, al`
+fn interrupted() -> (Vec<u8>, u32) {
+    let mut code = vec![0xc7, 0x05];
+    code.extend(0xfee0_00f0u32.to_le_bytes());
+    code.extend(0x1ffu32.to_le_bytes());
+    code.extend([0xb0, 3, 0xe6, PORT, 0xfb, 0xf4, 0xeb, 0xfd]);
+    let handler = 18;
+    code.extend([0xb0, 4, 0xe6, PORT]);
+    (code, handler)
+}
+
+/// Counts in memory for ever: `inc dword [COUNTER]; jmp -8`
+fn counting() -> Vec<u8> {
+    let mut code = vec![0xff, 0x05];
+    code.extend(0x3000u32.to_le_bytes());
+    code.extend([0xeb, 0xf8]);
+    code
+}
+
+/// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in nanoseconds, if it came so far.
+pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
+    let mut step = |name: &'static str, result: Result<String, String>| match result {
+        Ok(detail) => {
+            checks.push(Check::ok(name, Need::Required, detail));
+            Some(())
+        }
+        Err(detail) => {
+            checks.push(Check::failed(name, Need::Required, detail));
+            None
+        }
+    };
+    let took = |start: Instant| format!("{} us", start.elapsed().as_micros());
+    let words = |error: KvmError| error.to_string();
+
+    let start = Instant::now();
+    let made = Vm::create(kvm);
+    step("create a VM", made.as_ref().map(|_| took(start)).map_err(ToString::to_string))?;
+    let mut vm = made.ok()?;
+    let start = Instant::now();
+    let ram = GuestRam::new(MEMORY).map(Arc::new);
+    let given = ram.clone().and_then(|ram| vm.set_ram(ram));
+    step("give it memory", given.map(|()| took(start)).map_err(words))?;
+    let ram = ram.ok()?;
+    let start = Instant::now();
+    step("give it local APICs", vm.enable_split_irqchip().map(|()| took(start)).map_err(words))?;
+    let start = Instant::now();
+    let slot = Arc::<KickSlot>::default();
+    let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
+    step("create a vCPU", vcpu.as_ref().map(|_| took(start)).map_err(ToString::to_string))?;
+    let mut guest = Probe { vcpu: vcpu.ok()?, slot, ram };
+    let cpuid = vcpu_cpuid(kvm, 0).and_then(|cpuid| {
+        guest.vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        Ok(format!("{} leaves", cpuid.as_slice().len()))
+    });
+    step("tell it its CPUID", cpuid.map_err(words))?;
+    let tsc = guest.vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"));
+    step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(words))?;
+
+    let time = guest.instruction_time();
+    step("run a guest", time.clone().map(|ns| format!("it ran to a port, {ns} ns an instruction at CPL0")))?;
+    step("interrupt a guest", guest.interrupt(&vm))?;
+    step("stop a guest", guest.stop())?;
+    let dirty = guest.dirty_log(&vm);
+    checks.push(match dirty {
+        Ok(detail) => Check::ok("log dirty pages", Need::Optional, detail),
+        Err(detail) => Check::failed("log dirty pages", Need::Optional, detail),
+    });
+    time.ok()
+}
+
+struct Probe {
+    vcpu: KickableVcpu,
+    slot: Arc<KickSlot>,
+    ram: Arc<GuestRam>,
+}
+
+impl Probe {
+    /// Puts `code` in place and the vCPU before it.
+    fn load(&mut self, code: &[u8]) -> Result<(), String> {
+        self.ram.write(CODE, code).map_err(|error: NotRam| error.to_string())?;
+        set_entry_state(&self.vcpu, Entry(CODE)).map_err(|error| error.to_string())
+    }
+
+    /// Runs until the guest writes to a port, and returns what it wrote. A guest that does not is stopped.
+    fn run_to_port(&mut self) -> Result<u8, String> {
+        let (done, waiting) = channel::<()>();
+        let slot = Arc::clone(&self.slot);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if waiting.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                    slot.kick();
+                }
+            });
+            let result = match self.vcpu.run() {
+                Ok(VcpuExit::IoOut(port, &[value, ..])) if port == u16::from(PORT) => Ok(value),
+                Ok(exit) => Err(format!("unexpected exit {exit:?}")),
+                Err(error) if error.errno() == libc::EINTR => Err(format!("no answer within {LIMIT:?}")),
+                Err(error) => Err(format!("KVM_RUN: {error}")),
+            };
+            drop(done);
+            result
+        })
+    }
+
+    fn expect(&mut self, value: u8) -> Result<(), String> {
+        match self.run_to_port()? {
+            written if written == value => Ok(()),
+            written => Err(format!("the guest wrote {written} where it should write {value}")),
+        }
+    }
+
+    /// Nanoseconds of one instruction at CPL0.
+    fn instruction_time(&mut self) -> Result<u64, String> {
+        self.load(&timed_loop())?;
+        self.expect(1)?;
+        let start = Instant::now();
+        self.expect(2)?;
+        let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(nanoseconds / u64::from(2 * ROUNDS))
+    }
+
+    fn interrupt(&mut self, vm: &Vm) -> Result<String, String> {
+        let (code, handler) = interrupted();
+        self.load(&code)?;
+        // Flat code and data, and a gate to the handler at the doorbell's vector.
+        let write = |at: GuestPhys, bytes: &[u8]| self.ram.write(at, bytes).map_err(|error| error.to_string());
+        for (index, descriptor) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
+            write(GDT.add(index as u64 * 8), &descriptor.to_le_bytes())?;
+        }
+        let target = CODE.get() + u64::from(handler);
+        let gate = (target & 0xffff) | 8 << 16 | 0x8e << 40 | (target >> 16) << 48;
+        write(IDT.add(u64::from(DOORBELL_VECTOR) * 8), &gate.to_le_bytes())?;
+        let words = |error: KvmError| error.to_string();
+        let mut sregs = self.vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS")).map_err(words)?;
+        let table = |base: GuestPhys, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
+        (sregs.gdt, sregs.idt) = (table(GDT, 23), table(IDT, 256 * 8 - 1));
+        self.vcpu.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS")).map_err(words)?;
+        let regs = self.vcpu.get_regs().map_err(KvmError::of("KVM_GET_REGS")).map_err(words)?;
+        let regs = kvm_regs { rsp: STACK_TOP.get(), ..regs };
+        self.vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS")).map_err(words)?;
+        self.expect(3)?;
+        let start = Instant::now();
+        if vm.signal(DOORBELL_VECTOR).map_err(words)? == Delivery::Dropped {
+            return Err("the APIC dropped an MSI".to_owned());
+        }
+        self.expect(4)?;
+        Ok(format!("an MSI arrived after {} us", start.elapsed().as_micros()))
+    }
+
+    /// Kicks a vCPU that is inside of the guest.
+    fn stop(&mut self) -> Result<String, String> {
+        self.load(&counting())?;
+        self.ram.write(COUNTER, &[0; 8]).map_err(|error| error.to_string())?;
+        let (slot, ram) = (Arc::clone(&self.slot), Arc::clone(&self.ram));
+        thread::scope(|scope| {
+            let kicker = scope.spawn(move || {
+                let deadline = Instant::now() + LIMIT;
+                while ram.load(COUNTER) == Ok(0) && Instant::now() < deadline {
+                    thread::yield_now();
+                }
+                let start = Instant::now();
+                slot.kick();
+                start
+            });
+            let result = self.vcpu.run().map(|exit| format!("{exit:?}")).map_err(|error| error.errno());
+            let end = Instant::now();
+            let start = kicker.join().map_err(|_| "the kicking thread panicked".to_owned())?;
+            self.vcpu.acknowledge();
+            match result {
+                Err(libc::EINTR) => Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros())),
+                other => Err(format!("unexpected exit {other:?}")),
+            }
+        })
+    }
+
+    /// Whether KVM tells which pages a guest wrote.
+    fn dirty_log(&mut self, vm: &Vm) -> Result<String, String> {
+        let words = |error: KvmError| error.to_string();
+        vm.log_dirty_pages().map_err(words)?;
+        self.stop()?;
+        let pages = vm.dirty_pages(MEMORY as usize).map_err(words)?;
+        let page = COUNTER.get() / PAGE_SIZE;
+        match pages.first() {
+            Some(word) if word >> page & 1 != 0 => Ok("a written page was reported".to_owned()),
+            _ => Err("a written page was not reported".to_owned()),
+        }
+    }
+}
