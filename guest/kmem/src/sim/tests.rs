@@ -1,34 +1,187 @@
 //! The memory system as a whole, on the simulated machine.
 
+mod contracts;
+mod faults;
+mod model;
+mod scale;
+mod shortage;
+mod windows;
+
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::layout::VmMap;
 
 use super::Sim;
+use super::check::{check, check_zeros};
 
 const MIB: u64 = 1 << 20;
+const NOWAIT: MallocFlags = MallocFlags::NOWAIT;
+const ZEROED: MallocFlags = MallocFlags::NOWAIT.union(MallocFlags::ZERO);
 
 fn boot() -> Sim {
     Sim::boot(64 * MIB, Tunables::default())
 }
 
-fn address(outcome: Outcome) -> GuestVirt {
-    match outcome {
-        Outcome::Value(value) => GuestVirt::new(value),
-        other => panic!("no address but {other:?}"),
+/// Short names for what the tests do all the time.
+impl Sim {
+    fn address(&self, op: &Op) -> Option<GuestVirt> {
+        match self.execute(op) {
+            Outcome::Value(value) => Some(GuestVirt::new(value)),
+            Outcome::Null => None,
+            other => panic!("{op:?} gave {other:?}"),
+        }
+    }
+
+    fn malloc(&self, size: u64, flags: MallocFlags) -> Option<GuestVirt> {
+        self.address(&Op::KmemMalloc { map: MapId::KMEM, size, flags })
+    }
+
+    fn alloc(&self, size: u64) -> Option<GuestVirt> {
+        self.address(&Op::KmemAlloc { map: MapId::KERNEL, size })
+    }
+
+    fn nofault(&self, size: u64) -> Option<GuestVirt> {
+        self.address(&Op::KmemAllocNofault { map: MapId::KERNEL, size })
+    }
+
+    fn free(&self, map: MapId, addr: GuestVirt, size: u64) {
+        self.ok(&Op::KmemFree { map, addr, size });
+    }
+
+    fn ok(&self, op: &Op) {
+        assert_eq!(self.execute(op), Outcome::Ok, "{op:?}");
+    }
+
+    fn fill(&self, addr: GuestVirt, size: u64, seed: u64) {
+        self.ok(&Op::Fill { addr, size, seed });
+    }
+
+    fn verify(&self, addr: GuestVirt, size: u64, seed: u64) {
+        self.ok(&Op::Verify { addr, size, seed });
+    }
+
+    fn map(&self, id: MapId) -> &VmMap {
+        self.vm().get(self.vm().map_by_id(id).expect("the map exists"))
+    }
+
+    fn free_pages(&self) -> u64 {
+        self.vm().cnt().v_free_count.get()
+    }
+
+    /// What a failed or undone operation must leave as it was.
+    fn counters(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        let state = self.vm().state();
+        let maps = [MapId::KERNEL, MapId::KMEM].map(|id| (self.map(id).size.get(), self.map(id).nentries.get()));
+        let objects = [&state.kernel_object, &state.kmem_object]
+            .map(|object| (object.ref_count.get(), object.resident_page_count.get(), object.index_pages.get()));
+        let pmap = (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get());
+        let cnt = self.vm().cnt();
+        (maps, objects, pmap, cnt.v_free_count.get(), cnt.v_wire_count.get(), state.kernel_vm_end.get())
     }
 }
 
 #[test]
-fn malloc_fill_verify_free_and_fault() {
+fn allocated_memory_keeps_what_is_written_and_goes_back_whole() {
     let sim = boot();
-    let size = 3 * PAGE_SIZE;
-    let before = sim.vm().cnt().v_free_count.get();
-    let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
-    let addr = address(sim.execute(&Op::KmemMalloc { map: MapId::KMEM, size, flags }));
-    assert_eq!(sim.execute(&Op::VerifyZero { addr, size }), Outcome::Ok);
-    assert_eq!(sim.execute(&Op::Fill { addr, size, seed: 7 }), Outcome::Ok);
-    assert_eq!(sim.execute(&Op::Verify { addr, size, seed: 7 }), Outcome::Ok);
-    assert_eq!(sim.execute(&Op::KmemFree { map: MapId::KMEM, addr, size }), Outcome::Ok);
-    assert_eq!(sim.vm().cnt().v_free_count.get(), before);
+    check(&sim);
+    let before = sim.counters();
+    let size = 37 * PAGE_SIZE;
+    for round in 0..3 {
+        let addr = sim.malloc(size, ZEROED).expect("there is memory");
+        sim.ok(&Op::VerifyZero { addr, size });
+        sim.fill(addr, size, round);
+        sim.verify(addr, size, round);
+        check(&sim);
+        sim.free(MapId::KMEM, addr, size);
+        check(&sim);
+        check_zeros(&sim);
+    }
+    assert_eq!(sim.counters(), before);
+}
+
+#[test]
+fn kmem_alloc_returns_zeros_in_recycled_pages_as_well() {
+    let sim = boot();
+    for round in 0..4 {
+        let size = 300 * PAGE_SIZE;
+        let addr = sim.alloc(size).expect("there is memory");
+        sim.ok(&Op::VerifyZero { addr, size });
+        sim.fill(addr, size, round);
+        check(&sim);
+        sim.free(MapId::KERNEL, addr, size);
+    }
+    check_zeros(&sim);
+}
+
+#[test]
+fn memory_that_was_never_used_is_not_cleared_again() {
+    let sim = boot();
+    let zeroings = sim.machine().zeroings();
+    let size = 100 * PAGE_SIZE;
+    let addr = sim.malloc(size, ZEROED).expect("there is memory");
+    assert_eq!(sim.machine().zeroings(), zeroings);
+    sim.fill(addr, size, 1);
+    sim.free(MapId::KMEM, addr, size);
+    let addr = sim.malloc(size, ZEROED).expect("there is memory");
+    sim.ok(&Op::VerifyZero { addr, size });
+    assert!(sim.machine().zeroings() > zeroings);
+}
+
+#[test]
+fn a_whole_range_is_flushed_once_and_a_new_one_not_at_all() {
+    let sim = boot();
+    let flushes = sim.machine().flushes();
+    let addr = sim.malloc(64 * PAGE_SIZE, NOWAIT).expect("there is memory");
+    assert_eq!(sim.machine().flushes(), flushes);
+    sim.free(MapId::KMEM, addr, 64 * PAGE_SIZE);
+    assert_eq!(sim.machine().flushes(), flushes + 1);
+    let addr = sim.nofault(64 * PAGE_SIZE).expect("there is room");
+    sim.free(MapId::KERNEL, addr, 64 * PAGE_SIZE);
+    assert_eq!(sim.machine().flushes(), flushes + 1, "nothing was mapped there");
+}
+
+#[test]
+#[should_panic(expected = "through a stale translation")]
+fn the_simulated_tlb_catches_a_forgotten_flush() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.write(addr, 1);
+    let forgotten = sim.vm().pmap_remove(addr, addr.add(PAGE_SIZE));
+    assert_ne!(forgotten, crate::vm::pmap::TlbFlush::NONE);
+    let _ = sim.read(addr);
+}
+
+#[test]
+fn memory_full_of_garbage_boots_and_is_cleared_when_asked_for() {
+    let sim = Sim::boot_with(64 * MIB, Tunables::default(), crate::vm::Zeroed::No);
+    check(&sim);
+    let addr = sim.malloc(9 * PAGE_SIZE, ZEROED).expect("there is memory");
+    sim.ok(&Op::VerifyZero { addr, size: 9 * PAGE_SIZE });
+    let addr = sim.alloc(9 * PAGE_SIZE).expect("there is memory");
+    sim.ok(&Op::VerifyZero { addr, size: 9 * PAGE_SIZE });
+    check(&sim);
+    check_zeros(&sim);
+}
+
+#[test]
+fn fill_and_verify_are_exact_at_unaligned_ends() {
+    let sim = boot();
+    let base = sim.malloc(4 * PAGE_SIZE, ZEROED).expect("there is memory");
+    let (addr, size) = (base.add(4093), 4105);
+    sim.fill(addr, size, 3);
+    sim.verify(addr, size, 3);
+    sim.ok(&Op::VerifyZero { addr: base, size: 4093 });
+    let end = addr.add(size);
+    sim.ok(&Op::VerifyZero { addr: end, size: base.add(4 * PAGE_SIZE).since(end) });
+    sim.write(addr.add(11), 0);
+    let Outcome::Mismatch { addr: at, got, want } = sim.execute(&Op::Verify { addr, size, seed: 3 }) else {
+        panic!("the damage went unnoticed");
+    };
+    assert_eq!(at, base.add(4104));
+    assert_eq!(want, vmkern_abi::pattern::word(at.get(), 3));
+    assert_eq!(got, 0);
+    let partial = sim.execute(&Op::Verify { addr: base.add(4109), size: 2, seed: 3 });
+    let want = (want >> 40) & 0xffff;
+    assert_eq!(partial, Outcome::Mismatch { addr: base.add(4109), got: 0, want });
 }

@@ -1,0 +1,83 @@
+//! Physical memory: every page is in one place, and the counters say how many are where.
+
+use std::collections::BTreeSet;
+
+use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::layout::PageFlags;
+
+use crate::sim::Sim;
+use crate::window::PageTable;
+
+/// Checks the free lists and every page below the fresh parts; gives the number of wired pages.
+pub fn check(sim: &Sim) -> u64 {
+    let vm = sim.vm();
+    let (state, cnt) = (vm.state(), vm.cnt());
+    let in_blocks = blocks(sim);
+    let (mut wired, mut managed, mut fresh, mut zero) = (0, 0, 0, 0);
+    for seg in vm.vm_phys_segments() {
+        managed += u64::from(seg.end.get() - seg.start.get());
+        fresh += u64::from(seg.end.get() - seg.fresh.get());
+        for pfn in seg.start.get()..seg.fresh.get() {
+            let page = vm.page_by_number(pfn);
+            let is_free = in_blocks.contains(&pfn);
+            assert_eq!(is_free, !page.flags.get().contains(PageFlags::ALLOCATED), "page {pfn:#x} is lost");
+            wired += u64::from(page.wire_count.get() > 0);
+            if is_free {
+                assert!(page.object.get().is_null() && page.wire_count.get() == 0, "free page {pfn:#x} is in use");
+                let known = page.flags.get();
+                let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.get() != 0;
+                zero += u64::from(known.contains(PageFlags::ZERO) || untouched);
+            }
+        }
+    }
+    if state.boot_zeroed.get() != 0 {
+        zero += fresh;
+    }
+    assert_eq!(cnt.v_page_count.get(), managed, "v_page_count");
+    assert_eq!(cnt.v_free_count.get(), fresh + in_blocks.len() as u64, "v_free_count");
+    assert_eq!(cnt.v_wire_count.get(), wired, "v_wire_count");
+    assert_eq!(cnt.v_free_count.get() + wired, managed, "free and wired pages are all pages");
+    assert_eq!(state.vm_page_zero_count.get(), zero, "vm_page_zero_count");
+    wired
+}
+
+/// Stops the test when a free page that is known to be zero is not. Slow.
+pub fn check_zeros(sim: &Sim) {
+    for pfn in blocks(sim) {
+        let flags = sim.vm().page_by_number(pfn).flags.get();
+        let untouched = !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
+        if flags.contains(PageFlags::ZERO) || untouched {
+            let words: &PageTable = sim.vm().at(GuestPhys::from_pfn(pfn.into()));
+            assert!(words.iter().all(|word| word.get().bits() == 0), "page {pfn:#x} should hold zeros");
+        }
+    }
+}
+
+/// All pages of free blocks, with the rules of the buddy lists checked.
+fn blocks(sim: &Sim) -> BTreeSet<u32> {
+    let vm = sim.vm();
+    let mut pages = BTreeSet::new();
+    for (flind, queues) in vm.state().vm_phys_free_queues.iter().enumerate() {
+        for (order, list) in queues.iter().enumerate() {
+            let (mut pfn, mut before, mut count) = (list.head.get(), 0, 0);
+            while pfn != 0 {
+                let head = vm.page_by_number(pfn);
+                assert_eq!(head.prev.get(), before, "links of the block at {pfn:#x}");
+                assert_eq!(usize::from(head.block.get()), order + 1, "order of the block at {pfn:#x}");
+                assert!(pfn.trailing_zeros() as usize >= order, "alignment of the block at {pfn:#x}");
+                let seg = vm.vm_phys_segments().nth(head.segind.get().into()).expect("a segment");
+                let end = pfn + (1 << order);
+                assert!(pfn >= seg.start.get() && end <= seg.fresh.get(), "block at {pfn:#x} leaves its segment");
+                assert_eq!(seg.freelist.get() as usize, flind, "free list of the block at {pfn:#x}");
+                for inner in pfn..end {
+                    assert!(pages.insert(inner), "page {inner:#x} is in two blocks");
+                    assert!(inner == pfn || vm.page_by_number(inner).block.get() == 0, "a block within a block");
+                }
+                (before, pfn, count) = (pfn, head.next.get(), count + 1);
+            }
+            assert_eq!(list.tail.get(), before, "tail of list {flind}, order {order}");
+            assert_eq!(list.count.get(), count, "blocks of list {flind}, order {order}");
+        }
+    }
+    pages
+}

@@ -1,0 +1,102 @@
+//! What each function promises at the edges of its contract.
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
+
+use super::super::check::check;
+use super::{MIB, NOWAIT, boot};
+
+#[test]
+fn sizes_that_are_zero_or_wrap_give_nothing_and_leak_nothing() {
+    let sim = boot();
+    let before = sim.counters();
+    for size in [0, u64::MAX, u64::MAX - 4094] {
+        for flags in [NOWAIT, MallocFlags::WAITOK, MallocFlags::empty()] {
+            assert_eq!(sim.malloc(size, flags), None);
+        }
+        assert_eq!(sim.alloc(size), None);
+        assert_eq!(sim.nofault(size), None);
+    }
+    assert_eq!(sim.counters(), before);
+    check(&sim);
+}
+
+#[test]
+fn freeing_what_was_never_allocated_does_nothing() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    let before = sim.counters();
+    sim.free(MapId::KMEM, addr.add(5 * PAGE_SIZE), PAGE_SIZE);
+    sim.free(MapId::KERNEL, addr.add(400 * MIB), 3 * PAGE_SIZE);
+    sim.free(MapId::KMEM, GuestVirt::new(0), 5);
+    sim.free(MapId::KMEM, addr, u64::MAX);
+    sim.free(MapId::KMEM, addr, 0u64.wrapping_sub(addr.get()));
+    sim.free(MapId::KMEM, GuestVirt::new(u64::MAX), u64::MAX);
+    assert_eq!(sim.counters(), before);
+    sim.free(MapId::KMEM, addr, PAGE_SIZE);
+    sim.free(MapId::KMEM, addr, PAGE_SIZE);
+    check(&sim);
+}
+
+#[test]
+fn neighbours_in_kmem_map_become_one_entry_and_a_hole_splits_it() {
+    let sim = boot();
+    let references = || sim.vm().state().kmem_object.ref_count.get();
+    let (entries, before) = (sim.map(MapId::KMEM).nentries.get(), references());
+    let a = sim.malloc(2 * PAGE_SIZE, NOWAIT).expect("there is memory");
+    let b = sim.malloc(3 * PAGE_SIZE, NOWAIT).expect("there is memory");
+    assert_eq!(b, a.add(2 * PAGE_SIZE));
+    assert_eq!((sim.map(MapId::KMEM).nentries.get(), references()), (entries + 1, before + 1));
+    sim.free(MapId::KMEM, a.add(2 * PAGE_SIZE), PAGE_SIZE);
+    assert_eq!((sim.map(MapId::KMEM).nentries.get(), references()), (entries + 2, before + 2));
+    check(&sim);
+    sim.free(MapId::KMEM, a, 5 * PAGE_SIZE);
+    assert_eq!((sim.map(MapId::KMEM).nentries.get(), references()), (entries, before));
+    check(&sim);
+}
+
+#[test]
+fn nofault_neighbours_are_one_entry_until_one_is_freed() {
+    let sim = boot();
+    let before = sim.vm().state().kernel_object.ref_count.get();
+    let entries = sim.map(MapId::KERNEL).nentries.get();
+    let ranges = [1, 2, 3].map(|pages| sim.nofault(pages * PAGE_SIZE).expect("there is room"));
+    assert_eq!(ranges[2], ranges[0].add(3 * PAGE_SIZE));
+    assert_eq!(sim.map(MapId::KERNEL).nentries.get(), entries + 1);
+    sim.free(MapId::KERNEL, ranges[1], 2 * PAGE_SIZE);
+    assert_eq!(sim.map(MapId::KERNEL).nentries.get(), entries + 2);
+    assert_eq!(sim.vm().state().kernel_object.ref_count.get(), before);
+    check(&sim);
+}
+
+#[test]
+fn kmem_map_comes_first_in_kernel_map_and_a_range_that_fits_exactly_is_had() {
+    let sim = boot();
+    let map = sim.map(MapId::KMEM);
+    assert_eq!((map.min_offset(), map.max_offset().since(map.min_offset())), (VM_MIN_KERNEL_ADDRESS, 24 * MIB));
+    let all = sim.malloc(24 * MIB, NOWAIT).expect("it fits exactly");
+    assert_eq!(all, map.min_offset());
+    assert_eq!(sim.malloc(1, NOWAIT), None);
+    check(&sim);
+    sim.free(MapId::KMEM, all, 24 * MIB);
+    check(&sim);
+}
+
+#[test]
+#[should_panic(expected = "kmem_malloc(25165824): kmem_map too small: 4096 total allocated")]
+fn waiting_for_room_in_kmem_map_is_a_panic() {
+    let sim = boot();
+    assert!(sim.malloc(1, MallocFlags::WAITOK).is_some());
+    let _ = sim.malloc(24 * MIB, MallocFlags::WAITOK);
+}
+
+#[test]
+fn a_map_that_does_not_exist_is_an_invalid_argument() {
+    let sim = boot();
+    for map in [MapId::EXEC, MapId(5), MapId(u32::MAX)] {
+        let error = Outcome::Error(KernReturn::InvalidArgument);
+        assert_eq!(sim.execute(&Op::KmemAlloc { map, size: 1 }), error);
+        assert_eq!(sim.execute(&Op::KmemFree { map, addr: GuestVirt::new(0), size: 1 }), error);
+    }
+}

@@ -1,0 +1,64 @@
+//! What a kernel access to an address means.
+
+use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::control::{KernReturn, MapId, Op};
+use vmkern_abi::kva::{DMAP_MIN, KERNBASE};
+
+use super::super::check::check;
+use super::{NOWAIT, boot};
+use crate::vm::fault::FaultType;
+
+#[test]
+#[should_panic(expected = "page fault at 0xffffff8000000010: KERN_INVALID_ADDRESS")]
+fn freed_memory_faults() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.write(addr.add(16), 1);
+    sim.free(MapId::KMEM, addr, PAGE_SIZE);
+    let _ = sim.read(addr.add(16));
+}
+
+#[test]
+#[should_panic(expected = "vm_fault: fault on nofault entry, addr: ffffff8001801000")]
+fn a_touch_of_a_nofault_range_is_freebsds_panic() {
+    let sim = boot();
+    let addr = sim.nofault(2 * PAGE_SIZE).expect("there is room");
+    sim.ok(&Op::Touch { addr: addr.add(PAGE_SIZE + 5), size: 1 });
+}
+
+#[test]
+#[should_panic(expected = "vm_fault: fault on nofault entry, addr: ffffffff80000000")]
+fn the_unmapped_part_of_the_boot_range_is_a_nofault_entry() {
+    let _ = boot().read(KERNBASE);
+}
+
+#[test]
+fn a_missing_translation_is_entered_again_with_the_same_page() {
+    let sim = boot();
+    let addr = sim.malloc(2 * PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.fill(addr, 2 * PAGE_SIZE, 5);
+    let page = sim.vm().pmap_extract(addr);
+    sim.vm().tlb_flush(sim.vm().pmap_remove(addr, addr.add(PAGE_SIZE)));
+    assert_eq!(sim.vm().pmap_extract(addr), None);
+    sim.verify(addr, 2 * PAGE_SIZE, 5);
+    assert_eq!(sim.vm().pmap_extract(addr), page);
+    check(&sim);
+}
+
+#[test]
+fn addresses_outside_the_kernels_maps_are_invalid_and_no_heap_is_executable() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    for va in [0, 0x7fff_ffff_f000, DMAP_MIN.get(), addr.get() + PAGE_SIZE, u64::MAX] {
+        let fault = sim.vm().trap_pfault(vmkern_abi::addr::GuestVirt::new(va), FaultType::Read);
+        assert_eq!(fault, Err(KernReturn::InvalidAddress), "{va:#x}");
+    }
+    assert_eq!(sim.vm().trap_pfault(addr, FaultType::Execute), Err(KernReturn::ProtectionFailure));
+}
+
+#[test]
+#[should_panic(expected = "belongs to the kernel image")]
+fn freeing_the_kernel_image_is_fatal() {
+    let sim = boot();
+    sim.free(MapId::KERNEL, KERNBASE.add(1 << 20), PAGE_SIZE);
+}
