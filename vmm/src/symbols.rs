@@ -17,7 +17,7 @@ type Reader = EndianArcSlice<RunTimeEndian>;
 pub struct Frame {
     /// The address of the call, or where the CPU stood.
     pub address: GuestVirt,
-    /// The function's name, without its path's hash; for an inlined function the name it was inlined under.
+    /// The function's name, without its path and its generic arguments.
     pub function: Option<String>,
     /// Bytes from the start of the function that the address lies in, inlined or not.
     pub offset: u64,
@@ -133,12 +133,13 @@ impl Symbols {
         frames
     }
 
-    /// Names for a chain of addresses, innermost first: where the CPU stood, then return addresses. A return address
-    /// is looked up one byte before, inside of the call.
-    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>) -> Vec<Frame> {
+    /// Names for a chain of addresses, innermost first. A return address is looked up one byte before, inside of the
+    /// call.
+    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>, innermost: Innermost) -> Vec<Frame> {
         let mut frames = Vec::new();
         for (depth, address) in addresses.enumerate() {
-            let back = u64::from(depth > 0 && address.get() > 0);
+            let called = (depth > 0 || innermost == Innermost::Called) && address.get() > 0;
+            let back = u64::from(called);
             let mut calls = self.frames(GuestVirt::new(address.get() - back));
             for call in &mut calls {
                 call.address = address;
@@ -150,8 +151,42 @@ impl Symbols {
     }
 }
 
+/// What the innermost address of a backtrace is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Innermost {
+    /// The instruction at which the CPU stood.
+    Stopped,
+    /// A return address, as all the others.
+    Called,
+}
+
+/// A function's name without its path, its crate's hash and its generic arguments. A closure keeps the name of the
+/// function that it stands in.
 fn demangle(name: &str) -> String {
-    format!("{:#}", rustc_demangle::demangle(name))
+    let path = format!("{:#}", rustc_demangle::demangle(name));
+    let mut segments = vec![String::new()];
+    let (mut depth, mut rest) = (0u32, path.as_str());
+    while let Some(c) = rest.chars().next() {
+        if depth == 0 && rest.starts_with("::") {
+            segments.push(String::new());
+            rest = &rest[2..];
+            continue;
+        }
+        match c {
+            '<' | '(' | '[' => depth += 1,
+            // The arrow of a function type closes nothing.
+            '>' | ')' | ']' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => segments.last_mut().expect("it is never empty").push(c),
+            _ => {}
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    segments.retain(|segment| !segment.is_empty());
+    let last = segments.iter().rposition(|segment| !segment.starts_with('{')).unwrap_or(0);
+    match segments.get(last..) {
+        Some(short) if !short.is_empty() => short.join("::"),
+        _ => path,
+    }
 }
 
 /// The part of a source path that means something to a reader: relative to the crate for our own crates, from the
@@ -186,8 +221,17 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_shown_by_their_own_name() {
+        assert_eq!(demangle("pvh_entry"), "pvh_entry");
+        assert_eq!(demangle("_ZN4core9panicking9panic_fmt17h0123456789abcdefE"), "panic_fmt");
+        assert_eq!(demangle("_ZN3foo3bar28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE"), "bar::{{closure}}");
+        let generic = "_ZN43_$LT$kmem..vm..Vm$LT$M$GT$$u20$as$u20$X$GT$11kmem_malloc17h0123456789abcdefE";
+        assert_eq!(demangle(generic), "kmem_malloc");
+    }
+
+    #[test]
     fn an_address_without_symbols_is_still_a_frame() {
-        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter());
+        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter(), Innermost::Called);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].to_string(), "0x1234");
     }

@@ -7,7 +7,7 @@ use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
 
 use super::error::ContractError;
 use crate::kvm::Registers;
-use crate::symbols::{Frame, Symbols};
+use crate::symbols::{Frame, Innermost, Symbols};
 
 /// A place in the kernel, with its name where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,11 +42,11 @@ pub struct Crash {
     pub vector: Option<u32>,
     /// The exception's error code.
     pub error_code: u64,
-    /// Where it happened.
+    /// Where it happened; 0 for a panic, whose place the backtrace tells.
     pub rip: GuestVirt,
     /// The address that faulted last.
     pub cr2: GuestVirt,
-    /// Registers there.
+    /// Registers there; all 0 for a panic.
     pub registers: Box<Registers>,
     /// How the CPU came there, innermost call first. An address inside inlined functions gives one frame for each.
     pub backtrace: Vec<Frame>,
@@ -72,6 +72,11 @@ impl Crash {
         for (register, field) in registers.gpr.iter_mut().zip(&record.gpr) {
             *register = field.get();
         }
+        // The first frame is where the CPU stood, if anywhere; the frames of a panic are all return addresses.
+        let innermost = match record.frames[0].get() {
+            first if first == record.rip.get() => Innermost::Stopped,
+            _ => Innermost::Called,
+        };
         Ok(Self {
             kind,
             message: String::from_utf8_lossy(&message).into_owned(),
@@ -82,21 +87,16 @@ impl Crash {
             rip: record.rip.get(),
             cr2: record.cr2.get(),
             registers: Box::new(registers),
-            backtrace: symbols.backtrace(frames),
+            backtrace: symbols.backtrace(frames, innermost),
         })
     }
 }
 
 impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.kind {
-            CrashKind::Panic => "panic",
-            CrashKind::PageFault => "fatal page fault",
-            CrashKind::Trap => "fatal trap",
-            CrashKind::StackOverflow => "stack overflow",
-            CrashKind::Nucleus => "fault in the nucleus",
-        };
-        write!(f, "{what}: {}", self.message)?;
+        // The kernel's words name every other kind themselves.
+        let what = if self.kind == CrashKind::Panic { "panic: " } else { "" };
+        write!(f, "{what}{}", self.message)?;
         write!(f, "\ncpu {}", self.cpu)?;
         if let Some(thread) = self.thread {
             write!(f, "  thread t{thread}")?;
@@ -104,9 +104,16 @@ impl fmt::Display for Crash {
         if let Some(vector) = self.vector {
             write!(f, "  vector {vector}  error code {:#x}", self.error_code)?;
         }
-        write!(f, "\n{}", self.registers)?;
-        for (depth, frame) in self.backtrace.iter().enumerate() {
-            write!(f, "\n#{depth:<2} {frame}")?;
+        if self.rip.get() != 0 {
+            write!(f, "\n{}", self.registers)?;
+        }
+        let mut depth = 0;
+        for same in self.backtrace.chunk_by(|a, b| a.function == b.function && a.offset == b.offset && a.line == b.line) {
+            write!(f, "\n#{depth:<2} {}", same[0])?;
+            if same.len() > 1 {
+                write!(f, "\n    and {} more of the same", same.len() - 1)?;
+            }
+            depth += same.len();
         }
         Ok(())
     }

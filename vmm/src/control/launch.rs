@@ -136,7 +136,9 @@ pub(super) fn command_line(config: &Builder, selftest: Selftest, tsc_khz: Option
 impl Guest {
     /// Waits until the kernel serves requests.
     pub(super) fn wait_until_ready(&mut self) -> Result<(), GuestError> {
-        let phase = |link: &Link| link.region().phase.get() != Phase::Loading as u32;
+        // A kernel that is dead will have said so through the exit port in a moment.
+        let waits = [Phase::Loading as u32, Phase::Dead as u32];
+        let phase = |link: &Link| !waits.contains(&link.region().phase.get());
         let woken = self.waiter.wait(&self.link, &self.machine.state, self.deadline, LOOK_FOR_READY, phase);
         self.logs.collect_console();
         self.logs.collect(&self.link.region().log);
@@ -156,7 +158,7 @@ impl Guest {
         let region = self.link.region();
         let impossible = |field, value| ContractError::Control { field, value };
         let phase = region.phase.get();
-        if phase != Phase::Ready as u32 && phase != Phase::Dead as u32 {
+        if phase != Phase::Ready as u32 {
             return Err(impossible("phase", phase.into()));
         }
         let guest = region.guest_abi_version.get();

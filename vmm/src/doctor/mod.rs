@@ -95,7 +95,11 @@ impl DoctorReport {
                 None
             }
             Ok(kvm) => {
-                checks.push(Check::ok("open /dev/kvm", Need::Required, format!("API version {}", kvm.get_api_version())));
+                checks.push(Check::ok(
+                    "open /dev/kvm",
+                    Need::Required,
+                    format!("API version {}", kvm.get_api_version()),
+                ));
                 for (capability, name) in REQUIRED {
                     checks.push(match kvm.check_extension_raw(capability.into()) {
                         1.. => Check::ok(name, Need::Required, "offered"),
@@ -167,8 +171,14 @@ mod tests {
     #[test]
     fn a_missing_device_is_reported_with_the_command_that_helps() {
         let check = Check::missing("open /dev/kvm", &NoKvm { missing: Missing::Permission });
-        let report =
-            DoctorReport { can_run: false, kvm: None, instruction_ns: None, privilege: None, reason: None, checks: vec![check] };
+        let report = DoctorReport {
+            can_run: false,
+            kvm: None,
+            instruction_ns: None,
+            privilege: None,
+            reason: None,
+            checks: vec![check],
+        };
         assert!(report.to_string().contains("sudo usermod -aG kvm $USER"));
         let json = serde_json::to_value(&report).expect("a report is JSON");
         assert_eq!(json["can_run"], false);

@@ -212,7 +212,9 @@ impl Probe {
             let start = kicker.join().map_err(|_| "the kicking thread panicked".to_owned())?;
             self.vcpu.acknowledge();
             match result {
-                Err(libc::EINTR) => Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros())),
+                Err(libc::EINTR) => {
+                    Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros()))
+                }
                 other => Err(format!("unexpected exit {other:?}")),
             }
         })

@@ -66,10 +66,16 @@ impl Registers {
 
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rip {:016x}  rflags {:08x}  cs {:04x}", self.rip.get(), self.rflags, self.cs)?;
+        write!(f, "rip {:016x}  rflags {:08x}", self.rip.get(), self.rflags)?;
+        if self.cs != 0 {
+            write!(f, "  cs {:04x}", self.cs)?;
+        }
         for (i, (name, value)) in GPR_NAMES.iter().zip(self.gpr).enumerate() {
             f.write_str(if i % 4 == 0 { "\n" } else { "  " })?;
             write!(f, "{name:<3} {value:016x}")?;
+        }
+        if self.cr0 == 0 {
+            return write!(f, "\ncr2 {:016x}  cr3 {:x}", self.cr2.get(), self.cr3);
         }
         write!(
             f,
