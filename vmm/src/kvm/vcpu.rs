@@ -74,15 +74,16 @@ impl VcpuState {
         self.gate.close();
         let held = Held(&self.gate);
         let deadline = Instant::now() + HOLD_LIMIT;
-        loop {
+        while self.end.get().is_none() {
             self.kick.kick();
-            if self.gate.wait_parked(KICK_AGAIN) || self.end.get().is_some() {
-                return Ok(held);
+            if self.gate.wait_parked(KICK_AGAIN) {
+                break;
             }
             if Instant::now() >= deadline {
                 return Err(ContractError::Unstoppable);
             }
         }
+        Ok(held)
     }
 
     fn stopping(&self) -> bool {
