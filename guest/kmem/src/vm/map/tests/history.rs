@@ -25,9 +25,24 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The lowest room in the bitmap of taken pages.
-fn first_fit(taken: &[bool], pages: usize) -> Option<usize> {
-    (0..=taken.len() - pages).find(|&start| !taken[start..start + pages].contains(&true))
+/// Which pages are taken.
+struct Bitmap([bool; PAGES as usize]);
+
+impl Bitmap {
+    fn at(&self, page: u64) -> bool {
+        self.0[usize::try_from(page).expect("a page of a small map")]
+    }
+
+    fn set(&mut self, start: u64, end: u64, taken: bool) {
+        for page in start..end {
+            self.0[usize::try_from(page).expect("a page of a small map")] = taken;
+        }
+    }
+
+    /// The lowest room.
+    fn first_fit(&self, pages: u64) -> Option<u64> {
+        (0..=PAGES - pages).find(|&start| (start..start + pages).all(|page| !self.at(page)))
+    }
 }
 
 proptest! {
@@ -39,7 +54,7 @@ proptest! {
     ) {
         let f = Fixture::new();
         let vm = f.vm();
-        let mut taken = vec![false; PAGES as usize];
+        let mut taken = Bitmap([false; PAGES as usize]);
         let refs = f.kmem_refs();
         for step in steps {
             let (pages, got) = match step {
@@ -48,12 +63,11 @@ proptest! {
                 Step::Nofault { pages } => (pages, vm.kmem_alloc_nofault(f.map, pages * PAGE_SIZE)),
                 Step::Free { start, pages } => {
                     vm.kmem_free(f.map, f.at(start), pages * PAGE_SIZE);
-                    let end = (start + pages).min(PAGES) as usize;
-                    taken[start as usize..end].fill(false);
+                    taken.set(start, (start + pages).min(PAGES), false);
                     (0, None)
                 }
                 Step::Wire { start, pages } => {
-                    let has_object = |page| taken[page as usize] && !f.entry(page).object.get().is_null();
+                    let has_object = |page| taken.at(page) && !f.entry(page).object.get().is_null();
                     let end = (start + pages).min(PAGES);
                     if (start..end).all(has_object) {
                         prop_assert_eq!(vm.vm_map_wire(f.map, f.at(start), f.at(end)), Ok(()));
@@ -62,15 +76,15 @@ proptest! {
                 }
             };
             if pages != 0 {
-                let want = first_fit(&taken, pages as usize);
-                prop_assert_eq!(got.map(|va| f.page(va) as usize), want);
+                let want = taken.first_fit(pages);
+                prop_assert_eq!(got.map(|va| f.page(va)), want);
                 if let Some(start) = want {
-                    taken[start..start + pages as usize].fill(true);
+                    taken.set(start, start + pages, true);
                 }
             }
             let ranges = f.ranges();
             let covered = |page: u64| ranges.iter().any(|&(start, end)| start <= page && page < end);
-            prop_assert!((0..PAGES).all(|page| covered(page) == taken[page as usize]));
+            prop_assert!((0..PAGES).all(|page| covered(page) == taken.at(page)));
             let kmem_object = vm.kmem_object();
             let entries = || vm.vm_map_entries(f.map).map(|entry| vm.get(entry));
             let held = || entries().filter(|e| e.object.get() == kmem_object);
