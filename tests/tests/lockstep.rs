@@ -1,0 +1,191 @@
+//! A guest and the simulated machine replay one list of operations: equal results, equal addresses, equal counters.
+
+use kmem::sim::Sim;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Tunables};
+use vmkern_tests::{Balance, MEMORY, Run, guest};
+
+/// Operations of one run.
+const OPERATIONS: usize = 10_000;
+/// Pages that may be live at a time.
+const LIVE_PAGES: u64 = 3_000;
+
+/// The same operation on both.
+struct Pair {
+    guest: Guest,
+    sim: Sim,
+    done: usize,
+}
+
+impl Pair {
+    fn run(&mut self, op: Op) -> Outcome {
+        let (guest, sim) = (self.guest.run(op), self.sim.execute(&op));
+        match op {
+            // Physical addresses depend on where the boot found memory; that there is one does not.
+            Op::Vtop { .. } => assert_eq!(guest == Outcome::Null, sim == Outcome::Null, "{op:?}"),
+            _ => assert_eq!(guest, sim, "operation {} {op:?}", self.done),
+        }
+        self.done += 1;
+        guest
+    }
+
+    /// Counters that do not depend on how much memory the boot took.
+    fn assert_same_counters(&self, start: &(Balance, Balance)) {
+        let (guest, sim) = (Balance::of(&self.guest), sim_balance(&self.sim));
+        assert_eq!(start.0.free - guest.free, start.1.free - sim.free, "pages taken, after {} operations", self.done);
+        assert_eq!(guest.wired - start.0.wired, sim.wired - start.1.wired, "pages wired");
+        assert_eq!(guest.kernel_entries, sim.kernel_entries, "entries of kernel_map");
+        assert_eq!(guest.kmem_entries, sim.kmem_entries, "entries of kmem_map");
+        assert_eq!(guest.kmem_size, sim.kmem_size, "bytes in use in kmem_map");
+    }
+}
+
+fn sim_balance(sim: &Sim) -> Balance {
+    let vm = sim.vm();
+    let map = |id| vm.get(vm.map_by_id(id).expect("the map exists"));
+    let (kernel, kmem) = (map(MapId::KERNEL), map(MapId::KMEM));
+    Balance {
+        free: vm.cnt().v_free_count.get(),
+        wired: vm.cnt().v_wire_count.get(),
+        kernel_entries: kernel.nentries.get().into(),
+        kmem_entries: kmem.nentries.get().into(),
+        kmem_size: kmem.size.get(),
+    }
+}
+
+/// What is behind a live range.
+#[derive(Clone, Copy, PartialEq)]
+enum Backing {
+    Memory,
+    Nothing,
+    Entered,
+}
+
+struct Range {
+    map: MapId,
+    addr: GuestVirt,
+    pages: u64,
+    backing: Backing,
+    seed: u64,
+}
+
+struct Script {
+    rng: Xoshiro256PlusPlus,
+    live: Vec<Range>,
+    pages: u64,
+}
+
+impl Script {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.rng.next_u64() % bound
+    }
+
+    fn step(&mut self, pair: &mut Pair) {
+        match self.below(8) {
+            0..=3 if self.pages < LIVE_PAGES => self.allocate(pair),
+            4 => self.change_backing(pair),
+            5 => self.look(pair),
+            _ => self.free(pair),
+        }
+    }
+
+    fn allocate(&mut self, pair: &mut Pair) {
+        // Mostly small, now and then large; sizes that are no multiple of the page size.
+        let size = if self.below(16) == 0 { self.below(1 << 20) } else { self.below(1 << 16) };
+        let all = MallocFlags::NOWAIT | MallocFlags::ZERO;
+        let (map, backing, op) = match self.below(6) {
+            0 => (MapId::KERNEL, Backing::Memory, Op::KmemAlloc { map: MapId::KERNEL, size }),
+            1 => (MapId::KERNEL, Backing::Nothing, Op::KmemAllocNofault { map: MapId::KERNEL, size }),
+            2 => (MapId::KMEM, Backing::Memory, Op::KmemMalloc { map: MapId::KMEM, size, flags: all }),
+            _ => (MapId::KMEM, Backing::Memory, Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT }),
+        };
+        match pair.run(op) {
+            Outcome::Value(addr) => {
+                let (addr, pages, seed) = (GuestVirt::new(addr), size.div_ceil(4096), self.rng.next_u64());
+                if backing == Backing::Memory {
+                    pair.run(Op::Fill { addr, size: pages * 4096, seed });
+                    self.pages += pages;
+                }
+                self.live.push(Range { map, addr, pages, backing, seed });
+            }
+            Outcome::Null => {}
+            other => panic!("{op:?} gave {other:?}"),
+        }
+    }
+
+    fn pick(&mut self) -> Option<usize> {
+        let bound = self.live.len() as u64;
+        (bound > 0).then(|| usize::try_from(self.below(bound)).expect("an index"))
+    }
+
+    /// Enters pages into a window that has none, or takes them out.
+    fn change_backing(&mut self, pair: &mut Pair) {
+        let Some(range) = self.live.iter_mut().find(|range| range.backing != Backing::Memory) else { return };
+        let (addr, count) = (range.addr, range.pages);
+        range.backing = match range.backing {
+            Backing::Nothing => {
+                assert_eq!(pair.run(Op::PmapQenter { addr, count }), Outcome::Ok);
+                pair.run(Op::Fill { addr, size: count * 4096, seed: range.seed });
+                Backing::Entered
+            }
+            _ => {
+                pair.run(Op::Verify { addr, size: count * 4096, seed: range.seed });
+                pair.run(Op::PmapQremove { addr, count });
+                Backing::Nothing
+            }
+        };
+    }
+
+    fn look(&mut self, pair: &mut Pair) {
+        let Some(index) = self.pick() else { return };
+        let offset = self.below(self.live[index].pages * 4096);
+        let range = &self.live[index];
+        pair.run(Op::Vtop { addr: range.addr.add(offset) });
+        if range.backing != Backing::Nothing {
+            let outcome = pair.run(Op::Verify { addr: range.addr, size: range.pages * 4096, seed: range.seed });
+            assert_eq!(outcome, Outcome::Ok);
+        }
+    }
+
+    /// Frees a range, whole or its end alone, with sizes and addresses that are no page multiples.
+    fn free(&mut self, pair: &mut Pair) {
+        let Some(index) = self.pick() else { return };
+        let keep = if self.below(4) == 0 { self.below(self.live[index].pages) } else { 0 };
+        if self.live[index].backing == Backing::Entered {
+            self.change_backing_of(pair, index);
+        }
+        let range = &mut self.live[index];
+        let (map, gone) = (range.map, range.pages - keep);
+        pair.run(Op::KmemFree { map, addr: range.addr.add(keep * 4096 + 7), size: gone * 4096 - 9 });
+        if range.backing == Backing::Memory {
+            self.pages -= gone;
+        }
+        range.pages = keep;
+        if keep == 0 {
+            self.live.swap_remove(index);
+        }
+    }
+
+    fn change_backing_of(&mut self, pair: &mut Pair, index: usize) {
+        let range = &mut self.live[index];
+        pair.run(Op::PmapQremove { addr: range.addr, count: range.pages });
+        range.backing = Backing::Nothing;
+    }
+}
+
+#[test]
+fn guest_and_simulation_agree_on_ten_thousand_operations() {
+    for seed in 0..2 {
+        let mut pair = Pair { guest: guest(), sim: Sim::boot(MEMORY, Tunables::default()), done: 0 };
+        let start = (Balance::of(&pair.guest), sim_balance(&pair.sim));
+        let mut script = Script { rng: Xoshiro256PlusPlus::seed_from_u64(seed), live: Vec::new(), pages: 0 };
+        while pair.done < OPERATIONS {
+            script.step(&mut pair);
+            if pair.done % 97 == 0 {
+                pair.assert_same_counters(&start);
+            }
+        }
+        pair.assert_same_counters(&start);
+    }
+}
