@@ -26,7 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Which pages are taken.
-struct Bitmap([bool; PAGES as usize]);
+struct Bitmap(Vec<bool>);
 
 impl Bitmap {
     fn at(&self, page: u64) -> bool {
@@ -54,7 +54,7 @@ proptest! {
     ) {
         let f = Fixture::new();
         let vm = f.vm();
-        let mut taken = Bitmap([false; PAGES as usize]);
+        let mut taken = Bitmap((0..PAGES).map(|_| false).collect());
         let refs = f.kmem_refs();
         for step in steps {
             let (pages, got) = match step {
