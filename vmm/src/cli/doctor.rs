@@ -1,6 +1,7 @@
 //! `vmkern doctor`: whether this host can run guests, and what to do if not.
 
 use clap::Args;
+use vmkern::DoctorReport;
 use vmkern::script::Status;
 
 /// Tries everything that guests need of this host, and says what is missing and how to get it.
@@ -13,11 +14,11 @@ pub struct DoctorArgs {
 
 /// Runs the subcommand.
 pub fn run(args: &DoctorArgs) -> Status {
-    let report = vmkern::doctor();
+    let report = DoctorReport::examine();
     if args.json {
         super::print_json(&report);
     } else {
         super::print(&report.to_string());
     }
-    if report.can_run_guests() { Status::Ok } else { Status::NoKvm }
+    if report.can_run { Status::Ok } else { Status::NoKvm }
 }

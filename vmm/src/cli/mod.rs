@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand. What a subcommand does is in the library.
 
+mod doctor;
 mod guest;
 mod junit;
 mod run;
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Test(test::TestArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 const EXIT_STATUS: &str = "\
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
             let status = match cli.command {
                 Command::Run(args) => run::run(&args, signals),
                 Command::Test(args) => test::run(&args, signals),
+                Command::Doctor(args) => doctor::run(&args),
             };
             if signals.fired() { Status::Interrupted } else { status }
         }
