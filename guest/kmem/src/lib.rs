@@ -9,6 +9,7 @@
 
 pub mod kern;
 pub mod machine;
+mod num;
 pub mod ops;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

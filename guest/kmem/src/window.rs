@@ -8,7 +8,7 @@
 
 #![expect(unsafe_code, reason = "this module exists to hold it")]
 
-use vmkern_abi::addr::{GuestPhys, KPtr};
+use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{
@@ -48,8 +48,8 @@ unsafe impl Shared for Line {}
 /// The `T` that begins at `pa`.
 #[inline]
 pub fn at<T: Shared, M: Machine>(machine: &M, pa: GuestPhys) -> &T {
-    debug_assert!(pa.get() % align_of::<T>() as u64 == 0, "misaligned structure at {pa}");
-    debug_assert!(pa.page_offset() as usize + size_of::<T>() <= 4096, "structure at {pa} leaves its page");
+    debug_assert!(pa.get().is_multiple_of(align_of::<T>() as u64), "misaligned structure at {pa}");
+    debug_assert!(pa.page_offset() + size_of::<T>() as u64 <= PAGE_SIZE, "structure at {pa} leaves its page");
     let pointer = machine.frame(pa).cast::<T>();
     // SAFETY: by the module's invariant `pa` lies in memory that `Machine::frame` vouches for, up to the end of its
     // page; `T` is `Shared`, so that any contents are a value and concurrent changes are atomic.

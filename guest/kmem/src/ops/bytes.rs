@@ -4,6 +4,8 @@ use vmkern_abi::addr::{GuestVirt, PAGE_MASK, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, Outcome};
 use vmkern_abi::field::Field;
 
+use crate::num::to_usize;
+
 /// What is about to be done to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
@@ -46,19 +48,14 @@ impl Iterator for Pieces {
         let (piece, len) = if start.is_multiple_of(8) && end - start >= 8 {
             let in_page = PAGE_SIZE - (start & PAGE_MASK);
             let len = in_page.min((end - start) & !7);
-            (Piece::Words { start, count: count(len / 8) }, len)
+            (Piece::Words { start, count: to_usize(len / 8) }, len)
         } else {
             let len = (8 - start % 8).min(end - start);
-            (Piece::Part { start, count: count(len) }, len)
+            (Piece::Part { start, count: to_usize(len) }, len)
         };
         self.start = start + len;
         Some(piece)
     }
-}
-
-/// A number of words or bytes within a page.
-fn count(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(0)
 }
 
 fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {

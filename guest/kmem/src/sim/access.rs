@@ -81,7 +81,7 @@ impl<'a> SimAccess<'a> {
 impl Access for SimAccess<'_> {
     #[expect(unsafe_code, reason = "memory behind an address is raw memory")]
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>] {
-        assert!(start.get().is_multiple_of(8) && start.page_offset() as usize + count * 8 <= PAGE_SIZE as usize);
+        assert!(start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE);
         let frame = self.vm.machine().frame(self.translate(start, intent));
         // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the words
         // inside it and aligned.
@@ -90,7 +90,7 @@ impl Access for SimAccess<'_> {
 
     #[expect(unsafe_code, reason = "memory behind an address is raw memory")]
     fn bytes(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u8>] {
-        assert!(start.page_offset() as usize + count <= PAGE_SIZE as usize);
+        assert!(start.page_offset() + count as u64 <= PAGE_SIZE);
         let frame = self.vm.machine().frame(self.translate(start, intent));
         // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the bytes
         // inside it.

@@ -13,6 +13,7 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 pub use self::physical::check_zeros;
 use super::{Sim, SimAccess};
+use crate::num::to_usize;
 use crate::window::PageTable;
 
 /// Everything that a quiet system promises. Panics with what is broken.
@@ -130,5 +131,5 @@ fn check_translations(sim: &Sim, translations: &BTreeMap<u64, Pte>) {
 
 /// Addresses of the pages of `[start, end)`.
 fn pages(start: GuestVirt, end: GuestVirt) -> impl Iterator<Item = GuestVirt> {
-    (start.get()..end.get()).step_by(PAGE_SIZE as usize).map(GuestVirt::new)
+    (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new)
 }

@@ -8,13 +8,14 @@ use std::ptr::NonNull;
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 
+use crate::num::to_usize;
 use crate::vm::{PhysRange, Zeroed};
 
 const CHUNK: u64 = 2 << 20;
 /// What a byte of memory holds that nobody has zeroed.
 const GARBAGE: u8 = 0xa5;
 
-const LAYOUT: Layout = match Layout::from_size_align(CHUNK as usize, PAGE_SIZE as usize) {
+const LAYOUT: Layout = match Layout::from_size_align(to_usize(CHUNK), to_usize(PAGE_SIZE)) {
     Ok(layout) => layout,
     Err(_) => panic!("the chunk's layout is wrong"),
 };
@@ -31,8 +32,8 @@ pub struct Memory {
 impl Memory {
     pub fn new(ranges: &[PhysRange], zeroed: Zeroed) -> Self {
         let end = ranges.iter().map(|range| range.end.get()).max().unwrap_or(0);
-        let pages = usize::try_from(end / PAGE_SIZE).expect("memory fits the address space");
-        let chunks = usize::try_from(end.div_ceil(CHUNK)).expect("memory fits the address space");
+        let pages = to_usize(end / PAGE_SIZE);
+        let chunks = to_usize(end.div_ceil(CHUNK));
         Self {
             ranges: ranges.to_vec(),
             chunks: vec![Cell::new(None); chunks],
@@ -45,17 +46,17 @@ impl Memory {
     pub fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         let is_ram = self.ranges.iter().any(|range| pa >= range.start && pa < range.end);
         assert!(is_ram, "there is no memory at physical address {pa:#x}");
-        let page = pa.pfn() as usize;
+        let page = to_usize(pa.pfn());
         let word = &self.touched[page / 64];
         word.set(word.get() | 1 << (page % 64));
-        let chunk = &self.chunks[(pa.get() / CHUNK) as usize];
+        let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
         let base = chunk.get().unwrap_or_else(|| {
             let base = self.allocate();
             chunk.set(Some(base));
             base
         });
         // SAFETY: the offset is smaller than the chunk that `base` points to.
-        unsafe { base.add((pa.get() % CHUNK) as usize) }
+        unsafe { base.add(to_usize(pa.get() % CHUNK)) }
     }
 
     fn allocate(&self) -> NonNull<u8> {
@@ -63,7 +64,7 @@ impl Memory {
         let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap_or_else(|| handle_alloc_error(LAYOUT));
         if self.zeroed == Zeroed::No {
             // SAFETY: the chunk was just allocated with this size, and nobody else knows it.
-            unsafe { base.write_bytes(GARBAGE, CHUNK as usize) };
+            unsafe { base.write_bytes(GARBAGE, to_usize(CHUNK)) };
         }
         base
     }

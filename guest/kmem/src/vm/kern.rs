@@ -22,6 +22,7 @@ use super::page::{AllocClass, AllocFlags};
 use super::pmap::Wired;
 use super::{Shortage, Vm};
 use crate::machine::Machine;
+use crate::num::to_usize;
 
 /// Bytes of whole pages for a request of `size` bytes, or `None` when there are none or too many.
 fn request(size: u64) -> Option<u64> {
@@ -214,7 +215,7 @@ impl<M: Machine> Vm<M> {
         self.vm_map_simplify_entry(map, entry);
 
         self.vm_object_lock(kmem_object);
-        for (pindex, offset) in indices(addr, size).zip((0..).step_by(PAGE_SIZE as usize)) {
+        for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
             if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
                 // The kernel's page tables are there, so that this does not block.
                 self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);

@@ -15,6 +15,7 @@ use super::page::{AllocClass, AllocFlags, Contents, phys_of_number};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::machine::Machine;
+use crate::num::to_usize;
 
 /// Pages behind one leaf.
 const LEAF_SPAN: u64 = 1 << INDEX_SHIFT;
@@ -30,7 +31,7 @@ pub struct IndexReservation {
 
 /// Slot of the node of `level` (0 for leaves) on the way to `pindex`.
 const fn slot(pindex: u64, level: u32) -> usize {
-    ((pindex >> (INDEX_SHIFT * level)) % LEAF_SPAN) as usize
+    to_usize((pindex >> (INDEX_SHIFT * level)) % LEAF_SPAN)
 }
 
 impl<M: Machine> Vm<M> {

@@ -19,6 +19,7 @@ use super::page::{AllocClass, AllocFlags, Contents};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::machine::Machine;
+use crate::num::to_usize;
 use crate::window::PageTable;
 
 /// Addresses whose translations CPUs may still remember.
@@ -214,29 +215,30 @@ impl<M: Machine> Vm<M> {
         (Level::Pml4, VM_MAX_KERNEL_ADDRESS)
     }
 
+    /// Clears the entries for `[start, end)`, which one page table maps.
     fn pmap_remove_in_table(&self, start: GuestVirt, end: GuestVirt, flush: &mut TlbFlush) {
-        let Some((_, table)) = self.pmap_pte(start) else {
+        let pde = self.pmap_entry(start, Level::Pd).map_or(Pte::EMPTY, Field::get);
+        if pde.is_large() {
             self.panic(format_args!("pmap_remove: va {start:#x} belongs to the kernel image"));
-        };
-        let mut va = start;
-        while va < end && table.is_none_or(|table| table.private.get() != 0) {
-            if let Some((entry, _)) = self.pmap_pte(va)
-                && entry.get().is_valid()
-            {
-                if self.is_image(va) {
-                    self.panic(format_args!("pmap_remove: va {va:#x} belongs to the kernel image"));
-                }
-                self.pmap_clear(va, entry, table, flush);
-            }
-            va = va.add(PAGE_SIZE);
         }
-    }
-
-    fn pmap_clear(&self, va: GuestVirt, entry: &Field<Pte>, table: Option<&VmPage>, flush: &mut TlbFlush) {
-        self.pmap_account(entry.get(), -1);
-        entry.set(Pte::EMPTY);
-        count_entry(table, -1);
-        flush.add(va);
+        let table = self.phys_to_vm_page(pde.frame()).map(|m| self.page(m));
+        let entries = &self.at::<PageTable>(pde.frame())[Level::Pt.index(start)..];
+        let addresses = (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new);
+        for (va, entry) in addresses.zip(entries) {
+            if table.is_some_and(|table| table.private.get() == 0) {
+                return;
+            }
+            if !entry.get().is_valid() {
+                continue;
+            }
+            if self.is_image(va) {
+                self.panic(format_args!("pmap_remove: va {va:#x} belongs to the kernel image"));
+            }
+            self.pmap_account(entry.get(), -1);
+            entry.set(Pte::EMPTY);
+            count_entry(table, -1);
+            flush.add(va);
+        }
     }
 
     /// Sets or clears the wired bit of the mapping at `va` (`pmap_change_wiring`). Locks: takes the pmap's.

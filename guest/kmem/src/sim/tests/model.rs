@@ -10,6 +10,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 use super::super::Sim;
 use super::super::check::{check, check_zeros};
 use super::{MIB, NOWAIT};
+use crate::num::to_usize;
 
 /// What a script may do next. Numbers choose among what there is.
 #[derive(Clone, Debug)]
@@ -68,7 +69,7 @@ impl Model {
     fn new(sim: Sim) -> Self {
         let (kernel, kmem) = (sim.map(MapId::KERNEL), sim.map(MapId::KMEM));
         let mut pages = BTreeMap::new();
-        for va in (kmem.min_offset().get()..kmem.max_offset().get()).step_by(PAGE_SIZE as usize) {
+        for va in (kmem.min_offset().get()..kmem.max_offset().get()).step_by(to_usize(PAGE_SIZE)) {
             pages.insert(va, Page::Other);
         }
         assert_eq!(kernel.nentries.get(), 2);
@@ -122,7 +123,7 @@ impl Model {
             self.sim.fill(addr, size, self.seed);
         }
         let page = if is_nofault { Page::Nofault { mapped: false } } else { Page::Memory { seed: self.seed } };
-        for va in (addr.get()..addr.get() + size).step_by(PAGE_SIZE as usize) {
+        for va in (addr.get()..addr.get() + size).step_by(to_usize(PAGE_SIZE)) {
             assert_eq!(self.maps[map.0 as usize].insert(va, page), None);
         }
         self.blocks.push((map, addr, size));
@@ -131,7 +132,7 @@ impl Model {
     /// Frees a range inside a block: contents first looked at, windows taken down, as a kernel would.
     fn free(&mut self, map: MapId, addr: GuestVirt, size: u64) {
         let (start, end) = (addr.page(), addr.get() + size);
-        for va in (start.get()..end).step_by(PAGE_SIZE as usize) {
+        for va in (start.get()..end).step_by(to_usize(PAGE_SIZE)) {
             match self.maps[map.0 as usize].remove(&va) {
                 Some(Page::Memory { seed }) => self.sim.verify(GuestVirt::new(va), PAGE_SIZE, seed),
                 Some(Page::Nofault { mapped: true }) => {
@@ -141,7 +142,7 @@ impl Model {
             }
         }
         self.sim.free(map, addr, size);
-        for va in (start.get()..end).step_by(PAGE_SIZE as usize) {
+        for va in (start.get()..end).step_by(to_usize(PAGE_SIZE)) {
             assert_eq!(self.sim.execute(&Op::Vtop { addr: GuestVirt::new(va) }), Outcome::Null);
         }
     }
@@ -187,7 +188,7 @@ impl Model {
         let range = addr.get()..addr.get() + count * PAGE_SIZE;
         let all_nofault = range
             .clone()
-            .step_by(PAGE_SIZE as usize)
+            .step_by(to_usize(PAGE_SIZE))
             .all(|va| matches!(self.maps[0].get(&va), Some(Page::Nofault { .. })));
         if !all_nofault || self.sim.free_pages() < count + 64 {
             return;

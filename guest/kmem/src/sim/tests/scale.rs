@@ -3,6 +3,7 @@
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::MapId;
+use vmkern_abi::kva::KERNBASE;
 
 use super::super::Sim;
 use super::super::check::check;
@@ -47,5 +48,22 @@ fn a_million_map_entries_come_and_go() {
     sim.vm().vm_map_check(map).expect("the map is sound");
     sim.free(MapId::KERNEL, base, size + PAGE_SIZE);
     assert_eq!(sim.map(MapId::KERNEL).nentries.get(), before);
+    check(&sim);
+}
+
+#[test]
+fn address_space_past_the_kernel_image_is_used_when_the_rest_is_taken() {
+    let sim = Sim::boot(4 << 30, Tunables::default());
+    let below = KERNBASE.since(sim.map(MapId::KMEM).max_offset());
+    let low = sim.nofault(below - PAGE_SIZE).expect("there are pages for the page tables");
+    let last = sim.alloc(PAGE_SIZE).expect("there is memory");
+    assert_eq!(last.add(PAGE_SIZE), KERNBASE);
+    let image_end = sim.vm().state().virtual_avail.get();
+    let past = sim.alloc(3 * MIB).expect("there is memory");
+    assert_eq!(past, image_end);
+    sim.fill(past, 3 * MIB, 1);
+    sim.verify(past, 3 * MIB, 1);
+    sim.free(MapId::KERNEL, past, 3 * MIB);
+    sim.free(MapId::KERNEL, low, below);
     check(&sim);
 }

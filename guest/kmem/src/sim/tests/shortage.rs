@@ -10,9 +10,7 @@ use super::{MIB, NOWAIT};
 
 /// A machine whose kmem_map is larger than its memory.
 fn small() -> Sim {
-    let mut tunables = Tunables::default();
-    tunables.vm_kmem_size = Some(24 * MIB);
-    Sim::boot(16 * MIB, tunables)
+    Sim::boot(16 * MIB, Tunables { vm_kmem_size: Some(24 * MIB), ..Tunables::default() })
 }
 
 /// Leaves exactly `pages` pages free, by allocations that stay.
