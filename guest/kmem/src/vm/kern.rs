@@ -36,7 +36,7 @@ fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// kernel_map, or null before [`Vm::kmem_init`].
+    /// kernel_map, or null before `kmem_init`.
     #[must_use]
     pub fn kernel_map(&self) -> KPtr<VmMap> {
         self.state().maps[MapId::KERNEL.0 as usize].get()

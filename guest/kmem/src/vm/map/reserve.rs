@@ -3,7 +3,7 @@
 //! A change of a map takes what it needs from here, and what it no longer needs goes back here. Three rules make sure
 //! that the reserve is never empty when something must be taken:
 //!
-//! 1. A change that adds an entry calls [`Vm::map_reserve`] first, and fails cleanly when that fails.
+//! 1. A change that adds an entry calls `map_reserve` first, and fails cleanly when that fails.
 //! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So there is a node for
 //!    every shape that a tree of these entries can take, whatever the order of changes.
 //! 3. Entries: giving back a range needs two cuts at most. [`FLOOR`] entries are for that, and are brought in again
