@@ -1,0 +1,45 @@
+//! Measurements that survive noisy machines.
+//!
+//! Every figure that counts is a ratio: what is measured and what it is measured against take turns within one run, and
+//! the ratio is the median of the rounds' ratios. Absolute times are shown beside it as information, with quartiles.
+
+mod bare;
+mod boot;
+mod ring;
+mod stats;
+
+use thiserror::Error;
+
+pub use self::boot::{BootBench, boot};
+pub use self::ring::{RingBench, ScriptBench, ring};
+pub use self::stats::Summary;
+use crate::control::{GuestError, LaunchError};
+use crate::kvm::KvmError;
+
+/// Why a measurement could not be taken.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// A guest could not be launched.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A guest failed.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A process could not be run.
+    #[error("running `{command}`: {reason}")]
+    Process {
+        /// The command.
+        command: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The script did not run.
+    #[error("the script: {0}")]
+    Script(String),
+    /// A guest did something else than it was asked to.
+    #[error("the guest answered {0} where memory was asked for")]
+    Answer(String),
+}

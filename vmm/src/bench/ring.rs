@@ -1,0 +1,131 @@
+//! What a request costs.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
+
+use super::{BenchError, Summary};
+use crate::control::{DEFAULT_TIMEOUT, Guest};
+use crate::script::{Setup, Source, Status, Stop, parse, run_script};
+
+/// Requests in flight while the guest is kept busy.
+const WINDOW: usize = 128;
+
+/// What [`ring`] measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct RingBench {
+    /// Rounds.
+    pub rounds: usize,
+    /// Requests of each sort in a round.
+    pub requests: usize,
+    /// Microseconds a request while many are in flight, so that the guest is always busy.
+    pub busy_us: Summary,
+    /// Microseconds from a request to its answer, one at a time.
+    pub round_trip_us: Summary,
+    /// Microseconds an operation of alternating `kmem_malloc` and `kmem_free` of one page, one at a time.
+    pub kmem_us: Summary,
+    /// A script, from its text to its end, with a guest of its own.
+    pub script: ScriptBench,
+}
+
+/// A script's run.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ScriptBench {
+    /// Operations in it.
+    pub operations: usize,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// Measures `requests` requests of each sort, `rounds` times.
+///
+/// # Errors
+/// When a guest fails.
+pub fn ring(rounds: usize, requests: usize) -> Result<RingBench, BenchError> {
+    let mut guest = Guest::builder().launch()?;
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for round in 0..=rounds {
+        let figures = [
+            timed(requests, || busy(&mut guest, requests))?,
+            timed(requests, || one_by_one(&mut guest, requests))?,
+            timed(requests, || kmem(&mut guest, requests))?,
+        ];
+        // The first round warms up.
+        if round > 0 {
+            for (times, figure) in times.iter_mut().zip(figures) {
+                times.push(figure);
+            }
+        }
+        guest.restart_clock();
+    }
+    let [busy, round_trip, kmem] = &times;
+    Ok(RingBench {
+        rounds,
+        requests,
+        busy_us: Summary::of(busy),
+        round_trip_us: Summary::of(round_trip),
+        kmem_us: Summary::of(kmem),
+        script: script()?,
+    })
+}
+
+/// Microseconds that each of `requests` took in `work`.
+#[expect(clippy::cast_precision_loss, reason = "numbers of requests are small")]
+fn timed(requests: usize, work: impl FnOnce() -> Result<(), BenchError>) -> Result<f64, BenchError> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64() * 1e6 / requests as f64)
+}
+
+fn busy(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
+    for sent in 0..requests {
+        guest.submit(0, Op::Nop)?;
+        if sent >= WINDOW {
+            guest.next_response()?;
+        }
+    }
+    for _ in 0..requests.min(WINDOW) {
+        guest.next_response()?;
+    }
+    Ok(())
+}
+
+fn one_by_one(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
+    for _ in 0..requests {
+        guest.call(0, Op::Nop)?;
+    }
+    Ok(())
+}
+
+fn kmem(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
+    const SIZE: u64 = 4096;
+    let map = MapId::KMEM;
+    for _ in 0..requests.div_ceil(2) {
+        let malloc = Op::KmemMalloc { map, size: SIZE, flags: MallocFlags::NOWAIT };
+        let addr = match guest.call(0, malloc)?.outcome {
+            Outcome::Value(addr) => GuestVirt::new(addr),
+            other => return Err(BenchError::Answer(format!("{other:?}"))),
+        };
+        guest.call(0, Op::KmemFree { map, addr, size: SIZE })?;
+    }
+    Ok(())
+}
+
+/// Runs a script of 100,000 operations.
+fn script() -> Result<ScriptBench, BenchError> {
+    const OPERATIONS: usize = 100_000;
+    let pairs = OPERATIONS / 2;
+    let text = format!("repeat {pairs}\na = kmem_malloc kmem_map 4K NOWAIT\nkmem_free kmem_map $a 4K\nend\n");
+    let start = Instant::now();
+    let source = Source::from_bytes("bench", text.as_bytes()).map_err(|_| BenchError::Script("not UTF-8".into()))?;
+    let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
+    let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
+    let session = run_script(&script, setup, &Stop::after(DEFAULT_TIMEOUT), &mut |_| {})?;
+    let seconds = start.elapsed().as_secs_f64();
+    match session.ending.status() {
+        Status::Ok => Ok(ScriptBench { operations: OPERATIONS, seconds }),
+        other => Err(BenchError::Script(format!("status {}", other as u8))),
+    }
+}

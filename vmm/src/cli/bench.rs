@@ -1,0 +1,117 @@
+//! `vmkern bench`: what a launch and a request cost.
+
+use std::fmt::Write as _;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use vmkern::bench::{self, BenchError, BootBench, RingBench, ScriptBench, Summary};
+use vmkern::script::{Status, launch_status};
+
+const EXAMPLES: &str = "\
+Examples:
+  vmkern bench boot               21 launches, each beside a bare VM and a bare process
+  vmkern bench ring --json        what a request over the control ring costs
+
+Each figure is a median with its quartiles; every ratio is taken within a round, between neighbours in time.";
+
+/// Measures what a launch and a request cost.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// From nothing to the first finished kmem_malloc, beside a bare VM; and as a whole process, beside /bin/true.
+    Boot {
+        /// Rounds.
+        #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Guest memory, 8M to 64G.
+        #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::values::size)]
+        memory: u64,
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A request over the control ring: many in flight, one at a time, and from a script.
+    Ring {
+        /// Rounds.
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Requests of each sort in a round.
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+        requests: u32,
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs the subcommand.
+pub fn run(args: &BenchArgs) -> Status {
+    match measure(&args.what) {
+        Ok(()) => Status::Ok,
+        Err(error) => {
+            let status = match error.downcast_ref::<BenchError>() {
+                Some(BenchError::Launch(error)) => launch_status(error),
+                Some(BenchError::Process { .. }) | None => Status::Failed,
+                Some(_) => Status::Broken,
+            };
+            super::complain(&error);
+            status
+        }
+    }
+}
+
+fn measure(what: &What) -> anyhow::Result<()> {
+    match *what {
+        What::Boot { rounds, memory, json } => {
+            let vmkern = std::env::current_exe().context("where this command itself is")?;
+            let result = bench::boot(rounds.into(), memory, &vmkern)?;
+            show(json.then_some(&result), || boot_text(&result));
+        }
+        What::Ring { rounds, requests, json } => {
+            let requests = usize::try_from(requests).context("the number of requests")?;
+            let result = bench::ring(rounds.into(), requests)?;
+            show(json.then_some(&result), || ring_text(&result));
+        }
+    }
+    Ok(())
+}
+
+/// Prints the result as JSON if it is given, else the text.
+fn show(json: Option<&impl serde::Serialize>, text: impl FnOnce() -> String) {
+    match json {
+        Some(result) => super::print_json(result),
+        None => super::print(&text()),
+    }
+}
+
+fn boot_text(result: &BootBench) -> String {
+    let mut text = format!("{} rounds, guests of {} MiB\n", result.rounds, result.memory >> 20);
+    row(&mut text, "bare VM: create to first exit", "us", result.bare_us);
+    row(&mut text, "guest: create to first kmem_malloc done", "us", result.launch_us);
+    row(&mut text, "  of which the kernel's own boot", "us", result.kernel_us);
+    row(&mut text, "  guest / bare VM", "", result.launch_over_bare);
+    row(&mut text, "process: fork and exec of /bin/true", "us", result.true_us);
+    row(&mut text, "process: vmkern run with one kmem_malloc", "us", result.process_us);
+    row(&mut text, "  vmkern / true", "", result.process_over_true);
+    text
+}
+
+fn ring_text(result: &RingBench) -> String {
+    let mut text = format!("{} rounds of {} requests\n", result.rounds, result.requests);
+    row(&mut text, "request, guest kept busy", "us", result.busy_us);
+    row(&mut text, "request to answer, one at a time", "us", result.round_trip_us);
+    row(&mut text, "kmem_malloc or kmem_free, one at a time", "us", result.kmem_us);
+    let ScriptBench { operations, seconds } = result.script;
+    let _ = writeln!(text, "{:<44}{seconds:>10.2} s", format!("script of {operations} operations"));
+    text
+}
+
+fn row(text: &mut String, what: &str, unit: &str, Summary { q1, median, q3 }: Summary) {
+    let _ = writeln!(text, "{what:<44}{median:>10.2} {unit:<2} [{q1:.2} .. {q3:.2}]");
+}
