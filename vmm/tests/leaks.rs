@@ -4,8 +4,8 @@ mod tiny;
 
 use std::time::Duration;
 
-use tiny::Code;
-use vmkern::abi::control::ExitCode;
+use tiny::{Code, Note, pvh_elf};
+use vmkern::abi::control::{ControlRegion, ExitCode};
 use vmkern::{Guest, KernelImage, Op};
 
 fn count(directory: &str) -> usize {
@@ -32,7 +32,12 @@ fn every_way_to_end_a_guest() {
     tiny(Code::new().spin()).launch().expect_err("it never becomes ready");
     tiny(Code::new().triple_fault()).launch().expect_err("it never becomes ready");
     tiny(Code::new().exit(ExitCode::Success as u8)).run_selftest().expect("it leaves");
-    Guest::builder().kernel(KernelImage::from_bytes(vec![0; 100])).launch().expect_err("it is no kernel");
+    let no_kernel = KernelImage::from_bytes(pvh_elf(&[0xf4], Note::None));
+    Guest::builder().kernel(no_kernel).launch().expect_err("it has no entry");
+    let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("the region is small");
+    let mut guest =
+        tiny(Code::new().ready().control_word(tail, u32::MAX).spin()).launch().expect("it says that it is ready");
+    guest.call(0, Op::Nop).expect_err("its ring is damaged");
 }
 
 #[test]

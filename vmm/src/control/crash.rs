@@ -108,7 +108,8 @@ impl fmt::Display for Crash {
             write!(f, "\n{}", self.registers)?;
         }
         let mut depth = 0;
-        for same in self.backtrace.chunk_by(|a, b| a.function == b.function && a.offset == b.offset && a.line == b.line) {
+        for same in self.backtrace.chunk_by(|a, b| a.function == b.function && a.offset == b.offset && a.line == b.line)
+        {
             write!(f, "\n#{depth:<2} {}", same[0])?;
             if same.len() > 1 {
                 write!(f, "\n    and {} more of the same", same.len() - 1)?;

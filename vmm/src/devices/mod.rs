@@ -8,7 +8,7 @@ mod serial;
 use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT};
 
 pub(crate) use self::serial::Console;
-use self::serial::{COM1, COM1_PORTS, Uart};
+use self::serial::{COM1, COM1_LAST, Uart};
 
 /// What a write to a port asks of the vCPU's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl PortBus {
         match (port, data) {
             (EXIT_PORT, [code, ..]) => return PortEvent::Exit(*code),
             (DOORBELL_PORT, _) => return PortEvent::Doorbell,
-            (COM1..=COM1_PORTS, data) => data.iter().for_each(|&byte| self.com1.write(port - COM1, byte)),
+            (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
             _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where nothing is"),
         }
         PortEvent::Handled
@@ -47,13 +47,19 @@ impl PortBus {
     /// The guest reads from `port`.
     pub(crate) fn read(&mut self, port: u16, data: &mut [u8]) {
         match port {
-            COM1..=COM1_PORTS => data.iter_mut().for_each(|byte| *byte = self.com1.read(port - COM1)),
+            COM1..=COM1_LAST => data.iter_mut().for_each(|byte| *byte = self.com1.read(register(port))),
             _ => {
                 log::debug!("the guest reads port {port:#x}, where nothing is");
                 data.fill(0xff);
             }
         }
     }
+}
+
+/// The register of COM1 behind one of its ports.
+fn register(port: u16) -> u8 {
+    let [low, _] = (port - COM1).to_le_bytes();
+    low
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use vm_superio::serial::{NoEvents, Serial};
 /// First port of COM1.
 pub(super) const COM1: u16 = 0x3f8;
 /// Last port of COM1.
-pub(super) const COM1_PORTS: u16 = COM1 + 7;
+pub(super) const COM1_LAST: u16 = COM1 + 7;
 
 /// Bytes that a console keeps for its reader. What a guest sends beyond is lost: a guest must not eat the host's memory.
 const CONSOLE_BYTES: usize = 4 << 20;
@@ -59,15 +59,15 @@ impl Uart {
     }
 
     /// Writes register `offset`, 0 to 7.
-    pub(super) fn write(&mut self, offset: u16, value: u8) {
-        if let Err(error) = self.0.write(offset as u8, value) {
+    pub(super) fn write(&mut self, offset: u8, value: u8) {
+        if let Err(error) = self.0.write(offset, value) {
             log::debug!("COM1 register {offset}: {error:?}");
         }
     }
 
     /// Reads register `offset`, 0 to 7.
-    pub(super) fn read(&mut self, offset: u16) -> u8 {
-        self.0.read(offset as u8)
+    pub(super) fn read(&mut self, offset: u8) -> u8 {
+        self.0.read(offset)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::kvm::vcpu::vcpu_cpuid;
 use crate::kvm::vm::{Delivery, Vm};
 
 /// Memory of the doctor's guest.
-const MEMORY: u64 = 2 << 20;
+const MEMORY: usize = 2 << 20;
 /// Longest time that a run of a few instructions may take.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Where things lie.
@@ -82,7 +82,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     step("create a VM", made.as_ref().map(|_| took(start)).map_err(ToString::to_string))?;
     let mut vm = made.ok()?;
     let start = Instant::now();
-    let ram = GuestRam::new(MEMORY).map(Arc::new);
+    let ram = GuestRam::new(MEMORY as u64).map(Arc::new);
     let given = ram.clone().and_then(|ram| vm.set_ram(ram));
     step("give it memory", given.map(|()| took(start)).map_err(words))?;
     let ram = ram.ok()?;
@@ -225,7 +225,7 @@ impl Probe {
         let words = |error: KvmError| error.to_string();
         vm.log_dirty_pages().map_err(words)?;
         self.stop()?;
-        let pages = vm.dirty_pages(MEMORY as usize).map_err(words)?;
+        let pages = vm.dirty_pages(MEMORY).map_err(words)?;
         let page = COUNTER.get() / PAGE_SIZE;
         match pages.first() {
             Some(word) if word >> page & 1 != 0 => Ok("a written page was reported".to_owned()),

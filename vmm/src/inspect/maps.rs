@@ -144,7 +144,7 @@ fn object(at: GuestVirt, eflags: EntryFlags, roots_at: KPtr<KernelRoots>, roots:
 mod tests {
     use vmkern_abi::addr::GuestPhys;
     use vmkern_abi::layout::VmMeter;
-    use zerocopy::IntoBytes;
+    use zerocopy::{FromBytes, IntoBytes};
 
     use super::super::view::tests::mapped_ram;
     use super::*;
@@ -159,10 +159,7 @@ mod tests {
         KPtr::new(GuestVirt::new(PAGE0 + 0x1400 + index * 64))
     }
 
-    fn put<T: IntoBytes>(ram: &GuestRam, at: u64, mut value: T)
-    where
-        T: zerocopy::FromBytes,
-    {
+    fn put<T: IntoBytes + FromBytes>(ram: &GuestRam, at: u64, mut value: T) {
         let frame = [32, 33, 40][usize::try_from((at - PAGE0) / 4096).expect("three pages")];
         ram.write(GuestPhys::from_pfn(frame).add(at % 4096), value.as_mut_bytes()).expect("it is RAM");
     }

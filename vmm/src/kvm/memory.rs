@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
-use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, NBPDR};
 use zerocopy::FromBytes;
 
 use super::KvmError;
@@ -27,6 +27,9 @@ use super::KvmError;
 pub(crate) const HOLE_START: u64 = 3 << 30;
 /// Where that range ends: the rest of RAM lies from here on.
 pub(crate) const HOLE_END: u64 = 4 << 30;
+
+/// A huge page of the host and of the guest, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A part of guest RAM: `[start, start + size)` in physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +132,13 @@ impl GuestRam {
         };
         let file = memfd(size).map_err(|error| fail("memfd_create", error))?;
         let file = Arc::new(file);
-        let bytes = usize::try_from(size + NBPDR).map_err(|error| fail("mmap", io::Error::other(error)))?;
+        let bytes = usize::try_from(size + HUGE_PAGE as u64).map_err(|error| fail("mmap", io::Error::other(error)))?;
         let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
         let address = reservation.base.as_ptr().addr();
-        let mut at = address.next_multiple_of(NBPDR as usize) - address;
+        let mut at = address.next_multiple_of(HUGE_PAGE) - address;
         let (mut offset, mut regions) = (0, Vec::new());
         for range in ram_ranges(size) {
-            let len = range.size as usize;
+            let len = usize::try_from(range.size).map_err(|error| fail("mmap", io::Error::other(error)))?;
             let pointer = reservation.map(at, &file, offset, len).map_err(|error| fail("mmap", error))?;
             // SAFETY: `pointer` starts a mapping of `len` bytes, which lives as long as the reservation, which is
             // dropped after the region.
@@ -264,10 +267,12 @@ impl<T> Deref for Shared<T> {
     }
 }
 
-const _: () = assert!(HOLE_START.is_multiple_of(NBPDR) && NBPDR.is_multiple_of(PAGE_SIZE));
+const _: () = assert!(HUGE_PAGE as u64 == NBPDR && HOLE_START.is_multiple_of(NBPDR));
 
 #[cfg(test)]
 mod tests {
+    use vmkern_abi::addr::PAGE_SIZE;
+
     use super::*;
 
     #[test]
@@ -282,7 +287,7 @@ mod tests {
     fn what_is_not_ram_is_refused() {
         let ram = Arc::new(GuestRam::new(HOLE_START + PAGE_SIZE).expect("address space is there"));
         let top = GuestPhys::new(HOLE_END + PAGE_SIZE);
-        assert!(ram.write(GuestPhys::new(HOLE_END), &[1; PAGE_SIZE as usize]).is_ok());
+        assert!(ram.write(GuestPhys::new(HOLE_END), &[1; 4096]).is_ok());
         assert!(ram.read(GuestPhys::new(HOLE_START - 4), &mut [0; 8]).is_err());
         assert!(ram.read(GuestPhys::new(top.get() - 7), &mut [0; 8]).is_err());
         assert!(ram.read(GuestPhys::new(u64::MAX), &mut [0; 8]).is_err());

@@ -92,7 +92,7 @@ impl VcpuState {
 }
 
 /// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's life.
-fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     static CPUID: OnceLock<CpuId> = OnceLock::new();
     if let Some(cpuid) = CPUID.get() {
         return Ok(cpuid.clone());

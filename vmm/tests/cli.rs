@@ -1,0 +1,393 @@
+//! The command, run as a user runs it: real processes, real guests.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn vmkern() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    vmkern().args(args).output().expect("the command can be started")
+}
+
+/// `vmkern run ARGS -` with `script` on standard input.
+fn script(args: &[&str], script: &str) -> Output {
+    let mut child = vmkern()
+        .arg("run")
+        .args(args)
+        .arg("-")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command can be started");
+    child.stdin.take().expect("it is piped").write_all(script.as_bytes()).expect("the command reads its input");
+    child.wait_with_output().expect("the command ends")
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("killed by a signal: {output:?}"))
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("standard output is UTF-8")
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
+}
+
+/// A directory that goes away with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("vmkern-cli-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory can be made");
+        Self(dir)
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().expect("it lies in the directory")).expect("a directory can be made");
+        fs::write(&path, content).expect("a file can be written");
+        path.display().to_string()
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("the path is UTF-8")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_script_whose_expectations_hold_gives_status_0() {
+    let output = script(&[], "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nverify $a 12K zero\nprint \"at\" $a\n");
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    assert_eq!(out(&output), "at 0xffffff8000000000\n");
+}
+
+#[test]
+fn an_empty_script_holds() {
+    for text in ["", "# nothing\n"] {
+        assert_eq!(status(&script(&[], text)), 0);
+    }
+}
+
+#[test]
+fn a_failed_expectation_gives_status_1_and_says_what_was_expected() {
+    let output = script(&[], "let n = 3\na = kmem_malloc kmem_map $n*4K NOWAIT\nexpect null\nprint \"never\"\n");
+    assert_eq!(status(&output), 1);
+    assert_eq!(out(&output), "");
+    let text = err(&output);
+    for part in [
+        "standard input:3",
+        "2 | a = kmem_malloc kmem_map $n*4K NOWAIT",
+        "3 | expect null",
+        "expected  null",
+        "got       0xffffff8000000000",
+        "called    kmem_malloc(kmem_map, 12288, M_NOWAIT)",
+        "$n        3",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn a_wrong_script_gives_status_2_with_its_place_before_anything_boots() {
+    let output = script(&[], "print \"never\"\na = kmem_maloc kmem_map 4K\n");
+    assert_eq!((status(&output), out(&output).as_str()), (2, ""));
+    let text = err(&output);
+    for part in ["standard input:2:5", "^^^^^^^^^^ expected a verb", "did you mean `kmem_malloc`?"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn arithmetic_that_overflows_gives_status_2() {
+    assert_eq!(status(&script(&[], "let a = 1 - 2\n")), 2);
+}
+
+#[test]
+fn what_cannot_be_read_as_a_script_gives_status_2() {
+    let scratch = Scratch::new("unreadable");
+    let missing = format!("{}/missing.kmem", scratch.path());
+    let binary = scratch.file("binary.kmem", b"settle\n# \xff\n");
+    for (file, part) in [
+        (missing.as_str(), "No such file"),
+        (scratch.path(), "directory"),
+        (binary.as_str(), "binary.kmem:2:3: byte 0xff is not UTF-8"),
+    ] {
+        let output = run(&["run", file]);
+        assert_eq!(status(&output), 2);
+        assert!(err(&output).contains(part), "{}", err(&output));
+        let output = run(&["run", "--json", file]);
+        assert_eq!((status(&output), json(&output)["status"].as_u64()), (2, Some(2)));
+    }
+}
+
+#[test]
+fn a_panic_that_nobody_expected_gives_status_3_with_a_backtrace() {
+    let output = script(&[], "a = kmem_alloc_nofault kernel_map 4K\nread $a\n");
+    assert_eq!(status(&output), 3);
+    let text = err(&output);
+    for part in
+        ["standard input:2", "vm_fault: fault on nofault entry, addr: ffffff80", "#0", "vm_fault+0x", "fault.rs:"]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn an_expected_panic_gives_status_0_and_another_one_status_3() {
+    let text = |panic: &str| format!("read 0xffffff8000000000\nexpect panic \"{panic}\"\nprint \"never\"\n");
+    let output = script(&[], &text("page fault"));
+    assert_eq!((status(&output), out(&output).as_str()), (0, ""), "{}", err(&output));
+    assert_eq!(status(&script(&[], &text("double fault"))), 3);
+}
+
+#[test]
+fn the_time_limit_gives_status_5_in_the_guest_and_in_the_script() {
+    for text in ["sleep 1000s\n", "repeat 1000000000000\nlet a = $i\nend\n"] {
+        let output = script(&["--time", "real", "--timeout", "200ms", "--json"], text);
+        assert_eq!(status(&output), 5, "{}", err(&output));
+        assert_eq!(json(&output)["outcome"], "timeout");
+    }
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
+    for (args, part) in [
+        (&["--memory", "0"][..], "8M"),
+        (&["--memory", "1T"][..], "64G"),
+        (&["--memory", "10M1"][..], "suffix"),
+        (&["--vcpus", "2"][..], "exactly 1"),
+        (&["--set", "kern.hertz=1"][..], "vm.kmem_size_max"),
+        (&["--set", "kern.hz"][..], "NAME=VALUE"),
+        (&["--privilege", "root"][..], "supervisor"),
+        (&["--time", "tea"][..], "virtual"),
+        (&["--timeout", "5K"][..], "ms"),
+        (&["--what"][..], "--what"),
+    ] {
+        let output = script(args, "settle\n");
+        assert_eq!(status(&output), 2, "{args:?}");
+        assert!(err(&output).contains(part), "{args:?}: {}", err(&output));
+        let with_json: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        assert_eq!(json(&script(&with_json, "settle\n"))["outcome"], "error");
+    }
+}
+
+#[test]
+fn a_host_that_gives_no_resources_gives_status_4() {
+    // Descriptors 0 to 4: enough to start the program and to open /dev/kvm, too few for a guest.
+    let vmkern = env!("CARGO_BIN_EXE_vmkern");
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 5 && exec \"$0\" run --json -", vmkern])
+        .stdin(Stdio::null())
+        .output()
+        .expect("there is a shell");
+    assert_eq!(status(&output), 4, "{}", err(&output));
+    assert_eq!(json(&output)["outcome"], "error");
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", out(output)))
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn json_is_one_object_of_the_documented_shape() {
+    let text = "a = kmem_malloc kmem_map 8K NOWAIT\nprint \"x\" 5\nkmem_malloc kmem_map 0 NOWAIT\nexpect null\nkmem_free kmem_map $a 8K\n\
+                read $a\nexpect panic \"page fault\"\n";
+    let report = json(&script(&["--json", "--seed", "7", "--memory", "32M"], text));
+    assert_eq!(
+        keys(&report),
+        ["environment", "failures", "ok", "outcome", "panic", "schema", "stats", "status", "steps"]
+    );
+    assert_eq!((&report["schema"], &report["ok"], &report["status"]), (&1.into(), &true.into(), &0.into()));
+    assert_eq!(report["outcome"], "finished");
+    assert_eq!(report["failures"], Value::Array(Vec::new()));
+    let steps = report["steps"].as_array().expect("a list");
+    let summary: Vec<_> = steps
+        .iter()
+        .map(|step| {
+            assert_eq!(keys(step), ["cycles", "line", "output", "result", "thread", "verb"]);
+            assert_eq!(step["thread"], "t0");
+            let text = |value: &Value| value.as_str().expect("text").to_owned();
+            (step["line"].as_u64().expect("a number"), text(&step["verb"]), text(&step["result"]["kind"]))
+        })
+        .collect();
+    let expected = [
+        (1, "kmem_malloc", "value"),
+        (2, "print", "ok"),
+        (3, "kmem_malloc", "null"),
+        (5, "kmem_free", "ok"),
+        (6, "read", "panic"),
+    ];
+    assert_eq!(summary, expected.map(|(line, verb, kind)| (line, verb.to_owned(), kind.to_owned())));
+    assert_eq!(steps[0]["result"]["value"], "0xffffff8000000000");
+    assert!(steps[0]["cycles"].as_u64().expect("a number") > 0);
+    assert_eq!((&steps[1]["output"], &steps[0]["output"]), (&"x 5".into(), &Value::Null));
+    assert_eq!(keys(&report["panic"]), ["backtrace", "cpu", "message", "thread"]);
+    assert_eq!((&report["panic"]["thread"], &report["panic"]["cpu"]), (&"t0".into(), &0.into()));
+    assert!(report["panic"]["backtrace"].as_array().is_some_and(|frames| !frames.is_empty()));
+    assert!(report["stats"]["v_free_count"].as_u64().expect("a number") > 1000);
+    let environment = &report["environment"];
+    assert_eq!(keys(environment), ["abi", "accelerator", "kvm", "memory", "privilege", "seed", "vcpus"]);
+    assert_eq!((&environment["seed"], &environment["memory"]), (&7.into(), &(32 << 20).into()));
+    assert!(environment["kvm"] == "hardware" || environment["kvm"] == "software");
+    assert!(environment["privilege"] == "supervisor" || environment["privilege"] == "user");
+}
+
+#[test]
+fn json_tells_failures_and_panics_apart() {
+    let report = json(&script(&["--json"], "settle\nassert 1 + 1 == 3\n"));
+    assert_eq!((&report["outcome"], &report["status"]), (&"failed".into(), &1.into()));
+    let failure = &report["failures"][0];
+    assert_eq!(keys(failure), ["expected", "got", "line"]);
+    assert_eq!((&failure["line"], &failure["expected"]), (&2.into(), &"1 + 1 == 3".into()));
+    let report = json(&script(&["--json"], "read 0\n"));
+    assert_eq!((&report["outcome"], &report["status"], &report["ok"]), (&"panic".into(), &3.into(), &false.into()));
+    assert!(report["panic"]["message"].as_str().expect("text").contains("page fault"));
+}
+
+#[test]
+fn the_seed_decides_what_rand_draws() {
+    let text = "repeat 8\nprint rand(0,1000000)\nend\n";
+    let draw = |seed: &str| out(&script(&["--seed", seed], text));
+    assert_eq!(draw("5"), draw("5"));
+    assert_ne!(draw("5"), draw("6"));
+}
+
+#[test]
+fn verbose_shows_each_step_on_standard_error_and_nothing_is_coloured_off_a_terminal() {
+    let output = script(&["-v"], "kmem_malloc kmem_map 4K NOWAIT\nsettle\n");
+    let text = err(&output);
+    assert!(text.contains("kmem_malloc") && text.contains("0xffffff8000000000") && text.contains("settle"), "{text}");
+    assert_eq!(out(&output), "");
+    let failed = err(&script(&[], "assert 1 == 2\n"));
+    assert!(!text.contains('\x1b') && !failed.contains('\x1b'));
+}
+
+#[test]
+fn a_console_file_that_cannot_be_written_gives_status_2() {
+    let scratch = Scratch::new("console");
+    let path = format!("{}/kernel.log", scratch.path());
+    assert_eq!(status(&script(&["--console", &path], "settle\n")), 0);
+    assert!(Path::new(&path).is_file());
+    assert_eq!(status(&script(&["--console", scratch.path()], "settle\n")), 2);
+}
+
+#[test]
+fn the_tour_explains_itself_within_80_columns() {
+    for memory in ["8M", "64M", "4G"] {
+        let output = run(&["run", "--memory", memory]);
+        assert_eq!(status(&output), 0, "{}", err(&output));
+        let text = out(&output);
+        let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{wide:#?}");
+        for part in
+            ["kmem_malloc(kmem_map, 12288, M_NOWAIT | M_ZERO)", "[###...", "PTE +", "PTE -", "page fault", "NOFAULT"]
+        {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+    }
+    let report = json(&run(&["run", "--json"]));
+    assert_eq!((&report["outcome"], &report["status"]), (&"finished".into(), &0.into()));
+    assert!(report["steps"].as_array().is_some_and(|steps| steps.len() > 10));
+}
+
+#[test]
+fn an_interrupt_ends_the_run_with_status_130() {
+    let scratch = Scratch::new("interrupt");
+    let waiting = scratch.file("sleep.kmem", "print \"go\"\nsleep 1000s\n");
+    let busy = scratch.file("busy.kmem", "print \"go\"\nrepeat 1000000000000\nlet a = $i\nend\n");
+    for file in [waiting, busy] {
+        let mut child = vmkern()
+            .args(["run", "--time", "real", &file])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command can be started");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line).expect("the script prints");
+        assert_eq!(line, "go\n");
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().expect("there is kill").success());
+        let output = child.wait_with_output().expect("the command ends");
+        assert_eq!((status(&output), err(&output).as_str()), (130, "vmkern: interrupted\n"));
+    }
+}
+
+#[test]
+fn a_suite_runs_every_script_below_its_directory_and_fails_if_one_does() {
+    let scratch = Scratch::new("suite");
+    scratch.file("b.kmem", "print \"hello\"\nassert 1 == 1\n");
+    scratch.file("deep/er/a.kmem", "settle\n");
+    scratch.file("notes.txt", "not a script\n");
+    let output = run(&["test", scratch.path()]);
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    assert!(err(&output).contains("2 passed, 0 failed"));
+
+    scratch.file("c.kmem", "assert 1 == 2\n");
+    scratch.file("d.kmem", "frobnicate\n");
+    scratch.file("e.kmem", "read 0\n");
+    let junit = format!("{}/report.xml", scratch.path());
+    let output = run(&["test", scratch.path(), "--junit", &junit, "--jobs", "2", "--json"]);
+    assert_eq!(status(&output), 1);
+    let text = err(&output);
+    assert!(text.contains("2 passed, 3 failed") && text.contains("c.kmem:1"), "{text}");
+    let xml = fs::read_to_string(&junit).expect("the file was written");
+    for part in
+        ["tests=\"5\"", "failures=\"1\"", "errors=\"2\"", "name=\"deep/er/a.kmem\"", "hello", "type=\"status 3\""]
+    {
+        assert!(xml.contains(part), "{part} is not in:\n{xml}");
+    }
+    let report = json(&output);
+    let statuses: Vec<_> =
+        report["tests"].as_array().expect("a list").iter().map(|test| &test["report"]["status"]).collect();
+    assert_eq!(statuses, [0, 1, 2, 3, 0]);
+}
+
+#[test]
+fn a_suite_of_nothing_gives_status_2() {
+    let scratch = Scratch::new("nothing");
+    let output = run(&["test", scratch.path()]);
+    assert_eq!(status(&output), 2);
+    assert!(err(&output).contains("no *.kmem file"), "{}", err(&output));
+    assert_eq!(status(&run(&["test", &format!("{}/missing", scratch.path())])), 2);
+}
+
+#[test]
+fn the_doctor_finds_this_host_well() {
+    let output = run(&["doctor"]);
+    assert_eq!(status(&output), 0, "{}", out(&output));
+    let report = json(&run(&["doctor", "--json"]));
+    assert_eq!(report["can_run"], true);
+}
+
+#[test]
+fn help_has_examples_and_the_exit_statuses() {
+    for args in [&["run", "--help"][..], &["test", "--help"]] {
+        let output = run(args);
+        assert_eq!(status(&output), 0);
+        assert!(out(&output).contains("Examples:") && out(&output).contains("Exit status:"));
+    }
+}

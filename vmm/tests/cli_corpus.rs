@@ -1,0 +1,16 @@
+//! The scripts of the repository, each in a fresh guest.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+#[test]
+fn every_script_of_the_corpus_holds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scripts");
+    let output = Command::new(env!("CARGO_BIN_EXE_vmkern"))
+        .arg("test")
+        .arg(corpus)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the command can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
