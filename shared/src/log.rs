@@ -22,11 +22,17 @@ pub struct LogRing {
 }
 
 impl LogRing {
+    /// Where byte number `at` stands.
+    fn slot(&self, at: u64) -> &Field<u8> {
+        const BYTES: u64 = LOG_BYTES as u64;
+        &self.bytes[(at % BYTES) as usize]
+    }
+
     /// Appends `text`.
     pub fn write(&self, text: &[u8]) {
         let mut at = self.written.load(Ordering::Relaxed);
         for &byte in text {
-            self.bytes[at as usize % LOG_BYTES].set(byte);
+            self.slot(at).set(byte);
             at = at.wrapping_add(1);
         }
         self.written.store(at, Ordering::Release);
@@ -39,7 +45,7 @@ impl LogRing {
         let kept = written.saturating_sub(LOG_BYTES as u64);
         let start = if from > written { written } else { from.max(kept) };
         for at in start..written {
-            sink(self.bytes[at as usize % LOG_BYTES].get());
+            sink(self.slot(at).get());
         }
         written
     }

@@ -79,7 +79,7 @@ impl DirectMap {
             self.next_table = table.add(PAGE_SIZE);
             // SAFETY: the page follows the image, is RAM of the first GiB and so mapped by `dmap_pd0`, and nobody else
             // knows of it.
-            unsafe { (phys_to_dmap(table).get() as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
+            unsafe { (phys_to_dmap(table).get() as *mut Table).write_bytes(0, 1) };
             entry.set(Pte::new(table, PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A));
         }
         // SAFETY: a page directory made above lives for ever and consists of atomics.

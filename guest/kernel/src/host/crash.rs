@@ -73,12 +73,15 @@ impl fmt::Display for PageFaultError {
 }
 
 /// The mnemonic of an exception.
-const fn name(vector: u64) -> &'static str {
+fn name(vector: u64) -> &'static str {
     const NAMES: [&str; 22] = [
         "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "reserved", "#TS", "#NP", "#SS", "#GP", "#PF",
         "reserved", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
     ];
-    if vector < NAMES.len() as u64 { NAMES[vector as usize] } else { "interrupt" }
+    match NAMES.get(usize::try_from(vector).unwrap_or(usize::MAX)) {
+        Some(name) => name,
+        None => "interrupt",
+    }
 }
 
 /// Records why the kernel dies, and leaves.

@@ -78,10 +78,10 @@ impl BootData {
 }
 
 fn text(at: GuestPhys) -> Result<&'static str, &'static str> {
-    let room = LOW_MEMORY_END.saturating_sub(at.get());
+    let room = usize::try_from(LOW_MEMORY_END.saturating_sub(at.get()).min(4096)).unwrap_or(0);
     // SAFETY: as in `BootData::read`.
-    let bytes = unsafe { low::<u8>(at, room as usize) }.ok_or("the command line is not in low memory")?;
-    let end = bytes.iter().take(4096).position(|&b| b == 0).ok_or("the command line has no end")?;
+    let bytes = unsafe { low::<u8>(at, room) }.ok_or("the command line is not in low memory")?;
+    let end = bytes.iter().position(|&b| b == 0).ok_or("the command line has no end")?;
     str::from_utf8(&bytes[..end]).map_err(|_| "the command line is not UTF-8")
 }
 
