@@ -63,7 +63,7 @@ pub enum ConfigError {
 
 /// A running guest failed, or a wait for it ended without an answer.
 ///
-/// After [`GuestError::Interrupted`] and [`GuestError::BadRequest`] the guest goes on. After any other the guest is
+/// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and [`GuestError::BadRequest`] the guest goes on. After any other the guest is
 /// dead: its vCPUs have stopped, its memory can still be inspected, and each further request gets the same error.
 #[derive(Clone, Debug, Error)]
 pub enum GuestError {
@@ -95,6 +95,9 @@ pub enum GuestError {
     /// A KVM operation on the running guest failed.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A response was asked for, but no request is in flight.
+    #[error("no request is in flight, so no response will come")]
+    NothingInFlight,
     /// The request itself is wrong. It was not sent.
     #[error(transparent)]
     BadRequest(ConfigError),
@@ -104,7 +107,7 @@ impl GuestError {
     /// Whether the guest still runs after this error.
     #[must_use]
     pub fn guest_lives(&self) -> bool {
-        matches!(self, Self::Interrupted | Self::BadRequest(_))
+        matches!(self, Self::Interrupted | Self::BadRequest(_) | Self::NothingInFlight)
     }
 }
 
@@ -150,9 +153,6 @@ pub enum ContractError {
     /// The guest said that it died, and left no valid record.
     #[error("the guest died and left no crash record (kind {0})")]
     NoCrashRecord(u32),
-    /// Nothing is in flight, so nothing can be waited for.
-    #[error("no request is in flight")]
-    NothingInFlight,
     /// A vCPU's thread ended without saying why.
     #[error("the vCPU's thread ended without a reason")]
     LostVcpu,

@@ -19,6 +19,7 @@ use super::wait::{Waiter, Woken};
 use super::{Builder, THREADS};
 use crate::image::KernelImage;
 use crate::kvm::vcpu::VcpuEnd;
+use crate::kvm::{CpuFailure, CpuFault};
 use crate::symbols::Symbols;
 
 /// A running guest. Dropping it stops the guest and gives back everything that it had.
@@ -121,15 +122,14 @@ impl Guest {
     /// The oldest answer that nobody has had; waits for one if there is none.
     ///
     /// # Errors
-    /// [`ContractError::NothingInFlight`] when no request is in flight, after which the guest goes on; else see
-    /// [`GuestError`].
+    /// [`GuestError::NothingInFlight`] when none will come; else see [`GuestError`].
     pub fn next_response(&mut self) -> Result<Response, GuestError> {
         if let Some(response) = self.backlog.pop_front() {
             return Ok(response);
         }
         self.check_alive()?;
         if self.in_flight.is_empty() {
-            return Err(ContractError::NothingInFlight.into());
+            return Err(GuestError::NothingInFlight);
         }
         self.receive()
     }
@@ -224,16 +224,16 @@ impl Guest {
 
     /// The vCPU has ended by itself: says why.
     pub(super) fn end(&mut self) -> GuestError {
-        let error = match self.machine.stop() {
-            Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(*code) == Some(ExitCode::Crash) => {
+        let error = match self.machine.stop().cloned() {
+            Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
                 match Crash::from_record(&self.link.region().crash, self.symbols()) {
                     Ok(crash) => GuestError::Crashed(Box::new(crash)),
                     Err(error) => error.into(),
                 }
             }
-            Ok(VcpuEnd::Exit(code)) => ContractError::Exit(*code).into(),
+            Ok(VcpuEnd::Exit(code)) => ContractError::Exit(code).into(),
             Ok(VcpuEnd::Failed(failure)) => {
-                let failure = failure.clone();
+                let failure = self.with_instruction(failure);
                 let at = Box::new(self.locate(failure.registers.rip));
                 GuestError::Cpu { failure, at }
             }
@@ -241,6 +241,16 @@ impl Guest {
             Err(error) => error.into(),
         };
         self.die(error)
+    }
+
+    /// Adds the bytes at RIP to an internal error of KVM, where KVM itself did not tell them.
+    fn with_instruction(&self, mut failure: CpuFailure) -> CpuFailure {
+        if let CpuFault::Internal { instruction, .. } = &mut failure.fault
+            && instruction.is_empty()
+        {
+            *instruction = self.code_at(&failure.registers);
+        }
+        failure
     }
 
     /// The deadline has passed: stops the guest and says where it stood.

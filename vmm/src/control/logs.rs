@@ -4,6 +4,9 @@ use vmkern_abi::log::LogRing;
 
 use crate::devices::Console;
 
+/// Bytes of the log that are kept for whoever takes it.
+const KEPT: usize = 8 << 20;
+
 /// Collects the log until somebody takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
@@ -32,6 +35,16 @@ impl Logs {
         if lost > 0 {
             let note = format!("[{lost} bytes of the log were overwritten]\n");
             self.collected.splice(mark..mark, note.into_bytes());
+        }
+        self.trim();
+    }
+
+    /// Keeps the newest [`KEPT`] bytes at most: a guest must not eat the host's memory.
+    fn trim(&mut self) {
+        if self.collected.len() > KEPT {
+            let lost = self.collected.len() - KEPT / 2;
+            let note = format!("[{lost} bytes of the log were not taken in time]\n");
+            self.collected.splice(..lost, note.into_bytes());
         }
     }
 

@@ -19,6 +19,7 @@ pub use self::maps::{EntryView, MapStats, ObjectView};
 pub use self::pages::PageRun;
 use self::view::View;
 use crate::control::{ContractError, Guest};
+use crate::kvm::Registers;
 use crate::kvm::memory::NotRam;
 
 /// Something in a guest's memory cannot be read, or is not what it should be.
@@ -79,6 +80,9 @@ pub enum InspectError {
     Contract(#[from] ContractError),
 }
 
+/// Bytes that an x86 instruction can have.
+const INSTRUCTION_MAX: usize = 15;
+
 impl InspectError {
     fn damaged(what: &'static str, at: GuestVirt, problem: impl Into<String>) -> Self {
         Self::Damaged { what, at, problem: problem.into() }
@@ -133,6 +137,22 @@ impl Guest {
     /// See [`InspectError`].
     pub fn read_memory(&self, start: GuestVirt, buffer: &mut [u8]) -> Result<(), InspectError> {
         self.look(|view| view.read("memory", start, buffer))
+    }
+
+    /// The bytes at RIP: as many as an instruction can have, or as can be read.
+    pub(crate) fn code_at(&self, registers: &Registers) -> Vec<u8> {
+        let mut code = [0; INSTRUCTION_MAX];
+        let read = |start: GuestVirt, buffer: &mut [u8]| {
+            if registers.paging() {
+                View::new(&self.machine.ram, GuestPhys::new(registers.cr3).page(), KPtr::NULL)
+                    .read("code", start, buffer)
+                    .is_ok()
+            } else {
+                self.machine.ram.read(GuestPhys::new(start.get()), buffer).is_ok()
+            }
+        };
+        let readable = (1..=INSTRUCTION_MAX).rev().find(|&len| read(registers.rip, &mut code[..len]));
+        code[..readable.unwrap_or(0)].to_vec()
     }
 
     fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {

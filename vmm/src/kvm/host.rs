@@ -100,18 +100,21 @@ fn cpu_vendor_is_amd() -> bool {
     leaf.ebx == u32::from_le_bytes(*b"Auth") || leaf.ebx == u32::from_le_bytes(*b"Hygo")
 }
 
+/// What it means that opening `/dev/kvm` fails with `errno`.
+fn obstacle(errno: i32) -> Missing {
+    match errno {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => Missing::Device,
+        libc::EACCES | libc::EPERM => Missing::Permission,
+        errno => Missing::Unusable(errno),
+    }
+}
+
 /// Opens `/dev/kvm` without looking for capabilities.
 ///
 /// # Errors
 /// [`NoKvm`], with what would help.
 pub(crate) fn open_device() -> Result<Kvm, NoKvm> {
-    let kvm = Kvm::new().map_err(|error| NoKvm {
-        missing: match error.errno() {
-            libc::ENOENT | libc::ENODEV | libc::ENXIO => Missing::Device,
-            libc::EACCES | libc::EPERM => Missing::Permission,
-            errno => Missing::Unusable(errno),
-        },
-    })?;
+    let kvm = Kvm::new().map_err(|error| NoKvm { missing: obstacle(error.errno()) })?;
     match kvm.get_api_version() {
         version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
         version => Err(NoKvm { missing: Missing::ApiVersion(version) }),
@@ -138,6 +141,7 @@ mod tests {
 
     #[test]
     fn every_obstacle_comes_with_what_would_help() {
+        assert_eq!([libc::ENOENT, libc::EACCES].map(obstacle), [Missing::Device, Missing::Permission]);
         let text = |missing| NoKvm { missing }.to_string();
         assert!(text(Missing::Device).contains("sudo modprobe kvm_"));
         assert!(text(Missing::Permission).contains("sudo usermod -aG kvm $USER"));
