@@ -163,6 +163,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
     }
 
     /// The way from the root to the item with the greatest start below page `bound`, or to the header.
+    #[inline]
     fn path(&self, bound: u32) -> Path<'a> {
         let height = self.height();
         let mut path = Path::new(self.root(), height, self.limit);
@@ -174,14 +175,17 @@ impl<'a, S: NodeStore> Index<'a, S> {
         path
     }
 
+    #[inline]
     fn height(&self) -> usize {
         self.state.height.get() as usize
     }
 
+    #[inline]
     fn root(&self) -> Node<'a> {
         Node::new(self.store.node(self.state.root.get()))
     }
 
+    #[inline]
     fn child(&self, node: Node<'a>, at: usize) -> Node<'a> {
         Node::new(self.store.node(KPtr::new(node.target(at))))
     }

@@ -14,8 +14,9 @@ impl<S: NodeStore> Index<'_, S> {
         let path = self.path(from + 1);
         let (free_from, free_to) = path.gap();
         assert!(free_from <= from && from < to && to <= free_to, "vm_map index: {start}..{end} is not free");
-        path.set_gap(from - free_from);
-        self.insert_after(&path, Slot { key: from, gap: free_to - to, target: entry.addr() });
+        let (node, slot) = path.at(0);
+        node.set_gap(slot, from - free_from);
+        self.insert_after(&path, free_to - free_from, Slot { key: from, gap: free_to - to, target: entry.addr() });
     }
 
     /// Cuts the item that holds `at` in two: `low` is the entry below, `high` the one from `at` on. Neither is empty.
@@ -27,7 +28,7 @@ impl<S: NodeStore> Index<'_, S> {
         assert!(node.key(slot) < key && key < end, "vm_map index: no entry to cut at {at}");
         node.set_target(slot, low.addr());
         node.set_gap(slot, 0);
-        self.insert_after(&path, Slot { key, gap: free_to - end, target: high.addr() });
+        self.insert_after(&path, free_to - end, Slot { key, gap: free_to - end, target: high.addr() });
     }
 
     /// Moves the end of the item that starts at `start` to `end`, into the gap above it or back.
@@ -40,17 +41,22 @@ impl<S: NodeStore> Index<'_, S> {
         path.set_gap(free_to - to);
     }
 
-    /// Adds `slot` behind the item of `path`, and corrects the maxima above it. The maxima may already be out of date
-    /// by a change in that leaf.
+    /// Adds `slot` behind the item of `path`, whose gap was `old_gap` before, and corrects the maxima above.
     ///
     /// A full node gives its upper half to a new one, whose slot goes into the parent by the same rule: at most one new
     /// node a level, and a new root.
-    fn insert_after(&self, path: &Path<'_>, slot: Slot) {
+    fn insert_after(&self, path: &Path<'_>, old_gap: u32, slot: Slot) {
+        let (leaf, at) = path.at(0);
+        if leaf.count() < FANOUT {
+            leaf.insert(at + 1, slot);
+            path.propagate(old_gap, slot.gap.max(leaf.gap(at)));
+            return;
+        }
         let mut carry = slot;
         for level in 0..path.height() {
             let (node, at) = path.at(level);
             if level != 0 {
-                node.set_gap(at, path.step(level - 1).node.max_gap());
+                node.set_gap(at, path.at(level - 1).0.max_gap());
             }
             let at = at + 1;
             if node.count() < FANOUT {

@@ -22,6 +22,7 @@ impl Step<'_> {
     }
 
     /// First page past what the slot covers, gap included.
+    #[inline]
     pub fn limit_below(self) -> u32 {
         self.node.limit(self.at(), self.limit)
     }
@@ -36,32 +37,39 @@ pub(super) struct Path<'a> {
 
 impl<'a> Path<'a> {
     /// A way that begins at `root`, in a tree of `height` levels that covers pages below `limit`.
+    #[inline]
     pub fn new(root: Node<'a>, height: usize, limit: u32) -> Self {
         Self { steps: [Step { node: root, slot: 0, limit }; MapNode::MAX_HEIGHT], height }
     }
 
+    #[inline]
     pub fn height(&self) -> usize {
         self.height
     }
 
+    #[inline]
     pub fn step(&self, level: usize) -> Step<'a> {
         self.steps[level]
     }
 
     /// The node of `level`, and the slot through which the way goes on.
+    #[inline]
     pub fn at(&self, level: usize) -> (Node<'a>, usize) {
         (self.steps[level].node, self.steps[level].at())
     }
 
+    #[inline]
     pub fn leaf(&self) -> Step<'a> {
         self.steps[0]
     }
 
+    #[inline]
     pub fn set(&mut self, level: usize, node: Node<'a>, limit: u32) {
         self.steps[level] = Step { node, slot: 0, limit };
     }
 
     /// Chooses the last slot below `bound` at `level`.
+    #[inline]
     pub fn enter(&mut self, level: usize, bound: u32) -> Step<'a> {
         let step = &mut self.steps[level];
         step.slot = step.node.rank(bound);
@@ -69,6 +77,7 @@ impl<'a> Path<'a> {
     }
 
     /// The gap after the item: where it begins, which is the item's end, and where it ends.
+    #[inline]
     pub fn gap(&self) -> (u32, u32) {
         let step = self.leaf();
         let free_to = step.limit_below();
@@ -83,9 +92,9 @@ impl<'a> Path<'a> {
         self.propagate(old, gap);
     }
 
-    /// Corrects the maxima above the leaf after slots there changed: the largest gap that went away was `old`, the
-    /// largest that came is `new`.
-    fn propagate(&self, mut old: u32, mut new: u32) {
+    /// Corrects the maxima above the leaf after its slots changed: the largest gap that went away was `old`, the largest
+    /// that came is `new`.
+    pub fn propagate(&self, mut old: u32, mut new: u32) {
         for level in 1..self.height {
             let (node, at) = self.at(level);
             let max = node.gap(at);
