@@ -237,6 +237,7 @@ impl Guest {
                 let at = Box::new(self.locate(failure.registers.rip));
                 GuestError::Cpu { failure, at }
             }
+            Ok(VcpuEnd::Unprepared(error)) => error.into(),
             Ok(VcpuEnd::Stopped(_) | VcpuEnd::Lost) => ContractError::LostVcpu.into(),
             Err(error) => error.into(),
         };

@@ -1,7 +1,7 @@
 //! From a checked configuration to a guest that serves requests.
 //!
-//! Two threads share the work: while this one makes the VM and loads the image, the vCPU's own asks KVM for its CPUID and
-//! makes the vCPU.
+//! Two threads share the work: while this one makes the VM and loads the image, the vCPU's own asks KVM for its CPUID.
+//! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,7 @@ use super::machine::{Machine, stop_thread};
 use super::wait::Woken;
 use crate::devices::{Console, PortBus};
 use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::vcpu::{self, VcpuSetup, VcpuState};
+use crate::kvm::vcpu::{self, Orders, VcpuState};
 use crate::kvm::vm::Vm;
 use crate::kvm::{KvmError, boot, host};
 
@@ -55,33 +55,30 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
     let bell = Bell::new()?;
     let state = Arc::new(VcpuState::new(bell));
     let console = Console::default();
-    let (vm_sender, vm) = channel();
-    let (tsc_khz, tsc_receiver) = channel();
-    let (entry_sender, entry) = channel();
-    let setup = VcpuSetup { vm, tsc_khz, entry };
+    let (sender, orders) = channel();
     let ports = PortBus::new(console.clone());
     let thread = {
         let (kvm, state) = (Arc::clone(&kvm), Arc::clone(&state));
         thread::Builder::new()
             .name("vmkern-vcpu0".to_owned())
-            .spawn(move || vcpu::thread(&kvm, 0, &setup, &state, ports))
+            .spawn(move || vcpu::thread(&kvm, 0, &orders, &state, ports))
             .map_err(|error| KvmError::io("starting the vCPU's thread", &error))?
     };
     let prepare = || -> Result<_, LaunchError> {
         let ram = Arc::new(GuestRam::new(config.memory)?);
         let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram))?);
-        let _ = vm_sender.send(Arc::clone(&vm));
+        let vcpu = vm.create_vcpu(0)?;
+        let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
         let entry = boot::load_image(&ram, &config.kernel)?;
         let link = Link::new(&ram, boot::CONTROL).map_err(not_ram)?;
-        let tsc_khz = tsc_receiver.recv().map_err(|_| GuestError::from(ContractError::LostVcpu))??;
         let line = command_line(config, selftest, Some(tsc_khz))?;
         boot::write_start_info(&ram, &line).map_err(not_ram)?;
-        let _ = entry_sender.send(entry);
+        sender.send(Orders { vcpu, entry }).map_err(|_| GuestError::from(ContractError::LostVcpu))?;
         Ok((vm, ram, link, tsc_khz))
     };
     let prepared = prepare();
-    // Closed channels end a thread that still waits for its orders.
-    drop((vm_sender, entry_sender));
+    // A closed channel ends a thread that still waits for its orders.
+    drop(sender);
     let (vm, ram, link, tsc_khz) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {

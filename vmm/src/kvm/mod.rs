@@ -16,7 +16,7 @@ pub(crate) mod vcpu;
 pub(crate) mod vm;
 
 pub use self::host::{Missing, NoKvm};
-pub use self::regs::{CpuFailure, CpuFault, Registers};
+pub use self::regs::{CpuFailure, CpuFault, GPR_NAMES, Registers};
 
 use thiserror::Error;
 

@@ -1,19 +1,18 @@
-//! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
+//! A vCPU's thread: runs the vCPU, serves its exits, and says how it ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
 use super::gate::{Gate, Held};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
-use super::vm::Vm;
 use crate::control::ContractError;
 use crate::control::bell::Bell;
 use crate::devices::{PortBus, PortEvent};
@@ -32,6 +31,8 @@ pub(crate) enum VcpuEnd {
     Exit(u8),
     /// It could not go on.
     Failed(CpuFailure),
+    /// It could not be brought to its first state.
+    Unprepared(KvmError),
     /// Its thread ended without a word: the launch was given up, or the thread panicked.
     Lost,
 }
@@ -114,14 +115,12 @@ pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
     Ok(cpuid)
 }
 
-/// What the launching thread sends to a vCPU's thread, in this order, and receives from it.
-pub(crate) struct VcpuSetup {
-    /// The VM, once there is one.
-    pub(crate) vm: Receiver<Arc<Vm>>,
-    /// The TSC's frequency in kHz, or why there is no vCPU.
-    pub(crate) tsc_khz: Sender<Result<u32, KvmError>>,
-    /// Where to begin, once everything is in memory.
-    pub(crate) entry: Receiver<Entry>,
+/// What a vCPU's thread needs to begin: sent once, when everything is in memory.
+pub(crate) struct Orders {
+    /// The vCPU.
+    pub(crate) vcpu: VcpuFd,
+    /// Where to begin.
+    pub(crate) entry: Entry,
 }
 
 /// Tells of the vCPU's end however its thread ends.
@@ -135,29 +134,23 @@ impl Drop for Farewell<'_> {
     }
 }
 
-/// A vCPU's thread. A channel that closes early means that the launch was given up.
-pub(crate) fn thread(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState, ports: PortBus) {
+/// A vCPU's thread: asks KVM for its CPUID while the VM is made, then waits for `orders`. A channel that closes means
+/// that the launch was given up.
+pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Receiver<Orders>, state: &VcpuState, ports: PortBus) {
     let _farewell = Farewell(state);
-    let made = make(kvm, id, setup, state);
-    let Ok(Some(mut vcpu)) = made.map_err(|error| setup.tsc_khz.send(Err(error))) else { return };
-    let Ok(entry) = setup.entry.recv() else { return };
-    let end = match set_entry_state(&vcpu, entry) {
-        Ok(()) => run(&mut vcpu, id, state, ports),
-        Err(error) => failed(&vcpu, id, CpuFault::Unexpected(error.to_string())),
+    let cpuid = vcpu_cpuid(kvm, id);
+    let Ok(Orders { vcpu, entry }) = orders.recv() else { return };
+    let prepared = KickableVcpu::new(vcpu, Arc::clone(&state.kick)).and_then(|vcpu| {
+        vcpu.set_cpuid2(&cpuid?).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        set_entry_state(&vcpu, entry)?;
+        Ok(vcpu)
+    });
+    let end = match prepared {
+        Ok(mut vcpu) => run(&mut vcpu, id, state, ports),
+        Err(error) => VcpuEnd::Unprepared(error),
     };
     // The vCPU is gone by the time that its end is known.
-    drop(vcpu);
     let _ = state.end.set(end);
-}
-
-fn make(kvm: &Kvm, id: u32, setup: &VcpuSetup, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
-    let cpuid = vcpu_cpuid(kvm, id)?;
-    let Ok(vm) = setup.vm.recv() else { return Ok(None) };
-    let vcpu = KickableVcpu::new(vm.create_vcpu(id)?, Arc::clone(&state.kick))?;
-    let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
-    let _ = setup.tsc_khz.send(Ok(tsc_khz));
-    vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
-    Ok(Some(vcpu))
 }
 
 fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
