@@ -63,7 +63,7 @@ impl Service<'_> {
     fn announce(&self) {
         let region = self.region;
         region.guest_abi_version.set(ABI_VERSION);
-        region.body_cpl.set(if PerCpu::current().body_is_user() { 3 } else { 0 });
+        region.body_cpl.set(PerCpu::current().cpl());
         region.pml4.set(direct_map::pml4());
         region.roots.set(self.vm.roots());
         region.ready_tsc.set(instr::rdtsc());

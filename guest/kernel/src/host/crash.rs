@@ -88,9 +88,10 @@ fn name(vector: u64) -> &'static str {
 pub fn die(cause: &Cause<'_>) -> ! {
     static DYING: AtomicU32 = AtomicU32::new(0);
     if DYING.swap(1, Ordering::Relaxed) == 0 {
+        let _ = writeln!(Log, "panic: {cause}");
         match region::get() {
             Some(region) => record(&region.crash, cause),
-            None => print(cause),
+            None => print_backtrace(cause),
         }
     }
     leave(ExitCode::Crash)
@@ -129,8 +130,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
     record.kind.set(kind as u32);
 }
 
-fn print(cause: &Cause<'_>) {
-    let _ = writeln!(Log, "panic: {cause}");
+fn print_backtrace(cause: &Cause<'_>) {
     for address in Backtrace::of(cause).take(FRAMES_MAX) {
         let _ = writeln!(Log, "  at {address:#x}");
     }

@@ -64,8 +64,7 @@ const CHECKS: &[Check] = &[
 
 /// Runs every check and leaves.
 pub fn run(vm: &KernelVm, clock: &Clock) -> ! {
-    let cpl = if PerCpu::current().body_is_user() { 3 } else { 0 };
-    log!("vmkern self-test: body at CPL{cpl}, {} pages of memory", vm.cnt().v_page_count.get());
+    log!("vmkern self-test at CPL{}", PerCpu::current().cpl());
     let bench = Bench { vm, clock };
     let mut failed = 0;
     for (claim, check) in CHECKS {

@@ -146,6 +146,12 @@ impl PerCpu {
         self.body_cs.load(Ordering::Relaxed)
     }
 
+    /// The CPL at which the body runs, 0 or 3.
+    #[must_use]
+    pub fn cpl(&self) -> u32 {
+        if self.body_is_user() { 3 } else { 0 }
+    }
+
     /// Whether the body runs at CPL3.
     #[must_use]
     pub fn body_is_user(&self) -> bool {
