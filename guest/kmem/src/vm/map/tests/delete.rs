@@ -2,9 +2,10 @@
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::MallocFlags;
+use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::EntryFlags;
 
-use super::super::EntrySpec;
+use super::super::{EntrySpec, FindSpace};
 use super::{Fixture, PAGES};
 
 /// Four pages from `kmem_malloc` at page 0.
@@ -163,4 +164,19 @@ fn an_entry_in_transition_is_not_deleted() {
     f.insert(&EntrySpec::EMPTY, 0, 8).expect("free");
     f.entry(0).eflags.set(EntryFlags::IN_TRANSITION);
     f.remove(0, 8);
+}
+
+#[test]
+fn a_range_freed_at_the_very_end_keeps_the_size_of_its_object() {
+    let f = Fixture::new();
+    let (map, object) = (f.vm().kernel_map(), f.vm().kernel_object());
+    let size = f.vm().get(object).size.get();
+    let last = GuestVirt::new(VM_MAX_KERNEL_ADDRESS.get() - PAGE_SIZE);
+    let offset = last.since(VM_MIN_KERNEL_ADDRESS);
+    assert_eq!((offset + PAGE_SIZE) / PAGE_SIZE, size, "the map ends where the object ends");
+    f.vm().vm_object_reference(object);
+    let spec = EntrySpec::object(object, offset);
+    assert_eq!(f.vm().vm_map_find(map, &spec, last, PAGE_SIZE, FindSpace::Exact), Ok(last));
+    f.vm().kmem_free(map, last, PAGE_SIZE);
+    assert_eq!(f.vm().get(object).size.get(), size);
 }

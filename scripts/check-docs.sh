@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Checks that the book speaks of things that exist: every relative link leads to a file, and every link to a source file
+# whose text is a name, as [`a_test`](path/file.rs), leads to a file that defines that function or that is the module of
+# that name.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+links=0
+broken=0
+complain() {
+    printf '%s: %s\n' "$1" "$2" >&2
+    broken=$((broken + 1))
+}
+
+for page in README.md docs/*.md scripts/README.md; do
+    # Code blocks show commands and output, not links.
+    text=$(sed '/^ *```/,/^ *```/d' "$page")
+    while IFS= read -r link; do
+        [ -n "$link" ] || continue
+        label=${link%%](*}
+        label=${label#[}
+        target=${link#*](}
+        target=${target%)}
+        target=${target%%#*}
+        case $target in
+            '' | http://* | https://*) continue ;;
+        esac
+        links=$((links + 1))
+        file=$(dirname "$page")/$target
+        if [ ! -e "$file" ]; then
+            complain "$page" "no file $target"
+            continue
+        fi
+        name=${label//\`/}
+        [ "$label" = "\`$name\`" ] || continue
+        case $name:$target in
+            *[!a-z0-9_]*:* | "$name:"*"/$name.rs" | "$name:"*"/$name/mod.rs") ;;
+            *.rs) grep -qE "fn $name\b" "$file" || complain "$page" "no function $name in $target" ;;
+        esac
+    done < <(grep -oE '\[[^]]*\]\([^)]+\)' <<<"$text" || true)
+done
+
+echo "docs: $links links, $broken broken"
+[ "$broken" -eq 0 ]
