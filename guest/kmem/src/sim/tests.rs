@@ -3,6 +3,7 @@
 mod contracts;
 mod faults;
 mod model;
+mod physical;
 mod scale;
 mod shortage;
 mod windows;

@@ -118,7 +118,7 @@ impl<M: Machine> Vm<M> {
             let block = order.max(FRESH_ORDER).min(aligned).min(room).min(VM_NFREEORDER - 1);
             seg.fresh.set(fresh + (1 << block));
             self.page_by_number(fresh).segind.set(u16::try_from(number).unwrap_or(u16::MAX));
-            self.freelist_push(&self.state().vm_phys_free_queues[flind][block], fresh, block, End::Tail);
+            self.vm_phys_free_pages(self.vm_page_pointer(fresh), block);
             return true;
         }
         false

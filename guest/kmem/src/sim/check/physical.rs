@@ -69,6 +69,12 @@ fn blocks(sim: &Sim) -> BTreeSet<u32> {
                 let end = pfn + (1 << order);
                 assert!(pfn >= seg.start.get() && end <= seg.fresh.get(), "block at {pfn:#x} leaves its segment");
                 assert_eq!(seg.freelist.get() as usize, flind, "free list of the block at {pfn:#x}");
+                let buddy = pfn ^ (1 << order);
+                let is_pair = order < queues.len() - 1
+                    && buddy >= seg.start.get()
+                    && buddy + (1 << order) <= seg.fresh.get()
+                    && usize::from(vm.page_by_number(buddy).block.get()) == order + 1;
+                assert!(!is_pair, "blocks at {pfn:#x} and {buddy:#x} are not coalesced");
                 for inner in pfn..end {
                     assert!(pages.insert(inner), "page {inner:#x} is in two blocks");
                     assert!(inner == pfn || vm.page_by_number(inner).block.get() == 0, "a block within a block");

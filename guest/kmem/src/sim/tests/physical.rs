@@ -1,0 +1,141 @@
+//! The allocators of pages and of small items, each alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::layout::{ISADMA_END, VmMapEntry};
+
+use super::super::Sim;
+use super::super::check::check;
+use super::{MIB, boot};
+use crate::vm::Shortage;
+
+/// Free pages by what the lists and the fresh parts say.
+fn free_pages(sim: &Sim) -> u64 {
+    let listed = sim.vm().state().vm_phys_free_queues.iter().flat_map(|queues| queues.iter().enumerate());
+    let listed: u64 = listed.map(|(order, list)| list.count.get() << order).sum();
+    let fresh = sim.vm().vm_phys_segments().map(|seg| u64::from(seg.end.get() - seg.fresh.get()));
+    listed + fresh.sum::<u64>()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn blocks_are_aligned_disjoint_and_come_back_whole(
+        steps in prop::collection::vec((0usize..13, any::<prop::sample::Index>(), any::<bool>()), 1..120),
+    ) {
+        let sim = Sim::boot(96 * MIB, Tunables::default());
+        let before = free_pages(&sim);
+        let mut held = Vec::new();
+        let mut taken = BTreeMap::new();
+        for (order, which, alloc) in steps {
+            if alloc {
+                let Some(m) = sim.vm().vm_phys_alloc_pages(order) else { continue };
+                let pfn = sim.vm().vm_page_to_phys(m).pfn();
+                prop_assert!(pfn.is_multiple_of(1 << order));
+                let end = pfn + (1 << order);
+                let below = taken.range(..end).next_back().map(|(_, &end)| end);
+                prop_assert!(below.is_none_or(|below| below <= pfn), "two blocks overlap");
+                taken.insert(pfn, end);
+                held.push((m, order));
+            } else if !held.is_empty() {
+                let (m, order) = held.swap_remove(which.index(held.len()));
+                taken.remove(&sim.vm().vm_page_to_phys(m).pfn());
+                sim.vm().vm_phys_free_pages(m, order);
+            }
+            let out: u64 = held.iter().map(|(_, order)| 1u64 << order).sum();
+            prop_assert_eq!(free_pages(&sim) + out, before);
+        }
+        for (m, order) in held {
+            sim.vm().vm_phys_free_pages(m, order);
+        }
+        check(&sim);
+        // Coalesced, a 16 MiB block can be had from each aligned 16 MiB that nobody uses: 32 to 80 MiB.
+        for _ in 0..3 {
+            prop_assert!(sim.vm().vm_phys_alloc_pages(12).is_some());
+        }
+    }
+}
+
+#[test]
+fn memory_below_16_mib_is_taken_last() {
+    let sim = boot();
+    let mut below = false;
+    let mut seen = BTreeSet::new();
+    while let Some(m) = sim.vm().vm_phys_alloc_pages(0) {
+        let pa: GuestPhys = sim.vm().vm_page_to_phys(m);
+        assert!(seen.insert(pa), "{pa} was handed out twice");
+        assert!(!below || pa < ISADMA_END, "{pa} came after memory below 16 MiB");
+        below |= pa < ISADMA_END;
+    }
+    assert!(below);
+    assert_eq!(seen.len() as u64, sim.free_pages());
+}
+
+#[test]
+fn a_freed_page_is_reused_before_memory_that_was_never_touched() {
+    let sim = boot();
+    let take = || sim.vm().vm_phys_alloc_pages(0).expect("there is memory");
+    let pages: Vec<_> = (0..200).map(|_| take()).collect();
+    for &m in &pages {
+        sim.vm().vm_phys_free_pages(m, 0);
+    }
+    let again: BTreeSet<_> = (0..200).map(|_| sim.vm().vm_page_to_phys(take())).collect();
+    let first: BTreeSet<_> = pages.iter().map(|&m| sim.vm().vm_page_to_phys(m)).collect();
+    // Whole blocks of 64 pages are cut, so that a few pages more were ready.
+    assert!(again.intersection(&first).count() >= 136);
+}
+
+#[test]
+fn zone_items_are_distinct_zeroed_and_give_their_slabs_back() {
+    let sim = boot();
+    let before = sim.counters();
+    let mut items = Vec::new();
+    for round in 0..2 {
+        for _ in 0..1000 {
+            let item = sim.vm().zone_alloc::<VmMapEntry>().expect("there is memory");
+            let entry = sim.vm().get(item);
+            assert_eq!((entry.offset.get(), entry.wired_count.get()), (0, 0), "round {round}");
+            entry.offset.set(u64::MAX);
+            entry.wired_count.set(u32::MAX);
+            items.push(item);
+        }
+        assert_eq!(items.iter().map(|item| item.addr()).collect::<BTreeSet<_>>().len(), items.len());
+        check(&sim);
+        for item in items.drain(..) {
+            sim.vm().zone_free(item);
+        }
+        assert_eq!(sim.counters(), before);
+    }
+}
+
+#[test]
+fn a_reservation_of_index_nodes_is_had_whole_or_not_at_all() {
+    let sim = boot();
+    let object = sim.vm().kernel_object();
+    let far = 5 << 21;
+    let reservation = sim.vm().vm_object_reserve(object, far + 1000, 3000).expect("there is memory");
+    check_counts(&sim, 6);
+    sim.vm().vm_object_unreserve(reservation);
+    check_counts(&sim, 0);
+    let free = sim.free_pages();
+    let mut held = Vec::new();
+    while sim.free_pages() > 5 {
+        let flags = crate::vm::page::AllocFlags::WIRED;
+        held.push(sim.vm().vm_page_alloc(None, 0, crate::vm::page::AllocClass::Interrupt, flags).expect("a page"));
+    }
+    let before = sim.counters();
+    assert_eq!(sim.vm().vm_object_reserve(object, far + 1000, 3000).map(|_| ()), Err(Shortage));
+    assert_eq!(sim.counters(), before);
+    held.into_iter().for_each(|m| sim.vm().vm_page_unwire_free(m));
+    assert_eq!(sim.free_pages(), free);
+    check(&sim);
+}
+
+/// kernel_object's index has so many nodes.
+fn check_counts(sim: &Sim, nodes: u32) {
+    assert_eq!(sim.vm().state().kernel_object.index_pages.get(), nodes);
+}
