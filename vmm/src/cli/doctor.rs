@@ -18,7 +18,7 @@ pub fn run(args: &DoctorArgs) -> Status {
     if args.json {
         super::print_json(&report);
     } else {
-        super::print(&report.to_string());
+        super::print(&format!("{report}\n"));
     }
     if report.can_run { Status::Ok } else { Status::NoKvm }
 }

@@ -27,7 +27,7 @@ pub struct GuestArgs {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
     timeout: Duration,
     /// Seed of rand() in scripts.
-    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = values::size)]
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = values::number)]
     seed: u64,
     /// Sets a kernel tunable; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]

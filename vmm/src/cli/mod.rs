@@ -1,7 +1,9 @@
 //! The command line: one file for each subcommand. What a subcommand does is in the library.
 
+mod bench;
 mod doctor;
 mod guest;
+mod image;
 mod junit;
 mod run;
 mod signals;
@@ -31,6 +33,8 @@ enum Command {
     Run(run::RunArgs),
     Test(test::TestArgs),
     Doctor(doctor::DoctorArgs),
+    Bench(bench::BenchArgs),
+    Image(image::ImageArgs),
 }
 
 const EXIT_STATUS: &str = "\
@@ -46,6 +50,8 @@ pub fn main() -> ExitCode {
                 Command::Run(args) => run::run(&args, signals),
                 Command::Test(args) => test::run(&args, signals),
                 Command::Doctor(args) => doctor::run(&args),
+                Command::Bench(args) => bench::run(&args),
+                Command::Image(args) => image::run(&args),
             };
             if signals.fired() { Status::Interrupted } else { status }
         }

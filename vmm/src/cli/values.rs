@@ -5,11 +5,18 @@ use std::time::Duration;
 use vmkern::script::parse_number;
 use vmkern::{ConfigError, Tunables};
 
-/// A number as scripts write it, with a suffix of `K M G` or none.
+/// A size as scripts write it, or with the suffix `T`.
 pub fn size(text: &str) -> Result<u64, String> {
-    if text.ends_with('s') {
-        return Err("a size has a suffix of K M G, or none".to_owned());
+    let expected = || "expected a number with a suffix of K M G T, or none".to_owned();
+    let (digits, unit) = text.strip_suffix('T').map_or((text, 1), |digits| (digits, 1 << 40));
+    if digits.ends_with('s') {
+        return Err(expected());
     }
+    parse_number(digits).ok().and_then(|number| number.checked_mul(unit)).ok_or_else(expected)
+}
+
+/// A number, decimal or `0x`.
+pub fn number(text: &str) -> Result<u64, String> {
     parse_number(text).map_err(|expected| format!("expected {expected}"))
 }
 
@@ -43,6 +50,16 @@ mod tests {
         assert_eq!(time("60"), Ok(Duration::from_secs(60)));
         assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
         assert!(time("5K").is_err() && time("").is_err() && time("-1").is_err());
+    }
+
+    #[test]
+    fn sizes_have_a_unit_or_are_bytes() {
+        assert_eq!(size("8M"), Ok(8 << 20));
+        assert_eq!(size("1T"), Ok(1 << 40));
+        assert_eq!(size("4096"), Ok(4096));
+        for bad in ["5ms", "", "-1", "1TT", "1KT1", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -79,11 +79,7 @@ impl From<&Failure> for FailureReport {
 
 impl From<&Diagnostic> for FailureReport {
     fn from(error: &Diagnostic) -> Self {
-        Self {
-            line: error.span.line,
-            expected: error.expected.clone(),
-            got: format!("{}: {}", error.found, error.message),
-        }
+        Self { line: error.span.line, expected: error.expected.clone(), got: error.message.clone() }
     }
 }
 
