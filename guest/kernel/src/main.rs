@@ -46,7 +46,11 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     }
     let vm = memory::boot(&boot, &args);
     let cpl = arch::percpu::PerCpu::current().cpl();
-    log!("vmkern: body at CPL{cpl}, {} pages of memory, command line: {}", vm.cnt().v_page_count.get(), boot.command_line);
+    log!(
+        "vmkern: body at CPL{cpl}, {} pages of memory, command line: {}",
+        vm.cnt().v_page_count.get(),
+        boot.command_line
+    );
     match region {
         _ if args.selftest => selftest::run(vm, &clock),
         Some(region) => service::serve(vm, &clock, region),
