@@ -5,7 +5,6 @@
 //! sides are awake, a call costs no more than the way through two rings.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{Op, Outcome};
@@ -13,13 +12,13 @@ use vmkern_abi::control::{Op, Outcome};
 use super::ast::{Arg, Do, Expected, Expr, Place, PrintArg, Script, Stmt, StmtKind, Term, TermKind, ThreadId};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, Env};
-use super::names::map_name;
 use super::outcome::{Ending, Failure, Step, StepResult, number};
 use super::random::Random;
+use super::show::{call, names};
 use super::source::Span;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
-use super::verbs::{FLAGS, Value};
+use super::verbs::Value;
 
 /// Runs `script` on `target`. Each finished statement is shown to `observe`.
 pub fn run(script: &Script, target: &mut dyn Target, seed: u64, stop: &Stop, observe: &mut dyn FnMut(&Step)) -> Ending {
@@ -383,53 +382,4 @@ impl Run<'_> {
 
 fn wrong(error: Diagnostic) -> Over {
     Box::new(Ending::Script(Box::new(error)))
-}
-
-/// The terms of `expr` that a reader would want to know the values of. Random draws are left out: another draw would
-/// be another number.
-fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
-    for term in std::iter::once(&*expr.first).chain(expr.rest.iter().map(|(_, term)| term)) {
-        match &term.kind {
-            TermKind::Number(_) | TermKind::PageSize | TermKind::LoopIndex | TermKind::Rand(..) => {}
-            TermKind::Group(inner) => names(inner, into),
-            TermKind::Element(_, index) => {
-                names(index, into);
-                if !draws(index) {
-                    into.push(term);
-                }
-            }
-            TermKind::Value(_) | TermKind::Counter(_) | TermKind::MapField(..) => into.push(term),
-        }
-    }
-}
-
-/// Whether `expr` contains a random draw.
-fn draws(expr: &Expr) -> bool {
-    std::iter::once(&*expr.first).chain(expr.rest.iter().map(|(_, term)| term)).any(|term| match &term.kind {
-        TermKind::Rand(..) => true,
-        TermKind::Group(inner) | TermKind::Element(_, inner) => draws(inner),
-        _ => false,
-    })
-}
-
-/// The call as C would write it.
-fn call(what: &Do, values: &[Value]) -> String {
-    let mut text = format!("{}(", what.verb.name);
-    for (index, value) in values.iter().enumerate() {
-        if index > 0 {
-            text.push_str(", ");
-        }
-        let _ = match value {
-            Value::Map(map) => write!(text, "{}", map_name(*map)),
-            Value::Number(value) => write!(text, "{}", number(*value)),
-            Value::Zero => write!(text, "zero"),
-            Value::Flags(flags) if flags.is_empty() => write!(text, "0"),
-            Value::Flags(flags) => {
-                let set = FLAGS.iter().filter(|(_, flag)| flags.contains(*flag)).map(|(name, _)| format!("M_{name}"));
-                write!(text, "{}", set.collect::<Vec<_>>().join("|"))
-            }
-        };
-    }
-    text.push(')');
-    text
 }

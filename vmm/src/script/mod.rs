@@ -21,11 +21,13 @@ mod parser;
 mod random;
 mod scope;
 mod session;
+mod show;
 mod source;
 mod stop;
 pub mod suite;
 mod target;
 mod verbs;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Lines into statements, statements into blocks. Every name and verb is resolved here, before anything boots.
 
-use vmkern_abi::control::{KernReturn, MallocFlags};
+use vmkern_abi::control::KernReturn;
 
 use super::ast::{Arg, Compare, Do, Expect, Expected, Place, PrintArg, Script, Stmt, StmtKind, ThreadId};
 use super::diagnostic::{Diagnostic, closest};
@@ -8,13 +8,13 @@ use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
 use super::scope::{Form, Scope};
 use super::source::{Source, Span};
-use super::verbs::{FLAGS, Param, VERBS, Verb};
+use super::verbs::{Param, Verb};
+use super::words::{self, KEYWORDS};
 
 /// Most errors reported for one script.
 const MAX_ERRORS: usize = 20;
 /// Deepest nesting of `repeat`.
 const MAX_LOOPS: usize = 64;
-const KEYWORDS: [&str; 6] = ["let", "expect", "assert", "repeat", "end", "print"];
 
 /// Reads a script.
 ///
@@ -83,7 +83,7 @@ impl Parser {
         let above = std::mem::replace(&mut self.above, Above::Nothing);
         let Some(keyword) = keyword else {
             let kind = StmtKind::Do(self.statement(&mut lexer)?);
-            end(&mut lexer)?;
+            words::end(&mut lexer)?;
             self.push(span, kind);
             self.above = Above::Verb;
             return Ok(());
@@ -143,7 +143,7 @@ impl Parser {
         let mut head = lexer.next()?;
         let mut thread = ThreadId::FIRST;
         if lexer.peek()?.is(":") {
-            thread = self::thread(&head)?;
+            thread = words::thread(&head)?;
             lexer.next()?;
             head = lexer.next()?;
         }
@@ -153,7 +153,7 @@ impl Parser {
             place = Some(self.place(lexer, &head)?);
             head = lexer.next()?;
         }
-        let verb = self::verb(&head, place.is_some())?;
+        let verb = words::verb(&head, place.is_some())?;
         let args = self.arguments(lexer, verb)?;
         let bind = place.map(|(place, form)| {
             self.scope.bind(place.name, form);
@@ -210,7 +210,7 @@ impl Parser {
                     Arg::Zero
                 }
                 Param::Number(_) | Param::Seed => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
-                Param::Flags => Arg::Flags(flags(lexer)?),
+                Param::Flags => Arg::Flags(words::flags(lexer)?),
             });
         }
         let next = lexer.peek()?;
@@ -249,7 +249,7 @@ impl Parser {
             )));
         }
         let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
-        end(lexer)?;
+        words::end(lexer)?;
         self.scope.bind(place.name, form);
         self.push(span, StmtKind::Let { place, value });
         Ok(())
@@ -262,7 +262,7 @@ impl Parser {
             return Err(unexpected(&token, "an operator: == != < <= > >="));
         };
         let right = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
-        end(lexer)?;
+        words::end(lexer)?;
         self.push(span, StmtKind::Assert { left, compare, right });
         Ok(())
     }
@@ -284,7 +284,7 @@ impl Parser {
 
     fn expectation(&mut self, lexer: &mut Lexer<'_>, span: Span, word: Span, above: Above) -> Result<(), Diagnostic> {
         let what = self.expected(lexer)?;
-        end(lexer)?;
+        words::end(lexer)?;
         match (above, self.body.last_mut()) {
             (Above::Verb, Some(Stmt { kind: StmtKind::Do(statement), .. })) => {
                 statement.expect = Some(Expect { span, what });
@@ -347,13 +347,13 @@ impl Parser {
             return Err(Diagnostic::new(span, message, "fewer", "another level"));
         }
         let count = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
-        end(lexer)?;
+        words::end(lexer)?;
         self.enter(span, Some(count));
         Ok(())
     }
 
     fn close(&mut self, lexer: &mut Lexer<'_>, word: Span) -> Result<(), Diagnostic> {
-        end(lexer)?;
+        words::end(lexer)?;
         let Some(block) = self.blocks.pop() else {
             return Err(Diagnostic::new(word, "an `end` without its `repeat`", "a statement", "`end`"));
         };
@@ -363,70 +363,5 @@ impl Parser {
             self.push(block.span, StmtKind::Repeat { count, body });
         }
         Ok(())
-    }
-}
-
-/// Nothing may follow.
-fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
-    let token = lexer.next()?;
-    if token.kind == Kind::End { Ok(()) } else { Err(unexpected(&token, "the end of the line")) }
-}
-
-fn thread(token: &Token) -> Result<ThreadId, Diagnostic> {
-    let word = token.word().unwrap_or_default();
-    let error = |message: String, expected: &str| Err(Diagnostic::new(token.span, message, expected, token.describe()));
-    if word == "intr" {
-        let message = "`intr:` is part of the language, but this kernel runs no operation from an interrupt handler";
-        return error(message.to_owned(), "t0");
-    }
-    let number = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0')).and_then(|n| n.parse().ok());
-    match number {
-        Some(number) if number == ThreadId::FIRST.number() => Ok(ThreadId(number)),
-        Some(number) if number < ThreadId::COUNT => {
-            error(format!("thread `{word}` is part of the language, but this kernel runs t0 alone"), "t0")
-        }
-        _ => error(format!("`{word}` is no thread"), "t0 to t63 or intr"),
-    }
-}
-
-fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnostic> {
-    let Some(word) = token.word() else { return Err(unexpected(token, "a verb")) };
-    let Some(verb) = Verb::named(word) else {
-        let error = Diagnostic::new(token.span, format!("unknown verb `{word}`"), "a verb", token.describe());
-        let keywords: &[&str] = if bound { &[] } else { &KEYWORDS };
-        let help = closest(word, VERBS.iter().map(|verb| verb.name).chain(keywords.iter().copied()));
-        if help.is_none() && bound {
-            return Err(error.help("`let NAME = EXPR` binds a number"));
-        }
-        return Err(error.suggest(help));
-    };
-    if verb.build.is_none() {
-        let message = format!("`{word}` is part of the language, but this kernel does not offer it");
-        let offered: Vec<_> = VERBS.iter().filter(|verb| verb.build.is_some()).map(|verb| verb.name).collect();
-        return Err(Diagnostic::new(token.span, message, "a verb that it offers", token.describe())
-            .help(format!("it offers {}", offered.join(" "))));
-    }
-    Ok(verb)
-}
-
-/// `FLAG|FLAG...`, or nothing.
-fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
-    let mut flags = MallocFlags::empty();
-    if lexer.peek()?.kind == Kind::End {
-        return Ok(flags);
-    }
-    loop {
-        let token = lexer.next()?;
-        let word = token.word().unwrap_or_default();
-        let Some(&(_, flag)) = FLAGS.iter().find(|&&(name, _)| name == word) else {
-            let names = FLAGS.map(|(name, _)| name);
-            let expected = "flags joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE";
-            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe())
-                .suggest(closest(word.trim_start_matches("M_"), names)));
-        };
-        flags |= flag;
-        if lexer.accept("|")?.is_none() {
-            return Ok(flags);
-        }
     }
 }
