@@ -100,7 +100,14 @@ fn eprint(text: &str) {
     let _ = anstream::stderr().lock().write_all(text.as_bytes());
 }
 
-/// An error in one line, with what led to it.
+/// An error with what led to it, as far as the error does not say that itself.
 fn complain(error: &anyhow::Error) {
-    eprint(&format!("{BAD}error:{BAD:#} {error:#}\n"));
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+    }
+    eprint(&format!("{BAD}error:{BAD:#} {text}\n"));
 }

@@ -1,8 +1,8 @@
 //! The `.kmem` script language.
 //!
 //! [`parse`] reads a script and resolves every verb and name in it; what it returns can run. [`run`] runs it against a
-//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`Report`] says what came of it,
-//! for people and as JSON.
+//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`RunReport`] says what came
+//! of it as JSON, and [`explain`] for people.
 //!
 //! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)` includes both bounds.
 
