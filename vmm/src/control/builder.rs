@@ -123,7 +123,7 @@ impl Builder {
         if self.vcpus != 1 {
             return Err(ConfigError::Vcpus(self.vcpus));
         }
-        launch::command_line(self, Selftest::Yes, Some(u32::MAX)).map(drop)
+        launch::check_command_line(self)
     }
 
     /// Boots the guest and returns it when its kernel serves requests.

@@ -55,7 +55,9 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
     let bell = Bell::new()?;
     let state = Arc::new(VcpuState::new(bell));
     let console = Console::default();
-    let (sender, orders) = channel();
+    let (vm_sender, vm) = channel();
+    let (entry_sender, entry) = channel();
+    let orders = Orders { vm, entry };
     let ports = PortBus::new(console.clone());
     let thread = {
         let (kvm, state) = (Arc::clone(&kvm), Arc::clone(&state));
@@ -67,19 +69,23 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
     let prepare = || -> Result<_, LaunchError> {
         let ram = Arc::new(GuestRam::new(config.memory)?);
         let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram))?);
-        let vcpu = vm.create_vcpu(0)?;
-        let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
+        let _ = vm_sender.send(Arc::clone(&vm));
         let entry = boot::load_image(&ram, &config.kernel)?;
-        let link = Link::new(&ram, boot::CONTROL).map_err(not_ram)?;
-        let line = command_line(config, selftest, Some(tsc_khz))?;
-        boot::write_start_info(&ram, &line).map_err(not_ram)?;
-        sender.send(Orders { vcpu, entry }).map_err(|_| GuestError::from(ContractError::LostVcpu))?;
-        Ok((vm, ram, link, tsc_khz))
+        let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
+        let args = boot_args(config, selftest);
+        let memory = Arc::clone(&ram);
+        let finish = move |tsc_khz: u32| {
+            let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
+            boot::write_start_info(&memory, &line).map(|()| entry).map_err(not_ram)
+        };
+        // A thread that has ended already is noticed by whoever waits for the guest.
+        let _ = entry_sender.send(Box::new(finish));
+        Ok((vm, ram, link))
     };
     let prepared = prepare();
-    // A closed channel ends a thread that still waits for its orders.
-    drop(sender);
-    let (vm, ram, link, tsc_khz) = match prepared {
+    // Closed channels end a thread that still waits for its orders.
+    drop((vm_sender, entry_sender));
+    let (vm, ram, link) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
             let _ = stop_thread(thread, &state);
@@ -95,14 +101,14 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
         memory: config.memory,
         seed: config.seed,
         abi: vmkern_abi::ABI_VERSION,
-        tsc_khz,
+        tsc_khz: 0,
         boot_cycles: 0,
     };
     Ok(Guest::new(link, machine, environment, Logs::new(console), config.kernel.clone(), deadline, config.timeout))
 }
 
-fn not_ram(error: NotRam) -> LaunchError {
-    LaunchError::Io(KvmError { operation: error.to_string(), errno: libc::EFAULT })
+fn not_ram(error: NotRam) -> KvmError {
+    KvmError { operation: error.to_string(), errno: libc::EFAULT }
 }
 
 /// Whether the kernel is to check itself and leave.
@@ -114,20 +120,25 @@ pub(super) enum Selftest {
     Yes,
 }
 
-/// The kernel's command line.
-pub(super) fn command_line(config: &Builder, selftest: Selftest, tsc_khz: Option<u32>) -> Result<String, ConfigError> {
-    let args = BootArgs {
+/// What the kernel is told, but for the TSC's frequency.
+fn boot_args(config: &Builder, selftest: Selftest) -> BootArgs {
+    BootArgs {
         privilege: config.privilege,
         time: config.time,
         selftest: selftest == Selftest::Yes,
         zeroed: true,
         control: Some(boot::CONTROL),
-        tsc_khz: tsc_khz.map(u64::from),
+        tsc_khz: None,
         crash: config.crash,
         tunables: config.tunables,
-    };
-    let line = args.to_string();
-    if line.len() < BootArgs::MAX_LEN { Ok(line) } else { Err(ConfigError::CommandLine(line.len())) }
+    }
+}
+
+/// Whether the longest command line that `config` can lead to fits.
+pub(super) fn check_command_line(config: &Builder) -> Result<(), ConfigError> {
+    let longest = BootArgs { tsc_khz: Some(u64::MAX), ..boot_args(config, Selftest::Yes) };
+    let length = longest.to_string().len();
+    if length < BootArgs::MAX_LEN { Ok(()) } else { Err(ConfigError::CommandLine(length)) }
 }
 
 impl Guest {
@@ -167,6 +178,7 @@ impl Guest {
             3 => Privilege::User,
             cpl => return Err(impossible("body_cpl", cpl.into())),
         };
+        self.environment.tsc_khz = self.machine.state.tsc_khz.get().copied().unwrap_or(0);
         let picoseconds_per_cycle = 1_000_000_000 / u64::from(self.environment.tsc_khz.max(1));
         let nanoseconds = region.cpl0_cycles.get().saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS;
         self.environment.kvm = KvmKind::from_instruction_time(nanoseconds);

@@ -1,4 +1,4 @@
-//! A vCPU's thread: runs the vCPU, serves its exits, and says how it ended.
+//! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -6,13 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuExit};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
 use super::gate::{Gate, Held};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
+use super::vm::Vm;
 use crate::control::ContractError;
 use crate::control::bell::Bell;
 use crate::devices::{PortBus, PortEvent};
@@ -44,6 +45,8 @@ pub(crate) struct VcpuState {
     pub(crate) bell: Arc<Bell>,
     /// How it ended. Set before the bell rings for it.
     pub(crate) end: OnceLock<VcpuEnd>,
+    /// The TSC's frequency in kHz. Known before the vCPU runs.
+    pub(crate) tsc_khz: OnceLock<u32>,
     kick: Arc<KickSlot>,
     stopping: AtomicBool,
     gate: Gate,
@@ -54,6 +57,7 @@ impl VcpuState {
         Self {
             bell,
             end: OnceLock::new(),
+            tsc_khz: OnceLock::new(),
             kick: Arc::default(),
             stopping: AtomicBool::new(false),
             gate: Gate::default(),
@@ -115,12 +119,15 @@ pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
     Ok(cpuid)
 }
 
-/// What a vCPU's thread needs to begin: sent once, when everything is in memory.
+/// Given the TSC's frequency in kHz, finishes the guest's memory and says where to begin.
+pub(crate) type Finish = Box<dyn FnOnce(u32) -> Result<Entry, KvmError> + Send>;
+
+/// What the launching thread sends to a vCPU's thread, in this order. It waits for nothing in return.
 pub(crate) struct Orders {
-    /// The vCPU.
-    pub(crate) vcpu: VcpuFd,
-    /// Where to begin.
-    pub(crate) entry: Entry,
+    /// The VM, once there is one.
+    pub(crate) vm: Receiver<Arc<Vm>>,
+    /// What is left to do, once the image is in memory.
+    pub(crate) entry: Receiver<Finish>,
 }
 
 /// Tells of the vCPU's end however its thread ends.
@@ -134,23 +141,31 @@ impl Drop for Farewell<'_> {
     }
 }
 
-/// A vCPU's thread: asks KVM for its CPUID while the VM is made, then waits for `orders`. A channel that closes means
-/// that the launch was given up.
-pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Receiver<Orders>, state: &VcpuState, ports: PortBus) {
+/// A vCPU's thread. A channel that closes early means that the launch was given up.
+pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState, ports: PortBus) {
     let _farewell = Farewell(state);
-    let cpuid = vcpu_cpuid(kvm, id);
-    let Ok(Orders { vcpu, entry }) = orders.recv() else { return };
-    let prepared = KickableVcpu::new(vcpu, Arc::clone(&state.kick)).and_then(|vcpu| {
-        vcpu.set_cpuid2(&cpuid?).map_err(KvmError::of("KVM_SET_CPUID2"))?;
-        set_entry_state(&vcpu, entry)?;
-        Ok(vcpu)
-    });
-    let end = match prepared {
-        Ok(mut vcpu) => run(&mut vcpu, id, state, ports),
+    let end = match prepare(kvm, id, orders, state) {
+        Ok(Some(mut vcpu)) => run(&mut vcpu, id, state, ports),
+        Ok(None) => return,
         Err(error) => VcpuEnd::Unprepared(error),
     };
     // The vCPU is gone by the time that its end is known.
     let _ = state.end.set(end);
+}
+
+/// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
+fn prepare(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
+    let cpuid = vcpu_cpuid(kvm, id)?;
+    let Ok(vm) = orders.vm.recv() else { return Ok(None) };
+    let vcpu = KickableVcpu::new(vm.create_vcpu(id)?, Arc::clone(&state.kick))?;
+    let tsc_khz = *state.tsc_khz.get_or_init(|| vcpu.get_tsc_khz().unwrap_or(0));
+    if tsc_khz == 0 {
+        return Err(KvmError { operation: "KVM_GET_TSC_KHZ".to_owned(), errno: libc::EIO });
+    }
+    vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    let Ok(finish) = orders.entry.recv() else { return Ok(None) };
+    set_entry_state(&vcpu, finish(tsc_khz)?)?;
+    Ok(Some(vcpu))
 }
 
 fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
