@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use kmem::ops::{self, Executed};
 use vmkern_abi::ABI_VERSION;
 use vmkern_abi::control::{
-    Consumer, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS, Request,
-    Response, Slot,
+    Consumer, Context, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS,
+    Request, Response, Slot,
 };
 
 use crate::access::KernelAccess;
@@ -116,7 +116,8 @@ impl Service<'_> {
     fn answer(&self, slot: &Slot) -> Response {
         match Request::decode(slot) {
             Ok(request) => {
-                CURRENT_THREAD.store(request.thread.into(), Ordering::Relaxed);
+                let Context::Thread(thread) = request.context else { panic!("unserved context") };
+                CURRENT_THREAD.store(thread.into(), Ordering::Relaxed);
                 let start = instr::rdtsc();
                 let outcome = self.execute(&request.op);
                 let cycles = instr::rdtsc() - start;
@@ -140,7 +141,7 @@ impl Service<'_> {
                 Outcome::Ok
             }
             // One operation runs at a time, and nothing works in the background.
-            Executed::Settle => Outcome::Ok,
+            Executed::Settle | Executed::Join { .. } => Outcome::Ok,
         }
     }
 }

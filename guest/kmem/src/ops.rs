@@ -25,6 +25,11 @@ pub enum Executed {
         /// Microseconds.
         micros: u64,
     },
+    /// The caller, who knows what each thread does, waits for the other thread's answer and returns it.
+    Join {
+        /// The other thread.
+        thread: u16,
+    },
     /// The caller, who has the scheduler, waits for idleness; the answer is [`Outcome::Ok`].
     Settle,
 }
@@ -57,6 +62,10 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
         Op::Vtop { addr } => vm.pmap_extract(addr).map_or(Outcome::Null, |pa| Outcome::Value(pa.get())),
         Op::Sleep { micros } => return Executed::Sleep { micros },
         Op::Settle => return Executed::Settle,
+        Op::Join { thread } => return Executed::Join { thread },
+        Op::KmemSuballoc { .. } | Op::KmemAllocWait { .. } | Op::KmemFreeWakeup { .. } | Op::UmaReclaim => {
+            Outcome::Error(KernReturn::Failure)
+        }
     })
 }
 

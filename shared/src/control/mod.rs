@@ -16,7 +16,10 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use zerocopy::{FromBytes, KnownLayout};
 
-pub use self::op::{KernReturn, MallocFlags, MapId, Op, Outcome, Request, Response, WireError};
+pub use self::op::{
+    Context, KernReturn, MAX_THREADS, MallocFlags, MapId, MapKind, Op, Outcome, Request, Response, WaitMessage,
+    WireError,
+};
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
 use crate::addr::KPtr;
 use crate::crash::CrashRecord;

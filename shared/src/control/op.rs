@@ -25,9 +25,10 @@ bitflags! {
     }
 }
 
-/// A map, by number.
+/// A map: below [`MapId::NAMED_MAX`] the number of one that is made at boot, else the address of a `VmMap` that
+/// `kmem_suballoc` made. The kernel believes no address that is not that of a map of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MapId(pub u32);
+pub struct MapId(pub u64);
 
 impl MapId {
     /// kernel_map.
@@ -41,6 +42,9 @@ impl MapId {
     /// buffer_map.
     pub const BUFFER: Self = Self(4);
 
+    /// Numbers of maps that are made at boot are below this.
+    pub const NAMED_MAX: u64 = 64;
+
     /// The maps that exist at boot, by number, with their names.
     pub const NAMED: [(&'static str, Self); 5] = [
         ("kernel_map", Self::KERNEL),
@@ -49,6 +53,98 @@ impl MapId {
         ("pipe_map", Self::PIPE),
         ("buffer_map", Self::BUFFER),
     ];
+}
+
+/// The lock of a submap (FreeBSD's `system_map`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MapKind {
+    /// An sx lock: `kmem_alloc_wait` may be used, `kmem_malloc` may not.
+    User,
+    /// A mutex, as for mbuf maps: `kmem_malloc` may be used, `kmem_alloc_wait` may not.
+    System,
+}
+
+/// Where an operation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Context {
+    /// On kernel thread 0 to 63, made at its first use.
+    Thread(u16),
+    /// In an interrupt handler, where sleeping is forbidden.
+    Interrupt,
+    /// In a handler of the vm_lowmem event, once, when it next fires. The answer comes at once: ok.
+    Lowmem,
+}
+
+impl Context {
+    const INTERRUPT: u16 = 0xffff;
+    const LOWMEM: u16 = 0xfffe;
+
+    const fn code(self) -> u16 {
+        match self {
+            Self::Thread(thread) => thread,
+            Self::Interrupt => Self::INTERRUPT,
+            Self::Lowmem => Self::LOWMEM,
+        }
+    }
+
+    const fn from_code(code: u16) -> Option<Self> {
+        match code {
+            0..MAX_THREADS => Some(Self::Thread(code)),
+            Self::INTERRUPT => Some(Self::Interrupt),
+            Self::LOWMEM => Some(Self::Lowmem),
+            _ => None,
+        }
+    }
+}
+
+/// Threads that operations can run on.
+pub const MAX_THREADS: u16 = 64;
+
+/// What a sleeping thread waits for: FreeBSD's wait message, at most 15 bytes, cut where it is longer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct WaitMessage([u8; 16]);
+
+impl WaitMessage {
+    /// The message `text`.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut bytes = [0; 16];
+        for (byte, c) in bytes.iter_mut().take(15).zip(text.bytes()) {
+            *byte = c;
+        }
+        Self(bytes)
+    }
+
+    /// The message in two words, as it lies in a thread and in a ring slot.
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        let [low, high] = [0, 8].map(|at| core::array::from_fn(|i| self.0[at + i]));
+        [u64::from_le_bytes(low), u64::from_le_bytes(high)]
+    }
+
+    /// The message from its two words.
+    #[must_use]
+    pub fn from_words(words: [u64; 2]) -> Self {
+        let [low, high] = words.map(u64::to_le_bytes);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&low);
+        bytes[8..].copy_from_slice(&high);
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for WaitMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take_while(|&&byte| byte != 0).try_for_each(|&byte| {
+            fmt::Write::write_char(f, if byte.is_ascii_graphic() { char::from(byte) } else { '?' })
+        })
+    }
+}
+
+impl fmt::Debug for WaitMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WaitMessage({self})")
+    }
 }
 
 /// FreeBSD's results of map operations (`vm_param.h`), success left out.
@@ -157,6 +253,39 @@ pub enum Op {
         /// Bytes.
         size: u64,
     },
+    /// `kmem_suballoc(parent, &min, &max, size)`. Answer: the new map as a [`MapId`], or a panic of the kernel.
+    KmemSuballoc {
+        /// The map to take the range from.
+        parent: MapId,
+        /// Bytes.
+        size: u64,
+        /// Which lock the new map uses, and so what may be done with it.
+        kind: MapKind,
+    },
+    /// `kmem_alloc_wait(map, size)`. May sleep. Answer: an address or null.
+    KmemAllocWait {
+        /// The map.
+        map: MapId,
+        /// Bytes.
+        size: u64,
+    },
+    /// `kmem_free_wakeup(map, addr, size)`. Answer: ok.
+    KmemFreeWakeup {
+        /// The map.
+        map: MapId,
+        /// First address.
+        addr: GuestVirt,
+        /// Bytes.
+        size: u64,
+    },
+    /// `uma_reclaim()`. Answer: ok.
+    UmaReclaim,
+    /// Waits until the operation of another thread has finished. Answer: that operation's answer, or that it is still
+    /// blocked.
+    Join {
+        /// The other thread.
+        thread: u16,
+    },
     /// Maps `count` fresh wired pages at `addr`. Answer: ok, or an error when there are not that many pages.
     PmapQenter {
         /// First address.
@@ -249,6 +378,12 @@ pub enum Outcome {
         /// What should.
         want: u64,
     },
+    /// The thread sleeps, nothing in the guest is runnable, and no time-out of a thread with a request is pending. The
+    /// answer proper comes to [`Op::Join`].
+    Blocked {
+        /// What it waits for.
+        waits_for: WaitMessage,
+    },
 }
 
 /// An operation with its address: which thread does it, and by which tag the answer comes back.
@@ -256,8 +391,8 @@ pub enum Outcome {
 pub struct Request {
     /// Returned with the response.
     pub tag: u32,
-    /// The kernel thread, 0 to 63.
-    pub thread: u16,
+    /// Where to do it.
+    pub context: Context,
     /// What to do.
     pub op: Op,
 }
@@ -294,10 +429,10 @@ impl Request {
     pub fn encode(&self) -> Slot {
         let (code, a): (u64, [u64; 3]) = match self.op {
             Op::Nop => (0, [0; 3]),
-            Op::KmemAlloc { map, size } => (1, [map.0.into(), size, 0]),
-            Op::KmemAllocNofault { map, size } => (2, [map.0.into(), size, 0]),
-            Op::KmemMalloc { map, size, flags } => (3, [map.0.into(), size, flags.bits()]),
-            Op::KmemFree { map, addr, size } => (4, [map.0.into(), addr.get(), size]),
+            Op::KmemAlloc { map, size } => (1, [map.0, size, 0]),
+            Op::KmemAllocNofault { map, size } => (2, [map.0, size, 0]),
+            Op::KmemMalloc { map, size, flags } => (3, [map.0, size, flags.bits()]),
+            Op::KmemFree { map, addr, size } => (4, [map.0, addr.get(), size]),
             Op::PmapQenter { addr, count } => (5, [addr.get(), count, 0]),
             Op::PmapQremove { addr, count } => (6, [addr.get(), count, 0]),
             Op::Read { addr } => (7, [addr.get(), 0, 0]),
@@ -309,27 +444,34 @@ impl Request {
             Op::Vtop { addr } => (13, [addr.get(), 0, 0]),
             Op::Sleep { micros } => (14, [micros, 0, 0]),
             Op::Settle => (15, [0; 3]),
+            Op::KmemSuballoc { parent, size, kind } => {
+                (16, [parent.0, size, if kind == MapKind::System { 1 } else { 0 }])
+            }
+            Op::KmemAllocWait { map, size } => (17, [map.0, size, 0]),
+            Op::KmemFreeWakeup { map, addr, size } => (18, [map.0, addr.get(), size]),
+            Op::UmaReclaim => (19, [0; 3]),
+            Op::Join { thread } => (20, [thread.into(), 0, 0]),
         };
-        let head = u64::from(self.tag) | code << 32 | u64::from(self.thread) << 48;
+        let head = u64::from(self.tag) | code << 32 | u64::from(self.context.code()) << 48;
         [head, a[0], a[1], a[2], 0, 0, 0, 0]
     }
 
     /// Reads a slot.
     ///
     /// # Errors
-    /// When it is no request, or names what cannot be (a map number of more than 32 bits, an unknown flag).
+    /// When it is no request, or names what cannot be (an unknown flag).
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
         let [head, a0, a1, a2, ..] = *slot;
         let error = WireError { head };
-        let map = || u32::try_from(a0).map(MapId).map_err(|_| error);
+        let map = MapId(a0);
         let (v0, v1) = (GuestVirt::new(a0), GuestVirt::new(a1));
         let op = match (head >> 32) as u16 {
             0 => Op::Nop,
-            1 => Op::KmemAlloc { map: map()?, size: a1 },
-            2 => Op::KmemAllocNofault { map: map()?, size: a1 },
-            3 => Op::KmemMalloc { map: map()?, size: a1, flags: MallocFlags::from_bits(a2).ok_or(error)? },
-            4 => Op::KmemFree { map: map()?, addr: v1, size: a2 },
+            1 => Op::KmemAlloc { map, size: a1 },
+            2 => Op::KmemAllocNofault { map, size: a1 },
+            3 => Op::KmemMalloc { map, size: a1, flags: MallocFlags::from_bits(a2).ok_or(error)? },
+            4 => Op::KmemFree { map, addr: v1, size: a2 },
             5 => Op::PmapQenter { addr: v0, count: a1 },
             6 => Op::PmapQremove { addr: v0, count: a1 },
             7 => Op::Read { addr: v0 },
@@ -341,9 +483,23 @@ impl Request {
             13 => Op::Vtop { addr: v0 },
             14 => Op::Sleep { micros: a0 },
             15 => Op::Settle,
+            16 => Op::KmemSuballoc { parent: map, size: a1, kind: kind(a2).ok_or(error)? },
+            17 => Op::KmemAllocWait { map, size: a1 },
+            18 => Op::KmemFreeWakeup { map, addr: v1, size: a2 },
+            19 => Op::UmaReclaim,
+            20 => Op::Join { thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)? },
             _ => return Err(error),
         };
-        Ok(Self { tag: head as u32, thread: (head >> 48) as u16, op })
+        let context = Context::from_code((head >> 48) as u16).ok_or(error)?;
+        Ok(Self { tag: head as u32, context, op })
+    }
+}
+
+const fn kind(code: u64) -> Option<MapKind> {
+    match code {
+        0 => Some(MapKind::User),
+        1 => Some(MapKind::System),
+        _ => None,
     }
 }
 
@@ -357,6 +513,10 @@ impl Response {
             Outcome::Null => (3, [0; 3]),
             Outcome::Error(code) => (4, [code as u64, 0, 0]),
             Outcome::Mismatch { addr, got, want } => (5, [addr.get(), got, want]),
+            Outcome::Blocked { waits_for } => {
+                let [low, high] = waits_for.words();
+                (6, [low, high, 0])
+            }
         };
         [u64::from(self.tag) | kind << 32, self.cycles, v[0], v[1], v[2], 0, 0, 0]
     }
@@ -375,6 +535,7 @@ impl Response {
             3 => Outcome::Null,
             4 => Outcome::Error(KernReturn::from_code(v0).ok_or(error)?),
             5 => Outcome::Mismatch { addr: GuestVirt::new(v0), got: v1, want: v2 },
+            6 => Outcome::Blocked { waits_for: WaitMessage::from_words([v0, v1]) },
             _ => return Err(error),
         };
         Ok(Self { tag: head as u32, cycles, outcome })
@@ -405,17 +566,26 @@ mod tests {
             Op::Vtop { addr },
             Op::Sleep { micros: 14 },
             Op::Settle,
+            Op::KmemSuballoc { parent: MapId::KERNEL, size: 15, kind: MapKind::System },
+            Op::KmemSuballoc { parent: MapId(0xffff_ff00_0000_1000), size: 16, kind: MapKind::User },
+            Op::KmemAllocWait { map, size: 17 },
+            Op::KmemFreeWakeup { map, addr, size: 18 },
+            Op::UmaReclaim,
+            Op::Join { thread: 63 },
         ];
-        for (tag, op) in (u32::MAX - 20..).zip(ops) {
-            let request = Request { tag, thread: 63, op };
-            assert_eq!(Request::decode(&request.encode()), Ok(request));
+        for (tag, op) in (u32::MAX - 30..).zip(ops) {
+            for context in [Context::Thread(0), Context::Thread(63), Context::Interrupt, Context::Lowmem] {
+                let request = Request { tag, context, op };
+                assert_eq!(Request::decode(&request.encode()), Ok(request));
+            }
         }
     }
 
     #[test]
     fn every_outcome_survives_the_ring() {
         let mismatch = Outcome::Mismatch { addr: GuestVirt::new(1), got: 2, want: 3 };
-        let plain = [Outcome::Ok, Outcome::Value(u64::MAX), Outcome::Null, mismatch];
+        let blocked = Outcome::Blocked { waits_for: WaitMessage::new("vmmaps") };
+        let plain = [Outcome::Ok, Outcome::Value(u64::MAX), Outcome::Null, mismatch, blocked];
         for outcome in plain.into_iter().chain(KernReturn::ALL.map(Outcome::Error)) {
             let response = Response { tag: 7, cycles: 8, outcome };
             assert_eq!(Response::decode(&response.encode()), Ok(response));
@@ -425,8 +595,27 @@ mod tests {
     #[test]
     fn a_slot_that_is_no_message_is_refused() {
         assert!(Request::decode(&[77 << 32, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[64 << 48, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[20 << 32, 64, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[3 << 32, 1, 4096, 0x8000, 0, 0, 0, 0]).is_err());
         assert!(Response::decode(&[0, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Response::decode(&[4 << 32, 0, 99, 0, 0, 0, 0, 0]).is_err());
+    }
+}
+
+#[cfg(test)]
+mod wait_message_tests {
+    extern crate std;
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_message_is_cut_to_15_bytes_and_survives_its_words() {
+        for (text, kept) in [("vmwait", "vmwait"), ("", ""), ("a message of more bytes", "a?message?of?mo")] {
+            let message = WaitMessage::new(text);
+            assert_eq!(message.to_string(), kept);
+            assert_eq!(WaitMessage::from_words(message.words()), message);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response};
+use vmkern_abi::control::{Context, DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response};
 
 use super::bell::InterruptHandle;
 use super::crash::{Crash, Location};
@@ -105,7 +105,7 @@ impl Guest {
             self.backlog.push_back(response);
         }
         let tag = self.fresh_tag();
-        match self.link.push(&Request { tag, thread, op }) {
+        match self.link.push(&Request { tag, context: Context::Thread(thread), op }) {
             Ok(true) => {}
             Ok(false) => return Err(self.die(ContractError::RingFull(self.in_flight.len()).into())),
             Err(error) => return Err(self.die(error.into())),

@@ -216,7 +216,7 @@ mod tests {
         let stats = stats(&view(&ram), MapId::KMEM).expect("the map is sound");
         assert_eq!((stats.size, stats.entries, stats.max_free), (0x3000, 2, 0xb000));
         assert_eq!(super::stats(&view(&ram), MapId::EXEC), Err(InspectError::NoSuchMap(MapId::EXEC)));
-        assert_eq!(super::stats(&view(&ram), MapId(u32::MAX)), Err(InspectError::NoSuchMap(MapId(u32::MAX))));
+        assert_eq!(super::stats(&view(&ram), MapId(u64::MAX)), Err(InspectError::NoSuchMap(MapId(u64::MAX))));
     }
 
     #[test]

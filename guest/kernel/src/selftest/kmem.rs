@@ -12,7 +12,7 @@ impl Bench<'_> {
     fn run(&self, op: &Op) -> Outcome {
         match ops::execute(self.vm, &KernelAccess, op) {
             Executed::Done(outcome) => outcome,
-            Executed::Sleep { .. } | Executed::Settle => Outcome::Ok,
+            Executed::Sleep { .. } | Executed::Settle | Executed::Join { .. } => Outcome::Ok,
         }
     }
 

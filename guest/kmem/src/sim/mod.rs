@@ -70,7 +70,7 @@ impl Sim {
     pub fn execute(&self, op: &Op) -> Outcome {
         match ops::execute(&self.vm, &SimAccess::new(&self.vm), op) {
             Executed::Done(outcome) => outcome,
-            Executed::Sleep { .. } | Executed::Settle => Outcome::Ok,
+            Executed::Sleep { .. } | Executed::Settle | Executed::Join { .. } => Outcome::Ok,
         }
     }
 

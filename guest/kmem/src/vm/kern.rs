@@ -51,7 +51,7 @@ impl<M: Machine> Vm<M> {
     /// The map with this number, if there is one.
     #[must_use]
     pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
-        self.state().maps.get(id.0 as usize)?.get().non_null()
+        self.state().maps.get(usize::try_from(id.0).ok()?)?.get().non_null()
     }
 
     /// Allocates `size` bytes of address space, rounded up to pages, with no object and no mappings

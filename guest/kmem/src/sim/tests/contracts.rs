@@ -94,7 +94,7 @@ fn waiting_for_room_in_kmem_map_is_a_panic() {
 #[test]
 fn a_map_that_does_not_exist_is_an_invalid_argument() {
     let sim = boot();
-    for map in [MapId::EXEC, MapId(5), MapId(u32::MAX)] {
+    for map in [MapId::EXEC, MapId(5), MapId(u64::MAX)] {
         let error = Outcome::Error(KernReturn::InvalidArgument);
         assert_eq!(sim.execute(&Op::KmemAlloc { map, size: 1 }), error);
         assert_eq!(sim.execute(&Op::KmemFree { map, addr: GuestVirt::new(0), size: 1 }), error);
