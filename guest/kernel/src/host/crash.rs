@@ -186,7 +186,8 @@ impl Iterator for Backtrace {
         if let Some(first) = self.next.take() {
             return Some(first);
         }
-        let on_stack = |a: u64| stack::BOOT.contains(a) || stack::EMERGENCY.contains(a);
+        let running = PerCpu::current().stack_bounds();
+        let on_stack = |a: u64| (running.low..running.high).contains(&a) || stack::EMERGENCY.contains(a);
         if !self.rbp.is_multiple_of(8) || !on_stack(self.rbp) || !on_stack(self.rbp + 8) {
             return None;
         }

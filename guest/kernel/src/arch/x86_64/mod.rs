@@ -8,6 +8,7 @@ mod mem;
 pub mod nucleus;
 pub mod percpu;
 pub mod stack;
+pub mod switch;
 pub mod tlb;
 pub mod trap;
 

@@ -5,7 +5,7 @@
 
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use super::stack;
 
@@ -26,6 +26,8 @@ pub const FATAL_ENTRY: usize = offset_of!(PerCpu, fatal_entry);
 pub const STACK_LOW: usize = offset_of!(PerCpu, stack_low);
 /// Offset of [`PerCpu::stack_high`].
 pub const STACK_HIGH: usize = offset_of!(PerCpu, stack_high);
+/// Offset of [`PerCpu::slots_low`].
+pub const SLOTS_LOW: usize = offset_of!(PerCpu, slots_low);
 /// Offset of [`PerCpu::emergency_stack`].
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
 /// Offset of [`PerCpu::idle_armed`].
@@ -61,9 +63,10 @@ pub struct PerCpu {
     trap_entry: unsafe extern "C" fn(),
     /// [`super::trap`]'s entry for what cannot.
     fatal_entry: unsafe extern "C" fn(),
-    /// Bounds of the stack that the running thread uses.
-    stack_low: UnsafeCell<*const u8>,
-    stack_high: UnsafeCell<*const u8>,
+    /// Bounds of the stack that the running thread uses, and of its trap slots.
+    stack_low: AtomicPtr<u8>,
+    stack_high: AtomicPtr<u8>,
+    slots_low: AtomicPtr<u8>,
     /// Top of the stack for crashes.
     emergency_stack: *const u8,
     /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
@@ -112,8 +115,9 @@ static PERCPU0: PerCpu = PerCpu {
     body_flags: AtomicU64::new(0x202),
     trap_entry: super::trap::trap_entry,
     fatal_entry: super::trap::fatal_entry,
-    stack_low: UnsafeCell::new(stack::BOOT.bottom()),
-    stack_high: UnsafeCell::new(stack::BOOT.top()),
+    stack_low: AtomicPtr::new(stack::BOOT.bottom().cast_mut()),
+    stack_high: AtomicPtr::new(stack::BOOT.top().cast_mut()),
+    slots_low: AtomicPtr::new(stack::TRAP.bottom().cast_mut()),
     emergency_stack: stack::EMERGENCY.top(),
     idle_armed: AtomicU64::new(0),
     this: &raw const PERCPU0,
@@ -122,7 +126,56 @@ static PERCPU0: PerCpu = PerCpu {
     cpu: 0,
 };
 
+/// Where the running thread's stack and its trap slots lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackBounds {
+    /// Lowest address of the stack.
+    pub low: u64,
+    /// First address past it.
+    pub high: u64,
+    /// Lowest address of the trap slots.
+    pub slots: u64,
+}
+
+impl StackBounds {
+    /// Bounds that every stack is within, for the moment of a switch.
+    pub const ANY: Self = Self { low: 0, high: u64::MAX, slots: 0 };
+}
+
 impl PerCpu {
+    /// Where the running thread's stack lies.
+    #[must_use]
+    pub fn stack_bounds(&self) -> StackBounds {
+        let address = |pointer: &AtomicPtr<u8>| pointer.load(Ordering::Relaxed) as u64;
+        StackBounds { low: address(&self.stack_low), high: address(&self.stack_high), slots: address(&self.slots_low) }
+    }
+
+    /// Says where the running thread's stack lies.
+    pub fn set_stack_bounds(&self, bounds: StackBounds) {
+        let set = |pointer: &AtomicPtr<u8>, address: u64| pointer.store(address as *mut u8, Ordering::Relaxed);
+        set(&self.stack_low, bounds.low);
+        set(&self.stack_high, bounds.high);
+        set(&self.slots_low, bounds.slots);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// End of the slot that the next trap uses.
+    #[must_use]
+    pub fn trap_slot(&self) -> u64 {
+        // SAFETY: only this CPU changes the word, and traps leave it as they found it.
+        unsafe { (*self.tss.get()).ist[0] as u64 }
+    }
+
+    /// Has the next trap use the slot that ends at `end`.
+    ///
+    /// # Safety
+    /// There are free slots below `end`, nobody else's, for as long as the word stays.
+    pub unsafe fn set_trap_slot(&self, end: u64) {
+        // SAFETY: as above; the frame goes where this function's caller says.
+        unsafe { (*self.tss.get()).ist[0] = end as *const u8 };
+        compiler_fence(Ordering::SeqCst);
+    }
+
     /// This CPU's.
     #[must_use]
     pub fn current() -> &'static Self {

@@ -63,13 +63,6 @@ impl Stack {
     pub fn contains(self, address: u64) -> bool {
         (self.bottom as u64..self.top() as u64).contains(&address)
     }
-
-    /// Whether `address` lies in the guard page below the stack.
-    #[must_use]
-    pub fn guards(self, address: u64) -> bool {
-        let bottom = self.bottom as u64;
-        (bottom - 4096..bottom).contains(&address)
-    }
 }
 
 /// Where trap frames go.

@@ -22,11 +22,11 @@ use vmkern_abi::control::DOORBELL_VECTOR;
 use vmkern_abi::crash::CrashKind;
 
 use super::percpu::{self, PerCpu};
-use super::{apic, nucleus, stack};
+use super::{apic, nucleus};
 use crate::host::crash::{self, Cause};
 
 /// Bytes of a frame's slot.
-pub const SLOT: usize = 1024;
+pub const SLOT: usize = 768;
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
 const RED_ZONE: usize = 128;
 /// Bytes that must be free on the interrupted stack for a handler to run there.
@@ -98,6 +98,11 @@ pub unsafe extern "C" fn trap_entry() {
         "cmp rax, gs:[{BODY_CS}]",
         "jne 5f",
         "2:",
+        // The slot after this one must still be one of this thread's.
+        "mov rax, gs:[{IST1}]",
+        "sub rax, {SLOT}",
+        "cmp rax, gs:[{SLOTS_LOW}]",
+        "jb 6f",
         "mov rax, [rbx + {RSP}]",
         "lea rcx, [rax - {HEADROOM}]",
         "cmp rcx, gs:[{STACK_LOW}]",
@@ -175,6 +180,7 @@ pub unsafe extern "C" fn trap_entry() {
         HEADROOM = const HEADROOM,
         RED_ZONE = const RED_ZONE,
         BODY_CS = const percpu::BODY_CS,
+        SLOTS_LOW = const percpu::SLOTS_LOW,
         STACK_LOW = const percpu::STACK_LOW,
         STACK_HIGH = const percpu::STACK_HIGH,
         EMERGENCY_STACK = const percpu::EMERGENCY_STACK,
@@ -218,8 +224,9 @@ extern "C" fn handle(frame: &mut TrapFrame) {
 
 /// Reports a trap that cannot be survived.
 extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
-    let at_fault = frame.vector == 14 && stack::BOOT.guards(frame.cr2.get());
-    let overflow = at_fault || stack::BOOT.guards(frame.rsp);
+    let low = PerCpu::current().stack_bounds().low;
+    let in_guard = |address: u64| (low.saturating_sub(4096)..low).contains(&address);
+    let overflow = in_guard(frame.rsp) || frame.vector == 14 && in_guard(frame.cr2.get());
     let in_body = frame.cs == PerCpu::current().body_cs();
     let kind = match () {
         () if overflow => CrashKind::StackOverflow,

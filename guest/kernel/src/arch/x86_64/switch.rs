@@ -1,0 +1,104 @@
+//! Context switches: from one kernel thread's stack to another's.
+//!
+//! A thread that does not run has on its stack, from the lowest address up: R15 R14 R13 R12 RBP RBX and the address at
+//! which it goes on. Its remaining registers are dead, as for any function call; a preempted thread's are in its trap
+//! frame. Beside the stack pointer a thread owns its trap slots (the top page of its kernel stack), its stack's bounds
+//! and its depth of interrupt deferral; all of them change hands here, with interrupts deferred. An interrupt that comes
+//! in the middle finds bounds that fit every stack, is noted, and returns.
+
+use core::arch::naked_asm;
+
+use super::percpu::{PerCpu, StackBounds};
+use super::trap::SLOT;
+
+/// Bytes at the top of a kernel stack that hold trap frames.
+pub const TRAP_PAGE: u64 = 4096;
+
+const _: () = assert!(TRAP_PAGE as usize / SLOT >= 5, "too few traps could nest");
+
+/// What the machine keeps of a thread that does not run. Lies in the thread's machine words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    /// Stack pointer, or where it was when the thread was switched away from.
+    pub rsp: u64,
+    /// End of the next free trap slot.
+    pub slot: u64,
+    /// Bounds of the stack proper and of the trap slots.
+    pub bounds: StackBounds,
+    /// Depth of interrupt deferral.
+    pub mask_depth: u32,
+}
+
+impl Context {
+    /// The context of a thread that has never run: its first switch enters `start(argument)` on the kernel stack
+    /// `[low, high)`, with interrupts deferred once.
+    ///
+    /// # Safety
+    /// The stack is mapped, at least three pages long, and nobody else's for as long as the thread lives.
+    pub unsafe fn new(low: u64, high: u64, start: extern "C" fn(u64) -> !, argument: u64) -> Self {
+        let top = high - TRAP_PAGE;
+        // The frame that `switch_stacks` pops, below a zero return address and a null frame pointer, which end
+        // backtraces; 16-byte aligned where a call would be.
+        let frame = [0, 0, 0, start as usize as u64, 0, argument, first_entry as *const () as u64, 0, 0];
+        let rsp = top - size_of_val(&frame) as u64 - 8;
+        // SAFETY: inside the stack, by this function's contract.
+        unsafe { (rsp as *mut [u64; 9]).write(frame) };
+        let bounds = StackBounds { low, high: top, slots: top };
+        Self { rsp, slot: high, bounds, mask_depth: 1 }
+    }
+}
+
+/// First instructions of a thread: R12 holds its function, RBX its argument.
+#[unsafe(naked)]
+extern "C" fn first_entry() {
+    naked_asm!("mov rdi, rbx", "xor ebp, ebp", "jmp r12")
+}
+
+/// Switches from the running thread, whose context goes to `from`, to the thread with context `to`. Returns when some
+/// thread switches back.
+///
+/// # Safety
+/// `to` was saved here, or made by [`Context::new`], and was not switched to since. Interrupts are deferred.
+pub unsafe fn switch(from: &mut Context, to: &Context) {
+    let cpu = PerCpu::current();
+    from.mask_depth = cpu.mask_depth().load(core::sync::atomic::Ordering::Relaxed);
+    from.slot = cpu.trap_slot();
+    from.bounds = cpu.stack_bounds();
+    cpu.set_stack_bounds(StackBounds::ANY);
+    // SAFETY: both stacks stand as this function's contract says; an interrupt uses the slots of whichever thread the
+    // TSS names, and leaves before anything else happens.
+    unsafe {
+        cpu.set_trap_slot(to.slot);
+        switch_stacks(&raw mut from.rsp, to.rsp);
+    }
+    // On the other stack. Everything that was read from `to` before belongs to somebody else by now.
+}
+
+/// Takes over what belongs to the thread that runs now. Called by it, first thing after a switch.
+pub fn arrive(context: &Context) {
+    let cpu = PerCpu::current();
+    cpu.set_stack_bounds(context.bounds);
+    cpu.mask_depth().store(context.mask_depth, core::sync::atomic::Ordering::Relaxed);
+}
+
+/// Pushes the callee-saved registers, stores RSP at RDI, takes RSI for RSP, and pops what stands there.
+#[unsafe(naked)]
+unsafe extern "C" fn switch_stacks(save: *mut u64, rsp: u64) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov [rdi], rsp",
+        "mov rsp, rsi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+    )
+}
