@@ -20,7 +20,9 @@ impl From<Outcome> for Bound {
         match outcome {
             Outcome::Value(value) => Self::Number(value),
             Outcome::Null => Self::Number(0),
-            Outcome::Ok | Outcome::Error(_) | Outcome::Mismatch { .. } => Self::Other(outcome),
+            Outcome::Ok | Outcome::Error(_) | Outcome::Mismatch { .. } | Outcome::Blocked { .. } => {
+                Self::Other(outcome)
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{Op, Outcome};
+use vmkern_abi::control::{Op, Outcome, WaitMessage};
 
 use super::ast::{Arg, Do, Expected, Expr, Place, PrintArg, Script, Stmt, StmtKind, Term, TermKind, ThreadId};
 use super::diagnostic::Diagnostic;
@@ -37,7 +37,7 @@ type Over = Box<Ending>;
 /// A statement whose thread sleeps.
 struct Outstanding {
     span: Span,
-    waits_for: String,
+    waits_for: WaitMessage,
 }
 
 struct Run<'r> {
@@ -142,7 +142,6 @@ impl Run<'_> {
             .map_err(|error| self.lost(statement, Some(call(what, &values)), error))?;
         let (result, cycles) = match &reply {
             Reply::Completed { outcome, cycles } => (StepResult::Given(*outcome), *cycles),
-            Reply::Blocked { waits_for } => (StepResult::Blocked(waits_for.clone()), 0),
             Reply::Panicked(panic) => (StepResult::Panicked(panic.message.clone()), 0),
         };
         let line = statement.span.line;
@@ -153,17 +152,17 @@ impl Run<'_> {
             self.witness(addr, *outcome).map_err(|error| self.lost(statement, Some(call(what, &values)), error))?;
         }
         match reply {
-            Reply::Completed { outcome, .. } => {
-                self.judge(statement, what, outcome, &step.result, &values)?;
-                what.bind.as_ref().map_or(Ok(()), |place| self.bind(statement, place, outcome.into()))
-            }
-            Reply::Blocked { waits_for } => {
+            Reply::Completed { outcome: Outcome::Blocked { waits_for }, .. } => {
                 if !matches!(&what.expect, Some(expect) if matches!(expect.what, Expected::Blocked)) {
                     let expected = self.wanted(statement, what)?;
                     return Err(self.failed(statement, expected, step.result.to_string(), Some(call(what, &values))));
                 }
                 self.blocked.insert(what.thread, Outstanding { span: statement.span, waits_for });
                 Ok(())
+            }
+            Reply::Completed { outcome, .. } => {
+                self.judge(statement, what, outcome, &step.result, &values)?;
+                what.bind.as_ref().map_or(Ok(()), |place| self.bind(statement, place, outcome.into()))
             }
             Reply::Panicked(panic) => Err(self.panicked(statement, what, panic, &values)),
         }

@@ -36,8 +36,6 @@ pub enum Status {
 pub enum StepResult {
     /// An answer of the guest.
     Given(Outcome),
-    /// Its thread sleeps for this reason.
-    Blocked(String),
     /// The guest died with this message.
     Panicked(String),
 }
@@ -51,7 +49,7 @@ impl StepResult {
             Self::Given(Outcome::Value(_)) => "value",
             Self::Given(Outcome::Null) => "null",
             Self::Given(Outcome::Error(_) | Outcome::Mismatch { .. }) => "error",
-            Self::Blocked(_) => "blocked",
+            Self::Given(Outcome::Blocked { .. }) => "blocked",
             Self::Panicked(_) => "panic",
         }
     }
@@ -64,7 +62,8 @@ impl StepResult {
             Self::Given(Outcome::Value(value)) => Some(format!("{value:#x}")),
             Self::Given(Outcome::Error(error)) => Some(error.to_string()),
             Self::Given(Outcome::Mismatch { .. }) => Some(self.to_string()),
-            Self::Blocked(text) | Self::Panicked(text) => Some(text.clone()),
+            Self::Given(Outcome::Blocked { waits_for }) => Some(waits_for.to_string()),
+            Self::Panicked(text) => Some(text.clone()),
         }
     }
 }
@@ -77,7 +76,7 @@ impl fmt::Display for StepResult {
             Self::Given(Outcome::Null) => f.write_str("null"),
             Self::Given(Outcome::Error(error)) => write!(f, "error {}", KernReturn::name(*error)),
             Self::Given(Outcome::Mismatch { addr, got, want }) => write!(f, "{got:#x} at {addr} instead of {want:#x}"),
-            Self::Blocked(reason) => write!(f, "blocked in \"{reason}\""),
+            Self::Given(Outcome::Blocked { waits_for }) => write!(f, "blocked in \"{waits_for}\""),
             Self::Panicked(message) => write!(f, "panic {message:?}"),
         }
     }

@@ -11,17 +11,12 @@ use super::names::MapField;
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It has finished.
+    /// It has finished, or its thread sleeps ([`Outcome::Blocked`]).
     Completed {
         /// What came of it.
         outcome: Outcome,
         /// TSC cycles that it took in the guest.
         cycles: u64,
-    },
-    /// Its thread sleeps, and nothing in the guest can wake it but another operation.
-    Blocked {
-        /// What it waits for: FreeBSD's wait message.
-        waits_for: String,
     },
     /// The guest died of it.
     Panicked(Box<Panic>),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, WaitMessage};
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
 use crate::script::{Ending, Failure, Reply, Source, Status, Stop, TargetError, parse, run};
@@ -187,7 +187,7 @@ fn a_page_walk_that_disagrees_is_our_bug() {
 
 #[test]
 fn a_blocked_statement_must_be_expected_and_its_thread_left_alone() {
-    let blocked = || Ok(Reply::Blocked { waits_for: "vmwait".to_owned() });
+    let blocked = || given(Outcome::Blocked { waits_for: WaitMessage::new("vmwait") });
     let (ending, _) = run_on(&mut scripted(blocked()), "settle");
     let Ending::Failed(failure) = ending else { panic!("{ending:?}") };
     assert_eq!((failure.expected.as_str(), failure.got.as_str()), ("ok", "blocked in \"vmwait\""));
