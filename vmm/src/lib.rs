@@ -28,7 +28,7 @@ pub mod tour;
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
 pub use vmkern_abi::boot::{Privilege, TimeMode, Tunables};
-pub use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, Response};
+pub use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage};
 pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{

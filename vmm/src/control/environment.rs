@@ -1,7 +1,7 @@
 //! What a guest runs on, for reports.
 
 use serde::Serialize;
-use vmkern_abi::boot::Privilege;
+use vmkern_abi::boot::{Privilege, TimeMode};
 
 /// What kind of KVM this host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -54,6 +54,8 @@ pub struct Environment {
     pub privilege: Privilege,
     /// vCPUs.
     pub vcpus: u32,
+    /// How the kernel's clock moves.
+    pub time: TimeMode,
     /// Bytes of RAM.
     pub memory: u64,
     /// The run's seed.

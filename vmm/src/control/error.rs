@@ -59,6 +59,12 @@ pub enum ConfigError {
     /// Thread numbers have a limit.
     #[error("thread {0} asked for; threads are t0 to t{max}", max = super::THREADS - 1)]
     Thread(u16),
+    /// A thread that sleeps in an operation cannot begin another.
+    #[error("thread t{0} is blocked: its operation must be joined first")]
+    ThreadBlocked(u16),
+    /// A join needs a blocked thread, and one join at a time.
+    #[error("thread t{0} is not blocked, or joined already: there is nothing to join")]
+    NothingToJoin(u16),
 }
 
 /// A running guest failed, or a wait for it ended without an answer.
@@ -131,6 +137,9 @@ pub enum ContractError {
     /// A response answers a request that was never made, or was answered before.
     #[error("response ring: tag {0:#x} belongs to no request in flight")]
     Tag(u32),
+    /// A request that runs on no thread was answered as blocked.
+    #[error("response ring: tag {0:#x} is said to be blocked, but runs on no thread")]
+    BlockedNowhere(u32),
     /// Guest and host were built from different sources.
     #[error("the kernel speaks version {guest} of the ABI, this host version {host}")]
     AbiVersion {

@@ -1,22 +1,24 @@
 //! The handle to a running guest.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{Context, DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response};
+use vmkern_abi::boot::TimeMode;
+use vmkern_abi::control::{Context, DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response, WaitMessage};
 
+use super::Builder;
 use super::bell::InterruptHandle;
 use super::crash::{Crash, Location};
 use super::environment::Environment;
-use super::error::{ConfigError, ContractError, GuestError};
+use super::error::{ContractError, GuestError};
 use super::launch::LazySymbols;
 use super::link::Link;
 use super::logs::Logs;
 use super::machine::Machine;
+use super::pending::Pending;
 use super::wait::{Waiter, Woken};
-use super::{Builder, THREADS};
 use crate::image::KernelImage;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
@@ -36,8 +38,7 @@ pub struct Guest {
     symbols: LazySymbols,
     /// Why the guest is dead.
     death: Option<GuestError>,
-    next_tag: u32,
-    in_flight: HashSet<u32>,
+    pending: Pending,
     /// Responses that came while another was waited for.
     backlog: VecDeque<Response>,
 }
@@ -67,8 +68,7 @@ impl Guest {
             timeout,
             symbols: LazySymbols { kernel, symbols: OnceLock::new() },
             death: None,
-            next_tag: 0,
-            in_flight: HashSet::new(),
+            pending: Pending::default(),
             backlog: VecDeque::new(),
         }
     }
@@ -79,7 +79,18 @@ impl Guest {
     /// # Errors
     /// See [`GuestError`].
     pub fn call(&mut self, thread: u16, op: Op) -> Result<Response, GuestError> {
-        let tag = self.submit(thread, op)?;
+        self.call_in(Context::Thread(thread), op)
+    }
+
+    /// Has `op` done in `context`, and waits for the answer as [`Guest::call`] does.
+    ///
+    /// When the answer is [`Outcome::Blocked`](vmkern_abi::control::Outcome::Blocked), the operation stays outstanding:
+    /// its thread takes no other until a call of [`Op::Join`] has brought the answer proper.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn call_in(&mut self, context: Context, op: Op) -> Result<Response, GuestError> {
+        let tag = self.submit_in(context, op)?;
         loop {
             let response = self.receive()?;
             if response.tag == tag {
@@ -95,22 +106,28 @@ impl Guest {
     /// # Errors
     /// See [`GuestError`].
     pub fn submit(&mut self, thread: u16, op: Op) -> Result<u32, GuestError> {
+        self.submit_in(Context::Thread(thread), op)
+    }
+
+    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`] does. In which
+    /// context an [`Op::Join`] is sent makes no difference.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn submit_in(&mut self, context: Context, op: Op) -> Result<u32, GuestError> {
         self.check_alive()?;
-        if thread >= THREADS {
-            return Err(GuestError::BadRequest(ConfigError::Thread(thread)));
-        }
+        self.pending.check(context, &op).map_err(GuestError::BadRequest)?;
         // With at most a ring's worth in flight, neither ring can be full when a side wants to push.
-        while self.in_flight.len() >= RING_SLOTS {
+        while self.pending.in_flight() >= RING_SLOTS {
             let response = self.receive()?;
             self.backlog.push_back(response);
         }
-        let tag = self.fresh_tag();
-        match self.link.push(&Request { tag, context: Context::Thread(thread), op }) {
+        let tag = self.pending.add(context, &op);
+        match self.link.push(&Request { tag, context, op }) {
             Ok(true) => {}
-            Ok(false) => return Err(self.die(ContractError::RingFull(self.in_flight.len()).into())),
+            Ok(false) => return Err(self.die(ContractError::RingFull(self.pending.in_flight()).into())),
             Err(error) => return Err(self.die(error.into())),
         }
-        self.in_flight.insert(tag);
         if self.link.region().guest_sleeper.must_wake()
             && let Err(error) = self.machine.vm.signal(DOORBELL_VECTOR)
         {
@@ -128,7 +145,7 @@ impl Guest {
             return Ok(response);
         }
         self.check_alive()?;
-        if self.in_flight.is_empty() {
+        if self.pending.in_flight() == 0 {
             return Err(GuestError::NothingInFlight);
         }
         self.receive()
@@ -137,7 +154,18 @@ impl Guest {
     /// Requests that were not answered yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.pending.in_flight()
+    }
+
+    /// Threads whose operations were reported blocked and not joined since, with what they waited for then.
+    pub fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
+        self.pending.blocked()
+    }
+
+    /// Whether the kernel's structures may change although nobody sends a request now: it works, a thread of it may
+    /// wake up, or its clock moves by itself.
+    pub(crate) fn may_change(&self) -> bool {
+        self.pending.is_owed_anything() || self.environment.time == TimeMode::Real
     }
 
     /// The kernel's log since the last call: what it wrote into its log ring and sent over the serial line. Can be
@@ -179,24 +207,14 @@ impl Guest {
         self.death.clone().map_or(Ok(()), Err)
     }
 
-    fn fresh_tag(&mut self) -> u32 {
-        // A request may stay in flight while the counter comes round.
-        while self.in_flight.contains(&self.next_tag) {
-            self.next_tag = self.next_tag.wrapping_add(1);
-        }
-        let tag = self.next_tag;
-        self.next_tag = tag.wrapping_add(1);
-        tag
-    }
-
     /// Takes the next response out of the ring, waiting for it.
     fn receive(&mut self) -> Result<Response, GuestError> {
         loop {
             match self.link.pop() {
                 Ok(Some(response)) => {
                     self.logs.collect(&self.link.region().log);
-                    if !self.in_flight.remove(&response.tag) {
-                        return Err(self.die(ContractError::Tag(response.tag).into()));
+                    if let Err(error) = self.pending.answered(&response) {
+                        return Err(self.die(error.into()));
                     }
                     return Ok(response);
                 }

@@ -98,6 +98,7 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
         kvm: KvmKind::Software,
         privilege: config.privilege,
         vcpus: config.vcpus,
+        time: config.time,
         memory: config.memory,
         seed: config.seed,
         abi: vmkern_abi::ABI_VERSION,

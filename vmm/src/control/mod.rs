@@ -14,6 +14,7 @@ mod launch;
 pub(crate) mod link;
 mod logs;
 pub(crate) mod machine;
+mod pending;
 mod wait;
 
 pub use self::bell::InterruptHandle;
@@ -25,4 +26,4 @@ pub use self::guest::Guest;
 pub use self::launch::BootReport;
 
 /// Threads that a guest can have: requests name them by number, from 0.
-pub const THREADS: u16 = 64;
+pub const THREADS: u16 = vmkern_abi::control::MAX_THREADS;

@@ -3,7 +3,8 @@
 //! Inspection never asks the kernel anything. It follows the kernel's own pointers through the kernel's own page tables,
 //! starting from the control region, and trusts none of them: every address is translated and bounds-checked, every list
 //! is checked against its count and its order, and what is wrong becomes an [`InspectError`] that names the structure and
-//! the address. While requests are in flight the vCPU is held for the time of a look; else the kernel is idle.
+//! the address. While requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for the
+//! time of a look; else the kernel is idle.
 
 mod maps;
 mod pages;
@@ -156,7 +157,7 @@ impl Guest {
     }
 
     fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
-        let _held = if self.in_flight() > 0 { Some(self.machine.state.hold()?) } else { None };
+        let _held = if self.may_change() { Some(self.machine.state.hold()?) } else { None };
         let pml4 = self.link.region().pml4.get();
         if pml4 == GuestPhys::new(0) {
             return Err(InspectError::NotReady("page tables"));

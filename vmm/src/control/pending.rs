@@ -1,0 +1,161 @@
+//! What the guest still owes: answers to requests, and the operations of threads that were reported blocked.
+//!
+//! A request is in flight until it is answered. The answer `Blocked` ends the flight but not the operation: its thread
+//! sleeps on, and takes no other request until a join has brought the answer proper.
+
+use std::collections::{BTreeMap, HashMap};
+
+use vmkern_abi::control::{Context, MAX_THREADS, Op, Outcome, Response, WaitMessage};
+
+use super::error::{ConfigError, ContractError};
+
+/// A thread whose operation was reported blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sleeper {
+    /// Nobody has asked for it since.
+    Blocked(WaitMessage),
+    /// A join is in flight.
+    Joined,
+}
+
+/// Requests in flight and blocked threads.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// Tags of requests without an answer, each with the thread whose operation the answer tells about.
+    in_flight: HashMap<u32, Option<u16>>,
+    sleepers: BTreeMap<u16, Sleeper>,
+    next_tag: u32,
+}
+
+impl Pending {
+    /// Whether `op` may be sent to run in `context` now.
+    pub(super) fn check(&self, context: Context, op: &Op) -> Result<(), ConfigError> {
+        if let Op::Join { thread } = *op {
+            return match self.sleepers.get(&thread) {
+                _ if thread >= MAX_THREADS => Err(ConfigError::Thread(thread)),
+                Some(Sleeper::Blocked(_)) => Ok(()),
+                Some(Sleeper::Joined) | None => Err(ConfigError::NothingToJoin(thread)),
+            };
+        }
+        match context {
+            Context::Thread(thread) if thread >= MAX_THREADS => Err(ConfigError::Thread(thread)),
+            Context::Thread(thread) if self.sleepers.contains_key(&thread) => Err(ConfigError::ThreadBlocked(thread)),
+            Context::Thread(_) | Context::Interrupt | Context::Lowmem => Ok(()),
+        }
+    }
+
+    /// Notes a request that is about to be sent, and returns its tag.
+    pub(super) fn add(&mut self, context: Context, op: &Op) -> u32 {
+        // A request may stay in flight while the counter comes round.
+        while self.in_flight.contains_key(&self.next_tag) {
+            self.next_tag = self.next_tag.wrapping_add(1);
+        }
+        let tag = self.next_tag;
+        self.next_tag = tag.wrapping_add(1);
+        let subject = match (context, *op) {
+            (_, Op::Join { thread }) => {
+                self.sleepers.insert(thread, Sleeper::Joined);
+                Some(thread)
+            }
+            (Context::Thread(thread), _) => Some(thread),
+            (Context::Interrupt | Context::Lowmem, _) => None,
+        };
+        self.in_flight.insert(tag, subject);
+        tag
+    }
+
+    /// Takes note of an answer.
+    pub(super) fn answered(&mut self, response: &Response) -> Result<(), ContractError> {
+        let subject = self.in_flight.remove(&response.tag).ok_or(ContractError::Tag(response.tag))?;
+        match (subject, response.outcome) {
+            (Some(thread), Outcome::Blocked { waits_for }) => {
+                self.sleepers.insert(thread, Sleeper::Blocked(waits_for));
+            }
+            (Some(thread), _) => {
+                if self.sleepers.get(&thread) == Some(&Sleeper::Joined) {
+                    self.sleepers.remove(&thread);
+                }
+            }
+            (None, Outcome::Blocked { .. }) => return Err(ContractError::BlockedNowhere(response.tag)),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Requests without an answer.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Threads that were reported blocked and not joined since, with what they waited for then.
+    pub(super) fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
+        self.sleepers.iter().filter_map(|(&thread, sleeper)| match *sleeper {
+            Sleeper::Blocked(waits_for) => Some((thread, waits_for)),
+            Sleeper::Joined => None,
+        })
+    }
+
+    /// Whether the guest may change anything by itself before it gets another request.
+    pub(super) fn is_owed_anything(&self) -> bool {
+        !self.in_flight.is_empty() || !self.sleepers.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T1: Context = Context::Thread(1);
+    const JOIN: Op = Op::Join { thread: 1 };
+
+    fn answer(pending: &mut Pending, tag: u32, outcome: Outcome) -> Result<(), ContractError> {
+        pending.answered(&Response { tag, cycles: 0, outcome })
+    }
+
+    fn blocked(message: &str) -> Outcome {
+        Outcome::Blocked { waits_for: WaitMessage::new(message) }
+    }
+
+    #[test]
+    fn a_blocked_thread_takes_nothing_but_a_join_until_its_answer_has_come() {
+        let mut pending = Pending::default();
+        assert_eq!(pending.check(T1, &JOIN), Err(ConfigError::NothingToJoin(1)));
+        assert_eq!(pending.check(T1, &Op::Nop), Ok(()));
+        let tag = pending.add(T1, &Op::Nop);
+        assert_eq!(answer(&mut pending, tag, blocked("vmwait")), Ok(()));
+        assert_eq!(pending.in_flight(), 0);
+        assert!(pending.is_owed_anything());
+        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(1, WaitMessage::new("vmwait"))]);
+        assert_eq!(pending.check(T1, &Op::Nop), Err(ConfigError::ThreadBlocked(1)));
+        assert_eq!(pending.check(Context::Thread(0), &Op::Nop), Ok(()));
+        assert_eq!(pending.check(Context::Interrupt, &Op::Nop), Ok(()));
+
+        assert_eq!(pending.check(T1, &JOIN), Ok(()));
+        let tag = pending.add(T1, &JOIN);
+        assert_eq!(pending.check(T1, &JOIN), Err(ConfigError::NothingToJoin(1)));
+        assert_eq!(answer(&mut pending, tag, blocked("vmmaps")), Ok(()));
+        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(1, WaitMessage::new("vmmaps"))]);
+
+        let tag = pending.add(T1, &JOIN);
+        assert_eq!(answer(&mut pending, tag, Outcome::Ok), Ok(()));
+        assert!(!pending.is_owed_anything());
+        assert_eq!(pending.check(T1, &Op::Nop), Ok(()));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_breaks_the_contract() {
+        let mut pending = Pending::default();
+        assert_eq!(answer(&mut pending, 0, Outcome::Ok), Err(ContractError::Tag(0)));
+        let tag = pending.add(Context::Interrupt, &Op::Nop);
+        assert_eq!(answer(&mut pending, tag, blocked("x")), Err(ContractError::BlockedNowhere(tag)));
+        assert_eq!(pending.check(Context::Thread(64), &Op::Nop), Err(ConfigError::Thread(64)));
+    }
+
+    #[test]
+    fn a_tag_in_flight_is_never_given_out_again() {
+        let mut pending = Pending { next_tag: u32::MAX, ..Pending::default() };
+        let first = pending.add(T1, &Op::Nop);
+        pending.next_tag = u32::MAX;
+        assert_eq!((first, pending.add(T1, &Op::Nop), pending.add(T1, &Op::Nop)), (u32::MAX, 0, 1));
+    }
+}
