@@ -12,7 +12,8 @@ use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{
-    IndexNode, KernelRoots, MapNode, SlabHeader, SlabItem, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EventhandlerEntry, EventhandlerList, IndexNode, KernelRoots, MapNode, SlabHeader, SlabItem, SleepQueue, StoredOp,
+    Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern_abi::pte::{NPTEPG, Pte};
 use zerocopy::FromBytes;
@@ -32,6 +33,7 @@ macro_rules! shared {
     )*};
 }
 
+shared!(EventhandlerEntry, EventhandlerList, SleepQueue, StoredOp, Sx, Thread);
 shared!(IndexNode, KernelRoots, MapNode, SlabHeader, SlabItem, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
 
 /// A page of page-table entries.

@@ -9,7 +9,7 @@ use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 pub use self::node::MapNode;
-use super::lock::Mtx;
+use super::lock::{Mtx, Sx};
 use super::object::VmObject;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
@@ -147,7 +147,7 @@ pub struct VmMap {
     pub nentries: Field<u64>,
     /// Bytes in all entries: bytes in use, not the capacity.
     pub size: Field<u64>,
-    /// The lock.
+    /// The lock of a system map.
     pub lock: Mtx,
     /// Exclusive acquisitions of the lock, modulo 2^32.
     pub timestamp: Field<u32>,
@@ -161,8 +161,12 @@ pub struct VmMap {
     pub index: MapIndex,
     /// What changes are made from.
     pub reserve: MapReserve,
+    /// The map made before this one, or null: the list that begins at [`super::KernelRoots::map_list`].
+    pub next_map: Field<KPtr<VmMap>>,
+    /// The lock of a map that is no system map.
+    pub sx: Sx,
     #[doc(hidden)]
-    pub _pad: [Field<u64>; 3],
+    pub _pad: Field<u64>,
 }
 
 impl VmMap {

@@ -4,16 +4,20 @@
 //! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says otherwise. Field names are
 //! FreeBSD's. Each type's size and field offsets are asserted at compile time: a change is a change of the ABI.
 
+mod eventhandler;
 mod lock;
 mod map;
 mod meter;
 mod object;
 mod page;
 mod roots;
+mod thread;
 
+pub use self::eventhandler::*;
 pub use self::lock::*;
 pub use self::map::*;
 pub use self::meter::*;
 pub use self::object::*;
 pub use self::page::*;
 pub use self::roots::*;
+pub use self::thread::*;

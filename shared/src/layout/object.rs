@@ -70,13 +70,18 @@ pub struct VmObject {
     pub root: Field<u32>,
     /// Pages that the nodes of the index take.
     pub index_pages: Field<u32>,
+    /// Levels of nodes in the index, 1 to [`INDEX_LEVELS`]: it holds page indices below `2^(INDEX_SHIFT * levels)`.
+    pub index_levels: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
 }
 
-const _: () = assert!(size_of::<VmObject>() == 48);
+const _: () = assert!(size_of::<VmObject>() == 56);
 
 /// Base-2 logarithm of the slots of an [`IndexNode`].
 pub const INDEX_SHIFT: u32 = 10;
-/// Levels of the index: root, middle, leaf.
+/// Most levels of an index, which kernel_object and kmem_object have: root, middle, leaf. The index of a small object
+/// is a leaf alone.
 pub const INDEX_LEVELS: u32 = 3;
 
 /// A node of an object's index: one whole page. A leaf's slots hold the page numbers of resident pages, a higher

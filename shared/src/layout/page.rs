@@ -40,6 +40,11 @@ flags_word!(PageOflags, u16);
 /// All of a page is valid (`VM_PAGE_BITS_ALL`).
 pub const VM_PAGE_BITS_ALL: u8 = 0xff;
 
+/// On the inactive queue (`VmPage::queue`).
+pub const PQ_INACTIVE: u8 = 1;
+/// On the active queue (`VmPage::queue`).
+pub const PQ_ACTIVE: u8 = 2;
+
 /// One page of physical memory, number `first_page + index in the array`.
 ///
 /// All zero is a free page that is not the head of a block in a free list: an inner page of such a block, or one of

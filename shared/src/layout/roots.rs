@@ -2,11 +2,13 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use super::eventhandler::EventhandlerList;
 use super::lock::Mtx;
 use super::map::VmMap;
 use super::meter::VmMeter;
 use super::object::VmObject;
 use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+use super::thread::{Scheduler, Thread};
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
 
@@ -74,8 +76,9 @@ pub struct SlabZone {
     pub used: Field<u64>,
 }
 
-/// Zones, by number: maps, map entries, nodes of the maps' indexes.
-pub const ZONE_COUNT: usize = 3;
+/// Zones, by number: maps, map entries, nodes of the maps' indexes, objects, lists of event handlers, event handlers,
+/// stored operations, threads, sleep queues.
+pub const ZONE_COUNT: usize = 9;
 /// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
 pub const MAP_COUNT: usize = 5;
 
@@ -97,6 +100,12 @@ pub struct KernelRoots {
     pub virtual_avail: Field<GuestVirt>,
     /// Maps by number, null where there is none.
     pub maps: [Field<KPtr<VmMap>>; MAP_COUNT],
+    /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever.
+    pub map_list: Field<KPtr<VmMap>>,
+    /// The parent of buffer_map and pager_map (a local variable in FreeBSD).
+    pub clean_map: Field<KPtr<VmMap>>,
+    /// pager_map.
+    pub pager_map: Field<KPtr<VmMap>>,
     /// Holds the pages of `kmem_alloc`.
     pub kernel_object: VmObject,
     /// Holds the pages of `kmem_malloc`.
@@ -117,16 +126,33 @@ pub struct KernelRoots {
     pub vm_page_zero_count: Field<u64>,
     /// Pages that allocations asked for in vain.
     pub vm_pageout_deficit: Field<u64>,
+    /// The inactive and the active paging queue, the least recently used page first. `VmPage::queue` says which one
+    /// a page is on: [`super::PQ_INACTIVE`], [`super::PQ_ACTIVE`], or 0 for none.
+    pub vm_page_queues: [VmFreeList; 2],
+    /// 1 from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue mutex.
+    pub vm_pages_needed: Field<u32>,
+    /// 1 while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
+    pub vm_pageout_pages_needed: Field<u32>,
+    /// Lists of event handlers, by [`super::EventhandlerList::next_list`].
+    pub eventhandler_lists: Field<KPtr<EventhandlerList>>,
+    /// The pagedaemon's thread, or null before it has been made.
+    pub pageproc: Field<KPtr<Thread>>,
+    /// Guards the lists of event handlers and their entries.
+    pub eventhandler_mtx: Mtx,
+    #[doc(hidden)]
+    pub _pad0: Field<u32>,
     /// Guards the free lists and the free count.
     pub vm_page_queue_free_mtx: Mtx,
     /// Guards the paging queues and wire counts.
     pub vm_page_queue_mtx: Mtx,
     /// Lock classes that are held now, one bit each.
     pub held_locks: Field<u32>,
-    #[doc(hidden)]
-    pub _pad: Field<u32>,
+    /// What stands between the host's requests and the threads that work on them.
+    pub driver_mtx: Mtx,
     /// Zones by number.
     pub zones: [SlabZone; ZONE_COUNT],
+    /// Threads, run queue, sleep queues and time-outs.
+    pub sched: Scheduler,
 }
 
 const _: () = assert!(size_of::<KernelRoots>() <= 4096);

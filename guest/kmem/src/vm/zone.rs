@@ -7,7 +7,10 @@
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{MapNode, SlabHeader, SlabItem, SlabZone, VmMap, VmMapEntry};
+use vmkern_abi::layout::{
+    EventhandlerEntry, EventhandlerList, MapNode, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmMap,
+    VmMapEntry, VmObject, ZONE_COUNT,
+};
 
 use super::page::{AllocClass, AllocFlags, Contents};
 use super::{Vm, phys_of};
@@ -33,7 +36,41 @@ impl ZoneItem for MapNode {
     const ZONE: usize = 2;
 }
 
-const ITEM_SIZES: [usize; 3] = [size_of::<VmMap>(), size_of::<VmMapEntry>(), size_of::<MapNode>()];
+impl ZoneItem for VmObject {
+    const ZONE: usize = 3;
+}
+
+impl ZoneItem for EventhandlerList {
+    const ZONE: usize = 4;
+}
+
+impl ZoneItem for EventhandlerEntry {
+    const ZONE: usize = 5;
+}
+
+impl ZoneItem for StoredOp {
+    const ZONE: usize = 6;
+}
+
+impl ZoneItem for Thread {
+    const ZONE: usize = 7;
+}
+
+impl ZoneItem for SleepQueue {
+    const ZONE: usize = 8;
+}
+
+const ITEM_SIZES: [usize; ZONE_COUNT] = [
+    size_of::<VmMap>(),
+    size_of::<VmMapEntry>(),
+    size_of::<MapNode>(),
+    size_of::<VmObject>(),
+    size_of::<EventhandlerList>(),
+    size_of::<EventhandlerEntry>(),
+    size_of::<StoredOp>(),
+    size_of::<Thread>(),
+    size_of::<SleepQueue>(),
+];
 
 /// Bytes of the item size's unit: a cache line.
 const LINE: usize = size_of::<Line>();

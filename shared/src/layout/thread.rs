@@ -1,0 +1,261 @@
+//! Kernel threads, and what the scheduler keeps of them.
+//!
+//! All of it is guarded by [`Scheduler::lock`], a spin lock, except where a field says otherwise. A thread is on at
+//! most one of: a run queue (state Runnable), a sleep queue (Sleeping), the list of zombies.
+
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use super::lock::Mtx;
+use crate::addr::{GuestVirt, KPtr};
+use crate::control::WaitMessage;
+use crate::field::Field;
+
+/// What a thread is doing (`td_state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum ThreadState {
+    /// Not a thread yet, or none any more.
+    Inactive = 0,
+    /// It has the CPU.
+    Running = 1,
+    /// It could run: it is on a run queue, or it is the idle thread.
+    Runnable = 2,
+    /// It waits on [`Thread::wchan`].
+    Sleeping = 3,
+    /// It has exited; its stack and its structure are still to be freed.
+    Zombie = 4,
+}
+
+impl ThreadState {
+    /// The state with this number.
+    #[must_use]
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => Self::Inactive,
+            1 => Self::Running,
+            2 => Self::Runnable,
+            3 => Self::Sleeping,
+            4 => Self::Zombie,
+            _ => return None,
+        })
+    }
+}
+
+/// A thread of the kernel (`struct thread`). Lives in the direct map, in a zone of its own.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Thread {
+    /// Its number: unique among the threads that have not exited.
+    pub tid: Field<u32>,
+    /// [`ThreadState`] as a number.
+    pub state: Field<u32>,
+    /// Its priority now, 0 to 255; the smallest runs first.
+    pub priority: Field<u8>,
+    /// The priority that it was made with, and goes back to after a sleep has lent it another.
+    pub base_priority: Field<u8>,
+    #[doc(hidden)]
+    pub _pad: Field<u16>,
+    /// Critical sections it is in (`td_critnest`). Its own.
+    pub critnest: Field<u32>,
+    /// Its name: a [`WaitMessage`] in two words.
+    pub name: [Field<u64>; 2],
+    /// What it waits for: a [`WaitMessage`] in two words, 0 while it does not sleep.
+    pub wmesg: [Field<u64>; 2],
+    /// The channel that it sleeps on, 0 while it does not sleep.
+    pub wchan: Field<GuestVirt>,
+    /// sx locks that it owns (`td_locks`). Its own.
+    pub sx_held: Field<u32>,
+    /// 1 when its last sleep ended because its time was up (`TDF_TIMEOUT`).
+    pub timed_out: Field<u32>,
+    /// Lowest address of its kernel stack, its guard page not counted; 0 for the thread that the boot became.
+    pub kstack: Field<GuestVirt>,
+    /// Pages of its kernel stack, the guard page not counted.
+    pub kstack_pages: Field<u64>,
+    /// The next of all threads.
+    pub all_next: Field<KPtr<Thread>>,
+    /// The thread before it among all threads.
+    pub all_prev: Field<KPtr<Thread>>,
+    /// The next thread whose number has the same hash.
+    pub tid_next: Field<KPtr<Thread>>,
+    /// The next on its run queue or on the list of zombies.
+    pub rq_next: Field<KPtr<Thread>>,
+    /// The thread before it on its run queue.
+    pub rq_prev: Field<KPtr<Thread>>,
+    /// The next that sleeps on the same channel.
+    pub sq_next: Field<KPtr<Thread>>,
+    /// The thread before it on the same channel.
+    pub sq_prev: Field<KPtr<Thread>>,
+    /// A sleep queue that it owns while it does not sleep.
+    pub sleepqueue: Field<KPtr<SleepQueue>>,
+    /// Its time-out, if it has one.
+    pub callout: Callout,
+    /// Words of the machine: what it needs to switch to the thread.
+    pub md: [Field<u64>; 8],
+    /// Times it was switched to.
+    pub switches: Field<u64>,
+}
+
+impl Thread {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> WaitMessage {
+        WaitMessage::from_words([self.name[0].get(), self.name[1].get()])
+    }
+
+    /// What it waits for, if it sleeps.
+    #[must_use]
+    pub fn wait_message(&self) -> Option<WaitMessage> {
+        let words = [self.wmesg[0].get(), self.wmesg[1].get()];
+        (!self.wchan.get().eq(&GuestVirt::new(0))).then(|| WaitMessage::from_words(words))
+    }
+
+    /// What it is doing, or `None` when the structure is damaged.
+    #[must_use]
+    pub fn state(&self) -> Option<ThreadState> {
+        ThreadState::from_code(self.state.get())
+    }
+}
+
+const _: () = assert!(size_of::<Thread>() == 256);
+const _: () = assert!(core::mem::offset_of!(Thread, name) == 16);
+const _: () = assert!(core::mem::offset_of!(Thread, wchan) == 48);
+const _: () = assert!(core::mem::offset_of!(Thread, kstack) == 64);
+const _: () = assert!(core::mem::offset_of!(Thread, callout) == 144);
+const _: () = assert!(core::mem::offset_of!(Thread, md) == 184);
+
+/// The end of a thread's timed sleep: a node of a pairing heap, the next one due at its root.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Callout {
+    /// The tick at which it is due.
+    pub deadline: Field<u64>,
+    /// Orders those that are due at the same tick; 0 when the thread has no time-out.
+    pub sequence: Field<u64>,
+    /// The first below it in the heap: none of those is due earlier.
+    pub child: Field<KPtr<Thread>>,
+    /// The next child of the same parent.
+    pub sibling: Field<KPtr<Thread>>,
+    /// The child before it of the same parent, or the parent of a first child.
+    pub prev: Field<KPtr<Thread>>,
+}
+
+/// The threads that sleep on one channel, first come first. Each thread brings one along: the first to sleep gives
+/// its own, later ones add theirs to the spare ones, and each takes one with it (`struct sleepqueue`).
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct SleepQueue {
+    /// The next queue with the same hash, or the next spare one.
+    pub hash_next: Field<KPtr<SleepQueue>>,
+    /// The queue before it with the same hash.
+    pub hash_prev: Field<KPtr<SleepQueue>>,
+    /// The channel.
+    pub wchan: Field<GuestVirt>,
+    /// Who sleeps.
+    pub blocked: ThreadList,
+    /// Queues that the sleepers after the first have brought.
+    pub spare: Field<KPtr<SleepQueue>>,
+    #[doc(hidden)]
+    pub _pad: [Field<u64>; 2],
+}
+
+const _: () = assert!(size_of::<SleepQueue>() == 64);
+
+/// A list of threads.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct ThreadList {
+    /// The first.
+    pub head: Field<KPtr<Thread>>,
+    /// The last.
+    pub tail: Field<KPtr<Thread>>,
+}
+
+/// Lists of the run queue (`RQ_NQS`).
+pub const RQ_NQS: usize = 64;
+/// Priorities that share a list (`RQ_PPQ`).
+pub const RQ_PPQ: u8 = 4;
+
+/// The threads that could run (`struct runq`).
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct RunQueue {
+    /// A bit for each list that is not empty.
+    pub status: Field<u64>,
+    /// Threads by priority.
+    pub queues: [ThreadList; RQ_NQS],
+}
+
+impl Default for RunQueue {
+    fn default() -> Self {
+        Self { status: Field::default(), queues: core::array::from_fn(|_| ThreadList::default()) }
+    }
+}
+
+/// Chains of the table of threads by number.
+pub const TID_HASH: usize = 32;
+/// Chains of the table of sleep queues by channel (`SC_TABLESIZE`).
+pub const SC_TABLESIZE: usize = 128;
+
+/// The scheduler of the one CPU.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct Scheduler {
+    /// Guards threads, run queue, sleep queues and time-outs: a spin lock (`sched_lock`).
+    pub lock: Mtx,
+    /// Not 0 when the running thread should give way at the next occasion (`TDF_NEEDRESCHED`): [`Preempt`].
+    pub need_resched: Field<u32>,
+    /// Interrupt handlers that are running, each in the middle of the one before.
+    pub intr_nesting: Field<u32>,
+    /// 1 until threads can sleep (`cold`).
+    pub cold: Field<u32>,
+    /// Ticks that the running thread may go on while others of its priority wait.
+    pub slice: Field<u64>,
+    /// The thread that the boot became. It runs when nobody else can.
+    pub idle: Field<KPtr<Thread>>,
+    /// All threads that have not exited, in the order in which they were made.
+    pub all: ThreadList,
+    /// Threads that have exited and are to be freed, linked by [`Thread::rq_next`].
+    pub zombies: Field<KPtr<Thread>>,
+    /// The time-out that is due next: the root of the heap.
+    pub callouts: Field<KPtr<Thread>>,
+    /// Time-outs armed since boot.
+    pub callout_sequence: Field<u64>,
+    /// Threads that could run.
+    pub runq: RunQueue,
+    /// Threads by the hash of their number.
+    pub tids: [Field<KPtr<Thread>>; TID_HASH],
+    /// Sleep queues by the hash of their channel.
+    pub sleepqueues: [Field<KPtr<SleepQueue>>; SC_TABLESIZE],
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            lock: Mtx::default(),
+            need_resched: Field::default(),
+            intr_nesting: Field::default(),
+            cold: Field::default(),
+            slice: Field::default(),
+            idle: Field::default(),
+            all: ThreadList::default(),
+            zombies: Field::default(),
+            callouts: Field::default(),
+            callout_sequence: Field::default(),
+            runq: RunQueue::default(),
+            tids: core::array::from_fn(|_| Field::default()),
+            sleepqueues: core::array::from_fn(|_| Field::default()),
+        }
+    }
+}
+
+/// Values of [`Scheduler::need_resched`]: why the running thread should give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Preempt {
+    /// It should not.
+    No = 0,
+    /// A thread of a better priority can run: this one keeps its turn among its equals.
+    Better = 1,
+    /// Its time slice is over: it goes behind its equals.
+    SliceOver = 2,
+}
