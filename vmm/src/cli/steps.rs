@@ -22,8 +22,8 @@ pub enum Trace {
 
 /// One line for a step.
 pub fn trace(step: &Step) -> String {
-    let Step { line, thread, verb, result, cycles, output: _ } = step;
-    format!("{FAINT}{line:>5}{FAINT:#} {thread} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n")
+    let Step { line, runner, verb, result, cycles, output: _ } = step;
+    format!("{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n")
 }
 
 /// Collects the steps of one run.

@@ -5,6 +5,7 @@ use std::fmt;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
 
+use super::THREADS;
 use super::error::ContractError;
 use crate::kvm::Registers;
 use crate::symbols::{Frame, Innermost, Symbols};
@@ -36,8 +37,10 @@ pub struct Crash {
     pub message: String,
     /// The CPU.
     pub cpu: u32,
-    /// The kernel thread `tN`, if one ran.
+    /// Number of the kernel thread, if one ran.
     pub thread: Option<u32>,
+    /// Its name: `tN` for a thread that requests name, else the kernel's own name for it.
+    pub thread_name: Option<String>,
     /// Exception vector, if it was one.
     pub vector: Option<u32>,
     /// The exception's error code.
@@ -82,6 +85,7 @@ impl Crash {
             message: String::from_utf8_lossy(&message).into_owned(),
             cpu: record.cpu.get(),
             thread: absent(record.thread.get()),
+            thread_name: absent(record.thread.get()).map(thread_name),
             vector: absent(record.vector.get()),
             error_code: record.error_code.get(),
             rip: record.rip.get(),
@@ -98,8 +102,8 @@ impl fmt::Display for Crash {
         let what = if self.kind == CrashKind::Panic { "panic: " } else { "" };
         write!(f, "{what}{}", self.message)?;
         write!(f, "\ncpu {}", self.cpu)?;
-        if let Some(thread) = self.thread {
-            write!(f, "  thread t{thread}")?;
+        if let Some(thread) = &self.thread_name {
+            write!(f, "  thread {thread}")?;
         }
         if let Some(vector) = self.vector {
             write!(f, "  vector {vector}  error code {:#x}", self.error_code)?;
@@ -118,6 +122,11 @@ impl fmt::Display for Crash {
         }
         Ok(())
     }
+}
+
+/// The name of thread `tid`, as far as its number tells it.
+fn thread_name(tid: u32) -> String {
+    if tid < u32::from(THREADS) { format!("t{tid}") } else { format!("number {tid}") }
 }
 
 #[cfg(test)]
@@ -142,6 +151,17 @@ mod tests {
         assert_eq!(crash.message.chars().count(), MESSAGE_MAX);
         assert_eq!(crash.backtrace.len(), FRAMES_MAX);
         assert_eq!(crash.thread, None);
+    }
+
+    #[test]
+    fn a_thread_that_requests_name_is_told_as_they_name_it() {
+        let record = record();
+        record.kind.set(CrashKind::Panic as u32);
+        for (tid, name) in [(0, Some("t0")), (63, Some("t63")), (65, Some("number 65")), (u32::MAX, None)] {
+            record.thread.set(tid);
+            let crash = Crash::from_record(&record, &Symbols::none()).expect("the kind is valid");
+            assert_eq!(crash.thread_name.as_deref(), name);
+        }
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Guest {
         let error = match self.machine.stop().cloned() {
             Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
                 match Crash::from_record(&self.link.region().crash, self.symbols()) {
-                    Ok(crash) => GuestError::Crashed(Box::new(crash)),
+                    Ok(crash) => GuestError::Crashed(Box::new(self.with_thread_name(crash))),
                     Err(error) => error.into(),
                 }
             }
@@ -260,6 +260,16 @@ impl Guest {
             Err(error) => error.into(),
         };
         self.die(error)
+    }
+
+    /// Adds the kernel's own name for the thread, where its list of threads can still be read.
+    fn with_thread_name(&self, mut crash: Crash) -> Crash {
+        if let (Some(tid), Ok(threads)) = (crash.thread, self.threads())
+            && let Some(thread) = threads.iter().find(|thread| thread.tid == tid)
+        {
+            crash.thread_name = Some(thread.label());
+        }
+        crash
     }
 
     /// Adds the bytes at RIP to an internal error of KVM, where KVM itself did not tell them.

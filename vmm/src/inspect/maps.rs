@@ -1,6 +1,7 @@
 //! Maps and their entries.
 
 use core::mem::offset_of;
+use std::collections::HashSet;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::MapId;
@@ -37,8 +38,8 @@ pub enum ObjectView {
     Kernel,
     /// The object of kmem_map.
     Kmem,
-    /// Another map: its number, if it has one.
-    SubMap(Option<MapId>),
+    /// Another map.
+    SubMap(MapId),
     /// Another object, at this address.
     Other(GuestVirt),
 }
@@ -60,17 +61,37 @@ pub struct EntryView {
     pub object: ObjectView,
 }
 
-/// The address of map number `id`, and a copy of it that has been checked by itself.
+/// The address of map `id`, and a copy of it that has been checked by itself.
 fn map(view: &View<'_>, id: MapId) -> Result<(KPtr<VmMap>, VmMap), InspectError> {
     let (_, roots) = roots(view)?;
-    let slot = usize::try_from(id.0).ok().and_then(|index| roots.maps.get(index));
-    let at = slot.and_then(|slot| slot.get().non_null()).ok_or(InspectError::NoSuchMap(id))?;
+    let at = if id.0 < MapId::NAMED_MAX {
+        let slot = usize::try_from(id.0).ok().and_then(|index| roots.maps.get(index));
+        slot.and_then(|slot| slot.get().non_null()).ok_or(InspectError::NoSuchMap(id))?
+    } else {
+        listed(view, &roots, id)?
+    };
     let map = view.copy(MAP, at)?;
     if map.min_offset() > map.max_offset() {
         let problem = format!("it ends at {}, below its start {}", map.max_offset(), map.min_offset());
         return Err(InspectError::damaged(MAP, at.addr(), problem));
     }
     Ok((at, map))
+}
+
+/// The address of the map that `id` names by its address: only a map on the kernel's list of maps is one.
+fn listed(view: &View<'_>, roots: &KernelRoots, id: MapId) -> Result<KPtr<VmMap>, InspectError> {
+    let mut seen = HashSet::new();
+    let mut next = roots.map_list.get();
+    while let Some(at) = next.non_null() {
+        if at.addr().get() == id.0 {
+            return Ok(at);
+        }
+        if !seen.insert(at.addr()) {
+            return Err(InspectError::damaged(MAP, at.addr(), "it is on the list of maps twice"));
+        }
+        next = view.copy(MAP, at)?.next_map.get();
+    }
+    Err(InspectError::NoSuchMap(id))
 }
 
 pub(super) fn stats(view: &View<'_>, id: MapId) -> Result<MapStats, InspectError> {
@@ -130,7 +151,7 @@ fn object(at: GuestVirt, eflags: EntryFlags, roots_at: KPtr<KernelRoots>, roots:
     let field = |offset: usize| roots_at.addr().checked_add(offset as u64);
     if eflags.contains(EntryFlags::IS_SUB_MAP) {
         let named = MapId::NAMED.into_iter().zip(&roots.maps).find(|(_, map)| map.get().addr() == at);
-        return ObjectView::SubMap(named.map(|((_, id), _)| id));
+        return ObjectView::SubMap(named.map_or(MapId(at.get()), |((_, id), _)| id));
     }
     match at {
         at if at.get() == 0 => ObjectView::None,
@@ -217,6 +238,28 @@ mod tests {
         assert_eq!((stats.size, stats.entries, stats.max_free), (0x3000, 2, 0xb000));
         assert_eq!(super::stats(&view(&ram), MapId::EXEC), Err(InspectError::NoSuchMap(MapId::EXEC)));
         assert_eq!(super::stats(&view(&ram), MapId(u64::MAX)), Err(InspectError::NoSuchMap(MapId(u64::MAX))));
+    }
+
+    #[test]
+    fn a_map_named_by_address_is_believed_only_if_it_is_on_the_kernels_list() {
+        let ram = mapped_ram();
+        let by_address = MapId(KMEM.addr().get());
+        put_map(&ram, |_, _| {});
+        assert_eq!(stats(&view(&ram), by_address), Err(InspectError::NoSuchMap(by_address)));
+        let roots = || {
+            let roots = KernelRoots { meter: VmMeter::default(), ..KernelRoots::default() };
+            roots.abi_version.set(vmkern_abi::ABI_VERSION);
+            roots.map_list.set(KMEM);
+            roots
+        };
+        put(&ram, PAGE0, roots());
+        assert_eq!(stats(&view(&ram), by_address).map(|stats| stats.entries), Ok(2));
+        assert_eq!(entries(&view(&ram), by_address).map(|entries| entries.len()), Ok(2));
+        let inside = MapId(KMEM.addr().get() + 64);
+        assert_eq!(stats(&view(&ram), inside), Err(InspectError::NoSuchMap(inside)));
+        put_map(&ram, |map, _| map.next_map.set(KMEM));
+        put(&ram, PAGE0, roots());
+        assert!(matches!(stats(&view(&ram), inside), Err(InspectError::Damaged { .. })));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod maps;
 mod pages;
+mod threads;
 mod view;
 
 use thiserror::Error;
@@ -18,6 +19,7 @@ use vmkern_abi::walk::Walk;
 
 pub use self::maps::{EntryView, MapStats, ObjectView};
 pub use self::pages::PageRun;
+pub use self::threads::ThreadView;
 use self::view::View;
 use crate::control::{ContractError, Guest};
 use crate::kvm::Registers;
@@ -65,8 +67,8 @@ pub enum InspectError {
         /// What is wrong.
         problem: String,
     },
-    /// There is no map with this number.
-    #[error("there is no map number {}", .0.0)]
+    /// There is no map with this number or at this address.
+    #[error("there is no map {:#x}", .0.0)]
     NoSuchMap(MapId),
     /// The range to look at is empty or not page aligned.
     #[error("[{start}, {end}) is not a range of whole pages")]
@@ -113,6 +115,14 @@ impl Guest {
     /// See [`InspectError`].
     pub fn map_entries(&self, map: MapId) -> Result<Vec<EntryView>, InspectError> {
         self.look(|view| maps::entries(view, map))
+    }
+
+    /// All threads of the kernel, in the order in which they were made.
+    ///
+    /// # Errors
+    /// See [`InspectError`].
+    pub fn threads(&self) -> Result<Vec<ThreadView>, InspectError> {
+        self.look(|view| threads::threads(view, &roots(view)?.1.sched))
     }
 
     /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one size with equal flags

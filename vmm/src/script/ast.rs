@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use vmkern_abi::control::{KernReturn, MallocFlags, MapId};
+use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
 
 use super::names::MapField;
 use super::source::{Source, Span};
@@ -51,6 +51,38 @@ impl fmt::Display for ThreadId {
     }
 }
 
+/// Where a statement runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Runner {
+    /// On a kernel thread: `tN:`.
+    Thread(ThreadId),
+    /// In an interrupt handler: `intr:`.
+    Interrupt,
+}
+
+impl Runner {
+    /// The runner of statements that name none.
+    pub const DEFAULT: Self = Self::Thread(ThreadId::FIRST);
+
+    /// The same as the guest knows it.
+    #[must_use]
+    pub fn context(self) -> Context {
+        match self {
+            Self::Thread(thread) => Context::Thread(thread.number()),
+            Self::Interrupt => Context::Interrupt,
+        }
+    }
+}
+
+impl fmt::Display for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Thread(thread) => thread.fmt(f),
+            Self::Interrupt => f.write_str("intr"),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Stmt {
     pub span: Span,
@@ -69,11 +101,18 @@ pub(super) enum StmtKind {
 /// A verb with its arguments, and what it must give.
 #[derive(Clone, Debug)]
 pub(super) struct Do {
-    pub thread: ThreadId,
+    /// What stands before the colon, if anything does.
+    pub runner: Option<Runner>,
     pub bind: Option<Place>,
+    pub call: Call,
+    pub expect: Option<Expect>,
+}
+
+/// A verb with its arguments.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
     pub verb: &'static Verb,
     pub args: Vec<Arg>,
-    pub expect: Option<Expect>,
 }
 
 /// Where a value is bound: a name, or one of a series.
@@ -85,11 +124,24 @@ pub(super) struct Place {
 
 #[derive(Clone, Debug)]
 pub(super) enum Arg {
-    Map(MapId),
+    Map(MapRef),
     Number(Expr),
     Flags(MallocFlags),
     /// The word `zero` where a seed could stand.
     Zero,
+    /// `system`, or nothing.
+    Kind(MapKind),
+    Thread(ThreadId),
+    /// A statement to do later.
+    Call(Call),
+}
+
+/// A map: by its name, or by a name that kmem_suballoc bound.
+#[derive(Clone, Debug)]
+pub(super) enum MapRef {
+    Named(MapId),
+    /// A [`TermKind::Value`] or [`TermKind::Element`].
+    Bound(Box<Term>),
 }
 
 #[derive(Clone, Debug)]
@@ -176,7 +228,7 @@ pub(super) enum TermKind {
     /// A counter of the kernel, by its name in `VmMeter`.
     Counter(&'static str),
     PageSize,
-    MapField(MapId, MapField),
+    MapField(MapRef, MapField),
     /// `rand(LO,HI)`.
     Rand(Expr, Expr),
     /// `(EXPR)`.

@@ -2,22 +2,27 @@
 
 use std::collections::HashMap;
 
-use vmkern_abi::control::Outcome;
+use vmkern_abi::control::{MapId, Outcome};
 
 use super::ast::NameId;
+use super::verbs::Gives;
 
 /// A bound value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bound {
     /// A number. Null is 0.
     Number(u64),
+    /// A map that kmem_suballoc made.
+    Map(MapId),
     /// The result of a statement that gave no number.
     Other(Outcome),
 }
 
-impl From<Outcome> for Bound {
-    fn from(outcome: Outcome) -> Self {
+impl Bound {
+    /// What a statement that gives `gives` binds with this outcome.
+    pub fn new(outcome: Outcome, gives: Gives) -> Self {
         match outcome {
+            Outcome::Value(value) if gives == Gives::Map => Self::Map(MapId(value)),
             Outcome::Value(value) => Self::Number(value),
             Outcome::Null => Self::Number(0),
             Outcome::Ok | Outcome::Error(_) | Outcome::Mismatch { .. } | Outcome::Blocked { .. } => {

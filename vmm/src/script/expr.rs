@@ -1,9 +1,9 @@
 //! Expressions: parsing and resolution in one go.
 
-use super::ast::{Expr, Operator, Term, TermKind};
+use super::ast::{Expr, MapRef, Operator, Term, TermKind};
 use super::diagnostic::{Diagnostic, closest};
 use super::lexer::{Kind, Lexer, Token};
-use super::names::{self, MapField, OFFERED_MAPS};
+use super::names::{self, MapField};
 use super::scope::{Form, Scope};
 use super::source::Span;
 use vmkern_abi::control::MapId;
@@ -25,18 +25,51 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope, blanks: Blanks) -> Res
     Parser { lexer, scope, depth: 0 }.expr(blanks)
 }
 
-/// The map that `token` names.
-pub(super) fn map(token: &Token) -> Result<MapId, Diagnostic> {
-    let word = token.word().unwrap_or_default();
-    let Some(&(_, map)) = MapId::NAMED.iter().find(|&&(name, _)| name == word) else {
-        return Err(Diagnostic::new(token.span, "unknown map", "a map: kernel_map or kmem_map", token.describe())
-            .suggest(closest(word, OFFERED_MAPS.map(names::map_name))));
-    };
-    if !OFFERED_MAPS.contains(&map) {
-        let message = format!("`{word}` is part of the language, but this kernel does not offer it");
-        return Err(Diagnostic::new(token.span, message, "kernel_map or kmem_map", token.describe()));
+/// What a map's name can be, for messages.
+pub(super) const MAP: &str =
+    "a map: kernel_map kmem_map exec_map pipe_map buffer_map, or a `$NAME` bound by kmem_suballoc";
+
+/// Parses a map at the lexer's place.
+pub(super) fn map(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<MapRef, Diagnostic> {
+    let token = lexer.next()?;
+    if !token.is("$") {
+        return named_map(&token, scope).map(MapRef::Named);
     }
-    Ok(map)
+    let bound = Parser { lexer, scope, depth: 0 }.reference(token.span)?;
+    bound.map(scope)
+}
+
+/// The boot-time map that `token` names.
+fn named_map(token: &Token, scope: &Scope) -> Result<MapId, Diagnostic> {
+    let word = token.word().unwrap_or_default();
+    let known = MapId::NAMED.into_iter().find(|&(name, _)| name == word);
+    known.map(|(_, map)| map).ok_or_else(|| {
+        let error = Diagnostic::new(token.span, "unknown map", MAP, token.describe());
+        if scope.maps().any(|name| name == word) {
+            return error.suggest(Some(format!("${word}")));
+        }
+        error.suggest(closest(word, MapId::NAMED.map(|(name, _)| name)))
+    })
+}
+
+/// `$NAME` or `$NAME[EXPR]`, resolved.
+struct Reference {
+    term: Term,
+    /// As the script writes it, without an index.
+    shown: String,
+    can_be_map: bool,
+}
+
+impl Reference {
+    fn map(self, scope: &Scope) -> Result<MapRef, Diagnostic> {
+        if self.can_be_map {
+            return Ok(MapRef::Bound(Box::new(self.term)));
+        }
+        let Self { term, shown, .. } = self;
+        let message = format!("`{shown}` is a number, not a map");
+        let error = Diagnostic::new(term.span, message, MAP, format!("`{shown}`"));
+        Err(error.suggest(closest(shown.trim_start_matches('$'), scope.maps()).map(|name| format!("${name}"))))
+    }
 }
 
 /// The error for a token that cannot follow.
@@ -111,46 +144,65 @@ impl Parser<'_, '_> {
         }
     }
 
-    /// `$NAME`, `$NAME[EXPR]`, `$i`; the `$` is read.
+    /// `$NAME`, `$NAME[EXPR]`, `$i`, and properties of maps; the `$` is read.
     fn bound(&mut self, dollar: Span) -> Result<Term, Diagnostic> {
+        let reference = self.reference(dollar)?;
+        let next = self.lexer.peek()?;
+        if !next.is(".") || next.spaced {
+            return Ok(reference.term);
+        }
+        let start = reference.term.span;
+        let map = reference.map(self.scope)?;
+        self.property(start, map)
+    }
+
+    /// `$NAME`, `$NAME[EXPR]`, `$i`; the `$` is read.
+    fn reference(&mut self, dollar: Span) -> Result<Reference, Diagnostic> {
         let token = self.lexer.next()?;
         let Some(name) = token.word().filter(|_| !token.spaced) else {
             return Err(unexpected(&token, "a name right behind `$`"));
         };
-        let mut span = dollar.to(token.span);
-        let follows = |parser: &mut Self, sign: &str| parser.lexer.peek().map(|next| next.is(sign) && !next.spaced);
+        let span = dollar.to(token.span);
         let unbound = |scope: &Scope, shown: String| {
             let error =
                 Diagnostic::new(span, format!("`{shown}` is not bound"), "a name bound above", format!("`{shown}`"));
             error.suggest(scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")))
         };
-        if follows(self, "[")? {
-            let Some(id) = self.scope.find(name, Form::Series) else {
-                return Err(unbound(self.scope, format!("${name}[]")));
-            };
+        let next = self.lexer.peek()?;
+        if next.is("[") && !next.spaced {
+            let shown = format!("${name}[]");
+            let Some(id) = self.scope.find(name, Form::Series) else { return Err(unbound(self.scope, shown)) };
             self.lexer.next()?;
             let (index, end) = self.nested("]")?;
-            return Ok(Term { span: dollar.to(end), kind: TermKind::Element(id, index) });
+            let term = Term { span: dollar.to(end), kind: TermKind::Element(id, index) };
+            return Ok(Reference { term, shown, can_be_map: self.scope.can_be_map(id, Form::Series) });
         }
-        let kind = if name == "i" && self.scope.loops > 0 {
-            TermKind::LoopIndex
+        let shown = format!("${name}");
+        let (kind, can_be_map) = if name == "i" && self.scope.loops > 0 {
+            (TermKind::LoopIndex, false)
         } else if let Some(id) = self.scope.find(name, Form::Single) {
-            TermKind::Value(id)
+            (TermKind::Value(id), self.scope.can_be_map(id, Form::Single))
         } else if name == "i" {
             return Err(Diagnostic::new(span, "`$i` outside of a repeat", "a name bound above", "`$i`"));
         } else if self.scope.find(name, Form::Series).is_some() {
-            return Err(unbound(self.scope, format!("${name}"))
-                .help(format!("`{name}` is a series: `${name}[EXPR]` is one of it")));
+            return Err(unbound(self.scope, shown).help(format!("`{name}` is a series: `${name}[EXPR]` is one of it")));
         } else {
-            return Err(unbound(self.scope, format!("${name}")));
+            return Err(unbound(self.scope, shown));
         };
-        if follows(self, ".")? {
-            let dot = self.lexer.next()?;
-            span = span.to(dot.span);
-            let message = format!("`${name}` is a number, not a map");
-            return Err(Diagnostic::new(span, message, "a map bound by kmem_suballoc", format!("`${name}`")));
-        }
-        Ok(Term { span, kind })
+        Ok(Reference { term: Term { span, kind }, shown, can_be_map })
+    }
+
+    /// `.FIELD` of `map`, which began at `start`; the dot is not read yet.
+    fn property(&mut self, start: Span, map: MapRef) -> Result<Term, Diagnostic> {
+        self.lexer.next()?;
+        let field = self.lexer.next()?;
+        let name = field.word().unwrap_or_default();
+        let Some(known) = MapField::from_name(name) else {
+            let expected = "min, max, size, entries or max_free";
+            return Err(Diagnostic::new(field.span, "unknown property of a map", expected, field.describe())
+                .suggest(closest(name, MapField::ALL.map(MapField::name))));
+        };
+        Ok(Term { span: start.to(field.span), kind: TermKind::MapField(map, known) })
     }
 
     /// `rand(LO,HI)`; the word is read.
@@ -167,16 +219,8 @@ impl Parser<'_, '_> {
     fn plain(&mut self, word: &str, token: &Token) -> Result<Term, Diagnostic> {
         let next = self.lexer.peek()?;
         if next.is(".") && !next.spaced {
-            let map = map(token)?;
-            self.lexer.next()?;
-            let field = self.lexer.next()?;
-            let name = field.word().unwrap_or_default();
-            let Some(known) = MapField::from_name(name) else {
-                let expected = "min, max, size, entries or max_free";
-                return Err(Diagnostic::new(field.span, "unknown property of a map", expected, field.describe())
-                    .suggest(closest(name, MapField::ALL.map(MapField::name))));
-            };
-            return Ok(Term { span: token.span.to(field.span), kind: TermKind::MapField(map, known) });
+            let map = named_map(token, self.scope)?;
+            return self.property(token.span, MapRef::Named(map));
         }
         if word == "page_size" {
             return Ok(Term { span: token.span, kind: TermKind::PageSize });

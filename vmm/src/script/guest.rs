@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::control::{MapId, Op};
+use vmkern_abi::control::{Context, MapId, Op};
 use vmkern_abi::field::Field;
+use vmkern_abi::layout::ThreadState;
 
-use super::ast::ThreadId;
 use super::names::MapField;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::{Crash, Guest, GuestError};
@@ -66,12 +66,12 @@ impl GuestTarget {
 }
 
 impl Target for GuestTarget {
-    fn execute(&mut self, thread: ThreadId, op: Op) -> Result<Reply, TargetError> {
+    fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
         self.since_drain += 1;
         if self.since_drain >= DRAIN_EVERY {
             self.drain();
         }
-        match self.guest.call(thread.number(), op) {
+        match self.guest.call_in(context, op) {
             Ok(response) => Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles }),
             Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
             Err(GuestError::Timeout { limit, .. }) => Err(TargetError::Timeout(limit)),
@@ -99,6 +99,21 @@ impl Target for GuestTarget {
         })
     }
 
+    fn threads(&mut self) -> Vec<(String, String)> {
+        let threads = self.guest.threads().unwrap_or_default();
+        let told = threads.into_iter().map(|thread| {
+            let doing = match (thread.state, thread.waits_for) {
+                (ThreadState::Sleeping, Some(waits_for)) => format!("sleeps in \"{waits_for}\""),
+                (ThreadState::Sleeping, None) => "sleeps".to_owned(),
+                (ThreadState::Running, _) => "running".to_owned(),
+                (ThreadState::Runnable, _) => "runnable".to_owned(),
+                (ThreadState::Inactive | ThreadState::Zombie, _) => "ended".to_owned(),
+            };
+            (thread.label(), doing)
+        });
+        told.collect()
+    }
+
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {
         let walk = self.guest.vtop(addr).map_err(|error| TargetError::Broken(error.to_string()))?;
         Ok(walk.mapping.map(|mapping| mapping.phys))
@@ -109,7 +124,7 @@ impl From<&Crash> for Panic {
     fn from(crash: &Crash) -> Self {
         Self {
             message: crash.message.clone(),
-            thread: crash.thread.map(|number| format!("t{number}")),
+            thread: crash.thread_name.clone(),
             cpu: crash.cpu,
             backtrace: crash.backtrace.iter().map(ToString::to_string).collect(),
             text: crash.to_string(),

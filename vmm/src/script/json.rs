@@ -54,8 +54,8 @@ struct ResultReport {
 
 impl From<Step> for StepReport {
     fn from(step: Step) -> Self {
-        let Step { line, thread, verb, result, cycles, output } = step;
-        let (thread, result) = (thread.to_string(), ResultReport { kind: result.kind(), value: result.value() });
+        let Step { line, runner, verb, result, cycles, output } = step;
+        let (thread, result) = (runner.to_string(), ResultReport { kind: result.kind(), value: result.value() });
         Self { line, thread, verb, result, cycles, output }
     }
 }

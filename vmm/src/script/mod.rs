@@ -7,10 +7,12 @@
 //! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)` includes both bounds.
 
 mod ast;
+mod compute;
 mod diagnostic;
 mod env;
 mod eval;
 mod expr;
+mod fail;
 mod guest;
 mod human;
 mod json;
@@ -18,6 +20,7 @@ mod lexer;
 mod names;
 mod outcome;
 mod parser;
+mod perform;
 mod random;
 mod scope;
 mod session;
@@ -32,14 +35,14 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use self::ast::{NameId, Script, ThreadId};
+pub use self::ast::{NameId, Runner, Script, ThreadId};
 pub use self::diagnostic::{Diagnostic, closest};
 pub use self::eval::run;
 pub use self::guest::GuestTarget;
 pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
 pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, SCHEMA, StepReport};
 pub use self::lexer::number as parse_number;
-pub use self::names::{MapField, OFFERED_MAPS, map_name};
+pub use self::names::{MapField, map_name};
 pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
 pub use self::parser::parse;
 pub use self::random::Random;
@@ -47,4 +50,4 @@ pub use self::session::{Session, Setup, guest_status, launch_report, launch_stat
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
-pub use self::verbs::{Build, FLAGS, Param, VERBS, Value, Verb};
+pub use self::verbs::{Action, Build, FLAGS, Gives, Param, VERBS, Value, Verb};

@@ -41,10 +41,7 @@ impl MapField {
     }
 }
 
-/// The maps that this kernel makes at boot. The others of [`MapId::NAMED`] belong to the language all the same.
-pub const OFFERED_MAPS: [MapId; 2] = [MapId::KERNEL, MapId::KMEM];
-
-/// The name of a boot-time map.
+/// The name of a boot-time map; every other is a submap.
 #[must_use]
 pub fn map_name(map: MapId) -> &'static str {
     MapId::NAMED.iter().find(|&&(_, id)| id == map).map_or("a submap", |&(name, _)| name)

@@ -4,7 +4,7 @@ use std::fmt;
 
 use vmkern_abi::control::{KernReturn, Outcome};
 
-use super::ast::ThreadId;
+use super::ast::Runner;
 use super::diagnostic::Diagnostic;
 use super::source::Span;
 use super::target::Panic;
@@ -93,8 +93,8 @@ pub fn number(value: u64) -> String {
 pub struct Step {
     /// Its line, from 1.
     pub line: usize,
-    /// The thread that it ran on.
-    pub thread: ThreadId,
+    /// Where it ran; for a join, the thread that was waited for.
+    pub runner: Runner,
     /// Its verb, or `print`.
     pub verb: &'static str,
     /// What it gave.

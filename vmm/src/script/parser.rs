@@ -2,13 +2,13 @@
 
 use vmkern_abi::control::KernReturn;
 
-use super::ast::{Arg, Compare, Do, Expect, Expected, Place, PrintArg, Script, Stmt, StmtKind, ThreadId};
+use super::ast::{Arg, Call, Compare, Do, Expect, Expected, Place, PrintArg, Runner, Script, Stmt, StmtKind};
 use super::diagnostic::{Diagnostic, closest};
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
 use super::scope::{Form, Scope};
 use super::source::{Source, Span};
-use super::verbs::{Param, Verb};
+use super::verbs::{Action, Gives, Param, Verb};
 use super::words::{self, KEYWORDS};
 
 /// Most errors reported for one script.
@@ -125,7 +125,8 @@ impl Parser {
         let Some((name, _)) = text.split_once('=') else { return };
         let (name, form) = name.split_once('[').map_or((name, Form::Single), |(name, _)| (name, Form::Series));
         let id = self.scope.id(name.trim());
-        self.scope.bind(id, form);
+        // Whatever it was meant to be: no second error comes of it.
+        self.scope.bind(id, form, Gives::Either);
     }
 
     fn push(&mut self, span: Span, kind: StmtKind) {
@@ -141,9 +142,10 @@ impl Parser {
     /// `[THREAD:] [NAME =] VERB ARG...`
     fn statement(&mut self, lexer: &mut Lexer<'_>) -> Result<Do, Diagnostic> {
         let mut head = lexer.next()?;
-        let mut thread = ThreadId::FIRST;
+        let mut runner = None;
+        let before = head.span;
         if lexer.peek()?.is(":") {
-            thread = words::thread(&head)?;
+            runner = Some(words::runner(&head)?);
             lexer.next()?;
             head = lexer.next()?;
         }
@@ -154,12 +156,37 @@ impl Parser {
             head = lexer.next()?;
         }
         let verb = words::verb(&head, place.is_some())?;
+        if runner == Some(Runner::Interrupt) && !matches!(verb.action, Action::Operation(_)) {
+            let message = format!("`{}` is nothing that an interrupt handler does", verb.name);
+            return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
+        }
         let args = self.arguments(lexer, verb)?;
         let bind = place.map(|(place, form)| {
-            self.scope.bind(place.name, form);
+            self.scope.bind(place.name, form, verb.gives);
             place
         });
-        Ok(Do { thread, bind, verb, args, expect: None })
+        Ok(Do { runner, bind, call: Call { verb, args }, expect: None })
+    }
+
+    /// The statement of on_lowmem: `VERB ARG...`, an operation, with neither thread nor name.
+    fn later(&self, lexer: &mut Lexer<'_>) -> Result<Call, Diagnostic> {
+        const EXPECTED: &str = "a verb that is an operation";
+        let head = lexer.next()?;
+        let next = lexer.peek()?;
+        if next.is(":") {
+            let message = "the handler runs on the thread that invokes the event";
+            return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
+        }
+        if next.is("=") || next.is("[") {
+            let message = "what a handler gives goes to nobody, so it binds no name";
+            return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
+        }
+        let verb = words::verb(&head, false)?;
+        if !matches!(verb.action, Action::Operation(_)) {
+            let message = format!("`{}` is no operation of the guest", verb.name);
+            return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
+        }
+        Ok(Call { verb, args: self.arguments(lexer, verb)? })
     }
 
     /// `NAME =` or `NAME[EXPR] =`; `head` is the name, already read.
@@ -193,24 +220,29 @@ impl Parser {
         for &param in verb.params {
             let next = lexer.peek()?.clone();
             let expected = match param {
-                Param::Map => "a map",
+                Param::Map => expr::MAP,
                 Param::Number(name) => name,
                 Param::Seed => "SEED or `zero`",
-                Param::Flags => "flags",
+                Param::Thread => "t0 to t63",
+                Param::Statement => "a verb",
+                Param::Flags | Param::System => "",
             };
-            if next.kind == Kind::End && param != Param::Flags {
+            if next.kind == Kind::End && !expected.is_empty() {
                 let message = format!("`{}` lacks an argument", verb.name);
                 let error = Diagnostic::new(next.span, message, expected, next.describe());
                 return Err(error.help(format!("usage: {}", verb.signature())));
             }
             args.push(match param {
-                Param::Map => Arg::Map(self.map(lexer)?),
+                Param::Map => Arg::Map(expr::map(lexer, &self.scope)?),
                 Param::Seed if next.word() == Some("zero") => {
                     lexer.next()?;
                     Arg::Zero
                 }
                 Param::Number(_) | Param::Seed => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
                 Param::Flags => Arg::Flags(words::flags(lexer)?),
+                Param::System => Arg::Kind(words::kind(lexer)?),
+                Param::Thread => Arg::Thread(words::thread(&lexer.next()?)?),
+                Param::Statement => Arg::Call(self.later(lexer)?),
             });
         }
         let next = lexer.peek()?;
@@ -223,17 +255,6 @@ impl Parser {
             return Err(error);
         }
         Ok(args)
-    }
-
-    fn map(&self, lexer: &mut Lexer<'_>) -> Result<vmkern_abi::control::MapId, Diagnostic> {
-        let token = lexer.next()?;
-        if token.is("$") {
-            let name = lexer.next()?;
-            let span = token.span.to(name.span);
-            let message = "a map bound by kmem_suballoc is part of the language, but this kernel does not offer it";
-            return Err(Diagnostic::new(span, message, "kernel_map or kmem_map", name.describe()));
-        }
-        expr::map(&token)
     }
 
     fn binding(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
@@ -250,7 +271,7 @@ impl Parser {
         }
         let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         words::end(lexer)?;
-        self.scope.bind(place.name, form);
+        self.scope.bind(place.name, form, Gives::Number);
         self.push(span, StmtKind::Let { place, value });
         Ok(())
     }

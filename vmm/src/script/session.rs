@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use vmkern_abi::control::MapId;
 use vmkern_abi::layout::VmMeter;
 
 use super::ast::Script;
 use super::eval::run;
 use super::guest::GuestTarget;
 use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, StepReport};
-use super::names::{MapField, OFFERED_MAPS, map_name};
+use super::names::MapField;
 use super::outcome::{Ending, Status, Step};
 use super::stop::Stop;
 use super::target::{Panic, Target};
@@ -69,10 +70,10 @@ pub fn stats(target: &mut dyn Target) -> BTreeMap<String, u64> {
             stats.insert(name.to_owned(), value);
         }
     }
-    for map in OFFERED_MAPS {
+    for (name, map) in MapId::NAMED {
         for field in MapField::ALL {
             if let Ok(value) = target.map_field(map, field) {
-                stats.insert(format!("{}.{}", map_name(map), field.name()), value);
+                stats.insert(format!("{name}.{}", field.name()), value);
             }
         }
     }

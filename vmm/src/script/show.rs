@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::ast::{Do, Expr, Term, TermKind};
+use vmkern_abi::control::MapKind;
+
+use super::ast::{Arg, Call, Expr, MapRef, Term, TermKind};
 use super::names::map_name;
 use super::outcome::number;
+use super::source::Source;
 use super::verbs::{FLAGS, Value};
 
 /// The terms of `expr` that a reader would want to know the values of. Random draws are left out: another draw would
@@ -20,6 +23,8 @@ pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
                     into.push(term);
                 }
             }
+            TermKind::MapField(MapRef::Bound(map), _) if matches!(&map.kind, TermKind::Element(_, index) if draws(index)) =>
+                {}
             TermKind::Value(_) | TermKind::Counter(_) | TermKind::MapField(..) => into.push(term),
         }
     }
@@ -35,14 +40,24 @@ fn draws(expr: &Expr) -> bool {
 }
 
 /// The call as C would write it.
-pub(super) fn call(what: &Do, values: &[Value]) -> String {
+pub(super) fn call(what: &Call, values: &[Value], source: &Source) -> String {
     let mut text = format!("{}(", what.verb.name);
-    for (index, value) in values.iter().enumerate() {
+    for (index, (arg, value)) in what.args.iter().zip(values).enumerate() {
         if index > 0 {
             text.push_str(", ");
         }
         let _ = match value {
-            Value::Map(map) => write!(text, "{}", map_name(*map)),
+            Value::Map(map) => match arg {
+                Arg::Map(MapRef::Bound(term)) => write!(text, "{}", source.text(term.span)),
+                _ => write!(text, "{}", map_name(*map)),
+            },
+            Value::Kind(MapKind::User) => write!(text, "user"),
+            Value::Kind(MapKind::System) => write!(text, "system"),
+            Value::Thread(thread) => write!(text, "{thread}"),
+            Value::Op(_, values) => match arg {
+                Arg::Call(inner) => write!(text, "{}", call(inner, values, source)),
+                _ => Ok(()),
+            },
             Value::Number(value) => write!(text, "{}", number(*value)),
             Value::Zero => write!(text, "zero"),
             Value::Flags(flags) if flags.is_empty() => write!(text, "0"),

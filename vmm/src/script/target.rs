@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::control::{MapId, Op, Outcome};
+use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
-use super::ast::ThreadId;
 use super::names::MapField;
 
 /// What became of an operation.
@@ -53,11 +52,12 @@ pub enum TargetError {
 
 /// A guest, or something that acts like one.
 pub trait Target {
-    /// Runs `op` on `thread` until it has finished, blocks, or kills the guest. The thread is not blocked before.
+    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is blocked is given
+    /// anything, and only one that is blocked is joined.
     ///
     /// # Errors
     /// When there will be no result.
-    fn execute(&mut self, thread: ThreadId, op: Op) -> Result<Reply, TargetError>;
+    fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError>;
 
     /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked threads.
     ///
@@ -70,6 +70,9 @@ pub trait Target {
     /// # Errors
     /// When the guest's memory makes no sense.
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError>;
+
+    /// The guest's threads by name, each with what it does, as far as that can be known: for reports.
+    fn threads(&mut self) -> Vec<(String, String)>;
 
     /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
     ///

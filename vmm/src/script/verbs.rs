@@ -4,7 +4,9 @@
 //! uses it is refused before anything boots.
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{MallocFlags, MapId, Op};
+use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
+
+use super::ast::ThreadId;
 
 /// What one argument is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +19,16 @@ pub enum Param {
     Seed,
     /// Flags of malloc(9) joined by `|`; may be left out.
     Flags,
+    /// The word `system`; may be left out.
+    System,
+    /// A thread.
+    Thread,
+    /// A verb that is an operation, with its arguments.
+    Statement,
 }
 
 /// An argument after evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A map.
     Map(MapId),
@@ -30,10 +38,42 @@ pub enum Value {
     Flags(MallocFlags),
     /// `zero` in place of a seed.
     Zero,
+    /// What kind of map.
+    Kind(MapKind),
+    /// A thread.
+    Thread(ThreadId),
+    /// An operation to do later, with its own arguments.
+    Op(Op, Vec<Value>),
 }
 
 /// Makes an operation from arguments that fit the verb's [`Verb::params`].
 pub type Build = fn(&[Value]) -> Option<Op>;
+
+/// What doing a verb means.
+#[derive(Clone, Copy, Debug)]
+pub enum Action {
+    /// The guest does an operation.
+    Operation(Build),
+    /// The guest does the operation in the argument when the vm_lowmem event fires.
+    OnLowmem,
+    /// Waits for the operation of a blocked thread.
+    Join,
+    /// Says that a thread is meant to stay blocked.
+    Abandon,
+    /// Nothing: the kernel does not offer it.
+    Absent,
+}
+
+/// What a statement binds to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gives {
+    /// A number.
+    Number,
+    /// A map.
+    Map,
+    /// What the statement gives that it waits for.
+    Either,
+}
 
 /// A verb.
 #[derive(Debug)]
@@ -44,8 +84,10 @@ pub struct Verb {
     pub usage: &'static str,
     /// Its arguments.
     pub params: &'static [Param],
-    /// Makes the operation; nothing where the kernel does not offer the verb.
-    pub build: Option<Build>,
+    /// What doing it means.
+    pub action: Action,
+    /// What it binds.
+    pub gives: Gives,
 }
 
 impl PartialEq for Verb {
@@ -67,7 +109,11 @@ const ADDR: Param = Param::Number("ADDR");
 const COUNT: Param = Param::Number("COUNT");
 
 const fn later(name: &'static str, usage: &'static str) -> Verb {
-    Verb { name, usage, params: &[], build: None }
+    Verb { name, usage, params: &[], action: Action::Absent, gives: Gives::Number }
+}
+
+const fn ours(name: &'static str, usage: &'static str, params: &'static [Param], action: Action, gives: Gives) -> Verb {
+    Verb { name, usage, params, action, gives }
 }
 
 macro_rules! verb {
@@ -76,10 +122,11 @@ macro_rules! verb {
             name: $name,
             usage: $usage,
             params: &[$($param),*],
-            build: Some(|values| match *values {
+            action: Action::Operation(|values| match *values {
                 [$($value),*] => $op,
                 _ => None,
             }),
+            gives: Gives::Number,
         }
     };
 }
@@ -88,7 +135,7 @@ fn va(address: u64) -> GuestVirt {
     GuestVirt::new(address)
 }
 
-use Value::{Flags, Map, Number};
+use Value::{Flags, Kind, Map, Number};
 
 /// Every verb of the language.
 pub static VERBS: &[Verb] = &[
@@ -102,9 +149,18 @@ pub static VERBS: &[Verb] = &[
     verb!("kmem_free", "MAP ADDR SIZE", [Param::Map, ADDR, SIZE], [Map(map), Number(addr), Number(size)] => {
         Some(Op::KmemFree { map, addr: va(addr), size })
     }),
-    later("kmem_suballoc", "PARENT SIZE [system]"),
-    later("kmem_alloc_wait", "MAP SIZE"),
-    later("kmem_free_wakeup", "MAP ADDR SIZE"),
+    Verb {
+        gives: Gives::Map,
+        ..verb!("kmem_suballoc", "PARENT SIZE [system]", [Param::Map, SIZE, Param::System], [Map(parent), Number(size), Kind(kind)] => {
+            Some(Op::KmemSuballoc { parent, size, kind })
+        })
+    },
+    verb!("kmem_alloc_wait", "MAP SIZE", [Param::Map, SIZE], [Map(map), Number(size)] => {
+        Some(Op::KmemAllocWait { map, size })
+    }),
+    verb!("kmem_free_wakeup", "MAP ADDR SIZE", [Param::Map, ADDR, SIZE], [Map(map), Number(addr), Number(size)] => {
+        Some(Op::KmemFreeWakeup { map, addr: va(addr), size })
+    }),
     verb!("pmap_qenter", "ADDR COUNT", [ADDR, COUNT], [Number(addr), Number(count)] => {
         Some(Op::PmapQenter { addr: va(addr), count })
     }),
@@ -119,23 +175,23 @@ pub static VERBS: &[Verb] = &[
     verb!("fill", "ADDR SIZE SEED", [ADDR, SIZE, Param::Number("SEED")], [Number(addr), Number(size), Number(seed)] => {
         Some(Op::Fill { addr: va(addr), size, seed })
     }),
-    verb!("verify", "ADDR SIZE SEED|zero", [ADDR, SIZE, Param::Seed], [Number(addr), Number(size), seed] => match seed {
+    verb!("verify", "ADDR SIZE SEED|zero", [ADDR, SIZE, Param::Seed], [Number(addr), Number(size), ref seed] => match *seed {
         Number(seed) => Some(Op::Verify { addr: va(addr), size, seed }),
         Value::Zero => Some(Op::VerifyZero { addr: va(addr), size }),
-        Map(_) | Flags(_) => None,
+        _ => None,
     }),
     verb!("vtop", "ADDR", [ADDR], [Number(addr)] => Some(Op::Vtop { addr: va(addr) })),
-    later("on_lowmem", "STATEMENT"),
+    ours("on_lowmem", "STATEMENT", &[Param::Statement], Action::OnLowmem, Gives::Number),
     verb!("sleep", "TIME", [Param::Number("TIME")], [Number(micros)] => Some(Op::Sleep { micros })),
-    later("join", "THREAD"),
-    later("abandon", "THREAD"),
+    ours("join", "THREAD", &[Param::Thread], Action::Join, Gives::Either),
+    ours("abandon", "THREAD", &[Param::Thread], Action::Abandon, Gives::Number),
     verb!("settle", "", [], [] => Some(Op::Settle)),
     later("malloc", "SIZE [FLAGS]"),
     later("free", "ADDR"),
     later("zone_create", "NAME SIZE [max=N] [align=N]"),
     later("zalloc", "NAME [FLAGS]"),
     later("zfree", "NAME ADDR"),
-    later("uma_reclaim", ""),
+    verb!("uma_reclaim", "", [], [] => Some(Op::UmaReclaim)),
     later("squeeze", "SIZE"),
     later("swap", "off|on|error EVERY|delay TIME"),
     later("fail", "SITE SPEC | off"),
@@ -150,6 +206,12 @@ impl Verb {
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         VERBS.iter().find(|verb| verb.name == name)
+    }
+
+    /// Whether this kernel offers it.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        !matches!(self.action, Action::Absent)
     }
 
     /// Name and arguments.
@@ -173,9 +235,12 @@ mod tests {
                     Param::Map => Map(MapId::KMEM),
                     Param::Number(_) | Param::Seed => Number(1),
                     Param::Flags => Flags(MallocFlags::NOWAIT),
+                    Param::System => Kind(MapKind::User),
+                    Param::Thread => Value::Thread(ThreadId::FIRST),
+                    Param::Statement => Value::Op(Op::Nop, Vec::new()),
                 })
                 .collect();
-            if let Some(build) = verb.build {
+            if let Action::Operation(build) = verb.action {
                 assert!(build(&values).is_some(), "{}", verb.name);
             }
         }

@@ -1,8 +1,8 @@
 //! Words that stand for something: threads, verbs, flags.
 
-use vmkern_abi::control::MallocFlags;
+use vmkern_abi::control::{MallocFlags, MapKind};
 
-use super::ast::ThreadId;
+use super::ast::{Runner, ThreadId};
 use super::diagnostic::{Diagnostic, closest};
 use super::expr::unexpected;
 use super::lexer::{Kind, Lexer, Token};
@@ -20,19 +20,18 @@ pub(super) fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
 /// The thread that `token` names.
 pub(super) fn thread(token: &Token) -> Result<ThreadId, Diagnostic> {
     let word = token.word().unwrap_or_default();
-    let error = |message: String, expected: &str| Err(Diagnostic::new(token.span, message, expected, token.describe()));
-    if word == "intr" {
-        let message = "`intr:` is part of the language, but this kernel runs no operation from an interrupt handler";
-        return error(message.to_owned(), "t0");
-    }
     let number = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0')).and_then(|n| n.parse().ok());
-    match number {
-        Some(number) if number == ThreadId::FIRST.number() => Ok(ThreadId(number)),
-        Some(number) if number < ThreadId::COUNT => {
-            error(format!("thread `{word}` is part of the language, but this kernel runs t0 alone"), "t0")
-        }
-        _ => error(format!("`{word}` is no thread"), "t0 to t63 or intr"),
+    number.filter(|&number| number < ThreadId::COUNT).map(ThreadId).ok_or_else(|| {
+        Diagnostic::new(token.span, format!("{} is no thread", token.describe()), "t0 to t63", token.describe())
+    })
+}
+
+/// What `token` names before a colon.
+pub(super) fn runner(token: &Token) -> Result<Runner, Diagnostic> {
+    if token.word() == Some("intr") {
+        return Ok(Runner::Interrupt);
     }
+    thread(token).map(Runner::Thread).map_err(|error| Diagnostic { expected: "t0 to t63 or intr".to_owned(), ..error })
 }
 
 /// The verb that `token` names; `bound` when a `NAME =` stands before it.
@@ -47,9 +46,9 @@ pub(super) fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnost
         }
         return Err(error.suggest(help));
     };
-    if verb.build.is_none() {
+    if !verb.is_offered() {
         let message = format!("`{word}` is part of the language, but this kernel does not offer it");
-        let offered: Vec<_> = VERBS.iter().filter(|verb| verb.build.is_some()).map(|verb| verb.name).collect();
+        let offered: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
         return Err(Diagnostic::new(token.span, message, "a verb that it offers", token.describe())
             .help(format!("it offers {}", offered.join(" "))));
     }
@@ -75,5 +74,16 @@ pub(super) fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
         if lexer.accept("|")?.is_none() {
             return Ok(flags);
         }
+    }
+}
+
+/// `system`, or nothing.
+pub(super) fn kind(lexer: &mut Lexer<'_>) -> Result<MapKind, Diagnostic> {
+    let token = lexer.peek()?.clone();
+    match token.word() {
+        Some("system") => lexer.next().map(|_| MapKind::System),
+        Some(word) => Err(Diagnostic::new(token.span, "unknown kind of map", "`system` or nothing", token.describe())
+            .suggest(closest(word, ["system"]))),
+        None => Ok(MapKind::User),
     }
 }

@@ -14,7 +14,7 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op, Outcome};
 
 use self::window::{COLUMNS, Window, count};
-use crate::script::{FAINT, STRONG, Step, StepResult, Stop, TargetError, ThreadId, map_name};
+use crate::script::{FAINT, Runner, STRONG, Step, StepResult, Stop, TargetError, map_name};
 use crate::{Crash, Frame, Guest, GuestError, InspectError};
 
 /// Where the tour's text goes, piece by piece.
@@ -133,8 +133,8 @@ impl Tour<'_> {
         text.push_str(&after.changes(&before));
         let _ = writeln!(text, "   free {} -> {}", count(free_before, "page"), count(free_after, "page"));
         self.say(&text);
-        let (line, thread, verb, cycles) = (self.number, ThreadId::FIRST, stage.verb, response.cycles);
-        self.steps.push(Step { line, thread, verb, result, cycles, output: None });
+        let (line, runner, verb, cycles) = (self.number, Runner::DEFAULT, stage.verb, response.cycles);
+        self.steps.push(Step { line, runner, verb, result, cycles, output: None });
         Ok(response.outcome)
     }
 
@@ -182,8 +182,8 @@ impl Tour<'_> {
         }
         self.say(&text);
         let result = StepResult::Panicked(crash.message.clone());
-        let (line, thread, verb) = (self.number, ThreadId::FIRST, stage.verb);
-        self.steps.push(Step { line, thread, verb, result, cycles: 0, output: None });
+        let (line, runner, verb) = (self.number, Runner::DEFAULT, stage.verb);
+        self.steps.push(Step { line, runner, verb, result, cycles: 0, output: None });
         Ok(crash)
     }
 }

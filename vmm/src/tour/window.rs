@@ -78,8 +78,8 @@ impl Window {
         let mut text = String::new();
         for entry in &self.entries {
             let what = match entry.object {
-                ObjectView::SubMap(Some(map)) => format!("submap {}", map_name(map)),
-                ObjectView::SubMap(None) => "a submap".to_owned(),
+                ObjectView::SubMap(map) if map.0 < MapId::NAMED_MAX => format!("submap {}", map_name(map)),
+                ObjectView::SubMap(_) => "a submap".to_owned(),
                 ObjectView::None if entry.eflags.contains(EntryFlags::NOFAULT) => "no object, NOFAULT".to_owned(),
                 ObjectView::None => "no object".to_owned(),
                 ObjectView::Kernel => "kernel_object".to_owned(),

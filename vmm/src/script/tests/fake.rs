@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::control::{MapId, Op, Outcome};
+use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
-use crate::script::{Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, ThreadId, parse, run};
+use crate::script::{Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run};
 
 /// Addresses are handed out from here on.
 pub const BASE: u64 = 0xffff_ff80_0000_0000;
+
+/// The map that kmem_suballoc makes.
+pub const SUBMAP: MapId = MapId(0xffff_ff00_0012_3000);
 
 /// Allocates without end, and remembers words.
 #[derive(Default)]
 pub struct Fake {
     pub ops: Vec<Op>,
+    /// Where each of them ran.
+    pub contexts: Vec<Context>,
     pub memory: BTreeMap<u64, u64>,
     pub next: u64,
     /// What the next operations give, in place of what they would.
@@ -31,8 +36,9 @@ pub fn panic(message: &str) -> Result<Reply, TargetError> {
 }
 
 impl Target for Fake {
-    fn execute(&mut self, _: ThreadId, op: Op) -> Result<Reply, TargetError> {
+    fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
         self.ops.push(op);
+        self.contexts.push(context);
         if let Some(reply) = self.scripted.pop_front() {
             return reply;
         }
@@ -52,6 +58,7 @@ impl Target for Fake {
                 Outcome::Ok
             }
             Op::Vtop { addr } => Outcome::Value(addr.get() - BASE),
+            Op::KmemSuballoc { .. } => Outcome::Value(SUBMAP.0),
             _ => Outcome::Ok,
         })
     }
@@ -60,8 +67,16 @@ impl Target for Fake {
         Ok(if name == "v_free_count" { 1000 - self.next / 4096 } else { 0 })
     }
 
-    fn map_field(&mut self, _: MapId, field: MapField) -> Result<u64, TargetError> {
-        Ok(if field == MapField::Min { BASE } else { 5 })
+    fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {
+        Ok(match field {
+            MapField::Min if map == SUBMAP => BASE + 0x10_0000,
+            MapField::Min => BASE,
+            _ => 5,
+        })
+    }
+
+    fn threads(&mut self) -> Vec<(String, String)> {
+        vec![("pagedaemon".to_owned(), "sleeps in \"psleep\"".to_owned())]
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

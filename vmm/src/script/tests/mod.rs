@@ -3,3 +3,4 @@
 mod fake;
 mod parsing;
 mod running;
+mod threads;

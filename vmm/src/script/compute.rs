@@ -1,0 +1,143 @@
+//! The values of expressions and arguments.
+
+use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::control::{MapId, Op};
+
+use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind};
+use super::diagnostic::Diagnostic;
+use super::env::Bound;
+use super::eval::{Over, Run, wrong};
+use super::outcome::{StepResult, number};
+use super::show;
+use super::target::TargetError;
+use super::verbs::{Action, Value};
+
+impl Run<'_> {
+    pub(super) fn eval(&mut self, statement: &Stmt, expr: &Expr) -> Result<u64, Over> {
+        let mut value = self.term(statement, &expr.first)?;
+        let mut span = expr.first.span;
+        for (operator, term) in &expr.rest {
+            let right = self.term(statement, term)?;
+            span = span.to(term.span);
+            value = operator.apply(value, right).ok_or_else(|| {
+                let found = format!("{value} {} {right}", operator.sign());
+                let message = format!("{found} is no unsigned 64-bit number");
+                wrong(Diagnostic::new(span, message, "a result from 0 to 2^64-1", found))
+            })?;
+        }
+        Ok(value)
+    }
+
+    pub(super) fn term(&mut self, statement: &Stmt, term: &Term) -> Result<u64, Over> {
+        let target =
+            |run: &mut Self, result: Result<u64, TargetError>| result.map_err(|error| run.lost(statement, None, error));
+        match &term.kind {
+            TermKind::Number(value) => Ok(*value),
+            TermKind::PageSize => Ok(PAGE_SIZE),
+            TermKind::LoopIndex => Ok(self.loops.last().map_or(0, |&(_, i)| i)),
+            TermKind::Group(inner) => self.eval(statement, inner),
+            TermKind::Counter(name) => {
+                let value = self.target.counter(name);
+                target(self, value)
+            }
+            TermKind::MapField(map, field) => {
+                let map = self.map(statement, map)?;
+                let value = self.target.map_field(map, *field);
+                target(self, value)
+            }
+            TermKind::Rand(low, high) => {
+                let (low, high) = (self.eval(statement, low)?, self.eval(statement, high)?);
+                if low > high {
+                    let found = format!("rand({low},{high})");
+                    let message = format!("{found} has nothing to draw from");
+                    return Err(wrong(Diagnostic::new(term.span, message, "LO not above HI", found)));
+                }
+                Ok(self.random.between(low, high))
+            }
+            TermKind::Value(_) | TermKind::Element(..) => {
+                let (value, index) = self.lookup(statement, term)?;
+                match value {
+                    // A map as a number is the address of its vm_map.
+                    Some(Bound::Number(value) | Bound::Map(MapId(value))) => Ok(value),
+                    other => Err(self.misfit(term, other, index, "a bound number")),
+                }
+            }
+        }
+    }
+
+    /// The map that `map` stands for.
+    pub(super) fn map(&mut self, statement: &Stmt, map: &MapRef) -> Result<MapId, Over> {
+        match map {
+            MapRef::Named(map) => Ok(*map),
+            MapRef::Bound(term) => match self.lookup(statement, term)? {
+                (Some(Bound::Map(map)), _) => Ok(map),
+                (other, index) => Err(self.misfit(term, other, index, "a map bound by kmem_suballoc")),
+            },
+        }
+    }
+
+    /// What a `$NAME` or `$NAME[EXPR]` is bound to, and the value of the index.
+    fn lookup(&mut self, statement: &Stmt, term: &Term) -> Result<(Option<Bound>, Option<u64>), Over> {
+        match &term.kind {
+            TermKind::Value(name) => Ok((self.env.get(*name, None), None)),
+            TermKind::Element(name, index) => {
+                let index = self.eval(statement, index)?;
+                Ok((self.env.get(*name, Some(index)), Some(index)))
+            }
+            _ => Ok((None, None)),
+        }
+    }
+
+    /// The error for a bound value that is not what is needed.
+    fn misfit(&self, term: &Term, value: Option<Bound>, index: Option<u64>, needed: &str) -> Over {
+        let shown = self.script.source.text(term.span);
+        let index = index.map_or(String::new(), |index| format!(" (index {index})"));
+        let message = match value {
+            None => format!("`{shown}`{index} has not been bound"),
+            Some(Bound::Number(value)) => format!("`{shown}`{index} is no map, but the number {}", number(value)),
+            Some(Bound::Map(_)) => format!("`{shown}`{index} is a map"),
+            Some(Bound::Other(outcome)) => {
+                format!("`{shown}`{index} has no value: its statement gave {}", StepResult::Given(outcome))
+            }
+        };
+        wrong(Diagnostic::new(term.span, message, needed, format!("`{shown}`")))
+    }
+
+    /// Where a value goes.
+    pub(super) fn place(&mut self, statement: &Stmt, place: &Place) -> Result<(NameId, Option<u64>), Over> {
+        let index = place.index.as_ref().map(|index| self.eval(statement, index)).transpose()?;
+        Ok((place.name, index))
+    }
+
+    /// The values of a call's arguments.
+    pub(super) fn values(&mut self, statement: &Stmt, call: &Call) -> Result<Vec<Value>, Over> {
+        let mut values = Vec::with_capacity(call.args.len());
+        for arg in &call.args {
+            values.push(match arg {
+                Arg::Map(map) => Value::Map(self.map(statement, map)?),
+                Arg::Number(expr) => Value::Number(self.eval(statement, expr)?),
+                Arg::Flags(flags) => Value::Flags(*flags),
+                Arg::Zero => Value::Zero,
+                Arg::Kind(kind) => Value::Kind(*kind),
+                Arg::Thread(thread) => Value::Thread(*thread),
+                Arg::Call(inner) => {
+                    let values = self.values(statement, inner)?;
+                    Value::Op(self.operation(statement, inner, &values)?, values)
+                }
+            });
+        }
+        Ok(values)
+    }
+
+    /// The operation that a call with these values is.
+    pub(super) fn operation(&mut self, statement: &Stmt, call: &Call, values: &[Value]) -> Result<Op, Over> {
+        let op = match call.verb.action {
+            Action::Operation(build) => build(values),
+            _ => None,
+        };
+        op.ok_or_else(|| {
+            let error = TargetError::Broken(format!("`{}` makes no operation", call.verb.name));
+            self.lost(statement, Some(show::call(call, values, &self.script.source)), error)
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! What is told of a run that does not go well.
+
+use super::ast::{Arg, Call, Do, Expected, Stmt, StmtKind, Term};
+use super::eval::{Over, Run};
+use super::outcome::{Ending, Failure, number};
+use super::perform::Outstanding;
+use super::show::names;
+use super::source::Span;
+use super::target::TargetError;
+
+impl Run<'_> {
+    /// What a statement must give, in words.
+    pub(super) fn wanted(&mut self, statement: &Stmt, what: &Do) -> Result<String, Over> {
+        Ok(match what.expect.as_ref().map(|expect| &expect.what) {
+            None | Some(Expected::Ok) => "ok".to_owned(),
+            Some(Expected::Null) => "null".to_owned(),
+            Some(Expected::Blocked) => "blocked".to_owned(),
+            Some(Expected::Error(error)) => format!("error {error}"),
+            Some(Expected::Panic(text)) => format!("panic {text:?}"),
+            Some(Expected::Number(expr)) => format!("{:#x}", self.eval(statement, expr)?),
+        })
+    }
+
+    pub(super) fn failed(&mut self, statement: &Stmt, expected: String, got: String, called: Option<String>) -> Over {
+        Box::new(Ending::Failed(Box::new(self.failure(statement, expected, got, called))))
+    }
+
+    /// The end of a run that gets no answer.
+    pub(super) fn lost(&mut self, statement: &Stmt, called: Option<String>, error: TargetError) -> Over {
+        self.lost_at(statement.span, called, error)
+    }
+
+    /// The same for a statement at `span`.
+    pub(super) fn lost_at(&mut self, span: Span, called: Option<String>, error: TargetError) -> Over {
+        let (expected, got) = match &error {
+            TargetError::Interrupted => return Box::new(Ending::Interrupted),
+            TargetError::Timeout(limit) => (format!("an end within {limit:?}"), "none".to_owned()),
+            TargetError::Broken(got) => ("a VMM and a guest that keep their contract".to_owned(), got.clone()),
+        };
+        let mut values = self.sleepers();
+        values.extend(self.target.threads());
+        let failure = Box::new(Failure { span, statement: span, expected, got, called, values });
+        Box::new(match error {
+            TargetError::Timeout(_) => Ending::Timeout(failure),
+            TargetError::Interrupted | TargetError::Broken(_) => Ending::Broken(failure),
+        })
+    }
+
+    /// The blocked threads, with what they were blocked by and wait for.
+    fn sleepers(&self) -> Vec<(String, String)> {
+        let sleepers = self.blocked.iter().map(|(thread, sleeper)| {
+            let Outstanding { span, waits_for, .. } = sleeper;
+            (thread.to_string(), format!("blocked by line {}, waits for \"{waits_for}\"", span.line))
+        });
+        sleepers.collect()
+    }
+
+    /// What is told of a statement that did not give what it must.
+    pub(super) fn failure(
+        &mut self,
+        statement: &Stmt,
+        expected: String,
+        got: String,
+        called: Option<String>,
+    ) -> Failure {
+        let mut terms = Vec::new();
+        match &statement.kind {
+            StmtKind::Do(what) => {
+                numbers(&what.call, &mut terms);
+                if let Some(Expected::Number(expr)) = what.expect.as_ref().map(|expect| &expect.what) {
+                    names(expr, &mut terms);
+                }
+            }
+            StmtKind::Assert { left, right, .. } => {
+                names(left, &mut terms);
+                names(right, &mut terms);
+            }
+            StmtKind::Let { .. } | StmtKind::Repeat { .. } | StmtKind::Print(_) => {}
+        }
+        let mut values: Vec<(String, String)> = Vec::new();
+        for term in terms {
+            let name = self.script.source.text(term.span).to_owned();
+            if !values.iter().any(|(known, _)| *known == name)
+                && let Ok(value) = self.term(statement, term)
+            {
+                values.push((name, number(value)));
+            }
+        }
+        let loops = self.loops.iter().map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));
+        values.extend(loops);
+        values.extend(self.sleepers());
+        let span = match &statement.kind {
+            StmtKind::Do(what) => what.expect.as_ref().map_or(statement.span, |expect| expect.span),
+            _ => statement.span,
+        };
+        Failure { span, statement: statement.span, expected, got, called, values }
+    }
+}
+
+/// The terms of a call's numbers.
+fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
+    for arg in &call.args {
+        match arg {
+            Arg::Number(expr) => names(expr, into),
+            Arg::Call(inner) => numbers(inner, into),
+            Arg::Map(_) | Arg::Flags(_) | Arg::Zero | Arg::Kind(_) | Arg::Thread(_) => {}
+        }
+    }
+}
