@@ -61,3 +61,67 @@ pub(super) fn threads(view: &View<'_>, scheduler: &Scheduler) -> Result<Vec<Thre
     }
     Ok(threads)
 }
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::GuestPhys;
+    use zerocopy::IntoBytes;
+
+    use super::super::view::tests::{mapped_ram, view};
+    use super::*;
+    use crate::kvm::memory::GuestRam;
+
+    const PAGE: u64 = 0x4000_0000;
+
+    fn at(index: u64) -> KPtr<Thread> {
+        KPtr::new(GuestVirt::new(PAGE + index * 256))
+    }
+
+    /// t3, which sleeps in vmwait, and the pagedaemon, which runs.
+    fn put(ram: &GuestRam, edit: impl Fn(&[Thread; 2])) -> Scheduler {
+        let threads = [Thread::default(), Thread::default()];
+        let words = |text: &str| WaitMessage::new(text).words();
+        threads[0].tid.set(3);
+        threads[0].state.set(ThreadState::Sleeping as u32);
+        threads[0].wchan.set(GuestVirt::new(0xffff_ffff_8010_0000));
+        threads[0].wmesg.iter().zip(words("vmwait")).for_each(|(field, word)| field.set(word));
+        threads[0].all_next.set(at(1));
+        threads[1].tid.set(65);
+        threads[1].state.set(ThreadState::Running as u32);
+        threads[1].name.iter().zip(words("pagedaemon")).for_each(|(field, word)| field.set(word));
+        threads[1].all_prev.set(at(0));
+        edit(&threads);
+        for (index, mut thread) in (0..).zip(threads) {
+            ram.write(GuestPhys::from_pfn(32).add(index * 256), thread.as_mut_bytes()).expect("it is RAM");
+        }
+        let scheduler = Scheduler::default();
+        scheduler.all.head.set(at(0));
+        scheduler.all.tail.set(at(1));
+        scheduler
+    }
+
+    #[test]
+    fn each_thread_tells_its_name_and_what_it_waits_for() {
+        let ram = mapped_ram();
+        let threads = threads(&view(&ram), &put(&ram, |_| {})).expect("the list is sound");
+        let told: Vec<_> = threads.iter().map(|t| (t.label(), t.state, t.waits_for.map(|w| w.to_string()))).collect();
+        let sleeper = ("t3".to_owned(), ThreadState::Sleeping, Some("vmwait".to_owned()));
+        assert_eq!(told, [sleeper, ("pagedaemon".to_owned(), ThreadState::Running, None)]);
+    }
+
+    #[test]
+    fn a_damaged_list_of_threads_is_an_error_and_never_an_endless_loop() {
+        let damages: [fn(&[Thread; 2]); 5] = [
+            |threads| threads[1].all_next.set(at(0)),
+            |threads| threads[1].all_next.set(at(1)),
+            |threads| threads[0].all_next.set(KPtr::NULL),
+            |threads| threads[1].state.set(9),
+            |threads| threads[0].all_next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))),
+        ];
+        for (number, damage) in damages.into_iter().enumerate() {
+            let ram = mapped_ram();
+            let scheduler = put(&ram, damage);
+            assert!(threads(&view(&ram), &scheduler).is_err(), "damage {number} went unseen");
+        }
+    }
+}
