@@ -34,14 +34,17 @@ impl Run<'_> {
     pub(super) fn lost_at(&mut self, span: Span, called: Option<String>, error: TargetError) -> Over {
         let (expected, got) = match &error {
             TargetError::Interrupted => return Box::new(Ending::Interrupted),
-            TargetError::Timeout(limit) => (format!("an end within {limit:?}"), "none".to_owned()),
+            TargetError::Timeout { limit, at } => {
+                let got = at.as_ref().map_or("none".to_owned(), |at| format!("none; the guest was stopped at {at}"));
+                (format!("an end within {limit:?}"), got)
+            }
             TargetError::Broken(got) => ("a VMM and a guest that keep their contract".to_owned(), got.clone()),
         };
         let mut values = self.sleepers();
         values.extend(self.target.threads());
         let failure = Box::new(Failure { span, statement: span, expected, got, called, values });
         Box::new(match error {
-            TargetError::Timeout(_) => Ending::Timeout(failure),
+            TargetError::Timeout { .. } => Ending::Timeout(failure),
             TargetError::Interrupted | TargetError::Broken(_) => Ending::Broken(failure),
         })
     }

@@ -186,7 +186,7 @@ fn failures_and_timeouts_tell_which_threads_wait_for_what() {
     let waiting = ("t1".to_owned(), "blocked by line 1, waits for \"vmwait\"".to_owned());
     let failure = fails([blocked("vmwait")], "t1: settle\nexpect blocked\nassert 1 == 2");
     assert!(failure.values.contains(&waiting), "{:?}", failure.values);
-    let timeout = || Err(TargetError::Timeout(std::time::Duration::from_secs(60)));
+    let timeout = || Err(TargetError::Timeout { limit: std::time::Duration::from_secs(60), at: None });
     let text = "t1: settle\nexpect blocked\nt2: settle";
     let (ending, _) = run_on(&mut scripted([blocked("vmwait"), timeout()]), text);
     let Ending::Timeout(failure) = &ending else { panic!("{ending:?}") };
