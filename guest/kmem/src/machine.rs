@@ -1,10 +1,26 @@
 //! What the memory system needs of a CPU and of physical memory.
+//!
+//! **Threads.** The scheduler decides who runs, and the machine switches stacks. It may keep what it needs for that in
+//! [`Thread::md`], which nobody else touches. The depth of interrupt deferral belongs to a thread and changes hands with
+//! the CPU.
+//!
+//! **Interrupts.** While [`Machine::intr_disable`] has been called more often than [`Machine::intr_restore`], no handler
+//! runs: what arrives is remembered, and runs inside the last `intr_restore`. A handler is a call of
+//! [`Vm::intr_enter`], the work, [`Vm::intr_exit`] and, when it is about to return to the interrupted code with nothing
+//! deferred, [`Vm::preempt`], which may call [`Machine::cpu_switch`] in the middle of the interrupted thread.
 
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::layout::Thread;
 use vmkern_abi::pte::PteFlags;
+
+use crate::vm::Vm;
+
+/// What a thread does from its first instruction on. When it returns, the thread exits.
+pub type ThreadStart<M> = fn(&Vm<M>, u64);
 
 /// A CPU with physical memory behind a direct map.
 ///
@@ -14,7 +30,7 @@ use vmkern_abi::pte::PteFlags;
 /// as long as the machine lives, always the same one for the same address. Nobody but the memory system may refer to
 /// that memory by Rust references of other types than words of atomics.
 #[expect(unsafe_code, reason = "the direct map is the one promise that the type system cannot check")]
-pub unsafe trait Machine {
+pub unsafe trait Machine: Sized {
     /// The byte at `pa` in the direct map. The pointer may be used up to the end of the page that holds `pa`.
     fn frame(&self, pa: GuestPhys) -> NonNull<u8>;
 
@@ -32,6 +48,38 @@ pub unsafe trait Machine {
     /// Stops the system with a message.
     fn panic(&self, message: fmt::Arguments<'_>) -> !;
 
-    /// Clock ticks since boot.
+    /// Clock ticks since boot, as the clock says; the kernel's own count follows in [`Vm::hardclock`].
     fn ticks(&self) -> u64;
+
+    /// The thread that has this CPU (`curthread`); null until [`Machine::cpu_adopt`].
+    fn current_thread(&self) -> KPtr<Thread>;
+
+    /// Makes the code that runs now, on the stack it has, `thread`. Called once, at boot.
+    fn cpu_adopt(&self, thread: KPtr<Thread>);
+
+    /// Prepares the first switch to `thread` (`cpu_fork`, `cpu_set_fork_handler`). It begins on `stack` (mapped memory,
+    /// whole pages, the thread's own until [`Machine::cpu_throw`] has left it), with interrupts deferred once, as if
+    /// it were in [`Machine::cpu_switch`], and calls [`Vm::fork_exit`] with `start` and `arg`.
+    fn cpu_fork(&self, thread: KPtr<Thread>, stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64);
+
+    /// Gives the CPU from `from`, which has it, to `to`, which was prepared by [`Machine::cpu_fork`] or is inside of a
+    /// call of this function that has not returned (`cpu_switch`). Returns when some thread gives the CPU back to
+    /// `from`. Interrupts are deferred, once, for both.
+    fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>);
+
+    /// [`Machine::cpu_switch`] from a thread that never runs again (`cpu_throw`). When `to` runs, the machine has
+    /// forgotten `from`, and nothing touches its stack.
+    fn cpu_throw(&self, from: KPtr<Thread>, to: KPtr<Thread>) -> !;
+
+    /// Lets the CPU rest until an interrupt has come and been handled (`cpu_idle`). Called with nothing deferred, when no
+    /// thread can run and the idle thread itself sleeps. A machine whose time is virtual goes on to
+    /// [`Vm::next_timeout`], and stops the system when there is none.
+    fn cpu_idle(&self, vm: &Vm<Self>);
+
+    /// Defers interrupts, and with them preemption. Nests.
+    fn intr_disable(&self);
+
+    /// Takes back one [`Machine::intr_disable`]. The last one lets the interrupts in that came meanwhile, and may give the
+    /// CPU to another thread for a time.
+    fn intr_restore(&self);
 }

@@ -53,8 +53,8 @@ pub struct Thread {
     pub priority: Field<u8>,
     /// The priority that it was made with, and goes back to after a sleep has lent it another.
     pub base_priority: Field<u8>,
-    #[doc(hidden)]
-    pub _pad: Field<u16>,
+    /// 1 when a preemption was put off until its last critical section ends (`td_owepreempt`). Its own.
+    pub owepreempt: Field<u16>,
     /// Critical sections it is in (`td_critnest`). Its own.
     pub critnest: Field<u32>,
     /// Its name: a [`WaitMessage`] in two words.
@@ -106,7 +106,7 @@ impl Thread {
     #[must_use]
     pub fn wait_message(&self) -> Option<WaitMessage> {
         let words = [self.wmesg[0].get(), self.wmesg[1].get()];
-        (!self.wchan.get().eq(&GuestVirt::new(0))).then(|| WaitMessage::from_words(words))
+        (self.wchan.get() != GuestVirt::new(0)).then(|| WaitMessage::from_words(words))
     }
 
     /// What it is doing, or `None` when the structure is damaged.

@@ -1,11 +1,14 @@
 //! Mutexes at FreeBSD's granularity (`kern_mutex.c`), with the order in which they nest checked at every acquisition.
 //!
-//! There is one CPU and one thread of control so far: a lock that is already held is a bug of the caller, and is
-//! reported as one. [`LockClass`] lists the order; a lock of a class is taken only while no lock of the same or a
-//! later class is held.
+//! There is one CPU, and whoever owns a mutex has interrupts and preemption deferred: nobody else can ever find it
+//! owned, and a handler that interrupts the kernel finds every mutex free. A mutex that is owned already is therefore a
+//! bug of the caller, and is reported as one; so is a sleep by the owner. Mutexes and spin locks are the same.
+//! [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same or a later class is held.
 
 use vmkern_abi::field::Field;
+use vmkern_abi::layout::Mtx;
 
+use crate::kern::thread::THREAD0_TID;
 use crate::machine::Machine;
 use crate::vm::Vm;
 
@@ -13,18 +16,26 @@ use crate::vm::Vm;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum LockClass {
+    /// The requests of the host.
+    Driver = 0,
+    /// The lists of event handlers.
+    Eventhandler = 1,
     /// A map.
-    Map = 0,
+    Map = 2,
+    /// The interlock of those who wait for a map.
+    MapSleep = 3,
     /// An object.
-    Object = 1,
+    Object = 4,
     /// A zone.
-    Zone = 2,
+    Zone = 5,
     /// The paging queues.
-    PageQueue = 3,
+    PageQueue = 6,
     /// The pmap.
-    Pmap = 4,
+    Pmap = 7,
     /// The free-page queues.
-    FreeQueue = 5,
+    FreeQueue = 8,
+    /// The scheduler.
+    Sched = 9,
 }
 
 impl LockClass {
@@ -36,61 +47,139 @@ impl LockClass {
         u32::MAX << self as u32
     }
 
+    /// Whether the owner may acquire such a lock again (`MTX_RECURSE`).
+    #[must_use]
+    pub const fn is_recursive(self) -> bool {
+        matches!(self, Self::PageQueue)
+    }
+
     /// FreeBSD's name of such a lock.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Driver => "driver",
+            Self::Eventhandler => "eventhandler",
             Self::Map => "system map",
+            Self::MapSleep => "vm map sleep mutex",
             Self::Object => "vm object",
             Self::PageQueue => "vm page queue mutex",
             Self::Zone => "UMA zone",
             Self::Pmap => "pmap",
             Self::FreeQueue => "vm page free queue mutex",
+            Self::Sched => "sched lock",
         }
     }
 }
 
-/// The owner that a held lock's word names: the only thread there is, number 0.
-const OWNER: u32 = 1;
+/// Acquisitions of a recursive mutex after the first, in the high half of its word.
+const RECURSION: u32 = 1 << 16;
+/// The owner, in the low half of the word.
+const OWNER: u32 = RECURSION - 1;
+
+/// A mutex with its class, for those who sleep with it as their interlock.
+pub type Interlock<'a> = (LockClass, &'a Mtx);
 
 impl<M: Machine> Vm<M> {
-    /// Acquires the lock `word` (`mtx_lock`). Panics when it, or a lock that nests inside it, is held.
+    /// Acquires the lock `word` (`mtx_lock`, `mtx_lock_spin`), and defers interrupts until it is released. Panics when it
+    /// is owned and not recursive, and when a lock of the same or a later class is held.
     #[inline]
     pub fn mtx_lock(&self, class: LockClass, word: &Field<u32>) {
+        self.machine().intr_disable();
         let held = &self.state().held_locks;
-        if word.get() != 0 {
-            self.panic(format_args!("_mtx_lock_sleep: recursed on non-recursive mutex {}", class.name()));
+        let owner = self.curtid() + 1;
+        let now = word.get();
+        if now != 0 || held.get() & class.and_inner() != 0 {
+            return self.mtx_lock_hard(class, word, owner);
         }
-        if held.get() & class.and_inner() != 0 {
-            self.panic(format_args!("lock order reversal: {} after classes {:#b}", class.name(), held.get()));
-        }
-        word.set(OWNER);
+        word.set(owner);
         held.set(held.get() | class.bit());
     }
 
-    /// Releases the lock `word` (`mtx_unlock`). Panics when it is not held.
+    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, and panics.
+    #[cold]
+    fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32) {
+        let now = word.get();
+        if now & OWNER == owner {
+            if !class.is_recursive() {
+                self.panic(format_args!("_mtx_lock_sleep: recursed on non-recursive mutex {}", class.name()));
+            }
+            word.set(now + RECURSION);
+            return;
+        }
+        if now != 0 {
+            let other = (now & OWNER) - 1;
+            self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which does not run", class.name()));
+        }
+        let held = self.state().held_locks.get();
+        self.panic(format_args!("lock order reversal: {} after {}", class.name(), HeldLocks(held)));
+    }
+
+    /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The release of the last
+    /// lock lets in the interrupts that were deferred, and may switch.
     #[inline]
     pub fn mtx_unlock(&self, class: LockClass, word: &Field<u32>) {
         self.mtx_assert_owned(class, word);
-        word.set(0);
-        let held = &self.state().held_locks;
-        held.set(held.get() & !class.bit());
+        let now = word.get();
+        if now >= RECURSION {
+            word.set(now - RECURSION);
+        } else {
+            word.set(0);
+            let held = &self.state().held_locks;
+            held.set(held.get() & !class.bit());
+        }
+        self.machine().intr_restore();
     }
 
-    /// Panics unless the lock `word` is held (`mtx_assert(MA_OWNED)`).
+    /// Panics unless the running thread owns the lock `word` (`mtx_assert(MA_OWNED)`).
     #[inline]
     pub fn mtx_assert_owned(&self, class: LockClass, word: &Field<u32>) {
-        if word.get() != OWNER {
+        if word.get() & OWNER != self.curtid() + 1 {
             self.panic(format_args!("mutex {} not owned", class.name()));
         }
     }
 
-    /// Panics when any lock is held: the caller is about to sleep, or to run code that takes locks from the start.
+    /// Panics when any mutex is held: the caller is about to sleep, or to run code that takes locks from the start.
     #[inline]
     pub fn assert_no_locks(&self, what: &str) {
         let held = self.state().held_locks.get();
         if held != 0 {
-            self.panic(format_args!("{what} with locks held: classes {held:#b}"));
+            self.panic(format_args!("{what} with locks held: {}", HeldLocks(held)));
         }
+    }
+
+    /// Number of the running thread.
+    #[inline]
+    pub(crate) fn curtid(&self) -> u32 {
+        match self.machine().current_thread().non_null() {
+            Some(thread) => self.get(thread).tid.get(),
+            None => THREAD0_TID,
+        }
+    }
+}
+
+/// Lock classes as a set of bits, by name.
+pub(crate) struct HeldLocks(pub u32);
+
+impl core::fmt::Display for HeldLocks {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        use LockClass as C;
+        let all = [
+            C::Driver,
+            C::Eventhandler,
+            C::Map,
+            C::MapSleep,
+            C::Object,
+            C::Zone,
+            C::PageQueue,
+            C::Pmap,
+            C::FreeQueue,
+            C::Sched,
+        ];
+        let mut separator = "";
+        for class in all.into_iter().filter(|class| self.0 & class.bit() != 0) {
+            write!(f, "{separator}{}", class.name())?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,10 @@
 //! What stands under `sys/kern` in FreeBSD.
 
+pub mod callout;
 pub mod lock;
 pub mod malloc;
+pub mod sched;
+pub mod sleepq;
+pub mod sx;
+pub mod synch;
+pub mod thread;

@@ -45,16 +45,17 @@ impl<'a> SimAccess<'a> {
     /// Translates `va`, faulting where the hardware would.
     fn translate(&self, va: GuestVirt, intent: Intent) -> GuestPhys {
         let vpn = va.get() / PAGE_SIZE;
+        self.vm.machine().interrupt_point();
         let allowed = |pte: &Pte| intent == Intent::Read || pte.flags().contains(PteFlags::RW);
         loop {
             let now = self.walk(va);
-            let remembered = self.vm.machine().tlb.borrow().get(vpn);
+            let remembered = self.vm.machine().tlb().get(vpn);
             if let Some(old) = remembered {
                 let same = now.is_some_and(|now| now.frame() == old.frame());
                 assert!(same, "access to {va:#x} through a stale translation: {old:?}, where the tables say {now:?}");
             }
             if let Some(pte) = remembered.or(now).filter(allowed) {
-                self.vm.machine().tlb.borrow_mut().insert(vpn, pte);
+                self.vm.machine().tlb().insert(vpn, pte);
                 return pte.frame().add(va.page_offset());
             }
             let fault = match intent {
@@ -69,7 +70,7 @@ impl<'a> SimAccess<'a> {
 
     /// Stops the test when the TLB still knows a mapping that the tables do not have any more.
     pub fn assert_tlb_matches_tables(&self) {
-        for (vpn, old) in self.vm.machine().tlb.borrow().iter() {
+        for (vpn, old) in self.vm.machine().tlb().iter() {
             let va = GuestVirt::new(vpn * PAGE_SIZE);
             let now = self.walk(va);
             let same = now.is_some_and(|now| now.frame() == old.frame());

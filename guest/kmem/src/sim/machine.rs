@@ -1,35 +1,74 @@
 //! The simulated CPU and its memory.
 
-use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::layout::Thread;
 use vmkern_abi::pte::PteFlags;
 
+use super::baton::Baton;
+use super::interrupts::Interrupts;
 use super::memory::Memory;
+use super::threads::Mailbox;
 use super::tlb::Tlb;
-use crate::machine::Machine;
-use crate::vm::{PhysRange, Zeroed};
+use crate::machine::{Machine, ThreadStart};
+use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
-/// A CPU without instructions: memory, a TLB, and counters of what was done to them.
+/// A CPU without instructions: memory, a TLB, threads, a clock, and counters of what was done to them.
+///
+/// Only the thread with the baton touches any of it.
 #[derive(Debug)]
 pub struct SimMachine {
     memory: Memory,
-    pub(super) tlb: RefCell<Tlb>,
-    flushes: Cell<u64>,
-    zeroings: Cell<u64>,
+    tlb: Mutex<Tlb>,
+    flushes: AtomicU64,
+    zeroings: AtomicU64,
+    pub(super) baton: Arc<Baton>,
+    pub(super) interrupts: Interrupts,
+    pub(super) mailbox: Mailbox,
+    /// Clock ticks since boot, in virtual time.
+    clock: AtomicU64,
+    /// The system on this machine, once it is up.
+    vm: Arc<OnceLock<Weak<Vm<SimMachine>>>>,
+}
+
+/// Adds to a counter that nobody else changes meanwhile.
+fn count(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 impl SimMachine {
     pub(super) fn new(ram: &[PhysRange], zeroed: Zeroed) -> Self {
         Self {
             memory: Memory::new(ram, zeroed),
-            tlb: RefCell::default(),
-            flushes: Cell::new(0),
-            zeroings: Cell::new(0),
+            tlb: Mutex::default(),
+            flushes: AtomicU64::new(0),
+            zeroings: AtomicU64::new(0),
+            baton: Arc::default(),
+            interrupts: Interrupts::default(),
+            mailbox: Mailbox::default(),
+            clock: AtomicU64::new(0),
+            vm: Arc::default(),
         }
+    }
+
+    /// Tells the machine which system runs on it.
+    pub(super) fn set_vm(&self, vm: &Arc<Vm<Self>>) {
+        assert!(self.vm.set(Arc::downgrade(vm)).is_ok(), "the machine has a system already");
+    }
+
+    /// The system on this machine, if it is up.
+    pub(super) fn vm(&self) -> Option<Arc<Vm<Self>>> {
+        self.vm.get()?.upgrade()
+    }
+
+    pub(super) fn tlb(&self) -> MutexGuard<'_, Tlb> {
+        self.tlb.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pages of physical memory that were ever looked at.
@@ -41,13 +80,21 @@ impl SimMachine {
     /// Invalidations so far.
     #[must_use]
     pub fn flushes(&self) -> u64 {
-        self.flushes.get()
+        self.flushes.load(Ordering::Relaxed)
     }
 
     /// Pages cleared so far.
     #[must_use]
     pub fn zeroings(&self) -> u64 {
-        self.zeroings.get()
+        self.zeroings.load(Ordering::Relaxed)
+    }
+
+    /// Sets the clock to tick `now`, unless it is later already, and handles its interrupt.
+    pub(super) fn set_clock(&self, vm: &Vm<Self>, now: u64) {
+        self.clock.fetch_max(now, Ordering::Relaxed);
+        vm.intr_enter();
+        vm.hardclock(self.ticks());
+        vm.intr_exit();
     }
 }
 
@@ -62,15 +109,17 @@ unsafe impl Machine for SimMachine {
 
     fn zero_page(&self, pa: GuestPhys) {
         assert!(pa.is_page_aligned(), "zero_page at {pa:#x}");
-        self.zeroings.set(self.zeroings.get() + 1);
+        self.interrupt_point();
+        count(&self.zeroings);
         let table: &PageTable = window::at(self, pa);
         table.iter().for_each(|word| word.set(vmkern_abi::pte::Pte::EMPTY));
     }
 
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {
         assert!(start.is_page_aligned() && end.is_page_aligned() && start < end, "invalidate {start:#x} to {end:#x}");
-        self.flushes.set(self.flushes.get() + 1);
-        self.tlb.borrow_mut().invalidate(start.get() / PAGE_SIZE, end.get() / PAGE_SIZE);
+        self.interrupt_point();
+        count(&self.flushes);
+        self.tlb().invalidate(start.get() / PAGE_SIZE, end.get() / PAGE_SIZE);
     }
 
     fn pte_flags_base(&self) -> PteFlags {
@@ -82,6 +131,49 @@ unsafe impl Machine for SimMachine {
     }
 
     fn ticks(&self) -> u64 {
-        0
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    fn current_thread(&self) -> KPtr<Thread> {
+        self.baton.holder()
+    }
+
+    fn cpu_adopt(&self, thread: KPtr<Thread>) {
+        self.baton.adopt(thread);
+    }
+
+    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64) {
+        let vm = Arc::clone(&self.vm);
+        let body = move || {
+            let vm = vm.get().and_then(Weak::upgrade).expect("threads run while the system is up");
+            vm.fork_exit(start, arg)
+        };
+        self.baton.prepare(thread, Box::new(body));
+    }
+
+    fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>) {
+        self.interrupts.assert_deferred_once();
+        self.baton.switch(from, to);
+    }
+
+    fn cpu_throw(&self, from: KPtr<Thread>, to: KPtr<Thread>) -> ! {
+        self.interrupts.assert_deferred_once();
+        self.baton.throw(from, to)
+    }
+
+    fn cpu_idle(&self, vm: &Vm<Self>) {
+        match vm.next_timeout() {
+            Some(deadline) => self.set_clock(vm, deadline),
+            None => panic!("all threads sleep for ever: {}", super::threads::waiting(vm)),
+        }
+    }
+
+    fn intr_disable(&self) {
+        self.interrupts.disable();
+    }
+
+    fn intr_restore(&self) {
+        self.interrupts.restore();
+        self.interrupt_point();
     }
 }

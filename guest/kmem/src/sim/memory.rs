@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "simulated memory is raw memory")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::Cell;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 
@@ -24,8 +24,8 @@ const LAYOUT: Layout = match Layout::from_size_align(to_usize(CHUNK), to_usize(P
 #[derive(Debug)]
 pub struct Memory {
     ranges: Vec<PhysRange>,
-    chunks: Vec<Cell<Option<NonNull<u8>>>>,
-    touched: Vec<Cell<u64>>,
+    chunks: Vec<AtomicPtr<u8>>,
+    touched: Vec<AtomicU64>,
     zeroed: Zeroed,
 }
 
@@ -36,8 +36,8 @@ impl Memory {
         let chunks = to_usize(end.div_ceil(CHUNK));
         Self {
             ranges: ranges.to_vec(),
-            chunks: vec![Cell::new(None); chunks],
-            touched: vec![Cell::new(0); pages.div_ceil(64)],
+            chunks: (0..chunks).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            touched: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             zeroed,
         }
     }
@@ -48,37 +48,41 @@ impl Memory {
         assert!(is_ram, "there is no memory at physical address {pa:#x}");
         let page = to_usize(pa.pfn());
         let word = &self.touched[page / 64];
-        word.set(word.get() | 1 << (page % 64));
+        word.store(word.load(Ordering::Relaxed) | 1 << (page % 64), Ordering::Relaxed);
         let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
-        let base = chunk.get().unwrap_or_else(|| {
-            let base = self.allocate();
-            chunk.set(Some(base));
-            base
-        });
+        let base = NonNull::new(chunk.load(Ordering::Acquire)).unwrap_or_else(|| self.allocate(chunk));
         // SAFETY: the offset is smaller than the chunk that `base` points to.
         unsafe { base.add(to_usize(pa.get() % CHUNK)) }
     }
 
-    fn allocate(&self) -> NonNull<u8> {
+    /// Allocates the memory of `chunk`, unless somebody else has just done so.
+    fn allocate(&self, chunk: &AtomicPtr<u8>) -> NonNull<u8> {
         // SAFETY: the layout's size is not zero.
         let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap_or_else(|| handle_alloc_error(LAYOUT));
         if self.zeroed == Zeroed::No {
             // SAFETY: the chunk was just allocated with this size, and nobody else knows it.
             unsafe { base.write_bytes(GARBAGE, to_usize(CHUNK)) };
         }
-        base
+        match chunk.compare_exchange(ptr::null_mut(), base.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => base,
+            Err(first) => {
+                // SAFETY: allocated above with this layout, and nobody else knows it.
+                unsafe { dealloc(base.as_ptr(), LAYOUT) };
+                NonNull::new(first).unwrap_or(base)
+            }
+        }
     }
 
     /// Pages that were ever looked at.
     pub fn touched_pages(&self) -> u64 {
-        self.touched.iter().map(|word| u64::from(word.get().count_ones())).sum()
+        self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        for chunk in &self.chunks {
-            if let Some(base) = chunk.get() {
+        for chunk in &mut self.chunks {
+            if let Some(base) = NonNull::new(*chunk.get_mut()) {
                 // SAFETY: allocated by `allocate` with this layout, once, and nobody can use it any more.
                 unsafe { dealloc(base.as_ptr(), LAYOUT) };
             }

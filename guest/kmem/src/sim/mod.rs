@@ -2,12 +2,16 @@
 //!
 //! Physical memory is sparse, the page tables lie in it exactly as in the guest, and every access goes through them
 //! and through a software TLB that never forgets by itself: a missing invalidation shows as an access through a stale
-//! translation, which ends the test. A kernel panic is a Rust panic with the same message.
+//! translation, which ends the test. A kernel panic is a Rust panic with the same message. Kernel threads are threads of
+//! the process, of which exactly one runs; time is virtual.
 
 mod access;
+mod baton;
+mod interrupts;
 mod machine;
 mod memory;
 mod tables;
+mod threads;
 mod tlb;
 
 #[cfg(test)]
@@ -15,13 +19,17 @@ mod check;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{Op, Outcome};
 
 pub use self::access::SimAccess;
 pub use self::machine::SimMachine;
-use crate::ops::{self, Executed};
+pub use self::threads::Waiting;
 use crate::vm::{BootMemory, PhysRange, Vm, Zeroed};
 
 /// End of RAM below the hole for devices.
@@ -32,7 +40,9 @@ const HOLE_END: u64 = 4 << 30;
 /// A booted memory system over simulated memory.
 #[derive(Debug)]
 pub struct Sim {
-    vm: Vm<SimMachine>,
+    vm: Arc<Vm<SimMachine>>,
+    /// It is driven from one thread at a time.
+    _not_sync: PhantomData<Cell<()>>,
 }
 
 impl Sim {
@@ -50,7 +60,12 @@ impl Sim {
         let mut ranges = ram(bytes);
         ranges[0].start = tables::IMAGE_END;
         let boot = BootMemory { ranges: &ranges, pml4, virtual_avail: tables::virtual_avail(), zeroed, tunables };
-        Self { vm: Vm::boot(machine, &boot) }
+        let vm = Arc::new(Vm::boot(machine, &boot));
+        vm.machine().set_vm(&vm);
+        vm.configure_final();
+        let sim = Self { vm, _not_sync: PhantomData };
+        sim.run();
+        sim
     }
 
     /// The memory system.
@@ -65,12 +80,17 @@ impl Sim {
         self.vm.machine()
     }
 
-    /// Performs one operation as the guest would. Time passes at once.
+    /// Performs one operation, on the driver's own thread. If it sleeps, other threads run and time passes until it goes
+    /// on; the test ends when nobody could ever wake it.
     #[must_use]
     pub fn execute(&self, op: &Op) -> Outcome {
-        match ops::execute(&self.vm, &SimAccess::new(&self.vm), op) {
-            Executed::Done(outcome) => outcome,
-            Executed::Sleep { .. } | Executed::Settle | Executed::Join { .. } => Outcome::Ok,
+        match *op {
+            Op::Settle => {
+                self.run();
+                Outcome::Ok
+            }
+            Op::Join { thread } => self.finish(thread.into()),
+            _ => threads::perform(&self.vm, op),
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod boot;
 pub mod fault;
+pub mod glue;
 pub mod kern;
 pub mod map;
 pub mod object;

@@ -1,0 +1,344 @@
+//! Who runs (`sched_4bsd.c`, `kern_switch.c`, the switching half of `kern_synch.c`).
+//!
+//! The thread of the smallest priority number runs; equals take turns, first come first served, a time slice each. A
+//! thread that has become runnable never takes the CPU by itself: it sets [`Scheduler::need_resched`], and the machine
+//! asks for the switch on its way out of an interrupt ([`Vm::preempt`]). The idle thread, which is the one that the boot
+//! became, is on no run queue: it runs when the run queue is empty.
+//!
+//! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread that leaves has acquired
+//! it, the thread that arrives releases it.
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::layout::{Preempt, RQ_PPQ, Scheduler, Thread, ThreadList, ThreadState};
+
+use crate::kern::lock::{HeldLocks, LockClass};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// Priority of a thread that waits for the swapper (`PSWP`).
+pub const PSWP: u8 = 64;
+/// Priority of a thread that waits for memory (`PVM`).
+pub const PVM: u8 = 68;
+/// Priority of threads that run operations (`PUSER`).
+pub const PUSER: u8 = 160;
+/// Priority of the idle thread (`PRI_MAX_IDLE`).
+pub const PRI_MAX_IDLE: u8 = 255;
+
+/// Which end of its list a thread goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It keeps its turn (`SRQ_PREEMPTED`).
+    Keep,
+    /// It goes behind its equals.
+    Back,
+}
+
+const fn queue_of(priority: u8) -> usize {
+    (priority / RQ_PPQ) as usize
+}
+
+impl<M: Machine> Vm<M> {
+    /// The scheduler's state.
+    #[inline]
+    pub(crate) fn sched(&self) -> &Scheduler {
+        &self.state().sched
+    }
+
+    /// Acquires the scheduler's lock.
+    pub(crate) fn sched_lock(&self) {
+        self.mtx_lock(LockClass::Sched, &self.sched().lock.owner);
+    }
+
+    /// Releases the scheduler's lock.
+    pub(crate) fn sched_unlock(&self) {
+        self.mtx_unlock(LockClass::Sched, &self.sched().lock.owner);
+    }
+
+    /// The running thread (`curthread`); null before the scheduler is up.
+    #[inline]
+    #[must_use]
+    pub fn current_thread(&self) -> KPtr<Thread> {
+        self.machine().current_thread()
+    }
+
+    /// Whether a thread besides the running one and the idle one could run (`sched_runnable`).
+    #[must_use]
+    pub fn runnable(&self) -> bool {
+        self.sched().runq.status.get() != 0
+    }
+
+    /// Whether [`Vm::preempt`] would switch if the running thread allowed it.
+    #[must_use]
+    pub fn switch_owed(&self) -> bool {
+        self.sched().need_resched.get() != Preempt::No as u32
+    }
+
+    /// Puts a thread that can run on its run queue (`runq_add`). The idle thread has none.
+    fn runq_add(&self, thread: KPtr<Thread>, turn: Turn) {
+        let t = self.get(thread);
+        t.state.set(ThreadState::Runnable as u32);
+        let sched = self.sched();
+        if thread == sched.idle.get() {
+            return;
+        }
+        let number = queue_of(t.priority.get());
+        let list = &sched.runq.queues[number];
+        match turn {
+            Turn::Back => self.runq_link(list, list.tail.get(), thread, KPtr::NULL),
+            Turn::Keep => self.runq_link(list, KPtr::NULL, thread, list.head.get()),
+        }
+        sched.runq.status.update(|bits| bits | 1 << number);
+    }
+
+    fn runq_link(&self, list: &ThreadList, prev: KPtr<Thread>, thread: KPtr<Thread>, next: KPtr<Thread>) {
+        let t = self.get(thread);
+        t.rq_prev.set(prev);
+        t.rq_next.set(next);
+        prev.non_null().map_or(&list.head, |prev| &self.get(prev).rq_next).set(thread);
+        next.non_null().map_or(&list.tail, |next| &self.get(next).rq_prev).set(thread);
+    }
+
+    /// Takes the thread that is to run next off the run queue (`runq_choose`).
+    fn runq_take(&self) -> Option<KPtr<Thread>> {
+        let runq = &self.sched().runq;
+        let number = runq.status.get().trailing_zeros();
+        let list = runq.queues.get(number as usize)?;
+        let thread = list.head.get();
+        let next = self.get(thread).rq_next.get();
+        list.head.set(next);
+        match next.non_null() {
+            Some(next) => self.get(next).rq_prev.set(KPtr::NULL),
+            None => {
+                list.tail.set(KPtr::NULL);
+                runq.status.update(|bits| bits & !(1 << number));
+            }
+        }
+        self.get(thread).rq_next.set(KPtr::NULL);
+        Some(thread)
+    }
+
+    /// Makes `thread`, which is on no queue, runnable (`setrunnable`, `sched_add`). Locks: the scheduler's.
+    pub(crate) fn setrunnable(&self, thread: KPtr<Thread>) {
+        self.runq_add(thread, Turn::Back);
+        let sched = self.sched();
+        let current = self.get(self.current_thread());
+        let better = queue_of(self.get(thread).priority.get()) < queue_of(current.priority.get());
+        if better && sched.need_resched.get() == Preempt::No as u32 {
+            sched.need_resched.set(Preempt::Better as u32);
+        }
+    }
+
+    /// The thread that runs next (`choosethread`). When there is none, because the idle thread sleeps itself, lets the CPU
+    /// rest in the meantime.
+    fn choosethread(&self) -> KPtr<Thread> {
+        loop {
+            if let Some(thread) = self.runq_take() {
+                return thread;
+            }
+            let idle = self.sched().idle.get();
+            if self.get(idle).state() == Some(ThreadState::Runnable) {
+                return idle;
+            }
+            self.sched_unlock();
+            self.machine().cpu_idle(self);
+            self.sched_lock();
+        }
+    }
+
+    /// Gives the CPU to the thread that [`Vm::choosethread`] names: the running one, whose new state and place are set
+    /// already, or another (`mi_switch`, `sched_switch`). Locks: the scheduler's, and no other.
+    pub(crate) fn mi_switch(&self) {
+        let from = self.current_thread();
+        self.assert_may_switch();
+        let to = self.choosethread();
+        self.take_cpu(to);
+        if to != from {
+            self.machine().cpu_switch(from, to);
+            self.arrive();
+        }
+    }
+
+    /// Takes over the scheduler's lock from the thread that ran before.
+    pub(crate) fn arrive(&self) {
+        self.sched().lock.owner.set(self.curtid() + 1);
+    }
+
+    /// Switches away from the running thread for ever (`cpu_throw`). Locks: the scheduler's, and no other.
+    pub(crate) fn mi_throw(&self) -> ! {
+        let from = self.current_thread();
+        self.assert_may_switch();
+        let to = self.choosethread();
+        self.take_cpu(to);
+        self.machine().cpu_throw(from, to)
+    }
+
+    /// Notes that `thread` gets the CPU, with a whole time slice.
+    fn take_cpu(&self, thread: KPtr<Thread>) {
+        let sched = self.sched();
+        self.get(thread).state.set(ThreadState::Running as u32);
+        self.get(thread).switches.update(|n| n + 1);
+        sched.need_resched.set(Preempt::No as u32);
+        sched.slice.set(self.sched_quantum());
+    }
+
+    /// Ticks of a time slice: a tenth of a second.
+    fn sched_quantum(&self) -> u64 {
+        (self.cnt().hz.get() / 10).max(1)
+    }
+
+    fn assert_may_switch(&self) {
+        let (sched, held) = (self.sched(), self.state().held_locks.get());
+        if held != 1 << LockClass::Sched as u32 {
+            self.panic(format_args!("mi_switch: switch with locks held: {}", HeldLocks(held)));
+        }
+        if self.get(self.current_thread()).critnest.get() != 0 {
+            self.panic(format_args!("mi_switch: switch in a critical section"));
+        }
+        if sched.intr_nesting.get() != 0 {
+            self.panic(format_args!("mi_switch: switch in an interrupt"));
+        }
+    }
+
+    fn give_way(&self, turn: Turn) {
+        self.runq_add(self.current_thread(), turn);
+        self.mi_switch();
+    }
+
+    /// Lets every thread of the same priority run first (`sched_relinquish`). The idle thread comes back when no other
+    /// thread can run. Locks: none may be held. May switch.
+    pub fn sched_yield(&self) {
+        self.assert_no_locks("sched_yield");
+        self.sched_lock();
+        self.give_way(Turn::Back);
+        self.sched_unlock();
+    }
+
+    /// Gives the CPU to a thread that deserves it more, if there is one and the running thread is not in a critical section
+    /// (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an interrupt, when nothing is deferred. May switch.
+    pub fn preempt(&self) {
+        let turn = match self.sched().need_resched.get() {
+            n if n == Preempt::No as u32 => return,
+            n if n == Preempt::Better as u32 => Turn::Keep,
+            _ => Turn::Back,
+        };
+        let Some(current) = self.current_thread().non_null() else { return };
+        let t = self.get(current);
+        if self.sched().intr_nesting.get() != 0 || t.state() != Some(ThreadState::Running) {
+            return;
+        }
+        if t.critnest.get() != 0 {
+            t.owepreempt.set(1);
+            return;
+        }
+        self.assert_no_locks("preempt");
+        self.sched_lock();
+        self.give_way(turn);
+        self.sched_unlock();
+    }
+
+    /// Enters a critical section: the running thread keeps the CPU until it leaves the outermost one, whatever interrupts
+    /// come (`critical_enter`). It may not sleep.
+    pub fn critical_enter(&self) {
+        if let Some(current) = self.current_thread().non_null() {
+            self.get(current).critnest.update(|n| n + 1);
+        }
+    }
+
+    /// Leaves a critical section (`critical_exit`). Leaving the outermost one makes up for a preemption that was put off.
+    /// Panics outside of any.
+    pub fn critical_exit(&self) {
+        let Some(current) = self.current_thread().non_null() else { return };
+        let t = self.get(current);
+        let Some(depth) = t.critnest.get().checked_sub(1) else {
+            self.panic(format_args!("critical_exit: td_critnest == 0"));
+        };
+        t.critnest.set(depth);
+        if depth == 0 && t.owepreempt.get() != 0 && self.state().held_locks.get() == 0 {
+            t.owepreempt.set(0);
+            self.preempt();
+        }
+    }
+
+    /// Gives the running thread its own priority back, after sleeps that have lent it another (`sched_userret`).
+    /// Threads that run operations call it between two of them.
+    pub fn sched_userret(&self) {
+        if let Some(current) = self.current_thread().non_null() {
+            let t = self.get(current);
+            t.priority.set(t.base_priority.get());
+        }
+    }
+
+    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Vm::intr_exit`] nobody may sleep.
+    pub fn intr_enter(&self) {
+        self.sched().intr_nesting.update(|n| n + 1);
+    }
+
+    /// Whether an interrupt handler is running.
+    #[must_use]
+    pub fn in_interrupt(&self) -> bool {
+        self.sched().intr_nesting.get() != 0
+    }
+
+    /// The handler ends. The machine calls [`Vm::preempt`] when it is about to return to where nothing is deferred.
+    pub fn intr_exit(&self) {
+        let Some(nesting) = self.sched().intr_nesting.get().checked_sub(1) else {
+            self.panic(format_args!("intr_exit: no interrupt handler is running"));
+        };
+        self.sched().intr_nesting.set(nesting);
+    }
+
+    /// The clock stands at tick `now` (`hardclock`): wakes those whose time is up, in the order of their deadlines, and
+    /// charges the running thread for its time. It may skip ticks, but not go back. Runs in the clock's interrupt, or on
+    /// the idle thread. Locks: takes the scheduler's. Does not switch.
+    pub fn hardclock(&self, now: u64) {
+        self.sched_lock();
+        let ticks = &self.cnt().ticks;
+        let passed = now.saturating_sub(ticks.get());
+        ticks.set(now.max(ticks.get()));
+        while let Some((thread, _)) = self.callout_first().filter(|&(_, deadline)| deadline <= now) {
+            self.sleepq_timeout(thread);
+        }
+        let slice = &self.sched().slice;
+        slice.set(slice.get().saturating_sub(passed));
+        if slice.get() == 0 {
+            self.roundrobin();
+        }
+        self.sched_unlock();
+    }
+
+    /// Ends the running thread's time slice now. Runs in an interrupt. Locks: takes the scheduler's.
+    pub fn end_slice(&self) {
+        self.sched_lock();
+        self.roundrobin();
+        self.sched_unlock();
+    }
+
+    /// The time slice is over (`roundrobin`): whoever waits at the running thread's own priority is next.
+    fn roundrobin(&self) {
+        let sched = self.sched();
+        let Some(current) = self.current_thread().non_null() else { return };
+        let t = self.get(current);
+        if t.state() != Some(ThreadState::Running) {
+            return;
+        }
+        t.priority.set(t.base_priority.get());
+        if current == sched.idle.get()
+            || sched.runq.status.get().trailing_zeros() as usize <= queue_of(t.priority.get())
+        {
+            if self.runnable() {
+                sched.need_resched.set(Preempt::SliceOver as u32);
+            }
+        } else {
+            sched.slice.set(self.sched_quantum());
+        }
+    }
+
+    /// The tick at which the next time-out is due, if a thread has one.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<u64> {
+        self.sched_lock();
+        let first = self.callout_first();
+        self.sched_unlock();
+        first.map(|(_, deadline)| deadline)
+    }
+}

@@ -1,0 +1,104 @@
+//! Locks that are held across sleeps (`kern_sx.c`), exclusive only: those of maps that are not system maps.
+//!
+//! Those who wait sleep on the lock's address, and its owner hands it to the first of them when it is done: nobody
+//! overtakes anybody. Guarded by the scheduler's lock.
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::layout::Sx;
+
+use super::sleepq::WaitChannel;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+impl<M: Machine> Vm<M> {
+    /// Acquires `sx` (`sx_xlock`), after all who came earlier; a thread that waits shows `name`. Panics when the running
+    /// thread owns it already, holds a mutex, or may not sleep. Sleeps.
+    pub fn sx_xlock(&self, sx: KPtr<Sx>, name: &str) {
+        let lock = self.get(sx);
+        let me = self.curtid() + 1;
+        self.assert_no_locks("sx_xlock");
+        self.sched_lock();
+        if lock.owner.get() == me {
+            self.panic(format_args!("_sx_xlock_hard: recursed on non-recursive sx {name}"));
+        }
+        if lock.owner.get() == 0 {
+            lock.owner.set(me);
+            self.sx_count();
+        } else {
+            self.sched_unlock();
+            self.assert_may_sleep(name, 0);
+            self.sched_lock();
+            self.sx_wait(lock, sx, name);
+        }
+        self.sched_unlock();
+    }
+
+    /// Waits until the owner has handed `lock` over, unless it is free by now. Locks: the scheduler's.
+    fn sx_wait(&self, lock: &Sx, sx: KPtr<Sx>, name: &str) {
+        let me = self.curtid() + 1;
+        if lock.owner.get() == 0 {
+            lock.owner.set(me);
+            return self.sx_count();
+        }
+        lock.waiters.update(|n| n + 1);
+        self.sleepq_add(self.current_thread(), WaitChannel::of(sx), name);
+        self.mi_switch();
+    }
+
+    /// Acquires `sx` unless somebody owns it (`sx_try_xlock`). Returns whether it did. Never sleeps.
+    #[must_use]
+    pub fn sx_try_xlock(&self, sx: KPtr<Sx>) -> bool {
+        let lock = self.get(sx);
+        self.sched_lock();
+        let is_free = lock.owner.get() == 0;
+        if is_free {
+            let me = self.curtid() + 1;
+            lock.owner.set(me);
+            self.sx_count();
+        }
+        self.sched_unlock();
+        is_free
+    }
+
+    /// Releases `sx` (`sx_xunlock`) to the first who waits for it. Panics when the running thread does not own it.
+    /// Never sleeps.
+    pub fn sx_xunlock(&self, sx: KPtr<Sx>) {
+        let lock = self.get(sx);
+        self.sx_assert_xlocked(sx);
+        self.sched_lock();
+        if let Some(current) = self.current_thread().non_null() {
+            self.get(current).sx_held.update(|n| n - 1);
+        }
+        match self.sleepq_take_first(WaitChannel::of(sx)) {
+            Some(next) => {
+                lock.waiters.update(|n| n - 1);
+                lock.owner.set(self.get(next).tid.get() + 1);
+                self.get(next).sx_held.update(|n| n + 1);
+                self.setrunnable(next);
+            }
+            None => lock.owner.set(0),
+        }
+        self.sched_unlock();
+    }
+
+    /// Whether the running thread owns `sx` (`sx_xlocked`).
+    #[must_use]
+    pub fn sx_xlocked(&self, sx: KPtr<Sx>) -> bool {
+        self.get(sx).owner.get() == self.curtid() + 1
+    }
+
+    /// Panics unless the running thread owns `sx` (`sx_assert(SA_XLOCKED)`).
+    pub fn sx_assert_xlocked(&self, sx: KPtr<Sx>) {
+        if !self.sx_xlocked(sx) {
+            let owner = self.get(sx).owner.get();
+            self.panic(format_args!("sx lock at {} not exclusively locked: owner word {owner}", sx.addr()));
+        }
+    }
+
+    /// Notes that the running thread owns one more.
+    fn sx_count(&self) {
+        if let Some(current) = self.current_thread().non_null() {
+            self.get(current).sx_held.update(|n| n + 1);
+        }
+    }
+}

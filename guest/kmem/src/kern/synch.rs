@@ -1,0 +1,150 @@
+//! Sleeping and waking (`kern_synch.c`).
+//!
+//! A wakeup with nobody asleep is lost. Whoever sleeps therefore looks at what it waits for under a mutex, and sleeps
+//! with that mutex as its interlock: it is on the sleep queue before the mutex is released, so that nobody who changes
+//! things under the mutex can miss it.
+
+use vmkern_abi::layout::Mtx;
+
+use super::lock::{HeldLocks, Interlock};
+use super::sleepq::WaitChannel;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// By a wakeup (0).
+    Woken,
+    /// Its time was up (`EWOULDBLOCK`).
+    TimedOut,
+}
+
+/// What becomes of the interlock when a sleep has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relock {
+    /// It is acquired again.
+    Yes,
+    /// It stays released (`PDROP`).
+    Drop,
+}
+
+impl<M: Machine> Vm<M> {
+    /// Sleeps on `channel` until a wakeup, `timo` ticks at most and at least 1, with priority `priority` from then on (0: its
+    /// own), showing `wmesg`, at most 15 bytes (`tsleep`). While the system is cold it returns at once.
+    ///
+    /// Panics in an interrupt, in a critical section, with a mutex held, and when `timo` is 0: without an
+    /// interlock a wakeup could be missed. Locks: no mutex may be held. Sleeps.
+    pub fn tsleep(&self, channel: WaitChannel, priority: u8, wmesg: &str, timo: u64) -> Sleep {
+        if self.is_cold() {
+            return Sleep::Woken;
+        }
+        if timo == 0 {
+            self.panic(format_args!("sleeping without a lock: thread {} in `{wmesg}`", self.curtid()));
+        }
+        self.assert_may_sleep(wmesg, 0);
+        self.sched_lock();
+        self.sleep_locked(channel, priority, wmesg, timo, None)
+    }
+
+    /// Sleeps as [`Vm::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released (`msleep`). While the system is
+    /// cold it returns at once, with the interlock as `relock` says.
+    ///
+    /// Panics as [`Vm::tsleep`] does. Locks: owns `interlock`, once, and no other mutex. Sleeps.
+    pub fn msleep(
+        &self,
+        channel: WaitChannel,
+        interlock: Interlock<'_>,
+        priority: u8,
+        wmesg: &str,
+        timo: u64,
+        relock: Relock,
+    ) -> Sleep {
+        let (class, Mtx { owner: word }) = interlock;
+        self.mtx_assert_owned(class, word);
+        if self.is_cold() {
+            if relock == Relock::Drop {
+                self.mtx_unlock(class, word);
+            }
+            return Sleep::Woken;
+        }
+        if word.get() != self.curtid() + 1 {
+            self.panic(format_args!("sleeping in `{wmesg}` with recursed mutex {}", class.name()));
+        }
+        self.assert_may_sleep(wmesg, 1 << class as u32);
+        self.sched_lock();
+        let sleep = self.sleep_locked(channel, priority, wmesg, timo, Some(interlock));
+        if relock == Relock::Yes {
+            self.mtx_lock(class, word);
+        }
+        sleep
+    }
+
+    /// The sleep itself. Locks: the scheduler's on entry, none on return.
+    fn sleep_locked(
+        &self,
+        channel: WaitChannel,
+        priority: u8,
+        wmesg: &str,
+        timo: u64,
+        interlock: Option<Interlock<'_>>,
+    ) -> Sleep {
+        let current = self.current_thread();
+        let t = self.get(current);
+        self.sleepq_add(current, channel, wmesg);
+        if timo != 0 {
+            let now = self.cnt().ticks.get().max(self.machine().ticks());
+            self.callout_arm(current, now.saturating_add(timo));
+        }
+        if priority != 0 {
+            t.priority.set(priority);
+        }
+        if let Some((class, Mtx { owner: word })) = interlock {
+            self.mtx_unlock(class, word);
+        }
+        self.mi_switch();
+        let timed_out = t.timed_out.get();
+        t.timed_out.set(0);
+        self.sched_unlock();
+        if timed_out == 0 { Sleep::Woken } else { Sleep::TimedOut }
+    }
+
+    /// Wakes all who sleep on `channel`, in the order in which they came (`wakeup`). Locks: takes the scheduler's. Never
+    /// sleeps and never switches: what was woken runs at the next occasion.
+    pub fn wakeup(&self, channel: WaitChannel) {
+        self.sched_lock();
+        while let Some(thread) = self.sleepq_take_first(channel) {
+            self.setrunnable(thread);
+        }
+        self.sched_unlock();
+    }
+
+    /// Wakes the one who has slept longest on `channel` (`wakeup_one`). Otherwise as [`Vm::wakeup`].
+    pub fn wakeup_one(&self, channel: WaitChannel) {
+        self.sched_lock();
+        if let Some(thread) = self.sleepq_take_first(channel) {
+            self.setrunnable(thread);
+        }
+        self.sched_unlock();
+    }
+
+    /// Whether sleeping is no use yet, because there is only the boot (`cold`).
+    #[must_use]
+    pub fn is_cold(&self) -> bool {
+        self.sched().cold.get() != 0 || self.current_thread().is_null()
+    }
+
+    /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it may hold.
+    pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: u32) {
+        let (tid, held) = (self.curtid(), self.state().held_locks.get() & !allowed);
+        if self.sched().intr_nesting.get() != 0 {
+            self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"));
+        }
+        if held != 0 {
+            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` with locks held: {}", HeldLocks(held)));
+        }
+        if self.get(self.current_thread()).critnest.get() != 0 {
+            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` in a critical section"));
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Making and ending kernel threads (`kern_thread.c`, `kern_kthread.c`).
+//!
+//! The code that boots becomes thread [`THREAD0_TID`], the idle thread. A thread that exits leaves its structure and its
+//! stack to be freed by others ([`Vm::thread_reap`]); its number is free at once.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::control::WaitMessage;
+use vmkern_abi::field::Field;
+use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
+
+use super::sched::PRI_MAX_IDLE;
+use super::sleepq::WaitChannel;
+use crate::machine::{Machine, ThreadStart};
+use crate::vm::{Shortage, Vm};
+
+/// The thread that the boot becomes: the host's dispatcher, which is the idle thread as well.
+pub const THREAD0_TID: u32 = 64;
+/// The pagedaemon.
+pub const PAGEDAEMON_TID: u32 = 65;
+/// The thread that clears free pages when there is nothing else to do.
+pub const PAGEZERO_TID: u32 = 66;
+
+/// The name in two words, cut off after 15 bytes.
+fn set_name(t: &Thread, name: &str) {
+    for (field, word) in t.name.iter().zip(WaitMessage::new(name).words()) {
+        field.set(word);
+    }
+}
+
+impl<M: Machine> Vm<M> {
+    /// Makes the running code thread 0 (`proc0_init`), while the system stays cold.
+    pub(crate) fn sched_init(&self) {
+        let sched = self.sched();
+        sched.cold.set(1);
+        let Ok(thread) = self.thread_alloc(THREAD0_TID, "host", PRI_MAX_IDLE) else {
+            self.panic(format_args!("proc0_init: no memory for thread0"));
+        };
+        let t = self.get(thread);
+        t.state.set(ThreadState::Running as u32);
+        sched.idle.set(thread);
+        self.machine().cpu_adopt(thread);
+        self.sched_lock();
+        self.thread_link(thread);
+        self.sched_unlock();
+    }
+
+    /// Ends the boot: from now on threads can sleep (`configure_final`).
+    pub fn configure_final(&self) {
+        self.sched().cold.set(0);
+    }
+
+    /// Makes the runnable thread `tid`, which calls `start` with `arg` and exits when that returns (`kthread_add`).
+    /// `name` is cut off after 15 bytes, `priority` is 0 to 255. Panics when the number is taken. Locks: none may be held; takes
+    /// kernel_map's. Never sleeps and never switches.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no page or no address space for the thread.
+    pub fn kthread_create(
+        &self,
+        tid: u32,
+        name: &str,
+        priority: u8,
+        start: ThreadStart<M>,
+        arg: u64,
+    ) -> Result<KPtr<Thread>, Shortage> {
+        self.assert_no_locks("kthread_create");
+        self.thread_reap();
+        if self.tfind(tid).is_some() {
+            self.panic(format_args!("kthread_create: thread {tid} exists"));
+        }
+        let thread = self.thread_alloc(tid, name, priority)?;
+        let Some((low, pages)) = self.vm_thread_new() else {
+            self.thread_free(thread);
+            return Err(Shortage);
+        };
+        let t = self.get(thread);
+        t.kstack.set(low);
+        t.kstack_pages.set(pages);
+        self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), start, arg);
+        self.sched_lock();
+        self.thread_link(thread);
+        self.setrunnable(thread);
+        self.sched_unlock();
+        Ok(thread)
+    }
+
+    /// First code of a new thread (`fork_exit`): the machine calls it where [`Machine::cpu_fork`] says.
+    pub fn fork_exit(&self, start: ThreadStart<M>, arg: u64) -> ! {
+        self.arrive();
+        self.sched_unlock();
+        start(self, arg);
+        self.kthread_exit()
+    }
+
+    /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics when it owns
+    /// a lock, and when it is the idle thread.
+    pub fn kthread_exit(&self) -> ! {
+        let thread = self.current_thread();
+        let t = self.get(thread);
+        let tid = t.tid.get();
+        self.assert_no_locks("kthread_exit");
+        if t.sx_held.get() != 0 {
+            self.panic(format_args!("kthread_exit: thread {tid} owns {} sx locks", t.sx_held.get()));
+        }
+        if thread == self.sched().idle.get() {
+            self.panic(format_args!("kthread_exit: the idle thread exits"));
+        }
+        self.wakeup(WaitChannel::of(thread));
+        self.sched_lock();
+        self.thread_unlink(thread);
+        t.state.set(ThreadState::Zombie as u32);
+        let zombies = &self.sched().zombies;
+        t.rq_next.set(zombies.get());
+        zombies.set(thread);
+        self.mi_throw()
+    }
+
+    /// Frees what exited threads have left (`thread_reap`). Locks: none may be held; takes kernel_map's. Never sleeps.
+    pub fn thread_reap(&self) {
+        self.assert_no_locks("thread_reap");
+        loop {
+            self.sched_lock();
+            let zombie = self.sched().zombies.get();
+            if let Some(zombie) = zombie.non_null() {
+                self.sched().zombies.set(self.get(zombie).rq_next.get());
+            }
+            self.sched_unlock();
+            let Some(zombie) = zombie.non_null() else { return };
+            let t = self.get(zombie);
+            self.vm_thread_dispose(t.kstack.get(), t.kstack_pages.get());
+            self.thread_free(zombie);
+        }
+    }
+
+    /// The thread with this number, if it has not exited (`tfind`). Locks: takes the scheduler's.
+    #[must_use]
+    pub fn tfind(&self, tid: u32) -> Option<KPtr<Thread>> {
+        self.sched_lock();
+        let mut at = self.tid_chain(tid).get();
+        while let Some(thread) = at.non_null().filter(|&thread| self.get(thread).tid.get() != tid) {
+            at = self.get(thread).tid_next.get();
+        }
+        self.sched_unlock();
+        at.non_null()
+    }
+
+    /// All threads that have not exited, in the order in which they were made. Whoever goes through them lets no thread
+    /// exit meanwhile.
+    pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
+        let first = self.sched().all.head.get().non_null();
+        core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
+    }
+
+    /// A thread that nobody knows yet, with a sleep queue.
+    fn thread_alloc(&self, tid: u32, name: &str, priority: u8) -> Result<KPtr<Thread>, Shortage> {
+        let thread: KPtr<Thread> = self.zone_alloc().ok_or(Shortage)?;
+        let Some(queue) = self.zone_alloc() else {
+            self.zone_free(thread);
+            return Err(Shortage);
+        };
+        let t = self.get(thread);
+        t.sleepqueue.set(queue);
+        t.tid.set(tid);
+        t.priority.set(priority);
+        t.base_priority.set(priority);
+        set_name(t, name);
+        Ok(thread)
+    }
+
+    fn thread_free(&self, thread: KPtr<Thread>) {
+        let t = self.get(thread);
+        t.state.set(ThreadState::Inactive as u32);
+        self.zone_free(t.sleepqueue.get());
+        self.zone_free(thread);
+    }
+
+    fn tid_chain(&self, tid: u32) -> &Field<KPtr<Thread>> {
+        &self.sched().tids[tid as usize % TID_HASH]
+    }
+
+    /// Makes `thread` known. Locks: the scheduler's.
+    fn thread_link(&self, thread: KPtr<Thread>) {
+        let (t, all) = (self.get(thread), &self.sched().all);
+        let last = all.tail.get();
+        t.all_prev.set(last);
+        last.non_null().map_or(&all.head, |last| &self.get(last).all_next).set(thread);
+        all.tail.set(thread);
+        let chain = self.tid_chain(t.tid.get());
+        t.tid_next.set(chain.get());
+        chain.set(thread);
+        self.cnt().thread_count.update(|n| n + 1);
+    }
+
+    /// Forgets `thread`. Locks: the scheduler's.
+    fn thread_unlink(&self, thread: KPtr<Thread>) {
+        let (t, all) = (self.get(thread), &self.sched().all);
+        let (prev, next) = (t.all_prev.get(), t.all_next.get());
+        prev.non_null().map_or(&all.head, |prev| &self.get(prev).all_next).set(next);
+        next.non_null().map_or(&all.tail, |next| &self.get(next).all_prev).set(prev);
+        let mut link = self.tid_chain(t.tid.get());
+        while link.get() != thread {
+            link = &self.get(link.get()).tid_next;
+        }
+        link.set(t.tid_next.get());
+        self.cnt().thread_count.update(|n| n - 1);
+    }
+
+    /// Whether `va` lies in the guard page below the stack of `thread`.
+    #[must_use]
+    pub fn kstack_guards(&self, thread: KPtr<Thread>, va: GuestVirt) -> bool {
+        let low = self.get(thread).kstack.get().get();
+        low != 0 && (low - PAGE_SIZE..low).contains(&va.get())
+    }
+}

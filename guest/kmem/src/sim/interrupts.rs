@@ -1,0 +1,132 @@
+//! Interrupts of the simulated machine: when they are deferred, and which ones come.
+//!
+//! A real interrupt comes between any two instructions at which it is not deferred. A simulated one comes at an interrupt
+//! point: when the last deferral ends, when a page is cleared or a translation invalidated, and at each access to memory
+//! by address. Whether it comes is decided by a seed, so that an interleaving can be had again.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::machine::SimMachine;
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// The work of an interrupt handler.
+pub type Handler = Box<dyn FnOnce(&Vm<SimMachine>) + Send>;
+
+/// What is known of interrupts.
+#[derive(Default)]
+pub struct Interrupts {
+    /// How often they are deferred.
+    depth: AtomicU64,
+    /// The clock interrupts at one point of so many; never when 0.
+    one_in: AtomicU64,
+    /// State of the pseudo-random numbers.
+    random: AtomicU64,
+    /// Handlers of interrupts that have come.
+    pending: Mutex<VecDeque<Handler>>,
+    /// How many there are.
+    pending_count: AtomicU64,
+}
+
+impl fmt::Debug for Interrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupts").field("depth", &self.depth).field("one_in", &self.one_in).finish_non_exhaustive()
+    }
+}
+
+impl Interrupts {
+    pub fn disable(&self) {
+        self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub fn restore(&self) {
+        let depth = self.depth.load(Ordering::Relaxed).checked_sub(1).expect("intr_restore without intr_disable");
+        self.depth.store(depth, Ordering::Relaxed);
+    }
+
+    pub fn assert_deferred_once(&self) {
+        assert_eq!(self.depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+    }
+
+    /// From now on the clock interrupts at one point of `one_in`, at least 2, chosen by `seed`; never with 0.
+    pub fn set_clock(&self, seed: u64, one_in: u64) {
+        assert!(one_in != 1, "an interrupt at every point leaves no time for anything else");
+        self.random.store(seed, Ordering::Relaxed);
+        self.one_in.store(one_in, Ordering::Relaxed);
+    }
+
+    /// An interrupt has come.
+    pub fn raise(&self, handler: Handler) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.push_back(handler);
+        self.pending_count.store(pending.len() as u64, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Option<Handler> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let handler = pending.pop_front();
+        self.pending_count.store(pending.len() as u64, Ordering::Relaxed);
+        handler
+    }
+
+    /// Whether nothing can come at all: what most tests want, fast.
+    fn is_quiet(&self) -> bool {
+        self.one_in.load(Ordering::Relaxed) == 0 && self.pending_count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the clock interrupts now (SplitMix64).
+    fn clock_strikes(&self) -> bool {
+        let one_in = self.one_in.load(Ordering::Relaxed);
+        if one_in == 0 {
+            return false;
+        }
+        let state = self.random.load(Ordering::Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.store(state, Ordering::Relaxed);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31).is_multiple_of(one_in)
+    }
+}
+
+impl SimMachine {
+    /// A place where an interrupt may come. May switch to another thread.
+    pub(super) fn interrupt_point(&self) {
+        let interrupts = &self.interrupts;
+        if interrupts.is_quiet() || interrupts.depth.load(Ordering::Relaxed) != 0 || std::thread::panicking() {
+            return;
+        }
+        let Some(vm) = self.vm() else { return };
+        if vm.state().sched.intr_nesting.get() != 0 {
+            return;
+        }
+        while let Some(handler) = interrupts.take() {
+            vm.intr_enter();
+            handler(&vm);
+            vm.intr_exit();
+        }
+        let driver = vm.current_thread() == vm.state().sched.idle.get();
+        if !driver && interrupts.clock_strikes() {
+            self.clock_interrupt(&vm);
+        }
+        if !driver {
+            vm.preempt();
+        }
+    }
+
+    /// The clock's interrupt, one tick later than it was, and the end of the running thread's time slice.
+    fn clock_interrupt(&self, vm: &Vm<Self>) {
+        self.set_clock(vm, self.ticks() + 1);
+        vm.intr_enter();
+        vm.end_slice();
+        vm.intr_exit();
+    }
+
+    /// The clock ticks while the running thread computes. Other threads run when its time is up, or theirs has come.
+    pub fn tick(&self, vm: &Vm<Self>) {
+        self.set_clock(vm, self.ticks() + 1);
+        vm.preempt();
+    }
+}

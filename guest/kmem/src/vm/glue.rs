@@ -1,0 +1,74 @@
+//! Kernel stacks (`vm_glue.c`).
+//!
+//! A stack is address space of kernel_map with pages of its own, mapped by `pmap_qenter`. The page below it stays
+//! empty: who runs off the stack faults.
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::layout::VmPage;
+
+use super::Vm;
+use super::page::{AllocClass, AllocFlags};
+use super::pmap::Kentered;
+use crate::machine::Machine;
+
+/// Pages of a kernel stack (`KSTACK_PAGES`).
+pub const KSTACK_PAGES: u64 = 4;
+/// Empty pages below it (`KSTACK_GUARD_PAGES`).
+pub const KSTACK_GUARD_PAGES: u64 = 1;
+
+impl<M: Machine> Vm<M> {
+    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, or `None` when pages (SYSTEM class) or
+    /// address space are short. Locks: takes kernel_map's. Never sleeps.
+    pub(crate) fn vm_thread_new(&self) -> Option<(GuestVirt, u64)> {
+        let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
+        let range = self.kmem_alloc_nofault(self.kernel_map(), bytes)?;
+        let low = range.add(KSTACK_GUARD_PAGES * PAGE_SIZE);
+        let mut pages: KPtr<VmPage> = KPtr::NULL;
+        for _ in 0..KSTACK_PAGES {
+            match self.vm_page_alloc(None, 0, AllocClass::System, AllocFlags::WIRED) {
+                Some(m) => {
+                    self.vm_page_chain(m, pages);
+                    pages = m;
+                }
+                None => {
+                    self.free_chain(pages);
+                    self.kmem_free(self.kernel_map(), range, bytes);
+                    return None;
+                }
+            }
+        }
+        let next = || {
+            let m = pages.non_null()?;
+            pages = self.vm_page_unchain(m);
+            Some(m)
+        };
+        self.pmap_qenter(low, core::iter::from_fn(next));
+        Some((low, KSTACK_PAGES))
+    }
+
+    /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which nobody uses any more. Locks: takes
+    /// kernel_map's. Never sleeps.
+    pub(crate) fn vm_thread_dispose(&self, low: GuestVirt, pages: u64) {
+        let mut old: KPtr<VmPage> = KPtr::NULL;
+        for page in 0..pages {
+            match self.pmap_kentered(low.add(page * PAGE_SIZE)) {
+                Kentered::Page(m) => {
+                    self.vm_page_chain(m, old);
+                    old = m;
+                }
+                other => self.panic(format_args!("vm_thread_dispose: kstack already missing? {low}: {other:?}")),
+            }
+        }
+        self.pmap_qremove(low, pages);
+        self.free_chain(old);
+        let guard = KSTACK_GUARD_PAGES * PAGE_SIZE;
+        self.kmem_free(self.kernel_map(), GuestVirt::new(low.get() - guard), pages * PAGE_SIZE + guard);
+    }
+
+    fn free_chain(&self, mut pages: KPtr<VmPage>) {
+        while let Some(m) = pages.non_null() {
+            pages = self.vm_page_unchain(m);
+            self.vm_page_unwire_free(m);
+        }
+    }
+}
