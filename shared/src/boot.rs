@@ -113,6 +113,16 @@ tunables! {
     vm_kmem_size_min = "vm.kmem_size_min",
     /// Upper bound of kmem_map's size in bytes; default 400 MiB.
     vm_kmem_size_max = "vm.kmem_size_max",
+    /// Buffers, 16 KiB each in buffer_map; default 50 and more by the size of memory.
+    kern_nbuf = "kern.nbuf",
+    /// Transfers, 128 KiB each in pager_map; default `clamp(nbuf / 4, 16, 256)`.
+    kern_nswbuf = "kern.nswbuf",
+    /// Upper bound of buffer_map's size in bytes unless kern.nbuf is given; default 400 MiB, 0 for none.
+    kern_maxbcache = "kern.maxbcache",
+    /// Argument buffers, 268 KiB each in exec_map; default 16.
+    vm_exec_map_entries = "vm.exec_map_entries",
+    /// Bytes of pipe_map; default a twentieth of kmem_map, at least 512 KiB.
+    kern_ipc_maxpipekva = "kern.ipc.maxpipekva",
 }
 
 /// There is no tunable of that name.

@@ -4,11 +4,14 @@
 //! sides. A fault inside an access is the implementation's affair: it ends in a panic, or the access goes through.
 
 mod bytes;
+mod lowmem;
 mod qenter;
 
 pub use self::bytes::{Access, Intent};
+pub use self::lowmem::register_lowmem;
+pub use crate::kern::func::OpFn;
 
-use vmkern_abi::control::{KernReturn, MapId, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::VmMap;
 use vmkern_abi::{addr::KPtr, pattern};
 
@@ -63,8 +66,22 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
         Op::Sleep { micros } => return Executed::Sleep { micros },
         Op::Settle => return Executed::Settle,
         Op::Join { thread } => return Executed::Join { thread },
-        Op::KmemSuballoc { .. } | Op::KmemAllocWait { .. } | Op::KmemFreeWakeup { .. } | Op::UmaReclaim => {
-            Outcome::Error(KernReturn::Failure)
+        Op::KmemSuballoc { parent, size, kind } => on_map(vm, parent, |parent| {
+            let map = vm.kmem_suballoc(parent, size);
+            vm.get(map).system_map.set(u32::from(kind == MapKind::System));
+            Outcome::Value(map.addr().get())
+        }),
+        Op::KmemAllocWait { map, size } => on_map(vm, map, |map| match vm.get(map).system_map.get() {
+            0 => pointer(vm.kmem_alloc_wait(map, size)),
+            _ => Outcome::Error(KernReturn::InvalidArgument),
+        }),
+        Op::KmemFreeWakeup { map, addr, size } => on_map(vm, map, |map| {
+            vm.kmem_free_wakeup(map, addr, size);
+            Outcome::Ok
+        }),
+        Op::UmaReclaim => {
+            vm.uma_reclaim();
+            Outcome::Ok
         }
     })
 }

@@ -56,8 +56,10 @@ pub struct StoredOp {
     pub run: Field<u64>,
     /// The handler that does so.
     pub handler: Field<KPtr<EventhandlerEntry>>,
+    /// The list on which that is.
+    pub list: Field<KPtr<EventhandlerList>>,
     #[doc(hidden)]
-    pub _pad: [Field<u64>; 6],
+    pub _pad: [Field<u64>; 5],
 }
 
 const _: () = assert!(size_of::<StoredOp>() == 128);

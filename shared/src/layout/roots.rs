@@ -139,8 +139,8 @@ pub struct KernelRoots {
     pub pageproc: Field<KPtr<Thread>>,
     /// Guards the lists of event handlers and their entries.
     pub eventhandler_mtx: Mtx,
-    #[doc(hidden)]
-    pub _pad0: Field<u32>,
+    /// The interlock of those who wait for a map: nobody misses a wakeup between unlocking it and sleeping.
+    pub map_sleep_mtx: Mtx,
     /// Guards the free lists and the free count.
     pub vm_page_queue_free_mtx: Mtx,
     /// Guards the paging queues and wire counts.

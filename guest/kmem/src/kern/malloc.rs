@@ -42,7 +42,7 @@ impl<M: Machine> Vm<M> {
         let kmem_map = self.kmem_suballoc(self.kernel_map(), size);
         let map = self.get(kmem_map);
         map.system_map.set(1);
-        self.state().maps[MapId::KMEM.0 as usize].set(kmem_map);
+        self.named_map(MapId::KMEM).set(kmem_map);
         let first = map.min_offset().since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
         let count = map.max_offset().since(map.min_offset()) >> PAGE_SHIFT;
         match self.vm_object_reserve(self.kmem_object(), first, count) {

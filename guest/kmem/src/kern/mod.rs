@@ -1,6 +1,8 @@
 //! What stands under `sys/kern` in FreeBSD.
 
 pub mod callout;
+pub mod eventhandler;
+pub mod func;
 pub mod lock;
 pub mod malloc;
 pub mod sched;

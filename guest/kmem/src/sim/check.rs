@@ -6,9 +6,9 @@ mod physical;
 
 use std::collections::BTreeMap;
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{INDEX_LEVELS, INDEX_SHIFT, IndexNode, VmObject};
+use vmkern_abi::layout::{EntryFlags, INDEX_SHIFT, IndexNode, ObjectType, VmObject};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 pub use self::physical::check_zeros;
@@ -21,22 +21,68 @@ pub fn check(sim: &Sim) {
     let state = sim.vm().state();
     assert_eq!(state.held_locks.get(), 0, "locks are held");
     let translations = translations(sim);
-    let kernel = resident(sim, &state.kernel_object);
-    let kmem = resident(sim, &state.kmem_object);
-    let entries = maps::check(sim, &kernel, &kmem, &translations);
-    check_translations(sim, &translations);
-    for (object, pages, name) in [(&state.kernel_object, &kernel, 0), (&state.kmem_object, &kmem, 1)] {
-        assert_eq!(object.resident_page_count.get(), pages.len() as u64, "resident_page_count");
-        assert_eq!(u64::from(object.ref_count.get()), 1 + entries[name], "ref_count");
+    let objects = Objects::find(sim);
+    maps::check(sim, &objects, &translations);
+    check_translations(sim, &objects, &translations);
+    for (&at, object) in &objects.0 {
+        let o = sim.vm().get(at_object(at));
+        assert_eq!(o.resident_page_count.get(), object.pages.len() as u64, "resident_page_count of {at:#x}");
+        assert_eq!(u64::from(o.ref_count.get()), u64::from(object.kernels) + object.entries, "ref_count of {at:#x}");
+        let last = object.pages.last_key_value().map_or(0, |(&pindex, _)| pindex + 1);
+        assert!(last <= o.size.get(), "pages past the end of object {at:#x}");
     }
-    let wired = physical::check(sim);
+    let anonymous = objects.0.values().filter(|object| !object.kernels).count() as u64;
+    let zone = &state.zones[<VmObject as crate::vm::zone::ZoneItem>::ZONE];
+    assert_eq!(zone.used.get(), anonymous, "anonymous objects that no entry knows");
+    let wired = physical::check(sim, &objects);
     let kentered = translations.values().filter(|pte| pte.flags().contains(PteFlags::KENTER)).count() as u64;
     let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();
-    let nodes = u64::from(state.kernel_object.index_pages.get() + state.kmem_object.index_pages.get());
+    let nodes: u64 = objects.0.keys().map(|&at| u64::from(sim.vm().get(at_object(at)).index_pages.get())).sum();
     let tables = state.kernel_pmap.table_count.get();
-    let known = slabs + nodes + tables + kentered + (kernel.len() + kmem.len()) as u64;
+    let wired_in = |object: &Object| {
+        object.pages.values().filter(|&&pfn| sim.vm().page_by_number(pfn).wire_count.get() > 0).count() as u64
+    };
+    let known = slabs + nodes + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
     assert_eq!(wired, known, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
+}
+
+/// An object, as the entries of all maps and its own index describe it.
+struct Object {
+    /// Whether it is kernel_object or kmem_object.
+    kernels: bool,
+    /// Entries on it.
+    entries: u64,
+    /// Its pages by index.
+    pages: BTreeMap<u64, u32>,
+}
+
+/// All objects, by address.
+struct Objects(BTreeMap<GuestVirt, Object>);
+
+impl Objects {
+    fn find(sim: &Sim) -> Self {
+        let vm = sim.vm();
+        let mut objects = BTreeMap::new();
+        for object in [vm.kernel_object(), vm.kmem_object()] {
+            let pages = resident(sim, vm.get(object));
+            objects.insert(object.addr(), Object { kernels: true, entries: 0, pages });
+        }
+        let all = vm.vm_maps().flat_map(|map| vm.vm_map_entries(map)).map(|entry| vm.get(entry));
+        for e in all.filter(|e| !e.eflags.get().contains(EntryFlags::IS_SUB_MAP) && !e.object.get().is_null()) {
+            let pointer = e.object.get();
+            let object = objects.entry(pointer.addr()).or_insert_with(|| {
+                assert_eq!(vm.get(pointer).kind.get(), ObjectType::Default as u32, "an object from nowhere");
+                Object { kernels: false, entries: 0, pages: resident(sim, vm.get(pointer)) }
+            });
+            object.entries += 1;
+        }
+        Self(objects)
+    }
+}
+
+const fn at_object(at: GuestVirt) -> KPtr<VmObject> {
+    KPtr::new(at)
 }
 
 /// The pages of an object by index, read off its index; the counts in the nodes' pages are checked on the way.
@@ -44,7 +90,7 @@ fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
     let mut pages = BTreeMap::new();
     let mut nodes = 0;
     if object.root.get() != 0 {
-        visit(sim, object.root.get(), INDEX_LEVELS - 1, 0, &mut pages, &mut nodes);
+        visit(sim, object.root.get(), object.index_levels.get() - 1, 0, &mut pages, &mut nodes);
     }
     assert_eq!(object.index_pages.get(), nodes, "index_pages");
     pages
@@ -109,7 +155,7 @@ fn walk_table(sim: &Sim, table: GuestPhys, level: Level, base: u64, found: &mut 
 }
 
 /// Flags and counts of the translations themselves.
-fn check_translations(sim: &Sim, translations: &BTreeMap<u64, Pte>) {
+fn check_translations(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64, Pte>) {
     let pmap = &sim.vm().state().kernel_pmap;
     let (mut resident, mut wired) = (0, 0);
     let mut frames = BTreeMap::new();
@@ -120,7 +166,12 @@ fn check_translations(sim: &Sim, translations: &BTreeMap<u64, Pte>) {
         if !flags.contains(PteFlags::KENTER) {
             resident += 1;
             wired += u64::from(flags.contains(PteFlags::W));
-            assert!(flags.contains(PteFlags::A | PteFlags::M | PteFlags::W), "flags at {va:#x}: {flags:?}");
+            let m = sim.vm().phys_to_vm_page(pte.frame()).expect("a managed page");
+            let is_kernels = objects.0.get(&sim.vm().get(m).object.get().addr()).is_some_and(|object| object.kernels);
+            let is_wired = sim.vm().get(m).wire_count.get() > 0;
+            assert_eq!(flags.contains(PteFlags::W), is_wired, "flags at {va:#x}: {flags:?}");
+            assert!(flags.contains(PteFlags::A), "flags at {va:#x}: {flags:?}");
+            assert!(!is_kernels || flags.contains(PteFlags::M | PteFlags::W), "flags at {va:#x}: {flags:?}");
         }
         let other = frames.insert(pte.frame(), va);
         assert_eq!(other, None, "{va:#x} and another address share the page {}", pte.frame());

@@ -1,11 +1,14 @@
 //! The memory system as a whole, on the simulated machine.
 
 mod contracts;
+mod events;
 mod faults;
 mod model;
+mod pageable;
 mod physical;
 mod scale;
 mod shortage;
+mod waits;
 mod windows;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};

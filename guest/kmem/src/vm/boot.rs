@@ -89,8 +89,9 @@ impl Region {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`), with the thresholds as the pagedaemon would
-    /// set them when it starts. Panics through the machine when memory is too small or its description wrong.
+    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with a thread for the
+    /// pagedaemon, which sets the thresholds when it first runs: until then they are all 0. Panics through the machine
+    /// when memory is too small or its description wrong.
     pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
         let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
             && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
@@ -114,7 +115,10 @@ impl<M: Machine> Vm<M> {
         vm.sched_init();
         vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
         vm.kmeminit(&boot.tunables);
-        vm.vm_pageout_init();
+        vm.vm_ksubmap_init(&boot.tunables);
+        if vm.vm_pageout_start().is_err() {
+            vm.panic(format_args!("vm_pageout: no memory for the pagedaemon's thread"));
+        }
         vm
     }
 

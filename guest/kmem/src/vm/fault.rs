@@ -1,17 +1,21 @@
 //! Page faults on kernel addresses (`vm_fault.c`, and `trap_pfault` of `trap.c`).
 //!
-//! Kernel memory is wired: its pages and translations are there from the allocation to the free, so that a fault is an
-//! exception that says something. In a hole it is fatal; inside a NOFAULT entry it is a panic with FreeBSD's text; in
-//! an entry with an object the translation is entered again, and a page that is missing is brought in zeroed.
+//! Most kernel memory is wired: its pages and translations are there from the allocation to the free, so that a fault
+//! is an exception that says something. In a hole it is fatal; inside a NOFAULT entry it is a panic with FreeBSD's text;
+//! in an entry with an object the translation is entered again, and a page that is missing is brought in zeroed. That
+//! is how ranges of exec_map and pipe_map, which are pageable, get all their pages: at the first touch. A range without
+//! an object in a system map cannot get any, so that a fault there is fatal, too.
+//!
+//! The map stays locked while a fault is resolved. Where it has to wait, it lets go of everything and starts over.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
-use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, Protection, VM_PAGE_BITS_ALL, VmMap, VmPage};
+use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmPage};
 
 use super::Vm;
 use super::map::FaultPlace;
-use super::page::{AllocClass, AllocFlags};
+use super::page::{AllocClass, AllocFlags, Slept};
 use super::pmap::Wired;
 use crate::machine::Machine;
 
@@ -45,6 +49,29 @@ pub enum FaultReason {
     ChangeWiring,
 }
 
+/// What came of an attempt at a fault.
+enum Resolution {
+    /// The page is mapped.
+    Resolved,
+    /// It cannot be.
+    Failed(KernReturn),
+    /// Everything may have changed during a wait.
+    Again,
+}
+
+/// What an attempt at a fault found.
+#[derive(Clone, Copy)]
+enum Found {
+    /// The page, busy for this fault.
+    Page(KPtr<VmPage>),
+    /// The page, busy for somebody else.
+    Busy(KPtr<VmPage>),
+    /// No place for a page.
+    Nothing(KernReturn),
+    /// No page to be had.
+    Shortage,
+}
+
 impl<M: Machine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried again. May not
     /// return: a fault inside a NOFAULT entry panics. Locks: none may be held.
@@ -62,11 +89,12 @@ impl<M: Machine> Vm<M> {
         if fault_type == FaultType::Execute { Err(KernReturn::ProtectionFailure) } else { Ok(()) }
     }
 
-    /// Brings in the page for `va` and enters it in the pmap (`vm_fault`). Takes the map's lock and the object's.
+    /// Brings in the page for `va` and enters it in the pmap (`vm_fault`). Takes the map's lock and the object's. Sleeps
+    /// while pages are short (`pfault`), or somebody works on the page (`vmpfw`).
     ///
     /// # Errors
-    /// Those of [`Vm::vm_map_lookup`]; [`KernReturn::Failure`] for a range without an object, where FreeBSD follows a
-    /// null pointer; [`KernReturn::ProtectionFailure`] past the object's end.
+    /// Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for a range without an object in
+    /// a system map, where FreeBSD follows a null pointer; [`KernReturn::ProtectionFailure`] past the object's end.
     pub fn vm_fault(
         &self,
         map: KPtr<VmMap>,
@@ -75,77 +103,116 @@ impl<M: Machine> Vm<M> {
         reason: FaultReason,
     ) -> Result<(), KernReturn> {
         self.cnt().v_faults.update(|n| n + 1);
-        let place = self.vm_map_lookup(map, va, fault_type)?;
-        if self.get(place.entry).eflags.get().contains(EntryFlags::NOFAULT) {
-            self.panic(format_args!("vm_fault: fault on nofault entry, addr: {:x}", va.page().get()));
+        loop {
+            let place = match self.vm_map_lookup(map, va, fault_type) {
+                Ok(place) => place,
+                Err(KernReturn::ResourceShortage) => {
+                    self.vm_waitpfault();
+                    continue;
+                }
+                Err(code) => return Err(code),
+            };
+            if self.get(place.entry).eflags.get().contains(EntryFlags::NOFAULT) {
+                self.panic(format_args!("vm_fault: fault on nofault entry, addr: {:x}", va.page().get()));
+            }
+            match self.vm_fault_at(&place, va.page(), fault_type, reason) {
+                Resolution::Resolved => return Ok(()),
+                Resolution::Failed(code) => return Err(code),
+                Resolution::Again => {}
+            }
         }
-        let result = self.vm_fault_at(&place, va.page(), fault_type, reason);
-        self.vm_map_lookup_done(&place);
-        result
     }
 
+    /// One attempt at the page that `place` says. Unlocks the map.
     fn vm_fault_at(
         &self,
         place: &FaultPlace,
         va: GuestVirt,
         fault_type: Protection,
         reason: FaultReason,
-    ) -> Result<(), KernReturn> {
-        let object = place.object.non_null().ok_or(KernReturn::Failure)?;
+    ) -> Resolution {
+        let Some(object) = place.object.non_null() else {
+            self.vm_map_lookup_done(place);
+            return Resolution::Failed(KernReturn::Failure);
+        };
         // The index first: it cannot be made while the object is locked.
         let reservation = self.vm_object_reserve(object, place.pindex, 1);
         self.vm_object_lock(object);
-        let result = match self.vm_page_lookup(object, place.pindex) {
+        let found = match self.vm_page_lookup(object, place.pindex) {
+            Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
             Some(m) => {
-                if self.page(m).oflags.get().contains(PageOflags::BUSY) {
-                    self.would_sleep(format_args!("vm_fault: page at {va:#x} is busy"), "vmpfw");
-                }
                 self.vm_page_busy(m);
-                Ok(m)
+                Found::Page(m)
             }
-            None if place.pindex >= self.get(object).size.get() => Err(KernReturn::ProtectionFailure),
-            None if reservation.is_err() || self.vm_page_count_severe() => self.vm_waitpfault(va),
+            None if place.pindex >= self.get(object).size.get() => Found::Nothing(KernReturn::ProtectionFailure),
+            None if reservation.is_err() || self.vm_page_count_severe() => Found::Shortage,
             None => match self.vm_page_alloc(Some(object), place.pindex, AllocClass::Normal, AllocFlags::ZERO) {
                 Some(m) => {
                     self.vm_fault_zero_fill(m);
-                    Ok(m)
+                    Found::Page(m)
                 }
-                None => self.vm_waitpfault(va),
+                None => Found::Shortage,
             },
         };
-        let result = result.map(|m| {
-            let wired = if place.wired_count != 0 { Wired::Yes } else { Wired::No };
-            let access = if wired == Wired::Yes { place.prot } else { fault_type };
-            self.pmap_enter(va, access, m, place.prot, wired);
-            if reason == FaultReason::ChangeWiring {
-                self.vm_page_lock_queues();
-                match wired {
-                    Wired::Yes => self.vm_page_wire(m),
-                    Wired::No => self.vm_page_unwire(m),
-                }
-                self.vm_page_unlock_queues();
+        match found {
+            Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
+            // The map is not kept locked asleep, so that a reference must keep the object.
+            Found::Busy(m) => {
+                self.get(object).ref_count.update(|n| n + 1);
+                self.vm_map_lookup_done(place);
+                let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(m, "vmpfw");
             }
-            self.vm_page_wakeup(m);
-        });
+            Found::Nothing(_) | Found::Shortage => {}
+        }
         self.vm_object_unlock(object);
         if let Ok(reservation) = reservation {
             self.vm_object_unreserve(reservation);
         }
-        result
+        if matches!(found, Found::Busy(_)) {
+            self.vm_object_deallocate(object);
+            return Resolution::Again;
+        }
+        self.vm_map_lookup_done(place);
+        match found {
+            Found::Nothing(code) => Resolution::Failed(code),
+            Found::Page(_) => Resolution::Resolved,
+            Found::Busy(_) | Found::Shortage => {
+                self.vm_waitpfault();
+                Resolution::Again
+            }
+        }
     }
 
-    /// What the pager of a kernel object does for a page that was not there.
+    /// Maps the page `m`, busy, for the fault, and ends its being busy. Locks: its object's is held.
+    fn vm_fault_enter(
+        &self,
+        place: &FaultPlace,
+        va: GuestVirt,
+        fault_type: Protection,
+        reason: FaultReason,
+        m: KPtr<VmPage>,
+    ) {
+        let wired = if place.wired_count != 0 { Wired::Yes } else { Wired::No };
+        let access = if wired == Wired::Yes { place.prot } else { fault_type };
+        self.pmap_enter(va, access, m, place.prot, wired);
+        self.vm_page_lock_queues();
+        match (reason, wired) {
+            (FaultReason::ChangeWiring, Wired::Yes) => self.vm_page_wire(m),
+            (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(m),
+            (FaultReason::Normal, _) => self.vm_page_activate(m),
+        }
+        self.vm_page_unlock_queues();
+        self.vm_page_wakeup(m);
+    }
+
+    /// What FreeBSD's pager does for a page of a kernel object that was not there, and `vm_fault` itself for one of an
+    /// anonymous object.
     fn vm_fault_zero_fill(&self, m: KPtr<VmPage>) {
         if !self.page(m).flags.get().contains(PageFlags::ZERO) {
             self.pmap_zero_page(m);
         }
         self.page(m).valid.set(VM_PAGE_BITS_ALL);
         self.cnt().v_zfod.update(|n| n + 1);
-    }
-
-    /// Waits for pages on behalf of a fault (`VM_WAITPFAULT`).
-    fn vm_waitpfault(&self, va: GuestVirt) -> ! {
-        self.would_sleep(format_args!("vm_fault: no page for {va:#x}"), "pfault")
     }
 
     /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes the map's lock.

@@ -5,22 +5,32 @@
 //! | [`Vm::kmem_alloc_nofault`] | yes | none | no room |
 //! | [`Vm::kmem_alloc`] | yes | zeroed, NORMAL class; waits for them | no room |
 //! | [`Vm::kmem_free`] | | | never |
-//! | [`Vm::kmem_malloc`] | yes | INTERRUPT or SYSTEM class, zeroed on demand | `NOWAIT` only |
+//! | [`Vm::kmem_suballoc`] | a map of it | none | by a panic |
+//! | [`Vm::kmem_malloc`] | yes | INTERRUPT or SYSTEM class, zeroed on demand | `NOWAIT` only; else waits, then panics |
+//! | [`Vm::kmem_alloc_wait`] | yes; waits for it | at the first touch, zeroed, pageable | larger than the map |
+//! | [`Vm::kmem_free_wakeup`] | | | never |
 //!
-//! Two rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded up to pages, gives
+//! What the original has inline and Rust wants as functions of their own stands at the end.
+//!
+//! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded up to pages, gives
 //! nothing and leaks nothing, from every function. And what an allocation needs besides its pages (page tables, a map
-//! entry, nodes of the object's index) is had before the map is changed: a shortage leaves no trace.
+//! entry, nodes of the object's index) is had before the map is changed: a shortage leaves no trace. Who may sleep waits
+//! for it as for other pages, unless there are plenty and the request is larger than they can describe. And a sleep is
+//! never shorter than a tick, where FreeBSD's division of `hz` by four gives none below `kern.hz` 4.
+
+use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE, round_page};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject};
+use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 
 use super::map::{EntrySpec, FindSpace, Lookup};
 use super::object::IndexReservation;
 use super::page::{AllocClass, AllocFlags};
 use super::pmap::Wired;
 use super::{Shortage, Vm};
+use crate::kern::sleepq::WaitChannel;
 use crate::machine::Machine;
 use crate::num::to_usize;
 
@@ -29,6 +39,9 @@ fn request(size: u64) -> Option<u64> {
     round_page(size).filter(|&size| size != 0)
 }
 
+/// A map has no room for a request, or none that could be described.
+struct NoRoom;
+
 /// The pages of an allocation in their object: the address decides the index (`OFF_TO_IDX`).
 fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
     let first = addr.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
@@ -36,24 +49,6 @@ fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// kernel_map, or null before `kmem_init`.
-    #[must_use]
-    pub fn kernel_map(&self) -> KPtr<VmMap> {
-        self.state().maps[MapId::KERNEL.0 as usize].get()
-    }
-
-    /// kmem_map, or null before `kmeminit`.
-    #[must_use]
-    pub fn kmem_map(&self) -> KPtr<VmMap> {
-        self.state().maps[MapId::KMEM.0 as usize].get()
-    }
-
-    /// The map with this number, if there is one.
-    #[must_use]
-    pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
-        self.state().maps.get(usize::try_from(id.0).ok()?)?.get().non_null()
-    }
-
     /// Allocates `size` bytes of address space, rounded up to pages, with no object and no mappings
     /// (`kmem_alloc_nofault`). A fault inside is a panic: mappings are made by `pmap_qenter`.
     ///
@@ -68,8 +63,8 @@ impl<M: Machine> Vm<M> {
 
     /// Allocates `size` bytes, rounded up to pages, of wired zeroed memory (`kmem_alloc`).
     ///
-    /// `None` when there is no room, no page for what describes it, or `size` is 0 or wraps; for the memory's own
-    /// pages it waits. Locks: takes the map's and kernel_object's. Sleeps.
+    /// `None` when there is no room, more would have to be described than there is memory for, or `size` is 0 or wraps;
+    /// for pages it waits. Locks: takes the map's and kernel_object's. Sleeps.
     #[must_use]
     pub fn kmem_alloc(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
@@ -77,9 +72,12 @@ impl<M: Machine> Vm<M> {
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let Ok((addr, reservation)) = self.kmem_space(map, size, kernel_object) else {
-            self.vm_map_unlock(map);
-            return None;
+        let (addr, reservation) = match self.kmem_space_wait(map, size, kernel_object) {
+            Ok(space) => space,
+            Err(NoRoom) => {
+                self.vm_map_unlock(map);
+                return None;
+            }
         };
         self.kmem_enter(map, addr, size, kernel_object);
         self.vm_map_unlock(map);
@@ -99,8 +97,11 @@ impl<M: Machine> Vm<M> {
         self.vm_object_unreserve(reservation);
 
         // And finally, the data is wired. The range is the entry just made, so that this finds no hole.
-        if let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
-            self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
+        while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
+            if code != KernReturn::ResourceShortage {
+                self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
+            }
+            self.vm_wait();
         }
         Some(addr)
     }
@@ -141,7 +142,8 @@ impl<M: Machine> Vm<M> {
     /// kmem_map or another system submap. The memory is zeroed with `ZERO` only.
     ///
     /// `NOWAIT` never sleeps, and takes the very last page unless `USE_RESERVE` is given, too; without `NOWAIT` it
-    /// waits for pages, and a lack of address space is a panic.
+    /// waits for pages as long as it takes, and for address space nine seconds at most, in which it asks everybody
+    /// eight times to give some back; then it panics.
     /// `None` with `NOWAIT` when there is no room or too few pages, and always when `size` is 0 or wraps.
     /// Locks: takes the map's and kmem_object's. Sleeps unless `NOWAIT`.
     #[must_use]
@@ -152,15 +154,32 @@ impl<M: Machine> Vm<M> {
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let (addr, reservation) = match self.kmem_space(map, size, kmem_object) {
-            Ok(space) => space,
-            Err(code) => {
-                self.vm_map_unlock(map);
-                if nowait {
-                    return None;
-                }
-                self.kmem_malloc_no_space(map, size, code);
+        let mut space = if nowait {
+            self.kmem_space(map, size, kmem_object).map_err(|_| NoRoom)
+        } else {
+            self.kmem_space_wait(map, size, kmem_object)
+        };
+        if space.is_err() {
+            self.vm_map_unlock(map);
+            if nowait {
+                return None;
             }
+            for i in 0..8 {
+                self.vm_lowmem();
+                self.uma_reclaim();
+                self.vm_map_lock(map);
+                space = self.kmem_space_wait(map, size, kmem_object);
+                if space.is_ok() {
+                    break;
+                }
+                self.vm_map_unlock(map);
+                // Nobody knows of this channel: the time always runs out.
+                let _ = self.tsleep(self.nokva_channel(), 0, "nokva", ((self.hz() / 4) * (i + 1)).max(1));
+            }
+        }
+        let Ok((addr, reservation)) = space else {
+            let total = self.get(map).size.get();
+            self.panic(format_args!("kmem_malloc({size}): kmem_map too small: {total} total allocated"))
         };
         self.kmem_enter(map, addr, size, kmem_object);
 
@@ -184,7 +203,7 @@ impl<M: Machine> Vm<M> {
                 }
                 self.vm_object_unlock(kmem_object);
                 self.vm_map_unlock(map);
-                self.vm_wait(format_args!("kmem_malloc({size}): too few pages"));
+                self.vm_wait();
                 self.vm_map_lock(map);
                 self.vm_object_lock(kmem_object);
             };
@@ -227,6 +246,74 @@ impl<M: Machine> Vm<M> {
         Some(addr)
     }
 
+    /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is no system map
+    /// (`kmem_alloc_wait`). Its pages come at the first touch, zeroed. As long as the map has no room the caller sleeps
+    /// (`vmmaps`); [`Vm::kmem_free_wakeup`] ends that.
+    ///
+    /// `None` when the map is too small for the request, or `size` is 0 or wraps.
+    /// Locks: none may be held; takes the map's. Sleeps.
+    #[must_use]
+    pub fn kmem_alloc_wait(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
+        let size = request(size)?;
+        let m = self.get(map);
+        let addr = loop {
+            // The map's lock keeps sleepers and wakers apart.
+            self.vm_map_lock(map);
+            match self.vm_map_findspace(map, m.min_offset(), size) {
+                Ok(addr) => break addr,
+                Err(KernReturn::ResourceShortage) => {
+                    self.vm_map_unlock(map);
+                    self.vm_wait();
+                    continue;
+                }
+                Err(_) => {}
+            }
+            // No space now; see if we can ever get space.
+            if m.max_offset().since(m.min_offset()) < size {
+                self.vm_map_unlock(map);
+                return None;
+            }
+            m.needs_wakeup.set(1);
+            self.vm_map_unlock_and_wait(map);
+        };
+        if let Err(code) = self.vm_map_insert(map, &EntrySpec::EMPTY, addr, addr.add(size)) {
+            self.panic(format_args!("vm_map_insert: room just found at {addr} is gone: {code}"));
+        }
+        self.vm_map_unlock(map);
+        Some(addr)
+    }
+
+    /// Releases what [`Vm::kmem_alloc_wait`] allocated in `map`, as [`Vm::kmem_free`] does, and wakes everybody who
+    /// waits for room there (`kmem_free_wakeup`). Locks: takes the map's. Never fails.
+    pub fn kmem_free_wakeup(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
+        let m = self.get(map);
+        self.vm_map_lock(map);
+        if let Some(end) = addr.checked_add(size).and_then(|end| round_page(end.get())) {
+            self.vm_map_delete(map, addr.page(), GuestVirt::new(end));
+        }
+        if m.needs_wakeup.get() != 0 {
+            m.needs_wakeup.set(0);
+            self.vm_map_wakeup(map);
+        }
+        self.vm_map_unlock(map);
+    }
+
+    /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's range, from
+    /// [`KERNBASE`] to `start`, as taken (`kmem_init`).
+    pub(crate) fn kmem_init(&self, start: GuestVirt, end: GuestVirt) {
+        let Ok(m) = self.vm_map_create(VM_MIN_KERNEL_ADDRESS, end) else {
+            self.panic(format_args!("kmem_init: no memory for kernel_map"));
+        };
+        self.get(m).system_map.set(1);
+        self.vm_map_lock(m);
+        // From here on the map is kernel_map, whose growth provides page tables.
+        self.named_map(MapId::KERNEL).set(m);
+        if let Err(code) = self.vm_map_insert(m, &EntrySpec::NOFAULT, KERNBASE, start) {
+            self.panic(format_args!("kmem_init: cannot enter the kernel image: {code}"));
+        }
+        self.vm_map_unlock(m);
+    }
+
     /// Gives back what a `kmem_malloc` has got before pages ran out at index `reached`: the pages first, last to
     /// first, as they are busy and deleting the entry would wait for them; then the entry.
     fn kmem_malloc_undo(
@@ -252,14 +339,9 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(map);
     }
 
-    /// Where `kmem_malloc` may wait: FreeBSD asks everybody to give memory back, eight times, and then panics. Nobody
-    /// has any to give yet.
-    fn kmem_malloc_no_space(&self, map: KPtr<VmMap>, size: u64, code: KernReturn) -> ! {
-        if code == KernReturn::ResourceShortage {
-            self.would_sleep(format_args!("kmem_malloc({size}): too few pages to describe the range"), "vmwait");
-        }
-        let total = self.get(map).size.get();
-        self.panic(format_args!("kmem_malloc({size}): kmem_map too small: {total} total allocated"))
+    /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of this thread.
+    fn nokva_channel(&self) -> WaitChannel {
+        WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
     }
 
     /// Finds room for `size` bytes in the locked `map` and pins the object's index for it.
@@ -286,19 +368,25 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's range, from
-    /// [`KERNBASE`] to `start`, as taken (`kmem_init`).
-    pub(crate) fn kmem_init(&self, start: GuestVirt, end: GuestVirt) {
-        let Ok(m) = self.vm_map_create(VM_MIN_KERNEL_ADDRESS, end) else {
-            self.panic(format_args!("kmem_init: no memory for kernel_map"));
-        };
-        self.get(m).system_map.set(1);
-        self.vm_map_lock(m);
-        // From here on the map is kernel_map, whose growth provides page tables.
-        self.state().maps[MapId::KERNEL.0 as usize].set(m);
-        if let Err(code) = self.vm_map_insert(m, &EntrySpec::NOFAULT, KERNBASE, start) {
-            self.panic(format_args!("kmem_init: cannot enter the kernel image: {code}"));
+    /// [`Vm::kmem_space`] for who may sleep: waits with the map unlocked while pages are short. The map is locked
+    /// again afterwards.
+    fn kmem_space_wait(
+        &self,
+        map: KPtr<VmMap>,
+        size: u64,
+        object: KPtr<VmObject>,
+    ) -> Result<(GuestVirt, IndexReservation), NoRoom> {
+        loop {
+            match self.kmem_space(map, size, object) {
+                Ok(space) => return Ok(space),
+                // Nothing has been taken: if pages are not short now, there will never be enough.
+                Err(KernReturn::ResourceShortage) if self.vm_page_count_min() => {
+                    self.vm_map_unlock(map);
+                    self.vm_wait();
+                    self.vm_map_lock(map);
+                }
+                Err(_) => return Err(NoRoom),
+            }
         }
-        self.vm_map_unlock(m);
     }
 }

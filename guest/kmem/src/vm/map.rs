@@ -8,8 +8,9 @@
 //! a change begins; page-table pages for kernel_map are made by [`Vm::vm_map_findspace`]. A shortage therefore shows
 //! before anything has changed, and giving a range back needs nothing that could be short.
 //!
-//! There is one thread so far. Where FreeBSD would wait for another thread's work on an entry, nobody can be at work,
-//! and a panic says so.
+//! A system map is locked by a mutex, any other map by an sx lock, which may be held across a sleep. An entry that a
+//! thread works on while the map is unlocked is marked in transition: nobody merges, cuts away or deletes it, and who
+//! wants to waits for the end of that (`vm_map_unlock_and_wait`). After any wait the map may have changed.
 
 mod check;
 mod clip;
@@ -24,13 +25,18 @@ mod submap;
 mod tests;
 mod wire;
 
+use core::mem::offset_of;
+
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
+use vmkern_abi::layout::{EntryFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
 pub use self::space::FindSpace;
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
+use crate::kern::sched::PVM;
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
 
 /// What [`Vm::vm_map_insert`] makes an entry of. The entry takes over one reference to the object.
@@ -120,24 +126,55 @@ impl<M: Machine> Vm<M> {
             return Err(shortage);
         }
         self.map_nodes(m).index().create(header(map));
+        m.next_map.set(self.state().map_list.get());
+        self.state().map_list.set(map);
         Ok(map)
     }
 
-    /// Acquires the map's lock for changes (`vm_map_lock`).
+    /// Acquires the map's lock for changes (`vm_map_lock`). May sleep, unless the map is a system map.
     pub fn vm_map_lock(&self, map: KPtr<VmMap>) {
-        let m = self.get(map);
-        self.mtx_lock(LockClass::Map, &m.lock.owner);
-        m.timestamp.update(|timestamp| timestamp.wrapping_add(1));
+        self.vm_map_lock_read(map);
+        self.get(map).timestamp.update(|timestamp| timestamp.wrapping_add(1));
     }
 
-    /// Acquires the map's lock for look-ups (`vm_map_lock_read`): the same lock, but no new timestamp.
+    /// Acquires the map's lock for look-ups (`vm_map_lock_read`): the same exclusive lock, but no new timestamp.
     pub fn vm_map_lock_read(&self, map: KPtr<VmMap>) {
-        self.mtx_lock(LockClass::Map, &self.get(map).lock.owner);
+        let m = self.get(map);
+        if m.system_map.get() != 0 {
+            self.mtx_lock(LockClass::Map, &m.lock.owner);
+        } else {
+            self.sx_xlock(map_sx(map), "user map");
+        }
     }
 
     /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`).
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
-        self.mtx_unlock(LockClass::Map, &self.get(map).lock.owner);
+        let m = self.get(map);
+        if m.system_map.get() != 0 {
+            self.mtx_unlock(LockClass::Map, &m.lock.owner);
+        } else {
+            self.sx_xunlock(map_sx(map));
+        }
+    }
+
+    /// Releases the map's lock and sleeps until [`Vm::vm_map_wakeup`] (`vm_map_unlock_and_wait` without a time-out).
+    /// The map is unlocked afterwards, and may have changed in any way.
+    pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
+        let interlock = &self.state().map_sleep_mtx;
+        self.mtx_lock(LockClass::MapSleep, &interlock.owner);
+        self.vm_map_unlock(map);
+        let interlock = (LockClass::MapSleep, interlock);
+        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(map_channel(map), interlock, PVM, "vmmaps", 0, Relock::Drop);
+    }
+
+    /// Wakes everybody who sleeps in [`Vm::vm_map_unlock_and_wait`] for this map (`vm_map_wakeup`). The map may be
+    /// locked or not.
+    pub(super) fn vm_map_wakeup(&self, map: KPtr<VmMap>) {
+        // Whoever has unlocked the map to sleep holds this until it does.
+        let interlock = &self.state().map_sleep_mtx;
+        self.mtx_lock(LockClass::MapSleep, &interlock.owner);
+        self.mtx_unlock(LockClass::MapSleep, &interlock.owner);
+        self.wakeup(map_channel(map));
     }
 
     /// The map's entries in the order of addresses.
@@ -152,9 +189,21 @@ impl<M: Machine> Vm<M> {
         (start.min(end), end)
     }
 
-    /// Stops where FreeBSD would sleep until another thread is done with `entry` (`vm_map_unlock_and_wait`).
-    fn map_wait_for_transition(&self, entry: &VmMapEntry) -> ! {
-        let (start, end) = (entry.start.get(), entry.end.get());
-        self.would_sleep(format_args!("vm_map: entry {start}..{end} is in transition"), "vmmaps")
+    /// Waits, with the map unlocked meanwhile, until whoever works on `entry` is done. The map is locked again
+    /// afterwards, but may have changed in any way.
+    fn map_wait_for_transition(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+        self.get(entry).eflags.update(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
+        self.vm_map_unlock_and_wait(map);
+        self.vm_map_lock(map);
     }
+}
+
+/// What those sleep on who wait for a map (FreeBSD's `&map->root`).
+fn map_channel(map: KPtr<VmMap>) -> WaitChannel {
+    WaitChannel::from(map.addr().add(offset_of!(VmMap, index) as u64))
+}
+
+/// The lock of a map that is no system map.
+fn map_sx(map: KPtr<VmMap>) -> KPtr<Sx> {
+    KPtr::new(map.addr().add(offset_of!(VmMap, sx) as u64))
 }

@@ -6,11 +6,14 @@
 pub mod boot;
 pub mod fault;
 pub mod glue;
+mod init;
 pub mod kern;
 pub mod map;
+mod maps;
 pub mod object;
 pub mod page;
 pub mod pageout;
+mod pageq;
 pub mod phys;
 pub mod pmap;
 pub mod zone;

@@ -1,5 +1,9 @@
 //! Objects (`vm_object.c`) and the index of their pages.
 //!
+//! kernel_object and kmem_object hold the wired pages of the kernel, and live for ever. Ranges of pageable maps get
+//! anonymous objects (OBJT_DEFAULT) when they are first touched or cut; such an object goes with its last reference,
+//! and its pages with it.
+//!
 //! The index of an object is a radix tree of whole pages from page index to page number (see [`IndexNode`]). Nodes
 //! for a range are made by [`Vm::vm_object_reserve`] before anything else is changed, so that entering a page cannot
 //! fail; the reservation pins the leaves, and a node that neither a page nor a pin needs any more is given back. As an
@@ -9,13 +13,33 @@ use core::mem::offset_of;
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{INDEX_LEVELS, INDEX_SHIFT, IndexNode, KernelRoots, ObjectType, PageFlags, VmObject, VmPage};
+use vmkern_abi::layout::{
+    INDEX_LEVELS, INDEX_SHIFT, IndexNode, KernelRoots, ObjectFlags, ObjectType, PageFlags, VmObject, VmPage,
+};
 
-use super::page::{AllocClass, AllocFlags, Contents, phys_of_number};
+use super::page::{AllocClass, AllocFlags, Contents, Slept, phys_of_number};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::machine::Machine;
 use crate::num::to_usize;
+
+/// What became of one page of a range that is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    /// It is gone, or wired and stays.
+    Done,
+    /// It was busy: look again.
+    Again,
+}
+
+/// Whether an object could be extended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coalesced {
+    /// It has been.
+    Yes,
+    /// It is as it was.
+    No,
+}
 
 /// Pages behind one leaf.
 const LEAF_SPAN: u64 = 1 << INDEX_SHIFT;
@@ -56,7 +80,25 @@ impl<M: Machine> Vm<M> {
             object.kind.set(ObjectType::Phys as u32);
             object.size.set(size);
             object.generation.set(1);
+            object.index_levels.set(INDEX_LEVELS);
         }
+    }
+
+    /// An anonymous object of `size` pages with one reference (`vm_object_allocate` for OBJT_DEFAULT). Takes the zone's
+    /// lock.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no page for the object.
+    pub(crate) fn vm_object_allocate(&self, size: u64) -> Result<KPtr<VmObject>, Shortage> {
+        let pointer = self.zone_alloc::<VmObject>().ok_or(Shortage)?;
+        let object = self.get(pointer);
+        object.ref_count.set(1);
+        object.kind.set(ObjectType::Default as u32);
+        object.flags.set(ObjectFlags::ONEMAPPING);
+        object.size.set(size);
+        object.generation.set(1);
+        object.index_levels.set(1);
+        Ok(pointer)
     }
 
     /// Acquires the object's lock (`VM_OBJECT_LOCK`).
@@ -83,18 +125,75 @@ impl<M: Machine> Vm<M> {
         self.vm_object_unlock(object);
     }
 
-    /// One reference less (`vm_object_deallocate`); nothing when `object` is null. Locks: takes the object's.
+    /// One reference less (`vm_object_deallocate`); nothing when `object` is null. The last one takes an anonymous
+    /// object and its pages, which nobody works on any more, along. Locks: takes the object's.
     pub fn vm_object_deallocate(&self, object: KPtr<VmObject>) {
         if object.is_null() {
             return;
         }
+        let o = self.get(object);
         self.vm_object_lock(object);
-        match self.get(object).ref_count.get() {
+        match o.ref_count.get() {
             0 => self.panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
-            1 => self.panic(format_args!("vm_object_deallocate: the last reference to a kernel object is gone")),
-            count => self.get(object).ref_count.set(count - 1),
+            1 if o.kind.get() == ObjectType::Phys as u32 => {
+                self.panic(format_args!("vm_object_deallocate: the last reference to a kernel object is gone"))
+            }
+            1 => {
+                o.ref_count.set(0);
+                return self.vm_object_terminate(object);
+            }
+            count => o.ref_count.set(count - 1),
+        }
+        // One mapping is left, which makes the pages that it does not show unreachable.
+        if o.ref_count.get() == 1 && o.kind.get() == ObjectType::Default as u32 {
+            o.flags.update(|flags| flags | ObjectFlags::ONEMAPPING);
         }
         self.vm_object_unlock(object);
+    }
+
+    /// Destroys `object`, anonymous, without references and locked (`vm_object_terminate`): its pages are freed.
+    fn vm_object_terminate(&self, object: KPtr<VmObject>) {
+        let o = self.get(object);
+        o.flags.update(|flags| flags | ObjectFlags::DEAD);
+        self.vm_object_page_remove(object, 0, u64::MAX);
+        if o.resident_page_count.get() != 0 || o.root.get() != 0 {
+            self.panic(format_args!("vm_object_terminate: object {} still has wired pages", object.addr()));
+        }
+        o.kind.set(ObjectType::Dead as u32);
+        self.vm_object_unlock(object);
+        self.zone_free(object);
+    }
+
+    /// Makes `object` (or nothing: null) hold `next_size` bytes more behind the `prev_size` bytes from `prev_offset`
+    /// on, if it can (`vm_object_coalesce`): it is anonymous, and nobody else maps what is behind.
+    /// Locks: takes the object's.
+    #[must_use]
+    pub(crate) fn vm_object_coalesce(
+        &self,
+        object: KPtr<VmObject>,
+        prev_offset: u64,
+        prev_size: u64,
+        next_size: u64,
+    ) -> Coalesced {
+        if object.is_null() {
+            return Coalesced::Yes;
+        }
+        let o = self.get(object);
+        self.vm_object_lock(object);
+        let next_pindex = (prev_offset + prev_size) >> PAGE_SHIFT;
+        let end = next_pindex + (next_size >> PAGE_SHIFT);
+        let extensible = o.kind.get() == ObjectType::Default as u32
+            && (o.ref_count.get() <= 1 || o.size.get() == next_pindex)
+            && end <= 1 << (INDEX_SHIFT * INDEX_LEVELS);
+        if extensible {
+            // What an earlier, larger mapping may have left there.
+            if next_pindex < o.size.get() {
+                self.vm_object_page_remove(object, next_pindex, end);
+            }
+            o.size.set(o.size.get().max(end));
+        }
+        self.vm_object_unlock(object);
+        if extensible { Coalesced::Yes } else { Coalesced::No }
     }
 
     /// Frees the pages of `object` with `first <= pindex < end` (`vm_object_page_remove`, `clean_only` FALSE). Their
@@ -115,9 +214,11 @@ impl<M: Machine> Vm<M> {
             node_page.private.update(|n| n + 1);
             let node = self.at::<IndexNode>(phys_of_number(leaf));
             for index in pindex..stop {
-                let pfn = node.slots[slot(index, 0)].get();
-                if pfn != 0 {
-                    self.vm_object_page_remove_one(self.vm_page_pointer(pfn));
+                let entry = &node.slots[slot(index, 0)];
+                // The page may be another one, or none, after a sleep.
+                while entry.get() != 0
+                    && self.vm_object_page_remove_one(self.vm_page_pointer(entry.get())) == Removal::Again
+                {
                 }
             }
             node_page.private.update(|n| n - 1);
@@ -126,18 +227,19 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    fn vm_object_page_remove_one(&self, m: KPtr<VmPage>) {
+    fn vm_object_page_remove_one(&self, m: KPtr<VmPage>) -> Removal {
         let page = self.page(m);
         if page.wire_count.get() != 0 {
             page.valid.set(0);
-            return;
+            return Removal::Done;
         }
-        if page.busy.get() != 0 || page.oflags.get().contains(vmkern_abi::layout::PageOflags::BUSY) {
-            self.would_sleep(format_args!("vm_object_page_remove: page {:#x} is busy", page.pindex.get()), "vmopar");
+        if self.vm_page_sleep_if_busy(m, "vmopar") == Slept::Yes {
+            return Removal::Again;
         }
         self.vm_page_lock_queues();
         self.vm_page_free(m);
         self.vm_page_unlock_queues();
+        Removal::Done
     }
 
     /// Makes the index nodes for pages `[first, first + count)` and pins them, so that entering pages there cannot
@@ -154,6 +256,10 @@ impl<M: Machine> Vm<M> {
         let leaves = (first + count).div_ceil(LEAF_SPAN) - first / LEAF_SPAN;
         let obj = self.get(object);
         self.vm_object_lock(object);
+        if self.index_raise(obj, first + count - 1).is_err() {
+            self.vm_object_unlock(object);
+            return Err(Shortage);
+        }
         for done in 0..leaves {
             let pindex = (first / LEAF_SPAN + done) * LEAF_SPAN;
             match self.index_make_leaf(obj, pindex) {
@@ -196,8 +302,12 @@ impl<M: Machine> Vm<M> {
 
     /// Page number of the node of `level` on the way to `pindex`, or 0.
     fn index_node(&self, obj: &VmObject, pindex: u64, level: u32) -> u32 {
+        let levels = obj.index_levels.get();
+        if pindex >> (INDEX_SHIFT * levels) != 0 || level >= levels {
+            return 0;
+        }
         let mut pfn = obj.root.get();
-        let mut at = INDEX_LEVELS - 1;
+        let mut at = levels - 1;
         while pfn != 0 && at > level {
             pfn = self.at::<IndexNode>(phys_of_number(pfn)).slots[slot(pindex, at)].get();
             at -= 1;
@@ -215,15 +325,16 @@ impl<M: Machine> Vm<M> {
 
     /// The first index past the largest missing subtree that holds `pindex`.
     fn index_skip(&self, obj: &VmObject, pindex: u64) -> u64 {
-        let level = (0..INDEX_LEVELS).rev().find(|&level| self.index_node(obj, pindex, level) == 0).unwrap_or(0);
+        let levels = obj.index_levels.get();
+        if pindex >> (INDEX_SHIFT * levels) != 0 {
+            return u64::MAX;
+        }
+        let level = (0..levels).rev().find(|&level| self.index_node(obj, pindex, level) == 0).unwrap_or(0);
         let span = 1 << (INDEX_SHIFT * (level + 1));
         (pindex / span + 1) * span
     }
 
     pub(crate) fn index_lookup(&self, obj: &VmObject, pindex: u64) -> Option<u32> {
-        if pindex >> (INDEX_SHIFT * INDEX_LEVELS) != 0 {
-            return None;
-        }
         let (leaf, _) = self.index_leaf(obj, pindex)?;
         let pfn = self.at::<IndexNode>(phys_of_number(leaf)).slots[slot(pindex, 0)].get();
         (pfn != 0).then_some(pfn)
@@ -254,7 +365,7 @@ impl<M: Machine> Vm<M> {
     fn index_make_leaf(&self, obj: &VmObject, pindex: u64) -> Result<u32, Shortage> {
         let mut link = &obj.root;
         let mut parent: Option<&VmPage> = None;
-        for level in (0..INDEX_LEVELS).rev() {
+        for level in (0..obj.index_levels.get()).rev() {
             if link.get() == 0 {
                 link.set(self.index_node_alloc(obj)?);
                 if let Some(parent) = parent {
@@ -269,6 +380,21 @@ impl<M: Machine> Vm<M> {
         Ok(link.get())
     }
 
+    /// Puts levels on top of the index until it can hold a page at `pindex`.
+    fn index_raise(&self, obj: &VmObject, pindex: u64) -> Result<(), Shortage> {
+        while pindex >> (INDEX_SHIFT * obj.index_levels.get()) != 0 {
+            let below = obj.root.get();
+            if below != 0 {
+                let root = self.index_node_alloc(obj)?;
+                self.at::<IndexNode>(phys_of_number(root)).slots[0].set(below);
+                self.page_by_number(root).private.set(1);
+                obj.root.set(root);
+            }
+            obj.index_levels.update(|levels| levels + 1);
+        }
+        Ok(())
+    }
+
     fn index_node_alloc(&self, obj: &VmObject) -> Result<u32, Shortage> {
         let flags = AllocFlags::WIRED | AllocFlags::ZERO;
         let m = self.vm_page_alloc(None, 0, AllocClass::Interrupt, flags).ok_or(Shortage)?;
@@ -281,7 +407,8 @@ impl<M: Machine> Vm<M> {
 
     /// Gives back the nodes on the way to `pindex` that have nothing in them, from the leaf up.
     fn index_prune(&self, obj: &VmObject, pindex: u64) {
-        for level in 0..INDEX_LEVELS {
+        let levels = obj.index_levels.get();
+        for level in 0..levels {
             let pfn = self.index_node(obj, pindex, level);
             if pfn == 0 {
                 continue;
@@ -289,7 +416,7 @@ impl<M: Machine> Vm<M> {
             if self.page_by_number(pfn).private.get() != 0 {
                 return;
             }
-            if level == INDEX_LEVELS - 1 {
+            if level == levels - 1 {
                 obj.root.set(0);
             } else {
                 let parent = self.index_node(obj, pindex, level + 1);

@@ -10,6 +10,9 @@ use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
 
 use super::Vm;
 use crate::kern::lock::LockClass;
+use crate::kern::sched::PVM;
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
 
 /// Who asks for a page, and so how deep the request may dig.
@@ -38,6 +41,16 @@ bitflags! {
     }
 }
 
+/// Whether a function has slept, so that what its caller knew may be wrong now.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// It has.
+    Yes,
+    /// It has not.
+    No,
+}
+
 /// What is known of a freed page's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
@@ -64,15 +77,15 @@ impl<M: Machine> Vm<M> {
         self.mtx_unlock(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
     }
 
-    fn assert_queues_locked(&self) {
+    pub(crate) fn vm_page_assert_queues_locked(&self) {
         self.mtx_assert_owned(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
     }
 
-    fn free_queue_lock(&self) {
+    pub(super) fn free_queue_lock(&self) {
         self.mtx_lock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
     }
 
-    fn free_queue_unlock(&self) {
+    pub(super) fn free_queue_unlock(&self) {
         self.mtx_unlock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
     }
 
@@ -98,6 +111,11 @@ impl<M: Machine> Vm<M> {
         if let Some(object) = object {
             self.vm_object_assert_locked(object);
         }
+        if class != AllocClass::Interrupt && self.in_interrupt() {
+            self.panic(format_args!("vm_page_alloc(NORMAL|SYSTEM) in interrupt context"));
+        }
+        // The pagedaemon may dig where others may not, as it works for them.
+        let class = if class == AllocClass::Normal && self.is_pagedaemon() { AllocClass::System } else { class };
         self.free_queue_lock();
         let cnt = self.cnt();
         let available = self.vm_page_available();
@@ -105,8 +123,9 @@ impl<M: Machine> Vm<M> {
             || (class == AllocClass::System && available > cnt.v_interrupt_free_min.get())
             || (class == AllocClass::Interrupt && available > 0);
         if !admitted {
-            self.free_queue_unlock();
             self.state().vm_pageout_deficit.update(|n| n + 1);
+            self.pagedaemon_wakeup();
+            self.free_queue_unlock();
             return None;
         }
         let Some(m) = self.vm_phys_alloc_pages(0) else { self.panic(format_args!("vm_page_alloc: missing page")) };
@@ -129,6 +148,9 @@ impl<M: Machine> Vm<M> {
             page.wire_count.set(1);
         }
         page.act_count.set(0);
+        if self.vm_paging_needed() {
+            self.pagedaemon_wakeup();
+        }
         self.free_queue_unlock();
         match object {
             Some(object) => self.vm_page_insert(m, object, pindex),
@@ -153,9 +175,11 @@ impl<M: Machine> Vm<M> {
         self.vm_object_assert_locked(object);
         loop {
             if let Some(m) = self.vm_page_lookup(object, pindex) {
-                let page = self.page(m);
-                if page.oflags.get().contains(PageOflags::BUSY) || page.busy.get() != 0 {
-                    self.would_sleep(format_args!("vm_page_grab: page {pindex:#x} is busy"), "pgrbwt");
+                if self.vm_page_sleep_if_busy(m, "pgrbwt") == Slept::Yes {
+                    if !flags.contains(AllocFlags::RETRY) {
+                        return None;
+                    }
+                    continue;
                 }
                 if flags.contains(AllocFlags::WIRED) {
                     self.vm_page_lock_queues();
@@ -170,7 +194,7 @@ impl<M: Machine> Vm<M> {
             let Some(m) = self.vm_page_alloc(Some(object), pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
             else {
                 self.vm_object_unlock(object);
-                self.vm_wait(format_args!("vm_page_grab: no page for index {pindex:#x}"));
+                self.vm_wait();
                 self.vm_object_lock(object);
                 if !flags.contains(AllocFlags::RETRY) {
                     return None;
@@ -211,11 +235,13 @@ impl<M: Machine> Vm<M> {
     /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
     /// Locks: the object's and the page queues'.
     pub fn vm_page_remove(&self, m: KPtr<VmPage>) {
-        self.assert_queues_locked();
+        self.vm_page_assert_queues_locked();
         let page = self.page(m);
         let Some(object) = page.object.get().non_null() else { return };
         self.vm_object_assert_locked(object);
-        page.oflags.update(|flags| flags - PageOflags::BUSY);
+        if page.oflags.get().contains(PageOflags::BUSY) {
+            self.vm_page_wakeup(m);
+        }
         let object = self.get(object);
         self.index_remove(object, page.pindex.get());
         object.resident_page_count.update(|n| n - 1);
@@ -266,7 +292,7 @@ impl<M: Machine> Vm<M> {
     }
 
     fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {
-        self.assert_queues_locked();
+        self.vm_page_assert_queues_locked();
         let page = self.page(m);
         if page.busy.get() != 0 {
             self.panic(format_args!("vm_page_free: freeing busy page"));
@@ -274,6 +300,7 @@ impl<M: Machine> Vm<M> {
         if !page.flags.get().contains(PageFlags::ALLOCATED) {
             self.panic(format_args!("vm_page_free: freeing free page"));
         }
+        self.vm_pageq_remove(m);
         self.vm_page_remove(m);
         page.valid.set(0);
         page.dirty.set(0);
@@ -296,28 +323,32 @@ impl<M: Machine> Vm<M> {
         page.flags.set(flags);
         self.cnt().v_free_count.update(|n| n + 1);
         self.vm_phys_free_pages(m, 0);
+        self.vm_page_free_wakeup();
         self.free_queue_unlock();
     }
 
     /// Wires `m` once more (`vm_page_wire`). Locks: the page queues'.
     pub fn vm_page_wire(&self, m: KPtr<VmPage>) {
-        self.assert_queues_locked();
+        self.vm_page_assert_queues_locked();
         let page = self.page(m);
         if page.wire_count.get() == 0 {
+            self.vm_pageq_remove(m);
             self.cnt().v_wire_count.update(|n| n + 1);
         }
         page.wire_count.update(|n| n + 1);
     }
 
-    /// Unwires `m` once (`vm_page_unwire`); an unmanaged page then goes on no queue. Locks: the page queues'.
+    /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more goes on the active
+    /// queue, an unmanaged one on none. Locks: the page queues'.
     pub fn vm_page_unwire(&self, m: KPtr<VmPage>) {
-        self.assert_queues_locked();
+        self.vm_page_assert_queues_locked();
         let page = self.page(m);
         match page.wire_count.get() {
             0 => self.panic(format_args!("vm_page_unwire: invalid wire count: 0")),
             1 => {
                 page.wire_count.set(0);
                 self.cnt().v_wire_count.update(|n| n - 1);
+                self.vm_page_activate(m);
             }
             count => page.wire_count.set(count - 1),
         }
@@ -338,7 +369,30 @@ impl<M: Machine> Vm<M> {
         if !page.oflags.get().contains(PageOflags::BUSY) {
             self.panic(format_args!("vm_page_wakeup: page not busy!!!"));
         }
+        let wanted = page.oflags.get().contains(PageOflags::WANTED);
         page.oflags.update(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
+        if wanted {
+            self.wakeup(WaitChannel::of(m));
+        }
+    }
+
+    /// Whether somebody works on `m`. Locks: the object's.
+    pub(crate) fn vm_page_is_busy(&self, m: KPtr<VmPage>) -> bool {
+        self.page(m).oflags.get().contains(PageOflags::BUSY) || self.page(m).busy.get() != 0
+    }
+
+    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`). After a sleep the
+    /// object may have changed in any way. Locks: the object's is held, and dropped while sleeping.
+    pub(crate) fn vm_page_sleep_if_busy(&self, m: KPtr<VmPage>, wmesg: &'static str) -> Slept {
+        if !self.vm_page_is_busy(m) {
+            return Slept::No;
+        }
+        let page = self.page(m);
+        page.oflags.update(|flags| flags | PageOflags::WANTED);
+        let object = page.object.get();
+        let interlock = (LockClass::Object, &self.get(object).lock);
+        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
+        Slept::Yes
     }
 
     /// Fills the page `m` with zeros through the direct map (`pmap_zero_page`).

@@ -1,22 +1,90 @@
-//! The pagedaemon's thresholds (`vm_pageout.c`) and waiting for pages.
+//! Waiting for pages, and the pagedaemon (`vm_pageout.c`, and the waiting half of `vm_page.c`).
 //!
-//! There is no pagedaemon yet, and no thread that could sleep: where FreeBSD would wait for pages, [`Vm::vm_wait`]
-//! ends the system with a message that says who waits for what.
+//! Who needs a page and may sleep calls [`Vm::vm_wait`], which wakes the pagedaemon and sleeps on `v_free_count`
+//! without a look at it. Progress comes from two sides: a page that is freed when `v_free_min` pages are free wakes all
+//! sleepers, and so does the pagedaemon, after it has asked everybody for memory. As long as pages are needed it does
+//! so every half second. It does not scan the paging queues yet.
+//!
+//! Until the pagedaemon has started, all thresholds are 0.
 
-use core::fmt;
+use core::mem::offset_of;
 
-use super::Vm;
+use vmkern_abi::layout::{KernelRoots, VmMeter};
+
+use super::{Shortage, Vm};
+use crate::kern::lock::LockClass;
+use crate::kern::sched::{PSWP, PUSER, PVM};
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
 
 /// Largest transfer of the buffer cache in bytes (`MAXBSIZE`).
 const MAXBSIZE: u64 = 65536;
 /// Pages that no SYSTEM request may take (`v_interrupt_free_min`).
 const INTERRUPT_FREE_MIN: u64 = 2;
+/// The pagedaemon's thread.
+pub const PAGEDAEMON_TID: u32 = 65;
 
 impl<M: Machine> Vm<M> {
+    /// Makes the pagedaemon's thread, which computes the thresholds when it first runs.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no memory for the thread.
+    pub fn vm_pageout_start(&self) -> Result<(), Shortage> {
+        let thread = self.kthread_create(PAGEDAEMON_TID, "pagedaemon", PVM, Self::vm_pageout, 0)?;
+        self.state().pageproc.set(thread);
+        Ok(())
+    }
+
+    /// The pagedaemon (`vm_pageout`). Never returns.
+    fn vm_pageout(&self, _arg: u64) {
+        self.vm_pageout_init();
+        let needed = &self.state().vm_pages_needed;
+        let mut pass = 0_u32;
+        loop {
+            self.free_queue_lock();
+            if needed.get() != 0 && !self.vm_page_count_min() {
+                if !self.vm_paging_needed() {
+                    needed.set(0);
+                }
+                self.wakeup(self.free_count_channel());
+            }
+            if needed.get() != 0 {
+                // Still not enough: a second pass follows at once, the next ones take their time.
+                pass += 1;
+                if pass > 1 {
+                    self.msleep_free_queue(
+                        self.pagedaemon_channel(),
+                        PVM,
+                        "psleep",
+                        (self.hz() / 2).max(1),
+                        Relock::Yes,
+                    );
+                }
+            } else {
+                pass = if pass > 1 { 1 } else { 0 };
+                self.msleep_free_queue(self.pagedaemon_channel(), PVM, "psleep", 0, Relock::Yes);
+            }
+            if needed.get() != 0 {
+                self.cnt().v_pdwakeups.update(|n| n + 1);
+            }
+            self.free_queue_unlock();
+            self.vm_pageout_scan();
+        }
+    }
+
+    /// One pass of the pagedaemon (`vm_pageout_scan`), as far as it goes without a look at the paging queues.
+    fn vm_pageout_scan(&self) {
+        self.vm_lowmem();
+        self.uma_reclaim();
+        self.free_queue_lock();
+        self.state().vm_pageout_deficit.set(0);
+        self.free_queue_unlock();
+    }
+
     /// Computes the thresholds from the pages there are and the pages free now, as the pagedaemon does when it starts
     /// (`vm_pageout`).
-    pub(crate) fn vm_pageout_init(&self) {
+    fn vm_pageout_init(&self) {
         let cnt = self.cnt();
         let (pages, free) = (cnt.v_page_count.get(), cnt.v_free_count.get());
         let page_count = if pages < 2000 { 8 } else { 16 };
@@ -37,9 +105,80 @@ impl<M: Machine> Vm<M> {
         cnt.v_inactive_target.set(inactive.min(free / 3));
     }
 
-    /// Waits until pages have come in (`VM_WAIT`): `why` says who waits and for what. Locks: none may be held.
-    pub fn vm_wait(&self, why: fmt::Arguments<'_>) {
-        self.would_sleep(why, "vmwait");
+    /// Sleeps on `channel` with the free-queue mutex as the interlock.
+    fn msleep_free_queue(&self, channel: WaitChannel, pri: u8, wmesg: &'static str, timo: u64, relock: Relock) {
+        let interlock = (LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx);
+        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(channel, interlock, pri, wmesg, timo, relock);
+    }
+
+    /// What those sleep on who wait for pages (`&cnt.v_free_count`).
+    fn free_count_channel(&self) -> WaitChannel {
+        self.state_channel(offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count))
+    }
+
+    /// What the pagedaemon sleeps on until pages are needed (`&vm_pages_needed`).
+    fn pagedaemon_channel(&self) -> WaitChannel {
+        self.state_channel(offset_of!(KernelRoots, vm_pages_needed))
+    }
+
+    /// What the pagedaemon sleeps on when it needs a page itself (`&vm_pageout_pages_needed`).
+    fn pageout_pages_channel(&self) -> WaitChannel {
+        self.state_channel(offset_of!(KernelRoots, vm_pageout_pages_needed))
+    }
+
+    fn state_channel(&self, offset: usize) -> WaitChannel {
+        WaitChannel::from(self.roots().addr().add(offset as u64))
+    }
+
+    /// Whether the calling thread is the pagedaemon (`curproc == pageproc`).
+    pub(crate) fn is_pagedaemon(&self) -> bool {
+        let pageproc = self.state().pageproc.get();
+        !pageproc.is_null() && self.current_thread() == pageproc
+    }
+
+    /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others were faster.
+    /// Locks: none may be held.
+    pub fn vm_wait(&self) {
+        self.free_queue_lock();
+        if self.is_pagedaemon() {
+            self.state().vm_pageout_pages_needed.set(1);
+            self.msleep_free_queue(self.pageout_pages_channel(), PSWP, "VMWait", 0, Relock::Drop);
+        } else {
+            self.pagedaemon_wakeup();
+            self.msleep_free_queue(self.free_count_channel(), PVM, "vmwait", 0, Relock::Drop);
+        }
+    }
+
+    /// Sleeps as [`Vm::vm_wait`] does, for a page fault, which comes after the kernel (`VM_WAITPFAULT`).
+    pub fn vm_waitpfault(&self) {
+        self.free_queue_lock();
+        self.pagedaemon_wakeup();
+        self.msleep_free_queue(self.free_count_channel(), PUSER, "pfault", 0, Relock::Drop);
+    }
+
+    /// Wakes the pagedaemon unless it knows already that pages are needed (`pagedaemon_wakeup`).
+    /// Locks: the free queue's is held.
+    pub(super) fn pagedaemon_wakeup(&self) {
+        let needed = &self.state().vm_pages_needed;
+        if needed.get() == 0 && !self.is_pagedaemon() {
+            needed.set(1);
+            self.wakeup(self.pagedaemon_channel());
+        }
+    }
+
+    /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
+    /// Locks: the free queue's is held.
+    pub(super) fn vm_page_free_wakeup(&self) {
+        let state = self.state();
+        let pageout_free_min = self.cnt().v_pageout_free_min.get();
+        if state.vm_pageout_pages_needed.get() != 0 && self.vm_page_available() >= pageout_free_min {
+            state.vm_pageout_pages_needed.set(0);
+            self.wakeup(self.pageout_pages_channel());
+        }
+        if state.vm_pages_needed.get() != 0 && !self.vm_page_count_min() {
+            state.vm_pages_needed.set(0);
+            self.wakeup(self.free_count_channel());
+        }
     }
 
     /// Whether the free pages are below `v_free_severe` (`vm_page_count_severe`).
@@ -48,12 +187,20 @@ impl<M: Machine> Vm<M> {
         self.cnt().v_free_severe.get() > self.vm_page_available()
     }
 
-    /// The one place where a thread would go to sleep; `wmesg` is FreeBSD's wait message.
-    #[cold]
-    pub(crate) fn would_sleep(&self, why: fmt::Arguments<'_>, wmesg: &str) -> ! {
-        let free = self.cnt().v_free_count.get();
-        self.panic(format_args!(
-            "{why}: would sleep for ever in `{wmesg}` with {free} pages free, as no thread could wake it"
-        ))
+    /// Whether the free pages are below `v_free_min` (`vm_page_count_min`).
+    #[must_use]
+    pub fn vm_page_count_min(&self) -> bool {
+        self.cnt().v_free_min.get() > self.vm_page_available()
+    }
+
+    /// Whether the pagedaemon should be at work (`vm_paging_needed`).
+    #[must_use]
+    pub fn vm_paging_needed(&self) -> bool {
+        self.cnt().v_free_reserved.get() + self.cnt().v_cache_min.get() > self.vm_page_available()
+    }
+
+    /// Clock ticks a second.
+    pub(crate) fn hz(&self) -> u64 {
+        self.cnt().hz.get()
     }
 }

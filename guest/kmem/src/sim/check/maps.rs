@@ -4,28 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject};
+use vmkern_abi::layout::{EntryFlags, PQ_ACTIVE, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject};
 use vmkern_abi::pte::{Pte, PteFlags};
 
-use super::pages;
+use super::{Objects, pages};
 use crate::sim::Sim;
 
-/// Checks both maps; gives the entries on kernel_object and on kmem_object.
-pub fn check(
-    sim: &Sim,
-    kernel: &BTreeMap<u64, u32>,
-    kmem: &BTreeMap<u64, u32>,
-    translations: &BTreeMap<u64, Pte>,
-) -> [u64; 2] {
+/// Checks all maps.
+pub fn check(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64, Pte>) {
     let vm = sim.vm();
     let mut all = Vec::new();
-    for map in [vm.kernel_map(), vm.kmem_map()] {
+    for map in vm.vm_maps() {
         vm.vm_map_check(map).unwrap_or_else(|damage| panic!("{damage:?}"));
         all.extend(list(sim, map));
     }
-    let mut counts = [0; 2];
-    let mut owned = BTreeSet::new();
-    let mut objectless = BTreeSet::new();
+    let mut owned = 0;
+    let (mut mappable, mut objectless) = (BTreeSet::new(), BTreeSet::new());
     for e in all {
         if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
             let submap = vm.get::<VmMap>(KPtr::new(e.object.get().addr()));
@@ -33,21 +27,24 @@ pub fn check(
         } else if e.object.get().is_null() {
             objectless.extend(pages(e.start.get(), e.end.get()));
         } else {
-            let which = usize::from(e.object.get() == vm.kmem_object());
-            assert!(which == 1 || e.object.get() == vm.kernel_object(), "an object from nowhere");
-            counts[which] += 1;
-            check_pages(sim, e, [kernel, kmem][which], translations);
-            owned.extend(pages(e.start.get(), e.end.get()));
+            let object = &objects.0[&e.object.get().addr()];
+            if object.kernels {
+                check_pages(sim, e, &object.pages, translations);
+                owned += pages(e.start.get(), e.end.get()).count();
+            } else {
+                owned += check_anonymous(sim, e, &object.pages, translations);
+            }
+            mappable.extend(pages(e.start.get(), e.end.get()));
         }
     }
-    assert_eq!(owned.len(), kernel.len() + kmem.len(), "pages outside of any entry");
+    let resident: usize = objects.0.values().map(|object| object.pages.len()).sum();
+    assert_eq!(owned, resident, "pages outside of any entry");
     for (&va, pte) in translations {
         let va = GuestVirt::new(va);
         let is_kentered = pte.flags().contains(PteFlags::KENTER);
-        let home = if is_kentered { &objectless } else { &owned };
+        let home = if is_kentered { &objectless } else { &mappable };
         assert!(home.contains(&va), "a translation at {va}, where nothing is allocated: {pte:?}");
     }
-    counts
 }
 
 /// The entries of a map in order, with the list's rules checked.
@@ -72,7 +69,7 @@ fn list(sim: &Sim, map: KPtr<VmMap>) -> Vec<&VmMapEntry> {
     assert!(below <= m.max_offset(), "entries past the map's end");
     assert_eq!(m.nentries.get(), entries.len() as u64, "nentries");
     assert_eq!(m.size.get(), size, "size");
-    assert_eq!(m.needs_wakeup.get(), 0, "needs_wakeup");
+    assert_eq!(m.sx.owner.get(), 0, "the map is locked");
     let low = entries.iter().filter(|e| e.end.get() <= KERNBASE).map(|e| e.end.get()).max();
     if map == vm.kernel_map() {
         assert!(low.is_none_or(|end| vm.state().kernel_vm_end.get() >= end), "kernel_vm_end is too low");
@@ -98,4 +95,37 @@ fn check_pages(sim: &Sim, e: &VmMapEntry, resident: &BTreeMap<u64, u32>, transla
         assert!(page.flags.get().contains(PageFlags::ALLOCATED | PageFlags::UNMANAGED), "flags of {va}");
         assert_eq!((page.queue.get(), page.hold_count.get(), page.busy.get()), (0, 0, 0), "the page behind {va}");
     }
+}
+
+/// An entry on an anonymous object has some pages, each mapped where it belongs or not at all. Gives how many.
+fn check_anonymous(
+    sim: &Sim,
+    e: &VmMapEntry,
+    resident: &BTreeMap<u64, u32>,
+    translations: &BTreeMap<u64, Pte>,
+) -> usize {
+    let mut count = 0;
+    for va in pages(e.start.get(), e.end.get()) {
+        let pindex = (e.offset.get() + va.since(e.start.get())) / PAGE_SIZE;
+        let pte = translations.get(&va.get());
+        let Some(&pfn) = resident.get(&pindex) else {
+            assert_eq!(pte, None, "a translation at {va} without a page");
+            continue;
+        };
+        count += 1;
+        assert!(pte.is_none_or(|pte| pte.frame() == GuestPhys::from_pfn(pfn.into())), "the page behind {va}");
+        let page = sim.vm().page_by_number(pfn);
+        assert_eq!(
+            (page.object.get(), page.pindex.get()),
+            (e.object.get(), pindex),
+            "the owner of the page behind {va}"
+        );
+        assert_eq!(page.wire_count.get(), e.wired_count.get(), "wire_count of the page behind {va}");
+        assert_eq!(page.valid.get(), VM_PAGE_BITS_ALL, "valid of the page behind {va}");
+        assert_eq!(page.oflags.get(), PageOflags::empty(), "oflags of the page behind {va}");
+        assert!(!page.flags.get().contains(PageFlags::UNMANAGED), "flags of {va}");
+        let queue = if page.wire_count.get() == 0 { PQ_ACTIVE } else { 0 };
+        assert_eq!((page.queue.get(), page.hold_count.get(), page.busy.get()), (queue, 0, 0), "the page behind {va}");
+    }
+    count
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use vmkern_abi::addr::GuestPhys;
-use vmkern_abi::layout::PageFlags;
+use vmkern_abi::layout::{PQ_ACTIVE, PageFlags};
 
+use super::Objects;
 use crate::sim::Sim;
 use crate::window::PageTable;
 
 /// Checks the free lists and every page below the fresh parts; gives the number of wired pages.
-pub fn check(sim: &Sim) -> u64 {
+pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     let vm = sim.vm();
     let (state, cnt) = (vm.state(), vm.cnt());
     let in_blocks = blocks(sim);
@@ -36,9 +37,29 @@ pub fn check(sim: &Sim) -> u64 {
     assert_eq!(cnt.v_page_count.get(), managed, "v_page_count");
     assert_eq!(cnt.v_free_count.get(), fresh + in_blocks.len() as u64, "v_free_count");
     assert_eq!(cnt.v_wire_count.get(), wired, "v_wire_count");
-    assert_eq!(cnt.v_free_count.get() + wired, managed, "free and wired pages are all pages");
+    let queued = queue(sim);
+    let pages = objects.0.values().filter(|object| !object.kernels).flat_map(|object| object.pages.values());
+    let unwired: BTreeSet<u32> = pages.copied().filter(|&pfn| vm.page_by_number(pfn).wire_count.get() == 0).collect();
+    assert_eq!(queued, unwired, "the active queue has all pages that could be paged out");
+    assert_eq!(cnt.v_active_count.get(), queued.len() as u64, "v_active_count");
+    let sum = cnt.v_free_count.get() + wired + cnt.v_active_count.get() + cnt.v_inactive_count.get();
+    assert_eq!(sum, managed, "free, wired and queued pages are all pages");
     assert_eq!(state.vm_page_zero_count.get(), zero, "vm_page_zero_count");
     wired
+}
+
+/// The pages of the active queue, with the rules of its list checked.
+fn queue(sim: &Sim) -> BTreeSet<u32> {
+    let list = &sim.vm().state().vm_page_queues[1];
+    let (mut pages, mut before, mut pfn) = (BTreeSet::new(), 0, list.head.get());
+    while pfn != 0 {
+        let page = sim.vm().page_by_number(pfn);
+        assert!(pages.insert(pfn), "the active queue has a cycle");
+        assert_eq!((page.prev.get(), page.queue.get()), (before, PQ_ACTIVE), "links of {pfn:#x} in the active queue");
+        (before, pfn) = (pfn, page.next.get());
+    }
+    assert_eq!((list.tail.get(), list.count.get()), (before, pages.len() as u64), "the active queue");
+    pages
 }
 
 /// Stops the test when a free page that is known to be zero is not. Slow.

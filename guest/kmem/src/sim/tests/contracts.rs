@@ -1,8 +1,9 @@
 //! What each function promises at the edges of its contract.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
+use vmkern_abi::layout::VmMap;
 
 use super::super::check::check;
 use super::{MIB, NOWAIT, boot};
@@ -60,6 +61,9 @@ fn neighbours_in_kmem_map_become_one_entry_and_a_hole_splits_it() {
 fn nofault_neighbours_are_one_entry_until_one_is_freed() {
     let sim = boot();
     let before = sim.vm().state().kernel_object.ref_count.get();
+    // What keeps them apart from the stacks of kernel threads, which are such ranges, too.
+    assert!(sim.alloc(PAGE_SIZE).is_some());
+    let before = before + 1;
     let entries = sim.map(MapId::KERNEL).nentries.get();
     let ranges = [1, 2, 3].map(|pages| sim.nofault(pages * PAGE_SIZE).expect("there is room"));
     assert_eq!(ranges[2], ranges[0].add(3 * PAGE_SIZE));
@@ -84,17 +88,67 @@ fn kmem_map_comes_first_in_kernel_map_and_a_range_that_fits_exactly_is_had() {
 }
 
 #[test]
-#[should_panic(expected = "kmem_malloc(25165824): kmem_map too small: 4096 total allocated")]
-fn waiting_for_room_in_kmem_map_is_a_panic() {
+fn what_freebsd_forbids_by_contract_is_an_invalid_argument() {
     let sim = boot();
-    assert!(sim.malloc(1, MallocFlags::WAITOK).is_some());
-    let _ = sim.malloc(24 * MIB, MallocFlags::WAITOK);
+    let before = sim.counters();
+    let error = Outcome::Error(KernReturn::InvalidArgument);
+    for map in [MapId::EXEC, MapId::PIPE] {
+        assert_eq!(sim.execute(&Op::KmemMalloc { map, size: 1, flags: NOWAIT }), error);
+    }
+    for map in [MapId::KERNEL, MapId::KMEM, MapId::BUFFER] {
+        assert_eq!(sim.execute(&Op::KmemAllocWait { map, size: 1 }), error);
+    }
+    assert_eq!(sim.counters(), before);
+}
+
+#[test]
+fn a_suballocated_map_is_named_by_its_address_and_no_other_address_is_believed() {
+    let sim = boot();
+    for kind in [MapKind::System, MapKind::User] {
+        let size = 64 * PAGE_SIZE;
+        let map = sim.address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).expect("there is room");
+        let id = MapId(map.get());
+        assert_eq!(sim.map(id).max_offset().since(sim.map(id).min_offset()), size);
+        let got = sim.execute(&Op::KmemMalloc { map: id, size: PAGE_SIZE, flags: NOWAIT });
+        let waited = sim.execute(&Op::KmemAllocWait { map: id, size: PAGE_SIZE });
+        let (error, addr) =
+            (Outcome::Error(KernReturn::InvalidArgument), Outcome::Value(sim.map(id).min_offset().get()));
+        assert_eq!((got, waited), if kind == MapKind::System { (addr, error) } else { (error, addr) });
+        for wrong in [map.get() + 64, map.get() - 64, map.get() + 1] {
+            assert!(sim.vm().map_by_id(MapId(wrong)).is_none());
+        }
+        check(&sim);
+    }
+}
+
+#[test]
+fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boot() {
+    let sim = boot();
+    let mut end = VM_MIN_KERNEL_ADDRESS;
+    let length = |map: &VmMap| map.max_offset().since(map.min_offset());
+    let clean = sim.vm().get(sim.vm().state().clean_map.get());
+    let nbuf = 50 + (sim.vm().cnt().v_page_count.get() * 4 - 4096) / 64;
+    for (map, size) in [
+        (sim.map(MapId::KMEM), 24 * MIB),
+        (clean, nbuf * (16 << 10) + nbuf / 4 * (128 << 10)),
+        (sim.map(MapId::EXEC), 4_390_912),
+        (sim.map(MapId::PIPE), 24 * MIB / 4096 / 20 * 4096),
+    ] {
+        assert_eq!((map.min_offset(), length(map)), (end, size));
+        end = map.max_offset();
+    }
+    assert_eq!([clean, sim.map(MapId::EXEC), sim.map(MapId::PIPE)].map(|map| map.system_map.get()), [0; 3]);
+    let pager = sim.vm().get(sim.vm().state().pager_map.get());
+    assert_eq!(sim.map(MapId::BUFFER).min_offset(), clean.min_offset());
+    assert_eq!(pager.min_offset(), sim.map(MapId::BUFFER).max_offset());
+    assert_eq!(pager.max_offset(), clean.max_offset());
+    assert_eq!((pager.system_map.get(), sim.map(MapId::BUFFER).system_map.get()), (1, 1));
 }
 
 #[test]
 fn a_map_that_does_not_exist_is_an_invalid_argument() {
     let sim = boot();
-    for map in [MapId::EXEC, MapId(5), MapId(u64::MAX)] {
+    for map in [MapId(5), MapId(63), MapId(0xffff_ff00_0000_1000), MapId(u64::MAX)] {
         let error = Outcome::Error(KernReturn::InvalidArgument);
         assert_eq!(sim.execute(&Op::KmemAlloc { map, size: 1 }), error);
         assert_eq!(sim.execute(&Op::KmemFree { map, addr: GuestVirt::new(0), size: 1 }), error);

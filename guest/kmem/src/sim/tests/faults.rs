@@ -2,7 +2,7 @@
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{KernReturn, MapId, Op};
-use vmkern_abi::kva::{DMAP_MIN, KERNBASE};
+use vmkern_abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 
 use super::super::check::check;
 use super::{NOWAIT, boot};
@@ -19,10 +19,14 @@ fn freed_memory_faults() {
 }
 
 #[test]
-#[should_panic(expected = "vm_fault: fault on nofault entry, addr: ffffff8001801000")]
+#[should_panic(expected = "vm_fault: fault on nofault entry, addr: ffffff8010001000")]
 fn a_touch_of_a_nofault_range_is_freebsds_panic() {
     let sim = boot();
+    let below = VM_MIN_KERNEL_ADDRESS.add(0x1000_0000);
+    let first = sim.nofault(PAGE_SIZE).expect("there is room");
+    assert!(sim.nofault(below.since(first) - PAGE_SIZE).is_some());
     let addr = sim.nofault(2 * PAGE_SIZE).expect("there is room");
+    assert_eq!(addr, below);
     sim.ok(&Op::Touch { addr: addr.add(PAGE_SIZE + 5), size: 1 });
 }
 

@@ -67,18 +67,18 @@ struct Model {
 
 impl Model {
     fn new(sim: Sim) -> Self {
-        let (kernel, kmem) = (sim.map(MapId::KERNEL), sim.map(MapId::KMEM));
         let mut pages = BTreeMap::new();
-        for va in (kmem.min_offset().get()..kmem.max_offset().get()).step_by(to_usize(PAGE_SIZE)) {
-            pages.insert(va, Page::Other);
+        for entry in sim.vm().vm_map_entries(sim.vm().kernel_map()).map(|entry| sim.vm().get(entry)) {
+            for va in (entry.start.get().get()..entry.end.get().get()).step_by(to_usize(PAGE_SIZE)) {
+                pages.insert(va, Page::Other);
+            }
         }
-        assert_eq!(kernel.nentries.get(), 2);
         Self { sim, maps: [pages, BTreeMap::new()], blocks: Vec::new(), seed: 0 }
     }
 
     /// The lowest hole of `size` bytes, found page by page.
     fn lowest_hole(&self, map: MapId, size: u64) -> Option<u64> {
-        let taken = &self.maps[map.0 as usize];
+        let taken = &self.maps[to_usize(map.0)];
         let m = self.sim.map(map);
         let mut start = m.min_offset().get();
         for &page in taken.keys() {
@@ -124,7 +124,7 @@ impl Model {
         }
         let page = if is_nofault { Page::Nofault { mapped: false } } else { Page::Memory { seed: self.seed } };
         for va in (addr.get()..addr.get() + size).step_by(to_usize(PAGE_SIZE)) {
-            assert_eq!(self.maps[map.0 as usize].insert(va, page), None);
+            assert_eq!(self.maps[to_usize(map.0)].insert(va, page), None);
         }
         self.blocks.push((map, addr, size));
     }
@@ -133,7 +133,7 @@ impl Model {
     fn free(&mut self, map: MapId, addr: GuestVirt, size: u64) {
         let (start, end) = (addr.page(), addr.get() + size);
         for va in (start.get()..end).step_by(to_usize(PAGE_SIZE)) {
-            match self.maps[map.0 as usize].remove(&va) {
+            match self.maps[to_usize(map.0)].remove(&va) {
                 Some(Page::Memory { seed }) => self.sim.verify(GuestVirt::new(va), PAGE_SIZE, seed),
                 Some(Page::Nofault { mapped: true }) => {
                     self.sim.ok(&Op::PmapQremove { addr: GuestVirt::new(va), count: 1 });
@@ -155,7 +155,7 @@ impl Model {
                 flags.set(MallocFlags::USE_RESERVE, reserve);
                 self.allocate(Op::KmemMalloc { map: MapId::KMEM, size, flags });
             }
-            // kmem_alloc would wait for pages, for which there is nobody yet.
+            // kmem_alloc would wait for pages, which nobody would free.
             Step::Alloc { size } if self.sim.free_pages() > size / PAGE_SIZE + 120 => {
                 self.allocate(Op::KmemAlloc { map: MapId::KERNEL, size });
             }

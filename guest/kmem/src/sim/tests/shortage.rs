@@ -73,25 +73,6 @@ fn everything_can_be_freed_when_no_page_is_left() {
 }
 
 #[test]
-#[should_panic(expected = "would sleep for ever in `vmwait` with 55 pages free")]
-fn kmem_alloc_waits_at_the_reserve() {
-    let sim = Sim::boot(16 * MIB, Tunables::default());
-    sim.vm().cnt().v_free_reserved.set(55);
-    loop {
-        let _ = sim.alloc(PAGE_SIZE);
-    }
-}
-
-#[test]
-#[should_panic(expected = "kmem_malloc(4096): too few pages: would sleep for ever in `vmwait` with 2 pages free")]
-fn a_waiting_kmem_malloc_says_what_it_waits_for() {
-    let sim = small();
-    loop {
-        let _ = sim.malloc(PAGE_SIZE, MallocFlags::WAITOK);
-    }
-}
-
-#[test]
 fn a_range_whose_page_tables_cannot_be_had_fails_before_the_map_changes() {
     let sim = Sim::boot(16 * MIB, Tunables::default());
     assert!(sim.nofault(PAGE_SIZE).is_some());
@@ -108,8 +89,9 @@ fn a_range_whose_page_tables_cannot_be_had_fails_before_the_map_changes() {
 }
 
 #[test]
-fn thresholds_are_freebsds() {
+fn the_pagedaemon_sets_freebsds_thresholds_when_it_starts() {
     let sim = Sim::boot(64 * MIB, Tunables::default());
+    sim.run();
     let cnt = sim.vm().cnt();
     let (p, f) = (cnt.v_page_count.get(), cnt.v_free_count.get());
     assert!(p > 15_000 && f > 6144);

@@ -1,11 +1,11 @@
 //! Cutting entries in two, and making one of two.
 
-use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
 use super::header;
 use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::vm::{Shortage, Vm};
 
 impl<M: Machine> Vm<M> {
     /// Makes one entry of `entry` and each neighbour that continues it with everything equal
@@ -37,10 +37,10 @@ impl<M: Machine> Vm<M> {
     fn map_merged_away(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
         let (m, e) = (self.get(map), self.get(entry));
         self.map_list_remove(m, e);
-        match e.object.get().non_null() {
-            Some(object) => self.vm_object_deallocate(object),
-            None => self.map_credit(m),
+        if self.map_may_lack_pages(e) {
+            self.map_credit(m);
         }
+        self.vm_object_deallocate(e.object.get());
         self.vm_map_entry_dispose(m, entry);
     }
 
@@ -52,6 +52,7 @@ impl<M: Machine> Vm<M> {
         }
         self.vm_map_simplify_entry(map, entry);
         let (m, e) = (self.get(map), self.get(entry));
+        self.map_object_for_halves(m, e);
         let low = self.map_entry_copy(m, e);
         self.map_list_insert(m, e.prev.get(), low);
         self.map_nodes(m).index().split(va, low, entry);
@@ -66,6 +67,7 @@ impl<M: Machine> Vm<M> {
         if va >= e.end.get() {
             return;
         }
+        self.map_object_for_halves(m, e);
         let high = self.map_entry_copy(m, e);
         self.map_list_insert(m, entry, high);
         self.map_nodes(m).index().split(va, entry, high);
@@ -75,8 +77,32 @@ impl<M: Machine> Vm<M> {
         e.end.set(va);
     }
 
-    /// A copy of `entry` with a reference of its own to the object, not in the list yet. An entry without an object
-    /// stays so: the lazy object of FreeBSD's pageable maps does not exist for kernel memory.
+    /// Gives an entry of a pageable map that is about to be cut an object, if it has none, so that its parts can be
+    /// made one again. If there is no page for one, it does without, as the entries of system maps do: giving memory
+    /// back must not wait for memory.
+    fn map_object_for_halves(&self, map: &VmMap, entry: &VmMapEntry) {
+        if map.system_map.get() == 0 && entry.object.get().is_null() {
+            let _ = self.map_object_make(entry);
+        }
+    }
+
+    /// Gives `entry`, which has none, an anonymous object of its length.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no page for it.
+    pub(super) fn map_object_make(&self, entry: &VmMapEntry) -> Result<(), Shortage> {
+        entry.object.set(self.vm_object_allocate(entry.len() >> PAGE_SHIFT)?);
+        entry.offset.set(0);
+        Ok(())
+    }
+
+    /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous one.
+    fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
+        let object = entry.object.get();
+        object.is_null() || (object != self.kernel_object() && object != self.kmem_object())
+    }
+
+    /// A copy of `entry` with a reference of its own to the object, not in the list yet.
     fn map_entry_copy(&self, map: &VmMap, entry: &VmMapEntry) -> KPtr<VmMapEntry> {
         let copy = self.vm_map_entry_create(map);
         let c = self.get(copy);
@@ -89,9 +115,10 @@ impl<M: Machine> Vm<M> {
         c.protection.set(entry.protection.get());
         c.max_protection.set(entry.max_protection.get());
         c.inheritance.set(entry.inheritance.get());
-        if entry.object.get().is_null() {
-            self.map_debit(map);
-        } else if !entry.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+        if !entry.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+            if self.map_may_lack_pages(entry) {
+                self.map_debit(map);
+            }
             self.vm_object_reference(entry.object.get());
         }
         copy

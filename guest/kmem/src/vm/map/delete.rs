@@ -18,22 +18,20 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
-    /// (`vm_map_delete`). Holes do not matter. Never fails.
+    /// (`vm_map_delete`). Holes do not matter. Never fails. Waits for entries in transition, with the map unlocked
+    /// meanwhile.
     ///
     /// An entry goes in this order: its wiring, its translations (so that nothing can reach the pages any more), its
     /// pages, its reference to the object, and itself. An empty range inside an entry cuts that entry, as in FreeBSD.
     pub fn vm_map_delete(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
-        let mut entry = match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) => {
-                self.vm_map_clip_start(map, entry, start);
-                entry
-            }
-            Lookup::After(entry) => self.get(entry).next.get(),
-        };
+        let mut entry = self.map_delete_from(map, start);
         while entry != header(map) && self.get(entry).start.get() < end {
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
-                self.map_wait_for_transition(e);
+                let resume = e.start.get();
+                self.map_wait_for_transition(map, entry);
+                entry = self.map_delete_from(map, resume);
+                continue;
             }
             self.vm_map_clip_end(map, entry, end);
             let next = e.next.get();
@@ -50,6 +48,17 @@ impl<M: Machine> Vm<M> {
         // floor serves until there is.
         let _ = self.map_reserve(m, 0);
         self.map_reserve_trim(m);
+    }
+
+    /// The first entry that ends above `start`, cut so that it does not begin below.
+    fn map_delete_from(&self, map: KPtr<VmMap>, start: GuestVirt) -> KPtr<VmMapEntry> {
+        match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) => {
+                self.vm_map_clip_start(map, entry, start);
+                entry
+            }
+            Lookup::After(entry) => self.get(entry).next.get(),
+        }
     }
 
     /// Takes `entry`, unwired and unmapped, out of the map, and what it holds out of its object
@@ -76,7 +85,11 @@ impl<M: Machine> Vm<M> {
         let is_kernels = object == self.kernel_object() || object == self.kmem_object();
         self.vm_object_lock(object);
         if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING)) {
-            self.vm_object_page_remove(object, offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);
+            let (first, end) = (offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);
+            self.vm_object_page_remove(object, first, end);
+            if !is_kernels && end >= o.size.get() && first < o.size.get() {
+                o.size.set(first);
+            }
         }
         self.vm_object_unlock(object);
     }

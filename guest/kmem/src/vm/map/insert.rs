@@ -7,6 +7,7 @@ use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
 use super::{EntrySpec, Lookup, header};
 use crate::machine::Machine;
 use crate::vm::Vm;
+use crate::vm::object::Coalesced;
 
 impl<M: Machine> Vm<M> {
     /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
@@ -43,10 +44,10 @@ impl<M: Machine> Vm<M> {
         }
         self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
 
-        let (object, mut offset) = (spec.object, spec.offset);
+        let (mut object, mut offset) = (spec.object, spec.offset);
         if !object.is_null() {
             self.map_note_second_mapping(object);
-        } else if before != header(map) && self.map_continues(self.get(before), eflags, start) {
+        } else if before != header(map) && self.map_continues(self.get(before), eflags, start, end) {
             let b = self.get(before);
             if b.inheritance.get() == VmMapEntry::INHERIT_DEFAULT
                 && b.protection.get() == spec.protection
@@ -59,7 +60,9 @@ impl<M: Machine> Vm<M> {
                 self.vm_map_simplify_entry(map, before);
                 return Ok(());
             }
+            object = b.object.get();
             offset = b.offset.get() + b.len();
+            self.vm_object_reference(object);
         }
 
         let entry = self.vm_map_entry_create(m);
@@ -79,14 +82,14 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Whether a range without an object that starts at `start`, with flags `eflags`, could be more of `entry`: the
-    /// first four of FreeBSD's conditions. (The fifth, `vm_object_coalesce`, holds for entries without an object;
-    /// the kernel's own objects are OBJT_PHYS and cannot be extended.)
-    fn map_continues(&self, entry: &VmMapEntry, eflags: EntryFlags, start: GuestVirt) -> bool {
+    /// Whether a range without an object of `[start, end)`, with flags `eflags`, is more of `entry`. If that has an
+    /// object, it holds the range, too, from now on.
+    fn map_continues(&self, entry: &VmMapEntry, eflags: EntryFlags, start: GuestVirt, end: GuestVirt) -> bool {
         entry.eflags.get() == eflags
             && entry.end.get() == start
             && entry.wired_count.get() == 0
-            && entry.object.get().is_null()
+            && self.vm_object_coalesce(entry.object.get(), entry.offset.get(), entry.len(), end.since(start))
+                == Coalesced::Yes
     }
 
     /// An object with a second reference may from now on be mapped twice.

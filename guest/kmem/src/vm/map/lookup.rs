@@ -30,7 +30,8 @@ impl<M: Machine> Vm<M> {
     /// `map`; on success the lock of [`FaultPlace::map`] is held, otherwise none.
     ///
     /// # Errors
-    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when the entry forbids the access.
+    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when the entry forbids the access,
+    /// [`KernReturn::ResourceShortage`] when there is no page for the object that an entry of a pageable map gets now.
     pub fn vm_map_lookup(
         &self,
         map: KPtr<VmMap>,
@@ -53,6 +54,11 @@ impl<M: Machine> Vm<M> {
             if !e.protection.get().contains(fault_type) {
                 self.vm_map_unlock(map);
                 return Err(KernReturn::ProtectionFailure);
+            }
+            let is_pageable = self.get(map).system_map.get() == 0 && !e.eflags.get().contains(EntryFlags::NOFAULT);
+            if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
+                self.vm_map_unlock(map);
+                return Err(KernReturn::ResourceShortage);
             }
             let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
             return Ok(FaultPlace {

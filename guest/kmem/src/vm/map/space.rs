@@ -50,7 +50,7 @@ impl<M: Machine> Vm<M> {
             self.map_nodes(m).index().find_gap(start, length).ok_or(KernReturn::NoSpace)?
         };
         self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
-        if map == self.state().maps[MapId::KERNEL.0 as usize].get() {
+        if map == self.named_map(MapId::KERNEL).get() {
             // Inside the map, so that neither sum can wrap.
             let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX)).min(m.max_offset());
             if end > self.state().kernel_vm_end.get() {

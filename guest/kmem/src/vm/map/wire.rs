@@ -8,6 +8,16 @@ use super::{Lookup, header};
 use crate::machine::Machine;
 use crate::vm::Vm;
 
+/// Whether somebody waits for the end of a transition.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiters {
+    /// Nobody.
+    None,
+    /// Somebody, who is to be woken.
+    Some,
+}
+
 impl<M: Machine> Vm<M> {
     /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire` with
     /// `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while pages are brought in; may
@@ -21,19 +31,24 @@ impl<M: Machine> Vm<M> {
     pub fn vm_map_wire(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
         self.vm_map_lock(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
-        let result = self.map_wire_locked(map, start, end);
+        let (result, waiters) = self.map_wire_locked(map, start, end);
         self.vm_map_unlock(map);
+        if waiters == Waiters::Some {
+            self.vm_map_wakeup(map);
+        }
         result
     }
 
-    fn map_wire_locked(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+    fn map_wire_locked(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> (Result<(), KernReturn>, Waiters) {
         let Lookup::Inside(first) = self.vm_map_lookup_entry(map, start) else {
-            return Err(KernReturn::InvalidAddress);
+            return (Err(KernReturn::InvalidAddress), Waiters::None);
         };
-        self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;
+        if self.map_reserve(self.get(map), 2).is_err() {
+            return (Err(KernReturn::ResourceShortage), Waiters::None);
+        }
         let (end, result) = self.map_wire_entries(map, first, start, end);
-        self.map_wire_finish(map, start, end, result);
-        result
+        let waiters = if end > start { self.map_wire_finish(map, start, end, result) } else { Waiters::None };
+        (result, waiters)
     }
 
     /// The first pass: wires entry after entry. Gives the end of what was begun, and how it went.
@@ -48,7 +63,17 @@ impl<M: Machine> Vm<M> {
         while entry != header(map) && self.get(entry).start.get() < end {
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
-                self.map_wait_for_transition(e);
+                let resume = e.start.get().max(start);
+                self.map_wait_for_transition(map, entry);
+                entry = match self.vm_map_lookup_entry(map, resume) {
+                    Lookup::Inside(entry) => entry,
+                    // Deleted meanwhile. What was begun below is undone.
+                    Lookup::After(_) => return (resume, Err(KernReturn::InvalidAddress)),
+                };
+                if self.map_reserve(self.get(map), 2).is_err() {
+                    return (resume, Err(KernReturn::ResourceShortage));
+                }
+                continue;
             }
             self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
@@ -102,7 +127,15 @@ impl<M: Machine> Vm<M> {
     }
 
     /// The second pass over `[start, end)`: ends the transitions, and undoes this call's wirings if it failed.
-    fn map_wire_finish(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt, result: Result<(), KernReturn>) {
+    /// Says whether somebody waits for that.
+    fn map_wire_finish(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+        result: Result<(), KernReturn>,
+    ) -> Waiters {
+        let mut waiters = Waiters::None;
         let mut entry = match self.vm_map_lookup_entry(map, start) {
             Lookup::Inside(entry) => entry,
             Lookup::After(_) => self.panic(format_args!("vm_map_wire: lookup failed")),
@@ -112,11 +145,14 @@ impl<M: Machine> Vm<M> {
             if result.is_err() {
                 self.map_wire_undo(map, e);
             }
-            // Whoever waits for the transition is woken by the wakeup of the map; so far there is nobody.
+            if e.eflags.get().contains(EntryFlags::NEEDS_WAKEUP) {
+                waiters = Waiters::Some;
+            }
             e.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
             self.vm_map_simplify_entry(map, entry);
             entry = e.next.get();
         }
+        waiters
     }
 
     /// Takes this call's wiring of `entry` back.

@@ -3,7 +3,6 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::MallocFlags;
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::EntryFlags;
 
 use super::super::{EntrySpec, FindSpace};
 use super::{Fixture, PAGES};
@@ -155,15 +154,6 @@ fn a_submap_entry_goes_without_its_submap() {
     f.remove(0, 8);
     assert_eq!(f.ranges(), []);
     assert_eq!(f.vm().get(inner).nentries.get(), 1);
-}
-
-#[test]
-#[should_panic(expected = "in transition")]
-fn an_entry_in_transition_is_not_deleted() {
-    let f = Fixture::new();
-    f.insert(&EntrySpec::EMPTY, 0, 8).expect("free");
-    f.entry(0).eflags.set(EntryFlags::IN_TRANSITION);
-    f.remove(0, 8);
 }
 
 #[test]

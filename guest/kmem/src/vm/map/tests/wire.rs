@@ -68,11 +68,3 @@ fn a_fault_that_fails_leaves_the_range_unwired() {
     assert_eq!(f.ranges(), [(0, 2), (2, 4)]);
     assert_eq!([0, 2].map(|page| f.entry(page).wired_count.get()), [1, 0]);
 }
-
-#[test]
-#[should_panic(expected = "in transition")]
-fn an_entry_in_transition_is_not_wired_again() {
-    let f = two_blocks();
-    f.entry(0).eflags.set(EntryFlags::IN_TRANSITION);
-    let _ = f.vm().vm_map_wire(f.map, f.at(0), f.at(4));
-}

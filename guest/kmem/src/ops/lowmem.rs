@@ -1,0 +1,49 @@
+//! Operations that wait for the next shortage of memory, as one-time handlers of the vm_lowmem event.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::{Context, KernReturn, Op, Outcome, Request};
+use vmkern_abi::layout::StoredOp;
+
+use crate::kern::eventhandler::{EventPriority, EventTag, VM_LOWMEM};
+use crate::kern::func::{FnWord, OpFn};
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the thread that the
+/// shortage befell or on the pagedaemon. Several run in the order in which they came.
+///
+/// Answer: ok, or KERN_RESOURCE_SHORTAGE when there is no page to keep it in. Locks: none may be held.
+pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
+    let shortage = Outcome::Error(KernReturn::ResourceShortage);
+    let Some(stored) = vm.zone_alloc::<StoredOp>() else { return shortage };
+    let s = vm.get(stored);
+    let slot = Request { tag: 0, context: Context::Lowmem, op: *op }.encode();
+    s.slot.iter().zip(slot).for_each(|(field, word)| field.set(word));
+    s.run.set(run.to_word());
+    match vm.eventhandler_register(VM_LOWMEM, run_stored, stored.addr().get(), EventPriority::ANY) {
+        Ok(tag) => {
+            s.handler.set(tag.entry());
+            s.list.set(tag.list());
+            Outcome::Ok
+        }
+        Err(_) => {
+            vm.zone_free(stored);
+            shortage
+        }
+    }
+}
+
+/// The handler: performs the operation at `arg`, which nobody will ask for again.
+fn run_stored<M: Machine>(vm: &Vm<M>, arg: u64, _flags: u64) {
+    let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(arg));
+    let s = vm.get(stored);
+    // First of all, so that a shortage in the operation itself does not run it again.
+    vm.eventhandler_deregister(EventTag::new(s.list.get(), s.handler.get()));
+    let run = <OpFn<M>>::from_word(s.run.get());
+    let request = Request::decode(&core::array::from_fn(|i| s.slot[i].get()));
+    vm.zone_free(stored);
+    match request {
+        Ok(request) => run(vm, &request.op),
+        Err(error) => vm.panic(format_args!("vm_lowmem: a stored operation is damaged: {error}")),
+    }
+}

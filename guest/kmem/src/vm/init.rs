@@ -1,0 +1,144 @@
+//! The submaps of kernel_map that are made at boot (`vm_ksubmap_init` of `vm_init.c`, `kern_vfs_bio_buffer_alloc` of
+//! `vfs_bio.c`).
+//!
+//! | map | parent | bytes | locked by |
+//! |---|---|---|---|
+//! | clean_map | kernel_map | `nbuf * BKVASIZE + nswbuf * MAXPHYS` | sx |
+//! | buffer_map | clean_map | `nbuf * BKVASIZE` | mutex |
+//! | pager_map | clean_map | `nswbuf * MAXPHYS` | mutex |
+//! | exec_map | kernel_map | `exec_map_entries * (ARG_MAX + 3 pages)` | sx |
+//! | pipe_map | kernel_map | `maxpipekva` | sx |
+//!
+//! In this order, behind kmem_map. FreeBSD allocates tables for timers and buffers in between, which do not exist here.
+
+use vmkern_abi::addr::{KPtr, PAGE_SIZE};
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::control::MapId;
+use vmkern_abi::layout::VmMap;
+
+use super::Vm;
+use crate::machine::Machine;
+
+/// Bytes of address space of a buffer (`BKVASIZE`).
+const BKVASIZE: u64 = 16 << 10;
+/// Bytes of address space of a transfer (`MAXPHYS`).
+const MAXPHYS: u64 = 128 << 10;
+/// Most bytes of buffer_map (`VM_BCACHE_SIZE_MAX` on amd64).
+const VM_BCACHE_SIZE_MAX: u64 = 400 << 20;
+/// Buffers for the arguments of a new process (`exec_map_entries`).
+const EXEC_MAP_ENTRIES: u64 = 16;
+/// Bytes of arguments (`ARG_MAX`).
+const ARG_MAX: u64 = 262_144;
+/// Least bytes of pipe_map.
+const PIPE_KVA_MIN: u64 = 512 << 10;
+
+/// Sizes of the submaps, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    buffer_map: u64,
+    pager_map: u64,
+    exec_map: u64,
+    pipe_map: u64,
+}
+
+/// The sizes for a machine of `pages` pages, with kernel_map of `kernel` and kmem_map of `kmem` bytes.
+fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
+    let kib = pages.min(kernel / PAGE_SIZE) * (PAGE_SIZE / 1024);
+    // Parts of memory: one in 64 up to 64 MiB, one in 160 of the rest.
+    let factor = 4 * BKVASIZE / 1024;
+    let nbuf = tunables.kern_nbuf.filter(|&n| n != 0).unwrap_or_else(|| {
+        let low = (kib.saturating_sub(4096) / factor).min(65536 / factor);
+        let high = kib.saturating_sub(65536) * 2 / (factor * 5);
+        let nbuf = 50 + low + high;
+        match tunables.kern_maxbcache.unwrap_or(VM_BCACHE_SIZE_MAX) {
+            0 => nbuf,
+            max => nbuf.min(max / BKVASIZE),
+        }
+    });
+    // At most half of kernel_map.
+    let nbuf = nbuf.min(kernel / (BKVASIZE * 2));
+    let nswbuf = tunables.kern_nswbuf.filter(|&n| n != 0).unwrap_or_else(|| (nbuf / 4).clamp(16, 256));
+    let exec_map_entries = tunables.vm_exec_map_entries.unwrap_or(EXEC_MAP_ENTRIES);
+    let pipe = tunables.kern_ipc_maxpipekva.unwrap_or_else(|| (kmem / PAGE_SIZE / 20 * PAGE_SIZE).max(PIPE_KVA_MIN));
+    Sizes {
+        buffer_map: nbuf * BKVASIZE,
+        pager_map: nswbuf.saturating_mul(MAXPHYS),
+        exec_map: exec_map_entries.saturating_mul(ARG_MAX + 3 * PAGE_SIZE),
+        pipe_map: pipe,
+    }
+}
+
+impl<M: Machine> Vm<M> {
+    /// Makes the submaps (`vm_ksubmap_init`). Panics when kernel_map has no room for them, or memory for their page
+    /// tables is short.
+    pub(crate) fn vm_ksubmap_init(&self, tunables: &Tunables) {
+        let length = |map: KPtr<VmMap>| self.get(map).max_offset().since(self.get(map).min_offset());
+        let kernel_map = self.kernel_map();
+        let pages = self.cnt().v_page_count.get();
+        let sizes = sizes(pages, length(kernel_map), length(self.kmem_map()), tunables);
+        let state = self.state();
+        let name = |id: MapId, map| self.named_map(id).set(map);
+
+        let clean_map = self.kmem_suballoc(kernel_map, sizes.buffer_map.saturating_add(sizes.pager_map));
+        state.clean_map.set(clean_map);
+        let buffer_map = self.kmem_suballoc(clean_map, sizes.buffer_map);
+        self.get(buffer_map).system_map.set(1);
+        name(MapId::BUFFER, buffer_map);
+        let pager_map = self.kmem_suballoc(clean_map, sizes.pager_map);
+        self.get(pager_map).system_map.set(1);
+        state.pager_map.set(pager_map);
+        name(MapId::EXEC, self.kmem_suballoc(kernel_map, sizes.exec_map));
+        name(MapId::PIPE, self.kmem_suballoc(kernel_map, sizes.pipe_map));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+
+    use super::*;
+    use crate::kern::malloc::vm_kmem_size;
+
+    const MIB: u64 = 1 << 20;
+
+    fn of(mib: u64, tunables: &Tunables) -> Sizes {
+        let kernel = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS);
+        sizes(mib * 256, kernel, vm_kmem_size(mib * 256, tunables), tunables)
+    }
+
+    #[test]
+    fn buffer_map_and_pager_map_have_the_sizes_of_freebsd() {
+        for (mib, nbuf, nswbuf) in
+            [(4, 50, 16), (16, 242, 60), (64, 1010, 252), (256, 2302, 256), (1024, 7218, 256), (65_536, 25_600, 256)]
+        {
+            let sizes = of(mib, &Tunables::default());
+            assert_eq!((sizes.buffer_map, sizes.pager_map), (nbuf * BKVASIZE, nswbuf * MAXPHYS), "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn exec_map_holds_16_argument_buffers_and_pipe_map_a_twentieth_of_kmem_map() {
+        assert_eq!(of(64, &Tunables::default()).exec_map, 4_390_912);
+        assert_eq!(of(64, &Tunables::default()).pipe_map, 24 * MIB / 4096 / 20 * 4096);
+        assert_eq!(of(4, &Tunables::default()).pipe_map, 512 << 10);
+        assert_eq!(of(2048, &Tunables::default()).pipe_map, 20 * MIB);
+    }
+
+    #[test]
+    fn every_tunable_of_the_sizes_is_obeyed() {
+        let with = |name: &str, value| {
+            let mut tunables = Tunables::default();
+            tunables.set(name, value).expect("the tunable exists");
+            of(256, &tunables)
+        };
+        assert_eq!(
+            with("kern.nbuf", 80),
+            Sizes { buffer_map: 80 * BKVASIZE, pager_map: 20 * MAXPHYS, ..with("kern.nbuf", 0) }
+        );
+        assert_eq!(with("kern.nswbuf", 17).pager_map, 17 * MAXPHYS);
+        assert_eq!(with("kern.maxbcache", 16 * MIB).buffer_map, 16 * MIB);
+        assert_eq!(with("kern.maxbcache", 0).buffer_map, 2302 * BKVASIZE);
+        assert_eq!(with("vm.exec_map_entries", 3).exec_map, 3 * 274_432);
+        assert_eq!(with("kern.ipc.maxpipekva", 5).pipe_map, 5);
+    }
+}

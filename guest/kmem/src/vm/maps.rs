@@ -1,0 +1,44 @@
+//! Finding maps: those that have a name, and those that `kmem_suballoc` made.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::MapId;
+use vmkern_abi::field::Field;
+use vmkern_abi::layout::VmMap;
+
+use super::Vm;
+use crate::machine::Machine;
+use crate::num::to_usize;
+
+impl<M: Machine> Vm<M> {
+    /// Where the map that boot names `id` is kept.
+    pub(crate) fn named_map(&self, id: MapId) -> &Field<KPtr<VmMap>> {
+        &self.state().maps[to_usize(id.0)]
+    }
+
+    /// kernel_map, or null before `kmem_init`.
+    #[must_use]
+    pub fn kernel_map(&self) -> KPtr<VmMap> {
+        self.named_map(MapId::KERNEL).get()
+    }
+
+    /// kmem_map, or null before `kmeminit`.
+    #[must_use]
+    pub fn kmem_map(&self) -> KPtr<VmMap> {
+        self.named_map(MapId::KMEM).get()
+    }
+
+    /// The map with this number, or at this address. An address is believed only if a map is there.
+    #[must_use]
+    pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
+        if id.0 < MapId::NAMED_MAX {
+            return self.state().maps.get(usize::try_from(id.0).ok()?)?.get().non_null();
+        }
+        let wanted = KPtr::new(GuestVirt::new(id.0));
+        self.vm_maps().find(|&map| map == wanted)
+    }
+
+    /// All maps, the youngest first.
+    pub fn vm_maps(&self) -> impl Iterator<Item = KPtr<VmMap>> {
+        core::iter::successors(self.state().map_list.get().non_null(), |&map| self.get(map).next_map.get().non_null())
+    }
+}
