@@ -268,3 +268,38 @@ fn a_request_for_the_whole_map_starves_behind_small_ones_until_the_map_is_empty(
     assert_eq!(sim.finish(1), Outcome::Value(sim.map(map).min_offset().get()));
     check(&sim);
 }
+
+#[test]
+fn nowait_in_an_interrupt_takes_the_last_page_without_a_sleep() {
+    let (sim, _) = drained(1);
+    let take = Op::KmemMalloc { map: MapId::KMEM, size: PAGE_SIZE, flags: NOWAIT };
+    let Outcome::Value(addr) = sim.execute_in_interrupt(&take) else { panic!("there was a page") };
+    assert_eq!(sim.execute_in_interrupt(&take), Outcome::Null);
+    sim.run();
+    check(&sim);
+    sim.free(MapId::KMEM, GuestVirt::new(addr), PAGE_SIZE);
+    check(&sim);
+}
+
+#[test]
+#[should_panic(expected = "vm_page_alloc(NORMAL|SYSTEM) in interrupt context")]
+fn waitok_in_an_interrupt_is_a_panic() {
+    let sim = boot();
+    let _ = sim.execute_in_interrupt(&Op::KmemMalloc { map: MapId::KMEM, size: PAGE_SIZE, flags: WAITOK });
+}
+
+#[test]
+fn an_operation_stored_for_a_shortage_of_pages_ends_the_wait_of_another_thread() {
+    let (sim, blocks) = drained(10);
+    // The pagedaemon has been at it, and rests for half a second.
+    sim.run();
+    let free = Op::KmemFree { map: MapId::KMEM, addr: blocks[0], size: 200 * PAGE_SIZE };
+    let run = |vm: &Vm<SimMachine>, op: &Op| assert_eq!(super::super::threads::perform(vm, op), Outcome::Ok);
+    assert_eq!(crate::ops::register_lowmem(sim.vm(), &free, run), Outcome::Ok);
+    sim.submit(1, Op::KmemMalloc { map: MapId::KMEM, size: 50 * PAGE_SIZE, flags: WAITOK });
+    waits(&sim, 1, "vmwait");
+    assert!(sim.advance().is_some());
+    let above = blocks.last().expect("a block").add(PAGE_SIZE);
+    assert_eq!(sim.answer(1), Some(Outcome::Value(above.get())), "its room it had before it slept");
+    check(&sim);
+}
