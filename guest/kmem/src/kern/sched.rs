@@ -3,7 +3,7 @@
 //! The thread of the smallest priority number runs; equals take turns, first come first served, a time slice each. A
 //! thread that has become runnable never takes the CPU by itself: it sets [`Scheduler::need_resched`], and the machine
 //! asks for the switch on its way out of an interrupt ([`Vm::preempt`]). The idle thread, which is the one that the boot
-//! became, is on no run queue: it runs when the run queue is empty.
+//! became, is on no run queue, unless a sleep has lent it a better priority: it runs when the run queue is empty.
 //!
 //! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread that leaves has acquired
 //! it, the thread that arrives releases it.
@@ -73,12 +73,13 @@ impl<M: Machine> Vm<M> {
         self.sched().need_resched.get() != Preempt::No as u32
     }
 
-    /// Puts a thread that can run on its run queue (`runq_add`). The idle thread has none.
+    /// Puts a thread that can run on its run queue (`runq_add`). The idle thread has none, unless a sleep has lent it a
+    /// priority.
     fn runq_add(&self, thread: KPtr<Thread>, turn: Turn) {
         let t = self.get(thread);
         t.state.set(ThreadState::Runnable as u32);
         let sched = self.sched();
-        if thread == sched.idle.get() {
+        if thread == sched.idle.get() && t.priority.get() == t.base_priority.get() {
             return;
         }
         let number = queue_of(t.priority.get());
@@ -208,6 +209,9 @@ impl<M: Machine> Vm<M> {
     /// thread can run. Locks: none may be held. May switch.
     pub fn sched_yield(&self) {
         self.assert_no_locks("sched_yield");
+        if self.current_thread() == self.sched().idle.get() {
+            self.sched_userret();
+        }
         self.sched_lock();
         self.give_way(Turn::Back);
         self.sched_unlock();

@@ -8,6 +8,7 @@ mod pageable;
 mod physical;
 mod scale;
 mod shortage;
+mod threads;
 mod waits;
 mod windows;
 
