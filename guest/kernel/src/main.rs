@@ -12,10 +12,12 @@ mod crash_test;
 mod direct_map;
 mod fault;
 mod host;
+mod masked_cell;
 mod memory;
 mod once;
 mod selftest;
 mod service;
+mod threads;
 
 use core::panic::PanicInfo;
 
@@ -40,7 +42,7 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     });
     check_privilege(args.privilege);
     arch::apic::init();
-    let clock = arch::clock::Clock::start(&args);
+    let clock = threads::set_clock(arch::clock::Clock::start(&args));
     if let Some(kind) = args.crash {
         crash_test::crash(kind);
     }
@@ -51,9 +53,10 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
         vm.cnt().v_page_count.get(),
         boot.command_line
     );
+    vm.configure_final();
     match region {
-        _ if args.selftest => selftest::run(vm, &clock),
-        Some(region) => service::serve(vm, &clock, region),
+        _ if args.selftest => selftest::run(vm, clock),
+        Some(region) => service::serve(vm, clock, region),
         None => panic!("boot: nothing to do: neither `selftest` nor `control=` on the command line"),
     }
 }

@@ -1,20 +1,24 @@
 //! The memory system on the real CPU.
 
 use core::fmt;
+use core::ops::Range;
 use core::ptr::NonNull;
 
-use kmem::machine::Machine;
+use kmem::machine::{Machine, ThreadStart};
 use kmem::vm::{BootMemory, PhysRange, Vm, Zeroed};
-use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
+use vmkern_abi::layout::Thread;
 use vmkern_abi::pte::PteFlags;
 
+use crate::arch::clock::Clock;
 use crate::arch::percpu::PerCpu;
-use crate::arch::{IMAGE_WINDOW_BYTES, tlb};
+use crate::arch::{IMAGE_WINDOW_BYTES, interrupt, tlb};
 use crate::direct_map;
 use crate::host::pvh::BootData;
 use crate::once::Once;
+use crate::threads;
 
 /// The memory system of this kernel.
 pub type KernelVm = Vm<KernelMachine>;
@@ -29,15 +33,13 @@ pub fn vm() -> Option<&'static KernelVm> {
 
 /// Brings up the memory system with all RAM that nothing else lives in.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
-    let first_free = direct_map::build(boot.memory_map);
-    let mut ranges = [NO_RANGE; MAX_RANGES];
+    let tables_end = direct_map::build(boot.memory_map);
+    let (ranges, first_free) = range_table(boot.memory_map.len(), tables_end);
     let mut count = 0;
-    let managed = |start: u64| start.max(first_free.get());
     for entry in boot.memory_map.iter().filter(|entry| entry.is_ram()) {
-        let start = managed(entry.start.get()).next_multiple_of(4096);
-        let end = entry.start.get().saturating_add(entry.size).min(MAX_PHYS.get()) & !4095;
+        let start = entry.start.get().max(first_free.get()).next_multiple_of(PAGE_SIZE);
+        let end = trunc_page(entry.start.get().saturating_add(entry.size).min(MAX_PHYS.get()));
         if start < end {
-            assert!(count < MAX_RANGES, "boot: more than {MAX_RANGES} ranges of RAM");
             ranges[count] = PhysRange { start: GuestPhys::new(start), end: GuestPhys::new(end) };
             count += 1;
         }
@@ -54,10 +56,20 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     ))
 }
 
-/// More ranges of RAM than this a PC's memory map does not have (FreeBSD's `PHYSMAP_SIZE` is 30 as well).
-const MAX_RANGES: usize = 32;
-
-const NO_RANGE: PhysRange = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
+/// Room for `count` ranges at `at`, where RAM is free, and the first address past it. Loaders describe any number.
+fn range_table(count: usize, at: GuestPhys) -> (&'static mut [PhysRange], GuestPhys) {
+    let bytes = size_of::<PhysRange>() * count;
+    let table = phys_to_dmap(at).get() as *mut PhysRange;
+    // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry is written before the
+    // slice is made.
+    let ranges = unsafe {
+        for index in 0..count {
+            table.add(index).write(PhysRange { start: at, end: at });
+        }
+        core::slice::from_raw_parts_mut(table, count)
+    };
+    (ranges, at.add((bytes as u64).next_multiple_of(PAGE_SIZE)))
+}
 
 /// The real CPU and its direct map.
 #[derive(Debug)]
@@ -94,6 +106,47 @@ unsafe impl Machine for KernelMachine {
     }
 
     fn ticks(&self) -> u64 {
-        vm().map_or(0, |vm| vm.cnt().ticks.get())
+        threads::clock().map_or(0, Clock::ticks)
     }
+
+    #[inline]
+    fn current_thread(&self) -> KPtr<Thread> {
+        PerCpu::current().thread()
+    }
+
+    fn cpu_adopt(&self, thread: KPtr<Thread>) {
+        PerCpu::current().set_thread(thread);
+    }
+
+    fn cpu_fork(&self, thread: KPtr<Thread>, stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64) {
+        threads::fork(thread, &stack, start, arg);
+    }
+
+    fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>) {
+        threads::switch(from, to);
+    }
+
+    fn cpu_throw(&self, _: KPtr<Thread>, to: KPtr<Thread>) -> ! {
+        threads::throw(to)
+    }
+
+    fn cpu_idle(&self, vm: &KernelVm) {
+        threads::idle(vm);
+    }
+
+    #[inline]
+    fn intr_disable(&self) {
+        interrupt::defer();
+    }
+
+    #[inline]
+    fn intr_restore(&self) {
+        interrupt::allow();
+    }
+}
+
+/// Number of the thread that runs, once there are threads.
+pub fn current_tid() -> Option<u32> {
+    let thread = PerCpu::current().thread().non_null()?;
+    vm().map(|vm| vm.get(thread).tid.get())
 }

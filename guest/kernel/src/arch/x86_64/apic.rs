@@ -1,6 +1,6 @@
 //! The local APIC, through its memory-mapped page (SDM volume 3, chapter 12).
 
-use super::trap::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::vectors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 
 /// Where `build.rs` maps the APIC's page.
 const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 4096;
@@ -11,6 +11,7 @@ const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 
 enum Register {
     EndOfInterrupt = 0xb0,
     SpuriousVector = 0xf0,
+    InterruptCommand = 0x300,
     TimerEntry = 0x320,
     TimerInitialCount = 0x380,
     TimerDivide = 0x3e0,
@@ -41,4 +42,10 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerDivide, DIVIDE_BY_1);
     write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TimerInitialCount, counts);
+}
+
+/// Sends interrupt `vector` to this CPU itself.
+pub fn interrupt_self(vector: u8) {
+    const TO_SELF: u32 = 0b01 << 18;
+    write(Register::InterruptCommand, TO_SELF | u32::from(vector));
 }

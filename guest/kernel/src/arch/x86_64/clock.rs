@@ -8,32 +8,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use vmkern_abi::boot::{BootArgs, TimeMode};
 
 use super::percpu::PerCpu;
-use super::{apic, instr, trap};
+use super::{apic, instr, interrupt};
 
 /// Where the loader does not tell the TSC's frequency.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 
 /// Ticks a second unless `kern.hz` says otherwise.
 const DEFAULT_HZ: u64 = 100;
-
-static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
-
-/// How often the timer has fired.
-#[must_use]
-pub fn timer_interrupts() -> u64 {
-    TIMER_INTERRUPTS.load(Ordering::Relaxed)
-}
-
-/// Where [`timer_interrupts`] is counted, for code that waits without calling anything.
-#[must_use]
-pub fn timer_interrupts_address() -> *const u64 {
-    TIMER_INTERRUPTS.as_ptr()
-}
-
-/// The timer's interrupt handler.
-pub fn timer_interrupt() {
-    TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
-}
 
 /// The kernel's clock.
 #[derive(Debug)]
@@ -74,7 +55,33 @@ impl Clock {
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
-    /// Lets `micros` microseconds pass.
+    /// How the clock moves.
+    #[must_use]
+    pub fn mode(&self) -> TimeMode {
+        self.mode
+    }
+
+    /// Ticks that `micros` microseconds last, rounded up, at least one.
+    #[must_use]
+    pub fn ticks_of(&self, micros: u64) -> u64 {
+        let ticks = (u128::from(micros) * u128::from(self.hz)).div_ceil(1_000_000);
+        u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Microseconds from now to the beginning of tick `tick`.
+    #[must_use]
+    pub fn micros_until(&self, tick: u64) -> u64 {
+        let at = (u128::from(tick) * 1_000_000).div_ceil(u128::from(self.hz));
+        u64::try_from(at).unwrap_or(u64::MAX).saturating_sub(self.micros())
+    }
+
+    /// Moves a virtual clock on to the beginning of tick `tick`, if it is not there yet. A real clock is not moved.
+    pub fn jump_to(&self, tick: u64) {
+        self.slept
+            .fetch_add(if self.mode == TimeMode::Virtual { self.micros_until(tick) } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// Lets `micros` microseconds pass without threads.
     pub fn sleep(&self, micros: u64) {
         match self.mode {
             TimeMode::Virtual => {
@@ -95,12 +102,18 @@ impl Clock {
     }
 }
 
+/// Has the timer fire every `1 / hz` seconds' worth of counts from now on, once: the handler asks again.
+pub fn start_slice(clock: &Clock) {
+    let nanos = 1_000_000_000 / clock.hz.clamp(1, 1_000_000_000);
+    apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX));
+}
+
 /// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed.
 pub fn halt_for(micros: u64) {
     const SECOND: u64 = 1_000_000;
     PerCpu::current().arm_idle();
     let nanos = micros.clamp(1, SECOND) * 1000;
     apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).expect("a second's nanoseconds fit"));
-    trap::halt();
+    interrupt::halt();
     apic::timer_one_shot(0);
 }

@@ -1,9 +1,11 @@
 //! Everything x86_64, and everything privileged.
 
 pub mod apic;
+mod boot_cpu;
 pub mod clock;
 mod entry;
 pub mod instr;
+pub mod interrupt;
 mod mem;
 pub mod nucleus;
 pub mod percpu;
@@ -11,6 +13,7 @@ pub mod stack;
 pub mod switch;
 pub mod tlb;
 pub mod trap;
+pub mod vectors;
 
 /// Bytes from KERNBASE on that the image's two page tables map: low memory, the image and the APIC's page.
 pub const IMAGE_WINDOW_BYTES: u64 = 4 << 20;

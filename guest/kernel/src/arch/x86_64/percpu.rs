@@ -7,10 +7,16 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
-use super::stack;
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::Thread;
+
+use super::stack::Stack;
+
+/// Bytes of a trap frame's slot.
+pub const SLOT: usize = 768;
 
 /// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
-/// [`super::trap::SLOT`], each return moves it up again.
+/// [`SLOT`], each return moves it up again.
 pub const IST1: usize = offset_of!(PerCpu, tss) + offset_of!(Tss, ist);
 /// Offset of [`PerCpu::body_cs`].
 pub const BODY_CS: usize = offset_of!(PerCpu, body_cs);
@@ -59,23 +65,27 @@ pub struct PerCpu {
     body_ss: AtomicU64,
     /// RFLAGS with which a trap handler starts.
     body_flags: AtomicU64,
-    /// [`super::trap`]'s entry for everything that can be handled.
+    /// The body's entry for every trap that can be handled (`trap.rs`).
     trap_entry: unsafe extern "C" fn(),
-    /// [`super::trap`]'s entry for what cannot.
+    /// The body's entry for what cannot.
     fatal_entry: unsafe extern "C" fn(),
     /// Bounds of the stack that the running thread uses, and of its trap slots.
     stack_low: AtomicPtr<u8>,
     stack_high: AtomicPtr<u8>,
     slots_low: AtomicPtr<u8>,
+    /// The thread that runs.
+    thread: AtomicU64,
     /// Top of the stack for crashes.
     emergency_stack: *const u8,
+    /// Bottom of the stack for trap frames.
+    trap_stack: *const u8,
     /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
     idle_armed: AtomicU64,
     /// The address of this structure.
     this: *const PerCpu,
     /// Interrupts are deferred while this is not 0.
     mask_depth: AtomicU32,
-    /// Interrupts that came meanwhile, a bit each ([`super::trap::Deferred`]).
+    /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
     cpu: u32,
 }
@@ -91,40 +101,25 @@ const _: () = {
     assert!(offset_of!(Tss, io_map_end) == 360);
 };
 
-/// The boot CPU's. `build.rs` names it in the TSS descriptor.
-#[unsafe(no_mangle)]
-static PERCPU0: PerCpu = PerCpu {
-    tss: UnsafeCell::new(Tss {
-        reserved0: 0,
-        rsp: [0; 3],
-        reserved1: 0,
-        ist: {
-            let mut ist = [core::ptr::null(); 7];
-            ist[0] = stack::TRAP.top();
-            ist[1] = stack::EMERGENCY.top();
-            ist
-        },
-        reserved2: 0,
-        reserved3: 0,
-        io_map_base: 104,
-        io_map: [0; 256],
-        io_map_end: 0xff,
-    }),
-    body_cs: AtomicU64::new(0x08),
-    body_ss: AtomicU64::new(0x10),
-    body_flags: AtomicU64::new(0x202),
-    trap_entry: super::trap::trap_entry,
-    fatal_entry: super::trap::fatal_entry,
-    stack_low: AtomicPtr::new(stack::BOOT.bottom().cast_mut()),
-    stack_high: AtomicPtr::new(stack::BOOT.top().cast_mut()),
-    slots_low: AtomicPtr::new(stack::TRAP.bottom().cast_mut()),
-    emergency_stack: stack::EMERGENCY.top(),
-    idle_armed: AtomicU64::new(0),
-    this: &raw const PERCPU0,
-    mask_depth: AtomicU32::new(0),
-    deferred: AtomicU32::new(0),
-    cpu: 0,
-};
+/// The stacks of a CPU, each by its bottom and its top.
+#[derive(Clone, Copy)]
+pub struct Stacks {
+    /// Where the body runs.
+    pub body: Stack,
+    /// Where trap frames go.
+    pub trap: Stack,
+    /// Where crashes are reported.
+    pub emergency: Stack,
+}
+
+/// Where traps enter the body.
+#[derive(Clone, Copy)]
+pub struct TrapEntries {
+    /// Everything that can be handled.
+    pub trap: unsafe extern "C" fn(),
+    /// What cannot.
+    pub fatal: unsafe extern "C" fn(),
+}
 
 /// Where the running thread's stack and its trap slots lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +138,54 @@ impl StackBounds {
 }
 
 impl PerCpu {
+    /// A CPU with these stacks whose body runs at CPL0 until the entry code decides otherwise. `this` is where it will lie.
+    #[must_use]
+    pub const fn new(cpu: u32, stacks: Stacks, entries: TrapEntries, this: *const Self) -> Self {
+        let mut ist = [core::ptr::null(); 7];
+        ist[0] = stacks.trap.top();
+        ist[1] = stacks.emergency.top();
+        Self {
+            tss: UnsafeCell::new(Tss {
+                reserved0: 0,
+                rsp: [0; 3],
+                reserved1: 0,
+                ist,
+                reserved2: 0,
+                reserved3: 0,
+                io_map_base: 104,
+                io_map: [0; 256],
+                io_map_end: 0xff,
+            }),
+            body_cs: AtomicU64::new(0x08),
+            body_ss: AtomicU64::new(0x10),
+            body_flags: AtomicU64::new(0x202),
+            trap_entry: entries.trap,
+            fatal_entry: entries.fatal,
+            stack_low: AtomicPtr::new(stacks.body.bottom().cast_mut()),
+            stack_high: AtomicPtr::new(stacks.body.top().cast_mut()),
+            slots_low: AtomicPtr::new(stacks.trap.bottom().cast_mut()),
+            thread: AtomicU64::new(0),
+            emergency_stack: stacks.emergency.top(),
+            trap_stack: stacks.trap.bottom(),
+            idle_armed: AtomicU64::new(0),
+            this,
+            mask_depth: AtomicU32::new(0),
+            deferred: AtomicU32::new(0),
+            cpu,
+        }
+    }
+
+    /// The thread that runs, or null before there are threads.
+    #[must_use]
+    pub fn thread(&self) -> KPtr<Thread> {
+        KPtr::new(GuestVirt::new(self.thread.load(Ordering::Relaxed)))
+    }
+
+    /// Says which thread runs.
+    pub fn set_thread(&self, thread: KPtr<Thread>) {
+        self.thread.store(thread.addr().get(), Ordering::Relaxed);
+    }
+
     /// Where the running thread's stack lies.
     #[must_use]
     pub fn stack_bounds(&self) -> StackBounds {
@@ -224,10 +267,10 @@ impl PerCpu {
     /// Leaves no room on the trap stack: the next trap is a double fault.
     pub fn exhaust_trap_stack(&self) {
         // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
-        unsafe { (*self.tss.get()).ist[0] = stack::TRAP.bottom() };
+        unsafe { (*self.tss.get()).ist[0] = self.trap_stack };
     }
 
-    /// How many [`super::trap::Masked`] guards are alive.
+    /// How many [`super::interrupt::Masked`] guards are alive.
     #[must_use]
     pub const fn mask_depth(&self) -> &AtomicU32 {
         &self.mask_depth

@@ -8,8 +8,7 @@
 
 use core::arch::naked_asm;
 
-use super::percpu::{PerCpu, StackBounds};
-use super::trap::SLOT;
+use super::percpu::{PerCpu, SLOT, StackBounds};
 
 /// Bytes at the top of a kernel stack that hold trap frames.
 pub const TRAP_PAGE: u64 = 4096;
@@ -54,24 +53,31 @@ extern "C" fn first_entry() {
     naked_asm!("mov rdi, rbx", "xor ebp, ebp", "jmp r12")
 }
 
-/// Switches from the running thread, whose context goes to `from`, to the thread with context `to`. Returns when some
+impl Context {
+    /// The context of the running thread, but for its stack pointer.
+    #[must_use]
+    pub fn of_running() -> Self {
+        let cpu = PerCpu::current();
+        let mask_depth = cpu.mask_depth().load(core::sync::atomic::Ordering::Relaxed);
+        Self { rsp: 0, slot: cpu.trap_slot(), bounds: cpu.stack_bounds(), mask_depth }
+    }
+}
+
+/// Switches to the thread with context `to`, and stores the running thread's stack pointer at `save_rsp`. Returns when some
 /// thread switches back.
 ///
 /// # Safety
-/// `to` was saved here, or made by [`Context::new`], and was not switched to since. Interrupts are deferred.
-pub unsafe fn switch(from: &mut Context, to: &Context) {
+/// `save_rsp` can be written to. `to` was saved here, or made by [`Context::new`], and was not switched to since.
+/// Interrupts are deferred.
+pub unsafe fn switch(save_rsp: *mut u64, to: &Context) {
     let cpu = PerCpu::current();
-    from.mask_depth = cpu.mask_depth().load(core::sync::atomic::Ordering::Relaxed);
-    from.slot = cpu.trap_slot();
-    from.bounds = cpu.stack_bounds();
     cpu.set_stack_bounds(StackBounds::ANY);
     // SAFETY: both stacks stand as this function's contract says; an interrupt uses the slots of whichever thread the
     // TSS names, and leaves before anything else happens.
     unsafe {
         cpu.set_trap_slot(to.slot);
-        switch_stacks(&raw mut from.rsp, to.rsp);
+        switch_stacks(save_rsp, to.rsp);
     }
-    // On the other stack. Everything that was read from `to` before belongs to somebody else by now.
 }
 
 /// Takes over what belongs to the thread that runs now. Called by it, first thing after a switch.

@@ -1,0 +1,8 @@
+//! Interrupt vectors of the kernel's own. The host's is [`vmkern_abi::control::DOORBELL_VECTOR`].
+
+/// The local APIC's timer.
+pub const TIMER_VECTOR: u8 = 0x50;
+/// The kernel's interrupt to itself: run an operation in an interrupt handler.
+pub const OPERATION_VECTOR: u8 = 0x52;
+/// The local APIC's spurious interrupt.
+pub const SPURIOUS_VECTOR: u8 = 0xff;

@@ -1,0 +1,259 @@
+//! Serving the control rings.
+//!
+//! The dispatcher is the thread that the boot became, and the idle thread: it runs when no other thread can. That is what
+//! "the guest is at rest" means here, and everything that the host may see happens then: answers are sent, the next
+//! request is taken, virtual time jumps to the next time-out, and threads that nothing can wake are reported as blocked.
+//! So what the host reads after an answer does not depend on who was woken when.
+//!
+//! Between requests the CPU spins for a while, because the host is usually about to send the next one, and then halts
+//! until the host rings (see [`vmkern_abi::control`] for the doorbell protocol).
+
+mod board;
+mod worker;
+
+use core::sync::atomic::Ordering;
+
+use kmem::ops::{self, Executed};
+use vmkern_abi::ABI_VERSION;
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::boot::TimeMode;
+use vmkern_abi::control::{
+    Consumer, Context, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS,
+    Request, Response, Slot, WaitMessage,
+};
+
+use vmkern_abi::layout::Thread;
+
+use self::worker::BOARD;
+use crate::access::KernelAccess;
+use crate::arch::clock::Clock;
+use crate::arch::percpu::PerCpu;
+use crate::arch::vectors::OPERATION_VECTOR;
+use crate::arch::{apic, instr, interrupt};
+use crate::direct_map;
+use crate::masked_cell::MaskedCell;
+use crate::memory::KernelVm;
+use crate::threads;
+
+/// Cycles to wait for the next request before the CPU halts: several times what a wake-up costs.
+const SPIN_CYCLES: u64 = 500_000;
+
+/// Tells the host that the kernel is up, and serves it for ever.
+pub fn serve(vm: &KernelVm, clock: &Clock, region: &'static ControlRegion) -> ! {
+    if worker::ensure(vm, 0).is_err() {
+        panic!("boot: no memory for thread t0");
+    }
+    let mut dispatcher = Dispatcher {
+        vm,
+        clock,
+        region,
+        requests: Consumer::new(&region.requests),
+        responses: Producer::new(&region.responses),
+    };
+    vm.sched_yield();
+    dispatcher.announce();
+    threads::start_slicing();
+    loop {
+        dispatcher.turn();
+    }
+}
+
+struct Dispatcher<'a> {
+    vm: &'a KernelVm,
+    clock: &'a Clock,
+    region: &'a ControlRegion,
+    requests: Consumer<'a, RING_SLOTS>,
+    responses: Producer<'a, RING_SLOTS>,
+}
+
+impl Dispatcher<'_> {
+    fn announce(&self) {
+        let region = self.region;
+        region.guest_abi_version.set(ABI_VERSION);
+        region.body_cpl.set(PerCpu::current().cpl());
+        region.pml4.set(direct_map::pml4());
+        region.roots.set(self.vm.roots());
+        region.ready_tsc.set(instr::rdtsc());
+        core::sync::atomic::fence(Ordering::Release);
+        region.phase.set(Phase::Ready as u32);
+        self.ring_if_asleep();
+    }
+
+    fn ring_if_asleep(&self) {
+        if self.region.host_sleeper.must_wake() {
+            // SAFETY: the doorbell device touches no memory.
+            unsafe { instr::outb(DOORBELL_PORT, 0) };
+        }
+    }
+
+    /// One look around while the guest is at rest.
+    fn turn(&mut self) {
+        while let Some(response) = BOARD.with(board::Board::next_answer) {
+            self.send(&response);
+        }
+        if let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
+            self.accept(&slot);
+        } else if worker::wake_settlers(self.vm) {
+            // They go on below.
+        } else if BOARD.with(|board| board.owing().next().is_some()) {
+            self.pass_time();
+        } else {
+            self.wait_for_requests();
+        }
+        // Whoever can run does, until the guest is at rest again.
+        self.vm.sched_yield();
+    }
+
+    /// Takes a request: hands it to its thread, or answers it.
+    fn accept(&mut self, slot: &Slot) {
+        let request = match Request::decode(slot) {
+            Ok(request) => request,
+            // A message of some other version: its tag is all that can be told.
+            Err(error) => {
+                let tag = u32::try_from(error.head & u64::from(u32::MAX)).unwrap_or(0);
+                return self.refuse(tag, KernReturn::InvalidArgument);
+            }
+        };
+        let Request { tag, context, op } = request;
+        match (context, op) {
+            (_, Op::Join { thread }) => {
+                if BOARD.with(|board| board.join(thread, tag)).is_err() {
+                    self.refuse(tag, KernReturn::InvalidArgument);
+                }
+            }
+            (Context::Thread(thread), op) => match worker::ensure(self.vm, thread) {
+                Err(code) => self.refuse(tag, code),
+                Ok(()) => match BOARD.with(|board| board.post(thread, tag, op)) {
+                    Ok(()) => worker::wake(self.vm, thread),
+                    Err(_) => self.refuse(tag, KernReturn::InvalidArgument),
+                },
+            },
+            (Context::Interrupt, op) => {
+                let (outcome, cycles) = in_interrupt(op);
+                self.send(&Response { tag, cycles, outcome });
+            }
+            (Context::Lowmem, op) => {
+                let outcome = ops::register_lowmem(self.vm, &op, run_stored);
+                self.send(&Response { tag, cycles: 0, outcome });
+            }
+        }
+    }
+
+    fn refuse(&mut self, tag: u32, code: KernReturn) {
+        self.send(&Response { tag, cycles: 0, outcome: Outcome::Error(code) });
+    }
+
+    /// Answers are owed and nobody can run: time passes up to the next time-out, or, when no thread that owes an answer has
+    /// one, those threads are blocked.
+    fn pass_time(&mut self) {
+        if !self.script_time_out_pending() {
+            return self.report_blocked();
+        }
+        if let Some(tick) = self.vm.next_timeout() {
+            threads::pass_time_until(self.vm, self.clock, tick);
+        }
+    }
+
+    /// Whether a thread that owes an answer sleeps with a time-out.
+    fn script_time_out_pending(&self) -> bool {
+        BOARD.with(|board| {
+            board.owing().any(|thread| {
+                let timed = |t: KPtr<Thread>| self.vm.get(t).callout.sequence.get() != 0;
+                self.vm.tfind(thread.into()).is_some_and(timed)
+            })
+        })
+    }
+
+    fn report_blocked(&mut self) {
+        while let Some(thread) = BOARD.with(|board| board.owing().next()) {
+            let Some(tag) = BOARD.with(|board| board.block(thread)) else { break };
+            let waits_for = self
+                .vm
+                .tfind(thread.into())
+                .and_then(|t| self.vm.get(t).wait_message())
+                .unwrap_or_else(|| WaitMessage::new("?"));
+            self.send(&Response { tag, cycles: 0, outcome: Outcome::Blocked { waits_for } });
+        }
+    }
+
+    /// Nothing is owed: waits for a request, or, in real time, for a time-out.
+    fn wait_for_requests(&mut self) {
+        let start = instr::rdtsc();
+        while instr::rdtsc() - start < SPIN_CYCLES {
+            if self.has_requests() || self.vm.runnable() {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        let cpu = PerCpu::current();
+        cpu.arm_idle();
+        self.region.guest_sleeper.prepare();
+        if !self.has_requests() {
+            match self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Real) {
+                Some(tick) => threads::pass_time_until(self.vm, self.clock, tick),
+                None => interrupt::halt(),
+            }
+        }
+        self.region.guest_sleeper.cancel();
+        cpu.disarm_idle();
+    }
+
+    fn has_requests(&self) -> bool {
+        self.requests.waiting().unwrap_or_else(|why| broken(why)) > 0
+    }
+
+    fn send(&mut self, response: &Response) {
+        let slot = response.encode();
+        while !self.responses.push(&slot).unwrap_or_else(|why| broken(why)) {
+            // The host has as many answers to read as the ring holds, so it is awake or about to be woken.
+            self.ring_if_asleep();
+            core::hint::spin_loop();
+        }
+        self.ring_if_asleep();
+    }
+}
+
+fn broken(why: Corrupt) -> ! {
+    panic!("control ring: {why}")
+}
+
+/// An operation of a vm_lowmem handler, on whichever thread the event came to.
+fn run_stored(vm: &KernelVm, op: &Op) {
+    let _ = ops::execute(vm, &KernelAccess, op);
+}
+
+/// What the operation interrupt is for.
+#[derive(Clone, Copy)]
+enum Errand {
+    Nothing,
+    Do(Op),
+    Done(Outcome, u64),
+}
+
+static ERRAND: MaskedCell<Errand> = MaskedCell::new(Errand::Nothing);
+
+/// Has an interrupt handler do `op`, and returns the outcome and the cycles that it took.
+fn in_interrupt(op: Op) -> (Outcome, u64) {
+    ERRAND.with(|errand| *errand = Errand::Do(op));
+    apic::interrupt_self(OPERATION_VECTOR);
+    loop {
+        if let Errand::Done(outcome, cycles) = ERRAND.with(|errand| *errand) {
+            return (outcome, cycles);
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// The work of the operation interrupt.
+pub fn operate_in_interrupt(vm: &KernelVm) {
+    let Errand::Do(op) = ERRAND.with(|errand| *errand) else { return };
+    let start = instr::rdtsc();
+    let outcome = match ops::execute(vm, &KernelAccess, &op) {
+        Executed::Done(outcome) => outcome,
+        Executed::Sleep { .. } | Executed::Settle | Executed::Join { .. } => {
+            panic!("sleeping in an interrupt handler: {op:?}")
+        }
+    };
+    let cycles = instr::rdtsc() - start;
+    ERRAND.with(|errand| *errand = Errand::Done(outcome, cycles));
+}

@@ -1,0 +1,115 @@
+//! Threads that do what the host asks for.
+
+use kmem::kern::lock::LockClass;
+use kmem::kern::sleepq::WaitChannel;
+use kmem::kern::synch::Relock;
+use kmem::ops::{self, Executed};
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::control::{KernReturn, MAX_THREADS, Op, Outcome};
+use vmkern_abi::layout::Mtx;
+
+use super::board::Board;
+use crate::access::KernelAccess;
+use crate::arch::instr;
+use crate::masked_cell::MaskedCell;
+use crate::memory::KernelVm;
+use crate::threads;
+
+/// Priority of threads that run operations (`PUSER`).
+const PUSER: u8 = 160;
+
+/// What has been asked of whom.
+pub static BOARD: MaskedCell<Board> = MaskedCell::new(Board::new());
+
+/// Interlock of the sleeps below. Whoever wakes a worker changes the board under it.
+// SAFETY: a mutex is plain words, and all zero is a free one.
+static BOARD_LOCK: Mtx = unsafe { core::mem::zeroed() };
+/// Channels: a thread that waits for a request sleeps on its own byte, one that waits for rest on the last.
+static CHANNELS: [u8; MAX_THREADS as usize + 1] = [0; MAX_THREADS as usize + 1];
+
+fn channel(index: u16) -> WaitChannel {
+    WaitChannel::from(GuestVirt::new((&raw const CHANNELS[usize::from(index)]) as u64))
+}
+
+/// Makes sure that `thread` exists.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn ensure(vm: &KernelVm, thread: u16) -> Result<(), KernReturn> {
+    if vm.tfind(thread.into()).is_some() {
+        return Ok(());
+    }
+    let mut name = [b't', 0, 0];
+    let digits = if thread < 10 { 1 } else { 2 };
+    let ascii = |digit: u16| b'0' + u8::try_from(digit % 10).unwrap_or(0);
+    if digits == 2 {
+        name[1] = ascii(thread / 10);
+    }
+    name[digits] = ascii(thread);
+    let name = str::from_utf8(&name[..=digits]).unwrap_or("t");
+    vm.kthread_create(thread.into(), name, PUSER, work, thread.into())
+        .map(drop)
+        .map_err(|_| KernReturn::ResourceShortage)
+}
+
+/// Wakes `thread`, for which a request was posted.
+pub fn wake(vm: &KernelVm, thread: u16) {
+    vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
+    vm.wakeup(channel(thread));
+    vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
+}
+
+/// The guest is at rest: wakes those who wait for that. Returns whether there were any.
+pub fn wake_settlers(vm: &KernelVm) -> bool {
+    let settling = BOARD.with(|board| core::mem::take(board.settling()));
+    if settling > 0 {
+        vm.wakeup(channel(MAX_THREADS));
+    }
+    settling > 0
+}
+
+/// A worker's life.
+fn work(vm: &KernelVm, thread: u64) {
+    let thread = u16::try_from(thread).unwrap_or(0);
+    loop {
+        let op = next(vm, thread);
+        let start = instr::rdtsc();
+        let outcome = perform(vm, thread, &op);
+        let cycles = instr::rdtsc() - start;
+        vm.sched_userret();
+        BOARD.with(|board| board.finish(thread, outcome, cycles));
+    }
+}
+
+fn next(vm: &KernelVm, thread: u16) -> Op {
+    let lock = &BOARD_LOCK;
+    vm.mtx_lock(LockClass::Driver, &lock.owner);
+    loop {
+        if let Some(op) = BOARD.with(|board| board.take(thread)) {
+            vm.mtx_unlock(LockClass::Driver, &lock.owner);
+            return op;
+        }
+        let _ = vm.msleep(channel(thread), (LockClass::Driver, lock), 0, "request", 0, Relock::Yes);
+    }
+}
+
+fn perform(vm: &KernelVm, thread: u16, op: &Op) -> Outcome {
+    match ops::execute(vm, &KernelAccess, op) {
+        Executed::Done(outcome) => outcome,
+        Executed::Sleep { micros: 0 } => Outcome::Ok,
+        Executed::Sleep { micros } => {
+            let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
+            let _ = vm.tsleep(channel(thread), 0, "sleep", ticks);
+            Outcome::Ok
+        }
+        Executed::Settle => {
+            let lock = &BOARD_LOCK;
+            vm.mtx_lock(LockClass::Driver, &lock.owner);
+            BOARD.with(|board| *board.settling() += 1);
+            let _ = vm.msleep(channel(MAX_THREADS), (LockClass::Driver, lock), 0, "settle", 0, Relock::Drop);
+            Outcome::Ok
+        }
+        // The dispatcher answers joins itself.
+        Executed::Join { .. } => Outcome::Error(KernReturn::InvalidArgument),
+    }
+}

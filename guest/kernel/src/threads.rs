@@ -1,0 +1,167 @@
+//! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts do to threads.
+
+use core::ops::Range;
+
+use kmem::machine::ThreadStart;
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::boot::TimeMode;
+use vmkern_abi::layout::Thread;
+
+use crate::arch::clock::{self, Clock};
+use crate::arch::interrupt::Deferred;
+use crate::arch::percpu::{PerCpu, StackBounds};
+use crate::arch::switch::{self, Context};
+use crate::memory::{KernelMachine, KernelVm, vm};
+use crate::once::Once;
+use crate::service;
+
+static CLOCK: Once<Clock> = Once::new();
+
+/// Sets the kernel's clock, once.
+pub fn set_clock(clock: Clock) -> &'static Clock {
+    CLOCK.set(clock)
+}
+
+/// The kernel's clock, once it runs.
+pub fn clock() -> Option<&'static Clock> {
+    CLOCK.get()
+}
+
+/// Begins to slice time, so that threads of one priority take turns.
+pub fn start_slicing() {
+    SLICING.set(());
+    if let Some(clock) = clock() {
+        clock::start_slice(clock);
+    }
+}
+
+static SLICING: Once<()> = Once::new();
+
+/// The work of an interrupt, with further ones deferred.
+pub fn handle_interrupt(which: Deferred) {
+    let Some(vm) = vm() else { return };
+    vm.intr_enter();
+    match which {
+        Deferred::Timer => timer(vm),
+        // The halted CPU is awake, and that is all that the bell is for.
+        Deferred::Doorbell => {}
+        Deferred::Operation => service::operate_in_interrupt(vm),
+    }
+    vm.intr_exit();
+}
+
+/// The clock's interrupt: real time goes on, and the running thread's slice is over.
+fn timer(vm: &KernelVm) {
+    let (Some(clock), Some(())) = (clock(), SLICING.get()) else { return };
+    if clock.mode() == TimeMode::Real {
+        vm.hardclock(clock.ticks());
+    }
+    vm.end_slice();
+    clock::start_slice(clock);
+}
+
+/// Gives way to a thread that deserves the CPU more. Nothing is deferred.
+pub fn preempt() {
+    if let Some(vm) = vm()
+        && vm.switch_owed()
+    {
+        vm.preempt();
+    }
+}
+
+/// Words of [`Thread::md`].
+const RSP: usize = 0;
+const SLOT: usize = 1;
+const LOW: usize = 2;
+const HIGH: usize = 3;
+const SLOTS: usize = 4;
+const DEPTH: usize = 5;
+/// What a new thread calls, and with what.
+const START: usize = 6;
+const ARGUMENT: usize = 7;
+
+/// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming up.
+fn structure(thread: KPtr<Thread>) -> &'static Thread {
+    // SAFETY: threads lie in the direct map, which shows all RAM for ever, and are made of atomic words; the scheduler
+    // hands over none that is null.
+    unsafe { &*(thread.addr().get() as *const Thread) }
+}
+
+fn save(thread: &Thread, context: &Context) {
+    thread.md[RSP].set(context.rsp);
+    thread.md[SLOT].set(context.slot);
+    thread.md[LOW].set(context.bounds.low);
+    thread.md[HIGH].set(context.bounds.high);
+    thread.md[SLOTS].set(context.bounds.slots);
+    thread.md[DEPTH].set(context.mask_depth.into());
+}
+
+fn load(thread: &Thread) -> Context {
+    let word = |index: usize| thread.md[index].get();
+    Context {
+        rsp: word(RSP),
+        slot: word(SLOT),
+        bounds: StackBounds { low: word(LOW), high: word(HIGH), slots: word(SLOTS) },
+        mask_depth: u32::try_from(word(DEPTH)).unwrap_or(1),
+    }
+}
+
+/// Prepares `thread`'s first switch (`Machine::cpu_fork`).
+pub fn fork(thread: KPtr<Thread>, stack: &Range<GuestVirt>, start: ThreadStart<KernelMachine>, arg: u64) {
+    let t = structure(thread);
+    t.md[START].set(start as usize as u64);
+    t.md[ARGUMENT].set(arg);
+    // SAFETY: `kmem` hands over a mapped stack of its own for the thread's life.
+    let context = unsafe { Context::new(stack.start.get(), stack.end.get(), begin, thread.addr().get()) };
+    save(t, &context);
+}
+
+/// First function of a thread.
+extern "C" fn begin(thread: u64) -> ! {
+    let vm = vm().unwrap_or_else(|| panic!("a thread without a memory system"));
+    let t = structure(KPtr::new(GuestVirt::new(thread)));
+    switch::arrive(&load(t));
+    // SAFETY: the word was a function of this very type in `fork`.
+    let start = unsafe { core::mem::transmute::<usize, ThreadStart<KernelMachine>>(t.md[START].get() as usize) };
+    vm.fork_exit(start, t.md[ARGUMENT].get())
+}
+
+/// Switches threads (`Machine::cpu_switch`).
+pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
+    let f = structure(from);
+    let target = load(structure(to));
+    PerCpu::current().set_thread(to);
+    let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
+    save(f, &Context::of_running());
+    // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once; interrupts are deferred.
+    unsafe { switch::switch(save_rsp, &target) };
+    switch::arrive(&load(f));
+}
+
+/// Switches to `to` from a thread that never runs again (`Machine::cpu_throw`).
+pub fn throw(to: KPtr<Thread>) -> ! {
+    let mut nowhere = 0;
+    PerCpu::current().set_thread(to);
+    // SAFETY: as in `switch`; the stack pointer that is stored here is never used.
+    unsafe { switch::switch(&raw mut nowhere, &load(structure(to))) };
+    panic!("a thread that was thrown away runs")
+}
+
+/// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during the boot.
+pub fn idle(vm: &KernelVm) {
+    let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
+    let Some(tick) = vm.next_timeout() else { panic!("all threads sleep for ever") };
+    pass_time_until(vm, clock, tick);
+}
+
+/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come. Wakes those whose time is up.
+pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
+    match clock.mode() {
+        TimeMode::Virtual => clock.jump_to(tick),
+        TimeMode::Real => match clock.micros_until(tick) {
+            0 => {}
+            micros => clock::halt_for(micros),
+        },
+    }
+    vm.hardclock(clock.ticks());
+}
