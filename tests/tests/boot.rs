@@ -81,7 +81,9 @@ fn a_fault_on_a_nofault_entry_says_what_freebsd_says() {
     let map = vmkern::MapId::KERNEL;
     let addr = guest.address(Op::KmemAllocNofault { map, size: 8192 });
     let touched = addr.add(4096 + 8);
-    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr: touched }) else { panic!("the read was answered") };
+    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr: touched }) else {
+        panic!("the read was answered")
+    };
     let page = touched.page().get();
     assert!(crash.message.contains(&format!("vm_fault: fault on nofault entry, addr: {page:x}")), "{}", crash.message);
 }

@@ -14,6 +14,7 @@
 //!
 //! The crate distrusts its guests: what a guest writes is checked before it is used, and a guest that hangs is stopped.
 
+pub mod bench;
 mod control;
 mod devices;
 pub mod doctor;
