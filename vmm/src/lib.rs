@@ -27,7 +27,7 @@ pub mod tour;
 
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
-pub use vmkern_abi::boot::{Privilege, TimeMode, Tunables};
+pub use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
 pub use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, Response};
 pub use vmkern_abi::crash::CrashKind;
 

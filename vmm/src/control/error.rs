@@ -53,12 +53,31 @@ pub enum ConfigError {
     /// No tunable has this name.
     #[error("unknown tunable `{0}`; there are: {list}", list = Tunables::NAMES.join(" "))]
     UnknownTunable(String),
+    /// A tunable cannot have this value.
+    #[error("tunable {name}: {value} ({value:#x}) asked for; it is {}", bounds(*.min, *.max))]
+    TunableRange {
+        /// The tunable.
+        name: String,
+        /// The value that was asked for.
+        value: u64,
+        /// The least value that it can have.
+        min: u64,
+        /// The greatest.
+        max: u64,
+    },
     /// The command line does not fit.
     #[error("the kernel's command line is {0} bytes long and must be shorter than {max}", max = BootArgs::MAX_LEN)]
     CommandLine(usize),
     /// Thread numbers have a limit.
     #[error("thread {0} asked for; threads are t0 to t{max}", max = super::THREADS - 1)]
     Thread(u16),
+}
+
+fn bounds(min: u64, max: u64) -> String {
+    match max {
+        u64::MAX => format!("at least {min}"),
+        max => format!("at least {min} and at most {max}"),
+    }
 }
 
 /// A running guest failed, or a wait for it ended without an answer.
