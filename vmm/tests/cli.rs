@@ -171,6 +171,16 @@ fn the_time_limit_gives_status_5_in_the_guest_and_in_the_script() {
 }
 
 #[test]
+fn a_guest_that_runs_out_of_time_is_reported_with_where_it_stood() {
+    let output = script(&["--time", "real", "--timeout", "200ms"], "sleep 1000s\n");
+    let text = err(&output);
+    for part in ["time limit: standard input:1", "an end within 200ms", "the guest was stopped at 0xffffffff8", "+0x"]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
     for (args, part) in [
         (&["--memory", "0"][..], "8M"),

@@ -72,7 +72,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
                 TourError::Inspect(_) => Status::Broken,
                 TourError::Unexpected { .. } => Status::Failed,
                 TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
-                TourError::Stopped(TargetError::Timeout(_)) => Status::Timeout,
+                TourError::Stopped(TargetError::Timeout { .. }) => Status::Timeout,
                 TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
             };
             if output == Output::Kept {

@@ -333,8 +333,9 @@ impl Run<'_> {
         };
         Box::new(match error {
             TargetError::Interrupted => Ending::Interrupted,
-            TargetError::Timeout(limit) => {
-                Ending::Timeout(failure(format!("an end within {limit:?}"), "none".to_owned()))
+            TargetError::Timeout { limit, at } => {
+                let got = at.map_or("none".to_owned(), |at| format!("none; the guest was stopped at {at}"));
+                Ending::Timeout(failure(format!("an end within {limit:?}"), got))
             }
             TargetError::Broken(got) => {
                 Ending::Broken(failure("a VMM and a guest that keep their contract".to_owned(), got))

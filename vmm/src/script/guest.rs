@@ -74,7 +74,7 @@ impl Target for GuestTarget {
         match self.guest.call(thread.number(), op) {
             Ok(response) => Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles }),
             Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
-            Err(GuestError::Timeout { limit, .. }) => Err(TargetError::Timeout(limit)),
+            Err(GuestError::Timeout { limit, at }) => Err(TargetError::Timeout { limit, at: Some(at.to_string()) }),
             Err(GuestError::Interrupted) => Err(TargetError::Interrupted),
             Err(other) => Err(TargetError::Broken(other.to_string())),
         }

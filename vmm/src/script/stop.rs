@@ -66,7 +66,7 @@ impl Stop {
         }
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
         if look.is_multiple_of(256) && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(TargetError::Timeout(self.limit));
+            return Err(TargetError::Timeout { limit: self.limit, at: None });
         }
         Ok(())
     }

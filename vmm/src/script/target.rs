@@ -46,8 +46,13 @@ pub struct Panic {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The run's time is over.
-    #[error("no answer within the time limit of {0:?}")]
-    Timeout(Duration),
+    #[error("no answer within the time limit of {limit:?}{}", at.as_ref().map_or(String::new(), |at| format!("; the guest was stopped at {at}")))]
+    Timeout {
+        /// The limit.
+        limit: Duration,
+        /// Where the guest stood, if it was the guest that did not come to an end.
+        at: Option<String>,
+    },
     /// Somebody wants the run to end.
     #[error("interrupted")]
     Interrupted,

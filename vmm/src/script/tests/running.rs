@@ -224,7 +224,7 @@ fn a_loop_that_asks_the_guest_nothing_ends_with_its_time() {
 #[test]
 fn what_the_guest_cannot_answer_ends_the_run_with_its_status() {
     let cases = [
-        (TargetError::Timeout(Duration::from_secs(60)), Status::Timeout),
+        (TargetError::Timeout { limit: Duration::from_secs(60), at: None }, Status::Timeout),
         (TargetError::Interrupted, Status::Interrupted),
         (TargetError::Broken("odd".to_owned()), Status::Broken),
     ];
