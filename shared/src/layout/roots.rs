@@ -28,54 +28,6 @@ pub struct KernelPmap {
     pub table_count: Field<u64>,
 }
 
-/// First line of a slab: one page of equal items.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabHeader {
-    /// The next slab with free items.
-    pub next: Field<KPtr<SlabHeader>>,
-    /// The one before.
-    pub prev: Field<KPtr<SlabHeader>>,
-    /// Its first free item.
-    pub free: Field<KPtr<SlabItem>>,
-    /// Its free items.
-    pub free_count: Field<u32>,
-    /// The zone, by number.
-    pub zone: Field<u32>,
-    #[doc(hidden)]
-    pub _pad: [Field<u64>; 4],
-}
-
-const _: () = assert!(size_of::<SlabHeader>() == 64);
-
-/// A free item of a slab.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabItem {
-    /// The next free item of the same slab.
-    pub next: Field<KPtr<SlabItem>>,
-}
-
-/// A zone of equal items in slabs of the direct map.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabZone {
-    /// Guards the zone and its slabs.
-    pub lock: Mtx,
-    /// Bytes of an item, a multiple of 64.
-    pub item_size: Field<u32>,
-    /// The first slab that has free items.
-    pub partial: Field<KPtr<SlabHeader>>,
-    /// Slabs.
-    pub slabs: Field<u64>,
-    /// Free items.
-    pub free: Field<u64>,
-    /// Items handed out.
-    pub used: Field<u64>,
-}
-
-/// Zones, by number: maps, map entries, nodes of the maps' indexes.
-pub const ZONE_COUNT: usize = 3;
 /// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
 pub const MAP_COUNT: usize = 5;
 
@@ -125,8 +77,8 @@ pub struct KernelRoots {
     pub held_locks: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
-    /// Zones by number.
-    pub zones: [SlabZone; ZONE_COUNT],
+    /// Pages that maps have for themselves, their entries and the nodes of their indexes.
+    pub map_pages: Field<u64>,
 }
 
 const _: () = assert!(size_of::<KernelRoots>() <= 4096);

@@ -17,14 +17,12 @@ pub enum LockClass {
     Map = 0,
     /// An object.
     Object = 1,
-    /// A zone.
-    Zone = 2,
     /// The paging queues.
-    PageQueue = 3,
+    PageQueue = 2,
     /// The pmap.
-    Pmap = 4,
+    Pmap = 3,
     /// The free-page queues.
-    FreeQueue = 5,
+    FreeQueue = 4,
 }
 
 impl LockClass {
@@ -43,7 +41,6 @@ impl LockClass {
             Self::Map => "system map",
             Self::Object => "vm object",
             Self::PageQueue => "vm page queue mutex",
-            Self::Zone => "UMA zone",
             Self::Pmap => "pmap",
             Self::FreeQueue => "vm page free queue mutex",
         }

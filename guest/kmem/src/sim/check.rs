@@ -31,10 +31,9 @@ pub fn check(sim: &Sim) {
     }
     let wired = physical::check(sim);
     let kentered = translations.values().filter(|pte| pte.flags().contains(PteFlags::KENTER)).count() as u64;
-    let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();
     let nodes = u64::from(state.kernel_object.index_pages.get() + state.kmem_object.index_pages.get());
     let tables = state.kernel_pmap.table_count.get();
-    let known = slabs + nodes + tables + kentered + (kernel.len() + kmem.len()) as u64;
+    let known = state.map_pages.get() + nodes + tables + kentered + (kernel.len() + kmem.len()) as u64;
     assert_eq!(wired, known, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
 }

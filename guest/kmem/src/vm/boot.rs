@@ -110,7 +110,6 @@ impl<M: Machine> Vm<M> {
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4);
         vm.vm_object_init();
-        vm.zone_startup();
         vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
         vm.kmeminit(&boot.tunables);
         vm.vm_pageout_init();

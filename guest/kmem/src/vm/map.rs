@@ -5,8 +5,9 @@
 //!
 //! **Protocol.** Every function here that takes a map needs its lock ([`Vm::vm_map_lock`]), unless it says that it
 //! takes the lock itself. Entries and index nodes come from the map's reserve ([`mod@reserve`]), which is filled before
-//! a change begins; page-table pages for kernel_map are made by [`Vm::vm_map_findspace`]. A shortage therefore shows
-//! before anything has changed, and giving a range back needs nothing that could be short.
+//! a change begins. An entry that leaves lets another one move to its place, so that a pointer to an entry is good until
+//! then; what makes entries leave gives back where the one that matters is. Page-table pages for kernel_map
+//! are made by [`Vm::vm_map_findspace`]. A shortage therefore shows before anything has changed, and giving a range back needs nothing that could be short.
 //!
 //! There is one thread so far. Where FreeBSD would wait for another thread's work on an entry, nobody can be at work,
 //! and a panic says so.
@@ -17,6 +18,7 @@ mod delete;
 pub mod index;
 mod insert;
 mod lookup;
+mod pool;
 pub mod reserve;
 mod space;
 mod submap;
@@ -107,18 +109,13 @@ impl<M: Machine> Vm<M> {
     /// # Errors
     /// [`Shortage`] when there is no page for the map.
     pub fn vm_map_create(&self, min: GuestVirt, max: GuestVirt) -> Result<KPtr<VmMap>, Shortage> {
-        let map: KPtr<VmMap> = self.zone_alloc().ok_or(Shortage)?;
+        let map = self.map_home_alloc()?;
         let m = self.get(map);
         m.header.start.set(min);
         m.header.end.set(max);
         m.header.prev.set(header(map));
         m.header.next.set(header(map));
         m.pmap.set(self.state().kernel_pmap.pml4.get());
-        if let Err(shortage) = self.map_reserve(m, 0) {
-            self.map_reserve_release(m);
-            self.zone_free(map);
-            return Err(shortage);
-        }
         self.map_nodes(m).index().create(header(map));
         Ok(map)
     }
@@ -135,9 +132,11 @@ impl<M: Machine> Vm<M> {
         self.mtx_lock(LockClass::Map, &self.get(map).lock.owner);
     }
 
-    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`).
+    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`). The map's reserve is as its rules say then.
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
-        self.mtx_unlock(LockClass::Map, &self.get(map).lock.owner);
+        let m = self.get(map);
+        self.map_settle(m);
+        self.mtx_unlock(LockClass::Map, &m.lock.owner);
     }
 
     /// The map's entries in the order of addresses.

@@ -12,7 +12,6 @@ pub mod page;
 pub mod pageout;
 pub mod phys;
 pub mod pmap;
-pub mod zone;
 
 use core::fmt;
 

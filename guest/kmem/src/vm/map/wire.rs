@@ -50,8 +50,9 @@ impl<M: Machine> Vm<M> {
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
                 self.map_wait_for_transition(e);
             }
-            self.vm_map_clip_start(map, entry, start);
+            entry = self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
+            let e = self.get(entry);
             e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION);
             let entry_end = e.end.get();
             let mut last = entry;
@@ -114,8 +115,8 @@ impl<M: Machine> Vm<M> {
             }
             // Whoever waits for the transition is woken by the wakeup of the map; so far there is nobody.
             e.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
-            self.vm_map_simplify_entry(map, entry);
-            entry = e.next.get();
+            entry = self.vm_map_simplify_entry(map, entry);
+            entry = self.get(entry).next.get();
         }
     }
 
