@@ -174,8 +174,7 @@ fn the_time_limit_gives_status_5_in_the_guest_and_in_the_script() {
 fn a_guest_that_runs_out_of_time_is_reported_with_where_it_stood() {
     let output = script(&["--time", "real", "--timeout", "200ms"], "sleep 1000s\n");
     let text = err(&output);
-    for part in ["time limit: standard input:1", "an end within 200ms", "the guest was stopped at 0xffffffff8", "+0x"]
-    {
+    for part in ["time limit: standard input:1", "an end within 200ms", "the guest was stopped at 0xffffffff8", "+0x"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
 }
@@ -200,6 +199,46 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
         assert!(err(&output).contains(part), "{args:?}: {}", err(&output));
         let with_json: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         assert_eq!(json(&script(&with_json, "settle\n"))["outcome"], "error");
+    }
+}
+
+#[test]
+fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
+    let scratch = Scratch::new("kernel");
+    let kernel = format!("{}/vmkern.elf", scratch.path());
+    assert_eq!(status(&run(&["image", "--output", &kernel])), 0);
+    let output = script(&["--kernel", &kernel], "kmem_malloc kmem_map 4K NOWAIT\n");
+    assert_eq!(status(&output), 0, "{}", err(&output));
+
+    // The note's name, which is there once as a word of its own.
+    let mut bytes = fs::read(&kernel).expect("the image was written");
+    let note = [&18u32.to_le_bytes()[..], b"Xen\0"].concat();
+    let at = bytes.windows(note.len()).position(|window| window == note).expect("the image has a PVH note");
+    bytes[at + 4] = b'Y';
+    let no_note = scratch.file("no-note.elf", &bytes);
+    let short = scratch.file("short.elf", &bytes[..100]);
+    let text = scratch.file("text.elf", "#!/bin/sh\n");
+    let missing = format!("{}/missing.elf", scratch.path());
+    let suite = Scratch::new("kernel-suite");
+    suite.file("a.kmem", "settle\n");
+    for (file, rule) in [
+        (no_note.as_str(), "has no PVH entry point"),
+        (short.as_str(), "is not an ELF executable for x86_64"),
+        (text.as_str(), "is not an ELF executable for x86_64"),
+        (missing.as_str(), "No such file"),
+        (scratch.path(), "directory"),
+    ] {
+        let outputs = [
+            script(&["--kernel", file], "settle\n"),
+            run(&["run", "--kernel", file]),
+            run(&["test", "--kernel", file, suite.path()]),
+        ];
+        for output in outputs {
+            assert_eq!(status(&output), 2, "{file}: {}", err(&output));
+            let text = err(&output);
+            assert!(text.contains(file) && text.contains(rule), "{file}: {text}");
+        }
+        assert_eq!(json(&script(&["--json", "--kernel", file], "settle\n"))["status"], 2);
     }
 }
 
