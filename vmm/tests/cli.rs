@@ -243,6 +243,26 @@ fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
 }
 
 #[test]
+fn at_supervisor_privilege_the_kernel_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out() {
+    let doctor = json(&run(&["doctor", "--json"]));
+    let output = script(&["--privilege", "supervisor", "--json"], "kmem_malloc kmem_map 4K NOWAIT\n");
+    let report = json(&output);
+    if doctor["kvm"] == "hardware" {
+        assert_eq!((status(&output), &report["environment"]["privilege"]), (0, &"supervisor".into()));
+        return;
+    }
+    assert_eq!(doctor["kvm"], "software");
+    assert_eq!((status(&output), &report["outcome"]), (4, &"error".into()));
+    let text = err(&output);
+    for part in
+        ["emulates code at CPL0", "`--privilege user`", "`auto`", "hardware virtualization", "self-test", "QEMU"]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
 fn a_host_that_gives_no_resources_gives_status_4() {
     // Descriptors 0 to 4: enough to start the program and to open /dev/kvm, too few for a guest.
     let vmkern = env!("CARGO_BIN_EXE_vmkern");

@@ -136,8 +136,10 @@ impl Builder {
     pub fn launch(self) -> Result<Guest, LaunchError> {
         self.validate()?;
         let mut guest = launch::start(&self, Selftest::No)?;
-        guest.wait_until_ready()?;
-        Ok(guest)
+        match guest.wait_until_ready() {
+            Ok(()) => Ok(guest),
+            Err(error) => Err(guest.launch_error(error)),
+        }
     }
 
     /// Boots the guest with `selftest` on its command line, and returns when it has left through the exit port.

@@ -28,12 +28,35 @@ pub enum LaunchError {
     /// The kernel image cannot be booted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The kernel was to run at CPL0, which this host's KVM emulates and does not know well enough.
+    #[error(transparent)]
+    Unemulated(#[from] Unemulated),
     /// The guest started, but did not become ready.
     #[error("the guest did not become ready: {0}")]
     Guest(#[from] GuestError),
     /// The host refused something: memory, a thread, a KVM operation.
     #[error(transparent)]
     Io(#[from] KvmError),
+}
+
+/// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 was stopped at {at}{}. \
+     Let its body run at CPL3 with `--privilege user`, or with `auto`, which finds out; or use a host with hardware \
+     virtualization. QEMU's own CPU emulation runs the self-test at CPL0: see `vmkern image --help`.",
+    bytes(.instruction)
+)]
+pub struct Unemulated {
+    /// Where the instruction is.
+    pub at: Box<Location>,
+    /// The bytes there, as far as they are known: the instruction and what follows it.
+    pub instruction: Vec<u8>,
+}
+
+fn bytes(instruction: &[u8]) -> String {
+    let words: Vec<String> = instruction.iter().map(|byte| format!("{byte:02x}")).collect();
+    if words.is_empty() { String::new() } else { format!(", before the bytes {}", words.join(" ")) }
 }
 
 /// A setting of a guest that breaks a rule.
