@@ -5,9 +5,11 @@
 //!
 //! **Protocol.** Every function here that takes a map needs its lock ([`Vm::vm_map_lock`]), unless it says that it
 //! takes the lock itself. Entries and index nodes come from the map's reserve ([`mod@reserve`]), which is filled before
-//! a change begins. An entry that leaves lets another one move to its place, so that a pointer to an entry is good until
-//! then; what makes entries leave gives back where the one that matters is. Page-table pages for kernel_map
-//! are made by [`Vm::vm_map_findspace`]. A shortage therefore shows before anything has changed, and giving a range back needs nothing that could be short.
+//! a change begins; page-table pages for kernel_map are made by [`Vm::vm_map_findspace`]. A shortage therefore shows
+//! before anything has changed, and giving a range back needs nothing that could be short.
+//!
+//! An entry that leaves lets another one move to its place ([`mod@pool`]): a pointer to an entry is good until the next
+//! entry leaves. The functions that make entries leave give back where the one that matters is then.
 //!
 //! There is one thread so far. Where FreeBSD would wait for another thread's work on an entry, nobody can be at work,
 //! and a panic says so.
@@ -18,7 +20,7 @@ mod delete;
 pub mod index;
 mod insert;
 mod lookup;
-mod pool;
+pub mod pool;
 pub mod reserve;
 mod space;
 mod submap;
@@ -103,8 +105,9 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is
-    /// not a system map until its maker sets `system_map`, before first use. Takes no lock.
+    /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
+    /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is not a system map
+    /// until its maker sets `system_map`, before first use. Takes no lock.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the map.

@@ -6,6 +6,9 @@
 //! and whoever gave the item back corrects what points there. So the pages of a pool follow from how many items it
 //! must have, and not from the order in which they came and went.
 //!
+//! A map that stands at the edge of a page takes it and gives it back with each entry that comes and goes. That costs
+//! a tenth of an allocation, in 3 of 63 numbers of entries; a page kept back there would show in the counts of pages.
+//!
 //! Pages are INTERRUPT-class and never waited for. The map's lock is held.
 
 use vmkern_abi::addr::KPtr;
