@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 
 use kmem::machine::Machine;
 use kmem::vm::{BootMemory, PhysRange, Vm, Zeroed};
-use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
 use vmkern_abi::pte::PteFlags;
@@ -29,15 +29,13 @@ pub fn vm() -> Option<&'static KernelVm> {
 
 /// Brings up the memory system with all RAM that nothing else lives in.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
-    let first_free = direct_map::build(boot.memory_map);
-    let mut ranges = [NO_RANGE; MAX_RANGES];
+    let tables_end = direct_map::build(boot.memory_map);
+    let (ranges, first_free) = range_table(boot.memory_map.len(), tables_end);
     let mut count = 0;
-    let managed = |start: u64| start.max(first_free.get());
     for entry in boot.memory_map.iter().filter(|entry| entry.is_ram()) {
-        let start = managed(entry.start.get()).next_multiple_of(4096);
-        let end = entry.start.get().saturating_add(entry.size).min(MAX_PHYS.get()) & !4095;
+        let start = entry.start.get().max(first_free.get()).next_multiple_of(PAGE_SIZE);
+        let end = trunc_page(entry.start.get().saturating_add(entry.size).min(MAX_PHYS.get()));
         if start < end {
-            assert!(count < MAX_RANGES, "boot: more than {MAX_RANGES} ranges of RAM");
             ranges[count] = PhysRange { start: GuestPhys::new(start), end: GuestPhys::new(end) };
             count += 1;
         }
@@ -54,10 +52,20 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     ))
 }
 
-/// More ranges of RAM than this a PC's memory map does not have (FreeBSD's `PHYSMAP_SIZE` is 30 as well).
-const MAX_RANGES: usize = 32;
-
-const NO_RANGE: PhysRange = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
+/// Room for `count` ranges at `at`, where RAM is free, and the first address past it. Loaders describe any number.
+fn range_table(count: usize, at: GuestPhys) -> (&'static mut [PhysRange], GuestPhys) {
+    let bytes = size_of::<PhysRange>() * count;
+    let table = phys_to_dmap(at).get() as *mut PhysRange;
+    // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry is written before the
+    // slice is made.
+    let ranges = unsafe {
+        for index in 0..count {
+            table.add(index).write(PhysRange { start: at, end: at });
+        }
+        core::slice::from_raw_parts_mut(table, count)
+    };
+    (ranges, at.add((bytes as u64).next_multiple_of(PAGE_SIZE)))
+}
 
 /// The real CPU and its direct map.
 #[derive(Debug)]
