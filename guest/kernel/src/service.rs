@@ -16,7 +16,7 @@ use vmkern_abi::control::{
 use crate::access::KernelAccess;
 use crate::arch::clock::Clock;
 use crate::arch::percpu::PerCpu;
-use crate::arch::{instr, trap};
+use crate::arch::{instr, interrupt};
 use crate::direct_map;
 use crate::memory::KernelVm;
 
@@ -96,7 +96,7 @@ impl Service<'_> {
             cpu.arm_idle();
             self.region.guest_sleeper.prepare();
             if self.requests.waiting().unwrap_or_else(|why| broken(why)) == 0 {
-                trap::halt();
+                interrupt::halt();
             }
             self.region.guest_sleeper.cancel();
             cpu.disarm_idle();

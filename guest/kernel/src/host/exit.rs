@@ -4,7 +4,7 @@ use vmkern_abi::control::{EXIT_PORT, ExitCode, Phase};
 
 use super::region;
 use crate::arch::percpu::PerCpu;
-use crate::arch::{instr, trap};
+use crate::arch::{instr, interrupt};
 
 /// Ends the guest.
 pub fn leave(code: ExitCode) -> ! {
@@ -16,6 +16,6 @@ pub fn leave(code: ExitCode) -> ! {
     // No such device, or the host is in no hurry: never run on.
     loop {
         PerCpu::current().arm_idle();
-        trap::halt();
+        interrupt::halt();
     }
 }

@@ -5,9 +5,9 @@ use core::sync::atomic::Ordering;
 
 use super::{Bench, Verdict, same};
 use crate::arch::apic;
-use crate::arch::clock::{halt_for, timer_interrupts};
+use crate::arch::clock::halt_for;
+use crate::arch::interrupt::{Masked, timer_interrupts};
 use crate::arch::percpu::PerCpu;
-use crate::arch::trap::Masked;
 
 /// Timer counts that pass before a one-shot interrupt of these checks.
 const SOON: u32 = 50_000;
@@ -53,7 +53,7 @@ pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {
 /// timer has fired more than `fired` times, and counts what is not as it was.
 fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
     let wrong: u64;
-    let counter = crate::arch::clock::timer_interrupts_address();
+    let counter = crate::arch::interrupt::timer_interrupts_address();
     // SAFETY: the block uses 128 bytes below RSP, which compiled code does not (the kernel is built without a red zone)
     // and handlers must not; every register that it changes is declared.
     unsafe {

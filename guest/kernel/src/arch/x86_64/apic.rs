@@ -1,6 +1,6 @@
 //! The local APIC, through its memory-mapped page (SDM volume 3, chapter 12).
 
-use super::trap::{SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::vectors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 
 /// Where `build.rs` maps the APIC's page.
 const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 4096;

@@ -8,32 +8,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use vmkern_abi::boot::{BootArgs, TimeMode};
 
 use super::percpu::PerCpu;
-use super::{apic, instr, trap};
+use super::{apic, instr, interrupt};
 
 /// Where the loader does not tell the TSC's frequency.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 
 /// Ticks a second unless `kern.hz` says otherwise.
 const DEFAULT_HZ: u64 = 100;
-
-static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
-
-/// How often the timer has fired.
-#[must_use]
-pub fn timer_interrupts() -> u64 {
-    TIMER_INTERRUPTS.load(Ordering::Relaxed)
-}
-
-/// Where [`timer_interrupts`] is counted, for code that waits without calling anything.
-#[must_use]
-pub fn timer_interrupts_address() -> *const u64 {
-    TIMER_INTERRUPTS.as_ptr()
-}
-
-/// The timer's interrupt handler.
-pub fn timer_interrupt() {
-    TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
-}
 
 /// The kernel's clock.
 #[derive(Debug)]
@@ -101,6 +82,6 @@ pub fn halt_for(micros: u64) {
     PerCpu::current().arm_idle();
     let nanos = micros.clamp(1, SECOND) * 1000;
     apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).expect("a second's nanoseconds fit"));
-    trap::halt();
+    interrupt::halt();
     apic::timer_one_shot(0);
 }

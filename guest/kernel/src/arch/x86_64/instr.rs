@@ -2,8 +2,6 @@
 
 use core::arch::asm;
 
-use super::percpu::{self, PerCpu};
-
 /// Writes a byte to an I/O port. Ports below 0x800 are open at both privileges.
 ///
 /// # Safety
@@ -31,25 +29,6 @@ pub fn rdtsc() -> u64 {
     // SAFETY: reading the TSC has no effect.
     unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
     u64::from(high) << 32 | u64::from(low)
-}
-
-/// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0 alone.
-pub fn halt_if_armed() {
-    debug_assert!(!PerCpu::current().body_is_user());
-    // SAFETY: `sti` takes effect after the next instruction, so that no interrupt slips in between the look and `hlt`;
-    // interrupts were enabled before and are enabled after. The red zone is not touched.
-    unsafe {
-        asm!(
-            "cli",
-            "cmp qword ptr gs:[{}], 0",
-            "je 2f",
-            "sti",
-            "hlt",
-            "2: sti",
-            const percpu::IDLE_ARMED,
-            options(nostack)
-        );
-    }
 }
 
 /// Drops the translation of one page.

@@ -1,15 +1,18 @@
 //! Everything x86_64, and everything privileged.
 
 pub mod apic;
+mod boot_cpu;
 pub mod clock;
 mod entry;
 pub mod instr;
+pub mod interrupt;
 mod mem;
 pub mod nucleus;
 pub mod percpu;
 pub mod stack;
 pub mod tlb;
 pub mod trap;
+mod vectors;
 
 /// Bytes from KERNBASE on that the image's two page tables map: low memory, the image and the APIC's page.
 pub const IMAGE_WINDOW_BYTES: u64 = 4 << 20;

@@ -13,8 +13,7 @@
 
 use core::arch::global_asm;
 
-use super::percpu;
-use super::trap::SLOT;
+use super::percpu::{self, SLOT};
 
 /// Numbers of nucleus calls, the index into the table below.
 #[derive(Clone, Copy)]

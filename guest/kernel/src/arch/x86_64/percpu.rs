@@ -7,10 +7,13 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::stack;
+use super::stack::Stack;
+
+/// Bytes of a trap frame's slot.
+pub const SLOT: usize = 1024;
 
 /// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
-/// [`super::trap::SLOT`], each return moves it up again.
+/// [`SLOT`], each return moves it up again.
 pub const IST1: usize = offset_of!(PerCpu, tss) + offset_of!(Tss, ist);
 /// Offset of [`PerCpu::body_cs`].
 pub const BODY_CS: usize = offset_of!(PerCpu, body_cs);
@@ -57,22 +60,24 @@ pub struct PerCpu {
     body_ss: AtomicU64,
     /// RFLAGS with which a trap handler starts.
     body_flags: AtomicU64,
-    /// [`super::trap`]'s entry for everything that can be handled.
+    /// The body's entry for every trap that can be handled (`trap.rs`).
     trap_entry: unsafe extern "C" fn(),
-    /// [`super::trap`]'s entry for what cannot.
+    /// The body's entry for what cannot.
     fatal_entry: unsafe extern "C" fn(),
     /// Bounds of the stack that the running thread uses.
     stack_low: UnsafeCell<*const u8>,
     stack_high: UnsafeCell<*const u8>,
     /// Top of the stack for crashes.
     emergency_stack: *const u8,
+    /// Bottom of the stack for trap frames.
+    trap_stack: *const u8,
     /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
     idle_armed: AtomicU64,
     /// The address of this structure.
     this: *const PerCpu,
     /// Interrupts are deferred while this is not 0.
     mask_depth: AtomicU32,
-    /// Interrupts that came meanwhile, a bit each ([`super::trap::Deferred`]).
+    /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
     cpu: u32,
 }
@@ -88,41 +93,62 @@ const _: () = {
     assert!(offset_of!(Tss, io_map_end) == 360);
 };
 
-/// The boot CPU's. `build.rs` names it in the TSS descriptor.
-#[unsafe(no_mangle)]
-static PERCPU0: PerCpu = PerCpu {
-    tss: UnsafeCell::new(Tss {
-        reserved0: 0,
-        rsp: [0; 3],
-        reserved1: 0,
-        ist: {
-            let mut ist = [core::ptr::null(); 7];
-            ist[0] = stack::TRAP.top();
-            ist[1] = stack::EMERGENCY.top();
-            ist
-        },
-        reserved2: 0,
-        reserved3: 0,
-        io_map_base: 104,
-        io_map: [0; 256],
-        io_map_end: 0xff,
-    }),
-    body_cs: AtomicU64::new(0x08),
-    body_ss: AtomicU64::new(0x10),
-    body_flags: AtomicU64::new(0x202),
-    trap_entry: super::trap::trap_entry,
-    fatal_entry: super::trap::fatal_entry,
-    stack_low: UnsafeCell::new(stack::BOOT.bottom()),
-    stack_high: UnsafeCell::new(stack::BOOT.top()),
-    emergency_stack: stack::EMERGENCY.top(),
-    idle_armed: AtomicU64::new(0),
-    this: &raw const PERCPU0,
-    mask_depth: AtomicU32::new(0),
-    deferred: AtomicU32::new(0),
-    cpu: 0,
-};
+/// The stacks of a CPU, each by its bottom and its top.
+#[derive(Clone, Copy)]
+pub struct Stacks {
+    /// Where the body runs.
+    pub body: Stack,
+    /// Where trap frames go.
+    pub trap: Stack,
+    /// Where crashes are reported.
+    pub emergency: Stack,
+}
+
+/// Where traps enter the body.
+#[derive(Clone, Copy)]
+pub struct TrapEntries {
+    /// Everything that can be handled.
+    pub trap: unsafe extern "C" fn(),
+    /// What cannot.
+    pub fatal: unsafe extern "C" fn(),
+}
 
 impl PerCpu {
+    /// A CPU with these stacks whose body runs at CPL0 until the entry code decides otherwise. `this` is where it will lie.
+    #[must_use]
+    pub const fn new(cpu: u32, stacks: Stacks, entries: TrapEntries, this: *const Self) -> Self {
+        let mut ist = [core::ptr::null(); 7];
+        ist[0] = stacks.trap.top();
+        ist[1] = stacks.emergency.top();
+        Self {
+            tss: UnsafeCell::new(Tss {
+                reserved0: 0,
+                rsp: [0; 3],
+                reserved1: 0,
+                ist,
+                reserved2: 0,
+                reserved3: 0,
+                io_map_base: 104,
+                io_map: [0; 256],
+                io_map_end: 0xff,
+            }),
+            body_cs: AtomicU64::new(0x08),
+            body_ss: AtomicU64::new(0x10),
+            body_flags: AtomicU64::new(0x202),
+            trap_entry: entries.trap,
+            fatal_entry: entries.fatal,
+            stack_low: UnsafeCell::new(stacks.body.bottom()),
+            stack_high: UnsafeCell::new(stacks.body.top()),
+            emergency_stack: stacks.emergency.top(),
+            trap_stack: stacks.trap.bottom(),
+            idle_armed: AtomicU64::new(0),
+            this,
+            mask_depth: AtomicU32::new(0),
+            deferred: AtomicU32::new(0),
+            cpu,
+        }
+    }
+
     /// This CPU's.
     #[must_use]
     pub fn current() -> &'static Self {
@@ -171,10 +197,10 @@ impl PerCpu {
     /// Leaves no room on the trap stack: the next trap is a double fault.
     pub fn exhaust_trap_stack(&self) {
         // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
-        unsafe { (*self.tss.get()).ist[0] = stack::TRAP.bottom() };
+        unsafe { (*self.tss.get()).ist[0] = self.trap_stack };
     }
 
-    /// How many [`super::trap::Masked`] guards are alive.
+    /// How many [`super::interrupt::Masked`] guards are alive.
     #[must_use]
     pub const fn mask_depth(&self) -> &AtomicU32 {
         &self.mask_depth

@@ -6,7 +6,7 @@ use core::arch::global_asm;
 pub const BOOT_BYTES: usize = 32 << 10;
 /// Bytes of the stack that crashes are reported on.
 pub const EMERGENCY_BYTES: usize = 16 << 10;
-/// Bytes for trap frames: as many nested traps as [`super::trap::SLOT`] fits in.
+/// Bytes for trap frames: as many nested traps as [`super::percpu::SLOT`] fits in.
 pub const TRAP_BYTES: usize = 8 << 10;
 
 // Guards come first: a stack grows down into its own.

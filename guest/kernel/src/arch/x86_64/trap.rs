@@ -9,33 +9,24 @@
 //!
 //! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the emergency stack, and is
 //! always fatal.
-//!
-//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts are masked in software: while a [`Masked`] guard
-//! lives, handlers only note that they were due, and the last guard runs them.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::DOORBELL_VECTOR;
 use vmkern_abi::crash::CrashKind;
 
-use super::percpu::{self, PerCpu};
-use super::{apic, nucleus, stack};
+use super::interrupt::{Deferred, interrupt};
+use super::percpu::{self, PerCpu, SLOT};
+use super::stack;
+use super::vectors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::host::crash::{self, Cause};
 
-/// Bytes of a frame's slot.
-pub const SLOT: usize = 1024;
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
 const RED_ZONE: usize = 128;
 /// Bytes that must be free on the interrupted stack for a handler to run there.
 const HEADROOM: usize = 4096;
-/// The timer's interrupt vector.
-pub const TIMER_VECTOR: u8 = 0x50;
-/// The local APIC's spurious interrupt vector.
-pub const SPURIOUS_VECTOR: u8 = 0xff;
-
 /// An interrupted context.
 #[repr(C, align(16))]
 pub struct TrapFrame {
@@ -234,78 +225,5 @@ extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
 fn page_fault(frame: &mut TrapFrame) {
     if !crate::fault::resolve(frame) {
         crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame });
-    }
-}
-
-/// An interrupt that can be deferred.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-enum Deferred {
-    /// The APIC's timer.
-    Timer = 1 << 0,
-    /// The host rang.
-    Doorbell = 1 << 1,
-}
-
-fn interrupt(which: Deferred) {
-    apic::end_of_interrupt();
-    let cpu = PerCpu::current();
-    if cpu.mask_depth().load(Ordering::Relaxed) != 0 {
-        cpu.deferred().fetch_or(which as u32, Ordering::Relaxed);
-    } else {
-        run(which);
-    }
-}
-
-fn run(which: Deferred) {
-    match which {
-        Deferred::Timer => super::clock::timer_interrupt(),
-        // The halted CPU is awake, and that is all that the bell is for.
-        Deferred::Doorbell => {}
-    }
-}
-
-/// While it lives, interrupts of this CPU are deferred. Guards nest.
-#[must_use = "interrupts are deferred only while the guard lives"]
-pub struct Masked(());
-
-impl Masked {
-    /// Defers interrupts.
-    pub fn new() -> Self {
-        PerCpu::current().mask_depth().fetch_add(1, Ordering::Relaxed);
-        core::sync::atomic::compiler_fence(Ordering::SeqCst);
-        Self(())
-    }
-}
-
-impl Drop for Masked {
-    fn drop(&mut self) {
-        core::sync::atomic::compiler_fence(Ordering::SeqCst);
-        let cpu = PerCpu::current();
-        if cpu.mask_depth().fetch_sub(1, Ordering::Relaxed) != 1 {
-            return;
-        }
-        loop {
-            let due = cpu.deferred().swap(0, Ordering::Relaxed);
-            if due == 0 {
-                break;
-            }
-            for which in [Deferred::Timer, Deferred::Doorbell] {
-                if due & which as u32 != 0 {
-                    run(which);
-                }
-            }
-        }
-    }
-}
-
-/// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`].
-pub fn halt() {
-    let cpu = PerCpu::current();
-    if cpu.body_is_user() {
-        // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next interrupt.
-        unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
-    } else {
-        super::instr::halt_if_armed();
     }
 }
