@@ -5,8 +5,9 @@
 //! PVH memory map, not from here.
 
 use core::fmt;
+use core::ops::RangeInclusive;
 
-use crate::addr::GuestPhys;
+use crate::addr::{GuestPhys, PAGE_SIZE};
 use crate::crash::CrashKind;
 
 /// The privilege level at which the kernel body runs.
@@ -67,7 +68,7 @@ impl TimeMode {
 }
 
 macro_rules! tunables {
-    ($($(#[$doc:meta])* $field:ident = $name:literal),* $(,)?) => {
+    ($($(#[$doc:meta])* $field:ident = $name:literal in $range:expr),* $(,)?) => {
         /// Kernel tunables, by FreeBSD's names. `None` leaves FreeBSD's default.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
         pub struct Tunables {
@@ -81,13 +82,26 @@ macro_rules! tunables {
             /// Sets the tunable called `name`.
             ///
             /// # Errors
-            /// [`UnknownTunable`] when there is none of that name.
-            pub fn set(&mut self, name: &str, value: u64) -> Result<(), UnknownTunable> {
+            /// When there is none of that name, or `value` is outside of [`Tunables::range`]. Nothing has changed then.
+            pub fn set(&mut self, name: &str, value: u64) -> Result<(), TunableError> {
+                let range = Self::range(name).ok_or(TunableError::Unknown)?;
+                if !range.contains(&value) {
+                    return Err(TunableError::OutOfRange { min: *range.start(), max: *range.end() });
+                }
                 match name {
                     $($name => self.$field = Some(value),)*
-                    _ => return Err(UnknownTunable),
+                    _ => return Err(TunableError::Unknown),
                 }
                 Ok(())
+            }
+
+            /// The values that the tunable called `name` can have, if there is one.
+            #[must_use]
+            pub fn range(name: &str) -> Option<RangeInclusive<u64>> {
+                match name {
+                    $($name => Some($range),)*
+                    _ => None,
+                }
             }
 
             /// The tunables that are set, by name.
@@ -98,36 +112,49 @@ macro_rules! tunables {
     };
 }
 
+/// The largest value of what is an `int` in FreeBSD.
+const INT_MAX: u64 = i32::MAX as u64;
+
 tunables! {
-    /// Clock interrupts a second; 1 to 10,000, default 100.
-    kern_hz = "kern.hz",
-    /// Scales other defaults; default `clamp(P / 512, 32, 384)`.
-    kern_maxusers = "kern.maxusers",
+    /// Clock interrupts a second; default 100.
+    kern_hz = "kern.hz" in 1..=10_000,
+    /// Scales other defaults; default, and meaning of 0, `clamp(P / 512, 32, 384)`.
+    kern_maxusers = "kern.maxusers" in 0..=65_536,
     /// Pages that kmem_map keeps for mbuf clusters; default `1024 + 64 * maxusers`.
-    kern_ipc_nmbclusters = "kern.ipc.nmbclusters",
-    /// Bytes of kmem_map, over every other rule.
-    vm_kmem_size = "vm.kmem_size",
+    kern_ipc_nmbclusters = "kern.ipc.nmbclusters" in 0..=INT_MAX,
+    /// Bytes of kmem_map, over every other rule but the last: twice the memory at most.
+    vm_kmem_size = "vm.kmem_size" in PAGE_SIZE..=u64::MAX,
     /// One part in this many of memory goes to kmem_map; default 3, 0 for none.
-    vm_kmem_size_scale = "vm.kmem_size_scale",
-    /// Lower bound of kmem_map's size in bytes.
-    vm_kmem_size_min = "vm.kmem_size_min",
-    /// Upper bound of kmem_map's size in bytes; default 400 MiB.
-    vm_kmem_size_max = "vm.kmem_size_max",
-    /// Buffers, 16 KiB each in buffer_map; default 50 and more by the size of memory.
-    kern_nbuf = "kern.nbuf",
-    /// Transfers, 128 KiB each in pager_map; default `clamp(nbuf / 4, 16, 256)`.
-    kern_nswbuf = "kern.nswbuf",
+    vm_kmem_size_scale = "vm.kmem_size_scale" in 0..=INT_MAX,
+    /// Lower bound of kmem_map's size in bytes; default 0.
+    vm_kmem_size_min = "vm.kmem_size_min" in 0..=u64::MAX,
+    /// Upper bound of kmem_map's size in bytes, 0 for none; default 400 MiB.
+    vm_kmem_size_max = "vm.kmem_size_max" in 0..=u64::MAX,
+    /// Buffers, 16 KiB each in buffer_map; default, and meaning of 0, 50 and more by the size of memory.
+    kern_nbuf = "kern.nbuf" in 0..=INT_MAX,
+    /// Transfers, 128 KiB each in pager_map; default, and meaning of 0, `clamp(nbuf / 4, 16, 256)`.
+    kern_nswbuf = "kern.nswbuf" in 0..=65_536,
     /// Upper bound of buffer_map's size in bytes unless kern.nbuf is given; default 400 MiB, 0 for none.
-    kern_maxbcache = "kern.maxbcache",
+    kern_maxbcache = "kern.maxbcache" in 0..=u64::MAX,
     /// Argument buffers, 268 KiB each in exec_map; default 16.
-    vm_exec_map_entries = "vm.exec_map_entries",
+    vm_exec_map_entries = "vm.exec_map_entries" in 1..=65_536,
     /// Bytes of pipe_map; default a twentieth of kmem_map, at least 512 KiB.
-    kern_ipc_maxpipekva = "kern.ipc.maxpipekva",
+    kern_ipc_maxpipekva = "kern.ipc.maxpipekva" in 1..=1 << 38,
 }
 
-/// There is no tunable of that name.
+/// A tunable that cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownTunable;
+pub enum TunableError {
+    /// There is none of that name.
+    Unknown,
+    /// It cannot have that value.
+    OutOfRange {
+        /// The least value that it can have.
+        min: u64,
+        /// The greatest.
+        max: u64,
+    },
+}
 
 /// Everything the command line can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -245,8 +272,9 @@ mod tests {
             tsc_khz: Some(2_445_000),
             tunables: Tunables::default(),
         };
-        for (value, name) in (1..).zip(Tunables::NAMES) {
-            args.tunables.set(name, value).expect("a listed name is known");
+        for (offset, name) in (1..).zip(Tunables::NAMES) {
+            let range = Tunables::range(name).expect("a listed name is known");
+            args.tunables.set(name, range.start() + offset).expect("the value is in range");
         }
         assert_eq!(BootArgs::parse(&args.to_string()), Ok(args));
         assert_eq!(BootArgs::parse(""), Ok(BootArgs::default()));
@@ -254,9 +282,27 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_named() {
-        for word in ["selftst", "privilege=root", "kern.hz=fast", "vm.kmem_sise=1", "tsc_khz=0", "zeroed=1"] {
+        for word in
+            ["selftst", "privilege=root", "kern.hz=fast", "vm.kmem_sise=1", "tsc_khz=0", "zeroed=1", "kern.hz=0"]
+        {
             let line = std::format!("time=real {word}");
             assert_eq!(BootArgs::parse(&line), Err(BadWord(word)));
         }
+    }
+
+    #[test]
+    fn a_tunable_takes_the_values_in_its_range_and_no_others() {
+        for name in Tunables::NAMES {
+            let (min, max) = Tunables::range(name).expect("a listed name is known").into_inner();
+            let refused = Err(TunableError::OutOfRange { min, max });
+            let set = |value| Tunables::default().set(name, value);
+            assert_eq!((set(min), set(max)), (Ok(()), Ok(())), "{name}");
+            assert!(min.checked_sub(1).is_none_or(|below| set(below) == refused), "{name}");
+            assert!(max.checked_add(1).is_none_or(|above| set(above) == refused), "{name}");
+        }
+        let mut tunables = Tunables::default();
+        assert_eq!(tunables.set("kern.hz", 0), Err(TunableError::OutOfRange { min: 1, max: 10_000 }));
+        assert_eq!(tunables.set("kern.hertz", 1), Err(TunableError::Unknown));
+        assert_eq!(tunables, Tunables::default());
     }
 }

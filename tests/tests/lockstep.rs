@@ -48,8 +48,8 @@ fn sim_balance(sim: &Sim) -> Balance {
     Balance {
         free: vm.cnt().v_free_count.get(),
         wired: vm.cnt().v_wire_count.get(),
-        kernel_entries: kernel.nentries.get().into(),
-        kmem_entries: kmem.nentries.get().into(),
+        kernel_entries: kernel.nentries.get(),
+        kmem_entries: kmem.nentries.get(),
         kmem_size: kmem.size.get(),
     }
 }
@@ -182,7 +182,7 @@ fn guest_and_simulation_agree_on_ten_thousand_operations() {
         let mut script = Script { rng: Xoshiro256PlusPlus::seed_from_u64(seed), live: Vec::new(), pages: 0 };
         while pair.done < OPERATIONS {
             script.step(&mut pair);
-            if pair.done % 97 == 0 {
+            if pair.done.is_multiple_of(97) {
                 pair.assert_same_counters(&start);
             }
         }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::kvm::boot;
+use crate::kvm::memory::HOLE_START;
+
 /// Bytes at an address that suits every ELF structure.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
@@ -57,6 +60,14 @@ impl KernelImage {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether the image can be booted in a guest with `memory` bytes. A launch checks the same.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self, memory: u64) -> Result<(), ImageError> {
+        boot::check_image(self, memory.min(HOLE_START)).map_err(|fault| self.error(fault))
     }
 
     /// The error that says what is wrong with this image.

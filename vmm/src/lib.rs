@@ -27,13 +27,13 @@ pub mod tour;
 
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
-pub use vmkern_abi::boot::{Privilege, TimeMode, Tunables};
+pub use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
 pub use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage};
 pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{
     BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
-    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS,
+    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS, Unemulated,
 };
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};

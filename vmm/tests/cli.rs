@@ -171,6 +171,15 @@ fn the_time_limit_gives_status_5_in_the_guest_and_in_the_script() {
 }
 
 #[test]
+fn a_guest_that_runs_out_of_time_is_reported_with_where_it_stood() {
+    let output = script(&["--time", "real", "--timeout", "200ms"], "sleep 1000s\n");
+    let text = err(&output);
+    for part in ["time limit: standard input:1", "an end within 200ms", "the guest was stopped at 0xffffffff8", "+0x"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[test]
 fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
     for (args, part) in [
         (&["--memory", "0"][..], "8M"),
@@ -179,6 +188,7 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
         (&["--vcpus", "2"][..], "exactly 1"),
         (&["--set", "kern.hertz=1"][..], "vm.kmem_size_max"),
         (&["--set", "kern.hz"][..], "NAME=VALUE"),
+        (&["--set", "kern.hz=0"][..], "kern.hz: 0 (0x0) asked for; it is at least 1 and at most 10000"),
         (&["--privilege", "root"][..], "supervisor"),
         (&["--time", "tea"][..], "virtual"),
         (&["--timeout", "5K"][..], "ms"),
@@ -190,6 +200,66 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
         let with_json: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
         assert_eq!(json(&script(&with_json, "settle\n"))["outcome"], "error");
     }
+}
+
+#[test]
+fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
+    let scratch = Scratch::new("kernel");
+    let kernel = format!("{}/vmkern.elf", scratch.path());
+    assert_eq!(status(&run(&["image", "--output", &kernel])), 0);
+    let output = script(&["--kernel", &kernel], "kmem_malloc kmem_map 4K NOWAIT\n");
+    assert_eq!(status(&output), 0, "{}", err(&output));
+
+    // The note's name, which is there once as a word of its own.
+    let mut bytes = fs::read(&kernel).expect("the image was written");
+    let note = [&18u32.to_le_bytes()[..], b"Xen\0"].concat();
+    let at = bytes.windows(note.len()).position(|window| window == note).expect("the image has a PVH note");
+    bytes[at + 4] = b'Y';
+    let no_note = scratch.file("no-note.elf", &bytes);
+    let short = scratch.file("short.elf", &bytes[..100]);
+    let text = scratch.file("text.elf", "#!/bin/sh\n");
+    let missing = format!("{}/missing.elf", scratch.path());
+    let suite = Scratch::new("kernel-suite");
+    suite.file("a.kmem", "settle\n");
+    for (file, rule) in [
+        (no_note.as_str(), "has no PVH entry point"),
+        (short.as_str(), "is not an ELF executable for x86_64"),
+        (text.as_str(), "is not an ELF executable for x86_64"),
+        (missing.as_str(), "No such file"),
+        (scratch.path(), "directory"),
+    ] {
+        let outputs = [
+            script(&["--kernel", file], "settle\n"),
+            run(&["run", "--kernel", file]),
+            run(&["test", "--kernel", file, suite.path()]),
+        ];
+        for output in outputs {
+            assert_eq!(status(&output), 2, "{file}: {}", err(&output));
+            let text = err(&output);
+            assert!(text.contains(file) && text.contains(rule), "{file}: {text}");
+        }
+        assert_eq!(json(&script(&["--json", "--kernel", file], "settle\n"))["status"], 2);
+    }
+}
+
+#[test]
+fn at_supervisor_privilege_the_kernel_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out() {
+    let doctor = json(&run(&["doctor", "--json"]));
+    let output = script(&["--privilege", "supervisor", "--json"], "kmem_malloc kmem_map 4K NOWAIT\n");
+    let report = json(&output);
+    if doctor["kvm"] == "hardware" {
+        assert_eq!((status(&output), &report["environment"]["privilege"]), (0, &"supervisor".into()));
+        return;
+    }
+    assert_eq!(doctor["kvm"], "software");
+    assert_eq!((status(&output), &report["outcome"]), (4, &"error".into()));
+    let text = err(&output);
+    for part in
+        ["emulates code at CPL0", "`--privilege user`", "`auto`", "hardware virtualization", "self-test", "QEMU"]
+    {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 #[test]

@@ -1,16 +1,41 @@
 //! The scripts of the repository, each in a fresh guest.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-#[test]
-fn every_script_of_the_corpus_holds() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scripts");
+fn run(corpus: &Path, memory: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_vmkern"))
-        .arg("test")
+        .args(["test", "--memory", memory])
         .arg(corpus)
         .stdin(Stdio::null())
         .output()
         .expect("the command can be started");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{memory}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scripts")
+}
+
+#[test]
+fn every_script_of_the_corpus_holds_in_64_mib() {
+    run(&corpus(), "64M");
+}
+
+/// Scripts in folders of their own are about a certain size of memory; all others are not.
+#[test]
+fn scripts_that_are_not_about_a_size_of_memory_hold_in_8_mib_and_in_1_gib() {
+    let any_size = Path::new(env!("CARGO_TARGET_TMPDIR")).join("any-size");
+    fs::create_dir_all(&any_size).expect("the folder can be made");
+    for entry in fs::read_dir(corpus()).expect("the corpus is there") {
+        let path = entry.expect("the corpus can be read").path();
+        if path.is_file() {
+            let name = path.file_name().expect("a file has a name");
+            fs::copy(&path, any_size.join(name)).expect("the script can be copied");
+        }
+    }
+    for memory in ["8M", "1G"] {
+        run(&any_size, memory);
+    }
 }

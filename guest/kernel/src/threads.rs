@@ -75,10 +75,10 @@ const SLOT: usize = 1;
 const LOW: usize = 2;
 const HIGH: usize = 3;
 const SLOTS: usize = 4;
-const DEPTH: usize = 5;
-/// What a new thread calls, and with what.
-const START: usize = 6;
-const ARGUMENT: usize = 7;
+const SLOTS_END: usize = 5;
+const DEPTH: usize = 6;
+/// What a new thread calls.
+const START: usize = 7;
 
 /// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming up.
 fn structure(thread: KPtr<Thread>) -> &'static Thread {
@@ -93,6 +93,7 @@ fn save(thread: &Thread, context: &Context) {
     thread.md[LOW].set(context.bounds.low);
     thread.md[HIGH].set(context.bounds.high);
     thread.md[SLOTS].set(context.bounds.slots);
+    thread.md[SLOTS_END].set(context.bounds.slots_end);
     thread.md[DEPTH].set(context.mask_depth.into());
 }
 
@@ -101,7 +102,7 @@ fn load(thread: &Thread) -> Context {
     Context {
         rsp: word(RSP),
         slot: word(SLOT),
-        bounds: StackBounds { low: word(LOW), high: word(HIGH), slots: word(SLOTS) },
+        bounds: StackBounds { low: word(LOW), high: word(HIGH), slots: word(SLOTS), slots_end: word(SLOTS_END) },
         mask_depth: u32::try_from(word(DEPTH)).unwrap_or(1),
     }
 }
@@ -110,20 +111,19 @@ fn load(thread: &Thread) -> Context {
 pub fn fork(thread: KPtr<Thread>, stack: &Range<GuestVirt>, start: ThreadStart<KernelMachine>, arg: u64) {
     let t = structure(thread);
     t.md[START].set(start as usize as u64);
-    t.md[ARGUMENT].set(arg);
     // SAFETY: `kmem` hands over a mapped stack of its own for the thread's life.
-    let context = unsafe { Context::new(stack.start.get(), stack.end.get(), begin, thread.addr().get()) };
+    let context = unsafe { Context::new(stack.start.get(), stack.end.get(), begin, [thread.addr().get(), arg]) };
     save(t, &context);
 }
 
 /// First function of a thread.
-extern "C" fn begin(thread: u64) -> ! {
+extern "C" fn begin(thread: u64, arg: u64) -> ! {
     let vm = vm().unwrap_or_else(|| panic!("a thread without a memory system"));
     let t = structure(KPtr::new(GuestVirt::new(thread)));
     switch::arrive(&load(t));
-    // SAFETY: the word was a function of this very type in `fork`.
-    let start = unsafe { core::mem::transmute::<usize, ThreadStart<KernelMachine>>(t.md[START].get() as usize) };
-    vm.fork_exit(start, t.md[ARGUMENT].get())
+    // SAFETY: the word was a function of this very type in `fork`; both are one machine word.
+    let start = unsafe { core::mem::transmute::<u64, ThreadStart<KernelMachine>>(t.md[START].get()) };
+    vm.fork_exit(start, arg)
 }
 
 /// Switches threads (`Machine::cpu_switch`).

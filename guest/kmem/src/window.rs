@@ -1,7 +1,7 @@
 //! The window onto the kernel's structures: the one place that makes references out of addresses.
 //!
 //! **Invariant.** A [`KPtr`] of this crate is null or was made by one of its allocators (boot region, page array,
-//! zones, whole pages), which hand out properly aligned places inside one page of managed memory or inside the page
+//! pools of maps, whole pages), which hand out properly aligned places inside one page of managed memory or inside the page
 //! array. Types are [`Shared`]: any bytes are a value, and every word is atomic. A reference made here is therefore
 //! always valid, even when the structure behind it has been freed and the place serves another one: what is read then
 //! is wrong, but never undefined.
@@ -12,8 +12,8 @@ use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, IndexNode, KernelRoots, MapNode, SlabHeader, SlabItem, SleepQueue, StoredOp,
-    Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EventhandlerEntry, EventhandlerList, IndexNode, KernelRoots, MapHome, MapNode, PoolPage, SlabHeader, SlabItem,
+    SleepQueue, StoredOp, Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern_abi::pte::{NPTEPG, Pte};
 use zerocopy::FromBytes;
@@ -28,13 +28,13 @@ pub unsafe trait Shared: FromBytes {}
 
 macro_rules! shared {
     ($($name:ty),* $(,)?) => {$(
-        // SAFETY: the type is a `repr(C)` structure of `Field`s, smaller than a page.
+        // SAFETY: the type is a `repr(C)` structure of `Field`s, no larger than a page.
         unsafe impl Shared for $name {}
     )*};
 }
 
-shared!(EventhandlerEntry, EventhandlerList, SleepQueue, StoredOp, Sx, Thread);
-shared!(IndexNode, KernelRoots, MapNode, SlabHeader, SlabItem, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
+shared!(EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SleepQueue, StoredOp, Sx, Thread);
+shared!(IndexNode, KernelRoots, MapHome, MapNode, PoolPage, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
 
 /// A page of page-table entries.
 pub type PageTable = [Field<Pte>; NPTEPG];

@@ -4,11 +4,13 @@
 //! entries ([`MapNode`]). Both say the same at any time when the map's lock is free.
 
 mod node;
+mod pool;
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 pub use self::node::MapNode;
+pub use self::pool::{MapHome, MapPool, PoolPage};
 use super::lock::{Mtx, Sx};
 use super::object::VmObject;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
@@ -119,25 +121,27 @@ pub struct MapIndex {
     pub nodes: Field<u64>,
 }
 
-/// Entries and nodes that a map owns and does not use now, so that a change of the map never has to allocate.
-/// Guarded by the map's lock.
+/// The entries and nodes that a map owns, those in use and those in reserve, so that a change of the map never has to
+/// allocate. Guarded by the map's lock.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapReserve {
-    /// Unused entries, linked by [`VmMapEntry::next`].
-    pub entries: Field<KPtr<VmMapEntry>>,
-    /// How many there are.
-    pub entry_count: Field<u64>,
-    /// Unused nodes, linked by [`MapNode::spare_next`].
-    pub nodes: Field<KPtr<MapNode>>,
-    /// How many there are.
-    pub node_count: Field<u64>,
+    /// The map itself, which its home begins with.
+    pub home: Field<KPtr<MapHome>>,
+    /// The entries.
+    pub entries: MapPool,
+    /// The index nodes.
+    pub nodes: MapPool,
+    /// Nodes that have left the tree and not yet the pool, linked by [`MapNode::spare_next`]; null between changes.
+    pub unlinked: Field<KPtr<MapNode>>,
     /// Merges of entries without an object that were not split again: so many entries are kept in reserve, because
     /// freeing such a range brings no page in from which an entry could be made.
     pub credits: Field<u64>,
+    /// Pages of entries without an object, submaps and the kernel image left out: as many credits can be of use.
+    pub plain_pages: Field<u64>,
 }
 
-/// A map: what a part of the address space holds. Lives in the direct map.
+/// A map: what a part of the address space holds. Lives in the direct map, at the start of its home ([`MapHome`]).
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmMap {
@@ -165,8 +169,6 @@ pub struct VmMap {
     pub next_map: Field<KPtr<VmMap>>,
     /// The lock of a map that is no system map.
     pub sx: Sx,
-    #[doc(hidden)]
-    pub _pad: Field<u64>,
 }
 
 impl VmMap {
@@ -183,7 +185,7 @@ impl VmMap {
     }
 }
 
-const _: () = assert!(size_of::<VmMap>() == 192);
+const _: () = assert!(size_of::<VmMap>() == 256);
 const _: () = assert!(core::mem::offset_of!(VmMap, header) == 0);
 const _: () = assert!(core::mem::offset_of!(VmMap, nentries) == 64);
 const _: () = assert!(core::mem::offset_of!(VmMap, index) == 104);

@@ -76,9 +76,8 @@ pub struct SlabZone {
     pub used: Field<u64>,
 }
 
-/// Zones, by number: maps, map entries, nodes of the maps' indexes, objects, lists of event handlers, event handlers,
-/// stored operations, threads, sleep queues.
-pub const ZONE_COUNT: usize = 9;
+/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads, sleep queues.
+pub const ZONE_COUNT: usize = 6;
 /// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
 pub const MAP_COUNT: usize = 5;
 
@@ -149,6 +148,8 @@ pub struct KernelRoots {
     pub held_locks: Field<u32>,
     /// What stands between the host's requests and the threads that work on them.
     pub driver_mtx: Mtx,
+    /// Pages that maps have for themselves, their entries and the nodes of their indexes.
+    pub map_pages: Field<u64>,
     /// Zones by number.
     pub zones: [SlabZone; ZONE_COUNT],
     /// Threads, run queue, sleep queues and time-outs.

@@ -1,9 +1,10 @@
 //! Options that describe a guest.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use vmkern::{Builder, ConfigError, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, Privilege, TimeMode};
+use vmkern::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode};
 
 use super::values;
 
@@ -32,6 +33,9 @@ pub struct GuestArgs {
     /// Sets a kernel tunable; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
+    /// Boots this kernel image, an ELF file with a PVH entry note, in place of the built-in one.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
 }
 
 impl Default for GuestArgs {
@@ -44,6 +48,7 @@ impl Default for GuestArgs {
             timeout: DEFAULT_TIMEOUT,
             seed: 0,
             settings: Vec::new(),
+            kernel: None,
         }
     }
 }
@@ -53,7 +58,7 @@ impl GuestArgs {
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn builder(&self) -> Result<Builder, ConfigError> {
+    pub fn builder(&self) -> Result<Builder, LaunchError> {
         let mut builder = Guest::builder()
             .memory(self.memory)
             .vcpus(self.vcpus)
@@ -65,6 +70,11 @@ impl GuestArgs {
             builder = builder.tunable(name, *value)?;
         }
         builder.validate()?;
+        if let Some(path) = &self.kernel {
+            let image = KernelImage::from_file(path)?;
+            image.check(self.memory)?;
+            builder = builder.kernel(image);
+        }
         Ok(builder)
     }
 

@@ -36,7 +36,7 @@ pub struct TestArgs {
     /// Writes a JUnit report to this file.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Guests at a time; by default as many as there are CPUs.
+    /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both awake.
     #[arg(short, long, value_name = "COUNT")]
     jobs: Option<usize>,
     /// Shows what each script prints.
@@ -102,7 +102,7 @@ fn prepare(args: &TestArgs) -> anyhow::Result<Vec<PathBuf>> {
 
 fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
     let start = Instant::now();
-    let jobs = args.jobs.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+    let jobs = args.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1)));
     let name = |index: usize| {
         let path: &Path = &scripts[index];
         path.strip_prefix(&args.dir).unwrap_or(path).display().to_string()

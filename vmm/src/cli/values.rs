@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use vmkern::Guest;
 use vmkern::script::parse_number;
-use vmkern::{ConfigError, Tunables};
 
 /// A size as scripts write it, or with the suffix `T`.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -34,10 +34,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
 pub fn setting(text: &str) -> Result<(String, u64), String> {
     let Some((name, value)) = text.split_once('=') else { return Err("expected NAME=VALUE".to_owned()) };
     let value = parse_number(value).map_err(|expected| format!("{name}: expected {expected}"))?;
-    if !Tunables::NAMES.contains(&name) {
-        return Err(ConfigError::UnknownTunable(name.to_owned()).to_string());
-    }
-    Ok((name.to_owned(), value))
+    // Refused here, the option is named together with the rule.
+    Guest::builder().tunable(name, value).map(|_| (name.to_owned(), value)).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -63,10 +61,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_tunable_lists_the_known_ones() {
+    fn a_setting_is_refused_with_the_rule_that_it_breaks() {
         assert_eq!(setting("kern.hz=1K"), Ok(("kern.hz".to_owned(), 1024)));
         let message = setting("kern.hertz=1").expect_err("there is none");
         assert!(message.contains("kern.hertz") && message.contains("vm.kmem_size_scale"), "{message}");
+        let message = setting("kern.hz=0").expect_err("it is out of range");
+        assert!(message.contains("kern.hz: 0 ") && message.contains("at least 1 and at most 10000"), "{message}");
         assert!(setting("kern.hz").is_err() && setting("kern.hz=x").is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmkern_abi::addr::PAGE_SIZE;
-use vmkern_abi::boot::{Privilege, TimeMode, Tunables};
+use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
 use vmkern_abi::crash::CrashKind;
 
 use super::error::{ConfigError, LaunchError, MEMORY_MAX, MEMORY_MIN};
@@ -82,11 +82,14 @@ impl Builder {
     /// Sets a kernel tunable by FreeBSD's name ([`Tunables::NAMES`]).
     ///
     /// # Errors
-    /// [`ConfigError::UnknownTunable`], which lists the known ones.
+    /// [`ConfigError::UnknownTunable`], which lists the known ones; [`ConfigError::TunableRange`].
     pub fn tunable(mut self, name: &str, value: u64) -> Result<Self, ConfigError> {
         match self.tunables.set(name, value) {
             Ok(()) => Ok(self),
-            Err(_) => Err(ConfigError::UnknownTunable(name.to_owned())),
+            Err(TunableError::Unknown) => Err(ConfigError::UnknownTunable(name.to_owned())),
+            Err(TunableError::OutOfRange { min, max }) => {
+                Err(ConfigError::TunableRange { name: name.to_owned(), value, min, max })
+            }
         }
     }
 
@@ -133,8 +136,10 @@ impl Builder {
     pub fn launch(self) -> Result<Guest, LaunchError> {
         self.validate()?;
         let mut guest = launch::start(&self, Selftest::No)?;
-        guest.wait_until_ready()?;
-        Ok(guest)
+        match guest.wait_until_ready() {
+            Ok(()) => Ok(guest),
+            Err(error) => Err(guest.launch_error(error)),
+        }
     }
 
     /// Boots the guest with `selftest` on its command line, and returns when it has left through the exit port.
@@ -171,6 +176,14 @@ mod tests {
         let message = Builder::default().tunable("kern.hertz", 1).expect_err("there is none").to_string();
         assert!(message.contains("kern.hertz") && message.contains("kern.hz"), "{message}");
         assert!(Builder::default().tunable("kern.hz", 1000).is_ok());
+    }
+
+    #[test]
+    fn a_tunable_out_of_range_is_refused_with_the_range() {
+        let message = |name, value| Builder::default().tunable(name, value).expect_err("out of range").to_string();
+        let text = message("kern.hz", 20_000);
+        assert!(["kern.hz", "20000", "at least 1 and at most 10000"].iter().all(|part| text.contains(part)), "{text}");
+        assert!(message("vm.kmem_size", 1).ends_with("at least 4096"));
     }
 
     #[test]

@@ -21,10 +21,11 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.frames.first() {
-            Some(frame) => write!(f, "{} ({frame})", self.address),
-            None => write!(f, "{}", self.address),
+        write!(f, "{}", self.address)?;
+        for (depth, frame) in self.frames.iter().enumerate() {
+            write!(f, "{}{frame}", if depth == 0 { " (" } else { " in " })?;
         }
+        f.write_str(if self.frames.is_empty() { "" } else { ")" })
     }
 }
 

@@ -28,12 +28,35 @@ pub enum LaunchError {
     /// The kernel image cannot be booted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The kernel was to run at CPL0, which this host's KVM emulates and does not know well enough.
+    #[error(transparent)]
+    Unemulated(#[from] Unemulated),
     /// The guest started, but did not become ready.
     #[error("the guest did not become ready: {0}")]
     Guest(#[from] GuestError),
     /// The host refused something: memory, a thread, a KVM operation.
     #[error(transparent)]
     Io(#[from] KvmError),
+}
+
+/// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 was stopped at {at}{}. \
+     Let its body run at CPL3 with `--privilege user`, or with `auto`, which finds out; or use a host with hardware \
+     virtualization. QEMU's own CPU emulation runs the self-test at CPL0: see `vmkern image --help`.",
+    bytes(.instruction)
+)]
+pub struct Unemulated {
+    /// Where the instruction is.
+    pub at: Box<Location>,
+    /// The bytes there, as far as they are known: the instruction and what follows it.
+    pub instruction: Vec<u8>,
+}
+
+fn bytes(instruction: &[u8]) -> String {
+    let words: Vec<String> = instruction.iter().map(|byte| format!("{byte:02x}")).collect();
+    if words.is_empty() { String::new() } else { format!(", before the bytes {}", words.join(" ")) }
 }
 
 /// A setting of a guest that breaks a rule.
@@ -53,6 +76,18 @@ pub enum ConfigError {
     /// No tunable has this name.
     #[error("unknown tunable `{0}`; there are: {list}", list = Tunables::NAMES.join(" "))]
     UnknownTunable(String),
+    /// A tunable cannot have this value.
+    #[error("tunable {name}: {value} ({value:#x}) asked for; it is {}", bounds(*.min, *.max))]
+    TunableRange {
+        /// The tunable.
+        name: String,
+        /// The value that was asked for.
+        value: u64,
+        /// The least value that it can have.
+        min: u64,
+        /// The greatest.
+        max: u64,
+    },
     /// The command line does not fit.
     #[error("the kernel's command line is {0} bytes long and must be shorter than {max}", max = BootArgs::MAX_LEN)]
     CommandLine(usize),
@@ -65,6 +100,13 @@ pub enum ConfigError {
     /// A join needs a blocked thread, and one join at a time.
     #[error("thread t{0} is not blocked, or joined already: there is nothing to join")]
     NothingToJoin(u16),
+}
+
+fn bounds(min: u64, max: u64) -> String {
+    match max {
+        u64::MAX => format!("at least {min}"),
+        max => format!("at least {min} and at most {max}"),
+    }
 }
 
 /// A running guest failed, or a wait for it ended without an answer.

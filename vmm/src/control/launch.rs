@@ -8,13 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use vmkern_abi::boot::{BootArgs, Privilege};
 use vmkern_abi::control::{ExitCode, Phase};
 
 use super::bell::Bell;
 use super::builder::Builder;
 use super::environment::{Environment, KvmKind};
-use super::error::{ConfigError, ContractError, GuestError, LaunchError};
+use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
 use super::guest::Guest;
 use super::link::Link;
 use super::logs::Logs;
@@ -24,7 +25,7 @@ use crate::devices::{Console, PortBus};
 use crate::kvm::memory::{GuestRam, NotRam};
 use crate::kvm::vcpu::{self, Orders, VcpuState};
 use crate::kvm::vm::Vm;
-use crate::kvm::{KvmError, boot, host};
+use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
 /// How long a launch looks for the kernel before it sleeps: a boot takes about so long.
 const LOOK_FOR_READY: Duration = Duration::from_millis(3);
@@ -180,11 +181,32 @@ impl Guest {
             cpl => return Err(impossible("body_cpl", cpl.into())),
         };
         self.environment.tsc_khz = self.machine.state.tsc_khz.get().copied().unwrap_or(0);
-        let picoseconds_per_cycle = 1_000_000_000 / u64::from(self.environment.tsc_khz.max(1));
-        let nanoseconds = region.cpl0_cycles.get().saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS;
-        self.environment.kvm = KvmKind::from_instruction_time(nanoseconds);
+        self.environment.kvm = self.measured_kvm();
         self.environment.boot_cycles = region.ready_tsc.get().saturating_sub(region.entry_tsc.get());
         Ok(())
+    }
+
+    /// The kind of KVM by what the kernel measured on its way in. One that did not come so far measured no time.
+    fn measured_kvm(&self) -> KvmKind {
+        let tsc_khz = self.machine.state.tsc_khz.get().copied().unwrap_or(0);
+        let picoseconds_per_cycle = 1_000_000_000 / u64::from(tsc_khz.max(1));
+        let cycles = self.link.region().cpl0_cycles.get();
+        KvmKind::from_instruction_time(cycles.saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS)
+    }
+
+    /// What it means for a launch that the guest ended with `error`.
+    pub(super) fn launch_error(&self, error: GuestError) -> LaunchError {
+        // Elsewhere it is a bug: the nucleus keeps to what an emulating KVM knows, and a processor knows everything.
+        let at_cpl0 = self.environment.privilege == Privilege::Supervisor && self.measured_kvm() == KvmKind::Software;
+        match error {
+            GuestError::Cpu { failure, at } if at_cpl0 && failure.registers.cpl() == Some(0) => match failure.fault {
+                CpuFault::Internal { suberror: KVM_INTERNAL_ERROR_EMULATION, instruction } => {
+                    Unemulated { at, instruction }.into()
+                }
+                fault => GuestError::Cpu { failure: CpuFailure { fault, ..failure }, at }.into(),
+            },
+            error => error.into(),
+        }
     }
 
     /// Waits until the kernel leaves by itself.
@@ -194,7 +216,10 @@ impl Guest {
             (Woken::News, Some(&vcpu::VcpuEnd::Exit(exit))) if exit != ExitCode::Crash as u8 => {
                 Ok(BootReport { exit, output: self.take_log() })
             }
-            (Woken::News, _) => Err(self.end().into()),
+            (Woken::News, _) => {
+                let error = self.end();
+                Err(self.launch_error(error))
+            }
             (Woken::Interrupted, _) => Err(GuestError::Interrupted.into()),
             (Woken::Deadline, _) => Err(self.time_is_up().into()),
         }

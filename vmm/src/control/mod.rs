@@ -21,7 +21,7 @@ pub use self::bell::InterruptHandle;
 pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
 pub use self::crash::{Crash, Location};
 pub use self::environment::{Environment, KvmKind};
-pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN};
+pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated};
 pub use self::guest::Guest;
 pub use self::launch::BootReport;
 

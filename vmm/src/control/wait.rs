@@ -18,8 +18,9 @@ use crate::kvm::vcpu::VcpuState;
 const BUDGET_MIN: Duration = Duration::from_micros(4);
 /// The most.
 const BUDGET_MAX: Duration = Duration::from_micros(400);
-/// How long to look before others are let through between looks.
-const UNDISTURBED: Duration = Duration::from_micros(10);
+/// How long to look before others are let through between looks. Never within [`BUDGET_MAX`]: whoever yields to a
+/// process that only computes waits for a whole time slice, milliseconds, while the answer is there in microseconds.
+const UNDISTURBED: Duration = BUDGET_MAX;
 /// How many looks are made between two looks at the clock.
 const LOOKS: u32 = 32;
 
@@ -71,7 +72,7 @@ impl Waiter {
             if bell.take_interrupt() {
                 return Woken::Interrupted;
             }
-            // Where CPUs are scarce, the vCPU may be waiting for this very one.
+            // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must not keep it.
             if start.elapsed() > UNDISTURBED {
                 thread::yield_now();
             }

@@ -13,6 +13,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use object::elf::NoteType;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectKind};
 use vm_memory::GuestAddress;
@@ -21,7 +22,7 @@ use vmkern_abi::boot::BootArgs;
 use vmkern_abi::control::ControlRegion;
 
 use super::KvmError;
-use super::memory::{GuestRam, HOLE_START, NotRam, ram_ranges};
+use super::memory::{GuestRam, NotRam, ram_ranges};
 use crate::image::{ImageError, ImageFault, KernelImage};
 
 /// Where the start information lies.
@@ -47,13 +48,16 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const MEMMAP_RAM: u32 = 1;
 
+/// Type of the note that names the PVH entry.
+const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+
 /// Where the image wants to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(pub(crate) GuestPhys);
 
 /// Puts `image` into memory, which is all zero, and returns its PVH entry.
 pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage) -> Result<Entry, ImageError> {
-    check_image(image, ram.size().min(HOLE_START)).map_err(|fault| image.error(fault))?;
+    image.check(ram.size())?;
     let loaded = Elf::load(ram.memory(), None, &mut Cursor::new(image.bytes()), None)
         .map_err(|error| image.error(ImageFault::NotElf(error.to_string())))?;
     match loaded.pvh_boot_cap {
@@ -64,8 +68,9 @@ pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage) -> Result<Entry, I
     }
 }
 
-/// Checks what the loader does not: the class, the machine, and where segments lie, zeroed parts included.
-fn check_image(image: &KernelImage, limit: u64) -> Result<(), ImageFault> {
+/// Checks `image` against memory that ends at `limit`: the class, the machine, the entry note, and where segments lie,
+/// zeroed parts included.
+pub(crate) fn check_image(image: &KernelImage, limit: u64) -> Result<(), ImageFault> {
     let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
     let file = ElfFile64::<Endianness>::parse(image.bytes()).map_err(not_elf)?;
     if file.architecture() != object::Architecture::X86_64 || file.kind() != ObjectKind::Executable {
@@ -82,7 +87,16 @@ fn check_image(image: &KernelImage, limit: u64) -> Result<(), ImageFault> {
             return Err(ImageFault::DoesNotFit { end, limit });
         }
     }
-    Ok(())
+    for segment in file.elf_program_headers() {
+        let notes = segment.notes(endian, image.bytes()).map_err(not_elf)?;
+        for note in notes.into_iter().flatten() {
+            let note = note.map_err(not_elf)?;
+            if note.n_type(endian) == NoteType(XEN_ELFNOTE_PHYS32_ENTRY) && note.name() == b"Xen" {
+                return Ok(());
+            }
+        }
+    }
+    Err(ImageFault::NoPvhNote)
 }
 
 /// Writes the start information, the memory map and `command_line`, which is shorter than [`BootArgs::MAX_LEN`].

@@ -46,6 +46,12 @@ impl Registers {
         self.cr0 >> 31 & 1 != 0
     }
 
+    /// The privilege level of the code that ran, where the code segment is known.
+    #[must_use]
+    pub fn cpl(&self) -> Option<u16> {
+        (self.cs != 0).then_some(self.cs & 3)
+    }
+
     pub(crate) fn from_kvm(regs: &kvm_regs, sregs: &kvm_sregs) -> Self {
         Self {
             rip: GuestVirt::new(regs.rip),

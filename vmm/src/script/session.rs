@@ -106,7 +106,7 @@ impl From<&Environment> for EnvironmentReport {
 #[must_use]
 pub fn launch_status(error: &LaunchError) -> Status {
     match error {
-        LaunchError::NoKvm(_) | LaunchError::Io(_) => Status::NoKvm,
+        LaunchError::NoKvm(_) | LaunchError::Io(_) | LaunchError::Unemulated(_) => Status::NoKvm,
         LaunchError::Config(_) => Status::Usage,
         LaunchError::Image(_) => Status::Broken,
         LaunchError::Guest(error) => guest_status(error),
@@ -129,6 +129,7 @@ pub fn guest_status(error: &GuestError) -> Status {
 pub fn launch_report(error: &LaunchError, environment: EnvironmentReport) -> RunReport {
     let expected = match error {
         LaunchError::NoKvm(_) | LaunchError::Io(_) => "a host that can run guests",
+        LaunchError::Unemulated(_) => "a host that can run the kernel at CPL0",
         LaunchError::Config(_) => "a guest that can be",
         LaunchError::Image(_) => "a kernel image that can be booted",
         LaunchError::Guest(_) => "a guest that boots",

@@ -42,7 +42,8 @@ pub fn check(sim: &Sim) {
     let wired_in = |object: &Object| {
         object.pages.values().filter(|&&pfn| sim.vm().page_by_number(pfn).wire_count.get() > 0).count() as u64
     };
-    let known = slabs + nodes + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
+    let known =
+        state.map_pages.get() + slabs + nodes + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
     assert_eq!(wired, known, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
 }

@@ -1,5 +1,6 @@
 //! The memory system as a whole, on the simulated machine.
 
+mod balance;
 mod contracts;
 mod events;
 mod faults;

@@ -311,6 +311,8 @@ impl<M: Machine> Vm<M> {
         if let Err(code) = self.vm_map_insert(m, &EntrySpec::NOFAULT, KERNBASE, start) {
             self.panic(format_args!("kmem_init: cannot enter the kernel image: {code}"));
         }
+        // The image is never given back, in one piece or in several.
+        self.map_plain_leave(self.get(m), start.since(KERNBASE));
         self.vm_map_unlock(m);
     }
 

@@ -11,6 +11,10 @@
 //! A system map is locked by a mutex, any other map by an sx lock, which may be held across a sleep. An entry that a
 //! thread works on while the map is unlocked is marked in transition: nobody merges, cuts away or deletes it, and who
 //! wants to waits for the end of that (`vm_map_unlock_and_wait`). After any wait the map may have changed.
+//!
+//! An entry that leaves lets another one move to its place ([`mod@pool`]): a pointer to an entry is good until the next
+//! entry leaves, or the map is unlocked. The functions that make entries leave give back where the one that matters is
+//! then.
 
 mod check;
 mod clip;
@@ -18,6 +22,7 @@ mod delete;
 pub mod index;
 mod insert;
 mod lookup;
+pub mod pool;
 pub mod reserve;
 mod space;
 mod submap;
@@ -107,24 +112,20 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is
-    /// not a system map until its maker sets `system_map`, before first use. Takes no lock.
+    /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
+    /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is not a system map
+    /// until its maker sets `system_map`, before first use. Takes no lock.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the map.
     pub fn vm_map_create(&self, min: GuestVirt, max: GuestVirt) -> Result<KPtr<VmMap>, Shortage> {
-        let map: KPtr<VmMap> = self.zone_alloc().ok_or(Shortage)?;
+        let map = self.map_home_alloc()?;
         let m = self.get(map);
         m.header.start.set(min);
         m.header.end.set(max);
         m.header.prev.set(header(map));
         m.header.next.set(header(map));
         m.pmap.set(self.state().kernel_pmap.pml4.get());
-        if let Err(shortage) = self.map_reserve(m, 0) {
-            self.map_reserve_release(m);
-            self.zone_free(map);
-            return Err(shortage);
-        }
         self.map_nodes(m).index().create(header(map));
         m.next_map.set(self.state().map_list.get());
         self.state().map_list.set(map);
@@ -147,9 +148,10 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`).
+    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`). The map's reserve is as its rules say then.
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
+        self.map_settle(m);
         if m.system_map.get() != 0 {
             self.mtx_unlock(LockClass::Map, &m.lock.owner);
         } else {

@@ -1,15 +1,15 @@
-//! Zones of small equal items in the direct map: maps, map entries, index nodes.
+//! Zones of small equal items in the direct map: objects, threads, event handlers. What maps consist of lies in pools of
+//! their own ([`super::map`]).
 //!
 //! A zone grows by one page, a slab, and gives a slab back as soon as its last item is free. A slab begins with a
 //! [`SlabHeader`]; its free items form a list inside themselves, and slabs with free items form the zone's list. No
-//! item needs any address space but the direct map, so that making a map entry never changes a map (FreeBSD's KMAP
-//! ENTRY zone has the same aim). Zones grow by INTERRUPT-class pages and never sleep.
+//! item needs any address space but the direct map. Zones grow by INTERRUPT-class pages and never sleep.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, MapNode, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmMap,
-    VmMapEntry, VmObject, ZONE_COUNT,
+    EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
+    ZONE_COUNT,
 };
 
 use super::page::{AllocClass, AllocFlags, Contents};
@@ -24,46 +24,31 @@ pub trait ZoneItem: Shared {
     const ZONE: usize;
 }
 
-impl ZoneItem for VmMap {
+impl ZoneItem for VmObject {
     const ZONE: usize = 0;
 }
 
-impl ZoneItem for VmMapEntry {
+impl ZoneItem for EventhandlerList {
     const ZONE: usize = 1;
 }
 
-impl ZoneItem for MapNode {
+impl ZoneItem for EventhandlerEntry {
     const ZONE: usize = 2;
 }
 
-impl ZoneItem for VmObject {
+impl ZoneItem for StoredOp {
     const ZONE: usize = 3;
 }
 
-impl ZoneItem for EventhandlerList {
+impl ZoneItem for Thread {
     const ZONE: usize = 4;
 }
 
-impl ZoneItem for EventhandlerEntry {
+impl ZoneItem for SleepQueue {
     const ZONE: usize = 5;
 }
 
-impl ZoneItem for StoredOp {
-    const ZONE: usize = 6;
-}
-
-impl ZoneItem for Thread {
-    const ZONE: usize = 7;
-}
-
-impl ZoneItem for SleepQueue {
-    const ZONE: usize = 8;
-}
-
 const ITEM_SIZES: [usize; ZONE_COUNT] = [
-    size_of::<VmMap>(),
-    size_of::<VmMapEntry>(),
-    size_of::<MapNode>(),
     size_of::<VmObject>(),
     size_of::<EventhandlerList>(),
     size_of::<EventhandlerEntry>(),

@@ -32,7 +32,7 @@ pub struct MapNode {
     pub _pad: Field<u32>,
     /// Gaps.
     pub gaps: [Field<u32>; MapNode::FANOUT],
-    /// The next node of a chain of unused nodes; null in the tree.
+    /// The next node of [`super::MapReserve::unlinked`]; null in the tree.
     pub spare_next: Field<KPtr<MapNode>>,
     /// Addresses of the entries or children.
     pub targets: [Field<GuestVirt>; MapNode::FANOUT],

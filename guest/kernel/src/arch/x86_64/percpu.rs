@@ -34,6 +34,8 @@ pub const STACK_LOW: usize = offset_of!(PerCpu, stack_low);
 pub const STACK_HIGH: usize = offset_of!(PerCpu, stack_high);
 /// Offset of [`PerCpu::slots_low`].
 pub const SLOTS_LOW: usize = offset_of!(PerCpu, slots_low);
+/// Offset of [`PerCpu::slots_high`].
+pub const SLOTS_HIGH: usize = offset_of!(PerCpu, slots_high);
 /// Offset of [`PerCpu::emergency_stack`].
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
 /// Offset of [`PerCpu::idle_armed`].
@@ -73,6 +75,7 @@ pub struct PerCpu {
     stack_low: AtomicPtr<u8>,
     stack_high: AtomicPtr<u8>,
     slots_low: AtomicPtr<u8>,
+    slots_high: AtomicPtr<u8>,
     /// The thread that runs.
     thread: AtomicU64,
     /// Top of the stack for crashes.
@@ -130,11 +133,13 @@ pub struct StackBounds {
     pub high: u64,
     /// Lowest address of the trap slots.
     pub slots: u64,
+    /// First address past them.
+    pub slots_end: u64,
 }
 
 impl StackBounds {
     /// Bounds that every stack is within, for the moment of a switch.
-    pub const ANY: Self = Self { low: 0, high: u64::MAX, slots: 0 };
+    pub const ANY: Self = Self { low: 0, high: u64::MAX, slots: 0, slots_end: 0 };
 }
 
 impl PerCpu {
@@ -164,6 +169,7 @@ impl PerCpu {
             stack_low: AtomicPtr::new(stacks.body.bottom().cast_mut()),
             stack_high: AtomicPtr::new(stacks.body.top().cast_mut()),
             slots_low: AtomicPtr::new(stacks.trap.bottom().cast_mut()),
+            slots_high: AtomicPtr::new(stacks.trap.top().cast_mut()),
             thread: AtomicU64::new(0),
             emergency_stack: stacks.emergency.top(),
             trap_stack: stacks.trap.bottom(),
@@ -190,7 +196,12 @@ impl PerCpu {
     #[must_use]
     pub fn stack_bounds(&self) -> StackBounds {
         let address = |pointer: &AtomicPtr<u8>| pointer.load(Ordering::Relaxed) as u64;
-        StackBounds { low: address(&self.stack_low), high: address(&self.stack_high), slots: address(&self.slots_low) }
+        StackBounds {
+            low: address(&self.stack_low),
+            high: address(&self.stack_high),
+            slots: address(&self.slots_low),
+            slots_end: address(&self.slots_high),
+        }
     }
 
     /// Says where the running thread's stack lies.
@@ -199,6 +210,7 @@ impl PerCpu {
         set(&self.stack_low, bounds.low);
         set(&self.stack_high, bounds.high);
         set(&self.slots_low, bounds.slots);
+        set(&self.slots_high, bounds.slots_end);
         compiler_fence(Ordering::SeqCst);
     }
 

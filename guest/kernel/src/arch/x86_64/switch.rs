@@ -13,7 +13,7 @@ use super::percpu::{PerCpu, SLOT, StackBounds};
 /// Bytes at the top of a kernel stack that hold trap frames.
 pub const TRAP_PAGE: u64 = 4096;
 
-const _: () = assert!(TRAP_PAGE as usize / SLOT >= 5, "too few traps could nest");
+const _: () = assert!(TRAP_PAGE / SLOT as u64 >= 5, "too few traps could nest");
 
 /// What the machine keeps of a thread that does not run. Lies in the thread's machine words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,28 +29,29 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context of a thread that has never run: its first switch enters `start(argument)` on the kernel stack
+    /// The context of a thread that has never run: its first switch enters `start` with the two arguments on the kernel stack
     /// `[low, high)`, with interrupts deferred once.
     ///
     /// # Safety
     /// The stack is mapped, at least three pages long, and nobody else's for as long as the thread lives.
-    pub unsafe fn new(low: u64, high: u64, start: extern "C" fn(u64) -> !, argument: u64) -> Self {
+    pub unsafe fn new(low: u64, high: u64, start: extern "C" fn(u64, u64) -> !, arguments: [u64; 2]) -> Self {
         let top = high - TRAP_PAGE;
         // The frame that `switch_stacks` pops, below a zero return address and a null frame pointer, which end
         // backtraces; 16-byte aligned where a call would be.
-        let frame = [0, 0, 0, start as usize as u64, 0, argument, first_entry as *const () as u64, 0, 0];
+        let [first, second] = arguments;
+        let frame = [0, 0, second, start as usize as u64, 0, first, first_entry as *const () as u64, 0, 0];
         let rsp = top - size_of_val(&frame) as u64 - 8;
         // SAFETY: inside the stack, by this function's contract.
         unsafe { (rsp as *mut [u64; 9]).write(frame) };
-        let bounds = StackBounds { low, high: top, slots: top };
+        let bounds = StackBounds { low, high: top, slots: top, slots_end: high };
         Self { rsp, slot: high, bounds, mask_depth: 1 }
     }
 }
 
-/// First instructions of a thread: R12 holds its function, RBX its argument.
+/// First instructions of a thread: R12 holds its function, RBX and R13 its arguments.
 #[unsafe(naked)]
 extern "C" fn first_entry() {
-    naked_asm!("mov rdi, rbx", "xor ebp, ebp", "jmp r12")
+    naked_asm!("mov rdi, rbx", "mov rsi, r13", "xor ebp, ebp", "jmp r12")
 }
 
 impl Context {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::boot::Tunables;
-use vmkern_abi::layout::{ISADMA_END, VmMapEntry};
+use vmkern_abi::layout::ISADMA_END;
 
 use super::super::Sim;
 use super::super::check::check;
@@ -87,29 +87,6 @@ fn a_freed_page_is_reused_before_memory_that_was_never_touched() {
     let first: BTreeSet<_> = pages.iter().map(|&m| sim.vm().vm_page_to_phys(m)).collect();
     // Whole blocks of 64 pages are cut, so that a few pages more were ready.
     assert!(again.intersection(&first).count() >= 136);
-}
-
-#[test]
-fn zone_items_are_distinct_zeroed_and_give_their_slabs_back() {
-    let sim = boot();
-    let before = sim.counters();
-    let mut items = Vec::new();
-    for round in 0..2 {
-        for _ in 0..1000 {
-            let item = sim.vm().zone_alloc::<VmMapEntry>().expect("there is memory");
-            let entry = sim.vm().get(item);
-            assert_eq!((entry.offset.get(), entry.wired_count.get()), (0, 0), "round {round}");
-            entry.offset.set(u64::MAX);
-            entry.wired_count.set(u32::MAX);
-            items.push(item);
-        }
-        assert_eq!(items.iter().map(|item| item.addr()).collect::<BTreeSet<_>>().len(), items.len());
-        check(&sim);
-        for item in items.drain(..) {
-            sim.vm().zone_free(item);
-        }
-        assert_eq!(sim.counters(), before);
-    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Every rule that a map keeps while its lock is free, looked at one by one.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{EntryFlags, VmMap};
+use vmkern_abi::layout::{EntryFlags, MapNode, VmMap, VmMapEntry};
 
 use super::header;
 use super::index::{Damage, max_nodes};
+use super::pool::PoolItem;
 use super::reserve::FLOOR;
 use crate::machine::Machine;
 use crate::vm::Vm;
@@ -53,13 +54,38 @@ impl<M: Machine> Vm<M> {
     fn map_check_reserve(&self, map: KPtr<VmMap>) -> Result<(), Damage> {
         let m = self.get(map);
         let r = &m.reserve;
-        let entries = core::iter::successors(r.entries.get().non_null(), |&e| self.get(e).next.get().non_null());
-        let nodes = core::iter::successors(r.nodes.get().non_null(), |&n| self.get(n).spare_next.get().non_null());
+        let (entries, nodes) = (&r.entries, &r.nodes);
         let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) };
-        rule(entries.count() as u64 == r.entry_count.get(), "reserve of entries miscounted")?;
-        rule(nodes.count() as u64 == r.node_count.get(), "reserve of nodes miscounted")?;
-        rule(r.entry_count.get() >= FLOOR, "too few entries in reserve")?;
-        let needed = max_nodes(m.nentries.get() + r.entry_count.get() + 1);
-        rule(m.index.nodes.get() + r.node_count.get() >= needed, "too few nodes in reserve")
+        rule(r.unlinked.get().is_null(), "a node has left the tree and not the pool")?;
+        rule(entries.used.get() == m.nentries.get(), "entries in use miscounted")?;
+        rule(nodes.used.get() == m.index.nodes.get(), "nodes in use miscounted")?;
+        rule(entries.capacity.get() >= entries.used.get() + FLOOR, "too few entries in reserve")?;
+        rule(nodes.capacity.get() >= max_nodes(entries.capacity.get() + 1), "too few nodes in reserve")?;
+        for entry in self.pool_items::<VmMapEntry>(m) {
+            let linked = self.get(self.get(entry).prev.get()).next.get();
+            rule(linked == entry, "an entry that is not in use lies among those that are")?;
+        }
+        self.map_check_pool::<VmMapEntry>(m)?;
+        self.map_check_pool::<MapNode>(m)
+    }
+
+    /// The pages of a pool are chained both ways, and are as many as its items say.
+    fn map_check_pool<T: PoolItem>(&self, map: &VmMap) -> Result<(), Damage> {
+        let pool = T::pool(map);
+        let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: map.min_offset() }) };
+        let (mut pages, mut last, mut top) = (0, KPtr::NULL, KPtr::NULL);
+        let in_pages = pool.used.get().saturating_sub(T::HOME).div_ceil(T::PER_PAGE);
+        let mut page = pool.first.get();
+        while !page.is_null() {
+            rule(self.get(page).prev.get() == last, "pages of a pool backwards are not those forwards")?;
+            pages += 1;
+            if pages == in_pages {
+                top = page;
+            }
+            (last, page) = (page, self.get(page).next.get());
+        }
+        rule(pool.last.get() == last, "wrong last page of a pool")?;
+        rule(pool.top.get() == top, "wrong page of a pool's last item in use")?;
+        rule(pool.capacity.get() == T::HOME + pages * T::PER_PAGE, "items of a pool miscounted")
     }
 }

@@ -9,12 +9,13 @@ use crate::vm::{Shortage, Vm};
 
 impl<M: Machine> Vm<M> {
     /// Makes one entry of `entry` and each neighbour that continues it with everything equal
-    /// (`vm_map_simplify_entry`). `entry` survives; each neighbour that goes drops its reference to the object, for
-    /// which the object must be unlocked. Nothing happens to a submap or an entry in transition.
-    pub fn vm_map_simplify_entry(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
-        let e = self.get(entry);
+    /// (`vm_map_simplify_entry`). `entry` survives, but may move: gives where it is. Each neighbour that goes drops
+    /// its reference to the object, for which the object must be unlocked. Nothing happens to a submap or an entry in
+    /// transition.
+    pub fn vm_map_simplify_entry(&self, map: KPtr<VmMap>, mut entry: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
+        let mut e = self.get(entry);
         if e.eflags.get().intersects(EntryFlags::IN_TRANSITION | EntryFlags::IS_SUB_MAP) {
-            return;
+            return entry;
         }
         let prev = e.prev.get();
         if prev != header(map) && mergeable(self.get(prev), e) {
@@ -22,35 +23,44 @@ impl<M: Machine> Vm<M> {
             self.map_nodes(self.get(map)).index().join(e.start.get(), entry);
             e.start.set(p.start.get());
             e.offset.set(p.offset.get());
-            self.map_merged_away(map, prev);
+            entry = self.map_merged_away(map, prev, entry);
+            e = self.get(entry);
         }
         let next = e.next.get();
         if next != header(map) && mergeable(e, self.get(next)) {
             let n = self.get(next);
             self.map_nodes(self.get(map)).index().join(n.start.get(), entry);
             e.end.set(n.end.get());
-            self.map_merged_away(map, next);
+            entry = self.map_merged_away(map, next, entry);
         }
+        entry
     }
 
-    /// Disposes of `entry`, whose range is its neighbour's now.
-    fn map_merged_away(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+    /// Disposes of `entry`, whose range is that of its neighbour `kept` now. Gives where `kept` is then.
+    fn map_merged_away(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, kept: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
         let (m, e) = (self.get(map), self.get(entry));
         self.map_list_remove(m, e);
         if self.map_may_lack_pages(e) {
             self.map_credit(m);
         }
         self.vm_object_deallocate(e.object.get());
-        self.vm_map_entry_dispose(m, entry);
+        self.vm_map_entry_dispose(m, entry, kept)
     }
 
     /// Makes `entry` start at `va`, if it starts below: what is below becomes an entry of its own
-    /// (`vm_map_clip_start`). Merges `entry` with its neighbours first, as FreeBSD does.
-    pub(super) fn vm_map_clip_start(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
+    /// (`vm_map_clip_start`). Merges `entry` with its neighbours first, as FreeBSD does, by
+    /// which it may move: gives where it is.
+    #[must_use = "the entry may have moved"]
+    pub(super) fn vm_map_clip_start(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        va: GuestVirt,
+    ) -> KPtr<VmMapEntry> {
         if va <= self.get(entry).start.get() {
-            return;
+            return entry;
         }
-        self.vm_map_simplify_entry(map, entry);
+        let entry = self.vm_map_simplify_entry(map, entry);
         let (m, e) = (self.get(map), self.get(entry));
         self.map_object_for_halves(m, e);
         let low = self.map_entry_copy(m, e);
@@ -59,6 +69,7 @@ impl<M: Machine> Vm<M> {
         self.get(low).end.set(va);
         e.offset.update(|offset| offset + va.since(e.start.get()));
         e.start.set(va);
+        entry
     }
 
     /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own (`vm_map_clip_end`).
@@ -97,7 +108,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous one.
-    fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
+    pub(super) fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
         let object = entry.object.get();
         object.is_null() || (object != self.kernel_object() && object != self.kmem_object())
     }

@@ -34,49 +34,42 @@ impl<M: Machine> Vm<M> {
                 continue;
             }
             self.vm_map_clip_end(map, entry, end);
-            let next = e.next.get();
             if e.wired_count.get() != 0 {
                 self.vm_fault_unwire(map, e.start.get(), e.end.get());
                 e.wired_count.set(0);
             }
             self.tlb_flush(self.pmap_remove(e.start.get(), e.end.get()));
-            self.vm_map_entry_delete(map, entry);
-            entry = next;
+            entry = self.vm_map_entry_delete(map, entry);
         }
-        let m = self.get(map);
-        // The cuts took from the reserve; the pages just freed can fill it again. If there is none, the rest of the
-        // floor serves until there is.
-        let _ = self.map_reserve(m, 0);
-        self.map_reserve_trim(m);
     }
 
     /// The first entry that ends above `start`, cut so that it does not begin below.
     fn map_delete_from(&self, map: KPtr<VmMap>, start: GuestVirt) -> KPtr<VmMapEntry> {
         match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) => {
-                self.vm_map_clip_start(map, entry, start);
-                entry
-            }
+            Lookup::Inside(entry) => self.vm_map_clip_start(map, entry, start),
             Lookup::After(entry) => self.get(entry).next.get(),
         }
     }
 
     /// Takes `entry`, unwired and unmapped, out of the map, and what it holds out of its object
-    /// (`vm_map_entry_delete`).
+    /// (`vm_map_entry_delete`). Gives the entry above it.
     ///
     /// Unlike FreeBSD's, it leaves the size of a kernel object alone when the range ends at the object's end.
-    fn vm_map_entry_delete(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
+    fn vm_map_entry_delete(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
         let (m, e) = (self.get(map), self.get(entry));
+        let next = e.next.get();
         self.map_nodes(m).index().unlink(e.start.get());
         self.map_list_remove(m, e);
         m.size.update(|size| size - e.len());
-        if !e.eflags.get().contains(EntryFlags::IS_SUB_MAP)
-            && let Some(object) = e.object.get().non_null()
-        {
+        let is_submap = e.eflags.get().contains(EntryFlags::IS_SUB_MAP);
+        if !is_submap && self.map_may_lack_pages(e) {
+            self.map_plain_leave(m, e.len());
+        }
+        if let Some(object) = e.object.get().non_null().filter(|_| !is_submap) {
             self.map_object_forget(object, e.offset.get(), e.len());
             self.vm_object_deallocate(object);
         }
-        self.vm_map_entry_dispose(m, entry);
+        self.vm_map_entry_dispose(m, entry, next)
     }
 
     /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need them.

@@ -35,13 +35,26 @@ pub trait NodeStore {
     /// A node out of the reserve, with any contents. The reserve is never empty here: see the module's protocol.
     fn take(&self) -> KPtr<MapNode>;
 
-    /// Puts a node that has left the tree into the reserve.
+    /// Puts a node that has left the tree into the reserve. It stays as it is until [`NodeStore::compact`].
     fn give(&self, node: KPtr<MapNode>);
+
+    /// Called after a change until it gives `None`: makes the store's nodes in use lie without a hole again, by moving
+    /// one with its contents to the place of one that was given back.
+    fn compact(&self) -> Option<Relocation>;
+}
+
+/// A node of the tree that has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relocation {
+    /// Where it was.
+    pub from: KPtr<MapNode>,
+    /// Where it is.
+    pub to: KPtr<MapNode>,
 }
 
 /// Most nodes that a tree of `items` items (the header is one) can have, whatever its history.
 #[must_use]
-pub fn max_nodes(items: u64) -> u64 {
+pub const fn max_nodes(items: u64) -> u64 {
     let mut nodes = 1;
     let mut level = items / MapNode::MIN_FILL as u64;
     while level >= 2 {
@@ -94,6 +107,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.free_node(self.state.root.get());
         self.state.root.set(KPtr::NULL);
         self.state.height.set(0);
+        self.compact();
     }
 
     /// The item with the greatest start that is not above `va`; the header when there is none.
@@ -202,6 +216,25 @@ impl<'a, S: NodeStore> Index<'a, S> {
     fn free_node(&self, ptr: KPtr<MapNode>) {
         self.state.nodes.update(|n| n - 1);
         self.store.give(ptr);
+    }
+
+    /// Lets the store move nodes to the places of those that were freed. Ends a change: paths are void afterwards.
+    fn compact(&self) {
+        while let Some(Relocation { from, to }) = self.store.compact() {
+            if self.state.root.get() == from {
+                self.state.root.set(to);
+                continue;
+            }
+            let node = Node::new(self.store.node(to));
+            let bound = node.key(0) + 1;
+            let mut parent = self.root();
+            while parent.level() > node.level() + 1 {
+                parent = self.child(parent, parent.rank(bound) as usize);
+            }
+            let at = parent.rank(bound) as usize;
+            assert!(parent.target(at) == from.addr(), "vm_map index: a node moved that is not in the tree");
+            parent.set_target(at, to.addr());
+        }
     }
 }
 

@@ -57,6 +57,7 @@ impl<M: Machine> Vm<M> {
                 b.end.set(end);
                 self.map_nodes(m).index().set_end(b.start.get(), end);
                 self.map_credit(m);
+                self.map_plain_enter(m, end.since(start));
                 self.vm_map_simplify_entry(map, before);
                 return Ok(());
             }
@@ -78,6 +79,9 @@ impl<M: Machine> Vm<M> {
         e.inheritance.set(VmMapEntry::INHERIT_DEFAULT);
         self.map_list_insert(m, before, entry);
         self.map_nodes(m).index().link(start, end, entry);
+        if object.is_null() {
+            self.map_plain_enter(m, end.since(start));
+        }
         m.size.update(|size| size + end.since(start));
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The reserve of a map: entries and index nodes that it owns and does not use now.
 //!
-//! A change of a map takes what it needs from here, and what it no longer needs goes back here. Three rules make sure
-//! that the reserve is never empty when something must be taken:
+//! A change of a map takes what it needs from here, and what it no longer needs goes back here; both lie in the map's
+//! pools ([`super::pool`]). Three rules make sure that the reserve is never empty when something must be taken:
 //!
 //! 1. A change that adds an entry calls `map_reserve` first, and fails cleanly when that fails.
 //! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So there is a node for
@@ -10,20 +10,21 @@
 //!    after the change; where the range had pages, these are free by then. Ranges without an object have none: there
 //!    every merge of two entries keeps one in reserve (`credits`), until a cut needs it. Entries plus credits are never
 //!    fewer than the ranges that were allocated, so that each of them can be given back alone.
+//!
+//! Whenever the map's lock is released, the reserve is brought to just these rules (`map_settle`): then the pages of a
+//! map follow from its entries and credits alone, however it came to them, and a map that has been emptied has no more
+//! of them than a new one. A map of few entries lives in its home and takes no page at all.
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
-use vmkern_abi::field::Field;
 use vmkern_abi::layout::{MapNode, VmMap, VmMapEntry};
 
-use super::index::{Index, NodeStore, max_nodes};
+use super::index::{Index, NodeStore, Relocation, max_nodes};
+use super::pool::PoolItem;
 use crate::machine::Machine;
 use crate::vm::{Shortage, Vm};
 
 /// Entries that a map keeps in reserve for giving back ranges: two cuts, and room for a few times of bad luck.
 pub const FLOOR: u64 = 8;
-
-/// Entries beyond the floor and the credits that a map keeps before it gives them back to the zone.
-const SLACK: u64 = 32;
 
 /// The nodes of a map's index, in the direct map, with the map's reserve behind them.
 #[derive(Debug)]
@@ -37,6 +38,21 @@ impl<M: Machine> MapNodes<'_, M> {
     pub fn index(&self) -> Index<'_, Self> {
         Index::new(&self.map.index, self, self.map.min_offset(), self.map.max_offset())
     }
+
+    /// Takes `node` off the chain of nodes that have left the tree, if it is there.
+    fn unchain(&self, node: KPtr<MapNode>) -> bool {
+        let mut link = &self.map.reserve.unlinked;
+        while let Some(at) = link.get().non_null() {
+            let next = &self.vm.get(at).spare_next;
+            if at == node {
+                link.set(next.get());
+                next.set(KPtr::NULL);
+                return true;
+            }
+            link = next;
+        }
+        false
+    }
 }
 
 impl<M: Machine> NodeStore for MapNodes<'_, M> {
@@ -46,11 +62,29 @@ impl<M: Machine> NodeStore for MapNodes<'_, M> {
     }
 
     fn take(&self) -> KPtr<MapNode> {
-        self.vm.reserve_take_node(self.map).unwrap_or_else(|| self.vm.map_exhausted())
+        let node: KPtr<MapNode> = self.vm.pool_take(self.map).unwrap_or_else(|| self.vm.map_exhausted());
+        self.vm.get(node).spare_next.set(KPtr::NULL);
+        node
     }
 
     fn give(&self, node: KPtr<MapNode>) {
-        self.vm.reserve_give_node(self.map, node);
+        let unlinked = &self.map.reserve.unlinked;
+        self.vm.get(node).spare_next.set(unlinked.get());
+        unlinked.set(node);
+    }
+
+    fn compact(&self) -> Option<Relocation> {
+        let unlinked = &self.map.reserve.unlinked;
+        while let Some(gone) = unlinked.get().non_null() {
+            let last = self.vm.pool_last(self.map);
+            if self.unchain(last) {
+                self.vm.pool_drop_last::<MapNode>(self.map);
+                continue;
+            }
+            unlinked.set(self.vm.get(gone).spare_next.get());
+            return Some(Relocation { from: self.vm.pool_give(self.map, gone), to: gone });
+        }
+        None
     }
 }
 
@@ -67,64 +101,52 @@ impl<M: Machine> Vm<M> {
     /// [`Shortage`] when a page was needed and none was left.
     pub(super) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
         let reserve = &map.reserve;
-        while reserve.entry_count.get() < FLOOR + count + reserve.credits.get() {
-            // With this entry and the header.
-            let items = map.nentries.get() + reserve.entry_count.get() + 2;
-            while map.index.nodes.get() + reserve.node_count.get() < max_nodes(items) {
-                let node = self.zone_alloc().ok_or(Shortage)?;
-                self.reserve_give_node(map, node);
+        let needed = entries_needed(map) + count;
+        while reserve.entries.capacity.get() < needed {
+            let nodes = max_nodes(reserve.entries.capacity.get() + VmMapEntry::PER_PAGE + 1);
+            while reserve.nodes.capacity.get() < nodes {
+                self.pool_grow::<MapNode>(map)?;
             }
-            let entry = self.zone_alloc().ok_or(Shortage)?;
-            self.reserve_give_entry(map, entry);
+            self.pool_grow::<VmMapEntry>(map)?;
         }
         Ok(())
     }
 
-    /// Gives back what `map` has in reserve beyond its needs, after entries went away.
-    pub(super) fn map_reserve_trim(&self, map: &VmMap) {
-        let reserve = &map.reserve;
-        // Each range given back takes at least a page away and adds at most an entry.
-        let pages = map.size.get() >> PAGE_SHIFT;
-        let most_cuts = (pages - map.nentries.get()) / 2;
-        reserve.credits.update(|credits| credits.min(most_cuts));
-        let keep = FLOOR + reserve.credits.get();
-        if reserve.entry_count.get() <= keep + SLACK {
-            return;
-        }
-        while reserve.entry_count.get() > keep
-            && let Some(entry) = self.reserve_take_entry(map)
-        {
-            self.zone_free(entry);
-        }
-        let needed = max_nodes(map.nentries.get() + reserve.entry_count.get() + 1);
-        while map.index.nodes.get() + reserve.node_count.get() > needed
-            && let Some(node) = self.reserve_take_node(map)
-        {
-            self.zone_free(node);
-        }
-    }
-
-    /// Gives back all of a map's reserve.
-    pub(super) fn map_reserve_release(&self, map: &VmMap) {
-        while let Some(entry) = self.reserve_take_entry(map) {
-            self.zone_free(entry);
-        }
-        while let Some(node) = self.reserve_take_node(map) {
-            self.zone_free(node);
-        }
+    /// Brings the reserve of `map` to its rules, before the lock is released: what cuts took is brought in again, and
+    /// what is not needed goes back.
+    pub(super) fn map_settle(&self, map: &VmMap) {
+        // When there is no page, the rest of the floor serves until there is.
+        let _ = self.map_reserve(map, 0);
+        self.pool_shrink::<VmMapEntry>(map, entries_needed(map));
+        self.pool_shrink::<MapNode>(map, max_nodes(map.reserve.entries.capacity.get() + 1));
     }
 
     /// An entry for `map` (`vm_map_entry_create`), with any contents.
     pub(super) fn vm_map_entry_create(&self, map: &VmMap) -> KPtr<VmMapEntry> {
-        if map.reserve.entry_count.get() == 0 && self.map_reserve(map, 0).is_err() {
+        if map.reserve.entries.used.get() == map.reserve.entries.capacity.get() && self.map_reserve(map, 0).is_err() {
             self.map_exhausted();
         }
-        self.reserve_take_entry(map).unwrap_or_else(|| self.map_exhausted())
+        self.pool_take(map).unwrap_or_else(|| self.map_exhausted())
     }
 
-    /// Takes an entry that has left `map` (`vm_map_entry_dispose`).
-    pub(super) fn vm_map_entry_dispose(&self, map: &VmMap, entry: KPtr<VmMapEntry>) {
-        self.reserve_give_entry(map, entry);
+    /// Takes an entry that has left list and index of `map` (`vm_map_entry_dispose`). Another entry may move to its
+    /// place: gives where `kept`, an entry of the map or its header, is afterwards.
+    #[must_use = "the entry may have moved"]
+    pub(super) fn vm_map_entry_dispose(
+        &self,
+        map: &VmMap,
+        entry: KPtr<VmMapEntry>,
+        kept: KPtr<VmMapEntry>,
+    ) -> KPtr<VmMapEntry> {
+        let moved = self.pool_give(map, entry);
+        if moved == entry {
+            return kept;
+        }
+        let e = self.get(entry);
+        self.get(e.prev.get()).next.set(entry);
+        self.get(e.next.get()).prev.set(entry);
+        self.map_nodes(map).index().set_entry(e.start.get(), entry);
+        if kept == moved { entry } else { kept }
     }
 
     /// Notes that two entries without an object became one: the entry saved stays in reserve.
@@ -137,29 +159,17 @@ impl<M: Machine> Vm<M> {
         map.reserve.credits.update(|credits| credits.saturating_sub(1));
     }
 
-    fn reserve_take_entry(&self, map: &VmMap) -> Option<KPtr<VmMapEntry>> {
+    /// Notes that a range of `length` bytes without an object was entered.
+    pub(super) fn map_plain_enter(&self, map: &VmMap, length: u64) {
+        map.reserve.plain_pages.update(|pages| pages + (length >> PAGE_SHIFT));
+    }
+
+    /// Notes that a range of `length` bytes without an object has left, or has become a submap. Credits of ranges that
+    /// left together with others end here: no more ranges are left than pages.
+    pub(crate) fn map_plain_leave(&self, map: &VmMap, length: u64) {
         let reserve = &map.reserve;
-        let entry = reserve.entries.get().non_null()?;
-        reserve.entries.set(self.get(entry).next.get());
-        reserve.entry_count.update(|n| n - 1);
-        Some(entry)
-    }
-
-    fn reserve_give_entry(&self, map: &VmMap, entry: KPtr<VmMapEntry>) {
-        push(&map.reserve.entries, &map.reserve.entry_count, &self.get(entry).next, entry);
-    }
-
-    fn reserve_take_node(&self, map: &VmMap) -> Option<KPtr<MapNode>> {
-        let reserve = &map.reserve;
-        let node = reserve.nodes.get().non_null()?;
-        reserve.nodes.set(self.get(node).spare_next.get());
-        self.get(node).spare_next.set(KPtr::NULL);
-        reserve.node_count.update(|n| n - 1);
-        Some(node)
-    }
-
-    fn reserve_give_node(&self, map: &VmMap, node: KPtr<MapNode>) {
-        push(&map.reserve.nodes, &map.reserve.node_count, &self.get(node).spare_next, node);
+        reserve.plain_pages.update(|pages| pages.saturating_sub(length >> PAGE_SHIFT));
+        reserve.credits.update(|credits| credits.min(reserve.plain_pages.get()));
     }
 
     #[cold]
@@ -168,9 +178,9 @@ impl<M: Machine> Vm<M> {
     }
 }
 
-/// Puts `item`, whose link is `link`, before the first of a chain.
-fn push<T>(first: &Field<KPtr<T>>, count: &Field<u64>, link: &Field<KPtr<T>>, item: KPtr<T>) {
-    link.set(first.get());
-    first.set(item);
-    count.update(|n| n + 1);
+/// The entries that `map` must own: those in use, the floor, and one for each cut that could undo a merge. Each range
+/// given back alone takes at least a page away and adds at most an entry, so that the pages bound those cuts, too.
+fn entries_needed(map: &VmMap) -> u64 {
+    let reserve = &map.reserve;
+    reserve.entries.used.get() + FLOOR + reserve.credits.get().min(reserve.plain_pages.get() / 2)
 }

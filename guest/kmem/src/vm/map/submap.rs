@@ -39,10 +39,7 @@ impl<M: Machine> Vm<M> {
         let (start, end) = self.map_range_clamp(m, start, end);
         self.map_reserve(m, 2).map_err(|_| KernReturn::ResourceShortage)?;
         let entry = match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) => {
-                self.vm_map_clip_start(map, entry, start);
-                entry
-            }
+            Lookup::Inside(entry) => self.vm_map_clip_start(map, entry, start),
             Lookup::After(entry) => self.get(entry).next.get(),
         };
         if entry == header(map) {
@@ -57,6 +54,7 @@ impl<M: Machine> Vm<M> {
         if !is_whole || e.eflags.get().contains(EntryFlags::COW) || !e.object.get().is_null() {
             return Err(KernReturn::InvalidArgument);
         }
+        self.map_plain_leave(m, e.len());
         e.object.set(KPtr::new(submap.addr()));
         e.eflags.update(|eflags| eflags | EntryFlags::IS_SUB_MAP);
         Ok(())

@@ -90,8 +90,8 @@ impl Fixture {
         entry
     }
 
-    fn simplify(&self, page: u64) {
-        self.locked(|| self.vm().vm_map_simplify_entry(self.map, self.entry_ptr(page)));
+    fn simplify(&self, page: u64) -> KPtr<VmMapEntry> {
+        self.locked(|| self.vm().vm_map_simplify_entry(self.map, self.entry_ptr(page)))
     }
 
     /// Runs `f` on the entry at `page` with the map locked, and with what two cuts need in reserve.

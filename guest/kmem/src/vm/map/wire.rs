@@ -75,8 +75,9 @@ impl<M: Machine> Vm<M> {
                 }
                 continue;
             }
-            self.vm_map_clip_start(map, entry, start);
+            entry = self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
+            let e = self.get(entry);
             e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION);
             let entry_end = e.end.get();
             let mut last = entry;
@@ -149,8 +150,8 @@ impl<M: Machine> Vm<M> {
                 waiters = Waiters::Some;
             }
             e.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
-            self.vm_map_simplify_entry(map, entry);
-            entry = e.next.get();
+            entry = self.vm_map_simplify_entry(map, entry);
+            entry = self.get(entry).next.get();
         }
         waiters
     }

@@ -41,6 +41,15 @@ impl<S: NodeStore> Index<'_, S> {
         path.set_gap(free_to - to);
     }
 
+    /// Makes the item that starts at `start` the entry `entry`.
+    pub fn set_entry(&self, start: GuestVirt, entry: KPtr<VmMapEntry>) {
+        let key = self.page(start);
+        let path = self.path(key + 1);
+        let (node, slot) = path.at(0);
+        assert!(node.key(slot) == key, "vm_map index: no entry starts at {start}");
+        node.set_target(slot, entry.addr());
+    }
+
     /// Adds `slot` behind the item of `path`, whose gap was `old_gap` before, and corrects the maxima above.
     ///
     /// A full node gives its upper half to a new one, whose slot goes into the parent by the same rule: at most one new

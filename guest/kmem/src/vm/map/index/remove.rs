@@ -44,6 +44,7 @@ impl<S: NodeStore> Index<'_, S> {
             path.refresh_gaps(0);
             self.rebalance(&path);
         }
+        self.compact();
     }
 
     /// Gives the item of `below` what the slot `victim`, its next item with the key `key`, leaves. The gap after that

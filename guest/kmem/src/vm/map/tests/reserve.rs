@@ -2,6 +2,7 @@
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::MallocFlags;
+use vmkern_abi::layout::MapHome;
 
 use super::super::EntrySpec;
 use super::super::reserve::FLOOR;
@@ -53,22 +54,78 @@ fn an_insert_without_pages_fails_cleanly_once_the_reserve_is_at_its_floor() {
         assert!(page < 256, "entries out of nothing");
     };
     assert_eq!(failed, vmkern_abi::control::KernReturn::ResourceShortage);
-    assert!(f.map().reserve.entry_count.get() >= FLOOR);
+    let entries = &f.map().reserve.entries;
+    assert!(entries.capacity.get() - entries.used.get() >= FLOOR);
     assert_eq!(f.ranges().len() as u64, page / 2);
     f.remove(0, 256);
     assert_eq!(f.ranges(), []);
 }
 
 #[test]
-fn an_empty_map_keeps_little_in_reserve() {
+fn a_map_that_was_emptied_has_its_home_and_nothing_else() {
     let f = Fixture::new();
+    let before = (f.vm().state().map_pages.get(), f.vm().cnt().v_free_count.get());
     for page in (0..256).step_by(2) {
         f.insert(&EntrySpec::EMPTY, page, page + 1).expect("free");
     }
+    assert!(f.vm().state().map_pages.get() > before.0);
     f.remove(0, 256);
     assert_eq!(f.ranges(), []);
+    assert_eq!((f.vm().state().map_pages.get(), f.vm().cnt().v_free_count.get()), before);
     let reserve = &f.map().reserve;
-    assert!(reserve.entry_count.get() <= FLOOR + 32, "{} entries", reserve.entry_count.get());
-    assert!(reserve.node_count.get() <= 16, "{} nodes", reserve.node_count.get());
+    assert_eq!(reserve.entries.capacity.get(), MapHome::ENTRIES as u64);
+    assert_eq!(reserve.nodes.capacity.get(), MapHome::NODES as u64);
     assert_eq!(reserve.credits.get(), 0);
+}
+
+#[test]
+fn a_map_of_few_entries_takes_no_page_for_them() {
+    let f = Fixture::new();
+    let pages = f.vm().state().map_pages.get();
+    for entry in 0..MapHome::ENTRIES as u64 - FLOOR {
+        assert_eq!(f.vm().state().map_pages.get(), pages, "{entry} entries");
+        f.insert(&EntrySpec::EMPTY, 2 * entry, 2 * entry + 1).expect("free");
+    }
+    assert_eq!(f.vm().state().map_pages.get(), pages);
+    f.insert(&EntrySpec::EMPTY, 200, 201).expect("free");
+    assert_eq!(f.vm().state().map_pages.get(), pages + 2, "a page of entries and one of nodes");
+    f.remove(200, 201);
+    assert_eq!(f.vm().state().map_pages.get(), pages);
+}
+
+#[test]
+fn ranges_of_one_page_can_be_given_back_alone_after_others_came_and_went() {
+    let f = Fixture::new();
+    let vm = f.vm();
+    let map = vm.kmem_suballoc(vm.kernel_map(), 4000 * PAGE_SIZE);
+    vm.get(map).system_map.set(1);
+    let ranges: Vec<_> = (0..4000).map(|_| vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room")).collect();
+    for &addr in ranges[2000..].iter().rev() {
+        vm.kmem_free(map, addr, PAGE_SIZE);
+    }
+    assert_eq!(vm.get(map).nentries.get(), 1);
+    f.drain(0);
+    for &addr in ranges[..2000].iter().skip(1).step_by(2) {
+        vm.kmem_free(map, addr, PAGE_SIZE);
+    }
+    assert_eq!(vm.get(map).nentries.get(), 1000);
+    vm.vm_map_check(map).expect("the map is sound");
+}
+
+#[test]
+fn merged_ranges_that_are_given_back_together_leave_no_credit() {
+    let f = Fixture::new();
+    let vm = f.vm();
+    let map = vm.kernel_map();
+    let grown = vm.kmem_alloc_nofault(map, 500 * PAGE_SIZE).expect("room");
+    vm.kmem_free(map, grown, 500 * PAGE_SIZE);
+    let before = (vm.state().map_pages.get(), vm.cnt().v_free_count.get());
+    let first = vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room");
+    for _ in 1..500 {
+        vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room");
+    }
+    assert_eq!(vm.get(map).reserve.credits.get(), 499);
+    vm.kmem_free(map, first, 500 * PAGE_SIZE);
+    assert_eq!(vm.get(map).reserve.credits.get(), 0);
+    assert_eq!((vm.state().map_pages.get(), vm.cnt().v_free_count.get()), before);
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::{MapIndex, MapNode};
 
-use super::super::{Index, NodeStore, max_nodes};
+use super::super::{Index, NodeStore, Relocation, max_nodes};
 
 /// Nodes in ordinary memory. Their "address" is their number plus one, times 64.
 pub struct Arena {
@@ -40,6 +40,10 @@ impl NodeStore for Arena {
 
     fn give(&self, node: KPtr<MapNode>) {
         self.free.borrow_mut().push(Self::number(node));
+    }
+
+    fn compact(&self) -> Option<Relocation> {
+        None
     }
 }
 

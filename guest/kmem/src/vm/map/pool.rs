@@ -1,0 +1,197 @@
+//! The pools of a map: where its entries and index nodes lie.
+//!
+//! A pool is a stack of items: first those in the map's home ([`MapHome`]), then page after page ([`PoolPage`]) in the
+//! direct map, so that making an entry never changes a map (FreeBSD's KMAP ENTRY zone has the same aim). The items in
+//! use are the first ones, without a hole: when another item than the last leaves, the last one moves into its place
+//! and whoever gave the item back corrects what points there. So the pages of a pool follow from how many items it
+//! must have, and not from the order in which they came and went.
+//!
+//! A map that stands at the edge of a page takes it and gives it back with each entry that comes and goes. That costs
+//! a tenth of an allocation, in 3 of 63 numbers of entries; a page kept back there would show in the counts of pages.
+//!
+//! Pages are INTERRUPT-class and never waited for. The map's lock is held.
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
+
+use crate::machine::Machine;
+use crate::vm::page::{AllocClass, AllocFlags, Contents};
+use crate::vm::{Shortage, Vm, phys_of};
+use crate::window::{Line, Shared};
+
+/// Bytes in which items are copied and cleared.
+const LINE: u64 = size_of::<Line>() as u64;
+
+/// An item of one of a map's pools. Its size is whole lines.
+pub(super) trait PoolItem: Shared {
+    /// Items in the home.
+    const HOME: u64;
+    /// The first one's place there.
+    const HOME_OFFSET: u64;
+    /// Items in a page.
+    const PER_PAGE: u64;
+
+    /// The pool.
+    fn pool(map: &VmMap) -> &MapPool;
+}
+
+impl PoolItem for VmMapEntry {
+    const HOME: u64 = MapHome::ENTRIES as u64;
+    const HOME_OFFSET: u64 = core::mem::offset_of!(MapHome, entries) as u64;
+    const PER_PAGE: u64 = PoolPage::ENTRIES;
+
+    fn pool(map: &VmMap) -> &MapPool {
+        &map.reserve.entries
+    }
+}
+
+impl PoolItem for MapNode {
+    const HOME: u64 = MapHome::NODES as u64;
+    const HOME_OFFSET: u64 = core::mem::offset_of!(MapHome, nodes) as u64;
+    const PER_PAGE: u64 = PoolPage::NODES;
+
+    fn pool(map: &VmMap) -> &MapPool {
+        &map.reserve.nodes
+    }
+}
+
+impl<M: Machine> Vm<M> {
+    /// A map, all zero but for its pools, which are its home's items.
+    pub(super) fn map_home_alloc(&self) -> Result<KPtr<VmMap>, Shortage> {
+        let home = KPtr::<MapHome>::new(self.map_page_alloc::<MapHome>()?.addr());
+        for line in 0..size_of::<VmMap>() as u64 / LINE {
+            self.get::<Line>(KPtr::new(home.addr().add(line * LINE))).iter().for_each(|word| word.set(0));
+        }
+        let reserve = &self.get(home).map.reserve;
+        reserve.home.set(home);
+        reserve.entries.capacity.set(VmMapEntry::HOME);
+        reserve.nodes.capacity.set(MapNode::HOME);
+        Ok(KPtr::new(home.addr()))
+    }
+
+    /// An item out of the reserve, with any contents, or `None` when that is empty.
+    pub(super) fn pool_take<T: PoolItem>(&self, map: &VmMap) -> Option<KPtr<T>> {
+        let pool = T::pool(map);
+        let used = pool.used.get();
+        if used == pool.capacity.get() {
+            return None;
+        }
+        if opens_page::<T>(used) {
+            let next = match pool.top.get().non_null() {
+                Some(page) => self.get(page).next.get(),
+                None => pool.first.get(),
+            };
+            pool.top.set(next);
+        }
+        pool.used.set(used + 1);
+        Some(self.pool_last(map))
+    }
+
+    /// The last item in use. There is one.
+    pub(super) fn pool_last<T: PoolItem>(&self, map: &VmMap) -> KPtr<T> {
+        let pool = T::pool(map);
+        let number = pool.used.get() - 1;
+        let size = size_of::<T>() as u64;
+        KPtr::new(match number.checked_sub(T::HOME) {
+            None => map.reserve.home.get().addr().add(T::HOME_OFFSET + number * size),
+            Some(number) => pool.top.get().addr().add(size_of::<PoolPage>() as u64 + number % T::PER_PAGE * size),
+        })
+    }
+
+    /// The items in use.
+    pub(super) fn pool_items<T: PoolItem>(&self, map: &VmMap) -> impl Iterator<Item = KPtr<T>> {
+        let (used, size) = (T::pool(map).used.get(), size_of::<T>() as u64);
+        let home = map.reserve.home.get().addr().add(T::HOME_OFFSET);
+        let next = |page: KPtr<PoolPage>| self.get(page).next.get().non_null();
+        let pages = core::iter::successors(T::pool(map).first.get().non_null(), move |&page| next(page));
+        let in_pages = pages.flat_map(move |page| {
+            let first = page.addr().add(size_of::<PoolPage>() as u64);
+            (0..T::PER_PAGE).map(move |number| KPtr::new(first.add(number * size)))
+        });
+        let in_home = (0..T::HOME).map(move |number| KPtr::new(home.add(number * size)));
+        in_home.chain(in_pages).zip(0..used).map(|(item, _)| item)
+    }
+
+    /// Makes the last item in use one of the reserve.
+    pub(super) fn pool_drop_last<T: PoolItem>(&self, map: &VmMap) {
+        let pool = T::pool(map);
+        let used = pool.used.get() - 1;
+        pool.used.set(used);
+        if opens_page::<T>(used) {
+            pool.top.set(self.get(pool.top.get()).prev.get());
+        }
+    }
+
+    /// Takes back `item`, which nothing points to any more. The last item in use moves to its place: gives where that
+    /// was, which is `item` if it was the last itself.
+    #[must_use = "pointers to the item that moved must be corrected"]
+    pub(super) fn pool_give<T: PoolItem>(&self, map: &VmMap, item: KPtr<T>) -> KPtr<T> {
+        let last = self.pool_last(map);
+        if last != item {
+            for offset in (0..size_of::<T>() as u64).step_by(size_of::<Line>()) {
+                let line = |item: KPtr<T>| self.get::<Line>(KPtr::new(item.addr().add(offset)));
+                for (to, from) in line(item).iter().zip(line(last)) {
+                    to.set(from.get());
+                }
+            }
+        }
+        self.pool_drop_last::<T>(map);
+        last
+    }
+
+    /// Adds a page of items to the reserve.
+    pub(super) fn pool_grow<T: PoolItem>(&self, map: &VmMap) -> Result<(), Shortage> {
+        let pool = T::pool(map);
+        let page = self.map_page_alloc::<PoolPage>()?;
+        let before = pool.last.get();
+        self.get(page).prev.set(before);
+        self.get(page).next.set(KPtr::NULL);
+        match before.non_null() {
+            Some(before) => self.get(before).next.set(page),
+            None => pool.first.set(page),
+        }
+        pool.last.set(page);
+        pool.capacity.update(|n| n + T::PER_PAGE);
+        Ok(())
+    }
+
+    /// Gives back the pages without which the pool still has `needed` items, no fewer than are in use.
+    pub(super) fn pool_shrink<T: PoolItem>(&self, map: &VmMap, needed: u64) {
+        let pool = T::pool(map);
+        while pool.capacity.get() >= needed.max(T::HOME) + T::PER_PAGE {
+            let page = pool.last.get();
+            let before = self.get(page).prev.get();
+            match before.non_null() {
+                Some(before) => self.get(before).next.set(KPtr::NULL),
+                None => pool.first.set(KPtr::NULL),
+            }
+            pool.last.set(before);
+            pool.capacity.update(|n| n - T::PER_PAGE);
+            self.map_page_free(page);
+        }
+    }
+
+    fn map_page_alloc<T>(&self) -> Result<KPtr<T>, Shortage> {
+        let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED).ok_or(Shortage)?;
+        self.state().map_pages.update(|n| n + 1);
+        Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))
+    }
+
+    fn map_page_free(&self, page: KPtr<PoolPage>) {
+        match phys_of(page).and_then(|pa| self.phys_to_vm_page(pa)) {
+            Some(m) => self.vm_page_free_wired(m, Contents::Unknown),
+            None => self.panic(format_args!("vm_map: {} is no page of a map", page.addr())),
+        }
+        self.state().map_pages.update(|n| n - 1);
+    }
+}
+
+/// Whether the item with this number is the first of its page.
+fn opens_page<T: PoolItem>(number: u64) -> bool {
+    number.checked_sub(T::HOME).is_some_and(|number| number.is_multiple_of(T::PER_PAGE))
+}
+
+const _: () =
+    assert!(LINE == 64 && size_of::<VmMapEntry>().is_multiple_of(64) && size_of::<MapNode>().is_multiple_of(64));
+const _: () = assert!(super::index::max_nodes(VmMapEntry::HOME + 1) <= MapNode::HOME);
