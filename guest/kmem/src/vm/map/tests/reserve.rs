@@ -116,9 +116,9 @@ fn ranges_of_one_page_can_be_given_back_alone_after_others_came_and_went() {
 fn merged_ranges_that_are_given_back_together_leave_no_credit() {
     let f = Fixture::new();
     let vm = f.vm();
-    let map = vm.kernel_map();
-    let grown = vm.kmem_alloc_nofault(map, 500 * PAGE_SIZE).expect("room");
-    vm.kmem_free(map, grown, 500 * PAGE_SIZE);
+    // A map of its own: kernel_map has the stacks of threads in it, ranges without an object as well.
+    let map = vm.kmem_suballoc(vm.kernel_map(), 500 * PAGE_SIZE);
+    vm.get(map).system_map.set(1);
     let before = (vm.state().map_pages.get(), vm.cnt().v_free_count.get());
     let first = vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room");
     for _ in 1..500 {
