@@ -12,8 +12,9 @@ use vmkern_abi::layout::Thread;
 
 use super::stack::Stack;
 
-/// Bytes of a trap frame's slot.
-pub const SLOT: usize = 768;
+/// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested trap returns to a
+/// handler whose RSP still is at the frame.
+pub const SLOT: usize = 896;
 
 /// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
 /// [`SLOT`], each return moves it up again.

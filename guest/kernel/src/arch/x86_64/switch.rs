@@ -13,7 +13,7 @@ use super::percpu::{PerCpu, SLOT, StackBounds};
 /// Bytes at the top of a kernel stack that hold trap frames.
 pub const TRAP_PAGE: u64 = 4096;
 
-const _: () = assert!(TRAP_PAGE / SLOT as u64 >= 5, "too few traps could nest");
+const _: () = assert!(TRAP_PAGE / SLOT as u64 >= 4, "too few traps could nest");
 
 /// What the machine keeps of a thread that does not run. Lies in the thread's machine words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -51,7 +51,8 @@ pub struct TrapFrame {
     ss: u64,
 }
 
-const _: () = assert!(size_of::<TrapFrame>() == 704 && size_of::<TrapFrame>() + 64 <= SLOT);
+const _: () =
+    assert!(size_of::<TrapFrame>() == 704 && size_of::<TrapFrame>() + RED_ZONE + 40 <= SLOT && SLOT.is_multiple_of(16));
 
 impl TrapFrame {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
@@ -88,9 +89,8 @@ pub unsafe extern "C" fn trap_entry() {
         "cmp rax, gs:[{BODY_CS}]",
         "jne 5f",
         "2:",
-        // The slot after this one must still be one of this thread's.
+        // The slot must be one of this thread's.
         "mov rax, gs:[{IST1}]",
-        "sub rax, {SLOT}",
         "cmp rax, gs:[{SLOTS_LOW}]",
         "jb 6f",
         // A trap in the first or last instructions of a handler finds RSP among the slots. The stack to use is then that
