@@ -20,7 +20,7 @@ struct Pair {
 
 impl Pair {
     fn run(&mut self, op: Op) -> Outcome {
-        let (guest, sim) = (self.guest.run(op), self.sim.execute_on(0, &op));
+        let (guest, sim) = (self.guest.run(op), self.sim.execute_on(0, op));
         match op {
             // Physical addresses depend on where the boot found memory; that there is one does not.
             Op::Vtop { .. } => assert_eq!(guest == Outcome::Null, sim == Outcome::Null, "{op:?}"),
