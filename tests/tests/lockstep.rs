@@ -4,7 +4,7 @@ use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Tunables};
-use vmkern_tests::{Balance, MEMORY, Run, guest};
+use vmkern_tests::{Balance, MEMORY, Run, launch};
 
 /// Operations of one run.
 const OPERATIONS: usize = 10_000;
@@ -177,7 +177,11 @@ impl Script {
 #[test]
 fn guest_and_simulation_agree_on_ten_thousand_operations() {
     for seed in 0..2 {
-        let mut pair = Pair { guest: guest(), sim: Sim::boot(MEMORY, Tunables::default()), done: 0 };
+        // The sizes of the submaps follow from the number of pages, which depends on what the boot took.
+        let mut tunables = Tunables::default();
+        tunables.set("kern.nbuf", 1000).expect("the tunable exists");
+        let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
+        let mut pair = Pair { guest: launch(builder), sim: Sim::boot(MEMORY, tunables), done: 0 };
         // Both have the thread that does the work before anything is counted.
         pair.run(Op::Nop);
         let start = (Balance::of(&pair.guest), sim_balance(&pair.sim));
