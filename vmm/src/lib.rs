@@ -37,7 +37,10 @@ pub use self::control::{
 };
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
-pub use self::inspect::{EntryView, InspectError, MapStats, ObjectView, PageRun, ThreadView};
+pub use self::inspect::{
+    Anchors, CpuState, EntryView, InspectError, List, MapStats, ObjectView, PAGE_WORDS, PageRun, PageWords, RunState,
+    Source, ThreadView, View,
+};
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers};
 pub use self::symbols::{Frame, Symbols};

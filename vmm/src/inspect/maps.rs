@@ -167,9 +167,8 @@ mod tests {
     use vmkern_abi::layout::VmMeter;
     use zerocopy::{FromBytes, IntoBytes};
 
-    use super::super::view::tests::mapped_ram;
+    use super::super::view::tests::{TestRam, mapped_ram, view};
     use super::*;
-    use crate::kvm::memory::GuestRam;
 
     const PAGE0: u64 = 0x4000_0000;
     const ROOTS: KPtr<KernelRoots> = KPtr::new(GuestVirt::new(PAGE0));
@@ -180,13 +179,13 @@ mod tests {
         KPtr::new(GuestVirt::new(PAGE0 + 0x1400 + index * 64))
     }
 
-    fn put<T: IntoBytes + FromBytes>(ram: &GuestRam, at: u64, mut value: T) {
+    fn put<T: IntoBytes + FromBytes>(ram: &TestRam, at: u64, mut value: T) {
         let frame = [32, 33, 40][usize::try_from((at - PAGE0) / 4096).expect("three pages")];
         ram.write(GuestPhys::from_pfn(frame).add(at % 4096), value.as_mut_bytes()).expect("it is RAM");
     }
 
     /// A kmem_map of 16 pages with an entry at page 1 and one at pages 3 to 4.
-    fn put_map(ram: &GuestRam, edit: impl Fn(&VmMap, &[VmMapEntry; 2])) {
+    fn put_map(ram: &TestRam, edit: impl Fn(&VmMap, &[VmMapEntry; 2])) {
         let roots = KernelRoots { meter: VmMeter::default(), ..KernelRoots::default() };
         roots.abi_version.set(vmkern_abi::ABI_VERSION);
         roots.maps[1].set(KMEM);
@@ -222,13 +221,9 @@ mod tests {
         put(ram, PAGE0 + 0x2000, node);
     }
 
-    fn view(ram: &GuestRam) -> View<'_> {
-        View::new(ram, GuestPhys::from_pfn(16), ROOTS)
-    }
-
     #[test]
     fn a_sound_map_is_read_in_order() {
-        let ram = mapped_ram();
+        let ram = mapped_ram().with_roots(ROOTS);
         put_map(&ram, |_, _| {});
         let entries = entries(&view(&ram), MapId::KMEM).expect("the map is sound");
         assert_eq!(entries.len(), 2);
@@ -242,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_map_named_by_address_is_believed_only_if_it_is_on_the_kernels_list() {
-        let ram = mapped_ram();
+        let ram = mapped_ram().with_roots(ROOTS);
         let by_address = MapId(KMEM.addr().get());
         put_map(&ram, |_, _| {});
         assert_eq!(stats(&view(&ram), by_address), Err(InspectError::NoSuchMap(by_address)));
@@ -275,7 +270,7 @@ mod tests {
             |map, _| map.header.next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))),
         ];
         for (number, damage) in damages.into_iter().enumerate() {
-            let ram = mapped_ram();
+            let ram = mapped_ram().with_roots(ROOTS);
             put_map(&ram, damage);
             assert!(entries(&view(&ram), MapId::KMEM).is_err(), "damage {number} went unseen");
         }

@@ -6,9 +6,13 @@
 //! the address. While requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for the
 //! time of a look; else the kernel is idle.
 
+mod list;
+mod live;
 mod maps;
 mod pages;
+mod source;
 mod threads;
+mod tlb;
 mod view;
 
 use thiserror::Error;
@@ -17,12 +21,16 @@ use vmkern_abi::control::MapId;
 use vmkern_abi::layout::{KernelRoots, VmMeter};
 use vmkern_abi::walk::Walk;
 
+pub use self::list::List;
+pub(crate) use self::live::{Hold, Live};
 pub use self::maps::{EntryView, MapStats, ObjectView};
 pub use self::pages::PageRun;
+pub use self::source::{Anchors, CpuState, PAGE_WORDS, PageWords, RunState, Source};
 pub use self::threads::ThreadView;
-use self::view::View;
+pub use self::view::View;
 use crate::control::{ContractError, Guest};
 use crate::kvm::Registers;
+use crate::kvm::boot::CONTROL;
 use crate::kvm::memory::NotRam;
 
 /// Something in a guest's memory cannot be read, or is not what it should be.
@@ -155,9 +163,11 @@ impl Guest {
         let mut code = [0; INSTRUCTION_MAX];
         let read = |start: GuestVirt, buffer: &mut [u8]| {
             if registers.paging() {
-                View::new(&self.machine.ram, GuestPhys::new(registers.cr3).page(), KPtr::NULL)
-                    .read("code", start, buffer)
-                    .is_ok()
+                let source = self.live(Hold::No);
+                source.is_ok_and(|source| {
+                    let view = View::through(&source, GuestPhys::new(registers.cr3).page());
+                    view.read("code", start, buffer).is_ok()
+                })
             } else {
                 self.machine.ram.read(GuestPhys::new(start.get()), buffer).is_ok()
             }
@@ -166,20 +176,22 @@ impl Guest {
         code[..readable.unwrap_or(0)].to_vec()
     }
 
+    /// This guest's memory and CPUs.
+    pub(crate) fn live(&self, hold: Hold) -> Result<Live<'_>, ContractError> {
+        let anchors = || Anchors::of(CONTROL, self.link.region());
+        Live::new(&self.machine.ram, &self.machine.state, hold, anchors)
+    }
+
     fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
-        let _held = if self.may_change() { Some(self.machine.state.hold()?) } else { None };
-        let pml4 = self.link.region().pml4.get();
-        if pml4 == GuestPhys::new(0) {
-            return Err(InspectError::NotReady("page tables"));
-        }
-        f(&View::new(&self.machine.ram, pml4, self.link.region().roots.get()))
+        let source = self.live(if self.may_change() { Hold::Yes } else { Hold::No })?;
+        f(&View::new(&source)?)
     }
 }
 
 /// The kernel's table of roots, with its address.
 fn roots(view: &View<'_>) -> Result<(KPtr<KernelRoots>, KernelRoots), InspectError> {
     const WHAT: &str = "kernel roots";
-    let at = view.roots.non_null().ok_or(InspectError::NotReady("roots"))?;
+    let at = view.roots().non_null().ok_or(InspectError::NotReady("roots"))?;
     let roots = view.copy(WHAT, at)?;
     match roots.abi_version.get() {
         vmkern_abi::ABI_VERSION => Ok((at, roots)),

@@ -67,9 +67,8 @@ mod tests {
     use vmkern_abi::addr::GuestPhys;
     use zerocopy::IntoBytes;
 
-    use super::super::view::tests::{mapped_ram, view};
+    use super::super::view::tests::{TestRam, mapped_ram, view};
     use super::*;
-    use crate::kvm::memory::GuestRam;
 
     const PAGE: u64 = 0x4000_0000;
 
@@ -78,7 +77,7 @@ mod tests {
     }
 
     /// t3, which sleeps in vmwait, and the pagedaemon, which runs.
-    fn put(ram: &GuestRam, edit: impl Fn(&[Thread; 2])) -> Scheduler {
+    fn put(ram: &TestRam, edit: impl Fn(&[Thread; 2])) -> Scheduler {
         let threads = [Thread::default(), Thread::default()];
         let words = |text: &str| WaitMessage::new(text).words();
         threads[0].tid.set(3);

@@ -1,20 +1,37 @@
 //! The reader that everything else in inspection goes through.
+//!
+//! A view is one look: what it learns of the page tables it keeps ([`super::tlb`]) for its own life only. Nothing that is
+//! read is believed. An address is translated and lies in RAM or the read is an error that names the structure; a list is
+//! a [`List`], which ends whatever its links say; and a count that the guest claims goes through [`View::bounded`] before
+//! anything is allocated by it.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::KernelRoots;
 use vmkern_abi::pte::Pte;
 use vmkern_abi::walk::{TableReader, Walk, walk};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::InspectError;
-use crate::kvm::memory::GuestRam;
+use super::list::List;
+use super::source::{PageWords, Source};
+use super::tlb::Tlb;
+use crate::kvm::memory::NotRam;
+
+/// What is to blame for a page table that cannot be read.
+const PAGE_TABLE: &str = "page table";
 
 /// Guest memory through one set of page tables.
-pub(super) struct View<'a> {
-    ram: &'a GuestRam,
+pub struct View<'a> {
+    source: &'a dyn Source,
     pml4: GuestPhys,
-    /// Where the kernel says that its structures begin.
-    pub(super) roots: KPtr<KernelRoots>,
+    roots: KPtr<KernelRoots>,
+    tlb: Tlb,
+}
+
+impl std::fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("pml4", &self.pml4).field("roots", &self.roots).finish_non_exhaustive()
+    }
 }
 
 impl TableReader for View<'_> {
@@ -23,56 +40,189 @@ impl TableReader for View<'_> {
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, InspectError> {
         // A table is a whole page: an address that is none would let an entry straddle two.
         let at = table.page().checked_add(index as u64 * 8).unwrap_or(table);
-        self.ram.load(at).map(Pte::from_bits).map_err(|source| InspectError::NotRam { what: "page table", source })
+        self.source.load(at).map(Pte::from_bits).map_err(not_ram(PAGE_TABLE))
     }
 }
 
+fn not_ram(what: &'static str) -> impl FnOnce(NotRam) -> InspectError {
+    move |source| InspectError::NotRam { what, source }
+}
+
 impl<'a> View<'a> {
-    pub(super) fn new(ram: &'a GuestRam, pml4: GuestPhys, roots: KPtr<KernelRoots>) -> Self {
-        Self { ram, pml4, roots }
+    /// A look through the kernel's page tables.
+    ///
+    /// # Errors
+    /// [`InspectError::NotReady`] when the kernel has not published them.
+    pub fn new(source: &'a dyn Source) -> Result<Self, InspectError> {
+        let anchors = source.anchors();
+        if anchors.pml4 == GuestPhys::new(0) {
+            return Err(InspectError::NotReady("page tables"));
+        }
+        Ok(Self::through(source, anchors.pml4))
     }
 
-    /// The walk to `va`.
-    pub(super) fn walk(&self, va: GuestVirt) -> Result<Walk, InspectError> {
+    /// A look through the page tables whose root is at `pml4`.
+    #[must_use]
+    pub fn through(source: &'a dyn Source, pml4: GuestPhys) -> Self {
+        Self { source, pml4, roots: source.anchors().roots, tlb: Tlb::new() }
+    }
+
+    /// What is looked into.
+    #[must_use]
+    pub fn source(&self) -> &'a dyn Source {
+        self.source
+    }
+
+    /// The root page table.
+    #[must_use]
+    pub fn pml4(&self) -> GuestPhys {
+        self.pml4
+    }
+
+    /// Where the kernel says that its structures begin.
+    #[must_use]
+    pub fn roots(&self) -> KPtr<KernelRoots> {
+        self.roots
+    }
+
+    /// The walk to `va`, read from the page tables now.
+    ///
+    /// # Errors
+    /// When a table on the way is not RAM.
+    pub fn walk(&self, va: GuestVirt) -> Result<Walk, InspectError> {
         walk(self, self.pml4, va)
     }
 
+    /// The page-table page at `table`, all 512 entries in place.
+    ///
+    /// # Errors
+    /// When it is not RAM.
+    pub fn table(&self, table: GuestPhys) -> Result<&'a PageWords, InspectError> {
+        self.source.page(table).map_err(not_ram(PAGE_TABLE))
+    }
+
+    /// The physical address behind `va`, which belongs to structure `what` at `at`.
+    fn translate(&self, what: &'static str, at: GuestVirt, va: GuestVirt) -> Result<GuestPhys, InspectError> {
+        if let Some(phys) = self.tlb.lookup(va) {
+            return Ok(phys);
+        }
+        let missing = InspectError::NotMapped { what, at, missing: va };
+        let mapping = self.walk(va)?.mapping.ok_or(missing)?;
+        self.tlb.insert(va, &mapping);
+        Ok(mapping.phys)
+    }
+
     /// Copies bytes from virtual address `start` on, a part of structure `what`.
-    pub(super) fn read(&self, what: &'static str, start: GuestVirt, buffer: &mut [u8]) -> Result<(), InspectError> {
+    ///
+    /// # Errors
+    /// When a part is not mapped, or is mapped to what is not RAM.
+    pub fn read(&self, what: &'static str, start: GuestVirt, buffer: &mut [u8]) -> Result<(), InspectError> {
         let mut done = 0;
         while done < buffer.len() {
-            let missing = |missing| InspectError::NotMapped { what, at: start, missing };
-            let va = start.checked_add(done as u64).ok_or_else(|| missing(start))?;
-            let mapping = self.walk(va)?.mapping.ok_or_else(|| missing(va))?;
+            let past_the_end = InspectError::NotMapped { what, at: start, missing: start };
+            let va = start.checked_add(done as u64).ok_or(past_the_end)?;
+            let phys = self.translate(what, start, va)?;
             let in_page = usize::try_from(PAGE_SIZE - va.page_offset()).unwrap_or(usize::MAX);
             let len = in_page.min(buffer.len() - done);
-            let part = &mut buffer[done..done + len];
-            self.ram.read(mapping.phys, part).map_err(|source| InspectError::NotRam { what, source })?;
+            self.source.read(phys, &mut buffer[done..done + len]).map_err(not_ram(what))?;
             done += len;
         }
         Ok(())
     }
 
     /// A copy of the `T` at `pointer`, which is structure `what`.
-    pub(super) fn copy<T: FromBytes>(&self, what: &'static str, pointer: KPtr<T>) -> Result<T, InspectError> {
+    ///
+    /// # Errors
+    /// When the address is not aligned as a `T` is, or as [`View::read`].
+    pub fn copy<T: FromBytes + IntoBytes>(&self, what: &'static str, pointer: KPtr<T>) -> Result<T, InspectError> {
         let at = pointer.addr();
         if !at.get().is_multiple_of(align_of::<T>() as u64) {
             return Err(InspectError::Misaligned { what, at });
         }
-        let mut bytes = vec![0; size_of::<T>()];
-        self.read(what, at, &mut bytes)?;
-        T::read_from_bytes(&bytes).map_err(|_| InspectError::damaged(what, at, "its size is wrong"))
+        let mut value = T::new_zeroed();
+        self.read(what, at, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// The structures `what` of a list: `head`, what `next` says of it, and so on, until `next` says null or one of
+    /// [`List::until`].
+    pub fn list<T, F>(&self, what: &'static str, head: KPtr<T>, next: F) -> List<'_, 'a, T, F>
+    where
+        T: FromBytes + IntoBytes,
+        F: Fn(&T) -> KPtr<T>,
+    {
+        List::new(self, what, head, next)
+    }
+
+    /// How many structures of type `T` fit into RAM.
+    #[must_use]
+    pub fn most<T>(&self) -> u64 {
+        self.source.ram_size() / (size_of::<T>() as u64).max(1)
+    }
+
+    /// `claimed`, a number of `T`s of which structure `what` at `at` says that they exist: checked, so that memory can be
+    /// set aside for them.
+    ///
+    /// # Errors
+    /// [`InspectError::Damaged`] when RAM does not hold so many.
+    pub fn bounded<T>(&self, what: &'static str, at: GuestVirt, claimed: u64) -> Result<usize, InspectError> {
+        let most = self.most::<T>();
+        let fits = usize::try_from(claimed).ok().filter(|_| claimed <= most);
+        let problem = || format!("it counts {claimed}, but memory has room for {most} at the most");
+        fits.ok_or_else(|| InspectError::damaged(what, at, problem()))
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::ops::Range;
+
     use vmkern_abi::pte::PteFlags;
 
+    use super::super::source::{Anchors, CpuState};
     use super::*;
+    use crate::kvm::memory::GuestRam;
+
+    /// RAM without a guest around it.
+    pub(in super::super) struct TestRam {
+        ram: GuestRam,
+        roots: KPtr<KernelRoots>,
+    }
+
+    impl TestRam {
+        pub(in super::super) fn with_roots(self, roots: KPtr<KernelRoots>) -> Self {
+            Self { roots, ..self }
+        }
+    }
+
+    impl std::ops::Deref for TestRam {
+        type Target = GuestRam;
+
+        fn deref(&self) -> &GuestRam {
+            &self.ram
+        }
+    }
+
+    impl Source for TestRam {
+        fn segments(&self) -> &[Range<GuestPhys>] {
+            self.ram.segments()
+        }
+
+        fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
+            self.ram.page(at)
+        }
+
+        fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
+            Ok(Vec::new())
+        }
+
+        fn anchors(&self) -> Anchors {
+            Anchors { control: GuestPhys::new(0), pml4: GuestPhys::from_pfn(16), roots: self.roots }
+        }
+    }
 
     /// RAM of 8 MiB whose pages 16 to 19 are page tables that map [0x4000_0000, +0x3000) to pages 32, 33 and 40.
-    pub(in super::super) fn mapped_ram() -> GuestRam {
+    pub(in super::super) fn mapped_ram() -> TestRam {
         let ram = GuestRam::new(8 << 20).expect("8 MiB can be had");
         let set = |table: u64, index: u64, frame: u64| {
             let pte = Pte::new(GuestPhys::from_pfn(frame), PteFlags::V | PteFlags::RW | PteFlags::A);
@@ -84,11 +234,11 @@ pub(super) mod tests {
         for (index, frame) in [32, 33, 40].into_iter().enumerate() {
             set(19, index as u64, frame);
         }
-        ram
+        TestRam { ram, roots: KPtr::NULL }
     }
 
-    pub(in super::super) fn view(ram: &GuestRam) -> View<'_> {
-        View::new(ram, GuestPhys::from_pfn(16), KPtr::NULL)
+    pub(in super::super) fn view(ram: &TestRam) -> View<'_> {
+        View::new(ram).expect("there are page tables")
     }
 
     #[test]
@@ -108,8 +258,8 @@ pub(super) mod tests {
     #[test]
     fn pointers_that_lead_nowhere_are_errors_that_name_the_structure() {
         let ram = mapped_ram();
-        let view = view(&ram);
-        let copy = |at| view.copy::<u64>("thing", KPtr::new(GuestVirt::new(at)));
+        // A look of its own for each: no page table that is damaged below has been seen before.
+        let copy = |at| view(&ram).copy::<u64>("thing", KPtr::new(GuestVirt::new(at)));
         assert!(matches!(copy(0x4000_3000), Err(InspectError::NotMapped { what: "thing", .. })));
         assert!(matches!(copy(0x4000_0004), Err(InspectError::Misaligned { what: "thing", .. })));
         assert!(matches!(copy(0x8000_0000_0000), Err(InspectError::NotMapped { .. })));
@@ -119,5 +269,14 @@ pub(super) mod tests {
         assert!(matches!(copy(0x4000_0000), Err(InspectError::NotRam { what: "thing", .. })));
         ram.write(GuestPhys::from_pfn(16), &wild.bits().to_le_bytes()).expect("it is RAM");
         assert!(matches!(copy(0x4000_0000), Err(InspectError::NotRam { what: "page table", .. })));
+    }
+
+    #[test]
+    fn a_count_that_memory_cannot_hold_is_refused_before_anything_is_allocated() {
+        let ram = mapped_ram();
+        let bounded = |claimed| view(&ram).bounded::<[u64; 8]>("thing", GuestVirt::new(64), claimed);
+        assert_eq!(bounded((8 << 20) / 64), Ok((8 << 20) / 64));
+        assert!(matches!(bounded((8 << 20) / 64 + 1), Err(InspectError::Damaged { what: "thing", .. })));
+        assert!(bounded(u64::MAX).is_err());
     }
 }

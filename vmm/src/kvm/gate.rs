@@ -35,11 +35,13 @@ impl Gate {
         *result.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Passes the gate: at once when it is open, else when it opens.
-    pub(super) fn pass(&self) {
+    /// Passes the gate: at once when it is open, else when it opens. `park` is called before anybody is told that the
+    /// thread stands here.
+    pub(super) fn pass(&self, park: impl FnOnce()) {
         if !self.closed.load(Ordering::SeqCst) {
             return;
         }
+        park();
         let mut parked = self.lock();
         *parked = true;
         self.changed.notify_all();

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
@@ -18,10 +18,11 @@ use std::sync::atomic::Ordering;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
-use vmkern_abi::addr::{GuestPhys, NBPDR};
+use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use zerocopy::FromBytes;
 
 use super::KvmError;
+use crate::inspect::PageWords;
 
 /// Where the range for memory-mapped devices begins: RAM lies below.
 pub(crate) const HOLE_START: u64 = 3 << 30;
@@ -115,12 +116,24 @@ pub struct NotRam {
     pub len: u64,
 }
 
+/// Where a range of RAM is mapped.
+#[derive(Clone, Copy, Debug)]
+struct FirstPage(NonNull<PageWords>);
+
+// SAFETY: what is behind the pointer is made of atomics and lives as long as the `GuestRam` that holds it.
+unsafe impl Send for FirstPage {}
+// SAFETY: as above.
+unsafe impl Sync for FirstPage {}
+
 /// Guest RAM.
 #[derive(Debug)]
 pub(crate) struct GuestRam {
     // Before the reservation: dropped first.
     memory: GuestMemoryMmap,
     size: u64,
+    segments: Vec<Range<GuestPhys>>,
+    /// The first page of each segment.
+    pages: Vec<FirstPage>,
     _reservation: Reservation,
 }
 
@@ -137,6 +150,7 @@ impl GuestRam {
         let address = reservation.base.as_ptr().addr();
         let mut at = address.next_multiple_of(HUGE_PAGE) - address;
         let (mut offset, mut regions) = (0, Vec::new());
+        let (mut segments, mut pages) = (Vec::new(), Vec::new());
         for range in ram_ranges(size) {
             let len = usize::try_from(range.size).map_err(|error| fail("mmap", io::Error::other(error)))?;
             let pointer = reservation.map(at, &file, offset, len).map_err(|error| fail("mmap", error))?;
@@ -151,15 +165,33 @@ impl GuestRam {
                 .map_err(|error| fail("mmap", io::Error::other(error)))?;
             let region = GuestRegionMmap::new(region, GuestAddress(range.start.get()));
             regions.push(region.ok_or_else(|| fail("mmap", io::ErrorKind::InvalidInput.into()))?);
+            segments.push(range.start..range.start.add(range.size));
+            pages.extend(NonNull::new(pointer.cast::<PageWords>()).map(FirstPage));
             (at, offset) = (at + len, offset + range.size);
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| fail("mmap", io::Error::other(error)))?;
-        Ok(Self { memory, size, _reservation: reservation })
+        Ok(Self { memory, size, segments, pages, _reservation: reservation })
     }
 
     /// Bytes of RAM.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The ranges of RAM.
+    pub(crate) fn segments(&self) -> &[Range<GuestPhys>] {
+        &self.segments
+    }
+
+    /// The page that holds `at`, shared with the guest.
+    pub(crate) fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
+        let mut found = self.segments.iter().zip(&self.pages).filter(|(segment, _)| segment.contains(&at));
+        let outside = NotRam { start: at, len: 1 };
+        let (segment, FirstPage(first)) = found.next().ok_or(outside)?;
+        let index = usize::try_from(at.since(segment.start) / PAGE_SIZE).map_err(|_| outside)?;
+        // SAFETY: `first` starts a page-aligned mapping as long as the segment, which is made of whole pages, for the
+        // life of `self`; the words are atomics, so that the guest may write meanwhile.
+        Ok(unsafe { first.add(index).as_ref() })
     }
 
     /// The memory as rust-vmm's loaders want it.
@@ -271,8 +303,6 @@ const _: () = assert!(HUGE_PAGE as u64 == NBPDR && HOLE_START.is_multiple_of(NBP
 
 #[cfg(test)]
 mod tests {
-    use vmkern_abi::addr::PAGE_SIZE;
-
     use super::*;
 
     #[test]
@@ -294,6 +324,10 @@ mod tests {
         assert_eq!(ram.load(GuestPhys::new(HOLE_END)), Ok(0x0101_0101_0101_0101));
         assert!(ram.load(top).is_err());
         assert!(ram.load(GuestPhys::new(1)).is_err());
+        let word = |at: u64| ram.page(GuestPhys::new(at)).map(|page| page[511].load(Ordering::Relaxed));
+        assert_eq!(word(HOLE_END + 8), Ok(0x0101_0101_0101_0101));
+        assert_eq!(word(HOLE_START - 1), Ok(0));
+        assert!(word(HOLE_START).is_err() && word(top.get()).is_err() && word(u64::MAX).is_err());
         assert!(ram.shared::<u64>(GuestPhys::new(3)).is_err());
         assert!(ram.shared::<[u64; 2]>(GuestPhys::new(top.get() - 8)).is_err());
     }

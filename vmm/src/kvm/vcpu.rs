@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED};
 use kvm_ioctls::{Kvm, VcpuExit};
 
 use super::KvmError;
@@ -17,6 +17,7 @@ use super::vm::Vm;
 use crate::control::ContractError;
 use crate::control::bell::Bell;
 use crate::devices::{PortBus, PortEvent};
+use crate::inspect::{CpuState, RunState};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the host itself is stuck.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
@@ -50,6 +51,8 @@ pub(crate) struct VcpuState {
     kick: Arc<KickSlot>,
     stopping: AtomicBool,
     gate: Gate,
+    /// What it was when it last came to a halt at the gate, or at its end.
+    seen: Mutex<Option<CpuState>>,
 }
 
 impl VcpuState {
@@ -61,6 +64,7 @@ impl VcpuState {
             kick: Arc::default(),
             stopping: AtomicBool::new(false),
             gate: Gate::default(),
+            seen: Mutex::new(None),
         }
     }
 
@@ -89,6 +93,15 @@ impl VcpuState {
             }
         }
         Ok(held)
+    }
+
+    /// The vCPU as it stands: it is held or has ended. Nothing when it never began.
+    pub(crate) fn cpu_state(&self) -> Option<CpuState> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn see(&self, cpu: u32, state: RunState, registers: Registers) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(CpuState { cpu, state, registers });
     }
 
     fn stopping(&self) -> bool {
@@ -145,7 +158,11 @@ impl Drop for Farewell<'_> {
 pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState, ports: PortBus) {
     let _farewell = Farewell(state);
     let end = match prepare(kvm, id, orders, state) {
-        Ok(Some(mut vcpu)) => run(&mut vcpu, id, state, ports),
+        Ok(Some(mut vcpu)) => {
+            let end = run(&mut vcpu, id, state, ports);
+            state.see(id, RunState::Ended, registers(&vcpu));
+            end
+        }
         Ok(None) => return,
         Err(error) => VcpuEnd::Unprepared(error),
     };
@@ -206,7 +223,7 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
         if let Some(fault) = fault {
             return failed(vcpu, id, fault);
         }
-        state.gate.pass();
+        state.gate.pass(|| state.see(id, run_state(vcpu), registers(vcpu)));
         if state.stopping() {
             return VcpuEnd::Stopped(Box::new(registers(vcpu)));
         }
@@ -224,6 +241,13 @@ fn registers(vcpu: &KickableVcpu) -> Registers {
             log::warn!("the vCPU's registers cannot be read: {:?} {:?}", regs.err(), sregs.err());
             Registers::default()
         }
+    }
+}
+
+fn run_state(vcpu: &KickableVcpu) -> RunState {
+    match vcpu.get_mp_state() {
+        Ok(state) if state.mp_state == KVM_MP_STATE_HALTED => RunState::Halted,
+        _ => RunState::Running,
     }
 }
 

@@ -1,0 +1,68 @@
+//! A guest of this process as a [`Source`].
+
+use std::ops::Range;
+
+use vmkern_abi::addr::GuestPhys;
+
+use super::InspectError;
+use super::source::{Anchors, CpuState, PageWords, Source};
+use crate::control::ContractError;
+use crate::kvm::gate::Held;
+use crate::kvm::memory::{GuestRam, NotRam};
+use crate::kvm::vcpu::VcpuState;
+
+/// Whether a look needs the guest to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It does: the vCPU is held until the source is dropped.
+    Yes,
+    /// Nothing changes, or a change does no harm.
+    No,
+}
+
+/// A guest of this process, held for as long as the value lives if that was asked for.
+#[derive(Debug)]
+pub(crate) struct Live<'a> {
+    ram: &'a GuestRam,
+    vcpu: &'a VcpuState,
+    anchors: Anchors,
+    held: Option<Held<'a>>,
+}
+
+impl<'a> Live<'a> {
+    /// The guest with this memory and vCPU. `anchors` is asked once it is held.
+    ///
+    /// # Errors
+    /// When the vCPU cannot be held.
+    pub(crate) fn new(
+        ram: &'a GuestRam,
+        vcpu: &'a VcpuState,
+        hold: Hold,
+        anchors: impl FnOnce() -> Anchors,
+    ) -> Result<Self, ContractError> {
+        let held = match hold {
+            Hold::Yes => Some(vcpu.hold()?),
+            Hold::No => None,
+        };
+        Ok(Self { ram, vcpu, anchors: anchors(), held })
+    }
+}
+
+impl Source for Live<'_> {
+    fn segments(&self) -> &[Range<GuestPhys>] {
+        self.ram.segments()
+    }
+
+    fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
+        self.ram.page(at)
+    }
+
+    fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
+        let _held = if self.held.is_none() { Some(self.vcpu.hold()?) } else { None };
+        Ok(vec![self.vcpu.cpu_state().ok_or(InspectError::NotReady("registers"))?])
+    }
+
+    fn anchors(&self) -> Anchors {
+        self.anchors
+    }
+}
