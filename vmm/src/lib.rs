@@ -38,8 +38,8 @@ pub use self::control::{
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{
-    Anchors, CpuState, EntryView, InspectError, List, MapStats, ObjectView, PAGE_WORDS, PageRun, PageWords, RunState,
-    Source, ThreadView, View,
+    Anchors, CheckStats, CpuState, EntryView, Finding, InspectError, List, MapStats, ObjectView, PAGE_WORDS, PageRun,
+    PageWords, Report, RunState, Source, ThreadView, Updating, View,
 };
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers};

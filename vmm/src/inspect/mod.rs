@@ -6,6 +6,8 @@
 //! the address. While requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for the
 //! time of a look; else the kernel is idle.
 
+#[expect(dead_code, reason = "the frame of rules that come one subject at a time")]
+mod check;
 mod list;
 mod live;
 mod maps;
@@ -21,6 +23,7 @@ use vmkern_abi::control::MapId;
 use vmkern_abi::layout::{KernelRoots, VmMeter};
 use vmkern_abi::walk::Walk;
 
+pub use self::check::{CheckStats, Finding, Report, Updating};
 pub use self::list::List;
 pub(crate) use self::live::{Hold, Live};
 pub use self::maps::{EntryView, MapStats, ObjectView};

@@ -1,0 +1,107 @@
+//! What the rules share: the structures, read once and indexed, and the findings.
+//!
+//! Reading comes first and is done by the modules that know the structures; they add findings about what cannot be
+//! read or does not hang together, and go on with the rest. After that the context does not change but for findings and
+//! owners of pages, so that rules run in any order.
+
+use std::borrow::Cow;
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::layout::KernelRoots;
+
+use super::finding::{CheckStats, Findings, Report, Updating};
+use super::maps::Maps;
+use super::memory::Memory;
+use super::owners::{Owner, Owners};
+use super::page_array::PageArray;
+use super::rest::Rest;
+use crate::inspect::view::View;
+use crate::inspect::{InspectError, roots};
+
+/// Everything that was read.
+pub(super) struct Context<'a> {
+    /// Guest memory.
+    pub memory: Memory<'a>,
+    /// Where the kernel's roots lie.
+    pub roots_at: KPtr<KernelRoots>,
+    /// The kernel's roots.
+    pub roots: KernelRoots,
+    /// The page array.
+    pub pages: PageArray,
+    /// Whether operations may be going on.
+    pub rest: Rest,
+    /// All maps with their entries.
+    pub maps: Maps,
+    findings: Findings,
+    owners: Owners,
+}
+
+impl<'a> Context<'a> {
+    /// Reads the kernel's structures.
+    ///
+    /// # Errors
+    /// When the kernel's roots cannot be read: there is nothing to check then.
+    pub(super) fn read(view: &'a View<'a>) -> Result<Self, InspectError> {
+        let (roots_at, roots) = roots(view)?;
+        let (memory, findings) = (Memory::new(view.source()), Findings::default());
+        let pages = PageArray::read(&memory, &roots, &findings);
+        let owners = Owners::new(&pages);
+        let rest = Rest::read(&memory, &roots);
+        let maps = Maps::read(&memory, &roots, &findings);
+        Ok(Self { memory, roots_at, roots, pages, rest, maps, findings, owners })
+    }
+
+    /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the contradiction.
+    pub(super) fn finding<D: Into<String>>(
+        &self,
+        rule: &'static str,
+        what: impl Into<Cow<'static, str>>,
+        at: GuestVirt,
+        detail: impl FnOnce() -> D,
+    ) {
+        self.findings.add(rule, what, at, detail);
+    }
+
+    /// Adds a finding about what cannot be read.
+    pub(super) fn unreadable(&self, error: &InspectError) {
+        self.findings.unreadable(error);
+    }
+
+    /// Claims page `pfn` for `owner`, the structure at `at`: a page has one owner.
+    pub(super) fn claim(&self, pfn: u64, owner: Owner, at: GuestVirt) {
+        self.owners.claim(&self.pages, &self.findings, pfn, owner, at);
+    }
+
+    /// Claims the page in which the structure at `at` of the direct map lies.
+    pub(super) fn claim_at(&self, at: GuestVirt, owner: Owner) {
+        if let Some(at_phys) = vmkern_abi::kva::dmap_to_phys(at) {
+            self.claim(at_phys.pfn(), owner, at);
+        }
+    }
+
+    /// Who has claimed page `pfn`.
+    pub(super) fn owner(&self, pfn: u64) -> Option<Owner> {
+        self.owners.of(&self.pages, pfn)
+    }
+
+    /// The address of a field of the kernel's roots, `offset` bytes from their start.
+    pub(super) fn root(&self, offset: usize) -> GuestVirt {
+        self.roots_at.addr().checked_add(offset as u64).unwrap_or_default()
+    }
+
+    /// The root page table.
+    pub(super) fn pml4(&self) -> GuestPhys {
+        self.roots.kernel_pmap.pml4.get()
+    }
+
+    /// The report of everything that was found.
+    pub(super) fn into_report(self) -> Report {
+        let stats = CheckStats {
+            maps: self.maps.all.len() as u64,
+            entries: self.maps.all.iter().map(|map| map.entries.len() as u64).sum(),
+            ..CheckStats::default()
+        };
+        let updating: Vec<Updating> = self.maps.all.iter().filter_map(|map| map.updating()).collect();
+        self.findings.into_report(updating, stats)
+    }
+}

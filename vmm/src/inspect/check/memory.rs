@@ -1,0 +1,57 @@
+//! Guest memory as the rules read it.
+//!
+//! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct map is one finding
+//! and not a thousand: that the direct map shows what this arithmetic says is a rule of its own.
+
+use vmkern_abi::addr::{GuestPhys, KPtr};
+use vmkern_abi::kva::dmap_to_phys;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::inspect::InspectError;
+use crate::inspect::source::{PageWords, Source};
+
+/// Guest memory.
+#[derive(Clone, Copy)]
+pub(super) struct Memory<'a>(&'a dyn Source);
+
+impl<'a> Memory<'a> {
+    pub(super) fn new(source: &'a dyn Source) -> Self {
+        Self(source)
+    }
+
+    /// What is read.
+    pub(super) fn source(&self) -> &'a dyn Source {
+        self.0
+    }
+
+    /// The page at `at`, which is part of structure `what`, in place.
+    pub(super) fn page(&self, what: &'static str, at: GuestPhys) -> Result<&'a PageWords, InspectError> {
+        self.0.page(at).map_err(|source| InspectError::NotRam { what, source })
+    }
+
+    /// Copies bytes from physical address `at` on, a part of structure `what`.
+    pub(super) fn read(&self, what: &'static str, at: GuestPhys, buffer: &mut [u8]) -> Result<(), InspectError> {
+        self.0.read(at, buffer).map_err(|source| InspectError::NotRam { what, source })
+    }
+
+    /// A copy of the `T` at physical address `at`, which is structure `what`.
+    pub(super) fn at<T: FromBytes + IntoBytes>(&self, what: &'static str, at: GuestPhys) -> Result<T, InspectError> {
+        let mut value = T::new_zeroed();
+        self.read(what, at, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// A copy of the `T` behind `pointer`, which is structure `what` and lies in the direct map.
+    pub(super) fn get<T: FromBytes + IntoBytes>(
+        &self,
+        what: &'static str,
+        pointer: KPtr<T>,
+    ) -> Result<T, InspectError> {
+        let at = pointer.addr();
+        if !at.get().is_multiple_of(align_of::<T>() as u64) {
+            return Err(InspectError::Misaligned { what, at });
+        }
+        let outside = || InspectError::damaged(what, at, "its address is not in the direct map");
+        self.at(what, dmap_to_phys(at).ok_or_else(outside)?)
+    }
+}

@@ -1,0 +1,97 @@
+//! Who has which page: every page that is handed out has exactly one owner.
+//!
+//! Each part of the check claims the pages that it comes through. Two claims of one page contradict each other, a claim
+//! of a free page contradicts the page array, and a page that is handed out and claimed by nobody is lost.
+
+use std::cell::RefCell;
+
+use vmkern_abi::addr::GuestVirt;
+
+use super::finding::Findings;
+use super::page_array::PageArray;
+
+/// What a page is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The home of a map.
+    MapHome,
+    /// A page of a map's entries or nodes.
+    MapPool,
+    /// A page of an object.
+    Resident,
+    /// A node of an object's page index.
+    IndexNode,
+    /// A page table.
+    PageTable,
+    /// A page mapped by `pmap_kenter` or `pmap_qenter`.
+    Kentered,
+    /// A slab of a zone.
+    Slab,
+    /// Part of a free block.
+    FreeBlock,
+}
+
+impl Owner {
+    /// What such a page is, in words.
+    pub(super) const fn words(self) -> &'static str {
+        match self {
+            Self::MapHome => "the home of a map",
+            Self::MapPool => "a page of a map's pool",
+            Self::Resident => "a page of an object",
+            Self::IndexNode => "a node of an object's index",
+            Self::PageTable => "a page table",
+            Self::Kentered => "mapped by pmap_qenter",
+            Self::Slab => "a slab of a zone",
+            Self::FreeBlock => "in a free block",
+        }
+    }
+}
+
+/// The owners of all pages that were ever used.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    /// By segment of the page array, then by page.
+    owners: RefCell<Vec<Vec<Option<Owner>>>>,
+}
+
+impl Owners {
+    pub(super) fn new(pages: &PageArray) -> Self {
+        let owners = pages.segments.iter().map(|segment| vec![None; segment.pages.len()]).collect();
+        Self { owners: RefCell::new(owners) }
+    }
+
+    /// Claims page `pfn` for `owner`, the structure at `at`.
+    pub(super) fn claim(&self, pages: &PageArray, findings: &Findings, pfn: u64, owner: Owner, at: GuestVirt) {
+        let what = || format!("page {pfn:#x}");
+        let Some((segment, index)) = pages.locate(pfn) else {
+            if pages.is_managed(pfn) {
+                findings.add("page-free", "vm_page", pages.address(pfn), || {
+                    format!("{} is {} at {at}, but was never handed out", what(), owner.words())
+                });
+            } else {
+                findings.add("page-unmanaged", owner.words(), at, || format!("{} is not under management", what()));
+            }
+            return;
+        };
+        let is_allocated = pages.segments[segment].pages[index].is_allocated();
+        if is_allocated == (owner == Owner::FreeBlock) {
+            let word = if is_allocated { "handed out" } else { "free" };
+            findings.add("page-free", "vm_page", pages.address(pfn), || {
+                format!("{} is {} at {at}, but its flags say that it is {word}", what(), owner.words())
+            });
+        }
+        let slot = &mut self.owners.borrow_mut()[segment][index];
+        match *slot {
+            None => *slot = Some(owner),
+            Some(first) => findings.add("page-owner", "vm_page", pages.address(pfn), || {
+                format!("{} is {} at {at}, and also {}", what(), owner.words(), first.words())
+            }),
+        }
+    }
+
+    /// Who has page `pfn`, as far as it was claimed.
+    pub(super) fn of(&self, pages: &PageArray, pfn: u64) -> Option<Owner> {
+        let (segment, index) = pages.locate(pfn)?;
+        self.owners.borrow()[segment][index]
+    }
+}

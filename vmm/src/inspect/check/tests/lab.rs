@@ -1,0 +1,108 @@
+//! A guest with a bit of everything in its memory, and damage done to it.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::control::{Context, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::layout::KernelRoots;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::super::{Finding, Report};
+use crate::control::Guest;
+use crate::inspect::roots;
+
+/// A guest at rest whose memory a test damages and puts in order again.
+pub(in super::super) struct Lab {
+    pub(in super::super) guest: Guest,
+    /// A block of several pages in kmem_map, with a hole before and behind it.
+    pub(in super::super) block: GuestVirt,
+    /// A pageable range of exec_map whose first page has been touched.
+    pub(in super::super) pageable: GuestVirt,
+    /// A range of kernel_map with a window of `pmap_qenter` over its first two pages.
+    pub(in super::super) window: GuestVirt,
+}
+
+impl Lab {
+    /// Launches the guest and gives it something to do.
+    pub(in super::super) fn new() -> Self {
+        let guest = Guest::builder().memory(32 << 20).launch().expect("a guest can be launched");
+        let zero = GuestVirt::new(0);
+        let mut lab = Self { guest, block: zero, pageable: zero, window: zero };
+        lab.populate();
+        lab
+    }
+
+    fn populate(&mut self) {
+        let malloc = |size| Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT };
+        let blocks: Vec<GuestVirt> = (0..48).map(|_| self.address(malloc(3 << 12))).collect();
+        for &addr in blocks.iter().step_by(2) {
+            self.ok(Op::KmemFree { map: MapId::KMEM, addr, size: 3 << 12 });
+        }
+        self.block = blocks[5];
+        self.address(Op::KmemAlloc { map: MapId::KERNEL, size: 40 << 10 });
+        self.pageable = self.address(Op::KmemAllocWait { map: MapId::EXEC, size: 64 << 10 });
+        self.ok(Op::Touch { addr: self.pageable, size: 4096 });
+        self.window = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: 32 << 10 });
+        self.ok(Op::PmapQenter { addr: self.window, count: 2 });
+        self.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 1 << 20, kind: MapKind::User });
+    }
+
+    fn run(&mut self, op: Op) -> Outcome {
+        self.guest.call_in(Context::Thread(0), op).expect("the guest lives").outcome
+    }
+
+    pub(in super::super) fn address(&mut self, op: Op) -> GuestVirt {
+        match self.run(op) {
+            Outcome::Value(value) => GuestVirt::new(value),
+            other => panic!("{op:?} gave {other:?}"),
+        }
+    }
+
+    pub(in super::super) fn ok(&mut self, op: Op) {
+        assert_eq!(self.run(op), Outcome::Ok, "{op:?}");
+    }
+
+    /// The kernel's roots, with their address.
+    pub(in super::super) fn roots(&self) -> (KPtr<KernelRoots>, KernelRoots) {
+        self.guest.look(roots).expect("the roots can be read")
+    }
+
+    /// The structure at `at`.
+    pub(in super::super) fn get<T: FromBytes + IntoBytes>(&self, at: KPtr<T>) -> T {
+        self.guest.look(|view| view.copy("structure", at)).expect("the structure can be read")
+    }
+
+    /// What a check finds.
+    pub(in super::super) fn check(&self) -> Report {
+        self.guest.check().expect("the roots can be read")
+    }
+
+    /// What a check finds while the structure at `at` is as `damage` makes it.
+    pub(in super::super) fn damaged<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, damage: impl FnOnce(&T)) -> Report {
+        let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
+        self.damaged_phys(place, damage)
+    }
+
+    /// What a check finds while the structure at physical address `at` is as `damage` makes it.
+    pub(in super::super) fn damaged_phys<T: FromBytes + IntoBytes>(
+        &self,
+        at: GuestPhys,
+        damage: impl FnOnce(&T),
+    ) -> Report {
+        let ram = &self.guest.machine.ram;
+        let mut before = vec![0; size_of::<T>()];
+        ram.read(at, &mut before).expect("it is RAM");
+        let mut value = T::read_from_bytes(&before).expect("any bytes are a value");
+        damage(&value);
+        ram.write(at, value.as_mut_bytes()).expect("it is RAM");
+        let report = self.check();
+        ram.write(at, &before).expect("it is RAM");
+        report
+    }
+}
+
+/// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and gives the first.
+#[track_caller]
+pub(in super::super) fn expect_finding<'a>(report: &'a Report, rule: &str, what: &str, at: GuestVirt) -> &'a Finding {
+    let found = report.findings.iter().find(|f| f.rule == rule && f.what == what && f.at == at);
+    found.unwrap_or_else(|| panic!("no finding of {rule} about {what} at {at} in:\n{report}"))
+}

@@ -1,0 +1,12 @@
+//! Every rule holds in a good guest and fires in a damaged one.
+
+pub(super) mod lab;
+
+use self::lab::Lab;
+
+#[test]
+fn nothing_is_found_in_a_good_guest() {
+    let report = Lab::new().check();
+    assert!(report.is_clean() && report.updating.is_empty(), "{report}");
+    assert!(report.stats.maps >= 7 && report.stats.entries >= 30, "{:?}", report.stats);
+}
