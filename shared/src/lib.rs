@@ -25,4 +25,4 @@ pub mod pte;
 pub mod walk;
 
 /// Version of everything in this crate. The kernel publishes it, and a host refuses to read any other.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

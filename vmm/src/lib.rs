@@ -33,7 +33,8 @@ pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{
     BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
-    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, THREADS, Unemulated,
+    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause, THREADS,
+    Unemulated,
 };
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
@@ -42,5 +43,5 @@ pub use self::inspect::{
     PageWords, Report, RunState, Source, ThreadView, Updating, View,
 };
 pub use self::kvm::memory::NotRam;
-pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers};
+pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers, Standing};
 pub use self::symbols::{Frame, Symbols};

@@ -46,6 +46,8 @@ pub fn handle_interrupt(which: Deferred) {
         // The halted CPU is awake, and that is all that the bell is for.
         Deferred::Doorbell => {}
         Deferred::Operation => service::operate_in_interrupt(vm),
+        // Not the memory system's business: the CPU stands still before it gets here.
+        Deferred::Pause => {}
     }
     vm.intr_exit();
 }

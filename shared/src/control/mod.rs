@@ -8,6 +8,11 @@
 //! looks into its ring once more, and sleeps only if that is still empty. A producer pushes, then asks
 //! [`Sleeper::must_wake`], and rings the bell only on a yes: a port write ([`DOORBELL_PORT`]) from the guest, an
 //! interrupt ([`DOORBELL_VECTOR`]) from the host.
+//!
+//! **Pause.** The host may ask a CPU to stand still where nothing is half done: it raises [`PAUSE_VECTOR`], and the kernel,
+//! as soon as it owns no mutex and no spin lock, writes to [`PAUSE_PORT`]. The host holds the CPU in that write for as
+//! long as it likes, or lets it go on at once when it has lost patience. Either side may forget about a pause at any time:
+//! a write that nobody waits for means nothing.
 
 mod op;
 mod ring;
@@ -39,6 +44,11 @@ pub const DOORBELL_PORT: u16 = 0x510;
 pub const EXIT_PORT: u16 = 0xf4;
 /// The interrupt that wakes the guest's side of the request ring.
 pub const DOORBELL_VECTOR: u8 = 0x51;
+
+/// The interrupt that asks a CPU to pause.
+pub const PAUSE_VECTOR: u8 = 0x53;
+/// The guest writes any value here when it was asked to pause and owns no mutex and no spin lock.
+pub const PAUSE_PORT: u16 = 0x511;
 
 /// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use vmkern_abi::control::PAUSE_VECTOR;
+
 use super::error::ContractError;
+use crate::kvm::gate::Held;
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{VcpuEnd, VcpuState};
 use crate::kvm::vm::Vm;
@@ -30,6 +33,21 @@ impl Machine {
             stop_thread(thread, &self.state)?;
         }
         self.state.end.get().ok_or(ContractError::LostVcpu)
+    }
+
+    /// Holds the vCPU until the returned value is dropped: at a quiescent point of its kernel, where no mutex and no spin
+    /// lock is owned, or, when it comes to none within `limit`, anywhere. [`Held::standing`] says which of the two. Nothing
+    /// that the guest was about to do is lost.
+    ///
+    /// # Errors
+    /// When the vCPU's thread does not come out of the host's kernel.
+    pub(crate) fn pause(&self, limit: Duration) -> Result<Held<'_>, ContractError> {
+        self.state.pause(limit, || {
+            // A guest that cannot be asked is held where it is.
+            if let Err(error) = self.vm.signal(PAUSE_VECTOR) {
+                log::warn!("the guest cannot be asked to pause: {error}");
+            }
+        })
     }
 }
 

@@ -14,6 +14,7 @@ mod launch;
 pub(crate) mod link;
 mod logs;
 pub(crate) mod machine;
+mod pause;
 mod pending;
 mod wait;
 
@@ -24,6 +25,7 @@ pub use self::environment::{Environment, KvmKind};
 pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated};
 pub use self::guest::Guest;
 pub use self::launch::BootReport;
+pub use self::pause::{PAUSE_LIMIT, Pause};
 
 /// Threads that a guest can have: requests name them by number, from 0.
 pub const THREADS: u16 = vmkern_abi::control::MAX_THREADS;

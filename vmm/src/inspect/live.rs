@@ -6,15 +6,15 @@ use vmkern_abi::addr::GuestPhys;
 
 use super::InspectError;
 use super::source::{Anchors, CpuState, PageWords, Source};
-use crate::control::ContractError;
+use crate::control::machine::Machine;
+use crate::control::{ContractError, PAUSE_LIMIT};
 use crate::kvm::gate::Held;
-use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::vcpu::VcpuState;
+use crate::kvm::memory::NotRam;
 
 /// Whether a look needs the guest to stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// It does: the vCPU is held until the source is dropped.
+    /// It does: the vCPU is held, at a quiescent point if it can be, until the source is dropped.
     Yes,
     /// Nothing changes, or a change does no harm.
     No,
@@ -23,43 +23,41 @@ pub(crate) enum Hold {
 /// A guest of this process, held for as long as the value lives if that was asked for.
 #[derive(Debug)]
 pub(crate) struct Live<'a> {
-    ram: &'a GuestRam,
-    vcpu: &'a VcpuState,
+    machine: &'a Machine,
     anchors: Anchors,
     held: Option<Held<'a>>,
 }
 
 impl<'a> Live<'a> {
-    /// The guest with this memory and vCPU. `anchors` is asked once it is held.
+    /// The guest on this machine. `anchors` is asked once it is held.
     ///
     /// # Errors
     /// When the vCPU cannot be held.
     pub(crate) fn new(
-        ram: &'a GuestRam,
-        vcpu: &'a VcpuState,
+        machine: &'a Machine,
         hold: Hold,
         anchors: impl FnOnce() -> Anchors,
     ) -> Result<Self, ContractError> {
         let held = match hold {
-            Hold::Yes => Some(vcpu.hold()?),
+            Hold::Yes => Some(machine.pause(PAUSE_LIMIT)?),
             Hold::No => None,
         };
-        Ok(Self { ram, vcpu, anchors: anchors(), held })
+        Ok(Self { machine, anchors: anchors(), held })
     }
 }
 
 impl Source for Live<'_> {
     fn segments(&self) -> &[Range<GuestPhys>] {
-        self.ram.segments()
+        self.machine.ram.segments()
     }
 
     fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
-        self.ram.page(at)
+        self.machine.ram.page(at)
     }
 
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
-        let _held = if self.held.is_none() { Some(self.vcpu.hold()?) } else { None };
-        Ok(vec![self.vcpu.cpu_state().ok_or(InspectError::NotReady("registers"))?])
+        let _held = if self.held.is_none() { Some(self.machine.pause(PAUSE_LIMIT)?) } else { None };
+        Ok(vec![self.machine.state.cpu_state().ok_or(InspectError::NotReady("registers"))?])
     }
 
     fn anchors(&self) -> Anchors {

@@ -182,7 +182,7 @@ impl Guest {
     /// This guest's memory and CPUs.
     pub(crate) fn live(&self, hold: Hold) -> Result<Live<'_>, ContractError> {
         let anchors = || Anchors::of(CONTROL, self.link.region());
-        Live::new(&self.machine.ram, &self.machine.state, hold, anchors)
+        Live::new(&self.machine, hold, anchors)
     }
 
     fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {

@@ -1,64 +1,166 @@
 //! The gate at which a vCPU's thread waits while somebody looks at its guest.
+//!
+//! The thread passes it whenever it comes out of the guest. The gate has three positions: open, closed for a vCPU that
+//! stands at a quiescent point ([`Standing::Quiescent`]), and closed for all. An open gate costs one load.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The gate. The vCPU's thread passes it whenever it comes out of the guest; an open gate costs one load.
+/// Where a vCPU stands while it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Where its kernel owns no mutex and no spin lock: it said so, or it is halted.
+    Quiescent,
+    /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended stands there.
+    Anywhere,
+}
+
+/// Whom the gate lets pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Position {
+    /// Everybody.
+    Open = 0,
+    /// Everybody but a vCPU at a quiescent point.
+    HoldsQuiescent = 1,
+    /// Nobody.
+    Closed = 2,
+}
+
+/// The gate.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    closed: AtomicBool,
-    parked: Mutex<bool>,
+    /// A [`Position`].
+    position: AtomicU8,
+    state: Mutex<State>,
     changed: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// Where the vCPU stands, while it waits here.
+    parked: Option<Standing>,
+    /// Values of [`Held`].
+    holders: usize,
+}
+
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the gate. The vCPU's thread is kicked next, so that it comes here.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-    }
-
-    /// Opens the gate and lets the vCPU's thread go on.
-    pub(super) fn open(&self) {
-        let _parked = self.lock();
-        self.closed.store(false, Ordering::SeqCst);
+    /// Moves the gate. A vCPU that stands there and may pass now goes on.
+    pub(super) fn set(&self, position: Position) {
+        let _state = self.lock();
+        self.position.store(position as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
-    /// Waits until the vCPU's thread stands at the gate; whether it does.
-    pub(super) fn wait_parked(&self, limit: Duration) -> bool {
-        let result = self.changed.wait_timeout_while(self.lock(), limit, |parked| !*parked);
-        *result.unwrap_or_else(PoisonError::into_inner).0
+    fn holds(&self, standing: Standing) -> bool {
+        match self.position.load(Ordering::SeqCst) {
+            position if position == Position::Open as u8 => false,
+            position if position == Position::HoldsQuiescent as u8 => standing == Standing::Quiescent,
+            _ => true,
+        }
     }
 
-    /// Passes the gate: at once when it is open, else when it opens. `park` is called before anybody is told that the
-    /// thread stands here.
-    pub(super) fn pass(&self, park: impl FnOnce()) {
-        if !self.closed.load(Ordering::SeqCst) {
+    /// Waits until the vCPU's thread stands at the gate and is not about to pass; says where, or nothing when `limit` has
+    /// passed before.
+    pub(super) fn wait_parked(&self, limit: Duration) -> Option<Standing> {
+        let is_away = |state: &mut State| state.parked.is_none_or(|standing| !self.holds(standing));
+        let (state, waited) =
+            self.changed.wait_timeout_while(self.lock(), limit, is_away).unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() { None } else { state.parked }
+    }
+
+    /// Passes the gate: at once when it lets a vCPU with this standing through, else when it does. `standing` is asked only
+    /// when the gate is not open, and before anybody is told that the thread stands here.
+    pub(super) fn pass(&self, standing: impl FnOnce() -> Standing) {
+        if self.position.load(Ordering::SeqCst) == Position::Open as u8 {
             return;
         }
-        park();
-        let mut parked = self.lock();
-        *parked = true;
+        let standing = standing();
+        let mut state = self.lock();
+        state.parked = Some(standing);
         self.changed.notify_all();
-        while self.closed.load(Ordering::SeqCst) {
-            parked = self.changed.wait(parked).unwrap_or_else(PoisonError::into_inner);
+        while self.holds(standing) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        *parked = false;
+        state.parked = None;
     }
 }
 
-/// Keeps the gate closed.
+/// Keeps a vCPU held, together with all others of its kind: the gate opens when the last of them is dropped.
 #[derive(Debug)]
 #[must_use = "the vCPU goes on when this is dropped"]
-pub(crate) struct Held<'a>(pub(super) &'a Gate);
+pub(crate) struct Held<'a> {
+    gate: &'a Gate,
+    /// Where the vCPU stands.
+    pub(crate) standing: Standing,
+}
+
+impl<'a> Held<'a> {
+    /// One more holder, and whether he is the first: then it is his to bring the vCPU to the gate.
+    pub(super) fn new(gate: &'a Gate) -> (Self, bool) {
+        let mut state = gate.lock();
+        state.holders += 1;
+        let standing = state.parked.unwrap_or(Standing::Anywhere);
+        (Self { gate, standing }, state.holders == 1)
+    }
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.open();
+        let mut state = self.gate.lock();
+        state.holders -= 1;
+        if state.holders == 0 {
+            self.gate.position.store(Position::Open as u8, Ordering::SeqCst);
+            self.gate.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+
+    const FAR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn an_open_gate_asks_nobody_where_he_stands() {
+        Gate::default().pass(|| panic!("the gate is open"));
+    }
+
+    #[test]
+    fn a_gate_for_quiescent_vcpus_lets_others_pass_and_holds_them_until_it_moves() {
+        let gate = Arc::new(Gate::default());
+        gate.set(Position::HoldsQuiescent);
+        gate.pass(|| Standing::Anywhere);
+        let vcpu = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || gate.pass(|| Standing::Quiescent))
+        };
+        assert_eq!(gate.wait_parked(FAR), Some(Standing::Quiescent));
+        gate.set(Position::Closed);
+        assert_eq!(gate.wait_parked(FAR), Some(Standing::Quiescent));
+        let ((first, is_first), (second, is_second)) = (Held::new(&gate), Held::new(&gate));
+        assert_eq!((second.standing, is_first, is_second), (Standing::Quiescent, true, false));
+        drop(first);
+        assert_eq!(gate.wait_parked(FAR), Some(Standing::Quiescent), "somebody holds it still");
+        drop(second);
+        vcpu.join().expect("it passed");
+        assert_eq!(gate.wait_parked(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_vcpu_that_may_pass_does_not_count_as_standing_there() {
+        let gate = Gate::default();
+        gate.lock().parked = Some(Standing::Anywhere);
+        gate.set(Position::HoldsQuiescent);
+        assert_eq!(gate.wait_parked(Duration::ZERO), None);
     }
 }

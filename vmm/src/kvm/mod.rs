@@ -15,6 +15,7 @@ pub(crate) mod regs;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 
+pub use self::gate::Standing;
 pub use self::host::{Missing, NoKvm};
 pub use self::regs::{CpuFailure, CpuFault, GPR_NAMES, Registers};
 

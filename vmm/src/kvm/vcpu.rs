@@ -10,7 +10,7 @@ use kvm_ioctls::{Kvm, VcpuExit};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
-use super::gate::{Gate, Held};
+use super::gate::{Gate, Held, Position, Standing};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
@@ -21,6 +21,8 @@ use crate::inspect::{CpuState, RunState};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the host itself is stuck.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for a quiescent point before looking whether the vCPU has ended.
+const END_AGAIN: Duration = Duration::from_millis(1);
 /// How long to wait before a kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -71,28 +73,57 @@ impl VcpuState {
     /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        self.gate.open();
+        self.gate.set(Position::Open);
         self.kick.kick();
     }
 
-    /// Holds the vCPU outside of the guest until the returned value is dropped. One that has ended is held already.
+    /// Holds the vCPU outside of the guest until the returned value is dropped: at a quiescent point if it comes to one
+    /// soon, for which `ask` sends it an interrupt, and anywhere when `limit` has passed. A halted vCPU is at such a point
+    /// already, and is not woken; one that has ended is held where it ended; one that is held stays where it is.
     ///
     /// # Errors
     /// When the vCPU's thread does not come out of the host's kernel.
-    pub(crate) fn hold(&self) -> Result<Held<'_>, ContractError> {
-        self.gate.close();
-        let held = Held(&self.gate);
+    pub(crate) fn pause(&self, limit: Duration, ask: impl FnOnce()) -> Result<Held<'_>, ContractError> {
+        let (mut held, is_first) = Held::new(&self.gate);
+        if !is_first {
+            return Ok(held);
+        }
+        held.standing = self.bring_to_gate()?;
+        if held.standing == Standing::Quiescent || self.end.get().is_some() {
+            return Ok(held);
+        }
+        self.gate.set(Position::HoldsQuiescent);
+        ask();
+        let deadline = Instant::now() + limit;
+        // A vCPU that ends meanwhile never comes to the gate.
+        while self.end.get().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(standing) = self.gate.wait_parked(left.min(END_AGAIN)) {
+                held.standing = standing;
+                return Ok(held);
+            }
+            if left.is_zero() {
+                break;
+            }
+        }
+        held.standing = self.bring_to_gate()?;
+        Ok(held)
+    }
+
+    /// Closes the gate and brings the vCPU there, wherever it stands. Says where.
+    fn bring_to_gate(&self) -> Result<Standing, ContractError> {
+        self.gate.set(Position::Closed);
         let deadline = Instant::now() + HOLD_LIMIT;
         while self.end.get().is_none() {
             self.kick.kick();
-            if self.gate.wait_parked(KICK_AGAIN) {
-                break;
+            if let Some(standing) = self.gate.wait_parked(KICK_AGAIN) {
+                return Ok(standing);
             }
             if Instant::now() >= deadline {
                 return Err(ContractError::Unstoppable);
             }
         }
-        Ok(held)
+        Ok(Standing::Anywhere)
     }
 
     /// The vCPU as it stands: it is held or has ended. Nothing when it never began.
@@ -187,12 +218,17 @@ fn prepare(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState) -> Result<Opt
 
 fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
     loop {
+        let mut quiescent = false;
         let fault = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => match ports.write(port, data) {
                 PortEvent::Handled => None,
                 PortEvent::Exit(code) => return VcpuEnd::Exit(code),
                 PortEvent::Doorbell => {
                     state.bell.ring();
+                    None
+                }
+                PortEvent::Quiescent => {
+                    quiescent = true;
                     None
                 }
             },
@@ -223,7 +259,12 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
         if let Some(fault) = fault {
             return failed(vcpu, id, fault);
         }
-        state.gate.pass(|| state.see(id, run_state(vcpu), registers(vcpu)));
+        state.gate.pass(|| {
+            let now = run_state(vcpu);
+            state.see(id, now, registers(vcpu));
+            // A kernel halts only where it owns no lock.
+            if quiescent || now == RunState::Halted { Standing::Quiescent } else { Standing::Anywhere }
+        });
         if state.stopping() {
             return VcpuEnd::Stopped(Box::new(registers(vcpu)));
         }

@@ -3,5 +3,6 @@
 pub mod crash;
 pub mod exit;
 pub mod log;
+pub mod pause;
 pub mod pvh;
 pub mod region;

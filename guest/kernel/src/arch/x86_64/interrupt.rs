@@ -3,6 +3,9 @@
 //! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts are masked in software: while a [`Masked`] guard lives,
 //! handlers only note that they were due, and the last guard runs them.
 //!
+//! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
+//! them free. That is the place to stand still for the host ([`pause`]).
+//!
 //! **Halting.** The idle loop arms itself ([`PerCpu::arm_idle`]), looks once more for work, and halts; every interrupt
 //! disarms it, so that one which comes after the look ends the halt before it begins.
 
@@ -11,6 +14,7 @@ use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use super::percpu::{self, PerCpu};
 use super::{apic, nucleus};
+use crate::host::pause;
 
 static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
@@ -36,10 +40,12 @@ pub enum Deferred {
     Doorbell = 1 << 1,
     /// The kernel asked itself for an operation in an interrupt handler.
     Operation = 1 << 2,
+    /// The host wants this CPU to stand still.
+    Pause = 1 << 3,
 }
 
 impl Deferred {
-    const ALL: [Self; 3] = [Self::Timer, Self::Doorbell, Self::Operation];
+    const ALL: [Self; 4] = [Self::Timer, Self::Doorbell, Self::Operation, Self::Pause];
 }
 
 /// Acknowledges an interrupt and handles it, or notes it for later. May switch threads.
@@ -59,10 +65,15 @@ fn run_deferred(cpu: &PerCpu) {
         let due = cpu.deferred().swap(0, Ordering::Relaxed);
         for which in Deferred::ALL {
             if due & which as u32 != 0 {
-                if which == Deferred::Timer {
-                    TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+                match which {
+                    Deferred::Timer => {
+                        TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+                        crate::threads::handle_interrupt(which);
+                    }
+                    Deferred::Doorbell | Deferred::Operation => crate::threads::handle_interrupt(which),
+                    // Nothing was deferred on entry, and so no lock is owned; no handler is running either.
+                    Deferred::Pause => pause::stand_still(),
                 }
-                crate::threads::handle_interrupt(which);
             }
         }
         cpu.mask_depth().fetch_sub(1, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::DOORBELL_VECTOR;
+use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
 use vmkern_abi::crash::CrashKind;
 
 use super::interrupt::{Deferred, interrupt};
@@ -219,6 +219,7 @@ extern "C" fn handle(frame: &mut TrapFrame) {
         v if v == u64::from(TIMER_VECTOR) => interrupt(Deferred::Timer),
         v if v == u64::from(DOORBELL_VECTOR) => interrupt(Deferred::Doorbell),
         v if v == u64::from(OPERATION_VECTOR) => interrupt(Deferred::Operation),
+        v if v == u64::from(PAUSE_VECTOR) => interrupt(Deferred::Pause),
         v if v == u64::from(SPURIOUS_VECTOR) => {}
         _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame }),
     }

@@ -1,4 +1,5 @@
-//! Interrupt vectors of the kernel's own. The host's is [`vmkern_abi::control::DOORBELL_VECTOR`].
+//! Interrupt vectors of the kernel's own. The host's are
+//! [`vmkern_abi::control::DOORBELL_VECTOR`] and [`vmkern_abi::control::PAUSE_VECTOR`].
 
 /// The local APIC's timer.
 pub const TIMER_VECTOR: u8 = 0x50;
