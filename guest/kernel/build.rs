@@ -40,7 +40,7 @@ fn main() {
     let script = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernel.ld");
     fs::write(&script, link_script()).expect("the link script can be written to OUT_DIR");
     let script = script.display();
-    for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack"] {
+    for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=sha1", "-Wl,-z,noexecstack"] {
         println!("cargo:rustc-link-arg-bins={arg}");
     }
     println!("cargo:rustc-link-arg-bins=-Wl,-z,max-page-size=0x1000");
@@ -70,6 +70,7 @@ SECTIONS {{
     . = ALIGN(4096);
     __text_end = .;
     .note.pvh : AT(ADDR(.note.pvh) - KERNBASE) {{ KEEP(*(.note.pvh)) }} :rodata :note
+    .note.gnu.build-id : AT(ADDR(.note.gnu.build-id) - KERNBASE) {{ *(.note.gnu.build-id) }} :rodata :note
     .rodata : AT(ADDR(.rodata) - KERNBASE) {{
         *(.rodata .rodata.*)
         *(.data.rel.ro .data.rel.ro.*)

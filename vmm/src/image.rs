@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use object::Object;
+use object::read::elf::ElfFile64;
 use thiserror::Error;
 
 use crate::kvm::boot;
@@ -60,6 +62,13 @@ impl KernelImage {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The GNU build ID, by which an image is told from any other; nothing where the linker gave it none.
+    #[must_use]
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        let file = ElfFile64::<object::Endianness>::parse(self.bytes()).ok()?;
+        file.build_id().ok().flatten().map(<[u8]>::to_vec)
     }
 
     /// Whether the image can be booted in a guest with `memory` bytes. A launch checks the same.

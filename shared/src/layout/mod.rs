@@ -10,7 +10,6 @@ mod map;
 mod meter;
 mod object;
 mod page;
-mod pcpu;
 mod roots;
 mod thread;
 
@@ -20,6 +19,5 @@ pub use self::map::*;
 pub use self::meter::*;
 pub use self::object::*;
 pub use self::page::*;
-pub use self::pcpu::*;
 pub use self::roots::*;
 pub use self::thread::*;

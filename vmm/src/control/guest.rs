@@ -197,6 +197,11 @@ impl Guest {
         self.symbols.symbols.get_or_init(|| Symbols::of(&self.symbols.kernel))
     }
 
+    /// The kernel that it booted.
+    pub(crate) fn kernel(&self) -> &KernelImage {
+        &self.symbols.kernel
+    }
+
     /// Why the guest is dead, if it is.
     #[must_use]
     pub fn death(&self) -> Option<&GuestError> {

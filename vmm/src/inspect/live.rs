@@ -63,4 +63,8 @@ impl Source for Live<'_> {
     fn anchors(&self) -> Anchors {
         self.anchors
     }
+
+    fn populated(&self) -> Vec<Range<GuestPhys>> {
+        self.machine.ram.populated()
+    }
 }

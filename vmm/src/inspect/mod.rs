@@ -8,6 +8,7 @@
 
 #[expect(dead_code, reason = "the frame of rules that come one subject at a time")]
 mod check;
+mod image;
 mod list;
 mod live;
 mod maps;
@@ -17,6 +18,9 @@ mod threads;
 mod tlb;
 mod view;
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
 use thiserror::Error;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::control::MapId;
@@ -24,6 +28,7 @@ use vmkern_abi::layout::{KernelRoots, VmMeter};
 use vmkern_abi::walk::Walk;
 
 pub use self::check::{CheckStats, Finding, Report, Updating};
+pub use self::image::{About, Image, ImageOpenError, ImageOpenFault, ImageSaveError, OtherKernel, SavedImage, Saving};
 pub use self::list::List;
 pub(crate) use self::live::{Hold, Live};
 pub use self::maps::{EntryView, MapStats, ObjectView};
@@ -183,6 +188,31 @@ impl Guest {
     pub(crate) fn live(&self, hold: Hold) -> Result<Live<'_>, ContractError> {
         let anchors = || Anchors::of(CONTROL, self.link.region());
         Live::new(&self.machine, hold, anchors)
+    }
+
+    /// Writes an image of this guest's memory and CPUs to the file at `path`, in place of one that is there. The guest is
+    /// held meanwhile. Works on a dead guest too: the image shows it as it died.
+    ///
+    /// # Errors
+    /// See [`ImageSaveError`].
+    pub fn save_image(&self, path: impl AsRef<Path>) -> Result<SavedImage, ImageSaveError> {
+        self.save_image_of(path, "", &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Guest::save_image`]; the image says that the guest ran `program`. `progress` is told how far it is at
+    /// each MiB, and ends it by [`ControlFlow::Break`].
+    ///
+    /// # Errors
+    /// See [`ImageSaveError`].
+    pub fn save_image_of(
+        &self,
+        path: impl AsRef<Path>,
+        program: &str,
+        progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
+    ) -> Result<SavedImage, ImageSaveError> {
+        let source = self.live(Hold::Yes).map_err(InspectError::from)?;
+        let about = About { program: program.to_owned(), build_id: self.kernel().build_id() };
+        image::save(&source, path.as_ref(), &about, progress)
     }
 
     fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {

@@ -114,6 +114,11 @@ pub trait Source {
         Ok(self.page(at).map_err(|_| outside)?[word].load(Ordering::Relaxed))
     }
 
+    /// The parts of RAM that may hold anything but zeros, ascending: for whoever goes through all of it.
+    fn populated(&self) -> Vec<Range<GuestPhys>> {
+        self.segments().to_vec()
+    }
+
     /// Bytes of RAM.
     fn ram_size(&self) -> u64 {
         self.segments().iter().map(|segment| segment.end.since(segment.start)).sum()

@@ -17,7 +17,10 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileSlice};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    VolatileSlice,
+};
 use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use zerocopy::FromBytes;
 
@@ -194,6 +197,26 @@ impl GuestRam {
         Ok(unsafe { first.add(index).as_ref() })
     }
 
+    /// The parts of RAM that somebody has touched: what the file behind it has pages for. All of it, where the host's
+    /// kernel does not tell.
+    pub(crate) fn populated(&self) -> Vec<Range<GuestPhys>> {
+        let mut found = Vec::new();
+        for (segment, region) in self.segments.iter().zip(self.memory.iter()) {
+            let Some(file) = region.file_offset() else { return self.segments.clone() };
+            let len = segment.end.since(segment.start);
+            match data(file.file(), file.start(), file.start() + len) {
+                Ok(parts) => {
+                    found.extend(parts.into_iter().map(|part| {
+                        let at = |offset: u64| segment.start.add(offset - file.start());
+                        at(part.start)..at(part.end)
+                    }));
+                }
+                Err(_) => found.push(segment.clone()),
+            }
+        }
+        found
+    }
+
     /// The memory as rust-vmm's loaders want it.
     pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
@@ -265,6 +288,32 @@ fn memfd(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// The parts of `file` between `start` and `end` that are no holes, in whole pages.
+fn data(file: &File, start: u64, end: u64) -> io::Result<Vec<Range<u64>>> {
+    let seek = |from: u64, whence| {
+        let from = libc::off64_t::try_from(from).map_err(io::Error::other)?;
+        // SAFETY: a seek touches no memory; nobody reads or writes this file by its position.
+        let at = unsafe { libc::lseek64(file.as_raw_fd(), from, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    };
+    let (mut parts, mut at) = (Vec::new(), start);
+    while at < end {
+        let first = match seek(at, libc::SEEK_DATA) {
+            Ok(first) if first < end => first & !(PAGE_SIZE - 1),
+            Ok(_) => break,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
+            Err(error) => return Err(error),
+        };
+        let hole = seek(first, libc::SEEK_HOLE)?.next_multiple_of(PAGE_SIZE).min(end);
+        if hole <= first {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        parts.push(first..hole);
+        at = hole;
+    }
+    Ok(parts)
+}
+
 /// A structure in guest RAM. Keeps the RAM mapped.
 #[derive(Debug)]
 pub(crate) struct Shared<T> {
@@ -330,6 +379,18 @@ mod tests {
         assert!(word(HOLE_START).is_err() && word(top.get()).is_err() && word(u64::MAX).is_err());
         assert!(ram.shared::<u64>(GuestPhys::new(3)).is_err());
         assert!(ram.shared::<[u64; 2]>(GuestPhys::new(top.get() - 8)).is_err());
+    }
+
+    #[test]
+    fn what_was_never_touched_is_not_populated() {
+        let ram = GuestRam::new(HOLE_START + (8 << 20)).expect("address space is there");
+        assert_eq!(ram.populated(), []);
+        for at in [2 << 30, HOLE_END + 5000] {
+            ram.write(GuestPhys::new(at), b"x").expect("it is RAM");
+        }
+        let holds = |at: u64| ram.populated().iter().filter(|part| part.contains(&GuestPhys::new(at))).count();
+        assert_eq!((holds(2 << 30), holds(HOLE_END + 5000), holds(1 << 30)), (1, 1, 0));
+        assert!(ram.populated().iter().all(|part| part.start.is_page_aligned() && part.end.is_page_aligned()));
     }
 
     #[test]

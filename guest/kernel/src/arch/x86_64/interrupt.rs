@@ -82,9 +82,8 @@ fn run_deferred(cpu: &PerCpu) {
 }
 
 /// Defers interrupts, and with them preemption, until [`allow`]. Nests.
-#[inline]
 pub fn defer() {
-    PerCpu::mask();
+    PerCpu::current().mask_depth().fetch_add(1, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
 }
 

@@ -1,0 +1,205 @@
+//! Reading the headers and notes of an image. The file is hostile.
+
+use std::fs::File;
+
+use object::elf::{self, FileHeader64, NoteType as ElfNoteType, ProgramHeader64};
+use object::read::ReadCache;
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use object::{LittleEndian, ReadRef};
+use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::kva::phys_to_dmap;
+use zerocopy::FromBytes;
+
+use super::Run;
+use super::fault::ImageOpenFault;
+use super::format::{CORE, CpuNote, FORMAT, GuestNote, NoteType, Prstatus, VMKERN};
+use crate::control::MEMORY_MAX;
+use crate::inspect::CpuState;
+use crate::kvm::memory::HOLE_END;
+
+/// First physical address past what a guest can have.
+const PHYS_MAX: u64 = HOLE_END + MEMORY_MAX;
+/// Most bytes of notes that are read.
+const NOTES_MAX: u64 = 16 << 20;
+/// Most CPUs that an image can have.
+const CPUS_MAX: usize = 1024;
+/// Longest name of a program.
+const PROGRAM_MAX: usize = 4096;
+
+const ENDIAN: LittleEndian = LittleEndian;
+const EXPECTED: &str = "a memory image (an ELF core file for x86_64 with VMKERN notes)";
+
+/// What the headers and notes say, checked.
+pub(super) struct Parsed {
+    pub runs: Vec<Run>,
+    pub guest: GuestNote,
+    pub cpus: Vec<CpuState>,
+    pub program: String,
+    pub build_id: Option<Vec<u8>>,
+}
+
+fn other(found: impl Into<String>) -> ImageOpenFault {
+    ImageOpenFault::OtherFormat { expected: EXPECTED, found: found.into() }
+}
+
+pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, ImageOpenFault> {
+    let cache = ReadCache::new(file);
+    let header = header(&cache)?;
+    let segments = header.program_headers(ENDIAN, &cache).map_err(|error| {
+        let count = header.e_phnum.get(ENDIAN);
+        other(format!("an ELF core file whose {count} program headers cannot be read ({error})"))
+    })?;
+    let mut notes = None;
+    let mut runs = Vec::new();
+    for (index, segment) in segments.iter().enumerate() {
+        match segment.p_type(ENDIAN) {
+            elf::PT_NOTE if notes.is_none() => notes = Some((index, segment)),
+            elf::PT_LOAD => runs.extend(run(index, segment, len)?.map(|run| (index, run))),
+            _ => {}
+        }
+    }
+    let runs = in_order(runs)?;
+    let (index, segment) = notes.ok_or_else(|| other("an ELF core file without notes"))?;
+    let size = segment.p_filesz(ENDIAN);
+    if size > NOTES_MAX {
+        let problem = format!("{size:#x} bytes of notes, and {NOTES_MAX:#x} is the most");
+        return Err(ImageOpenFault::Segment { index, problem });
+    }
+    let mut found = Found::default();
+    let damaged = |error: object::Error| ImageOpenFault::Notes(error.to_string());
+    if let Some(mut notes) = segment.notes(ENDIAN, &cache).map_err(damaged)? {
+        while let Some(note) = notes.next().map_err(damaged)? {
+            found.take(note.name(), note.n_type(ENDIAN), note.desc())?;
+        }
+    }
+    found.finish(runs)
+}
+
+/// The ELF header, which says that it is a core file for this kind of machine.
+fn header<'a, R: ReadRef<'a>>(data: R) -> Result<&'a FileHeader64<LittleEndian>, ImageOpenFault> {
+    let ident = data.read_bytes_at(0, 16).map_err(|()| other("a file of fewer than 16 bytes"))?;
+    let [0x7f, b'E', b'L', b'F', class, order, ..] = *ident else {
+        return Err(other("a file that is not ELF"));
+    };
+    if class != 2 {
+        return Err(other("an ELF file of another class than 64-bit"));
+    }
+    if order != 1 {
+        return Err(other("a big-endian ELF file"));
+    }
+    let header = FileHeader64::<LittleEndian>::parse(data).map_err(|error| other(format!("an ELF file: {error}")))?;
+    let machine = header.e_machine.get(ENDIAN);
+    if machine != elf::EM_X86_64 {
+        return Err(other(format!("an ELF file for machine {machine:?}")));
+    }
+    match header.e_type.get(ENDIAN) {
+        elf::ET_CORE => Ok(header),
+        elf::ET_EXEC | elf::ET_DYN => Err(other("an ELF executable, which is no image of a guest's memory")),
+        kind => Err(other(format!("an ELF file of type {kind:?}"))),
+    }
+}
+
+/// The run of RAM that a program header describes; nothing when it only repeats one for debuggers.
+fn run(index: usize, segment: &ProgramHeader64<LittleEndian>, len: u64) -> Result<Option<Run>, ImageOpenFault> {
+    let broken = |problem: String| Err(ImageOpenFault::Segment { index, problem });
+    let (start, size) = (segment.p_paddr(ENDIAN), segment.p_memsz(ENDIAN));
+    let (offset, stored) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
+    let Some(end) = start.checked_add(size).filter(|&end| end <= PHYS_MAX) else {
+        return broken(format!("p_paddr {start:#x} and p_memsz {size:#x} lead past {PHYS_MAX:#x}"));
+    };
+    if stored > size {
+        return broken(format!("p_filesz {stored:#x} is larger than p_memsz {size:#x}"));
+    }
+    for (name, value) in [("p_paddr", start), ("p_memsz", size), ("p_filesz", stored)] {
+        if !value.is_multiple_of(PAGE_SIZE) {
+            return broken(format!("{name} {value:#x} is not a whole number of pages"));
+        }
+    }
+    if stored > 0 && !offset.is_multiple_of(PAGE_SIZE) {
+        return broken(format!("p_offset {offset:#x} is not a whole number of pages"));
+    }
+    match offset.checked_add(stored) {
+        Some(last) if stored == 0 || last <= len => {}
+        _ => {
+            return broken(format!("its {stored:#x} bytes at {offset:#x} end past the file's {len:#x}: it is cut off"));
+        }
+    }
+    let start = GuestPhys::new(start);
+    if size == 0 || segment.p_vaddr(ENDIAN) != phys_to_dmap(start).get() {
+        return Ok(None);
+    }
+    Ok(Some(Run { start, end: GuestPhys::new(end), stored_end: start.add(stored), offset }))
+}
+
+fn in_order(mut runs: Vec<(usize, Run)>) -> Result<Vec<Run>, ImageOpenFault> {
+    runs.sort_by_key(|(_, run)| run.start);
+    for pair in runs.windows(2) {
+        if let [(first, low), (second, high)] = *pair
+            && high.start < low.end
+        {
+            return Err(ImageOpenFault::Overlap { first, second, at: high.start });
+        }
+    }
+    if runs.is_empty() {
+        return Err(other("an ELF core file without any RAM"));
+    }
+    Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// The notes so far.
+#[derive(Default)]
+struct Found {
+    guest: Option<GuestNote>,
+    statuses: Vec<Prstatus>,
+    cpus: Vec<CpuNote>,
+    program: String,
+    build_id: Option<Vec<u8>>,
+}
+
+impl Found {
+    fn take(&mut self, name: &[u8], kind: ElfNoteType, content: &[u8]) -> Result<(), ImageOpenFault> {
+        let is = |wanted: NoteType| name == VMKERN && kind.0 == wanted as u32;
+        if name == CORE && kind == elf::NT_PRSTATUS {
+            self.statuses.push(fixed("NT_PRSTATUS", content)?);
+        } else if is(NoteType::Guest) {
+            let guest: GuestNote = fixed("VMKERN guest", content)?;
+            if guest.format != FORMAT {
+                let found = format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
+                return Err(other(found));
+            }
+            self.guest = Some(guest);
+        } else if is(NoteType::Cpu) {
+            self.cpus.push(fixed("VMKERN cpu", content)?);
+        } else if is(NoteType::Program) {
+            self.program = String::from_utf8_lossy(&content[..content.len().min(PROGRAM_MAX)]).into_owned();
+        } else if is(NoteType::BuildId) {
+            self.build_id = Some(content.to_vec());
+        }
+        if self.statuses.len().max(self.cpus.len()) > CPUS_MAX {
+            return Err(ImageOpenFault::Notes(format!("more than {CPUS_MAX} CPUs")));
+        }
+        Ok(())
+    }
+
+    fn finish(self, runs: Vec<Run>) -> Result<Parsed, ImageOpenFault> {
+        let guest = self.guest.ok_or_else(|| other("an ELF core file without a VMKERN note"))?;
+        let (statuses, notes) = (self.statuses.len(), self.cpus.len());
+        if statuses != notes {
+            return Err(ImageOpenFault::Notes(format!("{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs")));
+        }
+        let mut cpus = Vec::new();
+        for (status, note) in self.statuses.iter().zip(&self.cpus) {
+            let unknown = || ImageOpenFault::Notes(format!("CPU {} is in state {}", note.cpu, note.state));
+            let state = note.state().ok_or_else(unknown)?;
+            cpus.push(CpuState { cpu: note.cpu, state, registers: status.registers(note) });
+        }
+        Ok(Parsed { runs, guest, cpus, program: self.program, build_id: self.build_id })
+    }
+}
+
+/// A note's content as a `T`. Longer is from a later version, and what is known of it stands first.
+fn fixed<T: FromBytes>(what: &str, content: &[u8]) -> Result<T, ImageOpenFault> {
+    let len = content.len();
+    let short = || ImageOpenFault::Notes(format!("{what} has {len} bytes, and {} at the least", size_of::<T>()));
+    T::read_from_prefix(content).map(|(note, _)| note).map_err(|_| short())
+}

@@ -1,0 +1,231 @@
+//! Images written, read, and damaged.
+
+use std::fs;
+use std::ops::{ControlFlow, Range};
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+
+use super::*;
+use crate::inspect::RunState;
+use crate::kvm::Registers;
+use crate::kvm::memory::{GuestRam, HOLE_END, HOLE_START};
+
+/// Some memory with a CPU.
+struct Fake {
+    ram: GuestRam,
+    cpus: Vec<CpuState>,
+}
+
+impl Fake {
+    fn new(size: u64) -> Self {
+        let registers = Registers { rip: GuestVirt::new(0x1234), rflags: 2, cr3: 0x5000, ..Registers::default() };
+        let ram = GuestRam::new(size).expect("address space is there");
+        Self { ram, cpus: vec![CpuState { cpu: 0, state: RunState::Halted, registers }] }
+    }
+
+    fn put(&self, at: u64, byte: u8) {
+        self.ram.write(GuestPhys::new(at), &[byte]).expect("it is RAM");
+    }
+}
+
+impl Source for Fake {
+    fn segments(&self) -> &[Range<GuestPhys>] {
+        self.ram.segments()
+    }
+
+    fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
+        self.ram.page(at)
+    }
+
+    fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
+        Ok(self.cpus.clone())
+    }
+
+    fn anchors(&self) -> Anchors {
+        let roots = KPtr::new(GuestVirt::new(0xffff_ff00_0020_0000));
+        Anchors { control: GuestPhys::new(0x1_0000), pml4: GuestPhys::new(0x5000), roots }
+    }
+
+    fn populated(&self) -> Vec<Range<GuestPhys>> {
+        self.ram.populated()
+    }
+}
+
+fn go_on(_: Saving) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn about() -> About {
+    About { program: "a.kmem".to_owned(), build_id: Some(vec![0xab, 0xcd]) }
+}
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().expect("there is a directory for temporary files")
+}
+
+fn read(image: &Image, at: u64) -> Result<u8, NotRam> {
+    let mut byte = [0];
+    image.read(GuestPhys::new(at), &mut byte).map(|()| byte[0])
+}
+
+#[test]
+fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
+    let fake = Fake::new(HOLE_START + (1 << 20));
+    let marks = [0, 0x1_0fff, 0x10_0000, 0x10_5000, 0x12_0000, HOLE_START - 1, HOLE_END, HOLE_END + (1 << 20) - 1];
+    marks.iter().zip(1..).for_each(|(&at, byte)| fake.put(at, byte));
+    let directory = directory();
+    let path = directory.path().join("guest.img");
+    let saved = save(&fake, &path, &about(), &mut go_on).expect("the image can be written");
+    assert_eq!(saved.memory, HOLE_START + (1 << 20));
+    assert!(saved.stored < 100 * PAGE_SIZE, "{} bytes", saved.stored);
+    let image = Image::open(&path).expect("the image can be read");
+    assert_eq!(image.segments(), fake.segments());
+    for (&at, byte) in marks.iter().zip(1..) {
+        assert_eq!(read(&image, at), Ok(byte), "at {at:#x}");
+        let neighbour = at ^ 1;
+        assert_eq!(read(&image, neighbour), Ok(0), "at {neighbour:#x}");
+    }
+    for page in [0x2000, 0x10_1000, 0x2000_0000] {
+        assert_eq!(read(&image, page), Ok(0));
+    }
+    assert!(read(&image, HOLE_START).is_err() && read(&image, HOLE_END + (1 << 20)).is_err());
+    assert_eq!(image.anchors(), fake.anchors());
+    assert_eq!(image.cpus(), Ok(fake.cpus.clone()));
+    assert_eq!((image.program(), image.build_id()), ("a.kmem", Some(&[0xab, 0xcd][..])));
+    // An image of an image is the same image.
+    let copy = directory.path().join("copy.img");
+    save(&image, &copy, &about(), &mut go_on).expect("the image can be written");
+    assert_eq!(fs::read(&copy).expect("it is there"), fs::read(&path).expect("it is there"));
+}
+
+#[test]
+fn an_interrupted_image_leaves_nothing_and_the_old_one_as_it_was() {
+    let (fake, directory) = (Fake::new(8 << 20), directory());
+    (0..8 << 20).step_by(4096).for_each(|at| fake.put(at, 1));
+    let path = directory.path().join("guest.img");
+    fs::write(&path, "old").expect("it can be written");
+    let total = 2 * (8 << 20);
+    for after in [0, total / 2, total - 1] {
+        let mut stop = |saving: Saving| {
+            assert_eq!(saving.total, total);
+            if saving.done >= after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        assert!(matches!(save(&fake, &path, &about(), &mut stop), Err(ImageSaveError::Interrupted)));
+        assert_eq!(fs::read(&path).expect("it is there"), b"old");
+        assert_eq!(fs::read_dir(directory.path()).expect("it is a directory").count(), 1);
+    }
+    save(&fake, &path, &about(), &mut go_on).expect("the image can be written");
+    assert!(Image::open(&path).is_ok());
+    assert_eq!(fs::read_dir(directory.path()).expect("it is a directory").count(), 1);
+}
+
+#[test]
+fn what_cannot_be_written_is_told_with_its_name() {
+    let fake = Fake::new(8 << 20);
+    let directory = directory();
+    let missing = directory.path().join("no/such/file");
+    let error = save(&fake, &missing, &about(), &mut go_on).expect_err("there is no directory");
+    assert!(error.to_string().contains("no/such/file"), "{error}");
+    let error = save(&fake, directory.path(), &about(), &mut go_on).expect_err("it is a directory");
+    assert!(error.to_string().contains("directory"), "{error}");
+    // As where the disk is full.
+    let full = ImageSaveError::Io {
+        path: "x".into(),
+        operation: "write it",
+        needed: Some(5 << 20),
+        source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+    };
+    assert!(full.to_string().contains("No space left on device") && full.to_string().contains("5 MiB"), "{full}");
+}
+
+/// A good image's bytes; its notes, headers and first pages are small.
+fn good() -> (tempfile::TempDir, Vec<u8>) {
+    let (fake, directory) = (Fake::new(8 << 20), directory());
+    [0, 0x10_0000, 0x20_0000, 0x7f_f000].iter().for_each(|&at| fake.put(at, 7));
+    let path = directory.path().join("guest.img");
+    save(&fake, &path, &about(), &mut go_on).expect("the image can be written");
+    let bytes = fs::read(&path).expect("it is there");
+    (directory, bytes)
+}
+
+/// What opening a file with these bytes gives. Whatever it is, all of it can be read without harm.
+fn open(directory: &tempfile::TempDir, bytes: &[u8]) -> Result<(), String> {
+    let path = directory.path().join("damaged.img");
+    fs::write(&path, bytes).expect("it can be written");
+    let image = Image::open(&path).map_err(|error| error.to_string())?;
+    for segment in image.segments().to_vec() {
+        for at in [segment.start, GuestPhys::new(segment.end.get() - 1)] {
+            assert!(image.page(at).is_ok());
+        }
+    }
+    for part in image.populated() {
+        for pfn in part.start.pfn()..part.end.pfn() {
+            assert!(image.page(GuestPhys::from_pfn(pfn)).is_ok());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_refused_wherever_it_was_cut() {
+    let (directory, bytes) = good();
+    for len in (0..600).chain((600..bytes.len()).step_by(509)).chain([bytes.len() - 1]) {
+        assert!(open(&directory, &bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
+    }
+    assert_eq!(open(&directory, &bytes), Ok(()));
+}
+
+#[test]
+fn a_byte_that_is_wrong_does_no_harm_anywhere_in_headers_and_notes() {
+    let (directory, bytes) = good();
+    let mut refused = 0;
+    for at in 0..1200 {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= [0x01, 0x80, 0xff][at % 3];
+        refused += u32::from(open(&directory, &damaged).is_err());
+    }
+    assert!(refused > 300, "only {refused} of the damaged headers were refused");
+}
+
+#[test]
+fn what_is_no_image_is_refused_with_what_was_expected_and_what_was_found() {
+    let (directory, bytes) = good();
+    let with = |edits: &[(usize, u8)]| {
+        let mut damaged = bytes.clone();
+        edits.iter().for_each(|&(at, byte)| damaged[at] = byte);
+        open(&directory, &damaged).expect_err("it is damaged")
+    };
+    for (edits, found) in [
+        (&[(0, b'x')][..], "not ELF"),
+        (&[(4, 1)], "another class than 64-bit"),
+        (&[(5, 2)], "big-endian"),
+        (&[(18, 183)], "machine"),
+        (&[(16, 2)], "executable"),
+        (&[(56, 0xff), (57, 0xff)], "program headers"),
+    ] {
+        let error = with(edits);
+        assert!(error.contains("expected a memory image") && error.contains(found), "{error}");
+    }
+    let kernel = open(&directory, KernelImage::embedded().bytes()).expect_err("it is the kernel's executable");
+    assert!(kernel.contains("executable"), "{kernel}");
+    assert!(Image::open(directory.path()).is_err_and(|error| error.to_string().contains("regular file")));
+    assert!(Image::open(directory.path().join("none")).is_err_and(|error| error.to_string().contains("none")));
+    // The second PT_LOAD over the first.
+    let overlap = with(&[(64 + 2 * 56 + 16 + 2, 0), (64 + 2 * 56 + 24 + 2, 0)]);
+    assert!(overlap.contains("both hold physical address"), "{overlap}");
+}
+
+#[test]
+fn symbols_are_those_of_the_very_kernel_or_none() {
+    let (directory, _) = good();
+    let image = Image::open(directory.path().join("guest.img")).expect("the image can be read");
+    let error = image.symbols(&KernelImage::embedded()).expect_err("it is another kernel");
+    let ours = KernelImage::embedded().build_id().expect("the kernel has a build ID");
+    assert_eq!(error, OtherKernel { image: Some(vec![0xab, 0xcd]), kernel: Some(ours.clone()) });
+    assert!(error.to_string().contains("abcd"), "{error}");
+    let path = directory.path().join("same.img");
+    let same = About { build_id: Some(ours), ..About::default() };
+    save(&Fake::new(8 << 20), &path, &same, &mut go_on).expect("the image can be written");
+    let image = Image::open(&path).expect("the image can be read");
+    assert!(image.symbols(&KernelImage::embedded()).expect("it is the same").address("pvh_entry").is_some());
+}
