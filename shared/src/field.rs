@@ -47,6 +47,24 @@ impl<T: Word> Field<T> {
     }
 }
 
+impl Field<u32> {
+    /// Makes `new` the value if it is `current`; one CPU succeeds when several try. What the CPU does from then on is
+    /// ordered after what others did before [`Field::set_release`]: so a lock is acquired.
+    ///
+    /// # Errors
+    /// The value that is there instead.
+    #[inline]
+    pub fn acquire(&self, current: u32, new: u32) -> Result<u32, u32> {
+        self.0.compare_exchange(current, new, Ordering::Acquire, Ordering::Relaxed)
+    }
+
+    /// Makes `value` the value after all that the CPU did before: so a lock is released.
+    #[inline]
+    pub fn set_release(&self, value: u32) {
+        self.0.store(value, Ordering::Release);
+    }
+}
+
 impl<T: Word> Default for Field<T> {
     fn default() -> Self {
         Self(T::Atomic::default())

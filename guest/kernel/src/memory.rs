@@ -9,7 +9,7 @@ use kmem::vm::{BootMemory, PhysRange, Vm, Zeroed};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::pte::PteFlags;
 
 use crate::arch::clock::Clock;
@@ -109,9 +109,27 @@ unsafe impl Machine for KernelMachine {
         threads::clock().map_or(0, Clock::ticks)
     }
 
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
+        PerCpu::current().set_pcpu(pcpu);
+    }
+
+    #[inline]
+    fn pcpu(&self) -> KPtr<Pcpu> {
+        PerCpu::pcpu()
+    }
+
     #[inline]
     fn current_thread(&self) -> KPtr<Thread> {
-        PerCpu::current().thread()
+        PerCpu::thread()
+    }
+
+    fn cpu_interrupt(&self, pcpu: &Pcpu) {
+        panic!("an interrupt for CPU {}: there is only one", pcpu.cpuid.get());
+    }
+
+    #[inline]
+    fn cpu_spinwait(&self, _spins: u64) {
+        core::hint::spin_loop();
     }
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {
@@ -147,6 +165,6 @@ unsafe impl Machine for KernelMachine {
 
 /// Number of the thread that runs, once there are threads.
 pub fn current_tid() -> Option<u32> {
-    let thread = PerCpu::current().thread().non_null()?;
+    let thread = PerCpu::thread().non_null()?;
     vm().map(|vm| vm.get(thread).tid.get())
 }

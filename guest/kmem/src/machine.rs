@@ -14,7 +14,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::pte::PteFlags;
 
 use crate::vm::Vm;
@@ -51,11 +51,24 @@ pub unsafe trait Machine: Sized {
     /// Clock ticks since boot, as the clock says; the kernel's own count follows in [`Vm::hardclock`].
     fn ticks(&self) -> u64;
 
-    /// The thread that has this CPU (`curthread`); null until [`Machine::cpu_adopt`].
+    /// Tells this CPU where its structure lies. Called once on each CPU, before anything else of the memory system runs there.
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>);
+
+    /// The structure of the CPU that runs this. With nothing deferred the caller may be on another one a moment later.
+    fn pcpu(&self) -> KPtr<Pcpu>;
+
+    /// The thread that runs this (`curthread`), wherever it does; null until [`Machine::cpu_adopt`].
     fn current_thread(&self) -> KPtr<Thread>;
 
-    /// Makes the code that runs now, on the stack it has, `thread`. Called once, at boot.
+    /// Makes the code that runs now, on the stack it has, `thread`. Called once on each CPU.
     fn cpu_adopt(&self, thread: KPtr<Thread>);
+
+    /// Has the CPU of `pcpu`, another one, call [`Vm::preempt`] soon, or end its [`Machine::cpu_idle`] (`ipi_cpu`). Called
+    /// with interrupts deferred.
+    fn cpu_interrupt(&self, pcpu: &Pcpu);
+
+    /// Spends a moment of a wait for another CPU (`cpu_spinwait`). `spins` is how many there were before it.
+    fn cpu_spinwait(&self, spins: u64);
 
     /// Prepares the first switch to `thread` (`cpu_fork`, `cpu_set_fork_handler`). It begins on `stack` (mapped memory,
     /// whole pages, the thread's own until [`Machine::cpu_throw`] has left it), with interrupts deferred once, as if

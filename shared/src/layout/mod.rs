@@ -10,6 +10,7 @@ mod map;
 mod meter;
 mod object;
 mod page;
+mod pcpu;
 mod roots;
 mod thread;
 
@@ -19,5 +20,6 @@ pub use self::map::*;
 pub use self::meter::*;
 pub use self::object::*;
 pub use self::page::*;
+pub use self::pcpu::*;
 pub use self::roots::*;
 pub use self::thread::*;

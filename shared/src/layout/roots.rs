@@ -8,6 +8,7 @@ use super::map::VmMap;
 use super::meter::VmMeter;
 use super::object::VmObject;
 use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::Field;
@@ -144,16 +145,20 @@ pub struct KernelRoots {
     pub vm_page_queue_free_mtx: Mtx,
     /// Guards the paging queues and wire counts.
     pub vm_page_queue_mtx: Mtx,
-    /// Lock classes that are held now, one bit each.
-    pub held_locks: Field<u32>,
+    /// Classes of the mutexes that the boot holds, one bit each, while there are no threads.
+    pub boot_held_locks: Field<u32>,
     /// What stands between the host's requests and the threads that work on them.
     pub driver_mtx: Mtx,
     /// Pages that maps have for themselves, their entries and the nodes of their indexes.
     pub map_pages: Field<u64>,
     /// Zones by number.
     pub zones: [SlabZone; ZONE_COUNT],
-    /// Threads, run queue, sleep queues and time-outs.
+    /// Threads, sleep queues and time-outs.
     pub sched: Scheduler,
+    /// All CPUs, by [`Pcpu::allcpu_next`].
+    pub cpuhead: Field<KPtr<Pcpu>>,
+    /// The CPU that booted.
+    pub boot_pcpu: Pcpu,
 }
 
 const _: () = assert!(size_of::<KernelRoots>() <= 4096);

@@ -54,7 +54,9 @@ pub struct Thread {
     /// The priority that it was made with, and goes back to after a sleep has lent it another.
     pub base_priority: Field<u8>,
     /// 1 when a preemption was put off until its last critical section ends (`td_owepreempt`). Its own.
-    pub owepreempt: Field<u16>,
+    pub owepreempt: Field<u8>,
+    /// The CPU that it runs on, or ran on last (`td_lastcpu`).
+    pub lastcpu: Field<u8>,
     /// Critical sections it is in (`td_critnest`). Its own.
     pub critnest: Field<u32>,
     /// Its name: a [`WaitMessage`] in two words.
@@ -66,11 +68,15 @@ pub struct Thread {
     /// sx locks that it owns (`td_locks`). Its own.
     pub sx_held: Field<u32>,
     /// 1 when its last sleep ended because its time was up (`TDF_TIMEOUT`).
-    pub timed_out: Field<u32>,
+    pub timed_out: Field<u16>,
+    /// Interrupt handlers that run on it, each in the middle of the one before (`td_intr_nesting_level`). Its own.
+    pub intr_nesting: Field<u16>,
     /// Lowest address of its kernel stack, its guard page not counted; 0 for the thread that the boot became.
     pub kstack: Field<GuestVirt>,
     /// Pages of its kernel stack, the guard page not counted.
-    pub kstack_pages: Field<u64>,
+    pub kstack_pages: Field<u32>,
+    /// Classes of the mutexes that it holds, one bit each. Its own.
+    pub held_locks: Field<u32>,
     /// The next of all threads.
     pub all_next: Field<KPtr<Thread>>,
     /// The thread before it among all threads.
@@ -196,22 +202,14 @@ pub const TID_HASH: usize = 32;
 /// Chains of the table of sleep queues by channel (`SC_TABLESIZE`).
 pub const SC_TABLESIZE: usize = 128;
 
-/// The scheduler of the one CPU.
+/// What the CPUs' schedulers have in common.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Scheduler {
-    /// Guards threads, run queue, sleep queues and time-outs: a spin lock (`sched_lock`).
+    /// Guards threads, run queues, sleep queues and time-outs: a spin lock (`sched_lock`).
     pub lock: Mtx,
-    /// Not 0 when the running thread should give way at the next occasion (`TDF_NEEDRESCHED`): [`Preempt`].
-    pub need_resched: Field<u32>,
-    /// Interrupt handlers that are running, each in the middle of the one before.
-    pub intr_nesting: Field<u32>,
     /// 1 until threads can sleep (`cold`).
     pub cold: Field<u32>,
-    /// Ticks that the running thread may go on while others of its priority wait.
-    pub slice: Field<u64>,
-    /// The thread that the boot became. It runs when nobody else can.
-    pub idle: Field<KPtr<Thread>>,
     /// All threads that have not exited, in the order in which they were made.
     pub all: ThreadList,
     /// Threads that have exited and are to be freed, linked by [`Thread::rq_next`].
@@ -220,8 +218,6 @@ pub struct Scheduler {
     pub callouts: Field<KPtr<Thread>>,
     /// Time-outs armed since boot.
     pub callout_sequence: Field<u64>,
-    /// Threads that could run.
-    pub runq: RunQueue,
     /// Threads by the hash of their number.
     pub tids: [Field<KPtr<Thread>>; TID_HASH],
     /// Sleep queues by the hash of their channel.
@@ -232,30 +228,13 @@ impl Default for Scheduler {
     fn default() -> Self {
         Self {
             lock: Mtx::default(),
-            need_resched: Field::default(),
-            intr_nesting: Field::default(),
             cold: Field::default(),
-            slice: Field::default(),
-            idle: Field::default(),
             all: ThreadList::default(),
             zombies: Field::default(),
             callouts: Field::default(),
             callout_sequence: Field::default(),
-            runq: RunQueue::default(),
             tids: core::array::from_fn(|_| Field::default()),
             sleepqueues: core::array::from_fn(|_| Field::default()),
         }
     }
-}
-
-/// Values of [`Scheduler::need_resched`]: why the running thread should give way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Preempt {
-    /// It should not.
-    No = 0,
-    /// A thread of a better priority can run: this one keeps its turn among its equals.
-    Better = 1,
-    /// Its time slice is over: it goes behind its equals.
-    SliceOver = 2,
 }

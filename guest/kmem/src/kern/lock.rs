@@ -1,9 +1,10 @@
 //! Mutexes at FreeBSD's granularity (`kern_mutex.c`), with the order in which they nest checked at every acquisition.
 //!
-//! There is one CPU, and whoever owns a mutex has interrupts and preemption deferred: nobody else can ever find it
-//! owned, and a handler that interrupts the kernel finds every mutex free. A mutex that is owned already is therefore a
-//! bug of the caller, and is reported as one; so is a sleep by the owner. Mutexes and spin locks are the same.
-//! [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same or a later class is held.
+//! Whoever owns a mutex has interrupts and preemption deferred until it is released: it runs, on its own CPU, and a
+//! handler that interrupts that CPU finds every mutex free or owned by another CPU. Who finds a mutex owned therefore
+//! spins, as FreeBSD's adaptive mutexes do while the owner runs: mutexes and spin locks are the same. A sleep by the owner
+//! is a bug, and is reported as one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same
+//! or a later class is held.
 
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::Mtx;
@@ -85,19 +86,16 @@ impl<M: Machine> Vm<M> {
     #[inline]
     pub fn mtx_lock(&self, class: LockClass, word: &Field<u32>) {
         self.machine().intr_disable();
-        let held = &self.state().held_locks;
-        let owner = self.curtid() + 1;
-        let now = word.get();
-        if now != 0 || held.get() & class.and_inner() != 0 {
-            return self.mtx_lock_hard(class, word, owner);
+        let (owner, held) = self.lock_owner();
+        if held.get() & class.and_inner() != 0 || word.acquire(0, owner).is_err() {
+            return self.mtx_lock_hard(class, word, owner, held);
         }
-        word.set(owner);
         held.set(held.get() | class.bit());
     }
 
-    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, and panics.
+    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for another CPU.
     #[cold]
-    fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32) {
+    fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32, held: &Field<u32>) {
         let now = word.get();
         if now & OWNER == owner {
             if !class.is_recursive() {
@@ -106,12 +104,21 @@ impl<M: Machine> Vm<M> {
             word.set(now + RECURSION);
             return;
         }
-        if now != 0 {
-            let other = (now & OWNER) - 1;
-            self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which does not run", class.name()));
+        if held.get() & class.and_inner() != 0 {
+            self.panic(format_args!("lock order reversal: {} after {}", class.name(), HeldLocks(held.get())));
         }
-        let held = self.state().held_locks.get();
-        self.panic(format_args!("lock order reversal: {} after {}", class.name(), HeldLocks(held)));
+        let mut spins = 0;
+        while let Err(now) = word.acquire(0, owner) {
+            if self.cnt().ncpu.get() == 1 {
+                let other = (now & OWNER) - 1;
+                self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which does not run", class.name()));
+            }
+            while word.get() != 0 {
+                self.machine().cpu_spinwait(spins);
+                spins += 1;
+            }
+        }
+        held.set(held.get() | class.bit());
     }
 
     /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The release of the last
@@ -123,9 +130,9 @@ impl<M: Machine> Vm<M> {
         if now >= RECURSION {
             word.set(now - RECURSION);
         } else {
-            word.set(0);
-            let held = &self.state().held_locks;
+            let (_, held) = self.lock_owner();
             held.set(held.get() & !class.bit());
+            word.set_release(0);
         }
         self.machine().intr_restore();
     }
@@ -141,9 +148,27 @@ impl<M: Machine> Vm<M> {
     /// Panics when any mutex is held: the caller is about to sleep, or to run code that takes locks from the start.
     #[inline]
     pub fn assert_no_locks(&self, what: &str) {
-        let held = self.state().held_locks.get();
+        let held = self.held_locks();
         if held != 0 {
             self.panic(format_args!("{what} with locks held: {}", HeldLocks(held)));
+        }
+    }
+
+    /// Classes of the mutexes that the running thread holds.
+    #[inline]
+    pub(crate) fn held_locks(&self) -> u32 {
+        self.lock_owner().1.get()
+    }
+
+    /// The running thread as the owner of a lock, and where its locks are noted.
+    #[inline]
+    fn lock_owner(&self) -> (u32, &Field<u32>) {
+        match self.machine().current_thread().non_null() {
+            Some(thread) => {
+                let t = self.get(thread);
+                (t.tid.get() + 1, &t.held_locks)
+            }
+            None => (THREAD0_TID + 1, &self.state().boot_held_locks),
         }
     }
 

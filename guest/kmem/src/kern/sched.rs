@@ -1,15 +1,19 @@
 //! Who runs (`sched_4bsd.c`, `kern_switch.c`, the switching half of `kern_synch.c`).
 //!
 //! The thread of the smallest priority number runs; equals take turns, first come first served, a time slice each. A
-//! thread that has become runnable never takes the CPU by itself: it sets [`Scheduler::need_resched`], and the machine
-//! asks for the switch on its way out of an interrupt ([`Vm::preempt`]). The idle thread, which is the one that the boot
-//! became, is on no run queue, unless a sleep has lent it a better priority: it runs when the run queue is empty.
+//! thread that has become runnable never takes a CPU by itself: it sets [`Pcpu::need_resched`], and the machine asks for
+//! the switch on its way out of an interrupt ([`Vm::preempt`]).
+//!
+//! Each CPU has a run queue and an idle thread. A thread that becomes runnable goes to a CPU that has nothing to do, if there
+//! is one, and a CPU whose queue is empty takes the best thread of the others. The idle thread runs when there is no
+//! other; that of the CPU that booted is the thread that the boot became, and may sleep: it is on its CPU's queue only
+//! when a sleep has lent it a better priority.
 //!
 //! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread that leaves has acquired
-//! it, the thread that arrives releases it.
+//! it, the thread that arrives releases it. So no CPU takes a thread whose stack another one is still leaving.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{Preempt, RQ_PPQ, Scheduler, Thread, ThreadList, ThreadState};
+use vmkern_abi::layout::{Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState};
 
 use crate::kern::lock::{HeldLocks, LockClass};
 use crate::machine::Machine;
@@ -61,34 +65,68 @@ impl<M: Machine> Vm<M> {
         self.machine().current_thread()
     }
 
-    /// Whether a thread besides the running one and the idle one could run (`sched_runnable`).
+    /// The CPU that runs this. It is the caller's for as long as interrupts are deferred.
+    #[inline]
+    pub(crate) fn pcpu(&self) -> &Pcpu {
+        self.get(self.machine().pcpu())
+    }
+
+    /// All CPUs, the one that booted first.
+    pub fn cpus(&self) -> impl Iterator<Item = &Pcpu> {
+        let first = self.state().cpuhead.get().non_null();
+        core::iter::successors(first, |&cpu| self.get(cpu).allcpu_next.get().non_null()).map(|cpu| self.get(cpu))
+    }
+
+    /// Whether a thread waits for a CPU (`sched_runnable`).
     #[must_use]
     pub fn runnable(&self) -> bool {
-        self.sched().runq.status.get() != 0
+        self.cpus().any(|cpu| cpu.runq.status.get() != 0)
     }
 
     /// Whether [`Vm::preempt`] would switch if the running thread allowed it.
     #[must_use]
     pub fn switch_owed(&self) -> bool {
-        self.sched().need_resched.get() != Preempt::No as u32
+        self.pcpu().need_resched.get() != Preempt::No as u32
     }
 
-    /// Puts a thread that can run on its run queue (`runq_add`). The idle thread has none, unless a sleep has lent it a
-    /// priority.
-    fn runq_add(&self, thread: KPtr<Thread>, turn: Turn) {
+    /// Whether `cpu` runs its idle thread and has no other to run.
+    fn is_idle(&self, cpu: &Pcpu) -> bool {
+        cpu.curthread.get() == cpu.idlethread.get() && cpu.runq.status.get() == 0
+    }
+
+    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here if this CPU has nothing else to do, else
+    /// where it ran last if that CPU has not, else on any that has not. When all are busy it is where it ran last.
+    fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
+        let here = self.pcpu();
+        if self.cnt().ncpu.get() == 1 {
+            return here;
+        }
+        let last = u32::from(self.get(thread).lastcpu.get());
+        let last = self.cpus().find(|cpu| cpu.cpuid.get() == last).unwrap_or(here);
+        if last.idlethread.get() == thread {
+            return last;
+        }
+        if let Some(idle) = [here, last].into_iter().find(|cpu| self.is_idle(cpu)) {
+            return idle;
+        }
+        self.cpus().find(|cpu| self.is_idle(cpu)).unwrap_or(last)
+    }
+
+    /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is on none, unless a sleep has lent it
+    /// a priority.
+    fn runq_add(&self, cpu: &Pcpu, thread: KPtr<Thread>, turn: Turn) {
         let t = self.get(thread);
         t.state.set(ThreadState::Runnable as u32);
-        let sched = self.sched();
-        if thread == sched.idle.get() && t.priority.get() == t.base_priority.get() {
+        if thread == cpu.idlethread.get() && t.priority.get() == t.base_priority.get() {
             return;
         }
         let number = queue_of(t.priority.get());
-        let list = &sched.runq.queues[number];
+        let list = &cpu.runq.queues[number];
         match turn {
             Turn::Back => self.runq_link(list, list.tail.get(), thread, KPtr::NULL),
             Turn::Keep => self.runq_link(list, KPtr::NULL, thread, list.head.get()),
         }
-        sched.runq.status.update(|bits| bits | 1 << number);
+        cpu.runq.status.update(|bits| bits | 1 << number);
     }
 
     fn runq_link(&self, list: &ThreadList, prev: KPtr<Thread>, thread: KPtr<Thread>, next: KPtr<Thread>) {
@@ -99,9 +137,13 @@ impl<M: Machine> Vm<M> {
         next.non_null().map_or(&list.tail, |next| &self.get(next).rq_prev).set(thread);
     }
 
-    /// Takes the thread that is to run next off the run queue (`runq_choose`).
-    fn runq_take(&self) -> Option<KPtr<Thread>> {
-        let runq = &self.sched().runq;
+    /// The thread that is to run next of those on `runq` (`runq_choose`).
+    fn runq_first(&self, runq: &RunQueue) -> Option<KPtr<Thread>> {
+        runq.queues.get(runq.status.get().trailing_zeros() as usize).map(|list| list.head.get())
+    }
+
+    /// Takes the thread that is to run next off `runq` (`runq_remove`).
+    fn runq_take(&self, runq: &RunQueue) -> Option<KPtr<Thread>> {
         let number = runq.status.get().trailing_zeros();
         let list = runq.queues.get(number as usize)?;
         let thread = list.head.get();
@@ -120,23 +162,37 @@ impl<M: Machine> Vm<M> {
 
     /// Makes `thread`, which is on no queue, runnable (`setrunnable`, `sched_add`). Locks: the scheduler's.
     pub(crate) fn setrunnable(&self, thread: KPtr<Thread>) {
-        self.runq_add(thread, Turn::Back);
-        let sched = self.sched();
-        let current = self.get(self.current_thread());
+        let cpu = self.sched_pickcpu(thread);
+        self.runq_add(cpu, thread, Turn::Back);
+        let current = self.get(cpu.curthread.get());
         let better = queue_of(self.get(thread).priority.get()) < queue_of(current.priority.get());
-        if better && sched.need_resched.get() == Preempt::No as u32 {
-            sched.need_resched.set(Preempt::Better as u32);
+        if better && cpu.need_resched.get() == Preempt::No as u32 {
+            cpu.need_resched.set(Preempt::Better as u32);
+            if cpu.cpuid.get() != self.pcpu().cpuid.get() {
+                self.machine().cpu_interrupt(cpu);
+            }
         }
     }
 
-    /// The thread that runs next (`choosethread`). When there is none, because the idle thread sleeps itself, lets the CPU
-    /// rest in the meantime.
+    /// Takes the best thread that waits for another CPU than `here`.
+    fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
+        let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| thread != cpu.idlethread.get());
+        let others = self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get());
+        let (best, _) = others
+            .filter_map(|cpu| Some((cpu, self.get(first(cpu)?).priority.get())))
+            .min_by_key(|&(_, priority)| queue_of(priority))?;
+        self.runq_take(&best.runq)
+    }
+
+    /// The thread that runs next on this CPU (`choosethread`). When there is none, because the idle thread sleeps itself, lets
+    /// the CPU rest in the meantime.
     fn choosethread(&self) -> KPtr<Thread> {
+        let cpu = self.pcpu();
         loop {
-            if let Some(thread) = self.runq_take() {
+            if let Some(thread) = self.runq_take(&cpu.runq).or_else(|| self.runq_steal(cpu)) {
                 return thread;
             }
-            let idle = self.sched().idle.get();
+            let idle = cpu.idlethread.get();
             if self.get(idle).state() == Some(ThreadState::Runnable) {
                 return idle;
             }
@@ -175,11 +231,31 @@ impl<M: Machine> Vm<M> {
 
     /// Notes that `thread` gets the CPU, with a whole time slice.
     fn take_cpu(&self, thread: KPtr<Thread>) {
-        let sched = self.sched();
-        self.get(thread).state.set(ThreadState::Running as u32);
-        self.get(thread).switches.update(|n| n + 1);
-        sched.need_resched.set(Preempt::No as u32);
-        sched.slice.set(self.sched_quantum());
+        let (cpu, t) = (self.pcpu(), self.get(thread));
+        t.state.set(ThreadState::Running as u32);
+        t.switches.update(|n| n + 1);
+        t.lastcpu.set(u8::try_from(cpu.cpuid.get()).unwrap_or(u8::MAX));
+        cpu.curthread.set(thread);
+        cpu.need_resched.set(Preempt::No as u32);
+        cpu.slice.set(self.sched_quantum());
+        if thread == cpu.idlethread.get() && cpu.cpuid.get() != 0 && self.all_idle() {
+            self.machine().cpu_interrupt(&self.state().boot_pcpu);
+        }
+    }
+
+    /// Whether no CPU has anything to do but its idle thread. Locks: the scheduler's.
+    fn all_idle(&self) -> bool {
+        self.cpus().all(|cpu| self.is_idle(cpu))
+    }
+
+    /// Whether the system is at rest: no CPU has anything to do but its idle thread, one of which calls this. Locks: takes
+    /// the scheduler's.
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        self.sched_lock();
+        let rest = self.all_idle();
+        self.sched_unlock();
+        rest
     }
 
     /// Ticks of a time slice: a tenth of a second.
@@ -188,20 +264,20 @@ impl<M: Machine> Vm<M> {
     }
 
     fn assert_may_switch(&self) {
-        let (sched, held) = (self.sched(), self.state().held_locks.get());
+        let (t, held) = (self.get(self.current_thread()), self.held_locks());
         if held != 1 << LockClass::Sched as u32 {
             self.panic(format_args!("mi_switch: switch with locks held: {}", HeldLocks(held)));
         }
-        if self.get(self.current_thread()).critnest.get() != 0 {
+        if t.critnest.get() != 0 {
             self.panic(format_args!("mi_switch: switch in a critical section"));
         }
-        if sched.intr_nesting.get() != 0 {
+        if t.intr_nesting.get() != 0 {
             self.panic(format_args!("mi_switch: switch in an interrupt"));
         }
     }
 
     fn give_way(&self, turn: Turn) {
-        self.runq_add(self.current_thread(), turn);
+        self.runq_add(self.pcpu(), self.current_thread(), turn);
         self.mi_switch();
     }
 
@@ -209,10 +285,10 @@ impl<M: Machine> Vm<M> {
     /// thread can run. Locks: none may be held. May switch.
     pub fn sched_yield(&self) {
         self.assert_no_locks("sched_yield");
-        if self.current_thread() == self.sched().idle.get() {
+        self.sched_lock();
+        if self.current_thread() == self.pcpu().idlethread.get() {
             self.sched_userret();
         }
-        self.sched_lock();
         self.give_way(Turn::Back);
         self.sched_unlock();
     }
@@ -220,14 +296,14 @@ impl<M: Machine> Vm<M> {
     /// Gives the CPU to a thread that deserves it more, if there is one and the running thread is not in a critical section
     /// (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an interrupt, when nothing is deferred. May switch.
     pub fn preempt(&self) {
-        let turn = match self.sched().need_resched.get() {
+        let turn = match self.pcpu().need_resched.get() {
             n if n == Preempt::No as u32 => return,
             n if n == Preempt::Better as u32 => Turn::Keep,
             _ => Turn::Back,
         };
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
-        if self.sched().intr_nesting.get() != 0 || t.state() != Some(ThreadState::Running) {
+        if t.intr_nesting.get() != 0 || t.state() != Some(ThreadState::Running) {
             return;
         }
         if t.critnest.get() != 0 {
@@ -257,7 +333,7 @@ impl<M: Machine> Vm<M> {
             self.panic(format_args!("critical_exit: td_critnest == 0"));
         };
         t.critnest.set(depth);
-        if depth == 0 && t.owepreempt.get() != 0 && self.state().held_locks.get() == 0 {
+        if depth == 0 && t.owepreempt.get() != 0 && t.held_locks.get() == 0 {
             t.owepreempt.set(0);
             self.preempt();
         }
@@ -274,21 +350,25 @@ impl<M: Machine> Vm<M> {
 
     /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Vm::intr_exit`] nobody may sleep.
     pub fn intr_enter(&self) {
-        self.sched().intr_nesting.update(|n| n + 1);
+        if let Some(current) = self.current_thread().non_null() {
+            self.get(current).intr_nesting.update(|n| n + 1);
+        }
     }
 
     /// Whether an interrupt handler is running.
     #[must_use]
     pub fn in_interrupt(&self) -> bool {
-        self.sched().intr_nesting.get() != 0
+        self.current_thread().non_null().is_some_and(|current| self.get(current).intr_nesting.get() != 0)
     }
 
     /// The handler ends. The machine calls [`Vm::preempt`] when it is about to return to where nothing is deferred.
     pub fn intr_exit(&self) {
-        let Some(nesting) = self.sched().intr_nesting.get().checked_sub(1) else {
+        let Some(current) = self.current_thread().non_null() else { return };
+        let t = self.get(current);
+        let Some(nesting) = t.intr_nesting.get().checked_sub(1) else {
             self.panic(format_args!("intr_exit: no interrupt handler is running"));
         };
-        self.sched().intr_nesting.set(nesting);
+        t.intr_nesting.set(nesting);
     }
 
     /// The clock stands at tick `now` (`hardclock`): wakes those whose time is up, in the order of their deadlines, and
@@ -302,7 +382,7 @@ impl<M: Machine> Vm<M> {
         while let Some((thread, _)) = self.callout_first().filter(|&(_, deadline)| deadline <= now) {
             self.sleepq_timeout(thread);
         }
-        let slice = &self.sched().slice;
+        let slice = &self.pcpu().slice;
         slice.set(slice.get().saturating_sub(passed));
         if slice.get() == 0 {
             self.roundrobin();
@@ -319,21 +399,21 @@ impl<M: Machine> Vm<M> {
 
     /// The time slice is over (`roundrobin`): whoever waits at the running thread's own priority is next.
     fn roundrobin(&self) {
-        let sched = self.sched();
+        let cpu = self.pcpu();
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
         if t.state() != Some(ThreadState::Running) {
             return;
         }
         t.priority.set(t.base_priority.get());
-        if current == sched.idle.get()
-            || sched.runq.status.get().trailing_zeros() as usize <= queue_of(t.priority.get())
+        if current == cpu.idlethread.get()
+            || cpu.runq.status.get().trailing_zeros() as usize <= queue_of(t.priority.get())
         {
             if self.runnable() {
-                sched.need_resched.set(Preempt::SliceOver as u32);
+                cpu.need_resched.set(Preempt::SliceOver as u32);
             }
         } else {
-            sched.slice.set(self.sched_quantum());
+            cpu.slice.set(self.sched_quantum());
         }
     }
 

@@ -136,8 +136,8 @@ impl<M: Machine> Vm<M> {
 
     /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it may hold.
     pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: u32) {
-        let (tid, held) = (self.curtid(), self.state().held_locks.get() & !allowed);
-        if self.sched().intr_nesting.get() != 0 {
+        let (tid, held) = (self.curtid(), self.held_locks() & !allowed);
+        if self.in_interrupt() {
             self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"));
         }
         if held != 0 {

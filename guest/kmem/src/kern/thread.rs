@@ -37,7 +37,9 @@ impl<M: Machine> Vm<M> {
         };
         let t = self.get(thread);
         t.state.set(ThreadState::Running as u32);
-        sched.idle.set(thread);
+        let cpu = &self.state().boot_pcpu;
+        cpu.curthread.set(thread);
+        cpu.idlethread.set(thread);
         self.machine().cpu_adopt(thread);
         self.sched_lock();
         self.thread_link(thread);
@@ -75,7 +77,7 @@ impl<M: Machine> Vm<M> {
         };
         let t = self.get(thread);
         t.kstack.set(low);
-        t.kstack_pages.set(pages);
+        t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
         self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), start, arg);
         self.sched_lock();
         self.thread_link(thread);
@@ -102,7 +104,7 @@ impl<M: Machine> Vm<M> {
         if t.sx_held.get() != 0 {
             self.panic(format_args!("kthread_exit: thread {tid} owns {} sx locks", t.sx_held.get()));
         }
-        if thread == self.sched().idle.get() {
+        if t.base_priority.get() == PRI_MAX_IDLE {
             self.panic(format_args!("kthread_exit: the idle thread exits"));
         }
         self.wakeup(WaitChannel::of(thread));
@@ -127,7 +129,7 @@ impl<M: Machine> Vm<M> {
             self.sched_unlock();
             let Some(zombie) = zombie.non_null() else { return };
             let t = self.get(zombie);
-            self.vm_thread_dispose(t.kstack.get(), t.kstack_pages.get());
+            self.vm_thread_dispose(t.kstack.get(), t.kstack_pages.get().into());
             self.thread_free(zombie);
         }
     }

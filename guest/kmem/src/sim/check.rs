@@ -19,7 +19,7 @@ use crate::window::PageTable;
 /// Everything that a quiet system promises. Panics with what is broken.
 pub fn check(sim: &Sim) {
     let state = sim.vm().state();
-    assert_eq!(state.held_locks.get(), 0, "locks are held");
+    assert_eq!(sim.vm().held_locks(), 0, "locks are held");
     let translations = translations(sim);
     let objects = Objects::find(sim);
     maps::check(sim, &objects, &translations);

@@ -99,7 +99,7 @@ impl SimMachine {
             return;
         }
         let Some(vm) = self.vm() else { return };
-        if vm.state().sched.intr_nesting.get() != 0 {
+        if vm.in_interrupt() {
             return;
         }
         while let Some(handler) = interrupts.take() {
@@ -107,7 +107,7 @@ impl SimMachine {
             handler(&vm);
             vm.intr_exit();
         }
-        let driver = vm.current_thread() == vm.state().sched.idle.get();
+        let driver = vm.current_thread() == vm.state().boot_pcpu.idlethread.get();
         if !driver && interrupts.clock_strikes() {
             self.clock_interrupt(&vm);
         }

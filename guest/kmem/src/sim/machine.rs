@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::pte::PteFlags;
 
 use super::baton::Baton;
@@ -31,6 +31,8 @@ pub struct SimMachine {
     pub(super) baton: Arc<Baton>,
     pub(super) interrupts: Interrupts,
     pub(super) mailbox: Mailbox,
+    /// Where the CPU's structure lies.
+    pcpu: AtomicU64,
     /// Clock ticks since boot, in virtual time.
     clock: AtomicU64,
     /// The system on this machine, once it is up.
@@ -52,6 +54,7 @@ impl SimMachine {
             baton: Arc::default(),
             interrupts: Interrupts::default(),
             mailbox: Mailbox::default(),
+            pcpu: AtomicU64::new(0),
             clock: AtomicU64::new(0),
             vm: Arc::default(),
         }
@@ -136,6 +139,22 @@ unsafe impl Machine for SimMachine {
 
     fn current_thread(&self) -> KPtr<Thread> {
         self.baton.holder()
+    }
+
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
+        self.pcpu.store(pcpu.addr().get(), Ordering::Relaxed);
+    }
+
+    fn pcpu(&self) -> KPtr<Pcpu> {
+        KPtr::new(GuestVirt::new(self.pcpu.load(Ordering::Relaxed)))
+    }
+
+    fn cpu_interrupt(&self, pcpu: &Pcpu) {
+        panic!("an interrupt for CPU {}: there is only one", pcpu.cpuid.get());
+    }
+
+    fn cpu_spinwait(&self, _spins: u64) {
+        panic!("a wait for another CPU: there is only one");
     }
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {

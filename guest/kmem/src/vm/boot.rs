@@ -3,6 +3,8 @@
 //! The boot region, at the end of the largest range, holds [`KernelRoots`], the segments and the page array. When RAM
 //! is known to be zero, neither the array nor the memory it describes is touched: an all-zero page is a free one.
 
+use core::mem::offset_of;
+
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
@@ -108,6 +110,8 @@ impl<M: Machine> Vm<M> {
         }
         let vm =
             Self { machine, roots: region.roots, vm_page_array: region.vm_page_array, first_page: region.first_page };
+        vm.machine.cpu_init(vm.global(offset_of!(KernelRoots, boot_pcpu)));
+        vm.state().cpuhead.set(vm.machine.pcpu());
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4);
         vm.vm_object_init();

@@ -25,7 +25,7 @@ pub(super) enum Rest {
 impl Rest {
     /// Looks at all threads. A list of threads that makes no sense counts as busy.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots) -> Self {
-        let idle = roots.sched.idle.get();
+        let idle = roots.boot_pcpu.idlethread.get();
         let mut seen = HashSet::new();
         let mut next = roots.sched.all.head.get();
         while let Some(at) = next.non_null() {

@@ -82,8 +82,9 @@ fn run_deferred(cpu: &PerCpu) {
 }
 
 /// Defers interrupts, and with them preemption, until [`allow`]. Nests.
+#[inline]
 pub fn defer() {
-    PerCpu::current().mask_depth().fetch_add(1, Ordering::Relaxed);
+    PerCpu::mask();
     compiler_fence(Ordering::SeqCst);
 }
 

@@ -8,7 +8,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Pcpu, Thread};
 
 use super::stack::Stack;
 
@@ -79,6 +79,8 @@ pub struct PerCpu {
     slots_high: AtomicPtr<u8>,
     /// The thread that runs.
     thread: AtomicU64,
+    /// Where the memory system's structure of this CPU lies.
+    pcpu: AtomicU64,
     /// Top of the stack for crashes.
     emergency_stack: *const u8,
     /// Bottom of the stack for trap frames.
@@ -143,6 +145,17 @@ impl StackBounds {
     pub const ANY: Self = Self { low: 0, high: u64::MAX, slots: 0, slots_end: 0 };
 }
 
+/// The word at `OFFSET` of the structure of the CPU that runs this.
+#[inline]
+fn word<const OFFSET: usize>() -> u64 {
+    let word: u64;
+    // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and the offset is one of a word.
+    unsafe {
+        core::arch::asm!("mov {}, gs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
+    }
+    word
+}
+
 impl PerCpu {
     /// A CPU with these stacks whose body runs at CPL0 until the entry code decides otherwise. `this` is where it will lie.
     #[must_use]
@@ -172,6 +185,7 @@ impl PerCpu {
             slots_low: AtomicPtr::new(stacks.trap.bottom().cast_mut()),
             slots_high: AtomicPtr::new(stacks.trap.top().cast_mut()),
             thread: AtomicU64::new(0),
+            pcpu: AtomicU64::new(0),
             emergency_stack: stacks.emergency.top(),
             trap_stack: stacks.trap.bottom(),
             idle_armed: AtomicU64::new(0),
@@ -182,10 +196,38 @@ impl PerCpu {
         }
     }
 
-    /// The thread that runs, or null before there are threads.
+    /// The thread that runs this, or null before there are threads. One instruction: a thread that is moved to another CPU
+    /// meanwhile still reads its own.
     #[must_use]
-    pub fn thread(&self) -> KPtr<Thread> {
-        KPtr::new(GuestVirt::new(self.thread.load(Ordering::Relaxed)))
+    #[inline]
+    pub fn thread() -> KPtr<Thread> {
+        KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, thread) }>()))
+    }
+
+    /// The memory system's structure of the CPU that runs this. One instruction, as for [`PerCpu::thread`].
+    #[must_use]
+    #[inline]
+    pub fn pcpu() -> KPtr<Pcpu> {
+        KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, pcpu) }>()))
+    }
+
+    /// Defers interrupts on the CPU that runs this, once more. One instruction, as for [`PerCpu::thread`]: from then on the
+    /// thread stays on its CPU.
+    #[inline]
+    pub fn mask() {
+        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on; only this CPU writes the word.
+        unsafe {
+            core::arch::asm!(
+                "inc dword ptr gs:[{}]",
+                const offset_of!(Self, mask_depth),
+                options(nostack)
+            );
+        }
+    }
+
+    /// Says where the memory system's structure of this CPU lies.
+    pub fn set_pcpu(&self, pcpu: KPtr<Pcpu>) {
+        self.pcpu.store(pcpu.addr().get(), Ordering::Relaxed);
     }
 
     /// Says which thread runs.

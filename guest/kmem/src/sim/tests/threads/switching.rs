@@ -63,7 +63,7 @@ fn an_interrupt_waits_until_the_last_mutex_is_released() {
         vm.mtx_lock(LockClass::Driver, &outer.owner);
         vm.mtx_lock(LockClass::FreeQueue, &inner.owner);
         vm.machine().interrupts.raise(Box::new(move |vm| {
-            assert_eq!(vm.state().held_locks.get(), 0);
+            assert_eq!(vm.held_locks(), 0);
             assert!(vm.in_interrupt());
             handler.note(9, 0);
         }));
