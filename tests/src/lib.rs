@@ -4,6 +4,10 @@
 //! Where KVM is missing a test fails, with the words of `vmkern doctor`: a test that silently did nothing would prove
 //! nothing.
 
+pub mod harness;
+pub mod invariants;
+pub mod kern;
+
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response};
 
 /// Memory of a test's guest, in bytes.

@@ -5,7 +5,7 @@
 //! | [`Vm::kmem_alloc_nofault`] | yes | none | no room |
 //! | [`Vm::kmem_alloc`] | yes | zeroed, NORMAL class; waits for them | no room |
 //! | [`Vm::kmem_free`] | | | never |
-//! | [`Vm::kmem_suballoc`] | a map of it | none | by a panic |
+//! | [`Vm::kmem_suballoc`] | a map of it | waits for its own | by a panic |
 //! | [`Vm::kmem_malloc`] | yes | INTERRUPT or SYSTEM class, zeroed on demand | `NOWAIT` only; else waits, then panics |
 //! | [`Vm::kmem_alloc_wait`] | yes; waits for it | at the first touch, zeroed, pageable | larger than the map |
 //! | [`Vm::kmem_free_wakeup`] | | | never |
@@ -118,22 +118,32 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes a map of its own over `size` bytes of `parent` (`kmem_suballoc`); its ends are the map's. It is not a
-    /// system map until the caller says so. Panics when there is no room or no memory.
+    /// system map until the caller says so. Panics when there is no room, or `size` is 0 or wraps; for pages it waits.
     /// Locks: takes the parent's. Sleeps.
     #[must_use]
     pub fn kmem_suballoc(&self, parent: KPtr<VmMap>, size: u64) -> KPtr<VmMap> {
         let size = round_page(size).unwrap_or(0);
         let min = self.get(parent).min_offset();
-        let min = match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
-            Ok(min) => min,
-            Err(code) => self.panic(format_args!("kmem_suballoc: bad status return of {}", code as u32)),
+        let min = loop {
+            match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
+                Ok(min) => break min,
+                Err(KernReturn::ResourceShortage) if self.vm_page_count_min() => self.vm_wait(),
+                Err(code) => self.panic(format_args!("kmem_suballoc: bad status return of {}", code as u32)),
+            }
         };
         let max = min.add(size);
-        let Ok(result) = self.vm_map_create(min, max) else {
-            self.panic(format_args!("kmem_suballoc: cannot create submap"));
+        let result = loop {
+            match self.vm_map_create(min, max) {
+                Ok(result) => break result,
+                Err(Shortage) if self.vm_page_count_min() => self.vm_wait(),
+                Err(Shortage) => self.panic(format_args!("kmem_suballoc: cannot create submap")),
+            }
         };
-        if self.vm_map_submap(parent, min, max, result).is_err() {
-            self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
+        while let Err(code) = self.vm_map_submap(parent, min, max, result) {
+            if code != KernReturn::ResourceShortage || !self.vm_page_count_min() {
+                self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
+            }
+            self.vm_wait();
         }
         result
     }

@@ -1,0 +1,69 @@
+//! A fresh guest for each test, and the invariants at its end.
+
+use vmkern::{Builder, Guest};
+
+use crate::{MEMORY, invariants, launch};
+
+/// Runs `test` in a fresh guest of [`MEMORY`] bytes. If the guest lives then, it must be whole and nobody blocked.
+///
+/// # Panics
+/// When it is not, or cannot be launched.
+pub fn in_guest(test: impl FnOnce(&mut Guest)) {
+    in_guest_of(Guest::builder().memory(MEMORY), test);
+}
+
+/// Runs `test` as [`in_guest`] does, in a guest of `builder`'s.
+///
+/// # Panics
+/// As for [`in_guest`].
+pub fn in_guest_of(builder: Builder, test: impl FnOnce(&mut Guest)) {
+    let mut guest = launch(builder);
+    test(&mut guest);
+    if guest.death().is_none() {
+        let blocked: Vec<_> = guest.blocked().collect();
+        assert_eq!(blocked, [], "threads that are still blocked");
+        invariants::check(&guest).unwrap_or_else(|broken| panic!("{broken}"));
+    }
+}
+
+/// Runs `test` in a guest with little memory and a kmem_map that is larger than it, so that pages are short before
+/// address space is.
+///
+/// # Panics
+/// As for [`in_guest`].
+pub fn in_small_guest(test: impl FnOnce(&mut Guest)) {
+    in_guest_of(small(), test);
+}
+
+/// Runs `test`, which ends with threads asleep for good, in the same guest as [`in_small_guest`].
+///
+/// # Panics
+/// When nobody is blocked in the end.
+pub fn in_small_guest_left_blocked(test: impl FnOnce(&mut Guest)) {
+    let mut guest = launch(small());
+    test(&mut guest);
+    assert!(guest.blocked().next().is_some(), "nobody is blocked");
+}
+
+/// Runs `test`, which does damage that FreeBSD of 2008 does not prevent, and checks that the damage shows.
+///
+/// # Panics
+/// When the guest is whole afterwards.
+pub fn in_guest_to_be_damaged(test: impl FnOnce(&mut Guest)) {
+    let mut guest = launch(Guest::builder().memory(MEMORY));
+    test(&mut guest);
+    assert_ne!(invariants::check(&guest), Ok(()), "the damage does not show");
+}
+
+/// A guest of [`MEMORY`] bytes with a kmem_map of `bytes`.
+///
+/// # Panics
+/// When `bytes` is less than a page.
+pub fn with_kmem_map(bytes: u64) -> Builder {
+    Guest::builder().memory(MEMORY).tunable("vm.kmem_size", bytes).expect("the size is in range")
+}
+
+/// 16 MiB of memory, 24 MiB of kmem_map.
+fn small() -> Builder {
+    with_kmem_map(24 << 20).memory(16 << 20)
+}

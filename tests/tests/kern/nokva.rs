@@ -1,0 +1,163 @@
+//! What `kmem_malloc` does when it may sleep and there is no address space: it asks everybody to give some back, eight
+//! times in nine seconds, and panics.
+
+use std::thread;
+
+use vmkern::{Builder, Guest, GuestError, MapId, Op, Outcome, TimeMode};
+use vmkern_tests::harness::{in_guest_of, with_kmem_map};
+use vmkern_tests::kern::{Kern, PAGE};
+
+use crate::WAITOK;
+
+const MAP: MapId = MapId::KMEM;
+/// Two pages, for which a checkerboard has no room.
+const TWO: Op = Op::KmemMalloc { map: MAP, size: 2 * PAGE - 9, flags: WAITOK };
+
+/// Clock ticks and vm_lowmem events so far.
+fn clock(guest: &mut Guest) -> (u64, u64) {
+    let meter = guest.counters();
+    (meter.ticks.get(), meter.lowmem_events.get())
+}
+
+/// A guest with `hz` ticks a second and a kmem_map of 256 pages.
+fn builder(hz: u64) -> Builder {
+    with_kmem_map(1 << 20).tunable("kern.hz", hz).expect("the tunable exists")
+}
+
+/// Runs `test` in a guest with a hundred ticks a second.
+fn in_guest(test: impl FnOnce(&mut Guest)) {
+    in_guest_of(builder(100), test);
+}
+
+#[test]
+fn eight_events_and_nine_seconds_of_sleep_come_before_the_panic_with_the_bytes_in_use() {
+    // The quarter of a second is an integer number of ticks, and at least one.
+    for (hz, quarter) in [(100, 25), (1000, 250), (10, 2)] {
+        in_guest_of(builder(hz), |guest| {
+            guest.checkerboard();
+            let used = guest.stats(MAP).size;
+            let before = clock(guest);
+            let crash = guest.dies_of(TWO);
+            assert_eq!(crash.message, format!("kmem_malloc(8192): kmem_map too small: {used} total allocated"));
+            let after = clock(guest);
+            assert_eq!((after.0 - before.0, after.1 - before.1), (36 * quarter, 8), "kern.hz {hz}");
+        });
+    }
+}
+
+#[test]
+fn below_4_ticks_a_second_each_sleep_is_one_tick() {
+    in_guest_of(builder(3), |guest| {
+        guest.checkerboard();
+        let before = clock(guest);
+        let crash = guest.dies_of(TWO);
+        assert!(crash.message.contains("kmem_map too small"), "{}", crash.message);
+        let after = clock(guest);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (8, 8));
+    });
+}
+
+#[test]
+fn a_request_larger_than_the_map_waits_as_long_and_panics_too() {
+    in_guest(|guest| {
+        let stats = guest.stats(MAP);
+        let size = stats.max.since(stats.min) + PAGE;
+        let before = clock(guest);
+        let crash = guest.dies_of(Op::KmemMalloc { map: MAP, size, flags: WAITOK });
+        assert_eq!(crash.message, format!("kmem_malloc({size}): kmem_map too small: 0 total allocated"));
+        let after = clock(guest);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (900, 8));
+    });
+}
+
+#[test]
+fn the_panic_speaks_of_kmem_map_whichever_map_it_was() {
+    in_guest(|guest| {
+        let map = guest.kmem_suballoc(MapId::KERNEL, 4 * PAGE, vmkern::MapKind::System);
+        guest.kmem_alloc_nofault(map, 3 * PAGE).expect("there is room");
+        let crash = guest.dies_of(Op::KmemMalloc { map, size: 2 * PAGE, flags: WAITOK });
+        assert_eq!(crash.message, "kmem_malloc(8192): kmem_map too small: 12288 total allocated");
+    });
+}
+
+#[test]
+fn a_handler_of_the_first_event_that_frees_a_hole_ends_it_without_a_sleep() {
+    in_guest(|guest| {
+        let addr = guest.checkerboard();
+        let before = clock(guest);
+        // The handler takes the lock of the very map that is short: nobody holds it then.
+        guest.on_lowmem(Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE });
+        let got = guest.kmem_malloc(MAP, 2 * PAGE, WAITOK).expect("it panics rather than give null");
+        assert_eq!(got, addr.add(39 * PAGE), "the page between two holes is gone");
+        let after = clock(guest);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (0, 1));
+    });
+}
+
+#[test]
+fn handlers_that_free_too_little_do_not_end_it() {
+    in_guest(|guest| {
+        let addr = guest.checkerboard();
+        guest.on_lowmem(Op::KmemFree { map: MAP, addr: addr.add(41 * PAGE), size: PAGE });
+        guest.on_lowmem(Op::UmaReclaim);
+        let crash = guest.dies_of(TWO);
+        assert!(crash.message.contains("kmem_map too small"), "{}", crash.message);
+    });
+}
+
+/// Asks for two pages on t0 and frees a hole for them on t1 as soon as the `k`-th event has fired: events in all.
+///
+/// In real time, for the host to come in between. A sleep is a second at `kern.hz` 1.
+fn rescued_after(k: u64) -> (u64, u64) {
+    let mut events = (0, 0);
+    in_guest_of(builder(1).time(TimeMode::Real), |guest| {
+        let addr = guest.checkerboard();
+        guest.make_thread(1);
+        let waiting = guest.submit(0, TWO).expect("the guest lives");
+        while clock(guest).1 < k {
+            thread::yield_now();
+        }
+        guest.call(1, Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE }).expect("the guest lives");
+        let freed_by = clock(guest).1;
+        let answer = loop {
+            let response = guest.next_response().unwrap_or_else(|error: GuestError| panic!("{error}"));
+            if response.tag == waiting {
+                break response.outcome;
+            }
+        };
+        assert_eq!(answer, Outcome::Value(addr.add(39 * PAGE).get()));
+        events = (freed_by, clock(guest).1);
+    });
+    events
+}
+
+#[test]
+fn room_that_comes_between_two_events_is_found_after_the_next_one() {
+    for k in [1, 2] {
+        let (freed_by, events) = rescued_after(k);
+        // The look at the counter and the free are not one step: an event may have fired in between.
+        assert!((k..=freed_by + 1).contains(&events) && events > k, "freed by event {freed_by}, found after {events}");
+    }
+}
+
+#[test]
+fn others_go_on_while_it_sleeps() {
+    in_guest(|guest| {
+        let addr = guest.checkerboard();
+        guest.make_thread(1);
+        let waiting = guest.submit(0, TWO).expect("the guest lives");
+        let neighbour = guest.submit(1, Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK });
+        let neighbour = neighbour.expect("the guest lives");
+        let mut got = None;
+        let crash = loop {
+            match guest.next_response() {
+                Ok(response) if response.tag == neighbour => got = Some(response.outcome),
+                Ok(response) => panic!("{waiting}: {response:?}"),
+                Err(GuestError::Crashed(crash)) => break crash,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(got, Some(Outcome::Value(addr.add(PAGE).get())), "the lowest hole of one page");
+        assert!(crash.message.contains("kmem_map too small"), "{}", crash.message);
+    });
+}
