@@ -64,60 +64,58 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
 #[cfg(test)]
 mod tests {
     use vmkern_abi::addr::{GuestVirt, KPtr};
-    use vmkern_abi::layout::{VmMap, VmMapEntry};
 
     use super::super::tests::lab::{Lab, expect_finding};
 
-    /// kmem_map, and the second of its entries.
-    fn kmem_map(lab: &Lab) -> (KPtr<VmMap>, KPtr<VmMapEntry>) {
-        let map = lab.roots().1.maps[1].get();
-        let first = lab.get(map).header.next.get();
-        (map, lab.get(first).next.get())
-    }
+    const KMEM: usize = 1;
 
     #[test]
     fn wrong_counts_of_a_map_are_found() {
         let lab = Lab::new();
-        let (map, _) = kmem_map(&lab);
+        let map = lab.map(KMEM);
         let report = lab.damaged(map, |map| map.size.update(|size| size + 4096));
         let finding = expect_finding(&report, "map-size", "kmem_map", map.addr());
-        assert_eq!(finding.detail, format!("size says {}, its entries sum to {}", 73 * 4096, 72 * 4096));
-        let report = lab.damaged(map, |map| map.nentries.set(3));
-        expect_finding(&report, "map-nentries", "kmem_map", map.addr());
-        let report = lab.damaged(map, |map| map.header.end.set(GuestVirt::new(5)));
-        expect_finding(&report, "map-bounds", "kmem_map", map.addr());
+        assert_eq!(finding.detail, format!("size says {}, its entries sum to {}", 181 * 4096, 180 * 4096));
+        lab.each(
+            map,
+            "kmem_map",
+            &[
+                ("map-nentries", |map| map.nentries.set(3)),
+                ("map-bounds", |map| map.header.end.set(GuestVirt::new(5))),
+                ("map-list", |map| map.header.prev.set(map.header.next.get())),
+            ],
+        );
         assert!(lab.check().is_clean());
     }
 
     #[test]
     fn wrong_links_and_ranges_of_entries_are_found() {
         let lab = Lab::new();
-        let (map, entry) = kmem_map(&lab);
-        type Damage = fn(&VmMapEntry);
-        let damages: [(&str, Damage); 6] = [
-            ("map-list", |e| e.prev.set(KPtr::NULL)),
-            ("map-order", |e| e.start.update(|at| GuestVirt::new(at.get() - (1 << 20)))),
-            ("map-order", |e| e.end.update(|at| at.add(1 << 32))),
-            ("entry-range", |e| e.end.set(e.start.get())),
-            ("entry-range", |e| e.start.update(|at| at.add(8))),
-            ("entry-range", |e| e.end.update(|at| at.add(8))),
-        ];
-        for (rule, damage) in damages {
-            expect_finding(&lab.damaged(entry, damage), rule, "vm_map_entry", entry.addr());
-        }
+        let entry = lab.entry(KMEM, 1);
+        lab.each(
+            entry,
+            "vm_map_entry",
+            &[
+                ("map-list", |e| e.prev.set(KPtr::NULL)),
+                ("map-order", |e| e.start.update(|at| GuestVirt::new(at.get() - (1 << 20)))),
+                ("map-order", |e| e.end.update(|at| at.add(1 << 32))),
+                ("entry-range", |e| e.end.set(e.start.get())),
+                ("entry-range", |e| e.start.update(|at| at.add(8))),
+                ("entry-range", |e| e.end.update(|at| at.add(8))),
+            ],
+        );
         let report = lab.damaged(entry, |e| e.next.set(e.prev.get()));
         let previous = lab.get(entry).prev.get();
         expect_finding(&report, "map-list", "vm_map_entry", previous.addr());
+        let nowhere = GuestVirt::new(0xdead_0000_0000_0000);
         let report = lab.damaged(entry, |e| e.next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))));
-        expect_finding(&report, "unreadable", "vm_map_entry", GuestVirt::new(0xdead_0000_0000_0000));
-        let report = lab.damaged(map, |map| map.header.prev.set(entry));
-        expect_finding(&report, "map-list", "kmem_map", map.addr());
+        expect_finding(&report, "unreadable", "vm_map_entry", nowhere);
     }
 
     #[test]
     fn a_map_whose_lock_is_held_is_left_out() {
         let lab = Lab::new();
-        let (map, _) = kmem_map(&lab);
+        let map = lab.map(KMEM);
         let report = lab.damaged(map, |map| {
             map.size.set(1);
             map.lock.owner.set(3);

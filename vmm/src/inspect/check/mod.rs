@@ -10,7 +10,11 @@
 
 mod context;
 mod finding;
+mod map_entry;
+mod map_index;
 mod map_list;
+mod map_pool;
+mod map_state;
 mod maps;
 mod memory;
 mod owners;
@@ -27,7 +31,7 @@ use super::view::View;
 use crate::control::Guest;
 
 /// The rules, in the order in which a report tells them.
-const RULES: [fn(&Context<'_>); 1] = [map_list::check];
+const RULES: [fn(&Context<'_>); 4] = [map_list::check, map_entry::check, map_state::check, map_pool::check];
 
 /// Checks everything.
 ///

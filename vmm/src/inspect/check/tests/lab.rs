@@ -3,7 +3,7 @@
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::KernelRoots;
+use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Finding, Report};
@@ -33,7 +33,7 @@ impl Lab {
 
     fn populate(&mut self) {
         let malloc = |size| Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT };
-        let blocks: Vec<GuestVirt> = (0..48).map(|_| self.address(malloc(3 << 12))).collect();
+        let blocks: Vec<GuestVirt> = (0..120).map(|_| self.address(malloc(3 << 12))).collect();
         for &addr in blocks.iter().step_by(2) {
             self.ok(Op::KmemFree { map: MapId::KMEM, addr, size: 3 << 12 });
         }
@@ -61,6 +61,16 @@ impl Lab {
         assert_eq!(self.run(op), Outcome::Ok, "{op:?}");
     }
 
+    /// The map in slot `slot` of the roots.
+    pub(in super::super) fn map(&self, slot: usize) -> KPtr<VmMap> {
+        self.roots().1.maps[slot].get()
+    }
+
+    /// The entry of the map in slot `slot` after `skip` others.
+    pub(in super::super) fn entry(&self, slot: usize, skip: usize) -> KPtr<VmMapEntry> {
+        (0..skip).fold(self.get(self.map(slot)).header.next.get(), |entry, _| self.get(entry).next.get())
+    }
+
     /// The kernel's roots, with their address.
     pub(in super::super) fn roots(&self) -> (KPtr<KernelRoots>, KernelRoots) {
         self.guest.look(roots).expect("the roots can be read")
@@ -77,16 +87,29 @@ impl Lab {
     }
 
     /// What a check finds while the structure at `at` is as `damage` makes it.
-    pub(in super::super) fn damaged<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, damage: impl FnOnce(&T)) -> Report {
+    pub(in super::super) fn damaged<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, damage: impl Fn(&T)) -> Report {
         let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
         self.damaged_phys(place, damage)
+    }
+
+    /// Asserts that each damage to the structure at `at`, called `what`, is found by its rule.
+    #[track_caller]
+    pub(in super::super) fn each<T: FromBytes + IntoBytes>(
+        &self,
+        at: KPtr<T>,
+        what: &str,
+        damages: &[(&str, Damage<T>)],
+    ) {
+        for (rule, damage) in damages {
+            expect_finding(&self.damaged(at, damage), rule, what, at.addr());
+        }
     }
 
     /// What a check finds while the structure at physical address `at` is as `damage` makes it.
     pub(in super::super) fn damaged_phys<T: FromBytes + IntoBytes>(
         &self,
         at: GuestPhys,
-        damage: impl FnOnce(&T),
+        damage: impl Fn(&T),
     ) -> Report {
         let ram = &self.guest.machine.ram;
         let mut before = vec![0; size_of::<T>()];
@@ -99,6 +122,9 @@ impl Lab {
         report
     }
 }
+
+/// A change of a structure.
+pub(in super::super) type Damage<T> = fn(&T);
 
 /// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and gives the first.
 #[track_caller]

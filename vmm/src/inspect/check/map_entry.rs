@@ -1,0 +1,148 @@
+//! Map entries one by one: flags, protections, wiring, and what stands behind them.
+
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, PAGE_MASK};
+use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
+use vmkern_abi::layout::{EntryFlags, KernelRoots, Protection, VmMap, VmMapEntry};
+
+use super::context::Context;
+use super::maps::{Entry, Map};
+
+/// Flags that an entry can have here. None is ever copy on write.
+const KNOWN: EntryFlags =
+    EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::IN_TRANSITION).union(EntryFlags::NEEDS_WAKEUP);
+
+/// Checks the entries of all maps.
+pub(super) fn check(ctx: &Context<'_>) {
+    for map in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
+        for entry in &map.entries {
+            flags(ctx, map, entry);
+            protection(ctx, entry);
+            wiring(ctx, entry);
+            offset(ctx, entry);
+        }
+    }
+}
+
+fn finding(ctx: &Context<'_>, rule: &'static str, entry: &Entry, detail: impl FnOnce() -> String) {
+    ctx.finding(rule, "vm_map_entry", entry.at, || format!("[{}, {}): {}", entry.start, entry.end, detail()));
+}
+
+fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
+    let eflags = entry.eflags;
+    let unknown = eflags.bits() & !KNOWN.bits();
+    if unknown != 0 {
+        finding(ctx, "entry-flags", entry, || {
+            format!("eflags is {:#x}, of which nobody sets {unknown:#x}", eflags.bits())
+        });
+    }
+    if eflags.contains(EntryFlags::NOFAULT) && entry.object != GuestVirt::new(0) {
+        finding(ctx, "entry-nofault", entry, || format!("a fault is a panic, but {} stands behind it", entry.object));
+    }
+    if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
+        finding(ctx, "entry-transition", entry, || "it is in transition, but no thread is in an operation".to_owned());
+    }
+    if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
+        let channel = map_channel(map.at);
+        if !eflags.contains(EntryFlags::IN_TRANSITION) {
+            finding(ctx, "entry-wakeup", entry, || {
+                "somebody waits for the end of a transition that is none".to_owned()
+            });
+        } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
+            finding(ctx, "entry-wakeup", entry, || format!("somebody waits for it, but nobody sleeps on {channel}"));
+        }
+    }
+}
+
+/// What those sleep on who wait for the map at `map`.
+pub(super) fn map_channel(map: GuestVirt) -> GuestVirt {
+    map.checked_add(offset_of!(VmMap, index) as u64).unwrap_or(map)
+}
+
+fn protection(ctx: &Context<'_>, entry: &Entry) {
+    let both = [("protection", entry.protection), ("max_protection", entry.max_protection)];
+    for (name, protection) in both.into_iter().filter(|&(_, protection)| protection != Protection::ALL) {
+        finding(ctx, "entry-protection", entry, || {
+            format!("{name} is {:#x}, but every entry of the kernel has {:#x}", protection.bits(), Protection::ALL)
+        });
+    }
+    if entry.inheritance != VmMapEntry::INHERIT_DEFAULT {
+        finding(ctx, "entry-inheritance", entry, || {
+            format!("inheritance is {}, but every entry has {}", entry.inheritance, VmMapEntry::INHERIT_DEFAULT)
+        });
+    }
+}
+
+/// Ranges of kernel objects are wired once from when they are made; no others are wired at all, except in transition.
+fn wiring(ctx: &Context<'_>, entry: &Entry) {
+    if entry.eflags.contains(EntryFlags::IN_TRANSITION) {
+        return;
+    }
+    let is_kernels = entry.object().is_some_and(|object| kernel_object(ctx, object).is_some());
+    let expected = u32::from(is_kernels);
+    let is_being_made = is_kernels && entry.wired_count == 0 && !ctx.rest.is_quiet();
+    if entry.wired_count != expected && !is_being_made {
+        finding(ctx, "entry-wired", entry, || {
+            let kind = if is_kernels { "a kernel object" } else { "no kernel object" };
+            format!("wired_count is {}, but a range with {kind} has {expected}", entry.wired_count)
+        });
+    }
+}
+
+/// The name of the kernel object at `at`, if that is one.
+pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static str> {
+    [("kernel_object", offset_of!(KernelRoots, kernel_object)), ("kmem_object", offset_of!(KernelRoots, kmem_object))]
+        .into_iter()
+        .find_map(|(name, offset)| (ctx.root(offset) == at).then_some(name))
+}
+
+fn offset(ctx: &Context<'_>, entry: &Entry) {
+    if entry.is_submap() {
+        return;
+    }
+    if entry.offset & PAGE_MASK != 0 {
+        finding(ctx, "entry-offset", entry, || format!("offset {:#x} is not of whole pages", entry.offset));
+    }
+    let Some(name) = entry.object().and_then(|object| kernel_object(ctx, object)) else { return };
+    let expected = entry.start.get().wrapping_sub(VM_MIN_KERNEL_ADDRESS.get());
+    if entry.offset != expected {
+        finding(ctx, "entry-offset", entry, || {
+            format!("offset is {:#x}, but its place in {name} is {expected:#x}", entry.offset)
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::KPtr;
+    use vmkern_abi::layout::{EntryFlags, Protection};
+
+    use super::super::tests::lab::Lab;
+
+    #[test]
+    fn wrong_fields_of_an_entry_are_found() {
+        let lab = Lab::new();
+        lab.each(
+            lab.entry(1, 4),
+            "vm_map_entry",
+            &[
+                ("entry-flags", |e| e.eflags.set(EntryFlags::from_bits_retain(1 << 20))),
+                ("entry-flags", |e| e.eflags.set(EntryFlags::COW)),
+                ("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT)),
+                ("entry-transition", |e| e.eflags.set(EntryFlags::IN_TRANSITION)),
+                ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP)),
+                ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)),
+                ("entry-protection", |e| e.protection.set(Protection::READ)),
+                ("entry-protection", |e| e.max_protection.set(Protection::empty())),
+                ("entry-inheritance", |e| e.inheritance.set(0)),
+                ("entry-wired", |e| e.wired_count.set(0)),
+                ("entry-wired", |e| e.wired_count.set(2)),
+                ("entry-offset", |e| e.offset.update(|offset| offset + 8)),
+                ("entry-offset", |e| e.offset.update(|offset| offset + 4096)),
+                ("entry-wired", |e| e.object.set(KPtr::NULL)),
+            ],
+        );
+        assert!(lab.check().is_clean());
+    }
+}

@@ -1,0 +1,220 @@
+//! Maps beside their entries: which there are, how they lie in one another, and what else they say of themselves.
+
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, NBPDR};
+use vmkern_abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::layout::KernelRoots;
+
+use super::context::Context;
+use super::map_entry::map_channel;
+use super::maps::Map;
+
+/// Checks all maps.
+pub(super) fn check(ctx: &Context<'_>) {
+    for map in &ctx.maps.all {
+        state(ctx, map);
+    }
+    registry(ctx);
+    submaps(ctx);
+    kernel_map(ctx);
+}
+
+fn state(ctx: &Context<'_>, map: &Map) {
+    if map.pmap != ctx.pml4() {
+        ctx.finding("map-pmap", map.name, map.at, || {
+            format!("its pmap is {}, but the kernel's is {}", map.pmap, ctx.pml4())
+        });
+    }
+    if map.system_map > 1 {
+        ctx.finding("map-system", map.name, map.at, || format!("system_map is {}, neither 0 nor 1", map.system_map));
+    }
+    let is_system = match map.name {
+        "kernel_map" | "kmem_map" | "buffer_map" | "pager_map" => Some(1),
+        "clean_map" | "exec_map" | "pipe_map" => Some(0),
+        _ => None,
+    };
+    if let Some(expected) = is_system.filter(|&expected| map.system_map != expected && map.system_map <= 1) {
+        ctx.finding("map-system", map.name, map.at, || {
+            format!("system_map is {}, but its kind of lock is that of {expected}", map.system_map)
+        });
+    }
+    let channel = map_channel(map.at);
+    if !map.is_updating() && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
+        ctx.finding("map-wakeup", map.name, map.at, || {
+            format!("needs_wakeup is {}, but nobody sleeps on {channel}", map.needs_wakeup)
+        });
+    }
+}
+
+/// The list of maps has every map that a name or an entry leads to.
+fn registry(ctx: &Context<'_>) {
+    for map in &ctx.maps.all[ctx.maps.listed..] {
+        ctx.finding(
+            "map-registry",
+            map.name,
+            map.at,
+            || "a root or an entry names it, but it is not on the list of maps",
+        );
+    }
+    let roots = &ctx.roots;
+    let slots = roots.maps.iter().chain([&roots.clean_map, &roots.pager_map]);
+    let names = ["kernel_map", "kmem_map", "exec_map", "pipe_map", "buffer_map", "clean_map", "pager_map"];
+    let mut seen: HashMap<GuestVirt, &str> = HashMap::new();
+    for (name, at) in names.into_iter().zip(slots.map(|slot| slot.get().addr())) {
+        if at == GuestVirt::new(0) {
+            ctx.finding(
+                "map-registry",
+                name,
+                ctx.root(offset_of!(KernelRoots, maps)),
+                || "the boot makes it, but its root is null",
+            );
+        } else if let Some(first) = seen.insert(at, name) {
+            ctx.finding("map-registry", name, at, || format!("it is {first} as well"));
+        }
+    }
+}
+
+/// A submap has one entry, over exactly its range, and lies inside of kernel_map in the end.
+fn submaps(ctx: &Context<'_>) {
+    let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
+    for parent in &ctx.maps.all {
+        for entry in parent.entries.iter().filter(|entry| entry.is_submap()) {
+            let Some(map) = ctx.maps.at(entry.object) else {
+                // That it cannot be read is a finding already.
+                continue;
+            };
+            if (map.min, map.max) != (entry.start, entry.end) {
+                ctx.finding("submap-range", "vm_map_entry", entry.at, || {
+                    format!(
+                        "it stands for [{}, {}), but {} at {} covers [{}, {})",
+                        entry.start, entry.end, map.name, map.at, map.min, map.max
+                    )
+                });
+            }
+            if let Some(first) = parents.insert(map.at, parent) {
+                ctx.finding("submap-parent", map.name, map.at, || {
+                    format!("entries of {} at {} and of {} at {} name it", first.name, first.at, parent.name, parent.at)
+                });
+            }
+        }
+    }
+    let kernel_map = ctx.roots.maps[0].get().addr();
+    for map in &ctx.maps.all {
+        let mut at = map;
+        for _ in 0..ctx.maps.all.len() {
+            match parents.get(&at.at) {
+                Some(parent) => at = parent,
+                None => break,
+            }
+        }
+        if at.at != kernel_map {
+            ctx.finding("submap-parent", map.name, map.at, || {
+                format!("its parents lead to {} at {}, not to kernel_map", at.name, at.at)
+            });
+        } else if map.at == kernel_map && parents.contains_key(&map.at) {
+            ctx.finding("submap-parent", map.name, map.at, || "an entry makes it a submap");
+        }
+    }
+}
+
+/// kernel_map covers the kernel's address space, and its page tables reach as far as its entries.
+fn kernel_map(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
+    let Some(map) = ctx.maps.at(roots.maps[0].get().addr()) else { return };
+    if (map.min, map.max) != (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS) {
+        ctx.finding("map-bounds", map.name, map.at, || {
+            let (min, max) = (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS);
+            format!("it covers [{}, {}), but the kernel's address space is [{min}, {max})", map.min, map.max)
+        });
+    }
+    let at = ctx.root(offset_of!(KernelRoots, kernel_vm_end));
+    let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
+    let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
+    if end < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS || !is_whole {
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || format!("{end} is no end of page tables"));
+    }
+    // The image's own range has the tables of the boot.
+    let grown = map.entries.iter().filter(|entry| entry.start != KERNBASE || entry.end > image_end);
+    if let Some(entry) = grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating()) {
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+            format!("page tables end at {end}, but the entry at {} ends at {}", entry.at, entry.end)
+        });
+    }
+    let image = map.entries.iter().find(|entry| entry.start <= KERNBASE && entry.end >= image_end);
+    if image.is_none() && !map.is_updating() {
+        ctx.finding("map-image", map.name, map.at, || {
+            format!("no entry holds the kernel's image, [{KERNBASE}, {image_end})")
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::{GuestPhys, KPtr};
+
+    use super::super::tests::lab::{Lab, expect_finding};
+    use super::*;
+
+    #[test]
+    fn what_a_map_says_of_itself_is_held_against_the_kernel() {
+        let lab = Lab::new();
+        lab.each(
+            lab.map(2),
+            "exec_map",
+            &[
+                ("map-pmap", |map| map.pmap.set(GuestPhys::new(0x5000))),
+                ("map-system", |map| map.system_map.set(2)),
+                ("map-system", |map| map.system_map.set(1)),
+                ("map-wakeup", |map| map.needs_wakeup.set(1)),
+            ],
+        );
+        let kernel_map = lab.map(0);
+        lab.each(kernel_map, "kernel_map", &[("map-bounds", |map| map.header.start.update(|at| at.add(1 << 30)))]);
+    }
+
+    #[test]
+    fn maps_that_are_not_where_they_should_be_are_found() {
+        let lab = Lab::new();
+        let (roots_at, roots) = lab.roots();
+        let report = lab.damaged(roots_at, |roots| roots.map_list.set(KPtr::NULL));
+        expect_finding(&report, "map-registry", "kmem_map", lab.map(1).addr());
+        let report = lab.damaged(roots_at, |roots| roots.maps[3].set(KPtr::NULL));
+        let maps = roots_at.addr().add(offset_of!(KernelRoots, maps) as u64);
+        expect_finding(&report, "map-registry", "pipe_map", maps);
+        let report = lab.damaged(roots_at, |roots| roots.maps[3].set(roots.maps[2].get()));
+        expect_finding(&report, "map-registry", "pipe_map", lab.map(2).addr());
+        let youngest = roots.map_list.get();
+        lab.each(
+            youngest,
+            "vm_map",
+            &[("map-registry", |map| map.next_map.set(KPtr::new(map.reserve.home.get().addr())))],
+        );
+    }
+
+    #[test]
+    fn a_submap_and_its_entry_cover_the_same_range_once() {
+        let lab = Lab::new();
+        let entry = lab.entry(0, 0);
+        assert_eq!(lab.get(entry).object.get().addr(), lab.map(1).addr());
+        lab.each(entry, "vm_map_entry", &[("submap-range", |e| e.end.update(|at| GuestVirt::new(at.get() - 4096)))]);
+        let other = lab.map(2).addr();
+        let report = lab.damaged(entry, |e| e.object.set(KPtr::new(other)));
+        expect_finding(&report, "submap-parent", "exec_map", other);
+        expect_finding(&report, "submap-parent", "kmem_map", lab.map(1).addr());
+    }
+
+    #[test]
+    fn page_tables_that_end_too_early_are_found() {
+        let lab = Lab::new();
+        let (roots_at, _) = lab.roots();
+        let at = roots_at.addr().add(offset_of!(KernelRoots, kernel_vm_end) as u64);
+        let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS));
+        expect_finding(&report, "kernel-vm-end", "kernel_vm_end", at);
+        let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.update(|end| end.add(4096)));
+        expect_finding(&report, "kernel-vm-end", "kernel_vm_end", at);
+        let report = lab.damaged(roots_at, |roots| roots.virtual_avail.update(|end| end.add(4096)));
+        expect_finding(&report, "map-image", "kernel_map", lab.map(0).addr());
+    }
+}
