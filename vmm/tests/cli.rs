@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use vmkern::{GuestVirt, Image, KernelImage, Source as _, View};
 
 fn vmkern() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
@@ -454,6 +455,47 @@ fn the_doctor_finds_this_host_well() {
     assert_eq!(status(&output), 0, "{}", out(&output));
     let report = json(&run(&["doctor", "--json"]));
     assert_eq!(report["can_run"], true);
+}
+
+#[test]
+fn an_image_of_the_end_is_saved_whatever_the_end_was() {
+    let scratch = Scratch::new("image");
+    for (name, text, expected) in [
+        ("good", "kmem_alloc kernel_map 12K\n", 0),
+        ("panic", "read 0xffffff8000000000\n", 3),
+        ("failed", "assert 1 == 2\n", 1),
+    ] {
+        let file = scratch.file(&format!("{name}.kmem"), text);
+        let path = format!("{}/{name}.img", scratch.path());
+        let output = run(&["run", "--memory", "16M", "--save-image", &path, &file]);
+        assert_eq!(status(&output), expected, "{}", err(&output));
+        let image = Image::open(&path).expect("the image can be read");
+        assert_eq!(image.program(), file);
+        assert_eq!(image.ram_size(), 16 << 20);
+        assert_eq!(image.cpus().expect("an image has them").len(), 1);
+        assert!(image.symbols(&KernelImage::embedded()).is_ok());
+        assert!(fs::metadata(&path).expect("it is there").len() < 8 << 20);
+    }
+}
+
+#[test]
+fn a_script_dumps_images_where_it_stands() {
+    let scratch = Scratch::new("dump");
+    let path = format!("{}/a.img", scratch.path());
+    let text = format!("a = kmem_alloc kernel_map 4K\nfill $a 4K 7\ndump {path}\nkmem_free kernel_map $a 4K\n");
+    let output = script(&["--json"], &text);
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    let steps = &json(&output)["steps"];
+    assert_eq!((&steps[2]["verb"], &steps[2]["result"]["kind"]), (&"dump".into(), &"ok".into()), "{steps}");
+    let image = Image::open(&path).expect("the image can be read");
+    let view = View::new(&image).expect("the kernel has page tables");
+    let at = steps[0]["result"]["value"].as_str().and_then(|text| u64::from_str_radix(&text[2..], 16).ok());
+    let mut bytes = [0; 4096];
+    view.read("block", GuestVirt::new(at.expect("an address")), &mut bytes).expect("the block is mapped there");
+    assert!(bytes.iter().any(|&byte| byte != 0));
+    let output = script(&[], "dump /no/such/directory/a.img\n");
+    assert_eq!(status(&output), 1);
+    assert!(err(&output).contains("/no/such/directory/a.img"), "{}", err(&output));
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod guest;
 mod image;
 mod junit;
 mod run;
+mod save;
 mod signals;
 mod steps;
 mod test;

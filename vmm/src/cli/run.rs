@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
+use vmkern::Guest;
 use vmkern::script::{
-    BAD, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
-    launch_report, launch_status, parse, run_script,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
+    launch_report, launch_status, parse, run_script_then,
 };
 
 use super::guest::GuestArgs;
@@ -21,6 +22,7 @@ Examples:
   vmkern run                                  take the tour
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
+  vmkern run --save-image guest.img FILE.kmem
   vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem
 
 Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; 3 the guest panicked
@@ -41,6 +43,9 @@ pub struct RunArgs {
     /// Writes the kernel's log to this file.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
+    /// Writes an image of the guest's memory, as the script or a panic left it, to this file.
+    #[arg(long, value_name = "FILE", requires = "file")]
+    save_image: Option<PathBuf>,
     #[command(flatten)]
     guest: GuestArgs,
 }
@@ -104,8 +109,12 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let trace = if args.verbose { Trace::Shown } else { Trace::Off };
     let mut collector = Collector::new(output, trace);
     let setup = Setup { builder, seed: args.guest.seed(), console };
-    let session = match run_script(&script, setup, &stop, &mut |step| collector.take(step)) {
-        Ok(session) => session,
+    let look = |guest: &Guest, ending: &Ending| match &args.save_image {
+        Some(path) if *ending != Ending::Interrupted => super::save::image(guest, path, &name, &stop),
+        _ => Ok(()),
+    };
+    let (session, saved) = match run_script_then(&script, setup, &stop, &mut |step| collector.take(step), look) {
+        Ok(ended) => ended,
         Err(error) => {
             let status = launch_status(&error);
             if args.json {
@@ -121,6 +130,13 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     }
     if let Some(error) = &session.console_error {
         super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
+    }
+    if let Err(error) = saved {
+        super::complain(&error.into());
+        // Whatever the script came to matters more.
+        if status == Status::Ok {
+            return Status::Failed;
+        }
     }
     if status == Status::Ok && !args.json {
         let took = start.elapsed().as_secs_f64() * 1e3;

@@ -134,6 +134,7 @@ pub(super) enum Arg {
     Thread(ThreadId),
     /// A statement to do later.
     Call(Call),
+    File(String),
 }
 
 /// A map: by its name, or by a name that kmem_suballoc bound.

@@ -120,6 +120,7 @@ impl Run<'_> {
                 Arg::Zero => Value::Zero,
                 Arg::Kind(kind) => Value::Kind(*kind),
                 Arg::Thread(thread) => Value::Thread(*thread),
+                Arg::File(name) => Value::File(name.clone()),
                 Arg::Call(inner) => {
                     let values = self.values(statement, inner)?;
                     Value::Op(self.operation(statement, inner, &values)?, values)

@@ -38,6 +38,7 @@ impl Run<'_> {
                 let got = at.as_ref().map_or("none".to_owned(), |at| format!("none; the guest was stopped at {at}"));
                 (format!("an end within {limit:?}"), got)
             }
+            TargetError::Unable(got) => ("ok".to_owned(), got.clone()),
             TargetError::Broken(got) => ("a VMM and a guest that keep their contract".to_owned(), got.clone()),
         };
         let mut values = self.sleepers();
@@ -45,6 +46,7 @@ impl Run<'_> {
         let failure = Box::new(Failure { span, statement: span, expected, got, called, values });
         Box::new(match error {
             TargetError::Timeout { .. } => Ending::Timeout(failure),
+            TargetError::Unable(_) => Ending::Failed(failure),
             TargetError::Interrupted | TargetError::Broken(_) => Ending::Broken(failure),
         })
     }
@@ -106,7 +108,7 @@ fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
         match arg {
             Arg::Number(expr) => names(expr, into),
             Arg::Call(inner) => numbers(inner, into),
-            Arg::Map(_) | Arg::Flags(_) | Arg::Zero | Arg::Kind(_) | Arg::Thread(_) => {}
+            Arg::Map(_) | Arg::Flags(_) | Arg::Zero | Arg::Kind(_) | Arg::Thread(_) | Arg::File(_) => {}
         }
     }
 }

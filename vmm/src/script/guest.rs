@@ -1,6 +1,8 @@
 //! A guest as the target of a script.
 
 use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op};
@@ -8,8 +10,9 @@ use vmkern_abi::field::Field;
 use vmkern_abi::layout::ThreadState;
 
 use super::names::MapField;
+use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
-use crate::{Crash, Guest, GuestError};
+use crate::{Crash, Guest, GuestError, ImageSaveError, Saving};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;
@@ -112,6 +115,24 @@ impl Target for GuestTarget {
             (thread.label(), doing)
         });
         told.collect()
+    }
+
+    fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {
+        let mut stopped = None;
+        let mut go_on = |_: Saving| match stop.check() {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                stopped = Some(error);
+                ControlFlow::Break(())
+            }
+        };
+        let saved = self.guest.save_image_of(path, program, &mut go_on);
+        match (saved, stopped) {
+            (Ok(_), _) => Ok(()),
+            (Err(_), Some(error)) => Err(error),
+            (Err(ImageSaveError::Source(error)), None) => Err(TargetError::Broken(error.to_string())),
+            (Err(error), None) => Err(TargetError::Unable(error.to_string())),
+        }
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

@@ -63,31 +63,68 @@ pub(super) struct Lexer<'a> {
     line: usize,
     text: &'a str,
     at: usize,
+    /// Where what has not been taken yet begins.
+    taken: usize,
     peeked: Option<Token>,
 }
 
 impl<'a> Lexer<'a> {
     pub fn new(line: usize, text: &'a str) -> Self {
-        Self { line, text, at: 0, peeked: None }
+        Self { line, text, at: 0, taken: 0, peeked: None }
     }
 
     /// The next token, left in place.
     pub fn peek(&mut self) -> Result<&Token, Diagnostic> {
-        let token = self.next()?;
+        let token = match self.peeked.take() {
+            Some(token) => token,
+            None => self.scan()?,
+        };
         Ok(self.peeked.insert(token))
     }
 
     /// The next token. After the end of the line there is only the end of the line.
     pub fn next(&mut self) -> Result<Token, Diagnostic> {
-        match self.peeked.take() {
-            Some(token) => Ok(token),
-            None => self.scan(),
-        }
+        let token = match self.peeked.take() {
+            Some(token) => token,
+            None => self.scan()?,
+        };
+        self.taken = self.at;
+        Ok(token)
     }
 
     /// Takes the next token if it is `sign`.
     pub fn accept(&mut self, sign: &str) -> Result<Option<Token>, Diagnostic> {
         if self.peek()?.is(sign) { self.next().map(Some) } else { Ok(None) }
+    }
+
+    /// What has not been taken yet as one token, whatever it is made of: the rest of the line, or its end.
+    pub fn rest(&mut self) -> Token {
+        (self.at, self.peeked) = (self.taken, None);
+        let rest = self.text[self.at..].trim_start();
+        let span = Span { line: self.line, start: self.text.len() - rest.len(), end: self.text.trim_end().len() };
+        let kind = if rest.is_empty() || rest.starts_with('#') { Kind::End } else { Kind::Word(rest.to_owned()) };
+        Token { kind, span, spaced: true }
+    }
+
+    /// The name of a file: a string, or all up to the next blank.
+    pub fn file(&mut self) -> Result<String, Diagnostic> {
+        (self.at, self.peeked) = (self.taken, None);
+        let rest = &self.text[self.at..];
+        self.at += rest.len() - rest.trim_start().len();
+        let start = self.at;
+        if self.text[start..].starts_with('"') {
+            let name = self.string()?;
+            self.taken = self.at;
+            return match name {
+                Kind::Text(name) if !name.is_empty() => Ok(name),
+                _ => Err(Diagnostic::new(self.span(start), "a file without a name", "FILE", "an empty string")),
+            };
+        }
+        let rest = &self.text[start..];
+        let len = rest.find(char::is_whitespace).unwrap_or(rest.len());
+        self.at += len;
+        self.taken = self.at;
+        Ok(rest[..len].to_owned())
     }
 
     fn span(&self, start: usize) -> Span {

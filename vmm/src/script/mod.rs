@@ -46,7 +46,9 @@ pub use self::names::{MapField, map_name};
 pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
 pub use self::parser::parse;
 pub use self::random::Random;
-pub use self::session::{Session, Setup, guest_status, launch_report, launch_status, run_script, stats};
+pub use self::session::{
+    Session, Setup, guest_status, launch_report, launch_status, run_script, run_script_then, stats,
+};
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};

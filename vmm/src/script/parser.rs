@@ -70,6 +70,15 @@ struct Parser {
     above: Above,
 }
 
+/// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file need not be made of tokens.
+fn followed(lexer: &mut Lexer<'_>, head: &Token, signs: &[&str]) -> Result<bool, Diagnostic> {
+    let takes_file = || head.word().and_then(Verb::named).is_some_and(|verb| verb.params.contains(&Param::File));
+    match lexer.peek() {
+        Err(_) if takes_file() => Ok(false),
+        next => next.map(|next| signs.iter().any(|sign| next.is(sign))),
+    }
+}
+
 impl Parser {
     fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
         let mut lexer = Lexer::new(number, text);
@@ -144,14 +153,13 @@ impl Parser {
         let mut head = lexer.next()?;
         let mut runner = None;
         let before = head.span;
-        if lexer.peek()?.is(":") {
+        if followed(lexer, &head, &[":"])? {
             runner = Some(words::runner(&head)?);
             lexer.next()?;
             head = lexer.next()?;
         }
         let mut place = None;
-        let after = lexer.peek()?;
-        if after.is("=") || after.is("[") {
+        if followed(lexer, &head, &["=", "["])? {
             place = Some(self.place(lexer, &head)?);
             head = lexer.next()?;
         }
@@ -218,15 +226,17 @@ impl Parser {
     fn arguments(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
         let mut args = Vec::new();
         for &param in verb.params {
-            let next = lexer.peek()?.clone();
             let expected = match param {
                 Param::Map => expr::MAP,
                 Param::Number(name) => name,
                 Param::Seed => "SEED or `zero`",
                 Param::Thread => "t0 to t63",
                 Param::Statement => "a verb",
+                Param::File => "FILE",
                 Param::Flags | Param::System => "",
             };
+            // A file's name follows rules of its own, and need not be made of tokens.
+            let next = if param == Param::File { lexer.rest() } else { lexer.peek()?.clone() };
             if next.kind == Kind::End && !expected.is_empty() {
                 let message = format!("`{}` lacks an argument", verb.name);
                 let error = Diagnostic::new(next.span, message, expected, next.describe());
@@ -243,6 +253,7 @@ impl Parser {
                 Param::System => Arg::Kind(words::kind(lexer)?),
                 Param::Thread => Arg::Thread(words::thread(&lexer.next()?)?),
                 Param::Statement => Arg::Call(self.later(lexer)?),
+                Param::File => Arg::File(lexer.file()?),
             });
         }
         let next = lexer.peek()?;

@@ -1,5 +1,7 @@
 //! Statements that the guest does: sent, judged, bound; and the threads that such a statement may leave blocked.
 
+use std::path::Path;
+
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
 
@@ -32,6 +34,9 @@ pub(super) struct Outstanding {
     gives: Gives,
 }
 
+/// The reply to what takes no time in the guest.
+const DONE: Reply = Reply::Completed { outcome: Outcome::Ok, cycles: 0 };
+
 /// What a statement asks of the target.
 enum Request {
     /// An operation.
@@ -40,6 +45,8 @@ enum Request {
     Join(ThreadId),
     /// Nothing, and it gives ok.
     Nothing,
+    /// A memory image in this file.
+    Dump(String),
 }
 
 impl Run<'_> {
@@ -60,7 +67,10 @@ impl Run<'_> {
                 let op = Op::Join { thread: thread.number() };
                 self.target.execute(Context::Thread(thread.number()), op)
             }
-            Request::Nothing => Ok(Reply::Completed { outcome: Outcome::Ok, cycles: 0 }),
+            Request::Nothing => Ok(DONE),
+            Request::Dump(ref file) => {
+                self.target.dump(Path::new(file), self.script.source.name(), self.stop).map(|()| DONE)
+            }
         };
         let reply = reply.map_err(|error| self.lost(statement, Some(called.clone()), error))?;
         let (result, cycles) = match &reply {
@@ -92,7 +102,7 @@ impl Run<'_> {
                 let outstanding = Outstanding { span, waits_for, fate, places, gives };
                 self.blocked.insert(ThreadId(number), outstanding);
             }
-            (Outcome::Blocked { .. }, Request::Execute(..) | Request::Nothing) => {
+            (Outcome::Blocked { .. }, Request::Execute(..) | Request::Nothing | Request::Dump(_)) => {
                 let error = TargetError::Broken("what runs on no thread is said to be blocked".to_owned());
                 return Err(self.lost(statement, Some(called), error));
             }
@@ -104,7 +114,7 @@ impl Run<'_> {
                 }
                 return Ok(());
             }
-            (_, Request::Execute(..) | Request::Nothing) => {}
+            (_, Request::Execute(..) | Request::Nothing | Request::Dump(_)) => {}
         }
         // A blocked statement's name has no value until the join.
         if let Some((name, index)) = place {
@@ -126,6 +136,7 @@ impl Run<'_> {
                 self.outstanding(statement, thread)?.fate = Fate::Abandoned;
                 Ok((Runner::Thread(thread), Request::Nothing))
             }
+            (Action::Dump, [Value::File(file)]) => Ok((runner, Request::Dump(file.clone()))),
             _ => {
                 let op = self.operation(statement, &what.call, values)?;
                 Ok((runner, Request::Execute(runner.context(), op)))

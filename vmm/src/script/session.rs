@@ -14,7 +14,7 @@ use super::names::MapField;
 use super::outcome::{Ending, Status, Step};
 use super::stop::Stop;
 use super::target::{Panic, Target};
-use crate::{Builder, Environment, GuestError, LaunchError};
+use crate::{Builder, Environment, Guest, GuestError, LaunchError};
 
 /// What a run needs beside the script.
 pub struct Setup {
@@ -51,6 +51,21 @@ pub fn run_script(
     stop: &Stop,
     observe: &mut dyn FnMut(&Step),
 ) -> Result<Session, LaunchError> {
+    run_script_then(script, setup, stop, observe, |_, _| ()).map(|(session, ())| session)
+}
+
+/// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script ended: a guest that
+/// died shows what it died with.
+///
+/// # Errors
+/// When there is no guest; [`launch_status`] tells the exit status.
+pub fn run_script_then<T>(
+    script: &Script,
+    setup: Setup,
+    stop: &Stop,
+    observe: &mut dyn FnMut(&Step),
+    look: impl FnOnce(&Guest, &Ending) -> T,
+) -> Result<(Session, T), LaunchError> {
     let guest = setup.builder.seed(setup.seed).timeout(stop.limit()).launch()?;
     let environment = EnvironmentReport::from(guest.environment());
     let handle = guest.interrupt_handle();
@@ -58,7 +73,9 @@ pub fn run_script(
     let mut target = GuestTarget::new(guest, setup.console);
     let ending = run(script, &mut target, setup.seed, stop, observe);
     let stats = stats(&mut target);
-    Ok(Session { ending, stats, environment, log: target.log_tail(), console_error: target.console_error() })
+    let seen = look(target.guest(), &ending);
+    let (log, console_error) = (target.log_tail(), target.console_error());
+    Ok((Session { ending, stats, environment, log, console_error }, seen))
 }
 
 /// Every counter that can be read, under the names that scripts use.

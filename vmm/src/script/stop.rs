@@ -56,6 +56,12 @@ impl Stop {
         self.limit
     }
 
+    /// Whether somebody wants the run to end.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
     /// Whether the run may go on. The clock is read at every 256th call.
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! What a script runs against.
 
+use std::path::Path;
 use std::time::Duration;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
 use super::names::MapField;
+use super::stop::Stop;
 
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,9 @@ pub enum TargetError {
     /// Somebody wants the run to end.
     #[error("interrupted")]
     Interrupted,
+    /// The host cannot do it, and it is nobody's bug: a file that cannot be written.
+    #[error("{0}")]
+    Unable(String),
     /// The VMM or the guest broke its contract.
     #[error("{0}")]
     Broken(String),
@@ -78,6 +83,13 @@ pub trait Target {
 
     /// The guest's threads by name, each with what it does, as far as that can be known: for reports.
     fn threads(&mut self) -> Vec<(String, String)>;
+
+    /// Writes an image of the guest's memory to the file at `path`, which says that the guest ran `program`. Looks at
+    /// `stop` now and then.
+    ///
+    /// # Errors
+    /// [`TargetError::Unable`] when the file cannot be written.
+    fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError>;
 
     /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
     ///

@@ -25,6 +25,8 @@ pub enum Param {
     Thread,
     /// A verb that is an operation, with its arguments.
     Statement,
+    /// The name of a file: a word without blanks, or a string.
+    File,
 }
 
 /// An argument after evaluation.
@@ -44,6 +46,8 @@ pub enum Value {
     Thread(ThreadId),
     /// An operation to do later, with its own arguments.
     Op(Op, Vec<Value>),
+    /// The name of a file.
+    File(String),
 }
 
 /// Makes an operation from arguments that fit the verb's [`Verb::params`].
@@ -60,6 +64,8 @@ pub enum Action {
     Join,
     /// Says that a thread is meant to stay blocked.
     Abandon,
+    /// Writes a memory image of the guest to a file.
+    Dump,
     /// Nothing: the kernel does not offer it.
     Absent,
 }
@@ -197,7 +203,7 @@ pub static VERBS: &[Verb] = &[
     later("fail", "SITE SPEC | off"),
     later("check", ""),
     later("inspect", "WHAT"),
-    later("dump", "FILE"),
+    ours("dump", "FILE", &[Param::File], Action::Dump, Gives::Number),
     later("snapshot", "FILE"),
 ];
 
@@ -238,6 +244,7 @@ mod tests {
                     Param::System => Kind(MapKind::User),
                     Param::Thread => Value::Thread(ThreadId::FIRST),
                     Param::Statement => Value::Op(Op::Nop, Vec::new()),
+                    Param::File => Value::File("file".to_owned()),
                 })
                 .collect();
             if let Action::Operation(build) = verb.action {

@@ -1,6 +1,7 @@
 //! A target that answers from a table, and remembers what it was asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
@@ -23,6 +24,8 @@ pub struct Fake {
     pub next: u64,
     /// What the next operations give, in place of what they would.
     pub scripted: VecDeque<Result<Reply, TargetError>>,
+    /// The images that were asked for.
+    pub dumps: Vec<String>,
     /// Set to make the witness lie.
     pub skew: u64,
 }
@@ -77,6 +80,15 @@ impl Target for Fake {
 
     fn threads(&mut self) -> Vec<(String, String)> {
         vec![("pagedaemon".to_owned(), "sleeps in \"psleep\"".to_owned())]
+    }
+
+    fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError> {
+        stop.check()?;
+        if path.starts_with("/full") {
+            return Err(TargetError::Unable("No space left on device".to_owned()));
+        }
+        self.dumps.push(format!("{program}: {}", path.display()));
+        Ok(())
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

@@ -219,3 +219,21 @@ fn what_the_guest_cannot_answer_ends_the_run_with_its_status() {
         assert_eq!(run_on(&mut scripted(Err(error)), "settle").0.status(), status);
     }
 }
+
+#[test]
+fn dump_takes_any_file_name_and_says_which_script_ran() {
+    let mut fake = Fake::default();
+    let names = ["out.img", "./a-b/~c.img", "/tmp/1st:x.img", "2nd.img", "\"with a blank.img\"  # to look at later"];
+    let text: String = names.iter().map(|name| format!("t3: dump {name}\nexpect ok\n")).collect();
+    let (ending, steps) = run_on(&mut fake, &text);
+    assert_eq!(ending, Ending::Finished);
+    assert_eq!(steps.len(), names.len());
+    let files = ["out.img", "./a-b/~c.img", "/tmp/1st:x.img", "2nd.img", "with a blank.img"];
+    assert_eq!(fake.dumps, files.map(|file| format!("test.kmem: {file}")));
+    let (ending, _) = run_text("dump /full/x.img");
+    assert!(matches!(&ending, Ending::Failed(failure) if failure.got == "No space left on device"), "{ending:?}");
+    for bad in ["dump", "dump   # nothing", "dump a b", "dump \"\"", "dump \"a", "intr: dump a", "on_lowmem dump a"] {
+        assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
+    }
+    assert!(parse(&Source::new("x", "dump = kmem_alloc kernel_map 4K\nkmem_free kernel_map $dump 4K")).is_ok());
+}

@@ -1,0 +1,45 @@
+//! The image of a guest's memory at the end of a run.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use vmkern::script::Stop;
+use vmkern::{Guest, ImageSaveError, Saving};
+
+/// How long it may take before somebody wants to know how far it is.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Writes an image of `guest`, which ran `program`, to the file at `path`. Shows how far it is where it takes long; the
+/// run's time limit does not count any more, but an interruption does.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn image(guest: &Guest, path: &Path, program: &str, stop: &Stop) -> Result<(), ImageSaveError> {
+    let start = Instant::now();
+    let mut bar: Option<ProgressBar> = None;
+    let mut progress = |saving: Saving| {
+        if bar.is_none() && start.elapsed() > PATIENCE {
+            bar = Some(new_bar(saving.total, path));
+        }
+        if let Some(bar) = &bar {
+            bar.set_position(saving.done);
+        }
+        if stop.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let saved = guest.save_image_of(path, program, &mut progress);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    saved.map(|_| ())
+}
+
+fn new_bar(total: u64, path: &Path) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}");
+    let bar = ProgressBar::new(total).with_message(format!("writing {}", path.display()));
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
