@@ -15,7 +15,7 @@ mod threads;
 mod tlb;
 
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 #[cfg(test)]
 mod tests;
 

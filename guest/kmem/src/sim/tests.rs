@@ -1,6 +1,7 @@
 //! The memory system as a whole, on the simulated machine.
 
 mod balance;
+mod busy;
 mod contracts;
 mod events;
 mod faults;

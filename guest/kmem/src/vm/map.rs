@@ -28,6 +28,7 @@ mod space;
 mod submap;
 #[cfg(test)]
 mod tests;
+mod unwire;
 mod wire;
 
 use core::mem::offset_of;

@@ -8,6 +8,8 @@ mod kmem;
 mod reserve;
 mod space;
 mod submap;
+mod transition;
+mod unwire;
 mod wire;
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};

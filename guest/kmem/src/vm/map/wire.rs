@@ -10,8 +10,8 @@ use crate::vm::Vm;
 
 /// Whether somebody waits for the end of a transition.
 #[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiters {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Waiters {
     /// Nobody.
     None,
     /// Somebody, who is to be woken.
@@ -64,15 +64,11 @@ impl<M: Machine> Vm<M> {
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
                 let resume = e.start.get().max(start);
-                self.map_wait_for_transition(map, entry);
-                entry = match self.vm_map_lookup_entry(map, resume) {
-                    Lookup::Inside(entry) => entry,
-                    // Deleted meanwhile. What was begun below is undone.
-                    Lookup::After(_) => return (resume, Err(KernReturn::InvalidAddress)),
+                entry = match self.map_await_transition(map, entry, resume) {
+                    Ok(entry) => entry,
+                    // What was begun below is undone.
+                    Err(code) => return (resume, Err(code)),
                 };
-                if self.map_reserve(self.get(map), 2).is_err() {
-                    return (resume, Err(KernReturn::ResourceShortage));
-                }
                 continue;
             }
             entry = self.vm_map_clip_start(map, entry, start);
@@ -91,13 +87,38 @@ impl<M: Machine> Vm<M> {
             } else {
                 e.wired_count.update(|count| count + 1);
             }
-            let next = self.get(last).next.get();
-            if entry_end < end && (next == header(map) || self.get(next).start.get() > entry_end) {
+            if entry_end < end && self.map_hole_follows(map, self.get(last)) {
                 return (entry_end, Err(KernReturn::InvalidAddress));
             }
-            entry = next;
+            entry = self.get(last).next.get();
         }
         (end, Ok(()))
+    }
+
+    /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the entry that holds
+    /// `resume` then, with what two cuts need in reserve.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when nothing is there any more, [`KernReturn::ResourceShortage`] when there is no
+    /// page for the entries of the cuts.
+    pub(super) fn map_await_transition(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        resume: GuestVirt,
+    ) -> Result<KPtr<VmMapEntry>, KernReturn> {
+        self.map_wait_for_transition(map, entry);
+        let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, resume) else {
+            return Err(KernReturn::InvalidAddress);
+        };
+        self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;
+        Ok(entry)
+    }
+
+    /// Whether the address at which `entry` ends is in no entry.
+    pub(super) fn map_hole_follows(&self, map: KPtr<VmMap>, entry: &VmMapEntry) -> bool {
+        let next = entry.next.get();
+        next == header(map) || self.get(next).start.get() > entry.end.get()
     }
 
     /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile. The entry may be in
@@ -146,14 +167,18 @@ impl<M: Machine> Vm<M> {
             if result.is_err() {
                 self.map_wire_undo(map, e);
             }
-            if e.eflags.get().contains(EntryFlags::NEEDS_WAKEUP) {
-                waiters = Waiters::Some;
-            }
-            e.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
+            waiters = waiters.max(self.map_transition_end(e));
             entry = self.vm_map_simplify_entry(map, entry);
             entry = self.get(entry).next.get();
         }
         waiters
+    }
+
+    /// Ends the transition of `entry`. Says whether somebody waits for that.
+    pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
+        let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
+        entry.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
+        if waited_for { Waiters::Some } else { Waiters::None }
     }
 
     /// Takes this call's wiring of `entry` back.
