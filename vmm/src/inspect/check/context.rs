@@ -10,11 +10,13 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::layout::KernelRoots;
 
 use super::finding::{CheckStats, Findings, Report, Updating};
-use super::maps::Maps;
+use super::maps::{Map, Maps};
 use super::memory::Memory;
+use super::objects::{Object, Objects};
 use super::owners::{Owner, Owners};
 use super::page_array::PageArray;
 use super::rest::Rest;
+use super::tables::Tables;
 use crate::inspect::view::View;
 use crate::inspect::{InspectError, roots};
 
@@ -32,6 +34,10 @@ pub(super) struct Context<'a> {
     pub rest: Rest,
     /// All maps with their entries.
     pub maps: Maps,
+    /// All objects with their pages.
+    pub objects: Objects,
+    /// All page tables.
+    pub tables: Tables,
     findings: Findings,
     owners: Owners,
 }
@@ -48,7 +54,9 @@ impl<'a> Context<'a> {
         let owners = Owners::new(&pages);
         let rest = Rest::read(&memory, &roots);
         let maps = Maps::read(&memory, &roots, &findings);
-        Ok(Self { memory, roots_at, roots, pages, rest, maps, findings, owners })
+        let objects = Objects::read(&memory, roots_at, &roots, &maps, &findings);
+        let tables = Tables::read(&memory, &roots, view.pml4(), &findings);
+        Ok(Self { memory, roots_at, roots, pages, rest, maps, objects, tables, findings, owners })
     }
 
     /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the contradiction.
@@ -99,9 +107,16 @@ impl<'a> Context<'a> {
         let stats = CheckStats {
             maps: self.maps.all.len() as u64,
             entries: self.maps.all.iter().map(|map| map.entries.len() as u64).sum(),
-            ..CheckStats::default()
+            objects: self.objects.all.len() as u64,
+            resident: self.objects.all.values().map(|object| object.pages.len() as u64).sum(),
+            tables: self.tables.all.len() as u64,
+            translations: [&self.tables.direct, &self.tables.image, &self.tables.kernel]
+                .into_iter()
+                .map(|translations| translations.len() as u64)
+                .sum(),
         };
-        let updating: Vec<Updating> = self.maps.all.iter().filter_map(|map| map.updating()).collect();
+        let mut updating: Vec<Updating> = self.maps.all.iter().filter_map(Map::updating).collect();
+        updating.extend(self.objects.all.values().filter_map(Object::updating));
         self.findings.into_report(updating, stats)
     }
 }

@@ -3,7 +3,7 @@
 //! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct map is one finding
 //! and not a thousand: that the direct map shows what this arithmetic says is a rule of its own.
 
-use vmkern_abi::addr::{GuestPhys, KPtr};
+use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::dmap_to_phys;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -22,6 +22,11 @@ impl<'a> Memory<'a> {
     /// What is read.
     pub(super) fn source(&self) -> &'a dyn Source {
         self.0
+    }
+
+    /// Pages of RAM.
+    pub(super) fn ram_pages(&self) -> u64 {
+        self.0.ram_size() / PAGE_SIZE
     }
 
     /// The page at `at`, which is part of structure `what`, in place.

@@ -17,11 +17,16 @@ mod map_pool;
 mod map_state;
 mod maps;
 mod memory;
+mod object_rules;
+mod objects;
 mod owners;
 mod page_array;
 mod rest;
+mod table_rules;
+mod tables;
 #[cfg(test)]
 mod tests;
+mod translations;
 
 pub use self::finding::{CheckStats, Finding, Report, Updating};
 
@@ -31,7 +36,15 @@ use super::view::View;
 use crate::control::Guest;
 
 /// The rules, in the order in which a report tells them.
-const RULES: [fn(&Context<'_>); 4] = [map_list::check, map_entry::check, map_state::check, map_pool::check];
+const RULES: [fn(&Context<'_>); 7] = [
+    map_list::check,
+    map_entry::check,
+    map_state::check,
+    map_pool::check,
+    object_rules::check,
+    table_rules::check,
+    translations::check,
+];
 
 /// Checks everything.
 ///

@@ -3,7 +3,8 @@
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry};
+use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry, VmPage};
+use vmkern_abi::pte::Level;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Finding, Report};
@@ -79,6 +80,26 @@ impl Lab {
     /// The structure at `at`.
     pub(in super::super) fn get<T: FromBytes + IntoBytes>(&self, at: KPtr<T>) -> T {
         self.guest.look(|view| view.copy("structure", at)).expect("the structure can be read")
+    }
+
+    /// Page number of what is mapped at `va`.
+    pub(in super::super) fn pfn_at(&self, va: GuestVirt) -> u64 {
+        let walk = self.guest.vtop(va).expect("the tables can be read");
+        walk.mapping.expect("the address is mapped").phys.pfn()
+    }
+
+    /// Where the page-table entry of `level` for `va` lies.
+    pub(in super::super) fn pte_at(&self, va: GuestVirt, level: Level) -> GuestPhys {
+        let walk = self.guest.vtop(va).expect("the tables can be read");
+        let step = walk.steps().find(|step| step.level == level).expect("there is a table of this level");
+        step.table.add(step.index as u64 * 8)
+    }
+
+    /// The `vm_page` of page `pfn`.
+    pub(in super::super) fn vm_page(&self, pfn: u64) -> KPtr<VmPage> {
+        let (_, roots) = self.roots();
+        let index = pfn - roots.first_page.get();
+        KPtr::new(roots.vm_page_array.get().addr().add(index * size_of::<VmPage>() as u64))
     }
 
     /// What a check finds.

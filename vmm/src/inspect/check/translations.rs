@@ -1,0 +1,408 @@
+//! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and what should be
+//! mapped is.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
+use vmkern_abi::pte::{PG_FRAME, Pte, PteFlags};
+
+use super::context::Context;
+use super::maps::{Entry, Map};
+use super::objects::{Object, Resident};
+use super::owners::Owner;
+use super::page_array::Page;
+use super::table_rules::user;
+use super::tables::Translation;
+
+/// Flags that a translation can have besides those that it must.
+const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
+/// Flags of every translation of kernel_map.
+const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::G).union(PteFlags::NX);
+
+/// Checks all translations and all entries.
+pub(super) fn check(ctx: &Context<'_>) {
+    let user = user(ctx);
+    let mut entries: Vec<(&Map, &Entry)> =
+        ctx.maps.all.iter().flat_map(|map| map.entries.iter().map(move |e| (map, e))).collect();
+    entries.retain(|(_, entry)| !entry.is_submap() && entry.end > entry.start);
+    entries.sort_unstable_by_key(|(_, entry)| entry.start);
+    let mut done = GuestVirt::new(0);
+    for &(map, entry) in &entries {
+        holes(ctx, done, entry.start);
+        done = done.max(entry.end);
+        for translation in ctx.tables.kernel_in(entry.start, entry.end) {
+            flags(ctx, translation, user);
+        }
+        if map.is_updating() {
+            continue;
+        }
+        match entry.object() {
+            None => windows(ctx, entry),
+            Some(at) => {
+                if let Some(object) = ctx.objects.all.get(&at).filter(|object| !object.is_updating()) {
+                    behind_entry(ctx, entry, object);
+                }
+            }
+        }
+    }
+    holes(ctx, done, GuestVirt::new(u64::MAX));
+    leaks(ctx, &entries);
+    stacks(ctx);
+}
+
+/// Nothing is mapped where no entry is.
+fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
+    // Entries of a map that is being changed may be missing.
+    let is_updating = |va| ctx.maps.all.iter().any(|map| map.is_updating() && map.min <= va && va < map.max);
+    if end <= start {
+        return;
+    }
+    for &Translation { va, pte } in ctx.tables.kernel_in(start, end) {
+        if !is_updating(va) {
+            ctx.finding("pte-hole", "PTE", va, || {
+                format!("the entry is {:#x}, but nothing is allocated there", pte.bits())
+            });
+        }
+    }
+}
+
+/// Flags that do not depend on what is behind.
+fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFlags) {
+    let bits = pte.bits() & !PG_FRAME;
+    let flags = PteFlags::from_bits_retain(bits);
+    let told = |rule, why: &str| {
+        ctx.finding(rule, "PTE", va, || format!("the entry is {:#x}: {why}", pte.bits()));
+    };
+    if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
+        told("pte-wx", "it is writable and executable");
+    }
+    if flags & PteFlags::U != user {
+        told(
+            "pte-user",
+            if user.is_empty() {
+                "CPL3 may use it, but the kernel runs at CPL0"
+            } else {
+                "CPL3 may not use it, but the kernel runs there"
+            },
+        );
+    }
+    let known = ALWAYS | OPTIONAL | PteFlags::W | PteFlags::KENTER | PteFlags::U;
+    let unknown = bits & !known.bits();
+    if unknown != 0 {
+        ctx.finding("pte-reserved", "PTE", va, || {
+            format!("the entry is {:#x}, of which nobody sets {unknown:#x}", pte.bits())
+        });
+    }
+    let missing = (ALWAYS - PteFlags::NX) - flags;
+    if !missing.is_empty() {
+        ctx.finding("pte-flags", "PTE", va, || format!("the entry is {:#x}, without {missing:?}", pte.bits()));
+    }
+    if flags.contains(PteFlags::KENTER | PteFlags::W) {
+        told("pte-wired", "what pmap_qenter maps is not counted as wired");
+    }
+    if !flags.contains(PteFlags::KENTER) && !flags.contains(PteFlags::A) {
+        told("pte-flags", "pmap_enter sets A, and nobody clears it");
+    }
+}
+
+/// A range without an object has windows of `pmap_kenter` and `pmap_qenter` only, each page with a page of its own.
+fn windows(ctx: &Context<'_>, entry: &Entry) {
+    for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
+        if !pte.flags().contains(PteFlags::KENTER) {
+            ctx.finding("pte-unexplained", "PTE", va, || {
+                format!("pmap_enter has mapped {}, but the entry at {} has no object", pte.frame(), entry.at)
+            });
+            continue;
+        }
+        ctx.claim(pte.frame().pfn(), Owner::Kentered, va);
+    }
+}
+
+/// Pages of `object` whose offset is in the range of `entry`.
+fn resident<'o>(entry: &Entry, object: &'o Object) -> &'o [Resident] {
+    let first = entry.offset >> PAGE_SHIFT;
+    let end = first.saturating_add(entry.len() >> PAGE_SHIFT);
+    let pages = &object.pages[object.pages.partition_point(|resident| resident.pindex < first)..];
+    &pages[..pages.partition_point(|resident| resident.pindex < end)]
+}
+
+/// The pages of an entry's object against the translations of its range.
+fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
+    let (pages, first) = (resident(entry, object), entry.offset >> PAGE_SHIFT);
+    let is_being_made =
+        !ctx.rest.is_quiet() && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
+    let is_whole = object.is_kernels() && !is_being_made;
+    let count = entry.len() >> PAGE_SHIFT;
+    if is_whole && pages.len() as u64 != count {
+        let missing = (first..).zip(pages).find(|(want, resident)| *want != resident.pindex);
+        let pindex = missing.map_or(first + pages.len() as u64, |(want, _)| want);
+        ctx.finding("entry-resident", "vm_map_entry", entry.at, || {
+            let Entry { start, end, .. } = entry;
+            format!(
+                "[{start}, {end}) has {count} pages, but {} has {}: none at index {pindex:#x}",
+                object.name,
+                pages.len()
+            )
+        });
+    }
+    let va_of = |resident: &Resident| GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT));
+    let mut translations = ctx.tables.kernel_in(entry.start, entry.end).iter().peekable();
+    for resident in pages {
+        let va = va_of(resident);
+        while let Some(stray) = translations.next_if(|translation| translation.va < va) {
+            without_page(ctx, entry, object, stray);
+        }
+        let translation = translations.next_if(|translation| translation.va == va);
+        let Some(page) = ctx.pages.get(resident.pfn.into()) else { continue };
+        let place = Place { ctx, entry, object, va, pfn: resident.pfn, page };
+        match translation {
+            Some(translation) => place.mapped(translation.pte),
+            None if is_whole => ctx.finding("pte-missing", "PTE", va, || {
+                format!("{} has page {:#x} for it, but nothing is mapped", object.name, resident.pfn)
+            }),
+            None => {}
+        }
+        if !is_being_made {
+            place.page();
+        }
+    }
+    translations.for_each(|stray| without_page(ctx, entry, object, stray));
+}
+
+fn without_page(ctx: &Context<'_>, entry: &Entry, object: &Object, &Translation { va, pte }: &Translation) {
+    ctx.finding("pte-unexplained", "PTE", va, || {
+        let pindex = (entry.offset + va.since(entry.start)) >> PAGE_SHIFT;
+        format!("it leads to {}, but {} at {} has no page at index {pindex:#x}", pte.frame(), object.name, object.at)
+    });
+}
+
+/// A page behind an entry.
+struct Place<'p, 'a> {
+    ctx: &'p Context<'a>,
+    entry: &'p Entry,
+    object: &'p Object,
+    va: GuestVirt,
+    pfn: u32,
+    page: &'p Page,
+}
+
+impl Place<'_, '_> {
+    /// The translation leads to the page, and says what it is.
+    fn mapped(&self, pte: Pte) {
+        let Self { ctx, object, va, pfn, page, .. } = self;
+        let flags = pte.flags();
+        let frame = GuestPhys::from_pfn((*pfn).into());
+        if pte.frame() != frame {
+            ctx.finding("pte-frame", "PTE", *va, || {
+                format!("it leads to {}, but the page of {} at {} is at {frame}", pte.frame(), object.name, object.at)
+            });
+        }
+        if flags.contains(PteFlags::KENTER) {
+            ctx.finding("pte-kenter", "PTE", *va, || {
+                format!("the entry {:#x} is pmap_kenter's, over a page of {}", pte.bits(), object.name)
+            });
+            return;
+        }
+        if flags.contains(PteFlags::W) != (page.wire_count > 0) {
+            ctx.finding("pte-wired", "PTE", *va, || {
+                format!("the entry is {:#x}, but page {pfn:#x} is wired {} times", pte.bits(), page.wire_count)
+            });
+        }
+        if object.is_kernels() && !flags.contains(PteFlags::M) {
+            ctx.finding("pte-flags", "PTE", *va, || {
+                format!("the entry is {:#x}, but kernel memory is entered as modified", pte.bits())
+            });
+        }
+    }
+
+    /// The page's own fields.
+    fn page(&self) {
+        let Self { ctx, entry, object, va, pfn, page } = self;
+        let told = |field: &str, is: String, wants: String| {
+            ctx.finding("page-resident", "vm_page", ctx.pages.address((*pfn).into()), || {
+                format!("page {pfn:#x} of {} at {va}: {field} is {is}, should be {wants}", object.name)
+            });
+        };
+        if page.wire_count != entry.wired_count {
+            told("wire_count", page.wire_count.to_string(), format!("{}, as the entry's", entry.wired_count));
+        }
+        if page.valid != VM_PAGE_BITS_ALL {
+            told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
+        }
+        if ctx.rest.is_quiet() && (page.oflags != PageOflags::empty() || page.busy != 0) {
+            told(
+                "oflags",
+                format!("{:#x} and busy {}", page.oflags.bits(), page.busy),
+                "0: nobody works on it".to_owned(),
+            );
+        }
+        if page.flags.contains(PageFlags::UNMANAGED) != object.is_kernels() {
+            let wants = if object.is_kernels() { "UNMANAGED" } else { "managed" };
+            told("flags", format!("{:?}", page.flags), wants.to_owned());
+        }
+    }
+}
+
+/// Pages of objects that no entry shows: nobody can ever reach or free them.
+fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
+    if ctx.maps.all.iter().any(|map| map.is_updating()) {
+        return;
+    }
+    let mut shown: Vec<(GuestVirt, u64, u64)> = Vec::new();
+    for (_, entry) in entries {
+        if let Some(object) = entry.object() {
+            let first = (entry.offset & !PAGE_MASK) >> PAGE_SHIFT;
+            shown.push((object, first, first.saturating_add(entry.len() >> PAGE_SHIFT)));
+        }
+    }
+    shown.sort_unstable();
+    for object in ctx.objects.all.values().filter(|object| !object.is_updating()) {
+        let ranges = &shown[shown.partition_point(|range| range.0 < object.at)..];
+        let mut ranges = ranges.iter().take_while(|range| range.0 == object.at).peekable();
+        let mut end = 0;
+        for Resident { pindex, pfn } in &object.pages {
+            while let Some(range) = ranges.next_if(|range| range.1 <= *pindex) {
+                end = end.max(range.2);
+            }
+            if *pindex >= end {
+                ctx.finding("object-leak", "vm_page", ctx.pages.address((*pfn).into()), || {
+                    format!(
+                        "page {pfn:#x} is at index {pindex:#x} of {} at {}, but no entry shows that",
+                        object.name, object.at
+                    )
+                });
+            }
+        }
+    }
+}
+
+/// A thread's stack is mapped, and the page below is not.
+fn stacks(ctx: &Context<'_>) {
+    for stack in ctx.rest.stacks() {
+        let guard = GuestVirt::new(stack.low.get().wrapping_sub(PAGE_SIZE));
+        if ctx.tables.kernel_at(guard).is_some() {
+            ctx.finding("stack-guard", "PTE", guard, || {
+                format!("the guard page below the stack of the thread at {} is mapped", stack.thread)
+            });
+        }
+        // A stack longer than any says nothing about its pages.
+        let pages = (0..stack.pages.min(64)).filter_map(|page| stack.low.checked_add(page * PAGE_SIZE));
+        for va in pages.filter(|&va| ctx.tables.kernel_at(va).is_none()) {
+            ctx.finding("stack-mapped", "thread", stack.thread, || {
+                format!("its stack begins at {} and has {} pages, but {va} is not mapped", stack.low, stack.pages)
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::field::Field;
+    use vmkern_abi::pte::Level;
+
+    use super::super::Report;
+    use super::super::tests::lab::{Lab, expect_finding};
+    use super::*;
+
+    fn damaged(lab: &Lab, va: GuestVirt, damage: impl Fn(u64) -> u64) -> Report {
+        lab.damaged_phys::<Field<u64>>(lab.pte_at(va, Level::Pt), |entry| entry.update(&damage))
+    }
+
+    #[test]
+    fn every_bit_of_a_translation_that_matters_is_checked() {
+        let lab = Lab::new();
+        let va = lab.block;
+        let cases = [
+            ("pte-wx", PteFlags::NX),
+            ("pte-flags", PteFlags::RW),
+            ("pte-user", PteFlags::U),
+            ("pte-reserved", PteFlags::PWT),
+            ("pte-reserved", PteFlags::PCD),
+            ("pte-reserved", PteFlags::PS),
+            ("pte-reserved", PteFlags::MANAGED),
+            ("pte-flags", PteFlags::A),
+            ("pte-flags", PteFlags::M),
+            ("pte-flags", PteFlags::G),
+            ("pte-wired", PteFlags::W),
+            ("pte-kenter", PteFlags::KENTER),
+            ("pte-missing", PteFlags::V),
+            ("pte-invalid", PteFlags::V),
+        ];
+        for (rule, flag) in cases {
+            expect_finding(&damaged(&lab, va, |bits| bits ^ flag.bits()), rule, "PTE", va);
+        }
+        for bit in 12..52 {
+            expect_finding(&damaged(&lab, va, |bits| bits ^ 1 << bit), "pte-frame", "PTE", va);
+        }
+        for bit in 52..63 {
+            expect_finding(&damaged(&lab, va, |bits| bits ^ 1 << bit), "pte-reserved", "PTE", va);
+        }
+        assert!(lab.check().is_clean());
+    }
+
+    #[test]
+    fn translations_where_none_should_be_are_found() {
+        let lab = Lab::new();
+        let good = lab.guest.vtop(lab.block).expect("the tables can be read").last().pte.bits();
+        let hole = GuestVirt::new(lab.block.get() - PAGE_SIZE);
+        expect_finding(&damaged(&lab, hole, |_| good), "pte-hole", "PTE", hole);
+        let untouched = lab.pageable.add(4 * PAGE_SIZE);
+        expect_finding(&damaged(&lab, untouched, |_| good), "pte-unexplained", "PTE", untouched);
+        let window = lab.window.add(3 * PAGE_SIZE);
+        expect_finding(&damaged(&lab, window, |_| good), "pte-unexplained", "PTE", window);
+        let stack = lab.guest.look(|view| {
+            let thread = crate::inspect::roots(view)?.1.sched.all.tail.get();
+            view.copy("thread", thread)
+        });
+        let low = stack.expect("there is a thread").kstack.get();
+        let guard = GuestVirt::new(low.get() - PAGE_SIZE);
+        let kentered = lab.guest.vtop(lab.window).expect("the tables can be read").last().pte.bits();
+        let report = damaged(&lab, guard, |_| kentered);
+        expect_finding(&report, "stack-guard", "PTE", guard);
+        assert!(report.findings.iter().any(|f| f.rule == "page-owner"), "one page is mapped twice:\n{report}");
+        let report = damaged(&lab, low, |_| 0);
+        assert!(report.findings.iter().any(|f| f.rule == "stack-mapped"), "{report}");
+    }
+
+    #[test]
+    fn pages_behind_entries_are_held_against_them() {
+        let lab = Lab::new();
+        let page = lab.vm_page(lab.pfn_at(lab.block));
+        lab.each(
+            page,
+            "vm_page",
+            &[
+                ("page-resident", |page| page.wire_count.set(0)),
+                ("page-resident", |page| page.wire_count.set(2)),
+                ("page-resident", |page| page.valid.set(0)),
+                ("page-resident", |page| page.oflags.set(PageOflags::BUSY)),
+                ("page-resident", |page| page.busy.set(1)),
+                ("page-resident", |page| page.flags.update(|flags| flags - PageFlags::UNMANAGED)),
+                ("page-free", |page| page.flags.update(|flags| flags - PageFlags::ALLOCATED)),
+            ],
+        );
+        let pageable = lab.vm_page(lab.pfn_at(lab.pageable));
+        lab.each(
+            pageable,
+            "vm_page",
+            &[
+                ("page-resident", |page| page.wire_count.set(1)),
+                ("page-resident", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_page_that_no_entry_shows_is_a_leak() {
+        let lab = Lab::new();
+        let entries = lab.guest.map_entries(crate::MapId::KMEM).expect("the map is good");
+        let last = entries[0].end.get() - PAGE_SIZE;
+        let page = lab.vm_page(lab.pfn_at(GuestVirt::new(last)));
+        let report =
+            lab.damaged(lab.entry(1, 0), |entry| entry.end.update(|end| GuestVirt::new(end.get() - PAGE_SIZE)));
+        expect_finding(&report, "object-leak", "vm_page", page.addr());
+        expect_finding(&report, "pte-hole", "PTE", GuestVirt::new(last));
+        let report = lab.damaged(lab.entry(2, 0), |entry| entry.offset.update(|offset| offset + PAGE_SIZE));
+        let page = lab.vm_page(lab.pfn_at(lab.pageable));
+        expect_finding(&report, "object-leak", "vm_page", page.addr());
+    }
+}
