@@ -119,6 +119,10 @@ address_word!([T] KPtr<T>, |v| KPtr::new(GuestVirt::new(v)), |p: KPtr<T>| p.addr
 #[macro_export]
 macro_rules! flags_word {
     ($name:ty, $int:ty) => {
+        impl $crate::describe::Kind for $name {
+            const KIND: $crate::describe::KindName = $crate::describe::KindName::plain(stringify!($name));
+        }
+
         impl $crate::field::Word for $name {
             type Atomic = <$int as $crate::field::Word>::Atomic;
             #[inline]

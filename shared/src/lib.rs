@@ -16,6 +16,7 @@ pub mod addr;
 pub mod boot;
 pub mod control;
 pub mod crash;
+pub mod describe;
 pub mod field;
 pub mod kva;
 pub mod layout;
@@ -24,5 +25,7 @@ pub mod pattern;
 pub mod pte;
 pub mod walk;
 
-/// Version of everything in this crate. The kernel publishes it, and a host refuses to read any other.
-pub const ABI_VERSION: u32 = 2;
+/// Version of what the words of this crate mean: it changes with the protocol, with the encoding of operations, with the
+/// meaning of a field. How the structures are laid out is told by [`describe::HASH`], which changes by itself. The kernel
+/// publishes both, and a host refuses any other.
+pub const ABI_VERSION: u32 = 3;

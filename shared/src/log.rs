@@ -21,6 +21,8 @@ pub struct LogRing {
     bytes: [Field<u8>; LOG_BYTES],
 }
 
+crate::describe!(LogRing { written, bytes });
+
 impl LogRing {
     /// Where byte number `at` stands.
     fn slot(&self, at: u64) -> &Field<u8> {

@@ -39,9 +39,9 @@ pub use self::control::{
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{
-    About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError, ImageOpenFault, ImageSaveError,
-    InspectError, List, MapStats, ObjectView, OtherKernel, PAGE_WORDS, PageRun, PageWords, Report, RunState,
-    SavedImage, Saving, Source, ThreadView, Updating, View,
+    AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError, ImageOpenFault,
+    ImageSaveError, InspectError, List, MapStats, ObjectView, OtherKernel, PAGE_WORDS, PageRun, PageWords, Report,
+    RunState, SavedImage, Saving, Source, ThreadView, Updating, View,
 };
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers, Standing};

@@ -104,10 +104,12 @@ fn a_crash_without_a_record_breaks_the_contract() {
 #[test]
 fn a_kernel_of_another_abi_version_is_refused() {
     let phase = u32::try_from(core::mem::offset_of!(ControlRegion, phase)).expect("small");
-    assert!(matches!(
-        dies(Code::new().control_word(phase, 1).spin()),
-        GuestError::Contract(ContractError::AbiVersion { guest: 0, .. })
-    ));
+    let version = u32::try_from(core::mem::offset_of!(ControlRegion, guest_abi_version)).expect("small");
+    assert!(matches!(dies(Code::new().control_word(phase, 1).spin()), GuestError::Contract(ContractError::NoAbi)));
+    match dies(Code::new().control_word(version, 99).control_word(phase, 1).spin()) {
+        GuestError::Contract(ContractError::Abi(mismatch)) => assert_eq!(mismatch.guest_version, 99),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

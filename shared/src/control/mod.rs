@@ -25,8 +25,9 @@ pub use self::op::{
     Context, KernReturn, MAX_THREADS, MallocFlags, MapId, MapKind, Op, Outcome, Request, Response, WaitMessage,
     WireError,
 };
+pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
-use crate::addr::KPtr;
+use crate::addr::{GuestPhys, KPtr};
 use crate::crash::CrashRecord;
 use crate::field::Field;
 use crate::layout::KernelRoots;
@@ -95,6 +96,8 @@ pub struct Sleeper {
     _line: [u8; 60],
 }
 
+crate::describe!(Sleeper { asleep, _line });
+
 impl Sleeper {
     /// The consumer is about to sleep. It must look into its ring once more before it does.
     pub fn prepare(&self) {
@@ -115,7 +118,10 @@ impl Sleeper {
     }
 }
 
-/// The region. All zero when the guest starts, but for what the host writes into `magic` and `abi_version`.
+/// The region. All zero when the guest starts, but for what the host writes into `magic` and `host_abi_version`.
+///
+/// The fields up to `description_len` are the handshake: they stay where they are in every version, so that two sides that
+/// do not understand each other can still find out why.
 #[derive(Debug, FromBytes, KnownLayout)]
 #[repr(C, align(4096))]
 pub struct ControlRegion {
@@ -123,8 +129,14 @@ pub struct ControlRegion {
     pub magic: Field<u64>,
     /// [`crate::ABI_VERSION`] of the host.
     pub host_abi_version: Field<u32>,
-    /// [`crate::ABI_VERSION`] of the kernel, written with `phase`.
+    /// [`crate::ABI_VERSION`] of the kernel, written when it takes the region into use.
     pub guest_abi_version: Field<u32>,
+    /// [`crate::describe::HASH`] of the kernel, written with its version.
+    pub abi_hash: Field<u64>,
+    /// Physical address of the kernel's [`crate::describe::TEXT`], written with its version.
+    pub description: Field<GuestPhys>,
+    /// Bytes of that text.
+    pub description_len: Field<u64>,
     /// A [`Phase`], by the kernel.
     pub phase: Field<u32>,
     /// The CPL at which the kernel body runs, 0 or 3.
@@ -138,7 +150,7 @@ pub struct ControlRegion {
     /// TSC when the kernel was ready to serve.
     pub ready_tsc: Field<u64>,
     /// Physical address of the root page table (CR3).
-    pub pml4: Field<crate::addr::GuestPhys>,
+    pub pml4: Field<GuestPhys>,
     /// The guest sleeps and waits for requests.
     pub guest_sleeper: Sleeper,
     /// The host sleeps and waits for responses.
@@ -152,3 +164,13 @@ pub struct ControlRegion {
     /// The kernel's log.
     pub log: LogRing,
 }
+
+const _: () = {
+    // The handshake, for ever.
+    assert!(core::mem::offset_of!(ControlRegion, magic) == 0);
+    assert!(core::mem::offset_of!(ControlRegion, host_abi_version) == 8);
+    assert!(core::mem::offset_of!(ControlRegion, guest_abi_version) == 12);
+    assert!(core::mem::offset_of!(ControlRegion, abi_hash) == 16);
+    assert!(core::mem::offset_of!(ControlRegion, description) == 24);
+    assert!(core::mem::offset_of!(ControlRegion, description_len) == 32);
+};

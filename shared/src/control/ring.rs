@@ -10,6 +10,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, KnownLayout};
 
+use super::RING_SLOTS;
+use crate::describe::{Described as _, Structure};
+
 /// Words in a slot: one cache line.
 pub const SLOT_WORDS: usize = 8;
 
@@ -31,6 +34,12 @@ pub struct Ring<const N: usize> {
     head: Counter,
     slots: [[AtomicU64; SLOT_WORDS]; N],
 }
+
+crate::describe!(Counter { value, _line });
+crate::describe!(Ring as Ring<RING_SLOTS> { tail, head, slots });
+
+/// What the counter of a ring looks like.
+pub(crate) const COUNTER: Structure = Counter::DESCRIPTION;
 
 /// The other side's counter is not one that the protocol allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

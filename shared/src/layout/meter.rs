@@ -13,6 +13,8 @@ macro_rules! meter {
             $($(#[$doc])* pub $name: Field<u64>,)*
         }
 
+        crate::describe!(VmMeter { $($name),* });
+
         impl VmMeter {
             /// Every counter's name, in order.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name)),*];

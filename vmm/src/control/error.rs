@@ -9,6 +9,7 @@ use vmkern_abi::control::{Corrupt, WireError};
 
 use super::crash::{Crash, Location};
 use crate::image::ImageError;
+use crate::inspect::AbiMismatch;
 use crate::kvm::{CpuFailure, KvmError, NoKvm};
 
 /// Least memory that a guest can have, in bytes.
@@ -183,13 +184,11 @@ pub enum ContractError {
     #[error("response ring: tag {0:#x} is said to be blocked, but runs on no thread")]
     BlockedNowhere(u32),
     /// Guest and host were built from different sources.
-    #[error("the kernel speaks version {guest} of the ABI, this host version {host}")]
-    AbiVersion {
-        /// The kernel's.
-        guest: u32,
-        /// This library's.
-        host: u32,
-    },
+    #[error(transparent)]
+    Abi(#[from] Box<AbiMismatch>),
+    /// The kernel is ready, and has not said what its structures look like.
+    #[error("the kernel has not said which version of the ABI it speaks")]
+    NoAbi,
     /// A word of the control region is impossible.
     #[error("control region: {field} is {value:#x}")]
     Control {

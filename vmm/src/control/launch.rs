@@ -22,6 +22,7 @@ use super::logs::Logs;
 use super::machine::{Machine, stop_thread};
 use super::wait::Woken;
 use crate::devices::{Console, PortBus};
+use crate::inspect::{Handshake, Hold, shake};
 use crate::kvm::memory::{GuestRam, NotRam};
 use crate::kvm::vcpu::{self, Orders, VcpuState};
 use crate::kvm::vm::Vm;
@@ -171,9 +172,8 @@ impl Guest {
         if phase != Phase::Ready as u32 {
             return Err(impossible("phase", phase.into()));
         }
-        let guest = region.guest_abi_version.get();
-        if guest != vmkern_abi::ABI_VERSION {
-            return Err(ContractError::AbiVersion { guest, host: vmkern_abi::ABI_VERSION });
+        if shake(&self.live(Hold::No)?)? == Handshake::Silent {
+            return Err(ContractError::NoAbi);
         }
         self.environment.privilege = match region.body_cpl.get() {
             0 => Privilege::Supervisor,

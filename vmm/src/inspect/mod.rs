@@ -8,6 +8,7 @@
 
 #[expect(dead_code, reason = "the frame of rules that come one subject at a time")]
 mod check;
+mod handshake;
 mod image;
 mod list;
 mod live;
@@ -28,6 +29,8 @@ use vmkern_abi::layout::{KernelRoots, VmMeter};
 use vmkern_abi::walk::Walk;
 
 pub use self::check::{CheckStats, Finding, Report, Updating};
+pub use self::handshake::AbiMismatch;
+pub(crate) use self::handshake::{Handshake, shake};
 pub use self::image::{About, Image, ImageOpenError, ImageOpenFault, ImageSaveError, OtherKernel, SavedImage, Saving};
 pub use self::list::List;
 pub(crate) use self::live::{Hold, Live};

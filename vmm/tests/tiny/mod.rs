@@ -4,6 +4,7 @@
 use vmkern::KernelImage;
 use vmkern::abi::ABI_VERSION;
 use vmkern::abi::control::{ControlRegion, DOORBELL_PORT, EXIT_PORT, Phase};
+use vmkern::abi::describe::HASH;
 
 /// Where the code lies.
 pub const CODE: u32 = 0x10_0000;
@@ -42,7 +43,10 @@ impl Code {
 
     /// Publishes what a kernel publishes when it is ready, and rings the bell.
     pub fn ready(self) -> Self {
+        let hash = |shift: u32| u32::try_from(HASH >> shift & 0xffff_ffff).expect("it has 32 bits");
         self.store(CONTROL + control!(guest_abi_version), ABI_VERSION)
+            .store(CONTROL + control!(abi_hash), hash(0))
+            .store(CONTROL + control!(abi_hash) + 4, hash(32))
             .store(CONTROL + control!(phase), Phase::Ready as u32)
             .out(DOORBELL_PORT, 0)
     }

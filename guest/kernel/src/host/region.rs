@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
 use vmkern_abi::kva::KERNBASE;
+use vmkern_abi::{ABI_VERSION, describe};
 
 /// First physical address past low memory, which is mapped at KERNBASE for the loader's data and the region.
 const LOW_MEMORY_END: u64 = 0xa_0000;
@@ -36,8 +37,18 @@ pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
     if region.magic.get() != CONTROL_MAGIC {
         return Err(RegionError::Magic);
     }
+    publish_abi(region);
     REGION.store(pointer, Ordering::Relaxed);
     Ok(region)
+}
+
+/// Says what the kernel's structures look like. The text lies in the image, read-only.
+fn publish_abi(region: &ControlRegion) {
+    let text = (&raw const describe::TEXT).addr() as u64 - KERNBASE.get();
+    region.guest_abi_version.set(ABI_VERSION);
+    region.abi_hash.set(describe::HASH);
+    region.description.set(GuestPhys::new(text));
+    region.description_len.set(describe::LEN as u64);
 }
 
 /// The region in use, if there is one.

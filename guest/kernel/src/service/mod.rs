@@ -14,7 +14,6 @@ mod worker;
 use core::sync::atomic::Ordering;
 
 use kmem::ops::{self, Executed};
-use vmkern_abi::ABI_VERSION;
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{
@@ -69,7 +68,6 @@ struct Dispatcher<'a> {
 impl Dispatcher<'_> {
     fn announce(&self) {
         let region = self.region;
-        region.guest_abi_version.set(ABI_VERSION);
         region.body_cpl.set(PerCpu::current().cpl());
         region.pml4.set(direct_map::pml4());
         region.roots.set(self.vm.roots());

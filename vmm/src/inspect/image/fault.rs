@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 use vmkern_abi::addr::GuestPhys;
 
+use crate::inspect::AbiMismatch;
+
 /// A memory image cannot be read.
 #[derive(Debug, Error)]
 #[error("memory image `{}`: {fault}", path.display())]
@@ -50,6 +52,9 @@ pub enum ImageOpenFault {
         /// The first address that both hold.
         at: GuestPhys,
     },
+    /// The kernel in it was built from other sources than this library.
+    #[error(transparent)]
+    Abi(#[from] Box<AbiMismatch>),
     /// The notes make no sense.
     #[error("notes: {0}")]
     Notes(String),

@@ -22,8 +22,8 @@ pub use self::fault::{ImageOpenError, ImageOpenFault, ImageSaveError};
 use self::mapping::Mapping;
 pub(crate) use self::save::save;
 pub use self::save::{About, SavedImage, Saving};
-use super::InspectError;
 use super::source::{Anchors, CpuState, PAGE_WORDS, PageWords, Source};
+use super::{InspectError, shake};
 use crate::image::KernelImage;
 use crate::kvm::memory::NotRam;
 use crate::symbols::Symbols;
@@ -82,7 +82,7 @@ impl Image {
                 _ => segments.push(run.start..run.end),
             }
         }
-        Ok(Self {
+        let image = Self {
             mapping,
             runs: parsed.runs,
             recent: AtomicUsize::new(0),
@@ -92,7 +92,9 @@ impl Image {
             abi_version: parsed.guest.abi_version,
             program: parsed.program,
             build_id: parsed.build_id,
-        })
+        };
+        shake(&image)?;
+        Ok(image)
     }
 
     /// The version of the ABI that the VMM spoke which saved the image.

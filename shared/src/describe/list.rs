@@ -1,0 +1,237 @@
+//! The structures, each with all its fields. Those with private fields are described where they are defined.
+
+use super::{Described, Structure};
+use crate::control::{ControlRegion, RING_SLOTS, Ring, Sleeper};
+use crate::crash::CrashRecord;
+use crate::layout::*;
+use crate::log::LogRing;
+
+describe!(Mtx { owner });
+describe!(Sx { owner, waiters });
+describe!(VmObject {
+    lock,
+    ref_count,
+    kind,
+    flags,
+    size,
+    resident_page_count,
+    generation,
+    root,
+    index_pages,
+    index_levels,
+    _pad
+});
+describe!(IndexNode { slots });
+describe!(VmPage {
+    object,
+    pindex,
+    next,
+    prev,
+    wire_count,
+    hold_count,
+    private,
+    flags,
+    oflags,
+    segind,
+    busy,
+    block,
+    queue,
+    act_count,
+    valid,
+    dirty,
+    _pad
+});
+describe!(VmPhysSeg { start, end, fresh, freelist });
+describe!(VmFreeList { head, tail, count });
+describe!(VmMapEntry {
+    prev,
+    next,
+    start,
+    end,
+    object,
+    offset,
+    eflags,
+    wired_count,
+    protection,
+    max_protection,
+    inheritance,
+    _pad
+});
+describe!(MapIndex { root, height, _pad, nodes });
+describe!(MapReserve { home, entries, nodes, unlinked, credits, plain_pages });
+describe!(VmMap {
+    header,
+    nentries,
+    size,
+    lock,
+    timestamp,
+    needs_wakeup,
+    system_map,
+    pmap,
+    index,
+    reserve,
+    next_map,
+    sx
+});
+describe!(MapNode { count, level, keys, _pad, gaps, spare_next, targets });
+describe!(PoolPage { prev, next, _pad });
+describe!(MapPool { used, capacity, first, top, last });
+describe!(MapHome { map, entries, nodes });
+describe!(EventhandlerList { name, first, next_list, runcount, _pad });
+describe!(EventhandlerEntry { next, func, arg, priority, _pad });
+describe!(StoredOp { slot, run, handler, list, _pad });
+describe!(Thread {
+    tid,
+    state,
+    priority,
+    base_priority,
+    owepreempt,
+    lastcpu,
+    critnest,
+    name,
+    wmesg,
+    wchan,
+    sx_held,
+    timed_out,
+    intr_nesting,
+    kstack,
+    kstack_pages,
+    held_locks,
+    all_next,
+    all_prev,
+    tid_next,
+    rq_next,
+    rq_prev,
+    sq_next,
+    sq_prev,
+    sleepqueue,
+    callout,
+    md,
+    switches
+});
+describe!(Callout { deadline, sequence, child, sibling, prev });
+describe!(SleepQueue { hash_next, hash_prev, wchan, blocked, spare, _pad });
+describe!(ThreadList { head, tail });
+describe!(RunQueue { status, queues });
+describe!(Scheduler { lock, cold, all, zombies, callouts, callout_sequence, tids, sleepqueues });
+describe!(Pcpu { allcpu_next, curthread, idlethread, cpuid, need_resched, slice, runq });
+describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
+describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
+describe!(SlabItem { next });
+describe!(SlabZone { lock, item_size, partial, slabs, free, used });
+describe!(KernelRoots {
+    abi_version,
+    boot_zeroed,
+    meter,
+    kernel_pmap,
+    kernel_vm_end,
+    virtual_avail,
+    maps,
+    map_list,
+    clean_map,
+    pager_map,
+    kernel_object,
+    kmem_object,
+    vm_page_array,
+    first_page,
+    vm_page_array_size,
+    vm_phys_segs,
+    vm_phys_nsegs,
+    vm_phys_free_queues,
+    vm_page_zero_count,
+    vm_pageout_deficit,
+    vm_page_queues,
+    vm_pages_needed,
+    vm_pageout_pages_needed,
+    eventhandler_lists,
+    pageproc,
+    eventhandler_mtx,
+    map_sleep_mtx,
+    vm_page_queue_free_mtx,
+    vm_page_queue_mtx,
+    boot_held_locks,
+    driver_mtx,
+    map_pages,
+    zones,
+    sched,
+    cpuhead,
+    boot_pcpu
+});
+describe!(CrashRecord {
+    kind,
+    cpu,
+    thread,
+    vector,
+    error_code,
+    rip,
+    rflags,
+    cr2,
+    cr3,
+    gpr,
+    message_len,
+    frames_len,
+    message,
+    frames
+});
+describe!(ControlRegion {
+    magic,
+    host_abi_version,
+    guest_abi_version,
+    abi_hash,
+    description,
+    description_len,
+    phase,
+    body_cpl,
+    cpl0_cycles,
+    roots,
+    entry_tsc,
+    ready_tsc,
+    pml4,
+    guest_sleeper,
+    host_sleeper,
+    requests,
+    responses,
+    crash,
+    log
+});
+
+/// Every structure that host and kernel share.
+pub const STRUCTURES: &[Structure] = &[
+    VmMeter::DESCRIPTION,
+    Mtx::DESCRIPTION,
+    Sx::DESCRIPTION,
+    VmObject::DESCRIPTION,
+    IndexNode::DESCRIPTION,
+    VmPage::DESCRIPTION,
+    VmPhysSeg::DESCRIPTION,
+    VmFreeList::DESCRIPTION,
+    VmMapEntry::DESCRIPTION,
+    MapIndex::DESCRIPTION,
+    MapReserve::DESCRIPTION,
+    VmMap::DESCRIPTION,
+    MapNode::DESCRIPTION,
+    PoolPage::DESCRIPTION,
+    MapPool::DESCRIPTION,
+    MapHome::DESCRIPTION,
+    EventhandlerList::DESCRIPTION,
+    EventhandlerEntry::DESCRIPTION,
+    StoredOp::DESCRIPTION,
+    Thread::DESCRIPTION,
+    Callout::DESCRIPTION,
+    SleepQueue::DESCRIPTION,
+    ThreadList::DESCRIPTION,
+    RunQueue::DESCRIPTION,
+    Scheduler::DESCRIPTION,
+    Pcpu::DESCRIPTION,
+    KernelPmap::DESCRIPTION,
+    SlabHeader::DESCRIPTION,
+    SlabItem::DESCRIPTION,
+    SlabZone::DESCRIPTION,
+    KernelRoots::DESCRIPTION,
+    CrashRecord::DESCRIPTION,
+    ControlRegion::DESCRIPTION,
+    Sleeper::DESCRIPTION,
+    LogRing::DESCRIPTION,
+    Ring::<RING_SLOTS>::DESCRIPTION,
+    crate::control::COUNTER,
+];
