@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks that the book speaks of things that exist: every relative link leads to a file, and every link to a source file
 # whose text is a name, as [`a_test`](path/file.rs), leads to a file that defines that function or that is the module of
-# that name.
+# that name. What docs/fidelity.md names as a proof must be a test or a check of the self-test, and no row of its tables
+# may be without a proof, unless it says so by `-`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,8 +38,18 @@ for page in README.md docs/*.md scripts/README.md; do
             *[!a-z0-9_]*:* | "$name:"*"/$name.rs" | "$name:"*"/$name/mod.rs") ;;
             *.rs) grep -qE "fn $name\b" "$file" || complain "$page" "no function $name in $target" ;;
         esac
+        case $page:$name:$target in
+            *:*[!a-z0-9_]*:* | *:*/selftest/*) ;;
+            docs/fidelity.md:*.rs)
+                grep -B3 -E "fn $name\b" "$file" | grep -qF '#[test]' || complain "$page" "$name in $target is no test"
+                ;;
+        esac
     done < <(grep -oE '\[[^]]*\]\([^)]+\)' <<<"$text" || true)
 done
+
+while IFS= read -r row; do
+    complain docs/fidelity.md "a row without a proof: $row"
+done < <(grep -E '^\|' docs/fidelity.md | grep -vE '^\|(---\|)+$|proof \|$' | grep -vE '\]\([^)]+\) \|$|\| - \|$' || true)
 
 echo "docs: $links links, $broken broken"
 [ "$broken" -eq 0 ]

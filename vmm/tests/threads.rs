@@ -119,6 +119,25 @@ fn a_script_that_ends_with_a_blocked_thread_gives_status_1_and_the_wait_message(
 }
 
 #[test]
+fn a_script_that_ends_with_a_thread_that_waits_for_pages_names_vmwait() {
+    let script = "t4: kmem_alloc kernel_map v_page_count+1*4K\nexpect blocked\n";
+    let output = run(&["--memory", "8M"], script);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("t4 still waits for \"vmwait\""), "{}", text(&output));
+}
+
+/// A sleep in `nokva` ends by itself, so that its thread is never left blocked: it is seen when time is up.
+#[test]
+fn a_run_that_is_stopped_while_a_thread_waits_for_address_space_names_nokva() {
+    let script = "let all = kmem_map.max - kmem_map.min\nt2: kmem_malloc kmem_map $all+4K WAITOK\n";
+    let output = run(&["--time", "real", "--timeout", "300ms"], script);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
+    let lines: Vec<_> =
+        text(&output).lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert!(lines.contains(&"= t2 sleeps in \"nokva\"".to_owned()), "{}", text(&output));
+}
+
+#[test]
 fn a_statement_for_a_blocked_thread_gives_status_2_with_line_and_wait_message() {
     let output = run(&[], &format!("{BLOCKED}t3: settle\n"));
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));

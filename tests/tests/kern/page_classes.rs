@@ -112,3 +112,34 @@ fn a_shortage_wakes_the_pagedaemon_which_asks_everybody_for_memory() {
         guest.free(got, 600 * PAGE);
     });
 }
+
+#[test]
+fn a_handler_that_waits_for_pages_on_the_pagedaemon_sleeps_in_its_own_vmwait() {
+    in_small_guest(|guest| {
+        guest.make_thread(1);
+        let waits = |guest: &Guest| {
+            let threads = guest.threads().expect("the list is sound");
+            let daemon = threads.into_iter().find(|thread| thread.label() == "pagedaemon").expect("there is one");
+            daemon.waits_for.expect("it sleeps").to_string()
+        };
+        // More than the handler's own memory, which is free by the time it runs.
+        let asked = Op::KmemMalloc { map: MapId::KMEM, size: 20 * PAGE, flags: WAITOK };
+        // So few that the pagedaemon has asked everybody, and looks again in half a second only.
+        let (first, first_size) = guest.drain(100);
+        guest.on_lowmem(asked);
+        let (addr, size) = guest.drain(2);
+        guest.blocks(1, asked, "vmwait");
+        guest.ok(Op::Sleep { micros: 1_000_000 });
+        assert_eq!((guest.free_pages(), waits(guest)), (2, "VMWait".to_owned()));
+        assert_eq!(waits(guest), "VMWait");
+        let enough = guest.counters().v_pageout_free_min.get();
+        guest.free(addr, (enough - 3) * PAGE);
+        assert_eq!(waits(guest), "VMWait");
+        guest.free(addr.add((enough - 3) * PAGE), PAGE);
+        assert_ne!(waits(guest), "VMWait");
+        guest.free(addr, size);
+        guest.free(first, first_size);
+        let got = guest.joined(1);
+        guest.free(got, 20 * PAGE);
+    });
+}

@@ -111,16 +111,17 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
 
 #[test]
 #[should_panic(expected = "vm_page_insert: offset already allocated")]
-fn kmem_malloc_over_a_page_left_behind_is_a_panic() {
+fn a_page_that_is_wired_twice_stays_behind_when_freed_and_kmem_malloc_over_it_is_a_panic() {
     let sim = boot();
     let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    let m = sim.vm().pmap_extract(addr).and_then(|pa| sim.vm().phys_to_vm_page(pa)).expect("it is mapped");
+    sim.vm().vm_page_lock_queues();
+    sim.vm().vm_page_wire(m);
+    sim.vm().vm_page_unlock_queues();
     sim.free(MapId::KMEM, addr, PAGE_SIZE);
-    let object = sim.vm().kmem_object();
-    let pindex = addr.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
-    sim.vm().vm_object_lock(object);
-    let left = sim.vm().vm_page_alloc(Some(object), pindex, AllocClass::Normal, AllocFlags::NOBUSY);
-    sim.vm().vm_object_unlock(object);
-    assert!(left.is_some());
+    assert_eq!(sim.vm().pmap_extract(addr), None);
+    let page = sim.vm().page(m);
+    assert_eq!((page.object.get(), page.valid.get(), page.wire_count.get()), (sim.vm().kmem_object(), 0, 1));
     let _ = sim.malloc(PAGE_SIZE, NOWAIT);
 }
 

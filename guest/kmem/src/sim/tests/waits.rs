@@ -10,6 +10,7 @@ use super::super::check::check;
 use super::super::{Sim, SimMachine};
 use super::{MIB, NOWAIT, boot};
 use crate::kern::eventhandler::{EventPriority, UMA_RECLAIM, VM_LOWMEM};
+use crate::kern::sleepq::WaitChannel;
 use crate::vm::Vm;
 
 const WAITOK: MallocFlags = MallocFlags::WAITOK;
@@ -88,6 +89,37 @@ fn without_a_hole_kmem_malloc_asks_8_times_sleeps_9_seconds_and_panics_with_free
     let (message, events, reclaims, ticks) = exhausted(Tunables::default());
     assert_eq!(message, format!("kmem_malloc(8192): kmem_map too small: {} total allocated", 12 * MIB));
     assert_eq!((events, reclaims, ticks), (8, 8, 36 * 25));
+}
+
+/// What `kmem_malloc` gives when a hole for it is freed after so many ticks.
+fn freed_after(ticks: u64) -> Result<Outcome, String> {
+    let (sim, pages) = checkerboard(Tunables::default());
+    let hole = pages[100];
+    sim.spawn(3, move |vm| {
+        let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "test", ticks);
+        vm.kmem_free(vm.kmem_map(), hole, PAGE_SIZE);
+    });
+    let op = Op::KmemMalloc { map: MapId::KMEM, size: 2 * PAGE_SIZE, flags: WAITOK };
+    let end = catch_unwind(AssertUnwindSafe(|| sim.execute(&op)));
+    end.map_err(|message| *message.downcast::<String>().expect("a message"))
+}
+
+#[test]
+fn the_last_sleep_is_followed_by_the_panic_without_another_try() {
+    // The eighth event comes after 0.25 + 0.5 + ... + 1.75 seconds, which is 700 ticks.
+    assert!(matches!(freed_after(690), Ok(Outcome::Value(_))));
+    let message = freed_after(710).expect_err("it comes too late");
+    assert!(message.contains("kmem_map too small"), "{message}");
+}
+
+#[test]
+fn while_the_system_is_cold_all_eight_tries_come_at_once() {
+    let (sim, _) = checkerboard(Tunables::default());
+    let before = sim.vm().cnt().ticks.get();
+    sim.vm().state().sched.cold.set(1);
+    let end = catch_unwind(AssertUnwindSafe(|| sim.malloc(2 * PAGE_SIZE, WAITOK)));
+    assert!(end.is_err(), "there is no room");
+    assert_eq!((sim.vm().cnt().lowmem_events.get(), sim.vm().cnt().ticks.get()), (8, before));
 }
 
 #[test]

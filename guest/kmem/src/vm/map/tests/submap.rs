@@ -101,3 +101,13 @@ fn a_fault_against_the_protection_is_refused() {
     f.insert(&EntrySpec { protection: Protection::READ, ..EntrySpec::EMPTY }, 0, 1).expect("free");
     assert_eq!(f.vm().vm_map_lookup(f.map, f.at(0), Protection::WRITE), Err(KernReturn::ProtectionFailure));
 }
+
+#[test]
+#[should_panic(expected = "kmem_suballoc: cannot create submap")]
+fn a_submap_that_cannot_have_its_page_while_nobody_could_wake_it_is_a_panic() {
+    let f = Fixture::new();
+    f.drain(0);
+    // As before the pagedaemon has started.
+    f.vm().cnt().v_free_min.set(0);
+    let _ = f.vm().kmem_suballoc(f.map, PAGE_SIZE);
+}
