@@ -1,0 +1,111 @@
+//! Time-outs: the pairing heap through the threads that have one.
+
+use std::collections::{HashMap, HashSet};
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{Callout, Thread};
+
+use super::context::Context;
+use super::sched::label;
+
+/// Checks the heap of time-outs.
+pub(super) fn check(ctx: &Context<'_>) {
+    let sched = &ctx.roots.sched;
+    if sched.lock.owner.get() != 0 {
+        return;
+    }
+    let mut queued = HashSet::new();
+    check_root(ctx, sched.callouts.get());
+    // Each thread in the heap with the one above it.
+    let mut below: Vec<(KPtr<Thread>, Option<KPtr<Thread>>)> = vec![(sched.callouts.get(), None)];
+    while let Some((first, parent)) = below.pop() {
+        check_siblings(ctx, first, parent, &mut queued, &mut below);
+    }
+    let mut sequences: HashMap<u64, GuestVirt> = HashMap::new();
+    for thread in &ctx.sched.threads {
+        let (t, callout) = (&thread.value, &thread.value.callout);
+        let sequence = callout.sequence.get();
+        if (sequence != 0) != queued.contains(&thread.addr()) {
+            ctx.finding("callout-queued", "thread", thread.addr(), || {
+                let place = if sequence == 0 { "in the heap of time-outs" } else { "not in the heap of time-outs" };
+                format!("{} has the time-out number {sequence}, but is {place}", label(t))
+            });
+        }
+        if sequence == 0 {
+            continue;
+        }
+        if sequence > sched.callout_sequence.get() {
+            ctx.finding("callout-sequence", "thread", thread.addr(), || {
+                format!("its time-out has number {sequence}, but only {} were armed", sched.callout_sequence.get())
+            });
+        }
+        if let Some(other) = sequences.insert(sequence, thread.addr()) {
+            ctx.finding("callout-sequence", "thread", thread.addr(), || {
+                format!("its time-out has number {sequence}, as that of {other}")
+            });
+        }
+        let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
+        if deadline <= ticks {
+            ctx.finding("callout-due", "thread", thread.addr(), || {
+                format!("{} was due at tick {deadline}, but sleeps at tick {ticks}", label(t))
+            });
+        }
+    }
+}
+
+fn check_root(ctx: &Context<'_>, root: KPtr<Thread>) {
+    let Some(thread) = root.non_null().and_then(|root| ctx.sched.thread(root)) else { return };
+    let Callout { sibling, prev, .. } = &thread.value.callout;
+    if !sibling.get().is_null() || !prev.get().is_null() {
+        ctx.finding("callout-link", "thread", thread.addr(), || {
+            let (sibling, prev) = (sibling.get().addr(), prev.get().addr());
+            format!("it is the root of the heap of time-outs, but has sibling {sibling} and prev {prev}")
+        });
+    }
+}
+
+/// The children of `parent` from `first` on. What is below them is added to `below`.
+fn check_siblings(
+    ctx: &Context<'_>,
+    first: KPtr<Thread>,
+    parent: Option<KPtr<Thread>>,
+    queued: &mut HashSet<GuestVirt>,
+    below: &mut Vec<(KPtr<Thread>, Option<KPtr<Thread>>)>,
+) {
+    let (mut before, mut next) = (parent, first);
+    while let Some(pointer) = next.non_null() {
+        let Some(thread) = ctx.sched.thread(pointer) else {
+            ctx.finding("callout-link", "scheduler", ctx.root_of(&ctx.roots.sched.callouts), || {
+                format!("the heap of time-outs leads to {}, which is not on the list of threads", pointer.addr())
+            });
+            return;
+        };
+        let callout = &thread.value.callout;
+        if !queued.insert(thread.addr()) {
+            ctx.finding("callout-link", "thread", thread.addr(), || "it is in the heap of time-outs twice");
+            return;
+        }
+        if let Some(expected) = before
+            && callout.prev.get() != expected
+        {
+            ctx.finding("callout-link", "thread", thread.addr(), || {
+                format!("its prev is {}, but the heap comes from {}", callout.prev.get().addr(), expected.addr())
+            });
+        }
+        let key = |callout: &Callout| (callout.deadline.get(), callout.sequence.get());
+        if let Some(above) = parent.and_then(|parent| ctx.sched.thread(parent))
+            && key(&above.value.callout) > key(callout)
+        {
+            ctx.finding("callout-order", "thread", thread.addr(), || {
+                let (own, other) = (key(callout), key(&above.value.callout));
+                format!("it is due at (tick, number) {own:?}, before the one above it in the heap, {other:?}")
+            });
+        }
+        below.push((callout.child.get(), Some(pointer)));
+        // The root has no siblings: that is a finding already, and they are not looked at.
+        if parent.is_none() {
+            return;
+        }
+        (before, next) = (Some(pointer), callout.sibling.get());
+    }
+}

@@ -1,0 +1,146 @@
+//! Free memory: the buddy lists say what the page array says, and the counters what both do.
+
+use std::collections::HashSet;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::{
+    ISADMA_END, PageFlags, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VM_NFREEORDER, VmFreeList, VmPhysSeg,
+};
+
+use super::context::Context;
+use super::owners::Owner;
+use super::page_array::{Page, Segment};
+
+/// Checks segments and free lists, and claims every page of a free block.
+pub(super) fn check(ctx: &Context<'_>) {
+    check_segments(ctx);
+    if ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+        return;
+    }
+    for (flind, orders) in ctx.roots.vm_phys_free_queues.iter().enumerate() {
+        for (order, list) in orders.iter().enumerate() {
+            check_list(ctx, flind, order, list);
+        }
+    }
+}
+
+/// Each segment is of the free list that its addresses call for.
+fn check_segments(ctx: &Context<'_>) {
+    for (number, segment) in ctx.pages.segments.iter().enumerate() {
+        let isadma = ISADMA_END.pfn();
+        let expected = if segment.start < isadma { VM_FREELIST_ISADMA } else { VM_FREELIST_DEFAULT };
+        let at = ctx.roots.vm_phys_segs.get().addr().add((number * size_of::<VmPhysSeg>()) as u64);
+        if segment.freelist as usize != expected || (segment.start < isadma && segment.end > isadma) {
+            ctx.finding("segment-freelist", "vm_phys_seg", at, || {
+                let (start, end) = (segment.start, segment.end);
+                format!("pages {start:#x} to {end:#x} are of free list {}, expected {expected}", segment.freelist)
+            });
+        }
+    }
+    let (read, counted) = (ctx.pages.segments.len() as u64, ctx.roots.vm_phys_nsegs.get());
+    if read != counted {
+        ctx.finding("segment-order", "kernel roots", ctx.root_of(&ctx.roots.vm_phys_nsegs), || {
+            format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
+        });
+    }
+    let first = ctx.pages.segments.first().map(|segment| segment.start);
+    if first.is_some_and(|first| first != ctx.roots.first_page.get()) {
+        ctx.finding("page-array", "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
+            format!("the page array begins with page {:#x}, the first segment with {first:#x?}", ctx.roots.first_page.get())
+        });
+    }
+}
+
+fn segment_of<'a>(ctx: &'a Context<'_>, pfn: u64) -> Option<(usize, &'a Segment)> {
+    let (number, _) = ctx.pages.locate(pfn)?;
+    Some((number, &ctx.pages.segments[number]))
+}
+
+fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) {
+    let list_at = ctx.root_of(list);
+    let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
+    while next != 0 {
+        let pfn = u64::from(next);
+        let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn)) else {
+            ctx.finding("free-list-link", "free list", list_at, || {
+                format!("list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was never used")
+            });
+            break;
+        };
+        let at = ctx.pages.address(pfn);
+        if !seen.insert(pfn) {
+            ctx.finding("free-list-link", "vm_page", at, || {
+                format!("list {flind}, order {order} comes to page {pfn:#x} again, and never to its end")
+            });
+            break;
+        }
+        if head.prev != before {
+            ctx.finding("free-list-link", "vm_page", at, || {
+                format!("prev of page {pfn:#x} is {:#x}, but its free list comes from {before:#x}", head.prev)
+            });
+        }
+        check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
+        (before, next) = (next, head.next);
+    }
+    if list.tail.get() != before {
+        ctx.finding("free-list-link", "free list", list_at, || {
+            let tail = list.tail.get();
+            format!("list {flind}, order {order}: its tail is page {tail:#x}, its last block {before:#x}")
+        });
+    }
+    if list.count.get() != seen.len() as u64 {
+        ctx.finding("free-list-count", "free list", list_at, || {
+            format!("list {flind}, order {order}: count says {}, it has {} blocks", list.count.get(), seen.len())
+        });
+    }
+}
+
+struct Block {
+    pfn: u64,
+    order: usize,
+    flind: usize,
+    at: GuestVirt,
+}
+
+fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, segment: &Segment) {
+    let &Block { pfn, order, flind, at } = block;
+    let end = pfn + (1 << order);
+    if usize::from(head.block) != order + 1 || pfn.trailing_zeros() < u32::try_from(order).unwrap_or(0) {
+        ctx.finding("free-block-order", "vm_page", at, || {
+            format!("page {pfn:#x} is on the list of order {order}, but its block says {}", i32::from(head.block) - 1)
+        });
+    }
+    if end > segment.fresh || usize::from(head.segind) != number || segment.freelist as usize != flind {
+        ctx.finding("free-block-segment", "vm_page", at, || {
+            let (segind, own, fresh) = (head.segind, segment.freelist, segment.fresh);
+            format!(
+                "pages {pfn:#x} to {end:#x}, on list {flind}: in segment {number}, of list {own}, used below {fresh:#x}; \
+                 segind says {segind}"
+            )
+        });
+    }
+    let buddy = pfn ^ (1 << order);
+    let is_pair = order + 1 < VM_NFREEORDER && buddy >= segment.start && buddy + (1 << order) <= segment.fresh;
+    if is_pair && ctx.pages.get(buddy).is_some_and(|page| usize::from(page.block) == order + 1) {
+        ctx.finding("free-block-coalesced", "vm_page", at, || {
+            format!("page {pfn:#x} and its buddy {buddy:#x} both head a free block of order {order}")
+        });
+    }
+    for page in pfn..end.min(segment.fresh) {
+        ctx.claim(page, Owner::FreeBlock, at);
+        if page != pfn && ctx.pages.get(page).is_some_and(|page| page.block != 0) {
+            ctx.finding("free-block-inner", "vm_page", ctx.pages.address(page), || {
+                format!("page {page:#x} heads a block, but lies in the one of order {order} at page {pfn:#x}")
+            });
+        }
+    }
+}
+
+/// Whether a free page is known to hold zeros only.
+pub(super) fn is_known_zero(ctx: &Context<'_>, page: &Page) -> bool {
+    page.flags.contains(PageFlags::ZERO) || is_untouched(ctx, page)
+}
+
+fn is_untouched(ctx: &Context<'_>, page: &Page) -> bool {
+    ctx.roots.boot_zeroed.get() != 0 && !page.flags.contains(PageFlags::TOUCHED)
+}

@@ -1,0 +1,172 @@
+//! Every page's state, by whoever has it, and the counters of pages by state.
+//!
+//! Runs when every page has been claimed: a page that is handed out and nobody's is lost.
+
+use vmkern_abi::layout::{PageFlags, PageOflags};
+
+use super::context::Context;
+use super::free_lists::is_known_zero;
+use super::in_flight::InFlight;
+use super::owners::Owner;
+use super::page_array::Page;
+
+/// Pages by state.
+#[derive(Default)]
+struct Counts {
+    free: u64,
+    zero: u64,
+    wired: u64,
+}
+
+/// Checks all pages.
+pub(super) fn check(ctx: &Context<'_>) {
+    // With a lock owned, pages are on their way from one state to another.
+    if ctx.roots.held_locks.get() != 0 || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+        return;
+    }
+    let (mut counts, mut suspects) = (Counts::default(), Vec::new());
+    let is_map_updating = ctx.maps.all.iter().any(|map| map.is_updating());
+    for (pfn, page) in ctx.pages.used() {
+        counts.wired += u64::from(page.wire_count > 0);
+        match ctx.owner(pfn) {
+            Some(Owner::FreeBlock) => {
+                counts.free += 1;
+                counts.zero += u64::from(is_known_zero(ctx, page));
+                check_free(ctx, pfn, page);
+            }
+            None if !page.is_allocated() => ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
+                format!("page {pfn:#x} is free, but in no free block")
+            }),
+            // The pools of a map that is being changed are not looked through.
+            None if is_map_updating => {}
+            None => suspects.push(pfn),
+            Some(Owner::Resident) => check_resident(ctx, pfn, page),
+            Some(owner) => check_private(ctx, pfn, page, owner),
+        }
+        if page.is_allocated() {
+            check_allocated(ctx, pfn, page);
+        }
+    }
+    for pfn in InFlight::new(ctx).lost(&suspects) {
+        ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
+            format!("page {pfn:#x} is handed out, but nothing leads to it")
+        });
+    }
+    check_counts(ctx, &counts);
+}
+
+fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page) {
+    let is_head = page.block != 0;
+    let expected = Page {
+        flags: page.flags & (PageFlags::ZERO | PageFlags::TOUCHED),
+        next: if is_head { page.next } else { 0 },
+        prev: if is_head { page.prev } else { 0 },
+        // A page keeps the number of its segment.
+        segind: page.segind,
+        act_count: page.act_count,
+        block: page.block,
+        ..Page::FRESH
+    };
+    if *page != expected {
+        ctx.finding("page-free-state", "vm_page", ctx.pages.address(pfn), || {
+            format!("page {pfn:#x} is free, but is not left as free pages are: {page:x?}")
+        });
+    }
+}
+
+fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
+    let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
+    let known = PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED;
+    let fault = |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+    if !page.flags.contains(PageFlags::TOUCHED) || !known.contains(page.flags) {
+        fault(format!("page {pfn:#x} is handed out, with the flags {:?}", page.flags));
+    }
+    if page.block != 0 {
+        fault(format!("page {pfn:#x} is handed out, but heads a free block of order {}", page.block - 1));
+    }
+    if segment != Some(usize::from(page.segind)) {
+        fault(format!("page {pfn:#x} lies in segment {segment:?}, segind says {}", page.segind));
+    }
+    if page.hold_count != 0 || page.busy != 0 {
+        let (holds, busy) = (page.hold_count, page.busy);
+        fault(format!("page {pfn:#x} is held {holds} times and shared-busy {busy} times, which nobody does"));
+    }
+    if page.dirty & !page.valid != 0 {
+        fault(format!("chunks {:#x} of page {pfn:#x} are dirty, but only {:#x} are valid", page.dirty, page.valid));
+    }
+    if page.queue != 0 && (page.wire_count != 0 || page.flags.contains(PageFlags::UNMANAGED)) {
+        let (queue, wired) = (page.queue, page.wire_count);
+        fault(format!("page {pfn:#x} is on queue {queue}, but wired {wired} times, flags {:?}", page.flags));
+    }
+    if !(PageOflags::BUSY | PageOflags::WANTED).contains(page.oflags)
+        || (page.oflags.contains(PageOflags::WANTED) && !page.oflags.contains(PageOflags::BUSY))
+    {
+        fault(format!("page {pfn:#x} has the oflags {:?}", page.oflags));
+    }
+    if page.oflags.contains(PageOflags::BUSY) && ctx.is_quiet() {
+        fault(format!("page {pfn:#x} is busy, but every thread waits for work"));
+    }
+}
+
+/// A page of an object: whether it is managed follows from the object.
+fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
+    let kernels = [ctx.root_of(&ctx.roots.kernel_object), ctx.root_of(&ctx.roots.kmem_object)];
+    let is_kernels = kernels.contains(&page.object.addr());
+    let fault = |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+    if page.flags.contains(PageFlags::UNMANAGED) != is_kernels {
+        fault(format!("page {pfn:#x} of the object at {} has the flags {:?}", page.object.addr(), page.flags));
+    }
+    if page.private != 0 {
+        fault(format!("page {pfn:#x} belongs to an object, but counts {} in private", page.private));
+    }
+    if page.queue == 0 && (page.next != 0 || page.prev != 0) {
+        let (next, prev) = (page.next, page.prev);
+        fault(format!("page {pfn:#x} is on no queue, but has next {next:#x} and prev {prev:#x}"));
+    }
+    // Between its allocation and its wiring or queueing a page is neither, but then somebody works on it.
+    if page.wire_count == 0 && page.queue == 0 && ctx.is_quiet() {
+        fault(format!("page {pfn:#x} is neither wired nor on a paging queue"));
+    }
+}
+
+/// A page without an object: wired once by its owner, and nothing else.
+fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
+    let counts = matches!(owner, Owner::PageTable | Owner::IndexNode);
+    let expected = Page {
+        flags: page.flags | PageFlags::ALLOCATED | PageFlags::UNMANAGED,
+        wire_count: 1,
+        segind: page.segind,
+        act_count: page.act_count,
+        private: if counts { page.private } else { 0 },
+        // Pages that are mapped one after the other are chained for a moment.
+        next: if owner == Owner::Kentered && !ctx.is_quiet() { page.next } else { 0 },
+        // Told by a rule of its own.
+        block: page.block,
+        hold_count: page.hold_count,
+        busy: page.busy,
+        ..Page::FRESH
+    };
+    if *page != expected {
+        ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
+            format!("page {pfn:#x} is {}, wired by it alone, but is {page:x?}", owner.words())
+        });
+    }
+}
+
+fn check_counts(ctx: &Context<'_>, counts: &Counts) {
+    let roots = &ctx.roots;
+    let fresh: u64 = ctx.pages.segments.iter().map(|segment| segment.end - segment.fresh).sum();
+    let zero = counts.zero + if roots.boot_zeroed.get() != 0 { fresh } else { 0 };
+    let mut compare = |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
+        if counter.get() != found {
+            ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
+                format!("{name} says {}, {source} {found}", counter.get())
+            });
+        }
+    };
+    compare("v_page_count", &roots.meter.v_page_count, ctx.pages.managed(), "the segments have");
+    compare("v_free_count", &roots.meter.v_free_count, counts.free + fresh, "free blocks and unused memory have");
+    compare("v_wire_count", &roots.meter.v_wire_count, counts.wired, "the page array has wired pages:");
+    compare("v_cache_count", &roots.meter.v_cache_count, 0, "no page can be cached:");
+    compare("vm_page_zero_count", &roots.vm_page_zero_count, zero, "free pages known to be zero:");
+}

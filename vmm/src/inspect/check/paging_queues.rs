@@ -1,0 +1,72 @@
+//! The paging queues: managed pages that nobody has wired.
+
+use std::collections::HashSet;
+
+use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, VmFreeList};
+
+use super::context::Context;
+
+/// Checks both queues against each other and the page array.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.roots.vm_page_queue_mtx.owner.get() != 0 {
+        return;
+    }
+    let mut queued = HashSet::new();
+    let [inactive, active] = &ctx.roots.vm_page_queues;
+    check_queue(ctx, "inactive", PQ_INACTIVE, inactive, &mut queued);
+    check_queue(ctx, "active", PQ_ACTIVE, active, &mut queued);
+    let counters = [("v_inactive_count", &ctx.roots.meter.v_inactive_count, inactive), ("v_active_count", &ctx.roots.meter.v_active_count, active)];
+    for (name, counter, list) in counters {
+        if counter.get() != list.count.get() {
+            ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
+                format!("{name} says {}, its queue counts {}", counter.get(), list.count.get())
+            });
+        }
+    }
+    for (pfn, page) in ctx.pages.used() {
+        if page.queue != 0 && !queued.contains(&pfn) {
+            ctx.finding("page-queue", "vm_page", ctx.pages.address(pfn), || {
+                format!("page {pfn:#x} says that it is on queue {}, which does not lead to it", page.queue)
+            });
+        }
+    }
+}
+
+fn check_queue(ctx: &Context<'_>, name: &str, number: u8, list: &VmFreeList, queued: &mut HashSet<u64>) {
+    let list_at = ctx.root_of(list);
+    let (mut count, mut before, mut next) = (0, 0, list.head.get());
+    while next != 0 {
+        let pfn = u64::from(next);
+        let Some(&page) = ctx.pages.locate(pfn).and_then(|_| ctx.pages.get(pfn)) else {
+            ctx.finding("page-queue", "paging queue", list_at, || {
+                format!("{name} queue: after page {before:#x} comes {pfn:#x}, which was never used")
+            });
+            break;
+        };
+        let at = ctx.pages.address(pfn);
+        if !queued.insert(pfn) {
+            ctx.finding("page-queue", "vm_page", at, || {
+                format!("the {name} queue comes to page {pfn:#x}, which was on a queue already")
+            });
+            break;
+        }
+        if page.prev != before {
+            ctx.finding("page-queue", "vm_page", at, || {
+                format!("prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}", page.prev)
+            });
+        }
+        if page.queue != number {
+            ctx.finding("page-queue", "vm_page", at, || {
+                format!("page {pfn:#x} is on the {name} queue, number {number}, but says {}", page.queue)
+            });
+        }
+        count += 1;
+        (before, next) = (next, page.next);
+    }
+    if list.tail.get() != before || list.count.get() != count {
+        ctx.finding("page-queue", "paging queue", list_at, || {
+            let (tail, counted) = (list.tail.get(), list.count.get());
+            format!("{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to {before:#x}")
+        });
+    }
+}

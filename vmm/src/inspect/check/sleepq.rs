@@ -1,0 +1,129 @@
+//! Sleep queues: who sleeps on which channel.
+
+use std::collections::{HashMap, HashSet};
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{SC_TABLESIZE, ThreadState};
+
+use super::context::Context;
+use super::sched::{Queue, label};
+
+/// Checks all sleep queues.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.roots.sched.lock.owner.get() != 0 {
+        return;
+    }
+    let (mut asleep, mut channels) = (HashSet::new(), HashMap::new());
+    let mut chain = (usize::MAX, KPtr::NULL);
+    for queue in &ctx.sched.queues {
+        let before = if chain.0 == queue.chain { chain.1 } else { KPtr::NULL };
+        check_place(ctx, queue, before);
+        chain = (queue.chain, queue.queue.at);
+        let channel = queue.queue.value.wchan.get();
+        if let Some(other) = channels.insert(channel, queue.queue.addr()) {
+            ctx.finding("sleepq-channel", "sleep queue", queue.queue.addr(), || {
+                format!("its channel {channel} is also that of the queue at {other}")
+            });
+        }
+        check_sleepers(ctx, queue, &mut asleep);
+    }
+    for thread in &ctx.sched.threads {
+        let t = &thread.value;
+        if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
+            ctx.finding("sleepq-missing", "thread", thread.addr(), || {
+                format!("{} sleeps on {}, but is on no sleep queue: nobody can wake it", label(t), t.wchan.get())
+            });
+        }
+    }
+    check_ownership(ctx);
+}
+
+const fn hash(channel: GuestVirt) -> u64 {
+    (channel.get() >> 3 ^ channel.get() >> 10) % SC_TABLESIZE as u64
+}
+
+/// The queue is in the chain of its channel, and its links say how the chain came to it.
+fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout::SleepQueue>) {
+    let (at, q) = (queue.queue.addr(), &queue.queue.value);
+    if hash(q.wchan.get()) != queue.chain as u64 {
+        ctx.finding("sleepq-chain", "sleep queue", at, || {
+            let own = hash(q.wchan.get());
+            format!("its channel {} belongs to chain {own}, but it is in chain {}", q.wchan.get(), queue.chain)
+        });
+    }
+    if q.hash_prev.get() != before {
+        ctx.finding("sleepq-chain", "sleep queue", at, || {
+            let prev = q.hash_prev.get().addr();
+            format!("its hash_prev is {prev}, but chain {} comes from {}", queue.chain, before.addr())
+        });
+    }
+}
+
+/// Its sleepers sleep on its channel, and each but one has brought a spare queue.
+fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVirt>) {
+    let (at, q) = (queue.queue.addr(), &queue.queue.value);
+    let (mut before, mut next, mut count) = (KPtr::NULL, q.blocked.head.get(), 0);
+    while let Some(pointer) = next.non_null() {
+        let Some(thread) = ctx.sched.thread(pointer) else {
+            ctx.finding("sleepq-link", "sleep queue", at, || {
+                format!("it leads to {}, which is not on the list of threads", pointer.addr())
+            });
+            return;
+        };
+        let t = &thread.value;
+        if !asleep.insert(thread.addr()) {
+            ctx.finding("sleepq-link", "thread", thread.addr(), || format!("{} is on sleep queues twice", label(t)));
+            return;
+        }
+        if t.sq_prev.get() != before {
+            ctx.finding("sleepq-link", "thread", thread.addr(), || {
+                format!("its sq_prev is {}, but its queue comes from {}", t.sq_prev.get().addr(), before.addr())
+            });
+        }
+        if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
+            ctx.finding("sleepq-sleeper", "thread", thread.addr(), || {
+                let (state, own) = (t.state.get(), t.wchan.get());
+                format!("{} is on the queue of {}, but its state is {state} and its channel {own}", label(t), q.wchan.get())
+            });
+        }
+        count += 1;
+        (before, next) = (pointer, t.sq_next.get());
+    }
+    if q.blocked.tail.get() != before {
+        ctx.finding("sleepq-link", "sleep queue", at, || {
+            format!("its tail is {}, its last sleeper {}", q.blocked.tail.get().addr(), before.addr())
+        });
+    }
+    if count != queue.spares.len() + 1 {
+        ctx.finding("sleepq-spare", "sleep queue", at, || {
+            format!("{count} threads sleep on it, but there are {} spare queues", queue.spares.len())
+        });
+    }
+}
+
+/// A thread owns a sleep queue while it does not sleep, and no two own the same.
+fn check_ownership(ctx: &Context<'_>) {
+    let mut owners: HashMap<GuestVirt, GuestVirt> = HashMap::new();
+    let in_use = ctx.sched.queues.iter().flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares));
+    for queue in in_use {
+        if owners.insert(queue.addr(), ctx.root_of(&ctx.roots.sched.sleepqueues)).is_some() {
+            ctx.finding("sleepq-owner", "sleep queue", queue.addr(), || "it is in use twice");
+        }
+    }
+    for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
+        let t = &thread.value;
+        let own = t.sleepqueue.get();
+        if (t.state() == Some(ThreadState::Sleeping)) != own.is_null() {
+            ctx.finding("sleepq-owner", "thread", thread.addr(), || {
+                format!("{} has state {}, but the sleep queue that it owns is {}", label(t), t.state.get(), own.addr())
+            });
+        }
+        if let Some(own) = own.non_null()
+            && let Some(other) = owners.insert(own.addr(), thread.addr())
+        {
+            ctx.finding("sleepq-owner", "thread", thread.addr(), || {
+                format!("{} owns the sleep queue at {}, but so does {other}", label(t), own.addr())
+            });
+        }
+    }
+}

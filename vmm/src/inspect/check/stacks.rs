@@ -1,0 +1,94 @@
+//! Kernel stacks: mapped, above a page that is not, and in use where the thread says.
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::layout::{Thread, ThreadState};
+use vmkern_abi::pte::PteFlags;
+
+use super::context::Context;
+use super::sched::{Item, label};
+
+/// Pages of a kernel stack (`KSTACK_PAGES`).
+const KSTACK_PAGES: u64 = 4;
+/// Words of [`Thread::md`], as the kernel of x86_64 keeps them.
+struct Saved {
+    /// Stack pointer.
+    rsp: u64,
+    /// End of the next free trap slot.
+    slot: u64,
+    /// Bounds of the stack proper.
+    low: u64,
+    high: u64,
+    /// Bounds of the trap slots.
+    slots: u64,
+    slots_end: u64,
+    /// Depth of interrupt deferral.
+    depth: u64,
+}
+
+impl Saved {
+    fn of(thread: &Thread) -> Self {
+        let [rsp, slot, low, high, slots, slots_end, depth, _] = std::array::from_fn(|word| thread.md[word].get());
+        Self { rsp, slot, low, high, slots, slots_end, depth }
+    }
+}
+
+/// Checks the stacks of all threads, those that have exited included.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.roots.sched.lock.owner.get() != 0 {
+        return;
+    }
+    let idle = ctx.roots.sched.idle.get();
+    for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
+        if thread.at != idle {
+            check_stack(ctx, thread);
+        }
+        if matches!(thread.value.state(), Some(ThreadState::Runnable | ThreadState::Sleeping)) {
+            check_saved(ctx, thread);
+        }
+    }
+}
+
+fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
+    let (low, pages) = (thread.value.kstack.get(), thread.value.kstack_pages.get());
+    let fault = |detail: String| ctx.finding("kernel-stack", "thread", thread.addr(), || detail);
+    let lowest = VM_MIN_KERNEL_ADDRESS.add(PAGE_SIZE);
+    let end = low.checked_add(KSTACK_PAGES * PAGE_SIZE).filter(|&end| end <= VM_MAX_KERNEL_ADDRESS);
+    let (true, Some(end)) = (low.is_page_aligned() && low >= lowest, end) else {
+        return fault(format!("the stack of {} is at {low}, outside of kernel_map", label(&thread.value)));
+    };
+    if pages != KSTACK_PAGES {
+        fault(format!("the stack of {} has {pages} pages, not {KSTACK_PAGES}", label(&thread.value)));
+    }
+    for va in (low.get()..end.get()).step_by(1 << 12).map(GuestVirt::new) {
+        let flags = ctx.translate(va).map(|mapping| mapping.flags);
+        if flags.is_none_or(|flags| !flags.contains(PteFlags::KENTER | PteFlags::RW | PteFlags::NX)) {
+            fault(format!("the stack of {} includes {va}, whose translation is {flags:?}", label(&thread.value)));
+        }
+    }
+    let guard = GuestVirt::new(low.get() - PAGE_SIZE);
+    if let Some(mapping) = ctx.translate(guard) {
+        fault(format!("the guard page {guard} of {} is mapped to {}", label(&thread.value), mapping.phys));
+    }
+}
+
+/// What the machine has saved of a thread that does not run.
+fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
+    let t = &thread.value;
+    let saved = Saved::of(t);
+    let fault = |detail: String| ctx.finding("saved-context", "thread", thread.addr(), || detail);
+    let Saved { rsp, slot, low, high, slots, slots_end, depth } = saved;
+    if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
+        fault(format!("the stack pointer of {} is {rsp:#x}, its stack [{low:#x}, {high:#x})", label(t)));
+    }
+    if slot <= slots || slot > slots_end {
+        fault(format!("the next trap slot of {} ends at {slot:#x}, its slots [{slots:#x}, {slots_end:#x})", label(t)));
+    }
+    if depth != 1 {
+        fault(format!("{} was switched away from with interrupts deferred {depth} times, not once", label(t)));
+    }
+    let kstack = t.kstack.get().get();
+    if kstack != 0 && (low != kstack || slots != high || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE) {
+        fault(format!("{} has its stack at {kstack:#x}, but runs on [{low:#x}, {slots_end:#x})", label(t)));
+    }
+}

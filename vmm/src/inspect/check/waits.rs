@@ -1,0 +1,161 @@
+//! Sleeping threads, and the flags by which those who could wake them know of them.
+
+use std::mem::offset_of;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::{EntryFlags, KernelRoots, PageOflags, Thread, ThreadState, VmMap, VmMeter};
+
+use super::context::Context;
+use super::maps::Map;
+use super::sched::{Item, label};
+
+/// Checks that whoever sleeps will be thought of.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.roots.sched.lock.owner.get() != 0 {
+        return;
+    }
+    check_words(ctx);
+    if ctx.roots.vm_page_queue_free_mtx.owner.get() == 0 {
+        check_page_shortage(ctx);
+    }
+    ctx.maps.all.iter().filter(|map| !map.is_updating()).for_each(|map| check_map(ctx, map));
+    check_busy_pages(ctx);
+    check_messages(ctx);
+}
+
+/// Words that are 0 or 1.
+fn check_words(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
+    let words = [
+        ("vm_pages_needed", &roots.vm_pages_needed),
+        ("vm_pageout_pages_needed", &roots.vm_pageout_pages_needed),
+        ("boot_zeroed", &roots.boot_zeroed),
+    ];
+    for (name, word) in words {
+        if word.get() > 1 {
+            ctx.finding("flag-word", "kernel roots", ctx.root_of(word), || {
+                format!("{name} is {}, but is 0 or 1", word.get())
+            });
+        }
+    }
+}
+
+fn root_channel(ctx: &Context<'_>, offset: usize) -> GuestVirt {
+    ctx.root(offset)
+}
+
+/// Those who wait for pages, and the pagedaemon that should know of it.
+fn check_page_shortage(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
+    let lost = |thread: &Item<Thread>, flag: &str| {
+        ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+            format!("{} sleeps in {}, but {flag} is 0: nobody will wake it", label(&thread.value), message(thread))
+        });
+    };
+    let free_count = root_channel(ctx, offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count));
+    if roots.vm_pages_needed.get() == 0 {
+        ctx.sched.sleepers(free_count).for_each(|thread| lost(thread, "vm_pages_needed"));
+    }
+    if roots.vm_pageout_pages_needed.get() == 0 {
+        let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed));
+        ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
+    }
+    // The pagedaemon sleeps without a time-out only while nobody needs pages.
+    if roots.vm_pages_needed.get() != 0 {
+        let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
+        for thread in ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0) {
+            ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+                format!("{} sleeps without a time-out, but vm_pages_needed is 1", label(&thread.value))
+            });
+        }
+    }
+}
+
+/// Those who wait for room in a map, or for the end of a transition.
+fn check_map(ctx: &Context<'_>, map: &Map) {
+    let channel = map.at.checked_add(offset_of!(VmMap, index) as u64).unwrap_or(map.at);
+    let mut sleepers = ctx.sched.sleepers(channel).peekable();
+    let wanted = map.entries.iter().find(|entry| entry.eflags.contains(EntryFlags::NEEDS_WAKEUP));
+    match (sleepers.peek(), wanted) {
+        (Some(sleeper), None) if map.needs_wakeup == 0 && !waker_is_under_way(ctx) => {
+            ctx.finding("sleeper-flag", "thread", sleeper.addr(), || {
+                let who = label(&sleeper.value);
+                format!("{who} waits for {}, but neither needs_wakeup nor an entry says so", map.name)
+            });
+        }
+        (None, _) if map.needs_wakeup != 0 && ctx.is_quiet() => {
+            ctx.finding("needs-wakeup", map.name, map.at, || {
+                format!("needs_wakeup is {}, but nobody waits for it", map.needs_wakeup)
+            });
+        }
+        _ => {}
+    }
+    if map.needs_wakeup > 1 {
+        ctx.finding("flag-word", map.name, map.at, || format!("needs_wakeup is {}, but is 0 or 1", map.needs_wakeup));
+    }
+}
+
+/// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet woken who waits.
+fn waker_is_under_way(ctx: &Context<'_>) -> bool {
+    let idle = ctx.roots.sched.idle.get();
+    let is_active = |t: &Thread| matches!(t.state(), Some(ThreadState::Running | ThreadState::Runnable));
+    ctx.sched.threads.iter().any(|thread| thread.at != idle && is_active(&thread.value))
+}
+
+/// Those who wait for a page that somebody works on.
+fn check_busy_pages(ctx: &Context<'_>) {
+    if ctx.roots.held_locks.get() != 0 {
+        return;
+    }
+    for thread in ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping)) {
+        let Some(pfn) = ctx.pages.number_at(thread.value.wchan.get()) else { continue };
+        let waiting = PageOflags::BUSY | PageOflags::WANTED;
+        match ctx.pages.get(pfn) {
+            Some(page) if page.oflags.contains(waiting) || page.busy != 0 && page.oflags == PageOflags::WANTED => {}
+            page => ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+                let oflags = page.map(|page| page.oflags);
+                format!("{} waits for page {pfn:#x}, whose oflags are {oflags:?}", label(&thread.value))
+            }),
+        }
+    }
+    for (pfn, page) in ctx.pages.used().filter(|(_, page)| page.oflags.contains(PageOflags::WANTED)) {
+        let at = ctx.pages.address(pfn);
+        if ctx.sched.sleepers(at).next().is_none() {
+            ctx.finding("page-wanted", "vm_page", at, || {
+                format!("page {pfn:#x} has oflags {:?}, but nobody waits for it", page.oflags)
+            });
+        }
+    }
+}
+
+/// Channels that only one sort of sleep uses, with its wait message.
+fn check_messages(ctx: &Context<'_>) {
+    for thread in ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping)) {
+        let t = &thread.value;
+        let (channel, said) = (t.wchan.get(), message(thread));
+        let expected: &[&str] = match channel {
+            c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed)) => &["psleep"],
+            c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed)) => &["VMWait"],
+            c if c == ctx.root_of(&ctx.roots.meter.v_free_count) => &["vmwait", "pfault"],
+            c if ctx.pages.number_at(c).is_some() => &["pgrbwt", "vmopar", "vmpfw"],
+            c if is_in_a_map(ctx, c, offset_of!(VmMap, index)) => &["vmmaps"],
+            c if is_in_a_map(ctx, c, offset_of!(VmMap, sx)) => &["user map"],
+            _ => continue,
+        };
+        if !expected.contains(&said.as_str()) {
+            ctx.finding("wait-message", "thread", thread.addr(), || {
+                format!("{} sleeps on {channel}, where one waits in {expected:?}, but says {said:?}", label(t))
+            });
+        }
+    }
+}
+
+fn is_in_a_map(ctx: &Context<'_>, channel: GuestVirt, offset: usize) -> bool {
+    let map = channel.get().checked_sub(offset as u64).map(GuestVirt::new);
+    map.is_some_and(|map| ctx.maps.at(map).is_some())
+}
+
+fn message(thread: &Item<Thread>) -> String {
+    thread.value.wait_message().map_or_else(String::new, |message| message.to_string())
+}
+

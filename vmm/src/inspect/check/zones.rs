@@ -1,0 +1,278 @@
+//! Zones: slabs, their free lists, and that every item handed out is somebody's.
+//!
+//! A zone links only those of its slabs that have free items; the others are found by the items in them. An item that
+//! neither the kernel's structures nor a thread's stack leads to is lost.
+
+use std::collections::{BTreeMap, HashSet};
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::layout::{
+    EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
+    ZONE_COUNT,
+};
+
+use super::context::Context;
+use super::handlers::stored_op;
+use super::in_flight::InFlight;
+use super::owners::Owner;
+use super::sched::Item;
+
+/// The zones, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zone {
+    Object,
+    EventList,
+    EventHandler,
+    StoredOp,
+    Thread,
+    SleepQueue,
+}
+
+impl Zone {
+    const ALL: [Self; ZONE_COUNT] =
+        [Self::Object, Self::EventList, Self::EventHandler, Self::StoredOp, Self::Thread, Self::SleepQueue];
+
+    /// What an item is.
+    const fn item(self) -> &'static str {
+        match self {
+            Self::Object => "vm_object",
+            Self::EventList => "event",
+            Self::EventHandler => "event handler",
+            Self::StoredOp => "stored operation",
+            Self::Thread => "thread",
+            Self::SleepQueue => "sleep queue",
+        }
+    }
+
+    /// Bytes of an item.
+    const fn size(self) -> u64 {
+        let bytes = match self {
+            Self::Object => size_of::<VmObject>(),
+            Self::EventList => size_of::<EventhandlerList>(),
+            Self::EventHandler => size_of::<EventhandlerEntry>(),
+            Self::StoredOp => size_of::<StoredOp>(),
+            Self::Thread => size_of::<Thread>(),
+            Self::SleepQueue => size_of::<SleepQueue>(),
+        };
+        (bytes as u64).next_multiple_of(HEADER)
+    }
+
+    /// Items of a slab.
+    const fn items(self) -> u64 {
+        (PAGE_SIZE - HEADER) / self.size()
+    }
+
+    /// Whether an item can begin at `at`.
+    fn fits(self, at: GuestVirt) -> bool {
+        let offset = at.page_offset();
+        offset >= HEADER && (offset - HEADER).is_multiple_of(self.size()) && offset + self.size() <= PAGE_SIZE
+    }
+
+    /// The zone of the item at `at`, as the header of the page that it lies in has it.
+    pub(super) fn of_item(ctx: &Context<'_>, at: GuestVirt) -> Option<Self> {
+        if !ctx.is_managed(at) {
+            return None;
+        }
+        let header: SlabHeader = ctx.memory.get("slab", KPtr::new(at.page())).ok()?;
+        let zone = *Self::ALL.get(usize::try_from(header.zone.get()).ok()?)?;
+        zone.fits(at).then_some(zone)
+    }
+}
+
+/// Bytes of a slab's header, and of the unit of item sizes.
+const HEADER: u64 = size_of::<SlabHeader>() as u64;
+
+/// Checks all zones.
+pub(super) fn check(ctx: &Context<'_>) {
+    let mut in_flight = InFlight::new(ctx);
+    for (number, (kind, zone)) in Zone::ALL.into_iter().zip(&ctx.roots.zones).enumerate() {
+        if zone.lock.owner.get() == 0
+            && let Some(used) = used_items(ctx, kind)
+        {
+            Slabs::read(ctx, number, kind, zone).check(used, &mut in_flight);
+        }
+    }
+}
+
+/// Items of a zone that the kernel's structures lead to, or nothing when these are being changed.
+fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
+    fn addresses<'a, T: 'a>(items: impl Iterator<Item = &'a Item<T>>) -> Vec<GuestVirt> {
+        items.map(Item::addr).collect()
+    }
+    let handlers = || ctx.sched.events.iter().flat_map(|event| &event.handlers);
+    let is_free = match zone {
+        Zone::Object => ctx.maps.all.iter().all(|map| !map.is_updating()) && ctx.roots.held_locks.get() == 0,
+        Zone::EventList | Zone::EventHandler | Zone::StoredOp => ctx.roots.eventhandler_mtx.owner.get() == 0,
+        Zone::Thread | Zone::SleepQueue => ctx.roots.sched.lock.owner.get() == 0,
+    };
+    is_free.then(|| match zone {
+        Zone::Object => anonymous_objects(ctx),
+        Zone::EventList => addresses(ctx.sched.events.iter().map(|event| &event.list)),
+        Zone::EventHandler => addresses(handlers()),
+        Zone::StoredOp => handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect(),
+        Zone::Thread => addresses(ctx.sched.threads.iter().chain(&ctx.sched.zombies)),
+        Zone::SleepQueue => {
+            let queues = ctx.sched.queues.iter();
+            let mut used = addresses(queues.flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares)));
+            let owned = |thread: &Item<Thread>| Some(thread.value.sleepqueue.get().non_null()?.addr());
+            used.extend(ctx.sched.threads.iter().chain(&ctx.sched.zombies).filter_map(owned));
+            used
+        }
+    })
+}
+
+fn anonymous_objects(ctx: &Context<'_>) -> Vec<GuestVirt> {
+    let kernels = [ctx.root_of(&ctx.roots.kernel_object), ctx.root_of(&ctx.roots.kmem_object)];
+    let entries = ctx.maps.all.iter().flat_map(|map| &map.entries);
+    let objects: HashSet<GuestVirt> = entries.filter_map(|entry| entry.object()).collect();
+    objects.into_iter().filter(|object| !kernels.contains(object)).collect()
+}
+
+/// A zone's slabs: for each, by the address of its header, its free items and how many items are used.
+struct Slabs<'a, 'b> {
+    ctx: &'a Context<'b>,
+    number: usize,
+    kind: Zone,
+    zone: &'a SlabZone,
+    slabs: BTreeMap<GuestVirt, Slab>,
+}
+
+#[derive(Default)]
+struct Slab {
+    free: HashSet<GuestVirt>,
+    used: HashSet<GuestVirt>,
+    /// Whether the zone's list leads to it.
+    is_partial: bool,
+}
+
+impl<'a, 'b> Slabs<'a, 'b> {
+    /// Follows the zone's list of slabs with free items.
+    fn read(ctx: &'a Context<'b>, number: usize, kind: Zone, zone: &'a SlabZone) -> Self {
+        let mut slabs = Self { ctx, number, kind, zone, slabs: BTreeMap::new() };
+        if u64::from(zone.item_size.get()) != kind.size() {
+            ctx.finding("zone-item-size", "zone", ctx.root_of(zone), || {
+                format!("item_size of zone {number} is {}, a {} takes {}", zone.item_size.get(), kind.item(), kind.size())
+            });
+        }
+        let next = |slab: &SlabHeader| slab.next.get();
+        let mut before = KPtr::NULL;
+        for slab in super::sched::chain(&ctx.memory, ctx.findings(), "slab", zone.partial.get(), next) {
+            if slab.value.prev.get() != before {
+                let prev = slab.value.prev.get().addr();
+                slabs.finding("slab-list", slab.addr(), || {
+                    format!("its prev is {prev}, but the list of its zone comes from {}", before.addr())
+                });
+            }
+            before = slab.at;
+            slabs.read_free(&slab);
+        }
+        slabs
+    }
+
+    fn finding(&self, rule: &'static str, at: GuestVirt, detail: impl FnOnce() -> String) {
+        self.ctx.finding(rule, "slab", at, || format!("zone {}: {}", self.number, detail()));
+    }
+
+    /// Follows the free items of a slab.
+    fn read_free(&mut self, slab: &Item<SlabHeader>) {
+        let at = slab.addr();
+        if !at.is_page_aligned() || !self.ctx.is_managed(at) {
+            return self.finding("slab-list", at, || "it is on the list of slabs, but is no managed page".to_owned());
+        }
+        let mut free = HashSet::new();
+        let mut item = slab.value.free.get();
+        while let Some(pointer) = item.non_null() {
+            let addr = pointer.addr();
+            if addr.page() != at || !self.kind.fits(addr) {
+                self.finding("slab-free", at, || format!("its list of free items leads to {addr}, which is no item of it"));
+                break;
+            }
+            if !free.insert(addr) {
+                self.finding("slab-free", at, || format!("its list of free items comes to {addr} twice"));
+                break;
+            }
+            match self.ctx.memory.get::<SlabItem>("slab", pointer) {
+                Ok(value) => item = value.next.get(),
+                Err(error) => {
+                    self.ctx.unreadable(&error);
+                    break;
+                }
+            }
+        }
+        let (counted, found, items) = (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
+        if counted != found {
+            self.finding("slab-free-count", at, || format!("free_count is {counted}, its list has {found} free items"));
+        }
+        if found == 0 || found == items {
+            self.finding("slab-list", at, || {
+                format!("{found} of its {items} items are free, but only slabs with free and used ones are listed")
+            });
+        }
+        self.slabs.insert(at, Slab { free, used: HashSet::new(), is_partial: true });
+    }
+
+    /// Puts the items in use to their slabs, and compares what is known from both sides.
+    fn check(mut self, used: Vec<GuestVirt>, in_flight: &mut InFlight<'_, '_>) {
+        for at in used {
+            if !self.kind.fits(at) || !self.ctx.is_managed(at) {
+                self.ctx.finding("zone-item", self.kind.item(), at, || {
+                    format!("it is in use, but no item of zone {} can lie there", self.number)
+                });
+                continue;
+            }
+            let slab = self.slabs.entry(at.page()).or_default();
+            if slab.free.contains(&at) {
+                self.ctx.finding("zone-item", self.kind.item(), at, || {
+                    format!("it is in use, and also a free item of zone {}", self.number)
+                });
+            }
+            slab.used.insert(at);
+        }
+        for (&at, slab) in &self.slabs {
+            self.check_slab(at, slab, in_flight);
+        }
+        self.check_counts(in_flight);
+    }
+
+    fn check_slab(&self, at: GuestVirt, slab: &Slab, in_flight: &mut InFlight<'_, '_>) {
+        self.ctx.claim_at(at, Owner::Slab);
+        match self.ctx.memory.get::<SlabHeader>("slab", KPtr::new(at)) {
+            Ok(header) => {
+                if header.zone.get() as usize != self.number {
+                    self.finding("slab-zone", at, || format!("its header says zone {}", header.zone.get()));
+                }
+                if !slab.is_partial && (!header.free.get().is_null() || header.free_count.get() != 0) {
+                    self.finding("slab-list", at, || {
+                        let (free, count) = (header.free.get().addr(), header.free_count.get());
+                        format!("it has {count} free items from {free} on, but is not on the list of slabs")
+                    });
+                }
+            }
+            Err(error) => self.ctx.unreadable(&error),
+        }
+        for number in 0..self.kind.items() {
+            let item = at.add(HEADER + number * self.kind.size());
+            if !slab.free.contains(&item) && !slab.used.contains(&item) && !in_flight.mentions(item, self.kind.size()) {
+                self.ctx.finding("zone-lost", self.kind.item(), item, || {
+                    format!("it is handed out by zone {}, but nothing leads to it", self.number)
+                });
+            }
+        }
+    }
+
+    fn check_counts(&self, in_flight: &InFlight<'_, '_>) {
+        let slabs = self.slabs.len() as u64;
+        let free: u64 = self.slabs.values().map(|slab| slab.free.len() as u64).sum();
+        let used = slabs * self.kind.items() - free;
+        let counts =
+            [("slabs", &self.zone.slabs, slabs), ("free", &self.zone.free, free), ("used", &self.zone.used, used)];
+        for (name, counter, found) in counts {
+            // A slab of which every item is in flight is not found.
+            if counter.get() != found && !(in_flight.is_possible() && name != "free" && counter.get() > found) {
+                self.ctx.finding("zone-count", "zone", self.ctx.root_of(counter), || {
+                    format!("{name} of zone {} says {}, its slabs sum to {found}", self.number, counter.get())
+                });
+            }
+        }
+    }
+}
