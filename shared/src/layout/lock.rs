@@ -1,8 +1,36 @@
 //! Lock words.
 
+use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::field::Field;
+
+bitflags! {
+    /// Classes of mutexes as [`super::Thread::held_locks`] has them, in the order of nesting, outermost first.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct HeldLocks: u32 {
+        /// The requests of the host.
+        const DRIVER = 1 << 0;
+        /// The lists of event handlers.
+        const EVENTHANDLER = 1 << 1;
+        /// A system map.
+        const MAP = 1 << 2;
+        /// The interlock of those who wait for a map.
+        const MAP_SLEEP = 1 << 3;
+        /// An object.
+        const OBJECT = 1 << 4;
+        /// A zone.
+        const ZONE = 1 << 5;
+        /// The paging queues.
+        const PAGE_QUEUE = 1 << 6;
+        /// The pmap.
+        const PMAP = 1 << 7;
+        /// The free-page queues.
+        const FREE_QUEUE = 1 << 8;
+        /// The scheduler.
+        const SCHED = 1 << 9;
+    }
+}
 
 /// A mutex (`struct mtx`). All zero is a free one.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]

@@ -72,6 +72,9 @@ impl LockClass {
     }
 }
 
+const _: () = assert!(LockClass::Driver.bit() == vmkern_abi::layout::HeldLocks::DRIVER.bits());
+const _: () = assert!(LockClass::Sched.bit() == vmkern_abi::layout::HeldLocks::SCHED.bits());
+
 /// Acquisitions of a recursive mutex after the first, in the high half of its word.
 const RECURSION: u32 = 1 << 16;
 /// The owner, in the low half of the word.

@@ -5,17 +5,22 @@
 //! owners of pages, so that rules run in any order.
 
 use std::borrow::Cow;
+use std::ptr;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::KernelRoots;
+use vmkern_abi::walk::{Mapping, walk};
 
 use super::finding::{CheckStats, Findings, Report, Updating};
+use super::locks;
 use super::maps::{Map, Maps};
 use super::memory::Memory;
 use super::objects::{Object, Objects};
 use super::owners::{Owner, Owners};
 use super::page_array::PageArray;
 use super::rest::Rest;
+use super::sched::Sched;
 use super::tables::Tables;
 use crate::inspect::view::View;
 use crate::inspect::{InspectError, roots};
@@ -38,6 +43,8 @@ pub(super) struct Context<'a> {
     pub objects: Objects,
     /// All page tables.
     pub tables: Tables,
+    /// Threads, CPUs, sleep queues and event handlers.
+    pub sched: Sched,
     findings: Findings,
     owners: Owners,
 }
@@ -56,7 +63,8 @@ impl<'a> Context<'a> {
         let maps = Maps::read(&memory, &roots, &findings);
         let objects = Objects::read(&memory, roots_at, &roots, &maps, &findings);
         let tables = Tables::read(&memory, &roots, view.pml4(), &findings);
-        Ok(Self { memory, roots_at, roots, pages, rest, maps, objects, tables, findings, owners })
+        let sched = Sched::read(&memory, &roots, &findings);
+        Ok(Self { memory, roots_at, roots, pages, rest, maps, objects, tables, sched, findings, owners })
     }
 
     /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the contradiction.
@@ -82,7 +90,7 @@ impl<'a> Context<'a> {
 
     /// Claims the page in which the structure at `at` of the direct map lies.
     pub(super) fn claim_at(&self, at: GuestVirt, owner: Owner) {
-        if let Some(at_phys) = vmkern_abi::kva::dmap_to_phys(at) {
+        if let Some(at_phys) = dmap_to_phys(at) {
             self.claim(at_phys.pfn(), owner, at);
         }
     }
@@ -95,6 +103,39 @@ impl<'a> Context<'a> {
     /// The address of a field of the kernel's roots, `offset` bytes from their start.
     pub(super) fn root(&self, offset: usize) -> GuestVirt {
         self.roots_at.addr().checked_add(offset as u64).unwrap_or_default()
+    }
+
+    /// The address of a field of the kernel's roots, `field` being the one of [`Context::roots`].
+    pub(super) fn root_of<T>(&self, field: &T) -> GuestVirt {
+        self.root(ptr::from_ref(field).addr().wrapping_sub(ptr::from_ref(&self.roots).addr()))
+    }
+
+    /// Where findings go.
+    pub(super) fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// Whether every thread waits for work.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.rest.is_quiet()
+    }
+
+    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed.
+    pub(super) fn is_locked(&self) -> bool {
+        let holds = |thread| self.sched.thread(thread).is_some_and(|thread| thread.value.held_locks.get() != 0);
+        self.roots.boot_held_locks.get() != 0
+            || self.roots.sched.lock.owner.get() != 0
+            || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))
+    }
+
+    /// Whether `at` is an address of the direct map whose page is under management.
+    pub(super) fn is_managed(&self, at: GuestVirt) -> bool {
+        dmap_to_phys(at).is_some_and(|at| self.pages.is_managed(at.pfn()))
+    }
+
+    /// What is mapped at `va`.
+    pub(super) fn translate(&self, va: GuestVirt) -> Option<Mapping> {
+        walk(&self.memory, self.pml4(), va).ok()?.mapping
     }
 
     /// The root page table.
@@ -117,6 +158,7 @@ impl<'a> Context<'a> {
         };
         let mut updating: Vec<Updating> = self.maps.all.iter().filter_map(Map::updating).collect();
         updating.extend(self.objects.all.values().filter_map(Object::updating));
+        updating.extend(locks::updating(&self));
         self.findings.into_report(updating, stats)
     }
 }

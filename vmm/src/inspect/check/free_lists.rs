@@ -46,7 +46,10 @@ fn check_segments(ctx: &Context<'_>) {
     let first = ctx.pages.segments.first().map(|segment| segment.start);
     if first.is_some_and(|first| first != ctx.roots.first_page.get()) {
         ctx.finding("page-array", "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
-            format!("the page array begins with page {:#x}, the first segment with {first:#x?}", ctx.roots.first_page.get())
+            format!(
+                "the page array begins with page {:#x}, the first segment with {first:#x?}",
+                ctx.roots.first_page.get()
+            )
         });
     }
 }

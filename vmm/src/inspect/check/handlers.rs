@@ -94,7 +94,8 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
 /// The stored operation that `handler` performs, if its argument is one.
 pub(super) fn stored_op(ctx: &Context<'_>, handler: &Item<EventhandlerEntry>) -> Option<Item<StoredOp>> {
     let at: KPtr<StoredOp> = KPtr::new(GuestVirt::new(handler.value.arg.get()));
-    if handler.value.priority.get() == EventhandlerEntry::DEAD || Zone::of_item(ctx, at.addr()) != Some(Zone::StoredOp) {
+    if handler.value.priority.get() == EventhandlerEntry::DEAD || Zone::of_item(ctx, at.addr()) != Some(Zone::StoredOp)
+    {
         return None;
     }
     ctx.memory.get("stored operation", at).ok().map(|value| Item { at, value })

@@ -1,25 +1,25 @@
 //! What a thread in the middle of an operation has in its hands: pages and items that no structure leads to, but words
 //! on its stack do.
 //!
-//! As a collector that knows no types does, every word on the stack of a thread that does not wait for work counts as a
-//! pointer. The running thread's registers are in a trap frame on its stack when the guest was stopped at a quiescent point.
-//! Nothing is read until something is suspected to be lost.
+//! As a collector that knows no types does, every word on the part of a stack that is in use counts as a pointer, as long
+//! as the thread does not wait for work. The registers of a thread that was interrupted are in a trap frame there. Nothing
+//! is read until something is suspected to be lost.
 
 use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::layout::Thread;
 
 use super::context::Context;
+use super::threads::waits_for_work;
 
 /// Most bytes of one stack that are read: several times what any thread has.
 const STACK_MAX: u64 = 64 << 10;
-/// Word of `Thread::md` with the lowest address of the stack.
-const LOW: usize = 2;
-/// Word of `Thread::md` with the end of the trap slots, for a thread that has a stack of its own.
-const HIGH: usize = 3;
-/// Word of `Thread::md` with the end of the trap slots.
-const SLOTS_END: usize = 5;
+/// Bytes below the stack pointer that are in use (System V ABI).
+const RED_ZONE: u64 = 128;
 
 /// Words on the stacks of threads, once somebody has asked.
 pub(super) struct InFlight<'a, 'b> {
@@ -32,18 +32,15 @@ impl<'a, 'b> InFlight<'a, 'b> {
         Self { ctx, words: None }
     }
 
-    /// Whether anything can be in anybody's hands.
-    pub(super) fn is_possible(&self) -> bool {
-        !self.ctx.is_quiet()
+    /// All words that may be pointers, ascending.
+    pub(super) fn words(&mut self) -> &[u64] {
+        let ctx = self.ctx;
+        self.words.get_or_insert_with(|| read_stacks(ctx))
     }
 
     /// Whether some thread has a pointer into the `size` bytes from `at` on.
     pub(super) fn mentions(&mut self, at: GuestVirt, size: u64) -> bool {
-        if !self.is_possible() {
-            return false;
-        }
-        let ctx = self.ctx;
-        let words = self.words.get_or_insert_with(|| read_stacks(ctx));
+        let words = self.words();
         let first = words.partition_point(|&word| word < at.get());
         words.get(first).is_some_and(|&word| word < at.get().saturating_add(size))
     }
@@ -74,24 +71,42 @@ impl<'a, 'b> InFlight<'a, 'b> {
     }
 }
 
-/// All words on all stacks that look like addresses, ascending.
+/// All words on the stacks in use, and in the registers of CPUs, that look like addresses, ascending.
 fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
-    let mut words = Vec::new();
-    for thread in &ctx.sched.threads {
-        let md = |word: usize| thread.value.md[word].get();
-        let (low, end) = (md(LOW), md(HIGH).max(md(SLOTS_END)));
-        let own = thread.value.kstack.get().get();
-        let (low, end) = if own != 0 { (own, own.saturating_add(STACK_MAX)) } else { (low, end) };
-        let end = end.min(low.saturating_add(STACK_MAX));
-        let mut va = low & !(PAGE_SIZE - 1);
-        while va < end {
-            let page = ctx.translate(GuestVirt::new(va)).and_then(|at| ctx.memory.page("stack", at.phys).ok());
-            let Some(page) = page else { break };
-            words.extend(page.iter().map(|word| word.load(std::sync::atomic::Ordering::Relaxed)));
-            va = va.saturating_add(PAGE_SIZE);
+    let cpus = ctx.memory.source().cpus().unwrap_or_default();
+    let mut words: Vec<u64> = cpus.iter().flat_map(|cpu| cpu.registers.gpr).collect();
+    for thread in ctx.sched.threads.iter().filter(|thread| !waits_for_work(&thread.value)) {
+        let runs_on = ctx.sched.runs(thread.at).map(|cpu| cpu.value.cpuid.get());
+        let cpu = cpus.iter().find(|cpu| Some(cpu.cpu) == runs_on);
+        for range in in_use(&thread.value, cpu.map(|cpu| cpu.registers.rsp().get())) {
+            read_range(ctx, &range, &mut words);
         }
     }
     words.retain(|&word| word >= PAGE_SIZE);
     words.sort_unstable();
     words
+}
+
+/// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs.
+fn in_use(thread: &Thread, running: Option<u64>) -> [Range<u64>; 2] {
+    // The first words of `Thread::md`, as the kernel of x86_64 keeps them: bounds do not change while the thread lives.
+    let [rsp, _, low, high, slots, slots_end, ..] = std::array::from_fn::<_, 8, _>(|word| thread.md[word].get());
+    let kstack = thread.kstack.get().get();
+    let low = if kstack == 0 { low } else { kstack };
+    let rsp = running.unwrap_or(rsp);
+    let start = if (low..=high).contains(&rsp) { rsp.saturating_sub(RED_ZONE).max(low) } else { low };
+    [start..high, slots..slots_end]
+}
+
+fn read_range(ctx: &Context<'_>, range: &Range<u64>, words: &mut Vec<u64>) {
+    let end = range.end.min(range.start.saturating_add(STACK_MAX));
+    let mut va = range.start & !7;
+    while va < end {
+        let at = GuestVirt::new(va);
+        let page = ctx.translate(at).and_then(|mapping| ctx.memory.page("stack", mapping.phys).ok());
+        let Some(page) = page else { break };
+        let first = usize::try_from(at.page_offset() / 8).unwrap_or(0);
+        words.extend(page[first..].iter().map(|word| word.load(Ordering::Relaxed)));
+        va = at.page().get().saturating_add(PAGE_SIZE);
+    }
 }

@@ -32,9 +32,10 @@ fn mutexes(roots: &KernelRoots) -> impl Iterator<Item = (&'static str, HeldLocks
     single.into_iter().chain(objects).chain(zones)
 }
 
-/// The mutexes of the kernel's roots that are owned: what they guard is left out of the check.
+/// The mutexes of the kernel's roots that are owned, but for those of objects: what they guard is left out of the check.
 pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
-    mutexes(&ctx.roots).filter(|(_, _, lock)| lock.owner.get() != 0).map(|(name, _, lock)| Updating {
+    let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| class != HeldLocks::OBJECT && lock.owner.get() != 0;
+    mutexes(&ctx.roots).filter(is_owned).map(|(name, _, lock)| Updating {
         what: name.into(),
         at: ctx.root_of(lock),
         owner: (lock.owner.get() & OWNER).wrapping_sub(1),
@@ -49,51 +50,84 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
 }
 
-/// The bits of `held_locks` are those of the locks that are owned, and the running thread owns them.
-fn check_mutexes(ctx: &Context<'_>) {
-    let held = HeldLocks::from_bits_retain(ctx.roots.held_locks.get());
-    let at = ctx.root_of(&ctx.roots.held_locks);
-    let mut owned: Vec<(&str, HeldLocks, GuestVirt, u32)> = mutexes(&ctx.roots)
-        .map(|(name, class, lock)| (name, class, ctx.root_of(lock), lock.owner.get()))
-        .filter(|&(.., owner)| owner != 0)
+/// A mutex that is owned.
+struct Owned {
+    name: &'static str,
+    class: HeldLocks,
+    at: GuestVirt,
+    word: u32,
+}
+
+impl Owned {
+    /// Number of the thread that owns it.
+    fn owner(&self) -> u32 {
+        (self.word & OWNER).wrapping_sub(1)
+    }
+}
+
+/// The mutexes that are owned, but for those of anonymous objects and those of the machine's.
+fn owned(ctx: &Context<'_>) -> Vec<Owned> {
+    let in_roots = mutexes(&ctx.roots);
+    let mut owned: Vec<_> = in_roots
+        .map(|(name, class, lock)| Owned { name, class, at: ctx.root_of(lock), word: lock.owner.get() })
         .collect();
-    owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0 && map.lock_owner != 0).map(|map| {
-        let lock = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
-        (map.name, HeldLocks::MAP, lock, map.lock_owner)
+    owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0).map(|map| {
+        let at = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
+        Owned { name: map.name, class: HeldLocks::MAP, at, word: map.lock_owner }
     }));
-    let known = owned.iter().fold(HeldLocks::empty(), |known, &(_, class, ..)| known | class);
-    // Taking and releasing a lock are two steps: while another lock is owned, one may be half done.
-    let agree = !(known & held).is_empty();
-    // Anonymous objects, and a lock of the machine's, are not looked through here.
+    owned.retain(|lock| lock.word != 0);
+    owned
+}
+
+/// The classes that each thread notes are those of the mutexes that it owns, and owners run.
+fn check_mutexes(ctx: &Context<'_>) {
+    let owned = owned(ctx);
+    for lock in &owned {
+        let fault = |detail: String| ctx.finding("mutex-owner", lock.name, lock.at, || detail);
+        if lock.word > OWNER && lock.class != HeldLocks::PAGE_QUEUE {
+            fault(format!("its word {:#x} counts recursions, which it forbids", lock.word));
+        }
+        if ctx.roots.sched.lock.owner.get() != 0 {
+            continue;
+        }
+        let Some(thread) = ctx.sched.by_tid(lock.owner()) else {
+            fault(format!("thread {} owns it, but does not exist", lock.owner()));
+            continue;
+        };
+        let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+        if ctx.sched.runs(thread.at).is_none() {
+            fault(format!("{} owns it, but does not run: owners of mutexes do not switch", label(&thread.value)));
+        } else if held.is_empty() {
+            // With other locks held, this one may just have been taken, or be about to be released.
+            fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
+        }
+    }
+    for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
+        check_held(ctx, thread, &owned);
+    }
+}
+
+/// What `thread` notes of the mutexes that it holds.
+fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
+    let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+    let fault = |detail: String| ctx.finding("held-locks", "thread", thread.addr(), || detail);
+    if !HeldLocks::all().contains(held) {
+        fault(format!("{} holds locks of classes that do not exist: {held:?}", label(&thread.value)));
+    }
+    if ctx.sched.runs(thread.at).is_none() {
+        // It left the CPU with the scheduler's lock, which whoever arrives takes over.
+        let expected = if thread.value.switches.get() == 0 { HeldLocks::empty() } else { HeldLocks::SCHED };
+        if held != expected {
+            fault(format!("{} does not run, but holds {held:?}, expected {expected:?}", label(&thread.value)));
+        }
+        return;
+    }
+    let tid = thread.value.tid.get();
+    let known = owned.iter().filter(|lock| lock.owner() == tid).fold(HeldLocks::empty(), |k, lock| k | lock.class);
     let elsewhere = HeldLocks::OBJECT | HeldLocks::DRIVER;
-    let without_lock = held - known - elsewhere;
-    let without_bit = known - held;
-    let doubtful = (without_lock | without_bit).bits().count_ones();
-    if doubtful > u32::from(agree) || !HeldLocks::all().contains(held) {
-        ctx.finding("held-locks", "kernel roots", at, || {
-            let locks: Vec<_> = owned.iter().map(|(name, ..)| *name).collect();
-            format!("held_locks is {held:?}, but the locks that are owned are {locks:?}")
-        });
-    }
-    if held.contains(elsewhere) && known.is_empty() && ctx.is_quiet() {
-        ctx.finding("held-locks", "kernel roots", at, || {
-            format!("held_locks is {held:?}, but every thread waits for work")
-        });
-    }
-    let running = ctx.sched.threads.iter().find(|t| t.value.state() == Some(ThreadState::Running));
-    let owner_of = |word: u32| (word & OWNER).wrapping_sub(1);
-    for (name, _, at, word) in owned {
-        if let Some(running) = running
-            && running.value.tid.get() != owner_of(word)
-        {
-            ctx.finding("mutex-owner", name, at, || {
-                let (owner, tid) = (owner_of(word), running.value.tid.get());
-                format!("thread {owner} owns it, but thread {tid} is running: owners of mutexes do not switch")
-            });
-        }
-        if word > OWNER && name != "vm_page_queue_mtx" {
-            ctx.finding("mutex-owner", name, at, || format!("its word {word:#x} counts recursions, which it forbids"));
-        }
+    let missing = held - known - elsewhere;
+    if !missing.is_empty() || (!held.is_empty() && known.is_empty() && ctx.is_quiet()) {
+        fault(format!("{} notes that it holds {held:?}, but owns locks of {known:?}", label(&thread.value)));
     }
 }
 
@@ -168,7 +202,10 @@ fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
             if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
                 ctx.finding("lock-cycle", "thread", next.addr(), || {
                     let names: Vec<_> = path[start..].iter().map(|thread| label(&thread.value)).collect();
-                    format!("each waits for a lock of the next, and the last for one of the first: {}", names.join(", "))
+                    format!(
+                        "each waits for a lock of the next, and the last for one of the first: {}",
+                        names.join(", ")
+                    )
                 });
                 break;
             }

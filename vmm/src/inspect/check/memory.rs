@@ -3,12 +3,25 @@
 //! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct map is one finding
 //! and not a thousand: that the direct map shows what this arithmetic says is a rule of its own.
 
+use std::sync::atomic::Ordering;
+
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::pte::Pte;
+use vmkern_abi::walk::TableReader;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::inspect::InspectError;
-use crate::inspect::source::{PageWords, Source};
+use crate::inspect::source::{PAGE_WORDS, PageWords, Source};
+
+impl TableReader for Memory<'_> {
+    type Error = InspectError;
+
+    fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, InspectError> {
+        let page = self.page("page table", table)?;
+        Ok(Pte::from_bits(page[index % PAGE_WORDS].load(Ordering::Relaxed)))
+    }
+}
 
 /// Guest memory.
 #[derive(Clone, Copy)]

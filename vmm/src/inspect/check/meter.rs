@@ -21,7 +21,6 @@ pub(super) fn check(ctx: &Context<'_>) {
             });
         }
     };
-    compare("ncpu", &meter.ncpu, &[1]);
     let thresholds = [
         &meter.v_interrupt_free_min,
         &meter.v_pageout_free_min,

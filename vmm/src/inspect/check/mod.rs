@@ -8,8 +8,13 @@
 //! Nothing here believes a count or a pointer: lists are followed until they come to a place for the second time, and
 //! nothing is allocated that memory itself does not bound.
 
+mod callouts;
 mod context;
 mod finding;
+mod free_lists;
+mod handlers;
+mod in_flight;
+mod locks;
 mod map_entry;
 mod map_index;
 mod map_list;
@@ -17,16 +22,26 @@ mod map_pool;
 mod map_state;
 mod maps;
 mod memory;
+mod meter;
 mod object_rules;
 mod objects;
 mod owners;
 mod page_array;
+mod page_state;
+mod paging_queues;
 mod rest;
+mod runq;
+mod sched;
+mod sleepq;
+mod stacks;
 mod table_rules;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod translations;
+mod waits;
+mod zones;
 
 pub use self::finding::{CheckStats, Finding, Report, Updating};
 
@@ -35,8 +50,8 @@ use super::InspectError;
 use super::view::View;
 use crate::control::Guest;
 
-/// The rules, in the order in which a report tells them.
-const RULES: [fn(&Context<'_>); 7] = [
+/// The rules, in the order in which a report tells them. Those about pages' states come when all pages have been claimed.
+const RULES: [fn(&Context<'_>); 21] = [
     map_list::check,
     map_entry::check,
     map_state::check,
@@ -44,6 +59,20 @@ const RULES: [fn(&Context<'_>); 7] = [
     object_rules::check,
     table_rules::check,
     translations::check,
+    threads::check,
+    runq::check,
+    sleepq::check,
+    callouts::check,
+    waits::check,
+    locks::check,
+    stacks::check,
+    handlers::check,
+    zones::check,
+    free_lists::check,
+    paging_queues::check,
+    meter::check,
+    page_state::check,
+    page_state::check_lost,
 ];
 
 /// Checks everything.
@@ -57,11 +86,13 @@ pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
 }
 
 impl Guest {
-    /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was at its death.
+    /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was at its death. One that
+    /// runs is held meanwhile, as [`Guest::pause`] does.
     ///
     /// # Errors
     /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond that is in the report.
     pub fn check(&self) -> Result<Report, InspectError> {
+        let _pause = self.pause()?;
         self.look(check)
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct Page {
 
 impl Page {
     /// A page that was never used.
-    const FRESH: Self = Self {
+    pub(super) const FRESH: Self = Self {
         object: KPtr::NULL,
         pindex: 0,
         next: 0,

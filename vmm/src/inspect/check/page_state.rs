@@ -21,11 +21,10 @@ struct Counts {
 /// Checks all pages.
 pub(super) fn check(ctx: &Context<'_>) {
     // With a lock owned, pages are on their way from one state to another.
-    if ctx.roots.held_locks.get() != 0 || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+    if ctx.is_locked() || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
         return;
     }
-    let (mut counts, mut suspects) = (Counts::default(), Vec::new());
-    let is_map_updating = ctx.maps.all.iter().any(|map| map.is_updating());
+    let mut counts = Counts::default();
     for (pfn, page) in ctx.pages.used() {
         counts.wired += u64::from(page.wire_count > 0);
         match ctx.owner(pfn) {
@@ -37,9 +36,7 @@ pub(super) fn check(ctx: &Context<'_>) {
             None if !page.is_allocated() => ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
                 format!("page {pfn:#x} is free, but in no free block")
             }),
-            // The pools of a map that is being changed are not looked through.
-            None if is_map_updating => {}
-            None => suspects.push(pfn),
+            None => {}
             Some(Owner::Resident) => check_resident(ctx, pfn, page),
             Some(owner) => check_private(ctx, pfn, page, owner),
         }
@@ -47,12 +44,22 @@ pub(super) fn check(ctx: &Context<'_>) {
             check_allocated(ctx, pfn, page);
         }
     }
+    check_counts(ctx, &counts);
+}
+
+/// Checks that every page that is handed out is somebody's: runs when all pages have been claimed.
+pub(super) fn check_lost(ctx: &Context<'_>) {
+    // What a map that is being changed has for itself is not looked through.
+    if ctx.is_locked() || ctx.maps.all.iter().any(|map| map.is_updating()) {
+        return;
+    }
+    let nobodys = |&(pfn, page): &(u64, &Page)| page.is_allocated() && ctx.owner(pfn).is_none();
+    let suspects: Vec<u64> = ctx.pages.used().filter(nobodys).map(|(pfn, _)| pfn).collect();
     for pfn in InFlight::new(ctx).lost(&suspects) {
         ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
             format!("page {pfn:#x} is handed out, but nothing leads to it")
         });
     }
-    check_counts(ctx, &counts);
 }
 
 fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page) {
@@ -157,7 +164,7 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
     let roots = &ctx.roots;
     let fresh: u64 = ctx.pages.segments.iter().map(|segment| segment.end - segment.fresh).sum();
     let zero = counts.zero + if roots.boot_zeroed.get() != 0 { fresh } else { 0 };
-    let mut compare = |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
+    let compare = |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
         if counter.get() != found {
             ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
                 format!("{name} says {}, {source} {found}", counter.get())

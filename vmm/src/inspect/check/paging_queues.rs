@@ -15,7 +15,10 @@ pub(super) fn check(ctx: &Context<'_>) {
     let [inactive, active] = &ctx.roots.vm_page_queues;
     check_queue(ctx, "inactive", PQ_INACTIVE, inactive, &mut queued);
     check_queue(ctx, "active", PQ_ACTIVE, active, &mut queued);
-    let counters = [("v_inactive_count", &ctx.roots.meter.v_inactive_count, inactive), ("v_active_count", &ctx.roots.meter.v_active_count, active)];
+    let counters = [
+        ("v_inactive_count", &ctx.roots.meter.v_inactive_count, inactive),
+        ("v_active_count", &ctx.roots.meter.v_active_count, active),
+    ];
     for (name, counter, list) in counters {
         if counter.get() != list.count.get() {
             ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {

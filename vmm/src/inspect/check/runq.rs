@@ -1,40 +1,44 @@
-//! The run queue, and what the scheduler keeps besides.
+//! The CPUs' run queues, and what a CPU keeps besides.
 
 use std::collections::HashSet;
 use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState};
+use vmkern_abi::layout::{Pcpu, Preempt, RQ_PPQ, RunQueue, Thread, ThreadList, ThreadState};
 
 use super::context::Context;
-use super::sched::label;
+use super::sched::{Item, label};
 
-/// Checks the run queue.
+/// Checks the run queues.
 pub(super) fn check(ctx: &Context<'_>) {
-    let sched = &ctx.roots.sched;
-    check_words(ctx, sched);
-    if sched.lock.owner.get() != 0 {
+    check_cold(ctx);
+    if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
     let mut queued = HashSet::new();
-    let base = ctx.root_of(&sched.runq);
-    for (number, list) in sched.runq.queues.iter().enumerate() {
-        let at = base.add((offset_of!(RunQueue, queues) + number * size_of::<ThreadList>()) as u64);
-        let is_marked = sched.runq.status.get() >> number & 1 != 0;
-        if is_marked == list.head.get().is_null() {
-            ctx.finding("runq-status", "run queue", at, || {
-                let head = list.head.get().addr();
-                format!("the status bit of list {number} is {}, but its head is {head}", u8::from(is_marked))
-            });
+    for cpu in &ctx.sched.cpus {
+        check_words(ctx, cpu);
+        let queues = cpu.addr().add((offset_of!(Pcpu, runq) + offset_of!(RunQueue, queues)) as u64);
+        let runq = &cpu.value.runq;
+        for (number, list) in runq.queues.iter().enumerate() {
+            let at = queues.add((number * size_of::<ThreadList>()) as u64);
+            let is_marked = runq.status.get() >> number & 1 != 0;
+            if is_marked == list.head.get().is_null() {
+                ctx.finding("runq-status", "run queue", at, || {
+                    let head = list.head.get().addr();
+                    format!("the status bit of list {number} is {}, but its head is {head}", u8::from(is_marked))
+                });
+            }
+            check_list(ctx, number, list, at, &mut queued);
         }
-        check_list(ctx, number, list, at, &mut queued);
     }
     for thread in &ctx.sched.threads {
         let t = &thread.value;
-        let idles = thread.at == sched.idle.get() && t.priority.get() == t.base_priority.get();
-        if t.state() == Some(ThreadState::Runnable) && !idles && !queued.contains(&thread.addr()) {
+        let idles = ctx.sched.idles(thread.at).is_some() && t.priority.get() == t.base_priority.get();
+        if t.state() == Some(ThreadState::Runnable) && idles == queued.contains(&thread.addr()) {
             ctx.finding("runq-missing", "thread", thread.addr(), || {
-                format!("{} is Runnable, but on no run queue", label(t))
+                let place = if idles { "on a run queue, where idle threads are not" } else { "on no run queue" };
+                format!("{} is Runnable, but {place}", label(t))
             });
         }
     }
@@ -80,30 +84,27 @@ fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt
     }
 }
 
-/// Words that have few values.
-fn check_words(ctx: &Context<'_>, sched: &Scheduler) {
-    let reason = sched.need_resched.get();
+/// Words of a CPU that have few values.
+fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
+    let reason = cpu.value.need_resched.get();
     if reason > Preempt::SliceOver as u32 {
-        ctx.finding("sched-words", "scheduler", ctx.root_of(&sched.need_resched), || {
+        ctx.finding("cpu", "CPU", cpu.addr(), || {
             format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver as u32)
         });
     }
-    // Handlers run with interrupts deferred, so that there is one at the most, and none while a vCPU is held at rest.
-    let (nesting, most) = (sched.intr_nesting.get(), u32::from(ctx.roots.held_locks.get() != 0));
-    if nesting > most {
-        ctx.finding("sched-words", "scheduler", ctx.root_of(&sched.intr_nesting), || {
-            format!("intr_nesting is {nesting}, but no handler is running")
-        });
-    }
-    if sched.cold.get() != 0 {
-        ctx.finding("sched-words", "scheduler", ctx.root_of(&sched.cold), || {
-            format!("cold is {}, but the kernel serves requests", sched.cold.get())
-        });
-    }
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);
-    if sched.slice.get() > quantum {
-        ctx.finding("sched-words", "scheduler", ctx.root_of(&sched.slice), || {
-            format!("the time slice has {} ticks left, a whole one has {quantum}", sched.slice.get())
+    if cpu.value.slice.get() > quantum {
+        ctx.finding("cpu", "CPU", cpu.addr(), || {
+            format!("its time slice has {} ticks left, a whole one has {quantum}", cpu.value.slice.get())
+        });
+    }
+}
+
+fn check_cold(ctx: &Context<'_>) {
+    let cold = &ctx.roots.sched.cold;
+    if cold.get() != 0 {
+        ctx.finding("cold", "scheduler", ctx.root_of(cold), || {
+            format!("cold is {}, but the kernel serves requests", cold.get())
         });
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList, KernelRoots, SleepQueue, Thread, ThreadState};
+use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList, KernelRoots, Pcpu, SleepQueue, Thread, ThreadState};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::finding::Findings;
@@ -74,6 +74,8 @@ pub(super) struct Event {
 /// Everything that the scheduler and the event handlers keep in structures of their own.
 #[derive(Debug, Default)]
 pub(super) struct Sched {
+    /// All CPUs.
+    pub cpus: Vec<Item<Pcpu>>,
     /// All threads that have not exited, in the order of their list.
     pub threads: Vec<Item<Thread>>,
     /// Threads that have exited and wait to be freed.
@@ -89,6 +91,7 @@ impl Sched {
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
         let mut read = Self::default();
         let sched = &roots.sched;
+        read.cpus = chain(memory, findings, "CPU", roots.cpuhead.get(), |cpu: &Pcpu| cpu.allcpu_next.get());
         // A list that is being changed is not even followed.
         if sched.lock.owner.get() == 0 {
             read.threads = chain(memory, findings, "thread", sched.all.head.get(), |t: &Thread| t.all_next.get());
@@ -116,6 +119,16 @@ impl Sched {
     /// The thread at `at`, if it is on the list of all threads.
     pub(super) fn thread(&self, at: KPtr<Thread>) -> Option<&Item<Thread>> {
         self.numbers.get(&at.addr()).map(|&number| &self.threads[number])
+    }
+
+    /// The CPU whose idle thread is the one at `at`.
+    pub(super) fn idles(&self, at: KPtr<Thread>) -> Option<&Item<Pcpu>> {
+        self.cpus.iter().find(|cpu| cpu.value.idlethread.get() == at)
+    }
+
+    /// The CPU that runs the thread at `at`.
+    pub(super) fn runs(&self, at: KPtr<Thread>) -> Option<&Item<Pcpu>> {
+        self.cpus.iter().find(|cpu| cpu.value.curthread.get() == at)
     }
 
     /// The thread with this number.

@@ -83,7 +83,11 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
             ctx.finding("sleepq-sleeper", "thread", thread.addr(), || {
                 let (state, own) = (t.state.get(), t.wchan.get());
-                format!("{} is on the queue of {}, but its state is {state} and its channel {own}", label(t), q.wchan.get())
+                format!(
+                    "{} is on the queue of {}, but its state is {state} and its channel {own}",
+                    label(t),
+                    q.wchan.get()
+                )
             });
         }
         count += 1;

@@ -10,6 +10,9 @@ use super::sched::{Item, label};
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
 const KSTACK_PAGES: u64 = 4;
+/// Number of the thread that the boot became.
+const BOOT_TID: u32 = 64;
+
 /// Words of [`Thread::md`], as the kernel of x86_64 keeps them.
 struct Saved {
     /// Stack pointer.
@@ -38,9 +41,9 @@ pub(super) fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
-    let idle = ctx.roots.sched.idle.get();
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
-        if thread.at != idle {
+        // The thread that the boot became runs on the image's stack.
+        if thread.value.tid.get() != BOOT_TID || thread.value.kstack.get().get() != 0 {
             check_stack(ctx, thread);
         }
         if matches!(thread.value.state(), Some(ThreadState::Runnable | ThreadState::Sleeping)) {
@@ -50,7 +53,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 }
 
 fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
-    let (low, pages) = (thread.value.kstack.get(), thread.value.kstack_pages.get());
+    let (low, pages) = (thread.value.kstack.get(), u64::from(thread.value.kstack_pages.get()));
     let fault = |detail: String| ctx.finding("kernel-stack", "thread", thread.addr(), || detail);
     let lowest = VM_MIN_KERNEL_ADDRESS.add(PAGE_SIZE);
     let end = low.checked_add(KSTACK_PAGES * PAGE_SIZE).filter(|&end| end <= VM_MAX_KERNEL_ADDRESS);

@@ -14,6 +14,12 @@ const IDLE_PRIORITY: u8 = 255;
 /// Wait messages of threads that wait for work.
 const WORK: [&str; 2] = ["request", "psleep"];
 
+/// Whether a thread waits for work, with nothing in its hands.
+pub(super) fn waits_for_work(thread: &Thread) -> bool {
+    let is_work = |message: vmkern_abi::control::WaitMessage| WORK.contains(&message.to_string().as_str());
+    thread.state() == Some(ThreadState::Sleeping) && thread.wait_message().is_some_and(is_work)
+}
+
 /// Checks all threads.
 pub(super) fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
@@ -21,15 +27,10 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
     check_list(ctx);
     check_numbers(ctx);
-    check_idle(ctx);
+    check_cpus(ctx);
+    check_pageproc(ctx);
     ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread));
     check_zombies(ctx);
-    let running = ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Running)).count();
-    if running != 1 {
-        ctx.finding("one-running", "scheduler", ctx.root_of(&ctx.roots.sched), || {
-            format!("{running} threads are running on 1 CPU")
-        });
-    }
 }
 
 fn check_list(ctx: &Context<'_>) {
@@ -69,7 +70,10 @@ fn check_numbers(ctx: &Context<'_>) {
             let tid = thread.value.tid.get();
             if tid as usize % TID_HASH != number {
                 ctx.finding("thread-number", "thread", thread.addr(), || {
-                    format!("its number {tid} belongs to chain {}, but it is in chain {number}", tid as usize % TID_HASH)
+                    format!(
+                        "its number {tid} belongs to chain {}, but it is in chain {number}",
+                        tid as usize % TID_HASH
+                    )
                 });
             }
             if ctx.sched.thread(thread.at).is_none() {
@@ -93,23 +97,47 @@ fn check_numbers(ctx: &Context<'_>) {
     }
 }
 
-fn check_idle(ctx: &Context<'_>) {
-    let at = ctx.roots.sched.idle.get();
-    let problem = match ctx.sched.thread(at) {
-        None => Some("is not on the list of threads".to_owned()),
-        Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
-            Some(format!("has base priority {}, not {IDLE_PRIORITY}", idle.value.base_priority.get()))
-        }
-        Some(idle) if idle.value.kstack.get() != GuestVirt::new(0) => {
-            Some(format!("is what the boot became, but has a stack at {}", idle.value.kstack.get()))
-        }
-        Some(_) => None,
-    };
-    if let Some(problem) = problem {
-        ctx.finding("idle-thread", "scheduler", ctx.root_of(&ctx.roots.sched.idle), || {
-            format!("the idle thread, {}, {problem}", at.addr())
+/// CPUs: each runs a thread, and has one for when there is nothing to run.
+fn check_cpus(ctx: &Context<'_>) {
+    let cpus = &ctx.sched.cpus;
+    let counted = ctx.roots.meter.ncpu.get();
+    if counted != cpus.len() as u64 {
+        ctx.finding("cpu-list", "vmmeter", ctx.root_of(&ctx.roots.meter.ncpu), || {
+            format!("ncpu is {counted}, the list of CPUs has {}", cpus.len())
         });
     }
+    for (number, cpu) in cpus.iter().enumerate() {
+        let fault = |detail: String| ctx.finding("cpu", "CPU", cpu.addr(), || detail);
+        let c = &cpu.value;
+        if c.cpuid.get() as usize != number {
+            fault(format!("it is number {number} of the list, its cpuid is {}", c.cpuid.get()));
+        }
+        match ctx.sched.thread(c.curthread.get()) {
+            None => fault(format!("its thread, {}, is not on the list of threads", c.curthread.get().addr())),
+            Some(thread) if thread.value.state() != Some(ThreadState::Running) => {
+                fault(format!("{} is its thread, but has state {}", label(&thread.value), thread.value.state.get()));
+            }
+            Some(thread) if u32::from(thread.value.lastcpu.get()) != c.cpuid.get() => {
+                let (last, own) = (thread.value.lastcpu.get(), c.cpuid.get());
+                fault(format!("{} runs on CPU {own}, but its lastcpu is {last}", label(&thread.value)));
+            }
+            Some(_) => {}
+        }
+        match ctx.sched.thread(c.idlethread.get()) {
+            None => fault(format!("its idle thread, {}, is not on the list of threads", c.idlethread.get().addr())),
+            Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
+                let own = idle.value.base_priority.get();
+                fault(format!(
+                    "{} is its idle thread, with base priority {own}, not {IDLE_PRIORITY}",
+                    label(&idle.value)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn check_pageproc(ctx: &Context<'_>) {
     let pageproc = ctx.roots.pageproc.get();
     if !pageproc.is_null() && ctx.sched.thread(pageproc).is_none() {
         ctx.finding("pageproc", "kernel roots", ctx.root_of(&ctx.roots.pageproc), || {
@@ -127,6 +155,15 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         }
         Some(state) => state,
     };
+    if (state == ThreadState::Running) != ctx.sched.runs(thread.at).is_some() {
+        fault(format!("{} is {state:?}, but the CPUs say otherwise", label(t)));
+    }
+    if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
+        fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
+    }
+    if t.intr_nesting.get() != 0 && !ctx.is_locked() {
+        fault(format!("{} is in {} interrupt handlers, which a pause waits for", label(t), t.intr_nesting.get()));
+    }
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
         fault(format!("{} is {state:?}, but its channel is {}", label(t), t.wchan.get()));
     }
@@ -145,8 +182,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     }
     // A sleep may lend a priority, which is given back before the thread waits for work.
     let (now, own) = (t.priority.get(), t.base_priority.get());
-    let waits_for_work = t.wait_message().is_some_and(|message| WORK.contains(&message.to_string().as_str()));
-    if waits_for_work && now != own {
+    if waits_for_work(t) && now != own {
         fault(format!("{} waits for work with priority {now}, its own is {own}", label(t)));
     }
     if t.name[0].get() == 0 {

@@ -83,11 +83,6 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
                 format!("{who} waits for {}, but neither needs_wakeup nor an entry says so", map.name)
             });
         }
-        (None, _) if map.needs_wakeup != 0 && ctx.is_quiet() => {
-            ctx.finding("needs-wakeup", map.name, map.at, || {
-                format!("needs_wakeup is {}, but nobody waits for it", map.needs_wakeup)
-            });
-        }
         _ => {}
     }
     if map.needs_wakeup > 1 {
@@ -97,14 +92,13 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
 
 /// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet woken who waits.
 fn waker_is_under_way(ctx: &Context<'_>) -> bool {
-    let idle = ctx.roots.sched.idle.get();
     let is_active = |t: &Thread| matches!(t.state(), Some(ThreadState::Running | ThreadState::Runnable));
-    ctx.sched.threads.iter().any(|thread| thread.at != idle && is_active(&thread.value))
+    ctx.sched.threads.iter().any(|thread| is_active(&thread.value) && ctx.sched.idles(thread.at).is_none())
 }
 
 /// Those who wait for a page that somebody works on.
 fn check_busy_pages(ctx: &Context<'_>) {
-    if ctx.roots.held_locks.get() != 0 {
+    if ctx.is_locked() {
         return;
     }
     for thread in ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping)) {
@@ -158,4 +152,3 @@ fn is_in_a_map(ctx: &Context<'_>, channel: GuestVirt, offset: usize) -> bool {
 fn message(thread: &Item<Thread>) -> String {
     thread.value.wait_message().map_or_else(String::new, |message| message.to_string())
 }
-
