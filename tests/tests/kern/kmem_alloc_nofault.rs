@@ -138,6 +138,9 @@ fn a_window_freed_with_its_mappings_leaves_none_to_the_next_owner() {
         guest.kmem_free(map, addr, 4 * PAGE);
         assert_eq!(guest.kmem_alloc_nofault(map, 4 * PAGE), Some(addr));
         assert_eq!(guest.mapped_pages(addr, 4 * PAGE), 0);
+        // The pages themselves are lost, as nobody has taken them out.
+        let crash = guest.dies_of(Op::Read { addr });
+        assert!(crash.message.contains("fault on nofault entry"), "{}", crash.message);
     });
 }
 

@@ -4,18 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
-use vmkern_tests::harness::{in_guest, in_guest_of, in_small_guest, with_kmem_map};
+use vmkern::{Context, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_tests::Run;
+use vmkern_tests::harness::{assert_whole, in_guest, in_guest_of, in_small_guest, with_kmem_map};
 use vmkern_tests::kern::{ARGUMENTS, Account, Kern, PAGE};
-use vmkern_tests::{Run, invariants};
 
 use crate::{NOWAIT, WAITOK};
 
 const MAP: MapId = MapId::KMEM;
-
-fn assert_whole(guest: &Guest) {
-    invariants::check(guest).unwrap_or_else(|broken| panic!("{broken}"));
-}
 
 /// W1.
 #[test]
