@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::error::ContractError;
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+
+use super::error::{ContractError, GuestError};
 use super::guest::Guest;
 use crate::kvm::Standing;
 use crate::kvm::gate::Held;
@@ -41,5 +43,32 @@ impl Guest {
     /// As for [`Guest::pause`].
     pub fn pause_within(&self, limit: Duration) -> Result<Pause<'_>, ContractError> {
         self.machine.pause(limit).map(Pause)
+    }
+
+    /// Holds the guest as [`Guest::pause`] does and has KVM itself translate `addresses` there (`KVM_TRANSLATE`), with no
+    /// regard to privilege: what the vCPU would find, beside what [`Guest::vtop`] finds.
+    ///
+    /// # Errors
+    /// As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate, [`GuestError::Contract`] when the guest has
+    /// ended.
+    pub fn pause_and_translate(
+        &self,
+        addresses: &[GuestVirt],
+    ) -> Result<(Pause<'_>, Vec<Option<GuestPhys>>), GuestError> {
+        let state = &self.machine.state;
+        loop {
+            state.ask(addresses.to_vec());
+            let pause = self.pause();
+            let answers = state.take_answers();
+            let pause = pause?;
+            match answers {
+                Some(answers) => return Ok((pause, answers?)),
+                None if addresses.is_empty() => return Ok((pause, Vec::new())),
+                None if state.end.get().is_some() => return Err(ContractError::LostVcpu.into()),
+                // It was held a moment ago, and has not stirred from its place since: it was not asked anew.
+                None => drop(pause),
+            }
+            std::thread::yield_now();
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED};
 use kvm_ioctls::{Kvm, VcpuExit};
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
@@ -55,6 +56,15 @@ pub(crate) struct VcpuState {
     gate: Gate,
     /// What it was when it last came to a halt at the gate, or at its end.
     seen: Mutex<Option<CpuState>>,
+    /// What KVM is asked each time that the vCPU comes to a halt at the gate.
+    questions: Mutex<Questions>,
+}
+
+/// Addresses, and what KVM's own walk of the guest's page tables makes of them.
+#[derive(Debug, Default)]
+struct Questions {
+    addresses: Vec<GuestVirt>,
+    answers: Option<Result<Vec<Option<GuestPhys>>, KvmError>>,
 }
 
 impl VcpuState {
@@ -67,6 +77,7 @@ impl VcpuState {
             stopping: AtomicBool::new(false),
             gate: Gate::default(),
             seen: Mutex::new(None),
+            questions: Mutex::default(),
         }
     }
 
@@ -129,6 +140,29 @@ impl VcpuState {
     /// The vCPU as it stands: it is held or has ended. Nothing when it never began.
     pub(crate) fn cpu_state(&self) -> Option<CpuState> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has KVM translate these addresses each time that the vCPU comes to a halt at the gate, from now on.
+    pub(crate) fn ask(&self, addresses: Vec<GuestVirt>) {
+        *self.questions.lock().unwrap_or_else(PoisonError::into_inner) = Questions { addresses, answers: None };
+    }
+
+    /// What KVM answered last, where the vCPU stands. Nothing is asked any more.
+    pub(crate) fn take_answers(&self) -> Option<Result<Vec<Option<GuestPhys>>, KvmError>> {
+        std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner)).answers
+    }
+
+    fn answer(&self, vcpu: &KickableVcpu) {
+        let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        if questions.addresses.is_empty() {
+            return;
+        }
+        let translate = |&va: &GuestVirt| match vcpu.translate_gva(va.get()) {
+            Ok(translation) if translation.valid != 0 => Ok(Some(GuestPhys::new(translation.physical_address))),
+            Ok(_) => Ok(None),
+            Err(error) => Err(KvmError::of(format!("KVM_TRANSLATE of {va}"))(error)),
+        };
+        questions.answers = Some(questions.addresses.iter().map(translate).collect());
     }
 
     fn see(&self, cpu: u32, state: RunState, registers: Registers) {
@@ -262,6 +296,7 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
         state.gate.pass(|| {
             let now = run_state(vcpu);
             state.see(id, now, registers(vcpu));
+            state.answer(vcpu);
             // A kernel halts only where it owns no lock.
             if quiescent || now == RunState::Halted { Standing::Quiescent } else { Standing::Anywhere }
         });
