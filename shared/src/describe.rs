@@ -46,8 +46,8 @@ plain! {
     u16 => "u16",
     u32 => "u32",
     u64 => "u64",
-    core::sync::atomic::AtomicU32 => "u32",
-    core::sync::atomic::AtomicU64 => "u64",
+    crate::atomic::AtomicU32 => "u32",
+    crate::atomic::AtomicU64 => "u64",
     GuestPhys => "phys",
     GuestVirt => "virt",
 }

@@ -5,11 +5,11 @@
 //! stopped CPUs. What the type buys is that nobody needs `&mut`, and that no look is ever a data race.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
+use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// A value that fits one atomic word.
 pub trait Word: Copy {
@@ -62,6 +62,14 @@ impl Field<u32> {
     #[inline]
     pub fn set_release(&self, value: u32) {
         self.0.store(value, Ordering::Release);
+    }
+}
+
+#[cfg(loom)]
+impl<T: Word<Atomic = AtomicU32>> Field<T> {
+    /// Has loom watch the word.
+    pub fn watch(&self) -> crate::atomic::watched::Watched {
+        self.0.watch()
     }
 }
 

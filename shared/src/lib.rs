@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod atomic;
 pub mod boot;
 pub mod control;
 pub mod crash;

@@ -3,10 +3,9 @@
 //! One writer at a time (the kernel serialises), one reader. The writer never waits: when the reader is slow the oldest
 //! bytes are lost, and the reader can tell how many.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use crate::atomic::{AtomicU64, Ordering};
 use crate::field::Field;
 
 /// Bytes that the ring holds.

@@ -111,7 +111,7 @@ impl core::fmt::Debug for Pte {
 }
 
 impl crate::field::Word for Pte {
-    type Atomic = core::sync::atomic::AtomicU64;
+    type Atomic = crate::atomic::AtomicU64;
 
     #[inline]
     fn load(cell: &Self::Atomic) -> Self {

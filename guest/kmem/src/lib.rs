@@ -9,6 +9,8 @@
 
 pub mod kern;
 pub mod machine;
+#[cfg(all(test, loom))]
+mod models;
 mod num;
 pub mod ops;
 #[cfg(any(test, feature = "sim"))]

@@ -22,6 +22,15 @@ use crate::vm::Vm;
 /// What a thread does from its first instruction on. When it returns, the thread exits.
 pub type ThreadStart<M> = fn(&Vm<M>, u64);
 
+/// What an allocator says about memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Somebody owns it.
+    Used,
+    /// It is free: until it is used again, whoever reads or writes it is wrong.
+    Free,
+}
+
 /// A CPU with physical memory behind a direct map.
 ///
 /// # Safety
@@ -36,6 +45,14 @@ pub unsafe trait Machine: Sized {
 
     /// Fills the page at `pa` (page aligned) with zeros (FreeBSD's `pagezero`).
     fn zero_page(&self, pa: GuestPhys);
+
+    /// Notes what has become of `bytes` bytes at `start`, both multiples of 8, within memory that lies together
+    /// (`kasan_mark`). Allocators of pages and of structures call it, so that a machine which can watch its memory
+    /// finds uses of what is free. Nothing depends on it.
+    #[inline]
+    fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
+        let _ = (start, bytes, mark);
+    }
 
     /// Forgets all cached translations for `[start, end)`, page aligned, global ones and those of the paging
     /// structures above included. On return no CPU uses an old one.

@@ -14,10 +14,10 @@
 //! long as it likes, or lets it go on at once when it has lost patience. Either side may forget about a pause at any time:
 //! a write that nobody waits for means nothing.
 
+#[cfg(all(test, loom))]
+mod models;
 mod op;
 mod ring;
-
-use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use zerocopy::{FromBytes, KnownLayout};
 
@@ -28,6 +28,7 @@ pub use self::op::{
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
 use crate::addr::{GuestPhys, KPtr};
+use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::crash::CrashRecord;
 use crate::field::Field;
 use crate::layout::KernelRoots;

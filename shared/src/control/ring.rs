@@ -6,11 +6,11 @@
 //! release store of the counter and read after its acquire load.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, KnownLayout};
 
 use super::RING_SLOTS;
+use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::describe::{Described as _, Structure};
 
 /// Words in a slot: one cache line.
@@ -64,6 +64,21 @@ impl<const N: usize> Ring<N> {
         assert!(N.is_power_of_two() && N <= 1 << 16);
         N as u32
     };
+
+    /// Has loom watch the counters, and the first and the last word of each slot.
+    #[cfg(all(test, loom))]
+    pub(super) fn watch(&self) -> impl Iterator<Item = crate::atomic::watched::Watched> {
+        let words = self.slots.iter().flat_map(|slot| [slot[0].watch(), slot[SLOT_WORDS - 1].watch()]);
+        [self.tail.value.watch(), self.head.value.watch()].into_iter().chain(words)
+    }
+
+    /// Writes `lie` into both counters.
+    #[cfg(all(test, loom))]
+    pub(super) fn lie(&self, lie: u32) {
+        for counter in [&self.tail, &self.head] {
+            counter.value.store(lie, Ordering::Relaxed);
+        }
+    }
 
     fn slot(&self, counter: u32) -> &[AtomicU64; SLOT_WORDS] {
         &self.slots[(counter & (Self::SLOTS - 1)) as usize]

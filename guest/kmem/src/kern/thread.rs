@@ -181,7 +181,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes `thread` known. Locks: the scheduler's.
-    fn thread_link(&self, thread: KPtr<Thread>) {
+    pub(crate) fn thread_link(&self, thread: KPtr<Thread>) {
         let (t, all) = (self.get(thread), &self.sched().all);
         let last = all.tail.get();
         t.all_prev.set(last);

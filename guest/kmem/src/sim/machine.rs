@@ -15,6 +15,8 @@ use super::interrupts::Interrupts;
 use super::memory::Memory;
 use super::threads::Mailbox;
 use super::tlb::Tlb;
+#[cfg(asan)]
+use crate::machine::Mark;
 use crate::machine::{Machine, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
@@ -116,6 +118,11 @@ unsafe impl Machine for SimMachine {
         count(&self.zeroings);
         let table: &PageTable = window::at(self, pa);
         table.iter().for_each(|word| word.set(vmkern_abi::pte::Pte::EMPTY));
+    }
+
+    #[cfg(asan)]
+    fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
+        self.memory.mark(start, bytes, mark);
     }
 
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {

@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 
+#[cfg(asan)]
+use super::shadow::{self, Shadow};
+#[cfg(asan)]
+use crate::machine::Mark;
 use crate::num::to_usize;
 use crate::vm::{PhysRange, Zeroed};
 
@@ -27,6 +31,8 @@ pub struct Memory {
     chunks: Vec<AtomicPtr<u8>>,
     touched: Vec<AtomicU64>,
     zeroed: Zeroed,
+    #[cfg(asan)]
+    shadow: Shadow,
 }
 
 impl Memory {
@@ -39,6 +45,8 @@ impl Memory {
             chunks: (0..chunks).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
             touched: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             zeroed,
+            #[cfg(asan)]
+            shadow: Shadow::default(),
         }
     }
 
@@ -50,13 +58,14 @@ impl Memory {
         let word = &self.touched[page / 64];
         word.store(word.load(Ordering::Relaxed) | 1 << (page % 64), Ordering::Relaxed);
         let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
-        let base = NonNull::new(chunk.load(Ordering::Acquire)).unwrap_or_else(|| self.allocate(chunk));
+        let base = NonNull::new(chunk.load(Ordering::Acquire)).unwrap_or_else(|| self.allocate(pa));
         // SAFETY: the offset is smaller than the chunk that `base` points to.
         unsafe { base.add(to_usize(pa.get() % CHUNK)) }
     }
 
-    /// Allocates the memory of `chunk`, unless somebody else has just done so.
-    fn allocate(&self, chunk: &AtomicPtr<u8>) -> NonNull<u8> {
+    /// Allocates the chunk of `pa`, unless somebody else has just done so.
+    fn allocate(&self, pa: GuestPhys) -> NonNull<u8> {
+        let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
         // SAFETY: the layout's size is not zero.
         let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap_or_else(|| handle_alloc_error(LAYOUT));
         if self.zeroed == Zeroed::No {
@@ -64,12 +73,31 @@ impl Memory {
             unsafe { base.write_bytes(GARBAGE, to_usize(CHUNK)) };
         }
         match chunk.compare_exchange(ptr::null_mut(), base.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => base,
+            Ok(_) => {
+                #[cfg(asan)]
+                self.shadow.apply(GuestPhys::new(pa.get() / CHUNK * CHUNK), CHUNK, base);
+                base
+            }
             Err(first) => {
                 // SAFETY: allocated above with this layout, and nobody else knows it.
                 unsafe { dealloc(base.as_ptr(), LAYOUT) };
                 NonNull::new(first).unwrap_or(base)
             }
+        }
+    }
+
+    /// Tells the sanitizer what has become of `bytes` bytes at `start`.
+    #[cfg(asan)]
+    pub fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
+        let (mut at, end) = (start.get(), start.add(bytes).get());
+        while at < end {
+            let stop = (at + CHUNK - at % CHUNK).min(end);
+            match NonNull::new(self.chunks[to_usize(at / CHUNK)].load(Ordering::Acquire)) {
+                // SAFETY: the offset is smaller than the chunk that `base` points to.
+                Some(base) => shadow::mark_at(unsafe { base.add(to_usize(at % CHUNK)) }, stop - at, mark),
+                None => self.shadow.remember(GuestPhys::new(at), stop - at, mark),
+            }
+            at = stop;
         }
     }
 

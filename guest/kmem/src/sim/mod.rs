@@ -10,6 +10,8 @@ mod baton;
 mod interrupts;
 mod machine;
 mod memory;
+#[cfg(asan)]
+mod shadow;
 mod tables;
 mod threads;
 mod tlb;

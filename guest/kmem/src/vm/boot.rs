@@ -11,7 +11,7 @@ use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
 use vmkern_abi::layout::{ISADMA_END, KernelRoots, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
 
 use super::Vm;
-use crate::machine::Machine;
+use crate::machine::{Machine, Mark};
 
 /// A range of physical memory, `[start, end)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +168,7 @@ impl<M: Machine> Vm<M> {
         seg.end.set(word(end));
         seg.fresh.set(word(start));
         seg.freelist.set(word(freelist as u64));
+        self.vm_phys_mark(seg.start.get(), end - start, Mark::Free);
         self.cnt().v_page_count.update(|n| n + (end - start));
     }
 }

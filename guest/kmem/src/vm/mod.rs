@@ -48,6 +48,12 @@ impl<M: Machine> Vm<M> {
         KPtr::new(phys_to_dmap(self.roots))
     }
 
+    /// A system of which only the global variables exist, zero, at `roots`.
+    #[cfg(all(test, loom))]
+    pub(crate) fn over(machine: M, roots: GuestPhys) -> Self {
+        Self { machine, roots, vm_page_array: roots, first_page: 0 }
+    }
+
     /// The machine.
     pub fn machine(&self) -> &M {
         &self.machine

@@ -13,8 +13,9 @@ use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 
+use super::page::phys_of_number;
 use super::{Vm, phys_of};
-use crate::machine::Machine;
+use crate::machine::{Machine, Mark};
 
 /// Order of the smallest block cut off fresh memory: as many pages as one page of the page array describes.
 pub const FRESH_ORDER: usize = 6;
@@ -83,6 +84,7 @@ impl<M: Machine> Vm<M> {
                     let pfn = queues[oind].head.get();
                     self.freelist_remove(&queues[oind], pfn);
                     self.vm_phys_split_pages(pfn, oind, order, flind);
+                    self.vm_phys_mark(pfn, 1 << order, Mark::Used);
                     return Some(self.vm_page_pointer(pfn));
                 }
                 if !self.vm_phys_cut_fresh(order, flind) {
@@ -127,6 +129,7 @@ impl<M: Machine> Vm<M> {
     /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.
     pub fn vm_phys_free_pages(&self, m: KPtr<VmPage>, mut order: usize) {
         let mut pfn = self.vm_page_number(m);
+        self.vm_phys_mark(pfn, 1 << order, Mark::Free);
         let segind = self.page_by_number(pfn).segind.get();
         let seg = self.vm_phys_seg(u64::from(segind));
         let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
@@ -145,6 +148,12 @@ impl<M: Machine> Vm<M> {
         }
         self.page_by_number(pfn).segind.set(segind);
         self.freelist_push(&queues[order], pfn, order, End::Tail);
+    }
+
+    /// Tells the machine about `pages` pages from number `pfn` on.
+    #[inline]
+    pub(super) fn vm_phys_mark(&self, pfn: u32, pages: u64, mark: Mark) {
+        self.machine().mark(phys_of_number(pfn), pages * PAGE_SIZE, mark);
     }
 
     fn freelist_push(&self, list: &VmFreeList, pfn: u32, order: usize, end: End) {

@@ -15,7 +15,7 @@ use vmkern_abi::layout::{
 use super::page::{AllocClass, AllocFlags, Contents};
 use super::{Vm, phys_of};
 use crate::kern::lock::LockClass;
-use crate::machine::Machine;
+use crate::machine::{Machine, Mark};
 use crate::window::{Line, Shared};
 
 /// A type with a zone of its own.
@@ -104,6 +104,7 @@ impl<M: Machine> Vm<M> {
         let header = self.get(slab);
         let item = header.free.get();
         header.free.set(self.get(item).next.get());
+        self.item_mark(zone, item, Mark::Used);
         header.free_count.update(|n| n - 1);
         if header.free.get().is_null() {
             self.slab_unlink(zone, header);
@@ -121,6 +122,7 @@ impl<M: Machine> Vm<M> {
         }
         self.get(item).next.set(header.free.get());
         header.free.set(item);
+        self.item_mark(zone, item, Mark::Free);
         header.free_count.update(|n| n + 1);
         zone.free.update(|n| n + 1);
         zone.used.update(|n| n - 1);
@@ -144,6 +146,7 @@ impl<M: Machine> Vm<M> {
         for index in (0..items).rev() {
             let item: KPtr<SlabItem> = KPtr::new(phys_to_dmap(pa.add(size_of::<SlabHeader>() as u64 + index * size)));
             self.get(item).next.set(free);
+            self.item_mark(zone, item, Mark::Free);
             free = item;
         }
         header.free.set(free);
@@ -153,6 +156,15 @@ impl<M: Machine> Vm<M> {
         zone.free.update(|n| n + items);
         zone.slabs.update(|n| n + 1);
         Some(slab)
+    }
+
+    /// Tells the machine about an item. The link at its head is the zone's even while it is free.
+    #[inline]
+    fn item_mark(&self, zone: &SlabZone, item: KPtr<SlabItem>, mark: Mark) {
+        const LINK: u64 = size_of::<SlabItem>() as u64;
+        if let Some(pa) = phys_of(item) {
+            self.machine().mark(pa.add(LINK), u64::from(zone.item_size.get()) - LINK, mark);
+        }
     }
 
     fn slab_link(&self, zone: &SlabZone, slab: KPtr<SlabHeader>, header: &SlabHeader) {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::layout::{PQ_ACTIVE, PageFlags};
 
 use super::Objects;
+use crate::machine::{Machine, Mark};
 use crate::sim::Sim;
 use crate::window::PageTable;
 
@@ -68,8 +69,11 @@ pub fn check_zeros(sim: &Sim) {
         let flags = sim.vm().page_by_number(pfn).flags.get();
         let untouched = !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
         if flags.contains(PageFlags::ZERO) || untouched {
-            let words: &PageTable = sim.vm().at(GuestPhys::from_pfn(pfn.into()));
+            let pa = GuestPhys::from_pfn(pfn.into());
+            let words: &PageTable = sim.vm().at(pa);
+            sim.machine().mark(pa, PAGE_SIZE, Mark::Used);
             assert!(words.iter().all(|word| word.get().bits() == 0), "page {pfn:#x} should hold zeros");
+            sim.machine().mark(pa, PAGE_SIZE, Mark::Free);
         }
     }
 }

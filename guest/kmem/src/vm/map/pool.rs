@@ -11,11 +11,11 @@
 //!
 //! Pages are INTERRUPT-class and never waited for. The map's lock is held.
 
-use vmkern_abi::addr::KPtr;
-use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Mark};
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 use crate::vm::{Shortage, Vm, phys_of};
 use crate::window::{Line, Shared};
@@ -67,6 +67,8 @@ impl<M: Machine> Vm<M> {
         reserve.home.set(home);
         reserve.entries.capacity.set(VmMapEntry::HOME);
         reserve.nodes.capacity.set(MapNode::HOME);
+        let items = size_of::<VmMap>() as u64;
+        self.pool_mark(home.addr().add(items), size_of::<MapHome>() as u64 - items, Mark::Free);
         Ok(KPtr::new(home.addr()))
     }
 
@@ -85,7 +87,9 @@ impl<M: Machine> Vm<M> {
             pool.top.set(next);
         }
         pool.used.set(used + 1);
-        Some(self.pool_last(map))
+        let item: KPtr<T> = self.pool_last(map);
+        self.pool_mark(item.addr(), size_of::<T>() as u64, Mark::Used);
+        Some(item)
     }
 
     /// The last item in use. There is one.
@@ -116,6 +120,7 @@ impl<M: Machine> Vm<M> {
     /// Makes the last item in use one of the reserve.
     pub(super) fn pool_drop_last<T: PoolItem>(&self, map: &VmMap) {
         let pool = T::pool(map);
+        self.pool_mark(self.pool_last::<T>(map).addr(), size_of::<T>() as u64, Mark::Free);
         let used = pool.used.get() - 1;
         pool.used.set(used);
         if opens_page::<T>(used) {
@@ -153,6 +158,8 @@ impl<M: Machine> Vm<M> {
         }
         pool.last.set(page);
         pool.capacity.update(|n| n + T::PER_PAGE);
+        let items = page.addr().add(size_of::<PoolPage>() as u64);
+        self.pool_mark(items, T::PER_PAGE * size_of::<T>() as u64, Mark::Free);
         Ok(())
     }
 
@@ -169,6 +176,14 @@ impl<M: Machine> Vm<M> {
             pool.last.set(before);
             pool.capacity.update(|n| n - T::PER_PAGE);
             self.map_page_free(page);
+        }
+    }
+
+    /// Tells the machine about items.
+    #[inline]
+    fn pool_mark(&self, start: GuestVirt, bytes: u64, mark: Mark) {
+        if let Some(pa) = dmap_to_phys(start) {
+            self.machine().mark(pa, bytes, mark);
         }
     }
 

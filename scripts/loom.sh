@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs the models of rings, doorbells, locks and sleep queue: loom tries every order of events in them, with at most three
+# preemptions, and every value that weak memory allows a load to see. A model is a test in a module `models`, built and
+# run over the very code that host and kernel use, under `cfg(loom)`.
+#
+#     scripts/loom.sh [FILTER]
+#
+# A model that fails can be looked at with LOOM_LOG=info and LOOM_LOCATION=1 in the environment.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export RUSTFLAGS="--cfg loom"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/loom
+export CARGO_PROFILE_DEV_OPT_LEVEL=1
+export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3}
+
+cargo test --locked --package vmkern-abi --package kmem --lib -- "models::${1:-}"
