@@ -5,6 +5,8 @@
 //! a [`List`], which ends whatever its links say; and a count that the guest claims goes through [`View::bounded`] before
 //! anything is allocated by it.
 
+use std::sync::atomic::Ordering;
+
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::KernelRoots;
 use vmkern_abi::pte::Pte;
@@ -13,7 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::InspectError;
 use super::list::List;
-use super::source::{PageWords, Source};
+use super::source::{PAGE_WORDS, PageWords, Source};
 use super::tlb::Tlb;
 use crate::kvm::memory::NotRam;
 
@@ -99,6 +101,18 @@ impl<'a> View<'a> {
     /// When it is not RAM.
     pub fn table(&self, table: GuestPhys) -> Result<&'a PageWords, InspectError> {
         self.source.page(table).map_err(not_ram(PAGE_TABLE))
+    }
+
+    /// A copy of the page-table page at `table`. For whoever looks at all of its entries this is the fast way: on plain
+    /// words the compiler works on several at a time, on words that may change it does not.
+    ///
+    /// # Errors
+    /// When it is not RAM.
+    pub fn copy_table(&self, table: GuestPhys, entries: &mut [u64; PAGE_WORDS]) -> Result<(), InspectError> {
+        for (entry, word) in entries.iter_mut().zip(self.table(table)?) {
+            *entry = word.load(Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The physical address behind `va`, which belongs to structure `what` at `at`.
