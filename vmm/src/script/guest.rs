@@ -12,7 +12,7 @@ use vmkern_abi::layout::ThreadState;
 use super::names::MapField;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
-use crate::{Crash, Guest, GuestError, ImageSaveError, Saving};
+use crate::{Crash, Guest, GuestError, ImageSaveError, Report, Saving};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;
@@ -133,6 +133,10 @@ impl Target for GuestTarget {
             (Err(ImageSaveError::Source(error)), None) => Err(TargetError::Broken(error.to_string())),
             (Err(error), None) => Err(TargetError::Unable(error.to_string())),
         }
+    }
+
+    fn check(&mut self) -> Result<Report, TargetError> {
+        self.guest.check().map_err(|error| TargetError::Broken(error.to_string()))
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

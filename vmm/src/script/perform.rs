@@ -14,6 +14,7 @@ use super::show;
 use super::source::Span;
 use super::target::{Panic, Reply, TargetError};
 use super::verbs::{Action, Gives, Value};
+use crate::Report;
 
 /// What the script has in mind for a blocked thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ enum Request {
     Nothing,
     /// A memory image in this file.
     Dump(String),
+    /// A check of all memory.
+    Check,
 }
 
 impl Run<'_> {
@@ -61,6 +64,7 @@ impl Run<'_> {
         let values = self.values(statement, &what.call)?;
         let called = show::call(&what.call, &values, &self.script.source);
         let (runner, request) = self.request(statement, what, &values)?;
+        let mut output = None;
         let reply = match request {
             Request::Execute(context, op) => self.target.execute(context, op),
             Request::Join(thread) => {
@@ -71,6 +75,10 @@ impl Run<'_> {
             Request::Dump(ref file) => {
                 self.target.dump(Path::new(file), self.script.source.name(), self.stop).map(|()| DONE)
             }
+            Request::Check => self.target.check().map(|report| {
+                output = told(&report);
+                Reply::Completed { outcome: counted(&report), cycles: 0 }
+            }),
         };
         let reply = reply.map_err(|error| self.lost(statement, Some(called.clone()), error))?;
         let (result, cycles) = match &reply {
@@ -78,7 +86,7 @@ impl Run<'_> {
             Reply::Panicked(panic) => (StepResult::Panicked(panic.message.clone()), 0),
         };
         let (line, verb) = (statement.span.line, what.call.verb.name);
-        let step = Step { line, runner, verb, result, cycles, output: None };
+        let step = Step { line, runner, verb, result, cycles, output };
         (self.observe)(&step);
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
@@ -102,7 +110,7 @@ impl Run<'_> {
                 let outstanding = Outstanding { span, waits_for, fate, places, gives };
                 self.blocked.insert(ThreadId(number), outstanding);
             }
-            (Outcome::Blocked { .. }, Request::Execute(..) | Request::Nothing | Request::Dump(_)) => {
+            (Outcome::Blocked { .. }, Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check) => {
                 let error = TargetError::Broken("what runs on no thread is said to be blocked".to_owned());
                 return Err(self.lost(statement, Some(called), error));
             }
@@ -115,6 +123,14 @@ impl Run<'_> {
                 return Ok(());
             }
             (_, Request::Execute(..) | Request::Nothing | Request::Dump(_)) => {}
+            // As a number, no findings are 0.
+            (Outcome::Ok, Request::Check) => {
+                if let Some((name, index)) = place {
+                    self.env.bind(name, index, Bound::Number(0));
+                }
+                return Ok(());
+            }
+            (_, Request::Check) => {}
         }
         // A blocked statement's name has no value until the join.
         if let Some((name, index)) = place {
@@ -136,6 +152,7 @@ impl Run<'_> {
                 self.outstanding(statement, thread)?.fate = Fate::Abandoned;
                 Ok((Runner::Thread(thread), Request::Nothing))
             }
+            (Action::Check, []) => Ok((runner, Request::Check)),
             (Action::Dump, [Value::File(file)]) => Ok((runner, Request::Dump(file.clone()))),
             _ => {
                 let op = self.operation(statement, &what.call, values)?;
@@ -188,6 +205,7 @@ impl Run<'_> {
         called: String,
     ) -> Result<(), Over> {
         let held = match what.expect.as_ref().map(|expect| &expect.what) {
+            None | Some(Expected::Ok) if matches!(what.call.verb.action, Action::Check) => outcome == Outcome::Ok,
             None | Some(Expected::Ok) => matches!(outcome, Outcome::Ok | Outcome::Value(_)),
             Some(Expected::Null) => outcome == Outcome::Null,
             Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
@@ -206,6 +224,10 @@ impl Run<'_> {
         }
         let expected = match outcome {
             Outcome::Mismatch { addr, want, .. } => format!("{want:#x} at {addr}"),
+            Outcome::Value(count) if matches!(what.call.verb.action, Action::Check) => {
+                let got = if count == 1 { "1 finding".to_owned() } else { format!("{count} findings") };
+                return Err(self.failed(statement, "no findings".to_owned(), got, Some(called)));
+            }
             _ => self.wanted(statement, what)?,
         };
         Err(self.failed(statement, expected, result.to_string(), Some(called)))
@@ -260,6 +282,20 @@ impl Run<'_> {
         let failure = still(span, expected, texts.collect::<Vec<_>>().join(", "));
         Err(Box::new(Ending::Failed(Box::new(failure))))
     }
+}
+
+/// The result of a check: ok, or the number of findings.
+fn counted(report: &Report) -> Outcome {
+    match report.count() {
+        0 => Outcome::Ok,
+        count => Outcome::Value(count),
+    }
+}
+
+/// The findings, and what was left out, one a line.
+fn told(report: &Report) -> Option<String> {
+    let text = report.to_string();
+    (!text.is_empty()).then(|| text.trim_end().to_owned())
 }
 
 fn still(span: Span, expected: String, got: String) -> Failure {

@@ -8,6 +8,7 @@ use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
 use super::names::MapField;
 use super::stop::Stop;
+use crate::Report;
 
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,12 @@ pub trait Target {
     /// # Errors
     /// [`TargetError::Unable`] when the file cannot be written.
     fn dump(&mut self, path: &Path, program: &str, stop: &Stop) -> Result<(), TargetError>;
+
+    /// Checks every structure in the guest's memory.
+    ///
+    /// # Errors
+    /// When there is nothing to begin with: the kernel's roots cannot be found.
+    fn check(&mut self) -> Result<Report, TargetError>;
 
     /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
     ///

@@ -66,6 +66,8 @@ pub enum Action {
     Abandon,
     /// Writes a memory image of the guest to a file.
     Dump,
+    /// Checks every structure in the guest's memory.
+    Check,
     /// Nothing: the kernel does not offer it.
     Absent,
 }
@@ -201,7 +203,7 @@ pub static VERBS: &[Verb] = &[
     later("squeeze", "SIZE"),
     later("swap", "off|on|error EVERY|delay TIME"),
     later("fail", "SITE SPEC | off"),
-    later("check", ""),
+    ours("check", "", &[], Action::Check, Gives::Number),
     later("inspect", "WHAT"),
     ours("dump", "FILE", &[Param::File], Action::Dump, Gives::Number),
     later("snapshot", "FILE"),

@@ -190,6 +190,9 @@ impl Map {
     }
 }
 
+/// What a map is called that has no name.
+pub(super) const UNNAMED: &str = "vm_map";
+
 /// All maps.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
@@ -245,5 +248,5 @@ fn submaps(map: &Map) -> impl Iterator<Item = KPtr<VmMap>> {
 fn name(roots: &KernelRoots, at: KPtr<VmMap>) -> &'static str {
     let named = MapId::NAMED.into_iter().zip(&roots.maps).map(|((name, _), map)| (name, map.get()));
     let others = [("clean_map", roots.clean_map.get()), ("pager_map", roots.pager_map.get())];
-    named.chain(others).find(|&(_, map)| map == at).map_or("vm_map", |(name, _)| name)
+    named.chain(others).find(|&(_, map)| map == at).map_or(UNNAMED, |(name, _)| name)
 }

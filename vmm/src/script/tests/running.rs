@@ -6,6 +6,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
+use crate::Finding;
 use crate::script::{Ending, Failure, Reply, Source, Status, Stop, TargetError, parse, run};
 
 fn finished(text: &str) -> Fake {
@@ -236,4 +237,27 @@ fn dump_takes_any_file_name_and_says_which_script_ran() {
         assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
     }
     assert!(parse(&Source::new("x", "dump = kmem_alloc kernel_map 4K\nkmem_free kernel_map $dump 4K")).is_ok());
+}
+
+#[test]
+fn check_gives_ok_or_the_number_of_findings_which_is_a_failure_that_nobody_expects() {
+    let (ending, steps) = run_text("t2: check\nexpect ok\nn = check\nassert $n == 0");
+    assert_eq!(ending, Ending::Finished);
+    assert_eq!((steps[0].verb, steps[0].output.clone()), ("check", None));
+    let finding = |detail: &str| Finding {
+        rule: "map-size",
+        what: "kmem_map".into(),
+        at: GuestVirt::new(0x4000),
+        detail: detail.to_owned(),
+    };
+    let damaged = || Fake { findings: vec![finding("a"), finding("b")], ..Fake::default() };
+    let (ending, steps) = run_on(&mut damaged(), "check");
+    assert!(matches!(&ending, Ending::Failed(f) if f.expected == "no findings" && f.got == "2 findings"), "{ending:?}");
+    assert_eq!(steps[0].output.as_deref(), Some("map-size: kmem_map at 0x4000: a\nmap-size: kmem_map at 0x4000: b"));
+    assert_eq!(run_on(&mut damaged(), "check\nexpect 2").0, Ending::Finished);
+    assert!(matches!(run_on(&mut damaged(), "check\nexpect ok").0, Ending::Failed(_)));
+    assert!(matches!(run_on(&mut damaged(), "check\nexpect 1").0, Ending::Failed(_)));
+    for bad in ["check 1", "intr: check", "on_lowmem check"] {
+        assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
+    }
 }
