@@ -506,3 +506,73 @@ fn help_has_examples_and_the_exit_statuses() {
         assert!(out(&output).contains("Examples:") && out(&output).contains("Exit status:"));
     }
 }
+
+#[test]
+fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
+    let scratch = Scratch::new("check");
+    let image = scratch.0.join("guest.img").display().to_string();
+    let text = "a = kmem_malloc kmem_map 12K NOWAIT\ncheck\nprint kmem_map.size";
+    let good = script(&["--check", "--save-image", &image], text);
+    assert_eq!((status(&good), out(&good).trim()), (0, "12288"), "{}", err(&good));
+    let checked = run(&["check", &image]);
+    assert_eq!((status(&checked), out(&checked)), (0, String::new()), "{}", err(&checked));
+    assert!(err(&checked).contains("nothing found in 7 maps"), "{}", err(&checked));
+
+    let size_at = {
+        let opened = Image::open(&image).expect("the image can be read");
+        let view = View::new(&opened).expect("it has page tables");
+        let roots = view.copy("roots", view.roots()).expect("it has roots");
+        let size = roots.maps[1].get().addr().add(std::mem::offset_of!(vmkern::abi::layout::VmMap, size) as u64);
+        let page = view.walk(size).expect("it is mapped").mapping.expect("it is mapped").phys;
+        let found = opened.load(page).expect("it is RAM");
+        assert_eq!(found, 12288);
+        page
+    };
+    // The first run of RAM begins with the file's first page of memory; a page is found again by what it holds.
+    let mut bytes = fs::read(&image).expect("the image can be read");
+    let offset = usize::try_from(size_at.page_offset()).expect("it is small");
+    let places: Vec<usize> = (4096..bytes.len())
+        .step_by(4096)
+        .filter(|page| {
+            bytes.get(page + offset - 8..page + offset + 8) == Some(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 48, 0, 0, 0, 0, 0, 0])
+        })
+        .collect();
+    assert_eq!(places.len(), 1, "nentries 1 and size 12288 stand in one place");
+    bytes[places[0] + offset + 1] = 64;
+    fs::write(&image, bytes).expect("the image can be written");
+    let checked = run(&["check", &image]);
+    assert_eq!(status(&checked), 1, "{}", err(&checked));
+    assert!(out(&checked).contains("map-size: kmem_map at 0x"), "{}", out(&checked));
+    assert!(out(&checked).contains("size says 16384, its entries sum to 12288"), "{}", out(&checked));
+    let json: Value = serde_json::from_slice(&run(&["check", "--json", &image]).stdout).expect("it is JSON");
+    assert_eq!((json["ok"].as_bool(), json["findings"][0]["rule"].as_str()), (Some(false), Some("map-size")));
+    assert_eq!(status(&run(&["check", "/nowhere/guest.img"])), 2);
+    assert_eq!(status(&run(&["check"])), 2);
+}
+
+#[test]
+fn a_script_that_leaks_a_page_fails_its_check() {
+    let leak = "a = kmem_alloc_nofault kernel_map 16K\npmap_qenter $a 2\nkmem_free kernel_map $a 16K";
+    assert_eq!(status(&script(&[], leak)), 0);
+    let checked = script(&["--check"], leak);
+    assert_eq!(status(&checked), 1, "{}", err(&checked));
+    assert!(
+        err(&checked).contains("page-lost: vm_page at") && err(&checked).contains("2 findings"),
+        "{}",
+        err(&checked)
+    );
+    let json: Value = serde_json::from_slice(&script(&["--check", "--json"], leak).stdout).expect("it is JSON");
+    assert_eq!(
+        (json["ok"].as_bool(), json["status"].as_u64(), json["outcome"].as_str()),
+        (Some(false), Some(1), Some("failed"))
+    );
+    assert_eq!(json["failures"][0]["got"], "2 findings");
+    let scratch = Scratch::new("check-script");
+    let file = scratch.0.join("leak.kmem");
+    fs::write(&file, leak).expect("a file can be written");
+    let checked = run(&["check", "--script", &file.display().to_string()]);
+    assert_eq!(status(&checked), 1, "{}", err(&checked));
+    assert!(out(&checked).contains("page-lost"), "{}", out(&checked));
+    assert_eq!(status(&run(&["test", "--check", &scratch.0.display().to_string()])), 1);
+    assert_eq!(status(&run(&["test", &scratch.0.display().to_string()])), 0);
+}

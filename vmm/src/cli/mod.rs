@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand. What a subcommand does is in the library.
 
 mod bench;
+mod check;
 mod doctor;
 mod guest;
 mod image;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     Test(test::TestArgs),
+    Check(check::CheckArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
     Image(image::ImageArgs),
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
             let status = match cli.command {
                 Command::Run(args) => run::run(&args, signals),
                 Command::Test(args) => test::run(&args, signals),
+                Command::Check(args) => check::run(&args, signals),
                 Command::Doctor(args) => doctor::run(&args),
                 Command::Bench(args) => bench::run(&args),
                 Command::Image(args) => image::run(&args),

@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Writes an image of the guest's memory, as the script or a panic left it, to this file.
     #[arg(long, value_name = "FILE", requires = "file")]
     save_image: Option<PathBuf>,
+    /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
+    #[arg(long, requires = "file")]
+    check: bool,
     #[command(flatten)]
     guest: GuestArgs,
 }
@@ -109,11 +112,16 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let trace = if args.verbose { Trace::Shown } else { Trace::Off };
     let mut collector = Collector::new(output, trace);
     let setup = Setup { builder, seed: args.guest.seed(), console };
-    let look = |guest: &Guest, ending: &Ending| match &args.save_image {
-        Some(path) if *ending != Ending::Interrupted => super::save::image(guest, path, &name, &stop),
-        _ => Ok(()),
+    let look = |guest: &Guest, ending: &Ending| {
+        let checked = if args.check { super::check::at_end(guest, ending) } else { None };
+        let saved = match &args.save_image {
+            Some(path) if *ending != Ending::Interrupted => super::save::image(guest, path, &name, &stop),
+            _ => Ok(()),
+        };
+        (saved, checked.as_ref().and_then(super::check::failure))
     };
-    let (session, saved) = match run_script_then(&script, setup, &stop, &mut |step| collector.take(step), look) {
+    let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut |step| collector.take(step), look)
+    {
         Ok(ended) => ended,
         Err(error) => {
             let status = launch_status(&error);
@@ -126,7 +134,11 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     };
     let status = session.ending.status();
     if args.json {
-        super::print_json(&session.report(collector.steps));
+        let mut report = session.report(collector.steps);
+        if let Some((_, failure)) = &found {
+            report.add_failure(failure.clone());
+        }
+        super::print_json(&report);
     }
     if let Some(error) = &session.console_error {
         super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
@@ -134,6 +146,12 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     if let Err(error) = saved {
         super::complain(&error.into());
         // Whatever the script came to matters more.
+        if status == Status::Ok {
+            return Status::Failed;
+        }
+    }
+    if let Some((text, _)) = found {
+        super::eprint(&text);
         if status == Status::Ok {
             return Status::Failed;
         }
@@ -147,7 +165,8 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     status
 }
 
-fn read(file: &Path) -> io::Result<Vec<u8>> {
+/// The script in `file`, or on standard input.
+pub fn read(file: &Path) -> io::Result<Vec<u8>> {
     if file == Path::new("-") {
         let mut bytes = Vec::new();
         io::stdin().lock().read_to_end(&mut bytes)?;

@@ -9,9 +9,10 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use vmkern::Guest;
 use vmkern::script::{
-    BAD, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, explain, explain_errors,
-    launch_report, launch_status, parse, run_script, suite,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, Step, explain,
+    explain_errors, launch_report, launch_status, parse, run_script_then, suite,
 };
 
 use super::guest::GuestArgs;
@@ -48,6 +49,9 @@ pub struct TestArgs {
     /// Writes the kernels' logs to files in this directory, one for each script.
     #[arg(long, value_name = "DIR")]
     console: Option<PathBuf>,
+    /// Checks every structure in each guest's memory at the end, as `vmkern check` does.
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     guest: GuestArgs,
 }
@@ -210,7 +214,7 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
     let mut collector = Collector::new(Output::Kept, Trace::Off);
     let setup = Setup { builder, seed: args.guest.seed(), console };
     let keep_steps = args.json;
-    let session = run_script(&script, setup, &stop, &mut |step| {
+    let mut observe = |step: &Step| {
         if let Some(text) = &step.output {
             output.push_str(text);
             output.push('\n');
@@ -218,12 +222,20 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
         if keep_steps {
             collector.take(step);
         }
-    });
+    };
+    let look = |guest: &Guest, ending: &Ending| if args.check { super::check::at_end(guest, ending) } else { None };
+    let session = run_script_then(&script, setup, &stop, &mut observe, look);
     match session {
-        Ok(session) => {
-            let message = explain(&session.ending, &source, &session.log);
-            let report = session.report(collector.steps);
-            Verdict { status: session.ending.status(), message, output, report }
+        Ok((session, checked)) => {
+            let mut message = explain(&session.ending, &source, &session.log);
+            let mut report = session.report(collector.steps);
+            let mut status = session.ending.status();
+            if let Some((text, failure)) = checked.as_ref().and_then(super::check::failure) {
+                message.push_str(&text);
+                report.add_failure(failure);
+                status = if status == Status::Ok { Status::Failed } else { status };
+            }
+            Verdict { status, message, output, report }
         }
         Err(error) => {
             let status = launch_status(&error);

@@ -146,6 +146,14 @@ impl RunReport {
         Self { schema: SCHEMA, ok: false, status: status as u8, outcome, steps, failures, panic, stats, environment }
     }
 
+    /// Adds something that did not hold beside the script: a run that held has failed then.
+    pub fn add_failure(&mut self, failure: FailureReport) {
+        if self.ok {
+            (self.ok, self.status, self.outcome) = (false, Status::Failed as u8, "failed");
+        }
+        self.failures.push(failure);
+    }
+
     /// A run with its end.
     #[must_use]
     pub fn ended(

@@ -47,6 +47,7 @@ pub use self::finding::{CheckStats, Finding, Report, Updating};
 
 use self::context::Context;
 use super::InspectError;
+use super::source::Source;
 use super::view::View;
 use crate::control::Guest;
 
@@ -83,6 +84,16 @@ pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
     let ctx = Context::read(view)?;
     RULES.iter().for_each(|rule| rule(&ctx));
     Ok(ctx.into_report())
+}
+
+impl Report {
+    /// Checks every invariant of the kernel's memory in `source`.
+    ///
+    /// # Errors
+    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond that is in the report.
+    pub fn of(source: &dyn Source) -> Result<Self, InspectError> {
+        check(&View::new(source)?)
+    }
 }
 
 impl Guest {

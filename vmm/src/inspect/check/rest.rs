@@ -19,18 +19,6 @@ const QUIET: [&str; 6] = ["request", "settle", "sleep", "psleep", "pgzero", "nok
 pub(super) struct Rest {
     is_quiet: bool,
     channels: HashSet<GuestVirt>,
-    stacks: Vec<Stack>,
-}
-
-/// The stack of a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stack {
-    /// The thread.
-    pub thread: GuestVirt,
-    /// Its lowest address, the guard page not counted.
-    pub low: GuestVirt,
-    /// Its pages.
-    pub pages: u64,
 }
 
 impl Rest {
@@ -52,10 +40,6 @@ impl Rest {
             if thread.state() == Some(ThreadState::Sleeping) {
                 rest.channels.insert(thread.wchan.get());
             }
-            if thread.kstack.get() != GuestVirt::new(0) {
-                let (low, pages) = (thread.kstack.get(), thread.kstack_pages.get().into());
-                rest.stacks.push(Stack { thread: at.addr(), low, pages });
-            }
             next = thread.all_next.get();
         }
         rest.is_quiet &= !seen.is_empty();
@@ -65,11 +49,6 @@ impl Rest {
     /// Whether nothing may be half made: every thread waits for work.
     pub(super) fn is_quiet(&self) -> bool {
         self.is_quiet
-    }
-
-    /// The stacks of all threads that have one of their own.
-    pub(super) fn stacks(&self) -> &[Stack] {
-        &self.stacks
     }
 
     /// Whether somebody sleeps on `channel`.

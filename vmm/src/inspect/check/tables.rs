@@ -69,12 +69,6 @@ impl Tables {
         let rest = &self.kernel[first..];
         &rest[..rest.partition_point(|translation| translation.va < end)]
     }
-
-    /// The translation of kernel_map for `va`.
-    pub(super) fn kernel_at(&self, va: GuestVirt) -> Option<Pte> {
-        let index = self.kernel.binary_search_by_key(&va, |translation| translation.va).ok()?;
-        Some(self.kernel[index].pte)
-    }
 }
 
 struct Reader<'r, 'a> {

@@ -1,7 +1,7 @@
 //! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and what should be
 //! mapped is.
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
 use vmkern_abi::pte::{PG_FRAME, Pte, PteFlags};
 
@@ -46,7 +46,6 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
     holes(ctx, done, GuestVirt::new(u64::MAX));
     leaks(ctx, &entries);
-    stacks(ctx);
 }
 
 /// Nothing is mapped where no entry is.
@@ -275,27 +274,9 @@ fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
     }
 }
 
-/// A thread's stack is mapped, and the page below is not.
-fn stacks(ctx: &Context<'_>) {
-    for stack in ctx.rest.stacks() {
-        let guard = GuestVirt::new(stack.low.get().wrapping_sub(PAGE_SIZE));
-        if ctx.tables.kernel_at(guard).is_some() {
-            ctx.finding("stack-guard", "PTE", guard, || {
-                format!("the guard page below the stack of the thread at {} is mapped", stack.thread)
-            });
-        }
-        // A stack longer than any says nothing about its pages.
-        let pages = (0..stack.pages.min(64)).filter_map(|page| stack.low.checked_add(page * PAGE_SIZE));
-        for va in pages.filter(|&va| ctx.tables.kernel_at(va).is_none()) {
-            ctx.finding("stack-mapped", "thread", stack.thread, || {
-                format!("its stack begins at {} and has {} pages, but {va} is not mapped", stack.low, stack.pages)
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use vmkern_abi::addr::PAGE_SIZE;
     use vmkern_abi::field::Field;
     use vmkern_abi::pte::Level;
 
@@ -357,10 +338,8 @@ mod tests {
         let guard = GuestVirt::new(low.get() - PAGE_SIZE);
         let kentered = lab.guest.vtop(lab.window).expect("the tables can be read").last().pte.bits();
         let report = damaged(&lab, guard, |_| kentered);
-        expect_finding(&report, "stack-guard", "PTE", guard);
+        assert!(report.findings.iter().any(|f| f.rule == "kernel-stack"), "the guard page is mapped:\n{report}");
         assert!(report.findings.iter().any(|f| f.rule == "page-owner"), "one page is mapped twice:\n{report}");
-        let report = damaged(&lab, low, |_| 0);
-        assert!(report.findings.iter().any(|f| f.rule == "stack-mapped"), "{report}");
     }
 
     #[test]

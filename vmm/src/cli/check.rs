@@ -1,0 +1,187 @@
+//! `vmkern check`: whether everything in a guest's memory agrees.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use vmkern::script::{
+    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Status, Step, explain, explain_errors, launch_status,
+    parse, run_script_then,
+};
+use vmkern::{Guest, Image, InspectError, Report};
+
+use super::guest::GuestArgs;
+use super::signals::Signals;
+
+const EXAMPLES: &str = "\
+Examples:
+  vmkern run --save-image guest.img FILE.kmem
+  vmkern check guest.img
+  vmkern check --script FILE.kmem
+  vmkern check --json guest.img | jq '.findings[].rule'
+
+Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or the image is wrong; with
+--script also what the script came to, as for `vmkern run`.";
+
+/// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a script.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CheckArgs {
+    /// The memory image.
+    #[arg(required_unless_present = "script", conflicts_with = "script")]
+    image: Option<PathBuf>,
+    /// Runs this script, and checks the guest at its end, or where it died; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// Prints one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    guest: GuestArgs,
+}
+
+/// The object of `--json`.
+#[derive(Debug, Serialize)]
+struct CheckObject<'a> {
+    schema: u32,
+    source: &'a str,
+    /// Whether nothing was found.
+    ok: bool,
+    /// Why nothing could be checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(flatten)]
+    report: Option<&'a Report>,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
+    match (&args.script, &args.image) {
+        (Some(script), _) => at_the_end(args, script, signals),
+        (None, Some(image)) => {
+            let name = image.display().to_string();
+            let checked = Image::open(image)
+                .map_err(anyhow::Error::from)
+                .and_then(|image| Report::of(&image).with_context(|| format!("{name} cannot be checked")));
+            match checked {
+                Ok(report) => show(args, &name, &report),
+                Err(error) => refuse(args, &name, &error),
+            }
+        }
+        (None, None) => refuse(args, "", &anyhow::anyhow!("nothing to check: give an image, or --script FILE")),
+    }
+}
+
+/// Runs the script at `path` and checks the guest then.
+fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let bytes = match super::run::read(path).with_context(|| format!("cannot read the script {name}")) {
+        Ok(bytes) => bytes,
+        Err(error) => return refuse(args, &name, &error),
+    };
+    let source = match Source::from_bytes(&name, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let error = anyhow::anyhow!("{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text");
+            return refuse(args, &name, &error);
+        }
+    };
+    let script = match parse(&source) {
+        Ok(script) => script,
+        Err(errors) => {
+            super::eprint(&explain_errors(&errors, &source));
+            return object(args, &name, "the script is wrong");
+        }
+    };
+    let builder = match args.guest.builder() {
+        Ok(builder) => builder,
+        Err(error) => return refuse(args, &name, &error.into()),
+    };
+    let stop = signals.stop(args.guest.timeout());
+    let setup = Setup { builder, seed: args.guest.seed(), console: None };
+    // What the script prints would stand in the middle of the report.
+    let mut observe = |step: &Step| {
+        if let Some(output) = &step.output {
+            super::eprint(&format!("{output}\n"));
+        }
+    };
+    let look = |guest: &Guest, ending: &Ending| at_end(guest, ending);
+    let (session, checked) = match run_script_then(&script, setup, &stop, &mut observe, look) {
+        Ok(ended) => ended,
+        Err(error) => {
+            let status = launch_status(&error);
+            refuse(args, &name, &error.into());
+            return status;
+        }
+    };
+    let status = session.ending.status();
+    if status != Status::Ok {
+        super::eprint(&explain(&session.ending, &source, &session.log));
+    }
+    let found = match checked {
+        Some(Ok(report)) => show(args, &name, &report),
+        Some(Err(error)) => refuse(args, &name, &error.into()),
+        None => status,
+    };
+    if status == Status::Ok { found } else { status }
+}
+
+/// Checks `guest` at the end of a script, unless somebody wanted that to end.
+pub fn at_end(guest: &Guest, ending: &Ending) -> Option<Result<Report, InspectError>> {
+    (*ending != Ending::Interrupted).then(|| guest.check())
+}
+
+/// What a check at the end of a run came to, if it did not find everything in order: in words and for the report.
+pub fn failure(checked: &Result<Report, InspectError>) -> Option<(String, FailureReport)> {
+    let (text, got) = match checked {
+        Ok(report) if report.is_clean() => return None,
+        Ok(report) => (report.to_string(), count(report)),
+        Err(error) => (String::new(), format!("a guest that cannot be checked: {error}")),
+    };
+    let text = format!("{text}{BAD}check:{BAD:#} {got}\n");
+    Some((text, FailureReport { line: 0, expected: "no findings at the end".to_owned(), got }))
+}
+
+fn count(report: &Report) -> String {
+    match report.count() {
+        1 => "1 finding".to_owned(),
+        count => format!("{count} findings"),
+    }
+}
+
+fn show(args: &CheckArgs, name: &str, report: &Report) -> Status {
+    if args.json {
+        let ok = report.is_clean();
+        super::print_json(&CheckObject { schema: SCHEMA, source: name, ok, error: None, report: Some(report) });
+    } else {
+        super::print(&report.to_string());
+        let stats = &report.stats;
+        let looked = format!(
+            "{} maps, {} entries, {} objects, {} page tables, {} translations",
+            stats.maps, stats.entries, stats.objects, stats.tables, stats.translations
+        );
+        super::eprint(&if report.is_clean() {
+            format!("{GOOD}ok{GOOD:#} {name}: nothing found in {looked}\n")
+        } else {
+            format!("{BAD}FAIL{BAD:#} {name}: {} in {looked}\n", count(report))
+        });
+    }
+    if report.is_clean() { Status::Ok } else { Status::Failed }
+}
+
+/// Says why there is no report.
+fn refuse(args: &CheckArgs, name: &str, error: &anyhow::Error) -> Status {
+    super::complain(error);
+    object(args, name, &format!("{error:#}"))
+}
+
+/// The JSON object of a refusal, where JSON was asked for.
+fn object(args: &CheckArgs, name: &str, error: &str) -> Status {
+    if args.json {
+        let error = Some(error.to_owned());
+        super::print_json(&CheckObject { schema: SCHEMA, source: name, ok: false, error, report: None });
+    }
+    Status::Usage
+}
