@@ -2,6 +2,7 @@
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_abi::field::{Field, Word};
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry, VmPage};
 use vmkern_abi::pte::Level;
@@ -26,10 +27,15 @@ impl Lab {
     /// Launches the guest and gives it something to do.
     pub(in super::super) fn new() -> Self {
         let guest = Guest::builder().memory(32 << 20).launch().expect("a guest can be launched");
-        let zero = GuestVirt::new(0);
-        let mut lab = Self { guest, block: zero, pageable: zero, window: zero };
+        let mut lab = Self::of(guest);
         lab.populate();
         lab
+    }
+
+    /// A lab with nothing in it.
+    pub(in super::super) fn of(guest: Guest) -> Self {
+        let zero = GuestVirt::new(0);
+        Self { guest, block: zero, pageable: zero, window: zero }
     }
 
     fn populate(&mut self) {
@@ -132,6 +138,8 @@ impl Lab {
         at: GuestPhys,
         damage: impl Fn(&T),
     ) -> Report {
+        // The kernel must not see the damage, and act on it.
+        let _pause = self.guest.pause().expect("it can be held");
         let ram = &self.guest.machine.ram;
         let mut before = vec![0; size_of::<T>()];
         ram.read(at, &mut before).expect("it is RAM");
@@ -141,6 +149,36 @@ impl Lab {
         let report = self.check();
         ram.write(at, &before).expect("it is RAM");
         report
+    }
+}
+
+impl Lab {
+    /// The address of a field of the kernel's roots.
+    pub(in super::super) fn root_field<F>(&self, field: fn(&KernelRoots) -> &F) -> GuestVirt {
+        let (at, roots) = self.roots();
+        let offset = std::ptr::from_ref(field(&roots)).addr() - std::ptr::from_ref(&roots).addr();
+        at.addr().add(offset as u64)
+    }
+
+    /// Asserts that a damage to a word of the kernel's roots is found by `rule` about `what` at that very word.
+    #[track_caller]
+    pub(in super::super) fn root_word<W: Word>(
+        &self,
+        rule: &str,
+        what: &str,
+        field: fn(&KernelRoots) -> &Field<W>,
+        damage: fn(W) -> W,
+    ) {
+        let report = self.damaged(self.roots().0, |roots| field(roots).update(damage));
+        expect_finding(&report, rule, what, self.root_field(field));
+    }
+
+    /// Changes the structure at `at` for good.
+    pub(in super::super) fn change<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, change: impl FnOnce(&T)) {
+        let mut value = self.get(at);
+        change(&value);
+        let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
+        self.guest.machine.ram.write(place, value.as_mut_bytes()).expect("it is RAM");
     }
 }
 

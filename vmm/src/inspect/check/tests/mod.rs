@@ -1,6 +1,10 @@
 //! Every rule holds in a good guest and fires in a damaged one.
 
 pub(super) mod lab;
+mod pages;
+mod sleepers;
+mod threads;
+mod zones;
 
 use std::collections::BTreeSet;
 use std::fs;

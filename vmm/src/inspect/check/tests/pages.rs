@@ -1,0 +1,195 @@
+//! Free lists, paging queues, states and counters of pages.
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{KernelRoots, PageFlags, PageOflags, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+
+use super::lab::{Damage, Lab, expect_finding};
+
+/// A free block: its first page, its order and its list.
+struct Block {
+    pfn: u64,
+    order: usize,
+    list: usize,
+}
+
+/// A free block of more than one page.
+fn free_block(lab: &Lab) -> Block {
+    let (_, roots) = lab.roots();
+    let queues = roots.vm_phys_free_queues.iter().enumerate();
+    let lists = queues.flat_map(|(list, orders)| orders.iter().enumerate().map(move |(order, l)| (list, order, l)));
+    let mut blocks = lists.map(|(list, order, l)| Block { pfn: l.head.get().into(), order, list });
+    blocks.find(|block| block.order > 0 && block.pfn != 0).expect("there is free memory")
+}
+
+#[test]
+fn words_of_free_blocks_are_held_against_their_lists() {
+    let lab = Lab::new();
+    let Block { pfn, order, list } = free_block(&lab);
+    let head = lab.vm_page(pfn);
+    lab.each::<VmPage>(
+        head,
+        "vm_page",
+        &[
+            ("free-block-order", |page| page.block.update(|block| block - 1)),
+            ("free-list-link", |page| page.prev.set(77)),
+            ("free-block-segment", |page| page.segind.set(9)),
+            ("page-free", |page| page.flags.set(PageFlags::ALLOCATED)),
+            ("page-free-state", |page| page.wire_count.set(1)),
+            ("page-free-state", |page| page.object.set(KPtr::new(GuestVirt::new(64)))),
+            ("page-free-state", |page| page.pindex.set(1)),
+            ("page-free-state", |page| page.valid.set(1)),
+            ("page-free-state", |page| page.dirty.set(1)),
+            ("page-free-state", |page| page.busy.set(1)),
+            ("page-free-state", |page| page.hold_count.set(1)),
+            ("page-free-state", |page| page.private.set(1)),
+            ("page-free-state", |page| page.oflags.set(PageOflags::BUSY)),
+            ("page-free-state", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+            ("page-queue", |page| page.queue.set(2)),
+        ],
+    );
+    let inner = lab.vm_page(pfn + 1);
+    lab.each::<VmPage>(inner, "vm_page", &[("free-block-inner", |page| page.block.set(1))]);
+    let report = lab.damaged(head, |page| page.next.set(u32::try_from(pfn).expect("it is small")));
+    expect_finding(&report, "free-list-link", "vm_page", head.addr());
+    let at = lab.root_field(|roots| &roots.vm_phys_free_queues);
+    let at = at.add(((list * VM_NFREEORDER + order) * size_of::<VmFreeList>()) as u64);
+    let list: KPtr<VmFreeList> = KPtr::new(at);
+    let damages: &[(&str, Damage<VmFreeList>)] = &[
+        ("free-list-count", |list| list.count.update(|count| count + 1)),
+        ("free-list-link", |list| list.tail.set(3)),
+        ("free-list-link", |list| list.head.set(3)),
+    ];
+    lab.each(list, "free list", damages);
+    let report = lab.damaged::<VmFreeList>(list, |list| list.head.set(0));
+    expect_finding(&report, "page-lost", "vm_page", head.addr());
+}
+
+#[test]
+fn buddies_of_equal_order_are_found() {
+    let lab = Lab::new();
+    // A block is torn in two halves: both head a block of the order below, as no free leaves them.
+    let Block { pfn, order, list } = free_block(&lab);
+    let _pause = lab.guest.pause().expect("it can be held");
+    let half = pfn + (1 << (order - 1));
+    let block = u8::try_from(order).expect("it is small");
+    lab.change(lab.vm_page(half), |page| page.block.set(block));
+    let report = lab.damaged(lab.vm_page(pfn), |page| page.block.set(block));
+    expect_finding(&report, "free-block-order", "vm_page", lab.vm_page(pfn).addr());
+    expect_finding(&report, "free-block-inner", "vm_page", lab.vm_page(half).addr());
+    let (roots_at, _) = lab.roots();
+    lab.change(lab.vm_page(pfn), |page| page.block.set(block));
+    lab.change(roots_at, |roots: &KernelRoots| {
+        let orders = &roots.vm_phys_free_queues[list];
+        let (from, to) = (&orders[order], &orders[order - 1]);
+        from.head.set(0);
+        to.head.set(u32::try_from(pfn).expect("it is small"));
+    });
+    expect_finding(&lab.check(), "free-block-coalesced", "vm_page", lab.vm_page(pfn).addr());
+}
+
+#[test]
+fn words_of_pages_in_use_are_held_against_their_owners() {
+    let lab = Lab::new();
+    let resident = lab.vm_page(lab.pfn_at(lab.block));
+    let damages: &[(&str, Damage<VmPage>)] = &[
+        ("page-state", |page| page.flags.update(|flags| flags - PageFlags::TOUCHED)),
+        ("page-state", |page| page.flags.update(|flags| flags - PageFlags::UNMANAGED)),
+        ("page-state", |page| page.flags.update(|flags| PageFlags::from_bits_retain(flags.bits() | 0x8000))),
+        ("page-free", |page| page.flags.update(|flags| flags - PageFlags::ALLOCATED)),
+        ("page-state", |page| page.block.set(3)),
+        ("page-state", |page| page.segind.set(9)),
+        ("page-state", |page| page.hold_count.set(1)),
+        ("page-state", |page| page.busy.set(1)),
+        ("page-state", |page| page.oflags.set(PageOflags::BUSY)),
+        ("page-state", |page| page.oflags.set(PageOflags::WANTED)),
+        ("page-wanted", |page| page.oflags.set(PageOflags::WANTED | PageOflags::BUSY)),
+        ("page-state", |page| page.private.set(1)),
+        ("page-state", |page| page.next.set(1)),
+        ("page-state", |page| page.wire_count.set(0)),
+        ("page-queue", |page| page.queue.set(2)),
+        ("page-state", |page| {
+            page.valid.set(0x0f);
+            page.dirty.set(0x10);
+        }),
+    ];
+    lab.each(resident, "vm_page", damages);
+    let slab = lab.roots().1.zones[4].partial.get();
+    let slab = lab.vm_page(vmkern_abi::kva::dmap_to_phys(slab.addr()).expect("it is in the direct map").pfn());
+    let damages: &[(&str, Damage<VmPage>)] = &[
+        ("page-state", |page| page.wire_count.set(2)),
+        ("page-state", |page| page.object.set(KPtr::new(GuestVirt::new(64)))),
+        ("page-state", |page| page.pindex.set(5)),
+        ("page-state", |page| page.valid.set(0xff)),
+        ("page-state", |page| page.private.set(1)),
+    ];
+    lab.each(slab, "vm_page", damages);
+    let window = lab.vm_page(lab.pfn_at(lab.window));
+    lab.each::<VmPage>(window, "vm_page", &[("page-state", |page| page.next.set(9))]);
+}
+
+#[test]
+fn a_page_that_nothing_leads_to_is_lost() {
+    let lab = Lab::new();
+    let _pause = lab.guest.pause().expect("it can be held");
+    let pfn = lab.pfn_at(lab.window);
+    let pte = lab.pte_at(lab.window, vmkern_abi::pte::Level::Pt);
+    let report = lab.damaged_phys::<[u8; 8]>(pte, |_| {});
+    assert!(report.is_clean(), "{report}");
+    lab.guest.machine.ram.write(pte, &[0; 8]).expect("it is RAM");
+    expect_finding(&lab.check(), "page-lost", "vm_page", lab.vm_page(pfn).addr());
+}
+
+#[test]
+fn the_active_queue_and_its_pages_agree() {
+    let lab = Lab::new();
+    let page = lab.vm_page(lab.pfn_at(lab.pageable));
+    let damages: &[(&str, Damage<VmPage>)] = &[
+        ("page-queue", |page| page.queue.set(0)),
+        ("page-queue", |page| page.queue.set(1)),
+        ("page-queue", |page| page.prev.set(5)),
+        ("page-state", |page| page.wire_count.set(1)),
+        ("page-state", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+    ];
+    lab.each(page, "vm_page", damages);
+    let queue = KPtr::<VmFreeList>::new(lab.root_field(|roots| &roots.vm_page_queues[1]));
+    let damages: &[(&str, Damage<VmFreeList>)] = &[
+        ("page-queue", |list| list.tail.set(5)),
+        ("page-queue", |list| list.count.set(7)),
+        ("page-queue", |list| list.head.set(1)),
+    ];
+    lab.each(queue, "paging queue", damages);
+    let report = lab.damaged(queue, |list| list.head.set(0));
+    expect_finding(&report, "page-queue", "vm_page", page.addr());
+}
+
+#[test]
+fn every_counter_of_pages_equals_what_it_counts() {
+    let lab = Lab::new();
+    let more = |n: u64| n + 1;
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_page_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_free_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_wire_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_active_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_inactive_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.meter.v_cache_count, more);
+    lab.root_word("page-counts", "vmmeter", |r| &r.vm_page_zero_count, more);
+    lab.root_word("segment-order", "kernel roots", |r| &r.vm_phys_nsegs, more);
+    lab.root_word("page-array", "kernel roots", |r| &r.first_page, |n| n - 1);
+    let segment: KPtr<VmPhysSeg> = lab.roots().1.vm_phys_segs.get();
+    lab.each::<VmPhysSeg>(segment, "vm_phys_seg", &[("segment-freelist", |seg| seg.freelist.set(0))]);
+}
+
+#[test]
+fn thresholds_follow_from_the_pages_there_are() {
+    let lab = Lab::new();
+    let more = |n: u64| n + 1;
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_free_reserved, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_free_min, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_free_severe, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_free_target, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_pageout_free_min, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_interrupt_free_min, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_cache_min, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_cache_max, more);
+    lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_inactive_target, |n| n + (1 << 20));
+}
