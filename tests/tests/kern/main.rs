@@ -1,6 +1,8 @@
-//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original, and the workloads that
-//! put them together. Every guest is looked over at the end of its test: see [`vmkern_tests::invariants`].
+//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original; the workloads that put
+//! them together; and what an access then comes to. Every guest is looked over at the end of its test: see
+//! [`vmkern_tests::invariants`].
 
+mod faults;
 mod kmem_alloc;
 mod kmem_alloc_nofault;
 mod kmem_alloc_wait;
