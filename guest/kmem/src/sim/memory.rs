@@ -15,7 +15,7 @@ use crate::machine::Mark;
 use crate::num::to_usize;
 use crate::vm::{PhysRange, Zeroed};
 
-const CHUNK: u64 = 2 << 20;
+const CHUNK: u64 = 64 << 10;
 /// What a byte of memory holds that nobody has zeroed.
 const GARBAGE: u8 = 0xa5;
 

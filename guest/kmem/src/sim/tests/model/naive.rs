@@ -1,0 +1,168 @@
+//! The naive model: sets of ranges, searched from the lowest, and the pages that have memory behind them.
+//!
+//! It knows nothing of entries, objects, page tables or free lists; it shares no code with what it judges.
+
+use std::collections::BTreeMap;
+
+use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::control::{MapId, MapKind};
+
+/// What a range of address space is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// There since boot, or a thread's: nobody gives it back.
+    Fixed,
+    /// A map of its own.
+    Submap,
+    /// `kmem_alloc`'s.
+    Kernel,
+    /// `kmem_malloc`'s.
+    Kmem,
+    /// `kmem_alloc_nofault`'s.
+    Nofault,
+    /// `kmem_alloc_wait`'s.
+    Pageable,
+}
+
+/// A range. Its first byte is the key under which it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Bytes, whole pages.
+    pub bytes: u64,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a page of memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Anything.
+    Unknown,
+    /// Zeros.
+    Zero,
+    /// A pattern of this seed.
+    Pattern(u64),
+}
+
+/// A page of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What it holds.
+    pub content: Content,
+    /// The range that it stands behind.
+    pub what: What,
+}
+
+/// A map.
+#[derive(Clone, Debug)]
+pub struct NaiveMap {
+    pub id: MapId,
+    pub min: u64,
+    pub max: u64,
+    pub kind: MapKind,
+    pub ranges: BTreeMap<u64, Range>,
+}
+
+/// All maps, and all pages behind their ranges by address.
+#[derive(Clone, Debug, Default)]
+pub struct Naive {
+    pub maps: Vec<NaiveMap>,
+    pub memory: BTreeMap<u64, Memory>,
+}
+
+/// `size` rounded up to pages, unless that is nothing or too much.
+pub fn rounded(size: u64) -> Option<u64> {
+    size.checked_next_multiple_of(PAGE_SIZE).filter(|&size| size > 0)
+}
+
+/// The pages that `[addr, addr + size)` touches; a range that wraps is nothing.
+pub fn touched(addr: u64, size: u64) -> Option<(u64, u64)> {
+    Some((addr / PAGE_SIZE * PAGE_SIZE, addr.checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?))
+}
+
+/// Addresses of the pages of `bytes` bytes from `start` on.
+pub fn pages(start: u64, bytes: u64) -> impl Iterator<Item = u64> {
+    (0..bytes / PAGE_SIZE).map(move |page| start + page * PAGE_SIZE)
+}
+
+impl NaiveMap {
+    /// The lowest hole of `bytes` bytes.
+    pub fn hole(&self, bytes: u64) -> Option<u64> {
+        let mut start = self.min;
+        for (&at, range) in &self.ranges {
+            if at - start >= bytes {
+                return Some(start);
+            }
+            start = at + range.bytes;
+        }
+        (self.max - start >= bytes).then_some(start)
+    }
+
+    /// Bytes in use.
+    pub fn size(&self) -> u64 {
+        self.ranges.values().map(|range| range.bytes).sum()
+    }
+
+    /// Fewest and most entries that could stand for the ranges: neighbours of one kind may be one entry, or not.
+    pub fn entries(&self) -> (u64, u64) {
+        let (mut runs, mut last) = (0, None);
+        for (&at, range) in &self.ranges {
+            // The stacks of threads are windows, too.
+            let kind = if range.what == What::Fixed { What::Nofault } else { range.what };
+            runs += u64::from(last != Some((at, kind)) || kind == What::Submap);
+            last = Some((at + range.bytes, kind));
+        }
+        (runs, self.ranges.len() as u64)
+    }
+
+    /// The ranges that `[start, end)` reaches into.
+    pub fn overlapping(&self, start: u64, end: u64) -> Vec<(u64, Range)> {
+        let all = self.ranges.range(..end).filter(|&(&at, range)| at + range.bytes > start);
+        all.map(|(&at, &range)| (at, range)).collect()
+    }
+
+    /// Makes the range that `at` lies inside two.
+    fn cut(&mut self, at: u64) {
+        let Some((&start, &range)) = self.ranges.range(..at).next_back() else { return };
+        if start + range.bytes > at {
+            self.ranges.insert(start, Range { bytes: at - start, ..range });
+            self.ranges.insert(at, Range { bytes: start + range.bytes - at, ..range });
+        }
+    }
+}
+
+impl Naive {
+    /// Takes a hole.
+    pub fn take(&mut self, map: usize, start: u64, bytes: u64, what: What) {
+        assert!(self.maps[map].overlapping(start, start + bytes).is_empty(), "{start:#x} is taken");
+        self.maps[map].ranges.insert(start, Range { bytes, what });
+    }
+
+    /// Puts memory behind a range.
+    pub fn back(&mut self, start: u64, bytes: u64, what: What, content: Content) {
+        self.memory.extend(pages(start, bytes).map(|va| (va, Memory { content, what })));
+    }
+
+    /// Frees what lies in `[start, end)` of a map, with the memory behind it.
+    pub fn free(&mut self, map: usize, start: u64, end: u64) {
+        let m = &mut self.maps[map];
+        let (start, end) = (start.max(m.min), end.min(m.max));
+        if start > end {
+            return;
+        }
+        m.cut(start);
+        m.cut(end);
+        let gone: Vec<u64> = m.ranges.range(start..end).map(|(&at, _)| at).collect();
+        for at in gone {
+            let bytes = m.ranges.remove(&at).map_or(0, |range| range.bytes);
+            for va in pages(at, bytes) {
+                self.memory.remove(&va);
+            }
+        }
+    }
+
+    /// Pages behind ranges of this kind.
+    pub fn pages_of(&self, what: What) -> u64 {
+        self.memory.values().filter(|memory| memory.what == what).count() as u64
+    }
+}

@@ -1,0 +1,236 @@
+//! What a history consists of. Numbers choose among what there is when the step's turn comes, so that any part of a
+//! history is a history.
+
+use proptest::prelude::*;
+use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::control::{MallocFlags, MapKind};
+
+/// How many bytes to ask for.
+#[derive(Clone, Copy, Debug)]
+pub enum Size {
+    /// So many.
+    Bytes(u64),
+    /// All of the map, and so many pages more or less.
+    Map(i8),
+    /// So many that it wraps, or nearly so.
+    Absurd(u64),
+}
+
+/// Which function allocates.
+#[derive(Clone, Copy, Debug)]
+pub enum How {
+    Alloc,
+    Nofault,
+    Malloc(MallocFlags),
+    Wait,
+}
+
+/// Which function frees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreeBy {
+    Free,
+    Wakeup,
+}
+
+/// Which part of a range.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    Whole,
+    /// From this byte on, so many; both modulo the range's length.
+    Bytes(u64, u64),
+}
+
+/// A free of what is not to be freed.
+#[derive(Clone, Copy, Debug)]
+pub enum Stray {
+    /// The range that was freed last, once more.
+    Again,
+    /// A range of another map.
+    WrongMap,
+    /// No bytes, inside a range: it cuts.
+    Nothing,
+    /// A range that wraps.
+    Wraps,
+    /// From a range on over its neighbours, so many bytes.
+    Across(u64),
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// The test's own thread.
+    Driver,
+    /// A thread for operations, modulo their number.
+    Thread(u8),
+    /// An interrupt handler.
+    Interrupt,
+}
+
+/// A step. `pick` chooses among the ranges that could be meant, `map` among the maps.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    Allocate {
+        map: u8,
+        size: Size,
+        how: How,
+    },
+    Free {
+        pick: u16,
+        part: Part,
+        by: FreeBy,
+    },
+    Stray {
+        pick: u16,
+        stray: Stray,
+    },
+    Touch {
+        pick: u16,
+        part: Part,
+    },
+    Enter {
+        pick: u16,
+        from: u8,
+        count: u8,
+    },
+    Remove {
+        pick: u16,
+        from: u8,
+        count: u8,
+    },
+    Suballoc {
+        map: u8,
+        size: Size,
+        kind: MapKind,
+    },
+    Lowmem {
+        pick: u16,
+    },
+    Reclaim,
+    /// Takes all memory but so many pages.
+    Drain {
+        left: u8,
+    },
+    /// Lets the next time-out come.
+    Wait,
+    /// Looks at everything.
+    Check,
+    /// Does what the kernel panics of; the history ends.
+    Panic {
+        pick: u16,
+        fault: bool,
+    },
+}
+
+/// The machine of a history.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// MiB of memory.
+    pub mib: u64,
+    /// Pages of kmem_map.
+    pub kmem: u64,
+    /// Threads for operations.
+    pub workers: u8,
+}
+
+impl Shape {
+    /// The tunables that make such a machine.
+    pub fn tunables(self) -> Tunables {
+        Tunables {
+            vm_kmem_size: Some(self.kmem * PAGE_SIZE),
+            kern_nbuf: Some(4),
+            kern_nswbuf: Some(1),
+            vm_exec_map_entries: Some(1),
+            kern_ipc_maxpipekva: Some(16 * PAGE_SIZE),
+            ..Tunables::default()
+        }
+    }
+}
+
+/// A machine and what happens on it.
+#[derive(Clone, Debug)]
+pub struct History {
+    pub shape: Shape,
+    pub steps: Vec<(On, Step)>,
+}
+
+fn size() -> impl Strategy<Value = Size> {
+    prop_oneof![
+        8 => (1..6 * PAGE_SIZE).prop_map(Size::Bytes),
+        4 => (1..40u64).prop_map(|pages| Size::Bytes(pages * PAGE_SIZE)),
+        2 => (1..600 * PAGE_SIZE).prop_map(Size::Bytes),
+        1 => (-2i8..2).prop_map(Size::Map),
+        1 => prop_oneof![Just(0), Just(1 << 40), Just(1 << 63), u64::MAX - 8192..=u64::MAX].prop_map(Size::Absurd),
+    ]
+}
+
+fn part() -> impl Strategy<Value = Part> {
+    prop_oneof![2 => Just(Part::Whole), 1 => (0..1u64 << 18, 0..1u64 << 17).prop_map(|(from, size)| Part::Bytes(from, size))]
+}
+
+fn how() -> impl Strategy<Value = How> {
+    let flags = prop_oneof![
+        6 => Just(MallocFlags::NOWAIT),
+        1 => Just(MallocFlags::WAITOK),
+        1 => Just(MallocFlags::empty()),
+    ];
+    let flags = (flags, prop_oneof![2 => Just(false), 1 => Just(true)], prop_oneof![3 => Just(false), 1 => Just(true)]);
+    prop_oneof![
+        2 => Just(How::Alloc),
+        2 => Just(How::Nofault),
+        6 => flags.prop_map(|(mut flags, zero, reserve)| {
+            flags.set(MallocFlags::ZERO, zero);
+            flags.set(MallocFlags::USE_RESERVE, reserve);
+            How::Malloc(flags)
+        }),
+        4 => Just(How::Wait),
+    ]
+}
+
+fn free_by() -> impl Strategy<Value = FreeBy> {
+    prop_oneof![Just(FreeBy::Free), Just(FreeBy::Wakeup)]
+}
+
+fn stray() -> impl Strategy<Value = Stray> {
+    prop_oneof![
+        Just(Stray::Again),
+        Just(Stray::WrongMap),
+        Just(Stray::Nothing),
+        Just(Stray::Wraps),
+        (1..60 * PAGE_SIZE).prop_map(Stray::Across),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop_oneof![Just(MapKind::User), Just(MapKind::System)];
+    prop_oneof![
+        12 => (any::<u8>(), size(), how()).prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
+        8 => (any::<u16>(), part(), free_by()).prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
+        2 => (any::<u16>(), stray()).prop_map(|(pick, stray)| Step::Stray { pick, stray }),
+        4 => (any::<u16>(), part()).prop_map(|(pick, part)| Step::Touch { pick, part }),
+        2 => (any::<u16>(), 0u8..20, 0u8..20).prop_map(|(pick, from, count)| Step::Enter { pick, from, count }),
+        1 => (any::<u16>(), 0u8..20, 0u8..20).prop_map(|(pick, from, count)| Step::Remove { pick, from, count }),
+        1 => (any::<u8>(), size(), kind).prop_map(|(map, size, kind)| Step::Suballoc { map, size, kind }),
+        1 => any::<u16>().prop_map(|pick| Step::Lowmem { pick }),
+        1 => Just(Step::Reclaim),
+        2 => (0u8..90).prop_map(|left| Step::Drain { left }),
+        1 => Just(Step::Wait),
+        1 => Just(Step::Check),
+    ]
+}
+
+fn on() -> impl Strategy<Value = On> {
+    prop_oneof![4 => Just(On::Driver), 4 => (0u8..4).prop_map(On::Thread), 1 => Just(On::Interrupt)]
+}
+
+/// Histories on machines with so many threads for operations.
+pub fn history(workers: std::ops::Range<u8>) -> impl Strategy<Value = History> {
+    let kmem = prop_oneof![Just(24), Just(64), Just(256), Just(1000)];
+    let shape = (kmem, workers).prop_map(|(kmem, workers)| Shape { mib: 4, kmem, workers });
+    let steps = prop::collection::vec((on(), step()), 1..24);
+    let last = (any::<u16>(), any::<bool>()).prop_map(|(pick, fault)| (On::Driver, Step::Panic { pick, fault }));
+    (shape, steps, prop::option::weighted(0.05, last)).prop_map(|(shape, mut steps, last)| {
+        steps.extend(last);
+        History { shape, steps }
+    })
+}
