@@ -18,6 +18,22 @@ use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::pte::PteFlags;
 
 use crate::vm::Vm;
+use crate::vm::page::AllocClass;
+
+/// What a page is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// Anything, by a request of this class.
+    Page(AllocClass),
+    /// A page table.
+    PageTable,
+    /// Entries and index nodes of a map.
+    MapPool,
+    /// A node of an object's index.
+    IndexNode,
+    /// Items of a zone.
+    Slab,
+}
 
 /// What a thread does from its first instruction on. When it returns, the thread exits.
 pub type ThreadStart<M> = fn(&Vm<M>, u64);
@@ -61,6 +77,13 @@ pub unsafe trait Machine: Sized {
     /// Bits that every entry of the kernel's page tables carries besides its own: [`PteFlags::U`] where the kernel
     /// body runs at CPL3, nothing at CPL0.
     fn pte_flags_base(&self) -> PteFlags;
+
+    /// Whether a page that is there is refused all the same, so that a test sees what comes of it. A machine that is not
+    /// simulated refuses nothing, and has no code for it.
+    #[inline(always)]
+    fn refuses(&self, _what: Supply) -> bool {
+        false
+    }
 
     /// Stops the system with a message.
     fn panic(&self, message: fmt::Arguments<'_>) -> !;

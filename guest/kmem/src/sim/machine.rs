@@ -13,11 +13,12 @@ use vmkern_abi::pte::PteFlags;
 use super::baton::Baton;
 use super::interrupts::Interrupts;
 use super::memory::Memory;
+use super::refusal::Refusal;
 use super::threads::Mailbox;
 use super::tlb::Tlb;
 #[cfg(asan)]
 use crate::machine::Mark;
-use crate::machine::{Machine, ThreadStart};
+use crate::machine::{Machine, Supply, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
@@ -35,6 +36,7 @@ pub struct SimMachine {
     pub(super) mailbox: Mailbox,
     /// Where the CPU's structure lies.
     pcpu: AtomicU64,
+    pub(super) refusal: Refusal,
     /// Clock ticks since boot, in virtual time.
     clock: AtomicU64,
     /// The system on this machine, once it is up.
@@ -57,6 +59,7 @@ impl SimMachine {
             interrupts: Interrupts::default(),
             mailbox: Mailbox::default(),
             pcpu: AtomicU64::new(0),
+            refusal: Refusal::default(),
             clock: AtomicU64::new(0),
             vm: Arc::default(),
         }
@@ -134,6 +137,10 @@ unsafe impl Machine for SimMachine {
 
     fn pte_flags_base(&self) -> PteFlags {
         PteFlags::U
+    }
+
+    fn refuses(&self, what: Supply) -> bool {
+        self.refusal.refuses(what)
     }
 
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {

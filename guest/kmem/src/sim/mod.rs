@@ -10,6 +10,7 @@ mod baton;
 mod interrupts;
 mod machine;
 mod memory;
+mod refusal;
 #[cfg(asan)]
 mod shadow;
 mod tables;

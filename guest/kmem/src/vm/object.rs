@@ -20,7 +20,7 @@ use vmkern_abi::layout::{
 use super::page::{AllocClass, AllocFlags, Contents, Slept, phys_of_number};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
-use crate::machine::Machine;
+use crate::machine::{Machine, Supply};
 use crate::num::to_usize;
 
 /// What became of one page of a range that is removed.
@@ -396,6 +396,9 @@ impl<M: Machine> Vm<M> {
     }
 
     fn index_node_alloc(&self, obj: &VmObject) -> Result<u32, Shortage> {
+        if self.machine().refuses(Supply::IndexNode) {
+            return Err(Shortage);
+        }
         let flags = AllocFlags::WIRED | AllocFlags::ZERO;
         let m = self.vm_page_alloc(None, 0, AllocClass::Interrupt, flags).ok_or(Shortage)?;
         if !self.page(m).flags.get().contains(PageFlags::ZERO) {

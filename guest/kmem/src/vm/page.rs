@@ -13,7 +13,7 @@ use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
-use crate::machine::Machine;
+use crate::machine::{Machine, Supply};
 
 /// Who asks for a page, and so how deep the request may dig.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl<M: Machine> Vm<M> {
         let admitted = available > cnt.v_free_reserved.get()
             || (class == AllocClass::System && available > cnt.v_interrupt_free_min.get())
             || (class == AllocClass::Interrupt && available > 0);
-        if !admitted {
+        if !admitted || self.machine().refuses(Supply::Page(class)) {
             self.state().vm_pageout_deficit.update(|n| n + 1);
             self.pagedaemon_wakeup();
             self.free_queue_unlock();

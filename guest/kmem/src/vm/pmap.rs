@@ -18,7 +18,7 @@ use vmkern_abi::walk::{self, TableReader};
 use super::page::{AllocClass, AllocFlags, Contents};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
-use crate::machine::Machine;
+use crate::machine::{Machine, Supply};
 use crate::num::to_usize;
 use crate::window::PageTable;
 
@@ -345,6 +345,9 @@ impl<M: Machine> Vm<M> {
             let Some(entry) = self.pmap_entry(va, level) else { return Ok(()) };
             if entry.get().is_valid() {
                 continue;
+            }
+            if self.machine().refuses(Supply::PageTable) {
+                return Err(Shortage);
             }
             let flags = AllocFlags::WIRED | AllocFlags::ZERO;
             let m = self.vm_page_alloc(None, 0, AllocClass::Interrupt, flags).ok_or(Shortage)?;

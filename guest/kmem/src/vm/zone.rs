@@ -15,7 +15,7 @@ use vmkern_abi::layout::{
 use super::page::{AllocClass, AllocFlags, Contents};
 use super::{Vm, phys_of};
 use crate::kern::lock::LockClass;
-use crate::machine::{Machine, Mark};
+use crate::machine::{Machine, Mark, Supply};
 use crate::window::{Line, Shared};
 
 /// A type with a zone of its own.
@@ -136,6 +136,9 @@ impl<M: Machine> Vm<M> {
     }
 
     fn zone_grow(&self, zone: &SlabZone, number: usize) -> Option<KPtr<SlabHeader>> {
+        if self.machine().refuses(Supply::Slab) {
+            return None;
+        }
         let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)?;
         let pa = self.vm_page_to_phys(page);
         let slab: KPtr<SlabHeader> = KPtr::new(phys_to_dmap(pa));

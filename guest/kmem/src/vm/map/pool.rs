@@ -15,7 +15,7 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
 
-use crate::machine::{Machine, Mark};
+use crate::machine::{Machine, Mark, Supply};
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 use crate::vm::{Shortage, Vm, phys_of};
 use crate::window::{Line, Shared};
@@ -188,6 +188,9 @@ impl<M: Machine> Vm<M> {
     }
 
     fn map_page_alloc<T>(&self) -> Result<KPtr<T>, Shortage> {
+        if self.machine().refuses(Supply::MapPool) {
+            return Err(Shortage);
+        }
         let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED).ok_or(Shortage)?;
         self.state().map_pages.update(|n| n + 1);
         Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))

@@ -1,0 +1,54 @@
+//! Allocations of the simulated machine that fail although they need not.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Sim;
+use crate::machine::Supply;
+
+/// Which allocation is to fail.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Only these count; all do when it is `None`.
+    what: Option<Supply>,
+    /// How many more are granted before one is refused.
+    granted: u64,
+    refused: bool,
+}
+
+/// The plan, if there is one.
+#[derive(Debug, Default)]
+pub struct Refusal(Mutex<Option<Plan>>);
+
+impl Refusal {
+    fn plan(&self) -> MutexGuard<'_, Option<Plan>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this one is refused: one a plan.
+    pub fn refuses(&self, what: Supply) -> bool {
+        let mut plan = self.plan();
+        let Some(plan) = plan.as_mut() else { return false };
+        // What a page is for is asked first, and the page itself then.
+        let counts = plan.what.map_or(matches!(what, Supply::Page(_)), |wanted| wanted == what);
+        if !counts || plan.refused {
+            return false;
+        }
+        plan.refused = plan.granted == 0;
+        plan.granted = plan.granted.saturating_sub(1);
+        plan.refused
+    }
+}
+
+impl Sim {
+    /// Has the allocation number `nth`, from 1 on, fail once, of those for `what` or of all.
+    pub fn refuse(&self, what: Option<Supply>, nth: u64) {
+        assert!(nth > 0, "allocations are counted from 1 on");
+        *self.machine().refusal.plan() = Some(Plan { what, granted: nth - 1, refused: false });
+    }
+
+    /// Ends that. Whether it came to it.
+    #[must_use]
+    pub fn has_refused(&self) -> bool {
+        self.machine().refusal.plan().take().is_some_and(|plan| plan.refused)
+    }
+}
