@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::machine::SimMachine;
 use crate::machine::Machine;
@@ -25,8 +25,8 @@ pub struct Interrupts {
     one_in: AtomicU64,
     /// State of the pseudo-random numbers.
     random: AtomicU64,
-    /// Handlers of interrupts that have come.
-    pending: Mutex<VecDeque<Handler>>,
+    /// Handlers of interrupts, each with the number of points that it lets pass when it is the first.
+    pending: Mutex<VecDeque<(u64, Handler)>>,
     /// How many there are.
     pending_count: AtomicU64,
 }
@@ -58,18 +58,34 @@ impl Interrupts {
         self.one_in.store(one_in, Ordering::Relaxed);
     }
 
-    /// An interrupt has come.
-    pub fn raise(&self, handler: Handler) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.push_back(handler);
+    fn pending(&self) -> MutexGuard<'_, VecDeque<(u64, Handler)>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An interrupt comes, behind those that have been announced, after so many more points.
+    pub fn raise(&self, points: u64, handler: Handler) {
+        let mut pending = self.pending();
+        pending.push_back((points, handler));
         self.pending_count.store(pending.len() as u64, Ordering::Relaxed);
     }
 
+    /// Interrupts that have not come will not.
+    pub fn cancel(&self) {
+        self.pending().clear();
+        self.pending_count.store(0, Ordering::Relaxed);
+    }
+
+    /// The handler of an interrupt that comes at this point.
     fn take(&self) -> Option<Handler> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let handler = pending.pop_front();
+        let mut pending = self.pending();
+        let (points, _) = pending.front_mut()?;
+        if *points > 0 {
+            *points -= 1;
+            return None;
+        }
+        let (_, handler) = pending.pop_front()?;
         self.pending_count.store(pending.len() as u64, Ordering::Relaxed);
-        handler
+        Some(handler)
     }
 
     /// Whether nothing can come at all: what most tests want, fast.

@@ -261,7 +261,17 @@ impl Sim {
 
     /// Has `handler` run as an interrupt handler at the next interrupt point, in the middle of whatever runs then.
     pub fn raise(&self, handler: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
-        self.machine().interrupts.raise(Box::new(handler));
+        self.raise_after(0, handler);
+    }
+
+    /// [`Sim::raise`], with so many interrupt points let pass before.
+    pub fn raise_after(&self, points: u64, handler: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
+        self.machine().interrupts.raise(points, Box::new(handler));
+    }
+
+    /// Interrupts that were raised and have not come will not come any more.
+    pub fn cancel_interrupts(&self) {
+        self.machine().interrupts.cancel();
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod apply;
 mod naive;
+mod race;
+mod refused;
 mod script;
 mod step;
 mod world;
@@ -19,6 +21,8 @@ use std::rc::Rc;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
 
+use self::race::{Race, race};
+use self::refused::{everything, refused};
 use self::script::Script;
 use self::step::{History, history};
 use self::world::World;
@@ -74,11 +78,35 @@ fn in_turn(history: &History, telling: &Telling) {
 }
 
 #[test]
-fn seventy_thousand_histories_on_one_thread_agree_with_the_model() {
-    prove("one thread", 7_000, history(0..1), in_turn);
+fn forty_thousand_histories_on_one_thread_short_of_address_space_agree_with_the_model() {
+    prove("one thread, short of address space", 40_000, history(0..1, &[24, 64]), in_turn);
 }
 
 #[test]
-fn ten_thousand_histories_on_four_threads_in_turn_agree_with_the_model() {
-    prove("threads in turn", 1_000, history(1..4), in_turn);
+fn forty_thousand_histories_on_one_thread_short_of_pages_agree_with_the_model() {
+    prove("one thread, short of pages", 40_000, history(0..1, &[256, 1000]), in_turn);
+}
+
+#[test]
+fn ten_thousand_histories_on_up_to_four_threads_in_turn_agree_with_the_model() {
+    prove("threads in turn", 10_000, history(1..4, &[24, 64, 256, 1000]), in_turn);
+}
+
+/// Performs the rounds of a race.
+fn at_once(race: &Race, telling: &Telling) {
+    let mut world = World::new(race.shape, telling);
+    for round in &race.rounds {
+        world.round(round);
+    }
+    world.finish();
+}
+
+#[test]
+fn ten_thousand_races_of_up_to_four_threads_are_explained_by_some_order() {
+    prove("threads at once", 10_000, race(), at_once);
+}
+
+#[test]
+fn after_two_hundred_histories_each_allocation_of_the_next_operation_can_fail_and_leaves_all_as_it_was() {
+    prove("refusals", 200, refused(), everything);
 }

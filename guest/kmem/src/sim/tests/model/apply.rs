@@ -1,5 +1,7 @@
 //! What a step does, what it must give, and what it changes in the model, when operations come one at a time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::MapHome;
@@ -44,7 +46,7 @@ impl World {
             Step::Touch { pick, part } => self.touch(on, pick, part),
             Step::Enter { pick, from, count } => self.enter(on, pick, from, count),
             Step::Remove { pick, from, count } => self.remove(on, pick, from, count),
-            Step::Suballoc { map, size, kind } => self.suballoc(on, map, size, kind),
+            Step::Suballoc { map, size, kind } => self.suballoc(map, size, kind),
             Step::Lowmem { pick } => self.store(pick),
             Step::Reclaim => drop(self.perform(on, Op::UmaReclaim, &[OK])),
             Step::Drain { left } => self.drain(on, left),
@@ -328,7 +330,7 @@ impl World {
         }
     }
 
-    fn suballoc(&mut self, on: On, map: u8, size: Size, kind: MapKind) {
+    fn suballoc(&mut self, map: u8, size: Size, kind: MapKind) {
         let systems: Vec<usize> =
             (0..self.naive.maps.len()).filter(|&map| self.naive.maps[map].kind == MapKind::System).collect();
         let map = systems[usize::from(map) % systems.len()];
@@ -338,21 +340,34 @@ impl World {
         if self.naive.maps.len() >= 12 || self.sim.free_pages() < 16 + bytes / PAGE_SIZE / 128 {
             return;
         }
-        let on = if on == On::Interrupt { On::Driver } else { on };
         let op = Op::KmemSuballoc { parent: self.naive.maps[map].id, size, kind };
-        let who = self.execute_for_map(on, op);
-        let made = NaiveMap { id: MapId(who), min: hole, max: hole + bytes, kind, ranges: Default::default() };
+        let Some(id) = self.execute_for_map(op) else { return };
+        let made = NaiveMap { id: MapId(id), min: hole, max: hole + bytes, kind, ranges: Default::default() };
         self.naive.take(map, hole, bytes, What::Submap);
         self.naive.maps.push(made);
     }
 
-    /// Makes a map, wherever its structure lies, and gives its address.
-    fn execute_for_map(&mut self, _on: On, op: Op) -> u64 {
-        let outcome = self.sim.execute(&op);
-        self.script.borrow_mut().note(Who::Thread(0), &op, &outcome);
-        match outcome {
-            Outcome::Value(map) => map,
-            other => panic!("{op:?} gave {other:?}"),
+    /// Makes a map, wherever its structure lies, and gives its address. A refusal is a panic.
+    fn execute_for_map(&mut self, op: Op) -> Option<u64> {
+        let refusal = self.start_refusing(&op);
+        let end = catch_unwind(AssertUnwindSafe(|| self.sim.execute(&op)));
+        match end {
+            Ok(outcome) => {
+                assert!(!self.is_clean_failure(refusal, outcome), "kmem_suballoc never fails");
+                self.script.borrow_mut().note(Who::Thread(0), &op, &outcome);
+                match outcome {
+                    Outcome::Value(map) => Some(map),
+                    other => panic!("{op:?} gave {other:?}"),
+                }
+            }
+            Err(payload) => {
+                self.over = true;
+                let message = payload.downcast::<String>().expect("a message");
+                let refused = refusal.is_some() && self.sim.has_refused();
+                self.script.borrow_mut().panics(&op, &message);
+                assert!(refused && message.starts_with("kmem_suballoc: "), "{op:?} died of {message}");
+                None
+            }
         }
     }
 
@@ -366,8 +381,13 @@ impl World {
         self.verify(at.start, at.start + at.range.bytes);
         let (map, addr) = (self.naive.maps[at.map].id, GuestVirt::new(at.start));
         let op = Op::KmemFree { map, addr, size: at.range.bytes };
-        assert_eq!(crate::ops::register_lowmem(self.sim.vm(), &op, run_stored), Outcome::Ok);
-        self.script.borrow_mut().note(Who::Lowmem, &op, &Outcome::Ok);
+        let refusal = self.start_refusing(&op);
+        let outcome = crate::ops::register_lowmem(self.sim.vm(), &op, run_stored);
+        self.script.borrow_mut().note(Who::Lowmem, &op, &outcome);
+        if self.is_clean_failure(refusal, outcome) {
+            return;
+        }
+        assert_eq!(outcome, Outcome::Ok, "{op:?} stored");
         self.doomed.push((at.map, at.start, at.start + at.range.bytes));
         self.pinned.insert(at.start);
     }

@@ -121,6 +121,27 @@ impl NaiveMap {
         all.map(|(&at, &range)| (at, range)).collect()
     }
 
+    /// Takes a hole.
+    pub fn put(&mut self, start: u64, bytes: u64, what: What) {
+        assert!(self.overlapping(start, start + bytes).is_empty(), "{start:#x} is taken");
+        self.ranges.insert(start, Range { bytes, what });
+    }
+
+    /// Frees what lies in `[start, end)`: gives those ranges.
+    pub fn free(&mut self, start: u64, end: u64) -> Vec<(u64, Range)> {
+        let (start, end) = (start.max(self.min), end.min(self.max));
+        if start > end {
+            return Vec::new();
+        }
+        self.cut(start);
+        self.cut(end);
+        let gone: Vec<(u64, Range)> = self.ranges.range(start..end).map(|(&at, &range)| (at, range)).collect();
+        for (at, _) in &gone {
+            self.ranges.remove(at);
+        }
+        gone
+    }
+
     /// Makes the range that `at` lies inside two.
     fn cut(&mut self, at: u64) {
         let Some((&start, &range)) = self.ranges.range(..at).next_back() else { return };
@@ -132,10 +153,9 @@ impl NaiveMap {
 }
 
 impl Naive {
-    /// Takes a hole.
+    /// Takes a hole of a map.
     pub fn take(&mut self, map: usize, start: u64, bytes: u64, what: What) {
-        assert!(self.maps[map].overlapping(start, start + bytes).is_empty(), "{start:#x} is taken");
-        self.maps[map].ranges.insert(start, Range { bytes, what });
+        self.maps[map].put(start, bytes, what);
     }
 
     /// Puts memory behind a range.
@@ -145,17 +165,8 @@ impl Naive {
 
     /// Frees what lies in `[start, end)` of a map, with the memory behind it.
     pub fn free(&mut self, map: usize, start: u64, end: u64) {
-        let m = &mut self.maps[map];
-        let (start, end) = (start.max(m.min), end.min(m.max));
-        if start > end {
-            return;
-        }
-        m.cut(start);
-        m.cut(end);
-        let gone: Vec<u64> = m.ranges.range(start..end).map(|(&at, _)| at).collect();
-        for at in gone {
-            let bytes = m.ranges.remove(&at).map_or(0, |range| range.bytes);
-            for va in pages(at, bytes) {
+        for (at, range) in self.maps[map].free(start, end) {
+            for va in pages(at, range.bytes) {
                 self.memory.remove(&va);
             }
         }

@@ -1,6 +1,8 @@
 //! What a history consists of. Numbers choose among what there is when the step's turn comes, so that any part of a
 //! history is a history.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
@@ -223,10 +225,9 @@ fn on() -> impl Strategy<Value = On> {
     prop_oneof![4 => Just(On::Driver), 4 => (0u8..4).prop_map(On::Thread), 1 => Just(On::Interrupt)]
 }
 
-/// Histories on machines with so many threads for operations.
-pub fn history(workers: std::ops::Range<u8>) -> impl Strategy<Value = History> {
-    let kmem = prop_oneof![Just(24), Just(64), Just(256), Just(1000)];
-    let shape = (kmem, workers).prop_map(|(kmem, workers)| Shape { mib: 4, kmem, workers });
+/// Histories on machines with so many threads for operations, and a kmem_map of one of these numbers of pages.
+pub fn history(workers: Range<u8>, kmem: &'static [u64]) -> impl Strategy<Value = History> {
+    let shape = (prop::sample::select(kmem), workers).prop_map(|(kmem, workers)| Shape { mib: 4, kmem, workers });
     let steps = prop::collection::vec((on(), step()), 1..24);
     let last = (any::<u16>(), any::<bool>()).prop_map(|(pick, fault)| (On::Driver, Step::Panic { pick, fault }));
     (shape, steps, prop::option::weighted(0.05, last)).prop_map(|(shape, mut steps, last)| {

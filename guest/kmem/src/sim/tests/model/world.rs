@@ -6,12 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{MapKind, Op, Outcome, WaitMessage};
+use vmkern_abi::control::{KernReturn, MapKind, Op, Outcome, WaitMessage};
 use vmkern_abi::layout::EntryFlags;
 
 use super::naive::{Content, Memory, Naive, NaiveMap, Range, What, pages};
 use super::script::{Script, Who};
 use super::step::{On, Shape};
+use crate::machine::Supply;
 use crate::sim::check::{check, check_zeros};
 use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
@@ -44,6 +45,16 @@ pub struct Sleeper {
     pub cause: Cause,
 }
 
+/// What a failure leaves as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Counters {
+    maps: Vec<(u64, u64)>,
+    objects: [(u64, u64, u64); 2],
+    pmap: (u64, u64),
+    free_and_tables: u64,
+    wired: u64,
+}
+
 /// The machine and the model.
 #[derive(Debug)]
 pub struct World {
@@ -64,6 +75,8 @@ pub struct World {
     pub script: Rc<RefCell<Script>>,
     /// Whether the kernel has panicked, as it should.
     pub over: bool,
+    armed: Option<(Option<Supply>, u64)>,
+    refused: bool,
     events: u64,
     seed: u64,
     whole: u64,
@@ -87,6 +100,8 @@ impl World {
             freed: None,
             script: Rc::clone(script),
             over: false,
+            armed: None,
+            refused: false,
             events: sim.vm().cnt().lowmem_events.get(),
             seed: 0,
             whole: 0,
@@ -163,12 +178,16 @@ impl World {
     pub fn perform(&mut self, on: On, op: Op, allowed: &[Verdict]) -> Option<(u32, Outcome)> {
         let may_sleep = allowed.iter().any(|verdict| matches!(verdict, Verdict::Sleeps(_)));
         let who = self.performer(on, &op, may_sleep)?;
+        let refusal = self.start_refusing(&op);
         let outcome = match who {
             Who::Thread(0) | Who::Lowmem => self.sim.execute(&op),
             Who::Thread(tid) => self.sim.execute_on(tid, op),
             Who::Interrupt => self.sim.execute_in_interrupt(&op),
         };
         self.script.borrow_mut().note(who, &op, &outcome);
+        if self.is_clean_failure(refusal, outcome) {
+            return Some((0, outcome));
+        }
         let fits = |verdict: &Verdict| match (*verdict, outcome) {
             (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => waits_for == WaitMessage::new(wmesg),
             (Verdict::Is(expected), _) => expected == outcome,
@@ -177,6 +196,59 @@ impl World {
         assert!(allowed.iter().any(fits), "{op:?} by {who:?} gave {outcome:?}, where {allowed:?} was expected");
         let tid = if let Who::Thread(tid) = who { tid } else { 0 };
         Some((tid, outcome))
+    }
+
+    /// Has the next operation of a step meet a refusal: number `nth` of those for `what`.
+    pub fn arm(&mut self, what: Option<Supply>, nth: u64) {
+        self.armed = Some((what, nth));
+    }
+
+    /// Whether an operation has met the refusal.
+    pub fn has_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// Arms the machine if `op` is what a refusal waits for: what must not change if it fails.
+    pub fn start_refusing(&mut self, op: &Op) -> Option<Counters> {
+        if matches!(op, Op::Verify { .. } | Op::VerifyZero { .. } | Op::Fill { .. } | Op::Vtop { .. } | Op::Nop) {
+            return None;
+        }
+        let (what, nth) = self.armed.take()?;
+        // Who waits then must not wait in earnest.
+        if self.sim.free_pages() < 250 {
+            return None;
+        }
+        self.script.borrow_mut().remark(&format!("Allocation {nth} of {what:?} is refused here:"));
+        let counters = self.counters();
+        self.sim.refuse(what, nth);
+        Some(counters)
+    }
+
+    /// Whether an operation that met a refusal has failed, and left everything as it was.
+    pub fn is_clean_failure(&mut self, refusal: Option<Counters>, outcome: Outcome) -> bool {
+        let Some(before) = refusal else { return false };
+        self.refused = self.sim.has_refused();
+        let failed = matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
+        if self.refused && failed {
+            assert_eq!(self.counters(), before, "a failure left something");
+        }
+        self.refused && failed
+    }
+
+    /// What a failure leaves as it was. Page tables are kept, once made.
+    fn counters(&self) -> Counters {
+        let vm = self.sim.vm();
+        let state = vm.state();
+        let maps = self.naive.maps.iter().map(|m| self.sim.map(m.id));
+        let objects = [&state.kernel_object, &state.kmem_object];
+        Counters {
+            maps: maps.map(|map| (map.size.get(), map.nentries.get())).collect(),
+            objects: objects
+                .map(|o| (u64::from(o.ref_count.get()), o.resident_page_count.get(), u64::from(o.index_pages.get()))),
+            pmap: (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get()),
+            free_and_tables: self.sim.free_pages() + state.kernel_pmap.table_count.get(),
+            wired: vm.cnt().v_wire_count.get() - state.kernel_pmap.table_count.get(),
+        }
     }
 
     /// Performs `op` on the driver, which must give [`Outcome::Ok`].
@@ -203,6 +275,11 @@ impl World {
         }
         let seed = self.seed();
         self.ok(Op::Fill { addr: GuestVirt::new(start), size: bytes, seed });
+        self.filled(start, bytes, seed);
+    }
+
+    /// Memory that the model knows has a new pattern.
+    pub fn filled(&mut self, start: u64, bytes: u64, seed: u64) {
         for va in pages(start, bytes) {
             if let Some(memory) = self.naive.memory.get_mut(&va) {
                 memory.content = Content::Pattern(seed);
@@ -337,7 +414,7 @@ impl World {
     pub fn compare(&self) {
         let vm = self.sim.vm();
         let (state, cnt) = (vm.state(), vm.cnt());
-        assert_eq!(state.held_locks.get(), 0, "locks are held");
+        assert_eq!(vm.held_locks(), 0, "locks are held");
         for m in &self.naive.maps {
             let map = self.sim.map(m.id);
             assert_eq!(map.size.get(), m.size(), "size of {:?}", m.id);
@@ -365,6 +442,13 @@ impl World {
         if !self.sleepers.iter().any(|sleeper| matches!(sleeper.cause, Cause::Memory { .. })) {
             check(&self.sim);
             check_zeros(&self.sim);
+        }
+    }
+
+    /// [`World::check`], unless the kernel has panicked.
+    pub fn check_unless_over(&self) {
+        if !self.over {
+            self.check();
         }
     }
 

@@ -62,11 +62,14 @@ fn an_interrupt_waits_until_the_last_mutex_is_released() {
         let (outer, inner) = (&vm.state().driver_mtx, &vm.state().vm_page_queue_free_mtx);
         vm.mtx_lock(LockClass::Driver, &outer.owner);
         vm.mtx_lock(LockClass::FreeQueue, &inner.owner);
-        vm.machine().interrupts.raise(Box::new(move |vm| {
-            assert_eq!(vm.held_locks(), 0);
-            assert!(vm.in_interrupt());
-            handler.note(9, 0);
-        }));
+        vm.machine().interrupts.raise(
+            0,
+            Box::new(move |vm| {
+                assert_eq!(vm.held_locks(), 0);
+                assert!(vm.in_interrupt());
+                handler.note(9, 0);
+            }),
+        );
         vm.mtx_unlock(LockClass::FreeQueue, &inner.owner);
         thread.note(1, 0);
         vm.mtx_unlock(LockClass::Driver, &outer.owner);
