@@ -39,6 +39,8 @@ where
     S::Value: Debug + Clone,
 {
     let factor: u32 = std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
+    // Under AddressSanitizer a tenth takes as long.
+    let cases = if cfg!(asan) { cases / 10 } else { cases };
     let persistence = FileFailurePersistence::SourceParallel("proptest-regressions");
     let config = ProptestConfig {
         cases: cases.saturating_mul(factor),
