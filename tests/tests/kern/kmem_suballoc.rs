@@ -3,7 +3,7 @@
 use vmkern::abi::layout::EntryFlags;
 use vmkern::{KernReturn, MapId, MapKind, ObjectView, Op, Outcome};
 use vmkern_tests::Run;
-use vmkern_tests::harness::{in_guest, in_guest_to_be_damaged, in_small_guest};
+use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};
 
 use crate::NOWAIT;
@@ -145,7 +145,7 @@ fn without_a_page_for_the_map_it_waits_in_vmwait() {
 
 #[test]
 fn freed_through_its_parent_it_is_unlinked_and_keeps_its_own_entries() {
-    in_guest_to_be_damaged(|guest| {
+    in_guest(|guest| {
         let before = guest.stats(MAP);
         let map = guest.kmem_suballoc(MAP, 8 * PAGE, MapKind::System);
         let addr = guest.kmem_alloc_nofault(map, 3 * PAGE).expect("there is room");
