@@ -22,6 +22,7 @@ use super::page_array::PageArray;
 use super::rest::Rest;
 use super::sched::Sched;
 use super::tables::Tables;
+use crate::inspect::source::{CpuState, RunState};
 use crate::inspect::view::View;
 use crate::inspect::{InspectError, roots};
 
@@ -141,6 +142,12 @@ impl<'a> Context<'a> {
     /// The root page table.
     pub(super) fn pml4(&self) -> GuestPhys {
         self.roots.kernel_pmap.pml4.get()
+    }
+
+    /// Whether the guest will not run again: it may have died in the middle of anything.
+    pub(super) fn is_dead(&self) -> bool {
+        let ended = |cpus: Vec<CpuState>| cpus.iter().all(|cpu| cpu.state == RunState::Ended);
+        self.memory.source().cpus().is_ok_and(ended)
     }
 
     /// The report of everything that was found.

@@ -161,7 +161,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
         fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
     }
-    if t.intr_nesting.get() != 0 && !ctx.is_locked() {
+    if t.intr_nesting.get() != 0 && !ctx.is_locked() && !ctx.is_dead() {
         fault(format!("{} is in {} interrupt handlers, which a pause waits for", label(t), t.intr_nesting.get()));
     }
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
