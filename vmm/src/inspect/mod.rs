@@ -6,7 +6,6 @@
 //! the address. While requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for the
 //! time of a look; else the kernel is idle.
 
-#[expect(dead_code, reason = "the frame of rules that come one subject at a time")]
 mod check;
 mod handshake;
 mod image;

@@ -15,6 +15,7 @@ use vmkern_abi::layout::Thread;
 
 use super::context::Context;
 use super::threads::waits_for_work;
+use crate::inspect::source::RunState;
 
 /// Most bytes of one stack that are read: several times what any thread has.
 const STACK_MAX: u64 = 64 << 10;
@@ -78,6 +79,10 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
     for thread in ctx.sched.threads.iter().filter(|thread| !waits_for_work(&thread.value)) {
         let runs_on = ctx.sched.runs(thread.at).map(|cpu| cpu.value.cpuid.get());
         let cpu = cpus.iter().find(|cpu| Some(cpu.cpu) == runs_on);
+        // A CPU halts when its idle thread has nothing to do for anybody.
+        if cpu.is_some_and(|cpu| cpu.state == RunState::Halted) {
+            continue;
+        }
         for range in in_use(&thread.value, cpu.map(|cpu| cpu.registers.rsp().get())) {
             read_range(ctx, &range, &mut words);
         }

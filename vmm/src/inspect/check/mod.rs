@@ -41,6 +41,7 @@ mod tests;
 mod threads;
 mod translations;
 mod waits;
+mod zeros;
 mod zones;
 
 pub use self::finding::{CheckStats, Finding, Report, Updating};
@@ -52,7 +53,7 @@ use super::view::View;
 use crate::control::Guest;
 
 /// The rules, in the order in which a report tells them. Those about pages' states come when all pages have been claimed.
-const RULES: [fn(&Context<'_>); 21] = [
+const RULES: [fn(&Context<'_>); 22] = [
     map_list::check,
     map_entry::check,
     map_state::check,
@@ -74,6 +75,7 @@ const RULES: [fn(&Context<'_>); 21] = [
     meter::check,
     page_state::check,
     page_state::check_lost,
+    zeros::check,
 ];
 
 /// Checks everything.

@@ -10,7 +10,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Finding, Report};
 use crate::control::Guest;
-use crate::inspect::roots;
+use crate::inspect::source::RunState;
+use crate::inspect::{View, roots};
 
 /// A guest at rest whose memory a test damages and puts in order again.
 pub(in super::super) struct Lab {
@@ -171,6 +172,14 @@ impl Lab {
     ) {
         let report = self.damaged(self.roots().0, |roots| field(roots).update(damage));
         expect_finding(&report, rule, what, self.root_field(field));
+    }
+
+    /// Waits until the guest has nothing to do for anybody, and so nothing in its hands.
+    pub(in super::super) fn wait_until_halted(&self) {
+        let is_halted = |view: &View<'_>| Ok(view.source().cpus()?.iter().all(|cpu| cpu.state == RunState::Halted));
+        while !self.guest.look(is_halted).expect("the CPUs can be read") {
+            std::thread::yield_now();
+        }
     }
 
     /// Changes the structure at `at` for good.

@@ -130,6 +130,7 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
 #[test]
 fn a_page_that_nothing_leads_to_is_lost() {
     let lab = Lab::new();
+    lab.wait_until_halted();
     let _pause = lab.guest.pause().expect("it can be held");
     let pfn = lab.pfn_at(lab.window);
     let pte = lab.pte_at(lab.window, vmkern_abi::pte::Level::Pt);
@@ -192,4 +193,26 @@ fn thresholds_follow_from_the_pages_there_are() {
     lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_cache_min, more);
     lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_cache_max, more);
     lab.root_word("thresholds", "vmmeter", |r| &r.meter.v_inactive_target, |n| n + (1 << 20));
+}
+
+#[test]
+fn a_free_page_that_should_be_zero_and_is_not_is_found() {
+    let lab = Lab::new();
+    let Block { pfn, order, .. } = free_block(&lab);
+    let last = pfn + (1 << order) - 1;
+    let page = lab.vm_page(last);
+    let frame = vmkern_abi::addr::GuestPhys::from_pfn(last).add(4088);
+    let _pause = lab.guest.pause().expect("it can be held");
+    let mut before = [0; 8];
+    lab.guest.machine.ram.read(frame, &mut before).expect("it is RAM");
+    lab.guest.machine.ram.write(frame, &[1; 8]).expect("it is RAM");
+    // Known by its flag, known as never touched, and not known.
+    for (flags, found) in
+        [(PageFlags::TOUCHED | PageFlags::ZERO, true), (PageFlags::empty(), true), (PageFlags::TOUCHED, false)]
+    {
+        let report = lab.damaged(page, |page| page.flags.set(flags));
+        let names = report.findings.iter().any(|f| f.rule == "page-zero" && f.at == page.addr());
+        assert_eq!(names, found, "{flags:?}:\n{report}");
+    }
+    lab.guest.machine.ram.write(frame, &before).expect("it is RAM");
 }

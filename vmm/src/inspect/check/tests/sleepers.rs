@@ -37,6 +37,7 @@ impl Waiting {
         while !asleep(&lab.guest) {
             yield_now();
         }
+        lab.wait_until_halted();
         Self { lab, map: KPtr::new(map) }
     }
 

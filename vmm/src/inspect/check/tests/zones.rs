@@ -29,6 +29,7 @@ fn counts_of_a_zone_are_those_of_its_slabs() {
 #[test]
 fn slabs_and_their_free_items_hang_together() {
     let lab = Lab::new();
+    lab.wait_until_halted();
     let slab = lab.roots().1.zones[THREADS].partial.get();
     let damages: &[(&str, Damage<SlabHeader>)] = &[
         ("slab-list", |slab| slab.prev.set(KPtr::new(GuestVirt::new(64)))),
@@ -64,6 +65,7 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
         let stored = Op::KmemFree { map: MapId::KMEM, addr: lab.block, size: 4096 };
         lab.guest.call_in(Context::Lowmem, stored).expect("the guest lives");
     }
+    lab.wait_until_halted();
     let report = lab.check();
     assert!(report.is_clean(), "{report}");
     let list = lab.roots().1.eventhandler_lists.get();

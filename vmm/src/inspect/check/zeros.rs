@@ -1,0 +1,38 @@
+//! What free pages hold: those that are known to be zero are.
+//!
+//! Memory beyond the `fresh` mark of a segment is left alone: nothing has ever been written about it, and reading it would
+//! make it resident.
+
+use std::sync::atomic::Ordering;
+
+use super::context::Context;
+use super::free_lists::is_known_zero;
+use super::owners::Owner;
+use super::page_array::PageArray;
+
+/// Checks the contents of free pages that an allocation would take for zeroed.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.is_locked() || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+        return;
+    }
+    for (pfn, page) in ctx.pages.used() {
+        if ctx.owner(pfn) != Some(Owner::FreeBlock) || !is_known_zero(ctx, page) {
+            continue;
+        }
+        match ctx.memory.page("free page", PageArray::phys(pfn)) {
+            Ok(words) => {
+                let word =
+                    words.iter().map(|word| word.load(Ordering::Relaxed)).enumerate().find(|&(_, word)| word != 0);
+                if let Some((index, word)) = word {
+                    ctx.finding("page-zero", "vm_page", ctx.pages.address(pfn), || {
+                        let (flags, at) = (page.flags, index * 8);
+                        format!(
+                            "page {pfn:#x} is free and known to be zero ({flags:?}), but holds {word:#x} at {at:#x}"
+                        )
+                    });
+                }
+            }
+            Err(error) => ctx.unreadable(&error),
+        }
+    }
+}
