@@ -156,6 +156,9 @@ pub enum TunableError {
     },
 }
 
+/// CPUs that a kernel can use (`MAXCPU`).
+pub const MAX_VCPUS: u32 = 64;
+
 /// Everything the command line can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct BootArgs {
@@ -173,6 +176,8 @@ pub struct BootArgs {
     pub crash: Option<CrashKind>,
     /// `tsc_khz=N`: the frequency of the TSC, where the host knows it.
     pub tsc_khz: Option<u64>,
+    /// `vcpus=N`: CPUs to use, those with APIC IDs 0 to N - 1; 1 to [`MAX_VCPUS`], 1 unless said otherwise.
+    pub vcpus: Option<u32>,
     /// `NAME=VALUE` for each tunable.
     pub tunables: Tunables,
 }
@@ -213,6 +218,10 @@ impl BootArgs {
             ("control", Some(value)) => self.control = Some(GuestPhys::new(number(value)?)),
             ("crash", Some(value)) => self.crash = Some(CrashKind::from_name(value)?),
             ("tsc_khz", Some(value)) => self.tsc_khz = Some(number(value).filter(|&khz| khz > 0)?),
+            ("vcpus", Some(value)) => {
+                let count = u32::try_from(number(value)?).ok()?;
+                self.vcpus = Some(count).filter(|count| (1..=MAX_VCPUS).contains(count)).map(Some)?;
+            }
             (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
             _ => return None,
         }
@@ -238,6 +247,9 @@ impl fmt::Display for BootArgs {
         }
         if let Some(khz) = self.tsc_khz {
             write!(f, " tsc_khz={khz}")?;
+        }
+        if let Some(count) = self.vcpus {
+            write!(f, " vcpus={count}")?;
         }
         for (name, value) in self.tunables.iter() {
             write!(f, " {name}={value}")?;
@@ -270,6 +282,7 @@ mod tests {
             control: Some(GuestPhys::new(0x2_0000)),
             crash: Some(CrashKind::Nucleus),
             tsc_khz: Some(2_445_000),
+            vcpus: Some(2),
             tunables: Tunables::default(),
         };
         for (offset, name) in (1..).zip(Tunables::NAMES) {
@@ -282,9 +295,16 @@ mod tests {
 
     #[test]
     fn a_bad_word_is_named() {
-        for word in
-            ["selftst", "privilege=root", "kern.hz=fast", "vm.kmem_sise=1", "tsc_khz=0", "zeroed=1", "kern.hz=0"]
-        {
+        for word in [
+            "selftst",
+            "privilege=root",
+            "kern.hz=fast",
+            "vm.kmem_sise=1",
+            "tsc_khz=0",
+            "vcpus=65",
+            "zeroed=1",
+            "kern.hz=0",
+        ] {
             let line = std::format!("time=real {word}");
             assert_eq!(BootArgs::parse(&line), Err(BadWord(word)));
         }

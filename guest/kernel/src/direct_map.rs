@@ -32,6 +32,11 @@ pub fn pml4() -> GuestPhys {
     image_phys(&boot_pml4)
 }
 
+/// Entry `index` of the root page table.
+pub fn root_entry(index: usize) -> Pte {
+    boot_pml4[index].get()
+}
+
 /// First physical address past the image.
 pub fn image_end() -> GuestPhys {
     image_phys(&__image_end)

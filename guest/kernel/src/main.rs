@@ -54,6 +54,9 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
         boot.command_line
     );
     vm.configure_final();
+    if let Some(count @ 2..) = args.vcpus {
+        threads::start_cpus(vm, count);
+    }
     match region {
         _ if args.selftest => selftest::run(vm, clock),
         Some(region) => service::serve(vm, clock, region),

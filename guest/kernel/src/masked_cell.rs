@@ -1,26 +1,39 @@
-//! Data of one CPU that interrupt handlers and threads share.
+//! Data that interrupt handlers and threads of all CPUs share.
 
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::interrupt::Masked;
+use crate::arch::tlb;
 
-/// A value that is only reached with interrupts deferred. There is one CPU, so that nobody else reaches it then.
-pub struct MaskedCell<T>(UnsafeCell<T>);
+/// A value that is reached by one CPU at a time, with interrupts deferred.
+pub struct MaskedCell<T> {
+    is_taken: AtomicU32,
+    value: UnsafeCell<T>,
+}
 
-// SAFETY: `with` is the only way in, and excludes everybody else on the one CPU.
+// SAFETY: `with` is the only way in, and lets nobody in while somebody is.
 unsafe impl<T: Send> Sync for MaskedCell<T> {}
 
 impl<T> MaskedCell<T> {
     /// A cell that holds `value`.
     #[must_use]
     pub const fn new(value: T) -> Self {
-        Self(UnsafeCell::new(value))
+        Self { is_taken: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
     /// Calls `f` with the value, interrupts deferred. `f` must not call `with` of the same cell, nor switch threads.
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let _masked = Masked::new();
-        // SAFETY: interrupts and preemption are deferred, `f` does not come here again, and there is one CPU.
-        f(unsafe { &mut *self.0.get() })
+        let mut spins = 0;
+        while self.is_taken.swap(1, Ordering::Acquire) != 0 {
+            tlb::spin(spins);
+            spins += 1;
+        }
+        // SAFETY: this CPU alone has taken the cell; no handler and no other thread of it runs, and `f` does not come here
+        // again.
+        let result = f(unsafe { &mut *self.value.get() });
+        self.is_taken.store(0, Ordering::Release);
+        result
     }
 }

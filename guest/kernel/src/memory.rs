@@ -14,7 +14,7 @@ use vmkern_abi::pte::PteFlags;
 
 use crate::arch::clock::Clock;
 use crate::arch::percpu::PerCpu;
-use crate::arch::{IMAGE_WINDOW_BYTES, interrupt, tlb};
+use crate::arch::{IMAGE_WINDOW_BYTES, cpus, interrupt, tlb};
 use crate::direct_map;
 use crate::host::pvh::BootData;
 use crate::once::Once;
@@ -124,12 +124,12 @@ unsafe impl Machine for KernelMachine {
     }
 
     fn cpu_interrupt(&self, pcpu: &Pcpu) {
-        panic!("an interrupt for CPU {}: there is only one", pcpu.cpuid.get());
+        cpus::reschedule(pcpu.cpuid.get());
     }
 
     #[inline]
-    fn cpu_spinwait(&self, _spins: u64) {
-        core::hint::spin_loop();
+    fn cpu_spinwait(&self, spins: u64) {
+        tlb::spin(spins);
     }
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {

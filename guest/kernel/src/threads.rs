@@ -3,14 +3,16 @@
 use core::ops::Range;
 
 use kmem::machine::ThreadStart;
-use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::layout::Thread;
 
 use crate::arch::clock::{self, Clock};
 use crate::arch::interrupt::Deferred;
-use crate::arch::percpu::{PerCpu, StackBounds};
+use crate::arch::percpu::{PerCpu, Polling, StackBounds, Stacks};
+use crate::arch::stack::Stack;
 use crate::arch::switch::{self, Context};
+use crate::arch::{ap, cpus, instr, interrupt};
 use crate::memory::{KernelMachine, KernelVm, vm};
 use crate::once::Once;
 use crate::service;
@@ -46,6 +48,8 @@ pub fn handle_interrupt(which: Deferred) {
         // The halted CPU is awake, and that is all that the bell is for.
         Deferred::Doorbell => {}
         Deferred::Operation => service::operate_in_interrupt(vm),
+        // The CPU is awake, and gives way below.
+        Deferred::Resched => {}
         // Not the memory system's business: the CPU stands still before it gets here.
         Deferred::Pause => {}
     }
@@ -55,11 +59,14 @@ pub fn handle_interrupt(which: Deferred) {
 /// The clock's interrupt: real time goes on, and the running thread's slice is over.
 fn timer(vm: &KernelVm) {
     let (Some(clock), Some(())) = (clock(), SLICING.get()) else { return };
-    if clock.mode() == TimeMode::Real {
+    let cpu = PerCpu::current();
+    if cpu.number() == 0 && clock.mode() == TimeMode::Real {
         vm.hardclock(clock.ticks());
     }
     vm.end_slice();
-    clock::start_slice(clock);
+    if cpu.number() == 0 || !cpu.is_polling() {
+        clock::start_slice(clock);
+    }
 }
 
 /// Gives way to a thread that deserves the CPU more. Nothing is deferred.
@@ -68,6 +75,65 @@ pub fn preempt() {
         && vm.switch_owed()
     {
         vm.preempt();
+    }
+}
+
+/// Starts CPUs 1 to `count - 1`, one after the other. Panics when there is no memory for one, or it does not come.
+pub fn start_cpus(vm: &KernelVm, count: u32) {
+    cpus::expect(count);
+    for number in 1..count {
+        let digits = [b'0' + u8::try_from(number / 10).unwrap_or(0), b'0' + u8::try_from(number % 10).unwrap_or(0)];
+        let mut name = *b"idle\0\0";
+        let digits = if number < 10 { &digits[1..] } else { &digits[..] };
+        name[4..4 + digits.len()].copy_from_slice(digits);
+        let name = str::from_utf8(&name[..4 + digits.len()]).unwrap_or("idle");
+        let (Ok((pcpu, idle)), Some((low, pages))) = (vm.cpu_add(number, name), vm.vm_thread_new()) else {
+            panic!("boot: no memory for CPU {number}");
+        };
+        let t = vm.get(idle);
+        let kstack = t.kstack.get()..t.kstack.get().add(u64::from(t.kstack_pages.get()) * PAGE_SIZE);
+        // The last page of the other stack is the CPU's own structure, the rest its stack for crashes.
+        let page = low.add((pages - 1) * PAGE_SIZE);
+        let at = |start: GuestVirt, end: GuestVirt| {
+            Stack::new(start.get() as *const u8, usize::try_from(end.since(start)).unwrap_or(0))
+        };
+        let slots = GuestVirt::new(kstack.end.get() - switch::TRAP_PAGE);
+        let stacks = Stacks { body: at(kstack.start, slots), trap: at(slots, kstack.end), emergency: at(low, page) };
+        // SAFETY: both stacks were made for this CPU, which never ends.
+        let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
+        if let Err(why) = ap::start(cpu) {
+            panic!("boot: CPU {number}: {why:?}");
+        }
+    }
+}
+
+/// Cycles that an idle CPU looks for work before it halts: about what an interrupt from another CPU costs.
+const IDLE_SPIN: u64 = 100_000;
+
+/// The life of a CPU that did not boot, in its idle thread.
+pub fn run_other_cpu() -> ! {
+    let vm = vm().unwrap_or_else(|| panic!("a CPU without a memory system"));
+    vm.cpu_started();
+    let cpu = PerCpu::current();
+    loop {
+        cpu.set_polling(Polling::Yes);
+        let start = instr::rdtsc();
+        while !vm.runnable() && instr::rdtsc() - start < IDLE_SPIN {
+            core::hint::spin_loop();
+        }
+        if !vm.runnable() {
+            cpu.arm_idle();
+            if !vm.runnable() {
+                interrupt::halt();
+            }
+            cpu.disarm_idle();
+        }
+        if vm.runnable() {
+            if let Some(clock) = clock() {
+                clock::start_slice(clock);
+            }
+            vm.sched_yield();
+        }
     }
 }
 
@@ -133,6 +199,7 @@ pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let f = structure(from);
     let target = load(structure(to));
     PerCpu::current().set_thread(to);
+    PerCpu::current().set_polling(Polling::No);
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
     save(f, &Context::of_running());
     // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once; interrupts are deferred.

@@ -52,6 +52,10 @@ pub const PAUSE_VECTOR: u8 = 0x53;
 /// The guest writes any value here when it was asked to pause and owns no mutex and no spin lock.
 pub const PAUSE_PORT: u16 = 0x511;
 
+/// The guest writes any value here when it waits for another of its CPUs, which may not be running: the host's scheduler is
+/// asked to run somebody else.
+pub const YIELD_PORT: u16 = 0x512;
+
 /// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -77,8 +77,8 @@ pub struct SlabZone {
     pub used: Field<u64>,
 }
 
-/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads, sleep queues.
-pub const ZONE_COUNT: usize = 6;
+/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads, sleep queues, CPUs.
+pub const ZONE_COUNT: usize = 7;
 /// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
 pub const MAP_COUNT: usize = 5;
 

@@ -14,7 +14,6 @@ use super::exit::leave;
 use super::log::Log;
 use super::region;
 use crate::arch::percpu::PerCpu;
-use crate::arch::stack;
 use crate::arch::trap::TrapFrame;
 
 /// What the kernel dies of.
@@ -186,8 +185,9 @@ impl Iterator for Backtrace {
         if let Some(first) = self.next.take() {
             return Some(first);
         }
-        let running = PerCpu::current().stack_bounds();
-        let on_stack = |a: u64| (running.low..running.high).contains(&a) || stack::EMERGENCY.contains(a);
+        let cpu = PerCpu::current();
+        let running = cpu.stack_bounds();
+        let on_stack = |a: u64| (running.low..running.high).contains(&a) || cpu.on_emergency_stack(a);
         if !self.rbp.is_multiple_of(8) || !on_stack(self.rbp) || !on_stack(self.rbp + 8) {
             return None;
         }

@@ -26,9 +26,9 @@ use vmkern_abi::layout::Thread;
 use self::worker::BOARD;
 use crate::access::KernelAccess;
 use crate::arch::clock::Clock;
-use crate::arch::percpu::PerCpu;
+use crate::arch::percpu::{PerCpu, Polling};
 use crate::arch::vectors::OPERATION_VECTOR;
-use crate::arch::{apic, instr, interrupt};
+use crate::arch::{apic, cpus, instr, interrupt};
 use crate::direct_map;
 use crate::masked_cell::MaskedCell;
 use crate::memory::KernelVm;
@@ -86,11 +86,18 @@ impl Dispatcher<'_> {
 
     /// One look around while the guest is at rest.
     fn turn(&mut self) {
+        if !cpus::is_alone() && !self.vm.at_rest() {
+            return self.turn_while_others_run();
+        }
         while let Some(response) = BOARD.with(board::Board::next_answer) {
             self.send(&response);
         }
         if let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
             self.accept(&slot);
+            // With more than one CPU the threads of all requests that are there begin together.
+            while let Some(slot) = self.next_if_parallel() {
+                self.accept(&slot);
+            }
         } else if worker::wake_settlers(self.vm) {
             // They go on below.
         } else if BOARD.with(|board| board.owing().next().is_some()) {
@@ -99,6 +106,23 @@ impl Dispatcher<'_> {
             self.wait_for_requests();
         }
         // Whoever can run does, until the guest is at rest again.
+        self.vm.sched_yield();
+    }
+
+    fn next_if_parallel(&mut self) -> Option<Slot> {
+        if cpus::is_alone() { None } else { self.requests.pop().unwrap_or_else(|why| broken(why)) }
+    }
+
+    /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU runs what it gets.
+    fn turn_while_others_run(&mut self) {
+        let mut has_accepted = false;
+        while let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
+            self.accept(&slot);
+            has_accepted = true;
+        }
+        if !has_accepted {
+            self.wait_until(|this| this.vm.runnable() || this.has_requests() || this.vm.at_rest());
+        }
         self.vm.sched_yield();
     }
 
@@ -176,17 +200,23 @@ impl Dispatcher<'_> {
 
     /// Nothing is owed: waits for a request, or, in real time, for a time-out.
     fn wait_for_requests(&mut self) {
+        self.wait_until(|this| this.has_requests() || this.vm.runnable());
+    }
+
+    /// Waits until `is_over`, or, in real time, for a time-out.
+    fn wait_until(&mut self, is_over: impl Fn(&Self) -> bool) {
+        let cpu = PerCpu::current();
+        cpu.set_polling(Polling::Yes);
         let start = instr::rdtsc();
         while instr::rdtsc() - start < SPIN_CYCLES {
-            if self.has_requests() || self.vm.runnable() {
+            if is_over(self) {
                 return;
             }
             core::hint::spin_loop();
         }
-        let cpu = PerCpu::current();
         cpu.arm_idle();
         self.region.guest_sleeper.prepare();
-        if !self.has_requests() {
+        if !is_over(self) {
             match self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Real) {
                 Some(tick) => threads::pass_time_until(self.vm, self.clock, tick),
                 None => interrupt::halt(),

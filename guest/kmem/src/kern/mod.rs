@@ -5,6 +5,7 @@ pub mod eventhandler;
 pub mod func;
 pub mod lock;
 pub mod malloc;
+pub mod mp;
 pub mod sched;
 pub mod sleepq;
 pub mod sx;

@@ -70,14 +70,9 @@ impl<M: Machine> Vm<M> {
         if self.tfind(tid).is_some() {
             self.panic(format_args!("kthread_create: thread {tid} exists"));
         }
-        let thread = self.thread_alloc(tid, name, priority)?;
-        let Some((low, pages)) = self.vm_thread_new() else {
-            self.thread_free(thread);
-            return Err(Shortage);
-        };
+        let thread = self.thread_new(tid, name, priority)?;
         let t = self.get(thread);
-        t.kstack.set(low);
-        t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
+        let (low, pages) = (t.kstack.get(), u64::from(t.kstack_pages.get()));
         self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), start, arg);
         self.sched_lock();
         self.thread_link(thread);
@@ -151,6 +146,19 @@ impl<M: Machine> Vm<M> {
     pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
         let first = self.sched().all.head.get().non_null();
         core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
+    }
+
+    /// A thread that nobody knows yet, with a sleep queue and a stack.
+    pub(crate) fn thread_new(&self, tid: u32, name: &str, priority: u8) -> Result<KPtr<Thread>, Shortage> {
+        let thread = self.thread_alloc(tid, name, priority)?;
+        let Some((low, pages)) = self.vm_thread_new() else {
+            self.thread_free(thread);
+            return Err(Shortage);
+        };
+        let t = self.get(thread);
+        t.kstack.set(low);
+        t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
+        Ok(thread)
     }
 
     /// A thread that nobody knows yet, with a sleep queue.

@@ -19,7 +19,7 @@ pub const KSTACK_GUARD_PAGES: u64 = 1;
 impl<M: Machine> Vm<M> {
     /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, or `None` when pages (SYSTEM class) or
     /// address space are short. Locks: takes kernel_map's. Never sleeps.
-    pub(crate) fn vm_thread_new(&self) -> Option<(GuestVirt, u64)> {
+    pub fn vm_thread_new(&self) -> Option<(GuestVirt, u64)> {
         let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
         let range = self.kmem_alloc_nofault(self.kernel_map(), bytes)?;
         let low = range.add(KSTACK_GUARD_PAGES * PAGE_SIZE);

@@ -8,7 +8,7 @@
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
+    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
     ZONE_COUNT,
 };
 
@@ -48,6 +48,10 @@ impl ZoneItem for SleepQueue {
     const ZONE: usize = 5;
 }
 
+impl ZoneItem for Pcpu {
+    const ZONE: usize = 6;
+}
+
 const ITEM_SIZES: [usize; ZONE_COUNT] = [
     size_of::<VmObject>(),
     size_of::<EventhandlerList>(),
@@ -55,6 +59,7 @@ const ITEM_SIZES: [usize; ZONE_COUNT] = [
     size_of::<StoredOp>(),
     size_of::<Thread>(),
     size_of::<SleepQueue>(),
+    size_of::<Pcpu>(),
 ];
 
 /// Bytes of the item size's unit: a cache line.

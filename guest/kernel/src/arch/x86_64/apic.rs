@@ -12,6 +12,7 @@ enum Register {
     EndOfInterrupt = 0xb0,
     SpuriousVector = 0xf0,
     InterruptCommand = 0x300,
+    InterruptDestination = 0x310,
     TimerEntry = 0x320,
     TimerInitialCount = 0x380,
     TimerDivide = 0x3e0,
@@ -42,6 +43,27 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerDivide, DIVIDE_BY_1);
     write(Register::TimerEntry, u32::from(TIMER_VECTOR));
     write(Register::TimerInitialCount, counts);
+}
+
+/// Sends interrupt `vector` to the CPU with this number, which is its APIC's ID as well. Interrupts are deferred: the two
+/// halves of the command belong together.
+pub fn interrupt_cpu(number: u32, vector: u8) {
+    write(Register::InterruptDestination, number << 24);
+    write(Register::InterruptCommand, u32::from(vector));
+}
+
+/// Resets the CPU with this number: it waits for [`start_cpu`] then (INIT; SDM volume 3, section 9.4.4).
+pub fn reset_cpu(number: u32) {
+    const INIT_ASSERT: u32 = 0x4500;
+    write(Register::InterruptDestination, number << 24);
+    write(Register::InterruptCommand, INIT_ASSERT);
+}
+
+/// Has the CPU with this number, which was reset, begin at physical page `page`, below 256, in real mode (SIPI).
+pub fn start_cpu(number: u32, page: u8) {
+    const STARTUP_ASSERT: u32 = 0x4600;
+    write(Register::InterruptDestination, number << 24);
+    write(Register::InterruptCommand, STARTUP_ASSERT | u32::from(page));
 }
 
 /// Sends interrupt `vector` to this CPU itself.

@@ -42,43 +42,35 @@ pub enum Deferred {
     Operation = 1 << 2,
     /// The host wants this CPU to stand still.
     Pause = 1 << 3,
+    /// Another CPU has work for this one.
+    Resched = 1 << 4,
 }
 
 impl Deferred {
-    const ALL: [Self; 4] = [Self::Timer, Self::Doorbell, Self::Operation, Self::Pause];
+    const ALL: [Self; 5] = [Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
 }
 
-/// Acknowledges an interrupt and handles it, or notes it for later. May switch threads.
+/// Acknowledges an interrupt and handles it, or notes it for later. May switch threads, and CPUs.
 pub fn interrupt(which: Deferred) {
+    // The APIC holds back all interrupts that could switch until it has heard of this one's end: the thread is still
+    // where it was interrupted.
+    defer();
     apic::end_of_interrupt();
-    let cpu = PerCpu::current();
-    cpu.deferred().fetch_or(which as u32, Ordering::Relaxed);
-    if cpu.mask_depth().load(Ordering::Relaxed) == 0 {
-        run_deferred(cpu);
-    }
+    PerCpu::current().deferred().fetch_or(which as u32, Ordering::Relaxed);
+    allow();
 }
 
-/// Runs what is due, with further interrupts deferred meanwhile. Nothing is deferred on entry.
-fn run_deferred(cpu: &PerCpu) {
-    while cpu.deferred().load(Ordering::Relaxed) != 0 {
-        defer();
-        let due = cpu.deferred().swap(0, Ordering::Relaxed);
-        for which in Deferred::ALL {
-            if due & which as u32 != 0 {
-                match which {
-                    Deferred::Timer => {
-                        TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
-                        crate::threads::handle_interrupt(which);
-                    }
-                    Deferred::Doorbell | Deferred::Operation => crate::threads::handle_interrupt(which),
-                    // Nothing was deferred on entry, and so no lock is owned; no handler is running either.
-                    Deferred::Pause => pause::stand_still(),
-                }
-            }
+/// Handles an interrupt that is due. Everything is deferred, once.
+fn handle(which: Deferred) {
+    match which {
+        Deferred::Timer => {
+            TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+            crate::threads::handle_interrupt(which);
         }
-        cpu.mask_depth().fetch_sub(1, Ordering::Relaxed);
+        Deferred::Doorbell | Deferred::Operation | Deferred::Resched => crate::threads::handle_interrupt(which),
+        // This is the only deferral, and so no lock is owned; no handler is running either.
+        Deferred::Pause => pause::stand_still(),
     }
-    crate::threads::preempt();
 }
 
 /// Defers interrupts, and with them preemption, until [`allow`]. Nests.
@@ -88,13 +80,32 @@ pub fn defer() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch threads.
+/// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch threads, and CPUs.
+#[inline]
 pub fn allow() {
     compiler_fence(Ordering::SeqCst);
-    let cpu = PerCpu::current();
-    if cpu.mask_depth().fetch_sub(1, Ordering::Relaxed) == 1 {
-        run_deferred(cpu);
+    if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
+        PerCpu::unmask();
+    } else {
+        allow_all();
     }
+}
+
+/// Takes back the last [`defer`].
+fn allow_all() {
+    loop {
+        while PerCpu::is_due() {
+            let due = PerCpu::current().deferred().swap(0, Ordering::Relaxed);
+            Deferred::ALL.into_iter().filter(|&which| due & which as u32 != 0).for_each(handle);
+        }
+        PerCpu::unmask();
+        // What came since the look has only been noted.
+        if !PerCpu::is_due() {
+            break;
+        }
+        defer();
+    }
+    crate::threads::preempt();
 }
 
 /// While it lives, interrupts are deferred. Guards nest. Its thread does not switch while it lives.
@@ -115,15 +126,17 @@ impl Drop for Masked {
     }
 }
 
-/// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`].
+/// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`]. Its idle thread runs this.
 pub fn halt() {
     let cpu = PerCpu::current();
+    cpu.shootdown().go_idle();
     if cpu.body_is_user() {
         // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next interrupt.
         unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
     } else {
         halt_if_armed();
     }
+    cpu.shootdown().come_back();
 }
 
 /// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0 alone.

@@ -1,8 +1,10 @@
 //! Everything x86_64, and everything privileged.
 
+pub mod ap;
 pub mod apic;
 mod boot_cpu;
 pub mod clock;
+pub mod cpus;
 mod entry;
 pub mod instr;
 pub mod interrupt;

@@ -11,6 +11,7 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Thread};
 
 use super::stack::Stack;
+use super::tlb::{self, Shootdown};
 
 /// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested trap returns to a
 /// handler whose RSP still is at the frame.
@@ -41,6 +42,8 @@ pub const SLOTS_HIGH: usize = offset_of!(PerCpu, slots_high);
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
 /// Offset of [`PerCpu::idle_armed`].
 pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle_armed);
+/// Offset of [`PerCpu::gdt_pointer`], less the two bytes that are padding.
+pub const GDT_POINTER: usize = offset_of!(PerCpu, gdt_pointer);
 /// Offset of [`PerCpu::this`].
 pub const THIS: usize = offset_of!(PerCpu, this);
 
@@ -83,24 +86,38 @@ pub struct PerCpu {
     pcpu: AtomicU64,
     /// Top of the stack for crashes.
     emergency_stack: *const u8,
+    /// Bytes of it.
+    emergency_bytes: u64,
     /// Bottom of the stack for trap frames.
     trap_stack: *const u8,
     /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
     idle_armed: AtomicU64,
+    /// What other CPUs ask of this one's translations.
+    shootdown: Shootdown,
     /// The address of this structure.
     this: *const PerCpu,
     /// Interrupts are deferred while this is not 0.
     mask_depth: AtomicU32,
     /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
+    /// [`Polling`].
+    polling: AtomicU32,
     cpu: u32,
+    /// Descriptors of a CPU that did not boot: those of the image, with its own TSS.
+    gdt: UnsafeCell<[u64; 8]>,
+    /// What `lgdt` wants: limit, then address.
+    gdt_pointer: UnsafeCell<[u16; 8]>,
 }
 
 // SAFETY: a CPU touches only its own structure, through GS; what is shared with interrupt handlers of the same CPU is
 // atomic, and the cells are written by assembly alone.
 unsafe impl Sync for PerCpu {}
 
+/// Limit of the TSS with its I/O bitmap, as `build.rs` puts it into the boot CPU's descriptor.
+const TSS_LIMIT: u64 = 360;
+
 const _: () = {
+    assert!(size_of::<PerCpu>() == 4096);
     assert!(offset_of!(PerCpu, tss) == 0 && offset_of!(Tss, ist) == 0x24);
     assert!(offset_of!(Tss, io_map) == 104);
     // `build.rs` puts this limit into the descriptor.
@@ -125,6 +142,16 @@ pub struct TrapEntries {
     pub trap: unsafe extern "C" fn(),
     /// What cannot.
     pub fatal: unsafe extern "C" fn(),
+}
+
+/// Whether a CPU polls for work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Polling {
+    /// It does not: it must be interrupted.
+    No = 0,
+    /// It does.
+    Yes = 1,
 }
 
 /// Where the running thread's stack and its trap slots lie.
@@ -154,6 +181,17 @@ fn word<const OFFSET: usize>() -> u64 {
         core::arch::asm!("mov {}, gs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
     }
     word
+}
+
+/// The 32-bit word at `OFFSET` of the structure of the CPU that runs this.
+#[inline]
+fn half<const OFFSET: usize>() -> u32 {
+    let half: u32;
+    // SAFETY: as for `word`.
+    unsafe {
+        core::arch::asm!("mov {:e}, gs:[{}]", out(reg) half, const OFFSET, options(nostack, readonly, preserves_flags));
+    }
+    half
 }
 
 impl PerCpu {
@@ -187,13 +225,66 @@ impl PerCpu {
             thread: AtomicU64::new(0),
             pcpu: AtomicU64::new(0),
             emergency_stack: stacks.emergency.top(),
+            emergency_bytes: stacks.emergency.bytes(),
             trap_stack: stacks.trap.bottom(),
             idle_armed: AtomicU64::new(0),
+            shootdown: Shootdown::new(),
             this,
             mask_depth: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
+            polling: AtomicU32::new(0),
+            gdt: UnsafeCell::new([0; 8]),
+            gdt_pointer: UnsafeCell::new([0; 8]),
             cpu,
         }
+    }
+
+    /// Puts the structure of CPU `cpu`, which has not started, into the page at `page`: its idle thread `thread` runs on
+    /// `stacks`, and the body at the privilege of the calling CPU.
+    ///
+    /// # Safety
+    /// The page is mapped for ever at this address, and nobody else's; so are the stacks.
+    pub unsafe fn install(
+        page: GuestVirt,
+        cpu: u32,
+        stacks: Stacks,
+        thread: KPtr<Thread>,
+        pcpu: KPtr<Pcpu>,
+    ) -> &'static Self {
+        let (at, boot) = (page.get() as *mut Self, Self::current());
+        let entries = TrapEntries { trap: boot.trap_entry, fatal: boot.fatal_entry };
+        // SAFETY: by this function's contract the page is this structure's alone.
+        let new = unsafe {
+            at.write(Self::new(cpu, stacks, entries, at));
+            &*at
+        };
+        for (to, from) in
+            [(&new.body_cs, &boot.body_cs), (&new.body_ss, &boot.body_ss), (&new.body_flags, &boot.body_flags)]
+        {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        new.set_thread(thread);
+        new.set_pcpu(pcpu);
+        let tss = page.get();
+        let descriptor = TSS_LIMIT | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
+        let gdt = [
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+            0,
+            descriptor,
+            tss >> 32,
+        ];
+        let base = new.gdt.get() as u64;
+        let word = |shift: u32| u16::try_from(base >> shift & 0xffff).unwrap_or(0);
+        // SAFETY: the CPU has not started: nobody reads its descriptors yet.
+        unsafe {
+            *new.gdt.get() = gdt;
+            *new.gdt_pointer.get() = [63, word(0), word(16), word(32), word(48), 0, 0, 0];
+        }
+        new
     }
 
     /// The thread that runs this, or null before there are threads. One instruction: a thread that is moved to another CPU
@@ -223,6 +314,26 @@ impl PerCpu {
                 options(nostack)
             );
         }
+    }
+
+    /// Takes back one [`PerCpu::mask`].
+    #[inline]
+    pub fn unmask() {
+        // SAFETY: as for `mask`.
+        unsafe {
+            core::arch::asm!(
+                "dec dword ptr gs:[{}]",
+                const offset_of!(Self, mask_depth),
+                options(nostack)
+            );
+        }
+    }
+
+    /// Whether an interrupt has been noted on the CPU that runs this.
+    #[inline]
+    #[must_use]
+    pub fn is_due() -> bool {
+        half::<{ offset_of!(Self, deferred) }>() != 0
     }
 
     /// Says where the memory system's structure of this CPU lies.
@@ -285,6 +396,13 @@ impl PerCpu {
         }
     }
 
+    /// Whether `address` lies on the stack that this CPU reports crashes on.
+    #[must_use]
+    pub fn on_emergency_stack(&self, address: u64) -> bool {
+        let top = self.emergency_stack as u64;
+        (top - self.emergency_bytes..top).contains(&address)
+    }
+
     /// The CPU's number.
     #[must_use]
     pub const fn number(&self) -> u32 {
@@ -319,10 +437,45 @@ impl PerCpu {
         self.idle_armed.store(0, Ordering::SeqCst);
     }
 
+    /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at in one instruction: a
+    /// thread that is not idle may be moved to another CPU at any moment, and finds both words 0 wherever it is.
+    #[inline]
+    pub fn wake() {
+        if half::<{ offset_of!(Self, idle_armed) }>() != 0 {
+            Self::current().disarm_idle();
+        }
+        if half::<{ offset_of!(Self, shootdown) + tlb::STATE }>() != 0 {
+            Self::current().shootdown.come_back();
+        }
+    }
+
+    /// Says whether the CPU, which runs its idle thread, looks for work again and again, so that nobody need interrupt it.
+    pub fn set_polling(&self, polling: Polling) {
+        self.polling.store(polling as u32, Ordering::Relaxed);
+    }
+
+    /// Whether the CPU polls for work. The caller has ordered this after what it wants the CPU to see.
+    #[must_use]
+    pub fn is_polling(&self) -> bool {
+        self.polling.load(Ordering::Relaxed) == Polling::Yes as u32
+    }
+
     /// Leaves no room on the trap stack: the next trap is a double fault.
     pub fn exhaust_trap_stack(&self) {
         // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
         unsafe { (*self.tss.get()).ist[0] = self.trap_stack };
+    }
+
+    /// What other CPUs ask of this one's translations.
+    #[must_use]
+    pub const fn shootdown(&self) -> &Shootdown {
+        &self.shootdown
+    }
+
+    /// Whether the CPU has announced that it will halt.
+    #[must_use]
+    pub fn is_idle_armed(&self) -> bool {
+        self.idle_armed.load(Ordering::SeqCst) != 0
     }
 
     /// How many [`super::interrupt::Masked`] guards are alive.

@@ -45,6 +45,18 @@ pub struct Stack {
 unsafe impl Sync for Stack {}
 
 impl Stack {
+    /// The stack of `bytes` bytes from `bottom` on.
+    #[must_use]
+    pub const fn new(bottom: *const u8, bytes: usize) -> Self {
+        Self { bottom, bytes }
+    }
+
+    /// Bytes from the lowest address to the top.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.bytes as u64
+    }
+
     /// Lowest address.
     #[must_use]
     pub const fn bottom(self) -> *const u8 {
@@ -56,12 +68,6 @@ impl Stack {
     pub const fn top(self) -> *const u8 {
         // SAFETY: one past the end of the very object that `bottom` points at.
         unsafe { self.bottom.add(self.bytes) }
-    }
-
-    /// Whether `address` lies on the stack.
-    #[must_use]
-    pub fn contains(self, address: u64) -> bool {
-        (self.bottom as u64..self.top() as u64).contains(&address)
     }
 }
 

@@ -1,11 +1,22 @@
-//! Translation lookaside buffer: dropping what is stale, at either privilege.
+//! Translation lookaside buffers: dropping what is stale, on this CPU and on all others.
 //!
 //! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles CR4.PGE.
+//!
+//! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`], sets its CPU's bit in the
+//! `requests` of each CPU that may remember a translation, interrupts those that had no request yet, and waits until all
+//! have answered. A request covers a whole range, so that a call costs each CPU one flush. The interrupt is never
+//! deferred in software, and who waits serves the requests of others: two CPUs that wait for each other both go on.
+//!
+//! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but code of the image and
+//! looks at nothing but the direct map, which never change, until it flushes ([`Shootdown::come_back`]). It is asked
+//! for nothing meanwhile; that there was something to flush is only noted.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 
 use super::percpu::PerCpu;
-use super::{instr, nucleus};
+use super::{apic, cpus, instr, interrupt, nucleus, vectors};
 
 /// CR4 as `entry.rs` set it: PAE, PGE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 0x6a0;
@@ -14,22 +25,158 @@ const PGE: u64 = 1 << 7;
 /// Pages from which on a full flush is cheaper than single invalidations, with the body at CPL0.
 const FULL_FLUSH_PAGES: u64 = 32;
 
-/// Drops the translations of the pages of `[start, end)`.
+/// Values of [`Shootdown::state`].
+const ACTIVE: u32 = 0;
+const IDLE: u32 = 1;
+const IDLE_STALE: u32 = 2;
+
+/// Offset of [`Shootdown::state`], for [`PerCpu::wake`].
+pub const STATE: usize = core::mem::offset_of!(Shootdown, state);
+
+/// A CPU's part in shootdowns.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Shootdown {
+    /// CPUs that wait for this one, a bit each.
+    requests: AtomicU64,
+    /// What this CPU wants flushed, `[start, end)`. Written while nobody is asked.
+    start: AtomicU64,
+    end: AtomicU64,
+    /// CPUs that have not answered this one yet.
+    unanswered: AtomicU32,
+    /// Whether the CPU can remember translations at all.
+    state: AtomicU32,
+}
+
+impl Shootdown {
+    /// A CPU that runs.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            start: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+            unanswered: AtomicU32::new(0),
+            state: AtomicU32::new(ACTIVE),
+        }
+    }
+
+    /// The CPU is about to halt.
+    pub fn go_idle(&self) {
+        self.state.store(IDLE, Ordering::SeqCst);
+    }
+
+    /// The CPU goes on: drops everything if any mapping was taken away meanwhile. Runs on the CPU itself, first thing after a
+    /// halt.
+    #[inline]
+    pub fn come_back(&self) {
+        if self.state.load(Ordering::Relaxed) != ACTIVE && self.state.swap(ACTIVE, Ordering::SeqCst) == IDLE_STALE {
+            flush_all();
+        }
+    }
+
+    /// Notes that there is something to flush, if the CPU is idle. Whether it is.
+    fn note_if_idle(&self) -> bool {
+        let note = |state| (state != ACTIVE).then_some(IDLE_STALE);
+        self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, note).is_ok()
+    }
+}
+
+/// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old one, or will.
 pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
+    if cpus::is_alone() {
+        return flush(start, end);
+    }
+    interrupt::defer();
+    let me = PerCpu::current();
+    let own = me.shootdown();
+    own.start.store(start.get(), Ordering::Relaxed);
+    own.end.store(end.get(), Ordering::Relaxed);
+    for cpu in cpus::others() {
+        if cpu.shootdown().note_if_idle() {
+            continue;
+        }
+        own.unanswered.fetch_add(1, Ordering::Relaxed);
+        if cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst) == 0 {
+            apic::interrupt_cpu(cpu.number(), vectors::SHOOTDOWN_VECTOR);
+        }
+    }
+    flush(start, end);
+    let mut spins = 0;
+    while own.unanswered.load(Ordering::Acquire) != 0 {
+        serve();
+        spin(spins);
+        spins += 1;
+    }
+    interrupt::allow();
+}
+
+/// The interrupt of another CPU that waits for this one.
+pub fn shootdown_interrupt() {
+    interrupt::defer();
+    apic::end_of_interrupt();
+    serve();
+    interrupt::allow();
+}
+
+/// Does what other CPUs wait for. Interrupts are deferred.
+fn serve() {
+    let mut requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
+    let many = requests & requests.wrapping_sub(1) != 0;
+    if many {
+        flush_all();
+    }
+    while requests != 0 {
+        let number = requests.trailing_zeros();
+        requests &= requests - 1;
+        let Some(cpu) = cpus::get(number) else { continue };
+        let asked = cpu.shootdown();
+        if !many {
+            let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
+            flush(bound(&asked.start), bound(&asked.end));
+        }
+        asked.unanswered.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Spins of a wait before the host is asked to run somebody else: some tens of microseconds.
+const SPINS_BEFORE_YIELD: u64 = 2048;
+
+/// Spends a moment of a wait for another CPU; `spins` is how many there were before. With more CPUs than the host has cores
+/// the other one may not be running at all: now and then the host is asked to let it.
+pub fn spin(spins: u64) {
+    if (spins + 1).is_multiple_of(SPINS_BEFORE_YIELD) {
+        // SAFETY: the device behind the port touches no memory.
+        unsafe { instr::outb(vmkern_abi::control::YIELD_PORT, 0) };
+    } else {
+        core::hint::spin_loop();
+    }
+}
+
+/// Drops the translations of the pages of `[start, end)` on this CPU.
+fn flush(start: GuestVirt, end: GuestVirt) {
     let pages = end.since(start) / PAGE_SIZE;
     match (PerCpu::current().body_is_user(), pages) {
         (_, 0) => {}
         // SAFETY: dropping translations is always allowed; the arguments are those of the call.
         (true, 1) => unsafe { nucleus::call(nucleus::Call::Invlpg, start.get(), 0) },
-        // SAFETY: as above.
-        (true, _) => unsafe { nucleus::call(nucleus::Call::FlushAll, CR4 & !PGE, CR4) },
         (false, pages) if pages < FULL_FLUSH_PAGES => {
             for page in 0..pages {
                 // SAFETY: the body runs at CPL0.
                 unsafe { instr::invlpg(start.get() + page * PAGE_SIZE) };
             }
         }
+        _ => flush_all(),
+    }
+}
+
+/// Drops all translations on this CPU.
+fn flush_all() {
+    if PerCpu::current().body_is_user() {
+        // SAFETY: dropping translations is always allowed; the arguments are those of the call.
+        unsafe { nucleus::call(nucleus::Call::FlushAll, CR4 & !PGE, CR4) };
+    } else {
         // SAFETY: the body runs at CPL0, and CR4 is as `entry.rs` left it.
-        (false, _) => unsafe { instr::toggle_pge(CR4) },
+        unsafe { instr::toggle_pge(CR4) };
     }
 }

@@ -19,7 +19,8 @@ use vmkern_abi::crash::CrashKind;
 
 use super::interrupt::{Deferred, interrupt};
 use super::percpu::{self, PerCpu, SLOT};
-use super::vectors::{OPERATION_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::tlb;
+use super::vectors::{OPERATION_VECTOR, RESCHED_VECTOR, SHOOTDOWN_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
 use crate::host::crash::{self, Cause};
 
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
@@ -213,12 +214,14 @@ pub unsafe extern "C" fn fatal_entry() {
 
 /// Handles a trap that interrupted the body and left room on its stack.
 extern "C" fn handle(frame: &mut TrapFrame) {
-    PerCpu::current().disarm_idle();
+    PerCpu::wake();
     match frame.vector {
         14 => page_fault(frame),
         v if v == u64::from(TIMER_VECTOR) => interrupt(Deferred::Timer),
         v if v == u64::from(DOORBELL_VECTOR) => interrupt(Deferred::Doorbell),
         v if v == u64::from(OPERATION_VECTOR) => interrupt(Deferred::Operation),
+        v if v == u64::from(RESCHED_VECTOR) => interrupt(Deferred::Resched),
+        v if v == u64::from(SHOOTDOWN_VECTOR) => tlb::shootdown_interrupt(),
         v if v == u64::from(PAUSE_VECTOR) => interrupt(Deferred::Pause),
         v if v == u64::from(SPURIOUS_VECTOR) => {}
         _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame }),

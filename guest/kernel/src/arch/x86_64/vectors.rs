@@ -5,5 +5,10 @@
 pub const TIMER_VECTOR: u8 = 0x50;
 /// The kernel's interrupt to itself: run an operation in an interrupt handler.
 pub const OPERATION_VECTOR: u8 = 0x52;
+/// Another CPU has made a thread runnable here, or wants this one out of its halt.
+pub const RESCHED_VECTOR: u8 = 0x54;
+/// Another CPU waits until this one has forgotten translations. Of a higher priority class than all others, none of which
+/// may keep it waiting.
+pub const SHOOTDOWN_VECTOR: u8 = 0x60;
 /// The local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;

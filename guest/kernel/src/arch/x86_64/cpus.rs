@@ -1,0 +1,54 @@
+//! Which CPUs run.
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use super::percpu::PerCpu;
+use super::{apic, vectors};
+
+/// CPUs that a kernel can have (`MAXCPU`): as many as a word has bits.
+const MAX_CPUS: usize = vmkern_abi::boot::MAX_VCPUS as usize;
+
+static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+static COUNT: AtomicU32 = AtomicU32::new(1);
+
+/// A CPU has begun to run the body, and takes part from now on.
+pub fn join(cpu: &'static PerCpu) {
+    CPUS[cpu.number() as usize].store(core::ptr::from_ref(cpu).cast_mut(), Ordering::Release);
+}
+
+/// Says how many CPUs there will be. Called before the first of the others starts.
+pub fn expect(count: u32) {
+    COUNT.store(count, Ordering::Relaxed);
+    join(PerCpu::current());
+}
+
+/// Whether there is only this one.
+#[must_use]
+#[inline]
+pub fn is_alone() -> bool {
+    COUNT.load(Ordering::Relaxed) == 1
+}
+
+/// The CPU with this number, if it runs.
+#[must_use]
+pub fn get(number: u32) -> Option<&'static PerCpu> {
+    // SAFETY: `join` stores references that are valid for ever, and nobody else stores here.
+    unsafe { CPUS.get(number as usize)?.load(Ordering::Acquire).as_ref() }
+}
+
+/// All CPUs that run, but for the calling one. Interrupts are deferred.
+pub fn others() -> impl Iterator<Item = &'static PerCpu> {
+    let me = PerCpu::current().number();
+    let count = COUNT.load(Ordering::Relaxed);
+    (0..count).filter(move |&number| number != me).filter_map(get)
+}
+
+/// Has CPU `number` look for a thread to run, unless it is about to look anyway. The thread is on its queue already.
+pub fn reschedule(number: u32) {
+    // Either the other CPU sees the thread in its last look before it halts, or this one sees it armed.
+    core::sync::atomic::fence(Ordering::SeqCst);
+    let Some(cpu) = get(number) else { return };
+    if cpu.is_idle_armed() || !cpu.is_polling() {
+        apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
+    }
+}
