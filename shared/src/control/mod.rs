@@ -148,6 +148,11 @@ pub struct ControlRegion {
     pub body_cpl: Field<u32>,
     /// Cycles that 64 CPL0 instructions took on the way in.
     pub cpl0_cycles: Field<u64>,
+    /// Not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the others before they
+    /// stand still, so that nobody is left waiting for an answer.
+    pub pausing: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
     /// Where the kernel's structures begin.
     pub roots: Field<KPtr<KernelRoots>>,
     /// TSC when the kernel was entered.

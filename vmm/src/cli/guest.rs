@@ -15,7 +15,7 @@ pub struct GuestArgs {
     /// Memory of the guest: 8M to 64G, with a suffix of K M G.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::size)]
     memory: u64,
-    /// CPUs of the guest; this kernel runs on exactly 1.
+    /// CPUs of the guest: 1 to 64. More than this machine has cores are slow.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     vcpus: u32,
     /// Privilege of the kernel's body: `auto` takes what is faster here.

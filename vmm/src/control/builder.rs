@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmkern_abi::addr::PAGE_SIZE;
-use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
+use vmkern_abi::boot::{MAX_VCPUS, Privilege, TimeMode, TunableError, Tunables};
 use vmkern_abi::crash::CrashKind;
 
 use super::error::{ConfigError, LaunchError, MEMORY_MAX, MEMORY_MIN};
@@ -55,7 +55,7 @@ impl Builder {
         self
     }
 
-    /// Number of vCPUs. This kernel uses 1, which is the default.
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`]. More than the host has cores work, slowly. Default: 1.
     pub fn vcpus(mut self, count: u32) -> Self {
         self.vcpus = count;
         self
@@ -123,7 +123,7 @@ impl Builder {
         if !self.memory.is_multiple_of(PAGE_SIZE) {
             return Err(ConfigError::MemoryAlignment(self.memory));
         }
-        if self.vcpus != 1 {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus(self.vcpus));
         }
         launch::check_command_line(self)
@@ -187,8 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn more_vcpus_than_the_kernel_uses_are_refused() {
+    fn no_vcpus_and_too_many_are_refused() {
         assert_eq!(Builder::default().vcpus(0).validate(), Err(ConfigError::Vcpus(0)));
-        assert_eq!(Builder::default().vcpus(2).validate(), Err(ConfigError::Vcpus(2)));
+        assert_eq!(Builder::default().vcpus(MAX_VCPUS).validate(), Ok(()));
+        assert_eq!(Builder::default().vcpus(65).validate(), Err(ConfigError::Vcpus(65)));
     }
 }

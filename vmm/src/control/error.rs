@@ -72,7 +72,7 @@ pub enum ConfigError {
     #[error("memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, {PAGE_SIZE} bytes")]
     MemoryAlignment(u64),
     /// More or fewer vCPUs than the kernel can use.
-    #[error("vcpus: {0} asked for; this kernel runs on exactly 1")]
+    #[error("vcpus: {0} asked for; a guest has 1 to 64")]
     Vcpus(u32),
     /// No tunable has this name.
     #[error("unknown tunable `{0}`; there are: {list}", list = Tunables::NAMES.join(" "))]

@@ -129,7 +129,7 @@ impl Guest {
             Err(error) => return Err(self.die(error.into())),
         }
         if self.link.region().guest_sleeper.must_wake()
-            && let Err(error) = self.machine.vm.signal(DOORBELL_VECTOR)
+            && let Err(error) = self.machine.vm.signal(0, DOORBELL_VECTOR)
         {
             return Err(self.die(error.into()));
         }
@@ -183,7 +183,7 @@ impl Guest {
     /// A handle that interrupts waits for this guest, for a Ctrl-C handler or another thread.
     #[must_use]
     pub fn interrupt_handle(&self) -> InterruptHandle {
-        InterruptHandle(self.machine.state.bell.clone())
+        InterruptHandle(self.machine.vcpus.crew.bell.clone())
     }
 
     /// Gives the guest its whole time limit again, from now on.
@@ -226,10 +226,11 @@ impl Guest {
                 Ok(None) => {}
                 Err(error) => return Err(self.die(error.into())),
             }
-            if self.machine.state.end.get().is_some() && !self.link.has_news() {
+            if self.machine.vcpus.crew.end.get().is_some() && !self.link.has_news() {
                 return Err(self.end());
             }
-            match self.waiter.wait(&self.link, &self.machine.state, self.deadline, Duration::ZERO, Link::has_news) {
+            match self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, Duration::ZERO, Link::has_news)
+            {
                 Woken::News => {}
                 Woken::Interrupted => return Err(GuestError::Interrupted),
                 Woken::Deadline => return Err(self.time_is_up()),

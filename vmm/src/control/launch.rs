@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
+use kvm_ioctls::Kvm;
 use vmkern_abi::boot::{BootArgs, Privilege};
 use vmkern_abi::control::{ExitCode, Phase};
 
@@ -19,12 +20,12 @@ use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulat
 use super::guest::Guest;
 use super::link::Link;
 use super::logs::Logs;
-use super::machine::{Machine, stop_thread};
+use super::machine::{Machine, Vcpus};
 use super::wait::Woken;
 use crate::devices::{Console, PortBus};
 use crate::inspect::{Handshake, Hold, shake};
 use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::vcpu::{self, Orders, VcpuState};
+use crate::kvm::vcpu::{self, Finish, Orders, Start};
 use crate::kvm::vm::Vm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
@@ -54,47 +55,16 @@ impl BootReport {
 pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, LaunchError> {
     let deadline = Instant::now() + config.timeout;
     let kvm = Arc::new(host::open()?);
-    let bell = Bell::new()?;
-    let state = Arc::new(VcpuState::new(bell));
+    let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
     let console = Console::default();
-    let (vm_sender, vm) = channel();
-    let (entry_sender, entry) = channel();
-    let orders = Orders { vm, entry };
-    let ports = PortBus::new(console.clone());
-    let thread = {
-        let (kvm, state) = (Arc::clone(&kvm), Arc::clone(&state));
-        thread::Builder::new()
-            .name("vmkern-vcpu0".to_owned())
-            .spawn(move || vcpu::thread(&kvm, 0, &orders, &state, ports))
-            .map_err(|error| KvmError::io("starting the vCPU's thread", &error))?
-    };
-    let prepare = || -> Result<_, LaunchError> {
-        let ram = Arc::new(GuestRam::new(config.memory)?);
-        let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram))?);
-        let _ = vm_sender.send(Arc::clone(&vm));
-        let entry = boot::load_image(&ram, &config.kernel)?;
-        let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
-        let args = boot_args(config, selftest);
-        let memory = Arc::clone(&ram);
-        let finish = move |tsc_khz: u32| {
-            let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
-            boot::write_start_info(&memory, &line).map(|()| entry).map_err(not_ram)
-        };
-        // A thread that has ended already is noticed by whoever waits for the guest.
-        let _ = entry_sender.send(Box::new(finish));
-        Ok((vm, ram, link))
-    };
-    let prepared = prepare();
-    // Closed channels end a thread that still waits for its orders.
-    drop((vm_sender, entry_sender));
-    let (vm, ram, link) = match prepared {
-        Ok(prepared) => prepared,
+    let (vm, ram, link) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console) {
+        Ok(started) => started,
         Err(error) => {
-            let _ = stop_thread(thread, &state);
+            let _ = vcpus.stop();
             return Err(error);
         }
     };
-    let machine = Machine { vm, ram, state, thread: Some(thread) };
+    let machine = Machine { vm, ram, vcpus };
     let environment = Environment {
         accelerator: "kvm",
         kvm: KvmKind::Software,
@@ -108,6 +78,51 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
         boot_cycles: 0,
     };
     Ok(Guest::new(link, machine, environment, Logs::new(console), config.kernel.clone(), deadline, config.timeout))
+}
+
+/// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end by themselves.
+fn start_vcpus(
+    config: &Builder,
+    selftest: Selftest,
+    kvm: &Arc<Kvm>,
+    vcpus: &mut Vcpus,
+    console: &Console,
+) -> Result<(Arc<Vm>, Arc<GuestRam>, Link), LaunchError> {
+    let (entry_sender, entry) = channel();
+    let (made_sender, made) = channel();
+    let mut vm_senders = Vec::with_capacity(vcpus.states.len());
+    let mut entry = Some(entry);
+    for state in vcpus.states.clone() {
+        let (vm_sender, vm) = channel();
+        vm_senders.push(vm_sender);
+        let start = entry.take().map_or_else(|| Start::Wait(made_sender.clone()), Start::Boot);
+        let orders = Orders { vm, start };
+        let (kvm, ports) = (Arc::clone(kvm), PortBus::new(console.clone()));
+        let thread = thread::Builder::new()
+            .name(format!("vmkern-vcpu{}", state.id))
+            .spawn(move || vcpu::thread(&kvm, orders, &state, ports))
+            .map_err(|error| KvmError::io("starting a vCPU's thread", &error))?;
+        vcpus.has_thread(thread);
+    }
+    drop(made_sender);
+    let ram = Arc::new(GuestRam::new(config.memory)?);
+    let vm = Arc::new(Vm::new(kvm, Arc::clone(&ram))?);
+    for sender in vm_senders {
+        let _ = sender.send(Arc::clone(&vm));
+    }
+    let entry = boot::load_image(&ram, &config.kernel)?;
+    let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
+    let args = boot_args(config, selftest);
+    let memory = Arc::clone(&ram);
+    let finish = move |tsc_khz: u32| {
+        let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
+        boot::write_start_info(&memory, &line).map(|()| entry).map_err(not_ram)
+    };
+    // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
+    let _made = made.iter().take(vcpus.states.len() - 1).count();
+    // A thread that has ended already is noticed likewise.
+    let _ = entry_sender.send(Box::new(finish) as Finish);
+    Ok((vm, ram, link))
 }
 
 fn not_ram(error: NotRam) -> KvmError {
@@ -132,6 +147,7 @@ fn boot_args(config: &Builder, selftest: Selftest) -> BootArgs {
         zeroed: true,
         control: Some(boot::CONTROL),
         tsc_khz: None,
+        vcpus: (config.vcpus > 1).then_some(config.vcpus),
         crash: config.crash,
         tunables: config.tunables,
     }
@@ -150,11 +166,11 @@ impl Guest {
         // A kernel that is dead will have said so through the exit port in a moment.
         let waits = [Phase::Loading as u32, Phase::Dead as u32];
         let phase = |link: &Link| !waits.contains(&link.region().phase.get());
-        let woken = self.waiter.wait(&self.link, &self.machine.state, self.deadline, LOOK_FOR_READY, phase);
+        let woken = self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, LOOK_FOR_READY, phase);
         self.logs.collect_console();
         self.logs.collect(&self.link.region().log);
         match woken {
-            Woken::News if self.machine.state.end.get().is_some() => return Err(self.end()),
+            Woken::News if self.machine.vcpus.crew.end.get().is_some() => return Err(self.end()),
             Woken::News => {}
             Woken::Interrupted => return Err(GuestError::Interrupted),
             Woken::Deadline => return Err(self.time_is_up()),
@@ -180,7 +196,7 @@ impl Guest {
             3 => Privilege::User,
             cpl => return Err(impossible("body_cpl", cpl.into())),
         };
-        self.environment.tsc_khz = self.machine.state.tsc_khz.get().copied().unwrap_or(0);
+        self.environment.tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         self.environment.kvm = self.measured_kvm();
         self.environment.boot_cycles = region.ready_tsc.get().saturating_sub(region.entry_tsc.get());
         Ok(())
@@ -188,7 +204,7 @@ impl Guest {
 
     /// The kind of KVM by what the kernel measured on its way in. One that did not come so far measured no time.
     fn measured_kvm(&self) -> KvmKind {
-        let tsc_khz = self.machine.state.tsc_khz.get().copied().unwrap_or(0);
+        let tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         let picoseconds_per_cycle = 1_000_000_000 / u64::from(tsc_khz.max(1));
         let cycles = self.link.region().cpl0_cycles.get();
         KvmKind::from_instruction_time(cycles.saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS)
@@ -211,8 +227,8 @@ impl Guest {
 
     /// Waits until the kernel leaves by itself.
     pub(super) fn run_to_exit(mut self) -> Result<BootReport, LaunchError> {
-        let woken = self.waiter.wait(&self.link, &self.machine.state, self.deadline, Duration::ZERO, |_| false);
-        match (woken, self.machine.state.end.get()) {
+        let woken = self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, Duration::ZERO, |_| false);
+        match (woken, self.machine.vcpus.crew.end.get()) {
             (Woken::News, Some(&vcpu::VcpuEnd::Exit(exit))) if exit != ExitCode::Crash as u8 => {
                 Ok(BootReport { exit, output: self.take_log() })
             }

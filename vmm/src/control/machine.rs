@@ -1,13 +1,17 @@
-//! A running virtual machine and its vCPU's thread: started once, stopped once, whatever happens.
+//! A running virtual machine and its vCPUs' threads: started once, stopped once, whatever happens.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vmkern_abi::control::PAUSE_VECTOR;
+use vmkern_abi::control::{ControlRegion, PAUSE_VECTOR};
 
+use super::bell::Bell;
 use super::error::ContractError;
-use crate::kvm::gate::Held;
+use crate::inspect::CpuState;
+use crate::kvm::boot;
+use crate::kvm::crew::{self, Crew, HeldCrew};
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{VcpuEnd, VcpuState};
 use crate::kvm::vm::Vm;
@@ -22,32 +26,40 @@ const KICK_AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct Machine {
     pub(crate) vm: Arc<Vm>,
     pub(crate) ram: Arc<GuestRam>,
-    pub(crate) state: Arc<VcpuState>,
-    pub(crate) thread: Option<JoinHandle<()>>,
+    pub(crate) vcpus: Vcpus,
 }
 
 impl Machine {
-    /// Stops the vCPU, if it has not ended by itself, and joins its thread.
+    /// Stops the vCPUs, if they have not ended by themselves, and joins their threads.
     pub(crate) fn stop(&mut self) -> Result<&VcpuEnd, ContractError> {
-        if let Some(thread) = self.thread.take() {
-            stop_thread(thread, &self.state)?;
-        }
-        self.state.end.get().ok_or(ContractError::LostVcpu)
+        self.vcpus.stop()?;
+        self.vcpus.crew.end.get().ok_or(ContractError::LostVcpu)
     }
 
-    /// Holds the vCPU until the returned value is dropped: at a quiescent point of its kernel, where no mutex and no spin
-    /// lock is owned, or, when it comes to none within `limit`, anywhere. [`Held::standing`] says which of the two. Nothing
-    /// that the guest was about to do is lost.
+    /// Holds the vCPUs until the returned value is dropped: at quiescent points of their kernel, where no mutex and no spin
+    /// lock is owned, or, when they come to none within `limit`, anywhere. [`HeldCrew::standing`] says which of the two.
+    /// Nothing that the guest was about to do is lost.
     ///
     /// # Errors
-    /// When the vCPU's thread does not come out of the host's kernel.
-    pub(crate) fn pause(&self, limit: Duration) -> Result<Held<'_>, ContractError> {
-        self.state.pause(limit, || {
-            // A guest that cannot be asked is held where it is.
-            if let Err(error) = self.vm.signal(PAUSE_VECTOR) {
-                log::warn!("the guest cannot be asked to pause: {error}");
+    /// When a vCPU's thread does not come out of the host's kernel.
+    pub(crate) fn pause(&self, limit: Duration) -> Result<HeldCrew<'_>, ContractError> {
+        self.set_pausing(1);
+        let held = crew::pause(&self.vcpus.states, limit, |vcpu| {
+            // A vCPU that cannot be asked is held where it is.
+            if let Err(error) = self.vm.signal(vcpu.id, PAUSE_VECTOR) {
+                log::warn!("vCPU {} cannot be asked to pause: {error}", vcpu.id);
             }
-        })
+        });
+        self.set_pausing(0);
+        held
+    }
+
+    /// Writes [`ControlRegion::pausing`].
+    fn set_pausing(&self, value: u32) {
+        let at = boot::CONTROL.add(offset_of!(ControlRegion, pausing) as u64);
+        if let Err(error) = self.ram.write(at, &value.to_le_bytes()) {
+            log::error!("the control region: {error}");
+        }
     }
 }
 
@@ -59,20 +71,51 @@ impl Drop for Machine {
     }
 }
 
-/// Stops and joins a vCPU's thread. One that does not come back keeps what it uses alive, and is left to itself.
-pub(crate) fn stop_thread(thread: JoinHandle<()>, state: &VcpuState) -> Result<(), ContractError> {
-    let deadline = Instant::now() + STOP_LIMIT;
-    while state.end.get().is_none() {
-        if Instant::now() >= deadline {
-            return Err(ContractError::Unstoppable);
+/// The vCPUs with their threads. Dropping them without [`Vcpus::stop`] leaves the threads to themselves.
+#[derive(Debug)]
+pub(crate) struct Vcpus {
+    pub(crate) crew: Arc<Crew>,
+    pub(crate) states: Vec<Arc<VcpuState>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Vcpus {
+    /// `count` vCPUs that have no thread yet.
+    pub(crate) fn new(bell: Arc<Bell>, count: u32) -> Self {
+        let (crew, states) = Crew::assemble(bell, count);
+        Self { crew, states, threads: Vec::new() }
+    }
+
+    /// Notes the thread of the next vCPU.
+    pub(crate) fn has_thread(&mut self, thread: JoinHandle<()>) {
+        self.threads.push(thread);
+    }
+
+    /// The vCPUs as they stand, those left out that never began.
+    pub(crate) fn cpu_states(&self) -> Vec<CpuState> {
+        self.states.iter().filter_map(|vcpu| vcpu.cpu_state()).collect()
+    }
+
+    /// Stops the vCPUs that have a thread, and joins it. A thread that does not come back keeps what it uses alive, and is left
+    /// to itself.
+    pub(crate) fn stop(&mut self) -> Result<(), ContractError> {
+        let deadline = Instant::now() + STOP_LIMIT;
+        let started = &self.states[..self.threads.len()];
+        while started.iter().any(|vcpu| vcpu.end.get().is_none()) {
+            if Instant::now() >= deadline {
+                self.threads.clear();
+                return Err(ContractError::Unstoppable);
+            }
+            self.crew.stop();
+            self.crew.bell.wait(deadline.min(Instant::now() + KICK_AGAIN));
         }
-        state.stop();
-        state.bell.wait(deadline.min(Instant::now() + KICK_AGAIN));
+        for thread in self.threads.drain(..) {
+            if let Err(panic) = thread.join() {
+                let words = panic.downcast_ref::<String>().map(String::as_str);
+                let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+                log::error!("a vCPU's thread panicked: {}", words.unwrap_or("no words"));
+            }
+        }
+        Ok(())
     }
-    if let Err(panic) = thread.join() {
-        let words =
-            panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        log::error!("the vCPU's thread panicked: {}", words.unwrap_or("no words"));
-    }
-    Ok(())
 }

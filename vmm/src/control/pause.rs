@@ -7,7 +7,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use super::error::{ContractError, GuestError};
 use super::guest::Guest;
 use crate::kvm::Standing;
-use crate::kvm::gate::Held;
+use crate::kvm::crew::HeldCrew;
 
 /// How long a guest may take to come to a quiescent point. Most locks are held for microseconds; some are held for as long
 /// as a large range is mapped or freed, and a look should not have to wait for that.
@@ -16,7 +16,7 @@ pub const PAUSE_LIMIT: Duration = Duration::from_millis(10);
 /// A guest that stands still. It goes on when this is dropped; nothing that it was about to do is lost.
 #[derive(Debug)]
 #[must_use = "the guest goes on when this is dropped"]
-pub struct Pause<'a>(Held<'a>);
+pub struct Pause<'a>(HeldCrew<'a>);
 
 impl Pause<'_> {
     /// Whether the guest stands where its kernel owns no mutex and no spin lock.
@@ -55,7 +55,7 @@ impl Guest {
         &self,
         addresses: &[GuestVirt],
     ) -> Result<(Pause<'_>, Vec<Option<GuestPhys>>), GuestError> {
-        let state = &self.machine.state;
+        let state = &self.machine.vcpus.states[0];
         loop {
             state.ask(addresses.to_vec());
             let pause = self.pause();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::bell::Bell;
 use super::link::Link;
-use crate::kvm::vcpu::VcpuState;
+use crate::kvm::crew::Crew;
 
 /// The least time to look before a sleep.
 const BUDGET_MIN: Duration = Duration::from_micros(4);
@@ -27,7 +27,7 @@ const LOOKS: u32 = 32;
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// What was waited for is there, or the vCPU has ended: look.
+    /// What was waited for is there, or the guest has ended: look.
     News,
     /// Somebody interrupted.
     Interrupted,
@@ -46,17 +46,17 @@ impl Waiter {
         Self { budget: if cpus() > 1 { BUDGET_MAX } else { Duration::ZERO } }
     }
 
-    /// Waits until `news` says yes or the vCPU has ended. `look_at_least` widens the time spent looking.
+    /// Waits until `news` says yes or the guest has ended. `look_at_least` widens the time spent looking.
     pub(crate) fn wait(
         &mut self,
         link: &Link,
-        vcpu: &VcpuState,
+        crew: &Crew,
         deadline: Instant,
         look_at_least: Duration,
         news: impl Fn(&Link) -> bool,
     ) -> Woken {
-        let bell: &Bell = &vcpu.bell;
-        let is_over = || news(link) || vcpu.end.get().is_some();
+        let bell: &Bell = &crew.bell;
+        let is_over = || news(link) || crew.end.get().is_some();
         if is_over() {
             return Woken::News;
         }

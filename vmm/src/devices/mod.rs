@@ -1,11 +1,11 @@
 //! The guest's devices, all of them on I/O ports.
 //!
-//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbell, and the port at which a
-//! CPU stands still. Every other port reads all ones and ignores writes, as an empty bus does.
+//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbell, the port at which a
+//! CPU stands still, and the one at which it yields. Every other port reads all ones and ignores writes, as an empty bus does.
 
 mod serial;
 
-use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, PAUSE_PORT};
+use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, PAUSE_PORT, YIELD_PORT};
 
 pub(crate) use self::serial::Console;
 use self::serial::{COM1, COM1_LAST, Uart};
@@ -19,6 +19,8 @@ pub(crate) enum PortEvent {
     Exit(u8),
     /// The guest rings the host's bell.
     Doorbell,
+    /// The vCPU waits for another one: somebody else should run.
+    Yield,
     /// The guest owns no lock, and can stand still here.
     Quiescent,
 }
@@ -41,6 +43,7 @@ impl PortBus {
             (EXIT_PORT, [code, ..]) => return PortEvent::Exit(*code),
             (DOORBELL_PORT, _) => return PortEvent::Doorbell,
             (PAUSE_PORT, _) => return PortEvent::Quiescent,
+            (YIELD_PORT, _) => return PortEvent::Yield,
             (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
             _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where nothing is"),
         }

@@ -185,7 +185,7 @@ impl Probe {
         self.vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS")).map_err(words)?;
         self.expect(3)?;
         let start = Instant::now();
-        if vm.signal(DOORBELL_VECTOR).map_err(words)? == Delivery::Dropped {
+        if vm.signal(0, DOORBELL_VECTOR).map_err(words)? == Delivery::Dropped {
             return Err("the APIC dropped an MSI".to_owned());
         }
         self.expect(4)?;

@@ -8,7 +8,7 @@ use super::InspectError;
 use super::source::{Anchors, CpuState, PageWords, Source};
 use crate::control::machine::Machine;
 use crate::control::{ContractError, PAUSE_LIMIT};
-use crate::kvm::gate::Held;
+use crate::kvm::crew::HeldCrew;
 use crate::kvm::memory::NotRam;
 
 /// Whether a look needs the guest to stand still.
@@ -25,7 +25,7 @@ pub(crate) enum Hold {
 pub(crate) struct Live<'a> {
     machine: &'a Machine,
     anchors: Anchors,
-    held: Option<Held<'a>>,
+    held: Option<HeldCrew<'a>>,
 }
 
 impl<'a> Live<'a> {
@@ -57,7 +57,8 @@ impl Source for Live<'_> {
 
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
         let _held = if self.held.is_none() { Some(self.machine.pause(PAUSE_LIMIT)?) } else { None };
-        Ok(vec![self.machine.state.cpu_state().ok_or(InspectError::NotReady("registers"))?])
+        let cpus = self.machine.vcpus.cpu_states();
+        if cpus.is_empty() { Err(InspectError::NotReady("registers")) } else { Ok(cpus) }
     }
 
     fn anchors(&self) -> Anchors {

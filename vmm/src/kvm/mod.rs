@@ -7,6 +7,7 @@
 //! thread while the VM is made.
 
 pub(crate) mod boot;
+pub(crate) mod crew;
 pub(crate) mod gate;
 pub(crate) mod host;
 pub(crate) mod kick;

@@ -1,22 +1,24 @@
 //! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED};
+use kvm_bindings::{
+    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED,
+};
 use kvm_ioctls::{Kvm, VcpuExit};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::KvmError;
 use super::boot::{Entry, set_entry_state};
+use super::crew::Crew;
 use super::gate::{Gate, Held, Position, Standing};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
 use crate::control::ContractError;
-use crate::control::bell::Bell;
 use crate::devices::{PortBus, PortEvent};
 use crate::inspect::{CpuState, RunState};
 
@@ -45,12 +47,12 @@ pub(crate) enum VcpuEnd {
 /// What a vCPU's thread and the rest of the process share.
 #[derive(Debug)]
 pub(crate) struct VcpuState {
-    /// Rung by the guest's doorbell, and at the vCPU's end.
-    pub(crate) bell: Arc<Bell>,
-    /// How it ended. Set before the bell rings for it.
+    /// The vCPU's number, and its APIC's ID.
+    pub(crate) id: u32,
+    /// What it has in common with the guest's other vCPUs.
+    pub(super) crew: Arc<Crew>,
+    /// How it ended.
     pub(crate) end: OnceLock<VcpuEnd>,
-    /// The TSC's frequency in kHz. Known before the vCPU runs.
-    pub(crate) tsc_khz: OnceLock<u32>,
     kick: Arc<KickSlot>,
     stopping: AtomicBool,
     gate: Gate,
@@ -68,11 +70,11 @@ struct Questions {
 }
 
 impl VcpuState {
-    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+    pub(super) fn new(id: u32, crew: Arc<Crew>) -> Self {
         Self {
-            bell,
+            id,
+            crew,
             end: OnceLock::new(),
-            tsc_khz: OnceLock::new(),
             kick: Arc::default(),
             stopping: AtomicBool::new(false),
             gate: Gate::default(),
@@ -88,41 +90,43 @@ impl VcpuState {
         self.kick.kick();
     }
 
-    /// Holds the vCPU outside of the guest until the returned value is dropped: at a quiescent point if it comes to one
-    /// soon, for which `ask` sends it an interrupt, and anywhere when `limit` has passed. A halted vCPU is at such a point
-    /// already, and is not woken; one that has ended is held where it ended; one that is held stays where it is.
-    ///
-    /// # Errors
-    /// When the vCPU's thread does not come out of the host's kernel.
-    pub(crate) fn pause(&self, limit: Duration, ask: impl FnOnce()) -> Result<Held<'_>, ContractError> {
-        let (mut held, is_first) = Held::new(&self.gate);
-        if !is_first {
-            return Ok(held);
-        }
-        held.standing = self.bring_to_gate()?;
-        if held.standing == Standing::Quiescent || self.end.get().is_some() {
-            return Ok(held);
-        }
+    /// One more holder of the vCPU, and whether he is the first: then it is his to bring it to the gate.
+    pub(super) fn hold(&self) -> (Held<'_>, bool) {
+        Held::new(&self.gate)
+    }
+
+    /// Lets the vCPU go on to a quiescent point, and keeps it there.
+    pub(super) fn let_go_to_quiescent_point(&self) {
         self.gate.set(Position::HoldsQuiescent);
-        ask();
-        let deadline = Instant::now() + limit;
+    }
+
+    /// Waits until the vCPU stands at a quiescent point, or has ended; where it stands, or nothing when neither has come about
+    /// by `deadline`.
+    pub(super) fn wait_for_quiescent_point(&self, deadline: Instant) -> Option<Standing> {
         // A vCPU that ends meanwhile never comes to the gate.
         while self.end.get().is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some(standing) = self.gate.wait_parked(left.min(END_AGAIN)) {
-                held.standing = standing;
-                return Ok(held);
+                return Some(standing);
             }
             if left.is_zero() {
-                break;
+                return None;
             }
         }
-        held.standing = self.bring_to_gate()?;
-        Ok(held)
+        Some(Standing::Anywhere)
+    }
+
+    /// Tells the vCPU's thread to come to the gate and stay there.
+    pub(super) fn call_to_gate(&self) {
+        self.gate.set(Position::Closed);
+        self.kick.kick();
     }
 
     /// Closes the gate and brings the vCPU there, wherever it stands. Says where.
-    fn bring_to_gate(&self) -> Result<Standing, ContractError> {
+    ///
+    /// # Errors
+    /// When the vCPU's thread does not come out of the host's kernel.
+    pub(super) fn bring_to_gate(&self) -> Result<Standing, ContractError> {
         self.gate.set(Position::Closed);
         let deadline = Instant::now() + HOLD_LIMIT;
         while self.end.get().is_none() {
@@ -165,7 +169,8 @@ impl VcpuState {
         questions.answers = Some(questions.addresses.iter().map(translate).collect());
     }
 
-    fn see(&self, cpu: u32, state: RunState, registers: Registers) {
+    fn see(&self, state: RunState, registers: Registers) {
+        let cpu = self.id;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(CpuState { cpu, state, registers });
     }
 
@@ -200,12 +205,20 @@ pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
 /// Given the TSC's frequency in kHz, finishes the guest's memory and says where to begin.
 pub(crate) type Finish = Box<dyn FnOnce(u32) -> Result<Entry, KvmError> + Send>;
 
-/// What the launching thread sends to a vCPU's thread, in this order. It waits for nothing in return.
+/// What a vCPU's thread gets to know from the launching thread, in this order.
 pub(crate) struct Orders {
     /// The VM, once there is one.
     pub(crate) vm: Receiver<Arc<Vm>>,
-    /// What is left to do, once the image is in memory.
-    pub(crate) entry: Receiver<Finish>,
+    /// How the vCPU begins.
+    pub(crate) start: Start,
+}
+
+/// How a vCPU begins.
+pub(crate) enum Start {
+    /// At the kernel's entry: what is left to do arrives once the image is in memory and all vCPUs have been made.
+    Boot(Receiver<Finish>),
+    /// When another vCPU starts it. It says when it has been made.
+    Wait(Sender<()>),
 }
 
 /// Tells of the vCPU's end however its thread ends.
@@ -214,18 +227,18 @@ struct Farewell<'a>(&'a VcpuState);
 impl Drop for Farewell<'_> {
     fn drop(&mut self) {
         // Keeps what the thread said itself.
-        let _ = self.0.end.set(VcpuEnd::Lost);
-        self.0.bell.ring();
+        let end = self.0.end.get_or_init(|| VcpuEnd::Lost);
+        self.0.crew.ended(end);
     }
 }
 
 /// A vCPU's thread. A channel that closes early means that the launch was given up.
-pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState, ports: PortBus) {
+pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBus) {
     let _farewell = Farewell(state);
-    let end = match prepare(kvm, id, orders, state) {
+    let end = match prepare(kvm, orders, state) {
         Ok(Some(mut vcpu)) => {
-            let end = run(&mut vcpu, id, state, ports);
-            state.see(id, RunState::Ended, registers(&vcpu));
+            let end = run(&mut vcpu, state, ports);
+            state.see(RunState::Ended, registers(&vcpu));
             end
         }
         Ok(None) => return,
@@ -236,21 +249,27 @@ pub(crate) fn thread(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState, por
 }
 
 /// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
-fn prepare(kvm: &Kvm, id: u32, orders: &Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
-    let cpuid = vcpu_cpuid(kvm, id)?;
+fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
+    let cpuid = vcpu_cpuid(kvm, state.id)?;
     let Ok(vm) = orders.vm.recv() else { return Ok(None) };
-    let vcpu = KickableVcpu::new(vm.create_vcpu(id)?, Arc::clone(&state.kick))?;
-    let tsc_khz = *state.tsc_khz.get_or_init(|| vcpu.get_tsc_khz().unwrap_or(0));
+    let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
+    let tsc_khz = *state.crew.tsc_khz.get_or_init(|| vcpu.get_tsc_khz().unwrap_or(0));
     if tsc_khz == 0 {
         return Err(KvmError { operation: "KVM_GET_TSC_KHZ".to_owned(), errno: libc::EIO });
     }
     vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
-    let Ok(finish) = orders.entry.recv() else { return Ok(None) };
-    set_entry_state(&vcpu, finish(tsc_khz)?)?;
+    match orders.start {
+        Start::Boot(entry) => {
+            let Ok(finish) = entry.recv() else { return Ok(None) };
+            set_entry_state(&vcpu, finish(tsc_khz)?)?;
+        }
+        // Whoever waits for this has given up, or is told: either way the vCPU may run, which for now means to wait.
+        Start::Wait(made) => drop(made.send(())),
+    }
     Ok(Some(vcpu))
 }
 
-fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
+fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
     loop {
         let mut quiescent = false;
         let fault = match vcpu.run() {
@@ -258,7 +277,11 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
                 PortEvent::Handled => None,
                 PortEvent::Exit(code) => return VcpuEnd::Exit(code),
                 PortEvent::Doorbell => {
-                    state.bell.ring();
+                    state.crew.bell.ring();
+                    None
+                }
+                PortEvent::Yield => {
+                    std::thread::yield_now();
                     None
                 }
                 PortEvent::Quiescent => {
@@ -291,14 +314,14 @@ fn run(vcpu: &mut KickableVcpu, id: u32, state: &VcpuState, mut ports: PortBus) 
             Err(error) => Some(CpuFault::Run(error.errno())),
         };
         if let Some(fault) = fault {
-            return failed(vcpu, id, fault);
+            return failed(vcpu, state.id, fault);
         }
         state.gate.pass(|| {
             let now = run_state(vcpu);
-            state.see(id, now, registers(vcpu));
+            state.see(now, registers(vcpu));
             state.answer(vcpu);
-            // A kernel halts only where it owns no lock.
-            if quiescent || now == RunState::Halted { Standing::Quiescent } else { Standing::Anywhere }
+            // A kernel halts only where it owns no lock, and a vCPU that was never started owns none either.
+            if quiescent || now != RunState::Running { Standing::Quiescent } else { Standing::Anywhere }
         });
         if state.stopping() {
             return VcpuEnd::Stopped(Box::new(registers(vcpu)));
@@ -322,7 +345,7 @@ fn registers(vcpu: &KickableVcpu) -> Registers {
 
 fn run_state(vcpu: &KickableVcpu) -> RunState {
     match vcpu.get_mp_state() {
-        Ok(state) if state.mp_state == KVM_MP_STATE_HALTED => RunState::Halted,
+        Ok(state) if [KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED].contains(&state.mp_state) => RunState::Halted,
         _ => RunState::Running,
     }
 }

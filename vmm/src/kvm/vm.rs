@@ -85,9 +85,9 @@ impl Vm {
         self.fd.create_vcpu(u64::from(id)).map_err(KvmError::of(format!("KVM_CREATE_VCPU {id}")))
     }
 
-    /// Sends interrupt `vector` to the vCPU with APIC ID 0, fixed delivery, edge-triggered.
-    pub(crate) fn signal(&self, vector: u8) -> Result<Delivery, KvmError> {
-        let msi = kvm_msi { address_lo: MSI_ADDRESS, data: vector.into(), ..Default::default() };
+    /// Sends interrupt `vector` to the vCPU with APIC ID `id`, at most 255, fixed delivery, edge-triggered.
+    pub(crate) fn signal(&self, id: u32, vector: u8) -> Result<Delivery, KvmError> {
+        let msi = kvm_msi { address_lo: MSI_ADDRESS | id << 12, data: vector.into(), ..Default::default() };
         match self.fd.signal_msi(msi).map_err(KvmError::of(format!("KVM_SIGNAL_MSI of vector {vector:#x}")))? {
             0 => {
                 log::debug!("the guest's APIC dropped vector {vector:#x}");

@@ -1,16 +1,31 @@
 //! Standing still for the host, by the protocol of [`vmkern_abi::control`].
 
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use vmkern_abi::control::PAUSE_PORT;
 
-use crate::arch::instr;
+use super::region;
+use crate::arch::percpu::PerCpu;
+use crate::arch::{cpus, instr, tlb};
 
-/// Tells the host that this CPU owns no mutex and no spin lock. Returns when the host lets it go on.
+/// CPUs that own no lock and wait to stand still, a bit each.
+static STANDING: AtomicU64 = AtomicU64::new(0);
+
+/// Tells the host that this CPU owns no mutex and no spin lock, once all others have come as far or are halted: until then it
+/// answers those that wait for it. Returns when the host lets it go on. Interrupts are deferred, once.
 pub fn stand_still() {
+    let me = PerCpu::current().number();
+    STANDING.fetch_or(1 << me, Ordering::SeqCst);
+    let is_still = |cpu: &PerCpu| STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.is_idle_armed();
+    let mut spins = 0;
+    while region::get().is_some_and(|region| region.pausing.get() != 0) && !cpus::others().all(is_still) {
+        tlb::spin(spins);
+        spins += 1;
+    }
     // What was written before is in memory, and nothing of what comes after.
     compiler_fence(Ordering::SeqCst);
     // SAFETY: the device behind the port touches no memory. The host may look at all of it, and changes nothing.
     unsafe { instr::outb(PAUSE_PORT, 0) };
     compiler_fence(Ordering::SeqCst);
+    STANDING.fetch_and(!(1 << me), Ordering::SeqCst);
 }

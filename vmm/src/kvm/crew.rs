@@ -1,0 +1,104 @@
+//! The vCPUs of one guest, together: when one ends, all do, and they are held together.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use super::gate::{Held, Standing};
+use super::vcpu::{VcpuEnd, VcpuState};
+use crate::control::ContractError;
+use crate::control::bell::Bell;
+
+/// What the vCPUs of a guest have in common.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    /// Rung by the guest's doorbell, and at a vCPU's end.
+    pub(crate) bell: Arc<Bell>,
+    /// How the first of them ended: the guest's end. Set before the bell rings for it.
+    pub(crate) end: OnceLock<VcpuEnd>,
+    /// The TSC's frequency in kHz. Known before any of them runs.
+    pub(crate) tsc_khz: OnceLock<u32>,
+    members: OnceLock<Vec<Weak<VcpuState>>>,
+}
+
+impl Crew {
+    /// `count` vCPUs, numbered from 0.
+    pub(crate) fn assemble(bell: Arc<Bell>, count: u32) -> (Arc<Self>, Vec<Arc<VcpuState>>) {
+        let crew = Arc::new(Self { bell, end: OnceLock::new(), tsc_khz: OnceLock::new(), members: OnceLock::new() });
+        let members: Vec<_> = (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
+        let _ = crew.members.set(members.iter().map(Arc::downgrade).collect());
+        (crew, members)
+    }
+
+    /// One of the vCPUs has ended: stops the others, and tells whoever waits for the guest.
+    pub(super) fn ended(&self, end: &VcpuEnd) {
+        if self.end.set(end.clone()).is_ok() {
+            self.stop();
+        }
+        self.bell.ring();
+    }
+
+    /// Tells all vCPUs to stop. Their ends follow soon. May be called again.
+    pub(crate) fn stop(&self) {
+        self.members.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|vcpu| vcpu.stop());
+    }
+}
+
+/// A guest's vCPUs, held.
+#[derive(Debug)]
+#[must_use = "the vCPUs go on when this is dropped"]
+pub(crate) struct HeldCrew<'a> {
+    _held: Vec<Held<'a>>,
+    /// [`Standing::Quiescent`] when all of them stand at a quiescent point.
+    pub(crate) standing: Standing,
+}
+
+/// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if they come to one
+/// soon, for which `ask` sends one an interrupt, and anywhere when `limit` has passed. A halted vCPU is at such a
+/// point already, and is not woken; one that has ended is held where it ended; those that are held stay where they are.
+///
+/// # Errors
+/// When a vCPU's thread does not come out of the host's kernel.
+pub(crate) fn pause<'a>(
+    vcpus: &'a [Arc<VcpuState>],
+    limit: Duration,
+    ask: impl Fn(&VcpuState),
+) -> Result<HeldCrew<'a>, ContractError> {
+    let mut held = Vec::with_capacity(vcpus.len());
+    let mut ours = Vec::with_capacity(vcpus.len());
+    let mut standings = Vec::with_capacity(vcpus.len());
+    for vcpu in vcpus {
+        let (hold, is_first) = vcpu.hold();
+        if is_first {
+            vcpu.call_to_gate();
+            ours.push(vcpu);
+        } else {
+            standings.push(hold.standing);
+        }
+        held.push(hold);
+    }
+    let mut moving = Vec::new();
+    for vcpu in ours {
+        match vcpu.bring_to_gate()? {
+            Standing::Anywhere if vcpu.end.get().is_none() => moving.push(vcpu),
+            standing => standings.push(standing),
+        }
+    }
+    for vcpu in &moving {
+        vcpu.let_go_to_quiescent_point();
+        ask(vcpu);
+    }
+    let deadline = Instant::now() + limit;
+    let mut late = Vec::new();
+    for vcpu in moving {
+        match vcpu.wait_for_quiescent_point(deadline) {
+            Some(standing) => standings.push(standing),
+            None => late.push(vcpu),
+        }
+    }
+    for vcpu in late {
+        standings.push(vcpu.bring_to_gate()?);
+    }
+    let all = standings.iter().all(|&standing| standing == Standing::Quiescent);
+    let standing = if all { Standing::Quiescent } else { Standing::Anywhere };
+    Ok(HeldCrew { _held: held, standing })
+}
