@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use kmem::kern::sched::Spread;
 use kmem::machine::ThreadStart;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
@@ -81,6 +82,9 @@ pub fn preempt() {
 /// Starts CPUs 1 to `count - 1`, one after the other. Panics when there is no memory for one, or it does not come.
 pub fn start_cpus(vm: &KernelVm, count: u32) {
     cpus::expect(count);
+    if clock().is_some_and(|clock| clock.mode() == TimeMode::Real) {
+        vm.sched_spread(Spread::Yes);
+    }
     for number in 1..count {
         let digits = [b'0' + u8::try_from(number / 10).unwrap_or(0), b'0' + u8::try_from(number % 10).unwrap_or(0)];
         let mut name = *b"idle\0\0";
@@ -118,17 +122,17 @@ pub fn run_other_cpu() -> ! {
     loop {
         cpu.set_polling(Polling::Yes);
         let start = instr::rdtsc();
-        while !vm.runnable() && instr::rdtsc() - start < IDLE_SPIN {
+        while !vm.switch_owed() && instr::rdtsc() - start < IDLE_SPIN {
             core::hint::spin_loop();
         }
-        if !vm.runnable() {
+        if !vm.switch_owed() {
             cpu.arm_idle();
-            if !vm.runnable() {
+            if !vm.switch_owed() {
                 interrupt::halt();
             }
             cpu.disarm_idle();
         }
-        if vm.runnable() {
+        if vm.switch_owed() {
             if let Some(clock) = clock() {
                 clock::start_slice(clock);
             }

@@ -210,6 +210,12 @@ pub struct Scheduler {
     pub lock: Mtx,
     /// 1 until threads can sleep (`cold`).
     pub cold: Field<u32>,
+    /// 1 when threads that become runnable go to CPUs that have nothing to do. Else they stay where they were woken, in the
+    /// order in which they were, and others take some over only when a time slice ends: what is over by then happens in the
+    /// same order with any number of CPUs.
+    pub spread: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
     /// All threads that have not exited, in the order in which they were made.
     pub all: ThreadList,
     /// Threads that have exited and are to be freed, linked by [`Thread::rq_next`].
@@ -229,6 +235,8 @@ impl Default for Scheduler {
         Self {
             lock: Mtx::default(),
             cold: Field::default(),
+            spread: Field::default(),
+            _pad: Field::default(),
             all: ThreadList::default(),
             zombies: Field::default(),
             callouts: Field::default(),

@@ -4,8 +4,9 @@
 //! thread that has become runnable never takes a CPU by itself: it sets [`Pcpu::need_resched`], and the machine asks for
 //! the switch on its way out of an interrupt ([`Vm::preempt`]).
 //!
-//! Each CPU has a run queue and an idle thread. A thread that becomes runnable goes to a CPU that has nothing to do, if there
-//! is one, and a CPU whose queue is empty takes the best thread of the others. The idle thread runs when there is no
+//! Each CPU has a run queue and an idle thread. A thread that becomes runnable stays where it was woken, or goes to a CPU that
+//! has nothing to do ([`Scheduler::spread`]). A CPU whose queue is empty takes the best thread of the others, and one
+//! whose time slice ends while threads wait has an idle CPU do so. The idle thread runs when there is no
 //! other; that of the CPU that booted is the thread that the boot became, and may sleep: it is on its CPU's queue only
 //! when a sleep has lent it a better priority.
 //!
@@ -35,6 +36,16 @@ enum Turn {
     Keep,
     /// It goes behind its equals.
     Back,
+}
+
+/// Where threads go that become runnable: [`Scheduler::spread`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Spread {
+    /// They stay where they were woken.
+    No = 0,
+    /// They go to a CPU that has nothing to do, if there is one.
+    Yes = 1,
 }
 
 const fn queue_of(priority: u8) -> usize {
@@ -94,8 +105,9 @@ impl<M: Machine> Vm<M> {
         cpu.curthread.get() == cpu.idlethread.get() && cpu.runq.status.get() == 0
     }
 
-    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here if this CPU has nothing else to do, else
-    /// where it ran last if that CPU has not, else on any that has not. When all are busy it is where it ran last.
+    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads are spread and this CPU has
+    /// something to do; then where it ran last if that CPU has not, else on any that has not, and when all have, where it ran
+    /// last. An idle thread runs on its own CPU.
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
         if self.cnt().ncpu.get() == 1 {
@@ -105,6 +117,9 @@ impl<M: Machine> Vm<M> {
         let last = self.cpus().find(|cpu| cpu.cpuid.get() == last).unwrap_or(here);
         if last.idlethread.get() == thread {
             return last;
+        }
+        if self.sched().spread.get() == 0 {
+            return here;
         }
         if let Some(idle) = [here, last].into_iter().find(|cpu| self.is_idle(cpu)) {
             return idle;
@@ -411,10 +426,24 @@ impl<M: Machine> Vm<M> {
         {
             if self.runnable() {
                 cpu.need_resched.set(Preempt::SliceOver as u32);
+                self.wake_idle_cpu();
             }
         } else {
             cpu.slice.set(self.sched_quantum());
         }
+    }
+
+    /// Threads wait here: has a CPU that has nothing to do take one (`sched_balance`).
+    fn wake_idle_cpu(&self) {
+        if let Some(idle) = self.cpus().find(|cpu| self.is_idle(cpu)) {
+            idle.need_resched.set(Preempt::Better as u32);
+            self.machine().cpu_interrupt(idle);
+        }
+    }
+
+    /// Says whether threads that become runnable go to CPUs that have nothing to do.
+    pub fn sched_spread(&self, spread: Spread) {
+        self.sched().spread.set(spread as u32);
     }
 
     /// The tick at which the next time-out is due, if a thread has one.
