@@ -113,7 +113,7 @@ describe!(Callout { deadline, sequence, child, sibling, prev });
 describe!(SleepQueue { hash_next, hash_prev, wchan, blocked, spare, _pad });
 describe!(ThreadList { head, tail });
 describe!(RunQueue { status, queues });
-describe!(Scheduler { lock, cold, all, zombies, callouts, callout_sequence, tids, sleepqueues });
+describe!(Scheduler { lock, cold, spread, _pad, all, zombies, callouts, callout_sequence, tids, sleepqueues });
 describe!(Pcpu { allcpu_next, curthread, idlethread, cpuid, need_resched, slice, runq });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
@@ -183,6 +183,8 @@ describe!(ControlRegion {
     phase,
     body_cpl,
     cpl0_cycles,
+    pausing,
+    _pad,
     roots,
     entry_tsc,
     ready_tsc,

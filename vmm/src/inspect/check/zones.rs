@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
+    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
     ZONE_COUNT,
 };
 
@@ -26,11 +26,12 @@ pub(super) enum Zone {
     StoredOp,
     Thread,
     SleepQueue,
+    Cpu,
 }
 
 impl Zone {
     const ALL: [Self; ZONE_COUNT] =
-        [Self::Object, Self::EventList, Self::EventHandler, Self::StoredOp, Self::Thread, Self::SleepQueue];
+        [Self::Object, Self::EventList, Self::EventHandler, Self::StoredOp, Self::Thread, Self::SleepQueue, Self::Cpu];
 
     /// What an item is.
     const fn item(self) -> &'static str {
@@ -41,6 +42,7 @@ impl Zone {
             Self::StoredOp => "stored operation",
             Self::Thread => "thread",
             Self::SleepQueue => "sleep queue",
+            Self::Cpu => "CPU",
         }
     }
 
@@ -53,6 +55,7 @@ impl Zone {
             Self::StoredOp => size_of::<StoredOp>(),
             Self::Thread => size_of::<Thread>(),
             Self::SleepQueue => size_of::<SleepQueue>(),
+            Self::Cpu => size_of::<Pcpu>(),
         };
         (bytes as u64).next_multiple_of(HEADER)
     }
@@ -103,7 +106,7 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
     let is_free = match zone {
         Zone::Object => ctx.maps.all.iter().all(|map| !map.is_updating()) && !ctx.is_locked(),
         Zone::EventList | Zone::EventHandler | Zone::StoredOp => ctx.roots.eventhandler_mtx.owner.get() == 0,
-        Zone::Thread | Zone::SleepQueue => ctx.roots.sched.lock.owner.get() == 0,
+        Zone::Thread | Zone::SleepQueue | Zone::Cpu => ctx.roots.sched.lock.owner.get() == 0,
     };
     is_free.then(|| match zone {
         Zone::Object => anonymous_objects(ctx),
@@ -111,6 +114,8 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
         Zone::EventHandler => addresses(handlers()),
         Zone::StoredOp => handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect(),
         Zone::Thread => addresses(ctx.sched.threads.iter().chain(&ctx.sched.zombies)),
+        // The CPU that booted is among the kernel's roots.
+        Zone::Cpu => addresses(ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.root_of(&ctx.roots.boot_pcpu))),
         Zone::SleepQueue => {
             let queues = ctx.sched.queues.iter();
             let mut used = addresses(queues.flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares)));
