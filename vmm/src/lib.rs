@@ -19,7 +19,7 @@ mod control;
 mod devices;
 pub mod doctor;
 mod image;
-mod inspect;
+pub mod inspect;
 pub mod kvm;
 pub mod script;
 pub mod symbols;
@@ -40,8 +40,8 @@ pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{
     AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError, ImageOpenFault,
-    ImageSaveError, InspectError, List, MapStats, ObjectView, OtherKernel, PAGE_WORDS, PageRun, PageWords, Report,
-    RunState, SavedImage, Saving, Source, ThreadView, Updating, View,
+    ImageSaveError, InspectError, Inspection, List, MapStats, NotThere, ObjectView, OtherKernel, PAGE_WORDS, PageRun,
+    PageWords, Report, RunState, SavedImage, Saving, Source, ThreadView, Updating, View, What, WhatError,
 };
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers, Standing};

@@ -576,3 +576,54 @@ fn a_script_that_leaks_a_page_fails_its_check() {
     assert_eq!(status(&run(&["test", "--check", &scratch.0.display().to_string()])), 1);
     assert_eq!(status(&run(&["test", &scratch.0.display().to_string()])), 0);
 }
+
+#[test]
+fn an_unknown_thing_to_inspect_gives_status_2_and_the_known_ones() {
+    let output = run(&["inspect", "guest.img", "page_table"]);
+    assert_eq!((status(&output), out(&output).as_str()), (2, ""));
+    let text = err(&output);
+    for known in ["summary", "map NAME", "pagetable [START..END]", "cpus", "diff OTHER"] {
+        assert!(text.contains(known), "{known} is not in:\n{text}");
+    }
+    let missing = run(&["inspect", "/no/such/guest.img", "maps", "--json"]);
+    assert_eq!(status(&missing), 2);
+    let object: Value = serde_json::from_slice(&missing.stdout).expect("it is JSON");
+    assert!(object["error"].as_str().is_some_and(|error| error.contains("/no/such/guest.img")), "{object}");
+    assert_eq!(status(&run(&["inspect"])), 2);
+}
+
+#[test]
+fn a_guest_is_inspected_at_the_end_of_a_script_even_where_it_died() {
+    let scratch = Scratch::new("inspect");
+    let text = "a = kmem_malloc kmem_map 12K NOWAIT\nprint \"here\"\nread 0xffffff8001000000\n";
+    let file = scratch.file("dies.kmem", text);
+    let output = run(&["inspect", "--script", &file, "map", "kmem_map"]);
+    assert_eq!(status(&output), 3, "{}", err(&output));
+    assert!(out(&output).contains("0xffffff8000000000-0xffffff8000003000        3 rwx  1     kmem_object"));
+    assert!(err(&output).contains("here\n") && err(&output).contains("page fault"), "{}", err(&output));
+    let expected = scratch.file("expected.kmem", format!("{text}expect panic \"page fault\"\n"));
+    let output = run(&["inspect", "--script", &expected, "--json", "summary"]);
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert!(report["panic"].as_str().is_some_and(|panic| panic.starts_with("page fault: read")), "{report}");
+    assert_eq!(status(&run(&["inspect", "--script", &scratch.file("wrong.kmem", "nonsense\n"), "maps"])), 2);
+}
+
+#[test]
+fn images_are_inspected_and_compared() {
+    let scratch = Scratch::new("images");
+    let (a, b) = (format!("{}/a.img", scratch.path()), format!("{}/b.img", scratch.path()));
+    let text = format!("dump {a}\na = kmem_malloc kmem_map 12K NOWAIT\ninspect diff {a}\ndump {b}\n");
+    let output = script(&[], &text);
+    assert_eq!(status(&output), 0, "{}", err(&output));
+    let added = "+ 0xffffff8000000000     3 x 4K  rw-";
+    assert!(out(&output).contains(added), "{}", out(&output));
+    for args in [["inspect", "diff", &a, &b], ["inspect", &a, "diff", &b]] {
+        let output = run(&args);
+        assert_eq!(status(&output), 0, "{}", err(&output));
+        assert!(out(&output).contains(added) && !out(&output).contains('\u{1b}'), "{}", out(&output));
+    }
+    let output = run(&["inspect", &b]);
+    assert!(out(&output).starts_with("64.0 MiB of RAM"), "{}", out(&output));
+    assert_eq!(status(&run(&["inspect", &b, "page", "0x100000"])), 2);
+}

@@ -75,7 +75,7 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
 
 /// Runs the script at `path` and checks the guest then.
 fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
-    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let name = super::run::script_name(path);
     let bytes = match super::run::read(path).with_context(|| format!("cannot read the script {name}")) {
         Ok(bytes) => bytes,
         Err(error) => return refuse(args, &name, &error),

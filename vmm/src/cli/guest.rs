@@ -1,6 +1,6 @@
 //! Options that describe a guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -76,6 +76,11 @@ impl GuestArgs {
             builder = builder.kernel(image);
         }
         Ok(builder)
+    }
+
+    /// The kernel image in place of the built-in one.
+    pub fn kernel(&self) -> Option<&Path> {
+        self.kernel.as_deref()
     }
 
     /// CPUs.

@@ -5,6 +5,7 @@ mod check;
 mod doctor;
 mod guest;
 mod image;
+mod inspect;
 mod junit;
 mod run;
 mod save;
@@ -35,6 +36,7 @@ enum Command {
     Run(run::RunArgs),
     Test(test::TestArgs),
     Check(check::CheckArgs),
+    Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
     Image(image::ImageArgs),
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
                 Command::Run(args) => run::run(&args, signals),
                 Command::Test(args) => test::run(&args, signals),
                 Command::Check(args) => check::run(&args, signals),
+                Command::Inspect(args) => inspect::run(&args, signals),
                 Command::Doctor(args) => doctor::run(&args),
                 Command::Bench(args) => bench::run(&args),
                 Command::Image(args) => image::run(&args),

@@ -65,7 +65,7 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
 }
 
 fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
-    let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let name = script_name(file);
     let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
     let refuse = |text: &str, failures: Vec<FailureReport>| {
         super::eprint(text);
@@ -163,6 +163,11 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }
     status
+}
+
+/// What reports call the script in `file`.
+pub fn script_name(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
 }
 
 /// The script in `file`, or on standard input.

@@ -7,12 +7,15 @@
 //! time of a look; else the kernel is idle.
 
 mod check;
+pub mod draw;
 mod handshake;
 mod image;
+mod leaves;
 mod list;
 mod live;
 mod maps;
 mod pages;
+pub mod report;
 mod source;
 mod threads;
 mod tlb;
@@ -31,10 +34,12 @@ pub use self::check::{CheckStats, Finding, Report, Updating};
 pub use self::handshake::AbiMismatch;
 pub(crate) use self::handshake::{Handshake, shake};
 pub use self::image::{About, Image, ImageOpenError, ImageOpenFault, ImageSaveError, OtherKernel, SavedImage, Saving};
+pub use self::leaves::{Leaf, Leaves};
 pub use self::list::List;
 pub(crate) use self::live::{Hold, Live};
 pub use self::maps::{EntryView, MapStats, ObjectView};
 pub use self::pages::PageRun;
+pub use self::report::{Inspection, NotThere, What, WhatError};
 pub use self::source::{Anchors, CpuState, PAGE_WORDS, PageWords, RunState, Source};
 pub use self::threads::ThreadView;
 pub use self::view::View;
@@ -42,6 +47,7 @@ use crate::control::{ContractError, Guest};
 use crate::kvm::Registers;
 use crate::kvm::boot::CONTROL;
 use crate::kvm::memory::NotRam;
+use crate::symbols::Symbols;
 
 /// Something in a guest's memory cannot be read, or is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -99,6 +105,9 @@ pub enum InspectError {
     /// The vCPU cannot be held.
     #[error(transparent)]
     Contract(#[from] ContractError),
+    /// What was asked for does not exist.
+    #[error(transparent)]
+    NotThere(#[from] NotThere),
 }
 
 /// Bytes that an x86 instruction can have.
@@ -168,6 +177,17 @@ impl Guest {
         self.look(|view| view.read("memory", start, buffer))
     }
 
+    /// Looks at `what`; the report calls the guest `name`. Works on a dead guest too.
+    ///
+    /// # Errors
+    /// [`InspectError::NotThere`] when the map or the page that `what` names does not exist; see [`InspectError`] for those
+    /// that concern the whole guest. Damage is no error: the report tells it.
+    pub fn inspect(&self, name: &str, what: &What) -> Result<Inspection, InspectError> {
+        let none = Symbols::none();
+        let symbols = if what.has_backtraces() { self.symbols() } else { &none };
+        self.look(|view| Ok(Inspection::of(name, view, what, symbols)?))
+    }
+
     /// The bytes at RIP: as many as an instruction can have, or as can be read.
     pub(crate) fn code_at(&self, registers: &Registers) -> Vec<u8> {
         let mut code = [0; INSTRUCTION_MAX];
@@ -217,7 +237,11 @@ impl Guest {
         image::save(&source, path.as_ref(), &about, progress)
     }
 
-    fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
+    /// Has `f` look at the guest, which is held meanwhile if it could change.
+    ///
+    /// # Errors
+    /// When the vCPU cannot be held or the kernel has no page tables yet, and what `f` says.
+    pub fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
         let source = self.live(if self.may_change() { Hold::Yes } else { Hold::No })?;
         f(&View::new(&source)?)
     }

@@ -7,6 +7,7 @@ use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
 use super::names::MapField;
 use super::source::{Source, Span};
 use super::verbs::Verb;
+use crate::What;
 
 /// A script that can run: every verb is one that the kernel offers, and every name has been bound by a line above.
 #[derive(Clone, Debug)]
@@ -135,6 +136,19 @@ pub(super) enum Arg {
     /// A statement to do later.
     Call(Call),
     File(String),
+    What(WhatArg),
+}
+
+/// What `inspect` looks at, before its numbers are known.
+#[derive(Clone, Debug)]
+pub(super) enum WhatArg {
+    Plain(What),
+    Map(MapRef),
+    Page(Expr),
+    Vtop(Expr),
+    /// Start, and first address past the range.
+    PageTable(Option<(Expr, Expr)>),
+    Diff(String),
 }
 
 /// A map: by its name, or by a name that kmem_suballoc bound.

@@ -1,16 +1,18 @@
 //! The values of expressions and arguments.
 
-use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op};
 
-use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind};
+use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, WhatArg};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
+use super::look::Look;
 use super::outcome::{StepResult, number};
 use super::show;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
+use crate::What;
 
 impl Run<'_> {
     pub(super) fn eval(&mut self, statement: &Stmt, expr: &Expr) -> Result<u64, Over> {
@@ -121,6 +123,7 @@ impl Run<'_> {
                 Arg::Kind(kind) => Value::Kind(*kind),
                 Arg::Thread(thread) => Value::Thread(*thread),
                 Arg::File(name) => Value::File(name.clone()),
+                Arg::What(what) => Value::Look(self.what(statement, what)?),
                 Arg::Call(inner) => {
                     let values = self.values(statement, inner)?;
                     Value::Op(self.operation(statement, inner, &values)?, values)
@@ -128,6 +131,26 @@ impl Run<'_> {
             });
         }
         Ok(values)
+    }
+
+    /// What `inspect` looks at.
+    fn what(&mut self, statement: &Stmt, what: &WhatArg) -> Result<Look, Over> {
+        Ok(Look::At(match what {
+            WhatArg::Plain(what) => what.clone(),
+            WhatArg::Map(map) => What::Map(self.map(statement, map)?.into()),
+            WhatArg::Page(pfn) => What::Page(self.eval(statement, pfn)?),
+            WhatArg::Vtop(va) => What::Vtop(GuestVirt::new(self.eval(statement, va)?)),
+            WhatArg::PageTable(None) => What::page_tables(),
+            WhatArg::PageTable(Some((start, end))) => {
+                let span = start.span.to(end.span);
+                let (start, end) = (self.eval(statement, start)?, self.eval(statement, end)?);
+                What::page_table(start, end).ok_or_else(|| {
+                    let found = format!("{start:#x}..{end:#x}");
+                    wrong(Diagnostic::new(span, format!("{found} is empty"), "an end above the start", found))
+                })?
+            }
+            WhatArg::Diff(file) => return Ok(Look::Since(file.clone())),
+        }))
     }
 
     /// The operation that a call with these values is.

@@ -108,6 +108,7 @@ fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
         match arg {
             Arg::Number(expr) => names(expr, into),
             Arg::Call(inner) => numbers(inner, into),
+            Arg::What(what) => what.numbers().for_each(|expr| names(expr, into)),
             Arg::Map(_) | Arg::Flags(_) | Arg::Zero | Arg::Kind(_) | Arg::Thread(_) | Arg::File(_) => {}
         }
     }

@@ -9,10 +9,12 @@ use vmkern_abi::control::{Context, MapId, Op};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::ThreadState;
 
+use super::look::Look;
 use super::names::MapField;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
-use crate::{Crash, Guest, GuestError, ImageSaveError, Report, Saving};
+use crate::inspect::draw::draw;
+use crate::{Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, Report, Saving, View};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;
@@ -137,6 +139,24 @@ impl Target for GuestTarget {
 
     fn check(&mut self) -> Result<Report, TargetError> {
         self.guest.check().map_err(|error| TargetError::Broken(error.to_string()))
+    }
+
+    fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError> {
+        let seen = match look {
+            Look::At(what) => self.guest.inspect(name, what),
+            Look::Since(path) => {
+                let image = Image::open(path).map_err(|error| TargetError::Unable(error.to_string()))?;
+                let diff =
+                    |before: View<'_>| self.guest.look(|after| Ok(Inspection::diff((path, &before), (name, after))));
+                View::new(&image).and_then(diff)
+            }
+        };
+        // Text goes to wherever the script's output goes: it carries no styles.
+        let text = seen.map(|inspection| anstream::adapter::strip_str(&draw(&inspection)).to_string());
+        text.map(|text| text.trim_end().to_owned()).map_err(|error| match error {
+            InspectError::NotThere(error) => TargetError::Unable(error.to_string()),
+            other => TargetError::Broken(other.to_string()),
+        })
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

@@ -6,6 +6,7 @@ use super::ast::{Arg, Call, Compare, Do, Expect, Expected, Place, PrintArg, Runn
 use super::diagnostic::{Diagnostic, closest};
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
+use super::look;
 use super::scope::{Form, Scope};
 use super::source::{Source, Span};
 use super::verbs::{Action, Gives, Param, Verb};
@@ -233,6 +234,7 @@ impl Parser {
                 Param::Thread => "t0 to t63",
                 Param::Statement => "a verb",
                 Param::File => "FILE",
+                Param::What => "WHAT",
                 Param::Flags | Param::System => "",
             };
             // A file's name follows rules of its own, and need not be made of tokens.
@@ -254,6 +256,7 @@ impl Parser {
                 Param::Thread => Arg::Thread(words::thread(&lexer.next()?)?),
                 Param::Statement => Arg::Call(self.later(lexer)?),
                 Param::File => Arg::File(lexer.file()?),
+                Param::What => Arg::What(look::parse(lexer, &self.scope)?),
             });
         }
         let next = lexer.peek()?;

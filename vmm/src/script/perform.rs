@@ -9,6 +9,7 @@ use super::ast::{Do, Expected, NameId, Runner, Stmt, ThreadId};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
+use super::look::Look;
 use super::outcome::{Ending, Failure, Step, StepResult};
 use super::show;
 use super::source::Span;
@@ -50,6 +51,8 @@ enum Request {
     Dump(String),
     /// A check of all memory.
     Check,
+    /// What there is to see.
+    Inspect(Look),
 }
 
 impl Run<'_> {
@@ -78,6 +81,10 @@ impl Run<'_> {
             Request::Check => self.target.check().map(|report| {
                 output = told(&report);
                 Reply::Completed { outcome: counted(&report), cycles: 0 }
+            }),
+            Request::Inspect(ref look) => self.target.inspect(self.script.source.name(), look).map(|text| {
+                output = Some(text);
+                DONE
             }),
         };
         let reply = reply.map_err(|error| self.lost(statement, Some(called.clone()), error))?;
@@ -110,7 +117,10 @@ impl Run<'_> {
                 let outstanding = Outstanding { span, waits_for, fate, places, gives };
                 self.blocked.insert(ThreadId(number), outstanding);
             }
-            (Outcome::Blocked { .. }, Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check) => {
+            (
+                Outcome::Blocked { .. },
+                Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check | Request::Inspect(_),
+            ) => {
                 let error = TargetError::Broken("what runs on no thread is said to be blocked".to_owned());
                 return Err(self.lost(statement, Some(called), error));
             }
@@ -122,7 +132,7 @@ impl Run<'_> {
                 }
                 return Ok(());
             }
-            (_, Request::Execute(..) | Request::Nothing | Request::Dump(_)) => {}
+            (_, Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Inspect(_)) => {}
             // As a number, no findings are 0.
             (Outcome::Ok, Request::Check) => {
                 if let Some((name, index)) = place {
@@ -154,6 +164,7 @@ impl Run<'_> {
             }
             (Action::Check, []) => Ok((runner, Request::Check)),
             (Action::Dump, [Value::File(file)]) => Ok((runner, Request::Dump(file.clone()))),
+            (Action::Inspect, [Value::Look(look)]) => Ok((runner, Request::Inspect(look.clone()))),
             _ => {
                 let op = self.operation(statement, &what.call, values)?;
                 Ok((runner, Request::Execute(runner.context(), op)))

@@ -58,6 +58,7 @@ pub(super) fn call(what: &Call, values: &[Value], source: &Source) -> String {
                 Arg::Call(inner) => write!(text, "{}", call(inner, values, source)),
                 _ => Ok(()),
             },
+            Value::Look(look) => write!(text, "{look}"),
             Value::File(name) => write!(text, "{name:?}"),
             Value::Number(value) => write!(text, "{}", number(*value)),
             Value::Zero => write!(text, "zero"),

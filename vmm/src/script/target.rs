@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
+use super::look::Look;
 use super::names::MapField;
 use super::stop::Stop;
 use crate::Report;
@@ -97,6 +98,12 @@ pub trait Target {
     /// # Errors
     /// When there is nothing to begin with: the kernel's roots cannot be found.
     fn check(&mut self) -> Result<Report, TargetError>;
+
+    /// What there is to see, as text for people. `name` is what the text calls the guest.
+    ///
+    /// # Errors
+    /// [`TargetError::Unable`] when what is asked for does not exist, or a file cannot be read.
+    fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError>;
 
     /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
     ///

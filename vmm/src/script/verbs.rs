@@ -7,6 +7,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
 
 use super::ast::ThreadId;
+use super::look::Look;
 
 /// What one argument is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Param {
     Statement,
     /// The name of a file: a word without blanks, or a string.
     File,
+    /// What to look at.
+    What,
 }
 
 /// An argument after evaluation.
@@ -48,6 +51,8 @@ pub enum Value {
     Op(Op, Vec<Value>),
     /// The name of a file.
     File(String),
+    /// What to look at.
+    Look(Look),
 }
 
 /// Makes an operation from arguments that fit the verb's [`Verb::params`].
@@ -68,6 +73,8 @@ pub enum Action {
     Dump,
     /// Checks every structure in the guest's memory.
     Check,
+    /// Shows what the guest's memory holds.
+    Inspect,
     /// Nothing: the kernel does not offer it.
     Absent,
 }
@@ -204,7 +211,7 @@ pub static VERBS: &[Verb] = &[
     later("swap", "off|on|error EVERY|delay TIME"),
     later("fail", "SITE SPEC | off"),
     ours("check", "", &[], Action::Check, Gives::Number),
-    later("inspect", "WHAT"),
+    ours("inspect", "WHAT", &[Param::What], Action::Inspect, Gives::Number),
     ours("dump", "FILE", &[Param::File], Action::Dump, Gives::Number),
     later("snapshot", "FILE"),
 ];
@@ -247,6 +254,7 @@ mod tests {
                     Param::Thread => Value::Thread(ThreadId::FIRST),
                     Param::Statement => Value::Op(Op::Nop, Vec::new()),
                     Param::File => Value::File("file".to_owned()),
+                    Param::What => Value::Look(Look::At(crate::What::Maps)),
                 })
                 .collect();
             if let Action::Operation(build) = verb.action {

@@ -6,8 +6,8 @@ use std::path::Path;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
-use crate::script::{Ending, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run};
-use crate::{Finding, Report};
+use crate::script::{Ending, Look, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run};
+use crate::{Finding, Report, What};
 
 /// Addresses are handed out from here on.
 pub const BASE: u64 = 0xffff_ff80_0000_0000;
@@ -96,6 +96,13 @@ impl Target for Fake {
 
     fn check(&mut self) -> Result<Report, TargetError> {
         Ok(Report { findings: self.findings.clone(), ..Report::default() })
+    }
+
+    fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError> {
+        match look {
+            Look::At(What::Page(pfn)) => Err(TargetError::Unable(format!("there is no page {pfn:#x}"))),
+            look => Ok(format!("{name}: {look}")),
+        }
     }
 
     fn vtop(&mut self, addr: GuestVirt) -> Result<Option<GuestPhys>, TargetError> {

@@ -261,3 +261,48 @@ fn check_gives_ok_or_the_number_of_findings_which_is_a_failure_that_nobody_expec
         assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn inspect_shows_what_is_asked_for_and_its_numbers_are_expressions() {
+    let text = "a = kmem_malloc kmem_map 8K NOWAIT\ninspect maps\ninspect vtop $a+4K\ninspect pagetable $a..$a+8K\n\
+        inspect pagetable $a $a+4K\nm = kmem_suballoc kernel_map 64K\ninspect map $m\nt3: inspect map kmem_map\n\
+        inspect diff a.img\nexpect ok";
+    let (ending, steps) = run_text(text);
+    assert_eq!(ending, Ending::Finished);
+    let shown: Vec<_> = steps.iter().filter_map(|step| step.output.as_deref()).collect();
+    let wanted = [
+        "maps",
+        "vtop 0xffffff8000001000",
+        "pagetable 0xffffff8000000000..0xffffff8000002000",
+        "pagetable 0xffffff8000000000..0xffffff8000001000",
+        "map 0xffffff0000123000",
+        "map kmem_map",
+        "diff \"a.img\"",
+    ];
+    assert_eq!(shown, wanted.map(|what| format!("test.kmem: {what}")));
+}
+
+#[test]
+fn inspect_of_what_does_not_exist_fails_the_script() {
+    let (ending, _) = run_text("inspect page 99");
+    assert!(matches!(&ending, Ending::Failed(failure) if failure.got == "there is no page 0x63"), "{ending:?}");
+    let (ending, _) = run_text("let a = 8K\ninspect pagetable $a 4K");
+    assert!(matches!(&ending, Ending::Script(error) if error.message == "0x2000..0x1000 is empty"), "{ending:?}");
+    let bad = [
+        "inspect",
+        "inspect thread",
+        "inspect maps 1",
+        "inspect map",
+        "inspect vtop",
+        "inspect pagetable 1",
+        "inspect diff",
+        "intr: inspect maps",
+        "on_lowmem inspect maps",
+        "inspect map $x",
+    ];
+    for bad in bad {
+        assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
+    }
+    let errors = parse(&Source::new("x", "inspect threds")).expect_err("there is none");
+    assert_eq!(errors[0].help.as_deref(), Some("did you mean `threads`?"));
+}

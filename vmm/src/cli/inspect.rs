@@ -1,0 +1,235 @@
+//! `vmkern inspect`: what a guest's memory holds.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use vmkern::inspect::draw::draw;
+use vmkern::inspect::report::SCHEMA;
+use vmkern::script::{
+    BAD, Ending, Setup, Source, Status, explain, explain_errors, launch_status, parse, run_script_then,
+};
+use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
+
+use super::guest::GuestArgs;
+use super::signals::Signals;
+
+const EXAMPLES: &str = "\
+WHAT is one of:
+  summary                  the guest at a glance (this is what is shown without WHAT)
+  maps                     every map and submap, with a picture of its address space
+  map NAME                 a map's entries: kernel_map, kmem_map, ..., or the map's address
+  objects                  every object
+  pages                    what pages are used for, with a picture of physical memory
+  page PFN                 a page: state, owner, and every virtual address that maps it
+  vtop ADDR                the page-table walk to an address, and what is behind it
+  pagetable [START..END]   what the page tables map, equal neighbours as one
+  threads                  every thread, with what it waits for and its stack
+  cpus                     every CPU
+  diff OTHER               what is different in the image OTHER
+
+Examples:
+  vmkern run --save-image guest.img FILE.kmem
+  vmkern inspect guest.img maps
+  vmkern inspect guest.img vtop 0xffffff8000003000
+  vmkern inspect --script FILE.kmem pages
+  vmkern inspect before.img diff after.img
+  vmkern inspect --json guest.img objects | jq '.objects[].name'
+
+Exit status: 0 it was shown, damage included; 2 the command line, the script or the image is wrong; with --script also
+what the script came to, as for `vmkern run`.";
+
+/// Shows what a guest's memory holds: of a memory image, or of a guest at the end of a script.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "vmkern inspect [OPTIONS] IMAGE [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff IMAGE IMAGE")]
+pub struct InspectArgs {
+    /// The image (not with --script), then what to show of it.
+    #[arg(value_name = "WHAT")]
+    words: Vec<String>,
+    /// Runs this script, and looks at the guest at its end, or where it died; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// Prints one JSON object, and nothing else.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    guest: GuestArgs,
+}
+
+/// What is asked of a source.
+enum Request {
+    Look(What),
+    /// What is different in this image.
+    Diff(PathBuf),
+}
+
+/// The object that is printed in place of a report.
+#[derive(Debug, Serialize)]
+struct Refusal {
+    schema: u32,
+    source: Option<String>,
+    error: String,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
+    let mut words = args.words.clone();
+    if args.script.is_none() && words.len() == 3 && words[0] == "diff" {
+        words.swap(0, 1);
+    }
+    let image = if args.script.is_none() && !words.is_empty() { Some(PathBuf::from(words.remove(0))) } else { None };
+    match (&args.script, image) {
+        (None, None) => refuse(args, None, &anyhow::anyhow!("nothing to look into: give an image, or --script FILE")),
+        (Some(script), _) => match request(&words) {
+            Ok(request) => at_the_end(args, script, &request, signals),
+            Err(error) => refuse(args, Some(script), &error),
+        },
+        (None, Some(image)) => match request(&words).and_then(|request| of_image(args, &image, &request)) {
+            Ok(inspection) => show(args, &inspection),
+            Err(error) => refuse(args, Some(&image), &error),
+        },
+    }
+}
+
+fn request(words: &[String]) -> anyhow::Result<Request> {
+    match words {
+        [] => Ok(Request::Look(What::Summary)),
+        [diff, other] if diff == "diff" => Ok(Request::Diff(other.into())),
+        [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one image; usage: diff OTHER"),
+        words => match What::parse(words) {
+            Ok(what) => Ok(Request::Look(what)),
+            Err(error @ vmkern::WhatError::Unknown { .. }) => Err(anyhow::anyhow!("{error}, diff OTHER")),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Result<Inspection> {
+    let image = Image::open(path)?;
+    let name = path.display().to_string();
+    let looks = || format!("cannot look into {name}");
+    let view = View::new(&image).with_context(looks)?;
+    match request {
+        Request::Look(what) => {
+            let symbols = if what.has_backtraces() { symbols(args, &image)? } else { Symbols::none() };
+            Inspection::of(&name, &view, what, &symbols).map_err(InspectError::from).with_context(looks)
+        }
+        Request::Diff(other) => {
+            let after = Image::open(other)?;
+            let other = other.display().to_string();
+            let after = View::new(&after).with_context(|| format!("cannot look into {other}"))?;
+            Ok(Inspection::diff((&name, &view), (&other, &after)))
+        }
+    }
+}
+
+/// The symbols of the kernel that the image is of.
+fn symbols(args: &InspectArgs, image: &Image) -> anyhow::Result<Symbols> {
+    let kernel = match args.guest.kernel() {
+        Some(path) => KernelImage::from_file(path)?,
+        None => KernelImage::embedded(),
+    };
+    Ok(image.symbols(&kernel).unwrap_or_else(|error| {
+        super::eprint(&format!("{BAD}warning:{BAD:#} no function names: {error}; --kernel FILE names the right one\n"));
+        Symbols::none()
+    }))
+}
+
+/// Runs the script at `path` and looks at the guest then.
+fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Signals) -> Status {
+    let name = super::run::script_name(path);
+    let other = match request {
+        Request::Look(_) => None,
+        Request::Diff(other) => match Image::open(other) {
+            Ok(image) => Some((other.display().to_string(), image)),
+            Err(error) => return refuse(args, Some(path), &error.into()),
+        },
+    };
+    let bytes = match super::run::read(path).with_context(|| format!("cannot read the script {name}")) {
+        Ok(bytes) => bytes,
+        Err(error) => return refuse(args, Some(path), &error),
+    };
+    let source = match Source::from_bytes(&name, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let error = anyhow::anyhow!("{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text");
+            return refuse(args, Some(path), &error);
+        }
+    };
+    let script = match parse(&source) {
+        Ok(script) => script,
+        Err(errors) => {
+            super::eprint(&explain_errors(&errors, &source));
+            return object(args, Some(path), "the script is wrong");
+        }
+    };
+    let builder = match args.guest.builder() {
+        Ok(builder) => builder,
+        Err(error) => return refuse(args, Some(path), &error.into()),
+    };
+    let stop = signals.stop(args.guest.timeout());
+    let setup = Setup { builder, seed: args.guest.seed(), console: None };
+    let look = |guest: &Guest, ending: &Ending| {
+        (*ending != Ending::Interrupted).then(|| match (request, &other) {
+            (Request::Look(what), _) => guest.inspect(&name, what),
+            (Request::Diff(_), Some((other, image))) => View::new(image)
+                .and_then(|after| guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))),
+            (Request::Diff(_), None) => Err(InspectError::NotReady("image")),
+        })
+    };
+    // What the script prints would stand in the middle of the report.
+    let mut observe = |step: &vmkern::script::Step| {
+        if let Some(output) = &step.output {
+            super::eprint(&format!("{output}\n"));
+        }
+    };
+    let (session, seen) = match run_script_then(&script, setup, &stop, &mut observe, look) {
+        Ok(ended) => ended,
+        Err(error) => {
+            let status = launch_status(&error);
+            refuse(args, Some(path), &error.into());
+            return status;
+        }
+    };
+    let status = session.ending.status();
+    if status != Status::Ok {
+        super::eprint(&explain(&session.ending, &source, &session.log));
+    }
+    match seen {
+        Some(Ok(inspection)) => {
+            show(args, &inspection);
+            status
+        }
+        Some(Err(error)) => {
+            let refused = refuse(args, Some(path), &error.into());
+            if status == Status::Ok { refused } else { status }
+        }
+        None => status,
+    }
+}
+
+fn show(args: &InspectArgs, inspection: &Inspection) -> Status {
+    if args.json {
+        super::print_json(inspection);
+    } else {
+        super::print(&draw(inspection));
+    }
+    Status::Ok
+}
+
+/// Says why there is no report.
+fn refuse(args: &InspectArgs, source: Option<&Path>, error: &anyhow::Error) -> Status {
+    super::complain(error);
+    object(args, source, &format!("{error:#}"))
+}
+
+/// The JSON object of a refusal, where JSON was asked for.
+fn object(args: &InspectArgs, source: Option<&Path>, error: &str) -> Status {
+    if args.json {
+        let source = source.map(|source| source.display().to_string());
+        super::print_json(&Refusal { schema: SCHEMA, source, error: error.to_owned() });
+    }
+    Status::Usage
+}
