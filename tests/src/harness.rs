@@ -2,7 +2,7 @@
 
 use vmkern::{Builder, Guest};
 
-use crate::{MEMORY, invariants, launch};
+use crate::{MEMORY, invariants, launch, launch_unchecked};
 
 /// Runs `test` in a fresh guest of [`MEMORY`] bytes. If the guest lives then, it must be whole and nobody blocked.
 ///
@@ -59,7 +59,7 @@ pub fn assert_whole(guest: &Guest) {
 /// # Panics
 /// When the guest is whole afterwards.
 pub fn in_guest_to_be_damaged(test: impl FnOnce(&mut Guest)) {
-    let mut guest = launch(Guest::builder().memory(MEMORY));
+    let mut guest = launch_unchecked(Guest::builder().memory(MEMORY));
     test(&mut guest);
     assert_ne!(invariants::check(&guest), Ok(()), "the damage does not show");
 }

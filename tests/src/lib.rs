@@ -8,6 +8,8 @@ pub mod harness;
 pub mod invariants;
 pub mod kern;
 
+use std::ops::{Deref, DerefMut};
+
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response};
 
 /// Memory of a test's guest, in bytes.
@@ -18,7 +20,7 @@ pub const MEMORY: u64 = 64 << 20;
 /// # Panics
 /// When the guest cannot be launched; the message says what this host lacks.
 #[must_use]
-pub fn guest() -> Guest {
+pub fn guest() -> Checked {
     launch(Guest::builder().memory(MEMORY))
 }
 
@@ -27,8 +29,44 @@ pub fn guest() -> Guest {
 /// # Panics
 /// As for [`guest`].
 #[must_use]
-pub fn launch(builder: vmkern::Builder) -> Guest {
+pub fn launch(builder: vmkern::Builder) -> Checked {
+    Checked(launch_unchecked(builder))
+}
+
+/// Launches a guest that may be damaged when the test is over.
+///
+/// # Panics
+/// As for [`guest`].
+#[must_use]
+pub fn launch_unchecked(builder: vmkern::Builder) -> Guest {
     builder.launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
+}
+
+/// A guest whose memory the host checks when the test is over, unless it has died or the test has failed already.
+#[derive(Debug)]
+pub struct Checked(Guest);
+
+impl Deref for Checked {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.0
+    }
+}
+
+impl DerefMut for Checked {
+    fn deref_mut(&mut self) -> &mut Guest {
+        &mut self.0
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        if self.0.death().is_none() && !std::thread::panicking() {
+            let report = self.0.check().expect("the guest can be checked");
+            assert!(report.is_clean(), "the check found:\n{report}");
+        }
+    }
 }
 
 /// Counters that come back when everything that was allocated is freed.

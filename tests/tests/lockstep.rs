@@ -4,7 +4,7 @@ use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Tunables};
-use vmkern_tests::{Balance, MEMORY, Run, launch};
+use vmkern_tests::{Balance, Checked, MEMORY, Run, launch};
 
 /// Operations of one run.
 const OPERATIONS: usize = 10_000;
@@ -13,7 +13,7 @@ const LIVE_PAGES: u64 = 3_000;
 
 /// The same operation on both.
 struct Pair {
-    guest: Guest,
+    guest: Checked,
     sim: Sim,
     done: usize,
 }
