@@ -627,3 +627,14 @@ fn images_are_inspected_and_compared() {
     assert!(out(&output).starts_with("64.0 MiB of RAM"), "{}", out(&output));
     assert_eq!(status(&run(&["inspect", &b, "page", "0x100000"])), 2);
 }
+
+#[test]
+fn the_books_samples_of_inspect_are_what_the_command_prints() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new("bash")
+        .args(["scripts/samples.sh", "--check", env!("CARGO_BIN_EXE_vmkern")])
+        .current_dir(root)
+        .output()
+        .expect("the script can be started");
+    assert_eq!(status(&output), 0, "{}{}", out(&output), err(&output));
+}
