@@ -1,5 +1,7 @@
 //! A guest and the simulated machine replay one list of operations: equal results, equal addresses, equal counters.
 
+mod threads;
+
 use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
