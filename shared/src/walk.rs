@@ -73,6 +73,51 @@ impl Walk {
     }
 }
 
+/// What an entry of a table does with the addresses below it.
+enum Way {
+    /// It maps them.
+    Leaf,
+    /// It leads to a table.
+    Down(GuestPhys),
+    /// Nothing.
+    Nowhere,
+}
+
+fn way(level: Level, pte: Pte) -> Way {
+    match level {
+        _ if !pte.is_valid() => Way::Nowhere,
+        Level::Pt => Way::Leaf,
+        Level::Pd | Level::Pdpt if pte.is_large() => Way::Leaf,
+        _ => Way::Down(pte.frame()),
+    }
+}
+
+/// The table of `level` on the way from the root table `pml4` to `va`, and the index of the entry for `va` in it: where a
+/// mapping of that size is, or would be made. `None` when a table above is missing or a larger page is in the way.
+///
+/// # Errors
+/// When a table above cannot be read.
+#[inline]
+pub fn find_entry<R: TableReader>(
+    reader: &R,
+    pml4: GuestPhys,
+    va: GuestVirt,
+    level: Level,
+) -> Result<Option<(GuestPhys, usize)>, R::Error> {
+    let mut table = pml4;
+    for at in Level::TOP_DOWN {
+        let index = at.index(va);
+        if at == level {
+            return Ok(Some((table, index)));
+        }
+        match way(at, reader.entry(table, index)?) {
+            Way::Down(next) => table = next,
+            Way::Leaf | Way::Nowhere => break,
+        }
+    }
+    Ok(None)
+}
+
 /// Walks from the root table `pml4` to `va`. Non-canonical addresses map nothing, and their walk reads only the root.
 ///
 /// # Errors
@@ -86,25 +131,23 @@ pub fn walk<R: TableReader>(reader: &R, pml4: GuestPhys, va: GuestVirt) -> Resul
         let index = level.index(va);
         let pte = reader.entry(table, index)?;
         *step = Some(Step { level, table, index, pte });
-        if !pte.is_valid() || !va.is_canonical() {
+        if !va.is_canonical() {
             break;
         }
         granted &= pte.flags();
         nx |= pte.flags() & PteFlags::NX;
-        let is_leaf = match level {
-            Level::Pt => true,
-            Level::Pd | Level::Pdpt => pte.is_large(),
-            Level::Pml4 => false,
-        };
-        if is_leaf {
-            let within = va.get() & (level.span() - 1);
-            let base = pte.frame().get() & !(level.span() - 1);
-            let own = pte.flags() - (PteFlags::RW | PteFlags::U | PteFlags::NX);
-            walk.mapping =
-                Some(Mapping { phys: GuestPhys::new(base | within), span: level.span(), flags: own | granted | nx });
-            break;
+        match way(level, pte) {
+            Way::Nowhere => break,
+            Way::Down(next) => table = next,
+            Way::Leaf => {
+                let within = va.get() & (level.span() - 1);
+                let base = pte.frame().get() & !(level.span() - 1);
+                let own = pte.flags() - (PteFlags::RW | PteFlags::U | PteFlags::NX);
+                let flags = own | granted | nx;
+                walk.mapping = Some(Mapping { phys: GuestPhys::new(base | within), span: level.span(), flags });
+                break;
+            }
         }
-        table = pte.frame();
     }
     Ok(walk)
 }

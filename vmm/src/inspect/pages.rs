@@ -1,12 +1,10 @@
 //! What the page tables map, in runs.
 
-use std::collections::HashMap;
-
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::pte::{Level, PteFlags};
-use vmkern_abi::walk::Step;
+use vmkern_abi::pte::PteFlags;
 
 use super::InspectError;
+use super::leaves::{Leaf, Leaves};
 use super::view::View;
 
 /// Neighbouring pages of one size with equal flags.
@@ -24,53 +22,24 @@ pub struct PageRun {
     pub phys: GuestPhys,
 }
 
-/// How often a table may be entered on the way through a range. A sound one is entered once, or a few times where
-/// parts of the address space share it; tables that refer to themselves map the same pages over and over.
-const VISITS_MAX: u32 = 4;
-
-/// The tables that the walk has come through.
-#[derive(Default)]
-struct Visits {
-    counts: HashMap<(Level, GuestPhys), u32>,
-    /// The table looked into last, by level.
-    current: HashMap<Level, GuestPhys>,
-}
-
-impl Visits {
-    fn enter(&mut self, step: Step, va: GuestVirt) -> Result<(), InspectError> {
-        // A walk that comes round to a table's first entry has come from another, or from itself once more.
-        if self.current.insert(step.level, step.table) == Some(step.table) && step.index != 0 {
-            return Ok(());
-        }
-        let count = self.counts.entry((step.level, step.table)).or_default();
-        *count += 1;
-        if *count > VISITS_MAX {
-            let problem = format!("the {:?} at {} is used again and again", step.level, step.table);
-            return Err(InspectError::damaged("page table", va, problem));
-        }
-        Ok(())
-    }
-}
-
 pub(super) fn runs(view: &View<'_>, start: GuestVirt, end: GuestVirt) -> Result<Vec<PageRun>, InspectError> {
     if start > end || !start.is_page_aligned() || !end.is_page_aligned() {
         return Err(InspectError::BadRange { start, end });
     }
-    let mut visits = Visits::default();
     let mut runs: Vec<PageRun> = Vec::new();
-    let mut va = start;
-    while va < end {
-        let walk = view.walk(va)?;
-        visits.enter(walk.last(), va)?;
-        let span = walk.mapping.map_or(walk.last().level.span(), |mapping| mapping.span);
-        let next = (va.get() & !(span - 1)).checked_add(span).map_or(end, |next| GuestVirt::new(next).min(end));
-        if let Some(mapping) = walk.mapping {
-            match runs.last_mut() {
-                Some(run) if run.end == va && run.span == span && run.flags == mapping.flags => run.end = next,
-                _ => runs.push(PageRun { start: va, end: next, span, flags: mapping.flags, phys: mapping.phys }),
-            }
+    if start == end {
+        return Ok(runs);
+    }
+    for leaf in Leaves::new(view, start, GuestVirt::new(end.get() - 1)) {
+        let Leaf { va, span, phys, flags, .. } = leaf?;
+        // Of a large page that reaches over an end, the part in between counts.
+        let first = va.max(start);
+        let phys = phys.add(first.since(va));
+        let last = va.checked_add(span).map_or(end, |next| next.min(end));
+        match runs.last_mut() {
+            Some(run) if run.end == first && run.span == span && run.flags == flags => run.end = last,
+            _ => runs.push(PageRun { start: first, end: last, span, flags, phys }),
         }
-        va = next;
     }
     Ok(runs)
 }

@@ -86,19 +86,9 @@ impl<M: Machine> Vm<M> {
 
     /// The entry of `level` for `va`, if the tables above exist and no larger page is in the way.
     fn pmap_entry(&self, va: GuestVirt, level: Level) -> Option<&Field<Pte>> {
-        let mut table = self.state().kernel_pmap.pml4.get();
-        for at in Level::TOP_DOWN {
-            let entry = &self.at::<PageTable>(table)[at.index(va)];
-            if at == level {
-                return Some(entry);
-            }
-            let pte = entry.get();
-            if !pte.is_valid() || (at != Level::Pml4 && pte.is_large()) {
-                return None;
-            }
-            table = pte.frame();
-        }
-        None
+        let Ok(found) = walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, level);
+        let (table, index) = found?;
+        Some(&self.at::<PageTable>(table)[index])
     }
 
     /// The page-table entry for `va` (`pmap_pte`), and the page-table page's own page if that is under management.
