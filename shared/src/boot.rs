@@ -140,6 +140,8 @@ tunables! {
     vm_exec_map_entries = "vm.exec_map_entries" in 1..=65_536,
     /// Bytes of pipe_map; default a twentieth of kmem_map, at least 512 KiB.
     kern_ipc_maxpipekva = "kern.ipc.maxpipekva" in 1..=1 << 38,
+    /// 1 to count the cycles that locks are held; default 0.
+    debug_lock_prof_enable = "debug.lock.prof.enable" in 0..=1,
 }
 
 /// A tunable that cannot be set.
@@ -287,7 +289,7 @@ mod tests {
         };
         for (offset, name) in (1..).zip(Tunables::NAMES) {
             let range = Tunables::range(name).expect("a listed name is known");
-            args.tunables.set(name, range.start() + offset).expect("the value is in range");
+            args.tunables.set(name, (range.start() + offset).min(*range.end())).expect("the value is in range");
         }
         assert_eq!(BootArgs::parse(&args.to_string()), Ok(args));
         assert_eq!(BootArgs::parse(""), Ok(BootArgs::default()));

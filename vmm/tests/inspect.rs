@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use vmkern::inspect::draw::{WIDTH, draw};
-use vmkern::inspect::report::{Body, ObjectRef, Use};
+use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, Use};
 use vmkern::{Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome, Symbols, View, What};
 
 const PAGE: u64 = 4096;
@@ -57,7 +57,7 @@ fn busy() -> Busy {
 fn everything(busy: &Busy) -> Vec<What> {
     let text = format!(
         "summary;maps;map kernel_map;map kmem_map;map {:#x};objects;pages;page 3;page 0x400;vtop {};vtop {};vtop 0x1000;\
-         pagetable;pagetable {}..{};threads;cpus",
+         pagetable;pagetable {}..{};threads;cpus;locks",
         busy.submap.0, busy.block, busy.pageable, busy.block, busy.pageable,
     );
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -355,6 +355,59 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 % end as u64).expect("it is below a usize")
+    }
+}
+
+/// The lock statistics of a guest.
+fn locks(guest: &Guest) -> LocksReport {
+    match guest.inspect("guest", &What::Locks).expect("it can be read").body {
+        Body::Locks(report) => report,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn locks_are_counted_by_class_as_often_as_they_are_taken() {
+    const PAIRS: u64 = 50;
+    let mut guest = Guest::builder().vcpus(2).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
+    let acquired = |report: &LocksReport, class: &str| {
+        let class = report.classes.iter().find(|known| known.class == class).expect("there is such a class");
+        assert_eq!(class.total.acquired, class.cpus.iter().map(|cpu| cpu.acquired).sum::<u64>());
+        assert_eq!((class.total.held_cycles, class.total.longest_cycles), (0, 0), "nobody asked for cycles");
+        class.total.acquired
+    };
+    let pair = |guest: &mut Guest| {
+        let addr = malloc(guest, 1);
+        assert_eq!(call(guest, 0, Op::KmemFree { map: MapId::KMEM, addr, size: PAGE }), Outcome::Ok);
+    };
+    pair(&mut guest);
+    let before = locks(&guest);
+    (0..PAIRS).for_each(|_| pair(&mut guest));
+    let after = locks(&guest);
+    // kmem_malloc and kmem_free lock the map once each, and take and give back a page each.
+    for class in ["system map", "vm page free queue mutex"] {
+        assert_eq!(acquired(&after, class) - acquired(&before, class), 2 * PAIRS, "{class}");
+    }
+    let flushes = |report: &LocksReport| report.tlb.iter().map(|cpu| cpu.flushes).sum::<u64>();
+    assert_eq!(flushes(&after) - flushes(&before), PAIRS, "one flush a kmem_free");
+    let others = after.tlb.iter().map(|cpu| cpu.asked + cpu.skipped).sum::<u64>();
+    assert_eq!(others, flushes(&after), "each flush reaches the other CPU or is put off there");
+}
+
+#[test]
+fn cycles_that_locks_are_held_are_counted_when_asked_for() {
+    let mut guest = Guest::builder()
+        .tunable("debug.lock.prof.enable", 1)
+        .expect("it is a tunable")
+        .launch()
+        .unwrap_or_else(|error| panic!("no guest: {error}"));
+    malloc(&mut guest, 1);
+    let report = locks(&guest);
+    assert!(report.profiling);
+    for class in report.classes.iter().filter(|class| class.kind == "mutex" && class.total.acquired > 0) {
+        let LockCounts { acquired, held_cycles, longest_cycles, .. } = class.total;
+        assert!(longest_cycles > 0 && longest_cycles <= held_cycles, "{class:?}");
+        assert!(u128::from(held_cycles) <= u128::from(longest_cycles) * u128::from(acquired), "{class:?}");
     }
 }
 

@@ -14,7 +14,7 @@ use vmkern_abi::pte::PteFlags;
 
 use crate::arch::clock::Clock;
 use crate::arch::percpu::PerCpu;
-use crate::arch::{IMAGE_WINDOW_BYTES, cpus, interrupt, tlb};
+use crate::arch::{IMAGE_WINDOW_BYTES, cpus, instr, interrupt, tlb};
 use crate::direct_map;
 use crate::host::pvh::BootData;
 use crate::once::Once;
@@ -99,6 +99,11 @@ unsafe impl Machine for KernelMachine {
     #[inline]
     fn pte_flags_base(&self) -> PteFlags {
         if PerCpu::current().body_is_user() { PteFlags::U } else { PteFlags::empty() }
+    }
+
+    #[inline]
+    fn cycles(&self) -> u64 {
+        instr::rdtsc_unordered()
     }
 
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {

@@ -85,6 +85,12 @@ pub unsafe trait Machine: Sized {
         false
     }
 
+    /// The CPU's cycle counter, near enough: for statistics (`get_cyclecount`). 0 on a machine that has no such thing.
+    #[inline(always)]
+    fn cycles(&self) -> u64 {
+        0
+    }
+
     /// Stops the system with a message.
     fn panic(&self, message: fmt::Arguments<'_>) -> !;
 

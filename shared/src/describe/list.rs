@@ -8,6 +8,7 @@ use crate::log::LogRing;
 
 describe!(Mtx { owner });
 describe!(Sx { owner, waiters });
+describe!(LockStats { acquired, contested, waited, held, longest, since });
 describe!(VmObject {
     lock,
     ref_count,
@@ -114,7 +115,21 @@ describe!(SleepQueue { hash_next, hash_prev, wchan, blocked, spare, _pad });
 describe!(ThreadList { head, tail });
 describe!(RunQueue { status, queues });
 describe!(Scheduler { lock, cold, spread, _pad, all, zombies, callouts, callout_sequence, tids, sleepqueues });
-describe!(Pcpu { allcpu_next, curthread, idlethread, cpuid, need_resched, slice, runq });
+describe!(Pcpu {
+    allcpu_next,
+    curthread,
+    idlethread,
+    cpuid,
+    need_resched,
+    slice,
+    runq,
+    _pad,
+    locks,
+    lock_prof,
+    tlb,
+    _pad2
+});
+describe!(TlbStats { flushes, shootdowns, asked, skipped, answered, caught_up });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
 describe!(SlabItem { next });
@@ -154,8 +169,7 @@ describe!(KernelRoots {
     map_pages,
     zones,
     sched,
-    cpuhead,
-    boot_pcpu
+    cpuhead
 });
 describe!(CrashRecord {
     kind,
@@ -202,6 +216,7 @@ pub const STRUCTURES: &[Structure] = &[
     VmMeter::DESCRIPTION,
     Mtx::DESCRIPTION,
     Sx::DESCRIPTION,
+    LockStats::DESCRIPTION,
     VmObject::DESCRIPTION,
     IndexNode::DESCRIPTION,
     VmPage::DESCRIPTION,
@@ -225,6 +240,7 @@ pub const STRUCTURES: &[Structure] = &[
     RunQueue::DESCRIPTION,
     Scheduler::DESCRIPTION,
     Pcpu::DESCRIPTION,
+    TlbStats::DESCRIPTION,
     KernelPmap::DESCRIPTION,
     SlabHeader::DESCRIPTION,
     SlabItem::DESCRIPTION,

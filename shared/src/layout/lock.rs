@@ -32,6 +32,47 @@ bitflags! {
     }
 }
 
+/// Classes of locks that are told apart in [`LockStats`]: those of mutexes by their bit in [`HeldLocks`], then sx locks.
+pub const LOCK_CLASSES: usize = 11;
+
+/// The class of sx locks.
+pub const SX_CLASS: usize = 10;
+
+/// What FreeBSD calls the locks of each class.
+pub const LOCK_CLASS_NAMES: [&str; LOCK_CLASSES] = [
+    "driver",
+    "eventhandler",
+    "system map",
+    "vm map sleep mutex",
+    "vm object",
+    "UMA zone",
+    "vm page queue mutex",
+    "pmap",
+    "vm page free queue mutex",
+    "sched lock",
+    "user map",
+];
+
+const _: () = assert!(HeldLocks::all().bits() == (1 << SX_CLASS) - 1 && SX_CLASS + 1 == LOCK_CLASSES);
+
+/// What a CPU has done with the locks of a class since boot (`struct lock_prof`). Cycles are those of the TSC.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct LockStats {
+    /// Acquisitions; of a recursive lock, the outermost ones.
+    pub acquired: Field<u64>,
+    /// Those that found the lock owned by another thread.
+    pub contested: Field<u64>,
+    /// Cycles spent waiting in those. 0 for sx locks, whose waiters sleep.
+    pub waited: Field<u64>,
+    /// Cycles that mutexes were held, while [`super::Pcpu::lock_prof`] is set.
+    pub held: Field<u64>,
+    /// The most cycles that one was held at a stretch, while [`super::Pcpu::lock_prof`] is set.
+    pub longest: Field<u64>,
+    /// The TSC at the last acquisition, while [`super::Pcpu::lock_prof`] is set.
+    pub since: Field<u64>,
+}
+
 /// A mutex (`struct mtx`). All zero is a free one.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]

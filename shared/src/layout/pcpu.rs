@@ -2,11 +2,13 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use super::lock::{LOCK_CLASSES, LockStats};
 use super::thread::{RunQueue, Thread};
 use crate::addr::KPtr;
 use crate::field::Field;
 
-/// A CPU, as the kernel sees it (`struct pcpu`). Guarded by [`super::Scheduler::lock`].
+/// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by [`super::Scheduler::lock`]; the rest,
+/// in cache lines of its own, is changed by this CPU alone, with interrupts deferred.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Pcpu {
@@ -24,11 +26,41 @@ pub struct Pcpu {
     pub slice: Field<u64>,
     /// Threads that are to run on it, unless another CPU has nothing to do.
     pub runq: RunQueue,
+    #[doc(hidden)]
+    pub _pad: [Field<u64>; 2],
+    /// What it has done with mutexes and sx locks, by class.
+    pub locks: [LockStats; LOCK_CLASSES],
+    /// Not 0 when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never changes.
+    pub lock_prof: Field<u64>,
+    /// What it has done to keep translations true.
+    pub tlb: TlbStats,
+    #[doc(hidden)]
+    pub _pad2: [Field<u64>; 7],
 }
 
-const _: () = assert!(size_of::<Pcpu>() == 1072);
+/// What a CPU has done to keep translations true.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct TlbStats {
+    /// Ranges that it dropped the translations of on its own account, whether other CPUs had to as well or not.
+    pub flushes: Field<u64>,
+    /// Those for which it had to ask other CPUs (shootdowns).
+    pub shootdowns: Field<u64>,
+    /// CPUs that it asked: interrupts at most.
+    pub asked: Field<u64>,
+    /// CPUs that it did not ask because they were idle, and drop everything before they go on.
+    pub skipped: Field<u64>,
+    /// Times that it answered other CPUs.
+    pub answered: Field<u64>,
+    /// Times that it dropped everything because it had been skipped.
+    pub caught_up: Field<u64>,
+}
+
+const _: () = assert!(size_of::<Pcpu>() == 1728);
 const _: () = assert!(core::mem::offset_of!(Pcpu, cpuid) == 24);
 const _: () = assert!(core::mem::offset_of!(Pcpu, runq) == 40);
+// What only this CPU changes shares no cache line with what others do.
+const _: () = assert!(core::mem::offset_of!(Pcpu, locks) == 1088 && size_of::<Pcpu>().is_multiple_of(64));
 
 /// Values of [`Pcpu::need_resched`]: why the running thread should give way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

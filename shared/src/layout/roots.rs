@@ -155,10 +155,8 @@ pub struct KernelRoots {
     pub zones: [SlabZone; ZONE_COUNT],
     /// Threads, sleep queues and time-outs.
     pub sched: Scheduler,
-    /// All CPUs, by [`Pcpu::allcpu_next`].
+    /// All CPUs, by [`Pcpu::allcpu_next`]: the one that booted, which is in no zone, first.
     pub cpuhead: Field<KPtr<Pcpu>>,
-    /// The CPU that booted.
-    pub boot_pcpu: Pcpu,
 }
 
 const _: () = assert!(size_of::<KernelRoots>() <= 4096);

@@ -27,6 +27,7 @@ WHAT is one of:
   pagetable [START..END]   what the page tables map, equal neighbours as one
   threads                  every thread, with what it waits for and its stack
   cpus                     every CPU
+  locks                    how often locks were acquired and waited for, and translations flushed
   diff OTHER               what is different in the image OTHER
 
 Examples:

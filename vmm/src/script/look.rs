@@ -28,8 +28,8 @@ impl fmt::Display for Look {
 }
 
 /// The words that can follow `inspect`.
-const NAMES: [&str; 11] =
-    ["summary", "maps", "map", "objects", "pages", "page", "vtop", "pagetable", "threads", "cpus", "diff"];
+const NAMES: [&str; 12] =
+    ["summary", "maps", "map", "objects", "pages", "page", "vtop", "pagetable", "threads", "cpus", "locks", "diff"];
 
 /// Parses what follows `inspect`.
 pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Diagnostic> {
@@ -42,6 +42,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
         "pages" => WhatArg::Plain(What::Pages),
         "threads" => WhatArg::Plain(What::Threads),
         "cpus" => WhatArg::Plain(What::Cpus),
+        "locks" => WhatArg::Plain(What::Locks),
         "map" => WhatArg::Map(expr::map(lexer, scope)?),
         "page" => WhatArg::Page(expr::parse(lexer, scope, Blanks::End)?),
         "vtop" => WhatArg::Vtop(expr::parse(lexer, scope, Blanks::End)?),

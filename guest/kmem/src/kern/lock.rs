@@ -7,7 +7,7 @@
 //! or a later class is held.
 
 use vmkern_abi::field::Field;
-use vmkern_abi::layout::Mtx;
+use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Mtx, SX_CLASS};
 
 use crate::kern::thread::THREAD0_TID;
 use crate::machine::Machine;
@@ -57,18 +57,7 @@ impl LockClass {
     /// FreeBSD's name of such a lock.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Driver => "driver",
-            Self::Eventhandler => "eventhandler",
-            Self::Map => "system map",
-            Self::MapSleep => "vm map sleep mutex",
-            Self::Object => "vm object",
-            Self::Zone => "UMA zone",
-            Self::PageQueue => "vm page queue mutex",
-            Self::Pmap => "pmap",
-            Self::FreeQueue => "vm page free queue mutex",
-            Self::Sched => "sched lock",
-        }
+        LOCK_CLASS_NAMES[self as usize]
     }
 }
 
@@ -94,6 +83,49 @@ impl<M: Machine> Vm<M> {
             return self.mtx_lock_hard(class, word, owner, held);
         }
         held.set(held.get() | class.bit());
+        self.count_acquired(class);
+    }
+
+    /// What this CPU has done with locks of `class`. Interrupts are deferred.
+    #[inline]
+    fn lock_stats(&self, class: LockClass) -> &LockStats {
+        &self.pcpu().locks[class as usize]
+    }
+
+    /// Counts an acquisition.
+    #[inline]
+    fn count_acquired(&self, class: LockClass) {
+        let stats = self.lock_stats(class);
+        stats.acquired.update(|n| n + 1);
+        if self.pcpu().lock_prof.get() != 0 {
+            stats.since.set(self.machine().cycles());
+        }
+    }
+
+    /// Counts the cycles since the acquisition, which was on this CPU.
+    #[cold]
+    fn count_held(&self, class: LockClass) {
+        let stats = self.lock_stats(class);
+        let cycles = self.machine().cycles().saturating_sub(stats.since.get());
+        stats.held.update(|n| n + cycles);
+        stats.longest.update(|n| n.max(cycles));
+    }
+
+    /// Counts a wait of so many cycles for a mutex.
+    fn count_contested(&self, class: LockClass, cycles: u64) {
+        let stats = self.lock_stats(class);
+        stats.contested.update(|n| n + 1);
+        stats.waited.update(|n| n + cycles);
+    }
+
+    /// Counts an acquisition of an sx lock. Locks: the scheduler's.
+    pub(super) fn count_sx(&self) {
+        self.pcpu().locks[SX_CLASS].acquired.update(|n| n + 1);
+    }
+
+    /// Counts a wait for an sx lock. Locks: the scheduler's.
+    pub(super) fn count_sx_contested(&self) {
+        self.pcpu().locks[SX_CLASS].contested.update(|n| n + 1);
     }
 
     /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for another CPU.
@@ -110,6 +142,7 @@ impl<M: Machine> Vm<M> {
         if held.get() & class.and_inner() != 0 {
             self.panic(format_args!("lock order reversal: {} after {}", class.name(), HeldLocks(held.get())));
         }
+        let begun = self.machine().cycles();
         let mut spins = 0;
         while let Err(now) = word.acquire(0, owner) {
             if self.cnt().ncpu.get() == 1 {
@@ -122,6 +155,8 @@ impl<M: Machine> Vm<M> {
             }
         }
         held.set(held.get() | class.bit());
+        self.count_contested(class, self.machine().cycles().saturating_sub(begun));
+        self.count_acquired(class);
     }
 
     /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The release of the last
@@ -135,6 +170,9 @@ impl<M: Machine> Vm<M> {
         } else {
             let (_, held) = self.lock_owner();
             held.set(held.get() & !class.bit());
+            if self.pcpu().lock_prof.get() != 0 {
+                self.count_held(class);
+            }
             word.set_release(0);
         }
         self.machine().intr_restore();

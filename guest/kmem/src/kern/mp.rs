@@ -27,6 +27,7 @@ impl<M: Machine> Vm<M> {
         let cpu = self.get(pcpu);
         cpu.cpuid.set(cpuid);
         cpu.idlethread.set(idle);
+        cpu.lock_prof.set(self.boot_pcpu().lock_prof.get());
         self.get(idle).lastcpu.set(u8::try_from(cpuid).unwrap_or(u8::MAX));
         self.sched_lock();
         self.thread_link(idle);

@@ -82,6 +82,11 @@ impl<M: Machine> Vm<M> {
         self.get(self.machine().pcpu())
     }
 
+    /// The CPU that booted.
+    pub(crate) fn boot_pcpu(&self) -> &Pcpu {
+        self.get(self.state().cpuhead.get())
+    }
+
     /// All CPUs, the one that booted first.
     pub fn cpus(&self) -> impl Iterator<Item = &Pcpu> {
         let first = self.state().cpuhead.get().non_null();
@@ -254,7 +259,7 @@ impl<M: Machine> Vm<M> {
         cpu.need_resched.set(Preempt::No as u32);
         cpu.slice.set(self.sched_quantum());
         if thread == cpu.idlethread.get() && cpu.cpuid.get() != 0 && self.all_idle() {
-            self.machine().cpu_interrupt(&self.state().boot_pcpu);
+            self.machine().cpu_interrupt(self.boot_pcpu());
         }
     }
 

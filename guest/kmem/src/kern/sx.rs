@@ -41,6 +41,7 @@ impl<M: Machine> Vm<M> {
             return self.sx_count();
         }
         lock.waiters.update(|n| n + 1);
+        self.count_sx_contested();
         self.sleepq_add(self.current_thread(), WaitChannel::of(sx), name);
         self.mi_switch();
     }
@@ -74,6 +75,7 @@ impl<M: Machine> Vm<M> {
                 lock.waiters.update(|n| n - 1);
                 lock.owner.set(self.get(next).tid.get() + 1);
                 self.get(next).sx_held.update(|n| n + 1);
+                self.count_sx();
                 self.setrunnable(next);
             }
             None => lock.owner.set(0),
@@ -97,6 +99,7 @@ impl<M: Machine> Vm<M> {
 
     /// Notes that the running thread owns one more.
     fn sx_count(&self) {
+        self.count_sx();
         if let Some(current) = self.current_thread().non_null() {
             self.get(current).sx_held.update(|n| n + 1);
         }

@@ -37,7 +37,7 @@ impl<M: Machine> Vm<M> {
         };
         let t = self.get(thread);
         t.state.set(ThreadState::Running as u32);
-        let cpu = &self.state().boot_pcpu;
+        let cpu = self.boot_pcpu();
         cpu.curthread.set(thread);
         cpu.idlethread.set(thread);
         self.machine().cpu_adopt(thread);

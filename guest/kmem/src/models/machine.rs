@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::mem::offset_of;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
@@ -17,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use loom::thread;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{KernelRoots, Pcpu, Sx, Thread, ThreadState};
+use vmkern_abi::layout::{Pcpu, Sx, Thread, ThreadState};
 use vmkern_abi::pte::{NPTEPG, PteFlags};
 
 use crate::kern::sched::{PRI_MAX_IDLE, PUSER};
@@ -34,8 +33,10 @@ const THREADS: GuestPhys = GuestPhys::new(2 * PAGE_SIZE);
 const QUEUES: GuestPhys = GuestPhys::new(3 * PAGE_SIZE);
 /// A lock.
 const LOCKS: GuestPhys = GuestPhys::new(4 * PAGE_SIZE);
+/// The CPU's structure.
+const PCPU: GuestPhys = GuestPhys::new(5 * PAGE_SIZE);
 /// Pages of memory.
-const PAGES: usize = 5;
+const PAGES: usize = 6;
 
 /// A page of memory.
 #[repr(align(4096))]
@@ -127,7 +128,7 @@ unsafe impl Machine for Cpu {
     }
 
     fn pcpu(&self) -> KPtr<Pcpu> {
-        KPtr::new(phys_to_dmap(ROOTS.add(offset_of!(KernelRoots, boot_pcpu) as u64)))
+        KPtr::new(phys_to_dmap(PCPU))
     }
 
     fn cpu_interrupt(&self, pcpu: &Pcpu) {
@@ -203,11 +204,11 @@ impl Kernel {
         vm.cnt().hz.set(100);
         vm.cnt().ncpu.set(1);
         let mut kernel = Self { vm, spawned: Vec::new(), threads: 0, interrupts: None };
+        kernel.vm.state().cpuhead.set(kernel.vm.machine().pcpu());
         let idle = kernel.thread(THREAD0_TID, PRI_MAX_IDLE);
-        let cpu = &kernel.vm.state().boot_pcpu;
+        let cpu = kernel.vm.boot_pcpu();
         cpu.curthread.set(idle);
         cpu.idlethread.set(idle);
-        kernel.vm.state().cpuhead.set(kernel.vm.machine().pcpu());
         kernel.vm.get(idle).state.set(ThreadState::Running as u32);
         kernel.vm.machine().cpu_adopt(idle);
         kernel

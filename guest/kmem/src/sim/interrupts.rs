@@ -123,7 +123,7 @@ impl SimMachine {
             handler(&vm);
             vm.intr_exit();
         }
-        let driver = vm.current_thread() == vm.state().boot_pcpu.idlethread.get();
+        let driver = vm.current_thread() == vm.boot_pcpu().idlethread.get();
         if !driver && interrupts.clock_strikes() {
             self.clock_interrupt(&vm);
         }

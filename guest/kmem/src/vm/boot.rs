@@ -1,14 +1,13 @@
 //! From bare memory to a working memory system (`vm_init.c`, `vm_page_startup`).
 //!
-//! The boot region, at the end of the largest range, holds [`KernelRoots`], the segments and the page array. When RAM
+//! The boot region, at the end of the largest range, holds [`KernelRoots`], the segments, the [`Pcpu`] of the CPU that boots, and the
+//! page array. When RAM
 //! is known to be zero, neither the array nor the memory it describes is touched: an all-zero page is a free one.
-
-use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
-use vmkern_abi::layout::{ISADMA_END, KernelRoots, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
+use vmkern_abi::layout::{ISADMA_END, KernelRoots, Pcpu, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
 
 use super::Vm;
 use crate::machine::{Machine, Mark};
@@ -60,6 +59,7 @@ pub struct BootMemory<'a> {
 struct Region {
     roots: GuestPhys,
     segs: GuestPhys,
+    boot_pcpu: GuestPhys,
     vm_page_array: GuestPhys,
     end: GuestPhys,
     first_page: u64,
@@ -76,12 +76,16 @@ impl Region {
         let array_size = last - first_page;
         let segs_bytes = (ranges.len() as u64 + 1) * size_of::<VmPhysSeg>() as u64;
         let array_bytes = array_size * size_of::<VmPage>() as u64;
-        let segs_pages = segs_bytes.div_ceil(PAGE_SIZE);
+        // A power of two that is large enough for it keeps the CPU's structure in one page.
+        let pcpu_size = (size_of::<Pcpu>() as u64).next_power_of_two();
+        let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
+        let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
         let total = 1 + segs_pages + array_bytes.div_ceil(PAGE_SIZE);
         let roots = end.checked_sub(total).filter(|&roots| roots > first)?;
         Some(Self {
             roots: GuestPhys::from_pfn(roots),
             segs: GuestPhys::from_pfn(roots + 1),
+            boot_pcpu: GuestPhys::from_pfn(roots + 1).add(pcpu_at),
             vm_page_array: GuestPhys::from_pfn(roots + 1 + segs_pages),
             end: GuestPhys::from_pfn(end),
             first_page,
@@ -110,8 +114,10 @@ impl<M: Machine> Vm<M> {
         }
         let vm =
             Self { machine, roots: region.roots, vm_page_array: region.vm_page_array, first_page: region.first_page };
-        vm.machine.cpu_init(vm.global(offset_of!(KernelRoots, boot_pcpu)));
-        vm.state().cpuhead.set(vm.machine.pcpu());
+        let pcpu = KPtr::new(phys_to_dmap(region.boot_pcpu));
+        vm.machine.cpu_init(pcpu);
+        vm.state().cpuhead.set(pcpu);
+        vm.get(pcpu).lock_prof.set(boot.tunables.debug_lock_prof_enable.unwrap_or(0));
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4);
         vm.vm_object_init();

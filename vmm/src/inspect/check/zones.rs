@@ -114,8 +114,8 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
         Zone::EventHandler => addresses(handlers()),
         Zone::StoredOp => handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect(),
         Zone::Thread => addresses(ctx.sched.threads.iter().chain(&ctx.sched.zombies)),
-        // The CPU that booted is among the kernel's roots.
-        Zone::Cpu => addresses(ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.root_of(&ctx.roots.boot_pcpu))),
+        // The CPU that booted is in no zone.
+        Zone::Cpu => addresses(ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.roots.cpuhead.get().addr())),
         Zone::SleepQueue => {
             let queues = ctx.sched.queues.iter();
             let mut used = addresses(queues.flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares)));

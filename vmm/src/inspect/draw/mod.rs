@@ -5,6 +5,7 @@
 
 mod cpus;
 mod diff;
+mod locks;
 mod maps;
 mod objects;
 mod page;
@@ -41,6 +42,7 @@ pub fn draw(inspection: &Inspection) -> String {
         Body::PageTable(report) => pagetable::draw(report),
         Body::Threads(report) => threads::draw(report),
         Body::Cpus(report) => cpus::draw(report),
+        Body::Locks(report) => locks::draw(report),
         Body::Diff(report) => diff::draw(report),
     };
     damage(&mut out, &inspection.damage, inspection.damage_left_out);

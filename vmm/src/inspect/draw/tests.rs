@@ -6,11 +6,11 @@ use vmkern_abi::pte::PteFlags;
 use super::{WIDTH, draw};
 use crate::inspect::report::{
     Body, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage, DiffReport, EntryReport, FreeList,
-    Hex, Inspection, LockReport, MapDiff, MapEntriesReport, MapLine, MapReport, MappedReport, MappingReport,
-    MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport, PageChange, PageChangeCount, PageReport,
-    PageState, PageTableReport, PagesReport, Picture, PteChange, PteState, Queues, RamReport, Region, RegisterReport,
-    RunReport, SCHEMA, SegmentReport, StepReport, Stretch, SummaryReport, Tables, ThreadReport, ThreadsReport, Use,
-    UseCount, VtopReport,
+    Hex, Inspection, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport, MapLine,
+    MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
+    PageChange, PageChangeCount, PageReport, PageState, PageTableReport, PagesReport, Picture, PteChange, PteState,
+    Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport, Stretch, SummaryReport,
+    Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
@@ -295,6 +295,32 @@ fn cpus_tell_their_registers() {
         backtrace: vec!["body+0x159b (main.rs:59)".to_owned()],
     };
     check(include_str!("golden/cpus.txt"), Body::Cpus(CpusReport { cpus: vec![cpu] }), Vec::new());
+}
+
+#[test]
+fn locks_are_summed_and_told_by_cpu() {
+    let cpu = |n: u64| LockCounts {
+        acquired: 1000 * n,
+        contested: n,
+        waited_cycles: 300 * n,
+        held_cycles: 50_000 * n,
+        longest_cycles: 700 * n,
+    };
+    let total = LockCounts { longest_cycles: 1400, ..cpu(3) };
+    let class = |class, kind| LockClassReport { class, kind, total, cpus: vec![cpu(1), cpu(2)] };
+    let unused = LockClassReport {
+        class: "pmap",
+        kind: "mutex",
+        total: LockCounts::default(),
+        cpus: vec![LockCounts::default(); 2],
+    };
+    let asked = TlbReport { flushes: 40, shootdowns: 30, asked: 31, skipped: 9, answered: 2, caught_up: 1 };
+    let report = LocksReport {
+        profiling: true,
+        classes: vec![class("vm page free queue mutex", "mutex"), unused, class("user map", "sx")],
+        tlb: vec![asked, TlbReport::default()],
+    };
+    check(include_str!("golden/locks.txt"), Body::Locks(report), Vec::new());
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod damage;
 mod diff;
 mod entries;
 mod hex;
+mod locks;
 mod maps;
 mod objects;
 mod page;
@@ -36,6 +37,7 @@ pub use self::diff::{
 };
 pub use self::entries::{EntryReport, rwx};
 pub use self::hex::Hex;
+pub use self::locks::{LockClassReport, LockCounts, LocksReport, TlbReport};
 pub use self::maps::{MapEntriesReport, MapReport, MapsReport};
 pub use self::objects::{ObjectBrief, ObjectReport, ObjectsReport};
 pub use self::page::{MappingReport, PageReport, PageState};
@@ -94,6 +96,8 @@ pub enum Body {
     Threads(ThreadsReport),
     /// `cpus`.
     Cpus(CpusReport),
+    /// `locks`.
+    Locks(LocksReport),
     /// `diff`.
     Diff(Box<DiffReport>),
 }
@@ -147,6 +151,7 @@ impl Inspection {
             What::PageTable(first, last) => Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last))),
             What::Threads => Body::Threads(threads::threads(&survey, symbols)),
             What::Cpus => Body::Cpus(cpus::cpus(&survey, symbols)),
+            What::Locks => Body::Locks(locks::locks(&survey)),
         };
         Ok(Self::new(source, body, [survey]))
     }

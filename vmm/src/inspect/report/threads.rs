@@ -17,7 +17,7 @@ const THREAD: &str = "thread";
 /// More threads than any kernel here makes.
 const THREADS_MAX: u64 = 1 << 16;
 /// More CPUs than any guest has.
-const CPUS_MAX: u64 = 256;
+pub(super) const CPUS_MAX: u64 = 256;
 
 /// A thread.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

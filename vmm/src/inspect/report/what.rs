@@ -30,6 +30,8 @@ pub enum What {
     Threads,
     /// All CPUs.
     Cpus,
+    /// What CPUs have done with locks.
+    Locks,
 }
 
 /// A request that makes no sense.
@@ -52,7 +54,7 @@ pub enum WhatError {
 }
 
 /// The names, with their arguments.
-const USAGES: [(&str, &str); 10] = [
+const USAGES: [(&str, &str); 11] = [
     ("summary", "summary"),
     ("maps", "maps"),
     ("map", "map NAME"),
@@ -63,6 +65,7 @@ const USAGES: [(&str, &str); 10] = [
     ("pagetable", "pagetable [START..END]"),
     ("threads", "threads"),
     ("cpus", "cpus"),
+    ("locks", "locks"),
 ];
 
 /// As [`What::parse`] reads it.
@@ -80,6 +83,7 @@ impl fmt::Display for What {
             Self::PageTable(first, last) => write!(f, "pagetable {first}..{:#x}", last.get().wrapping_add(1)),
             Self::Threads => f.write_str("threads"),
             Self::Cpus => f.write_str("cpus"),
+            Self::Locks => f.write_str("locks"),
         }
     }
 }
@@ -136,6 +140,7 @@ impl What {
             "pages" => none(Self::Pages),
             "threads" => none(Self::Threads),
             "cpus" => none(Self::Cpus),
+            "locks" => none(Self::Locks),
             "map" => map_name(one()?).map(Self::Map).map_err(wrong),
             "page" => number(one()?).map(Self::Page).map_err(wrong),
             "vtop" => number(one()?).map(|va| Self::Vtop(GuestVirt::new(va))).map_err(wrong),
@@ -186,7 +191,7 @@ mod tests {
 
     #[test]
     fn each_thing_is_known_with_its_arguments() {
-        for name in ["summary", "maps", "objects", "pages", "threads", "cpus", "pagetable"] {
+        for name in ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "pagetable"] {
             assert!(parse(name).is_ok(), "{name}");
             assert!(matches!(parse(&format!("{name} more")), Err(WhatError::Arguments { .. })), "{name}");
         }

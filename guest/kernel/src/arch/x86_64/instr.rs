@@ -31,6 +31,16 @@ pub fn rdtsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// The time-stamp counter, read at about this point.
+#[must_use]
+#[inline]
+pub fn rdtsc_unordered() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading the TSC has no effect.
+    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Drops the translation of one page.
 ///
 /// # Safety

@@ -14,9 +14,12 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::field::Field;
+use vmkern_abi::layout::TlbStats;
 
 use super::percpu::PerCpu;
 use super::{apic, cpus, instr, interrupt, nucleus, vectors};
+use crate::memory;
 
 /// CR4 as `entry.rs` set it: PAE, PGE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 0x6a0;
@@ -72,6 +75,7 @@ impl Shootdown {
     pub fn come_back(&self) {
         if self.state.load(Ordering::Relaxed) != ACTIVE && self.state.swap(ACTIVE, Ordering::SeqCst) == IDLE_STALE {
             flush_all();
+            count(|stats| &stats.caught_up, 1);
         }
     }
 
@@ -85,22 +89,30 @@ impl Shootdown {
 /// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old one, or will.
 pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     if cpus::is_alone() {
+        count(|stats| &stats.flushes, 1);
         return flush(start, end);
     }
     interrupt::defer();
+    count(|stats| &stats.flushes, 1);
+    let (mut asked, mut skipped) = (0, 0);
     let me = PerCpu::current();
     let own = me.shootdown();
     own.start.store(start.get(), Ordering::Relaxed);
     own.end.store(end.get(), Ordering::Relaxed);
     for cpu in cpus::others() {
         if cpu.shootdown().note_if_idle() {
+            skipped += 1;
             continue;
         }
+        asked += 1;
         own.unanswered.fetch_add(1, Ordering::Relaxed);
         if cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst) == 0 {
             apic::interrupt_cpu(cpu.number(), vectors::SHOOTDOWN_VECTOR);
         }
     }
+    count(|stats| &stats.shootdowns, u64::from(asked > 0));
+    count(|stats| &stats.asked, asked);
+    count(|stats| &stats.skipped, skipped);
     flush(start, end);
     let mut spins = 0;
     while own.unanswered.load(Ordering::Acquire) != 0 {
@@ -135,6 +147,7 @@ fn serve() {
             let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
             flush(bound(&asked.start), bound(&asked.end));
         }
+        count(|stats| &stats.answered, 1);
         asked.unanswered.fetch_sub(1, Ordering::Release);
     }
 }
@@ -150,6 +163,13 @@ pub fn spin(spins: u64) {
         unsafe { instr::outb(vmkern_abi::control::YIELD_PORT, 0) };
     } else {
         core::hint::spin_loop();
+    }
+}
+
+/// Adds to one of this CPU's counts, once there is memory for them. On a CPU of several, interrupts are deferred.
+fn count(which: fn(&TlbStats) -> &Field<u64>, number: u64) {
+    if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {
+        which(&vm.get(pcpu).tlb).update(|n| n + number);
     }
 }
 

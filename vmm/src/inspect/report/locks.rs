@@ -1,0 +1,114 @@
+//! What CPUs have done with locks, and to keep translations true.
+
+use serde::Serialize;
+use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Pcpu, SX_CLASS, TlbStats};
+
+use super::survey::Survey;
+use super::threads::CPUS_MAX;
+
+/// What was done with the locks of a class. Cycles are those of the TSC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LockCounts {
+    /// Acquisitions; of a recursive lock, the outermost ones.
+    pub acquired: u64,
+    /// Those that had to wait for another thread.
+    pub contested: u64,
+    /// Cycles spent spinning in those.
+    pub waited_cycles: u64,
+    /// Cycles that they were held.
+    pub held_cycles: u64,
+    /// The most cycles that one was held at a stretch.
+    pub longest_cycles: u64,
+}
+
+impl LockCounts {
+    fn of(stats: &LockStats) -> Self {
+        Self {
+            acquired: stats.acquired.get(),
+            contested: stats.contested.get(),
+            waited_cycles: stats.waited.get(),
+            held_cycles: stats.held.get(),
+            longest_cycles: stats.longest.get(),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            acquired: self.acquired.saturating_add(other.acquired),
+            contested: self.contested.saturating_add(other.contested),
+            waited_cycles: self.waited_cycles.saturating_add(other.waited_cycles),
+            held_cycles: self.held_cycles.saturating_add(other.held_cycles),
+            longest_cycles: self.longest_cycles.max(other.longest_cycles),
+        }
+    }
+}
+
+/// A class of locks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LockClassReport {
+    /// The kernel's name for its locks.
+    pub class: &'static str,
+    /// `mutex` or `sx`.
+    pub kind: &'static str,
+    /// All CPUs together.
+    pub total: LockCounts,
+    /// Each CPU, by number.
+    pub cpus: Vec<LockCounts>,
+}
+
+/// What a CPU has done to keep translations true.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TlbReport {
+    /// Ranges dropped on its own account.
+    pub flushes: u64,
+    /// Those for which it asked other CPUs.
+    pub shootdowns: u64,
+    /// CPUs that it asked.
+    pub asked: u64,
+    /// Idle CPUs that it left alone.
+    pub skipped: u64,
+    /// Times that it answered others.
+    pub answered: u64,
+    /// Times that it dropped everything after it had been left alone.
+    pub caught_up: u64,
+}
+
+impl TlbReport {
+    fn of(stats: &TlbStats) -> Self {
+        Self {
+            flushes: stats.flushes.get(),
+            shootdowns: stats.shootdowns.get(),
+            asked: stats.asked.get(),
+            skipped: stats.skipped.get(),
+            answered: stats.answered.get(),
+            caught_up: stats.caught_up.get(),
+        }
+    }
+}
+
+/// `inspect locks`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LocksReport {
+    /// Whether held cycles are counted: `debug.lock.prof.enable`.
+    pub profiling: bool,
+    /// The classes in the order of nesting, outermost first; sx locks last.
+    pub classes: Vec<LockClassReport>,
+    /// Translations, by CPU.
+    pub tlb: Vec<TlbReport>,
+}
+
+pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
+    let first = survey.roots().map(|roots| roots.cpuhead.get()).unwrap_or_default();
+    let list = survey.view.list("pcpu", first, |cpu| cpu.allcpu_next.get()).at_most(CPUS_MAX);
+    let cpus: Vec<Pcpu> = list.map_while(|item| survey.damage.ok(item)).map(|(_, cpu)| cpu).collect();
+    let class = |(number, &class): (usize, &&'static str)| {
+        let cpus: Vec<_> = cpus.iter().map(|cpu| LockCounts::of(&cpu.locks[number])).collect();
+        let total = cpus.iter().fold(LockCounts::default(), |sum, &counts| sum.plus(counts));
+        LockClassReport { class, kind: if number == SX_CLASS { "sx" } else { "mutex" }, total, cpus }
+    };
+    LocksReport {
+        profiling: cpus.first().is_some_and(|cpu| cpu.lock_prof.get() != 0),
+        classes: LOCK_CLASS_NAMES.iter().enumerate().map(class).collect(),
+        tlb: cpus.iter().map(|cpu| TlbReport::of(&cpu.tlb)).collect(),
+    }
+}
