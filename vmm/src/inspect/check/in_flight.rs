@@ -9,12 +9,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::Thread;
 
 use super::context::Context;
 use super::threads::waits_for_work;
+use super::zones::Zone;
 use crate::inspect::source::RunState;
 
 /// Most bytes of one stack that are read: several times what any thread has.
@@ -88,8 +89,19 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
         }
     }
     words.retain(|&word| word >= PAGE_SIZE);
+    let queues: Vec<u64> = words.iter().filter_map(|&word| queue_of_thread_to_be(ctx, word)).collect();
+    words.extend(queues);
     words.sort_unstable();
     words
+}
+
+/// The sleep queue of the thread at `word`, if that is one which is being made, or freed: on no list, while nothing but the
+/// thread leads to its queue.
+fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
+    let at = GuestVirt::new(word);
+    let is_thread = Zone::of_item(ctx, at) == Some(Zone::Thread) && !ctx.sched.threads.iter().any(|t| t.addr() == at);
+    let thread: Thread = is_thread.then(|| ctx.memory.get("thread", KPtr::new(at)).ok())??;
+    Some(thread.sleepqueue.get().addr().get())
 }
 
 /// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs.
