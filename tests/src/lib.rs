@@ -9,8 +9,12 @@ pub mod invariants;
 pub mod kern;
 
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response};
+
+/// Far more than any test takes, on a machine that has other things to do as well.
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Memory of a test's guest, in bytes.
 pub const MEMORY: u64 = 64 << 20;
@@ -39,7 +43,7 @@ pub fn launch(builder: vmkern::Builder) -> Checked {
 /// As for [`guest`].
 #[must_use]
 pub fn launch_unchecked(builder: vmkern::Builder) -> Guest {
-    builder.launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
+    builder.timeout(TIMEOUT).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
 }
 
 /// A guest whose memory the host checks when the test is over, unless it has died or the test has failed already.

@@ -186,7 +186,7 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
         (&["--memory", "0"][..], "8M"),
         (&["--memory", "1T"][..], "64G"),
         (&["--memory", "10M1"][..], "suffix"),
-        (&["--vcpus", "2"][..], "exactly 1"),
+        (&["--vcpus", "65"][..], "1 to 64"),
         (&["--set", "kern.hertz=1"][..], "vm.kmem_size_max"),
         (&["--set", "kern.hz"][..], "NAME=VALUE"),
         (&["--set", "kern.hz=0"][..], "kern.hz: 0 (0x0) asked for; it is at least 1 and at most 10000"),

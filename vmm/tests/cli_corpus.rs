@@ -4,9 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// Far more than any script takes, on a machine that has other things to do as well.
+const TIMEOUT: &str = "600s";
+
 fn run(corpus: &Path, memory: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_vmkern"))
-        .args(["test", "--memory", memory])
+        .args(["test", "--timeout", TIMEOUT, "--memory", memory])
         .arg(corpus)
         .stdin(Stdio::null())
         .output()

@@ -136,7 +136,8 @@ impl WaitMessage {
 impl fmt::Display for WaitMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().take_while(|&&byte| byte != 0).try_for_each(|&byte| {
-            fmt::Write::write_char(f, if byte.is_ascii_graphic() { char::from(byte) } else { '?' })
+            let is_shown = byte == b' ' || byte.is_ascii_graphic();
+            fmt::Write::write_char(f, if is_shown { char::from(byte) } else { '?' })
         })
     }
 }
