@@ -4,6 +4,7 @@
 //! Where KVM is missing a test fails, with the words of `vmkern doctor`: a test that silently did nothing would prove
 //! nothing.
 
+pub mod damage;
 pub mod harness;
 pub mod invariants;
 pub mod kern;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::control::Context::Lowmem;
 use vmkern_abi::control::{Request, WaitMessage};
 use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::layout::{EventhandlerEntry, StoredOp};
@@ -10,6 +11,9 @@ use vmkern_abi::layout::{EventhandlerEntry, StoredOp};
 use super::context::Context;
 use super::sched::{Event, Item};
 use super::zones::Zone;
+
+/// The events that the kernel has.
+const EVENTS: [&str; 1] = ["vm_lowmem"];
 
 /// Checks the lists of event handlers.
 pub(super) fn check(ctx: &Context<'_>) {
@@ -20,8 +24,10 @@ pub(super) fn check(ctx: &Context<'_>) {
     for event in &ctx.sched.events {
         let list = &event.list;
         let words = [list.value.name[0].get(), list.value.name[1].get()];
-        if words[0] == 0 {
-            ctx.finding("event-name", "event", list.addr(), || "it has no name");
+        if !EVENTS.iter().any(|name| WaitMessage::new(name).words() == words) {
+            ctx.finding("event-name", "event", list.addr(), || {
+                format!("its name is `{}`, but the kernel has only {EVENTS:?}", WaitMessage::from_words(words))
+            });
         }
         if let Some(other) = names.insert(words, list.addr()) {
             ctx.finding("event-name", "event", list.addr(), || {
@@ -76,18 +82,42 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
 fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEntry>) {
     let Some(stored) = stored_op(ctx, handler) else { return };
     let s = &stored.value;
-    if !ctx.is_quiet() {
-        return;
-    }
-    if s.handler.get() != handler.at || s.list.get() != event.list.at {
+    // Its slot comes first, its handler and its list when it has one.
+    let unset = !ctx.is_quiet() && s.handler.get().is_null() && s.list.get().is_null();
+    let half_set = !ctx.is_quiet() && s.handler.get() == handler.at && s.list.get().is_null();
+    if (s.handler.get() != handler.at || s.list.get() != event.list.at) && !unset && !half_set {
         ctx.finding("stored-op", "stored operation", stored.addr(), || {
             let (own, list) = (s.handler.get().addr(), s.list.get().addr());
             format!("it names handler {own} of list {list}, but {} of {} names it", handler.addr(), event.list.addr())
         });
     }
     let slot = std::array::from_fn(|word| s.slot[word].get());
-    if let Err(error) = Request::decode(&slot) {
-        ctx.finding("stored-op", "stored operation", stored.addr(), || format!("it is no operation: {error}"));
+    match Request::decode(&slot) {
+        Err(error) => {
+            ctx.finding("stored-op", "stored operation", stored.addr(), || format!("it is no operation: {error}"));
+        }
+        Ok(request) if request.encode() != slot || request.tag != 0 || request.context != Lowmem => {
+            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+                format!("its slot {slot:x?} says more than {request:?} of a handler")
+            });
+        }
+        Ok(_) => {}
+    }
+    let run = GuestVirt::new(s.run.get());
+    let image = KERNBASE..ctx.roots.virtual_avail.get();
+    if !image.contains(&run) {
+        ctx.finding("stored-op", "stored operation", stored.addr(), || {
+            format!("its function is at {run}, outside of the image [{}, {})", image.start, image.end)
+        });
+    }
+    let others = event.handlers.iter().filter_map(|other| Some((other, stored_op(ctx, other)?)));
+    for (other, theirs) in others.take_while(|(other, _)| other.at != handler.at) {
+        if (other.value.func.get(), theirs.value.run.get()) != (handler.value.func.get(), s.run.get()) {
+            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+                format!("it runs {run} by {:#x}, that at {} does not", handler.value.func.get(), theirs.addr())
+            });
+            break;
+        }
     }
 }
 

@@ -65,7 +65,7 @@ impl Owned {
     }
 }
 
-/// The mutexes that are owned, but for those of anonymous objects and those of the machine's.
+/// The mutexes that are owned, but for those of the machine's.
 fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     let in_roots = mutexes(&ctx.roots);
     let mut owned: Vec<_> = in_roots
@@ -74,6 +74,12 @@ fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0).map(|map| {
         let at = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
         Owned { name: map.name, class: HeldLocks::MAP, at, word: map.lock_owner }
+    }));
+    owned.extend(ctx.objects.all.values().filter(|object| !object.is_kernels()).map(|object| Owned {
+        name: object.name,
+        class: HeldLocks::OBJECT,
+        at: object.at,
+        word: object.lock_owner,
     }));
     owned.retain(|lock| lock.word != 0);
     owned

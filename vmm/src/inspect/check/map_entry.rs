@@ -99,6 +99,9 @@ pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static
 
 fn offset(ctx: &Context<'_>, entry: &Entry) {
     if entry.is_submap() {
+        if entry.offset != 0 {
+            finding(ctx, "entry-offset", entry, || format!("offset is {:#x}, but a submap has none", entry.offset));
+        }
         return;
     }
     if entry.offset & PAGE_MASK != 0 {

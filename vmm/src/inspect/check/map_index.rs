@@ -87,10 +87,10 @@ impl Walk<'_, '_> {
         }
         let count = count.min(MapNode::FANOUT);
         for slot in count..MapNode::FANOUT {
-            let (key, gap) = (node.keys[slot].get(), node.gaps[slot].get());
-            if key != MapNode::NO_KEY || gap != 0 {
+            let (key, gap, target) = (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            if key != MapNode::NO_KEY || gap != 0 || target.get() != 0 {
                 self.finding("index-unused", at, || {
-                    format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}")
+                    format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target {target}")
                 });
             }
         }

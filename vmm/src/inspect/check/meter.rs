@@ -49,8 +49,8 @@ pub(super) fn check(ctx: &Context<'_>) {
     compare("v_free_target", &meter.v_free_target, &[2 * free_min + reserved, 4 * free_min + reserved]);
     let cache_min = meter.v_cache_min.get();
     compare("v_cache_min", &meter.v_cache_min, &[0, target]);
-    compare("v_cache_max", &meter.v_cache_max, &[2 * cache_min]);
-    let most = if cache_min == 0 { SHORT / 4 } else { 3 * target / 2 };
+    compare("v_cache_max", &meter.v_cache_max, &[cache_min.saturating_mul(2)]);
+    let most = if cache_min == 0 { SHORT / 4 } else { target.saturating_mul(3) / 2 };
     let inactive = meter.v_inactive_target.get();
     if inactive > most {
         ctx.finding("thresholds", "vmmeter", ctx.root_of(&meter.v_inactive_target), || {

@@ -9,6 +9,7 @@
 //! nothing is allocated that memory itself does not bound.
 
 mod callouts;
+mod constants;
 mod context;
 mod finding;
 mod free_lists;
@@ -53,7 +54,7 @@ use super::view::View;
 use crate::control::Guest;
 
 /// The rules, in the order in which a report tells them. Those about pages' states come when all pages have been claimed.
-const RULES: [fn(&Context<'_>); 22] = [
+const RULES: [fn(&Context<'_>); 23] = [
     map_list::check,
     map_entry::check,
     map_state::check,
@@ -69,6 +70,7 @@ const RULES: [fn(&Context<'_>); 22] = [
     locks::check,
     stacks::check,
     handlers::check,
+    constants::check,
     zones::check,
     free_lists::check,
     paging_queues::check,

@@ -169,7 +169,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
 
 fn without_page(ctx: &Context<'_>, entry: &Entry, object: &Object, &Translation { va, pte }: &Translation) {
     ctx.finding("pte-unexplained", "PTE", va, || {
-        let pindex = (entry.offset + va.since(entry.start)) >> PAGE_SHIFT;
+        let pindex = entry.offset.wrapping_add(va.since(entry.start)) >> PAGE_SHIFT;
         format!("it leads to {}, but {} at {} has no page at index {pindex:#x}", pte.frame(), object.name, object.at)
     });
 }

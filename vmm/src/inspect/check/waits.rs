@@ -9,6 +9,9 @@ use super::context::Context;
 use super::maps::Map;
 use super::sched::{Item, label};
 
+/// Wait messages of threads that wait on channels of their own.
+const OWN: [&str; 4] = ["request", "sleep", "settle", "nokva"];
+
 /// Checks that whoever sleeps will be thought of.
 pub(super) fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
@@ -134,7 +137,7 @@ fn check_messages(ctx: &Context<'_>) {
             c if ctx.pages.number_at(c).is_some() => &["pgrbwt", "vmopar", "vmpfw"],
             c if is_in_a_map(ctx, c, offset_of!(VmMap, index)) => &["vmmaps"],
             c if is_in_a_map(ctx, c, offset_of!(VmMap, sx)) => &["user map"],
-            _ => continue,
+            _ => &OWN,
         };
         if !expected.contains(&said.as_str()) {
             ctx.finding("wait-message", "thread", thread.addr(), || {

@@ -1,0 +1,258 @@
+//! What each field of each structure means to the check: all of it, a part, or nothing.
+//!
+//! Every field of every structure that host and kernel share is in exactly one of the three tables, or a test fails: whoever
+//! adds a field says here what a flipped bit in it should come to.
+
+/// Structures of which the check does not read any field, with the reason.
+pub const NOT_READ: &[(&str, &str)] = &[
+    ("MapHome", "not a structure of its own: its parts are described and found as maps, entries and nodes"),
+    ("LockStats", "statistics: nothing depends on them"),
+    ("TlbStats", "statistics: nothing depends on them"),
+    ("CrashRecord", "only of a dead kernel: it is read and checked by whoever reports the crash"),
+    (
+        "ControlRegion",
+        "the handshake refuses what differs, and rings and log check the other side's words at every use",
+    ),
+    ("Sleeper", "part of the control region: at any moment either value is right"),
+    ("LogRing", "part of the control region: text"),
+    ("Ring", "part of the control region: each side checks the other's counter at every use"),
+    ("Counter", "part of a ring"),
+];
+
+/// Fields that mean nothing, with the reason.
+pub const MEANINGLESS: &[(&str, &str, &str)] = &[
+    ("VmObject", "_pad", "padding"),
+    ("VmPage", "_pad", "padding"),
+    ("VmMapEntry", "_pad", "padding"),
+    ("MapIndex", "_pad", "padding"),
+    ("MapNode", "_pad", "padding"),
+    ("PoolPage", "_pad", "padding"),
+    ("EventhandlerList", "_pad", "padding"),
+    ("EventhandlerEntry", "_pad", "padding"),
+    ("StoredOp", "_pad", "padding"),
+    ("SleepQueue", "_pad", "padding"),
+    ("Scheduler", "_pad", "padding"),
+    ("KernelPmap", "_pad", "padding"),
+    ("SlabHeader", "_pad", "padding"),
+    ("Pcpu", "_pad", "padding"),
+    ("Pcpu", "_pad2", "padding"),
+    ("Pcpu", "lock_prof", "whether statistics are kept"),
+    (
+        "VmMap",
+        "timestamp",
+        "counts how often the lock was taken, so that others can tell; only a change means anything",
+    ),
+    ("VmObject", "generation", "counts changes, so that others can tell; only a change means anything"),
+    ("VmPage", "act_count", "a hint for the pagedaemon"),
+    ("Thread", "switches", "a statistic: nothing depends on it"),
+    ("VmMeter", "v_faults", "a statistic: nothing depends on it"),
+    ("VmMeter", "v_pdwakeups", "a statistic: nothing depends on it"),
+    ("VmMeter", "lowmem_events", "a statistic: nothing depends on it"),
+    ("KernelRoots", "vm_pageout_deficit", "a hint for the pagedaemon"),
+];
+
+/// Fields of which not every bit can be checked, or not at any time, with the reason.
+pub const PARTLY: &[(&str, &str, &str)] = &[
+    (
+        "Callout",
+        "deadline",
+        "of a thread without a time-out, left over; else nothing but the order of the heap says when a sleep ends",
+    ),
+    ("Callout", "child", "left over from the last time-out while the thread has none"),
+    ("Callout", "sibling", "left over from the last time-out while the thread has none"),
+    ("Callout", "prev", "left over from the last time-out while the thread has none"),
+    ("EventhandlerEntry", "priority", "nothing but the order of the list says it"),
+    ("Scheduler", "callout_sequence", "any number that is not below one that is in use"),
+    ("Scheduler", "spread", "either of two ways to work"),
+    ("StoredOp", "slot", "what somebody wants to be done later: only its form can be checked"),
+    ("MapReserve", "credits", "any number that the pages of the map allow"),
+    ("Pcpu", "need_resched", "any of three reasons to give way"),
+    ("Thread", "critnest", "of a running thread, nothing else says it"),
+    ("Thread", "kstack_pages", "of the thread that the boot became, which has no stack of the zone"),
+    ("Thread", "md", "of a running thread, left over from its last switch"),
+    ("Thread", "lastcpu", "any CPU that there is"),
+    ("Thread", "sq_next", "left over while the thread is awake"),
+    ("Thread", "sq_prev", "left over while the thread is awake"),
+    ("SleepQueue", "hash_next", "left over while the queue is not in use"),
+    ("SleepQueue", "hash_prev", "left over while the queue is not in use"),
+    ("SleepQueue", "spare", "left over while the queue is not in use"),
+    ("SleepQueue", "wchan", "left over while the queue is not in use"),
+    ("ThreadList", "head", "left over while the queue is not in use"),
+    ("ThreadList", "tail", "left over while the queue is not in use"),
+    ("VmMapEntry", "offset", "without an object the place in it means nothing, and it is kept up"),
+    ("VmMeter", "hz", "any number that the tunable allows"),
+    ("VmMeter", "ticks", "any time before the next time-out, and without one any"),
+    ("VmMeter", "v_inactive_target", "how many pages were free when it was computed is not known any more"),
+    ("VmMeter", "v_zfod", "any number of all faults"),
+    (
+        "VmObject",
+        "size",
+        "of an anonymous object any that reaches to the end of its last entry: clipping leaves it larger",
+    ),
+    ("VmPage", "flags", "PG_ZERO of a page that is handed out says only how it was asked for"),
+    ("VmPage", "dirty", "any of the chunks that are valid"),
+];
+
+/// Fields in which a flipped bit is found.
+pub const CHECKED: &[(&str, &[&str])] = &[
+    ("Mtx", &["owner"]),
+    ("Sx", &["owner", "waiters"]),
+    ("VmObject", &["ref_count", "kind", "flags", "resident_page_count", "root", "index_pages", "index_levels"]),
+    ("IndexNode", &["slots"]),
+    (
+        "VmPage",
+        &[
+            "object",
+            "pindex",
+            "next",
+            "prev",
+            "wire_count",
+            "hold_count",
+            "private",
+            "oflags",
+            "segind",
+            "busy",
+            "block",
+            "queue",
+            "valid",
+        ],
+    ),
+    ("VmPhysSeg", &["start", "end", "fresh", "freelist"]),
+    ("VmFreeList", &["head", "tail", "count"]),
+    (
+        "VmMapEntry",
+        &[
+            "prev",
+            "next",
+            "start",
+            "end",
+            "object",
+            "eflags",
+            "wired_count",
+            "protection",
+            "max_protection",
+            "inheritance",
+        ],
+    ),
+    ("MapIndex", &["root", "height", "nodes"]),
+    ("MapReserve", &["home", "unlinked", "plain_pages"]),
+    ("VmMap", &["nentries", "size", "needs_wakeup", "system_map", "pmap", "next_map"]),
+    ("MapNode", &["count", "level", "keys", "gaps", "spare_next", "targets"]),
+    ("PoolPage", &["prev", "next"]),
+    ("MapPool", &["used", "capacity", "first", "top", "last"]),
+    ("EventhandlerList", &["name", "first", "next_list", "runcount"]),
+    ("EventhandlerEntry", &["next", "func", "arg"]),
+    ("StoredOp", &["run", "handler", "list"]),
+    (
+        "Thread",
+        &[
+            "tid",
+            "state",
+            "priority",
+            "base_priority",
+            "owepreempt",
+            "name",
+            "wmesg",
+            "wchan",
+            "sx_held",
+            "timed_out",
+            "intr_nesting",
+            "kstack",
+            "held_locks",
+            "all_next",
+            "all_prev",
+            "tid_next",
+            "rq_next",
+            "rq_prev",
+            "sleepqueue",
+        ],
+    ),
+    ("Callout", &["sequence"]),
+    ("RunQueue", &["status"]),
+    ("Scheduler", &["cold", "zombies", "callouts", "tids", "sleepqueues"]),
+    ("Pcpu", &["allcpu_next", "curthread", "idlethread", "cpuid", "slice"]),
+    ("KernelPmap", &["pml4", "resident_count", "wired_count", "table_count"]),
+    ("SlabHeader", &["next", "prev", "free", "free_count", "zone"]),
+    ("SlabItem", &["next"]),
+    ("SlabZone", &["item_size", "partial", "slabs", "free", "used"]),
+    (
+        "KernelRoots",
+        &[
+            "abi_version",
+            "boot_zeroed",
+            "kernel_vm_end",
+            "virtual_avail",
+            "maps",
+            "map_list",
+            "clean_map",
+            "pager_map",
+            "vm_page_array",
+            "first_page",
+            "vm_page_array_size",
+            "vm_phys_segs",
+            "vm_phys_nsegs",
+            "vm_page_zero_count",
+            "vm_pages_needed",
+            "vm_pageout_pages_needed",
+            "eventhandler_lists",
+            "pageproc",
+            "boot_held_locks",
+            "map_pages",
+            "cpuhead",
+        ],
+    ),
+    (
+        "VmMeter",
+        &[
+            "v_page_count",
+            "v_free_count",
+            "v_cache_count",
+            "v_active_count",
+            "v_inactive_count",
+            "v_wire_count",
+            "v_free_reserved",
+            "v_free_min",
+            "v_free_severe",
+            "v_free_target",
+            "v_pageout_free_min",
+            "v_cache_min",
+            "v_cache_max",
+            "v_interrupt_free_min",
+            "v_swapin",
+            "v_swapout",
+            "thread_count",
+            "ncpu",
+        ],
+    ),
+    ("PML4E", &["bits"]),
+    ("PDPTE", &["bits"]),
+    ("PDE", &["bits"]),
+    ("PTE", &["bits"]),
+];
+
+/// What a field means to the check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Meaning {
+    /// A flipped bit is found.
+    Checked,
+    /// Not every bit can be checked, or not at any time, for this reason.
+    Partly(&'static str),
+    /// Nothing, for this reason.
+    Nothing(&'static str),
+}
+
+/// What `field` of `structure` means. Nothing when it is in no table.
+///
+/// # Panics
+/// When it is in several.
+#[must_use]
+pub fn meaning(structure: &str, field: &str) -> Option<Meaning> {
+    let is = |&&(own, name, _): &&(&str, &str, &str)| own == structure && name == field;
+    let checked = CHECKED.iter().filter(|(own, fields)| *own == structure && fields.contains(&field));
+    let mut all: Vec<Meaning> = checked.map(|_| Meaning::Checked).collect();
+    all.extend(PARTLY.iter().filter(is).map(|(.., reason)| Meaning::Partly(reason)));
+    all.extend(MEANINGLESS.iter().filter(is).map(|(.., reason)| Meaning::Nothing(reason)));
+    all.extend(NOT_READ.iter().filter(|(own, _)| *own == structure).map(|(_, reason)| Meaning::Nothing(reason)));
+    assert!(all.len() <= 1, "{structure}.{field} is in several tables");
+    all.pop()
+}

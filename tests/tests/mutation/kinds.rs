@@ -1,0 +1,630 @@
+//! Kinds of corruption, each with the rule that must find it and the structure that it must name.
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::Rng as _;
+use vmkern::abi::addr::KPtr;
+use vmkern::abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
+use vmkern::abi::layout::{
+    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageFlags, PageOflags, Pcpu,
+    PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp, Thread, ThreadState, VmMap, VmMapEntry, VmObject,
+    VmPage, VmPhysSeg,
+};
+use vmkern::abi::pte::{Level, Pte, PteFlags};
+use vmkern::{GuestPhys, GuestVirt, Source as _};
+use vmkern_tests::damage::Overlay;
+use vmkern_tests::damage::anatomy::{Anatomy, page_element};
+
+/// A guest's memory to be damaged.
+pub struct Scene<'a, 'i> {
+    pub anatomy: &'a Anatomy<'i>,
+    pub overlay: Overlay<'i>,
+    pub random: Xoshiro256PlusPlus,
+}
+
+/// Where a finding must be: at this address.
+type At = GuestVirt;
+
+/// A kind of corruption.
+pub struct Kind {
+    /// What is done.
+    pub name: &'static str,
+    /// The rule that finds it.
+    pub rule: &'static str,
+    /// What the finding calls the structure.
+    pub what: &'static str,
+    /// Does it, and says where the finding must be.
+    pub damage: fn(&mut Scene<'_, '_>) -> At,
+}
+
+impl Scene<'_, '_> {
+    fn draw<T: Copy>(&mut self, all: &[T]) -> T {
+        assert!(!all.is_empty(), "the guest has nothing of the kind: {}", std::any::type_name::<T>());
+        all[usize::try_from(self.random.next_u64() % all.len() as u64).expect("an index")]
+    }
+
+    fn roots(&self) -> (GuestVirt, KernelRoots) {
+        let at = self.overlay.anchors().roots.addr();
+        (at, self.overlay.get(at))
+    }
+
+    /// The address of a field of the roots.
+    fn root_of<F>(&self, field: fn(&KernelRoots) -> &F) -> At {
+        let (at, roots) = self.roots();
+        at.add((std::ptr::from_ref(field(&roots)).addr() - std::ptr::from_ref(&roots).addr()) as u64)
+    }
+
+    /// Changes the roots; the finding is at `field`.
+    fn change_root<F>(&mut self, field: fn(&KernelRoots) -> &F, change: impl FnOnce(&F)) -> At {
+        let at = self.overlay.anchors().roots.addr();
+        self.overlay.change(at, |roots: &KernelRoots| change(field(roots)));
+        self.root_of(field)
+    }
+
+    /// Changes the structure at `at`, where the finding is.
+    fn change<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&mut self, at: At, change: impl FnOnce(&T)) -> At {
+        self.overlay.change(at, change);
+        at
+    }
+
+    /// One of the structures called `name` that are as `wanted`.
+    fn one<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&mut self, name: &str, wanted: impl Fn(&T) -> bool) -> At {
+        let all: Vec<At> = self
+            .anatomy
+            .places
+            .iter()
+            .filter(|(own, at)| *own == name && wanted(&self.overlay.get(*at)))
+            .map(|(_, at)| *at)
+            .collect();
+        self.draw(&all)
+    }
+
+    fn map(&self, slot: usize) -> At {
+        self.roots().1.maps[slot].get().addr()
+    }
+
+    /// The entries of the map in a slot of the roots, in their order.
+    fn entries(&self, slot: usize) -> Vec<At> {
+        let map = self.map(slot);
+        let mut entries = Vec::new();
+        let mut at = self.overlay.get::<VmMap>(map).header.next.get().addr();
+        while at != map {
+            entries.push(at);
+            at = self.overlay.get::<VmMapEntry>(at).next.get().addr();
+        }
+        entries
+    }
+
+    /// An entry of kmem_map that has neighbours on both sides.
+    fn kmem_entry(&mut self) -> At {
+        let entries = self.entries(1);
+        self.draw(&entries[1..entries.len() - 1])
+    }
+
+    /// An entry of an anonymous object's.
+    fn pageable_entry(&mut self) -> At {
+        let entries: Vec<At> = [2, 3].into_iter().flat_map(|slot| self.entries(slot)).collect();
+        let all: Vec<At> =
+            entries.into_iter().filter(|at| !self.overlay.get::<VmMapEntry>(*at).object.get().is_null()).collect();
+        self.draw(&all)
+    }
+
+    fn page_of(&self, pfn: u64) -> At {
+        page_element(&self.roots().1, pfn)
+    }
+
+    /// A page that is as `wanted`, by its element.
+    fn page(&mut self, wanted: impl Fn(&VmPage) -> bool) -> At {
+        self.one("VmPage", wanted)
+    }
+
+    /// A page of kmem_object.
+    fn kmem_page(&mut self) -> At {
+        let kmem = self.root_of(|roots| &roots.kmem_object);
+        self.page(|page| page.object.get().addr() == kmem)
+    }
+
+    /// Page number of the element at `at`.
+    fn pfn(&self, at: At) -> u64 {
+        let roots = self.roots().1;
+        roots.first_page.get() + at.since(roots.vm_page_array.get().addr()) / size_of::<VmPage>() as u64
+    }
+
+    /// A sleeping thread of a request's.
+    fn sleeper(&mut self) -> At {
+        self.one("Thread", |t: &Thread| t.tid.get() < 64 && t.state() == Some(ThreadState::Sleeping))
+    }
+
+    /// A thread with a time-out.
+    fn timed(&mut self, wanted: impl Fn(&Thread) -> bool) -> At {
+        self.one("Thread", |t: &Thread| t.callout.sequence.get() != 0 && wanted(t))
+    }
+
+    /// Entry of a table of `level`: one that is as `wanted`, with where it lies and the address that it is for.
+    fn pte(&mut self, level: Level, wanted: impl Fn(GuestVirt, Pte) -> bool) -> (GuestPhys, GuestVirt, Pte) {
+        let shift = match level {
+            Level::Pml4 => 39,
+            Level::Pdpt => 30,
+            Level::Pd => 21,
+            Level::Pt => 12,
+        };
+        let mut all = Vec::new();
+        for &(_, table, base) in self.anatomy.tables.iter().filter(|(own, ..)| *own == level) {
+            for index in 0..512u64 {
+                let place = table.add(index * 8);
+                let pte = Pte::from_bits(self.overlay.load(place).expect("it is RAM"));
+                let va = GuestVirt::new(base.get() | index << shift);
+                if wanted(va, pte) {
+                    all.push((place, va, pte));
+                }
+            }
+        }
+        self.draw(&all)
+    }
+
+    /// A translation of kmem_map.
+    fn kmem_pte(&mut self) -> (GuestPhys, GuestVirt, Pte) {
+        let map: VmMap = self.overlay.get(self.map(1));
+        let range = map.min_offset()..map.max_offset();
+        self.pte(Level::Pt, |va, pte| range.contains(&va) && pte.is_valid())
+    }
+
+    fn set_pte(&mut self, at: GuestPhys, bits: u64) {
+        self.overlay.word(at).store(bits, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Changes the bits of a translation of kmem_map.
+    fn kmem_flags(&mut self, change: impl FnOnce(u64) -> u64) -> At {
+        let (at, va, pte) = self.kmem_pte();
+        self.set_pte(at, change(pte.bits()));
+        va
+    }
+
+    /// A leaf of kmem_map's index.
+    fn leaf(&mut self) -> At {
+        let entries = self.entries(1);
+        self.one("MapNode", |node: &MapNode| {
+            node.level.get() == 0
+                && node.count.get() > 7
+                && (2..7).all(|slot| entries.contains(&node.entry(slot).addr()))
+        })
+    }
+}
+
+fn null<T>() -> KPtr<T> {
+    KPtr::NULL
+}
+
+macro_rules! kinds {
+    ($($name:literal, $rule:literal, $what:literal => $damage:expr;)*) => {
+        &[$(Kind { name: $name, rule: $rule, what: $what, damage: $damage }),*]
+    };
+}
+
+/// All kinds.
+pub const KINDS: &[Kind] = kinds! {
+    // Maps and entries.
+    "a map counts an entry too many", "map-nentries", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.nentries.update(|n| n + 1));
+    "a map's size is a page too small", "map-size", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.size.update(|n| n - 4096));
+    "a map of another pmap", "map-pmap", "exec_map" =>
+        |s| s.change(s.map(2), |m: &VmMap| m.pmap.set(GuestPhys::new(0x7000)));
+    "a map with the other kind of lock", "map-system", "pipe_map" =>
+        |s| s.change(s.map(3), |m: &VmMap| m.system_map.set(1));
+    "a map waits for nobody", "map-wakeup", "exec_map" =>
+        |s| s.change(s.map(2), |m: &VmMap| m.needs_wakeup.set(1));
+    "a map that ends inside of a page", "map-bounds", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.header.end.update(|at| at.add(5)));
+    "a map falls off the list of maps", "map-registry", "kernel_map" =>
+        |s| { s.change_root(|r| &r.map_list, |list| list.set(null())); s.map(0) };
+    "a map of two names", "map-registry", "pipe_map" =>
+        |s| { let exec = s.map(2); s.change_root(|r| &r.maps, |maps| maps[3].set(KPtr::new(exec))); exec };
+    "a map without its home", "map-home", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.reserve.home.set(null()));
+    "a backward link that is lost", "map-list", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.prev.set(null())) };
+    "the links of an entry swapped", "map-list", "vm_map_entry" =>
+        |s| {
+            let at = s.kmem_entry();
+            let entry: VmMapEntry = s.overlay.get(at);
+            s.change(at, |e: &VmMapEntry| { e.next.set(entry.prev.get()); e.prev.set(entry.next.get()); })
+        };
+    "an entry cut out of the list", "map-list", "vm_map_entry" =>
+        |s| {
+            let at = s.kmem_entry();
+            let entry: VmMapEntry = s.overlay.get(at);
+            s.change(entry.prev.get().addr(), |e: &VmMapEntry| e.next.set(entry.next.get()));
+            entry.next.get().addr()
+        };
+    "a list of entries that bites its tail", "map-list", "vm_map_entry" =>
+        |s| {
+            let entries = s.entries(1);
+            let at = s.draw(&entries[3..]);
+            s.change(at, |e: &VmMapEntry| e.next.set(KPtr::new(entries[2])));
+            entries[2]
+        };
+    "a link that leads nowhere", "unreadable", "vm_map_entry" =>
+        |s| {
+            let nowhere = GuestVirt::new(0xdead_0000_0000_0000);
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.next.set(KPtr::new(nowhere)));
+            nowhere
+        };
+    "an entry past the map's end", "map-order", "vm_map_entry" =>
+        |s| {
+            let last = *s.entries(1).last().expect("there are entries");
+            let end = s.overlay.get::<VmMap>(s.map(1)).max_offset();
+            s.change(last, |e: &VmMapEntry| e.end.set(end.add(4096)))
+        };
+    "entries that overlap", "map-order", "vm_map_entry" =>
+        |s| {
+            let at = s.kmem_entry();
+            let below: VmMapEntry = s.overlay.get(s.overlay.get::<VmMapEntry>(at).prev.get().addr());
+            s.change(at, |e: &VmMapEntry| e.start.set(below.start.get()))
+        };
+    "an empty entry", "entry-range", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.end.set(e.start.get())) };
+    "an entry that starts inside of a page", "entry-range", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.start.update(|at| at.add(64))) };
+    "an entry that is copied on write", "entry-flags", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::COW)) };
+    "an entry in transition for ever", "entry-transition", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::IN_TRANSITION)) };
+    "an entry without a right", "entry-protection", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.protection.set(Protection::READ)) };
+    "an entry wired twice", "entry-wired", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.wired_count.set(2)) };
+    "an entry at another place of its object", "entry-offset", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.offset.update(|o| o + 4096)) };
+    "an entry that loses its object", "entry-wired", "vm_map_entry" =>
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.object.set(null())) };
+    "a submap's entry that is too short", "submap-range", "vm_map_entry" =>
+        |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.end.update(|at| GuestVirt::new(at.get() - 4096))) };
+    // The index of a map.
+    "a stale max_free", "index-gap", "map index node" =>
+        |s| {
+            let at = s.one("MapNode", |node: &MapNode| node.level.get() > 0);
+            s.change(at, |node: &MapNode| node.gaps[0].update(|gap| gap + 1))
+        };
+    "a gap of a leaf that is wrong", "index-gap", "map index node" =>
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.gaps[3].update(|gap| gap + 1)) };
+    "two tree links swapped", "index-item", "map index node" =>
+        |s| {
+            let at = s.leaf();
+            s.change(at, |node: &MapNode| {
+                let (a, b) = (node.targets[3].get(), node.targets[5].get());
+                node.targets[3].set(b);
+                node.targets[5].set(a);
+            })
+        };
+    "a key that is wrong", "index-item", "map index node" =>
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.keys[4].update(|key| key + 1)) };
+    "a node of the wrong level", "index-level", "map index node" =>
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.level.set(1)) };
+    "a node that says it is fuller", "index-fill", "map index node" =>
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.count.set(40)) };
+    "a tree counts a node too many", "index-nodes", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.index.nodes.update(|n| n + 1));
+    "a tree without a root", "unreadable", "map index node" =>
+        |s| { s.change(s.map(1), |m: &VmMap| m.index.root.set(null())); GuestVirt::new(0) };
+    "a pool counts an entry too few", "pool-used", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.used.update(|n| n - 1));
+    "a pool without its last page", "pool-pages", "kmem_map" =>
+        |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.last.set(null()));
+    "a page of a pool with a wrong link", "pool-pages", "pool page" =>
+        |s| { let at = s.one("PoolPage", |_: &PoolPage| true); s.change(at, |p: &PoolPage| p.prev.set(KPtr::new(at))) };
+    "a leak of a page of maps", "map-pages", "map_pages" =>
+        |s| s.change_root(|r| &r.map_pages, |n| n.update(|n| n + 1));
+    // Objects.
+    "a reference too many", "object-ref-count", "vm_object" =>
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.ref_count.update(|n| n + 1)) };
+    "an object that counts a page too few", "object-resident", "kmem_object" =>
+        |s| s.change_root(|r| &r.kmem_object, |o| o.resident_page_count.update(|n| n - 1));
+    "an object of the wrong type", "object-kind", "vm_object" =>
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.kind.set(4)) };
+    "an object that is dying", "object-flags", "vm_object" =>
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.flags.set(ObjectFlags::DEAD)) };
+    "a page that leaves its object's index", "object-page", "vm_page" =>
+        |s| {
+            let at = s.kmem_page();
+            let pfn = u32::try_from(s.pfn(at)).expect("it is small");
+            let leaf = s.anatomy.places.iter().filter(|(name, _)| *name == "IndexNode").map(|(_, at)| *at);
+            let slots = leaf.flat_map(|leaf| (0..1024).map(move |slot| leaf.add(slot * 4)));
+            let found = slots.filter(|slot| s.overlay.get::<vmkern::abi::field::Field<u32>>(*slot).get() == pfn);
+            let slot = found.last().expect("its object has it");
+            s.change(slot, |slot: &vmkern::abi::field::Field<u32>| slot.set(0));
+            at
+        };
+    "a page at another index", "object-page", "vm_page" =>
+        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.pindex.update(|n| n + 1)) };
+    // Pages.
+    "a page without a wiring", "page-state", "vm_page" =>
+        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.wire_count.set(0)) };
+    "a leaked page", "page-lost", "vm_page" =>
+        |s| {
+            // The first page that was never used is handed out, counted as wired, and forgotten.
+            let segs = s.roots().1.vm_phys_segs.get().addr();
+            let number = s.roots().1.vm_phys_nsegs.get() - 1;
+            let seg = segs.add(number * size_of::<VmPhysSeg>() as u64);
+            let pfn = s.overlay.get::<VmPhysSeg>(seg).fresh.get();
+            s.change(seg, |seg: &VmPhysSeg| seg.fresh.update(|fresh| fresh + 1));
+            s.change_root(|r| &r.meter, |meter| {
+                meter.v_free_count.update(|n| n - 1);
+                meter.v_wire_count.update(|n| n + 1);
+            });
+            s.change_root(|r| &r.vm_page_zero_count, |n| n.update(|n| n - 1));
+            let at = s.page_of(pfn.into());
+            s.change(at, |p: &VmPage| {
+                p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED);
+                p.wire_count.set(1);
+                p.segind.set(u16::try_from(number).expect("there are few segments"));
+            })
+        };
+    "a page of an object that is free", "page-free", "vm_page" =>
+        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.flags.set(PageFlags::TOUCHED)) };
+    "a page of two objects", "page-owner", "vm_page" =>
+        |s| {
+            let kmem = s.root_of(|r| &r.kmem_object);
+            let (a, b) = (s.kmem_page(), s.page(|p| !p.object.get().is_null() && p.object.get().addr() != kmem));
+            let (ours, theirs) = (s.pfn(a), s.pfn(b));
+            let wanted = u32::try_from(theirs).expect("it is small");
+            let leaves: Vec<At> =
+                s.anatomy.places.iter().filter(|(name, _)| *name == "IndexNode").map(|(_, at)| *at).collect();
+            for slot in leaves.into_iter().flat_map(|leaf| (0..1024).map(move |slot| leaf.add(slot * 4))) {
+                let field: vmkern::abi::field::Field<u32> = s.overlay.get(slot);
+                if u64::from(field.get()) == ours {
+                    s.change(slot, |slot: &vmkern::abi::field::Field<u32>| slot.set(wanted));
+                }
+            }
+            b
+        };
+    "a page that is busy for ever", "page-state", "vm_page" =>
+        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.oflags.set(PageOflags::BUSY)) };
+    "a page that is held", "page-state", "vm_page" =>
+        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.hold_count.set(1)) };
+    "a free page with a wiring", "page-free-state", "vm_page" =>
+        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.wire_count.set(1)) };
+    "a block on the list of another order", "free-block-order", "vm_page" =>
+        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.block.update(|block| block ^ 3)) };
+    "a free list with a wrong link", "free-list-link", "vm_page" =>
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            s.change(at, |p: &VmPage| p.prev.update(|pfn| pfn + 1))
+        };
+    "a page on two lists", "page-owner", "vm_page" =>
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            let pfn = u32::try_from(s.pfn(at)).expect("it is small");
+            let roots = s.roots().1;
+            let own = usize::from(s.overlay.get::<VmPage>(at).block.get()) - 1;
+            let list = roots.vm_phys_free_queues.iter().position(|orders| {
+                let mut next = orders[own].head.get();
+                while next != 0 && next != pfn {
+                    next = s.overlay.get::<VmPage>(s.page_of(next.into())).next.get();
+                }
+                next == pfn
+            });
+            let list = list.expect("a free block is on a list");
+            s.change_root(|r| &r.vm_phys_free_queues, |queues| {
+                let other = &queues[list][if own == 12 { 0 } else { 12 }];
+                other.head.set(pfn);
+                other.tail.set(pfn);
+                other.count.set(1);
+            });
+            at
+        };
+    "a free list counts a block too many", "free-list-count", "free list" =>
+        |s| {
+            s.change_root(|r| &r.vm_phys_free_queues, |queues| queues[0][0].count.update(|n| n + 1));
+            s.root_of(|r| &r.vm_phys_free_queues[0][0])
+        };
+    "free pages counted wrong", "page-counts", "vmmeter" =>
+        |s| s.change_root(|r| &r.meter.v_free_count, |n| n.update(|n| n - 1));
+    "wired pages counted wrong", "page-counts", "vmmeter" =>
+        |s| s.change_root(|r| &r.meter.v_wire_count, |n| n.update(|n| n + 1));
+    "zeroed pages counted wrong", "page-counts", "vmmeter" =>
+        |s| s.change_root(|r| &r.vm_page_zero_count, |n| n.update(|n| n + 1));
+    "a threshold that is wrong", "thresholds", "vmmeter" =>
+        |s| s.change_root(|r| &r.meter.v_free_min, |n| n.update(|n| n + 1));
+    "segments that overlap", "segment-order", "vm_phys_seg" =>
+        |s| {
+            let at = s.roots().1.vm_phys_segs.get().addr().add(size_of::<VmPhysSeg>() as u64);
+            s.change(at, |seg: &VmPhysSeg| seg.start.set(0))
+        };
+    "a page of a paging queue that is on none", "page-queue", "vm_page" =>
+        |s| { let at = s.page(|p| p.queue.get() == 2); s.change(at, |p: &VmPage| p.queue.set(0)) };
+    // Page tables.
+    "a translation that is not valid and not 0", "pte-invalid", "PTE" => |s| s.kmem_flags(|bits| bits & !1);
+    "a translation that is gone", "pte-missing", "PTE" => |s| s.kmem_flags(|_| 0);
+    "a translation to another page", "pte-frame", "PTE" => |s| s.kmem_flags(|bits| bits ^ 0x1_0000);
+    "a translation that may be executed", "pte-wx", "PTE" => |s| s.kmem_flags(|bits| bits & !(1 << 63));
+    "a translation that may not be written", "pte-flags", "PTE" =>
+        |s| s.kmem_flags(|bits| bits & !PteFlags::RW.bits());
+    "a translation of the wrong privilege", "pte-user", "PTE" => |s| s.kmem_flags(|bits| bits ^ PteFlags::U.bits());
+    "a translation that is not wired", "pte-wired", "PTE" => |s| s.kmem_flags(|bits| bits & !PteFlags::W.bits());
+    "a translation with a bit that nobody sets", "pte-reserved", "PTE" => |s| s.kmem_flags(|bits| bits | 1 << 55);
+    "a translation made by another function", "pte-kenter", "PTE" =>
+        |s| s.kmem_flags(|bits| bits | PteFlags::KENTER.bits());
+    "a translation in a hole", "pte-hole", "PTE" =>
+        |s| {
+            let (_, _, pte) = s.kmem_pte();
+            let map: VmMap = s.overlay.get(s.map(1));
+            let used: Vec<_> = s
+                .entries(1)
+                .into_iter()
+                .map(|at| { let e: VmMapEntry = s.overlay.get(at); e.start.get()..e.end.get() })
+                .collect();
+            let range = map.min_offset()..map.max_offset();
+            let (at, va, _) =
+                s.pte(Level::Pt, |va, _| range.contains(&va) && !used.iter().any(|used| used.contains(&va)));
+            s.set_pte(at, pte.bits());
+            va
+        };
+    "a guard page of a stack that is mapped", "kernel-stack", "thread" =>
+        |s| {
+            let thread = s.one("Thread", |t: &Thread| t.kstack.get().get() != 0);
+            let low = s.overlay.get::<Thread>(thread).kstack.get();
+            let guard = GuestVirt::new(low.get() - 4096);
+            let (_, _, pte) = s.kmem_pte();
+            let (at, _, _) = s.pte(Level::Pt, |va, _| va == guard);
+            s.set_pte(at, pte.bits());
+            thread
+        };
+    "a hole in the direct map", "direct-map", "PDE" =>
+        |s| {
+            let (roots, _) = s.roots();
+            let (at, va, _) = s.pte(Level::Pd, |va, pte| {
+                let shown = va < VM_MIN_KERNEL_ADDRESS && va >= DMAP_MIN && pte.is_valid();
+                // Without the roots there is nothing to begin with.
+                shown && !(va..va.add(2 << 20)).contains(&roots)
+            });
+            s.set_pte(at, 0);
+            va
+        };
+    "the image's text that may be written", "pte-wx", "PTE" =>
+        |s| {
+            let nx = PteFlags::NX.bits();
+            let (at, va, pte) = s.pte(Level::Pt, |va, pte| va >= KERNBASE && pte.is_valid() && pte.bits() & nx == 0);
+            s.set_pte(at, pte.bits() | PteFlags::RW.bits());
+            va
+        };
+    "a page table counts an entry too many", "table-valid", "vm_page" =>
+        |s| {
+            let first = s.roots().1.first_page.get();
+            let tables: Vec<u64> = s
+                .anatomy
+                .tables
+                .iter()
+                .filter(|(level, at, base)| {
+                    *level == Level::Pt && *base >= VM_MIN_KERNEL_ADDRESS && *base < KERNBASE && at.pfn() >= first
+                })
+                .map(|(_, at, _)| at.pfn())
+                .collect();
+            let pfn = s.draw(&tables);
+            let at = s.page_of(pfn);
+            s.change(at, |p: &VmPage| p.private.update(|n| n + 1))
+        };
+    "two entries of one page table", "table-shared", "page table" =>
+        |s| {
+            let tables = |va: GuestVirt, pte: Pte| va >= VM_MIN_KERNEL_ADDRESS && va < KERNBASE && pte.is_valid();
+            let (_, first, pte) = s.pte(Level::Pd, tables);
+            let (at, second, _) = s.pte(Level::Pd, |va, pte| tables(va, pte) && va != first);
+            s.set_pte(at, pte.bits());
+            first.max(second)
+        };
+    "translations counted wrong", "pmap-resident", "kernel_pmap" =>
+        |s| s.change_root(|r| &r.kernel_pmap, |pmap| pmap.resident_count.update(|n| n + 1));
+    // Zones.
+    "a zone counts an item too many", "zone-count", "zone" =>
+        |s| { s.change_root(|r| &r.zones, |zones| zones[4].used.update(|n| n + 1)); s.root_of(|r| &r.zones[4].used) };
+    "an item of the wrong size", "zone-item-size", "zone" =>
+        |s| { s.change_root(|r| &r.zones, |zones| zones[5].item_size.set(4096)); s.root_of(|r| &r.zones[5]) };
+    "a slab of another zone", "slab-zone", "slab" =>
+        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update(|z| z ^ 1)) };
+    "a slab counts a free item too many", "slab-free-count", "slab" =>
+        |s| {
+            let at = s.one("SlabHeader", |slab: &SlabHeader| slab.free_count.get() > 0);
+            s.change(at, |slab: &SlabHeader| slab.free_count.update(|n| n + 1))
+        };
+    "a free item that leads to itself", "slab-free", "slab" =>
+        |s| { let at = s.one("SlabItem", |_: &SlabItem| true); s.change(at, |item: &SlabItem| item.next.set(KPtr::new(at))); at.page() };
+    // Threads.
+    "a thread without a list", "thread-list", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.all_prev.set(null())) };
+    "a thread of another number", "thread-number", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.tid.update(|tid| tid ^ 1)) };
+    "a thread in an impossible state", "thread-state", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(77)) };
+    "a thread that runs nowhere", "thread-state", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(ThreadState::Running as u32)) };
+    "a thread that could run, and nobody knows", "runq-missing", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(ThreadState::Runnable as u32)) };
+    "a thread that sleeps elsewhere", "sleepq-sleeper", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wchan.update(|at| at.add(64))) };
+    "a stack pointer beside the stack", "saved-context", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.md[0].update(|rsp| rsp + (1 << 20))) };
+    "a thread that holds a lock in its sleep", "held-locks", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update(|held| held | 4)) };
+    "a lock of a thread that does not exist", "mutex-owner", "vm_page_queue_mtx" =>
+        |s| s.change_root(|r| &r.vm_page_queue_mtx, |mtx| mtx.owner.set(0x7ff));
+    "an sx lock that nobody owns and somebody counts", "sx-held", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.sx_held.set(1)) };
+    "an sx lock of a thread that does not exist", "sx-owner", "exec_map" =>
+        |s| { let at = s.map(2); s.change(at, |m: &VmMap| m.sx.owner.set(0x7ff)); at.add(std::mem::offset_of!(VmMap, sx) as u64) };
+    "a time-out that is lost", "callout-queued", "thread" =>
+        |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.sequence.set(0)) };
+    "a time-out that is past", "callout-due", "thread" =>
+        |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.deadline.set(0)) };
+    "a time-out from the future", "callout-sequence", "thread" =>
+        |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.sequence.set(1 << 40)) };
+    "a sleep queue of another channel", "sleepq-chain", "sleep queue" =>
+        |s| {
+            let at = s.one("SleepQueue", |q: &SleepQueue| !q.blocked.head.get().is_null() && q.wchan.get().get() != 0);
+            let used = s.roots().1.sched.sleepqueues.iter().map(|q| q.get().addr()).find(|at| at.get() != 0);
+            let at = used.unwrap_or(at);
+            s.change(at, |q: &SleepQueue| q.wchan.update(|at| at.add(8)))
+        };
+    "CPUs counted wrong", "cpu-list", "vmmeter" =>
+        |s| s.change_root(|r| &r.meter.ncpu, |n| n.update(|n| n + 1));
+    "a CPU that runs no thread", "cpu", "CPU" =>
+        |s| { let at = s.roots().1.cpuhead.get().addr(); s.change(at, |cpu: &Pcpu| cpu.curthread.set(null())) };
+    "a run queue that says it is not empty", "runq-status", "run queue" =>
+        |s| {
+            let at = s.roots().1.cpuhead.get().addr();
+            s.change(at, |cpu: &Pcpu| cpu.runq.status.update(|status| status ^ 1 << 7));
+            let cpu: Pcpu = s.overlay.get(at);
+            at.add((std::ptr::from_ref(&cpu.runq.queues[7]).addr() - std::ptr::from_ref(&cpu).addr()) as u64)
+        };
+    // Event handlers.
+    "an event that runs for ever", "event-runcount", "event" =>
+        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.runcount.set(1)) };
+    "a handler outside of the image", "event-function", "event handler" =>
+        |s| { let at = s.one("EventhandlerEntry", |_: &EventhandlerEntry| true); s.change(at, |e: &EventhandlerEntry| e.func.set(0x1000)) };
+    "a stored operation of another handler", "stored-op", "stored operation" =>
+        |s| { let at = s.one("StoredOp", |_: &StoredOp| true); s.change(at, |op: &StoredOp| op.handler.set(null())) };
+    "a pageable page that nobody maps", "object-page", "vm_page" =>
+        |s| {
+            let entry = s.pageable_entry();
+            let object = s.overlay.get::<VmMapEntry>(entry).object.get();
+            let at = s.page(|p| p.object.get() == object);
+            s.change(at, |p: &VmPage| p.object.set(null()))
+        };
+    // Words with few values.
+    "a map's header with rights", "map-header", "exec_map" =>
+        |s| s.change(s.map(2), |m: &VmMap| m.header.protection.set(Protection::READ));
+    "a map whose other lock is held", "map-other-lock", "exec_map" =>
+        |s| { let at = s.map(2); s.change(at, |m: &VmMap| m.lock.owner.set(3)); at.add(std::mem::offset_of!(VmMap, lock) as u64) };
+    "a thread of another name", "thread-name", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.name[0].update(|word| word ^ 0x100)) };
+    "a thread of another priority", "thread-priority", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.base_priority.set(3)) };
+    "a thread on a run queue that it is not on", "runq-link", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.rq_next.set(KPtr::new(at))) };
+    "a thread that waits for what nobody waits for", "wait-message", "thread" =>
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wmesg[0].update(|word| word ^ 1)) };
+    "pages that came from a disk", "meter", "vmmeter" =>
+        |s| s.change_root(|r| &r.meter.v_swapin, |n| n.set(1));
+    "a page array that ends early", "page-array", "kernel roots" =>
+        |s| s.change_root(|r| &r.vm_page_array_size, |n| n.update(|n| n - 1));
+    "locks that the boot holds for ever", "held-locks", "kernel roots" =>
+        |s| s.change_root(|r| &r.boot_held_locks, |held| held.set(1));
+    "an object locked by nobody", "mutex-owner", "vm_object" =>
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.lock.owner.set(0x7ff)) };
+    "the scheduler locked by nobody", "mutex-owner", "sched_lock" =>
+        |s| { s.change_root(|r| &r.sched.lock, |lock| lock.owner.set(0x7ff)); s.root_of(|r| &r.sched.lock) };
+    "another pagedaemon", "pageproc", "kernel roots" =>
+        |s| { let at = s.sleeper(); s.change_root(|r| &r.pageproc, |thread| thread.set(KPtr::new(at))) };
+    "a submap at a place of an object", "entry-offset", "vm_map_entry" =>
+        |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.offset.set(4096)) };
+    "an event of another name", "event-name", "event" =>
+        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.name[0].update(|w| w ^ 1)) };
+    "a stored operation of another function", "stored-op", "stored operation" =>
+        |s| { let at = s.one("StoredOp", |_: &StoredOp| true); s.change(at, |op: &StoredOp| op.run.set(4096)) };
+    "a slot of no use that leads somewhere", "index-unused", "map index node" =>
+        |s| {
+            let at = s.one("MapNode", |node: &MapNode| node.count.get() < 15);
+            s.change(at, |node: &MapNode| node.targets[14].set(at))
+        };
+};
+
+const _: () = assert!(KINDS.len() >= 60);

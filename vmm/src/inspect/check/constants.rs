@@ -1,0 +1,166 @@
+//! Words that have one value, or few, in a kernel that works: names, words of what is not in use, counters of what
+//! never happens.
+
+use std::mem::offset_of;
+
+use vmkern_abi::control::{MAX_THREADS, WaitMessage};
+use vmkern_abi::layout::{EntryFlags, Protection, Thread, ThreadState, VmMap, VmPage};
+
+use super::context::Context;
+use super::maps::Map;
+use super::sched::{Item, label};
+
+/// Priority of threads that work on requests (`PUSER`).
+const PUSER: u8 = 160;
+/// Priority of the pagedaemon (`PVM`).
+const PVM: u8 = 68;
+/// Priority of idle threads (`PRI_MAX_IDLE`).
+const PRI_MAX_IDLE: u8 = 255;
+/// Priorities that a sleep can lend: `PSWP`, `PVM`, `PUSER`.
+const LENT: [u8; 3] = [64, PVM, PUSER];
+/// Number of the thread that the boot became.
+const BOOT_TID: u32 = 64;
+/// Number of the pagedaemon.
+const PAGEDAEMON_TID: u32 = 65;
+/// Number of the idle thread of CPU n, less n; that of CPU 0 is the one that the boot became.
+const IDLE_TID: u32 = 66;
+/// Most ticks a second (`kern.hz`).
+const HZ_MAX: u64 = 10_000;
+
+/// Checks them all.
+pub(super) fn check(ctx: &Context<'_>) {
+    ctx.maps.all.iter().filter(|map| !map.is_updating()).for_each(|map| check_header(ctx, map));
+    ctx.maps.all.iter().for_each(|map| check_other_lock(ctx, map));
+    check_roots(ctx);
+    check_meter(ctx);
+    if ctx.roots.sched.lock.owner.get() == 0 {
+        ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread));
+    }
+}
+
+/// A map's header is no range: nothing is behind it.
+fn check_header(ctx: &Context<'_>, map: &Map) {
+    let header = &map.header;
+    let is_bare = (header.object.get(), header.offset, header.wired_count, header.inheritance) == (0, 0, 0, 0)
+        && header.eflags == EntryFlags::empty()
+        && (header.protection, header.max_protection) == (Protection::empty(), Protection::empty());
+    if !is_bare {
+        ctx.finding("map-header", map.name, map.at, || {
+            format!("its header is no range, but says what is behind one: {header:x?}")
+        });
+    }
+}
+
+/// The lock of the other kind of map is never taken.
+fn check_other_lock(ctx: &Context<'_>, map: &Map) {
+    let Ok(raw) = ctx.memory.get::<VmMap>("vm_map", vmkern_abi::addr::KPtr::new(map.at)) else { return };
+    let (offset, word, kind) = if map.system_map == 0 {
+        (offset_of!(VmMap, lock), raw.lock.owner.get(), "mutex")
+    } else {
+        (offset_of!(VmMap, sx), raw.sx.owner.get() | raw.sx.waiters.get(), "sx lock")
+    };
+    if word != 0 {
+        let at = map.at.checked_add(offset as u64).unwrap_or(map.at);
+        ctx.finding("map-other-lock", map.name, at, || {
+            format!("system_map is {}, but its {kind} says {word:#x}", map.system_map)
+        });
+    }
+}
+
+fn check_roots(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
+    if roots.sched.cold.get() == 0 && roots.boot_held_locks.get() != 0 {
+        ctx.finding("held-locks", "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
+            format!("there are threads, but the boot holds locks {:#x}", roots.boot_held_locks.get())
+        });
+    }
+    // While the scheduler is at work its threads are not looked at, but their numbers are known.
+    let (owner, last) =
+        (roots.sched.lock.owner.get(), IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)));
+    if owner > last {
+        ctx.finding("mutex-owner", "sched_lock", ctx.root_of(&roots.sched.lock), || {
+            format!("its word is {owner:#x}, but the last thread has number {last}")
+        });
+    }
+    let pageproc = ctx.sched.thread(roots.pageproc.get()).map(|thread| thread.value.tid.get());
+    if pageproc.is_some_and(|tid| tid != PAGEDAEMON_TID) {
+        ctx.finding("pageproc", "kernel roots", ctx.root_of(&roots.pageproc), || {
+            format!("it is thread {pageproc:?}, but the pagedaemon is thread {PAGEDAEMON_TID}")
+        });
+    }
+    if roots.sched.spread.get() > 1 {
+        ctx.finding("flag-word", "scheduler", ctx.root_of(&roots.sched.spread), || {
+            format!("spread is {}, but is 0 or 1", roots.sched.spread.get())
+        });
+    }
+    let array = roots.vm_page_array.get().addr();
+    if !array.get().is_multiple_of(size_of::<VmPage>() as u64) {
+        ctx.finding("page-array", "kernel roots", ctx.root_of(&roots.vm_page_array), || {
+            format!("the page array is at {array}, which is not aligned")
+        });
+    }
+    let ram_end = ctx.memory.source().segments().last().map_or(0, |segment| segment.end.pfn());
+    let end = roots.first_page.get().saturating_add(roots.vm_page_array_size.get());
+    if end != ram_end {
+        ctx.finding("page-array", "kernel roots", ctx.root_of(&roots.vm_page_array_size), || {
+            format!("its elements end with page {end:#x}, RAM with page {ram_end:#x}")
+        });
+    }
+}
+
+fn check_meter(ctx: &Context<'_>) {
+    let meter = &ctx.roots.meter;
+    for (name, counter) in [("v_swapin", &meter.v_swapin), ("v_swapout", &meter.v_swapout)] {
+        if counter.get() != 0 {
+            ctx.finding("meter", "vmmeter", ctx.root_of(counter), || {
+                format!("{name} is {}, but there is no swap space", counter.get())
+            });
+        }
+    }
+    let (faults, zfod) = (meter.v_faults.get(), meter.v_zfod.get());
+    if zfod > faults {
+        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.v_zfod), || {
+            format!("v_zfod says that {zfod} of {faults} faults gave a page")
+        });
+    }
+    let hz = meter.hz.get();
+    if !(1..=HZ_MAX).contains(&hz) {
+        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.hz), || format!("hz is {hz}, not 1 to {HZ_MAX}"));
+    }
+}
+
+/// What a thread is called, and its priority: of a worker by its number, of an idle thread by its CPU.
+fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
+    let t = &thread.value;
+    let fault = |rule, detail: String| ctx.finding(rule, "thread", thread.addr(), || detail);
+    let tid = t.tid.get();
+    let cpu = ctx.sched.idles(thread.at).map(|cpu| cpu.value.cpuid.get());
+    let (number, name, priority) = match cpu {
+        Some(0) => (BOOT_TID, "host".to_owned(), PRI_MAX_IDLE),
+        Some(cpu) => (IDLE_TID.wrapping_add(cpu), format!("idle{cpu}"), PRI_MAX_IDLE),
+        None if thread.at == ctx.roots.pageproc.get() => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
+        None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
+        // Of a CPU that is only being started.
+        None if t.name().to_string().starts_with("idle") => (tid, t.name().to_string(), PRI_MAX_IDLE),
+        None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
+    };
+    if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
+        fault("thread-name", format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()));
+    }
+    if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
+        fault("kernel-stack", format!("{} has {} pages of no stack", label(t), t.kstack_pages.get()));
+    }
+    let (now, own) = (t.priority.get(), t.base_priority.get());
+    if own != priority || (now != own && !LENT.contains(&now)) {
+        fault("thread-priority", format!("{} has priority {now}, of its own {own}, expected {priority}", label(t)));
+    }
+    if t.state() != Some(ThreadState::Runnable) && !(t.rq_next.get().is_null() && t.rq_prev.get().is_null()) {
+        let (next, prev) = (t.rq_next.get().addr(), t.rq_prev.get().addr());
+        fault("runq-link", format!("{} is on no run queue, but has rq_next {next} and rq_prev {prev}", label(t)));
+    }
+    let words = [t.wmesg[0].get(), t.wmesg[1].get()];
+    let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
+    if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {
+        fault("wait-message", format!("{} is in state {} with wait message {words:x?}", label(t), t.state.get()));
+    }
+}
