@@ -28,7 +28,9 @@ pub mod tour;
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
 pub use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
-pub use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage};
+pub use vmkern_abi::control::{
+    Allocator, Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage,
+};
 pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{

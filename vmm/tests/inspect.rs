@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use vmkern::inspect::draw::{WIDTH, draw};
-use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, Use};
-use vmkern::{Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome, Symbols, View, What};
+use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
+use vmkern::{
+    Allocator, Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome, Symbols, TimeMode, View,
+    What,
+};
 
 const PAGE: u64 = 4096;
 
@@ -392,6 +395,36 @@ fn locks_are_counted_by_class_as_often_as_they_are_taken() {
     assert_eq!(flushes(&after) - flushes(&before), PAIRS, "one flush a kmem_free");
     let others = after.tlb.iter().map(|cpu| cpu.asked + cpu.skipped).sum::<u64>();
     assert_eq!(others, flushes(&after), "each flush reaches the other CPU or is put off there");
+}
+
+#[test]
+fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
+    const PAIRS: u64 = 400;
+    let builder = Guest::builder().vcpus(2).time(TimeMode::Real);
+    let mut guest = builder.launch().unwrap_or_else(|error| panic!("no guest: {error}"));
+    let maps: Vec<MapId> = (0..2)
+        .map(|_| {
+            let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 * PAGE, kind: MapKind::System };
+            MapId(value(&mut guest, op))
+        })
+        .collect();
+    for allocator in [Allocator::Malloc, Allocator::Alloc] {
+        let before = locks(&guest);
+        for (thread, &map) in (0..).zip(&maps) {
+            let op = Op::Pairs { map, size: 9 * PAGE, count: PAIRS, allocator };
+            guest.submit(thread, op).expect("the guest lives");
+        }
+        for _ in &maps {
+            assert_eq!(guest.next_response().expect("the guest lives").outcome, Outcome::Ok);
+        }
+        let after = locks(&guest);
+        let sum = |report: &LocksReport, of: fn(&TlbReport) -> u64| report.tlb.iter().map(of).sum::<u64>();
+        let more = |of: fn(&TlbReport) -> u64| sum(&after, of) - sum(&before, of);
+        // A worker's first request makes its stack, which maps and flushes nothing.
+        assert_eq!(more(|cpu| cpu.flushes), 2 * PAIRS, "{allocator:?}: one flush a free of nine pages");
+        assert_eq!(more(|cpu| cpu.asked + cpu.skipped), 2 * PAIRS, "{allocator:?}: the other CPU once a flush");
+        assert_eq!(more(|cpu| cpu.asked), more(|cpu| cpu.answered), "{allocator:?}: each question has an answer");
+    }
 }
 
 #[test]

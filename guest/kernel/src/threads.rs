@@ -13,7 +13,7 @@ use crate::arch::interrupt::Deferred;
 use crate::arch::percpu::{PerCpu, Polling, StackBounds, Stacks};
 use crate::arch::stack::Stack;
 use crate::arch::switch::{self, Context};
-use crate::arch::{ap, cpus, instr, interrupt};
+use crate::arch::{ap, cpus, instr, interrupt, tlb};
 use crate::memory::{KernelMachine, KernelVm, vm};
 use crate::once::Once;
 use crate::service;
@@ -123,6 +123,7 @@ pub fn run_other_cpu() -> ! {
         cpu.set_polling(Polling::Yes);
         let start = instr::rdtsc();
         while !vm.switch_owed() && instr::rdtsc() - start < IDLE_SPIN {
+            tlb::poll();
             core::hint::spin_loop();
         }
         if !vm.switch_owed() {

@@ -5,6 +5,7 @@
 
 mod bytes;
 mod lowmem;
+mod pairs;
 mod qenter;
 
 pub use self::bytes::{Access, Intent};
@@ -79,6 +80,9 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
             vm.kmem_free_wakeup(map, addr, size);
             Outcome::Ok
         }),
+        Op::Pairs { map, size, count, allocator } => {
+            on_map(vm, map, |map| pairs::pairs(vm, map, size, count, allocator))
+        }
         Op::UmaReclaim => {
             vm.uma_reclaim();
             Outcome::Ok

@@ -22,8 +22,8 @@ mod ring;
 use zerocopy::{FromBytes, KnownLayout};
 
 pub use self::op::{
-    Context, KernReturn, MAX_THREADS, MallocFlags, MapId, MapKind, Op, Outcome, Request, Response, WaitMessage,
-    WireError,
+    Allocator, Context, KernReturn, MAX_THREADS, MallocFlags, MapId, MapKind, Op, Outcome, Request, Response,
+    WaitMessage, WireError,
 };
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};

@@ -357,6 +357,27 @@ pub enum Op {
     },
     /// Waits until nothing is runnable but idle work, and idle work is done. Answer: ok.
     Settle,
+    /// Allocates and frees `size` bytes, `count` times one after the other: what the functions themselves cost. Answer: ok,
+    /// or null when an allocation failed.
+    Pairs {
+        /// The map.
+        map: MapId,
+        /// Bytes.
+        size: u64,
+        /// Pairs.
+        count: u64,
+        /// By which function.
+        allocator: Allocator,
+    },
+}
+
+/// What [`Op::Pairs`] allocates with; it frees with `kmem_free`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Allocator {
+    /// `kmem_malloc` with M_NOWAIT.
+    Malloc,
+    /// `kmem_alloc`.
+    Alloc,
 }
 
 /// What came of an operation.
@@ -428,6 +449,7 @@ impl Request {
     /// The slot that says this.
     #[must_use]
     pub fn encode(&self) -> Slot {
+        let mut fourth = 0;
         let (code, a): (u64, [u64; 3]) = match self.op {
             Op::Nop => (0, [0; 3]),
             Op::KmemAlloc { map, size } => (1, [map.0, size, 0]),
@@ -452,9 +474,13 @@ impl Request {
             Op::KmemFreeWakeup { map, addr, size } => (18, [map.0, addr.get(), size]),
             Op::UmaReclaim => (19, [0; 3]),
             Op::Join { thread } => (20, [thread.into(), 0, 0]),
+            Op::Pairs { map, size, count, allocator } => {
+                fourth = u64::from(allocator == Allocator::Alloc);
+                (21, [map.0, size, count])
+            }
         };
         let head = u64::from(self.tag) | code << 32 | u64::from(self.context.code()) << 48;
-        [head, a[0], a[1], a[2], 0, 0, 0, 0]
+        [head, a[0], a[1], a[2], fourth, 0, 0, 0]
     }
 
     /// Reads a slot.
@@ -463,7 +489,7 @@ impl Request {
     /// When it is no request, or names what cannot be (an unknown flag).
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
-        let [head, a0, a1, a2, ..] = *slot;
+        let [head, a0, a1, a2, a3, ..] = *slot;
         let error = WireError { head };
         let map = MapId(a0);
         let (v0, v1) = (GuestVirt::new(a0), GuestVirt::new(a1));
@@ -488,6 +514,7 @@ impl Request {
             17 => Op::KmemAllocWait { map, size: a1 },
             18 => Op::KmemFreeWakeup { map, addr: v1, size: a2 },
             19 => Op::UmaReclaim,
+            21 => Op::Pairs { map, size: a1, count: a2, allocator: allocator(a3).ok_or(error)? },
             20 => Op::Join { thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)? },
             _ => return Err(error),
         };
@@ -500,6 +527,14 @@ const fn kind(code: u64) -> Option<MapKind> {
     match code {
         0 => Some(MapKind::User),
         1 => Some(MapKind::System),
+        _ => None,
+    }
+}
+
+const fn allocator(code: u64) -> Option<Allocator> {
+    match code {
+        0 => Some(Allocator::Malloc),
+        1 => Some(Allocator::Alloc),
         _ => None,
     }
 }
@@ -573,6 +608,8 @@ mod tests {
             Op::KmemFreeWakeup { map, addr, size: 18 },
             Op::UmaReclaim,
             Op::Join { thread: 63 },
+            Op::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc },
+            Op::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc },
         ];
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
             for context in [Context::Thread(0), Context::Thread(63), Context::Interrupt, Context::Lowmem] {
@@ -599,6 +636,7 @@ mod tests {
         assert!(Request::decode(&[64 << 48, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[20 << 32, 64, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[3 << 32, 1, 4096, 0x8000, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[21 << 32, 1, 4096, 1, 2, 0, 0, 0]).is_err());
         assert!(Response::decode(&[0, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Response::decode(&[4 << 32, 0, 99, 0, 0, 0, 0, 0]).is_err());
     }

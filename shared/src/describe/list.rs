@@ -129,7 +129,7 @@ describe!(Pcpu {
     tlb,
     _pad2
 });
-describe!(TlbStats { flushes, shootdowns, asked, skipped, answered, caught_up });
+describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, caught_up });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
 describe!(SlabItem { next });

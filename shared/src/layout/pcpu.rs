@@ -35,7 +35,7 @@ pub struct Pcpu {
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
     #[doc(hidden)]
-    pub _pad2: [Field<u64>; 7],
+    pub _pad2: [Field<u64>; 6],
 }
 
 /// What a CPU has done to keep translations true.
@@ -46,8 +46,10 @@ pub struct TlbStats {
     pub flushes: Field<u64>,
     /// Those for which it had to ask other CPUs (shootdowns).
     pub shootdowns: Field<u64>,
-    /// CPUs that it asked: interrupts at most.
+    /// CPUs that it asked.
     pub asked: Field<u64>,
+    /// Those that it had to interrupt, because they did not come to see to it by themselves.
+    pub interrupts: Field<u64>,
     /// CPUs that it did not ask because they were idle, and drop everything before they go on.
     pub skipped: Field<u64>,
     /// Times that it answered other CPUs.

@@ -5,15 +5,18 @@
 
 mod bare;
 mod boot;
+mod kmem;
 mod ring;
 mod stats;
 
 use thiserror::Error;
 
 pub use self::boot::{BootBench, boot};
+pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem};
 pub use self::ring::{RingBench, ScriptBench, ring};
 pub use self::stats::Summary;
 use crate::control::{GuestError, LaunchError};
+use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 
 /// Why a measurement could not be taken.
@@ -25,6 +28,9 @@ pub enum BenchError {
     /// A guest failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// A guest cannot be looked into.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
     /// KVM refused something.
     #[error(transparent)]
     Kvm(#[from] KvmError),

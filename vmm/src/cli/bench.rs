@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use vmkern::bench::{self, BenchError, BootBench, RingBench, ScriptBench, Summary};
+use vmkern::bench::{self, BenchError, BootBench, KmemBench, KmemSetup, RingBench, ScriptBench, Summary};
 use vmkern::script::{Status, launch_status};
 
 const EXAMPLES: &str = "\
 Examples:
   vmkern bench boot               21 launches, each beside a bare VM and a bare process
   vmkern bench ring --json        what a request over the control ring costs
+  vmkern bench kmem --vcpus 1,2   what allocating costs, and what a second vCPU brings
 
 Each figure is a median with its quartiles; every ratio is taken within a round, between neighbours in time.";
 
@@ -32,6 +33,24 @@ enum What {
         /// Guest memory, 8M to 64G.
         #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::values::size)]
         memory: u64,
+        /// Prints one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Allocating and freeing in loops inside the guest, a thread a vCPU, on maps of their own and on one map.
+    Kmem {
+        /// Rounds.
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Pairs of allocation and free that each thread does in a round.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+        pairs: u64,
+        /// Bytes of an allocation, at most 4M.
+        #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = pair_size)]
+        size: u64,
+        /// Numbers of vCPUs to compare; ratios are to the first.
+        #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=64))]
+        vcpus: Vec<u32>,
         /// Prints one JSON object.
         #[arg(long)]
         json: bool,
@@ -66,12 +85,23 @@ pub fn run(args: &BenchArgs) -> Status {
     }
 }
 
+/// A size that fits the maps that are measured.
+fn pair_size(text: &str) -> Result<u64, String> {
+    let size = super::values::size(text)?;
+    if (1..=bench::MAP_SIZE).contains(&size) { Ok(size) } else { Err("expected 1 to 4M".to_owned()) }
+}
+
 fn measure(what: &What) -> anyhow::Result<()> {
     match *what {
         What::Boot { rounds, memory, json } => {
             let vmkern = std::env::current_exe().context("where this command itself is")?;
             let result = bench::boot(rounds.into(), memory, &vmkern)?;
             show(json.then_some(&result), || boot_text(&result));
+        }
+        What::Kmem { rounds, pairs, size, ref vcpus, json } => {
+            let setup = KmemSetup { rounds: rounds.into(), pairs, size, vcpus: vcpus.clone() };
+            let result = bench::kmem(&setup)?;
+            show(json.then_some(&result), || kmem_text(&result));
         }
         What::Ring { rounds, requests, json } => {
             let requests = usize::try_from(requests).context("the number of requests")?;
@@ -109,6 +139,28 @@ fn ring_text(result: &RingBench) -> String {
     row(&mut text, "kmem_malloc or kmem_free, one at a time", "us", result.kmem_us);
     let ScriptBench { operations, seconds } = result.script;
     let _ = writeln!(text, "{:<44}{seconds:>10.2} s", format!("script of {operations} operations"));
+    text
+}
+
+fn kmem_text(result: &KmemBench) -> String {
+    let KmemBench { rounds, pairs, size, ref cases } = *result;
+    let mut text = format!("{rounds} rounds of {pairs} pairs of {size} bytes a thread, a thread a vCPU\n");
+    for case in cases {
+        let of = if case.maps == "one" { "one map" } else { "disjoint maps" };
+        let _ = writeln!(text, "{}, {of}, {} vCPUs", case.function, case.vcpus);
+        row(&mut text, "  a pair, all threads together", "us", case.pair_us);
+        row(&mut text, "  throughput over that of the first", "", case.scaling);
+        row(&mut text, "    by the time that vCPUs had a core", "", case.scaling_on_free_cores);
+        let _ = writeln!(
+            text,
+            "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt), {:.3} idle skipped, {:.1} locks",
+            case.flushes, case.asked, case.interrupts, case.skipped, case.acquired
+        );
+        let waits: Vec<_> = case.contested.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
+        if !waits.is_empty() {
+            let _ = writeln!(text, "  waits: {}", waits.join(", "));
+        }
+    }
     text
 }
 

@@ -28,7 +28,7 @@ use crate::access::KernelAccess;
 use crate::arch::clock::Clock;
 use crate::arch::percpu::{PerCpu, Polling};
 use crate::arch::vectors::OPERATION_VECTOR;
-use crate::arch::{apic, cpus, instr, interrupt};
+use crate::arch::{apic, cpus, instr, interrupt, tlb};
 use crate::direct_map;
 use crate::masked_cell::MaskedCell;
 use crate::memory::KernelVm;
@@ -212,6 +212,7 @@ impl Dispatcher<'_> {
             if is_over(self) {
                 return;
             }
+            tlb::poll();
             core::hint::spin_loop();
         }
         cpu.arm_idle();

@@ -110,9 +110,10 @@ impl<M: Machine> Vm<M> {
         cpu.curthread.get() == cpu.idlethread.get() && cpu.runq.status.get() == 0
     }
 
-    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads are spread and this CPU has
-    /// something to do; then where it ran last if that CPU has not, else on any that has not, and when all have, where it ran
-    /// last. An idle thread runs on its own CPU.
+    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads are spread. Then where it
+    /// ran last if that CPU has nothing to do, else on any that has not, and when all have something to do, where it ran
+    /// last. The CPU that booted comes after the others, because its idle thread serves the host, who may want more
+    /// done meanwhile. An idle thread runs on its own CPU.
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
         if self.cnt().ncpu.get() == 1 {
@@ -126,10 +127,9 @@ impl<M: Machine> Vm<M> {
         if self.sched().spread.get() == 0 {
             return here;
         }
-        if let Some(idle) = [here, last].into_iter().find(|cpu| self.is_idle(cpu)) {
-            return idle;
-        }
-        self.cpus().find(|cpu| self.is_idle(cpu)).unwrap_or(last)
+        let boot = self.boot_pcpu();
+        let others = [last, here].into_iter().chain(self.cpus()).filter(|cpu| cpu.cpuid.get() != boot.cpuid.get());
+        others.chain([boot]).find(|cpu| self.is_idle(cpu)).unwrap_or(last)
     }
 
     /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is on none, unless a sleep has lent it
@@ -194,10 +194,13 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Takes the best thread that waits for another CPU than `here`.
+    /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread and has been told to give
+    /// way is about to take its threads itself.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
         let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| thread != cpu.idlethread.get());
-        let others = self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get());
+        let comes_by_itself =
+            |cpu: &Pcpu| cpu.curthread.get() == cpu.idlethread.get() && cpu.need_resched.get() != Preempt::No as u32;
+        let others = self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get() && !comes_by_itself(cpu));
         let (best, _) = others
             .filter_map(|cpu| Some((cpu, self.get(first(cpu)?).priority.get())))
             .min_by_key(|&(_, priority)| queue_of(priority))?;

@@ -278,17 +278,12 @@ impl<M: Machine> Vm<M> {
         if next == 0 { KPtr::NULL } else { self.vm_page_pointer(next) }
     }
 
-    /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', unless they are held.
+    /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', once more if they are held.
     pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
-        let held = self.state().vm_page_queue_mtx.owner.get() != 0;
-        if !held {
-            self.vm_page_lock_queues();
-        }
+        self.vm_page_lock_queues();
         self.vm_page_unwire(m);
         self.vm_page_free_toq(m, contents);
-        if !held {
-            self.vm_page_unlock_queues();
-        }
+        self.vm_page_unlock_queues();
     }
 
     fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {

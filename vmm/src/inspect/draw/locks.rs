@@ -42,7 +42,7 @@ pub(super) fn draw(report: &LocksReport) -> String {
         out,
         "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
          Held cycles are counted with the tunable debug.lock.prof.enable=1. ASKED: CPUs\n\
-         that had to flush too; SKIPPED: idle ones that flush before they go on{FAINT:#}"
+         that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later{FAINT:#}"
     );
     out
 }
@@ -53,12 +53,14 @@ fn translations(cpus: &[TlbReport]) -> String {
         ("FLUSHES", Align::Right),
         ("SHOOTDOWNS", Align::Right),
         ("ASKED", Align::Right),
+        ("IPIS", Align::Right),
         ("SKIPPED", Align::Right),
         ("ANSWERED", Align::Right),
         ("CAUGHT UP", Align::Right),
     ]);
     for (cpu, tlb) in cpus.iter().enumerate() {
-        let numbers = [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.skipped, tlb.answered, tlb.caught_up];
+        let numbers =
+            [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.interrupts, tlb.skipped, tlb.answered, tlb.caught_up];
         table.row(std::iter::once(format!("cpu {cpu}")).chain(numbers.map(|number| number.to_string())));
     }
     table.draw(0)

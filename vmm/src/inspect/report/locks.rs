@@ -65,6 +65,8 @@ pub struct TlbReport {
     pub shootdowns: u64,
     /// CPUs that it asked.
     pub asked: u64,
+    /// Those that it had to interrupt.
+    pub interrupts: u64,
     /// Idle CPUs that it left alone.
     pub skipped: u64,
     /// Times that it answered others.
@@ -79,6 +81,7 @@ impl TlbReport {
             flushes: stats.flushes.get(),
             shootdowns: stats.shootdowns.get(),
             asked: stats.asked.get(),
+            interrupts: stats.interrupts.get(),
             skipped: stats.skipped.get(),
             answered: stats.answered.get(),
             caught_up: stats.caught_up.get(),

@@ -3,9 +3,14 @@
 //! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles CR4.PGE.
 //!
 //! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`], sets its CPU's bit in the
-//! `requests` of each CPU that may remember a translation, interrupts those that had no request yet, and waits until all
-//! have answered. A request covers a whole range, so that a call costs each CPU one flush. The interrupt is never
-//! deferred in software, and who waits serves the requests of others: two CPUs that wait for each other both go on.
+//! `requests` of each CPU that may remember a translation, and waits until all have answered. A request covers a whole
+//! range, so that a call costs each CPU one flush. Whoever waits for another CPU, for whatever reason, serves the requests of
+//! others ([`poll`]): two CPUs that wait for each other both go on. Who takes mappings away itself serves them with its own
+//! flush: two CPUs that do so at about the same time flush once each, not twice.
+//!
+//! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not come to serve the
+//! request by itself after [`PATIENCE`]: the wait is at most about twice what an interrupt at once would cost. The
+//! interrupt is never deferred in software.
 //!
 //! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but code of the image and
 //! looks at nothing but the direct map, which never change, until it flushes ([`Shootdown::come_back`]). It is asked
@@ -27,6 +32,10 @@ const PGE: u64 = 1 << 7;
 
 /// Pages from which on a full flush is cheaper than single invalidations, with the body at CPL0.
 const FULL_FLUSH_PAGES: u64 = 32;
+
+/// Cycles that a CPU has to serve a request by itself before it is interrupted: some ten microseconds, which is what an
+/// interrupt costs, and longer than the way from one `kmem_free` to the next.
+const PATIENCE: u64 = 40_000;
 
 /// Values of [`Shootdown::state`].
 const ACTIVE: u32 = 0;
@@ -106,21 +115,57 @@ pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
         }
         asked += 1;
         own.unanswered.fetch_add(1, Ordering::Relaxed);
-        if cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst) == 0 {
-            apic::interrupt_cpu(cpu.number(), vectors::SHOOTDOWN_VECTOR);
-        }
+        cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst);
     }
     count(|stats| &stats.shootdowns, u64::from(asked > 0));
     count(|stats| &stats.asked, asked);
     count(|stats| &stats.skipped, skipped);
-    flush(start, end);
-    let mut spins = 0;
+    match own.requests.swap(0, Ordering::SeqCst) {
+        0 => flush(start, end),
+        requests => {
+            flush_all();
+            answer(requests);
+        }
+    }
+    let (begun, mut spins, mut is_patient) = (instr::rdtsc(), 0, true);
     while own.unanswered.load(Ordering::Acquire) != 0 {
-        serve();
+        poll_deferred();
         spin(spins);
         spins += 1;
+        if is_patient && instr::rdtsc() - begun > PATIENCE {
+            is_patient = false;
+            interrupt_who_has_not_served(me.number());
+        }
     }
     interrupt::allow();
+}
+
+/// Interrupts the CPUs that have a request of CPU `number`.
+fn interrupt_who_has_not_served(number: u32) {
+    let mut sent = 0;
+    for cpu in cpus::others().filter(|cpu| cpu.shootdown().requests.load(Ordering::Relaxed) >> number & 1 != 0) {
+        apic::interrupt_cpu(cpu.number(), vectors::SHOOTDOWN_VECTOR);
+        sent += 1;
+    }
+    count(|stats| &stats.interrupts, sent);
+}
+
+/// Serves other CPUs' requests, if there are any. For loops that wait for something.
+#[inline]
+pub fn poll() {
+    if PerCpu::current().shootdown().requests.load(Ordering::Relaxed) != 0 {
+        interrupt::defer();
+        serve();
+        interrupt::allow();
+    }
+}
+
+/// As [`poll`], with interrupts deferred.
+#[inline]
+pub fn poll_deferred() {
+    if PerCpu::current().shootdown().requests.load(Ordering::Relaxed) != 0 {
+        serve();
+    }
 }
 
 /// The interrupt of another CPU that waits for this one.
@@ -133,22 +178,27 @@ pub fn shootdown_interrupt() {
 
 /// Does what other CPUs wait for. Interrupts are deferred.
 fn serve() {
-    let mut requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
-    let many = requests & requests.wrapping_sub(1) != 0;
-    if many {
-        flush_all();
+    let requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
+    match cpus::get(requests.trailing_zeros()).map(PerCpu::shootdown) {
+        None => {}
+        Some(only) if requests.is_power_of_two() => {
+            let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
+            flush(bound(&only.start), bound(&only.end));
+        }
+        Some(_) => flush_all(),
     }
+    answer(requests);
+}
+
+/// Tells the CPUs of `requests`, a bit each, that this one has flushed what they want flushed.
+fn answer(mut requests: u64) {
     while requests != 0 {
         let number = requests.trailing_zeros();
         requests &= requests - 1;
-        let Some(cpu) = cpus::get(number) else { continue };
-        let asked = cpu.shootdown();
-        if !many {
-            let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
-            flush(bound(&asked.start), bound(&asked.end));
+        if let Some(cpu) = cpus::get(number) {
+            count(|stats| &stats.answered, 1);
+            cpu.shootdown().unanswered.fetch_sub(1, Ordering::Release);
         }
-        count(|stats| &stats.answered, 1);
-        asked.unanswered.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -83,6 +83,8 @@ impl Script {
             Op::VerifyZero { addr, size } => ("", format!("verify {} {size:#x} zero", at(addr))),
             Op::Vtop { addr } => ("", format!("vtop {}", at(addr))),
             Op::Sleep { micros } => ("", format!("sleep {micros}us")),
+            // No verb does this, and no history.
+            Op::Pairs { .. } => ("", "# pairs".to_owned()),
             Op::Settle => ("", "settle".to_owned()),
             Op::Join { thread } => ("", format!("join t{thread}")),
         };

@@ -1,0 +1,25 @@
+//! Allocating and freeing again and again: what the functions cost without the ring.
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::control::{Allocator, KernReturn, MallocFlags, Outcome};
+use vmkern_abi::layout::VmMap;
+
+use crate::machine::Machine;
+use crate::vm::Vm;
+
+/// Allocates `size` bytes of `map` and frees them, `count` times. Ends with the first failure. Locks: none may be held.
+/// `kmem_alloc` sleeps.
+pub(super) fn pairs<M: Machine>(vm: &Vm<M>, map: KPtr<VmMap>, size: u64, count: u64, allocator: Allocator) -> Outcome {
+    if allocator == Allocator::Malloc && vm.get(map).system_map.get() == 0 {
+        return Outcome::Error(KernReturn::InvalidArgument);
+    }
+    for _ in 0..count {
+        let block = match allocator {
+            Allocator::Malloc => vm.kmem_malloc(map, size, MallocFlags::NOWAIT),
+            Allocator::Alloc => vm.kmem_alloc(map, size),
+        };
+        let Some(addr) = block else { return Outcome::Null };
+        vm.kmem_free(map, addr, size);
+    }
+    Outcome::Ok
+}

@@ -1,0 +1,238 @@
+//! What allocating costs inside the guest, and how much more of it gets done by several CPUs.
+//!
+//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Op::Pairs`]), so that no ring is in the way. Guests
+//! with different numbers of vCPUs take turns, case by case and round by round. Two ratios are taken of each round's
+//! throughput: by the time that passed, and by the time that the vCPUs had a core, which is what would have passed on a
+//! machine with a free core for each.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::time::Instant;
+
+use serde::Serialize;
+use vmkern_abi::boot::TimeMode;
+use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
+
+use super::{BenchError, Summary};
+use crate::control::Guest;
+use crate::inspect::What;
+use crate::inspect::report::{Body, LocksReport};
+
+/// Bytes of the map that each thread has, and so the largest allocation.
+pub const MAP_SIZE: u64 = 4 << 20;
+
+/// What [`kmem`] measures.
+#[derive(Clone, Debug)]
+pub struct KmemSetup {
+    /// Rounds, at least one.
+    pub rounds: usize,
+    /// Pairs that each thread does in a round.
+    pub pairs: u64,
+    /// Bytes of an allocation.
+    pub size: u64,
+    /// Numbers of vCPUs; ratios are to the first.
+    pub vcpus: Vec<u32>,
+}
+
+/// What [`kmem`] measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct KmemBench {
+    /// Rounds.
+    pub rounds: usize,
+    /// Pairs that each thread did in a round.
+    pub pairs: u64,
+    /// Bytes of an allocation.
+    pub size: u64,
+    /// Each function on each sort of maps with each number of vCPUs.
+    pub cases: Vec<KmemCase>,
+}
+
+/// A function on maps of a sort, by so many vCPUs.
+#[derive(Clone, Debug, Serialize)]
+pub struct KmemCase {
+    /// `kmem_malloc` or `kmem_alloc`.
+    pub function: &'static str,
+    /// `disjoint` (a map for each thread) or `one`.
+    pub maps: &'static str,
+    /// vCPUs, and threads.
+    pub vcpus: u32,
+    /// Microseconds a pair of allocation and free, all threads together.
+    pub pair_us: Summary,
+    /// Throughput over that of the first number of vCPUs, by the time that passed.
+    pub scaling: Summary,
+    /// Throughput over that of the first number of vCPUs, by the time that the vCPUs ran.
+    pub scaling_on_free_cores: Summary,
+    /// Flushes a pair.
+    pub flushes: f64,
+    /// Other CPUs that had to flush as well, a pair.
+    pub asked: f64,
+    /// Those of them that had to be interrupted, a pair.
+    pub interrupts: f64,
+    /// Idle CPUs that had not to, a pair.
+    pub skipped: f64,
+    /// Acquisitions of locks, a pair.
+    pub acquired: f64,
+    /// Acquisitions that had to wait, a pair, by lock class; those that never had to are left out.
+    pub contested: Vec<(&'static str, f64)>,
+}
+
+const CASES: [(&str, Allocator, &str); 4] = [
+    ("kmem_malloc", Allocator::Malloc, "disjoint"),
+    ("kmem_malloc", Allocator::Malloc, "one"),
+    ("kmem_alloc", Allocator::Alloc, "disjoint"),
+    ("kmem_alloc", Allocator::Alloc, "one"),
+];
+
+/// A guest with a map for each vCPU.
+struct Subject {
+    guest: Guest,
+    maps: Vec<MapId>,
+}
+
+/// Figures of a case with a number of vCPUs, one a round.
+#[derive(Default)]
+struct Figures {
+    /// Seconds that passed a pair.
+    passed: Vec<f64>,
+    /// Seconds that the vCPU that ran most ran a pair.
+    ran: Vec<f64>,
+    flushes: u64,
+    asked: u64,
+    interrupts: u64,
+    skipped: u64,
+    acquired: u64,
+    contested: Vec<(&'static str, u64)>,
+}
+
+/// Measures what `setup` says.
+///
+/// # Errors
+/// When a guest fails.
+pub fn kmem(setup: &KmemSetup) -> Result<KmemBench, BenchError> {
+    let mut subjects = setup.vcpus.iter().map(|&vcpus| launch(vcpus)).collect::<Result<Vec<_>, _>>()?;
+    let mut figures: Vec<Vec<Figures>> =
+        CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
+    // The first round warms up.
+    for round in 0..=setup.rounds {
+        for (case, figures) in CASES.iter().zip(&mut figures) {
+            for (subject, figures) in subjects.iter_mut().zip(figures) {
+                subject.guest.restart_clock();
+                let mut fresh = Figures::default();
+                measure(setup, case, subject, if round == 0 { &mut fresh } else { figures })?;
+            }
+        }
+    }
+    let cases = CASES.iter().zip(&figures).flat_map(|(case, of_case)| {
+        let counts = setup.vcpus.iter().zip(of_case);
+        counts.map(|(&vcpus, figures)| summarise(setup, case, vcpus, figures, &of_case[0]))
+    });
+    Ok(KmemBench { rounds: setup.rounds, pairs: setup.pairs, size: setup.size, cases: cases.collect() })
+}
+
+fn launch(vcpus: u32) -> Result<Subject, BenchError> {
+    let mut guest = Guest::builder().vcpus(vcpus).time(TimeMode::Real).launch()?;
+    let mut maps = Vec::new();
+    for _ in 0..vcpus {
+        let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: MAP_SIZE, kind: MapKind::System };
+        match guest.call(0, op)?.outcome {
+            Outcome::Value(map) => maps.push(MapId(map)),
+            other => return Err(BenchError::Answer(format!("{other:?}"))),
+        }
+    }
+    Ok(Subject { guest, maps })
+}
+
+fn measure(
+    setup: &KmemSetup,
+    &(_, allocator, maps): &(&str, Allocator, &str),
+    subject: &mut Subject,
+    figures: &mut Figures,
+) -> Result<(), BenchError> {
+    let before = locks(&subject.guest)?;
+    let (start, ran) = (Instant::now(), vcpu_times());
+    for (thread, &own) in (0..).zip(&subject.maps) {
+        let map = if maps == "one" { subject.maps[0] } else { own };
+        subject.guest.submit(thread, Op::Pairs { map, size: setup.size, count: setup.pairs, allocator })?;
+    }
+    for _ in &subject.maps {
+        match subject.guest.next_response()?.outcome {
+            Outcome::Ok => {}
+            other => return Err(BenchError::Answer(format!("{other:?}"))),
+        }
+    }
+    let all = setup.pairs as f64 * subject.maps.len() as f64;
+    figures.passed.push(start.elapsed().as_secs_f64() / all);
+    let ran =
+        vcpu_times().into_iter().map(|(vcpu, time)| time.saturating_sub(ran.get(&vcpu).copied().unwrap_or(0))).max();
+    figures.ran.push(ran.unwrap_or(0) as f64 / 1e9 / all);
+    figures.count(&before, &locks(&subject.guest)?);
+    Ok(())
+}
+
+impl Figures {
+    /// Adds what was counted between two looks.
+    fn count(&mut self, before: &LocksReport, after: &LocksReport) {
+        for (old, new) in before.tlb.iter().zip(&after.tlb) {
+            self.flushes += new.flushes.saturating_sub(old.flushes);
+            self.asked += new.asked.saturating_sub(old.asked);
+            self.interrupts += new.interrupts.saturating_sub(old.interrupts);
+            self.skipped += new.skipped.saturating_sub(old.skipped);
+        }
+        self.contested.resize(after.classes.len(), ("", 0));
+        for ((old, new), (class, contested)) in before.classes.iter().zip(&after.classes).zip(&mut self.contested) {
+            self.acquired += new.total.acquired.saturating_sub(old.total.acquired);
+            *class = new.class;
+            *contested += new.total.contested.saturating_sub(old.total.contested);
+        }
+    }
+}
+
+fn summarise(
+    setup: &KmemSetup,
+    &(function, _, maps): &(&'static str, Allocator, &'static str),
+    vcpus: u32,
+    figures: &Figures,
+    reference: &Figures,
+) -> KmemCase {
+    let pairs = setup.pairs as f64 * f64::from(vcpus) * setup.rounds as f64;
+    let each = |count: u64| count as f64 / pairs;
+    let us: Vec<f64> = figures.passed.iter().map(|seconds| seconds * 1e6).collect();
+    KmemCase {
+        function,
+        maps,
+        vcpus,
+        pair_us: Summary::of(&us),
+        scaling: Summary::of_ratios(&reference.passed, &figures.passed),
+        scaling_on_free_cores: Summary::of_ratios(&reference.ran, &figures.ran),
+        flushes: each(figures.flushes),
+        asked: each(figures.asked),
+        interrupts: each(figures.interrupts),
+        skipped: each(figures.skipped),
+        acquired: each(figures.acquired),
+        contested: figures
+            .contested
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|&(class, count)| (class, each(count)))
+            .collect(),
+    }
+}
+
+fn locks(guest: &Guest) -> Result<LocksReport, BenchError> {
+    match guest.inspect("bench", &What::Locks)?.body {
+        Body::Locks(report) => Ok(report),
+        other => Err(BenchError::Answer(format!("{other:?}"))),
+    }
+}
+
+/// Nanoseconds that each of this process's vCPU threads has had a core, as far as Linux says.
+fn vcpu_times() -> HashMap<OsString, u64> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else { return HashMap::new() };
+    let time = |task: fs::DirEntry| {
+        let is_vcpu = fs::read_to_string(task.path().join("comm")).ok()?.starts_with("vmkern-vcpu");
+        let stat = fs::read_to_string(task.path().join("schedstat")).ok().filter(|_| is_vcpu)?;
+        Some((task.file_name(), stat.split_whitespace().next()?.parse().ok()?))
+    };
+    tasks.flatten().filter_map(time).collect()
+}
