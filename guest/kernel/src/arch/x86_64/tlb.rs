@@ -33,9 +33,10 @@ const PGE: u64 = 1 << 7;
 /// Pages from which on a full flush is cheaper than single invalidations, with the body at CPL0.
 const FULL_FLUSH_PAGES: u64 = 32;
 
-/// Cycles that a CPU has to serve a request by itself before it is interrupted: some ten microseconds, which is what an
-/// interrupt costs, and longer than the way from one `kmem_free` to the next.
-const PATIENCE: u64 = 40_000;
+/// Cycles that a CPU has to serve a request by itself before it is interrupted: a hundred microseconds and more, about what
+/// an interrupt costs both sides where CPL0 is emulated, and longer than the way from one `kmem_free` to the next, flush
+/// included.
+const PATIENCE: u64 = 300_000;
 
 /// Values of [`Shootdown::state`].
 const ACTIVE: u32 = 0;
