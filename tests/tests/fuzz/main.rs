@@ -44,6 +44,13 @@ thread_local! {
     static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
 }
 
+/// Whether an image was so little damaged that it could be looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opened {
+    No,
+    Yes,
+}
+
 /// An image file and what is looked at.
 struct Bench {
     path: PathBuf,
@@ -60,7 +67,7 @@ impl Bench {
     }
 
     /// Damages the file, looks, and puts the file in order again.
-    fn run(&self, victim: &Victim, good: &Image, damage: &Damage) -> Result<(), String> {
+    fn run(&self, victim: &Victim, good: &Image, damage: &Damage) -> Result<Opened, String> {
         for (at, bytes) in &damage.patches {
             self.file.write_all_at(bytes, *at as u64).expect("the file can be written");
         }
@@ -81,9 +88,9 @@ impl Bench {
         result
     }
 
-    fn look(&self, good: &Image) -> Result<(), String> {
+    fn look(&self, good: &Image) -> Result<Opened, String> {
         let open = || Image::open(&self.path).map_err(|error| error.to_string());
-        let Ok(image) = bounded("opening", open)? else { return Ok(()) };
+        let Ok(image) = bounded("opening", open)? else { return Ok(Opened::No) };
         let source = Overlay::bounded(&image, READS);
         let check = || Report::of(&source).map(|report| report.to_string()).map_err(|error| error.to_string());
         let _ = bounded("check", check)?;
@@ -120,7 +127,8 @@ impl Bench {
             let (Ok(before), Ok(after)) = (before, after) else { return Ok(0) };
             Ok::<_, String>(draw(&Inspection::diff(("good", &before), ("victim", &after))).len())
         };
-        bounded("diff", diff)?.map(drop)
+        bounded("diff", diff)??;
+        Ok(Opened::Yes)
     }
 }
 
@@ -140,8 +148,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Runs `cases`, a few on each CPU, and gives what failed.
-fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> Vec<String> {
+/// Runs `cases`, a few on each CPU, and gives how many images could be opened, and what failed.
+fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec<String>) {
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
     let victims: Vec<(Victim, Image)> = [(4, State::AtRest), (5, State::Busy)]
         .into_iter()
@@ -155,6 +163,7 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> Vec<Strin
         .collect();
     let workers = thread::available_parallelism().map_or(2, usize::from).min(8);
     let (cases, done) = (std::sync::Mutex::new(cases), AtomicU64::new(0));
+    let opened = AtomicU64::new(0);
     let failures = std::sync::Mutex::new(Vec::new());
     panic::set_hook(Box::new(|info| {
         PANICKED_AT.set(info.location().map(ToString::to_string));
@@ -162,6 +171,7 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> Vec<Strin
     thread::scope(|scope| {
         for worker in 0..workers {
             let (victims, cases, done, failures, directory) = (&victims, &cases, &done, &failures, directory.path());
+            let opened = &opened;
             scope.spawn(move || {
                 let benches: Vec<Bench> = victims
                     .iter()
@@ -189,8 +199,12 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> Vec<Strin
                     alive.send(case).expect("the watcher waits");
                     let which = usize::try_from(case % victims.len() as u64).expect("an index");
                     let (victim, good) = &victims[which];
-                    if let Err(problem) = benches[which].run(victim, good, &victim.damage(case)) {
-                        failures.lock().expect("nobody panics with it").push(format!("case {case}: {problem}"));
+                    match benches[which].run(victim, good, &victim.damage(case)) {
+                        Ok(Opened::Yes) => drop(opened.fetch_add(1, Ordering::Relaxed)),
+                        Ok(Opened::No) => {}
+                        Err(problem) => {
+                            failures.lock().expect("nobody panics with it").push(format!("case {case}: {problem}"));
+                        }
                     }
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                     if progress != 0 && done.is_multiple_of(progress) {
@@ -202,7 +216,7 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> Vec<Strin
         }
     });
     let _ = panic::take_hook();
-    failures.into_inner().expect("nobody panicked with it")
+    (opened.into_inner(), failures.into_inner().expect("nobody panicked with it"))
 }
 
 #[test]
@@ -210,8 +224,9 @@ fn no_damage_makes_a_look_panic_or_run_on_or_take_memory_without_bounds() {
     let (first, count) = (number("FUZZ_FIRST").unwrap_or(0), number("FUZZ_CASES").unwrap_or(CASES));
     let progress = if number("FUZZ_CASES").is_some() { 10_000 } else { 0 };
     let began = std::time::Instant::now();
-    let failures = campaign(REGRESSIONS.iter().copied().chain(first..first + count), progress);
-    eprintln!("{count} cases from {first} in {:?}", began.elapsed());
+    let (opened, failures) = campaign(REGRESSIONS.iter().copied().chain(first..first + count), progress);
+    eprintln!("{count} cases from {first} in {:?}, {opened} of them opened", began.elapsed());
     let told = failures[..failures.len().min(20)].join("\n");
     assert!(failures.is_empty(), "{} cases failed:\n{told}", failures.len());
+    assert!(opened > count / 2, "only {opened} of {count} images could be looked into");
 }
