@@ -109,7 +109,8 @@ impl Symbols {
         let symbol = self.function(address);
         let offset = symbol.map_or(0, |(_, offset)| offset);
         let mut frames = Vec::new();
-        if let Some(lines) = &self.lines
+        // addr2line adds 1 to the address.
+        if let Some(lines) = self.lines.as_ref().filter(|_| address.get() != u64::MAX)
             && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
         {
             while let Ok(Some(frame)) = found.next() {
@@ -210,6 +211,14 @@ fn shorten(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_address_has_a_frame_without_a_name() {
+        let address = GuestVirt::new(u64::MAX);
+        let frames = Symbols::of(&KernelImage::embedded()).frames(address);
+        assert_eq!(frames.len(), 1);
+        assert_eq!((frames[0].address, frames[0].function.as_deref()), (address, None));
+    }
 
     #[test]
     fn paths_are_shown_relative_to_their_crate() {
