@@ -142,6 +142,8 @@ tunables! {
     kern_ipc_maxpipekva = "kern.ipc.maxpipekva" in 1..=1 << 38,
     /// 1 to count the cycles that locks are held; default 0.
     debug_lock_prof_enable = "debug.lock.prof.enable" in 0..=1,
+    /// Whether free pages are cleared while nothing else runs; default 0, no.
+    vm_idlezero_enable = "vm.idlezero_enable" in 0..=1,
 }
 
 /// A tunable that cannot be set.
@@ -160,6 +162,9 @@ pub enum TunableError {
 
 /// CPUs that a kernel can use (`MAXCPU`).
 pub const MAX_VCPUS: u32 = 64;
+
+/// The kernel starts its other CPUs in the pages from page 1 up to here. Loaders put nothing there.
+pub const AP_END: GuestPhys = GuestPhys::new(0x6000);
 
 /// Everything the command line can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -88,6 +88,10 @@ pub struct CrashRecord {
     pub message_len: Field<u32>,
     /// Words of `frames` in use.
     pub frames_len: Field<u32>,
+    /// Not 0 when it happened in an interrupt handler, which `thread` only lent its CPU to.
+    pub in_interrupt: Field<u32>,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
     /// UTF-8 text.
     pub message: [Field<u8>; MESSAGE_MAX],
     /// Return addresses, innermost first.

@@ -29,7 +29,7 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 
 /// The kernel body begins here, at the privilege that the entry code chose.
 ///
-/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 64 CPL0 instructions took,
+/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 16 CPL0 instructions took,
 /// `entry_tsc` the TSC at entry.
 extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));

@@ -27,6 +27,7 @@ pub type KernelVm = Vm<KernelMachine>;
 static VM: Once<KernelVm> = Once::new();
 
 /// The memory system, once it is up.
+#[inline]
 pub fn vm() -> Option<&'static KernelVm> {
     VM.get()
 }
@@ -34,7 +35,9 @@ pub fn vm() -> Option<&'static KernelVm> {
 /// Brings up the memory system with all RAM that nothing else lives in.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     let tables_end = direct_map::build(boot.memory_map);
-    let (ranges, first_free) = range_table(boot.memory_map.len(), tables_end);
+    let nothing = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
+    let mut few = [nothing; 16];
+    let (ranges, first_free) = range_table(&mut few, boot.memory_map.len(), tables_end);
     let mut count = 0;
     for entry in boot.memory_map.iter().filter(|entry| entry.is_ram()) {
         let start = entry.start.get().max(first_free.get()).next_multiple_of(PAGE_SIZE);
@@ -56,8 +59,12 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     ))
 }
 
-/// Room for `count` ranges at `at`, where RAM is free, and the first address past it. Loaders describe any number.
-fn range_table(count: usize, at: GuestPhys) -> (&'static mut [PhysRange], GuestPhys) {
+/// Room for `count` ranges, and the first address past it: in `few` if that is enough, else at `at`, where RAM is free.
+/// Loaders describe any number, but few as a rule, and a page more to touch would cost the boot.
+fn range_table(few: &mut [PhysRange], count: usize, at: GuestPhys) -> (&mut [PhysRange], GuestPhys) {
+    if count <= few.len() {
+        return (few, at);
+    }
     let bytes = size_of::<PhysRange>() * count;
     let table = phys_to_dmap(at).get() as *mut PhysRange;
     // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry is written before the
@@ -156,6 +163,10 @@ unsafe impl Machine for KernelMachine {
 
     fn cpu_idle(&self, vm: &KernelVm) {
         threads::idle(vm);
+    }
+
+    fn clock_needed(&self, pcpu: &Pcpu) {
+        threads::start_slice(pcpu);
     }
 
     #[inline]

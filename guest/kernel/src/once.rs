@@ -30,6 +30,7 @@ impl<T> Once<T> {
     }
 
     /// The value, if it is set.
+    #[inline]
     #[must_use]
     pub fn get(&self) -> Option<&T> {
         // SAFETY: written before `is_set`, and never again.

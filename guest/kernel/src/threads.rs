@@ -1,16 +1,15 @@
 //! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts do to threads.
 
 use core::ops::Range;
-
 use kmem::kern::sched::Spread;
 use kmem::machine::ThreadStart;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Pcpu, Thread};
 
 use crate::arch::clock::{self, Clock};
 use crate::arch::interrupt::Deferred;
-use crate::arch::percpu::{PerCpu, Polling, StackBounds, Stacks};
+use crate::arch::percpu::{PerCpu, Polling, Slicing, StackBounds, Stacks};
 use crate::arch::stack::Stack;
 use crate::arch::switch::{self, Context};
 use crate::arch::{ap, cpus, instr, interrupt, tlb};
@@ -30,15 +29,21 @@ pub fn clock() -> Option<&'static Clock> {
     CLOCK.get()
 }
 
-/// Begins to slice time, so that threads of one priority take turns.
-pub fn start_slicing() {
-    SLICING.set(());
-    if let Some(clock) = clock() {
+/// Sees to it that the clock of the CPU of `pcpu` interrupts it within `1 / hz` seconds if that is of any use
+/// (`Machine::clock_needed`): virtual time does not pass while a thread runs, so that only those matter who wait for the
+/// CPU. Another CPU is asked to start its own. Interrupts are deferred.
+pub fn start_slice(pcpu: &Pcpu) {
+    let Some(clock) = clock() else { return };
+    if pcpu.runq.status.get() == 0 && clock.mode() == TimeMode::Virtual {
+        return;
+    }
+    let cpu = PerCpu::current();
+    if pcpu.cpuid.get() != cpu.number() {
+        cpus::ask_to_slice(pcpu.cpuid.get());
+    } else if cpu.set_slicing(Slicing::Yes) == Slicing::No {
         clock::start_slice(clock);
     }
 }
-
-static SLICING: Once<()> = Once::new();
 
 /// The work of an interrupt, with further ones deferred.
 pub fn handle_interrupt(which: Deferred) {
@@ -49,25 +54,38 @@ pub fn handle_interrupt(which: Deferred) {
         // The halted CPU is awake, and that is all that the bell is for.
         Deferred::Doorbell => {}
         Deferred::Operation => service::operate_in_interrupt(vm),
-        // The CPU is awake, and gives way below.
-        Deferred::Resched => {}
+        // The CPU is awake, and gives way below. Or its timer is wanted.
+        Deferred::Resched => vm.ask_for_clock(),
         // Not the memory system's business: the CPU stands still before it gets here.
         Deferred::Pause => {}
     }
     vm.intr_exit();
 }
 
-/// The clock's interrupt: real time goes on, and the running thread's slice is over.
+/// The clock's interrupt: real time goes on, by the CPU that booted, and the running thread's slice is over. The clock goes
+/// on as long as it is needed.
 fn timer(vm: &KernelVm) {
-    let (Some(clock), Some(())) = (clock(), SLICING.get()) else { return };
+    let Some(clock) = clock() else { return };
     let cpu = PerCpu::current();
+    cpu.set_slicing(Slicing::No);
     if cpu.number() == 0 && clock.mode() == TimeMode::Real {
         vm.hardclock(clock.ticks());
     }
     vm.end_slice();
-    if cpu.number() == 0 || !cpu.is_polling() {
-        clock::start_slice(clock);
+    vm.ask_for_clock();
+}
+
+/// Wakes those whose time is up, in real time: on the CPU that booted while it is idle, when its timer may stand still.
+pub fn keep_time(vm: &KernelVm, clock: &Clock) {
+    if clock.mode() == TimeMode::Real && clock.ticks() != vm.cnt().ticks.get() {
+        vm.hardclock(clock.ticks());
     }
+}
+
+/// Whether [`preempt`] would have anything to do.
+#[inline]
+pub fn switch_owed() -> bool {
+    vm().is_some_and(KernelVm::switch_owed)
 }
 
 /// Gives way to a thread that deserves the CPU more. Nothing is deferred.
@@ -134,9 +152,6 @@ pub fn run_other_cpu() -> ! {
             cpu.disarm_idle();
         }
         if vm.switch_owed() {
-            if let Some(clock) = clock() {
-                clock::start_slice(clock);
-            }
             vm.sched_yield();
         }
     }
@@ -152,6 +167,8 @@ const SLOTS_END: usize = 5;
 const DEPTH: usize = 6;
 /// What a new thread calls.
 const START: usize = 7;
+/// The argument of a thread that has never run.
+const ARG: usize = SLOT;
 
 /// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming up.
 fn structure(thread: KPtr<Thread>) -> &'static Thread {
@@ -180,13 +197,27 @@ fn load(thread: &Thread) -> Context {
     }
 }
 
-/// Prepares `thread`'s first switch (`Machine::cpu_fork`).
+/// Prepares `thread`'s first switch (`Machine::cpu_fork`): notes what it begins with. Its stack is not touched yet, and
+/// its stack pointer is 0.
 pub fn fork(thread: KPtr<Thread>, stack: &Range<GuestVirt>, start: ThreadStart<KernelMachine>, arg: u64) {
     let t = structure(thread);
+    t.md[RSP].set(0);
     t.md[START].set(start as usize as u64);
-    // SAFETY: `kmem` hands over a mapped stack of its own for the thread's life.
-    let context = unsafe { Context::new(stack.start.get(), stack.end.get(), begin, [thread.addr().get(), arg]) };
-    save(t, &context);
+    t.md[ARG].set(arg);
+    t.md[LOW].set(stack.start.get());
+    t.md[SLOTS_END].set(stack.end.get());
+}
+
+/// The context with which `thread` goes on, or begins.
+fn resume(thread: KPtr<Thread>) -> Context {
+    let t = structure(thread);
+    if t.md[RSP].get() == 0 {
+        let (low, high) = (t.md[LOW].get(), t.md[SLOTS_END].get());
+        // SAFETY: `kmem` has handed over a mapped stack of the thread's own for its life.
+        let context = unsafe { Context::new(low, high, begin, [thread.addr().get(), t.md[ARG].get()]) };
+        save(t, &context);
+    }
+    load(t)
 }
 
 /// First function of a thread.
@@ -202,7 +233,7 @@ extern "C" fn begin(thread: u64, arg: u64) -> ! {
 /// Switches threads (`Machine::cpu_switch`).
 pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let f = structure(from);
-    let target = load(structure(to));
+    let target = resume(to);
     PerCpu::current().set_thread(to);
     PerCpu::current().set_polling(Polling::No);
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
@@ -217,24 +248,30 @@ pub fn throw(to: KPtr<Thread>) -> ! {
     let mut nowhere = 0;
     PerCpu::current().set_thread(to);
     // SAFETY: as in `switch`; the stack pointer that is stored here is never used.
-    unsafe { switch::switch(&raw mut nowhere, &load(structure(to))) };
+    unsafe { switch::switch(&raw mut nowhere, &resume(to)) };
     panic!("a thread that was thrown away runs")
 }
 
 /// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during the boot.
 pub fn idle(vm: &KernelVm) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
+    PerCpu::current().arm_idle();
     let Some(tick) = vm.next_timeout() else { panic!("all threads sleep for ever") };
     pass_time_until(vm, clock, tick);
 }
 
-/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come. Wakes those whose time is up.
+/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU was armed
+/// ([`PerCpu::arm_idle`]). Wakes those whose time is up.
 pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
     match clock.mode() {
         TimeMode::Virtual => clock.jump_to(tick),
         TimeMode::Real => match clock.micros_until(tick) {
             0 => {}
-            micros => clock::halt_for(micros),
+            micros => {
+                clock::halt_for(micros);
+                // The halt had the timer to itself, and has stopped it.
+                PerCpu::current().set_slicing(Slicing::No);
+            }
         },
     }
     vm.hardclock(clock.ticks());

@@ -118,7 +118,8 @@ pub unsafe trait Machine: Sized {
 
     /// Prepares the first switch to `thread` (`cpu_fork`, `cpu_set_fork_handler`). It begins on `stack` (mapped memory,
     /// whole pages, the thread's own until [`Machine::cpu_throw`] has left it), with interrupts deferred once, as if
-    /// it were in [`Machine::cpu_switch`], and calls [`Vm::fork_exit`] with `start` and `arg`.
+    /// it were in [`Machine::cpu_switch`], and calls [`Vm::fork_exit`] with `start` and `arg`. The stack is not touched
+    /// before that first switch.
     fn cpu_fork(&self, thread: KPtr<Thread>, stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64);
 
     /// Gives the CPU from `from`, which has it, to `to`, which was prepared by [`Machine::cpu_fork`] or is inside of a
@@ -134,6 +135,13 @@ pub unsafe trait Machine: Sized {
     /// thread can run and the idle thread itself sleeps. A machine whose time is virtual goes on to
     /// [`Vm::next_timeout`], and stops the system when there is none.
     fn cpu_idle(&self, vm: &Vm<Self>);
+
+    /// A thread has the CPU of `pcpu` while another one waits for that CPU, or, if it is the one that booted, for a time-out;
+    /// or another CPU has armed the time-out that is due first, which the one that booted may not know yet when it is
+    /// idle. A machine whose clocks do not tick all the time has that CPU's interrupt it within a tick, to call [`Vm::hardclock`]
+    /// on the one that booted if time goes on by itself, [`Vm::end_slice`], and [`Vm::ask_for_clock`]. Called with the
+    /// scheduler's lock held, and often: a clock that runs need not be started again.
+    fn clock_needed(&self, _pcpu: &Pcpu) {}
 
     /// Defers interrupts, and with them preemption. Nests.
     fn intr_disable(&self);

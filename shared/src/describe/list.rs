@@ -114,7 +114,19 @@ describe!(Callout { deadline, sequence, child, sibling, prev });
 describe!(SleepQueue { hash_next, hash_prev, wchan, blocked, spare, _pad });
 describe!(ThreadList { head, tail });
 describe!(RunQueue { status, queues });
-describe!(Scheduler { lock, cold, spread, _pad, all, zombies, callouts, callout_sequence, tids, sleepqueues });
+describe!(Scheduler {
+    lock,
+    cold,
+    spread,
+    _pad,
+    all,
+    zombies,
+    callouts,
+    callout_sequence,
+    idle_passes,
+    tids,
+    sleepqueues
+});
 describe!(Pcpu {
     allcpu_next,
     curthread,
@@ -154,6 +166,11 @@ describe!(KernelRoots {
     vm_phys_nsegs,
     vm_phys_free_queues,
     vm_page_zero_count,
+    zero_state,
+    idlezero_enable,
+    pagezero_sleeps,
+    zeroidle_cursor,
+    cnt_prezero,
     vm_pageout_deficit,
     vm_page_queues,
     vm_pages_needed,
@@ -184,6 +201,8 @@ describe!(CrashRecord {
     gpr,
     message_len,
     frames_len,
+    in_interrupt,
+    _pad,
     message,
     frames
 });

@@ -74,6 +74,8 @@ meter! {
     v_pdwakeups,
     /// Invocations of the vm_lowmem event.
     lowmem_events,
+    /// Operations stored for the vm_lowmem event that failed when it came.
+    lowmem_failures,
     /// Kernel threads.
     thread_count,
     /// Clock ticks since boot.

@@ -110,7 +110,8 @@ pub struct KernelRoots {
     pub kernel_object: VmObject,
     /// Holds the pages of `kmem_malloc`.
     pub kmem_object: VmObject,
-    /// The page array: an element for each page number from `first_page` on, those of holes included.
+    /// The page array: an element for each page number from `first_page` on, those of holes and of up to 63 pages
+    /// before the first managed one included.
     pub vm_page_array: Field<KPtr<VmPage>>,
     /// Page number of the array's first element.
     pub first_page: Field<u64>,
@@ -124,6 +125,16 @@ pub struct KernelRoots {
     pub vm_phys_free_queues: [[VmFreeList; VM_NFREEORDER]; VM_NFREELIST],
     /// Free pages known to be zero.
     pub vm_page_zero_count: Field<u64>,
+    /// Not 0 once enough free pages were zero, until too few are (`zero_state`).
+    pub zero_state: Field<u32>,
+    /// Whether free pages are cleared while nothing else runs (`vm.idlezero_enable`).
+    pub idlezero_enable: Field<u32>,
+    /// Whether the thread that does so sleeps (`wakeup_needed`).
+    pub pagezero_sleeps: Field<u32>,
+    /// Number of the page that it looks at next.
+    pub zeroidle_cursor: Field<u32>,
+    /// Pages that it has cleared (`cnt_prezero`).
+    pub cnt_prezero: Field<u64>,
     /// Pages that allocations asked for in vain.
     pub vm_pageout_deficit: Field<u64>,
     /// The inactive and the active paging queue, the least recently used page first. `VmPage::queue` says which one

@@ -224,6 +224,8 @@ pub struct Scheduler {
     pub callouts: Field<KPtr<Thread>>,
     /// Time-outs armed since boot.
     pub callout_sequence: Field<u64>,
+    /// Time-outs of the kernel's own daemons that came while all threads slept, the idle one included.
+    pub idle_passes: Field<u64>,
     /// Threads by the hash of their number.
     pub tids: [Field<KPtr<Thread>>; TID_HASH],
     /// Sleep queues by the hash of their channel.
@@ -241,6 +243,7 @@ impl Default for Scheduler {
             zombies: Field::default(),
             callouts: Field::default(),
             callout_sequence: Field::default(),
+            idle_passes: Field::default(),
             tids: core::array::from_fn(|_| Field::default()),
             sleepqueues: core::array::from_fn(|_| Field::default()),
         }

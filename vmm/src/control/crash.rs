@@ -42,6 +42,8 @@ pub struct Crash {
     pub thread: Option<u32>,
     /// Its name: `tN` for a thread that requests name, else the kernel's own name for it.
     pub thread_name: Option<String>,
+    /// Whether it happened in an interrupt handler, which only interrupted that thread.
+    pub in_interrupt: bool,
     /// Exception vector, if it was one.
     pub vector: Option<u32>,
     /// The exception's error code.
@@ -87,6 +89,7 @@ impl Crash {
             cpu: record.cpu.get(),
             thread: absent(record.thread.get()),
             thread_name: absent(record.thread.get()).map(thread_name),
+            in_interrupt: record.in_interrupt.get() != 0,
             vector: absent(record.vector.get()),
             error_code: record.error_code.get(),
             rip: record.rip.get(),
@@ -104,7 +107,8 @@ impl fmt::Display for Crash {
         write!(f, "{what}{}", self.message)?;
         write!(f, "\ncpu {}", self.cpu)?;
         if let Some(thread) = &self.thread_name {
-            write!(f, "  thread {thread}")?;
+            let handler = if self.in_interrupt { "interrupt handler on " } else { "" };
+            write!(f, "  {handler}thread {thread}")?;
         }
         if let Some(vector) = self.vector {
             write!(f, "  vector {vector}  error code {:#x}", self.error_code)?;

@@ -180,6 +180,12 @@ impl Guest {
         &self.environment
     }
 
+    /// Bytes of the guest's memory that were ever touched, in whole pages: what it takes of the host's memory.
+    #[must_use]
+    pub fn resident_memory(&self) -> u64 {
+        self.machine.ram.resident()
+    }
+
     /// A handle that interrupts waits for this guest, for a Ctrl-C handler or another thread.
     #[must_use]
     pub fn interrupt_handle(&self) -> InterruptHandle {

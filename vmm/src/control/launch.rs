@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
 use vmkern_abi::boot::{BootArgs, Privilege};
-use vmkern_abi::control::{ExitCode, Phase};
+use vmkern_abi::control::{ExitCode, Phase, TIMED_INSTRUCTIONS};
 
 use super::bell::Bell;
 use super::builder::Builder;
@@ -31,8 +31,6 @@ use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
 /// How long a launch looks for the kernel before it sleeps: a boot takes about so long.
 const LOOK_FOR_READY: Duration = Duration::from_millis(3);
-/// Instructions that the kernel times on its way in.
-const TIMED_INSTRUCTIONS: u64 = 64;
 
 /// What a kernel did that was booted to run by itself.
 #[derive(Clone, Debug)]
@@ -247,4 +245,31 @@ impl Guest {
 pub(super) struct LazySymbols {
     pub(super) kernel: crate::image::KernelImage,
     pub(super) symbols: OnceLock<crate::symbols::Symbols>,
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::PAGE_SIZE;
+
+    use super::*;
+    use crate::image::KernelImage;
+
+    /// Pages that a boot may touch besides those that the loader copies the image to.
+    const BOOT_PAGES: u64 = 24;
+
+    /// Pages that a guest with `memory` bytes has touched when it is ready, but for the image's.
+    fn touched(memory: u64) -> u64 {
+        let ram = GuestRam::new(memory).expect("address space is there");
+        boot::load_image(&ram, &KernelImage::embedded()).expect("the embedded image can be loaded");
+        let guest = Guest::builder().memory(memory).launch().expect("this host can run guests");
+        (guest.resident_memory() - ram.resident()) / PAGE_SIZE
+    }
+
+    #[test]
+    fn a_boot_touches_few_pages_and_hardly_more_with_more_memory() {
+        let small = touched(64 << 20);
+        assert!(small <= BOOT_PAGES, "a boot touches {small} pages, not {BOOT_PAGES}; each costs it microseconds");
+        let large = touched(3 << 30);
+        assert!(large <= small + 12, "a boot with 3 GiB touches {large} pages, one with 64 MiB {small}");
+    }
 }

@@ -18,27 +18,32 @@ use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectKind};
 use vm_memory::GuestAddress;
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
-use vmkern_abi::boot::BootArgs;
+use vmkern_abi::boot::{AP_END, BootArgs};
 use vmkern_abi::control::ControlRegion;
 
 use super::KvmError;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 use crate::image::{ImageError, ImageFault, KernelImage};
 
-/// Where the start information lies.
-const START_INFO: GuestPhys = GuestPhys::new(0x6000);
+/// Where the start information lies. Memory map and command line follow in the same page, as each page that a guest touches
+/// costs its launch.
+const START_INFO: GuestPhys = GuestPhys::new(0x8000);
 /// Where the memory map lies.
-const MEMORY_MAP: GuestPhys = GuestPhys::new(0x7000);
-/// Where the command line lies.
-const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8000);
-/// Where the control region lies.
-pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x1_0000);
+const MEMORY_MAP: GuestPhys = GuestPhys::new(0x8080);
+/// Where the command line lies. It is short as a rule, and may go on for pages.
+const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8100);
+/// Where the control region lies: next to the rest, so that KVM may map both at once.
+pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x9000);
 /// Where what the loader places ends: memory that a PC's firmware would use begins here.
 const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
 /// The image starts here or above.
 const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
 
 const _: () = {
+    let ranges = 2;
+    assert!(AP_END.get() <= START_INFO.get());
+    assert!(START_INFO.get() + size_of::<hvm_start_info>() as u64 <= MEMORY_MAP.get());
+    assert!(MEMORY_MAP.get() + ranges * size_of::<hvm_memmap_table_entry>() as u64 <= COMMAND_LINE.get());
     assert!(COMMAND_LINE.get() + BootArgs::MAX_LEN as u64 <= CONTROL.get());
     assert!(CONTROL.is_page_aligned() && CONTROL.get() + size_of::<ControlRegion>() as u64 <= LOADER_END.get());
 };

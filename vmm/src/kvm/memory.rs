@@ -242,6 +242,15 @@ impl GuestRam {
         self.memory.write_slice(bytes, GuestAddress(start.get())).map_err(|_| NotRam { start, len })
     }
 
+    /// Bytes of RAM that were ever touched, by the guest or by this process, in whole pages: the rest takes no memory of
+    /// the host's.
+    pub(crate) fn resident(&self) -> u64 {
+        let region = self.memory.iter().next();
+        let file = region.and_then(|region| region.file_offset()).expect("guest RAM is a file");
+        // Whatever it fails with, no memory is known to be resident.
+        file.file().metadata().map_or(0, |file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
+    }
+
     /// Reads an aligned 8-byte word.
     pub(crate) fn load(&self, at: GuestPhys) -> Result<u64, NotRam> {
         self.memory.load(GuestAddress(at.get()), Ordering::Relaxed).map_err(|_| NotRam { start: at, len: 8 })

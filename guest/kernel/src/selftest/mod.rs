@@ -5,6 +5,7 @@
 
 mod kmem;
 mod paging;
+mod threads;
 mod traps;
 
 use core::fmt;
@@ -52,6 +53,7 @@ const CHECKS: &[Check] = &[
     ("masked interrupts wait for the guard to go", traps::masking_defers),
     ("interrupts keep every SSE register and the red zone", traps::interrupts_keep_registers),
     ("virtual or real, sleeping moves the clock", traps::sleeping_moves_the_clock),
+    ("two threads that never give way share the CPU", threads::endless_threads_share_the_cpu),
     ("nothing is mapped writable and executable", paging::write_xor_execute),
     ("text is read-only, data is not executable, guard pages are not there", paging::image_protection),
     ("U is set everywhere for CPL3 and nowhere for CPL0", paging::user_bit_follows_privilege),

@@ -22,10 +22,19 @@ enum State {
     Done { tag: Option<u32>, outcome: Outcome, cycles: u64 },
 }
 
+/// A set of threads, a bit each.
+type Threads = u64;
+
+const _: () = assert!(MAX_THREADS as u32 == Threads::BITS);
+
 /// The board.
 #[derive(Debug)]
 pub struct Board {
     slots: [State; MAX_THREADS as usize],
+    /// The threads that are [`State::Working`].
+    working: Threads,
+    /// The threads that are [`State::Done`] with a tag to answer.
+    done: Threads,
     /// Threads that wait for the guest to be at rest.
     settling: u32,
 }
@@ -38,7 +47,7 @@ impl Board {
     /// Nobody has been asked anything.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [State::Idle; MAX_THREADS as usize], settling: 0 }
+        Self { slots: [State::Idle; MAX_THREADS as usize], working: 0, done: 0, settling: 0 }
     }
 
     /// Posts a request for `thread`.
@@ -46,27 +55,24 @@ impl Board {
     /// # Errors
     /// When the thread has one already.
     pub fn post(&mut self, thread: u16, tag: u32, op: Op) -> Result<(), NotNow> {
-        let slot = self.slot(thread);
-        if !matches!(slot, State::Idle) {
+        if !matches!(self.slots[usize::from(thread)], State::Idle) {
             return Err(NotNow);
         }
-        *slot = State::Asked { tag, op };
+        self.set(thread, State::Asked { tag, op });
         Ok(())
     }
 
     /// Takes the request that waits for `thread`.
     pub fn take(&mut self, thread: u16) -> Option<Op> {
-        let slot = self.slot(thread);
-        let State::Asked { tag, op } = *slot else { return None };
-        *slot = State::Working { tag };
+        let State::Asked { tag, op } = self.slots[usize::from(thread)] else { return None };
+        self.set(thread, State::Working { tag });
         Some(op)
     }
 
     /// Notes that `thread` has finished.
     pub fn finish(&mut self, thread: u16, outcome: Outcome, cycles: u64) {
-        let slot = self.slot(thread);
-        let tag = if let State::Working { tag } = *slot { Some(tag) } else { None };
-        *slot = State::Done { tag, outcome, cycles };
+        let tag = if let State::Working { tag } = self.slots[usize::from(thread)] { Some(tag) } else { None };
+        self.set(thread, State::Done { tag, outcome, cycles });
     }
 
     /// Joins `thread`, which the host was told to be blocked: its outcome will be answered with `tag`.
@@ -74,34 +80,32 @@ impl Board {
     /// # Errors
     /// When the thread is not blocked.
     pub fn join(&mut self, thread: u16, tag: u32) -> Result<(), NotNow> {
-        let slot = self.slot(thread);
-        *slot = match *slot {
+        let state = match self.slots[usize::from(thread)] {
             State::Blocked => State::Working { tag },
             State::Done { tag: None, outcome, cycles } => State::Done { tag: Some(tag), outcome, cycles },
             _ => return Err(NotNow),
         };
+        self.set(thread, state);
         Ok(())
     }
 
     /// Takes an answer that can be sent.
     pub fn next_answer(&mut self) -> Option<Response> {
-        self.slots.iter_mut().find_map(|slot| {
-            let State::Done { tag: Some(tag), outcome, cycles } = *slot else { return None };
-            *slot = State::Idle;
-            Some(Response { tag, cycles, outcome })
-        })
+        let thread = first(self.done)?;
+        let State::Done { tag: Some(tag), outcome, cycles } = self.slots[usize::from(thread)] else { return None };
+        self.set(thread, State::Idle);
+        Some(Response { tag, cycles, outcome })
     }
 
-    /// The threads that owe an answer.
+    /// The threads that owe an answer, in ascending order.
     pub fn owing(&self) -> impl Iterator<Item = u16> {
-        (0..).zip(&self.slots).filter(|(_, slot)| matches!(slot, State::Working { .. })).map(|(thread, _)| thread)
+        core::iter::successors(Some(self.working), |set| Some(set & set.wrapping_sub(1))).map_while(first)
     }
 
     /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to tell so.
     pub fn block(&mut self, thread: u16) -> Option<u32> {
-        let slot = self.slot(thread);
-        let State::Working { tag } = *slot else { return None };
-        *slot = State::Blocked;
+        let State::Working { tag } = self.slots[usize::from(thread)] else { return None };
+        self.set(thread, State::Blocked);
         Some(tag)
     }
 
@@ -110,7 +114,20 @@ impl Board {
         &mut self.settling
     }
 
-    fn slot(&mut self, thread: u16) -> &mut State {
-        &mut self.slots[usize::from(thread)]
+    fn set(&mut self, thread: u16, state: State) {
+        let bit = 1 << thread;
+        self.working &= !bit;
+        self.done &= !bit;
+        match state {
+            State::Working { .. } => self.working |= bit,
+            State::Done { tag: Some(_), .. } => self.done |= bit,
+            _ => {}
+        }
+        self.slots[usize::from(thread)] = state;
     }
+}
+
+/// The lowest thread of a set.
+fn first(set: Threads) -> Option<u16> {
+    (set != 0).then(|| u16::try_from(set.trailing_zeros()).unwrap_or(MAX_THREADS))
 }

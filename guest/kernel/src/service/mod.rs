@@ -49,9 +49,7 @@ pub fn serve(vm: &KernelVm, clock: &Clock, region: &'static ControlRegion) -> ! 
         requests: Consumer::new(&region.requests),
         responses: Producer::new(&region.responses),
     };
-    vm.sched_yield();
     dispatcher.announce();
-    threads::start_slicing();
     loop {
         dispatcher.turn();
     }
@@ -89,6 +87,9 @@ impl Dispatcher<'_> {
         if !cpus::is_alone() && !self.vm.at_rest() {
             return self.turn_while_others_run();
         }
+        if self.vm.has_zombies() {
+            self.vm.thread_reap();
+        }
         while let Some(response) = BOARD.with(board::Board::next_answer) {
             self.send(&response);
         }
@@ -115,6 +116,7 @@ impl Dispatcher<'_> {
 
     /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU runs what it gets.
     fn turn_while_others_run(&mut self) {
+        threads::keep_time(self.vm, self.clock);
         let mut has_accepted = false;
         while let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
             self.accept(&slot);
@@ -171,9 +173,11 @@ impl Dispatcher<'_> {
         if !self.script_time_out_pending() {
             return self.report_blocked();
         }
+        PerCpu::current().arm_idle();
         if let Some(tick) = self.vm.next_timeout() {
             threads::pass_time_until(self.vm, self.clock, tick);
         }
+        PerCpu::current().disarm_idle();
     }
 
     /// Whether a thread that owes an answer sleeps with a time-out.
@@ -246,9 +250,19 @@ fn broken(why: Corrupt) -> ! {
     panic!("control ring: {why}")
 }
 
-/// An operation of a vm_lowmem handler, on whichever thread the event came to.
+/// An operation of a vm_lowmem handler, on whichever thread the event came to. Nobody asks for what it gives: a failure
+/// goes to the log, and is counted.
 fn run_stored(vm: &KernelVm, op: &Op) {
-    let _ = ops::execute(vm, &KernelAccess, op);
+    let outcome = match ops::execute(vm, &KernelAccess, op) {
+        Executed::Done(outcome) => outcome,
+        Executed::Sleep { micros } => worker::sleep(vm, micros),
+        Executed::Settle | Executed::Join { .. } => Outcome::Error(KernReturn::InvalidArgument),
+    };
+    if !matches!(outcome, Outcome::Ok | Outcome::Value(_)) {
+        vm.cnt().lowmem_failures.update(|n| n + 1);
+        let _masked = interrupt::Masked::new();
+        crate::log!("vm_lowmem: {op:?} failed: {outcome:?}");
+    }
 }
 
 /// What the operation interrupt is for.

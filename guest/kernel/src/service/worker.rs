@@ -1,8 +1,10 @@
 //! Threads that do what the host asks for.
 
 use kmem::kern::lock::LockClass;
+use kmem::kern::sched::PUSER;
 use kmem::kern::sleepq::WaitChannel;
 use kmem::kern::synch::Relock;
+use kmem::kern::thread::ThreadSpec;
 use kmem::ops::{self, Executed};
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{KernReturn, MAX_THREADS, Op, Outcome};
@@ -15,9 +17,6 @@ use crate::masked_cell::MaskedCell;
 use crate::memory::KernelVm;
 use crate::threads;
 
-/// Priority of threads that run operations (`PUSER`).
-const PUSER: u8 = 160;
-
 /// What has been asked of whom.
 pub static BOARD: MaskedCell<Board> = MaskedCell::new(Board::new());
 
@@ -27,11 +26,14 @@ static BOARD_LOCK: Mtx = unsafe { core::mem::zeroed() };
 /// Channels: a thread that waits for a request sleeps on its own byte, one that waits for rest on the last.
 static CHANNELS: [u8; MAX_THREADS as usize + 1] = [0; MAX_THREADS as usize + 1];
 
+/// What a thread shows that waits for a request.
+const REQUEST: &str = "request";
+
 fn channel(index: u16) -> WaitChannel {
     WaitChannel::from(GuestVirt::new((&raw const CHANNELS[usize::from(index)]) as u64))
 }
 
-/// Makes sure that `thread` exists.
+/// Makes sure that `thread` exists. It sleeps until [`wake`].
 ///
 /// # Errors
 /// When there is no memory for it.
@@ -47,9 +49,8 @@ pub fn ensure(vm: &KernelVm, thread: u16) -> Result<(), KernReturn> {
     }
     name[digits] = ascii(thread);
     let name = str::from_utf8(&name[..=digits]).unwrap_or("t");
-    vm.kthread_create(thread.into(), name, PUSER, work, thread.into())
-        .map(drop)
-        .map_err(|_| KernReturn::ResourceShortage)
+    let spec = ThreadSpec { tid: thread.into(), name, priority: PUSER, start: work, arg: thread.into() };
+    vm.kthread_create_asleep(&spec, channel(thread), REQUEST).map(drop).map_err(|_| KernReturn::ResourceShortage)
 }
 
 /// Wakes `thread`, for which a request was posted.
@@ -74,7 +75,7 @@ fn work(vm: &KernelVm, thread: u64) {
     loop {
         let op = next(vm, thread);
         let start = instr::rdtsc();
-        let outcome = perform(vm, thread, &op);
+        let outcome = perform(vm, &op);
         let cycles = instr::rdtsc() - start;
         vm.sched_userret();
         BOARD.with(|board| board.finish(thread, outcome, cycles));
@@ -89,19 +90,23 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
             vm.mtx_unlock(LockClass::Driver, &lock.owner);
             return op;
         }
-        let _ = vm.msleep(channel(thread), (LockClass::Driver, lock), 0, "request", 0, Relock::Yes);
+        let _ = vm.msleep(channel(thread), (LockClass::Driver, lock), 0, REQUEST, 0, Relock::Yes);
     }
 }
 
-fn perform(vm: &KernelVm, thread: u16, op: &Op) -> Outcome {
+/// Sleeps for `micros` microseconds on the running thread, whichever it is.
+pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
+    if micros > 0 {
+        let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
+        let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "sleep", ticks);
+    }
+    Outcome::Ok
+}
+
+fn perform(vm: &KernelVm, op: &Op) -> Outcome {
     match ops::execute(vm, &KernelAccess, op) {
         Executed::Done(outcome) => outcome,
-        Executed::Sleep { micros: 0 } => Outcome::Ok,
-        Executed::Sleep { micros } => {
-            let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
-            let _ = vm.tsleep(channel(thread), 0, "sleep", ticks);
-            Outcome::Ok
-        }
+        Executed::Sleep { micros } => sleep(vm, micros),
         Executed::Settle => {
             let lock = &BOARD_LOCK;
             vm.mtx_lock(LockClass::Driver, &lock.owner);

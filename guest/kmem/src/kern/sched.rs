@@ -17,6 +17,7 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState};
 
 use crate::kern::lock::{HeldLocks, LockClass};
+use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::machine::Machine;
 use crate::vm::Vm;
 
@@ -28,6 +29,10 @@ pub const PVM: u8 = 68;
 pub const PUSER: u8 = 160;
 /// Priority of the idle thread (`PRI_MAX_IDLE`).
 pub const PRI_MAX_IDLE: u8 = 255;
+
+/// Time-outs of the kernel's own daemons, and nobody else's in between, that come while all threads sleep, the idle one
+/// included, until that is taken for the end: more than an hour of them.
+const IDLE_PASSES: u64 = 10_000;
 
 /// Which end of its list a thread goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +105,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Whether [`Vm::preempt`] would switch if the running thread allowed it.
+    #[inline]
     #[must_use]
     pub fn switch_owed(&self) -> bool {
         self.pcpu().need_resched.get() != Preempt::No as u32
@@ -191,7 +197,27 @@ impl<M: Machine> Vm<M> {
             if cpu.cpuid.get() != self.pcpu().cpuid.get() {
                 self.machine().cpu_interrupt(cpu);
             }
+        } else {
+            self.clock_wanted(cpu);
         }
+    }
+
+    /// Asks for the clock's interrupts on `cpu` if a thread that runs there must not keep the CPU: another one waits for it, or,
+    /// on the CPU that serves the time-outs, for one of them. Locks: the scheduler's.
+    fn clock_wanted(&self, cpu: &Pcpu) {
+        let timed = cpu.cpuid.get() == 0 && !self.sched().callouts.get().is_null();
+        if cpu.curthread.get() != cpu.idlethread.get() && (cpu.runq.status.get() != 0 || timed) {
+            self.machine().clock_needed(cpu);
+        }
+    }
+
+    /// Asks for the clock's next interrupt on this CPU if it is of any use there ([`Machine::clock_needed`]). The machine
+    /// calls it when that clock has stopped, and when another CPU has asked for it. Interrupts are deferred. Locks:
+    /// takes the scheduler's.
+    pub fn ask_for_clock(&self) {
+        self.sched_lock();
+        self.clock_wanted(self.pcpu());
+        self.sched_unlock();
     }
 
     /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread and has been told to give
@@ -211,6 +237,7 @@ impl<M: Machine> Vm<M> {
     /// the CPU rest in the meantime.
     fn choosethread(&self) -> KPtr<Thread> {
         let cpu = self.pcpu();
+        let mut spins = 0;
         loop {
             if let Some(thread) = self.runq_take(&cpu.runq).or_else(|| self.runq_steal(cpu)) {
                 return thread;
@@ -219,9 +246,31 @@ impl<M: Machine> Vm<M> {
             if self.get(idle).state() == Some(ThreadState::Runnable) {
                 return idle;
             }
-            self.sched_unlock();
-            self.machine().cpu_idle(self);
+            if self.others_are_idle(cpu) {
+                self.idle_pass();
+                self.sched_unlock();
+                self.machine().cpu_idle(self);
+            } else {
+                self.sched_unlock();
+                self.machine().cpu_spinwait(spins);
+                self.hardclock(self.machine().ticks());
+                spins += 1;
+            }
             self.sched_lock();
+        }
+    }
+
+    /// All threads sleep, the idle one included, and time will pass. Panics when for long nobody but the kernel's own daemons
+    /// has had a time-out: they look around for ever. Locks: the scheduler's.
+    fn idle_pass(&self) {
+        let passes = &self.sched().idle_passes;
+        let daemon = |thread: KPtr<Thread>| [PAGEDAEMON_TID, PAGEZERO_TID].contains(&self.get(thread).tid.get());
+        match self.callout_first() {
+            Some((thread, _)) if daemon(thread) => passes.update(|n| n + 1),
+            _ => passes.set(0),
+        }
+        if passes.get() > IDLE_PASSES {
+            self.panic(format_args!("all threads sleep for ever, but for time-outs of the kernel's own"));
         }
     }
 
@@ -261,9 +310,15 @@ impl<M: Machine> Vm<M> {
         cpu.curthread.set(thread);
         cpu.need_resched.set(Preempt::No as u32);
         cpu.slice.set(self.sched_quantum());
+        self.clock_wanted(cpu);
         if thread == cpu.idlethread.get() && cpu.cpuid.get() != 0 && self.all_idle() {
             self.machine().cpu_interrupt(self.boot_pcpu());
         }
+    }
+
+    /// Whether no CPU but `here` has anything to do but its idle thread. Locks: the scheduler's.
+    fn others_are_idle(&self, here: &Pcpu) -> bool {
+        self.cpus().all(|cpu| cpu.cpuid.get() == here.cpuid.get() || self.is_idle(cpu))
     }
 
     /// Whether no CPU has anything to do but its idle thread. Locks: the scheduler's.

@@ -57,7 +57,8 @@ impl<M: Machine> Vm<M> {
         None
     }
 
-    /// Puts `thread`, which runs, to sleep on `channel`, behind those who sleep there already (`sleepq_add`).
+    /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind those who sleep there already
+    /// (`sleepq_add`).
     pub(crate) fn sleepq_add(&self, thread: KPtr<Thread>, channel: WaitChannel, wmesg: &str) {
         let t = self.get(thread);
         let own = t.sleepqueue.get();

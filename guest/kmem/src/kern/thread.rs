@@ -20,6 +20,21 @@ pub const PAGEDAEMON_TID: u32 = 65;
 /// The thread that clears free pages when there is nothing else to do.
 pub const PAGEZERO_TID: u32 = 66;
 
+/// A thread to be made.
+#[derive(Debug)]
+pub struct ThreadSpec<'a, M: Machine> {
+    /// Its number.
+    pub tid: u32,
+    /// Its name, cut off after 15 bytes.
+    pub name: &'a str,
+    /// Its priority, 0 to 255.
+    pub priority: u8,
+    /// What it calls, to exit when that returns.
+    pub start: ThreadStart<M>,
+    /// The argument.
+    pub arg: u64,
+}
+
 /// The name in two words, cut off after 15 bytes.
 fn set_name(t: &Thread, name: &str) {
     for (field, word) in t.name.iter().zip(WaitMessage::new(name).words()) {
@@ -65,19 +80,45 @@ impl<M: Machine> Vm<M> {
         start: ThreadStart<M>,
         arg: u64,
     ) -> Result<KPtr<Thread>, Shortage> {
-        self.assert_no_locks("kthread_create");
-        self.thread_reap();
-        if self.tfind(tid).is_some() {
-            self.panic(format_args!("kthread_create: thread {tid} exists"));
-        }
-        let thread = self.thread_new(tid, name, priority)?;
-        let t = self.get(thread);
-        let (low, pages) = (t.kstack.get(), u64::from(t.kstack_pages.get()));
-        self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), start, arg);
+        let thread = self.thread_make(&ThreadSpec { tid, name, priority, start, arg })?;
         self.sched_lock();
         self.thread_link(thread);
         self.setrunnable(thread);
         self.sched_unlock();
+        Ok(thread)
+    }
+
+    /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to that by itself. The
+    /// wakeup that ends this sleep is what starts it; until then nothing touches its stack. Otherwise as
+    /// [`Vm::kthread_create`].
+    ///
+    /// # Errors
+    /// As for [`Vm::kthread_create`].
+    pub fn kthread_create_asleep(
+        &self,
+        spec: &ThreadSpec<'_, M>,
+        channel: WaitChannel,
+        wmesg: &str,
+    ) -> Result<KPtr<Thread>, Shortage> {
+        let thread = self.thread_make(spec)?;
+        self.sched_lock();
+        self.thread_link(thread);
+        self.sleepq_add(thread, channel, wmesg);
+        self.sched_unlock();
+        Ok(thread)
+    }
+
+    /// The thread `spec` with its stack, ready for its first switch, which nobody knows yet.
+    fn thread_make(&self, spec: &ThreadSpec<'_, M>) -> Result<KPtr<Thread>, Shortage> {
+        self.assert_no_locks("kthread_create");
+        self.thread_reap();
+        if self.tfind(spec.tid).is_some() {
+            self.panic(format_args!("kthread_create: thread {} exists", spec.tid));
+        }
+        let thread = self.thread_new(spec.tid, spec.name, spec.priority)?;
+        let t = self.get(thread);
+        let (low, pages) = (t.kstack.get(), u64::from(t.kstack_pages.get()));
+        self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), spec.start, spec.arg);
         Ok(thread)
     }
 
@@ -127,6 +168,13 @@ impl<M: Machine> Vm<M> {
             self.vm_thread_dispose(t.kstack.get(), t.kstack_pages.get().into());
             self.thread_free(zombie);
         }
+    }
+
+    /// Whether an exited thread has left anything for [`Vm::thread_reap`].
+    #[inline]
+    #[must_use]
+    pub fn has_zombies(&self) -> bool {
+        !self.sched().zombies.get().is_null()
     }
 
     /// The thread with this number, if it has not exited (`tfind`). Locks: takes the scheduler's.

@@ -12,8 +12,12 @@ use crate::vm::Vm;
 /// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the thread that the
 /// shortage befell or on the pagedaemon. Several run in the order in which they came.
 ///
-/// Answer: ok, or KERN_RESOURCE_SHORTAGE when there is no page to keep it in. Locks: none may be held.
+/// Answer: ok, KERN_RESOURCE_SHORTAGE when there is no page to keep it in, or KERN_INVALID_ARGUMENT for [`Op::Settle`] and
+/// [`Op::Join`]: nothing is at rest in the middle of a shortage. Locks: none may be held.
 pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
+    if matches!(op, Op::Settle | Op::Join { .. }) {
+        return Outcome::Error(KernReturn::InvalidArgument);
+    }
     let shortage = Outcome::Error(KernReturn::ResourceShortage);
     let Some(stored) = vm.zone_alloc::<StoredOp>() else { return shortage };
     let s = vm.get(stored);

@@ -13,6 +13,7 @@ mod shortage;
 mod threads;
 mod waits;
 mod windows;
+mod zeroidle;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;

@@ -10,6 +10,7 @@ use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
 use vmkern_abi::layout::{ISADMA_END, KernelRoots, Pcpu, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
 
 use super::Vm;
+use super::phys::FRESH_ORDER;
 use crate::machine::{Machine, Mark};
 
 /// A range of physical memory, `[start, end)`.
@@ -55,6 +56,9 @@ pub struct BootMemory<'a> {
     pub tunables: Tunables,
 }
 
+/// Pages of a fresh block.
+const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
+
 /// The boot region.
 struct Region {
     roots: GuestPhys,
@@ -70,7 +74,8 @@ impl Region {
     /// Plans the region at the end of the largest range, or `None` when memory is too small for it.
     fn plan(ranges: &[PhysRange]) -> Option<Self> {
         let pages = || ranges.iter().map(|range| range.pages()).filter(|(first, end)| first < end);
-        let first_page = pages().map(|(first, _)| first).min()?;
+        // A page of the array describes the pages of one block: those of a fresh block touch no second one.
+        let first_page = pages().map(|(first, _)| first & !(FRESH_BLOCK - 1)).min()?;
         let last = pages().map(|(_, end)| end).max()?;
         let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
         let array_size = last - first_page;
@@ -95,9 +100,8 @@ impl Region {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with a thread for the
-    /// pagedaemon, which sets the thresholds when it first runs: until then they are all 0. Panics through the machine
-    /// when memory is too small or its description wrong.
+    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with the
+    /// pagedaemon's thread asleep. Panics through the machine when memory is too small or its description wrong.
     pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
         let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
             && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
@@ -128,6 +132,9 @@ impl<M: Machine> Vm<M> {
         vm.vm_ksubmap_init(&boot.tunables);
         if vm.vm_pageout_start().is_err() {
             vm.panic(format_args!("vm_pageout: no memory for the pagedaemon's thread"));
+        }
+        if vm.vm_pagezero_start(&boot.tunables).is_err() {
+            vm.panic(format_args!("pagezero: no memory for its thread"));
         }
         vm
     }
@@ -180,4 +187,5 @@ impl<M: Machine> Vm<M> {
 }
 
 const _: () = assert!(size_of::<KernelRoots>() as u64 <= PAGE_SIZE);
+const _: () = assert!(FRESH_BLOCK * size_of::<VmPage>() as u64 == PAGE_SIZE);
 const _: () = assert!(MAX_PHYS.get() >> PAGE_SHIFT <= u32::MAX as u64);

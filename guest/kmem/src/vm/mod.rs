@@ -16,6 +16,7 @@ pub mod pageout;
 mod pageq;
 pub mod phys;
 pub mod pmap;
+mod zeroidle;
 pub mod zone;
 
 use core::fmt;

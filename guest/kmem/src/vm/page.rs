@@ -160,7 +160,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Whether a free page is known to hold zeros only.
-    fn vm_page_is_zero(&self, page: &VmPage) -> bool {
+    pub(super) fn vm_page_is_zero(&self, page: &VmPage) -> bool {
         let flags = page.flags.get();
         flags.contains(PageFlags::ZERO) || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
     }
@@ -319,6 +319,7 @@ impl<M: Machine> Vm<M> {
         self.cnt().v_free_count.update(|n| n + 1);
         self.vm_phys_free_pages(m, 0);
         self.vm_page_free_wakeup();
+        self.vm_page_zero_idle_wakeup();
         self.free_queue_unlock();
     }
 

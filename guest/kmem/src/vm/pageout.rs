@@ -5,7 +5,7 @@
 //! sleepers, and so does the pagedaemon, after it has asked everybody for memory. As long as pages are needed it does
 //! so every half second. It does not scan the paging queues yet.
 //!
-//! Until the pagedaemon has started, all thresholds are 0.
+//! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests never need it to run.
 
 use core::mem::offset_of;
 
@@ -16,32 +16,38 @@ use crate::kern::lock::LockClass;
 use crate::kern::sched::{PSWP, PUSER, PVM};
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
+use crate::kern::thread::{PAGEDAEMON_TID, ThreadSpec};
 use crate::machine::Machine;
 
 /// Largest transfer of the buffer cache in bytes (`MAXBSIZE`).
 const MAXBSIZE: u64 = 65536;
 /// Pages that no SYSTEM request may take (`v_interrupt_free_min`).
 const INTERRUPT_FREE_MIN: u64 = 2;
-/// The pagedaemon's thread.
-pub const PAGEDAEMON_TID: u32 = 65;
 
 impl<M: Machine> Vm<M> {
-    /// Makes the pagedaemon's thread, which computes the thresholds when it first runs.
+    /// Computes the thresholds, and makes the pagedaemon's thread, which sleeps until pages are needed for the first
+    /// time.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
     pub fn vm_pageout_start(&self) -> Result<(), Shortage> {
-        let thread = self.kthread_create(PAGEDAEMON_TID, "pagedaemon", PVM, Self::vm_pageout, 0)?;
+        let start = Self::vm_pageout;
+        let spec = ThreadSpec { tid: PAGEDAEMON_TID, name: "pagedaemon", priority: PVM, start, arg: 0 };
+        let thread = self.kthread_create_asleep(&spec, self.pagedaemon_channel(), "psleep")?;
         self.state().pageproc.set(thread);
+        self.vm_pageout_init();
         Ok(())
     }
 
-    /// The pagedaemon (`vm_pageout`). Never returns.
+    /// The pagedaemon (`vm_pageout`), from the end of its first sleep on. Never returns.
     fn vm_pageout(&self, _arg: u64) {
-        self.vm_pageout_init();
         let needed = &self.state().vm_pages_needed;
         let mut pass = 0_u32;
         loop {
+            if needed.get() != 0 {
+                self.cnt().v_pdwakeups.update(|n| n + 1);
+            }
+            self.vm_pageout_scan();
             self.free_queue_lock();
             if needed.get() != 0 && !self.vm_page_count_min() {
                 if !self.vm_paging_needed() {
@@ -65,11 +71,7 @@ impl<M: Machine> Vm<M> {
                 pass = if pass > 1 { 1 } else { 0 };
                 self.msleep_free_queue(self.pagedaemon_channel(), PVM, "psleep", 0, Relock::Yes);
             }
-            if needed.get() != 0 {
-                self.cnt().v_pdwakeups.update(|n| n + 1);
-            }
             self.free_queue_unlock();
-            self.vm_pageout_scan();
         }
     }
 
@@ -82,8 +84,8 @@ impl<M: Machine> Vm<M> {
         self.free_queue_unlock();
     }
 
-    /// Computes the thresholds from the pages there are and the pages free now, as the pagedaemon does when it starts
-    /// (`vm_pageout`).
+    /// Computes the thresholds from the pages there are and the pages free now, as FreeBSD's pagedaemon does first of
+    /// all (`vm_pageout`).
     fn vm_pageout_init(&self) {
         let cnt = self.cnt();
         let (pages, free) = (cnt.v_page_count.get(), cnt.v_free_count.get());

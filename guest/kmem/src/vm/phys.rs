@@ -108,7 +108,7 @@ impl<M: Machine> Vm<M> {
 
     /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its order. False when
     /// there is no fresh memory left.
-    fn vm_phys_cut_fresh(&self, order: usize, flind: usize) -> bool {
+    pub(super) fn vm_phys_cut_fresh(&self, order: usize, flind: usize) -> bool {
         for number in 0..self.state().vm_phys_nsegs.get() {
             let seg = self.vm_phys_seg(number);
             let (fresh, end) = (seg.fresh.get(), seg.end.get());
@@ -124,6 +124,30 @@ impl<M: Machine> Vm<M> {
             return true;
         }
         false
+    }
+
+    /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the block stays free. Panics when
+    /// the page is in no block. Locks: the free queue is held.
+    pub(super) fn vm_phys_unfree_page(&self, pfn: u32) {
+        let seg = self.vm_phys_segments().find(|seg| (seg.start.get()..seg.fresh.get()).contains(&pfn));
+        let start = seg.map_or(u32::MAX, |seg| seg.start.get());
+        let blocks = (0..VM_NFREEORDER).map(|order| (pfn & !((1 << order) - 1), order));
+        let of_order = |&(head, order): &(u32, usize)| usize::from(self.page_by_number(head).block.get()) == order + 1;
+        let found = blocks.take_while(|&(head, _)| head >= start).find(of_order);
+        let (Some(seg), Some((mut head, mut order))) = (seg, found) else {
+            self.panic(format_args!("vm_phys_unfree_page: page {pfn:#x} is not free"));
+        };
+        let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
+        let segind = self.page_by_number(head).segind.get();
+        self.freelist_remove(&queues[order], head);
+        while order > 0 {
+            order -= 1;
+            let middle = head + (1 << order);
+            let other = if pfn < middle { middle } else { core::mem::replace(&mut head, middle) };
+            self.page_by_number(other).segind.set(segind);
+            self.freelist_push(&queues[order], other, order, End::Head);
+        }
+        self.page_by_number(pfn).segind.set(segind);
     }
 
     /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.

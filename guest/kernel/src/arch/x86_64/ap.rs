@@ -9,6 +9,7 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::boot::AP_END;
 use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::pte::{Pte, PteFlags};
 
@@ -21,6 +22,8 @@ const AP_PAGE: u64 = 0x5000;
 /// Page tables of the trampoline: PML4, PDPT, page directory, page table.
 const TABLES: [GuestPhys; 4] =
     [GuestPhys::new(0x1000), GuestPhys::new(0x2000), GuestPhys::new(0x3000), GuestPhys::new(0x4000)];
+const _: () = assert!(AP_PAGE + PAGE_SIZE == AP_END.get());
+
 /// Cycles after which a CPU is taken for one that does not exist: seconds.
 const START_LIMIT: u64 = 20_000_000_000;
 

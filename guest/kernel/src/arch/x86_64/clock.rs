@@ -95,6 +95,7 @@ impl Clock {
                     if left == 0 {
                         break;
                     }
+                    PerCpu::current().arm_idle();
                     halt_for(left);
                 }
             }
@@ -102,16 +103,16 @@ impl Clock {
     }
 }
 
-/// Has the timer fire every `1 / hz` seconds' worth of counts from now on, once: the handler asks again.
+/// Has the timer fire once, `1 / hz` seconds from now.
 pub fn start_slice(clock: &Clock) {
     let nanos = 1_000_000_000 / clock.hz.clamp(1, 1_000_000_000);
     apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX));
 }
 
-/// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed.
+/// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed. Not at all when one has
+/// come since [`PerCpu::arm_idle`].
 pub fn halt_for(micros: u64) {
     const SECOND: u64 = 1_000_000;
-    PerCpu::current().arm_idle();
     let nanos = micros.clamp(1, SECOND) * 1000;
     apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).expect("a second's nanoseconds fit"));
     interrupt::halt();

@@ -52,3 +52,15 @@ pub fn reschedule(number: u32) {
         apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
     }
 }
+
+/// Has CPU `number` look whether its timer is wanted, unless that runs already, or it is about to look for work anyway. What it
+/// is to see is there already.
+pub fn ask_to_slice(number: u32) {
+    // As above: either the other CPU sees it after it has stopped slicing, or this one sees it stopped; and a CPU that is
+    // armed may have set its timer for something later.
+    core::sync::atomic::fence(Ordering::SeqCst);
+    let Some(cpu) = get(number) else { return };
+    if cpu.is_idle_armed() || !(cpu.is_polling() || cpu.is_slicing()) {
+        apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
+    }
+}

@@ -5,14 +5,18 @@
 //! few: all descriptor and page tables are static data of the image, and everything that can wait runs in the body.
 //!
 //! What the body finds: long mode, paging by `boot_pml4` with the image at KERNBASE, no identity mapping, GDT, IDT, TSS
-//! and GS base set, interrupts enabled, RDI = physical address of `hvm_start_info`, RSI = cycles that 64 CPL0
+//! and GS base set, interrupts enabled, RDI = physical address of `hvm_start_info`, RSI = cycles that 16 CPL0
 //! instructions took, RDX = TSC at entry; CPL as decided: the command line's first word when it is
 //! `privilege=supervisor` or `privilege=user`, else by those cycles.
 
 use core::arch::global_asm;
 
-/// More cycles than this for 64 CPL0 instructions mean that CPL0 is emulated.
-const EMULATED_CYCLES: u32 = 16_000;
+use vmkern_abi::control::TIMED_INSTRUCTIONS;
+
+/// More cycles than this for [`TIMED_INSTRUCTIONS`] mean that CPL0 is emulated: more than a processor needs for them even
+/// when it is interrupted meanwhile, less than any emulation.
+const EMULATED_CYCLES: u32 = 10_000;
+const _: () = assert!(TIMED_INSTRUCTIONS == 16);
 
 // The note that names the entry point (type 18, XEN_ELFNOTE_PHYS32_ENTRY).
 global_asm!(
@@ -100,9 +104,9 @@ global_asm!(
     "mov edi, ebx",
     "shl rbp, 32",
     "or rbp, rsi", // TSC at entry
-    // How fast is CPL0? 64 instructions, between two readings.
+    // How fast is CPL0? 16 instructions, between two readings.
     "rdtsc",
-    "mov ecx, 32",
+    "mov ecx, 8",
     "mov esi, eax",
     "2: dec ecx",
     "jnz 2b",

@@ -12,7 +12,7 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use super::percpu::{self, PerCpu};
+use super::percpu::{self, Depth, PerCpu};
 use super::{apic, nucleus};
 use crate::host::pause;
 
@@ -57,7 +57,7 @@ pub fn interrupt(which: Deferred) {
     defer();
     apic::end_of_interrupt();
     PerCpu::current().deferred().fetch_or(which as u32, Ordering::Relaxed);
-    allow();
+    allow_all();
 }
 
 /// Handles an interrupt that is due. Everything is deferred, once.
@@ -81,24 +81,36 @@ pub fn defer() {
 }
 
 /// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch threads, and CPUs.
+///
+/// After the last one the thread may be moved to another CPU between any two instructions, so that each look is one. An
+/// interrupt that was noted here has then been run here: the thread cannot be moved before.
 #[inline]
 pub fn allow() {
     compiler_fence(Ordering::SeqCst);
-    if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
-        PerCpu::unmask();
-    } else {
-        allow_all();
+    if PerCpu::unmask() == Depth::Free && (PerCpu::is_due() || crate::threads::switch_owed()) {
+        catch_up();
     }
 }
 
-/// Takes back the last [`defer`].
+/// Does what was put off.
+#[cold]
+fn catch_up() {
+    defer();
+    allow_all();
+}
+
+/// Takes back one [`defer`], and runs what came meanwhile before the last one goes: so handlers do not nest.
 fn allow_all() {
+    if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
+        let _ = PerCpu::unmask();
+        return;
+    }
     loop {
         while PerCpu::is_due() {
             let due = PerCpu::current().deferred().swap(0, Ordering::Relaxed);
             Deferred::ALL.into_iter().filter(|&which| due & which as u32 != 0).for_each(handle);
         }
-        PerCpu::unmask();
+        let _ = PerCpu::unmask();
         // What came since the look has only been noted.
         if !PerCpu::is_due() {
             break;

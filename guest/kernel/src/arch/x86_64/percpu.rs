@@ -102,6 +102,8 @@ pub struct PerCpu {
     deferred: AtomicU32,
     /// [`Polling`].
     polling: AtomicU32,
+    /// [`Slicing`].
+    slicing: AtomicU32,
     cpu: u32,
     /// Descriptors of a CPU that did not boot: those of the image, with its own TSS.
     gdt: UnsafeCell<[u64; 8]>,
@@ -142,6 +144,25 @@ pub struct TrapEntries {
     pub trap: unsafe extern "C" fn(),
     /// What cannot.
     pub fatal: unsafe extern "C" fn(),
+}
+
+/// Whether interrupts are still deferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// They are not.
+    Free,
+    /// They are.
+    Masked,
+}
+
+/// Whether a CPU's timer will end the time slice that runs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Slicing {
+    /// It will not.
+    No = 0,
+    /// It will, within a tick.
+    Yes = 1,
 }
 
 /// Whether a CPU polls for work.
@@ -233,6 +254,7 @@ impl PerCpu {
             mask_depth: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
             polling: AtomicU32::new(0),
+            slicing: AtomicU32::new(0),
             gdt: UnsafeCell::new([0; 8]),
             gdt_pointer: UnsafeCell::new([0; 8]),
             cpu,
@@ -316,17 +338,22 @@ impl PerCpu {
         }
     }
 
-    /// Takes back one [`PerCpu::mask`].
+    /// Takes back one [`PerCpu::mask`], in one instruction: after the last the thread may be moved to another CPU.
     #[inline]
-    pub fn unmask() {
+    #[must_use]
+    pub fn unmask() -> Depth {
+        let is_free: u8;
         // SAFETY: as for `mask`.
         unsafe {
             core::arch::asm!(
                 "dec dword ptr gs:[{}]",
+                "sete {}",
                 const offset_of!(Self, mask_depth),
+                out(reg_byte) is_free,
                 options(nostack)
             );
         }
+        if is_free != 0 { Depth::Free } else { Depth::Masked }
     }
 
     /// Whether an interrupt has been noted on the CPU that runs this.
@@ -386,6 +413,7 @@ impl PerCpu {
     }
 
     /// This CPU's.
+    #[inline]
     #[must_use]
     pub fn current() -> &'static Self {
         let this: *const Self;
@@ -452,6 +480,19 @@ impl PerCpu {
     /// Says whether the CPU, which runs its idle thread, looks for work again and again, so that nobody need interrupt it.
     pub fn set_polling(&self, polling: Polling) {
         self.polling.store(polling as u32, Ordering::Relaxed);
+    }
+
+    /// Says whether this CPU's timer will end the running time slice. What it was before.
+    pub fn set_slicing(&self, slicing: Slicing) -> Slicing {
+        let before = self.slicing.swap(slicing as u32, Ordering::SeqCst);
+        if before == Slicing::Yes as u32 { Slicing::Yes } else { Slicing::No }
+    }
+
+    /// Whether the CPU's timer will end the running time slice. The caller has ordered this after what it wants the CPU to
+    /// see then.
+    #[must_use]
+    pub fn is_slicing(&self) -> bool {
+        self.slicing.load(Ordering::SeqCst) == Slicing::Yes as u32
     }
 
     /// Whether the CPU polls for work. The caller has ordered this after what it wants the CPU to see.

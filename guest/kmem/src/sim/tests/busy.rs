@@ -11,9 +11,9 @@ use super::super::check::check;
 use super::super::{Sim, SimMachine};
 use super::{MIB, NOWAIT, boot};
 use crate::kern::eventhandler::{EventPriority, VM_LOWMEM};
+use crate::kern::thread::PAGEDAEMON_TID;
 use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
-use crate::vm::pageout::PAGEDAEMON_TID;
 
 fn waits(sim: &Sim, tid: u32, wmesg: &str) {
     sim.run();

@@ -98,3 +98,12 @@ fn the_driver_is_told_when_nobody_can_ever_wake_it() {
     sim.vm().mtx_lock(LockClass::Driver, &mtx.owner);
     sim.vm().msleep(channel(0), (LockClass::Driver, mtx), 0, "test", 0, Relock::Drop);
 }
+
+#[test]
+#[should_panic(expected = "all threads sleep for ever, but for time-outs of the kernel's own")]
+fn everybody_asleep_for_ever_beside_a_pagedaemon_that_finds_nothing_panics() {
+    let sim = Sim::boot(16 << 20, Tunables { vm_kmem_size: Some(24 << 20), ..Tunables::default() });
+    let vm = sim.vm();
+    while vm.kmem_malloc(vm.kmem_map(), 4096, MallocFlags::NOWAIT).is_some() {}
+    vm.vm_wait();
+}

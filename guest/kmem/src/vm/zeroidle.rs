@@ -1,0 +1,135 @@
+//! Clearing free pages while there is nothing else to do (`vm_zeroidle.c`, `vm_phys_zero_pages_idle`).
+//!
+//! The thread `pagezero` runs when only the idle threads could. While fewer than four fifths of the free pages are known
+//! to be zero, it takes a dirty one off the free lists, clears it with no lock held, and puts it back; once it has come so
+//! far it rests until they are fewer than two thirds. A page that it works on is not counted as free. As everywhere in
+//! FreeBSD of 2008 it is off unless `vm.idlezero_enable` says otherwise.
+//!
+//! What is at rest has no thread that could run, this one included: what it does never shows half done.
+
+use core::mem::offset_of;
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::layout::{KernelRoots, PageFlags, RQ_PPQ, VM_NFREELIST, VmPage};
+
+use super::{Shortage, Vm};
+use crate::kern::lock::LockClass;
+use crate::kern::sched::PRI_MAX_IDLE;
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
+use crate::kern::thread::{PAGEZERO_TID, ThreadSpec};
+use crate::machine::Machine;
+
+/// Seconds after which it looks again unasked.
+const LOOK_AGAIN: u64 = 300;
+
+impl<M: Machine> Vm<M> {
+    /// Makes the thread, asleep, if `vm.idlezero_enable` asks for it (`pagezero_start`), and wakes it if there is work.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no memory for the thread.
+    pub(crate) fn vm_pagezero_start(&self, tunables: &Tunables) -> Result<(), Shortage> {
+        if tunables.vm_idlezero_enable.unwrap_or(0) == 0 {
+            return Ok(());
+        }
+        let (priority, start) = (PRI_MAX_IDLE - RQ_PPQ, Self::vm_pagezero);
+        let spec = ThreadSpec { tid: PAGEZERO_TID, name: "pagezero", priority, start, arg: 0 };
+        self.kthread_create_asleep(&spec, self.zero_state_channel(), "pgzero")?;
+        self.state().idlezero_enable.set(1);
+        self.state().pagezero_sleeps.set(1);
+        self.free_queue_lock();
+        self.vm_page_zero_idle_wakeup();
+        self.free_queue_unlock();
+        Ok(())
+    }
+
+    /// The thread (`vm_pagezero`). Never returns.
+    fn vm_pagezero(&self, _arg: u64) {
+        loop {
+            self.free_queue_lock();
+            if !self.vm_page_zero_check() || !self.vm_page_zero_idle() {
+                let state = self.state();
+                state.pagezero_sleeps.set(1);
+                let interlock = (LockClass::FreeQueue, &state.vm_page_queue_free_mtx);
+                let (channel, timo) = (self.zero_state_channel(), self.hz() * LOOK_AGAIN);
+                let (Sleep::Woken | Sleep::TimedOut) = self.msleep(channel, interlock, 0, "pgzero", timo, Relock::Yes);
+            }
+            self.free_queue_unlock();
+        }
+    }
+
+    /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and then not before they are
+    /// fewer than two thirds. Locks: the free queue's.
+    fn vm_page_zero_check(&self) -> bool {
+        let state = self.state();
+        let (zero, free) = (state.vm_page_zero_count.get(), self.cnt().v_free_count.get());
+        let enough = if state.zero_state.get() != 0 { free * 2 / 3 } else { free * 4 / 5 };
+        state.idlezero_enable.get() != 0 && zero < enough
+    }
+
+    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free queue's, which is dropped
+    /// meanwhile.
+    fn vm_page_zero_idle(&self) -> bool {
+        let (state, cnt) = (self.state(), self.cnt());
+        state.zero_state.set(0);
+        let Some(m) = self.vm_phys_dirty_page() else { return false };
+        let page = self.page(m);
+        page.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED);
+        cnt.v_free_count.update(|n| n - 1);
+        self.free_queue_unlock();
+        self.pmap_zero_page(m);
+        self.free_queue_lock();
+        page.flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
+        cnt.v_free_count.update(|n| n + 1);
+        self.vm_phys_free_pages(m, 0);
+        state.vm_page_zero_count.update(|n| n + 1);
+        state.cnt_prezero.update(|n| n + 1);
+        self.vm_page_free_wakeup();
+        if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {
+            state.zero_state.set(1);
+        }
+        true
+    }
+
+    /// Takes a free page off its list that is not known to be zero. The search goes on where the last one ended. Locks: the
+    /// free queue's.
+    fn vm_phys_dirty_page(&self) -> Option<KPtr<VmPage>> {
+        let cursor = &self.state().zeroidle_cursor;
+        loop {
+            let from = cursor.get();
+            let used = |from: u32, to: u32| {
+                let clip = move |pfn: u32| pfn.clamp(from, to);
+                self.vm_phys_segments().flat_map(move |seg| clip(seg.start.get())..clip(seg.fresh.get()))
+            };
+            let dirty = |&pfn: &u32| {
+                let page = self.page_by_number(pfn);
+                !page.flags.get().contains(PageFlags::ALLOCATED) && !self.vm_page_is_zero(page)
+            };
+            if let Some(pfn) = used(from, u32::MAX).chain(used(0, from)).find(dirty) {
+                cursor.set(pfn + 1);
+                self.vm_phys_unfree_page(pfn);
+                return Some(self.vm_page_pointer(pfn));
+            }
+            // Memory that was never used may be dirty, too.
+            let is_dirty = self.state().boot_zeroed.get() == 0;
+            if !is_dirty || !(0..VM_NFREELIST).any(|list| self.vm_phys_cut_fresh(0, list)) {
+                return None;
+            }
+        }
+    }
+
+    /// Wakes the thread if it sleeps and there is work (`vm_page_zero_idle_wakeup`). Locks: the free queue's.
+    #[inline]
+    pub(super) fn vm_page_zero_idle_wakeup(&self) {
+        let sleeps = &self.state().pagezero_sleeps;
+        if sleeps.get() != 0 && self.vm_page_zero_check() {
+            sleeps.set(0);
+            self.wakeup(self.zero_state_channel());
+        }
+    }
+
+    fn zero_state_channel(&self) -> WaitChannel {
+        WaitChannel::from(self.roots().addr().add(offset_of!(KernelRoots, zero_state) as u64))
+    }
+}

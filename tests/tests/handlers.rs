@@ -1,0 +1,39 @@
+//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem event.
+
+use vmkern::abi::control::{Context, KernReturn};
+use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome};
+use vmkern_tests::{Run, guest, launch};
+
+#[test]
+fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interrupted() {
+    let mut guest = guest();
+    let bad = Op::Read { addr: GuestVirt::new(0x1000) };
+    let Err(GuestError::Crashed(crash)) = guest.call_in(Context::Interrupt, bad) else { panic!("it was answered") };
+    assert!(crash.in_interrupt, "{crash}");
+    assert!(crash.to_string().contains("interrupt handler on thread "), "{crash}");
+    let Err(GuestError::Crashed(crash)) = self::guest().call(0, bad) else { panic!("it was answered") };
+    assert!(!crash.in_interrupt && !crash.to_string().contains("interrupt handler"), "{crash}");
+}
+
+#[test]
+fn a_vm_lowmem_handler_cannot_wait_for_rest() {
+    let outcome = guest().call_in(Context::Lowmem, Op::Settle).expect("the guest lives").outcome;
+    assert_eq!(outcome, Outcome::Error(KernReturn::InvalidArgument));
+}
+
+#[test]
+fn what_fails_in_a_vm_lowmem_handler_is_counted_and_logged() {
+    const SIZE: u64 = 1 << 20;
+    let mut guest = launch(Guest::builder().tunable("vm.kmem_size", SIZE).expect("the tunable exists"));
+    let addr = guest.malloc(SIZE);
+    guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
+    let free = Op::KmemFree { map: MapId::KMEM, addr, size: SIZE };
+    for op in [Op::Verify { addr, size: SIZE, seed: 1 }, Op::Verify { addr, size: SIZE, seed: 2 }, free] {
+        let outcome = guest.call_in(Context::Lowmem, op).expect("the guest lives").outcome;
+        assert_eq!(outcome, Outcome::Ok, "{op:?} is kept");
+    }
+    guest.address(Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::empty() });
+    assert_eq!(guest.meter().expect("the counters can be read").lowmem_failures.get(), 1);
+    let log = String::from_utf8_lossy(&guest.take_log()).into_owned();
+    assert!(log.contains("vm_lowmem: Verify") && log.contains("Mismatch"), "{log}");
+}
