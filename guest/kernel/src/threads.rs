@@ -234,8 +234,12 @@ extern "C" fn begin(thread: u64, arg: u64) -> ! {
 pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let f = structure(from);
     let target = resume(to);
-    PerCpu::current().set_thread(to);
-    PerCpu::current().set_polling(Polling::No);
+    let cpu = PerCpu::current();
+    cpu.set_thread(to);
+    // An idle thread that has announced a halt may get here without an interrupt, when it gives a lock back. Whatever runs
+    // meanwhile may be what it waits for: it looks again before it halts.
+    cpu.set_polling(Polling::No);
+    cpu.disarm_idle();
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
     save(f, &Context::of_running());
     // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once; interrupts are deferred.

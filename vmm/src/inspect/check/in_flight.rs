@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Thread, ThreadState};
 
 use super::context::Context;
 use super::threads::waits_for_work;
@@ -104,10 +104,14 @@ fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
     Some(thread.sleepqueue.get().addr().get())
 }
 
-/// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs.
+/// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs. A thread
+/// that has never run, whose stack pointer is 0, uses none.
 fn in_use(thread: &Thread, running: Option<u64>) -> [Range<u64>; 2] {
     // The first words of `Thread::md`, as the kernel of x86_64 keeps them: bounds do not change while the thread lives.
     let [rsp, _, low, high, slots, slots_end, ..] = std::array::from_fn::<_, 8, _>(|word| thread.md[word].get());
+    if rsp == 0 && running.is_none() && thread.state() != Some(ThreadState::Running) {
+        return [0..0, 0..0];
+    }
     let kstack = thread.kstack.get().get();
     let low = if kstack == 0 { low } else { kstack };
     let rsp = running.unwrap_or(rsp);

@@ -81,6 +81,14 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     let saved = Saved::of(t);
     let fault = |detail: String| ctx.finding("saved-context", "thread", thread.addr(), || detail);
     let Saved { rsp, slot, low, high, slots, slots_end, depth } = saved;
+    let kstack = t.kstack.get().get();
+    // A thread that has never run has only its bounds, and has left its stack alone.
+    if rsp == 0 {
+        if kstack == 0 || low != kstack || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE {
+            fault(format!("{} has its stack at {kstack:#x}, but is to begin on [{low:#x}, {slots_end:#x})", label(t)));
+        }
+        return;
+    }
     if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
         fault(format!("the stack pointer of {} is {rsp:#x}, its stack [{low:#x}, {high:#x})", label(t)));
     }
@@ -90,7 +98,6 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     if depth != 1 {
         fault(format!("{} was switched away from with interrupts deferred {depth} times, not once", label(t)));
     }
-    let kstack = t.kstack.get().get();
     if kstack != 0 && (low != kstack || slots != high || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE) {
         fault(format!("{} has its stack at {kstack:#x}, but runs on [{low:#x}, {slots_end:#x})", label(t)));
     }

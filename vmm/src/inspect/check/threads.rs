@@ -12,7 +12,7 @@ use super::sched::{Item, chain, label};
 const IDLE_PRIORITY: u8 = 255;
 
 /// Wait messages of threads that wait for work.
-const WORK: [&str; 2] = ["request", "psleep"];
+const WORK: [&str; 3] = ["request", "psleep", "pgzero"];
 
 /// Whether a thread waits for work, with nothing in its hands.
 pub(super) fn waits_for_work(thread: &Thread) -> bool {

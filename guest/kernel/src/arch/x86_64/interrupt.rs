@@ -6,8 +6,8 @@
 //! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
 //! them free. That is the place to stand still for the host ([`pause`]).
 //!
-//! **Halting.** The idle loop arms itself ([`PerCpu::arm_idle`]), looks once more for work, and halts; every interrupt
-//! disarms it, so that one which comes after the look ends the halt before it begins.
+//! **Halting.** The idle loop arms itself ([`PerCpu::arm_idle`]), looks once more for work, and halts; every interrupt and
+//! every switch of threads disarms it, so that one which comes after the look ends the halt before it begins.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
