@@ -1,4 +1,5 @@
-//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem event.
+//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem event. And what pagezero does
+//! behind everybody's back is right.
 
 use vmkern::abi::control::{Context, KernReturn};
 use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome};
@@ -13,6 +14,22 @@ fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interr
     assert!(crash.to_string().contains("interrupt handler on thread "), "{crash}");
     let Err(GuestError::Crashed(crash)) = self::guest().call(0, bad) else { panic!("it was answered") };
     assert!(!crash.in_interrupt && !crash.to_string().contains("interrupt handler"), "{crash}");
+}
+
+#[test]
+fn pages_that_pagezero_has_cleared_are_zero_and_nothing_is_wrong_with_them() {
+    const SIZE: u64 = 8 << 20;
+    let builder = Guest::builder().memory(16 << 20).tunable("vm.idlezero_enable", 1).expect("the tunable exists");
+    let mut guest = launch(builder.tunable("vm.kmem_size", 12 << 20).expect("the tunable exists"));
+    let addr = guest.malloc(SIZE);
+    guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
+    guest.ok(Op::KmemFree { map: MapId::KMEM, addr, size: SIZE });
+    guest.ok(Op::Settle);
+    let report = guest.check().expect("the guest can be checked");
+    assert!(report.is_clean(), "{report}");
+    let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
+    let addr = guest.address(Op::KmemMalloc { map: MapId::KMEM, size: SIZE, flags });
+    guest.ok(Op::VerifyZero { addr, size: SIZE });
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 
-use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::layout::{
-    ISADMA_END, PageFlags, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VM_NFREEORDER, VmFreeList, VmPhysSeg,
+    ISADMA_END, PageFlags, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg,
 };
 
 use super::context::Context;
 use super::owners::Owner;
 use super::page_array::{Page, Segment};
+
+/// Pages that a page of the page array describes. Its first page describes a whole block of them.
+const PAGES_A_PAGE: u64 = PAGE_SIZE / size_of::<VmPage>() as u64;
 
 /// Checks segments and free lists, and claims every page of a free block.
 pub(super) fn check(ctx: &Context<'_>) {
@@ -43,12 +46,12 @@ fn check_segments(ctx: &Context<'_>) {
             format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
         });
     }
-    let first = ctx.pages.segments.first().map(|segment| segment.start);
-    if first.is_some_and(|first| first != ctx.roots.first_page.get()) {
+    let (begin, first) = (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
+    let expected = first - first % PAGES_A_PAGE;
+    if begin != expected {
         ctx.finding("page-array", "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
             format!(
-                "the page array begins with page {:#x}, the first segment with {first:#x?}",
-                ctx.roots.first_page.get()
+                "the page array begins with page {begin:#x}, the first segment with {first:#x}: {expected:#x} expected"
             )
         });
     }

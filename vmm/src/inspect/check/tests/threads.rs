@@ -56,6 +56,15 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("saved-context", |t| t.md[6].set(0)),
     ];
     lab.each(worker(&lab), "thread", damages);
+    // The pagedaemon has never run: its bounds are all that there is to tell.
+    let pagedaemon = lab.roots().1.pageproc.get();
+    assert_eq!(lab.get(pagedaemon).md[0].get(), 0, "the pagedaemon has run");
+    let damages: &[(&str, Damage<Thread>)] = &[
+        ("saved-context", |t| t.md[0].set(64)),
+        ("saved-context", |t| t.md[2].update(|low| low - 4096)),
+        ("saved-context", |t| t.md[5].set(0)),
+    ];
+    lab.each(pagedaemon, "thread", damages);
     assert!(lab.check().is_clean());
 }
 
