@@ -21,7 +21,7 @@ impl<M: Machine> Vm<M> {
             link.set(KPtr::NULL);
         }
         sched.callouts.set(self.callout_meld(sched.callouts.get(), thread));
-        let (boot, here) = (&self.state().boot_pcpu, self.pcpu());
+        let (boot, here) = (self.boot_pcpu(), self.pcpu());
         if sched.callouts.get() == thread && here.cpuid.get() != boot.cpuid.get() {
             self.machine().clock_needed(boot);
         }
