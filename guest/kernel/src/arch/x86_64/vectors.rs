@@ -7,8 +7,8 @@ pub const TIMER_VECTOR: u8 = 0x50;
 pub const OPERATION_VECTOR: u8 = 0x52;
 /// Another CPU has made a thread runnable here, or wants this one out of its halt.
 pub const RESCHED_VECTOR: u8 = 0x54;
-/// Another CPU waits until this one has forgotten translations. Of a higher priority class than all others, none of which
-/// may keep it waiting.
-pub const SHOOTDOWN_VECTOR: u8 = 0x60;
+/// Another CPU waits until this one has forgotten translations. Of the same priority class as all others: none comes in the
+/// middle of another's handler before that has told the APIC, from where the thread might be moved to another CPU.
+pub const SHOOTDOWN_VECTOR: u8 = 0x56;
 /// The local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
