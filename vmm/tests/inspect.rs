@@ -243,7 +243,8 @@ fn threads_tell_what_they_wait_for_and_who_called() {
     for function in ["mi_switch+", "kmem_alloc_wait+", "execute+", "fork_exit+"] {
         assert!(stack.contains(function), "{function} is not in:\n{stack}");
     }
-    assert!(report.threads.iter().all(|thread| !thread.backtrace.is_empty()));
+    // The pagedaemon was made asleep: nobody has called it yet.
+    assert!(report.threads.iter().all(|thread| thread.name == "pagedaemon" || !thread.backtrace.is_empty()));
 }
 
 #[test]
