@@ -651,7 +651,9 @@ mod wait_message_tests {
 
     #[test]
     fn a_wait_message_is_cut_to_15_bytes_and_survives_its_words() {
-        for (text, kept) in [("vmwait", "vmwait"), ("", ""), ("a message of more bytes", "a?message?of?mo")] {
+        for (text, kept) in
+            [("vmwait", "vmwait"), ("", ""), ("a message of more bytes", "a message of mo"), ("a\nb", "a?b")]
+        {
             let message = WaitMessage::new(text);
             assert_eq!(message.to_string(), kept);
             assert_eq!(WaitMessage::from_words(message.words()), message);
