@@ -48,6 +48,10 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("VmMeter", "v_faults", "a statistic: nothing depends on it"),
     ("VmMeter", "v_pdwakeups", "a statistic: nothing depends on it"),
     ("VmMeter", "lowmem_events", "a statistic: nothing depends on it"),
+    ("VmMeter", "lowmem_failures", "a statistic: nothing depends on it"),
+    ("KernelRoots", "cnt_prezero", "a statistic: nothing depends on it"),
+    ("KernelRoots", "zeroidle_cursor", "where pagezero looks first: a hint"),
+    ("Scheduler", "idle_passes", "counts time-outs that nobody waited for; any number below a limit"),
     ("KernelRoots", "vm_pageout_deficit", "a hint for the pagedaemon"),
 ];
 
@@ -64,6 +68,9 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     ("EventhandlerEntry", "priority", "nothing but the order of the list says it"),
     ("Scheduler", "callout_sequence", "any number that is not below one that is in use"),
     ("Scheduler", "spread", "either of two ways to work"),
+    ("KernelRoots", "zero_state", "either of two states"),
+    ("KernelRoots", "idlezero_enable", "either of two ways to work"),
+    ("KernelRoots", "pagezero_sleeps", "either of two states"),
     ("StoredOp", "slot", "what somebody wants to be done later: only its form can be checked"),
     ("MapReserve", "credits", "any number that the pages of the map allow"),
     ("Pcpu", "need_resched", "any of three reasons to give way"),

@@ -22,6 +22,10 @@ const LENT: [u8; 3] = [64, PVM, PUSER];
 const BOOT_TID: u32 = 64;
 /// Number of the pagedaemon.
 const PAGEDAEMON_TID: u32 = 65;
+/// Number of the thread that clears free pages.
+const PAGEZERO_TID: u32 = 66;
+/// Its priority: the best that is worse than everybody's but the idle threads'.
+const PAGEZERO_PRIORITY: u8 = PRI_MAX_IDLE - 4;
 /// Number of the idle thread of CPU n, less n; that of CPU 0 is the one that the boot became.
 const IDLE_TID: u32 = 66;
 /// Most ticks a second (`kern.hz`).
@@ -88,6 +92,17 @@ fn check_roots(ctx: &Context<'_>) {
             format!("it is thread {pageproc:?}, but the pagedaemon is thread {PAGEDAEMON_TID}")
         });
     }
+    for (name, word) in [
+        ("zero_state", &roots.zero_state),
+        ("idlezero_enable", &roots.idlezero_enable),
+        ("pagezero_sleeps", &roots.pagezero_sleeps),
+    ] {
+        if word.get() > 1 {
+            ctx.finding("flag-word", "kernel roots", ctx.root_of(word), || {
+                format!("{name} is {}, but is 0 or 1", word.get())
+            });
+        }
+    }
     if roots.sched.spread.get() > 1 {
         ctx.finding("flag-word", "scheduler", ctx.root_of(&roots.sched.spread), || {
             format!("spread is {}, but is 0 or 1", roots.sched.spread.get())
@@ -140,6 +155,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         Some(cpu) => (IDLE_TID.wrapping_add(cpu), format!("idle{cpu}"), PRI_MAX_IDLE),
         None if thread.at == ctx.roots.pageproc.get() => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
         None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
+        None if t.name().to_string() == "pagezero" => (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY),
         // Of a CPU that is only being started.
         None if t.name().to_string().starts_with("idle") => (tid, t.name().to_string(), PRI_MAX_IDLE),
         None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),

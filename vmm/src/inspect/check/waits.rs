@@ -133,6 +133,7 @@ fn check_messages(ctx: &Context<'_>) {
         let expected: &[&str] = match channel {
             c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed)) => &["psleep"],
             c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed)) => &["VMWait"],
+            c if c == root_channel(ctx, offset_of!(KernelRoots, zero_state)) => &["pgzero"],
             c if c == ctx.root_of(&ctx.roots.meter.v_free_count) => &["vmwait", "pfault"],
             c if ctx.pages.number_at(c).is_some() => &["pgrbwt", "vmopar", "vmpfw"],
             c if is_in_a_map(ctx, c, offset_of!(VmMap, index)) => &["vmmaps"],
