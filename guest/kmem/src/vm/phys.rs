@@ -148,6 +148,7 @@ impl<M: Machine> Vm<M> {
             self.freelist_push(&queues[order], other, order, End::Head);
         }
         self.page_by_number(pfn).segind.set(segind);
+        self.vm_phys_mark(pfn, 1, Mark::Used);
     }
 
     /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.
