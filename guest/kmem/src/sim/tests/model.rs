@@ -6,6 +6,7 @@
 //! it can be and printed as a script.
 
 mod apply;
+mod explain;
 mod naive;
 mod race;
 mod refused;

@@ -9,7 +9,7 @@ use vmkern_abi::layout::MapHome;
 use super::naive::{Content, NaiveMap, Range, What, pages, rounded, touched};
 use super::script::Who;
 use super::step::{FreeBy, How, On, Part, Size, Step, Stray};
-use super::world::{Cause, Sleeper, Verdict, World, run_stored};
+use super::world::{Cause, Verdict, World, run_stored};
 
 const KERNEL: usize = 0;
 const KMEM: usize = 1;
@@ -39,6 +39,7 @@ impl World {
         if self.over {
             return;
         }
+        self.turn += 1;
         match *step {
             Step::Allocate { map, size, how } => self.allocate(on, map, size, how),
             Step::Free { pick, part, by } => self.free_some(on, pick, part, by),
@@ -121,12 +122,12 @@ impl World {
             }
             (Outcome::Blocked { .. }, _, MapKind::User) if matches!(how, How::Wait) => {
                 let bytes = rounded(size).expect("who waits for room wants some");
-                self.sleepers.push(Sleeper { tid, op, cause: Cause::Room { map, bytes } });
+                self.fall_asleep(tid, op, Cause::Room { map, bytes });
             }
             (Outcome::Blocked { .. }, Some((start, bytes)), _) => {
                 self.naive.take(map, start, bytes, what);
                 self.pinned.insert(start);
-                self.sleepers.push(Sleeper { tid, op, cause: Cause::Memory { map, start, bytes, what, content } });
+                self.fall_asleep(tid, op, Cause::Memory { map, start, bytes, what, content });
             }
             _ => {}
         }
@@ -288,7 +289,7 @@ impl World {
             Some((tid, _)) => {
                 self.pinned.insert(at.start);
                 let cause = Cause::Touch { pin: at.start, start, bytes: end - start };
-                self.sleepers.push(Sleeper { tid, op, cause });
+                self.fall_asleep(tid, op, cause);
             }
             None => {}
         }

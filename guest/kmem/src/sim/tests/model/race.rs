@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use proptest::prelude::*;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{KernReturn, MallocFlags, MapKind, Op, Outcome};
+use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome};
 
-use super::naive::{Content, NaiveMap, What, pages, rounded, touched};
+use super::explain::{Effect, Entries, Event, Place, explain, kind};
+use super::naive::{Content, What, pages, rounded, touched};
 use super::step::{FreeBy, How, Part, Shape, Size, Step};
 use super::world::{Cause, Sleeper, World};
 use crate::sim::SimMachine;
@@ -76,92 +77,6 @@ pub fn race() -> impl Strategy<Value = Race> {
     (shape, prop::collection::vec(round, 1..7)).prop_map(|(shape, rounds)| Race { shape, rounds })
 }
 
-/// What an operation of a round is for the model.
-#[derive(Clone, Copy, Debug)]
-enum Effect {
-    Allocate { map: usize, bytes: Option<u64>, how: How },
-    Free { map: usize, start: u64, end: u64 },
-    Touch { pin: u64, start: u64, bytes: u64 },
-    Fill { start: u64, bytes: u64, seed: u64 },
-}
-
-/// An operation of a round with what became of it.
-#[derive(Clone, Copy, Debug)]
-struct Event {
-    tid: u32,
-    op: Op,
-    effect: Effect,
-    /// `None` when its thread sleeps.
-    outcome: Option<Outcome>,
-    /// Whether it has its room from an earlier round.
-    settled: bool,
-}
-
-impl Event {
-    /// Does in `maps` what the operation did, if the model would have had it do just that. Gives where an allocation is.
-    fn replay(&self, maps: &mut [NaiveMap], scarce: bool) -> Option<Option<u64>> {
-        match self.effect {
-            _ if self.settled => Some(None),
-            Effect::Touch { .. } | Effect::Fill { .. } => Some(None),
-            Effect::Free { map, start, end } => {
-                maps[map].free(start, end);
-                Some(None)
-            }
-            Effect::Allocate { map, bytes, how } => {
-                let hole = bytes.and_then(|bytes| maps[map].hole(bytes));
-                match (self.outcome, bytes) {
-                    (Some(Outcome::Value(addr)), Some(bytes)) if hole == Some(addr) => {
-                        maps[map].put(addr, bytes, kind(how));
-                        Some(Some(addr))
-                    }
-                    (Some(Outcome::Null), _) if hole.is_none() || scarce => Some(None),
-                    (Some(Outcome::Error(KernReturn::InvalidArgument)), _) => Some(None),
-                    // It sleeps for room, and has none.
-                    (None, _) if matches!(how, How::Wait) => Some(None),
-                    (None, Some(bytes)) => {
-                        maps[map].put(hole?, bytes, kind(how));
-                        Some(hole)
-                    }
-                    _ => None,
-                }
-            }
-        }
-    }
-}
-
-const fn kind(how: How) -> What {
-    match how {
-        How::Alloc => What::Kernel,
-        How::Nofault => What::Nofault,
-        How::Malloc(_) => What::Kmem,
-        How::Wait => What::Pageable,
-    }
-}
-
-/// An order of the events that explains them, with the addresses of allocations.
-fn explain(events: &[Event], maps: &[NaiveMap], scarce: bool) -> Option<Vec<(usize, Option<u64>)>> {
-    fn search(events: &[Event], maps: &[NaiveMap], scarce: bool, order: &mut Vec<(usize, Option<u64>)>) -> Option<()> {
-        if order.len() == events.len() {
-            return Some(());
-        }
-        for next in 0..events.len() {
-            if order.iter().any(|&(done, _)| done == next) {
-                continue;
-            }
-            let mut maps = maps.to_vec();
-            let Some(place) = events[next].replay(&mut maps, scarce) else { continue };
-            order.push((next, place));
-            if search(events, &maps, scarce, order).is_some() {
-                return Some(());
-            }
-            order.pop();
-        }
-        None
-    }
-    let mut order = Vec::new();
-    search(events, maps, scarce, &mut order).map(|()| order)
-}
-
 impl World {
     /// Runs a round, explains it, and compares.
     pub fn round(&mut self, round: &Round) {
@@ -185,11 +100,14 @@ impl World {
             .borrow_mut()
             .remark(&format!("At once, with seed {} and one interrupt in {}:", round.seed, round.one_in));
         let mut events = self.run_at_once(round, &idle, &planned, handler);
-        let sleeping = std::mem::take(&mut self.sleepers);
-        for sleeper in sleeping {
-            match self.sim.answer(sleeper.tid) {
-                Some(outcome) => events.push(woken(&sleeper, outcome)),
-                None => self.sleepers.push(sleeper),
+        let mut at = 0;
+        while at < self.sleepers.len() {
+            match self.sim.answer(self.sleepers[at].tid) {
+                Some(outcome) => {
+                    self.agree_on_place(at, outcome);
+                    events.push(woken(&self.sleepers.remove(at), outcome));
+                }
+                None => at += 1,
             }
         }
         for (_, effect) in &planned {
@@ -198,8 +116,10 @@ impl World {
                 self.quiet.insert(map);
             }
         }
-        let order = explain(&events, &self.naive.maps, free < wanted)
-            .unwrap_or_else(|| panic!("no order explains {events:#?}\nin {:#x?}", self.naive.maps));
+        let entries = Entries::look(&self.sim, &self.naive.maps);
+        let order = explain(&events, &self.naive.maps, free < wanted, &entries)
+            .unwrap_or_else(|| panic!("no order explains {events:#?}\nin {:#x?}\nand {entries:#x?}", self.naive.maps));
+        self.turn += 1;
         for (number, place) in order {
             self.take_effect(&events[number], place);
         }
@@ -336,7 +256,7 @@ impl World {
     }
 
     /// Changes the model as an event says.
-    fn take_effect(&mut self, event: &Event, place: Option<u64>) {
+    fn take_effect(&mut self, event: &Event, place: Place) {
         let &Event { tid, op, outcome, effect, settled } = event;
         match (effect, outcome) {
             (Effect::Free { map, start, end }, _) => self.naive.free(map, start, end),
@@ -365,12 +285,12 @@ impl World {
                     }
                     None => Cause::Room { map, bytes },
                 };
-                self.sleepers.push(Sleeper { tid, op, cause });
+                self.fall_asleep(tid, op, cause);
             }
             (Effect::Allocate { .. }, _) => {}
             (Effect::Touch { pin, start, bytes }, None) => {
                 self.pinned.insert(pin);
-                self.sleepers.push(Sleeper { tid, op, cause: Cause::Touch { pin, start, bytes } });
+                self.fall_asleep(tid, op, Cause::Touch { pin, start, bytes });
             }
             (Effect::Touch { pin, start, bytes }, Some(outcome)) => {
                 assert_eq!(outcome, Outcome::Ok, "{op:?}");

@@ -9,6 +9,7 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapKind, Op, Outcome, WaitMessage};
 use vmkern_abi::layout::EntryFlags;
 
+use super::explain::Entries;
 use super::naive::{Content, Memory, Naive, NaiveMap, Range, What, pages};
 use super::script::{Script, Who};
 use super::step::{On, Shape};
@@ -43,6 +44,8 @@ pub struct Sleeper {
     pub tid: u32,
     pub op: Op,
     pub cause: Cause,
+    /// The step or round in which it fell asleep.
+    pub turn: u64,
 }
 
 /// What a failure leaves as it was.
@@ -75,6 +78,8 @@ pub struct World {
     pub script: Rc<RefCell<Script>>,
     /// Whether the kernel has panicked, as it should.
     pub over: bool,
+    /// Number of the step or round.
+    pub turn: u64,
     armed: Option<(Option<Supply>, u64)>,
     refused: bool,
     events: u64,
@@ -100,6 +105,7 @@ impl World {
             freed: None,
             script: Rc::clone(script),
             over: false,
+            turn: 0,
             armed: None,
             refused: false,
             events: sim.vm().cnt().lowmem_events.get(),
@@ -322,7 +328,8 @@ impl World {
             let sleeper = self.sleepers[at];
             match self.sim.answer(sleeper.tid) {
                 Some(outcome) => {
-                    self.sleepers.remove(at);
+                    self.agree_on_place(at, outcome);
+                    let sleeper = self.sleepers.remove(at);
                     self.script.borrow_mut().join(sleeper.tid, &sleeper.op, &outcome);
                     self.woken(&sleeper, outcome);
                 }
@@ -353,6 +360,30 @@ impl World {
     pub fn free(&mut self, map: usize, start: u64, end: u64) {
         self.naive.free(map, start, end);
         self.quiet.insert(map);
+    }
+
+    /// An operation sleeps from now on.
+    pub fn fall_asleep(&mut self, tid: u32, op: Op, cause: Cause) {
+        self.sleepers.push(Sleeper { tid, op, cause, turn: self.turn });
+    }
+
+    /// The operation of a sleeper has answered. Of two that fell asleep at once over ranges that are alike nobody could
+    /// say which has which until now.
+    pub fn agree_on_place(&mut self, at: usize, outcome: Outcome) {
+        let Sleeper { cause: Cause::Memory { start, .. }, turn, .. } = self.sleepers[at] else { return };
+        let Outcome::Value(addr) = outcome else { return };
+        let at_place = |cause: Cause, place: u64| match cause {
+            Cause::Memory { map, bytes, what, content, .. } => {
+                Cause::Memory { map, start: place, bytes, what, content }
+            }
+            other => other,
+        };
+        let there = at_place(self.sleepers[at].cause, addr);
+        let twin = self.sleepers.iter().position(|other| other.turn == turn && other.cause == there);
+        if let Some(twin) = twin {
+            self.sleepers[at].cause = there;
+            self.sleepers[twin].cause = at_place(there, start);
+        }
     }
 
     /// The operation of a sleeper has answered.
@@ -410,9 +441,21 @@ impl World {
         self.sleepers.iter().map(bytes).sum::<u64>() / PAGE_SIZE
     }
 
+    /// Something is exactly where the model has something, and an allocation that sleeps has an entry of its own.
+    fn compare_places(&self) {
+        let entries = Entries::look(&self.sim, &self.naive.maps);
+        assert!(entries.fit(&self.naive.maps), "{entries:#x?}, where {:#x?} was expected", self.naive.maps);
+        for sleeper in &self.sleepers {
+            if let Cause::Memory { map, start, bytes, what, .. } = sleeper.cause {
+                assert!(entries.has(map, start, bytes, what), "{entries:#x?} without {sleeper:#x?}");
+            }
+        }
+    }
+
     /// The counters say what the model says.
     pub fn compare(&self) {
         let vm = self.sim.vm();
+        self.compare_places();
         let (state, cnt) = (vm.state(), vm.cnt());
         assert_eq!(vm.held_locks(), 0, "locks are held");
         for m in &self.naive.maps {
