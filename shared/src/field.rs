@@ -47,6 +47,20 @@ impl<T: Word> Field<T> {
     }
 }
 
+impl Field<u64> {
+    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different places. Wraps.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Takes `n` away, atomically, as [`Field::add`] adds. Wraps.
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
+    }
+}
+
 impl Field<u32> {
     /// Makes `new` the value if it is `current`; one CPU succeeds when several try. What the CPU does from then on is
     /// ordered after what others did before [`Field::set_release`]: so a lock is acquired.

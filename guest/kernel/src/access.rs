@@ -7,6 +7,8 @@ use kmem::ops::{Access, Intent};
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::field::Field;
 
+use crate::arch::probe;
+
 /// The kernel's own address space. An access to what is not mapped is a page fault, and ends there or goes through.
 #[derive(Debug)]
 pub struct KernelAccess;
@@ -18,6 +20,10 @@ impl Access for KernelAccess {
         // SAFETY: aligned, in one page, not null. What is not mapped faults at the access, which is then repeated or never
         // returns; what is mapped is atomic words here and may change at any time.
         unsafe { slice::from_raw_parts(start.get() as *const Field<u64>, count) }
+    }
+
+    fn probe(&self, va: GuestVirt) -> Option<u64> {
+        probe::load(va)
     }
 
     fn bytes(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u8>] {

@@ -47,13 +47,14 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
         crash_test::crash(kind);
     }
     let vm = memory::boot(&boot, &args);
+    // From here on a deferred interrupt, such as the log's, may end in another thread.
+    vm.configure_final();
     let cpl = arch::percpu::PerCpu::current().cpl();
     log!(
         "vmkern: body at CPL{cpl}, {} pages of memory, command line: {}",
         vm.cnt().v_page_count.get(),
         boot.command_line
     );
-    vm.configure_final();
     if let Some(count @ 2..) = args.vcpus {
         threads::start_cpus(vm, count);
     }

@@ -7,6 +7,8 @@ mod bytes;
 mod lowmem;
 mod pairs;
 mod qenter;
+mod spin;
+mod stress;
 
 pub use self::bytes::{Access, Intent};
 pub use self::lowmem::register_lowmem;
@@ -83,6 +85,11 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
         Op::Pairs { map, size, count, allocator } => {
             on_map(vm, map, |map| pairs::pairs(vm, map, size, count, allocator))
         }
+        Op::Stress { seed, operations, parties, pageable, system } => {
+            stress::run(vm, access, seed, operations, parties, [pageable, system])
+        }
+        Op::SpinRead { mailbox, rounds } => spin::read(vm, access, mailbox, rounds),
+        Op::SpinFree { mailbox, map } => on_map(vm, map, |map| spin::free(vm, access, mailbox, map)),
         Op::UmaReclaim => {
             vm.uma_reclaim();
             Outcome::Ok

@@ -118,3 +118,13 @@ macro_rules! atomic {
 }
 
 atomic!(AtomicU8: u8, AtomicU16: u16, AtomicU32: u32, AtomicU64: u64);
+
+impl AtomicU64 {
+    /// Adds `value`, wrapping, and returns what the word held.
+    pub fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        match self.watched() {
+            Some(word) => word.fetch_add(value, order),
+            None => self.0.fetch_add(value, order),
+        }
+    }
+}

@@ -369,6 +369,36 @@ pub enum Op {
         /// By which function.
         allocator: Allocator,
     },
+    /// One thread's part of a random mix of all functions, with every live word verified before it is freed; in the end
+    /// all is free again. Answer: the number of operations, at least those asked for, or a mismatch, after which what
+    /// the thread has stays allocated.
+    Stress {
+        /// Decides everything.
+        seed: u64,
+        /// Operations after which the thread frees what it has.
+        operations: u64,
+        /// Threads that share the maps: each fills its part of them.
+        parties: u64,
+        /// A map for `kmem_alloc_wait`, besides exec_map, from which each party takes at most one block.
+        pageable: MapId,
+        /// A system map for `kmem_malloc`, besides kmem_map.
+        system: MapId,
+    },
+    /// Reads, again and again, what [`Op::SpinFree`] on another CPU frees under it. Answer: the rounds that it took, or a
+    /// mismatch: what could be read although the free had returned, or was wrong before it.
+    SpinRead {
+        /// A page of zeros in which the two meet.
+        mailbox: GuestVirt,
+        /// Rounds in which the two ran on different CPUs.
+        rounds: u64,
+    },
+    /// The other side of [`Op::SpinRead`]: allocates a page, waits until the reader reads it, frees it. Answer: ok.
+    SpinFree {
+        /// The page in which the two meet.
+        mailbox: GuestVirt,
+        /// A system map.
+        map: MapId,
+    },
 }
 
 /// What [`Op::Pairs`] allocates with; it frees with `kmem_free`.
@@ -449,7 +479,6 @@ impl Request {
     /// The slot that says this.
     #[must_use]
     pub fn encode(&self) -> Slot {
-        let mut fourth = 0;
         let (code, a): (u64, [u64; 3]) = match self.op {
             Op::Nop => (0, [0; 3]),
             Op::KmemAlloc { map, size } => (1, [map.0, size, 0]),
@@ -474,13 +503,18 @@ impl Request {
             Op::KmemFreeWakeup { map, addr, size } => (18, [map.0, addr.get(), size]),
             Op::UmaReclaim => (19, [0; 3]),
             Op::Join { thread } => (20, [thread.into(), 0, 0]),
-            Op::Pairs { map, size, count, allocator } => {
-                fourth = u64::from(allocator == Allocator::Alloc);
-                (21, [map.0, size, count])
-            }
+            Op::Pairs { map, size, count, .. } => (21, [map.0, size, count]),
+            Op::Stress { seed, operations, parties, .. } => (22, [seed, operations, parties]),
+            Op::SpinRead { mailbox, rounds } => (23, [mailbox.get(), rounds, 0]),
+            Op::SpinFree { mailbox, map } => (24, [mailbox.get(), map.0, 0]),
+        };
+        let rest = match self.op {
+            Op::Pairs { allocator, .. } => [u64::from(allocator == Allocator::Alloc), 0],
+            Op::Stress { pageable, system, .. } => [pageable.0, system.0],
+            _ => [0; 2],
         };
         let head = u64::from(self.tag) | code << 32 | u64::from(self.context.code()) << 48;
-        [head, a[0], a[1], a[2], fourth, 0, 0, 0]
+        [head, a[0], a[1], a[2], rest[0], rest[1], 0, 0]
     }
 
     /// Reads a slot.
@@ -489,7 +523,7 @@ impl Request {
     /// When it is no request, or names what cannot be (an unknown flag).
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
-        let [head, a0, a1, a2, a3, ..] = *slot;
+        let [head, a0, a1, a2, a3, a4, ..] = *slot;
         let error = WireError { head };
         let map = MapId(a0);
         let (v0, v1) = (GuestVirt::new(a0), GuestVirt::new(a1));
@@ -516,6 +550,9 @@ impl Request {
             19 => Op::UmaReclaim,
             21 => Op::Pairs { map, size: a1, count: a2, allocator: allocator(a3).ok_or(error)? },
             20 => Op::Join { thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)? },
+            22 => Op::Stress { seed: a0, operations: a1, parties: a2, pageable: MapId(a3), system: MapId(a4) },
+            23 => Op::SpinRead { mailbox: v0, rounds: a1 },
+            24 => Op::SpinFree { mailbox: v0, map: MapId(a1) },
             _ => return Err(error),
         };
         let context = Context::from_code((head >> 48) as u16).ok_or(error)?;
@@ -610,6 +647,9 @@ mod tests {
             Op::Join { thread: 63 },
             Op::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc },
             Op::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc },
+            Op::Stress { seed: 19, operations: 20, parties: 21, pageable: map, system: MapId::EXEC },
+            Op::SpinRead { mailbox: addr, rounds: 22 },
+            Op::SpinFree { mailbox: addr, map },
         ];
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
             for context in [Context::Thread(0), Context::Thread(63), Context::Interrupt, Context::Lowmem] {

@@ -79,7 +79,7 @@ describe!(PoolPage { prev, next, _pad });
 describe!(MapPool { used, capacity, first, top, last });
 describe!(MapHome { map, entries, nodes });
 describe!(EventhandlerList { name, first, next_list, runcount, _pad });
-describe!(EventhandlerEntry { next, func, arg, priority, _pad });
+describe!(EventhandlerEntry { next, func, arg, priority, once });
 describe!(StoredOp { slot, run, handler, list, _pad });
 describe!(Thread {
     tid,

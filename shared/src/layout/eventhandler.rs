@@ -35,8 +35,8 @@ pub struct EventhandlerEntry {
     pub arg: Field<u64>,
     /// Lower runs first; [`EventhandlerEntry::DEAD`] when it has been deregistered while the list was running.
     pub priority: Field<u32>,
-    #[doc(hidden)]
-    pub _pad: Field<u32>,
+    /// 1 when it runs once: it is marked dead before it is called, so that no other CPU calls it, too.
+    pub once: Field<u32>,
 }
 
 impl EventhandlerEntry {

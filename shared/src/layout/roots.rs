@@ -100,7 +100,7 @@ pub struct KernelRoots {
     pub virtual_avail: Field<GuestVirt>,
     /// Maps by number, null where there is none.
     pub maps: [Field<KPtr<VmMap>>; MAP_COUNT],
-    /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever.
+    /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever. Guarded by `map_sleep_mtx`.
     pub map_list: Field<KPtr<VmMap>>,
     /// The parent of buffer_map and pager_map (a local variable in FreeBSD).
     pub clean_map: Field<KPtr<VmMap>>,

@@ -1,7 +1,7 @@
 //! Dying with a record.
 //!
 //! The record goes into the control region, or as text to the log where there is none; then the kernel leaves. A crash
-//! inside a crash only leaves.
+//! inside a crash only leaves; a CPU that crashes while another one does lets that one finish, and goes nowhere.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -11,8 +11,7 @@ use vmkern_abi::control::ExitCode;
 use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
 
 use super::exit::leave;
-use super::log::Log;
-use super::region;
+use super::{log, region};
 use crate::arch::percpu::PerCpu;
 use crate::arch::trap::TrapFrame;
 
@@ -85,13 +84,22 @@ fn name(vector: u64) -> &'static str {
 
 /// Records why the kernel dies, and leaves.
 pub fn die(cause: &Cause<'_>) -> ! {
+    /// Number of the CPU that dies, plus 1.
     static DYING: AtomicU32 = AtomicU32::new(0);
-    if DYING.swap(1, Ordering::Relaxed) == 0 {
-        let _ = writeln!(Log, "panic: {cause}");
-        match region::get() {
-            Some(region) => record(&region.crash, cause),
-            None => print_backtrace(cause),
+    let me = PerCpu::current().number() + 1;
+    match DYING.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {
+            let _ = log::last_words(format_args!("panic: {cause}"));
+            match region::get() {
+                Some(region) => record(&region.crash, cause),
+                None => print_backtrace(cause),
+            }
         }
+        Err(other) if other == me => {}
+        // Leaving now would end the guest in the middle of the other's record.
+        Err(_) => loop {
+            core::hint::spin_loop();
+        },
     }
     leave(ExitCode::Crash)
 }
@@ -132,7 +140,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
 
 fn print_backtrace(cause: &Cause<'_>) {
     for address in Backtrace::of(cause).take(FRAMES_MAX) {
-        let _ = writeln!(Log, "  at {address:#x}");
+        let _ = log::last_words(format_args!("  at {address:#x}"));
     }
 }
 

@@ -170,9 +170,15 @@ impl Dispatcher<'_> {
     /// Answers are owed and nobody can run: time passes up to the next time-out, or, when no thread that owes an answer has
     /// one, those threads are blocked.
     fn pass_time(&mut self) {
+        // While interrupts are deferred the clock wakes nobody, and who is at rest stays so.
+        let masked = interrupt::Masked::new();
+        if !self.vm.at_rest() {
+            return;
+        }
         if !self.script_time_out_pending() {
             return self.report_blocked();
         }
+        drop(masked);
         PerCpu::current().arm_idle();
         if let Some(tick) = self.vm.next_timeout() {
             threads::pass_time_until(self.vm, self.clock, tick);

@@ -62,10 +62,13 @@ pub fn wake(vm: &KernelVm, thread: u16) {
 
 /// The guest is at rest: wakes those who wait for that. Returns whether there were any.
 pub fn wake_settlers(vm: &KernelVm) -> bool {
+    // Who has counted itself sleeps before the lock is free: on another CPU it may be on its way.
+    vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
     let settling = BOARD.with(|board| core::mem::take(board.settling()));
     if settling > 0 {
         vm.wakeup(channel(MAX_THREADS));
     }
+    vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
     settling > 0
 }
 

@@ -47,11 +47,6 @@ pub struct EventTag {
 }
 
 impl EventTag {
-    /// The registration of `entry` on `list`.
-    pub(crate) const fn new(list: KPtr<EventhandlerList>, entry: KPtr<EventhandlerEntry>) -> Self {
-        Self { list, entry }
-    }
-
     /// Its list.
     pub(crate) const fn list(self) -> KPtr<EventhandlerList> {
         self.list
@@ -75,6 +70,38 @@ impl<M: Machine> Vm<M> {
         arg: u64,
         priority: EventPriority,
     ) -> Result<EventTag, Shortage> {
+        self.event_register(name, func, arg, priority, |_, _| {})
+    }
+
+    /// Calls `func` with `arg` the next time that the event `name` happens, and then no more, on however many CPUs it
+    /// happens at once. `note` is called with the registration before anybody can run it, with the lists' lock held.
+    /// Locks: takes the lists'.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no page for the handler.
+    pub(crate) fn eventhandler_register_once(
+        &self,
+        name: &str,
+        func: EventFn<M>,
+        arg: u64,
+        priority: EventPriority,
+        note: impl FnOnce(EventTag),
+    ) -> Result<(), Shortage> {
+        self.event_register(name, func, arg, priority, |e, tag| {
+            e.once.set(1);
+            note(tag);
+        })
+        .map(|_| ())
+    }
+
+    fn event_register(
+        &self,
+        name: &str,
+        func: EventFn<M>,
+        arg: u64,
+        priority: EventPriority,
+        prepare: impl FnOnce(&EventhandlerEntry, EventTag),
+    ) -> Result<EventTag, Shortage> {
         let entry = self.zone_alloc::<EventhandlerEntry>().ok_or(Shortage)?;
         let e = self.get(entry);
         e.func.set(func.to_word());
@@ -94,9 +121,11 @@ impl<M: Machine> Vm<M> {
             link = &self.get(at).next;
         }
         e.next.set(link.get());
+        let tag = EventTag { list, entry };
+        prepare(e, tag);
         link.set(entry);
         self.eventhandler_unlock();
-        Ok(EventTag { list, entry })
+        Ok(tag)
     }
 
     /// Ends a registration (`eventhandler_deregister`). The handler is not called again, but may be running now.
@@ -124,6 +153,9 @@ impl<M: Machine> Vm<M> {
             let e = self.get(entry);
             if e.priority.get() != EventhandlerEntry::DEAD {
                 let (func, arg) = (EventFn::<M>::from_word(e.func.get()), e.arg.get());
+                if e.once.get() != 0 {
+                    e.priority.set(EventhandlerEntry::DEAD);
+                }
                 self.eventhandler_unlock();
                 func(self, arg, flags);
                 self.eventhandler_lock();
@@ -139,7 +171,7 @@ impl<M: Machine> Vm<M> {
     /// Tells everybody who can give memory or address space back that it is short (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`),
     /// and counts that. Locks: none may be held. May sleep.
     pub fn vm_lowmem(&self) {
-        self.cnt().lowmem_events.update(|n| n + 1);
+        self.cnt().lowmem_events.add(1);
         self.eventhandler_invoke(VM_LOWMEM, 0);
     }
 

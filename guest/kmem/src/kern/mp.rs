@@ -42,7 +42,9 @@ impl<M: Machine> Vm<M> {
     pub fn cpu_started(&self) {
         self.sched_lock();
         let cpu = self.pcpu();
-        self.get(cpu.idlethread.get()).state.set(ThreadState::Running as u32);
+        let idle = self.get(cpu.idlethread.get());
+        idle.state.set(ThreadState::Running as u32);
+        idle.switches.update(|n| n + 1);
         cpu.curthread.set(cpu.idlethread.get());
         self.sched_unlock();
     }

@@ -20,6 +20,9 @@ pub trait Access {
     /// `count` words from `start`, a multiple of 8; all in one page.
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>];
 
+    /// The word at `va`, a multiple of 8, or `None` where a read of it is a fault that cannot be resolved.
+    fn probe(&self, va: GuestVirt) -> Option<u64>;
+
     /// `count` bytes from `start`; all in one page.
     fn bytes(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u8>];
 }

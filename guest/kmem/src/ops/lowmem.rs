@@ -24,12 +24,12 @@ pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome
     let slot = Request { tag: 0, context: Context::Lowmem, op: *op }.encode();
     s.slot.iter().zip(slot).for_each(|(field, word)| field.set(word));
     s.run.set(run.to_word());
-    match vm.eventhandler_register(VM_LOWMEM, run_stored, stored.addr().get(), EventPriority::ANY) {
-        Ok(tag) => {
-            s.handler.set(tag.entry());
-            s.list.set(tag.list());
-            Outcome::Ok
-        }
+    let note = |tag: EventTag| {
+        s.handler.set(tag.entry());
+        s.list.set(tag.list());
+    };
+    match vm.eventhandler_register_once(VM_LOWMEM, run_stored, stored.addr().get(), EventPriority::ANY, note) {
+        Ok(()) => Outcome::Ok,
         Err(_) => {
             vm.zone_free(stored);
             shortage
@@ -37,12 +37,11 @@ pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome
     }
 }
 
-/// The handler: performs the operation at `arg`, which nobody will ask for again.
+/// The handler: performs the operation at `arg`. As it is registered for one time, nobody else does, neither another CPU
+/// nor a shortage in the operation itself.
 fn run_stored<M: Machine>(vm: &Vm<M>, arg: u64, _flags: u64) {
     let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(arg));
     let s = vm.get(stored);
-    // First of all, so that a shortage in the operation itself does not run it again.
-    vm.eventhandler_deregister(EventTag::new(s.list.get(), s.handler.get()));
     let run = <OpFn<M>>::from_word(s.run.get());
     let request = Request::decode(&core::array::from_fn(|i| s.slot[i].get()));
     vm.zone_free(stored);

@@ -3,6 +3,7 @@
 use std::slice;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::KernReturn;
 use vmkern_abi::field::Field;
 use vmkern_abi::pte::{Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
@@ -44,6 +45,10 @@ impl<'a> SimAccess<'a> {
 
     /// Translates `va`, faulting where the hardware would.
     fn translate(&self, va: GuestVirt, intent: Intent) -> GuestPhys {
+        self.try_translate(va, intent).unwrap_or_else(|code| panic!("page fault at {va:#x}: {code}"))
+    }
+
+    fn try_translate(&self, va: GuestVirt, intent: Intent) -> Result<GuestPhys, KernReturn> {
         let vpn = va.get() / PAGE_SIZE;
         self.vm.machine().interrupt_point();
         let allowed = |pte: &Pte| intent == Intent::Read || pte.flags().contains(PteFlags::RW);
@@ -56,15 +61,13 @@ impl<'a> SimAccess<'a> {
             }
             if let Some(pte) = remembered.or(now).filter(allowed) {
                 self.vm.machine().tlb().insert(vpn, pte);
-                return pte.frame().add(va.page_offset());
+                return Ok(pte.frame().add(va.page_offset()));
             }
             let fault = match intent {
                 Intent::Read => FaultType::Read,
                 Intent::Write => FaultType::Write,
             };
-            if let Err(code) = self.vm.trap_pfault(va, fault) {
-                panic!("page fault at {va:#x}: {code}");
-            }
+            self.vm.trap_pfault(va, fault)?;
         }
     }
 
@@ -87,6 +90,11 @@ impl Access for SimAccess<'_> {
         // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the words
         // inside it and aligned.
         unsafe { slice::from_raw_parts(frame.as_ptr().cast(), count) }
+    }
+
+    fn probe(&self, va: GuestVirt) -> Option<u64> {
+        self.try_translate(va, Intent::Read).ok()?;
+        Some(self.words(va, 1, Intent::Read)[0].get())
     }
 
     #[expect(unsafe_code, reason = "memory behind an address is raw memory")]

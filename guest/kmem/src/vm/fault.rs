@@ -102,7 +102,7 @@ impl<M: Machine> Vm<M> {
         fault_type: Protection,
         reason: FaultReason,
     ) -> Result<(), KernReturn> {
-        self.cnt().v_faults.update(|n| n + 1);
+        self.cnt().v_faults.add(1);
         loop {
             let place = match self.vm_map_lookup(map, va, fault_type) {
                 Ok(place) => place,
@@ -212,7 +212,7 @@ impl<M: Machine> Vm<M> {
             self.pmap_zero_page(m);
         }
         self.page(m).valid.set(VM_PAGE_BITS_ALL);
-        self.cnt().v_zfod.update(|n| n + 1);
+        self.cnt().v_zfod.add(1);
     }
 
     /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes the map's lock.

@@ -34,6 +34,7 @@ mod wire;
 use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{EntryFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
@@ -115,7 +116,7 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 impl<M: Machine> Vm<M> {
     /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
     /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is not a system map
-    /// until its maker sets `system_map`, before first use. Takes no lock.
+    /// until its maker sets `system_map`, before first use. Locks: takes `map_sleep_mtx`, which guards the list of all maps.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the map.
@@ -128,9 +129,19 @@ impl<M: Machine> Vm<M> {
         m.header.next.set(header(map));
         m.pmap.set(self.state().kernel_pmap.pml4.get());
         self.map_nodes(m).index().create(header(map));
-        m.next_map.set(self.state().map_list.get());
-        self.state().map_list.set(map);
+        self.map_publish(map);
         Ok(map)
+    }
+
+    /// Puts `map` at the head of the list of all maps. Who only reads the list needs no lock: a map that is found there is
+    /// whole, and stays.
+    fn map_publish(&self, map: KPtr<VmMap>) {
+        let (lock, list) = (&self.state().map_sleep_mtx.owner, &self.state().map_list);
+        self.mtx_lock(LockClass::MapSleep, lock);
+        self.get(map).next_map.set(list.get());
+        fence(Ordering::Release);
+        list.set(map);
+        self.mtx_unlock(LockClass::MapSleep, lock);
     }
 
     /// Acquires the map's lock for changes (`vm_map_lock`). May sleep, unless the map is a system map.

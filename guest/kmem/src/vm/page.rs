@@ -144,7 +144,8 @@ impl<M: Machine> Vm<M> {
         page.oflags.set(if busy { PageOflags::BUSY } else { PageOflags::empty() });
         page.wire_count.set(0);
         if flags.contains(AllocFlags::WIRED) {
-            cnt.v_wire_count.update(|n| n + 1);
+            // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that is held.
+            cnt.v_wire_count.add(1);
             page.wire_count.set(1);
         }
         page.act_count.set(0);
@@ -329,7 +330,7 @@ impl<M: Machine> Vm<M> {
         let page = self.page(m);
         if page.wire_count.get() == 0 {
             self.vm_pageq_remove(m);
-            self.cnt().v_wire_count.update(|n| n + 1);
+            self.cnt().v_wire_count.add(1);
         }
         page.wire_count.update(|n| n + 1);
     }
@@ -343,7 +344,7 @@ impl<M: Machine> Vm<M> {
             0 => self.panic(format_args!("vm_page_unwire: invalid wire count: 0")),
             1 => {
                 page.wire_count.set(0);
-                self.cnt().v_wire_count.update(|n| n - 1);
+                self.cnt().v_wire_count.sub(1);
                 self.vm_page_activate(m);
             }
             count => page.wire_count.set(count - 1),

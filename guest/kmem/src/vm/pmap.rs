@@ -356,8 +356,9 @@ impl<M: Machine> Vm<M> {
     /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it are empty still.
     fn pmap_ungrow(&self, old: GuestVirt, failed: GuestVirt) {
         let mut va = failed;
+        let mut tables = KPtr::NULL;
         loop {
-            self.pmap_unmake_table(va, old);
+            self.pmap_unmake_table(va, old, &mut tables);
             if va <= old {
                 break;
             }
@@ -365,10 +366,16 @@ impl<M: Machine> Vm<M> {
         }
         self.machine().invalidate_range(old, grow_end(failed.add(1)));
         self.state().kernel_vm_end.set(old);
+        // Not before the flush: a CPU that remembers a table would read what the page is used for next.
+        while let Some(m) = tables.non_null() {
+            tables = self.vm_page_unchain(m);
+            self.vm_page_free_wired(m, Contents::Zero);
+        }
     }
 
-    /// Gives back the tables on the way to `va` that map nothing below and lie wholly past `old`.
-    fn pmap_unmake_table(&self, va: GuestVirt, old: GuestVirt) {
+    /// Takes away the tables on the way to `va` that map nothing below and lie wholly past `old`, and chains their pages
+    /// before `tables`.
+    fn pmap_unmake_table(&self, va: GuestVirt, old: GuestVirt, tables: &mut KPtr<VmPage>) {
         for level in [Level::Pd, Level::Pdpt] {
             let base = va.get() & !(level.span() - 1);
             let Some(entry) = self.pmap_entry(va, level) else { continue };
@@ -382,7 +389,8 @@ impl<M: Machine> Vm<M> {
             entry.set(Pte::EMPTY);
             self.state().kernel_pmap.table_count.update(|n| n - 1);
             self.pmap_unlock();
-            self.vm_page_free_wired(m, Contents::Zero);
+            self.vm_page_chain(m, *tables);
+            *tables = m;
         }
     }
 

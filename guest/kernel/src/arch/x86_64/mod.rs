@@ -11,6 +11,7 @@ pub mod interrupt;
 mod mem;
 pub mod nucleus;
 pub mod percpu;
+pub mod probe;
 pub mod stack;
 pub mod switch;
 pub mod tlb;

@@ -19,8 +19,8 @@ use vmkern_abi::crash::CrashKind;
 
 use super::interrupt::{Deferred, interrupt};
 use super::percpu::{self, PerCpu, SLOT};
-use super::tlb;
 use super::vectors::{OPERATION_VECTOR, RESCHED_VECTOR, SHOOTDOWN_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use super::{probe, tlb};
 use crate::host::crash::{self, Cause};
 
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
@@ -243,9 +243,9 @@ extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
     crash::die(&Cause::Trap { kind, frame })
 }
 
-/// A page fault of the body: `vm_fault` resolves it, or the kernel dies.
+/// A page fault of the body: `vm_fault` resolves it, or it is one of [`probe`]'s, or the kernel dies.
 fn page_fault(frame: &mut TrapFrame) {
-    if !crate::fault::resolve(frame) {
+    if !crate::fault::resolve(frame) && !probe::recover(&mut frame.rip) {
         crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame });
     }
 }

@@ -47,8 +47,10 @@ impl<M: Machine> Vm<M> {
             };
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+                // The map's lock guards the entry, which may be gone or elsewhere once it is released.
+                let submap = KPtr::new(e.object.get().addr());
                 self.vm_map_unlock(map);
-                map = KPtr::new(e.object.get().addr());
+                map = submap;
                 continue;
             }
             if !e.protection.get().contains(fault_type) {

@@ -192,7 +192,8 @@ impl<M: Machine> Vm<M> {
             return Err(Shortage);
         }
         let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED).ok_or(Shortage)?;
-        self.state().map_pages.update(|n| n + 1);
+        // All maps count here, each under a lock of its own.
+        self.state().map_pages.add(1);
         Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))
     }
 
@@ -201,7 +202,7 @@ impl<M: Machine> Vm<M> {
             Some(m) => self.vm_page_free_wired(m, Contents::Unknown),
             None => self.panic(format_args!("vm_map: {} is no page of a map", page.addr())),
         }
-        self.state().map_pages.update(|n| n - 1);
+        self.state().map_pages.sub(1);
     }
 }
 

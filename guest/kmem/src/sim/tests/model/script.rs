@@ -87,6 +87,7 @@ impl Script {
             Op::Pairs { .. } => ("", "# pairs".to_owned()),
             Op::Settle => ("", "settle".to_owned()),
             Op::Join { thread } => ("", format!("join t{thread}")),
+            Op::Stress { .. } | Op::SpinRead { .. } | Op::SpinFree { .. } => ("", format!("# {op:?}")),
         };
         let name = (!prefix.is_empty()).then(|| {
             self.named += 1;

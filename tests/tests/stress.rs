@@ -1,0 +1,174 @@
+//! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU frees.
+//!
+//! How much is done is counted in operations of [`Op::Stress`], of which about half allocate and half verify and free.
+//! `VMKERN_STRESS_OPERATIONS` (in a run), `VMKERN_STRESS_PAUSES` and `VMKERN_STRESS_SECONDS` (the time limit of a run) ask
+//! for more; `scripts/stress.sh` does.
+
+use std::time::{Duration, Instant};
+
+use vmkern::inspect::draw::draw;
+use vmkern::{
+    Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response, TimeMode, What,
+};
+use vmkern_tests::harness::assert_whole;
+use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::{Balance, Checked, Run, launch};
+
+/// How long the guest is let alone between two looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// A number out of the environment.
+fn asked(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => default,
+    }
+}
+
+/// A guest in which threads spread over `vcpus` CPUs.
+fn builder(vcpus: u32) -> Builder {
+    let limit = Duration::from_secs(asked("VMKERN_STRESS_SECONDS", 300));
+    Guest::builder().vcpus(vcpus).time(TimeMode::Real).timeout(limit)
+}
+
+/// Ends the test with what the guest's threads do and wait for, and with who owns which lock.
+fn fail(guest: &Guest, why: &str) -> ! {
+    let threads = match guest.inspect("guest", &What::Threads) {
+        Ok(inspection) => draw(&inspection),
+        Err(error) => error.to_string(),
+    };
+    let locks = match guest.check() {
+        Ok(report) => report.to_string(),
+        Err(error) => error.to_string(),
+    };
+    panic!("{why}\n{threads}\n{locks}");
+}
+
+fn next(guest: &mut Guest) -> Response {
+    match guest.next_response() {
+        Ok(response) => response,
+        Err(error @ GuestError::Crashed(_)) => panic!("{error}"),
+        Err(error) => fail(guest, &error.to_string()),
+    }
+}
+
+/// A run of [`Op::Stress`] on `parties` threads.
+struct Stress {
+    guest: Checked,
+    parties: u16,
+    pageable: MapId,
+    system: MapId,
+}
+
+impl Stress {
+    fn new(vcpus: u32, parties: u16) -> Self {
+        let builder = builder(vcpus).memory(64 << 20).tunable("vm.kmem_size", 8 << 20).expect("it is in range");
+        let mut guest = launch(builder);
+        let pageable = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
+        let system = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 32 * PAGE, MapKind::System);
+        (0..parties).for_each(|thread| guest.make_thread(thread));
+        Self { guest, parties, pageable, system }
+    }
+
+    /// Whether one of the threads works still.
+    fn is_at_work(&self) -> bool {
+        let threads = self.guest.threads().expect("the threads can be read");
+        threads
+            .iter()
+            .filter(|thread| thread.tid < self.parties.into())
+            .any(|thread| thread.waits_for.is_none_or(|why| why.to_string() != "request"))
+    }
+
+    /// Percent of the map in use.
+    fn fill(&mut self, map: MapId) -> u64 {
+        let stats = self.guest.stats(map);
+        stats.size * 100 / stats.max.since(stats.min)
+    }
+
+    /// Has the threads do `operations` operations together, and looks at the guest up to `pauses` times meanwhile: nothing is
+    /// lost then, nor in the end.
+    fn run(mut self, operations: u64, pauses: u64) {
+        let before = Balance::of(&self.guest);
+        let maps = [MapId::KMEM, self.system, MapId::EXEC, self.pageable];
+        let sizes = maps.map(|map| self.guest.stats(map).size);
+        let each = operations.div_ceil(self.parties.into());
+        let (pageable, system, parties) = (self.pageable, self.system, self.parties.into());
+        for thread in 0..self.parties {
+            let op = Op::Stress { seed: thread.into(), operations: each, parties, pageable, system };
+            self.guest.submit_in(Context::Thread(thread), op).unwrap_or_else(|error| panic!("{error}"));
+        }
+        let (mut looks, mut full, mut updating) = (0, 0, 0);
+        let begun = Instant::now();
+        while !self.is_at_work() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no thread begins");
+        }
+        while looks < pauses && self.is_at_work() {
+            let report = match self.guest.check() {
+                Ok(report) if report.is_clean() => report,
+                Ok(report) => fail(&self.guest, &format!("after {looks} looks: {report}")),
+                Err(error) => fail(&self.guest, &error.to_string()),
+            };
+            updating += u64::from(!report.updating.is_empty());
+            let fill = self.fill(MapId::KMEM);
+            assert!(fill <= 95, "kmem_map is {fill} percent full");
+            full += u64::from(fill >= 70);
+            looks += 1;
+            // What they do between looks is the point.
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        assert!(looks > 0 && full * 2 > looks, "kmem_map was 70 percent full at {full} of {looks} looks");
+        let mut done = 0;
+        while self.guest.in_flight() > 0 {
+            match next(&mut self.guest).outcome {
+                Outcome::Value(operations) => done += operations,
+                other => fail(&self.guest, &format!("{other:?}")),
+            }
+        }
+        assert!(done >= operations, "{done} operations");
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{done} operations in {seconds:.1} s, {looks} looks, {updating} of them while a lock was owned");
+        assert_eq!(Balance::of(&self.guest), before);
+        assert_eq!(maps.map(|map| self.guest.stats(map).size), sizes);
+        assert_whole(&self.guest);
+    }
+}
+
+#[test]
+fn two_cpus_lose_nothing_in_a_mix_of_16_threads_in_nearly_full_maps() {
+    let (operations, pauses) = (asked("VMKERN_STRESS_OPERATIONS", 200_000), asked("VMKERN_STRESS_PAUSES", 100));
+    Stress::new(2, 16).run(operations, pauses);
+}
+
+#[test]
+fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
+    let (operations, pauses) = (asked("VMKERN_STRESS_OPERATIONS", 50_000), asked("VMKERN_STRESS_PAUSES", 50));
+    Stress::new(4, 32).run(operations, pauses);
+}
+
+#[test]
+fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returned() {
+    let wanted = asked("VMKERN_STRESS_ROUNDS", 10_000);
+    let mut guest = launch(builder(2));
+    let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
+    guest.make_thread(1);
+    let before = Balance::of(&guest);
+    let free = guest.submit(0, Op::SpinFree { mailbox, map: MapId::KMEM }).expect("the guest lives");
+    let read = guest.submit(1, Op::SpinRead { mailbox, rounds: wanted }).expect("the guest lives");
+    let (first, second) = (next(&mut guest), next(&mut guest));
+    let of = |tag| [first, second].into_iter().find(|response| response.tag == tag).expect("one of ours").outcome;
+    let Outcome::Value(rounds) = of(read) else { panic!("{:?}", of(read)) };
+    assert!(rounds >= wanted, "{rounds} rounds");
+    assert_eq!(of(free), Outcome::Ok);
+    assert_eq!(Balance::of(&guest), before);
+    assert_whole(&guest);
+}
+
+#[test]
+fn a_reader_and_who_frees_under_it_are_refused_on_one_cpu_where_each_would_wait_for_ever() {
+    let mut guest = launch(Guest::builder());
+    let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
+    let ops = [Op::SpinRead { mailbox, rounds: 1 }, Op::SpinFree { mailbox, map: MapId::KMEM }];
+    assert!(ops.map(|op| guest.run(op)).iter().all(|outcome| matches!(outcome, Outcome::Error(_))));
+    let stray = GuestVirt::new(mailbox.get() + 8);
+    assert!(matches!(guest.run(Op::SpinRead { mailbox: stray, rounds: 1 }), Outcome::Error(_)));
+}
