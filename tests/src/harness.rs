@@ -35,6 +35,14 @@ pub fn in_small_guest(test: impl FnOnce(&mut Guest)) {
     in_guest_of(small(), test);
 }
 
+/// Runs `test` as [`in_small_guest`] does, in a guest of `vcpus` CPUs.
+///
+/// # Panics
+/// As for [`in_guest`].
+pub fn in_small_guest_of(vcpus: u32, test: impl FnOnce(&mut Guest)) {
+    in_guest_of(small().vcpus(vcpus), test);
+}
+
 /// Runs `test`, which ends with threads asleep for good, in the same guest as [`in_small_guest`].
 ///
 /// # Panics

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 /// Far more than any script takes, on a machine that has other things to do as well.
 const TIMEOUT: &str = "600s";
 
-fn run(corpus: &Path, memory: &str) {
+fn run(corpus: &Path, memory: &str, vcpus: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_vmkern"))
-        .args(["test", "--timeout", TIMEOUT, "--memory", memory])
+        .args(["test", "--timeout", TIMEOUT, "--memory", memory, "--vcpus", vcpus])
         .arg(corpus)
         .stdin(Stdio::null())
         .output()
         .expect("the command can be started");
-    assert!(output.status.success(), "{memory}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{memory}, {vcpus} CPUs: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn corpus() -> PathBuf {
@@ -23,7 +23,14 @@ fn corpus() -> PathBuf {
 
 #[test]
 fn every_script_of_the_corpus_holds_in_64_mib() {
-    run(&corpus(), "64M");
+    run(&corpus(), "64M", "1");
+}
+
+#[test]
+fn every_script_of_the_corpus_holds_on_two_and_on_four_cpus() {
+    for vcpus in ["2", "4"] {
+        run(&corpus(), "64M", vcpus);
+    }
 }
 
 /// Scripts in folders of their own are about a certain size of memory; all others are not.
@@ -39,6 +46,6 @@ fn scripts_that_are_not_about_a_size_of_memory_hold_in_8_mib_and_in_1_gib() {
         }
     }
     for memory in ["8M", "1G"] {
-        run(&any_size, memory);
+        run(&any_size, memory, "1");
     }
 }

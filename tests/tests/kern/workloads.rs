@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Context, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
-use vmkern_tests::Run;
-use vmkern_tests::harness::{assert_whole, in_guest, in_guest_of, in_small_guest, with_kmem_map};
+use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_tests::harness::{assert_whole, in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
 use vmkern_tests::kern::{ARGUMENTS, Account, Kern, PAGE};
+use vmkern_tests::{MEMORY, Run};
 
 use crate::{NOWAIT, WAITOK};
 
@@ -187,10 +187,19 @@ fn a_nowait_of_n_pages_with_n_less_one_free_is_invisible() {
     });
 }
 
+/// Runs a workload on guests with several CPUs, too, with the same results.
+fn on_one_two_and_four_cpus(workload: impl Fn(u32)) {
+    [1, 2, 4].into_iter().for_each(workload);
+}
+
 /// W8.
 #[test]
 fn three_halves_of_allocations_wait_side_by_side_and_all_become_whole() {
-    in_small_guest(|guest| {
+    on_one_two_and_four_cpus(three_halves);
+}
+
+fn three_halves(vcpus: u32) {
+    in_small_guest_of(vcpus, |guest| {
         for thread in 1..=3 {
             guest.make_thread(thread);
         }
@@ -215,7 +224,11 @@ fn three_halves_of_allocations_wait_side_by_side_and_all_become_whole() {
 /// W9: each thread takes its buffer, uses it, gives it back; 16 can hold one at a time.
 #[test]
 fn an_exec_storm_of_64_threads_holds_16_buffers_at_most_and_everybody_gets_one() {
-    in_guest(|guest| {
+    on_one_two_and_four_cpus(exec_storm);
+}
+
+fn exec_storm(vcpus: u32) {
+    in_guest_of(Guest::builder().memory(MEMORY).vcpus(vcpus), |guest| {
         let op = Op::KmemAllocWait { map: MapId::EXEC, size: ARGUMENTS };
         let mut threads: BTreeMap<u32, u16> = BTreeMap::new();
         for thread in 0..64 {
@@ -256,7 +269,11 @@ fn an_exec_storm_of_64_threads_holds_16_buffers_at_most_and_everybody_gets_one()
 /// W10.
 #[test]
 fn a_request_for_all_of_exec_map_waits_until_the_last_small_one_is_gone() {
-    in_guest(|guest| {
+    on_one_two_and_four_cpus(all_of_exec_map);
+}
+
+fn all_of_exec_map(vcpus: u32) {
+    in_guest_of(Guest::builder().memory(MEMORY).vcpus(vcpus), |guest| {
         let stats = guest.stats(MapId::EXEC);
         let all = stats.max.since(stats.min);
         let mut held: VecDeque<_> =
