@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use vmkern::abi::layout::KernelRoots;
 use vmkern::inspect::draw::draw;
 use vmkern::{
     Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response, TimeMode, What,
@@ -42,6 +43,14 @@ fn fail(guest: &Guest, why: &str) -> ! {
         Err(error) => error.to_string(),
     };
     panic!("{why}\n{threads}\n{locks}");
+}
+
+/// Pages that are page tables, which stay once they are there, or that maps have for their entries, as many as these and
+/// their cuts may need.
+fn pages_for_maps(guest: &Guest) -> u64 {
+    let roots = guest.look(|view| view.copy::<KernelRoots>("kernel roots", view.roots()));
+    let roots = roots.expect("the roots can be read");
+    roots.kernel_pmap.table_count.get() + roots.map_pages.get()
 }
 
 fn next(guest: &mut Guest) -> Response {
@@ -88,7 +97,7 @@ impl Stress {
     /// Has the threads do `operations` operations together, and looks at the guest up to `pauses` times meanwhile: nothing is
     /// lost then, nor in the end.
     fn run(mut self, operations: u64, pauses: u64) {
-        let before = Balance::of(&self.guest);
+        let (before, for_maps) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
         let maps = [MapId::KMEM, self.system, MapId::EXEC, self.pageable];
         let sizes = maps.map(|map| self.guest.stats(map).size);
         let each = operations.div_ceil(self.parties.into());
@@ -97,7 +106,7 @@ impl Stress {
             let op = Op::Stress { seed: thread.into(), operations: each, parties, pageable, system };
             self.guest.submit_in(Context::Thread(thread), op).unwrap_or_else(|error| panic!("{error}"));
         }
-        let (mut looks, mut full, mut updating) = (0, 0, 0);
+        let (mut looks, mut full, mut since_full, mut updating) = (0, 0, 0, 0);
         let begun = Instant::now();
         while !self.is_at_work() {
             assert!(begun.elapsed() < Duration::from_secs(60), "no thread begins");
@@ -112,11 +121,11 @@ impl Stress {
             let fill = self.fill(MapId::KMEM);
             assert!(fill <= 95, "kmem_map is {fill} percent full");
             full += u64::from(fill >= 70);
+            since_full += u64::from(full > 0);
             looks += 1;
             // What they do between looks is the point.
             std::thread::sleep(BETWEEN_LOOKS);
         }
-        assert!(looks > 0 && full * 2 > looks, "kmem_map was 70 percent full at {full} of {looks} looks");
         let mut done = 0;
         while self.guest.in_flight() > 0 {
             match next(&mut self.guest).outcome {
@@ -125,9 +134,19 @@ impl Stress {
             }
         }
         assert!(done >= operations, "{done} operations");
+        assert!(
+            full * 2 > since_full,
+            "kmem_map was 70 percent full at {full} of {since_full} looks, of {looks} in all"
+        );
         let seconds = begun.elapsed().as_secs_f64();
         println!("{done} operations in {seconds:.1} s, {looks} looks, {updating} of them while a lock was owned");
-        assert_eq!(Balance::of(&self.guest), before);
+        let (after, for_maps_after) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
+        let without_maps = |balance: Balance, pages: u64| Balance {
+            free: balance.free + pages,
+            wired: balance.wired - pages,
+            ..balance
+        };
+        assert_eq!(without_maps(after, for_maps_after), without_maps(before, for_maps));
         assert_eq!(maps.map(|map| self.guest.stats(map).size), sizes);
         assert_whole(&self.guest);
     }
