@@ -32,8 +32,18 @@ fn builder(vcpus: u32) -> Builder {
     Guest::builder().vcpus(vcpus).time(TimeMode::Real).timeout(limit)
 }
 
+/// Leaves an image of the guest for `vmkern inspect` where `VMKERN_STRESS_IMAGE` says, if it says so.
+fn leave_image(guest: &Guest) {
+    if let Ok(path) = std::env::var("VMKERN_STRESS_IMAGE")
+        && let Err(error) = guest.save_image(&path)
+    {
+        println!("{path}: {error}");
+    }
+}
+
 /// Ends the test with what the guest's threads do and wait for, and with who owns which lock.
 fn fail(guest: &Guest, why: &str) -> ! {
+    leave_image(guest);
     let threads = match guest.inspect("guest", &What::Threads) {
         Ok(inspection) => draw(&inspection),
         Err(error) => error.to_string(),
@@ -56,7 +66,10 @@ fn pages_for_maps(guest: &Guest) -> u64 {
 fn next(guest: &mut Guest) -> Response {
     match guest.next_response() {
         Ok(response) => response,
-        Err(error @ GuestError::Crashed(_)) => panic!("{error}"),
+        Err(error @ GuestError::Crashed(_)) => {
+            leave_image(guest);
+            panic!("{error}")
+        }
         Err(error) => fail(guest, &error.to_string()),
     }
 }

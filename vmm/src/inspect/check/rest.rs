@@ -12,7 +12,7 @@ use vmkern_abi::layout::{KernelRoots, Pcpu, Thread, ThreadState};
 use super::memory::Memory;
 
 /// Wait messages of threads that are between operations, or wait inside one with nothing half made.
-const QUIET: [&str; 6] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva"];
+const QUIET: [&str; 8] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin"];
 
 /// What the threads are at.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use super::maps::Map;
 use super::sched::{Item, label};
 
 /// Wait messages of threads that wait on channels of their own.
-const OWN: [&str; 4] = ["request", "sleep", "settle", "nokva"];
+const OWN: [&str; 6] = ["request", "sleep", "settle", "nokva", "stress", "spin"];
 
 /// Checks that whoever sleeps will be thought of.
 pub(super) fn check(ctx: &Context<'_>) {
