@@ -18,6 +18,10 @@ enum Register {
     TimerDivide = 0x3e0,
 }
 
+/// Address of the register that is written at the end of an interrupt, as a sign-extended 32-bit displacement.
+#[expect(clippy::cast_possible_wrap, reason = "the upper half of the address space is the negative half")]
+pub const END_OF_INTERRUPT: i64 = (BASE + Register::EndOfInterrupt as u64) as i64;
+
 fn write(register: Register, value: u32) {
     // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of a 32-bit register.
     unsafe { ((BASE + register as u64) as *mut u32).write_volatile(value) }

@@ -12,8 +12,10 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
+use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
+
 use super::percpu::{self, Depth, PerCpu};
-use super::{apic, nucleus};
+use super::{apic, nucleus, vectors};
 use crate::host::pause;
 
 static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
@@ -30,31 +32,34 @@ pub fn timer_interrupts_address() -> *const u64 {
     TIMER_INTERRUPTS.as_ptr()
 }
 
-/// An interrupt that can be deferred.
+/// An interrupt that can be deferred. Its bit is its vector's number less [`vectors::FIRST`]: the nucleus notes interrupts
+/// by that rule, others than these, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Deferred {
     /// The APIC's timer.
-    Timer = 1 << 0,
+    Timer = bit(vectors::TIMER_VECTOR),
     /// The host rang.
-    Doorbell = 1 << 1,
+    Doorbell = bit(DOORBELL_VECTOR),
     /// The kernel asked itself for an operation in an interrupt handler.
-    Operation = 1 << 2,
+    Operation = bit(vectors::OPERATION_VECTOR),
     /// The host wants this CPU to stand still.
-    Pause = 1 << 3,
+    Pause = bit(PAUSE_VECTOR),
     /// Another CPU has work for this one.
-    Resched = 1 << 4,
+    Resched = bit(vectors::RESCHED_VECTOR),
+}
+
+const fn bit(vector: u8) -> u32 {
+    1 << (vector - vectors::FIRST)
 }
 
 impl Deferred {
     const ALL: [Self; 5] = [Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
 }
 
-/// Acknowledges an interrupt and handles it, or notes it for later. May switch threads, and CPUs.
-pub fn interrupt(which: Deferred) {
-    // The APIC holds back all interrupts that could switch until it has heard of this one's end: the thread is still
-    // where it was interrupted.
-    defer();
+/// Acknowledges an interrupt and handles it, or notes it for later, and takes back the deferral that its handler started with.
+/// May switch threads, and CPUs.
+pub fn handle_interrupt(which: Deferred) {
     apic::end_of_interrupt();
     PerCpu::current().deferred().fetch_or(which as u32, Ordering::Relaxed);
     allow_all();

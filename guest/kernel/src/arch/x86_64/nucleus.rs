@@ -6,6 +6,9 @@
 //! [`PerCpu`](super::percpu::PerCpu) differ. **Calls**: the body at CPL3 executes the one `ud2` at `nucleus_gate` with a
 //! number in RAX; the #UD stub knows it by its address.
 //!
+//! An interrupt that finds the first instruction of a handler next is noted among the deferred ones and acknowledged right
+//! here: see [`super::trap`].
+//!
 //! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
 //!
 //! Vectors 2, 8 and 18 use IST2, the emergency stack, and a handler that never returns: a #DF is what a trap-stack
@@ -14,6 +17,7 @@
 use core::arch::global_asm;
 
 use super::percpu::{self, SLOT};
+use super::{apic, trap, vectors};
 
 /// Numbers of nucleus calls, the index into the table below.
 #[derive(Clone, Copy)]
@@ -58,6 +62,10 @@ global_asm!(
     "jmp 2f",
     ".balign 16",
     "trap_common:",
+    // Has it interrupted a handler that has not deferred interrupts yet?
+    "cmp qword ptr [rsp + 16], offset {trap_entry}",
+    "je 4f",
+    "7:",
     "push rax",
     "push rax",
     "2:",
@@ -69,6 +77,21 @@ global_asm!(
     "push qword ptr gs:[{BODY_CS}]",
     "push qword ptr gs:[{TRAP_ENTRY}]",
     "iretq",
+    // An interrupt is noted, and acknowledged; anything else is a trap as anywhere.
+    "4:",
+    "push rax",
+    "mov rax, [rsp + 8]",
+    "sub rax, {FIRST_VECTOR}",
+    "cmp rax, {VECTORS}",
+    "jae 5f",
+    "bts dword ptr gs:[{DEFERRED}], eax",
+    "mov dword ptr [{END_OF_INTERRUPT}], 0",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
+    "5:",
+    "pop rax",
+    "jmp 7b",
     "fatal_common:",
     "push rax",
     "mov rax, cr2",
@@ -129,6 +152,11 @@ global_asm!(
     TRAP_ENTRY = const percpu::TRAP_ENTRY,
     FATAL_ENTRY = const percpu::FATAL_ENTRY,
     IDLE_ARMED = const percpu::IDLE_ARMED,
+    DEFERRED = const percpu::DEFERRED,
+    FIRST_VECTOR = const vectors::FIRST,
+    VECTORS = const vectors::COUNT,
+    END_OF_INTERRUPT = const apic::END_OF_INTERRUPT,
+    trap_entry = sym trap::trap_entry,
 );
 
 unsafe extern "C" {

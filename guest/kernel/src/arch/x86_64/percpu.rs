@@ -42,6 +42,10 @@ pub const SLOTS_HIGH: usize = offset_of!(PerCpu, slots_high);
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
 /// Offset of [`PerCpu::idle_armed`].
 pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle_armed);
+/// Offset of [`PerCpu::mask_depth`].
+pub const MASK_DEPTH: usize = offset_of!(PerCpu, mask_depth);
+/// Offset of [`PerCpu::deferred`].
+pub const DEFERRED: usize = offset_of!(PerCpu, deferred);
 /// Offset of [`PerCpu::gdt_pointer`], less the two bytes that are padding.
 pub const GDT_POINTER: usize = offset_of!(PerCpu, gdt_pointer);
 /// Offset of [`PerCpu::this`].

@@ -169,11 +169,10 @@ pub fn poll_deferred() {
     }
 }
 
-/// The interrupt of another CPU that waits for this one.
+/// The interrupt of another CPU that waits for this one. Takes back the deferral that its handler started with.
 pub fn shootdown_interrupt() {
-    interrupt::defer();
     apic::end_of_interrupt();
-    serve();
+    poll_deferred();
     interrupt::allow();
 }
 

@@ -1,6 +1,10 @@
 //! Interrupt vectors of the kernel's own. The host's are
 //! [`vmkern_abi::control::DOORBELL_VECTOR`] and [`vmkern_abi::control::PAUSE_VECTOR`].
 
+/// The first of them all, the host's included; they are fewer than [`COUNT`].
+pub const FIRST: u8 = 0x50;
+/// Vectors from [`FIRST`] on that are for interrupts.
+pub const COUNT: u8 = 16;
 /// The local APIC's timer.
 pub const TIMER_VECTOR: u8 = 0x50;
 /// The kernel's interrupt to itself: run an operation in an interrupt handler.
