@@ -5,6 +5,7 @@ use kmem::kern::sched::Spread;
 use kmem::machine::ThreadStart;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
+use vmkern_abi::layout::md::{ARG, DEPTH, HIGH, LOW, RSP, SLOT, SLOTS, SLOTS_END, START};
 use vmkern_abi::layout::{Pcpu, Thread};
 
 use crate::arch::clock::{self, Clock};
@@ -156,19 +157,6 @@ pub fn run_other_cpu() -> ! {
         }
     }
 }
-
-/// Words of [`Thread::md`].
-const RSP: usize = 0;
-const SLOT: usize = 1;
-const LOW: usize = 2;
-const HIGH: usize = 3;
-const SLOTS: usize = 4;
-const SLOTS_END: usize = 5;
-const DEPTH: usize = 6;
-/// What a new thread calls.
-const START: usize = 7;
-/// The argument of a thread that has never run.
-const ARG: usize = SLOT;
 
 /// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming up.
 fn structure(thread: KPtr<Thread>) -> &'static Thread {

@@ -101,6 +101,28 @@ pub struct Thread {
     pub switches: Field<u64>,
 }
 
+/// Words of [`Thread::md`], as the kernel of x86_64 keeps them of a thread that does not run.
+pub mod md {
+    /// Stack pointer, 0 of a thread that has never run.
+    pub const RSP: usize = 0;
+    /// End of the next free trap slot.
+    pub const SLOT: usize = 1;
+    /// Lowest address of the stack proper.
+    pub const LOW: usize = 2;
+    /// First address past the stack proper.
+    pub const HIGH: usize = 3;
+    /// Lowest address of the trap slots.
+    pub const SLOTS: usize = 4;
+    /// First address past the trap slots.
+    pub const SLOTS_END: usize = 5;
+    /// Depth of interrupt deferral.
+    pub const DEPTH: usize = 6;
+    /// What a new thread calls.
+    pub const START: usize = 7;
+    /// The argument of a thread that has never run.
+    pub const ARG: usize = SLOT;
+}
+
 impl Thread {
     /// Its name.
     #[must_use]

@@ -263,7 +263,7 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
             let Ok(finish) = entry.recv() else { return Ok(None) };
             set_entry_state(&vcpu, finish(tsc_khz)?)?;
         }
-        // Whoever waits for this has given up, or is told: either way the vCPU may run, which for now means to wait.
+        // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits in KVM for its start-up interrupt.
         Start::Wait(made) => drop(made.send(())),
     }
     Ok(Some(vcpu))

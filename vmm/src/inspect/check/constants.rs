@@ -92,17 +92,6 @@ fn check_roots(ctx: &Context<'_>) {
             format!("it is thread {pageproc:?}, but the pagedaemon is thread {PAGEDAEMON_TID}")
         });
     }
-    for (name, word) in [
-        ("zero_state", &roots.zero_state),
-        ("idlezero_enable", &roots.idlezero_enable),
-        ("pagezero_sleeps", &roots.pagezero_sleeps),
-    ] {
-        if word.get() > 1 {
-            ctx.finding("flag-word", "kernel roots", ctx.root_of(word), || {
-                format!("{name} is {}, but is 0 or 1", word.get())
-            });
-        }
-    }
     if roots.sched.spread.get() > 1 {
         ctx.finding("flag-word", "scheduler", ctx.root_of(&roots.sched.spread), || {
             format!("spread is {}, but is 0 or 1", roots.sched.spread.get())

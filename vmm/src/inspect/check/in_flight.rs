@@ -14,6 +14,7 @@ use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{Thread, ThreadState};
 
 use super::context::Context;
+use super::stacks::Saved;
 use super::threads::waits_for_work;
 use super::zones::Zone;
 use crate::inspect::source::RunState;
@@ -107,8 +108,8 @@ fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
 /// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs. A thread
 /// that has never run, whose stack pointer is 0, uses none.
 fn in_use(thread: &Thread, running: Option<u64>) -> [Range<u64>; 2] {
-    // The first words of `Thread::md`, as the kernel of x86_64 keeps them: bounds do not change while the thread lives.
-    let [rsp, _, low, high, slots, slots_end, ..] = std::array::from_fn::<_, 8, _>(|word| thread.md[word].get());
+    // Bounds do not change while the thread lives.
+    let Saved { rsp, low, high, slots, slots_end, .. } = Saved::of(thread);
     if rsp == 0 && running.is_none() && thread.state() != Some(ThreadState::Running) {
         return [0..0, 0..0];
     }

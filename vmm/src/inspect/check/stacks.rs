@@ -2,7 +2,7 @@
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{Thread, ThreadState};
+use vmkern_abi::layout::{Thread, ThreadState, md};
 use vmkern_abi::pte::PteFlags;
 
 use super::context::Context;
@@ -13,26 +13,34 @@ const KSTACK_PAGES: u64 = 4;
 /// Number of the thread that the boot became.
 const BOOT_TID: u32 = 64;
 
-/// Words of [`Thread::md`], as the kernel of x86_64 keeps them.
-struct Saved {
+/// What the machine has saved of a thread ([`md`]).
+pub(super) struct Saved {
     /// Stack pointer.
-    rsp: u64,
+    pub(super) rsp: u64,
     /// End of the next free trap slot.
     slot: u64,
     /// Bounds of the stack proper.
-    low: u64,
-    high: u64,
+    pub(super) low: u64,
+    pub(super) high: u64,
     /// Bounds of the trap slots.
-    slots: u64,
-    slots_end: u64,
+    pub(super) slots: u64,
+    pub(super) slots_end: u64,
     /// Depth of interrupt deferral.
     depth: u64,
 }
 
 impl Saved {
-    fn of(thread: &Thread) -> Self {
-        let [rsp, slot, low, high, slots, slots_end, depth, _] = std::array::from_fn(|word| thread.md[word].get());
-        Self { rsp, slot, low, high, slots, slots_end, depth }
+    pub(super) fn of(thread: &Thread) -> Self {
+        let word = |index: usize| thread.md[index].get();
+        Self {
+            rsp: word(md::RSP),
+            slot: word(md::SLOT),
+            low: word(md::LOW),
+            high: word(md::HIGH),
+            slots: word(md::SLOTS),
+            slots_end: word(md::SLOTS_END),
+            depth: word(md::DEPTH),
+        }
     }
 }
 

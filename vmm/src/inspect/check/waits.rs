@@ -33,6 +33,9 @@ fn check_words(ctx: &Context<'_>) {
         ("vm_pages_needed", &roots.vm_pages_needed),
         ("vm_pageout_pages_needed", &roots.vm_pageout_pages_needed),
         ("boot_zeroed", &roots.boot_zeroed),
+        ("zero_state", &roots.zero_state),
+        ("idlezero_enable", &roots.idlezero_enable),
+        ("pagezero_sleeps", &roots.pagezero_sleeps),
     ];
     for (name, word) in words {
         if word.get() > 1 {

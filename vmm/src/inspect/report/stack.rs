@@ -5,7 +5,7 @@
 //! stands on a stack is not believed: each word is read through the page tables, and the number of frames is bounded.
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Thread, md};
 use zerocopy::IntoBytes;
 
 use super::survey::Survey;
@@ -17,9 +17,7 @@ const STACK: &str = "kernel stack";
 /// Deepest backtrace.
 const FRAMES_MAX: usize = 48;
 
-/// The word of [`Thread::md`] that holds the stack pointer.
-const RSP: usize = 0;
-/// What lies there, by words: R15 R14 R13 R12 RBP RBX and the address at which the thread goes on.
+/// What lies at the stack pointer of a thread that does not run, by words: R15 R14 R13 R12 RBP RBX and the address at which the thread goes on.
 const SAVED: usize = 7;
 const RBP: usize = 4;
 const RIP: usize = 6;
@@ -29,7 +27,7 @@ const GPR_RBP: usize = 5;
 
 /// The calls of a thread that does not run.
 pub(super) fn of_sleeper(survey: &Survey<'_, '_>, symbols: &Symbols, thread: &Thread) -> Vec<String> {
-    let rsp = GuestVirt::new(thread.md[RSP].get());
+    let rsp = GuestVirt::new(thread.md[md::RSP].get());
     let mut saved = [0_u64; SAVED];
     if rsp.get() == 0 || survey.damage.ok(survey.view.read(STACK, rsp, saved.as_mut_bytes())).is_none() {
         return Vec::new();

@@ -1,7 +1,7 @@
 //! Threads, CPUs, run queues, locks and stacks.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{Pcpu, Preempt, SleepQueue, Thread, ThreadState};
+use vmkern_abi::layout::{Pcpu, Preempt, SleepQueue, Thread, ThreadState, md};
 use vmkern_abi::pte::Level;
 
 use super::lab::{Damage, Lab, expect_finding};
@@ -50,19 +50,19 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("kernel-stack", |t| t.kstack.update(|at| at.add(4096))),
         ("kernel-stack", |t| t.kstack.set(GuestVirt::new(0))),
         ("kernel-stack", |t| t.kstack_pages.set(3)),
-        ("saved-context", |t| t.md[0].update(|rsp| rsp + (1 << 20))),
-        ("saved-context", |t| t.md[1].set(0)),
-        ("saved-context", |t| t.md[2].update(|low| low - 4096)),
-        ("saved-context", |t| t.md[6].set(0)),
+        ("saved-context", |t| t.md[md::RSP].update(|rsp| rsp + (1 << 20))),
+        ("saved-context", |t| t.md[md::SLOT].set(0)),
+        ("saved-context", |t| t.md[md::LOW].update(|low| low - 4096)),
+        ("saved-context", |t| t.md[md::DEPTH].set(0)),
     ];
     lab.each(worker(&lab), "thread", damages);
     // The pagedaemon has never run: its bounds are all that there is to tell.
     let pagedaemon = lab.roots().1.pageproc.get();
-    assert_eq!(lab.get(pagedaemon).md[0].get(), 0, "the pagedaemon has run");
+    assert_eq!(lab.get(pagedaemon).md[md::RSP].get(), 0, "the pagedaemon has run");
     let damages: &[(&str, Damage<Thread>)] = &[
-        ("saved-context", |t| t.md[0].set(64)),
-        ("saved-context", |t| t.md[2].update(|low| low - 4096)),
-        ("saved-context", |t| t.md[5].set(0)),
+        ("saved-context", |t| t.md[md::RSP].set(64)),
+        ("saved-context", |t| t.md[md::LOW].update(|low| low - 4096)),
+        ("saved-context", |t| t.md[md::SLOTS_END].set(0)),
     ];
     lab.each(pagedaemon, "thread", damages);
     assert!(lab.check().is_clean());
