@@ -97,6 +97,11 @@ impl Board {
         Some(Response { tag, cycles, outcome })
     }
 
+    /// Whether an answer can be sent, or a thread waits for the guest to be at rest.
+    pub fn has_news(&self) -> bool {
+        self.done != 0 || self.settling != 0
+    }
+
     /// The threads that owe an answer, in ascending order.
     pub fn owing(&self) -> impl Iterator<Item = u16> {
         core::iter::successors(Some(self.working), |set| Some(set & set.wrapping_sub(1))).map_while(first)

@@ -99,12 +99,8 @@ impl Dispatcher<'_> {
             while let Some(slot) = self.next_if_parallel() {
                 self.accept(&slot);
             }
-        } else if worker::wake_settlers(self.vm) {
-            // They go on below.
-        } else if BOARD.with(|board| board.owing().next().is_some()) {
+        } else if !worker::wake_settlers(self.vm) && !self.report_blocked() {
             self.pass_time();
-        } else {
-            self.wait_for_requests();
         }
         // Whoever can run does, until the guest is at rest again.
         self.vm.sched_yield();
@@ -167,23 +163,29 @@ impl Dispatcher<'_> {
         self.send(&Response { tag, cycles: 0, outcome: Outcome::Error(code) });
     }
 
-    /// Answers are owed and nobody can run: time passes up to the next time-out, or, when no thread that owes an answer has
-    /// one, those threads are blocked.
+    /// Nothing can be done now: in virtual time the clock jumps to the next time-out when an answer hangs on one; else waits
+    /// for that, or for a request.
     fn pass_time(&mut self) {
-        // While interrupts are deferred the clock wakes nobody, and who is at rest stays so.
-        let masked = interrupt::Masked::new();
-        if !self.vm.at_rest() {
-            return;
+        let tick = self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Virtual);
+        match tick.filter(|_| self.owes() && !self.has_work()) {
+            Some(tick) => threads::pass_time_until(self.vm, self.clock, tick),
+            None => self.wait_until(Self::has_work),
         }
-        if !self.script_time_out_pending() {
-            return self.report_blocked();
-        }
-        drop(masked);
-        PerCpu::current().arm_idle();
-        if let Some(tick) = self.vm.next_timeout() {
-            threads::pass_time_until(self.vm, self.clock, tick);
-        }
-        PerCpu::current().disarm_idle();
+    }
+
+    /// Whether there is anything to do but to wait. The clock's interrupt may have let threads run since the last look.
+    fn has_work(&self) -> bool {
+        self.has_requests() || self.vm.runnable() || BOARD.with(|board| board.has_news()) || self.owes_blocked()
+    }
+
+    /// Whether a thread has an answer to give.
+    fn owes(&self) -> bool {
+        BOARD.with(|board| board.owing().next().is_some())
+    }
+
+    /// Whether answers hang on threads that nothing can wake but a request.
+    fn owes_blocked(&self) -> bool {
+        self.owes() && !self.script_time_out_pending()
     }
 
     /// Whether a thread that owes an answer sleeps with a time-out.
@@ -196,7 +198,13 @@ impl Dispatcher<'_> {
         })
     }
 
-    fn report_blocked(&mut self) {
+    /// Answers for the threads that owe one, if none of them can run or waits for a time-out. Returns whether there were any.
+    fn report_blocked(&mut self) -> bool {
+        // While interrupts are deferred the clock wakes nobody, and who is at rest stays so.
+        let _masked = interrupt::Masked::new();
+        if !self.owes_blocked() || BOARD.with(|board| board.has_news()) || !self.vm.at_rest() {
+            return false;
+        }
         while let Some(thread) = BOARD.with(|board| board.owing().next()) {
             let Some(tag) = BOARD.with(|board| board.block(thread)) else { break };
             let waits_for = self
@@ -206,11 +214,7 @@ impl Dispatcher<'_> {
                 .unwrap_or_else(|| WaitMessage::new("?"));
             self.send(&Response { tag, cycles: 0, outcome: Outcome::Blocked { waits_for } });
         }
-    }
-
-    /// Nothing is owed: waits for a request, or, in real time, for a time-out.
-    fn wait_for_requests(&mut self) {
-        self.wait_until(|this| this.has_requests() || this.vm.runnable());
+        true
     }
 
     /// Waits until `is_over`, or, in real time, for a time-out.
