@@ -57,8 +57,8 @@ pub fn handle_interrupt(which: Deferred) {
         Deferred::Operation => service::operate_in_interrupt(vm),
         // The CPU is awake, and gives way below. Or its timer is wanted.
         Deferred::Resched => vm.ask_for_clock(),
-        // Not the memory system's business: the CPU stands still before it gets here.
-        Deferred::Pause => {}
+        // Not the scheduler's business: the CPU has stood still, or flushed, before it gets here.
+        Deferred::Pause | Deferred::Shootdown => {}
     }
     vm.intr_exit();
 }

@@ -72,3 +72,54 @@ impl Guest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::boot::TimeMode;
+    use vmkern_abi::control::{MapId, Op, Outcome, Response};
+
+    use super::*;
+
+    /// The kernel's vectors, the host's two among them: timer, doorbell, operation, pause, rescheduling, shootdown.
+    const VECTORS: [u8; 6] = [0x50, 0x51, 0x52, 0x53, 0x54, 0x56];
+
+    fn launch(time: TimeMode) -> Guest {
+        let builder = Guest::builder().memory(32 << 20).time(time).timeout(Duration::from_secs(300));
+        builder.launch().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Holds `guest`, makes all interrupts pending, and lets it go on.
+    fn interrupt_all_at_once(guest: &Guest) {
+        let pause = guest.pause().expect("the guest can be held");
+        for vector in VECTORS {
+            let _ = guest.machine.vm.signal(0, vector).expect("an interrupt can be sent");
+        }
+        drop(pause);
+    }
+
+    #[test]
+    fn all_interrupts_pending_at_once_leave_a_halted_guest_alive() {
+        let mut guest = launch(TimeMode::Virtual);
+        for _ in 0..200 {
+            interrupt_all_at_once(&guest);
+            guest.call(0, Op::Nop).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn all_interrupts_pending_at_once_leave_a_busy_guest_alive() {
+        const SIZE: u64 = 4 << 20;
+        let mut guest = launch(TimeMode::Real);
+        let alloc = Op::KmemAlloc { map: MapId::KERNEL, size: SIZE };
+        let Ok(Response { outcome: Outcome::Value(addr), .. }) = guest.call(0, alloc) else { panic!("no memory") };
+        let addr = GuestVirt::new(addr);
+        for seed in 0..20 {
+            let tag = guest.submit(0, Op::Fill { addr, size: SIZE, seed }).unwrap_or_else(|error| panic!("{error}"));
+            for _ in 0..10 {
+                interrupt_all_at_once(&guest);
+            }
+            let response = guest.next_response().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((response.tag, response.outcome), (tag, Outcome::Ok));
+        }
+    }
+}

@@ -51,6 +51,7 @@ type Check = (&'static str, fn(&Bench<'_>) -> Verdict);
 const CHECKS: &[Check] = &[
     ("a timer interrupt ends a halt", traps::timer_ends_a_halt),
     ("masked interrupts wait for the guard to go", traps::masking_defers),
+    ("masked interrupts take no trap frame, however many they are", traps::masked_interrupts_take_no_frame),
     ("interrupts keep every SSE register and the red zone", traps::interrupts_keep_registers),
     ("virtual or real, sleeping moves the clock", traps::sleeping_moves_the_clock),
     ("two threads that never give way share the CPU", threads::endless_threads_share_the_cpu),

@@ -6,8 +6,9 @@ use core::sync::atomic::Ordering;
 use super::{Bench, Verdict, same};
 use crate::arch::apic;
 use crate::arch::clock::halt_for;
-use crate::arch::interrupt::{Masked, timer_interrupts};
-use crate::arch::percpu::PerCpu;
+use crate::arch::interrupt::{Deferred, Masked, timer_interrupts};
+use crate::arch::percpu::{PerCpu, SLOT};
+use crate::arch::vectors::{RESCHED_VECTOR, SHOOTDOWN_VECTOR};
 
 /// Timer counts that pass before a one-shot interrupt of these checks.
 const SOON: u32 = 50_000;
@@ -37,6 +38,31 @@ pub fn masking_defers(_: &Bench<'_>) -> Verdict {
     same("interrupts handled under one guard", timer_interrupts() - before, 0)?;
     drop(outer);
     same("interrupts handled after the last guard", timer_interrupts() - before, 1)
+}
+
+pub fn masked_interrupts_take_no_frame(_: &Bench<'_>) -> Verdict {
+    /// What the CPU and the stub may put at the end of the next slot.
+    const USED: u64 = 128;
+    const UNTOUCHED: u64 = 0x756e_746f_7563_6865;
+    let masked = Masked::new();
+    let cpu = PerCpu::current();
+    let end = cpu.trap_slot();
+    let words = || (end - SLOT as u64..end - USED).step_by(8).map(|at| at as *mut u64);
+    for word in words() {
+        // SAFETY: the slot is free: with interrupts deferred no other thread runs here, and this one does not fault.
+        unsafe { word.write_volatile(UNTOUCHED) };
+    }
+    let both = Deferred::Resched as u32 | Deferred::Shootdown as u32;
+    for vector in [RESCHED_VECTOR, SHOOTDOWN_VECTOR] {
+        apic::interrupt_self(vector);
+    }
+    while cpu.deferred().load(Ordering::Relaxed) & both != both {
+        core::hint::spin_loop();
+    }
+    // SAFETY: as above.
+    let touched = words().filter(|word| unsafe { word.read_volatile() } != UNTOUCHED).count();
+    drop(masked);
+    same("words of a trap frame", touched as u64, 0)
 }
 
 pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {

@@ -5,6 +5,9 @@ use super::vectors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 /// Where `build.rs` maps the APIC's page.
 const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 4096;
 
+/// Where the end of an interrupt is told, by a write of 0.
+pub const END_OF_INTERRUPT: u64 = BASE + Register::EndOfInterrupt as u64;
+
 /// Registers, by their offset in the page.
 #[derive(Clone, Copy)]
 #[repr(u64)]
@@ -17,10 +20,6 @@ enum Register {
     TimerInitialCount = 0x380,
     TimerDivide = 0x3e0,
 }
-
-/// Address of the register that is written at the end of an interrupt, as a sign-extended 32-bit displacement.
-#[expect(clippy::cast_possible_wrap, reason = "the upper half of the address space is the negative half")]
-pub const END_OF_INTERRUPT: i64 = (BASE + Register::EndOfInterrupt as u64) as i64;
 
 fn write(register: Register, value: u32) {
     // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of a 32-bit register.

@@ -1,7 +1,10 @@
 //! Interrupts: deferring them, handling them, waiting for them.
 //!
 //! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts are masked in software: while a [`Masked`] guard lives,
-//! handlers only note that they were due, and the last guard runs them.
+//! the nucleus only notes that they were due, and the last guard has them handled. A handler begins with interrupts
+//! deferred, and handles all that are due, one after the other. An interrupt that comes in its last instructions, when
+//! nothing is deferred any more, has a trap frame of its own; where those come to an end, it is noted, too
+//! ([`NESTING_MAX`]).
 //!
 //! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
 //! them free. That is the place to stand still for the host ([`pause`]).
@@ -14,8 +17,8 @@ use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
 
-use super::percpu::{self, Depth, PerCpu};
-use super::{apic, nucleus, vectors};
+use super::percpu::{self, Depth, PerCpu, SLOT};
+use super::{apic, nucleus, switch, tlb, vectors};
 use crate::host::pause;
 
 static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
@@ -32,8 +35,7 @@ pub fn timer_interrupts_address() -> *const u64 {
     TIMER_INTERRUPTS.as_ptr()
 }
 
-/// An interrupt that can be deferred. Its bit is its vector's number less [`vectors::FIRST`]: the nucleus notes interrupts
-/// by that rule, others than these, too.
+/// An interrupt: the bit of its vector, as the nucleus notes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Deferred {
@@ -47,22 +49,34 @@ pub enum Deferred {
     Pause = bit(PAUSE_VECTOR),
     /// Another CPU has work for this one.
     Resched = bit(vectors::RESCHED_VECTOR),
+    /// Another CPU waits until this one has forgotten translations.
+    Shootdown = bit(vectors::SHOOTDOWN_VECTOR),
 }
 
 const fn bit(vector: u8) -> u32 {
-    1 << (vector - vectors::FIRST)
+    assert!(vectors::FIRST <= vector && vector <= vectors::LAST && vectors::LAST - vectors::FIRST < 32);
+    1 << (vector % 32)
 }
 
 impl Deferred {
-    const ALL: [Self; 5] = [Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
+    /// In the order in which they are handled.
+    const ALL: [Self; 6] = [Self::Shootdown, Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
 }
 
-/// Acknowledges an interrupt and handles it, or notes it for later, and takes back the deferral that its handler started with.
-/// May switch threads, and CPUs.
-pub fn handle_interrupt(which: Deferred) {
+/// Trap frames of one thread from which on an interrupt is only noted: one slot is left, for a fault.
+const NESTING_MAX: u64 = switch::TRAP_PAGE / SLOT as u64 - 1;
+
+/// Handles the interrupt of `vector`. The nucleus has deferred all others, once. May switch threads, and CPUs.
+pub fn interrupt(vector: u8) {
     apic::end_of_interrupt();
-    PerCpu::current().deferred().fetch_or(which as u32, Ordering::Relaxed);
-    allow_all();
+    let cpu = PerCpu::current();
+    cpu.deferred().fetch_or(bit(vector), Ordering::Relaxed);
+    if cpu.traps_in_progress() < NESTING_MAX {
+        allow_all();
+    } else {
+        // The next `allow` has it handled, be it that of a lock.
+        let _ = PerCpu::unmask();
+    }
 }
 
 /// Handles an interrupt that is due. Everything is deferred, once.
@@ -75,6 +89,7 @@ fn handle(which: Deferred) {
         Deferred::Doorbell | Deferred::Operation | Deferred::Resched => crate::threads::handle_interrupt(which),
         // This is the only deferral, and so no lock is owned; no handler is running either.
         Deferred::Pause => pause::stand_still(),
+        Deferred::Shootdown => tlb::serve(),
     }
 }
 

@@ -1,13 +1,13 @@
 //! The CPL0 nucleus: all that runs at CPL0 when the kernel body runs at CPL3.
 //!
-//! It does two things. **Traps**: each gate leads to a stub that completes the frame which the CPU began in the current
+//! It does three things. **Traps**: each gate leads to a stub that completes the frame which the CPU began in the current
 //! slot of the trap stack, moves the slot pointer (IST1 in the TSS) down by one slot, and enters the body's handler
 //! ([`super::trap`]) with `iretq`, RSP at the frame. The same stubs serve both privileges; only the selectors in
-//! [`PerCpu`](super::percpu::PerCpu) differ. **Calls**: the body at CPL3 executes the one `ud2` at `nucleus_gate` with a
+//! [`PerCpu`](super::percpu::PerCpu) differ. **Interrupts** of the kernel's vectors are masked here: while something is
+//! deferred, the stub notes that one is due, and returns; else it defers the next ones, before the handler's first
+//! instruction. So handlers of interrupts never pile up, however many are pending, and whether or not the APIC holds back
+//! those of equal priority: not every virtual one does. **Calls**: the body at CPL3 executes the one `ud2` at `nucleus_gate` with a
 //! number in RAX; the #UD stub knows it by its address.
-//!
-//! An interrupt that finds the first instruction of a handler next is noted among the deferred ones and acknowledged right
-//! here: see [`super::trap`].
 //!
 //! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
 //!
@@ -17,7 +17,7 @@
 use core::arch::global_asm;
 
 use super::percpu::{self, SLOT};
-use super::{apic, trap, vectors};
+use super::{apic, vectors};
 
 /// Numbers of nucleus calls, the index into the table below.
 #[derive(Clone, Copy)]
@@ -48,11 +48,30 @@ global_asm!(
     "push vector",
     ".if (vector == 2) || (vector == 8) || (vector == 18)",
     "jmp fatal_common",
+    ".elseif (vector >= {FIRST_VECTOR}) && (vector <= {LAST_VECTOR})",
+    "jmp interrupt_common",
     ".else",
     "jmp trap_common",
     ".endif",
     ".set vector, vector + 1",
     ".endr",
+    ".balign 16",
+    "interrupt_common:",
+    "cmp dword ptr gs:[{MASK_DEPTH}], 0",
+    "jne 2f",
+    "inc dword ptr gs:[{MASK_DEPTH}]",
+    "jmp trap_common",
+    // Notes it ([`super::interrupt::Deferred`]), sees to it that the CPU does not halt, and tells the APIC.
+    "2:",
+    "push rax",
+    "mov eax, [rsp + 8]",
+    "and eax, 31",
+    "bts dword ptr gs:[{DEFERRED}], eax",
+    "mov qword ptr gs:[{IDLE_ARMED}], 0",
+    "mov dword ptr [{END_OF_INTERRUPT}], 0",
+    "pop rax",
+    "add rsp, 16",
+    "iretq",
     ".balign 16",
     "pf_stub:",
     "push 14",
@@ -62,10 +81,6 @@ global_asm!(
     "jmp 2f",
     ".balign 16",
     "trap_common:",
-    // Has it interrupted a handler that has not deferred interrupts yet?
-    "cmp qword ptr [rsp + 16], offset {trap_entry}",
-    "je 4f",
-    "7:",
     "push rax",
     "push rax",
     "2:",
@@ -77,21 +92,6 @@ global_asm!(
     "push qword ptr gs:[{BODY_CS}]",
     "push qword ptr gs:[{TRAP_ENTRY}]",
     "iretq",
-    // An interrupt is noted, and acknowledged; anything else is a trap as anywhere.
-    "4:",
-    "push rax",
-    "mov rax, [rsp + 8]",
-    "sub rax, {FIRST_VECTOR}",
-    "cmp rax, {VECTORS}",
-    "jae 5f",
-    "bts dword ptr gs:[{DEFERRED}], eax",
-    "mov dword ptr [{END_OF_INTERRUPT}], 0",
-    "pop rax",
-    "add rsp, 16",
-    "iretq",
-    "5:",
-    "pop rax",
-    "jmp 7b",
     "fatal_common:",
     "push rax",
     "mov rax, cr2",
@@ -152,11 +152,11 @@ global_asm!(
     TRAP_ENTRY = const percpu::TRAP_ENTRY,
     FATAL_ENTRY = const percpu::FATAL_ENTRY,
     IDLE_ARMED = const percpu::IDLE_ARMED,
+    MASK_DEPTH = const percpu::MASK_DEPTH,
     DEFERRED = const percpu::DEFERRED,
+    END_OF_INTERRUPT = const apic::END_OF_INTERRUPT.cast_signed(),
     FIRST_VECTOR = const vectors::FIRST,
-    VECTORS = const vectors::COUNT,
-    END_OF_INTERRUPT = const apic::END_OF_INTERRUPT,
-    trap_entry = sym trap::trap_entry,
+    LAST_VECTOR = const vectors::LAST,
 );
 
 unsafe extern "C" {

@@ -9,8 +9,8 @@
 //! flush: two CPUs that do so at about the same time flush once each, not twice.
 //!
 //! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not come to serve the
-//! request by itself after [`PATIENCE`]: the wait is at most about twice what an interrupt at once would cost. The
-//! interrupt is never deferred in software.
+//! request by itself after [`PATIENCE`]: the wait is at most about twice what an interrupt at once would cost. Who has
+//! interrupts deferred serves it when he allows them again, or when he waits for another CPU himself.
 //!
 //! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but code of the image and
 //! looks at nothing but the direct map, which never change, until it flushes ([`Shootdown::come_back`]). It is asked
@@ -169,15 +169,8 @@ pub fn poll_deferred() {
     }
 }
 
-/// The interrupt of another CPU that waits for this one. Takes back the deferral that its handler started with.
-pub fn shootdown_interrupt() {
-    apic::end_of_interrupt();
-    poll_deferred();
-    interrupt::allow();
-}
-
 /// Does what other CPUs wait for. Interrupts are deferred.
-fn serve() {
+pub fn serve() {
     let requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
     match cpus::get(requests.trailing_zeros()).map(PerCpu::shootdown) {
         None => {}

@@ -5,11 +5,6 @@
 //! do. On the way out the five words for `iretq` are copied below that red zone as well, before the slot is given
 //! back: from then on an interrupt may use the slot again.
 //!
-//! Every handler starts with interrupts deferred, by its first instruction. An interrupt that comes right before that one
-//! is only noted, by the nucleus: were it handled, its thread might be moved to another CPU before the outer interrupt
-//! has been noted on this one; and where a host delivers interrupts although one of the same class is in service, as a
-//! KVM was seen to do that emulates CPL0, several in a row would use up the slots.
-//!
 //! All registers are saved, the FPU's and SSE's too: the body is compiled with SSE2.
 //!
 //! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the emergency stack, and is
@@ -19,13 +14,11 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
 use vmkern_abi::crash::CrashKind;
 
-use super::interrupt::{self, Deferred, handle_interrupt};
+use super::interrupt::interrupt;
 use super::percpu::{self, PerCpu, SLOT};
-use super::vectors::{OPERATION_VECTOR, RESCHED_VECTOR, SHOOTDOWN_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
-use super::{probe, tlb};
+use super::{probe, vectors};
 use crate::host::crash::{self, Cause};
 
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
@@ -82,7 +75,6 @@ impl TrapFrame {
 #[unsafe(naked)]
 pub unsafe extern "C" fn trap_entry() {
     naked_asm!(
-        "inc dword ptr gs:[{MASK_DEPTH}]",
         "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
         "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
         "sub rsp, 520",
@@ -186,7 +178,6 @@ pub unsafe extern "C" fn trap_entry() {
         SLOT = const SLOT,
         HEADROOM = const HEADROOM,
         RED_ZONE = const RED_ZONE,
-        MASK_DEPTH = const percpu::MASK_DEPTH,
         BODY_CS = const percpu::BODY_CS,
         SLOTS_LOW = const percpu::SLOTS_LOW,
         SLOTS_HIGH = const percpu::SLOTS_HIGH,
@@ -219,23 +210,13 @@ pub unsafe extern "C" fn fatal_entry() {
     )
 }
 
-/// Handles a trap that interrupted the body and left room on its stack. Interrupts have been deferred once.
+/// Handles a trap that interrupted the body and left room on its stack.
 extern "C" fn handle(frame: &mut TrapFrame) {
     PerCpu::wake();
-    // Other CPUs may wait, and the nucleus may have kept their interrupt to itself.
-    tlb::poll_deferred();
-    match frame.vector {
-        14 => {
-            interrupt::allow();
-            page_fault(frame);
-        }
-        v if v == u64::from(TIMER_VECTOR) => handle_interrupt(Deferred::Timer),
-        v if v == u64::from(DOORBELL_VECTOR) => handle_interrupt(Deferred::Doorbell),
-        v if v == u64::from(OPERATION_VECTOR) => handle_interrupt(Deferred::Operation),
-        v if v == u64::from(RESCHED_VECTOR) => handle_interrupt(Deferred::Resched),
-        v if v == u64::from(SHOOTDOWN_VECTOR) => tlb::shootdown_interrupt(),
-        v if v == u64::from(PAUSE_VECTOR) => handle_interrupt(Deferred::Pause),
-        v if v == u64::from(SPURIOUS_VECTOR) => interrupt::allow(),
+    match u8::try_from(frame.vector) {
+        Ok(14) => page_fault(frame),
+        Ok(vector @ vectors::FIRST..=vectors::LAST) => interrupt(vector),
+        Ok(vectors::SPURIOUS_VECTOR) => {}
         _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame }),
     }
 }
