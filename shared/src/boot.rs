@@ -144,6 +144,8 @@ tunables! {
     debug_lock_prof_enable = "debug.lock.prof.enable" in 0..=1,
     /// Whether free pages are cleared while nothing else runs; default 0, no.
     vm_idlezero_enable = "vm.idlezero_enable" in 0..=1,
+    /// Most free pages that a CPU keeps for itself, 0 for no such caches; default 64. With one CPU there are none.
+    vm_pgcache_zone_max_pcpu = "vm.pgcache_zone_max_pcpu" in 0..=65_536,
 }
 
 /// A tunable that cannot be set.

@@ -48,16 +48,31 @@ impl<T: Word> Field<T> {
 }
 
 impl Field<u64> {
-    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different places. Wraps.
+    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different places. Wraps. What the CPU
+    /// did before is seen by who takes some of it away by [`Field::take_above`].
     #[inline]
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.0.fetch_add(n, Ordering::Release);
     }
 
     /// Takes `n` away, atomically, as [`Field::add`] adds. Wraps.
     #[inline]
     pub fn sub(&self, n: u64) {
         self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
+    }
+
+    /// Takes one away if there are more than `floor`, atomically: whether it did. However many try, `floor` are left.
+    #[inline]
+    #[must_use]
+    pub fn take_above(&self, floor: u64) -> bool {
+        let mut now = self.get();
+        while now > floor {
+            match self.0.compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(other) => now = other,
+            }
+        }
+        false
     }
 }
 
@@ -76,6 +91,14 @@ impl Field<u32> {
     #[inline]
     pub fn set_release(&self, value: u32) {
         self.0.store(value, Ordering::Release);
+    }
+}
+
+#[cfg(loom)]
+impl Field<u64> {
+    /// Has loom watch the word.
+    pub fn watch(&self) -> crate::atomic::watched::Watched {
+        self.0.watch()
     }
 }
 

@@ -139,8 +139,9 @@ describe!(Pcpu {
     locks,
     lock_prof,
     tlb,
-    _pad2
+    page_cache
 });
+describe!(PageCache { lock, _pad, pages, allocs, frees, refills, spills, drained });
 describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, caught_up });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
@@ -171,6 +172,8 @@ describe!(KernelRoots {
     pagezero_sleeps,
     zeroidle_cursor,
     cnt_prezero,
+    page_cache_floor,
+    page_cache_max,
     vm_pageout_deficit,
     vm_page_queues,
     vm_pages_needed,
@@ -259,6 +262,7 @@ pub const STRUCTURES: &[Structure] = &[
     RunQueue::DESCRIPTION,
     Scheduler::DESCRIPTION,
     Pcpu::DESCRIPTION,
+    PageCache::DESCRIPTION,
     TlbStats::DESCRIPTION,
     KernelPmap::DESCRIPTION,
     SlabHeader::DESCRIPTION,

@@ -27,16 +27,18 @@ bitflags! {
         const PMAP = 1 << 7;
         /// The free-page queues.
         const FREE_QUEUE = 1 << 8;
+        /// A CPU's cache of free pages.
+        const PAGE_CACHE = 1 << 9;
         /// The scheduler.
-        const SCHED = 1 << 9;
+        const SCHED = 1 << 10;
     }
 }
 
 /// Classes of locks that are told apart in [`LockStats`]: those of mutexes by their bit in [`HeldLocks`], then sx locks.
-pub const LOCK_CLASSES: usize = 11;
+pub const LOCK_CLASSES: usize = 12;
 
 /// The class of sx locks.
-pub const SX_CLASS: usize = 10;
+pub const SX_CLASS: usize = 11;
 
 /// What FreeBSD calls the locks of each class.
 pub const LOCK_CLASS_NAMES: [&str; LOCK_CLASSES] = [
@@ -49,6 +51,7 @@ pub const LOCK_CLASS_NAMES: [&str; LOCK_CLASSES] = [
     "vm page queue mutex",
     "pmap",
     "vm page free queue mutex",
+    "pcpu page cache",
     "sched lock",
     "user map",
 ];

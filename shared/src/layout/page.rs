@@ -12,6 +12,9 @@ bitflags! {
     /// Flags of a page (`PG_*`); FreeBSD's values where FreeBSD has the flag.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct PageFlags: u16 {
+        /// Free, and in a CPU's cache (`PG_PCPU_CACHE` of later FreeBSD; in 2008 the bit means something else, which no
+        /// page of ours is).
+        const PCPU_CACHE = 0x0001;
         /// Handed out. FreeBSD's `PG_FREE` inverted, so that a zero word means free.
         const ALLOCATED = 0x0002;
         /// Freed as full of zeros, or allocated so with the wish for a zeroed page.
@@ -50,7 +53,7 @@ pub const PQ_ACTIVE: u8 = 2;
 /// All zero is a free page that is not the head of a block in a free list: an inner page of such a block, or one of
 /// its segment's untouched rest ([`VmPhysSeg::fresh`]). Guarded by the object's lock (`pindex`, `oflags`, `valid`,
 /// `dirty`), the page-queue lock (`wire_count`, `hold_count`, `queue`, `act_count`) and, while free, the free-queue
-/// lock.
+/// lock, or the lock of the CPU's cache that it is in.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmPage {
@@ -58,7 +61,7 @@ pub struct VmPage {
     pub object: Field<KPtr<VmObject>>,
     /// Its index there.
     pub pindex: Field<u64>,
-    /// Page number of the next one in its free list or paging queue, or 0.
+    /// Page number of the next one in its free list, cache or paging queue, or 0.
     pub next: Field<u32>,
     /// Page number of the one before.
     pub prev: Field<u32>,
@@ -72,7 +75,7 @@ pub struct VmPage {
     pub flags: Field<PageFlags>,
     /// Flags of the object's side.
     pub oflags: Field<PageOflags>,
-    /// Number of its segment; meaningful for heads of free blocks and for pages handed out.
+    /// Number of its segment; meaningful for heads of free blocks, in caches, and for pages handed out.
     pub segind: Field<u16>,
     /// Shared-busy count.
     pub busy: Field<u16>,
@@ -121,7 +124,7 @@ pub struct VmPhysSeg {
 
 const _: () = assert!(size_of::<VmPhysSeg>() == 16);
 
-/// The blocks of one order in one free list (`struct vm_freelist`).
+/// The blocks of one order in one free list (`struct vm_freelist`), or the pages of a queue or cache.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmFreeList {

@@ -2,13 +2,14 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-use super::lock::{LOCK_CLASSES, LockStats};
+use super::lock::{LOCK_CLASSES, LockStats, Mtx};
+use super::page::VmFreeList;
 use super::thread::{RunQueue, Thread};
 use crate::addr::KPtr;
 use crate::field::Field;
 
-/// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by [`super::Scheduler::lock`]; the rest,
-/// in cache lines of its own, is changed by this CPU alone, with interrupts deferred.
+/// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by [`super::Scheduler::lock`]; what
+/// follows, in cache lines of its own, is changed by this CPU alone, with interrupts deferred, but for the cache of pages.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Pcpu {
@@ -34,9 +35,35 @@ pub struct Pcpu {
     pub lock_prof: Field<u64>,
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
-    #[doc(hidden)]
-    pub _pad2: [Field<u64>; 6],
+    /// Free pages that it takes and gives without a look at the buddy lists.
+    pub page_cache: PageCache,
 }
+
+/// A CPU's cache of free pages (the per-CPU half of FreeBSD's later `vm_pgcache`). Its lock guards all of it.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct PageCache {
+    /// Taken under the free-page queues' mutex, or without it; by other CPUs, too.
+    pub lock: Mtx,
+    #[doc(hidden)]
+    pub _pad: Field<u32>,
+    /// Its pages, linked as those of a free list, the next one to be handed out first. No more than
+    /// [`super::KernelRoots::page_cache_max`].
+    pub pages: VmFreeList,
+    /// Pages that were allocated from it.
+    pub allocs: Field<u64>,
+    /// Pages that were freed to it.
+    pub frees: Field<u64>,
+    /// Times that it was filled from the buddy lists.
+    pub refills: Field<u64>,
+    /// Times that it was full, and gave a batch back to the buddy lists.
+    pub spills: Field<u64>,
+    /// Pages that CPUs took out of it that had found the buddy lists empty, other CPUs or this one.
+    pub drained: Field<u64>,
+}
+
+// The lock and the list share a cache line with nothing that another CPU's lock or list is in.
+const _: () = assert!(size_of::<PageCache>() == 64);
 
 /// What a CPU has done to keep translations true.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
@@ -58,11 +85,12 @@ pub struct TlbStats {
     pub caught_up: Field<u64>,
 }
 
-const _: () = assert!(size_of::<Pcpu>() == 1728);
+const _: () = assert!(size_of::<Pcpu>() == 1792);
 const _: () = assert!(core::mem::offset_of!(Pcpu, cpuid) == 24);
 const _: () = assert!(core::mem::offset_of!(Pcpu, runq) == 40);
 // What only this CPU changes shares no cache line with what others do.
 const _: () = assert!(core::mem::offset_of!(Pcpu, locks) == 1088 && size_of::<Pcpu>().is_multiple_of(64));
+const _: () = assert!(core::mem::offset_of!(Pcpu, page_cache).is_multiple_of(64));
 
 /// Values of [`Pcpu::need_resched`]: why the running thread should give way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

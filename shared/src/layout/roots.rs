@@ -135,6 +135,11 @@ pub struct KernelRoots {
     pub zeroidle_cursor: Field<u32>,
     /// Pages that it has cleared (`cnt_prezero`).
     pub cnt_prezero: Field<u64>,
+    /// Free pages up to which CPUs leave their caches of pages alone; 0 when there are none. Changes only under the
+    /// free-queue mutex.
+    pub page_cache_floor: Field<u64>,
+    /// Most pages in a CPU's cache (`vm.pgcache_zone_max_pcpu`). Never changes.
+    pub page_cache_max: Field<u64>,
     /// Pages that allocations asked for in vain.
     pub vm_pageout_deficit: Field<u64>,
     /// The inactive and the active paging queue, the least recently used page first. `VmPage::queue` says which one

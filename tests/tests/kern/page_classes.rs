@@ -1,8 +1,10 @@
 //! Which request may take which page: `kmem_malloc`'s flags decide the class, and the class the floor.
 
-use vmkern::{Guest, MallocFlags, MapId, Op};
+use vmkern::abi::control::Allocator;
+use vmkern::inspect::report::{Body, PageCacheReport};
+use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode, What};
 use vmkern_tests::Run;
-use vmkern_tests::harness::in_small_guest;
+use vmkern_tests::harness::{in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
 use vmkern_tests::kern::{Kern, PAGE};
 
 use crate::{NOWAIT, WAITOK};
@@ -20,6 +22,66 @@ fn floor(guest: &mut Guest, flags: MallocFlags) -> u64 {
     assert_eq!(got + left, 10, "{flags:?}");
     guest.free(addr, size + got * PAGE);
     left
+}
+
+#[test]
+fn floors_are_the_same_with_caches_on_several_cpus() {
+    for vcpus in [2, 4] {
+        in_small_guest_of(vcpus, |guest| {
+            let free = guest.free_pages();
+            assert_eq!((floor(guest, NOWAIT), floor(guest, NOWAIT | RESERVE)), (0, 2), "{vcpus} CPUs");
+            assert_eq!(guest.free_pages(), free);
+        });
+    }
+}
+
+/// The CPUs' caches of pages.
+fn page_caches(guest: &Guest) -> Vec<PageCacheReport> {
+    match guest.inspect("guest", &What::Pages).expect("it can be read").body {
+        Body::Pages(report) => report.page_caches,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Interrupts that CPUs sent to have others flush.
+fn interrupts(guest: &Guest) -> u64 {
+    match guest.inspect("guest", &What::Locks).expect("it can be read").body {
+        Body::Locks(report) => report.tlb.iter().map(|cpu| cpu.interrupts).sum(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
+    let builder = with_kmem_map(24 << 20).memory(16 << 20).vcpus(2).time(TimeMode::Real);
+    in_guest_of(builder, |guest| {
+        (0..2).for_each(|thread| guest.make_thread(thread));
+        let pairs = Op::Pairs { map: MapId::KMEM, size: 16 * PAGE, count: 500, allocator: Allocator::Malloc };
+        for _ in 0..200 {
+            for thread in 0..2 {
+                guest.submit(thread, pairs).expect("the guest lives");
+            }
+            for _ in 0..2 {
+                assert_eq!(guest.next_response().expect("the guest lives").outcome, Outcome::Ok);
+            }
+            if page_caches(guest).iter().all(|cache| cache.pages > 8) {
+                break;
+            }
+        }
+        let (free, before, sent) = (guest.free_pages(), page_caches(guest), interrupts(guest));
+        assert!(before.len() == 2 && before.iter().all(|cache| cache.pages > 8), "both CPUs keep pages: {before:?}");
+        let (addr, size) = guest.drain(0);
+        let after = page_caches(guest);
+        assert_eq!((guest.free_pages(), after.iter().map(|cache| cache.pages).sum::<u64>()), (0, 0));
+        // The CPU that did not run gave up what it had, all at once and unasked.
+        let gave_all = |(old, new): (&PageCacheReport, &PageCacheReport)| {
+            new.drained == old.drained + old.pages && (new.allocs, new.frees) == (old.allocs, old.frees)
+        };
+        assert!(before.iter().zip(&after).any(gave_all), "before {before:?}, after {after:?}");
+        assert_eq!(interrupts(guest), sent);
+        guest.free(addr, size);
+        assert_eq!(guest.free_pages(), free);
+    });
 }
 
 #[test]

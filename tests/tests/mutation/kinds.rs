@@ -1,13 +1,15 @@
 //! Kinds of corruption, each with the rule that must find it and the structure that it must name.
 
+use std::mem::offset_of;
+
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::Rng as _;
 use vmkern::abi::addr::KPtr;
 use vmkern::abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern::abi::layout::{
-    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageFlags, PageOflags, Pcpu,
-    PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp, Thread, ThreadState, VmMap, VmMapEntry, VmObject,
-    VmPage, VmPhysSeg,
+    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageCache, PageFlags,
+    PageOflags, Pcpu, PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp, Thread, ThreadState,
+    VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, Pte, PteFlags};
 use vmkern::{GuestPhys, GuestVirt, Source as _};
@@ -127,6 +129,22 @@ impl Scene<'_, '_> {
     fn pfn(&self, at: At) -> u64 {
         let roots = self.roots().1;
         roots.first_page.get() + at.since(roots.vm_page_array.get().addr()) / size_of::<VmPage>() as u64
+    }
+
+    /// A CPU that has several pages in its cache.
+    fn caching_cpu(&mut self) -> At {
+        self.one("Pcpu", |cpu: &Pcpu| cpu.page_cache.pages.count.get() > 1)
+    }
+
+    /// Changes the list of pages in the cache of the CPU at `cpu`, where the finding is.
+    fn change_cache(&mut self, cpu: At, change: impl FnOnce(&VmFreeList)) -> At {
+        self.change(cpu, |cpu: &Pcpu| change(&cpu.page_cache.pages));
+        cpu.add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64)
+    }
+
+    /// A page in a CPU's cache.
+    fn cached_page(&mut self) -> At {
+        self.page(|page| page.flags.get().contains(PageFlags::PCPU_CACHE))
     }
 
     /// A sleeping thread of a request's.
@@ -625,6 +643,82 @@ pub const KINDS: &[Kind] = kinds! {
             let at = s.one("MapNode", |node: &MapNode| node.count.get() < 15);
             s.change(at, |node: &MapNode| node.targets[14].set(at))
         };
+};
+
+/// Those that only a guest whose CPUs have caches of pages can suffer.
+pub const CACHE_KINDS: &[Kind] = kinds! {
+    "a cache counts a page too many", "page-cache-count", "page cache" =>
+        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.count.update(|n| n + 1)) };
+    "a cache with another tail", "page-cache-link", "page cache" =>
+        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.tail.set(pages.head.get())) };
+    "a cache that leads out of memory", "page-cache-link", "page cache" =>
+        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.head.set(u32::MAX)) };
+    "a page in a cache with a wrong link", "page-cache-link", "vm_page" =>
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.prev.update(|pfn| pfn + 1)) };
+    "a page in a cache that leads to itself", "page-cache-link", "vm_page" =>
+        |s| {
+            let at = s.cached_page();
+            let pfn = u32::try_from(s.pfn(at)).expect("it is small");
+            s.change(at, |p: &VmPage| p.next.set(pfn))
+        };
+    "a page in a cache of another segment", "page-cache-link", "vm_page" =>
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.segind.update(|n| n + 1)) };
+    "a page in two caches", "page-owner", "vm_page" =>
+        |s| {
+            let cpu = s.caching_cpu();
+            let pfn = s.overlay.get::<Pcpu>(cpu).page_cache.pages.head.get();
+            let other = s.one("Pcpu", |_: &Pcpu| true);
+            let first = s.roots().1.cpuhead.get().addr();
+            let second = s.overlay.get::<Pcpu>(first).allcpu_next.get().addr();
+            let other = if other == cpu { if cpu == first { second } else { first } } else { other };
+            s.change_cache(other, |pages| pages.head.set(pfn));
+            s.page_of(pfn.into())
+        };
+    "a page in a cache and on a free list", "page-owner", "vm_page" =>
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            let pfn = u32::try_from(s.pfn(at)).expect("it is small");
+            let cpu = s.caching_cpu();
+            s.change_cache(cpu, |pages| pages.head.set(pfn));
+            at
+        };
+    "a page in a cache that somebody has", "page-free", "vm_page" =>
+        |s| {
+            let at = s.cached_page();
+            s.change(at, |p: &VmPage| p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED))
+        };
+    "a page in a cache that does not say so", "page-free-state", "vm_page" =>
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.flags.update(|flags| flags - PageFlags::PCPU_CACHE)) };
+    "a free block that says it is in a cache", "page-free-state", "vm_page" =>
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            s.change(at, |p: &VmPage| p.flags.update(|flags| flags | PageFlags::PCPU_CACHE))
+        };
+    "a page in a cache with a wiring", "page-free-state", "vm_page" =>
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.wire_count.set(1)) };
+    "a page that is gone from its cache", "page-lost", "vm_page" =>
+        |s| {
+            let cpu = s.caching_cpu();
+            let pfn = s.overlay.get::<Pcpu>(cpu).page_cache.pages.head.get();
+            let at = s.page_of(pfn.into());
+            let next = s.overlay.get::<VmPage>(at).next.get();
+            s.change(s.page_of(next.into()), |p: &VmPage| p.prev.set(0));
+            s.change_cache(cpu, |pages| {
+                pages.head.set(next);
+                pages.count.update(|n| n - 1);
+            });
+            at
+        };
+    "a cache locked by nobody", "mutex-owner", "page cache" =>
+        |s| {
+            let cpu = s.caching_cpu();
+            s.change(cpu, |cpu: &Pcpu| cpu.page_cache.lock.owner.set(0x7ff));
+            cpu.add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64)
+        };
+    "a floor of caches that is too low", "page-cache-floor", "kernel roots" =>
+        |s| s.change_root(|r| &r.page_cache_floor, |n| n.update(|n| n - 1));
+    "caches larger than anybody asked for", "page-cache-floor", "kernel roots" =>
+        |s| { s.change_root(|r| &r.page_cache_max, |n| n.update(|n| n + 1)); s.root_of(|r| &r.page_cache_floor) };
 };
 
 const _: () = assert!(KINDS.len() >= 60);

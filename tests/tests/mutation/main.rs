@@ -9,7 +9,7 @@ use vmkern::Report;
 use vmkern_tests::damage::anatomy::Anatomy;
 use vmkern_tests::damage::{Overlay, State, specimen};
 
-use self::kinds::{KINDS, Kind, Scene};
+use self::kinds::{CACHE_KINDS, KINDS, Kind, Scene};
 
 /// Victims that each kind of corruption takes of each guest.
 const VICTIMS: u64 = 8;
@@ -28,16 +28,25 @@ fn try_kind(anatomy: &Anatomy<'_>, image: &vmkern::Image, kind: &Kind, seed: u64
 
 #[test]
 fn every_kind_of_corruption_is_found_and_the_right_structure_named() {
-    let mut failures = Vec::new();
+    let (mut failures, mut with_caches) = (Vec::new(), 0);
     for guest in 0..3 {
         let image = specimen(guest, State::AtRest);
         let report = Report::of(&image).expect("the roots can be read");
         assert!(report.is_clean(), "{report}");
         let anatomy = Anatomy::of(&image);
-        for kind in KINDS {
+        let has_caches = anatomy.places.iter().filter(|(name, _)| *name == "Pcpu").count() > 1;
+        with_caches += u32::from(has_caches);
+        for kind in KINDS.iter().chain(CACHE_KINDS.iter().filter(|_| has_caches)) {
             let failed = (0..VICTIMS).find_map(|seed| try_kind(&anatomy, &image, kind, guest * 1000 + seed).err());
             failures.extend(failed);
         }
     }
-    assert!(failures.is_empty(), "{} failures of {} kinds:\n{}", failures.len(), KINDS.len(), failures.join("\n"));
+    assert!(with_caches > 0, "no guest has several CPUs");
+    assert!(
+        failures.is_empty(),
+        "{} failures of {} kinds:\n{}",
+        failures.len(),
+        KINDS.len() + CACHE_KINDS.len(),
+        failures.join("\n")
+    );
 }

@@ -15,7 +15,7 @@ use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
 
 use super::{BenchError, Summary};
-use crate::control::Guest;
+use crate::control::{Guest, LaunchError};
 use crate::inspect::What;
 use crate::inspect::report::{Body, LocksReport};
 
@@ -33,6 +33,8 @@ pub struct KmemSetup {
     pub size: u64,
     /// Numbers of vCPUs; ratios are to the first.
     pub vcpus: Vec<u32>,
+    /// Kernel tunables that are set.
+    pub settings: Vec<(String, u64)>,
 }
 
 /// What [`kmem`] measured.
@@ -73,6 +75,8 @@ pub struct KmemCase {
     pub skipped: f64,
     /// Acquisitions of locks, a pair.
     pub acquired: f64,
+    /// Those, by lock class; locks that were never acquired are left out.
+    pub locks: Vec<(&'static str, f64)>,
     /// Acquisitions that had to wait, a pair, by lock class; those that never had to are left out.
     pub contested: Vec<(&'static str, f64)>,
 }
@@ -101,7 +105,7 @@ struct Figures {
     asked: u64,
     interrupts: u64,
     skipped: u64,
-    acquired: u64,
+    locks: Vec<(&'static str, u64)>,
     contested: Vec<(&'static str, u64)>,
 }
 
@@ -110,7 +114,7 @@ struct Figures {
 /// # Errors
 /// When a guest fails.
 pub fn kmem(setup: &KmemSetup) -> Result<KmemBench, BenchError> {
-    let mut subjects = setup.vcpus.iter().map(|&vcpus| launch(vcpus)).collect::<Result<Vec<_>, _>>()?;
+    let mut subjects = setup.vcpus.iter().map(|&vcpus| launch(setup, vcpus)).collect::<Result<Vec<_>, _>>()?;
     let mut figures: Vec<Vec<Figures>> =
         CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
     // The first round warms up.
@@ -130,8 +134,12 @@ pub fn kmem(setup: &KmemSetup) -> Result<KmemBench, BenchError> {
     Ok(KmemBench { rounds: setup.rounds, pairs: setup.pairs, size: setup.size, cases: cases.collect() })
 }
 
-fn launch(vcpus: u32) -> Result<Subject, BenchError> {
-    let mut guest = Guest::builder().vcpus(vcpus).time(TimeMode::Real).launch()?;
+fn launch(setup: &KmemSetup, vcpus: u32) -> Result<Subject, BenchError> {
+    let mut builder = Guest::builder().vcpus(vcpus).time(TimeMode::Real);
+    for (name, value) in &setup.settings {
+        builder = builder.tunable(name, *value).map_err(LaunchError::from)?;
+    }
+    let mut guest = builder.launch()?;
     let mut maps = Vec::new();
     for _ in 0..vcpus {
         let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: MAP_SIZE, kind: MapKind::System };
@@ -179,11 +187,12 @@ impl Figures {
             self.interrupts += new.interrupts.saturating_sub(old.interrupts);
             self.skipped += new.skipped.saturating_sub(old.skipped);
         }
+        self.locks.resize(after.classes.len(), ("", 0));
         self.contested.resize(after.classes.len(), ("", 0));
-        for ((old, new), (class, contested)) in before.classes.iter().zip(&after.classes).zip(&mut self.contested) {
-            self.acquired += new.total.acquired.saturating_sub(old.total.acquired);
-            *class = new.class;
-            *contested += new.total.contested.saturating_sub(old.total.contested);
+        let counts = self.locks.iter_mut().zip(&mut self.contested);
+        for ((old, new), (locks, contested)) in before.classes.iter().zip(&after.classes).zip(counts) {
+            *locks = (new.class, locks.1 + new.total.acquired.saturating_sub(old.total.acquired));
+            *contested = (new.class, contested.1 + new.total.contested.saturating_sub(old.total.contested));
         }
     }
 }
@@ -197,6 +206,9 @@ fn summarise(
 ) -> KmemCase {
     let pairs = setup.pairs as f64 * f64::from(vcpus) * setup.rounds as f64;
     let each = |count: u64| count as f64 / pairs;
+    let by_class = |counts: &[(&'static str, u64)]| {
+        counts.iter().filter(|(_, count)| *count > 0).map(|&(class, count)| (class, each(count))).collect()
+    };
     let us: Vec<f64> = figures.passed.iter().map(|seconds| seconds * 1e6).collect();
     KmemCase {
         function,
@@ -209,13 +221,9 @@ fn summarise(
         asked: each(figures.asked),
         interrupts: each(figures.interrupts),
         skipped: each(figures.skipped),
-        acquired: each(figures.acquired),
-        contested: figures
-            .contested
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|&(class, count)| (class, each(count)))
-            .collect(),
+        acquired: each(figures.locks.iter().map(|(_, count)| count).sum()),
+        locks: by_class(&figures.locks),
+        contested: by_class(&figures.contested),
     }
 }
 

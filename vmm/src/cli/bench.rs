@@ -51,6 +51,9 @@ enum What {
         /// Numbers of vCPUs to compare; ratios are to the first.
         #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=64))]
         vcpus: Vec<u32>,
+        /// Sets a kernel tunable; may be given several times.
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::values::setting)]
+        settings: Vec<(String, u64)>,
         /// Prints one JSON object.
         #[arg(long)]
         json: bool,
@@ -98,8 +101,9 @@ fn measure(what: &What) -> anyhow::Result<()> {
             let result = bench::boot(rounds.into(), memory, &vmkern)?;
             show(json.then_some(&result), || boot_text(&result));
         }
-        What::Kmem { rounds, pairs, size, ref vcpus, json } => {
-            let setup = KmemSetup { rounds: rounds.into(), pairs, size, vcpus: vcpus.clone() };
+        What::Kmem { rounds, pairs, size, ref vcpus, ref settings, json } => {
+            let (vcpus, settings) = (vcpus.clone(), settings.clone());
+            let setup = KmemSetup { rounds: rounds.into(), pairs, size, vcpus, settings };
             let result = bench::kmem(&setup)?;
             show(json.then_some(&result), || kmem_text(&result));
         }
@@ -156,9 +160,11 @@ fn kmem_text(result: &KmemBench) -> String {
             "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt), {:.3} idle skipped, {:.1} locks",
             case.flushes, case.asked, case.interrupts, case.skipped, case.acquired
         );
-        let waits: Vec<_> = case.contested.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
-        if !waits.is_empty() {
-            let _ = writeln!(text, "  waits: {}", waits.join(", "));
+        for (what, counts) in [("locks", &case.locks), ("waits", &case.contested)] {
+            let counts: Vec<_> = counts.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
+            if !counts.is_empty() {
+                let _ = writeln!(text, "  {what}: {}", counts.join(", "));
+            }
         }
     }
     text

@@ -35,8 +35,10 @@ pub enum LockClass {
     Pmap = 7,
     /// The free-page queues.
     FreeQueue = 8,
+    /// A CPU's cache of free pages. One at a time.
+    PageCache = 9,
     /// The scheduler.
-    Sched = 9,
+    Sched = 10,
 }
 
 impl LockClass {
@@ -239,6 +241,7 @@ impl core::fmt::Display for HeldLocks {
             C::PageQueue,
             C::Pmap,
             C::FreeQueue,
+            C::PageCache,
             C::Sched,
         ];
         let mut separator = "";

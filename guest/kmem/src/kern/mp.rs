@@ -1,6 +1,7 @@
 //! More CPUs than the one that boots (`subr_smp.c`, `mp_machdep.c`).
 
 use vmkern_abi::addr::KPtr;
+use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{Pcpu, Thread, ThreadState};
 
 use super::sched::PRI_MAX_IDLE;
@@ -17,7 +18,7 @@ pub const fn idle_tid(cpuid: u32) -> u32 {
 impl<M: Machine> Vm<M> {
     /// Adds a CPU, 1 to 63, the next by number: its structure, and its idle thread with a stack, which the machine is to start
     /// there. The CPU counts from now on, and looks busy until it calls [`Vm::cpu_started`]. Locks: none may be
-    /// held; takes kernel_map's. Never sleeps.
+    /// held; takes kernel_map's and the free queue's. Never sleeps.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page or no address space for it.
@@ -29,12 +30,18 @@ impl<M: Machine> Vm<M> {
         cpu.idlethread.set(idle);
         cpu.lock_prof.set(self.boot_pcpu().lock_prof.get());
         self.get(idle).lastcpu.set(u8::try_from(cpuid).unwrap_or(u8::MAX));
+        // The number of CPUs and what caches make of it change together.
+        self.free_queue_lock();
         self.sched_lock();
         self.thread_link(idle);
+        // Who follows the list without the lock finds the CPU whole.
+        fence(Ordering::Release);
         let last = self.cpus().last().map_or(&self.state().cpuhead, |last| &last.allcpu_next);
         last.set(pcpu);
         self.cnt().ncpu.update(|n| n + 1);
         self.sched_unlock();
+        self.page_caches_enable();
+        self.free_queue_unlock();
         Ok((pcpu, idle))
     }
 

@@ -7,6 +7,7 @@ mod events;
 mod faults;
 mod model;
 mod pageable;
+mod pagecache;
 mod physical;
 mod scale;
 mod shortage;

@@ -10,6 +10,7 @@ use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
 use vmkern_abi::layout::{ISADMA_END, KernelRoots, Pcpu, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
 
 use super::Vm;
+use super::pagecache::PAGE_CACHE_MAX;
 use super::phys::FRESH_ORDER;
 use crate::machine::{Machine, Mark};
 
@@ -121,6 +122,7 @@ impl<M: Machine> Vm<M> {
         let pcpu = KPtr::new(phys_to_dmap(region.boot_pcpu));
         vm.machine.cpu_init(pcpu);
         vm.state().cpuhead.set(pcpu);
+        vm.state().page_cache_max.set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
         vm.get(pcpu).lock_prof.set(boot.tunables.debug_lock_prof_enable.unwrap_or(0));
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4);

@@ -12,6 +12,7 @@ pub mod map;
 mod maps;
 pub mod object;
 pub mod page;
+mod pagecache;
 pub mod pageout;
 mod pageq;
 pub mod phys;
@@ -52,7 +53,13 @@ impl<M: Machine> Vm<M> {
     /// A system of which only the global variables exist, zero, at `roots`.
     #[cfg(all(test, loom))]
     pub(crate) fn over(machine: M, roots: GuestPhys) -> Self {
-        Self { machine, roots, vm_page_array: roots, first_page: 0 }
+        Self::over_pages(machine, roots, roots)
+    }
+
+    /// A system as [`Vm::over`] makes it, with a page array at `vm_page_array`, which begins with page 0.
+    #[cfg(all(test, loom))]
+    pub(crate) fn over_pages(machine: M, roots: GuestPhys, vm_page_array: GuestPhys) -> Self {
+        Self { machine, roots, vm_page_array, first_page: 0 }
     }
 
     /// The machine.

@@ -1,14 +1,16 @@
 //! Pages of memory (`vm_page.c`): who has which, who is admitted to take one, and what may be done to it.
 //!
-//! `v_free_count` is the number of pages that an allocation could have. Three classes of requests stop at different
-//! floors; note that INTERRUPT, which M_NOWAIT means, digs deeper than SYSTEM. `vm_page_alloc` never sleeps and never
-//! clears a page: a caller who wants zeros looks at [`PageFlags::ZERO`] and clears the page unless it is set.
+//! `v_free_count` is the number of pages that an allocation could have, those in CPUs' caches included. Three classes of
+//! requests stop at different floors; note that INTERRUPT, which M_NOWAIT means, digs deeper than SYSTEM.
+//! `vm_page_alloc` never sleeps and never clears a page: a caller who wants zeros looks at [`PageFlags::ZERO`] and clears
+//! the page unless it is set.
 
 use bitflags::bitflags;
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
 
 use super::Vm;
+use super::pagecache::Cached;
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
@@ -51,6 +53,17 @@ pub(crate) enum Slept {
     No,
 }
 
+/// A request for a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    /// The object that it is for.
+    pub object: Option<KPtr<VmObject>>,
+    /// How deep it may dig.
+    pub class: AllocClass,
+    /// The rest of what `vm_page_alloc` was asked for.
+    pub flags: AllocFlags,
+}
+
 /// What is known of a freed page's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
@@ -81,11 +94,11 @@ impl<M: Machine> Vm<M> {
         self.mtx_assert_owned(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
     }
 
-    pub(super) fn free_queue_lock(&self) {
+    pub(crate) fn free_queue_lock(&self) {
         self.mtx_lock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
     }
 
-    pub(super) fn free_queue_unlock(&self) {
+    pub(crate) fn free_queue_unlock(&self) {
         self.mtx_unlock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
     }
 
@@ -99,7 +112,7 @@ impl<M: Machine> Vm<M> {
     ///
     /// With an object the page is entered at `pindex`, for which the index has been reserved
     /// ([`Vm::vm_object_reserve`]), and is busy unless `NOBUSY`; without one `pindex` is only remembered.
-    /// Locks: the object's is held; takes the free queue's.
+    /// Locks: the object's is held; takes the free queue's, or while pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc(
         &self,
@@ -116,24 +129,63 @@ impl<M: Machine> Vm<M> {
         }
         // The pagedaemon may dig where others may not, as it works for them.
         let class = if class == AllocClass::Normal && self.is_pagedaemon() { AllocClass::System } else { class };
+        let want = Want { object, class, flags };
+        let m = match self.page_cache_alloc(want) {
+            Cached::Page(m) => m,
+            Cached::None => self.vm_page_alloc_exact(want)?,
+            Cached::Refused => {
+                self.free_queue_lock();
+                self.vm_page_short();
+                self.free_queue_unlock();
+                return None;
+            }
+        };
+        match object {
+            Some(object) => self.vm_page_insert(m, object, pindex),
+            None => self.page(m).pindex.set(pindex),
+        }
+        Some(m)
+    }
+
+    /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free queue's.
+    fn vm_page_alloc_exact(&self, want: Want) -> Option<KPtr<VmPage>> {
         self.free_queue_lock();
         let cnt = self.cnt();
-        let available = self.vm_page_available();
-        let admitted = available > cnt.v_free_reserved.get()
-            || (class == AllocClass::System && available > cnt.v_interrupt_free_min.get())
-            || (class == AllocClass::Interrupt && available > 0);
-        if !admitted || self.machine().refuses(Supply::Page(class)) {
-            self.state().vm_pageout_deficit.update(|n| n + 1);
-            self.pagedaemon_wakeup();
+        let reserved = cnt.v_free_reserved.get();
+        let floor = match want.class {
+            AllocClass::Normal => reserved,
+            AllocClass::System => reserved.min(cnt.v_interrupt_free_min.get()),
+            AllocClass::Interrupt => 0,
+        };
+        let floor = floor.saturating_sub(cnt.v_cache_count.get());
+        let refused = cnt.v_free_count.get() > floor && self.machine().refuses(Supply::Page(want.class));
+        if refused || !cnt.v_free_count.take_above(floor) {
+            self.vm_page_short();
             self.free_queue_unlock();
             return None;
         }
         let Some(m) = self.vm_phys_alloc_pages(0) else { self.panic(format_args!("vm_page_alloc: missing page")) };
-        cnt.v_free_count.update(|n| n - 1);
+        self.vm_page_hand_out(m, want);
+        if self.vm_paging_needed() {
+            self.pagedaemon_wakeup();
+        }
+        self.free_queue_unlock();
+        Some(m)
+    }
+
+    /// Notes that a request was not admitted. Locks: the free queue's.
+    fn vm_page_short(&self) {
+        self.state().vm_pageout_deficit.update(|n| n + 1);
+        self.pagedaemon_wakeup();
+    }
+
+    /// Makes `m`, which was free, what `want` asks for. Locks: that under which it was taken.
+    pub(super) fn vm_page_hand_out(&self, m: KPtr<VmPage>, want: Want) {
+        let Want { object, flags, .. } = want;
         let page = self.page(m);
         let zero = self.vm_page_is_zero(page);
         if zero {
-            self.state().vm_page_zero_count.update(|n| n - 1);
+            self.state().vm_page_zero_count.sub(1);
         }
         let mut pflags = PageFlags::ALLOCATED | PageFlags::TOUCHED;
         pflags.set(PageFlags::ZERO, zero && flags.contains(AllocFlags::ZERO));
@@ -145,19 +197,10 @@ impl<M: Machine> Vm<M> {
         page.wire_count.set(0);
         if flags.contains(AllocFlags::WIRED) {
             // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that is held.
-            cnt.v_wire_count.add(1);
+            self.cnt().v_wire_count.add(1);
             page.wire_count.set(1);
         }
         page.act_count.set(0);
-        if self.vm_paging_needed() {
-            self.pagedaemon_wakeup();
-        }
-        self.free_queue_unlock();
-        match object {
-            Some(object) => self.vm_page_insert(m, object, pindex),
-            None => page.pindex.set(pindex),
-        }
-        Some(m)
     }
 
     /// Whether a free page is known to hold zeros only.
@@ -310,18 +353,25 @@ impl<M: Machine> Vm<M> {
         page.pindex.set(0);
         page.private.set(0);
         page.oflags.set(PageOflags::empty());
-        self.free_queue_lock();
-        let mut flags = PageFlags::TOUCHED;
-        if contents == Contents::Zero {
-            flags |= PageFlags::ZERO;
-            self.state().vm_page_zero_count.update(|n| n + 1);
+        if self.page_cache_free(m, contents) {
+            return;
         }
-        page.flags.set(flags);
-        self.cnt().v_free_count.update(|n| n + 1);
+        self.free_queue_lock();
+        self.vm_page_take_back(m, contents, PageFlags::TOUCHED);
         self.vm_phys_free_pages(m, 0);
+        self.cnt().v_free_count.add(1);
         self.vm_page_free_wakeup();
         self.vm_page_zero_idle_wakeup();
         self.free_queue_unlock();
+    }
+
+    /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it goes where free pages are.
+    pub(super) fn vm_page_take_back(&self, m: KPtr<VmPage>, contents: Contents, mut flags: PageFlags) {
+        if contents == Contents::Zero {
+            flags |= PageFlags::ZERO;
+            self.state().vm_page_zero_count.add(1);
+        }
+        self.page(m).flags.set(flags);
     }
 
     /// Wires `m` once more (`vm_page_wire`). Locks: the page queues'.

@@ -9,6 +9,7 @@
 
 use core::mem::offset_of;
 
+use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{KernelRoots, VmMeter};
 
 use super::{Shortage, Vm};
@@ -49,6 +50,8 @@ impl<M: Machine> Vm<M> {
             }
             self.vm_pageout_scan();
             self.free_queue_lock();
+            // Who has freed a page to a cache sees that it is needed, or is seen here to have freed it.
+            fence(Ordering::SeqCst);
             if needed.get() != 0 && !self.vm_page_count_min() {
                 if !self.vm_paging_needed() {
                     needed.set(0);
@@ -81,6 +84,7 @@ impl<M: Machine> Vm<M> {
         self.uma_reclaim();
         self.free_queue_lock();
         self.state().vm_pageout_deficit.set(0);
+        self.page_cache_drain();
         self.free_queue_unlock();
     }
 
@@ -166,6 +170,12 @@ impl<M: Machine> Vm<M> {
             needed.set(1);
             self.wakeup(self.pagedaemon_channel());
         }
+    }
+
+    /// Whether somebody waits for pages that are freed.
+    #[inline]
+    pub(super) fn vm_pages_awaited(&self) -> bool {
+        self.state().vm_pages_needed.get() != 0 || self.state().vm_pageout_pages_needed.get() != 0
     }
 
     /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).

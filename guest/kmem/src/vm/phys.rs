@@ -73,10 +73,21 @@ impl<M: Machine> Vm<M> {
             .then(|| self.vm_page_pointer(pfn))
     }
 
-    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough.
-    /// Locks: the free queue is held.
+    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough. The pages that are in
+    /// CPUs' caches come back for it. Locks: the free queue is held; may take the caches'.
     #[must_use]
     pub fn vm_phys_alloc_pages(&self, order: usize) -> Option<KPtr<VmPage>> {
+        let pfn = match self.vm_phys_take(order) {
+            Some(pfn) => pfn,
+            None if self.page_cache_drain() => self.vm_phys_take(order)?,
+            None => return None,
+        };
+        self.vm_phys_mark(pfn, 1 << order, Mark::Used);
+        Some(self.vm_page_pointer(pfn))
+    }
+
+    /// Takes `2^order` pages off the lists: the number of the first. Locks: the free queue is held.
+    pub(super) fn vm_phys_take(&self, order: usize) -> Option<u32> {
         for flind in 0..VM_NFREELIST {
             loop {
                 let queues = &self.state().vm_phys_free_queues[flind];
@@ -84,8 +95,7 @@ impl<M: Machine> Vm<M> {
                     let pfn = queues[oind].head.get();
                     self.freelist_remove(&queues[oind], pfn);
                     self.vm_phys_split_pages(pfn, oind, order, flind);
-                    self.vm_phys_mark(pfn, 1 << order, Mark::Used);
-                    return Some(self.vm_page_pointer(pfn));
+                    return Some(pfn);
                 }
                 if !self.vm_phys_cut_fresh(order, flind) {
                     break;
@@ -120,7 +130,7 @@ impl<M: Machine> Vm<M> {
             let block = order.max(FRESH_ORDER).min(aligned).min(room).min(VM_NFREEORDER - 1);
             seg.fresh.set(fresh + (1 << block));
             self.page_by_number(fresh).segind.set(u16::try_from(number).unwrap_or(u16::MAX));
-            self.vm_phys_free_pages(self.vm_page_pointer(fresh), block);
+            self.vm_phys_give(fresh, block);
             return true;
         }
         false
@@ -152,9 +162,14 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.
-    pub fn vm_phys_free_pages(&self, m: KPtr<VmPage>, mut order: usize) {
-        let mut pfn = self.vm_page_number(m);
+    pub fn vm_phys_free_pages(&self, m: KPtr<VmPage>, order: usize) {
+        let pfn = self.vm_page_number(m);
         self.vm_phys_mark(pfn, 1 << order, Mark::Free);
+        self.vm_phys_give(pfn, order);
+    }
+
+    /// Puts `2^order` pages from number `pfn` on onto the lists. Locks: the free queue is held.
+    pub(super) fn vm_phys_give(&self, mut pfn: u32, mut order: usize) {
         let segind = self.page_by_number(pfn).segind.get();
         let seg = self.vm_phys_seg(u64::from(segind));
         let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
@@ -182,8 +197,18 @@ impl<M: Machine> Vm<M> {
     }
 
     fn freelist_push(&self, list: &VmFreeList, pfn: u32, order: usize, end: End) {
+        self.page_by_number(pfn).block.set(u8::try_from(order + 1).unwrap_or(u8::MAX));
+        self.page_list_push(list, pfn, end);
+    }
+
+    fn freelist_remove(&self, list: &VmFreeList, pfn: u32) {
+        self.page_list_remove(list, pfn);
+        self.page_by_number(pfn).block.set(0);
+    }
+
+    /// Puts page number `pfn`, on no list, at an end of `list`. Locks: the one of the list.
+    pub(super) fn page_list_push(&self, list: &VmFreeList, pfn: u32, end: End) {
         let page = self.page_by_number(pfn);
-        page.block.set(u8::try_from(order + 1).unwrap_or(u8::MAX));
         let (near, far) = match end {
             End::Head => (&list.head, &list.tail),
             End::Tail => (&list.tail, &list.head),
@@ -204,7 +229,8 @@ impl<M: Machine> Vm<M> {
         list.count.update(|n| n + 1);
     }
 
-    fn freelist_remove(&self, list: &VmFreeList, pfn: u32) {
+    /// Takes page number `pfn` off `list`. Locks: the one of the list.
+    pub(super) fn page_list_remove(&self, list: &VmFreeList, pfn: u32) {
         let page = self.page_by_number(pfn);
         let (next, prev) = (page.next.get(), page.prev.get());
         match prev {
@@ -217,15 +243,16 @@ impl<M: Machine> Vm<M> {
         }
         page.next.set(0);
         page.prev.set(0);
-        page.block.set(0);
         list.count.update(|n| n - 1);
     }
 }
 
 /// An end of a list.
 #[derive(Clone, Copy)]
-enum End {
+pub(super) enum End {
+    /// The first one.
     Head,
+    /// The last one.
     Tail,
 }
 

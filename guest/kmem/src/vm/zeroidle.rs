@@ -76,14 +76,14 @@ impl<M: Machine> Vm<M> {
         let Some(m) = self.vm_phys_dirty_page() else { return false };
         let page = self.page(m);
         page.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED);
-        cnt.v_free_count.update(|n| n - 1);
+        cnt.v_free_count.sub(1);
         self.free_queue_unlock();
         self.pmap_zero_page(m);
         self.free_queue_lock();
         page.flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
-        cnt.v_free_count.update(|n| n + 1);
+        cnt.v_free_count.add(1);
         self.vm_phys_free_pages(m, 0);
-        state.vm_page_zero_count.update(|n| n + 1);
+        state.vm_page_zero_count.add(1);
         state.cnt_prezero.update(|n| n + 1);
         self.vm_page_free_wakeup();
         if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {

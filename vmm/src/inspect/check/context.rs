@@ -129,6 +129,12 @@ impl<'a> Context<'a> {
             || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))
     }
 
+    /// Whether free pages are on their way, as the locks over them tell.
+    pub(super) fn is_free_memory_updating(&self) -> bool {
+        self.roots.vm_page_queue_free_mtx.owner.get() != 0
+            || self.sched.cpus.iter().any(|cpu| cpu.value.page_cache.lock.owner.get() != 0)
+    }
+
     /// Whether `at` is an address of the direct map whose page is under management.
     pub(super) fn is_managed(&self, at: GuestVirt) -> bool {
         dmap_to_phys(at).is_some_and(|at| self.pages.is_managed(at.pfn()))

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{HeldLocks, KernelRoots, Mtx, Sx, Thread, ThreadState, VmMap};
+use vmkern_abi::layout::{HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap};
 
 use super::context::Context;
 use super::finding::Updating;
@@ -32,13 +32,27 @@ fn mutexes(roots: &KernelRoots) -> impl Iterator<Item = (&'static str, HeldLocks
     single.into_iter().chain(objects).chain(zones)
 }
 
-/// The mutexes of the kernel's roots that are owned, but for those of objects: what they guard is left out of the check.
+/// The mutexes of the kernel's roots and of caches that are owned, but for those of objects: what they guard is left out of the check.
 pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
     let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| class != HeldLocks::OBJECT && lock.owner.get() != 0;
-    mutexes(&ctx.roots).filter(is_owned).map(|(name, _, lock)| Updating {
+    let in_roots = mutexes(&ctx.roots).filter(is_owned).map(|(name, _, lock)| Updating {
         what: name.into(),
         at: ctx.root_of(lock),
         owner: (lock.owner.get() & OWNER).wrapping_sub(1),
+    });
+    in_roots.chain(caches(ctx).filter(|lock| lock.word != 0).map(|lock| Updating {
+        what: lock.name.into(),
+        at: lock.at,
+        owner: lock.owner(),
+    }))
+}
+
+/// The mutexes of CPUs' caches of pages.
+fn caches(ctx: &Context<'_>) -> impl Iterator<Item = Owned> {
+    ctx.sched.cpus.iter().map(|cpu| {
+        let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64);
+        let word = cpu.value.page_cache.lock.owner.get();
+        Owned { name: "page cache", class: HeldLocks::PAGE_CACHE, at, word }
     })
 }
 
@@ -71,6 +85,7 @@ fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     let mut owned: Vec<_> = in_roots
         .map(|(name, class, lock)| Owned { name, class, at: ctx.root_of(lock), word: lock.owner.get() })
         .collect();
+    owned.extend(caches(ctx));
     owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0).map(|map| {
         let at = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
         Owned { name: map.name, class: HeldLocks::MAP, at, word: map.lock_owner }

@@ -28,6 +28,7 @@ mod object_rules;
 mod objects;
 mod owners;
 mod page_array;
+mod page_caches;
 mod page_state;
 mod paging_queues;
 mod rest;
@@ -54,7 +55,7 @@ use super::view::View;
 use crate::control::Guest;
 
 /// The rules, in the order in which a report tells them. Those about pages' states come when all pages have been claimed.
-const RULES: [fn(&Context<'_>); 23] = [
+const RULES: [fn(&Context<'_>); 24] = [
     map_list::check,
     map_entry::check,
     map_state::check,
@@ -73,6 +74,7 @@ const RULES: [fn(&Context<'_>); 23] = [
     constants::check,
     zones::check,
     free_lists::check,
+    page_caches::check,
     paging_queues::check,
     meter::check,
     page_state::check,

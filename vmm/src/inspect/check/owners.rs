@@ -29,6 +29,8 @@ pub(super) enum Owner {
     Slab,
     /// Part of a free block.
     FreeBlock,
+    /// Free, in a CPU's cache.
+    PageCache,
 }
 
 impl Owner {
@@ -43,7 +45,13 @@ impl Owner {
             Self::Kentered => "mapped by pmap_qenter",
             Self::Slab => "a slab of a zone",
             Self::FreeBlock => "in a free block",
+            Self::PageCache => "in a CPU's cache of free pages",
         }
+    }
+
+    /// Whether such a page is free.
+    pub(super) const fn is_free(self) -> bool {
+        matches!(self, Self::FreeBlock | Self::PageCache)
     }
 }
 
@@ -74,7 +82,7 @@ impl Owners {
             return;
         };
         let is_allocated = pages.segments[segment].pages[index].is_allocated();
-        if is_allocated == (owner == Owner::FreeBlock) {
+        if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
             findings.add("page-free", "vm_page", pages.address(pfn), || {
                 format!("{} is {} at {at}, but its flags say that it is {word}", what(), owner.words())

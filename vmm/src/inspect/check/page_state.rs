@@ -21,20 +21,20 @@ struct Counts {
 /// Checks all pages.
 pub(super) fn check(ctx: &Context<'_>) {
     // With a lock owned, pages are on their way from one state to another.
-    if ctx.is_locked() || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+    if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
     }
     let mut counts = Counts::default();
     for (pfn, page) in ctx.pages.used() {
         counts.wired += u64::from(page.wire_count > 0);
         match ctx.owner(pfn) {
-            Some(Owner::FreeBlock) => {
+            Some(owner) if owner.is_free() => {
                 counts.free += 1;
                 counts.zero += u64::from(is_known_zero(ctx, page));
-                check_free(ctx, pfn, page);
+                check_free(ctx, pfn, page, owner);
             }
             None if !page.is_allocated() => ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
-                format!("page {pfn:#x} is free, but in no free block")
+                format!("page {pfn:#x} is free, but in no free block and no cache")
             }),
             None => {}
             Some(Owner::Resident) => check_resident(ctx, pfn, page),
@@ -62,21 +62,23 @@ pub(super) fn check_lost(ctx: &Context<'_>) {
     }
 }
 
-fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page) {
-    let is_head = page.block != 0;
+fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
+    let is_cached = owner == Owner::PageCache;
+    let is_linked = is_cached || page.block != 0;
+    let place = if is_cached { PageFlags::PCPU_CACHE } else { PageFlags::empty() };
     let expected = Page {
-        flags: page.flags & (PageFlags::ZERO | PageFlags::TOUCHED),
-        next: if is_head { page.next } else { 0 },
-        prev: if is_head { page.prev } else { 0 },
+        flags: page.flags & (PageFlags::ZERO | PageFlags::TOUCHED) | place,
+        next: if is_linked { page.next } else { 0 },
+        prev: if is_linked { page.prev } else { 0 },
         // A page keeps the number of its segment.
         segind: page.segind,
         act_count: page.act_count,
-        block: page.block,
+        block: if is_cached { 0 } else { page.block },
         ..Page::FRESH
     };
     if *page != expected {
         ctx.finding("page-free-state", "vm_page", ctx.pages.address(pfn), || {
-            format!("page {pfn:#x} is free, but is not left as free pages are: {page:x?}")
+            format!("page {pfn:#x} is {}, but is not left as such a page is: {page:x?}", owner.words())
         });
     }
 }
@@ -172,7 +174,12 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
         }
     };
     compare("v_page_count", &roots.meter.v_page_count, ctx.pages.managed(), "the segments have");
-    compare("v_free_count", &roots.meter.v_free_count, counts.free + fresh, "free blocks and unused memory have");
+    compare(
+        "v_free_count",
+        &roots.meter.v_free_count,
+        counts.free + fresh,
+        "free blocks, caches and unused memory have",
+    );
     compare("v_wire_count", &roots.meter.v_wire_count, counts.wired, "the page array has wired pages:");
     compare("v_cache_count", &roots.meter.v_cache_count, 0, "no page can be cached:");
     compare("vm_page_zero_count", &roots.vm_page_zero_count, zero, "free pages known to be zero:");

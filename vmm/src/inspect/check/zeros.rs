@@ -12,11 +12,11 @@ use super::page_array::PageArray;
 
 /// Checks the contents of free pages that an allocation would take for zeroed.
 pub(super) fn check(ctx: &Context<'_>) {
-    if ctx.is_locked() || ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
+    if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
     }
     for (pfn, page) in ctx.pages.used() {
-        if ctx.owner(pfn) != Some(Owner::FreeBlock) || !is_known_zero(ctx, page) {
+        if !ctx.owner(pfn).is_some_and(Owner::is_free) || !is_known_zero(ctx, page) {
             continue;
         }
         match ctx.memory.page("free page", PageArray::phys(pfn)) {

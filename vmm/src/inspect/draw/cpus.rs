@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::text::STRONG;
 use super::threads::backtrace;
-use crate::inspect::report::CpusReport;
+use crate::inspect::report::{CachedPages, CpusReport};
 
 pub(super) fn draw(report: &CpusReport) -> String {
     let mut out = String::new();
@@ -13,6 +13,9 @@ pub(super) fn draw(report: &CpusReport) -> String {
         let thread =
             cpu.thread.as_ref().map(|thread| format!(", thread {}", thread.escape_debug())).unwrap_or_default();
         let _ = writeln!(out, "{STRONG}cpu {}{STRONG:#}  {}{cpl}{thread}", cpu.cpu, cpu.state);
+        if let Some(CachedPages { pages, max }) = cpu.page_cache {
+            let _ = writeln!(out, "  keeps {} of {max} free pages for itself", pages);
+        }
         for row in cpu.registers.chunks(3) {
             let cells: Vec<_> = row.iter().map(|r| format!("{:<6} {:016x}", r.name, r.value.0)).collect();
             let _ = writeln!(out, "  {}", cells.join("  "));

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::table::{Align, Table};
 use super::text::{BAD, FAINT, GOOD, STRONG, count, gauge, pages_size, percent};
 use crate::inspect::report::{Hex, PagesReport, Picture, Use, UseCount, row_address};
 
@@ -21,6 +22,7 @@ pub(super) fn draw(report: &PagesReport) -> String {
     out.push_str(&uses(&report.uses, report.ram_pages));
     picture(&mut out, &report.picture);
     free_lists(&mut out, report);
+    page_caches(&mut out, report);
     counters(&mut out, report);
     out
 }
@@ -71,6 +73,29 @@ fn free_lists(out: &mut String, report: &PagesReport) {
         let blocks: String = list.blocks.iter().map(|blocks| format!("{:>5}", short(*blocks))).collect();
         let _ = writeln!(out, "{:>14}{blocks}", list.list);
     }
+}
+
+/// CPUs' caches of free pages, where there are any.
+fn page_caches(out: &mut String, report: &PagesReport) {
+    if report.page_cache_floor == 0 {
+        return;
+    }
+    let mut table = Table::new(&[
+        ("PAGE CACHES", Align::Left),
+        ("PAGES", Align::Right),
+        ("ALLOCS", Align::Right),
+        ("FREES", Align::Right),
+        ("REFILLS", Align::Right),
+        ("SPILLS", Align::Right),
+        ("DRAINED", Align::Right),
+    ]);
+    for cache in &report.page_caches {
+        let numbers = [cache.pages, cache.allocs, cache.frees, cache.refills, cache.spills, cache.drained];
+        let cells = numbers.map(|number| number.to_string());
+        table.row(std::iter::once(format!("cpu {}", cache.cpu)).chain(cells));
+    }
+    let floor = report.page_cache_floor;
+    let _ = writeln!(out, "\n{}{FAINT}used while more than {floor} pages are free{FAINT:#}", table.draw(0));
 }
 
 /// A number in at most four columns; nothing is a dash.

@@ -5,12 +5,12 @@ use vmkern_abi::pte::PteFlags;
 
 use super::{WIDTH, draw};
 use crate::inspect::report::{
-    Body, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage, DiffReport, EntryReport, FreeList,
-    Hex, Inspection, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport, MapLine,
-    MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
-    PageChange, PageChangeCount, PageReport, PageState, PageTableReport, PagesReport, Picture, PteChange, PteState,
-    Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport, Stretch, SummaryReport,
-    Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
+    Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage, DiffReport, EntryReport,
+    FreeList, Hex, Inspection, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport,
+    MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
+    PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport, PagesReport, Picture,
+    PteChange, PteState, Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport,
+    Stretch, SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
@@ -142,8 +142,14 @@ fn objects_are_a_table() {
 
 #[test]
 fn pages_are_counted_and_shown_as_a_picture() {
-    let counts =
-        [(Use::Unmanaged, 512), (Use::Fresh, 14_000), (Use::Free, 300), (Use::Kmem, 1_500), (Use::PageTable, 72)];
+    let counts = [
+        (Use::Unmanaged, 512),
+        (Use::Fresh, 14_000),
+        (Use::Free, 300),
+        (Use::PerCpu, 70),
+        (Use::Kmem, 1_430),
+        (Use::PageTable, 72),
+    ];
     let row = |c: char| c.to_string().repeat(64);
     let mut rows = vec![row('='), format!("{}{}", "Mm:t".repeat(8), ".".repeat(32))];
     rows.extend(std::iter::repeat_n(row('.'), 5));
@@ -154,8 +160,13 @@ fn pages_are_counted_and_shown_as_a_picture() {
         uses: counts.map(|(kind, pages)| UseCount { kind, pages }).to_vec(),
         queues: Queues { wired: 1_572, active: 0, inactive: 0 },
         free_lists: vec![FreeList { list: "default", blocks: vec![4, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1234, 0, 123_456] }],
+        page_cache_floor: 812,
+        page_caches: vec![
+            PageCacheReport { cpu: 0, pages: 6, allocs: 9_000, frees: 8_994, refills: 31, spills: 30, drained: 0 },
+            PageCacheReport { cpu: 1, pages: 64, allocs: 0, frees: 64, refills: 0, spills: 0, drained: 0 },
+        ],
         counters: vec![
-            Counted { counter: "v_free_count", says: 14_300, found: 14_300 },
+            Counted { counter: "v_free_count", says: 14_370, found: 14_370 },
             Counted { counter: "v_wire_count", says: 1_573, found: 1_572 },
         ],
         picture: Picture { pages_per_cell: 32, rows },
@@ -291,6 +302,7 @@ fn cpus_tell_their_registers() {
         state: "halted",
         cpl: Some(3),
         thread: Some("host".to_owned()),
+        page_cache: Some(CachedPages { pages: 12, max: 64 }),
         registers: registers.map(|(name, value)| RegisterReport { name, value: Hex(value) }).to_vec(),
         backtrace: vec!["body+0x159b (main.rs:59)".to_owned()],
     };

@@ -36,6 +36,8 @@ pub enum Use {
     Fresh,
     /// Free, in a block of the buddy lists.
     Free,
+    /// Free, in a CPU's cache.
+    PerCpu,
     /// Of kernel_object.
     Kernel,
     /// Of kmem_object.
@@ -60,10 +62,11 @@ pub enum Use {
 
 impl Use {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Unmanaged,
         Self::Fresh,
         Self::Free,
+        Self::PerCpu,
         Self::Kernel,
         Self::Kmem,
         Self::Anonymous,
@@ -80,7 +83,7 @@ impl Use {
     /// Whether an allocation could have it.
     #[must_use]
     pub fn is_free(self) -> bool {
-        matches!(self, Self::Fresh | Self::Free)
+        matches!(self, Self::Fresh | Self::Free | Self::PerCpu)
     }
 
     /// What pictures show it as.
@@ -91,6 +94,7 @@ impl Use {
             Self::Unmanaged => '=',
             Self::Fresh => '.',
             Self::Free => ':',
+            Self::PerCpu => ';',
             Self::Kernel => 'K',
             Self::Kmem => 'M',
             Self::Anonymous => 'A',
@@ -112,6 +116,7 @@ impl Use {
             Self::Unmanaged => "not managed: kernel image, page array",
             Self::Fresh => "free, never used",
             Self::Free => "free, in buddy lists",
+            Self::PerCpu => "free, in caches of CPUs",
             Self::Kernel => "kernel_object",
             Self::Kmem => "kmem_object",
             Self::Anonymous => "anonymous objects",
@@ -353,7 +358,8 @@ fn index(pfn: u64) -> usize {
 /// What the page says of itself.
 fn kind(survey: &Survey<'_, '_>, page: &VmPage) -> Use {
     if !page.flags.get().contains(PageFlags::ALLOCATED) {
-        return Use::Free;
+        let is_cached = page.flags.get().contains(PageFlags::PCPU_CACHE);
+        return if is_cached { Use::PerCpu } else { Use::Free };
     }
     match survey.object(page.object.get()) {
         ObjectRef::Kernel => Use::Kernel,

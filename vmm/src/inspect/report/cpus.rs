@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::hex::Hex;
+use super::page_caches::page_caches;
 use super::stack;
 use super::survey::Survey;
 use super::threads::on_cpus;
@@ -19,6 +20,15 @@ pub struct RegisterReport {
     pub value: Hex,
 }
 
+/// Free pages that a CPU keeps for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CachedPages {
+    /// How many.
+    pub pages: u64,
+    /// How many it may have.
+    pub max: u64,
+}
+
 /// A CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CpuReport {
@@ -30,6 +40,8 @@ pub struct CpuReport {
     pub cpl: Option<u8>,
     /// The thread that has it.
     pub thread: Option<String>,
+    /// Free pages that it keeps for itself, and how many it may; null where there are no such caches.
+    pub page_cache: Option<CachedPages>,
     /// All that are known.
     pub registers: Vec<RegisterReport>,
     /// Calls, innermost first.
@@ -46,7 +58,17 @@ pub struct CpusReport {
 pub(super) fn cpus(survey: &Survey<'_, '_>, symbols: &Symbols) -> CpusReport {
     let cpus = survey.damage.ok(survey.view.source().cpus()).unwrap_or_default();
     let threads = on_cpus(survey);
-    CpusReport { cpus: cpus.iter().map(|cpu| report(survey, symbols, cpu, threads.get(&cpu.cpu).cloned())).collect() }
+    let max = survey.roots().filter(|roots| roots.page_cache_floor.get() != 0).map(|roots| roots.page_cache_max.get());
+    let caches = page_caches(survey);
+    let cached = |cpu: &CpuState| {
+        let cache = caches.iter().find(|cache| cache.cpu == cpu.cpu)?;
+        Some(CachedPages { pages: cache.pages, max: max? })
+    };
+    let whole = |cpu: &CpuState| CpuReport {
+        page_cache: cached(cpu),
+        ..report(survey, symbols, cpu, threads.get(&cpu.cpu).cloned())
+    };
+    CpusReport { cpus: cpus.iter().map(whole).collect() }
 }
 
 fn report(survey: &Survey<'_, '_>, symbols: &Symbols, cpu: &CpuState, thread: Option<String>) -> CpuReport {
@@ -67,6 +89,7 @@ fn report(survey: &Survey<'_, '_>, symbols: &Symbols, cpu: &CpuState, thread: Op
         state: state_name(cpu.state),
         cpl: (registers.cs != 0).then(|| (registers.cs & 3).to_le_bytes()[0]),
         thread,
+        page_cache: None,
         registers: general.chain(others).map(|(name, value)| RegisterReport { name, value: Hex(value) }).collect(),
         backtrace: stack::of_cpu(survey, symbols, registers),
     }

@@ -15,6 +15,7 @@ mod locks;
 mod maps;
 mod objects;
 mod page;
+mod page_caches;
 mod pages;
 mod pagetable;
 mod stack;
@@ -30,7 +31,7 @@ use vmkern_abi::addr::PAGE_SHIFT;
 
 pub use self::bar::{CELLS, CUT_CELLS, FREE, FULL, MOST, SOME, SUBMAP, Stretch};
 pub use self::census::{Queues, SegmentReport, Use};
-pub use self::cpus::{CpuReport, CpusReport, RegisterReport};
+pub use self::cpus::{CachedPages, CpuReport, CpusReport, RegisterReport};
 pub use self::damage::Damage;
 pub use self::diff::{
     Change, Changes, CounterChange, DiffReport, MapDiff, PageChange, PageChangeCount, PteChange, PteState,
@@ -41,6 +42,7 @@ pub use self::locks::{LockClassReport, LockCounts, LocksReport, TlbReport};
 pub use self::maps::{MapEntriesReport, MapReport, MapsReport};
 pub use self::objects::{ObjectBrief, ObjectReport, ObjectsReport};
 pub use self::page::{MappingReport, PageReport, PageState};
+pub use self::page_caches::PageCacheReport;
 pub use self::pages::{Counted, FreeList, PagesReport, Picture, ROW, UseCount, row_address};
 pub use self::pagetable::{PageTableReport, RunReport, Tables};
 pub use self::summary::{LockReport, MapLine, RamReport, SummaryReport};

@@ -6,6 +6,7 @@ use vmkern_abi::layout::{VM_FREELIST_ISADMA, VM_NFREELIST, VM_NFREEORDER};
 
 use super::census::{Census, Queues, SegmentReport, Use};
 use super::hex::Hex;
+use super::page_caches::{PageCacheReport, page_caches};
 use super::survey::Survey;
 
 /// Cells in a row of the picture.
@@ -66,6 +67,10 @@ pub struct PagesReport {
     pub queues: Queues,
     /// Free blocks.
     pub free_lists: Vec<FreeList>,
+    /// Free pages up to which CPUs leave their caches alone; 0 when there are none.
+    pub page_cache_floor: u64,
+    /// CPUs' caches of free pages.
+    pub page_caches: Vec<PageCacheReport>,
     /// The kernel's counters beside what was counted.
     pub counters: Vec<Counted>,
     /// The picture.
@@ -97,6 +102,8 @@ pub(super) fn pages(survey: &Survey<'_, '_>) -> PagesReport {
         uses,
         queues: census.queues,
         free_lists,
+        page_cache_floor: survey.roots().map_or(0, |roots| roots.page_cache_floor.get()),
+        page_caches: page_caches(survey),
         counters: Vec::new(),
         picture,
     };
@@ -107,7 +114,7 @@ pub(super) fn pages(survey: &Survey<'_, '_>) -> PagesReport {
 fn counters(survey: &Survey<'_, '_>, report: &PagesReport) -> Vec<Counted> {
     let Some(roots) = survey.roots() else { return Vec::new() };
     let managed: u64 = report.segments.iter().map(|segment| segment.end - segment.start).sum();
-    let free = report.count(Use::Fresh) + report.count(Use::Free);
+    let free: u64 = report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
     let meter = &roots.meter;
     let counters = [
         ("v_page_count", meter.v_page_count.get(), managed),

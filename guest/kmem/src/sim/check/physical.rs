@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
-use vmkern_abi::layout::{PQ_ACTIVE, PageFlags};
+use vmkern_abi::layout::{PQ_ACTIVE, PageFlags, VmFreeList};
 
 use super::Objects;
 use crate::machine::{Machine, Mark};
@@ -14,19 +14,20 @@ use crate::window::PageTable;
 pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     let vm = sim.vm();
     let (state, cnt) = (vm.state(), vm.cnt());
-    let in_blocks = blocks(sim);
+    let (in_blocks, in_caches) = (blocks(sim), caches(sim));
     let (mut wired, mut managed, mut fresh, mut zero) = (0, 0, 0, 0);
     for seg in vm.vm_phys_segments() {
         managed += u64::from(seg.end.get() - seg.start.get());
         fresh += u64::from(seg.end.get() - seg.fresh.get());
         for pfn in seg.start.get()..seg.fresh.get() {
             let page = vm.page_by_number(pfn);
-            let is_free = in_blocks.contains(&pfn);
+            let is_free = in_blocks.contains(&pfn) != in_caches.contains(&pfn);
             assert_eq!(is_free, !page.flags.get().contains(PageFlags::ALLOCATED), "page {pfn:#x} is lost");
             wired += u64::from(page.wire_count.get() > 0);
             if is_free {
                 assert!(page.object.get().is_null() && page.wire_count.get() == 0, "free page {pfn:#x} is in use");
                 let known = page.flags.get();
+                assert_eq!(in_caches.contains(&pfn), known.contains(PageFlags::PCPU_CACHE), "flags of page {pfn:#x}");
                 let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.get() != 0;
                 zero += u64::from(known.contains(PageFlags::ZERO) || untouched);
             }
@@ -36,7 +37,7 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
         zero += fresh;
     }
     assert_eq!(cnt.v_page_count.get(), managed, "v_page_count");
-    assert_eq!(cnt.v_free_count.get(), fresh + in_blocks.len() as u64, "v_free_count");
+    assert_eq!(cnt.v_free_count.get(), fresh + (in_blocks.len() + in_caches.len()) as u64, "v_free_count");
     assert_eq!(cnt.v_wire_count.get(), wired, "v_wire_count");
     let queued = queue(sim);
     let pages = objects.0.values().filter(|object| !object.kernels).flat_map(|object| object.pages.values());
@@ -51,21 +52,40 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
 
 /// The pages of the active queue, with the rules of its list checked.
 fn queue(sim: &Sim) -> BTreeSet<u32> {
-    let list = &sim.vm().state().vm_page_queues[1];
+    let pages = list(sim, &sim.vm().state().vm_page_queues[1]);
+    let active = |&pfn: &u32| sim.vm().page_by_number(pfn).queue.get() == PQ_ACTIVE;
+    assert!(pages.iter().all(active), "pages of the active queue say that they are there");
+    pages
+}
+
+/// The pages of all CPUs' caches.
+fn caches(sim: &Sim) -> BTreeSet<u32> {
+    let mut all = BTreeSet::new();
+    for cpu in sim.vm().cpus() {
+        let pages = list(sim, &cpu.page_cache.pages);
+        assert!(pages.len() as u64 <= sim.vm().state().page_cache_max.get(), "CPU {} keeps too many", cpu.cpuid.get());
+        assert!(pages.iter().all(|&pfn| sim.vm().page_by_number(pfn).block.get() == 0), "a block in a cache");
+        assert!(pages.into_iter().all(|pfn| all.insert(pfn)), "a page is in two caches");
+    }
+    all
+}
+
+/// The pages of `list`, with its rules checked.
+fn list(sim: &Sim, list: &VmFreeList) -> BTreeSet<u32> {
     let (mut pages, mut before, mut pfn) = (BTreeSet::new(), 0, list.head.get());
     while pfn != 0 {
         let page = sim.vm().page_by_number(pfn);
-        assert!(pages.insert(pfn), "the active queue has a cycle");
-        assert_eq!((page.prev.get(), page.queue.get()), (before, PQ_ACTIVE), "links of {pfn:#x} in the active queue");
+        assert!(pages.insert(pfn), "a list of pages has a cycle");
+        assert_eq!(page.prev.get(), before, "links of {pfn:#x} in its list");
         (before, pfn) = (pfn, page.next.get());
     }
-    assert_eq!((list.tail.get(), list.count.get()), (before, pages.len() as u64), "the active queue");
+    assert_eq!((list.tail.get(), list.count.get()), (before, pages.len() as u64), "a list of pages");
     pages
 }
 
 /// Stops the test when a free page that is known to be zero is not. Slow.
 pub fn check_zeros(sim: &Sim) {
-    for pfn in blocks(sim) {
+    for pfn in blocks(sim).into_iter().chain(caches(sim)) {
         let flags = sim.vm().page_by_number(pfn).flags.get();
         let untouched = !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
         if flags.contains(PageFlags::ZERO) || untouched {

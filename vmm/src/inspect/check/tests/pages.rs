@@ -1,9 +1,15 @@
 //! Free lists, paging queues, states and counters of pages.
 
+use std::mem::offset_of;
+
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{KernelRoots, PageFlags, PageOflags, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+use vmkern_abi::control::{MallocFlags, MapId, Op};
+use vmkern_abi::layout::{
+    KernelRoots, PageCache, PageFlags, PageOflags, Pcpu, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg,
+};
 
 use super::lab::{Damage, Lab, expect_finding};
+use crate::control::Guest;
 
 /// A free block: its first page, its order and its list.
 struct Block {
@@ -62,6 +68,40 @@ fn words_of_free_blocks_are_held_against_their_lists() {
     lab.each(list, "free list", damages);
     let report = lab.damaged::<VmFreeList>(list, |list| list.head.set(0));
     expect_finding(&report, "page-lost", "vm_page", head.addr());
+}
+
+#[test]
+fn words_of_caches_of_pages_are_held_against_their_lists() {
+    let guest = Guest::builder().memory(32 << 20).vcpus(2).launch().expect("a guest can be launched");
+    let mut lab = Lab::of(guest);
+    let malloc = Op::KmemMalloc { map: MapId::KMEM, size: 20 << 12, flags: MallocFlags::NOWAIT };
+    let addr = lab.address(malloc);
+    lab.ok(Op::KmemFree { map: MapId::KMEM, addr, size: 20 << 12 });
+    let (roots_at, roots) = lab.roots();
+    let first = roots.cpuhead.get();
+    let cpus = [first, lab.get(first).allcpu_next.get()];
+    let keeps = |cpu: &KPtr<Pcpu>| lab.get(*cpu).page_cache.pages.count.get() > 1;
+    let cpu = cpus.into_iter().find(keeps).expect("a CPU keeps the pages that were freed");
+    let head = lab.get(cpu).page_cache.pages.head.get();
+    let list = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
+    let damages: &[(&str, Damage<VmFreeList>)] = &[
+        ("page-cache-count", |list| list.count.update(|count| count + 1)),
+        ("page-cache-link", |list| list.tail.set(3)),
+        ("page-cache-link", |list| list.head.set(3)),
+    ];
+    lab.each(KPtr::new(list), "page cache", damages);
+    let damages: &[(&str, Damage<VmPage>)] = &[
+        ("page-cache-link", |page| page.prev.set(77)),
+        ("page-cache-link", |page| page.segind.set(9)),
+        ("page-free", |page| page.flags.set(PageFlags::ALLOCATED)),
+        ("page-free-state", |page| page.flags.update(|flags| flags - PageFlags::PCPU_CACHE)),
+        ("page-free-state", |page| page.wire_count.set(1)),
+        ("page-free-state", |page| page.block.set(1)),
+    ];
+    lab.each(lab.vm_page(head.into()), "vm_page", damages);
+    lab.root_word("page-cache-floor", "kernel roots", |r| &r.page_cache_floor, |floor| floor - 1);
+    let report = lab.damaged::<KernelRoots>(roots_at, |roots| roots.idlezero_enable.set(1));
+    expect_finding(&report, "page-cache-count", "page cache", list);
 }
 
 #[test]

@@ -1,0 +1,243 @@
+//! Two CPUs that allocate and free pages at the same time, through their caches and past them: the code of
+//! [`crate::vm`] itself, over a machine that has nothing but pages.
+//!
+//! loom watches the words of the locks that take part and `v_free_count`; lists and pages are guarded by those locks,
+//! and a page that was handed out twice, or lost, is told by comparing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use loom::thread::{self, ThreadId};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::atomic::watched::Watched;
+use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::layout::{Pcpu, Thread, VmPage};
+use vmkern_abi::pte::{NPTEPG, PteFlags};
+
+use crate::machine::{Machine, ThreadStart};
+use crate::num::to_usize;
+use crate::vm::Vm;
+use crate::vm::page::{AllocClass, AllocFlags};
+
+/// The kernel's global variables.
+const ROOTS: GuestPhys = GuestPhys::new(PAGE_SIZE);
+/// The page array, of which element n is page n.
+const ARRAY: GuestPhys = GuestPhys::new(2 * PAGE_SIZE);
+/// The one segment.
+const SEGMENT: GuestPhys = GuestPhys::new(3 * PAGE_SIZE);
+/// The threads, one on each CPU.
+const THREADS: GuestPhys = GuestPhys::new(4 * PAGE_SIZE);
+/// The CPUs' structures, a page each.
+const PCPUS: GuestPhys = GuestPhys::new(5 * PAGE_SIZE);
+/// Pages of memory that the model itself needs.
+const OWN: usize = 7;
+/// The first page that can be allocated: no page before it is in the same block of two.
+const FIRST: u32 = 8;
+/// Number of CPUs.
+const CPUS: u64 = 2;
+
+/// A page of memory.
+#[repr(align(4096))]
+struct Page([AtomicU64; NPTEPG]);
+
+/// CPUs of which each is a thread of loom's.
+pub struct Cpus {
+    memory: Vec<Page>,
+    /// The threads that are not CPU 0.
+    others: Mutex<Vec<ThreadId>>,
+}
+
+impl Cpus {
+    fn number(&self) -> u64 {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        u64::from(others.contains(&thread::current().id()))
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait is a promise about memory")]
+// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for the same address, and
+// `window` alone makes references into it.
+unsafe impl Machine for Cpus {
+    fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
+        let page = NonNull::from(&self.memory[to_usize(pa.pfn())].0).cast::<u8>();
+        // SAFETY: the offset is smaller than the page.
+        unsafe { page.add(to_usize(pa.page_offset())) }
+    }
+
+    fn zero_page(&self, pa: GuestPhys) {
+        unreachable!("nobody clears pages here: {pa}")
+    }
+
+    fn invalidate_range(&self, start: GuestVirt, _end: GuestVirt) {
+        unreachable!("nothing is mapped here: {start}")
+    }
+
+    fn pte_flags_base(&self) -> PteFlags {
+        PteFlags::empty()
+    }
+
+    fn panic(&self, message: fmt::Arguments<'_>) -> ! {
+        panic!("{message}")
+    }
+
+    fn ticks(&self) -> u64 {
+        0
+    }
+
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
+        unreachable!("CPUs are made by the model: {}", pcpu.addr())
+    }
+
+    fn pcpu(&self) -> KPtr<Pcpu> {
+        KPtr::new(phys_to_dmap(PCPUS.add(self.number() * PAGE_SIZE)))
+    }
+
+    fn cpu_interrupt(&self, pcpu: &Pcpu) {
+        unreachable!("no CPU is interrupted, not {}", pcpu.cpuid.get())
+    }
+
+    fn cpu_spinwait(&self, _spins: u64) {
+        thread::yield_now();
+    }
+
+    fn current_thread(&self) -> KPtr<Thread> {
+        KPtr::new(phys_to_dmap(THREADS.add(self.number() * size_of::<Thread>() as u64)))
+    }
+
+    fn cpu_adopt(&self, thread: KPtr<Thread>) {
+        unreachable!("threads are made by the model: {}", thread.addr())
+    }
+
+    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, _start: ThreadStart<Self>, _arg: u64) {
+        unreachable!("threads are made by the model: {}", thread.addr())
+    }
+
+    fn cpu_switch(&self, from: KPtr<Thread>, _to: KPtr<Thread>) {
+        unreachable!("nobody sleeps: {}", from.addr())
+    }
+
+    fn cpu_throw(&self, from: KPtr<Thread>, _to: KPtr<Thread>) -> ! {
+        unreachable!("nobody exits: {}", from.addr())
+    }
+
+    fn cpu_idle(&self, _vm: &Vm<Self>) {
+        unreachable!("nobody is idle")
+    }
+
+    fn intr_disable(&self) {}
+
+    fn intr_restore(&self) {}
+}
+
+/// A system with pages, and what loom watches of it.
+struct Pages {
+    vm: Arc<Vm<Cpus>>,
+    all: u64,
+    _watched: [Watched; 5],
+}
+
+impl Pages {
+    /// One with `all` pages, of which NORMAL requests leave `reserved`, and caches of one page.
+    fn new(all: u32, reserved: u64) -> Self {
+        let memory = (0..OWN).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect();
+        let vm = Arc::new(Vm::over_pages(Cpus { memory, others: Mutex::default() }, ROOTS, ARRAY));
+        let (state, cnt) = (vm.state(), vm.cnt());
+        state.vm_phys_segs.set(KPtr::new(phys_to_dmap(SEGMENT)));
+        state.vm_phys_nsegs.set(1);
+        let seg = vm.vm_phys_seg(0);
+        seg.start.set(FIRST);
+        seg.fresh.set(FIRST);
+        seg.end.set(FIRST + all);
+        cnt.v_free_count.set(all.into());
+        cnt.v_page_count.set(all.into());
+        cnt.v_free_reserved.set(reserved);
+        cnt.ncpu.set(CPUS);
+        // Nobody is there who could be woken.
+        state.vm_pageout_pages_needed.set(0);
+        let pcpu = |cpu: u64| KPtr::<Pcpu>::new(phys_to_dmap(PCPUS.add(cpu * PAGE_SIZE)));
+        state.cpuhead.set(pcpu(0));
+        vm.get(pcpu(0)).allcpu_next.set(pcpu(1));
+        for cpu in 0..CPUS {
+            let thread = THREADS.add(cpu * size_of::<Thread>() as u64);
+            vm.at::<Thread>(thread).tid.set(u32::try_from(cpu).expect("it is small"));
+        }
+        state.page_cache_max.set(1);
+        vm.free_queue_lock();
+        vm.page_caches_enable();
+        vm.free_queue_unlock();
+        let watched = [
+            state.vm_page_queue_free_mtx.owner.watch(),
+            state.vm_page_queue_mtx.owner.watch(),
+            cnt.v_free_count.watch(),
+            vm.get(pcpu(0)).page_cache.lock.owner.watch(),
+            vm.get(pcpu(1)).page_cache.lock.owner.watch(),
+        ];
+        Self { vm, all: all.into(), _watched: watched }
+    }
+
+    /// Does `body` on CPU 1.
+    fn spawn<T: 'static>(&self, body: impl FnOnce(&Vm<Cpus>) -> T + 'static) -> thread::JoinHandle<T> {
+        let vm = Arc::clone(&self.vm);
+        thread::spawn(move || {
+            let me = thread::current().id();
+            vm.machine().others.lock().unwrap_or_else(PoisonError::into_inner).push(me);
+            body(&vm)
+        })
+    }
+
+    /// Nothing is lost or given twice when some have the pages `held`.
+    fn check(&self, held: &[KPtr<VmPage>]) {
+        let free = self.vm.cnt().v_free_count.get();
+        assert_eq!(free + held.len() as u64, self.all, "the free count");
+        let mut seen: BTreeSet<GuestVirt> = held.iter().map(|m| m.addr()).collect();
+        assert_eq!(seen.len(), held.len(), "a page was handed out twice");
+        for left in (0..free).rev() {
+            let m = alloc(&self.vm, AllocClass::Interrupt).expect("what is counted can be had");
+            assert!(seen.insert(m.addr()), "a page that somebody has was free");
+            assert_eq!(self.vm.cnt().v_free_count.get(), left);
+        }
+    }
+}
+
+fn alloc(vm: &Vm<Cpus>, class: AllocClass) -> Option<KPtr<VmPage>> {
+    vm.vm_page_alloc(None, 0, class, AllocFlags::WIRED)
+}
+
+fn take(vm: &Vm<Cpus>, class: AllocClass, most: usize) -> Vec<KPtr<VmPage>> {
+    (0..most).map_while(|_| alloc(vm, class)).collect()
+}
+
+#[test]
+fn two_cpus_leave_exactly_what_the_floor_says() {
+    loom::model(|| {
+        let pages = Pages::new(6, 2);
+        // Both CPUs are refused a page, and neither is to look for somebody to wake.
+        pages.vm.state().vm_pages_needed.set(1);
+        let other = pages.spawn(|vm| take(vm, AllocClass::Normal, 4));
+        let mut held = take(&pages.vm, AllocClass::Normal, 4);
+        held.extend(other.join().expect("it ends well"));
+        assert_eq!(pages.vm.cnt().v_free_count.get(), 2);
+        pages.check(&held);
+    });
+}
+
+#[test]
+fn a_cpu_takes_every_page_of_the_others_cache_while_that_is_in_use() {
+    loom::model(|| {
+        let pages = Pages::new(6, 0);
+        let other = pages.spawn(|vm| {
+            let first = alloc(vm, AllocClass::Interrupt);
+            first.into_iter().for_each(|m| vm.vm_page_unwire_free(m));
+            alloc(vm, AllocClass::Interrupt)
+        });
+        let mut held = take(&pages.vm, AllocClass::Interrupt, 5);
+        assert_eq!(held.len(), 5, "the other CPU has one page at most");
+        held.extend(other.join().expect("it ends well"));
+        assert_eq!(held.len(), 6, "there was one for the other CPU all the time");
+        pages.check(&held);
+    });
+}

@@ -1,0 +1,200 @@
+//! Per-CPU caches of free pages, in front of the buddy lists.
+//!
+//! A page that a CPU frees goes to its own cache, and a page that it allocates comes from there, under the cache's lock
+//! instead of the free queue's, as long as pages are plenty. An empty cache takes a batch from the lists, a full one gives
+//! a batch back, the pages that were freed first. What is in a cache is free: `v_free_count` counts it, and it is on no
+//! list and in no cache but this one.
+//!
+//! **The floor.** [`KernelRoots::page_cache_floor`] is the number of free pages up to which nobody uses a cache: the
+//! highest threshold at which an allocation or a free has more to do than to move a page, and above that as many pages as
+//! all caches together can hold. A cache gives a page only by a compare-and-swap of `v_free_count` that leaves at least the
+//! floor. Hence
+//!
+//! - admission is exact: whatever comes near a floor of `vm_page_alloc` is decided under the free queue's lock;
+//! - while the lists are empty no cache gives anything, since the free pages are then those in caches, which are no more than
+//!   the floor. Who holds the free queue's lock and finds the lists empty takes the caches one after the other, those of
+//!   other CPUs as well ([`Vm::page_cache_drain`]), and has every free page when he is through.
+//!
+//! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or without it, and one at a
+//! time. Whoever changes `v_free_count` holds one of the two. A thread that is moved to another CPU between its look at
+//! which one it is on and the lock uses the other one's cache, which is as good. Nobody sleeps here, and an interrupt
+//! handler finds every lock free or owned by another CPU, as everywhere.
+//!
+//! With one CPU there is nobody to share the lists with: the floor is 0, which says that there are no caches. There are
+//! none, either, while free pages are cleared in idle time, which takes dirty ones off the lists one by one.
+//!
+//! [`KernelRoots::page_cache_floor`]: vmkern_abi::layout::KernelRoots::page_cache_floor
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::atomic::{Ordering, fence};
+use vmkern_abi::layout::{PageCache, PageFlags, VmPage};
+
+use super::Vm;
+use super::page::{Contents, Want};
+use super::phys::End;
+use crate::kern::lock::LockClass;
+use crate::machine::{Machine, Mark, Supply};
+
+/// Pages in a cache at most, unless `vm.pgcache_zone_max_pcpu` says otherwise.
+pub const PAGE_CACHE_MAX: u64 = 64;
+
+/// What came of a request to a cache.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cached {
+    /// This page, which is the caller's.
+    Page(KPtr<VmPage>),
+    /// Nothing: the caller asks the free lists.
+    None,
+    /// The machine refuses a page.
+    Refused,
+}
+
+impl<M: Machine> Vm<M> {
+    /// Has the caches used from now on, one more than before: a CPU has been added, and does not run yet. Locks: the free
+    /// queue's; takes the caches'.
+    pub(crate) fn page_caches_enable(&self) {
+        let (state, cnt) = (self.state(), self.cnt());
+        if state.page_cache_max.get() == 0 || state.idlezero_enable.get() != 0 {
+            return;
+        }
+        let busy = cnt.v_free_min.get().max(cnt.v_free_reserved.get() + cnt.v_cache_min.get());
+        state.page_cache_floor.set(busy + cnt.ncpu.get() * state.page_cache_max.get());
+        // Whoever has a cache's lock may still go by the old floor.
+        for cpu in self.cpus() {
+            self.page_cache_lock(&cpu.page_cache);
+            self.page_cache_unlock(&cpu.page_cache);
+        }
+    }
+
+    /// Pages that a cache gets or gives at a time.
+    fn page_cache_batch(&self) -> u64 {
+        self.state().page_cache_max.get().div_ceil(2)
+    }
+
+    /// Takes a page from this CPU's cache, if pages are plenty. Locks: takes the cache's, and to fill it the free queue's.
+    #[inline]
+    pub(super) fn page_cache_alloc(&self, want: Want) -> Cached {
+        let (state, free) = (self.state(), &self.cnt().v_free_count);
+        let floor = state.page_cache_floor.get();
+        if floor == 0 || free.get() <= floor {
+            return Cached::None;
+        }
+        if self.machine().refuses(Supply::Page(want.class)) {
+            return Cached::Refused;
+        }
+        let cache = &self.pcpu().page_cache;
+        self.page_cache_lock(cache);
+        if cache.pages.head.get() == 0 {
+            self.page_cache_unlock(cache);
+            self.free_queue_lock();
+            self.page_cache_lock(cache);
+            self.page_cache_refill(cache);
+            self.free_queue_unlock();
+        }
+        let pfn = cache.pages.head.get();
+        let mut page = Cached::None;
+        if pfn != 0 && free.take_above(state.page_cache_floor.get()) {
+            let m = self.vm_page_pointer(pfn);
+            self.page_list_remove(&cache.pages, pfn);
+            cache.allocs.update(|n| n + 1);
+            self.vm_phys_mark(pfn, 1, Mark::Used);
+            self.vm_page_hand_out(m, want);
+            page = Cached::Page(m);
+        }
+        self.page_cache_unlock(cache);
+        page
+    }
+
+    /// Frees `m` to this CPU's cache, if pages are plenty and nobody waits for one: whether it did. Locks: takes the
+    /// cache's, and when it is full the free queue's.
+    #[inline]
+    #[must_use]
+    pub(super) fn page_cache_free(&self, m: KPtr<VmPage>, contents: Contents) -> bool {
+        let (state, free) = (self.state(), &self.cnt().v_free_count);
+        let floor = state.page_cache_floor.get();
+        if floor == 0 || free.get() < floor || self.vm_pages_awaited() {
+            return false;
+        }
+        let cache = &self.pcpu().page_cache;
+        self.page_cache_lock(cache);
+        if cache.pages.count.get() >= state.page_cache_max.get() {
+            self.page_cache_unlock(cache);
+            self.free_queue_lock();
+            self.page_cache_lock(cache);
+            self.page_cache_spill(cache);
+            self.free_queue_unlock();
+        }
+        let pfn = self.vm_page_number(m);
+        self.vm_phys_mark(pfn, 1, Mark::Free);
+        self.vm_page_take_back(m, contents, PageFlags::TOUCHED | PageFlags::PCPU_CACHE);
+        self.page_list_push(&cache.pages, pfn, End::Head);
+        cache.frees.update(|n| n + 1);
+        free.add(1);
+        self.page_cache_unlock(cache);
+        // Who has begun to wait since the look above has counted without this page.
+        fence(Ordering::SeqCst);
+        if self.vm_pages_awaited() {
+            self.free_queue_lock();
+            self.vm_page_free_wakeup();
+            self.free_queue_unlock();
+        }
+        true
+    }
+
+    /// Fills `cache` to a batch. Locks: the free queue's and the cache's.
+    fn page_cache_refill(&self, cache: &PageCache) {
+        while cache.pages.count.get() < self.page_cache_batch() {
+            let Some(pfn) = self.vm_phys_take(0) else { break };
+            self.page_by_number(pfn).flags.update(|flags| flags | PageFlags::PCPU_CACHE);
+            self.page_list_push(&cache.pages, pfn, End::Tail);
+        }
+        cache.refills.update(|n| n + 1);
+    }
+
+    /// Gives a batch of `cache` back, if it is full. Locks: the free queue's and the cache's.
+    fn page_cache_spill(&self, cache: &PageCache) {
+        let max = self.state().page_cache_max.get();
+        if cache.pages.count.get() >= max {
+            self.page_cache_shrink(cache, max - self.page_cache_batch());
+            cache.spills.update(|n| n + 1);
+        }
+    }
+
+    /// Gives the pages of `cache` that were freed first back to the free lists, until `left` are left. Locks: the free
+    /// queue's and the cache's.
+    fn page_cache_shrink(&self, cache: &PageCache, left: u64) {
+        while cache.pages.count.get() > left {
+            let pfn = cache.pages.tail.get();
+            self.page_list_remove(&cache.pages, pfn);
+            self.page_by_number(pfn).flags.update(|flags| flags - PageFlags::PCPU_CACHE);
+            self.vm_phys_give(pfn, 0);
+        }
+    }
+
+    /// Gives all pages of all caches back to the free lists, where they become blocks again, and asks no CPU. Whether
+    /// there were any. Locks: the free queue's is held; takes the caches'.
+    pub(super) fn page_cache_drain(&self) -> bool {
+        let mut drained = 0;
+        for cpu in self.cpus() {
+            let cache = &cpu.page_cache;
+            if cache.pages.count.get() == 0 {
+                continue;
+            }
+            self.page_cache_lock(cache);
+            let count = cache.pages.count.get();
+            self.page_cache_shrink(cache, 0);
+            cache.drained.update(|n| n + count);
+            self.page_cache_unlock(cache);
+            drained += count;
+        }
+        drained > 0
+    }
+
+    fn page_cache_lock(&self, cache: &PageCache) {
+        self.mtx_lock(LockClass::PageCache, &cache.lock.owner);
+    }
+
+    fn page_cache_unlock(&self, cache: &PageCache) {
+        self.mtx_unlock(LockClass::PageCache, &cache.lock.owner);
+    }
+}

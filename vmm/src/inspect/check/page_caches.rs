@@ -1,0 +1,97 @@
+//! CPUs' caches of free pages: linked both ways, no larger than allowed, and used only above the floor that they call for.
+
+use std::collections::HashSet;
+use std::mem::offset_of;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::{PageCache, Pcpu, VmFreeList};
+
+use super::context::Context;
+use super::owners::Owner;
+use super::sched::Item;
+
+/// Most pages that a cache may be allowed to have (`vm.pgcache_zone_max_pcpu`).
+const LIMIT: u64 = 65_536;
+
+/// Checks the caches, and claims every page in one.
+pub(super) fn check(ctx: &Context<'_>) {
+    let max = &ctx.roots.page_cache_max;
+    if max.get() > LIMIT {
+        ctx.finding("page-cache-floor", "kernel roots", ctx.root_of(max), || {
+            format!("page_cache_max is {}, but is at most {LIMIT}", max.get())
+        });
+    }
+    if ctx.roots.vm_page_queue_free_mtx.owner.get() == 0 {
+        check_floor(ctx);
+    }
+    for cpu in &ctx.sched.cpus {
+        if cpu.value.page_cache.lock.owner.get() == 0 {
+            check_cache(ctx, cpu);
+        }
+    }
+}
+
+/// What the floor is for this number of CPUs, if there are caches.
+fn floor(ctx: &Context<'_>) -> u64 {
+    let (roots, meter) = (&ctx.roots, &ctx.roots.meter);
+    if meter.ncpu.get() < 2 || roots.page_cache_max.get() == 0 || roots.idlezero_enable.get() != 0 {
+        return 0;
+    }
+    let busy = meter.v_free_min.get().max(meter.v_free_reserved.get().saturating_add(meter.v_cache_min.get()));
+    busy.saturating_add(meter.ncpu.get().saturating_mul(roots.page_cache_max.get()))
+}
+
+fn check_floor(ctx: &Context<'_>) {
+    let (says, expected) = (ctx.roots.page_cache_floor.get(), floor(ctx));
+    if says != expected {
+        ctx.finding("page-cache-floor", "kernel roots", ctx.root_of(&ctx.roots.page_cache_floor), || {
+            format!("page_cache_floor is {says}, but thresholds, CPUs and page_cache_max make it {expected}")
+        });
+    }
+}
+
+fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
+    let number = cpu.value.cpuid.get();
+    let list: &VmFreeList = &cpu.value.page_cache.pages;
+    let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
+    let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
+    while next != 0 {
+        let pfn = u64::from(next);
+        let Some((&page, (segment, _))) = ctx.pages.get(pfn).zip(ctx.pages.locate(pfn)) else {
+            ctx.finding("page-cache-link", "page cache", at, || {
+                format!("of CPU {number}: after page {before:#x} comes {pfn:#x}, which was never used")
+            });
+            break;
+        };
+        let page_at: GuestVirt = ctx.pages.address(pfn);
+        if !seen.insert(pfn) {
+            ctx.finding("page-cache-link", "vm_page", page_at, || {
+                format!("the cache of CPU {number} comes to page {pfn:#x} again, and never to its end")
+            });
+            break;
+        }
+        if page.prev != before || usize::from(page.segind) != segment {
+            ctx.finding("page-cache-link", "vm_page", page_at, || {
+                let (prev, segind) = (page.prev, page.segind);
+                format!(
+                    "page {pfn:#x} of segment {segment} comes after {before:#x} in the cache of CPU {number}, but says \
+                     prev {prev:#x}, segind {segind}"
+                )
+            });
+        }
+        ctx.claim(pfn, Owner::PageCache, at);
+        (before, next) = (next, page.next);
+    }
+    if list.tail.get() != before {
+        ctx.finding("page-cache-link", "page cache", at, || {
+            format!("of CPU {number}: its tail is page {:#x}, its last page {before:#x}", list.tail.get())
+        });
+    }
+    let (count, found) = (list.count.get(), seen.len() as u64);
+    let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };
+    if count != found || found > most {
+        ctx.finding("page-cache-count", "page cache", at, || {
+            format!("of CPU {number}: count says {count}, it has {found} pages, and may have {most}")
+        });
+    }
+}
