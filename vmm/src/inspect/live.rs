@@ -8,6 +8,7 @@ use super::InspectError;
 use super::source::{Anchors, CpuState, PageWords, Source};
 use crate::control::machine::Machine;
 use crate::control::{ContractError, PAUSE_LIMIT};
+use crate::kvm::Standing;
 use crate::kvm::crew::HeldCrew;
 use crate::kvm::memory::NotRam;
 
@@ -63,6 +64,10 @@ impl Source for Live<'_> {
 
     fn anchors(&self) -> Anchors {
         self.anchors
+    }
+
+    fn standing(&self) -> Standing {
+        self.held.as_ref().map_or(Standing::Quiescent, |held| held.standing)
     }
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {

@@ -12,8 +12,8 @@ use vmkern_abi::control::ControlRegion;
 use vmkern_abi::layout::KernelRoots;
 
 use super::InspectError;
-use crate::kvm::Registers;
 use crate::kvm::memory::NotRam;
+use crate::kvm::{Registers, Standing};
 
 /// Words in a page.
 pub const PAGE_WORDS: usize = (PAGE_SIZE / 8) as usize;
@@ -80,6 +80,12 @@ pub trait Source {
 
     /// Where the kernel's structures begin.
     fn anchors(&self) -> Anchors;
+
+    /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one had to be held that came to no quiescent
+    /// point, and may be anywhere in the kernel with or without a mutex.
+    fn standing(&self) -> Standing {
+        Standing::Quiescent
+    }
 
     /// Copies `buffer.len()` bytes out, from `start` on. Aligned words are read whole.
     ///

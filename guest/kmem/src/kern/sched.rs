@@ -119,11 +119,16 @@ impl<M: Machine> Vm<M> {
     /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads are spread. Then where it
     /// ran last if that CPU has nothing to do, else on any that has not, and when all have something to do, where it ran
     /// last. The CPU that booted comes after the others, because its idle thread serves the host, who may want more
-    /// done meanwhile. An idle thread runs on its own CPU.
+    /// done meanwhile. An idle thread runs on its own CPU; so does a thread that has gone to sleep while the idle thread
+    /// sleeps, too: that CPU waits on its stack ([`Vm::choosethread`]).
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
         if self.cnt().ncpu.get() == 1 {
             return here;
+        }
+        let boot = self.boot_pcpu();
+        if boot.curthread.get() == thread {
+            return boot;
         }
         let last = u32::from(self.get(thread).lastcpu.get());
         let last = self.cpus().find(|cpu| cpu.cpuid.get() == last).unwrap_or(here);
@@ -133,7 +138,6 @@ impl<M: Machine> Vm<M> {
         if self.sched().spread.get() == 0 {
             return here;
         }
-        let boot = self.boot_pcpu();
         let others = [last, here].into_iter().chain(self.cpus()).filter(|cpu| cpu.cpuid.get() != boot.cpuid.get());
         others.chain([boot]).find(|cpu| self.is_idle(cpu)).unwrap_or(last)
     }
@@ -221,9 +225,11 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread and has been told to give
-    /// way is about to take its threads itself.
+    /// way is about to take its threads itself. So is one that waits for work on the stack of its last thread, which is
+    /// nobody else's as long.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
-        let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| thread != cpu.idlethread.get());
+        let is_its_own = |cpu: &Pcpu, thread| [cpu.idlethread.get(), cpu.curthread.get()].contains(&thread);
+        let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| !is_its_own(cpu, thread));
         let comes_by_itself =
             |cpu: &Pcpu| cpu.curthread.get() == cpu.idlethread.get() && cpu.need_resched.get() != Preempt::No as u32;
         let others = self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get() && !comes_by_itself(cpu));
@@ -234,7 +240,8 @@ impl<M: Machine> Vm<M> {
     }
 
     /// The thread that runs next on this CPU (`choosethread`). When there is none, because the idle thread sleeps itself, lets
-    /// the CPU rest in the meantime.
+    /// the CPU rest in the meantime, on the stack of the thread that is about to leave it: should that one be woken, it
+    /// goes on here, and on no other CPU.
     fn choosethread(&self) -> KPtr<Thread> {
         let cpu = self.pcpu();
         let mut spins = 0;

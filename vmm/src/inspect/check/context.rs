@@ -25,6 +25,7 @@ use super::tables::Tables;
 use crate::inspect::source::{CpuState, RunState};
 use crate::inspect::view::View;
 use crate::inspect::{InspectError, roots};
+use crate::kvm::Standing;
 
 /// Everything that was read.
 pub(super) struct Context<'a> {
@@ -133,6 +134,11 @@ impl<'a> Context<'a> {
     pub(super) fn is_free_memory_updating(&self) -> bool {
         self.roots.vm_page_queue_free_mtx.owner.get() != 0
             || self.sched.cpus.iter().any(|cpu| cpu.value.page_cache.lock.owner.get() != 0)
+    }
+
+    /// Where the CPUs stand.
+    pub(super) fn standing(&self) -> Standing {
+        self.memory.source().standing()
     }
 
     /// Whether `at` is an address of the direct map whose page is under management.

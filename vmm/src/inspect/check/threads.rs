@@ -7,6 +7,7 @@ use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
 use super::context::Context;
 use super::sched::{Item, chain, label};
+use crate::kvm::Standing;
 
 /// Priority of the idle thread.
 const IDLE_PRIORITY: u8 = 255;
@@ -161,7 +162,8 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
         fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
     }
-    if t.intr_nesting.get() != 0 && !ctx.is_locked() && !ctx.is_dead() {
+    let is_held_anywhere = ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
+    if t.intr_nesting.get() != 0 && !is_held_anywhere && !ctx.is_locked() && !ctx.is_dead() {
         fault(format!("{} is in {} interrupt handlers, which a pause waits for", label(t), t.intr_nesting.get()));
     }
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
