@@ -35,7 +35,16 @@ pub fn guest() -> Checked {
 /// As for [`guest`].
 #[must_use]
 pub fn launch(builder: vmkern::Builder) -> Checked {
-    Checked(launch_unchecked(builder))
+    launch_within(TIMEOUT, builder)
+}
+
+/// Launches a guest that may take as long as `limit`.
+///
+/// # Panics
+/// As for [`guest`].
+#[must_use]
+pub fn launch_within(limit: Duration, builder: vmkern::Builder) -> Checked {
+    Checked(start(limit, builder))
 }
 
 /// Launches a guest that may be damaged when the test is over.
@@ -44,7 +53,11 @@ pub fn launch(builder: vmkern::Builder) -> Checked {
 /// As for [`guest`].
 #[must_use]
 pub fn launch_unchecked(builder: vmkern::Builder) -> Guest {
-    builder.timeout(TIMEOUT).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
+    start(TIMEOUT, builder)
+}
+
+fn start(limit: Duration, builder: vmkern::Builder) -> Guest {
+    builder.timeout(limit).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
 }
 
 /// A guest whose memory the host checks when the test is over, unless it has died or the test has failed already.

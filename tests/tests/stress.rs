@@ -13,7 +13,7 @@ use vmkern::{
 };
 use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};
-use vmkern_tests::{Balance, Checked, Run, launch};
+use vmkern_tests::{Balance, Checked, Run, launch, launch_within};
 
 /// How long the guest is let alone between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -33,8 +33,12 @@ fn operations() -> u64 {
 
 /// A guest in which threads spread over `vcpus` CPUs.
 fn builder(vcpus: u32) -> Builder {
-    let limit = Duration::from_secs(asked("VMKERN_STRESS_SECONDS", 900));
-    Guest::builder().vcpus(vcpus).time(TimeMode::Real).timeout(limit)
+    Guest::builder().vcpus(vcpus).time(TimeMode::Real)
+}
+
+/// The time limit of a run.
+fn limit() -> Duration {
+    Duration::from_secs(asked("VMKERN_STRESS_SECONDS", 900))
 }
 
 /// Leaves an image of the guest for `vmkern inspect` where `VMKERN_STRESS_IMAGE` says, if it says so.
@@ -90,7 +94,7 @@ struct Stress {
 impl Stress {
     fn new(vcpus: u32, parties: u16) -> Self {
         let builder = builder(vcpus).memory(64 << 20).tunable("vm.kmem_size", 8 << 20).expect("it is in range");
-        let mut guest = launch(builder);
+        let mut guest = launch_within(limit(), builder);
         let pageable = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
         let system = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 32 * PAGE, MapKind::System);
         (0..parties).for_each(|thread| guest.make_thread(thread));
@@ -183,7 +187,7 @@ fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
 #[test]
 fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returned() {
     let wanted = asked("VMKERN_STRESS_ROUNDS", 10_000);
-    let mut guest = launch(builder(2));
+    let mut guest = launch_within(limit(), builder(2));
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     guest.make_thread(1);
     let before = Balance::of(&guest);
