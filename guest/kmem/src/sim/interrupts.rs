@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::machine::SimMachine;
@@ -29,6 +29,8 @@ pub struct Interrupts {
     pending: Mutex<VecDeque<(u64, Handler)>>,
     /// How many there are.
     pending_count: AtomicU64,
+    /// Whether a thread gives way at every point if a better one can run.
+    eager: AtomicBool,
 }
 
 impl fmt::Debug for Interrupts {
@@ -62,6 +64,11 @@ impl Interrupts {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on a thread gives way at every point if a better one can run.
+    pub fn set_eager(&self) {
+        self.eager.store(true, Ordering::Relaxed);
+    }
+
     /// An interrupt comes, behind those that have been announced, after so many more points.
     pub fn raise(&self, points: u64, handler: Handler) {
         let mut pending = self.pending();
@@ -90,7 +97,9 @@ impl Interrupts {
 
     /// Whether nothing can come at all: what most tests want, fast.
     fn is_quiet(&self) -> bool {
-        self.one_in.load(Ordering::Relaxed) == 0 && self.pending_count.load(Ordering::Relaxed) == 0
+        self.one_in.load(Ordering::Relaxed) == 0
+            && self.pending_count.load(Ordering::Relaxed) == 0
+            && !self.eager.load(Ordering::Relaxed)
     }
 
     /// Whether the clock interrupts now (SplitMix64).

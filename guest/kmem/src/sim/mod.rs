@@ -17,8 +17,10 @@ mod tables;
 mod threads;
 mod tlb;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 pub(crate) mod check;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 #[cfg(test)]
 mod tests;
 

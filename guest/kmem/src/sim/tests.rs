@@ -19,7 +19,6 @@ mod zeroidle;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
-use vmkern_abi::layout::VmMap;
 
 use super::Sim;
 use super::check::{check, check_zeros};
@@ -68,14 +67,6 @@ impl Sim {
 
     fn verify(&self, addr: GuestVirt, size: u64, seed: u64) {
         self.ok(&Op::Verify { addr, size, seed });
-    }
-
-    fn map(&self, id: MapId) -> &VmMap {
-        self.vm().get(self.vm().map_by_id(id).expect("the map exists"))
-    }
-
-    fn free_pages(&self) -> u64 {
-        self.vm().cnt().v_free_count.get()
     }
 
     /// What a failed or undone operation must leave as it was.

@@ -36,6 +36,9 @@ pub struct Waiting {
 /// What a thread is to do.
 type Closure = Box<dyn FnOnce(&Vm<SimMachine>) + Send>;
 
+/// How a thread does its operation.
+type Doing = fn(&Vm<SimMachine>, &Op) -> Outcome;
+
 /// What passes between the driver and the threads.
 #[derive(Default)]
 pub struct Mailbox {
@@ -52,7 +55,7 @@ impl std::fmt::Debug for Mailbox {
 /// The operation of a thread, on its way.
 #[derive(Clone, Copy, Debug)]
 enum Request {
-    Asked(Op),
+    Asked(Op, Doing),
     Working,
     Answered(Outcome),
 }
@@ -103,17 +106,17 @@ fn worker(vm: &Vm<SimMachine>, tid: u64) {
     let driver = &vm.state().driver_mtx;
     loop {
         vm.mtx_lock(LockClass::Driver, &driver.owner);
-        let op = loop {
+        let (op, doing) = loop {
             let request = vm.machine().mailbox.requests().get(&tid).copied();
-            if let Some(Request::Asked(op)) = request {
-                break op;
+            if let Some(Request::Asked(op, doing)) = request {
+                break (op, doing);
             }
             let interlock = (LockClass::Driver, driver);
             vm.msleep(WaitChannel::of(vm.current_thread()), interlock, 0, IDLE, 0, Relock::Yes);
         };
         vm.machine().mailbox.requests().insert(tid, Request::Working);
         vm.mtx_unlock(LockClass::Driver, &driver.owner);
-        let outcome = perform(vm, &op);
+        let outcome = doing(vm, &op);
         vm.machine().mailbox.requests().insert(tid, Request::Answered(outcome));
         vm.sched_userret();
     }
@@ -199,9 +202,14 @@ impl Sim {
     /// Asks thread `tid`, which is made for it if need be, to perform `op`. Nothing happens before [`Sim::run`]. Panics when
     /// the thread has an operation already whose answer was not taken.
     pub fn submit(&self, tid: u32, op: Op) {
+        self.submit_to(tid, op, perform);
+    }
+
+    /// [`Sim::submit`] with `doing` in place of performing the operation.
+    pub(crate) fn submit_to(&self, tid: u32, op: Op, doing: Doing) {
         let vm = self.vm();
         let mut requests = self.machine().mailbox.requests();
-        assert!(requests.insert(tid, Request::Asked(op)).is_none(), "thread {tid} is busy");
+        assert!(requests.insert(tid, Request::Asked(op, doing)).is_none(), "thread {tid} is busy");
         drop(requests);
         match vm.tfind(tid) {
             Some(thread) => vm.wakeup(WaitChannel::of(thread)),
@@ -257,6 +265,11 @@ impl Sim {
     /// the running thread's time slice ends. With 0 it stops.
     pub fn interrupt_at_random(&self, seed: u64, one_in: u64) {
         self.machine().interrupts.set_clock(seed, one_in);
+    }
+
+    /// Has a thread give way as soon as a better one can run, as a guest's does, not only when an interrupt comes.
+    pub fn preempt_at_once(&self) {
+        self.machine().interrupts.set_eager();
     }
 
     /// Has `handler` run as an interrupt handler at the next interrupt point, in the middle of whatever runs then.

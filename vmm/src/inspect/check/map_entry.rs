@@ -37,8 +37,8 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
             format!("eflags is {:#x}, of which nobody sets {unknown:#x}", eflags.bits())
         });
     }
-    if eflags.contains(EntryFlags::NOFAULT) && entry.object != GuestVirt::new(0) {
-        finding(ctx, "entry-nofault", entry, || format!("a fault is a panic, but {} stands behind it", entry.object));
+    if eflags.contains(EntryFlags::NOFAULT) {
+        nofault(ctx, map, entry);
     }
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
         finding(ctx, "entry-transition", entry, || "it is in transition, but no thread is in an operation".to_owned());
@@ -52,6 +52,19 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
         } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
             finding(ctx, "entry-wakeup", entry, || format!("somebody waits for it, but nobody sleeps on {channel}"));
         }
+    }
+}
+
+/// Nothing stands behind a range in which a fault is a panic. Where it was cut in a map that is no system map it has got an
+/// object, which stays empty: nothing but a fault brings pages.
+fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
+    let Some(at) = entry.object() else { return };
+    let may_be_cut = map.system_map == 0 && kernel_object(ctx, at).is_none();
+    let pages = ctx.objects.all.get(&at).map_or(0, |object| object.pages.len());
+    if !may_be_cut || pages > 0 {
+        finding(ctx, "entry-nofault", entry, || {
+            format!("a fault is a panic, but {at} stands behind it, with {pages} pages")
+        });
     }
 }
 
@@ -119,9 +132,11 @@ fn offset(ctx: &Context<'_>, entry: &Entry) {
 #[cfg(test)]
 mod tests {
     use vmkern_abi::addr::KPtr;
+    use vmkern_abi::control::{MapId, Op};
     use vmkern_abi::layout::{EntryFlags, Protection};
 
     use super::super::tests::lab::Lab;
+    use crate::inspect::ObjectView;
 
     #[test]
     fn wrong_fields_of_an_entry_are_found() {
@@ -147,5 +162,18 @@ mod tests {
             ],
         );
         assert!(lab.check().is_clean());
+    }
+
+    #[test]
+    fn a_range_without_faults_has_an_empty_object_where_it_was_cut_in_a_pageable_map() {
+        let mut lab = Lab::new();
+        let window = lab.address(Op::KmemAllocNofault { map: MapId::EXEC, size: 32 << 10 });
+        lab.ok(Op::KmemFree { map: MapId::EXEC, addr: window.add(16 << 10), size: 0 });
+        let entries = lab.guest.map_entries(MapId::EXEC).expect("the map can be read");
+        let cut = entries.iter().find(|entry| entry.start == window).expect("the range has an entry");
+        assert!(cut.end == window.add(16 << 10) && cut.object != ObjectView::None, "{cut:?}");
+        assert!(lab.check().is_clean());
+        // The page of the range that was touched stands behind this one.
+        lab.each(lab.entry(2, 0), "vm_map_entry", &[("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT))]);
     }
 }

@@ -1,38 +1,17 @@
-//! Random histories of all functions against a naive model.
-//!
-//! A history is a small machine, a list of steps, and for those whose threads run at once a seed for their interleaving.
-//! Every step's result, every address and every counter must be what the model says; memory must hold what was written to
-//! it; and in the end, when everything has been freed, every page must be back. A history that fails is made as small as
-//! it can be and printed as a script.
+//! Random histories of all functions against a naive model: many of them. One that fails is made as small as it can be and
+//! printed as a script.
 
-mod apply;
-mod explain;
-mod naive;
-mod race;
-mod refused;
-mod script;
-mod step;
-mod world;
-
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
 
-use self::race::{Race, race};
-use self::refused::{everything, refused};
-use self::script::Script;
-use self::step::{History, history};
-use self::world::World;
+use crate::sim::model::{STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling};
 
 /// Multiplies all numbers of cases, for long runs.
 const FACTOR: &str = "VMKERN_MODEL_FACTOR";
-
-/// What a failure is told with.
-type Telling = Rc<RefCell<Script>>;
 
 /// Tries `cases` histories. The smallest one that fails is shown with its script.
 fn prove<S: Strategy>(name: &str, cases: u32, histories: S, run: impl Fn(&S::Value, &Telling))
@@ -55,14 +34,14 @@ where
     let tried = Cell::new(0);
     let result = TestRunner::new(config).run(&histories, |history| {
         tried.set(tried.get() + 1);
-        run(&history, &Telling::default());
+        run(&history, &telling());
         Ok(())
     });
     match result {
         Ok(()) => println!("{name}: {} histories", tried.get()),
         Err(TestError::Abort(reason)) => panic!("{name}: {reason}"),
         Err(TestError::Fail(reason, history)) => {
-            let telling = Telling::default();
+            let telling = telling();
             let again = catch_unwind(AssertUnwindSafe(|| run(&history, &telling)));
             let again = if again.is_err() { "fails again" } else { "does not fail again" };
             let script = telling.borrow().text();
@@ -71,37 +50,19 @@ where
     }
 }
 
-/// Performs a history, one operation at a time, up to the end or the failure.
-fn in_turn(history: &History, telling: &Telling) {
-    let mut world = World::new(history.shape, telling);
-    for (on, step) in &history.steps {
-        world.step(*on, step);
-    }
-    world.finish();
-}
-
 #[test]
 fn forty_thousand_histories_on_one_thread_short_of_address_space_agree_with_the_model() {
-    prove("one thread, short of address space", 40_000, history(0..1, &[24, 64]), in_turn);
+    prove("one thread, short of address space", 40_000, history(0..1, &[24, 64], STEPS), in_turn);
 }
 
 #[test]
 fn forty_thousand_histories_on_one_thread_short_of_pages_agree_with_the_model() {
-    prove("one thread, short of pages", 40_000, history(0..1, &[256, 1000]), in_turn);
+    prove("one thread, short of pages", 40_000, history(0..1, &[256, 1000], STEPS), in_turn);
 }
 
 #[test]
 fn ten_thousand_histories_on_up_to_four_threads_in_turn_agree_with_the_model() {
-    prove("threads in turn", 10_000, history(1..4, &[24, 64, 256, 1000]), in_turn);
-}
-
-/// Performs the rounds of a race.
-fn at_once(race: &Race, telling: &Telling) {
-    let mut world = World::new(race.shape, telling);
-    for round in &race.rounds {
-        world.round(round);
-    }
-    world.finish();
+    prove("threads in turn", 10_000, history(1..4, &[24, 64, 256, 1000], STEPS), in_turn);
 }
 
 #[test]

@@ -2,11 +2,14 @@
 //! history is a history.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapKind};
+
+use crate::sim::Sim;
 
 /// How many bytes to ask for.
 #[derive(Clone, Copy, Debug)]
@@ -127,12 +130,39 @@ pub enum Step {
 /// The machine of a history.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// MiB of memory.
-    pub mib: u64,
+    /// Bytes of memory.
+    pub memory: u64,
     /// Pages of kmem_map.
     pub kmem: u64,
     /// Threads for operations.
     pub workers: u8,
+}
+
+/// How many pages the machines of histories manage, instead of those of 4 MiB.
+const PAGES: &str = "VMKERN_MODEL_PAGES";
+
+/// How many pages a guest manages that the machines of histories are to be like, if they are to be like one.
+pub fn guest_pages() -> Option<u64> {
+    Some(std::env::var(PAGES).ok()?.parse().expect("a whole number"))
+}
+
+/// Bytes of memory of the machines that histories are drawn for.
+pub fn memory() -> u64 {
+    static MEMORY: OnceLock<u64> = OnceLock::new();
+    *MEMORY.get_or_init(|| guest_pages().map_or(4 << 20, memory_of))
+}
+
+/// Bytes of memory of a machine that manages so many pages.
+pub fn memory_of(pages: u64) -> u64 {
+    let mut memory = (pages * PAGE_SIZE).max(4 << 20);
+    loop {
+        let managed = Sim::boot(memory, Tunables::default()).vm().cnt().v_page_count.get();
+        if managed >= pages {
+            assert_eq!(managed, pages, "no simulated machine manages so few pages, or just so many");
+            return memory;
+        }
+        memory += (pages - managed) * PAGE_SIZE;
+    }
 }
 
 impl Shape {
@@ -147,13 +177,26 @@ impl Shape {
             ..Tunables::default()
         }
     }
+
+    /// The same as a guest is told.
+    pub fn settings(self) -> [(&'static str, u64); 5] {
+        let tunables = self.tunables();
+        let settings = [
+            ("vm.kmem_size", tunables.vm_kmem_size),
+            ("kern.nbuf", tunables.kern_nbuf),
+            ("kern.nswbuf", tunables.kern_nswbuf),
+            ("vm.exec_map_entries", tunables.vm_exec_map_entries),
+            ("kern.ipc.maxpipekva", tunables.kern_ipc_maxpipekva),
+        ];
+        settings.map(|(name, value)| (name, value.expect("it is set above")))
+    }
 }
 
 /// A machine and what happens on it.
 #[derive(Clone, Debug)]
 pub struct History {
-    pub shape: Shape,
-    pub steps: Vec<(On, Step)>,
+    pub(super) shape: Shape,
+    pub(super) steps: Vec<(On, Step)>,
 }
 
 fn size() -> impl Strategy<Value = Size> {
@@ -225,10 +268,14 @@ fn on() -> impl Strategy<Value = On> {
     prop_oneof![4 => Just(On::Driver), 4 => (0u8..4).prop_map(On::Thread), 1 => Just(On::Interrupt)]
 }
 
+/// How many steps a history has, of which some may turn out to be nothing.
+pub const STEPS: Range<usize> = 1..24;
+
 /// Histories on machines with so many threads for operations, and a kmem_map of one of these numbers of pages.
-pub fn history(workers: Range<u8>, kmem: &'static [u64]) -> impl Strategy<Value = History> {
-    let shape = (prop::sample::select(kmem), workers).prop_map(|(kmem, workers)| Shape { mib: 4, kmem, workers });
-    let steps = prop::collection::vec((on(), step()), 1..24);
+pub fn history(workers: Range<u8>, kmem: &'static [u64], steps: Range<usize>) -> impl Strategy<Value = History> {
+    let shape =
+        (prop::sample::select(kmem), workers).prop_map(|(kmem, workers)| Shape { memory: memory(), kmem, workers });
+    let steps = prop::collection::vec((on(), step()), steps);
     let last = (any::<u16>(), any::<bool>()).prop_map(|(pick, fault)| (On::Driver, Step::Panic { pick, fault }));
     (shape, steps, prop::option::weighted(0.05, last)).prop_map(|(shape, mut steps, last)| {
         steps.extend(last);

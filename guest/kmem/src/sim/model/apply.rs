@@ -6,10 +6,12 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::MapHome;
 
+use super::explain::Entries;
 use super::naive::{Content, NaiveMap, Range, What, pages, rounded, touched};
 use super::script::Who;
 use super::step::{FreeBy, How, On, Part, Size, Step, Stray};
-use super::world::{Cause, Verdict, World, run_stored};
+use super::world::{Cause, Verdict, World, store};
+use crate::sim::threads::perform;
 
 const KERNEL: usize = 0;
 const KMEM: usize = 1;
@@ -51,7 +53,7 @@ impl World {
             Step::Lowmem { pick } => self.store(pick),
             Step::Reclaim => drop(self.perform(on, Op::UmaReclaim, &[OK])),
             Step::Drain { left } => self.drain(on, left),
-            Step::Wait => drop(self.sim.advance()),
+            Step::Wait => self.wait(),
             Step::Check => self.check(),
             Step::Panic { pick, fault } => self.panic(pick, fault),
         }
@@ -351,7 +353,7 @@ impl World {
     /// Makes a map, wherever its structure lies, and gives its address. A refusal is a panic.
     fn execute_for_map(&mut self, op: Op) -> Option<u64> {
         let refusal = self.start_refusing(&op);
-        let end = catch_unwind(AssertUnwindSafe(|| self.sim.execute(&op)));
+        let end = catch_unwind(AssertUnwindSafe(|| self.drive(op, perform)));
         match end {
             Ok(outcome) => {
                 assert!(!self.is_clean_failure(refusal, outcome), "kmem_suballoc never fails");
@@ -383,12 +385,16 @@ impl World {
         let (map, addr) = (self.naive.maps[at.map].id, GuestVirt::new(at.start));
         let op = Op::KmemFree { map, addr, size: at.range.bytes };
         let refusal = self.start_refusing(&op);
-        let outcome = crate::ops::register_lowmem(self.sim.vm(), &op, run_stored);
+        let outcome = self.drive(op, store);
         self.script.borrow_mut().note(Who::Lowmem, &op, &outcome);
         if self.is_clean_failure(refusal, outcome) {
             return;
         }
         assert_eq!(outcome, Outcome::Ok, "{op:?} stored");
+        // To store it takes memory, which may bring about a shortage that comes before it is stored.
+        if Entries::look(&self.sim, &self.naive.maps).cover(at.map, at.start) {
+            self.count_events();
+        }
         self.doomed.push((at.map, at.start, at.start + at.range.bytes));
         self.pinned.insert(at.start);
     }

@@ -10,9 +10,10 @@ use proptest::prelude::*;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome};
 
+use super::Telling;
 use super::explain::{Effect, Entries, Event, Place, explain, kind};
 use super::naive::{Content, What, pages, rounded, touched};
-use super::step::{FreeBy, How, Part, Shape, Size, Step};
+use super::step::{FreeBy, How, Part, Shape, Size, Step, memory};
 use super::world::{Cause, Sleeper, World};
 use crate::sim::SimMachine;
 use crate::vm::Vm;
@@ -33,8 +34,8 @@ pub struct Round {
 /// A machine and its rounds.
 #[derive(Clone, Debug)]
 pub struct Race {
-    pub shape: Shape,
-    pub rounds: Vec<Round>,
+    pub(super) shape: Shape,
+    pub(super) rounds: Vec<Round>,
 }
 
 fn size() -> impl Strategy<Value = Size> {
@@ -46,7 +47,7 @@ fn size() -> impl Strategy<Value = Size> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let nowait = prop_oneof![Just(MallocFlags::NOWAIT), Just(super::super::ZEROED)];
+    let nowait = prop_oneof![Just(MallocFlags::NOWAIT), Just(super::ZEROED)];
     let how = prop_oneof![
         2 => Just(How::Alloc),
         1 => Just(How::Nofault),
@@ -70,11 +71,20 @@ fn step() -> impl Strategy<Value = Step> {
 /// Races on machines with two to four threads.
 pub fn race() -> impl Strategy<Value = Race> {
     let shape = (prop_oneof![Just(24), Just(64), Just(256), Just(1000)], 2u8..5);
-    let shape = shape.prop_map(|(kmem, workers)| Shape { mib: 4, kmem, workers });
+    let shape = shape.prop_map(|(kmem, workers)| Shape { memory: memory(), kmem, workers });
     let interrupt = prop::option::of((0u64..400, step()));
     let round = (any::<u64>(), 2u64..60, prop::collection::vec(step(), 1..5), interrupt)
         .prop_map(|(seed, one_in, steps, interrupt)| Round { seed, one_in, steps, interrupt });
     (shape, prop::collection::vec(round, 1..7)).prop_map(|(shape, rounds)| Race { shape, rounds })
+}
+
+/// Performs the rounds of a race up to the end or the failure, which is a panic.
+pub fn at_once(race: &Race, telling: &Telling) {
+    let mut world = World::new(race.shape, telling);
+    for round in &race.rounds {
+        world.round(round);
+    }
+    world.finish();
 }
 
 impl World {

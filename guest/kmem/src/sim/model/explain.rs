@@ -120,6 +120,11 @@ impl Entries {
         self.0[map].contains(&Entry { start, end: start + bytes, what: Some(what) })
     }
 
+    /// Whether an entry of `map` has this address.
+    pub fn cover(&self, map: usize, addr: u64) -> bool {
+        self.0[map].iter().any(|e| (e.start..e.end).contains(&addr))
+    }
+
     /// Whether something is exactly where the model has something.
     pub fn fit(&self, maps: &[NaiveMap]) -> bool {
         self.0.iter().zip(maps).all(|(entries, m)| {

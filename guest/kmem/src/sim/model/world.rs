@@ -6,15 +6,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{KernReturn, MapKind, Op, Outcome, WaitMessage};
+use vmkern_abi::control::{KernReturn, MapId, MapKind, Op, Outcome, WaitMessage};
 use vmkern_abi::layout::EntryFlags;
 
 use super::explain::Entries;
 use super::naive::{Content, Memory, Naive, NaiveMap, Range, What, pages};
 use super::script::{Script, Who};
 use super::step::{On, Shape};
-use crate::machine::Supply;
+use crate::machine::{Machine, Supply};
 use crate::sim::check::{check, check_zeros};
+use crate::sim::threads::perform;
 use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
 
@@ -62,6 +63,8 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct World {
     pub sim: Sim,
+    /// Whether thread 0 does what the driver does otherwise, much faster.
+    exact: bool,
     pub naive: Naive,
     pub shape: Shape,
     /// In the order in which they fell asleep.
@@ -85,17 +88,25 @@ pub struct World {
     events: u64,
     seed: u64,
     whole: u64,
+    /// Bytes in use of kernel_map at first.
+    kernel_size: u64,
 }
 
 impl World {
     /// Boots a machine of this shape, with all its threads.
     pub fn new(shape: Shape, script: &Rc<RefCell<Script>>) -> Self {
         script.borrow_mut().shape = Some(shape);
-        let sim = Sim::boot(shape.mib << 20, shape.tunables());
-        for tid in 1..=u32::from(shape.workers) {
+        let sim = Sim::boot(shape.memory, shape.tunables());
+        // A guest performs on a thread what the driver does here.
+        for tid in 0..=u32::from(shape.workers) {
             assert_eq!(sim.execute_on(tid, Op::Nop), Outcome::Ok);
         }
+        let exact = script.borrow().is_exact();
+        if exact {
+            sim.preempt_at_once();
+        }
         let mut world = Self {
+            exact,
             naive: Naive::default(),
             shape,
             sleepers: Vec::new(),
@@ -111,6 +122,7 @@ impl World {
             events: sim.vm().cnt().lowmem_events.get(),
             seed: 0,
             whole: 0,
+            kernel_size: sim.map(MapId::KERNEL).size.get(),
             sim,
         };
         world.look_at_maps();
@@ -121,7 +133,7 @@ impl World {
     /// The maps as they are after boot.
     fn look_at_maps(&mut self) {
         let vm = self.sim.vm();
-        for (_, id) in vmkern_abi::control::MapId::NAMED {
+        for (_, id) in MapId::NAMED {
             let map = vm.map_by_id(id).expect("the map exists");
             let m = vm.get(map);
             let kind = if m.system_map.get() == 0 { MapKind::User } else { MapKind::System };
@@ -160,9 +172,7 @@ impl World {
     /// Who is to perform an operation that may, or may not, sleep; `None` when nobody can.
     fn performer(&self, on: On, op: &Op, may_sleep: bool) -> Option<Who> {
         let in_interrupt = match *op {
-            Op::KmemMalloc { flags, .. } => {
-                flags == vmkern_abi::control::MallocFlags::NOWAIT || flags == super::super::ZEROED
-            }
+            Op::KmemMalloc { flags, .. } => flags == vmkern_abi::control::MallocFlags::NOWAIT || flags == super::ZEROED,
             Op::KmemFree { map, .. } | Op::KmemFreeWakeup { map, .. } | Op::KmemAllocNofault { map, .. } => {
                 self.naive.maps.iter().any(|m| m.id == map && m.kind == MapKind::System)
             }
@@ -186,7 +196,7 @@ impl World {
         let who = self.performer(on, &op, may_sleep)?;
         let refusal = self.start_refusing(&op);
         let outcome = match who {
-            Who::Thread(0) | Who::Lowmem => self.sim.execute(&op),
+            Who::Thread(0) | Who::Lowmem => self.drive(op, perform),
             Who::Thread(tid) => self.sim.execute_on(tid, op),
             Who::Interrupt => self.sim.execute_in_interrupt(&op),
         };
@@ -194,6 +204,8 @@ impl World {
         if self.is_clean_failure(refusal, outcome) {
             return Some((0, outcome));
         }
+        // A guest answers when nobody can run any more.
+        self.sim.run();
         let fits = |verdict: &Verdict| match (*verdict, outcome) {
             (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => waits_for == WaitMessage::new(wmesg),
             (Verdict::Is(expected), _) => expected == outcome,
@@ -202,6 +214,16 @@ impl World {
         assert!(allowed.iter().any(fits), "{op:?} by {who:?} gave {outcome:?}, where {allowed:?} was expected");
         let tid = if let Who::Thread(tid) = who { tid } else { 0 };
         Some((tid, outcome))
+    }
+
+    /// Does an operation on the driver, or on the thread that does it in a guest.
+    pub fn drive(&self, op: Op, doing: fn(&Vm<SimMachine>, &Op) -> Outcome) -> Outcome {
+        if self.exact {
+            self.sim.submit_to(0, op, doing);
+            self.sim.finish(0)
+        } else {
+            doing(self.sim.vm(), &op)
+        }
     }
 
     /// Has the next operation of a step meet a refusal: number `nth` of those for `what`.
@@ -265,7 +287,7 @@ impl World {
     /// Performs `op` on the driver, which must be a panic with `text` in its message.
     pub fn panics(&mut self, op: Op, text: &str) {
         self.script.borrow_mut().panics(&op, text);
-        let end = catch_unwind(AssertUnwindSafe(|| self.sim.execute(&op)));
+        let end = catch_unwind(AssertUnwindSafe(|| self.drive(op, perform)));
         self.over = true;
         let payload = end.expect_err("the kernel should have panicked");
         let message = payload.downcast::<String>().expect("a message");
@@ -342,10 +364,39 @@ impl World {
         self.sim.run();
         self.count_events();
         self.compare();
+        self.tell_counters();
+    }
+
+    /// Tells the script what a guest's counters must be now.
+    fn tell_counters(&self) {
+        let cnt = self.sim.vm().cnt();
+        let mut script = self.script.borrow_mut();
+        script.counter("v_free_count", cnt.v_free_count.get());
+        script.counter("v_wire_count", cnt.v_wire_count.get());
+        script.counter("v_active_count", cnt.v_active_count.get());
+        script.counter("v_zfod", cnt.v_zfod.get());
+        script.counter("lowmem_events", cnt.lowmem_events.get());
+        for m in &self.naive.maps {
+            let map = self.sim.map(m.id);
+            match m.id {
+                MapId::KERNEL => script.kernel_size(self.kernel_size, map.size.get()),
+                id => script.map_counter(id, "size", map.size.get()),
+            }
+            script.map_counter(m.id, "entries", map.nentries.get());
+        }
+    }
+
+    /// Lets the next time-out come.
+    pub fn wait(&mut self) {
+        let vm = self.sim.vm();
+        let Some(deadline) = vm.next_timeout() else { return };
+        let ticks = deadline.saturating_sub(self.sim.machine().ticks()).max(1);
+        let micros = ticks * 1_000_000 / vm.cnt().hz.get();
+        self.ok(Op::Sleep { micros });
     }
 
     /// Stored operations run at the event, all of them.
-    fn count_events(&mut self) {
+    pub fn count_events(&mut self) {
         let events = self.sim.vm().cnt().lowmem_events.get();
         if events != self.events {
             self.events = events;
@@ -500,9 +551,12 @@ impl World {
         if self.over {
             return;
         }
-        self.script.borrow_mut().remark("In the end everything is freed; operations stored for a shortage run first.");
-        self.sim.vm().vm_lowmem();
-        self.settle();
+        self.script.borrow_mut().remark("In the end everything is freed.");
+        if !self.doomed.is_empty() {
+            self.script.borrow_mut().close("Stored operations run first here, for which there is no statement.");
+            self.sim.vm().vm_lowmem();
+            self.settle();
+        }
         let mut patience = 3;
         while patience > 0 {
             while let Some((map, start, bytes)) = self.anything() {
@@ -519,7 +573,7 @@ impl World {
             }
             self.settle();
             // The pagedaemon may have to look around.
-            let _ = self.sim.advance();
+            self.wait();
             self.settle();
             patience -= 1;
         }
@@ -576,7 +630,12 @@ impl World {
     }
 }
 
+/// Stores an operation for a shortage.
+pub fn store(vm: &Vm<SimMachine>, op: &Op) -> Outcome {
+    crate::ops::register_lowmem(vm, op, run_stored)
+}
+
 /// Performs a stored operation.
-pub fn run_stored(vm: &Vm<SimMachine>, op: &Op) {
-    assert_eq!(crate::sim::threads::perform(vm, op), Outcome::Ok, "{op:?}");
+fn run_stored(vm: &Vm<SimMachine>, op: &Op) {
+    assert_eq!(perform(vm, op), Outcome::Ok, "{op:?}");
 }

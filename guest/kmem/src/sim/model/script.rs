@@ -18,7 +18,15 @@ pub struct Script {
     owed: BTreeMap<u32, String>,
     named: u32,
     /// The machine.
-    pub shape: Option<Shape>,
+    pub(super) shape: Option<Shape>,
+    /// Whether nothing can be said any more.
+    closed: bool,
+    /// How many operations slept.
+    pub(super) slept: u64,
+    /// Whether the kernel has panicked, as it should.
+    pub(super) panicked: bool,
+    /// Counters that were told, if they are to be.
+    counters: Option<BTreeMap<String, u64>>,
 }
 
 /// Who performs a statement: a thread, an interrupt, or a shortage.
@@ -40,6 +48,24 @@ fn flags(flags: MallocFlags) -> String {
 }
 
 impl Script {
+    /// The script of a machine that does everything as a guest does that manages as many pages. It says after each step what
+    /// the counters are.
+    #[must_use]
+    pub fn exact() -> Self {
+        Self { counters: Some(BTreeMap::new()), ..Self::default() }
+    }
+
+    /// Whether the machine is to do everything as a guest does.
+    pub(super) fn is_exact(&self) -> bool {
+        self.counters.is_some()
+    }
+
+    fn line(&mut self, text: impl Into<String>) {
+        if !self.closed {
+            self.lines.push(text.into());
+        }
+    }
+
     fn map(&self, id: MapId) -> String {
         let named = MapId::NAMED.iter().find(|&&(_, named)| named == id).map(|&(name, _)| name.to_owned());
         named.or_else(|| self.maps.get(&id.0).map(|name| format!("${name}"))).unwrap_or_else(|| format!("{:#x}", id.0))
@@ -106,19 +132,27 @@ impl Script {
             Who::Lowmem => "on_lowmem ".to_owned(),
         };
         let binding = name.as_ref().map(|name| format!("{name} = ")).unwrap_or_default();
-        self.lines.push(format!("{thread}{binding}{text}"));
-        if let (Some(name), Outcome::Value(value)) = (&name, outcome) {
-            self.bind(name.clone(), op, *value);
-        }
-        match outcome {
-            Outcome::Null => self.lines.push("expect null".to_owned()),
-            Outcome::Error(code) => self.lines.push(format!("expect error {code}")),
-            Outcome::Blocked { .. } => {
-                self.lines.push("expect blocked".to_owned());
-                if let Who::Thread(tid) = who {
-                    self.owed.insert(tid, name.unwrap_or_default());
-                }
+        self.line(format!("{thread}{binding}{text}"));
+        self.result(op, outcome);
+        match (outcome, name, who) {
+            (Outcome::Value(value), Some(name), _) => self.bind(name, op, *value),
+            (Outcome::Blocked { .. }, name, Who::Thread(tid)) if !self.closed => {
+                self.owed.insert(tid, name.unwrap_or_default());
+                self.slept += 1;
             }
+            _ => {}
+        }
+    }
+
+    /// What a statement must give.
+    fn result(&mut self, op: &Op, outcome: &Outcome) {
+        match (outcome, op) {
+            // Where the structure of a map lies depends on the machine.
+            (Outcome::Value(_), Op::KmemSuballoc { .. }) => {}
+            (Outcome::Value(value), _) => self.line(format!("expect {value:#x}")),
+            (Outcome::Null, _) => self.line("expect null"),
+            (Outcome::Error(code), _) => self.line(format!("expect error {code}")),
+            (Outcome::Blocked { .. }, _) => self.line("expect blocked"),
             _ => {}
         }
     }
@@ -138,7 +172,11 @@ impl Script {
 
     /// Notes that the operation of a blocked thread has answered.
     pub fn join(&mut self, tid: u32, op: &Op, outcome: &Outcome) {
-        self.lines.push(format!("join t{tid}"));
+        if self.closed {
+            return;
+        }
+        self.line(format!("join t{tid}"));
+        self.result(op, outcome);
         let name = self.owed.remove(&tid).unwrap_or_default();
         if let Outcome::Value(value) = *outcome {
             self.bind(name, op, value);
@@ -148,31 +186,67 @@ impl Script {
     /// Notes that `op` panics with a message in which `text` stands.
     pub fn panics(&mut self, op: &Op, text: &str) {
         let (_, statement) = self.statement(op);
-        self.lines.push(statement);
-        self.lines.push(format!("expect panic \"{text}\""));
+        self.line(statement);
+        self.line(format!("expect panic \"{text}\""));
+        self.panicked = true;
     }
 
     /// A remark.
     pub fn remark(&mut self, text: &str) {
-        self.lines.push(format!("# {text}"));
+        self.line(format!("# {text}"));
+    }
+
+    /// Ends the script with a remark that says why.
+    pub fn close(&mut self, text: &str) {
+        self.remark(text);
+        self.closed = true;
+    }
+
+    /// Notes what a counter must be now, where that is asked for.
+    pub fn counter(&mut self, name: &str, value: u64) {
+        let Some(told) = self.counters.as_mut() else { return };
+        if told.insert(name.to_owned(), value) != Some(value) {
+            self.line(format!("assert {name} == {value}"));
+        }
+    }
+
+    /// [`Script::counter`] of a map.
+    pub fn map_counter(&mut self, id: MapId, field: &str, value: u64) {
+        if self.is_exact() {
+            let name = format!("{}.{field}", self.map(id));
+            self.counter(&name, value);
+        }
+    }
+
+    /// Notes how many bytes of kernel_map must be in use, when it was `at_first` after the boot: the image, of which nobody
+    /// knows the size, is among them.
+    pub fn kernel_size(&mut self, at_first: u64, value: u64) {
+        let Some(told) = self.counters.as_mut() else { return };
+        if told.insert("kernel_map.size".to_owned(), value) != Some(value) {
+            self.line(format!("assert kernel_map.size + {at_first} == $at_first + {value}"));
+        }
     }
 
     /// The script.
+    #[must_use]
     pub fn text(&self) -> String {
         let Some(shape) = self.shape else { return String::new() };
-        let tunables = shape.tunables();
-        let settings = [
-            ("vm.kmem_size", tunables.vm_kmem_size),
-            ("kern.nbuf", tunables.kern_nbuf),
-            ("kern.nswbuf", tunables.kern_nswbuf),
-            ("vm.exec_map_entries", tunables.vm_exec_map_entries),
-            ("kern.ipc.maxpipekva", tunables.kern_ipc_maxpipekva),
-        ];
         let mut text = String::from("# vmkern run --memory 8M");
-        for (name, value) in settings {
-            let _ = write!(text, " --set {name}={}", value.unwrap_or(0));
+        for (name, value) in shape.settings() {
+            let _ = write!(text, " --set {name}={value}");
         }
-        let _ = write!(text, "\n# The simulated machine had {}M, so that its pages ran out earlier.\n", shape.mib);
+        text.push('\n');
+        if !self.is_exact() {
+            let _ = writeln!(text, "# The simulated machine had {}K. Its pages run out elsewhere.", shape.memory >> 10);
+        }
+        // The threads are there from the beginning.
+        text.push_str("settle\n");
+        for tid in 1..=shape.workers {
+            let _ = writeln!(text, "t{tid}: settle");
+        }
+        if self.is_exact() {
+            text.push_str("let at_first = kernel_map.size\n");
+        }
         for line in &self.lines {
             let _ = writeln!(text, "{line}");
         }

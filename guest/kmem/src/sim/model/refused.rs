@@ -1,0 +1,144 @@
+//! Every allocation that an operation makes fails once, in its turn.
+
+use super::Telling;
+use super::step::{History, On, STEPS, Step, history};
+use super::world::World;
+use crate::machine::Supply;
+use proptest::prelude::*;
+
+/// A history whose last step meets a refusal.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    before: History,
+    last: Step,
+}
+
+/// Such histories.
+pub fn refused() -> impl Strategy<Value = Refused> {
+    let last = any::<prop::sample::Index>();
+    (history(0..1, &[24, 256, 1000], STEPS), last).prop_filter_map("a step is needed", |(mut before, last)| {
+        before.steps.retain(|(_, step)| !matches!(step, Step::Panic { .. } | Step::Drain { .. }));
+        let (_, last) = (!before.steps.is_empty()).then(|| before.steps.remove(last.index(before.steps.len())))?;
+        Some(Refused { before, last })
+    })
+}
+
+/// Performs `refused` once for each allocation of this kind that the last step makes: how many that are.
+fn each(refused: &Refused, what: Option<Supply>, telling: &Telling) -> u64 {
+    for nth in 1.. {
+        telling.take();
+        let mut world = World::new(refused.before.shape, telling);
+        for (on, step) in &refused.before.steps {
+            world.step(*on, step);
+        }
+        if world.over {
+            return 0;
+        }
+        world.arm(what, nth);
+        world.step(On::Driver, &refused.last);
+        let reached = world.has_refused() || world.over;
+        world.check_unless_over();
+        world.finish();
+        if !reached {
+            return nth - 1;
+        }
+    }
+    unreachable!("no operation allocates for ever")
+}
+
+/// Refuses everything that can be refused.
+pub fn everything(refused: &Refused, telling: &Telling) {
+    each(refused, None, telling);
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::PAGE_SIZE;
+    use vmkern_abi::control::{MallocFlags, MapKind};
+
+    use super::super::step::{FreeBy, How, Part, Shape, Size, memory};
+    use super::*;
+    use crate::vm::page::AllocClass;
+
+    /// What can be refused, each kind by itself and all together.
+    const KINDS: [Option<Supply>; 8] = [
+        None,
+        Some(Supply::Page(AllocClass::Normal)),
+        Some(Supply::Page(AllocClass::System)),
+        Some(Supply::Page(AllocClass::Interrupt)),
+        Some(Supply::PageTable),
+        Some(Supply::MapPool),
+        Some(Supply::IndexNode),
+        Some(Supply::Slab),
+    ];
+
+    /// What is done after some preparation, with the kinds of which it must need at least one.
+    fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<Supply>)> {
+        let alloc = |map, pages: u64, how| Step::Allocate { map, size: Size::Bytes(pages * PAGE_SIZE), how };
+        let nowait = How::Malloc(MallocFlags::NOWAIT);
+        let waitok = How::Malloc(MallocFlags::WAITOK);
+        let [normal, system, interrupt] =
+            [AllocClass::Normal, AllocClass::System, AllocClass::Interrupt].map(Supply::Page);
+        // Memory and windows in turn, each an entry of its own, up to the edge of the home of kmem_map.
+        let crowd = |map: u8, how: How| -> Vec<Step> {
+            let other = if matches!(how, How::Nofault) { How::Alloc } else { How::Nofault };
+            (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
+        };
+        // Past the leaves of kmem_object's index that kmem_map has for ever.
+        let far = || vec![alloc(0, 3000, How::Nofault)];
+        let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
+        let enter = Step::Enter { pick: 0, from: 0, count: 5 };
+        let suballoc =
+            |pages: u64| Step::Suballoc { map: 0, size: Size::Bytes(pages * PAGE_SIZE), kind: MapKind::User };
+        vec![
+            ("nofault past the page tables", vec![], alloc(0, 3000, How::Nofault), vec![Supply::PageTable, interrupt]),
+            ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal, Supply::IndexNode, interrupt]),
+            ("kmem_alloc of two leaves", vec![alloc(0, 500, How::Nofault)], alloc(0, 100, How::Alloc), vec![normal]),
+            ("kmem_malloc", vec![], alloc(1, 20, nowait), vec![interrupt]),
+            ("kmem_malloc that may sleep", vec![], alloc(1, 20, waitok), vec![system]),
+            ("kmem_malloc in kernel_map", far(), alloc(0, 20, nowait), vec![interrupt, Supply::IndexNode]),
+            ("kmem_malloc that may sleep in kernel_map", far(), alloc(0, 20, waitok), vec![system, Supply::IndexNode]),
+            ("a map that outgrows its home", crowd(1, nowait), alloc(1, 2, nowait), vec![Supply::MapPool]),
+            ("a sleeper in such a map", crowd(1, nowait), alloc(1, 2, waitok), vec![Supply::MapPool]),
+            ("kmem_alloc in such a map", crowd(0, How::Alloc), alloc(0, 2, How::Alloc), vec![normal]),
+            ("kmem_suballoc", vec![], suballoc(8), vec![Supply::MapPool]),
+            ("kmem_suballoc past the page tables", vec![], suballoc(3000), vec![Supply::PageTable]),
+            ("kmem_alloc_wait", vec![], alloc(2, 8, How::Wait), vec![]),
+            (
+                "the first touch",
+                vec![alloc(2, 8, How::Wait)],
+                Step::Touch { pick: 0, part: Part::Whole },
+                vec![Supply::Slab, Supply::IndexNode, normal],
+            ),
+            (
+                "a cut of what was never touched",
+                vec![alloc(2, 8, How::Wait)],
+                Step::Free { pick: 0, part, by: FreeBy::Wakeup },
+                vec![Supply::Slab],
+            ),
+            (
+                "a cut in a full map",
+                crowd(0, How::Alloc),
+                Step::Free { pick: 3, part: Part::Whole, by: FreeBy::Free },
+                vec![],
+            ),
+            ("pmap_qenter", vec![alloc(0, 8, How::Nofault)], enter, vec![system]),
+            ("on_lowmem", vec![alloc(1, 8, nowait)], Step::Lowmem { pick: 0 }, vec![Supply::Slab]),
+            ("uma_reclaim", vec![], Step::Reclaim, vec![]),
+        ]
+    }
+
+    #[test]
+    fn every_allocation_of_every_function_can_fail_and_leaves_all_as_it_was_or_ends_in_freebsds_panic() {
+        for (name, before, last, needed) in cases() {
+            let steps = before.into_iter().map(|step| (On::Driver, step)).collect();
+            let shape = Shape { memory: memory(), kmem: 256, workers: 0 };
+            let refused = Refused { before: History { shape, steps }, last };
+            let reached = KINDS.map(|kind| each(&refused, kind, &Telling::default()));
+            println!("{name}: {reached:?} allocations by kind");
+            for (kind, count) in KINDS.iter().zip(reached) {
+                assert!(count > 0 || kind.is_none_or(|kind| !needed.contains(&kind)), "{name} asks for no {kind:?}");
+            }
+        }
+    }
+}
