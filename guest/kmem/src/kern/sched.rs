@@ -337,6 +337,10 @@ impl<M: Machine> Vm<M> {
     /// the scheduler's.
     #[must_use]
     pub fn at_rest(&self) -> bool {
+        // Idle CPUs ask again and again: the lock is for those who run.
+        if !self.all_idle() {
+            return false;
+        }
         self.sched_lock();
         let rest = self.all_idle();
         self.sched_unlock();
