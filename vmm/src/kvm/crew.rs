@@ -55,6 +55,7 @@ pub(crate) struct HeldCrew<'a> {
 /// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if they come to one
 /// soon, for which `ask` sends one an interrupt, and anywhere when `limit` has passed. A halted vCPU is at such a
 /// point already, and is not woken; one that has ended is held where it ended; those that are held stay where they are.
+/// Those that were let go a moment ago run first for a moment: looks without end do not stop a guest.
 ///
 /// # Errors
 /// When a vCPU's thread does not come out of the host's kernel.
@@ -63,6 +64,7 @@ pub(crate) fn pause<'a>(
     limit: Duration,
     ask: impl Fn(&VcpuState),
 ) -> Result<HeldCrew<'a>, ContractError> {
+    vcpus.iter().for_each(|vcpu| vcpu.let_run());
     let mut held = Vec::with_capacity(vcpus.len());
     let mut ours = Vec::with_capacity(vcpus.len());
     let mut standings = Vec::with_capacity(vcpus.len());

@@ -2,10 +2,18 @@
 //!
 //! The thread passes it whenever it comes out of the guest. The gate has three positions: open, closed for a vCPU that
 //! stands at a quiescent point ([`Standing::Quiescent`]), and closed for all. An open gate costs one load.
+//!
+//! Whoever looks again and again must not keep the vCPU for ever: one that has been let go is held anew only after it has
+//! left the gate and had [`SHARE`] to run.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a vCPU may run at least between two times that it is held: enough to enter the guest and to take an interrupt
+/// there.
+const SHARE: Duration = Duration::from_micros(100);
 
 /// Where a vCPU stands while it is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +51,8 @@ struct State {
     parked: Option<Standing>,
     /// Values of [`Held`].
     holders: usize,
+    /// When the vCPU last left.
+    left: Option<Instant>,
 }
 
 impl Gate {
@@ -88,6 +98,19 @@ impl Gate {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked = None;
+        state.left = Some(Instant::now());
+        self.changed.notify_all();
+    }
+
+    /// Waits until a vCPU that nobody holds any more has left the gate, and has had its share.
+    pub(super) fn wait_gone(&self) {
+        let is_about_to_go = |state: &mut State| state.holders == 0 && state.parked.is_some();
+        let state = self.changed.wait_while(self.lock(), is_about_to_go).unwrap_or_else(PoisonError::into_inner);
+        let owed = state.left.map_or(Duration::ZERO, |left| SHARE.saturating_sub(left.elapsed()));
+        drop(state);
+        if !owed.is_zero() {
+            thread::sleep(owed);
+        }
     }
 }
 
@@ -124,7 +147,7 @@ impl Drop for Held<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::thread;
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -154,6 +177,35 @@ mod tests {
         drop(second);
         vcpu.join().expect("it passed");
         assert_eq!(gate.wait_parked(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn looks_without_end_let_the_vcpu_pass_between_two_of_them() {
+        const LOOKS: usize = 100;
+        let (gate, is_over) = (Arc::new(Gate::default()), Arc::new(AtomicBool::new(false)));
+        let vcpu = {
+            let (gate, is_over) = (Arc::clone(&gate), Arc::clone(&is_over));
+            thread::spawn(move || {
+                let mut passed = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    gate.pass(|| {
+                        passed += 1;
+                        Standing::Anywhere
+                    });
+                    std::hint::spin_loop();
+                }
+                passed
+            })
+        };
+        for look in 0..LOOKS {
+            gate.wait_gone();
+            let (held, _) = Held::new(&gate);
+            gate.set(Position::Closed);
+            assert_eq!(gate.wait_parked(FAR), Some(Standing::Anywhere), "look {look}");
+            drop(held);
+        }
+        is_over.store(true, Ordering::SeqCst);
+        assert_eq!(vcpu.join().expect("it passes"), LOOKS, "the vCPU goes between any two looks");
     }
 
     #[test]

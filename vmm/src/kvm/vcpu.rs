@@ -90,6 +90,11 @@ impl VcpuState {
         self.kick.kick();
     }
 
+    /// Waits until the vCPU, if it was held and let go, has had its share of time to run.
+    pub(super) fn let_run(&self) {
+        self.gate.wait_gone();
+    }
+
     /// One more holder of the vCPU, and whether he is the first: then it is his to bring it to the gate.
     pub(super) fn hold(&self) -> (Held<'_>, bool) {
         Held::new(&self.gate)
