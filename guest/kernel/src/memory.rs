@@ -141,7 +141,6 @@ unsafe impl Machine for KernelMachine {
 
     #[inline]
     fn cpu_spinwait(&self, spins: u64) {
-        tlb::poll_deferred();
         tlb::spin(spins);
     }
 

@@ -130,7 +130,6 @@ pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     }
     let (begun, mut spins, mut is_patient) = (instr::rdtsc(), 0, true);
     while own.unanswered.load(Ordering::Acquire) != 0 {
-        poll_deferred();
         spin(spins);
         spins += 1;
         if is_patient && instr::rdtsc() - begun > PATIENCE {
@@ -158,14 +157,6 @@ pub fn poll() {
         interrupt::defer();
         serve();
         interrupt::allow();
-    }
-}
-
-/// As [`poll`], with interrupts deferred.
-#[inline]
-pub fn poll_deferred() {
-    if PerCpu::current().shootdown().requests.load(Ordering::Relaxed) != 0 {
-        serve();
     }
 }
 
@@ -201,13 +192,9 @@ const SPINS_BEFORE_YIELD: u64 = 2048;
 /// Spends a moment of a wait for another CPU; `spins` is how many there were before. With more CPUs than the host has cores
 /// the other one may not be running at all: now and then the host is asked to let it.
 ///
-/// What others wait for is served here, too, if interrupts are deferred: who owns the lock that this CPU waits for may itself
-/// wait for this CPU.
+/// What others wait for is served here, too: who owns the lock that this CPU waits for may itself wait for this CPU.
 pub fn spin(spins: u64) {
-    let cpu = PerCpu::current();
-    if cpu.mask_depth().load(Ordering::Relaxed) != 0 && cpu.shootdown().requests.load(Ordering::Relaxed) != 0 {
-        serve();
-    }
+    poll();
     if (spins + 1).is_multiple_of(SPINS_BEFORE_YIELD) {
         // SAFETY: the device behind the port touches no memory.
         unsafe { instr::outb(vmkern_abi::control::YIELD_PORT, 0) };
