@@ -1,6 +1,7 @@
 //! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts do to threads.
 
 use core::ops::Range;
+
 use kmem::kern::sched::Spread;
 use kmem::machine::ThreadStart;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};

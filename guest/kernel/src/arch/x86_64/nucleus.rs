@@ -6,8 +6,8 @@
 //! [`PerCpu`](super::percpu::PerCpu) differ. **Interrupts** of the kernel's vectors are masked here: while something is
 //! deferred, the stub notes that one is due, and returns; else it defers the next ones, before the handler's first
 //! instruction. So handlers of interrupts never pile up, however many are pending, and whether or not the APIC holds back
-//! those of equal priority: not every virtual one does. **Calls**: the body at CPL3 executes the one `ud2` at `nucleus_gate` with a
-//! number in RAX; the #UD stub knows it by its address.
+//! those of equal priority: not every virtual one does. **Calls**: the body at CPL3 executes the one `ud2` at
+//! `nucleus_gate` with a number in RAX; the #UD stub knows it by its address.
 //!
 //! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
 //!

@@ -36,16 +36,16 @@ pub const STACK_LOW: usize = offset_of!(PerCpu, stack_low);
 pub const STACK_HIGH: usize = offset_of!(PerCpu, stack_high);
 /// Offset of [`PerCpu::slots_low`].
 pub const SLOTS_LOW: usize = offset_of!(PerCpu, slots_low);
-/// Offset of [`PerCpu::mask_depth`].
-pub const MASK_DEPTH: usize = offset_of!(PerCpu, mask_depth);
-/// Offset of [`PerCpu::deferred`].
-pub const DEFERRED: usize = offset_of!(PerCpu, deferred);
 /// Offset of [`PerCpu::slots_high`].
 pub const SLOTS_HIGH: usize = offset_of!(PerCpu, slots_high);
 /// Offset of [`PerCpu::emergency_stack`].
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
 /// Offset of [`PerCpu::idle_armed`].
 pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle_armed);
+/// Offset of [`PerCpu::mask_depth`].
+pub const MASK_DEPTH: usize = offset_of!(PerCpu, mask_depth);
+/// Offset of [`PerCpu::deferred`].
+pub const DEFERRED: usize = offset_of!(PerCpu, deferred);
 /// Offset of [`PerCpu::gdt_pointer`], less the two bytes that are padding.
 pub const GDT_POINTER: usize = offset_of!(PerCpu, gdt_pointer);
 /// Offset of [`PerCpu::this`].
