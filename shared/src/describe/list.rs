@@ -139,10 +139,11 @@ describe!(Pcpu {
     locks,
     lock_prof,
     tlb,
+    _pad_tlb,
     page_cache
 });
 describe!(PageCache { lock, _pad, pages, allocs, frees, refills, spills, drained });
-describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, caught_up });
+describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, merged, caught_up });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
 describe!(SlabItem { next });

@@ -35,6 +35,8 @@ pub struct Pcpu {
     pub lock_prof: Field<u64>,
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
+    #[doc(hidden)]
+    pub _pad_tlb: [Field<u64>; 7],
     /// Free pages that it takes and gives without a look at the buddy lists.
     pub page_cache: PageCache,
 }
@@ -81,11 +83,13 @@ pub struct TlbStats {
     pub skipped: Field<u64>,
     /// Times that it answered other CPUs.
     pub answered: Field<u64>,
+    /// Those that cost it no flush besides its own.
+    pub merged: Field<u64>,
     /// Times that it dropped everything because it had been skipped.
     pub caught_up: Field<u64>,
 }
 
-const _: () = assert!(size_of::<Pcpu>() == 1792);
+const _: () = assert!(size_of::<Pcpu>() == 1856);
 const _: () = assert!(core::mem::offset_of!(Pcpu, cpuid) == 24);
 const _: () = assert!(core::mem::offset_of!(Pcpu, runq) == 40);
 // What only this CPU changes shares no cache line with what others do.

@@ -17,10 +17,13 @@ use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
 use super::{BenchError, Summary};
 use crate::control::{Guest, LaunchError};
 use crate::inspect::What;
-use crate::inspect::report::{Body, LocksReport};
+use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
 
 /// Bytes of the map that each thread has, and so the largest allocation.
 pub const MAP_SIZE: u64 = 4 << 20;
+
+/// A number for each lock class.
+pub type ByClass<T> = Vec<(&'static str, T)>;
 
 /// What [`kmem`] measures.
 #[derive(Clone, Debug)]
@@ -69,6 +72,8 @@ pub struct KmemCase {
     pub flushes: f64,
     /// Other CPUs that had to flush as well, a pair.
     pub asked: f64,
+    /// Those of them that served it with a flush of their own, a pair.
+    pub merged: f64,
     /// Those of them that had to be interrupted, a pair.
     pub interrupts: f64,
     /// Idle CPUs that had not to, a pair.
@@ -76,9 +81,11 @@ pub struct KmemCase {
     /// Acquisitions of locks, a pair.
     pub acquired: f64,
     /// Those, by lock class; locks that were never acquired are left out.
-    pub locks: Vec<(&'static str, f64)>,
+    pub locks: ByClass<f64>,
     /// Acquisitions that had to wait, a pair, by lock class; those that never had to are left out.
-    pub contested: Vec<(&'static str, f64)>,
+    pub contested: ByClass<f64>,
+    /// Cycles of those waits, a pair, by lock class.
+    pub waited_cycles: ByClass<f64>,
 }
 
 const CASES: [(&str, Allocator, &str); 4] = [
@@ -103,10 +110,12 @@ struct Figures {
     ran: Vec<f64>,
     flushes: u64,
     asked: u64,
+    merged: u64,
     interrupts: u64,
     skipped: u64,
-    locks: Vec<(&'static str, u64)>,
-    contested: Vec<(&'static str, u64)>,
+    locks: ByClass<u64>,
+    contested: ByClass<u64>,
+    waited_cycles: ByClass<u64>,
 }
 
 /// Measures what `setup` says.
@@ -184,17 +193,29 @@ impl Figures {
         for (old, new) in before.tlb.iter().zip(&after.tlb) {
             self.flushes += new.flushes.saturating_sub(old.flushes);
             self.asked += new.asked.saturating_sub(old.asked);
+            self.merged += new.merged.saturating_sub(old.merged);
             self.interrupts += new.interrupts.saturating_sub(old.interrupts);
             self.skipped += new.skipped.saturating_sub(old.skipped);
         }
-        self.locks.resize(after.classes.len(), ("", 0));
-        self.contested.resize(after.classes.len(), ("", 0));
-        let counts = self.locks.iter_mut().zip(&mut self.contested);
-        for ((old, new), (locks, contested)) in before.classes.iter().zip(&after.classes).zip(counts) {
-            *locks = (new.class, locks.1 + new.total.acquired.saturating_sub(old.total.acquired));
-            *contested = (new.class, contested.1 + new.total.contested.saturating_sub(old.total.contested));
-        }
+        self.locks = added(&self.locks, before, after, |counts| counts.acquired);
+        self.contested = added(&self.contested, before, after, |counts| counts.contested);
+        self.waited_cycles = added(&self.waited_cycles, before, after, |counts| counts.waited_cycles);
     }
+}
+
+/// `sums`, empty at first, and what was counted between two looks.
+fn added(
+    sums: &ByClass<u64>,
+    before: &LocksReport,
+    after: &LocksReport,
+    count: fn(&LockCounts) -> u64,
+) -> ByClass<u64> {
+    let more = before.classes.iter().zip(&after.classes).enumerate();
+    let sum = |(number, (old, new)): (usize, (&LockClassReport, &LockClassReport))| {
+        let sum = sums.get(number).map_or(0, |&(_, sum)| sum);
+        (new.class, sum + count(&new.total).saturating_sub(count(&old.total)))
+    };
+    more.map(sum).collect()
 }
 
 fn summarise(
@@ -219,11 +240,13 @@ fn summarise(
         scaling_on_free_cores: Summary::of_ratios(&reference.ran, &figures.ran),
         flushes: each(figures.flushes),
         asked: each(figures.asked),
+        merged: each(figures.merged),
         interrupts: each(figures.interrupts),
         skipped: each(figures.skipped),
         acquired: each(figures.locks.iter().map(|(_, count)| count).sum()),
         locks: by_class(&figures.locks),
         contested: by_class(&figures.contested),
+        waited_cycles: by_class(&figures.waited_cycles),
     }
 }
 

@@ -157,10 +157,12 @@ fn kmem_text(result: &KmemBench) -> String {
         row(&mut text, "    by the time that vCPUs had a core", "", case.scaling_on_free_cores);
         let _ = writeln!(
             text,
-            "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt), {:.3} idle skipped, {:.1} locks",
-            case.flushes, case.asked, case.interrupts, case.skipped, case.acquired
+            "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt, {:.3} flushed anyway), {:.3} idle skipped, {:.1} locks",
+            case.flushes, case.asked, case.interrupts, case.merged, case.skipped, case.acquired
         );
-        for (what, counts) in [("locks", &case.locks), ("waits", &case.contested)] {
+        for (what, counts) in
+            [("locks", &case.locks), ("waits", &case.contested), ("cycles waited", &case.waited_cycles)]
+        {
             let counts: Vec<_> = counts.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
             if !counts.is_empty() {
                 let _ = writeln!(text, "  {what}: {}", counts.join(", "));

@@ -42,7 +42,8 @@ pub(super) fn draw(report: &LocksReport) -> String {
         out,
         "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
          Held cycles are counted with the tunable debug.lock.prof.enable=1. ASKED: CPUs\n\
-         that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later{FAINT:#}"
+         that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later.\n\
+         ANSWERED: CPUs that asked this one, MERGED: served by a flush of its own{FAINT:#}"
     );
     out
 }
@@ -56,11 +57,12 @@ fn translations(cpus: &[TlbReport]) -> String {
         ("IPIS", Align::Right),
         ("SKIPPED", Align::Right),
         ("ANSWERED", Align::Right),
+        ("MERGED", Align::Right),
         ("CAUGHT UP", Align::Right),
     ]);
     for (cpu, tlb) in cpus.iter().enumerate() {
-        let numbers =
-            [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.interrupts, tlb.skipped, tlb.answered, tlb.caught_up];
+        let asked = [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.interrupts, tlb.skipped];
+        let numbers = asked.into_iter().chain([tlb.answered, tlb.merged, tlb.caught_up]);
         table.row(std::iter::once(format!("cpu {cpu}")).chain(numbers.map(|number| number.to_string())));
     }
     table.draw(0)

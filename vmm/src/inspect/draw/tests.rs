@@ -326,8 +326,16 @@ fn locks_are_summed_and_told_by_cpu() {
         total: LockCounts::default(),
         cpus: vec![LockCounts::default(); 2],
     };
-    let asked =
-        TlbReport { flushes: 40, shootdowns: 30, asked: 31, interrupts: 4, skipped: 9, answered: 2, caught_up: 1 };
+    let asked = TlbReport {
+        flushes: 40,
+        shootdowns: 30,
+        asked: 31,
+        interrupts: 4,
+        skipped: 9,
+        answered: 2,
+        merged: 1,
+        caught_up: 1,
+    };
     let report = LocksReport {
         profiling: true,
         classes: vec![class("vm page free queue mutex", "mutex"), unused, class("user map", "sx")],

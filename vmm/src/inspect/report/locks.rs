@@ -71,6 +71,8 @@ pub struct TlbReport {
     pub skipped: u64,
     /// Times that it answered others.
     pub answered: u64,
+    /// Those that cost it no flush besides its own.
+    pub merged: u64,
     /// Times that it dropped everything after it had been left alone.
     pub caught_up: u64,
 }
@@ -84,6 +86,7 @@ impl TlbReport {
             interrupts: stats.interrupts.get(),
             skipped: stats.skipped.get(),
             answered: stats.answered.get(),
+            merged: stats.merged.get(),
             caught_up: stats.caught_up.get(),
         }
     }

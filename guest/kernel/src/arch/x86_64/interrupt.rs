@@ -89,7 +89,7 @@ fn handle(which: Deferred) {
         Deferred::Doorbell | Deferred::Operation | Deferred::Resched => crate::threads::handle_interrupt(which),
         // This is the only deferral, and so no lock is owned; no handler is running either.
         Deferred::Pause => pause::stand_still(),
-        Deferred::Shootdown => tlb::serve(),
+        Deferred::Shootdown => tlb::serve_others(),
     }
 }
 

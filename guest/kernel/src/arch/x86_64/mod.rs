@@ -6,6 +6,7 @@ mod boot_cpu;
 pub mod clock;
 pub mod cpus;
 mod entry;
+mod flush;
 pub mod instr;
 pub mod interrupt;
 mod mem;

@@ -1,12 +1,16 @@
-//! Translation lookaside buffers: dropping what is stale, on this CPU and on all others.
-//!
-//! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles CR4.PGE.
+//! Translation lookaside buffers: dropping what is stale on all CPUs. What one CPU does to its own is in [`super::flush`].
 //!
 //! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`], sets its CPU's bit in the
 //! `requests` of each CPU that may remember a translation, and waits until all have answered. A request covers a whole
 //! range, so that a call costs each CPU one flush. Whoever waits for another CPU, for whatever reason, serves the requests of
 //! others ([`poll`]): two CPUs that wait for each other both go on. Who takes mappings away itself serves them with its own
 //! flush: two CPUs that do so at about the same time flush once each, not twice.
+//!
+//! **Meeting.** A flush serves what was asked before it began, so that of two CPUs that free at nearly the same time the
+//! earlier one would flush again, for the later one, at once. A CPU therefore waits for its *partners*, those that asked it
+//! during its last shootdown, before it flushes; but not for longer than a part of what a flush costs it. CPUs that free
+//! again and again leave a shootdown together, each with the other's answer, and so meet at the next one. One that does
+//! not come is no partner any more.
 //!
 //! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not come to serve the
 //! request by itself after [`PATIENCE`]: the wait is at most about twice what an interrupt at once would cost. Who has
@@ -18,25 +22,22 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::TlbStats;
 
+use super::flush::{Stale, flush_all};
 use super::percpu::PerCpu;
-use super::{apic, cpus, instr, interrupt, nucleus, vectors};
+use super::{apic, cpus, instr, interrupt, vectors};
 use crate::memory;
-
-/// CR4 as `entry.rs` set it: PAE, PGE, OSFXSR, OSXMMEXCPT.
-const CR4: u64 = 0x6a0;
-const PGE: u64 = 1 << 7;
-
-/// Pages from which on a full flush is cheaper than single invalidations, with the body at CPL0.
-const FULL_FLUSH_PAGES: u64 = 32;
 
 /// Cycles that a CPU has to serve a request by itself before it is interrupted: a hundred microseconds and more, about what
 /// an interrupt costs both sides where CPL0 is emulated, and longer than the way from one `kmem_free` to the next, flush
 /// included.
 const PATIENCE: u64 = 300_000;
+
+/// The part of a flush's cost for which a CPU waits for others that may want one, too.
+const LINGER: u64 = 4;
 
 /// Values of [`Shootdown::state`].
 const ACTIVE: u32 = 0;
@@ -59,6 +60,10 @@ pub struct Shootdown {
     unanswered: AtomicU32,
     /// Whether the CPU can remember translations at all.
     state: AtomicU32,
+    /// CPUs that asked this one about when it last flushed, a bit each. Only the CPU itself uses it, and `flush_cycles`.
+    partners: AtomicU64,
+    /// Cycles that a flush costs this CPU: a mean that forgets.
+    flush_cycles: AtomicU64,
 }
 
 impl Shootdown {
@@ -71,7 +76,24 @@ impl Shootdown {
             end: AtomicU64::new(0),
             unanswered: AtomicU32::new(0),
             state: AtomicU32::new(ACTIVE),
+            partners: AtomicU64::new(0),
+            flush_cycles: AtomicU64::new(0),
         }
+    }
+
+    /// Waits until the partners have asked, for a fraction of what the second flush would cost that this one saves then.
+    fn await_partners(&self) {
+        let partners = self.partners.load(Ordering::Relaxed);
+        let (begun, limit) = (instr::rdtsc(), self.flush_cycles.load(Ordering::Relaxed) / LINGER);
+        while partners & !self.requests.load(Ordering::Relaxed) != 0 && instr::rdtsc() - begun < limit {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Counts a flush of so many cycles.
+    fn note_cost(&self, cycles: u64) {
+        let mean = self.flush_cycles.load(Ordering::Relaxed);
+        self.flush_cycles.store((7 * mean + cycles.min(PATIENCE)) / 8, Ordering::Relaxed);
     }
 
     /// The CPU is about to halt.
@@ -98,38 +120,54 @@ impl Shootdown {
 
 /// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old one, or will.
 pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
+    let mut stale = Stale::new();
+    stale.add(start, end);
     if cpus::is_alone() {
         count(|stats| &stats.flushes, 1);
-        return flush(start, end);
+        return stale.flush();
     }
     interrupt::defer();
     count(|stats| &stats.flushes, 1);
-    let (mut asked, mut skipped) = (0, 0);
     let me = PerCpu::current();
     let own = me.shootdown();
     own.start.store(start.get(), Ordering::Relaxed);
     own.end.store(end.get(), Ordering::Relaxed);
+    ask_others(me);
+    own.await_partners();
+    let begun = instr::rdtsc();
+    let served = serve(stale);
+    count(|stats| &stats.merged, u64::from(served.count_ones()));
+    let flushed = instr::rdtsc();
+    own.note_cost(flushed - begun);
+    let late = await_answers(me, flushed);
+    own.partners.store(served | late, Ordering::Relaxed);
+    interrupt::allow();
+}
+
+/// Asks all CPUs that can remember translations for what `me` wants flushed. Interrupts are deferred.
+fn ask_others(me: &PerCpu) {
+    let (mut asked, mut skipped) = (0, 0);
     for cpu in cpus::others() {
         if cpu.shootdown().note_if_idle() {
             skipped += 1;
             continue;
         }
         asked += 1;
-        own.unanswered.fetch_add(1, Ordering::Relaxed);
+        me.shootdown().unanswered.fetch_add(1, Ordering::Relaxed);
         cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst);
     }
     count(|stats| &stats.shootdowns, u64::from(asked > 0));
     count(|stats| &stats.asked, asked);
     count(|stats| &stats.skipped, skipped);
-    match own.requests.swap(0, Ordering::SeqCst) {
-        0 => flush(start, end),
-        requests => {
-            flush_all();
-            answer(requests);
-        }
-    }
-    let (begun, mut spins, mut is_patient) = (instr::rdtsc(), 0, true);
+}
+
+/// Waits until all CPUs that `me` has asked have answered, and serves others meanwhile: gives which, a bit each. From `begun`
+/// on, on the TSC, they have [`PATIENCE`].
+fn await_answers(me: &PerCpu, begun: u64) -> u64 {
+    let own = me.shootdown();
+    let (mut served, mut spins, mut is_patient) = (0, 0, true);
     while own.unanswered.load(Ordering::Acquire) != 0 {
+        served |= own.requests.load(Ordering::Relaxed);
         spin(spins);
         spins += 1;
         if is_patient && instr::rdtsc() - begun > PATIENCE {
@@ -137,7 +175,7 @@ pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
             interrupt_who_has_not_served(me.number());
         }
     }
-    interrupt::allow();
+    served
 }
 
 /// Interrupts the CPUs that have a request of CPU `number`.
@@ -155,35 +193,36 @@ fn interrupt_who_has_not_served(number: u32) {
 pub fn poll() {
     if PerCpu::current().shootdown().requests.load(Ordering::Relaxed) != 0 {
         interrupt::defer();
-        serve();
+        serve_others();
         interrupt::allow();
     }
 }
 
 /// Does what other CPUs wait for. Interrupts are deferred.
-pub fn serve() {
-    let requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
-    match cpus::get(requests.trailing_zeros()).map(PerCpu::shootdown) {
-        None => {}
-        Some(only) if requests.is_power_of_two() => {
-            let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
-            flush(bound(&only.start), bound(&only.end));
-        }
-        Some(_) => flush_all(),
-    }
-    answer(requests);
+pub fn serve_others() {
+    let _ = serve(Stale::new());
 }
 
-/// Tells the CPUs of `requests`, a bit each, that this one has flushed what they want flushed.
-fn answer(mut requests: u64) {
-    while requests != 0 {
-        let number = requests.trailing_zeros();
-        requests &= requests - 1;
-        if let Some(cpu) = cpus::get(number) {
-            count(|stats| &stats.answered, 1);
-            cpu.shootdown().unanswered.fetch_sub(1, Ordering::Release);
-        }
+/// Flushes `stale` and what the CPUs want flushed that wait for this one. Answers them, and gives which they are, a bit each.
+/// Interrupts are deferred.
+fn serve(mut stale: Stale) -> u64 {
+    let requests = PerCpu::current().shootdown().requests.swap(0, Ordering::SeqCst);
+    for cpu in members(requests) {
+        let bound = |word: &AtomicU64| GuestVirt::new(word.load(Ordering::Relaxed));
+        stale.add(bound(&cpu.shootdown().start), bound(&cpu.shootdown().end));
     }
+    stale.flush();
+    for cpu in members(requests) {
+        count(|stats| &stats.answered, 1);
+        cpu.shootdown().unanswered.fetch_sub(1, Ordering::Release);
+    }
+    requests
+}
+
+/// The CPUs of a set, a bit each.
+fn members(set: u64) -> impl Iterator<Item = &'static PerCpu> {
+    let rest = |set: &u64| Some(set & (set - 1)).filter(|&set| set != 0);
+    core::iter::successors(Some(set).filter(|&set| set != 0), rest).filter_map(|set| cpus::get(set.trailing_zeros()))
 }
 
 /// Spins of a wait before the host is asked to run somebody else: some tens of microseconds.
@@ -207,33 +246,5 @@ pub fn spin(spins: u64) {
 fn count(which: fn(&TlbStats) -> &Field<u64>, number: u64) {
     if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {
         which(&vm.get(pcpu).tlb).update(|n| n + number);
-    }
-}
-
-/// Drops the translations of the pages of `[start, end)` on this CPU.
-fn flush(start: GuestVirt, end: GuestVirt) {
-    let pages = end.since(start) / PAGE_SIZE;
-    match (PerCpu::current().body_is_user(), pages) {
-        (_, 0) => {}
-        // SAFETY: dropping translations is always allowed; the arguments are those of the call.
-        (true, 1) => unsafe { nucleus::call(nucleus::Call::Invlpg, start.get(), 0) },
-        (false, pages) if pages < FULL_FLUSH_PAGES => {
-            for page in 0..pages {
-                // SAFETY: the body runs at CPL0.
-                unsafe { instr::invlpg(start.get() + page * PAGE_SIZE) };
-            }
-        }
-        _ => flush_all(),
-    }
-}
-
-/// Drops all translations on this CPU.
-fn flush_all() {
-    if PerCpu::current().body_is_user() {
-        // SAFETY: dropping translations is always allowed; the arguments are those of the call.
-        unsafe { nucleus::call(nucleus::Call::FlushAll, CR4 & !PGE, CR4) };
-    } else {
-        // SAFETY: the body runs at CPL0, and CR4 is as `entry.rs` left it.
-        unsafe { instr::toggle_pge(CR4) };
     }
 }
