@@ -45,10 +45,12 @@ impl<M: Machine> Vm<M> {
         self.named_map(MapId::KMEM).set(kmem_map);
         let first = map.min_offset().since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
         let count = map.max_offset().since(map.min_offset()) >> PAGE_SHIFT;
+        self.vm_object_lock(self.kmem_object());
         match self.vm_object_reserve(self.kmem_object(), first, count) {
             Ok(reservation) => self.vm_object_keep(reservation),
             Err(_) => self.panic(format_args!("kmeminit: no memory for the index of kmem_object")),
         }
+        self.vm_object_unlock(self.kmem_object());
     }
 }
 

@@ -72,6 +72,9 @@ enum Found {
     Shortage,
 }
 
+/// Pages that are unwired without letting anybody else at the page queues.
+const UNWIRE_BATCH: u64 = 64;
+
 impl<M: Machine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried again. May not
     /// return: a fault inside a NOFAULT entry panics. Locks: none may be held.
@@ -135,9 +138,8 @@ impl<M: Machine> Vm<M> {
             self.vm_map_lookup_done(place);
             return Resolution::Failed(KernReturn::Failure);
         };
-        // The index first: it cannot be made while the object is locked.
-        let reservation = self.vm_object_reserve(object, place.pindex, 1);
         self.vm_object_lock(object);
+        let reservation = self.vm_object_reserve(object, place.pindex, 1);
         let found = match self.vm_page_lookup(object, place.pindex) {
             Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
             Some(m) => {
@@ -164,10 +166,10 @@ impl<M: Machine> Vm<M> {
             }
             Found::Nothing(_) | Found::Shortage => {}
         }
-        self.vm_object_unlock(object);
         if let Ok(reservation) = reservation {
             self.vm_object_unreserve(reservation);
         }
+        self.vm_object_unlock(object);
         if matches!(found, Found::Busy(_)) {
             self.vm_object_deallocate(object);
             return Resolution::Again;
@@ -239,13 +241,11 @@ impl<M: Machine> Vm<M> {
     pub fn vm_fault_unwire(&self, _map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let mut va = start;
         while va < end {
-            if let Some(m) = self.pmap_extract(va).and_then(|pa| self.phys_to_vm_page(pa)) {
-                self.pmap_change_wiring(va, Wired::No);
-                self.vm_page_lock_queues();
-                self.vm_page_unwire(m);
-                self.vm_page_unlock_queues();
-            }
-            va = va.add(PAGE_SIZE);
+            let stop = va.checked_add(UNWIRE_BATCH * PAGE_SIZE).map_or(end, |stop| stop.min(end));
+            self.vm_page_lock_queues();
+            self.pmap_unwire(va, stop, |m| self.vm_page_unwire(m));
+            self.vm_page_unlock_queues();
+            va = stop;
         }
     }
 }

@@ -93,8 +93,8 @@ impl<M: Machine> Vm<M> {
                 }
             }
         }
-        self.vm_object_unlock(kernel_object);
         self.vm_object_unreserve(reservation);
+        self.vm_object_unlock(kernel_object);
 
         // And finally, the data is wired. The range is the entry just made, so that this finds no hole.
         while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
@@ -226,8 +226,8 @@ impl<M: Machine> Vm<M> {
                 self.panic(format_args!("kmem_malloc: page {} is managed", m.addr()));
             }
         }
-        self.vm_object_unlock(kmem_object);
         self.vm_object_unreserve(reservation);
+        self.vm_object_unlock(kmem_object);
 
         // The entry is still exactly this range: nothing merges with it while it is not wired and its neighbours are.
         let entry = match self.vm_map_lookup_entry(map, addr) {
@@ -345,9 +345,9 @@ impl<M: Machine> Vm<M> {
                 self.vm_page_unlock_queues();
             }
         }
+        self.vm_object_unreserve(reservation);
         self.vm_object_unlock(kmem_object);
         self.vm_map_delete(map, addr, addr.add(size));
-        self.vm_object_unreserve(reservation);
         self.vm_map_unlock(map);
     }
 
@@ -356,7 +356,7 @@ impl<M: Machine> Vm<M> {
         WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
     }
 
-    /// Finds room for `size` bytes in the locked `map` and pins the object's index for it.
+    /// Finds room for `size` bytes in the locked `map`, pins the object's index for it and takes a reference to the object.
     fn kmem_space(
         &self,
         map: KPtr<VmMap>,
@@ -365,15 +365,17 @@ impl<M: Machine> Vm<M> {
     ) -> Result<(GuestVirt, IndexReservation), KernReturn> {
         let addr = self.vm_map_findspace(map, self.get(map).min_offset(), size)?;
         let range = indices(addr, size);
-        match self.vm_object_reserve(object, range.start, range.end - range.start) {
-            Ok(reservation) => Ok((addr, reservation)),
-            Err(Shortage) => Err(KernReturn::ResourceShortage),
+        self.vm_object_lock(object);
+        let reservation = self.vm_object_reserve(object, range.start, range.end - range.start);
+        if reservation.is_ok() {
+            self.get(object).ref_count.update(|n| n + 1);
         }
+        self.vm_object_unlock(object);
+        reservation.map(|reservation| (addr, reservation)).map_err(|Shortage| KernReturn::ResourceShortage)
     }
 
-    /// Enters the room that [`Vm::kmem_space`] found: a reference to the object, and an entry that owns it.
+    /// Enters the room that [`Vm::kmem_space`] found: an entry that owns the reference to the object.
     fn kmem_enter(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, object: KPtr<VmObject>) {
-        self.vm_object_reference(object);
         let spec = EntrySpec::object(object, addr.since(VM_MIN_KERNEL_ADDRESS));
         if let Err(code) = self.vm_map_insert(map, &spec, addr, addr.add(size)) {
             self.panic(format_args!("vm_map_insert: room just found at {addr} is gone: {code}"));

@@ -71,6 +71,11 @@ impl<M: Machine> Vm<M> {
         self.global(offset_of!(KernelRoots, kmem_object))
     }
 
+    /// Whether `object` is kernel_object or kmem_object.
+    pub(super) fn is_kernels(&self, object: KPtr<VmObject>) -> bool {
+        object == self.kernel_object() || object == self.kmem_object()
+    }
+
     /// Makes kernel_object and kmem_object (`vm_object_init`).
     pub(crate) fn vm_object_init(&self) {
         let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
@@ -131,8 +136,13 @@ impl<M: Machine> Vm<M> {
         if object.is_null() {
             return;
         }
-        let o = self.get(object);
         self.vm_object_lock(object);
+        self.vm_object_deallocate_locked(object);
+    }
+
+    /// [`Vm::vm_object_deallocate`] of an object that is locked. Unlocks it.
+    pub(super) fn vm_object_deallocate_locked(&self, object: KPtr<VmObject>) {
+        let o = self.get(object);
         match o.ref_count.get() {
             0 => self.panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
             1 if o.kind.get() == ObjectType::Phys as u32 => {
@@ -243,7 +253,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes the index nodes for pages `[first, first + count)` and pins them, so that entering pages there cannot
-    /// fail. Locks: takes the object's.
+    /// fail. Locks: the object's is held.
     ///
     /// # Errors
     /// [`Shortage`] when a page for a node was not to be had; nothing has changed then.
@@ -254,12 +264,9 @@ impl<M: Machine> Vm<M> {
         count: u64,
     ) -> Result<IndexReservation, Shortage> {
         let leaves = (first + count).div_ceil(LEAF_SPAN) - first / LEAF_SPAN;
+        self.vm_object_assert_locked(object);
         let obj = self.get(object);
-        self.vm_object_lock(object);
-        if self.index_raise(obj, first + count - 1).is_err() {
-            self.vm_object_unlock(object);
-            return Err(Shortage);
-        }
+        self.index_raise(obj, first + count - 1)?;
         for done in 0..leaves {
             let pindex = (first / LEAF_SPAN + done) * LEAF_SPAN;
             match self.index_make_leaf(obj, pindex) {
@@ -267,22 +274,19 @@ impl<M: Machine> Vm<M> {
                 Err(Shortage) => {
                     self.index_prune(obj, pindex);
                     self.index_unpin(obj, first, done);
-                    self.vm_object_unlock(object);
                     return Err(Shortage);
                 }
             }
         }
-        self.vm_object_unlock(object);
         Ok(IndexReservation { object, first, count })
     }
 
-    /// Ends a reservation: nodes that no page needs are given back. Locks: takes the object's.
+    /// Ends a reservation: nodes that no page needs are given back. Locks: the object's is held.
     pub fn vm_object_unreserve(&self, reservation: IndexReservation) {
         let IndexReservation { object, first, count } = reservation;
         let leaves = (first + count).div_ceil(LEAF_SPAN) - first / LEAF_SPAN;
-        self.vm_object_lock(object);
+        self.vm_object_assert_locked(object);
         self.index_unpin(self.get(object), first, leaves);
-        self.vm_object_unlock(object);
     }
 
     /// Keeps the index of the reserved range for ever: the range is a submap's, whose allocations then need no node.

@@ -231,19 +231,20 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Sets or clears the wired bit of the mapping at `va` (`pmap_change_wiring`). Locks: takes the pmap's.
-    pub fn pmap_change_wiring(&self, va: GuestVirt, wired: Wired) {
+    /// Clears the wired bit of all mappings in `[start, end)`, page aligned, and hands `each` the pages behind them
+    /// (`pmap_change_wiring`, for a range). Locks: takes the pmap's, with which `each` is called.
+    pub fn pmap_unwire(&self, start: GuestVirt, end: GuestVirt, each: impl Fn(KPtr<VmPage>)) {
         self.pmap_lock();
-        if let Some((entry, _)) = self.pmap_pte(va)
-            && entry.get().is_valid()
-        {
+        for va in (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new) {
+            let Some((entry, _)) = self.pmap_pte(va).filter(|(entry, _)| entry.get().is_valid()) else { continue };
             let old = entry.get();
-            let mut flags = old.flags();
-            flags.set(PteFlags::W, wired == Wired::Yes);
-            let new = Pte::new(old.frame(), flags);
+            let new = Pte::new(old.frame(), old.flags() - PteFlags::W);
             self.pmap_account(old, -1);
             entry.set(new);
             self.pmap_account(new, 1);
+            if let Some(m) = self.phys_to_vm_page(old.frame()) {
+                each(m);
+            }
         }
         self.pmap_unlock();
     }

@@ -94,9 +94,11 @@ fn a_reservation_of_index_nodes_is_had_whole_or_not_at_all() {
     let sim = boot();
     let object = sim.vm().kernel_object();
     let far = 5 << 21;
+    sim.vm().vm_object_lock(object);
     let reservation = sim.vm().vm_object_reserve(object, far + 1000, 3000).expect("there is memory");
     check_counts(&sim, 6);
     sim.vm().vm_object_unreserve(reservation);
+    sim.vm().vm_object_unlock(object);
     check_counts(&sim, 0);
     let free = sim.free_pages();
     let mut held = Vec::new();
@@ -105,7 +107,9 @@ fn a_reservation_of_index_nodes_is_had_whole_or_not_at_all() {
         held.push(sim.vm().vm_page_alloc(None, 0, crate::vm::page::AllocClass::Interrupt, flags).expect("a page"));
     }
     let before = sim.counters();
+    sim.vm().vm_object_lock(object);
     assert_eq!(sim.vm().vm_object_reserve(object, far + 1000, 3000).map(|_| ()), Err(Shortage));
+    sim.vm().vm_object_unlock(object);
     assert_eq!(sim.counters(), before);
     held.into_iter().for_each(|m| sim.vm().vm_page_unwire_free(m));
     assert_eq!(sim.free_pages(), free);

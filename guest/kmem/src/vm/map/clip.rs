@@ -110,7 +110,7 @@ impl<M: Machine> Vm<M> {
     /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous one.
     pub(super) fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
         let object = entry.object.get();
-        object.is_null() || (object != self.kernel_object() && object != self.kmem_object())
+        object.is_null() || !self.is_kernels(object)
     }
 
     /// A copy of `entry` with a reference of its own to the object, not in the list yet.

@@ -96,8 +96,11 @@ impl<M: Machine> Vm<M> {
                 == Coalesced::Yes
     }
 
-    /// An object with a second reference may from now on be mapped twice.
+    /// An object with a second reference may from now on be mapped twice. The kernel's own never count as mapped once.
     fn map_note_second_mapping(&self, object: KPtr<VmObject>) {
+        if self.is_kernels(object) {
+            return;
+        }
         let o = self.get(object);
         self.vm_object_lock(object);
         if o.ref_count.get() > 1 {
