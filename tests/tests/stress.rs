@@ -28,7 +28,7 @@ fn asked(name: &str, default: u64) -> u64 {
 
 /// Operations that two CPUs are to do.
 fn operations() -> u64 {
-    asked("VMKERN_STRESS_OPERATIONS", 240_000)
+    asked("VMKERN_STRESS_OPERATIONS", 800_000)
 }
 
 /// A guest in which threads spread over `vcpus` CPUs.

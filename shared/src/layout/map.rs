@@ -31,6 +31,9 @@ bitflags! {
         const IN_TRANSITION = 0x0100;
         /// Somebody waits for the end of the transition.
         const NEEDS_WAKEUP = 0x0200;
+        /// In transition because it is being deleted: it only keeps its addresses from being used again until no CPU
+        /// remembers their translations. Not one of FreeBSD's.
+        const DELETING = 0x0800;
     }
 }
 

@@ -30,6 +30,9 @@ pub struct SimMachine {
     memory: Memory,
     tlb: Mutex<Tlb>,
     flushes: AtomicU64,
+    /// What happens elsewhere during the next invalidation.
+    #[cfg(test)]
+    elsewhere: super::elsewhere::Elsewhere,
     zeroings: AtomicU64,
     pub(super) baton: Arc<Baton>,
     pub(super) interrupts: Interrupts,
@@ -54,6 +57,8 @@ impl SimMachine {
             memory: Memory::new(ram, zeroed),
             tlb: Mutex::default(),
             flushes: AtomicU64::new(0),
+            #[cfg(test)]
+            elsewhere: super::elsewhere::Elsewhere::default(),
             zeroings: AtomicU64::new(0),
             baton: Arc::default(),
             interrupts: Interrupts::default(),
@@ -83,6 +88,13 @@ impl SimMachine {
     #[must_use]
     pub fn touched_pages(&self) -> u64 {
         self.memory.touched_pages()
+    }
+
+    /// During the next invalidation, which takes time with several CPUs, another CPU does `work`. It runs on the thread that
+    /// waits, so that the locks which that one owns must be none of those that `work` takes.
+    #[cfg(test)]
+    pub fn during_next_flush(&self, work: super::elsewhere::Work) {
+        self.elsewhere.set(work);
     }
 
     /// Invalidations so far.
@@ -132,6 +144,10 @@ unsafe impl Machine for SimMachine {
         assert!(start.is_page_aligned() && end.is_page_aligned() && start < end, "invalidate {start:#x} to {end:#x}");
         self.interrupt_point();
         count(&self.flushes);
+        #[cfg(test)]
+        if let (Some(work), Some(vm)) = (self.elsewhere.take(), self.vm()) {
+            work(&vm);
+        }
         self.tlb().invalidate(start.get() / PAGE_SIZE, end.get() / PAGE_SIZE);
     }
 

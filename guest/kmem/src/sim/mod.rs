@@ -7,6 +7,8 @@
 
 mod access;
 mod baton;
+#[cfg(test)]
+mod elsewhere;
 mod interrupts;
 mod machine;
 mod memory;

@@ -10,8 +10,11 @@ use super::context::Context;
 use super::maps::{Entry, Map};
 
 /// Flags that an entry can have here. None is ever copy on write.
-const KNOWN: EntryFlags =
-    EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::IN_TRANSITION).union(EntryFlags::NEEDS_WAKEUP);
+const KNOWN: EntryFlags = EntryFlags::IS_SUB_MAP
+    .union(EntryFlags::NOFAULT)
+    .union(EntryFlags::IN_TRANSITION)
+    .union(EntryFlags::NEEDS_WAKEUP)
+    .union(EntryFlags::DELETING);
 
 /// Checks the entries of all maps.
 pub(super) fn check(ctx: &Context<'_>) {
@@ -42,6 +45,9 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     }
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
         finding(ctx, "entry-transition", entry, || "it is in transition, but no thread is in an operation".to_owned());
+    }
+    if eflags.contains(EntryFlags::DELETING) && !eflags.contains(EntryFlags::IN_TRANSITION) {
+        finding(ctx, "entry-transition", entry, || "it is being deleted, but not in transition".to_owned());
     }
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
@@ -149,6 +155,7 @@ mod tests {
                 ("entry-flags", |e| e.eflags.set(EntryFlags::COW)),
                 ("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT)),
                 ("entry-transition", |e| e.eflags.set(EntryFlags::IN_TRANSITION)),
+                ("entry-transition", |e| e.eflags.set(EntryFlags::DELETING)),
                 ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP)),
                 ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)),
                 ("entry-protection", |e| e.protection.set(Protection::READ)),

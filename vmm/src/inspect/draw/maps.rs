@@ -98,7 +98,8 @@ pub(super) fn draw_entries(report: &MapEntriesReport) -> String {
     }
     let _ = writeln!(
         out,
-        "{FAINT}W: times wired; FL: c copy on write, n nofault, t in transition, w wakeup wanted{FAINT:#}"
+        "{FAINT}W: times wired; FL: c copy on write, n nofault, t in transition,\n\
+         w wakeup wanted, d being deleted{FAINT:#}"
     );
     out
 }
@@ -116,6 +117,7 @@ pub(super) fn line(entry: &EntryReport, width: usize) -> String {
         (EntryFlags::NOFAULT, 'n'),
         (EntryFlags::IN_TRANSITION, 't'),
         (EntryFlags::NEEDS_WAKEUP, 'w'),
+        (EntryFlags::DELETING, 'd'),
     ];
     let letters: String = letters.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, c)| c).collect();
     // The offset in the kernel's own objects follows from the address.

@@ -1,11 +1,20 @@
 //! Taking ranges out of a map.
+//!
+//! **Addresses and translations.** An address must not be given out again while a CPU remembers what it led to. With
+//! several CPUs, dropping a translation means waiting for all of them, so that nobody else could use the map meanwhile.
+//! A system map is therefore unlocked during that wait. The entry stays, unwired and unmapped, and marked
+//! ([`EntryFlags::DELETING`]): its addresses are taken, but to everybody else it is gone. Who deletes passes it over, who
+//! faults finds nothing, and as it is in transition, too, nobody cuts it or merges it. Interrupts stay deferred, so that
+//! on one CPU the deletion is as whole as under the lock.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
 
+use super::wire::Waiters;
 use super::{Lookup, header};
 use crate::machine::Machine;
 use crate::vm::Vm;
+use crate::vm::pmap::TlbFlush;
 
 impl<M: Machine> Vm<M> {
     /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never fails. Takes the
@@ -18,8 +27,8 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
-    /// (`vm_map_delete`). Holes do not matter. Never fails. Waits for entries in transition, with the map unlocked
-    /// meanwhile.
+    /// (`vm_map_delete`). Holes do not matter, nor does what somebody else is deleting. Never fails. Waits for entries in
+    /// transition and, with several CPUs, for translations to go, with the map unlocked meanwhile.
     ///
     /// An entry goes in this order: its wiring, its translations (so that nothing can reach the pages any more), its
     /// pages, its reference to the object, and itself. An empty range inside an entry cuts that entry, as in FreeBSD.
@@ -27,6 +36,10 @@ impl<M: Machine> Vm<M> {
         let mut entry = self.map_delete_from(map, start);
         while entry != header(map) && self.get(entry).start.get() < end {
             let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::DELETING) {
+                entry = e.next.get();
+                continue;
+            }
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
                 let resume = e.start.get();
                 self.map_wait_for_transition(map, entry);
@@ -38,14 +51,42 @@ impl<M: Machine> Vm<M> {
                 self.vm_fault_unwire(map, e.start.get(), e.end.get());
                 e.wired_count.set(0);
             }
-            self.tlb_flush(self.pmap_remove(e.start.get(), e.end.get()));
+            let flush = self.pmap_remove(e.start.get(), e.end.get());
+            entry = self.map_flush(map, entry, flush);
             entry = self.vm_map_entry_delete(map, entry);
         }
     }
 
-    /// The first entry that ends above `start`, cut so that it does not begin below.
+    /// Makes all CPUs forget the translations of `entry`, unwired and unmapped, with a system map unlocked meanwhile if
+    /// that takes other CPUs. Gives where the entry is then.
+    fn map_flush(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, flush: TlbFlush) -> KPtr<VmMapEntry> {
+        if flush == TlbFlush::NONE || self.cnt().ncpu.get() == 1 || self.get(map).system_map.get() == 0 {
+            self.tlb_flush(flush);
+            return entry;
+        }
+        let (start, mark) = (self.get(entry).start.get(), EntryFlags::IN_TRANSITION | EntryFlags::DELETING);
+        self.get(entry).eflags.update(|eflags| eflags | mark);
+        self.machine().intr_disable();
+        self.vm_map_unlock(map);
+        self.tlb_flush(flush);
+        self.vm_map_lock(map);
+        self.machine().intr_restore();
+        // Entries move when others go.
+        let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, start) else {
+            self.panic(format_args!("vm_map_delete: the entry at {start} is gone"));
+        };
+        let e = self.get(entry);
+        e.eflags.update(|eflags| eflags - EntryFlags::DELETING);
+        if self.map_transition_end(e) == Waiters::Some {
+            self.vm_map_wakeup(map);
+        }
+        entry
+    }
+
+    /// The first entry that ends above `start`, cut so that it does not begin below unless it goes anyway.
     fn map_delete_from(&self, map: KPtr<VmMap>, start: GuestVirt) -> KPtr<VmMapEntry> {
         match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) if self.get(entry).eflags.get().contains(EntryFlags::DELETING) => entry,
             Lookup::Inside(entry) => self.vm_map_clip_start(map, entry, start),
             Lookup::After(entry) => self.get(entry).next.get(),
         }
@@ -66,17 +107,18 @@ impl<M: Machine> Vm<M> {
             self.map_plain_leave(m, e.len());
         }
         if let Some(object) = e.object.get().non_null().filter(|_| !is_submap) {
+            self.vm_object_lock(object);
             self.map_object_forget(object, e.offset.get(), e.len());
-            self.vm_object_deallocate(object);
+            self.vm_object_deallocate_locked(object);
         }
         self.vm_map_entry_dispose(m, entry, next)
     }
 
-    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need them.
+    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need them. Locks: the
+    /// object's is held.
     fn map_object_forget(&self, object: KPtr<VmObject>, offset: u64, length: u64) {
         let o = self.get(object);
-        let is_kernels = object == self.kernel_object() || object == self.kmem_object();
-        self.vm_object_lock(object);
+        let is_kernels = self.is_kernels(object);
         if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING)) {
             let (first, end) = (offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);
             self.vm_object_page_remove(object, first, end);
@@ -84,6 +126,5 @@ impl<M: Machine> Vm<M> {
                 o.size.set(first);
             }
         }
-        self.vm_object_unlock(object);
     }
 }

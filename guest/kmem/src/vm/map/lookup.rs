@@ -46,6 +46,10 @@ impl<M: Machine> Vm<M> {
                 return Err(KernReturn::InvalidAddress);
             };
             let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::DELETING) {
+                self.vm_map_unlock(map);
+                return Err(KernReturn::InvalidAddress);
+            }
             if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
                 // The map's lock guards the entry, which may be gone or elsewhere once it is released.
                 let submap = KPtr::new(e.object.get().addr());

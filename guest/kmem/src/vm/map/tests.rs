@@ -2,6 +2,7 @@
 
 mod clip;
 mod delete;
+mod deleting;
 mod history;
 mod insert;
 mod kmem;
