@@ -140,19 +140,13 @@ pub fn run_other_cpu() -> ! {
     vm.cpu_started();
     let cpu = PerCpu::current();
     loop {
-        cpu.set_polling(Polling::Yes);
         let start = instr::rdtsc();
-        while !vm.switch_owed() && instr::rdtsc() - start < IDLE_SPIN {
+        let go_on = || {
             tlb::poll();
             core::hint::spin_loop();
-        }
-        if !vm.switch_owed() {
-            cpu.arm_idle();
-            if !vm.switch_owed() {
-                interrupt::halt();
-            }
-            cpu.disarm_idle();
-        }
+            instr::rdtsc() - start < IDLE_SPIN
+        };
+        cpu.idle().rest(|| vm.switch_owed(), go_on, interrupt::halt);
         if vm.switch_owed() {
             vm.sched_yield();
         }

@@ -3,6 +3,7 @@
 pub mod callout;
 pub mod eventhandler;
 pub mod func;
+pub mod idle;
 pub mod lock;
 pub mod malloc;
 pub mod mp;

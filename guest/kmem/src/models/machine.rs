@@ -1,28 +1,27 @@
-//! One CPU with interrupts that may come at any moment, and nothing else: no page tables, no pages.
+//! One CPU or two with interrupts that may come at any moment, and nothing else: no page tables, no pages.
 //!
-//! Kernel threads are loom's, of which one has the CPU; the others are parked. A further one is the source of interrupts: it
-//! raises a flag, and loom tries every moment for that. The CPU looks at the flag wherever an interrupt could change what
+//! Kernel threads are loom's, of which each CPU has one; the others are parked. A further one is the source of interrupts: it
+//! raises a flag, and loom tries every moment for that. A CPU looks at its flag wherever an interrupt could change what
 //! happens: just before interrupts are deferred, and when they are let in again. Between two such places the kernel
-//! looks at nothing that a handler may change.
+//! looks at nothing that a handler may change. Two CPUs interrupt each other's idle threads, and loom watches the words of the
+//! mutexes, what tells a CPU to switch, and what idle CPUs say of their rest.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use loom::thread;
-use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
+use vmkern_abi::atomic::watched::Watched;
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{Pcpu, Sx, Thread, ThreadState};
-use vmkern_abi::pte::{NPTEPG, PteFlags};
 
-use crate::kern::sched::{PRI_MAX_IDLE, PUSER};
+use super::bare::{Bare, Cpus};
+use crate::kern::idle::{IdleCpu, Polling};
+use crate::kern::mp::idle_tid;
+use crate::kern::sched::{PRI_MAX_IDLE, PUSER, Spread};
 use crate::kern::thread::THREAD0_TID;
-use crate::machine::{Machine, ThreadStart};
-use crate::num::to_usize;
 use crate::vm::Vm;
 
 /// The kernel's global variables.
@@ -33,14 +32,17 @@ const THREADS: GuestPhys = GuestPhys::new(2 * PAGE_SIZE);
 const QUEUES: GuestPhys = GuestPhys::new(3 * PAGE_SIZE);
 /// A lock.
 const LOCKS: GuestPhys = GuestPhys::new(4 * PAGE_SIZE);
-/// The CPU's structure.
+/// The CPUs' structures, a page each.
 const PCPU: GuestPhys = GuestPhys::new(5 * PAGE_SIZE);
+/// CPUs at most.
+const CPUS: usize = 2;
 /// Pages of memory.
-const PAGES: usize = 6;
+const PAGES: usize = 5 + CPUS;
 
-/// A page of memory.
-#[repr(align(4096))]
-struct Page([AtomicU64; NPTEPG]);
+/// An interrupt of the source's, with which the handler comes.
+const SOURCE: u32 = 1 << 0;
+/// An interrupt of the other CPU's.
+const RESCHED: u32 = 1 << 1;
 
 /// Unwinds a thread that has exited.
 struct Gone;
@@ -48,134 +50,198 @@ struct Gone;
 /// What an interrupt does.
 type Handler = fn(&Vm<Cpu>);
 
-/// The CPU.
-pub struct Cpu {
-    memory: Vec<Page>,
-    /// Who has the CPU.
-    current: AtomicU64,
-    parked: Mutex<BTreeMap<u64, thread::Thread>>,
+/// How the idle thread rests: what it says of that, whether it has work, what interrupts it now, and its halt.
+pub type Rest = fn(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt: &dyn Fn());
+
+/// What one CPU has for itself.
+#[derive(Default)]
+struct Own {
     /// How often interrupts are deferred.
     depth: AtomicU64,
-    ticks: AtomicU64,
-    /// Whether an interrupt has come that was not handled. The one word that loom watches.
-    raised: loom::sync::atomic::AtomicBool,
-    handler: Handler,
-    vm: OnceLock<Weak<Vm<Self>>>,
+    /// Interrupts that have come and were not handled. loom watches it.
+    raised: loom::sync::atomic::AtomicU32,
+    idle: IdleCpu,
+    /// Who waits for the next interrupt: the idle thread, while the CPU is halted.
+    halted: Mutex<Option<thread::Thread>>,
 }
 
-impl Cpu {
-    fn give(&self, to: KPtr<Thread>) {
-        let to = to.addr().get();
-        self.current.store(to, Ordering::Relaxed);
-        if let Some(parked) = self.parked.lock().unwrap_or_else(PoisonError::into_inner).get(&to) {
-            parked.unpark();
-        }
+/// A loom thread that is a kernel thread.
+struct Life {
+    thread: KPtr<Thread>,
+    handle: thread::Thread,
+    /// The CPU that it has or had last.
+    cpu: usize,
+    /// Whether it has the CPU.
+    runs: bool,
+}
+
+/// The machine of these models.
+pub type Cpu = Bare<Threads>;
+
+/// The CPUs, and the kernel threads that run on them.
+pub struct Threads {
+    own: [Own; CPUS],
+    /// The kernel threads, by what loom knows them as.
+    lives: Mutex<HashMap<thread::ThreadId, Life>>,
+    ticks: AtomicU64,
+    handler: Handler,
+    vm: OnceLock<Weak<Vm<Cpu>>>,
+}
+
+impl Threads {
+    fn lives(&self) -> std::sync::MutexGuard<'_, HashMap<thread::ThreadId, Life>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_for(&self, me: KPtr<Thread>) {
-        while self.current_thread() != me {
+    /// The CPU that runs the calling thread.
+    fn number(&self) -> usize {
+        self.lives()[&thread::current().id()].cpu
+    }
+
+    fn own(&self) -> &Own {
+        &self.own[self.number()]
+    }
+
+    fn vm(&self) -> Arc<Vm<Cpu>> {
+        self.vm.get().and_then(Weak::upgrade).expect("the system is up")
+    }
+
+    /// Makes a kernel thread of `handle`.
+    fn bear(&self, thread: KPtr<Thread>, handle: thread::Thread, cpu: usize, runs: bool) {
+        self.lives().insert(handle.id(), Life { thread, handle, cpu, runs });
+    }
+
+    /// Gives the calling thread's CPU to `to`.
+    fn give(&self, to: KPtr<Thread>) {
+        let cpu = self.number();
+        let mut lives = self.lives();
+        if let Some(from) = lives.get_mut(&thread::current().id()) {
+            from.runs = false;
+        }
+        let to = lives.values_mut().find(|life| life.thread == to).expect("the thread has a life");
+        (to.cpu, to.runs) = (cpu, true);
+        let handle = to.handle.clone();
+        drop(lives);
+        handle.unpark();
+    }
+
+    /// Waits until the calling thread has a CPU.
+    fn wait_for_cpu(&self) {
+        while !self.lives().get(&thread::current().id()).is_some_and(|life| life.runs) {
             thread::park();
         }
     }
 
+    /// Takes the interrupts that have come to this CPU. Whether there were any.
+    fn take_interrupts(&self, vm: &Vm<Cpu>) -> bool {
+        let own = self.own();
+        let raised = own.raised.swap(0, Ordering::SeqCst);
+        if raised == 0 {
+            return false;
+        }
+        own.idle.disarm();
+        vm.intr_enter();
+        if raised & SOURCE != 0 {
+            (self.handler)(vm);
+        }
+        vm.intr_exit();
+        true
+    }
+
     /// A place where an interrupt may come. May switch.
     fn interrupt_point(&self) {
-        let vm = self.vm.get().and_then(Weak::upgrade).expect("the system is up");
-        if self.depth.load(Ordering::Relaxed) != 0 || vm.in_interrupt() || std::thread::panicking() {
+        let vm = self.vm();
+        if self.own().depth.load(Ordering::Relaxed) != 0 || vm.in_interrupt() || std::thread::panicking() {
             return;
         }
-        if self.raised.swap(false, Ordering::SeqCst) {
-            vm.intr_enter();
-            (self.handler)(&vm);
-            vm.intr_exit();
+        if self.take_interrupts(&vm) {
             vm.preempt();
+        }
+    }
+
+    /// A place where a thread may be interrupted. With two CPUs they interrupt each other's idle threads alone, at places of
+    /// their own: there are more than enough orders of events without.
+    fn interrupt_thread(&self) {
+        if self.vm().cnt().ncpu.get() == 1 {
+            self.interrupt_point();
+        }
+    }
+
+    /// Halts the calling thread's CPU until an interrupt comes, unless one has come since it was armed.
+    fn halt(&self) {
+        let (vm, own) = (self.vm(), self.own());
+        while own.idle.is_armed() && !self.take_interrupts(&vm) {
+            // Nobody else runs between the last look at `raised` and the park.
+            *own.halted.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+            thread::park();
+        }
+    }
+
+    /// Interrupts CPU `cpu`.
+    fn raise(&self, cpu: usize, interrupt: u32) {
+        // A read-modify-write, as the CPU's: loom may put a plain store before a swap that has happened.
+        self.own[cpu].raised.fetch_or(interrupt, Ordering::SeqCst);
+        let halted = self.own[cpu].halted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(halted) = halted {
+            halted.unpark();
         }
     }
 }
 
-#[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for the same address, and
-// `window` alone makes references into it.
-unsafe impl Machine for Cpu {
-    fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
-        let page = NonNull::from(&self.memory[to_usize(pa.pfn())].0).cast::<u8>();
-        // SAFETY: the offset is smaller than the page.
-        unsafe { page.add(to_usize(pa.page_offset())) }
-    }
-
-    fn zero_page(&self, pa: GuestPhys) {
-        unreachable!("nobody has pages here: {pa}")
-    }
-
-    fn invalidate_range(&self, start: GuestVirt, _end: GuestVirt) {
-        unreachable!("nothing is mapped here: {start}")
-    }
-
-    fn pte_flags_base(&self) -> PteFlags {
-        PteFlags::empty()
-    }
-
-    fn panic(&self, message: fmt::Arguments<'_>) -> ! {
-        panic!("{message}")
-    }
-
+impl Cpus for Threads {
     fn ticks(&self) -> u64 {
         self.ticks.load(Ordering::Relaxed)
     }
 
-    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
-        unreachable!("there is one CPU, at {}", pcpu.addr())
-    }
-
     fn pcpu(&self) -> KPtr<Pcpu> {
-        KPtr::new(phys_to_dmap(PCPU))
+        pcpu(self.number())
     }
 
     fn cpu_interrupt(&self, pcpu: &Pcpu) {
-        unreachable!("there is one CPU, not {}", pcpu.cpuid.get())
-    }
-
-    fn cpu_spinwait(&self, spins: u64) {
-        unreachable!("there is one CPU, which waits for itself: {spins}")
+        let cpu = pcpu.cpuid.get() as usize;
+        if self.own[cpu].idle.must_be_interrupted() {
+            self.raise(cpu, RESCHED);
+        }
     }
 
     fn current_thread(&self) -> KPtr<Thread> {
-        KPtr::new(GuestVirt::new(self.current.load(Ordering::Relaxed)))
+        self.lives().get(&thread::current().id()).map_or(KPtr::NULL, |life| life.thread)
     }
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {
-        self.current.store(thread.addr().get(), Ordering::Relaxed);
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.addr().get(), thread::current());
-    }
-
-    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, _start: ThreadStart<Self>, _arg: u64) {
-        unreachable!("threads are made by Kernel::spawn: {}", thread.addr())
+        self.bear(thread, thread::current(), 0, true);
     }
 
     fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>) {
-        assert_eq!(self.depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+        assert_eq!(self.own().depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+        assert_eq!(from, self.current_thread());
+        // As the kernel's switch does.
+        self.own().idle.set_polling(Polling::No);
+        self.own().idle.disarm();
         self.give(to);
-        self.wait_for(from);
+        self.wait_for_cpu();
     }
 
     fn cpu_throw(&self, _from: KPtr<Thread>, to: KPtr<Thread>) -> ! {
+        assert_eq!(self.own().depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
         self.give(to);
         resume_unwind(Box::new(Gone))
     }
 
-    fn cpu_idle(&self, _vm: &Vm<Self>) {
-        unreachable!("the idle thread never sleeps")
-    }
-
     fn intr_disable(&self) {
-        self.interrupt_point();
-        self.depth.fetch_add(1, Ordering::Relaxed);
+        self.interrupt_thread();
+        self.own().depth.fetch_add(1, Ordering::Relaxed);
     }
 
     fn intr_restore(&self) {
-        self.depth.fetch_sub(1, Ordering::Relaxed);
-        self.interrupt_point();
+        self.own().depth.fetch_sub(1, Ordering::Relaxed);
+        self.interrupt_thread();
     }
+}
+
+/// The structure of CPU `number`.
+fn pcpu(number: usize) -> KPtr<Pcpu> {
+    KPtr::new(phys_to_dmap(PCPU.add(number as u64 * PAGE_SIZE)))
 }
 
 /// A kernel that has threads and nothing else.
@@ -184,34 +250,76 @@ pub struct Kernel {
     spawned: Vec<thread::JoinHandle<()>>,
     threads: u32,
     interrupts: Option<thread::JoinHandle<()>>,
+    /// The second CPU's idle thread, and how idle threads rest.
+    second: Option<(thread::JoinHandle<()>, Rest)>,
+    /// Whether the second CPU is to end.
+    stop: Count,
+    _watched: Vec<Watched>,
 }
 
 impl Kernel {
     /// A kernel on the calling thread, which becomes the idle thread. Interrupts do `handler`.
     pub fn new(handler: Handler) -> Self {
-        let cpu = Cpu {
-            memory: (0..PAGES).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect(),
-            current: AtomicU64::new(0),
-            parked: Mutex::default(),
-            depth: AtomicU64::new(0),
+        let threads = Threads {
+            own: Default::default(),
+            lives: Mutex::default(),
             ticks: AtomicU64::new(0),
-            raised: loom::sync::atomic::AtomicBool::new(false),
             handler,
             vm: OnceLock::new(),
         };
-        let vm = Arc::new(Vm::over(cpu, ROOTS));
+        let vm = Arc::new(Vm::over(Bare::new(threads, PAGES), ROOTS));
         assert!(vm.machine().vm.set(Arc::downgrade(&vm)).is_ok());
         vm.cnt().hz.set(100);
         vm.cnt().ncpu.set(1);
-        let mut kernel = Self { vm, spawned: Vec::new(), threads: 0, interrupts: None };
-        kernel.vm.state().cpuhead.set(kernel.vm.machine().pcpu());
-        let idle = kernel.thread(THREAD0_TID, PRI_MAX_IDLE);
-        let cpu = kernel.vm.boot_pcpu();
-        cpu.curthread.set(idle);
-        cpu.idlethread.set(idle);
-        kernel.vm.get(idle).state.set(ThreadState::Running as u32);
+        let mut kernel = Self {
+            vm,
+            spawned: Vec::new(),
+            threads: 0,
+            interrupts: None,
+            second: None,
+            stop: Count::default(),
+            _watched: Vec::new(),
+        };
+        kernel.vm.state().cpuhead.set(pcpu(0));
+        let idle = kernel.idle_thread(0, THREAD0_TID);
         kernel.vm.machine().cpu_adopt(idle);
         kernel
+    }
+
+    /// A kernel on two CPUs, whose idle threads rest as `rest` says.
+    pub fn on_two_cpus(handler: Handler, rest: Rest) -> Self {
+        let mut kernel = Self::new(handler);
+        let vm = Arc::clone(&kernel.vm);
+        vm.get(pcpu(1)).cpuid.set(1);
+        vm.get(pcpu(0)).allcpu_next.set(pcpu(1));
+        vm.cnt().ncpu.set(2);
+        vm.sched_spread(Spread::Yes);
+        let idle = kernel.idle_thread(1, idle_tid(1));
+        let (state, cpus) = (vm.state(), [0, 1].map(|number| vm.get(pcpu(number))));
+        kernel._watched.extend([state.sched.lock.owner.watch(), state.driver_mtx.owner.watch()]);
+        kernel._watched.extend(cpus.map(|cpu| cpu.need_resched.watch()));
+        kernel._watched.extend(vm.machine().own.iter().flat_map(|own| own.idle.watch()));
+        let (stop, life) = (kernel.stop.clone(), Arc::clone(&vm));
+        let second = thread::spawn(move || {
+            life.machine().wait_for_cpu();
+            idle_loop(&life, rest, || stop.get() != 0);
+        });
+        vm.machine().bear(idle, second.thread().clone(), 1, true);
+        second.thread().unpark();
+        kernel.second = Some((second, rest));
+        kernel
+    }
+
+    /// The idle thread of CPU `cpu`, which runs it.
+    fn idle_thread(&mut self, cpu: usize, tid: u32) -> KPtr<Thread> {
+        let idle = self.thread(tid, PRI_MAX_IDLE);
+        let t = self.vm.get(idle);
+        t.state.set(ThreadState::Running as u32);
+        t.lastcpu.set(u8::try_from(cpu).expect("a small number"));
+        let cpu = self.vm.get(pcpu(cpu));
+        cpu.curthread.set(idle);
+        cpu.idlethread.set(idle);
+        idle
     }
 
     /// A lock for maps' purposes.
@@ -233,12 +341,18 @@ impl Kernel {
         thread
     }
 
-    /// Makes a thread that does `body` when it first gets the CPU.
+    /// Makes a thread that does `body` when it first gets a CPU.
     pub fn spawn(&mut self, tid: u32, body: impl FnOnce(&Vm<Cpu>) + 'static) {
+        self.spawn_on(0, tid, body);
+    }
+
+    /// [`Kernel::spawn`] of a thread that goes to CPU `cpu` if that has nothing to do.
+    pub fn spawn_on(&mut self, cpu: usize, tid: u32, body: impl FnOnce(&Vm<Cpu>) + 'static) {
         let thread = self.thread(tid, PUSER);
+        self.vm.get(thread).lastcpu.set(u8::try_from(cpu).expect("a small number"));
         let vm = Arc::clone(&self.vm);
         let life = move || {
-            vm.machine().wait_for(thread);
+            vm.machine().wait_for_cpu();
             let whole = || {
                 vm.arrive();
                 vm.sched_unlock();
@@ -251,8 +365,7 @@ impl Kernel {
             }
         };
         let spawned = thread::spawn(life);
-        let cpu = self.vm.machine();
-        cpu.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.addr().get(), spawned.thread().clone());
+        self.vm.machine().bear(thread, spawned.thread().clone(), cpu, false);
         self.spawned.push(spawned);
         self.vm.sched_lock();
         self.vm.setrunnable(thread);
@@ -264,8 +377,7 @@ impl Kernel {
         let vm = Arc::clone(&self.vm);
         self.interrupts = Some(thread::spawn(move || {
             for _ in 0..count {
-                // A swap, as the CPU's: loom may put a plain store before a swap that has happened.
-                vm.machine().raised.swap(true, Ordering::SeqCst);
+                vm.machine().raise(0, SOURCE);
             }
         }));
     }
@@ -285,15 +397,42 @@ impl Kernel {
             self.vm.intr_exit();
             self.run();
         }
-        let left = self.vm.threads().filter(|&thread| thread != self.vm.current_thread());
-        let stuck: Vec<u32> = left.map(|thread| self.vm.get(thread).tid.get()).collect();
+        let stuck = left(&self.vm);
         assert!(stuck.is_empty(), "threads {stuck:?} sleep for ever");
         self.spawned.drain(..).for_each(|spawned| spawned.join().expect("threads end well"));
+        if let Some((second, _)) = self.second.take() {
+            self.stop.set(1);
+            self.vm.machine().raise(1, RESCHED);
+            second.join().expect("the second CPU ends well");
+        }
     }
 
+    /// Lets threads run: on one CPU until none can, on two until all have exited.
     fn run(&self) {
-        while self.vm.runnable() {
-            self.vm.sched_yield();
+        match self.second {
+            Some((_, rest)) => idle_loop(&self.vm, rest, || left(&self.vm).is_empty()),
+            None => {
+                while self.vm.runnable() {
+                    self.vm.sched_yield();
+                }
+            }
+        }
+    }
+}
+
+/// Threads that are no idle threads.
+fn left(vm: &Vm<Cpu>) -> Vec<u32> {
+    let all = vm.threads().map(|thread| vm.get(thread).tid.get());
+    all.filter(|&tid| tid != THREAD0_TID && tid != idle_tid(1)).collect()
+}
+
+/// The life of an idle thread, up to the end of the model.
+fn idle_loop(vm: &Vm<Cpu>, rest: Rest, is_over: impl Fn() -> bool) {
+    let machine = vm.machine();
+    while !is_over() {
+        rest(&machine.own().idle, &|| vm.switch_owed() || is_over(), &|| machine.interrupt_point(), &|| machine.halt());
+        if vm.switch_owed() {
+            vm.sched_yield();
         }
     }
 }

@@ -5,10 +5,6 @@
 //! and a page that was handed out twice, or lost, is told by comparing.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::ops::Range;
-use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use loom::thread::{self, ThreadId};
@@ -16,10 +12,8 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::watched::Watched;
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{Pcpu, Thread, VmPage};
-use vmkern_abi::pte::{NPTEPG, PteFlags};
 
-use crate::machine::{Machine, ThreadStart};
-use crate::num::to_usize;
+use super::bare::{self, Bare};
 use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
 
@@ -40,13 +34,9 @@ const FIRST: u32 = 8;
 /// Number of CPUs.
 const CPUS: u64 = 2;
 
-/// A page of memory.
-#[repr(align(4096))]
-struct Page([AtomicU64; NPTEPG]);
-
 /// CPUs of which each is a thread of loom's.
-pub struct Cpus {
-    memory: Vec<Page>,
+#[derive(Default)]
+struct Cpus {
     /// The threads that are not CPU 0.
     others: Mutex<Vec<ThreadId>>,
 }
@@ -58,84 +48,19 @@ impl Cpus {
     }
 }
 
-#[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for the same address, and
-// `window` alone makes references into it.
-unsafe impl Machine for Cpus {
-    fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
-        let page = NonNull::from(&self.memory[to_usize(pa.pfn())].0).cast::<u8>();
-        // SAFETY: the offset is smaller than the page.
-        unsafe { page.add(to_usize(pa.page_offset())) }
-    }
-
-    fn zero_page(&self, pa: GuestPhys) {
-        unreachable!("nobody clears pages here: {pa}")
-    }
-
-    fn invalidate_range(&self, start: GuestVirt, _end: GuestVirt) {
-        unreachable!("nothing is mapped here: {start}")
-    }
-
-    fn pte_flags_base(&self) -> PteFlags {
-        PteFlags::empty()
-    }
-
-    fn panic(&self, message: fmt::Arguments<'_>) -> ! {
-        panic!("{message}")
-    }
-
-    fn ticks(&self) -> u64 {
-        0
-    }
-
-    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
-        unreachable!("CPUs are made by the model: {}", pcpu.addr())
-    }
-
+impl bare::Cpus for Cpus {
     fn pcpu(&self) -> KPtr<Pcpu> {
         KPtr::new(phys_to_dmap(PCPUS.add(self.number() * PAGE_SIZE)))
-    }
-
-    fn cpu_interrupt(&self, pcpu: &Pcpu) {
-        unreachable!("no CPU is interrupted, not {}", pcpu.cpuid.get())
-    }
-
-    fn cpu_spinwait(&self, _spins: u64) {
-        thread::yield_now();
     }
 
     fn current_thread(&self) -> KPtr<Thread> {
         KPtr::new(phys_to_dmap(THREADS.add(self.number() * size_of::<Thread>() as u64)))
     }
-
-    fn cpu_adopt(&self, thread: KPtr<Thread>) {
-        unreachable!("threads are made by the model: {}", thread.addr())
-    }
-
-    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, _start: ThreadStart<Self>, _arg: u64) {
-        unreachable!("threads are made by the model: {}", thread.addr())
-    }
-
-    fn cpu_switch(&self, from: KPtr<Thread>, _to: KPtr<Thread>) {
-        unreachable!("nobody sleeps: {}", from.addr())
-    }
-
-    fn cpu_throw(&self, from: KPtr<Thread>, _to: KPtr<Thread>) -> ! {
-        unreachable!("nobody exits: {}", from.addr())
-    }
-
-    fn cpu_idle(&self, _vm: &Vm<Self>) {
-        unreachable!("nobody is idle")
-    }
-
-    fn intr_disable(&self) {}
-
-    fn intr_restore(&self) {}
 }
 
 /// A system with pages, and what loom watches of it.
 struct Pages {
-    vm: Arc<Vm<Cpus>>,
+    vm: Arc<Vm<Bare<Cpus>>>,
     all: u64,
     _watched: [Watched; 5],
 }
@@ -143,8 +68,7 @@ struct Pages {
 impl Pages {
     /// One with `all` pages, of which NORMAL requests leave `reserved`, and caches of one page.
     fn new(all: u32, reserved: u64) -> Self {
-        let memory = (0..OWN).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect();
-        let vm = Arc::new(Vm::over_pages(Cpus { memory, others: Mutex::default() }, ROOTS, ARRAY));
+        let vm = Arc::new(Vm::over_pages(Bare::new(Cpus::default(), OWN), ROOTS, ARRAY));
         let (state, cnt) = (vm.state(), vm.cnt());
         state.vm_phys_segs.set(KPtr::new(phys_to_dmap(SEGMENT)));
         state.vm_phys_nsegs.set(1);
@@ -180,7 +104,7 @@ impl Pages {
     }
 
     /// Does `body` on CPU 1.
-    fn spawn<T: 'static>(&self, body: impl FnOnce(&Vm<Cpus>) -> T + 'static) -> thread::JoinHandle<T> {
+    fn spawn<T: 'static>(&self, body: impl FnOnce(&Vm<Bare<Cpus>>) -> T + 'static) -> thread::JoinHandle<T> {
         let vm = Arc::clone(&self.vm);
         thread::spawn(move || {
             let me = thread::current().id();
@@ -203,11 +127,11 @@ impl Pages {
     }
 }
 
-fn alloc(vm: &Vm<Cpus>, class: AllocClass) -> Option<KPtr<VmPage>> {
+fn alloc(vm: &Vm<Bare<Cpus>>, class: AllocClass) -> Option<KPtr<VmPage>> {
     vm.vm_page_alloc(None, 0, class, AllocFlags::WIRED)
 }
 
-fn take(vm: &Vm<Cpus>, class: AllocClass, most: usize) -> Vec<KPtr<VmPage>> {
+fn take(vm: &Vm<Bare<Cpus>>, class: AllocClass, most: usize) -> Vec<KPtr<VmPage>> {
     (0..most).map_while(|_| alloc(vm, class)).collect()
 }
 

@@ -12,7 +12,7 @@ fn channel() -> WaitChannel {
 }
 
 /// Makes `ready` true under the mutex, and wakes whoever waits for that.
-fn announce(vm: &Vm<Cpu>, ready: impl FnOnce()) {
+pub fn announce(vm: &Vm<Cpu>, ready: impl FnOnce()) {
     let mtx = &vm.state().driver_mtx;
     vm.mtx_lock(Driver, &mtx.owner);
     ready();
@@ -21,7 +21,7 @@ fn announce(vm: &Vm<Cpu>, ready: impl FnOnce()) {
 }
 
 /// Waits under the mutex until `ready`, as everybody does who waits.
-fn await_ready(vm: &Vm<Cpu>, ready: impl Fn() -> bool) {
+pub fn await_ready(vm: &Vm<Cpu>, ready: impl Fn() -> bool) {
     let mtx = &vm.state().driver_mtx;
     vm.mtx_lock(Driver, &mtx.owner);
     while !ready() {

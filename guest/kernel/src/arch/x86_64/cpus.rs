@@ -45,10 +45,8 @@ pub fn others() -> impl Iterator<Item = &'static PerCpu> {
 
 /// Has CPU `number` look for a thread to run, unless it is about to look anyway. The thread is on its queue already.
 pub fn reschedule(number: u32) {
-    // Either the other CPU sees the thread in its last look before it halts, or this one sees it armed.
-    core::sync::atomic::fence(Ordering::SeqCst);
     let Some(cpu) = get(number) else { return };
-    if cpu.is_idle_armed() || !cpu.is_polling() {
+    if cpu.idle().must_be_interrupted() {
         apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
     }
 }
@@ -56,7 +54,7 @@ pub fn reschedule(number: u32) {
 /// Has CPU `number` look whether its timer is wanted, unless that runs already, or it is about to look for work anyway. What it
 /// is to see is there already.
 pub fn ask_to_slice(number: u32) {
-    // As above: either the other CPU sees it after it has stopped slicing, or this one sees it stopped; and a CPU that is
+    // As for a thread: either the other CPU sees it after it has stopped slicing, or this one sees it stopped; and a CPU that is
     // armed may have set its timer for something later.
     core::sync::atomic::fence(Ordering::SeqCst);
     let Some(cpu) = get(number) else { return };

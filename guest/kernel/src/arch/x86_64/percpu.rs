@@ -7,6 +7,8 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 
+use kmem::kern::idle::IdleCpu;
+pub use kmem::kern::idle::Polling;
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Thread};
 
@@ -40,8 +42,8 @@ pub const SLOTS_LOW: usize = offset_of!(PerCpu, slots_low);
 pub const SLOTS_HIGH: usize = offset_of!(PerCpu, slots_high);
 /// Offset of [`PerCpu::emergency_stack`].
 pub const EMERGENCY_STACK: usize = offset_of!(PerCpu, emergency_stack);
-/// Offset of [`PerCpu::idle_armed`].
-pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle_armed);
+/// Offset of the first word of [`PerCpu::idle`].
+pub const IDLE_ARMED: usize = offset_of!(PerCpu, idle) + IdleCpu::ARMED;
 /// Offset of [`PerCpu::mask_depth`].
 pub const MASK_DEPTH: usize = offset_of!(PerCpu, mask_depth);
 /// Offset of [`PerCpu::deferred`].
@@ -94,8 +96,8 @@ pub struct PerCpu {
     emergency_bytes: u64,
     /// Bottom of the stack for trap frames.
     trap_stack: *const u8,
-    /// Not 0 while the CPU may halt: the idle loop sets it, each interrupt clears it.
-    idle_armed: AtomicU64,
+    /// Whether the CPU may halt: the idle loop says so, each interrupt takes it back.
+    idle: IdleCpu,
     /// What other CPUs ask of this one's translations.
     shootdown: Shootdown,
     /// The address of this structure.
@@ -104,8 +106,6 @@ pub struct PerCpu {
     mask_depth: AtomicU32,
     /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
-    /// [`Polling`].
-    polling: AtomicU32,
     /// [`Slicing`].
     slicing: AtomicU32,
     cpu: u32,
@@ -166,16 +166,6 @@ pub enum Slicing {
     /// It will not.
     No = 0,
     /// It will, within a tick.
-    Yes = 1,
-}
-
-/// Whether a CPU polls for work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Polling {
-    /// It does not: it must be interrupted.
-    No = 0,
-    /// It does.
     Yes = 1,
 }
 
@@ -252,12 +242,11 @@ impl PerCpu {
             emergency_stack: stacks.emergency.top(),
             emergency_bytes: stacks.emergency.bytes(),
             trap_stack: stacks.trap.bottom(),
-            idle_armed: AtomicU64::new(0),
+            idle: IdleCpu::new(),
             shootdown: Shootdown::new(),
             this,
             mask_depth: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
-            polling: AtomicU32::new(0),
             slicing: AtomicU32::new(0),
             gdt: UnsafeCell::new([0; 8]),
             gdt_pointer: UnsafeCell::new([0; 8]),
@@ -468,19 +457,19 @@ impl PerCpu {
 
     /// The idle loop's announcement that it will halt unless an interrupt comes first.
     pub fn arm_idle(&self) {
-        self.idle_armed.store(1, Ordering::SeqCst);
+        self.idle.arm();
     }
 
     /// No halt now.
     pub fn disarm_idle(&self) {
-        self.idle_armed.store(0, Ordering::SeqCst);
+        self.idle.disarm();
     }
 
     /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at in one instruction: a
     /// thread that is not idle may be moved to another CPU at any moment, and finds both words 0 wherever it is.
     #[inline]
     pub fn wake() {
-        if half::<{ offset_of!(Self, idle_armed) }>() != 0 {
+        if half::<IDLE_ARMED>() != 0 {
             Self::current().disarm_idle();
         }
         if half::<{ offset_of!(Self, shootdown) + tlb::STATE }>() != 0 {
@@ -490,7 +479,7 @@ impl PerCpu {
 
     /// Says whether the CPU, which runs its idle thread, looks for work again and again, so that nobody need interrupt it.
     pub fn set_polling(&self, polling: Polling) {
-        self.polling.store(polling as u32, Ordering::Relaxed);
+        self.idle.set_polling(polling);
     }
 
     /// Says whether this CPU's timer will end the running time slice. What it was before.
@@ -509,13 +498,19 @@ impl PerCpu {
     /// Whether the CPU polls for work. The caller has ordered this after what it wants the CPU to see.
     #[must_use]
     pub fn is_polling(&self) -> bool {
-        self.polling.load(Ordering::Relaxed) == Polling::Yes as u32
+        self.idle.is_polling()
     }
 
     /// Leaves no room on the trap stack: the next trap is a double fault.
     pub fn exhaust_trap_stack(&self) {
         // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
         unsafe { (*self.tss.get()).ist[0] = self.trap_stack };
+    }
+
+    /// What the CPU says of its rest.
+    #[must_use]
+    pub const fn idle(&self) -> &IdleCpu {
+        &self.idle
     }
 
     /// What other CPUs ask of this one's translations.
@@ -527,7 +522,7 @@ impl PerCpu {
     /// Whether the CPU has announced that it will halt.
     #[must_use]
     pub fn is_idle_armed(&self) -> bool {
-        self.idle_armed.load(Ordering::SeqCst) != 0
+        self.idle.is_armed()
     }
 
     /// How many [`super::interrupt::Masked`] guards are alive.
