@@ -81,9 +81,10 @@ impl Shootdown {
         }
     }
 
-    /// Waits until the partners have asked, for a fraction of what the second flush would cost that this one saves then.
-    fn await_partners(&self) {
-        let partners = self.partners.load(Ordering::Relaxed);
+    /// Waits until those of the partners that are in `asked` have asked in turn, for a fraction of what the second flush would
+    /// cost that this one saves then.
+    fn await_partners(&self, asked: u64) {
+        let partners = self.partners.load(Ordering::Relaxed) & asked;
         let (begun, limit) = (instr::rdtsc(), self.flush_cycles.load(Ordering::Relaxed) / LINGER);
         while partners & !self.requests.load(Ordering::Relaxed) != 0 && instr::rdtsc() - begun < limit {
             core::hint::spin_loop();
@@ -132,8 +133,8 @@ pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     let own = me.shootdown();
     own.start.store(start.get(), Ordering::Relaxed);
     own.end.store(end.get(), Ordering::Relaxed);
-    ask_others(me);
-    own.await_partners();
+    let asked = ask_others(me);
+    own.await_partners(asked);
     let begun = instr::rdtsc();
     let served = serve(stale);
     count(|stats| &stats.merged, u64::from(served.count_ones()));
@@ -144,21 +145,22 @@ pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     interrupt::allow();
 }
 
-/// Asks all CPUs that can remember translations for what `me` wants flushed. Interrupts are deferred.
-fn ask_others(me: &PerCpu) {
-    let (mut asked, mut skipped) = (0, 0);
+/// Asks all CPUs that can remember translations for what `me` wants flushed: gives which, a bit each. Interrupts are deferred.
+fn ask_others(me: &PerCpu) -> u64 {
+    let (mut asked, mut skipped) = (0u64, 0);
     for cpu in cpus::others() {
         if cpu.shootdown().note_if_idle() {
             skipped += 1;
             continue;
         }
-        asked += 1;
+        asked |= 1 << cpu.number();
         me.shootdown().unanswered.fetch_add(1, Ordering::Relaxed);
         cpu.shootdown().requests.fetch_or(1 << me.number(), Ordering::SeqCst);
     }
-    count(|stats| &stats.shootdowns, u64::from(asked > 0));
-    count(|stats| &stats.asked, asked);
+    count(|stats| &stats.shootdowns, u64::from(asked != 0));
+    count(|stats| &stats.asked, asked.count_ones().into());
     count(|stats| &stats.skipped, skipped);
+    asked
 }
 
 /// Waits until all CPUs that `me` has asked have answered, and serves others meanwhile: gives which, a bit each. From `begun`
