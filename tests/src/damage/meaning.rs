@@ -34,6 +34,7 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("KernelPmap", "_pad", "padding"),
     ("SlabHeader", "_pad", "padding"),
     ("Pcpu", "_pad", "padding"),
+    ("Pcpu", "_pad_tlb", "padding"),
     ("PageCache", "_pad", "padding"),
     ("PageCache", "allocs", "a statistic: nothing depends on it"),
     ("PageCache", "frees", "a statistic: nothing depends on it"),
