@@ -14,19 +14,26 @@
 //! long as it likes, or lets it go on at once when it has lost patience. Either side may forget about a pause at any time:
 //! a write that nobody waits for means nothing.
 
+mod argument;
+mod message;
 #[cfg(all(test, loom))]
 mod models;
 mod op;
+mod outcome;
 mod ring;
+mod wait_message;
+mod wire;
 
 use zerocopy::{FromBytes, KnownLayout};
 
-pub use self::op::{
-    Allocator, Context, KernReturn, MAX_THREADS, MallocFlags, MapId, MapKind, Op, Outcome, Request, Response,
-    WaitMessage, WireError,
-};
+pub use self::argument::{Allocator, MallocFlags, MapId, MapKind};
+pub use self::message::{Context, MAX_THREADS, Request, Response};
+pub use self::op::Op;
+pub use self::outcome::{KernReturn, Outcome};
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
+pub use self::wait_message::WaitMessage;
+pub use self::wire::WireError;
 use crate::addr::{GuestPhys, KPtr};
 use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::crash::CrashRecord;

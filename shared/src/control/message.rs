@@ -1,0 +1,40 @@
+//! Requests and responses: operations and outcomes with what tells them apart on their way.
+
+use super::op::Op;
+use super::outcome::Outcome;
+
+/// An operation with its address: which thread does it, and by which tag the answer comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// Returned with the response.
+    pub tag: u32,
+    /// Where to do it.
+    pub context: Context,
+    /// What to do.
+    pub op: Op,
+}
+
+/// Where an operation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Context {
+    /// On kernel thread 0 to 63, made at its first use.
+    Thread(u16),
+    /// In an interrupt handler, where sleeping is forbidden.
+    Interrupt,
+    /// In a handler of the vm_lowmem event, once, when it next fires. The answer comes at once: ok.
+    Lowmem,
+}
+
+/// Threads that operations can run on.
+pub const MAX_THREADS: u16 = 64;
+
+/// The answer to the [`Request`] with the same tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Response {
+    /// The request's tag.
+    pub tag: u32,
+    /// TSC cycles from the operation's start to its end, measured by the kernel.
+    pub cycles: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+}

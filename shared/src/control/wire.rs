@@ -1,0 +1,258 @@
+//! Requests and responses as ring slots.
+//!
+//! A request slot is `[tag | op << 32 | thread << 48, a0 .. a6]`, a response slot `[tag | kind << 32, cycles, v0 .. v5]`.
+//! Decoding checks everything: the kernel must survive a confused host, and the host a confused kernel.
+
+use core::fmt;
+
+use super::argument::{Allocator, MallocFlags, MapId, MapKind};
+use super::message::{Context, MAX_THREADS, Request, Response};
+use super::op::Op;
+use super::outcome::{KernReturn, Outcome};
+use super::ring::Slot;
+use super::wait_message::WaitMessage;
+use crate::addr::GuestVirt;
+
+/// A slot that is no message of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireError {
+    /// The slot's first word.
+    pub head: u64,
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ring slot with first word {:#x} is no message of ABI version {}", self.head, crate::ABI_VERSION)
+    }
+}
+
+impl core::error::Error for WireError {}
+
+impl Request {
+    /// The slot that says this.
+    #[must_use]
+    pub fn encode(&self) -> Slot {
+        let (code, a): (u64, [u64; 3]) = match self.op {
+            Op::Nop => (0, [0; 3]),
+            Op::KmemAlloc { map, size } => (1, [map.0, size, 0]),
+            Op::KmemAllocNofault { map, size } => (2, [map.0, size, 0]),
+            Op::KmemMalloc { map, size, flags } => (3, [map.0, size, flags.bits()]),
+            Op::KmemFree { map, addr, size } => (4, [map.0, addr.get(), size]),
+            Op::PmapQenter { addr, count } => (5, [addr.get(), count, 0]),
+            Op::PmapQremove { addr, count } => (6, [addr.get(), count, 0]),
+            Op::Read { addr } => (7, [addr.get(), 0, 0]),
+            Op::Write { addr, value } => (8, [addr.get(), value, 0]),
+            Op::Touch { addr, size } => (9, [addr.get(), size, 0]),
+            Op::Fill { addr, size, seed } => (10, [addr.get(), size, seed]),
+            Op::Verify { addr, size, seed } => (11, [addr.get(), size, seed]),
+            Op::VerifyZero { addr, size } => (12, [addr.get(), size, 0]),
+            Op::Vtop { addr } => (13, [addr.get(), 0, 0]),
+            Op::Sleep { micros } => (14, [micros, 0, 0]),
+            Op::Settle => (15, [0; 3]),
+            Op::KmemSuballoc { parent, size, kind } => {
+                (16, [parent.0, size, if kind == MapKind::System { 1 } else { 0 }])
+            }
+            Op::KmemAllocWait { map, size } => (17, [map.0, size, 0]),
+            Op::KmemFreeWakeup { map, addr, size } => (18, [map.0, addr.get(), size]),
+            Op::UmaReclaim => (19, [0; 3]),
+            Op::Join { thread } => (20, [thread.into(), 0, 0]),
+            Op::Pairs { map, size, count, .. } => (21, [map.0, size, count]),
+            Op::Stress { seed, operations, parties, .. } => (22, [seed, operations, parties]),
+            Op::SpinRead { mailbox, rounds } => (23, [mailbox.get(), rounds, 0]),
+            Op::SpinFree { mailbox, map } => (24, [mailbox.get(), map.0, 0]),
+        };
+        let rest = match self.op {
+            Op::Pairs { allocator, .. } => [u64::from(allocator == Allocator::Alloc), 0],
+            Op::Stress { pageable, system, .. } => [pageable.0, system.0],
+            _ => [0; 2],
+        };
+        let head = u64::from(self.tag) | code << 32 | u64::from(self.context.code()) << 48;
+        [head, a[0], a[1], a[2], rest[0], rest[1], 0, 0]
+    }
+
+    /// Reads a slot.
+    ///
+    /// # Errors
+    /// When it is no request, or names what cannot be (an unknown flag).
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
+    pub fn decode(slot: &Slot) -> Result<Self, WireError> {
+        let [head, a0, a1, a2, a3, a4, ..] = *slot;
+        let error = WireError { head };
+        let map = MapId(a0);
+        let (v0, v1) = (GuestVirt::new(a0), GuestVirt::new(a1));
+        let op = match (head >> 32) as u16 {
+            0 => Op::Nop,
+            1 => Op::KmemAlloc { map, size: a1 },
+            2 => Op::KmemAllocNofault { map, size: a1 },
+            3 => Op::KmemMalloc { map, size: a1, flags: MallocFlags::from_bits(a2).ok_or(error)? },
+            4 => Op::KmemFree { map, addr: v1, size: a2 },
+            5 => Op::PmapQenter { addr: v0, count: a1 },
+            6 => Op::PmapQremove { addr: v0, count: a1 },
+            7 => Op::Read { addr: v0 },
+            8 => Op::Write { addr: v0, value: a1 },
+            9 => Op::Touch { addr: v0, size: a1 },
+            10 => Op::Fill { addr: v0, size: a1, seed: a2 },
+            11 => Op::Verify { addr: v0, size: a1, seed: a2 },
+            12 => Op::VerifyZero { addr: v0, size: a1 },
+            13 => Op::Vtop { addr: v0 },
+            14 => Op::Sleep { micros: a0 },
+            15 => Op::Settle,
+            16 => Op::KmemSuballoc { parent: map, size: a1, kind: kind(a2).ok_or(error)? },
+            17 => Op::KmemAllocWait { map, size: a1 },
+            18 => Op::KmemFreeWakeup { map, addr: v1, size: a2 },
+            19 => Op::UmaReclaim,
+            21 => Op::Pairs { map, size: a1, count: a2, allocator: allocator(a3).ok_or(error)? },
+            20 => Op::Join { thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)? },
+            22 => Op::Stress { seed: a0, operations: a1, parties: a2, pageable: MapId(a3), system: MapId(a4) },
+            23 => Op::SpinRead { mailbox: v0, rounds: a1 },
+            24 => Op::SpinFree { mailbox: v0, map: MapId(a1) },
+            _ => return Err(error),
+        };
+        let context = Context::from_code((head >> 48) as u16).ok_or(error)?;
+        Ok(Self { tag: head as u32, context, op })
+    }
+}
+
+const fn kind(code: u64) -> Option<MapKind> {
+    match code {
+        0 => Some(MapKind::User),
+        1 => Some(MapKind::System),
+        _ => None,
+    }
+}
+
+const fn allocator(code: u64) -> Option<Allocator> {
+    match code {
+        0 => Some(Allocator::Malloc),
+        1 => Some(Allocator::Alloc),
+        _ => None,
+    }
+}
+
+impl Response {
+    /// The slot that says this.
+    #[must_use]
+    pub fn encode(&self) -> Slot {
+        let (kind, v): (u64, [u64; 3]) = match self.outcome {
+            Outcome::Ok => (1, [0; 3]),
+            Outcome::Value(value) => (2, [value, 0, 0]),
+            Outcome::Null => (3, [0; 3]),
+            Outcome::Error(code) => (4, [code as u64, 0, 0]),
+            Outcome::Mismatch { addr, got, want } => (5, [addr.get(), got, want]),
+            Outcome::Blocked { waits_for } => {
+                let [low, high] = waits_for.words();
+                (6, [low, high, 0])
+            }
+        };
+        [u64::from(self.tag) | kind << 32, self.cycles, v[0], v[1], v[2], 0, 0, 0]
+    }
+
+    /// Reads a slot.
+    ///
+    /// # Errors
+    /// When it is no response.
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
+    pub fn decode(slot: &Slot) -> Result<Self, WireError> {
+        let [head, cycles, v0, v1, v2, ..] = *slot;
+        let error = WireError { head };
+        let outcome = match head >> 32 {
+            1 => Outcome::Ok,
+            2 => Outcome::Value(v0),
+            3 => Outcome::Null,
+            4 => Outcome::Error(KernReturn::from_code(v0).ok_or(error)?),
+            5 => Outcome::Mismatch { addr: GuestVirt::new(v0), got: v1, want: v2 },
+            6 => Outcome::Blocked { waits_for: WaitMessage::from_words([v0, v1]) },
+            _ => return Err(error),
+        };
+        Ok(Self { tag: head as u32, cycles, outcome })
+    }
+}
+
+impl Context {
+    const INTERRUPT: u16 = 0xffff;
+    const LOWMEM: u16 = 0xfffe;
+
+    const fn code(self) -> u16 {
+        match self {
+            Self::Thread(thread) => thread,
+            Self::Interrupt => Self::INTERRUPT,
+            Self::Lowmem => Self::LOWMEM,
+        }
+    }
+
+    const fn from_code(code: u16) -> Option<Self> {
+        match code {
+            0..MAX_THREADS => Some(Self::Thread(code)),
+            Self::INTERRUPT => Some(Self::Interrupt),
+            Self::LOWMEM => Some(Self::Lowmem),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_survives_the_ring() {
+        let (map, addr) = (MapId::KMEM, GuestVirt::new(0xffff_ff80_0000_1000));
+        let ops = [
+            Op::Nop,
+            Op::KmemAlloc { map, size: 1 },
+            Op::KmemAllocNofault { map, size: 2 },
+            Op::KmemMalloc { map, size: 3, flags: MallocFlags::NOWAIT | MallocFlags::ZERO },
+            Op::KmemFree { map, addr, size: 4 },
+            Op::PmapQenter { addr, count: 5 },
+            Op::PmapQremove { addr, count: 6 },
+            Op::Read { addr },
+            Op::Write { addr, value: 7 },
+            Op::Touch { addr, size: 8 },
+            Op::Fill { addr, size: 9, seed: 10 },
+            Op::Verify { addr, size: 11, seed: 12 },
+            Op::VerifyZero { addr, size: 13 },
+            Op::Vtop { addr },
+            Op::Sleep { micros: 14 },
+            Op::Settle,
+            Op::KmemSuballoc { parent: MapId::KERNEL, size: 15, kind: MapKind::System },
+            Op::KmemSuballoc { parent: MapId(0xffff_ff00_0000_1000), size: 16, kind: MapKind::User },
+            Op::KmemAllocWait { map, size: 17 },
+            Op::KmemFreeWakeup { map, addr, size: 18 },
+            Op::UmaReclaim,
+            Op::Join { thread: 63 },
+            Op::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc },
+            Op::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc },
+            Op::Stress { seed: 19, operations: 20, parties: 21, pageable: map, system: MapId::EXEC },
+            Op::SpinRead { mailbox: addr, rounds: 22 },
+            Op::SpinFree { mailbox: addr, map },
+        ];
+        for (tag, op) in (u32::MAX - 30..).zip(ops) {
+            for context in [Context::Thread(0), Context::Thread(63), Context::Interrupt, Context::Lowmem] {
+                let request = Request { tag, context, op };
+                assert_eq!(Request::decode(&request.encode()), Ok(request));
+            }
+        }
+    }
+
+    #[test]
+    fn every_outcome_survives_the_ring() {
+        let mismatch = Outcome::Mismatch { addr: GuestVirt::new(1), got: 2, want: 3 };
+        let blocked = Outcome::Blocked { waits_for: WaitMessage::new("vmmaps") };
+        let plain = [Outcome::Ok, Outcome::Value(u64::MAX), Outcome::Null, mismatch, blocked];
+        for outcome in plain.into_iter().chain(KernReturn::ALL.map(Outcome::Error)) {
+            let response = Response { tag: 7, cycles: 8, outcome };
+            assert_eq!(Response::decode(&response.encode()), Ok(response));
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_no_message_is_refused() {
+        assert!(Request::decode(&[77 << 32, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[64 << 48, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[20 << 32, 64, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[3 << 32, 1, 4096, 0x8000, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[21 << 32, 1, 4096, 1, 2, 0, 0, 0]).is_err());
+        assert!(Response::decode(&[0, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Response::decode(&[4 << 32, 0, 99, 0, 0, 0, 0, 0]).is_err());
+    }
+}
