@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kmem::kern::sched::PUSER;
+use kmem::kern::thread::ThreadSpec;
 
 use super::{Bench, Verdict, same};
 use crate::memory::KernelVm;
@@ -35,7 +36,8 @@ pub fn endless_threads_share_the_cpu(bench: &Bench<'_>) -> Verdict {
     let before = (cnt.v_free_count.get(), cnt.thread_count.get());
     // This is the idle thread: any other takes the CPU from it at once, and it comes back when both have ended.
     vm.critical_enter();
-    let made = (0..).zip(TIDS).filter(|&(me, tid)| vm.kthread_create(tid, "spin", PUSER, spin, me).is_ok()).count();
+    let spec = |(arg, tid)| ThreadSpec { tid, name: "spin", priority: PUSER, start: spin, arg };
+    let made = (0..).zip(TIDS).map(spec).filter(|spec| vm.kthread_create(spec).is_ok()).count();
     vm.critical_exit();
     same("threads made", made as u64, 2)?;
     vm.sched_yield();

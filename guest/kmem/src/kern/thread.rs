@@ -66,21 +66,13 @@ impl<M: Machine> Vm<M> {
         self.sched().cold.set(0);
     }
 
-    /// Makes the runnable thread `tid`, which calls `start` with `arg` and exits when that returns (`kthread_add`).
-    /// `name` is cut off after 15 bytes, `priority` is 0 to 255. Panics when the number is taken. Locks: none may be held; takes
+    /// Makes the thread `spec`, runnable (`kthread_add`). Panics when the number is taken. Locks: none may be held; takes
     /// kernel_map's. Never sleeps and never switches.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page or no address space for the thread.
-    pub fn kthread_create(
-        &self,
-        tid: u32,
-        name: &str,
-        priority: u8,
-        start: ThreadStart<M>,
-        arg: u64,
-    ) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_make(&ThreadSpec { tid, name, priority, start, arg })?;
+    pub fn kthread_create(&self, spec: &ThreadSpec<'_, M>) -> Result<KPtr<Thread>, Shortage> {
+        let thread = self.thread_make(spec)?;
         self.sched_lock();
         self.thread_link(thread);
         self.setrunnable(thread);

@@ -17,6 +17,7 @@ use crate::kern::lock::LockClass;
 use crate::kern::sched::PUSER;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::Relock;
+use crate::kern::thread::ThreadSpec;
 use crate::ops::{self, Executed};
 use crate::vm::Vm;
 
@@ -157,8 +158,8 @@ impl Sim {
         let number = closures.keys().next_back().map_or(0, |last| last + 1);
         closures.insert(number, Box::new(f));
         drop(closures);
-        let thread = self.vm().kthread_create(tid, &format!("sim{tid}"), priority, run_closure, number);
-        thread.unwrap_or_else(|_| panic!("no memory for thread {tid}"))
+        let spec = ThreadSpec { tid, name: &format!("sim{tid}"), priority, start: run_closure, arg: number };
+        self.vm().kthread_create(&spec).unwrap_or_else(|_| panic!("no memory for thread {tid}"))
     }
 
     /// Lets all threads run until none of them can go on without time passing or the driver's doing. Returns who sleeps;
@@ -214,8 +215,9 @@ impl Sim {
         match vm.tfind(tid) {
             Some(thread) => vm.wakeup(WaitChannel::of(thread)),
             None => {
-                let made = vm.kthread_create(tid, &format!("worker{tid}"), PUSER, worker, tid.into());
-                assert!(made.is_ok(), "no memory for thread {tid}");
+                let name = &format!("worker{tid}");
+                let spec = ThreadSpec { tid, name, priority: PUSER, start: worker, arg: tid.into() };
+                assert!(vm.kthread_create(&spec).is_ok(), "no memory for thread {tid}");
             }
         }
     }
