@@ -1,10 +1,9 @@
 //! Interrupts: deferring them, handling them, waiting for them.
 //!
-//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts are masked in software: while a [`Masked`] guard lives,
-//! the nucleus only notes that they were due, and the last guard has them handled. A handler begins with interrupts
-//! deferred, and handles all that are due, one after the other. An interrupt that comes in its last instructions, when
-//! nothing is deferred any more, has a trap frame of its own; where those come to an end, it is noted, too
-//! ([`NESTING_MAX`]).
+//! **Masking.** While a [`Masked`] guard lives, the [nucleus](super::nucleus) only notes that interrupts were due, and the last guard
+//! has them handled. A handler begins with interrupts deferred, and handles all that are due, one after the other. An
+//! interrupt that comes in its last instructions, when nothing is deferred any more, has a trap frame of its own; where
+//! those come to an end, it is noted, too ([`NESTING_MAX`]).
 //!
 //! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
 //! them free. That is the place to stand still for the host ([`pause`]).

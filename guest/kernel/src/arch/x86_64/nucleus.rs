@@ -1,13 +1,26 @@
 //! The CPL0 nucleus: all that runs at CPL0 when the kernel body runs at CPL3.
 //!
-//! It does three things. **Traps**: each gate leads to a stub that completes the frame which the CPU began in the current
-//! slot of the trap stack, moves the slot pointer (IST1 in the TSS) down by one slot, and enters the body's handler
-//! ([`super::trap`]) with `iretq`, RSP at the frame. The same stubs serve both privileges; only the selectors in
-//! [`PerCpu`](super::percpu::PerCpu) differ. **Interrupts** of the kernel's vectors are masked here: while something is
-//! deferred, the stub notes that one is due, and returns; else it defers the next ones, before the handler's first
-//! instruction. So handlers of interrupts never pile up, however many are pending, and whether or not the APIC holds back
-//! those of equal priority: not every virtual one does. **Calls**: the body at CPL3 executes the one `ud2` at
-//! `nucleus_gate` with a number in RAX; the #UD stub knows it by its address.
+//! It does three things.
+//!
+//! **Traps.** Each gate leads to a stub that completes the frame which the CPU began in the current slot of the trap stack,
+//! moves the slot pointer (IST1 in the TSS) down by one slot, and enters the body's handler ([`super::trap`]) with
+//! `iretq`, RSP at the frame. The same stubs serve both privileges; only the selectors in
+//! [`PerCpu`](super::percpu::PerCpu) differ.
+//!
+//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts of the kernel's vectors are masked by a count of
+//! deferrals, a word of the CPU ([`PerCpu::mask`](super::percpu::PerCpu::mask)). While it is not 0 the stub sets the bit of
+//! the vector ([`super::interrupt::Deferred`]), disarms the idle loop, tells the APIC, and returns: no frame, no handler.
+//! Else it counts one deferral itself, before the handler's first instruction. Who takes back the last deferral handles
+//! what was noted ([`super::interrupt`]). It is the same at both privileges.
+//!
+//! So handlers never pile up, however many interrupts are pending. Nothing relies on the APIC for that. On hardware it holds
+//! back what is of the same class as the interrupt in service; where CPL0 is emulated, five interrupts of one vector were
+//! seen on top of each other, each before the first instruction of the handler of the one below, and a thread's trap page
+//! has room for four frames. Besides, a handler that is interrupted there can be moved to another CPU, which would then
+//! take the interrupt for one of its own: the timer of the CPU that it came to would never be started again.
+//!
+//! **Calls.** The body at CPL3 executes the one `ud2` at `nucleus_gate` with a number in RAX; the #UD stub knows it by its
+//! address.
 //!
 //! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
 //!
@@ -63,7 +76,7 @@ global_asm!(
     "jne 2f",
     "inc dword ptr gs:[{MASK_DEPTH}]",
     "jmp trap_common",
-    // Notes it ([`super::interrupt::Deferred`]), sees to it that the CPU does not halt, and tells the APIC.
+    // Notes it, sees to it that the CPU does not halt, and tells the APIC.
     "2:",
     "push rax",
     "mov eax, [rsp + 8]",
