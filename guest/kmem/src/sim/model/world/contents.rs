@@ -1,0 +1,71 @@
+//! What memory holds: writing patterns, and finding there what was written.
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::Op;
+
+use super::World;
+use crate::sim::model::naive::{Content, Memory, What, pages};
+
+impl World {
+    /// A seed for a pattern.
+    pub fn seed(&mut self) -> u64 {
+        self.seed += 1;
+        self.seed
+    }
+
+    /// Puts a new pattern into memory that the model knows; into both ends of it where there is much.
+    pub fn fill(&mut self, start: u64, bytes: u64) {
+        let most = 4 * PAGE_SIZE;
+        if bytes > 2 * most {
+            self.fill(start, most);
+            return self.fill(start + bytes - most, most);
+        }
+        let seed = self.seed();
+        self.ok(Op::Fill { addr: GuestVirt::new(start), size: bytes, seed });
+        self.filled(start, bytes, seed);
+    }
+
+    /// Memory that the model knows has a new pattern.
+    pub fn filled(&mut self, start: u64, bytes: u64, seed: u64) {
+        for va in pages(start, bytes) {
+            if let Some(memory) = self.naive.memory.get_mut(&va) {
+                memory.content = Content::Pattern(seed);
+            }
+        }
+    }
+
+    /// Looks whether the memory of `[start, end)` holds what it should.
+    pub fn verify(&mut self, start: u64, end: u64) {
+        let mut known: Vec<(u64, u64, Content)> = Vec::new();
+        for (&va, memory) in self.naive.memory.range(start..end) {
+            match known.last_mut() {
+                Some((at, bytes, content)) if *at + *bytes == va && *content == memory.content => *bytes += PAGE_SIZE,
+                _ => known.push((va, PAGE_SIZE, memory.content)),
+            }
+        }
+        for (at, size, content) in known {
+            let addr = GuestVirt::new(at);
+            match content {
+                Content::Unknown => {}
+                Content::Zero => self.ok(Op::VerifyZero { addr, size }),
+                Content::Pattern(seed) => self.ok(Op::Verify { addr, size, seed }),
+            }
+        }
+    }
+
+    /// An allocation of wired memory is there: looks at it and fills it.
+    pub fn arrived(&mut self, start: u64, bytes: u64, what: What, content: Content) {
+        self.naive.back(start, bytes, what, content);
+        self.verify(start, start + bytes);
+        self.fill(start, bytes);
+    }
+
+    /// Pages of a pageable range are there.
+    pub fn touched(&mut self, start: u64, bytes: u64) {
+        for va in pages(start, bytes) {
+            self.naive.memory.entry(va).or_insert(Memory { content: Content::Zero, what: What::Pageable });
+        }
+        self.verify(start, start + bytes);
+        self.fill(start, bytes);
+    }
+}

@@ -1,0 +1,123 @@
+//! Performing operations: who does one, what it may give, and what it must not leave where it is refused memory.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome, WaitMessage};
+
+use super::World;
+use crate::machine::Machine;
+use crate::sim::SimMachine;
+use crate::sim::model::ZEROED;
+use crate::sim::model::script::Who;
+use crate::sim::model::step::On;
+use crate::sim::threads::perform;
+use crate::vm::Vm;
+
+/// What an operation may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// This.
+    Is(Outcome),
+    /// Nothing yet: the thread sleeps with this message.
+    Sleeps(&'static str),
+}
+
+impl World {
+    /// Who is to perform an operation that may, or may not, sleep; `None` when nobody can.
+    fn performer(&self, on: On, op: &Op, may_sleep: bool) -> Option<Who> {
+        let in_interrupt = match *op {
+            Op::KmemMalloc { flags, .. } => flags == MallocFlags::NOWAIT || flags == ZEROED,
+            Op::KmemFree { map, .. } | Op::KmemFreeWakeup { map, .. } | Op::KmemAllocNofault { map, .. } => {
+                self.naive.maps.iter().any(|m| m.id == map && m.kind == MapKind::System)
+            }
+            Op::PmapQremove { .. } | Op::Verify { .. } => true,
+            _ => false,
+        };
+        match on {
+            On::Interrupt if in_interrupt && !may_sleep => Some(Who::Interrupt),
+            On::Thread(n) if self.shape.workers > 0 => match self.idle_worker(n.into()) {
+                Some(tid) => Some(Who::Thread(tid)),
+                None => (!may_sleep).then_some(Who::Thread(0)),
+            },
+            _ if may_sleep => self.idle_worker(0).filter(|_| self.shape.workers > 0).map(Who::Thread),
+            _ => Some(Who::Thread(0)),
+        }
+    }
+
+    /// A thread that has nothing to do.
+    fn idle_worker(&self, wanted: u32) -> Option<u32> {
+        let workers = u32::from(self.shape.workers);
+        let idle = |tid: &u32| self.sleepers.iter().all(|sleeper| sleeper.tid != *tid);
+        (0..workers).map(|n| (wanted + n) % workers + 1).find(idle)
+    }
+
+    /// Performs `op`, which must give one of `allowed`. `None` when nobody could do it.
+    pub fn perform(&mut self, on: On, op: Op, allowed: &[Verdict]) -> Option<(u32, Outcome)> {
+        let may_sleep = allowed.iter().any(|verdict| matches!(verdict, Verdict::Sleeps(_)));
+        let who = self.performer(on, &op, may_sleep)?;
+        let refusal = self.start_refusing(&op);
+        let outcome = match who {
+            Who::Thread(0) | Who::Lowmem => self.drive(op, perform),
+            Who::Thread(tid) => self.sim.execute_on(tid, op),
+            Who::Interrupt => self.sim.execute_in_interrupt(&op),
+        };
+        self.script.borrow_mut().note(who, &op, &outcome);
+        if self.is_clean_failure(refusal, outcome) {
+            return Some((0, outcome));
+        }
+        // A guest answers when nobody can run any more.
+        self.sim.run();
+        let fits = |verdict: &Verdict| match (*verdict, outcome) {
+            (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => waits_for == WaitMessage::new(wmesg),
+            (Verdict::Is(expected), _) => expected == outcome,
+            _ => false,
+        };
+        assert!(allowed.iter().any(fits), "{op:?} by {who:?} gave {outcome:?}, where {allowed:?} was expected");
+        let tid = if let Who::Thread(tid) = who { tid } else { 0 };
+        Some((tid, outcome))
+    }
+
+    /// Does an operation on the driver, or on the thread that does it in a guest.
+    pub fn drive(&self, op: Op, doing: fn(&Vm<SimMachine>, &Op) -> Outcome) -> Outcome {
+        if self.exact {
+            self.sim.submit_to(0, op, doing);
+            self.sim.finish(0)
+        } else {
+            doing(self.sim.vm(), &op)
+        }
+    }
+
+    /// Performs `op` on the driver, which must give [`Outcome::Ok`].
+    pub fn ok(&mut self, op: Op) {
+        let _ = self.perform(On::Driver, op, &[Verdict::Is(Outcome::Ok)]);
+    }
+
+    /// Performs `op` on the driver, which must be a panic with `text` in its message.
+    pub fn panics(&mut self, op: Op, text: &str) {
+        self.script.borrow_mut().panics(&op, text);
+        let end = catch_unwind(AssertUnwindSafe(|| self.drive(op, perform)));
+        self.over = true;
+        let payload = end.expect_err("the kernel should have panicked");
+        let message = payload.downcast::<String>().expect("a message");
+        assert!(message.contains(text), "{op:?} died of {message:?}, where {text:?} was expected");
+    }
+
+    /// Lets the next time-out come.
+    pub fn wait(&mut self) {
+        let vm = self.sim.vm();
+        let Some(deadline) = vm.next_timeout() else { return };
+        let ticks = deadline.saturating_sub(self.sim.machine().ticks()).max(1);
+        let micros = ticks * 1_000_000 / vm.cnt().hz.get();
+        self.ok(Op::Sleep { micros });
+    }
+}
+
+/// Stores an operation for a shortage.
+pub fn store(vm: &Vm<SimMachine>, op: &Op) -> Outcome {
+    crate::ops::register_lowmem(vm, op, run_stored)
+}
+
+/// Performs a stored operation.
+fn run_stored(vm: &Vm<SimMachine>, op: &Op) {
+    assert_eq!(perform(vm, op), Outcome::Ok, "{op:?}");
+}

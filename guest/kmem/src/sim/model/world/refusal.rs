@@ -1,0 +1,71 @@
+//! Allocations that are refused in the middle of an operation: one that fails then must leave everything as it was.
+
+use vmkern_abi::control::{KernReturn, Op, Outcome};
+
+use super::World;
+use crate::machine::Supply;
+
+/// What a failure leaves as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Counters {
+    maps: Vec<(u64, u64)>,
+    objects: [(u64, u64, u64); 2],
+    pmap: (u64, u64),
+    free_and_tables: u64,
+    wired: u64,
+}
+
+impl World {
+    /// Has the next operation of a step meet a refusal: number `nth` of those for `what`.
+    pub fn arm(&mut self, what: Option<Supply>, nth: u64) {
+        self.armed = Some((what, nth));
+    }
+
+    /// Whether an operation has met the refusal.
+    pub fn has_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// Arms the machine if `op` is what a refusal waits for: what must not change if it fails.
+    pub fn start_refusing(&mut self, op: &Op) -> Option<Counters> {
+        if matches!(op, Op::Verify { .. } | Op::VerifyZero { .. } | Op::Fill { .. } | Op::Vtop { .. } | Op::Nop) {
+            return None;
+        }
+        let (what, nth) = self.armed.take()?;
+        // Who waits then must not wait in earnest.
+        if self.sim.free_pages() < 250 {
+            return None;
+        }
+        self.script.borrow_mut().remark(&format!("Allocation {nth} of {what:?} is refused here:"));
+        let counters = self.counters();
+        self.sim.refuse(what, nth);
+        Some(counters)
+    }
+
+    /// Whether an operation that met a refusal has failed, and left everything as it was.
+    pub fn is_clean_failure(&mut self, refusal: Option<Counters>, outcome: Outcome) -> bool {
+        let Some(before) = refusal else { return false };
+        self.refused = self.sim.has_refused();
+        let failed = matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
+        if self.refused && failed {
+            assert_eq!(self.counters(), before, "a failure left something");
+        }
+        self.refused && failed
+    }
+
+    /// What a failure leaves as it was. Page tables are kept, once made.
+    fn counters(&self) -> Counters {
+        let vm = self.sim.vm();
+        let state = vm.state();
+        let maps = self.naive.maps.iter().map(|m| self.sim.map(m.id));
+        let objects = [&state.kernel_object, &state.kmem_object];
+        Counters {
+            maps: maps.map(|map| (map.size.get(), map.nentries.get())).collect(),
+            objects: objects
+                .map(|o| (u64::from(o.ref_count.get()), o.resident_page_count.get(), u64::from(o.index_pages.get()))),
+            pmap: (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get()),
+            free_and_tables: self.sim.free_pages() + state.kernel_pmap.table_count.get(),
+            wired: vm.cnt().v_wire_count.get() - state.kernel_pmap.table_count.get(),
+        }
+    }
+}
