@@ -41,6 +41,9 @@ impl fmt::Display for Frame {
     }
 }
 
+/// The kernel's function that calls the handlers of traps, on behalf of the code that they interrupt.
+const TRAP_ENTRY: &str = "trap_entry";
+
 /// The symbols of one kernel image.
 pub struct Symbols {
     /// Functions by start address: `(start, size, name)`.
@@ -135,13 +138,16 @@ impl Symbols {
     }
 
     /// Names for a chain of addresses, innermost first. A return address is looked up one byte before, inside of the
-    /// call.
-    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>, innermost: Innermost) -> Vec<Frame> {
+    /// call; what called [`TRAP_ENTRY`] is where the CPU stood when the trap came.
+    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>, innermost: AddressKind) -> Vec<Frame> {
         let mut frames = Vec::new();
-        for (depth, address) in addresses.enumerate() {
-            let called = (depth > 0 || innermost == Innermost::Called) && address.get() > 0;
-            let back = u64::from(called);
-            let mut calls = self.frames(GuestVirt::new(address.get() - back));
+        let mut kind = innermost;
+        for address in addresses {
+            let back = u64::from(kind == AddressKind::Called && address.get() > 0);
+            let at = GuestVirt::new(address.get() - back);
+            let is_trap = kind == AddressKind::Called && self.function(at).is_some_and(|(name, _)| name == TRAP_ENTRY);
+            kind = if is_trap { AddressKind::Stopped } else { AddressKind::Called };
+            let mut calls = self.frames(at);
             for call in &mut calls {
                 call.address = address;
                 call.offset += back;
@@ -152,12 +158,12 @@ impl Symbols {
     }
 }
 
-/// What the innermost address of a backtrace is.
+/// What an address of a backtrace is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Innermost {
+pub(crate) enum AddressKind {
     /// The instruction at which the CPU stood.
     Stopped,
-    /// A return address, as all the others.
+    /// A return address.
     Called,
 }
 
@@ -240,7 +246,7 @@ mod tests {
 
     #[test]
     fn an_address_without_symbols_is_still_a_frame() {
-        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter(), Innermost::Called);
+        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter(), AddressKind::Called);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].to_string(), "0x1234");
     }

@@ -249,6 +249,32 @@ fn threads_tell_what_they_wait_for_and_who_called() {
 }
 
 #[test]
+fn a_backtrace_goes_through_a_trap_to_the_function_that_it_interrupted() {
+    let memory = 8 << 20;
+    let mut guest = Guest::builder().memory(memory).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
+    let Outcome::Value(pageable) = call(&mut guest, 5, Op::KmemAllocWait { map: MapId::EXEC, size: PAGE }) else {
+        panic!("no room");
+    };
+    // t4 takes every page and waits for more. So t5's page fault has to wait.
+    let waits = call(&mut guest, 4, Op::KmemAlloc { map: MapId::KERNEL, size: memory });
+    assert!(matches!(waits, Outcome::Blocked { .. }), "{waits:?}");
+    let waits = call(&mut guest, 5, Op::Touch { addr: GuestVirt::new(pageable), size: PAGE });
+    assert!(matches!(waits, Outcome::Blocked { .. }), "{waits:?}");
+
+    let report = look!(guest, What::Threads, Body::Threads);
+    let touching = report.threads.iter().find(|thread| thread.tid == 5).expect("t5 was made");
+    assert_eq!(touching.wait_message.as_deref(), Some("pfault"));
+    let stack = &touching.backtrace;
+    let trap = stack.iter().position(|frame| frame.starts_with("trap_entry+")).expect("the fault came by a trap");
+    assert!(stack[..trap].iter().any(|frame| frame.starts_with("vm_fault+")), "{stack:#?}");
+    // The access is inlined into the function that does it, and so has its offset.
+    let offset = |frame: &str| frame.split([' ', '+']).nth(1).map(str::to_owned);
+    let interrupted = stack.get(trap + 1).and_then(|frame| offset(frame)).expect("the access");
+    assert!(stack[trap..].iter().any(|frame| frame.starts_with(&format!("touch+{interrupted} "))), "{stack:#?}");
+    assert!(stack[trap..].iter().any(|frame| frame.starts_with("fork_exit+")), "{stack:#?}");
+}
+
+#[test]
 fn cpus_tell_what_they_run_and_where() {
     let busy = busy();
     let report = look!(busy.guest, What::Cpus, Body::Cpus);
@@ -256,6 +282,7 @@ fn cpus_tell_what_they_run_and_where() {
     let cpu = &report.cpus[0];
     // Nothing can run: the idle thread waits for requests.
     assert_eq!(cpu.thread.as_deref(), Some("host"));
+    assert!(cpu.backtrace.iter().any(|frame| frame.starts_with("halt+")), "{:?}", cpu.backtrace);
     assert!(cpu.backtrace.last().is_some_and(|frame| frame.starts_with("body+")), "{:?}", cpu.backtrace);
     let register = |name: &str| cpu.registers.iter().find(|register| register.name == name).map(|r| r.value.0);
     assert!(register("rip").is_some_and(|rip| rip > 0xffff_ffff_8000_0000));

@@ -8,7 +8,7 @@ use vmkern_abi::crash::{CrashKind, CrashRecord, FRAMES_MAX, MESSAGE_MAX};
 use super::THREADS;
 use super::error::ContractError;
 use crate::kvm::Registers;
-use crate::symbols::{Frame, Innermost, Symbols};
+use crate::symbols::{AddressKind, Frame, Symbols};
 
 /// A place in the kernel, with its name where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +80,8 @@ impl Crash {
         }
         // The first frame is where the CPU stood, if anywhere; the frames of a panic are all return addresses.
         let innermost = match record.frames[0].get() {
-            first if first == record.rip.get() => Innermost::Stopped,
-            _ => Innermost::Called,
+            first if first == record.rip.get() => AddressKind::Stopped,
+            _ => AddressKind::Called,
         };
         Ok(Self {
             kind,

@@ -1,8 +1,9 @@
 //! Kernel stacks, by frame pointers.
 //!
 //! The image is built with them: a frame begins with the caller's frame pointer, above it lies the return address. A thread
-//! that does not run has its callee-saved registers on its stack, RBP among them ([`vmkern_abi::layout::Thread::md`]). What
-//! stands on a stack is not believed: each word is read through the page tables, and the number of frames is bounded.
+//! that does not run has its callee-saved registers on its stack, RBP among them ([`vmkern_abi::layout::Thread::md`]). The
+//! kernel makes such a frame for what a trap interrupts, too, so that the chain goes through it. What stands on a stack is not
+//! believed: each word is read through the page tables, and the number of frames is bounded.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::{Thread, md};
@@ -10,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::survey::Survey;
 use crate::kvm::Registers;
-use crate::symbols::{Innermost, Symbols};
+use crate::symbols::{AddressKind, Symbols};
 
 const STACK: &str = "kernel stack";
 
@@ -34,14 +35,14 @@ pub(super) fn of_sleeper(survey: &Survey<'_, '_>, symbols: &Symbols, thread: &Th
     }
     let mut addresses = vec![GuestVirt::new(saved[RIP])];
     callers(survey, saved[RBP], &mut addresses);
-    render(symbols, addresses, Innermost::Called)
+    render(symbols, addresses, AddressKind::Called)
 }
 
 /// The calls on the CPU with these registers.
 pub(super) fn of_cpu(survey: &Survey<'_, '_>, symbols: &Symbols, registers: &Registers) -> Vec<String> {
     let mut addresses = vec![registers.rip];
     callers(survey, registers.gpr[GPR_RBP], &mut addresses);
-    render(symbols, addresses, Innermost::Stopped)
+    render(symbols, addresses, AddressKind::Stopped)
 }
 
 /// Adds the return addresses of the frames from `rbp` on.
@@ -65,6 +66,6 @@ fn callers(survey: &Survey<'_, '_>, rbp: u64, into: &mut Vec<GuestVirt>) {
 }
 
 /// A line for each call, those inlined included.
-fn render(symbols: &Symbols, addresses: Vec<GuestVirt>, innermost: Innermost) -> Vec<String> {
+fn render(symbols: &Symbols, addresses: Vec<GuestVirt>, innermost: AddressKind) -> Vec<String> {
     symbols.backtrace(addresses.into_iter(), innermost).iter().map(ToString::to_string).collect()
 }

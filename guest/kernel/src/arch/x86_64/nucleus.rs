@@ -160,11 +160,17 @@ global_asm!(
     ".quad call_invlpg_1, call_invlpg_2, call_invlpg_3, call_invlpg_4",
     ".quad call_invlpg_5, call_invlpg_6, call_invlpg_7, call_invlpg_8",
     ".popsection",
-    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number).
+    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number). It has a frame, so that backtraces of a CPU that is
+    // halted in it know its caller.
     ".pushsection .text.nucleus_call, \"ax\", @progbits",
     ".global nucleus_call",
     "nucleus_call:",
+    "push rbp",
+    "mov rbp, rsp",
     "mov rax, rdx",
+    "call nucleus_gate",
+    "pop rbp",
+    "ret",
     "nucleus_gate:",
     "ud2",
     "ret",

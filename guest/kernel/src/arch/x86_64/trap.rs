@@ -5,6 +5,11 @@
 //! do. On the way out the five words for `iretq` are copied below that red zone as well, before the slot is given
 //! back: from then on an interrupt may use the slot again.
 //!
+//! **Backtraces.** The handler's caller has a frame like that of any function, with the interrupted RIP for a return address
+//! and the interrupted RBP below it. So a chain of frame pointers leads through the trap to the code that it interrupted, and
+//! who follows it need know nothing of traps but that the address above [`trap_entry`] is no return address. Code that was
+//! interrupted before it had a frame, or that never has one, hides its caller there, as it does anywhere.
+//!
 //! All registers are saved, the FPU's and SSE's too: the body is compiled with SSE2.
 //!
 //! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the emergency stack, and is
@@ -111,6 +116,9 @@ pub unsafe extern "C" fn trap_entry() {
         "sub rax, {RED_ZONE} + 64",
         "and rax, -16",
         "mov rsp, rax",
+        "push qword ptr [rbx + {RIP}]",
+        "push rbp",
+        "mov rbp, rsp",
         "call {handle}",
         "mov rsp, rbx",
         "mov rax, [rsp + {RSP}]",
