@@ -95,6 +95,14 @@ impl Field<u32> {
 }
 
 #[cfg(loom)]
+impl Field<u8> {
+    /// Has loom watch the word.
+    pub fn watch(&self) -> crate::atomic::watched::Watched {
+        self.0.watch()
+    }
+}
+
+#[cfg(loom)]
 impl Field<u64> {
     /// Has loom watch the word.
     pub fn watch(&self) -> crate::atomic::watched::Watched {
