@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the models of rings, doorbells, the log, locks, pages, sleep queue and idle CPUs: loom tries every order of events
-# in them, with at most three preemptions (fewer where a model's module says so), and every value that weak memory allows
-# a load to see. A model is a test in a module `models`, built and run over the very code that host and kernel use, under
-# `cfg(loom)`.
+# Runs the models of rings, doorbells, the log, locks, pages, sleep queue, idle CPUs and TLB shootdowns: loom tries every
+# order of events in them, with at most three preemptions (fewer where a model's module says so), and every value that weak
+# memory allows a load to see. A model is a test in a module `models`, built and run over the very code that host and kernel
+# use, under `cfg(loom)`.
 #
 #     scripts/loom.sh [FILTER]
 #

@@ -113,18 +113,56 @@ macro_rules! atomic {
                     None => self.0.compare_exchange(current, new, success, failure),
                 }
             }
+
+            /// Writes what `f` makes of what the word holds, unless that is nothing, and returns what it held.
+            ///
+            /// # Errors
+            /// What it held, when `f` made nothing of it.
+            pub fn fetch_update(
+                &self,
+                set: Ordering,
+                fetch: Ordering,
+                mut f: impl FnMut($int) -> Option<$int>,
+            ) -> Result<$int, $int> {
+                match self.watched() {
+                    Some(word) => {
+                        word.fetch_update(set, fetch, |n| f(narrow(n)).map(u64::from)).map(narrow).map_err(narrow)
+                    }
+                    None => self.0.fetch_update(set, fetch, f),
+                }
+            }
         }
     )*};
 }
 
 atomic!(AtomicU8: u8, AtomicU16: u16, AtomicU32: u32, AtomicU64: u64);
 
-impl AtomicU64 {
-    /// Adds `value`, wrapping, and returns what the word held.
-    pub fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        match self.watched() {
-            Some(word) => word.fetch_add(value, order),
-            None => self.0.fetch_add(value, order),
-        }
-    }
+/// Functions of a word of this size that change it by another value.
+macro_rules! fetch {
+    ($name:ident: $int:ty, $($(#[doc = $doc:literal])* $fetch:ident),*) => {
+        impl $name {$(
+            $(#[doc = $doc])*
+            pub fn $fetch(&self, value: $int, order: Ordering) -> $int {
+                match self.watched() {
+                    Some(word) => narrow(word.$fetch(value.into(), order)),
+                    None => self.0.$fetch(value, order),
+                }
+            }
+        )*}
+    };
 }
+
+fetch!(
+    AtomicU64: u64,
+    /// Adds `value`, wrapping, and returns what the word held.
+    fetch_add,
+    /// Sets the bits of `value`, and returns what the word held.
+    fetch_or
+);
+fetch!(
+    AtomicU32: u32,
+    /// Adds `value`, and returns what the word held. A watched word must not wrap.
+    fetch_add,
+    /// Subtracts `value`, and returns what the word held. A watched word must not wrap.
+    fetch_sub
+);

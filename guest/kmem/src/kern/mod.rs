@@ -8,6 +8,7 @@ pub mod lock;
 pub mod malloc;
 pub mod mp;
 pub mod sched;
+pub mod shootdown;
 pub mod sleepq;
 pub mod sx;
 pub mod synch;

@@ -160,14 +160,14 @@ impl Drop for Masked {
 /// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`]. Its idle thread runs this.
 pub fn halt() {
     let cpu = PerCpu::current();
-    cpu.shootdown().go_idle();
+    tlb::go_idle();
     if cpu.body_is_user() {
         // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next interrupt.
         unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
     } else {
         halt_if_armed();
     }
-    cpu.shootdown().come_back();
+    tlb::come_back();
 }
 
 /// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0 alone.

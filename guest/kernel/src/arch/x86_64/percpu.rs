@@ -9,11 +9,12 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fen
 
 use kmem::kern::idle::IdleCpu;
 pub use kmem::kern::idle::Polling;
+use kmem::kern::shootdown::Shootdown;
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Thread};
 
 use super::stack::Stack;
-use super::tlb::{self, Shootdown};
+use super::tlb;
 
 /// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested trap returns to a
 /// handler whose RSP still is at the frame.
@@ -472,8 +473,8 @@ impl PerCpu {
         if half::<IDLE_ARMED>() != 0 {
             Self::current().disarm_idle();
         }
-        if half::<{ offset_of!(Self, shootdown) + tlb::STATE }>() != 0 {
-            Self::current().shootdown.come_back();
+        if half::<{ offset_of!(Self, shootdown) + Shootdown::STATE }>() != 0 {
+            tlb::come_back();
         }
     }
 
