@@ -1,7 +1,7 @@
 //! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU frees.
 //!
 //! How much is done is counted in operations of [`Op::Stress`], of which about half allocate and half verify and free.
-//! `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a quarter of them), `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and
+//! `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them), `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and
 //! `VMKERN_STRESS_SECONDS` (the time limit of a run) ask for more; `scripts/stress.sh` does.
 
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ fn asked(name: &str, default: u64) -> u64 {
 
 /// Operations that two CPUs are to do.
 fn operations() -> u64 {
-    asked("VMKERN_STRESS_OPERATIONS", 800_000)
+    asked("VMKERN_STRESS_OPERATIONS", 2_000_000)
 }
 
 /// A guest in which threads spread over `vcpus` CPUs.
@@ -176,12 +176,12 @@ impl Stress {
 
 #[test]
 fn two_cpus_lose_nothing_in_a_mix_of_16_threads_in_nearly_full_maps() {
-    Stress::new(2, 16).run(operations(), asked("VMKERN_STRESS_PAUSES", 200));
+    Stress::new(2, 16).run(operations(), asked("VMKERN_STRESS_PAUSES", 1000));
 }
 
 #[test]
 fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
-    Stress::new(4, 32).run(operations() / 4, asked("VMKERN_STRESS_PAUSES", 100));
+    Stress::new(4, 32).run(operations() / 10, asked("VMKERN_STRESS_PAUSES", 500));
 }
 
 #[test]
