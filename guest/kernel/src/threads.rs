@@ -221,8 +221,8 @@ pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     cpu.set_thread(to);
     // An idle thread that has announced a halt may get here without an interrupt, when it gives a lock back. Whatever runs
     // meanwhile may be what it waits for: it looks again before it halts.
-    cpu.set_polling(Polling::No);
-    cpu.disarm_idle();
+    cpu.idle().set_polling(Polling::No);
+    cpu.idle().disarm();
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
     save(f, &Context::of_running());
     // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once; interrupts are deferred.
@@ -242,13 +242,13 @@ pub fn throw(to: KPtr<Thread>) -> ! {
 /// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during the boot.
 pub fn idle(vm: &KernelVm) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
-    PerCpu::current().arm_idle();
+    PerCpu::current().idle().arm();
     let Some(tick) = vm.next_timeout() else { panic!("all threads sleep for ever") };
     pass_time_until(vm, clock, tick);
 }
 
 /// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU was armed
-/// ([`PerCpu::arm_idle`]). Wakes those whose time is up.
+/// ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes those whose time is up.
 pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
     match clock.mode() {
         TimeMode::Virtual => clock.jump_to(tick),

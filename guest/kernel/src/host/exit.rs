@@ -15,7 +15,7 @@ pub fn leave(code: ExitCode) -> ! {
     unsafe { instr::outb(EXIT_PORT, code as u8) };
     // No such device, or the host is in no hurry: never run on.
     loop {
-        PerCpu::current().arm_idle();
+        PerCpu::current().idle().arm();
         interrupt::halt();
     }
 }

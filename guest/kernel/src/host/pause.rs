@@ -16,7 +16,7 @@ static STANDING: AtomicU64 = AtomicU64::new(0);
 pub fn stand_still() {
     let me = PerCpu::current().number();
     STANDING.fetch_or(1 << me, Ordering::SeqCst);
-    let is_still = |cpu: &PerCpu| STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.is_idle_armed();
+    let is_still = |cpu: &PerCpu| STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.idle().is_armed();
     let mut spins = 0;
     while region::get().is_some_and(|region| region.pausing.get() != 0) && !cpus::others().all(is_still) {
         tlb::spin(spins);

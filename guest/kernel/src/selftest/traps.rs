@@ -16,7 +16,7 @@ const SOON: u32 = 50_000;
 pub fn timer_ends_a_halt(_: &Bench<'_>) -> Verdict {
     for _ in 0..5 {
         let before = timer_interrupts();
-        PerCpu::current().arm_idle();
+        PerCpu::current().idle().arm();
         halt_for(200);
         same("timer interrupts", timer_interrupts() - before, 1)?;
     }

@@ -220,7 +220,7 @@ impl Dispatcher<'_> {
     /// Waits until `is_over`, or, in real time, for a time-out.
     fn wait_until(&mut self, is_over: impl Fn(&Self) -> bool) {
         let cpu = PerCpu::current();
-        cpu.set_polling(Polling::Yes);
+        cpu.idle().set_polling(Polling::Yes);
         let start = instr::rdtsc();
         while instr::rdtsc() - start < SPIN_CYCLES {
             if is_over(self) {
@@ -229,7 +229,7 @@ impl Dispatcher<'_> {
             tlb::poll();
             core::hint::spin_loop();
         }
-        cpu.arm_idle();
+        cpu.idle().arm();
         self.region.guest_sleeper.prepare();
         if !is_over(self) {
             match self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Real) {
@@ -238,7 +238,7 @@ impl Dispatcher<'_> {
             }
         }
         self.region.guest_sleeper.cancel();
-        cpu.disarm_idle();
+        cpu.idle().disarm();
     }
 
     fn has_requests(&self) -> bool {

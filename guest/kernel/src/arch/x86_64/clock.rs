@@ -95,7 +95,7 @@ impl Clock {
                     if left == 0 {
                         break;
                     }
-                    PerCpu::current().arm_idle();
+                    PerCpu::current().idle().arm();
                     halt_for(left);
                 }
             }
@@ -110,7 +110,7 @@ pub fn start_slice(clock: &Clock) {
 }
 
 /// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed. Not at all when one has
-/// come since [`PerCpu::arm_idle`].
+/// come since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
 pub fn halt_for(micros: u64) {
     const SECOND: u64 = 1_000_000;
     let nanos = micros.clamp(1, SECOND) * 1000;

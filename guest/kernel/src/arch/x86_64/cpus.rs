@@ -58,7 +58,7 @@ pub fn ask_to_slice(number: u32) {
     // armed may have set its timer for something later.
     core::sync::atomic::fence(Ordering::SeqCst);
     let Some(cpu) = get(number) else { return };
-    if cpu.is_idle_armed() || !(cpu.is_polling() || cpu.is_slicing()) {
+    if cpu.idle().is_armed() || !(cpu.idle().is_polling() || cpu.is_slicing()) {
         apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
     }
 }

@@ -8,7 +8,7 @@
 //! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
 //! them free. That is the place to stand still for the host ([`pause`]).
 //!
-//! **Halting.** The idle loop arms itself ([`PerCpu::arm_idle`]), looks once more for work, and halts; every interrupt and
+//! **Halting.** The idle loop arms itself ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)), looks once more for work, and halts; every interrupt and
 //! every switch of threads disarms it, so that one which comes after the look ends the halt before it begins.
 
 use core::arch::asm;
@@ -157,7 +157,7 @@ impl Drop for Masked {
     }
 }
 
-/// Halts the CPU until an interrupt comes, unless one came since [`PerCpu::arm_idle`]. Its idle thread runs this.
+/// Halts the CPU until an interrupt comes, unless one came since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm). Its idle thread runs this.
 pub fn halt() {
     let cpu = PerCpu::current();
     tlb::go_idle();

@@ -456,31 +456,16 @@ impl PerCpu {
         self.body_cs() & 3 == 3
     }
 
-    /// The idle loop's announcement that it will halt unless an interrupt comes first.
-    pub fn arm_idle(&self) {
-        self.idle.arm();
-    }
-
-    /// No halt now.
-    pub fn disarm_idle(&self) {
-        self.idle.disarm();
-    }
-
     /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at in one instruction: a
     /// thread that is not idle may be moved to another CPU at any moment, and finds both words 0 wherever it is.
     #[inline]
     pub fn wake() {
         if half::<IDLE_ARMED>() != 0 {
-            Self::current().disarm_idle();
+            Self::current().idle.disarm();
         }
         if half::<{ offset_of!(Self, shootdown) + Shootdown::STATE }>() != 0 {
             tlb::come_back();
         }
-    }
-
-    /// Says whether the CPU, which runs its idle thread, looks for work again and again, so that nobody need interrupt it.
-    pub fn set_polling(&self, polling: Polling) {
-        self.idle.set_polling(polling);
     }
 
     /// Says whether this CPU's timer will end the running time slice. What it was before.
@@ -494,12 +479,6 @@ impl PerCpu {
     #[must_use]
     pub fn is_slicing(&self) -> bool {
         self.slicing.load(Ordering::SeqCst) == Slicing::Yes as u32
-    }
-
-    /// Whether the CPU polls for work. The caller has ordered this after what it wants the CPU to see.
-    #[must_use]
-    pub fn is_polling(&self) -> bool {
-        self.idle.is_polling()
     }
 
     /// Leaves no room on the trap stack: the next trap is a double fault.
@@ -518,12 +497,6 @@ impl PerCpu {
     #[must_use]
     pub const fn shootdown(&self) -> &Shootdown {
         &self.shootdown
-    }
-
-    /// Whether the CPU has announced that it will halt.
-    #[must_use]
-    pub fn is_idle_armed(&self) -> bool {
-        self.idle.is_armed()
     }
 
     /// How many [`super::interrupt::Masked`] guards are alive.
