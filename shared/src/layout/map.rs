@@ -37,6 +37,11 @@ bitflags! {
     }
 }
 
+impl EntryFlags {
+    /// Those that an entry has only while somebody works on it.
+    pub const PASSING: Self = Self::IN_TRANSITION.union(Self::NEEDS_WAKEUP).union(Self::DELETING);
+}
+
 bitflags! {
     /// What may be done to a page (`VM_PROT_*`).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -3,15 +3,11 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use super::machine::SimMachine;
-use crate::vm::Vm;
-
-/// Something that another CPU does.
-pub type Work = Box<dyn FnOnce(&Vm<SimMachine>) + Send>;
+use super::interrupts::Handler;
 
 /// Work that is to be done at the next occasion, once.
 #[derive(Default)]
-pub struct Elsewhere(Mutex<Option<Work>>);
+pub struct Elsewhere(Mutex<Option<Handler>>);
 
 impl fmt::Debug for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,11 +16,11 @@ impl fmt::Debug for Elsewhere {
 }
 
 impl Elsewhere {
-    pub fn set(&self, work: Work) {
+    pub fn set(&self, work: Handler) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
     }
 
-    pub fn take(&self) -> Option<Work> {
+    pub fn take(&self) -> Option<Handler> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -93,7 +93,7 @@ impl SimMachine {
     /// During the next invalidation, which takes time with several CPUs, another CPU does `work`. It runs on the thread that
     /// waits, so that the locks which that one owns must be none of those that `work` takes.
     #[cfg(test)]
-    pub fn during_next_flush(&self, work: super::elsewhere::Work) {
+    pub fn during_next_flush(&self, work: super::interrupts::Handler) {
         self.elsewhere.set(work);
     }
 

@@ -10,11 +10,7 @@ use super::context::Context;
 use super::maps::{Entry, Map};
 
 /// Flags that an entry can have here. None is ever copy on write.
-const KNOWN: EntryFlags = EntryFlags::IS_SUB_MAP
-    .union(EntryFlags::NOFAULT)
-    .union(EntryFlags::IN_TRANSITION)
-    .union(EntryFlags::NEEDS_WAKEUP)
-    .union(EntryFlags::DELETING);
+const KNOWN: EntryFlags = EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
 
 /// Checks the entries of all maps.
 pub(super) fn check(ctx: &Context<'_>) {

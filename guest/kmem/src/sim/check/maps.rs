@@ -59,8 +59,7 @@ fn list(sim: &Sim, map: KPtr<VmMap>) -> Vec<&VmMapEntry> {
         assert!(e.start.get() >= below && e.start.get() < e.end.get(), "entry {} out of order", e.start.get());
         assert!(e.start.get().is_page_aligned() && e.end.get().is_page_aligned(), "entry {}", e.start.get());
         assert_eq!(vm.get(e.next.get()).prev.get(), at, "links of entry {}", e.start.get());
-        let passing = EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP | EntryFlags::DELETING;
-        assert!(!e.eflags.get().intersects(passing), "entry {} is in transition", e.start.get());
+        assert!(!e.eflags.get().intersects(EntryFlags::PASSING), "entry {} is in transition", e.start.get());
         size += e.end.get().since(e.start.get());
         below = e.end.get();
         entries.push(e);

@@ -33,8 +33,7 @@ impl<M: Machine> Vm<M> {
             rule(e.prev.get() == before, "list backwards is not the list forwards")?;
             rule(start >= below && start < e.end.get() && e.end.get() <= m.max_offset(), "range out of order")?;
             rule(start.is_page_aligned() && e.end.get().is_page_aligned(), "range is not of whole pages")?;
-            let passing = EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP | EntryFlags::DELETING;
-            rule(!e.eflags.get().intersects(passing), "entry left in transition")?;
+            rule(!e.eflags.get().intersects(EntryFlags::PASSING), "entry left in transition")?;
             (before, below) = (entry, e.end.get());
             count += 1;
             size += e.len();

@@ -75,9 +75,7 @@ impl<M: Machine> Vm<M> {
         let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, start) else {
             self.panic(format_args!("vm_map_delete: the entry at {start} is gone"));
         };
-        let e = self.get(entry);
-        e.eflags.update(|eflags| eflags - EntryFlags::DELETING);
-        if self.map_transition_end(e) == Waiters::Some {
+        if self.map_transition_end(self.get(entry)) == Waiters::Some {
             self.vm_map_wakeup(map);
         }
         entry

@@ -177,7 +177,7 @@ impl<M: Machine> Vm<M> {
     /// Ends the transition of `entry`. Says whether somebody waits for that.
     pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
         let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
-        entry.eflags.update(|eflags| eflags - (EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
+        entry.eflags.update(|eflags| eflags - EntryFlags::PASSING);
         if waited_for { Waiters::Some } else { Waiters::None }
     }
 
