@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use object::Object;
 use object::read::elf::ElfFile64;
 use thiserror::Error;
+use vmkern_abi::addr::GuestPhys;
 
-use crate::kvm::boot;
+use crate::kvm::elf::Plan;
 use crate::kvm::memory::HOLE_START;
 
 /// Bytes at an address that suits every ELF structure.
@@ -76,7 +77,13 @@ impl KernelImage {
     /// # Errors
     /// The first rule that is broken.
     pub fn check(&self, memory: u64) -> Result<(), ImageError> {
-        boot::check_image(self, memory.min(HOLE_START)).map_err(|fault| self.error(fault))
+        self.plan(memory).map(drop)
+    }
+
+    /// What goes where in a guest with `memory` bytes.
+    pub(crate) fn plan(&self, memory: u64) -> Result<Plan<'_>, ImageError> {
+        let limit = GuestPhys::new(memory.min(HOLE_START));
+        Plan::of(self.bytes(), limit).map_err(|fault| self.error(fault))
     }
 
     /// The error that says what is wrong with this image.
@@ -123,6 +130,17 @@ pub enum ImageFault {
     /// It has no PVH entry.
     #[error("has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \"Xen\"")]
     NoPvhNote,
+    /// Its PVH entry note says nothing that could be an entry.
+    #[error("has a bad PVH entry note: {0}")]
+    PvhNote(String),
+    /// A program header contradicts itself, the file or another one.
+    #[error("program header {index}: {problem}")]
+    Segment {
+        /// Its number, from 0.
+        index: usize,
+        /// What is wrong, with the field.
+        problem: String,
+    },
     /// A segment lies outside of the guest's memory.
     #[error("ends at physical address {end:#x}, and must end below {limit:#x} in a guest of this size")]
     DoesNotFit {

@@ -244,6 +244,61 @@ fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
 }
 
 #[test]
+fn a_kernel_file_that_contradicts_itself_gives_status_2_with_the_field() {
+    let scratch = Scratch::new("kernel-lies");
+    let kernel = format!("{}/vmkern.elf", scratch.path());
+    assert_eq!(status(&run(&["image", "--output", &kernel])), 0);
+    let good = fs::read(&kernel).expect("the image was written");
+    let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
+    let headers = (0..usize::from(good[56])).map(|index| 64 + 56 * index);
+    let load = headers.clone().filter(|&at| good[at] == 1).last().expect("it has segments");
+    let note = headers.clone().find(|&at| good[at] == 4).map(|at| word(at + 8)).expect("it has notes");
+    let note = usize::try_from(note).expect("it is an offset");
+    for (name, at, bytes, told) in [
+        ("filesz", load + 32, &(word(load + 40) + 4096).to_le_bytes()[..], "p_filesz"),
+        ("offset", load + 8, &u64::MAX.to_le_bytes(), "p_offset"),
+        ("beyond", load + 8, &(good.len() as u64).to_le_bytes(), "p_offset"),
+        ("empty-note", note + 4, &0u32.to_le_bytes(), "bad PVH entry note: its content has 0 bytes"),
+        ("wild-note", note + 16, &[0xf0; 4], "bad PVH entry note: its entry"),
+    ] {
+        let mut lying = good.clone();
+        lying[at..at + bytes.len()].copy_from_slice(bytes);
+        let file = scratch.file(name, &lying);
+        let output = script(&["--kernel", &file], "settle\n");
+        assert_eq!(status(&output), 2, "{name}: {}", err(&output));
+        assert!(err(&output).contains(&file) && err(&output).contains(told), "{name}: {}", err(&output));
+    }
+}
+
+#[test]
+fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
+    let scratch = Scratch::new("image-lies");
+    let path = format!("{}/good.img", scratch.path());
+    assert_eq!(status(&script(&["--save-image", &path], "settle\n")), 0);
+    let good = fs::read(&path).expect("the image was written");
+    let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
+    let headers = usize::from(good[56]) | usize::from(good[57]) << 8;
+    let longest = (1..headers).map(|index| 64 + 56 * index).max_by_key(|at| word(at + 40)).expect("there is RAM");
+    let note = usize::try_from(word(64 + 8)).expect("it is an offset") + 20;
+    for (name, at, value, told) in [
+        ("hole", longest + 40, word(longest + 32) + 4096, "no program header holds physical address"),
+        ("ram", note + 32, 1 << 63, "guest note: bytes of RAM is 0x8000000000000000"),
+        ("more-ram", note + 32, 128 << 20, "guest note: bytes of RAM is 0x8000000"),
+        ("control", note + 8, u64::MAX - 7, "guest note: control region is"),
+        ("root", note + 16, 0x20_0000, "guest note: root page table is 0x200000"),
+    ] {
+        let mut lying = good.clone();
+        lying[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let file = scratch.file(name, &lying);
+        for args in [["inspect", &file].as_slice(), &["inspect", &file, "pages"], &["check", &file]] {
+            let output = run(args);
+            assert_eq!(status(&output), 2, "{args:?}: {}", err(&output));
+            assert!(err(&output).contains(told), "{args:?}: {}", err(&output));
+        }
+    }
+}
+
+#[test]
 fn at_supervisor_privilege_the_kernel_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out() {
     let doctor = json(&run(&["doctor", "--json"]));
     let output = script(&["--privilege", "supervisor", "--json"], "kmem_malloc kmem_map 4K NOWAIT\n");

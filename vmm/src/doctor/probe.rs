@@ -12,7 +12,8 @@ use vmkern_abi::control::DOORBELL_VECTOR;
 
 use super::{Check, Need};
 use crate::kvm::KvmError;
-use crate::kvm::boot::{Entry, set_entry_state};
+use crate::kvm::boot::set_entry_state;
+use crate::kvm::elf::Entry;
 use crate::kvm::kick::{KickSlot, KickableVcpu};
 use crate::kvm::memory::{GuestRam, NotRam};
 use crate::kvm::vcpu::vcpu_cpuid;

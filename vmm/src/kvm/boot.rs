@@ -4,24 +4,18 @@
 //! image above. The protocol is Xen's `hvm_start_info` (version 1): 32-bit protected mode, paging off, flat segments,
 //! EBX at the start information.
 
-use std::io::Cursor;
-
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use object::elf::NoteType;
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{Endianness, Object, ObjectKind};
 use vm_memory::GuestAddress;
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::boot::{AP_END, BootArgs};
 use vmkern_abi::control::ControlRegion;
 
 use super::KvmError;
+use super::elf::Entry;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 use crate::image::{ImageError, ImageFault, KernelImage};
 
@@ -36,8 +30,6 @@ const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8100);
 pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x9000);
 /// Where what the loader places ends: memory that a PC's firmware would use begins here.
 const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
-/// The image starts here or above.
-const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
 
 const _: () = {
     let ranges = 2;
@@ -53,55 +45,14 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const MEMMAP_RAM: u32 = 1;
 
-/// Type of the note that names the PVH entry.
-const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
-
-/// Where the image wants to be entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry(pub(crate) GuestPhys);
-
 /// Puts `image` into memory, which is all zero, and returns its PVH entry.
 pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage) -> Result<Entry, ImageError> {
-    image.check(ram.size())?;
-    let loaded = Elf::load(ram.memory(), None, &mut Cursor::new(image.bytes()), None)
-        .map_err(|error| image.error(ImageFault::NotElf(error.to_string())))?;
-    match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => Ok(Entry(GuestPhys::new(entry.0))),
-        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
-            Err(image.error(ImageFault::NoPvhNote))
-        }
+    let plan = image.plan(ram.size())?;
+    for segment in &plan.segments {
+        let outside = |_| image.error(ImageFault::DoesNotFit { end: segment.end.get(), limit: ram.size() });
+        ram.write(segment.start, segment.bytes).map_err(outside)?;
     }
-}
-
-/// Checks `image` against memory that ends at `limit`: the class, the machine, the entry note, and where segments lie,
-/// zeroed parts included.
-pub(crate) fn check_image(image: &KernelImage, limit: u64) -> Result<(), ImageFault> {
-    let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
-    let file = ElfFile64::<Endianness>::parse(image.bytes()).map_err(not_elf)?;
-    if file.architecture() != object::Architecture::X86_64 || file.kind() != ObjectKind::Executable {
-        return Err(ImageFault::NotElf(format!("it is for {:?}, {:?}", file.architecture(), file.kind())));
-    }
-    let endian = file.endian();
-    for segment in file.elf_program_headers().iter().filter(|s| s.p_type(endian) == object::elf::PT_LOAD) {
-        let (start, size) = (segment.p_paddr(endian), segment.p_memsz(endian).max(segment.p_filesz(endian)));
-        if size > 0 && start < IMAGE_START.get() {
-            return Err(ImageFault::TooLow { start, minimum: IMAGE_START.get() });
-        }
-        let end = start.saturating_add(size);
-        if end > limit {
-            return Err(ImageFault::DoesNotFit { end, limit });
-        }
-    }
-    for segment in file.elf_program_headers() {
-        let notes = segment.notes(endian, image.bytes()).map_err(not_elf)?;
-        for note in notes.into_iter().flatten() {
-            let note = note.map_err(not_elf)?;
-            if note.n_type(endian) == NoteType(XEN_ELFNOTE_PHYS32_ENTRY) && note.name() == b"Xen" {
-                return Ok(());
-            }
-        }
-    }
-    Err(ImageFault::NoPvhNote)
+    Ok(plan.entry)
 }
 
 /// Writes the start information, the memory map and `command_line`, which is shorter than [`BootArgs::MAX_LEN`].

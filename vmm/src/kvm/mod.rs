@@ -8,6 +8,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod crew;
+pub(crate) mod elf;
 pub(crate) mod gate;
 pub(crate) mod host;
 pub(crate) mod kick;

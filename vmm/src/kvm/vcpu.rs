@@ -12,8 +12,9 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::KvmError;
-use super::boot::{Entry, set_entry_state};
+use super::boot::set_entry_state;
 use super::crew::Crew;
+use super::elf::Entry;
 use super::gate::{Gate, Held, Position, Standing};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};

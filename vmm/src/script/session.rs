@@ -124,8 +124,7 @@ impl From<&Environment> for EnvironmentReport {
 pub fn launch_status(error: &LaunchError) -> Status {
     match error {
         LaunchError::NoKvm(_) | LaunchError::Io(_) | LaunchError::Unemulated(_) => Status::NoKvm,
-        LaunchError::Config(_) => Status::Usage,
-        LaunchError::Image(_) => Status::Broken,
+        LaunchError::Config(_) | LaunchError::Image(_) => Status::Usage,
         LaunchError::Guest(error) => guest_status(error),
     }
 }

@@ -55,6 +55,14 @@ pub enum ImageOpenFault {
     /// The kernel in it was built from other sources than this library.
     #[error(transparent)]
     Abi(#[from] Box<AbiMismatch>),
+    /// The guest note says something else than the rest of the file.
+    #[error("guest note: {field} is {problem}")]
+    Note {
+        /// What the note speaks of.
+        field: &'static str,
+        /// What it says, and what stands against it.
+        problem: String,
+    },
     /// The notes make no sense.
     #[error("notes: {0}")]
     Notes(String),

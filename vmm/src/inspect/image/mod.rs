@@ -3,6 +3,7 @@
 //! [`save`] writes one from any [`Source`], and [`Image`] is one as a source again. Nothing that stands in the file is
 //! believed: it may be cut, damaged, or made to do harm.
 
+mod agree;
 mod fault;
 mod format;
 mod mapping;
@@ -82,6 +83,7 @@ impl Image {
                 _ => segments.push(run.start..run.end),
             }
         }
+        agree::ram(&parsed.guest, &segments)?;
         let image = Self {
             mapping,
             runs: parsed.runs,
@@ -93,6 +95,7 @@ impl Image {
             program: parsed.program,
             build_id: parsed.build_id,
         };
+        agree::control(&parsed.guest, &image)?;
         shake(&image)?;
         Ok(image)
     }

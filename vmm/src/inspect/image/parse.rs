@@ -167,7 +167,9 @@ impl Found {
                 let found = format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
                 return Err(other(found));
             }
-            self.guest = Some(guest);
+            if self.guest.replace(guest).is_some() {
+                return Err(ImageOpenFault::Notes("more than one VMKERN note of the guest".to_owned()));
+            }
         } else if is(NoteType::Cpu) {
             self.cpus.push(fixed("VMKERN cpu", content)?);
         } else if is(NoteType::Program) {
@@ -187,8 +189,16 @@ impl Found {
         if statuses != notes {
             return Err(ImageOpenFault::Notes(format!("{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs")));
         }
-        let mut cpus = Vec::new();
+        let mut cpus: Vec<CpuState> = Vec::new();
         for (status, note) in self.statuses.iter().zip(&self.cpus) {
+            let (cpu, pid) = (note.cpu, status.pid);
+            if pid.checked_sub(1) != Some(cpu) {
+                let problem = format!("pr_pid {pid} stands beside CPU {cpu}, whose is {}", u64::from(cpu) + 1);
+                return Err(ImageOpenFault::Notes(problem));
+            }
+            if cpus.last().is_some_and(|last| last.cpu >= cpu) {
+                return Err(ImageOpenFault::Notes(format!("CPU {cpu} comes after CPU {}", cpus[cpus.len() - 1].cpu)));
+            }
             let unknown = || ImageOpenFault::Notes(format!("CPU {} is in state {}", note.cpu, note.state));
             let state = note.state().ok_or_else(unknown)?;
             cpus.push(CpuState { cpu: note.cpu, state, registers: status.registers(note) });

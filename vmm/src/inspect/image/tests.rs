@@ -215,6 +215,106 @@ fn what_is_no_image_is_refused_with_what_was_expected_and_what_was_found() {
     assert!(overlap.contains("both hold physical address"), "{overlap}");
 }
 
+/// A good image's bytes with the word at `at` replaced.
+fn with_word(bytes: &[u8], at: usize, word: u64) -> Vec<u8> {
+    let mut damaged = bytes.to_vec();
+    damaged[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    damaged
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Where the program headers of RAM lie in the file.
+fn loads(bytes: &[u8]) -> Vec<usize> {
+    let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
+    (1..count).map(|index| 64 + 56 * index).collect()
+}
+
+#[test]
+fn an_image_that_does_not_hold_all_ram_is_refused_with_the_address_that_is_missing() {
+    let (directory, bytes) = good();
+    let loads = loads(&bytes);
+    let (first, last) = (loads[0], *loads.last().expect("there is RAM"));
+    let short = word(&bytes, last + 40) - PAGE_SIZE;
+    let moved = word(&bytes, first + 16) + 1;
+    for (damaged, missing) in [
+        // The last run ends a page too early; its zeros are cut, too.
+        (with_word(&with_word(&bytes, last + 40, short), last + 32, 0), "0x7ff000"),
+        // Another p_vaddr makes a run a hint for debuggers, and RAM incomplete.
+        (with_word(&bytes, first + 16, moved), "0x0"),
+        // As when a reader drops a program header and goes on.
+        (with_word(&bytes, loads[1], 0), "0x100000"),
+        (with_word(&bytes, loads[1], 6), "0x100000"),
+    ] {
+        let error = open(&directory, &damaged).expect_err("RAM is missing");
+        let told =
+            format!("guest note: bytes of RAM is 0x800000, but no program header holds physical address {missing}");
+        assert!(error.contains(&told), "{error}");
+    }
+    let long = word(&bytes, last + 40) + PAGE_SIZE;
+    let error = open(&directory, &with_word(&bytes, last + 40, long)).expect_err("there is too much");
+    assert!(error.contains("a program header holds physical address 0x800000"), "{error}");
+}
+
+#[test]
+fn a_guest_note_that_disagrees_is_refused_with_its_field() {
+    let (directory, bytes) = good();
+    // The note's content: format and ABI version, control region, root, roots, bytes of RAM.
+    let note = usize::try_from(word(&bytes, 64 + 8)).expect("it is an offset") + 20;
+    for (at, value, told) in [
+        (32, 0, "bytes of RAM is 0x0"),
+        (32, 1 << 63, "bytes of RAM is 0x8000000000000000"),
+        (32, (8 << 20) + 1, "bytes of RAM is 0x800001"),
+        (32, 64 << 20, "bytes of RAM is 0x4000000, but no program header holds physical address 0x800000"),
+        (8, u64::MAX - 7, "control region is 0xfffffffffffffff8, where there is no RAM"),
+        (8, 8 << 20, "control region is 0x800000, where there is no RAM"),
+        (8, (8 << 20) - PAGE_SIZE, "control region is 0x7ff000, where there is no RAM"),
+        (8, 0x1_0008, "control region is 0x10008, which is not the start of a page"),
+    ] {
+        let error = open(&directory, &with_word(&bytes, note + at, value)).expect_err("the note lies");
+        assert!(error.contains(&format!("guest note: {told}")), "`{told}` is not in: {error}");
+    }
+}
+
+#[test]
+fn a_note_of_other_anchors_than_the_control_region_says_is_refused() {
+    use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
+    let (fake, directory) = (Fake::new(8 << 20), directory());
+    let (control, anchors) = (fake.anchors().control, fake.anchors());
+    let put = |offset: usize, word: u64| {
+        fake.ram.write(control.add(offset as u64), &word.to_le_bytes()).expect("it is RAM");
+    };
+    put(core::mem::offset_of!(ControlRegion, magic), CONTROL_MAGIC);
+    put(core::mem::offset_of!(ControlRegion, pml4), anchors.pml4.get());
+    put(core::mem::offset_of!(ControlRegion, roots), anchors.roots.addr().get());
+    let path = directory.path().join("guest.img");
+    save(&fake, &path, &about(), &mut go_on).expect("the image can be written");
+    let bytes = fs::read(&path).expect("it is there");
+    assert_eq!(open(&directory, &bytes), Ok(()));
+    let note = usize::try_from(word(&bytes, 64 + 8)).expect("it is an offset") + 20;
+    for (at, told) in [(16, "root page table is 0x1000"), (24, "kernel roots is 0x1000")] {
+        let error = open(&directory, &with_word(&bytes, note + at, 0x1000)).expect_err("the note lies");
+        assert!(error.contains(told) && error.contains("but the control region at 0x10000 says"), "{error}");
+    }
+}
+
+#[test]
+fn notes_of_cpus_that_do_not_belong_together_are_refused() {
+    let (directory, bytes) = good();
+    let note = usize::try_from(word(&bytes, 64 + 8)).expect("it is an offset");
+    // The guest note, then NT_PRSTATUS: header and name are 20 bytes, pr_pid stands at 32.
+    let status = note + 20 + size_of::<super::format::GuestNote>();
+    assert_eq!(&bytes[status + 12..status + 16], b"CORE");
+    let pid = status + 20 + 32;
+    let old = word(&bytes, pid);
+    for pid_now in [0, 2, u64::from(u32::MAX)] {
+        let error = open(&directory, &with_word(&bytes, pid, old & !0xffff_ffff | pid_now)).expect_err("it is another");
+        assert!(error.contains("pr_pid"), "{error}");
+    }
+}
+
 #[test]
 fn symbols_are_those_of_the_very_kernel_or_none() {
     let (directory, _) = good();
