@@ -79,6 +79,79 @@ fn an_operation_runs_in_an_interrupt_handler() {
     assert!(matches!(response.outcome, Outcome::Value(_)), "{response:?}");
 }
 
+/// A guest with a map of two pages, both allocated by t0.
+fn full(vcpus: u32) -> (Guest, MapId, [GuestVirt; 2]) {
+    let mut guest = Guest::builder().vcpus(vcpus).launch().unwrap_or_else(|error| panic!("{error}"));
+    let suballoc = Op::KmemSuballoc { parent: MapId::KERNEL, size: 8192, kind: MapKind::User };
+    let map = MapId(value(call(&mut guest, 0, suballoc)));
+    let op = Op::KmemAllocWait { map, size: 4096 };
+    let pages = [0; 2].map(|_| GuestVirt::new(value(call(&mut guest, 0, op))));
+    (guest, map, pages)
+}
+
+fn start(guest: &mut Guest, thread: u16, op: Op) {
+    let response = guest.call_in(Context::Start(thread), op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+    assert_eq!(response.outcome, Outcome::Ok);
+}
+
+#[test]
+fn what_is_started_begins_with_the_next_request_in_the_order_of_starting_on_any_number_of_cpus() {
+    for vcpus in [1, 2, 4] {
+        let (mut guest, map, [first, second]) = full(vcpus);
+        for addr in [first, second] {
+            assert_eq!(call(&mut guest, 0, Op::KmemFreeWakeup { map, addr, size: 4096 }), Outcome::Ok);
+        }
+        let threads = |guest: &Guest| guest.meter().expect("the counters can be read").thread_count.get();
+        let (before, alloc) = (threads(&guest), Op::KmemAllocWait { map, size: 4096 });
+        start(&mut guest, 5, alloc);
+        start(&mut guest, 3, alloc);
+        let used = guest.map_stats(map).expect("the map is sound").size;
+        assert_eq!((used, threads(&guest)), (0, before), "nothing has begun");
+        // There is no room for a third.
+        assert!(matches!(call(&mut guest, 4, alloc), Outcome::Blocked { .. }), "{vcpus} CPUs");
+        for (thread, page) in [(3, second), (5, first)] {
+            assert_eq!(value(call(&mut guest, 0, Op::Join { thread })), page.get(), "{vcpus} CPUs");
+        }
+    }
+}
+
+#[test]
+fn what_was_started_keeps_its_thread_until_a_join() {
+    let (mut guest, map, [first, _]) = full(1);
+    start(&mut guest, 1, Op::KmemFreeWakeup { map, addr: first, size: 4096 });
+    for context in [Context::Thread(1), Context::Start(1)] {
+        let refused = guest.call_in(context, Op::Nop).expect_err("the thread has something to do");
+        assert!(matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))), "{refused}");
+    }
+    assert_eq!(call(&mut guest, 0, Op::Join { thread: 1 }), Outcome::Ok);
+    assert_eq!(call(&mut guest, 1, Op::Nop), Outcome::Ok);
+}
+
+#[test]
+fn the_answer_of_rest_and_an_interrupt_come_after_what_was_started() {
+    for context in [Context::Rest, Context::Interrupt] {
+        let (mut guest, map, [first, _]) = full(2);
+        start(&mut guest, 1, Op::KmemFreeWakeup { map, addr: first, size: 4096 });
+        guest.call_in(context, Op::Nop).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(guest.map_stats(map).expect("the map is sound").size, 4096, "{context:?}");
+    }
+}
+
+#[test]
+fn time_stands_still_for_a_started_sleep_that_nobody_waits_for() {
+    let mut guest = Guest::builder().launch().unwrap_or_else(|error| panic!("{error}"));
+    let ticks = |guest: &Guest| guest.meter().expect("the counters can be read").ticks.get();
+    let before = ticks(&guest);
+    start(&mut guest, 1, Op::Sleep { micros: 2_000_000 });
+    assert_eq!(call(&mut guest, 0, Op::Nop), Outcome::Ok);
+    assert_eq!(ticks(&guest), before);
+    let hz = guest.meter().expect("the counters can be read").hz.get();
+    call(&mut guest, 0, Op::Sleep { micros: 1_000_000 });
+    assert_eq!(ticks(&guest), before + hz);
+    call(&mut guest, 0, Op::Join { thread: 1 });
+    assert_eq!(ticks(&guest), before + 2 * hz);
+}
+
 fn run(args: &[&str], script: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_vmkern"))
         .arg("run")

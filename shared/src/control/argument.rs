@@ -33,17 +33,23 @@ impl MapId {
     pub const PIPE: Self = Self(3);
     /// buffer_map.
     pub const BUFFER: Self = Self(4);
+    /// The parent of buffer_map and pager_map.
+    pub const CLEAN: Self = Self(5);
+    /// pager_map.
+    pub const PAGER: Self = Self(6);
 
     /// Numbers of maps that are made at boot are below this.
     pub const NAMED_MAX: u64 = 64;
 
     /// The maps that exist at boot, by number, with their names.
-    pub const NAMED: [(&'static str, Self); 5] = [
+    pub const NAMED: [(&'static str, Self); 7] = [
         ("kernel_map", Self::KERNEL),
         ("kmem_map", Self::KMEM),
         ("exec_map", Self::EXEC),
         ("pipe_map", Self::PIPE),
         ("buffer_map", Self::BUFFER),
+        ("clean_map", Self::CLEAN),
+        ("pager_map", Self::PAGER),
     ];
 }
 

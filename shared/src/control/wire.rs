@@ -171,20 +171,28 @@ impl Response {
 impl Context {
     const INTERRUPT: u16 = 0xffff;
     const LOWMEM: u16 = 0xfffe;
+    const REST: u16 = 0xfffd;
+    /// Added to the number of a thread that nobody waits for.
+    const START: u16 = 0x100;
+    const START_END: u16 = Self::START + MAX_THREADS;
 
     const fn code(self) -> u16 {
         match self {
             Self::Thread(thread) => thread,
+            Self::Start(thread) => Self::START + thread,
             Self::Interrupt => Self::INTERRUPT,
             Self::Lowmem => Self::LOWMEM,
+            Self::Rest => Self::REST,
         }
     }
 
     const fn from_code(code: u16) -> Option<Self> {
         match code {
             0..MAX_THREADS => Some(Self::Thread(code)),
+            Self::START..Self::START_END => Some(Self::Start(code - Self::START)),
             Self::INTERRUPT => Some(Self::Interrupt),
             Self::LOWMEM => Some(Self::Lowmem),
+            Self::REST => Some(Self::Rest),
             _ => None,
         }
     }
@@ -227,7 +235,8 @@ mod tests {
             Op::SpinFree { mailbox: addr, map },
         ];
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
-            for context in [Context::Thread(0), Context::Thread(63), Context::Interrupt, Context::Lowmem] {
+            let threads = [Context::Thread(0), Context::Thread(63), Context::Start(0), Context::Start(63)];
+            for context in threads.into_iter().chain([Context::Interrupt, Context::Lowmem, Context::Rest]) {
                 let request = Request { tag, context, op };
                 assert_eq!(Request::decode(&request.encode()), Ok(request));
             }
@@ -249,6 +258,7 @@ mod tests {
     fn a_slot_that_is_no_message_is_refused() {
         assert!(Request::decode(&[77 << 32, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[64 << 48, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(Request::decode(&[(0x100 + 64) << 48, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[20 << 32, 64, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[3 << 32, 1, 4096, 0x8000, 0, 0, 0, 0]).is_err());
         assert!(Request::decode(&[21 << 32, 1, 4096, 1, 2, 0, 0, 0]).is_err());

@@ -11,6 +11,7 @@ use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
+use crate::control::MapId;
 use crate::field::Field;
 
 /// `struct pmap` of the kernel. Guarded by its lock.
@@ -79,7 +80,7 @@ pub struct SlabZone {
 
 /// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads, sleep queues, CPUs.
 pub const ZONE_COUNT: usize = 7;
-/// Maps with a number from boot on: [`crate::control::MapId::NAMED`].
+/// Maps in [`KernelRoots::maps`].
 pub const MAP_COUNT: usize = 5;
 
 /// The table that the host starts from. One, at the start of a page of the direct map, named by the control region.
@@ -173,6 +174,23 @@ pub struct KernelRoots {
     pub sched: Scheduler,
     /// All CPUs, by [`Pcpu::allcpu_next`]: the one that booted, which is in no zone, first.
     pub cpuhead: Field<KPtr<Pcpu>>,
+}
+
+impl KernelRoots {
+    /// Where the boot notes the map `id`; `None` for an id that names no map of the boot.
+    #[must_use]
+    pub fn map_slot(&self, id: MapId) -> Option<&Field<KPtr<VmMap>>> {
+        match id {
+            MapId::CLEAN => Some(&self.clean_map),
+            MapId::PAGER => Some(&self.pager_map),
+            MapId(number) => self.maps.get(usize::try_from(number).ok()?),
+        }
+    }
+
+    /// The maps of the boot: name, number, and where each is noted.
+    pub fn named_maps(&self) -> impl Iterator<Item = (&'static str, MapId, &Field<KPtr<VmMap>>)> {
+        MapId::NAMED.into_iter().filter_map(|(name, id)| Some((name, id, self.map_slot(id)?)))
+    }
 }
 
 const _: () = assert!(size_of::<KernelRoots>() <= 4096);

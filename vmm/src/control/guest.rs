@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::boot::TimeMode;
-use vmkern_abi::control::{Context, DOORBELL_VECTOR, ExitCode, Op, RING_SLOTS, Request, Response, WaitMessage};
+use vmkern_abi::control::{
+    Context, DOORBELL_VECTOR, ExitCode, Op, Outcome, RING_SLOTS, Request, Response, WaitMessage,
+};
 
 use super::Builder;
 use super::bell::InterruptHandle;
@@ -85,12 +87,16 @@ impl Guest {
     /// Has `op` done in `context`, and waits for the answer as [`Guest::call`] does.
     ///
     /// When the answer is [`Outcome::Blocked`](vmkern_abi::control::Outcome::Blocked), the operation stays outstanding:
-    /// its thread takes no other until a call of [`Op::Join`] has brought the answer proper.
+    /// its thread takes no other until a call of [`Op::Join`] has brought the answer proper. In [`Context::Start`] the
+    /// answer is ok at once, and says only that the operation was sent: a join brings what came of it.
     ///
     /// # Errors
     /// See [`GuestError`].
     pub fn call_in(&mut self, context: Context, op: Op) -> Result<Response, GuestError> {
         let tag = self.submit_in(context, op)?;
+        if let Context::Start(_) = context {
+            return Ok(Response { tag, cycles: 0, outcome: Outcome::Ok });
+        }
         loop {
             let response = self.receive()?;
             if response.tag == tag {
@@ -109,8 +115,8 @@ impl Guest {
         self.submit_in(Context::Thread(thread), op)
     }
 
-    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`] does. In which
-    /// context an [`Op::Join`] is sent makes no difference.
+    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`] does; none comes for
+    /// [`Context::Start`]. In which context an [`Op::Join`] is sent makes no difference.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -118,7 +124,7 @@ impl Guest {
         self.check_alive()?;
         self.pending.check(context, &op).map_err(GuestError::BadRequest)?;
         // With at most a ring's worth in flight, neither ring can be full when a side wants to push.
-        while self.pending.in_flight() >= RING_SLOTS {
+        while self.pending.slots() >= RING_SLOTS {
             let response = self.receive()?;
             self.backlog.push_back(response);
         }

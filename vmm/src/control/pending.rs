@@ -9,13 +9,15 @@ use vmkern_abi::control::{Context, MAX_THREADS, Op, Outcome, Response, WaitMessa
 
 use super::error::{ConfigError, ContractError};
 
-/// A thread whose operation was reported blocked.
+/// A thread whose operation was reported blocked, or started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sleeper {
     /// Nobody has asked for it since.
     Blocked(WaitMessage),
     /// A join is in flight.
     Joined,
+    /// It was started, and nobody has asked for it since.
+    Started,
 }
 
 /// Requests in flight and blocked threads.
@@ -33,18 +35,28 @@ impl Pending {
         if let Op::Join { thread } = *op {
             return match self.sleepers.get(&thread) {
                 _ if thread >= MAX_THREADS => Err(ConfigError::Thread(thread)),
-                Some(Sleeper::Blocked(_)) => Ok(()),
+                Some(Sleeper::Blocked(_) | Sleeper::Started) => Ok(()),
                 Some(Sleeper::Joined) | None => Err(ConfigError::NothingToJoin(thread)),
             };
         }
         match context {
-            Context::Thread(thread) if thread >= MAX_THREADS => Err(ConfigError::Thread(thread)),
-            Context::Thread(thread) if self.sleepers.contains_key(&thread) => Err(ConfigError::ThreadBlocked(thread)),
-            Context::Thread(_) | Context::Interrupt | Context::Lowmem => Ok(()),
+            Context::Thread(thread) | Context::Start(thread) if thread >= MAX_THREADS => {
+                Err(ConfigError::Thread(thread))
+            }
+            Context::Thread(thread) | Context::Start(thread) if self.sleepers.contains_key(&thread) => {
+                Err(ConfigError::ThreadBlocked(thread))
+            }
+            Context::Start(thread) if self.is_busy(thread) => Err(ConfigError::ThreadBlocked(thread)),
+            Context::Thread(_) | Context::Start(_) | Context::Interrupt | Context::Lowmem | Context::Rest => Ok(()),
         }
     }
 
-    /// Notes a request that is about to be sent, and returns its tag.
+    /// Whether an operation of `thread` is in flight.
+    fn is_busy(&self, thread: u16) -> bool {
+        self.in_flight.values().any(|subject| *subject == Some(thread))
+    }
+
+    /// Notes a request that is about to be sent, and returns its tag. One that is started takes no answer of its own.
     pub(super) fn add(&mut self, context: Context, op: &Op) -> u32 {
         // A request may stay in flight while the counter comes round.
         while self.in_flight.contains_key(&self.next_tag) {
@@ -57,8 +69,12 @@ impl Pending {
                 self.sleepers.insert(thread, Sleeper::Joined);
                 Some(thread)
             }
+            (Context::Start(thread), _) => {
+                self.sleepers.insert(thread, Sleeper::Started);
+                return tag;
+            }
             (Context::Thread(thread), _) => Some(thread),
-            (Context::Interrupt | Context::Lowmem, _) => None,
+            (Context::Interrupt | Context::Lowmem | Context::Rest, _) => None,
         };
         self.in_flight.insert(tag, subject);
         tag
@@ -82,6 +98,13 @@ impl Pending {
         Ok(())
     }
 
+    /// Slots of the request ring that may be taken: requests without an answer, and what was started, which the guest
+    /// may leave there.
+    pub(super) fn slots(&self) -> usize {
+        let started = self.sleepers.values().filter(|sleeper| **sleeper == Sleeper::Started).count();
+        self.in_flight.len() + started
+    }
+
     /// Requests without an answer.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -91,7 +114,7 @@ impl Pending {
     pub(super) fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
         self.sleepers.iter().filter_map(|(&thread, sleeper)| match *sleeper {
             Sleeper::Blocked(waits_for) => Some((thread, waits_for)),
-            Sleeper::Joined => None,
+            Sleeper::Joined | Sleeper::Started => None,
         })
     }
 

@@ -65,7 +65,7 @@ pub struct EntryView {
 fn map(view: &View<'_>, id: MapId) -> Result<(KPtr<VmMap>, VmMap), InspectError> {
     let (_, roots) = roots(view)?;
     let at = if id.0 < MapId::NAMED_MAX {
-        let slot = usize::try_from(id.0).ok().and_then(|index| roots.maps.get(index));
+        let slot = roots.map_slot(id);
         slot.and_then(|slot| slot.get().non_null()).ok_or(InspectError::NoSuchMap(id))?
     } else {
         listed(view, &roots, id)?
@@ -150,8 +150,8 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
 fn object(at: GuestVirt, eflags: EntryFlags, roots_at: KPtr<KernelRoots>, roots: &KernelRoots) -> ObjectView {
     let field = |offset: usize| roots_at.addr().checked_add(offset as u64);
     if eflags.contains(EntryFlags::IS_SUB_MAP) {
-        let named = MapId::NAMED.into_iter().zip(&roots.maps).find(|(_, map)| map.get().addr() == at);
-        return ObjectView::SubMap(named.map_or(MapId(at.get()), |((_, id), _)| id));
+        let named = roots.named_maps().find(|(_, _, map)| map.get().addr() == at);
+        return ObjectView::SubMap(named.map_or(MapId(at.get()), |(_, id, _)| id));
     }
     match at {
         at if at.get() == 0 => ObjectView::None,

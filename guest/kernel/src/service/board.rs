@@ -2,8 +2,11 @@
 //!
 //! A slot goes `Idle -> Asked -> Working -> Done -> Idle`: the dispatcher posts a request, the thread takes it, works, and
 //! posts the outcome, which the dispatcher sends once the guest is at rest. If the guest comes to rest before, the
-//! dispatcher answers that the thread is blocked (`Working -> Blocked`), and the outcome, when it comes, is kept until a
+//! dispatcher answers that the thread is blocked (`Working -> Unasked`), and the outcome, when it comes, is kept until a
 //! join asks for it.
+//!
+//! A request that was started goes `Idle -> Planned -> Asked`, in real time `Idle -> Asked`, and owes no answer before a join,
+//! like one whose thread is blocked. The planned ones begin together, in the order in which they came.
 
 use vmkern_abi::control::{MAX_THREADS, Op, Outcome, Response};
 
@@ -12,12 +15,14 @@ use vmkern_abi::control::{MAX_THREADS, Op, Outcome, Response};
 enum State {
     /// Nothing.
     Idle,
-    /// A request waits for it.
-    Asked { tag: u32, op: Op },
+    /// It is to begin with the next request that somebody waits for.
+    Planned { op: Op },
+    /// A request waits for it, with a tag unless it was started.
+    Asked { tag: Option<u32>, op: Op },
     /// It works on the request with this tag.
     Working { tag: u32 },
-    /// It works still, but the host was told that it is blocked, and has not asked again.
-    Blocked,
+    /// It works, and nobody waits: it was started, or the host was told that it is blocked, and has not asked again.
+    Unasked,
     /// It has finished, and this tag is to be answered, if any.
     Done { tag: Option<u32>, outcome: Outcome, cycles: u64 },
 }
@@ -35,6 +40,13 @@ pub struct Board {
     working: Threads,
     /// The threads that are [`State::Done`] with a tag to answer.
     done: Threads,
+    /// The threads that are [`State::Unasked`].
+    unasked: Threads,
+    /// The threads that were started and have not finished since.
+    started: Threads,
+    /// The threads that are [`State::Planned`], in order.
+    plan: [u8; MAX_THREADS as usize],
+    planned: usize,
     /// Threads that wait for the guest to be at rest.
     settling: u32,
 }
@@ -47,41 +59,105 @@ impl Board {
     /// Nobody has been asked anything.
     #[must_use]
     pub const fn new() -> Self {
-        Self { slots: [State::Idle; MAX_THREADS as usize], working: 0, done: 0, settling: 0 }
+        Self {
+            slots: [State::Idle; MAX_THREADS as usize],
+            working: 0,
+            done: 0,
+            unasked: 0,
+            started: 0,
+            plan: [0; MAX_THREADS as usize],
+            planned: 0,
+            settling: 0,
+        }
     }
 
-    /// Posts a request for `thread`.
+    /// Posts a request for `thread`, to be answered with `tag`.
     ///
     /// # Errors
     /// When the thread has one already.
     pub fn post(&mut self, thread: u16, tag: u32, op: Op) -> Result<(), NotNow> {
-        if !matches!(self.slots[usize::from(thread)], State::Idle) {
-            return Err(NotNow);
-        }
-        self.set(thread, State::Asked { tag, op });
+        self.idle(thread)?;
+        self.set(thread, State::Asked { tag: Some(tag), op });
         Ok(())
+    }
+
+    /// Posts a request for `thread` that nobody waits for.
+    ///
+    /// # Errors
+    /// When the thread has one already.
+    pub fn start(&mut self, thread: u16, op: Op) -> Result<(), NotNow> {
+        self.idle(thread)?;
+        self.started |= 1 << thread;
+        self.set(thread, State::Asked { tag: None, op });
+        Ok(())
+    }
+
+    /// Notes a request for `thread` that is to begin with the next one that somebody waits for.
+    ///
+    /// # Errors
+    /// When the thread has one already.
+    pub fn plan(&mut self, thread: u16, op: Op) -> Result<(), NotNow> {
+        self.idle(thread)?;
+        self.set(thread, State::Planned { op });
+        self.plan[self.planned] = u8::try_from(thread).unwrap_or(0);
+        self.planned += 1;
+        Ok(())
+    }
+
+    /// Whether requests are planned.
+    pub fn has_plan(&self) -> bool {
+        self.planned > 0
+    }
+
+    /// The thread of the planned request at `index`, which is posted by this.
+    pub fn begin(&mut self, index: usize) -> Option<u16> {
+        if index >= self.planned {
+            self.planned = 0;
+            return None;
+        }
+        let thread = u16::from(self.plan[index]);
+        if let State::Planned { op } = self.slots[usize::from(thread)] {
+            self.started |= 1 << thread;
+            self.set(thread, State::Asked { tag: None, op });
+        }
+        Some(thread)
+    }
+
+    /// Whether anything was started that has not finished yet.
+    pub fn has_started(&self) -> bool {
+        self.started != 0
+    }
+
+    fn idle(&self, thread: u16) -> Result<(), NotNow> {
+        if matches!(self.slots[usize::from(thread)], State::Idle) { Ok(()) } else { Err(NotNow) }
     }
 
     /// Takes the request that waits for `thread`.
     pub fn take(&mut self, thread: u16) -> Option<Op> {
         let State::Asked { tag, op } = self.slots[usize::from(thread)] else { return None };
-        self.set(thread, State::Working { tag });
+        self.set(thread, tag.map_or(State::Unasked, |tag| State::Working { tag }));
         Some(op)
     }
 
     /// Notes that `thread` has finished.
     pub fn finish(&mut self, thread: u16, outcome: Outcome, cycles: u64) {
-        let tag = if let State::Working { tag } = self.slots[usize::from(thread)] { Some(tag) } else { None };
+        let tag = match self.slots[usize::from(thread)] {
+            State::Working { tag } => Some(tag),
+            State::Asked { tag, .. } => tag,
+            _ => None,
+        };
+        self.started &= !(1 << thread);
         self.set(thread, State::Done { tag, outcome, cycles });
     }
 
-    /// Joins `thread`, which the host was told to be blocked: its outcome will be answered with `tag`.
+    /// Joins `thread`, which was started, or which the host was told to be blocked: its outcome will be answered with `tag`.
     ///
     /// # Errors
-    /// When the thread is not blocked.
+    /// When the thread is neither.
     pub fn join(&mut self, thread: u16, tag: u32) -> Result<(), NotNow> {
         let state = match self.slots[usize::from(thread)] {
-            State::Blocked => State::Working { tag },
+            State::Unasked => State::Working { tag },
+            State::Asked { tag: None, op } => State::Asked { tag: Some(tag), op },
             State::Done { tag: None, outcome, cycles } => State::Done { tag: Some(tag), outcome, cycles },
             _ => return Err(NotNow),
         };
@@ -104,13 +180,18 @@ impl Board {
 
     /// The threads that owe an answer, in ascending order.
     pub fn owing(&self) -> impl Iterator<Item = u16> {
-        core::iter::successors(Some(self.working), |set| Some(set & set.wrapping_sub(1))).map_while(first)
+        members(self.working)
+    }
+
+    /// The threads that work, whether they owe an answer or not, in ascending order.
+    pub fn at_work(&self) -> impl Iterator<Item = u16> {
+        members(self.working | self.unasked)
     }
 
     /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to tell so.
     pub fn block(&mut self, thread: u16) -> Option<u32> {
         let State::Working { tag } = self.slots[usize::from(thread)] else { return None };
-        self.set(thread, State::Blocked);
+        self.set(thread, State::Unasked);
         Some(tag)
     }
 
@@ -123,13 +204,20 @@ impl Board {
         let bit = 1 << thread;
         self.working &= !bit;
         self.done &= !bit;
+        self.unasked &= !bit;
         match state {
             State::Working { .. } => self.working |= bit,
+            State::Unasked => self.unasked |= bit,
             State::Done { tag: Some(_), .. } => self.done |= bit,
             _ => {}
         }
         self.slots[usize::from(thread)] = state;
     }
+}
+
+/// The threads of a set, in ascending order.
+fn members(set: Threads) -> impl Iterator<Item = u16> {
+    core::iter::successors(Some(set), |set| Some(set & set.wrapping_sub(1))).map_while(first)
 }
 
 /// The lowest thread of a set.

@@ -13,6 +13,7 @@ mod worker;
 
 use core::sync::atomic::Ordering;
 
+use kmem::kern::sched::Spread;
 use kmem::ops::{self, Executed};
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::TimeMode;
@@ -48,6 +49,8 @@ pub fn serve(vm: &KernelVm, clock: &Clock, region: &'static ControlRegion) -> ! 
         region,
         requests: Consumer::new(&region.requests),
         responses: Producer::new(&region.responses),
+        held: None,
+        alone: false,
     };
     dispatcher.announce();
     loop {
@@ -61,6 +64,10 @@ struct Dispatcher<'a> {
     region: &'a ControlRegion,
     requests: Consumer<'a, RING_SLOTS>,
     responses: Producer<'a, RING_SLOTS>,
+    /// A request that waits for the guest to be at rest: what was started before it has begun.
+    held: Option<Request>,
+    /// Whether this CPU runs what was started, and no other takes any of it over.
+    alone: bool,
 }
 
 impl Dispatcher<'_> {
@@ -93,9 +100,13 @@ impl Dispatcher<'_> {
         while let Some(response) = BOARD.with(board::Board::next_answer) {
             self.send(&response);
         }
-        if let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
+        self.share_if_finished();
+        if let Some(request) = self.held.take() {
+            self.perform(request);
+        } else if let Some(slot) = self.next_request() {
             self.accept(&slot);
-            // With more than one CPU the threads of all requests that are there begin together.
+            // With more than one CPU the threads of all requests that are there begin together. So do those that were
+            // started.
             while let Some(slot) = self.next_if_parallel() {
                 self.accept(&slot);
             }
@@ -106,15 +117,28 @@ impl Dispatcher<'_> {
         self.vm.sched_yield();
     }
 
+    /// The next request, unless one that came before waits still for the guest to be at rest.
+    fn next_request(&mut self) -> Option<Slot> {
+        if self.held.is_some() { None } else { self.requests.pop().unwrap_or_else(|why| broken(why)) }
+    }
+
     fn next_if_parallel(&mut self) -> Option<Slot> {
-        if cpus::is_alone() { None } else { self.requests.pop().unwrap_or_else(|why| broken(why)) }
+        if cpus::is_alone() { None } else { self.next_request() }
+    }
+
+    /// The guest is at rest: other CPUs take threads over again once nothing that was started is under way.
+    fn share_if_finished(&mut self) {
+        if self.alone && !BOARD.with(|board| board.has_started()) {
+            self.alone = false;
+            self.vm.sched_spread(Spread::No);
+        }
     }
 
     /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU runs what it gets.
     fn turn_while_others_run(&mut self) {
         threads::keep_time(self.vm, self.clock);
         let mut has_accepted = false;
-        while let Some(slot) = self.requests.pop().unwrap_or_else(|why| broken(why)) {
+        while let Some(slot) = self.next_request() {
             self.accept(&slot);
             has_accepted = true;
         }
@@ -124,7 +148,7 @@ impl Dispatcher<'_> {
         self.vm.sched_yield();
     }
 
-    /// Takes a request: hands it to its thread, or answers it.
+    /// Takes a request. One that somebody waits for lets those begin that were started before.
     fn accept(&mut self, slot: &Slot) {
         let request = match Request::decode(slot) {
             Ok(request) => request,
@@ -134,6 +158,56 @@ impl Dispatcher<'_> {
                 return self.refuse(tag, KernReturn::InvalidArgument);
             }
         };
+        let Request { tag, context, op } = request;
+        if let Context::Start(thread) = context {
+            let taken = match self.clock.mode() {
+                TimeMode::Virtual => BOARD.with(|board| board.plan(thread, op)),
+                TimeMode::Real => {
+                    let taken = BOARD.with(|board| board.start(thread, op));
+                    if taken.is_ok() {
+                        self.wake_or_finish(thread);
+                    }
+                    taken
+                }
+            };
+            // Nobody waits for an answer, and the host starts nothing on a thread that has something to do.
+            return taken.unwrap_or_else(|_| panic!("t{thread} was started while it had something to do (tag {tag})"));
+        }
+        let is_first = !self.begin_planned();
+        match context {
+            // What runs on no thread comes when those rest that were started before it.
+            Context::Interrupt | Context::Lowmem | Context::Rest if !is_first => self.held = Some(request),
+            _ => self.perform(request),
+        }
+    }
+
+    /// Lets everything begin that was started and has not begun: on this CPU, in the order of starting, and before any thread
+    /// that is woken later. Returns whether there was anything.
+    fn begin_planned(&mut self) -> bool {
+        if !BOARD.with(|board| board.has_plan()) {
+            return false;
+        }
+        if !cpus::is_alone() && !self.alone {
+            self.alone = true;
+            self.vm.sched_spread(Spread::Never);
+        }
+        for index in 0.. {
+            let Some(thread) = BOARD.with(|board| board.begin(index)) else { break };
+            self.wake_or_finish(thread);
+        }
+        true
+    }
+
+    /// Wakes `thread`, for which a request was posted that nobody waits for, or notes that there is no memory for it.
+    fn wake_or_finish(&mut self, thread: u16) {
+        match worker::ensure(self.vm, thread) {
+            Ok(()) => worker::wake(self.vm, thread),
+            Err(code) => BOARD.with(|board| board.finish(thread, Outcome::Error(code), 0)),
+        }
+    }
+
+    /// Hands a request to its thread, or answers it.
+    fn perform(&mut self, request: Request) {
         let Request { tag, context, op } = request;
         match (context, op) {
             (_, Op::Join { thread }) => {
@@ -156,6 +230,8 @@ impl Dispatcher<'_> {
                 let outcome = ops::register_lowmem(self.vm, &op, run_stored);
                 self.send(&Response { tag, cycles: 0, outcome });
             }
+            (Context::Rest, Op::Nop) => self.send(&Response { tag, cycles: 0, outcome: Outcome::Ok }),
+            (Context::Rest | Context::Start(_), _) => self.refuse(tag, KernReturn::InvalidArgument),
         }
     }
 
@@ -188,10 +264,10 @@ impl Dispatcher<'_> {
         self.owes() && !self.script_time_out_pending()
     }
 
-    /// Whether a thread that owes an answer sleeps with a time-out.
+    /// Whether a thread sleeps with a time-out that the host has given something to do, whoever waits for it.
     fn script_time_out_pending(&self) -> bool {
         BOARD.with(|board| {
-            board.owing().any(|thread| {
+            board.at_work().any(|thread| {
                 let timed = |t: KPtr<Thread>| self.vm.get(t).callout.sequence.get() != 0;
                 self.vm.tfind(thread.into()).is_some_and(timed)
             })
@@ -242,7 +318,7 @@ impl Dispatcher<'_> {
     }
 
     fn has_requests(&self) -> bool {
-        self.requests.waiting().unwrap_or_else(|why| broken(why)) > 0
+        self.held.is_none() && self.requests.waiting().unwrap_or_else(|why| broken(why)) > 0
     }
 
     fn send(&mut self, response: &Response) {

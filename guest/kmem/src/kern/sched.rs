@@ -51,6 +51,8 @@ pub enum Spread {
     No = 0,
     /// They go to a CPU that has nothing to do, if there is one.
     Yes = 1,
+    /// They stay, and no other CPU takes them over: what is woken here runs as if there were no other.
+    Never = 2,
 }
 
 const fn queue_of(priority: u8) -> usize {
@@ -135,7 +137,7 @@ impl<M: Machine> Vm<M> {
         if last.idlethread.get() == thread {
             return last;
         }
-        if self.sched().spread.get() == 0 {
+        if self.sched().spread.get() != Spread::Yes as u32 {
             return here;
         }
         let others = [last, here].into_iter().chain(self.cpus()).filter(|cpu| cpu.cpuid.get() != boot.cpuid.get());
@@ -228,6 +230,9 @@ impl<M: Machine> Vm<M> {
     /// way is about to take its threads itself. So is one that waits for work on the stack of its last thread, which is
     /// nobody else's as long.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
+        if self.sched().spread.get() == Spread::Never as u32 {
+            return None;
+        }
         let is_its_own = |cpu: &Pcpu, thread| [cpu.idlethread.get(), cpu.curthread.get()].contains(&thread);
         let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| !is_its_own(cpu, thread));
         let comes_by_itself =
@@ -509,6 +514,9 @@ impl<M: Machine> Vm<M> {
 
     /// Threads wait here: has a CPU that has nothing to do take one (`sched_balance`).
     fn wake_idle_cpu(&self) {
+        if self.sched().spread.get() == Spread::Never as u32 {
+            return;
+        }
         if let Some(idle) = self.cpus().find(|cpu| self.is_idle(cpu)) {
             idle.need_resched.set(Preempt::Better as u32);
             self.machine().cpu_interrupt(idle);

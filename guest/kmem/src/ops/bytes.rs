@@ -61,10 +61,13 @@ impl Iterator for Pieces {
     }
 }
 
+/// What a range gives that reaches the end of the address space, or wraps around it: no map of the kernel does.
+const WRAPS: Outcome = Outcome::Error(KernReturn::InvalidAddress);
+
 fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {
     match addr.checked_add(size) {
         Some(end) => Ok(Pieces { start: addr.get(), end: end.get() }),
-        None => Err(Outcome::Error(KernReturn::InvalidArgument)),
+        None => Err(WRAPS),
     }
 }
 
@@ -91,7 +94,7 @@ pub fn write<A: Access>(access: &A, addr: GuestVirt, value: u64) {
 
 /// Writes one byte of each page of the range, the value that stands there already.
 pub fn touch<A: Access>(access: &A, addr: GuestVirt, size: u64) -> Outcome {
-    let Some(end) = addr.checked_add(size) else { return Outcome::Error(KernReturn::InvalidArgument) };
+    let Some(end) = addr.checked_add(size) else { return WRAPS };
     let mut at = addr;
     while at < end {
         let byte = &access.bytes(at, 1, Intent::Write)[0];

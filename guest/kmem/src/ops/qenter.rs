@@ -35,11 +35,12 @@ impl<M: Machine> Iterator for Chain<'_, M> {
 
 /// The pages of `[addr, addr + count pages)`, which lie in the kernel's map.
 fn range(addr: GuestVirt, count: u64) -> Result<impl Iterator<Item = GuestVirt> + Clone, KernReturn> {
-    let bytes = count.checked_mul(PAGE_SIZE).ok_or(KernReturn::InvalidArgument)?;
-    let end = addr.checked_add(bytes).ok_or(KernReturn::InvalidArgument)?;
     if !addr.is_page_aligned() {
         return Err(KernReturn::InvalidArgument);
     }
+    // No map of the kernel reaches the end of the address space, or past it.
+    let bytes = count.checked_mul(PAGE_SIZE).ok_or(KernReturn::InvalidAddress)?;
+    let end = addr.checked_add(bytes).ok_or(KernReturn::InvalidAddress)?;
     if addr < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS {
         return Err(KernReturn::InvalidAddress);
     }

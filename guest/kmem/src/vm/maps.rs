@@ -31,7 +31,7 @@ impl<M: Machine> Vm<M> {
     #[must_use]
     pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
         if id.0 < MapId::NAMED_MAX {
-            return self.state().maps.get(usize::try_from(id.0).ok()?)?.get().non_null();
+            return self.state().map_slot(id)?.get().non_null();
         }
         let wanted = KPtr::new(GuestVirt::new(id.0));
         self.vm_maps().find(|&map| map == wanted)

@@ -59,10 +59,8 @@ fn registry(ctx: &Context<'_>) {
         );
     }
     let roots = &ctx.roots;
-    let slots = roots.maps.iter().chain([&roots.clean_map, &roots.pager_map]);
-    let names = ["kernel_map", "kmem_map", "exec_map", "pipe_map", "buffer_map", "clean_map", "pager_map"];
     let mut seen: HashMap<GuestVirt, &str> = HashMap::new();
-    for (name, at) in names.into_iter().zip(slots.map(|slot| slot.get().addr())) {
+    for (name, at) in roots.named_maps().map(|(name, _, slot)| (name, slot.get().addr())) {
         if at == GuestVirt::new(0) {
             ctx.finding(
                 "map-registry",

@@ -8,7 +8,6 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
-use vmkern_abi::control::MapId;
 use vmkern_abi::layout::{EntryFlags, KernelRoots, MapNode, MapPool, PoolPage, Protection, VmMap, VmMapEntry};
 
 use super::finding::{Findings, Updating};
@@ -219,8 +218,8 @@ impl Maps {
         }
         maps.listed = maps.all.len();
         maps.all.iter_mut().for_each(|map| map.read_entries(memory, findings));
-        let named = roots.maps.iter().chain([&roots.clean_map, &roots.pager_map]);
-        let mut others: Vec<KPtr<VmMap>> = named.filter_map(|map| map.get().non_null()).collect();
+        let named = roots.named_maps();
+        let mut others: Vec<KPtr<VmMap>> = named.filter_map(|(_, _, map)| map.get().non_null()).collect();
         others.extend(maps.all.iter().flat_map(submaps));
         while let Some(at) = others.pop() {
             if seen.insert(at.addr())
@@ -246,7 +245,5 @@ fn submaps(map: &Map) -> impl Iterator<Item = KPtr<VmMap>> {
 
 /// What the map at `at` is called.
 fn name(roots: &KernelRoots, at: KPtr<VmMap>) -> &'static str {
-    let named = MapId::NAMED.into_iter().zip(&roots.maps).map(|((name, _), map)| (name, map.get()));
-    let others = [("clean_map", roots.clean_map.get()), ("pager_map", roots.pager_map.get())];
-    named.chain(others).find(|&(_, map)| map == at).map_or(UNNAMED, |(name, _)| name)
+    roots.named_maps().find(|(_, _, map)| map.get() == at).map_or(UNNAMED, |(name, ..)| name)
 }

@@ -124,8 +124,7 @@ impl<'v, 'a> Survey<'v, 'a> {
             }
         }
         maps.reverse();
-        let named = roots.maps.iter().chain([&roots.clean_map, &roots.pager_map]);
-        for at in named.filter_map(|map| map.get().non_null()) {
+        for at in roots.named_maps().filter_map(|(_, _, map)| map.get().non_null()) {
             if !maps.iter().any(|known| known.at == at) {
                 self.damage.say("vm_map", at.addr(), || "it is not on the list of maps".to_owned());
                 maps.extend(self.damage.ok(self.view.copy("vm_map", at)).map(|map| take(at, map)));
@@ -172,10 +171,8 @@ impl std::fmt::Display for MapName {
 
 /// The maps that have names, by address.
 fn names(roots: &KernelRoots) -> HashMap<u64, Arc<str>> {
-    let numbered = MapId::NAMED.into_iter().zip(&roots.maps).map(|((name, _), map)| (map, name));
-    let others = [(&roots.clean_map, "clean_map"), (&roots.pager_map, "pager_map")];
-    let all = numbered.chain(others).filter(|(map, _)| !map.get().is_null());
-    all.map(|(map, name)| (map.get().addr().get(), Arc::from(name))).collect()
+    let all = roots.named_maps().filter(|(_, _, map)| !map.get().is_null());
+    all.map(|(name, _, map)| (map.get().addr().get(), Arc::from(name))).collect()
 }
 
 /// The names that [`MapName::Named`] can have.

@@ -92,10 +92,10 @@ fn what_freebsd_forbids_by_contract_is_an_invalid_argument() {
     let sim = boot();
     let before = sim.counters();
     let error = Outcome::Error(KernReturn::InvalidArgument);
-    for map in [MapId::EXEC, MapId::PIPE] {
+    for map in [MapId::EXEC, MapId::PIPE, MapId::CLEAN] {
         assert_eq!(sim.execute(&Op::KmemMalloc { map, size: 1, flags: NOWAIT }), error);
     }
-    for map in [MapId::KERNEL, MapId::KMEM, MapId::BUFFER] {
+    for map in [MapId::KERNEL, MapId::KMEM, MapId::BUFFER, MapId::PAGER] {
         assert_eq!(sim.execute(&Op::KmemAllocWait { map, size: 1 }), error);
     }
     assert_eq!(sim.counters(), before);
@@ -148,7 +148,7 @@ fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boo
 #[test]
 fn a_map_that_does_not_exist_is_an_invalid_argument() {
     let sim = boot();
-    for map in [MapId(5), MapId(63), MapId(0xffff_ff00_0000_1000), MapId(u64::MAX)] {
+    for map in [MapId(7), MapId(63), MapId(0xffff_ff00_0000_1000), MapId(u64::MAX)] {
         let error = Outcome::Error(KernReturn::InvalidArgument);
         assert_eq!(sim.execute(&Op::KmemAlloc { map, size: 1 }), error);
         assert_eq!(sim.execute(&Op::KmemFree { map, addr: GuestVirt::new(0), size: 1 }), error);
