@@ -67,17 +67,32 @@ impl TimeMode {
     }
 }
 
+/// A row of the table of tunables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunable {
+    /// FreeBSD's name.
+    pub name: &'static str,
+    /// The values that it can have.
+    pub range: RangeInclusive<u64>,
+    /// What it sets, its unit and its default.
+    pub says: &'static str,
+}
+
 macro_rules! tunables {
-    ($($(#[$doc:meta])* $field:ident = $name:literal in $range:expr),* $(,)?) => {
+    ($($(#[doc = $doc:literal])* $field:ident = $name:literal in $range:expr),* $(,)?) => {
         /// Kernel tunables, by FreeBSD's names. `None` leaves FreeBSD's default.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
         pub struct Tunables {
-            $($(#[$doc])* pub $field: Option<u64>,)*
+            $($(#[doc = $doc])* pub $field: Option<u64>,)*
         }
 
         impl Tunables {
             /// Every name that [`Tunables::set`] knows.
             pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// Every tunable, in the order of [`Tunables::NAMES`]: for help and documentation.
+            pub const TABLE: &'static [Tunable] =
+                &[$(Tunable { name: $name, range: $range, says: concat!($($doc),*).trim_ascii() }),*];
 
             /// Sets the tunable called `name`.
             ///
@@ -98,10 +113,7 @@ macro_rules! tunables {
             /// The values that the tunable called `name` can have, if there is one.
             #[must_use]
             pub fn range(name: &str) -> Option<RangeInclusive<u64>> {
-                match name {
-                    $($name => Some($range),)*
-                    _ => None,
-                }
+                Self::TABLE.iter().find(|tunable| tunable.name == name).map(|tunable| tunable.range.clone())
             }
 
             /// The tunables that are set, by name.
@@ -142,7 +154,7 @@ tunables! {
     kern_ipc_maxpipekva = "kern.ipc.maxpipekva" in 1..=1 << 38,
     /// 1 to count the cycles that locks are held; default 0.
     debug_lock_prof_enable = "debug.lock.prof.enable" in 0..=1,
-    /// Whether free pages are cleared while nothing else runs; default 0, no.
+    /// 1 to clear free pages while nothing else runs; default 0.
     vm_idlezero_enable = "vm.idlezero_enable" in 0..=1,
     /// Most free pages that a CPU keeps for itself, 0 for no such caches; default 64. With one CPU there are none.
     vm_pgcache_zone_max_pcpu = "vm.pgcache_zone_max_pcpu" in 0..=65_536,

@@ -75,7 +75,7 @@ pub enum ConfigError {
     #[error("vcpus: {0} asked for; a guest has 1 to 64")]
     Vcpus(u32),
     /// No tunable has this name.
-    #[error("unknown tunable `{0}`; there are: {list}", list = Tunables::NAMES.join(" "))]
+    #[error("unknown tunable `{0}`{near}; the tunables are: {list}", near = meant(.0), list = Tunables::NAMES.join(" "))]
     UnknownTunable(String),
     /// A tunable cannot have this value.
     #[error("tunable {name}: {value} ({value:#x}) asked for; it is {}", bounds(*.min, *.max))]
@@ -101,6 +101,12 @@ pub enum ConfigError {
     /// A join needs a blocked thread, and one join at a time.
     #[error("thread t{0} is not blocked, or joined already: there is nothing to join")]
     NothingToJoin(u16),
+}
+
+/// A did-you-mean, if a tunable's name is like `name`.
+fn meant(name: &str) -> String {
+    let near = crate::script::closest(name, Tunables::NAMES.iter().copied());
+    near.map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 
 fn bounds(min: u64, max: u64) -> String {
