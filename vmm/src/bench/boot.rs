@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
-use super::{BenchError, Summary, bare};
+use super::{BenchError, Progress, Summary, Watch, bare};
 use crate::control::Guest;
 
 /// What [`boot`] measured. Times are in microseconds.
@@ -35,14 +35,15 @@ pub struct BootBench {
 }
 
 /// Measures launches of guests with `memory` bytes, `rounds` times (at least once). `vmkern` is the command to run as a
-/// process.
+/// process; `watch` follows the rounds.
 ///
 /// # Errors
 /// When a guest or a process fails.
-pub fn boot(rounds: usize, memory: u64, vmkern: &Path) -> Result<BootBench, BenchError> {
+pub fn boot(rounds: usize, memory: u64, vmkern: &Path, watch: Watch<'_>) -> Result<BootBench, BenchError> {
     let mut times: [Vec<f64>; 5] = Default::default();
     // One round to warm up: it pages in the code and asks KVM for its CPUID.
     for round in 0..=rounds {
+        watch(Progress { done: round, total: rounds + 1 });
         let bare = bare::create_to_first_exit(memory)?;
         let (launch, kernel) = launch(memory)?;
         let figures = [

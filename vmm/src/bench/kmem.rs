@@ -14,7 +14,7 @@ use serde::Serialize;
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
 
-use super::{BenchError, Summary};
+use super::{BenchError, Progress, Summary, Watch};
 use crate::control::{Guest, LaunchError};
 use crate::inspect::What;
 use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
@@ -118,16 +118,17 @@ struct Figures {
     waited_cycles: ByClass<u64>,
 }
 
-/// Measures what `setup` says.
+/// Measures what `setup` says; `watch` follows the rounds.
 ///
 /// # Errors
 /// When a guest fails.
-pub fn kmem(setup: &KmemSetup) -> Result<KmemBench, BenchError> {
+pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError> {
     let mut subjects = setup.vcpus.iter().map(|&vcpus| launch(setup, vcpus)).collect::<Result<Vec<_>, _>>()?;
     let mut figures: Vec<Vec<Figures>> =
         CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
     // The first round warms up.
     for round in 0..=setup.rounds {
+        watch(Progress { done: round, total: setup.rounds + 1 });
         for (case, figures) in CASES.iter().zip(&mut figures) {
             for (subject, figures) in subjects.iter_mut().zip(figures) {
                 subject.guest.restart_clock();

@@ -19,6 +19,18 @@ use crate::control::{GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 
+/// How far a measurement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Rounds done, the one that warms up included.
+    pub done: usize,
+    /// Rounds in all.
+    pub total: usize,
+}
+
+/// Is told before the first round and after each.
+pub type Watch<'a> = &'a mut dyn FnMut(Progress);
+
 /// Why a measurement could not be taken.
 #[derive(Debug, Error)]
 pub enum BenchError {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
-use super::{BenchError, Summary};
+use super::{BenchError, Progress, Summary, Watch};
 use crate::control::{DEFAULT_TIMEOUT, Guest};
 use crate::script::{Setup, Source, Status, Stop, parse, run_script};
 
@@ -39,14 +39,16 @@ pub struct ScriptBench {
     pub seconds: f64,
 }
 
-/// Measures `requests` requests of each sort, `rounds` times.
+/// Measures `requests` requests of each sort, `rounds` times, and a script; `watch` follows.
 ///
 /// # Errors
 /// When a guest fails.
-pub fn ring(rounds: usize, requests: usize) -> Result<RingBench, BenchError> {
+pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBench, BenchError> {
     let mut guest = Guest::builder().launch()?;
     let mut times: [Vec<f64>; 3] = Default::default();
+    let total = rounds + 2;
     for round in 0..=rounds {
+        watch(Progress { done: round, total });
         let figures = [
             timed(requests, || busy(&mut guest, requests))?,
             timed(requests, || one_by_one(&mut guest, requests))?,
@@ -60,6 +62,7 @@ pub fn ring(rounds: usize, requests: usize) -> Result<RingBench, BenchError> {
         }
         guest.restart_clock();
     }
+    watch(Progress { done: rounds + 1, total });
     let [busy, round_trip, kmem] = &times;
     Ok(RingBench {
         rounds,

@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use vmkern::bench::{self, BenchError, BootBench, KmemBench, KmemSetup, RingBench, ScriptBench, Summary};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use vmkern::bench::{self, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench, ScriptBench, Summary};
 use vmkern::script::{Status, launch_status};
 
 const EXAMPLES: &str = "\
 Examples:
-  vmkern bench boot               21 launches, each beside a bare VM and a bare process
-  vmkern bench ring --json        what a request over the control ring costs
-  vmkern bench kmem --vcpus 1,2   what allocating costs, and what a second vCPU brings
+  vmkern bench boot      21 launches, each beside a bare VM and a bare process
+  vmkern bench ring --json      what a request over the control ring costs
+  vmkern bench kmem --vcpus 1,2 --rounds 5 --pairs 2000
 
 Each figure is a median with its quartiles; every ratio is taken within a round, between neighbours in time.";
 
@@ -95,25 +96,42 @@ fn pair_size(text: &str) -> Result<u64, String> {
 }
 
 fn measure(what: &What) -> anyhow::Result<()> {
+    let bar = bar();
+    let mut watch = |Progress { done, total }: Progress| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    };
     match *what {
         What::Boot { rounds, memory, json } => {
             let vmkern = std::env::current_exe().context("where this command itself is")?;
-            let result = bench::boot(rounds.into(), memory, &vmkern)?;
+            let result = bench::boot(rounds.into(), memory, &vmkern, &mut watch)?;
+            bar.finish_and_clear();
             show(json.then_some(&result), || boot_text(&result));
         }
         What::Kmem { rounds, pairs, size, ref vcpus, ref settings, json } => {
             let (vcpus, settings) = (vcpus.clone(), settings.clone());
             let setup = KmemSetup { rounds: rounds.into(), pairs, size, vcpus, settings };
-            let result = bench::kmem(&setup)?;
+            let result = bench::kmem(&setup, &mut watch)?;
+            bar.finish_and_clear();
             show(json.then_some(&result), || kmem_text(&result));
         }
         What::Ring { rounds, requests, json } => {
             let requests = usize::try_from(requests).context("the number of requests")?;
-            let result = bench::ring(rounds.into(), requests)?;
+            let result = bench::ring(rounds.into(), requests, &mut watch)?;
+            bar.finish_and_clear();
             show(json.then_some(&result), || ring_text(&result));
         }
     }
     Ok(())
+}
+
+/// How far a measurement is, on a terminal. An error leaves nothing of it either.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::no_length().with_finish(ProgressFinish::AndClear);
+    match ProgressStyle::with_template("{bar:30} round {pos} of {len}, {elapsed}, {eta} to go") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Prints the result as JSON if it is given, else the text.
