@@ -22,8 +22,11 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         Ok(prepared) => prepared,
         Err(error) => {
             if output == Output::Kept {
-                let failure =
-                    FailureReport { line: 0, expected: "a guest that can be".to_owned(), got: format!("{error:#}") };
+                let failure = FailureReport {
+                    line: 0,
+                    expected: "a valid guest configuration".to_owned(),
+                    got: format!("{error:#}"),
+                };
                 super::print_json(&RunReport::refused(Status::Usage, vec![failure], asked));
             }
             super::complain(&error);
@@ -77,7 +80,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
                 TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
             };
             if output == Output::Kept {
-                let expected = "the tour as it is meant".to_owned();
+                let expected = "the tour's usual results".to_owned();
                 let failure = FailureReport { line: 0, expected, got: error.to_string() };
                 super::print_json(&RunReport::refused(status, vec![failure], environment));
             }

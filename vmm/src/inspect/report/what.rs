@@ -38,7 +38,7 @@ pub enum What {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WhatError {
     /// Nothing of that name can be looked at.
-    #[error("`{name}` is nothing that can be inspected; known are {}", What::usages().join(", "))]
+    #[error("cannot inspect `{name}`; expected one of {}", What::usages().join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
@@ -155,7 +155,7 @@ fn map_name(text: &str) -> Result<MapName, String> {
     }
     number(text)
         .map(|at| MapName::At(GuestVirt::new(at)))
-        .map_err(|_| format!("`{text}` is no map; expected {}, or a map's address", MAP_NAMES.join(" ")))
+        .map_err(|_| format!("`{text}` is not a map; expected {}, or a map's address", MAP_NAMES.join(" ")))
 }
 
 /// A number, decimal or with `0x`; or an address as tables show it, of 9 and more hexadecimal digits.
@@ -165,16 +165,16 @@ fn number(text: &str) -> Result<u64, String> {
         None if text.len() > 8 && text.contains(|c: char| c.is_ascii_alphabetic()) => u64::from_str_radix(text, 16),
         None => text.parse(),
     };
-    parsed.map_err(|_| format!("`{text}` is no number; expected decimal digits, or 0x and hexadecimal ones"))
+    parsed.map_err(|_| format!("`{text}` is not a number; expected decimal digits, or 0x and hexadecimal ones"))
 }
 
 /// Nothing, `START..END`, or `START END`: END is the first address past the range.
 fn range(arguments: &[String]) -> Result<What, String> {
     let (start, end) = match arguments {
         [] => return Ok(What::page_tables()),
-        [one] => one.split_once("..").ok_or_else(|| format!("`{one}` is no range"))?,
+        [one] => one.split_once("..").ok_or_else(|| format!("`{one}` is not a range; expected START..END"))?,
         [start, end] => (start.as_str(), end.as_str()),
-        [_, _, third, ..] => return Err(format!("`{third}` is too much")),
+        [_, _, third, ..] => return Err(format!("unexpected argument `{third}`; a range is START..END")),
     };
     let (start, end) = (number(start)?, number(end)?);
     What::page_table(start, end).ok_or_else(|| format!("{start:#x}..{end:#x} is empty"))
@@ -213,11 +213,11 @@ mod tests {
         assert!(message.contains("`page_table`") && message.contains("pagetable [START..END], threads"), "{message}");
         for (text, part) in [
             ("map", "lacks an argument; usage: map NAME"),
-            ("map foo_map", "`foo_map` is no map; expected kernel_map kmem_map"),
-            ("page x", "`x` is no number"),
+            ("map foo_map", "`foo_map` is not a map; expected kernel_map kmem_map"),
+            ("page x", "`x` is not a number"),
             ("vtop 1 2", "not `2` as well"),
             ("pagetable 0x2000..0x1000", "0x2000..0x1000 is empty"),
-            ("pagetable 5", "`5` is no range"),
+            ("pagetable 5", "`5` is not a range"),
         ] {
             let message = parse(text).expect_err("it makes no sense").to_string();
             assert!(message.contains(part), "{text}: {message}");
