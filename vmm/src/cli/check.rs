@@ -21,12 +21,12 @@ Examples:
   vmkern check --script FILE.kmem
   vmkern check --json guest.img | jq '.findings[].rule'
 
-Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or the image is wrong; with
---script also what the script came to, as for `vmkern run`.";
+Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or \
+the image is wrong; with --script also what the script came to, as for `vmkern run`.";
 
 /// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a script.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct CheckArgs {
     /// The memory image.
     #[arg(required_unless_present = "script", conflicts_with = "script")]

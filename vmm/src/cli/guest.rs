@@ -30,7 +30,7 @@ pub struct GuestArgs {
     /// Seed of rand() in scripts.
     #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = values::number)]
     seed: u64,
-    /// Sets a kernel tunable; may be given several times.
+    /// Sets a kernel tunable, by the names that --help lists; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
     /// Boots this kernel image, an ELF file with a PVH entry note, in place of the built-in one.

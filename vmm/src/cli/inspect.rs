@@ -38,12 +38,12 @@ Examples:
   vmkern inspect before.img diff after.img
   vmkern inspect --json guest.img objects | jq '.objects[].name'
 
-Exit status: 0 it was shown, damage included; 2 the command line, the script or the image is wrong; with --script also
-what the script came to, as for `vmkern run`.";
+Exit status: 0 it was shown, damage included; 2 the command line, the script or the image is \
+wrong; with --script also what the script came to, as for `vmkern run`.";
 
 /// Shows what a guest's memory holds: of a memory image, or of a guest at the end of a script.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "vmkern inspect [OPTIONS] IMAGE [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff IMAGE IMAGE")]
+#[command(after_help = super::help::with_tunables(EXAMPLES), override_usage = "vmkern inspect [OPTIONS] IMAGE [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff IMAGE IMAGE")]
 pub struct InspectArgs {
     /// The image (not with --script), then what to show of it.
     #[arg(value_name = "WHAT")]

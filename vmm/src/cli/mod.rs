@@ -3,7 +3,9 @@
 mod bench;
 mod check;
 mod doctor;
+mod effects;
 mod guest;
+mod help;
 mod image;
 mod inspect;
 mod junit;
@@ -18,14 +20,20 @@ mod values;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
 
 use self::guest::GuestArgs;
 
 /// FreeBSD's kernel memory allocator of 2008, alive in a virtual machine.
 #[derive(Debug, Parser)]
-#[command(name = "vmkern", version, after_help = EXIT_STATUS, disable_help_subcommand = true)]
+#[command(
+    name = "vmkern",
+    version,
+    after_help = EXIT_STATUS,
+    disable_help_subcommand = true,
+    max_term_width = help::WIDTH
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,12 +51,13 @@ enum Command {
 }
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; 3 the guest panicked
-unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of vmkern; 130 interrupted.";
+Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
+3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
+vmkern; 130 interrupted.";
 
 /// Reads the command line, does what it says, and returns the exit status.
 pub fn main() -> ExitCode {
-    let status = match Cli::try_parse() {
+    let status = match parse() {
         Ok(cli) => {
             let signals = signals::catch();
             let status = match cli.command {
@@ -65,6 +74,14 @@ pub fn main() -> ExitCode {
         Err(error) => refuse(&error),
     };
     ExitCode::from(status as u8)
+}
+
+/// The command line, if it makes sense.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    effects::check(&mut command, &matches)?;
+    Cli::from_arg_matches(&matches)
 }
 
 /// Says what is wrong with the command line, in JSON too where that was asked for.

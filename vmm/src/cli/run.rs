@@ -25,12 +25,13 @@ Examples:
   vmkern run --save-image guest.img FILE.kmem
   vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem
 
-Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; 3 the guest panicked
-unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of vmkern; 130 interrupted.";
+Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
+3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
+vmkern; 130 interrupted.";
 
 /// Boots a guest and runs a script in it; without a script, shows around.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct RunArgs {
     /// The script; `-` is standard input.
     file: Option<PathBuf>,

@@ -25,12 +25,12 @@ Examples:
   vmkern test tests/scripts
   vmkern test tests/scripts --memory 256M --junit report.xml
 
-Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this host cannot run guests;
-130 interrupted.";
+Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this \
+host cannot run guests; 130 interrupted.";
 
 /// Runs every *.kmem file below a directory, several at once, each in a fresh guest.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct TestArgs {
     /// The directory.
     dir: PathBuf,

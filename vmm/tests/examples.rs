@@ -1,0 +1,209 @@
+//! Every example that help or the book shows runs as it is printed, and help fits a terminal.
+//!
+//! An example is a line of a help's `Examples:` or of an indented or fenced block of the book that starts `vmkern` at its
+//! beginning or behind a pipe. It runs in a directory that holds the files that examples speak of, and must end with
+//! status 0. One that needs a program that this machine lacks is named and left out; under `CI` it fails.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const SUBCOMMANDS: &[&[&str]] = &[
+    &[],
+    &["run"],
+    &["test"],
+    &["check"],
+    &["inspect"],
+    &["doctor"],
+    &["bench"],
+    &["bench", "boot"],
+    &["bench", "kmem"],
+    &["bench", "ring"],
+    &["image"],
+];
+
+/// What the examples call a script.
+const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
+
+/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests run them all.
+const CORPUS: &[&str] = &["first-fit.kmem", "inspect.kmem", "smallest.kmem"];
+
+const SCRIPT: &str = "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nfill $a 12K 7\nkmem_free kmem_map $a 12K\n";
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("vmm lies in the repository").to_owned()
+}
+
+fn help(words: &[&str], columns: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmkern"))
+        .args(words)
+        .arg("--help")
+        .env("COLUMNS", columns)
+        .output()
+        .expect("the command can be started");
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("help is UTF-8")
+}
+
+/// A directory with the files that examples speak of.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(std::env::temp_dir().join(format!("vmkern-examples-{}", std::process::id())));
+        fs::create_dir_all(place.0.join("bin")).expect("a directory can be made");
+        fs::create_dir_all(place.0.join("DIR")).expect("a directory can be made");
+        symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.join("bin/vmkern")).expect("a link can be made");
+        let scripts = place.0.join("tests/scripts");
+        fs::create_dir_all(&scripts).expect("a directory can be made");
+        for name in CORPUS {
+            let from = repository().join("tests/scripts").join(name);
+            fs::copy(from, scripts.join(name)).expect("a script of the corpus can be copied");
+        }
+        for name in SCRIPTS {
+            fs::write(place.0.join(name), SCRIPT).expect("a file can be written");
+        }
+        for image in ["guest.img", "before.img", "after.img"] {
+            let output = place.sh(&format!("vmkern run --save-image {image} FILE.kmem"));
+            assert!(output.status.success(), "{output:?}");
+        }
+        place
+    }
+
+    /// Runs a line of a shell.
+    fn sh(&self, line: &str) -> Output {
+        let path = std::env::var("PATH").expect("there is a PATH");
+        Command::new("sh")
+            .args(["-c", line])
+            .current_dir(&self.0)
+            .env("PATH", format!("{}:{path}", self.0.join("bin").display()))
+            .stdin(Stdio::null())
+            .output()
+            .expect("a shell can be started")
+    }
+
+    /// A program that `line` needs and that is not there.
+    fn missing(&self, line: &str) -> Option<&'static str> {
+        let absent =
+            |program: &&str| line.contains(*program) && !self.sh(&format!("command -v {program}")).status.success();
+        ["jq", "qemu-system-x86_64"].into_iter().find(absent)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The commands among `lines`, with continued lines joined and comments cut off.
+fn commands<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut open: Option<String> = None;
+    for line in lines {
+        let line = line.trim();
+        let text = match open.take() {
+            Some(begun) => format!("{begun} {line}"),
+            None => line.trim_start_matches("$ ").to_owned(),
+        };
+        if let Some(begun) = text.strip_suffix('\\') {
+            open = Some(begun.trim_end().to_owned());
+            continue;
+        }
+        let starts = text.starts_with("vmkern ") || text.starts_with("qemu-system") || text.contains("| vmkern ");
+        if starts && !text.contains("[OPTIONS]") && !text.contains("|---") {
+            commands.push(without_comment(&text));
+        }
+    }
+    commands
+}
+
+/// A command without what is said about it: behind ` #`, or behind two blanks.
+fn without_comment(line: &str) -> String {
+    let end = [" #", "  "].iter().filter_map(|mark| line.find(mark)).min().unwrap_or(line.len());
+    line[..end].trim_end().to_owned()
+}
+
+/// The lines of a help behind `Examples:`, up to the next paragraph.
+fn of_help(help: &str) -> Vec<String> {
+    let lines = help.lines().skip_while(|line| !line.starts_with("Example"));
+    commands(lines.skip(1).take_while(|line| !line.trim().is_empty()))
+}
+
+/// The lines of a page's blocks of code.
+fn of_page(page: &str) -> Vec<String> {
+    let mut fenced = false;
+    let lines = page.lines().filter(move |line| {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+            return false;
+        }
+        fenced || line.starts_with("    ")
+    });
+    commands(lines)
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![repository().join("README.md")];
+    let docs = fs::read_dir(repository().join("docs")).expect("the book can be read");
+    pages.extend(docs.map(|entry| entry.expect("an entry can be read").path()));
+    pages.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages
+}
+
+#[test]
+fn every_example_runs_as_it_is_printed() {
+    let mut examples = BTreeSet::new();
+    for words in SUBCOMMANDS {
+        examples.extend(of_help(&help(words, "100")));
+    }
+    let of_helps = examples.len();
+    for page in pages() {
+        examples.extend(of_page(&fs::read_to_string(page).expect("a page can be read")));
+    }
+    assert!(of_helps >= 15 && examples.len() >= of_helps + 10, "examples are not recognised: {examples:#?}");
+    let place = Place::new();
+    let mut failures = Vec::new();
+    // The kernel image comes before what boots it.
+    let (first, rest): (Vec<_>, Vec<_>) = examples.iter().partition(|line| line.starts_with("vmkern image"));
+    for line in first.into_iter().chain(rest) {
+        match place.missing(line) {
+            Some(program) if std::env::var_os("CI").is_some() => failures.push(format!("{line}\n  needs {program}")),
+            Some(program) => eprintln!("left out, as {program} is missing: {line}"),
+            None => {
+                let output = place.sh(line);
+                // QEMU's exit device says success by 33.
+                let wanted = if line.starts_with("qemu") { 33 } else { 0 };
+                if output.status.code() != Some(wanted) {
+                    failures.push(format!(
+                        "{line}\n  {}\n  {}",
+                        output.status,
+                        String::from_utf8_lossy(&output.stderr)
+                    ));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn help_is_never_wider_than_the_terminal_or_100_columns() {
+    for words in SUBCOMMANDS {
+        for (columns, limit) in [("100", 100), ("300", 100), ("80", 80)] {
+            let text = help(words, columns);
+            let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > limit).collect();
+            assert!(wide.is_empty(), "vmkern {} --help on {columns} columns: {wide:#?}", words.join(" "));
+        }
+    }
+}
+
+#[test]
+fn an_example_is_what_stands_before_its_comment() {
+    let page = "text\n\n    vmkern run a.kmem   # say\n    $ vmkern check x.img\n    vmkern run [OPTIONS] [FILE]\n\nvmkern is\n";
+    assert_eq!(of_page(page), ["vmkern run a.kmem", "vmkern check x.img"]);
+    let help = "Examples:\n  vmkern run                take the tour\n  echo 'a b' | vmkern run -v -\n\nExit status";
+    assert_eq!(of_help(help), ["vmkern run", "echo 'a b' | vmkern run -v -"]);
+}
