@@ -8,8 +8,12 @@ use object::read::elf::ElfFile64;
 use thiserror::Error;
 use vmkern_abi::addr::GuestPhys;
 
+use crate::input::read_regular;
 use crate::kvm::elf::Plan;
 use crate::kvm::memory::HOLE_START;
+
+/// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger wants takes a tenth.
+const IMAGE_MAX: u64 = 256 << 20;
 
 /// Bytes at an address that suits every ELF structure.
 #[repr(C, align(16))]
@@ -47,11 +51,12 @@ impl KernelImage {
     /// The image in the file `path`.
     ///
     /// # Errors
-    /// [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read.
+    /// [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read, is not a regular file, or is longer
+    /// than 256 MiB.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ImageError> {
         let path = path.as_ref();
         let origin = Origin::File(path.to_path_buf());
-        match std::fs::read(path) {
+        match read_regular(path, IMAGE_MAX) {
             Ok(bytes) => Ok(Self { bytes: Cow::Owned(bytes), origin }),
             Err(error) => {
                 Err(ImageError { image: origin.to_string(), fault: ImageFault::Unreadable(error.to_string()) })

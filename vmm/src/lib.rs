@@ -16,9 +16,11 @@
 
 pub mod bench;
 mod control;
+mod deadline;
 mod devices;
 pub mod doctor;
 mod image;
+pub mod input;
 pub mod inspect;
 pub mod kvm;
 pub mod script;
@@ -46,5 +48,5 @@ pub use self::inspect::{
     PageWords, Report, RunState, SavedImage, Saving, Source, ThreadView, Updating, View, What, WhatError,
 };
 pub use self::kvm::memory::NotRam;
-pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, Registers, Standing};
+pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing};
 pub use self::symbols::{Frame, Symbols};

@@ -9,6 +9,7 @@ use vmkern_abi::control::EXIT_PORT;
 
 use super::BenchError;
 use crate::control::{GuestError, LaunchError};
+use crate::kvm::ioctl::ioctl;
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::supported_cpuid;
 use crate::kvm::{KvmError, host};
@@ -21,7 +22,7 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
     let start = Instant::now();
     let kvm = host::open().map_err(LaunchError::from)?;
     let ram = GuestRam::new(memory)?;
-    let vm = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+    let vm = ioctl("KVM_CREATE_VM", || kvm.create_vm())?;
     for (slot, (range, userspace_addr)) in (0..).zip(ram.host_ranges()) {
         let region = kvm_userspace_memory_region {
             slot,
@@ -31,25 +32,30 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
             userspace_addr,
         };
         // SAFETY: the range is mapped for as long as `ram` lives, which is longer than `vm` does.
-        unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::of("KVM_SET_USER_MEMORY_REGION"))?;
+        ioctl("KVM_SET_USER_MEMORY_REGION", || unsafe { vm.set_user_memory_region(region) })?;
     }
-    let mut vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
-    vcpu.set_cpuid2(&supported_cpuid(&kvm)?).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    let mut vcpu = ioctl("KVM_CREATE_VCPU", || vm.create_vcpu(0))?;
+    let cpuid = supported_cpuid(&kvm)?;
+    ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
     // mov dx, EXIT_PORT; out dx, al; hlt
     let [low, high] = EXIT_PORT.to_le_bytes();
     let code = [0xba, low, high, 0xee, 0xf4];
     ram.write(CODE, &code).map_err(|error| KvmError { operation: error.to_string(), errno: libc::EFAULT })?;
-    let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+    let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    vcpu.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))?;
-    let mut regs = vcpu.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?;
+    ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
+    let mut regs = ioctl("KVM_GET_REGS", || vcpu.get_regs())?;
     (regs.rip, regs.rflags) = (CODE.get(), 2);
-    vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))?;
-    match vcpu.run().map_err(KvmError::of("KVM_RUN"))? {
-        VcpuExit::IoOut(EXIT_PORT, _) => Ok(start.elapsed()),
-        other => {
-            let operation = format!("running `out` in a bare VM, which ended in {other:?}");
-            Err(GuestError::from(KvmError { operation, errno: libc::EIO }).into())
+    ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))?;
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(EXIT_PORT, _)) => return Ok(start.elapsed()),
+            Ok(other) => {
+                let operation = format!("running `out` in a bare VM, which ended in {other:?}");
+                return Err(GuestError::from(KvmError { operation, errno: libc::EIO }).into());
+            }
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(KvmError::of("KVM_RUN")(error).into()),
         }
     }
 }

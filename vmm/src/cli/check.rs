@@ -76,9 +76,13 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
 /// Runs the script at `path` and checks the guest then.
 fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
     let name = super::run::script_name(path);
-    let bytes = match super::run::read(path).with_context(|| format!("cannot read the script {name}")) {
+    let bytes = match super::run::read(path, &args.guest, signals) {
         Ok(bytes) => bytes,
-        Err(error) => return refuse(args, &name, &error),
+        Err(error) => {
+            let status = error.status();
+            refuse(args, &name, &anyhow::Error::new(error).context(format!("cannot read the script {name}")));
+            return status;
+        }
     };
     let source = match Source::from_bytes(&name, &bytes) {
         Ok(source) => source,

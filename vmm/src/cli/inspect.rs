@@ -147,9 +147,13 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
             Err(error) => return refuse(args, Some(path), &error.into()),
         },
     };
-    let bytes = match super::run::read(path).with_context(|| format!("cannot read the script {name}")) {
+    let bytes = match super::run::read(path, &args.guest, signals) {
         Ok(bytes) => bytes,
-        Err(error) => return refuse(args, Some(path), &error),
+        Err(error) => {
+            let status = error.status();
+            refuse(args, Some(path), &anyhow::Error::new(error).context(format!("cannot read the script {name}")));
+            return status;
+        }
     };
     let source = match Source::from_bytes(&name, &bytes) {
         Ok(source) => source,

@@ -1,13 +1,14 @@
 //! `vmkern run`: one script in one guest, or the tour.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
 use vmkern::Guest;
+use vmkern::input::{InputError, read_script};
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
     launch_report, launch_status, parse, run_script_then,
@@ -68,20 +69,25 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
 fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let name = script_name(file);
     let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-    let refuse = |text: &str, failures: Vec<FailureReport>| {
+    let refuse_with = |status: Status, text: &str, failures: Vec<FailureReport>| {
         super::eprint(text);
         if args.json {
-            super::print_json(&RunReport::refused(Status::Usage, failures, asked.clone()));
+            super::print_json(&RunReport::refused(status, failures, asked.clone()));
         }
-        Status::Usage
+        status
     };
+    let refuse = |text: &str, failures| refuse_with(Status::Usage, text, failures);
     let refuse_error = |expected: &str, error: &anyhow::Error| {
         let (expected, got) = (expected.to_owned(), format!("{error:#}"));
         refuse(&format!("{BAD}error:{BAD:#} {got}\n"), vec![FailureReport { line: 0, expected, got }])
     };
-    let bytes = match read(file).with_context(|| format!("cannot read the script {name}")) {
+    let bytes = match read(file, &args.guest, signals) {
         Ok(bytes) => bytes,
-        Err(error) => return refuse_error("a script", &error),
+        Err(error) => {
+            let (expected, got) = ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
+            let text = format!("{BAD}error:{BAD:#} {got}\n");
+            return refuse_with(error.status(), &text, vec![FailureReport { line: 0, expected, got }]);
+        }
     };
     let source = match Source::from_bytes(&name, &bytes) {
         Ok(source) => source,
@@ -171,14 +177,10 @@ pub fn script_name(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
 }
 
-/// The script in `file`, or on standard input.
-pub fn read(file: &Path) -> io::Result<Vec<u8>> {
-    if file == Path::new("-") {
-        let mut bytes = Vec::new();
-        io::stdin().lock().read_to_end(&mut bytes)?;
-        return Ok(bytes);
-    }
-    fs::read(file)
+/// The script in `file`, or on standard input: within the time limit of a run, but for one that somebody types.
+pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>, InputError> {
+    let is_typed = file == Path::new("-") && io::stdin().is_terminal();
+    read_script(file, &signals.stop(if is_typed { Duration::MAX } else { guest.timeout() }))
 }
 
 /// The file for the kernel's log, if one was asked for.

@@ -1,11 +1,12 @@
 //! Ctrl-C and a polite kill: every run ends, and the command with status 130.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals as Listener;
 use vmkern::script::{Status, Stop};
 
@@ -23,20 +24,31 @@ pub struct Signals {
 pub fn catch() -> &'static Signals {
     static SIGNALS: OnceLock<Signals> = OnceLock::new();
     let signals = SIGNALS.get_or_init(Signals::default);
-    if let Ok(mut listener) = Listener::new([SIGINT, SIGTERM, SIGHUP]) {
-        thread::spawn(move || {
-            for _ in listener.forever() {
-                if signals.fired() {
-                    leave();
-                }
-                signals.fire();
-                thread::spawn(|| {
-                    thread::sleep(GRACE);
-                    leave();
-                });
+    let (ready, listening) = channel::<()>();
+    // The thread comes first: without one, nobody would hear what a handler notes.
+    let listen = move || {
+        let Ok(mut listener) = Listener::new([SIGINT, SIGTERM, SIGHUP]) else { return };
+        drop(ready);
+        for _ in listener.forever() {
+            if signals.fired() {
+                leave();
             }
-        });
+            signals.fire();
+            let end = || {
+                thread::sleep(GRACE);
+                leave();
+            };
+            if thread::Builder::new().spawn(end).is_err() {
+                end();
+            }
+        }
+    };
+    if thread::Builder::new().spawn(listen).is_ok() {
+        // Nothing is sent: the other end is dropped when the handlers are there, or never will be.
+        let _ = listening.recv();
     }
+    // A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the process.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     signals
 }
 

@@ -1,6 +1,7 @@
 //! `vmkern test`: every script of a directory, each in a fresh guest.
 
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vmkern::Guest;
+use vmkern::input::{SCRIPT_MAX, read_regular};
+use vmkern::script::suite::Attempt;
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, Step, explain,
     explain_errors, launch_report, launch_status, parse, run_script_then, suite,
@@ -95,8 +98,11 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
 fn prepare(args: &TestArgs) -> anyhow::Result<Vec<PathBuf>> {
     args.guest.builder()?.validate()?;
     let dir = &args.dir;
-    let scripts = suite::discover(dir)
+    let suite::Discovered { scripts, passed_over } = suite::discover(dir)
         .map_err(|(path, error)| anyhow::Error::new(error).context(format!("cannot read {}", path.display())))?;
+    for path in passed_over {
+        super::eprint(&format!("passed over: {} is not a regular file\n", path.display()));
+    }
     anyhow::ensure!(!scripts.is_empty(), "{} holds no *.kmem file", dir.display());
     if let Some(console) = &args.console {
         fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", console.display()))?;
@@ -125,7 +131,7 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
         })
         .collect();
     let mut reports: Vec<Option<RunReport>> = scripts.iter().map(|_| None).collect();
-    let work = |index: usize| one(args, &scripts[index], signals);
+    let work = |index: usize| attempt(args, &scripts[index], signals);
     suite::run_all(
         scripts.len(),
         jobs,
@@ -168,21 +174,39 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
     status
 }
 
+/// Runs one script. Whatever it does to its runner, the other scripts keep their results.
+fn attempt(args: &TestArgs, path: &Path, signals: &Signals) -> Attempt<Verdict> {
+    match panic::catch_unwind(AssertUnwindSafe(|| one(args, path, signals))) {
+        // A host that is short of something gives status 4, too, and others may end meanwhile.
+        Ok(verdict) if verdict.status == Status::NoKvm && !signals.fired() => Attempt::Short(verdict),
+        Ok(verdict) => Attempt::Done(verdict),
+        Err(words) => {
+            let words = words.downcast_ref::<String>().map(String::as_str).or(words.downcast_ref::<&str>().copied());
+            let got = format!("vmkern itself panicked: {}", words.unwrap_or("no words"));
+            Attempt::Done(refused(args, Status::Broken, "a run that ends", got))
+        }
+    }
+}
+
+/// The verdict on a script that gave no run to report.
+fn refused(args: &TestArgs, status: Status, expected: &str, got: String) -> Verdict {
+    let message = format!("{BAD}error:{BAD:#} {got}\n");
+    refused_for(args, status, message, vec![FailureReport { line: 0, expected: expected.to_owned(), got }])
+}
+
+fn refused_for(args: &TestArgs, status: Status, message: String, failures: Vec<FailureReport>) -> Verdict {
+    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+    let report = RunReport::refused(status, failures, asked);
+    Verdict { status, message, output: String::new(), report }
+}
+
 /// Runs one script.
 fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
-    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-    let refused = |status: Status, message: String, failures: Vec<FailureReport>| {
-        let report = RunReport::refused(status, failures, asked.clone());
-        Verdict { status, message, output: String::new(), report }
-    };
-    let wrong = |expected: &str, got: String| {
-        let message = format!("{BAD}error:{BAD:#} {got}\n");
-        refused(Status::Usage, message, vec![FailureReport { line: 0, expected: expected.to_owned(), got }])
-    };
+    let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
     let shown = path.display().to_string();
-    let bytes = match fs::read(path) {
+    let bytes = match read_regular(path, SCRIPT_MAX) {
         Ok(bytes) => bytes,
-        Err(error) => return wrong("a script", format!("cannot read {shown}: {error}")),
+        Err(error) => return refused(args, error.status(), "a script", format!("cannot read {shown}: {error}")),
     };
     let source = match Source::from_bytes(&shown, &bytes) {
         Ok(source) => source,
@@ -197,7 +221,7 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
         Ok(script) => script,
         Err(errors) => {
             let failures = errors.iter().map(FailureReport::from).collect();
-            return refused(Status::Usage, explain_errors(&errors, &source), failures);
+            return refused_for(args, Status::Usage, explain_errors(&errors, &source), failures);
         }
     };
     let console = args.console.as_ref().map(|dir| {
@@ -210,14 +234,13 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
         (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
     };
     let stop = signals.stop(args.guest.timeout());
-    let mut output = String::new();
+    let mut output = Kept::default();
     let mut collector = Collector::new(Output::Kept, Trace::Off);
     let setup = Setup { builder, seed: args.guest.seed(), console };
     let keep_steps = args.json;
     let mut observe = |step: &Step| {
         if let Some(text) = &step.output {
-            output.push_str(text);
-            output.push('\n');
+            output.add(text);
         }
         if keep_steps {
             collector.take(step);
@@ -235,13 +258,43 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
                 report.add_failure(failure);
                 status = if status == Status::Ok { Status::Failed } else { status };
             }
-            Verdict { status, message, output, report }
+            Verdict { status, message, output: output.text(), report }
         }
         Err(error) => {
             let status = launch_status(&error);
             let message = format!("{BAD}error:{BAD:#} {error}\n");
-            Verdict { status, message, output, report: launch_report(&error, asked) }
+            let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+            Verdict { status, message, output: String::new(), report: launch_report(&error, asked) }
         }
+    }
+}
+
+/// What a script printed, as far as it is kept: a script that prints for ever must not take the memory of the others.
+#[derive(Debug, Default)]
+struct Kept {
+    text: String,
+    /// Lines that were left out.
+    surplus: u64,
+}
+
+impl Kept {
+    /// Bytes that are kept, but for the line that reaches them.
+    const MOST: usize = 1 << 20;
+
+    fn add(&mut self, line: &str) {
+        if self.text.len() < Self::MOST {
+            self.text.push_str(line);
+            self.text.push('\n');
+        } else {
+            self.surplus += 1;
+        }
+    }
+
+    fn text(mut self) -> String {
+        if self.surplus > 0 {
+            self.text.push_str(&format!("[{} more lines were printed]\n", self.surplus));
+        }
+        self.text
     }
 }
 

@@ -77,6 +77,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
                 TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
                 TourError::Stopped(TargetError::Timeout { .. }) => Status::Timeout,
                 TourError::Stopped(TargetError::Unable(_)) => Status::Failed,
+                TourError::Stopped(TargetError::Host(_)) => Status::NoKvm,
                 TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
             };
             if output == Output::Kept {

@@ -20,14 +20,19 @@ pub fn number(text: &str) -> Result<u64, String> {
     parse_number(text).map_err(|expected| format!("expected {expected}"))
 }
 
-/// A time: a number with a suffix of `us ms s`, or of seconds without one.
+/// A time: a number with a suffix of `us ms s`, or of seconds without one. One that is too long to tell is the longest that
+/// there is.
 pub fn time(text: &str) -> Result<Duration, String> {
     let expected = || "expected a number with a suffix of us ms s, or a number of seconds".to_owned();
     if text.ends_with(['K', 'M', 'G']) {
         return Err(expected());
     }
-    let number = parse_number(text).map_err(|_| expected())?;
-    Ok(if text.ends_with('s') { Duration::from_micros(number) } else { Duration::from_secs(number) })
+    let is_of_seconds = !text.ends_with('s');
+    let with_suffix = if is_of_seconds { format!("{text}s") } else { text.to_owned() };
+    Ok(match parse_number(&with_suffix).map_err(|_| expected())? {
+        u64::MAX => Duration::MAX,
+        micros => Duration::from_micros(micros),
+    })
 }
 
 /// `NAME=VALUE` of a kernel tunable.
@@ -47,6 +52,12 @@ mod tests {
         assert_eq!(time("60s"), Ok(Duration::from_secs(60)));
         assert_eq!(time("60"), Ok(Duration::from_secs(60)));
         assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        for long in
+            ["18446744073709551615", "9223372036854775808s", "99999999999999999999999ms", "18446744073709551615us"]
+        {
+            assert_eq!(time(long), Ok(Duration::MAX), "{long}");
+        }
+        assert_eq!(time("9223372036854775807us"), Ok(Duration::from_micros((1 << 63) - 1)));
         assert!(time("5K").is_err() && time("").is_err() && time("-1").is_err());
     }
 

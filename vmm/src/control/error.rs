@@ -35,8 +35,8 @@ pub enum LaunchError {
     /// The guest started, but did not become ready.
     #[error("the guest did not become ready: {0}")]
     Guest(#[from] GuestError),
-    /// The host refused something: memory, a thread, a KVM operation.
-    #[error(transparent)]
+    /// The host refused something: memory, a file, a thread, a vCPU, a KVM operation.
+    #[error("{error}. {remedy}", error = .0, remedy = .0.remedy())]
     Io(#[from] KvmError),
 }
 
@@ -147,8 +147,8 @@ pub enum GuestError {
         /// Where the CPU stood.
         at: Box<Location>,
     },
-    /// A KVM operation on the running guest failed.
-    #[error(transparent)]
+    /// The host refused the running guest something: memory, a thread, a KVM operation.
+    #[error("{error}. {remedy}", error = .0, remedy = .0.remedy())]
     Kvm(#[from] KvmError),
     /// A response was asked for, but no request is in flight.
     #[error("no request is in flight, so no response will come")]

@@ -21,6 +21,7 @@ use super::logs::Logs;
 use super::machine::Machine;
 use super::pending::Pending;
 use super::wait::{Waiter, Woken};
+use crate::deadline;
 use crate::image::KernelImage;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
@@ -200,7 +201,7 @@ impl Guest {
 
     /// Gives the guest its whole time limit again, from now on.
     pub fn restart_clock(&mut self) {
-        self.deadline = Instant::now() + self.timeout;
+        self.deadline = deadline::after(self.timeout);
     }
 
     /// The symbols of the guest's kernel.
@@ -268,11 +269,14 @@ impl Guest {
                 }
             }
             Ok(VcpuEnd::Exit(code)) => ContractError::Exit(code).into(),
-            Ok(VcpuEnd::Failed(failure)) => {
-                let failure = self.with_instruction(failure);
-                let at = Box::new(self.locate(failure.registers.rip));
-                GuestError::Cpu { failure, at }
-            }
+            Ok(VcpuEnd::Failed(failure)) => match failure.shortage() {
+                Some(error) => error.into(),
+                None => {
+                    let failure = self.with_instruction(failure);
+                    let at = Box::new(self.locate(failure.registers.rip));
+                    GuestError::Cpu { failure, at }
+                }
+            },
             Ok(VcpuEnd::Unprepared(error)) => error.into(),
             Ok(VcpuEnd::Stopped(_) | VcpuEnd::Lost) => ContractError::LostVcpu.into(),
             Err(error) => error.into(),

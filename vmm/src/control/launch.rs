@@ -6,7 +6,7 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
@@ -22,6 +22,7 @@ use super::link::Link;
 use super::logs::Logs;
 use super::machine::{Machine, Vcpus};
 use super::wait::Woken;
+use crate::deadline;
 use crate::devices::{Console, PortBus};
 use crate::inspect::{Handshake, Hold, shake};
 use crate::kvm::memory::{GuestRam, NotRam};
@@ -51,7 +52,7 @@ impl BootReport {
 
 /// Starts the machine. Nobody waits for the kernel yet.
 pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, LaunchError> {
-    let deadline = Instant::now() + config.timeout;
+    let deadline = deadline::after(config.timeout);
     let kvm = Arc::new(host::open()?);
     let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
     let console = Console::default();
@@ -104,7 +105,7 @@ fn start_vcpus(
     }
     drop(made_sender);
     let ram = Arc::new(GuestRam::new(config.memory)?);
-    let vm = Arc::new(Vm::new(kvm, Arc::clone(&ram))?);
+    let vm = Arc::new(Vm::new(kvm, Arc::clone(&ram), config.vcpus)?);
     for sender in vm_senders {
         let _ = sender.send(Arc::clone(&vm));
     }
@@ -219,6 +220,7 @@ impl Guest {
                 }
                 fault => GuestError::Cpu { failure: CpuFailure { fault, ..failure }, at }.into(),
             },
+            GuestError::Kvm(error) => error.into(),
             error => error.into(),
         }
     }

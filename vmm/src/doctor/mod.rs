@@ -7,12 +7,13 @@ mod probe;
 
 use std::fmt;
 
+use kvm_bindings::KVM_API_VERSION;
 use serde::Serialize;
 use vmkern_abi::boot::Privilege;
 
 use crate::control::KvmKind;
 use crate::kvm::host::{self, REQUIRED};
-use crate::kvm::{Missing, NoKvm};
+use crate::kvm::{KvmError, Missing, NoKvm};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -56,14 +57,35 @@ impl Check {
         Self { name, need, status: CheckStatus::Ok, detail: detail.into(), remedy: None }
     }
 
-    fn failed(name: &'static str, need: Need, detail: impl Into<String>) -> Self {
-        let remedy = NoKvm { missing: Missing::Unusable(0) }.remedy();
-        Self { name, need, status: CheckStatus::Failed, detail: detail.into(), remedy: Some(remedy) }
+    fn failed(name: &'static str, need: Need, trouble: Trouble) -> Self {
+        let Trouble { detail, remedy } = trouble;
+        Self { name, need, status: CheckStatus::Failed, detail, remedy: Some(remedy) }
     }
 
     fn missing(name: &'static str, obstacle: &NoKvm) -> Self {
         let (detail, remedy) = (obstacle.problem(), Some(obstacle.remedy()));
         Self { name, need: Need::Required, status: CheckStatus::Missing, detail, remedy }
+    }
+}
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Trouble {
+    /// What was seen.
+    detail: String,
+    /// What would help.
+    remedy: String,
+}
+
+impl From<KvmError> for Trouble {
+    fn from(error: KvmError) -> Self {
+        Self { detail: error.to_string(), remedy: error.remedy() }
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(detail: String) -> Self {
+        Self { detail, remedy: NoKvm { missing: Missing::Unusable(0) }.remedy() }
     }
 }
 
@@ -95,15 +117,12 @@ impl DoctorReport {
                 None
             }
             Ok(kvm) => {
-                checks.push(Check::ok(
-                    "open /dev/kvm",
-                    Need::Required,
-                    format!("API version {}", kvm.get_api_version()),
-                ));
+                checks.push(Check::ok("open /dev/kvm", Need::Required, format!("API version {KVM_API_VERSION}")));
                 for (capability, name) in REQUIRED {
-                    checks.push(match kvm.check_extension_raw(capability.into()) {
-                        1.. => Check::ok(name, Need::Required, "offered"),
-                        _ => Check::missing(name, &NoKvm { missing: Missing::Capability(name) }),
+                    checks.push(match host::offers(&kvm, capability) {
+                        Ok(true) => Check::ok(name, Need::Required, "offered"),
+                        Ok(false) => Check::missing(name, &NoKvm { missing: Missing::Capability(name) }),
+                        Err(obstacle) => Check::missing(name, &obstacle),
                     });
                 }
                 probe::run(&kvm, &mut checks)
@@ -169,8 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_device_is_reported_with_the_command_that_helps() {
-        let check = Check::missing("open /dev/kvm", &NoKvm { missing: Missing::Permission });
+    fn what_is_missing_is_reported_with_the_command_that_helps() {
+        let obstacle = NoKvm { missing: Missing::Capability("KVM_CAP_SPLIT_IRQCHIP") };
+        let check = Check::missing("KVM_CAP_SPLIT_IRQCHIP", &obstacle);
         let report = DoctorReport {
             can_run: false,
             kvm: None,
@@ -179,7 +199,7 @@ mod tests {
             reason: None,
             checks: vec![check],
         };
-        assert!(report.to_string().contains("sudo usermod -aG kvm $USER"));
+        assert!(report.to_string().contains("uname -r"));
         let json = serde_json::to_value(&report).expect("a report is JSON");
         assert_eq!(json["can_run"], false);
         assert_eq!(json["checks"][0]["status"], "missing");

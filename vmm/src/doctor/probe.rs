@@ -1,6 +1,8 @@
 //! The doctor's guest: a few instructions that use each thing that a kernel will use.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,13 +12,14 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::control::DOORBELL_VECTOR;
 
-use super::{Check, Need};
+use super::{Check, Need, Trouble};
 use crate::kvm::KvmError;
 use crate::kvm::boot::set_entry_state;
 use crate::kvm::elf::Entry;
+use crate::kvm::ioctl::{Patience, ioctl};
 use crate::kvm::kick::{KickSlot, KickableVcpu};
-use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::vcpu::vcpu_cpuid;
+use crate::kvm::memory::GuestRam;
+use crate::kvm::vcpu::{tsc_khz_of, vcpu_cpuid};
 use crate::kvm::vm::{Delivery, Vm};
 
 /// Memory of the doctor's guest.
@@ -65,42 +68,42 @@ fn counting() -> Vec<u8> {
 
 /// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in nanoseconds, if it came so far.
 pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
-    let mut step = |name: &'static str, result: Result<String, String>| match result {
+    let mut step = |name: &'static str, result: Result<String, Trouble>| match result {
         Ok(detail) => {
             checks.push(Check::ok(name, Need::Required, detail));
             Some(())
         }
-        Err(detail) => {
-            checks.push(Check::failed(name, Need::Required, detail));
+        Err(trouble) => {
+            checks.push(Check::failed(name, Need::Required, trouble));
             None
         }
     };
     let took = |start: Instant| format!("{} us", start.elapsed().as_micros());
-    let words = |error: KvmError| error.to_string();
+    let cloned = |error: &KvmError| Trouble::from(error.clone());
 
     let start = Instant::now();
     let made = Vm::create(kvm);
-    step("create a VM", made.as_ref().map(|_| took(start)).map_err(ToString::to_string))?;
+    step("create a VM", made.as_ref().map(|_| took(start)).map_err(cloned))?;
     let mut vm = made.ok()?;
     let start = Instant::now();
     let ram = GuestRam::new(MEMORY as u64).map(Arc::new);
     let given = ram.clone().and_then(|ram| vm.set_ram(ram));
-    step("give it memory", given.map(|()| took(start)).map_err(words))?;
+    step("give it memory", given.map(|()| took(start)).map_err(Trouble::from))?;
     let ram = ram.ok()?;
     let start = Instant::now();
-    step("give it local APICs", vm.enable_split_irqchip().map(|()| took(start)).map_err(words))?;
+    step("give it local APICs", vm.enable_split_irqchip().map(|()| took(start)).map_err(Trouble::from))?;
     let start = Instant::now();
     let slot = Arc::<KickSlot>::default();
     let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
-    step("create a vCPU", vcpu.as_ref().map(|_| took(start)).map_err(ToString::to_string))?;
+    step("create a vCPU", vcpu.as_ref().map(|_| took(start)).map_err(cloned))?;
     let mut guest = Probe { vcpu: vcpu.ok()?, slot, ram };
     let cpuid = vcpu_cpuid(kvm, 0).and_then(|cpuid| {
-        guest.vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        ioctl("KVM_SET_CPUID2", || guest.vcpu.set_cpuid2(&cpuid))?;
         Ok(format!("{} leaves", cpuid.as_slice().len()))
     });
-    step("tell it its CPUID", cpuid.map_err(words))?;
-    let tsc = guest.vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"));
-    step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(words))?;
+    step("tell it its CPUID", cpuid.map_err(Trouble::from))?;
+    let tsc = tsc_khz_of(&guest.vcpu);
+    step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(Trouble::from))?;
 
     let time = guest.instruction_time();
     step("run a guest", time.clone().map(|ns| format!("it ran to a port, {ns} ns an instruction at CPL0")))?;
@@ -109,7 +112,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let dirty = guest.dirty_log(&vm);
     checks.push(match dirty {
         Ok(detail) => Check::ok("log dirty pages", Need::Optional, detail),
-        Err(detail) => Check::failed("log dirty pages", Need::Optional, detail),
+        Err(trouble) => Check::failed("log dirty pages", Need::Optional, trouble),
     });
     time.ok()
 }
@@ -120,43 +123,68 @@ struct Probe {
     ram: Arc<GuestRam>,
 }
 
+/// The host made no thread to watch the guest.
+fn no_thread(error: io::Error) -> Trouble {
+    KvmError::io("starting a thread that watches the guest", &error).into()
+}
+
 impl Probe {
     /// Puts `code` in place and the vCPU before it.
-    fn load(&mut self, code: &[u8]) -> Result<(), String> {
-        self.ram.write(CODE, code).map_err(|error: NotRam| error.to_string())?;
-        set_entry_state(&self.vcpu, Entry(CODE)).map_err(|error| error.to_string())
+    fn load(&mut self, code: &[u8]) -> Result<(), Trouble> {
+        self.write(CODE, code)?;
+        Ok(set_entry_state(&self.vcpu, Entry(CODE))?)
+    }
+
+    fn write(&self, at: GuestPhys, bytes: &[u8]) -> Result<(), Trouble> {
+        self.ram.write(at, bytes).map_err(|error| error.to_string().into())
+    }
+
+    /// Runs until the guest exits, and what `read` makes of that; nothing when the vCPU was kicked. Any other signal does not
+    /// count.
+    fn run<T>(&mut self, kicked: &AtomicBool, read: impl Fn(VcpuExit<'_>) -> T) -> Result<Option<T>, Trouble> {
+        let mut patience = Patience::default();
+        loop {
+            match self.vcpu.run() {
+                Ok(exit) => return Ok(Some(read(exit))),
+                Err(error) if error.errno() == libc::EINTR && kicked.load(Ordering::SeqCst) => return Ok(None),
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) if error.errno() == libc::EAGAIN && patience.lasts() => {}
+                Err(error) => return Err(KvmError::of("KVM_RUN")(error).into()),
+            }
+        }
     }
 
     /// Runs until the guest writes to a port, and returns what it wrote. A guest that does not is stopped.
-    fn run_to_port(&mut self) -> Result<u8, String> {
+    fn run_to_port(&mut self) -> Result<u8, Trouble> {
         let (done, waiting) = channel::<()>();
-        let slot = Arc::clone(&self.slot);
+        let (slot, kicked) = (Arc::clone(&self.slot), AtomicBool::new(false));
         thread::scope(|scope| {
-            scope.spawn(move || {
+            let flag = &kicked;
+            let watch = move || {
                 if waiting.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                    flag.store(true, Ordering::SeqCst);
                     slot.kick();
                 }
-            });
-            let result = match self.vcpu.run() {
-                Ok(VcpuExit::IoOut(port, &[value, ..])) if port == u16::from(PORT) => Ok(value),
-                Ok(exit) => Err(format!("unexpected exit {exit:?}")),
-                Err(error) if error.errno() == libc::EINTR => Err(format!("no answer within {LIMIT:?}")),
-                Err(error) => Err(format!("KVM_RUN: {error}")),
             };
+            thread::Builder::new().spawn_scoped(scope, watch).map_err(no_thread)?;
+            let written = self.run(&kicked, |exit| match exit {
+                VcpuExit::IoOut(port, &[value, ..]) if port == u16::from(PORT) => Ok(value),
+                exit => Err(Trouble::from(format!("unexpected exit {exit:?}"))),
+            });
             drop(done);
-            result
+            written?.ok_or_else(|| format!("no answer within {LIMIT:?}"))?
         })
     }
 
-    fn expect(&mut self, value: u8) -> Result<(), String> {
+    fn expect(&mut self, value: u8) -> Result<(), Trouble> {
         match self.run_to_port()? {
             written if written == value => Ok(()),
-            written => Err(format!("the guest wrote {written} where it should write {value}")),
+            written => Err(format!("the guest wrote {written} where it should write {value}").into()),
         }
     }
 
     /// Nanoseconds of one instruction at CPL0.
-    fn instruction_time(&mut self) -> Result<u64, String> {
+    fn instruction_time(&mut self) -> Result<u64, Trouble> {
         self.load(&timed_loop())?;
         self.expect(1)?;
         let start = Instant::now();
@@ -165,72 +193,70 @@ impl Probe {
         Ok(nanoseconds / u64::from(2 * ROUNDS))
     }
 
-    fn interrupt(&mut self, vm: &Vm) -> Result<String, String> {
+    fn interrupt(&mut self, vm: &Vm) -> Result<String, Trouble> {
         let (code, handler) = interrupted();
         self.load(&code)?;
         // Flat code and data, and a gate to the handler at the doorbell's vector.
-        let write = |at: GuestPhys, bytes: &[u8]| self.ram.write(at, bytes).map_err(|error| error.to_string());
         for (index, descriptor) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
-            write(GDT.add(index as u64 * 8), &descriptor.to_le_bytes())?;
+            self.write(GDT.add(index as u64 * 8), &descriptor.to_le_bytes())?;
         }
         let target = CODE.get() + u64::from(handler);
         let gate = (target & 0xffff) | 8 << 16 | 0x8e << 40 | (target >> 16) << 48;
-        write(IDT.add(u64::from(DOORBELL_VECTOR) * 8), &gate.to_le_bytes())?;
-        let words = |error: KvmError| error.to_string();
-        let mut sregs = self.vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS")).map_err(words)?;
+        self.write(IDT.add(u64::from(DOORBELL_VECTOR) * 8), &gate.to_le_bytes())?;
+        let mut sregs = ioctl("KVM_GET_SREGS", || self.vcpu.get_sregs())?;
         let table = |base: GuestPhys, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
         (sregs.gdt, sregs.idt) = (table(GDT, 23), table(IDT, 256 * 8 - 1));
-        self.vcpu.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS")).map_err(words)?;
-        let regs = self.vcpu.get_regs().map_err(KvmError::of("KVM_GET_REGS")).map_err(words)?;
+        ioctl("KVM_SET_SREGS", || self.vcpu.set_sregs(&sregs))?;
+        let regs = ioctl("KVM_GET_REGS", || self.vcpu.get_regs())?;
         let regs = kvm_regs { rsp: STACK_TOP.get(), ..regs };
-        self.vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS")).map_err(words)?;
+        ioctl("KVM_SET_REGS", || self.vcpu.set_regs(&regs))?;
         self.expect(3)?;
         let start = Instant::now();
-        if vm.signal(0, DOORBELL_VECTOR).map_err(words)? == Delivery::Dropped {
-            return Err("the APIC dropped an MSI".to_owned());
+        if vm.signal(0, DOORBELL_VECTOR)? == Delivery::Dropped {
+            return Err("the APIC dropped an MSI".to_owned().into());
         }
         self.expect(4)?;
         Ok(format!("an MSI arrived after {} us", start.elapsed().as_micros()))
     }
 
     /// Kicks a vCPU that is inside of the guest.
-    fn stop(&mut self) -> Result<String, String> {
+    fn stop(&mut self) -> Result<String, Trouble> {
         self.load(&counting())?;
-        self.ram.write(COUNTER, &[0; 8]).map_err(|error| error.to_string())?;
-        let (slot, ram) = (Arc::clone(&self.slot), Arc::clone(&self.ram));
+        self.write(COUNTER, &[0; 8])?;
+        let (slot, ram, kicked) = (Arc::clone(&self.slot), Arc::clone(&self.ram), AtomicBool::new(false));
         thread::scope(|scope| {
-            let kicker = scope.spawn(move || {
+            let flag = &kicked;
+            let kick = move || {
                 let deadline = Instant::now() + LIMIT;
                 while ram.load(COUNTER) == Ok(0) && Instant::now() < deadline {
                     thread::yield_now();
                 }
                 let start = Instant::now();
+                flag.store(true, Ordering::SeqCst);
                 slot.kick();
                 start
-            });
-            let result = self.vcpu.run().map(|exit| format!("{exit:?}")).map_err(|error| error.errno());
+            };
+            let kicker = thread::Builder::new().spawn_scoped(scope, kick).map_err(no_thread)?;
+            let exit = self.run(&kicked, |exit| format!("{exit:?}"));
             let end = Instant::now();
-            let start = kicker.join().map_err(|_| "the kicking thread panicked".to_owned())?;
+            let start = kicker.join().map_err(|_| Trouble::from("the kicking thread panicked".to_owned()))?;
             self.vcpu.acknowledge();
-            match result {
-                Err(libc::EINTR) => {
-                    Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros()))
-                }
-                other => Err(format!("unexpected exit {other:?}")),
+            match exit? {
+                None => Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros())),
+                Some(exit) => Err(format!("unexpected exit {exit}").into()),
             }
         })
     }
 
     /// Whether KVM tells which pages a guest wrote.
-    fn dirty_log(&mut self, vm: &Vm) -> Result<String, String> {
-        let words = |error: KvmError| error.to_string();
-        vm.log_dirty_pages().map_err(words)?;
+    fn dirty_log(&mut self, vm: &Vm) -> Result<String, Trouble> {
+        vm.log_dirty_pages()?;
         self.stop()?;
-        let pages = vm.dirty_pages(MEMORY).map_err(words)?;
+        let pages = vm.dirty_pages(MEMORY)?;
         let page = COUNTER.get() / PAGE_SIZE;
         match pages.first() {
             Some(word) if word >> page & 1 != 0 => Ok("a written page was reported".to_owned()),
-            _ => Err("a written page was not reported".to_owned()),
+            _ => Err("a written page was not reported".to_owned().into()),
         }
     }
 }

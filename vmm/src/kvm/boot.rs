@@ -16,6 +16,7 @@ use vmkern_abi::control::ControlRegion;
 
 use super::KvmError;
 use super::elf::Entry;
+use super::ioctl::ioctl;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 use crate::image::{ImageError, ImageFault, KernelImage};
 
@@ -101,7 +102,7 @@ pub(crate) fn set_entry_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmErro
         unusable: 0,
         padding: 0,
     };
-    let mut sregs = vcpu.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+    let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     let data = flat(0x3, 0x10);
     sregs.cs = flat(0xb, 0x8);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
@@ -109,7 +110,7 @@ pub(crate) fn set_entry_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmErro
     sregs.cr0 = CR0_PE;
     sregs.cr4 = 0;
     sregs.efer = 0;
-    vcpu.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))?;
+    ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
     let regs = kvm_regs { rip: entry.0.get(), rbx: START_INFO.get(), rflags: RFLAGS_FIXED, ..Default::default() };
-    vcpu.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))
+    ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))
 }

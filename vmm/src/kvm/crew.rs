@@ -1,12 +1,13 @@
 //! The vCPUs of one guest, together: when one ends, all do, and they are held together.
 
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::gate::{Held, Standing};
 use super::vcpu::{VcpuEnd, VcpuState};
 use crate::control::ContractError;
 use crate::control::bell::Bell;
+use crate::deadline;
 
 /// What the vCPUs of a guest have in common.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ pub(crate) fn pause<'a>(
         vcpu.let_go_to_quiescent_point();
         ask(vcpu);
     }
-    let deadline = Instant::now() + limit;
+    let deadline = deadline::after(limit);
     let mut late = Vec::new();
     for vcpu in moving {
         match vcpu.wait_for_quiescent_point(deadline) {

@@ -1,10 +1,16 @@
 //! `/dev/kvm`: opening it, and saying what to do when that is not possible.
 
 use std::fmt;
+use std::path::Path;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP};
 use kvm_ioctls::Kvm;
 use thiserror::Error;
+
+use super::KvmError;
+use super::ioctl::{ioctl, number};
+use super::limits::{is_shortage, remedy};
+use super::node::NodeAccess;
 
 /// The device.
 pub(crate) const DEVICE: &str = "/dev/kvm";
@@ -31,8 +37,8 @@ pub struct NoKvm {
 pub enum Missing {
     /// `/dev/kvm` does not exist.
     Device,
-    /// This user may not open `/dev/kvm`.
-    Permission,
+    /// This user may not open `/dev/kvm`, who may is said here.
+    Permission(NodeAccess),
     /// `/dev/kvm` is there but cannot be used, with the system's error number.
     Unusable(i32),
     /// KVM speaks another version of its API.
@@ -45,7 +51,7 @@ impl NoKvm {
     /// What would help, as sentences with exact commands.
     #[must_use]
     pub fn remedy(&self) -> String {
-        match self.missing {
+        match &self.missing {
             Missing::Device => {
                 let module = if cpu_vendor_is_amd() { "kvm_amd" } else { "kvm_intel" };
                 format!(
@@ -54,13 +60,12 @@ impl NoKvm {
                     if cpu_vendor_is_amd() { "SVM (AMD-V)" } else { "VT-x (Intel Virtualization Technology)" }
                 )
             }
-            Missing::Permission => {
-                "Join the group that owns it: `sudo usermod -aG kvm $USER`, then log out and in again.".to_owned()
-            }
+            Missing::Permission(access) => access.remedy(),
             Missing::Unusable(libc::EBUSY) => {
                 "Another hypervisor holds the processor's virtualization; stop it (`lsmod | grep -e vbox -e vmmon`)."
                     .to_owned()
             }
+            Missing::Unusable(errno) if is_shortage(*errno) => remedy(DEVICE, *errno),
             Missing::Unusable(_) => "See `dmesg | grep -i kvm` for the reason.".to_owned(),
             Missing::ApiVersion(_) | Missing::Capability(_) => {
                 "Run a Linux kernel of version 4.13 or later with its own KVM modules (`uname -r` tells the version)."
@@ -74,11 +79,11 @@ impl NoKvm {
     /// What is wrong, as a sentence.
     #[must_use]
     pub fn problem(&self) -> String {
-        match self.missing {
+        match &self.missing {
             Missing::Device => format!("this host has no {DEVICE}, so it cannot run guests."),
-            Missing::Permission => format!("{DEVICE} exists, but this user may not open it."),
+            Missing::Permission(access) => format!("{DEVICE} exists{access}, but this user may not open it."),
             Missing::Unusable(errno) => {
-                format!("{DEVICE} cannot be used: {}.", std::io::Error::from_raw_os_error(errno))
+                format!("{DEVICE} cannot be used: {}.", std::io::Error::from_raw_os_error(*errno))
             }
             Missing::ApiVersion(version) => {
                 format!("{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed.")
@@ -104,7 +109,7 @@ fn cpu_vendor_is_amd() -> bool {
 fn obstacle(errno: i32) -> Missing {
     match errno {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => Missing::Device,
-        libc::EACCES | libc::EPERM => Missing::Permission,
+        libc::EACCES | libc::EPERM => Missing::Permission(NodeAccess::of(Path::new(DEVICE))),
         errno => Missing::Unusable(errno),
     }
 }
@@ -114,11 +119,22 @@ fn obstacle(errno: i32) -> Missing {
 /// # Errors
 /// [`NoKvm`], with what would help.
 pub(crate) fn open_device() -> Result<Kvm, NoKvm> {
-    let kvm = Kvm::new().map_err(|error| NoKvm { missing: obstacle(error.errno()) })?;
-    match kvm.get_api_version() {
+    let unusable = |error: KvmError| NoKvm { missing: obstacle(error.errno) };
+    let kvm = ioctl("opening the device", Kvm::new).map_err(unusable)?;
+    match ioctl("KVM_GET_API_VERSION", || number(kvm.get_api_version())).map_err(unusable)? {
         version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
         version => Err(NoKvm { missing: Missing::ApiVersion(version) }),
     }
+}
+
+/// Whether KVM has `capability`.
+///
+/// # Errors
+/// [`NoKvm`], when KVM does not answer.
+pub(crate) fn offers(kvm: &Kvm, capability: u32) -> Result<bool, NoKvm> {
+    let answer = ioctl("KVM_CHECK_EXTENSION", || number(kvm.check_extension_raw(capability.into())));
+    let answer = answer.map_err(|error| NoKvm { missing: Missing::Unusable(error.errno) })?;
+    Ok(answer > 0)
 }
 
 /// Opens `/dev/kvm` and makes sure that it has what a guest needs.
@@ -128,7 +144,7 @@ pub(crate) fn open_device() -> Result<Kvm, NoKvm> {
 pub(crate) fn open() -> Result<Kvm, NoKvm> {
     let kvm = open_device()?;
     for (capability, name) in REQUIRED {
-        if kvm.check_extension_raw(capability.into()) <= 0 {
+        if !offers(&kvm, capability)? {
             return Err(NoKvm { missing: Missing::Capability(name) });
         }
     }
@@ -141,10 +157,11 @@ mod tests {
 
     #[test]
     fn every_obstacle_comes_with_what_would_help() {
-        assert_eq!([libc::ENOENT, libc::EACCES].map(obstacle), [Missing::Device, Missing::Permission]);
+        assert_eq!(obstacle(libc::ENOENT), Missing::Device);
+        assert!(matches!(obstacle(libc::EACCES), Missing::Permission(_)));
         let text = |missing| NoKvm { missing }.to_string();
         assert!(text(Missing::Device).contains("sudo modprobe kvm_"));
-        assert!(text(Missing::Permission).contains("sudo usermod -aG kvm $USER"));
+        assert!(text(Missing::Unusable(libc::EMFILE)).contains("RLIMIT_NOFILE"));
         assert!(text(Missing::Unusable(libc::EBUSY)).contains("Another hypervisor"));
         assert!(text(Missing::ApiVersion(11)).contains("version 11"));
         assert!(text(Missing::Capability("KVM_CAP_SPLIT_IRQCHIP")).contains("lacks KVM_CAP_SPLIT_IRQCHIP"));

@@ -24,7 +24,7 @@ use vm_memory::{
 use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use zerocopy::FromBytes;
 
-use super::KvmError;
+use super::{KvmError, limits};
 use crate::inspect::PageWords;
 
 /// Where the range for memory-mapped devices begins: RAM lies below.
@@ -146,7 +146,7 @@ impl GuestRam {
         let fail = |operation: &str, error: io::Error| {
             KvmError::io(format!("{operation} for {size:#x} bytes of guest RAM"), &error)
         };
-        let file = memfd(size).map_err(|error| fail("memfd_create", error))?;
+        let file = memfd(size).map_err(|error| fail("making a file in memory", error))?;
         let file = Arc::new(file);
         let bytes = usize::try_from(size + HUGE_PAGE as u64).map_err(|error| fail("mmap", io::Error::other(error)))?;
         let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
@@ -285,6 +285,10 @@ fn memfd(size: u64) -> io::Result<File> {
     }
     // SAFETY: `fd` was opened on the line above, and nobody else knows it.
     let file = unsafe { File::from_raw_fd(fd) };
+    // Past the limit the system sends a signal that ends the process, before it says no.
+    if limits::current(libc::RLIMIT_FSIZE).is_some_and(|most| most < size) {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
     file.set_len(size)?;
     // A file that cannot shrink can never turn an access to the mapping into SIGBUS.
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory.

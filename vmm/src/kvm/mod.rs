@@ -11,19 +11,24 @@ pub(crate) mod crew;
 pub(crate) mod elf;
 pub(crate) mod gate;
 pub(crate) mod host;
+pub(crate) mod ioctl;
 pub(crate) mod kick;
+mod limits;
 pub(crate) mod memory;
+mod node;
 pub(crate) mod regs;
+mod shadow;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 
 pub use self::gate::Standing;
 pub use self::host::{Missing, NoKvm};
+pub use self::node::NodeAccess;
 pub use self::regs::{CpuFailure, CpuFault, GPR_NAMES, Registers};
 
 use thiserror::Error;
 
-/// A KVM operation failed.
+/// A KVM operation, or what it needs of the host, failed. [`KvmError::remedy`] says what would help.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{operation}: {}", std::io::Error::from_raw_os_error(*errno))]
 pub struct KvmError {
@@ -34,6 +39,18 @@ pub struct KvmError {
 }
 
 impl KvmError {
+    /// What would help, as sentences: the limit that was met, by its name and with its value, and how to raise it.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        limits::remedy(&self.operation, self.errno)
+    }
+
+    /// Whether the host was short of something that others may give back: files, threads, memory.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        limits::is_shortage(self.errno)
+    }
+
     /// The error of `operation`, for `map_err`.
     pub(crate) fn of(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
         move |error| Self { operation: operation.into(), errno: error.errno() }

@@ -6,6 +6,8 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use thiserror::Error;
 use vmkern_abi::addr::GuestVirt;
 
+use super::KvmError;
+
 /// Names of [`Registers::gpr`], in the order of their x86 encoding.
 pub const GPR_NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
@@ -147,4 +149,13 @@ pub struct CpuFailure {
     pub fault: CpuFault,
     /// Its registers.
     pub registers: Box<Registers>,
+}
+
+impl CpuFailure {
+    /// What the host was short of, where that is why the vCPU cannot go on.
+    pub(crate) fn shortage(&self) -> Option<KvmError> {
+        let CpuFault::Run(errno) = self.fault else { return None };
+        let error = KvmError { operation: format!("KVM_RUN of vCPU {}", self.cpu), errno };
+        error.is_shortage().then_some(error)
+    }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{
     CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED,
 };
-use kvm_ioctls::{Kvm, VcpuExit};
+use kvm_ioctls::{Error, Kvm, VcpuExit, VcpuFd};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::KvmError;
@@ -16,6 +16,7 @@ use super::boot::set_entry_state;
 use super::crew::Crew;
 use super::elf::Entry;
 use super::gate::{Gate, Held, Position, Standing};
+use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
@@ -167,10 +168,9 @@ impl VcpuState {
         if questions.addresses.is_empty() {
             return;
         }
-        let translate = |&va: &GuestVirt| match vcpu.translate_gva(va.get()) {
-            Ok(translation) if translation.valid != 0 => Ok(Some(GuestPhys::new(translation.physical_address))),
-            Ok(_) => Ok(None),
-            Err(error) => Err(KvmError::of(format!("KVM_TRANSLATE of {va}"))(error)),
+        let translate = |&va: &GuestVirt| {
+            let translation = ioctl(format!("KVM_TRANSLATE of {va}"), || vcpu.translate_gva(va.get()))?;
+            Ok((translation.valid != 0).then(|| GuestPhys::new(translation.physical_address)))
         };
         questions.answers = Some(questions.addresses.iter().map(translate).collect());
     }
@@ -191,7 +191,7 @@ pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     if let Some(cpuid) = CPUID.get() {
         return Ok(cpuid.clone());
     }
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))?;
+    let cpuid = ioctl("KVM_GET_SUPPORTED_CPUID", || kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
     Ok(CPUID.get_or_init(|| cpuid).clone())
 }
 
@@ -206,6 +206,12 @@ pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
         }
     }
     Ok(cpuid)
+}
+
+/// The TSC's frequency in kHz, as `vcpu` sees it.
+pub(crate) fn tsc_khz_of(vcpu: &VcpuFd) -> Result<u32, KvmError> {
+    // kvm-ioctls gives the ioctl's answer in place of the error's number.
+    ioctl("KVM_GET_TSC_KHZ", || vcpu.get_tsc_khz().map_err(|_| Error::last()))
 }
 
 /// Given the TSC's frequency in kHz, finishes the guest's memory and says where to begin.
@@ -259,11 +265,12 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
     let cpuid = vcpu_cpuid(kvm, state.id)?;
     let Ok(vm) = orders.vm.recv() else { return Ok(None) };
     let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
-    let tsc_khz = *state.crew.tsc_khz.get_or_init(|| vcpu.get_tsc_khz().unwrap_or(0));
-    if tsc_khz == 0 {
-        return Err(KvmError { operation: "KVM_GET_TSC_KHZ".to_owned(), errno: libc::EIO });
-    }
-    vcpu.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+    let tsc_khz = match state.crew.tsc_khz.get() {
+        Some(&known) => known,
+        None => tsc_khz_of(&vcpu)?,
+    };
+    let tsc_khz = *state.crew.tsc_khz.get_or_init(|| tsc_khz);
+    ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
     match orders.start {
         Start::Boot(entry) => {
             let Ok(finish) = entry.recv() else { return Ok(None) };
@@ -276,9 +283,14 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
 }
 
 fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
+    let mut patience = Patience::default();
     loop {
         let mut quiescent = false;
-        let fault = match vcpu.run() {
+        let exit = vcpu.run();
+        if exit.is_ok() {
+            patience.restore();
+        }
+        let fault = match exit {
             Ok(VcpuExit::IoOut(port, data)) => match ports.write(port, data) {
                 PortEvent::Handled => None,
                 PortEvent::Exit(code) => return VcpuEnd::Exit(code),
@@ -313,7 +325,12 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
             Ok(VcpuExit::FailEntry(reason, _)) => Some(CpuFault::FailEntry { reason }),
             Ok(VcpuExit::InternalError) => Some(internal_error(vcpu)),
             Ok(other) => Some(CpuFault::Unexpected(format!("{other:?}"))),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            Err(error) if error.errno() == libc::EINTR => {
+                vcpu.acknowledge();
+                None
+            }
+            // A vCPU that another one started gives it too, once. For ever it means that the host makes no thread for KVM.
+            Err(error) if error.errno() == libc::EAGAIN && patience.lasts() => {
                 vcpu.acknowledge();
                 None
             }
@@ -340,7 +357,7 @@ fn failed(vcpu: &KickableVcpu, cpu: u32, fault: CpuFault) -> VcpuEnd {
 }
 
 fn registers(vcpu: &KickableVcpu) -> Registers {
-    match (vcpu.get_regs(), vcpu.get_sregs()) {
+    match (ioctl("KVM_GET_REGS", || vcpu.get_regs()), ioctl("KVM_GET_SREGS", || vcpu.get_sregs())) {
         (Ok(regs), Ok(sregs)) => Registers::from_kvm(&regs, &sregs),
         (regs, sregs) => {
             log::warn!("the vCPU's registers cannot be read: {:?} {:?}", regs.err(), sregs.err());
@@ -350,7 +367,7 @@ fn registers(vcpu: &KickableVcpu) -> Registers {
 }
 
 fn run_state(vcpu: &KickableVcpu) -> RunState {
-    match vcpu.get_mp_state() {
+    match ioctl("KVM_GET_MP_STATE", || vcpu.get_mp_state()) {
         Ok(state) if [KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED].contains(&state.mp_state) => RunState::Halted,
         _ => RunState::Running,
     }

@@ -7,13 +7,17 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::KvmError;
+use super::ioctl::ioctl;
 use super::memory::GuestRam;
+use super::{KvmError, shadow};
 
 /// Pins of the I/O APIC that user space would emulate. There is none, but KVM routes MSIs for as many.
 const IOAPIC_PINS: u64 = 24;
 /// The MSI address of the local APIC with ID 0, physical destination (SDM volume 3, section 11.11).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
+
+/// Names the making of a vCPU in errors.
+pub(super) const CREATE_VCPU: &str = "KVM_CREATE_VCPU";
 
 /// One virtual machine. Its RAM lives at least as long.
 #[derive(Debug)]
@@ -23,17 +27,19 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM with `ram` in it and local APICs for its vCPUs.
-    pub(crate) fn new(kvm: &Kvm, ram: Arc<GuestRam>) -> Result<Self, KvmError> {
+    /// Creates a VM with `ram` in it and local APICs for its vCPUs, of which there will be `vcpus`.
+    pub(crate) fn new(kvm: &Kvm, ram: Arc<GuestRam>, vcpus: u32) -> Result<Self, KvmError> {
         let mut vm = Self::create(kvm)?;
+        let memory = ram.size();
         vm.set_ram(ram)?;
+        shadow::allow_all(&vm.fd, memory, vcpus)?;
         vm.enable_split_irqchip()?;
         Ok(vm)
     }
 
     /// Creates a VM with nothing in it.
     pub(crate) fn create(kvm: &Kvm) -> Result<Self, KvmError> {
-        let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+        let fd = ioctl("KVM_CREATE_VM", || kvm.create_vm())?;
         Ok(Self { fd, ram: None })
     }
 
@@ -58,37 +64,35 @@ impl Vm {
                 memory_size: range.size,
                 userspace_addr,
             };
+            let operation = format!("KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {}", range.size, range.start);
             // SAFETY: the range of this process's memory is mapped for as long as `ram` lives, which this value holds;
             // the ranges do not overlap.
-            unsafe { self.fd.set_user_memory_region(region) }.map_err(KvmError::of(format!(
-                "KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {}",
-                range.size, range.start
-            )))?;
+            ioctl(operation, || unsafe { self.fd.set_user_memory_region(region) })?;
         }
         Ok(())
     }
 
     /// One bit for each page of the first `bytes` of RAM that was written since the last call.
     pub(crate) fn dirty_pages(&self, bytes: usize) -> Result<Vec<u64>, KvmError> {
-        self.fd.get_dirty_log(0, bytes).map_err(KvmError::of(format!("KVM_GET_DIRTY_LOG of {bytes:#x} bytes")))
+        ioctl(format!("KVM_GET_DIRTY_LOG of {bytes:#x} bytes"), || self.fd.get_dirty_log(0, bytes))
     }
 
     /// Gives each vCPU to come a local APIC in the host's kernel.
     pub(crate) fn enable_split_irqchip(&self) -> Result<(), KvmError> {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = IOAPIC_PINS;
-        self.fd.enable_cap(&split).map_err(KvmError::of("KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP"))
+        ioctl("KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP", || self.fd.enable_cap(&split))
     }
 
     /// Creates the vCPU with APIC ID `id`.
     pub(crate) fn create_vcpu(&self, id: u32) -> Result<VcpuFd, KvmError> {
-        self.fd.create_vcpu(u64::from(id)).map_err(KvmError::of(format!("KVM_CREATE_VCPU {id}")))
+        ioctl(format!("{CREATE_VCPU} {id}"), || self.fd.create_vcpu(u64::from(id)))
     }
 
     /// Sends interrupt `vector` to the vCPU with APIC ID `id`, at most 255, fixed delivery, edge-triggered.
     pub(crate) fn signal(&self, id: u32, vector: u8) -> Result<Delivery, KvmError> {
         let msi = kvm_msi { address_lo: MSI_ADDRESS | id << 12, data: vector.into(), ..Default::default() };
-        match self.fd.signal_msi(msi).map_err(KvmError::of(format!("KVM_SIGNAL_MSI of vector {vector:#x}")))? {
+        match ioctl(format!("KVM_SIGNAL_MSI of vector {vector:#x}"), || self.fd.signal_msi(msi))? {
             0 => {
                 log::debug!("the guest's APIC dropped vector {vector:#x}");
                 Ok(Delivery::Dropped)

@@ -39,6 +39,7 @@ impl Run<'_> {
                 (format!("an end within {limit:?}"), got)
             }
             TargetError::Unable(got) => ("ok".to_owned(), got.clone()),
+            TargetError::Host(got) => ("a host that can run guests".to_owned(), got.clone()),
             TargetError::Broken(got) => ("a VMM and a guest that keep their contract".to_owned(), got.clone()),
         };
         let mut values = self.sleepers();
@@ -47,6 +48,7 @@ impl Run<'_> {
         Box::new(match error {
             TargetError::Timeout { .. } => Ending::Timeout(failure),
             TargetError::Unable(_) => Ending::Failed(failure),
+            TargetError::Host(_) => Ending::Host(failure),
             TargetError::Interrupted | TargetError::Broken(_) => Ending::Broken(failure),
         })
     }

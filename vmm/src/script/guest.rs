@@ -81,6 +81,7 @@ impl Target for GuestTarget {
             Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
             Err(GuestError::Timeout { limit, at }) => Err(TargetError::Timeout { limit, at: Some(at.to_string()) }),
             Err(GuestError::Interrupted) => Err(TargetError::Interrupted),
+            Err(error @ GuestError::Kvm(_)) => Err(TargetError::Host(error.to_string())),
             Err(other) => Err(TargetError::Broken(other.to_string())),
         }
     }

@@ -48,6 +48,7 @@ pub fn explain(ending: &Ending, source: &Source, log: &str) -> String {
             out
         }
         Ending::Interrupted => format!("{BAD}interrupted{BAD:#}\n"),
+        Ending::Host(failure) => failure_text("this host cannot go on", failure, source),
         Ending::Broken(failure) => {
             let mut out = failure_text("a bug of vmkern", failure, source);
             log_text(&mut out, log);

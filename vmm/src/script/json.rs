@@ -167,13 +167,14 @@ impl RunReport {
             Ending::Failed(_) => "failed",
             Ending::Panicked(..) => "panic",
             Ending::Timeout(_) => "timeout",
-            Ending::Script(_) | Ending::Interrupted | Ending::Broken(_) => "error",
+            Ending::Script(_) | Ending::Interrupted | Ending::Host(_) | Ending::Broken(_) => "error",
         };
         let failures = match ending {
             Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
             Ending::Failed(failure)
             | Ending::Panicked(_, failure)
             | Ending::Timeout(failure)
+            | Ending::Host(failure)
             | Ending::Broken(failure) => {
                 vec![FailureReport::from(&**failure)]
             }

@@ -198,7 +198,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Reads a number: decimal or `0x`, with `K`, `M`, `G` (powers of 1024) or `us`, `ms`, `s` (microseconds).
+/// Reads a number: decimal or `0x`, with `K`, `M`, `G` (powers of 1024) or `us`, `ms`, `s` (microseconds). A time that 64
+/// bits do not hold is the longest that they do: no clock comes so far.
 ///
 /// # Errors
 /// What was expected instead.
@@ -218,7 +219,11 @@ pub fn number(word: &str) -> Result<u64, &'static str> {
             SUFFIXES.iter().find(|(name, _)| *name == suffix).ok_or("digits and a suffix of K M G us ms s, or none")?.1
         }
     };
-    u64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(unit)).ok_or(FIT)
+    let is_time = suffix.ends_with('s');
+    match u64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(unit)) {
+        None if is_time => Ok(u64::MAX),
+        value => value.ok_or(FIT),
+    }
 }
 
 #[cfg(test)]
@@ -247,6 +252,9 @@ mod tests {
             ("5us", 5),
             ("5ms", 5_000),
             ("2s", 2_000_000),
+            ("9223372036854775807us", (1 << 63) - 1),
+            ("9223372036854775807ms", u64::MAX),
+            ("18446744073709551616s", u64::MAX),
             ("18446744073709551615", u64::MAX),
             ("0xffffffffffffffff", u64::MAX),
         ];

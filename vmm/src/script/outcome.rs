@@ -139,6 +139,8 @@ pub enum Ending {
     Timeout(Box<Failure>),
     /// Somebody wanted the run to end.
     Interrupted,
+    /// The host refused what the running guest needed of it.
+    Host(Box<Failure>),
     /// The VMM or the guest broke its contract.
     Broken(Box<Failure>),
 }
@@ -154,6 +156,7 @@ impl Ending {
             Self::Script(_) => Status::Usage,
             Self::Timeout(_) => Status::Timeout,
             Self::Interrupted => Status::Interrupted,
+            Self::Host(_) => Status::NoKvm,
             Self::Broken(_) => Status::Broken,
         }
     }

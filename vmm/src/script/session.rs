@@ -136,6 +136,7 @@ pub fn guest_status(error: &GuestError) -> Status {
         GuestError::Crashed(_) => Status::Panicked,
         GuestError::Timeout { .. } => Status::Timeout,
         GuestError::Interrupted => Status::Interrupted,
+        GuestError::Kvm(_) => Status::NoKvm,
         _ => Status::Broken,
     }
 }

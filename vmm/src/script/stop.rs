@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::target::TargetError;
+use crate::deadline;
 
 /// Something that gets whoever waits for a guest out of the wait.
 type Hook = Box<dyn Fn() + Send>;
@@ -16,7 +17,7 @@ pub struct Stop {
     hook: Mutex<Option<Hook>>,
     looks: AtomicU32,
     limit: Duration,
-    deadline: Option<Instant>,
+    deadline: Instant,
 }
 
 impl fmt::Debug for Stop {
@@ -32,7 +33,7 @@ impl Stop {
     /// Ends a run after `limit` from now on.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = deadline::after(limit);
         let (interrupted, looks) = (AtomicBool::new(false), AtomicU32::new(0));
         Self { interrupted, hook: Mutex::new(None), looks, limit, deadline }
     }
@@ -71,9 +72,26 @@ impl Stop {
             return Err(TargetError::Interrupted);
         }
         let look = self.looks.fetch_add(1, Ordering::Relaxed);
-        if look.is_multiple_of(256) && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if look.is_multiple_of(256) { self.check_now() } else { Ok(()) }
+    }
+
+    /// Whether the run may go on, by the clock as it stands now.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn check_now(&self) -> Result<(), TargetError> {
+        if self.interrupted.load(Ordering::SeqCst) {
+            return Err(TargetError::Interrupted);
+        }
+        if self.left().is_zero() {
             return Err(TargetError::Timeout { limit: self.limit, at: None });
         }
         Ok(())
+    }
+
+    /// What is left of the run's time.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 }

@@ -57,6 +57,9 @@ pub enum TargetError {
     /// The host cannot do it, and it is nobody's bug: a file that cannot be written.
     #[error("{0}")]
     Unable(String),
+    /// The host refused what the running guest needs of it.
+    #[error("{0}")]
+    Host(String),
     /// The VMM or the guest broke its contract.
     #[error("{0}")]
     Broken(String),

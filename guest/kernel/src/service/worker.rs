@@ -97,8 +97,10 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
     }
 }
 
-/// Sleeps for `micros` microseconds on the running thread, whichever it is.
+/// Sleeps for `micros` microseconds on the running thread, whichever it is: at most to the end of the clock's time, and there
+/// not at all.
 pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
+    let micros = threads::clock().map_or(micros, |clock| micros.min(clock.left()));
     if micros > 0 {
         let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
         let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "sleep", ticks);

@@ -16,6 +16,10 @@ const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 /// Ticks a second unless `kern.hz` says otherwise.
 const DEFAULT_HZ: u64 = 100;
 
+/// Where a clock comes to its end, in microseconds: two of the longest ticks before the last that it can tell, so that a
+/// sleep up to here, rounded up to a tick, ends.
+const END_OF_TIME: u64 = u64::MAX - 2_000_000;
+
 /// The kernel's clock.
 #[derive(Debug)]
 pub struct Clock {
@@ -46,6 +50,12 @@ impl Clock {
                 u64::try_from(cycles * 1000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
             }
         }
+    }
+
+    /// How many microseconds the clock can go on: one that stood at its end would never come to a later tick.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        END_OF_TIME.saturating_sub(self.micros())
     }
 
     /// Clock ticks since boot.
