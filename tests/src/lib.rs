@@ -8,6 +8,8 @@ pub mod damage;
 pub mod harness;
 pub mod invariants;
 pub mod kern;
+pub mod stopped;
+pub mod workers;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

@@ -145,7 +145,7 @@ unsafe impl Machine for KernelMachine {
     }
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {
-        PerCpu::current().set_thread(thread);
+        threads::adopt(PerCpu::current(), thread);
     }
 
     fn cpu_fork(&self, thread: KPtr<Thread>, stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64) {

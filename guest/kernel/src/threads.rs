@@ -125,6 +125,7 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         let stacks = Stacks { body: at(kstack.start, slots), trap: at(slots, kstack.end), emergency: at(low, page) };
         // SAFETY: both stacks were made for this CPU, which never ends.
         let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
+        adopt(cpu, idle);
         if let Err(why) = ap::start(cpu) {
             panic!("boot: CPU {number}: {why:?}");
         }
@@ -178,6 +179,13 @@ fn load(thread: &Thread) -> Context {
         bounds: StackBounds { low: word(LOW), high: word(HIGH), slots: word(SLOTS), slots_end: word(SLOTS_END) },
         mask_depth: u32::try_from(word(DEPTH)).unwrap_or(1),
     }
+}
+
+/// Makes `thread` the one that `cpu` runs on the stack that it has (`Machine::cpu_adopt`), and notes which that is: whoever
+/// looks for what the thread has in its hands has to know before its first switch, too. Its stack pointer is 0 until then.
+pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
+    cpu.set_thread(thread);
+    save(structure(thread), &Context { rsp: 0, slot: cpu.trap_slot(), bounds: cpu.stack_bounds(), mask_depth: 1 });
 }
 
 /// Prepares `thread`'s first switch (`Machine::cpu_fork`): notes what it begins with. Its stack is not touched yet, and

@@ -27,8 +27,11 @@ pub struct Pcpu {
     pub slice: Field<u64>,
     /// Threads that are to run on it, unless another CPU has nothing to do.
     pub runq: RunQueue,
+    /// 1 while its idle thread does something for others, the host or a thread that has exited; 0 while it rests, or looks for
+    /// something to do. Its own.
+    pub serving: Field<u64>,
     #[doc(hidden)]
-    pub _pad: [Field<u64>; 2],
+    pub _pad: Field<u64>,
     /// What it has done with mutexes and sx locks, by class.
     pub locks: [LockStats; LOCK_CLASSES],
     /// Not 0 when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never changes.

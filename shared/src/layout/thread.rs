@@ -58,7 +58,10 @@ pub struct Thread {
     /// The CPU that it runs on, or ran on last (`td_lastcpu`).
     pub lastcpu: Field<u8>,
     /// Critical sections it is in (`td_critnest`). Its own.
-    pub critnest: Field<u32>,
+    pub critnest: Field<u16>,
+    /// Event lists whose handlers it is calling, each from a handler of the one before. Its own, and changed together with
+    /// [`super::EventhandlerList::runcount`].
+    pub event_nesting: Field<u16>,
     /// Its name: a [`WaitMessage`] in two words.
     pub name: [Field<u64>; 2],
     /// What it waits for: a [`WaitMessage`] in two words, 0 while it does not sleep.

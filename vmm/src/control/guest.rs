@@ -204,6 +204,12 @@ impl Guest {
         self.deadline = deadline::after(self.timeout);
     }
 
+    /// Gives the guest `timeout` from now on, in place of the time limit that it was launched with.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+        self.restart_clock();
+    }
+
     /// The symbols of the guest's kernel.
     #[must_use]
     pub fn symbols(&self) -> &Symbols {

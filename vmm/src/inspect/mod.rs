@@ -117,6 +117,18 @@ impl InspectError {
     fn damaged(what: &'static str, at: GuestVirt, problem: impl Into<String>) -> Self {
         Self::Damaged { what, at, problem: problem.into() }
     }
+
+    /// What is wrong, without the structure and its address: for who names these himself.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::Damaged { problem, .. } => problem.clone(),
+            Self::NotMapped { at, missing, .. } if missing == at => "nothing is mapped there".to_owned(),
+            Self::NotMapped { missing, .. } => format!("nothing is mapped at {missing}"),
+            Self::Misaligned { .. } => "the address is not aligned".to_owned(),
+            Self::NotRam { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl Guest {

@@ -13,7 +13,7 @@ mod worker;
 
 use core::sync::atomic::Ordering;
 
-use kmem::kern::sched::Spread;
+use kmem::kern::sched::{Serving, Spread};
 use kmem::ops::{self, Executed};
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::TimeMode;
@@ -95,7 +95,9 @@ impl Dispatcher<'_> {
             return self.turn_while_others_run();
         }
         if self.vm.has_zombies() {
+            self.vm.set_serving(Serving::Yes);
             self.vm.thread_reap();
+            self.vm.set_serving(Serving::No);
         }
         while let Some(response) = BOARD.with(board::Board::next_answer) {
             self.send(&response);
@@ -148,8 +150,15 @@ impl Dispatcher<'_> {
         self.vm.sched_yield();
     }
 
-    /// Takes a request. One that somebody waits for lets those begin that were started before.
+    /// Takes a request. What it leads to may be half done meanwhile, as the host can see.
     fn accept(&mut self, slot: &Slot) {
+        self.vm.set_serving(Serving::Yes);
+        self.serve(slot);
+        self.vm.set_serving(Serving::No);
+    }
+
+    /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin that were started before.
+    fn serve(&mut self, slot: &Slot) {
         let request = match Request::decode(slot) {
             Ok(request) => request,
             // A message of some other version: its tag is all that can be told.
@@ -322,6 +331,8 @@ impl Dispatcher<'_> {
     }
 
     fn send(&mut self, response: &Response) {
+        // Whoever has the answer may look at once: nothing is half done.
+        self.vm.set_serving(Serving::No);
         let slot = response.encode();
         while !self.responses.push(&slot).unwrap_or_else(|why| broken(why)) {
             // The host has as many answers to read as the ring holds, so it is awake or about to be woken.

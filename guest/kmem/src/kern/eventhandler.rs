@@ -147,7 +147,13 @@ impl<M: Machine> Vm<M> {
             return;
         };
         let l = self.get(list);
-        l.runcount.update(|n| n + 1);
+        let runs = |change: i16| {
+            l.runcount.update(|n| n.wrapping_add_signed(change.into()));
+            if let Some(current) = self.current_thread().non_null() {
+                self.get(current).event_nesting.update(|n| n.wrapping_add_signed(change));
+            }
+        };
+        runs(1);
         let mut at = l.first.get();
         while let Some(entry) = at.non_null() {
             let e = self.get(entry);
@@ -162,7 +168,7 @@ impl<M: Machine> Vm<M> {
             }
             at = e.next.get();
         }
-        l.runcount.update(|n| n - 1);
+        runs(-1);
         let dead = if l.runcount.get() == 0 { self.eventhandler_prune(list) } else { KPtr::NULL };
         self.eventhandler_unlock();
         self.eventhandler_free(dead);

@@ -43,6 +43,16 @@ enum Turn {
     Back,
 }
 
+/// Whether an idle thread does something for others: [`Pcpu::serving`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Serving {
+    /// It rests, or looks for something to do.
+    No = 0,
+    /// It does.
+    Yes = 1,
+}
+
 /// Where threads go that become runnable: [`Scheduler::spread`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -521,6 +531,11 @@ impl<M: Machine> Vm<M> {
             idle.need_resched.set(Preempt::Better as u32);
             self.machine().cpu_interrupt(idle);
         }
+    }
+
+    /// Says whether the idle thread, which calls this, does something for others: what it is at may be half done then.
+    pub fn set_serving(&self, serving: Serving) {
+        self.pcpu().serving.set(serving as u64);
     }
 
     /// Says whether threads that become runnable go to CPUs that have nothing to do.

@@ -122,12 +122,19 @@ impl<'a> Context<'a> {
         self.rest.is_quiet()
     }
 
-    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed.
+    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed. A mutex says so from its first
+    /// instant to its last; its owner notes it a little later, and forgets it a little earlier, but says it of those as well
+    /// to which nothing leads yet.
     pub(super) fn is_locked(&self) -> bool {
         let holds = |thread| self.sched.thread(thread).is_some_and(|thread| thread.value.held_locks.get() != 0);
         self.roots.boot_held_locks.get() != 0
-            || self.roots.sched.lock.owner.get() != 0
+            || locks::is_any_owned(self)
             || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))
+    }
+
+    /// Whether somebody was changing a map.
+    pub(super) fn is_any_map_updating(&self) -> bool {
+        self.maps.all.iter().any(Map::is_updating)
     }
 
     /// Whether free pages are on their way, as the locks over them tell.

@@ -138,7 +138,7 @@ impl Findings {
             InspectError::NotRam { what, source } => (*what, GuestVirt::new(source.start.get())),
             _ => ("guest", GuestVirt::new(0)),
         };
-        self.add("unreadable", what, at, || error.to_string());
+        self.add("unreadable", what, at, || error.problem());
     }
 
     pub(super) fn into_report(self, updating: Vec<Updating>, stats: CheckStats) -> Report {

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{Thread, ThreadState};
+use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
+use vmkern_abi::layout::{Thread, ThreadState, VmPage};
 
 use super::context::Context;
 use super::stacks::Saved;
@@ -48,12 +48,16 @@ impl<'a, 'b> InFlight<'a, 'b> {
         words.get(first).is_some_and(|&word| word < at.get().saturating_add(size))
     }
 
-    /// Whether some thread has page `pfn`: its element of the page array, its physical address, or one in the direct map.
+    /// Whether some thread has the `size` bytes of the direct map from `at` on: by their address there, or the physical one.
+    pub(super) fn has(&mut self, at: GuestVirt, size: u64) -> bool {
+        let phys = dmap_to_phys(at).map(|phys| GuestVirt::new(phys.get()));
+        self.mentions(at, size) || phys.is_some_and(|phys| self.mentions(phys, size))
+    }
+
+    /// Whether some thread has page `pfn`: its element of the page array, or an address in it.
     pub(super) fn has_page(&mut self, pfn: u64) -> bool {
-        let phys = GuestPhys::from_pfn(pfn);
-        self.mentions(self.ctx.pages.address(pfn), 1)
-            || self.mentions(phys_to_dmap(phys), PAGE_SIZE)
-            || self.mentions(GuestVirt::new(phys.get()), 1)
+        let element = size_of::<VmPage>() as u64;
+        self.has(self.ctx.pages.address(pfn), element) || self.has(phys_to_dmap(GuestPhys::from_pfn(pfn)), PAGE_SIZE)
     }
 
     /// Of `suspects`, pages that nobody has claimed, those that no thread has either. A page that heads a chain through the
@@ -96,13 +100,20 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
     words
 }
 
-/// The sleep queue of the thread at `word`, if that is one which is being made, or freed: on no list, while nothing but the
-/// thread leads to its queue.
+/// The sleep queue of the thread that `word` points into, if that is one which is being made, or freed: on no list, while
+/// nothing but the thread leads to its queue.
 fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
-    let at = GuestVirt::new(word);
+    let word = GuestVirt::new(word);
+    let at = Zone::Thread.item_around(phys_word(ctx, word).unwrap_or(word));
     let is_thread = Zone::of_item(ctx, at) == Some(Zone::Thread) && !ctx.sched.threads.iter().any(|t| t.addr() == at);
     let thread: Thread = is_thread.then(|| ctx.memory.get("thread", KPtr::new(at)).ok())??;
     Some(thread.sleepqueue.get().addr().get())
+}
+
+/// The address in the direct map of the physical address `word`, if it can be one.
+fn phys_word(ctx: &Context<'_>, word: GuestVirt) -> Option<GuestVirt> {
+    let phys = GuestPhys::new(word.get());
+    ctx.pages.is_managed(phys.pfn()).then(|| phys_to_dmap(phys))
 }
 
 /// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack pointer if it runs. A thread

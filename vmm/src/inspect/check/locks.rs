@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap};
+use vmkern_abi::layout::{HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap, md};
 
 use super::context::Context;
 use super::finding::Updating;
 use super::sched::{Item, label};
+use crate::kvm::Standing;
 
 /// The owner in a lock word, plus 1.
 const OWNER: u32 = 0xffff;
@@ -54,6 +55,11 @@ fn caches(ctx: &Context<'_>) -> impl Iterator<Item = Owned> {
         let word = cpu.value.page_cache.lock.owner.get();
         Owned { name: "page cache", class: HeldLocks::PAGE_CACHE, at, word }
     })
+}
+
+/// Whether any mutex is owned.
+pub(super) fn is_any_owned(ctx: &Context<'_>) -> bool {
+    !owned(ctx).is_empty()
 }
 
 /// Checks mutexes and sx locks.
@@ -118,8 +124,8 @@ fn check_mutexes(ctx: &Context<'_>) {
         let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
         if ctx.sched.runs(thread.at).is_none() {
             fault(format!("{} owns it, but does not run: owners of mutexes do not switch", label(&thread.value)));
-        } else if held.is_empty() {
-            // With other locks held, this one may just have been taken, or be about to be released.
+        } else if held.is_empty() && ctx.standing() == Standing::Quiescent && !ctx.is_dead() {
+            // Where a CPU stands anywhere, this one may just have been taken, or be about to be released.
             fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
         }
     }
@@ -136,8 +142,10 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
         fault(format!("{} holds locks of classes that do not exist: {held:?}", label(&thread.value)));
     }
     if ctx.sched.runs(thread.at).is_none() {
-        // It left the CPU with the scheduler's lock, which whoever arrives takes over.
-        let expected = if thread.value.switches.get() == 0 { HeldLocks::empty() } else { HeldLocks::SCHED };
+        // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has a stack pointer to
+        // return to. Whether it ever arrived anywhere does not matter: a CPU's first thread never did.
+        let has_left = thread.value.md[md::RSP].get() != 0;
+        let expected = if has_left { HeldLocks::SCHED } else { HeldLocks::empty() };
         if held != expected {
             fault(format!("{} does not run, but holds {held:?}, expected {expected:?}", label(&thread.value)));
         }

@@ -41,7 +41,9 @@ fn state(ctx: &Context<'_>, map: &Map) {
         });
     }
     let channel = map_channel(map.at);
-    if !map.is_updating() && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
+    // Somebody may be about to sleep there, or have just been woken for another reason.
+    let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
+    if is_settled && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
         ctx.finding("map-wakeup", map.name, map.at, || {
             format!("needs_wakeup is {}, but nobody sleeps on {channel}", map.needs_wakeup)
         });
@@ -50,7 +52,9 @@ fn state(ctx: &Context<'_>, map: &Map) {
 
 /// The list of maps has every map that a name or an entry leads to.
 fn registry(ctx: &Context<'_>) {
-    for map in &ctx.maps.all[ctx.maps.listed..] {
+    // What an entry names that is only being made may be anything.
+    let unlisted = if ctx.is_any_map_updating() { &[] } else { &ctx.maps.all[ctx.maps.listed..] };
+    for map in unlisted {
         ctx.finding(
             "map-registry",
             map.name,
@@ -79,7 +83,7 @@ fn registry(ctx: &Context<'_>) {
 /// without an entry for ever.
 fn submaps(ctx: &Context<'_>) {
     let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
-    for parent in &ctx.maps.all {
+    for parent in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
         for entry in parent.entries.iter().filter(|entry| entry.is_submap()) {
             let Some(map) = ctx.maps.at(entry.object) else {
                 // That it cannot be read is a finding already.
@@ -99,6 +103,10 @@ fn submaps(ctx: &Context<'_>) {
                 });
             }
         }
+    }
+    // An entry of a map that is being changed may be missing just now.
+    if ctx.is_any_map_updating() {
+        return;
     }
     let kernel_map = ctx.roots.maps[0].get().addr();
     for map in &ctx.maps.all {

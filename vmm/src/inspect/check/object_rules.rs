@@ -222,7 +222,8 @@ fn strangers(ctx: &Context<'_>) {
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| !page.object.is_null()) {
         if ctx.owner(pfn) != Some(Owner::Resident) {
             let object = ctx.objects.all.get(&page.object.addr());
-            if object.is_some_and(Object::is_updating) {
+            // An object that is known is left out while somebody changes it; one that is not may be on its way into a map.
+            if object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating) {
                 continue;
             }
             ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {

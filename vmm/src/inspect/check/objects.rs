@@ -11,7 +11,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::layout::{INDEX_LEVELS, INDEX_SHIFT, KernelRoots, ObjectFlags, VmObject};
 
 use super::finding::{Findings, Updating};
-use super::maps::Maps;
+use super::maps::{Entry, Maps};
 use super::memory::Memory;
 
 /// A page of an object.
@@ -42,6 +42,8 @@ pub(super) struct Object {
     pub at: GuestVirt,
     /// What it is called.
     pub name: &'static str,
+    /// Whether only maps that somebody was changing lead to it: then it may be no object at all, and is not read.
+    pub is_doubtful: bool,
     pub lock_owner: u32,
     pub ref_count: u32,
     pub kind: u32,
@@ -63,8 +65,9 @@ impl Object {
         self.name != ANONYMOUS
     }
 
+    /// Whether nothing can be said of it: somebody was changing it, or what leads to it.
     pub(super) fn is_updating(&self) -> bool {
-        self.lock_owner != 0
+        self.lock_owner != 0 || self.is_doubtful
     }
 
     pub(super) fn updating(&self) -> Option<Updating> {
@@ -76,6 +79,7 @@ impl Object {
         Self {
             at,
             name,
+            is_doubtful: false,
             lock_owner: object.lock.owner.get(),
             ref_count: object.ref_count.get(),
             kind: object.kind.get(),
@@ -116,20 +120,29 @@ impl Objects {
         ];
         let mut objects = Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
         let mut unreadable = HashSet::new();
-        for at in maps.all.iter().flat_map(|map| &map.entries).filter_map(|entry| entry.object()) {
-            if objects.all.contains_key(&at) || unreadable.contains(&at) {
-                continue;
-            }
-            match memory.get::<VmObject>(ANONYMOUS, KPtr::new(at)) {
-                Ok(object) => drop(objects.all.insert(at, Object::of(at, ANONYMOUS, &object))),
-                Err(error) => {
-                    findings.unreadable(&error);
-                    unreadable.insert(at);
+        // What a map that is still leads to comes first.
+        let (updating, still): (Vec<_>, Vec<_>) = maps.all.iter().partition(|map| map.is_updating());
+        for map in still.into_iter().chain(updating) {
+            for at in map.entries.iter().filter_map(Entry::object) {
+                if objects.all.contains_key(&at) || unreadable.contains(&at) {
+                    continue;
+                }
+                match memory.get::<VmObject>(ANONYMOUS, KPtr::new(at)) {
+                    Ok(object) => {
+                        let mut object = Object::of(at, ANONYMOUS, &object);
+                        object.is_doubtful = map.is_updating();
+                        drop(objects.all.insert(at, object));
+                    }
+                    Err(_) if map.is_updating() => {}
+                    Err(error) => {
+                        findings.unreadable(&error);
+                        unreadable.insert(at);
+                    }
                 }
             }
         }
         let mut reader = Reader { memory, findings, seen: HashSet::new(), left: memory.ram_pages() };
-        objects.all.values_mut().for_each(|object| reader.read(object));
+        objects.all.values_mut().filter(|object| !object.is_doubtful).for_each(|object| reader.read(object));
         objects
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! An operation that sleeps, or that was interrupted, leaves structures half made although no lock is held: an entry
 //! that is not wired yet, a busy page, a pinned leaf of an object's index. While no thread is in the middle of an
-//! operation, none of these may be.
+//! operation, none of these may be. A thread that runs, or could, stands between any two instructions besides: it may have
+//! changed one word and not yet another that no lock holds together with it.
+//!
+//! An idle thread is at rest unless an interrupt handler works on its stack ([`Thread::intr_nesting`]) or it serves others
+//! ([`Pcpu::serving`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::{KernelRoots, Pcpu, Thread, ThreadState};
@@ -14,10 +18,36 @@ use super::memory::Memory;
 /// Wait messages of threads that are between operations, or wait inside one with nothing half made.
 const QUIET: [&str; 8] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin"];
 
+/// What a thread is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupation {
+    /// It waits for work, or rests.
+    None,
+    /// It sleeps in the middle of something.
+    Asleep,
+    /// It runs, or could, in the middle of something.
+    Awake,
+}
+
+impl Occupation {
+    /// That of `thread`; `serves` says whether it does something for others, of an idle thread.
+    fn of(thread: &Thread, serves: Option<bool>) -> Self {
+        match (thread.state(), thread.wait_message(), serves) {
+            (Some(ThreadState::Sleeping), Some(message), _) if QUIET.contains(&message.to_string().as_str()) => {
+                Self::None
+            }
+            (Some(ThreadState::Sleeping), ..) => Self::Asleep,
+            (.., Some(false)) if thread.intr_nesting.get() == 0 => Self::None,
+            _ => Self::Awake,
+        }
+    }
+}
+
 /// What the threads are at.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     is_quiet: bool,
+    awake: u64,
     channels: HashSet<GuestVirt>,
 }
 
@@ -31,12 +61,12 @@ impl Rest {
             let thread: Result<Thread, _> = memory.get("thread", at);
             let Some(thread) = thread.ok().filter(|_| seen.insert(at.addr())) else {
                 rest.is_quiet = false;
+                rest.awake += 1;
                 break;
             };
-            rest.is_quiet &= match (thread.state(), thread.wait_message()) {
-                (Some(ThreadState::Sleeping), Some(message)) => QUIET.contains(&message.to_string().as_str()),
-                _ => idle.contains(&at.addr()),
-            };
+            let occupation = Occupation::of(&thread, idle.get(&at.addr()).copied());
+            rest.is_quiet &= occupation == Occupation::None;
+            rest.awake += u64::from(occupation == Occupation::Awake);
             if thread.state() == Some(ThreadState::Sleeping) {
                 rest.channels.insert(thread.wchan.get());
             }
@@ -51,19 +81,24 @@ impl Rest {
         self.is_quiet
     }
 
+    /// Threads that stand between two instructions of an operation, interrupt handlers on idle threads included.
+    pub(super) fn awake(&self) -> u64 {
+        self.awake
+    }
+
     /// Whether somebody sleeps on `channel`.
     pub(super) fn has_sleeper(&self, channel: GuestVirt) -> bool {
         self.channels.contains(&channel)
     }
 }
 
-/// The idle thread of each CPU.
-fn idle_threads(memory: &Memory<'_>, roots: &KernelRoots) -> Vec<GuestVirt> {
-    let (mut idle, mut seen) = (Vec::new(), HashSet::new());
+/// The idle thread of each CPU, and whether it does something for others.
+fn idle_threads(memory: &Memory<'_>, roots: &KernelRoots) -> HashMap<GuestVirt, bool> {
+    let (mut idle, mut seen) = (HashMap::new(), HashSet::new());
     let mut next = roots.cpuhead.get();
     while let Some(at) = next.non_null().filter(|at| seen.insert(at.addr())) {
         let Ok(cpu): Result<Pcpu, _> = memory.get("pcpu", at) else { break };
-        idle.push(cpu.idlethread.get().addr());
+        idle.insert(cpu.idlethread.get().addr(), cpu.serving.get() != 0);
         next = cpu.allcpu_next.get();
     }
     idle

@@ -92,6 +92,11 @@ fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
             format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver as u32)
         });
     }
+    if cpu.value.serving.get() > 1 {
+        ctx.finding("flag-word", "CPU", cpu.addr(), || {
+            format!("serving is {}, but is 0 or 1", cpu.value.serving.get())
+        });
+    }
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);
     if cpu.value.slice.get() > quantum {
         ctx.finding("cpu", "CPU", cpu.addr(), || {

@@ -98,8 +98,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
 
 /// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet woken who waits.
 fn waker_is_under_way(ctx: &Context<'_>) -> bool {
-    let is_active = |t: &Thread| matches!(t.state(), Some(ThreadState::Running | ThreadState::Runnable));
-    ctx.sched.threads.iter().any(|thread| is_active(&thread.value) && ctx.sched.idles(thread.at).is_none())
+    ctx.rest.awake() != 0
 }
 
 /// Those who wait for a page that somebody works on.

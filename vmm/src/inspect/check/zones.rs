@@ -71,6 +71,12 @@ impl Zone {
         offset >= HEADER && (offset - HEADER).is_multiple_of(self.size()) && offset + self.size() <= PAGE_SIZE
     }
 
+    /// Where the item begins in which `at` lies, if it lies in one.
+    pub(super) fn item_around(self, at: GuestVirt) -> GuestVirt {
+        let offset = at.page_offset().saturating_sub(HEADER);
+        at.page().add(HEADER + offset - offset % self.size())
+    }
+
     /// The zone of the item at `at`, as the header of the page that it lies in has it.
     pub(super) fn of_item(ctx: &Context<'_>, at: GuestVirt) -> Option<Self> {
         if !ctx.is_managed(at) {
@@ -252,7 +258,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     /// Adds slabs of which every item is in some thread's hands.
     fn add_slabs_in_flight(&mut self, in_flight: &mut InFlight<'_, '_>) {
         for &word in in_flight.words() {
-            let at = GuestVirt::new(word);
+            let at = self.kind.item_around(GuestVirt::new(word));
             if Zone::of_item(self.ctx, at) == Some(self.kind) {
                 self.slabs.entry(at.page()).or_default();
             }
@@ -277,7 +283,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         for number in 0..self.kind.items() {
             let item = at.add(HEADER + number * self.kind.size());
-            if !slab.free.contains(&item) && !slab.used.contains(&item) && !in_flight.mentions(item, self.kind.size()) {
+            if !slab.free.contains(&item) && !slab.used.contains(&item) && !in_flight.has(item, self.kind.size()) {
                 self.ctx.finding("zone-lost", self.kind.item(), item, || {
                     format!("it is handed out by zone {}, but nothing leads to it", self.number)
                 });

@@ -24,19 +24,14 @@ pub struct Damage {
 
 impl From<InspectError> for Damage {
     fn from(error: InspectError) -> Self {
-        let (structure, at, problem) = match error {
-            InspectError::Damaged { what, at, problem } => (what, Some(at), problem),
-            InspectError::NotMapped { what, at, missing } if missing == at => {
-                (what, Some(at), "nothing is mapped there".to_owned())
-            }
-            InspectError::NotMapped { what, at, missing } => {
-                (what, Some(at), format!("nothing is mapped at {missing}"))
-            }
-            InspectError::Misaligned { what, at } => (what, Some(at), "the address is not aligned".to_owned()),
-            InspectError::NotRam { what, source } => (what, None, source.to_string()),
-            other => ("kernel", None, other.to_string()),
+        let (structure, at) = match error {
+            InspectError::Damaged { what, at, .. }
+            | InspectError::NotMapped { what, at, .. }
+            | InspectError::Misaligned { what, at } => (what, Some(at)),
+            InspectError::NotRam { what, .. } => (what, None),
+            _ => ("guest", None),
         };
-        Self { structure: structure.to_owned(), at: at.map(Hex::from), problem }
+        Self { structure: structure.to_owned(), at: at.map(Hex::from), problem: error.problem() }
     }
 }
 

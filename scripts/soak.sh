@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Long runs that continuous integration does a short form of, in sections: those that are named, or all.
+#   scripts/soak.sh [SECTION...]
+# A section prints its progress and lines with "N passed, M failed", which are summed up at the end; the status is 0 when
+# nothing failed. A section is a function soak_NAME. Each says what it takes from the environment.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# 5,000 guests on 1, 2 and 4 CPUs, half of them beside two busy loops, that are stopped at random instants or die in one of
+# sixteen ways: the check finds nothing. A case that failed is named by its number: STOPPED_FIRST=NUMBER STOPPED_CASES=1
+# does it again, and VMKERN_STOPPED_IMAGES=DIRECTORY leaves an image of it.
+soak_check() {
+    STOPPED_CASES=${STOPPED_CASES:-5000} cargo test --locked --release --package vmkern-tests --test stopped -- \
+        --nocapture nothing_is_found
+}
+
+# The corpus with a check at each end, SOAK_CORPUS times (20) on 1, 2 and 4 CPUs, beside two busy loops.
+soak_corpus() {
+    cargo build --locked --release || return
+    local loops=() round cpus passed=0 failed=0 output
+    for _ in 1 2; do
+        (while :; do :; done) &
+        loops+=($!)
+    done
+    for cpus in 1 2 4; do
+        for ((round = 1; round <= ${SOAK_CORPUS:-20}; round++)); do
+            if output=$(target/release/vmkern test --check --vcpus "$cpus" --timeout 600s tests/scripts 2>&1); then
+                passed=$((passed + 1))
+            else
+                failed=$((failed + 1))
+                printf '%s\n' "$output"
+            fi
+        done
+        printf '%s CPUs: %d rounds\n' "$cpus" "$((round - 1))"
+    done
+    kill "${loops[@]}"
+    wait "${loops[@]}" 2>/dev/null
+    printf 'rounds of the corpus: %d passed, %d failed\n' "$passed" "$failed"
+}
+
+# The sections in the order in which they stand here.
+mapfile -t all < <(sed -n 's/^soak_\([a-z_]*\)() {$/\1/p' "$0")
+sections=("$@")
+[ $# -gt 0 ] || sections=("${all[@]}")
+for section in "${sections[@]}"; do
+    declare -F "soak_$section" >/dev/null || {
+        printf 'no section %s; there are: %s\n' "$section" "${all[*]}" >&2
+        exit 2
+    }
+done
+
+log=$(mktemp)
+trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
+broken=0
+for section in "${sections[@]}"; do
+    printf '\n=== %s\n' "$section"
+    "soak_$section" 2>&1 | tee -a "$log"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || broken=1
+done
+# The test programs' own counts of tests are no counts of cases.
+grep -v '^test result' "$log" | grep -oE '[0-9]+ passed, [0-9]+ failed' |
+    awk -v broken="$broken" '{ p += $1; f += $3 }
+        END { printf "\n%d passed, %d failed\n", p, f; exit (broken || f > 0 || p == 0) ? 1 : 0 }'
