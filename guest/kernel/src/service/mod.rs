@@ -95,16 +95,14 @@ impl Dispatcher<'_> {
             return self.turn_while_others_run();
         }
         if self.vm.has_zombies() {
-            self.vm.set_serving(Serving::Yes);
-            self.vm.thread_reap();
-            self.vm.set_serving(Serving::No);
+            self.serving(|this| this.vm.thread_reap());
         }
         while let Some(response) = BOARD.with(board::Board::next_answer) {
             self.send(&response);
         }
         self.share_if_finished();
         if let Some(request) = self.held.take() {
-            self.perform(request);
+            self.serving(|this| this.perform(request));
         } else if let Some(slot) = self.next_request() {
             self.accept(&slot);
             // With more than one CPU the threads of all requests that are there begin together. So do those that were
@@ -150,11 +148,16 @@ impl Dispatcher<'_> {
         self.vm.sched_yield();
     }
 
-    /// Takes a request. What it leads to may be half done meanwhile, as the host can see.
-    fn accept(&mut self, slot: &Slot) {
+    /// Does `work`, which may leave things half done as long as it lasts: the host can see that.
+    fn serving(&mut self, work: impl FnOnce(&mut Self)) {
         self.vm.set_serving(Serving::Yes);
-        self.serve(slot);
+        work(self);
         self.vm.set_serving(Serving::No);
+    }
+
+    /// Takes a request.
+    fn accept(&mut self, slot: &Slot) {
+        self.serving(|this| this.serve(slot));
     }
 
     /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin that were started before.

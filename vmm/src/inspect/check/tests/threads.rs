@@ -4,6 +4,7 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Preempt, SleepQueue, Thread, ThreadState, md};
 use vmkern_abi::pte::Level;
 
+use super::super::Report;
 use super::lab::{Damage, Lab, expect_finding};
 
 /// t0, which waits for a request.
@@ -204,4 +205,55 @@ fn sleep_queues_hang_in_the_chain_of_their_channel() {
     expect_finding(&report, "list-cycle", "sleep queue", queue.addr());
     let report = lab.damaged(queue, |q| q.blocked.head.set(KPtr::NULL));
     expect_finding(&report, "sleepq-missing", "thread", t0.addr());
+}
+
+#[test]
+fn a_thread_that_was_never_switched_to_leaves_its_cpu_with_the_schedulers_lock() {
+    let lab = Lab::new();
+    for switches in [0, 1 << 40] {
+        let report = lab.damaged(worker(&lab), |t| t.switches.set(switches));
+        assert!(report.is_clean(), "{report}");
+    }
+    // One that has never left a CPU holds nothing.
+    let pagedaemon = lab.roots().1.pageproc.get();
+    lab.each::<Thread>(pagedaemon, "thread", &[("held-locks", |t| t.held_locks.set(1 << 10))]);
+}
+
+#[test]
+fn a_handler_on_an_idle_thread_may_have_left_things_half_made() {
+    let lab = Lab::new();
+    let idle = lab.get(cpu(&lab)).idlethread.get();
+    let entry = lab.entry(1, 4);
+    let _pause = lab.guest.pause().expect("it can be held");
+    let has = |report: &Report, rule: &str| report.findings.iter().any(|finding| finding.rule == rule);
+    let report = lab.damaged(entry, |e| e.wired_count.set(0));
+    assert!(has(&report, "entry-wired"), "{report}");
+    lab.change(idle, |t| t.intr_nesting.set(1));
+    let report = lab.damaged(entry, |e| e.wired_count.set(0));
+    assert!(!has(&report, "entry-wired"), "{report}");
+    lab.change(idle, |t| t.intr_nesting.set(0));
+    lab.change(cpu(&lab), |cpu| cpu.serving.set(1));
+    let report = lab.damaged(entry, |e| e.wired_count.set(0));
+    assert!(!has(&report, "entry-wired"), "{report}");
+    // It wires a range once all the same.
+    let report = lab.damaged(entry, |e| e.wired_count.set(2));
+    assert!(has(&report, "entry-wired"), "{report}");
+    lab.change(cpu(&lab), |cpu| cpu.serving.set(2));
+    assert!(has(&lab.check(), "flag-word"));
+    lab.change(cpu(&lab), |cpu| cpu.serving.set(0));
+}
+
+#[test]
+fn map_pages_counts_the_home_of_a_map_that_a_thread_makes() {
+    let lab = Lab::new();
+    let idle = lab.get(cpu(&lab)).idlethread.get();
+    let (roots_at, _) = lab.roots();
+    let _pause = lab.guest.pause().expect("it can be held");
+    lab.change(idle, |t| t.intr_nesting.set(1));
+    let found = |change: i64| {
+        let report = lab.damaged(roots_at, |roots| roots.map_pages.update(|pages| pages.wrapping_add_signed(change)));
+        report.findings.iter().any(|finding| finding.rule == "map-pages")
+    };
+    assert_eq!([-1, 0, 1, 2].map(found), [true, false, false, true]);
+    lab.change(idle, |t| t.intr_nesting.set(0));
 }
