@@ -22,6 +22,11 @@ const APIC_PHYS: u64 = 0xfee0_0000;
 /// Last byte of the TSS with its I/O bitmap (`arch::x86_64::percpu::Tss`).
 const TSS_LIMIT: u64 = 104 + 256 + 1 - 1;
 
+/// Eight pages, aligned: a KVM that shadows page tables fills the entries of so many on one fault. What a boot touches lies
+/// in few such groups: the static tables are one, and the boot stack, nine pages with its guard, ends with the first page
+/// of the group in which the zeroed data follow.
+const PREFETCH_BYTES: u64 = 8 << 12;
+
 const V: u64 = 1;
 const RW: u64 = 1 << 1;
 const U: u64 = 1 << 2;
@@ -108,7 +113,8 @@ SECTIONS {{
         QUAD({TSS_LIMIT} | ((PERCPU0 & 0xffffff) << 16) | (0x89 << 40) | (((PERCPU0 >> 24) & 0xff) << 56))
         QUAD(PERCPU0 >> 32)
         gdt_end = .;
-        . = ALIGN(4096);
+        *(.got .got.plt)
+        . = ALIGN({PREFETCH_BYTES:#x});
         *(.tables)
 "
     );
@@ -123,6 +129,8 @@ SECTIONS {{
         s,
         "    }} :data
     .bss : AT(ADDR(.bss) - KERNBASE) {{
+        . = ALIGN({PREFETCH_BYTES:#x});
+        *(.stacks.boot)
         *(.bss .bss.*)
         *(COMMON)
         . = ALIGN(4096);

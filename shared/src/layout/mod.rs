@@ -4,6 +4,7 @@
 //! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says otherwise. Field names are
 //! FreeBSD's. Each type's size and field offsets are asserted at compile time: a change is a change of the ABI.
 
+mod boot_region;
 mod eventhandler;
 mod lock;
 mod map;
@@ -14,6 +15,7 @@ mod pcpu;
 mod roots;
 mod thread;
 
+pub use self::boot_region::*;
 pub use self::eventhandler::*;
 pub use self::lock::*;
 pub use self::map::*;

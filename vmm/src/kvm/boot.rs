@@ -4,6 +4,9 @@
 //! image above. The protocol is Xen's `hvm_start_info` (version 1): 32-bit protected mode, paging off, flat segments,
 //! EBX at the start information.
 
+use std::mem::offset_of;
+use std::ops::Range;
+
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -13,9 +16,10 @@ use vm_memory::GuestAddress;
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::boot::{AP_END, BootArgs};
 use vmkern_abi::control::ControlRegion;
+use vmkern_abi::layout::BootRegion;
 
 use super::KvmError;
-use super::elf::Entry;
+use super::elf::{Entry, Plan};
 use super::ioctl::ioctl;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 use crate::image::{ImageError, ImageFault, KernelImage};
@@ -46,9 +50,33 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const MEMMAP_RAM: u32 = 1;
 
-/// Puts `image` into memory, which is all zero, and returns its PVH entry.
-pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage) -> Result<Entry, ImageError> {
-    let plan = image.plan(ram.size())?;
+/// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes, foreseen: what the loader writes,
+/// the image, and what [`BootRegion`] says.
+pub(crate) fn touched_by_boot(plan: &Plan<'_>, memory: u64) -> Vec<Range<GuestPhys>> {
+    // The image comes first: whoever copies it finds its pages present.
+    let mut touched: Vec<_> = plan.segments.iter().map(|segment| segment.start..segment.end).collect();
+    let log = CONTROL.add(offset_of!(ControlRegion, log) as u64);
+    touched.push(START_INFO..log.add(PAGE_SIZE));
+    let image_end = plan.segments.iter().map(|segment| segment.end).max().unwrap_or(START_INFO);
+    let managed = managed(memory, image_end);
+    let pages = managed.iter().copied();
+    if let Some(region) = BootRegion::plan(pages.clone()) {
+        touched.extend(region.touched_by_boot(pages));
+    }
+    touched
+}
+
+/// The pages that the kernel will manage, by number: behind the image and the direct map's page directories, one for each GiB
+/// in which there is RAM but the first.
+fn managed(memory: u64, image_end: GuestPhys) -> Vec<(u64, u64)> {
+    const GIB: u64 = 1 << 30;
+    let directories = ram_ranges(memory).map(|range| range.size.div_ceil(GIB)).sum::<u64>() - 1;
+    let first = image_end.get().div_ceil(PAGE_SIZE) + directories;
+    ram_ranges(memory).map(|range| (range.start.pfn().max(first), range.start.add(range.size).pfn())).collect()
+}
+
+/// Puts `image`, whose `plan` this is, into memory, which is all zero, and returns its PVH entry.
+pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage, plan: &Plan<'_>) -> Result<Entry, ImageError> {
     for segment in &plan.segments {
         let outside = |_| image.error(ImageFault::DoesNotFit { end: segment.end.get(), limit: ram.size() });
         ram.write(segment.start, segment.bytes).map_err(outside)?;

@@ -217,6 +217,17 @@ impl GuestRam {
         found
     }
 
+    /// Makes the pages of `range`, which is made of whole ones, present in this process, as far as they are RAM and the host's
+    /// kernel can.
+    pub(crate) fn populate(&self, range: &Range<GuestPhys>) {
+        let len = usize::try_from(range.end.since(range.start)).unwrap_or(0);
+        if let Ok(slice) = self.memory.get_slice(GuestAddress(range.start.get()), len) {
+            // SAFETY: the slice is a mapped part of guest RAM, and its contents stay as they are. That it fails shows later, as
+            // faults.
+            let _ = unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_WRITE) };
+        }
+    }
+
     /// The memory as rust-vmm's loaders want it.
     pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory

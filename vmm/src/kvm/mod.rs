@@ -16,6 +16,7 @@ pub(crate) mod kick;
 mod limits;
 pub(crate) mod memory;
 mod node;
+pub(crate) mod prefault;
 pub(crate) mod regs;
 mod shadow;
 pub(crate) mod vcpu;

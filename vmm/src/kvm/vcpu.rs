@@ -1,7 +1,7 @@
 //! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::elf::Entry;
 use super::gate::{Gate, Held, Position, Standing};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
+use super::prefault::Prefault;
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
 use crate::control::ContractError;
@@ -227,10 +228,31 @@ pub(crate) struct Orders {
 
 /// How a vCPU begins.
 pub(crate) enum Start {
-    /// At the kernel's entry: what is left to do arrives once the image is in memory and all vCPUs have been made.
-    Boot(Receiver<Finish>),
+    /// At the kernel's entry: `entry` arrives once the image is in memory and all vCPUs have been made.
+    Boot {
+        /// What is left to do.
+        entry: Receiver<Finish>,
+        /// What to do while there is no VM.
+        prefault: Arc<Prefault>,
+    },
     /// When another vCPU starts it. It says when it has been made.
     Wait(Sender<()>),
+}
+
+impl Orders {
+    /// Waits for the VM, and does something useful meanwhile; nothing when the launch was given up.
+    fn vm(&self) -> Option<Arc<Vm>> {
+        if let Start::Boot { prefault, .. } = &self.start {
+            loop {
+                match self.vm.try_recv() {
+                    Err(TryRecvError::Empty) if prefault.work() => {}
+                    Err(TryRecvError::Empty) => break,
+                    answer => return answer.ok(),
+                }
+            }
+        }
+        self.vm.recv().ok()
+    }
 }
 
 /// Tells of the vCPU's end however its thread ends.
@@ -263,7 +285,7 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBu
 /// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
 fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
     let cpuid = vcpu_cpuid(kvm, state.id)?;
-    let Ok(vm) = orders.vm.recv() else { return Ok(None) };
+    let Some(vm) = orders.vm() else { return Ok(None) };
     let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
     let tsc_khz = match state.crew.tsc_khz.get() {
         Some(&known) => known,
@@ -272,7 +294,7 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
     let tsc_khz = *state.crew.tsc_khz.get_or_init(|| tsc_khz);
     ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
     match orders.start {
-        Start::Boot(entry) => {
+        Start::Boot { entry, .. } => {
             let Ok(finish) = entry.recv() else { return Ok(None) };
             set_entry_state(&vcpu, finish(tsc_khz)?)?;
         }

@@ -1,17 +1,16 @@
 //! From bare memory to a working memory system (`vm_init.c`, `vm_page_startup`).
 //!
-//! The boot region, at the end of the largest range, holds [`KernelRoots`], the segments, the [`Pcpu`] of the CPU that boots, and the
-//! page array. When RAM
-//! is known to be zero, neither the array nor the memory it describes is touched: an all-zero page is a free one.
+//! The boot region ([`BootRegion`]), at the end of the largest range, holds the roots, the segments, the structure of the CPU
+//! that boots, and the page array. When RAM is known to be zero, neither the array nor the memory it describes is touched:
+//! an all-zero page is a free one.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
-use vmkern_abi::layout::{ISADMA_END, KernelRoots, Pcpu, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VmPage, VmPhysSeg};
+use vmkern_abi::layout::{BootRegion, ISADMA_END, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA};
 
 use super::Vm;
 use super::pagecache::PAGE_CACHE_MAX;
-use super::phys::FRESH_ORDER;
 use crate::machine::{Machine, Mark};
 
 /// A range of physical memory, `[start, end)`.
@@ -57,49 +56,6 @@ pub struct BootMemory<'a> {
     pub tunables: Tunables,
 }
 
-/// Pages of a fresh block.
-const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
-
-/// The boot region.
-struct Region {
-    roots: GuestPhys,
-    segs: GuestPhys,
-    boot_pcpu: GuestPhys,
-    vm_page_array: GuestPhys,
-    end: GuestPhys,
-    first_page: u64,
-    array_size: u64,
-}
-
-impl Region {
-    /// Plans the region at the end of the largest range, or `None` when memory is too small for it.
-    fn plan(ranges: &[PhysRange]) -> Option<Self> {
-        let pages = || ranges.iter().map(|range| range.pages()).filter(|(first, end)| first < end);
-        // A page of the array describes the pages of one block: those of a fresh block touch no second one.
-        let first_page = pages().map(|(first, _)| first & !(FRESH_BLOCK - 1)).min()?;
-        let last = pages().map(|(_, end)| end).max()?;
-        let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
-        let array_size = last - first_page;
-        let segs_bytes = (ranges.len() as u64 + 1) * size_of::<VmPhysSeg>() as u64;
-        let array_bytes = array_size * size_of::<VmPage>() as u64;
-        // A power of two that is large enough for it keeps the CPU's structure in one page.
-        let pcpu_size = (size_of::<Pcpu>() as u64).next_power_of_two();
-        let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
-        let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
-        let total = 1 + segs_pages + array_bytes.div_ceil(PAGE_SIZE);
-        let roots = end.checked_sub(total).filter(|&roots| roots > first)?;
-        Some(Self {
-            roots: GuestPhys::from_pfn(roots),
-            segs: GuestPhys::from_pfn(roots + 1),
-            boot_pcpu: GuestPhys::from_pfn(roots + 1).add(pcpu_at),
-            vm_page_array: GuestPhys::from_pfn(roots + 1 + segs_pages),
-            end: GuestPhys::from_pfn(end),
-            first_page,
-            array_size,
-        })
-    }
-}
-
 impl<M: Machine> Vm<M> {
     /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with the
     /// pagedaemon's thread asleep. Panics through the machine when memory is too small or its description wrong.
@@ -109,7 +65,7 @@ impl<M: Machine> Vm<M> {
         if !ordered {
             machine.panic(format_args!("vm_page_startup: memory ranges out of order or with page 0"));
         }
-        let Some(region) = Region::plan(boot.ranges) else {
+        let Some(region) = BootRegion::plan(boot.ranges.iter().map(|range| range.pages())) else {
             machine.panic(format_args!("vm_page_startup: no room for the page array"));
         };
         if boot.zeroed == Zeroed::No {
@@ -142,7 +98,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Describes memory: roots, segments, counts (`vm_page_startup`).
-    fn vm_page_startup(&self, boot: &BootMemory<'_>, region: &Region) {
+    fn vm_page_startup(&self, boot: &BootMemory<'_>, region: &BootRegion) {
         let state = self.state();
         state.abi_version.set(vmkern_abi::ABI_VERSION);
         state.boot_zeroed.set(u32::from(boot.zeroed == Zeroed::Yes));
@@ -188,6 +144,4 @@ impl<M: Machine> Vm<M> {
     }
 }
 
-const _: () = assert!(size_of::<KernelRoots>() as u64 <= PAGE_SIZE);
-const _: () = assert!(FRESH_BLOCK * size_of::<VmPage>() as u64 == PAGE_SIZE);
 const _: () = assert!(MAX_PHYS.get() >> PAGE_SHIFT <= u32::MAX as u64);

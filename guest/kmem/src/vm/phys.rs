@@ -11,14 +11,11 @@
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
+use vmkern_abi::layout::{FRESH_ORDER, VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 
 use super::page::phys_of_number;
 use super::{Vm, phys_of};
 use crate::machine::{Machine, Mark};
-
-/// Order of the smallest block cut off fresh memory: as many pages as one page of the page array describes.
-pub const FRESH_ORDER: usize = 6;
 
 /// Bytes of an element of the page array.
 const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;

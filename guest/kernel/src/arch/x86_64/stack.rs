@@ -19,6 +19,10 @@ global_asm!(
     "trap_stack: .zero {trap}",
     "guard_emergency_stack: .zero 4096",
     "emergency_stack: .zero {emergency}",
+    ".popsection",
+    // The link script places it before the zeroed data, which the boot touches together with its top.
+    ".pushsection .stacks.boot, \"aw\", @nobits",
+    ".balign 4096",
     "guard_boot_stack: .zero 4096",
     "boot_stack: .zero {boot}",
     "boot_stack_top:",
