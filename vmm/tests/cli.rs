@@ -251,7 +251,7 @@ fn a_kernel_file_that_contradicts_itself_gives_status_2_with_the_field() {
     let good = fs::read(&kernel).expect("the image was written");
     let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
     let headers = (0..usize::from(good[56])).map(|index| 64 + 56 * index);
-    let load = headers.clone().filter(|&at| good[at] == 1).last().expect("it has segments");
+    let load = headers.clone().rfind(|&at| good[at] == 1).expect("it has segments");
     let note = headers.clone().find(|&at| good[at] == 4).map(|at| word(at + 8)).expect("it has notes");
     let note = usize::try_from(note).expect("it is an offset");
     for (name, at, bytes, told) in [
