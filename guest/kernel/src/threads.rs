@@ -4,6 +4,8 @@ use core::ops::Range;
 
 use kmem::kern::sched::Spread;
 use kmem::machine::ThreadStart;
+use kmem::vm::Wait;
+use kmem::vm::page::AllocClass;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::layout::md::{ARG, DEPTH, HIGH, LOW, RSP, SLOT, SLOTS, SLOTS_END, START};
@@ -111,7 +113,9 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         let digits = if number < 10 { &digits[1..] } else { &digits[..] };
         name[4..4 + digits.len()].copy_from_slice(digits);
         let name = str::from_utf8(&name[..4 + digits.len()]).unwrap_or("idle");
-        let (Ok((pcpu, idle)), Some((low, pages))) = (vm.cpu_add(number, name), vm.vm_thread_new()) else {
+        let (Ok((pcpu, idle)), Ok((low, pages))) =
+            (vm.cpu_add(number, name), vm.vm_thread_new(AllocClass::System, Wait::No))
+        else {
             panic!("boot: no memory for CPU {number}");
         };
         let t = vm.get(idle);

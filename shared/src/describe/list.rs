@@ -181,6 +181,7 @@ describe!(KernelRoots {
     vm_page_queues,
     vm_pages_needed,
     vm_pageout_pages_needed,
+    vm_pages_wanted,
     eventhandler_lists,
     pageproc,
     eventhandler_mtx,

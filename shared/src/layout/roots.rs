@@ -150,6 +150,8 @@ pub struct KernelRoots {
     pub vm_pages_needed: Field<u32>,
     /// 1 while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
     pub vm_pageout_pages_needed: Field<u32>,
+    /// The fewest free pages that anybody sleeps for who needs many at once, or 0. Guarded by the free-queue mutex.
+    pub vm_pages_wanted: Field<u64>,
     /// Lists of event handlers, by [`super::EventhandlerList::next_list`].
     pub eventhandler_lists: Field<KPtr<EventhandlerList>>,
     /// The pagedaemon's thread, or null before it has been made.

@@ -7,6 +7,9 @@
 //!
 //! A request that was started goes `Idle -> Planned -> Asked`, in real time `Idle -> Asked`, and owes no answer before a join,
 //! like one whose thread is blocked. The planned ones begin together, in the order in which they came.
+//!
+//! A request may have to wait for its thread to be made ([`Board::want`]). It is owed an answer then like one that is worked
+//! on, and can be blocked before it has begun.
 
 use vmkern_abi::control::{MAX_THREADS, Op, Outcome, Response};
 
@@ -17,7 +20,8 @@ enum State {
     Idle,
     /// It is to begin with the next request that somebody waits for.
     Planned { op: Op },
-    /// A request waits for it, with a tag unless it was started.
+    /// A request waits for it, with a tag unless it was started, or the host was told that it is blocked and has not
+    /// asked again.
     Asked { tag: Option<u32>, op: Op },
     /// It works on the request with this tag.
     Working { tag: u32 },
@@ -38,6 +42,10 @@ pub struct Board {
     slots: [State; MAX_THREADS as usize],
     /// The threads that are [`State::Working`].
     working: Threads,
+    /// The threads that are still to be made for their requests.
+    wanted: Threads,
+    /// Those of them whose requests have a tag to answer.
+    waiting: Threads,
     /// The threads that are [`State::Done`] with a tag to answer.
     done: Threads,
     /// The threads that are [`State::Unasked`].
@@ -62,6 +70,8 @@ impl Board {
         Self {
             slots: [State::Idle; MAX_THREADS as usize],
             working: 0,
+            wanted: 0,
+            waiting: 0,
             done: 0,
             unasked: 0,
             started: 0,
@@ -139,7 +149,24 @@ impl Board {
         Some(op)
     }
 
-    /// Notes that `thread` has finished.
+    /// Notes that `thread`, which has a request, is to be made.
+    pub fn want(&mut self, thread: u16) {
+        self.wanted |= 1 << thread;
+        self.set(thread, self.slots[usize::from(thread)]);
+    }
+
+    /// The lowest thread that is to be made.
+    pub fn wanted(&self) -> Option<u16> {
+        first(self.wanted)
+    }
+
+    /// Notes that `thread` is not to be made any more.
+    pub fn is_made(&mut self, thread: u16) {
+        self.wanted &= !(1 << thread);
+        self.set(thread, self.slots[usize::from(thread)]);
+    }
+
+    /// Notes that `thread` has finished, or that it could not be made for its request.
     pub fn finish(&mut self, thread: u16, outcome: Outcome, cycles: u64) {
         let tag = match self.slots[usize::from(thread)] {
             State::Working { tag } => Some(tag),
@@ -180,18 +207,22 @@ impl Board {
 
     /// The threads that owe an answer, in ascending order.
     pub fn owing(&self) -> impl Iterator<Item = u16> {
-        members(self.working)
+        members(self.working | self.waiting)
     }
 
-    /// The threads that work, whether they owe an answer or not, in ascending order.
+    /// The threads that work, or are being made for that, whether they owe an answer or not, in ascending order.
     pub fn at_work(&self) -> impl Iterator<Item = u16> {
-        members(self.working | self.unasked)
+        members(self.working | self.unasked | self.wanted)
     }
 
     /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to tell so.
     pub fn block(&mut self, thread: u16) -> Option<u32> {
-        let State::Working { tag } = self.slots[usize::from(thread)] else { return None };
-        self.set(thread, State::Unasked);
+        let (tag, blocked) = match self.slots[usize::from(thread)] {
+            State::Working { tag } => (tag, State::Unasked),
+            State::Asked { tag: Some(tag), op } => (tag, State::Asked { tag: None, op }),
+            _ => return None,
+        };
+        self.set(thread, blocked);
         Some(tag)
     }
 
@@ -203,10 +234,12 @@ impl Board {
     fn set(&mut self, thread: u16, state: State) {
         let bit = 1 << thread;
         self.working &= !bit;
+        self.waiting &= !bit;
         self.done &= !bit;
         self.unasked &= !bit;
         match state {
             State::Working { .. } => self.working |= bit,
+            State::Asked { tag: Some(_), .. } => self.waiting |= self.wanted & bit,
             State::Unasked => self.unasked |= bit,
             State::Done { tag: Some(_), .. } => self.done |= bit,
             _ => {}

@@ -40,8 +40,8 @@ const SPIN_CYCLES: u64 = 500_000;
 
 /// Tells the host that the kernel is up, and serves it for ever.
 pub fn serve(vm: &KernelVm, clock: &Clock, region: &'static ControlRegion) -> ! {
-    if worker::ensure(vm, 0).is_err() {
-        panic!("boot: no memory for thread t0");
+    if worker::start(vm).is_err() {
+        panic!("boot: no memory for threads");
     }
     let mut dispatcher = Dispatcher {
         vm,
@@ -177,7 +177,7 @@ impl Dispatcher<'_> {
                 TimeMode::Real => {
                     let taken = BOARD.with(|board| board.start(thread, op));
                     if taken.is_ok() {
-                        self.wake_or_finish(thread);
+                        worker::begin(self.vm, thread);
                     }
                     taken
                 }
@@ -205,17 +205,9 @@ impl Dispatcher<'_> {
         }
         for index in 0.. {
             let Some(thread) = BOARD.with(|board| board.begin(index)) else { break };
-            self.wake_or_finish(thread);
+            worker::begin(self.vm, thread);
         }
         true
-    }
-
-    /// Wakes `thread`, for which a request was posted that nobody waits for, or notes that there is no memory for it.
-    fn wake_or_finish(&mut self, thread: u16) {
-        match worker::ensure(self.vm, thread) {
-            Ok(()) => worker::wake(self.vm, thread),
-            Err(code) => BOARD.with(|board| board.finish(thread, Outcome::Error(code), 0)),
-        }
     }
 
     /// Hands a request to its thread, or answers it.
@@ -227,12 +219,9 @@ impl Dispatcher<'_> {
                     self.refuse(tag, KernReturn::InvalidArgument);
                 }
             }
-            (Context::Thread(thread), op) => match worker::ensure(self.vm, thread) {
-                Err(code) => self.refuse(tag, code),
-                Ok(()) => match BOARD.with(|board| board.post(thread, tag, op)) {
-                    Ok(()) => worker::wake(self.vm, thread),
-                    Err(_) => self.refuse(tag, KernReturn::InvalidArgument),
-                },
+            (Context::Thread(thread), op) => match BOARD.with(|board| board.post(thread, tag, op)) {
+                Ok(()) => worker::begin(self.vm, thread),
+                Err(_) => self.refuse(tag, KernReturn::InvalidArgument),
             },
             (Context::Interrupt, op) => {
                 let (outcome, cycles) = in_interrupt(op);
@@ -281,7 +270,7 @@ impl Dispatcher<'_> {
         BOARD.with(|board| {
             board.at_work().any(|thread| {
                 let timed = |t: KPtr<Thread>| self.vm.get(t).callout.sequence.get() != 0;
-                self.vm.tfind(thread.into()).is_some_and(timed)
+                worker::waits(self.vm, thread).is_some_and(timed)
             })
         })
     }
@@ -295,9 +284,7 @@ impl Dispatcher<'_> {
         }
         while let Some(thread) = BOARD.with(|board| board.owing().next()) {
             let Some(tag) = BOARD.with(|board| board.block(thread)) else { break };
-            let waits_for = self
-                .vm
-                .tfind(thread.into())
+            let waits_for = worker::waits(self.vm, thread)
                 .and_then(|t| self.vm.get(t).wait_message())
                 .unwrap_or_else(|| WaitMessage::new("?"));
             self.send(&Response { tag, cycles: 0, outcome: Outcome::Blocked { waits_for } });

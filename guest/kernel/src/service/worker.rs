@@ -4,15 +4,16 @@ use kmem::kern::lock::LockClass;
 use kmem::kern::sched::PUSER;
 use kmem::kern::sleepq::WaitChannel;
 use kmem::kern::synch::Relock;
-use kmem::kern::thread::ThreadSpec;
+use kmem::kern::thread::{TASKQ_TID, ThreadSpec};
 use kmem::ops::{self, Executed};
-use vmkern_abi::addr::GuestVirt;
+use kmem::vm::{Shortage, Wait};
+use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{KernReturn, MAX_THREADS, Op, Outcome};
-use vmkern_abi::layout::Mtx;
+use vmkern_abi::layout::{Mtx, Thread};
 
 use super::board::Board;
 use crate::access::KernelAccess;
-use crate::arch::instr;
+use crate::arch::{instr, interrupt};
 use crate::masked_cell::MaskedCell;
 use crate::memory::KernelVm;
 use crate::threads;
@@ -33,14 +34,11 @@ fn channel(index: u16) -> WaitChannel {
     WaitChannel::from(GuestVirt::new((&raw const CHANNELS[usize::from(index)]) as u64))
 }
 
-/// Makes sure that `thread` exists. It sleeps until [`wake`].
+/// Makes `thread`, which does not exist. It sleeps until [`wake`].
 ///
 /// # Errors
-/// When there is no memory for it.
-pub fn ensure(vm: &KernelVm, thread: u16) -> Result<(), KernReturn> {
-    if vm.tfind(thread.into()).is_some() {
-        return Ok(());
-    }
+/// When there is no address space for it, or no memory and the caller may not wait.
+fn make(vm: &KernelVm, thread: u16, wait: Wait) -> Result<(), Shortage> {
     let mut name = [b't', 0, 0];
     let digits = if thread < 10 { 1 } else { 2 };
     let ascii = |digit: u16| b'0' + u8::try_from(digit % 10).unwrap_or(0);
@@ -50,7 +48,57 @@ pub fn ensure(vm: &KernelVm, thread: u16) -> Result<(), KernReturn> {
     name[digits] = ascii(thread);
     let name = str::from_utf8(&name[..=digits]).unwrap_or("t");
     let spec = ThreadSpec { tid: thread.into(), name, priority: PUSER, start: work, arg: thread.into() };
-    vm.kthread_create_asleep(&spec, channel(thread), REQUEST).map(drop).map_err(|_| KernReturn::ResourceShortage)
+    vm.kthread_create_asleep(&spec, channel(thread), REQUEST, wait).map(drop)
+}
+
+/// Makes the first thread, `t0`, and the one that makes others when memory is short.
+///
+/// # Errors
+/// When there is no memory for them.
+pub fn start(vm: &KernelVm) -> Result<(), Shortage> {
+    vm.taskqueue_start(make_threads)?;
+    make(vm, 0, Wait::No)
+}
+
+/// Lets `thread` begin with the request that was posted for it. If there is no such thread yet it is made: at once if
+/// that takes no wait, else by the thread that may wait for memory.
+pub fn begin(vm: &KernelVm, thread: u16) {
+    if vm.tfind(thread.into()).is_some() || make(vm, thread, Wait::No).is_ok() {
+        return wake(vm, thread);
+    }
+    vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
+    BOARD.with(|board| board.want(thread));
+    vm.taskqueue_wakeup();
+    vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
+}
+
+/// The life of the thread that makes threads.
+fn make_threads(vm: &KernelVm, _: u64) {
+    loop {
+        vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
+        let thread = loop {
+            match BOARD.with(|board| board.wanted()) {
+                Some(thread) => break thread,
+                None => vm.taskqueue_sleep((LockClass::Driver, &BOARD_LOCK)),
+            }
+        };
+        vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
+        let made = make(vm, thread, Wait::Yes);
+        BOARD.with(|board| board.is_made(thread));
+        match made {
+            Ok(()) => wake(vm, thread),
+            Err(Shortage) => {
+                let _masked = interrupt::Masked::new();
+                crate::log!("vm_thread_new: kstack allocation failed: no address space for thread t{thread}");
+                BOARD.with(|board| board.finish(thread, Outcome::Error(KernReturn::NoSpace), 0));
+            }
+        }
+    }
+}
+
+/// The thread for whose sleep an answer of `thread` waits: that one, or the one that makes it.
+pub fn waits(vm: &KernelVm, thread: u16) -> Option<KPtr<Thread>> {
+    vm.tfind(thread.into()).or_else(|| vm.tfind(TASKQ_TID))
 }
 
 /// Wakes `thread`, for which a request was posted.

@@ -12,4 +12,5 @@ pub mod shootdown;
 pub mod sleepq;
 pub mod sx;
 pub mod synch;
+pub mod taskqueue;
 pub mod thread;

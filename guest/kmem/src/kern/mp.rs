@@ -7,7 +7,8 @@ use vmkern_abi::layout::{Pcpu, Thread, ThreadState};
 use super::sched::PRI_MAX_IDLE;
 use super::thread::PAGEZERO_TID;
 use crate::machine::Machine;
-use crate::vm::{Shortage, Vm};
+use crate::vm::page::AllocClass;
+use crate::vm::{Shortage, Vm, Wait};
 
 /// Number of the idle thread of CPU `cpuid`, which is not the one that booted.
 #[must_use]
@@ -24,7 +25,9 @@ impl<M: Machine> Vm<M> {
     /// [`Shortage`] when there is no page or no address space for it.
     pub fn cpu_add(&self, cpuid: u32, name: &str) -> Result<(KPtr<Pcpu>, KPtr<Thread>), Shortage> {
         let pcpu: KPtr<Pcpu> = self.zone_alloc().ok_or(Shortage)?;
-        let idle = self.thread_new(idle_tid(cpuid), name, PRI_MAX_IDLE).inspect_err(|_| self.zone_free(pcpu))?;
+        let idle = self
+            .thread_new(idle_tid(cpuid), name, PRI_MAX_IDLE, AllocClass::System, Wait::No)
+            .inspect_err(|_| self.zone_free(pcpu))?;
         let cpu = self.get(pcpu);
         cpu.cpuid.set(cpuid);
         cpu.idlethread.set(idle);

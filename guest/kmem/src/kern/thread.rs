@@ -11,7 +11,9 @@ use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 use super::sched::PRI_MAX_IDLE;
 use super::sleepq::WaitChannel;
 use crate::machine::{Machine, ThreadStart};
-use crate::vm::{Shortage, Vm};
+use crate::vm::page::AllocClass;
+use crate::vm::zone::ZoneItem;
+use crate::vm::{Shortage, Vm, Wait};
 
 /// The thread that the boot becomes: the host's dispatcher, which is the idle thread as well.
 pub const THREAD0_TID: u32 = 64;
@@ -19,6 +21,8 @@ pub const THREAD0_TID: u32 = 64;
 pub const PAGEDAEMON_TID: u32 = 65;
 /// The thread that clears free pages when there is nothing else to do.
 pub const PAGEZERO_TID: u32 = 66;
+/// The thread that does for others what may sleep. The numbers of idle threads are below.
+pub const TASKQ_TID: u32 = 500;
 
 /// A thread to be made.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ impl<M: Machine> Vm<M> {
     pub(crate) fn sched_init(&self) {
         let sched = self.sched();
         sched.cold.set(1);
-        let Ok(thread) = self.thread_alloc(THREAD0_TID, "host", PRI_MAX_IDLE) else {
+        let Ok(thread) = self.thread_alloc(THREAD0_TID, "host", PRI_MAX_IDLE, Wait::No) else {
             self.panic(format_args!("proc0_init: no memory for thread0"));
         };
         let t = self.get(thread);
@@ -66,13 +70,13 @@ impl<M: Machine> Vm<M> {
         self.sched().cold.set(0);
     }
 
-    /// Makes the thread `spec`, runnable (`kthread_add`). Panics when the number is taken. Locks: none may be held; takes
-    /// kernel_map's. Never sleeps and never switches.
+    /// Makes the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics when the number is taken.
+    /// Locks: none may be held; takes kernel_map's. Never sleeps and never switches.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page or no address space for the thread.
     pub fn kthread_create(&self, spec: &ThreadSpec<'_, M>) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_make(spec)?;
+        let thread = self.thread_make(spec, AllocClass::System, Wait::No)?;
         self.sched_lock();
         self.thread_link(thread);
         self.setrunnable(thread);
@@ -81,18 +85,20 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to that by itself. The
-    /// wakeup that ends this sleep is what starts it; until then nothing touches its stack. Otherwise as
-    /// [`Vm::kthread_create`].
+    /// wakeup that ends this sleep is what starts it; until then nothing touches its stack. Its pages are of
+    /// the NORMAL class, as in FreeBSD, and the maker sleeps for them if `wait` says so. Nobody else makes a thread of this
+    /// number. Otherwise as [`Vm::kthread_create`].
     ///
     /// # Errors
-    /// As for [`Vm::kthread_create`].
+    /// As for [`Vm::kthread_create`]; with [`Wait::Yes`] for lack of address space only.
     pub fn kthread_create_asleep(
         &self,
         spec: &ThreadSpec<'_, M>,
         channel: WaitChannel,
         wmesg: &str,
+        wait: Wait,
     ) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_make(spec)?;
+        let thread = self.thread_make(spec, AllocClass::Normal, wait)?;
         self.sched_lock();
         self.thread_link(thread);
         self.sleepq_add(thread, channel, wmesg);
@@ -101,13 +107,13 @@ impl<M: Machine> Vm<M> {
     }
 
     /// The thread `spec` with its stack, ready for its first switch, which nobody knows yet.
-    fn thread_make(&self, spec: &ThreadSpec<'_, M>) -> Result<KPtr<Thread>, Shortage> {
+    fn thread_make(&self, spec: &ThreadSpec<'_, M>, class: AllocClass, wait: Wait) -> Result<KPtr<Thread>, Shortage> {
         self.assert_no_locks("kthread_create");
         self.thread_reap();
         if self.tfind(spec.tid).is_some() {
             self.panic(format_args!("kthread_create: thread {} exists", spec.tid));
         }
-        let thread = self.thread_new(spec.tid, spec.name, spec.priority)?;
+        let thread = self.thread_new(spec.tid, spec.name, spec.priority, class, wait)?;
         let t = self.get(thread);
         let (low, pages) = (t.kstack.get(), u64::from(t.kstack_pages.get()));
         self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), spec.start, spec.arg);
@@ -189,12 +195,16 @@ impl<M: Machine> Vm<M> {
     }
 
     /// A thread that nobody knows yet, with a sleep queue and a stack.
-    pub(crate) fn thread_new(&self, tid: u32, name: &str, priority: u8) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_alloc(tid, name, priority)?;
-        let Some((low, pages)) = self.vm_thread_new() else {
-            self.thread_free(thread);
-            return Err(Shortage);
-        };
+    pub(crate) fn thread_new(
+        &self,
+        tid: u32,
+        name: &str,
+        priority: u8,
+        class: AllocClass,
+        wait: Wait,
+    ) -> Result<KPtr<Thread>, Shortage> {
+        let thread = self.thread_alloc(tid, name, priority, wait)?;
+        let (low, pages) = self.vm_thread_new(class, wait).inspect_err(|_| self.thread_free(thread))?;
         let t = self.get(thread);
         t.kstack.set(low);
         t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
@@ -202,12 +212,9 @@ impl<M: Machine> Vm<M> {
     }
 
     /// A thread that nobody knows yet, with a sleep queue.
-    fn thread_alloc(&self, tid: u32, name: &str, priority: u8) -> Result<KPtr<Thread>, Shortage> {
-        let thread: KPtr<Thread> = self.zone_alloc().ok_or(Shortage)?;
-        let Some(queue) = self.zone_alloc() else {
-            self.zone_free(thread);
-            return Err(Shortage);
-        };
+    fn thread_alloc(&self, tid: u32, name: &str, priority: u8, wait: Wait) -> Result<KPtr<Thread>, Shortage> {
+        let thread: KPtr<Thread> = self.thread_item(wait)?;
+        let queue = self.thread_item(wait).inspect_err(|_| self.zone_free(thread))?;
         let t = self.get(thread);
         t.sleepqueue.set(queue);
         t.tid.set(tid);
@@ -215,6 +222,17 @@ impl<M: Machine> Vm<M> {
         t.base_priority.set(priority);
         set_name(t, name);
         Ok(thread)
+    }
+
+    /// An item of a zone, for which it sleeps if `wait` says so.
+    fn thread_item<T: ZoneItem>(&self, wait: Wait) -> Result<KPtr<T>, Shortage> {
+        loop {
+            match self.zone_alloc() {
+                Some(item) => return Ok(item),
+                None if wait == Wait::Yes => self.vm_wait(),
+                None => return Err(Shortage),
+            }
+        }
     }
 
     fn thread_free(&self, thread: KPtr<Thread>) {

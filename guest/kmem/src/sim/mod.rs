@@ -70,6 +70,9 @@ impl Sim {
         let vm = Arc::new(Vm::boot(machine, &boot));
         vm.machine().set_vm(&vm);
         vm.configure_final();
+        // As in a guest. The driver makes threads itself, while there is memory for them.
+        let nothing_to_do = |vm: &Vm<SimMachine>, _| vm.panic(format_args!("thread taskq was woken"));
+        assert!(vm.taskqueue_start(nothing_to_do).is_ok(), "no memory for thread taskq");
         let sim = Self { vm, _not_sync: PhantomData };
         sim.run();
         sim

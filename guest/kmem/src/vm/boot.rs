@@ -87,7 +87,8 @@ impl<M: Machine> Vm<M> {
         vm.sched_init();
         vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
         vm.kmeminit(&boot.tunables);
-        vm.vm_ksubmap_init(&boot.tunables);
+        let physmem = boot.ranges.iter().map(|range| range.pages()).map(|(first, end)| end - first).sum();
+        vm.vm_ksubmap_init(physmem, &boot.tunables);
         if vm.vm_pageout_start().is_err() {
             vm.panic(format_args!("vm_pageout: no memory for the pagedaemon's thread"));
         }

@@ -11,7 +11,7 @@
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
-use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmPage};
+use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage};
 
 use super::Vm;
 use super::map::FaultPlace;
@@ -150,7 +150,7 @@ impl<M: Machine> Vm<M> {
             None if reservation.is_err() || self.vm_page_count_severe() => Found::Shortage,
             None => match self.vm_page_alloc(Some(object), place.pindex, AllocClass::Normal, AllocFlags::ZERO) {
                 Some(m) => {
-                    self.vm_fault_zero_fill(m);
+                    self.vm_fault_zero_fill(object, m);
                     Found::Page(m)
                 }
                 None => Found::Shortage,
@@ -208,13 +208,15 @@ impl<M: Machine> Vm<M> {
     }
 
     /// What FreeBSD's pager does for a page of a kernel object that was not there, and `vm_fault` itself for one of an
-    /// anonymous object.
-    fn vm_fault_zero_fill(&self, m: KPtr<VmPage>) {
+    /// anonymous object. Only the latter counts it.
+    fn vm_fault_zero_fill(&self, object: KPtr<VmObject>, m: KPtr<VmPage>) {
         if !self.page(m).flags.get().contains(PageFlags::ZERO) {
             self.pmap_zero_page(m);
         }
         self.page(m).valid.set(VM_PAGE_BITS_ALL);
-        self.cnt().v_zfod.add(1);
+        if !self.is_kernels(object) {
+            self.cnt().v_zfod.add(1);
+        }
     }
 
     /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes the map's lock.

@@ -6,9 +6,9 @@
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::VmPage;
 
-use super::Vm;
 use super::page::{AllocClass, AllocFlags};
 use super::pmap::Kentered;
+use super::{Shortage, Vm, Wait};
 use crate::machine::Machine;
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
@@ -17,25 +17,34 @@ pub const KSTACK_PAGES: u64 = 4;
 pub const KSTACK_GUARD_PAGES: u64 = 1;
 
 impl<M: Machine> Vm<M> {
-    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, or `None` when pages (SYSTEM class) or
-    /// address space are short. Locks: takes kernel_map's. Never sleeps.
-    pub fn vm_thread_new(&self) -> Option<(GuestVirt, u64)> {
+    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which dig as deep as `class` may. Locks:
+    /// takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the pages that it has already.
+    ///
+    /// # Errors
+    /// [`Shortage`] when there is no address space, or the caller may not sleep and pages are short.
+    pub fn vm_thread_new(&self, class: AllocClass, wait: Wait) -> Result<(GuestVirt, u64), Shortage> {
         let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
-        let range = self.kmem_alloc_nofault(self.kernel_map(), bytes)?;
+        let range = match wait {
+            Wait::No => self.kmem_alloc_nofault(self.kernel_map(), bytes),
+            Wait::Yes => self.kmem_alloc_nofault_wait(self.kernel_map(), bytes),
+        };
+        let range = range.ok_or(Shortage)?;
         let low = range.add(KSTACK_GUARD_PAGES * PAGE_SIZE);
         let mut pages: KPtr<VmPage> = KPtr::NULL;
         for _ in 0..KSTACK_PAGES {
-            match self.vm_page_alloc(None, 0, AllocClass::System, AllocFlags::WIRED) {
-                Some(m) => {
-                    self.vm_page_chain(m, pages);
-                    pages = m;
+            let m = loop {
+                match self.vm_page_alloc(None, 0, class, AllocFlags::WIRED) {
+                    Some(m) => break m,
+                    None if wait == Wait::Yes => self.vm_wait(),
+                    None => {
+                        self.free_chain(pages);
+                        self.kmem_free(self.kernel_map(), range, bytes);
+                        return Err(Shortage);
+                    }
                 }
-                None => {
-                    self.free_chain(pages);
-                    self.kmem_free(self.kernel_map(), range, bytes);
-                    return None;
-                }
-            }
+            };
+            self.vm_page_chain(m, pages);
+            pages = m;
         }
         let next = || {
             let m = pages.non_null()?;
@@ -43,7 +52,7 @@ impl<M: Machine> Vm<M> {
             Some(m)
         };
         self.pmap_qenter(low, core::iter::from_fn(next));
-        Some((low, KSTACK_PAGES))
+        Ok((low, KSTACK_PAGES))
     }
 
     /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which nobody uses any more. Locks: takes

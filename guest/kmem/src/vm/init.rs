@@ -41,7 +41,7 @@ struct Sizes {
     pipe_map: u64,
 }
 
-/// The sizes for a machine of `pages` pages, with kernel_map of `kernel` and kmem_map of `kmem` bytes.
+/// The sizes for a machine with `pages` pages of usable memory (`physmem`), with kernel_map of `kernel` and kmem_map of `kmem` bytes.
 fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
     let kib = pages.min(kernel / PAGE_SIZE) * (PAGE_SIZE / 1024);
     // Parts of memory: one in 64 up to 64 MiB, one in 160 of the rest.
@@ -55,7 +55,7 @@ fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
             max => nbuf.min(max / BKVASIZE),
         }
     });
-    // At most half of kernel_map.
+    // At most half of kernel_map, as in FreeBSD of later years.
     let nbuf = nbuf.min(kernel / (BKVASIZE * 2));
     let nswbuf = tunables.kern_nswbuf.filter(|&n| n != 0).unwrap_or_else(|| (nbuf / 4).clamp(16, 256));
     let exec_map_entries = tunables.vm_exec_map_entries.unwrap_or(EXEC_MAP_ENTRIES);
@@ -69,13 +69,13 @@ fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes the submaps (`vm_ksubmap_init`). Panics when kernel_map has no room for them, or memory for their page
+    /// Makes the submaps (`vm_ksubmap_init`), for `physmem` pages of usable memory, which are more than those managed: the
+    /// page array takes some. Panics when kernel_map has no room for them, or memory for their page
     /// tables is short.
-    pub(crate) fn vm_ksubmap_init(&self, tunables: &Tunables) {
+    pub(crate) fn vm_ksubmap_init(&self, physmem: u64, tunables: &Tunables) {
         let length = |map: KPtr<VmMap>| self.get(map).max_offset().since(self.get(map).min_offset());
         let kernel_map = self.kernel_map();
-        let pages = self.cnt().v_page_count.get();
-        let sizes = sizes(pages, length(kernel_map), length(self.kmem_map()), tunables);
+        let sizes = sizes(physmem, length(kernel_map), length(self.kmem_map()), tunables);
         let state = self.state();
         let name = |id: MapId, map| self.named_map(id).set(map);
 

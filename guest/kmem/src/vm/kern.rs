@@ -14,9 +14,9 @@
 //!
 //! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded up to pages, gives
 //! nothing and leaks nothing, from every function. And what an allocation needs besides its pages (page tables, a map
-//! entry, nodes of the object's index) is had before the map is changed: a shortage leaves no trace. Who may sleep waits
-//! for it as for other pages, unless there are plenty and the request is larger than they can describe. And a sleep is
-//! never shorter than a tick, where FreeBSD's division of `hz` by four gives none below `kern.hz` 4.
+//! entry, nodes of the object's index) is allocated before the map is changed: a shortage leaves no trace. A caller that may
+//! sleep waits for it as for other pages, unless it takes more pages than are managed: that can never be, and fails at
+//! once, without a page taken and without waking anybody. And a sleep is never shorter than a tick, where FreeBSD's division of `hz` by four gives none below `kern.hz` 4.
 
 use core::mem::offset_of;
 
@@ -25,8 +25,8 @@ use vmkern_abi::control::{KernReturn, MallocFlags, MapId};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 
-use super::map::{EntrySpec, FindSpace, Lookup};
-use super::object::IndexReservation;
+use super::map::{EntrySpec, FindSpace, Lookup, NoRange};
+use super::object::{IndexReservation, index_pages};
 use super::page::{AllocClass, AllocFlags};
 use super::pmap::Wired;
 use super::{Shortage, Vm};
@@ -38,9 +38,6 @@ use crate::num::to_usize;
 fn request(size: u64) -> Option<u64> {
     round_page(size).filter(|&size| size != 0)
 }
-
-/// A map has no room for a request, or none that could be described.
-struct NoRoom;
 
 /// The pages of an allocation in their object: the address decides the index (`OFF_TO_IDX`).
 fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
@@ -61,9 +58,22 @@ impl<M: Machine> Vm<M> {
         self.vm_map_find(map, &EntrySpec::NOFAULT, min, size, FindSpace::Any).ok()
     }
 
+    /// [`Vm::kmem_alloc_nofault`] for a caller that may sleep: it waits for the pages that describe the range.
+    /// Locks: takes the map's. Sleeps.
+    pub(super) fn kmem_alloc_nofault_wait(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
+        let size = request(size)?;
+        let min = self.get(map).min_offset();
+        loop {
+            match self.vm_map_find(map, &EntrySpec::NOFAULT, min, size, FindSpace::Any) {
+                Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
+                result => return result.ok(),
+            }
+        }
+    }
+
     /// Allocates `size` bytes, rounded up to pages, of wired zeroed memory (`kmem_alloc`).
     ///
-    /// `None` when there is no room, more would have to be described than there is memory for, or `size` is 0 or wraps;
+    /// `None` when there is no room, what describes the range takes more pages than are managed, or `size` is 0 or wraps;
     /// for pages it waits. Locks: takes the map's and kernel_object's. Sleeps.
     #[must_use]
     pub fn kmem_alloc(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
@@ -72,12 +82,9 @@ impl<M: Machine> Vm<M> {
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let (addr, reservation) = match self.kmem_space_wait(map, size, kernel_object) {
-            Ok(space) => space,
-            Err(NoRoom) => {
-                self.vm_map_unlock(map);
-                return None;
-            }
+        let Ok((addr, reservation)) = self.kmem_space_wait(map, size, kernel_object) else {
+            self.vm_map_unlock(map);
+            return None;
         };
         self.kmem_enter(map, addr, size, kernel_object);
         self.vm_map_unlock(map);
@@ -96,9 +103,10 @@ impl<M: Machine> Vm<M> {
         self.vm_object_unreserve(reservation);
         self.vm_object_unlock(kernel_object);
 
-        // And finally, the data is wired. The range is the entry just made, so that this finds no hole.
+        // And finally, the data is wired. The range is the entry just made: only whoever frees it meanwhile leaves a hole.
         while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
             if code != KernReturn::ResourceShortage {
+                self.kmem_alloc_abandon(map, addr, size);
                 self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
             }
             self.vm_wait();
@@ -118,7 +126,8 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes a map of its own over `size` bytes of `parent` (`kmem_suballoc`); its ends are the map's. It is not a
-    /// system map until the caller says so. Panics when there is no room, or `size` is 0 or wraps; for pages it waits.
+    /// system map until the caller says so. Panics when there is no room, its page tables are more pages than are managed,
+    /// or `size` is 0 or wraps; for pages it waits, once there is a pagedaemon.
     /// Locks: takes the parent's. Sleeps.
     #[must_use]
     pub fn kmem_suballoc(&self, parent: KPtr<VmMap>, size: u64) -> KPtr<VmMap> {
@@ -127,20 +136,20 @@ impl<M: Machine> Vm<M> {
         let min = loop {
             match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
                 Ok(min) => break min,
-                Err(KernReturn::ResourceShortage) if self.vm_page_count_min() => self.vm_wait(),
-                Err(code) => self.panic(format_args!("kmem_suballoc: bad status return of {}", code as u32)),
+                Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
+                Err(why) => self.panic(format_args!("kmem_suballoc: bad status return of {}", why.code() as u32)),
             }
         };
         let max = min.add(size);
         let result = loop {
             match self.vm_map_create(min, max) {
                 Ok(result) => break result,
-                Err(Shortage) if self.vm_page_count_min() => self.vm_wait(),
+                Err(Shortage) if self.vm_can_wait() => self.vm_wait(),
                 Err(Shortage) => self.panic(format_args!("kmem_suballoc: cannot create submap")),
             }
         };
         while let Err(code) = self.vm_map_submap(parent, min, max, result) {
-            if code != KernReturn::ResourceShortage || !self.vm_page_count_min() {
+            if code != KernReturn::ResourceShortage || !self.vm_can_wait() {
                 self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
             }
             self.vm_wait();
@@ -154,7 +163,8 @@ impl<M: Machine> Vm<M> {
     /// `NOWAIT` never sleeps, and takes the very last page unless `USE_RESERVE` is given, too; without `NOWAIT` it
     /// waits for pages as long as it takes, and for address space nine seconds at most, in which it asks everybody
     /// eight times to give some back; then it panics.
-    /// `None` with `NOWAIT` when there is no room or too few pages, and always when `size` is 0 or wraps.
+    /// `None` with `NOWAIT` when there is no room or too few pages, and always when what describes the range takes more
+    /// pages than are managed, or `size` is 0 or wraps.
     /// Locks: takes the map's and kmem_object's. Sleeps unless `NOWAIT`.
     #[must_use]
     pub fn kmem_malloc(&self, map: KPtr<VmMap>, size: u64, flags: MallocFlags) -> Option<GuestVirt> {
@@ -164,14 +174,11 @@ impl<M: Machine> Vm<M> {
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let mut space = if nowait {
-            self.kmem_space(map, size, kmem_object).map_err(|_| NoRoom)
-        } else {
-            self.kmem_space_wait(map, size, kmem_object)
-        };
-        if space.is_err() {
+        let mut space =
+            if nowait { self.kmem_space(map, size, kmem_object) } else { self.kmem_space_wait(map, size, kmem_object) };
+        if let Err(why) = space {
             self.vm_map_unlock(map);
-            if nowait {
+            if nowait || !matches!(why, NoRange::Refused(_)) {
                 return None;
             }
             for i in 0..8 {
@@ -271,9 +278,9 @@ impl<M: Machine> Vm<M> {
             self.vm_map_lock(map);
             match self.vm_map_findspace(map, m.min_offset(), size) {
                 Ok(addr) => break addr,
-                Err(KernReturn::ResourceShortage) => {
+                Err(NoRange::Pages(pages)) => {
                     self.vm_map_unlock(map);
-                    self.vm_wait();
+                    self.vm_wait_for(pages);
                     continue;
                 }
                 Err(_) => {}
@@ -351,6 +358,25 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(map);
     }
 
+    /// Gives back the pages of a `kmem_alloc` that stand behind no entry any more, as somebody has freed the range, or a
+    /// part of it, while it was made.
+    fn kmem_alloc_abandon(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
+        let kernel_object = self.kernel_object();
+        self.vm_map_lock(map);
+        self.vm_object_lock(kernel_object);
+        for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
+            let is_behind = match self.vm_map_lookup_entry(map, addr.add(offset)) {
+                Lookup::Inside(entry) => self.get(entry).object.get() == kernel_object,
+                Lookup::After(_) => false,
+            };
+            if !is_behind {
+                self.vm_object_page_remove(kernel_object, pindex, pindex + 1);
+            }
+        }
+        self.vm_object_unlock(kernel_object);
+        self.vm_map_unlock(map);
+    }
+
     /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of this thread.
     fn nokva_channel(&self) -> WaitChannel {
         WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
@@ -362,16 +388,21 @@ impl<M: Machine> Vm<M> {
         map: KPtr<VmMap>,
         size: u64,
         object: KPtr<VmObject>,
-    ) -> Result<(GuestVirt, IndexReservation), KernReturn> {
+    ) -> Result<(GuestVirt, IndexReservation), NoRange> {
+        let entries = self.map_reserve_pages(self.get(map), 1);
         let addr = self.vm_map_findspace(map, self.get(map).min_offset(), size)?;
         let range = indices(addr, size);
+        let nodes = index_pages(range.end - range.start);
+        if nodes > self.cnt().v_page_count.get() {
+            return Err(NoRange::Never);
+        }
         self.vm_object_lock(object);
         let reservation = self.vm_object_reserve(object, range.start, range.end - range.start);
         if reservation.is_ok() {
             self.get(object).ref_count.update(|n| n + 1);
         }
         self.vm_object_unlock(object);
-        reservation.map(|reservation| (addr, reservation)).map_err(|Shortage| KernReturn::ResourceShortage)
+        reservation.map(|reservation| (addr, reservation)).map_err(|Shortage| NoRange::Pages(entries + nodes))
     }
 
     /// Enters the room that [`Vm::kmem_space`] found: an entry that owns the reference to the object.
@@ -382,24 +413,22 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// [`Vm::kmem_space`] for who may sleep: waits with the map unlocked while pages are short. The map is locked
-    /// again afterwards.
+    /// [`Vm::kmem_space`] for a caller that may sleep: waits with the map unlocked while pages are short. The map is
+    /// locked again afterwards.
     fn kmem_space_wait(
         &self,
         map: KPtr<VmMap>,
         size: u64,
         object: KPtr<VmObject>,
-    ) -> Result<(GuestVirt, IndexReservation), NoRoom> {
+    ) -> Result<(GuestVirt, IndexReservation), NoRange> {
         loop {
             match self.kmem_space(map, size, object) {
-                Ok(space) => return Ok(space),
-                // Nothing has been taken: if pages are not short now, there will never be enough.
-                Err(KernReturn::ResourceShortage) if self.vm_page_count_min() => {
+                Err(NoRange::Pages(pages)) if self.vm_can_wait() => {
                     self.vm_map_unlock(map);
-                    self.vm_wait();
+                    self.vm_wait_for(pages);
                     self.vm_map_lock(map);
                 }
-                Err(_) => return Err(NoRoom),
+                result => return result,
             }
         }
     }

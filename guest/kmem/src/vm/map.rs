@@ -38,7 +38,7 @@ use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{EntryFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
-pub use self::space::FindSpace;
+pub use self::space::{FindSpace, NoRange};
 use super::{Shortage, Vm};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;

@@ -34,6 +34,15 @@ use crate::window::{self, Shared};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage;
 
+/// Whether a function may sleep for pages (`M_WAITOK`, `M_NOWAIT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It may not: a shortage is an error.
+    No,
+    /// It may: it sleeps until it has what it needs.
+    Yes,
+}
+
 /// The memory system over a machine.
 #[derive(Debug)]
 pub struct Vm<M: Machine> {

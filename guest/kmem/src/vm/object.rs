@@ -53,6 +53,17 @@ pub struct IndexReservation {
     count: u64,
 }
 
+/// Most nodes that the index of an object can need for `count` pages that follow each other.
+pub(super) const fn index_pages(count: u64) -> u64 {
+    let (mut nodes, mut below, mut level) = (0, count, 0);
+    while level < INDEX_LEVELS {
+        below = below.div_ceil(LEAF_SPAN) + 1;
+        nodes += below;
+        level += 1;
+    }
+    nodes
+}
+
 /// Slot of the node of `level` (0 for leaves) on the way to `pindex`.
 const fn slot(pindex: u64, level: u32) -> usize {
     to_usize((pindex >> (INDEX_SHIFT * level)) % LEAF_SPAN)

@@ -5,6 +5,9 @@
 //! sleepers, and so does the pagedaemon, after it has asked everybody for memory. As long as pages are needed it does
 //! so every half second. It does not scan the paging queues yet.
 //!
+//! Who needs many pages at once, for page tables, sleeps in `vmwait` as well, until so many are free
+//! ([`Vm::vm_wait_for`]); FreeBSD panics there.
+//!
 //! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests never need it to run.
 
 use core::mem::offset_of;
@@ -12,7 +15,7 @@ use core::mem::offset_of;
 use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{KernelRoots, VmMeter};
 
-use super::{Shortage, Vm};
+use super::{Shortage, Vm, Wait};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::{PSWP, PUSER, PVM};
 use crate::kern::sleepq::WaitChannel;
@@ -34,7 +37,7 @@ impl<M: Machine> Vm<M> {
     pub fn vm_pageout_start(&self) -> Result<(), Shortage> {
         let start = Self::vm_pageout;
         let spec = ThreadSpec { tid: PAGEDAEMON_TID, name: "pagedaemon", priority: PVM, start, arg: 0 };
-        let thread = self.kthread_create_asleep(&spec, self.pagedaemon_channel(), "psleep")?;
+        let thread = self.kthread_create_asleep(&spec, self.pagedaemon_channel(), "psleep", Wait::No)?;
         self.state().pageproc.set(thread);
         self.vm_pageout_init();
         Ok(())
@@ -132,6 +135,11 @@ impl<M: Machine> Vm<M> {
         self.state_channel(offset_of!(KernelRoots, vm_pageout_pages_needed))
     }
 
+    /// What those sleep on who wait for many pages (`&vm_pages_wanted`).
+    fn pages_wanted_channel(&self) -> WaitChannel {
+        self.state_channel(offset_of!(KernelRoots, vm_pages_wanted))
+    }
+
     fn state_channel(&self, offset: usize) -> WaitChannel {
         WaitChannel::from(self.roots().addr().add(offset as u64))
     }
@@ -155,6 +163,31 @@ impl<M: Machine> Vm<M> {
         }
     }
 
+    /// Sleeps until `pages` pages are free, for a caller who needs that many at once and takes none before. If they are
+    /// free already it returns at once; fewer than `v_free_min` are what [`Vm::vm_wait`] waits for. The caller tries
+    /// again and may find that others were faster. Locks: none may be held.
+    pub fn vm_wait_for(&self, pages: u64) {
+        if pages < self.cnt().v_free_min.get() {
+            return self.vm_wait();
+        }
+        self.free_queue_lock();
+        let wanted = &self.state().vm_pages_wanted;
+        wanted.update(|fewest| if fewest == 0 { pages } else { fewest.min(pages) });
+        // Who has freed a page to a cache sees that it is wanted, or is seen here to have freed it.
+        fence(Ordering::SeqCst);
+        if self.vm_page_available() >= pages {
+            return self.free_queue_unlock();
+        }
+        self.pagedaemon_wakeup();
+        let (pri, wmesg) = if self.is_pagedaemon() { (PSWP, "VMWait") } else { (PVM, "vmwait") };
+        self.msleep_free_queue(self.pages_wanted_channel(), pri, wmesg, 0, Relock::Drop);
+    }
+
+    /// Whether a sleep for pages can end: there is a pagedaemon, which has set the thresholds, and threads can sleep.
+    pub(super) fn vm_can_wait(&self) -> bool {
+        self.cnt().v_free_min.get() != 0 && !self.is_cold()
+    }
+
     /// Sleeps as [`Vm::vm_wait`] does, for a page fault, which comes after the kernel (`VM_WAITPFAULT`).
     pub fn vm_waitpfault(&self) {
         self.free_queue_lock();
@@ -175,7 +208,8 @@ impl<M: Machine> Vm<M> {
     /// Whether somebody waits for pages that are freed.
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {
-        self.state().vm_pages_needed.get() != 0 || self.state().vm_pageout_pages_needed.get() != 0
+        let state = self.state();
+        state.vm_pages_needed.get() != 0 || state.vm_pageout_pages_needed.get() != 0 || state.vm_pages_wanted.get() != 0
     }
 
     /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
@@ -190,6 +224,11 @@ impl<M: Machine> Vm<M> {
         if state.vm_pages_needed.get() != 0 && !self.vm_page_count_min() {
             state.vm_pages_needed.set(0);
             self.wakeup(self.free_count_channel());
+        }
+        let wanted = &state.vm_pages_wanted;
+        if wanted.get() != 0 && self.vm_page_available() >= wanted.get() {
+            wanted.set(0);
+            self.wakeup(self.pages_wanted_channel());
         }
     }
 

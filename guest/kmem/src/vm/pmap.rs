@@ -315,9 +315,6 @@ impl<M: Machine> Vm<M> {
         if end <= old {
             return Ok(());
         }
-        if end.since(old) / NBPDR > self.vm_page_available() + VM_MAX_KERNEL_ADDRESS.since(KERNBASE) / NBPDR {
-            return Err(Shortage);
-        }
         let mut va = old;
         while va < end {
             if self.pmap_make_table(va).is_err() {
@@ -328,6 +325,26 @@ impl<M: Machine> Vm<M> {
             self.state().kernel_vm_end.set(va);
         }
         Ok(())
+    }
+
+    /// Pages that [`Vm::pmap_growkernel`] takes for `end`: page tables of every level. Locks: the kernel map's is held.
+    pub(super) fn pmap_growkernel_pages(&self, end: GuestVirt) -> u64 {
+        let end = grow_end(end);
+        let mut va = self.state().kernel_vm_end.get();
+        let mut pages = 0;
+        while va < end {
+            let (lowest, next) = self.pmap_next_table(va);
+            let stop = next.min(end);
+            let below = |level: Level| stop.get().div_ceil(level.span()) - va.get() / level.span();
+            pages += match lowest {
+                Level::Pt => 0,
+                Level::Pd => below(Level::Pd),
+                Level::Pdpt => below(Level::Pd) + below(Level::Pdpt),
+                Level::Pml4 => below(Level::Pd) + below(Level::Pdpt) + below(Level::Pml4),
+            };
+            va = stop;
+        }
+        pages
     }
 
     /// Makes the tables on the way to `va` that are missing.

@@ -1,9 +1,10 @@
 //! Clearing free pages while there is nothing else to do (`vm_zeroidle.c`, `vm_phys_zero_pages_idle`).
 //!
 //! The thread `pagezero` runs when only the idle threads could. While fewer than four fifths of the free pages are known
-//! to be zero, it takes a dirty one off the free lists, clears it with no lock held, and puts it back; once it has come so
-//! far it rests until they are fewer than two thirds. A page that it works on is not counted as free. As everywhere in
-//! FreeBSD of 2008 it is off unless `vm.idlezero_enable` says otherwise.
+//! to be zero, it takes a dirty one off the free lists, clears it, and puts it back; once it has come so
+//! far it rests until they are fewer than two thirds. The free queue stays locked for that one page, so that a page that
+//! is being cleared counts as free all the time: an allocation that needs that very page waits for the lock, and the
+//! lock's owner always runs. FreeBSD unlocks, and the page is nobody's meanwhile. As everywhere in FreeBSD of 2008 it is off unless `vm.idlezero_enable` says otherwise.
 //!
 //! What is at rest has no thread that could run, this one included: what it does never shows half done.
 
@@ -13,7 +14,7 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::layout::{KernelRoots, PageFlags, RQ_PPQ, VM_NFREELIST, VmPage};
 
-use super::{Shortage, Vm};
+use super::{Shortage, Vm, Wait};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PRI_MAX_IDLE;
 use crate::kern::sleepq::WaitChannel;
@@ -35,7 +36,7 @@ impl<M: Machine> Vm<M> {
         }
         let (priority, start) = (PRI_MAX_IDLE - RQ_PPQ, Self::vm_pagezero);
         let spec = ThreadSpec { tid: PAGEZERO_TID, name: "pagezero", priority, start, arg: 0 };
-        self.kthread_create_asleep(&spec, self.zero_state_channel(), "pgzero")?;
+        self.kthread_create_asleep(&spec, self.zero_state_channel(), "pgzero", Wait::No)?;
         self.state().idlezero_enable.set(1);
         self.state().pagezero_sleeps.set(1);
         self.free_queue_lock();
@@ -68,24 +69,16 @@ impl<M: Machine> Vm<M> {
         state.idlezero_enable.get() != 0 && zero < enough
     }
 
-    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free queue's, which is dropped
-    /// meanwhile.
+    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free queue's.
     fn vm_page_zero_idle(&self) -> bool {
         let (state, cnt) = (self.state(), self.cnt());
         state.zero_state.set(0);
         let Some(m) = self.vm_phys_dirty_page() else { return false };
-        let page = self.page(m);
-        page.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED);
-        cnt.v_free_count.sub(1);
-        self.free_queue_unlock();
         self.pmap_zero_page(m);
-        self.free_queue_lock();
-        page.flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
-        cnt.v_free_count.add(1);
+        self.page(m).flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
         self.vm_phys_free_pages(m, 0);
         state.vm_page_zero_count.add(1);
         state.cnt_prezero.update(|n| n + 1);
-        self.vm_page_free_wakeup();
         if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {
             state.zero_state.set(1);
         }

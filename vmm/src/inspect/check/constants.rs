@@ -28,6 +28,8 @@ const PAGEZERO_TID: u32 = 66;
 const PAGEZERO_PRIORITY: u8 = PRI_MAX_IDLE - 4;
 /// Number of the idle thread of CPU n, less n; that of CPU 0 is the one that the boot became.
 const IDLE_TID: u32 = 66;
+/// Number of the thread that makes others.
+const TASKQ_TID: u32 = 500;
 /// Most ticks a second (`kern.hz`).
 const HZ_MAX: u64 = 10_000;
 
@@ -81,7 +83,7 @@ fn check_roots(ctx: &Context<'_>) {
     // While the scheduler is at work its threads are not looked at, but their numbers are known.
     let (owner, last) =
         (roots.sched.lock.owner.get(), IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)));
-    if owner > last {
+    if owner > last && owner != TASKQ_TID + 1 {
         ctx.finding("mutex-owner", "sched_lock", ctx.root_of(&roots.sched.lock), || {
             format!("its word is {owner:#x}, but the last thread has number {last}")
         });
@@ -145,6 +147,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         None if thread.at == ctx.roots.pageproc.get() => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
         None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
         None if t.name().to_string() == "pagezero" => (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY),
+        None if t.name().to_string() == "thread taskq" => (TASKQ_TID, "thread taskq".to_owned(), PVM),
         // Of a CPU that is only being started.
         None if t.name().to_string().starts_with("idle") => (tid, t.name().to_string(), PRI_MAX_IDLE),
         None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),

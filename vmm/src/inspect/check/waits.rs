@@ -66,6 +66,10 @@ fn check_page_shortage(ctx: &Context<'_>) {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed));
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
     }
+    if roots.vm_pages_wanted.get() == 0 {
+        let channel = ctx.root_of(&roots.vm_pages_wanted);
+        ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pages_wanted"));
+    }
     // The pagedaemon sleeps without a time-out only while nobody needs pages.
     if roots.vm_pages_needed.get() != 0 {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
@@ -136,6 +140,8 @@ fn check_messages(ctx: &Context<'_>) {
             c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed)) => &["psleep"],
             c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed)) => &["VMWait"],
             c if c == root_channel(ctx, offset_of!(KernelRoots, zero_state)) => &["pgzero"],
+            c if c == ctx.root_of(&ctx.roots.vm_pages_wanted) => &["vmwait", "VMWait"],
+            c if c == root_channel(ctx, offset_of!(KernelRoots, driver_mtx)) => &["-"],
             c if c == ctx.root_of(&ctx.roots.meter.v_free_count) => &["vmwait", "pfault"],
             c if ctx.pages.number_at(c).is_some() => &["pgrbwt", "vmopar", "vmpfw"],
             c if is_in_a_map(ctx, c, offset_of!(VmMap, index)) => &["vmmaps"],

@@ -1,7 +1,5 @@
 //! What a step does, what it must give, and what it changes in the model, when operations come one at a time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::MapHome;
@@ -165,13 +163,13 @@ impl World {
             How::Malloc(flags) if flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE) != MallocFlags::NOWAIT => 2,
             _ => 0,
         };
-        let sleeps = match how {
-            How::Alloc => true,
-            How::Malloc(flags) => !flags.contains(MallocFlags::NOWAIT),
-            _ => false,
-        };
+        // A page table maps 512 pages.
+        if map == KERNEL && pages / 512 > cnt.v_page_count.get() {
+            return Some(vec![NULL]);
+        }
+        let sleeps = how.may_sleep();
         let wanted = if matches!(how, How::Nofault) { 0 } else { pages + floor };
-        // Without a word of what it needs besides, it has not slept, and has no room.
+        // It may wait for what it needs besides, without a place yet.
         if sleeps && (pages > MOST || free < more) {
             return None;
         }
@@ -344,33 +342,21 @@ impl World {
             return;
         }
         let op = Op::KmemSuballoc { parent: self.naive.maps[map].id, size, kind };
-        let Some(id) = self.execute_for_map(op) else { return };
+        let id = self.execute_for_map(op);
         let made = NaiveMap { id: MapId(id), min: hole, max: hole + bytes, kind, ranges: Default::default() };
         self.naive.take(map, hole, bytes, What::Submap);
         self.naive.maps.push(made);
     }
 
-    /// Makes a map, wherever its structure lies, and gives its address. A refusal is a panic.
-    fn execute_for_map(&mut self, op: Op) -> Option<u64> {
+    /// Makes a map, wherever its structure lies, and gives its address. A refusal is a wait.
+    fn execute_for_map(&mut self, op: Op) -> u64 {
         let refusal = self.start_refusing(&op);
-        let end = catch_unwind(AssertUnwindSafe(|| self.drive(op, perform)));
-        match end {
-            Ok(outcome) => {
-                assert!(!self.is_clean_failure(refusal, outcome), "kmem_suballoc never fails");
-                self.script.borrow_mut().note(Who::Thread(0), &op, &outcome);
-                match outcome {
-                    Outcome::Value(map) => Some(map),
-                    other => panic!("{op:?} gave {other:?}"),
-                }
-            }
-            Err(payload) => {
-                self.over = true;
-                let message = payload.downcast::<String>().expect("a message");
-                let refused = refusal.is_some() && self.sim.has_refused();
-                self.script.borrow_mut().panics(&op, &message);
-                assert!(refused && message.starts_with("kmem_suballoc: "), "{op:?} died of {message}");
-                None
-            }
+        let outcome = self.drive(op, perform);
+        assert!(!self.is_clean_failure(&op, refusal, outcome), "kmem_suballoc never fails");
+        self.script.borrow_mut().note(Who::Thread(0), &op, &outcome);
+        match outcome {
+            Outcome::Value(map) => map,
+            other => panic!("{op:?} gave {other:?}"),
         }
     }
 
@@ -387,7 +373,7 @@ impl World {
         let refusal = self.start_refusing(&op);
         let outcome = self.drive(op, store);
         self.script.borrow_mut().note(Who::Lowmem, &op, &outcome);
-        if self.is_clean_failure(refusal, outcome) {
+        if self.is_clean_failure(&op, refusal, outcome) {
             return;
         }
         assert_eq!(outcome, Outcome::Ok, "{op:?} stored");

@@ -53,7 +53,7 @@ impl Event {
                         maps[map].put(addr, bytes, kind(how));
                         Some(Some(addr))
                     }
-                    (Some(Outcome::Null), _) if hole.is_none() || scarce => Some(None),
+                    (Some(Outcome::Null), _) if hole.is_none() || (scarce && !how.may_sleep()) => Some(None),
                     (Some(Outcome::Error(KernReturn::InvalidArgument)), _) => Some(None),
                     // It sleeps for room, and has none.
                     (None, _) if matches!(how, How::Wait) => Some(None),

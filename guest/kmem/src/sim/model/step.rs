@@ -31,6 +31,17 @@ pub enum How {
     Wait,
 }
 
+impl How {
+    /// Whether it waits for pages.
+    pub const fn may_sleep(self) -> bool {
+        match self {
+            Self::Alloc | Self::Wait => true,
+            Self::Nofault => false,
+            Self::Malloc(flags) => !flags.contains(MallocFlags::NOWAIT),
+        }
+    }
+}
+
 /// Which function frees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FreeBy {
@@ -205,7 +216,7 @@ fn size() -> impl Strategy<Value = Size> {
         4 => (1..40u64).prop_map(|pages| Size::Bytes(pages * PAGE_SIZE)),
         2 => (1..600 * PAGE_SIZE).prop_map(Size::Bytes),
         1 => (-2i8..2).prop_map(Size::Map),
-        1 => prop_oneof![Just(0), Just(1 << 40), Just(1 << 63), u64::MAX - 8192..=u64::MAX].prop_map(Size::Absurd),
+        1 => prop_oneof![Just(0), Just(64 << 30), Just(1 << 40), Just(1 << 63), u64::MAX - 8192..=u64::MAX].prop_map(Size::Absurd),
     ]
 }
 

@@ -127,7 +127,10 @@ fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boo
     let mut end = VM_MIN_KERNEL_ADDRESS;
     let length = |map: &VmMap| map.max_offset().since(map.min_offset());
     let clean = sim.vm().get(sim.vm().state().clean_map.get());
-    let nbuf = 50 + (sim.vm().cnt().v_page_count.get() * 4 - 4096) / 64;
+    // Of all memory that is usable: the page array counts, too.
+    let physmem = (64 * MIB - crate::sim::tables::IMAGE_END.get()) / PAGE_SIZE;
+    assert!(physmem > sim.vm().cnt().v_page_count.get());
+    let nbuf = 50 + (physmem * 4 - 4096) / 64;
     for (map, size) in [
         (sim.map(MapId::KMEM), 24 * MIB),
         (clean, nbuf * (16 << 10) + nbuf / 4 * (128 << 10)),

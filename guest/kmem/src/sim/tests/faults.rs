@@ -1,11 +1,12 @@
 //! What a kernel access to an address means.
 
-use vmkern_abi::addr::PAGE_SIZE;
+use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapId, Op};
 use vmkern_abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 
 use super::super::check::check;
 use super::{NOWAIT, boot};
+use crate::sim::Sim;
 use crate::vm::fault::FaultType;
 
 #[test]
@@ -47,6 +48,34 @@ fn a_missing_translation_is_entered_again_with_the_same_page() {
     sim.verify(addr, 2 * PAGE_SIZE, 5);
     assert_eq!(sim.vm().pmap_extract(addr), page);
     check(&sim);
+}
+
+/// Takes the page away that is mapped at `addr`, wired memory of kmem_object.
+fn lose_page(sim: &Sim, addr: GuestVirt) {
+    let vm = sim.vm();
+    let m = vm.pmap_extract(addr).and_then(|pa| vm.phys_to_vm_page(pa)).expect("it is mapped");
+    vm.tlb_flush(vm.pmap_remove(addr, addr.add(PAGE_SIZE)));
+    vm.vm_object_lock(vm.kmem_object());
+    vm.vm_page_lock_queues();
+    vm.vm_page_unwire(m);
+    vm.vm_page_free(m);
+    vm.vm_page_unlock_queues();
+    vm.vm_object_unlock(vm.kmem_object());
+}
+
+#[test]
+fn a_missing_page_of_a_kernel_object_comes_alone_zeroed_and_is_not_counted_in_v_zfod() {
+    for lost in [&[3][..], &[2, 3, 4], &[0, 1, 2, 3, 4, 5, 6, 7]] {
+        let sim = boot();
+        let addr = sim.malloc(8 * PAGE_SIZE, NOWAIT).expect("there is memory");
+        sim.fill(addr, 8 * PAGE_SIZE, 5);
+        lost.iter().for_each(|&page| lose_page(&sim, addr.add(page * PAGE_SIZE)));
+        let resident = || sim.vm().state().kmem_object.resident_page_count.get();
+        let (before, zfod) = (resident(), sim.vm().cnt().v_zfod.get());
+        assert_eq!(sim.read(addr.add(3 * PAGE_SIZE)), 0);
+        assert_eq!(resident(), before + 1, "pages {lost:?} were missing");
+        assert_eq!(sim.vm().cnt().v_zfod.get(), zfod);
+    }
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! Clearing free pages while nothing else runs.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapId};
 
 use super::{MIB, NOWAIT};
-use crate::sim::Sim;
 use crate::sim::check::{check, check_zeros};
-use crate::vm::Zeroed;
+use crate::sim::{Sim, SimMachine};
+use crate::vm::{Vm, Zeroed};
 
 /// A machine of 16 MiB of which nearly all has been used, dirtied and freed again, with nobody having run since.
 fn dirtied(enable: u64) -> Sim {
@@ -75,6 +79,29 @@ fn zeroed_memory_need_not_be_cleared_again_after_pagezero() {
     assert_eq!(sim.read(addr), 0);
     assert!(sim.machine().zeroings() - cleared <= 1);
     check_zeros(&sim);
+}
+
+#[test]
+fn at_any_moment_of_its_work_an_interrupt_can_have_every_page_that_is_counted_as_free() {
+    let mut cleared = BTreeSet::new();
+    for points in (0..400).step_by(3) {
+        let sim = dirtied(1);
+        let free = sim.free_pages();
+        let zeroed = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&zeroed);
+        sim.raise_after(points, move |vm: &Vm<SimMachine>| {
+            assert_eq!(vm.cnt().v_free_count.get(), free, "a page that is being cleared is free");
+            let addr = vm.kmem_malloc(vm.kmem_map(), free * PAGE_SIZE, NOWAIT).expect("every page can be had");
+            assert_eq!(vm.cnt().v_free_count.get(), 0);
+            vm.kmem_free(vm.kmem_map(), addr, free * PAGE_SIZE);
+            seen.store(vm.state().cnt_prezero.get(), Ordering::Relaxed);
+        });
+        sim.run();
+        cleared.insert(zeroed.load(Ordering::Relaxed));
+        check(&sim);
+        check_zeros(&sim);
+    }
+    assert!(cleared.len() > 20, "it has worked meanwhile: {cleared:?}");
 }
 
 #[test]

@@ -112,6 +112,20 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
+    /// Pages that [`Vm::map_reserve`] takes for `count` entries.
+    pub(in crate::vm) fn map_reserve_pages(&self, map: &VmMap, count: u64) -> u64 {
+        let needed = entries_needed(map) + count;
+        let (mut entries, mut nodes) = (map.reserve.entries.capacity.get(), map.reserve.nodes.capacity.get());
+        let mut pages = 0;
+        while entries < needed {
+            entries += VmMapEntry::PER_PAGE;
+            let more = (max_nodes(entries + 1).saturating_sub(nodes)).div_ceil(MapNode::PER_PAGE);
+            nodes += more * MapNode::PER_PAGE;
+            pages += 1 + more;
+        }
+        pages
+    }
+
     /// Brings the reserve of `map` to its rules, before the lock is released: what cuts took is brought in again, and
     /// what is not needed goes back.
     pub(super) fn map_settle(&self, map: &VmMap) {

@@ -17,6 +17,28 @@ pub enum FindSpace {
     Exact,
 }
 
+/// Why a range of a map was not to be had. The map is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRange {
+    /// It is not free, or not in the map.
+    Refused(KernReturn),
+    /// Pages for what describes it are short now: it is worth another try when so many are free.
+    Pages(u64),
+    /// What describes it takes more pages than are managed. No page was asked for.
+    Never,
+}
+
+impl NoRange {
+    /// It as a return code.
+    #[must_use]
+    pub const fn code(self) -> KernReturn {
+        match self {
+            Self::Refused(code) => code,
+            Self::Pages(_) | Self::Never => KernReturn::ResourceShortage,
+        }
+    }
+}
+
 impl<M: Machine> Vm<M> {
     /// The entry that holds `va`, or the one before it (`vm_map_lookup_entry`). Changes nothing.
     #[must_use]
@@ -30,32 +52,36 @@ impl<M: Machine> Vm<M> {
     }
 
     /// The lowest address at or above `start` (page aligned) from which `length` bytes (whole pages) are free
-    /// (`vm_map_findspace`). In kernel_map
-    /// the page tables for the range exist afterwards (`pmap_growkernel`).
+    /// (`vm_map_findspace`). In kernel_map the page tables for the range exist afterwards (`pmap_growkernel`).
     ///
     /// The room is free as long as the map stays locked.
     ///
     /// # Errors
-    /// [`KernReturn::NoSpace`] when there is no such room; [`KernReturn::ResourceShortage`] when there is no page for
-    /// a page table or for an entry. The map is unchanged.
-    pub fn vm_map_findspace(&self, map: KPtr<VmMap>, start: GuestVirt, length: u64) -> Result<GuestVirt, KernReturn> {
+    /// [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables and for an entry. The map is
+    /// unchanged.
+    pub fn vm_map_findspace(&self, map: KPtr<VmMap>, start: GuestVirt, length: u64) -> Result<GuestVirt, NoRange> {
         let m = self.get(map);
         let start = start.max(m.min_offset());
         if start.checked_add(length).is_none_or(|end| end > m.max_offset()) {
-            return Err(KernReturn::NoSpace);
+            return Err(NoRange::Refused(KernReturn::NoSpace));
         }
         let addr = if length == 0 {
             self.map_findspace_nothing(map, start)
         } else {
-            self.map_nodes(m).index().find_gap(start, length).ok_or(KernReturn::NoSpace)?
+            let gap = self.map_nodes(m).index().find_gap(start, length);
+            gap.ok_or(NoRange::Refused(KernReturn::NoSpace))?
         };
-        self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
-        if map == self.named_map(MapId::KERNEL).get() {
-            // Inside the map, so that neither sum can wrap.
-            let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX)).min(m.max_offset());
-            if end > self.state().kernel_vm_end.get() {
-                self.pmap_growkernel(end).map_err(|_| KernReturn::ResourceShortage)?;
-            }
+        // Inside the map, so that neither sum can wrap.
+        let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX)).min(m.max_offset());
+        let grows = map == self.named_map(MapId::KERNEL).get() && end > self.state().kernel_vm_end.get();
+        let tables = if grows { self.pmap_growkernel_pages(end) } else { 0 };
+        let pages = self.map_reserve_pages(m, 1) + tables;
+        if pages > self.cnt().v_page_count.get() {
+            return Err(NoRange::Never);
+        }
+        self.map_reserve(m, 1).map_err(|_| NoRange::Pages(pages))?;
+        if grows {
+            self.pmap_growkernel(end).map_err(|_| NoRange::Pages(pages))?;
         }
         Ok(addr)
     }
@@ -79,15 +105,19 @@ impl<M: Machine> Vm<M> {
         start: GuestVirt,
         length: u64,
         find_space: FindSpace,
-    ) -> Result<GuestVirt, KernReturn> {
+    ) -> Result<GuestVirt, NoRange> {
         self.vm_map_lock(map);
         let result = match find_space {
             FindSpace::Any => self.vm_map_findspace(map, start, length),
             FindSpace::Exact => Ok(start),
         };
         let result = result.and_then(|addr| {
-            let end = addr.checked_add(length).ok_or(KernReturn::InvalidAddress)?;
-            self.vm_map_insert(map, spec, addr, end).map(|()| addr)
+            let end = addr.checked_add(length).ok_or(NoRange::Refused(KernReturn::InvalidAddress))?;
+            let pages = self.map_reserve_pages(self.get(map), 1);
+            match self.vm_map_insert(map, spec, addr, end) {
+                Err(KernReturn::ResourceShortage) => Err(NoRange::Pages(pages)),
+                result => result.map(|()| addr).map_err(NoRange::Refused),
+            }
         });
         self.vm_map_unlock(map);
         result

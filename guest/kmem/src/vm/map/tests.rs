@@ -19,7 +19,7 @@ use vmkern_abi::control::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::{VmMap, VmMapEntry};
 
-use super::{EntrySpec, Lookup};
+use super::{EntrySpec, Lookup, NoRange};
 use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
@@ -74,7 +74,7 @@ impl Fixture {
 
     fn findspace(&self, start: u64, pages: u64) -> Result<u64, KernReturn> {
         let found = self.locked(|| self.vm().vm_map_findspace(self.map, self.at(start), pages * PAGE_SIZE));
-        found.map(|va| self.page(va))
+        found.map(|va| self.page(va)).map_err(NoRange::code)
     }
 
     fn remove(&self, start: u64, end: u64) {

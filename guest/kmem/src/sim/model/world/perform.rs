@@ -62,7 +62,7 @@ impl World {
             Who::Interrupt => self.sim.execute_in_interrupt(&op),
         };
         self.script.borrow_mut().note(who, &op, &outcome);
-        if self.is_clean_failure(refusal, outcome) {
+        if self.is_clean_failure(&op, refusal, outcome) {
             return Some((0, outcome));
         }
         // A guest answers when nobody can run any more.

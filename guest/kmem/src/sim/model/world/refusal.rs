@@ -1,6 +1,6 @@
 //! Allocations that are refused in the middle of an operation: one that fails then must leave everything as it was.
 
-use vmkern_abi::control::{KernReturn, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
 
 use super::World;
 use crate::machine::Supply;
@@ -43,11 +43,13 @@ impl World {
     }
 
     /// Whether an operation that met a refusal has failed, and left everything as it was.
-    pub fn is_clean_failure(&mut self, refusal: Option<Counters>, outcome: Outcome) -> bool {
+    /// Who may sleep does not fail.
+    pub fn is_clean_failure(&mut self, op: &Op, refusal: Option<Counters>, outcome: Outcome) -> bool {
         let Some(before) = refusal else { return false };
         self.refused = self.sim.has_refused();
         let failed = matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
         if self.refused && failed {
+            assert!(!may_sleep(op), "{op:?} gave {outcome:?}, and did not wait");
             assert_eq!(self.counters(), before, "a failure left something");
         }
         self.refused && failed
@@ -67,5 +69,14 @@ impl World {
             free_and_tables: self.sim.free_pages() + state.kernel_pmap.table_count.get(),
             wired: vm.cnt().v_wire_count.get() - state.kernel_pmap.table_count.get(),
         }
+    }
+}
+
+/// Whether an operation waits for pages.
+fn may_sleep(op: &Op) -> bool {
+    match *op {
+        Op::KmemMalloc { flags, .. } => !flags.contains(MallocFlags::NOWAIT),
+        Op::KmemAlloc { .. } | Op::KmemSuballoc { .. } | Op::KmemAllocWait { .. } | Op::Touch { .. } => true,
+        _ => false,
     }
 }

@@ -3,7 +3,7 @@
 use vmkern_abi::addr::{GuestVirt, NBPDR, PAGE_SIZE};
 use vmkern_abi::control::KernReturn;
 
-use super::super::{EntrySpec, FindSpace, Lookup, header};
+use super::super::{EntrySpec, FindSpace, Lookup, NoRange, header};
 use super::{Fixture, PAGES};
 
 /// Entries at pages 4 to 8 and 12 to 20.
@@ -57,7 +57,7 @@ fn lengths_that_wrap_find_no_room() {
     let f = Fixture::new();
     for length in [u64::MAX - 4095, 1 << 63, GuestVirt::new(0).get().wrapping_sub(f.min.get())] {
         let found = f.locked(|| f.vm().vm_map_findspace(f.map, f.min, length));
-        assert_eq!(found, Err(KernReturn::NoSpace), "{length:#x}");
+        assert_eq!(found, Err(NoRange::Refused(KernReturn::NoSpace)), "{length:#x}");
     }
 }
 
@@ -100,9 +100,14 @@ fn a_shortage_of_page_tables_leaves_kernel_map_as_it_was() {
     let map = vm.kernel_map();
     let (entries, free) = (vm.get(map).nentries.get(), vm.cnt().v_free_count.get());
     let end = vm.state().kernel_vm_end.get();
-    // 64 GiB need 32768 page-table pages; the machine has 16384 pages.
-    let found = vm.vm_map_find(map, &EntrySpec::NOFAULT, vm.get(map).min_offset(), 64 << 30, FindSpace::Any);
-    assert_eq!(found, Err(KernReturn::ResourceShortage));
+    let find = |length| vm.vm_map_find(map, &EntrySpec::NOFAULT, vm.get(map).min_offset(), length, FindSpace::Any);
+    // 64 GiB need 32768 page-table pages; the machine has 16384 pages, and is not asked for one.
+    assert_eq!(find(64 << 30), Err(NoRange::Never));
+    assert_eq!(vm.state().vm_pageout_deficit.get(), 0);
+    // 2 MiB for each free page need a few more than there are, for the tables above and for the entry.
+    let found = find(free * NBPDR);
+    assert!(matches!(found, Err(NoRange::Pages(pages)) if pages > free && pages < free + 100), "{found:?}");
+    assert_eq!(vm.state().vm_pageout_deficit.get(), 1);
     assert_eq!((vm.get(map).nentries.get(), vm.cnt().v_free_count.get()), (entries, free));
     assert_eq!(vm.state().kernel_vm_end.get(), end);
     vm.vm_map_check(map).expect("the map is sound");
@@ -113,9 +118,9 @@ fn find_takes_the_address_given_or_nothing_when_it_may_not_choose() {
     let f = two_entries();
     let find = |page, find_space| f.vm().vm_map_find(f.map, &EntrySpec::EMPTY, f.at(page), PAGE_SIZE, find_space);
     assert_eq!(find(30, FindSpace::Exact), Ok(f.at(30)));
-    assert_eq!(find(30, FindSpace::Exact), Err(KernReturn::NoSpace));
+    assert_eq!(find(30, FindSpace::Exact), Err(NoRange::Refused(KernReturn::NoSpace)));
     assert_eq!(find(30, FindSpace::Any), Ok(f.at(31)));
-    assert_eq!(find(PAGES, FindSpace::Exact), Err(KernReturn::InvalidAddress));
+    assert_eq!(find(PAGES, FindSpace::Exact), Err(NoRange::Refused(KernReturn::InvalidAddress)));
 }
 
 #[test]
