@@ -125,6 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn nbuf_never_takes_more_than_half_of_kernel_map() {
+        let kernel = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS);
+        for nbuf in [1 << 24, 1 << 30, (1 << 31) - 1] {
+            let tunables = Tunables { kern_nbuf: Some(nbuf), ..Tunables::default() };
+            assert_eq!(of(64, &tunables).buffer_map, kernel / 2 / BKVASIZE * BKVASIZE, "kern.nbuf {nbuf}");
+        }
+        let most = Tunables { kern_nbuf: Some(kernel / 2 / BKVASIZE), ..Tunables::default() };
+        assert_eq!(of(64, &most).buffer_map, kernel / 2 / BKVASIZE * BKVASIZE);
+    }
+
+    #[test]
     fn every_tunable_of_the_sizes_is_obeyed() {
         let with = |name: &str, value| {
             let mut tunables = Tunables::default();

@@ -142,6 +142,16 @@ fn what_the_kernel_does_not_offer_is_refused_before_anything_boots() {
 }
 
 #[test]
+fn the_verbs_of_malloc_uma_and_contigmalloc_are_refused_by_name() {
+    let verbs = "malloc realloc free contigmalloc contigfree zone_create zone_destroy zalloc zfree zone_drain";
+    for verb in verbs.split(' ') {
+        let (line, column, message) = error(&format!("{verb} 4K"));
+        assert_eq!((line, column), (1, 1));
+        assert_eq!(message, format!("`{verb}` is part of the language, but this kernel does not offer it"));
+    }
+}
+
+#[test]
 fn one_mistake_is_reported_once() {
     assert_eq!(errors("a = kmem_maloc kmem_map 1\nexpect ok\nread $a\nb[1] = nope\nread $b[1]").len(), 2);
     assert_eq!(errors("repeat nope\nread $i\nend\nread 1").len(), 1);
