@@ -210,6 +210,7 @@ pub const CHECKED: &[(&str, &[&str])] = &[
             "page_cache_floor",
             "vm_pages_needed",
             "vm_pageout_pages_needed",
+            "vm_pages_wanted",
             "eventhandler_lists",
             "pageproc",
             "boot_held_locks",

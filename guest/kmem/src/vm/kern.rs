@@ -393,7 +393,7 @@ impl<M: Machine> Vm<M> {
         let addr = self.vm_map_findspace(map, self.get(map).min_offset(), size)?;
         let range = indices(addr, size);
         let nodes = index_pages(range.end - range.start);
-        if nodes > self.cnt().v_page_count.get() {
+        if entries + nodes > self.cnt().v_page_count.get() {
             return Err(NoRange::Never);
         }
         self.vm_object_lock(object);

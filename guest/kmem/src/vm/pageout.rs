@@ -172,10 +172,12 @@ impl<M: Machine> Vm<M> {
         }
         self.free_queue_lock();
         let wanted = &self.state().vm_pages_wanted;
-        wanted.update(|fewest| if fewest == 0 { pages } else { fewest.min(pages) });
+        let others = wanted.get();
+        wanted.set(if others == 0 { pages } else { others.min(pages) });
         // Who has freed a page to a cache sees that it is wanted, or is seen here to have freed it.
         fence(Ordering::SeqCst);
         if self.vm_page_available() >= pages {
+            wanted.set(others);
             return self.free_queue_unlock();
         }
         self.pagedaemon_wakeup();

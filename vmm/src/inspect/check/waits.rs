@@ -66,9 +66,14 @@ fn check_page_shortage(ctx: &Context<'_>) {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed));
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
     }
-    if roots.vm_pages_wanted.get() == 0 {
-        let channel = ctx.root_of(&roots.vm_pages_wanted);
+    let (wanted, channel) = (roots.vm_pages_wanted.get(), ctx.root_of(&roots.vm_pages_wanted));
+    let waits = ctx.sched.sleepers(channel).next().is_some();
+    if wanted == 0 {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pages_wanted"));
+    } else if !waits || wanted > roots.meter.v_page_count.get() {
+        ctx.finding("pages-wanted", "kernel roots", channel, || {
+            format!("vm_pages_wanted is {wanted}, but nobody waits for so many")
+        });
     }
     // The pagedaemon sleeps without a time-out only while nobody needs pages.
     if roots.vm_pages_needed.get() != 0 {

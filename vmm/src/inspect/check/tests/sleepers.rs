@@ -92,13 +92,16 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     expect_finding(&report, "flag-word", "vm_map", waiting.map.addr());
     lab.root_word("flag-word", "kernel roots", |r| &r.vm_pages_needed, |_| 2);
     lab.root_word("flag-word", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| 2);
+    lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pages_wanted, |_| 5000);
     let (roots_at, roots) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.set(1));
     expect_finding(&report, "sleeper-flag", "thread", roots.pageproc.get().addr());
-    // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the pagedaemon's, for a busy page.
+    // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the pagedaemon's, for many
+    // pages, for a busy page.
     let channels = [
         lab.root_field(|roots| &roots.meter.v_free_count),
         lab.root_field(|roots| &roots.vm_pageout_pages_needed),
+        lab.root_field(|roots| &roots.vm_pages_wanted),
         lab.vm_page(lab.pfn_at(lab.get(waiting.thread(1)).kstack.get())).addr(),
     ];
     for channel in channels {
