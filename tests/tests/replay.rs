@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kmem::sim::model::{Replay, replay};
-use vmkern::script::{Setup, Source, Status, Stop, explain, explain_errors, parse, run_script_then};
+use vmkern::script::{Setup, Source, Status, Step, Stop, explain, explain_errors, parse, run_script_then};
 use vmkern::{Guest, TimeMode};
 
 /// Histories.
@@ -33,7 +33,7 @@ fn run(number: u64, history: &Replay) {
     let setup = Setup { builder: builder.time(TimeMode::Virtual), seed: 0, console: None };
     let check = |guest: &Guest, _: &_| guest.death().is_none().then(|| guest.check().expect("it can be checked"));
     let (session, found) =
-        run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_| (), check).expect("a guest can be had");
+        run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_: &Step| (), check).expect("a guest can be had");
     let told = || format!("{}\n{}", explain(&session.ending, &source, &session.log), history.script);
     assert_eq!(session.ending.status(), Status::Ok, "{}", told());
     if let Some(report) = found {

@@ -8,7 +8,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::{BenchError, Progress, Summary, Watch};
 use crate::control::{DEFAULT_TIMEOUT, Guest};
-use crate::script::{Setup, Source, Status, Stop, parse, run_script};
+use crate::script::{Setup, Source, Status, Step, Stop, parse, run_script};
 
 /// Requests in flight while the guest is kept busy.
 const WINDOW: usize = 128;
@@ -125,7 +125,7 @@ fn script() -> Result<ScriptBench, BenchError> {
     let source = Source::from_bytes("bench", text.as_bytes()).map_err(|_| BenchError::Script("not UTF-8".into()))?;
     let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
     let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
-    let session = run_script(&script, setup, &Stop::after(DEFAULT_TIMEOUT), &mut |_| {})?;
+    let session = run_script(&script, setup, &Stop::after(DEFAULT_TIMEOUT), &mut |_: &Step| {})?;
     let seconds = start.elapsed().as_secs_f64();
     match session.ending.status() {
         Status::Ok => Ok(ScriptBench { operations: OPERATIONS, seconds }),

@@ -7,11 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use vmkern::script::{
     BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Status, Step, explain, explain_errors, launch_status,
-    parse, run_script_then,
+    parse_with, run_script_then,
 };
 use vmkern::{Guest, Image, InspectError, Report};
 
-use super::guest::GuestArgs;
+use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -92,19 +92,20 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
             return refuse(args, &name, &error);
         }
     };
-    let script = match parse(&source) {
+    let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {
             super::eprint(&explain_errors(&errors, &source));
             return object(args, &name, "the script is wrong");
         }
     };
-    let builder = match args.guest.builder() {
+    let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
+    let builder = match guest.builder() {
         Ok(builder) => builder,
         Err(error) => return refuse(args, &name, &error.into()),
     };
-    let stop = signals.stop(args.guest.timeout());
-    let setup = Setup { builder, seed: args.guest.seed(), console: None };
+    let stop = signals.stop(guest.timeout());
+    let setup = Setup { builder, seed: guest.seed(), console: None };
     // What the script prints would stand in the middle of the report.
     let mut observe = |step: &Step| {
         if let Some(output) = &step.output {

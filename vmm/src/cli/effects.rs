@@ -16,7 +16,7 @@ struct Rule {
 }
 
 /// What describes a guest, except for `--kernel`, whose symbols can be those of an image.
-const GUEST: &[&str] = &["memory", "vcpus", "privilege", "time", "timeout", "seed", "settings"];
+const GUEST: &[&str] = &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
 
 const OF_AN_IMAGE: &str = "has no effect on a memory image, which says itself what its guest was; \
                            give --script FILE to boot a guest";
@@ -27,7 +27,7 @@ const RULES: &[Rule] = &[
     Rule { subcommand: "check", options: &["kernel"], without: "script", advice: OF_AN_IMAGE },
     Rule {
         subcommand: "run",
-        options: &["verbose", "seed"],
+        options: &["verbose", "seed", "lets"],
         without: "file",
         advice: "has no effect on the tour; name a script",
     },

@@ -4,32 +4,37 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use vmkern::script::GuestOptions;
 use vmkern::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode};
 
 use super::values;
 
 /// The guest to boot.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Guest")]
 pub struct GuestArgs {
-    /// Memory of the guest: 8M to 64G, with a suffix of K M G.
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::size)]
-    memory: u64,
-    /// CPUs of the guest: 1 to 64. More than this machine has cores are slow.
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    vcpus: u32,
-    /// Privilege of the kernel's body: `auto` takes what is faster here.
-    #[arg(long, value_name = "auto|supervisor|user", default_value = "auto", value_parser = privilege)]
-    privilege: Privilege,
-    /// How the kernel's clock moves: `virtual` jumps over sleeps, `real` takes their time.
-    #[arg(long, value_name = "virtual|real", default_value = "virtual", value_parser = time_mode)]
-    time: TimeMode,
-    /// Time limit of a run, with a suffix of us ms s.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time)]
-    timeout: Duration,
-    /// Seed of rand() in scripts.
-    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = values::number)]
-    seed: u64,
+    /// Memory of the guest: 8M to 64G, with a suffix of K M G. 64M by default.
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    memory: Option<u64>,
+    /// CPUs of the guest: 1 to 64; 1 by default. More than this machine has cores are slow.
+    #[arg(long, value_name = "COUNT")]
+    vcpus: Option<u32>,
+    /// Privilege of the kernel's body: `auto`, the default, takes what is faster here.
+    #[arg(long, value_name = "auto|supervisor|user", value_parser = privilege)]
+    privilege: Option<Privilege>,
+    /// How the kernel's clock moves: `virtual`, the default, jumps over sleeps, `real` takes their time.
+    #[arg(long, value_name = "virtual|real", value_parser = time_mode)]
+    time: Option<TimeMode>,
+    /// Time limit of a run, with a suffix of us ms s. 60s by default.
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
+    timeout: Option<Duration>,
+    /// Seed of rand() in scripts. 0 by default.
+    #[arg(long, value_name = "NUMBER", value_parser = values::number)]
+    seed: Option<u64>,
+    /// Binds a name before the first line of a script, as `let` does, whose own `let` of that name then does nothing; may
+    /// be given several times.
+    #[arg(long = "let", value_name = "NAME=VALUE", value_parser = binding)]
+    lets: Vec<(String, u64)>,
     /// Sets a kernel tunable, by the names that --help lists; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
@@ -38,19 +43,32 @@ pub struct GuestArgs {
     kernel: Option<PathBuf>,
 }
 
-impl Default for GuestArgs {
-    fn default() -> Self {
-        Self {
-            memory: DEFAULT_MEMORY,
-            vcpus: 1,
-            privilege: Privilege::Auto,
-            time: TimeMode::Virtual,
-            timeout: DEFAULT_TIMEOUT,
-            seed: 0,
-            settings: Vec::new(),
-            kernel: None,
-        }
-    }
+/// Whose word counts where the command line and the `guest` line of a script say different things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precedence {
+    /// The command line's: `vmkern run`.
+    CommandLine,
+    /// The script's: `vmkern test`.
+    Script,
+}
+
+/// What a script's `guest` line says, against the command line.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// The options to go by.
+    pub guest: GuestArgs,
+    /// What the side that does not count says otherwise: `memory 64M`.
+    pub overruled: Vec<String>,
+}
+
+/// The value of two that counts, and whether the other is different.
+fn pick<T: Clone + PartialEq>(ours: &Option<T>, theirs: &Option<T>, precedence: Precedence) -> (Option<T>, bool) {
+    let (first, second) = match precedence {
+        Precedence::CommandLine => (ours, theirs),
+        Precedence::Script => (theirs, ours),
+    };
+    let differ = matches!((first, second), (Some(first), Some(second)) if first != second);
+    (first.clone().or_else(|| second.clone()), differ)
 }
 
 impl GuestArgs {
@@ -60,22 +78,56 @@ impl GuestArgs {
     /// The first rule that is broken.
     pub fn builder(&self) -> Result<Builder, LaunchError> {
         let mut builder = Guest::builder()
-            .memory(self.memory)
-            .vcpus(self.vcpus)
-            .privilege(self.privilege)
-            .time(self.time)
-            .timeout(self.timeout)
-            .seed(self.seed);
+            .memory(self.memory())
+            .vcpus(self.vcpus())
+            .privilege(self.privilege.unwrap_or(Privilege::Auto))
+            .time(self.time.unwrap_or(TimeMode::Virtual))
+            .timeout(self.timeout())
+            .seed(self.seed());
         for (name, value) in &self.settings {
             builder = builder.tunable(name, *value)?;
         }
         builder.validate()?;
         if let Some(path) = &self.kernel {
             let image = KernelImage::from_file(path)?;
-            image.check(self.memory)?;
+            image.check(self.memory())?;
             builder = builder.kernel(image);
         }
         Ok(builder)
+    }
+
+    /// Names that are bound before the first line of a script.
+    pub fn lets(&self) -> &[(String, u64)] {
+        &self.lets
+    }
+
+    /// These options together with a script's own.
+    pub fn with(&self, script: &GuestOptions, precedence: Precedence) -> Merged {
+        let mut guest = self.clone();
+        let mut overruled = Vec::new();
+        macro_rules! merge {
+            ($($key:ident),*) => {$(
+                let differ;
+                (guest.$key, differ) = pick(&self.$key, &script.$key, precedence);
+                if differ {
+                    overruled.push(stringify!($key).to_owned());
+                }
+            )*};
+        }
+        merge!(memory, vcpus, privilege, time, timeout, seed);
+        for (name, value) in &script.tunables {
+            match guest.settings.iter_mut().find(|(known, _)| known == name) {
+                None => guest.settings.push((name.clone(), *value)),
+                Some((_, ours)) if ours == value => {}
+                Some((_, ours)) => {
+                    overruled.push(name.clone());
+                    if precedence == Precedence::Script {
+                        *ours = *value;
+                    }
+                }
+            }
+        }
+        Merged { guest, overruled }
     }
 
     /// The kernel image in place of the built-in one.
@@ -85,23 +137,28 @@ impl GuestArgs {
 
     /// CPUs.
     pub fn vcpus(&self) -> u32 {
-        self.vcpus
+        self.vcpus.unwrap_or(1)
     }
 
     /// Bytes of memory.
     pub fn memory(&self) -> u64 {
-        self.memory
+        self.memory.unwrap_or(DEFAULT_MEMORY)
     }
 
     /// Seed of `rand`.
     pub fn seed(&self) -> u64 {
-        self.seed
+        self.seed.unwrap_or(0)
     }
 
     /// Time limit of a run.
     pub fn timeout(&self) -> Duration {
-        self.timeout
+        self.timeout.unwrap_or(DEFAULT_TIMEOUT)
     }
+}
+
+/// `NAME=VALUE` of `--let`.
+fn binding(text: &str) -> Result<(String, u64), String> {
+    vmkern::script::values::binding(text)
 }
 
 fn privilege(text: &str) -> Result<Privilege, String> {
@@ -110,4 +167,33 @@ fn privilege(text: &str) -> Result<Privilege, String> {
 
 fn time_mode(text: &str) -> Result<TimeMode, String> {
     TimeMode::from_name(text).ok_or_else(|| "expected virtual or real".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_both_speak_the_one_counts_that_has_precedence_and_the_difference_is_told() {
+        let args = GuestArgs {
+            memory: Some(1 << 30),
+            vcpus: Some(2),
+            settings: vec![("kern.hz".to_owned(), 100), ("vm.kmem_size".to_owned(), 1)],
+            ..GuestArgs::default()
+        };
+        let script = GuestOptions {
+            memory: Some(8 << 20),
+            vcpus: Some(2),
+            seed: Some(7),
+            tunables: vec![("kern.hz".to_owned(), 1000), ("kern.nbuf".to_owned(), 4)],
+            ..GuestOptions::default()
+        };
+        for (precedence, memory, hz) in [(Precedence::CommandLine, 1 << 30, 100), (Precedence::Script, 8 << 20, 1000)] {
+            let Merged { guest, overruled } = args.with(&script, precedence);
+            assert_eq!((guest.memory(), guest.vcpus(), guest.seed()), (memory, 2, 7), "{precedence:?}");
+            let settings: Vec<_> = guest.settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            assert_eq!(settings, [("kern.hz", hz), ("vm.kmem_size", 1), ("kern.nbuf", 4)], "{precedence:?}");
+            assert_eq!(overruled, ["memory", "kern.hz"], "{precedence:?}");
+        }
+    }
 }

@@ -8,11 +8,11 @@ use serde::Serialize;
 use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
 use vmkern::script::{
-    BAD, Ending, Setup, Source, Status, explain, explain_errors, launch_status, parse, run_script_then,
+    BAD, Ending, Setup, Source, Status, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
 
-use super::guest::GuestArgs;
+use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -163,19 +163,20 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
             return refuse(args, Some(path), &error);
         }
     };
-    let script = match parse(&source) {
+    let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {
             super::eprint(&explain_errors(&errors, &source));
             return object(args, Some(path), "the script is wrong");
         }
     };
-    let builder = match args.guest.builder() {
+    let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
+    let builder = match guest.builder() {
         Ok(builder) => builder,
         Err(error) => return refuse(args, Some(path), &error.into()),
     };
-    let stop = signals.stop(args.guest.timeout());
-    let setup = Setup { builder, seed: args.guest.seed(), console: None };
+    let stop = signals.stop(guest.timeout());
+    let setup = Setup { builder, seed: guest.seed(), console: None };
     let look = |guest: &Guest, ending: &Ending| {
         (*ending != Ending::Interrupted).then(|| match (request, &other) {
             (Request::Look(what), _) => guest.inspect(&name, what),

@@ -11,10 +11,10 @@ use vmkern::Guest;
 use vmkern::input::{InputError, read_script};
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
-    launch_report, launch_status, parse, run_script_then,
+    launch_report, launch_status, parse_with, run_script_then,
 };
 
-use super::guest::GuestArgs;
+use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
 use super::steps::{Collector, Output, Trace};
 
@@ -60,7 +60,7 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
     match &args.file {
         Some(file) => script(args, file, signals),
         None => {
-            let output = if args.json { Output::Kept } else { Output::Shown };
+            let output = if args.json { Output::Written } else { Output::Shown };
             super::tour::run(&args.guest, args.console.as_deref(), output, signals)
         }
     }
@@ -99,13 +99,14 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
             return refuse(&text, vec![error.into()]);
         }
     };
-    let script = match parse(&source) {
+    let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {
             return refuse(&explain_errors(&errors, &source), errors.iter().map(FailureReport::from).collect());
         }
     };
-    let builder = match args.guest.builder() {
+    let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
+    let builder = match guest.builder() {
         Ok(builder) => builder,
         Err(error) => return refuse_error("a guest that can be", &error.into()),
     };
@@ -114,11 +115,11 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Err(error) => return refuse_error("a file for the kernel's log", &error),
     };
     let start = Instant::now();
-    let stop = signals.stop(args.guest.timeout());
-    let output = if args.json { Output::Kept } else { Output::Shown };
+    let stop = signals.stop(guest.timeout());
+    let output = if args.json { Output::Written } else { Output::Shown };
     let trace = if args.verbose { Trace::Shown } else { Trace::Off };
     let mut collector = Collector::new(output, trace);
-    let setup = Setup { builder, seed: args.guest.seed(), console };
+    let setup = Setup { builder, seed: guest.seed(), console };
     let look = |guest: &Guest, ending: &Ending| {
         let checked = if args.check { super::check::at_end(guest, ending) } else { None };
         let saved = match &args.save_image {
@@ -127,25 +128,25 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         };
         (saved, checked.as_ref().and_then(super::check::failure))
     };
-    let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut |step| collector.take(step), look)
-    {
+    let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut collector, look) {
         Ok(ended) => ended,
         Err(error) => {
             let status = launch_status(&error);
             if args.json {
+                let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
                 super::print_json(&launch_report(&error, asked));
             }
             super::complain(&error.into());
             return status;
         }
     };
-    let status = session.ending.status();
+    let (status, count) = (session.ending.status(), collector.count);
     if args.json {
-        let mut report = session.report(collector.steps);
+        let mut report = session.report(Vec::new());
         if let Some((_, failure)) = &found {
             report.add_failure(failure.clone());
         }
-        super::print_json(&report);
+        collector.end(&report);
     }
     if let Some(error) = &session.console_error {
         super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
@@ -165,7 +166,7 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     }
     if status == Status::Ok && !args.json {
         let took = start.elapsed().as_secs_f64() * 1e3;
-        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} steps in {took:.1} ms\n", collector.count));
+        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} steps in {took:.1} ms\n", count));
     } else if status != Status::Interrupted {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }

@@ -1,14 +1,14 @@
-//! What is shown, or kept, of each step of a run.
+//! What is shown, kept or written of each step of a run.
 
-use vmkern::script::{FAINT, Step, StepReport};
+use vmkern::script::{Detail, FAINT, Observer, RunReport, RunStream, Step, StepReport, TooMuch};
 
-/// Where the output of `print` goes.
+/// What becomes of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// To standard output, at once.
+    /// What is printed goes to standard output, at once.
     Shown,
-    /// Into the report.
-    Kept,
+    /// Steps go into the object of JSON: none of them is in memory for long.
+    Written,
 }
 
 /// Whether each step is shown on standard error.
@@ -20,31 +20,52 @@ pub enum Trace {
     Off,
 }
 
+/// Bytes of JSON that wait to be written together.
+const BUFFER: usize = 64 << 10;
+
 /// One line for a step.
 pub fn trace(step: &Step) -> String {
-    let Step { line, runner, verb, result, cycles, output: _ } = step;
+    let Step { line, runner, verb, result, cycles, .. } = step;
     format!("{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n")
 }
 
-/// Collects the steps of one run.
+/// Takes the steps of one run as they come.
 #[derive(Debug)]
 pub struct Collector {
     output: Output,
     trace: Trace,
-    /// The steps, when the output is kept.
-    pub steps: Vec<StepReport>,
+    stream: RunStream,
+    waiting: String,
     /// How many there were.
     pub count: usize,
 }
 
 impl Collector {
-    /// Nothing collected yet.
+    /// Nothing taken yet.
     pub fn new(output: Output, trace: Trace) -> Self {
-        Self { output, trace, steps: Vec::new(), count: 0 }
+        Self { output, trace, stream: RunStream::default(), waiting: String::new(), count: 0 }
     }
 
-    /// Takes a step.
-    pub fn take(&mut self, step: &Step) {
+    /// Writes what is left of the object.
+    pub fn end(mut self, report: &RunReport) {
+        match self.stream.end(report) {
+            Ok(text) => self.waiting.push_str(&text),
+            Err(error) => super::complain(&anyhow::Error::new(error).context("cannot write the report as JSON")),
+        }
+        self.waiting.push('\n');
+        super::print(&self.waiting);
+    }
+}
+
+impl Observer for Collector {
+    fn detail(&self) -> Detail {
+        match self.output {
+            Output::Shown => Detail::Brief,
+            Output::Written => Detail::Full,
+        }
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TooMuch> {
         self.count += 1;
         if self.trace == Trace::Shown && step.output.is_none() {
             super::eprint(&trace(step));
@@ -55,7 +76,93 @@ impl Collector {
                     super::print(&format!("{output}\n"));
                 }
             }
-            Output::Kept => self.steps.push(step.clone().into()),
+            Output::Written => {
+                if let Ok(text) = self.stream.step(&StepReport::from(step.clone())) {
+                    self.waiting.push_str(&text);
+                }
+                if self.waiting.len() >= BUFFER {
+                    super::print(&self.waiting);
+                    self.waiting.clear();
+                }
+            }
         }
+        Ok(())
+    }
+}
+
+/// What a script of a suite printed, as far as it is kept: one that prints for ever must not take the memory of the others.
+#[derive(Debug, Default)]
+pub struct Kept {
+    text: String,
+    /// Lines that were left out.
+    surplus: u64,
+}
+
+impl Kept {
+    /// Bytes that are kept, but for the line that reaches them.
+    const MOST: usize = 1 << 20;
+
+    fn add(&mut self, line: &str) {
+        if self.text.len() < Self::MOST {
+            self.text.push_str(line);
+            self.text.push('\n');
+        } else {
+            self.surplus += 1;
+        }
+    }
+
+    /// What is kept, with a line on what is not.
+    pub fn text(mut self) -> String {
+        if self.surplus > 0 {
+            self.text.push_str(&format!("[{} more lines were printed]\n", self.surplus));
+        }
+        self.text
+    }
+}
+
+/// Bytes that `vmkern test --json` keeps of a script's steps.
+const KEPT_STEPS: usize = 16 << 20;
+
+/// Keeps what one script of a suite prints, and its steps, up to a bound.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    /// Whether steps are kept.
+    detail: Detail,
+    /// What was printed, a line for each step that printed anything.
+    pub text: Kept,
+    /// The steps.
+    pub steps: Vec<StepReport>,
+    bytes: usize,
+}
+
+impl Keeper {
+    /// Nothing kept yet.
+    pub fn new(detail: Detail) -> Self {
+        Self { detail, ..Self::default() }
+    }
+}
+
+impl Observer for Keeper {
+    fn detail(&self) -> Detail {
+        self.detail
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TooMuch> {
+        if let Some(output) = &step.output {
+            self.text.add(output);
+        }
+        if self.detail == Detail::Full {
+            let report = StepReport::from(step.clone());
+            self.bytes += report.weight();
+            if self.bytes > KEPT_STEPS {
+                let message = format!("more steps than the {} MiB that `vmkern test --json` keeps", KEPT_STEPS >> 20);
+                return Err(TooMuch {
+                    message,
+                    expected: "fewer, or `vmkern run --json`, which keeps none".to_owned(),
+                });
+            }
+            self.steps.push(report);
+        }
+        Ok(())
     }
 }

@@ -14,14 +14,14 @@ use vmkern::Guest;
 use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, Step, explain,
-    explain_errors, launch_report, launch_status, parse, run_script_then, suite,
+    BAD, Detail, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, explain,
+    explain_errors, launch_report, launch_status, parse_with, run_script_then, suite,
 };
 
-use super::guest::GuestArgs;
+use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};
 use super::signals::Signals;
-use super::steps::{Collector, Output, Trace};
+use super::steps::Keeper;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,6 +81,8 @@ struct Verdict {
     message: String,
     output: String,
     report: RunReport,
+    /// What the script's `guest` line says otherwise than the command line.
+    overruled: Vec<String>,
 }
 
 /// Runs the subcommand.
@@ -131,6 +133,8 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
         })
         .collect();
     let mut reports: Vec<Option<RunReport>> = scripts.iter().map(|_| None).collect();
+    // Scripts whose `guest` lines count, and not the command line.
+    let mut overruled: Vec<(String, String)> = Vec::new();
     let work = |index: usize| attempt(args, &scripts[index], signals);
     suite::run_all(
         scripts.len(),
@@ -141,6 +145,9 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
             let suite::Finished { index, took, result } = finished;
             bar.suspend(|| super::eprint(&line(&cases[index].name, &result, took, args.verbose)));
             bar.inc(1);
+            if !result.overruled.is_empty() {
+                overruled.push((cases[index].name.clone(), result.overruled.join(", ")));
+            }
             let case = &mut cases[index];
             case.status = Some(result.status);
             case.message = anstream::adapter::strip_str(&result.message).to_string();
@@ -152,6 +159,10 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
     bar.finish_and_clear();
     let status = verdict(&cases, signals);
     super::eprint(&summary(&cases, start.elapsed()));
+    overruled.sort();
+    for (name, keys) in &overruled {
+        super::eprint(&format!("{name}: its `guest` line counts, not the command line: {keys}\n"));
+    }
     if args.json {
         let tests = reports
             .into_iter()
@@ -197,7 +208,7 @@ fn refused(args: &TestArgs, status: Status, expected: &str, got: String) -> Verd
 fn refused_for(args: &TestArgs, status: Status, message: String, failures: Vec<FailureReport>) -> Verdict {
     let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
     let report = RunReport::refused(status, failures, asked);
-    Verdict { status, message, output: String::new(), report }
+    Verdict { status, message, output: String::new(), report, overruled: Vec::new() }
 }
 
 /// Runs one script.
@@ -217,7 +228,7 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
             );
         }
     };
-    let script = match parse(&source) {
+    let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {
             let failures = errors.iter().map(FailureReport::from).collect();
@@ -228,73 +239,36 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
         let name = path.strip_prefix(&args.dir).unwrap_or(path).display().to_string().replace('/', "-");
         dir.join(name).with_extension("log")
     });
-    let (builder, console) = match (args.guest.builder(), super::run::console(console.as_deref())) {
+    let Merged { guest, overruled } = args.guest.with(script.guest(), Precedence::Script);
+    let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+    let (builder, console) = match (guest.builder(), super::run::console(console.as_deref())) {
         (Ok(builder), Ok(console)) => (builder, console),
         (Err(error), _) => return wrong("a guest that can be", error.to_string()),
         (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
     };
-    let stop = signals.stop(args.guest.timeout());
-    let mut output = Kept::default();
-    let mut collector = Collector::new(Output::Kept, Trace::Off);
-    let setup = Setup { builder, seed: args.guest.seed(), console };
-    let keep_steps = args.json;
-    let mut observe = |step: &Step| {
-        if let Some(text) = &step.output {
-            output.add(text);
-        }
-        if keep_steps {
-            collector.take(step);
-        }
-    };
+    let stop = signals.stop(guest.timeout());
+    let mut keeper = Keeper::new(if args.json { Detail::Full } else { Detail::Brief });
+    let setup = Setup { builder, seed: guest.seed(), console };
     let look = |guest: &Guest, ending: &Ending| if args.check { super::check::at_end(guest, ending) } else { None };
-    let session = run_script_then(&script, setup, &stop, &mut observe, look);
+    let session = run_script_then(&script, setup, &stop, &mut keeper, look);
+    let Keeper { text: output, steps, .. } = keeper;
     match session {
         Ok((session, checked)) => {
             let mut message = explain(&session.ending, &source, &session.log);
-            let mut report = session.report(collector.steps);
+            let mut report = session.report(steps);
             let mut status = session.ending.status();
             if let Some((text, failure)) = checked.as_ref().and_then(super::check::failure) {
                 message.push_str(&text);
                 report.add_failure(failure);
                 status = if status == Status::Ok { Status::Failed } else { status };
             }
-            Verdict { status, message, output: output.text(), report }
+            Verdict { status, message, output: output.text(), report, overruled }
         }
         Err(error) => {
             let status = launch_status(&error);
             let message = format!("{BAD}error:{BAD:#} {error}\n");
-            let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-            Verdict { status, message, output: String::new(), report: launch_report(&error, asked) }
+            Verdict { status, message, output: output.text(), report: launch_report(&error, asked), overruled }
         }
-    }
-}
-
-/// What a script printed, as far as it is kept: a script that prints for ever must not take the memory of the others.
-#[derive(Debug, Default)]
-struct Kept {
-    text: String,
-    /// Lines that were left out.
-    surplus: u64,
-}
-
-impl Kept {
-    /// Bytes that are kept, but for the line that reaches them.
-    const MOST: usize = 1 << 20;
-
-    fn add(&mut self, line: &str) {
-        if self.text.len() < Self::MOST {
-            self.text.push_str(line);
-            self.text.push('\n');
-        } else {
-            self.surplus += 1;
-        }
-    }
-
-    fn text(mut self) -> String {
-        if self.surplus > 0 {
-            self.text.push_str(&format!("[{} more lines were printed]\n", self.surplus));
-        }
-        self.text
     }
 }
 

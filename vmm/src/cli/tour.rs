@@ -13,7 +13,7 @@ use super::guest::GuestArgs;
 use super::signals::Signals;
 use super::steps::Output;
 
-/// Shows around; with [`Output::Kept`] only as JSON.
+/// Shows around; with [`Output::Written`] only as JSON.
 pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     let prepared =
@@ -21,7 +21,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
     let (builder, console) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            if output == Output::Kept {
+            if output == Output::Written {
                 let failure = FailureReport {
                     line: 0,
                     expected: "a valid guest configuration".to_owned(),
@@ -38,7 +38,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         Ok(guest) => guest,
         Err(error) => {
             let status = launch_status(&error);
-            if output == Output::Kept {
+            if output == Output::Written {
                 super::print_json(&launch_report(&error, asked));
             }
             super::complain(&error.into());
@@ -61,7 +61,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
     }
     match result {
         Ok((steps, crash)) => {
-            if output == Output::Kept {
+            if output == Output::Written {
                 let ending = Ending::ExpectedPanic(Box::new(Panic::from(&*crash)));
                 let stats = stats(&mut GuestTarget::new(guest, None));
                 let steps = steps.into_iter().map(StepReport::from).collect();
@@ -80,7 +80,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
                 TourError::Stopped(TargetError::Host(_)) => Status::NoKvm,
                 TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
             };
-            if output == Output::Kept {
+            if output == Output::Written {
                 let expected = "the tour's usual results".to_owned();
                 let failure = FailureReport { line: 0, expected, got: error.to_string() };
                 super::print_json(&RunReport::refused(status, vec![failure], environment));

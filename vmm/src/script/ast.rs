@@ -4,6 +4,8 @@ use std::fmt;
 
 use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
 
+use super::guest_line::GuestOptions;
+use super::lexer::Radix;
 use super::names::MapField;
 use super::source::{Source, Span};
 use super::verbs::Verb;
@@ -15,9 +17,18 @@ pub struct Script {
     pub(super) source: Source,
     pub(super) names: Vec<String>,
     pub(super) body: Vec<Stmt>,
+    /// What `--let` binds before the first line.
+    pub(super) presets: Vec<(NameId, u64)>,
+    pub(super) guest: GuestOptions,
 }
 
 impl Script {
+    /// The guest that the script asks for on its `guest` line.
+    #[must_use]
+    pub fn guest(&self) -> &GuestOptions {
+        &self.guest
+    }
+
     /// The text it was made from.
     #[must_use]
     pub fn source(&self) -> &Source {
@@ -84,6 +95,31 @@ impl fmt::Display for Runner {
     }
 }
 
+/// A thread as a script names it.
+#[derive(Clone, Debug)]
+pub(super) enum ThreadRef {
+    /// `t0` to `t63`.
+    Fixed(ThreadId),
+    /// `t[EXPR]`.
+    Computed(Box<Expr>),
+}
+
+/// What stands before the colon of a statement.
+#[derive(Clone, Debug)]
+pub(super) enum RunnerRef {
+    Thread(ThreadRef),
+    Interrupt,
+}
+
+/// Whether a statement is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// The script goes on when it has finished or is blocked.
+    Wait,
+    /// `start`: the script goes on at once.
+    Start,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Stmt {
     pub span: Span,
@@ -103,7 +139,8 @@ pub(super) enum StmtKind {
 #[derive(Clone, Debug)]
 pub(super) struct Do {
     /// What stands before the colon, if anything does.
-    pub runner: Option<Runner>,
+    pub runner: Option<RunnerRef>,
+    pub pace: Pace,
     pub bind: Option<Place>,
     pub call: Call,
     pub expect: Option<Expect>,
@@ -132,7 +169,7 @@ pub(super) enum Arg {
     Zero,
     /// `system`, or nothing.
     Kind(MapKind),
-    Thread(ThreadId),
+    Thread(ThreadRef),
     /// A statement to do later.
     Call(Call),
     File(String),
@@ -163,6 +200,8 @@ pub(super) enum MapRef {
 pub(super) enum PrintArg {
     Text(String),
     Number(Expr),
+    /// `hex(EXPR)`.
+    Hex(Expr),
 }
 
 #[derive(Clone, Debug)]
@@ -225,6 +264,27 @@ pub(super) struct Expr {
     pub rest: Vec<(Operator, Term)>,
 }
 
+impl From<Term> for Expr {
+    fn from(term: Term) -> Self {
+        Self { span: term.span, first: Box::new(term), rest: Vec::new() }
+    }
+}
+
+impl Expr {
+    /// The number that it is, if it is nothing but a number.
+    pub fn literal(&self) -> Option<u64> {
+        match self.first.kind {
+            TermKind::Number(value, _) if self.rest.is_empty() => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Every term that is added, subtracted and so on.
+    pub fn terms(&self) -> impl Iterator<Item = &Term> {
+        std::iter::once(&*self.first).chain(self.rest.iter().map(|(_, term)| term))
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Term {
     pub span: Span,
@@ -233,7 +293,7 @@ pub(super) struct Term {
 
 #[derive(Clone, Debug)]
 pub(super) enum TermKind {
-    Number(u64),
+    Number(u64, Radix),
     /// `$NAME`.
     Value(NameId),
     /// `$NAME[EXPR]`.
@@ -243,6 +303,10 @@ pub(super) enum TermKind {
     /// A counter of the kernel, by its name in `VmMeter`.
     Counter(&'static str),
     PageSize,
+    /// Microseconds of the guest's clock.
+    Now,
+    /// Cycles of the last statement that was judged.
+    Cycles,
     MapField(MapRef, MapField),
     /// `rand(LO,HI)`.
     Rand(Expr, Expr),

@@ -3,13 +3,14 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op};
 
-use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, WhatArg};
+use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, ThreadId, ThreadRef, WhatArg};
 use super::diagnostic::Diagnostic;
-use super::env::Bound;
+use super::env::{Bound, SERIES_MAX, SeriesFull};
 use super::eval::{Over, Run, wrong};
+use super::lexer::Radix;
 use super::look::Look;
-use super::outcome::{StepResult, number};
-use super::show;
+use super::outcome::{self, StepResult};
+use super::source::Span;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
 use crate::What;
@@ -23,7 +24,7 @@ impl Run<'_> {
             span = span.to(term.span);
             value = operator.apply(value, right).ok_or_else(|| {
                 let found = format!("{value} {} {right}", operator.sign());
-                let message = format!("{found} is no unsigned 64-bit number");
+                let message = format!("{found} is not an unsigned 64-bit number");
                 wrong(Diagnostic::new(span, message, "a result from 0 to 2^64-1", found))
             })?;
         }
@@ -34,7 +35,12 @@ impl Run<'_> {
         let target =
             |run: &mut Self, result: Result<u64, TargetError>| result.map_err(|error| run.lost(statement, None, error));
         match &term.kind {
-            TermKind::Number(value) => Ok(*value),
+            TermKind::Number(value, _) => Ok(*value),
+            TermKind::Cycles => Ok(self.cycles),
+            TermKind::Now => {
+                let value = self.target.now();
+                target(self, value)
+            }
             TermKind::PageSize => Ok(PAGE_SIZE),
             TermKind::LoopIndex => Ok(self.loops.last().map_or(0, |&(_, i)| i)),
             TermKind::Group(inner) => self.eval(statement, inner),
@@ -60,7 +66,7 @@ impl Run<'_> {
                 let (value, index) = self.lookup(statement, term)?;
                 match value {
                     // A map as a number is the address of its vm_map.
-                    Some(Bound::Number(value) | Bound::Map(MapId(value))) => Ok(value),
+                    Some(Bound::Number(value, _) | Bound::Map(MapId(value))) => Ok(value),
                     other => Err(self.misfit(term, other, index, "a bound number")),
                 }
             }
@@ -96,13 +102,54 @@ impl Run<'_> {
         let index = index.map_or(String::new(), |index| format!(" (index {index})"));
         let message = match value {
             None => format!("`{shown}`{index} has not been bound"),
-            Some(Bound::Number(value)) => format!("`{shown}`{index} is no map, but the number {}", number(value)),
+            Some(Bound::Number(value, radix)) => {
+                format!("`{shown}`{index} is not a map, but the number {}", outcome::shown(value, radix))
+            }
             Some(Bound::Map(_)) => format!("`{shown}`{index} is a map"),
             Some(Bound::Other(outcome)) => {
-                format!("`{shown}`{index} has no value: its statement gave {}", StepResult::Given(outcome))
+                format!("`{shown}`{index} has no value: its statement gave {}", StepResult::Given(*outcome))
+            }
+            Some(Bound::Started) => {
+                format!("`{shown}`{index} has no value yet: its statement was started, and has not been joined")
             }
         };
         wrong(Diagnostic::new(term.span, message, needed, format!("`{shown}`")))
+    }
+
+    /// How reports write the value of `expr`: in hexadecimal if a number in it is written so, or a name's value.
+    pub(super) fn radix(&self, expr: &Expr) -> Radix {
+        let of = |term: &Term| match &term.kind {
+            TermKind::Number(_, radix) => *radix,
+            TermKind::Group(inner) => self.radix(inner),
+            TermKind::Value(name) => match self.env.get(*name, None) {
+                Some(Bound::Number(_, radix)) => radix,
+                _ => Radix::Decimal,
+            },
+            _ => Radix::Decimal,
+        };
+        expr.terms().map(of).max().unwrap_or_default()
+    }
+
+    /// Binds a place to a value.
+    pub(super) fn bind(&mut self, span: Span, place: (NameId, Option<u64>), value: Bound) -> Result<(), Over> {
+        self.env.bind(place.0, place.1, value).map_err(|SeriesFull| {
+            let message = format!("the series of this script have {SERIES_MAX} elements, and this would be one more");
+            wrong(Diagnostic::new(span, message, "fewer elements in all series together", "another element"))
+        })
+    }
+
+    /// The thread that `thread` names.
+    pub(super) fn thread(&mut self, statement: &Stmt, thread: &ThreadRef) -> Result<ThreadId, Over> {
+        let index = match thread {
+            ThreadRef::Fixed(thread) => return Ok(*thread),
+            ThreadRef::Computed(index) => index,
+        };
+        let number = self.eval(statement, index)?;
+        let fits = u16::try_from(number).ok().filter(|&number| number < ThreadId::COUNT);
+        fits.map(ThreadId).ok_or_else(|| {
+            let found = format!("`t[{number}]`");
+            wrong(Diagnostic::new(index.span, format!("{found} is not a thread"), "t0 to t63", found))
+        })
     }
 
     /// Where a value goes.
@@ -121,7 +168,7 @@ impl Run<'_> {
                 Arg::Flags(flags) => Value::Flags(*flags),
                 Arg::Zero => Value::Zero,
                 Arg::Kind(kind) => Value::Kind(*kind),
-                Arg::Thread(thread) => Value::Thread(*thread),
+                Arg::Thread(thread) => Value::Thread(self.thread(statement, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
                 Arg::What(what) => Value::Look(self.what(statement, what)?),
                 Arg::Call(inner) => {
@@ -161,7 +208,8 @@ impl Run<'_> {
         };
         op.ok_or_else(|| {
             let error = TargetError::Broken(format!("`{}` makes no operation", call.verb.name));
-            self.lost(statement, Some(show::call(call, values, &self.script.source)), error)
+            let called = self.called(call, values);
+            self.lost(statement, Some(called), error)
         })
     }
 }

@@ -23,13 +23,21 @@ impl Diagnostic {
     /// An error at `span`.
     #[must_use]
     pub fn new(span: Span, message: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { span, message: message.into(), expected: expected.into(), found: found.into(), help: None }
+        let [message, expected, found] = [message.into(), expected.into(), found.into()].map(clip);
+        Self { span, message, expected, found, help: None }
     }
 
     /// The same with advice.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
+        self
+    }
+
+    /// The same with something else that was expected.
+    #[must_use]
+    pub(super) fn expecting(mut self, expected: &str) -> Self {
+        expected.clone_into(&mut self.expected);
         self
     }
 
@@ -49,16 +57,13 @@ impl Diagnostic {
         let text = source.line(line);
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
-        let before = text.get(..start).unwrap_or(text);
-        let marked = text.get(start..end).map_or(0, |piece| piece.chars().count()).max(1);
-        // A tab takes one column here, so that the carets stand where they should on every terminal.
-        let shown = text.replace('\t', " ");
-        let mut out = String::new();
         let column = source.column(self.span);
+        let Excerpt { text: shown, before, marked } = excerpt(text, start, end);
+        let mut out = String::new();
         let _ = writeln!(out, "{}:{line}:{column}: {}", source.name(), self.message);
         let _ = writeln!(out, "{gutter} |");
         let _ = writeln!(out, "{number} | {shown}");
-        let pad = " ".repeat(before.chars().count());
+        let pad = " ".repeat(before);
         let _ = write!(out, "{gutter} | {pad}{} expected {}", "^".repeat(marked), self.expected);
         if let Some(help) = &self.help {
             let _ = write!(out, "\n{gutter} = {help}");
@@ -67,12 +72,69 @@ impl Diagnostic {
     }
 }
 
-/// The candidate that looks most like `word`, if any looks like it at all.
+/// Characters of a line that are shown with an error in it.
+const EXCERPT: usize = 160;
+
+/// A piece of a line with the place of an error.
+struct Excerpt {
+    text: String,
+    /// Columns before the place.
+    before: usize,
+    /// Columns of the place, at least one.
+    marked: usize,
+}
+
+/// What is shown of the line `text` for an error at bytes `start..end`: all, or what stands around the place.
+fn excerpt(text: &str, start: usize, end: usize) -> Excerpt {
+    const DOTS: &str = "...";
+    let start = if text.is_char_boundary(start) { start } else { text.len() };
+    let from = text[..start].char_indices().rev().take(EXCERPT / 2).last().map_or(start, |(at, _)| at);
+    let to = text[start..].char_indices().nth(EXCERPT / 2).map_or(text.len(), |(at, _)| start + at);
+    let before = text[from..start].chars().count();
+    let marked = text.get(start..end.min(to)).map_or(0, |piece| piece.chars().count()).max(1);
+    let (dots_before, dots_after) = (if from > 0 { DOTS } else { "" }, if to < text.len() { DOTS } else { "" });
+    // A tab takes one column here, so that the carets stand where they should on every terminal.
+    let text = format!("{dots_before}{}{dots_after}", text[from..to].replace('\t', " "));
+    Excerpt { text, before: before + dots_before.len(), marked }
+}
+
+/// `line` as a report shows it: the beginning of one that is long.
+#[must_use]
+pub fn shortened(line: &str) -> String {
+    excerpt(line, 0, 0).text
+}
+
+/// What a message quotes is as long as the script makes it. The middle of a long text is left out.
+fn clip(text: String) -> String {
+    const MAX: usize = 1000;
+    const ENDS: usize = 100;
+    if text.len() <= MAX {
+        return text;
+    }
+    let head: String = text.chars().take(ENDS).collect();
+    let mut tail: Vec<char> = text.chars().rev().take(ENDS).collect();
+    tail.reverse();
+    format!("{head}...{}", tail.into_iter().collect::<String>())
+}
+
+/// Longest name that resembles anything, in bytes.
+const LONGEST_NAME: usize = 64;
+/// Most names that one is compared with.
+const MOST_NAMES: usize = 10_000;
+
+/// The candidate that looks most like `word`, if any looks like it at all: upper and lower case do not matter. Never `word`
+/// itself, and in a time that neither its length nor the number of candidates decides.
 #[must_use]
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > LONGEST_NAME {
+        return None;
+    }
+    let small = word.to_lowercase();
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .take(MOST_NAMES)
+        .filter(|candidate| candidate.len() <= LONGEST_NAME && *candidate != word)
+        .map(|candidate| (strsim::jaro_winkler(&small, &candidate.to_lowercase()), candidate))
         .filter(|&(likeness, _)| likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -93,6 +155,36 @@ mod tests {
             text,
             "a.kmem:1:6: unknown verb `kmem_maloc`\n  |\n1 |  a = kmem_maloc kmem_map 1\n  |      ^^^^^^^^^^ expected a verb\n  = did you mean `kmem_malloc`?"
         );
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_place_and_a_long_quote_at_its_ends() {
+        let word = "ä".repeat(100_000);
+        let line = format!("{} {word}", "x ".repeat(5_000));
+        let source = Source::new("a.kmem", &line);
+        let span = Span { line: 1, start: 10_001, end: 10_001 + word.len() };
+        let error = Diagnostic::new(span, format!("unknown verb `{word}`"), "a verb", format!("`{word}`"));
+        let text = error.render(&source);
+        assert!(text.len() < 2_000, "{} bytes", text.len());
+        assert!(text.contains("1 | ...") && text.ends_with("^ expected a verb"), "{text}");
+        assert!(error.message.starts_with("unknown verb `ää") && error.message.ends_with("ää`"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_name_is_never_suggested_for_itself_and_case_makes_no_difference() {
+        assert_eq!(closest("read", ["read"]), None);
+        assert_eq!(closest("kmem_free", ["kmem_free", "kmem_free_wakeup"]), Some("kmem_free_wakeup"));
+        assert_eq!(closest("KMEM_FREE", ["kmem_free", "kmem_free_wakeup"]), Some("kmem_free"));
+        assert_eq!(closest("nowait", ["WAITOK", "NOWAIT"]), Some("NOWAIT"));
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_a_name_is_compared_with_nothing() {
+        let long = "kmem_free".repeat(10_000_000);
+        assert_eq!(closest(&long, ["kmem_free"]), None);
+        assert_eq!(closest("kmem_fre", [long.as_str()]), None);
+        let names = vec!["kmem_free_wakeup"; MOST_NAMES];
+        assert_eq!(closest("kmem_fre", names.into_iter().chain(["kmem_free"])), Some("kmem_free_wakeup"));
     }
 
     #[test]

@@ -5,17 +5,20 @@ use std::collections::HashMap;
 use vmkern_abi::control::{MapId, Outcome};
 
 use super::ast::NameId;
+use super::lexer::Radix;
 use super::verbs::Gives;
 
 /// A bound value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Bound {
-    /// A number. Null is 0.
-    Number(u64),
+    /// A number, and how reports write it. Null is 0.
+    Number(u64, Radix),
     /// A map that kmem_suballoc made.
     Map(MapId),
-    /// The result of a statement that gave no number.
-    Other(Outcome),
+    /// The result of a statement that gave no number. Boxed: a series has many values, and few of these.
+    Other(Box<Outcome>),
+    /// Nothing yet: its statement was started, and has not been joined.
+    Started,
 }
 
 impl Bound {
@@ -23,43 +26,63 @@ impl Bound {
     pub fn new(outcome: Outcome, gives: Gives) -> Self {
         match outcome {
             Outcome::Value(value) if gives == Gives::Map => Self::Map(MapId(value)),
-            Outcome::Value(value) => Self::Number(value),
-            Outcome::Null => Self::Number(0),
+            Outcome::Value(value) => Self::Number(value, Radix::Decimal),
+            Outcome::Null => Self::Number(0, Radix::Decimal),
             Outcome::Ok | Outcome::Error(_) | Outcome::Mismatch { .. } | Outcome::Blocked { .. } => {
-                Self::Other(outcome)
+                Self::Other(Box::new(outcome))
             }
         }
     }
 }
+
+/// Most elements that all series of a script have together: they live in the host's memory.
+pub(super) const SERIES_MAX: usize = 1 << 20;
+
+/// The series of a script have [`SERIES_MAX`] elements already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SeriesFull;
 
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Env {
     singles: Vec<Option<Bound>>,
     series: Vec<HashMap<u64, Bound>>,
+    /// Elements of all series.
+    elements: usize,
 }
 
 impl Env {
     /// Room for this many names, none of them bound.
     pub fn new(names: usize) -> Self {
-        Self { singles: vec![None; names], series: vec![HashMap::new(); names] }
+        Self { singles: vec![None; names], series: vec![HashMap::new(); names], elements: 0 }
     }
 
     /// Binds `name`, or `name[index]`.
-    pub fn bind(&mut self, name: NameId, index: Option<u64>, value: Bound) {
-        match index {
-            None => self.singles[name.0] = Some(value),
-            Some(index) => {
-                self.series[name.0].insert(index, value);
+    ///
+    /// # Errors
+    /// When the series have no room for another element.
+    pub fn bind(&mut self, name: NameId, index: Option<u64>, value: Bound) -> Result<(), SeriesFull> {
+        let Some(index) = index else {
+            self.singles[name.0] = Some(value);
+            return Ok(());
+        };
+        let series = &mut self.series[name.0];
+        match series.get_mut(&index) {
+            Some(element) => *element = value,
+            None if self.elements == SERIES_MAX => return Err(SeriesFull),
+            None => {
+                series.insert(index, value);
+                self.elements += 1;
             }
         }
+        Ok(())
     }
 
     /// What `name`, or `name[index]`, is bound to.
     pub fn get(&self, name: NameId, index: Option<u64>) -> Option<Bound> {
         match index {
-            None => self.singles[name.0],
-            Some(index) => self.series[name.0].get(&index).copied(),
+            None => self.singles[name.0].clone(),
+            Some(index) => self.series[name.0].get(&index).cloned(),
         }
     }
 }

@@ -6,6 +6,8 @@ use super::lexer::{Kind, Lexer, Token};
 use super::names::{self, MapField};
 use super::scope::{Form, Scope};
 use super::source::Span;
+use super::verbs::Verb;
+use super::words;
 use vmkern_abi::control::MapId;
 
 /// Deepest nesting of parentheses and brackets. The parser descends once for each level.
@@ -27,7 +29,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope, blanks: Blanks) -> Res
 
 /// What a map's name can be, for messages.
 pub(super) const MAP: &str =
-    "a map: kernel_map kmem_map exec_map pipe_map buffer_map, or a `$NAME` bound by kmem_suballoc";
+    "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map pager_map, or a `$NAME` bound by kmem_suballoc";
 
 /// Parses a map at the lexer's place.
 pub(super) fn map(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<MapRef, Diagnostic> {
@@ -74,7 +76,11 @@ impl Reference {
 
 /// The error for a token that cannot follow.
 pub(super) fn unexpected(token: &Token, expected: &str) -> Diagnostic {
-    let error = Diagnostic::new(token.span, format!("unexpected {}", token.describe()), expected, token.describe());
+    let message = match token.kind {
+        Kind::End => "the line ends too early".to_owned(),
+        _ => format!("unexpected {}", token.describe()),
+    };
+    let error = Diagnostic::new(token.span, message, expected, token.describe());
     if Operator::ALL.iter().any(|operator| token.is(operator.sign())) {
         return error.help("an expression with spaces stands in parentheses here");
     }
@@ -89,8 +95,7 @@ struct Parser<'p, 'a> {
 
 impl Parser<'_, '_> {
     fn expr(&mut self, blanks: Blanks) -> Result<Expr, Diagnostic> {
-        let first = self.term()?;
-        let mut expr = Expr { span: first.span, first: Box::new(first), rest: Vec::new() };
+        let mut expr = Expr::from(self.term()?);
         loop {
             let next = self.lexer.peek()?;
             let operator = Operator::ALL.into_iter().find(|operator| next.is(operator.sign()));
@@ -132,7 +137,7 @@ impl Parser<'_, '_> {
         let token = self.lexer.next()?;
         let start = token.span;
         match &token.kind {
-            Kind::Number(value) => Ok(Term { span: start, kind: TermKind::Number(*value) }),
+            Kind::Number(value, radix) => Ok(Term { span: start, kind: TermKind::Number(*value, *radix) }),
             Kind::Sign("(") => {
                 let (inner, end) = self.nested(")")?;
                 Ok(Term { span: start.to(end), kind: TermKind::Group(inner) })
@@ -222,14 +227,26 @@ impl Parser<'_, '_> {
             let map = named_map(token, self.scope)?;
             return self.property(token.span, MapRef::Named(map));
         }
-        if word == "page_size" {
-            return Ok(Term { span: token.span, kind: TermKind::PageSize });
+        match word {
+            "page_size" => return Ok(Term { span: token.span, kind: TermKind::PageSize }),
+            "now" => return Ok(Term { span: token.span, kind: TermKind::Now }),
+            "cycles" => return Ok(Term { span: token.span, kind: TermKind::Cycles }),
+            _ => {}
         }
         if let Some(counter) = names::counter(word) {
             return Ok(Term { span: token.span, kind: TermKind::Counter(counter) });
         }
         let expected = "a number, a `$NAME` or a counter";
+        if names::is_later(word) {
+            return Err(Diagnostic::new(token.span, words::not_yet(word), expected, token.describe()));
+        }
         let error = Diagnostic::new(token.span, format!("unknown name `{word}`"), expected, token.describe());
+        if word == "hex" {
+            return Err(error.help("`hex(EXPR)` stands in `print` alone, where it prints hexadecimal"));
+        }
+        if let Some(verb) = Verb::named(word) {
+            return Err(error.help(format!("a verb stands in a statement of its own: `NAME = {}`", verb.signature())));
+        }
         if self.scope.find(word, Form::Single).is_some() || (word == "i" && self.scope.loops > 0) {
             return Err(error.suggest(Some(format!("${word}"))));
         }

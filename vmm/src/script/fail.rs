@@ -1,11 +1,11 @@
 //! What is told of a run that does not go well.
 
-use super::ast::{Arg, Call, Do, Expected, Stmt, StmtKind, Term};
+use super::ast::{Arg, Call, Do, Expected, Expr, Stmt, StmtKind, Term};
 use super::eval::{Over, Run};
-use super::outcome::{Ending, Failure, number};
-use super::perform::Outstanding;
+use super::outcome::{Ending, Failure, shown};
 use super::show::names;
 use super::source::Span;
+use super::started::State;
 use super::target::TargetError;
 
 impl Run<'_> {
@@ -17,7 +17,7 @@ impl Run<'_> {
             Some(Expected::Blocked) => "blocked".to_owned(),
             Some(Expected::Error(error)) => format!("error {error}"),
             Some(Expected::Panic(text)) => format!("panic {text:?}"),
-            Some(Expected::Number(expr)) => format!("{:#x}", self.eval(statement, expr)?),
+            Some(Expected::Number(expr)) => shown(self.eval(statement, expr)?, self.radix(expr)),
         })
     }
 
@@ -55,9 +55,13 @@ impl Run<'_> {
 
     /// The blocked threads, with what they were blocked by and wait for.
     fn sleepers(&self) -> Vec<(String, String)> {
-        let sleepers = self.blocked.iter().map(|(thread, sleeper)| {
-            let Outstanding { span, waits_for, .. } = sleeper;
-            (thread.to_string(), format!("blocked by line {}, waits for \"{waits_for}\"", span.line))
+        let sleepers = self.outstanding.iter().map(|(thread, sleeper)| {
+            let line = sleeper.statement.span.line;
+            let text = match &sleeper.state {
+                State::Started => format!("started by line {line}, and not joined"),
+                State::Blocked(waits_for) => format!("blocked by line {line}, waits for \"{waits_for}\""),
+            };
+            (thread.to_string(), text)
         });
         sleepers.collect()
     }
@@ -90,7 +94,8 @@ impl Run<'_> {
             if !values.iter().any(|(known, _)| *known == name)
                 && let Ok(value) = self.term(statement, term)
             {
-                values.push((name, number(value)));
+                let radix = self.radix(&Expr::from(term.clone()));
+                values.push((name, shown(value, radix)));
             }
         }
         let loops = self.loops.iter().map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));

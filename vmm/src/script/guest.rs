@@ -7,7 +7,7 @@ use std::path::Path;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op};
 use vmkern_abi::field::Field;
-use vmkern_abi::layout::ThreadState;
+use vmkern_abi::layout::{ThreadState, VmMeter};
 
 use super::look::Look;
 use super::names::MapField;
@@ -92,6 +92,17 @@ impl Target for GuestTarget {
             .by_name(name)
             .map(Field::get)
             .ok_or_else(|| TargetError::Broken(format!("the kernel has no counter {name}")))
+    }
+
+    fn now(&mut self) -> Result<u64, TargetError> {
+        let meter = self.guest.meter().map_err(|error| TargetError::Broken(error.to_string()))?;
+        let micros = u128::from(meter.ticks.get()) * 1_000_000;
+        Ok(u64::try_from(micros.div_ceil(u128::from(meter.hz.get().max(1)))).unwrap_or(u64::MAX))
+    }
+
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        let Ok(meter) = self.guest.meter() else { return Vec::new() };
+        VmMeter::NAMES.iter().filter_map(|&name| Some((name, meter.by_name(name)?.get()))).collect()
     }
 
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {

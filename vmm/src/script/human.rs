@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
+use super::diagnostic::shortened;
 use super::outcome::{Ending, Failure};
 use super::source::Source;
 use super::{Diagnostic, Panic};
@@ -64,7 +65,7 @@ fn failure_text(what: &str, failure: &Failure, source: &Source) -> String {
     let _ = writeln!(out, "{BAD}{what}:{BAD:#} {STRONG}{}:{last}{STRONG:#}", source.name());
     let _ = writeln!(out, "{FAINT}{:width$} |{FAINT:#}", "");
     for line in first..=last {
-        let text = source.line(line).replace('\t', " ");
+        let text = shortened(source.line(line));
         if line == first || line == last {
             let _ = writeln!(out, "{FAINT}{line:width$} |{FAINT:#} {text}");
         }

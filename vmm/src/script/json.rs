@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use vmkern_abi::ABI_VERSION;
 
 use super::outcome::{Ending, Failure, Status, Step};
@@ -11,6 +11,40 @@ use super::{Diagnostic, NotUtf8};
 
 /// Version of the object.
 pub const SCHEMA: u32 = 1;
+
+/// A number of JSON that keeps its digits: one that programs may read as a double, which is exact up to 2^53, is a number,
+/// one beyond is a string of its digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exact(pub u64);
+
+impl Serialize for Exact {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const EXACT: u64 = 1 << 53;
+        if self.0 <= EXACT { serializer.serialize_u64(self.0) } else { serializer.collect_str(&self.0) }
+    }
+}
+
+fn exact<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    Exact(*value).serialize(serializer)
+}
+
+/// A figure of the guest at the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    /// A count, or a number of bytes.
+    Count(u64),
+    /// An address: a string in JSON.
+    Address(u64),
+}
+
+impl Serialize for Stat {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Count(value) => exact(value, serializer),
+            Self::Address(value) => serializer.collect_str(&format_args!("{value:#x}")),
+        }
+    }
+}
 
 /// The object.
 #[derive(Clone, Debug, Serialize)]
@@ -30,7 +64,7 @@ pub struct RunReport {
     /// How the guest died, if it did.
     pub panic: Option<PanicReport>,
     /// The kernel's counters at the end, by name; empty when nothing booted.
-    pub stats: BTreeMap<String, u64>,
+    pub stats: BTreeMap<String, Stat>,
     /// Where it ran.
     pub environment: EnvironmentReport,
 }
@@ -41,8 +75,15 @@ pub struct StepReport {
     line: usize,
     thread: String,
     verb: &'static str,
+    arguments: Vec<String>,
     result: ResultReport,
+    #[serde(serialize_with = "exact")]
     cycles: u64,
+    /// Microseconds of the guest's clock; null where nobody looked.
+    time: Option<Exact>,
+    ticks: Option<Exact>,
+    /// Counters that are different from those after the step before: then, and now.
+    changed: BTreeMap<&'static str, [Exact; 2]>,
     output: Option<String>,
 }
 
@@ -52,11 +93,26 @@ struct ResultReport {
     value: Option<String>,
 }
 
+impl StepReport {
+    /// About how many bytes it takes in memory.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        const OF_CHANGE: usize = 64;
+        let texts = [&self.thread].into_iter().chain(&self.arguments).chain(&self.result.value).chain(&self.output);
+        size_of::<Self>()
+            + texts.map(|text| size_of::<String>() + text.len()).sum::<usize>()
+            + self.changed.len() * OF_CHANGE
+    }
+}
+
 impl From<Step> for StepReport {
     fn from(step: Step) -> Self {
-        let Step { line, runner, verb, result, cycles, output } = step;
+        let Step { line, runner, verb, result, cycles, output, arguments, seen } = step;
         let (thread, result) = (runner.to_string(), ResultReport { kind: result.kind(), value: result.value() });
-        Self { line, thread, verb, result, cycles, output }
+        let (time, ticks) = (seen.as_ref().map(|seen| Exact(seen.now)), seen.as_ref().map(|seen| Exact(seen.ticks)));
+        let changes = seen.into_iter().flat_map(|seen| seen.changed);
+        let changed = changes.map(|(name, then, now)| (name, [Exact(then), Exact(now)])).collect();
+        Self { line, thread, verb, arguments, result, cycles, time, ticks, changed, output }
     }
 }
 
@@ -120,6 +176,7 @@ pub struct EnvironmentReport {
     /// Bytes of guest memory.
     pub memory: u64,
     /// Seed of `rand`.
+    #[serde(serialize_with = "exact")]
     pub seed: u64,
     /// Version of the interface between host and guest.
     pub abi: u32,
@@ -159,7 +216,7 @@ impl RunReport {
     pub fn ended(
         ending: &Ending,
         steps: Vec<StepReport>,
-        stats: BTreeMap<String, u64>,
+        stats: BTreeMap<String, Stat>,
         environment: EnvironmentReport,
     ) -> Self {
         let outcome = match ending {
@@ -190,5 +247,57 @@ impl RunReport {
         let status = ending.status();
         let (ok, status) = (status == Status::Ok, status as u8);
         Self { schema: SCHEMA, ok, status, outcome, steps, failures, panic, stats, environment }
+    }
+}
+
+/// Writes the object of a run as it comes: each step when it has finished, everything else at the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunStream {
+    steps: u64,
+}
+
+impl RunStream {
+    /// The text that stands before the first step, or between two, and the step.
+    ///
+    /// # Errors
+    /// When the step is nothing that JSON can say.
+    pub fn step(&mut self, step: &StepReport) -> serde_json::Result<String> {
+        let before = match self.steps {
+            0 => format!("{{\"schema\":{SCHEMA},\"steps\":["),
+            _ => ",".to_owned(),
+        };
+        self.steps += 1;
+        Ok(before + &serde_json::to_string(step)?)
+    }
+
+    /// The rest of the object, or, if there was no step, all of it.
+    ///
+    /// # Errors
+    /// When the report is nothing that JSON can say.
+    pub fn end(self, report: &RunReport) -> serde_json::Result<String> {
+        let text = serde_json::to_string(&RunEnd::from(report))?;
+        Ok(match (self.steps, text.strip_prefix('{')) {
+            (1.., Some(rest)) => format!("],{rest}"),
+            _ => serde_json::to_string(report)?,
+        })
+    }
+}
+
+/// What stands behind the steps of a [`RunReport`].
+#[derive(Serialize)]
+struct RunEnd<'r> {
+    ok: bool,
+    status: u8,
+    outcome: &'static str,
+    failures: &'r [FailureReport],
+    panic: &'r Option<PanicReport>,
+    stats: &'r BTreeMap<String, Stat>,
+    environment: &'r EnvironmentReport,
+}
+
+impl<'r> From<&'r RunReport> for RunEnd<'r> {
+    fn from(report: &'r RunReport) -> Self {
+        let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, environment } = report;
+        Self { ok: *ok, status: *status, outcome, failures, panic, stats, environment }
     }
 }

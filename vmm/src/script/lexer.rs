@@ -2,6 +2,7 @@
 //!
 //! On demand, because what follows a verb that the kernel does not offer need not be cut at all.
 
+use super::advice;
 use super::diagnostic::Diagnostic;
 use super::source::Span;
 
@@ -10,14 +11,24 @@ use super::source::Span;
 pub(super) enum Kind {
     /// A name, a verb, a keyword.
     Word(String),
-    /// A number, its suffix applied.
-    Number(u64),
+    /// A number, its suffix applied, and how it is written.
+    Number(u64, Radix),
     /// A string, its quotes and escapes resolved.
     Text(String),
     /// Punctuation.
     Sign(&'static str),
     /// The end of the line, or the comment that ends it.
     End,
+}
+
+/// How a number is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Radix {
+    /// In decimal, or in no way in particular.
+    #[default]
+    Decimal,
+    /// With `0x`.
+    Hexadecimal,
 }
 
 /// A token with its place.
@@ -34,7 +45,8 @@ impl Token {
     pub fn describe(&self) -> String {
         match &self.kind {
             Kind::Word(word) => format!("`{word}`"),
-            Kind::Number(value) => format!("the number {value}"),
+            Kind::Number(value, Radix::Decimal) => format!("the number {value}"),
+            Kind::Number(value, Radix::Hexadecimal) => format!("the number {value:#x}"),
             Kind::Text(text) => format!("the string {text:?}"),
             Kind::Sign(sign) => format!("`{sign}`"),
             Kind::End => "the end of the line".to_owned(),
@@ -145,9 +157,11 @@ impl<'a> Lexer<'a> {
             Kind::Word(self.take_word().to_owned())
         } else if first.is_ascii_digit() {
             let word = self.take_word();
-            Kind::Number(number(word).map_err(|expected| {
-                Diagnostic::new(self.span(start), format!("bad number `{word}`"), expected, format!("`{word}`"))
-            })?)
+            let value = number(word).map_err(|expected| {
+                let message = format!("bad number `{word}`");
+                advice::number(word, Diagnostic::new(self.span(start), message, expected, format!("`{word}`")))
+            })?;
+            Kind::Number(value, if word.starts_with("0x") { Radix::Hexadecimal } else { Radix::Decimal })
         } else if first == '"' {
             self.string()?
         } else if let Some(sign) = SIGNS.iter().find(|sign| rest.starts_with(**sign)) {
@@ -157,7 +171,8 @@ impl<'a> Lexer<'a> {
             self.at += first.len_utf8();
             let found = format!("`{}`", first.escape_debug());
             let span = self.span(start);
-            return Err(Diagnostic::new(span, format!("stray character {found}"), "a name, a number or a sign", found));
+            let message = format!("stray character {found}");
+            return Err(advice::stray(first, Diagnostic::new(span, message, "a name, a number or a sign", found)));
         };
         Ok(Token { kind, span: self.span(start), spaced })
     }

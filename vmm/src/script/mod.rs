@@ -6,6 +6,7 @@
 //!
 //! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)` includes both bounds.
 
+mod advice;
 mod ast;
 mod compute;
 mod diagnostic;
@@ -14,11 +15,13 @@ mod eval;
 mod expr;
 mod fail;
 mod guest;
+mod guest_line;
 mod human;
 mod json;
 mod lexer;
 mod look;
 mod names;
+mod observe;
 mod outcome;
 mod parser;
 mod perform;
@@ -27,9 +30,11 @@ mod scope;
 mod session;
 mod show;
 mod source;
+mod started;
 mod stop;
 pub mod suite;
 mod target;
+pub mod values;
 mod verbs;
 mod words;
 
@@ -37,16 +42,18 @@ mod words;
 mod tests;
 
 pub use self::ast::{NameId, Runner, Script, ThreadId};
-pub use self::diagnostic::{Diagnostic, closest};
+pub use self::diagnostic::{Diagnostic, closest, shortened};
 pub use self::eval::run;
 pub use self::guest::GuestTarget;
+pub use self::guest_line::GuestOptions;
 pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
-pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, SCHEMA, StepReport};
+pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport};
 pub use self::lexer::number as parse_number;
 pub use self::look::Look;
 pub use self::names::{MapField, map_name};
+pub use self::observe::{Detail, Observer, Seen, TooMuch};
 pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
-pub use self::parser::parse;
+pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
 pub use self::session::{
     Session, Setup, guest_status, launch_report, launch_status, run_script, run_script_then, stats,

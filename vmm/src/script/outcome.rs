@@ -6,6 +6,8 @@ use vmkern_abi::control::{KernReturn, Outcome};
 
 use super::ast::Runner;
 use super::diagnostic::Diagnostic;
+use super::lexer::Radix;
+use super::observe::Seen;
 use super::source::Span;
 use super::target::Panic;
 
@@ -82,6 +84,15 @@ impl fmt::Display for StepResult {
     }
 }
 
+/// A number for people, as the script wrote those that it was made of.
+#[must_use]
+pub(super) fn shown(value: u64, radix: Radix) -> String {
+    match radix {
+        Radix::Hexadecimal => format!("{value:#x}"),
+        Radix::Decimal => number(value),
+    }
+}
+
 /// A number for people: kernel addresses in hexadecimal, everything else in decimal.
 #[must_use]
 pub fn number(value: u64) -> String {
@@ -103,6 +114,18 @@ pub struct Step {
     pub cycles: u64,
     /// What it printed.
     pub output: Option<String>,
+    /// Its arguments, as reports show them; none for a watcher that wants no detail.
+    pub arguments: Vec<String>,
+    /// The guest after it, for a watcher that wants detail.
+    pub seen: Option<Seen>,
+}
+
+impl Step {
+    /// A step on the first thread that took no time and printed nothing.
+    pub(crate) fn plain(line: usize, verb: &'static str, result: StepResult) -> Self {
+        let (runner, cycles, output, arguments, seen) = (Runner::DEFAULT, 0, None, Vec::new(), None);
+        Self { line, runner, verb, result, cycles, output, arguments, seen }
+    }
 }
 
 /// An expectation that did not hold.

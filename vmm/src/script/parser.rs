@@ -2,15 +2,19 @@
 
 use vmkern_abi::control::KernReturn;
 
-use super::ast::{Arg, Call, Compare, Do, Expect, Expected, Place, PrintArg, Runner, Script, Stmt, StmtKind};
+use super::advice;
+use super::ast::{
+    Arg, Call, Compare, Do, Expect, Expected, NameId, Pace, Place, PrintArg, RunnerRef, Script, Stmt, StmtKind,
+};
 use super::diagnostic::{Diagnostic, closest};
 use super::expr::{self, Blanks, unexpected};
+use super::guest_line::{self, GuestOptions};
 use super::lexer::{Kind, Lexer, Token};
 use super::look;
 use super::scope::{Form, Scope};
 use super::source::{Source, Span};
 use super::verbs::{Action, Gives, Param, Verb};
-use super::words::{self, KEYWORDS};
+use super::words::{self, KEYWORDS, SOFT_KEYWORDS};
 
 /// Most errors reported for one script.
 const MAX_ERRORS: usize = 20;
@@ -22,7 +26,20 @@ const MAX_LOOPS: usize = 64;
 /// # Errors
 /// Everything that is wrong with it, in the order of the lines; at least one.
 pub fn parse(source: &Source) -> Result<Script, Vec<Diagnostic>> {
-    let mut parser = Parser { scope: Scope::default(), blocks: Vec::new(), body: Vec::new(), above: Above::Nothing };
+    parse_with(source, &[])
+}
+
+/// Reads a script in which these names are bound before the first line. A `let` of such a name does nothing.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with(source: &Source, presets: &[(String, u64)]) -> Result<Script, Vec<Diagnostic>> {
+    let mut parser = Parser::default();
+    for (name, value) in presets {
+        let id = parser.scope.id(name);
+        parser.scope.bind(id, Form::Single, Gives::Number);
+        parser.presets.push((id, *value));
+    }
     let mut errors = Vec::new();
     for number in 1..=source.line_count() {
         let text = source.line(number);
@@ -38,16 +55,19 @@ pub fn parse(source: &Source) -> Result<Script, Vec<Diagnostic>> {
         errors.push(Diagnostic::new(open.span, "a `repeat` without its `end`", "`end` below", "the end of the script"));
     }
     if errors.is_empty() {
-        Ok(Script { source: source.clone(), names: parser.scope.into_names(), body: parser.body })
+        let Parser { scope, body, presets, guest, .. } = parser;
+        let guest = guest.unwrap_or_default();
+        Ok(Script { source: source.clone(), names: scope.into_names(), body, presets, guest })
     } else {
         Err(errors)
     }
 }
 
 /// What stands above a line, as `expect` sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Above {
     /// Nothing that could be judged.
+    #[default]
     Nothing,
     /// A verb without an `expect`.
     Verb,
@@ -64,11 +84,38 @@ struct Block {
     outer: Vec<Stmt>,
 }
 
+#[derive(Default)]
 struct Parser {
     scope: Scope,
     blocks: Vec<Block>,
     body: Vec<Stmt>,
     above: Above,
+    presets: Vec<(NameId, u64)>,
+    /// What the `guest` line says.
+    guest: Option<GuestOptions>,
+    /// Whether a statement stands above.
+    has_begun: bool,
+}
+
+/// Whether the word at the lexer's place is followed by what makes it a name that is bound.
+fn is_bound(mut lexer: Lexer<'_>) -> bool {
+    let is_sign = |token: &Token| token.is("=") || token.is("[");
+    lexer.next().is_ok() && lexer.peek().is_ok_and(is_sign)
+}
+
+/// Whether a colon stands behind the bracket that opens at the lexer's place and its match.
+fn colon_follows(mut lexer: Lexer<'_>) -> bool {
+    let mut depth = 0_usize;
+    while let Ok(token) = lexer.next() {
+        match &token.kind {
+            Kind::End => return false,
+            Kind::Sign("[") => depth += 1,
+            Kind::Sign("]") if depth <= 1 => return lexer.peek().is_ok_and(|next| next.is(":")),
+            Kind::Sign("]") => depth -= 1,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file need not be made of tokens.
@@ -88,11 +135,17 @@ impl Parser {
         let keyword = match &first.kind {
             Kind::End => return Ok(()),
             Kind::Word(word) => KEYWORDS.iter().copied().find(|keyword| keyword == word),
-            _ => return Err(unexpected(&first, "a verb, a binding or a keyword")),
+            _ => {
+                let error = unexpected(&first, "a verb, a binding or a keyword");
+                let help = "a name is bound without `$`: `let NAME = EXPR`, or `NAME = VERB ...`";
+                return Err(if first.is("$") { error.help(help) } else { error });
+            }
         };
+        let keyword = keyword.filter(|keyword| !(SOFT_KEYWORDS.contains(keyword) && is_bound(lexer.clone())));
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
         let above = std::mem::replace(&mut self.above, Above::Nothing);
         let Some(keyword) = keyword else {
-            let kind = StmtKind::Do(self.statement(&mut lexer)?);
+            let kind = StmtKind::Do(self.statement(&mut lexer, Pace::Wait)?);
             words::end(&mut lexer)?;
             self.push(span, kind);
             self.above = Above::Verb;
@@ -102,8 +155,8 @@ impl Parser {
         if lexer.peek()?.is(":") {
             return Err(Diagnostic::new(
                 first.span,
-                format!("`{keyword}` is no thread"),
-                "t0 to t63",
+                format!("`{keyword}` is not a thread"),
+                words::THREADS,
                 first.describe(),
             ));
         }
@@ -113,6 +166,12 @@ impl Parser {
             "print" => self.print(&mut lexer, span),
             "expect" => self.expectation(&mut lexer, span, first.span, above),
             "repeat" => self.open(&mut lexer, span),
+            "start" => self.start(&mut lexer, span),
+            "guest" if is_first => guest_line::parse(&mut lexer).map(|options| self.guest = Some(options)),
+            "guest" => {
+                let message = "`guest` stands before every other statement";
+                Err(Diagnostic::new(first.span, message, "another statement", first.describe()))
+            }
             _ => self.close(&mut lexer, first.span),
         }
     }
@@ -149,14 +208,55 @@ impl Parser {
         self.scope.loops += 1;
     }
 
+    /// `start THREAD: [NAME =] VERB ARG...`; the keyword is read.
+    fn start(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
+        let first = lexer.peek()?.clone();
+        let what = self.statement(lexer, Pace::Start)?;
+        words::end(lexer)?;
+        let refuse = |message: &str| {
+            let expected = "a thread and an operation: `start t1: VERB ARG...`";
+            Err(Diagnostic::new(first.span, message, expected, first.describe()))
+        };
+        match (&what.runner, what.call.verb.action) {
+            (None, _) => return refuse("`start` needs a thread"),
+            (Some(RunnerRef::Interrupt), _) => {
+                return refuse("an interrupt handler is not a thread, and has nothing to join");
+            }
+            (Some(RunnerRef::Thread(_)), Action::Operation(_)) => {}
+            (Some(RunnerRef::Thread(_)), _) => {
+                return refuse(&format!(
+                    "`{}` is done by the script itself, and cannot be started",
+                    what.call.verb.name
+                ));
+            }
+        }
+        self.push(span, StmtKind::Do(what));
+        self.above = Above::Verb;
+        Ok(())
+    }
+
+    /// What stands before the colon, if a colon follows; `head` is read.
+    fn runner(&self, lexer: &mut Lexer<'_>, head: &Token) -> Result<Option<RunnerRef>, Diagnostic> {
+        let is_runner = if head.word() == Some("t") && followed(lexer, head, &["["])? {
+            // `t[EXPR]:` is a thread, `t[EXPR] =` an element of a series.
+            colon_follows(lexer.clone())
+        } else {
+            followed(lexer, head, &[":"])?
+        };
+        if !is_runner {
+            return Ok(None);
+        }
+        let runner = words::runner(head, lexer, &self.scope)?;
+        let colon = lexer.next()?;
+        if colon.is(":") { Ok(Some(runner)) } else { Err(unexpected(&colon, "`:`")) }
+    }
+
     /// `[THREAD:] [NAME =] VERB ARG...`
-    fn statement(&mut self, lexer: &mut Lexer<'_>) -> Result<Do, Diagnostic> {
+    fn statement(&mut self, lexer: &mut Lexer<'_>, pace: Pace) -> Result<Do, Diagnostic> {
         let mut head = lexer.next()?;
-        let mut runner = None;
         let before = head.span;
-        if followed(lexer, &head, &[":"])? {
-            runner = Some(words::runner(&head)?);
-            lexer.next()?;
+        let runner = self.runner(lexer, &head)?;
+        if runner.is_some() {
             head = lexer.next()?;
         }
         let mut place = None;
@@ -165,7 +265,7 @@ impl Parser {
             head = lexer.next()?;
         }
         let verb = words::verb(&head, place.is_some())?;
-        if runner == Some(Runner::Interrupt) && !matches!(verb.action, Action::Operation(_)) {
+        if matches!(runner, Some(RunnerRef::Interrupt)) && !matches!(verb.action, Action::Operation(_)) {
             let message = format!("`{}` is nothing that an interrupt handler does", verb.name);
             return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
         }
@@ -174,7 +274,7 @@ impl Parser {
             self.scope.bind(place.name, form, verb.gives);
             place
         });
-        Ok(Do { runner, bind, call: Call { verb, args }, expect: None })
+        Ok(Do { runner, pace, bind, call: Call { verb, args }, expect: None })
     }
 
     /// The statement of on_lowmem: `VERB ARG...`, an operation, with neither thread nor name.
@@ -192,7 +292,7 @@ impl Parser {
         }
         let verb = words::verb(&head, false)?;
         if !matches!(verb.action, Action::Operation(_)) {
-            let message = format!("`{}` is no operation of the guest", verb.name);
+            let message = format!("`{}` is not an operation of the guest", verb.name);
             return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
         }
         Ok(Call { verb, args: self.arguments(lexer, verb)? })
@@ -200,8 +300,11 @@ impl Parser {
 
     /// `NAME =` or `NAME[EXPR] =`; `head` is the name, already read.
     fn place(&mut self, lexer: &mut Lexer<'_>, head: &Token) -> Result<(Place, Form), Diagnostic> {
-        let Some(name) = head.word() else { return Err(unexpected(head, "a name")) };
-        if KEYWORDS.contains(&name) {
+        let Some(name) = head.word() else {
+            let error = unexpected(head, "a name");
+            return Err(if head.is("$") { error.help("a name is bound without `$`, and read with it") } else { error });
+        };
+        if KEYWORDS.contains(&name) && !SOFT_KEYWORDS.contains(&name) {
             return Err(Diagnostic::new(head.span, format!("`{name}` is a keyword"), "another name", head.describe()));
         }
         if name == "i" && self.scope.loops > 0 {
@@ -225,13 +328,24 @@ impl Parser {
     }
 
     fn arguments(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
+        // The name of a file need not be made of tokens.
+        let is_call = verb.params.first() != Some(&Param::File) && lexer.peek()?.is("(");
+        let args = self.arguments_of(lexer, verb);
+        args.map_err(|error| match error.found.as_str() {
+            "`(`" | "`,`" => error.help(advice::call(&verb.signature())),
+            _ if is_call => error.help(advice::call(&verb.signature())),
+            _ => error,
+        })
+    }
+
+    fn arguments_of(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
         let mut args = Vec::new();
         for &param in verb.params {
             let expected = match param {
                 Param::Map => expr::MAP,
                 Param::Number(name) => name,
                 Param::Seed => "SEED or `zero`",
-                Param::Thread => "t0 to t63",
+                Param::Thread => words::THREADS,
                 Param::Statement => "a verb",
                 Param::File => "FILE",
                 Param::What => "WHAT",
@@ -253,7 +367,10 @@ impl Parser {
                 Param::Number(_) | Param::Seed => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
                 Param::Flags => Arg::Flags(words::flags(lexer)?),
                 Param::System => Arg::Kind(words::kind(lexer)?),
-                Param::Thread => Arg::Thread(words::thread(&lexer.next()?)?),
+                Param::Thread => {
+                    let token = lexer.next()?;
+                    Arg::Thread(words::thread(&token, lexer, &self.scope)?)
+                }
                 Param::Statement => Arg::Call(self.later(lexer)?),
                 Param::File => Arg::File(lexer.file()?),
                 Param::What => Arg::What(look::parse(lexer, &self.scope)?),
@@ -285,8 +402,11 @@ impl Parser {
         }
         let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         words::end(lexer)?;
-        self.scope.bind(place.name, form, Gives::Number);
-        self.push(span, StmtKind::Let { place, value });
+        let is_preset = form == Form::Single && self.presets.iter().any(|&(name, _)| name == place.name);
+        if !is_preset {
+            self.scope.bind(place.name, form, Gives::Number);
+            self.push(span, StmtKind::Let { place, value });
+        }
         Ok(())
     }
 
@@ -294,7 +414,8 @@ impl Parser {
         let left = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         let token = lexer.next()?;
         let Some(compare) = Compare::ALL.into_iter().find(|compare| token.is(compare.sign())) else {
-            return Err(unexpected(&token, "an operator: == != < <= > >="));
+            let error = unexpected(&token, "an operator: == != < <= > >=");
+            return Err(if token.is("=") { error.suggest(Some("==")) } else { error });
         };
         let right = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         words::end(lexer)?;
@@ -309,6 +430,13 @@ impl Parser {
             args.push(if let Kind::Text(text) = next.kind {
                 lexer.next()?;
                 PrintArg::Text(text)
+            } else if next.word() == Some("hex") {
+                lexer.next()?;
+                let open = lexer.peek()?;
+                if !open.is("(") || open.spaced {
+                    return Err(unexpected(open, "`(EXPR)` right behind `hex`"));
+                }
+                PrintArg::Hex(expr::parse(lexer, &self.scope, Blanks::End)?)
             } else {
                 PrintArg::Number(expr::parse(lexer, &self.scope, Blanks::End)?)
             });
@@ -343,8 +471,10 @@ impl Parser {
                 let word = name.word().unwrap_or_default();
                 let error = || {
                     let names = KernReturn::ALL.map(KernReturn::name);
-                    Diagnostic::new(name.span, "unknown error", "a KERN_* name", name.describe())
-                        .help(format!("they are {}", names.join(" ")))
+                    let error = Diagnostic::new(name.span, "unknown error", "a KERN_* name", name.describe());
+                    let meant = closest(word, names).or_else(|| closest(&format!("KERN_{word}"), names));
+                    let all = format!("they are {}", names.join(" "));
+                    if meant.is_some() { error.suggest(meant) } else { error.help(all) }
                 };
                 return KernReturn::from_name(word).map(Expected::Error).ok_or_else(error);
             }

@@ -1,39 +1,33 @@
-//! Statements that the guest does: sent, judged, bound; and the threads that such a statement may leave blocked.
+//! Statements that the guest does: sent, judged, bound.
 
 use std::path::Path;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
+use vmkern_abi::control::{Context, Op, Outcome};
 
-use super::ast::{Do, Expected, NameId, Runner, Stmt, ThreadId};
-use super::diagnostic::Diagnostic;
+use super::ast::{Do, Expected, NameId, Pace, Runner, RunnerRef, Stmt, ThreadId};
 use super::env::Bound;
-use super::eval::{Over, Run, wrong};
+use super::eval::{Over, Run};
 use super::look::Look;
-use super::outcome::{Ending, Failure, Step, StepResult};
-use super::show;
-use super::source::Span;
-use super::target::{Panic, Reply, TargetError};
+use super::observe::Detail;
+use super::outcome::{Step, StepResult, shown};
+use super::started::{Fate, Outstanding, State};
+use super::target::{Reply, TargetError};
 use super::verbs::{Action, Gives, Value};
 use crate::Report;
 
-/// What the script has in mind for a blocked thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// It will be joined.
-    Join,
-    /// It is meant to stay blocked.
-    Abandoned,
+/// A call with its values, for reports.
+#[derive(Clone, Debug)]
+pub(super) struct Called {
+    pub verb: &'static str,
+    pub arguments: Vec<String>,
 }
 
-/// A statement whose thread sleeps.
-pub(super) struct Outstanding {
-    pub span: Span,
-    pub waits_for: WaitMessage,
-    fate: Fate,
-    /// Where its result goes, by itself and by joins that found it blocked still.
-    places: Vec<(NameId, Option<u64>)>,
-    gives: Gives,
+impl Called {
+    /// As C would write it.
+    pub fn text(&self) -> String {
+        format!("{}({})", self.verb, self.arguments.join(", "))
+    }
 }
 
 /// The reply to what takes no time in the guest.
@@ -55,79 +49,112 @@ enum Request {
     Inspect(Look),
 }
 
-impl Run<'_> {
-    pub(super) fn perform(&mut self, statement: &Stmt, what: &Do) -> Result<(), Over> {
+impl<'r> Run<'r> {
+    pub(super) fn perform(&mut self, statement: &'r Stmt, what: &'r Do) -> Result<(), Over> {
+        let named = what.runner.as_ref().map(|runner| self.runner(statement, runner)).transpose()?;
         // What the script itself does takes a thread only where it names one.
         let ours = !matches!(what.call.verb.action, Action::Operation(_));
-        let runner = what.runner.or((!ours).then_some(Runner::DEFAULT));
-        if let Some(Runner::Thread(thread)) = runner {
+        if let Some(Runner::Thread(thread)) = named.or((!ours).then_some(Runner::DEFAULT)) {
             self.check_free(statement, thread)?;
         }
         let place = what.bind.as_ref().map(|place| self.place(statement, place)).transpose()?;
         let values = self.values(statement, &what.call)?;
-        let called = show::call(&what.call, &values, &self.script.source);
-        let (runner, request) = self.request(statement, what, &values)?;
-        let mut output = None;
-        let reply = match request {
-            Request::Execute(context, op) => self.target.execute(context, op),
-            Request::Join(thread) => {
-                let op = Op::Join { thread: thread.number() };
-                self.target.execute(Context::Thread(thread.number()), op)
-            }
-            Request::Nothing => Ok(DONE),
-            Request::Dump(ref file) => {
-                self.target.dump(Path::new(file), self.script.source.name(), self.stop).map(|()| DONE)
-            }
-            Request::Check => self.target.check().map(|report| {
-                output = told(&report);
-                Reply::Completed { outcome: counted(&report), cycles: 0 }
-            }),
-            Request::Inspect(ref look) => self.target.inspect(self.script.source.name(), look).map(|text| {
-                output = Some(text);
-                DONE
-            }),
+        let called = Called { verb: what.call.verb.name, arguments: self.arguments(&what.call, &values) };
+        let (runner, request) = self.request(statement, what, named.unwrap_or(Runner::DEFAULT), &values)?;
+        if let (Pace::Start, Runner::Thread(thread), Request::Execute(_, op)) = (what.pace, runner, &request) {
+            return self.start((statement, what), (thread, *op), place, called);
+        }
+        let asked = self.ask(&request);
+        let (reply, output) = asked.map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        let (result, cycles) = reply.parts();
+        let arguments = match self.observer.detail() {
+            Detail::Full => called.arguments.clone(),
+            Detail::Brief => Vec::new(),
         };
-        let reply = reply.map_err(|error| self.lost(statement, Some(called.clone()), error))?;
-        let (result, cycles) = match &reply {
-            Reply::Completed { outcome, cycles } => (StepResult::Given(*outcome), *cycles),
-            Reply::Panicked(panic) => (StepResult::Panicked(panic.message.clone()), 0),
-        };
-        let (line, verb) = (statement.span.line, what.call.verb.name);
-        let step = Step { line, runner, verb, result, cycles, output };
-        (self.observe)(&step);
+        let step = Step { runner, cycles, output, arguments, ..Step::plain(statement.span.line, called.verb, result) };
+        self.show(statement.span, step.clone())?;
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
-            Reply::Panicked(panic) => return Err(self.panicked(statement, what, panic, called)),
+            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
         };
         if let Request::Execute(_, Op::Vtop { addr }) = request {
-            self.witness(addr, outcome).map_err(|error| self.lost(statement, Some(called.clone()), error))?;
+            self.witness(addr, outcome).map_err(|error| self.lost(statement, Some(called.text()), error))?;
         }
-        self.judge(statement, what, outcome, &step.result, called.clone())?;
+        let judges = match request {
+            Request::Join(thread) => self.judges((statement, what), thread),
+            _ => (statement, what),
+        };
+        self.judge(judges, outcome, &step.result, called.text())?;
+        self.cycles = cycles;
+        self.conclude((statement, what), outcome, request, (place, called))
+    }
+
+    /// Where a statement runs.
+    fn runner(&mut self, statement: &Stmt, runner: &RunnerRef) -> Result<Runner, Over> {
+        match runner {
+            RunnerRef::Interrupt => Ok(Runner::Interrupt),
+            RunnerRef::Thread(thread) => self.thread(statement, thread).map(Runner::Thread),
+        }
+    }
+
+    /// Asks the target, and returns what it says with what is to be printed.
+    fn ask(&mut self, request: &Request) -> Result<(Reply, Option<String>), TargetError> {
+        if let Request::Dump(_) | Request::Check | Request::Inspect(_) = request
+            && let Some(panicked) = self.let_begin()?
+        {
+            return Ok((panicked, None));
+        }
+        let name = self.script.source.name();
+        Ok(match request {
+            Request::Execute(context, op) => {
+                self.unbegun = false;
+                (self.target.execute(*context, *op)?, None)
+            }
+            Request::Join(thread) => (self.join(*thread)?, None),
+            Request::Nothing => (DONE, None),
+            Request::Dump(file) => (self.target.dump(Path::new(file), name, self.stop).map(|()| DONE)?, None),
+            Request::Check => {
+                let report = self.target.check()?;
+                (Reply::Completed { outcome: counted(&report), cycles: 0 }, told(&report))
+            }
+            Request::Inspect(look) => (DONE, Some(self.target.inspect(name, look)?)),
+        })
+    }
+
+    /// Binds what a statement gave that held, or notes that it is not over.
+    fn conclude(
+        &mut self,
+        (statement, what): (&'r Stmt, &'r Do),
+        outcome: Outcome,
+        request: Request,
+        (place, called): (Option<(NameId, Option<u64>)>, Called),
+    ) -> Result<(), Over> {
         let gives = what.call.verb.gives;
         match (outcome, request) {
             (Outcome::Blocked { waits_for }, Request::Join(thread)) => {
-                if let Some(outstanding) = self.blocked.get_mut(&thread) {
-                    outstanding.waits_for = waits_for;
+                if let Some(outstanding) = self.outstanding.get_mut(&thread) {
+                    outstanding.state = State::Blocked(waits_for);
                     outstanding.fate = Fate::Join;
                     outstanding.places.extend(place);
                 }
             }
             (Outcome::Blocked { waits_for }, Request::Execute(Context::Thread(number), _)) => {
-                let (span, fate, places) = (statement.span, Fate::Join, Vec::from_iter(place));
-                let outstanding = Outstanding { span, waits_for, fate, places, gives };
-                self.blocked.insert(ThreadId(number), outstanding);
+                let (state, fate, places) = (State::Blocked(waits_for), Fate::Join, Vec::from_iter(place));
+                let outstanding = Outstanding { statement, what, state, fate, places, called, order: 0 };
+                self.outstanding.insert(ThreadId(number), outstanding);
             }
             (
                 Outcome::Blocked { .. },
                 Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check | Request::Inspect(_),
             ) => {
                 let error = TargetError::Broken("what runs on no thread is said to be blocked".to_owned());
-                return Err(self.lost(statement, Some(called), error));
+                return Err(self.lost(statement, Some(called.text()), error));
             }
             (_, Request::Join(thread)) => {
-                if let Some(outstanding) = self.blocked.remove(&thread) {
-                    for (name, index) in outstanding.places.into_iter().chain(place) {
-                        self.env.bind(name, index, Bound::new(outcome, outstanding.gives));
+                if let Some(outstanding) = self.outstanding.remove(&thread) {
+                    let gives = outstanding.what.call.verb.gives;
+                    for place in outstanding.places.into_iter().chain(place) {
+                        self.bind(statement.span, place, Bound::new(outcome, gives))?;
                     }
                 }
                 return Ok(());
@@ -135,31 +162,36 @@ impl Run<'_> {
             (_, Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Inspect(_)) => {}
             // As a number, no findings are 0.
             (Outcome::Ok, Request::Check) => {
-                if let Some((name, index)) = place {
-                    self.env.bind(name, index, Bound::Number(0));
+                if let Some(place) = place {
+                    self.bind(statement.span, place, Bound::new(Outcome::Null, gives))?;
                 }
                 return Ok(());
             }
             (_, Request::Check) => {}
         }
         // A blocked statement's name has no value until the join.
-        if let Some((name, index)) = place {
-            self.env.bind(name, index, Bound::new(outcome, gives));
+        match place {
+            Some(place) => self.bind(statement.span, place, Bound::new(outcome, gives)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// What `what` asks of the target, and on whose behalf.
-    fn request(&mut self, statement: &Stmt, what: &Do, values: &[Value]) -> Result<(Runner, Request), Over> {
-        let runner = what.runner.unwrap_or(Runner::DEFAULT);
+    fn request(
+        &mut self,
+        statement: &Stmt,
+        what: &Do,
+        runner: Runner,
+        values: &[Value],
+    ) -> Result<(Runner, Request), Over> {
         match (what.call.verb.action, values) {
             (Action::OnLowmem, [Value::Op(op, _)]) => Ok((runner, Request::Execute(Context::Lowmem, *op))),
             (Action::Join, &[Value::Thread(thread)]) => {
-                self.outstanding(statement, thread)?;
+                self.outstanding_of(statement, thread)?;
                 Ok((Runner::Thread(thread), Request::Join(thread)))
             }
             (Action::Abandon, &[Value::Thread(thread)]) => {
-                self.outstanding(statement, thread)?.fate = Fate::Abandoned;
+                self.outstanding_of(statement, thread)?.fate = Fate::Abandoned;
                 Ok((Runner::Thread(thread), Request::Nothing))
             }
             (Action::Check, []) => Ok((runner, Request::Check)),
@@ -170,24 +202,6 @@ impl Run<'_> {
                 Ok((runner, Request::Execute(runner.context(), op)))
             }
         }
-    }
-
-    /// A blocked thread takes no statement.
-    fn check_free(&self, statement: &Stmt, thread: ThreadId) -> Result<(), Over> {
-        let Some(Outstanding { span, waits_for, .. }) = self.blocked.get(&thread) else { return Ok(()) };
-        let message = format!("{thread} is still blocked by line {}: it waits for \"{waits_for}\"", span.line);
-        let found = format!("{thread} waits for \"{waits_for}\"");
-        Err(wrong(Diagnostic::new(statement.span, message, format!("`join {thread}` first"), found)))
-    }
-
-    /// The statement that `thread` is blocked in.
-    fn outstanding(&mut self, statement: &Stmt, thread: ThreadId) -> Result<&mut Outstanding, Over> {
-        let error = || {
-            let found = format!("{thread} is not blocked");
-            let message = format!("{found}: each statement of it has given its result");
-            wrong(Diagnostic::new(statement.span, message, "a thread whose statement was blocked", found))
-        };
-        self.blocked.get_mut(&thread).ok_or_else(error)
     }
 
     /// The host's own walk of the page tables must agree with the guest's.
@@ -207,10 +221,9 @@ impl Run<'_> {
         )))
     }
 
-    fn judge(
+    pub(super) fn judge(
         &mut self,
-        statement: &Stmt,
-        what: &Do,
+        (statement, what): (&Stmt, &Do),
         outcome: Outcome,
         result: &StepResult,
         called: String,
@@ -224,10 +237,15 @@ impl Run<'_> {
             Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
             Some(Expected::Number(expr)) => {
                 let wanted = self.eval(statement, expr)?;
-                if Bound::new(outcome, Gives::Number) == Bound::Number(wanted) {
+                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted) {
                     return Ok(());
                 }
-                return Err(self.failed(statement, format!("{wanted:#x}"), result.to_string(), Some(called)));
+                let radix = self.radix(expr);
+                let got = match outcome {
+                    Outcome::Value(value) => shown(value, radix),
+                    _ => result.to_string(),
+                };
+                return Err(self.failed(statement, shown(wanted, radix), got, Some(called)));
             }
         };
         if held {
@@ -243,56 +261,6 @@ impl Run<'_> {
         };
         Err(self.failed(statement, expected, result.to_string(), Some(called)))
     }
-
-    fn panicked(&mut self, statement: &Stmt, what: &Do, panic: Box<Panic>, called: String) -> Over {
-        if let Some(Expected::Panic(text)) = what.expect.as_ref().map(|expect| &expect.what)
-            && panic.message.contains(text.as_str())
-        {
-            return Box::new(Ending::ExpectedPanic(panic));
-        }
-        let expected = match self.wanted(statement, what) {
-            Ok(expected) => expected,
-            Err(over) => return over,
-        };
-        let got = format!("panic {:?}", panic.message);
-        let failure = self.failure(statement, expected, got, Some(called));
-        Box::new(Ending::Panicked(panic, Box::new(failure)))
-    }
-
-    /// The end of the script: nobody may be blocked who is not meant to be. Whoever has been woken may finish first.
-    pub(super) fn end(&mut self) -> Result<(), Over> {
-        let mut sleepers: Vec<(ThreadId, Span, WaitMessage)> = Vec::new();
-        let awaited: Vec<_> = self.blocked.iter().filter(|(_, sleeper)| sleeper.fate == Fate::Join).collect();
-        let awaited: Vec<_> = awaited.into_iter().map(|(&thread, sleeper)| (thread, sleeper.span)).collect();
-        for (thread, span) in awaited {
-            let op = Op::Join { thread: thread.number() };
-            match self.target.execute(Context::Thread(thread.number()), op) {
-                Ok(Reply::Completed { outcome: Outcome::Blocked { waits_for }, .. }) => {
-                    sleepers.push((thread, span, waits_for));
-                }
-                Ok(Reply::Completed { .. }) => {
-                    self.blocked.remove(&thread);
-                }
-                Ok(Reply::Panicked(panic)) => {
-                    let got = format!("panic {:?}", panic.message);
-                    let failure = still(span, format!("{thread} joined or abandoned before the end"), got);
-                    return Err(Box::new(Ending::Panicked(panic, Box::new(failure))));
-                }
-                Err(error) => return Err(self.lost_at(span, None, error)),
-            }
-        }
-        let Some(&(first, span, _)) = sleepers.first() else { return Ok(()) };
-        let expected = match sleepers.len() {
-            1 => format!("{first} joined or abandoned before the end"),
-            count => format!("{count} threads joined or abandoned before the end"),
-        };
-        let texts = sleepers.iter().map(|(thread, span, waits_for)| {
-            let line = if sleepers.len() > 1 { format!(" (line {})", span.line) } else { String::new() };
-            format!("{thread}{line} still waits for \"{waits_for}\"")
-        });
-        let failure = still(span, expected, texts.collect::<Vec<_>>().join(", "));
-        Err(Box::new(Ending::Failed(Box::new(failure))))
-    }
 }
 
 /// The result of a check: ok, or the number of findings.
@@ -307,8 +275,4 @@ fn counted(report: &Report) -> Outcome {
 fn told(report: &Report) -> Option<String> {
     let text = report.to_string();
     (!text.is_empty()).then(|| text.trim_end().to_owned())
-}
-
-fn still(span: Span, expected: String, got: String) -> Failure {
-    Failure { span, statement: span, expected, got, called: None, values: Vec::new() }
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use vmkern_abi::control::MapId;
-use vmkern_abi::layout::VmMeter;
 
 use super::ast::Script;
 use super::eval::run;
 use super::guest::GuestTarget;
-use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, StepReport};
+use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, Stat, StepReport};
 use super::names::MapField;
-use super::outcome::{Ending, Status, Step};
+use super::observe::Observer;
+use super::outcome::{Ending, Status};
 use super::stop::Stop;
 use super::target::{Panic, Target};
 use crate::{Builder, Environment, Guest, GuestError, LaunchError};
@@ -32,7 +32,7 @@ pub struct Session {
     /// How it ended.
     pub ending: Ending,
     /// The kernel's counters at the end.
-    pub stats: BTreeMap<String, u64>,
+    pub stats: BTreeMap<String, Stat>,
     /// Where it ran.
     pub environment: EnvironmentReport,
     /// The end of the kernel's log.
@@ -49,9 +49,9 @@ pub fn run_script(
     script: &Script,
     setup: Setup,
     stop: &Stop,
-    observe: &mut dyn FnMut(&Step),
+    observer: &mut dyn Observer,
 ) -> Result<Session, LaunchError> {
-    run_script_then(script, setup, stop, observe, |_, _| ()).map(|(session, ())| session)
+    run_script_then(script, setup, stop, observer, |_, _| ()).map(|(session, ())| session)
 }
 
 /// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script ended: a guest that
@@ -63,7 +63,7 @@ pub fn run_script_then<T>(
     script: &Script,
     setup: Setup,
     stop: &Stop,
-    observe: &mut dyn FnMut(&Step),
+    observer: &mut dyn Observer,
     look: impl FnOnce(&Guest, &Ending) -> T,
 ) -> Result<(Session, T), LaunchError> {
     let guest = setup.builder.seed(setup.seed).timeout(stop.limit()).launch()?;
@@ -71,7 +71,7 @@ pub fn run_script_then<T>(
     let handle = guest.interrupt_handle();
     stop.on_interrupt(move || handle.interrupt());
     let mut target = GuestTarget::new(guest, setup.console);
-    let ending = run(script, &mut target, setup.seed, stop, observe);
+    let ending = run(script, &mut target, setup.seed, stop, observer);
     let stats = stats(&mut target);
     let seen = look(target.guest(), &ending);
     let (log, console_error) = (target.log_tail(), target.console_error());
@@ -80,17 +80,19 @@ pub fn run_script_then<T>(
 
 /// Every counter that can be read, under the names that scripts use.
 #[must_use]
-pub fn stats(target: &mut dyn Target) -> BTreeMap<String, u64> {
+pub fn stats(target: &mut dyn Target) -> BTreeMap<String, Stat> {
     let mut stats = BTreeMap::new();
-    for &name in VmMeter::NAMES {
-        if let Ok(value) = target.counter(name) {
-            stats.insert(name.to_owned(), value);
-        }
+    for (name, value) in target.counters() {
+        stats.insert(name.to_owned(), Stat::Count(value));
     }
     for (name, map) in MapId::NAMED {
         for field in MapField::ALL {
             if let Ok(value) = target.map_field(map, field) {
-                stats.insert(format!("{name}.{}", field.name()), value);
+                let stat = match field {
+                    MapField::Min | MapField::Max => Stat::Address(value),
+                    MapField::Size | MapField::Entries | MapField::MaxFree => Stat::Count(value),
+                };
+                stats.insert(format!("{name}.{}", field.name()), stat);
             }
         }
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
+use vmkern_abi::layout::VmMeter;
 
 use super::look::Look;
 use super::names::MapField;
+use super::outcome::StepResult;
 use super::stop::Stop;
 use crate::Report;
 
@@ -23,6 +25,16 @@ pub enum Reply {
     },
     /// The guest died of it.
     Panicked(Box<Panic>),
+}
+
+impl Reply {
+    /// What it gave, and the cycles that it took.
+    pub(super) fn parts(&self) -> (StepResult, u64) {
+        match self {
+            Self::Completed { outcome, cycles } => (StepResult::Given(*outcome), *cycles),
+            Self::Panicked(panic) => (StepResult::Panicked(panic.message.clone()), 0),
+        }
+    }
 }
 
 /// How a guest died, for reports.
@@ -67,8 +79,8 @@ pub enum TargetError {
 
 /// A guest, or something that acts like one.
 pub trait Target {
-    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is blocked is given
-    /// anything, and only one that is blocked is joined.
+    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is blocked or was started is
+    /// given anything, and only such a one is joined. What is started is answered at once.
     ///
     /// # Errors
     /// When there will be no result.
@@ -79,6 +91,17 @@ pub trait Target {
     /// # Errors
     /// When the guest's memory makes no sense.
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError>;
+
+    /// Microseconds of the guest's clock since boot.
+    ///
+    /// # Errors
+    /// When the guest's memory makes no sense.
+    fn now(&mut self) -> Result<u64, TargetError>;
+
+    /// Every counter that can be read, by name.
+    fn counters(&mut self) -> Vec<(&'static str, u64)> {
+        VmMeter::NAMES.iter().filter_map(|&name| Some((name, self.counter(name).ok()?))).collect()
+    }
 
     /// A property of a map.
     ///

@@ -2,14 +2,18 @@
 
 use vmkern_abi::control::{MallocFlags, MapKind};
 
-use super::ast::{Runner, ThreadId};
+use super::advice;
+use super::ast::{RunnerRef, ThreadId, ThreadRef};
 use super::diagnostic::{Diagnostic, closest};
-use super::expr::unexpected;
+use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
+use super::scope::Scope;
 use super::verbs::{FLAGS, VERBS, Verb};
 
 /// Words that begin a line which is no verb.
-pub(super) const KEYWORDS: [&str; 6] = ["let", "expect", "assert", "repeat", "end", "print"];
+pub(super) const KEYWORDS: [&str; 8] = ["let", "expect", "assert", "repeat", "end", "print", "start", "guest"];
+/// Keywords that can be names all the same: what follows tells.
+pub(super) const SOFT_KEYWORDS: [&str; 2] = ["start", "guest"];
 
 /// Nothing may follow.
 pub(super) fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
@@ -17,42 +21,79 @@ pub(super) fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
     if token.kind == Kind::End { Ok(()) } else { Err(unexpected(&token, "the end of the line")) }
 }
 
+/// What threads there are.
+pub(super) const THREADS: &str = "t0 to t63, or t[EXPR]";
+
 /// The thread that `token` names.
-pub(super) fn thread(token: &Token) -> Result<ThreadId, Diagnostic> {
+fn fixed(token: &Token) -> Result<ThreadId, Diagnostic> {
     let word = token.word().unwrap_or_default();
-    let number = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0')).and_then(|n| n.parse().ok());
-    number.filter(|&number| number < ThreadId::COUNT).map(ThreadId).ok_or_else(|| {
-        Diagnostic::new(token.span, format!("{} is no thread", token.describe()), "t0 to t63", token.describe())
+    let number = |word: &str| {
+        let digits = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0'))?;
+        digits.parse().ok().filter(|&number| number < ThreadId::COUNT).map(ThreadId)
+    };
+    number(word).ok_or_else(|| {
+        let message = format!("{} is not a thread", token.describe());
+        let small = word.to_ascii_lowercase();
+        let meant = number(&small).is_some().then_some(small);
+        Diagnostic::new(token.span, message, THREADS, token.describe()).suggest(meant)
     })
 }
 
-/// What `token` names before a colon.
-pub(super) fn runner(token: &Token) -> Result<Runner, Diagnostic> {
-    if token.word() == Some("intr") {
-        return Ok(Runner::Interrupt);
+/// The thread that `token` and what follows it name.
+pub(super) fn thread(token: &Token, lexer: &mut Lexer<'_>, scope: &Scope) -> Result<ThreadRef, Diagnostic> {
+    let next = lexer.peek()?;
+    if token.word() != Some("t") || !next.is("[") || next.spaced {
+        return fixed(token).map(ThreadRef::Fixed);
     }
-    thread(token).map(Runner::Thread).map_err(|error| Diagnostic { expected: "t0 to t63 or intr".to_owned(), ..error })
+    lexer.next()?;
+    let index = expr::parse(lexer, scope, Blanks::Allowed)?;
+    let close = lexer.next()?;
+    if !close.is("]") {
+        return Err(unexpected(&close, "an operator or `]`"));
+    }
+    match index.literal() {
+        Some(number) if number >= u64::from(ThreadId::COUNT) => {
+            let found = format!("`t[{number}]`");
+            Err(Diagnostic::new(token.span.to(close.span), format!("{found} is not a thread"), THREADS, found))
+        }
+        _ => Ok(ThreadRef::Computed(Box::new(index))),
+    }
+}
+
+/// What `token` and what follows it name before a colon.
+pub(super) fn runner(token: &Token, lexer: &mut Lexer<'_>, scope: &Scope) -> Result<RunnerRef, Diagnostic> {
+    if token.word() == Some("intr") {
+        return Ok(RunnerRef::Interrupt);
+    }
+    thread(token, lexer, scope)
+        .map(RunnerRef::Thread)
+        .map_err(|error| if error.expected == THREADS { error.expecting("t0 to t63, t[EXPR] or intr") } else { error })
 }
 
 /// The verb that `token` names; `bound` when a `NAME =` stands before it.
 pub(super) fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnostic> {
-    let Some(word) = token.word() else { return Err(unexpected(token, "a verb")) };
+    let Some(word) = token.word() else {
+        let error = unexpected(token, "a verb");
+        return Err(if bound && token.kind != Kind::End { error.help(advice::LET) } else { error });
+    };
     let Some(verb) = Verb::named(word) else {
         let error = Diagnostic::new(token.span, format!("unknown verb `{word}`"), "a verb", token.describe());
         let keywords: &[&str] = if bound { &[] } else { &KEYWORDS };
-        let help = closest(word, VERBS.iter().map(|verb| verb.name).chain(keywords.iter().copied()));
-        if help.is_none() && bound {
-            return Err(error.help("`let NAME = EXPR` binds a number"));
-        }
-        return Err(error.suggest(help));
+        let known = VERBS.iter().map(|verb| verb.name).chain(keywords.iter().copied());
+        return Err(advice::verb(word, bound, known, error));
     };
     if !verb.is_offered() {
-        let message = format!("`{word}` is part of the language, but this kernel does not offer it");
+        let message = not_yet(word);
         let offered: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
         return Err(Diagnostic::new(token.span, message, "a verb that it offers", token.describe())
             .help(format!("it offers {}", offered.join(" "))));
     }
     Ok(verb)
+}
+
+/// What is said of a verb or a name whose feature the kernel does not have yet.
+pub(super) fn not_yet(word: &str) -> String {
+    format!("`{word}` is part of the language, but not yet of this kernel")
 }
 
 /// `FLAG|FLAG...`, or nothing.
@@ -67,8 +108,9 @@ pub(super) fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
         let Some(&(_, flag)) = FLAGS.iter().find(|&&(name, _)| name == word) else {
             let names = FLAGS.map(|(name, _)| name);
             let expected = "flags joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE";
-            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe())
-                .suggest(closest(word.trim_start_matches("M_"), names)));
+            let meant = word.trim_start_matches("M_");
+            let meant = names.into_iter().find(|name| *name == meant).or_else(|| closest(meant, names));
+            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe()).suggest(meant));
         };
         flags |= flag;
         if lexer.accept("|")?.is_none() {

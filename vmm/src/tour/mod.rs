@@ -134,7 +134,7 @@ impl Tour<'_> {
         let _ = writeln!(text, "   free {} -> {}", count(free_before, "page"), count(free_after, "page"));
         self.say(&text);
         let (line, runner, verb, cycles) = (self.number, Runner::DEFAULT, stage.verb, response.cycles);
-        self.steps.push(Step { line, runner, verb, result, cycles, output: None });
+        self.steps.push(Step { runner, cycles, ..Step::plain(line, verb, result) });
         Ok(response.outcome)
     }
 
@@ -183,7 +183,7 @@ impl Tour<'_> {
         self.say(&text);
         let result = StepResult::Panicked(crash.message.clone());
         let (line, runner, verb) = (self.number, Runner::DEFAULT, stage.verb);
-        self.steps.push(Step { line, runner, verb, result, cycles: 0, output: None });
+        self.steps.push(Step { runner, ..Step::plain(line, verb, result) });
         Ok(crash)
     }
 }

@@ -73,6 +73,10 @@ impl Target for Fake {
         Ok(if name == "v_free_count" { 1000 - self.next / 4096 } else { 0 })
     }
 
+    fn now(&mut self) -> Result<u64, TargetError> {
+        Ok(self.ops.len() as u64 * 1_000)
+    }
+
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {
         Ok(match field {
             MapField::Min if map == SUBMAP => BASE + 0x10_0000,
@@ -119,7 +123,7 @@ pub fn run_on(fake: &mut Fake, text: &str) -> (Ending, Vec<Step>) {
     };
     let mut steps = Vec::new();
     let stop = Stop::after(std::time::Duration::from_secs(3600));
-    let ending = run(&script, fake, 0, &stop, &mut |step| steps.push(step.clone()));
+    let ending = run(&script, fake, 0, &stop, &mut |step: &Step| steps.push(step.clone()));
     (ending, steps)
 }
 

@@ -1,6 +1,8 @@
 //! The language, tried on a target without a guest.
 
 mod fake;
+mod guest_line;
 mod parsing;
 mod running;
+mod started;
 mod threads;

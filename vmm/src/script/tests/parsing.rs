@@ -53,7 +53,10 @@ fn every_form_of_the_language_is_read() {
          t2: w = kmem_alloc_wait $m 4K\nexpect blocked\nkmem_free_wakeup $m $m.min 4K\njoin t2\nabandon t3\n\
          assert $m[1 + 2].max_free + exec_map.size >= $m.min-pipe_map.min % buffer_map.entries\n\
          kmem_malloc $m[3] 4K WAITOK\ntouch $m.min+4K 4K\numa_reclaim\non_lowmem kmem_free kmem_map $a 4K\n\
-         x = join t4\nkmem_alloc $x 1\non_lowmem settle\nexpect ok\n",
+         x = join t4\nkmem_alloc $x 1\non_lowmem settle\nexpect ok\n\
+         start t1: y = kmem_alloc kernel_map 4K\nexpect null\nstart t[$a%64]: read 1\njoin t[1 + 1]\nabandon t[$a]\n\
+         t[3]: z = read 1\nlet t[3] = 1\nt[$t[3]] = read 2\nt[$t[3]]: read $t[$t[3]]\nprint hex($a+1) now cycles hex($a * 2)\n\
+         let start = now\nstart = read 1\nlet guest = cycles + $start\nkmem_alloc_nofault pager_map clean_map.size\n",
     );
 }
 
@@ -79,21 +82,21 @@ fn an_error_names_line_and_column() {
         ("read 1+ 2", 1, 9, "a blank after `+`"),
         ("read 12Q", 1, 6, "bad number `12Q`"),
         ("print $i", 1, 7, "`$i` outside of a repeat"),
-        ("let a = (1", 1, 11, "unexpected the end of the line"),
-        ("a = ", 1, 5, "unexpected the end of the line"),
+        ("let a = (1", 1, 11, "the line ends too early"),
+        ("a = ", 1, 5, "the line ends too early"),
         ("print \"x", 1, 7, "a string that does not end"),
         ("read 1\nexpect error KERN_WHAT", 2, 14, "unknown error"),
-        ("read 1\nexpect panic", 2, 13, "unexpected the end of the line"),
-        ("t64: settle", 1, 1, "`t64` is no thread"),
-        ("t01: settle", 1, 1, "`t01` is no thread"),
-        ("join 4", 1, 6, "the number 4 is no thread"),
+        ("read 1\nexpect panic", 2, 13, "the line ends too early"),
+        ("t64: settle", 1, 1, "`t64` is not a thread"),
+        ("t01: settle", 1, 1, "`t01` is not a thread"),
+        ("join 4", 1, 6, "the number 4 is not a thread"),
         ("join", 1, 5, "`join` lacks an argument"),
-        ("join intr", 1, 6, "`intr` is no thread"),
+        ("join intr", 1, 6, "`intr` is not a thread"),
         ("intr: join t1", 1, 1, "`join` is nothing that an interrupt handler does"),
         ("intr: on_lowmem settle", 1, 1, "`on_lowmem` is nothing that an interrupt handler does"),
         ("on_lowmem t1: settle", 1, 11, "the handler runs on the thread that invokes the event"),
         ("on_lowmem a = settle", 1, 11, "what a handler gives goes to nobody, so it binds no name"),
-        ("on_lowmem join t1", 1, 11, "`join` is no operation of the guest"),
+        ("on_lowmem join t1", 1, 11, "`join` is not an operation of the guest"),
         ("on_lowmem kmem_alloc kmem_map", 1, 30, "`kmem_alloc` lacks an argument"),
         ("on_lowmem", 1, 10, "`on_lowmem` lacks an argument"),
         ("let m = 1\nkmem_alloc $m 4K", 2, 12, "`$m` is a number, not a map"),
@@ -105,10 +108,51 @@ fn an_error_names_line_and_column() {
         ("kmem_suballoc kernel_map 1M system x", 1, 36, "`kmem_suballoc` takes no more arguments"),
         ("repeat 1\ni = read 1\nend", 2, 1, "`i` is the counter of this repeat"),
         ("§", 1, 1, "stray character `§`"),
+        ("start kmem_alloc kernel_map 1", 1, 7, "`start` needs a thread"),
+        ("start", 1, 6, "the line ends too early"),
+        ("start intr: settle", 1, 7, "an interrupt handler is not a thread, and has nothing to join"),
+        ("start t1: check", 1, 7, "`check` is done by the script itself, and cannot be started"),
+        ("start t1: join t2", 1, 7, "`join` is done by the script itself, and cannot be started"),
+        ("start: settle", 1, 1, "`start` is not a thread"),
+        ("t[64]: settle", 1, 1, "`t[64]` is not a thread"),
+        ("join t[0x40]", 1, 6, "`t[64]` is not a thread"),
+        ("t[1: settle", 1, 4, "unexpected `:`"),
+        ("let x = hex(1)", 1, 9, "unknown name `hex`"),
+        ("print hex 1", 1, 11, "unexpected the number 1"),
+        ("print swap_free", 1, 7, "`swap_free` is part of the language, but not yet of this kernel"),
+        ("assert stall_total == 0", 1, 8, "`stall_total` is part of the language, but not yet of this kernel"),
     ];
     for (text, line, column, message) in cases {
         assert_eq!(error(text), (line, column, message.to_owned()), "{text}");
     }
+}
+
+const CALL: &str =
+    "arguments follow the verb, with blanks between them and no parentheses around: `kmem_alloc MAP SIZE`";
+
+fn advice_of(word: &str) -> &'static str {
+    crate::script::advice::foreign(word).unwrap_or_default()
+}
+
+#[test]
+fn no_advice_names_the_very_word_that_is_wrong() {
+    for verb in VERBS {
+        for text in
+            [format!("let a = {}", verb.name), format!("{0} {0} {0}", verb.name), format!("assert {} == 1", verb.name)]
+        {
+            for error in errors(&text) {
+                assert_ne!(error.help, Some(format!("did you mean `{}`?", verb.name)), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_preset_is_bound_before_the_first_line_and_by_no_let() {
+    let presets = [("n".to_owned(), 3)];
+    let source = Source::new("test.kmem", "print $n\nlet n = 1\nlet n[1] = 2\nrepeat $n\nend");
+    assert!(crate::script::parse_with(&source, &presets).is_ok());
+    assert!(parse(&source).is_err());
 }
 
 #[test]
@@ -125,6 +169,33 @@ fn what_looks_like_a_known_name_gets_a_suggestion() {
         ("let a = v_fre_count", "did you mean `v_free_count`?"),
         ("read 1\nexpect nul", "did you mean `null`?"),
         ("a[0] = read 1\nread $a", "`a` is a series: `$a[EXPR]` is one of it"),
+        ("x = 5", "`let NAME = EXPR` binds a number"),
+        ("x = $y", "`let NAME = EXPR` binds a number"),
+        ("x = v_free_count + 1", "`let NAME = EXPR` binds a number"),
+        ("$x = 5", "a name is bound without `$`: `let NAME = EXPR`, or `NAME = VERB ...`"),
+        ("let $x = 5", "a name is bound without `$`, and read with it"),
+        ("if v_free_count", advice_of("if")),
+        ("while 1", advice_of("while")),
+        ("For 3", advice_of("for")),
+        ("KMEM_ALLOC kernel_map 1", "did you mean `kmem_alloc`?"),
+        ("LET x = 1", "did you mean `let`?"),
+        ("kmem_malloc kmem_map 1 nowait", "did you mean `NOWAIT`?"),
+        ("kmem_malloc kmem_map 1 WAITOK|m_zero", "did you mean `ZERO`?"),
+        ("kmem_malloc kmem_map 12k", "did you mean `12K`?"),
+        ("sleep 5MS", "did you mean `5ms`?"),
+        ("read 0XFF", "did you mean `0xff`?"),
+        ("T1: settle", "did you mean `t1`?"),
+        ("read 1\nexpect OK", "did you mean `ok`?"),
+        ("read 1\nexpect error NO_SPACE", "did you mean `KERN_NO_SPACE`?"),
+        ("assert 1 = 1", "did you mean `==`?"),
+        ("print 'x'", "strings stand in double quotes"),
+        ("settle;", "a statement ends with its line"),
+        ("let x = read 1", "without `let`: `x = read ...`"),
+        ("let x = 1 + read 1", "a verb stands in a statement of its own: `NAME = read ADDR`"),
+        ("let x = hex(1)", "`hex(EXPR)` stands in `print` alone, where it prints hexadecimal"),
+        ("kmem_alloc(kernel_map, 4K)", CALL),
+        ("a = kmem_alloc(kernel_map, 4K)", CALL),
+        ("kmem_alloc kernel_map, 4K", CALL),
     ];
     for (text, help) in cases {
         assert_eq!(errors(text)[0].help.as_deref(), Some(help), "{text}");
@@ -137,7 +208,7 @@ fn what_the_kernel_does_not_offer_is_refused_before_anything_boots() {
     for verb in VERBS.iter().filter(|verb| !verb.is_offered()) {
         let (line, column, message) = error(&format!("{} {rest}", verb.name));
         assert_eq!((line, column), (1, 1));
-        assert_eq!(message, format!("`{}` is part of the language, but this kernel does not offer it", verb.name));
+        assert_eq!(message, format!("`{}` is part of the language, but not yet of this kernel", verb.name));
     }
 }
 
@@ -147,7 +218,7 @@ fn the_verbs_of_malloc_uma_and_contigmalloc_are_refused_by_name() {
     for verb in verbs.split(' ') {
         let (line, column, message) = error(&format!("{verb} 4K"));
         assert_eq!((line, column), (1, 1));
-        assert_eq!(message, format!("`{verb}` is part of the language, but this kernel does not offer it"));
+        assert_eq!(message, format!("`{verb}` is part of the language, but not yet of this kernel"));
     }
 }
 
@@ -179,7 +250,7 @@ proptest! {
         "let", "expect", "assert", "repeat", "end", "print", "\n", "\n", "t0:", "intr:", "a", "=", "$a", "$a[", "]", "[",
         "(", ")", "rand(", ",", "1", "0x", "4K", "kmem_map", "kmem_map.", ".size", "kmem_malloc", "read", "verify",
         "zero", "NOWAIT", "|", "\"", "\\", "#", "+", "-", "==", "$i", "$", "error", "panic", "ok", "v_free_count", "ä",
-        "KERN_NO_SPACE", "join", "t1", "on_lowmem", "kmem_suballoc", "system", ".min", "$m", "m =",
+        "KERN_NO_SPACE", "join", "t1", "start", "start t1:", "guest", "memory=8M", "t[", "t[1]:", "hex(", "now", "cycles", "on_lowmem", "kmem_suballoc", "system", ".min", "$m", "m =",
     ]), 0..60), blanks in any::<bool>()) {
         let text = words.join(if blanks { " " } else { "" });
         for error in errors(&text) {

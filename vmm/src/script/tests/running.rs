@@ -7,7 +7,7 @@ use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
 use crate::Finding;
-use crate::script::{Ending, Failure, Reply, Source, Status, Stop, TargetError, parse, run};
+use crate::script::{Ending, Failure, Reply, Source, Status, Step, Stop, TargetError, parse, run};
 
 fn finished(text: &str) -> Fake {
     let mut fake = Fake::default();
@@ -44,7 +44,7 @@ fn operators_combine_from_left_to_right() {
 
 #[test]
 fn arithmetic_that_overflows_is_a_script_error_with_its_place() {
-    assert_eq!(wrong("let a = 1\nlet b = 2 + $a - 4"), (2, 9, "3 - 4 is no unsigned 64-bit number".to_owned()));
+    assert_eq!(wrong("let a = 1\nlet b = 2 + $a - 4"), (2, 9, "3 - 4 is not an unsigned 64-bit number".to_owned()));
     assert_eq!(wrong("let a = 0xffffffffffffffff+1").0, 1);
     assert_eq!(wrong("let a = 1/0").0, 1);
     assert_eq!(wrong("let a = 1%0").0, 1);
@@ -194,7 +194,7 @@ fn random_numbers_come_from_the_seed() {
     let script = parse(&Source::new("x", text)).expect("a good script");
     let mut other = Vec::new();
     let stop = Stop::after(Duration::from_secs(3600));
-    run(&script, &mut Fake::default(), 1, &stop, &mut |step| other.push(step.clone()));
+    run(&script, &mut Fake::default(), 1, &stop, &mut |step: &Step| other.push(step.clone()));
     assert_ne!(first, other);
     assert_eq!(wrong("print rand(2,1)").2, "rand(2,1) has nothing to draw from");
 }
@@ -202,11 +202,11 @@ fn random_numbers_come_from_the_seed() {
 #[test]
 fn a_loop_that_asks_the_guest_nothing_ends_with_its_time() {
     let script = parse(&Source::new("x", "repeat 1000000000000\nlet a = 1\nend")).expect("a good script");
-    let ending = run(&script, &mut Fake::default(), 0, &Stop::after(Duration::ZERO), &mut |_| {});
+    let ending = run(&script, &mut Fake::default(), 0, &Stop::after(Duration::ZERO), &mut |_: &Step| {});
     assert_eq!(ending.status(), Status::Timeout);
     let stop = Stop::after(Duration::from_secs(3600));
     stop.interrupt();
-    assert_eq!(run(&script, &mut Fake::default(), 0, &stop, &mut |_| {}), Ending::Interrupted);
+    assert_eq!(run(&script, &mut Fake::default(), 0, &stop, &mut |_: &Step| {}), Ending::Interrupted);
 }
 
 #[test]

@@ -234,7 +234,7 @@ fn a_map_that_a_blocked_kmem_suballoc_makes_is_bound_at_the_join() {
 #[test]
 fn a_name_that_is_bound_to_a_number_again_is_no_map_any_more() {
     let (line, column, message) = wrong([], "m = kmem_suballoc kernel_map 1M\nlet m = 7\nkmem_alloc_wait $m 4K");
-    assert_eq!((line, column, message.as_str()), (3, 17, "`$m` is no map, but the number 7"));
+    assert_eq!((line, column, message.as_str()), (3, 17, "`$m` is not a map, but the number 7"));
     assert_eq!(wrong([], "m = kmem_suballoc kernel_map 1M\nlet m = 7\nlet x = $m.size").2, message);
 }
 

@@ -1,0 +1,259 @@
+//! Threads whose statements are not over: blocked, or started and not joined.
+
+use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
+
+use super::ast::{Do, Expected, NameId, Stmt, ThreadId};
+use super::diagnostic::Diagnostic;
+use super::env::Bound;
+use super::eval::{Over, Run, wrong};
+use super::outcome::{Ending, Failure, Step, StepResult};
+use super::perform::Called;
+use super::source::Span;
+use super::target::{Panic, Reply, TargetError};
+
+/// What the script has in mind for a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It will be joined.
+    Join,
+    /// It is meant to stay as it is.
+    Abandoned,
+}
+
+/// What is known of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its statement was started, and nobody has asked for it since.
+    Started,
+    /// It sleeps, and waits for this.
+    Blocked(WaitMessage),
+}
+
+/// A statement that is not over.
+pub(super) struct Outstanding<'r> {
+    pub statement: &'r Stmt,
+    pub what: &'r Do,
+    pub state: State,
+    pub fate: Fate,
+    /// Where its result goes, by itself and by joins that found it blocked still.
+    pub places: Vec<(NameId, Option<u64>)>,
+    /// The call with its values.
+    pub called: Called,
+    /// Its place in the order of starting.
+    pub order: u64,
+}
+
+impl<'r> Run<'r> {
+    /// Sends a statement, and does not wait for it.
+    pub(super) fn start(
+        &mut self,
+        (statement, what): (&'r Stmt, &'r Do),
+        (thread, op): (ThreadId, Op),
+        place: Option<(NameId, Option<u64>)>,
+        called: Called,
+    ) -> Result<(), Over> {
+        let sent = self.target.execute(Context::Start(thread.number()), op);
+        match sent.map_err(|error| self.lost(statement, Some(called.text()), error))? {
+            Reply::Completed { outcome: Outcome::Ok, .. } => {}
+            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
+            Reply::Completed { outcome, .. } => {
+                let error = TargetError::Broken(format!("a start gives {}", StepResult::Given(outcome)));
+                return Err(self.lost(statement, Some(called.text()), error));
+            }
+        }
+        self.unbegun = true;
+        if let Some(place) = place {
+            self.bind(statement.span, place, Bound::Started)?;
+        }
+        let result = StepResult::Given(Outcome::Ok);
+        let step = Step { arguments: vec![called.text()], ..Step::plain(statement.span.line, "start", result) };
+        self.show(statement.span, Step { runner: super::ast::Runner::Thread(thread), ..step })?;
+        self.starts += 1;
+        let (state, fate, places) = (State::Started, Fate::Join, Vec::from_iter(place));
+        let order = self.starts;
+        self.outstanding.insert(thread, Outstanding { statement, what, state, fate, places, called, order });
+        Ok(())
+    }
+
+    /// Lets what was started begin, where nothing is asked of the guest that would. Gives how it died of that, if it did.
+    pub(super) fn let_begin(&mut self) -> Result<Option<Reply>, TargetError> {
+        if !std::mem::take(&mut self.unbegun) {
+            return Ok(None);
+        }
+        let reply = self.target.execute(Context::Rest, Op::Nop)?;
+        Ok(matches!(reply, Reply::Panicked(_)).then_some(reply))
+    }
+
+    /// Asks for the result of `thread`.
+    pub(super) fn join(&mut self, thread: ThreadId) -> Result<Reply, TargetError> {
+        self.unbegun = false;
+        self.target.execute(Context::Thread(thread.number()), Op::Join { thread: thread.number() })
+    }
+
+    /// A thread whose statement is not over takes no other.
+    pub(super) fn check_free(&self, statement: &Stmt, thread: ThreadId) -> Result<(), Over> {
+        let Some(Outstanding { statement: earlier, state, .. }) = self.outstanding.get(&thread) else { return Ok(()) };
+        let line = earlier.span.line;
+        let (message, found) = match state {
+            State::Started => {
+                let message = format!("{thread} was started by line {line}, and has not been joined");
+                (message, format!("{thread} was started"))
+            }
+            State::Blocked(waits_for) => {
+                let message = format!("{thread} is still blocked by line {line}: it waits for \"{waits_for}\"");
+                (message, format!("{thread} waits for \"{waits_for}\""))
+            }
+        };
+        Err(wrong(Diagnostic::new(statement.span, message, format!("`join {thread}` first"), found)))
+    }
+
+    /// The statement of `thread` that is not over.
+    pub(super) fn outstanding_of(&mut self, statement: &Stmt, thread: ThreadId) -> Result<&mut Outstanding<'r>, Over> {
+        let error = || {
+            let found = format!("{thread} is not blocked");
+            let message = format!("{found}: each statement of it has given its result");
+            let expected = "a thread whose statement was blocked or started";
+            wrong(Diagnostic::new(statement.span, message, expected, found))
+        };
+        self.outstanding.get_mut(&thread).ok_or_else(error)
+    }
+
+    /// What judges the result of a join of `thread`: its own `expect`, or that of the statement that was started.
+    pub(super) fn judges(&self, join: (&'r Stmt, &'r Do), thread: ThreadId) -> (&'r Stmt, &'r Do) {
+        match self.outstanding.get(&thread) {
+            Some(started)
+                if started.state == State::Started && join.1.expect.is_none() && started.what.expect.is_some() =>
+            {
+                (started.statement, started.what)
+            }
+            _ => join,
+        }
+    }
+
+    /// The started statement whose thread the guest died on.
+    pub(super) fn culprit(&self, panic: &Panic) -> Option<&Outstanding<'r>> {
+        let name = panic.thread.as_deref()?;
+        let (_, culprit) = self.outstanding.iter().find(|(thread, _)| thread.to_string() == name)?;
+        (culprit.state == State::Started).then_some(culprit)
+    }
+
+    /// The end of the script: what was started is joined and judged, in the order of starting, and then nobody may be blocked
+    /// who is not meant to be. Whoever has been woken may finish first.
+    pub(super) fn end(&mut self) -> Result<(), Over> {
+        let mut started: Vec<_> = self
+            .outstanding
+            .iter()
+            .filter(|(_, outstanding)| outstanding.state == State::Started && outstanding.fate == Fate::Join)
+            .map(|(&thread, outstanding)| (outstanding.order, thread))
+            .collect();
+        started.sort_unstable();
+        for (_, thread) in started {
+            self.join_at_end(thread)?;
+        }
+        self.begin_abandoned()?;
+        self.end_of_sleepers()
+    }
+
+    /// What was started and abandoned has its time to begin all the same.
+    fn begin_abandoned(&mut self) -> Result<(), Over> {
+        let Some((statement, what)) = self.outstanding.values().next().map(|one| (one.statement, one.what)) else {
+            return Ok(());
+        };
+        match self.let_begin() {
+            Ok(Some(Reply::Panicked(panic))) => {
+                let called = what.call.verb.name.to_owned();
+                Err(self.panicked((statement, what), panic, called))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.lost(statement, None, error)),
+        }
+    }
+
+    fn join_at_end(&mut self, thread: ThreadId) -> Result<(), Over> {
+        let Some(Outstanding { statement, what, called, .. }) = self.outstanding.get(&thread) else { return Ok(()) };
+        let (statement, what, called) = (*statement, *what, called.clone());
+        let reply = self.join(thread).map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        let (result, cycles) = reply.parts();
+        let step = Step {
+            runner: super::ast::Runner::Thread(thread),
+            cycles,
+            arguments: called.arguments.clone(),
+            ..Step::plain(statement.span.line, what.call.verb.name, result)
+        };
+        self.show(statement.span, step.clone())?;
+        let outcome = match reply {
+            Reply::Completed { outcome, .. } => outcome,
+            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
+        };
+        self.judge((statement, what), outcome, &step.result, called.text())?;
+        match outcome {
+            Outcome::Blocked { waits_for } => {
+                if let Some(outstanding) = self.outstanding.get_mut(&thread) {
+                    outstanding.state = State::Blocked(waits_for);
+                }
+            }
+            _ => {
+                self.outstanding.remove(&thread);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_of_sleepers(&mut self) -> Result<(), Over> {
+        let mut sleepers: Vec<(ThreadId, Span, WaitMessage)> = Vec::new();
+        let is_awaited = |one: &Outstanding<'_>| matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join;
+        let awaited: Vec<_> = self.outstanding.iter().filter(|(_, one)| is_awaited(one)).collect();
+        let awaited: Vec<_> = awaited.into_iter().map(|(&thread, one)| (thread, one.statement.span)).collect();
+        for (thread, span) in awaited {
+            match self.join(thread) {
+                Ok(Reply::Completed { outcome: Outcome::Blocked { waits_for }, .. }) => {
+                    sleepers.push((thread, span, waits_for));
+                }
+                Ok(Reply::Completed { .. }) => {
+                    self.outstanding.remove(&thread);
+                }
+                Ok(Reply::Panicked(panic)) => {
+                    let got = format!("panic {:?}", panic.message);
+                    let failure = still(span, format!("{thread} joined or abandoned before the end"), got);
+                    return Err(Box::new(Ending::Panicked(panic, Box::new(failure))));
+                }
+                Err(error) => return Err(self.lost_at(span, None, error)),
+            }
+        }
+        let Some(&(first, span, _)) = sleepers.first() else { return Ok(()) };
+        let expected = match sleepers.len() {
+            1 => format!("{first} joined or abandoned before the end"),
+            count => format!("{count} threads joined or abandoned before the end"),
+        };
+        let texts = sleepers.iter().map(|(thread, span, waits_for)| {
+            let line = if sleepers.len() > 1 { format!(" (line {})", span.line) } else { String::new() };
+            format!("{thread}{line} still waits for \"{waits_for}\"")
+        });
+        let failure = still(span, expected, texts.collect::<Vec<_>>().join(", "));
+        Err(Box::new(Ending::Failed(Box::new(failure))))
+    }
+
+    /// How the guest died, against what the script expects of the statement that it died in, or of one that was started.
+    pub(super) fn panicked(&mut self, at: (&'r Stmt, &'r Do), panic: Box<Panic>, called: String) -> Over {
+        let culprit = self.culprit(&panic).map(|one| ((one.statement, one.what), one.called.text()));
+        let expects = |what: &Do| match what.expect.as_ref().map(|expect| &expect.what) {
+            Some(Expected::Panic(text)) => panic.message.contains(text.as_str()),
+            _ => false,
+        };
+        if expects(at.1) || culprit.as_ref().is_some_and(|((_, what), _)| expects(what)) {
+            return Box::new(Ending::ExpectedPanic(panic));
+        }
+        let ((statement, what), called) = culprit.unwrap_or((at, called));
+        let expected = match self.wanted(statement, what) {
+            Ok(expected) => expected,
+            Err(over) => return over,
+        };
+        let got = format!("panic {:?}", panic.message);
+        let failure = self.failure(statement, expected, got, Some(called));
+        Box::new(Ending::Panicked(panic, Box::new(failure)))
+    }
+}
+
+fn still(span: Span, expected: String, got: String) -> Failure {
+    Failure { span, statement: span, expected, got, called: None, values: Vec::new() }
+}
