@@ -23,6 +23,7 @@ mod image;
 pub mod input;
 pub mod inspect;
 pub mod kvm;
+pub mod output;
 pub mod script;
 pub mod symbols;
 pub mod tour;

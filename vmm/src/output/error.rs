@@ -1,0 +1,64 @@
+//! Why nothing can be written somewhere.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Nothing can be written there.
+#[derive(Debug, Error)]
+#[error("`{}`: {fault}", path.display())]
+pub struct OutputError {
+    /// The path as it was given.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: OutputFault,
+}
+
+impl OutputError {
+    /// Adds the path.
+    pub(super) fn at(path: &Path) -> impl FnOnce(OutputFault) -> Self + use<> {
+        let path = path.to_path_buf();
+        |fault| Self { path, fault }
+    }
+}
+
+/// What can be wrong with a place for output.
+#[derive(Debug, Error)]
+pub enum OutputFault {
+    /// A directory.
+    #[error("is a directory; name a file in it")]
+    Directory,
+    /// A disk, or a part of one.
+    #[error("is a block device, which is not overwritten; name a file")]
+    BlockDevice,
+    /// A socket.
+    #[error("is a socket, which cannot be written to by its name; name a file or a FIFO")]
+    Socket,
+    /// A symbolic link to nothing.
+    #[error("is a symbolic link to `{}`, which does not exist; remove the link, or name that file", .0.display())]
+    DanglingLink(PathBuf),
+    /// A FIFO without a reader.
+    #[error("is a FIFO that nobody reads; start its reader first")]
+    NoReader,
+    /// A terminal, for bytes.
+    #[error("is a terminal, and what would be written is not text; name a file or a pipe")]
+    Terminal,
+    /// Standard output, where something else goes already.
+    #[error("standard output holds {0}; name a file")]
+    Reserved(&'static str),
+    /// The system said no.
+    #[error("cannot {operation}: {source}")]
+    Io {
+        /// To what.
+        operation: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl OutputFault {
+    pub(super) fn io(operation: &'static str, source: io::Error) -> Self {
+        Self::Io { operation, source }
+    }
+}
