@@ -1,7 +1,15 @@
 //! The kernel's log: a byte ring that the guest writes without leaving the CPU.
 //!
-//! One writer at a time (the kernel serialises), one reader. The writer never waits: when the reader is slow the oldest
-//! bytes are lost, and the reader can tell how many.
+//! One writer at a time (the kernel serialises), one reader. There are two ways to share it, and the host chooses before
+//! the kernel begins:
+//!
+//! - **Nobody keeps the log.** The writer never waits: when the reader is slow the oldest bytes are lost, and the reader can
+//!   tell how many.
+//! - **The host keeps all of it** ([`LogRing::keep`]): a thread of its own takes what is written and says how far it is
+//!   ([`LogRing::taken`]). A writer looks for room ([`LogRing::has_room`]) before it begins a line. One that owns no lock waits
+//!   for it; one that must not wait drops the line and counts it ([`LogRing::drop_line`]). The keeper sleeps like a ring's
+//!   consumer ([`Sleeper`]): who has written asks [`Sleeper::must_wake`], and rings by a write to
+//!   [`LOG_PORT`](crate::control::LOG_PORT). Nobody waits for a keeper that has gone: its last act is to say so.
 //!
 //! **Overtaking.** The writer counts each byte before it writes the next. Who has copied bytes and then finds `written` of
 //! them counted knows that the writer was at most in the middle of byte number `written`, which takes the place of the oldest
@@ -14,11 +22,22 @@ use core::ops::Range;
 
 use zerocopy::{FromBytes, KnownLayout};
 
-use crate::atomic::{AtomicU64, Ordering, fence};
+use crate::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::control::Sleeper;
 use crate::field::Field;
 
 /// Bytes that the ring holds.
 pub const LOG_BYTES: usize = 32 << 10;
+
+/// Whether the host keeps the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Keeping {
+    /// It does not: the oldest bytes make room.
+    Nothing = 0,
+    /// It takes everything.
+    Everything = 1,
+}
 
 /// The ring. `N` is [`LOG_BYTES`] but in tests.
 #[derive(Debug, FromBytes, KnownLayout)]
@@ -26,10 +45,19 @@ pub const LOG_BYTES: usize = 32 << 10;
 pub struct LogRing<const N: usize = LOG_BYTES> {
     /// Bytes ever written. Byte number `n` stands at `n % N`.
     written: AtomicU64,
+    /// Bytes that the keeper has taken, by the host.
+    taken: AtomicU64,
+    /// Lines that were dropped for want of room, by the kernel.
+    dropped: AtomicU64,
+    /// Not 0 while the host keeps the log, by the host.
+    kept: AtomicU32,
+    _line: [u8; 36],
+    /// The keeper sleeps.
+    pub keeper: Sleeper,
     bytes: [Field<u8>; N],
 }
 
-crate::describe!(LogRing as LogRing<LOG_BYTES> { written, bytes });
+crate::describe!(LogRing as LogRing<LOG_BYTES> { written, taken, dropped, kept, _line, keeper, bytes });
 
 impl<const N: usize> LogRing<N> {
     const BYTES: u64 = N as u64;
@@ -37,7 +65,8 @@ impl<const N: usize> LogRing<N> {
     /// Has loom watch all of it.
     #[cfg(all(test, loom))]
     fn watch(&self) -> impl Iterator<Item = crate::atomic::watched::Watched> {
-        core::iter::once(self.written.watch()).chain(self.bytes.iter().map(Field::<u8>::watch))
+        let words = [self.written.watch(), self.taken.watch(), self.dropped.watch(), self.kept.watch()];
+        words.into_iter().chain([self.keeper.watch()]).chain(self.bytes.iter().map(Field::<u8>::watch))
     }
 
     /// Where byte number `at` stands.
@@ -61,6 +90,41 @@ impl<const N: usize> LogRing<N> {
             at = at.wrapping_add(1);
             self.written.store(at, Ordering::Release);
         }
+    }
+
+    /// Whether `len` more bytes can be written without the loss of one that the host means to keep. The one writer asks.
+    #[must_use]
+    pub fn has_room(&self, len: u64) -> bool {
+        let end = self.written.load(Ordering::Relaxed).wrapping_add(len);
+        // A reader takes the oldest byte of a full ring for one that is being overwritten.
+        !self.is_kept() || end.wrapping_sub(self.taken.load(Ordering::Acquire)) < Self::BYTES
+    }
+
+    /// Whether the host keeps all of the log, so that it is worth to wait for room.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire) != 0
+    }
+
+    /// The host begins or ends to keep the log.
+    pub fn keep(&self, keeping: Keeping) {
+        self.kept.store(keeping as u32, Ordering::Release);
+    }
+
+    /// The keeper has read all bytes below number `end`: there is room for others.
+    pub fn taken(&self, end: u64) {
+        self.taken.store(end, Ordering::Release);
+    }
+
+    /// The one writer drops a line.
+    pub fn drop_line(&self) {
+        self.dropped.store(self.dropped.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Lines that were dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Bytes ever written: the number of the next one.
@@ -123,6 +187,23 @@ mod tests {
         let total = LOG_BYTES as u64 + 2;
         assert_eq!(ring.read(0, &mut piece), 3..total);
         assert_eq!(piece[LOG_BYTES - 4..], *b"xyz\0\0");
+    }
+
+    #[test]
+    fn a_ring_that_is_kept_has_no_room_until_its_keeper_took_what_is_in_it() {
+        let ring = ring();
+        let all = LOG_BYTES as u64;
+        assert!(ring.has_room(10 * all), "nobody keeps it");
+        ring.keep(Keeping::Everything);
+        assert!(ring.has_room(all - 1) && !ring.has_room(all));
+        ring.write(&[b'x'; LOG_BYTES - 1]);
+        assert!(ring.has_room(0) && !ring.has_room(1));
+        let mut piece = [0; LOG_BYTES];
+        assert_eq!(ring.read(0, &mut piece), 0..all - 1, "not one of them was lost");
+        ring.taken(10);
+        assert!(ring.has_room(10) && !ring.has_room(11));
+        ring.keep(Keeping::Nothing);
+        assert!(ring.has_room(all));
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{
     BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
-    GuestError, InterruptHandle, KvmKind, LaunchError, Location, MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause, THREADS,
-    Unemulated,
+    GuestError, InterruptHandle, KvmKind, LaunchError, Location, LogEnd, MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause,
+    THREADS, Unemulated,
 };
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};

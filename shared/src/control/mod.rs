@@ -63,6 +63,9 @@ pub const PAUSE_PORT: u16 = 0x511;
 /// asked to run somebody else.
 pub const YIELD_PORT: u16 = 0x512;
 
+/// The guest writes any value here to wake the host's keeper of its log ([`crate::log`]).
+pub const LOG_PORT: u16 = 0x513;
+
 /// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -114,6 +117,12 @@ pub struct Sleeper {
 crate::describe!(Sleeper { asleep, _line });
 
 impl Sleeper {
+    /// Has loom watch it.
+    #[cfg(all(test, loom))]
+    pub(crate) fn watch(&self) -> crate::atomic::watched::Watched {
+        self.asleep.watch()
+    }
+
     /// The consumer is about to sleep. It must look into its ring once more before it does.
     pub fn prepare(&self) {
         self.asleep.store(1, Ordering::Relaxed);

@@ -8,7 +8,48 @@ use std::vec::Vec;
 use loom::thread;
 use zerocopy::FromZeros;
 
-use super::LogRing;
+use super::{Keeping, LogRing};
+
+/// Writes bytes number 1 to `last` as a kernel does that owns no lock: it waits for room, and rings a keeper who sleeps.
+fn write_all(ring: &LogRing<3>, last: u8, ring_bell: impl Fn()) {
+    for byte in 1..=last {
+        while !ring.has_room(1) {
+            thread::yield_now();
+        }
+        ring.write(&[byte]);
+        if ring.keeper.must_wake() {
+            ring_bell();
+        }
+    }
+}
+
+#[test]
+fn a_keeper_gets_every_byte_of_a_writer_that_waits_for_room_and_no_wakeup_is_lost() {
+    const LAST: u8 = 4;
+    loom::model(|| {
+        let ring: Arc<LogRing<3>> = Arc::new(LogRing::new_zeroed());
+        let _watched: Vec<_> = ring.watch().collect();
+        ring.keep(Keeping::Everything);
+        let (far, keeper) = (Arc::clone(&ring), thread::current());
+        let writer = thread::spawn(move || write_all(&far, LAST, || keeper.unpark()));
+        let mut got = Vec::new();
+        while got.len() < usize::from(LAST) {
+            let next = got.len() as u64;
+            let mut piece = [0; 3];
+            let read = ring.read(next, &mut piece);
+            assert_eq!(read.start, next, "nothing was overwritten");
+            ring.taken(read.end);
+            got.extend(read.zip(piece).map(|(_, byte)| byte));
+            ring.keeper.prepare();
+            if got.len() < usize::from(LAST) && ring.written() == got.len() as u64 {
+                thread::park();
+            }
+            ring.keeper.cancel();
+        }
+        assert!((1..=LAST).eq(got));
+        writer.join().expect("the writer has not failed");
+    });
+}
 
 #[test]
 fn a_byte_that_was_overwritten_while_it_was_read_is_never_taken_for_another() {

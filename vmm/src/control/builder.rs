@@ -1,5 +1,6 @@
 //! What a guest is to be.
 
+use std::io::Write;
 use std::time::Duration;
 
 use vmkern_abi::addr::PAGE_SIZE;
@@ -134,12 +135,22 @@ impl Builder {
     /// # Errors
     /// See [`LaunchError`]. Nothing is left behind.
     pub fn launch(self) -> Result<Guest, LaunchError> {
+        let mut guest = self.start(None)?;
+        guest.await_ready()?;
+        Ok(guest)
+    }
+
+    /// Starts the guest, whose kernel begins to boot; [`Guest::await_ready`] waits until it serves requests. A kernel that
+    /// dies before that leaves a guest that can be looked into like any other that died.
+    ///
+    /// With a `console`, a thread writes every line of the kernel's log there as it comes, from the first on, and the kernel
+    /// waits for it where it may; [`Guest::end`] says what came of that.
+    ///
+    /// # Errors
+    /// See [`LaunchError`]. Nothing is left behind.
+    pub fn start(self, console: Option<Box<dyn Write + Send>>) -> Result<Guest, LaunchError> {
         self.validate()?;
-        let mut guest = launch::start(&self, Selftest::No)?;
-        match guest.wait_until_ready() {
-            Ok(()) => Ok(guest),
-            Err(error) => Err(guest.launch_error(error)),
-        }
+        launch::start(&self, Selftest::No, console)
     }
 
     /// Boots the guest with `selftest` on its command line, and returns when it has left through the exit port.
@@ -148,7 +159,7 @@ impl Builder {
     /// See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that says so. Nothing is left behind.
     pub fn run_selftest(self) -> Result<BootReport, LaunchError> {
         self.validate()?;
-        launch::start(&self, Selftest::Yes)?.run_to_exit()
+        launch::start(&self, Selftest::Yes, None)?.run_to_exit()
     }
 }
 

@@ -17,7 +17,7 @@ use super::environment::Environment;
 use super::error::{ContractError, GuestError};
 use super::launch::LazySymbols;
 use super::link::Link;
-use super::logs::Logs;
+use super::logs::{LogEnd, Logs};
 use super::machine::Machine;
 use super::pending::Pending;
 use super::wait::{Waiter, Woken};
@@ -181,6 +181,15 @@ impl Guest {
         self.logs.take(&self.link.region().log)
     }
 
+    /// Stops the guest, and brings the rest of its log to where it goes.
+    #[must_use = "it says whether the log is whole"]
+    pub fn end(mut self) -> LogEnd {
+        if let Err(error) = self.machine.stop() {
+            log::error!("{error}");
+        }
+        self.logs.end(&self.link.region().log)
+    }
+
     /// What the guest runs on.
     #[must_use]
     pub fn environment(&self) -> &Environment {
@@ -246,7 +255,7 @@ impl Guest {
                 Err(error) => return Err(self.die(error.into())),
             }
             if self.machine.vcpus.crew.end.get().is_some() && !self.link.has_news() {
-                return Err(self.end());
+                return Err(self.ended());
             }
             match self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, Duration::ZERO, Link::has_news)
             {
@@ -266,7 +275,7 @@ impl Guest {
     }
 
     /// The vCPU has ended by itself: says why.
-    pub(super) fn end(&mut self) -> GuestError {
+    pub(super) fn ended(&mut self) -> GuestError {
         let error = match self.machine.stop().cloned() {
             Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
                 match Crash::from_record(&self.link.region().crash, self.symbols()) {
@@ -319,7 +328,7 @@ impl Guest {
                 self.die(GuestError::Timeout { limit: self.timeout, at })
             }
             // It ended in the last moment.
-            Ok(_) => self.end(),
+            Ok(_) => self.ended(),
             Err(error) => self.die(error.into()),
         }
     }

@@ -4,6 +4,7 @@
 //! the pages present that the boot is going to touch ([`Prefault`]).
 //! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
 
+use std::io::Write;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
 use vmkern_abi::boot::{BootArgs, Privilege};
-use vmkern_abi::control::{ExitCode, Phase, TIMED_INSTRUCTIONS};
+use vmkern_abi::control::{ControlRegion, ExitCode, Phase, TIMED_INSTRUCTIONS};
 
 use super::bell::Bell;
 use super::builder::Builder;
@@ -20,7 +21,7 @@ use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
 use super::guest::Guest;
 use super::link::Link;
-use super::logs::Logs;
+use super::logs::{Collector, Keeper, Logs};
 use super::machine::{Machine, Vcpus};
 use super::wait::Woken;
 use crate::deadline;
@@ -53,12 +54,16 @@ impl BootReport {
 }
 
 /// Starts the machine. Nobody waits for the kernel yet.
-pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, LaunchError> {
+pub(super) fn start(
+    config: &Builder,
+    selftest: Selftest,
+    log: Option<Box<dyn Write + Send>>,
+) -> Result<Guest, LaunchError> {
     let deadline = deadline::after(config.timeout);
     let kvm = Arc::new(host::open()?);
     let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
     let console = Console::default();
-    let (vm, ram, link) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console) {
+    let (vm, ram, link, logs) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console, log) {
         Ok(started) => started,
         Err(error) => {
             let _ = vcpus.stop();
@@ -78,7 +83,7 @@ pub(super) fn start(config: &Builder, selftest: Selftest) -> Result<Guest, Launc
         tsc_khz: 0,
         boot_cycles: 0,
     };
-    Ok(Guest::new(link, machine, environment, Logs::new(console), config.kernel.clone(), deadline, config.timeout))
+    Ok(Guest::new(link, machine, environment, logs, config.kernel.clone(), deadline, config.timeout))
 }
 
 /// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end by themselves.
@@ -88,7 +93,8 @@ fn start_vcpus(
     kvm: &Arc<Kvm>,
     vcpus: &mut Vcpus,
     console: &Console,
-) -> Result<(Arc<Vm>, Arc<GuestRam>, Link), LaunchError> {
+    log: Option<Box<dyn Write + Send>>,
+) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
     let image = config.kernel.plan(config.memory)?;
     let ram = Arc::new(GuestRam::new(config.memory)?);
     let touched = boot::touched_by_boot(&image, config.memory);
@@ -120,6 +126,7 @@ fn start_vcpus(
     prefault.finish();
     let entry = boot::load_image(&ram, &config.kernel, &image)?;
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
+    let logs = logs(&ram, vcpus, console, log)?;
     let args = boot_args(config, selftest);
     let memory = Arc::clone(&ram);
     let finish = move |tsc_khz: u32| {
@@ -130,7 +137,21 @@ fn start_vcpus(
     let _made = made.iter().take(vcpus.states.len() - 1).count();
     // A thread that has ended already is noticed likewise.
     let _ = entry_sender.send(Box::new(finish) as Finish);
-    Ok((vm, ram, link))
+    Ok((vm, ram, link, logs))
+}
+
+/// Who moves the log out of the guest: a thread, if it is all to go somewhere.
+fn logs(
+    ram: &Arc<GuestRam>,
+    vcpus: &Vcpus,
+    console: &Console,
+    log: Option<Box<dyn Write + Send>>,
+) -> Result<Logs, LaunchError> {
+    let Some(log) = log else { return Ok(Logs::Collected(Collector::new(console.clone()))) };
+    let bell = Bell::new()?;
+    let _ = vcpus.crew.log_bell.set(Arc::clone(&bell));
+    let region = ram.shared::<ControlRegion>(boot::CONTROL).map_err(not_ram)?;
+    Ok(Logs::Kept(Keeper::start(region, console.clone(), log, bell)?))
 }
 
 fn not_ram(error: NotRam) -> KvmError {
@@ -169,8 +190,16 @@ pub(super) fn check_command_line(config: &Builder) -> Result<(), ConfigError> {
 }
 
 impl Guest {
+    /// Waits until the kernel serves requests, after [`Builder::start`].
+    ///
+    /// # Errors
+    /// See [`LaunchError`]. The guest is dead then, but for an interruption, and can be looked into.
+    pub fn await_ready(&mut self) -> Result<(), LaunchError> {
+        self.wait_until_ready().map_err(|error| self.launch_error(error))
+    }
+
     /// Waits until the kernel serves requests.
-    pub(super) fn wait_until_ready(&mut self) -> Result<(), GuestError> {
+    fn wait_until_ready(&mut self) -> Result<(), GuestError> {
         // A kernel that is dead will have said so through the exit port in a moment.
         let waits = [Phase::Loading as u32, Phase::Dead as u32];
         let phase = |link: &Link| !waits.contains(&link.region().phase.get());
@@ -178,7 +207,7 @@ impl Guest {
         self.logs.collect_console();
         self.logs.collect(&self.link.region().log);
         match woken {
-            Woken::News if self.machine.vcpus.crew.end.get().is_some() => return Err(self.end()),
+            Woken::News if self.machine.vcpus.crew.end.get().is_some() => return Err(self.ended()),
             Woken::News => {}
             Woken::Interrupted => return Err(GuestError::Interrupted),
             Woken::Deadline => return Err(self.time_is_up()),
@@ -219,7 +248,7 @@ impl Guest {
     }
 
     /// What it means for a launch that the guest ended with `error`.
-    pub(super) fn launch_error(&self, error: GuestError) -> LaunchError {
+    fn launch_error(&self, error: GuestError) -> LaunchError {
         // Elsewhere it is a bug: the nucleus keeps to what an emulating KVM knows, and a processor knows everything.
         let at_cpl0 = self.environment.privilege == Privilege::Supervisor && self.measured_kvm() == KvmKind::Software;
         match error {
@@ -242,7 +271,7 @@ impl Guest {
                 Ok(BootReport { exit, output: self.take_log() })
             }
             (Woken::News, _) => {
-                let error = self.end();
+                let error = self.ended();
                 Err(self.launch_error(error))
             }
             (Woken::Interrupted, _) => Err(GuestError::Interrupted.into()),

@@ -1,31 +1,93 @@
 //! The kernel's log: what it sent over the serial line, and what it wrote into the ring.
+//!
+//! Whoever drives the guest moves it on between operations; or, where every line is wanted, a thread of its own does all the
+//! time ([`Keeper`]), and the kernel waits for it ([`vmkern_abi::log`]).
+
+mod keeper;
+
+use std::io;
 
 use vmkern_abi::log::{LOG_BYTES, LogRing};
 
+pub(crate) use self::keeper::Keeper;
 use crate::devices::Console;
 
 /// Bytes of the log that are kept for whoever takes it.
 const KEPT: usize = 8 << 20;
 
+/// What came of a log at its guest's end.
+#[derive(Debug, Default)]
+pub struct LogEnd {
+    /// What nobody had taken yet.
+    pub rest: Vec<u8>,
+    /// Why it could not be written to the console that was given, in full or in part.
+    pub error: Option<io::Error>,
+    /// Lines that the kernel dropped: there was no room, and what logged them must not wait for any.
+    pub dropped: u64,
+}
+
+/// Moves the log out of the guest.
+#[derive(Debug)]
+pub(crate) enum Logs {
+    /// Now and then.
+    Collected(Collector),
+    /// All the time, and all of it.
+    Kept(Keeper),
+}
+
+impl Logs {
+    /// Moves on what the ring has, before the kernel overwrites it. Costs one load when there is nothing.
+    pub(crate) fn collect(&mut self, ring: &LogRing) {
+        if let Self::Collected(collector) = self
+            && ring.written() != collector.next
+        {
+            collector.collect_pieces(ring);
+        }
+    }
+
+    /// Moves on what came over the serial line.
+    pub(crate) fn collect_console(&mut self) {
+        if let Self::Collected(collector) = self {
+            collector.collected.append(&mut collector.console.take());
+        }
+    }
+
+    /// Everything since the last call.
+    pub(crate) fn take(&mut self, ring: &LogRing) -> Vec<u8> {
+        self.collect(ring);
+        self.collect_console();
+        match self {
+            Self::Collected(collector) => std::mem::take(&mut collector.collected),
+            Self::Kept(keeper) => keeper.take(),
+        }
+    }
+
+    /// Moves on the rest. The guest has stopped.
+    pub(crate) fn end(mut self, ring: &LogRing) -> LogEnd {
+        let rest = self.take(ring);
+        match self {
+            Self::Collected(_) => LogEnd { rest, ..LogEnd::default() },
+            Self::Kept(keeper) => {
+                let mut end = keeper.end();
+                end.rest.splice(..0, rest);
+                end
+            }
+        }
+    }
+}
+
 /// Collects the log until somebody takes it.
 #[derive(Debug, Default)]
-pub(crate) struct Logs {
+pub(crate) struct Collector {
     console: Console,
     /// Number of the next byte to read from the ring.
     next: u64,
     collected: Vec<u8>,
 }
 
-impl Logs {
+impl Collector {
     pub(crate) fn new(console: Console) -> Self {
         Self { console, ..Self::default() }
-    }
-
-    /// Moves on what the ring has, before the kernel overwrites it. Costs one load when there is nothing.
-    pub(crate) fn collect(&mut self, ring: &LogRing) {
-        if ring.written() != self.next {
-            self.collect_pieces(ring);
-        }
     }
 
     /// Moves on at most what the ring can hold, however fast the kernel writes. Where bytes were lost there is a note.
@@ -36,35 +98,27 @@ impl Logs {
             let lost = read.start.saturating_sub(self.next);
             self.next = read.end;
             if lost > 0 {
-                self.collected.extend(format!("[{lost} bytes of the log were overwritten]\n").into_bytes());
+                self.collected.extend(overwritten(lost).into_bytes());
             }
             if lost == 0 && read.is_empty() {
                 break;
             }
             self.collected.extend(read.zip(piece).map(|(_, byte)| byte));
         }
-        self.trim();
+        trim(&mut self.collected);
     }
+}
 
-    /// Keeps the newest [`KEPT`] bytes at most: a guest must not eat the host's memory.
-    fn trim(&mut self) {
-        if self.collected.len() > KEPT {
-            let lost = self.collected.len() - KEPT / 2;
-            let note = format!("[{lost} bytes of the log were not taken in time]\n");
-            self.collected.splice(..lost, note.into_bytes());
-        }
-    }
+fn overwritten(lost: u64) -> String {
+    format!("[{lost} bytes of the log were overwritten]\n")
+}
 
-    /// Moves on what came over the serial line.
-    pub(crate) fn collect_console(&mut self) {
-        self.collected.append(&mut self.console.take());
-    }
-
-    /// Everything since the last call.
-    pub(crate) fn take(&mut self, ring: &LogRing) -> Vec<u8> {
-        self.collect(ring);
-        self.collect_console();
-        std::mem::take(&mut self.collected)
+/// Keeps the newest [`KEPT`] bytes at most: a guest must not eat the host's memory.
+fn trim(collected: &mut Vec<u8>) {
+    if collected.len() > KEPT {
+        let lost = collected.len() - KEPT / 2;
+        let note = format!("[{lost} bytes of the log were not taken in time]\n");
+        collected.splice(..lost, note.into_bytes());
     }
 }
 
@@ -77,7 +131,7 @@ mod tests {
     #[test]
     fn a_slow_reader_is_told_how_much_it_lost() {
         let ring = Box::new(LogRing::read_from_bytes(&vec![0; size_of::<LogRing>()]).expect("zeros are a ring"));
-        let mut logs = Logs::new(Console::default());
+        let mut logs = Logs::Collected(Collector::new(Console::default()));
         ring.write(b"one\n");
         assert_eq!(logs.take(&ring), b"one\n");
         ring.write(&[b'x'; LOG_BYTES + 7]);

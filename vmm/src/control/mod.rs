@@ -25,6 +25,7 @@ pub use self::environment::{Environment, KvmKind};
 pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated};
 pub use self::guest::Guest;
 pub use self::launch::BootReport;
+pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};
 
 /// Threads that a guest can have: requests name them by number, from 0.

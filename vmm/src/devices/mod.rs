@@ -1,11 +1,11 @@
 //! The guest's devices, all of them on I/O ports.
 //!
-//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbell, the port at which a
-//! CPU stands still, and the one at which it yields. Every other port reads all ones and ignores writes, as an empty bus does.
+//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbells of the host and of the log's
+//! keeper, the port at which a CPU stands still, and the one at which it yields. Every other port reads all ones and ignores writes, as an empty bus does.
 
 mod serial;
 
-use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, PAUSE_PORT, YIELD_PORT};
+use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, LOG_PORT, PAUSE_PORT, YIELD_PORT};
 
 pub(crate) use self::serial::Console;
 use self::serial::{COM1, COM1_LAST, Uart};
@@ -19,6 +19,8 @@ pub(crate) enum PortEvent {
     Exit(u8),
     /// The guest rings the host's bell.
     Doorbell,
+    /// The guest rings for the keeper of its log.
+    Log,
     /// The vCPU waits for another one: somebody else should run.
     Yield,
     /// The guest owns no lock, and can stand still here.
@@ -42,6 +44,7 @@ impl PortBus {
         match (port, data) {
             (EXIT_PORT, [code, ..]) => return PortEvent::Exit(*code),
             (DOORBELL_PORT, _) => return PortEvent::Doorbell,
+            (LOG_PORT, _) => return PortEvent::Log,
             (PAUSE_PORT, _) => return PortEvent::Quiescent,
             (YIELD_PORT, _) => return PortEvent::Yield,
             (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
@@ -78,6 +81,7 @@ mod tests {
         let mut bus = PortBus::new(console.clone());
         assert_eq!(bus.write(EXIT_PORT, &[0x12]), PortEvent::Exit(0x12));
         assert_eq!(bus.write(DOORBELL_PORT, &[0]), PortEvent::Doorbell);
+        assert_eq!(bus.write(LOG_PORT, &[0]), PortEvent::Log);
         assert_eq!(bus.write(0x80, &[1, 2, 3, 4]), PortEvent::Handled);
         let mut data = [0; 4];
         bus.read(0x80, &mut data);

@@ -18,13 +18,16 @@ pub(crate) struct Crew {
     pub(crate) end: OnceLock<VcpuEnd>,
     /// The TSC's frequency in kHz. Known before any of them runs.
     pub(crate) tsc_khz: OnceLock<u32>,
+    /// Rung by the kernel for the keeper of its log, where there is one.
+    pub(crate) log_bell: OnceLock<Arc<Bell>>,
     members: OnceLock<Vec<Weak<VcpuState>>>,
 }
 
 impl Crew {
     /// `count` vCPUs, numbered from 0.
     pub(crate) fn assemble(bell: Arc<Bell>, count: u32) -> (Arc<Self>, Vec<Arc<VcpuState>>) {
-        let crew = Arc::new(Self { bell, end: OnceLock::new(), tsc_khz: OnceLock::new(), members: OnceLock::new() });
+        let (end, tsc_khz, log_bell, members) = Default::default();
+        let crew = Arc::new(Self { bell, end, tsc_khz, log_bell, members });
         let members: Vec<_> = (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
         let _ = crew.members.set(members.iter().map(Arc::downgrade).collect());
         (crew, members)

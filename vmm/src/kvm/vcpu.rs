@@ -320,6 +320,12 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
                     state.crew.bell.ring();
                     None
                 }
+                PortEvent::Log => {
+                    if let Some(bell) = state.crew.log_bell.get() {
+                        bell.ring();
+                    }
+                    None
+                }
                 PortEvent::Yield => {
                     std::thread::yield_now();
                     None

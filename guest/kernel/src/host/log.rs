@@ -1,11 +1,19 @@
 //! The kernel's log: into the control region where there is one, else to the first serial port.
 //!
-//! CPUs write one after the other, a line at a time.
+//! CPUs write one after the other, a line at a time. Where the host keeps all of the log ([`vmkern_abi::log`]), a line waits
+//! until there is room for it, unless its thread has interrupts deferred: it may own a lock, or be a handler, that others
+//! wait for. Then the line is dropped and counted. The wait is one of running threads, in virtual time as in real time.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::Ordering;
+
+use vmkern_abi::control::LOG_PORT;
+use vmkern_abi::log::{LOG_BYTES, LogRing};
 
 use super::region;
-use crate::arch::instr::{inb, outb};
+use crate::arch::instr::{inb, outb, rdtsc};
+use crate::arch::percpu::PerCpu;
+use crate::arch::tlb;
 use crate::masked_cell::MaskedCell;
 
 /// COM1.
@@ -18,20 +26,94 @@ struct Log;
 /// The one writer.
 static LOG: MaskedCell<Log> = MaskedCell::new(Log);
 
+/// How long a CPU that dies waits for room, in cycles: a keeper that does not come in this time is not alive.
+const PATIENCE: u64 = 1 << 29;
+
+/// What became of a line.
+enum Fate {
+    /// It was written, or a `Display` of it failed.
+    Written(fmt::Result),
+    /// There was no room, and it was dropped.
+    Dropped,
+    /// There is no room, and its thread may wait for some.
+    NoRoom,
+}
+
 /// Writes a line. Not from inside of a `Display` that another line is made with.
 ///
 /// # Errors
 /// When a `Display` of an argument fails: the rest of the line is lost.
 pub fn line(args: fmt::Arguments<'_>) -> fmt::Result {
-    LOG.with(|log| writeln!(log, "{args}"))
+    let Some(region) = region::get() else { return LOG.with(|log| writeln!(log, "{args}")) };
+    let ring = &region.log;
+    let mut spins = 0;
+    loop {
+        let fate = LOG.with(|log| {
+            if has_room_for(ring, args) {
+                Fate::Written(writeln!(log, "{args}"))
+            } else if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
+                // Interrupts were deferred before this cell did it.
+                ring.drop_line();
+                Fate::Dropped
+            } else {
+                Fate::NoRoom
+            }
+        });
+        match fate {
+            Fate::Written(result) => {
+                wake_keeper(ring);
+                return result;
+            }
+            Fate::Dropped => return Ok(()),
+            Fate::NoRoom => tlb::spin(spins),
+        }
+        spins += 1;
+    }
 }
 
-/// Writes a line of a CPU that dies, whoever may be writing: that one may be the CPU itself.
+/// Whether there is room for a line. One that is longer than the ring has room in any: the beginning of it is lost.
+fn has_room_for(ring: &LogRing, args: fmt::Arguments<'_>) -> bool {
+    if !ring.is_kept() {
+        return true;
+    }
+    let mut length = Length(0);
+    let _ = writeln!(length, "{args}");
+    ring.has_room(length.0.min(LOG_BYTES as u64 - 1))
+}
+
+/// Counts the bytes of what is written.
+struct Length(u64);
+
+impl Write for Length {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 += text.len() as u64;
+        Ok(())
+    }
+}
+
+/// Has the host take what is new.
+fn wake_keeper(ring: &LogRing) {
+    if ring.keeper.must_wake() {
+        // SAFETY: the device behind the port touches no memory.
+        unsafe { outb(LOG_PORT, 0) };
+    }
+}
+
+/// Writes a line of a CPU that dies, whoever may be writing: that one may be the CPU itself. It waits for room, too, as
+/// nothing is held up by that any more; but not for ever.
 ///
 /// # Errors
 /// As for [`line`].
 pub fn last_words(args: fmt::Arguments<'_>) -> fmt::Result {
-    writeln!(Log, "{args}")
+    let Some(region) = region::get() else { return writeln!(Log, "{args}") };
+    let (start, mut spins) = (rdtsc(), 0);
+    while !has_room_for(&region.log, args) && rdtsc().wrapping_sub(start) < PATIENCE {
+        tlb::spin(spins);
+        spins += 1;
+    }
+    let result = writeln!(Log, "{args}");
+    wake_keeper(&region.log);
+    result
 }
 
 impl Write for Log {

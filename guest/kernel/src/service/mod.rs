@@ -346,8 +346,11 @@ fn run_stored(vm: &KernelVm, op: &Op) {
         Executed::Settle | Executed::Join { .. } => Outcome::Error(KernReturn::InvalidArgument),
     };
     if !matches!(outcome, Outcome::Ok | Outcome::Value(_)) {
-        vm.cnt().lowmem_failures.update(|n| n + 1);
-        let _masked = interrupt::Masked::new();
+        {
+            let _masked = interrupt::Masked::new();
+            vm.cnt().lowmem_failures.update(|n| n + 1);
+        }
+        // The event owns no lock here, so that this can wait for room.
         crate::log!("vm_lowmem: {op:?} failed: {outcome:?}");
     }
 }
