@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kmem::sim::model::{Replay, replay};
-use vmkern::script::{Setup, Source, Status, Step, Stop, explain, explain_errors, parse, run_script_then};
+use vmkern::script::{Setup, Source, Standstill, Status, Step, Stop, explain, explain_errors, parse, run_script_then};
 use vmkern::{Guest, TimeMode};
 
 /// Histories.
@@ -31,7 +31,8 @@ fn run(number: u64, history: &Replay) {
         builder.tunable(name, value).expect("the tunable exists")
     });
     let setup = Setup { builder: builder.time(TimeMode::Virtual), seed: 0, console: None };
-    let check = |guest: &Guest, _: &_| guest.death().is_none().then(|| guest.check().expect("it can be checked"));
+    let check =
+        |guest: &Guest, _: Standstill<'_>| guest.death().is_none().then(|| guest.check().expect("it can be checked"));
     let (session, found) =
         run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_: &Step| (), check).expect("a guest can be had");
     let told = || format!("{}\n{}", explain(&session.ending, &source, &session.log), history.script);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vmkern::abi::pte::{Level, Pte, PteFlags};
+use vmkern::output::Destination;
 use vmkern::{Guest, GuestPhys, Image, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, View};
 
 /// Memory of the guest.
@@ -64,7 +65,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     guest.call(0, Op::KmemAlloc { map: MapId::KERNEL, size: ALLOCATED })?;
     let path = std::env::temp_dir().join(format!("vmkern-page-tables-{}.img", std::process::id()));
     let start = Instant::now();
-    let saved = guest.save_image_of(&path, "page_tables", &mut |_: Saving| ControlFlow::Continue(()))?;
+    let saved = guest
+        .save_image_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| ControlFlow::Continue(()))?;
     println!("image: {} MiB stored, saved in {:.1} ms", saved.stored >> 20, start.elapsed().as_secs_f64() * 1e3);
     let start = Instant::now();
     let image = Image::open(&path)?;

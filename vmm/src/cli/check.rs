@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Status, Step, explain, explain_errors, launch_status,
-    parse_with, run_script_then,
+    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Standstill, Status, Step, explain, explain_errors,
+    launch_status, parse_with, run_script_then,
 };
 use vmkern::{Guest, Image, InspectError, Report};
 
@@ -22,7 +23,8 @@ Examples:
   vmkern check --json guest.img | jq '.findings[].rule'
 
 Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or \
-the image is wrong; with --script also what the script came to, as for `vmkern run`.";
+the image is wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
+or SIGTERM; with --script also what the script came to, as for `vmkern run`.";
 
 /// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a script.
 #[derive(Debug, Args)]
@@ -57,6 +59,7 @@ struct CheckObject<'a> {
 
 /// Runs the subcommand.
 pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
+    reserve_stdout("the report");
     match (&args.script, &args.image) {
         (Some(script), _) => at_the_end(args, script, signals),
         (None, Some(image)) => {
@@ -105,6 +108,7 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         Err(error) => return refuse(args, &name, &error.into()),
     };
     let stop = signals.stop(guest.timeout());
+    super::print::run_begins(&stop);
     let setup = Setup { builder, seed: guest.seed(), console: None };
     // What the script prints would stand in the middle of the report.
     let mut observe = |step: &Step| {
@@ -112,16 +116,21 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
             super::eprint(&format!("{output}\n"));
         }
     };
-    let look = |guest: &Guest, ending: &Ending| at_end(guest, ending);
+    let look = |guest: &Guest, at: Standstill<'_>| match at {
+        Standstill::Ended(ending) => at_end(guest, ending),
+        Standstill::Unready(_) => None,
+    };
     let (session, checked) = match run_script_then(&script, setup, &stop, &mut observe, look) {
         Ok(ended) => ended,
-        Err(error) => {
-            let status = launch_status(&error);
-            refuse(args, &name, &error.into());
+        Err(unlaunched) => {
+            let status = launch_status(&unlaunched.error);
+            super::print::run_ends(status.into());
+            refuse(args, &name, &unlaunched.error.into());
             return status;
         }
     };
     let status = session.ending.status();
+    super::print::run_ends(status.into());
     if status != Status::Ok {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }

@@ -1,11 +1,10 @@
 //! `vmkern image`: the embedded kernel as a file, for other loaders and for debuggers.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::Args;
 use vmkern::KernelImage;
+use vmkern::output::{Destination, Output, Readers};
 use vmkern::script::Status;
 
 const EXAMPLES: &str = "\
@@ -19,20 +18,30 @@ Example: the same kernel under QEMU's own CPU emulation, checking itself
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImageArgs {
-    /// Where to.
+    /// Where to; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &ImageArgs) -> Status {
-    let written = fs::write(&args.output, KernelImage::embedded().bytes())
-        .with_context(|| format!("cannot write the kernel image to {}", args.output.display()));
-    match written {
+    let output = match Destination::of_bytes(&args.output).and_then(|to| to.whole(Readers::Umask)) {
+        Ok(output) => output,
+        Err(error) => {
+            super::complain(&anyhow::Error::new(error).context("cannot write the kernel image"));
+            return Status::Usage;
+        }
+    };
+    match write(output) {
         Ok(()) => Status::Ok,
         Err(error) => {
-            super::complain(&error);
-            Status::Usage
+            super::complain(&error.context(format!("cannot write the kernel image to {}", args.output.display())));
+            Status::Unwritten
         }
     }
+}
+
+fn write(mut output: Output) -> anyhow::Result<()> {
+    output.write(KernelImage::embedded().bytes(), &mut super::print::go_on)?;
+    Ok(output.finish()?)
 }

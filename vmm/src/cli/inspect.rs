@@ -7,8 +7,9 @@ use clap::Args;
 use serde::Serialize;
 use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
+use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, Setup, Source, Status, explain, explain_errors, launch_status, parse_with, run_script_then,
+    BAD, Setup, Source, Standstill, Status, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
 
@@ -39,7 +40,8 @@ Examples:
   vmkern inspect --json guest.img objects | jq '.objects[].name'
 
 Exit status: 0 it was shown, damage included; 2 the command line, the script or the image is \
-wrong; with --script also what the script came to, as for `vmkern run`.";
+wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM; \
+with --script also what the script came to, as for `vmkern run`.";
 
 /// Shows what a guest's memory holds: of a memory image, or of a guest at the end of a script.
 #[derive(Debug, Args)]
@@ -75,6 +77,7 @@ struct Refusal {
 
 /// Runs the subcommand.
 pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
+    reserve_stdout("the report");
     let mut words = args.words.clone();
     if args.script.is_none() && words.len() == 3 && words[0] == "diff" {
         words.swap(0, 1);
@@ -176,9 +179,10 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
         Err(error) => return refuse(args, Some(path), &error.into()),
     };
     let stop = signals.stop(guest.timeout());
+    super::print::run_begins(&stop);
     let setup = Setup { builder, seed: guest.seed(), console: None };
-    let look = |guest: &Guest, ending: &Ending| {
-        (*ending != Ending::Interrupted).then(|| match (request, &other) {
+    let look = |guest: &Guest, at: Standstill<'_>| {
+        (!at.is_interrupted()).then(|| match (request, &other) {
             (Request::Look(what), _) => guest.inspect(&name, what),
             (Request::Diff(_), Some((other, image))) => View::new(image)
                 .and_then(|after| guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))),
@@ -193,13 +197,15 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     };
     let (session, seen) = match run_script_then(&script, setup, &stop, &mut observe, look) {
         Ok(ended) => ended,
-        Err(error) => {
-            let status = launch_status(&error);
-            refuse(args, Some(path), &error.into());
+        Err(unlaunched) => {
+            let status = launch_status(&unlaunched.error);
+            super::print::run_ends(status.into());
+            refuse(args, Some(path), &unlaunched.error.into());
             return status;
         }
     };
     let status = session.ending.status();
+    super::print::run_ends(status.into());
     if status != Status::Ok {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }

@@ -1,11 +1,10 @@
 //! The JUnit file of a suite.
 
-use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use vmkern::output::{Destination, Readers};
 use vmkern::script::Status;
 
 /// One script of the suite.
@@ -27,7 +26,7 @@ pub struct Case {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write(path: &Path, suite: &str, cases: &[Case]) -> anyhow::Result<()> {
+pub fn write(to: Destination, suite: &str, cases: &[Case]) -> anyhow::Result<()> {
     let mut report = Report::new("vmkern");
     let mut tests = TestSuite::new(suite);
     for case in cases {
@@ -52,6 +51,10 @@ pub fn write(path: &Path, suite: &str, cases: &[Case]) -> anyhow::Result<()> {
         tests.add_test_case(test);
     }
     report.add_test_suite(tests);
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    report.serialize(file).with_context(|| format!("cannot write {}", path.display()))
+    let name = to.path().display().to_string();
+    let fail = || format!("cannot write the JUnit report to {name}");
+    let text = report.to_string().with_context(fail)?;
+    let mut output = to.whole(Readers::Umask)?;
+    output.write(text.as_bytes(), &mut super::print::go_on).with_context(fail)?;
+    output.finish().with_context(fail)
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod console;
 mod doctor;
 mod effects;
 mod guest;
@@ -9,6 +10,7 @@ mod help;
 mod image;
 mod inspect;
 mod junit;
+mod print;
 mod run;
 mod save;
 mod signals;
@@ -24,6 +26,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
 
 use self::guest::GuestArgs;
+use self::signals::Signals;
 
 /// FreeBSD's kernel memory allocator of 2008, alive in a virtual machine.
 #[derive(Debug, Parser)]
@@ -53,27 +56,37 @@ enum Command {
 const EXIT_STATUS: &str = "\
 Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
 3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
-vmkern; 130 interrupted.";
+vmkern; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
 /// Reads the command line, does what it says, and returns the exit status.
 pub fn main() -> ExitCode {
+    let signals = signals::catch();
     let status = match parse() {
-        Ok(cli) => {
-            let signals = signals::catch();
-            let status = match cli.command {
-                Command::Run(args) => run::run(&args, signals),
-                Command::Test(args) => test::run(&args, signals),
-                Command::Check(args) => check::run(&args, signals),
-                Command::Inspect(args) => inspect::run(&args, signals),
-                Command::Doctor(args) => doctor::run(&args),
-                Command::Bench(args) => bench::run(&args),
-                Command::Image(args) => image::run(&args),
-            };
-            if signals.fired() { Status::Interrupted } else { status }
-        }
+        Ok(cli) => match cli.command {
+            Command::Run(args) => run::run(&args, signals),
+            Command::Test(args) => test::run(&args, signals),
+            Command::Check(args) => check::run(&args, signals),
+            Command::Inspect(args) => inspect::run(&args, signals),
+            Command::Doctor(args) => doctor::run(&args),
+            Command::Bench(args) => bench::run(&args),
+            Command::Image(args) => image::run(&args),
+        },
         Err(error) => refuse(&error),
     };
-    ExitCode::from(status as u8)
+    ExitCode::from(finish(status, signals) as u8)
+}
+
+/// Says what could not be written, and that the command was ended from outside; returns the status of it all.
+fn finish(status: Status, signals: &Signals) -> Status {
+    if let Some(status) = signals.status() {
+        eprint(&signals::said(status));
+        return status;
+    }
+    let failures = print::failures();
+    for failure in &failures {
+        complain(&anyhow::anyhow!("{failure}"));
+    }
+    if status == Status::Ok && !failures.is_empty() { Status::Unwritten } else { status }
 }
 
 /// The command line, if it makes sense.
@@ -86,10 +99,12 @@ fn parse() -> Result<Cli, clap::Error> {
 
 /// Says what is wrong with the command line, in JSON too where that was asked for.
 fn refuse(error: &clap::Error) -> Status {
-    let failed_to_print = error.print().is_err();
+    let text = error.render().ansi().to_string();
     if !error.use_stderr() {
-        return if failed_to_print { Status::Broken } else { Status::Ok };
+        print(&text);
+        return Status::Ok;
     }
+    eprint(&text);
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let is_run = arguments.first().is_some_and(|first| first == "run");
     if is_run && arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
@@ -105,23 +120,26 @@ fn refuse(error: &clap::Error) -> Status {
 
 /// The one object on standard output.
 fn print_json(report: &impl serde::Serialize) {
-    match serde_json::to_string(report) {
-        Ok(text) => print(&format!("{text}\n")),
-        Err(error) => complain(&anyhow::Error::new(error).context("cannot write the report as JSON")),
+    let written = print::to_stdout(|out| {
+        serde_json::to_writer(&mut *out, report)?;
+        out.write_all(b"\n")
+    });
+    // What the stream says is told at the end.
+    if let Err(error) = written
+        && print::failures().is_empty()
+    {
+        complain(&anyhow::Error::new(error).context("cannot write the report as JSON"));
     }
 }
 
-/// Writes to standard output. A reader that has gone away is none of our business.
+/// Writes to standard output.
 fn print(text: &str) {
-    use std::io::Write as _;
-    let mut out = anstream::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    print::out(text);
 }
 
 /// Writes to standard error.
 fn eprint(text: &str) {
-    use std::io::Write as _;
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    print::err(text);
 }
 
 /// An error with what led to it, as far as the error does not say that itself.

@@ -1,7 +1,6 @@
 //! `vmkern run`: one script in one guest, or the tour.
 
-use std::fs::File;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,14 +8,16 @@ use anyhow::Context as _;
 use clap::Args;
 use vmkern::Guest;
 use vmkern::input::{InputError, read_script};
+use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Status, explain, explain_errors,
-    launch_report, launch_status, parse_with, run_script_then,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill, Status, explain,
+    explain_errors, launch_report, launch_status, parse_with, run_script_then,
 };
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
 use super::steps::{Collector, Output, Trace};
+use super::{console, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +29,7 @@ Examples:
 
 Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
 3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
-vmkern; 130 interrupted.";
+vmkern; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
 /// Boots a guest and runs a script in it; without a script, shows around.
 #[derive(Debug, Args)]
@@ -42,10 +43,10 @@ pub struct RunArgs {
     /// Prints one JSON object that says everything, and nothing else.
     #[arg(long)]
     json: bool,
-    /// Writes the kernel's log to this file.
+    /// Writes the kernel's log to this file, all of it as it comes; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
-    /// Writes an image of the guest's memory, as the script or a panic left it, to this file.
+    /// Writes an image of the guest's memory, as the script or a panic left it, to this file; `-` is standard output.
     #[arg(long, value_name = "FILE", requires = "file")]
     save_image: Option<PathBuf>,
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
@@ -57,6 +58,9 @@ pub struct RunArgs {
 
 /// Runs the subcommand.
 pub fn run(args: &RunArgs, signals: &Signals) -> Status {
+    if args.json {
+        reserve_stdout("the object of --json");
+    }
     match &args.file {
         Some(file) => script(args, file, signals),
         None => {
@@ -110,64 +114,80 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Ok(builder) => builder,
         Err(error) => return refuse_error("a guest that can be", &error.into()),
     };
-    let console = match console(args.console.as_deref()) {
-        Ok(console) => console,
-        Err(error) => return refuse_error("a file for the kernel's log", &error),
+    let opened = console::open(args.console.as_deref()).and_then(|console| Ok((console, image(args)?)));
+    let (console, mut image) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return refuse_error("a place that can be written to", &error),
     };
     let start = Instant::now();
     let stop = signals.stop(guest.timeout());
+    print::run_begins(&stop);
     let output = if args.json { Output::Written } else { Output::Shown };
     let trace = if args.verbose { Trace::Shown } else { Trace::Off };
     let mut collector = Collector::new(output, trace);
     let setup = Setup { builder, seed: guest.seed(), console };
-    let look = |guest: &Guest, ending: &Ending| {
-        let checked = if args.check { super::check::at_end(guest, ending) } else { None };
-        let saved = match &args.save_image {
-            Some(path) if *ending != Ending::Interrupted => super::save::image(guest, path, &name, &stop),
+    let look = |guest: &Guest, at: Standstill<'_>| {
+        let ended = if let Standstill::Ended(ending) = at {
+            print::run_ends(ending.status().into());
+            Some(ending)
+        } else {
+            None
+        };
+        let checked = ended.filter(|_| args.check).and_then(|ending| super::check::at_end(guest, ending));
+        let saved = match image.take() {
+            Some(to) if !at.is_interrupted() => super::save::image(guest, to, &name, &stop),
             _ => Ok(()),
         };
         (saved, checked.as_ref().and_then(super::check::failure))
     };
     let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut collector, look) {
         Ok(ended) => ended,
-        Err(error) => {
-            let status = launch_status(&error);
+        Err(unlaunched) => {
+            let status = launch_status(&unlaunched.error);
+            print::run_ends(status.into());
             if args.json {
                 let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-                super::print_json(&launch_report(&error, asked));
+                super::print_json(&launch_report(&unlaunched.error, asked));
             }
-            super::complain(&error.into());
+            super::eprint(&console::complaints(unlaunched.console_error.as_ref(), 0));
+            if let Some((Err(error), _)) = unlaunched.seen {
+                super::complain(&error.into());
+            }
+            super::complain(&unlaunched.error.into());
             return status;
         }
     };
-    let (status, count) = (session.ending.status(), collector.count);
+    let unsaved = saved.as_ref().err().map(ToString::to_string);
+    let unwritten =
+        unsaved.or_else(|| session.console_error.as_ref().map(|error| format!("the kernel's log: {error}")));
+    let status = match session.ending.status() {
+        Status::Ok if found.is_some() => Status::Failed,
+        Status::Ok if unwritten.is_some() => Status::Unwritten,
+        status => status,
+    };
+    let count = collector.count;
     if args.json {
         let mut report = session.report(Vec::new());
         if let Some((_, failure)) = &found {
             report.add_failure(failure.clone());
         }
+        if let Some(got) = unwritten {
+            report.add_failure(FailureReport { line: 0, expected: "output that can be written".to_owned(), got });
+        }
+        report.status = signals.status().unwrap_or(status) as u8;
         collector.end(&report);
     }
-    if let Some(error) = &session.console_error {
-        super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
-    }
+    super::eprint(&console::complaints(session.console_error.as_ref(), session.dropped_lines));
     if let Err(error) = saved {
         super::complain(&error.into());
-        // Whatever the script came to matters more.
-        if status == Status::Ok {
-            return Status::Failed;
-        }
     }
-    if let Some((text, _)) = found {
-        super::eprint(&text);
-        if status == Status::Ok {
-            return Status::Failed;
-        }
+    if let Some((text, _)) = &found {
+        super::eprint(text);
     }
     if status == Status::Ok && !args.json {
         let took = start.elapsed().as_secs_f64() * 1e3;
         super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} steps in {took:.1} ms\n", count));
-    } else if status != Status::Interrupted {
+    } else if session.ending != Ending::Interrupted {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }
     status
@@ -184,9 +204,8 @@ pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>
     read_script(file, &signals.stop(if is_typed { Duration::MAX } else { guest.timeout() }))
 }
 
-/// The file for the kernel's log, if one was asked for.
-pub fn console(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
-    let Some(path) = path else { return Ok(None) };
-    let file = File::create(path).with_context(|| format!("cannot write the kernel's log to {}", path.display()))?;
-    Ok(Some(Box::new(file)))
+/// Where the image is to go, if one was asked for.
+fn image(args: &RunArgs) -> anyhow::Result<Option<Destination>> {
+    let of = |path| Destination::of_bytes(path).context("cannot write the memory image");
+    args.save_image.as_ref().map(of).transpose()
 }

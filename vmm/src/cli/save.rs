@@ -5,30 +5,32 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use vmkern::output::Destination;
 use vmkern::script::Stop;
 use vmkern::{Guest, ImageSaveError, Saving};
 
 /// How long it may take before somebody wants to know how far it is.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Writes an image of `guest`, which ran `program`, to the file at `path`. Shows how far it is where it takes long; the
+/// Writes an image of `guest`, which ran `program`, to `to`. Shows how far it is where it takes long; the
 /// run's time limit does not count any more, but an interruption does.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn image(guest: &Guest, path: &Path, program: &str, stop: &Stop) -> Result<(), ImageSaveError> {
+pub fn image(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Result<(), ImageSaveError> {
+    let path = to.path().to_path_buf();
     let start = Instant::now();
     let mut bar: Option<ProgressBar> = None;
     let mut progress = |saving: Saving| {
         if bar.is_none() && start.elapsed() > PATIENCE {
-            bar = Some(new_bar(saving.total, path));
+            bar = Some(new_bar(saving.total, &path));
         }
         if let Some(bar) = &bar {
             bar.set_position(saving.done);
         }
         if stop.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let saved = guest.save_image_of(path, program, &mut progress);
+    let saved = guest.save_image_to(to, program, &mut progress);
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

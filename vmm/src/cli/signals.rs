@@ -1,6 +1,10 @@
-//! Ctrl-C and a polite kill: every run ends, and the command with status 130.
+//! Ctrl-C, a polite kill and a terminal that goes away: every run ends, and the command with 128 and the signal's number.
+//!
+//! The first signal interrupts the runs, and hurries what waits for room in a pipe; then the command ends in order. When
+//! that takes too long, or another signal comes, the process ends at once. Nothing here waits for anybody, and whoever
+//! prints owns no lock.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
@@ -8,7 +12,10 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals as Listener;
+use signal_hook::low_level;
 use vmkern::script::{Status, Stop};
+
+use super::print;
 
 /// How long the runs have to end after a signal, before the process does.
 const GRACE: Duration = Duration::from_secs(2);
@@ -16,7 +23,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// The runs that a signal ends.
 #[derive(Debug, Default)]
 pub struct Signals {
-    fired: AtomicBool,
+    /// The first signal that came; 0 before that.
+    fired: AtomicI32,
     stops: Mutex<Vec<Weak<Stop>>>,
 }
 
@@ -29,14 +37,14 @@ pub fn catch() -> &'static Signals {
     let listen = move || {
         let Ok(mut listener) = Listener::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         drop(ready);
-        for _ in listener.forever() {
+        for signal in listener.forever() {
             if signals.fired() {
-                leave();
+                signals.leave();
             }
-            signals.fire();
+            signals.fire(signal);
             let end = || {
                 thread::sleep(GRACE);
-                leave();
+                signals.leave();
             };
             if thread::Builder::new().spawn(end).is_err() {
                 end();
@@ -52,15 +60,20 @@ pub fn catch() -> &'static Signals {
     signals
 }
 
-/// Ends the process at once. The kernel of the host takes back what is left.
-fn leave() -> ! {
-    std::process::exit(i32::from(Status::Interrupted as u8))
-}
-
 impl Signals {
     /// Whether a signal has come.
     pub fn fired(&self) -> bool {
-        self.fired.load(Ordering::SeqCst)
+        self.fired.load(Ordering::SeqCst) != 0
+    }
+
+    /// The exit status that the signal means, if one has come.
+    pub fn status(&self) -> Option<Status> {
+        match self.fired.load(Ordering::SeqCst) {
+            0 => None,
+            SIGHUP => Some(Status::HungUp),
+            SIGTERM => Some(Status::Terminated),
+            _ => Some(Status::Interrupted),
+        }
     }
 
     /// A run's limits, which a signal ends as well as `limit`.
@@ -76,12 +89,30 @@ impl Signals {
         stop
     }
 
-    fn fire(&self) {
-        self.fired.store(true, Ordering::SeqCst);
-        super::eprint("vmkern: interrupted\n");
+    fn fire(&self, signal: i32) {
+        self.fired.store(signal, Ordering::SeqCst);
+        print::hurry();
         let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
         for stop in stops.iter().filter_map(Weak::upgrade) {
             stop.interrupt();
         }
     }
+
+    /// Ends the process at once. The kernel of the host takes back what is left, but for files.
+    fn leave(&self) -> ! {
+        vmkern::output::abandon();
+        let status = self.status().unwrap_or(Status::Interrupted);
+        print::err_at_once(&said(status));
+        low_level::exit(i32::from(status as u8))
+    }
+}
+
+/// What is said at the end.
+pub fn said(status: Status) -> String {
+    let what = match status {
+        Status::HungUp => "the terminal is gone",
+        Status::Terminated => "terminated",
+        _ => "interrupted",
+    };
+    format!("vmkern: {what}\n")
 }

@@ -12,9 +12,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vmkern::Guest;
 use vmkern::input::{SCRIPT_MAX, read_regular};
+use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Detail, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Status, explain,
+    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Standstill, Status, explain,
     explain_errors, launch_report, launch_status, parse_with, run_script_then, suite,
 };
 
@@ -29,7 +30,8 @@ Examples:
   vmkern test tests/scripts --memory 256M --junit report.xml
 
 Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this \
-host cannot run guests; 130 interrupted.";
+host cannot run guests; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
+or SIGTERM.";
 
 /// Runs every *.kmem file below a directory, several at once, each in a fresh guest.
 #[derive(Debug, Args)]
@@ -37,7 +39,7 @@ host cannot run guests; 130 interrupted.";
 pub struct TestArgs {
     /// The directory.
     dir: PathBuf,
-    /// Writes a JUnit report to this file.
+    /// Writes a JUnit report to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both awake.
@@ -88,7 +90,7 @@ struct Verdict {
 /// Runs the subcommand.
 pub fn run(args: &TestArgs, signals: &Signals) -> Status {
     match prepare(args) {
-        Ok(scripts) => suite(args, &scripts, signals),
+        Ok((scripts, junit)) => suite(args, &scripts, junit, signals),
         Err(error) => {
             super::complain(&error);
             Status::Usage
@@ -97,7 +99,7 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
 }
 
 /// Everything that can be wrong before the first guest boots.
-fn prepare(args: &TestArgs) -> anyhow::Result<Vec<PathBuf>> {
+fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<PathBuf>, Option<Destination>)> {
     args.guest.builder()?.validate()?;
     let dir = &args.dir;
     let suite::Discovered { scripts, passed_over } = suite::discover(dir)
@@ -109,10 +111,17 @@ fn prepare(args: &TestArgs) -> anyhow::Result<Vec<PathBuf>> {
     if let Some(console) = &args.console {
         fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", console.display()))?;
     }
-    Ok(scripts)
+    if args.json {
+        reserve_stdout("the object of --json");
+    }
+    let of = |path| Destination::of(path).context("cannot write the JUnit report");
+    let junit = args.junit.as_ref().map(of).transpose()?;
+    // What several scripts dump at a time would be in each other's way.
+    reserve_stdout("what a suite says");
+    Ok((scripts, junit))
 }
 
-fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
+fn suite(args: &TestArgs, scripts: &[PathBuf], junit: Option<Destination>, signals: &Signals) -> Status {
     let start = Instant::now();
     let jobs = args.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1)));
     let name = |index: usize| {
@@ -157,11 +166,17 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
         },
     );
     bar.finish_and_clear();
-    let status = verdict(&cases, signals);
+    let mut status = verdict(&cases, signals);
     super::eprint(&summary(&cases, start.elapsed()));
     overruled.sort();
     for (name, keys) in &overruled {
         super::eprint(&format!("{name}: its `guest` line counts, not the command line: {keys}\n"));
+    }
+    if let Some(to) = junit
+        && let Err(error) = junit::write(to, &args.dir.display().to_string(), &cases)
+    {
+        super::complain(&error);
+        status = if status == Status::Ok { Status::Unwritten } else { status };
     }
     if args.json {
         let tests = reports
@@ -175,12 +190,6 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], signals: &Signals) -> Status {
             status: status as u8,
             tests,
         });
-    }
-    if let Some(path) = &args.junit
-        && let Err(error) = junit::write(path, &args.dir.display().to_string(), &cases)
-    {
-        super::complain(&error);
-        return Status::Usage;
     }
     status
 }
@@ -241,7 +250,7 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
     });
     let Merged { guest, overruled } = args.guest.with(script.guest(), Precedence::Script);
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-    let (builder, console) = match (guest.builder(), super::run::console(console.as_deref())) {
+    let (builder, console) = match (guest.builder(), super::console::open(console.as_deref())) {
         (Ok(builder), Ok(console)) => (builder, console),
         (Err(error), _) => return wrong("a guest that can be", error.to_string()),
         (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
@@ -249,7 +258,10 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
     let stop = signals.stop(guest.timeout());
     let mut keeper = Keeper::new(if args.json { Detail::Full } else { Detail::Brief });
     let setup = Setup { builder, seed: guest.seed(), console };
-    let look = |guest: &Guest, ending: &Ending| if args.check { super::check::at_end(guest, ending) } else { None };
+    let look = |guest: &Guest, at: Standstill<'_>| match at {
+        Standstill::Ended(ending) if args.check => super::check::at_end(guest, ending),
+        _ => None,
+    };
     let session = run_script_then(&script, setup, &stop, &mut keeper, look);
     let Keeper { text: output, steps, .. } = keeper;
     match session {
@@ -262,12 +274,21 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
                 report.add_failure(failure);
                 status = if status == Status::Ok { Status::Failed } else { status };
             }
+            message.push_str(&super::console::complaints(session.console_error.as_ref(), session.dropped_lines));
+            if let Some(error) = &session.console_error {
+                let got = format!("the kernel's log: {error}");
+                let expected = "output that can be written".to_owned();
+                report.add_failure(FailureReport { line: 0, expected, got });
+                status = if status == Status::Ok { Status::Unwritten } else { status };
+                report.status = status as u8;
+            }
             Verdict { status, message, output: output.text(), report, overruled }
         }
-        Err(error) => {
-            let status = launch_status(&error);
+        Err(unlaunched) => {
+            let error = &unlaunched.error;
+            let status = launch_status(error);
             let message = format!("{BAD}error:{BAD:#} {error}\n");
-            Verdict { status, message, output: output.text(), report: launch_report(&error, asked), overruled }
+            Verdict { status, message, output: output.text(), report: launch_report(error, asked), overruled }
         }
     }
 }
@@ -287,10 +308,14 @@ fn line(name: &str, verdict: &Verdict, took: Duration, verbose: bool) -> String 
 
 fn verdict(cases: &[Case], signals: &Signals) -> Status {
     let any = |wanted: Status| cases.iter().any(|case| case.status == Some(wanted));
-    if signals.fired() {
-        Status::Interrupted
+    if let Some(status) = signals.status() {
+        status
     } else if any(Status::NoKvm) {
         Status::NoKvm
+    } else if cases.iter().all(|case| matches!(case.status, Some(Status::Ok | Status::Unwritten)))
+        && any(Status::Unwritten)
+    {
+        Status::Unwritten
     } else if cases.iter().all(|case| case.status == Some(Status::Ok)) {
         Status::Ok
     } else {

@@ -1,13 +1,14 @@
 //! `vmkern run` without a script: the tour.
 
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
 
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport, TargetError,
+    Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport, Stop, TargetError,
     guest_status, launch_report, launch_status, stats,
 };
 use vmkern::tour::{self, TourError};
+use vmkern::{Builder, Guest, LaunchError};
 
 use super::guest::GuestArgs;
 use super::signals::Signals;
@@ -17,7 +18,7 @@ use super::steps::Output;
 pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     let prepared =
-        guest.builder().map_err(anyhow::Error::from).and_then(|builder| Ok((builder, super::run::console(console)?)));
+        guest.builder().map_err(anyhow::Error::from).and_then(|builder| Ok((builder, super::console::open(console)?)));
     let (builder, console) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -34,10 +35,12 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         }
     };
     let stop = signals.stop(guest.timeout());
-    let mut guest = match builder.launch() {
+    super::print::run_begins(&stop);
+    let mut guest = match launch(builder, console, &stop) {
         Ok(guest) => guest,
         Err(error) => {
             let status = launch_status(&error);
+            super::print::run_ends(status.into());
             if output == Output::Written {
                 super::print_json(&launch_report(&error, asked));
             }
@@ -45,8 +48,6 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             return status;
         }
     };
-    let handle = guest.interrupt_handle();
-    stop.on_interrupt(move || handle.interrupt());
     let environment = EnvironmentReport::from(guest.environment());
     let mut say = |text: &str| {
         if output == Output::Shown {
@@ -54,20 +55,19 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         }
     };
     let result = tour::run(&mut guest, &stop, &mut say);
-    if let Some(mut console) = console
-        && let Err(error) = console.write_all(&guest.take_log())
-    {
-        super::eprint(&format!("{BAD}warning:{BAD:#} cannot write the kernel's log: {error}\n"));
-    }
+    let mut target = GuestTarget::new(guest);
+    let stats = stats(&mut target);
+    let (_, log) = target.end();
+    super::eprint(&super::console::complaints(log.error.as_ref(), log.dropped));
     match result {
         Ok((steps, crash)) => {
+            super::print::run_ends(Status::Ok.into());
             if output == Output::Written {
                 let ending = Ending::ExpectedPanic(Box::new(Panic::from(&*crash)));
-                let stats = stats(&mut GuestTarget::new(guest, None));
                 let steps = steps.into_iter().map(StepReport::from).collect();
                 super::print_json(&RunReport::ended(&ending, steps, stats, environment));
             }
-            Status::Ok
+            if log.error.is_some() { Status::Unwritten } else { Status::Ok }
         }
         Err(error) => {
             let status = match &error {
@@ -80,6 +80,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
                 TourError::Stopped(TargetError::Host(_)) => Status::NoKvm,
                 TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
             };
+            super::print::run_ends(status.into());
             if output == Output::Written {
                 let expected = "the tour's usual results".to_owned();
                 let failure = FailureReport { line: 0, expected, got: error.to_string() };
@@ -91,4 +92,13 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             status
         }
     }
+}
+
+/// Launches the guest; `stop` can end that.
+fn launch(builder: Builder, console: Option<Box<dyn Write + Send>>, stop: &Stop) -> Result<Guest, LaunchError> {
+    let mut guest = builder.start(console)?;
+    let handle = guest.interrupt_handle();
+    stop.on_interrupt(move || handle.interrupt());
+    guest.await_ready()?;
+    Ok(guest)
 }

@@ -47,6 +47,7 @@ use crate::control::{ContractError, Guest};
 use crate::kvm::Registers;
 use crate::kvm::boot::CONTROL;
 use crate::kvm::memory::NotRam;
+use crate::output::Destination;
 use crate::symbols::Symbols;
 
 /// Something in a guest's memory cannot be read, or is not what it should be.
@@ -224,29 +225,30 @@ impl Guest {
         Live::new(&self.machine, hold, anchors)
     }
 
-    /// Writes an image of this guest's memory and CPUs to the file at `path`, in place of one that is there. The guest is
-    /// held meanwhile. Works on a dead guest too: the image shows it as it died.
+    /// Writes an image of this guest's memory and CPUs to `path`, as [`Destination::of_bytes`] understands it: in place of
+    /// a file that is there, into a device or a FIFO. The guest is held meanwhile. Works on a dead guest too: the image shows
+    /// it as it died.
     ///
     /// # Errors
     /// See [`ImageSaveError`].
     pub fn save_image(&self, path: impl AsRef<Path>) -> Result<SavedImage, ImageSaveError> {
-        self.save_image_of(path, "", &mut |_| ControlFlow::Continue(()))
+        self.save_image_to(Destination::of_bytes(path)?, "", &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Guest::save_image`]; the image says that the guest ran `program`. `progress` is told how far it is at
-    /// each MiB, and ends it by [`ControlFlow::Break`].
+    /// As [`Guest::save_image`], to what is known already; the image says that the guest ran `program`. `progress` is told
+    /// how far it is at each MiB, and now and then while there is no room, and ends it by [`ControlFlow::Break`].
     ///
     /// # Errors
     /// See [`ImageSaveError`].
-    pub fn save_image_of(
+    pub fn save_image_to(
         &self,
-        path: impl AsRef<Path>,
+        to: Destination,
         program: &str,
         progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
     ) -> Result<SavedImage, ImageSaveError> {
         let source = self.live(Hold::Yes).map_err(InspectError::from)?;
         let about = About { program: program.to_owned(), build_id: self.kernel().build_id() };
-        image::save(&source, path.as_ref(), &about, progress)
+        image::save(&source, to, &about, progress)
     }
 
     /// Has `f` look at the guest, which is held meanwhile if it could change.

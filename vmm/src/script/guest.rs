@@ -1,6 +1,5 @@
 //! A guest as the target of a script.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -14,7 +13,8 @@ use super::names::MapField;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::inspect::draw::draw;
-use crate::{Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, Report, Saving, View};
+use crate::output::Destination;
+use crate::{Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, LogEnd, Report, Saving, View};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;
@@ -24,17 +24,15 @@ const TAIL: usize = 16 << 10;
 /// A guest that does what a script says.
 pub struct GuestTarget {
     guest: Guest,
-    console: Option<Box<dyn Write + Send>>,
-    console_error: Option<std::io::Error>,
     tail: Vec<u8>,
     since_drain: u32,
 }
 
 impl GuestTarget {
-    /// Drives `guest`. Everything that the kernel logs is written to `console`.
+    /// Drives `guest`.
     #[must_use]
-    pub fn new(guest: Guest, console: Option<Box<dyn Write + Send>>) -> Self {
-        Self { guest, console, console_error: None, tail: Vec::new(), since_drain: 0 }
+    pub fn new(guest: Guest) -> Self {
+        Self { guest, tail: Vec::new(), since_drain: 0 }
     }
 
     /// The guest.
@@ -43,31 +41,26 @@ impl GuestTarget {
         &self.guest
     }
 
-    /// The end of the kernel's log.
-    pub fn log_tail(&mut self) -> String {
+    /// Stops the guest. Returns the end of the kernel's log, and what came of all of it.
+    #[must_use = "it says whether the log is whole"]
+    pub fn end(mut self) -> (String, LogEnd) {
         self.drain();
-        String::from_utf8_lossy(&self.tail).into_owned()
-    }
-
-    /// Why the log could not be written to the console file, if that happened.
-    pub fn console_error(&mut self) -> Option<std::io::Error> {
-        self.drain();
-        self.console_error.take()
+        let end = self.guest.end();
+        keep_end(&mut self.tail, &end.rest);
+        (String::from_utf8_lossy(&self.tail).into_owned(), end)
     }
 
     fn drain(&mut self) {
         self.since_drain = 0;
-        let log = self.guest.take_log();
-        if let Some(console) = &mut self.console
-            && let Err(error) = console.write_all(&log).and_then(|()| console.flush())
-        {
-            self.console_error = Some(error);
-            self.console = None;
-        }
-        self.tail.extend_from_slice(&log);
-        let surplus = self.tail.len().saturating_sub(TAIL);
-        self.tail.drain(..surplus);
+        keep_end(&mut self.tail, &self.guest.take_log());
     }
+}
+
+/// Adds `log` to `tail`, which is cut to what a report needs.
+fn keep_end(tail: &mut Vec<u8>, log: &[u8]) {
+    tail.extend_from_slice(log);
+    let surplus = tail.len().saturating_sub(TAIL);
+    tail.drain(..surplus);
 }
 
 impl Target for GuestTarget {
@@ -140,7 +133,9 @@ impl Target for GuestTarget {
                 ControlFlow::Break(())
             }
         };
-        let saved = self.guest.save_image_of(path, program, &mut go_on);
+        let saved = Destination::of_bytes(path)
+            .map_err(ImageSaveError::from)
+            .and_then(|to| self.guest.save_image_to(to, program, &mut go_on));
         match (saved, stopped) {
             (Ok(_), _) => Ok(()),
             (Err(_), Some(error)) => Err(error),

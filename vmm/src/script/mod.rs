@@ -56,7 +56,8 @@ pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as sho
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
 pub use self::session::{
-    Session, Setup, guest_status, launch_report, launch_status, run_script, run_script_then, stats,
+    Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script, run_script_then,
+    stats,
 };
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;

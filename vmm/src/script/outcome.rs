@@ -29,8 +29,14 @@ pub enum Status {
     Timeout = 5,
     /// The VMM or the guest broke its contract.
     Broken = 6,
-    /// Somebody pressed Ctrl-C.
+    /// Output could not be written, after a run that held.
+    Unwritten = 7,
+    /// Ended by SIGHUP.
+    HungUp = 129,
+    /// Ended by SIGINT, as by Ctrl-C.
     Interrupted = 130,
+    /// Ended by SIGTERM.
+    Terminated = 143,
 }
 
 /// What a statement gave.

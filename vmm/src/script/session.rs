@@ -14,7 +14,7 @@ use super::observe::Observer;
 use super::outcome::{Ending, Status};
 use super::stop::Stop;
 use super::target::{Panic, Target};
-use crate::{Builder, Environment, Guest, GuestError, LaunchError};
+use crate::{Builder, Environment, Guest, GuestError, LaunchError, LogEnd};
 
 /// What a run needs beside the script.
 pub struct Setup {
@@ -39,6 +39,40 @@ pub struct Session {
     pub log: String,
     /// Why the log could not be written to its file.
     pub console_error: Option<std::io::Error>,
+    /// Lines that are missing in that file: the kernel had no room for them, and must not wait for any.
+    pub dropped_lines: u64,
+}
+
+/// A run that never began: there is no guest, or its kernel did not become ready.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unlaunched<T: std::fmt::Debug> {
+    /// Why.
+    #[source]
+    pub error: LaunchError,
+    /// What was seen of a kernel that did not become ready.
+    pub seen: Option<T>,
+    /// The end of its log.
+    pub log: String,
+    /// Why the log could not be written to its file.
+    pub console_error: Option<std::io::Error>,
+}
+
+/// Where a guest stands when it is looked at, the last time before it is gone.
+#[derive(Clone, Copy, Debug)]
+pub enum Standstill<'a> {
+    /// At the end of its script.
+    Ended(&'a Ending),
+    /// In its boot, which this ended.
+    Unready(&'a LaunchError),
+}
+
+impl Standstill<'_> {
+    /// Whether somebody wanted it to end, and will not wait for a look.
+    #[must_use]
+    pub fn is_interrupted(self) -> bool {
+        matches!(self, Self::Ended(Ending::Interrupted) | Self::Unready(LaunchError::Guest(GuestError::Interrupted)))
+    }
 }
 
 /// Boots a guest and runs `script` in it. The guest is gone when this returns.
@@ -51,31 +85,45 @@ pub fn run_script(
     stop: &Stop,
     observer: &mut dyn Observer,
 ) -> Result<Session, LaunchError> {
-    run_script_then(script, setup, stop, observer, |_, _| ()).map(|(session, ())| session)
+    run_script_then(script, setup, stop, observer, |_, _| ())
+        .map(|(session, ())| session)
+        .map_err(|unlaunched| unlaunched.error)
 }
 
 /// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script ended: a guest that
-/// died shows what it died with.
+/// died shows what it died with, in its boot as well.
 ///
 /// # Errors
-/// When there is no guest; [`launch_status`] tells the exit status.
-pub fn run_script_then<T>(
+/// When there is no guest, or its kernel did not become ready; [`launch_status`] tells the exit status.
+pub fn run_script_then<T: std::fmt::Debug>(
     script: &Script,
     setup: Setup,
     stop: &Stop,
     observer: &mut dyn Observer,
-    look: impl FnOnce(&Guest, &Ending) -> T,
-) -> Result<(Session, T), LaunchError> {
-    let guest = setup.builder.seed(setup.seed).timeout(stop.limit()).launch()?;
-    let environment = EnvironmentReport::from(guest.environment());
+    look: impl FnOnce(&Guest, Standstill<'_>) -> T,
+) -> Result<(Session, T), Unlaunched<T>> {
+    let builder = setup.builder.seed(setup.seed).timeout(stop.limit());
+    let mut guest = match builder.start(setup.console) {
+        Ok(guest) => guest,
+        Err(error) => return Err(Unlaunched { error, seen: None, log: String::new(), console_error: None }),
+    };
     let handle = guest.interrupt_handle();
     stop.on_interrupt(move || handle.interrupt());
-    let mut target = GuestTarget::new(guest, setup.console);
+    if stop.is_interrupted() {
+        guest.interrupt_handle().interrupt();
+    }
+    if let Err(error) = guest.await_ready() {
+        let seen = Some(look(&guest, Standstill::Unready(&error)));
+        let (log, end) = GuestTarget::new(guest).end();
+        return Err(Unlaunched { error, seen, log, console_error: end.error });
+    }
+    let environment = EnvironmentReport::from(guest.environment());
+    let mut target = GuestTarget::new(guest);
     let ending = run(script, &mut target, setup.seed, stop, observer);
     let stats = stats(&mut target);
-    let seen = look(target.guest(), &ending);
-    let (log, console_error) = (target.log_tail(), target.console_error());
-    Ok((Session { ending, stats, environment, log, console_error }, seen))
+    let seen = look(target.guest(), Standstill::Ended(&ending));
+    let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = target.end();
+    Ok((Session { ending, stats, environment, log, console_error, dropped_lines }, seen))
 }
 
 /// Every counter that can be read, under the names that scripts use.

@@ -63,6 +63,12 @@ impl Stop {
         self.interrupted.load(Ordering::SeqCst)
     }
 
+    /// Whether the run's limit was more than `grace` ago.
+    #[must_use]
+    pub fn is_over(&self, grace: Duration) -> bool {
+        Instant::now().saturating_duration_since(self.deadline) > grace
+    }
+
     /// Whether the run may go on. The clock is read at every 256th call.
     ///
     /// # Errors

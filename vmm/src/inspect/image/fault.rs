@@ -6,6 +6,7 @@ use thiserror::Error;
 use vmkern_abi::addr::GuestPhys;
 
 use crate::inspect::AbiMismatch;
+use crate::output::OutputError;
 
 /// A memory image cannot be read.
 #[derive(Debug, Error)]
@@ -83,6 +84,9 @@ pub enum ImageSaveError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// It cannot be written there at all. What is there is as it was.
+    #[error("memory image {0}")]
+    Output(#[from] OutputError),
     /// The guest cannot be read.
     #[error(transparent)]
     Source(#[from] crate::InspectError),

@@ -1,14 +1,11 @@
 //! Writing an image.
 //!
-//! The image grows in a file beside the one that is wanted and takes its name when it is whole: an error, an
-//! interruption or a full disk leaves neither a half image nor takes away what was there. Zero pages take no room: runs of
-//! RAM end where zeros begin, and short stretches of zeros inside are holes of the file.
+//! A file appears whole or not at all ([`Destination::whole`]): an error, an interruption or a full disk leaves neither a
+//! half image nor takes away what was there. Zero pages take no room: runs of RAM end where zeros begin, and short
+//! stretches of zeros inside are holes of the file. The bytes are written in order, so that a pipe can take them.
 
-use std::fs::{File, Permissions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use object::elf::{self, FileHeader64, ProgramHeader64};
@@ -22,6 +19,7 @@ use super::fault::ImageSaveError;
 use super::format::{CORE, CpuNote, FORMAT, GuestNote, NoteType, Prstatus, VMKERN, push_note};
 use crate::inspect::{InspectError, PageWords, Source};
 use crate::kvm::memory::NotRam;
+use crate::output::{Destination, GoOn, Output, Readers};
 
 const ENDIAN: LittleEndian = LittleEndian;
 
@@ -59,46 +57,33 @@ pub struct SavedImage {
     pub stored: u64,
 }
 
-/// Writes an image of `source` to the file at `path`, in place of one that is there. `progress` is told now and then how
-/// far it is, and may end it.
+/// Writes an image of `source` to `to`. `progress` is told now and then how far it is, and may end it.
 pub(crate) fn save(
     source: &dyn Source,
-    path: &Path,
+    to: Destination,
     about: &About,
     progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
 ) -> Result<SavedImage, ImageSaveError> {
+    let path = to.path().to_path_buf();
     let fail = |operation: &'static str, needed: Option<u64>| {
+        let path = path.clone();
         move |error: io::Error| {
             let needed = needed.filter(|_| error.raw_os_error() == Some(libc::ENOSPC));
-            ImageSaveError::Io { path: path.to_path_buf(), operation, needed, source: error }
+            ImageSaveError::Io { path, operation, needed, source: error }
         }
     };
-    let mut file = partial(path).map_err(fail("make a file in its directory", None))?;
+    let mut file = to.whole(Readers::Owner)?;
     let mut plan = Plan::make(source, progress)?;
     let notes = notes(source, about)?;
     let head = plan.head(&notes);
     let stored = plan.stored + head.len() as u64;
-    let needed = Some(stored);
-    file.write_all(&head).map_err(fail("write it", needed))?;
-    write_pages(source, &plan, file.as_file_mut(), progress, &fail("write it", needed))?;
-    file.as_file().set_len(plan.file_len).map_err(fail("write it", needed))?;
-    file.persist(path).map_err(|error| fail("give it its name", None)(error.error))?;
+    let mut sink = Sink { file: &mut file, at: 0, done: plan.searched, total: plan.searched * 2, progress };
+    write_image(source, &plan, &head, &mut sink).map_err(|error| match error {
+        WriteError::Io(error) => fail("write it", Some(stored))(error),
+        WriteError::Other(error) => error,
+    })?;
+    file.finish().map_err(fail("give it its name", Some(stored)))?;
     Ok(SavedImage { memory: source.ram_size(), stored })
-}
-
-/// A file beside `path`, which goes away by itself unless it gets that name. Readable for whoever may read new files.
-fn partial(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no file name"))?;
-    if path.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let prefix: PathBuf = [".", &name.to_string_lossy(), "."].concat().into();
-    tempfile::Builder::new()
-        .prefix(&prefix)
-        .suffix(".partial")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)
 }
 
 /// What goes where.
@@ -298,38 +283,92 @@ fn notes(source: &dyn Source, about: &About) -> Result<Vec<u8>, InspectError> {
     Ok(notes)
 }
 
-fn write_pages(
-    source: &dyn Source,
-    plan: &Plan,
-    file: &mut File,
-    progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
-    fail: &dyn Fn(io::Error) -> ImageSaveError,
-) -> Result<(), ImageSaveError> {
+/// What can go wrong while an image is written.
+enum WriteError {
+    Io(io::Error),
+    Other(ImageSaveError),
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<ImageSaveError> for WriteError {
+    fn from(error: ImageSaveError) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// The output with what is told of it.
+struct Sink<'a> {
+    file: &'a mut Output,
+    /// Bytes written so far, holes included.
+    at: u64,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(Saving) -> ControlFlow<()>,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.at += bytes.len() as u64;
+        self.hand_over(|file, go_on| file.write(bytes, go_on))
+    }
+
+    /// Goes on to byte number `to`, with zeros.
+    fn skip_to(&mut self, to: u64) -> Result<(), WriteError> {
+        let zeros = to.saturating_sub(self.at);
+        self.at = to;
+        self.hand_over(|file, go_on| file.skip(zeros, go_on))
+    }
+
+    /// Where there is no room for long, whoever is told how far it is may end it.
+    fn hand_over(&mut self, put: impl FnOnce(&mut Output, GoOn<'_>) -> io::Result<()>) -> Result<(), WriteError> {
+        let (now, mut stopped) = (Saving { done: self.done, total: self.total }, false);
+        let mut go_on = || {
+            let flow = (self.progress)(now);
+            stopped |= flow.is_break();
+            flow
+        };
+        let put = put(self.file, &mut go_on);
+        if stopped { Err(ImageSaveError::Interrupted.into()) } else { Ok(put?) }
+    }
+
+    /// Tells that `bytes` of memory more are done.
+    fn step(&mut self, bytes: u64) -> Result<(), ImageSaveError> {
+        self.done = (self.done + bytes).min(self.total);
+        step(self.progress, self.done, self.total)
+    }
+}
+
+fn write_image(source: &dyn Source, plan: &Plan, head: &[u8], sink: &mut Sink<'_>) -> Result<(), WriteError> {
     const PAGE: usize = size_of::<PageWords>();
     let mut buffer = vec![0; CHUNK * PAGE];
-    let mut done = plan.searched;
+    sink.write(head)?;
     for run in &plan.runs {
         let (mut at, mut offset) = (run.start, run.offset);
         while at < run.stored_end {
             let pages = run.stored_end.since(at) / PAGE_SIZE;
             let len = usize::try_from(pages).map_or(CHUNK, |pages| pages.min(CHUNK)) * PAGE;
             source.read(at, &mut buffer[..len]).map_err(not_ram)?;
-            let mut within = offset;
-            for same in buffer[..len].chunks(PAGE).collect::<Vec<_>>().chunk_by(|a, b| blank(a) == blank(b)) {
-                let bytes = same.len() * PAGE;
-                if !blank(same[0]) {
-                    let start = usize::try_from(within - offset).map_err(|error| fail(io::Error::other(error)))?;
-                    file.seek(SeekFrom::Start(within)).map_err(fail)?;
-                    file.write_all(&buffer[start..start + bytes]).map_err(fail)?;
+            let mut rest = &buffer[..len];
+            while !rest.is_empty() {
+                let is_blank = blank(&rest[..PAGE]);
+                let pages = rest.chunks(PAGE).take_while(|page| blank(page) == is_blank).count();
+                let (same, others) = rest.split_at(pages * PAGE);
+                if !is_blank {
+                    sink.skip_to(offset + (len - rest.len()) as u64)?;
+                    sink.write(same)?;
                 }
-                within += bytes as u64;
+                rest = others;
             }
-            done = (done + len as u64).min(plan.searched * 2);
-            step(progress, done, plan.searched * 2)?;
+            sink.step(len as u64)?;
             (at, offset) = (at.add(len as u64), offset + len as u64);
         }
     }
-    Ok(())
+    sink.skip_to(plan.file_len)
 }
 
 fn blank(page: &[u8]) -> bool {

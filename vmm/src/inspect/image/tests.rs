@@ -9,6 +9,17 @@ use super::*;
 use crate::inspect::RunState;
 use crate::kvm::Registers;
 use crate::kvm::memory::{GuestRam, HOLE_END, HOLE_START};
+use crate::output::Destination;
+
+/// Writes an image to the file at `path`.
+fn save(
+    source: &dyn Source,
+    path: &Path,
+    about: &About,
+    progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
+) -> Result<SavedImage, ImageSaveError> {
+    super::save(source, Destination::of_bytes(path)?, about, progress)
+}
 
 /// Some memory with a CPU.
 struct Fake {

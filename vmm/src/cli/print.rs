@@ -1,0 +1,172 @@
+//! Standard output and standard error.
+//!
+//! Everything that the command says goes through here, without a lock that somebody who waits for room could own. What
+//! cannot be written is kept in mind: it makes the exit status 7 ([`failures`]), unless the run's own says more. A reader
+//! that has gone away is not a failure.
+//!
+//! Who prints waits for room as long as it takes: a pager is in no hurry. But a run's limit and a signal end that wait as
+//! they end the run; what is printed then is given [`GRACE`] more.
+
+use std::borrow::Cow;
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use vmkern::output::Stream;
+use vmkern::script::{Status, Stop};
+
+/// How long there may be no room for what is said after a run was ended from outside.
+const GRACE: Duration = Duration::from_millis(500);
+/// Bytes of JSON that are collected before they are written.
+const BUFFER: usize = 64 << 10;
+
+/// One of the two, with the first thing that went wrong with it.
+struct Printer {
+    name: &'static str,
+    stream: Stream,
+    /// Whether it may have styles.
+    styled: bool,
+    failure: OnceLock<io::Error>,
+}
+
+static OUT: LazyLock<Printer> =
+    LazyLock::new(|| Printer::new("standard output", Stream::stdout(), anstream::AutoStream::choice(&io::stdout())));
+static ERR: LazyLock<Printer> =
+    LazyLock::new(|| Printer::new("standard error", Stream::stderr(), anstream::AutoStream::choice(&io::stderr())));
+
+impl Printer {
+    fn new(name: &'static str, stream: Stream, choice: anstream::ColorChoice) -> Self {
+        let styled = !matches!(choice, anstream::ColorChoice::Never);
+        Self { name, stream, styled, failure: OnceLock::new() }
+    }
+
+    fn print(&self, text: &str) {
+        let text =
+            if self.styled { Cow::Borrowed(text) } else { Cow::Owned(anstream::adapter::strip_str(text).to_string()) };
+        // It is kept in mind.
+        let _ = self.write(text.as_bytes());
+    }
+
+    /// Writes `bytes`, unless something went wrong before.
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(failure) = self.failure.get() {
+            return Err(failure.kind().into());
+        }
+        self.stream.write(bytes, &mut go_on).inspect_err(|error| {
+            let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            let _ = self.failure.set(again);
+        })
+    }
+}
+
+/// Writes `text` to standard output, without its styles where those are not wanted.
+pub fn out(text: &str) {
+    OUT.print(text);
+}
+
+/// Writes `text` to standard error likewise.
+pub fn err(text: &str) {
+    ERR.print(text);
+}
+
+/// Writes `text` to standard error if there is room for it just now.
+pub fn err_at_once(text: &str) {
+    ERR.stream.try_write(text.as_bytes());
+}
+
+/// Has `write` write to standard output, byte by byte as they are. What fails is kept in mind.
+///
+/// # Errors
+/// What `write` says, and when it cannot be written.
+pub fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, Bytes);
+    write(&mut out)?;
+    out.flush()
+}
+
+/// Standard output as it is.
+struct Bytes;
+
+impl Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        OUT.write(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What could not be written, in words.
+pub fn failures() -> Vec<String> {
+    let failed = [&*OUT, &*ERR].into_iter().filter_map(|printer| Some((printer.name, printer.failure.get()?)));
+    failed.map(|(name, error)| format!("cannot write to {name}: {error}")).collect()
+}
+
+/// How long there may be no room.
+#[derive(Debug)]
+enum Limit {
+    /// As long as it takes.
+    Never,
+    /// As long as this run may go on, and a little longer.
+    Run(Weak<Stop>),
+    /// Until then.
+    Until(Instant),
+}
+
+static LIMIT: Mutex<Limit> = Mutex::new(Limit::Never);
+
+fn set(limit: Limit) {
+    *LIMIT.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+}
+
+/// A run has begun: what is printed from now on waits for room only as long as that may go on.
+pub fn run_begins(stop: &Arc<Stop>) {
+    set(Limit::Run(Arc::downgrade(stop)));
+}
+
+/// A run has ended.
+pub fn run_ends(ended: Ended) {
+    let mut limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Limit::Run(_) = *limit {
+        *limit = match ended {
+            Ended::ByItself => Limit::Never,
+            Ended::FromOutside => Limit::Until(Instant::now() + GRACE),
+        };
+    }
+}
+
+/// From now on nothing waits long.
+pub fn hurry() {
+    set(Limit::Until(Instant::now() + GRACE));
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As it would have without anybody's doing.
+    ByItself,
+    /// By its time limit, or by a signal.
+    FromOutside,
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Timeout | Status::Interrupted => Self::FromOutside,
+            _ => Self::ByItself,
+        }
+    }
+}
+
+/// Whether to go on waiting for room.
+pub fn go_on() -> ControlFlow<()> {
+    let limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_over = match &*limit {
+        Limit::Never => false,
+        Limit::Run(stop) => stop.upgrade().is_some_and(|stop| stop.is_over(GRACE)),
+        Limit::Until(end) => Instant::now() >= *end,
+    };
+    if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
