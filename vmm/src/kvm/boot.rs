@@ -60,6 +60,8 @@ pub(crate) fn touched_by_boot(plan: &Plan<'_>, memory: u64) -> Vec<Range<GuestPh
     let image_end = plan.segments.iter().map(|segment| segment.end).max().unwrap_or(START_INFO);
     let managed = managed(memory, image_end);
     let pages = managed.iter().copied();
+    // The page directories of the direct map.
+    touched.extend(managed.first().map(|&(first, _)| image_end..GuestPhys::from_pfn(first)));
     if let Some(region) = BootRegion::plan(pages.clone()) {
         touched.extend(region.touched_by_boot(pages));
     }
