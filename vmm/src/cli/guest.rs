@@ -150,6 +150,11 @@ impl GuestArgs {
         self.seed.unwrap_or(0)
     }
 
+    /// The same with another seed.
+    pub fn seeded(&self, seed: u64) -> Self {
+        Self { seed: Some(seed), ..self.clone() }
+    }
+
     /// Time limit of a run.
     pub fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(DEFAULT_TIMEOUT)

@@ -10,6 +10,7 @@ mod help;
 mod image;
 mod inspect;
 mod junit;
+mod plan;
 mod print;
 mod run;
 mod save;

@@ -1,8 +1,10 @@
-//! `vmkern test`: every script of a directory, each in a fresh guest.
+//! `vmkern test`: scripts of files and directories, each in a fresh guest.
 
 use std::fs;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -21,30 +23,43 @@ use vmkern::script::{
 
 use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};
+use super::plan::{Plan, Run, plan};
 use super::signals::Signals;
 use super::steps::Keeper;
 
 const EXAMPLES: &str = "\
 Examples:
   vmkern test tests/scripts
+  vmkern test first.kmem tests/scripts --filter smallest --filter first
+  vmkern test DIR --seeds 0..3 --fail-fast
   vmkern test tests/scripts --memory 256M --junit report.xml
 
 Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this \
 host cannot run guests; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
 or SIGTERM.";
 
-/// Runs every *.kmem file below a directory, several at once, each in a fresh guest.
+/// Runs scripts, and every *.kmem file below directories, several at once, each in a fresh guest.
 #[derive(Debug, Args)]
 #[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct TestArgs {
-    /// The directory.
-    dir: PathBuf,
+    /// Scripts, and directories of scripts.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Runs only scripts whose names hold TEXT; with several, those whose names hold one of them.
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Begins no further script once one has failed.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Runs each script once for each seed of rand(), from START up to END, END left out.
+    #[arg(long, value_name = "START..END", value_parser = super::plan::seeds, conflicts_with = "seed")]
+    seeds: Option<Range<u64>>,
     /// Writes a JUnit report to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
     /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both awake.
-    #[arg(short, long, value_name = "COUNT")]
-    jobs: Option<usize>,
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
     /// Shows what each script prints.
     #[arg(short, long)]
     verbose: bool,
@@ -90,7 +105,7 @@ struct Verdict {
 /// Runs the subcommand.
 pub fn run(args: &TestArgs, signals: &Signals) -> Status {
     match prepare(args) {
-        Ok((scripts, junit)) => suite(args, &scripts, junit, signals),
+        Ok((runs, junit)) => suite(args, &runs, junit, signals),
         Err(error) => {
             super::complain(&error);
             Status::Usage
@@ -99,15 +114,12 @@ pub fn run(args: &TestArgs, signals: &Signals) -> Status {
 }
 
 /// Everything that can be wrong before the first guest boots.
-fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<PathBuf>, Option<Destination>)> {
+fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
     args.guest.builder()?.validate()?;
-    let dir = &args.dir;
-    let suite::Discovered { scripts, passed_over } = suite::discover(dir)
-        .map_err(|(path, error)| anyhow::Error::new(error).context(format!("cannot read {}", path.display())))?;
+    let Plan { runs, passed_over } = plan(&args.paths, &args.filter, args.seeds.as_ref())?;
     for path in passed_over {
         super::eprint(&format!("passed over: {} is not a regular file\n", path.display()));
     }
-    anyhow::ensure!(!scripts.is_empty(), "{} holds no *.kmem file", dir.display());
     if let Some(console) = &args.console {
         fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", console.display()))?;
     }
@@ -118,53 +130,55 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<PathBuf>, Option<Destination>
     let junit = args.junit.as_ref().map(of).transpose()?;
     // What several scripts dump at a time would be in each other's way.
     reserve_stdout("what a suite says");
-    Ok((scripts, junit))
+    Ok((runs, junit))
 }
 
-fn suite(args: &TestArgs, scripts: &[PathBuf], junit: Option<Destination>, signals: &Signals) -> Status {
+fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Signals) -> Status {
     let start = Instant::now();
-    let jobs = args.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1)));
-    let name = |index: usize| {
-        let path: &Path = &scripts[index];
-        path.strip_prefix(&args.dir).unwrap_or(path).display().to_string()
-    };
-    let bar = ProgressBar::new(scripts.len() as u64);
+    let by_default = || available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
+    let jobs = args.jobs.map_or_else(by_default, usize::from);
+    let bar = ProgressBar::new(runs.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}") {
         bar.set_style(style);
     }
-    let mut cases: Vec<Case> = (0..scripts.len())
-        .map(|index| Case {
-            name: name(index),
+    let mut cases: Vec<Case> = runs
+        .iter()
+        .map(|run| Case {
+            name: run.name.clone(),
             status: None,
             message: String::new(),
             output: String::new(),
             took: Duration::ZERO,
         })
         .collect();
-    let mut reports: Vec<Option<RunReport>> = scripts.iter().map(|_| None).collect();
+    let mut reports: Vec<Option<RunReport>> = runs.iter().map(|_| None).collect();
     // Scripts whose `guest` lines count, and not the command line.
     let mut overruled: Vec<(String, String)> = Vec::new();
-    let work = |index: usize| attempt(args, &scripts[index], signals);
-    suite::run_all(
-        scripts.len(),
-        jobs,
-        || !signals.fired(),
-        work,
-        |finished| {
-            let suite::Finished { index, took, result } = finished;
-            bar.suspend(|| super::eprint(&line(&cases[index].name, &result, took, args.verbose)));
-            bar.inc(1);
-            if !result.overruled.is_empty() {
-                overruled.push((cases[index].name.clone(), result.overruled.join(", ")));
-            }
-            let case = &mut cases[index];
-            case.status = Some(result.status);
-            case.message = anstream::adapter::strip_str(&result.message).to_string();
-            case.output = result.output;
-            case.took = took;
-            reports[index] = Some(result.report);
-        },
-    );
+    // Set where a script ends, so that nothing begins after a failure with --fail-fast.
+    let failed = AtomicBool::new(false);
+    let work = |index: usize| {
+        let attempt = attempt(args, &runs[index], signals);
+        if let Attempt::Done(verdict) = &attempt {
+            failed.fetch_or(verdict.status != Status::Ok, Ordering::SeqCst);
+        }
+        attempt
+    };
+    let go_on = || !(signals.fired() || args.fail_fast && failed.load(Ordering::SeqCst));
+    suite::run_all(runs.len(), jobs, go_on, work, |finished| {
+        let suite::Finished { index, took, result } = finished;
+        bar.suspend(|| super::eprint(&line(&cases[index].name, &result, took, args.verbose)));
+        bar.inc(1);
+        if !result.overruled.is_empty() {
+            overruled.push((cases[index].name.clone(), result.overruled.join(", ")));
+        }
+        failed.fetch_or(result.status != Status::Ok, Ordering::SeqCst);
+        let case = &mut cases[index];
+        case.status = Some(result.status);
+        case.message = anstream::adapter::strip_str(&result.message).to_string();
+        case.output = result.output;
+        case.took = took;
+        reports[index] = Some(result.report);
+    });
     bar.finish_and_clear();
     let mut status = verdict(&cases, signals);
     super::eprint(&summary(&cases, start.elapsed()));
@@ -173,7 +187,7 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], junit: Option<Destination>, signa
         super::eprint(&format!("{name}: its `guest` line counts, not the command line: {keys}\n"));
     }
     if let Some(to) = junit
-        && let Err(error) = junit::write(to, &args.dir.display().to_string(), &cases)
+        && let Err(error) = junit::write(to, &named(&args.paths), &cases)
     {
         super::complain(&error);
         status = if status == Status::Ok { Status::Unwritten } else { status };
@@ -182,7 +196,7 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], junit: Option<Destination>, signa
         let tests = reports
             .into_iter()
             .enumerate()
-            .filter_map(|(index, report)| Some(TestReport { file: name(index), report: report? }))
+            .filter_map(|(index, report)| Some(TestReport { file: runs[index].name.clone(), report: report? }))
             .collect();
         super::print_json(&SuiteReport {
             schema: vmkern::script::SCHEMA,
@@ -194,9 +208,15 @@ fn suite(args: &TestArgs, scripts: &[PathBuf], junit: Option<Destination>, signa
     status
 }
 
+/// What a report calls the paths together.
+fn named(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(" ")
+}
+
 /// Runs one script. Whatever it does to its runner, the other scripts keep their results.
-fn attempt(args: &TestArgs, path: &Path, signals: &Signals) -> Attempt<Verdict> {
-    match panic::catch_unwind(AssertUnwindSafe(|| one(args, path, signals))) {
+fn attempt(args: &TestArgs, run: &Run, signals: &Signals) -> Attempt<Verdict> {
+    match panic::catch_unwind(AssertUnwindSafe(|| one(args, run, signals))) {
         // A host that is short of something gives status 4, too, and others may end meanwhile.
         Ok(verdict) if verdict.status == Status::NoKvm && !signals.fired() => Attempt::Short(verdict),
         Ok(verdict) => Attempt::Done(verdict),
@@ -221,7 +241,8 @@ fn refused_for(args: &TestArgs, status: Status, message: String, failures: Vec<F
 }
 
 /// Runs one script.
-fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
+fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
+    let path = run.path.as_path();
     let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
     let shown = path.display().to_string();
     let bytes = match read_regular(path, SCRIPT_MAX) {
@@ -244,15 +265,13 @@ fn one(args: &TestArgs, path: &Path, signals: &Signals) -> Verdict {
             return refused_for(args, Status::Usage, explain_errors(&errors, &source), failures);
         }
     };
-    let console = args.console.as_ref().map(|dir| {
-        let name = path.strip_prefix(&args.dir).unwrap_or(path).display().to_string().replace('/', "-");
-        dir.join(name).with_extension("log")
-    });
-    let Merged { guest, overruled } = args.guest.with(script.guest(), Precedence::Script);
+    let console = args.console.as_ref().map(|dir| dir.join(format!("{}.log", run.file_name())));
+    let asked_for = run.seed.map_or_else(|| args.guest.clone(), |seed| args.guest.seeded(seed));
+    let Merged { guest, overruled } = asked_for.with(script.guest(), Precedence::Script);
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     let (builder, console) = match (guest.builder(), super::console::open(console.as_deref())) {
         (Ok(builder), Ok(console)) => (builder, console),
-        (Err(error), _) => return wrong("a guest that can be", error.to_string()),
+        (Err(error), _) => return wrong("a valid guest configuration", error.to_string()),
         (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
     };
     let stop = signals.stop(guest.timeout());
