@@ -12,6 +12,7 @@ mod inspect;
 mod junit;
 mod plan;
 mod print;
+mod progress;
 mod run;
 mod save;
 mod signals;

@@ -112,7 +112,7 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
         Ok(builder) => builder,
-        Err(error) => return refuse_error("a guest that can be", &error.into()),
+        Err(error) => return refuse_error("a valid guest configuration", &error.into()),
     };
     let opened = console::open(args.console.as_deref()).and_then(|console| Ok((console, image(args)?)));
     let (console, mut image) = match opened {
@@ -143,6 +143,7 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut collector, look) {
         Ok(ended) => ended,
         Err(unlaunched) => {
+            collector.run_ended();
             let status = launch_status(&unlaunched.error);
             print::run_ends(status.into());
             if args.json {
@@ -157,6 +158,7 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
             return status;
         }
     };
+    collector.run_ended();
     let unsaved = saved.as_ref().err().map(ToString::to_string);
     let unwritten =
         unsaved.or_else(|| session.console_error.as_ref().map(|error| format!("the kernel's log: {error}")));
@@ -186,11 +188,16 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     }
     if status == Status::Ok && !args.json {
         let took = start.elapsed().as_secs_f64() * 1e3;
-        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} steps in {took:.1} ms\n", count));
+        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} in {took:.1} ms\n", steps(count)));
     } else if session.ending != Ending::Interrupted {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }
     status
+}
+
+/// `1 step`, `2 steps`.
+fn steps(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "step" } else { "steps" })
 }
 
 /// What reports call the script in `file`.

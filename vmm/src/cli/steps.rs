@@ -2,6 +2,8 @@
 
 use vmkern::script::{Detail, FAINT, Observer, RunReport, RunStream, Step, StepReport, TooMuch};
 
+use super::progress::Progress;
+
 /// What becomes of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -36,6 +38,7 @@ pub struct Collector {
     trace: Trace,
     stream: RunStream,
     waiting: String,
+    progress: Progress,
     /// How many there were.
     pub count: usize,
 }
@@ -43,7 +46,13 @@ pub struct Collector {
 impl Collector {
     /// Nothing taken yet.
     pub fn new(output: Output, trace: Trace) -> Self {
-        Self { output, trace, stream: RunStream::default(), waiting: String::new(), count: 0 }
+        let (stream, waiting) = (RunStream::default(), String::new());
+        Self { output, trace, stream, waiting, progress: Progress::new(trace), count: 0 }
+    }
+
+    /// The run is over: nothing of its progress is left on the terminal.
+    pub fn run_ended(&self) {
+        self.progress.clear();
     }
 
     /// Writes what is left of the object.
@@ -67,13 +76,14 @@ impl Observer for Collector {
 
     fn step(&mut self, step: &Step) -> Result<(), TooMuch> {
         self.count += 1;
+        self.progress.step(step.line, self.count);
         if self.trace == Trace::Shown && step.output.is_none() {
             super::eprint(&trace(step));
         }
         match self.output {
             Output::Shown => {
                 if let Some(output) = &step.output {
-                    super::print(&format!("{output}\n"));
+                    self.progress.aside(|| super::print(&format!("{output}\n")));
                 }
             }
             Output::Written => {
