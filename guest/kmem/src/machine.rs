@@ -29,8 +29,6 @@ pub enum Supply {
     PageTable,
     /// Entries and index nodes of a map.
     MapPool,
-    /// A node of an object's index.
-    IndexNode,
     /// Items of a zone.
     Slab,
 }

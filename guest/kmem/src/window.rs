@@ -12,8 +12,8 @@ use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, IndexNode, KernelRoots, MapHome, MapNode, Pcpu, PoolPage, SlabHeader,
-    SlabItem, SleepQueue, StoredOp, Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EventhandlerEntry, EventhandlerList, KernelRoots, MapHome, MapNode, Pcpu, PoolPage, SlabHeader, SlabItem,
+    SleepQueue, StoredOp, Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern_abi::pte::{NPTEPG, Pte};
 use zerocopy::FromBytes;
@@ -34,7 +34,7 @@ macro_rules! shared {
 }
 
 shared!(EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SleepQueue, StoredOp, Sx, Thread);
-shared!(IndexNode, KernelRoots, MapHome, MapNode, Pcpu, PoolPage, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
+shared!(KernelRoots, MapHome, MapNode, Pcpu, PoolPage, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
 
 /// A page of page-table entries.
 pub type PageTable = [Field<Pte>; NPTEPG];

@@ -18,11 +18,10 @@ describe!(VmObject {
     resident_page_count,
     generation,
     root,
-    index_pages,
-    index_levels,
+    before,
+    after,
     _pad
 });
-describe!(IndexNode { slots });
 describe!(VmPage {
     object,
     pindex,
@@ -40,7 +39,10 @@ describe!(VmPage {
     act_count,
     valid,
     dirty,
-    _pad
+    _pad,
+    left,
+    right,
+    parent
 });
 describe!(VmPhysSeg { start, end, fresh, freelist });
 describe!(VmFreeList { head, tail, count });
@@ -244,7 +246,6 @@ pub const STRUCTURES: &[Structure] = &[
     Sx::DESCRIPTION,
     LockStats::DESCRIPTION,
     VmObject::DESCRIPTION,
-    IndexNode::DESCRIPTION,
     VmPage::DESCRIPTION,
     VmPhysSeg::DESCRIPTION,
     VmFreeList::DESCRIPTION,

@@ -1,4 +1,4 @@
-//! `vm_object` and its page index.
+//! `vm_object`, and the order of its page index.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
@@ -66,32 +66,42 @@ pub struct VmObject {
     pub resident_page_count: Field<u64>,
     /// Changes with every page that comes or goes.
     pub generation: Field<u64>,
-    /// Page number of the root [`IndexNode`], or 0 when there is none.
+    /// Page number of the page at the root of the index, or 0 when there is none.
     pub root: Field<u32>,
-    /// Pages that the nodes of the index take.
-    pub index_pages: Field<u32>,
-    /// Levels of nodes in the index, 1 to [`INDEX_LEVELS`]: it holds page indices below `2^(INDEX_SHIFT * levels)`.
-    pub index_levels: Field<u32>,
+    /// Page number of the last page that is not behind the place where the last search ended, or 0.
+    pub before: Field<u32>,
+    /// Page number of the page that follows `before` in the order of the index, or 0. With both 0 nothing is known.
+    pub after: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
 }
 
 const _: () = assert!(size_of::<VmObject>() == 56);
 
-/// Base-2 logarithm of the slots of an [`IndexNode`].
-pub const INDEX_SHIFT: u32 = 10;
-/// Most levels of an index, which kernel_object and kmem_object have: root, middle, leaf. The index of a small object
-/// is a leaf alone.
-pub const INDEX_LEVELS: u32 = 3;
-
-/// A node of an object's index: one whole page. A leaf's slots hold the page numbers of resident pages, a higher
-/// node's those of nodes below; 0 is nothing. Slot `(pindex >> (INDEX_SHIFT * level)) % 1024` is the way to `pindex`,
-/// with level 0 for leaves. [`super::VmPage::private`] of the node's page counts its slots in use; for a leaf, its pins as well.
-#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct IndexNode {
-    /// Page numbers.
-    pub slots: [Field<u32>; 1 << INDEX_SHIFT],
+/// Whether the page at index `one` stands above that at index `other` in the index of an object that has both.
+///
+/// The index is a binary tree of the pages themselves ([`super::VmPage::left`], [`super::VmPage::right`]): ordered by
+/// page index from left to right, and from the root down by the page index with its bits in reverse, the largest first.
+/// So the shape follows from the indices alone. Indices at even distances, whatever the distance, are balanced to one
+/// level; random ones are about as far from that as a tree of random priorities.
+#[must_use]
+pub const fn index_above(one: u64, other: u64) -> bool {
+    let differ = one ^ other;
+    one & differ & differ.wrapping_neg() != 0
 }
 
-const _: () = assert!(size_of::<IndexNode>() == 4096);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reversed_bits_decide_which_page_stands_above() {
+        let numbers = (0..64).chain((1..64).map(|n| n << 20 | 5)).chain([u64::MAX, 1 << 63, 1 << 62]);
+        for one in numbers.clone() {
+            for other in numbers.clone() {
+                let above = one.reverse_bits() > other.reverse_bits();
+                assert_eq!(index_above(one, other), above, "{one:#x} and {other:#x}");
+            }
+        }
+    }
+}

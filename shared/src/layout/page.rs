@@ -52,7 +52,7 @@ pub const PQ_ACTIVE: u8 = 2;
 ///
 /// All zero is a free page that is not the head of a block in a free list: an inner page of such a block, or one of
 /// its segment's untouched rest ([`VmPhysSeg::fresh`]). Guarded by the object's lock (`pindex`, `oflags`, `valid`,
-/// `dirty`), the page-queue lock (`wire_count`, `hold_count`, `queue`, `act_count`) and, while free, the free-queue
+/// `dirty`, `left`, `right`, `parent`), the page-queue lock (`wire_count`, `hold_count`, `queue`, `act_count`) and, while free, the free-queue
 /// lock, or the lock of the CPU's cache that it is in.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
@@ -69,7 +69,7 @@ pub struct VmPage {
     pub wire_count: Field<u32>,
     /// Short-term holds.
     pub hold_count: Field<u32>,
-    /// What the owner counts: valid entries of a page-table page, slots and pins of an index node.
+    /// What the owner counts: valid entries of a page-table page.
     pub private: Field<u32>,
     /// Flags.
     pub flags: Field<PageFlags>,
@@ -90,7 +90,13 @@ pub struct VmPage {
     /// Dirty 512-byte chunks.
     pub dirty: Field<u8>,
     #[doc(hidden)]
-    pub _pad: [Field<u8>; 15],
+    pub _pad: [Field<u8>; 3],
+    /// Page number of the page below it in its object's index that has the lower indices, or 0.
+    pub left: Field<u32>,
+    /// Page number of the page below it in its object's index that has the higher indices, or 0.
+    pub right: Field<u32>,
+    /// Page number of the page above it in its object's index, or 0 for the root.
+    pub parent: Field<u32>,
 }
 
 const _: () = assert!(size_of::<VmPage>() == 64);

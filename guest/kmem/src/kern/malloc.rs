@@ -1,9 +1,8 @@
 //! The size of kmem_map (`kmeminit` of `kern_malloc.c`).
 
-use vmkern_abi::addr::{PAGE_SHIFT, PAGE_SIZE};
+use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::MapId;
-use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 
 use crate::machine::Machine;
 use crate::vm::Vm;
@@ -35,22 +34,13 @@ pub fn vm_kmem_size(pages: u64, tunables: &Tunables) -> u64 {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). As the page tables of its range come with it, so do
-    /// the nodes of kmem_object's index: `kmem_malloc` there needs pages for nothing but the memory itself.
+    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). The page tables of its range come with it, so that
+    /// `kmem_malloc` there needs pages for nothing but the memory itself.
     pub(crate) fn kmeminit(&self, tunables: &Tunables) {
         let size = vm_kmem_size(self.cnt().v_page_count.get(), tunables);
         let kmem_map = self.kmem_suballoc(self.kernel_map(), size);
-        let map = self.get(kmem_map);
-        map.system_map.set(1);
+        self.get(kmem_map).system_map.set(1);
         self.named_map(MapId::KMEM).set(kmem_map);
-        let first = map.min_offset().since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
-        let count = map.max_offset().since(map.min_offset()) >> PAGE_SHIFT;
-        self.vm_object_lock(self.kmem_object());
-        match self.vm_object_reserve(self.kmem_object(), first, count) {
-            Ok(reservation) => self.vm_object_keep(reservation),
-            Err(_) => self.panic(format_args!("kmeminit: no memory for the index of kmem_object")),
-        }
-        self.vm_object_unlock(self.kmem_object());
     }
 }
 

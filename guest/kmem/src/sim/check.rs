@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{EntryFlags, INDEX_SHIFT, IndexNode, ObjectType, VmObject};
+use vmkern_abi::layout::{EntryFlags, ObjectType, VmObject, index_above};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 pub use self::physical::check_zeros;
@@ -37,13 +37,11 @@ pub fn check(sim: &Sim) {
     let wired = physical::check(sim, &objects);
     let kentered = translations.values().filter(|pte| pte.flags().contains(PteFlags::KENTER)).count() as u64;
     let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();
-    let nodes: u64 = objects.0.keys().map(|&at| u64::from(sim.vm().get(at_object(at)).index_pages.get())).sum();
     let tables = state.kernel_pmap.table_count.get();
     let wired_in = |object: &Object| {
         object.pages.values().filter(|&&pfn| sim.vm().page_by_number(pfn).wire_count.get() > 0).count() as u64
     };
-    let known =
-        state.map_pages.get() + slabs + nodes + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
+    let known = state.map_pages.get() + slabs + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
     assert_eq!(wired, known, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
 }
@@ -86,36 +84,40 @@ const fn at_object(at: GuestVirt) -> KPtr<VmObject> {
     KPtr::new(at)
 }
 
-/// The pages of an object by index, read off its index; the counts in the nodes' pages are checked on the way.
-fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
+/// The pages of an object by index, read off its index, whose links are checked on the way.
+pub fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
+    let vm = sim.vm();
     let mut pages = BTreeMap::new();
-    let mut nodes = 0;
-    if object.root.get() != 0 {
-        visit(sim, object.root.get(), object.index_levels.get() - 1, 0, &mut pages, &mut nodes);
+    let mut below = vec![(object.root.get(), 0, 0..u64::MAX)];
+    while let Some((pfn, parent, room)) = below.pop().filter(|(pfn, ..)| *pfn != 0) {
+        let page = vm.page_by_number(pfn);
+        let pindex = page.pindex.get();
+        assert_eq!(page.parent.get(), parent, "parent of page {pfn:#x}");
+        assert!(room.contains(&pindex), "page {pfn:#x} at {pindex:#x}, where {room:x?} belongs");
+        assert!(
+            parent == 0 || index_above(vm.page_by_number(parent).pindex.get(), pindex),
+            "page {pfn:#x} at {pindex:#x} is below page {parent:#x}"
+        );
+        assert_eq!(pages.insert(pindex, pfn), None, "two pages at {pindex:#x}");
+        let sides = [(page.left.get(), room.start..pindex), (page.right.get(), pindex + 1..room.end)];
+        below.extend(sides.into_iter().filter(|(pfn, _)| *pfn != 0).map(|(below, room)| (below, pfn, room)));
     }
-    assert_eq!(object.index_pages.get(), nodes, "index_pages");
+    check_last_search(sim, object, &pages);
     pages
 }
 
-fn visit(sim: &Sim, pfn: u32, level: u32, base: u64, pages: &mut BTreeMap<u64, u32>, nodes: &mut u32) {
-    *nodes += 1;
-    let vm = sim.vm();
-    let node: &IndexNode = vm.at(GuestPhys::from_pfn(pfn.into()));
-    let mut used = 0;
-    for (slot, below) in (0u64..).zip(&node.slots).filter(|(_, below)| below.get() != 0) {
-        used += 1;
-        let pindex = base | slot << (INDEX_SHIFT * level);
-        if level == 0 {
-            pages.insert(pindex, below.get());
-        } else {
-            visit(sim, below.get(), level - 1, pindex, pages, nodes);
+/// The pages where the last search ended are neighbours.
+fn check_last_search(sim: &Sim, object: &VmObject, pages: &BTreeMap<u64, u32>) {
+    let (before, after) = (object.before.get(), object.after.get());
+    let next = match before {
+        0 => pages.first_key_value(),
+        pfn => {
+            let pindex = sim.vm().page_by_number(pfn).pindex.get();
+            assert_eq!(pages.get(&pindex), Some(&pfn), "the page before the last search");
+            pages.range(pindex + 1..).next()
         }
-    }
-    let counted = vm.page_by_number(pfn).private.get();
-    // kmem_map's index is pinned once for ever.
-    let pins = counted.checked_sub(used);
-    assert!(pins == Some(0) || (level == 0 && pins == Some(1)), "index node {pfn:#x} counts {counted}, uses {used}");
-    assert!(counted > 0, "index node {pfn:#x} is of no use");
+    };
+    assert!(before | after == 0 || next.map_or(0, |(_, &pfn)| pfn) == after, "the page after the last search");
 }
 
 /// All valid 4 KiB translations of the kernel's maps, the image's own left out, by address.

@@ -5,6 +5,7 @@ mod busy;
 mod contracts;
 mod events;
 mod faults;
+mod index;
 mod model;
 mod pageable;
 mod pagecache;
@@ -74,7 +75,7 @@ impl Sim {
         let state = self.vm().state();
         let maps = [MapId::KERNEL, MapId::KMEM].map(|id| (self.map(id).size.get(), self.map(id).nentries.get()));
         let objects = [&state.kernel_object, &state.kmem_object]
-            .map(|object| (object.ref_count.get(), object.resident_page_count.get(), object.index_pages.get()));
+            .map(|object| (object.ref_count.get(), object.resident_page_count.get()));
         let pmap = (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get());
         let cnt = self.vm().cnt();
         (maps, objects, pmap, cnt.v_free_count.get(), cnt.v_wire_count.get(), state.kernel_vm_end.get())

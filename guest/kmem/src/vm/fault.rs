@@ -139,7 +139,6 @@ impl<M: Machine> Vm<M> {
             return Resolution::Failed(KernReturn::Failure);
         };
         self.vm_object_lock(object);
-        let reservation = self.vm_object_reserve(object, place.pindex, 1);
         let found = match self.vm_page_lookup(object, place.pindex) {
             Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
             Some(m) => {
@@ -147,7 +146,7 @@ impl<M: Machine> Vm<M> {
                 Found::Page(m)
             }
             None if place.pindex >= self.get(object).size.get() => Found::Nothing(KernReturn::ProtectionFailure),
-            None if reservation.is_err() || self.vm_page_count_severe() => Found::Shortage,
+            None if self.vm_page_count_severe() => Found::Shortage,
             None => match self.vm_page_alloc(Some(object), place.pindex, AllocClass::Normal, AllocFlags::ZERO) {
                 Some(m) => {
                     self.vm_fault_zero_fill(object, m);
@@ -165,9 +164,6 @@ impl<M: Machine> Vm<M> {
                 let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(m, "vmpfw");
             }
             Found::Nothing(_) | Found::Shortage => {}
-        }
-        if let Ok(reservation) = reservation {
-            self.vm_object_unreserve(reservation);
         }
         self.vm_object_unlock(object);
         if matches!(found, Found::Busy(_)) {

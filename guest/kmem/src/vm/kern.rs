@@ -14,7 +14,7 @@
 //!
 //! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded up to pages, gives
 //! nothing and leaks nothing, from every function. And what an allocation needs besides its pages (page tables, a map
-//! entry, nodes of the object's index) is allocated before the map is changed: a shortage leaves no trace. A caller that may
+//! entry) is allocated before the map is changed: a shortage leaves no trace. A caller that may
 //! sleep waits for it as for other pages, unless it takes more pages than are managed: that can never be, and fails at
 //! once, without a page taken and without waking anybody. And a sleep is never shorter than a tick, where FreeBSD's division of `hz` by four gives none below `kern.hz` 4.
 
@@ -26,7 +26,6 @@ use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 
 use super::map::{EntrySpec, FindSpace, Lookup, NoRange};
-use super::object::{IndexReservation, index_pages};
 use super::page::{AllocClass, AllocFlags};
 use super::pmap::Wired;
 use super::{Shortage, Vm};
@@ -82,7 +81,7 @@ impl<M: Machine> Vm<M> {
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let Ok((addr, reservation)) = self.kmem_space_wait(map, size, kernel_object) else {
+        let Ok(addr) = self.kmem_space_wait(map, size, kernel_object) else {
             self.vm_map_unlock(map);
             return None;
         };
@@ -100,7 +99,6 @@ impl<M: Machine> Vm<M> {
                 }
             }
         }
-        self.vm_object_unreserve(reservation);
         self.vm_object_unlock(kernel_object);
 
         // And finally, the data is wired. The range is the entry just made: only whoever frees it meanwhile leaves a hole.
@@ -194,7 +192,7 @@ impl<M: Machine> Vm<M> {
                 let _ = self.tsleep(self.nokva_channel(), 0, "nokva", ((self.hz() / 4) * (i + 1)).max(1));
             }
         }
-        let Ok((addr, reservation)) = space else {
+        let Ok(addr) = space else {
             let total = self.get(map).size.get();
             self.panic(format_args!("kmem_malloc({size}): kmem_map too small: {total} total allocated"))
         };
@@ -215,7 +213,7 @@ impl<M: Machine> Vm<M> {
                     break m;
                 }
                 if nowait {
-                    self.kmem_malloc_undo(map, addr, size, pindex, reservation);
+                    self.kmem_malloc_undo(map, addr, size, pindex);
                     return None;
                 }
                 self.vm_object_unlock(kmem_object);
@@ -233,7 +231,6 @@ impl<M: Machine> Vm<M> {
                 self.panic(format_args!("kmem_malloc: page {} is managed", m.addr()));
             }
         }
-        self.vm_object_unreserve(reservation);
         self.vm_object_unlock(kmem_object);
 
         // The entry is still exactly this range: nothing merges with it while it is not wired and its neighbours are.
@@ -335,14 +332,7 @@ impl<M: Machine> Vm<M> {
 
     /// Gives back what a `kmem_malloc` has got before pages ran out at index `reached`: the pages first, last to
     /// first, as they are busy and deleting the entry would wait for them; then the entry.
-    fn kmem_malloc_undo(
-        &self,
-        map: KPtr<VmMap>,
-        addr: GuestVirt,
-        size: u64,
-        reached: u64,
-        reservation: IndexReservation,
-    ) {
+    fn kmem_malloc_undo(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, reached: u64) {
         let kmem_object = self.kmem_object();
         for pindex in (indices(addr, size).start..reached).rev() {
             if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
@@ -352,7 +342,6 @@ impl<M: Machine> Vm<M> {
                 self.vm_page_unlock_queues();
             }
         }
-        self.vm_object_unreserve(reservation);
         self.vm_object_unlock(kmem_object);
         self.vm_map_delete(map, addr, addr.add(size));
         self.vm_map_unlock(map);
@@ -382,27 +371,11 @@ impl<M: Machine> Vm<M> {
         WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
     }
 
-    /// Finds room for `size` bytes in the locked `map`, pins the object's index for it and takes a reference to the object.
-    fn kmem_space(
-        &self,
-        map: KPtr<VmMap>,
-        size: u64,
-        object: KPtr<VmObject>,
-    ) -> Result<(GuestVirt, IndexReservation), NoRange> {
-        let entries = self.map_reserve_pages(self.get(map), 1);
+    /// Finds room for `size` bytes in the locked `map`, and takes a reference to the object.
+    fn kmem_space(&self, map: KPtr<VmMap>, size: u64, object: KPtr<VmObject>) -> Result<GuestVirt, NoRange> {
         let addr = self.vm_map_findspace(map, self.get(map).min_offset(), size)?;
-        let range = indices(addr, size);
-        let nodes = index_pages(range.end - range.start);
-        if entries + nodes > self.cnt().v_page_count.get() {
-            return Err(NoRange::Never);
-        }
-        self.vm_object_lock(object);
-        let reservation = self.vm_object_reserve(object, range.start, range.end - range.start);
-        if reservation.is_ok() {
-            self.get(object).ref_count.update(|n| n + 1);
-        }
-        self.vm_object_unlock(object);
-        reservation.map(|reservation| (addr, reservation)).map_err(|Shortage| NoRange::Pages(entries + nodes))
+        self.vm_object_reference(object);
+        Ok(addr)
     }
 
     /// Enters the room that [`Vm::kmem_space`] found: an entry that owns the reference to the object.
@@ -415,12 +388,7 @@ impl<M: Machine> Vm<M> {
 
     /// [`Vm::kmem_space`] for a caller that may sleep: waits with the map unlocked while pages are short. The map is
     /// locked again afterwards.
-    fn kmem_space_wait(
-        &self,
-        map: KPtr<VmMap>,
-        size: u64,
-        object: KPtr<VmObject>,
-    ) -> Result<(GuestVirt, IndexReservation), NoRange> {
+    fn kmem_space_wait(&self, map: KPtr<VmMap>, size: u64, object: KPtr<VmObject>) -> Result<GuestVirt, NoRange> {
         loop {
             match self.kmem_space(map, size, object) {
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => {

@@ -110,8 +110,8 @@ impl<M: Machine> Vm<M> {
 
     /// Takes a page, or `None` when the class's floor is reached (`vm_page_alloc`). Never sleeps, never clears.
     ///
-    /// With an object the page is entered at `pindex`, for which the index has been reserved
-    /// ([`Vm::vm_object_reserve`]), and is busy unless `NOBUSY`; without one `pindex` is only remembered.
+    /// With an object the page is entered at `pindex`, and is busy unless `NOBUSY`; without one `pindex` is only
+    /// remembered.
     /// Locks: the object's is held; takes the free queue's, or while pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc(
@@ -212,7 +212,7 @@ impl<M: Machine> Vm<M> {
     /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is cleared with `ZERO`; one
     /// that was there is returned as it is.
     ///
-    /// The index has been reserved. With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
+    /// With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
     /// Locks: the object's is held, and dropped while sleeping.
     #[must_use]
     pub fn vm_page_grab(&self, object: KPtr<VmObject>, pindex: u64, flags: AllocFlags) -> Option<KPtr<VmPage>> {
@@ -261,7 +261,7 @@ impl<M: Machine> Vm<M> {
         self.index_lookup(self.get(object), pindex).map(|pfn| self.vm_page_pointer(pfn))
     }
 
-    /// Enters `m` into `object` at `pindex` (`vm_page_insert`), whose index has been reserved. Locks: the object's.
+    /// Enters `m` into `object` at `pindex` (`vm_page_insert`). Locks: the object's.
     pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: KPtr<VmObject>, pindex: u64) {
         self.vm_object_assert_locked(object);
         let page = self.page(m);
@@ -271,7 +271,7 @@ impl<M: Machine> Vm<M> {
         page.object.set(object);
         page.pindex.set(pindex);
         let object = self.get(object);
-        self.index_insert(object, pindex, self.vm_page_number(m));
+        self.index_insert(object, self.vm_page_number(m));
         object.resident_page_count.update(|n| n + 1);
         object.generation.update(|n| n.wrapping_add(1));
     }
@@ -287,7 +287,7 @@ impl<M: Machine> Vm<M> {
             self.vm_page_wakeup(m);
         }
         let object = self.get(object);
-        self.index_remove(object, page.pindex.get());
+        self.index_remove(object, self.vm_page_number(m));
         object.resident_page_count.update(|n| n - 1);
         object.generation.update(|n| n.wrapping_add(1));
         page.object.set(KPtr::NULL);

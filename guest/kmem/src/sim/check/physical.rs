@@ -26,6 +26,8 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
             wired += u64::from(page.wire_count.get() > 0);
             if is_free {
                 assert!(page.object.get().is_null() && page.wire_count.get() == 0, "free page {pfn:#x} is in use");
+                let links = page.left.get() | page.right.get() | page.parent.get();
+                assert_eq!(links, 0, "free page {pfn:#x} is linked in an index");
                 let known = page.flags.get();
                 assert_eq!(in_caches.contains(&pfn), known.contains(PageFlags::PCPU_CACHE), "flags of page {pfn:#x}");
                 let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.get() != 0;

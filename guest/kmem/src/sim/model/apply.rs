@@ -82,7 +82,7 @@ impl World {
         }
     }
 
-    /// Pages that an allocation may need besides its own: page tables, nodes of indices, entries.
+    /// Pages that an allocation may need besides its own: page tables, entries.
     pub fn overhead(&self, map: usize, pages: u64, how: How) -> u64 {
         let ranges = &self.naive.maps[map].ranges;
         let plain = |range: &Range| !matches!(range.what, What::Kernel | What::Kmem);

@@ -61,14 +61,13 @@ mod tests {
     use crate::vm::page::AllocClass;
 
     /// What can be refused, each kind by itself and all together.
-    const KINDS: [Option<Supply>; 8] = [
+    const KINDS: [Option<Supply>; 7] = [
         None,
         Some(Supply::Page(AllocClass::Normal)),
         Some(Supply::Page(AllocClass::System)),
         Some(Supply::Page(AllocClass::Interrupt)),
         Some(Supply::PageTable),
         Some(Supply::MapPool),
-        Some(Supply::IndexNode),
         Some(Supply::Slab),
     ];
 
@@ -84,7 +83,7 @@ mod tests {
             let other = if matches!(how, How::Nofault) { How::Alloc } else { How::Nofault };
             (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
         };
-        // Past the leaves of kmem_object's index that kmem_map has for ever.
+        // Past the page tables that are there.
         let far = || vec![alloc(0, 3000, How::Nofault)];
         let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
         let enter = Step::Enter { pick: 0, from: 0, count: 5 };
@@ -92,12 +91,11 @@ mod tests {
             |pages: u64| Step::Suballoc { map: 0, size: Size::Bytes(pages * PAGE_SIZE), kind: MapKind::User };
         vec![
             ("nofault past the page tables", vec![], alloc(0, 3000, How::Nofault), vec![Supply::PageTable, interrupt]),
-            ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal, Supply::IndexNode, interrupt]),
-            ("kmem_alloc of two leaves", vec![alloc(0, 500, How::Nofault)], alloc(0, 100, How::Alloc), vec![normal]),
+            ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal]),
             ("kmem_malloc", vec![], alloc(1, 20, nowait), vec![interrupt]),
             ("kmem_malloc that may sleep", vec![], alloc(1, 20, waitok), vec![system]),
-            ("kmem_malloc in kernel_map", far(), alloc(0, 20, nowait), vec![interrupt, Supply::IndexNode]),
-            ("kmem_malloc that may sleep in kernel_map", far(), alloc(0, 20, waitok), vec![system, Supply::IndexNode]),
+            ("kmem_malloc in kernel_map", far(), alloc(0, 20, nowait), vec![interrupt]),
+            ("kmem_malloc that may sleep in kernel_map", far(), alloc(0, 20, waitok), vec![system]),
             ("a map that outgrows its home", crowd(1, nowait), alloc(1, 2, nowait), vec![Supply::MapPool]),
             ("a sleeper in such a map", crowd(1, nowait), alloc(1, 2, waitok), vec![Supply::MapPool]),
             ("kmem_alloc in such a map", crowd(0, How::Alloc), alloc(0, 2, How::Alloc), vec![normal]),
@@ -108,7 +106,7 @@ mod tests {
                 "the first touch",
                 vec![alloc(2, 8, How::Wait)],
                 Step::Touch { pick: 0, part: Part::Whole },
-                vec![Supply::Slab, Supply::IndexNode, normal],
+                vec![Supply::Slab, normal],
             ),
             (
                 "a cut of what was never touched",

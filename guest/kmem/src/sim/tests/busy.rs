@@ -96,10 +96,8 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
     let object: KPtr<VmObject> = sim.vm().kernel_object();
     let pindex = addr.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
     sim.vm().vm_object_lock(object);
-    let pin = sim.vm().vm_object_reserve(object, pindex, 1).unwrap_or_else(|_| panic!("there are pages"));
     let m = sim.vm().vm_page_alloc(Some(object), pindex, AllocClass::Normal, AllocFlags::empty()).expect("a page");
     sim.vm().page(m).valid.set(VM_PAGE_BITS_ALL);
-    sim.vm().vm_object_unreserve(pin);
     sim.vm().vm_object_unlock(object);
     sim.submit(1, Op::KmemAlloc { map: MapId::KERNEL, size: 2 * PAGE_SIZE });
     waits(&sim, 1, "pgrbwt");

@@ -10,7 +10,6 @@ use vmkern_abi::layout::ISADMA_END;
 use super::super::Sim;
 use super::super::check::check;
 use super::{MIB, boot};
-use crate::vm::Shortage;
 
 /// Free pages by what the lists and the fresh parts say.
 fn free_pages(sim: &Sim) -> u64 {
@@ -87,36 +86,4 @@ fn a_freed_page_is_reused_before_memory_that_was_never_touched() {
     let first: BTreeSet<_> = pages.iter().map(|&m| sim.vm().vm_page_to_phys(m)).collect();
     // Whole blocks of 64 pages are cut, so that a few pages more were ready.
     assert!(again.intersection(&first).count() >= 136);
-}
-
-#[test]
-fn a_reservation_of_index_nodes_is_had_whole_or_not_at_all() {
-    let sim = boot();
-    let object = sim.vm().kernel_object();
-    let far = 5 << 21;
-    sim.vm().vm_object_lock(object);
-    let reservation = sim.vm().vm_object_reserve(object, far + 1000, 3000).expect("there is memory");
-    check_counts(&sim, 6);
-    sim.vm().vm_object_unreserve(reservation);
-    sim.vm().vm_object_unlock(object);
-    check_counts(&sim, 0);
-    let free = sim.free_pages();
-    let mut held = Vec::new();
-    while sim.free_pages() > 5 {
-        let flags = crate::vm::page::AllocFlags::WIRED;
-        held.push(sim.vm().vm_page_alloc(None, 0, crate::vm::page::AllocClass::Interrupt, flags).expect("a page"));
-    }
-    let before = sim.counters();
-    sim.vm().vm_object_lock(object);
-    assert_eq!(sim.vm().vm_object_reserve(object, far + 1000, 3000).map(|_| ()), Err(Shortage));
-    sim.vm().vm_object_unlock(object);
-    assert_eq!(sim.counters(), before);
-    held.into_iter().for_each(|m| sim.vm().vm_page_unwire_free(m));
-    assert_eq!(sim.free_pages(), free);
-    check(&sim);
-}
-
-/// kernel_object's index has so many nodes.
-fn check_counts(sim: &Sim, nodes: u32) {
-    assert_eq!(sim.vm().state().kernel_object.index_pages.get(), nodes);
 }

@@ -86,7 +86,6 @@ impl World {
     pub(super) fn free_and_used_by_itself(&self) -> u64 {
         let state = self.sim.vm().state();
         let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();
-        let index = u64::from(state.kernel_object.index_pages.get() + state.kmem_object.index_pages.get());
-        self.sim.free_pages() + state.map_pages.get() + slabs + index + state.kernel_pmap.table_count.get()
+        self.sim.free_pages() + state.map_pages.get() + slabs + state.kernel_pmap.table_count.get()
     }
 }

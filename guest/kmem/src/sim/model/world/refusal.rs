@@ -9,7 +9,7 @@ use crate::machine::Supply;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Counters {
     maps: Vec<(u64, u64)>,
-    objects: [(u64, u64, u64); 2],
+    objects: [(u64, u64); 2],
     pmap: (u64, u64),
     free_and_tables: u64,
     wired: u64,
@@ -63,8 +63,7 @@ impl World {
         let objects = [&state.kernel_object, &state.kmem_object];
         Counters {
             maps: maps.map(|map| (map.size.get(), map.nentries.get())).collect(),
-            objects: objects
-                .map(|o| (u64::from(o.ref_count.get()), o.resident_page_count.get(), u64::from(o.index_pages.get()))),
+            objects: objects.map(|o| (u64::from(o.ref_count.get()), o.resident_page_count.get())),
             pmap: (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get()),
             free_and_tables: self.sim.free_pages() + state.kernel_pmap.table_count.get(),
             wired: vm.cnt().v_wire_count.get() - state.kernel_pmap.table_count.get(),
