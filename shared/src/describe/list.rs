@@ -9,19 +9,7 @@ use crate::log::LogRing;
 describe!(Mtx { owner });
 describe!(Sx { owner, waiters });
 describe!(LockStats { acquired, contested, waited, held, longest, since });
-describe!(VmObject {
-    lock,
-    ref_count,
-    kind,
-    flags,
-    size,
-    resident_page_count,
-    generation,
-    root,
-    before,
-    after,
-    _pad
-});
+describe!(VmObject { lock, ref_count, kind, flags, size, resident_page_count, generation, root, before, after, _pad });
 describe!(VmPage {
     object,
     pindex,

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use vmkern::abi::addr::{KPtr, PAGE_SIZE};
+use vmkern::abi::addr::KPtr;
 use vmkern::abi::describe::{STRUCTURES, Structure};
 use vmkern::abi::kva::dmap_to_phys;
 use vmkern::abi::layout::{
-    EntryFlags, EventhandlerEntry, EventhandlerList, INDEX_SHIFT, IndexNode, KernelRoots, MapNode, MapPool, Pcpu,
-    PoolPage, SlabHeader, SleepQueue, StoredOp, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, MapPool, Pcpu, PoolPage, SlabHeader,
+    SleepQueue, StoredOp, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, NPTEPG, Pte};
 use vmkern::{GuestPhys, GuestVirt, Source, View};
@@ -116,9 +116,6 @@ impl<'a> Anatomy<'a> {
             self.pool(&map.reserve.nodes);
             next = map.next_map.get();
         }
-        for object in [&roots.kernel_object, &roots.kmem_object] {
-            self.index(object.root.get(), object.index_levels.get().saturating_sub(1));
-        }
     }
 
     fn nodes(&mut self, at: KPtr<MapNode>) {
@@ -138,21 +135,9 @@ impl<'a> Anatomy<'a> {
     }
 
     fn object(&mut self, at: KPtr<VmObject>) {
-        let object: VmObject = self.get(at);
         // The kernel's own lie in the roots.
-        if at.addr().page() != self.view.roots().addr() && self.add("VmObject", at.addr()) {
-            self.index(object.root.get(), object.index_levels.get().saturating_sub(1));
-        }
-    }
-
-    fn index(&mut self, pfn: u32, level: u32) {
-        if pfn == 0 {
-            return;
-        }
-        let at = vmkern::abi::kva::phys_to_dmap(GuestPhys::from_pfn(pfn.into()));
-        let node: IndexNode = self.get(KPtr::new(at));
-        if self.add("IndexNode", at) && level > 0 {
-            (0..1 << INDEX_SHIFT).for_each(|slot: usize| self.index(node.slots[slot].get(), level - 1));
+        if at.addr().page() != self.view.roots().addr() {
+            self.add("VmObject", at.addr());
         }
     }
 
@@ -273,5 +258,3 @@ pub fn structure(name: &str) -> Option<&'static Structure> {
 pub fn page_element(roots: &KernelRoots, pfn: u64) -> GuestVirt {
     roots.vm_page_array.get().addr().add((pfn - roots.first_page.get()) * size_of::<VmPage>() as u64)
 }
-
-const _: () = assert!(size_of::<IndexNode>() as u64 == PAGE_SIZE);

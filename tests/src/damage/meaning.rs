@@ -111,8 +111,7 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
 pub const CHECKED: &[(&str, &[&str])] = &[
     ("Mtx", &["owner"]),
     ("Sx", &["owner", "waiters"]),
-    ("VmObject", &["ref_count", "kind", "flags", "resident_page_count", "root", "index_pages", "index_levels"]),
-    ("IndexNode", &["slots"]),
+    ("VmObject", &["ref_count", "kind", "flags", "resident_page_count", "root", "before", "after"]),
     (
         "VmPage",
         &[
@@ -129,6 +128,9 @@ pub const CHECKED: &[(&str, &[&str])] = &[
             "block",
             "queue",
             "valid",
+            "left",
+            "right",
+            "parent",
         ],
     ),
     ("VmPhysSeg", &["start", "end", "fresh", "freelist"]),

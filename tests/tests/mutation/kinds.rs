@@ -125,6 +125,22 @@ impl Scene<'_, '_> {
         self.page(|page| page.object.get().addr() == kmem)
     }
 
+    /// A page of kmem_object below which nothing hangs, on the left of the page above it: that one and it.
+    fn lower(&mut self) -> (At, At) {
+        let kmem = self.root_of(|roots| &roots.kmem_object);
+        let is_leaf = |page: &VmPage| page.left.get() | page.right.get() == 0;
+        let below = |page: &VmPage| self.overlay.get::<VmPage>(self.page_of(page.left.get().into()));
+        let has_one = |page: &VmPage| page.left.get() != 0 && is_leaf(&below(page));
+        let uppers: Vec<At> =
+            self.anatomy.places.iter().filter(|(name, _)| *name == "VmPage").map(|(_, at)| *at).collect();
+        let of_kmem = |at: &At| {
+            Some(self.overlay.get::<VmPage>(*at)).is_some_and(|page| page.object.get().addr() == kmem && has_one(&page))
+        };
+        let uppers: Vec<At> = uppers.into_iter().filter(of_kmem).collect();
+        let upper = self.draw(&uppers);
+        (upper, self.page_of(self.overlay.get::<VmPage>(upper).left.get().into()))
+    }
+
     /// Page number of the element at `at`.
     fn pfn(&self, at: At) -> u64 {
         let roots = self.roots().1;
@@ -345,18 +361,37 @@ pub const KINDS: &[Kind] = kinds! {
     "an object that is dying", "object-flags", "vm_object" =>
         |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.flags.set(ObjectFlags::DEAD)) };
     "a page that leaves its object's index", "object-page", "vm_page" =>
+        |s| { let (upper, at) = s.lower(); s.change(upper, |p: &VmPage| p.left.set(0)); at };
+    "a page at another index", "object-index", "vm_page" =>
+        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.pindex.update(|n| n + (1 << 26))) };
+    "a page that does not know what is above it", "object-index", "vm_page" =>
+        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.parent.update(|pfn| pfn ^ 1)) };
+    "an index that goes round in a circle", "object-index", "vm_page" =>
         |s| {
-            let at = s.kmem_page();
-            let pfn = u32::try_from(s.pfn(at)).expect("it is small");
-            let leaf = s.anatomy.places.iter().filter(|(name, _)| *name == "IndexNode").map(|(_, at)| *at);
-            let slots = leaf.flat_map(|leaf| (0..1024).map(move |slot| leaf.add(slot * 4)));
-            let found = slots.filter(|slot| s.overlay.get::<vmkern::abi::field::Field<u32>>(*slot).get() == pfn);
-            let slot = found.last().expect("its object has it");
-            s.change(slot, |slot: &vmkern::abi::field::Field<u32>| slot.set(0));
-            at
+            let (upper, at) = s.lower();
+            let pfn = u32::try_from(s.pfn(upper)).expect("it is small");
+            s.change(at, |p: &VmPage| p.left.set(pfn));
+            upper
         };
-    "a page at another index", "object-page", "vm_page" =>
-        |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.pindex.update(|n| n + 1)) };
+    "an index that leads out of memory", "object-index", "vm_page" =>
+        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.right.set(u32::MAX)) };
+    "an index that is turned", "object-index", "vm_page" =>
+        |s| {
+            // The root and the page on its left, the lower one on top: in order, but upside down.
+            let pfn = s.roots().1.kmem_object.root.get();
+            let at = s.page_of(pfn.into());
+            let other = s.overlay.get::<VmPage>(at).left.get();
+            let top = s.page_of(other.into());
+            let middle = s.overlay.get::<VmPage>(top).right.get();
+            s.change_root(|r| &r.kmem_object, |o| o.root.set(other));
+            s.change(top, |p: &VmPage| { p.right.set(pfn); p.parent.set(0) });
+            if middle != 0 {
+                s.change(s.page_of(middle.into()), |p: &VmPage| p.parent.set(pfn));
+            }
+            s.change(at, |p: &VmPage| { p.left.set(middle); p.parent.set(other) })
+        };
+    "a search that ended between strangers", "object-search", "kmem_object" =>
+        |s| s.change_root(|r| &r.kmem_object, |o| o.after.update(|pfn| pfn + 1));
     // Pages.
     "a page without a wiring", "page-state", "vm_page" =>
         |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.wire_count.set(0)) };
@@ -385,18 +420,11 @@ pub const KINDS: &[Kind] = kinds! {
     "a page of two objects", "page-owner", "vm_page" =>
         |s| {
             let kmem = s.root_of(|r| &r.kmem_object);
-            let (a, b) = (s.kmem_page(), s.page(|p| !p.object.get().is_null() && p.object.get().addr() != kmem));
-            let (ours, theirs) = (s.pfn(a), s.pfn(b));
-            let wanted = u32::try_from(theirs).expect("it is small");
-            let leaves: Vec<At> =
-                s.anatomy.places.iter().filter(|(name, _)| *name == "IndexNode").map(|(_, at)| *at).collect();
-            for slot in leaves.into_iter().flat_map(|leaf| (0..1024).map(move |slot| leaf.add(slot * 4))) {
-                let field: vmkern::abi::field::Field<u32> = s.overlay.get(slot);
-                if u64::from(field.get()) == ours {
-                    s.change(slot, |slot: &vmkern::abi::field::Field<u32>| slot.set(wanted));
-                }
-            }
-            b
+            let (_, ours) = s.lower();
+            let theirs = s.page(|p| !p.object.get().is_null() && p.object.get().addr() != kmem);
+            let pfn = u32::try_from(s.pfn(theirs)).expect("it is small");
+            s.change(ours, |p: &VmPage| p.left.set(pfn));
+            theirs
         };
     "a page that is busy for ever", "page-state", "vm_page" =>
         |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.oflags.set(PageOflags::BUSY)) };

@@ -63,7 +63,7 @@ impl<'a> Context<'a> {
         let owners = Owners::new(&pages);
         let rest = Rest::read(&memory, &roots);
         let maps = Maps::read(&memory, &roots, &findings);
-        let objects = Objects::read(&memory, roots_at, &roots, &maps, &findings);
+        let objects = Objects::read(&memory, &pages, roots_at, &roots, &maps, &findings);
         let tables = Tables::read(&memory, &roots, view.pml4(), &findings);
         let sched = Sched::read(&memory, &roots, &findings);
         Ok(Self { memory, roots_at, roots, pages, rest, maps, objects, tables, sched, findings, owners })

@@ -5,16 +5,17 @@ use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SHIFT};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{INDEX_LEVELS, INDEX_SHIFT, KernelRoots, ObjectFlags, ObjectType, SlabZone};
+use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, SlabZone};
 
 use super::context::Context;
-use super::objects::{Node, Object};
+use super::objects::{Object, Resident};
 use super::owners::Owner;
+use super::page_array::Page;
 
 /// Number of the zone of objects.
 const OBJECT_ZONE: usize = 0;
 
-/// Checks all objects, and claims their pages and nodes.
+/// Checks all objects, and claims their pages.
 pub(super) fn check(ctx: &Context<'_>) {
     let entries = entries(ctx);
     let maps_are_still = ctx.maps.all.iter().all(|map| !map.is_updating());
@@ -25,7 +26,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         }
         constants(ctx, object);
         counts(ctx, object);
-        index(ctx, object);
+        last_search(ctx, object);
         if maps_are_still {
             references(ctx, object, entries.get(&object.at).copied().unwrap_or_default());
         }
@@ -61,9 +62,6 @@ fn finding(ctx: &Context<'_>, rule: &'static str, object: &Object, detail: impl 
 }
 
 fn claim(ctx: &Context<'_>, object: &Object) {
-    for node in &object.nodes {
-        ctx.claim(node.pfn.into(), Owner::IndexNode, object.at);
-    }
     for resident in &object.pages {
         let pfn = u64::from(resident.pfn);
         ctx.claim(pfn, Owner::Resident, object.at);
@@ -105,30 +103,18 @@ fn constants(ctx: &Context<'_>, object: &Object) {
             format!("size says {:#x} pages, more than the {size:#x} of the address space", object.size)
         });
     }
-    if object.is_kernels() {
-        if object.size != size {
-            finding(ctx, "object-size", object, || {
-                format!("size says {:#x} pages, the kernel's address space has {size:#x}", object.size)
-            });
-        }
-        if object.index_levels != INDEX_LEVELS {
-            finding(ctx, "object-levels", object, || {
-                format!("its index has {} levels, not {INDEX_LEVELS}", object.index_levels)
-            });
-        }
+    if object.is_kernels() && object.size != size {
+        finding(ctx, "object-size", object, || {
+            format!("size says {:#x} pages, the kernel's address space has {size:#x}", object.size)
+        });
     }
 }
 
 fn counts(ctx: &Context<'_>, object: &Object) {
-    let (pages, nodes) = (object.pages.len() as u64, object.nodes.len() as u64);
+    let pages = object.pages.len() as u64;
     if object.resident_page_count != pages {
         finding(ctx, "object-resident", object, || {
             format!("resident_page_count says {}, its index has {pages} pages", object.resident_page_count)
-        });
-    }
-    if u64::from(object.index_pages) != nodes {
-        finding(ctx, "object-index-pages", object, || {
-            format!("index_pages says {}, its index has {nodes} nodes", object.index_pages)
         });
     }
     if let Some(last) = object.pages.last().filter(|last| last.pindex >= object.size) {
@@ -161,48 +147,24 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     }
 }
 
-/// Nodes count their slots in use, leaves their pins as well, and kmem_map's leaves are pinned for ever.
-fn index(ctx: &Context<'_>, object: &Object) {
-    let kept = kept_leaves(ctx, object);
-    for node in &object.nodes {
-        let Some(page) = ctx.pages.get(node.pfn.into()) else { continue };
-        let pins = u32::from(kept.as_ref().is_some_and(|kept| node.level == 0 && kept.contains(&node.base)));
-        let counted = page.private;
-        let most = if node.level == 0 && !ctx.rest.is_quiet() { u32::MAX } else { node.used + pins };
-        if counted < node.used + pins || counted > most {
-            node_finding(ctx, object, node, || {
-                format!("private says {counted}, it has {} slots in use and {pins} pins", node.used)
-            });
-        } else if counted == 0 {
-            node_finding(ctx, object, node, || "nothing is in it, and nobody pins it".to_owned());
-        }
+/// The pages between which the last search ended are neighbours in the index.
+fn last_search(ctx: &Context<'_>, object: &Object) {
+    let (before, after) = (object.before, object.after);
+    if before | after == 0 {
+        return;
     }
-    if let Some(kept) = kept {
-        let span = 1 << INDEX_SHIFT;
-        let leaves = object.nodes.iter().filter(|node| node.level == 0 && kept.contains(&node.base)).count() as u64;
-        let expected = (kept.end - kept.start).div_ceil(span);
-        if leaves != expected {
-            finding(ctx, "object-index", object, || {
-                format!("kmem_map's pages are below {expected} leaves, of which {leaves} are there")
-            });
-        }
+    let place = |pfn: u32| {
+        let pindex = ctx.pages.get(pfn.into())?.pindex;
+        let place = object.pages.binary_search_by_key(&pindex, |resident| resident.pindex).ok()?;
+        (object.pages[place].pfn == pfn).then_some(place)
+    };
+    let next = if before == 0 { Some(0) } else { place(before).map(|place| place + 1) };
+    let next = next.map(|place| object.pages.get(place).map_or(0, |Resident { pfn, .. }| *pfn));
+    if next != Some(after) {
+        finding(ctx, "object-search", object, || {
+            format!("its last search ended between pages {before:#x} and {after:#x}, which are not neighbours")
+        });
     }
-}
-
-fn node_finding(ctx: &Context<'_>, object: &Object, node: &Node, detail: impl FnOnce() -> String) {
-    ctx.finding("object-node", "vm_page", ctx.pages.address(node.pfn.into()), || {
-        let Node { pfn, level, base, .. } = node;
-        let whose = format!("of {} at {}, level {level}, from page index {base:#x}", object.name, object.at);
-        format!("page {pfn:#x} is an index node {whose}: {}", detail())
-    });
-}
-
-/// First indices of the leaves of kmem_object that kmem_map has pinned.
-fn kept_leaves(ctx: &Context<'_>, object: &Object) -> Option<std::ops::Range<u64>> {
-    let map = ctx.maps.at(ctx.roots.maps[1].get().addr()).filter(|_| object.name == "kmem_object")?;
-    let index = |at: GuestVirt| at.get().checked_sub(VM_MIN_KERNEL_ADDRESS.get()).map(|bytes| bytes >> PAGE_SHIFT);
-    let (first, end) = (index(map.min)?, index(map.max)?);
-    Some(first >> INDEX_SHIFT << INDEX_SHIFT..end.max(first))
 }
 
 /// Objects are freed with their last reference: all that are handed out stand behind an entry.
@@ -217,13 +179,15 @@ fn unreachable(ctx: &Context<'_>) {
     }
 }
 
-/// Pages that say that they belong to an object which does not know them.
+/// Pages that say that they belong to an object which does not know them. Of a subtree that was cut off only the first is
+/// named: the others hang on it.
 fn strangers(ctx: &Context<'_>) {
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| !page.object.is_null()) {
         if ctx.owner(pfn) != Some(Owner::Resident) {
             let object = ctx.objects.all.get(&page.object.addr());
             // An object that is known is left out while somebody changes it; one that is not may be on its way into a map.
-            if object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating) {
+            let is_updating = object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating);
+            if is_updating || hangs_on_stranger(ctx, pfn, page) {
                 continue;
             }
             ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
@@ -235,10 +199,19 @@ fn strangers(ctx: &Context<'_>) {
     }
 }
 
+/// Whether the page above `page` is one of the same object that the object does not know either, and has it below.
+fn hangs_on_stranger(ctx: &Context<'_>, pfn: u64, page: &Page) -> bool {
+    let parent = u64::from(page.parent);
+    let upper = ctx.pages.get(parent).filter(|_| parent != 0 && ctx.owner(parent) != Some(Owner::Resident));
+    upper.is_some_and(|upper| {
+        upper.object == page.object && [upper.left, upper.right].into_iter().any(|below| u64::from(below) == pfn)
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use vmkern_abi::addr::{GuestPhys, KPtr};
-    use vmkern_abi::layout::{IndexNode, VmObject};
+    use vmkern_abi::addr::KPtr;
+    use vmkern_abi::layout::{VmObject, VmPage};
 
     use super::super::tests::lab::{Lab, expect_finding};
     use super::*;
@@ -247,17 +220,10 @@ mod tests {
         KPtr::new(lab.roots().0.addr().add(offset_of!(KernelRoots, kmem_object) as u64))
     }
 
-    /// The leaf above the first page of kmem_map, and that page's slot in it.
-    fn leaf(lab: &Lab) -> (GuestPhys, usize) {
-        let object = lab.get(kmem_object(lab));
-        let pindex = lab.get(lab.map(1)).min_offset().since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
-        let slot = |level: u32| usize::try_from(pindex >> (INDEX_SHIFT * level)).expect("it is small") % 1024;
-        let node = |pfn: u32| GuestPhys::from_pfn(pfn.into());
-        let below = |at: GuestPhys, level| {
-            lab.get::<IndexNode>(KPtr::new(vmkern_abi::kva::phys_to_dmap(at))).slots[slot(level)].get()
-        };
-        let middle = node(below(node(object.root.get()), 2));
-        (node(below(middle, 1)), slot(0))
+    /// The page at the root of kmem_object's index, with its number.
+    fn root(lab: &Lab) -> (KPtr<VmPage>, u32) {
+        let pfn = lab.get(kmem_object(lab)).root.get();
+        (lab.vm_page(pfn.into()), pfn)
     }
 
     #[test]
@@ -271,14 +237,13 @@ mod tests {
                 ("object-kind", |o| o.kind.set(77)),
                 ("object-flags", |o| o.flags.set(ObjectFlags::DEAD)),
                 ("object-size", |o| o.size.update(|size| size - 1)),
-                ("object-levels", |o| o.index_levels.set(2)),
-                ("object-levels", |o| o.index_levels.set(9)),
                 ("object-resident", |o| o.resident_page_count.update(|n| n + 1)),
-                ("object-index-pages", |o| o.index_pages.update(|n| n - 1)),
                 ("object-ref-count", |o| o.ref_count.update(|n| n + 1)),
                 ("object-ref-count", |o| o.ref_count.update(|n| n - 1)),
                 ("object-resident", |o| o.root.set(0)),
-                ("object-index", |o| o.root.set(0)),
+                ("object-search", |o| o.before.set(o.after.get() ^ 1)),
+                ("object-search", |o| o.after.set(77)),
+                ("object-search", |o| o.before.update(|pfn| pfn + 1)),
             ],
         );
         let anonymous = KPtr::<VmObject>::new(lab.get(lab.entry(2, 0)).object.get().addr());
@@ -307,32 +272,43 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_an_index_and_pages_lead_to_each_other() {
+    fn pages_that_leave_an_index_or_enter_another_are_found() {
         let lab = Lab::new();
-        let (leaf, slot) = leaf(&lab);
-        let first = lab.guest.map_entries(crate::MapId::KMEM).expect("the map is good")[0].start;
-        let slot = slot + usize::try_from(first.since(lab.get(lab.map(1)).min_offset()) / 4096).expect("it is small");
-        let page = lab.vm_page(lab.pfn_at(first));
-        let report = lab.damaged_phys::<IndexNode>(leaf, |node| node.slots[slot].set(0));
-        expect_finding(&report, "object-page", "vm_page", page.addr());
+        let (root, _) = root(&lab);
+        let below = lab.get(root).left.get();
+        assert_ne!(below, 0, "kmem_object has pages before its root");
+        let report = lab.damaged(root, |page| page.left.set(0));
+        expect_finding(&report, "object-page", "vm_page", lab.vm_page(below.into()).addr());
         expect_finding(&report, "object-resident", "kmem_object", kmem_object(&lab).addr());
-        expect_finding(&report, "entry-resident", "vm_map_entry", lab.entry(1, 0).addr());
-        expect_finding(&report, "object-node", "vm_page", lab.vm_page(leaf.pfn()).addr());
-        let report = lab.damaged_phys::<IndexNode>(leaf, |node| node.slots[slot].set(node.slots[slot + 1].get()));
-        let next = lab.vm_page(lab.pfn_at(first.add(4096)));
-        expect_finding(&report, "page-owner", "vm_page", next.addr());
-        expect_finding(&report, "object-page", "vm_page", next.addr());
-        let report = lab.damaged_phys::<IndexNode>(leaf, |node| node.slots[slot].set(0xfff_fff0));
-        assert!(report.findings.iter().any(|f| f.rule == "page-unmanaged"), "{report}");
+        let entry = lab.get(lab.entry(2, 0)).object.get();
+        let theirs = lab.get(KPtr::<VmObject>::new(entry.addr())).root.get();
+        let report = lab.damaged(root, |page| page.left.set(theirs));
+        expect_finding(&report, "page-owner", "vm_page", lab.vm_page(theirs.into()).addr());
+        expect_finding(&report, "object-page", "vm_page", lab.vm_page(theirs.into()).addr());
+        lab.each(root, "vm_page", &[("object-page", |page| page.object.set(KPtr::NULL))]);
+    }
+
+    #[test]
+    fn links_of_an_index_that_are_out_of_order_or_lead_nowhere_are_found() {
+        let lab = Lab::new();
+        let (root, pfn) = root(&lab);
+        let pindex = lab.get(root).pindex.get();
         lab.each(
-            page,
+            root,
             "vm_page",
-            &[
-                ("object-page", |page| page.pindex.update(|n| n + 1)),
-                ("object-page", |page| page.object.set(KPtr::NULL)),
-            ],
+            &[("object-index", |page| page.parent.set(3)), ("object-index", |page| page.left.set(0x7fff_ffff))],
         );
-        lab.each(lab.vm_page(leaf.pfn()), "vm_page", &[("object-node", |page| page.private.update(|n| n + 1))]);
+        let report = lab.damaged(root, |page| page.pindex.update(|n| n + 1));
+        assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
+        let report = lab.damaged(root, |page| {
+            page.left.set(pfn);
+            page.right.set(pfn);
+        });
+        expect_finding(&report, "object-index", "vm_page", root.addr());
+        // Less its lowest bit it stands below others, and is in order as long as none of those is before it.
+        let report = lab.damaged(root, |page| page.pindex.set(pindex & (pindex - 1)));
+        assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
+        assert!(lab.check().is_clean());
     }
 
     #[test]
@@ -347,20 +323,5 @@ mod tests {
         expect_finding(&report, "object-unreachable", "zone of objects", at);
         let page = lab.vm_page(lab.pfn_at(lab.pageable));
         expect_finding(&report, "object-page", "vm_page", page.addr());
-    }
-
-    #[test]
-    fn nodes_that_are_entered_twice_or_lie_nowhere_are_found() {
-        let lab = Lab::new();
-        let (leaf, _) = leaf(&lab);
-        let object = lab.get(kmem_object(&lab));
-        let root = GuestPhys::from_pfn(object.root.get().into());
-        let leaf_pfn = u32::try_from(leaf.pfn()).expect("it is small");
-        let report = lab.damaged_phys::<IndexNode>(root, |node| node.slots[1023].set(object.root.get()));
-        expect_finding(&report, "object-index", "kmem_object", kmem_object(&lab).addr());
-        let report = lab.damaged_phys::<IndexNode>(root, |node| node.slots[7].set(0x7fff_ffff));
-        assert!(report.findings.iter().any(|f| f.rule == "unreadable" && f.what == "object index node"), "{report}");
-        let report = lab.damaged(kmem_object(&lab), |o| o.root.set(leaf_pfn));
-        assert!(!report.is_clean());
     }
 }

@@ -1,18 +1,19 @@
 //! All objects with their pages, read off their indexes.
 //!
-//! An object is known by an entry that names it, or by the kernel's roots. Its index is a radix tree of whole pages; no
-//! node is entered twice.
+//! An object is known by an entry that names it, or by the kernel's roots. Its index is a tree of the pages themselves.
+//! A link is followed only to a page of the same object whose page index belongs there, which leaves no way around in
+//! circles.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
-use vmkern_abi::layout::{INDEX_LEVELS, INDEX_SHIFT, KernelRoots, ObjectFlags, VmObject};
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{KernelRoots, ObjectFlags, VmObject, index_above};
 
 use super::finding::{Findings, Updating};
 use super::maps::{Entry, Maps};
 use super::memory::Memory;
+use super::page_array::PageArray;
 
 /// A page of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,19 +22,6 @@ pub(super) struct Resident {
     pub pindex: u64,
     /// Its number.
     pub pfn: u32,
-}
-
-/// A node of an object's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Node {
-    /// Its page number.
-    pub pfn: u32,
-    /// Its level, 0 for leaves.
-    pub level: u32,
-    /// The first page index below it.
-    pub base: u64,
-    /// Slots in use.
-    pub used: u32,
 }
 
 /// A [`VmObject`], copied, with its pages.
@@ -51,12 +39,10 @@ pub(super) struct Object {
     pub size: u64,
     pub resident_page_count: u64,
     pub root: u32,
-    pub index_pages: u32,
-    pub index_levels: u32,
+    pub before: u32,
+    pub after: u32,
     /// Its pages, by index.
     pub pages: Vec<Resident>,
-    /// The nodes of its index.
-    pub nodes: Vec<Node>,
 }
 
 impl Object {
@@ -87,10 +73,9 @@ impl Object {
             size: object.size.get(),
             resident_page_count: object.resident_page_count.get(),
             root: object.root.get(),
-            index_pages: object.index_pages.get(),
-            index_levels: object.index_levels.get(),
+            before: object.before.get(),
+            after: object.after.get(),
             pages: Vec::new(),
-            nodes: Vec::new(),
         }
     }
 }
@@ -108,6 +93,7 @@ impl Objects {
     /// Reads the kernel's objects and those that entries name.
     pub(super) fn read(
         memory: &Memory<'_>,
+        pages: &PageArray,
         roots_at: KPtr<KernelRoots>,
         roots: &KernelRoots,
         maps: &Maps,
@@ -141,74 +127,66 @@ impl Objects {
                 }
             }
         }
-        let mut reader = Reader { memory, findings, seen: HashSet::new(), left: memory.ram_pages() };
-        objects.all.values_mut().filter(|object| !object.is_doubtful).for_each(|object| reader.read(object));
+        let known = objects.all.values_mut().filter(|object| !object.is_doubtful);
+        known.for_each(|object| read_index(pages, findings, object));
         objects
     }
 }
 
-/// Reads indexes.
-struct Reader<'r, 'a> {
-    memory: &'r Memory<'a>,
-    findings: &'r Findings,
-    /// Nodes of all indexes.
-    seen: HashSet<u32>,
-    /// Pages that may still come: no more than there are.
-    left: u64,
+/// A link of an index that is to be followed.
+struct Link {
+    /// The page that it leads to.
+    to: u32,
+    /// The page that has it, or 0 for the root.
+    from: u32,
+    /// The first index that belongs there.
+    first: u64,
+    /// The first index past those.
+    end: u64,
 }
 
-impl Reader<'_, '_> {
-    fn read(&mut self, object: &mut Object) {
-        if !(1..=INDEX_LEVELS).contains(&object.index_levels) {
-            self.findings.add("object-levels", object.name, object.at, || {
-                format!("its index has {} levels, not 1 to {INDEX_LEVELS}", object.index_levels)
-            });
-            return;
+/// Reads the pages of `object` off its index.
+fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
+    let is_still = !object.is_updating();
+    let fault = |pfn: u32, detail: &dyn Fn() -> String| {
+        if is_still {
+            findings.add("object-index", "vm_page", array.address(pfn.into()), detail);
         }
-        if object.root != 0 {
-            self.visit(object, object.root, object.index_levels - 1, 0);
+    };
+    let (name, at) = (object.name, object.at);
+    let mut links = vec![Link { to: object.root, from: 0, first: 0, end: u64::MAX }];
+    while let Some(Link { to: pfn, from, first, end }) = links.pop() {
+        if pfn == 0 {
+            continue;
         }
-    }
-
-    fn visit(&mut self, object: &mut Object, pfn: u32, level: u32, base: u64) {
-        if !self.seen.insert(pfn) {
-            self.findings.add("object-index", object.name, object.at, || {
-                format!("two slots lead to node {pfn:#x}, one of them for page index {base:#x}")
-            });
-            return;
-        }
-        let page = match self.memory.page("object index node", GuestPhys::from_pfn(pfn.into())) {
-            Ok(page) => page,
-            Err(error) => return self.findings.unreadable(&error),
+        let Some(page) = array.get(pfn.into()) else {
+            fault(from, &|| format!("the index of {name} at {at} leads to page {pfn:#x}, which is not managed"));
+            continue;
         };
-        let number = object.nodes.len();
-        object.nodes.push(Node { pfn, level, base, used: 0 });
-        let mut used = 0;
-        for (pair, word) in (0u64..).zip(page) {
-            let word = word.load(Ordering::Relaxed);
-            if word == 0 {
-                continue;
-            }
-            for (half, below) in [(0, word & u64::from(u32::MAX)), (1, word >> 32)] {
-                let Some(below) = u32::try_from(below).ok().filter(|&below| below != 0) else { continue };
-                used += 1;
-                let pindex = base | (pair * 2 + half) << (INDEX_SHIFT * level);
-                if level > 0 {
-                    self.visit(object, below, level - 1, pindex);
-                } else if let Some(left) = self.left.checked_sub(1) {
-                    self.left = left;
-                    object.pages.push(Resident { pindex, pfn: below });
-                } else {
-                    self.findings.add(
-                        "object-pages",
-                        object.name,
-                        object.at,
-                        || "objects have more pages than there are",
-                    );
-                    return;
-                }
-            }
+        let pindex = page.pindex;
+        // A page of another object is claimed for both; its links are not ours.
+        if page.object.addr() != at {
+            object.pages.push(Resident { pindex, pfn });
+            continue;
         }
-        object.nodes[number].used = used;
+        if !(first..end).contains(&pindex) {
+            fault(pfn, &|| {
+                format!("page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to {end:#x} belong")
+            });
+            continue;
+        }
+        if page.parent != from {
+            let parent = page.parent;
+            fault(pfn, &|| format!("page {from:#x} leads to page {pfn:#x}, whose parent says {parent:#x}"));
+        }
+        let upper = array.get(from.into()).filter(|_| from != 0);
+        if let Some(upper) = upper.filter(|upper| !index_above(upper.pindex, pindex)) {
+            let over = upper.pindex;
+            fault(pfn, &|| format!("page {pfn:#x} at index {pindex:#x} of {name} belongs above {over:#x}, not below"));
+        }
+        object.pages.push(Resident { pindex, pfn });
+        links.push(Link { to: page.right, from: pfn, first: pindex + 1, end });
+        links.push(Link { to: page.left, from: pfn, first, end: pindex });
     }
+    object.pages.sort_unstable_by_key(|resident| resident.pindex);
 }

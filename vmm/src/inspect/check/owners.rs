@@ -19,8 +19,6 @@ pub(super) enum Owner {
     MapPool,
     /// A page of an object.
     Resident,
-    /// A node of an object's page index.
-    IndexNode,
     /// A page table.
     PageTable,
     /// A page mapped by `pmap_kenter` or `pmap_qenter`.
@@ -40,7 +38,6 @@ impl Owner {
             Self::MapHome => "the home of a map",
             Self::MapPool => "a page of a map's pool",
             Self::Resident => "a page of an object",
-            Self::IndexNode => "a node of an object's index",
             Self::PageTable => "a page table",
             Self::Kentered => "mapped by pmap_qenter",
             Self::Slab => "a slab of a zone",

@@ -34,6 +34,9 @@ pub(super) struct Page {
     pub act_count: u8,
     pub valid: u8,
     pub dirty: u8,
+    pub left: u32,
+    pub right: u32,
+    pub parent: u32,
 }
 
 impl Page {
@@ -55,6 +58,9 @@ impl Page {
         act_count: 0,
         valid: 0,
         dirty: 0,
+        left: 0,
+        right: 0,
+        parent: 0,
     };
 
     fn of(page: &VmPage) -> Self {
@@ -75,6 +81,9 @@ impl Page {
             act_count: page.act_count.get(),
             valid: page.valid.get(),
             dirty: page.dirty.get(),
+            left: page.left.get(),
+            right: page.right.get(),
+            parent: page.parent.get(),
         }
     }
 

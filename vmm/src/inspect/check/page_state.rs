@@ -140,13 +140,12 @@ fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
 
 /// A page without an object: wired once by its owner, and nothing else.
 fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
-    let counts = matches!(owner, Owner::PageTable | Owner::IndexNode);
     let expected = Page {
         flags: page.flags | PageFlags::ALLOCATED | PageFlags::UNMANAGED,
         wire_count: 1,
         segind: page.segind,
         act_count: page.act_count,
-        private: if counts { page.private } else { 0 },
+        private: if owner == Owner::PageTable { page.private } else { 0 },
         // Pages that are mapped one after the other are chained for a moment.
         next: if owner == Owner::Kentered && !ctx.is_quiet() { page.next } else { 0 },
         // Told by a rule of its own.

@@ -14,7 +14,6 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
         ("ENTRIES", Align::Right),
         ("PAGES", Align::Right),
         ("SIZE", Align::Right),
-        ("INDEX", Align::Right),
         ("FLAGS", Align::Left),
     ]);
     for ObjectReport { object, entries, pages } in &report.objects {
@@ -29,15 +28,11 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
             entries.to_string(),
             resident,
             object.size.to_string(),
-            object.index_pages.to_string(),
             flags.join(" ") + &lock,
         ]);
     }
     let mut out = table.draw(0);
-    let _ = writeln!(
-        out,
-        "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can hold;\n\
-         INDEX: pages of its index{FAINT:#}"
-    );
+    let _ =
+        writeln!(out, "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can hold{FAINT:#}");
     out
 }

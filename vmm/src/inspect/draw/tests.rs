@@ -91,7 +91,6 @@ fn object() -> ObjectBrief {
         references: 3,
         resident: 5,
         size: 134_217_727,
-        index_pages: 3,
         flags: ObjectFlags::empty(),
         locked_by: None,
     }

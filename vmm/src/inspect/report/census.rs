@@ -1,13 +1,13 @@
 //! What every page of memory is used for.
 //!
 //! A page under management says itself whether it is free and to which object it belongs. Of a page without an object
-//! that was handed out, the structures are asked that such pages are made for: page tables, the indexes of objects, the
-//! pools of maps, slabs, and what `pmap_qenter` has mapped.
+//! that was handed out, the structures are asked that such pages are made for: page tables, the pools of
+//! maps, slabs, and what `pmap_qenter` has mapped.
 
 use serde::Serialize;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::{IndexNode, MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg};
+use vmkern_abi::layout::{MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg};
 use vmkern_abi::pte::PteFlags;
 use zerocopy::IntoBytes;
 
@@ -46,8 +46,6 @@ pub enum Use {
     Anonymous,
     /// A page table.
     PageTable,
-    /// A node of an object's index.
-    Index,
     /// Maps, their entries and the nodes of their indexes.
     Map,
     /// Mapped by `pmap_qenter`: kernel stacks, and what operations have mapped.
@@ -62,7 +60,7 @@ pub enum Use {
 
 impl Use {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::Unmanaged,
         Self::Fresh,
         Self::Free,
@@ -72,7 +70,6 @@ impl Use {
         Self::Anonymous,
         Self::Kenter,
         Self::PageTable,
-        Self::Index,
         Self::Map,
         Self::Slab,
         Self::Other,
@@ -99,7 +96,6 @@ impl Use {
             Self::Kmem => 'M',
             Self::Anonymous => 'A',
             Self::PageTable => 'T',
-            Self::Index => 'I',
             Self::Map => 'E',
             Self::Kenter => 'S',
             Self::Slab => 'Z',
@@ -121,7 +117,6 @@ impl Use {
             Self::Kmem => "kmem_object",
             Self::Anonymous => "anonymous objects",
             Self::PageTable => "page tables",
-            Self::Index => "indexes of objects",
             Self::Map => "maps, entries and their indexes",
             Self::Kenter => "kernel stacks and pmap_qenter",
             Self::Slab => "slabs of zones",
@@ -284,32 +279,9 @@ impl Census {
     }
 
     fn objects(&mut self, survey: &Survey<'_, '_>) {
-        for number in 0..self.objects.len() {
-            let object = &self.objects[number];
-            let levels = object.object.index_levels.get();
-            self.index_node(survey, object.object.root.get(), levels);
-        }
         let at: Vec<_> = self.objects.iter().map(|object| object.at.addr()).collect();
         for at in at {
             self.mark_virtual(survey, at, Use::Slab);
-        }
-    }
-
-    /// Marks the index node `pfn` and those below it. A node that is marked already is not gone into again.
-    fn index_node(&mut self, survey: &Survey<'_, '_>, pfn: u32, levels: u32) {
-        let phys = GuestPhys::from_pfn(pfn.into());
-        if pfn == 0 || levels == 0 || levels > vmkern_abi::layout::INDEX_LEVELS || self.of(pfn.into()) == Use::Index {
-            return;
-        }
-        self.mark(survey, phys, Use::Index);
-        if levels == 1 || self.of(pfn.into()) != Use::Index {
-            return;
-        }
-        let mut node = IndexNode { slots: std::array::from_fn(|_| vmkern_abi::field::Field::default()) };
-        if survey.view.source().read(phys, node.as_mut_bytes()).is_ok() {
-            for slot in node.slots.iter().filter(|slot| slot.get() != 0) {
-                self.index_node(survey, slot.get(), levels - 1);
-            }
         }
     }
 

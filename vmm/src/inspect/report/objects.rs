@@ -39,8 +39,6 @@ pub struct ObjectBrief {
     pub resident: u64,
     /// Pages that it can hold.
     pub size: u64,
-    /// Pages of its index.
-    pub index_pages: u32,
     /// Flags by their names.
     #[serde(serialize_with = "flag_names")]
     pub flags: ObjectFlags,
@@ -144,7 +142,6 @@ impl ObjectBrief {
             references: object.ref_count.get(),
             resident: object.resident_page_count.get(),
             size: object.size.get(),
-            index_pages: object.index_pages.get(),
             flags: object.flags.get(),
             locked_by: (object.lock.owner.get() & 0xffff).checked_sub(1),
         }
