@@ -1,7 +1,7 @@
 //! Whether the kernel is at rest.
 //!
 //! An operation that sleeps, or that was interrupted, leaves structures half made although no lock is held: an entry
-//! that is not wired yet, a busy page, a pinned leaf of an object's index. While no thread is in the middle of an
+//! that is not wired yet, a busy page. While no thread is in the middle of an
 //! operation, none of these may be. A thread that runs, or could, stands between any two instructions besides: it may have
 //! changed one word and not yet another that no lock holds together with it.
 //!
@@ -16,7 +16,7 @@ use vmkern_abi::layout::{KernelRoots, Pcpu, Thread, ThreadState};
 use super::memory::Memory;
 
 /// Wait messages of threads that are between operations, or wait inside one with nothing half made.
-const QUIET: [&str; 8] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin"];
+const QUIET: [&str; 9] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
 
 /// What a thread is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
