@@ -128,7 +128,7 @@ macro_rules! tunables {
 const INT_MAX: u64 = i32::MAX as u64;
 
 tunables! {
-    /// Clock interrupts a second; default 100.
+    /// Clock ticks a second; default 1000.
     kern_hz = "kern.hz" in 1..=10_000,
     /// Scales other defaults; default, and meaning of 0, `clamp(P / 512, 32, 384)`.
     kern_maxusers = "kern.maxusers" in 0..=65_536,

@@ -15,6 +15,7 @@
 pub mod addr;
 pub mod atomic;
 pub mod boot;
+pub mod clock;
 pub mod control;
 pub mod crash;
 pub mod describe;

@@ -42,7 +42,7 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     });
     check_privilege(args.privilege);
     arch::apic::init();
-    let clock = threads::set_clock(arch::clock::Clock::start(&args));
+    let clock = threads::set_clock(arch::clock::Clock::start(&args, region.map(|region| &region.clock)));
     if let Some(kind) = args.crash {
         crash_test::crash(kind);
     }

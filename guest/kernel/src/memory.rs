@@ -164,8 +164,8 @@ unsafe impl Machine for KernelMachine {
         threads::idle(vm);
     }
 
-    fn clock_needed(&self, pcpu: &Pcpu) {
-        threads::start_slice(pcpu);
+    fn clock_needed(&self, pcpu: &Pcpu, due: Option<u64>) {
+        threads::need_timer(pcpu, due);
     }
 
     #[inline]

@@ -13,7 +13,7 @@ use vmkern_abi::layout::{Pcpu, Thread};
 
 use crate::arch::clock::{self, Clock};
 use crate::arch::interrupt::Deferred;
-use crate::arch::percpu::{PerCpu, Polling, Slicing, StackBounds, Stacks};
+use crate::arch::percpu::{NEVER, PerCpu, Polling, StackBounds, Stacks};
 use crate::arch::stack::Stack;
 use crate::arch::switch::{self, Context};
 use crate::arch::{ap, cpus, instr, interrupt, tlb};
@@ -33,19 +33,32 @@ pub fn clock() -> Option<&'static Clock> {
     CLOCK.get()
 }
 
-/// Sees to it that the clock of the CPU of `pcpu` interrupts it within `1 / hz` seconds if that is of any use
-/// (`Machine::clock_needed`): virtual time does not pass while a thread runs, so that only those matter who wait for the
-/// CPU. Another CPU is asked to start its own. Interrupts are deferred.
-pub fn start_slice(pcpu: &Pcpu) {
+/// Sees to it that the timer of the CPU of `pcpu` fires when it is of use (`Machine::clock_needed`): at the end of a time slice
+/// if threads wait there, and at tick `due` at the latest, when the first time-out is. Virtual time does not pass while a
+/// thread runs, so that only those who wait for the CPU matter. Another CPU is asked to set its own timer. Interrupts are
+/// deferred.
+pub fn need_timer(pcpu: &Pcpu, due: Option<u64>) {
     let Some(clock) = clock() else { return };
-    if pcpu.runq.status.get() == 0 && clock.mode() == TimeMode::Virtual {
+    let due = due.filter(|_| clock.mode() == TimeMode::Real).map_or(NEVER, |tick| clock.tsc_of(tick));
+    let cpu = PerCpu::current();
+    let is_here = pcpu.cpuid.get() == cpu.number();
+    let slice = if pcpu.runq.status.get() == 0 {
+        NEVER
+    } else if is_here && cpu.slice_end() != NEVER {
+        cpu.slice_end()
+    } else {
+        instr::rdtsc() + clock.slice_cycles()
+    };
+    let at = due.min(slice);
+    if !is_here {
+        if at != NEVER {
+            cpus::ask_for_timer(pcpu.cpuid.get(), at);
+        }
         return;
     }
-    let cpu = PerCpu::current();
-    if pcpu.cpuid.get() != cpu.number() {
-        cpus::ask_to_slice(pcpu.cpuid.get());
-    } else if cpu.set_slicing(Slicing::Yes) == Slicing::No {
-        clock::start_slice(clock);
+    cpu.set_slice_end(slice);
+    if at < cpu.timer_at() {
+        clock::fire_at(clock, at);
     }
 }
 
@@ -66,16 +79,19 @@ pub fn handle_interrupt(which: Deferred) {
     vm.intr_exit();
 }
 
-/// The clock's interrupt: real time goes on, by the CPU that booted, and the running thread's slice is over. The clock goes
-/// on as long as it is needed.
+/// The timer's interrupt: the CPU that booted wakes those whose time is up, in real time, and the running thread's slice may
+/// be over. The timer is set again if it is of further use.
 fn timer(vm: &KernelVm) {
     let Some(clock) = clock() else { return };
     let cpu = PerCpu::current();
-    cpu.set_slicing(Slicing::No);
+    clock::timer_is_over();
     if cpu.number() == 0 && clock.mode() == TimeMode::Real {
         vm.hardclock(clock.ticks());
     }
-    vm.end_slice();
+    if cpu.slice_end() <= instr::rdtsc() {
+        cpu.set_slice_end(NEVER);
+        vm.end_slice();
+    }
     vm.ask_for_clock();
 }
 
@@ -266,11 +282,7 @@ pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
         TimeMode::Virtual => clock.jump_to(tick),
         TimeMode::Real => match clock.micros_until(tick) {
             0 => {}
-            micros => {
-                clock::halt_for(micros);
-                // The halt had the timer to itself, and has stopped it.
-                PerCpu::current().set_slicing(Slicing::No);
-            }
+            micros => clock::halt_for(micros),
         },
     }
     vm.hardclock(clock.ticks());

@@ -134,12 +134,13 @@ pub unsafe trait Machine: Sized {
     /// [`Vm::next_timeout`], and stops the system when there is none.
     fn cpu_idle(&self, vm: &Vm<Self>);
 
-    /// A thread has the CPU of `pcpu` while another one waits for that CPU, or, if it is the one that booted, for a time-out;
-    /// or another CPU has armed the time-out that is due first, which the one that booted may not know yet when it is
-    /// idle. A machine whose clocks do not tick all the time has that CPU's interrupt it within a tick, to call [`Vm::hardclock`]
-    /// on the one that booted if time goes on by itself, [`Vm::end_slice`], and [`Vm::ask_for_clock`]. Called with the
+    /// A thread has the CPU of `pcpu` while another one waits for that CPU, or, if it is the one that booted, for a time-out,
+    /// the first of which is at tick `due`; or another CPU has armed the time-out that is due first, which the one that
+    /// booted may not know yet when it is idle. A machine whose clocks do not tick all the time has that CPU's interrupt
+    /// it at the end of a time slice if threads are on its run queue, and at tick `due` if time goes on by itself: to
+    /// call [`Vm::hardclock`] on the one that booted, [`Vm::end_slice`], and [`Vm::ask_for_clock`]. Called with the
     /// scheduler's lock held, and often: a clock that runs need not be started again.
-    fn clock_needed(&self, _pcpu: &Pcpu) {}
+    fn clock_needed(&self, _pcpu: &Pcpu, _due: Option<u64>) {}
 
     /// Defers interrupts, and with them preemption. Nests.
     fn intr_disable(&self);

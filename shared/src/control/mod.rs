@@ -35,6 +35,7 @@ pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
 pub use self::wait_message::WaitMessage;
 pub use self::wire::WireError;
 use crate::addr::{GuestPhys, KPtr};
+use crate::clock::ClockBase;
 use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::crash::CrashRecord;
 use crate::field::Field;
@@ -180,6 +181,8 @@ pub struct ControlRegion {
     pub ready_tsc: Field<u64>,
     /// Physical address of the root page table (CR3).
     pub pml4: Field<GuestPhys>,
+    /// From what the time since boot follows, written before the kernel serves.
+    pub clock: ClockBase,
     /// The guest sleeps and waits for requests.
     pub guest_sleeper: Sleeper,
     /// The host sleeps and waits for responses.

@@ -1,6 +1,7 @@
 //! The structures, each with all its fields. Those with private fields are described where they are defined.
 
 use super::{Described, Structure};
+use crate::clock::ClockBase;
 use crate::control::{ControlRegion, RING_SLOTS, Ring, Sleeper};
 use crate::crash::CrashRecord;
 use crate::layout::*;
@@ -203,6 +204,7 @@ describe!(CrashRecord {
     message,
     frames
 });
+describe!(ClockBase { start_tsc, tsc_khz, hz, is_real, slept });
 describe!(ControlRegion {
     magic,
     host_abi_version,
@@ -219,6 +221,7 @@ describe!(ControlRegion {
     entry_tsc,
     ready_tsc,
     pml4,
+    clock,
     guest_sleeper,
     host_sleeper,
     requests,
@@ -264,6 +267,7 @@ pub const STRUCTURES: &[Structure] = &[
     KernelRoots::DESCRIPTION,
     CrashRecord::DESCRIPTION,
     ControlRegion::DESCRIPTION,
+    ClockBase::DESCRIPTION,
     Sleeper::DESCRIPTION,
     LogRing::DESCRIPTION,
     Ring::<RING_SLOTS>::DESCRIPTION,

@@ -7,6 +7,7 @@
 //! time of a look; else the kernel is idle.
 
 mod check;
+mod clock;
 pub mod draw;
 mod handshake;
 mod image;
@@ -133,12 +134,25 @@ impl InspectError {
 }
 
 impl Guest {
-    /// The kernel's counters, as they are now; of a dead guest, as they were at its death.
+    /// The kernel's counters, as they are now; of a dead guest, as they were at its death. The ticks are those of the clock,
+    /// whether the kernel has had something to do at them or not.
     ///
     /// # Errors
     /// See [`InspectError`].
     pub fn meter(&self) -> Result<VmMeter, InspectError> {
-        self.look(|view| Ok(roots(view)?.1.meter))
+        self.look(|view| {
+            let meter = roots(view)?.1.meter;
+            clock::set_ticks(view, &meter);
+            Ok(meter)
+        })
+    }
+
+    /// Microseconds of the guest's clock since its boot: virtual ones, or real ones; of a dead guest, those until its end.
+    ///
+    /// # Errors
+    /// [`InspectError::NotReady`] while the kernel has no clock; see [`InspectError`].
+    pub fn now_micros(&self) -> Result<u64, InspectError> {
+        self.look(|view| clock::now(view).map(|now| now.micros).ok_or(InspectError::NotReady("clock")))
     }
 
     /// Size and use of a map.

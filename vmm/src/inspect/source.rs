@@ -59,6 +59,8 @@ pub struct CpuState {
     pub state: RunState,
     /// Its registers.
     pub registers: Registers,
+    /// Its TSC at that moment; 0 when it could not be read.
+    pub tsc: u64,
 }
 
 /// A guest's physical memory and its CPUs.

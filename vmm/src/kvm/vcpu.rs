@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED,
+    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, Msrs,
+    kvm_msr_entry,
 };
 use kvm_ioctls::{Error, Kvm, VcpuExit, VcpuFd};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
@@ -176,9 +177,9 @@ impl VcpuState {
         questions.answers = Some(questions.addresses.iter().map(translate).collect());
     }
 
-    fn see(&self, state: RunState, registers: Registers) {
-        let cpu = self.id;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(CpuState { cpu, state, registers });
+    fn see(&self, state: RunState, vcpu: &KickableVcpu) {
+        let seen = CpuState { cpu: self.id, state, registers: registers(vcpu), tsc: tsc(vcpu) };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
     }
 
     fn stopping(&self) -> bool {
@@ -272,7 +273,7 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBu
     let end = match prepare(kvm, orders, state) {
         Ok(Some(mut vcpu)) => {
             let end = run(&mut vcpu, state, ports);
-            state.see(RunState::Ended, registers(&vcpu));
+            state.see(RunState::Ended, &vcpu);
             end
         }
         Ok(None) => return,
@@ -369,7 +370,7 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
         }
         state.gate.pass(|| {
             let now = run_state(vcpu);
-            state.see(now, registers(vcpu));
+            state.see(now, vcpu);
             state.answer(vcpu);
             // A kernel halts only where it owns no lock, and a vCPU that was never started owns none either.
             if quiescent || now != RunState::Running { Standing::Quiescent } else { Standing::Anywhere }
@@ -390,6 +391,20 @@ fn registers(vcpu: &KickableVcpu) -> Registers {
         (regs, sregs) => {
             log::warn!("the vCPU's registers cannot be read: {:?} {:?}", regs.err(), sregs.err());
             Registers::default()
+        }
+    }
+}
+
+/// The vCPU's TSC.
+fn tsc(vcpu: &KickableVcpu) -> u64 {
+    const IA32_TSC: u32 = 0x10;
+    let entry = kvm_msr_entry { index: IA32_TSC, ..kvm_msr_entry::default() };
+    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else { return 0 };
+    match vcpu.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice()[0].data,
+        told => {
+            log::warn!("the vCPU's TSC cannot be read: {told:?}");
+            0
         }
     }
 }

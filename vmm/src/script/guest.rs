@@ -88,9 +88,7 @@ impl Target for GuestTarget {
     }
 
     fn now(&mut self) -> Result<u64, TargetError> {
-        let meter = self.guest.meter().map_err(|error| TargetError::Broken(error.to_string()))?;
-        let micros = u128::from(meter.ticks.get()) * 1_000_000;
-        Ok(u64::try_from(micros.div_ceil(u128::from(meter.hz.get().max(1)))).unwrap_or(u64::MAX))
+        self.guest.now_micros().map_err(|error| TargetError::Broken(error.to_string()))
     }
 
     fn counters(&mut self) -> Vec<(&'static str, u64)> {

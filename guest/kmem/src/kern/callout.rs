@@ -23,7 +23,7 @@ impl<M: Machine> Vm<M> {
         sched.callouts.set(self.callout_meld(sched.callouts.get(), thread));
         let (boot, here) = (self.boot_pcpu(), self.pcpu());
         if sched.callouts.get() == thread && here.cpuid.get() != boot.cpuid.get() {
-            self.machine().clock_needed(boot);
+            self.machine().clock_needed(boot, Some(deadline));
         }
     }
 

@@ -221,9 +221,9 @@ impl<M: Machine> Vm<M> {
     /// Asks for the clock's interrupts on `cpu` if a thread that runs there must not keep the CPU: another one waits for it, or,
     /// on the CPU that serves the time-outs, for one of them. Locks: the scheduler's.
     fn clock_wanted(&self, cpu: &Pcpu) {
-        let timed = cpu.cpuid.get() == 0 && !self.sched().callouts.get().is_null();
-        if cpu.curthread.get() != cpu.idlethread.get() && (cpu.runq.status.get() != 0 || timed) {
-            self.machine().clock_needed(cpu);
+        let due = if cpu.cpuid.get() == 0 { self.callout_first().map(|(_, deadline)| deadline) } else { None };
+        if cpu.curthread.get() != cpu.idlethread.get() && (cpu.runq.status.get() != 0 || due.is_some()) {
+            self.machine().clock_needed(cpu, due);
         }
     }
 

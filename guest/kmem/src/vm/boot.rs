@@ -6,6 +6,7 @@
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
+use vmkern_abi::clock::DEFAULT_HZ;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
 use vmkern_abi::layout::{BootRegion, ISADMA_END, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA};
 
@@ -123,7 +124,7 @@ impl<M: Machine> Vm<M> {
         if boot.zeroed == Zeroed::Yes {
             state.vm_page_zero_count.set(cnt.v_page_count.get());
         }
-        cnt.hz.set(boot.tunables.kern_hz.unwrap_or(100));
+        cnt.hz.set(boot.tunables.kern_hz.unwrap_or(DEFAULT_HZ));
         cnt.ncpu.set(1);
     }
 

@@ -21,7 +21,7 @@ use crate::inspect::{Anchors, CpuState, RunState};
 use crate::kvm::Registers;
 
 /// Version of what the notes say.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// The name in the notes that other tools know.
 pub(super) const CORE: &[u8] = b"CORE";
 /// The name in our own.
@@ -78,6 +78,8 @@ pub(super) struct CpuNote {
     pub cr3: u64,
     pub cr4: u64,
     pub efer: u64,
+    /// The TSC when the image was made, or at the CPU's end.
+    pub tsc: u64,
 }
 
 impl CpuNote {
@@ -96,6 +98,7 @@ impl CpuNote {
             cr3: registers.cr3,
             cr4: registers.cr4,
             efer: registers.efer,
+            tsc: state.tsc,
         }
     }
 
@@ -193,7 +196,7 @@ mod tests {
             efer: 0xd00,
             cs: 0x23,
         };
-        let state = CpuState { cpu: 3, state: RunState::Halted, registers };
+        let state = CpuState { cpu: 3, state: RunState::Halted, registers, tsc: 7 };
         let (status, note) = (Prstatus::of(&state), CpuNote::of(&state));
         assert_eq!(status.registers(&note), registers);
         assert_eq!(note.state(), Some(RunState::Halted));

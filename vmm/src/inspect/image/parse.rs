@@ -201,7 +201,7 @@ impl Found {
             }
             let unknown = || ImageOpenFault::Notes(format!("CPU {} is in state {}", note.cpu, note.state));
             let state = note.state().ok_or_else(unknown)?;
-            cpus.push(CpuState { cpu: note.cpu, state, registers: status.registers(note) });
+            cpus.push(CpuState { cpu: note.cpu, state, registers: status.registers(note), tsc: note.tsc });
         }
         Ok(Parsed { runs, guest, cpus, program: self.program, build_id: self.build_id })
     }

@@ -31,7 +31,7 @@ impl Fake {
     fn new(size: u64) -> Self {
         let registers = Registers { rip: GuestVirt::new(0x1234), rflags: 2, cr3: 0x5000, ..Registers::default() };
         let ram = GuestRam::new(size).expect("address space is there");
-        Self { ram, cpus: vec![CpuState { cpu: 0, state: RunState::Halted, registers }] }
+        Self { ram, cpus: vec![CpuState { cpu: 0, state: RunState::Halted, registers, tsc: 5 }] }
     }
 
     fn put(&self, at: u64, byte: u8) {

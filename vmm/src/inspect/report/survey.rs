@@ -11,7 +11,7 @@ use vmkern_abi::layout::{KernelRoots, VmMap, VmObject};
 
 use super::damage::Damages;
 use super::hex::Hex;
-use crate::inspect::View;
+use crate::inspect::{View, clock};
 
 /// Most maps that a report tells of. A map takes a page and a range of its own, so no kernel comes near.
 const MAPS_MAX: u64 = 1 << 16;
@@ -72,6 +72,9 @@ impl<'v, 'a> Survey<'v, 'a> {
     pub fn new(view: &'v View<'a>) -> Self {
         let damage = Damages::default();
         let roots = damage.ok(crate::inspect::roots(view));
+        if let Some((_, roots)) = &roots {
+            clock::set_ticks(view, &roots.meter);
+        }
         let names = roots.as_ref().map(|(_, roots)| names(roots)).unwrap_or_default();
         Self { view, damage, roots, names }
     }

@@ -1,20 +1,20 @@
 //! Time: the TSC says what time it is, the APIC's timer only ends a halt.
 //!
 //! In virtual time the clock stands still but for [`Clock::sleep`], which moves it on by the time slept. In real time it
-//! follows the TSC. Either way `ticks` is the time since boot, cut to `1 / hz` seconds.
+//! follows the TSC. Either way `ticks` is the time since boot, cut to `1 / hz` seconds, computed by whoever looks
+//! ([`ClockBase`]): no interrupt a tick keeps it. The timer fires when something is due: a thread's time-out, or the end of
+//! a time slice while other threads wait for the CPU.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use vmkern_abi::boot::{BootArgs, TimeMode};
+use vmkern_abi::clock::{self, ClockBase, DEFAULT_HZ};
 
-use super::percpu::PerCpu;
+use super::percpu::{NEVER, PerCpu};
 use super::{apic, instr, interrupt};
 
 /// Where the loader does not tell the TSC's frequency.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
-
-/// Ticks a second unless `kern.hz` says otherwise.
-const DEFAULT_HZ: u64 = 100;
 
 /// Where a clock comes to its end, in microseconds: two of the longest ticks before the last that it can tell, so that a
 /// sleep up to here, rounded up to a tick, ends.
@@ -29,15 +29,21 @@ pub struct Clock {
     hz: u64,
     /// Microseconds slept in virtual time.
     slept: AtomicU64,
+    /// Where the host finds out what time it is.
+    published: Option<&'static ClockBase>,
 }
 
 impl Clock {
-    /// A clock that starts now.
+    /// A clock that starts now. Whoever knows `published` can tell the time from then on.
     #[must_use]
-    pub fn start(args: &BootArgs) -> Self {
+    pub fn start(args: &BootArgs, published: Option<&'static ClockBase>) -> Self {
         let tsc_khz = args.tsc_khz.unwrap_or(DEFAULT_TSC_KHZ);
         let hz = args.tunables.kern_hz.unwrap_or(DEFAULT_HZ);
-        Self { mode: args.time, start_tsc: instr::rdtsc(), tsc_khz, hz, slept: AtomicU64::new(0) }
+        let start_tsc = instr::rdtsc();
+        if let Some(base) = published {
+            base.publish(args.time, start_tsc, tsc_khz, hz);
+        }
+        Self { mode: args.time, start_tsc, tsc_khz, hz, slept: AtomicU64::new(0), published }
     }
 
     /// Microseconds since boot.
@@ -45,10 +51,7 @@ impl Clock {
     pub fn micros(&self) -> u64 {
         match self.mode {
             TimeMode::Virtual => self.slept.load(Ordering::Relaxed),
-            TimeMode::Real => {
-                let cycles = u128::from(instr::rdtsc() - self.start_tsc);
-                u64::try_from(cycles * 1000 / u128::from(self.tsc_khz)).unwrap_or(u64::MAX)
-            }
+            TimeMode::Real => clock::micros(instr::rdtsc() - self.start_tsc, self.tsc_khz),
         }
     }
 
@@ -61,8 +64,7 @@ impl Clock {
     /// Clock ticks since boot.
     #[must_use]
     pub fn ticks(&self) -> u64 {
-        let ticks = u128::from(self.micros()) * u128::from(self.hz) / 1_000_000;
-        u64::try_from(ticks).unwrap_or(u64::MAX)
+        clock::ticks(self.micros(), self.hz)
     }
 
     /// How the clock moves.
@@ -85,19 +87,42 @@ impl Clock {
         u64::try_from(at).unwrap_or(u64::MAX).saturating_sub(self.micros())
     }
 
+    /// Cycles of the TSC that a time slice lasts while others wait for the CPU.
+    #[must_use]
+    pub fn slice_cycles(&self) -> u64 {
+        const MILLISECONDS: u64 = 10;
+        MILLISECONDS * self.tsc_khz
+    }
+
+    /// The TSC at the beginning of tick `tick` of a real clock.
+    #[must_use]
+    pub fn tsc_of(&self, tick: u64) -> u64 {
+        let cycles = (u128::from(tick) * 1000 * u128::from(self.tsc_khz)).div_ceil(u128::from(self.hz));
+        u64::try_from(cycles).map_or(NEVER, |cycles| self.start_tsc.saturating_add(cycles))
+    }
+
     /// Moves a virtual clock on to the beginning of tick `tick`, if it is not there yet. A real clock is not moved.
     pub fn jump_to(&self, tick: u64) {
-        self.slept
-            .fetch_add(if self.mode == TimeMode::Virtual { self.micros_until(tick) } else { 0 }, Ordering::Relaxed);
+        if self.mode == TimeMode::Virtual {
+            self.pass(self.micros_until(tick));
+        }
+    }
+
+    /// Moves a virtual clock on.
+    fn pass(&self, micros: u64) {
+        let before = self.slept.load(Ordering::Relaxed);
+        // Only the CPU that booted moves the clock, in its idle thread.
+        let now = before.saturating_add(micros);
+        self.slept.store(now, Ordering::Relaxed);
+        if let Some(base) = self.published {
+            base.slept.set(now);
+        }
     }
 
     /// Lets `micros` microseconds pass without threads.
     pub fn sleep(&self, micros: u64) {
         match self.mode {
-            TimeMode::Virtual => {
-                let _ =
-                    self.slept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| Some(s.saturating_add(micros)));
-            }
+            TimeMode::Virtual => self.pass(micros),
             TimeMode::Real => {
                 let end = self.micros().saturating_add(micros);
                 loop {
@@ -113,18 +138,29 @@ impl Clock {
     }
 }
 
-/// Has the timer fire once, `1 / hz` seconds from now.
-pub fn start_slice(clock: &Clock) {
-    let nanos = 1_000_000_000 / clock.hz.clamp(1, 1_000_000_000);
-    apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX));
+/// Has this CPU's timer fire when the TSC stands at `at`, or soon if that is past; within four seconds in any case.
+pub fn fire_at(clock: &Clock, at: u64) {
+    PerCpu::current().set_timer_at(at);
+    let micros = clock::micros(at.saturating_sub(instr::rdtsc()), clock.tsc_khz);
+    apic::timer_one_shot(counts(micros + 1));
 }
 
-/// Halts until an interrupt comes or about `micros` microseconds (at most one second) have passed. Not at all when one has
+/// This CPU's timer has fired, or is to stand still: it is not waited for.
+pub fn timer_is_over() {
+    PerCpu::current().set_timer_at(NEVER);
+}
+
+/// Timer counts in `micros` microseconds, or in the most that the timer can do, which is four seconds.
+fn counts(micros: u64) -> u32 {
+    u32::try_from(micros.saturating_mul(1000) / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX).max(1)
+}
+
+/// Halts until an interrupt comes or about `micros` microseconds (at most four seconds) have passed. Not at all when one has
 /// come since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
 pub fn halt_for(micros: u64) {
-    const SECOND: u64 = 1_000_000;
-    let nanos = micros.clamp(1, SECOND) * 1000;
-    apic::timer_one_shot(u32::try_from(nanos / apic::TIMER_COUNT_NANOS).expect("a second's nanoseconds fit"));
+    apic::timer_one_shot(counts(micros));
     interrupt::halt();
     apic::timer_one_shot(0);
+    timer_is_over();
+    PerCpu::current().set_slice_end(NEVER);
 }

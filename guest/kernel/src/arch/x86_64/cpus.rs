@@ -51,14 +51,14 @@ pub fn reschedule(number: u32) {
     }
 }
 
-/// Has CPU `number` look whether its timer is wanted, unless that runs already, or it is about to look for work anyway. What it
-/// is to see is there already.
-pub fn ask_to_slice(number: u32) {
-    // As for a thread: either the other CPU sees it after it has stopped slicing, or this one sees it stopped; and a CPU that is
-    // armed may have set its timer for something later.
+/// Has CPU `number` look whether its timer is wanted, unless that fires by TSC `by` anyway, or the CPU is about to look for
+/// work. What it is to see is there already.
+pub fn ask_for_timer(number: u32, by: u64) {
+    // As for a thread: either the other CPU sees it after its timer has fired, or this one sees that it stands still; and a CPU
+    // that is armed may have set its timer for something later.
     core::sync::atomic::fence(Ordering::SeqCst);
     let Some(cpu) = get(number) else { return };
-    if cpu.idle().is_armed() || !(cpu.idle().is_polling() || cpu.is_slicing()) {
+    if cpu.idle().is_armed() || !(cpu.idle().is_polling() || cpu.timer_at() <= by) {
         apic::interrupt_cpu(number, vectors::RESCHED_VECTOR);
     }
 }

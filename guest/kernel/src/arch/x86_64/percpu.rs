@@ -107,9 +107,11 @@ pub struct PerCpu {
     mask_depth: AtomicU32,
     /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
-    /// [`Slicing`].
-    slicing: AtomicU32,
     cpu: u32,
+    /// The TSC at which the CPU's timer fires; [`NEVER`] while it stands still. Other CPUs read it.
+    timer_at: AtomicU64,
+    /// The TSC at which the time slice of the running thread ends; [`NEVER`] while nobody waits for the CPU.
+    slice_end: AtomicU64,
     /// Descriptors of a CPU that did not boot: those of the image, with its own TSS.
     gdt: UnsafeCell<[u64; 8]>,
     /// What `lgdt` wants: limit, then address.
@@ -160,15 +162,8 @@ pub enum Depth {
     Masked,
 }
 
-/// Whether a CPU's timer will end the time slice that runs there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Slicing {
-    /// It will not.
-    No = 0,
-    /// It will, within a tick.
-    Yes = 1,
-}
+/// A TSC that does not come.
+pub const NEVER: u64 = u64::MAX;
 
 /// Where the running thread's stack and its trap slots lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,7 +243,8 @@ impl PerCpu {
             this,
             mask_depth: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
-            slicing: AtomicU32::new(0),
+            timer_at: AtomicU64::new(NEVER),
+            slice_end: AtomicU64::new(NEVER),
             gdt: UnsafeCell::new([0; 8]),
             gdt_pointer: UnsafeCell::new([0; 8]),
             cpu,
@@ -468,17 +464,27 @@ impl PerCpu {
         }
     }
 
-    /// Says whether this CPU's timer will end the running time slice. What it was before.
-    pub fn set_slicing(&self, slicing: Slicing) -> Slicing {
-        let before = self.slicing.swap(slicing as u32, Ordering::SeqCst);
-        if before == Slicing::Yes as u32 { Slicing::Yes } else { Slicing::No }
+    /// The TSC at which this CPU's timer fires, or [`NEVER`]. Another CPU has ordered this after what it wants the CPU to see
+    /// then.
+    #[must_use]
+    pub fn timer_at(&self) -> u64 {
+        self.timer_at.load(Ordering::SeqCst)
     }
 
-    /// Whether the CPU's timer will end the running time slice. The caller has ordered this after what it wants the CPU to
-    /// see then.
+    /// Says when this CPU's timer fires.
+    pub fn set_timer_at(&self, tsc: u64) {
+        self.timer_at.store(tsc, Ordering::SeqCst);
+    }
+
+    /// The TSC at which the running time slice ends, or [`NEVER`].
     #[must_use]
-    pub fn is_slicing(&self) -> bool {
-        self.slicing.load(Ordering::SeqCst) == Slicing::Yes as u32
+    pub fn slice_end(&self) -> u64 {
+        self.slice_end.load(Ordering::Relaxed)
+    }
+
+    /// Says when the running time slice ends.
+    pub fn set_slice_end(&self, tsc: u64) {
+        self.slice_end.store(tsc, Ordering::Relaxed);
     }
 
     /// Leaves no room on the trap stack: the next trap is a double fault.
