@@ -169,6 +169,11 @@ unsafe impl Machine for KernelMachine {
     }
 
     #[inline]
+    fn intr_point(&self) {
+        interrupt::point();
+    }
+
+    #[inline]
     fn intr_disable(&self) {
         interrupt::defer();
     }

@@ -142,6 +142,11 @@ pub unsafe trait Machine: Sized {
     /// scheduler's lock held, and often: a clock that runs need not be started again.
     fn clock_needed(&self, _pcpu: &Pcpu, _due: Option<u64>) {}
 
+    /// Handles those interrupts that came while they were deferred and need no lock of the memory system: the clock's, another
+    /// CPU's, the host's pause. Others go on waiting. Called with interrupts deferred, and any mutex owned but the
+    /// scheduler's. Does not switch.
+    fn intr_point(&self) {}
+
     /// Defers interrupts, and with them preemption. Nests.
     fn intr_disable(&self);
 

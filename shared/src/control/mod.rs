@@ -10,7 +10,8 @@
 //! interrupt ([`DOORBELL_VECTOR`]) from the host.
 //!
 //! **Pause.** The host may ask a CPU to stand still where nothing is half done: it raises [`PAUSE_VECTOR`], and the kernel,
-//! as soon as it owns no mutex and no spin lock, writes to [`PAUSE_PORT`]. The host holds the CPU in that write for as
+//! as soon as it owns no mutex and no spin lock, writes to [`PAUSE_PORT`]. When that takes long the host says so
+//! ([`Pausing::Urgent`]), and a loop that owns a mutex writes at its next point. The host holds the CPU in that write for as
 //! long as it likes, or lets it go on at once when it has lost patience. Either side may forget about a pause at any time:
 //! a write that nobody waits for means nothing.
 
@@ -35,8 +36,8 @@ pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
 pub use self::wait_message::WaitMessage;
 pub use self::wire::WireError;
 use crate::addr::{GuestPhys, KPtr};
-use crate::clock::ClockBase;
 use crate::atomic::{AtomicU32, Ordering, fence};
+use crate::clock::ClockBase;
 use crate::crash::CrashRecord;
 use crate::field::Field;
 use crate::layout::KernelRoots;
@@ -57,8 +58,30 @@ pub const DOORBELL_VECTOR: u8 = 0x51;
 
 /// The interrupt that asks a CPU to pause.
 pub const PAUSE_VECTOR: u8 = 0x53;
-/// The guest writes any value here when it was asked to pause and owns no mutex and no spin lock.
+/// The guest writes a [`Stand`] here when it was asked to pause.
 pub const PAUSE_PORT: u16 = 0x511;
+
+/// How a CPU stands still: what it writes to [`PAUSE_PORT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stand {
+    /// It owns no mutex and no spin lock.
+    Quiescent = 0,
+    /// It owns a mutex, at a point of a loop over pages.
+    Owning = 1,
+}
+
+/// Values of [`ControlRegion::pausing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Pausing {
+    /// CPUs run.
+    No = 0,
+    /// They are to stand still where they own no mutex.
+    Yes = 1,
+    /// They have been waited for: a loop that owns a mutex is to stand still at its next point.
+    Urgent = 2,
+}
 
 /// The guest writes any value here when it waits for another of its CPUs, which may not be running: the host's scheduler is
 /// asked to run somebody else.
@@ -168,8 +191,8 @@ pub struct ControlRegion {
     pub body_cpl: Field<u32>,
     /// Cycles that [`TIMED_INSTRUCTIONS`] CPL0 instructions took on the way in.
     pub cpl0_cycles: Field<u64>,
-    /// Not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the others before they
-    /// stand still, so that nobody is left waiting for an answer.
+    /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the
+    /// others before they stand still, so that nobody is left waiting for an answer.
     pub pausing: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,

@@ -47,7 +47,8 @@ describe!(VmMapEntry {
     protection,
     max_protection,
     inheritance,
-    _pad
+    _pad,
+    deleter
 });
 describe!(MapIndex { root, height, _pad, nodes });
 describe!(MapReserve { home, entries, nodes, unlinked, credits, plain_pages });
@@ -132,6 +133,9 @@ describe!(Pcpu {
     locks,
     lock_prof,
     tlb,
+    pages,
+    longest_pages,
+    clock_interrupts,
     _pad_tlb,
     page_cache
 });

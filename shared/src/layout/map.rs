@@ -87,7 +87,9 @@ pub struct VmMapEntry {
     /// SHARE 0, COPY 1 (the default), NONE 2.
     pub inheritance: Field<u8>,
     #[doc(hidden)]
-    pub _pad: [Field<u8>; 5],
+    pub _pad: Field<u8>,
+    /// Number of the thread that deletes it plus 1, with [`EntryFlags::DELETING`]; else 0.
+    pub deleter: Field<u32>,
 }
 
 impl VmMapEntry {
@@ -113,6 +115,7 @@ const _: () = assert!(size_of::<VmMapEntry>() == 64);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, object) == 32);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, eflags) == 48);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, protection) == 56);
+const _: () = assert!(core::mem::offset_of!(VmMapEntry, deleter) == 60);
 
 /// The B+-tree over a map's entries. Guarded by the map's lock. All zero is no tree: creating the map makes the
 /// first node, which holds the header alone.

@@ -21,6 +21,8 @@ bitflags! {
         const ZERO = 0x0040;
         /// On no paging queue, without pv entries.
         const UNMANAGED = 0x0800;
+        /// Holds the home of a map that can be named by its address. Not one of FreeBSD's.
+        const MAP_HOME = 0x8000;
         /// Has been handed out since boot. A page without it is as the boot left it.
         const TOUCHED = 0x4000;
     }

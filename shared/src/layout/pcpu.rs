@@ -38,8 +38,14 @@ pub struct Pcpu {
     pub lock_prof: Field<u64>,
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
+    /// Pages that it has worked on since interrupts could last be taken there, while it owns a mutex.
+    pub pages: Field<u64>,
+    /// The most that these have been.
+    pub longest_pages: Field<u64>,
+    /// Interrupts of its timer.
+    pub clock_interrupts: Field<u64>,
     #[doc(hidden)]
-    pub _pad_tlb: [Field<u64>; 7],
+    pub _pad_tlb: [Field<u64>; 4],
     /// Free pages that it takes and gives without a look at the buddy lists.
     pub page_cache: PageCache,
 }

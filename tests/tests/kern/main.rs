@@ -2,6 +2,7 @@
 //! them together; and what an access then comes to. Every guest is looked over at the end of its test: see
 //! [`vmkern_tests::invariants`].
 
+mod clock;
 mod faults;
 mod kmem_alloc;
 mod kmem_alloc_nofault;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vmkern_abi::control::{ControlRegion, PAUSE_VECTOR};
+use vmkern_abi::control::{ControlRegion, PAUSE_VECTOR, Pausing};
 
 use super::bell::Bell;
 use super::error::ContractError;
@@ -43,21 +43,22 @@ impl Machine {
     /// # Errors
     /// When a vCPU's thread does not come out of the host's kernel.
     pub(crate) fn pause(&self, limit: Duration) -> Result<HeldCrew<'_>, ContractError> {
-        self.set_pausing(1);
-        let held = crew::pause(&self.vcpus.states, limit, |vcpu| {
+        self.set_pausing(Pausing::Yes);
+        let ask = |vcpu: &VcpuState| {
             // A vCPU that cannot be asked is held where it is.
             if let Err(error) = self.vm.signal(vcpu.id, PAUSE_VECTOR) {
                 log::warn!("vCPU {} cannot be asked to pause: {error}", vcpu.id);
             }
-        });
-        self.set_pausing(0);
+        };
+        let held = crew::pause(&self.vcpus.states, limit, ask, || self.set_pausing(Pausing::Urgent));
+        self.set_pausing(Pausing::No);
         held
     }
 
     /// Writes [`ControlRegion::pausing`].
-    fn set_pausing(&self, value: u32) {
+    fn set_pausing(&self, value: Pausing) {
         let at = boot::CONTROL.add(offset_of!(ControlRegion, pausing) as u64);
-        if let Err(error) = self.ram.write(at, &value.to_le_bytes()) {
+        if let Err(error) = self.ram.write(at, &(value as u32).to_le_bytes()) {
             log::error!("the control region: {error}");
         }
     }

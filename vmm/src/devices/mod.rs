@@ -5,10 +5,11 @@
 
 mod serial;
 
-use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, LOG_PORT, PAUSE_PORT, YIELD_PORT};
+use vmkern_abi::control::{DOORBELL_PORT, EXIT_PORT, LOG_PORT, PAUSE_PORT, Stand, YIELD_PORT};
 
 pub(crate) use self::serial::Console;
 use self::serial::{COM1, COM1_LAST, Uart};
+use crate::kvm::Standing;
 
 /// What a write to a port asks of the vCPU's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +24,8 @@ pub(crate) enum PortEvent {
     Log,
     /// The vCPU waits for another one: somebody else should run.
     Yield,
-    /// The guest owns no lock, and can stand still here.
-    Quiescent,
+    /// The guest can stand still here.
+    Stands(Standing),
 }
 
 /// The ports.
@@ -45,7 +46,8 @@ impl PortBus {
             (EXIT_PORT, [code, ..]) => return PortEvent::Exit(*code),
             (DOORBELL_PORT, _) => return PortEvent::Doorbell,
             (LOG_PORT, _) => return PortEvent::Log,
-            (PAUSE_PORT, _) => return PortEvent::Quiescent,
+            (PAUSE_PORT, &[how, ..]) if how == Stand::Quiescent as u8 => return PortEvent::Stands(Standing::Quiescent),
+            (PAUSE_PORT, _) => return PortEvent::Stands(Standing::Owning),
             (YIELD_PORT, _) => return PortEvent::Yield,
             (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
             _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where nothing is"),
@@ -82,6 +84,8 @@ mod tests {
         assert_eq!(bus.write(EXIT_PORT, &[0x12]), PortEvent::Exit(0x12));
         assert_eq!(bus.write(DOORBELL_PORT, &[0]), PortEvent::Doorbell);
         assert_eq!(bus.write(LOG_PORT, &[0]), PortEvent::Log);
+        assert_eq!(bus.write(PAUSE_PORT, &[0]), PortEvent::Stands(Standing::Quiescent));
+        assert_eq!(bus.write(PAUSE_PORT, &[1]), PortEvent::Stands(Standing::Owning));
         assert_eq!(bus.write(0x80, &[1, 2, 3, 4]), PortEvent::Handled);
         let mut data = [0; 4];
         bus.read(0x80, &mut data);

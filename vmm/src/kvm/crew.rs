@@ -57,7 +57,8 @@ pub(crate) struct HeldCrew<'a> {
 }
 
 /// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if they come to one
-/// soon, for which `ask` sends one an interrupt, and anywhere when `limit` has passed. A halted vCPU is at such a
+/// soon, for which `ask` sends one an interrupt, at points of loops that own mutexes when half of `limit` has passed, of
+/// which `hurry` tells the guest, and anywhere when all of it has. A halted vCPU is at such a
 /// point already, and is not woken; one that has ended is held where it ended; those that are held stay where they are.
 /// Those that were let go a moment ago run first for a moment: looks without end do not stop a guest.
 ///
@@ -67,6 +68,7 @@ pub(crate) fn pause<'a>(
     vcpus: &'a [Arc<VcpuState>],
     limit: Duration,
     ask: impl Fn(&VcpuState),
+    hurry: impl Fn(),
 ) -> Result<HeldCrew<'a>, ContractError> {
     vcpus.iter().for_each(|vcpu| vcpu.let_run());
     let mut held = Vec::with_capacity(vcpus.len());
@@ -93,12 +95,15 @@ pub(crate) fn pause<'a>(
         vcpu.let_go_to_quiescent_point();
         ask(vcpu);
     }
-    let deadline = deadline::after(limit);
-    let mut late = Vec::new();
-    for vcpu in moving {
-        match vcpu.wait_for_quiescent_point(deadline) {
-            Some(standing) => standings.push(standing),
-            None => late.push(vcpu),
+    let mut late = moving;
+    for deadline in [deadline::after(limit / 2), deadline::after(limit)] {
+        late.retain(|vcpu| {
+            let standing = vcpu.wait_for_quiescent_point(deadline);
+            standings.extend(standing);
+            standing.is_none()
+        });
+        if !late.is_empty() {
+            hurry();
         }
     }
     for vcpu in late {

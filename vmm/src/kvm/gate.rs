@@ -20,6 +20,8 @@ const SHARE: Duration = Duration::from_micros(100);
 pub enum Standing {
     /// Where its kernel owns no mutex and no spin lock: it said so, or it is halted.
     Quiescent,
+    /// At a point of a loop over pages whose mutexes its kernel owns: it said so. What they guard may be half changed.
+    Owning,
     /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended stands there.
     Anywhere,
 }
@@ -30,7 +32,7 @@ pub enum Standing {
 pub(super) enum Position {
     /// Everybody.
     Open = 0,
-    /// Everybody but a vCPU at a quiescent point.
+    /// Everybody but a vCPU that said that it stands still.
     HoldsQuiescent = 1,
     /// Nobody.
     Closed = 2,
@@ -70,7 +72,7 @@ impl Gate {
     fn holds(&self, standing: Standing) -> bool {
         match self.position.load(Ordering::SeqCst) {
             position if position == Position::Open as u8 => false,
-            position if position == Position::HoldsQuiescent as u8 => standing == Standing::Quiescent,
+            position if position == Position::HoldsQuiescent as u8 => standing != Standing::Anywhere,
             _ => true,
         }
     }

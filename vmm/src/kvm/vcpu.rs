@@ -308,7 +308,7 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
 fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
     let mut patience = Patience::default();
     loop {
-        let mut quiescent = false;
+        let mut said = None;
         let exit = vcpu.run();
         if exit.is_ok() {
             patience.restore();
@@ -331,8 +331,8 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
                     std::thread::yield_now();
                     None
                 }
-                PortEvent::Quiescent => {
-                    quiescent = true;
+                PortEvent::Stands(standing) => {
+                    said = Some(standing);
                     None
                 }
             },
@@ -373,7 +373,11 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
             state.see(now, vcpu);
             state.answer(vcpu);
             // A kernel halts only where it owns no lock, and a vCPU that was never started owns none either.
-            if quiescent || now != RunState::Running { Standing::Quiescent } else { Standing::Anywhere }
+            match said {
+                Some(standing) => standing,
+                None if now == RunState::Running => Standing::Anywhere,
+                None => Standing::Quiescent,
+            }
         });
         if state.stopping() {
             return VcpuEnd::Stopped(Box::new(registers(vcpu)));

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use vmkern_abi::control::PAUSE_PORT;
+use vmkern_abi::control::{PAUSE_PORT, Pausing, Stand};
 
 use super::region;
 use crate::arch::percpu::PerCpu;
@@ -22,10 +22,25 @@ pub fn stand_still() {
         tlb::spin(spins);
         spins += 1;
     }
+    tell(Stand::Quiescent);
+    STANDING.fetch_and(!(1 << me), Ordering::SeqCst);
+}
+
+/// Whether the host has waited long enough for CPUs that own no mutex: one that owns some is to stand still as well.
+pub fn is_urgent() -> bool {
+    region::get().is_some_and(|region| region.pausing.get() == Pausing::Urgent as u32)
+}
+
+/// Tells the host that this CPU stands still with a mutex, which others may wait for: it waits for nobody. Returns when the
+/// host lets it go on. Interrupts are deferred.
+pub fn stand_owning() {
+    tell(Stand::Owning);
+}
+
+fn tell(how: Stand) {
     // What was written before is in memory, and nothing of what comes after.
     compiler_fence(Ordering::SeqCst);
     // SAFETY: the device behind the port touches no memory. The host may look at all of it, and changes nothing.
-    unsafe { instr::outb(PAUSE_PORT, 0) };
+    unsafe { instr::outb(PAUSE_PORT, how as u8) };
     compiler_fence(Ordering::SeqCst);
-    STANDING.fetch_and(!(1 << me), Ordering::SeqCst);
 }

@@ -172,6 +172,9 @@ impl<M: Machine> Vm<M> {
         } else {
             let (_, held) = self.lock_owner();
             held.set(held.get() & !class.bit());
+            if held.get() == 0 {
+                self.pages_settle();
+            }
             if self.pcpu().lock_prof.get() != 0 {
                 self.count_held(class);
             }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+#[cfg(test)]
+use vmkern_abi::field::Field;
 use vmkern_abi::layout::{Pcpu, Thread};
 use vmkern_abi::pte::PteFlags;
 
@@ -33,6 +35,9 @@ pub struct SimMachine {
     /// What happens elsewhere during the next invalidation.
     #[cfg(test)]
     elsewhere: super::elsewhere::Elsewhere,
+    /// What happens at the next point of a loop over pages.
+    #[cfg(test)]
+    at_point: super::elsewhere::Elsewhere,
     zeroings: AtomicU64,
     pub(super) baton: Arc<Baton>,
     pub(super) interrupts: Interrupts,
@@ -45,6 +50,10 @@ pub struct SimMachine {
     /// The system on this machine, once it is up.
     vm: Arc<OnceLock<Weak<Vm<SimMachine>>>>,
 }
+
+/// Number of the thread that runs elsewhere during an invalidation.
+#[cfg(test)]
+const OTHER_TID: u32 = 0xfff0;
 
 /// Adds to a counter that nobody else changes meanwhile.
 fn count(counter: &AtomicU64) {
@@ -59,6 +68,8 @@ impl SimMachine {
             flushes: AtomicU64::new(0),
             #[cfg(test)]
             elsewhere: super::elsewhere::Elsewhere::default(),
+            #[cfg(test)]
+            at_point: super::elsewhere::Elsewhere::default(),
             zeroings: AtomicU64::new(0),
             baton: Arc::default(),
             interrupts: Interrupts::default(),
@@ -95,6 +106,12 @@ impl SimMachine {
     #[cfg(test)]
     pub fn during_next_flush(&self, work: super::interrupts::Handler) {
         self.elsewhere.set(work);
+    }
+
+    /// At the next point of a loop over pages, an interrupt does `work`, with the mutexes owned that the loop owns.
+    #[cfg(test)]
+    pub fn at_next_point(&self, work: super::interrupts::Handler) {
+        self.at_point.set(work);
     }
 
     /// Invalidations so far.
@@ -146,9 +163,23 @@ unsafe impl Machine for SimMachine {
         count(&self.flushes);
         #[cfg(test)]
         if let (Some(work), Some(vm)) = (self.elsewhere.take(), self.vm()) {
+            // Whoever runs there has another number.
+            let waiter = self.current_thread().non_null().map(|thread| &vm.get(thread).tid);
+            let number = waiter.map(Field::get);
+            waiter.inspect(|tid| tid.set(OTHER_TID));
             work(&vm);
+            waiter.zip(number).inspect(|(tid, number)| tid.set(*number));
         }
         self.tlb().invalidate(start.get() / PAGE_SIZE, end.get() / PAGE_SIZE);
+    }
+
+    #[cfg(test)]
+    fn intr_point(&self) {
+        if let (Some(work), Some(vm)) = (self.at_point.take(), self.vm()) {
+            vm.intr_enter();
+            work(&vm);
+            vm.intr_exit();
+        }
     }
 
     fn pte_flags_base(&self) -> PteFlags {

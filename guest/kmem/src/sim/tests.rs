@@ -10,6 +10,7 @@ mod model;
 mod pageable;
 mod pagecache;
 mod physical;
+mod points;
 mod scale;
 mod shortage;
 mod threads;

@@ -91,6 +91,7 @@ impl<M: Machine> Vm<M> {
         // The pages are there before vm_map_wire, whose faults then only map and wire them.
         self.vm_object_lock(kernel_object);
         for pindex in indices(addr, size) {
+            self.page_point();
             let flags = AllocFlags::NOBUSY | AllocFlags::ZERO | AllocFlags::RETRY;
             if let Some(mem) = self.vm_page_grab(kernel_object, pindex, flags) {
                 self.page(mem).valid.set(VM_PAGE_BITS_ALL);
@@ -193,7 +194,8 @@ impl<M: Machine> Vm<M> {
             }
         }
         let Ok(addr) = space else {
-            let total = self.get(map).size.get();
+            // FreeBSD prints both as `long`.
+            let (size, total) = (size.cast_signed(), self.get(map).size.get().cast_signed());
             self.panic(format_args!("kmem_malloc({size}): kmem_map too small: {total} total allocated"))
         };
         self.kmem_enter(map, addr, size, kmem_object);
@@ -208,6 +210,7 @@ impl<M: Machine> Vm<M> {
 
         self.vm_object_lock(kmem_object);
         for pindex in indices(addr, size) {
+            self.page_point();
             let m = loop {
                 if let Some(m) = self.vm_page_alloc(Some(kmem_object), pindex, class, pflags) {
                     break m;
@@ -249,6 +252,7 @@ impl<M: Machine> Vm<M> {
 
         self.vm_object_lock(kmem_object);
         for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
+            self.page_point();
             if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
                 // The kernel's page tables are there, so that this does not block.
                 self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);
@@ -335,6 +339,7 @@ impl<M: Machine> Vm<M> {
     fn kmem_malloc_undo(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, reached: u64) {
         let kmem_object = self.kmem_object();
         for pindex in (indices(addr, size).start..reached).rev() {
+            self.page_point();
             if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
                 self.vm_page_lock_queues();
                 self.vm_page_unwire(m);

@@ -35,11 +35,11 @@ use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::atomic::{Ordering, fence};
-use vmkern_abi::layout::{EntryFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
+use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
 pub use self::space::{FindSpace, NoRange};
-use super::{Shortage, Vm};
+use super::{Shortage, Vm, phys_of};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
@@ -133,14 +133,17 @@ impl<M: Machine> Vm<M> {
         Ok(map)
     }
 
-    /// Puts `map` at the head of the list of all maps. Who only reads the list needs no lock: a map that is found there is
-    /// whole, and stays.
+    /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads the list or the mark needs no
+    /// lock: a map that is found there is whole, and stays.
     fn map_publish(&self, map: KPtr<VmMap>) {
         let (lock, list) = (&self.state().map_sleep_mtx.owner, &self.state().map_list);
         self.mtx_lock(LockClass::MapSleep, lock);
         self.get(map).next_map.set(list.get());
         fence(Ordering::Release);
         list.set(map);
+        if let Some(home) = phys_of(map).and_then(|pa| self.phys_to_vm_page(pa)) {
+            self.page(home).flags.update(|flags| flags | PageFlags::MAP_HOME);
+        }
         self.mtx_unlock(LockClass::MapSleep, lock);
     }
 

@@ -1,9 +1,11 @@
 //! Finding maps: those that have a name, and those that `kmem_suballoc` made.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::control::MapId;
 use vmkern_abi::field::Field;
-use vmkern_abi::layout::VmMap;
+use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::layout::{PageFlags, VmMap};
 
 use super::Vm;
 use crate::machine::Machine;
@@ -27,14 +29,21 @@ impl<M: Machine> Vm<M> {
         self.named_map(MapId::KMEM).get()
     }
 
-    /// The map with this number, or at this address. An address is believed only if a map is there.
+    /// The map with this number, or at this address, in the same time however many there are. An address is believed only if
+    /// a map is there: it is that of a page of the direct map whose own page says so ([`PageFlags::MAP_HOME`]), which
+    /// nobody can write to by an operation. A map is never destroyed, so that no address goes stale.
     #[must_use]
     pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
         if id.0 < MapId::NAMED_MAX {
             return self.state().map_slot(id)?.get().non_null();
         }
-        let wanted = KPtr::new(GuestVirt::new(id.0));
-        self.vm_maps().find(|&map| map == wanted)
+        let wanted = GuestVirt::new(id.0);
+        let home = dmap_to_phys(wanted).filter(|pa| pa.page_offset() == 0)?;
+        let page = self.page(self.phys_to_vm_page(home)?);
+        let is_home = page.flags.get().contains(PageFlags::MAP_HOME);
+        // Whoever finds the mark finds the map whole.
+        fence(Ordering::Acquire);
+        is_home.then_some(KPtr::new(wanted))
     }
 
     /// All maps, the youngest first.

@@ -17,6 +17,7 @@ pub mod pageout;
 mod pageq;
 pub mod phys;
 pub mod pmap;
+pub mod point;
 mod zeroidle;
 pub mod zone;
 

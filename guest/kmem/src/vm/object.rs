@@ -192,6 +192,7 @@ impl<M: Machine> Vm<M> {
         let mut pindex = first;
         // The page may be another one, or none, after a sleep.
         while let Some(pfn) = self.index_from(obj, pindex) {
+            self.page_point();
             let found = self.page_by_number(pfn).pindex.get();
             if found >= end {
                 break;

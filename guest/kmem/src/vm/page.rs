@@ -201,6 +201,7 @@ impl<M: Machine> Vm<M> {
             page.wire_count.set(1);
         }
         page.act_count.set(0);
+        self.page_worked();
     }
 
     /// Whether a free page is known to hold zeros only.
@@ -339,6 +340,7 @@ impl<M: Machine> Vm<M> {
         if !page.flags.get().contains(PageFlags::ALLOCATED) {
             self.panic(format_args!("vm_page_free: freeing free page"));
         }
+        self.page_worked();
         self.vm_pageq_remove(m);
         self.vm_page_remove(m);
         page.valid.set(0);
@@ -347,6 +349,7 @@ impl<M: Machine> Vm<M> {
             0 => {}
             1 => self.panic(format_args!("vm_page_free: freeing wired page")),
             count => {
+                let count = count.cast_signed();
                 self.panic(format_args!("vm_page_free: invalid wire count ({count}), pindex: {:#x}", page.pindex.get()))
             }
         }

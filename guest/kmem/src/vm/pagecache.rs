@@ -147,6 +147,8 @@ impl<M: Machine> Vm<M> {
             let Some(pfn) = self.vm_phys_take(0) else { break };
             self.page_by_number(pfn).flags.update(|flags| flags | PageFlags::PCPU_CACHE);
             self.page_list_push(&cache.pages, pfn, End::Tail);
+            self.page_worked();
+            self.page_point();
         }
         cache.refills.update(|n| n + 1);
     }
@@ -168,6 +170,8 @@ impl<M: Machine> Vm<M> {
             self.page_list_remove(&cache.pages, pfn);
             self.page_by_number(pfn).flags.update(|flags| flags - PageFlags::PCPU_CACHE);
             self.vm_phys_give(pfn, 0);
+            self.page_worked();
+            self.page_point();
         }
     }
 

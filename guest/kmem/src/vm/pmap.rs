@@ -144,6 +144,7 @@ impl<M: Machine> Vm<M> {
         let new = Pte::new(pa, flags);
         entry.set(new);
         self.pmap_account(new, 1);
+        self.page_worked();
         self.tlb_flush(flush);
         self.pmap_unlock();
     }
@@ -180,6 +181,8 @@ impl<M: Machine> Vm<M> {
         let mut va = start;
         self.pmap_lock();
         while va < end {
+            self.page_point();
+            self.page_worked();
             let (level, next) = self.pmap_next_table(va);
             let stop = next.min(end);
             if level == Level::Pt {
@@ -228,6 +231,8 @@ impl<M: Machine> Vm<M> {
             entry.set(Pte::EMPTY);
             count_entry(table, -1);
             flush.add(va);
+            self.page_worked();
+            self.page_point();
         }
     }
 
@@ -245,6 +250,8 @@ impl<M: Machine> Vm<M> {
             if let Some(m) = self.phys_to_vm_page(old.frame()) {
                 each(m);
             }
+            self.page_worked();
+            self.page_point();
         }
         self.pmap_unlock();
     }
@@ -317,6 +324,7 @@ impl<M: Machine> Vm<M> {
         }
         let mut va = old;
         while va < end {
+            self.page_point();
             if self.pmap_make_table(va).is_err() {
                 self.pmap_ungrow(old, va);
                 return Err(Shortage);
@@ -377,6 +385,8 @@ impl<M: Machine> Vm<M> {
         let mut tables = KPtr::NULL;
         loop {
             self.pmap_unmake_table(va, old, &mut tables);
+            self.page_worked();
+            self.page_point();
             if va <= old {
                 break;
             }
@@ -388,6 +398,7 @@ impl<M: Machine> Vm<M> {
         while let Some(m) = tables.non_null() {
             tables = self.vm_page_unchain(m);
             self.vm_page_free_wired(m, Contents::Zero);
+            self.page_point();
         }
     }
 

@@ -45,6 +45,12 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     if eflags.contains(EntryFlags::DELETING) && !eflags.contains(EntryFlags::IN_TRANSITION) {
         finding(ctx, "entry-transition", entry, || "it is being deleted, but not in transition".to_owned());
     }
+    if eflags.contains(EntryFlags::DELETING) != (entry.deleter != 0) {
+        finding(ctx, "entry-transition", entry, || {
+            let is = if entry.deleter == 0 { "nobody" } else { "somebody" };
+            format!("its deleter is {}, so that {is} deletes it, but its flags say otherwise", entry.deleter)
+        });
+    }
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {
@@ -152,6 +158,7 @@ mod tests {
                 ("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT)),
                 ("entry-transition", |e| e.eflags.set(EntryFlags::IN_TRANSITION)),
                 ("entry-transition", |e| e.eflags.set(EntryFlags::DELETING)),
+                ("entry-transition", |e| e.deleter.set(1)),
                 ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP)),
                 ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)),
                 ("entry-protection", |e| e.protection.set(Protection::READ)),

@@ -85,10 +85,15 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
 
 fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
-    let known = PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED;
+    let is_home = ctx.owner(pfn) == Some(Owner::MapHome);
+    let mark = if is_home { PageFlags::MAP_HOME } else { PageFlags::empty() };
+    let known = PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED | mark;
     let fault = |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
     if !page.flags.contains(PageFlags::TOUCHED) || !known.contains(page.flags) {
         fault(format!("page {pfn:#x} is handed out, with the flags {:?}", page.flags));
+    }
+    if is_home && !page.flags.contains(mark) && ctx.is_quiet() {
+        fault(format!("page {pfn:#x} is the home of a map, but is not marked as one: {:?}", page.flags));
     }
     if page.block != 0 {
         fault(format!("page {pfn:#x} is handed out, but heads a free block of order {}", page.block - 1));

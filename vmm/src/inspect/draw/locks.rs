@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::{Align, Table};
 use super::text::FAINT;
-use crate::inspect::report::{LockClassReport, LockCounts, LocksReport, TlbReport};
+use crate::inspect::report::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 
 pub(super) fn draw(report: &LocksReport) -> String {
     let mut table = Table::new(&[
@@ -38,12 +38,16 @@ pub(super) fn draw(report: &LocksReport) -> String {
     let mut out = table.draw(0);
     out.push('\n');
     out.push_str(&translations(&report.tlb));
+    out.push('\n');
+    out.push_str(&interrupts(&report.cpus));
     let _ = writeln!(
         out,
         "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
          Held cycles are counted with the tunable debug.lock.prof.enable=1. ASKED: CPUs\n\
          that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later.\n\
-         ANSWERED: CPUs that asked this one, MERGED: served by a flush of its own{FAINT:#}"
+         ANSWERED: CPUs that asked this one, MERGED: served by a flush of its own.\n\
+         TIMER: interrupts of the CPU's timer; PAGES: the most that it worked on, with a\n\
+         mutex owned, before interrupts could be taken{FAINT:#}"
     );
     out
 }
@@ -64,6 +68,14 @@ fn translations(cpus: &[TlbReport]) -> String {
         let asked = [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.interrupts, tlb.skipped];
         let numbers = asked.into_iter().chain([tlb.answered, tlb.merged, tlb.caught_up]);
         table.row(std::iter::once(format!("cpu {cpu}")).chain(numbers.map(|number| number.to_string())));
+    }
+    table.draw(0)
+}
+
+fn interrupts(cpus: &[InterruptReport]) -> String {
+    let mut table = Table::new(&[("INTERRUPTS", Align::Left), ("TIMER", Align::Right), ("PAGES", Align::Right)]);
+    for (number, cpu) in cpus.iter().enumerate() {
+        table.row([format!("cpu {number}"), cpu.clock_interrupts.to_string(), cpu.longest_pages.to_string()]);
     }
     table.draw(0)
 }

@@ -6,11 +6,12 @@ use vmkern_abi::pte::PteFlags;
 use super::{WIDTH, draw};
 use crate::inspect::report::{
     Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage, DiffReport, EntryReport,
-    FreeList, Hex, Inspection, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport,
-    MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
-    PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport, PagesReport, Picture,
-    PteChange, PteState, Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA, SegmentReport, StepReport,
-    Stretch, SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount, VtopReport,
+    FreeList, Hex, Inspection, InterruptReport, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff,
+    MapEntriesReport, MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef,
+    ObjectReport, ObjectsReport, PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport,
+    PagesReport, Picture, PteChange, PteState, Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA,
+    SegmentReport, StepReport, Stretch, SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount,
+    VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
@@ -339,6 +340,7 @@ fn locks_are_summed_and_told_by_cpu() {
         profiling: true,
         classes: vec![class("vm page free queue mutex", "mutex"), unused, class("user map", "sx")],
         tlb: vec![asked, TlbReport::default()],
+        cpus: vec![InterruptReport { clock_interrupts: 12, longest_pages: 34 }, InterruptReport::default()],
     };
     check(include_str!("golden/locks.txt"), Body::Locks(report), Vec::new());
 }

@@ -92,6 +92,15 @@ impl TlbReport {
     }
 }
 
+/// What a CPU has done with interrupts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct InterruptReport {
+    /// Interrupts of its timer.
+    pub clock_interrupts: u64,
+    /// The most pages that it worked on without a point at which interrupts could be taken, while it owned a mutex.
+    pub longest_pages: u64,
+}
+
 /// `inspect locks`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LocksReport {
@@ -101,6 +110,8 @@ pub struct LocksReport {
     pub classes: Vec<LockClassReport>,
     /// Translations, by CPU.
     pub tlb: Vec<TlbReport>,
+    /// Interrupts, by CPU.
+    pub cpus: Vec<InterruptReport>,
 }
 
 pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
@@ -116,5 +127,10 @@ pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
         profiling: cpus.first().is_some_and(|cpu| cpu.lock_prof.get() != 0),
         classes: LOCK_CLASS_NAMES.iter().enumerate().map(class).collect(),
         tlb: cpus.iter().map(|cpu| TlbReport::of(&cpu.tlb)).collect(),
+        cpus: cpus.iter().map(interrupts).collect(),
     }
+}
+
+fn interrupts(cpu: &Pcpu) -> InterruptReport {
+    InterruptReport { clock_interrupts: cpu.clock_interrupts.get(), longest_pages: cpu.longest_pages.get() }
 }

@@ -38,7 +38,7 @@ pub use self::diff::{
 };
 pub use self::entries::{EntryReport, rwx};
 pub use self::hex::Hex;
-pub use self::locks::{LockClassReport, LockCounts, LocksReport, TlbReport};
+pub use self::locks::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 pub use self::maps::{MapEntriesReport, MapReport, MapsReport};
 pub use self::objects::{ObjectBrief, ObjectReport, ObjectsReport};
 pub use self::page::{MappingReport, PageReport, PageState};

@@ -6,7 +6,8 @@
 //! those come to an end, it is noted, too ([`NESTING_MAX`]).
 //!
 //! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
-//! them free. That is the place to stand still for the host ([`pause`]).
+//! them free. That is the place to stand still for the host ([`pause`]). A loop that owns a mutex for long has points
+//! ([`point`]) at which those interrupts are taken that need none.
 //!
 //! **Halting.** The idle loop arms itself ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)), looks once more for work, and halts; every interrupt and
 //! every switch of threads disarms it, so that one which comes after the look ends the halt before it begins.
@@ -19,6 +20,7 @@ use vmkern_abi::control::{DOORBELL_VECTOR, PAUSE_VECTOR};
 use super::percpu::{self, Depth, PerCpu, SLOT};
 use super::{apic, nucleus, switch, tlb, vectors};
 use crate::host::pause;
+use crate::memory;
 
 static TIMER_INTERRUPTS: AtomicU64 = AtomicU64::new(0);
 
@@ -83,6 +85,9 @@ fn handle(which: Deferred) {
     match which {
         Deferred::Timer => {
             TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+            if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {
+                vm.get(pcpu).clock_interrupts.update(|n| n + 1);
+            }
             crate::threads::handle_interrupt(which);
         }
         Deferred::Doorbell | Deferred::Operation | Deferred::Resched => crate::threads::handle_interrupt(which),
@@ -108,6 +113,24 @@ pub fn allow() {
     compiler_fence(Ordering::SeqCst);
     if PerCpu::unmask() == Depth::Free && (PerCpu::is_due() || crate::threads::switch_owed()) {
         catch_up();
+    }
+}
+
+/// Interrupts that are handled at a point of a loop over pages: they need no lock that may be owned there.
+const AT_POINTS: u32 = Deferred::Shootdown as u32 | Deferred::Timer as u32 | Deferred::Resched as u32;
+
+/// Handles, with interrupts deferred and mutexes owned, what has come meanwhile and needs none of them. All else goes on
+/// waiting, an operation in a handler, say, and a switch of threads. The host's pause waits, too, as long as the host lets
+/// it: where no mutex is owned more can be seen.
+pub fn point() {
+    tlb::poll();
+    let pause = if pause::is_urgent() { Deferred::Pause as u32 } else { 0 };
+    let due = PerCpu::current().deferred().fetch_and(!(AT_POINTS | pause), Ordering::Relaxed) & (AT_POINTS | pause);
+    for which in Deferred::ALL.into_iter().filter(|&which| due & which as u32 != 0) {
+        match which {
+            Deferred::Pause => pause::stand_owning(),
+            which => handle(which),
+        }
     }
 }
 

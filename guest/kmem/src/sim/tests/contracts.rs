@@ -1,12 +1,13 @@
 //! What each function promises at the edges of its contract.
 
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
-use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
+use vmkern_abi::kva::{VM_MIN_KERNEL_ADDRESS, dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::VmMap;
 
 use super::super::check::check;
 use super::{MIB, NOWAIT, boot};
+use crate::window::PageTable;
 
 #[test]
 fn sizes_that_are_zero_or_wrap_give_nothing_and_leak_nothing() {
@@ -156,4 +157,47 @@ fn a_map_that_does_not_exist_is_an_invalid_argument() {
         assert_eq!(sim.execute(&Op::KmemAlloc { map, size: 1 }), error);
         assert_eq!(sim.execute(&Op::KmemFree { map, addr: GuestVirt::new(0), size: 1 }), error);
     }
+}
+
+#[test]
+fn a_map_is_found_without_a_look_at_the_others() {
+    let sim = boot();
+    let ids: Vec<MapId> = (0..50)
+        .map(|_| {
+            let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: PAGE_SIZE, kind: MapKind::System };
+            MapId(sim.address(&op).expect("there is room").get())
+        })
+        .collect();
+    let list = &sim.vm().state().map_list;
+    let head = list.get();
+    list.set(KPtr::NULL);
+    for id in ids {
+        assert_eq!(sim.vm().map_by_id(id).map(|map| map.addr().get()), Some(id.0));
+    }
+    list.set(head);
+    check(&sim);
+}
+
+#[test]
+fn no_address_is_believed_to_be_a_map_because_of_what_lies_there() {
+    let sim = boot();
+    let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: PAGE_SIZE, kind: MapKind::System };
+    let map = sim.address(&op).expect("there is room");
+    let copy = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is room");
+    let home = dmap_to_phys(map).expect("it lies in the direct map");
+    let page = sim.vm().pmap_extract(copy).expect("it is mapped");
+    for (to, from) in sim.vm().at::<PageTable>(page).iter().zip(sim.vm().at::<PageTable>(home)) {
+        to.set(from.get());
+    }
+    let forged = phys_to_dmap(page);
+    // Not in the direct map; past the end of memory; below the first managed page; the ends of all numbers.
+    let far = phys_to_dmap(GuestPhys::new(1 << 38));
+    let wrong = [copy, forged, phys_to_dmap(home.add(PAGE_SIZE)), far, phys_to_dmap(GuestPhys::new(0))];
+    let wrong = wrong.into_iter().map(GuestVirt::get).chain([u64::MAX, u64::MAX - 4095, 1 << 63, 0x1000]);
+    for id in wrong {
+        assert!(sim.vm().map_by_id(MapId(id)).is_none(), "{id:#x}");
+        let outcome = sim.execute(&Op::KmemMalloc { map: MapId(id), size: PAGE_SIZE, flags: NOWAIT });
+        assert_eq!(outcome, Outcome::Error(KernReturn::InvalidArgument), "{id:#x}");
+    }
+    assert!(sim.vm().map_by_id(MapId(map.get())).is_some());
 }

@@ -55,14 +55,14 @@ fn rescued_at(invocation: u64) -> (Outcome, u64, u64) {
 #[test]
 fn a_hole_freed_by_the_fourth_lowmem_event_ends_the_nokva_loop_after_1_5_seconds() {
     let (_, events, ticks) = rescued_at(4);
-    assert_eq!((events, ticks), (4, 150));
+    assert_eq!((events, ticks), (4, 1500));
 }
 
 #[test]
 fn success_on_retry_k_leaves_k_plus_1_events_and_the_sleeps_before_it() {
     for k in 0..8 {
         let (_, events, ticks) = rescued_at(k + 1);
-        assert_eq!((events, ticks), (k + 1, (1..=k).map(|i| 25 * i).sum()), "retry {k}");
+        assert_eq!((events, ticks), (k + 1, (1..=k).map(|i| 250 * i).sum()), "retry {k}");
     }
 }
 
@@ -88,7 +88,7 @@ fn exhausted(tunables: Tunables) -> (String, u64, u64, u64) {
 fn without_a_hole_kmem_malloc_asks_8_times_sleeps_9_seconds_and_panics_with_freebsds_text() {
     let (message, events, reclaims, ticks) = exhausted(Tunables::default());
     assert_eq!(message, format!("kmem_malloc(8192): kmem_map too small: {} total allocated", 12 * MIB));
-    assert_eq!((events, reclaims, ticks), (8, 8, 36 * 25));
+    assert_eq!((events, reclaims, ticks), (8, 8, 36 * 250));
 }
 
 /// What `kmem_malloc` gives when a hole for it is freed after so many ticks.
@@ -106,9 +106,9 @@ fn freed_after(ticks: u64) -> Result<Outcome, String> {
 
 #[test]
 fn the_last_sleep_is_followed_by_the_panic_without_another_try() {
-    // The eighth event comes after 0.25 + 0.5 + ... + 1.75 seconds, which is 700 ticks.
-    assert!(matches!(freed_after(690), Ok(Outcome::Value(_))));
-    let message = freed_after(710).expect_err("it comes too late");
+    // The eighth event comes after 0.25 + 0.5 + ... + 1.75 seconds, which is 7000 ticks.
+    assert!(matches!(freed_after(6900), Ok(Outcome::Value(_))));
+    let message = freed_after(7100).expect_err("it comes too late");
     assert!(message.contains("kmem_map too small"), "{message}");
 }
 
@@ -180,7 +180,7 @@ fn kmem_alloc_waits_at_v_free_reserved_and_goes_on_when_the_pagedaemon_finds_mem
     let events = cnt.lowmem_events.get();
     let before = cnt.ticks.get();
     assert!(sim.advance().is_some(), "the pagedaemon tries again");
-    assert_eq!((cnt.ticks.get() - before, cnt.lowmem_events.get() - events), (50, 1), "every half second");
+    assert_eq!((cnt.ticks.get() - before, cnt.lowmem_events.get() - events), (500, 1), "every half second");
     for _ in 0..400 {
         sim.free(MapId::KMEM, blocks.pop().expect("enough blocks"), PAGE_SIZE);
     }

@@ -2,10 +2,13 @@
 //!
 //! **Addresses and translations.** An address must not be given out again while a CPU remembers what it led to. With
 //! several CPUs, dropping a translation means waiting for all of them, so that nobody else could use the map meanwhile.
-//! A system map is therefore unlocked during that wait. The entry stays, unwired and unmapped, and marked
-//! ([`EntryFlags::DELETING`]): its addresses are taken, but to everybody else it is gone. Who deletes passes it over, who
-//! faults finds nothing, and as it is in transition, too, nobody cuts it or merges it. Interrupts stay deferred, so that
-//! on one CPU the deletion is as whole as under the lock.
+//! A system map is therefore unlocked during that wait, of which there is one for a whole range. The entries stay, unwired and
+//! unmapped, and marked ([`EntryFlags::DELETING`], [`VmMapEntry::deleter`]): their addresses are taken, but to everybody
+//! else they are gone. Who deletes passes them over, who faults finds nothing, and as they are in transition, too, nobody
+//! cuts or merges them. Interrupts stay deferred, so that on one CPU the deletion is as whole as under the lock.
+//!
+//! **Holes.** What others enter into the holes of the range meanwhile was entered after the deletion, and stays. They may find
+//! no room, or higher room, where FreeBSD has them wait for the lock and find the freed addresses.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
@@ -15,6 +18,16 @@ use super::{Lookup, header};
 use crate::machine::Machine;
 use crate::vm::Vm;
 use crate::vm::pmap::TlbFlush;
+
+/// What the first pass of a deletion has come to.
+struct Marked {
+    /// The first entry that was marked.
+    first: Option<KPtr<VmMapEntry>>,
+    /// The translations that CPUs may remember.
+    flush: TlbFlush,
+    /// Where to go on, and the entry there, on which somebody else works.
+    resume: Option<(GuestVirt, KPtr<VmMapEntry>)>,
+}
 
 impl<M: Machine> Vm<M> {
     /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never fails. Takes the
@@ -31,20 +44,39 @@ impl<M: Machine> Vm<M> {
     /// transition and, with several CPUs, for translations to go, with the map unlocked meanwhile.
     ///
     /// An entry goes in this order: its wiring, its translations (so that nothing can reach the pages any more), its
-    /// pages, its reference to the object, and itself. An empty range inside an entry cuts that entry, as in FreeBSD.
+    /// pages, its reference to the object, and itself. All entries of the range lose wiring and translations before one
+    /// flush for all of them, and pages after it. An empty range inside an entry cuts that entry, as in FreeBSD.
     pub fn vm_map_delete(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
+        let mut resume = Some(start);
+        while let Some(start) = resume {
+            let marked = self.map_delete_mark(map, start, end);
+            resume = marked.resume.map(|(start, _)| start);
+            match (marked.first, marked.resume) {
+                (Some(first), _) => {
+                    let first = self.map_flush(map, first, marked.flush);
+                    self.map_delete_marked(map, first, end);
+                }
+                (None, Some((_, entry))) => self.map_wait_for_transition(map, entry),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Takes wiring and translations of the entries of `[start, end)` away and marks them as being deleted, up to the first
+    /// that somebody else works on.
+    fn map_delete_mark(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Marked {
+        let mut marked = Marked { first: None, flush: TlbFlush::NONE, resume: None };
         let mut entry = self.map_delete_from(map, start);
         while entry != header(map) && self.get(entry).start.get() < end {
             let e = self.get(entry);
+            self.page_point();
             if e.eflags.get().contains(EntryFlags::DELETING) {
                 entry = e.next.get();
                 continue;
             }
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
-                let resume = e.start.get();
-                self.map_wait_for_transition(map, entry);
-                entry = self.map_delete_from(map, resume);
-                continue;
+                marked.resume = Some((e.start.get(), entry));
+                break;
             }
             self.vm_map_clip_end(map, entry, end);
             if e.wired_count.get() != 0 {
@@ -52,33 +84,56 @@ impl<M: Machine> Vm<M> {
                 e.wired_count.set(0);
             }
             let flush = self.pmap_remove(e.start.get(), e.end.get());
-            entry = self.map_flush(map, entry, flush);
-            entry = self.vm_map_entry_delete(map, entry);
+            marked.flush = marked.flush.merge(flush);
+            e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION | EntryFlags::DELETING);
+            e.deleter.set(self.curtid() + 1);
+            marked.first.get_or_insert(entry);
+            entry = e.next.get();
+            self.page_worked();
         }
+        marked
     }
 
-    /// Makes all CPUs forget the translations of `entry`, unwired and unmapped, with a system map unlocked meanwhile if
-    /// that takes other CPUs. Gives where the entry is then.
-    fn map_flush(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, flush: TlbFlush) -> KPtr<VmMapEntry> {
+    /// Makes all CPUs forget the translations that `flush` names, of entries that are marked from `first` on, with a
+    /// system map unlocked meanwhile if that takes other CPUs. Gives where the first of them is then.
+    fn map_flush(&self, map: KPtr<VmMap>, first: KPtr<VmMapEntry>, flush: TlbFlush) -> KPtr<VmMapEntry> {
         if flush == TlbFlush::NONE || self.cnt().ncpu.get() == 1 || self.get(map).system_map.get() == 0 {
             self.tlb_flush(flush);
-            return entry;
+            return first;
         }
-        let (start, mark) = (self.get(entry).start.get(), EntryFlags::IN_TRANSITION | EntryFlags::DELETING);
-        self.get(entry).eflags.update(|eflags| eflags | mark);
+        let start = self.get(first).start.get();
         self.machine().intr_disable();
         self.vm_map_unlock(map);
         self.tlb_flush(flush);
         self.vm_map_lock(map);
         self.machine().intr_restore();
         // Entries move when others go.
-        let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, start) else {
-            self.panic(format_args!("vm_map_delete: the entry at {start} is gone"));
-        };
-        if self.map_transition_end(self.get(entry)) == Waiters::Some {
+        match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(first) => first,
+            Lookup::After(_) => self.panic(format_args!("vm_map_delete: the entry at {start} is gone")),
+        }
+    }
+
+    /// Takes the entries out of the map that the running thread has marked, from `first` on and below `end`. What others
+    /// have entered or marked meanwhile stays.
+    fn map_delete_marked(&self, map: KPtr<VmMap>, first: KPtr<VmMapEntry>, end: GuestVirt) {
+        let (me, mut waiters) = (self.curtid() + 1, Waiters::None);
+        let mut entry = first;
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            self.page_point();
+            if e.deleter.get() == me {
+                waiters = waiters.max(self.map_transition_end(e));
+                e.deleter.set(0);
+                entry = self.vm_map_entry_delete(map, entry);
+            } else {
+                entry = e.next.get();
+            }
+            self.page_worked();
+        }
+        if waiters == Waiters::Some {
             self.vm_map_wakeup(map);
         }
-        entry
     }
 
     /// The first entry that ends above `start`, cut so that it does not begin below unless it goes anyway.

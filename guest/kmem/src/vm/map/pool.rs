@@ -176,6 +176,7 @@ impl<M: Machine> Vm<M> {
             pool.last.set(before);
             pool.capacity.update(|n| n - T::PER_PAGE);
             self.map_page_free(page);
+            self.page_point();
         }
     }
 

@@ -106,8 +106,10 @@ impl<M: Machine> Vm<M> {
             let nodes = max_nodes(reserve.entries.capacity.get() + VmMapEntry::PER_PAGE + 1);
             while reserve.nodes.capacity.get() < nodes {
                 self.pool_grow::<MapNode>(map)?;
+                self.page_point();
             }
             self.pool_grow::<VmMapEntry>(map)?;
+            self.page_point();
         }
         Ok(())
     }

@@ -41,7 +41,8 @@ fn a_critical_section_puts_preemption_off_until_its_end() {
     sim.spawn(1, move |vm| {
         vm.critical_enter();
         vm.critical_enter();
-        for _ in 0..50 {
+        // Five time slices.
+        for _ in 0..vm.cnt().hz.get() / 2 {
             vm.machine().tick(vm);
         }
         vm.critical_exit();

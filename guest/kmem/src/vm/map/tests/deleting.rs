@@ -120,3 +120,78 @@ fn one_cpu_keeps_the_map_locked() {
     free_while(&f, 2, move |vm| assert_ne!(vm.get(map).lock.owner.get(), 0));
     assert_eq!(f.ranges(), [(0, 2), (4, 6)]);
 }
+
+/// Blocks of two pages at pages 0, 4, 8, ... 28, each an entry, on a machine that says it has `cpus` CPUs.
+fn eight_blocks(cpus: u64) -> Fixture {
+    let f = Fixture::new();
+    f.vm().cnt().ncpu.set(cpus);
+    assert_eq!(f.vm().kmem_malloc(f.map, 15 * SIZE, MallocFlags::NOWAIT), Some(f.min));
+    for block in 0..7 {
+        f.vm().kmem_free(f.map, f.at(4 * block + 2), SIZE);
+    }
+    assert_eq!(f.ranges().len(), 8);
+    f
+}
+
+#[test]
+fn a_free_over_many_entries_is_one_flush() {
+    for cpus in [1, 2] {
+        let f = eight_blocks(cpus);
+        let (flushes, free) = (f.vm().machine().flushes(), f.vm().cnt().v_free_count.get());
+        // A page of the first and of the last stays.
+        f.vm().kmem_free(f.map, f.at(1), 28 * PAGE_SIZE);
+        assert_eq!(f.vm().machine().flushes() - flushes, 1, "{cpus} CPUs");
+        assert_eq!(f.ranges(), [(0, 1), (29, 30)]);
+        assert_eq!(f.vm().cnt().v_free_count.get(), free + 14);
+        // Nothing in the range has a translation: there is nothing to flush.
+        f.vm().kmem_free(f.map, f.at(1), 28 * PAGE_SIZE);
+        assert_eq!(f.vm().machine().flushes() - flushes, 1);
+    }
+}
+
+#[test]
+fn no_entry_of_a_range_is_in_reach_and_no_page_free_when_the_one_flush_begins() {
+    let f = eight_blocks(2);
+    let (map, free) = (f.map, f.vm().cnt().v_free_count.get());
+    let pages: Vec<_> = (0..8).map(|block| f.at(4 * block)).collect();
+    f.vm().machine().during_next_flush(Box::new(move |vm| {
+        assert_eq!(vm.cnt().v_free_count.get(), free);
+        for &va in &pages {
+            assert_eq!(vm.pmap_extract(va), None);
+            assert_eq!(vm.trap_pfault(va, FaultType::Read), Err(KernReturn::InvalidAddress));
+            assert!(matches!(vm.vm_map_lookup_entry(map, va), Lookup::Inside(_)), "its addresses are taken");
+        }
+    }));
+    f.vm().kmem_free(f.map, f.min, 15 * SIZE);
+    assert_eq!(f.ranges(), []);
+    assert_eq!(f.vm().get(f.vm().kmem_object()).resident_page_count.get(), 0);
+}
+
+#[test]
+fn what_others_enter_into_the_holes_of_a_range_meanwhile_stays() {
+    let f = eight_blocks(2);
+    let (map, hole, high) = (f.map, f.at(2), f.at(30));
+    f.vm().machine().during_next_flush(Box::new(move |vm| {
+        assert_eq!(vm.kmem_malloc(map, SIZE, MallocFlags::NOWAIT), Some(hole));
+        // Room that the deletion will make is none yet.
+        assert_eq!(vm.kmem_malloc(map, 2 * SIZE, MallocFlags::NOWAIT), Some(high));
+    }));
+    f.vm().kmem_free(f.map, f.min, 15 * SIZE);
+    assert_eq!(f.ranges(), [(2, 4), (30, 34)]);
+    f.sim.write(f.at(3), 5);
+    assert_eq!(f.sim.read(f.at(3)), 5);
+}
+
+#[test]
+fn two_who_delete_crossing_ranges_take_each_entry_once() {
+    let f = eight_blocks(2);
+    let (map, from) = (f.map, f.at(16));
+    let free = f.vm().cnt().v_free_count.get();
+    f.vm().machine().during_next_flush(Box::new(move |vm| {
+        vm.kmem_free(map, from, 14 * PAGE_SIZE);
+        assert_eq!(vm.cnt().v_free_count.get(), free + 4, "those that the other has not marked");
+    }));
+    f.vm().kmem_free(f.map, f.min, 24 * PAGE_SIZE);
+    assert_eq!(f.ranges(), []);
+    assert_eq!(f.vm().get(f.vm().kmem_object()).resident_page_count.get(), 0);
+}
