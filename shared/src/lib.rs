@@ -23,6 +23,7 @@ pub mod field;
 pub mod kva;
 pub mod layout;
 pub mod log;
+pub mod paging;
 pub mod pattern;
 pub mod pte;
 pub mod walk;

@@ -10,6 +10,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, phys_to_dmap};
 use vmkern_abi::layout::{Pcpu, Thread};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::PteFlags;
 
 use crate::arch::clock::Clock;
@@ -17,6 +18,7 @@ use crate::arch::percpu::PerCpu;
 use crate::arch::{IMAGE_WINDOW_BYTES, cpus, instr, interrupt, tlb};
 use crate::direct_map;
 use crate::host::pvh::BootData;
+use crate::host::region;
 use crate::once::Once;
 use crate::threads;
 
@@ -101,6 +103,11 @@ unsafe impl Machine for KernelMachine {
     #[inline]
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {
         tlb::invalidate_range(start, end);
+    }
+
+    #[inline]
+    fn paging(&self) -> Paging {
+        region::paging()
     }
 
     #[inline]

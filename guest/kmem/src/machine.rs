@@ -15,6 +15,7 @@ use core::ptr::NonNull;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Thread};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::PteFlags;
 
 use crate::vm::Vm;
@@ -75,6 +76,9 @@ pub unsafe trait Machine: Sized {
     /// Bits that every entry of the kernel's page tables carries besides its own: [`PteFlags::U`] where the kernel
     /// body runs at CPL3, nothing at CPL0.
     fn pte_flags_base(&self) -> PteFlags;
+
+    /// What the CPUs demand of page-table entries.
+    fn paging(&self) -> Paging;
 
     /// Whether a page that is there is refused all the same, so that a test sees what comes of it. A machine that is not
     /// simulated refuses nothing, and has no code for it.

@@ -194,8 +194,8 @@ pub struct ControlRegion {
     /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the
     /// others before they stand still, so that nobody is left waiting for an answer.
     pub pausing: Field<u32>,
-    #[doc(hidden)]
-    pub _pad: Field<u32>,
+    /// What the guest's CPUs demand of page-table entries, by the host before they start: [`Paging::word`](crate::paging::Paging::word).
+    pub paging: Field<u32>,
     /// Where the kernel's structures begin.
     pub roots: Field<KPtr<KernelRoots>>,
     /// TSC when the kernel was entered.

@@ -220,7 +220,7 @@ describe!(ControlRegion {
     body_cpl,
     cpl0_cycles,
     pausing,
-    _pad,
+    paging,
     roots,
     entry_tsc,
     ready_tsc,

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmkern::abi::kva::dmap_to_phys;
+use vmkern::abi::paging::Paging;
 use vmkern::{Anchors, CpuState, GuestPhys, GuestVirt, InspectError, NotRam, PAGE_WORDS, PageWords, Source};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -121,6 +122,14 @@ impl Source for Overlay<'_> {
 
     fn anchors(&self) -> Anchors {
         self.base.anchors()
+    }
+
+    fn holds(&self, at: GuestPhys) -> bool {
+        self.pages.iter().any(|(own, _)| *own == at.pfn()) || self.base.holds(at)
+    }
+
+    fn paging(&self) -> Paging {
+        self.base.paging()
     }
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {

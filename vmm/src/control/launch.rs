@@ -5,6 +5,7 @@
 //! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
 
 use std::io::Write;
+use std::mem::offset_of;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -14,6 +15,7 @@ use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
 use vmkern_abi::boot::{BootArgs, Privilege};
 use vmkern_abi::control::{ControlRegion, ExitCode, Phase, TIMED_INSTRUCTIONS};
+use vmkern_abi::paging::Paging;
 
 use super::bell::Bell;
 use super::builder::Builder;
@@ -129,9 +131,10 @@ fn start_vcpus(
     let logs = logs(&ram, vcpus, console, log)?;
     let args = boot_args(config, selftest);
     let memory = Arc::clone(&ram);
-    let finish = move |tsc_khz: u32| {
+    let finish = move |tsc_khz: u32, paging: Paging| {
         let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
-        boot::write_start_info(&memory, &line).map(|()| entry).map_err(not_ram)
+        let written = write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
+        written.map(|()| entry).map_err(not_ram)
     };
     // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
     let _made = made.iter().take(vcpus.states.len() - 1).count();
@@ -152,6 +155,12 @@ fn logs(
     let _ = vcpus.crew.log_bell.set(Arc::clone(&bell));
     let region = ram.shared::<ControlRegion>(boot::CONTROL).map_err(not_ram)?;
     Ok(Logs::Kept(Keeper::start(region, console.clone(), log, bell)?))
+}
+
+/// Tells the kernel what its CPUs demand of page-table entries.
+fn write_paging(ram: &GuestRam, paging: Paging) -> Result<(), NotRam> {
+    let at = boot::CONTROL.add(offset_of!(ControlRegion, paging) as u64);
+    ram.write(at, &paging.word().to_le_bytes())
 }
 
 fn not_ram(error: NotRam) -> KvmError {

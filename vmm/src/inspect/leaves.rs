@@ -1,13 +1,16 @@
 //! Every mapping of a range, from the page tables.
 //!
 //! One pass over the tables, in place, each read once. Tables that a damaged guest has tied into a knot are entered a few
-//! times and then passed over, so that the work is bounded by the size of memory.
+//! times and then passed over, and one in a page that an image does not hold is not read: nothing but zeros is in it. So
+//! the work is bounded by the bytes that a source holds, whatever RAM it claims. Entries with reserved bits map nothing,
+//! and are told.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
+use vmkern_abi::walk::TableReader as _;
 
 use super::InspectError;
 use super::source::PageWords;
@@ -15,7 +18,7 @@ use super::view::View;
 
 /// How often a table may be entered. A sound one is entered once, or a few times where parts of the address space share
 /// it.
-const VISITS_MAX: u32 = 4;
+const VISITS_MAX: u8 = 4;
 /// Most errors that are told.
 const ERRORS_MAX: u32 = 64;
 
@@ -54,13 +57,41 @@ struct Table<'a> {
     granted: PteFlags,
 }
 
+/// The tables that were looked into, and how often each was.
+#[derive(Default)]
+struct Visits {
+    /// By page number. Zeros until a table is noted: the host gives memory for the pages alone that are written to.
+    counts: Vec<u8>,
+    tables: Vec<GuestPhys>,
+}
+
+impl Visits {
+    fn of(view: &View<'_>) -> Self {
+        let end = view.source().segments().last().map_or(0, |segment| segment.end.get());
+        let pages = usize::try_from(end / PAGE_SIZE).unwrap_or(0);
+        Self { counts: vec![0; pages], tables: Vec::new() }
+    }
+
+    /// Notes one more visit of the table at `at`, which is RAM: how many there were, this one included.
+    fn note(&mut self, at: GuestPhys) -> u8 {
+        let count = usize::try_from(at.pfn()).ok().and_then(|pfn| self.counts.get_mut(pfn));
+        let Some(count) = count else { return u8::MAX };
+        if *count == 0 {
+            self.tables.push(at.page());
+        }
+        *count = count.saturating_add(1);
+        *count
+    }
+}
+
 /// The mappings between two addresses, both inclusive, in ascending order, and the errors met on the way.
 pub struct Leaves<'v, 'a> {
     view: &'v View<'a>,
+    paging: Paging,
     first: u64,
     last: u64,
     stack: Vec<Table<'a>>,
-    visits: HashMap<GuestPhys, u32>,
+    visits: Visits,
     tables: [u64; 4],
     errors: u32,
 }
@@ -71,10 +102,11 @@ impl<'v, 'a> Leaves<'v, 'a> {
     pub fn new(view: &'v View<'a>, first: GuestVirt, last: GuestVirt) -> Self {
         Self {
             view,
+            paging: view.paging(),
             first: first.get(),
             last: last.get(),
             stack: Vec::new(),
-            visits: HashMap::new(),
+            visits: Visits::default(),
             tables: [0; 4],
             errors: 0,
         }
@@ -94,19 +126,20 @@ impl<'v, 'a> Leaves<'v, 'a> {
 
     /// The tables looked into so far, in no order.
     pub fn table_pages(&self) -> impl Iterator<Item = GuestPhys> {
-        self.visits.keys().copied()
+        self.visits.tables.iter().copied()
     }
 
-    fn enter(&mut self, level: Level, at: GuestPhys, base: u64, granted: PteFlags) -> Result<(), InspectError> {
-        let count = self.visits.entry(at).or_default();
-        *count += 1;
-        if *count > VISITS_MAX {
-            let problem = format!("the {} at {at} is used again and again", name(level));
-            return Err(InspectError::damaged("page table", GuestVirt::new(base), problem));
+    fn enter(&mut self, level: Level, at: GuestPhys, base: u64, granted: PteFlags) -> Result<(), Broken> {
+        let words = self.view.table(at).map_err(|error| Broken::Unreadable(Box::new(error)))?;
+        let count = self.visits.note(at);
+        if count > VISITS_MAX {
+            return Err(Broken::Again(level, at));
         }
-        let words = self.view.table(at)?;
-        if *count == 1 {
+        if count == 1 {
             self.tables[level as usize - 1] += 1;
+        }
+        if !self.view.source().holds(at) {
+            return Ok(());
         }
         let index = match self.first.checked_sub(base) {
             Some(below) => usize::try_from(below >> level.shift()).unwrap_or(NPTEPG).min(NPTEPG),
@@ -118,20 +151,44 @@ impl<'v, 'a> Leaves<'v, 'a> {
         Ok(())
     }
 
-    fn tell(&mut self, error: InspectError) -> Option<<Self as Iterator>::Item> {
+    /// What is told of `broken`, met at `base`: nothing once enough was told.
+    fn tell(&mut self, broken: Broken, base: u64) -> Option<<Self as Iterator>::Item> {
         self.errors += 1;
-        (self.errors <= ERRORS_MAX).then_some(Err(error))
+        if self.errors > ERRORS_MAX {
+            self.errors = ERRORS_MAX;
+            return None;
+        }
+        let damaged = |problem| InspectError::damaged("page table", GuestVirt::new(base), problem);
+        Some(Err(match broken {
+            Broken::Unreadable(error) => *error,
+            Broken::Again(level, at) => damaged(format!("the {} at {at} is used again and again", name(level))),
+            Broken::Reserved(level, pte, bits) => {
+                let (level, pte) = (name(level), pte.bits());
+                damaged(format!("the {level} entry {pte:#x} has reserved bits set: {bits:#x}; it translates nothing"))
+            }
+        }))
     }
+}
+
+/// Why an entry leads nowhere. Put into words for those alone that are told.
+enum Broken {
+    /// The table is not RAM.
+    Unreadable(Box<InspectError>),
+    /// The table was entered often enough.
+    Again(Level, GuestPhys),
+    /// These bits are set and must not be.
+    Reserved(Level, Pte, u64),
 }
 
 impl Iterator for Leaves<'_, '_> {
     type Item = Result<Leaf, InspectError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.visits.is_empty() {
+        if self.visits.counts.is_empty() {
+            self.visits = Visits::of(self.view);
             let granted = PteFlags::RW | PteFlags::U;
-            if let Err(error) = self.enter(Level::Pml4, self.view.pml4().page(), 0, granted) {
-                return Some(Err(error));
+            if let Err(broken) = self.enter(Level::Pml4, self.view.pml4().page(), 0, granted) {
+                return self.tell(broken, 0);
             }
         }
         while let Some(table) = self.stack.last_mut() {
@@ -153,6 +210,13 @@ impl Iterator for Leaves<'_, '_> {
             if !pte.is_valid() {
                 continue;
             }
+            let reserved = self.paging.reserved(level, pte);
+            if reserved != 0 {
+                if let Some(item) = self.tell(Broken::Reserved(level, pte, reserved), base) {
+                    return Some(item);
+                }
+                continue;
+            }
             let flags = pte.flags();
             let inherited = PteFlags::RW | PteFlags::U;
             let granted = (table.granted & flags & inherited) | ((table.granted | flags) & PteFlags::NX);
@@ -164,8 +228,8 @@ impl Iterator for Leaves<'_, '_> {
                 return Some(Ok(Leaf { va: GuestVirt::new(base), span: level.span(), phys, flags: own | granted, at }));
             }
             let below = Level::TOP_DOWN[5 - level as usize];
-            if let Err(error) = self.enter(below, pte.frame(), base, granted)
-                && let Some(item) = self.tell(error)
+            if let Err(broken) = self.enter(below, pte.frame(), base, granted)
+                && let Some(item) = self.tell(broken, base)
             {
                 return Some(item);
             }

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::paging::Paging;
 
 use super::InspectError;
-use super::source::{Anchors, CpuState, PageWords, Source};
+use super::source::{Anchors, CpuState, PageWords, Source, paging_of};
 use crate::control::machine::Machine;
 use crate::control::{ContractError, PAUSE_LIMIT};
 use crate::kvm::Standing;
@@ -64,6 +65,11 @@ impl Source for Live<'_> {
 
     fn anchors(&self) -> Anchors {
         self.anchors
+    }
+
+    fn paging(&self) -> Paging {
+        let crew = &self.machine.vcpus.crew;
+        crew.paging.get().map_or(Paging::ANY, |paging| paging_of(*paging, &self.machine.vcpus.cpu_states()))
     }
 
     fn standing(&self) -> Standing {

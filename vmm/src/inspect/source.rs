@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::control::ControlRegion;
 use vmkern_abi::layout::KernelRoots;
+use vmkern_abi::paging::Paging;
 
 use super::InspectError;
 use crate::kvm::memory::NotRam;
@@ -83,6 +84,9 @@ pub trait Source {
     /// Where the kernel's structures begin.
     fn anchors(&self) -> Anchors;
 
+    /// What its CPUs demand of page-table entries.
+    fn paging(&self) -> Paging;
+
     /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one had to be held that came to no quiescent
     /// point, and may be anywhere in the kernel with or without a mutex.
     fn standing(&self) -> Standing {
@@ -127,9 +131,29 @@ pub trait Source {
         self.segments().to_vec()
     }
 
+    /// Whether the page at `at` may hold anything but zeros. An image knows of most that it does not hold.
+    fn holds(&self, _at: GuestPhys) -> bool {
+        true
+    }
+
+    /// Bytes of RAM that may hold anything but zeros: a bound for what is worth reading, and for what a structure's counts may
+    /// claim.
+    fn held_size(&self) -> u64 {
+        self.populated().iter().map(|range| range.end.since(range.start)).sum()
+    }
+
     /// Bytes of RAM.
     fn ram_size(&self) -> u64 {
         self.segments().iter().map(|segment| segment.end.since(segment.start)).sum()
+    }
+}
+
+/// `paging` as it holds on `cpus`: the first of them says whether bit 63 of an entry is reserved.
+pub(super) fn paging_of(paging: Paging, cpus: &[CpuState]) -> Paging {
+    const NXE: u64 = 1 << 11;
+    match cpus.first() {
+        Some(cpu) if cpu.registers.efer & NXE == 0 => paging.without_nx(),
+        _ => paging,
     }
 }
 

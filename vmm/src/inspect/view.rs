@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::KernelRoots;
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::Pte;
-use vmkern_abi::walk::{TableReader, Walk, walk};
+use vmkern_abi::walk::{TableReader, Walk, walk, walk_as_far};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::InspectError;
@@ -27,6 +28,7 @@ pub struct View<'a> {
     source: &'a dyn Source,
     pml4: GuestPhys,
     roots: KPtr<KernelRoots>,
+    paging: Paging,
     tlb: Tlb,
 }
 
@@ -43,6 +45,10 @@ impl TableReader for View<'_> {
         // A table is a whole page: an address that is none would let an entry straddle two.
         let at = table.page().checked_add(index as u64 * 8).unwrap_or(table);
         self.source.load(at).map(Pte::from_bits).map_err(not_ram(PAGE_TABLE))
+    }
+
+    fn paging(&self) -> Paging {
+        self.paging
     }
 }
 
@@ -66,7 +72,7 @@ impl<'a> View<'a> {
     /// A look through the page tables whose root is at `pml4`.
     #[must_use]
     pub fn through(source: &'a dyn Source, pml4: GuestPhys) -> Self {
-        Self { source, pml4, roots: source.anchors().roots, tlb: Tlb::new() }
+        Self { source, pml4, roots: source.anchors().roots, paging: source.paging(), tlb: Tlb::new() }
     }
 
     /// What is looked into.
@@ -93,6 +99,11 @@ impl<'a> View<'a> {
     /// When a table on the way is not RAM.
     pub fn walk(&self, va: GuestVirt) -> Result<Walk, InspectError> {
         walk(self, self.pml4, va)
+    }
+
+    /// [`View::walk`], as far as the tables can be read, and why one could not be.
+    pub(super) fn walk_as_far(&self, va: GuestVirt) -> (Walk, Option<InspectError>) {
+        walk_as_far(self, self.pml4, va)
     }
 
     /// The page-table page at `table`, all 512 entries in place.
@@ -232,6 +243,10 @@ pub(super) mod tests {
 
         fn anchors(&self) -> Anchors {
             Anchors { control: GuestPhys::new(0), pml4: GuestPhys::from_pfn(16), roots: self.roots }
+        }
+
+        fn paging(&self) -> Paging {
+            Paging::ANY
         }
     }
 

@@ -3,6 +3,8 @@
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use vmkern_abi::paging::Paging;
+
 use super::gate::{Held, Standing};
 use super::vcpu::{VcpuEnd, VcpuState};
 use crate::control::ContractError;
@@ -20,14 +22,16 @@ pub(crate) struct Crew {
     pub(crate) tsc_khz: OnceLock<u32>,
     /// Rung by the kernel for the keeper of its log, where there is one.
     pub(crate) log_bell: OnceLock<Arc<Bell>>,
+    /// What they demand of page-table entries, by their CPUID. Known before any of them runs.
+    pub(crate) paging: OnceLock<Paging>,
     members: OnceLock<Vec<Weak<VcpuState>>>,
 }
 
 impl Crew {
     /// `count` vCPUs, numbered from 0.
     pub(crate) fn assemble(bell: Arc<Bell>, count: u32) -> (Arc<Self>, Vec<Arc<VcpuState>>) {
-        let (end, tsc_khz, log_bell, members) = Default::default();
-        let crew = Arc::new(Self { bell, end, tsc_khz, log_bell, members });
+        let (end, tsc_khz, paging, log_bell, members) = Default::default();
+        let crew = Arc::new(Self { bell, end, tsc_khz, paging, log_bell, members });
         let members: Vec<_> = (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
         let _ = crew.members.set(members.iter().map(Arc::downgrade).collect());
         (crew, members)

@@ -11,6 +11,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Error, Kvm, VcpuExit, VcpuFd};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::paging::Paging;
 
 use super::KvmError;
 use super::boot::set_entry_state;
@@ -216,8 +217,17 @@ pub(crate) fn tsc_khz_of(vcpu: &VcpuFd) -> Result<u32, KvmError> {
     ioctl("KVM_GET_TSC_KHZ", || vcpu.get_tsc_khz().map_err(|_| Error::last()))
 }
 
-/// Given the TSC's frequency in kHz, finishes the guest's memory and says where to begin.
-pub(crate) type Finish = Box<dyn FnOnce(u32) -> Result<Entry, KvmError> + Send>;
+/// What a CPU with this CPUID demands of page-table entries.
+fn paging(cpuid: &CpuId) -> Paging {
+    Paging::of_cpuid(|leaf| {
+        let entry = cpuid.as_slice().iter().find(|entry| entry.function == leaf && entry.index == 0);
+        entry.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+    })
+}
+
+/// Given the TSC's frequency in kHz and what the CPUs demand of page-table entries, finishes the guest's memory and says
+/// where to begin.
+pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Entry, KvmError> + Send>;
 
 /// What a vCPU's thread gets to know from the launching thread, in this order.
 pub(crate) struct Orders {
@@ -297,7 +307,8 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
     match orders.start {
         Start::Boot { entry, .. } => {
             let Ok(finish) = entry.recv() else { return Ok(None) };
-            set_entry_state(&vcpu, finish(tsc_khz)?)?;
+            let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
+            set_entry_state(&vcpu, finish(tsc_khz, paging)?)?;
         }
         // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits in KVM for its start-up interrupt.
         Start::Wait(made) => drop(made.send(())),

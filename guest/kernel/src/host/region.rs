@@ -1,16 +1,21 @@
 //! Access to the control region.
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::arch::x86_64::{__cpuid, CpuidResult};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
 use vmkern_abi::kva::KERNBASE;
+use vmkern_abi::paging::Paging;
 use vmkern_abi::{ABI_VERSION, describe};
 
 /// First physical address past low memory, which is mapped at KERNBASE for the loader's data and the region.
 const LOW_MEMORY_END: u64 = 0xa_0000;
 
 static REGION: AtomicPtr<ControlRegion> = AtomicPtr::new(core::ptr::null_mut());
+
+/// [`Paging::word`], once somebody has asked for it.
+static PAGING: AtomicU32 = AtomicU32::new(0);
 
 /// Why the region cannot be used.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +54,30 @@ fn publish_abi(region: &ControlRegion) {
     region.abi_hash.set(describe::HASH);
     region.description.set(GuestPhys::new(text));
     region.description_len.set(describe::LEN as u64);
+}
+
+/// What the CPUs demand of page-table entries: as the host says, whose CPUs they are, or as they say themselves.
+#[must_use]
+#[inline]
+pub fn paging() -> Paging {
+    match PAGING.load(Ordering::Relaxed) {
+        0 => learn_paging(),
+        word => Paging::from_word(word),
+    }
+}
+
+/// Finds out what [`paging`] says from then on. A host that emulates CPL0 does not show its CPUID to CPL3: it tells.
+#[cold]
+fn learn_paging() -> Paging {
+    let paging = match get().map_or(0, |region| region.paging.get()) {
+        0 => Paging::of_cpuid(|leaf| {
+            let CpuidResult { eax, ebx, ecx, edx } = __cpuid(leaf);
+            [eax, ebx, ecx, edx]
+        }),
+        word => Paging::from_word(word),
+    };
+    PAGING.store(paging.word(), Ordering::Relaxed);
+    paging
 }
 
 /// The region in use, if there is one.

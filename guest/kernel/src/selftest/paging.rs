@@ -4,6 +4,7 @@ use core::convert::Infallible;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::kva::{KERNBASE, phys_to_dmap};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
 use vmkern_abi::walk::{Mapping, TableReader, walk};
 
@@ -11,6 +12,7 @@ use super::{Bench, Verdict, same};
 use crate::arch::percpu::PerCpu;
 use crate::arch::stack;
 use crate::direct_map;
+use crate::host::region;
 
 /// Reads tables through the direct map.
 pub struct Tables;
@@ -24,6 +26,10 @@ impl TableReader for Tables {
         // SAFETY: page tables are RAM, which the direct map shows; a concurrent change of A or M is harmless in a
         // volatile read of one word.
         Ok(Pte::from_bits(unsafe { at.add(index).read_volatile() }))
+    }
+
+    fn paging(&self) -> Paging {
+        region::paging()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use loom::thread;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Thread};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{NPTEPG, PteFlags};
 
 use crate::machine::{Machine, ThreadStart};
@@ -87,6 +88,10 @@ unsafe impl<C: Cpus> Machine for Bare<C> {
 
     fn invalidate_range(&self, start: GuestVirt, _end: GuestVirt) {
         unreachable!("nothing is mapped here: {start}")
+    }
+
+    fn paging(&self) -> Paging {
+        Paging::ANY
     }
 
     fn pte_flags_base(&self) -> PteFlags {

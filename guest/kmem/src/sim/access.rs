@@ -5,6 +5,7 @@ use std::slice;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::KernReturn;
 use vmkern_abi::field::Field;
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
 
@@ -26,6 +27,10 @@ impl TableReader for &SimMachine {
 
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Self::Error> {
         Ok(window::at::<PageTable, SimMachine>(self, table)[index].get())
+    }
+
+    fn paging(&self) -> Paging {
+        Machine::paging(*self)
     }
 }
 

@@ -10,6 +10,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 #[cfg(test)]
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{Pcpu, Thread};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::PteFlags;
 
 use super::baton::Baton;
@@ -180,6 +181,10 @@ unsafe impl Machine for SimMachine {
             work(&vm);
             vm.intr_exit();
         }
+    }
+
+    fn paging(&self) -> Paging {
+        Paging::ANY
     }
 
     fn pte_flags_base(&self) -> PteFlags {

@@ -12,6 +12,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS, dmap_to_phys};
 use vmkern_abi::layout::{PageFlags, Protection, VmPage};
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
 
@@ -66,6 +67,11 @@ impl<M: Machine> TableReader for Tables<'_, M> {
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Self::Error> {
         Ok(self.0.at::<PageTable>(table)[index].get())
     }
+
+    #[inline]
+    fn paging(&self) -> Paging {
+        self.0.machine().paging()
+    }
 }
 
 impl<M: Machine> Vm<M> {
@@ -93,12 +99,9 @@ impl<M: Machine> Vm<M> {
 
     /// The page-table entry for `va` (`pmap_pte`), and the page-table page's own page if that is under management.
     fn pmap_pte(&self, va: GuestVirt) -> Option<(&Field<Pte>, Option<&VmPage>)> {
-        let pde = self.pmap_entry(va, Level::Pd)?.get();
-        if !pde.is_valid() || pde.is_large() {
-            return None;
-        }
-        let entry = &self.at::<PageTable>(pde.frame())[Level::Pt.index(va)];
-        Some((entry, self.phys_to_vm_page(pde.frame()).map(|m| self.page(m))))
+        let Ok(found) = walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, Level::Pt);
+        let (table, index) = found?;
+        Some((&self.at::<PageTable>(table)[index], self.phys_to_vm_page(table).map(|m| self.page(m))))
     }
 
     /// Whether `va` belongs to the kernel image's own mapping.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::Pte;
 use vmkern_abi::walk::TableReader;
 use zerocopy::{FromBytes, IntoBytes};
@@ -20,6 +21,10 @@ impl TableReader for Memory<'_> {
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, InspectError> {
         let page = self.page("page table", table)?;
         Ok(Pte::from_bits(page[index % PAGE_WORDS].load(Ordering::Relaxed)))
+    }
+
+    fn paging(&self) -> Paging {
+        self.0.paging()
     }
 }
 

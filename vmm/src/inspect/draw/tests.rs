@@ -196,9 +196,8 @@ fn a_page_tells_who_maps_it() {
     check(include_str!("golden/page.txt"), Body::Page(Box::new(report)), Vec::new());
 }
 
-#[test]
-fn a_walk_is_a_staircase() {
-    let step = |level, index: usize, bits: u64, flags| StepReport {
+fn step(level: &'static str, index: usize, bits: u64, flags: PteFlags) -> StepReport {
+    StepReport {
         level,
         table: Hex(0x13_2000),
         index,
@@ -206,7 +205,11 @@ fn a_walk_is_a_staircase() {
         bits: Hex(bits),
         leads_to: (bits != 0).then_some(Hex(bits & 0xf_ffff_f000)),
         flags,
-    };
+    }
+}
+
+#[test]
+fn a_walk_is_a_staircase() {
     let upper = PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A;
     let mut report = VtopReport {
         va: Hex(KVA + 0x3000),
@@ -218,6 +221,8 @@ fn a_walk_is_a_staircase() {
             step("PD", 0, 0x100_4067, upper),
             step("PT", 3, 0x8000_0000_0104_1367, pte()),
         ],
+        reserved: None,
+        unreadable: None,
         mapping: Some(MappedReport { phys: Hex(0x104_1000), span: 4096, flags: pte() }),
         map: Some("kmem_map".to_owned()),
         entry: Some(entry(0, 5, ObjectRef::Kmem, EntryFlags::empty())),
@@ -231,6 +236,42 @@ fn a_walk_is_a_staircase() {
     report = VtopReport { region: Region::Low, canonical: false, mapping: None, map: None, entry: None, ..report };
     report = VtopReport { object: None, pfn: None, page: None, va: Hex(0x8000_0000_0000), ..report };
     check(include_str!("golden/vtop-nothing.txt"), Body::Vtop(Box::new(report)), Vec::new());
+}
+
+#[test]
+fn a_walk_that_ends_early_shows_the_levels_that_were_read_and_why() {
+    let flags = PteFlags::V | PteFlags::RW | PteFlags::A;
+    let mut report = VtopReport {
+        va: Hex(KVA + 0x3000),
+        region: Region::KernelMap,
+        canonical: true,
+        steps: vec![step("PML4", 511, 0x13_3027, flags), step("PDPT", 0, 0x20_20e7, flags | PteFlags::PS)],
+        reserved: Some(Hex(1 << 13 | 1 << 14 | 1 << 51)),
+        unreadable: None,
+        mapping: None,
+        map: None,
+        entry: None,
+        object: None,
+        pfn: None,
+        page: None,
+    };
+    let text = |report: &VtopReport| {
+        let body = Body::Vtop(Box::new(report.clone()));
+        let inspection =
+            Inspection { schema: SCHEMA, source: "test".to_owned(), body, damage: Vec::new(), damage_left_out: 0 };
+        anstream::adapter::strip_str(&draw(&inspection)).to_string()
+    };
+    let refused = text(&report);
+    assert!(
+        refused.contains("PDPT[0]") && refused.contains("= the CPU refuses the entry: reserved bits set: 13 to 14, 51"),
+        "{refused}"
+    );
+    (report.reserved, report.unreadable) = (None, Some("page table: no RAM".to_owned()));
+    let unread = text(&report);
+    assert!(
+        unread.contains("PDPT[0]") && unread.contains("= the next table cannot be read: page table: no RAM"),
+        "{unread}"
+    );
 }
 
 #[test]

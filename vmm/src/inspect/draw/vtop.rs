@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::page;
 use super::text::{BAD, GOOD, STRONG, count, fit, size};
-use crate::inspect::report::{ObjectBrief, StepReport, VtopReport, words};
+use crate::inspect::report::{ObjectBrief, StepReport, VtopReport, bits, words};
 
 pub(super) fn draw(report: &VtopReport) -> String {
     let mut out = String::new();
@@ -27,13 +27,23 @@ pub(super) fn draw(report: &VtopReport) -> String {
             );
             let _ = writeln!(out, "  {depth}  the whole path grants: {}", permissions(&granted));
         }
-        None => {
-            let _ = writeln!(out, "  {depth}{BAD}= nothing is mapped{BAD:#}");
-        }
+        None => nowhere(&mut out, &depth, report),
     }
     out.push('\n');
     behind(&mut out, report);
     out
+}
+
+/// Why the walk ends without a page.
+fn nowhere(out: &mut String, depth: &str, report: &VtopReport) {
+    let why = match (report.reserved, &report.unreadable) {
+        (Some(reserved), _) => format!("the CPU refuses the entry: reserved bits set: {}", bits(reserved.0)),
+        (None, Some(problem)) => format!("the next table cannot be read: {problem}"),
+        (None, None) => "nothing is mapped".to_owned(),
+    };
+    for line in fit(&format!("= {why}"), 76_usize.saturating_sub(depth.len()).max(30)) {
+        let _ = writeln!(out, "  {depth}{BAD}{line}{BAD:#}");
+    }
 }
 
 fn level(out: &mut String, depth: usize, step: &StepReport) {

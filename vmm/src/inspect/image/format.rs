@@ -54,9 +54,23 @@ pub(super) struct GuestNote {
     pub roots: u64,
     /// Bytes of RAM.
     pub memory: u64,
+    /// What the CPUs demand of page-table entries ([`Paging::word`]); 0 where that was not noted.
+    pub paging: u32,
+    pub zero: u32,
 }
 
 impl GuestNote {
+    /// Bytes that the note has at the least: `paging` came later.
+    pub const LEAST: usize = core::mem::offset_of!(Self, paging);
+
+    /// The note with this content. What it does not say is 0.
+    pub fn of(content: &[u8]) -> Option<Self> {
+        let mut note = Self::default();
+        let known = content.len().min(size_of::<Self>());
+        note.as_mut_bytes()[..known].copy_from_slice(&content[..known]);
+        (content.len() >= Self::LEAST).then_some(note)
+    }
+
     pub fn anchors(&self) -> Anchors {
         Anchors {
             control: GuestPhys::new(self.control),

@@ -18,12 +18,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::paging::Paging;
 
 pub use self::fault::{ImageOpenError, ImageOpenFault, ImageSaveError};
 use self::mapping::Mapping;
 pub(crate) use self::save::save;
 pub use self::save::{About, SavedImage, Saving};
-use super::source::{Anchors, CpuState, PAGE_WORDS, PageWords, Source};
+use super::source::{Anchors, CpuState, PAGE_WORDS, PageWords, Source, paging_of};
 use super::{InspectError, shake};
 use crate::image::KernelImage;
 use crate::kvm::memory::NotRam;
@@ -52,6 +53,7 @@ pub struct Image {
     segments: Vec<Range<GuestPhys>>,
     cpus: Vec<CpuState>,
     anchors: Anchors,
+    paging: Paging,
     abi_version: u32,
     program: String,
     build_id: Option<Vec<u8>>,
@@ -84,6 +86,7 @@ impl Image {
             }
         }
         agree::ram(&parsed.guest, &segments)?;
+        let paging = paging_of(Paging::from_word(parsed.guest.paging), &parsed.cpus);
         let image = Self {
             mapping,
             runs: parsed.runs,
@@ -91,6 +94,7 @@ impl Image {
             segments,
             cpus: parsed.cpus,
             anchors: parsed.guest.anchors(),
+            paging,
             abi_version: parsed.guest.abi_version,
             program: parsed.program,
             build_id: parsed.build_id,
@@ -162,6 +166,14 @@ impl Source for Image {
 
     fn anchors(&self) -> Anchors {
         self.anchors
+    }
+
+    fn paging(&self) -> Paging {
+        self.paging
+    }
+
+    fn holds(&self, at: GuestPhys) -> bool {
+        self.run(at).is_some_and(|run| at < run.stored_end)
     }
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {

@@ -162,7 +162,8 @@ impl Found {
         if name == CORE && kind == elf::NT_PRSTATUS {
             self.statuses.push(fixed("NT_PRSTATUS", content)?);
         } else if is(NoteType::Guest) {
-            let guest: GuestNote = fixed("VMKERN guest", content)?;
+            let short = || too_short("VMKERN guest", content.len(), GuestNote::LEAST);
+            let guest = GuestNote::of(content).ok_or_else(short)?;
             if guest.format != FORMAT {
                 let found = format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
                 return Err(other(found));
@@ -209,7 +210,10 @@ impl Found {
 
 /// A note's content as a `T`. Longer is from a later version, and what is known of it stands first.
 fn fixed<T: FromBytes>(what: &str, content: &[u8]) -> Result<T, ImageOpenFault> {
-    let len = content.len();
-    let short = || ImageOpenFault::Notes(format!("{what} has {len} bytes, and {} at the least", size_of::<T>()));
-    T::read_from_prefix(content).map(|(note, _)| note).map_err(|_| short())
+    let short = |_| too_short(what, content.len(), size_of::<T>());
+    T::read_from_prefix(content).map(|(note, _)| note).map_err(short)
+}
+
+fn too_short(what: &str, len: usize, least: usize) -> ImageOpenFault {
+    ImageOpenFault::Notes(format!("{what} has {len} bytes, and {least} at the least"))
 }

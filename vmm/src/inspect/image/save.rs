@@ -264,6 +264,8 @@ fn notes(source: &dyn Source, about: &About) -> Result<Vec<u8>, InspectError> {
         pml4: anchors.pml4.get(),
         roots: anchors.roots.addr().get(),
         memory: source.ram_size(),
+        paging: source.paging().word(),
+        zero: 0,
     };
     let mut notes = Vec::new();
     push_note(&mut notes, VMKERN, NoteType::Guest as u32, guest.as_bytes());

@@ -4,6 +4,7 @@ use std::fs;
 use std::ops::{ControlFlow, Range};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::paging::{Paging, PagingFeatures};
 
 use super::*;
 use crate::inspect::RunState;
@@ -57,6 +58,10 @@ impl Source for Fake {
         Anchors { control: GuestPhys::new(0x1_0000), pml4: GuestPhys::new(0x5000), roots }
     }
 
+    fn paging(&self) -> Paging {
+        Paging::new(39, PagingFeatures::NX)
+    }
+
     fn populated(&self) -> Vec<Range<GuestPhys>> {
         self.ram.populated()
     }
@@ -102,6 +107,8 @@ fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
     assert!(read(&image, HOLE_START).is_err() && read(&image, HOLE_END + (1 << 20)).is_err());
     assert_eq!(image.anchors(), fake.anchors());
     assert_eq!(image.cpus(), Ok(fake.cpus.clone()));
+    // EFER.NXE of the CPU is clear.
+    assert_eq!(image.paging(), Paging::new(39, PagingFeatures::empty()));
     assert_eq!((image.program(), image.build_id()), ("a.kmem", Some(&[0xab, 0xcd][..])));
     // An image of an image is the same image.
     let copy = directory.path().join("copy.img");

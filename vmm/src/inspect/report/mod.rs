@@ -49,7 +49,7 @@ pub use self::summary::{LockReport, MapLine, RamReport, SummaryReport};
 use self::survey::Survey;
 pub use self::survey::{MAP_NAMES, MapName, ObjectRef};
 pub use self::threads::{ThreadReport, ThreadsReport};
-pub use self::walk::{MappedReport, Region, StepReport, VtopReport, words};
+pub use self::walk::{MappedReport, Region, StepReport, VtopReport, bits, words};
 pub use self::what::{What, WhatError};
 use super::View;
 use crate::symbols::Symbols;

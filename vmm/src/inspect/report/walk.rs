@@ -119,6 +119,10 @@ pub struct VtopReport {
     pub canonical: bool,
     /// From the root down.
     pub steps: Vec<StepReport>,
+    /// The bits that the last step's entry has set and must not: the CPU refuses it. Null where there are none.
+    pub reserved: Option<Hex>,
+    /// Why the table that the last step leads to could not be read; null where it could, or none was needed.
+    pub unreadable: Option<String>,
     /// Null when nothing is mapped there.
     pub mapping: Option<MappedReport>,
     /// The map whose entry holds the address.
@@ -133,9 +137,33 @@ pub struct VtopReport {
     pub page: Option<PageState>,
 }
 
+/// The numbers of the bits that are set, as ranges.
+#[must_use]
+pub fn bits(mask: u64) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for bit in (0..64).filter(|bit| mask & 1 << bit != 0) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == bit => *last = bit,
+            _ => ranges.push((bit, bit)),
+        }
+    }
+    let range = |&(first, last): &(u32, u32)| match last - first {
+        0 => first.to_string(),
+        _ => format!("{first} to {last}"),
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
+}
+
 pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
-    let walk = survey.damage.ok(survey.view.walk(va));
-    let steps = walk.iter().flat_map(|walk| walk.steps());
+    let (walk, error) = survey.view.walk_as_far(va);
+    let unreadable = error.as_ref().map(ToString::to_string);
+    error.into_iter().for_each(|error| survey.damage.note(error));
+    if walk.reserved != 0 {
+        let problem =
+            || format!("the {} entry has reserved bits set: {}", name(walk.last().level), bits(walk.reserved));
+        survey.damage.say("page table", va, problem);
+    }
+    let steps = walk.steps();
     let steps = steps.map(|step| StepReport {
         level: name(step.level),
         table: step.table.into(),
@@ -149,7 +177,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         flags: step.pte.flags(),
     });
     let steps = steps.collect();
-    let mapping = walk.and_then(|walk| walk.mapping);
+    let mapping = walk.mapping;
     let (map, entry) = Lookup::new(survey).find(va).map(|(map, entry)| (map.to_string(), entry)).unzip();
     let pfn = mapping.map(|mapping| mapping.phys.pfn());
     let page = pfn.and_then(|pfn| state(survey, pfn));
@@ -161,6 +189,8 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         region: Region::of(va, virtual_avail),
         canonical: va.is_canonical(),
         steps,
+        reserved: (walk.reserved != 0).then_some(Hex(walk.reserved)),
+        unreadable,
         mapping: mapping.map(|mapping| MappedReport {
             phys: mapping.phys.into(),
             span: mapping.span,
