@@ -117,6 +117,12 @@ macro_rules! describe {
             const KIND: $crate::describe::KindName = $crate::describe::KindName::plain(stringify!($name));
         }
 
+        impl $crate::field::proof::Atomics for $type {}
+
+        const _: fn(&$type) = |value| {
+            $($crate::field::proof::is_atomic(&value.$field);)+
+        };
+
         impl $crate::describe::Described for $type {
             const DESCRIPTION: $crate::describe::Structure = {
                 // A field that is left out does not compile.

@@ -11,6 +11,37 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+/// A type that is made of atomic words and of nothing else: a reference to one stays good while another CPU, or the guest,
+/// writes to the memory behind it.
+///
+/// The types of this crate alone have it, each by [`describe!`](crate::describe!), which names all fields and compiles only
+/// if each of them has it, too. Nobody can claim it for a type with a plain word in it.
+pub trait Atomics: proof::Atomics {}
+
+impl<T: proof::Atomics> Atomics for T {}
+
+/// Where [`Atomics`] comes from. Not to be named outside of this crate.
+pub(crate) mod proof {
+    use super::{Field, Word};
+
+    #[expect(unnameable_types, reason = "no other crate may implement it")]
+    pub trait Atomics {}
+
+    impl<T: Word> Atomics for Field<T> {}
+    impl<T: Atomics, const N: usize> Atomics for [T; N] {}
+
+    macro_rules! atomics {
+        ($($type:ty),*) => {$( impl Atomics for $type {} )*};
+    }
+
+    use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+
+    atomics!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
+
+    /// Compiles for a reference to what is made of atomic words.
+    pub(crate) const fn is_atomic<T: Atomics>(_: &T) {}
+}
+
 /// A value that fits one atomic word.
 pub trait Word: Copy {
     /// The atomic that holds it.

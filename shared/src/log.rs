@@ -51,7 +51,7 @@ pub struct LogRing<const N: usize = LOG_BYTES> {
     dropped: AtomicU64,
     /// Not 0 while the host keeps the log, by the host.
     kept: AtomicU32,
-    _line: [u8; 36],
+    _line: [Field<u8>; 36],
     /// The keeper sleeps.
     pub keeper: Sleeper,
     bytes: [Field<u8>; N],

@@ -26,6 +26,7 @@ pub mod kvm;
 pub mod output;
 pub mod script;
 pub mod symbols;
+pub mod text;
 pub mod tour;
 
 pub use vmkern_abi as abi;

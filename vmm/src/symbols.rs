@@ -9,6 +9,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use vmkern_abi::addr::GuestVirt;
 
 use crate::image::KernelImage;
+use crate::text::one_line;
 
 type Reader = EndianArcSlice<RunTimeEndian>;
 
@@ -123,7 +124,7 @@ impl Symbols {
                     address,
                     function: name,
                     offset,
-                    file: place.as_ref().and_then(|l| l.file).map(|file| shorten(file).to_owned()),
+                    file: place.as_ref().and_then(|l| l.file).map(|file| one_line(shorten(file).as_bytes())),
                     line: place.and_then(|l| l.line),
                 });
             }
@@ -170,7 +171,7 @@ pub(crate) enum AddressKind {
 /// A function's name without its path, its crate's hash and its generic arguments. A closure keeps the name of the
 /// function that it stands in.
 fn demangle(name: &str) -> String {
-    let path = format!("{:#}", rustc_demangle::demangle(name));
+    let path = one_line(format!("{:#}", rustc_demangle::demangle(name)).as_bytes());
     let mut segments = vec![String::new()];
     let (mut depth, mut rest) = (0u32, path.as_str());
     while let Some(c) = rest.chars().next() {

@@ -2,39 +2,24 @@
 //!
 //! **Invariant.** A [`KPtr`] of this crate is null or was made by one of its allocators (boot region, page array,
 //! pools of maps, whole pages), which hand out properly aligned places inside one page of managed memory or inside the page
-//! array. Types are [`Shared`]: any bytes are a value, and every word is atomic. A reference made here is therefore
-//! always valid, even when the structure behind it has been freed and the place serves another one: what is read then
+//! array. Types are [`Shared`]: any bytes are a value, and every word is atomic, by a trait that no type with a plain word can
+//! have. That a place is aligned and lies in one page is checked each time. A reference made here is therefore always valid, even when the structure behind it has been freed and the place serves another one: what is read then
 //! is wrong, but never undefined.
 
 #![expect(unsafe_code, reason = "this module exists to hold it")]
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
-use vmkern_abi::field::Field;
+use vmkern_abi::field::{Atomics, Field};
 use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, KernelRoots, MapHome, MapNode, Pcpu, PoolPage, SlabHeader, SlabItem,
-    SleepQueue, StoredOp, Sx, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
-};
 use vmkern_abi::pte::{NPTEPG, Pte};
 use zerocopy::FromBytes;
 
 use crate::machine::Machine;
 
-/// A type that may lie in memory that others look at, too.
-///
-/// # Safety
-/// The type consists of [`Field`]s alone (each word an atomic), has no padding, and fits in a page.
-pub unsafe trait Shared: FromBytes {}
+/// A type that may lie in memory that others look at, too: any bytes are a value, and each word is an atomic.
+pub trait Shared: FromBytes + Atomics {}
 
-macro_rules! shared {
-    ($($name:ty),* $(,)?) => {$(
-        // SAFETY: the type is a `repr(C)` structure of `Field`s, no larger than a page.
-        unsafe impl Shared for $name {}
-    )*};
-}
-
-shared!(EventhandlerEntry, EventhandlerList, SlabHeader, SlabItem, SleepQueue, StoredOp, Sx, Thread);
-shared!(KernelRoots, MapHome, MapNode, Pcpu, PoolPage, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg);
+impl<T: FromBytes + Atomics> Shared for T {}
 
 /// A page of page-table entries.
 pub type PageTable = [Field<Pte>; NPTEPG];
@@ -42,20 +27,31 @@ pub type PageTable = [Field<Pte>; NPTEPG];
 /// A cache line of words.
 pub type Line = [Field<u64>; 8];
 
-// SAFETY: an array of `Field`s that fills one page.
-unsafe impl Shared for PageTable {}
-// SAFETY: an array of `Field`s.
-unsafe impl Shared for Line {}
+/// Whether a `T` at `pa` is aligned and lies in one page. One comparison for a type whose size is its alignment.
+#[inline]
+const fn fits<T>(pa: GuestPhys) -> bool {
+    let (align, size) = (align_of::<T>() as u64, size_of::<T>() as u64);
+    pa.get() & (align - 1) == 0 && (size == align || pa.page_offset() + size <= PAGE_SIZE)
+}
 
-/// The `T` that begins at `pa`.
+/// The `T` that begins at `pa`. Panics when it would be misaligned or leave its page: an address that a damaged structure
+/// gave is no reason to read beside it.
 #[inline]
 pub fn at<T: Shared, M: Machine>(machine: &M, pa: GuestPhys) -> &T {
-    debug_assert!(pa.get().is_multiple_of(align_of::<T>() as u64), "misaligned structure at {pa}");
-    debug_assert!(pa.page_offset() + size_of::<T>() as u64 <= PAGE_SIZE, "structure at {pa} leaves its page");
+    const { assert!(align_of::<T>() as u64 <= PAGE_SIZE && size_of::<T>() as u64 <= PAGE_SIZE) };
+    if !fits::<T>(pa) {
+        misplaced(machine, pa);
+    }
     let pointer = machine.frame(pa).cast::<T>();
     // SAFETY: by the module's invariant `pa` lies in memory that `Machine::frame` vouches for, up to the end of its
-    // page; `T` is `Shared`, so that any contents are a value and concurrent changes are atomic.
+    // page, and the `T` lies in that page, aligned (checked); `T` is `Shared`, so that any contents are a value and
+    // concurrent changes are atomic.
     unsafe { pointer.as_ref() }
+}
+
+#[cold]
+fn misplaced<M: Machine>(machine: &M, pa: GuestPhys) -> ! {
+    machine.panic(format_args!("structure at {pa} is misaligned or leaves its page"))
 }
 
 /// The `T` behind `pointer`, which is not null.

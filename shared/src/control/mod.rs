@@ -135,7 +135,7 @@ pub const TIMED_INSTRUCTIONS: u64 = 16;
 #[repr(C, align(64))]
 pub struct Sleeper {
     asleep: AtomicU32,
-    _line: [u8; 60],
+    _line: [Field<u8>; 60],
 }
 
 crate::describe!(Sleeper { asleep, _line });

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, KnownLayout};
 use super::RING_SLOTS;
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::describe::{Described as _, Structure};
+use crate::field::Field;
 
 /// Words in a slot: one cache line.
 pub const SLOT_WORDS: usize = 8;
@@ -23,7 +24,7 @@ pub type Slot = [u64; SLOT_WORDS];
 #[repr(C, align(64))]
 struct Counter {
     value: AtomicU32,
-    _line: [u8; 60],
+    _line: [Field<u8>; 60],
 }
 
 /// The ring in shared memory. `N` is a power of two. All zero is the empty ring.
@@ -179,7 +180,7 @@ mod tests {
 
     fn ring<const N: usize>() -> Box<Ring<N>> {
         let slots = core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0)));
-        let counter = || Counter { value: AtomicU32::new(0), _line: [0; 60] };
+        let counter = || Counter { value: AtomicU32::new(0), _line: core::array::from_fn(|_| Field::default()) };
         Box::new(Ring { tail: counter(), head: counter(), slots })
     }
 

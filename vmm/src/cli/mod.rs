@@ -122,7 +122,7 @@ fn refuse(error: &clap::Error) -> Status {
 
 /// The one object on standard output.
 fn print_json(report: &impl serde::Serialize) {
-    let written = print::to_stdout(|out| {
+    let written = print::json_to_stdout(|out| {
         serde_json::to_writer(&mut *out, report)?;
         out.write_all(b"\n")
     });

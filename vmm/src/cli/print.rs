@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use vmkern::output::Stream;
 use vmkern::script::{Status, Stop};
+use vmkern::text;
 
 /// How long there may be no room for what is said after a run was ended from outside.
 const GRACE: Duration = Duration::from_millis(500);
@@ -42,8 +43,8 @@ impl Printer {
     }
 
     fn print(&self, text: &str) {
-        let text =
-            if self.styled { Cow::Borrowed(text) } else { Cow::Owned(anstream::adapter::strip_str(text).to_string()) };
+        let text = text::screen(text);
+        let text = if self.styled { text } else { Cow::Owned(anstream::adapter::strip_str(&text).to_string()) };
         // It is kept in mind.
         let _ = self.write(text.as_bytes());
     }
@@ -75,22 +76,29 @@ pub fn err_at_once(text: &str) {
     ERR.stream.try_write(text.as_bytes());
 }
 
-/// Has `write` write to standard output, byte by byte as they are. What fails is kept in mind.
+/// Has `write` write JSON to standard output, pieces of text at a time. What a terminal would obey is escaped.
 ///
 /// # Errors
-/// What `write` says, and when it cannot be written.
-pub fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(BUFFER, Bytes);
+/// What `write` says, and when it cannot be written. What cannot be written is kept in mind.
+pub fn json_to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, Json);
     write(&mut out)?;
     out.flush()
 }
 
-/// Standard output as it is.
-struct Bytes;
+/// Writes a piece of JSON to standard output likewise.
+pub fn json(piece: &str) {
+    // It is kept in mind.
+    let _ = OUT.write(text::json(piece).as_bytes());
+}
 
-impl Write for Bytes {
+/// Standard output for JSON. A buffer in front of it passes pieces on whole, so that each is text.
+struct Json;
+
+impl Write for Json {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        OUT.write(bytes).map(|()| bytes.len())
+        let piece = str::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        OUT.write(text::json(piece).as_bytes()).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

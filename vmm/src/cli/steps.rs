@@ -62,7 +62,7 @@ impl Collector {
             Err(error) => super::complain(&anyhow::Error::new(error).context("cannot write the report as JSON")),
         }
         self.waiting.push('\n');
-        super::print(&self.waiting);
+        super::print::json(&self.waiting);
     }
 }
 
@@ -91,7 +91,7 @@ impl Observer for Collector {
                     self.waiting.push_str(&text);
                 }
                 if self.waiting.len() >= BUFFER {
-                    super::print(&self.waiting);
+                    super::print::json(&self.waiting);
                     self.waiting.clear();
                 }
             }

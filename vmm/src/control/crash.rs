@@ -9,6 +9,7 @@ use super::THREADS;
 use super::error::ContractError;
 use crate::kvm::Registers;
 use crate::symbols::{AddressKind, Frame, Symbols};
+use crate::text::one_line;
 
 /// A place in the kernel, with its name where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ impl Crash {
         };
         Ok(Self {
             kind,
-            message: String::from_utf8_lossy(&message).into_owned(),
+            message: one_line(&message),
             cpu: record.cpu.get(),
             thread: absent(record.thread.get()),
             thread_name: absent(record.thread.get()).map(thread_name),

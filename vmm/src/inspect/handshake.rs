@@ -14,6 +14,7 @@ use vmkern_abi::{ABI_VERSION, describe};
 
 use super::source::Source;
 use crate::kvm::memory::NotRam;
+use crate::text::one_line;
 
 /// Longest description that is read.
 const TEXT_MAX: u64 = 1 << 20;
@@ -135,7 +136,8 @@ fn description(source: &dyn Source, published: &Published) -> Result<String, Str
     if describe::hash(&bytes) != hash {
         return Err(format!("its description at {description} does not have that hash"));
     }
-    String::from_utf8(bytes).map_err(|error| format!("its description is no text: {error}"))
+    let text = String::from_utf8(bytes).map_err(|error| format!("its description is no text: {error}"))?;
+    Ok(text.lines().map(|line| one_line(line.as_bytes()) + "\n").collect())
 }
 
 /// A field: offset, size, kind.

@@ -76,6 +76,10 @@ impl Source for Live<'_> {
         self.held.as_ref().map_or(Standing::Quiescent, |held| held.standing)
     }
 
+    fn held_size(&self) -> u64 {
+        self.machine.ram.resident()
+    }
+
     fn populated(&self) -> Vec<Range<GuestPhys>> {
         self.machine.ram.populated()
     }

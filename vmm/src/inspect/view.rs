@@ -5,6 +5,7 @@
 //! a [`List`], which ends whatever its links say; and a count that the guest claims goes through [`View::bounded`] before
 //! anything is allocated by it.
 
+use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
@@ -29,6 +30,8 @@ pub struct View<'a> {
     pml4: GuestPhys,
     roots: KPtr<KernelRoots>,
     paging: Paging,
+    /// [`Source::held_size`], once it was asked for.
+    held_size: OnceCell<u64>,
     tlb: Tlb,
 }
 
@@ -72,7 +75,14 @@ impl<'a> View<'a> {
     /// A look through the page tables whose root is at `pml4`.
     #[must_use]
     pub fn through(source: &'a dyn Source, pml4: GuestPhys) -> Self {
-        Self { source, pml4, roots: source.anchors().roots, paging: source.paging(), tlb: Tlb::new() }
+        Self {
+            source,
+            pml4,
+            roots: source.anchors().roots,
+            paging: source.paging(),
+            held_size: OnceCell::new(),
+            tlb: Tlb::new(),
+        }
     }
 
     /// What is looked into.
@@ -179,17 +189,23 @@ impl<'a> View<'a> {
         List::new(self, what, head, next)
     }
 
-    /// How many structures of type `T` fit into RAM.
+    /// How many structures of type `T` fit into what is held of RAM: one that says something is not in pages of zeros.
     #[must_use]
     pub fn most<T>(&self) -> u64 {
-        self.source.ram_size() / (size_of::<T>() as u64).max(1)
+        let held = *self.held_size.get_or_init(|| self.source.held_size());
+        held / (size_of::<T>() as u64).max(1) + 1
+    }
+
+    /// Whether the page that `va` maps to holds nothing but zeros, as far as that is known without reading it.
+    pub(super) fn is_blank(&self, va: GuestVirt) -> bool {
+        self.translate("memory", va, va).is_ok_and(|phys| !self.source.holds(phys))
     }
 
     /// `claimed`, a number of `T`s of which structure `what` at `at` says that they exist: checked, so that memory can be
     /// set aside for them.
     ///
     /// # Errors
-    /// [`InspectError::Damaged`] when RAM does not hold so many.
+    /// [`InspectError::Damaged`] when what is held of RAM has no room for so many.
     pub fn bounded<T>(&self, what: &'static str, at: GuestVirt, claimed: u64) -> Result<usize, InspectError> {
         let most = self.most::<T>();
         let fits = usize::try_from(claimed).ok().filter(|_| claimed <= most);

@@ -8,6 +8,7 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -31,13 +32,34 @@ fn signal() -> Result<libc::c_int, KvmError> {
         .map_err(|errno| KvmError { operation: "sigaction for the signal that stops a vCPU".to_owned(), errno })
 }
 
-struct Target {
-    thread: libc::pthread_t,
-    immediate_exit: *mut u8,
+/// The byte that makes a vCPU return from `KVM_RUN`. It is written by two threads, and as an atomic alone.
+#[derive(Clone, Copy)]
+struct ImmediateExit(NonNull<AtomicU8>);
+
+impl ImmediateExit {
+    /// The byte of `vcpu`. It lies in the vCPU's mapped `kvm_run`, and is there until that is dropped.
+    fn of(vcpu: &mut VcpuFd) -> Self {
+        // `AtomicU8` is laid out as `u8` is.
+        Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast())
+    }
+
+    /// Writes the byte.
+    ///
+    /// # Safety
+    /// The vCPU is alive.
+    unsafe fn store(self, value: u8) {
+        // SAFETY: the byte is mapped while the vCPU lives, and nobody in this process writes it in any other way.
+        unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
+    }
 }
 
-// SAFETY: the pointer is only followed under the slot's lock, while the vCPU that it belongs to is alive, and then as
-// an atomic.
+struct Target {
+    thread: libc::pthread_t,
+    immediate_exit: ImmediateExit,
+}
+
+// SAFETY: the byte is only written under the slot's lock, while the vCPU that it belongs to is alive, and then as an
+// atomic.
 unsafe impl Send for Target {}
 
 /// Names the thread that runs a vCPU, from the vCPU's creation to its end.
@@ -50,9 +72,9 @@ impl KickSlot {
     pub(crate) fn kick(&self) {
         let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(target), Ok(number)) = (&*slot, signal()) {
-            // SAFETY: the byte lies in the vCPU's mapped `kvm_run`, which outlives the slot's entry: the vCPU's owner
-            // clears the entry, under the lock held here, before it unmaps.
-            unsafe { AtomicU8::from_ptr(target.immediate_exit) }.store(1, Ordering::SeqCst);
+            // SAFETY: the vCPU outlives the slot's entry: its owner clears the entry, under the lock held here, before it
+            // drops the vCPU.
+            unsafe { target.immediate_exit.store(1) };
             // SAFETY: the thread is alive, as it clears the entry, under the lock held here, before it ends; the
             // signal's handler does nothing.
             unsafe { libc::pthread_kill(target.thread, number) };
@@ -69,6 +91,7 @@ impl std::fmt::Debug for KickSlot {
 /// A vCPU that can be kicked. Stays on the thread that made it.
 pub(crate) struct KickableVcpu {
     vcpu: VcpuFd,
+    immediate_exit: ImmediateExit,
     slot: Arc<KickSlot>,
     _this_thread: PhantomData<*const ()>,
 }
@@ -79,16 +102,17 @@ impl KickableVcpu {
         let number = signal()?;
         unblock_signal(number)
             .map_err(|error| KvmError::io(format!("sigprocmask: {error}"), &std::io::Error::last_os_error()))?;
-        let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+        let immediate_exit = ImmediateExit::of(&mut vcpu);
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
         *slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { thread, immediate_exit });
-        Ok(Self { vcpu, slot, _this_thread: PhantomData })
+        Ok(Self { vcpu, immediate_exit, slot, _this_thread: PhantomData })
     }
 
     /// Takes note of a kick: the next `KVM_RUN` runs again.
     pub(crate) fn acknowledge(&mut self) {
-        self.vcpu.set_kvm_immediate_exit(0);
+        // SAFETY: the vCPU is a field of this value.
+        unsafe { self.immediate_exit.store(0) };
     }
 }
 

@@ -22,6 +22,7 @@ use vm_memory::{
     VolatileSlice,
 };
 use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
+use vmkern_abi::field::Atomics;
 use zerocopy::FromBytes;
 
 use super::{KvmError, limits};
@@ -270,9 +271,8 @@ impl GuestRam {
     /// The structure of type `T` at `at`, shared with the guest for as long as the value lives. Its pages become
     /// resident as they are touched.
     ///
-    /// `T` is made of atomic words only (and of padding that nobody reads), as every structure of the shared crate is
-    /// that lives in guest memory.
-    pub(crate) fn shared<T: FromBytes>(self: &Arc<Self>, at: GuestPhys) -> Result<Shared<T>, NotRam> {
+    /// `T` is made of atomic words only, by its type.
+    pub(crate) fn shared<T: FromBytes + Atomics>(self: &Arc<Self>, at: GuestPhys) -> Result<Shared<T>, NotRam> {
         let outside = NotRam { start: at, len: size_of::<T>() as u64 };
         let slice: VolatileSlice<'_, _> =
             self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).map_err(|_| outside)?;
@@ -340,17 +340,17 @@ fn data(file: &File, start: u64, end: u64) -> io::Result<Vec<Range<u64>>> {
 
 /// A structure in guest RAM. Keeps the RAM mapped.
 #[derive(Debug)]
-pub(crate) struct Shared<T> {
+pub(crate) struct Shared<T: Atomics> {
     pointer: NonNull<T>,
     _ram: Arc<GuestRam>,
 }
 
 // SAFETY: a `Shared` hands out shared references only, to types that are made of atomics.
-unsafe impl<T: Sync> Send for Shared<T> {}
+unsafe impl<T: Atomics + Sync> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Shared<T> {}
+unsafe impl<T: Atomics + Sync> Sync for Shared<T> {}
 
-impl<T> Shared<T> {
+impl<T: Atomics> Shared<T> {
     /// The structure, with a lifetime that the compiler cannot check.
     ///
     /// # Safety
@@ -361,13 +361,13 @@ impl<T> Shared<T> {
     }
 }
 
-impl<T> Deref for Shared<T> {
+impl<T: Atomics> Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
         // SAFETY: the pointer is aligned and points to `size_of::<T>()` mapped bytes (`GuestRam::shared`), which `_ram`
-        // keeps mapped; any bytes are a `T` (`FromBytes`), and all of its words are atomics, so that the guest may
-        // write meanwhile.
+        // keeps mapped; any bytes are a `T` (`FromBytes`), and all of its words are atomics (`Atomics`), so that the
+        // guest may write meanwhile.
         unsafe { self.pointer.as_ref() }
     }
 }
@@ -376,6 +376,8 @@ const _: () = assert!(HUGE_PAGE as u64 == NBPDR && HOLE_START.is_multiple_of(NBP
 
 #[cfg(test)]
 mod tests {
+    use vmkern_abi::field::Field;
+
     use super::*;
 
     #[test]
@@ -401,8 +403,8 @@ mod tests {
         assert_eq!(word(HOLE_END + 8), Ok(0x0101_0101_0101_0101));
         assert_eq!(word(HOLE_START - 1), Ok(0));
         assert!(word(HOLE_START).is_err() && word(top.get()).is_err() && word(u64::MAX).is_err());
-        assert!(ram.shared::<u64>(GuestPhys::new(3)).is_err());
-        assert!(ram.shared::<[u64; 2]>(GuestPhys::new(top.get() - 8)).is_err());
+        assert!(ram.shared::<Field<u64>>(GuestPhys::new(3)).is_err());
+        assert!(ram.shared::<[Field<u64>; 2]>(GuestPhys::new(top.get() - 8)).is_err());
     }
 
     #[test]

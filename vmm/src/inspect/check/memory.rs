@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::layout::VmPage;
 use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::Pte;
 use vmkern_abi::walk::TableReader;
@@ -28,6 +29,9 @@ impl TableReader for Memory<'_> {
     }
 }
 
+/// Page tables that no element of the page array stands for, at the most.
+const UNMANAGED_TABLES: u64 = 1024;
+
 /// Guest memory.
 #[derive(Clone, Copy)]
 pub(super) struct Memory<'a>(&'a dyn Source);
@@ -42,9 +46,22 @@ impl<'a> Memory<'a> {
         self.0
     }
 
-    /// Pages of RAM.
-    pub(super) fn ram_pages(&self) -> u64 {
-        self.0.ram_size() / PAGE_SIZE
+    /// Whether the page at `at` may hold anything but zeros.
+    pub(super) fn holds(&self, at: GuestPhys) -> bool {
+        self.0.holds(at)
+    }
+
+    /// How many pages can be in use, however much RAM there is said to be: each has a word in a page table or in an
+    /// index, which takes room in what is held.
+    pub(super) fn most_pages(&self) -> u64 {
+        let words = self.0.held_size() / size_of::<u64>() as u64;
+        words.min(self.0.ram_size() / PAGE_SIZE)
+    }
+
+    /// How many page tables there can be: each is a page that was handed out, whose element of the page array is not zero.
+    /// A few are not under management: the image's, and those of the direct map.
+    pub(super) fn most_tables(&self) -> u64 {
+        self.0.held_size() / size_of::<VmPage>() as u64 + UNMANAGED_TABLES
     }
 
     /// The page at `at`, which is part of structure `what`, in place.

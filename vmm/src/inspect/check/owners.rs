@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use vmkern_abi::addr::GuestVirt;
 
 use super::finding::Findings;
-use super::page_array::PageArray;
+use super::page_array::{Page, PageArray};
 
 /// What a page is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Owners {
             }
             return;
         };
-        let is_allocated = pages.segments[segment].pages[index].is_allocated();
+        let is_allocated = pages.segments[segment].pages.get(index).is_some_and(Page::is_allocated);
         if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
             findings.add("page-free", "vm_page", pages.address(pfn), || {

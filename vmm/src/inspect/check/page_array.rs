@@ -1,7 +1,8 @@
 //! The page array and its segments.
 //!
 //! Only the elements below each segment's `fresh` mark are read: what lies behind has never been used, and reading it
-//! would make the memory of a large guest resident.
+//! would make the memory of a large guest resident. Of those below it, elements in a page that an image does not hold
+//! are zero, like a page that was never used, and take no room: a mark that lies does not decide how much is kept.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::kva::dmap_to_phys;
@@ -14,6 +15,37 @@ use crate::inspect::InspectError;
 
 /// Elements of the page array in a page.
 const PER_PAGE: usize = 4096 / size_of::<VmPage>();
+
+/// Elements of the page array, in the order of the pages.
+#[derive(Debug, Default)]
+pub(super) struct Elements {
+    /// By page of the array; nothing for one that is all zero.
+    chunks: Vec<Option<Box<[Page]>>>,
+    /// Elements of the first page of the array that belong to pages before these.
+    skipped: usize,
+    len: usize,
+}
+
+impl Elements {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The element at `index`, if there is one.
+    pub(super) fn get(&self, index: usize) -> Option<&Page> {
+        let place = index.checked_add(self.skipped).filter(|_| index < self.len)?;
+        match self.chunks.get(place / PER_PAGE)? {
+            None => Some(&Page::FRESH),
+            Some(chunk) => chunk.get(place % PER_PAGE),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Page> {
+        (0..self.len).filter_map(|index| self.get(index))
+    }
+}
 
 /// A [`VmPage`], copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +136,7 @@ pub(super) struct Segment {
     /// Its free list.
     pub freelist: u32,
     /// Pages `start` to `fresh`, or as many as could be read.
-    pub pages: Vec<Page>,
+    pub pages: Elements,
 }
 
 /// The page array.
@@ -114,6 +146,17 @@ pub(super) struct PageArray {
     first_page: u64,
     /// Segments, ascending and disjoint.
     pub segments: Vec<Segment>,
+}
+
+/// The elements in the page of the array at `at`; nothing where all of it is zero and no image holds it.
+fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, InspectError> {
+    let mut bytes = [0; PER_PAGE * size_of::<VmPage>()];
+    if !memory.holds(at) {
+        return memory.page("vm_page", at).map(|_| None);
+    }
+    memory.read("vm_page", at, &mut bytes)?;
+    let page = |bytes: &[u8]| VmPage::read_from_bytes(bytes).map_or(Page::FRESH, |page| Page::of(&page));
+    Ok(Some(bytes.chunks_exact(size_of::<VmPage>()).map(page).collect()))
 }
 
 impl PageArray {
@@ -155,28 +198,25 @@ impl PageArray {
         array
     }
 
-    fn read_pages(&self, memory: &Memory<'_>, start: u64, fresh: u64, findings: &Findings) -> Vec<Page> {
-        let mut pages = Vec::new();
+    fn read_pages(&self, memory: &Memory<'_>, start: u64, fresh: u64, findings: &Findings) -> Elements {
+        let slot = |at: GuestVirt| usize::try_from(at.page_offset()).unwrap_or(0) / size_of::<VmPage>();
+        let mut pages = Elements { skipped: slot(self.address(start)), ..Elements::default() };
         let mut pfn = start;
         while pfn < fresh {
             let at = self.address(pfn);
             let place = dmap_to_phys(at)
                 .ok_or_else(|| InspectError::damaged("vm_page", at, "its address is not in the direct map"));
-            let mut bytes = [0; PER_PAGE * size_of::<VmPage>()];
-            if let Err(error) = place.and_then(|at| memory.read("vm_page", at.page(), &mut bytes)) {
-                findings.unreadable(&error);
-                break;
-            }
-            let first = usize::try_from(at.page_offset()).unwrap_or(0) / size_of::<VmPage>();
-            for slot in first..PER_PAGE {
-                if pfn == fresh {
+            let chunk = match place.and_then(|at| chunk(memory, at.page())) {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    findings.unreadable(&error);
                     break;
                 }
-                let offset = slot * size_of::<VmPage>();
-                let Ok((page, _)) = VmPage::read_from_prefix(&bytes[offset..]) else { break };
-                pages.push(Page::of(&page));
-                pfn += 1;
-            }
+            };
+            let count = ((PER_PAGE - slot(at)) as u64).min(fresh - pfn);
+            pages.chunks.push(chunk);
+            pages.len += usize::try_from(count).unwrap_or(0);
+            pfn += count;
         }
         pages
     }
@@ -215,7 +255,7 @@ impl PageArray {
 
     /// All pages that were ever used, with their numbers.
     pub(super) fn used(&self) -> impl Iterator<Item = (u64, &Page)> {
-        self.segments.iter().flat_map(|segment| (segment.start..).zip(&segment.pages))
+        self.segments.iter().flat_map(|segment| (segment.start..).zip(segment.pages.iter()))
     }
 
     /// Pages under management.

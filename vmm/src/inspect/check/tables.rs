@@ -57,8 +57,10 @@ impl Tables {
     /// Walks all tables from `pml4` on.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, pml4: GuestPhys, findings: &Findings) -> Self {
         let image_end = roots.virtual_avail.get();
-        let left = memory.ram_pages().saturating_mul(2);
-        let mut reader = Reader { memory, findings, image_end, left, seen: HashMap::new(), tables: Self::default() };
+        let left = memory.most_pages().saturating_mul(2);
+        let tables_left = memory.most_tables();
+        let (seen, tables) = (HashMap::new(), Self::default());
+        let mut reader = Reader { memory, findings, image_end, left, tables_left, seen, tables };
         reader.visit(pml4, Level::Pml4, GuestVirt::new(0), Pte::EMPTY);
         reader.tables
     }
@@ -77,6 +79,8 @@ struct Reader<'r, 'a> {
     image_end: GuestVirt,
     /// Translations that may still come: each page has two at most, beside the direct map's.
     left: u64,
+    /// Tables that may still come.
+    tables_left: u64,
     /// The tables, with the first address that each translates.
     seen: HashMap<GuestPhys, GuestVirt>,
     tables: Tables,
@@ -91,6 +95,11 @@ fn address(level: Level, base: GuestVirt, index: u64) -> GuestVirt {
 
 impl Reader<'_, '_> {
     fn visit(&mut self, at: GuestPhys, level: Level, base: GuestVirt, pte: Pte) {
+        if self.tables_left == 0 {
+            return self.findings.add("table-shared", "page table", base, || {
+                format!("there are more page tables than what is held of memory can describe, this {level:?} at {at} among them")
+            });
+        }
         if let Some(first) = self.seen.insert(at, base) {
             self.findings.add("table-shared", "page table", base, || {
                 format!("the {level:?} at {at} translates this address, and {first} as well")
@@ -105,8 +114,12 @@ impl Reader<'_, '_> {
                 });
             }
         };
+        self.tables_left -= 1;
         let number = self.tables.all.len();
         self.tables.all.push(Table { at, level, base, valid: 0, pte });
+        if !self.memory.holds(at) {
+            return;
+        }
         let mut valid = 0;
         for (index, word) in (0u64..).zip(page) {
             let bits = word.load(Ordering::Relaxed);

@@ -16,6 +16,7 @@ use super::format::{CORE, CpuNote, FORMAT, GuestNote, NoteType, Prstatus, VMKERN
 use crate::control::MEMORY_MAX;
 use crate::inspect::CpuState;
 use crate::kvm::memory::HOLE_END;
+use crate::text::one_line;
 
 /// First physical address past what a guest can have.
 const PHYS_MAX: u64 = HOLE_END + MEMORY_MAX;
@@ -174,7 +175,7 @@ impl Found {
         } else if is(NoteType::Cpu) {
             self.cpus.push(fixed("VMKERN cpu", content)?);
         } else if is(NoteType::Program) {
-            self.program = String::from_utf8_lossy(&content[..content.len().min(PROGRAM_MAX)]).into_owned();
+            self.program = one_line(&content[..content.len().min(PROGRAM_MAX)]);
         } else if is(NoteType::BuildId) {
             self.build_id = Some(content.to_vec());
         }

@@ -213,6 +213,10 @@ impl Census {
     }
 
     fn chunk(&mut self, survey: &Survey<'_, '_>, pfn: u64, count: u64) {
+        if page_at(survey, pfn).is_some_and(|at| survey.view.is_blank(at.addr())) {
+            // A structure of zeros is that of a free page.
+            return self.fill(pfn, pfn + count, Use::Free);
+        }
         let mut pages: [VmPage; CHUNK] = std::array::from_fn(|_| VmPage::default());
         let pages = &mut pages[..index(count)];
         let read = page_at(survey, pfn).map(|at| survey.view.read(PAGE, at.addr(), pages.as_mut_bytes()));
