@@ -152,6 +152,7 @@ pub const CHECKED: &[(&str, &[&str])] = &[
             "protection",
             "max_protection",
             "inheritance",
+            "deleter",
         ],
     ),
     ("MapIndex", &["root", "height", "nodes"]),

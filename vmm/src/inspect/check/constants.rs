@@ -48,6 +48,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 fn check_header(ctx: &Context<'_>, map: &Map) {
     let header = &map.header;
     let is_bare = (header.object.get(), header.offset, header.wired_count, header.inheritance) == (0, 0, 0, 0)
+        && header.deleter == 0
         && header.eflags == EntryFlags::empty()
         && (header.protection, header.max_protection) == (Protection::empty(), Protection::empty());
     if !is_bare {

@@ -34,6 +34,7 @@ impl<M: Machine> Vm<M> {
             rule(start >= below && start < e.end.get() && e.end.get() <= m.max_offset(), "range out of order")?;
             rule(start.is_page_aligned() && e.end.get().is_page_aligned(), "range is not of whole pages")?;
             rule(!e.eflags.get().intersects(EntryFlags::PASSING), "entry left in transition")?;
+            rule(e.deleter.get() == 0, "entry without a deletion has a deleter")?;
             (before, below) = (entry, e.end.get());
             count += 1;
             size += e.len();

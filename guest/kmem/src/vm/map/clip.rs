@@ -126,6 +126,7 @@ impl<M: Machine> Vm<M> {
         c.protection.set(entry.protection.get());
         c.max_protection.set(entry.max_protection.get());
         c.inheritance.set(entry.inheritance.get());
+        c.deleter.set(0);
         if !entry.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
             if self.map_may_lack_pages(entry) {
                 self.map_debit(map);

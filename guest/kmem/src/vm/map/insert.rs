@@ -77,6 +77,7 @@ impl<M: Machine> Vm<M> {
         e.protection.set(spec.protection);
         e.max_protection.set(spec.max_protection);
         e.inheritance.set(VmMapEntry::INHERIT_DEFAULT);
+        e.deleter.set(0);
         self.map_list_insert(m, before, entry);
         self.map_nodes(m).index().link(start, end, entry);
         if object.is_null() {

@@ -1,11 +1,14 @@
 //! `vm_map_insert` and its coalescing.
 
 use vmkern_abi::addr::PAGE_SIZE;
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::boot::Tunables;
+use vmkern_abi::control::{KernReturn, MallocFlags};
 use vmkern_abi::layout::Protection;
 
 use super::super::{EntrySpec, OnFault};
 use super::{Fixture, PAGES};
+use crate::sim::Sim;
+use crate::vm::Zeroed;
 
 #[test]
 fn a_range_that_is_empty_or_not_inside_the_map_is_an_invalid_address() {
@@ -107,4 +110,16 @@ fn the_free_range_before_the_boot_entry_is_used_first() {
     let first = f.vm().vm_map_entries(kernel_map).next().expect("kernel_map has entries");
     assert_eq!(f.vm().get(first).start.get(), f.vm().get(kernel_map).min_offset());
     f.vm().vm_map_check(kernel_map).expect("the map is sound");
+}
+
+#[test]
+fn an_entry_from_memory_full_of_garbage_has_no_deleter() {
+    let sim = Sim::boot_with(64 << 20, Tunables::default(), Zeroed::No);
+    let vm = sim.vm();
+    let map = vm.kmem_suballoc(vm.kernel_map(), PAGES * PAGE_SIZE);
+    vm.get(map).system_map.set(1);
+    let a = vm.kmem_malloc(map, 4 * PAGE_SIZE, MallocFlags::NOWAIT).expect("there is room");
+    vm.kmem_free(map, a.add(PAGE_SIZE), PAGE_SIZE);
+    assert_eq!(vm.vm_map_entries(map).count(), 2, "one was inserted, one cut off");
+    assert!(vm.vm_map_entries(map).all(|entry| vm.get(entry).deleter.get() == 0));
 }
