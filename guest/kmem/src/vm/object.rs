@@ -4,8 +4,8 @@
 //! anonymous objects (OBJT_DEFAULT) when they are first touched or cut; such an object goes with its last reference,
 //! and its pages with it.
 //!
-//! The pages of an object are linked through themselves in the order of their indices ([`mod@index`]), so that entering
-//! one takes nothing else and cannot fail.
+//! The pages of an object are linked through themselves in the order of their indices (`object/index.rs`), so that
+//! entering one takes nothing else and cannot fail.
 
 mod index;
 
