@@ -357,7 +357,9 @@ fn json_is_one_object_of_the_documented_shape() {
     let summary: Vec<_> = steps
         .iter()
         .map(|step| {
-            assert_eq!(keys(step), ["cycles", "line", "output", "result", "thread", "verb"]);
+            let expected =
+                ["arguments", "changed", "cycles", "line", "output", "result", "thread", "ticks", "time", "verb"];
+            assert_eq!(keys(step), expected);
             assert_eq!(step["thread"], "t0");
             let text = |value: &Value| value.as_str().expect("text").to_owned();
             (step["line"].as_u64().expect("a number"), text(&step["verb"]), text(&step["result"]["kind"]))
@@ -372,6 +374,8 @@ fn json_is_one_object_of_the_documented_shape() {
     ];
     assert_eq!(summary, expected.map(|(line, verb, kind)| (line, verb.to_owned(), kind.to_owned())));
     assert_eq!(steps[0]["result"]["value"], "0xffffff8000000000");
+    assert_eq!(steps[0]["arguments"], serde_json::json!(["kmem_map", "8192", "M_NOWAIT"]));
+    assert!(steps[0]["changed"]["v_free_count"].as_array().is_some_and(|change| change.len() == 2));
     assert!(steps[0]["cycles"].as_u64().expect("a number") > 0);
     assert_eq!((&steps[1]["output"], &steps[0]["output"]), (&"x 5".into(), &Value::Null));
     assert_eq!(keys(&report["panic"]), ["backtrace", "cpu", "message", "thread"]);
