@@ -169,7 +169,8 @@ fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
     assert!(matches!(image_fault(b"#!/bin/sh\n".repeat(100)), ImageFault::NotElf(_)));
     assert_eq!(image_fault(pvh_elf(&[0xf4], Note::None)), ImageFault::NoPvhNote);
     let whole = pvh_elf(&[0xf4; 64], Note::Pvh);
-    assert!(matches!(image_fault(whole[..whole.len() - 32].to_vec()), ImageFault::NotElf(_)));
+    let cut = image_fault(whole[..whole.len() - 32].to_vec());
+    assert!(matches!(cut, ImageFault::NotElf(_) | ImageFault::Segment { .. }), "{cut}");
     let patched = |at: usize, value: u64| {
         let mut elf = whole.clone();
         elf[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -75,10 +75,10 @@ fn files_and_directories_run_each_script_once() {
 }
 
 #[test]
-fn a_file_that_is_named_and_missing_fails_and_a_directory_without_scripts_is_refused() {
+fn a_path_that_is_missing_and_a_directory_without_scripts_are_refused() {
     let scripts = three("missing");
     let output = scripts.vmkern(&["test", "a.kmem", "none.kmem"]);
-    assert_eq!(status(&output), Some(1), "{}", err(&output));
+    assert_eq!(status(&output), Some(2), "{}", err(&output));
     assert!(err(&output).contains("none.kmem"), "{}", err(&output));
     fs::create_dir(scripts.0.join("empty")).expect("a directory can be made");
     let output = scripts.vmkern(&["test", "empty"]);

@@ -57,6 +57,8 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
     let mut scripts = Vec::new();
     let mut known = BTreeSet::new();
     for path in paths {
+        path.metadata()
+            .map_err(|error| anyhow::Error::new(error).context(format!("cannot read {}", path.display())))?;
         let cannot_read =
             |(path, error): (PathBuf, _)| anyhow::Error::new(error).context(format!("cannot read {}", path.display()));
         let found = if path.is_dir() {

@@ -110,10 +110,13 @@ fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
     // EFER.NXE of the CPU is clear.
     assert_eq!(image.paging(), Paging::new(39, PagingFeatures::empty()));
     assert_eq!((image.program(), image.build_id()), ("a.kmem", Some(&[0xab, 0xcd][..])));
-    // An image of an image is the same image.
-    let copy = directory.path().join("copy.img");
+    // An image of an image is the same image, once NX is left out as the CPU has it.
+    let (copy, again) = (directory.path().join("copy.img"), directory.path().join("again.img"));
     save(&image, &copy, &about(), &mut go_on).expect("the image can be written");
-    assert_eq!(fs::read(&copy).expect("it is there"), fs::read(&path).expect("it is there"));
+    let copied = Image::open(&copy).expect("the copy can be read");
+    assert_eq!((copied.paging(), copied.segments()), (image.paging(), image.segments()));
+    save(&copied, &again, &about(), &mut go_on).expect("the image can be written");
+    assert!(fs::read(&again).expect("it is there") == fs::read(&copy).expect("it is there"));
 }
 
 #[test]
