@@ -1,7 +1,7 @@
 //! Text that others wrote: a guest, a file, a name on the disk.
 //!
 //! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which it could look like
-//! a line of ours. It is escaped where it comes in ([`one_line`]: a crash record, a kernel's symbols, the description of
+//! a line of ours. It is escaped where it comes in (`one_line`: a crash record, a kernel's symbols, the description of
 //! its structures, an image's notes), so that no later use of it can forget. What is printed passes [`screen`] once more on
 //! its way out, which knows our own styles and lets nothing else through.
 
