@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, WaitMessage};
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
 use crate::Finding;
@@ -184,6 +184,22 @@ fn a_page_walk_that_disagrees_is_our_bug() {
     let (ending, _) = run_on(&mut fake, &format!("vtop {BASE}"));
     assert_eq!(ending.status(), Status::Broken);
     finished(&format!("p = vtop {}\nassert $p == 5", BASE + 5));
+}
+
+#[test]
+fn a_page_walk_is_compared_only_with_one_of_the_guest_that_no_other_thread_can_make_untrue() {
+    // The answer to a registration is not that of the operation.
+    let mut fake = Fake { skew: 4096, ..Fake::default() };
+    assert_eq!(run_on(&mut fake, &format!("on_lowmem vtop {BASE}")).0, Ending::Finished);
+    // The thread is still to be made.
+    let blocked = given(Outcome::Blocked { waits_for: WaitMessage::new("vmwait") });
+    let mut fake = Fake { skew: 4096, ..scripted(blocked) };
+    let (ending, _) = run_on(&mut fake, &format!("t1: vtop {BASE}\nexpect blocked\nabandon t1"));
+    assert_eq!(ending, Ending::Finished);
+    // What was started may be at work.
+    let mut fake = Fake { skew: 4096, ..Fake::default() };
+    let (ending, _) = run_on(&mut fake, &format!("start t1: settle\nvtop {BASE}\njoin t1"));
+    assert_eq!(ending, Ending::Finished);
 }
 
 #[test]
