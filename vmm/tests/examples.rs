@@ -24,6 +24,9 @@ const SUBCOMMANDS: &[&[&str]] = &[
     &["image"],
 ];
 
+/// Seconds after which an example hangs: many times what the longest takes on a busy machine.
+const LIMIT: &str = "600";
+
 /// What the examples call a script.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
@@ -72,11 +75,11 @@ impl Place {
         place
     }
 
-    /// Runs a line of a shell.
+    /// Runs a line of a shell, which has [`LIMIT`] to end.
     fn sh(&self, line: &str) -> Output {
         let path = std::env::var("PATH").expect("there is a PATH");
-        Command::new("sh")
-            .args(["-c", line])
+        Command::new("timeout")
+            .args(["--kill-after=5", LIMIT, "sh", "-c", line])
             .current_dir(&self.0)
             .env("PATH", format!("{}:{path}", self.0.join("bin").display()))
             .stdin(Stdio::null())
@@ -197,6 +200,17 @@ fn help_is_never_wider_than_the_terminal_or_100_columns() {
             let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > limit).collect();
             assert!(wide.is_empty(), "vmkern {} --help on {columns} columns: {wide:#?}", words.join(" "));
         }
+    }
+}
+
+/// A line that a narrow terminal breaks cannot be copied.
+#[test]
+fn no_example_is_wider_than_80_columns() {
+    for words in SUBCOMMANDS {
+        let text = help(words, "100");
+        let examples = text.lines().skip_while(|line| !line.starts_with("Example")).take_while(|line| !line.is_empty());
+        let wide: Vec<_> = examples.filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "vmkern {} --help: {wide:#?}", words.join(" "));
     }
 }
 

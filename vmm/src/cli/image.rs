@@ -10,8 +10,9 @@ use vmkern::script::Status;
 const EXAMPLES: &str = "\
 Example: the same kernel under QEMU's own CPU emulation, checking itself
   vmkern image --output vmkern.elf
-  qemu-system-x86_64 -accel tcg -M microvm,x-option-roms=off,isa-serial=on -nodefaults -no-user-config \\
-      -display none -serial stdio -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=1 \\
+  qemu-system-x86_64 -accel tcg -M microvm,x-option-roms=off,isa-serial=on \\
+      -nodefaults -no-user-config -no-reboot -display none -serial stdio \\
+      -device isa-debug-exit,iobase=0xf4,iosize=1 \\
       -kernel vmkern.elf -append 'privilege=supervisor selftest'";
 
 /// Writes the embedded kernel image, an ELF file with a PVH entry and symbols.
