@@ -53,6 +53,10 @@ const CHECKS: &[Check] = &[
     ("masked interrupts wait for the guard to go", traps::masking_defers),
     ("masked interrupts take no trap frame, however many they are", traps::masked_interrupts_take_no_frame),
     ("interrupts keep every SSE register and the red zone", traps::interrupts_keep_registers),
+    (
+        "a trap between any two instructions of a handler's way out loses nothing",
+        traps::each_way_out_can_be_interrupted,
+    ),
     ("virtual or real, sleeping moves the clock", traps::sleeping_moves_the_clock),
     ("two threads that never give way share the CPU", threads::endless_threads_share_the_cpu),
     ("nothing is mapped writable and executable", paging::write_xor_execute),

@@ -3,11 +3,12 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
-use super::{Bench, Verdict, same};
+use super::{Bench, Failure, Verdict, same};
 use crate::arch::apic;
 use crate::arch::clock::halt_for;
 use crate::arch::interrupt::{Deferred, Masked, timer_interrupts};
 use crate::arch::percpu::{PerCpu, SLOT};
+use crate::arch::step::Steps;
 use crate::arch::vectors::{RESCHED_VECTOR, SHOOTDOWN_VECTOR};
 
 /// Timer counts that pass before a one-shot interrupt of these checks.
@@ -74,6 +75,23 @@ pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {
         same("registers and red-zone words changed", wrong, 0)?;
     }
     Ok(())
+}
+
+pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
+    /// Instructions from a handler's return to its `iretq`: fewer would not be the whole way.
+    const WAY_OUT: u64 = 35;
+    let whole = |what, got| if got >= WAY_OUT { Ok(()) } else { Err(Failure { what, got, want: WAY_OUT }) };
+    let steps = Steps::through_one_interrupt();
+    apic::timer_one_shot(SOON);
+    let wrong = spin_with_pattern(0x9e37_79b9_7f4a_7c15, timer_interrupts());
+    same("registers and red-zone words changed", wrong, 0)?;
+    whole("steps on the way back to a loop", steps.count())?;
+    drop(steps);
+    // The way out to a halted CPU is another one.
+    let steps = Steps::through_one_interrupt();
+    PerCpu::current().idle().arm();
+    halt_for(200);
+    whole("steps on the way out of a halt", steps.count())
 }
 
 /// Fills the SSE registers, most general registers and the red zone with values made of `pattern`, waits until the

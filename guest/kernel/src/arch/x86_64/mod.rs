@@ -14,6 +14,7 @@ pub mod nucleus;
 pub mod percpu;
 pub mod probe;
 pub mod stack;
+pub mod step;
 pub mod switch;
 pub mod tlb;
 pub mod trap;

@@ -23,7 +23,7 @@ use vmkern_abi::crash::CrashKind;
 
 use super::interrupt::interrupt;
 use super::percpu::{self, PerCpu, SLOT};
-use super::{probe, vectors};
+use super::{probe, step, vectors};
 use crate::host::crash::{self, Cause};
 
 /// Bytes below RSP that compiled code may use without moving RSP (System V ABI).
@@ -34,8 +34,7 @@ const HEADROOM: usize = 2048;
 #[repr(C, align(16))]
 pub struct TrapFrame {
     fxsave: [u8; 512],
-    /// Where the words for `iretq` are.
-    return_stack: u64,
+    padding: u64,
     /// R15 to R8, RDI, RSI, RBP, RBX, RDX, RCX.
     saved: [u64; 14],
     /// The faulting address, for #PF.
@@ -43,7 +42,7 @@ pub struct TrapFrame {
     rax: u64,
     /// The exception or interrupt.
     pub vector: u64,
-    /// Error code, 0 where the exception has none.
+    /// Error code, 0 where the exception has none. On the way out: where the words for `iretq` are.
     pub error_code: u64,
     /// Where it happened.
     pub rip: GuestVirt,
@@ -55,8 +54,18 @@ pub struct TrapFrame {
     ss: u64,
 }
 
-const _: () =
-    assert!(size_of::<TrapFrame>() == 704 && size_of::<TrapFrame>() + RED_ZONE + 40 <= SLOT && SLOT.is_multiple_of(16));
+/// Where the words for `iretq` are, on the way out. RSP climbs through the frame then, and a trap between two of those
+/// instructions puts words for its own `iretq` below it. So this word stays above RSP until it is read.
+const RETURN_STACK: usize = offset_of!(TrapFrame, error_code);
+/// Bytes from an interrupted RSP down to the words for the `iretq` that returns there.
+const RETURN_BELOW: usize = RED_ZONE + 40;
+
+const _: () = {
+    assert!(size_of::<TrapFrame>() == 704 && SLOT.is_multiple_of(16));
+    // RSP lies between the frame's first byte, where the room below it must do, and its vector.
+    assert!(size_of::<TrapFrame>() + RETURN_BELOW <= SLOT);
+    assert!(RETURN_STACK > offset_of!(TrapFrame, vector));
+};
 
 impl TrapFrame {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
@@ -107,8 +116,9 @@ pub unsafe extern "C" fn trap_entry() {
         "ja 8f",
         "add rdx, {SLOT}",
         "jmp 7b",
-        "8: lea rcx, [rax - {HEADROOM}]",
-        "cmp rcx, gs:[{STACK_LOW}]",
+        "8: mov rcx, gs:[{STACK_LOW}]",
+        "add rcx, {HEADROOM}",
+        "cmp rax, rcx",
         "jb 6f",
         "cmp rax, gs:[{STACK_HIGH}]",
         "ja 6f",
@@ -122,7 +132,7 @@ pub unsafe extern "C" fn trap_entry() {
         "call {handle}",
         "mov rsp, rbx",
         "mov rax, [rsp + {RSP}]",
-        "sub rax, {RED_ZONE} + 40",
+        "sub rax, {RETURN_BELOW}",
         "mov [rsp + {RETURN_STACK}], rax",
         "mov rcx, [rsp + {RIP}]",
         "mov [rax], rcx",
@@ -181,7 +191,8 @@ pub unsafe extern "C" fn trap_entry() {
         RIP = const offset_of!(TrapFrame, rip),
         CS = const offset_of!(TrapFrame, cs),
         VECTOR = const offset_of!(TrapFrame, vector),
-        RETURN_STACK = const offset_of!(TrapFrame, return_stack),
+        RETURN_STACK = const RETURN_STACK,
+        RETURN_BELOW = const RETURN_BELOW,
         END = const size_of::<TrapFrame>(),
         SLOT = const SLOT,
         HEADROOM = const HEADROOM,
@@ -223,7 +234,11 @@ extern "C" fn handle(frame: &mut TrapFrame) {
     PerCpu::wake();
     match u8::try_from(frame.vector) {
         Ok(14) => page_fault(frame),
-        Ok(vector @ vectors::FIRST..=vectors::LAST) => interrupt(vector),
+        Ok(vector @ vectors::FIRST..=vectors::LAST) => {
+            interrupt(vector);
+            step::begin();
+        }
+        Ok(vectors::DEBUG_VECTOR) if step::count() => {}
         Ok(vectors::SPURIOUS_VECTOR) => {}
         _ => crash::die(&Cause::Trap { kind: CrashKind::Trap, frame }),
     }

@@ -1,6 +1,8 @@
 //! Interrupt vectors of the kernel's own. The host's are
 //! [`vmkern_abi::control::DOORBELL_VECTOR`] and [`vmkern_abi::control::PAUSE_VECTOR`].
 
+/// #DB: a single step ([`super::step`]).
+pub const DEBUG_VECTOR: u8 = 1;
 /// The local APIC's timer.
 pub const TIMER_VECTOR: u8 = 0x50;
 /// The kernel's interrupt to itself: run an operation in an interrupt handler.
