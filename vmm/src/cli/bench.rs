@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use vmkern::bench::{self, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench, ScriptBench, Summary};
-use vmkern::script::{Status, launch_status};
+use vmkern::script::{Status, launch_status, values};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +32,7 @@ enum What {
         #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
         rounds: u16,
         /// Guest memory, 8M to 64G.
-        #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = super::values::size)]
+        #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::size)]
         memory: u64,
         /// Prints one JSON object.
         #[arg(long)]
@@ -53,7 +53,7 @@ enum What {
         #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=64))]
         vcpus: Vec<u32>,
         /// Sets a kernel tunable; may be given several times.
-        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::values::setting)]
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
         settings: Vec<(String, u64)>,
         /// Prints one JSON object.
         #[arg(long)]
@@ -91,7 +91,7 @@ pub fn run(args: &BenchArgs) -> Status {
 
 /// A size that fits the maps that are measured.
 fn pair_size(text: &str) -> Result<u64, String> {
-    let size = super::values::size(text)?;
+    let size = values::size(text)?;
     if (1..=bench::MAP_SIZE).contains(&size) { Ok(size) } else { Err("expected 1 to 4M".to_owned()) }
 }
 

@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use vmkern::script::GuestOptions;
+use vmkern::script::{GuestOptions, values};
 use vmkern::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode};
-
-use super::values;
 
 /// The guest to boot.
 #[derive(Clone, Debug, Default, Args)]
@@ -33,7 +31,7 @@ pub struct GuestArgs {
     seed: Option<u64>,
     /// Binds a name before the first line of a script, as `let` does, whose own `let` of that name then does nothing; may
     /// be given several times.
-    #[arg(long = "let", value_name = "NAME=VALUE", value_parser = binding)]
+    #[arg(long = "let", value_name = "NAME=VALUE", value_parser = values::binding)]
     lets: Vec<(String, u64)>,
     /// Sets a kernel tunable, by the names that --help lists; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
@@ -159,11 +157,6 @@ impl GuestArgs {
     pub fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(DEFAULT_TIMEOUT)
     }
-}
-
-/// `NAME=VALUE` of `--let`.
-fn binding(text: &str) -> Result<(String, u64), String> {
-    vmkern::script::values::binding(text)
 }
 
 fn privilege(text: &str) -> Result<Privilege, String> {

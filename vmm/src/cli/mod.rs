@@ -19,7 +19,6 @@ mod signals;
 mod steps;
 mod test;
 mod tour;
-mod values;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use vmkern::script::{parse_number, suite};
+use vmkern::script::{suite, values};
 
 /// Runs of a suite at most: each keeps its result until the end.
 const MOST: u64 = 1 << 20;
@@ -43,7 +43,7 @@ pub struct Plan {
 pub fn seeds(text: &str) -> Result<Range<u64>, String> {
     let expected = || "expected START..END with START below END; END itself is left out".to_owned();
     let (start, end) = text.split_once("..").ok_or_else(expected)?;
-    let number = |text| parse_number(text).map_err(|_| expected());
+    let number = |text| values::number(text).map_err(|_| expected());
     let seeds = number(start)?..number(end)?;
     if seeds.is_empty() { Err(expected()) } else { Ok(seeds) }
 }

@@ -48,7 +48,6 @@ pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
 pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
 pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport};
-pub use self::lexer::number as parse_number;
 pub use self::look::Look;
 pub use self::names::{MapField, map_name};
 pub use self::observe::{Detail, Observer, Seen, TooMuch};

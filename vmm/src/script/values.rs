@@ -1,8 +1,9 @@
-//! Values of options, of the command line and of `guest`: sizes, times, numbers.
+//! Values of options, of the command line and of `guest`: sizes, times, numbers, settings.
 
 use std::time::Duration;
 
 use super::lexer;
+use crate::Guest;
 
 /// A size as scripts write it, or with the suffix `T`.
 ///
@@ -14,7 +15,8 @@ pub fn size(text: &str) -> Result<u64, String> {
     if digits.ends_with('s') {
         return Err(expected());
     }
-    lexer::number(digits).ok().and_then(|number| number.checked_mul(unit)).ok_or_else(expected)
+    let number = lexer::number(digits).ok();
+    number.and_then(|number| number.checked_mul(unit)).ok_or_else(expected)
 }
 
 /// A number, decimal or `0x`.
@@ -25,7 +27,8 @@ pub fn number(text: &str) -> Result<u64, String> {
     lexer::number(text).map_err(|expected| format!("expected {expected}"))
 }
 
-/// A time: a number with a suffix of `us ms s`, or of seconds without one.
+/// A time: a number with a suffix of `us ms s`, or of seconds without one. One that is too long to tell is the longest
+/// that there is.
 ///
 /// # Errors
 /// What was expected.
@@ -34,8 +37,17 @@ pub fn time(text: &str) -> Result<Duration, String> {
     if text.ends_with(['K', 'M', 'G']) {
         return Err(expected());
     }
-    let number = lexer::number(text).map_err(|_| expected())?;
-    Ok(if text.ends_with('s') { Duration::from_micros(number) } else { Duration::from_secs(number) })
+    let is_of_seconds = !text.ends_with('s');
+    let with_suffix = if is_of_seconds { format!("{text}s") } else { text.to_owned() };
+    Ok(match lexer::number(&with_suffix).map_err(|_| expected())? {
+        u64::MAX => Duration::MAX,
+        micros => Duration::from_micros(micros),
+    })
+}
+
+/// `NAME=VALUE`, each as it stands there.
+fn pair(text: &str) -> Result<(&str, &str), String> {
+    text.split_once('=').ok_or_else(|| "expected NAME=VALUE".to_owned())
 }
 
 /// `NAME=VALUE` of `--let`: a name of the language, and a number.
@@ -43,11 +55,62 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// What was expected.
 pub fn binding(text: &str) -> Result<(String, u64), String> {
-    let Some((name, value)) = text.split_once('=') else { return Err("expected NAME=VALUE".to_owned()) };
+    let (name, value) = pair(text)?;
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if !is_name {
         return Err(format!("`{name}` is not a name: expected letters, digits and _"));
     }
     Ok((name.to_owned(), number(value).map_err(|error| format!("{name}: {error}"))?))
+}
+
+/// `NAME=VALUE` of a kernel tunable.
+///
+/// # Errors
+/// What was expected, or the rule of the tunable that the value breaks.
+pub fn setting(text: &str) -> Result<(String, u64), String> {
+    let (name, value) = pair(text)?;
+    let value = number(value).map_err(|error| format!("{name}: {error}"))?;
+    // Refused here, the option is named together with the rule.
+    let tried = Guest::builder().tunable(name, value);
+    tried.map(|_| (name.to_owned(), value)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit_or_are_seconds() {
+        assert_eq!(time("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(time("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
+        for long in
+            ["18446744073709551615", "9223372036854775808s", "99999999999999999999999ms", "18446744073709551615us"]
+        {
+            assert_eq!(time(long), Ok(Duration::MAX), "{long}");
+        }
+        assert_eq!(time("9223372036854775807us"), Ok(Duration::from_micros((1 << 63) - 1)));
+        assert!(time("5K").is_err() && time("").is_err() && time("-1").is_err());
+    }
+
+    #[test]
+    fn sizes_have_a_unit_or_are_bytes() {
+        assert_eq!(size("8M"), Ok(8 << 20));
+        assert_eq!(size("1T"), Ok(1 << 40));
+        assert_eq!(size("4096"), Ok(4096));
+        for bad in ["5ms", "", "-1", "1TT", "1KT1", "99999999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_refused_with_the_rule_that_it_breaks() {
+        assert_eq!(setting("kern.hz=1K"), Ok(("kern.hz".to_owned(), 1024)));
+        let message = setting("kern.hertz=1").expect_err("there is none");
+        assert!(message.contains("kern.hertz") && message.contains("vm.kmem_size_scale"), "{message}");
+        let message = setting("kern.hz=0").expect_err("it is out of range");
+        assert!(message.contains("kern.hz: 0 ") && message.contains("at least 1 and at most 10000"), "{message}");
+        assert!(setting("kern.hz").is_err() && setting("kern.hz=x").is_err());
+    }
 }
