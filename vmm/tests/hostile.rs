@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
+use vmkern::abi::describe::Described;
+use vmkern::abi::log::LogRing;
+use vmkern::script::{EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then};
 use vmkern::{Builder, ContractError, CpuFault, Guest, GuestError, ImageFault, KernelImage, LaunchError, Op};
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -182,4 +185,39 @@ fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
     assert!(matches!(image_fault(patched(64 + 40, 1 << 40)), ImageFault::DoesNotFit { .. }));
     let missing = KernelImage::from_file("/nonexistent/kernel").expect_err("there is no such file");
     assert!(missing.to_string().contains("/nonexistent/kernel"));
+}
+
+/// A kernel that says that it has dropped `count` lines of its log.
+fn drops_lines(code: Code, count: u32) -> Code {
+    let mut fields = <LogRing as Described>::DESCRIPTION.fields.iter();
+    let dropped = fields.find(|field| field.name == "dropped").expect("it counts them");
+    let at = core::mem::offset_of!(ControlRegion, log) + dropped.offset;
+    code.control_word(u32::try_from(at).expect("the region is small"), count)
+}
+
+/// The report of a run of a script that asks the guest for nothing, with the log kept.
+fn report_of(code: Code) -> RunReport {
+    let script = parse(&Source::new("test.kmem", "let a = 1")).expect("the script is good");
+    let builder = tiny(code);
+    let setup = Setup { builder, seed: 0, console: Some(Box::new(std::io::sink())) };
+    let stop = Stop::after(SHORT);
+    match run_script_then(&script, setup, &stop, &mut |_: &Step| {}, |_, _| ()) {
+        Ok((session, ())) => session.report(Vec::new()),
+        Err(unlaunched) => unlaunched.report(EnvironmentReport::asked(1, 8 << 20, 0)),
+    }
+}
+
+#[test]
+fn a_report_has_the_number_of_log_lines_that_the_kernel_dropped() {
+    let ends = [
+        (drops_lines(Code::new(), 3).ready().halt(), 0, 3),
+        (drops_lines(Code::new(), 7).spin(), 5, 7),
+        (Code::new().ready().halt(), 0, 0),
+    ];
+    for (code, status, dropped) in ends {
+        let report = report_of(code);
+        assert_eq!((report.status, report.dropped_log_lines), (status, dropped), "{report:?}");
+        let json = serde_json::to_value(&report).expect("a report is JSON");
+        assert_eq!(json["dropped_log_lines"], dropped);
+    }
 }

@@ -11,7 +11,7 @@ use vmkern::input::{InputError, read_script};
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill, Status, explain,
-    explain_errors, launch_report, launch_status, parse_with, run_script_then,
+    explain_errors, launch_status, parse_with, run_script_then,
 };
 
 use super::guest::{GuestArgs, Precedence};
@@ -148,9 +148,10 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
             print::run_ends(status.into());
             if args.json {
                 let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-                super::print_json(&launch_report(&unlaunched.error, asked));
+                super::print_json(&unlaunched.report(asked));
             }
-            super::eprint(&console::complaints(unlaunched.console_error.as_ref(), 0));
+            let (error, dropped) = (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+            super::eprint(&console::complaints(error, dropped));
             if let Some((Err(error), _)) = unlaunched.seen {
                 super::complain(&error.into());
             }

@@ -18,7 +18,7 @@ use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
     BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Standstill, Status, explain,
-    explain_errors, launch_report, launch_status, parse_with, run_script_then, suite,
+    explain_errors, launch_status, parse_with, run_script_then, suite,
 };
 
 use super::guest::{GuestArgs, Merged, Precedence};
@@ -306,8 +306,10 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         Err(unlaunched) => {
             let error = &unlaunched.error;
             let status = launch_status(error);
-            let message = format!("{BAD}error:{BAD:#} {error}\n");
-            Verdict { status, message, output: output.text(), report: launch_report(error, asked), overruled }
+            let missing = super::console::complaints(unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+            let message = format!("{BAD}error:{BAD:#} {error}\n{missing}");
+            let report = unlaunched.report(asked);
+            Verdict { status, message, output: output.text(), report, overruled }
         }
     }
 }

@@ -65,7 +65,8 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             if output == Output::Written {
                 let ending = Ending::ExpectedPanic(Box::new(Panic::from(&*crash)));
                 let steps = steps.into_iter().map(StepReport::from).collect();
-                super::print_json(&RunReport::ended(&ending, steps, stats, environment));
+                let report = RunReport::ended(&ending, steps, stats, environment);
+                super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
             }
             if log.error.is_some() { Status::Unwritten } else { Status::Ok }
         }
@@ -84,7 +85,8 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             if output == Output::Written {
                 let expected = "the tour's usual results".to_owned();
                 let failure = FailureReport { line: 0, expected, got: error.to_string() };
-                super::print_json(&RunReport::refused(status, vec![failure], environment));
+                let report = RunReport::refused(status, vec![failure], environment);
+                super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
             }
             if status != Status::Interrupted {
                 super::complain(&error.into());

@@ -65,6 +65,9 @@ pub struct RunReport {
     pub panic: Option<PanicReport>,
     /// The kernel's counters at the end, by name; empty when nothing booted.
     pub stats: BTreeMap<String, Stat>,
+    /// Lines that are missing in the kernel's log: there was no room for them, and no waiting for it.
+    #[serde(serialize_with = "exact")]
+    pub dropped_log_lines: u64,
     /// Where it ran.
     pub environment: EnvironmentReport,
 }
@@ -199,8 +202,18 @@ impl RunReport {
             Status::Panicked => "panic",
             _ => "error",
         };
-        let (steps, panic, stats) = (Vec::new(), None, BTreeMap::new());
-        Self { schema: SCHEMA, ok: false, status: status as u8, outcome, steps, failures, panic, stats, environment }
+        Self {
+            schema: SCHEMA,
+            ok: false,
+            status: status as u8,
+            outcome,
+            steps: Vec::new(),
+            failures,
+            panic: None,
+            stats: BTreeMap::new(),
+            dropped_log_lines: 0,
+            environment,
+        }
     }
 
     /// Adds something that did not hold beside the script: a run that held has failed then.
@@ -245,8 +258,18 @@ impl RunReport {
             _ => None,
         };
         let status = ending.status();
-        let (ok, status) = (status == Status::Ok, status as u8);
-        Self { schema: SCHEMA, ok, status, outcome, steps, failures, panic, stats, environment }
+        Self {
+            schema: SCHEMA,
+            ok: status == Status::Ok,
+            status: status as u8,
+            outcome,
+            steps,
+            failures,
+            panic,
+            stats,
+            dropped_log_lines: 0,
+            environment,
+        }
     }
 }
 
@@ -292,12 +315,16 @@ struct RunEnd<'r> {
     failures: &'r [FailureReport],
     panic: &'r Option<PanicReport>,
     stats: &'r BTreeMap<String, Stat>,
+    dropped_log_lines: Exact,
     environment: &'r EnvironmentReport,
 }
 
 impl<'r> From<&'r RunReport> for RunEnd<'r> {
     fn from(report: &'r RunReport) -> Self {
-        let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, environment } = report;
-        Self { ok: *ok, status: *status, outcome, failures, panic, stats, environment }
+        let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, .. } = report;
+        let RunReport { dropped_log_lines, environment, .. } = report;
+        let dropped_log_lines = Exact(*dropped_log_lines);
+        let (ok, status) = (*ok, *status);
+        Self { ok, status, outcome, failures, panic, stats, dropped_log_lines, environment }
     }
 }

@@ -56,6 +56,8 @@ pub struct Unlaunched<T: std::fmt::Debug> {
     pub log: String,
     /// Why the log could not be written to its file.
     pub console_error: Option<std::io::Error>,
+    /// Lines that are missing in that file.
+    pub dropped_lines: u64,
 }
 
 /// Where a guest stands when it is looked at, the last time before it is gone.
@@ -105,7 +107,10 @@ pub fn run_script_then<T: std::fmt::Debug>(
     let builder = setup.builder.seed(setup.seed).timeout(stop.limit());
     let mut guest = match builder.start(setup.console) {
         Ok(guest) => guest,
-        Err(error) => return Err(Unlaunched { error, seen: None, log: String::new(), console_error: None }),
+        Err(error) => {
+            let (seen, log) = (None, String::new());
+            return Err(Unlaunched { error, seen, log, console_error: None, dropped_lines: 0 });
+        }
     };
     let handle = guest.interrupt_handle();
     stop.on_interrupt(move || handle.interrupt());
@@ -114,8 +119,8 @@ pub fn run_script_then<T: std::fmt::Debug>(
     }
     if let Err(error) = guest.await_ready() {
         let seen = Some(look(&guest, Standstill::Unready(&error)));
-        let (log, end) = GuestTarget::new(guest).end();
-        return Err(Unlaunched { error, seen, log, console_error: end.error });
+        let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = GuestTarget::new(guest).end();
+        return Err(Unlaunched { error, seen, log, console_error, dropped_lines });
     }
     let environment = EnvironmentReport::from(guest.environment());
     let mut target = GuestTarget::new(guest);
@@ -147,11 +152,21 @@ pub fn stats(target: &mut dyn Target) -> BTreeMap<String, Stat> {
     stats
 }
 
+impl<T: std::fmt::Debug> Unlaunched<T> {
+    /// The JSON object.
+    #[must_use]
+    pub fn report(&self, environment: EnvironmentReport) -> RunReport {
+        let dropped_log_lines = self.dropped_lines;
+        RunReport { dropped_log_lines, ..launch_report(&self.error, environment) }
+    }
+}
+
 impl Session {
     /// The JSON object, with the steps that were collected on the way.
     #[must_use]
     pub fn report(&self, steps: Vec<StepReport>) -> RunReport {
-        RunReport::ended(&self.ending, steps, self.stats.clone(), self.environment.clone())
+        let (stats, environment) = (self.stats.clone(), self.environment.clone());
+        RunReport { dropped_log_lines: self.dropped_lines, ..RunReport::ended(&self.ending, steps, stats, environment) }
     }
 }
 
