@@ -1,7 +1,7 @@
 //! The guest kernel's image: the one that is built into this library, or another.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use object::Object;
 use object::read::elf::ElfFile64;
@@ -24,8 +24,15 @@ static EMBEDDED: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("VMKERN_KERNEL_E
 /// An ELF executable with a PVH entry note, and where it came from.
 #[derive(Clone)]
 pub struct KernelImage {
-    bytes: Cow<'static, [u8]>,
+    bytes: Bytes,
     origin: Origin,
+}
+
+/// The file's content. Whoever needs it for longer shares it.
+#[derive(Clone)]
+enum Bytes {
+    Embedded(&'static [u8]),
+    Shared(Arc<Vec<u8>>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +46,13 @@ impl KernelImage {
     /// The kernel that was built together with this library.
     #[must_use]
     pub fn embedded() -> Self {
-        Self { bytes: Cow::Borrowed(&EMBEDDED.0), origin: Origin::Embedded }
+        Self { bytes: Bytes::Embedded(&EMBEDDED.0), origin: Origin::Embedded }
     }
 
     /// An image held in memory.
     #[must_use]
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { bytes: Cow::Owned(bytes), origin: Origin::Memory }
+        Self { bytes: Bytes::Shared(Arc::new(bytes)), origin: Origin::Memory }
     }
 
     /// The image in the file `path`.
@@ -57,7 +64,7 @@ impl KernelImage {
         let path = path.as_ref();
         let origin = Origin::File(path.to_path_buf());
         match read_regular(path, IMAGE_MAX) {
-            Ok(bytes) => Ok(Self { bytes: Cow::Owned(bytes), origin }),
+            Ok(bytes) => Ok(Self { bytes: Bytes::Shared(Arc::new(bytes)), origin }),
             Err(error) => {
                 Err(ImageError { image: origin.to_string(), fault: ImageFault::Unreadable(error.to_string()) })
             }
@@ -67,7 +74,10 @@ impl KernelImage {
     /// The file's bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.bytes {
+            Bytes::Embedded(bytes) => bytes,
+            Bytes::Shared(bytes) => bytes,
+        }
     }
 
     /// The GNU build ID, by which an image is told from any other; nothing where the linker gave it none.
@@ -86,7 +96,7 @@ impl KernelImage {
     }
 
     /// What goes where in a guest with `memory` bytes.
-    pub(crate) fn plan(&self, memory: u64) -> Result<Plan<'_>, ImageError> {
+    pub(crate) fn plan(&self, memory: u64) -> Result<Plan, ImageError> {
         let limit = GuestPhys::new(memory.min(HOLE_START));
         Plan::of(self.bytes(), limit).map_err(|fault| self.error(fault))
     }
@@ -99,7 +109,7 @@ impl KernelImage {
 
 impl std::fmt::Debug for KernelImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "KernelImage({}, {} bytes)", self.origin, self.bytes.len())
+        write!(f, "KernelImage({}, {} bytes)", self.origin, self.bytes().len())
     }
 }
 

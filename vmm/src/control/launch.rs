@@ -1,7 +1,7 @@
 //! From a checked configuration to a guest that serves requests.
 //!
-//! Two threads share the work: while this one makes the VM and loads the image, the vCPU's own asks KVM for its CPUID and makes
-//! the pages present that the boot is going to touch ([`Prefault`]).
+//! Two threads share the work: while this one makes the VM, the vCPU's own asks KVM for its CPUID; then this one fills the
+//! guest's memory ([`Load`]) while the other makes the vCPU, and whichever is done earlier helps.
 //! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
 
 use std::io::Write;
@@ -29,8 +29,8 @@ use super::wait::Woken;
 use crate::deadline;
 use crate::devices::{Console, PortBus};
 use crate::inspect::{Handshake, Hold, shake};
+use crate::kvm::load::Load;
 use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::{self, Finish, Orders, Start};
 use crate::kvm::vm::Vm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
@@ -97,10 +97,9 @@ fn start_vcpus(
     console: &Console,
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
-    let image = config.kernel.plan(config.memory)?;
+    let plan = config.kernel.plan(config.memory)?;
     let ram = Arc::new(GuestRam::new(config.memory)?);
-    let touched = boot::touched_by_boot(&image, config.memory);
-    let prefault = Arc::new(Prefault::new(Arc::clone(&ram), &touched));
+    let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
     let (entry_sender, entry) = channel();
     let (made_sender, made) = channel();
     let mut vm_senders = Vec::with_capacity(vcpus.states.len());
@@ -109,7 +108,7 @@ fn start_vcpus(
         let (vm_sender, vm) = channel();
         vm_senders.push(vm_sender);
         let start = match entry.take() {
-            Some(entry) => Start::Boot { entry, prefault: Arc::clone(&prefault) },
+            Some(entry) => Start::Boot { entry, load: Arc::clone(&load) },
             None => Start::Wait(made_sender.clone()),
         };
         let orders = Orders { vm, start };
@@ -121,12 +120,14 @@ fn start_vcpus(
         vcpus.has_thread(thread);
     }
     drop(made_sender);
-    let vm = Arc::new(Vm::new(kvm, Arc::clone(&ram), config.vcpus)?);
+    let mut vm = Vm::create(kvm)?;
+    load.hold();
+    vm.furnish(Arc::clone(&ram), config.vcpus)?;
+    let vm = Arc::new(vm);
     for sender in vm_senders {
         let _ = sender.send(Arc::clone(&vm));
     }
-    prefault.finish();
-    let entry = boot::load_image(&ram, &config.kernel, &image)?;
+    load.finish();
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
     let logs = logs(&ram, vcpus, console, log)?;
     let args = boot_args(config, selftest);
@@ -134,7 +135,7 @@ fn start_vcpus(
     let finish = move |tsc_khz: u32, paging: Paging| {
         let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
         let written = write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
-        written.map(|()| entry).map_err(not_ram)
+        written.map(|()| plan.entry).map_err(not_ram)
     };
     // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
     let _made = made.iter().take(vcpus.states.len() - 1).count();
@@ -314,14 +315,11 @@ mod tests {
     fn touched(memory: u64) -> (u64, u64, u64) {
         let kernel = KernelImage::embedded();
         let plan = kernel.plan(memory).expect("the embedded image can be loaded");
-        let pages = |ram: &GuestRam| ram.resident() / PAGE_SIZE;
-        let image = GuestRam::new(memory).expect("address space is there");
-        boot::load_image(&image, &kernel, &plan).expect("the embedded image can be loaded");
+        let image: u64 = plan.segments.iter().map(|segment| (segment.file.len() as u64).div_ceil(PAGE_SIZE)).sum();
         let foreseen = Arc::new(GuestRam::new(memory).expect("address space is there"));
-        Prefault::new(Arc::clone(&foreseen), &boot::touched_by_boot(&plan, memory)).finish();
-        boot::load_image(&foreseen, &kernel, &plan).expect("the embedded image can be loaded");
+        Load::new(Arc::clone(&foreseen), kernel, &plan).finish();
         let guest = Guest::builder().memory(memory).launch().expect("this host can run guests");
-        let (image, foreseen, all) = (pages(&image), pages(&foreseen), guest.resident_memory() / PAGE_SIZE);
+        let (foreseen, all) = (foreseen.resident() / PAGE_SIZE, guest.resident_memory() / PAGE_SIZE);
         (image, foreseen - image, all - foreseen)
     }
 

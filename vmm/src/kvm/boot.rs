@@ -22,7 +22,6 @@ use super::KvmError;
 use super::elf::{Entry, Plan};
 use super::ioctl::ioctl;
 use super::memory::{GuestRam, NotRam, ram_ranges};
-use crate::image::{ImageError, ImageFault, KernelImage};
 
 /// Where the start information lies. Memory map and command line follow in the same page, as each page that a guest touches
 /// costs its launch.
@@ -52,8 +51,7 @@ const MEMMAP_RAM: u32 = 1;
 
 /// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes, foreseen: what the loader writes,
 /// the image, and what [`BootRegion`] says.
-pub(crate) fn touched_by_boot(plan: &Plan<'_>, memory: u64) -> Vec<Range<GuestPhys>> {
-    // The image comes first: whoever copies it finds its pages present.
+pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>> {
     let mut touched: Vec<_> = plan.segments.iter().map(|segment| segment.start..segment.end).collect();
     let log = CONTROL.add(offset_of!(ControlRegion, log) as u64);
     touched.push(START_INFO..log.add(PAGE_SIZE));
@@ -75,15 +73,6 @@ fn managed(memory: u64, image_end: GuestPhys) -> Vec<(u64, u64)> {
     let directories = ram_ranges(memory).map(|range| range.size.div_ceil(GIB)).sum::<u64>() - 1;
     let first = image_end.get().div_ceil(PAGE_SIZE) + directories;
     ram_ranges(memory).map(|range| (range.start.pfn().max(first), range.start.add(range.size).pfn())).collect()
-}
-
-/// Puts `image`, whose `plan` this is, into memory, which is all zero, and returns its PVH entry.
-pub(crate) fn load_image(ram: &GuestRam, image: &KernelImage, plan: &Plan<'_>) -> Result<Entry, ImageError> {
-    for segment in &plan.segments {
-        let outside = |_| image.error(ImageFault::DoesNotFit { end: segment.end.get(), limit: ram.size() });
-        ram.write(segment.start, segment.bytes).map_err(outside)?;
-    }
-    Ok(plan.entry)
 }
 
 /// Writes the start information, the memory map and `command_line`, which is shorter than [`BootArgs::MAX_LEN`].

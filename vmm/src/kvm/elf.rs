@@ -27,27 +27,27 @@ type Header = ProgramHeader64<LittleEndian>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(pub(crate) GuestPhys);
 
-/// A part of the image: `bytes` from `start` on, and zeros up to `end`.
+/// A part of the image: what is at `file` in its file from `start` on, and zeros up to `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Segment<'a> {
+pub(crate) struct Segment {
     pub(super) start: GuestPhys,
     pub(super) end: GuestPhys,
-    pub(super) bytes: &'a [u8],
+    pub(crate) file: Range<usize>,
 }
 
 /// What a kernel's file says, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plan<'a> {
-    pub(super) segments: Vec<Segment<'a>>,
-    pub(super) entry: Entry,
+pub(crate) struct Plan {
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) entry: Entry,
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// The plan of `file`, for memory that ends at `limit`.
     ///
     /// # Errors
     /// The first rule that the file breaks, with the field.
-    pub(crate) fn of(file: &'a [u8], limit: GuestPhys) -> Result<Self, ImageFault> {
+    pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, ImageFault> {
         let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
         let elf = ElfFile64::<LittleEndian>::parse(file).map_err(not_elf)?;
         if elf.architecture() != object::Architecture::X86_64 || elf.kind() != ObjectKind::Executable {
@@ -55,7 +55,7 @@ impl<'a> Plan<'a> {
             return Err(ImageFault::NotElf(found));
         }
         let headers = elf.elf_program_headers();
-        let mut segments: Vec<(usize, Segment<'a>)> = Vec::new();
+        let mut segments: Vec<(usize, Segment)> = Vec::new();
         for (index, header) in headers.iter().enumerate().filter(|(_, h)| h.p_type(ENDIAN) == PT_LOAD) {
             segments.extend(segment(index, header, file, limit)?.map(|segment| (index, segment)));
         }
@@ -78,12 +78,7 @@ impl<'a> Plan<'a> {
 }
 
 /// The part of the image that a program header describes; nothing when that is empty.
-fn segment<'a>(
-    index: usize,
-    header: &Header,
-    file: &'a [u8],
-    limit: GuestPhys,
-) -> Result<Option<Segment<'a>>, ImageFault> {
+fn segment(index: usize, header: &Header, file: &[u8], limit: GuestPhys) -> Result<Option<Segment>, ImageFault> {
     let (start, size) = (header.p_paddr(ENDIAN), header.p_memsz(ENDIAN));
     let stored = header.p_filesz(ENDIAN);
     if stored > size {
@@ -100,8 +95,8 @@ fn segment<'a>(
     if end > limit.get() {
         return Err(ImageFault::DoesNotFit { end, limit: limit.get() });
     }
-    let bytes = &file[in_file(index, header, file)?];
-    Ok(Some(Segment { start: GuestPhys::new(start), end: GuestPhys::new(end), bytes }))
+    let file = in_file(index, header, file)?;
+    Ok(Some(Segment { start: GuestPhys::new(start), end: GuestPhys::new(end), file }))
 }
 
 /// Where in the file the content of a program header lies.
@@ -191,7 +186,7 @@ mod tests {
         let image = KernelImage::embedded();
         let plan = Plan::of(image.bytes(), LIMIT).expect("it is bootable");
         assert!(plan.segments.iter().any(|s| (s.start..s.end).contains(&plan.entry.0)));
-        assert!(plan.segments.iter().all(|s| s.bytes.len() as u64 <= s.end.since(s.start)));
+        assert!(plan.segments.iter().all(|s| s.file.len() as u64 <= s.end.since(s.start)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::elf::Entry;
 use super::gate::{Gate, Held, Position, Standing};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
-use super::prefault::Prefault;
+use super::load::Load;
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
 use crate::control::ContractError;
@@ -243,8 +243,8 @@ pub(crate) enum Start {
     Boot {
         /// What is left to do.
         entry: Receiver<Finish>,
-        /// What to do while there is no VM.
-        prefault: Arc<Prefault>,
+        /// What to do while it has to wait.
+        load: Arc<Load>,
     },
     /// When another vCPU starts it. It says when it has been made.
     Wait(Sender<()>),
@@ -253,10 +253,10 @@ pub(crate) enum Start {
 impl Orders {
     /// Waits for the VM, and does something useful meanwhile; nothing when the launch was given up.
     fn vm(&self) -> Option<Arc<Vm>> {
-        if let Start::Boot { prefault, .. } = &self.start {
+        if let Start::Boot { load, .. } = &self.start {
             loop {
                 match self.vm.try_recv() {
-                    Err(TryRecvError::Empty) if prefault.work() => {}
+                    Err(TryRecvError::Empty) if load.pass_time() => {}
                     Err(TryRecvError::Empty) => break,
                     answer => return answer.ok(),
                 }
@@ -305,7 +305,8 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
     let tsc_khz = *state.crew.tsc_khz.get_or_init(|| tsc_khz);
     ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
     match orders.start {
-        Start::Boot { entry, .. } => {
+        Start::Boot { entry, load } => {
+            load.finish();
             let Ok(finish) = entry.recv() else { return Ok(None) };
             let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
             set_entry_state(&vcpu, finish(tsc_khz, paging)?)?;

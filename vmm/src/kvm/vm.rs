@@ -27,14 +27,12 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM with `ram` in it and local APICs for its vCPUs, of which there will be `vcpus`.
-    pub(crate) fn new(kvm: &Kvm, ram: Arc<GuestRam>, vcpus: u32) -> Result<Self, KvmError> {
-        let mut vm = Self::create(kvm)?;
+    /// Puts `ram` into the VM, which has none, and local APICs for its vCPUs, of which there will be `vcpus`.
+    pub(crate) fn furnish(&mut self, ram: Arc<GuestRam>, vcpus: u32) -> Result<(), KvmError> {
         let memory = ram.size();
-        vm.set_ram(ram)?;
-        shadow::allow_all(&vm.fd, memory, vcpus)?;
-        vm.enable_split_irqchip()?;
-        Ok(vm)
+        self.set_ram(ram)?;
+        shadow::allow_all(&self.fd, memory, vcpus)?;
+        self.enable_split_irqchip()
     }
 
     /// Creates a VM with nothing in it.
