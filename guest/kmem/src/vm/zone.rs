@@ -194,6 +194,8 @@ impl<M: Machine> Vm<M> {
         if !next.is_null() {
             self.get(next).prev.set(prev);
         }
+        header.next.set(KPtr::NULL);
+        header.prev.set(KPtr::NULL);
     }
 
     /// Gives back the wired page without an object in which `slab` lies.

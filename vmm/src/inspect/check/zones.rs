@@ -272,11 +272,8 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 if header.zone.get() as usize != self.number {
                     self.finding("slab-zone", at, || format!("its header says zone {}", header.zone.get()));
                 }
-                if !slab.is_partial && (!header.free.get().is_null() || header.free_count.get() != 0) {
-                    self.finding("slab-list", at, || {
-                        let (free, count) = (header.free.get().addr(), header.free_count.get());
-                        format!("it has {count} free items from {free} on, but is not on the list of slabs")
-                    });
+                if !slab.is_partial {
+                    self.check_full(at, &header);
                 }
             }
             Err(error) => self.ctx.unreadable(&error),
@@ -288,6 +285,22 @@ impl<'a, 'b> Slabs<'a, 'b> {
                     format!("it is handed out by zone {}, but nothing leads to it", self.number)
                 });
             }
+        }
+    }
+
+    /// Checks a slab that is not on the list: it has no free items, and nothing is left of its links.
+    fn check_full(&self, at: GuestVirt, header: &SlabHeader) {
+        let (free, count) = (header.free.get(), header.free_count.get());
+        if !free.is_null() || count != 0 {
+            self.finding("slab-list", at, || {
+                format!("it has {count} free items from {} on, but is not on the list of slabs", free.addr())
+            });
+        }
+        let (next, prev) = (header.next.get(), header.prev.get());
+        if !next.is_null() || !prev.is_null() {
+            self.finding("slab-list", at, || {
+                format!("it is not on the list of slabs, but has next {} and prev {}", next.addr(), prev.addr())
+            });
         }
     }
 

@@ -50,6 +50,27 @@ fn slabs_and_their_free_items_hang_together() {
 }
 
 #[test]
+fn a_slab_without_free_items_keeps_no_links() {
+    let mut lab = Lab::new();
+    // More threads than a slab has room for.
+    for thread in 0..16 {
+        lab.guest.call(thread, Op::Nop).expect("the guest lives");
+    }
+    lab.wait_until_halted();
+    let oldest = lab.roots().1.sched.all.head.get().addr();
+    let slab: KPtr<SlabHeader> = KPtr::new(oldest.page());
+    assert!(lab.get(slab).free.get().is_null(), "threads fill the first slab first");
+    let damages: &[(&str, Damage<SlabHeader>)] = &[
+        ("slab-list", |slab| slab.next.set(KPtr::new(GuestVirt::new(64)))),
+        ("slab-list", |slab| slab.prev.set(KPtr::new(GuestVirt::new(64)))),
+        ("slab-list", |slab| slab.free_count.set(1)),
+    ];
+    lab.each(slab, "slab", damages);
+    let report = lab.check();
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
 fn an_item_that_is_both_free_and_used_is_found() {
     let lab = Lab::new();
     let (_, roots) = lab.roots();
