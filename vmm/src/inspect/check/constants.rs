@@ -163,10 +163,6 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     if own != priority || (now != own && !LENT.contains(&now)) {
         fault("thread-priority", format!("{} has priority {now}, of its own {own}, expected {priority}", label(t)));
     }
-    if t.state() != Some(ThreadState::Runnable) && !(t.rq_next.get().is_null() && t.rq_prev.get().is_null()) {
-        let (next, prev) = (t.rq_next.get().addr(), t.rq_prev.get().addr());
-        fault("runq-link", format!("{} is on no run queue, but has rq_next {next} and rq_prev {prev}", label(t)));
-    }
     let words = [t.wmesg[0].get(), t.wmesg[1].get()];
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
     if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {

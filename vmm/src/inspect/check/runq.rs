@@ -32,15 +32,27 @@ pub(super) fn check(ctx: &Context<'_>) {
             check_list(ctx, number, list, at, &mut queued);
         }
     }
-    for thread in &ctx.sched.threads {
-        let t = &thread.value;
-        let idles = ctx.sched.idles(thread.at).is_some() && t.priority.get() == t.base_priority.get();
-        if t.state() == Some(ThreadState::Runnable) && idles == queued.contains(&thread.addr()) {
-            ctx.finding("runq-missing", "thread", thread.addr(), || {
-                let place = if idles { "on a run queue, where idle threads are not" } else { "on no run queue" };
-                format!("{} is Runnable, but {place}", label(t))
-            });
-        }
+    ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread, &queued));
+}
+
+/// A thread that can run is on a run queue, unless it idles. Nothing is left of the links of one that is on none.
+fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<GuestVirt>) {
+    let t = &thread.value;
+    let is_queued = queued.contains(&thread.addr());
+    let idles = ctx.sched.idles(thread.at).is_some() && t.priority.get() == t.base_priority.get();
+    if t.state() == Some(ThreadState::Runnable) && idles == is_queued {
+        ctx.finding("runq-missing", "thread", thread.addr(), || {
+            let place = if idles { "on a run queue, where idle threads are not" } else { "on no run queue" };
+            format!("{} is Runnable, but {place}", label(t))
+        });
+    }
+    let (next, prev) = (t.rq_next.get(), t.rq_prev.get());
+    let has_links = !next.is_null() || !prev.is_null();
+    if !is_queued && has_links {
+        ctx.finding("runq-link", "thread", thread.addr(), || {
+            let (next, prev) = (next.addr(), prev.addr());
+            format!("{} is on no run queue, but has rq_next {next} and rq_prev {prev}", label(t))
+        });
     }
 }
 

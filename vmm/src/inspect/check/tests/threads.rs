@@ -140,6 +140,13 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
     let wild = KPtr::new(GuestVirt::new(64));
     let report = lab.damaged(cpu, |cpu| cpu.runq.queues[3].head.set(wild));
     expect_finding(&report, "runq-link", "run queue", queue(3));
+    // An idle thread is on no queue even while it can run.
+    let idle = lab.get(cpu).idlethread.get();
+    let report = lab.damaged(idle, |idle| {
+        idle.state.set(ThreadState::Runnable as u32);
+        idle.rq_next.set(t0);
+    });
+    expect_finding(&report, "runq-link", "thread", idle.addr());
     lab.change(t0, |t| t.rq_next.set(t0));
     let report = lab.damaged(cpu, enqueue(own));
     expect_finding(&report, "runq-link", "thread", t0.addr());
