@@ -127,8 +127,8 @@ fn counts(ctx: &Context<'_>, object: &Object) {
 fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     let expected = entries.count + u64::from(object.is_kernels());
     let count = u64::from(object.ref_count);
-    // Who sleeps on a page has a reference for that time, one for each thread.
-    let most = if ctx.rest.is_quiet() { 0 } else { ctx.sched.threads.len() as u64 };
+    // A page fault has a reference while it sleeps on a busy page, and for a moment before and after.
+    let most = ctx.rest.awake() + ctx.rest.faults();
     let is_known = ctx.roots.sched.lock.owner.get() == 0;
     let is_wrong = count < expected || (is_known && count > expected + most);
     if is_wrong {

@@ -25,6 +25,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         return;
     }
     let mut counts = Counts::default();
+    let mut chained = Vec::new();
     for (pfn, page) in ctx.pages.used() {
         counts.wired += u64::from(page.wire_count > 0);
         match ctx.owner(pfn) {
@@ -38,13 +39,29 @@ pub(super) fn check(ctx: &Context<'_>) {
             }),
             None => {}
             Some(Owner::Resident) => check_resident(ctx, pfn, page),
+            Some(Owner::Kentered) if page.next != 0 && !ctx.is_quiet() => {
+                chained.push(pfn);
+                check_private(ctx, pfn, &Page { next: 0, ..*page }, Owner::Kentered);
+            }
             Some(owner) => check_private(ctx, pfn, page, owner),
         }
         if page.is_allocated() {
             check_allocated(ctx, pfn, page);
         }
     }
+    check_chained(ctx, &chained);
     check_counts(ctx, &counts);
+}
+
+/// Checks the pages that are mapped by `pmap_qenter` and linked to another. An operation that takes such mappings away
+/// chains their pages first, and has the head of the chain until it has freed them.
+fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
+    for pfn in InFlight::new(ctx).lost(chained) {
+        ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
+            let next = ctx.pages.get(pfn).map_or(0, |page| page.next);
+            format!("page {pfn:#x} is {}, but has next {next:#x}", Owner::Kentered.words())
+        });
+    }
 }
 
 /// Checks that every page that is handed out is somebody's: runs when all pages have been claimed.
@@ -151,8 +168,6 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
         segind: page.segind,
         act_count: page.act_count,
         private: if owner == Owner::PageTable { page.private } else { 0 },
-        // Pages that are mapped one after the other are chained for a moment.
-        next: if owner == Owner::Kentered && !ctx.is_quiet() { page.next } else { 0 },
         // Told by a rule of its own.
         block: page.block,
         hold_count: page.hold_count,

@@ -18,6 +18,9 @@ use super::memory::Memory;
 /// Wait messages of threads that are between operations, or wait inside one with nothing half made.
 const QUIET: [&str; 9] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
 
+/// Wait message of a page fault that finds the page busy.
+const FAULT: &str = "vmpfw";
+
 /// What a thread is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Occupation {
@@ -48,6 +51,7 @@ impl Occupation {
 pub(super) struct Rest {
     is_quiet: bool,
     awake: u64,
+    faults: u64,
     channels: HashSet<GuestVirt>,
 }
 
@@ -68,6 +72,8 @@ impl Rest {
             rest.is_quiet &= occupation == Occupation::None;
             rest.awake += u64::from(occupation == Occupation::Awake);
             if thread.state() == Some(ThreadState::Sleeping) {
+                let in_fault = thread.wait_message().is_some_and(|message| message.to_string() == FAULT);
+                rest.faults += u64::from(in_fault);
                 rest.channels.insert(thread.wchan.get());
             }
             next = thread.all_next.get();
@@ -84,6 +90,11 @@ impl Rest {
     /// Threads that stand between two instructions of an operation, interrupt handlers on idle threads included.
     pub(super) fn awake(&self) -> u64 {
         self.awake
+    }
+
+    /// Threads that sleep in a page fault until a page is not busy any more.
+    pub(super) fn faults(&self) -> u64 {
+        self.faults
     }
 
     /// Whether somebody sleeps on `channel`.

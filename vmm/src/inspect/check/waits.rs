@@ -62,9 +62,13 @@ fn check_page_shortage(ctx: &Context<'_>) {
     if roots.vm_pages_needed.get() == 0 {
         ctx.sched.sleepers(free_count).for_each(|thread| lost(thread, "vm_pages_needed"));
     }
+    let channel = ctx.root_of(&roots.vm_pageout_pages_needed);
     if roots.vm_pageout_pages_needed.get() == 0 {
-        let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed));
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
+    } else if ctx.sched.sleepers(channel).next().is_none() {
+        ctx.finding("pages-wanted", "kernel roots", channel, || {
+            "vm_pageout_pages_needed is set, but the pagedaemon does not wait for a page".to_owned()
+        });
     }
     let (wanted, channel) = (roots.vm_pages_wanted.get(), ctx.root_of(&roots.vm_pages_wanted));
     let waits = ctx.sched.sleepers(channel).next().is_some();

@@ -2,10 +2,10 @@
 
 use std::thread::yield_now;
 
-use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{MapId, MapKind, Op};
-use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap};
+use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap, VmObject, VmPage, md};
 
 use super::super::Report;
 use super::lab::{Damage, Lab, expect_finding};
@@ -92,6 +92,7 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     expect_finding(&report, "flag-word", "vm_map", waiting.map.addr());
     lab.root_word("flag-word", "kernel roots", |r| &r.vm_pages_needed, |_| 2);
     lab.root_word("flag-word", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| 2);
+    lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| 1);
     lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pages_wanted, |_| 5000);
     let (roots_at, roots) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.set(1));
@@ -152,4 +153,48 @@ fn what_several_threads_wait_for_is_one_queue_with_a_spare_for_each_but_one() {
     let t2 = waiting.thread(2);
     let report = lab.damaged(t2, |t| t.sq_next.set(waiting.thread(1)));
     expect_finding(&report, "sleepq-link", "thread", waiting.thread(1).addr());
+}
+
+/// Has the word just below what `thread` uses of its stack, which is its to use, say `value`.
+fn put_below_stack(lab: &Lab, thread: KPtr<Thread>, value: GuestVirt) {
+    let place = GuestVirt::new(lab.get(thread).md[md::RSP].get() - 8);
+    let word = GuestPhys::from_pfn(lab.pfn_at(place)).add(place.page_offset());
+    lab.guest.machine.ram.write(word, &value.get().to_le_bytes()).expect("it is RAM");
+}
+
+#[test]
+fn pages_of_a_window_are_chained_only_while_a_thread_has_the_first() {
+    let waiting = Waiting::new();
+    let lab = &waiting.lab;
+    let _pause = lab.guest.pause().expect("it can be held");
+    let window = lab.get(waiting.thread(3)).kstack.get();
+    let [first, second] = [0, 4096].map(|offset| lab.pfn_at(window.add(offset)));
+    let head = lab.vm_page(first);
+    let chain = |page: &VmPage| page.next.set(u32::try_from(second).expect("it is small"));
+    expect_finding(&lab.damaged(head, chain), "page-state", "vm_page", head.addr());
+    put_below_stack(lab, waiting.thread(1), head.addr());
+    let report = lab.damaged(head, chain);
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn an_object_has_no_more_references_than_entries_and_threads_that_may_be_in_a_fault() {
+    let waiting = Waiting::new();
+    let lab = &waiting.lab;
+    let _pause = lab.guest.pause().expect("it can be held");
+    let object: KPtr<VmObject> = KPtr::new(lab.root_field(|roots| &roots.kmem_object));
+    let found = |more: u32| {
+        let report = lab.damaged(object, |object| object.ref_count.update(|count| count + more));
+        report.findings.iter().any(|finding| finding.rule == "object-ref-count")
+    };
+    assert_eq!([0, 1].map(found), [false, true]);
+    // t1 waits for a busy page, and the idle thread does something for others.
+    lab.change(waiting.thread(1), |t| {
+        let message = vmkern_abi::control::WaitMessage::new("vmpfw").words();
+        t.wmesg.iter().zip(message).for_each(|(word, value)| word.set(value));
+    });
+    assert_eq!([1, 2].map(found), [false, true]);
+    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.set(1));
+    assert_eq!([2, 3].map(found), [false, true]);
+    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.set(0));
 }
