@@ -315,12 +315,16 @@ impl<M: Machine> Vm<M> {
         self.page(m).next.set(next);
     }
 
-    /// Takes `m` out of the chain that it heads: the next one, or null.
+    /// Takes `m` out of the chain that it heads: the next one, or null. The caller has a pointer to the next one before `m`
+    /// lets go of it: a look from outside finds the chain at every instant.
     pub fn vm_page_unchain(&self, m: KPtr<VmPage>) -> KPtr<VmPage> {
         let page = self.page(m);
-        let next = page.next.get();
+        let next = match page.next.get() {
+            0 => KPtr::NULL,
+            next => self.vm_page_pointer(next),
+        };
         page.next.set(0);
-        if next == 0 { KPtr::NULL } else { self.vm_page_pointer(next) }
+        next
     }
 
     /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', once more if they are held.
