@@ -41,7 +41,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         }
         if let Some(other) = sequences.insert(sequence, thread.addr()) {
             ctx.finding("callout-sequence", "thread", thread.addr(), || {
-                format!("its time-out has number {sequence}, as that of {other}")
+                format!("its time-out has the same number, {sequence}, as that of {other}")
             });
         }
         let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());

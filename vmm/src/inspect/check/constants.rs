@@ -53,7 +53,7 @@ fn check_header(ctx: &Context<'_>, map: &Map) {
         && (header.protection, header.max_protection) == (Protection::empty(), Protection::empty());
     if !is_bare {
         ctx.finding("map-header", map.name, map.at, || {
-            format!("its header is no range, but says what is behind one: {header:x?}")
+            format!("its header is not a range, but has the fields of one: {header:x?}")
         });
     }
 }
@@ -127,7 +127,7 @@ fn check_meter(ctx: &Context<'_>) {
     let (faults, zfod) = (meter.v_faults.get(), meter.v_zfod.get());
     if zfod > faults {
         ctx.finding("meter", "vmmeter", ctx.root_of(&meter.v_zfod), || {
-            format!("v_zfod says that {zfod} of {faults} faults gave a page")
+            format!("v_zfod is {zfod}, but v_faults is only {faults}")
         });
     }
     let hz = meter.hz.get();
@@ -157,11 +157,14 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         fault("thread-name", format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()));
     }
     if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
-        fault("kernel-stack", format!("{} has {} pages of no stack", label(t), t.kstack_pages.get()));
+        fault("kernel-stack", format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()));
     }
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if own != priority || (now != own && !LENT.contains(&now)) {
-        fault("thread-priority", format!("{} has priority {now}, of its own {own}, expected {priority}", label(t)));
+        fault(
+            "thread-priority",
+            format!("{} has priority {now} and base priority {own}, expected {priority}", label(t)),
+        );
     }
     let words = [t.wmesg[0].get(), t.wmesg[1].get()];
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;

@@ -76,7 +76,7 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         let at = ctx.pages.address(pfn);
         if !seen.insert(pfn) {
             ctx.finding("free-list-link", "vm_page", at, || {
-                format!("list {flind}, order {order} comes to page {pfn:#x} again, and never to its end")
+                format!("list {flind}, order {order} leads to page {pfn:#x} twice and never ends")
             });
             break;
         }
@@ -91,12 +91,12 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
     if list.tail.get() != before {
         ctx.finding("free-list-link", "free list", list_at, || {
             let tail = list.tail.get();
-            format!("list {flind}, order {order}: its tail is page {tail:#x}, its last block {before:#x}")
+            format!("list {flind}, order {order}: its tail is page {tail:#x}, but its last block is {before:#x}")
         });
     }
     if list.count.get() != seen.len() as u64 {
         ctx.finding("free-list-count", "free list", list_at, || {
-            format!("list {flind}, order {order}: count says {}, it has {} blocks", list.count.get(), seen.len())
+            format!("list {flind}, order {order}: count says {}, but it has {} blocks", list.count.get(), seen.len())
         });
     }
 }

@@ -72,7 +72,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         if priority == EventhandlerEntry::DEAD {
             if runs == 0 {
                 ctx.finding("event-dead", "event handler", at, || {
-                    format!("it is deregistered and on the list of `{name}`, which nobody runs")
+                    format!("it is deregistered, but still on the list of `{name}`, which is not running")
                 });
             }
         } else {
@@ -88,7 +88,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         let func = GuestVirt::new(handler.value.func.get());
         if !image.contains(&func) {
             ctx.finding("event-function", "event handler", at, || {
-                format!("its function is at {func}, outside of the image [{}, {})", image.start, image.end)
+                format!("its function is at {func}, outside the image [{}, {})", image.start, image.end)
             });
         }
     }
@@ -110,11 +110,11 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     let slot = std::array::from_fn(|word| s.slot[word].get());
     match Request::decode(&slot) {
         Err(error) => {
-            ctx.finding("stored-op", "stored operation", stored.addr(), || format!("it is no operation: {error}"));
+            ctx.finding("stored-op", "stored operation", stored.addr(), || format!("it is not an operation: {error}"));
         }
         Ok(request) if request.encode() != slot || request.tag != 0 || request.context != Lowmem => {
             ctx.finding("stored-op", "stored operation", stored.addr(), || {
-                format!("its slot {slot:x?} says more than {request:?} of a handler")
+                format!("its slot {slot:x?} holds more than {request:?}")
             });
         }
         Ok(_) => {}
@@ -123,14 +123,15 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     let image = KERNBASE..ctx.roots.virtual_avail.get();
     if !image.contains(&run) {
         ctx.finding("stored-op", "stored operation", stored.addr(), || {
-            format!("its function is at {run}, outside of the image [{}, {})", image.start, image.end)
+            format!("its function is at {run}, outside the image [{}, {})", image.start, image.end)
         });
     }
     let others = event.handlers.iter().filter_map(|other| Some((other, stored_op(ctx, other)?)));
     for (other, theirs) in others.take_while(|(other, _)| other.at != handler.at) {
         if (other.value.func.get(), theirs.value.run.get()) != (handler.value.func.get(), s.run.get()) {
             ctx.finding("stored-op", "stored operation", stored.addr(), || {
-                format!("it runs {run} by {:#x}, that at {} does not", handler.value.func.get(), theirs.addr())
+                let (func, other) = (handler.value.func.get(), theirs.addr());
+                format!("handler function {func:#x} or run {run} is not that of the one at {other}")
             });
             break;
         }

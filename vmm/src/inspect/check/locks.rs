@@ -112,7 +112,7 @@ fn check_mutexes(ctx: &Context<'_>) {
     for lock in &owned {
         let fault = |detail: String| ctx.finding("mutex-owner", lock.name, lock.at, || detail);
         if lock.word > OWNER && lock.class != HeldLocks::PAGE_QUEUE {
-            fault(format!("its word {:#x} counts recursions, which it forbids", lock.word));
+            fault(format!("its word {:#x} counts recursions, but this mutex forbids them", lock.word));
         }
         if ctx.roots.sched.lock.owner.get() != 0 {
             continue;
@@ -123,7 +123,7 @@ fn check_mutexes(ctx: &Context<'_>) {
         };
         let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
         if ctx.sched.runs(thread.at).is_none() {
-            fault(format!("{} owns it, but does not run: owners of mutexes do not switch", label(&thread.value)));
+            fault(format!("{} owns it, but is not running: the owner of a mutex keeps its CPU", label(&thread.value)));
         } else if held.is_empty() && ctx.standing() == Standing::Quiescent && !ctx.is_dead() {
             // Where a CPU stands anywhere, this one may just have been taken, or be about to be released.
             fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
@@ -147,7 +147,7 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
         let has_left = thread.value.md[md::RSP].get() != 0;
         let expected = if has_left { HeldLocks::SCHED } else { HeldLocks::empty() };
         if held != expected {
-            fault(format!("{} does not run, but holds {held:?}, expected {expected:?}", label(&thread.value)));
+            fault(format!("{} is not running, but holds {held:?}, expected {expected:?}", label(&thread.value)));
         }
         return;
     }
@@ -191,7 +191,7 @@ fn check_sx(ctx: &Context<'_>) {
         let owns = counts.get(&t.tid.get()).copied().unwrap_or(0);
         if t.sx_held.get() != owns {
             ctx.finding("sx-held", "thread", thread.addr(), || {
-                format!("{} counts {} sx locks, but owns {owns}", label(t), t.sx_held.get())
+                format!("sx_held of {} is {}, but it owns {owns}", label(t), t.sx_held.get())
             });
         }
     }
@@ -206,12 +206,12 @@ fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     let sleepers = ctx.sched.sleepers(at).count();
     if sleepers as u64 != u64::from(waiters) {
         ctx.finding("sx-waiters", name, at, || {
-            format!("its lock counts {waiters} waiters, but {sleepers} threads sleep there")
+            format!("waiters of its lock is {waiters}, but the number of threads that sleep there is {sleepers}")
         });
     }
     if sleepers > 0 && owner == 0 {
         ctx.finding("sx-waiters", name, at, || {
-            format!("its lock is free, but {sleepers} threads wait for it: nobody will wake them")
+            format!("its lock is free, but threads wait for it ({sleepers}), and nothing will wake them")
         });
     }
 }

@@ -32,9 +32,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let eflags = entry.eflags;
     let unknown = eflags.bits() & !KNOWN.bits();
     if unknown != 0 {
-        finding(ctx, "entry-flags", entry, || {
-            format!("eflags is {:#x}, of which nobody sets {unknown:#x}", eflags.bits())
-        });
+        finding(ctx, "entry-flags", entry, || format!("eflags is {:#x}, but nothing sets {unknown:#x}", eflags.bits()));
     }
     if eflags.contains(EntryFlags::NOFAULT) {
         nofault(ctx, map, entry);
@@ -47,18 +45,16 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     }
     if eflags.contains(EntryFlags::DELETING) != (entry.deleter != 0) {
         finding(ctx, "entry-transition", entry, || {
-            let is = if entry.deleter == 0 { "nobody" } else { "somebody" };
-            format!("its deleter is {}, so that {is} deletes it, but its flags say otherwise", entry.deleter)
+            let is = if entry.deleter == 0 { "is" } else { "is not" };
+            format!("its deleter is {}, but its flags say that it {is} being deleted", entry.deleter)
         });
     }
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {
-            finding(ctx, "entry-wakeup", entry, || {
-                "somebody waits for the end of a transition that is none".to_owned()
-            });
+            finding(ctx, "entry-wakeup", entry, || "a thread waits for it, but it is not in transition".to_owned());
         } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
-            finding(ctx, "entry-wakeup", entry, || format!("somebody waits for it, but nobody sleeps on {channel}"));
+            finding(ctx, "entry-wakeup", entry, || format!("a thread waits for it, but no thread sleeps on {channel}"));
         }
     }
 }
@@ -71,7 +67,7 @@ fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let pages = ctx.objects.all.get(&at).map_or(0, |object| object.pages.len());
     if !may_be_cut || pages > 0 {
         finding(ctx, "entry-nofault", entry, || {
-            format!("a fault is a panic, but {at} stands behind it, with {pages} pages")
+            format!("a fault in it is a panic, but it has the object at {at} (resident pages: {pages})")
         });
     }
 }
@@ -105,8 +101,8 @@ fn wiring(ctx: &Context<'_>, entry: &Entry) {
     let is_being_made = is_kernels && entry.wired_count == 0 && !ctx.rest.is_quiet();
     if entry.wired_count != expected && !is_being_made {
         finding(ctx, "entry-wired", entry, || {
-            let kind = if is_kernels { "a kernel object" } else { "no kernel object" };
-            format!("wired_count is {}, but a range with {kind} has {expected}", entry.wired_count)
+            let with = if is_kernels { "with" } else { "without" };
+            format!("wired_count is {}, but is {expected} in a range {with} a kernel object", entry.wired_count)
         });
     }
 }

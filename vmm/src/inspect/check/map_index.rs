@@ -41,7 +41,7 @@ pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
     }
     let count = walk.seen.len() as u64;
     if map.nodes != count {
-        ctx.finding("index-nodes", map.name, map.at, || format!("nodes says {}, its index has {count}", map.nodes));
+        ctx.finding("index-nodes", map.name, map.at, || format!("nodes says {}, but its index has {count}", map.nodes));
     }
     let Walk { seen, items, .. } = walk;
     compare(ctx, map, &items);
@@ -73,7 +73,9 @@ impl Walk<'_, '_> {
 
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
         if node.level.get() != level {
-            self.finding("index-level", at, || format!("its level is {}, its depth says {level}", node.level.get()));
+            self.finding("index-level", at, || {
+                format!("its level is {}, but its depth says {level}", node.level.get())
+            });
         }
         let is_root = at == self.map.root.addr();
         let fewest = match (is_root, level) {
@@ -106,20 +108,20 @@ impl Walk<'_, '_> {
             }
             if slot > 0 && node.keys[slot - 1].get() >= key {
                 self.finding("index-key", at, || {
-                    format!("slot {slot} has key {key:#x}, the one before {:#x}", node.keys[slot - 1].get())
+                    format!("slot {slot} has key {key:#x}, but the one before has {:#x}", node.keys[slot - 1].get())
                 });
             }
             let Some(child) = self.node(target) else { continue };
             let lowest = child.keys[0].get();
             if lowest != key {
                 self.finding("index-key", at, || {
-                    format!("slot {slot} has key {key:#x}, its child begins at {lowest:#x}")
+                    format!("slot {slot} has key {key:#x}, but its child begins at {lowest:#x}")
                 });
             }
             let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
             if largest != gap {
                 self.finding("index-gap", at, || {
-                    format!("slot {slot} says max_free {gap:#x} pages, its child's largest gap is {largest:#x}")
+                    format!("slot {slot} says max_free {gap:#x} pages, but its child's largest gap is {largest:#x}")
                 });
             }
             self.visit(target, &child, level - 1);
@@ -157,7 +159,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
             Some(item) if u64::from(item.gap) != want.gap => {
                 ctx.finding("index-gap", "map index node", item.node, || {
                     let Expected { key, gap, target } = want;
-                    format!("key {key:#x} says that {:#x} pages are free behind {target}, there are {gap:#x}", item.gap)
+                    format!("key {key:#x} says that {:#x} pages are free behind {target}, but {gap:#x} are", item.gap)
                 });
             }
             Some(_) => {}

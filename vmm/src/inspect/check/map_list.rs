@@ -39,7 +39,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
         }
         if entry.end > map.max {
             ctx.finding("map-order", "vm_map_entry", entry.at, || {
-                format!("it ends at {}, but {} at {} at {}", entry.end, map.name, map.at, map.max)
+                format!("it ends at {}, but {} at {} ends at {}", entry.end, map.name, map.at, map.max)
             });
         }
         size = size.wrapping_add(entry.len());
@@ -53,11 +53,11 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     let count = map.entries.len() as u64;
     if map.nentries != count {
         ctx.finding("map-nentries", map.name, map.at, || {
-            format!("nentries says {}, its list has {count}", map.nentries)
+            format!("nentries says {}, but its list has {count}", map.nentries)
         });
     }
     if map.size != size {
-        ctx.finding("map-size", map.name, map.at, || format!("size says {}, its entries sum to {size}", map.size));
+        ctx.finding("map-size", map.name, map.at, || format!("size says {}, but its entries sum to {size}", map.size));
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
         let map = lab.map(KMEM);
         let report = lab.damaged(map, |map| map.size.update(|size| size + 4096));
         let finding = expect_finding(&report, "map-size", "kmem_map", map.addr());
-        assert_eq!(finding.detail, format!("size says {}, its entries sum to {}", 181 * 4096, 180 * 4096));
+        assert_eq!(finding.detail, format!("size says {}, but its entries sum to {}", 181 * 4096, 180 * 4096));
         lab.each(
             map,
             "kmem_map",

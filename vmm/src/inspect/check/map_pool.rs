@@ -65,7 +65,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     let most = pages.saturating_add(ctx.rest.awake());
     if !(pages..=most).contains(&counted) && !ctx.is_any_map_updating() {
         ctx.finding("map-pages", "map_pages", ctx.root(offset_of!(KernelRoots, map_pages)), || {
-            format!("it says {counted}, the maps have {pages} pages")
+            format!("it says {counted}, but the maps have {pages} pages")
         });
     }
 }
@@ -82,7 +82,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     while let Some(pointer) = at.non_null() {
         if !pointer.addr().is_page_aligned() || !seen.insert(pointer.addr()) {
             finding(ctx, "pool-pages", map, kind, || {
-                format!("its pages lead to {}, which is none or was there before", pointer.addr())
+                format!("its list of pages leads to {}, which is not a page or came before", pointer.addr())
             });
             break;
         }
@@ -113,11 +113,11 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     let capacity = kind.home + kind.per_page * pages.len() as u64;
     if pool.capacity != capacity {
         finding(ctx, "pool-capacity", map, kind, || {
-            format!("capacity says {}, home and {} pages have {capacity}", pool.capacity, pages.len())
+            format!("capacity says {}, but the home and {} pages hold {capacity}", pool.capacity, pages.len())
         });
     }
     if pool.used > capacity {
-        finding(ctx, "pool-used", map, kind, || format!("used says {}, there are {capacity}", pool.used));
+        finding(ctx, "pool-used", map, kind, || format!("used says {}, but there is room for {capacity}", pool.used));
     }
     let used_pages = pool.used.saturating_sub(kind.home).div_ceil(kind.per_page);
     let top = usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
@@ -133,7 +133,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
 /// The items in use are the first ones, and all of them are used: `live` are those that list or tree has.
 fn items(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &[GuestVirt], live: &HashSet<GuestVirt>) {
     if pool.used != live.len() as u64 {
-        finding(ctx, "pool-used", map, kind, || format!("used says {}, there are {} in use", pool.used, live.len()));
+        finding(ctx, "pool-used", map, kind, || format!("used says {}, but {} are in use", pool.used, live.len()));
     }
     let numbers: HashMap<GuestVirt, u64> = pages.iter().copied().zip(0..).collect();
     let number_of = |item: GuestVirt| {
@@ -163,7 +163,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
         state("map-home", format!("home is {}, but it begins with the map itself", map.home));
     }
     if !map.unlinked.is_null() {
-        state("index-spare", format!("node {} has left the tree and not the pool", map.unlinked.addr()));
+        state("index-spare", format!("node {} has left the tree, but not the pool", map.unlinked.addr()));
     }
     let image = KERNBASE.get()..ctx.roots.virtual_avail.get().get();
     let plain = map

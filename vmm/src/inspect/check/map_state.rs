@@ -45,7 +45,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
     let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
     if is_settled && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
         ctx.finding("map-wakeup", map.name, map.at, || {
-            format!("needs_wakeup is {}, but nobody sleeps on {channel}", map.needs_wakeup)
+            format!("needs_wakeup is {}, but no thread sleeps on {channel}", map.needs_wakeup)
         });
     }
 }
@@ -142,7 +142,7 @@ fn kernel_map(ctx: &Context<'_>) {
     let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
     let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
     if end < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS || !is_whole {
-        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || format!("{end} is no end of page tables"));
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || format!("{end} is not the end of a page table"));
     }
     // The image's own range has the tables of the boot.
     let grown = map.entries.iter().filter(|entry| entry.start != KERNBASE || entry.end > image_end);

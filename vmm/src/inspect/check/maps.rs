@@ -170,7 +170,7 @@ impl Map {
             if !seen.insert(at) {
                 findings.add("map-list", "vm_map_entry", at, || {
                     let map = format!("{} at {}", self.name, self.at);
-                    format!("the list of {map} comes to it again after {} entries, and never to its end", seen.len())
+                    format!("the list of {map} leads back to it after {} entries and never ends", seen.len())
                 });
                 return;
             }

@@ -17,7 +17,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     let compare = |name: &str, field: &Field<u64>, allowed: &[u64]| {
         if !allowed.contains(&field.get()) {
             ctx.finding("thresholds", "vmmeter", ctx.root_of(field), || {
-                format!("{name} is {}, by its formula it is {allowed:?}", field.get())
+                format!("{name} is {}, but its formula gives {allowed:?}", field.get())
             });
         }
     };
@@ -54,7 +54,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     let inactive = meter.v_inactive_target.get();
     if inactive > most {
         ctx.finding("thresholds", "vmmeter", ctx.root_of(&meter.v_inactive_target), || {
-            format!("v_inactive_target is {inactive}, by its formula at most {most}")
+            format!("v_inactive_target is {inactive}, but its formula gives at most {most}")
         });
     }
 }

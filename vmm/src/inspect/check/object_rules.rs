@@ -87,14 +87,14 @@ fn constants(ctx: &Context<'_>, object: &Object) {
     if object.kind != kind as u32 {
         finding(ctx, "object-kind", object, || {
             let is = ObjectType::from_code(object.kind);
-            format!("its type is {} ({is:?}), that of such an object {} ({kind:?})", object.kind, kind as u32)
+            format!("its type is {} ({is:?}), but such an object has type {} ({kind:?})", object.kind, kind as u32)
         });
     }
     let known = if object.is_kernels() { ObjectFlags::empty() } else { ObjectFlags::ONEMAPPING };
     let unknown = object.flags.bits() & !known.bits();
     if unknown != 0 {
         finding(ctx, "object-flags", object, || {
-            format!("flags is {:#x}, of which such an object has none of {unknown:#x}", object.flags.bits())
+            format!("flags is {:#x}, but such an object never has {unknown:#x}", object.flags.bits())
         });
     }
     let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
@@ -105,7 +105,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
     }
     if object.is_kernels() && object.size != size {
         finding(ctx, "object-size", object, || {
-            format!("size says {:#x} pages, the kernel's address space has {size:#x}", object.size)
+            format!("size says {:#x} pages, but the kernel's address space has {size:#x}", object.size)
         });
     }
 }
@@ -114,7 +114,7 @@ fn counts(ctx: &Context<'_>, object: &Object) {
     let pages = object.pages.len() as u64;
     if object.resident_page_count != pages {
         finding(ctx, "object-resident", object, || {
-            format!("resident_page_count says {}, its index has {pages} pages", object.resident_page_count)
+            format!("resident_page_count says {}, but its index has {pages} pages", object.resident_page_count)
         });
     }
     if let Some(last) = object.pages.last().filter(|last| last.pindex >= object.size) {
@@ -134,7 +134,7 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     if is_wrong {
         finding(ctx, "object-ref-count", object, || {
             let own = if object.is_kernels() { "1 of its own and " } else { "" };
-            format!("ref_count says {count}, there are {own}{} of entries", entries.count)
+            format!("ref_count says {count}, but the references are {own}{} from entries", entries.count)
         });
     }
     if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
@@ -174,7 +174,7 @@ fn unreachable(ctx: &Context<'_>) {
     if zone.lock.owner.get() == 0 && zone.used.get() != known && ctx.rest.is_quiet() {
         let at = offset_of!(KernelRoots, zones) + OBJECT_ZONE * size_of::<SlabZone>();
         ctx.finding("object-unreachable", "zone of objects", ctx.root(at), || {
-            format!("{} objects are handed out, {known} stand behind entries", zone.used.get())
+            format!("used says {}, but {known} objects are behind entries", zone.used.get())
         });
     }
 }
@@ -191,7 +191,7 @@ fn strangers(ctx: &Context<'_>) {
                 continue;
             }
             ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
-                let name = object.map_or("no known object", |object| object.name);
+                let name = object.map_or("an unknown object", |object| object.name);
                 let at = page.object.addr();
                 format!("page {pfn:#x} says index {:#x} of {at} ({name}), which does not have it", page.pindex)
             });

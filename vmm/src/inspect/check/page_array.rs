@@ -187,7 +187,7 @@ impl PageArray {
             let fresh = u64::from(seg.fresh.get());
             if fresh < start || fresh > end {
                 findings.add("segment-fresh", "vm_phys_seg", place, || {
-                    format!("its fresh pages begin at {fresh:#x}, outside of pages {start:#x} to {end:#x}")
+                    format!("its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}")
                 });
             }
             let fresh = fresh.clamp(start, end);

@@ -66,7 +66,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         let page_at: GuestVirt = ctx.pages.address(pfn);
         if !seen.insert(pfn) {
             ctx.finding("page-cache-link", "vm_page", page_at, || {
-                format!("the cache of CPU {number} comes to page {pfn:#x} again, and never to its end")
+                format!("the cache of CPU {number} leads to page {pfn:#x} twice and never ends")
             });
             break;
         }
@@ -84,14 +84,14 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     }
     if list.tail.get() != before {
         ctx.finding("page-cache-link", "page cache", at, || {
-            format!("of CPU {number}: its tail is page {:#x}, its last page {before:#x}", list.tail.get())
+            format!("of CPU {number}: its tail is page {:#x}, but its last page is {before:#x}", list.tail.get())
         });
     }
     let (count, found) = (list.count.get(), seen.len() as u64);
     let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };
     if count != found || found > most {
         ctx.finding("page-cache-count", "page cache", at, || {
-            format!("of CPU {number}: count says {count}, it has {found} pages, and may have {most}")
+            format!("of CPU {number}: count says {count}, but it has {found} pages and may have {most}")
         });
     }
 }

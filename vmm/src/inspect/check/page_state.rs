@@ -95,7 +95,7 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
     };
     if *page != expected {
         ctx.finding("page-free-state", "vm_page", ctx.pages.address(pfn), || {
-            format!("page {pfn:#x} is {}, but is not left as such a page is: {page:x?}", owner.words())
+            format!("page {pfn:#x} is {}, but its state is not that of a free page: {page:x?}", owner.words())
         });
     }
 }
@@ -116,11 +116,11 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
         fault(format!("page {pfn:#x} is handed out, but heads a free block of order {}", page.block - 1));
     }
     if segment != Some(usize::from(page.segind)) {
-        fault(format!("page {pfn:#x} lies in segment {segment:?}, segind says {}", page.segind));
+        fault(format!("page {pfn:#x} lies in segment {segment:?}, but segind says {}", page.segind));
     }
     if page.hold_count != 0 || page.busy != 0 {
         let (holds, busy) = (page.hold_count, page.busy);
-        fault(format!("page {pfn:#x} is held {holds} times and shared-busy {busy} times, which nobody does"));
+        fault(format!("page {pfn:#x} has hold_count {holds} and busy {busy}, but nothing holds or shares pages"));
     }
     if page.dirty & !page.valid != 0 {
         fault(format!("chunks {:#x} of page {pfn:#x} are dirty, but only {:#x} are valid", page.dirty, page.valid));
@@ -176,7 +176,10 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
     };
     if *page != expected {
         ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
-            format!("page {pfn:#x} is {}, wired by it alone, but is {page:x?}", owner.words())
+            format!(
+                "page {pfn:#x} is {}, so it should be wired once and have no other state, but is {page:x?}",
+                owner.words()
+            )
         });
     }
 }
@@ -188,7 +191,7 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
     let compare = |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
         if counter.get() != found {
             ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
-                format!("{name} says {}, {source} {found}", counter.get())
+                format!("{name} says {}, but {source} {found}", counter.get())
             });
         }
     };

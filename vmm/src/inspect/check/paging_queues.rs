@@ -22,7 +22,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     for (name, counter, list) in counters {
         if counter.get() != list.count.get() {
             ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
-                format!("{name} says {}, its queue counts {}", counter.get(), list.count.get())
+                format!("{name} says {}, but its queue counts {}", counter.get(), list.count.get())
             });
         }
     }
@@ -49,7 +49,7 @@ fn check_queue(ctx: &Context<'_>, name: &str, number: u8, list: &VmFreeList, que
         let at = ctx.pages.address(pfn);
         if !queued.insert(pfn) {
             ctx.finding("page-queue", "vm_page", at, || {
-                format!("the {name} queue comes to page {pfn:#x}, which was on a queue already")
+                format!("the {name} queue comes to page {pfn:#x}, which is on a queue already")
             });
             break;
         }

@@ -68,7 +68,7 @@ fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt
         let t: &Thread = &thread.value;
         if !queued.insert(thread.addr()) {
             ctx.finding("runq-link", "thread", thread.addr(), || {
-                format!("{} is on the run queue twice, the second time on list {number}", label(t))
+                format!("{} is on the run queues twice, the second time on list {number}", label(t))
             });
             return;
         }
@@ -91,7 +91,7 @@ fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt
     }
     if list.tail.get() != before {
         ctx.finding("runq-link", "run queue", at, || {
-            format!("the tail of list {number} is {}, its last thread {}", list.tail.get().addr(), before.addr())
+            format!("the tail of list {number} is {}, but its last thread is {}", list.tail.get().addr(), before.addr())
         });
     }
 }
@@ -112,7 +112,7 @@ fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);
     if cpu.value.slice.get() > quantum {
         ctx.finding("cpu", "CPU", cpu.addr(), || {
-            format!("its time slice has {} ticks left, a whole one has {quantum}", cpu.value.slice.get())
+            format!("its time slice has {} ticks left, but a whole one has {quantum}", cpu.value.slice.get())
         });
     }
 }

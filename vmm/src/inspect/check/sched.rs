@@ -37,7 +37,7 @@ pub(super) fn chain<T: FromBytes + IntoBytes>(
     while let Some(pointer) = at.non_null() {
         if !seen.insert(pointer.addr()) {
             findings.add("list-cycle", what, pointer.addr(), || {
-                format!("its list comes to it again after {} items, and never to an end", items.len())
+                format!("its list leads back to it after {} items and never ends", items.len())
             });
             break;
         }

@@ -31,7 +31,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         let t = &thread.value;
         if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
             ctx.finding("sleepq-missing", "thread", thread.addr(), || {
-                format!("{} sleeps on {}, but is on no sleep queue: nobody can wake it", label(t), t.wchan.get())
+                format!("{} sleeps on {}, but is on no sleep queue: nothing can wake it", label(t), t.wchan.get())
             });
         }
     }
@@ -95,12 +95,15 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
     }
     if q.blocked.tail.get() != before {
         ctx.finding("sleepq-link", "sleep queue", at, || {
-            format!("its tail is {}, its last sleeper {}", q.blocked.tail.get().addr(), before.addr())
+            format!("its tail is {}, but its last sleeper is {}", q.blocked.tail.get().addr(), before.addr())
         });
     }
     if count != queue.spares.len() + 1 {
         ctx.finding("sleepq-spare", "sleep queue", at, || {
-            format!("{count} threads sleep on it, but there are {} spare queues", queue.spares.len())
+            format!(
+                "it should have a spare queue for each sleeper but one: sleepers {count}, spare queues {}",
+                queue.spares.len()
+            )
         });
     }
 }

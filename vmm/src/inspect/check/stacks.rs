@@ -98,13 +98,16 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
         return;
     }
     if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
-        fault(format!("the stack pointer of {} is {rsp:#x}, its stack [{low:#x}, {high:#x})", label(t)));
+        fault(format!("the stack pointer of {} is {rsp:#x}, but its stack is [{low:#x}, {high:#x})", label(t)));
     }
     if slot <= slots || slot > slots_end {
-        fault(format!("the next trap slot of {} ends at {slot:#x}, its slots [{slots:#x}, {slots_end:#x})", label(t)));
+        fault(format!(
+            "the next trap slot of {} ends at {slot:#x}, but its slots are [{slots:#x}, {slots_end:#x})",
+            label(t)
+        ));
     }
     if depth != 1 {
-        fault(format!("{} was switched away from with interrupts deferred {depth} times, not once", label(t)));
+        fault(format!("{} left its CPU with interrupts deferred {depth} times, not once", label(t)));
     }
     if kstack != 0 && (low != kstack || slots != high || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE) {
         fault(format!("{} has its stack at {kstack:#x}, but runs on [{low:#x}, {slots_end:#x})", label(t)));

@@ -74,7 +74,7 @@ fn tables(ctx: &Context<'_>) {
             ctx.finding("table-valid", "vm_page", ctx.pages.address(pfn), || {
                 let Table { level, base, valid, .. } = table;
                 format!(
-                    "page {pfn:#x} is the {level:?} for {base}: private says {}, it has {valid} valid entries",
+                    "page {pfn:#x} is the {level:?} for {base}: private says {}, but it has {valid} valid entries",
                     page.private
                 )
             });
@@ -82,7 +82,7 @@ fn tables(ctx: &Context<'_>) {
     }
     let count = ctx.roots.kernel_pmap.table_count.get();
     if count != managed && pmap_is_still {
-        pmap_finding(ctx, "pmap-tables", || format!("table_count says {count}, {managed} pages are page tables"));
+        pmap_finding(ctx, "pmap-tables", || format!("table_count says {count}, but {managed} pages are page tables"));
     }
 }
 
@@ -136,7 +136,7 @@ fn direct_map(ctx: &Context<'_>) {
     let mut found = ctx.tables.direct.iter().peekable();
     let extra = |translation: &Translation| {
         ctx.finding("direct-map", "PDE", translation.va, || {
-            format!("the entry {:#x} is for memory that is not there", translation.pte.bits())
+            format!("the entry {:#x} maps memory that does not exist", translation.pte.bits())
         });
     };
     let mut done = GuestPhys::new(0);
@@ -148,11 +148,11 @@ fn direct_map(ctx: &Context<'_>) {
                 extra(translation);
             }
             match found.next_if(|translation| translation.va == va) {
-                None => ctx.finding("direct-map", "PDE", va, || format!("nothing shows the RAM at {at}")),
+                None => ctx.finding("direct-map", "PDE", va, || format!("nothing maps the RAM at {at}")),
                 Some(translation) if translation.pte != want => {
                     ctx.finding("direct-map", "PDE", va, || {
                         format!(
-                            "the entry is {:#x}, that of the RAM at {at} is {:#x}",
+                            "the entry is {:#x}, but that of the RAM at {at} is {:#x}",
                             translation.pte.bits(),
                             want.bits()
                         )
@@ -288,7 +288,7 @@ fn counts(ctx: &Context<'_>) {
         ("pmap-wired", "wired_count", pmap.wired_count.get(), wired),
     ] {
         if counted != found {
-            pmap_finding(ctx, rule, || format!("{name} says {counted}, there are {found} such translations"));
+            pmap_finding(ctx, rule, || format!("{name} says {counted}, but there are {found} such translations"));
         }
     }
     if pmap.pml4.get() != ctx.memory.source().anchors().pml4 {

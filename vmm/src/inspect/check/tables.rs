@@ -97,7 +97,9 @@ impl Reader<'_, '_> {
     fn visit(&mut self, at: GuestPhys, level: Level, base: GuestVirt, pte: Pte) {
         if self.tables_left == 0 {
             return self.findings.add("table-shared", "page table", base, || {
-                format!("there are more page tables than what is held of memory can describe, this {level:?} at {at} among them")
+                format!(
+                    "there are more page tables than the memory at hand can describe, among them this {level:?} at {at}"
+                )
             });
         }
         if let Some(first) = self.seen.insert(at, base) {
@@ -110,7 +112,7 @@ impl Reader<'_, '_> {
             Ok(page) => page,
             Err(_) => {
                 return self.findings.add("table-frame", "page table", base, || {
-                    format!("the {level:?} for this address should be at {at}, where no RAM is")
+                    format!("the {level:?} for this address should be at {at}, where there is no RAM")
                 });
             }
         };
@@ -145,7 +147,7 @@ impl Reader<'_, '_> {
             let slot = level.index(va);
             return self.findings.add("table-slot", "PML4E", va, || {
                 format!(
-                    "slot {slot} of the root table at {table} is {:#x}, but nothing of the kernel is there",
+                    "slot {slot} of the root table at {table} is {:#x}, but the kernel maps nothing there",
                     pte.bits()
                 )
             });
@@ -162,7 +164,7 @@ impl Reader<'_, '_> {
         if pte.is_large() {
             return self.findings.add("table-large", level_name(level), va, || {
                 format!(
-                    "the entry {:#x} maps a page of {:#x} bytes, but only the direct map has large ones",
+                    "the entry {:#x} maps a page of {:#x} bytes, but only the direct map has large pages",
                     pte.bits(),
                     level.span()
                 )
@@ -172,7 +174,7 @@ impl Reader<'_, '_> {
         if flags & !TABLE_KNOWN.bits() != 0 || !pte.flags().contains(TABLE_ALWAYS) {
             self.findings.add("table-flags", level_name(level), va, || {
                 format!(
-                    "the entry of a table is {:#x}, with {TABLE_ALWAYS:?} and no more than {TABLE_KNOWN:?}",
+                    "the entry of a table is {:#x}, but must have {TABLE_ALWAYS:?} and nothing beyond {TABLE_KNOWN:?}",
                     pte.bits()
                 )
             });

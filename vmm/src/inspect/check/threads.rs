@@ -50,13 +50,13 @@ fn check_list(ctx: &Context<'_>) {
     let tail = all.tail.get();
     if tail != before {
         ctx.finding("thread-list", "scheduler", ctx.root_of(all), || {
-            format!("the tail of the list of threads is {}, its last thread {}", tail.addr(), before.addr())
+            format!("the tail of the list of threads is {}, but its last thread is {}", tail.addr(), before.addr())
         });
     }
     let (counted, listed) = (ctx.roots.meter.thread_count.get(), ctx.sched.threads.len() as u64);
     if counted != listed {
         ctx.finding("thread-count", "vmmeter", ctx.root_of(&ctx.roots.meter.thread_count), || {
-            format!("thread_count says {counted}, the list of threads has {listed}")
+            format!("thread_count says {counted}, but the list of threads has {listed}")
         });
     }
 }
@@ -104,14 +104,14 @@ fn check_cpus(ctx: &Context<'_>) {
     let counted = ctx.roots.meter.ncpu.get();
     if counted != cpus.len() as u64 {
         ctx.finding("cpu-list", "vmmeter", ctx.root_of(&ctx.roots.meter.ncpu), || {
-            format!("ncpu is {counted}, the list of CPUs has {}", cpus.len())
+            format!("ncpu is {counted}, but the list of CPUs has {}", cpus.len())
         });
     }
     for (number, cpu) in cpus.iter().enumerate() {
         let fault = |detail: String| ctx.finding("cpu", "CPU", cpu.addr(), || detail);
         let c = &cpu.value;
         if c.cpuid.get() as usize != number {
-            fault(format!("it is number {number} of the list, its cpuid is {}", c.cpuid.get()));
+            fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
         }
         match ctx.sched.thread(c.curthread.get()) {
             None => fault(format!("its thread, {}, is not on the list of threads", c.curthread.get().addr())),
@@ -185,7 +185,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     // A sleep may lend a priority, which is given back before the thread waits for work.
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if waits_for_work(t) && now != own {
-        fault(format!("{} waits for work with priority {now}, its own is {own}", label(t)));
+        fault(format!("{} waits for work with priority {now}, but its base priority is {own}", label(t)));
     }
     if t.name[0].get() == 0 {
         fault(format!("thread {} has no name", t.tid.get()));

@@ -88,7 +88,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     let unknown = bits & !known.bits();
     if unknown != 0 {
         ctx.finding("pte-reserved", "PTE", va, || {
-            format!("the entry is {:#x}, of which nobody sets {unknown:#x}", pte.bits())
+            format!("the entry is {:#x}, but nothing sets {unknown:#x}", pte.bits())
         });
     }
     let missing = (ALWAYS - PteFlags::NX) - flags;
@@ -99,7 +99,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
         told("pte-wired", "what pmap_qenter maps is not counted as wired");
     }
     if !flags.contains(PteFlags::KENTER) && !flags.contains(PteFlags::A) {
-        told("pte-flags", "pmap_enter sets A, and nobody clears it");
+        told("pte-flags", "pmap_enter sets A, and nothing clears it");
     }
 }
 
@@ -197,7 +197,7 @@ impl Place<'_, '_> {
         }
         if flags.contains(PteFlags::KENTER) {
             ctx.finding("pte-kenter", "PTE", *va, || {
-                format!("the entry {:#x} is pmap_kenter's, over a page of {}", pte.bits(), object.name)
+                format!("pmap_kenter made the entry {:#x}, over a page of {}", pte.bits(), object.name)
             });
             return;
         }
@@ -208,7 +208,7 @@ impl Place<'_, '_> {
         }
         if object.is_kernels() && !flags.contains(PteFlags::M) {
             ctx.finding("pte-flags", "PTE", *va, || {
-                format!("the entry is {:#x}, but kernel memory is entered as modified", pte.bits())
+                format!("the entry is {:#x}, but entries of kernel memory are made with M set", pte.bits())
             });
         }
     }
@@ -222,7 +222,7 @@ impl Place<'_, '_> {
             });
         };
         if page.wire_count != entry.wired_count {
-            told("wire_count", page.wire_count.to_string(), format!("{}, as the entry's", entry.wired_count));
+            told("wire_count", page.wire_count.to_string(), format!("{} as in the entry", entry.wired_count));
         }
         if page.valid != VM_PAGE_BITS_ALL {
             told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
@@ -231,7 +231,7 @@ impl Place<'_, '_> {
             told(
                 "oflags",
                 format!("{:#x} and busy {}", page.oflags.bits(), page.busy),
-                "0: nobody works on it".to_owned(),
+                "0: no thread works on it".to_owned(),
             );
         }
         if page.flags.contains(PageFlags::UNMANAGED) != object.is_kernels() {

@@ -55,7 +55,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     let lost = |thread: &Item<Thread>, flag: &str| {
         ctx.finding("sleeper-flag", "thread", thread.addr(), || {
-            format!("{} sleeps in {}, but {flag} is 0: nobody will wake it", label(&thread.value), message(thread))
+            format!("{} sleeps in {}, but {flag} is 0: nothing will wake it", label(&thread.value), message(thread))
         });
     };
     let free_count = root_channel(ctx, offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count));
@@ -76,7 +76,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pages_wanted"));
     } else if !waits || wanted > roots.meter.v_page_count.get() {
         ctx.finding("pages-wanted", "kernel roots", channel, || {
-            format!("vm_pages_wanted is {wanted}, but nobody waits for so many")
+            format!("vm_pages_wanted is {wanted}, but no thread waits for so many")
         });
     }
     // The pagedaemon sleeps without a time-out only while nobody needs pages.
@@ -84,7 +84,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
         for thread in ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0) {
             ctx.finding("sleeper-flag", "thread", thread.addr(), || {
-                format!("{} sleeps without a time-out, but vm_pages_needed is 1", label(&thread.value))
+                format!("{} sleeps without a time-out, but vm_pages_needed is set", label(&thread.value))
             });
         }
     }
@@ -134,7 +134,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
         let at = ctx.pages.address(pfn);
         if ctx.sched.sleepers(at).next().is_none() {
             ctx.finding("page-wanted", "vm_page", at, || {
-                format!("page {pfn:#x} has oflags {:?}, but nobody waits for it", page.oflags)
+                format!("page {pfn:#x} has oflags {:?}, but no thread waits for it", page.oflags)
             });
         }
     }
@@ -159,7 +159,7 @@ fn check_messages(ctx: &Context<'_>) {
         };
         if !expected.contains(&said.as_str()) {
             ctx.finding("wait-message", "thread", thread.addr(), || {
-                format!("{} sleeps on {channel}, where one waits in {expected:?}, but says {said:?}", label(t))
+                format!("{} sleeps on {channel} with wait message {said:?}, expected one of {expected:?}", label(t))
             });
         }
     }

@@ -162,12 +162,8 @@ impl<'a, 'b> Slabs<'a, 'b> {
         let mut slabs = Self { ctx, number, kind, zone, slabs: BTreeMap::new() };
         if u64::from(zone.item_size.get()) != kind.size() {
             ctx.finding("zone-item-size", "zone", ctx.root_of(zone), || {
-                format!(
-                    "item_size of zone {number} is {}, a {} takes {}",
-                    zone.item_size.get(),
-                    kind.item(),
-                    kind.size()
-                )
+                let (is, item, expected) = (zone.item_size.get(), kind.item(), kind.size());
+                format!("item_size of zone {number} ({item}) is {is}, expected {expected}")
             });
         }
         let next = |slab: &SlabHeader| slab.next.get();
@@ -193,7 +189,8 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn read_free(&mut self, slab: &Item<SlabHeader>) {
         let at = slab.addr();
         if !at.is_page_aligned() || !self.ctx.is_managed(at) {
-            return self.finding("slab-list", at, || "it is on the list of slabs, but is no managed page".to_owned());
+            return self
+                .finding("slab-list", at, || "it is on the list of slabs, but is not a managed page".to_owned());
         }
         let mut free = HashSet::new();
         let mut item = slab.value.free.get();
@@ -201,7 +198,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
             let addr = pointer.addr();
             if addr.page() != at || !self.kind.fits(addr) {
                 self.finding("slab-free", at, || {
-                    format!("its list of free items leads to {addr}, which is no item of it")
+                    format!("its list of free items leads to {addr}, which is not one of its items")
                 });
                 break;
             }
@@ -219,7 +216,9 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         let (counted, found, items) = (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
         if counted != found {
-            self.finding("slab-free-count", at, || format!("free_count is {counted}, its list has {found} free items"));
+            self.finding("slab-free-count", at, || {
+                format!("free_count is {counted}, but its list has {found} free items")
+            });
         }
         if found == 0 || found == items {
             self.finding("slab-list", at, || {
@@ -234,7 +233,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         for at in used {
             if !self.kind.fits(at) || !self.ctx.is_managed(at) {
                 self.ctx.finding("zone-item", self.kind.item(), at, || {
-                    format!("it is in use, but no item of zone {} can lie there", self.number)
+                    format!("it is in use, but zone {} has no item there", self.number)
                 });
                 continue;
             }
@@ -313,7 +312,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         for (name, counter, found) in counts {
             if counter.get() != found {
                 self.ctx.finding("zone-count", "zone", self.ctx.root_of(counter), || {
-                    format!("{name} of zone {} says {}, its slabs sum to {found}", self.number, counter.get())
+                    format!("{name} of zone {} says {}, but its slabs sum to {found}", self.number, counter.get())
                 });
             }
         }
