@@ -264,14 +264,14 @@ pub fn throw(to: KPtr<Thread>) -> ! {
     PerCpu::current().set_thread(to);
     // SAFETY: as in `switch`; the stack pointer that is stored here is never used.
     unsafe { switch::switch(&raw mut nowhere, &resume(to)) };
-    panic!("a thread that was thrown away runs")
+    panic!("a discarded thread runs")
 }
 
 /// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during the boot.
 pub fn idle(vm: &KernelVm) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
     PerCpu::current().idle().arm();
-    let Some(tick) = vm.next_timeout() else { panic!("all threads sleep for ever") };
+    let Some(tick) = vm.next_timeout() else { panic!("all threads sleep forever") };
     pass_time_until(vm, clock, tick);
 }
 

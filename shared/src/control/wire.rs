@@ -22,7 +22,7 @@ pub struct WireError {
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ring slot with first word {:#x} is no message of ABI version {}", self.head, crate::ABI_VERSION)
+        write!(f, "ring slot with first word {:#x} is not a message of ABI version {}", self.head, crate::ABI_VERSION)
     }
 }
 

@@ -64,7 +64,7 @@ impl BootData {
         let info = unsafe { low::<StartInfo>(start_info, 1) }.ok_or("hvm_start_info is not in low memory")?;
         let info = &info[0];
         if info.magic != MAGIC {
-            return Err("hvm_start_info has no magic number");
+            return Err("hvm_start_info has a wrong magic number");
         }
         if info.version < 1 || info.memmap_entries == 0 {
             return Err("hvm_start_info has no memory map (version 0)");
@@ -81,7 +81,7 @@ fn text(at: GuestPhys) -> Result<&'static str, &'static str> {
     let room = usize::try_from(LOW_MEMORY_END.saturating_sub(at.get()).min(4096)).unwrap_or(0);
     // SAFETY: as in `BootData::read`.
     let bytes = unsafe { low::<u8>(at, room) }.ok_or("the command line is not in low memory")?;
-    let end = bytes.iter().position(|&b| b == 0).ok_or("the command line has no end")?;
+    let end = bytes.iter().position(|&b| b == 0).ok_or("the command line is not terminated")?;
     str::from_utf8(&bytes[..end]).map_err(|_| "the command line is not UTF-8")
 }
 

@@ -183,7 +183,7 @@ impl Dispatcher<'_> {
                 }
             };
             // Nobody waits for an answer, and the host starts nothing on a thread that has something to do.
-            return taken.unwrap_or_else(|_| panic!("t{thread} was started while it had something to do (tag {tag})"));
+            return taken.unwrap_or_else(|_| panic!("t{thread} was started while it was busy (tag {tag})"));
         }
         let is_first = !self.begin_planned();
         match context {

@@ -149,7 +149,7 @@ impl<M: Machine> Vm<M> {
         while let Err(now) = word.acquire(0, owner) {
             if self.cnt().ncpu.get() == 1 {
                 let other = (now & OWNER) - 1;
-                self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which does not run", class.name()));
+                self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which is not running", class.name()));
             }
             while word.get() != 0 {
                 self.machine().cpu_spinwait(spins);

@@ -292,7 +292,7 @@ impl<M: Machine> Vm<M> {
             _ => passes.set(0),
         }
         if passes.get() > IDLE_PASSES {
-            self.panic(format_args!("all threads sleep for ever, but for time-outs of the kernel's own"));
+            self.panic(format_args!("all threads sleep forever, apart from time-outs of the kernel itself"));
         }
     }
 

@@ -107,7 +107,7 @@ impl<M: Machine> Vm<M> {
         let t = self.get(thread);
         let channel = WaitChannel(t.wchan.get());
         let Some(queue) = self.sleepq_lookup(channel) else {
-            self.panic(format_args!("sleepq_remove: thread {} sleeps on no queue", t.tid.get()));
+            self.panic(format_args!("sleepq_remove: thread {} is not on a sleep queue", t.tid.get()));
         };
         let q = self.get(queue);
         let (prev, next) = (t.sq_prev.get(), t.sq_next.get());

@@ -249,7 +249,7 @@ unsafe impl Machine for SimMachine {
     fn cpu_idle(&self, vm: &Vm<Self>) {
         match vm.next_timeout() {
             Some(deadline) => self.set_clock(vm, deadline),
-            None => panic!("all threads sleep for ever: {}", super::threads::waiting(vm)),
+            None => panic!("all threads sleep forever: {}", super::threads::waiting(vm)),
         }
     }
 

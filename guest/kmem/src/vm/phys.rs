@@ -50,7 +50,7 @@ impl<M: Machine> Vm<M> {
         let index = phys_of(m).map(|pa| pa.since(self.vm_page_array) / PAGE_STRUCT);
         match index.map(|index| u32::try_from(self.first_page + index)) {
             Some(Ok(pfn)) => pfn,
-            _ => self.panic(format_args!("{} is no vm_page", m.addr())),
+            _ => self.panic(format_args!("{} is not a vm_page", m.addr())),
         }
     }
 

@@ -202,7 +202,7 @@ impl<M: Machine> Vm<M> {
     fn wired_page_free(&self, slab: KPtr<SlabHeader>) {
         match phys_of(slab).and_then(|pa| self.phys_to_vm_page(pa)) {
             Some(page) => self.vm_page_free_wired(page, Contents::Unknown),
-            None => self.panic(format_args!("zone_free: {} is in no slab", slab.addr())),
+            None => self.panic(format_args!("zone_free: {} is not in a slab", slab.addr())),
         }
     }
 }

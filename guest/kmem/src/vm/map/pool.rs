@@ -201,7 +201,7 @@ impl<M: Machine> Vm<M> {
     fn map_page_free(&self, page: KPtr<PoolPage>) {
         match phys_of(page).and_then(|pa| self.phys_to_vm_page(pa)) {
             Some(m) => self.vm_page_free_wired(m, Contents::Unknown),
-            None => self.panic(format_args!("vm_map: {} is no page of a map", page.addr())),
+            None => self.panic(format_args!("vm_map: {} is not in a page of a map", page.addr())),
         }
         self.state().map_pages.sub(1);
     }

@@ -91,7 +91,7 @@ fn exiting_with_an_sx_lock_panics() {
 }
 
 #[test]
-#[should_panic(expected = "all threads sleep for ever: thread 64 in `test`")]
+#[should_panic(expected = "all threads sleep forever: thread 64 in `test`")]
 fn the_driver_is_told_when_nobody_can_ever_wake_it() {
     let sim = boot();
     let mtx = &sim.vm().state().driver_mtx;
@@ -100,7 +100,7 @@ fn the_driver_is_told_when_nobody_can_ever_wake_it() {
 }
 
 #[test]
-#[should_panic(expected = "all threads sleep for ever, but for time-outs of the kernel's own")]
+#[should_panic(expected = "all threads sleep forever, apart from time-outs of the kernel itself")]
 fn everybody_asleep_for_ever_beside_a_pagedaemon_that_finds_nothing_panics() {
     let sim = Sim::boot(16 << 20, Tunables { vm_kmem_size: Some(24 << 20), ..Tunables::default() });
     let vm = sim.vm();
