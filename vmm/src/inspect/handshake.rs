@@ -46,7 +46,7 @@ impl fmt::Display for AbiMismatch {
             describe::HASH
         )?;
         if let Some(why) = unreadable {
-            return write!(f, "; what differs is not known, as {why}");
+            return write!(f, "; what differs is unknown: {why}");
         }
         for difference in differences.iter().take(TOLD_MAX) {
             write!(f, "\n  {difference}")?;
@@ -136,7 +136,7 @@ fn description(source: &dyn Source, published: &Published) -> Result<String, Str
     if describe::hash(&bytes) != hash {
         return Err(format!("its description at {description} does not have that hash"));
     }
-    let text = String::from_utf8(bytes).map_err(|error| format!("its description is no text: {error}"))?;
+    let text = String::from_utf8(bytes).map_err(|error| format!("its description is not text: {error}"))?;
     Ok(text.lines().map(|line| one_line(line.as_bytes()) + "\n").collect())
 }
 

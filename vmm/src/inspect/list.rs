@@ -53,7 +53,7 @@ where
             return broken("the list comes back to it".to_owned());
         }
         if self.seen == self.most {
-            return broken(format!("the list goes on after {}, all that there may be", self.most));
+            return broken(format!("the list goes on after {}, the most that there can be", self.most));
         }
         let value = match self.view.copy(self.what, at) {
             Ok(value) => value,

@@ -209,7 +209,7 @@ impl<'a> View<'a> {
     pub fn bounded<T>(&self, what: &'static str, at: GuestVirt, claimed: u64) -> Result<usize, InspectError> {
         let most = self.most::<T>();
         let fits = usize::try_from(claimed).ok().filter(|_| claimed <= most);
-        let problem = || format!("it counts {claimed}, but memory has room for {most} at the most");
+        let problem = || format!("it counts {claimed}, but memory has room for at most {most}");
         fits.ok_or_else(|| InspectError::damaged(what, at, problem()))
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), Image
     let end = at.checked_add(size_of::<ControlRegion>() as u64);
     let inside = |segment: &Range<GuestPhys>| segment.start <= at && end.is_some_and(|end| end <= segment.end);
     if !source.segments().iter().any(inside) {
-        return disagrees(FIELD, format!("{at}, where there is no RAM for one"));
+        return disagrees(FIELD, format!("{at}, where there is no RAM"));
     }
     if !at.is_page_aligned() {
         return disagrees(FIELD, format!("{at}, which is not the start of a page"));

@@ -63,7 +63,7 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, ImageOpenFault> {
     let (index, segment) = notes.ok_or_else(|| other("an ELF core file without notes"))?;
     let size = segment.p_filesz(ENDIAN);
     if size > NOTES_MAX {
-        let problem = format!("{size:#x} bytes of notes, and {NOTES_MAX:#x} is the most");
+        let problem = format!("{size:#x} bytes of notes, more than the {NOTES_MAX:#x} that there can be");
         return Err(ImageOpenFault::Segment { index, problem });
     }
     let mut found = Found::default();
@@ -95,7 +95,7 @@ fn header<'a, R: ReadRef<'a>>(data: R) -> Result<&'a FileHeader64<LittleEndian>,
     }
     match header.e_type.get(ENDIAN) {
         elf::ET_CORE => Ok(header),
-        elf::ET_EXEC | elf::ET_DYN => Err(other("an ELF executable, which is no image of a guest's memory")),
+        elf::ET_EXEC | elf::ET_DYN => Err(other("an ELF executable, which is not an image of a guest's memory")),
         kind => Err(other(format!("an ELF file of type {kind:?}"))),
     }
 }
@@ -195,7 +195,7 @@ impl Found {
         for (status, note) in self.statuses.iter().zip(&self.cpus) {
             let (cpu, pid) = (note.cpu, status.pid);
             if pid.checked_sub(1) != Some(cpu) {
-                let problem = format!("pr_pid {pid} stands beside CPU {cpu}, whose is {}", u64::from(cpu) + 1);
+                let problem = format!("pr_pid is {pid} for CPU {cpu}, expected {}", u64::from(cpu) + 1);
                 return Err(ImageOpenFault::Notes(problem));
             }
             if cpus.last().is_some_and(|last| last.cpu >= cpu) {
@@ -216,5 +216,5 @@ fn fixed<T: FromBytes>(what: &str, content: &[u8]) -> Result<T, ImageOpenFault> 
 }
 
 fn too_short(what: &str, len: usize, least: usize) -> ImageOpenFault {
-    ImageOpenFault::Notes(format!("{what} has {len} bytes, and {least} at the least"))
+    ImageOpenFault::Notes(format!("{what} has {len} bytes, but needs at least {least}"))
 }

@@ -247,9 +247,9 @@ impl Census {
             Some(page @ Use::Other) => *page = kind,
             Some(page) if page.is_free() => {
                 let is = page.words();
-                survey
-                    .damage
-                    .say(PAGE, GuestVirt::new(phys.page().get()), || format!("{} here, but {is}", kind.words()));
+                survey.damage.say(PAGE, GuestVirt::new(phys.page().get()), || {
+                    format!("it is used for {}, but is {is}", kind.words())
+                });
             }
             _ => {}
         }
