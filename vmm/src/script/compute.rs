@@ -57,7 +57,7 @@ impl Run<'_> {
                 let (low, high) = (self.eval(statement, low)?, self.eval(statement, high)?);
                 if low > high {
                     let found = format!("rand({low},{high})");
-                    let message = format!("{found} has nothing to draw from");
+                    let message = format!("{found} has no number to draw");
                     return Err(wrong(Diagnostic::new(term.span, message, "LO not above HI", found)));
                 }
                 Ok(self.random.between(low, high))

@@ -188,9 +188,10 @@ impl Parser<'_, '_> {
         } else if let Some(id) = self.scope.find(name, Form::Single) {
             (TermKind::Value(id), self.scope.can_be_map(id, Form::Single))
         } else if name == "i" {
-            return Err(Diagnostic::new(span, "`$i` outside of a repeat", "a name bound above", "`$i`"));
+            return Err(Diagnostic::new(span, "`$i` outside a `repeat`", "a name bound above", "`$i`"));
         } else if self.scope.find(name, Form::Series).is_some() {
-            return Err(unbound(self.scope, shown).help(format!("`{name}` is a series: `${name}[EXPR]` is one of it")));
+            return Err(unbound(self.scope, shown)
+                .help(format!("`{name}` is a series: `${name}[EXPR]` is one of its elements")));
         } else {
             return Err(unbound(self.scope, shown));
         };
@@ -251,7 +252,7 @@ impl Parser<'_, '_> {
             return Err(error.suggest(Some(format!("${word}"))));
         }
         if MapId::NAMED.iter().any(|&(name, _)| name == word) {
-            return Err(error.help(format!("a map is no number, but `{word}.size` is one")));
+            return Err(error.help(format!("a map is not a number, but `{word}.size` is one")));
         }
         Err(error.suggest(closest(word, names::all())))
     }

@@ -64,10 +64,10 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
         let Some((key, value)) = word.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty())
         else {
             let error = Diagnostic::new(span, format!("{found} is not KEY=VALUE"), EXPECTED, found);
-            return Err(error.help("no blanks stand around `=` here"));
+            return Err(error.help("write `=` here without blanks around it"));
         };
         if seen.contains(&key) {
-            return Err(Diagnostic::new(span, format!("`{key}` stands here twice"), "each key once", found));
+            return Err(Diagnostic::new(span, format!("`{key}` is given twice"), "each key once", found));
         }
         seen.push(key);
         set(&mut options, key, value, span)?;
@@ -106,7 +106,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
             _ => return Err(wrong(Bad("classic".to_owned()))),
         },
         "kernel" | "set" | "let" => {
-            let message = format!("`{key}` is an option of the command line alone");
+            let message = format!("`{key}` can be given on the command line only");
             return Err(Diagnostic::new(span, message, keys(), found));
         }
         name if Tunables::NAMES.contains(&name) => {

@@ -209,7 +209,7 @@ impl<'a> Lexer<'a> {
         }
         self.at = self.text.len();
         let found = "the end of the line";
-        Err(Diagnostic::new(self.span(start), "a string that does not end", "a closing `\"`", found))
+        Err(Diagnostic::new(self.span(start), "an unterminated string", "a closing `\"`", found))
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
             WhatArg::Diff(lexer.file()?)
         }
         _ => {
-            let message = format!("{} is nothing that can be inspected", token.describe());
+            let message = format!("{} cannot be inspected", token.describe());
             let error = Diagnostic::new(token.span, message, format!("{}, diff FILE", What::usages().join(", ")), word);
             return Err(error.suggest(closest(word, NAMES)));
         }

@@ -266,7 +266,7 @@ impl Parser {
         }
         let verb = words::verb(&head, place.is_some())?;
         if matches!(runner, Some(RunnerRef::Interrupt)) && !matches!(verb.action, Action::Operation(_)) {
-            let message = format!("`{}` is nothing that an interrupt handler does", verb.name);
+            let message = format!("an interrupt handler cannot do `{}`", verb.name);
             return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
         }
         let args = self.arguments(lexer, verb)?;
@@ -287,7 +287,7 @@ impl Parser {
             return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
         }
         if next.is("=") || next.is("[") {
-            let message = "what a handler gives goes to nobody, so it binds no name";
+            let message = "the result of a handler goes nowhere, so it binds no name";
             return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
         }
         let verb = words::verb(&head, false)?;

@@ -147,7 +147,7 @@ impl<'r> Run<'r> {
                 Outcome::Blocked { .. },
                 Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check | Request::Inspect(_),
             ) => {
-                let error = TargetError::Broken("what runs on no thread is said to be blocked".to_owned());
+                let error = TargetError::Broken("an operation that runs on no thread is said to be blocked".to_owned());
                 return Err(self.lost(statement, Some(called.text()), error));
             }
             (_, Request::Join(thread)) => {
@@ -223,7 +223,7 @@ impl<'r> Run<'r> {
         let show = |phys: Option<u64>| phys.map_or("nothing".to_owned(), |phys| format!("{phys:#x}"));
         let (seen, said) = (show(seen), show(said));
         Err(TargetError::Broken(format!(
-            "the guest finds {said} behind {addr}, the host's walk of its page tables {seen}"
+            "the guest translates {addr} to {said}, but the host's walk of its page tables gives {seen}"
         )))
     }
 

@@ -57,7 +57,7 @@ impl<'r> Run<'r> {
             Reply::Completed { outcome: Outcome::Ok, .. } => {}
             Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
             Reply::Completed { outcome, .. } => {
-                let error = TargetError::Broken(format!("a start gives {}", StepResult::Given(outcome)));
+                let error = TargetError::Broken(format!("starting a statement gave {}", StepResult::Given(outcome)));
                 return Err(self.lost(statement, Some(called.text()), error));
             }
         }

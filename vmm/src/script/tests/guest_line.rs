@@ -36,7 +36,7 @@ fn a_guest_line_that_makes_no_sense_names_the_place() {
         ("guest # memory=8M", 7, "`guest` lacks an argument"),
         ("guest memory = 8M", 7, "`memory` is not KEY=VALUE"),
         ("guest memory=", 7, "`memory=` is not KEY=VALUE"),
-        ("guest vcpus=1 vcpus=2", 15, "`vcpus` stands here twice"),
+        ("guest vcpus=1 vcpus=2", 15, "`vcpus` is given twice"),
         ("guest memory=1M", 7, "bad value of `memory`"),
         ("guest memory=12k", 7, "bad value of `memory`"),
         ("guest vcpus=65", 7, "bad value of `vcpus`"),
@@ -45,7 +45,7 @@ fn a_guest_line_that_makes_no_sense_names_the_place() {
         ("guest timeout=5K", 7, "bad value of `timeout`"),
         ("guest kern.hz=0", 7, "bad value of `kern.hz`"),
         ("guest kern.hertz=1", 7, "unknown key `kern.hertz`"),
-        ("guest kernel=x", 7, "`kernel` is an option of the command line alone"),
+        ("guest kernel=x", 7, "`kernel` can be given on the command line only"),
         ("guest policy=modern", 7, "`policy=modern` is part of the language, but not yet of this kernel"),
         ("guest policy=x", 7, "bad value of `policy`"),
     ];

@@ -212,7 +212,7 @@ fn random_numbers_come_from_the_seed() {
     let stop = Stop::after(Duration::from_secs(3600));
     run(&script, &mut Fake::default(), 1, &stop, &mut |step: &Step| other.push(step.clone()));
     assert_ne!(first, other);
-    assert_eq!(wrong("print rand(2,1)").2, "rand(2,1) has nothing to draw from");
+    assert_eq!(wrong("print rand(2,1)").2, "rand(2,1) has no number to draw");
 }
 
 #[test]
