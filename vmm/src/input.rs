@@ -32,7 +32,7 @@ pub enum InputError {
     #[error("{error}. {remedy}", error = .0, remedy = .0.remedy())]
     Host(KvmError),
     /// It is something else than a regular file.
-    #[error("it is {0}, and a file is needed")]
+    #[error("it is {0}, but must be a file")]
     NotAFile(&'static str),
     /// It is longer than it may be, or has no end.
     #[error("it is longer than {0} bytes")]

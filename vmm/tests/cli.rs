@@ -189,7 +189,7 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
         (&["--vcpus", "65"][..], "1 to 64"),
         (&["--set", "kern.hertz=1"][..], "vm.kmem_size_max"),
         (&["--set", "kern.hz"][..], "NAME=VALUE"),
-        (&["--set", "kern.hz=0"][..], "kern.hz: 0 (0x0) asked for; it is at least 1 and at most 10000"),
+        (&["--set", "kern.hz=0"][..], "kern.hz: 0 (0x0) asked for; it must be at least 1 and at most 10000"),
         (&["--privilege", "root"][..], "supervisor"),
         (&["--time", "tea"][..], "virtual"),
         (&["--timeout", "5K"][..], "ms"),
@@ -602,7 +602,7 @@ fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
     let checked = run(&["check", &image]);
     assert_eq!(status(&checked), 1, "{}", err(&checked));
     assert!(out(&checked).contains("map-size: kmem_map at 0x"), "{}", out(&checked));
-    assert!(out(&checked).contains("size says 16384, its entries sum to 12288"), "{}", out(&checked));
+    assert!(out(&checked).contains("size says 16384, but its entries sum to 12288"), "{}", out(&checked));
     let json: Value = serde_json::from_slice(&run(&["check", "--json", &image]).stdout).expect("it is JSON");
     assert_eq!((json["ok"].as_bool(), json["findings"][0]["rule"].as_str()), (Some(false), Some("map-size")));
     assert_eq!(status(&run(&["check", "/nowhere/guest.img"])), 2);

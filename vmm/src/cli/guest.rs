@@ -14,7 +14,7 @@ pub struct GuestArgs {
     /// Memory of the guest: 8M to 64G, with a suffix of K M G. 64M by default.
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     memory: Option<u64>,
-    /// CPUs of the guest: 1 to 64; 1 by default. More than this machine has cores are slow.
+    /// CPUs of the guest: 1 to 64; 1 by default. More CPUs than this machine has cores are slow.
     #[arg(long, value_name = "COUNT")]
     vcpus: Option<u32>,
     /// Privilege of the kernel's body: `auto`, the default, takes what is faster here.
@@ -29,8 +29,8 @@ pub struct GuestArgs {
     /// Seed of rand() in scripts. 0 by default.
     #[arg(long, value_name = "NUMBER", value_parser = values::number)]
     seed: Option<u64>,
-    /// Binds a name before the first line of a script, as `let` does, whose own `let` of that name then does nothing; may
-    /// be given several times.
+    /// Binds a name before the first line of a script, as `let` does; a `let` of that name in the script is then skipped.
+    /// May be given several times.
     #[arg(long = "let", value_name = "NAME=VALUE", value_parser = values::binding)]
     lets: Vec<(String, u64)>,
     /// Sets a kernel tunable, by the names that --help lists; may be given several times.

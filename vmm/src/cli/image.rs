@@ -19,7 +19,7 @@ Example: the same kernel under QEMU's own CPU emulation, checking itself
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImageArgs {
-    /// Where to; `-` is standard output.
+    /// The file to write; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }

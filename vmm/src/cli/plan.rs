@@ -41,7 +41,7 @@ pub struct Plan {
 
 /// Seeds `START..END`, without END.
 pub fn seeds(text: &str) -> Result<Range<u64>, String> {
-    let expected = || "expected START..END with START below END; END itself is left out".to_owned();
+    let expected = || "expected START..END with START below END; END itself is not included".to_owned();
     let (start, end) = text.split_once("..").ok_or_else(expected)?;
     let number = |text| values::number(text).map_err(|_| expected());
     let seeds = number(start)?..number(end)?;
@@ -69,7 +69,7 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
         };
         anyhow::ensure!(
             !found.scripts.is_empty() || !found.passed_over.is_empty(),
-            "{} holds no *.kmem file",
+            "there is no *.kmem file in {}",
             path.display()
         );
         plan.passed_over.extend(found.passed_over);
@@ -83,7 +83,7 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
     }
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     scripts.retain(|(_, name)| is_wanted(name));
-    anyhow::ensure!(!scripts.is_empty(), "no script's name holds {}", quoted(filters));
+    anyhow::ensure!(!scripts.is_empty(), "no script has {} in its name", quoted(filters));
     plan.runs = runs(scripts, seeds)?;
     Ok(plan)
 }

@@ -31,7 +31,7 @@ Exit status: 0 all held; 1 an expectation failed; 2 the command line or the scri
 3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
 vmkern; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
-/// Boots a guest and runs a script in it; without a script, shows around.
+/// Boots a guest and runs a script in it; without a script, takes the tour.
 #[derive(Debug, Args)]
 #[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct RunArgs {

@@ -45,13 +45,13 @@ pub struct TestArgs {
     /// Scripts, and directories of scripts.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Runs only scripts whose names hold TEXT; with several, those whose names hold one of them.
+    /// Runs only scripts whose names contain TEXT; with several, those whose names contain one of them.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
-    /// Begins no further script once one has failed.
+    /// Starts no more scripts once one has failed.
     #[arg(long)]
     fail_fast: bool,
-    /// Runs each script once for each seed of rand(), from START up to END, END left out.
+    /// Runs each script once for each seed of rand(), from START up to but not including END.
     #[arg(long, value_name = "START..END", value_parser = super::plan::seeds, conflicts_with = "seed")]
     seeds: Option<Range<u64>>,
     /// Writes a JUnit report to this file; `-` is standard output.

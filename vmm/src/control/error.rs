@@ -78,7 +78,7 @@ pub enum ConfigError {
     #[error("unknown tunable `{0}`{near}; the tunables are: {list}", near = meant(.0), list = Tunables::NAMES.join(" "))]
     UnknownTunable(String),
     /// A tunable cannot have this value.
-    #[error("tunable {name}: {value} ({value:#x}) asked for; it is {}", bounds(*.min, *.max))]
+    #[error("tunable {name}: {value} ({value:#x}) asked for; it must be {}", bounds(*.min, *.max))]
     TunableRange {
         /// The tunable.
         name: String,
@@ -99,7 +99,7 @@ pub enum ConfigError {
     #[error("thread t{0} is blocked: its operation must be joined first")]
     ThreadBlocked(u16),
     /// A join needs a blocked thread, and one join at a time.
-    #[error("thread t{0} is not blocked, or joined already: there is nothing to join")]
+    #[error("thread t{0} is not blocked, or has been joined already: there is nothing to join")]
     NothingToJoin(u16),
 }
 

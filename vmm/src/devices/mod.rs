@@ -50,7 +50,7 @@ impl PortBus {
             (PAUSE_PORT, _) => return PortEvent::Stands(Standing::Owning),
             (YIELD_PORT, _) => return PortEvent::Yield,
             (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
-            _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where nothing is"),
+            _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where there is no device"),
         }
         PortEvent::Handled
     }
@@ -60,7 +60,7 @@ impl PortBus {
         match port {
             COM1..=COM1_LAST => data.iter_mut().for_each(|byte| *byte = self.com1.read(register(port))),
             _ => {
-                log::debug!("the guest reads port {port:#x}, where nothing is");
+                log::debug!("the guest read port {port:#x}, where there is no device");
                 data.fill(0xff);
             }
         }

@@ -20,12 +20,12 @@ pub(super) fn remedy(operation: &str, errno: i32) -> String {
                 .to_owned()
         }
         libc::EAGAIN => format!(
-            "The host makes no further thread for this user ({}, pids.max of the control group, kernel.threads-max): raise \
+            "The host allows no more threads for this user ({}, pids.max of the control group, kernel.threads-max): raise \
              the limit with `ulimit -u`, or end programs.",
             limit("RLIMIT_NPROC", libc::RLIMIT_NPROC)
         ),
         libc::ENOMEM => format!(
-            "The host has no memory for it, or this process may not have more ({}, memory.max of the control group, \
+            "The host is out of memory, or this process may not have more ({}, memory.max of the control group, \
              vm.max_map_count): raise the limit with `ulimit -v`, or ask for less memory or fewer vCPUs.",
             limit("RLIMIT_AS", libc::RLIMIT_AS)
         ),
@@ -35,7 +35,7 @@ pub(super) fn remedy(operation: &str, errno: i32) -> String {
             limit("RLIMIT_FSIZE", libc::RLIMIT_FSIZE)
         ),
         libc::EINVAL | libc::EEXIST if operation.starts_with(CREATE_VCPU) => {
-            "This host's KVM does not make so many vCPUs (KVM_CAP_MAX_VCPUS): ask for fewer.".to_owned()
+            "This host's KVM does not support so many vCPUs (KVM_CAP_MAX_VCPUS): ask for fewer.".to_owned()
         }
         _ => "`vmkern doctor` tries everything that guests need; see `dmesg | grep -i kvm` for the reason.".to_owned(),
     }

@@ -353,12 +353,12 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
                 None
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                log::debug!("the guest reads physical address {address:#x}, where nothing is");
+                log::debug!("the guest read physical address {address:#x}, where there is nothing");
                 data.fill(0xff);
                 None
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                log::debug!("the guest wrote {data:02x?} to physical address {address:#x}, where nothing is");
+                log::debug!("the guest wrote {data:02x?} to physical address {address:#x}, where there is nothing");
                 None
             }
             Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen) => None,

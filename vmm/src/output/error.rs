@@ -39,7 +39,7 @@ pub enum OutputFault {
     #[error("is a symbolic link to `{}`, which does not exist; remove the link, or name that file", .0.display())]
     DanglingLink(PathBuf),
     /// A FIFO without a reader.
-    #[error("is a FIFO that nobody reads; start its reader first")]
+    #[error("is a FIFO without a reader; start the reader first")]
     NoReader,
     /// A terminal, for bytes.
     #[error("is a terminal, and what would be written is not text; name a file or a pipe")]

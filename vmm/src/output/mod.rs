@@ -125,7 +125,7 @@ impl Destination {
                     options.create_new(there.is_none()).mode(readers.mode());
                     let opened = options.open(&file)?;
                     if !opened.metadata()?.is_file() {
-                        return Err(io::Error::other("it has become another thing than a file"));
+                        return Err(io::Error::other("it is no longer a regular file"));
                     }
                     opened.set_len(0)?;
                     Ok(opened)

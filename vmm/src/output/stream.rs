@@ -83,7 +83,7 @@ impl Stream {
                 return Ok(());
             }
             if self.stuck.load(Ordering::Relaxed) {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody reads it"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it has no reader"));
             }
             if !self.has_room()? {
                 if go_on() == ControlFlow::Break(()) {

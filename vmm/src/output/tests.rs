@@ -72,7 +72,7 @@ fn what_is_no_file_and_cannot_take_bytes_is_refused_and_stays() {
         ("dangling", "a symbolic link to `nowhere`, which does not exist"),
         ("loop", "symbolic links"),
         ("socket", "is a socket"),
-        ("fifo", "is a FIFO that nobody reads"),
+        ("fifo", "is a FIFO without a reader"),
         ("", "is a directory"),
         ("new/", "no file name"),
         ("no/such", "No such file or directory"),
