@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, RunTimeEndian};
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use vmkern_abi::addr::GuestVirt;
 
 use crate::image::KernelImage;
@@ -49,6 +50,8 @@ const TRAP_ENTRY: &str = "trap_entry";
 pub struct Symbols {
     /// Functions by start address: `(start, size, name)`.
     functions: Vec<(u64, u64, String)>,
+    /// Where code is. Debug information also has functions that are not in the image, at 0.
+    code: Vec<Range<u64>>,
     lines: Option<Context<Reader>>,
 }
 
@@ -74,6 +77,9 @@ impl Symbols {
             .filter_map(|symbol| Some((symbol.address(), symbol.size(), demangle(symbol.name().ok()?))))
             .collect();
         functions.sort();
+        let sections = file.sections().filter(|section| section.kind() == SectionKind::Text);
+        let code = sections.map(|section| section.address()..section.address().saturating_add(section.size()));
+        let code = code.collect();
         let load = |section: gimli::SectionId| {
             let data = file.section_by_name(section.name()).and_then(|s| s.uncompressed_data().ok());
             Ok(EndianArcSlice::new(data.unwrap_or(Cow::Borrowed(&[])).into(), RunTimeEndian::Little))
@@ -81,13 +87,13 @@ impl Symbols {
         let lines = Dwarf::load(load)
             .and_then(Context::from_dwarf)
             .map_err(|error: gimli::Error| log::warn!("debug information: {error}"));
-        Self { functions, lines: lines.ok() }
+        Self { functions, code, lines: lines.ok() }
     }
 
     /// No symbols at all.
     #[must_use]
     pub fn none() -> Self {
-        Self { functions: Vec::new(), lines: None }
+        Self { functions: Vec::new(), code: Vec::new(), lines: None }
     }
 
     /// The function that `address` lies in, with the bytes from its start.
@@ -113,8 +119,8 @@ impl Symbols {
         let symbol = self.function(address);
         let offset = symbol.map_or(0, |(_, offset)| offset);
         let mut frames = Vec::new();
-        // addr2line adds 1 to the address.
-        if let Some(lines) = self.lines.as_ref().filter(|_| address.get() != u64::MAX)
+        let is_code = self.code.iter().any(|code| code.contains(&address.get()));
+        if let Some(lines) = self.lines.as_ref().filter(|_| is_code)
             && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
         {
             while let Ok(Some(frame)) = found.next() {
@@ -220,11 +226,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_address_has_a_frame_without_a_name() {
-        let address = GuestVirt::new(u64::MAX);
-        let frames = Symbols::of(&KernelImage::embedded()).frames(address);
-        assert_eq!(frames.len(), 1);
-        assert_eq!((frames[0].address, frames[0].function.as_deref()), (address, None));
+    fn an_address_at_which_no_code_is_has_a_frame_without_a_name() {
+        let symbols = Symbols::of(&KernelImage::embedded());
+        for address in [0, 1, 0x100, 0x1000, u64::MAX - 1, u64::MAX].map(GuestVirt::new) {
+            let frames = symbols.frames(address);
+            let shown: Vec<String> = frames.iter().map(Frame::to_string).collect();
+            assert_eq!((frames[0].address, shown), (address, vec![address.to_string()]));
+        }
     }
 
     #[test]
