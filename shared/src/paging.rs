@@ -18,8 +18,9 @@ bitflags! {
         const NX = 1 << 8;
         /// Pages of 1 GiB.
         const PAGE1GB = 1 << 9;
-        /// Bit 8 is reserved in entries of the two upper levels that lead to tables, as on AMD's CPUs.
-        const UPPER_G_RESERVED = 1 << 10;
+        /// Bit 8 is reserved in entries of the root, as on AMD's CPUs. (Older manuals of theirs reserve it one level
+        /// below, too; the CPUs ignore it there.)
+        const ROOT_G_RESERVED = 1 << 10;
     }
 }
 
@@ -79,7 +80,7 @@ impl Paging {
         let phys_bits = if last >= 0x8000_0008 { leaf(0x8000_0008)[0] & 0xff } else { PHYS_BITS_SILENT };
         let mut known = PagingFeatures::NX;
         known.set(PagingFeatures::PAGE1GB, features & PAGE1GB != 0);
-        known.set(PagingFeatures::UPPER_G_RESERVED, vendors.contains(&leaf(0)[1]));
+        known.set(PagingFeatures::ROOT_G_RESERVED, vendors.contains(&leaf(0)[1]));
         Self::new(phys_bits, known)
     }
 
@@ -107,7 +108,7 @@ impl Paging {
         if !self.has(PagingFeatures::NX) {
             mask |= PteFlags::NX.bits();
         }
-        let upper_g = if self.has(PagingFeatures::UPPER_G_RESERVED) { PteFlags::G.bits() } else { 0 };
+        let root_g = if self.has(PagingFeatures::ROOT_G_RESERVED) { PteFlags::G.bits() } else { 0 };
         mask |= match level {
             Level::Pt => 0,
             // Bit 12 of a large page is its PAT bit.
@@ -117,8 +118,8 @@ impl Paging {
                 PG_FRAME & (level.span() - 1) & !(1 << 12)
             }
             Level::Pdpt if pte.is_large() => PteFlags::PS.bits(),
-            Level::Pdpt => upper_g,
-            Level::Pml4 => PteFlags::PS.bits() | upper_g,
+            Level::Pdpt => 0,
+            Level::Pml4 => PteFlags::PS.bits() | root_g,
         };
         pte.bits() & mask
     }
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn the_bits_that_are_reserved_are_those_of_the_manuals() {
         let intel = Paging::new(46, PagingFeatures::NX | PagingFeatures::PAGE1GB);
-        let amd = Paging::new(48, PagingFeatures::NX | PagingFeatures::UPPER_G_RESERVED);
+        let amd = Paging::new(48, PagingFeatures::NX | PagingFeatures::ROOT_G_RESERVED);
         let all = u64::MAX;
         let high = |from: u32| (from..52).collect::<Vec<_>>();
         let with = |low: &[u32], from: u32| [low.to_vec(), high(from)].concat();
@@ -162,7 +163,7 @@ mod tests {
         assert_eq!(bits(intel, Level::Pml4, all), with(&[7], 46));
         assert_eq!(bits(amd, Level::Pml4, all), with(&[7, 8], 48));
         assert_eq!(bits(amd, Level::Pdpt, all), with(&[7], 48));
-        assert_eq!(bits(amd, Level::Pdpt, all & !PS), with(&[8], 48));
+        assert_eq!(bits(amd, Level::Pdpt, all & !PS), high(48));
         assert_eq!(bits(amd, Level::Pd, all & !PS), high(48));
         assert_eq!(bits(intel.without_nx(), Level::Pt, V | 1 << 63), [63]);
         assert_eq!(bits(Paging::ANY, Level::Pt, all), []);
@@ -196,7 +197,7 @@ mod tests {
         let intel = cpu(*b"Genu", 0x8000_0008, 1 << 26, 0x302e);
         assert_eq!(intel, Paging::new(46, PagingFeatures::NX | PagingFeatures::PAGE1GB));
         let amd = cpu(*b"Auth", 0x8000_001f, 0, 0x3030);
-        assert_eq!(amd, Paging::new(48, PagingFeatures::NX | PagingFeatures::UPPER_G_RESERVED));
+        assert_eq!(amd, Paging::new(48, PagingFeatures::NX | PagingFeatures::ROOT_G_RESERVED));
         assert_eq!(cpu(*b"Genu", 0x8000_0004, 0, 0xffff).phys_bits(), 36);
     }
 }
