@@ -299,6 +299,32 @@ fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
 }
 
 #[test]
+fn inspect_vtop_names_the_reserved_bits_of_the_entry_that_the_cpu_refuses_below_the_levels_above_it() {
+    let scratch = Scratch::new("reserved");
+    // A second way to the tables of kernel_map, by the root's address in the control region; `broken` is added to it.
+    let way = |broken: &str| {
+        format!(
+            "let dm = 0xffffff0000000000\nroot = read $dm+0x9058\np4 = read $dm+$root+(511*8)\n\
+             m = kmem_malloc kmem_map 4K NOWAIT\nwrite $dm+$root+8 $p4{broken}\n"
+        )
+    };
+    let (large, good) = (scratch.file("large.kmem", way("+0x80")), scratch.file("good.kmem", way("")));
+    for (file, refused) in [(&large, Some("7")), (&good, None)] {
+        let output = run(&["inspect", "--script", file, "vtop", "0x8000000000"]);
+        assert_eq!(status(&output), 0, "{}", err(&output));
+        let text = out(&output);
+        assert!(text.contains("PML4[1]"), "{text}");
+        assert_eq!(text.contains("= physical"), refused.is_none(), "{text}");
+        let told = refused.map(|bit| format!("= the CPU refuses the entry: reserved bits set: {bit}\n"));
+        assert!(told.is_none_or(|told| text.contains(&told)), "{text}");
+        let report = json(&run(&["inspect", "--json", "--script", file, "vtop", "0x8000000000"]));
+        let mask = refused.map(|bit| format!("{:#x}", 1u64 << bit.parse::<u32>().expect("it is a number")));
+        assert_eq!(report["reserved"].as_str(), mask.as_deref(), "{report}");
+        assert_eq!(report["mapping"].is_null(), refused.is_some(), "{report}");
+    }
+}
+
+#[test]
 fn at_supervisor_privilege_the_kernel_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out() {
     let doctor = json(&run(&["doctor", "--json"]));
     let output = script(&["--privilege", "supervisor", "--json"], "kmem_malloc kmem_map 4K NOWAIT\n");

@@ -1,0 +1,193 @@
+//! Entries of page tables with bits that must be zero: the host's walk, the kernel's, KVM's own (`KVM_TRANSLATE`) and the
+//! CPU's say the same of them.
+//!
+//! The host and the kernel share a walker, so that they cannot tell on each other. KVM's is another one, which goes by the
+//! CPUID of the vCPU; it does so on hardware and where KVM is software alike. The last word has the CPU: a read of the
+//! address, in a guest of its own, because a read that succeeds leaves a translation behind.
+
+use std::ops::RangeInclusive;
+
+use vmkern::abi::crash::CrashKind;
+use vmkern::abi::kva::phys_to_dmap;
+use vmkern::abi::pte::{Level, Pte, PteFlags};
+use vmkern::{Guest, GuestPhys, GuestVirt, MapId, Op, Outcome};
+use vmkern_tests::kern::{Kern as _, PAGE};
+use vmkern_tests::{MEMORY, Run as _, launch_unchecked};
+
+/// An address in a part of the address space of which the kernel uses nothing; its index differs at each level.
+const VA: GuestVirt = GuestVirt::new(5 << 39 | 6 << 30 | 7 << 21 | 8 << 12);
+
+/// Flags of an entry that the test makes.
+const FLAGS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
+
+/// Which bits of which entry are changed, on a way that ends in a page of a certain size.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// The level of the last entry.
+    leaf: Level,
+    /// The level of the entry whose bits are changed.
+    level: Level,
+}
+
+/// Each level on the way to a small page, and the last entry of each kind of large one.
+const FORMS: [Form; 6] = [
+    Form { leaf: Level::Pt, level: Level::Pml4 },
+    Form { leaf: Level::Pt, level: Level::Pdpt },
+    Form { leaf: Level::Pt, level: Level::Pd },
+    Form { leaf: Level::Pt, level: Level::Pt },
+    Form { leaf: Level::Pd, level: Level::Pd },
+    Form { leaf: Level::Pdpt, level: Level::Pdpt },
+];
+
+/// A guest with tables of the test's own, which lead to [`VA`].
+struct Way {
+    guest: Guest,
+    /// The root and the tables below it.
+    tables: [GuestPhys; 4],
+    /// A page of the test's own.
+    page: GuestPhys,
+}
+
+impl Way {
+    /// A way whose last entry is one of `leaf`.
+    fn to(leaf: Level) -> Self {
+        let mut guest = launch_unchecked(Guest::builder().memory(MEMORY));
+        let block = guest.kmem_alloc(MapId::KERNEL, 4 * PAGE).expect("there is room");
+        let mut frame = |number: u64| match guest.run(Op::Vtop { addr: block.add(number * PAGE) }) {
+            Outcome::Value(phys) => GuestPhys::new(phys),
+            other => panic!("wired memory is at {other:?}"),
+        };
+        let own = [frame(0), frame(1), frame(2)];
+        let page = frame(3);
+        let root = guest.look(|view| Ok(view.pml4())).expect("the kernel has page tables");
+        let tables = [root, own[0], own[1], own[2]];
+        let mut way = Self { guest, tables, page };
+        for level in Level::TOP_DOWN {
+            let bits = way.good(Form { leaf, level });
+            way.put(level, bits);
+            if level == leaf {
+                break;
+            }
+        }
+        way
+    }
+
+    /// The place of the table of `level` from the top.
+    fn depth(level: Level) -> usize {
+        Level::TOP_DOWN.iter().position(|&at| at == level).expect("there are four levels")
+    }
+
+    /// The entry that stands there while nothing is changed.
+    fn good(&self, Form { leaf, level }: Form) -> u64 {
+        match (level == leaf, level) {
+            (true, Level::Pt) => Pte::new(self.page, FLAGS).bits(),
+            // The first large page of RAM: it is only read.
+            (true, _) => Pte::new(GuestPhys::new(0), FLAGS | PteFlags::PS).bits(),
+            (false, _) => Pte::new(self.tables[Self::depth(level) + 1], FLAGS).bits(),
+        }
+    }
+
+    /// Stores an entry of the table of `level`, as the guest.
+    fn put(&mut self, level: Level, bits: u64) {
+        let at = self.tables[Self::depth(level)].add(level.index(VA) as u64 * 8);
+        self.guest.ok(Op::Write { addr: phys_to_dmap(at), value: bits });
+    }
+
+    /// Where the host's walk leads; nowhere as well when a table is not RAM. With it, the bits that it refuses.
+    fn by_host(&self) -> (Option<GuestPhys>, u64) {
+        match self.guest.vtop(VA) {
+            Ok(walk) => (walk.mapping.map(|mapping| mapping.phys), walk.reserved),
+            Err(_) => (None, 0),
+        }
+    }
+
+    /// Where the kernel's walk leads, whose tables must be RAM.
+    fn by_kernel(&mut self) -> Option<GuestPhys> {
+        match self.guest.run(Op::Vtop { addr: VA }) {
+            Outcome::Value(phys) => Some(GuestPhys::new(phys)),
+            Outcome::Null => None,
+            other => panic!("vtop gave {other:?}"),
+        }
+    }
+
+    /// Where KVM's walk leads.
+    fn by_kvm(&self) -> Option<GuestPhys> {
+        let (_pause, answers) = self.guest.pause_and_translate(&[VA]).expect("KVM translates");
+        answers[0]
+    }
+
+    /// Whether the CPU refuses the entry for its reserved bits; else it must read what is there. Ends the guest if so.
+    fn cpu_refuses(&mut self) -> bool {
+        let refused = self.by_host().0.is_none();
+        if !refused {
+            assert!(matches!(self.guest.run(Op::Read { addr: VA }), Outcome::Value(_)));
+            return false;
+        }
+        let crash = self.guest.dies_of(Op::Read { addr: VA });
+        assert_eq!((crash.kind, crash.cr2), (CrashKind::PageFault, VA), "{}", crash.message);
+        assert!(crash.message.starts_with("page fault: read (reserved bit set)"), "{}", crash.message);
+        true
+    }
+}
+
+/// Whether the entry is one that no CPU refuses, but leads elsewhere now, or nowhere.
+fn leads_elsewhere(way: &Way, good: Option<GuestPhys>) -> bool {
+    let (phys, reserved) = way.by_host();
+    reserved == 0 && (phys.is_none() || phys != good)
+}
+
+#[test]
+fn walks_refuse_each_bit_that_kvm_refuses_at_each_level_and_no_other() {
+    for form in FORMS {
+        let mut way = Way::to(form.leaf);
+        let good = way.good(form);
+        let mut refused = 0u64;
+        for bit in 0..64 {
+            way.put(form.level, good ^ 1 << bit);
+            let (phys, reserved) = way.by_host();
+            assert_eq!(phys, way.by_kvm(), "our walk and KVM's differ: {form:?}, bit {bit}");
+            if way.guest.vtop(VA).is_ok() {
+                assert_eq!(phys, way.by_kernel(), "the host's walk and the kernel's differ: {form:?}, bit {bit}");
+            }
+            assert!(phys.is_none() || reserved == 0, "{form:?}, bit {bit}");
+            refused |= reserved;
+        }
+        let paging = way.guest.look(|view| Ok(view.source().paging())).expect("the kernel has page tables");
+        // Above MAXPHYADDR every bit of an address is reserved.
+        let above = |bits: u32| (bits..52).map(|bit| 1u64 << bit).sum::<u64>();
+        assert_eq!(refused & above(paging.phys_bits()), above(paging.phys_bits()), "{form:?}");
+        match (form.leaf, form.level) {
+            (Level::Pt, Level::Pml4) => assert_ne!(refused & PteFlags::PS.bits(), 0, "PS in the root"),
+            (Level::Pd, _) => assert_eq!(refused & span(13..=20), span(13..=20), "low bits of 2 MiB"),
+            _ => {}
+        }
+    }
+}
+
+/// A mask of bits.
+fn span(bits: RangeInclusive<u32>) -> u64 {
+    bits.map(|bit| 1u64 << bit).sum()
+}
+
+#[test]
+fn the_cpu_faults_where_walks_find_a_reserved_bit_and_reads_where_they_find_none() {
+    for form in FORMS {
+        let (mut refused, mut read) = (0, 0);
+        // Bits 1 and 2 are permissions; bit 0 is no entry.
+        for bit in 3..64 {
+            let mut way = Way::to(form.leaf);
+            let (good, bits) = (way.by_host().0, way.good(form) ^ 1 << bit);
+            way.put(form.level, bits);
+            if leads_elsewhere(&way, good) {
+                continue;
+            }
+            let reserved = way.by_host().1;
+            assert_eq!(way.cpu_refuses(), reserved != 0, "{form:?}, bit {bit}");
+            refused += u32::from(reserved != 0);
+            read += u32::from(reserved == 0);
+        }
+        // A CPU of 52 bits refuses none of a table; one without pages of 1 GiB refuses each.
+        assert!(refused >= 1 || form.leaf == Level::Pt, "{form:?}: nothing was refused");
+        assert!(read >= 10 || form.leaf == Level::Pdpt, "{form:?}: {read} were read");
+    }
+}
