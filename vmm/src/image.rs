@@ -6,6 +6,8 @@ use std::sync::Arc;
 use object::Object;
 use object::read::elf::ElfFile64;
 use thiserror::Error;
+
+use crate::text::name;
 use vmkern_abi::addr::GuestPhys;
 
 use crate::input::read_regular;
@@ -118,7 +120,7 @@ impl std::fmt::Display for Origin {
         match self {
             Self::Embedded => f.write_str("the built-in kernel image"),
             Self::Memory => f.write_str("the kernel image in memory"),
-            Self::File(path) => write!(f, "kernel image `{}`", path.display()),
+            Self::File(path) => write!(f, "kernel image `{}`", name(path)),
         }
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which it could look like
 //! a line of ours. It is escaped where it comes in (`one_line`: a crash record, a kernel's symbols, the description of
-//! its structures, an image's notes), so that no later use of it can forget. What is printed passes [`screen`] once more on
-//! its way out, which knows our own styles and lets nothing else through.
+//! its structures, an image's notes, the [`name`] of a file), so that no later use of it can forget. What is printed passes
+//! [`screen`] once more on its way out, which knows our own styles and lets nothing else through.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Whether a terminal obeys `c`, or shows text around it in another order or place than it stands in.
-fn is_hazard(c: char) -> bool {
+pub(crate) fn is_hazard(c: char) -> bool {
     let turns_around =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns_around || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
@@ -45,9 +47,21 @@ fn as_rust(out: &mut String, c: char) {
 
 /// Text of a guest or a file as one line that a terminal only shows. What is no UTF-8 becomes U+FFFD.
 #[must_use]
-pub(crate) fn one_line(bytes: &[u8]) -> String {
+pub fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     escaped(&text, |_| 0, as_rust).into_owned()
+}
+
+/// What a file is called in messages and reports: its path as [`one_line`].
+#[must_use]
+pub fn name(path: &Path) -> String {
+    one_line(path.as_os_str().as_bytes())
+}
+
+/// Text of others that has lines, without any style or other thing that a terminal obeys.
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |rest| usize::from(rest.starts_with('\n')), as_rust)
 }
 
 /// Bytes of the style (SGR sequence) that `text` begins with, or 0.
@@ -103,6 +117,8 @@ mod tests {
         assert_eq!(one_line(b"\x1b[31mred"), "\\u{1b}[31mred");
         assert_eq!(one_line("caf\u{e9} \u{4e2d}".as_bytes()), "caf\u{e9} \u{4e2d}");
         assert_eq!(one_line(b"\xff"), "\u{fffd}");
+        assert_eq!(name(Path::new("a\nok b")), "a\\nok b");
+        assert_eq!(plain("\x1b[8ma\nb\tc"), "\\u{1b}[8ma\nb\\tc");
     }
 
     #[test]

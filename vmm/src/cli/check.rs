@@ -10,6 +10,7 @@ use vmkern::script::{
     BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Standstill, Status, Step, explain, explain_errors,
     launch_status, parse_with, run_script_then,
 };
+use vmkern::text;
 use vmkern::{Guest, Image, InspectError, Report};
 
 use super::guest::{GuestArgs, Precedence};
@@ -63,7 +64,7 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
     match (&args.script, &args.image) {
         (Some(script), _) => at_the_end(args, script, signals),
         (None, Some(image)) => {
-            let name = image.display().to_string();
+            let name = text::name(image);
             let checked = Image::open(image)
                 .map_err(anyhow::Error::from)
                 .and_then(|image| Report::of(&image).with_context(|| format!("{name} cannot be checked")));
@@ -113,7 +114,7 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
     // What the script prints would stand in the middle of the report.
     let mut observe = |step: &Step| {
         if let Some(output) = &step.output {
-            super::eprint(&format!("{output}\n"));
+            super::eprint(&format!("{}\n", text::plain(output)));
         }
     };
     let look = |guest: &Guest, at: Standstill<'_>| match at {

@@ -36,7 +36,9 @@ pub fn run(args: &ImageArgs) -> Status {
     match write(output) {
         Ok(()) => Status::Ok,
         Err(error) => {
-            super::complain(&error.context(format!("cannot write the kernel image to {}", args.output.display())));
+            super::complain(
+                &error.context(format!("cannot write the kernel image to {}", vmkern::text::name(&args.output))),
+            );
             Status::Unwritten
         }
     }

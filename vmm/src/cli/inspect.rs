@@ -11,6 +11,7 @@ use vmkern::output::reserve_stdout;
 use vmkern::script::{
     BAD, Setup, Source, Standstill, Status, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
+use vmkern::text;
 use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
 
 use super::guest::{GuestArgs, Precedence};
@@ -101,7 +102,8 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
         [] => Ok(Request::Look(What::Summary)),
         [diff, other] if diff == "diff" => Ok(Request::Diff(other.into())),
         [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one image; usage: diff OTHER"),
-        words => match What::parse(words) {
+        // A word that a terminal would obey is none of ours, and is told as it was refused.
+        words => match What::parse(&words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>()) {
             Ok(what) => Ok(Request::Look(what)),
             Err(error @ vmkern::WhatError::Unknown { .. }) => Err(anyhow::anyhow!("{error}, diff OTHER")),
             Err(error) => Err(error.into()),
@@ -111,7 +113,7 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
 
 fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Result<Inspection> {
     let image = Image::open(path)?;
-    let name = path.display().to_string();
+    let name = text::name(path);
     let looks = || format!("cannot look into {name}");
     let view = View::new(&image).with_context(looks)?;
     match request {
@@ -121,7 +123,7 @@ fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Resul
         }
         Request::Diff(other) => {
             let after = Image::open(other)?;
-            let other = other.display().to_string();
+            let other = text::name(other);
             let after = View::new(&after).with_context(|| format!("cannot look into {other}"))?;
             Ok(Inspection::diff((&name, &view), (&other, &after)))
         }
@@ -146,7 +148,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     let other = match request {
         Request::Look(_) => None,
         Request::Diff(other) => match Image::open(other) {
-            Ok(image) => Some((other.display().to_string(), image)),
+            Ok(image) => Some((text::name(other), image)),
             Err(error) => return refuse(args, Some(path), &error.into()),
         },
     };
@@ -192,7 +194,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     // What the script prints would stand in the middle of the report.
     let mut observe = |step: &vmkern::script::Step| {
         if let Some(output) = &step.output {
-            super::eprint(&format!("{output}\n"));
+            super::eprint(&format!("{}\n", text::plain(output)));
         }
     };
     let (session, seen) = match run_script_then(&script, setup, &stop, &mut observe, look) {
@@ -240,7 +242,7 @@ fn refuse(args: &InspectArgs, source: Option<&Path>, error: &anyhow::Error) -> S
 /// The JSON object of a refusal, where JSON was asked for.
 fn object(args: &InspectArgs, source: Option<&Path>, error: &str) -> Status {
     if args.json {
-        let source = source.map(|source| source.display().to_string());
+        let source = source.map(text::name);
         super::print_json(&Refusal { schema: SCHEMA, source, error: error.to_owned() });
     }
     Status::Usage

@@ -51,7 +51,7 @@ pub fn write(to: Destination, suite: &str, cases: &[Case]) -> anyhow::Result<()>
         tests.add_test_case(test);
     }
     report.add_test_suite(tests);
-    let name = to.path().display().to_string();
+    let name = vmkern::text::name(to.path());
     let fail = || format!("cannot write the JUnit report to {name}");
     let text = report.to_string().with_context(fail)?;
     let mut output = to.whole(Readers::Umask)?;

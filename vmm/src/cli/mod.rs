@@ -25,6 +25,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
+use vmkern::text::one_line;
 
 use self::guest::GuestArgs;
 use self::signals::Signals;
@@ -105,11 +106,11 @@ fn refuse(error: &clap::Error) -> Status {
         print(&text);
         return Status::Ok;
     }
-    eprint(&text);
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    eprint(&quoted(&text, &arguments));
     let is_run = arguments.first().is_some_and(|first| first == "run");
     if is_run && arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
-        let text = error.to_string();
+        let text = quoted(&error.to_string(), &arguments);
         let got = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let failure = FailureReport { line: 0, expected: "a command line as `vmkern run --help` says".to_owned(), got };
         let defaults = GuestArgs::default();
@@ -117,6 +118,25 @@ fn refuse(error: &clap::Error) -> Status {
         print_json(&RunReport::refused(Status::Usage, vec![failure], environment));
     }
     Status::Usage
+}
+
+/// `text`, which may quote `arguments` or one side of their `=`, with what a terminal would obey in those escaped, and
+/// each of them in one line.
+fn quoted(text: &str, arguments: &[OsString]) -> String {
+    let mut pieces: Vec<String> = Vec::new();
+    for argument in arguments {
+        let argument = argument.to_string_lossy();
+        pieces.extend(argument.splitn(3, '=').map(str::to_owned));
+        pieces.push(argument.into_owned());
+    }
+    // One that is nothing else forges nothing, and would be found in text of ours.
+    pieces.retain(|piece| !piece.chars().all(char::is_control));
+    // A longer one may hold a shorter one.
+    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.len()));
+    pieces.iter().fold(text.to_owned(), |text, piece| match one_line(piece.as_bytes()) {
+        line if line == *piece => text,
+        line => text.replace(piece.as_str(), &line),
+    })
 }
 
 /// The one object on standard output.

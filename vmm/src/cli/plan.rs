@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use vmkern::script::{suite, values};
+use vmkern::text::{name, one_line};
 
 /// Runs of a suite at most: each keeps its result until the end.
 const MOST: u64 = 1 << 20;
@@ -57,10 +58,9 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
     let mut scripts = Vec::new();
     let mut known = BTreeSet::new();
     for path in paths {
-        path.metadata()
-            .map_err(|error| anyhow::Error::new(error).context(format!("cannot read {}", path.display())))?;
+        path.metadata().map_err(|error| anyhow::Error::new(error).context(format!("cannot read {}", name(path))))?;
         let cannot_read =
-            |(path, error): (PathBuf, _)| anyhow::Error::new(error).context(format!("cannot read {}", path.display()));
+            |(path, error): (PathBuf, _)| anyhow::Error::new(error).context(format!("cannot read {}", name(&path)));
         let found = if path.is_dir() {
             suite::discover(path).map_err(cannot_read)?
         } else {
@@ -70,13 +70,13 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
         anyhow::ensure!(
             !found.scripts.is_empty() || !found.passed_over.is_empty(),
             "there is no *.kmem file in {}",
-            path.display()
+            name(path)
         );
         plan.passed_over.extend(found.passed_over);
         let below = if paths.len() == 1 && path.is_dir() { path.as_path() } else { Path::new("") };
         for script in found.scripts {
             if known.insert(script.clone()) {
-                let name = script.strip_prefix(below).unwrap_or(&script).display().to_string();
+                let name = name(script.strip_prefix(below).unwrap_or(&script));
                 scripts.push((script, name));
             }
         }
@@ -110,7 +110,7 @@ fn runs(scripts: Vec<(PathBuf, String)>, seeds: Option<&Range<u64>>) -> anyhow::
 }
 
 fn quoted(filters: &[String]) -> String {
-    let quoted: Vec<String> = filters.iter().map(|filter| format!("`{filter}`")).collect();
+    let quoted: Vec<String> = filters.iter().map(|filter| format!("`{}`", one_line(filter.as_bytes()))).collect();
     quoted.join(" or ")
 }
 

@@ -203,7 +203,7 @@ fn steps(count: usize) -> String {
 
 /// What reports call the script in `file`.
 pub fn script_name(file: &Path) -> String {
-    if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
+    if file == Path::new("-") { "standard input".to_owned() } else { vmkern::text::name(file) }
 }
 
 /// The script in `file`, or on standard input: within the time limit of a run, but for one that somebody types.

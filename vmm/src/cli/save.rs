@@ -39,7 +39,7 @@ pub fn image(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Resu
 
 fn new_bar(total: u64, path: &Path) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}");
-    let bar = ProgressBar::new(total).with_message(format!("writing {}", path.display()));
+    let bar = ProgressBar::new(total).with_message(format!("writing {}", vmkern::text::name(path)));
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

@@ -1,6 +1,7 @@
 //! What is shown, kept or written of each step of a run.
 
 use vmkern::script::{Detail, FAINT, Observer, RunReport, RunStream, Step, StepReport, TooMuch};
+use vmkern::text;
 
 use super::progress::Progress;
 
@@ -83,7 +84,7 @@ impl Observer for Collector {
         match self.output {
             Output::Shown => {
                 if let Some(output) = &step.output {
-                    self.progress.aside(|| super::print(&format!("{output}\n")));
+                    self.progress.aside(|| super::print(&format!("{}\n", text::plain(output))));
                 }
             }
             Output::Written => {

@@ -20,6 +20,7 @@ use vmkern::script::{
     BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Standstill, Status, explain,
     explain_errors, launch_status, parse_with, run_script_then, suite,
 };
+use vmkern::text;
 
 use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};
@@ -118,10 +119,10 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
     args.guest.builder()?.validate()?;
     let Plan { runs, passed_over } = plan(&args.paths, &args.filter, args.seeds.as_ref())?;
     for path in passed_over {
-        super::eprint(&format!("passed over: {} is not a regular file\n", path.display()));
+        super::eprint(&format!("passed over: {} is not a regular file\n", text::name(&path)));
     }
     if let Some(console) = &args.console {
-        fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", console.display()))?;
+        fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", text::name(console)))?;
     }
     if args.json {
         reserve_stdout("the object of --json");
@@ -210,7 +211,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
 
 /// What a report calls the paths together.
 fn named(paths: &[PathBuf]) -> String {
-    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = paths.iter().map(|path| text::name(path)).collect();
     paths.join(" ")
 }
 
@@ -244,7 +245,7 @@ fn refused_for(args: &TestArgs, status: Status, message: String, failures: Vec<F
 fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     let path = run.path.as_path();
     let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
-    let shown = path.display().to_string();
+    let shown = text::name(path);
     let bytes = match read_regular(path, SCRIPT_MAX) {
         Ok(bytes) => bytes,
         Err(error) => return refused(args, error.status(), "a script", format!("cannot read {shown}: {error}")),
@@ -301,7 +302,7 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
                 status = if status == Status::Ok { Status::Unwritten } else { status };
                 report.status = status as u8;
             }
-            Verdict { status, message, output: output.text(), report, overruled }
+            Verdict { status, message, output: text::plain(&output.text()).into_owned(), report, overruled }
         }
         Err(unlaunched) => {
             let error = &unlaunched.error;

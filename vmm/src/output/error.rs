@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::text::name;
+
 /// Nothing can be written there.
 #[derive(Debug, Error)]
-#[error("`{}`: {fault}", path.display())]
+#[error("`{}`: {fault}", name(path))]
 pub struct OutputError {
     /// The path as it was given.
     pub path: PathBuf,
@@ -36,7 +38,7 @@ pub enum OutputFault {
     #[error("is a socket, which cannot be written to by its name; name a file or a FIFO")]
     Socket,
     /// A symbolic link to nothing.
-    #[error("is a symbolic link to `{}`, which does not exist; remove the link, or name that file", .0.display())]
+    #[error("is a symbolic link to `{}`, which does not exist; remove the link, or name that file", name(.0))]
     DanglingLink(PathBuf),
     /// A FIFO without a reader.
     #[error("is a FIFO without a reader; start the reader first")]

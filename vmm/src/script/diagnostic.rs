@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::source::{Source, Span};
+use crate::text::{is_hazard, one_line};
 
 /// An error in a script, with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +24,8 @@ impl Diagnostic {
     /// An error at `span`.
     #[must_use]
     pub fn new(span: Span, message: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
-        let [message, expected, found] = [message.into(), expected.into(), found.into()].map(clip);
+        let quoted = |text: String| clip(one_line(text.as_bytes()));
+        let [message, expected, found] = [message.into(), expected.into(), found.into()].map(quoted);
         Self { span, message, expected, found, help: None }
     }
 
@@ -93,8 +95,9 @@ fn excerpt(text: &str, start: usize, end: usize) -> Excerpt {
     let before = text[from..start].chars().count();
     let marked = text.get(start..end.min(to)).map_or(0, |piece| piece.chars().count()).max(1);
     let (dots_before, dots_after) = (if from > 0 { DOTS } else { "" }, if to < text.len() { DOTS } else { "" });
-    // A tab takes one column here, so that the carets stand where they should on every terminal.
-    let text = format!("{dots_before}{}{dots_after}", text[from..to].replace('\t', " "));
+    // Each takes one column here, so that the carets stand where they should on every terminal.
+    let shown = text[from..to].replace('\t', " ").replace(is_hazard, "\u{fffd}");
+    let text = format!("{dots_before}{shown}{dots_after}");
     Excerpt { text, before: before + dots_before.len(), marked }
 }
 

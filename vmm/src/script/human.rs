@@ -10,6 +10,7 @@ use super::diagnostic::shortened;
 use super::outcome::{Ending, Failure};
 use super::source::Source;
 use super::{Diagnostic, Panic};
+use crate::text::plain;
 
 /// Something is wrong.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -76,6 +77,7 @@ fn failure_text(what: &str, failure: &Failure, source: &Source) -> String {
     rows.extend(failure.values.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let column = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     for (name, value) in rows {
+        let value = plain(value);
         let _ = writeln!(out, "{:width$} {FAINT}={FAINT:#} {name:column$}  {value}", "");
     }
     out

@@ -7,10 +7,11 @@ use vmkern_abi::addr::GuestPhys;
 
 use crate::inspect::AbiMismatch;
 use crate::output::OutputError;
+use crate::text::name;
 
 /// A memory image cannot be read.
 #[derive(Debug, Error)]
-#[error("memory image `{}`: {fault}", path.display())]
+#[error("memory image `{}`: {fault}", name(path))]
 pub struct ImageOpenError {
     /// The file.
     pub path: PathBuf,
@@ -73,7 +74,7 @@ pub enum ImageOpenFault {
 #[derive(Debug, Error)]
 pub enum ImageSaveError {
     /// The file cannot be written. None is left behind, and one of the same name is as it was.
-    #[error("memory image `{}`: cannot {operation}: {source}{}", path.display(), .needed.map_or(String::new(), |bytes| format!(" (it takes {} MiB)", bytes.div_ceil(1 << 20))))]
+    #[error("memory image `{}`: cannot {operation}: {source}{}", name(path), .needed.map_or(String::new(), |bytes| format!(" (it takes {} MiB)", bytes.div_ceil(1 << 20))))]
     Io {
         /// The file.
         path: PathBuf,
