@@ -54,6 +54,16 @@ pub enum ImageOpenFault {
         /// The first address that both hold.
         at: GuestPhys,
     },
+    /// Two program headers show the same bytes of the file as memory.
+    #[error("program headers {first} and {second} both show the file's bytes at {offset:#x}")]
+    Shared {
+        /// The number of one.
+        first: usize,
+        /// The number of the other.
+        second: usize,
+        /// The first offset that both show.
+        offset: u64,
+    },
     /// The kernel in it was built from other sources than this library.
     #[error(transparent)]
     Abi(#[from] Box<AbiMismatch>),

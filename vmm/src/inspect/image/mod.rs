@@ -4,6 +4,7 @@
 //! believed: it may be cut, damaged, or made to do harm.
 
 mod agree;
+mod extents;
 mod fault;
 mod format;
 mod mapping;
@@ -74,12 +75,13 @@ impl Image {
         if !fs::metadata(path)?.is_file() {
             return Err(ImageOpenFault::NotAFile);
         }
-        let file = File::open(path)?;
+        let mut file = File::open(path)?;
         let len = file.metadata()?.len();
         let parsed = parse::parse(&file, len)?;
+        let runs: Vec<Run> = parsed.runs.iter().flat_map(|&run| extents::split(&mut file, run)).collect();
         let mapping = Mapping::new(file, len)?;
         let mut segments: Vec<Range<GuestPhys>> = Vec::new();
-        for run in &parsed.runs {
+        for run in &runs {
             match segments.last_mut() {
                 Some(last) if last.end == run.start => last.end = run.end,
                 _ => segments.push(run.start..run.end),
@@ -89,7 +91,7 @@ impl Image {
         let paging = paging_of(Paging::from_word(parsed.guest.paging), &parsed.cpus);
         let image = Self {
             mapping,
-            runs: parsed.runs,
+            runs,
             recent: AtomicUsize::new(0),
             segments,
             cpus: parsed.cpus,

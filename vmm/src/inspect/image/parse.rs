@@ -24,6 +24,10 @@ const PHYS_MAX: u64 = HOLE_END + MEMORY_MAX;
 const NOTES_MAX: u64 = 16 << 20;
 /// Most CPUs that an image can have.
 const CPUS_MAX: usize = 1024;
+/// Most program headers: as many as an ELF header counts by itself.
+const HEADERS_MAX: usize = 0xfffe;
+/// Longest build ID that is kept: twice that of a SHA-256.
+const BUILD_ID_MAX: usize = 64;
 /// Longest name of a program.
 const PROGRAM_MAX: usize = 4096;
 
@@ -46,10 +50,14 @@ fn other(found: impl Into<String>) -> ImageOpenFault {
 pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, ImageOpenFault> {
     let cache = ReadCache::new(file);
     let header = header(&cache)?;
-    let segments = header.program_headers(ENDIAN, &cache).map_err(|error| {
-        let count = header.e_phnum.get(ENDIAN);
-        other(format!("an ELF core file whose {count} program headers cannot be read ({error})"))
-    })?;
+    let count = usize::from(header.e_phnum.get(ENDIAN));
+    // One more stands for a number in a section header, which may be any.
+    if count > HEADERS_MAX {
+        return Err(other(format!("an ELF core file of more than {HEADERS_MAX} program headers")));
+    }
+    let segments = header
+        .program_headers(ENDIAN, &cache)
+        .map_err(|error| other(format!("an ELF core file whose {count} program headers cannot be read ({error})")))?;
     let mut notes = None;
     let mut runs = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
@@ -144,7 +152,24 @@ fn in_order(mut runs: Vec<(usize, Run)>) -> Result<Vec<Run>, ImageOpenFault> {
     if runs.is_empty() {
         return Err(other("an ELF core file without any RAM"));
     }
+    apart(&runs)?;
     Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// Each byte of the file is shown at one place of memory. Otherwise a small file could show bytes without end, and what is
+/// done with an image would not follow from its size.
+fn apart(runs: &[(usize, Run)]) -> Result<(), ImageOpenFault> {
+    let stored = |run: &Run| run.stored_end.since(run.start);
+    let mut held: Vec<_> = runs.iter().filter(|(_, run)| stored(run) > 0).collect();
+    held.sort_by_key(|(_, run)| run.offset);
+    for pair in held.windows(2) {
+        if let [&(first, low), &(second, high)] = *pair
+            && high.offset < low.offset + stored(&low)
+        {
+            return Err(ImageOpenFault::Shared { first, second, offset: high.offset });
+        }
+    }
+    Ok(())
 }
 
 /// The notes so far.
@@ -177,7 +202,7 @@ impl Found {
         } else if is(NoteType::Program) {
             self.program = one_line(&content[..content.len().min(PROGRAM_MAX)]);
         } else if is(NoteType::BuildId) {
-            self.build_id = Some(content.to_vec());
+            self.build_id = Some(content[..content.len().min(BUILD_ID_MAX)].to_vec());
         }
         if self.statuses.len().max(self.cpus.len()) > CPUS_MAX {
             return Err(ImageOpenFault::Notes(format!("more than {CPUS_MAX} CPUs")));

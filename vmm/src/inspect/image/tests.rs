@@ -101,9 +101,12 @@ fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
         let neighbour = at ^ 1;
         assert_eq!(read(&image, neighbour), Ok(0), "at {neighbour:#x}");
     }
+    // Zeros are not held, whether a run ends before them or the file has a hole there.
     for page in [0x2000, 0x10_1000, 0x2000_0000] {
         assert_eq!(read(&image, page), Ok(0));
+        assert!(!image.holds(GuestPhys::new(page)), "{page:#x}");
     }
+    assert!(marks.iter().all(|&at| image.holds(GuestPhys::new(at))));
     assert!(read(&image, HOLE_START).is_err() && read(&image, HOLE_END + (1 << 20)).is_err());
     assert_eq!(image.anchors(), fake.anchors());
     assert_eq!(image.cpus(), Ok(fake.cpus.clone()));

@@ -11,7 +11,7 @@ use super::walk::{Region, flag_names};
 use crate::inspect::leaves::{Leaf, Leaves};
 
 /// Most runs that are kept; further ones are counted.
-const RUNS_MAX: usize = 1 << 20;
+const RUNS_MAX: usize = 1 << 18;
 
 /// Neighbouring entries of one size with equal flags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
