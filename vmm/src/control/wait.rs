@@ -4,7 +4,8 @@
 //! meanwhile, sleeps as well, and the next request costs an interrupt: some 300 us together on software KVM. Looking
 //! costs a CPU that somebody else may want. So the host looks for about as long as a sleep would cost, and for less when
 //! experience says that looking is in vain: the budget halves with each sleep that proved long, and doubles with each
-//! that looking a little longer would have spared.
+//! that looking a little longer would have spared. Where the vCPU's thread waits for the very CPU that the look takes, the
+//! host sleeps at once, and learns nothing from it.
 
 use std::sync::OnceLock;
 use std::thread::{self, available_parallelism};
@@ -61,7 +62,8 @@ impl Waiter {
             return Woken::News;
         }
         let start = Instant::now();
-        let budget = if cpus() > 1 { self.budget.max(look_at_least) } else { Duration::ZERO };
+        let can_look = cpus() > 1 && !crew.needs_this_cpu();
+        let budget = if can_look { self.budget.max(look_at_least) } else { Duration::ZERO };
         while start.elapsed() < budget {
             for _ in 0..LOOKS {
                 if is_over() {
@@ -91,7 +93,7 @@ impl Waiter {
                 continue;
             };
             sleeper.cancel();
-            if woken == Woken::News && cpus() > 1 {
+            if woken == Woken::News && can_look {
                 self.learn(start.elapsed());
             }
             return woken;

@@ -45,6 +45,12 @@ impl Crew {
         self.bell.ring();
     }
 
+    /// Whether the first vCPU, which answers, needs the CPU that runs this.
+    pub(crate) fn needs_this_cpu(&self) -> bool {
+        let first = self.members.get().and_then(|members| members.first()?.upgrade());
+        first.is_some_and(|vcpu| vcpu.is_here())
+    }
+
     /// Tells all vCPUs to stop. Their ends follow soon. May be called again.
     pub(crate) fn stop(&self) {
         self.members.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|vcpu| vcpu.stop());

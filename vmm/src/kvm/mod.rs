@@ -17,6 +17,7 @@ mod limits;
 pub(crate) mod load;
 pub(crate) mod memory;
 mod node;
+mod place;
 pub(crate) mod regs;
 mod shadow;
 pub(crate) mod vcpu;

@@ -21,6 +21,7 @@ use super::gate::{Gate, Held, Position, Standing};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
 use super::load::Load;
+use super::place::Place;
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
 use crate::control::ContractError;
@@ -61,6 +62,7 @@ pub(crate) struct VcpuState {
     kick: Arc<KickSlot>,
     stopping: AtomicBool,
     gate: Gate,
+    place: Place,
     /// What it was when it last came to a halt at the gate, or at its end.
     seen: Mutex<Option<CpuState>>,
     /// What KVM is asked each time that the vCPU comes to a halt at the gate.
@@ -83,6 +85,7 @@ impl VcpuState {
             kick: Arc::default(),
             stopping: AtomicBool::new(false),
             gate: Gate::default(),
+            place: Place::default(),
             seen: Mutex::new(None),
             questions: Mutex::default(),
         }
@@ -124,6 +127,11 @@ impl VcpuState {
             }
         }
         Some(Standing::Anywhere)
+    }
+
+    /// Whether the vCPU's thread needs the CPU that runs this.
+    pub(super) fn is_here(&self) -> bool {
+        self.place.is_here()
     }
 
     /// Tells the vCPU's thread to come to the gate and stay there.
@@ -280,6 +288,7 @@ impl Drop for Farewell<'_> {
 /// A vCPU's thread. A channel that closes early means that the launch was given up.
 pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBus) {
     let _farewell = Farewell(state);
+    state.place.note();
     let end = match prepare(kvm, orders, state) {
         Ok(Some(mut vcpu)) => {
             let end = run(&mut vcpu, state, ports);
@@ -321,6 +330,7 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
     let mut patience = Patience::default();
     loop {
         let mut said = None;
+        state.place.note();
         let exit = vcpu.run();
         if exit.is_ok() {
             patience.restore();
