@@ -374,7 +374,18 @@ fn json_is_one_object_of_the_documented_shape() {
     let report = json(&script(&["--json", "--seed", "7", "--memory", "32M"], text));
     assert_eq!(
         keys(&report),
-        ["environment", "failures", "ok", "outcome", "panic", "schema", "stats", "status", "steps"]
+        [
+            "dropped_log_lines",
+            "environment",
+            "failures",
+            "ok",
+            "outcome",
+            "panic",
+            "schema",
+            "stats",
+            "status",
+            "steps"
+        ]
     );
     assert_eq!((&report["schema"], &report["ok"], &report["status"]), (&1.into(), &true.into(), &0.into()));
     assert_eq!(report["outcome"], "finished");
