@@ -40,8 +40,8 @@ soak_corpus() {
 }
 
 # 3,000 random scripts and 3,000 mutations of the corpus: each ends by itself, blames neither the VMM nor the guest's contract,
-# and leaves nothing behind. SCRIPTS is the number of each kind, SCRIPTS_SEED the first seed; a script that fails is printed
-# with its seed.
+# and leaves nothing behind; what can be repeated gives the same again. SCRIPTS is the number of each kind, SCRIPTS_SEED the
+# first seed; a script that fails is printed with its seed.
 soak_scripts() {
     VMKERN_SCRIPTS=${SCRIPTS:-3000} VMKERN_SCRIPTS_SEED=${SCRIPTS_SEED:-0} cargo test --locked --release --package vmkern \
         --test random_scripts -- --nocapture
