@@ -80,7 +80,7 @@ const FIRST: &[&str] = &[
     "11set_polling17h*",
     "8runnable17h*",
     "23vm_object_assert_locked17h*",
-    "5index10index_*",
+    "10index_*",
     "14vm_page_lookup17h*",
     "14vm_page_wakeup17h*",
     "16page_point_taken17h*",
