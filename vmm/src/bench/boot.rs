@@ -9,7 +9,6 @@ use serde::Serialize;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::{BenchError, Progress, Summary, Watch, bare};
-use crate::control::Guest;
 
 /// What [`boot`] measured. Times are in microseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -76,7 +75,7 @@ pub fn boot(rounds: usize, memory: u64, vmkern: &Path, watch: Watch<'_>) -> Resu
 /// Time of a launch up to the first finished operation, and the kernel's part of it.
 fn launch(memory: u64) -> Result<(Duration, Duration), BenchError> {
     let start = Instant::now();
-    let mut guest = Guest::builder().memory(memory).launch()?;
+    let mut guest = super::patient().memory(memory).launch()?;
     let response = guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT })?;
     let elapsed = start.elapsed();
     match response.outcome {

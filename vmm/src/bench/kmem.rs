@@ -145,7 +145,7 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
 }
 
 fn launch(setup: &KmemSetup, vcpus: u32) -> Result<Subject, BenchError> {
-    let mut builder = Guest::builder().vcpus(vcpus).time(TimeMode::Real);
+    let mut builder = super::patient().vcpus(vcpus).time(TimeMode::Real);
     for (name, value) in &setup.settings {
         builder = builder.tunable(name, *value).map_err(LaunchError::from)?;
     }

@@ -9,15 +9,25 @@ mod kmem;
 mod ring;
 mod stats;
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 pub use self::boot::{BootBench, boot};
 pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem};
 pub use self::ring::{RingBench, ScriptBench, ring};
 pub use self::stats::Summary;
-use crate::control::{GuestError, LaunchError};
+use crate::control::{Builder, Guest, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
+
+/// How long a guest may live that is measured: what takes long on a busy machine is to be measured there, too.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// A guest to measure.
+fn patient() -> Builder {
+    Guest::builder().timeout(LIMIT)
+}
 
 /// How far a measurement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

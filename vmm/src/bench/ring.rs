@@ -7,7 +7,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::{BenchError, Progress, Summary, Watch};
-use crate::control::{DEFAULT_TIMEOUT, Guest};
+use crate::control::Guest;
 use crate::script::{Setup, Source, Status, Step, Stop, parse, run_script};
 
 /// Requests in flight while the guest is kept busy.
@@ -44,7 +44,7 @@ pub struct ScriptBench {
 /// # Errors
 /// When a guest fails.
 pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBench, BenchError> {
-    let mut guest = Guest::builder().launch()?;
+    let mut guest = super::patient().launch()?;
     let mut times: [Vec<f64>; 3] = Default::default();
     let total = rounds + 2;
     for round in 0..=rounds {
@@ -124,8 +124,8 @@ fn script() -> Result<ScriptBench, BenchError> {
     let start = Instant::now();
     let source = Source::from_bytes("bench", text.as_bytes()).map_err(|_| BenchError::Script("not UTF-8".into()))?;
     let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
-    let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
-    let session = run_script(&script, setup, &Stop::after(DEFAULT_TIMEOUT), &mut |_: &Step| {})?;
+    let setup = Setup { builder: super::patient(), seed: 0, console: None };
+    let session = run_script(&script, setup, &Stop::after(super::LIMIT), &mut |_: &Step| {})?;
     let seconds = start.elapsed().as_secs_f64();
     match session.ending.status() {
         Status::Ok => Ok(ScriptBench { operations: OPERATIONS, seconds }),
