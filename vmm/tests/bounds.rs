@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use forge::{Forge, Load, PAGE, PAGES_AT};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use tempfile::TempDir;
 use vmkern::abi::layout::{KernelRoots, VmPhysSeg};
 use vmkern::{GuestVirt, View};
 
@@ -35,7 +36,7 @@ struct Ended {
 
 /// `vmkern ARGS`, with its output in files below `scratch`.
 fn vmkern(scratch: &Scratch, args: &[&str]) -> Ended {
-    let (out, err) = (scratch.dir.join("out"), scratch.dir.join("err"));
+    let (out, err) = (scratch.join("out"), scratch.join("err"));
     let to = |path: &Path| Stdio::from(File::create(path).expect("a file can be made"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
     let child = command.args(args).stdin(Stdio::null()).stdout(to(&out)).stderr(to(&err)).spawn();
@@ -69,32 +70,29 @@ impl Ended {
 /// A process begins with its parent's high-water mark: one test at a time, none of which holds much.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// A directory that goes away with the value.
+/// A directory for one test at a time.
 struct Scratch {
-    dir: PathBuf,
+    dir: TempDir,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-bounds-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        Self { dir, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) }
+    fn new() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { dir: tempfile::tempdir().expect("a directory can be made"), _alone: alone }
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// The image of a guest with this much memory, as `--save-image` writes it.
     fn good(&self, memory: &str) -> PathBuf {
-        let (script, image) = (self.dir.join("good.kmem"), self.dir.join("good.img"));
+        let (script, image) = (self.join("good.kmem"), self.join("good.img"));
         fs::write(&script, "a = kmem_malloc kmem_map 64K NOWAIT\nkmem_alloc kernel_map 1M\n").expect("it is written");
         let args = ["run", "--memory", memory, "--save-image", path(&image), path(&script)];
         vmkern(self, &args).within(&[0]);
         image
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -131,10 +129,10 @@ fn alias(start: u64, size: u64, block: u64) -> Vec<Load> {
 
 #[test]
 fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_everything_that_looks() {
-    let scratch = Scratch::new("alias");
+    let scratch = Scratch::new();
     let good = scratch.good("64G");
     let forge = Forge::of(&good);
-    let image = scratch.dir.join("alias.img");
+    let image = scratch.join("alias.img");
     let mut overlap = forge.loads(zeros);
     let twice = Load { start: overlap[0].start + PAGE, ..overlap[0] };
     overlap.insert(1, twice);
@@ -171,8 +169,8 @@ fn shifted(forge: &Forge) -> Vec<Load> {
 
 #[test]
 fn a_file_of_more_program_headers_than_an_elf_header_counts_is_refused_before_they_are_read() {
-    let scratch = Scratch::new("headers");
-    let image = scratch.dir.join("many.img");
+    let scratch = Scratch::new();
+    let image = scratch.join("many.img");
     let forge = Forge::of(&scratch.good("64M"));
     forge.write(&image, &forge.loads(zeros), &[]);
     // The number is in the first section header then: a thousand million headers of 60 GB in a file without bytes.
@@ -208,13 +206,13 @@ fn last_fresh_mark(image: &Path) -> (u64, u32) {
 
 #[test]
 fn a_guest_of_64_gib_in_a_file_of_a_few_pages_costs_what_the_pages_do_with_its_zeros_as_holes_or_left_out() {
-    let scratch = Scratch::new("sparse");
+    let scratch = Scratch::new();
     let good = scratch.good("64G");
     let mut forge = Forge::of(&good);
     // All memory is said to have been used: a gigabyte of page structures, none of which the file holds.
     let (mark, end) = last_fresh_mark(&good);
     forge.put(mark, &end.to_le_bytes());
-    let (compact, sparse) = (scratch.dir.join("compact.img"), scratch.dir.join("sparse.img"));
+    let (compact, sparse) = (scratch.join("compact.img"), scratch.join("sparse.img"));
     forge.write(&compact, &forge.loads(zeros), &[]);
     let ram = forge.ram.iter().scan(PAGES_AT, |offset, &(start, size)| {
         *offset += size;
@@ -274,12 +272,12 @@ fn assert_bounded(report: &PageTable, tables: u64) {
 
 #[test]
 fn a_root_that_leads_to_itself_in_every_slot_is_looked_into_a_few_times() {
-    let scratch = Scratch::new("self");
+    let scratch = Scratch::new();
     let mut forge = Forge::of(&scratch.good("64M"));
     for slot in 0..510 {
         forge.put(forge.root + slot * 8, &(forge.root | 0x27).to_le_bytes());
     }
-    let image = scratch.dir.join("self.img");
+    let image = scratch.join("self.img");
     forge.write(&image, &forge.loads(zeros), &[]);
     let held = forge.pages.len() as u64;
     assert_bounded(&page_table(&scratch, &image), held);
@@ -292,7 +290,7 @@ fn a_root_that_leads_to_itself_in_every_slot_is_looked_into_a_few_times() {
 fn a_wide_tree_of_tables_that_lead_to_one_another_costs_a_few_looks_at_each_and_a_bounded_report() {
     const TABLES: u64 = 1024;
     const FIRST: u64 = 32 << 20;
-    let scratch = Scratch::new("wide");
+    let scratch = Scratch::new();
     let good = scratch.good("64M");
     let mut forge = Forge::of(&good);
     // Each entry leads to another of the tables; the global bit alternates, so that no two mappings are one run.
@@ -304,7 +302,7 @@ fn a_wide_tree_of_tables_that_lead_to_one_another_costs_a_few_looks_at_each_and_
         }
     }
     (0..256).for_each(|slot| forge.put(forge.root + slot * 8, &(table(slot) | 0x27).to_le_bytes()));
-    let image = scratch.dir.join("wide.img");
+    let image = scratch.join("wide.img");
     forge.write(&image, &forge.loads(zeros), &[]);
     let report = page_table(&scratch, &image);
     assert_bounded(&report, forge.pages.len() as u64);

@@ -1,10 +1,13 @@
 //! The command, run as a user runs it: real processes, real guests.
 
+mod scratch;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use scratch::Scratch;
 use serde_json::Value;
 use vmkern::{GuestVirt, Image, KernelImage, Source as _, View};
 
@@ -46,34 +49,6 @@ fn out(output: &Output) -> String {
 
 fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
-}
-
-/// A directory that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-cli-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        Self(dir)
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().expect("it lies in the directory")).expect("a directory can be made");
-        fs::write(&path, content).expect("a file can be written");
-        path.display().to_string()
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("the path is UTF-8")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]
@@ -126,12 +101,12 @@ fn arithmetic_that_overflows_gives_status_2() {
 
 #[test]
 fn what_cannot_be_read_as_a_script_gives_status_2() {
-    let scratch = Scratch::new("unreadable");
-    let missing = format!("{}/missing.kmem", scratch.path());
+    let scratch = Scratch::new();
+    let missing = scratch.path("missing.kmem");
     let binary = scratch.file("binary.kmem", b"settle\n# \xff\n");
     for (file, part) in [
         (missing.as_str(), "No such file"),
-        (scratch.path(), "directory"),
+        (scratch.dir(), "directory"),
         (binary.as_str(), "binary.kmem:2:3: byte 0xff is not UTF-8"),
     ] {
         let output = run(&["run", file]);
@@ -205,8 +180,8 @@ fn a_command_line_that_makes_no_sense_gives_status_2_with_the_rule() {
 
 #[test]
 fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
-    let scratch = Scratch::new("kernel");
-    let kernel = format!("{}/vmkern.elf", scratch.path());
+    let scratch = Scratch::new();
+    let kernel = scratch.path("vmkern.elf");
     assert_eq!(status(&run(&["image", "--output", &kernel])), 0);
     let output = script(&["--kernel", &kernel], "kmem_malloc kmem_map 4K NOWAIT\n");
     assert_eq!(status(&output), 0, "{}", err(&output));
@@ -219,20 +194,20 @@ fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
     let no_note = scratch.file("no-note.elf", &bytes);
     let short = scratch.file("short.elf", &bytes[..100]);
     let text = scratch.file("text.elf", "#!/bin/sh\n");
-    let missing = format!("{}/missing.elf", scratch.path());
-    let suite = Scratch::new("kernel-suite");
+    let missing = scratch.path("missing.elf");
+    let suite = Scratch::new();
     suite.file("a.kmem", "settle\n");
     for (file, rule) in [
         (no_note.as_str(), "has no PVH entry point"),
         (short.as_str(), "is not an ELF executable for x86_64"),
         (text.as_str(), "is not an ELF executable for x86_64"),
         (missing.as_str(), "No such file"),
-        (scratch.path(), "directory"),
+        (scratch.dir(), "directory"),
     ] {
         let outputs = [
             script(&["--kernel", file], "settle\n"),
             run(&["run", "--kernel", file]),
-            run(&["test", "--kernel", file, suite.path()]),
+            run(&["test", "--kernel", file, suite.dir()]),
         ];
         for output in outputs {
             assert_eq!(status(&output), 2, "{file}: {}", err(&output));
@@ -245,8 +220,8 @@ fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
 
 #[test]
 fn a_kernel_file_that_contradicts_itself_gives_status_2_with_the_field() {
-    let scratch = Scratch::new("kernel-lies");
-    let kernel = format!("{}/vmkern.elf", scratch.path());
+    let scratch = Scratch::new();
+    let kernel = scratch.path("vmkern.elf");
     assert_eq!(status(&run(&["image", "--output", &kernel])), 0);
     let good = fs::read(&kernel).expect("the image was written");
     let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
@@ -272,8 +247,8 @@ fn a_kernel_file_that_contradicts_itself_gives_status_2_with_the_field() {
 
 #[test]
 fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
-    let scratch = Scratch::new("image-lies");
-    let path = format!("{}/good.img", scratch.path());
+    let scratch = Scratch::new();
+    let path = scratch.path("good.img");
     assert_eq!(status(&script(&["--save-image", &path], "settle\n")), 0);
     let good = fs::read(&path).expect("the image was written");
     let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
@@ -300,7 +275,7 @@ fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
 
 #[test]
 fn inspect_vtop_names_the_reserved_bits_of_the_entry_that_the_cpu_refuses_below_the_levels_above_it() {
-    let scratch = Scratch::new("reserved");
+    let scratch = Scratch::new();
     // A second way to the tables of kernel_map, by the root's address in the control region; `broken` is added to it.
     let way = |broken: &str| {
         format!(
@@ -458,11 +433,11 @@ fn verbose_shows_each_step_on_standard_error_and_nothing_is_coloured_off_a_termi
 
 #[test]
 fn a_console_file_that_cannot_be_written_gives_status_2() {
-    let scratch = Scratch::new("console");
-    let path = format!("{}/kernel.log", scratch.path());
+    let scratch = Scratch::new();
+    let path = scratch.path("kernel.log");
     assert_eq!(status(&script(&["--console", &path], "settle\n")), 0);
     assert!(Path::new(&path).is_file());
-    assert_eq!(status(&script(&["--console", scratch.path()], "settle\n")), 2);
+    assert_eq!(status(&script(&["--console", scratch.dir()], "settle\n")), 2);
 }
 
 #[test]
@@ -486,7 +461,7 @@ fn the_tour_explains_itself_within_80_columns() {
 
 #[test]
 fn an_interrupt_ends_the_run_with_status_130() {
-    let scratch = Scratch::new("interrupt");
+    let scratch = Scratch::new();
     let waiting = scratch.file("sleep.kmem", "print \"go\"\nsleep 1000s\n");
     let busy = scratch.file("busy.kmem", "print \"go\"\nrepeat 1000000000000\nlet a = $i\nend\n");
     for file in [waiting, busy] {
@@ -508,19 +483,19 @@ fn an_interrupt_ends_the_run_with_status_130() {
 
 #[test]
 fn a_suite_runs_every_script_below_its_directory_and_fails_if_one_does() {
-    let scratch = Scratch::new("suite");
+    let scratch = Scratch::new();
     scratch.file("b.kmem", "print \"hello\"\nassert 1 == 1\n");
     scratch.file("deep/er/a.kmem", "settle\n");
     scratch.file("notes.txt", "not a script\n");
-    let output = run(&["test", scratch.path()]);
+    let output = run(&["test", scratch.dir()]);
     assert_eq!(status(&output), 0, "{}", err(&output));
     assert!(err(&output).contains("2 passed, 0 failed"));
 
     scratch.file("c.kmem", "assert 1 == 2\n");
     scratch.file("d.kmem", "frobnicate\n");
     scratch.file("e.kmem", "read 0\n");
-    let junit = format!("{}/report.xml", scratch.path());
-    let output = run(&["test", scratch.path(), "--junit", &junit, "--jobs", "2", "--json"]);
+    let junit = scratch.path("report.xml");
+    let output = run(&["test", scratch.dir(), "--junit", &junit, "--jobs", "2", "--json"]);
     assert_eq!(status(&output), 1);
     let text = err(&output);
     assert!(text.contains("2 passed, 3 failed") && text.contains("c.kmem:1"), "{text}");
@@ -538,11 +513,11 @@ fn a_suite_runs_every_script_below_its_directory_and_fails_if_one_does() {
 
 #[test]
 fn a_suite_of_nothing_gives_status_2() {
-    let scratch = Scratch::new("nothing");
-    let output = run(&["test", scratch.path()]);
+    let scratch = Scratch::new();
+    let output = run(&["test", scratch.dir()]);
     assert_eq!(status(&output), 2);
     assert!(err(&output).contains("no *.kmem file"), "{}", err(&output));
-    assert_eq!(status(&run(&["test", &format!("{}/missing", scratch.path())])), 2);
+    assert_eq!(status(&run(&["test", &scratch.path("missing")])), 2);
 }
 
 #[test]
@@ -555,14 +530,14 @@ fn the_doctor_finds_this_host_well() {
 
 #[test]
 fn an_image_of_the_end_is_saved_whatever_the_end_was() {
-    let scratch = Scratch::new("image");
+    let scratch = Scratch::new();
     for (name, text, expected) in [
         ("good", "kmem_alloc kernel_map 12K\n", 0),
         ("panic", "read 0xffffff8000000000\n", 3),
         ("failed", "assert 1 == 2\n", 1),
     ] {
         let file = scratch.file(&format!("{name}.kmem"), text);
-        let path = format!("{}/{name}.img", scratch.path());
+        let path = scratch.path(&format!("{name}.img"));
         let output = run(&["run", "--memory", "16M", "--save-image", &path, &file]);
         assert_eq!(status(&output), expected, "{}", err(&output));
         let image = Image::open(&path).expect("the image can be read");
@@ -576,8 +551,8 @@ fn an_image_of_the_end_is_saved_whatever_the_end_was() {
 
 #[test]
 fn a_script_dumps_images_where_it_stands() {
-    let scratch = Scratch::new("dump");
-    let path = format!("{}/a.img", scratch.path());
+    let scratch = Scratch::new();
+    let path = scratch.path("a.img");
     let text = format!("a = kmem_alloc kernel_map 4K\nfill $a 4K 7\ndump {path}\nkmem_free kernel_map $a 4K\n");
     let output = script(&["--json"], &text);
     assert_eq!(status(&output), 0, "{}", err(&output));
@@ -605,8 +580,8 @@ fn help_has_examples_and_the_exit_statuses() {
 
 #[test]
 fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
-    let scratch = Scratch::new("check");
-    let image = scratch.0.join("guest.img").display().to_string();
+    let scratch = Scratch::new();
+    let image = scratch.path("guest.img");
     let text = "a = kmem_malloc kmem_map 12K NOWAIT\ncheck\nprint kmem_map.size";
     let good = script(&["--check", "--save-image", &image], text);
     assert_eq!((status(&good), out(&good).trim()), (0, "12288"), "{}", err(&good));
@@ -663,14 +638,13 @@ fn a_script_that_leaks_a_page_fails_its_check() {
         (Some(false), Some(1), Some("failed"))
     );
     assert_eq!(json["failures"][0]["got"], "2 findings");
-    let scratch = Scratch::new("check-script");
-    let file = scratch.0.join("leak.kmem");
-    fs::write(&file, leak).expect("a file can be written");
-    let checked = run(&["check", "--script", &file.display().to_string()]);
+    let scratch = Scratch::new();
+    let file = scratch.file("leak.kmem", leak);
+    let checked = run(&["check", "--script", &file]);
     assert_eq!(status(&checked), 1, "{}", err(&checked));
     assert!(out(&checked).contains("page-lost"), "{}", out(&checked));
-    assert_eq!(status(&run(&["test", "--check", &scratch.0.display().to_string()])), 1);
-    assert_eq!(status(&run(&["test", &scratch.0.display().to_string()])), 0);
+    assert_eq!(status(&run(&["test", "--check", scratch.dir()])), 1);
+    assert_eq!(status(&run(&["test", scratch.dir()])), 0);
 }
 
 #[test]
@@ -690,7 +664,7 @@ fn an_unknown_thing_to_inspect_gives_status_2_and_the_known_ones() {
 
 #[test]
 fn a_guest_is_inspected_at_the_end_of_a_script_even_where_it_died() {
-    let scratch = Scratch::new("inspect");
+    let scratch = Scratch::new();
     let text = "a = kmem_malloc kmem_map 12K NOWAIT\nprint \"here\"\nread 0xffffff8001000000\n";
     let file = scratch.file("dies.kmem", text);
     let output = run(&["inspect", "--script", &file, "map", "kmem_map"]);
@@ -707,8 +681,8 @@ fn a_guest_is_inspected_at_the_end_of_a_script_even_where_it_died() {
 
 #[test]
 fn images_are_inspected_and_compared() {
-    let scratch = Scratch::new("images");
-    let (a, b) = (format!("{}/a.img", scratch.path()), format!("{}/b.img", scratch.path()));
+    let scratch = Scratch::new();
+    let (a, b) = (scratch.path("a.img"), scratch.path("b.img"));
     let text = format!("dump {a}\na = kmem_malloc kmem_map 12K NOWAIT\ninspect diff {a}\ndump {b}\n");
     let output = script(&[], &text);
     assert_eq!(status(&output), 0, "{}", err(&output));

@@ -10,6 +10,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use tempfile::TempDir;
+
 const SUBCOMMANDS: &[&[&str]] = &[
     &[],
     &["run"],
@@ -51,22 +53,22 @@ fn help(words: &[&str], columns: &str) -> String {
 }
 
 /// A directory with the files that examples speak of.
-struct Place(PathBuf);
+struct Place(TempDir);
 
 impl Place {
     fn new() -> Self {
-        let place = Self(std::env::temp_dir().join(format!("vmkern-examples-{}", std::process::id())));
-        fs::create_dir_all(place.0.join("bin")).expect("a directory can be made");
-        fs::create_dir_all(place.0.join("DIR")).expect("a directory can be made");
-        symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.join("bin/vmkern")).expect("a link can be made");
-        let scripts = place.0.join("tests/scripts");
+        let place = Self(tempfile::tempdir().expect("a directory can be made"));
+        fs::create_dir_all(place.0.path().join("bin")).expect("a directory can be made");
+        fs::create_dir_all(place.0.path().join("DIR")).expect("a directory can be made");
+        symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.path().join("bin/vmkern")).expect("a link can be made");
+        let scripts = place.0.path().join("tests/scripts");
         fs::create_dir_all(&scripts).expect("a directory can be made");
         for name in CORPUS {
             let from = repository().join("tests/scripts").join(name);
             fs::copy(from, scripts.join(name)).expect("a script of the corpus can be copied");
         }
         for name in SCRIPTS {
-            fs::write(place.0.join(name), SCRIPT).expect("a file can be written");
+            fs::write(place.0.path().join(name), SCRIPT).expect("a file can be written");
         }
         for image in ["guest.img", "before.img", "after.img"] {
             let output = place.sh(&format!("vmkern run --save-image {image} FILE.kmem"));
@@ -81,7 +83,7 @@ impl Place {
         Command::new("timeout")
             .args(["--kill-after=5", LIMIT, "sh", "-c", line])
             .current_dir(&self.0)
-            .env("PATH", format!("{}:{path}", self.0.join("bin").display()))
+            .env("PATH", format!("{}:{path}", self.0.path().join("bin").display()))
             .stdin(Stdio::null())
             .output()
             .expect("a shell can be started")
@@ -92,12 +94,6 @@ impl Place {
         let absent =
             |program: &&str| line.contains(*program) && !self.sh(&format!("command -v {program}")).status.success();
         ["jq", "qemu-system-x86_64"].into_iter().find(absent)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,47 +1,26 @@
 //! What a host that is short of something, a signal, or an odd input does to the command: a status with the limit's name, and
 //! never a panic, a signal, a hang or a lost result.
 
+mod scratch;
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use scratch::Scratch;
 use vmkern::{Guest, MallocFlags, MapId, Op, Outcome};
 
 const VMKERN: &str = env!("CARGO_BIN_EXE_vmkern");
 /// A script that holds.
 const GOOD: &str = "kmem_malloc kmem_map 4K NOWAIT\n";
 
-/// A directory that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-limits-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        Self(dir)
-    }
-
-    fn file(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, content).expect("a file can be written");
-        path
-    }
-
-    fn fifo(&self, name: &str) -> PathBuf {
-        let path = self.0.join(name);
-        assert!(Command::new("mkfifo").arg(&path).status().expect("there is mkfifo").success());
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn fifo(scratch: &Scratch, name: &str) -> String {
+    let path = scratch.path(name);
+    assert!(Command::new("mkfifo").arg(&path).status().expect("there is mkfifo").success());
+    path
 }
 
 fn feed(mut child: Child, input: &str) -> Output {
@@ -132,8 +111,8 @@ fn with_threads(threads: u32, args: &[&str]) -> Command {
 
 #[test]
 fn each_limit_of_threads_gives_status_0_or_4_with_the_limits_name() {
-    let scratch = Scratch::new("threads");
-    let suite = scratch.0.display().to_string();
+    let scratch = Scratch::new();
+    let suite = scratch.dir().to_owned();
     for name in ["a.kmem", "b.kmem", "c.kmem"] {
         scratch.file(name, GOOD);
     }
@@ -166,8 +145,8 @@ fn disturb(child: &Child, over: &AtomicBool) {
 
 #[test]
 fn a_launch_that_is_stopped_and_continued_goes_on() {
-    let scratch = Scratch::new("stopped");
-    let script = scratch.file("a.kmem", GOOD).display().to_string();
+    let scratch = Scratch::new();
+    let script = scratch.file("a.kmem", GOOD);
     for args in [&["run", &script][..], &["run", "--vcpus", "2", &script], &["doctor"]] {
         for round in 0..15 {
             let mut command = Command::new(VMKERN);
@@ -233,8 +212,8 @@ fn guests_of_little_memory_and_many_cpus_boot() {
 
 #[test]
 fn a_script_from_a_pipe_is_read_to_its_end_or_to_the_time_limit() {
-    let scratch = Scratch::new("pipe");
-    let fifo = scratch.fifo("script").display().to_string();
+    let scratch = Scratch::new();
+    let fifo = fifo(&scratch, "script");
     let output = Command::new(VMKERN).args(["run", "--timeout", "300ms", &fifo]).output().expect("it can be started");
     assert_eq!(status(&output), 5, "nobody writes: {}", err(&output));
     assert!(err(&output).contains("within the time limit of 300ms"), "{}", err(&output));
@@ -270,8 +249,8 @@ fn an_input_without_an_end_is_refused() {
 
 #[test]
 fn what_is_not_a_regular_file_is_not_a_kernel_and_is_not_waited_for() {
-    let scratch = Scratch::new("kernel");
-    let fifo = scratch.fifo("kernel").display().to_string();
+    let scratch = Scratch::new();
+    let fifo = fifo(&scratch, "kernel");
     for (path, kind) in [(fifo.as_str(), "a FIFO"), ("/dev/zero", "a device"), ("/proc", "a directory")] {
         let output = feed(piped(Command::new(VMKERN).args(["run", "--kernel", path, "-"])), GOOD);
         let text = err(&output);
@@ -282,15 +261,15 @@ fn what_is_not_a_regular_file_is_not_a_kernel_and_is_not_waited_for() {
 
 #[test]
 fn a_suite_passes_over_what_is_not_a_file() {
-    let scratch = Scratch::new("others");
+    let scratch = Scratch::new();
     scratch.file("a.kmem", GOOD);
-    scratch.fifo("fifo.kmem");
-    let _socket = UnixListener::bind(scratch.0.join("socket.kmem")).expect("a socket can be made");
-    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, scratch.0.join(name)).expect("a link can be made");
+    fifo(&scratch, "fifo.kmem");
+    let _socket = UnixListener::bind(scratch.path("socket.kmem")).expect("a socket can be made");
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, scratch.path(name)).expect("a link can be made");
     link("nobody@nowhere.1", ".#a.kmem");
     link("/dev/zero", "zero.kmem");
     link("a.kmem", "link.kmem");
-    let output = Command::new(VMKERN).arg("test").arg(&scratch.0).output().expect("it can be started");
+    let output = Command::new(VMKERN).arg("test").arg(scratch.dir()).output().expect("it can be started");
     let text = err(&output);
     assert_eq!(status(&output), 0, "{text}");
     for name in ["fifo.kmem", "socket.kmem", ".#a.kmem", "zero.kmem"] {
@@ -300,36 +279,36 @@ fn a_suite_passes_over_what_is_not_a_file() {
     assert!(text.contains("2 passed, 0 failed"), "a link to a script is a script:\n{text}");
 }
 
-fn suite(scratch: &Scratch, scripts: usize) -> &Path {
+fn suite(scratch: &Scratch, scripts: usize) -> &str {
     for script in 0..scripts {
         scratch.file(&format!("{script}.kmem"), GOOD);
     }
-    &scratch.0
+    scratch.dir()
 }
 
 #[test]
 fn a_suite_with_more_jobs_than_descriptors_waits_for_them() {
-    let scratch = Scratch::new("jobs");
-    let dir = suite(&scratch, 24).display().to_string();
+    let scratch = Scratch::new();
+    let dir = suite(&scratch, 24);
     for (files, jobs) in [(24, "8"), (32, "24"), (64, "24")] {
         let limit = format!("ulimit -n {files}");
-        let output = limited(&limit, &["test", "-j", jobs, &dir]).output().expect("there is a shell");
+        let output = limited(&limit, &["test", "-j", jobs, dir]).output().expect("there is a shell");
         assert_eq!(status(&output), 0, "{files} descriptors: {}", err(&output));
         assert!(err(&output).contains("24 passed, 0 failed"), "{}", err(&output));
     }
-    let output = limited("ulimit -n 9", &["test", "-j", "24", &dir]).output().expect("there is a shell");
+    let output = limited("ulimit -n 9", &["test", "-j", "24", dir]).output().expect("there is a shell");
     assert_eq!(status(&output), 4, "too few for one guest: {}", err(&output));
     assert!(err(&output).contains("RLIMIT_NOFILE is 9"), "{}", err(&output));
 }
 
 #[test]
 fn a_script_that_prints_for_ever_takes_no_results_of_the_others() {
-    let scratch = Scratch::new("greedy");
-    let dir = suite(&scratch, 3).display().to_string();
+    let scratch = Scratch::new();
+    let dir = suite(&scratch, 3);
     scratch
         .file("print.kmem", "repeat 18446744073709551615\nprint \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"\nend\n");
-    let junit = scratch.0.join("report.xml").display().to_string();
-    let args = ["test", "--timeout", "2", "--junit", &junit, &dir];
+    let junit = scratch.path("report.xml");
+    let args = ["test", "--timeout", "2", "--junit", &junit, dir];
     let output = limited("ulimit -v 1500000", &args).output().expect("there is a shell");
     let text = err(&output);
     assert_eq!(status(&output), 1, "{text}");

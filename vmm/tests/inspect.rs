@@ -1,7 +1,6 @@
 //! What `inspect` says of a guest is what the guest itself counts, on an image as on the guest.
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::Value;
 use vmkern::inspect::draw::{WIDTH, draw};
@@ -80,23 +79,6 @@ macro_rules! look {
             other => panic!("{other:?}"),
         }
     };
-}
-
-/// A directory that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-inspect-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        Self(dir)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]
@@ -294,8 +276,8 @@ fn cpus_tell_what_they_run_and_where() {
 #[test]
 fn a_diff_tells_what_an_operation_did_and_no_more() {
     let mut busy = busy();
-    let scratch = Scratch::new("diff");
-    let path = scratch.0.join("before.img");
+    let scratch = tempfile::tempdir().expect("a directory can be made");
+    let path = scratch.path().join("before.img");
     busy.guest.save_image(&path).expect("an image can be written");
     let image = Image::open(&path).expect("it is an image");
     let before = View::new(&image).expect("it has page tables");
@@ -364,8 +346,8 @@ fn addresses(json: &Value, place: &str) {
 #[test]
 fn an_image_shows_what_the_guest_showed() {
     let busy = busy();
-    let scratch = Scratch::new("image");
-    let path = scratch.0.join("guest.img");
+    let scratch = tempfile::tempdir().expect("a directory can be made");
+    let path = scratch.path().join("guest.img");
     busy.guest.save_image(&path).expect("an image can be written");
     let image = Image::open(&path).expect("it is an image");
     let view = View::new(&image).expect("it has page tables");
@@ -485,8 +467,8 @@ fn cycles_that_locks_are_held_are_counted_when_asked_for() {
 #[test]
 fn whatever_is_damaged_each_report_comes_to_an_end() {
     let busy = busy();
-    let scratch = Scratch::new("damage");
-    let path = scratch.0.join("guest.img");
+    let scratch = tempfile::tempdir().expect("a directory can be made");
+    let path = scratch.path().join("guest.img");
     busy.guest.save_image(&path).expect("an image can be written");
     let good = fs::read(&path).expect("it can be read");
     let whats = everything(&busy);

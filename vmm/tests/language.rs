@@ -1,10 +1,11 @@
 //! The script language through the command: started statements, guests, presets, JSON, bounds.
 
-use std::fs;
+mod scratch;
+
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use scratch::Scratch;
 use serde_json::Value;
 
 fn vmkern(args: &[&str]) -> Command {
@@ -37,30 +38,6 @@ fn out(output: &Output) -> String {
 
 fn err(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("standard error is UTF-8")
-}
-
-/// A directory of scripts that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str, files: &[(&str, &str)]) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-language-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        for (name, text) in files {
-            fs::write(dir.join(name), text).expect("a file can be written");
-        }
-        Self(dir)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("the path is UTF-8")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 const RACE: &str = "m = kmem_suballoc kernel_map 8K\nstart t2: a = kmem_alloc_wait $m 4K\n\
@@ -98,13 +75,13 @@ fn a_started_thread_that_kills_the_guest_is_named_by_its_own_line() {
 #[test]
 fn run_obeys_the_command_line_and_test_the_script() {
     let text = "guest memory=32M vcpus=2\nlet wanted = 8192\nassert v_page_count < $wanted\nassert ncpu == 2\n";
-    let dir = Scratch::new("guest", &[("a.kmem", text)]);
-    let file = format!("{}/a.kmem", dir.path());
+    let scratch = Scratch::new();
+    let file = scratch.file("a.kmem", text);
     for (args, wanted) in [(vec!["run"], 0), (vec!["run", "--memory", "64M"], 1), (vec!["run", "--vcpus", "1"], 1)] {
         let output = vmkern(&args).arg(&file).output().expect("the command can be started");
         assert_eq!(status(&output), wanted, "{args:?}: {}", err(&output));
     }
-    let output = vmkern(&["test", "--memory", "64M", dir.path()]).output().expect("the command can be started");
+    let output = vmkern(&["test", "--memory", "64M", scratch.dir()]).output().expect("the command can be started");
     assert_eq!(status(&output), 0, "{}", err(&output));
     assert!(err(&output).contains("a.kmem: its `guest` line counts, not the command line: memory"), "{}", err(&output));
 }
@@ -142,8 +119,10 @@ fn what_a_script_prints_or_binds_ends_in_a_script_error_or_the_time_limit() {
     assert!(got.contains("1048576 elements"), "{got}");
 
     let greedy = forever("print \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"");
-    let dir = Scratch::new("greedy", &[("greedy.kmem", &greedy), ("modest.kmem", "print 1\n")]);
-    let args = ["test", "--json", "--timeout", "60s", dir.path()];
+    let scratch = Scratch::new();
+    scratch.file("greedy.kmem", &greedy);
+    scratch.file("modest.kmem", "print 1\n");
+    let args = ["test", "--json", "--timeout", "60s", scratch.dir()];
     let output = vmkern(&args).output().expect("the command can be started");
     let json: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
     let ends: Vec<_> =

@@ -1,5 +1,6 @@
 //! Where the command's output goes: nothing of somebody else's is destroyed, and nothing that is lost goes unsaid.
 
+mod scratch;
 #[expect(dead_code, reason = "kernels are written to files here, byte by byte")]
 mod tiny;
 
@@ -8,11 +9,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
-use tempfile::TempDir;
+use scratch::Scratch;
 use vmkern::Image;
 
 fn vmkern<S: AsRef<OsStr>>(args: &[S]) -> Command {
@@ -29,59 +30,37 @@ fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Files and what else a test needs.
-struct Scratch(TempDir);
+fn make(scratch: &Scratch, name: &str, program: &str, rest: &[&str]) -> bool {
+    let made = Command::new(program).arg(scratch.path(name)).args(rest).stderr(Stdio::null()).status();
+    made.expect("the program is there").success()
+}
 
-impl Scratch {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory can be made"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        fs::write(self.path(name), text).expect("it can be written");
-        self.text(name)
-    }
-
-    fn make(&self, name: &str, program: &str, rest: &[&str]) -> bool {
-        let made = Command::new(program).arg(self.path(name)).args(rest).stderr(Stdio::null()).status();
-        made.expect("the program is there").success()
-    }
-
-    /// A FIFO with somebody who takes everything out of it, until the last writer has gone.
-    fn read_fifo(&self, name: &str) -> thread::JoinHandle<Vec<u8>> {
-        assert!(self.make(name, "mkfifo", &[]));
-        let mut options = OpenOptions::new();
-        // Open before the writer comes, which would be refused otherwise.
-        let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(self.path(name)).expect("a FIFO");
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let mut piece = [0; 65536];
-            loop {
-                match reader.read(&mut piece) {
-                    // Nobody has written yet, or all have gone.
-                    Ok(0) if !bytes.is_empty() => return bytes,
-                    Ok(0) => thread::yield_now(),
-                    Ok(count) => bytes.extend_from_slice(&piece[..count]),
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => thread::yield_now(),
-                    Err(error) => panic!("{error}"),
-                }
+/// A FIFO with somebody who takes everything out of it, until the last writer has gone.
+fn read_fifo(scratch: &Scratch, name: &str) -> thread::JoinHandle<Vec<u8>> {
+    assert!(make(scratch, name, "mkfifo", &[]));
+    let mut options = OpenOptions::new();
+    // Open before the writer comes, which would be refused otherwise.
+    let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(scratch.path(name)).expect("a FIFO");
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let mut piece = [0; 65536];
+        loop {
+            match reader.read(&mut piece) {
+                // Nobody has written yet, or all have gone.
+                Ok(0) if !bytes.is_empty() => return bytes,
+                Ok(0) => thread::yield_now(),
+                Ok(count) => bytes.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => thread::yield_now(),
+                Err(error) => panic!("{error}"),
             }
-        })
-    }
+        }
+    })
 }
 
 /// Every way to name a file for output, each a command line that ends well.
 fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
     let good = scratch.file("good.kmem", "print 1\n");
-    let dump = scratch.file("dump.kmem", &format!("dump {to}\n"));
+    let dump = scratch.file("dump.kmem", format!("dump {to}\n"));
     fs::create_dir_all(scratch.path("suite")).expect("a directory can be made");
     let _ = scratch.file("suite/good.kmem", "settle\n");
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
@@ -89,7 +68,7 @@ fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
         words(&["run", "--memory", "8M", "--save-image", to, &good]),
         words(&["run", "--memory", "8M", &dump]),
         words(&["run", "--memory", "8M", "--console", to, &good]),
-        words(&["test", "--memory", "8M", "--junit", to, &scratch.text("suite")]),
+        words(&["test", "--memory", "8M", "--junit", to, &scratch.path("suite")]),
         words(&["image", "-o", to]),
     ]
 }
@@ -97,12 +76,12 @@ fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
 #[test]
 fn a_device_is_written_to_and_stays_a_device() {
     let scratch = Scratch::new();
-    if !scratch.make("null", "mknod", &["c", "1", "3"]) {
+    if !make(&scratch, "null", "mknod", &["c", "1", "3"]) {
         // Who may not make a device cannot take the place of one either.
         let error = File::create("/dev/vmkern-test").expect_err("who may write there may make devices, too");
         return eprintln!("devices were not tried: {error}");
     }
-    for args in ways_to_write(&scratch, &scratch.text("null")) {
+    for args in ways_to_write(&scratch, &scratch.path("null")) {
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
         let there = fs::symlink_metadata(scratch.path("null")).expect("it is there");
@@ -115,10 +94,10 @@ fn a_fifo_that_is_read_gets_everything_and_one_that_is_not_is_refused() {
     let scratch = Scratch::new();
     for (number, args) in ways_to_write(&scratch, "FIFO").into_iter().enumerate() {
         let name = format!("fifo{number}");
-        let fifo = scratch.text(&name);
-        let _ = scratch.file("dump.kmem", &format!("dump {fifo}\n"));
+        let fifo = scratch.path(&name);
+        let _ = scratch.file("dump.kmem", format!("dump {fifo}\n"));
         let args: Vec<_> = args.into_iter().map(|word| if word == "FIFO" { fifo.clone() } else { word }).collect();
-        let reader = scratch.read_fifo(&name);
+        let reader = read_fifo(&scratch, &name);
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
         let bytes = reader.join().expect("the reader has not failed");
@@ -141,11 +120,11 @@ fn a_link_stays_a_link_and_one_to_nothing_is_refused() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path("far")).expect("a directory can be made");
     symlink("far/file", scratch.path("link")).expect("a link can be made");
-    for args in ways_to_write(&scratch, &scratch.text("link")) {
+    for args in ways_to_write(&scratch, &scratch.path("link")) {
         let output = vmkern(&args).output().expect("it can be started");
         assert!([1, 2].contains(&status(&output)), "{args:?}");
         assert!(err(&output).contains("a symbolic link to `far/file`, which does not exist"), "{}", err(&output));
-        assert!(!scratch.path("far/file").exists(), "{args:?}");
+        assert!(!fs::exists(scratch.path("far/file")).expect("it can be told"), "{args:?}");
         fs::write(scratch.path("far/file"), "old").expect("it can be written");
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
@@ -164,7 +143,7 @@ fn a_dash_is_standard_output_unless_a_report_goes_there() {
         assert!(output.stdout.len() > 2, "{args:?}");
     }
     assert!(!Path::new("-").exists());
-    let good = scratch.text("good.kmem");
+    let good = scratch.path("good.kmem");
     for option in ["--save-image", "--console"] {
         let output = vmkern(&["run", "--json", option, "-", &good]).output().expect("it can be started");
         assert_eq!(status(&output), 2);
@@ -183,7 +162,7 @@ fn a_dash_is_standard_output_unless_a_report_goes_there() {
 #[test]
 fn an_image_is_its_owners_alone_and_one_that_is_replaced_keeps_its_mode() {
     let scratch = Scratch::new();
-    let image = scratch.text("guest.img");
+    let image = scratch.path("guest.img");
     let saving = &ways_to_write(&scratch, &image)[..2];
     let mode = || fs::metadata(&image).expect("it is there").mode() & 0o7777;
     for args in saving {
@@ -200,11 +179,11 @@ fn an_image_is_its_owners_alone_and_one_that_is_replaced_keeps_its_mode() {
 fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand() {
     let scratch = Scratch::new();
     let good = scratch.file("good.kmem", "print 1\n");
-    let image = scratch.text("guest.img");
+    let image = scratch.path("guest.img");
     assert_eq!(status(&vmkern(&["run", "--save-image", &image, &good]).output().expect("it can be started")), 0);
     fs::create_dir(scratch.path("suite")).expect("a directory can be made");
     let _ = scratch.file("suite/good.kmem", "print 1\n");
-    let suite = scratch.text("suite");
+    let suite = scratch.path("suite");
     let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").expect("it is there"));
     let commands: &[&[&str]] = &[
         &["run", &good],
@@ -316,8 +295,8 @@ fn a_signal_ends_every_subcommand_that_runs_guests_in_order() {
     fs::create_dir(scratch.path("suite")).expect("a directory can be made");
     let endless = "print \"go\"\nrepeat 1000000000\nsettle\nend\n";
     let script = scratch.file("suite/endless.kmem", endless);
-    let suite = scratch.text("suite");
-    let console = scratch.text("log");
+    let suite = scratch.path("suite");
+    let console = scratch.path("log");
     for (signal, expected) in SIGNALS {
         let commands: [&[&str]; 3] = [
             &["run", "--console", &console, &script],
@@ -378,7 +357,7 @@ fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
     let kernel = |name: &str, byte: u8, then: &[u8]| {
         let code = [&[0x66, 0xba, 0xf8, 0x03, 0xb0, byte, 0xee], then].concat();
         fs::write(scratch.path(name), tiny::pvh_elf(&code, tiny::Note::Pvh)).expect("it can be written");
-        scratch.text(name)
+        scratch.path(name)
     };
     // `jmp $`, and `ud2` without an IDT.
     let hangs = kernel("hangs", b'h', &[0xeb, 0xfe]);
@@ -389,7 +368,7 @@ fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
         (&["--kernel", &dies], 6, "d"),
     ];
     for (args, expected, said) in cases {
-        let (log, image) = (scratch.text("log"), scratch.text("image"));
+        let (log, image) = (scratch.path("log"), scratch.path("image"));
         let output = vmkern(&["run", "--memory", "16M", "--console", &log, "--save-image", &image])
             .args(args)
             .arg(&good)
@@ -416,13 +395,13 @@ fn flood(lines: u32) -> String {
 #[test]
 fn the_console_has_every_line_however_many_one_operation_logs_and_however_slow_its_reader_is() {
     let scratch = Scratch::new();
-    let script = scratch.file("flood.kmem", &flood(2000));
+    let script = scratch.file("flood.kmem", flood(2000));
     let is_whole = |log: &str, how: &str| {
         assert_eq!(log.matches("failed: Null").count(), 2000, "{how}");
         assert!(!log.contains("overwritten") && !log.contains("dropped"), "{how}");
     };
     for options in [&["--vcpus", "1"][..], &["--vcpus", "2"], &["--vcpus", "2", "--time", "real"]] {
-        let log = scratch.text("log");
+        let log = scratch.path("log");
         let output = vmkern(&["run", "--console", &log]).args(options).arg(&script).output().expect("it starts");
         assert_eq!(status(&output), 0, "{}", err(&output));
         is_whole(&fs::read_to_string(&log).expect("it is there"), &options.join(" "));
@@ -443,7 +422,7 @@ fn the_console_has_every_line_however_many_one_operation_logs_and_however_slow_i
 #[test]
 fn a_console_that_nobody_reads_keeps_no_run_from_its_end() {
     let scratch = Scratch::new();
-    let script = scratch.file("flood.kmem", &flood(2000));
+    let script = scratch.file("flood.kmem", flood(2000));
     let mut child = vmkern(&["run", "--timeout", "10s", "--console", "-", &script])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,30 +1,29 @@
 //! `vmkern test`: what is run, under which names, and when it stops; and options that would do nothing.
 
-use std::fs;
-use std::path::PathBuf;
+mod scratch;
+
 use std::process::{Command, Output, Stdio};
 
+use scratch::Scratch;
 use serde_json::Value;
 
-/// A directory with scripts that goes away with the value.
-struct Scripts(PathBuf);
+/// A directory with scripts.
+struct Scripts(Scratch);
 
 impl Scripts {
-    fn new(name: &str, scripts: &[(&str, &str)]) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-suite-{}-{name}", std::process::id()));
+    fn new(scripts: &[(&str, &str)]) -> Self {
+        let scratch = Scratch::new();
         for (name, text) in scripts {
-            let path = dir.join(name);
-            fs::create_dir_all(path.parent().expect("it lies in the directory")).expect("a directory can be made");
-            fs::write(path, text).expect("a file can be written");
+            scratch.file(name, text);
         }
-        Self(dir)
+        Self(scratch)
     }
 
     /// Runs `vmkern ARGS` in the directory.
     fn vmkern(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_vmkern"))
             .args(args)
-            .current_dir(&self.0)
+            .current_dir(self.0.dir())
             .stdin(Stdio::null())
             .output()
             .expect("the command can be started")
@@ -48,14 +47,8 @@ impl Scripts {
     }
 }
 
-impl Drop for Scripts {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn three(name: &str) -> Scripts {
-    Scripts::new(name, &[("a.kmem", "print 1\n"), ("d/b.kmem", "print 2\n"), ("d/c.kmem", "print 3\n")])
+fn three() -> Scripts {
+    Scripts::new(&[("a.kmem", "print 1\n"), ("d/b.kmem", "print 2\n"), ("d/c.kmem", "print 3\n")])
 }
 
 fn status(output: &Output) -> Option<i32> {
@@ -68,7 +61,7 @@ fn err(output: &Output) -> String {
 
 #[test]
 fn files_and_directories_run_each_script_once() {
-    let scripts = three("paths");
+    let scripts = three();
     assert_eq!(scripts.names(&["."]), ["a.kmem", "d/b.kmem", "d/c.kmem"]);
     assert_eq!(scripts.names(&["d/c.kmem", "d"]), ["d/c.kmem", "d/b.kmem"]);
     assert_eq!(scripts.names(&["a.kmem", "a.kmem"]), ["a.kmem"]);
@@ -76,11 +69,11 @@ fn files_and_directories_run_each_script_once() {
 
 #[test]
 fn a_path_that_is_missing_and_a_directory_without_scripts_are_refused() {
-    let scripts = three("missing");
+    let scripts = three();
     let output = scripts.vmkern(&["test", "a.kmem", "none.kmem"]);
     assert_eq!(status(&output), Some(2), "{}", err(&output));
     assert!(err(&output).contains("none.kmem"), "{}", err(&output));
-    fs::create_dir(scripts.0.join("empty")).expect("a directory can be made");
+    std::fs::create_dir(scripts.0.path("empty")).expect("a directory can be made");
     let output = scripts.vmkern(&["test", "empty"]);
     assert_eq!(status(&output), Some(2), "{}", err(&output));
     assert!(err(&output).contains("there is no *.kmem file in empty"), "{}", err(&output));
@@ -88,7 +81,7 @@ fn a_path_that_is_missing_and_a_directory_without_scripts_are_refused() {
 
 #[test]
 fn a_filter_keeps_the_scripts_whose_names_hold_it() {
-    let scripts = three("filter");
+    let scripts = three();
     assert_eq!(scripts.names(&[".", "--filter", "d/"]), ["d/b.kmem", "d/c.kmem"]);
     assert_eq!(scripts.names(&[".", "--filter", "a.", "--filter", "c."]), ["a.kmem", "d/c.kmem"]);
     let output = scripts.vmkern(&["test", ".", "--filter", "nothing"]);
@@ -98,8 +91,7 @@ fn a_filter_keeps_the_scripts_whose_names_hold_it() {
 
 #[test]
 fn nothing_begins_after_a_failure_with_fail_fast() {
-    let scripts =
-        Scripts::new("fast", &[("a.kmem", "print 1\n"), ("b.kmem", "assert 1 == 2\n"), ("c.kmem", "print 3\n")]);
+    let scripts = Scripts::new(&[("a.kmem", "print 1\n"), ("b.kmem", "assert 1 == 2\n"), ("c.kmem", "print 3\n")]);
     assert_eq!(scripts.names(&[".", "--jobs", "1"]), ["a.kmem", "b.kmem", "c.kmem"]);
     assert_eq!(scripts.names(&[".", "--jobs", "1", "--fail-fast"]), ["a.kmem", "b.kmem"]);
     let output = scripts.vmkern(&["test", ".", "--jobs", "1", "--fail-fast"]);
@@ -109,7 +101,7 @@ fn nothing_begins_after_a_failure_with_fail_fast() {
 
 #[test]
 fn each_seed_is_a_run_of_its_own_with_its_own_random_numbers() {
-    let scripts = Scripts::new("seeds", &[("r.kmem", "print rand(0,0xffffffff)\n")]);
+    let scripts = Scripts::new(&[("r.kmem", "print rand(0,0xffffffff)\n")]);
     let runs = scripts.runs(&[".", "--seeds", "5..8"]);
     let names: Vec<_> = runs.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["r.kmem (seed 5)", "r.kmem (seed 6)", "r.kmem (seed 7)"]);
@@ -120,7 +112,7 @@ fn each_seed_is_a_run_of_its_own_with_its_own_random_numbers() {
 
 #[test]
 fn values_that_make_no_sense_are_refused_with_the_option() {
-    let scripts = three("values");
+    let scripts = three();
     for (args, option) in [
         (&["test", ".", "--jobs", "0"][..], "--jobs"),
         (&["test", ".", "--seeds", "5..5"], "--seeds"),
@@ -136,7 +128,7 @@ fn values_that_make_no_sense_are_refused_with_the_option() {
 
 #[test]
 fn an_option_that_would_do_nothing_is_refused_with_what_to_do() {
-    let scripts = three("effects");
+    let scripts = three();
     for (args, parts) in [
         (&["check", "x.img", "--memory", "8M"][..], ["--memory", "--script FILE"]),
         (&["check", "x.img", "--kernel", "k"], ["--kernel", "--script FILE"]),
@@ -153,7 +145,7 @@ fn an_option_that_would_do_nothing_is_refused_with_what_to_do() {
 
 #[test]
 fn one_step_is_not_called_steps() {
-    let scripts = Scripts::new("one", &[("one.kmem", "print 1\n"), ("two.kmem", "print 1\nprint 2\n")]);
+    let scripts = Scripts::new(&[("one.kmem", "print 1\n"), ("two.kmem", "print 1\nprint 2\n")]);
     assert!(err(&scripts.vmkern(&["run", "one.kmem"])).contains(": 1 step in "));
     assert!(err(&scripts.vmkern(&["run", "two.kmem"])).contains(": 2 steps in "));
 }

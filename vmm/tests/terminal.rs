@@ -1,12 +1,14 @@
 //! What a terminal gets to see of text that others wrote: file names, arguments, scripts, kernels and images can neither
 //! forge a line of the command's own nor make a terminal do anything.
 
+mod scratch;
+
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use scratch::Scratch;
 use serde_json::Value;
 use vmkern::abi::control::ControlRegion;
 use vmkern::abi::describe;
@@ -22,33 +24,6 @@ const HOSTILE: [&str; 5] = [
     "x\x1b[8m\u{9b}31m",
     "x\u{202e}txt.exe\u{2066}",
 ];
-
-/// A directory that goes away with the value.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("vmkern-terminal-{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory can be made");
-        Self(dir)
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, content).expect("a file can be written");
-        path.to_str().expect("it is UTF-8").to_owned()
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("it is UTF-8").to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// `vmkern ARGS` with styles, as on a terminal.
 fn vmkern<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
@@ -89,12 +64,17 @@ fn shown(output: &Output) {
     assert!(["x\\n", "x\\r", "x\\u{1b}", "x\\u{202e}"].iter().any(|escaped| text.contains(escaped)), "{text}");
 }
 
+/// A script that holds, and the image of its guest.
+fn good(scratch: &Scratch) -> (String, String) {
+    let (script, image) = (scratch.file("good.kmem", "settle\n"), scratch.path("good.img"));
+    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &script])), 0);
+    (script, image)
+}
+
 #[test]
 fn names_of_files_that_cannot_be_used_are_told_in_one_line() {
-    let scratch = Scratch::new("missing");
-    let script = scratch.file("good.kmem", "settle\n");
-    let image = scratch.path("good.img");
-    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &script])), 0);
+    let scratch = Scratch::new();
+    let (script, image) = good(&scratch);
     for name in HOSTILE {
         let missing = scratch.path(name);
         let inside = format!("{missing}/none");
@@ -126,8 +106,8 @@ fn names_of_files_that_cannot_be_used_are_told_in_one_line() {
 
 #[test]
 fn names_of_files_that_are_used_are_told_in_one_line_and_in_json_as_well() {
-    for (number, name) in HOSTILE.into_iter().enumerate() {
-        let scratch = Scratch::new(&format!("used-{number}"));
+    for name in HOSTILE {
+        let scratch = Scratch::new();
         let good = scratch.file(&format!("{name}.kmem"), "kmem_malloc kmem_map 4K NOWAIT\n");
         let image = scratch.path(&format!("{name}.img"));
         let output = vmkern(&["run", "--save-image", &image, &good]);
@@ -144,7 +124,7 @@ fn names_of_files_that_are_used_are_told_in_one_line_and_in_json_as_well() {
             assert_eq!(status(&output), 0, "{args:?}: {output:?}");
             shown(&output);
         }
-        harmless(&vmkern(&["test", scratch.path("").as_str()]));
+        harmless(&vmkern(&["test", scratch.dir()]));
         for args in [vec!["inspect", "--json", &image], vec!["check", "--json", &image], vec!["test", "--json", &good]]
         {
             let output = vmkern(&args);
@@ -176,10 +156,8 @@ fn a_name_that_is_not_utf_8_is_told_as_far_as_it_is() {
 
 #[test]
 fn arguments_that_make_no_sense_are_told_in_one_line() {
-    let scratch = Scratch::new("arguments");
-    let script = scratch.file("good.kmem", "settle\n");
-    let image = scratch.path("good.img");
-    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &script])), 0);
+    let scratch = Scratch::new();
+    let (script, image) = good(&scratch);
     for word in HOSTILE {
         let (setting, option) = (format!("{word}=1"), format!("--{word}"));
         let in_one = format!("--memory={word}");
@@ -214,7 +192,7 @@ fn arguments_that_make_no_sense_are_told_in_one_line() {
 
 #[test]
 fn the_text_of_a_script_is_only_shown() {
-    let scratch = Scratch::new("script");
+    let scratch = Scratch::new();
     for hostile in &HOSTILE[2..] {
         for (number, text) in [
             format!("kmem_malloc kmem_map {hostile} NOWAIT\n"),
@@ -248,7 +226,7 @@ fn replaced(mut bytes: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
 
 #[test]
 fn names_and_messages_of_a_kernel_are_told_in_one_line() {
-    let scratch = Scratch::new("kernel");
+    let scratch = Scratch::new();
     let path = scratch.path("kernel.elf");
     assert_eq!(status(&vmkern(&["image", "-o", &path])), 0);
     let kernel = fs::read(&path).expect("it was written");
@@ -289,9 +267,8 @@ fn place(file: &[u8], at: u64) -> usize {
 
 #[test]
 fn what_an_image_says_its_kernels_structures_are_called_is_told_in_one_line() {
-    let scratch = Scratch::new("description");
-    let (script, image) = (scratch.file("good.kmem", "settle\n"), scratch.path("good.img"));
-    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &script])), 0);
+    let scratch = Scratch::new();
+    let (_, image) = good(&scratch);
     let good = fs::read(&image).expect("it was written");
     let word = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().expect("eight bytes"));
     let control = place(&good, word(usize::try_from(word(64 + 8)).expect("an offset") + 20 + 8));
