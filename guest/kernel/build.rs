@@ -54,12 +54,13 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{script}");
 }
 
-/// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). What a boot executes lies side by side
-/// so, and touches few groups of pages.
+/// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). So what a boot
+/// executes lies side by side, and touches few groups of pages.
 const TEXT_ORDER: &str = include_str!("text.order");
 
-/// What comes before them, by parts of mangled names: what a boot executes and the self-test, by which the order was found, does
-/// not, as it serves no requests; what both format, whose names would take too much along; and what a first request takes.
+/// What comes before them, by parts of mangled names. The order was found by the self-test, which
+/// serves no requests: so the list has what a boot executes to serve them, what the first request
+/// executes, and what a boot formats, whose plain names would take too much along.
 const FIRST: &[&str] = &[
     "13vmkern_kernel7service5serve17h*",
     "13vmkern_kernel7service10Dispatcher*",
@@ -87,8 +88,8 @@ const FIRST: &[&str] = &[
     "10pmap_enter17h*",
 ];
 
-/// The lines that put the sections of [`TEXT_ORDER`]'s functions first. A mangled name holds the function's as its length and its
-/// letters, at the end or before a hash.
+/// The lines that put the sections of [`FIRST`] and of [`TEXT_ORDER`]'s functions first. A mangled name
+/// holds the function's as its length and its letters, at the end or before a hash.
 fn text_order() -> String {
     let mut lines = FIRST.iter().fold(String::new(), |lines, pattern| lines + "        *(.text.*" + pattern + ")\n");
     for name in TEXT_ORDER.lines() {

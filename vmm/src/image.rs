@@ -30,7 +30,7 @@ pub struct KernelImage {
     origin: Origin,
 }
 
-/// The file's content. Whoever needs it for longer shares it.
+/// The file's content. Clones share it.
 #[derive(Clone)]
 enum Bytes {
     Embedded(&'static [u8]),

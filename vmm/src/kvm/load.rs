@@ -1,16 +1,19 @@
-//! The guest's memory as its boot wants to find it: the image in place, and the pages present that the boot is going to touch.
+//! The guest's memory as its boot expects it: the image is in place, and the pages that the boot is
+//! going to touch are present.
 //!
-//! Where KVM shadows page tables, the first touch of a page is a fault that costs 12 to 26 us, nearly all of it the way out
-//! of the guest and back. KVM fills the entries of the seven pages beside it at no cost when the host has them present, and
-//! the kernel is laid out so that what its boot touches lies side by side. So the host makes those pages present, in
-//! bulk, at 1 to 2 us each, and copies the image as it goes.
+//! Where KVM shadows page tables, the first touch of a page is a fault that costs 12 to 26 us, nearly
+//! all of it the way out of the guest and back. KVM fills the entries of the seven pages beside it at
+//! no cost when the host has them present, and the kernel is laid out so that what its boot touches
+//! lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us each, and copies
+//! the image as it goes.
 //!
-//! **Protocol.** The work is cut into pieces, each of which one thread takes. There are two: the launching one, when it has made
-//! the VM, and that of the first vCPU, while it has to wait. The vCPU runs when both have found no piece left, each having
-//! done its own: then all are done.
+//! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so: the
+//! launching one, when it has made the VM, and that of the first vCPU, while it has to wait. The vCPU
+//! runs when both have found no piece left, each having done its own: then all are done.
 //!
-//! Presence is a matter of speed alone: a page that was not foreseen costs its fault, one that was foreseen in vain a page of
-//! the host's memory, and a kernel of the host that cannot do it (before 5.14) leaves everything to faults.
+//! Presence is a matter of speed alone. A page that was not foreseen costs its fault; one that was
+//! foreseen in vain costs a page of the host's memory; a kernel of the host that cannot do it (before
+//! 5.14) leaves everything to faults.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,14 +62,15 @@ impl Load {
         piece.inspect(|piece| self.fill(piece)).is_some()
     }
 
-    /// Whoever only passes the time with this is to stop. KVM waits for a grace period of its SRCU when it is shown the guest's
-    /// memory, and the host ends that by a worker of its first CPU, which a thread that works in the kernel without a pause
-    /// keeps waiting for up to 200 us.
+    /// Tells a thread that only passes its time with this to stop. KVM waits for a grace period of its
+    /// SRCU when it is shown the guest's memory, and a worker of the host's first CPU ends that period.
+    /// A thread that works in the host's kernel without a pause delays that worker by up to 200 us.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Ordering::Relaxed);
     }
 
-    /// Does a piece of it to pass the time. False when there is nothing left to begin, or it is better not to.
+    /// Does a piece of it to pass the time. False when there is nothing left to begin, and after
+    /// [`Load::hold`].
     pub(crate) fn pass_time(&self) -> bool {
         !self.is_held.load(Ordering::Relaxed) && self.work()
     }

@@ -1,9 +1,10 @@
 //! Whether a vCPU's thread needs the CPU that somebody waits on.
 //!
-//! **Protocol.** The thread notes its CPU each time that it enters the guest. Whoever is about to look for an answer without
-//! sleeping compares that with its own: where both are the same, the answer cannot come while it looks. The host may have moved
-//! the thread since, without a word to it; so before the note is believed, the host is asked, and the note set right. That
-//! costs microseconds, where a look in vain costs hundreds.
+//! **Protocol.** The thread notes its CPU each time that it enters the guest. A thread that is
+//! about to look for an answer without sleeping compares that CPU with its own: where both are the
+//! same, the answer cannot come while it looks. The host may have moved the vCPU's thread since,
+//! without telling it. So before the note is believed, the host is asked, and the note is corrected.
+//! That costs microseconds, where a look in vain costs hundreds.
 
 use std::fs;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -12,7 +13,8 @@ use rustix::thread::{gettid, sched_getcpu};
 
 /// No CPU has this number.
 const NOWHERE: usize = usize::MAX;
-/// Where `/proc/PID/task/TID/stat` has the CPU, counted from the field behind the name (`proc_pid_stat(5)`: field 39).
+/// Where `/proc/PID/task/TID/stat` has the CPU, counted from the field behind the name
+/// (`proc_pid_stat(5)`: field 39).
 const PROCESSOR: usize = 36;
 
 /// Where a thread was when it last said so.

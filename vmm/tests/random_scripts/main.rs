@@ -161,7 +161,7 @@ fn mutations_of_the_corpus_end_by_themselves_and_leave_nothing() {
     all_end_well(Kind::Mutated);
 }
 
-/// Whether `word` stands in `text` between what is no part of a word.
+/// Whether `text` has `word` as a whole word.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     text.match_indices(word)
