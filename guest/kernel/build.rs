@@ -120,8 +120,9 @@ SECTIONS {{
         *(.nucleus .nucleus.*)
 {order}        *(.text .text.*)
     }} :text
-    . = ALIGN({PREFETCH_BYTES});
+    . = ALIGN(4096);
     __text_end = .;
+    . = ALIGN({PREFETCH_BYTES});
     .note.pvh : AT(ADDR(.note.pvh) - KERNBASE) {{ KEEP(*(.note.pvh)) }} :rodata :note
     .note.gnu.build-id : AT(ADDR(.note.gnu.build-id) - KERNBASE) {{ *(.note.gnu.build-id) }} :rodata :note
     .rodata : AT(ADDR(.rodata) - KERNBASE) {{
