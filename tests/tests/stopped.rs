@@ -38,6 +38,16 @@ fn die_young(vcpus: u32, time: TimeMode, death: Death) {
 }
 
 #[test]
+fn a_guest_that_dies_as_soon_as_it_serves_has_a_thread_on_every_cpu() {
+    let _load = Load::new(3);
+    for _ in 0..10 {
+        for vcpus in [2, 4] {
+            die_young(vcpus, TimeMode::Virtual, Death::InterruptSleep);
+        }
+    }
+}
+
+#[test]
 fn a_guest_that_dies_before_its_boot_thread_has_the_cpu_again_is_sound() {
     let _load = Load::new(3);
     for round in 0..10 {

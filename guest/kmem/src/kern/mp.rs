@@ -58,4 +58,14 @@ impl<M: Machine> Vm<M> {
         cpu.curthread.set(cpu.idlethread.get());
         self.sched_unlock();
     }
+
+    /// Whether the CPU `pcpu` has called [`Vm::cpu_started`]. Until then it is on the list of CPUs and runs no thread, and its
+    /// idle thread has no state. Locks: none needed. Never sleeps.
+    #[must_use]
+    pub fn cpu_has_started(&self, pcpu: KPtr<Pcpu>) -> bool {
+        let has_thread = !self.get(pcpu).curthread.get().is_null();
+        // What the CPU wrote before that is seen by whoever asked.
+        fence(Ordering::Acquire);
+        has_thread
+    }
 }

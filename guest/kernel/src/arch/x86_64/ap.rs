@@ -154,11 +154,11 @@ fn prepare() {
     }
 }
 
-/// Starts the CPU of `cpu`, and waits until it runs the body.
+/// Starts the CPU of `cpu`, and waits until it runs the body and `has_started` says that it has gone far enough.
 ///
 /// # Errors
 /// When it does not come.
-pub fn start(cpu: &'static PerCpu) -> Result<(), NotThere> {
+pub fn start(cpu: &'static PerCpu, has_started: impl Fn() -> bool) -> Result<(), NotThere> {
     prepare();
     PML4.store(direct_map::pml4().get(), Ordering::Relaxed);
     STARTING.store(core::ptr::from_ref(cpu) as u64, Ordering::Release);
@@ -166,7 +166,7 @@ pub fn start(cpu: &'static PerCpu) -> Result<(), NotThere> {
     apic::reset_cpu(cpu.number());
     apic::start_cpu(cpu.number(), page);
     let begun = instr::rdtsc();
-    while cpus::get(cpu.number()).is_none() {
+    while cpus::get(cpu.number()).is_none() || !has_started() {
         if instr::rdtsc() - begun > START_LIMIT {
             return Err(NotThere);
         }

@@ -33,8 +33,10 @@ impl Cpus {
         let all: Vec<_> = std::iter::once(first).chain(others).collect();
         let cpus = Self { sim, cpus: all };
         for cpu in (1..cpus.cpus.len()).rev() {
+            assert!(!cpus.sim.vm().cpu_has_started(cpus.cpus[cpu]), "CPU {cpu} has not run yet");
             cpus.switch(cpu);
             cpus.sim.vm().cpu_started();
+            assert!(cpus.sim.vm().cpu_has_started(cpus.cpus[cpu]), "CPU {cpu} runs its idle thread");
         }
         cpus.switch(0);
         cpus
