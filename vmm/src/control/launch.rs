@@ -1,7 +1,8 @@
 //! From a checked configuration to a guest that serves requests.
 //!
-//! Two threads share the work: while this one makes the VM, the vCPU's own asks KVM for its CPUID; then this one fills the
-//! guest's memory ([`Load`]) while the other makes the vCPU, and whichever is done earlier helps.
+//! Two threads share the work: while this one makes the VM, the vCPU's own fills the guest's memory ([`Load`]), and asks KVM
+//! for its CPUID when it is to hold; then this one goes on with the memory while the other makes the vCPU, and whichever is
+//! done earlier helps.
 //! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
 
 use std::io::Write;
@@ -97,20 +98,16 @@ fn start_vcpus(
     console: &Console,
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
-    let plan = config.kernel.plan(config.memory)?;
-    let ram = Arc::new(GuestRam::new(config.memory)?);
-    let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
+    // 1. The threads: each takes a while to begin.
+    let (load_sender, load) = channel();
     let (entry_sender, entry) = channel();
     let (made_sender, made) = channel();
     let mut vm_senders = Vec::with_capacity(vcpus.states.len());
-    let mut entry = Some(entry);
+    let mut boot = Some(Start::Boot { load, entry });
     for state in vcpus.states.clone() {
         let (vm_sender, vm) = channel();
         vm_senders.push(vm_sender);
-        let start = match entry.take() {
-            Some(entry) => Start::Boot { entry, load: Arc::clone(&load) },
-            None => Start::Wait(made_sender.clone()),
-        };
+        let start = boot.take().unwrap_or_else(|| Start::Wait(made_sender.clone()));
         let orders = Orders { vm, start };
         let (kvm, ports) = (Arc::clone(kvm), PortBus::new(console.clone()));
         let thread = thread::Builder::new()
@@ -120,6 +117,12 @@ fn start_vcpus(
         vcpus.has_thread(thread);
     }
     drop(made_sender);
+    // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
+    let plan = config.kernel.plan(config.memory)?;
+    let ram = Arc::new(GuestRam::new(config.memory)?);
+    let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
+    // Here and below, a thread that has ended already is noticed by whoever waits for the guest.
+    let _ = load_sender.send(Arc::clone(&load));
     let mut vm = Vm::create(kvm)?;
     load.hold();
     vm.furnish(Arc::clone(&ram), config.vcpus)?;
@@ -127,7 +130,7 @@ fn start_vcpus(
     for sender in vm_senders {
         let _ = sender.send(Arc::clone(&vm));
     }
-    load.finish();
+    // 3. All that can be done before the memory is filled, and the rest of that.
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
     let logs = logs(&ram, vcpus, console, log)?;
     let args = boot_args(config, selftest);
@@ -137,9 +140,9 @@ fn start_vcpus(
         let written = write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
         written.map(|()| plan.entry).map_err(not_ram)
     };
+    load.finish();
     // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
     let _made = made.iter().take(vcpus.states.len() - 1).count();
-    // A thread that has ended already is noticed likewise.
     let _ = entry_sender.send(Box::new(finish) as Finish);
     Ok((vm, ram, link, logs))
 }

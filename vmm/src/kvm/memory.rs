@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt as _;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -224,8 +225,22 @@ impl GuestRam {
         let len = usize::try_from(range.end.since(range.start)).unwrap_or(0);
         if let Ok(slice) = self.memory.get_slice(GuestAddress(range.start.get()), len) {
             // SAFETY: the slice is a mapped part of guest RAM, and its contents stay as they are. That it fails shows later, as
-            // faults.
-            let _ = unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_WRITE) };
+            // faults. What is shared may be written as soon as it has been read, and a fault for reading maps the pages
+            // beside it as well, where there are some.
+            let _ = unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_READ) };
+        }
+    }
+
+    /// Copies `bytes` in, from `start` on, which nobody has touched yet: the host clears no page that is overwritten whole.
+    pub(crate) fn write_fresh(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
+        let outside = NotRam { start, len: bytes.len() as u64 };
+        let found = self.memory.to_region_addr(GuestAddress(start.get()));
+        let (region, at) = found.filter(|(region, at)| outside.len <= region.len() - at.0).ok_or(outside)?;
+        let written = region.file_offset().map(|file| file.file().write_all_at(bytes, file.start() + at.0));
+        match written {
+            Some(Ok(())) => Ok(()),
+            // Whatever the file refuses, the mapping has to take.
+            _ => self.write(start, bytes),
         }
     }
 

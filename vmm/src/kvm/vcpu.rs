@@ -249,29 +249,13 @@ pub(crate) struct Orders {
 pub(crate) enum Start {
     /// At the kernel's entry: `entry` arrives once the image is in memory and all vCPUs have been made.
     Boot {
+        /// What to do while it has to wait, once there is memory.
+        load: Receiver<Arc<Load>>,
         /// What is left to do.
         entry: Receiver<Finish>,
-        /// What to do while it has to wait.
-        load: Arc<Load>,
     },
     /// When another vCPU starts it. It says when it has been made.
     Wait(Sender<()>),
-}
-
-impl Orders {
-    /// Waits for the VM, and does something useful meanwhile; nothing when the launch was given up.
-    fn vm(&self) -> Option<Arc<Vm>> {
-        if let Start::Boot { load, .. } = &self.start {
-            loop {
-                match self.vm.try_recv() {
-                    Err(TryRecvError::Empty) if load.pass_time() => {}
-                    Err(TryRecvError::Empty) => break,
-                    answer => return answer.ok(),
-                }
-            }
-        }
-        self.vm.recv().ok()
-    }
 }
 
 /// Tells of the vCPU's end however its thread ends.
@@ -304,26 +288,59 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBu
 
 /// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
 fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
-    let cpuid = vcpu_cpuid(kvm, state.id)?;
-    let Some(vm) = orders.vm() else { return Ok(None) };
+    let Orders { vm, start } = orders;
+    match start {
+        Start::Boot { load, entry } => {
+            let Ok(load) = load.recv() else { return Ok(None) };
+            // The CPUID comes after this. KVM makes it in one piece of 50 to 120 us, about as long as the launching thread then
+            // waits for KVM to take the memory.
+            while load.pass_time() {}
+            let cpuid = vcpu_cpuid(kvm, state.id)?;
+            let Some(vm) = soon(&vm) else { return Ok(None) };
+            let (vcpu, tsc_khz) = make(&vm, &cpuid, state)?;
+            load.finish();
+            let Some(finish) = soon(&entry) else { return Ok(None) };
+            let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
+            set_entry_state(&vcpu, finish(tsc_khz, paging)?)?;
+            Ok(Some(vcpu))
+        }
+        Start::Wait(made) => {
+            let cpuid = vcpu_cpuid(kvm, state.id)?;
+            let Ok(vm) = vm.recv() else { return Ok(None) };
+            let (vcpu, _) = make(&vm, &cpuid, state)?;
+            // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits in KVM for its start-up
+            // interrupt.
+            let _ = made.send(());
+            Ok(Some(vcpu))
+        }
+    }
+}
+
+/// Makes the vCPU in `vm` and tells it its CPUID; gives the TSC's frequency in kHz besides.
+fn make(vm: &Vm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u32), KvmError> {
     let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
     let tsc_khz = match state.crew.tsc_khz.get() {
         Some(&known) => known,
         None => tsc_khz_of(&vcpu)?,
     };
     let tsc_khz = *state.crew.tsc_khz.get_or_init(|| tsc_khz);
-    ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
-    match orders.start {
-        Start::Boot { entry, load } => {
-            load.finish();
-            let Ok(finish) = entry.recv() else { return Ok(None) };
-            let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
-            set_entry_state(&vcpu, finish(tsc_khz, paging)?)?;
+    ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(cpuid))?;
+    Ok((vcpu, tsc_khz))
+}
+
+/// What comes out of `channel` in a moment; nothing when nothing ever will. Looks for it for a while: to be woken takes longer
+/// than it takes to come.
+fn soon<T>(channel: &Receiver<T>) -> Option<T> {
+    const WHILE: Duration = Duration::from_micros(100);
+    let begun = Instant::now();
+    while begun.elapsed() < WHILE {
+        match channel.try_recv() {
+            // Whoever is to send it may need this CPU.
+            Err(TryRecvError::Empty) => std::thread::yield_now(),
+            answer => return answer.ok(),
         }
-        // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits in KVM for its start-up interrupt.
-        Start::Wait(made) => drop(made.send(())),
     }
-    Ok(Some(vcpu))
+    channel.recv().ok()
 }
 
 fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
