@@ -117,7 +117,8 @@ pub fn preempt() {
     }
 }
 
-/// Starts CPUs 1 to `count - 1`, one after the other: each runs its idle thread before the next begins. Panics when there is no memory for one, or it does not come.
+/// Starts CPUs 1 to `count - 1`, one after the other: each runs its idle thread before the next
+/// begins. Panics when there is no memory for one, or it does not come.
 pub fn start_cpus(vm: &KernelVm, count: u32) {
     cpus::expect(count);
     if clock().is_some_and(|clock| clock.mode() == TimeMode::Real) {
@@ -146,7 +147,8 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         // SAFETY: both stacks were made for this CPU, which never ends.
         let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
         adopt(cpu, idle);
-        // It is in the lists of CPUs and threads already. Nobody may look at these, the host included, before they are true.
+        // It is in the lists of CPUs and threads already. Nobody may look at these, the host
+        // included, before they are true.
         if let Err(why) = ap::start(cpu, || vm.cpu_has_started(pcpu)) {
             panic!("boot: CPU {number}: {why:?}");
         }

@@ -1,9 +1,9 @@
 //! From a checked configuration to a guest that serves requests.
 //!
-//! Two threads share the work: while this one makes the VM, the vCPU's own fills the guest's memory ([`Load`]), and asks KVM
-//! for its CPUID when it is to hold; then this one goes on with the memory while the other makes the vCPU, and whichever is
-//! done earlier helps.
-//! This one never waits for the other, so that a launch on a busy machine loses no time to the scheduler.
+//! Two threads share the work: while this one makes the VM, the vCPU's own fills the guest's memory
+//! ([`Load`]), and asks KVM for its CPUID when it is to hold; then this one goes on with the memory
+//! while the other makes the vCPU, and whichever is done earlier helps. This one never waits for
+//! the other, so that a launch on a busy machine loses no time to the scheduler.
 
 use std::io::Write;
 use std::mem::offset_of;

@@ -1,18 +1,18 @@
 //! The guest's memory as its boot expects it: the image is in place, and the pages that the boot is
 //! going to touch are present.
 //!
-//! Where KVM shadows page tables, the first touch of a page is a fault that costs 12 to 26 us, nearly
-//! all of it the way out of the guest and back. KVM fills the entries of the seven pages beside it at
-//! no cost when the host has them present, and the kernel is laid out so that what its boot touches
-//! lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us each, after it has
-//! copied the image: by the file behind the memory, as the host then clears no page that is
-//! overwritten.
+//! Where KVM shadows page tables, the first touch of a page is a fault that costs 12 to 26 us,
+//! nearly all of it the way out of the guest and back. KVM fills the entries of the seven pages
+//! beside it at no cost when the host has them present, and the kernel is laid out so that what its
+//! boot touches lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us
+//! each, after it has copied the image: by the file behind the memory, as the host then clears no
+//! page that is overwritten.
 //!
-//! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so, each
-//! while it has nothing better to do: that of the first vCPU until there is a VM, and the launching
-//! one when there is. Both at once are hardly faster than one, as the host adds pages to a file
-//! under a lock. The vCPU runs when both have found no piece left, each having done its own: then all
-//! are done.
+//! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so,
+//! each while it has nothing better to do: that of the first vCPU until there is a VM, and the
+//! launching one when there is. Both at once are hardly faster than one, as the host adds pages to
+//! a file under a lock. The vCPU runs when both have found no piece left, each having done its own:
+//! then all are done.
 //!
 //! Presence is a matter of speed alone. A page that was not foreseen costs its fault; one that was
 //! foreseen in vain costs a page of the host's memory; a kernel of the host that cannot do it (before

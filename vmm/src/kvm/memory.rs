@@ -224,14 +224,16 @@ impl GuestRam {
     pub(crate) fn populate(&self, range: &Range<GuestPhys>) {
         let len = usize::try_from(range.end.since(range.start)).unwrap_or(0);
         if let Ok(slice) = self.memory.get_slice(GuestAddress(range.start.get()), len) {
-            // SAFETY: the slice is a mapped part of guest RAM, and its contents stay as they are. That it fails shows later, as
-            // faults. What is shared may be written as soon as it has been read, and a fault for reading maps the pages
-            // beside it as well, where there are some.
+            // SAFETY: the slice is a mapped part of guest RAM, and its contents stay as they are.
+            // That it fails shows later, as faults. What is shared may be written as soon as it has
+            // been read, and a fault for reading maps the pages beside it as well, where there are
+            // some.
             let _ = unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_READ) };
         }
     }
 
-    /// Copies `bytes` in, from `start` on, which nobody has touched yet: the host clears no page that is overwritten whole.
+    /// Copies `bytes` in, from `start` on, which nobody has touched yet: the host clears no page
+    /// that is overwritten whole.
     pub(crate) fn write_fresh(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
         let outside = NotRam { start, len: bytes.len() as u64 };
         let found = self.memory.to_region_addr(GuestAddress(start.get()));

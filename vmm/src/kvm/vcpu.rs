@@ -292,8 +292,8 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
     match start {
         Start::Boot { load, entry } => {
             let Ok(load) = load.recv() else { return Ok(None) };
-            // The CPUID comes after this. KVM makes it in one piece of 50 to 120 us, about as long as the launching thread then
-            // waits for KVM to take the memory.
+            // The CPUID comes after this. KVM makes it in one piece of 50 to 120 us, about as long
+            // as the launching thread then waits for KVM to take the memory.
             while load.pass_time() {}
             let cpuid = vcpu_cpuid(kvm, state.id)?;
             let Some(vm) = soon(&vm) else { return Ok(None) };
@@ -308,8 +308,8 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
             let cpuid = vcpu_cpuid(kvm, state.id)?;
             let Ok(vm) = vm.recv() else { return Ok(None) };
             let (vcpu, _) = make(&vm, &cpuid, state)?;
-            // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits in KVM for its start-up
-            // interrupt.
+            // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits
+            // in KVM for its start-up interrupt.
             let _ = made.send(());
             Ok(Some(vcpu))
         }
@@ -328,8 +328,8 @@ fn make(vm: &Vm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u32)
     Ok((vcpu, tsc_khz))
 }
 
-/// What comes out of `channel` in a moment; nothing when nothing ever will. Looks for it for a while: to be woken takes longer
-/// than it takes to come.
+/// What comes out of `channel` in a moment; nothing when nothing ever will. Looks for it for a
+/// while: to be woken takes longer than it takes to come.
 fn soon<T>(channel: &Receiver<T>) -> Option<T> {
     const WHILE: Duration = Duration::from_micros(100);
     let begun = Instant::now();

@@ -59,8 +59,8 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Whether the CPU `pcpu` has called [`Vm::cpu_started`]. Until then it is on the list of CPUs and runs no thread, and its
-    /// idle thread has no state. Locks: none needed. Never sleeps.
+    /// Whether the CPU `pcpu` has called [`Vm::cpu_started`]. Until then it is on the list of CPUs
+    /// and runs no thread, and its idle thread has no state. Locks: none needed. Never sleeps.
     #[must_use]
     pub fn cpu_has_started(&self, pcpu: KPtr<Pcpu>) -> bool {
         let has_thread = !self.get(pcpu).curthread.get().is_null();

@@ -154,7 +154,8 @@ fn prepare() {
     }
 }
 
-/// Starts the CPU of `cpu`, and waits until it runs the body and `has_started` says that it has gone far enough.
+/// Starts the CPU of `cpu`, and waits until it runs the body and `has_started` says that it has
+/// gone far enough.
 ///
 /// # Errors
 /// When it does not come.
