@@ -33,7 +33,7 @@ const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8100);
 /// Where the control region lies: next to the rest, so that KVM may map both at once.
 pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x9000);
 /// Where what the loader places ends: memory that a PC's firmware would use begins here.
-const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
+pub(super) const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
 
 const _: () = {
     let ranges = 2;

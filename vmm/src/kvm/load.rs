@@ -5,8 +5,9 @@
 //! nearly all of it the way out of the guest and back. KVM fills the entries of the seven pages
 //! beside it at no cost when the host has them present, and the kernel is laid out so that what its
 //! boot touches lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us
-//! each, after it has copied the image: by the file behind the memory, as the host then clears no
-//! page that is overwritten.
+//! each. It writes them first, the image's and the zeros between, by the file behind the memory: the
+//! host does not clear a page that is overwritten, and the lock over this process's address space,
+//! which the vCPU needs as well when it is made, is held only while pages are mapped.
 //!
 //! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so,
 //! each while it has nothing better to do: that of the first vCPU until there is a VM, and the
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 
-use super::boot::touched_by_boot;
+use super::boot::{LOADER_END, touched_by_boot};
 use super::elf::{Plan, Segment};
 use super::memory::GuestRam;
 use crate::image::KernelImage;
@@ -33,6 +34,9 @@ use crate::image::KernelImage;
 const PREFETCH: u64 = 8;
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
 const PIECE: u64 = 2 * PREFETCH * PAGE_SIZE;
+
+/// What a piece holds where the image has nothing.
+static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// The work.
 #[derive(Debug)]
@@ -83,12 +87,20 @@ impl Load {
         while self.work() {}
     }
 
-    /// Copies what the image has in `piece`, and makes its pages present.
+    /// Writes `piece`, what the image has there and zeros where it has nothing, and makes its pages
+    /// present.
     fn fill(&self, piece: &Range<GuestPhys>) {
-        for segment in &self.segments {
-            if let Some((at, file)) = part(segment, piece) {
-                let written = self.ram.write_fresh(at, &self.image.bytes()[file]);
-                written.expect("the plan keeps to memory");
+        // What the loader hands over is written meanwhile.
+        let mut at = if piece.start < LOADER_END { piece.end } else { piece.start };
+        while at < piece.end {
+            let parts = self.segments.iter().filter_map(|segment| part(segment, &(at..piece.end)));
+            let next = parts.min_by_key(|(start, _)| *start);
+            let zeros = next.as_ref().map_or(piece.end, |(start, _)| *start).since(at);
+            let zeros = &ZEROS[..usize::try_from(zeros).unwrap_or(0)];
+            let file = next.map_or(0..0, |(_, file)| file);
+            for bytes in [zeros, &self.image.bytes()[file]] {
+                self.ram.write_fresh(at, bytes).expect("the plan keeps to memory");
+                at = at.add(bytes.len() as u64);
             }
         }
         self.ram.populate(piece);
