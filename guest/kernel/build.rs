@@ -144,6 +144,7 @@ SECTIONS {{
     __text_end = .;
     . = ALIGN({PREFETCH_BYTES});
     .note.pvh : AT(ADDR(.note.pvh) - KERNBASE) {{ KEEP(*(.note.pvh)) }} :rodata :note
+    .note.vmkern : AT(ADDR(.note.vmkern) - KERNBASE) {{ KEEP(*(.note.vmkern)) }} :rodata :note
     .note.gnu.build-id : AT(ADDR(.note.gnu.build-id) - KERNBASE) {{ *(.note.gnu.build-id) }} :rodata :note
     .rodata : AT(ADDR(.rodata) - KERNBASE) {{
         *(.rodata .rodata.*)

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod control;
 pub mod crash;
 pub mod describe;
+pub mod entry;
 pub mod field;
 pub mod kva;
 pub mod layout;
@@ -31,4 +32,4 @@ pub mod walk;
 /// Version of what the words of this crate mean: it changes with the protocol, with the encoding of operations, with the
 /// meaning of a field. How the structures are laid out is told by [`describe::HASH`], which changes by itself. The kernel
 /// publishes both, and a host refuses any other.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;

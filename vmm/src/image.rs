@@ -150,6 +150,9 @@ pub enum ImageFault {
     /// Its PVH entry note says nothing that could be an entry.
     #[error("has a bad PVH entry note: {0}")]
     PvhNote(String),
+    /// Its note for vmkern's loader ([`vmkern_abi::entry`]) says what cannot be.
+    #[error("has a bad vmkern entry note: {0}")]
+    EntryNote(String),
     /// A program header contradicts itself, the file or another one.
     #[error("program header {index}: {problem}")]
     Segment {

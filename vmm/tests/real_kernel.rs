@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use vmkern::{Builder, Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
+use vmkern::abi::entry::NOTE_TYPE;
+use vmkern::{Builder, Guest, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome, Privilege};
 
 const PAGE: u64 = 4096;
 
@@ -35,6 +36,42 @@ fn guests_of_every_size_boot_and_manage_their_memory() {
         let pages = guest.meter().unwrap_or_else(|error| panic!("{error}")).v_page_count.get();
         assert!(pages * PAGE <= memory && pages * PAGE >= memory / 2, "{pages} pages of {memory} bytes");
     }
+}
+
+/// The built-in kernel without its note for vmkern's loader: the note's type says that it is
+/// another one.
+fn kernel_without_entry_note() -> KernelImage {
+    let mut file = KernelImage::embedded().bytes().to_vec();
+    let mut end = NOTE_TYPE.to_le_bytes().to_vec();
+    end.extend(b"vmkern\0\0");
+    let at = file.windows(end.len()).position(|bytes| bytes == end).expect("the kernel has the note");
+    file[at..at + 4].fill(0);
+    KernelImage::from_bytes(file)
+}
+
+/// The privilege that the kernel runs at; nothing where KVM cannot run it at the one that was asked
+/// for.
+fn privilege(kernel: KernelImage, asked: Privilege) -> Option<Privilege> {
+    let mut guest = match Guest::builder().kernel(kernel).privilege(asked).launch() {
+        Ok(guest) => guest,
+        Err(LaunchError::Unemulated(_)) => return None,
+        Err(error) => panic!("{error}"),
+    };
+    kmem_malloc(&mut guest, 4 * PAGE);
+    Some(guest.environment().privilege)
+}
+
+#[test]
+fn a_kernel_without_the_entry_note_boots_by_pvh_and_decides_alike() {
+    let both = |asked| {
+        let [direct, pvh] = [KernelImage::embedded(), kernel_without_entry_note()];
+        let decided = [privilege(direct, asked), privilege(pvh, asked)];
+        assert_eq!(decided[0], decided[1], "{asked:?}");
+        decided[0]
+    };
+    assert_eq!(both(Privilege::User), Some(Privilege::User));
+    assert!(matches!(both(Privilege::Supervisor), None | Some(Privilege::Supervisor)));
+    assert!(both(Privilege::Auto).is_some());
 }
 
 #[test]

@@ -29,8 +29,8 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 
 /// The kernel body begins here, at the privilege that the entry code chose.
 ///
-/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what 16 CPL0 instructions took,
-/// `entry_tsc` the TSC at entry.
+/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what a few CPL0
+/// instructions took, `entry_tsc` the TSC at entry.
 extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));
     let args = BootArgs::parse(boot.command_line).unwrap_or_else(|word| panic!("boot: {word}"));
@@ -65,7 +65,8 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     }
 }
 
-/// The entry code looks at the first word of the command line only; what the whole line says must agree.
+/// A loader that enters directly says what the command line asks for, and the PVH entry looks at
+/// its first word only; what the whole line says must agree.
 fn check_privilege(asked: Privilege) {
     let is_user = arch::percpu::PerCpu::current().body_is_user();
     match (asked, is_user) {

@@ -127,9 +127,6 @@ pub enum Phase {
     Dead = 2,
 }
 
-/// CPL0 instructions that the kernel times on its way in ([`ControlRegion::cpl0_cycles`]).
-pub const TIMED_INSTRUCTIONS: u64 = 16;
-
 /// Whether a ring's consumer sleeps.
 #[derive(Debug, FromBytes, KnownLayout)]
 #[repr(C, align(64))]
@@ -189,7 +186,7 @@ pub struct ControlRegion {
     pub phase: Field<u32>,
     /// The CPL at which the kernel body runs, 0 or 3.
     pub body_cpl: Field<u32>,
-    /// Cycles that [`TIMED_INSTRUCTIONS`] CPL0 instructions took on the way in.
+    /// Cycles that [`TIMED_INSTRUCTIONS`](crate::entry::TIMED_INSTRUCTIONS) took on the way in.
     pub cpl0_cycles: Field<u64>,
     /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the
     /// others before they stand still, so that nobody is left waiting for an answer.

@@ -15,7 +15,8 @@ use std::time::Duration;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
 use vmkern_abi::boot::{BootArgs, Privilege};
-use vmkern_abi::control::{ControlRegion, ExitCode, Phase, TIMED_INSTRUCTIONS};
+use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
+use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
 
 use super::bell::Bell;
@@ -135,10 +136,11 @@ fn start_vcpus(
     let logs = logs(&ram, vcpus, console, log)?;
     let args = boot_args(config, selftest);
     let memory = Arc::clone(&ram);
+    let begin = boot::Begin { entry: plan.entry, privilege: config.privilege };
     let finish = move |tsc_khz: u32, paging: Paging| {
         let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
         let written = write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
-        written.map(|()| plan.entry).map_err(not_ram)
+        written.map(|()| begin).map_err(not_ram)
     };
     load.finish();
     // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{kvm_dtable, kvm_regs};
 use kvm_ioctls::{Kvm, VcpuExit};
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::boot::Privilege;
 use vmkern_abi::control::DOORBELL_VECTOR;
 
 use super::{Check, Need, Trouble};
 use crate::kvm::KvmError;
-use crate::kvm::boot::set_entry_state;
+use crate::kvm::boot::{Begin, set_entry_state};
 use crate::kvm::elf::Entry;
 use crate::kvm::ioctl::{Patience, ioctl};
 use crate::kvm::kick::{KickSlot, KickableVcpu};
@@ -132,7 +133,8 @@ impl Probe {
     /// Puts `code` in place and the vCPU before it.
     fn load(&mut self, code: &[u8]) -> Result<(), Trouble> {
         self.write(CODE, code)?;
-        Ok(set_entry_state(&self.vcpu, Entry(CODE))?)
+        let begin = Begin { entry: Entry::Pvh(CODE), privilege: Privilege::Auto };
+        Ok(set_entry_state(&self.vcpu, &begin)?)
     }
 
     fn write(&self, at: GuestPhys, bytes: &[u8]) -> Result<(), Trouble> {

@@ -1,21 +1,26 @@
-//! Boot by PVH: the image, the start information, and the CPU's first state.
+//! Boot: the image, the start information, and the CPU's first state.
 //!
-//! The first MiB is the loader's: start information, memory map, command line and control region lie there, and the
-//! image above. The protocol is Xen's `hvm_start_info` (version 1): 32-bit protected mode, paging off, flat segments,
-//! EBX at the start information.
+//! The first MiB is the loader's: start information, memory map, command line and control region
+//! lie there, and the image above. What the kernel is told is Xen's `hvm_start_info` (version 1).
+//! How it is entered is for its notes to say:
+//!
+//! - directly, in long mode ([`vmkern_abi::entry`]), as the kernel that is built in wants it;
+//! - by PVH: 32-bit protected mode, paging off, flat segments, EBX at the start information. A
+//!   kernel without vmkern's note is entered so, as by any other loader.
 
 use std::mem::offset_of;
 use std::ops::Range;
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
 use vm_memory::GuestAddress;
-use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
-use vmkern_abi::boot::{AP_END, BootArgs};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
+use vmkern_abi::boot::{AP_END, BootArgs, Privilege};
 use vmkern_abi::control::ControlRegion;
+use vmkern_abi::entry::{self, EntryNote};
 use vmkern_abi::layout::BootRegion;
 
 use super::KvmError;
@@ -102,34 +107,136 @@ pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(),
         .map_err(|_| NotRam { start: START_INFO, len: PAGE_SIZE })
 }
 
-/// Brings `vcpu` to the state in which PVH enters a kernel at `entry`.
-pub(crate) fn set_entry_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
-    const CR0_PE: u64 = 1;
-    const RFLAGS_FIXED: u64 = 2;
-    let flat = |type_, selector| kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        dpl: 0,
-        db: 1,
-        s: 1,
-        l: 0,
-        g: 1,
-        avl: 0,
-        unusable: 0,
-        padding: 0,
+/// How the vCPU that boots begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    /// Where, and in which state.
+    pub(crate) entry: Entry,
+    /// The privilege that the command line asks for.
+    pub(crate) privilege: Privilege,
+}
+
+/// RFLAGS with nothing set but the bit that always is.
+const RFLAGS_FIXED: u64 = 2;
+/// Type of a busy task-state segment.
+const TSS_BUSY: u8 = 0xb;
+
+/// Brings `vcpu` to the state in which its kernel wants to be entered.
+pub(crate) fn set_entry_state(vcpu: &VcpuFd, begin: &Begin) -> Result<(), KvmError> {
+    let old = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
+    let (sregs, regs) = match &begin.entry {
+        Entry::Pvh(entry) => pvh_state(old, *entry),
+        Entry::Direct(note) => direct_state(old, note, begin.privilege),
     };
-    let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
-    let data = flat(0x3, 0x10);
-    sregs.cs = flat(0xb, 0x8);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { type_: 0xb, limit: 0x67, present: 1, selector: 0x18, ..Default::default() };
-    sregs.cr0 = CR0_PE;
-    sregs.cr4 = 0;
-    sregs.efer = 0;
     ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
-    let regs = kvm_regs { rip: entry.0.get(), rbx: START_INFO.get(), rflags: RFLAGS_FIXED, ..Default::default() };
     ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))
+}
+
+/// A present segment of all addresses below 4 GiB: neither 32-bit nor 64-bit code yet.
+fn flat(type_: u8, selector: u16) -> kvm_segment {
+    kvm_segment { limit: u32::MAX, selector, type_, present: 1, s: 1, g: 1, ..Default::default() }
+}
+
+/// The state in which PVH enters a kernel at `entry`.
+fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
+    const CR0_PE: u64 = 1;
+    let wide = |type_, selector| kvm_segment { db: 1, ..flat(type_, selector) };
+    let data = wide(0x3, 0x10);
+    let (ds, es, fs, gs, ss) = (data, data, data, data, data);
+    let tr = kvm_segment { type_: TSS_BUSY, limit: 0x67, present: 1, selector: 0x18, ..Default::default() };
+    let cs = wide(0xb, 0x8);
+    let sregs = kvm_sregs { cs, ds, es, fs, gs, ss, tr, cr0: CR0_PE, cr4: 0, efer: 0, ..old };
+    let regs = kvm_regs { rip: entry.get(), rbx: START_INFO.get(), rflags: RFLAGS_FIXED, ..Default::default() };
+    (sregs, regs)
+}
+
+/// The state in which a kernel with this note is entered.
+fn direct_state(old: kvm_sregs, note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
+    // What a processor makes of a null selector. The bases of FS and GS count all the same.
+    let null = kvm_segment { unusable: 1, ..Default::default() };
+    let table = |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
+    let (ds, es, fs, ss, ldt) = (null, null, null, null, null);
+    let sregs = kvm_sregs {
+        cs: kvm_segment { l: 1, ..flat(0xb, entry::CS) },
+        ds,
+        es,
+        fs,
+        gs: kvm_segment { base: note.gs_base.get(), ..null },
+        ss,
+        tr: kvm_segment {
+            base: note.tss_base.get(),
+            limit: note.tss_limit,
+            selector: note.tss_selector,
+            type_: TSS_BUSY,
+            present: 1,
+            ..Default::default()
+        },
+        ldt,
+        gdt: table(note.gdt_base, note.gdt_limit),
+        idt: table(note.idt_base, note.idt_limit),
+        cr0: entry::CR0,
+        cr3: note.cr3.get(),
+        cr4: entry::CR4,
+        efer: entry::EFER,
+        ..old
+    };
+    let regs = kvm_regs {
+        rip: note.rip.get(),
+        rsp: note.rsp.get(),
+        rdi: START_INFO.get(),
+        rcx: entry::user_from(privilege).into(),
+        rflags: RFLAGS_FIXED,
+        ..Default::default()
+    };
+    (sregs, regs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a vCPU is given for a kernel with this note.
+    fn direct(privilege: Privilege) -> (kvm_sregs, kvm_regs) {
+        let note = EntryNote {
+            version: entry::VERSION,
+            tss_limit: 0x168,
+            tss_selector: 0x30,
+            gdt_limit: 0x3f,
+            idt_limit: 0xfff,
+            reserved: 0,
+            rip: GuestVirt::new(0xffff_ffff_8010_0000),
+            rsp: GuestVirt::new(0xffff_ffff_8014_0000),
+            cr3: GuestPhys::new(0x15_0000),
+            gdt_base: GuestVirt::new(0xffff_ffff_8014_b000),
+            idt_base: GuestVirt::new(0xffff_ffff_8014_8000),
+            tss_base: GuestVirt::new(0xffff_ffff_8014_a000),
+            gs_base: GuestVirt::new(0xffff_ffff_8014_a000),
+        };
+        direct_state(kvm_sregs { apic_base: 0xfee0_0900, ..Default::default() }, &note, privilege)
+    }
+
+    #[test]
+    fn the_state_of_a_direct_entry_is_one_that_a_processor_can_be_in() {
+        let (sregs, regs) = direct(Privilege::Auto);
+        // SDM volume 3, sections 4.1.1 and 27.3.1: what long mode and VM entry ask for.
+        let (pe, pg, pae, lme_lma) = (1, 1 << 31, 1 << 5, 1 << 8 | 1 << 10);
+        assert_eq!((sregs.cr0 & (pe | pg), sregs.cr4 & pae, sregs.efer & lme_lma), (pe | pg, pae, lme_lma));
+        assert_eq!((sregs.cs.l, sregs.cs.db, sregs.cs.g, sregs.cs.s, sregs.cs.present), (1, 0, 1, 1, 1));
+        assert_eq!((sregs.cs.type_, sregs.cs.dpl, sregs.cs.selector & 7), (0xb, 0, 0));
+        assert_eq!((sregs.tr.type_, sregs.tr.s, sregs.tr.present, sregs.tr.unusable, sregs.tr.g), (0xb, 0, 1, 0, 0));
+        for null in [sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss, sregs.ldt] {
+            assert_eq!((null.unusable, null.selector, null.dpl), (1, 0, 0));
+        }
+        assert_eq!((regs.rflags, sregs.apic_base), (2, 0xfee0_0900));
+    }
+
+    #[test]
+    fn a_direct_entry_is_told_the_privilege_and_where_the_start_information_lies() {
+        for (privilege, from) in
+            [(Privilege::Auto, entry::EMULATED_FROM), (Privilege::User, 0), (Privilege::Supervisor, u32::MAX)]
+        {
+            let (_, regs) = direct(privilege);
+            assert_eq!((regs.rcx, regs.rdi, regs.rbp), (from.into(), START_INFO.get(), 0));
+        }
+    }
 }

@@ -1,14 +1,17 @@
 //! A kernel's ELF file: which of its bytes go where, and where it wants to be entered.
 //!
-//! The file is hostile. It is read once: [`Plan`] is what the headers and the PVH note say, each field checked against the
-//! file and against memory, and the loader does what the plan says without looking at the file's headers again.
+//! The file is hostile. It is read once: [`Plan`] is what the headers and the entry notes say, each
+//! field checked against the file and against memory, and the loader does what the plan says
+//! without looking at the file's headers again.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use object::elf::{NoteType, PT_LOAD, ProgramHeader64};
 use object::read::elf::{ElfFile64, Note, ProgramHeader as _};
 use object::{LittleEndian, Object as _, ObjectKind};
-use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::addr::{GuestPhys, GuestVirt};
+use vmkern_abi::entry::{self, EntryNote};
+use zerocopy::FromBytes as _;
 
 use crate::image::ImageFault;
 
@@ -17,15 +20,28 @@ const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
 /// Type of the note that names the PVH entry.
 const XEN_ELFNOTE_PHYS32_ENTRY: NoteType = NoteType(18);
 /// The name of that note.
-const XEN: &[u8] = b"Xen\0";
+const XEN: &str = "Xen";
+/// Type of the note for vmkern's loader.
+const VMKERN_ENTRY: NoteType = NoteType(entry::NOTE_TYPE);
+
+/// Limit of the smallest task-state segment, and what the limit of one that is counted in bytes can
+/// be at most.
+const TSS_LIMITS: RangeInclusive<u32> = 0x67..=0xf_ffff;
+/// Bytes of its descriptor, less one.
+const TSS_DESCRIPTOR_LAST: u16 = 15;
 
 const ENDIAN: LittleEndian = LittleEndian;
 
 type Header = ProgramHeader64<LittleEndian>;
 
-/// Where the image wants to be entered.
+/// Where the image wants to be entered, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry(pub(crate) GuestPhys);
+pub(crate) enum Entry {
+    /// By PVH, at this address.
+    Pvh(GuestPhys),
+    /// In long mode, as its note says.
+    Direct(EntryNote),
+}
 
 /// A part of the image: what is at `file` in its file from `start` on, and zeros up to `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +85,15 @@ impl Plan {
             }
         }
         let segments: Vec<_> = segments.into_iter().map(|(_, segment)| segment).collect();
-        let entry = entry(headers, file)?;
-        if !segments.iter().any(|segment| (segment.start..segment.end).contains(&entry.0)) {
-            return Err(ImageFault::PvhNote(format!("its entry {} lies in no segment", entry.0)));
+        let holds = |at: &GuestPhys| segments.iter().any(|segment| (segment.start..segment.end).contains(at));
+        let (pvh, direct) = entries(headers, file)?;
+        if !holds(&pvh) {
+            return Err(ImageFault::PvhNote(format!("its entry {pvh} lies in no segment")));
         }
-        Ok(Self { segments, entry })
+        if let Some(note) = &direct {
+            check(note, headers, holds).map_err(ImageFault::EntryNote)?;
+        }
+        Ok(Self { segments, entry: direct.map_or(Entry::Pvh(pvh), Entry::Direct) })
     }
 }
 
@@ -115,9 +135,11 @@ fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, I
     }
 }
 
-/// The entry that the PVH note names. All notes are read: one that is broken makes the file a broken one.
-fn entry(headers: &[Header], file: &[u8]) -> Result<Entry, ImageFault> {
-    let mut found = None;
+/// What the PVH note and vmkern's own say; the second may be missing. All notes are read: one that
+/// is broken makes the file a broken one.
+fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNote>), ImageFault> {
+    let (mut pvh, mut direct) = (None, None);
+    let twice = || "there is more than one".to_owned();
     for (index, header) in headers.iter().enumerate() {
         let broken = |error: object::Error| ImageFault::Segment { index, problem: format!("its notes: {error}") };
         if header.p_type(ENDIAN) != object::elf::PT_NOTE {
@@ -126,31 +148,107 @@ fn entry(headers: &[Header], file: &[u8]) -> Result<Entry, ImageFault> {
         in_file(index, header, file)?;
         let Some(mut notes) = header.notes(ENDIAN, file).map_err(broken)? else { continue };
         while let Some(note) = notes.next().map_err(broken)? {
-            let is_entry = note.n_type(ENDIAN) == XEN_ELFNOTE_PHYS32_ENTRY && note.name() == &XEN[..3];
-            if is_entry && found.replace(pvh_entry(&note)?).is_some() {
-                return Err(ImageFault::PvhNote("there is more than one".to_owned()));
+            let is = |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
+            if is(XEN_ELFNOTE_PHYS32_ENTRY, XEN) {
+                let entry = pvh_entry(&note).map_err(ImageFault::PvhNote)?;
+                if pvh.replace(entry).is_some() {
+                    return Err(ImageFault::PvhNote(twice()));
+                }
+            }
+            if is(VMKERN_ENTRY, entry::NOTE_NAME) {
+                let entry = direct_entry(&note).map_err(ImageFault::EntryNote)?;
+                if direct.replace(entry).is_some() {
+                    return Err(ImageFault::EntryNote(twice()));
+                }
             }
         }
     }
-    found.ok_or(ImageFault::NoPvhNote)
+    Ok((pvh.ok_or(ImageFault::NoPvhNote)?, direct.flatten()))
 }
 
-fn pvh_entry(note: &Note<'_, object::elf::FileHeader64<LittleEndian>>) -> Result<Entry, ImageFault> {
-    let wrong = |problem: String| Err(ImageFault::PvhNote(problem));
-    if note.name_bytes() != XEN {
-        return wrong(format!("its name has {} bytes, and should have 4: \"Xen\" and a zero", note.name_bytes().len()));
+type ElfNote<'a> = Note<'a, object::elf::FileHeader64<LittleEndian>>;
+
+fn check_name(note: &ElfNote<'_>, name: &str) -> Result<(), String> {
+    let (found, wanted) = (note.name_bytes().len(), name.len() + 1);
+    if found == wanted {
+        return Ok(());
     }
+    Err(format!("its name has {found} bytes, and should have {wanted}: \"{name}\" and a zero"))
+}
+
+fn pvh_entry(note: &ElfNote<'_>) -> Result<GuestPhys, String> {
+    check_name(note, XEN)?;
     // Four bytes by the protocol; kernels of 64 bits write eight.
-    let entry = match *note.desc() {
-        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
-        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        ref other => return wrong(format!("its content has {} bytes, and should have 4 or 8", other.len())),
-    };
-    Ok(Entry(GuestPhys::new(entry)))
+    match *note.desc() {
+        [a, b, c, d] => Ok(GuestPhys::new(u32::from_le_bytes([a, b, c, d]).into())),
+        [a, b, c, d, e, f, g, h] => Ok(GuestPhys::new(u64::from_le_bytes([a, b, c, d, e, f, g, h]))),
+        ref other => Err(format!("its content has {} bytes, and should have 4 or 8", other.len())),
+    }
+}
+
+/// What vmkern's note says; nothing when it is of another version.
+fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
+    check_name(note, entry::NOTE_NAME)?;
+    let content = note.desc();
+    let wrong_size = || format!("its content has {} bytes, and should have {}", content.len(), EntryNote::LEN);
+    let (version, _) = u32::read_from_prefix(content).map_err(|_| wrong_size())?;
+    if version != entry::VERSION {
+        log::debug!("the kernel's entry note is of version {version}, which is unknown here: it is entered by PVH");
+        return Ok(None);
+    }
+    EntryNote::read_from_bytes(content).map(Some).map_err(|_| wrong_size())
+}
+
+/// Whether a vCPU can be brought to the state that `note` asks for, and finds code there. `holds`
+/// knows where the image lies in memory.
+fn check(note: &EntryNote, headers: &[Header], holds: impl Fn(&GuestPhys) -> bool) -> Result<(), String> {
+    let EntryNote { tss_limit, tss_selector, gdt_limit, reserved, .. } = *note;
+    let addresses = [
+        ("rip", note.rip),
+        ("rsp", note.rsp),
+        ("gdt_base", note.gdt_base),
+        ("idt_base", note.idt_base),
+        ("tss_base", note.tss_base),
+        ("gs_base", note.gs_base),
+    ];
+    if let Some((field, address)) = addresses.iter().find(|(_, address)| !address.is_canonical()) {
+        return Err(format!("its {field} {address} is not canonical"));
+    }
+    if !headers.iter().any(|header| executes(header, note.rip)) {
+        return Err(format!("its rip {} lies in no executable segment", note.rip));
+    }
+    if !note.cr3.is_page_aligned() || !holds(&note.cr3) {
+        return Err(format!("its cr3 {} does not begin a page of a segment", note.cr3));
+    }
+    if tss_selector & 7 != 0 || tss_selector <= entry::CS {
+        return Err(format!("its tss_selector {tss_selector:#x} names no descriptor of its own in the GDT"));
+    }
+    if tss_selector.checked_add(TSS_DESCRIPTOR_LAST).is_none_or(|last| last > gdt_limit) {
+        return Err(format!("its gdt_limit {gdt_limit:#x} does not reach the end of descriptor {tss_selector:#x}"));
+    }
+    if !TSS_LIMITS.contains(&tss_limit) {
+        let (least, most) = TSS_LIMITS.into_inner();
+        return Err(format!("its tss_limit {tss_limit:#x} is not from {least:#x} to {most:#x}"));
+    }
+    if reserved != 0 {
+        return Err(format!("its reserved field is {reserved:#x}"));
+    }
+    Ok(())
+}
+
+/// Whether the image has code at `rip`, where it says that it is mapped.
+fn executes(header: &Header, rip: GuestVirt) -> bool {
+    let start = header.p_vaddr(ENDIAN);
+    let offset = rip.get().checked_sub(start);
+    header.p_type(ENDIAN) == PT_LOAD
+        && header.p_flags(ENDIAN).0 & object::elf::PF_X.0 != 0
+        && offset.is_some_and(|offset| offset < header.p_memsz(ENDIAN))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::mem::offset_of;
+
     use super::*;
     use crate::image::KernelImage;
 
@@ -185,7 +283,7 @@ mod tests {
     fn the_built_in_kernel_is_planned_with_its_entry_inside() {
         let image = KernelImage::embedded();
         let plan = Plan::of(image.bytes(), LIMIT).expect("it is bootable");
-        assert!(plan.segments.iter().any(|s| (s.start..s.end).contains(&plan.entry.0)));
+        assert!(matches!(plan.entry, Entry::Direct(_)), "it has vmkern's note");
         assert!(plan.segments.iter().all(|s| s.file.len() as u64 <= s.end.since(s.start)));
     }
 
@@ -234,5 +332,114 @@ mod tests {
             let text = fault(&bytes);
             assert!(text.contains(told), "`{told}` is not in: {text}");
         }
+    }
+
+    /// Where vmkern's note begins in the built-in kernel's file, and where its content does.
+    fn entry_note() -> (usize, usize) {
+        let len = u32::try_from(EntryNote::LEN).expect("it is short");
+        let mut head: Vec<u8> = [7, len, entry::NOTE_TYPE].iter().flat_map(|word| word.to_le_bytes()).collect();
+        head.extend(b"vmkern\0\0");
+        let image = KernelImage::embedded();
+        let at = image.bytes().windows(head.len()).position(|bytes| bytes == head).expect("the kernel has the note");
+        (at, at + head.len())
+    }
+
+    #[test]
+    fn a_kernel_whose_entry_note_is_unknown_is_entered_by_pvh() {
+        let (note, content) = entry_note();
+        let renamed = patched(note + 12, b"Vmkern");
+        let other_type = patched(note + 8, &2u32.to_le_bytes());
+        let later = patched(content, &(entry::VERSION + 1).to_le_bytes());
+        for file in [renamed, other_type, later] {
+            let plan = Plan::of(&file, LIMIT).expect("it is bootable");
+            assert!(matches!(plan.entry, Entry::Pvh(_)), "{:?}", plan.entry);
+        }
+    }
+
+    #[test]
+    fn an_entry_note_of_another_size_is_refused_with_what_it_says() {
+        let (note, _) = entry_note();
+        for (at, value, told) in [
+            (note, 6, "its name has 6 bytes"),
+            (note + 4, 0, "its content has 0 bytes"),
+            (note + 4, 3, "its content has 3 bytes"),
+            (note + 4, 71, "its content has 71 bytes, and should have 72"),
+            (note + 4, 73, "its content has 73 bytes, and should have 72"),
+            (note + 4, u32::MAX, "its notes"),
+        ] {
+            let text = fault(&patched(at, &value.to_le_bytes()));
+            assert!(text.contains(told), "`{told}` is not in: {text}");
+        }
+    }
+
+    #[test]
+    fn an_entry_note_that_asks_for_an_impossible_state_is_refused_with_the_field() {
+        let (_, note) = entry_note();
+        let words: [(usize, u64, &str); 17] = [
+            (offset_of!(EntryNote, rip), 1 << 47, "rip 0x800000000000 is not canonical"),
+            (offset_of!(EntryNote, rip), 0x1000, "rip 0x1000 lies in no executable segment"),
+            (offset_of!(EntryNote, rip), built_in_note().cr3.get(), "lies in no executable segment"),
+            (offset_of!(EntryNote, rip), built_in_note().gdt_base.get(), "lies in no executable segment"),
+            (offset_of!(EntryNote, rip), u64::MAX, "lies in no executable segment"),
+            (offset_of!(EntryNote, rsp), 1 << 47, "rsp"),
+            (offset_of!(EntryNote, cr3), 0, "cr3 0x0 does not begin a page of a segment"),
+            (offset_of!(EntryNote, cr3), built_in_note().cr3.get() + 8, "cr3"),
+            (offset_of!(EntryNote, cr3), LIMIT.get(), "cr3"),
+            (offset_of!(EntryNote, cr3), u64::MAX & !0xfff, "cr3"),
+            (offset_of!(EntryNote, cr3), 1 << 63 | built_in_note().cr3.get(), "cr3"),
+            (offset_of!(EntryNote, gdt_base), 1 << 63, "gdt_base"),
+            (offset_of!(EntryNote, idt_base), 1 << 63, "idt_base"),
+            (offset_of!(EntryNote, tss_base), 1 << 63, "tss_base"),
+            (offset_of!(EntryNote, tss_base), 0x7fff << 48, "tss_base"),
+            (offset_of!(EntryNote, gs_base), 1 << 63, "gs_base"),
+            (offset_of!(EntryNote, gs_base), 0xffff << 47 & !(1 << 63), "gs_base"),
+        ];
+        for (field, value, told) in words {
+            expect_fault(&patched(note + field, &value.to_le_bytes()), told);
+        }
+        for (field, value, told) in [
+            (offset_of!(EntryNote, tss_selector), 0, "tss_selector"),
+            (offset_of!(EntryNote, tss_selector), 8, "tss_selector"),
+            (offset_of!(EntryNote, tss_selector), 0x33, "tss_selector 0x33"),
+            (offset_of!(EntryNote, tss_selector), 0x34, "tss_selector 0x34"),
+            (offset_of!(EntryNote, tss_selector), 0x38, "gdt_limit 0x3f does not reach the end of descriptor 0x38"),
+            (offset_of!(EntryNote, tss_selector), 0xfff8, "gdt_limit"),
+            (offset_of!(EntryNote, gdt_limit), 0x3e, "gdt_limit"),
+            (offset_of!(EntryNote, gdt_limit), 0, "gdt_limit"),
+            (offset_of!(EntryNote, reserved), 1, "reserved"),
+        ] {
+            expect_fault(&patched(note + field, &u16::to_le_bytes(value)), told);
+        }
+        for value in [0, 0x66, 0x10_0000, u32::MAX] {
+            let file = patched(note + offset_of!(EntryNote, tss_limit), &value.to_le_bytes());
+            expect_fault(&file, &format!("tss_limit {value:#x}"));
+        }
+    }
+
+    fn expect_fault(file: &[u8], told: &str) {
+        let text = fault(file);
+        assert!(text.contains("bad vmkern entry note") && text.contains(told), "`{told}` is not in: {text}");
+    }
+
+    /// The built-in kernel's note.
+    fn built_in_note() -> EntryNote {
+        match Plan::of(KernelImage::embedded().bytes(), LIMIT).expect("it is bootable").entry {
+            Entry::Direct(note) => note,
+            Entry::Pvh(_) => panic!("it has the note"),
+        }
+    }
+
+    #[test]
+    fn two_entry_notes_are_refused() {
+        let (note, content) = entry_note();
+        let (_, load) = header(PT_LOAD);
+        // The second PT_LOAD becomes a second PT_NOTE, with this note alone.
+        let at = load + 56;
+        let len = (content + EntryNote::LEN - note) as u64;
+        let mut file = patched(at, &object::elf::PT_NOTE.0.to_le_bytes());
+        for (field, value) in [(8, note as u64), (32, len), (48, 4)] {
+            file[at + field..at + field + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        expect_fault(&file, "there is more than one");
     }
 }

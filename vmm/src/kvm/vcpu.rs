@@ -14,9 +14,8 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::paging::Paging;
 
 use super::KvmError;
-use super::boot::set_entry_state;
+use super::boot::{Begin, set_entry_state};
 use super::crew::Crew;
-use super::elf::Entry;
 use super::gate::{Gate, Held, Position, Standing};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
@@ -234,8 +233,8 @@ fn paging(cpuid: &CpuId) -> Paging {
 }
 
 /// Given the TSC's frequency in kHz and what the CPUs demand of page-table entries, finishes the guest's memory and says
-/// where to begin.
-pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Entry, KvmError> + Send>;
+/// how to begin.
+pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Begin, KvmError> + Send>;
 
 /// What a vCPU's thread gets to know from the launching thread, in this order.
 pub(crate) struct Orders {
@@ -301,7 +300,7 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
             load.finish();
             let Some(finish) = soon(&entry) else { return Ok(None) };
             let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
-            set_entry_state(&vcpu, finish(tsc_khz, paging)?)?;
+            set_entry_state(&vcpu, &finish(tsc_khz, paging)?)?;
             Ok(Some(vcpu))
         }
         Start::Wait(made) => {

@@ -123,7 +123,7 @@ pub struct PerCpu {
 unsafe impl Sync for PerCpu {}
 
 /// Limit of the TSS with its I/O bitmap, as `build.rs` puts it into the boot CPU's descriptor.
-const TSS_LIMIT: u64 = 360;
+pub const TSS_LIMIT: u64 = 360;
 
 const _: () = {
     assert!(size_of::<PerCpu>() == 4096);
@@ -206,7 +206,8 @@ fn half<const OFFSET: usize>() -> u32 {
 }
 
 impl PerCpu {
-    /// A CPU with these stacks whose body runs at CPL0 until the entry code decides otherwise. `this` is where it will lie.
+    /// A CPU with these stacks whose body runs at CPL3 until the entry code decides otherwise.
+    /// `this` is where it will lie.
     #[must_use]
     pub const fn new(cpu: u32, stacks: Stacks, entries: TrapEntries, this: *const Self) -> Self {
         let mut ist = [core::ptr::null(); 7];
@@ -224,8 +225,8 @@ impl PerCpu {
                 io_map: [0; 256],
                 io_map_end: 0xff,
             }),
-            body_cs: AtomicU64::new(0x08),
-            body_ss: AtomicU64::new(0x10),
+            body_cs: AtomicU64::new(0x23),
+            body_ss: AtomicU64::new(0x1b),
             body_flags: AtomicU64::new(0x202),
             trap_entry: entries.trap,
             fatal_entry: entries.fatal,
