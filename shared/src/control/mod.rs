@@ -46,8 +46,9 @@ use crate::log::LogRing;
 /// `"vmkern\0\1"`.
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"vmkern\0\x01");
 
-/// Slots in each ring.
-pub const RING_SLOTS: usize = 256;
+/// Slots in each ring. With so few the beginnings of both rings and of the log lie in the first six
+/// pages of the region: see [`ControlRegion`].
+pub const RING_SLOTS: usize = 128;
 
 /// The guest writes any value here to wake the host's side of the response ring.
 pub const DOORBELL_PORT: u16 = 0x510;
@@ -167,6 +168,10 @@ impl Sleeper {
 ///
 /// The fields up to `description_len` are the handshake: they stay where they are in every version, so that two sides that
 /// do not understand each other can still find out why.
+///
+/// What a boot and a first request touch ends with the log's first page. A KVM that shadows page
+/// tables fills the entries of eight aligned pages on one fault, so a host puts these pages and
+/// what else it hands over into one such group.
 #[derive(Debug, FromBytes, KnownLayout)]
 #[repr(C, align(4096))]
 pub struct ControlRegion {

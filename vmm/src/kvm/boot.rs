@@ -26,17 +26,21 @@ use vmkern_abi::layout::BootRegion;
 use super::KvmError;
 use super::elf::{Entry, Plan};
 use super::ioctl::ioctl;
+use super::load::PREFETCH;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 
-/// Where the start information lies. Memory map and command line follow in the same page, as each page that a guest touches
-/// costs its launch.
+/// Where the start information lies. Memory map and command line follow in the same page, the
+/// control region behind it: all that a boot touches here lies in one group of [`PREFETCH`] pages,
+/// and costs it one fault.
 const START_INFO: GuestPhys = GuestPhys::new(0x8000);
 /// Where the memory map lies.
 const MEMORY_MAP: GuestPhys = GuestPhys::new(0x8080);
 /// Where the command line lies. It is short as a rule, and may go on for pages.
 const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8100);
-/// Where the control region lies: next to the rest, so that KVM may map both at once.
+/// Where the control region lies.
 pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x9000);
+/// Where its log lies. The kernel writes less than a page of it before it is ready.
+const LOG: GuestPhys = CONTROL.add(offset_of!(ControlRegion, log) as u64);
 /// Where what the loader places ends: memory that a PC's firmware would use begins here.
 pub(super) const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
 
@@ -46,6 +50,7 @@ const _: () = {
     assert!(START_INFO.get() + size_of::<hvm_start_info>() as u64 <= MEMORY_MAP.get());
     assert!(MEMORY_MAP.get() + ranges * size_of::<hvm_memmap_table_entry>() as u64 <= COMMAND_LINE.get());
     assert!(COMMAND_LINE.get() + BootArgs::MAX_LEN as u64 <= CONTROL.get());
+    assert!(START_INFO.pfn() / PREFETCH == LOG.add(PAGE_SIZE - 1).pfn() / PREFETCH);
     assert!(CONTROL.is_page_aligned() && CONTROL.get() + size_of::<ControlRegion>() as u64 <= LOADER_END.get());
 };
 
@@ -58,8 +63,7 @@ const MEMMAP_RAM: u32 = 1;
 /// the image, and what [`BootRegion`] says.
 pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>> {
     let mut touched: Vec<_> = plan.segments.iter().map(|segment| segment.start..segment.end).collect();
-    let log = CONTROL.add(offset_of!(ControlRegion, log) as u64);
-    touched.push(START_INFO..log.add(PAGE_SIZE));
+    touched.push(START_INFO..LOG.add(PAGE_SIZE));
     let image_end = plan.segments.iter().map(|segment| segment.end).max().unwrap_or(START_INFO);
     let managed = managed(memory, image_end);
     let pages = managed.iter().copied();
@@ -118,15 +122,17 @@ pub(crate) struct Begin {
 
 /// RFLAGS with nothing set but the bit that always is.
 const RFLAGS_FIXED: u64 = 2;
+/// `IA32_APIC_BASE` of the CPU that boots, after a reset: the local APIC is on, and lies where it
+/// always does.
+const APIC_BASE_OF_BOOT_CPU: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
 /// Type of a busy task-state segment.
 const TSS_BUSY: u8 = 0xb;
 
 /// Brings `vcpu` to the state in which its kernel wants to be entered.
 pub(crate) fn set_entry_state(vcpu: &VcpuFd, begin: &Begin) -> Result<(), KvmError> {
-    let old = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     let (sregs, regs) = match &begin.entry {
-        Entry::Pvh(entry) => pvh_state(old, *entry),
-        Entry::Direct(note) => direct_state(old, note, begin.privilege),
+        Entry::Pvh(entry) => pvh_state(ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?, *entry),
+        Entry::Direct(note) => direct_state(note, begin.privilege),
     };
     ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
     ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))
@@ -150,8 +156,9 @@ fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
     (sregs, regs)
 }
 
-/// The state in which a kernel with this note is entered.
-fn direct_state(old: kvm_sregs, note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
+/// The state in which a kernel with this note is entered. It is the whole of it, so that KVM need
+/// not be asked.
+fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
     // What a processor makes of a null selector. The bases of FS and GS count all the same.
     let null = kvm_segment { unusable: 1, ..Default::default() };
     let table = |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
@@ -178,7 +185,8 @@ fn direct_state(old: kvm_sregs, note: &EntryNote, privilege: Privilege) -> (kvm_
         cr3: note.cr3.get(),
         cr4: entry::CR4,
         efer: entry::EFER,
-        ..old
+        apic_base: APIC_BASE_OF_BOOT_CPU,
+        ..Default::default()
     };
     let regs = kvm_regs {
         rip: note.rip.get(),
@@ -212,7 +220,7 @@ mod tests {
             tss_base: GuestVirt::new(0xffff_ffff_8014_a000),
             gs_base: GuestVirt::new(0xffff_ffff_8014_a000),
         };
-        direct_state(kvm_sregs { apic_base: 0xfee0_0900, ..Default::default() }, &note, privilege)
+        direct_state(&note, privilege)
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::memory::GuestRam;
 use crate::image::KernelImage;
 
 /// Pages whose shadow entries KVM fills together (`PTE_PREFETCH_NUM`).
-const PREFETCH: u64 = 8;
+pub(super) const PREFETCH: u64 = 8;
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
 const PIECE: u64 = 2 * PREFETCH * PAGE_SIZE;
 
