@@ -55,69 +55,16 @@ fn main() {
 }
 
 /// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). So what a boot
-/// executes lies side by side, and touches few groups of pages.
+/// and a first request execute lies side by side, and touches few groups of pages.
 const TEXT_ORDER: &str = include_str!("text.order");
 
-/// What comes before them, by parts of mangled names. The order was found by the self-test, which
-/// serves no requests: so the list has what a boot executes to serve them, what the first request
-/// executes, and what a boot formats, whose plain names would take too much along.
-const FIRST: &[&str] = &[
-    "13vmkern_kernel7service5serve17h*",
-    "13vmkern_kernel7service10Dispatcher*",
-    "13vmkern_kernel7service6worker4work17h*",
-    "10vmkern_abi4boot*",
-    "10vmkern_abi5clock*",
-    "11WaitMessage3new17h*",
-    "11WaitMessage5words17h*",
-    "7control4wire*",
-    "7Sleeper*",
-    "11vm_map_find17h*",
-    "12next_timeout17h*",
-    "13sleepq_remove17h*",
-    "7Display3fmt",
-    "bcmp",
-    "3ops7execute17h*",
-    "9map_by_id17h*",
-    "11kmem_malloc17h*",
-    "10kmem_space17h*",
-    "11set_polling17h*",
-    "8runnable17h*",
-    "23vm_object_assert_locked17h*",
-    "10index_*",
-    "14vm_page_lookup17h*",
-    "14vm_page_wakeup17h*",
-    "16page_point_taken17h*",
-    "10pmap_enter17h*",
-    "14index_remember17h*",
-    "6msleep17h*",
-    "11setrunnable17h*",
-    "9mergeable17h*",
-    "16assert_may_sleep17h*",
-    "7pointer17h*",
-    "7set_end17h*",
-    "12sleep_locked17h*",
-    "7set_gap17h*",
-    "21vm_map_simplify_entry17h*",
-    "11sched_yield17h*",
-    "9mi_switch17h*",
-    "17assert_may_switch17h*",
-    "5begin17h*",
-    "12choosethread17h*",
-    "19vm_object_reference17h*",
-    "9Formatter*",
-    "44_$LT$$RF$T$u20$as$u20$core..fmt..Display$GT$3fmt17h*",
-];
-
-/// The lines that put the sections of [`FIRST`] and of [`TEXT_ORDER`]'s functions first. A mangled name
-/// holds the function's as its length and its letters, at the end or before a hash.
+/// The lines that put the sections of [`TEXT_ORDER`]'s functions first. A mangled name of the list
+/// lacks the hash at its end.
 fn text_order() -> String {
-    let mut lines = FIRST.iter().fold(String::new(), |lines, pattern| lines + "        *(.text.*" + pattern + ")\n");
-    for name in TEXT_ORDER.lines() {
-        let part = format!("{}{name}", name.len());
-        // The function, and its closures.
-        let _ = writeln!(lines, "        *(.text.{name} .text.*{part} .text.*{part}17h* .text.*{part}28_*)");
-    }
-    lines + "        *(.text.*13vmkern_kernel7service*)\n"
+    TEXT_ORDER.lines().fold(String::new(), |mut lines, name| {
+        let _ = writeln!(lines, "        *(.text.{name} .text.{name}17h* .text.unlikely.{name}17h*)");
+        lines
+    })
 }
 
 fn link_script() -> String {
@@ -183,6 +130,7 @@ SECTIONS {{
         QUAD({TSS_LIMIT} | ((PERCPU0 & 0xffffff) << 16) | (0x89 << 40) | (((PERCPU0 >> 24) & 0xff) << 56))
         QUAD(PERCPU0 >> 32)
         gdt_end = .;
+        *(.user_frame)
         *(.got .got.plt)
         . = ALIGN({PREFETCH_BYTES:#x});
         *(.tables)

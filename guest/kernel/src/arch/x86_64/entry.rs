@@ -128,7 +128,7 @@ global_asm!(
     ".popsection",
     // What leads to the body at CPL3. Its stack begins with the end of the chain of frames, a zero
     // that is there already; that gives the alignment of a call, too.
-    ".pushsection .data.user_frame, \"aw\", @progbits",
+    ".pushsection .user_frame, \"aw\", @progbits",
     ".balign 8",
     ".global user_frame",
     "user_frame: .quad {body}, 0x23, 0x202, boot_stack_top - 8, 0x1b",
