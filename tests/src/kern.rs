@@ -1,6 +1,6 @@
 //! The functions of `vm_kern.c` as a test calls them.
 
-use vmkern::abi::layout::VmMeter;
+use vmkern::abi::layout::{KernelRoots, VmMeter};
 use vmkern::{
     Context, Crash, EntryView, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, MapStats, ObjectView, Op,
     Outcome,
@@ -202,6 +202,15 @@ pub trait Kern: Run {
     fn make_thread(&mut self, thread: u16) {
         let response = self.guest().call(thread, Op::Nop).unwrap_or_else(|error| panic!("t{thread}: {error}"));
         assert_eq!(response.outcome, Outcome::Ok);
+    }
+
+    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map costs
+    /// pages.
+    fn take_boot_tables(&mut self) {
+        let roots = self.guest().look(|view| view.copy::<KernelRoots>("kernel roots", view.roots()));
+        let end = roots.expect("the roots can be read").kernel_vm_end.get();
+        let first = self.kmem_alloc_nofault(MapId::KERNEL, PAGE).expect("there is room");
+        assert!(self.kmem_alloc_nofault(MapId::KERNEL, end.since(first) - PAGE).is_some());
     }
 
     /// Takes all free pages but `left` for a block of kmem_map: its address and size.

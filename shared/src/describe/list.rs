@@ -142,6 +142,7 @@ describe!(Pcpu {
 describe!(PageCache { lock, _pad, pages, allocs, frees, refills, spills, drained });
 describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, merged, caught_up });
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
+describe!(BootTables { kpdphys, kptphys, nkpt, valid });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });
 describe!(SlabItem { next });
 describe!(SlabZone { lock, item_size, partial, slabs, free, used });
@@ -188,7 +189,8 @@ describe!(KernelRoots {
     map_pages,
     zones,
     sched,
-    cpuhead
+    cpuhead,
+    boot_tables
 });
 describe!(CrashRecord {
     kind,
@@ -265,6 +267,7 @@ pub const STRUCTURES: &[Structure] = &[
     PageCache::DESCRIPTION,
     TlbStats::DESCRIPTION,
     KernelPmap::DESCRIPTION,
+    BootTables::DESCRIPTION,
     SlabHeader::DESCRIPTION,
     SlabItem::DESCRIPTION,
     SlabZone::DESCRIPTION,

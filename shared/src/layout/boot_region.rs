@@ -6,23 +6,42 @@ use core::ops::Range;
 
 use super::{ISADMA_END, KernelRoots, Pcpu, VmPage, VmPhysSeg};
 use crate::addr::{GuestPhys, PAGE_SIZE};
+use crate::kva::NKPT;
 
 /// Order of the smallest block cut off memory that was never used: as many pages as one page of the page array describes.
 pub const FRESH_ORDER: usize = 6;
 /// Pages of such a block.
 pub const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
 
+/// Pages of the first such block that a boot and the first request after it use, at most.
+pub const BOOT_USES: u64 = 16;
+/// Pages of memory for each page table that the boot makes, at the least: it leaves small memories
+/// their pages.
+const PAGES_PER_TABLE: u64 = 32;
+/// Neighbouring pages, aligned, that a KVM which shadows page tables makes present on one fault.
+const GROUP: u64 = 8;
+
 /// The boot region, at the end of the largest range of managed memory.
+///
+/// What a boot touches of it lies side by side: the page directory, the roots, the segments, and the
+/// first page table, in which kmem_map begins. These end where a group of pages does: as many tables
+/// as fill groups, and a page that nobody uses, follow up to the end of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootRegion {
-    /// [`KernelRoots`], in a page of its own, where the region begins.
+    /// The page array, where the region begins.
+    pub vm_page_array: GuestPhys,
+    /// The page directory for the first addresses of kernel_map.
+    pub kpd: GuestPhys,
+    /// [`KernelRoots`], in a page of its own.
     pub roots: GuestPhys,
     /// The segments.
     pub segs: GuestPhys,
     /// The [`Pcpu`] of the CPU that boots.
     pub boot_pcpu: GuestPhys,
-    /// The page array.
-    pub vm_page_array: GuestPhys,
+    /// The page tables for the first addresses of kernel_map, in a row.
+    pub kpt: GuestPhys,
+    /// How many: [`NKPT`], or fewer where memory is small.
+    pub nkpt: u64,
     /// Where the region ends.
     pub end: GuestPhys,
     /// Number of the page that the array's first element describes.
@@ -43,27 +62,34 @@ impl BootRegion {
         let last = pages().map(|(_, end)| end).max()?;
         let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
         let array_size = last - first_page;
+        let array_pages = (array_size * size_of::<VmPage>() as u64).div_ceil(PAGE_SIZE);
         let segs_bytes = (count + 1) * size_of::<VmPhysSeg>() as u64;
-        let array_bytes = array_size * size_of::<VmPage>() as u64;
         // A power of two that is large enough for it keeps the CPU's structure in one page.
         let pcpu_size = (size_of::<Pcpu>() as u64).next_power_of_two();
         let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
         let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
-        let total = 1 + segs_pages + array_bytes.div_ceil(PAGE_SIZE);
-        let roots = end.checked_sub(total).filter(|&roots| roots > first)?;
+        let nkpt = nkpt(pages().map(|(first, end)| end - first).sum());
+        let start = end.checked_sub(array_pages + 2 + segs_pages + nkpt + 1).filter(|&start| start > first)?;
+        let page = |number| GuestPhys::from_pfn(start + array_pages + number);
         Some(Self {
-            roots: GuestPhys::from_pfn(roots),
-            segs: GuestPhys::from_pfn(roots + 1),
-            boot_pcpu: GuestPhys::from_pfn(roots + 1).add(pcpu_at),
-            vm_page_array: GuestPhys::from_pfn(roots + 1 + segs_pages),
+            vm_page_array: GuestPhys::from_pfn(start),
+            kpd: page(0),
+            roots: page(1),
+            segs: page(2),
+            boot_pcpu: page(2).add(pcpu_at),
+            kpt: page(2 + segs_pages),
+            nkpt,
             end: GuestPhys::from_pfn(end),
             first_page,
             array_size,
         })
     }
 
-    /// What a boot touches of the memory that it manages, when all of it is zero: the region up to the page array, and the
-    /// block that allocations come from first, with its page of the array.
+    /// What a boot and the first request after it touch of the memory that is managed or in the
+    /// region, when all of it is zero: the region up to its first page table, the first pages of
+    /// the block that allocations come from, and the page of the array that describes them. The
+    /// page table for the stacks of threads comes on top: where it lies follows from the sizes of
+    /// the maps before them.
     #[must_use]
     pub fn touched_by_boot(&self, ranges: impl Iterator<Item = (u64, u64)> + Clone) -> [Range<GuestPhys>; 3] {
         // Memory from 16 MiB up is taken first.
@@ -74,12 +100,64 @@ impl BootRegion {
         let element = first.saturating_sub(self.first_page) * size_of::<VmPage>() as u64;
         let described = GuestPhys::new(self.vm_page_array.add(element).get() & !(PAGE_SIZE - 1));
         [
-            self.roots..self.vm_page_array,
+            self.kpd..self.kpt.add(PAGE_SIZE),
             described..described.add(PAGE_SIZE),
-            GuestPhys::from_pfn(first)..GuestPhys::from_pfn(first + FRESH_BLOCK),
+            GuestPhys::from_pfn(first)..GuestPhys::from_pfn(first + BOOT_USES),
         ]
     }
 }
 
+/// Page tables that the boot makes where `pages` are managed: whole groups.
+const fn nkpt(pages: u64) -> u64 {
+    let most = pages / PAGES_PER_TABLE / GROUP * GROUP;
+    if most < NKPT as u64 { most } else { NKPT as u64 }
+}
+
 const _: () = assert!(size_of::<KernelRoots>() as u64 <= PAGE_SIZE);
 const _: () = assert!(FRESH_BLOCK * size_of::<VmPage>() as u64 == PAGE_SIZE);
+const _: () = assert!((NKPT as u64).is_multiple_of(GROUP));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// The region of a machine with `mib` MiB, whose image ends below 2 MiB.
+    fn plan(mib: u64) -> BootRegion {
+        let end = mib * MIB / PAGE_SIZE;
+        BootRegion::plan([(0x1c0, end)].into_iter()).expect("there is room for it")
+    }
+
+    #[test]
+    fn from_32_mib_up_the_boot_makes_nkpt_page_tables_and_below_fewer_than_a_32nd_of_memory() {
+        for mib in [32, 33, 64, 1 << 10, 64 << 10] {
+            assert_eq!(plan(mib).nkpt, NKPT as u64, "{mib} MiB");
+        }
+        for (mib, nkpt) in [(4, 16), (8, 48), (12, 80), (16, 112), (31, 232)] {
+            assert_eq!(plan(mib).nkpt, nkpt, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn what_a_boot_touches_of_the_region_is_in_one_group_of_pages() {
+        for mib in (4..70).chain([1 << 10, 64 << 10]) {
+            let region = plan(mib);
+            let groups = [region.kpd, region.roots, region.segs, region.kpt].map(|at| at.pfn() / GROUP);
+            assert!(groups.iter().all(|&group| group == groups[0]), "{mib} MiB: {groups:x?}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_the_region_follow_one_another_up_to_the_end_of_memory() {
+        for mib in [4, 8, 64, 64 << 10] {
+            let region = plan(mib);
+            let array = (region.array_size * size_of::<VmPage>() as u64).next_multiple_of(PAGE_SIZE);
+            assert_eq!(region.vm_page_array.add(array), region.kpd);
+            assert_eq!([region.roots, region.segs], [1, 2].map(|page| region.kpd.add(page * PAGE_SIZE)));
+            assert_eq!(region.boot_pcpu.page(), region.segs);
+            assert_eq!(region.segs.add(PAGE_SIZE), region.kpt);
+            assert_eq!(region.kpt.add((region.nkpt + 1) * PAGE_SIZE), region.end);
+        }
+    }
+}

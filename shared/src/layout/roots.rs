@@ -10,9 +10,10 @@ use super::object::VmObject;
 use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
-use crate::addr::{GuestPhys, GuestVirt, KPtr};
+use crate::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use crate::control::MapId;
 use crate::field::Field;
+use crate::kva::NKPT;
 
 /// `struct pmap` of the kernel. Guarded by its lock.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
@@ -30,6 +31,48 @@ pub struct KernelPmap {
     pub wired_count: Field<u64>,
     /// Pages taken for page tables since boot.
     pub table_count: Field<u64>,
+}
+
+/// The page tables that the boot made for the first addresses of kernel_map. They lie in a row
+/// outside of managed memory, so that no [`VmPage`] counts for them. They stay for ever.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C)]
+pub struct BootTables {
+    /// The page directory that leads to them (`KPDphys`).
+    pub kpdphys: Field<GuestPhys>,
+    /// The first of them (`KPTphys`).
+    pub kptphys: Field<GuestPhys>,
+    /// How many there are (`nkpt`), at most [`NKPT`].
+    pub nkpt: Field<u64>,
+    /// Valid entries of each, as [`VmPage::private`] counts those of other page tables. Guarded by
+    /// the pmap's lock.
+    pub valid: [Field<u32>; NKPT],
+}
+
+impl Default for BootTables {
+    fn default() -> Self {
+        Self {
+            kpdphys: Field::default(),
+            kptphys: Field::default(),
+            nkpt: Field::default(),
+            valid: core::array::from_fn(|_| Field::default()),
+        }
+    }
+}
+
+impl BootTables {
+    /// Which of them the page table at `table` is.
+    #[must_use]
+    pub fn number(&self, table: GuestPhys) -> Option<usize> {
+        let number = table.get().checked_sub(self.kptphys.get().get())? / PAGE_SIZE;
+        usize::try_from(number).ok().filter(|_| number < self.nkpt.get())
+    }
+
+    /// The count of valid entries of the page table at `table`, if that is one of them.
+    #[must_use]
+    pub fn count(&self, table: GuestPhys) -> Option<&Field<u32>> {
+        self.valid.get(self.number(table)?)
+    }
 }
 
 /// First line of a slab: one page of equal items.
@@ -176,6 +219,8 @@ pub struct KernelRoots {
     pub sched: Scheduler,
     /// All CPUs, by [`Pcpu::allcpu_next`]: the one that booted, which is in no zone, first.
     pub cpuhead: Field<KPtr<Pcpu>>,
+    /// The page tables of the boot.
+    pub boot_tables: BootTables,
 }
 
 impl KernelRoots {

@@ -194,6 +194,7 @@ pub const CHECKED: &[(&str, &[&str])] = &[
     ("Scheduler", &["cold", "zombies", "callouts", "tids", "sleepqueues"]),
     ("Pcpu", &["allcpu_next", "curthread", "idlethread", "cpuid", "slice", "serving"]),
     ("KernelPmap", &["pml4", "resident_count", "wired_count", "table_count"]),
+    ("BootTables", &["kpdphys", "kptphys", "nkpt", "valid"]),
     ("SlabHeader", &["next", "prev", "free", "free_count", "zone"]),
     ("SlabItem", &["next"]),
     ("SlabZone", &["item_size", "partial", "slabs", "free", "used"]),

@@ -5,6 +5,8 @@ use std::thread::yield_now;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+use vmkern::abi::addr::NBPDR;
+use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::ThreadState;
 use vmkern::{Context, Guest, GuestVirt, Image, MallocFlags, MapId, MapKind, Op, TimeMode};
 
@@ -92,6 +94,10 @@ fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {
         let addr = guest.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: pages * PAGE });
         guest.ok(Op::PmapQenter { addr, count: 1 + draw(pages - 1) });
     }
+    // Past the page tables of the boot.
+    let size = NKPT as u64 * NBPDR;
+    let addr = guest.address(Op::KmemAllocNofault { map: MapId::KERNEL, size });
+    guest.ok(Op::PmapQenter { addr: addr.add(size - 3 * PAGE), count: 1 + draw(3) });
     for kind in [MapKind::User, MapKind::System] {
         guest.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 1 << 20, kind });
     }

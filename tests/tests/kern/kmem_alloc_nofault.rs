@@ -92,6 +92,7 @@ fn a_touch_panics_with_freebsds_words_and_the_address_of_the_page() {
 #[test]
 fn page_tables_for_the_range_are_there_afterwards() {
     in_guest(|guest| {
+        guest.take_boot_tables();
         let addr = guest.kmem_alloc_nofault(MAP, 8 << 20).expect("there is room");
         for at in [addr, addr.add(3 << 20), addr.add((8 << 20) - PAGE)] {
             guest.ok(Op::PmapQenter { addr: at, count: 1 });
@@ -107,6 +108,7 @@ fn page_tables_for_the_range_are_there_afterwards() {
 #[test]
 fn without_a_page_for_the_page_tables_it_gives_null_and_leaves_no_trace() {
     in_small_guest(|guest| {
+        guest.take_boot_tables();
         let (addr, size) = guest.drain(3);
         let before = guest.account(MAP);
         assert_eq!(guest.kmem_alloc_nofault(MAP, 64 << 20), None, "more than 30 page tables");
@@ -114,6 +116,17 @@ fn without_a_page_for_the_page_tables_it_gives_null_and_leaves_no_trace() {
         assert_eq!(guest.account(MAP).size, before.size);
         guest.free(addr, size);
         assert!(guest.kmem_alloc_nofault(MAP, 64 << 20).is_some());
+    });
+}
+
+#[test]
+fn addresses_with_page_tables_of_the_boot_can_be_had_when_no_page_is_left() {
+    in_small_guest(|guest| {
+        let (addr, size) = guest.drain(0);
+        let taken = guest.kmem_alloc_nofault(MAP, 64 << 20).expect("its page tables are there");
+        assert_eq!(guest.free_pages(), 0);
+        guest.kmem_free(MAP, taken, 64 << 20);
+        guest.free(addr, size);
     });
 }
 

@@ -68,7 +68,10 @@ fn submaps_nest_and_each_level_serves() {
 #[test]
 fn the_page_tables_of_the_whole_range_come_with_a_submap_of_kernel_map() {
     in_guest(|guest| {
+        guest.take_boot_tables();
+        let before = guest.free_pages();
         let map = guest.kmem_suballoc(MAP, 16 << 20, MapKind::System);
+        assert_eq!(before - guest.free_pages(), 1 + 8, "the map's page and its page tables");
         let (min, free) = (guest.stats(map).min, guest.free_pages());
         for megabyte in [0, 5, 15] {
             let at = min.add(megabyte << 20);

@@ -110,6 +110,13 @@ impl Scene<'_, '_> {
         self.draw(&all)
     }
 
+    /// The page tables of kernel_map below the image that are as `wanted`.
+    fn page_tables(&self, wanted: impl Fn(GuestPhys) -> bool) -> Vec<GuestPhys> {
+        let kernels = |base: GuestVirt| base >= VM_MIN_KERNEL_ADDRESS && base < KERNBASE;
+        let all = self.anatomy.tables.iter().filter(|(level, _, base)| *level == Level::Pt && kernels(*base));
+        all.map(|(_, at, _)| *at).filter(|at| wanted(*at)).collect()
+    }
+
     fn page_of(&self, pfn: u64) -> At {
         page_element(&self.roots().1, pfn)
     }
@@ -538,19 +545,32 @@ pub const KINDS: &[Kind] = kinds! {
         };
     "a page table counts an entry too many", "table-valid", "vm_page" =>
         |s| {
-            let first = s.roots().1.first_page.get();
-            let tables: Vec<u64> = s
-                .anatomy
-                .tables
-                .iter()
-                .filter(|(level, at, base)| {
-                    *level == Level::Pt && *base >= VM_MIN_KERNEL_ADDRESS && *base < KERNBASE && at.pfn() >= first
-                })
-                .map(|(_, at, _)| at.pfn())
-                .collect();
-            let pfn = s.draw(&tables);
-            let at = s.page_of(pfn);
+            let boots = s.roots().1.boot_tables;
+            let tables = s.page_tables(|at| boots.number(at).is_none());
+            let table = s.draw(&tables);
+            let at = s.page_of(table.pfn());
             s.change(at, |p: &VmPage| p.private.update(|n| n + 1))
+        };
+    "an entry of a page table of the boot counted too many", "table-valid", "boot_tables" =>
+        |s| {
+            let (at, roots) = s.roots();
+            let tables = s.page_tables(|at| roots.boot_tables.number(at).is_some());
+            let table = s.draw(&tables);
+            let number = roots.boot_tables.number(table).expect("it is the boot's");
+            s.overlay.change(at, |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1));
+            s.root_of(|r| &r.boot_tables.valid).add(number as u64 * 4)
+        };
+    "page tables of the boot that begin elsewhere", "boot-tables", "page table" =>
+        |s| {
+            s.change_root(|r| &r.boot_tables.kptphys, |at| at.update(|at| at.add(4096)));
+            VM_MIN_KERNEL_ADDRESS
+        };
+    "a page table of the boot that no page directory leads to", "boot-tables", "page table" =>
+        |s| {
+            let end = VM_MIN_KERNEL_ADDRESS.add(s.roots().1.boot_tables.nkpt.get() << 21);
+            let (at, va, _) = s.pte(Level::Pd, |va, _| (VM_MIN_KERNEL_ADDRESS..end).contains(&va));
+            s.set_pte(at, 0);
+            va
         };
     "two entries of one page table", "table-shared", "page table" =>
         |s| {

@@ -98,7 +98,7 @@ impl SimMachine {
 
     /// Pages of physical memory that were ever looked at.
     #[must_use]
-    pub fn touched_pages(&self) -> u64 {
+    pub fn touched_pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.memory.touched_pages()
     }
 

@@ -101,9 +101,12 @@ impl Memory {
         }
     }
 
-    /// Pages that were ever looked at.
-    pub fn touched_pages(&self) -> u64 {
-        self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    /// The pages that were ever looked at, by number.
+    pub fn touched_pages(&self) -> impl Iterator<Item = u64> + '_ {
+        (0u64..).zip(&self.touched).flat_map(|(word, bits)| {
+            let bits = bits.load(Ordering::Relaxed);
+            (0..64).filter(move |bit| bits >> bit & 1 != 0).map(move |bit| word * 64 + bit)
+        })
     }
 }
 

@@ -64,8 +64,7 @@ impl Sim {
     pub fn boot_with(bytes: u64, tunables: Tunables, zeroed: Zeroed) -> Self {
         let machine = SimMachine::new(&ram(bytes), zeroed);
         let pml4 = tables::build(&machine);
-        let mut ranges = ram(bytes);
-        ranges[0].start = tables::IMAGE_END;
+        let ranges = managed(bytes);
         let boot = BootMemory { ranges: &ranges, pml4, virtual_avail: tables::virtual_avail(), zeroed, tunables };
         let vm = Arc::new(Vm::boot(machine, &boot));
         vm.machine().set_vm(&vm);
@@ -117,6 +116,13 @@ impl Sim {
     pub fn write(&self, va: GuestVirt, value: u64) {
         let _ = self.execute(&Op::Write { addr: va, value });
     }
+}
+
+/// The RAM behind the image, which the memory system gets.
+fn managed(bytes: u64) -> Vec<PhysRange> {
+    let mut ranges = ram(bytes);
+    ranges[0].start = tables::IMAGE_END;
+    ranges
 }
 
 /// RAM as a PC lays it out.

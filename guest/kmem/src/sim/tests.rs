@@ -55,6 +55,15 @@ impl Sim {
         self.address(&Op::KmemAllocNofault { map: MapId::KERNEL, size })
     }
 
+    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map costs
+    /// pages.
+    pub(crate) fn take_boot_tables(&self) {
+        let end = self.vm().state().kernel_vm_end.get();
+        let first = self.nofault(PAGE_SIZE).expect("there is room");
+        assert!(self.nofault(end.since(first) - PAGE_SIZE).is_some());
+        assert_eq!(self.vm().state().kernel_vm_end.get(), end, "the addresses are in a row");
+    }
+
     fn free(&self, map: MapId, addr: GuestVirt, size: u64) {
         self.ok(&Op::KmemFree { map, addr, size });
     }

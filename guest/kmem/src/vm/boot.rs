@@ -1,8 +1,9 @@
 //! From bare memory to a working memory system (`vm_init.c`, `vm_page_startup`).
 //!
-//! The boot region ([`BootRegion`]), at the end of the largest range, holds the roots, the segments, the structure of the CPU
-//! that boots, and the page array. When RAM is known to be zero, neither the array nor the memory it describes is touched:
-//! an all-zero page is a free one.
+//! The boot region ([`BootRegion`]), at the end of the largest range, holds the page array, the roots,
+//! the segments, the structure of the CPU that boots, and the first page tables of kernel_map. When
+//! RAM is known to be zero, neither the array nor the memory it describes is touched, nor is a page
+//! table before it is used: an all-zero page is a free one, and an all-zero table maps nothing.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
@@ -25,7 +26,7 @@ pub struct PhysRange {
 
 impl PhysRange {
     /// The whole pages of the range that the direct map can show, by number: first, and first past them.
-    fn pages(self) -> (u64, u64) {
+    pub(crate) fn pages(self) -> (u64, u64) {
         let first = self.start.get().div_ceil(PAGE_SIZE);
         let end = self.end.min(MAX_PHYS).pfn();
         (first, end.max(first))
@@ -70,7 +71,7 @@ impl<M: Machine> Vm<M> {
             machine.panic(format_args!("vm_page_startup: no room for the page array"));
         };
         if boot.zeroed == Zeroed::No {
-            for pfn in region.roots.pfn()..region.end.pfn() {
+            for pfn in region.vm_page_array.pfn()..region.end.pfn() {
                 machine.zero_page(GuestPhys::from_pfn(pfn));
             }
         }
@@ -82,7 +83,7 @@ impl<M: Machine> Vm<M> {
         vm.state().page_cache_max.set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
         vm.get(pcpu).lock_prof.set(boot.tunables.debug_lock_prof_enable.unwrap_or(0));
         vm.vm_page_startup(boot, &region);
-        vm.pmap_init(boot.pml4);
+        vm.pmap_init(boot.pml4, &region);
         vm.vm_object_init();
         vm.zone_startup();
         vm.sched_init();
@@ -114,7 +115,7 @@ impl<M: Machine> Vm<M> {
         state.vm_phys_segs.set(KPtr::new(phys_to_dmap(region.segs)));
         for range in boot.ranges {
             let (first, end) = range.pages();
-            let end = if end == region.end.pfn() { region.roots.pfn() } else { end };
+            let end = if end == region.end.pfn() { region.vm_page_array.pfn() } else { end };
             let isadma = ISADMA_END.pfn().clamp(first, end);
             self.vm_phys_create_seg(first, isadma, VM_FREELIST_ISADMA);
             self.vm_phys_create_seg(isadma, end, VM_FREELIST_DEFAULT);

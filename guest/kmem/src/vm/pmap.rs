@@ -6,12 +6,13 @@
 //!
 //! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable in 2008). The
 //! kernel image's own mappings were there first and are never changed here.
-//! Page-table pages are made by [`Vm::pmap_growkernel`] alone and never given back.
+//! The boot makes the first page tables, outside of managed memory ([`Vm::pmap_init`]). Others are made
+//! by [`Vm::pmap_growkernel`] alone. None is ever given back.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
 use vmkern_abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS, dmap_to_phys};
-use vmkern_abi::layout::{PageFlags, Protection, VmPage};
+use vmkern_abi::layout::{BootRegion, PageFlags, Protection, VmPage};
 use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
@@ -97,11 +98,18 @@ impl<M: Machine> Vm<M> {
         Some(&self.at::<PageTable>(table)[index])
     }
 
-    /// The page-table entry for `va` (`pmap_pte`), and the page-table page's own page if that is under management.
-    fn pmap_pte(&self, va: GuestVirt) -> Option<(&Field<Pte>, Option<&VmPage>)> {
+    /// The page-table entry for `va` (`pmap_pte`), and the count of its table's valid entries.
+    fn pmap_pte(&self, va: GuestVirt) -> Option<(&Field<Pte>, Option<&Field<u32>>)> {
         let Ok(found) = walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, Level::Pt);
         let (table, index) = found?;
-        Some((&self.at::<PageTable>(table)[index], self.phys_to_vm_page(table).map(|m| self.page(m))))
+        Some((&self.at::<PageTable>(table)[index], self.pmap_table_count(table)))
+    }
+
+    /// The count of valid entries of the page table at `table`: beside the roots for a table of the
+    /// boot, in its page for one made since. The image's tables have none.
+    fn pmap_table_count(&self, table: GuestPhys) -> Option<&Field<u32>> {
+        let boots = self.state().boot_tables.count(table);
+        boots.or_else(|| self.phys_to_vm_page(table).map(|m| &self.page(m).private))
     }
 
     /// Whether `va` belongs to the kernel image's own mapping.
@@ -136,11 +144,11 @@ impl<M: Machine> Vm<M> {
         let pa = self.vm_page_to_phys(m);
         let mut flush = TlbFlush::NONE;
         self.pmap_lock();
-        let (entry, table) = self.pmap_pte_for_enter(va);
+        let (entry, count) = self.pmap_pte_for_enter(va);
         let old = entry.get();
         self.pmap_account(old, -1);
         if !old.is_valid() {
-            count_entry(table, 1);
+            count_entry(count, 1);
         } else if old.frame() != pa || old.flags() != flags {
             flush.add(va);
         }
@@ -152,7 +160,7 @@ impl<M: Machine> Vm<M> {
         self.pmap_unlock();
     }
 
-    fn pmap_pte_for_enter(&self, va: GuestVirt) -> (&Field<Pte>, Option<&VmPage>) {
+    fn pmap_pte_for_enter(&self, va: GuestVirt) -> (&Field<Pte>, Option<&Field<u32>>) {
         if self.is_image(va) {
             self.panic(format_args!("pmap_enter: va {va:#x} belongs to the kernel image"));
         }
@@ -217,11 +225,11 @@ impl<M: Machine> Vm<M> {
         if pde.is_large() {
             self.panic(format_args!("pmap_remove: va {start:#x} belongs to the kernel image"));
         }
-        let table = self.phys_to_vm_page(pde.frame()).map(|m| self.page(m));
+        let count = self.pmap_table_count(pde.frame());
         let entries = &self.at::<PageTable>(pde.frame())[Level::Pt.index(start)..];
         let addresses = (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new);
         for (va, entry) in addresses.zip(entries) {
-            if table.is_some_and(|table| table.private.get() == 0) {
+            if count.is_some_and(|count| count.get() == 0) {
                 return;
             }
             if !entry.get().is_valid() {
@@ -232,7 +240,7 @@ impl<M: Machine> Vm<M> {
             }
             self.pmap_account(entry.get(), -1);
             entry.set(Pte::EMPTY);
-            count_entry(table, -1);
+            count_entry(count, -1);
             flush.add(va);
             self.page_worked();
             self.page_point();
@@ -265,13 +273,13 @@ impl<M: Machine> Vm<M> {
         let mut flush = TlbFlush::NONE;
         let flags = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::KENTER;
         self.pmap_lock();
-        let (entry, table) = self.pmap_pte_for_enter(va);
+        let (entry, count) = self.pmap_pte_for_enter(va);
         let old = entry.get();
         if old.is_valid() {
             self.pmap_account(old, -1);
             flush.add(va);
         } else {
-            count_entry(table, 1);
+            count_entry(count, 1);
         }
         entry.set(Pte::new(pa, flags | self.machine().pte_flags_base()));
         self.pmap_unlock();
@@ -373,16 +381,22 @@ impl<M: Machine> Vm<M> {
             if !self.page(m).flags.get().contains(PageFlags::ZERO) {
                 self.pmap_zero_page(m);
             }
-            let table = PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | self.machine().pte_flags_base();
             self.pmap_lock();
-            entry.set(Pte::new(self.vm_page_to_phys(m), table));
+            entry.set(self.pmap_entry_of_table(self.vm_page_to_phys(m)));
             self.state().kernel_pmap.table_count.update(|n| n + 1);
             self.pmap_unlock();
         }
         Ok(())
     }
 
+    /// The entry that leads to the table at `table`.
+    fn pmap_entry_of_table(&self, table: GuestPhys) -> Pte {
+        let flags = PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M;
+        Pte::new(table, flags | self.machine().pte_flags_base())
+    }
+
     /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it are empty still.
+    /// Those of the boot lie before `old`, and in no managed page.
     fn pmap_ungrow(&self, old: GuestVirt, failed: GuestVirt) {
         let mut va = failed;
         let mut tables = KPtr::NULL;
@@ -426,10 +440,24 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Sets up kernel_pmap over the tables that the boot made (`pmap_bootstrap`).
-    pub(crate) fn pmap_init(&self, pml4: GuestPhys) {
-        self.state().kernel_pmap.pml4.set(pml4);
-        self.state().kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS);
+    /// Sets up kernel_pmap with the page tables of `region` (`create_pagetables`, `pmap_bootstrap`).
+    /// They are zero, and not touched.
+    pub(crate) fn pmap_init(&self, pml4: GuestPhys, region: &BootRegion) {
+        let state = self.state();
+        state.kernel_pmap.pml4.set(pml4);
+        state.boot_tables.kpdphys.set(region.kpd);
+        state.boot_tables.kptphys.set(region.kpt);
+        state.boot_tables.nkpt.set(region.nkpt);
+        for (table, entry) in (region.kpt.pfn()..).zip(self.at::<PageTable>(region.kpd)).take(to_usize(region.nkpt)) {
+            entry.set(self.pmap_entry_of_table(GuestPhys::from_pfn(table)));
+        }
+        // Linked when it is full: to a directory that a CPU has walked a write costs a fault, where
+        // page tables are shadowed.
+        match self.pmap_entry(VM_MIN_KERNEL_ADDRESS, Level::Pdpt) {
+            Some(entry) => entry.set(self.pmap_entry_of_table(region.kpd)),
+            None => self.panic(format_args!("pmap_bootstrap: kernel_map has no page directory pointers")),
+        }
+        state.kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS.add(region.nkpt * NBPDR));
     }
 }
 
@@ -447,9 +475,9 @@ pub enum Kentered {
 }
 
 /// Counts a valid entry that came into, or went out of, a page table.
-fn count_entry(table: Option<&VmPage>, change: i32) {
-    if let Some(table) = table {
-        table.private.update(|n| n.wrapping_add_signed(change));
+fn count_entry(count: Option<&Field<u32>>, change: i32) {
+    if let Some(count) = count {
+        count.update(|n| n.wrapping_add_signed(change));
     }
 }
 

@@ -29,7 +29,8 @@ impl TableReader for Memory<'_> {
     }
 }
 
-/// Page tables that no element of the page array stands for, at the most.
+/// Page tables that no element of the page array stands for, at the most: one for each GiB of the
+/// direct map, those that the boot made for kernel_map, and a few of the image.
 const UNMANAGED_TABLES: u64 = 1024;
 
 /// Guest memory.
@@ -59,7 +60,7 @@ impl<'a> Memory<'a> {
     }
 
     /// How many page tables there can be: each is a page that was handed out, whose element of the page array is not zero.
-    /// A few are not under management: the image's, and those of the direct map.
+    /// Some are not under management: those of the boot.
     pub(super) fn most_tables(&self) -> u64 {
         self.0.held_size() / size_of::<VmPage>() as u64 + UNMANAGED_TABLES
     }

@@ -241,7 +241,7 @@ mod tests {
                 ("object-ref-count", |o| o.ref_count.update(|n| n + 1)),
                 ("object-ref-count", |o| o.ref_count.update(|n| n - 1)),
                 ("object-resident", |o| o.root.set(0)),
-                ("object-search", |o| o.before.set(o.after.get() ^ 1)),
+                ("object-search", |o| o.before.set(o.after.get())),
                 ("object-search", |o| o.after.set(77)),
                 ("object-search", |o| o.before.update(|pfn| pfn + 1)),
             ],

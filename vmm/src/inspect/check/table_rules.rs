@@ -5,8 +5,8 @@ use std::mem::offset_of;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, NBPDR, PAGE_SIZE};
 use vmkern_abi::control::ControlRegion;
 use vmkern_abi::field::Field;
-use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS, phys_to_dmap};
-use vmkern_abi::layout::{KernelPmap, KernelRoots};
+use vmkern_abi::kva::{KERNBASE, NKPT, VM_MIN_KERNEL_ADDRESS, phys_to_dmap};
+use vmkern_abi::layout::{BootTables, KernelPmap, KernelRoots};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::context::Context;
@@ -23,6 +23,7 @@ const GUARDS: u64 = 3;
 /// Checks all tables.
 pub(super) fn check(ctx: &Context<'_>) {
     tables(ctx);
+    boot_tables(ctx);
     reach(ctx);
     direct_map(ctx);
     image(ctx);
@@ -53,8 +54,9 @@ fn tables(ctx: &Context<'_>) {
     for table in &ctx.tables.all {
         let pfn = table.at.pfn();
         let is_managed = ctx.pages.is_managed(pfn);
-        // The boot's tables let everybody through but for the root's entries.
-        let expected = if table.level == Level::Pdpt || is_managed { user } else { PteFlags::U };
+        // The tables of the image let everybody through but for the root's entries.
+        let is_kernels = table.level == Level::Pdpt || is_managed || is_below_image(table);
+        let expected = if is_kernels { user } else { PteFlags::U };
         if table.level != Level::Pml4 && table.pte.flags() & PteFlags::U != expected {
             ctx.finding("pte-user", parent_name(table), table.base, || {
                 format!(
@@ -84,6 +86,65 @@ fn tables(ctx: &Context<'_>) {
     if count != managed && pmap_is_still {
         pmap_finding(ctx, "pmap-tables", || format!("table_count says {count}, but {managed} pages are page tables"));
     }
+}
+
+/// Whether `table` is a page directory or a page table for an address of kernel_map below the image.
+fn is_below_image(table: &Table) -> bool {
+    table.level <= Level::Pd && (VM_MIN_KERNEL_ADDRESS..KERNBASE).contains(&table.base)
+}
+
+/// The page directory leads to all page tables of the boot in their order, and each has its count.
+fn boot_tables(ctx: &Context<'_>) {
+    let boots = &ctx.roots.boot_tables;
+    let nkpt = boots.nkpt.get();
+    if nkpt > NKPT as u64 {
+        ctx.finding("boot-tables", "boot_tables", ctx.root_of(&boots.nkpt), || {
+            format!("nkpt is {nkpt}, but can be {NKPT} at most")
+        });
+    }
+    let mut valid = [None; NKPT];
+    for table in ctx.tables.all.iter().filter(|table| is_below_image(table)) {
+        if let Some(number) = boot_table(ctx, boots, table) {
+            valid[number] = Some(table.valid);
+        }
+    }
+    let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
+    for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
+        if number < nkpt && valid.is_none() {
+            ctx.finding("boot-tables", "page table", VM_MIN_KERNEL_ADDRESS.add(number * NBPDR), || {
+                format!("the page directory does not lead to page table {number} of the boot's {nkpt}")
+            });
+        }
+        let (counted_at, counted, valid) = (ctx.root_of(counted), counted.get(), valid.unwrap_or(0));
+        if counted != valid && pmap_is_still {
+            ctx.finding("table-valid", "boot_tables", counted_at, || {
+                format!("page table {number} of the boot is said to have {counted} valid entries, but has {valid}")
+            });
+        }
+    }
+}
+
+/// Which page table of the boot `table` is, if it is where that one should be. What is neither one of
+/// the boot's tables nor managed belongs to nobody.
+fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<usize> {
+    let number = table.base.since(VM_MIN_KERNEL_ADDRESS) / NBPDR;
+    let is_boots = match table.level {
+        Level::Pt => number < boots.nkpt.get().min(NKPT as u64),
+        _ => table.base == VM_MIN_KERNEL_ADDRESS && boots.nkpt.get() != 0,
+    };
+    if !is_boots && ctx.pages.is_managed(table.at.pfn()) {
+        return None;
+    }
+    let first = if table.level == Level::Pt { &boots.kptphys } else { &boots.kpdphys };
+    let place = if table.level == Level::Pt { number.saturating_mul(PAGE_SIZE) } else { 0 };
+    if !is_boots || first.get().checked_add(place) != Some(table.at) {
+        ctx.finding("boot-tables", "page table", table.base, || {
+            let Table { level, at, .. } = table;
+            format!("the {level:?} at {at} is for this address, but is neither a managed page nor the boot's for it")
+        });
+        return None;
+    }
+    (table.level == Level::Pt).then(|| usize::try_from(number).unwrap_or(NKPT))
 }
 
 /// What the entry that leads to `table` is called.
@@ -321,8 +382,8 @@ mod tests {
 
     #[test]
     fn wrong_entries_of_tables_are_found() {
-        let lab = Lab::new();
-        let va = lab.block;
+        let mut lab = Lab::new();
+        let va = lab.grow();
         for (level, what) in [(Level::Pml4, "PML4E"), (Level::Pdpt, "PDPTE"), (Level::Pd, "PDE")] {
             let at = base(va, level);
             for flags in [PteFlags::RW, PteFlags::NX, PteFlags::G, PteFlags::W, PteFlags::A] {
@@ -418,9 +479,53 @@ mod tests {
         KERNBASE.add(LOW_END)
     }
 
+    /// A change of the roots.
+    type RootDamage = fn(&KernelRoots);
+
+    #[test]
+    fn a_wrong_word_about_the_page_tables_of_the_boot_is_found() {
+        let lab = Lab::new();
+        let (roots_at, roots) = lab.roots();
+        let kmem = lab.pte_at(lab.block, Level::Pt).page();
+        let number = roots.boot_tables.number(kmem).expect("the boot has made it");
+        assert!(roots.boot_tables.valid[number].get() > 0 && roots.boot_tables.nkpt.get() == NKPT as u64);
+        let report = lab.damaged(roots_at, |roots| roots.boot_tables.valid[number].update(|n| n + 1));
+        expect_finding(
+            &report,
+            "table-valid",
+            "boot_tables",
+            lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
+        );
+        lab.root_word("boot-tables", "boot_tables", |roots| &roots.boot_tables.nkpt, |n| n + 1);
+        let last = VM_MIN_KERNEL_ADDRESS.add((NKPT as u64 - 1) * NBPDR);
+        let damages: [(RootDamage, GuestVirt); 4] = [
+            (|roots| roots.boot_tables.nkpt.update(|n| n - 1), last),
+            (|roots| roots.boot_tables.kptphys.update(|at| at.add(PAGE_SIZE)), VM_MIN_KERNEL_ADDRESS),
+            (|roots| roots.boot_tables.kptphys.update(|at| at.add(8)), VM_MIN_KERNEL_ADDRESS),
+            (|roots| roots.boot_tables.kpdphys.update(|at| at.add(PAGE_SIZE)), VM_MIN_KERNEL_ADDRESS),
+        ];
+        for (damage, at) in damages {
+            expect_finding(&lab.damaged(roots_at, damage), "boot-tables", "page table", at);
+        }
+        assert!(lab.check().is_clean());
+    }
+
+    #[test]
+    fn a_page_directory_that_does_not_lead_to_a_page_table_of_the_boot_is_found() {
+        let lab = Lab::new();
+        let numbers = [0, 1, NKPT as u64 - 1].map(|number| VM_MIN_KERNEL_ADDRESS.add(number * NBPDR));
+        for va in numbers {
+            for report in [damaged(&lab, va, Level::Pd, |_| 0), damaged(&lab, va, Level::Pd, |bits| bits + 0x1000)] {
+                expect_finding(&report, "boot-tables", "page table", va);
+            }
+            expect_finding(&damaged(&lab, va, Level::Pd, |_| 0), "table-reach", "page table", va);
+            expect_finding(&flip(&lab, va, Level::Pd, PteFlags::U), "pte-user", "PDE", va);
+        }
+    }
+
     #[test]
     fn wrong_counts_of_the_pmap_are_found() {
-        let lab = Lab::new();
+        let mut lab = Lab::new();
         let (roots_at, _) = lab.roots();
         let at = roots_at.addr().add(offset_of!(KernelRoots, kernel_pmap) as u64);
         type Damage = fn(&KernelPmap);
@@ -434,7 +539,8 @@ mod tests {
             let report = lab.damaged(roots_at, |roots| damage(&roots.kernel_pmap));
             expect_finding(&report, rule, "kernel_pmap", at);
         }
-        let pfn = lab.pte_at(lab.block, Level::Pt).pfn();
+        let grown = lab.grow();
+        let pfn = lab.pte_at(grown, Level::Pt).pfn();
         let page = lab.vm_page(pfn);
         lab.each(page, "vm_page", &[("table-valid", |page| page.private.update(|n| n + 1))]);
         let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.set(VM_MAX_KERNEL_ADDRESS));

@@ -30,7 +30,8 @@ const CHUNK: usize = 64;
 pub enum Use {
     /// Not RAM.
     Hole,
-    /// RAM that is not under management: the kernel image, the loader's data, the page array.
+    /// RAM that is not under management: the kernel image, the loader's data, the page array; but not
+    /// the page tables that the boot made for kernel_map.
     Unmanaged,
     /// Free, and never used since the boot.
     Fresh,
@@ -255,6 +256,18 @@ impl Census {
         }
     }
 
+    /// Notes that the page table at `table` is one, if the boot made it for kernel_map: then its page
+    /// is not managed, and nothing was ever handed out.
+    fn mark_boot_table(&mut self, survey: &Survey<'_, '_>, table: GuestPhys) {
+        let Some(boots) = survey.roots().map(|roots| &roots.boot_tables) else { return };
+        if boots.kpdphys.get() != table && boots.count(table).is_none() {
+            return;
+        }
+        if let Some(page @ Use::Unmanaged) = self.uses.get_mut(index(table.pfn())) {
+            *page = Use::PageTable;
+        }
+    }
+
     fn mark_virtual(&mut self, survey: &Survey<'_, '_>, va: GuestVirt, kind: Use) {
         if let Some(phys) = dmap_to_phys(va) {
             self.mark(survey, phys, kind);
@@ -275,6 +288,7 @@ impl Census {
         }
         for table in leaves.table_pages() {
             self.mark(survey, table, Use::PageTable);
+            self.mark_boot_table(survey, table);
         }
         for page in kentered {
             self.mark(survey, page, Use::Kenter);

@@ -53,11 +53,12 @@ pub fn everything(refused: &Refused, telling: &Telling) {
 
 #[cfg(test)]
 mod tests {
-    use vmkern_abi::addr::PAGE_SIZE;
-    use vmkern_abi::control::{MallocFlags, MapKind};
+    use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+    use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome};
 
     use super::super::step::{FreeBy, How, Part, Shape, Size, memory};
     use super::*;
+    use crate::sim::Sim;
     use crate::vm::page::AllocClass;
 
     /// What can be refused, each kind by itself and all together.
@@ -71,6 +72,19 @@ mod tests {
         Some(Supply::Slab),
     ];
 
+    fn shape() -> Shape {
+        Shape { memory: memory(), kmem: 256, workers: 0 }
+    }
+
+    /// Takes the addresses of kernel_map for which the boot has made page tables.
+    fn boot_tables() -> Step {
+        let sim = Sim::boot(shape().memory, shape().tunables());
+        let first = Op::KmemAllocNofault { map: MapId::KERNEL, size: PAGE_SIZE };
+        let Outcome::Value(first) = sim.execute(&first) else { panic!("there is room") };
+        let size = sim.vm().state().kernel_vm_end.get().since(GuestVirt::new(first));
+        Step::Allocate { map: 0, size: Size::Bytes(size), how: How::Nofault }
+    }
+
     /// What is done after some preparation, with the kinds of which it must need at least one.
     fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<Supply>)> {
         let alloc = |map, pages: u64, how| Step::Allocate { map, size: Size::Bytes(pages * PAGE_SIZE), how };
@@ -83,24 +97,23 @@ mod tests {
             let other = if matches!(how, How::Nofault) { How::Alloc } else { How::Nofault };
             (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
         };
-        // Past the page tables that are there.
-        let far = || vec![alloc(0, 3000, How::Nofault)];
+        let boots = || vec![boot_tables()];
         let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
         let enter = Step::Enter { pick: 0, from: 0, count: 5 };
         let suballoc =
             |pages: u64| Step::Suballoc { map: 0, size: Size::Bytes(pages * PAGE_SIZE), kind: MapKind::User };
         vec![
-            ("nofault past the page tables", vec![], alloc(0, 3000, How::Nofault), vec![Supply::PageTable, interrupt]),
+            ("nofault past the page tables", boots(), alloc(0, 3000, How::Nofault), vec![Supply::PageTable, interrupt]),
             ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal]),
             ("kmem_malloc", vec![], alloc(1, 20, nowait), vec![interrupt]),
             ("kmem_malloc that may sleep", vec![], alloc(1, 20, waitok), vec![system]),
-            ("kmem_malloc in kernel_map", far(), alloc(0, 20, nowait), vec![interrupt]),
-            ("kmem_malloc that may sleep in kernel_map", far(), alloc(0, 20, waitok), vec![system]),
+            ("kmem_malloc in kernel_map", vec![], alloc(0, 20, nowait), vec![interrupt]),
+            ("kmem_malloc that may sleep in kernel_map", vec![], alloc(0, 20, waitok), vec![system]),
             ("a map that outgrows its home", crowd(1, nowait), alloc(1, 2, nowait), vec![Supply::MapPool]),
             ("a sleeper in such a map", crowd(1, nowait), alloc(1, 2, waitok), vec![Supply::MapPool]),
             ("kmem_alloc in such a map", crowd(0, How::Alloc), alloc(0, 2, How::Alloc), vec![normal]),
             ("kmem_suballoc", vec![], suballoc(8), vec![Supply::MapPool]),
-            ("kmem_suballoc past the page tables", vec![], suballoc(3000), vec![Supply::PageTable]),
+            ("kmem_suballoc past the page tables", boots(), suballoc(3000), vec![Supply::PageTable]),
             ("kmem_alloc_wait", vec![], alloc(2, 8, How::Wait), vec![]),
             (
                 "the first touch",
@@ -130,7 +143,7 @@ mod tests {
     fn every_allocation_of_every_function_can_fail_and_leaves_all_as_it_was_or_ends_in_freebsds_panic() {
         for (name, before, last, needed) in cases() {
             let steps = before.into_iter().map(|step| (On::Driver, step)).collect();
-            let shape = Shape { memory: memory(), kmem: 256, workers: 0 };
+            let shape = shape();
             let refused = Refused { before: History { shape, steps }, last };
             let reached = KINDS.map(|kind| each(&refused, kind, &Telling::default()));
             println!("{name}: {reached:?} allocations by kind");

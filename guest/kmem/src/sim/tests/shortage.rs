@@ -82,7 +82,7 @@ fn everything_can_be_freed_when_no_page_is_left() {
 #[test]
 fn a_range_whose_page_tables_cannot_be_had_fails_before_the_map_changes() {
     let sim = Sim::boot(16 * MIB, Tunables::default());
-    assert!(sim.nofault(PAGE_SIZE).is_some());
+    sim.take_boot_tables();
     let before = sim.counters();
     let managed = sim.vm().cnt().v_page_count.get();
     for size in [500 << 30, 64 << 30, managed * (2 * MIB), sim.free_pages() * (2 * MIB) + 2 * MIB] {
@@ -133,10 +133,12 @@ fn vmwait() -> Outcome {
     Outcome::Blocked { waits_for: WaitMessage::new("vmwait") }
 }
 
-/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, and `free` pages free; what the rest is.
+/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left of those that the
+/// boot made page tables for, and `free` pages free; what the rest is.
 fn short(free: u64) -> (Sim, vmkern_abi::addr::GuestVirt, u64) {
     let sim = Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
     assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);
+    sim.take_boot_tables();
     let bytes = (sim.free_pages() - free) * PAGE_SIZE;
     let rest = sim.malloc(bytes, NOWAIT).expect("there is memory");
     assert_eq!(sim.free_pages(), free);

@@ -1,9 +1,9 @@
 //! A guest with a bit of everything in its memory, and damage done to it.
 
-use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::control::{Context, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::field::{Field, Word};
-use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::kva::{NKPT, dmap_to_phys};
 use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry, VmPage};
 use vmkern_abi::pte::Level;
 use zerocopy::{FromBytes, IntoBytes};
@@ -52,6 +52,16 @@ impl Lab {
         self.window = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: 32 << 10 });
         self.ok(Op::PmapQenter { addr: self.window, count: 2 });
         self.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 1 << 20, kind: MapKind::User });
+    }
+
+    /// Takes addresses past those for which the boot has made page tables, and maps two pages at their
+    /// end: where.
+    pub(in super::super) fn grow(&mut self) -> GuestVirt {
+        let size = NKPT as u64 * NBPDR;
+        let addr = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size });
+        let last = addr.add(size - 2 * PAGE_SIZE);
+        self.ok(Op::PmapQenter { addr: last, count: 2 });
+        last
     }
 
     fn run(&mut self, op: Op) -> Outcome {

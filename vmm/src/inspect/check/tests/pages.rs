@@ -18,13 +18,14 @@ struct Block {
     list: usize,
 }
 
-/// A free block of more than one page.
+/// A free block of more than one page, from a list with few of them.
 fn free_block(lab: &Lab) -> Block {
     let (_, roots) = lab.roots();
     let queues = roots.vm_phys_free_queues.iter().enumerate();
     let lists = queues.flat_map(|(list, orders)| orders.iter().enumerate().map(move |(order, l)| (list, order, l)));
-    let mut blocks = lists.map(|(list, order, l)| Block { pfn: l.head.get().into(), order, list });
-    blocks.find(|block| block.order > 0 && block.pfn != 0).expect("there is free memory")
+    let used = lists.filter(|(_, order, l)| *order > 0 && l.head.get() != 0);
+    let (list, order, l) = used.min_by_key(|(.., l)| l.count.get()).expect("there is free memory");
+    Block { pfn: l.head.get().into(), order, list }
 }
 
 #[test]
