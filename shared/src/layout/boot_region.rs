@@ -13,8 +13,9 @@ pub const FRESH_ORDER: usize = 6;
 /// Pages of such a block.
 pub const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
 
-/// Pages of the first such block that a boot and the first request after it use, at most.
-pub const BOOT_USES: u64 = 16;
+/// Pages of the first such block up to the last one that a boot and the first request after it touch:
+/// in the stack of the thread that the request is for.
+pub const BOOT_USES: u64 = 20;
 /// Pages of memory for each page table that the boot makes, at the least: it leaves small memories
 /// their pages.
 const PAGES_PER_TABLE: u64 = 32;

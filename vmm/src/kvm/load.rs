@@ -140,7 +140,10 @@ fn pieces(ranges: &[Range<GuestPhys>]) -> Vec<Range<GuestPhys>> {
 
 #[cfg(test)]
 mod tests {
+    use vmkern_abi::control::{Context, MallocFlags, MapId, Op};
+
     use super::*;
+    use crate::control::Guest;
 
     #[test]
     fn pieces_are_disjoint_and_begin_where_a_group_does() {
@@ -168,6 +171,35 @@ mod tests {
             let (bytes, zeros) = found.split_at(segment.file.len());
             assert!(bytes == &kernel.bytes()[segment.file.clone()], "the segment at {}", segment.start);
             assert!(zeros.iter().all(|&byte| byte == 0), "the end of the segment at {}", segment.start);
+        }
+    }
+
+    /// The first page that is not all zero of those of `ram` in `pages` that `is_left` picks.
+    fn written(ram: &GuestRam, pages: Range<u64>, is_left: impl Fn(GuestPhys) -> bool) -> Option<GuestPhys> {
+        let mut bytes = vec![0; usize::try_from(PAGE_SIZE).expect("it is small")];
+        pages.map(GuestPhys::from_pfn).filter(|&at| is_left(at)).find(|&at| {
+            ram.read(at, &mut bytes).expect("it is memory");
+            bytes.iter().any(|&byte| byte != 0)
+        })
+    }
+
+    #[test]
+    fn a_boot_and_a_request_write_to_what_was_foreseen_and_the_page_table_of_the_first_stacks() {
+        for memory in [8 << 20, 64 << 20] {
+            let mut guest = Guest::builder().memory(memory).launch().expect("a guest can be launched");
+            let malloc = Op::KmemMalloc { map: MapId::KMEM, size: PAGE_SIZE, flags: MallocFlags::NOWAIT };
+            guest.call_in(Context::Thread(0), malloc).expect("the guest lives");
+            let roots = guest.look(|view| view.copy("kernel roots", view.roots())).expect("they can be read");
+            let pageproc = guest.look(|view| view.copy("thread", roots.pageproc.get()));
+            let stack = pageproc.expect("it can be read").kstack.get();
+            let walk = guest.vtop(stack).expect("the tables can be read");
+            let _pause = guest.pause().expect("it can be held");
+            let plan = KernelImage::embedded().plan(memory).expect("it can be loaded");
+            let image_end = plan.segments.iter().map(|segment| segment.end.pfn()).max().expect("there are some");
+            let foreseen = touched_by_boot(&plan, memory);
+            let is_left = |at: GuestPhys| at != walk.last().table && !foreseen.iter().any(|range| range.contains(&at));
+            let found = written(&guest.machine.ram, image_end..memory / PAGE_SIZE, is_left);
+            assert_eq!(found, None, "with {memory} bytes");
         }
     }
 
