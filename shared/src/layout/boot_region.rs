@@ -70,7 +70,8 @@ impl BootRegion {
         let pcpu_size = (size_of::<Pcpu>() as u64).next_power_of_two();
         let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
         let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
-        let nkpt = nkpt(pages().map(|(first, end)| end - first).sum());
+        let memory: u64 = pages().map(|(first, end)| end - first).sum();
+        let nkpt = (memory / PAGES_PER_TABLE).min(NKPT as u64);
         let groups = (2 + segs_pages + nkpt).next_multiple_of(GROUP);
         let start = end.checked_sub(array_pages + groups).filter(|&start| start > first)?;
         let page = |number| GuestPhys::from_pfn(start + array_pages + number);
@@ -110,15 +111,8 @@ impl BootRegion {
     }
 }
 
-/// Page tables that the boot makes where `pages` are managed: whole groups.
-const fn nkpt(pages: u64) -> u64 {
-    let most = pages / PAGES_PER_TABLE / GROUP * GROUP;
-    if most < NKPT as u64 { most } else { NKPT as u64 }
-}
-
 const _: () = assert!(size_of::<KernelRoots>() as u64 <= PAGE_SIZE);
 const _: () = assert!(FRESH_BLOCK * size_of::<VmPage>() as u64 == PAGE_SIZE);
-const _: () = assert!((NKPT as u64).is_multiple_of(GROUP));
 
 #[cfg(test)]
 mod tests {
@@ -137,7 +131,7 @@ mod tests {
         for mib in [32, 33, 64, 1 << 10, 64 << 10] {
             assert_eq!(plan(mib).nkpt, NKPT as u64, "{mib} MiB");
         }
-        for (mib, nkpt) in [(4, 16), (8, 48), (12, 80), (16, 112), (31, 232)] {
+        for (mib, nkpt) in [(4, 18), (8, 50), (12, 82), (16, 114), (31, 234)] {
             assert_eq!(plan(mib).nkpt, nkpt, "{mib} MiB");
         }
     }
