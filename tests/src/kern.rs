@@ -1,6 +1,6 @@
 //! The functions of `vm_kern.c` as a test calls them.
 
-use vmkern::abi::layout::{KernelRoots, VmMeter};
+use vmkern::abi::layout::VmMeter;
 use vmkern::{
     Context, Crash, EntryView, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, MapStats, ObjectView, Op,
     Outcome,
@@ -204,10 +204,10 @@ pub trait Kern: Run {
         assert_eq!(response.outcome, Outcome::Ok);
     }
 
-    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map costs
-    /// pages.
+    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map
+    /// costs pages.
     fn take_boot_tables(&mut self) {
-        let roots = self.guest().look(|view| view.copy::<KernelRoots>("kernel roots", view.roots()));
+        let roots = self.guest().look(|view| view.copy("kernel roots", view.roots()));
         let end = roots.expect("the roots can be read").kernel_vm_end.get();
         let first = self.kmem_alloc_nofault(MapId::KERNEL, PAGE).expect("there is room");
         assert!(self.kmem_alloc_nofault(MapId::KERNEL, end.since(first) - PAGE).is_some());

@@ -13,21 +13,21 @@ pub const FRESH_ORDER: usize = 6;
 /// Pages of such a block.
 pub const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
 
-/// Pages of the first such block up to the last one that a boot and the first request after it touch:
-/// in the stack of the thread that the request is for.
+/// Pages of the first such block up to the last one that a boot and the first request after it
+/// touch: in the stack of the thread that the request is for.
 pub const BOOT_USES: u64 = 20;
 /// Pages of memory for each page table that the boot makes, at the least: it leaves small memories
 /// their pages.
 const PAGES_PER_TABLE: u64 = 32;
-/// Neighbouring pages, aligned, of which a KVM that shadows page tables makes those present on one fault
-/// that the host has, from the first on.
+/// Neighbouring pages, aligned, of which a KVM that shadows page tables makes those present on one
+/// fault that the host has, from the first on.
 const GROUP: u64 = 8;
 
 /// The boot region, at the end of the largest range of managed memory.
 ///
-/// What a boot touches of it lies side by side, where a group of pages begins: the page directory, the
-/// roots, the segments, and the first page table, in which kmem_map begins. The other page tables
-/// follow, and up to seven pages that nobody uses, so that whole groups lie before the end of memory.
+/// What a boot touches of it lies side by side, where a group of pages begins: the page directory,
+/// the roots, the segments, and the first page table, in which kmem_map begins. The other page
+/// tables follow, and up to seven pages that nobody uses: whole groups up to the end of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootRegion {
     /// The page array, where the region begins.
@@ -140,8 +140,8 @@ mod tests {
     fn what_a_boot_touches_of_the_region_begins_one_group_of_pages() {
         for mib in (4..70).chain([1 << 10, 64 << 10]) {
             let region = plan(mib);
-            let places = [region.kpd, region.roots, region.segs, region.kpt].map(|at| at.pfn() % GROUP);
-            assert_eq!(places, [0, 1, 2, 3], "{mib} MiB");
+            let parts = [region.kpd, region.roots, region.segs, region.kpt];
+            assert_eq!(parts.map(|at| at.pfn() % GROUP), [0, 1, 2, 3], "{mib} MiB");
         }
     }
 
@@ -149,9 +149,10 @@ mod tests {
     fn the_parts_of_the_region_follow_one_another_up_to_the_end_of_memory() {
         for mib in [4, 8, 64, 64 << 10] {
             let region = plan(mib);
-            let array = (region.array_size * size_of::<VmPage>() as u64).next_multiple_of(PAGE_SIZE);
-            assert_eq!(region.vm_page_array.add(array), region.kpd);
-            assert_eq!([region.roots, region.segs], [1, 2].map(|page| region.kpd.add(page * PAGE_SIZE)));
+            let array = region.array_size * size_of::<VmPage>() as u64;
+            assert_eq!(region.vm_page_array.add(array.next_multiple_of(PAGE_SIZE)), region.kpd);
+            assert_eq!(region.kpd.add(PAGE_SIZE), region.roots);
+            assert_eq!(region.roots.add(PAGE_SIZE), region.segs);
             assert_eq!(region.boot_pcpu.page(), region.segs);
             assert_eq!(region.segs.add(PAGE_SIZE), region.kpt);
             let unused = region.end.since(region.kpt.add(region.nkpt * PAGE_SIZE)) / PAGE_SIZE;

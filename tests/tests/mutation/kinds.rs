@@ -112,8 +112,9 @@ impl Scene<'_, '_> {
 
     /// The page tables of kernel_map below the image that are as `wanted`.
     fn page_tables(&self, wanted: impl Fn(GuestPhys) -> bool) -> Vec<GuestPhys> {
-        let kernels = |base: GuestVirt| base >= VM_MIN_KERNEL_ADDRESS && base < KERNBASE;
-        let all = self.anatomy.tables.iter().filter(|(level, _, base)| *level == Level::Pt && kernels(*base));
+        let kernels = VM_MIN_KERNEL_ADDRESS..KERNBASE;
+        let is_one = |level: Level, base| level == Level::Pt && kernels.contains(base);
+        let all = self.anatomy.tables.iter().filter(|(level, _, base)| is_one(*level, base));
         all.map(|(_, at, _)| *at).filter(|at| wanted(*at)).collect()
     }
 
@@ -557,7 +558,8 @@ pub const KINDS: &[Kind] = kinds! {
             let tables = s.page_tables(|at| roots.boot_tables.number(at).is_some());
             let table = s.draw(&tables);
             let number = roots.boot_tables.number(table).expect("it is the boot's");
-            s.overlay.change(at, |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1));
+            let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1);
+            s.overlay.change(at, valid);
             s.root_of(|r| &r.boot_tables.valid).add(number as u64 * 4)
         };
     "page tables of the boot that begin elsewhere", "boot-tables", "page table" =>

@@ -96,8 +96,7 @@ impl SimMachine {
         self.tlb.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pages of physical memory that were ever looked at.
-    #[must_use]
+    /// Pages of physical memory that were ever looked at, by number.
     pub fn touched_pages(&self) -> impl Iterator<Item = u64> + '_ {
         self.memory.touched_pages()
     }

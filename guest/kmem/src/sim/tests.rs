@@ -55,8 +55,8 @@ impl Sim {
         self.address(&Op::KmemAllocNofault { map: MapId::KERNEL, size })
     }
 
-    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map costs
-    /// pages.
+    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map
+    /// costs pages.
     pub(crate) fn take_boot_tables(&self) {
         let end = self.vm().state().kernel_vm_end.get();
         let first = self.nofault(PAGE_SIZE).expect("there is room");

@@ -1,9 +1,10 @@
 //! From bare memory to a working memory system (`vm_init.c`, `vm_page_startup`).
 //!
-//! The boot region ([`BootRegion`]), at the end of the largest range, holds the page array, the roots,
-//! the segments, the structure of the CPU that boots, and the first page tables of kernel_map. When
-//! RAM is known to be zero, neither the array nor the memory it describes is touched, nor is a page
-//! table before it is used: an all-zero page is a free one, and an all-zero table maps nothing.
+//! The boot region ([`BootRegion`]), at the end of the largest range, holds the page array, the
+//! roots, the segments, the structure of the CPU that boots, and the first page tables of
+//! kernel_map. When RAM is known to be zero, neither the array nor the memory it describes is
+//! touched, nor is a page table before it is used: an all-zero page is a free one, and an all-zero
+//! table maps nothing.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;

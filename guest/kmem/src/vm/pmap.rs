@@ -6,8 +6,8 @@
 //!
 //! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable in 2008). The
 //! kernel image's own mappings were there first and are never changed here.
-//! The boot makes the first page tables, outside of managed memory ([`Vm::pmap_init`]). Others are made
-//! by [`Vm::pmap_growkernel`] alone. None is ever given back.
+//! The boot makes the first page tables, outside of managed memory ([`Vm::pmap_init`]). Others are
+//! made by [`Vm::pmap_growkernel`] alone. None is ever given back.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
@@ -440,22 +440,23 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Sets up kernel_pmap with the page tables of `region` (`create_pagetables`, `pmap_bootstrap`).
-    /// They are zero, and not touched.
+    /// Sets up kernel_pmap with the page tables of `region` (`create_pagetables`,
+    /// `pmap_bootstrap`). They are zero, and not touched.
     pub(crate) fn pmap_init(&self, pml4: GuestPhys, region: &BootRegion) {
         let state = self.state();
         state.kernel_pmap.pml4.set(pml4);
         state.boot_tables.kpdphys.set(region.kpd);
         state.boot_tables.kptphys.set(region.kpt);
         state.boot_tables.nkpt.set(region.nkpt);
-        for (table, entry) in (region.kpt.pfn()..).zip(self.at::<PageTable>(region.kpd)).take(to_usize(region.nkpt)) {
+        let first = region.kpt.pfn();
+        for (table, entry) in (first..first + region.nkpt).zip(self.at::<PageTable>(region.kpd)) {
             entry.set(self.pmap_entry_of_table(GuestPhys::from_pfn(table)));
         }
         // Linked when it is full: to a directory that a CPU has walked a write costs a fault, where
         // page tables are shadowed.
         match self.pmap_entry(VM_MIN_KERNEL_ADDRESS, Level::Pdpt) {
             Some(entry) => entry.set(self.pmap_entry_of_table(region.kpd)),
-            None => self.panic(format_args!("pmap_bootstrap: kernel_map has no page directory pointers")),
+            None => self.panic(format_args!("pmap_bootstrap: kernel_map has no PDPT")),
         }
         state.kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS.add(region.nkpt * NBPDR));
     }

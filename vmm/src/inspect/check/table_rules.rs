@@ -88,7 +88,7 @@ fn tables(ctx: &Context<'_>) {
     }
 }
 
-/// Whether `table` is a page directory or a page table for an address of kernel_map below the image.
+/// Whether `table` is a page directory or a page table of kernel_map below the image.
 fn is_below_image(table: &Table) -> bool {
     table.level <= Level::Pd && (VM_MIN_KERNEL_ADDRESS..KERNBASE).contains(&table.base)
 }
@@ -112,20 +112,21 @@ fn boot_tables(ctx: &Context<'_>) {
     for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
         if number < nkpt && valid.is_none() {
             ctx.finding("boot-tables", "page table", VM_MIN_KERNEL_ADDRESS.add(number * NBPDR), || {
-                format!("the page directory does not lead to page table {number} of the boot's {nkpt}")
+                format!("the page directory does not lead to page table {number} of {nkpt}")
             });
         }
-        let (counted_at, counted, valid) = (ctx.root_of(counted), counted.get(), valid.unwrap_or(0));
-        if counted != valid && pmap_is_still {
-            ctx.finding("table-valid", "boot_tables", counted_at, || {
-                format!("page table {number} of the boot is said to have {counted} valid entries, but has {valid}")
+        let valid = valid.unwrap_or(0);
+        if counted.get() != valid && pmap_is_still {
+            ctx.finding("table-valid", "boot_tables", ctx.root_of(counted), || {
+                let counted = counted.get();
+                format!("page table {number} has {valid} valid entries, but {counted} are counted")
             });
         }
     }
 }
 
-/// Which page table of the boot `table` is, if it is where that one should be. What is neither one of
-/// the boot's tables nor managed belongs to nobody.
+/// Which page table of the boot `table` is, if it is where that one should be. What is neither one
+/// of the boot's tables nor managed belongs to nobody.
 fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<usize> {
     let number = table.base.since(VM_MIN_KERNEL_ADDRESS) / NBPDR;
     let is_boots = match table.level {
@@ -140,7 +141,7 @@ fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<us
     if !is_boots || first.get().checked_add(place) != Some(table.at) {
         ctx.finding("boot-tables", "page table", table.base, || {
             let Table { level, at, .. } = table;
-            format!("the {level:?} at {at} is for this address, but is neither a managed page nor the boot's for it")
+            format!("the {level:?} at {at} is neither a managed page nor the boot's for here")
         });
         return None;
     }
@@ -488,8 +489,10 @@ mod tests {
         let (roots_at, roots) = lab.roots();
         let kmem = lab.pte_at(lab.block, Level::Pt).page();
         let number = roots.boot_tables.number(kmem).expect("the boot has made it");
-        assert!(roots.boot_tables.valid[number].get() > 0 && roots.boot_tables.nkpt.get() == NKPT as u64);
-        let report = lab.damaged(roots_at, |roots| roots.boot_tables.valid[number].update(|n| n + 1));
+        assert!(roots.boot_tables.valid[number].get() > 0);
+        assert_eq!(roots.boot_tables.nkpt.get(), NKPT as u64);
+        let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1);
+        let report = lab.damaged(roots_at, valid);
         expect_finding(
             &report,
             "table-valid",
@@ -497,12 +500,13 @@ mod tests {
             lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
         );
         lab.root_word("boot-tables", "boot_tables", |roots| &roots.boot_tables.nkpt, |n| n + 1);
-        let last = VM_MIN_KERNEL_ADDRESS.add((NKPT as u64 - 1) * NBPDR);
+        let first = VM_MIN_KERNEL_ADDRESS;
+        let last = first.add((NKPT as u64 - 1) * NBPDR);
         let damages: [(RootDamage, GuestVirt); 4] = [
             (|roots| roots.boot_tables.nkpt.update(|n| n - 1), last),
-            (|roots| roots.boot_tables.kptphys.update(|at| at.add(PAGE_SIZE)), VM_MIN_KERNEL_ADDRESS),
-            (|roots| roots.boot_tables.kptphys.update(|at| at.add(8)), VM_MIN_KERNEL_ADDRESS),
-            (|roots| roots.boot_tables.kpdphys.update(|at| at.add(PAGE_SIZE)), VM_MIN_KERNEL_ADDRESS),
+            (|roots| roots.boot_tables.kptphys.update(|at| at.add(PAGE_SIZE)), first),
+            (|roots| roots.boot_tables.kptphys.update(|at| at.add(8)), first),
+            (|roots| roots.boot_tables.kpdphys.update(|at| at.add(PAGE_SIZE)), first),
         ];
         for (damage, at) in damages {
             expect_finding(&lab.damaged(roots_at, damage), "boot-tables", "page table", at);
@@ -513,12 +517,14 @@ mod tests {
     #[test]
     fn a_page_directory_that_does_not_lead_to_a_page_table_of_the_boot_is_found() {
         let lab = Lab::new();
-        let numbers = [0, 1, NKPT as u64 - 1].map(|number| VM_MIN_KERNEL_ADDRESS.add(number * NBPDR));
-        for va in numbers {
-            for report in [damaged(&lab, va, Level::Pd, |_| 0), damaged(&lab, va, Level::Pd, |bits| bits + 0x1000)] {
-                expect_finding(&report, "boot-tables", "page table", va);
+        for number in [0, 1, NKPT as u64 - 1] {
+            let va = VM_MIN_KERNEL_ADDRESS.add(number * NBPDR);
+            let none = damaged(&lab, va, Level::Pd, |_| 0);
+            let other = damaged(&lab, va, Level::Pd, |bits| bits + 0x1000);
+            for report in [&none, &other] {
+                expect_finding(report, "boot-tables", "page table", va);
             }
-            expect_finding(&damaged(&lab, va, Level::Pd, |_| 0), "table-reach", "page table", va);
+            expect_finding(&none, "table-reach", "page table", va);
             expect_finding(&flip(&lab, va, Level::Pd, PteFlags::U), "pte-user", "PDE", va);
         }
     }

@@ -30,8 +30,8 @@ const CHUNK: usize = 64;
 pub enum Use {
     /// Not RAM.
     Hole,
-    /// RAM that is not under management: the kernel image, the loader's data, the page array; but not
-    /// the page tables that the boot made for kernel_map.
+    /// RAM that is not under management: the kernel image, the loader's data, the page array; but
+    /// not the page tables that the boot made for kernel_map.
     Unmanaged,
     /// Free, and never used since the boot.
     Fresh,
@@ -256,8 +256,8 @@ impl Census {
         }
     }
 
-    /// Notes that the page table at `table` is one, if the boot made it for kernel_map: then its page
-    /// is not managed, and nothing was ever handed out.
+    /// Notes that the page table at `table` is one, if the boot made it for kernel_map: then its
+    /// page is not managed, and was never handed out.
     fn mark_boot_table(&mut self, survey: &Survey<'_, '_>, table: GuestPhys) {
         let Some(boots) = survey.roots().map(|roots| &roots.boot_tables) else { return };
         if boots.kpdphys.get() != table && boots.count(table).is_none() {

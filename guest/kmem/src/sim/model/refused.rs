@@ -98,22 +98,23 @@ mod tests {
             (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
         };
         let boots = || vec![boot_tables()];
+        let (table, far) = (Supply::PageTable, alloc(0, 3000, How::Nofault));
         let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
         let enter = Step::Enter { pick: 0, from: 0, count: 5 };
         let suballoc =
             |pages: u64| Step::Suballoc { map: 0, size: Size::Bytes(pages * PAGE_SIZE), kind: MapKind::User };
         vec![
-            ("nofault past the page tables", boots(), alloc(0, 3000, How::Nofault), vec![Supply::PageTable, interrupt]),
+            ("nofault past the page tables", boots(), far, vec![table, interrupt]),
             ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal]),
             ("kmem_malloc", vec![], alloc(1, 20, nowait), vec![interrupt]),
             ("kmem_malloc that may sleep", vec![], alloc(1, 20, waitok), vec![system]),
             ("kmem_malloc in kernel_map", vec![], alloc(0, 20, nowait), vec![interrupt]),
-            ("kmem_malloc that may sleep in kernel_map", vec![], alloc(0, 20, waitok), vec![system]),
+            ("a sleeper in kernel_map", vec![], alloc(0, 20, waitok), vec![system]),
             ("a map that outgrows its home", crowd(1, nowait), alloc(1, 2, nowait), vec![Supply::MapPool]),
             ("a sleeper in such a map", crowd(1, nowait), alloc(1, 2, waitok), vec![Supply::MapPool]),
             ("kmem_alloc in such a map", crowd(0, How::Alloc), alloc(0, 2, How::Alloc), vec![normal]),
             ("kmem_suballoc", vec![], suballoc(8), vec![Supply::MapPool]),
-            ("kmem_suballoc past the page tables", boots(), suballoc(3000), vec![Supply::PageTable]),
+            ("kmem_suballoc past the page tables", boots(), suballoc(3000), vec![table]),
             ("kmem_alloc_wait", vec![], alloc(2, 8, How::Wait), vec![]),
             (
                 "the first touch",

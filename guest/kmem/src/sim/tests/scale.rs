@@ -1,8 +1,9 @@
 //! Size must not matter: large memories boot as fast as small ones, and a map takes a million entries.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MapId, Op, Outcome};
 use vmkern_abi::kva::KERNBASE;
@@ -24,25 +25,26 @@ fn booting_64_gib_touches_as_few_pages_as_booting_64_mib() {
     };
     let (small, large) = (touched(64 * MIB), touched(64 << 30));
     assert!(small <= 20, "{small} pages touched in 64 MiB");
-    // The maps of the boot are larger there: page tables past the boot's are described in the page array.
+    // Its maps are larger there: page tables past the boot's are described in the page array.
     assert!(large <= 30, "{large} pages touched in 64 GiB");
 }
 
-/// The pages behind the image that `sim`, with `bytes` of memory, has touched, and those of them that
-/// are foreseen of a boot.
+/// The pages behind the image that `sim`, with `bytes` of memory, has touched, and those that are
+/// foreseen of a boot.
 fn touched_and_foreseen(sim: &Sim, bytes: u64) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let ranges: Vec<(u64, u64)> = managed(bytes).into_iter().map(PhysRange::pages).collect();
     let region = BootRegion::plan(ranges.iter().copied()).expect("there is room for it");
     let is_managed = |pfn: &u64| ranges.iter().any(|(first, end)| (first..end).contains(&pfn));
     let touched = sim.machine().touched_pages().filter(is_managed).collect();
     let foreseen = region.touched_by_boot(ranges.iter().copied());
-    let foreseen = foreseen.into_iter().flat_map(|range| range.start.pfn()..range.end.pfn()).collect();
-    (touched, foreseen)
+    let pages = |range: Range<GuestPhys>| range.start.pfn()..range.end.pfn();
+    (touched, foreseen.into_iter().flat_map(pages).collect())
 }
 
 /// Number of the page table for `va`.
 fn table_of(sim: &Sim, va: GuestVirt) -> u64 {
-    let Ok(found) = find_entry(&sim.machine(), sim.vm().state().kernel_pmap.pml4.get(), va, Level::Pt);
+    let root = sim.vm().state().kernel_pmap.pml4.get();
+    let Ok(found) = find_entry(&sim.machine(), root, va, Level::Pt);
     found.expect("there is one").0.pfn()
 }
 
@@ -72,8 +74,8 @@ fn addresses_with_page_tables_of_the_boot_touch_one_page_of_these_each_when_they
     assert!(sim.machine().touched_pages().count() <= before + 1, "addresses alone touch no table");
     sim.ok(&Op::PmapQenter { addr: base.add(100 * MIB), count: 1 });
     let after: BTreeSet<u64> = sim.machine().touched_pages().collect();
-    assert!(after.contains(&table_of(&sim, base.add(100 * MIB))));
-    assert!(!after.contains(&(table_of(&sim, base.add(100 * MIB)) + 1)), "the next table is as it was");
+    let table = table_of(&sim, base.add(100 * MIB));
+    assert!(after.contains(&table) && !after.contains(&(table + 1)), "the next table is as it was");
     check(&sim);
 }
 

@@ -133,8 +133,8 @@ fn vmwait() -> Outcome {
     Outcome::Blocked { waits_for: WaitMessage::new("vmwait") }
 }
 
-/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left of those that the
-/// boot made page tables for, and `free` pages free; what the rest is.
+/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left of those that
+/// the boot made page tables for, and `free` pages free; what the rest is.
 fn short(free: u64) -> (Sim, vmkern_abi::addr::GuestVirt, u64) {
     let sim = Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
     assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);

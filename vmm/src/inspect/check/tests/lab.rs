@@ -54,8 +54,8 @@ impl Lab {
         self.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 1 << 20, kind: MapKind::User });
     }
 
-    /// Takes addresses past those for which the boot has made page tables, and maps two pages at their
-    /// end: where.
+    /// Takes addresses past those for which the boot has made page tables, and maps two pages at
+    /// their end: where.
     pub(in super::super) fn grow(&mut self) -> GuestVirt {
         let size = NKPT as u64 * NBPDR;
         let addr = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size });
