@@ -6,7 +6,7 @@
 //!
 //! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable in 2008). The
 //! kernel image's own mappings were there first and are never changed here.
-//! The boot makes the first page tables, outside of managed memory ([`Vm::pmap_init`]). Others are
+//! The boot makes the first page tables, outside of managed memory (`pmap_init`). Others are
 //! made by [`Vm::pmap_growkernel`] alone. None is ever given back.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
