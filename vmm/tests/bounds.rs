@@ -261,7 +261,8 @@ fn page_table(scratch: &Scratch, image: &Path) -> PageTable {
 }
 
 /// Asserts that the report is of no more work than `held` pages of tables make and the boot's page
-/// tables, of which a file does not hold those that are all zero, and that it says what was left out.
+/// tables, of which a file does not hold those that are all zero, and that it says what was left
+/// out.
 fn assert_bounded(report: &PageTable, held: u64) {
     let tables = held + NKPT as u64;
     let PageTable { tables: Tables { pml4, pdpt, pd, pt }, entries, runs, damage, .. } = report;

@@ -490,7 +490,7 @@ mod tests {
         let kmem = lab.pte_at(lab.block, Level::Pt).page();
         let number = roots.boot_tables.number(kmem).expect("the boot has made it");
         assert!(roots.boot_tables.valid[number].get() > 0);
-        assert_eq!(roots.boot_tables.nkpt.get(), NKPT as u64);
+        let nkpt = roots.boot_tables.nkpt.get();
         let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1);
         let report = lab.damaged(roots_at, valid);
         expect_finding(
@@ -499,10 +499,11 @@ mod tests {
             "boot_tables",
             lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
         );
-        lab.root_word("boot-tables", "boot_tables", |roots| &roots.boot_tables.nkpt, |n| n + 1);
+        lab.root_word("boot-tables", "boot_tables", |roots| &roots.boot_tables.nkpt, |_| NKPT as u64 + 1);
         let first = VM_MIN_KERNEL_ADDRESS;
-        let last = first.add((NKPT as u64 - 1) * NBPDR);
-        let damages: [(RootDamage, GuestVirt); 4] = [
+        let last = first.add((nkpt - 1) * NBPDR);
+        let damages: [(RootDamage, GuestVirt); 5] = [
+            (|roots| roots.boot_tables.nkpt.update(|n| n + 1), last.add(NBPDR)),
             (|roots| roots.boot_tables.nkpt.update(|n| n - 1), last),
             (|roots| roots.boot_tables.kptphys.update(|at| at.add(PAGE_SIZE)), first),
             (|roots| roots.boot_tables.kptphys.update(|at| at.add(8)), first),
@@ -517,7 +518,7 @@ mod tests {
     #[test]
     fn a_page_directory_that_does_not_lead_to_a_page_table_of_the_boot_is_found() {
         let lab = Lab::new();
-        for number in [0, 1, NKPT as u64 - 1] {
+        for number in [0, 1, lab.roots().1.boot_tables.nkpt.get() - 1] {
             let va = VM_MIN_KERNEL_ADDRESS.add(number * NBPDR);
             let none = damaged(&lab, va, Level::Pd, |_| 0);
             let other = damaged(&lab, va, Level::Pd, |bits| bits + 0x1000);

@@ -70,11 +70,11 @@ fn addresses_with_page_tables_of_the_boot_touch_one_page_of_these_each_when_they
     let sim = Sim::boot(bytes, Tunables::default());
     assert!(sim.malloc(PAGE_SIZE, NOWAIT).is_some());
     let before = sim.machine().touched_pages().count();
-    let base = sim.nofault(200 * MIB).expect("there is room");
+    let base = sim.nofault(64 * MIB).expect("there is room");
     assert!(sim.machine().touched_pages().count() <= before + 1, "addresses alone touch no table");
-    sim.ok(&Op::PmapQenter { addr: base.add(100 * MIB), count: 1 });
+    sim.ok(&Op::PmapQenter { addr: base.add(32 * MIB), count: 1 });
     let after: BTreeSet<u64> = sim.machine().touched_pages().collect();
-    let table = table_of(&sim, base.add(100 * MIB));
+    let table = table_of(&sim, base.add(32 * MIB));
     assert!(after.contains(&table) && !after.contains(&(table + 1)), "the next table is as it was");
     check(&sim);
 }
