@@ -33,10 +33,11 @@ use crate::image::KernelImage;
 /// Pages whose shadow entries KVM fills together (`PTE_PREFETCH_NUM`).
 pub(super) const PREFETCH: u64 = 8;
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
-const PIECE: u64 = 2 * PREFETCH * PAGE_SIZE;
+const PIECE: usize = 64 << 10;
+const _: () = assert!((PIECE as u64).is_multiple_of(PREFETCH * PAGE_SIZE));
 
 /// What a piece holds where the image has nothing.
-static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
+static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// The work.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ fn pieces(ranges: &[Range<GuestPhys>]) -> Vec<Range<GuestPhys>> {
     for (start, end) in whole {
         let mut at = start.max(done);
         while at < end {
-            let to = end.min(at + PIECE);
+            let to = end.min(at + PIECE as u64);
             pieces.push(GuestPhys::new(at)..GuestPhys::new(to));
             at = to;
         }
