@@ -72,7 +72,15 @@ pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>>
     if let Some(region) = BootRegion::plan(pages.clone()) {
         touched.extend(region.touched_by_boot(pages));
     }
-    touched
+    // Memory may end before a boot has what it would take of more.
+    touched.into_iter().filter_map(|range| within(memory, &range)).collect()
+}
+
+/// The part of `range`, which begins in a range of RAM, that lies in that one.
+fn within(memory: u64, range: &Range<GuestPhys>) -> Option<Range<GuestPhys>> {
+    let ends = ram_ranges(memory).map(|ram| (ram.start, ram.start.add(ram.size)));
+    let end = ends.filter(|(start, end)| (*start..*end).contains(&range.start)).map(|(_, end)| end).next()?;
+    Some(range.start..range.end.min(end))
 }
 
 /// The pages that the kernel will manage, by number: behind the image and the direct map's page directories, one for each GiB

@@ -99,7 +99,8 @@ impl Load {
             let zeros = next.as_ref().map_or(piece.end, |(start, _)| *start).since(at);
             let zeros = &ZEROS[..usize::try_from(zeros).unwrap_or(0)];
             let file = next.map_or(0..0, |(_, file)| file);
-            for bytes in [zeros, &self.image.bytes()[file]] {
+            let both = [zeros, &self.image.bytes()[file]];
+            for bytes in both.into_iter().filter(|bytes| !bytes.is_empty()) {
                 self.ram.write_fresh(at, bytes).expect("the plan keeps to memory");
                 at = at.add(bytes.len() as u64);
             }
@@ -172,6 +173,19 @@ mod tests {
             let (bytes, zeros) = found.split_at(segment.file.len());
             assert!(bytes == &kernel.bytes()[segment.file.clone()], "the segment at {}", segment.start);
             assert!(zeros.iter().all(|&byte| byte == 0), "the end of the segment at {}", segment.start);
+        }
+    }
+
+    #[test]
+    fn memory_may_end_within_what_a_boot_would_touch_of_more() {
+        let kernel = KernelImage::embedded();
+        let ends = [8 << 20, 16 << 20, 3 << 30]
+            .into_iter()
+            .flat_map(|end: u64| [0, 1, 2, 3, 15, 16, 17, 19, 20, 21, 63, 64, 65].map(|pages| end + pages * PAGE_SIZE));
+        for memory in ends {
+            let plan = kernel.plan(memory).expect("it can be loaded");
+            let ram = Arc::new(GuestRam::new(memory).expect("address space is there"));
+            Load::new(ram, kernel.clone(), &plan).finish();
         }
     }
 
