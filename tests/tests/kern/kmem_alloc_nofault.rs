@@ -123,9 +123,9 @@ fn without_a_page_for_the_page_tables_it_gives_null_and_leaves_no_trace() {
 fn addresses_with_page_tables_of_the_boot_can_be_had_when_no_page_is_left() {
     in_small_guest(|guest| {
         let (addr, size) = guest.drain(0);
-        let taken = guest.kmem_alloc_nofault(MAP, 64 << 20).expect("its page tables are there");
+        let taken = guest.kmem_alloc_nofault(MAP, 8 << 20).expect("its page tables are there");
         assert_eq!(guest.free_pages(), 0);
-        guest.kmem_free(MAP, taken, 64 << 20);
+        guest.kmem_free(MAP, taken, 8 << 20);
         guest.free(addr, size);
     });
 }
