@@ -16,8 +16,8 @@ pub const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
 /// Pages of the first such block up to the last one that a boot and the first request after it
 /// touch: in the stack of the thread that the request is for.
 pub const BOOT_USES: u64 = 20;
-/// Page tables that the boot makes at the least, besides one for each MiB of memory: those of a
-/// small memory are enough for its own maps and as much again, and take 0.4 to 0.8 % of it.
+/// Page tables that the boot makes besides one for each MiB of memory, where that is less than
+/// [`NKPT`]. They are enough for its own maps and more, and take 0.4 to 0.8 % of memory.
 const FEWEST_TABLES: u64 = 8;
 const MIB: u64 = 1 << 20;
 /// Neighbouring pages, aligned, of which a KVM that shadows page tables makes those present on one

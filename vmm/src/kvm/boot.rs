@@ -24,7 +24,7 @@ use vmkern_abi::entry::{self, EntryNote};
 use vmkern_abi::layout::BootRegion;
 
 use super::KvmError;
-use super::elf::{Entry, Plan};
+use super::elf::{Entry, Plan, Segment};
 use super::ioctl::ioctl;
 use super::load::PREFETCH;
 use super::memory::{GuestRam, NotRam, ram_ranges};
@@ -59,10 +59,15 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const MEMMAP_RAM: u32 = 1;
 
+/// Zeros behind a segment's content that are foreseen, in bytes. A file may claim any number.
+const ZEROS_FORESEEN: u64 = 1 << 20;
+
 /// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes, foreseen: what the loader writes,
 /// the image, and what [`BootRegion`] says.
 pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>> {
-    let mut touched: Vec<_> = plan.segments.iter().map(|segment| segment.start..segment.end).collect();
+    let zeros = |segment: &Segment| segment.start.add(segment.file.len() as u64 + ZEROS_FORESEEN);
+    let touched = plan.segments.iter().map(|segment| segment.start..segment.end.min(zeros(segment)));
+    let mut touched: Vec<_> = touched.collect();
     touched.push(START_INFO..LOG.add(PAGE_SIZE));
     let image_end = plan.segments.iter().map(|segment| segment.end).max().unwrap_or(START_INFO);
     let managed = managed(memory, image_end);

@@ -92,20 +92,33 @@ impl Load {
     /// present.
     fn fill(&self, piece: &Range<GuestPhys>) {
         // What the loader hands over is written meanwhile.
-        let mut at = if piece.start < LOADER_END { piece.end } else { piece.start };
-        while at < piece.end {
-            let parts = self.segments.iter().filter_map(|segment| part(segment, &(at..piece.end)));
-            let next = parts.min_by_key(|(start, _)| *start);
-            let zeros = next.as_ref().map_or(piece.end, |(start, _)| *start).since(at);
-            let zeros = &ZEROS[..usize::try_from(zeros).unwrap_or(0)];
-            let file = next.map_or(0..0, |(_, file)| file);
-            let both = [zeros, &self.image.bytes()[file]];
-            for bytes in both.into_iter().filter(|bytes| !bytes.is_empty()) {
-                self.ram.write_fresh(at, bytes).expect("the plan keeps to memory");
-                at = at.add(bytes.len() as u64);
-            }
+        if piece.start >= LOADER_END {
+            self.write(piece);
         }
         self.ram.populate(piece);
+    }
+
+    /// Writes `piece`.
+    fn write(&self, piece: &Range<GuestPhys>) {
+        let zeros = |from: GuestPhys, to: GuestPhys| &ZEROS[..usize::try_from(to.since(from)).unwrap_or(0)];
+        let mut at = piece.start;
+        // They are in order, and there may be many.
+        let first = self.segments.partition_point(|segment| segment.end <= piece.start);
+        for segment in self.segments[first..].iter().take_while(|segment| segment.start < piece.end) {
+            if let Some((start, file)) = part(segment, piece) {
+                let bytes = &self.image.bytes()[file];
+                self.put(at, zeros(at, start));
+                self.put(start, bytes);
+                at = start.add(bytes.len() as u64);
+            }
+        }
+        self.put(at, zeros(at, piece.end));
+    }
+
+    fn put(&self, at: GuestPhys, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.ram.write_fresh(at, bytes).expect("the plan keeps to memory");
+        }
     }
 }
 
@@ -186,6 +199,33 @@ mod tests {
             let plan = kernel.plan(memory).expect("it can be loaded");
             let ram = Arc::new(GuestRam::new(memory).expect("address space is there"));
             Load::new(ram, kernel.clone(), &plan).finish();
+        }
+    }
+
+    /// The built-in kernel with zeros behind its last segment up to `end`.
+    fn ending_at(end: GuestPhys) -> (KernelImage, Plan) {
+        const LAST_MEMSZ: usize = 64 + 3 * 56 + 40;
+        let kernel = KernelImage::embedded();
+        let plan = kernel.plan(end.get()).expect("it can be loaded");
+        let last = plan.segments.last().expect("it has segments");
+        let mut bytes = kernel.bytes().to_vec();
+        bytes[LAST_MEMSZ..LAST_MEMSZ + 8].copy_from_slice(&end.since(last.start).to_le_bytes());
+        let kernel = KernelImage::from_bytes(bytes);
+        let plan = kernel.plan(end.get()).expect("it can be loaded");
+        assert_eq!(plan.segments.last().map(|last| last.end), Some(end), "the last program header is its segment's");
+        (kernel, plan)
+    }
+
+    #[test]
+    fn an_image_may_end_where_memory_does_and_zeros_without_end_are_not_foreseen() {
+        for memory in [8 << 20, 64 << 20, 3 << 30] {
+            for short in [0, 1, 2, 20] {
+                let (kernel, plan) = ending_at(GuestPhys::new(memory - short * PAGE_SIZE));
+                let ram = Arc::new(GuestRam::new(memory).expect("address space is there"));
+                Load::new(Arc::clone(&ram), kernel, &plan).finish();
+                let resident = ram.resident();
+                assert!(resident < 3 << 20, "{resident} bytes of {memory} are there, {short} pages before the end");
+            }
         }
     }
 

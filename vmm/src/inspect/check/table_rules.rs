@@ -12,6 +12,7 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 use super::context::Context;
 use super::owners::Owner;
 use super::tables::{Table, Translation, level_name};
+use crate::inspect::leaves::name;
 
 /// End of low memory, which the image's window shows as data.
 const LOW_END: u64 = 1 << 20;
@@ -74,9 +75,9 @@ fn tables(ctx: &Context<'_>) {
         let Some(page) = ctx.pages.get(pfn).filter(|_| pmap_is_still) else { continue };
         if page.private != counted {
             ctx.finding("table-valid", "vm_page", ctx.pages.address(pfn), || {
-                let Table { level, base, valid, .. } = table;
+                let (level, Table { base, valid, .. }) = (name(table.level), table);
                 format!(
-                    "page {pfn:#x} is the {level:?} for {base}: private says {}, but it has {valid} valid entries",
+                    "page {pfn:#x} is the {level} for {base}: private says {}, but it has {valid} valid entries",
                     page.private
                 )
             });
@@ -140,8 +141,8 @@ fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<us
     let place = if table.level == Level::Pt { number.saturating_mul(PAGE_SIZE) } else { 0 };
     if !is_boots || first.get().checked_add(place) != Some(table.at) {
         ctx.finding("boot-tables", "page table", table.base, || {
-            let Table { level, at, .. } = table;
-            format!("the {level:?} at {at} is neither a managed page nor the boot's for here")
+            let (level, at) = (name(table.level), table.at);
+            format!("the {level} at {at} is neither a managed page nor the boot's for here")
         });
         return None;
     }

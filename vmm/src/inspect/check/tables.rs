@@ -10,6 +10,7 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::finding::Findings;
 use super::memory::Memory;
+use crate::inspect::leaves::name;
 
 /// Flags that an entry which leads to a table can have.
 const TABLE_KNOWN: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
@@ -98,13 +99,14 @@ impl Reader<'_, '_> {
         if self.tables_left == 0 {
             return self.findings.add("table-shared", "page table", base, || {
                 format!(
-                    "there are more page tables than the memory at hand can describe, among them this {level:?} at {at}"
+                    "there are more page tables than the memory at hand can describe, among them this {} at {at}",
+                    name(level)
                 )
             });
         }
         if let Some(first) = self.seen.insert(at, base) {
             self.findings.add("table-shared", "page table", base, || {
-                format!("the {level:?} at {at} translates this address, and {first} as well")
+                format!("the {} at {at} translates this address, and {first} as well", name(level))
             });
             return;
         }
@@ -112,7 +114,7 @@ impl Reader<'_, '_> {
             Ok(page) => page,
             Err(_) => {
                 return self.findings.add("table-frame", "page table", base, || {
-                    format!("the {level:?} for this address should be at {at}, where there is no RAM")
+                    format!("the {} for this address should be at {at}, where there is no RAM", name(level))
                 });
             }
         };
