@@ -36,7 +36,8 @@ pub struct GuestArgs {
     /// Sets a kernel tunable, by the names that --help lists; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
-    /// Boots this kernel image, an ELF file with a PVH entry note or vmkern's own beside it, in place of the built-in one.
+    /// Boots this kernel image, an ELF file with a PVH entry note or vmkern's own beside it, in
+    /// place of the built-in one.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
 }

@@ -15,7 +15,8 @@ Example: the same kernel under QEMU's own CPU emulation, checking itself
       -device isa-debug-exit,iobase=0xf4,iosize=1 \\
       -kernel vmkern.elf -append 'privilege=supervisor selftest'";
 
-/// Writes the embedded kernel image, an ELF file with entry notes for PVH and for vmkern, and symbols.
+/// Writes the embedded kernel image, an ELF file with entry notes for PVH and for vmkern, and
+/// symbols.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ImageArgs {

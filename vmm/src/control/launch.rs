@@ -7,7 +7,7 @@
 
 use std::io::Write;
 use std::mem::offset_of;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -90,24 +90,24 @@ pub(super) fn start(
     Ok(Guest::new(link, machine, environment, logs, config.kernel.clone(), deadline, config.timeout))
 }
 
-/// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end by themselves.
-fn start_vcpus(
-    config: &Builder,
-    selftest: Selftest,
-    kvm: &Arc<Kvm>,
-    vcpus: &mut Vcpus,
-    console: &Console,
-    log: Option<Box<dyn Write + Send>>,
-) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
-    // 1. The threads: each takes a while to begin.
+/// What the vCPUs' threads wait for, and what they say.
+struct Threads {
+    load: Sender<Arc<Load>>,
+    entry: Sender<Finish>,
+    vms: Vec<Sender<Arc<Vm>>>,
+    made: Receiver<()>,
+}
+
+/// Starts the vCPUs' threads, which end by themselves when this value is gone.
+fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus, console: &Console) -> Result<Threads, KvmError> {
     let (load_sender, load) = channel();
     let (entry_sender, entry) = channel();
     let (made_sender, made) = channel();
-    let mut vm_senders = Vec::with_capacity(vcpus.states.len());
+    let mut vms = Vec::with_capacity(vcpus.states.len());
     let mut boot = Some(Start::Boot { load, entry });
     for state in vcpus.states.clone() {
         let (vm_sender, vm) = channel();
-        vm_senders.push(vm_sender);
+        vms.push(vm_sender);
         let start = boot.take().unwrap_or_else(|| Start::Wait(made_sender.clone()));
         let orders = Orders { vm, start };
         let (kvm, ports) = (Arc::clone(kvm), PortBus::new(console.clone()));
@@ -117,18 +117,32 @@ fn start_vcpus(
             .map_err(|error| KvmError::io("starting a vCPU's thread", &error))?;
         vcpus.has_thread(thread);
     }
-    drop(made_sender);
+    Ok(Threads { load: load_sender, entry: entry_sender, vms, made })
+}
+
+/// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end
+/// by themselves.
+fn start_vcpus(
+    config: &Builder,
+    selftest: Selftest,
+    kvm: &Arc<Kvm>,
+    vcpus: &mut Vcpus,
+    console: &Console,
+    log: Option<Box<dyn Write + Send>>,
+) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
+    // 1. The threads: each takes a while to begin.
+    let threads = spawn(kvm, vcpus, console)?;
     // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
     let plan = config.kernel.plan(config.memory)?;
     let ram = Arc::new(GuestRam::new(config.memory)?);
     let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
     // Here and below, a thread that has ended already is noticed by whoever waits for the guest.
-    let _ = load_sender.send(Arc::clone(&load));
+    let _ = threads.load.send(Arc::clone(&load));
     let mut vm = Vm::create(kvm)?;
     load.hold();
     vm.furnish(Arc::clone(&ram), config.vcpus)?;
     let vm = Arc::new(vm);
-    for sender in vm_senders {
+    for sender in threads.vms {
         let _ = sender.send(Arc::clone(&vm));
     }
     // 3. All that can be done before the memory is filled, and the rest of that.
@@ -144,8 +158,8 @@ fn start_vcpus(
     };
     load.finish();
     // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
-    let _made = made.iter().take(vcpus.states.len() - 1).count();
-    let _ = entry_sender.send(Box::new(finish) as Finish);
+    let _made = threads.made.iter().take(vcpus.states.len() - 1).count();
+    let _ = threads.entry.send(Box::new(finish) as Finish);
     Ok((vm, ram, link, logs))
 }
 

@@ -5,9 +5,9 @@
 //! nearly all of it the way out of the guest and back. KVM fills the entries of the seven pages
 //! beside it at no cost when the host has them present, and the kernel is laid out so that what its
 //! boot touches lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us
-//! each. It writes them first, the image's and the zeros between, by the file behind the memory: the
-//! host does not clear a page that is overwritten, and the lock over this process's address space,
-//! which the vCPU needs as well when it is made, is held only while pages are mapped.
+//! each. It writes them first, the image's and the zeros between, by the file behind the memory:
+//! the host does not clear a page that is overwritten, and the lock over this process's address
+//! space, which the vCPU needs as well when it is made, is held only while pages are mapped.
 //!
 //! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so,
 //! each while it has nothing better to do: that of the first vCPU until there is a VM, and the
@@ -132,8 +132,8 @@ fn part(segment: &Segment, piece: &Range<GuestPhys>) -> Option<(GuestPhys, Range
     Some((start, first..first + len))
 }
 
-/// The whole pages of `ranges`, each once, in pieces. KVM fills no entry of a group when a page before
-/// the one that is touched is missing; those behind it do not matter.
+/// The whole pages of `ranges`, each once, in pieces. KVM fills no entry of a group when a page
+/// before the one that is touched is missing; those behind it do not matter.
 fn pieces(ranges: &[Range<GuestPhys>]) -> Vec<Range<GuestPhys>> {
     let group = |at: GuestPhys| at.get() & !(PREFETCH * PAGE_SIZE - 1);
     let past = |at: GuestPhys| at.get().next_multiple_of(PAGE_SIZE);

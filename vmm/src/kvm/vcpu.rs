@@ -334,7 +334,7 @@ fn soon<T>(channel: &Receiver<T>) -> Option<T> {
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
         match channel.try_recv() {
-            // Whoever is to send it may need this CPU.
+            // The thread that is to send it may need this CPU.
             Err(TryRecvError::Empty) => std::thread::yield_now(),
             answer => return answer.ok(),
         }
