@@ -54,8 +54,8 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{script}");
 }
 
-/// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). So what a boot
-/// and a first request execute lies side by side, and touches few groups of pages.
+/// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). So what a
+/// boot and a first request execute lies side by side, and touches few groups of pages.
 const TEXT_ORDER: &str = include_str!("text.order");
 
 /// The lines that put the sections of [`TEXT_ORDER`]'s functions first. A mangled name of the list

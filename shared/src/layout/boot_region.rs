@@ -21,8 +21,8 @@ pub const BOOT_USES: u64 = 20;
 const FEWEST_TABLES: u64 = 8;
 const MIB: u64 = 1 << 20;
 /// Neighbouring pages, aligned, of which a KVM that shadows page tables makes those present on one
-/// fault that the host has, from the first on.
-const GROUP: u64 = 8;
+/// fault that the host has, from the first on (`PTE_PREFETCH_NUM`).
+pub const PREFETCH: u64 = 8;
 
 /// The boot region, at the end of the largest range of managed memory.
 ///
@@ -72,7 +72,7 @@ impl BootRegion {
         let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
         let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
         let nkpt = (FEWEST_TABLES + GuestPhys::from_pfn(last).get() / MIB).min(NKPT as u64);
-        let groups = (2 + segs_pages + nkpt).next_multiple_of(GROUP);
+        let groups = (2 + segs_pages + nkpt).next_multiple_of(PREFETCH);
         let start = end.checked_sub(array_pages + groups).filter(|&start| start > first)?;
         let page = |number| GuestPhys::from_pfn(start + array_pages + number);
         Some(Self {
@@ -139,7 +139,7 @@ mod tests {
         for mib in (4..70).chain([1 << 10, 64 << 10]) {
             let region = plan(mib);
             let parts = [region.kpd, region.roots, region.segs, region.kpt];
-            assert_eq!(parts.map(|at| at.pfn() % GROUP), [0, 1, 2, 3], "{mib} MiB");
+            assert_eq!(parts.map(|at| at.pfn() % PREFETCH), [0, 1, 2, 3], "{mib} MiB");
         }
     }
 
@@ -154,7 +154,7 @@ mod tests {
             assert_eq!(region.boot_pcpu.page(), region.segs);
             assert_eq!(region.segs.add(PAGE_SIZE), region.kpt);
             let unused = region.end.since(region.kpt.add(region.nkpt * PAGE_SIZE)) / PAGE_SIZE;
-            assert!(unused < GROUP, "{mib} MiB: {unused} pages");
+            assert!(unused < PREFETCH, "{mib} MiB: {unused} pages");
         }
     }
 }

@@ -21,12 +21,11 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::{AP_END, BootArgs, Privilege};
 use vmkern_abi::control::ControlRegion;
 use vmkern_abi::entry::{self, EntryNote};
-use vmkern_abi::layout::BootRegion;
+use vmkern_abi::layout::{BootRegion, PREFETCH};
 
 use super::KvmError;
 use super::elf::{Entry, Plan, Segment};
 use super::ioctl::ioctl;
-use super::load::PREFETCH;
 use super::memory::{GuestRam, NotRam, ram_ranges};
 
 /// Where the start information lies. Memory map and command line follow in the same page, the
@@ -83,9 +82,9 @@ pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>>
 
 /// The part of `range`, which begins in a range of RAM, that lies in that one.
 fn within(memory: u64, range: &Range<GuestPhys>) -> Option<Range<GuestPhys>> {
-    let ends = ram_ranges(memory).map(|ram| (ram.start, ram.start.add(ram.size)));
-    let end = ends.filter(|(start, end)| (*start..*end).contains(&range.start)).map(|(_, end)| end).next()?;
-    Some(range.start..range.end.min(end))
+    let mut parts = ram_ranges(memory).map(|ram| ram.start..ram.start.add(ram.size));
+    let part = parts.find(|part| part.contains(&range.start))?;
+    Some(range.start..range.end.min(part.end))
 }
 
 /// The pages that the kernel will manage, by number: behind the image and the direct map's page directories, one for each GiB

@@ -24,14 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
+use vmkern_abi::layout::PREFETCH;
 
 use super::boot::{LOADER_END, touched_by_boot};
 use super::elf::{Plan, Segment};
 use super::memory::GuestRam;
 use crate::image::KernelImage;
 
-/// Pages whose shadow entries KVM fills together (`PTE_PREFETCH_NUM`).
-pub(super) const PREFETCH: u64 = 8;
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
 const PIECE: usize = 64 << 10;
 const _: () = assert!((PIECE as u64).is_multiple_of(PREFETCH * PAGE_SIZE));
