@@ -1,9 +1,10 @@
 //! Builds the guest kernel with a nested cargo and tells the library where its ELF lies.
 //!
-//! The nested build has a target directory of its own, one for all profiles of the outer build, and a cleaned
-//! environment: whatever wrapper, flag or profile override the outer build runs under (clippy, coverage, sanitizers) is
-//! meant for the host and would break a kernel. The target is named on the command line although it is the host's, so
-//! that the kernel's code model does not reach build scripts and procedural macros.
+//! The nested build has a target directory of its own, one for all profiles of the outer build, and
+//! a cleaned environment: whatever wrapper, flag or profile override the outer build runs under
+//! (clippy, coverage, sanitizers) is meant for the host and would break a kernel. The target is
+//! named on the command line although it is the host's, so that the kernel's code model does not
+//! reach build scripts and procedural macros.
 //!
 //! `VMKERN_KERNEL_IMAGE=PATH` embeds a ready image in place of a build.
 
@@ -13,8 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// Code generation for an image that is linked at the top 2 GiB and takes traps on its own stack.
-const GUEST_FLAGS: [&str; 4] =
-    ["-Crelocation-model=static", "-Ccode-model=kernel", "-Cno-redzone=yes", "-Cforce-frame-pointers=yes"];
+const GUEST_FLAGS: [&str; 4] = [
+    "-Crelocation-model=static",
+    "-Ccode-model=kernel",
+    "-Cno-redzone=yes",
+    "-Cforce-frame-pointers=yes",
+];
 
 fn main() -> ExitCode {
     match kernel_image() {
@@ -74,7 +79,15 @@ fn guest_cargo(workspace: &Path, target: &str, target_dir: &Path) -> Result<Comm
     flags.push(format!("--remap-path-prefix={}=.", workspace.display()));
     cargo
         .current_dir(workspace)
-        .args(["build", "--package", "vmkern-kernel", "--features", "image", "--bin", "vmkern-kernel"])
+        .args([
+            "build",
+            "--package",
+            "vmkern-kernel",
+            "--features",
+            "image",
+            "--bin",
+            "vmkern-kernel",
+        ])
         .args(["--profile", "guest", "--target", target])
         .arg("--target-dir")
         .arg(target_dir)
@@ -82,10 +95,11 @@ fn guest_cargo(workspace: &Path, target: &str, target_dir: &Path) -> Result<Comm
     Ok(cargo)
 }
 
-/// Whether a variable configures the build that this script is a part of. Where cargo and rustup live, and how the
-/// network is reached, is kept.
+/// Whether a variable configures the build that this script is a part of. Where cargo and rustup
+/// live, and how the network is reached, is kept.
 fn is_of_the_outer_build(name: &OsStr) -> bool {
-    const KEPT: [&str; 5] = ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
+    const KEPT: [&str; 5] =
+        ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
     const DROPPED: [&str; 13] = [
         "CARGO",
         "RUSTFLAGS",
@@ -102,17 +116,21 @@ fn is_of_the_outer_build(name: &OsStr) -> bool {
         "DEP_",
     ];
     let Some(name) = name.to_str() else { return false };
-    !KEPT.iter().any(|kept| name.starts_with(kept)) && DROPPED.iter().any(|dropped| name.starts_with(dropped))
+    !KEPT.iter().any(|kept| name.starts_with(kept))
+        && DROPPED.iter().any(|dropped| name.starts_with(dropped))
 }
 
-/// The guest's target directory, inside the outer build's: the nearest directory above `out_dir` that cargo has marked.
+/// The guest's target directory, inside the outer build's: the nearest directory above `out_dir`
+/// that cargo has marked.
 fn guest_target_dir(out_dir: &Path) -> Result<PathBuf, String> {
     out_dir
         .ancestors()
         .find(|dir| dir.join("CACHEDIR.TAG").is_file())
         .or_else(|| out_dir.ancestors().nth(4))
         .map(|dir| dir.join("guest-image"))
-        .ok_or_else(|| format!("OUT_DIR is `{}`, which is not inside a target directory", out_dir.display()))
+        .ok_or_else(|| {
+            format!("OUT_DIR is `{}`, which is not inside a target directory", out_dir.display())
+        })
 }
 
 fn variable(name: &str) -> Result<String, String> {

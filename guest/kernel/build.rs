@@ -1,14 +1,16 @@
 //! Writes the kernel's link script.
 //!
-//! The script is more than an arrangement of sections: the interrupt descriptor table, the TSS descriptor and the page
-//! tables of the image hold addresses cut into pieces, which no relocation can express but a link script can compute.
-//! So they become static data, and the boot path has no table to build.
+//! The script is more than an arrangement of sections: the interrupt descriptor table, the TSS
+//! descriptor and the page tables of the image hold addresses cut into pieces, which no relocation
+//! can express but a link script can compute. So they become static data, and the boot path has no
+//! table to build.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::{env, fs};
 
-/// Where the image appears in virtual memory, less its physical address (`vmkern_abi::kva::KERNBASE`).
+/// Where the image appears in virtual memory, less its physical address
+/// (`vmkern_abi::kva::KERNBASE`).
 const KERNBASE: u64 = 0xffff_ffff_8000_0000;
 /// Physical address of the image.
 const IMAGE_PHYS: u64 = 0x10_0000;
@@ -22,9 +24,9 @@ const APIC_PHYS: u64 = 0xfee0_0000;
 /// Last byte of the TSS with its I/O bitmap (`arch::x86_64::percpu::Tss`).
 const TSS_LIMIT: u64 = 104 + 256 + 1 - 1;
 
-/// Eight pages, aligned: a KVM that shadows page tables fills the entries of so many on one fault. What a boot touches lies
-/// in few such groups: the static tables are one, and the boot stack, nine pages with its guard, ends with the first page
-/// of the group in which the zeroed data follow.
+/// Eight pages, aligned: a KVM that shadows page tables fills the entries of so many on one fault.
+/// What a boot touches lies in few such groups: the static tables are one, and the boot stack, nine
+/// pages with its guard, ends with the first page of the group in which the zeroed data follow.
 const PREFETCH_BYTES: u64 = 8 << 12;
 
 const V: u64 = 1;
@@ -43,10 +45,18 @@ fn main() {
     if env::var_os("CARGO_FEATURE_IMAGE").is_none() {
         return;
     }
-    let script = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernel.ld");
+    let script =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernel.ld");
     fs::write(&script, link_script()).expect("the link script can be written to OUT_DIR");
     let script = script.display();
-    for arg in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=sha1", "-Wl,-z,noexecstack"] {
+    for arg in [
+        "-nostdlib",
+        "-nostartfiles",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=sha1",
+        "-Wl,-z,noexecstack",
+    ] {
         println!("cargo:rustc-link-arg-bins={arg}");
     }
     println!("cargo:rustc-link-arg-bins=-Wl,-z,max-page-size=0x1000");
@@ -62,7 +72,8 @@ const TEXT_ORDER: &str = include_str!("text.order");
 /// lacks the hash at its end.
 fn text_order() -> String {
     TEXT_ORDER.lines().fold(String::new(), |mut lines, name| {
-        let _ = writeln!(lines, "        *(.text.{name} .text.{name}17h* .text.unlikely.{name}17h*)");
+        let _ =
+            writeln!(lines, "        *(.text.{name} .text.{name}17h* .text.unlikely.{name}17h*)");
         lines
     })
 }
@@ -107,14 +118,17 @@ SECTIONS {{
             14 => ("pf_stub".to_string(), 1),
             _ => (format!("(trap_stubs + {vector} * 16)"), 1),
         };
-        // A DPL of 3 lets nothing in that CPL3 could not do anyway, but only vectors 3 and 4 need it; none is used.
+        // A DPL of 3 lets nothing in that CPL3 could not do anyway, but only vectors 3 and 4 need
+        // it; none is used.
         let _ = writeln!(
             s,
             "        QUAD(({stub} & 0xffff) | (8 << 16) | ({ist} << 32) | (0x8e << 40) | ((({stub} >> 16) & 0xffff) << 48))
         QUAD({stub} >> 32)"
         );
     }
-    s.push_str("        idt_end = .;\n    } :rodata\n    . = ALIGN(4096);\n    __rodata_end = .;\n");
+    s.push_str(
+        "        idt_end = .;\n    } :rodata\n    . = ALIGN(4096);\n    __rodata_end = .;\n",
+    );
     let _ = write!(
         s,
         "    .data : AT(ADDR(.data) - KERNBASE) {{
@@ -164,9 +178,10 @@ SECTIONS {{
     s
 }
 
-/// The link-time expression for the page-table entry of the page at `KERNBASE + page`: text is executable, read-only
-/// data is neither writable nor executable, data is not executable, guard pages and what lies beyond are not there.
-/// Low memory, where the loader puts its data and the control region lies, is data.
+/// The link-time expression for the page-table entry of the page at `KERNBASE + page`: text is
+/// executable, read-only data is neither writable nor executable, data is not executable, guard
+/// pages and what lies beyond are not there. Low memory, where the loader puts its data and the
+/// control region lies, is data.
 fn page_entry(page: u64) -> String {
     let common = V | U | A | G;
     let data = common | RW | M | NX;

@@ -144,8 +144,9 @@ impl GuestVirt {
 
 /// A pointer of the guest kernel to a structure `T` of this crate. Zero is null.
 ///
-/// Kernel structures live in the direct map, so that the pointer tells the physical address by arithmetic
-/// ([`crate::kva::dmap_to_phys`]); the host still follows it through the page tables, as it trusts nothing.
+/// Kernel structures live in the direct map, so that the pointer tells the physical address by
+/// arithmetic ([`crate::kva::dmap_to_phys`]); the host still follows it through the page tables, as
+/// it trusts nothing.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct KPtr<T>(u64, PhantomData<fn() -> T>);

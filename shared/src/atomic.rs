@@ -1,7 +1,8 @@
 //! The atomics that shared memory is made of.
 //!
-//! They are `core`'s. Under `cfg(loom)`, which `scripts/loom.sh` gives, they have the same size, alignment and names, and
-//! a model may ask loom to watch single words of them: see `watched`. The code that uses them is the same in both.
+//! They are `core`'s. Under `cfg(loom)`, which `scripts/loom.sh` gives, they have the same size,
+//! alignment and names, and a model may ask loom to watch single words of them: see `watched`. The
+//! code that uses them is the same in both.
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};

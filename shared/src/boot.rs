@@ -1,8 +1,8 @@
 //! What the host tells the kernel at boot: one line of text, the PVH command line.
 //!
-//! Text, because the same image boots under any PVH loader: `-append "selftest privilege=user"` says to QEMU's guest
-//! what [`BootArgs`] says to ours. Words are separated by blanks; a word is `key` or `key=value`. Memory comes from the
-//! PVH memory map, not from here.
+//! Text, because the same image boots under any PVH loader: `-append "selftest privilege=user"`
+//! says to QEMU's guest what [`BootArgs`] says to ours. Words are separated by blanks; a word is
+//! `key` or `key=value`. Memory comes from the PVH memory map, not from here.
 
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -96,8 +96,8 @@ macro_rules! tunables {
 
             /// Sets the tunable called `name`.
             ///
-            /// # Errors
-            /// When there is none of that name, or `value` is outside of [`Tunables::range`]. Nothing has changed then.
+            /// # Errors When there is none of that name, or `value` is outside of
+            /// [`Tunables::range`]. Nothing has changed then.
             pub fn set(&mut self, name: &str, value: u64) -> Result<(), TunableError> {
                 let range = Self::range(name).ok_or(TunableError::Unknown)?;
                 if !range.contains(&value) {
@@ -142,11 +142,13 @@ tunables! {
     vm_kmem_size_min = "vm.kmem_size_min" in 0..=u64::MAX,
     /// Upper bound of kmem_map's size in bytes, 0 for none; default 400 MiB.
     vm_kmem_size_max = "vm.kmem_size_max" in 0..=u64::MAX,
-    /// Buffers, 16 KiB each in buffer_map; default, and meaning of 0, 50 and more by the size of memory.
+    /// Buffers, 16 KiB each in buffer_map; default, and meaning of 0, 50 and more by the size of
+    /// memory.
     kern_nbuf = "kern.nbuf" in 0..=INT_MAX,
     /// Transfers, 128 KiB each in pager_map; default, and meaning of 0, `clamp(nbuf / 4, 16, 256)`.
     kern_nswbuf = "kern.nswbuf" in 0..=65_536,
-    /// Upper bound of buffer_map's size in bytes unless kern.nbuf is given; default 400 MiB, 0 for none.
+    /// Upper bound of buffer_map's size in bytes unless kern.nbuf is given; default 400 MiB, 0 for
+    /// none.
     kern_maxbcache = "kern.maxbcache" in 0..=u64::MAX,
     /// Argument buffers, 268 KiB each in exec_map; default 16.
     vm_exec_map_entries = "vm.exec_map_entries" in 1..=65_536,
@@ -156,7 +158,8 @@ tunables! {
     debug_lock_prof_enable = "debug.lock.prof.enable" in 0..=1,
     /// 1 to clear free pages while nothing else runs; default 0.
     vm_idlezero_enable = "vm.idlezero_enable" in 0..=1,
-    /// Most free pages that a CPU keeps for itself, 0 for no such caches; default 64. With one CPU there are none.
+    /// Most free pages that a CPU keeps for itself, 0 for no such caches; default 64. With one CPU
+    /// there are none.
     vm_pgcache_zone_max_pcpu = "vm.pgcache_zone_max_pcpu" in 0..=65_536,
 }
 
@@ -187,17 +190,21 @@ pub struct BootArgs {
     pub privilege: Privilege,
     /// `time=virtual|real`.
     pub time: TimeMode,
-    /// `selftest`: check traps, paging, timer and kmem, report on the serial line, leave by the exit port.
+    /// `selftest`: check traps, paging, timer and kmem, report on the serial line, leave by the
+    /// exit port.
     pub selftest: bool,
-    /// `zeroed`: all memory but what the loader wrote is zero, so that the page array need not be cleared.
+    /// `zeroed`: all memory but what the loader wrote is zero, so that the page array need not be
+    /// cleared.
     pub zeroed: bool,
     /// `control=ADDRESS`: where the [`crate::control::ControlRegion`] lies, if there is one.
     pub control: Option<GuestPhys>,
-    /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to prove that the report arrives.
+    /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to prove that the
+    /// report arrives.
     pub crash: Option<CrashKind>,
     /// `tsc_khz=N`: the frequency of the TSC, where the host knows it.
     pub tsc_khz: Option<u64>,
-    /// `vcpus=N`: CPUs to use, those with APIC IDs 0 to N - 1; 1 to [`MAX_VCPUS`], 1 unless said otherwise.
+    /// `vcpus=N`: CPUs to use, those with APIC IDs 0 to N - 1; 1 to [`MAX_VCPUS`], 1 unless said
+    /// otherwise.
     pub vcpus: Option<u32>,
     /// `NAME=VALUE` for each tunable.
     pub tunables: Tunables,
@@ -230,7 +237,8 @@ impl BootArgs {
     }
 
     fn word(&mut self, word: &str) -> Option<()> {
-        let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+        let (key, value) =
+            word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
         match (key, value) {
             ("selftest", None) => self.selftest = true,
             ("zeroed", None) => self.zeroed = true,
@@ -241,7 +249,8 @@ impl BootArgs {
             ("tsc_khz", Some(value)) => self.tsc_khz = Some(number(value).filter(|&khz| khz > 0)?),
             ("vcpus", Some(value)) => {
                 let count = u32::try_from(number(value)?).ok()?;
-                self.vcpus = Some(count).filter(|count| (1..=MAX_VCPUS).contains(count)).map(Some)?;
+                self.vcpus =
+                    Some(count).filter(|count| (1..=MAX_VCPUS).contains(count)).map(Some)?;
             }
             (name, Some(value)) => self.tunables.set(name, number(value)?).ok()?,
             _ => return None,
@@ -308,7 +317,9 @@ mod tests {
         };
         for (offset, name) in (1..).zip(Tunables::NAMES) {
             let range = Tunables::range(name).expect("a listed name is known");
-            args.tunables.set(name, (range.start() + offset).min(*range.end())).expect("the value is in range");
+            args.tunables
+                .set(name, (range.start() + offset).min(*range.end()))
+                .expect("the value is in range");
         }
         assert_eq!(BootArgs::parse(&args.to_string()), Ok(args));
         assert_eq!(BootArgs::parse(""), Ok(BootArgs::default()));
@@ -342,7 +353,10 @@ mod tests {
             assert!(max.checked_add(1).is_none_or(|above| set(above) == refused), "{name}");
         }
         let mut tunables = Tunables::default();
-        assert_eq!(tunables.set("kern.hz", 0), Err(TunableError::OutOfRange { min: 1, max: 10_000 }));
+        assert_eq!(
+            tunables.set("kern.hz", 0),
+            Err(TunableError::OutOfRange { min: 1, max: 10_000 })
+        );
         assert_eq!(tunables.set("kern.hertz", 1), Err(TunableError::Unknown));
         assert_eq!(tunables, Tunables::default());
     }

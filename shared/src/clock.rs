@@ -1,8 +1,9 @@
 //! What time it is, computed by whoever looks.
 //!
-//! The kernel publishes a base ([`ClockBase`]) once, and in virtual time the microseconds that have passed whenever they
-//! change. Everything else follows: no word has to be written at each tick, and so no interrupt a tick is needed for the
-//! time to be right. The kernel and the host compute with the same functions.
+//! The kernel publishes a base ([`ClockBase`]) once, and in virtual time the microseconds that have
+//! passed whenever they change. Everything else follows: no word has to be written at each tick,
+//! and so no interrupt a tick is needed for the time to be right. The kernel and the host compute
+//! with the same functions.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -37,8 +38,8 @@ impl ClockBase {
         self.tsc_khz.set(tsc_khz);
     }
 
-    /// Microseconds since boot when the TSC stands at `tsc`, which virtual time does not depend on. `None` while there is no
-    /// clock.
+    /// Microseconds since boot when the TSC stands at `tsc`, which virtual time does not depend on.
+    /// `None` while there is no clock.
     #[must_use]
     pub fn micros_at(&self, tsc: u64) -> Option<u64> {
         let khz = self.tsc_khz.get();
@@ -99,6 +100,9 @@ mod tests {
         let wild = base(TimeMode::Real, u64::MAX);
         wild.tsc_khz.set(1);
         assert_eq!(wild.micros_at(0), Some(0), "a TSC before the boot's");
-        assert_eq!((wild.micros_at(u64::MAX), wild.ticks_at(u64::MAX)), (Some(u64::MAX), Some(u64::MAX)));
+        assert_eq!(
+            (wild.micros_at(u64::MAX), wild.ticks_at(u64::MAX)),
+            (Some(u64::MAX), Some(u64::MAX))
+        );
     }
 }

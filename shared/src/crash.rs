@@ -1,7 +1,8 @@
 //! The record that a dying kernel leaves for the host.
 //!
-//! Written by the guest into the control region just before it leaves through the exit port, and read by the host
-//! once the CPU has stopped. Addresses are raw: the host, who has the symbols, names them.
+//! Written by the guest into the control region just before it leaves through the exit port, and
+//! read by the host once the CPU has stopped. Addresses are raw: the host, who has the symbols,
+//! names them.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -26,7 +27,8 @@ pub enum CrashKind {
 
 impl CrashKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Panic, Self::PageFault, Self::Trap, Self::StackOverflow, Self::Nucleus];
+    pub const ALL: [Self; 5] =
+        [Self::Panic, Self::PageFault, Self::Trap, Self::StackOverflow, Self::Nucleus];
 
     /// The word that names it.
     #[must_use]
@@ -57,7 +59,8 @@ impl CrashKind {
 pub const MESSAGE_MAX: usize = 1024;
 /// Deepest backtrace.
 pub const FRAMES_MAX: usize = 48;
-/// General registers in [`CrashRecord::gpr`], in the order of their x86 encoding: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+/// General registers in [`CrashRecord::gpr`], in the order of their x86 encoding: RAX, RCX, RDX,
+/// RBX, RSP, RBP, RSI, RDI, R8 to R15.
 pub const GPR_COUNT: usize = 16;
 
 /// The record. Valid once `kind` is not 0.

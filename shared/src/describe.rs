@@ -1,13 +1,15 @@
-//! What the structures of this crate look like, as data: how host and kernel find out whether they mean the same thing.
+//! What the structures of this crate look like, as data: how host and kernel find out whether they
+//! mean the same thing.
 //!
-//! Each structure is described once, by [`describe!`](crate::describe!), which takes the names of its fields and asks the
-//! compiler for the rest. A field that is left out does not compile, and neither does one whose own structure is not
-//! described. [`TEXT`] is the whole as text, made at compile time, and [`HASH`] is a hash of it. The kernel publishes
-//! both in the control region; a host whose own hash differs reads the kernel's text and says field by field what does.
+//! Each structure is described once, by [`describe!`](crate::describe!), which takes the names of
+//! its fields and asks the compiler for the rest. A field that is left out does not compile, and
+//! neither does one whose own structure is not described. [`TEXT`] is the whole as text, made at
+//! compile time, and [`HASH`] is a hash of it. The kernel publishes both in the control region; a
+//! host whose own hash differs reads the kernel's text and says field by field what does.
 //!
-//! The text: a line `vmkern abi VERSION`, then for each structure a line `NAME SIZE` and for each field, indented by one
-//! blank, `NAME OFFSET SIZE KIND`. Sizes are in bytes; the size of an array is that of all its elements, its kind is
-//! theirs; a pointer's kind is `*` and what it points to.
+//! The text: a line `vmkern abi VERSION`, then for each structure a line `NAME SIZE` and for each
+//! field, indented by one blank, `NAME OFFSET SIZE KIND`. Sizes are in bytes; the size of an array
+//! is that of all its elements, its kind is theirs; a pointer's kind is `*` and what it points to.
 
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::field::{Field, Word};
@@ -250,7 +252,12 @@ mod tests {
             let mut end = 0;
             for field in structure.fields {
                 // No more between them than alignment to a cache line asks for.
-                assert!((end..end + 64).contains(&field.offset), "{}.{}", structure.name, field.name);
+                assert!(
+                    (end..end + 64).contains(&field.offset),
+                    "{}.{}",
+                    structure.name,
+                    field.name
+                );
                 end = field.offset + field.size;
             }
             assert!((end..end + 4096).contains(&structure.size), "{}", structure.name);
@@ -260,7 +267,11 @@ mod tests {
     #[test]
     fn no_structure_is_described_twice() {
         for (at, structure) in STRUCTURES.iter().enumerate() {
-            assert!(STRUCTURES[..at].iter().all(|other| other.name != structure.name), "{}", structure.name);
+            assert!(
+                STRUCTURES[..at].iter().all(|other| other.name != structure.name),
+                "{}",
+                structure.name
+            );
         }
     }
 

@@ -1,8 +1,9 @@
 //! Words of memory that several CPUs and the host may look at together.
 //!
-//! A [`Field`] is an atomic of the right width with a typed face. Reads and writes are relaxed, which on x86_64 is
-//! a plain `mov`: the ordering between CPUs comes from the lock that guards the structure, and the host looks at
-//! stopped CPUs. What the type buys is that nobody needs `&mut`, and that no look is ever a data race.
+//! A [`Field`] is an atomic of the right width with a typed face. Reads and writes are relaxed,
+//! which on x86_64 is a plain `mov`: the ordering between CPUs comes from the lock that guards the
+//! structure, and the host looks at stopped CPUs. What the type buys is that nobody needs `&mut`,
+//! and that no look is ever a data race.
 
 use core::fmt;
 
@@ -11,11 +12,12 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// A type that is made of atomic words and of nothing else: a reference to one stays good while another CPU, or the guest,
-/// writes to the memory behind it.
+/// A type that is made of atomic words and of nothing else: a reference to one stays good while
+/// another CPU, or the guest, writes to the memory behind it.
 ///
-/// The types of this crate alone have it, each by [`describe!`](crate::describe!), which names all fields and compiles only
-/// if each of them has it, too. Nobody can claim it for a type with a plain word in it.
+/// The types of this crate alone have it, each by [`describe!`](crate::describe!), which names all
+/// fields and compiles only if each of them has it, too. Nobody can claim it for a type with a
+/// plain word in it.
 pub trait Atomics: proof::Atomics {}
 
 impl<T: proof::Atomics> Atomics for T {}
@@ -79,8 +81,9 @@ impl<T: Word> Field<T> {
 }
 
 impl Field<u64> {
-    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different places. Wraps. What the CPU
-    /// did before is seen by who takes some of it away by [`Field::take_above`].
+    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different
+    /// places. Wraps. What the CPU did before is seen by who takes some of it away by
+    /// [`Field::take_above`].
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Release);
@@ -92,7 +95,8 @@ impl Field<u64> {
         self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
     }
 
-    /// Takes one away if there are more than `floor`, atomically: whether it did. However many try, `floor` are left.
+    /// Takes one away if there are more than `floor`, atomically: whether it did. However many try,
+    /// `floor` are left.
     #[inline]
     #[must_use]
     pub fn take_above(&self, floor: u64) -> bool {
@@ -108,8 +112,9 @@ impl Field<u64> {
 }
 
 impl Field<u32> {
-    /// Makes `new` the value if it is `current`; one CPU succeeds when several try. What the CPU does from then on is
-    /// ordered after what others did before [`Field::set_release`]: so a lock is acquired.
+    /// Makes `new` the value if it is `current`; one CPU succeeds when several try. What the CPU
+    /// does from then on is ordered after what others did before [`Field::set_release`]: so a lock
+    /// is acquired.
     ///
     /// # Errors
     /// The value that is there instead.
@@ -204,7 +209,8 @@ address_word!([T] KPtr<T>, |v| KPtr::new(GuestVirt::new(v)), |p: KPtr<T>| p.addr
 macro_rules! flags_word {
     ($name:ty, $int:ty) => {
         impl $crate::describe::Kind for $name {
-            const KIND: $crate::describe::KindName = $crate::describe::KindName::plain(stringify!($name));
+            const KIND: $crate::describe::KindName =
+                $crate::describe::KindName::plain(stringify!($name));
         }
 
         impl $crate::field::Word for $name {

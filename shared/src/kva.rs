@@ -33,7 +33,8 @@ pub const fn phys_to_dmap(pa: GuestPhys) -> GuestVirt {
     GuestVirt::new(DMAP_MIN.get() + pa.get())
 }
 
-/// The physical address behind a direct-map address (FreeBSD's `DMAP_TO_PHYS`), or `None` for any other address.
+/// The physical address behind a direct-map address (FreeBSD's `DMAP_TO_PHYS`), or `None` for any
+/// other address.
 #[must_use]
 pub const fn dmap_to_phys(va: GuestVirt) -> Option<GuestPhys> {
     if va.get() >= DMAP_MIN.get() && va.get() < DMAP_MAX.get() {

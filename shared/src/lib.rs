@@ -1,11 +1,13 @@
 //! Every byte that host and guest both read.
 //!
-//! The guest kernel keeps its structures in these very types, and the host reads them out of guest physical
-//! memory: there is no second description that could drift from the first. The crate depends on neither side.
+//! The guest kernel keeps its structures in these very types, and the host reads them out of guest
+//! physical memory: there is no second description that could drift from the first. The crate
+//! depends on neither side.
 //!
 //! Two rules hold throughout:
 //!
-//! * A structure that lives in guest memory is `repr(C)` and made of [`field::Field`]s, that is, of atomic words.
+//! * A structure that lives in guest memory is `repr(C)` and made of [`field::Field`]s, that is, of
+//!   atomic words.
 //!   Other CPUs and the host may read at any moment, and nobody ever needs a `&mut` to shared memory.
 //! * Addresses are typed: [`addr::GuestPhys`], [`addr::GuestVirt`] and [`addr::KPtr`] never mix.
 
@@ -29,7 +31,8 @@ pub mod pattern;
 pub mod pte;
 pub mod walk;
 
-/// Version of what the words of this crate mean: it changes with the protocol, with the encoding of operations, with the
-/// meaning of a field. How the structures are laid out is told by [`describe::HASH`], which changes by itself. The kernel
-/// publishes both, and a host refuses any other.
+/// Version of what the words of this crate mean: it changes with the protocol, with the encoding of
+/// operations, with the meaning of a field. How the structures are laid out is told by
+/// [`describe::HASH`], which changes by itself. The kernel publishes both, and a host refuses any
+/// other.
 pub const ABI_VERSION: u32 = 7;

@@ -1,19 +1,22 @@
 //! The kernel's log: a byte ring that the guest writes without leaving the CPU.
 //!
-//! One writer at a time (the kernel serialises), one reader. There are two ways to share it, and the host chooses before
-//! the kernel begins:
+//! One writer at a time (the kernel serialises), one reader. There are two ways to share it, and
+//! the host chooses before the kernel begins:
 //!
-//! - **Nobody keeps the log.** The writer never waits: when the reader is slow the oldest bytes are lost, and the reader can
+//! - **Nobody keeps the log.** The writer never waits: when the reader is slow the oldest bytes are
+//!   lost, and the reader can
 //!   tell how many.
-//! - **The host keeps all of it** ([`LogRing::keep`]): a thread of its own takes what is written and says how far it is
+//! - **The host keeps all of it** ([`LogRing::keep`]): a thread of its own takes what is written
+//!   and says how far it is
 //!   ([`LogRing::taken`]). A writer looks for room ([`LogRing::has_room`]) before it begins a line. One that owns no lock waits
 //!   for it; one that must not wait drops the line and counts it ([`LogRing::drop_line`]). The keeper sleeps like a ring's
 //!   consumer ([`Sleeper`]): who has written asks [`Sleeper::must_wake`], and rings by a write to
 //!   [`LOG_PORT`](crate::control::LOG_PORT). Nobody waits for a keeper that has gone: its last act is to say so.
 //!
-//! **Overtaking.** The writer counts each byte before it writes the next. Who has copied bytes and then finds `written` of
-//! them counted knows that the writer was at most in the middle of byte number `written`, which takes the place of the oldest
-//! one: what is younger than that was not touched before it was copied.
+//! **Overtaking.** The writer counts each byte before it writes the next. Who has copied bytes and
+//! then finds `written` of them counted knows that the writer was at most in the middle of byte
+//! number `written`, which takes the place of the oldest one: what is younger than that was not
+//! touched before it was copied.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -65,8 +68,12 @@ impl<const N: usize> LogRing<N> {
     /// Has loom watch all of it.
     #[cfg(all(test, loom))]
     fn watch(&self) -> impl Iterator<Item = crate::atomic::watched::Watched> {
-        let words = [self.written.watch(), self.taken.watch(), self.dropped.watch(), self.kept.watch()];
-        words.into_iter().chain([self.keeper.watch()]).chain(self.bytes.iter().map(Field::<u8>::watch))
+        let words =
+            [self.written.watch(), self.taken.watch(), self.dropped.watch(), self.kept.watch()];
+        words
+            .into_iter()
+            .chain([self.keeper.watch()])
+            .chain(self.bytes.iter().map(Field::<u8>::watch))
     }
 
     /// Where byte number `at` stands.
@@ -92,7 +99,8 @@ impl<const N: usize> LogRing<N> {
         }
     }
 
-    /// Whether `len` more bytes can be written without the loss of one that the host means to keep. The one writer asks.
+    /// Whether `len` more bytes can be written without the loss of one that the host means to keep.
+    /// The one writer asks.
     #[must_use]
     pub fn has_room(&self, len: u64) -> bool {
         let end = self.written.load(Ordering::Relaxed).wrapping_add(len);
@@ -133,10 +141,11 @@ impl<const N: usize> LogRing<N> {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Copies bytes from number `from` on to the beginning of `into`, as many as there are and fit, and returns their numbers.
-    /// The range begins later where bytes were overwritten before they could be read; it is empty where nothing is left of
-    /// those that would have fit, or there are none: then it begins and ends where to go on. All that is believed of the writer
-    /// is that it writes in order.
+    /// Copies bytes from number `from` on to the beginning of `into`, as many as there are and fit,
+    /// and returns their numbers. The range begins later where bytes were overwritten before they
+    /// could be read; it is empty where nothing is left of those that would have fit, or there are
+    /// none: then it begins and ends where to go on. All that is believed of the writer is that it
+    /// writes in order.
     #[must_use]
     pub fn read(&self, from: u64, into: &mut [u8]) -> Range<u64> {
         let written = self.written();
@@ -148,7 +157,8 @@ impl<const N: usize> LogRing<N> {
         fence(Ordering::Acquire);
         let whole = Self::oldest(self.written.load(Ordering::Relaxed)).clamp(start, end);
         // Neither is more than `into` has.
-        let [lost, copied] = [whole - start, end - start].map(|count| usize::try_from(count).unwrap_or(into.len()));
+        let [lost, copied] =
+            [whole - start, end - start].map(|count| usize::try_from(count).unwrap_or(into.len()));
         into.copy_within(lost..copied, 0);
         whole..end
     }

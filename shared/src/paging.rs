@@ -1,10 +1,10 @@
 //! What a CPU demands of page-table entries: the bits that must be zero.
 //!
-//! A valid entry with a reserved bit set translates nothing; whoever walks over it gets a page fault that says so (Intel
-//! SDM volume 3, section 4.7; AMD APM volume 2, section 5.3). Which bits these are depends on the CPU: on MAXPHYADDR,
-//! on the pages of 1 GiB that it may or may not know, on its vendor, and on EFER.NXE. The host takes it from the CPUID
-//! that it gives to the guest's CPUs, and tells the kernel in
-//! [`ControlRegion::paging`](crate::control::ControlRegion::paging).
+//! A valid entry with a reserved bit set translates nothing; whoever walks over it gets a page
+//! fault that says so (Intel SDM volume 3, section 4.7; AMD APM volume 2, section 5.3). Which bits
+//! these are depends on the CPU: on MAXPHYADDR, on the pages of 1 GiB that it may or may not know,
+//! on its vendor, and on EFER.NXE. The host takes it from the CPUID that it gives to the guest's
+//! CPUs, and tells the kernel in [`ControlRegion::paging`](crate::control::ControlRegion::paging).
 
 use bitflags::bitflags;
 
@@ -18,8 +18,8 @@ bitflags! {
         const NX = 1 << 8;
         /// Pages of 1 GiB.
         const PAGE1GB = 1 << 9;
-        /// Bit 8 is reserved in entries of the root, as on AMD's CPUs. (Older manuals of theirs reserve it one level
-        /// below, too; the CPUs ignore it there.)
+        /// Bit 8 is reserved in entries of the root, as on AMD's CPUs. (Older manuals of theirs
+        /// reserve it one level below, too; the CPUs ignore it there.)
         const ROOT_G_RESERVED = 1 << 10;
     }
 }
@@ -36,8 +36,10 @@ const PHYS_BITS_MIN: u32 = 32;
 const PHYS_BITS_SILENT: u32 = 36;
 
 impl Paging {
-    /// What is true of each CPU that the kernel runs on: nothing is reserved that may be in use somewhere.
-    pub const ANY: Self = Self::new(PHYS_BITS_MAX, PagingFeatures::NX.union(PagingFeatures::PAGE1GB));
+    /// What is true of each CPU that the kernel runs on: nothing is reserved that may be in use
+    /// somewhere.
+    pub const ANY: Self =
+        Self::new(PHYS_BITS_MAX, PagingFeatures::NX.union(PagingFeatures::PAGE1GB));
 
     /// The rules of a CPU with physical addresses of `phys_bits` bits, 32 to 52 (MAXPHYADDR).
     #[must_use]
@@ -52,8 +54,8 @@ impl Paging {
         Self(bits | features.bits())
     }
 
-    /// The rules that `word` stands for ([`Paging::word`]). 0, which stands in memory that nobody wrote to, is
-    /// [`Paging::ANY`].
+    /// The rules that `word` stands for ([`Paging::word`]). 0, which stands in memory that nobody
+    /// wrote to, is [`Paging::ANY`].
     #[must_use]
     pub const fn from_word(word: u32) -> Self {
         match word {
@@ -68,8 +70,8 @@ impl Paging {
         self.0
     }
 
-    /// The rules of the CPU whose CPUID leaf `n` is `leaf(n)`: EAX, EBX, ECX, EDX. EFER.NXE is taken to be set, as the
-    /// kernel sets it before it turns paging on.
+    /// The rules of the CPU whose CPUID leaf `n` is `leaf(n)`: EAX, EBX, ECX, EDX. EFER.NXE is
+    /// taken to be set, as the kernel sets it before it turns paging on.
     #[must_use]
     pub fn of_cpuid(leaf: impl Fn(u32) -> [u32; 4]) -> Self {
         const PAGE1GB: u32 = 1 << 26;
@@ -77,7 +79,8 @@ impl Paging {
         let vendors = [*b"Auth", *b"Hygo"].map(u32::from_le_bytes);
         let [last, ..] = leaf(0x8000_0000);
         let features = if last >= 0x8000_0001 { leaf(0x8000_0001)[3] } else { 0 };
-        let phys_bits = if last >= 0x8000_0008 { leaf(0x8000_0008)[0] & 0xff } else { PHYS_BITS_SILENT };
+        let phys_bits =
+            if last >= 0x8000_0008 { leaf(0x8000_0008)[0] & 0xff } else { PHYS_BITS_SILENT };
         let mut known = PagingFeatures::NX;
         known.set(PagingFeatures::PAGE1GB, features & PAGE1GB != 0);
         known.set(PagingFeatures::ROOT_G_RESERVED, vendors.contains(&leaf(0)[1]));
@@ -100,7 +103,8 @@ impl Paging {
         self.0 & feature.bits() != 0
     }
 
-    /// The bits of `pte`, a valid entry of a table of `level`, that are set and must not be: 0 if it is a good one.
+    /// The bits of `pte`, a valid entry of a table of `level`, that are set and must not be: 0 if
+    /// it is a good one.
     #[must_use]
     #[inline]
     pub const fn reserved(self, level: Level, pte: Pte) -> u64 {
@@ -127,7 +131,12 @@ impl Paging {
 
 impl core::fmt::Debug for Paging {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Paging({} bits, {:?})", self.phys_bits(), PagingFeatures::from_bits_truncate(self.0))
+        write!(
+            f,
+            "Paging({} bits, {:?})",
+            self.phys_bits(),
+            PagingFeatures::from_bits_truncate(self.0)
+        )
     }
 }
 

@@ -1,7 +1,7 @@
 //! The byte pattern that `fill` writes and `verify` expects.
 //!
-//! The byte at an address depends on the address and the seed alone, so that a block verified at any other place, or
-//! against any other seed, differs almost everywhere.
+//! The byte at an address depends on the address and the seed alone, so that a block verified at
+//! any other place, or against any other seed, differs almost everywhere.
 
 /// The eight bytes (little endian) of the pattern at `address`, a multiple of 8.
 #[must_use]
@@ -15,7 +15,10 @@ pub const fn word(address: u64, seed: u64) -> u64 {
 /// The byte of the pattern at `address`.
 #[must_use]
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the lowest byte of the shifted word is what is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the lowest byte of the shifted word is what is wanted"
+)]
 pub const fn byte(address: u64, seed: u64) -> u8 {
     (word(address & !7, seed) >> ((address & 7) * 8)) as u8
 }

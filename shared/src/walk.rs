@@ -1,9 +1,10 @@
 //! The walk from a virtual to a physical address, as the hardware does it.
 //!
-//! The kernel's pmap, the simulated machine and the host's inspector all use this one walker. It is generic over how
-//! an entry is read, so that each of them can say what an unreadable table means: a bug for the kernel, a finding
-//! for the host, who trusts no address that it reads. The reader says what its CPU demands of entries, too: one with a
-//! reserved bit set translates nothing, as on the hardware.
+//! The kernel's pmap, the simulated machine and the host's inspector all use this one walker. It is
+//! generic over how an entry is read, so that each of them can say what an unreadable table means:
+//! a bug for the kernel, a finding for the host, who trusts no address that it reads. The reader
+//! says what its CPU demands of entries, too: one with a reserved bit set translates nothing, as on
+//! the hardware.
 
 use crate::addr::{GuestPhys, GuestVirt};
 use crate::paging::Paging;
@@ -56,8 +57,8 @@ pub struct Mapping {
     pub phys: GuestPhys,
     /// Bytes that the last entry maps: 4 KiB, 2 MiB or 1 GiB.
     pub span: u64,
-    /// What the whole path grants: `RW` and `U` where every level has them, `NX` where any has; all other bits of
-    /// the last entry.
+    /// What the whole path grants: `RW` and `U` where every level has them, `NX` where any has; all
+    /// other bits of the last entry.
     pub flags: PteFlags,
 }
 
@@ -67,8 +68,8 @@ pub struct Walk {
     steps: [Option<Step>; 4],
     /// What is mapped there, or `None` when the last step's entry is not valid or is refused.
     pub mapping: Option<Mapping>,
-    /// The bits that the last step's entry, a valid one, has set and must not: the CPU faults with "reserved bit set".
-    /// 0 in a sound walk.
+    /// The bits that the last step's entry, a valid one, has set and must not: the CPU faults with
+    /// "reserved bit set". 0 in a sound walk.
     pub reserved: u64,
 }
 
@@ -113,9 +114,9 @@ fn way(paging: Paging, level: Level, pte: Pte) -> Way {
     }
 }
 
-/// The table of `level` on the way from the root table `pml4` to `va`, and the index of the entry for `va` in it: where a
-/// mapping of that size is, or would be made. `None` when a table above is missing, a larger page is in the way, or an entry
-/// above is refused.
+/// The table of `level` on the way from the root table `pml4` to `va`, and the index of the entry
+/// for `va` in it: where a mapping of that size is, or would be made. `None` when a table above is
+/// missing, a larger page is in the way, or an entry above is refused.
 ///
 /// # Errors
 /// When a table above cannot be read.
@@ -141,7 +142,8 @@ pub fn find_entry<R: TableReader>(
     Ok(None)
 }
 
-/// Walks from the root table `pml4` to `va`. Non-canonical addresses map nothing, and their walk reads only the root.
+/// Walks from the root table `pml4` to `va`. Non-canonical addresses map nothing, and their walk
+/// reads only the root.
 ///
 /// # Errors
 /// When a table on the way cannot be read.
@@ -152,8 +154,13 @@ pub fn walk<R: TableReader>(reader: &R, pml4: GuestPhys, va: GuestVirt) -> Resul
     }
 }
 
-/// [`walk`], as far as the tables can be read: the steps before the table that could not be, and why it could not.
-pub fn walk_as_far<R: TableReader>(reader: &R, pml4: GuestPhys, va: GuestVirt) -> (Walk, Option<R::Error>) {
+/// [`walk`], as far as the tables can be read: the steps before the table that could not be, and
+/// why it could not.
+pub fn walk_as_far<R: TableReader>(
+    reader: &R,
+    pml4: GuestPhys,
+    va: GuestVirt,
+) -> (Walk, Option<R::Error>) {
     let mut walk = Walk { steps: [None; 4], mapping: None, reserved: 0 };
     let paging = reader.paging();
     let mut table = pml4;
@@ -183,7 +190,11 @@ pub fn walk_as_far<R: TableReader>(reader: &R, pml4: GuestPhys, va: GuestVirt) -
                 let base = pte.frame().get() & !(level.span() - 1);
                 let own = pte.flags() - (PteFlags::RW | PteFlags::U | PteFlags::NX);
                 let flags = own | granted | nx;
-                walk.mapping = Some(Mapping { phys: GuestPhys::new(base | within), span: level.span(), flags });
+                walk.mapping = Some(Mapping {
+                    phys: GuestPhys::new(base | within),
+                    span: level.span(),
+                    flags,
+                });
                 break;
             }
         }
@@ -230,7 +241,11 @@ mod tests {
                 let mut path = good;
                 path[level] = Pte::from_bits(path[level].bits() | 1 << bit);
                 let (walk, error) = go(&path);
-                assert_eq!((walk.mapping, walk.reserved, error), (None, 1 << bit, None), "level {level}, bit {bit}");
+                assert_eq!(
+                    (walk.mapping, walk.reserved, error),
+                    (None, 1 << bit, None),
+                    "level {level}, bit {bit}"
+                );
                 assert_eq!(walk.steps().count(), level + 1);
                 let below = Level::TOP_DOWN[level + 1..].iter();
                 let root = GuestPhys::new(0);
@@ -244,9 +259,14 @@ mod tests {
     fn a_large_page_has_no_bits_between_its_flags_and_its_address() {
         let large = PteFlags::PS.bits();
         let (walk, _) = go(&[to(1, 0), to(2, 0), Pte::from_bits(0x20_0000 | 1 << 12 | large | 1)]);
-        assert_eq!(walk.mapping.map(|mapping| mapping.phys.get()), Some(0x20_1234), "bit 12 is the PAT bit");
+        assert_eq!(
+            walk.mapping.map(|mapping| mapping.phys.get()),
+            Some(0x20_1234),
+            "bit 12 is the PAT bit"
+        );
         for bit in 13..21 {
-            let (walk, _) = go(&[to(1, 0), to(2, 0), Pte::from_bits(0x20_0000 | 1 << bit | large | 1)]);
+            let (walk, _) =
+                go(&[to(1, 0), to(2, 0), Pte::from_bits(0x20_0000 | 1 << bit | large | 1)]);
             assert_eq!((walk.mapping, walk.reserved), (None, 1 << bit));
         }
         for bit in 13..30 {

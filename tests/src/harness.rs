@@ -4,7 +4,8 @@ use vmkern::{Builder, Guest};
 
 use crate::{MEMORY, invariants, launch, launch_unchecked};
 
-/// Runs `test` in a fresh guest of [`MEMORY`] bytes. If the guest lives then, it must be whole and nobody blocked.
+/// Runs `test` in a fresh guest of [`MEMORY`] bytes. If the guest lives then, it must be whole and
+/// nobody blocked.
 ///
 /// # Panics
 /// When it is not, or cannot be launched.
@@ -26,8 +27,8 @@ pub fn in_guest_of(builder: Builder, test: impl FnOnce(&mut Guest)) {
     }
 }
 
-/// Runs `test` in a guest with little memory and a kmem_map that is larger than it, so that pages are short before
-/// address space is.
+/// Runs `test` in a guest with little memory and a kmem_map that is larger than it, so that pages
+/// are short before address space is.
 ///
 /// # Panics
 /// As for [`in_guest`].
@@ -62,7 +63,8 @@ pub fn assert_whole(guest: &Guest) {
     invariants::check(guest).unwrap_or_else(|broken| panic!("{broken}"));
 }
 
-/// Runs `test`, which does damage that FreeBSD of 2008 does not prevent, and checks that the damage shows.
+/// Runs `test`, which does damage that FreeBSD of 2008 does not prevent, and checks that the damage
+/// shows.
 ///
 /// # Panics
 /// When the guest is whole afterwards.

@@ -1,5 +1,5 @@
-//! What must hold in a guest between operations: the word of the host's own checker, which is independent of the kernel,
-//! and the sums that its counters must add up to.
+//! What must hold in a guest between operations: the word of the host's own checker, which is
+//! independent of the kernel, and the sums that its counters must add up to.
 
 use std::fmt;
 
@@ -37,8 +37,10 @@ pub fn check(guest: &Guest) -> Result<(), Broken> {
         return Ok(());
     }
     let meter = guest.meter()?;
-    let queued = meter.v_active_count.get() + meter.v_inactive_count.get() + meter.v_cache_count.get();
-    let (free, wired, all) = (meter.v_free_count.get(), meter.v_wire_count.get(), meter.v_page_count.get());
+    let queued =
+        meter.v_active_count.get() + meter.v_inactive_count.get() + meter.v_cache_count.get();
+    let (free, wired, all) =
+        (meter.v_free_count.get(), meter.v_wire_count.get(), meter.v_page_count.get());
     ensure(free + wired + queued == all, || {
         format!("{free} free pages, {wired} wired and {queued} queued ones are not {all}")
     })

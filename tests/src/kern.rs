@@ -2,8 +2,8 @@
 
 use vmkern::abi::layout::VmMeter;
 use vmkern::{
-    Context, Crash, EntryView, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, MapStats, ObjectView, Op,
-    Outcome,
+    Context, Crash, EntryView, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, MapStats,
+    ObjectView, Op, Outcome,
 };
 
 use crate::Run;
@@ -13,7 +13,8 @@ pub const PAGE: u64 = 4096;
 /// What execve asks exec_map for, in bytes.
 pub const ARGUMENTS: u64 = 267_264;
 
-/// What is counted in pages, entries and bytes, and comes back when everything that was allocated is freed.
+/// What is counted in pages, entries and bytes, and comes back when everything that was allocated
+/// is freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
     /// `v_free_count`.
@@ -34,7 +35,8 @@ fn address(op: Op, outcome: Outcome) -> Option<GuestVirt> {
     }
 }
 
-/// Calls on thread 0, unless they say otherwise. All panic when the guest dies of it, or cannot be looked into.
+/// Calls on thread 0, unless they say otherwise. All panic when the guest dies of it, or cannot be
+/// looked into.
 pub trait Kern: Run {
     /// The guest itself.
     fn guest(&mut self) -> &mut Guest;
@@ -94,8 +96,11 @@ pub trait Kern: Run {
 
     /// Makes thread `thread` do `op`, by which it must block in `wmesg`.
     fn blocks(&mut self, thread: u16, op: Op, wmesg: &str) {
-        let outcome = self.guest().call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
-        let Outcome::Blocked { waits_for } = outcome else { panic!("{op:?} gave {outcome:?}, not a sleep in {wmesg}") };
+        let outcome =
+            self.guest().call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
+        let Outcome::Blocked { waits_for } = outcome else {
+            panic!("{op:?} gave {outcome:?}, not a sleep in {wmesg}")
+        };
         assert_eq!(waits_for.to_string(), wmesg, "{op:?}");
     }
 
@@ -126,7 +131,10 @@ pub trait Kern: Run {
 
     /// Has `op` done by a handler of the next vm_lowmem event.
     fn on_lowmem(&mut self, op: Op) {
-        let response = self.guest().call_in(Context::Lowmem, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+        let response = self
+            .guest()
+            .call_in(Context::Lowmem, op)
+            .unwrap_or_else(|error| panic!("{op:?}: {error}"));
         assert_eq!(response.outcome, Outcome::Ok, "{op:?}");
     }
 
@@ -166,7 +174,10 @@ pub trait Kern: Run {
     /// The entries of a map: first page and page past the end, counted from the map's start.
     fn pages(&mut self, map: MapId) -> Vec<(u64, u64)> {
         let min = self.stats(map).min;
-        self.entries(map).iter().map(|e| (e.start.since(min) / PAGE, e.end.since(min) / PAGE)).collect()
+        self.entries(map)
+            .iter()
+            .map(|e| (e.start.since(min) / PAGE, e.end.since(min) / PAGE))
+            .collect()
     }
 
     /// The entry of a map that holds `addr`, or of the submap there.
@@ -183,7 +194,8 @@ pub trait Kern: Run {
 
     /// Whether `[addr, addr + size)` is mapped page by page.
     fn mapped_pages(&mut self, addr: GuestVirt, size: u64) -> u64 {
-        let runs = self.guest().page_runs(addr, addr.add(size)).expect("the page tables can be read");
+        let runs =
+            self.guest().page_runs(addr, addr.add(size)).expect("the page tables can be read");
         runs.iter().map(|run| run.end.since(run.start) / PAGE).sum()
     }
 
@@ -200,7 +212,8 @@ pub trait Kern: Run {
 
     /// Makes thread `thread`, so that its stack is there before pages are counted.
     fn make_thread(&mut self, thread: u16) {
-        let response = self.guest().call(thread, Op::Nop).unwrap_or_else(|error| panic!("t{thread}: {error}"));
+        let response =
+            self.guest().call(thread, Op::Nop).unwrap_or_else(|error| panic!("t{thread}: {error}"));
         assert_eq!(response.outcome, Outcome::Ok);
     }
 
@@ -221,7 +234,8 @@ pub trait Kern: Run {
         (addr, size)
     }
 
-    /// Takes kmem_map whole, in single entries of one page with a hole of a page after each: its first address.
+    /// Takes kmem_map whole, in single entries of one page with a hole of a page after each: its
+    /// first address.
     fn checkerboard(&mut self) -> GuestVirt {
         let stats = self.stats(MapId::KMEM);
         let addr = self.malloc(stats.max.since(stats.min));

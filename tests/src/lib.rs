@@ -1,8 +1,8 @@
 //! What the integration tests share.
 //!
-//! Each test launches a guest of its own, as a launch costs two milliseconds and isolates better than any clean-up.
-//! Where KVM is missing a test fails, with the words of `vmkern doctor`: a test that silently did nothing would prove
-//! nothing.
+//! Each test launches a guest of its own, as a launch costs two milliseconds and isolates better
+//! than any clean-up. Where KVM is missing a test fails, with the words of `vmkern doctor`: a test
+//! that silently did nothing would prove nothing.
 
 pub mod damage;
 pub mod harness;
@@ -62,7 +62,8 @@ fn start(limit: Duration, builder: vmkern::Builder) -> Guest {
     builder.timeout(limit).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
 }
 
-/// A guest whose memory the host checks when the test is over, unless it has died or the test has failed already.
+/// A guest whose memory the host checks when the test is over, unless it has died or the test has
+/// failed already.
 #[derive(Debug)]
 pub struct Checked(Guest);
 

@@ -1,5 +1,5 @@
-//! Threads of a guest that do a random mix of operations, and get more of them as they answer: for whoever looks at guests
-//! at work.
+//! Threads of a guest that do a random mix of operations, and get more of them as they answer: for
+//! whoever looks at guests at work.
 
 use std::collections::HashMap;
 
@@ -75,7 +75,9 @@ impl Workers {
     /// Has `thread`, which has nothing to do, do something.
     fn submit(&mut self, thread: u16) -> Result<(), GuestError> {
         let own = usize::from(thread);
-        let (op, asked) = if !self.has[own].is_empty() && (self.draw(2) == 0 || self.has[own].len() > 20) {
+        let (op, asked) = if !self.has[own].is_empty()
+            && (self.draw(2) == 0 || self.has[own].len() > 20)
+        {
             let index = usize::try_from(self.draw(self.has[own].len() as u64)).expect("an index");
             self.give_back(own, index)
         } else {
@@ -92,12 +94,18 @@ impl Workers {
         match self.draw(10) {
             0..4 => {
                 let zero = if self.draw(3) == 0 { MallocFlags::ZERO } else { MallocFlags::empty() };
-                (Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT | zero }, Asked::Malloc(size))
+                (
+                    Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT | zero },
+                    Asked::Malloc(size),
+                )
             }
             4..6 => (Op::KmemAlloc { map: MapId::KERNEL, size }, Asked::Alloc(size)),
             6 => (Op::KmemAllocNofault { map: MapId::KERNEL, size }, Asked::Window(size)),
             7 => (Op::KmemAllocWait { map: MapId::EXEC, size }, Asked::Pageable(MapId::EXEC, size)),
-            8 => (Op::KmemAllocWait { map: self.narrow, size: 2 * PAGE }, Asked::Pageable(self.narrow, 2 * PAGE)),
+            8 => (
+                Op::KmemAllocWait { map: self.narrow, size: 2 * PAGE },
+                Asked::Pageable(self.narrow, 2 * PAGE),
+            ),
             _ => (Op::UmaReclaim, Asked::Other),
         }
     }
@@ -168,7 +176,9 @@ impl Workers {
                 continue;
             }
             while let Some(index) = self.has[own].iter().position(gives) {
-                let Has::Pageable(map, addr, size) = self.has[own].swap_remove(index) else { break };
+                let Has::Pageable(map, addr, size) = self.has[own].swap_remove(index) else {
+                    break;
+                };
                 let thread = u16::try_from(own).expect("it is small");
                 self.guest.call(thread, Op::KmemFreeWakeup { map, addr, size })?;
             }

@@ -15,7 +15,8 @@ fn memory_from_8_mib_to_64_gib_boots() {
         guest.free(addr, size);
         let pages = guest.meter().expect("the counters can be read").v_page_count.get();
         assert!(pages * 4096 <= megabytes << 20, "{megabytes} MiB hold {pages} pages");
-        // The image and low memory take 2 MiB, the page array 64 bytes a page, those of the hole at 3 GiB included.
+        // The image and low memory take 2 MiB, the page array 64 bytes a page, those of the hole at
+        // 3 GiB included.
         let hole = if megabytes > 3 * 1024 { 16 } else { 0 };
         let least = (megabytes - 3) * 63 / 64 - hole;
         assert!(pages * 4096 >= least << 20, "{megabytes} MiB hold only {pages} pages");
@@ -24,7 +25,8 @@ fn memory_from_8_mib_to_64_gib_boots() {
 
 #[test]
 fn the_self_test_passes_at_user_privilege() {
-    let report = Guest::builder().privilege(Privilege::User).run_selftest().expect("the self-test boots");
+    let report =
+        Guest::builder().privilege(Privilege::User).run_selftest().expect("the self-test boots");
     let output = String::from_utf8_lossy(&report.output);
     assert!(report.success(), "{output}");
     assert!(output.contains("CPL3") && output.contains(" 0 failed"), "{output}");
@@ -58,7 +60,10 @@ fn a_crash_names_function_file_and_line() {
     let crash = crash(Kind::PageFault);
     let text = crash.to_string();
     assert!(text.contains("crash+0x") && text.contains("(crash_test.rs:"), "{text}");
-    assert!(text.contains("body+0x") && text.contains("(main.rs:"), "the backtrace reaches the boot sequence: {text}");
+    assert!(
+        text.contains("body+0x") && text.contains("(main.rs:"),
+        "the backtrace reaches the boot sequence: {text}"
+    );
 }
 
 #[test]
@@ -66,11 +71,15 @@ fn a_page_fault_names_address_access_and_rip() {
     let mut guest = launch(Guest::builder());
     let addr = guest.malloc(4096);
     guest.free(addr, 4096);
-    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr }) else { panic!("the read was answered") };
+    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr }) else {
+        panic!("the read was answered")
+    };
     assert_eq!(crash.kind, Kind::PageFault);
     assert_eq!(crash.cr2, addr);
     assert_eq!(crash.thread, Some(0));
-    for words in ["page fault", "read", "not present", &format!("{addr:#x}"), &format!("{:#x}", crash.rip)] {
+    for words in
+        ["page fault", "read", "not present", &format!("{addr:#x}"), &format!("{:#x}", crash.rip)]
+    {
         assert!(crash.message.contains(words), "{words} is missing: {}", crash.message);
     }
 }
@@ -85,7 +94,11 @@ fn a_fault_on_a_nofault_entry_says_what_freebsd_says() {
         panic!("the read was answered")
     };
     let page = touched.page().get();
-    assert!(crash.message.contains(&format!("vm_fault: fault on nofault entry, addr: {page:x}")), "{}", crash.message);
+    assert!(
+        crash.message.contains(&format!("vm_fault: fault on nofault entry, addr: {page:x}")),
+        "{}",
+        crash.message
+    );
 }
 
 #[test]

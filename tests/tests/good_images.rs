@@ -1,4 +1,5 @@
-//! A thousand good images: the check finds nothing in guests that are held at random moments of a stress run.
+//! A thousand good images: the check finds nothing in guests that are held at random moments of a
+//! stress run.
 
 use vmkern::{Guest, Image, Report, TimeMode};
 use vmkern_tests::launch_unchecked;

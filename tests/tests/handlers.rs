@@ -1,5 +1,5 @@
-//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem event. And what pagezero does
-//! behind everybody's back is right.
+//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem
+//! event. And what pagezero does behind everybody's back is right.
 
 use vmkern::abi::control::{Context, KernReturn};
 use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome};
@@ -9,17 +9,24 @@ use vmkern_tests::{Run, guest, launch};
 fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interrupted() {
     let mut guest = guest();
     let bad = Op::Read { addr: GuestVirt::new(0x1000) };
-    let Err(GuestError::Crashed(crash)) = guest.call_in(Context::Interrupt, bad) else { panic!("it was answered") };
+    let Err(GuestError::Crashed(crash)) = guest.call_in(Context::Interrupt, bad) else {
+        panic!("it was answered")
+    };
     assert!(crash.in_interrupt, "{crash}");
     assert!(crash.to_string().contains("interrupt handler on thread "), "{crash}");
-    let Err(GuestError::Crashed(crash)) = self::guest().call(0, bad) else { panic!("it was answered") };
+    let Err(GuestError::Crashed(crash)) = self::guest().call(0, bad) else {
+        panic!("it was answered")
+    };
     assert!(!crash.in_interrupt && !crash.to_string().contains("interrupt handler"), "{crash}");
 }
 
 #[test]
 fn pages_that_pagezero_has_cleared_are_zero_and_nothing_is_wrong_with_them() {
     const SIZE: u64 = 8 << 20;
-    let builder = Guest::builder().memory(16 << 20).tunable("vm.idlezero_enable", 1).expect("the tunable exists");
+    let builder = Guest::builder()
+        .memory(16 << 20)
+        .tunable("vm.idlezero_enable", 1)
+        .expect("the tunable exists");
     let mut guest = launch(builder.tunable("vm.kmem_size", 12 << 20).expect("the tunable exists"));
     let addr = guest.malloc(SIZE);
     guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
@@ -41,11 +48,14 @@ fn a_vm_lowmem_handler_cannot_wait_for_rest() {
 #[test]
 fn what_fails_in_a_vm_lowmem_handler_is_counted_and_logged() {
     const SIZE: u64 = 1 << 20;
-    let mut guest = launch(Guest::builder().tunable("vm.kmem_size", SIZE).expect("the tunable exists"));
+    let mut guest =
+        launch(Guest::builder().tunable("vm.kmem_size", SIZE).expect("the tunable exists"));
     let addr = guest.malloc(SIZE);
     guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
     let free = Op::KmemFree { map: MapId::KMEM, addr, size: SIZE };
-    for op in [Op::Verify { addr, size: SIZE, seed: 1 }, Op::Verify { addr, size: SIZE, seed: 2 }, free] {
+    for op in
+        [Op::Verify { addr, size: SIZE, seed: 1 }, Op::Verify { addr, size: SIZE, seed: 2 }, free]
+    {
         let outcome = guest.call_in(Context::Lowmem, op).expect("the guest lives").outcome;
         assert_eq!(outcome, Outcome::Ok, "{op:?} is kept");
     }

@@ -1,10 +1,12 @@
-//! Random histories that the model has judged on the simulated machine, as scripts in a guest: what the model prints when
-//! a history fails is what a guest does.
+//! Random histories that the model has judged on the simulated machine, as scripts in a guest: what
+//! the model prints when a history fails is what a guest does.
 
 use std::time::Duration;
 
 use kmem::sim::model::{Replay, replay};
-use vmkern::script::{Setup, Source, Standstill, Status, Step, Stop, explain, explain_errors, parse, run_script_then};
+use vmkern::script::{
+    Setup, Source, Standstill, Status, Step, Stop, explain, explain_errors, parse, run_script_then,
+};
 use vmkern::{Guest, TimeMode};
 
 /// Histories.
@@ -25,17 +27,22 @@ fn managed() -> u64 {
 /// Runs the script in a guest of its own. The panic is the script's failure, with the script.
 fn run(number: u64, history: &Replay) {
     let source = Source::new(&format!("history {number}"), &history.script);
-    let script =
-        parse(&source).unwrap_or_else(|errors| panic!("{}\n{}", explain_errors(&errors, &source), history.script));
-    let builder = history.settings.iter().fold(Guest::builder().memory(MEMORY), |builder, &(name, value)| {
-        builder.tunable(name, value).expect("the tunable exists")
+    let script = parse(&source).unwrap_or_else(|errors| {
+        panic!("{}\n{}", explain_errors(&errors, &source), history.script)
     });
+    let builder =
+        history.settings.iter().fold(Guest::builder().memory(MEMORY), |builder, &(name, value)| {
+            builder.tunable(name, value).expect("the tunable exists")
+        });
     let setup = Setup { builder: builder.time(TimeMode::Virtual), seed: 0, console: None };
-    let check =
-        |guest: &Guest, _: Standstill<'_>| guest.death().is_none().then(|| guest.check().expect("it can be checked"));
+    let check = |guest: &Guest, _: Standstill<'_>| {
+        guest.death().is_none().then(|| guest.check().expect("it can be checked"))
+    };
     let (session, found) =
-        run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_: &Step| (), check).expect("a guest can be had");
-    let told = || format!("{}\n{}", explain(&session.ending, &source, &session.log), history.script);
+        run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_: &Step| (), check)
+            .expect("a guest can be had");
+    let told =
+        || format!("{}\n{}", explain(&session.ending, &source, &session.log), history.script);
     assert_eq!(session.ending.status(), Status::Ok, "{}", told());
     if let Some(report) = found {
         assert!(report.is_clean(), "the check found:\n{report}\n{}", told());
@@ -43,10 +50,12 @@ fn run(number: u64, history: &Replay) {
 }
 
 #[test]
-fn two_hundred_random_histories_of_the_model_run_in_a_guest_with_the_same_results_addresses_and_counters() {
+fn two_hundred_random_histories_of_the_model_run_in_a_guest_with_the_same_results_addresses_and_counters()
+ {
     let pages = managed();
     let (mut slept, mut panicked) = (0, 0);
-    let factor: u64 = std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
+    let factor: u64 =
+        std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
     for number in 0..HISTORIES * factor {
         let history = replay(number, pages);
         slept += history.slept;

@@ -1,9 +1,10 @@
-//! Entries of page tables with bits that must be zero: the host's walk, the kernel's, KVM's own (`KVM_TRANSLATE`) and the
-//! CPU's say the same of them.
+//! Entries of page tables with bits that must be zero: the host's walk, the kernel's, KVM's own
+//! (`KVM_TRANSLATE`) and the CPU's say the same of them.
 //!
-//! The host and the kernel share a walker, so that they cannot tell on each other. KVM's is another one, which goes by the
-//! CPUID of the vCPU; it does so on hardware and where KVM is software alike. The last word has the CPU: a read of the
-//! address, in a guest of its own, because a read that succeeds leaves a translation behind.
+//! The host and the kernel share a walker, so that they cannot tell on each other. KVM's is another
+//! one, which goes by the CPUID of the vCPU; it does so on hardware and where KVM is software
+//! alike. The last word has the CPU: a read of the address, in a guest of its own, because a read
+//! that succeeds leaves a translation behind.
 
 use std::ops::RangeInclusive;
 
@@ -14,11 +15,13 @@ use vmkern::{Guest, GuestPhys, GuestVirt, MapId, Op, Outcome};
 use vmkern_tests::kern::{Kern as _, PAGE};
 use vmkern_tests::{MEMORY, Run as _, launch_unchecked};
 
-/// An address in a part of the address space of which the kernel uses nothing; its index differs at each level.
+/// An address in a part of the address space of which the kernel uses nothing; its index differs at
+/// each level.
 const VA: GuestVirt = GuestVirt::new(5 << 39 | 6 << 30 | 7 << 21 | 8 << 12);
 
 /// Flags of an entry that the test makes.
-const FLAGS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
+const FLAGS: PteFlags =
+    PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
 
 /// Which bits of which entry are changed, on a way that ends in a page of a certain size.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +96,8 @@ impl Way {
         self.guest.ok(Op::Write { addr: phys_to_dmap(at), value: bits });
     }
 
-    /// Where the host's walk leads; nowhere as well when a table is not RAM. With it, the bits that it refuses.
+    /// Where the host's walk leads; nowhere as well when a table is not RAM. With it, the bits that
+    /// it refuses.
     fn by_host(&self) -> (Option<GuestPhys>, u64) {
         match self.guest.vtop(VA) {
             Ok(walk) => (walk.mapping.map(|mapping| mapping.phys), walk.reserved),
@@ -116,7 +120,8 @@ impl Way {
         answers[0]
     }
 
-    /// Whether the CPU refuses the entry for its reserved bits; else it must read what is there. Ends the guest if so.
+    /// Whether the CPU refuses the entry for its reserved bits; else it must read what is there.
+    /// Ends the guest if so.
     fn cpu_refuses(&mut self) -> bool {
         let refused = self.by_host().0.is_none();
         if !refused {
@@ -125,7 +130,11 @@ impl Way {
         }
         let crash = self.guest.dies_of(Op::Read { addr: VA });
         assert_eq!((crash.kind, crash.cr2), (CrashKind::PageFault, VA), "{}", crash.message);
-        assert!(crash.message.starts_with("page fault: read (reserved bit set)"), "{}", crash.message);
+        assert!(
+            crash.message.starts_with("page fault: read (reserved bit set)"),
+            "{}",
+            crash.message
+        );
         true
     }
 }
@@ -147,18 +156,27 @@ fn walks_refuse_each_bit_that_kvm_refuses_at_each_level_and_no_other() {
             let (phys, reserved) = way.by_host();
             assert_eq!(phys, way.by_kvm(), "our walk and KVM's differ: {form:?}, bit {bit}");
             if way.guest.vtop(VA).is_ok() {
-                assert_eq!(phys, way.by_kernel(), "the host's walk and the kernel's differ: {form:?}, bit {bit}");
+                assert_eq!(
+                    phys,
+                    way.by_kernel(),
+                    "the host's walk and the kernel's differ: {form:?}, bit {bit}"
+                );
             }
             assert!(phys.is_none() || reserved == 0, "{form:?}, bit {bit}");
             refused |= reserved;
         }
-        let paging = way.guest.look(|view| Ok(view.source().paging())).expect("the kernel has page tables");
+        let paging =
+            way.guest.look(|view| Ok(view.source().paging())).expect("the kernel has page tables");
         // Above MAXPHYADDR every bit of an address is reserved.
         let above = |bits: u32| (bits..52).map(|bit| 1u64 << bit).sum::<u64>();
         assert_eq!(refused & above(paging.phys_bits()), above(paging.phys_bits()), "{form:?}");
         match (form.leaf, form.level) {
-            (Level::Pt, Level::Pml4) => assert_ne!(refused & PteFlags::PS.bits(), 0, "PS in the root"),
-            (Level::Pd, _) => assert_eq!(refused & span(13..=20), span(13..=20), "low bits of 2 MiB"),
+            (Level::Pt, Level::Pml4) => {
+                assert_ne!(refused & PteFlags::PS.bits(), 0, "PS in the root")
+            }
+            (Level::Pd, _) => {
+                assert_eq!(refused & span(13..=20), span(13..=20), "low bits of 2 MiB")
+            }
             _ => {}
         }
     }

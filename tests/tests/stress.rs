@@ -1,15 +1,18 @@
-//! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU frees.
+//! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU
+//! frees.
 //!
-//! How much is done is counted in operations of [`Op::Stress`], of which about half allocate and half verify and free.
-//! `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them), `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and
-//! `VMKERN_STRESS_SECONDS` (the time limit of a run) ask for more; `scripts/stress.sh` does.
+//! How much is done is counted in operations of [`Op::Stress`], of which about half allocate and
+//! half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
+//! `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and `VMKERN_STRESS_SECONDS` (the time limit of a
+//! run) ask for more; `scripts/stress.sh` does.
 
 use std::time::{Duration, Instant};
 
 use vmkern::abi::layout::KernelRoots;
 use vmkern::inspect::draw::draw;
 use vmkern::{
-    Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response, TimeMode, What,
+    Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
+    Response, TimeMode, What,
 };
 use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};
@@ -41,7 +44,8 @@ fn limit() -> Duration {
     Duration::from_secs(asked("VMKERN_STRESS_SECONDS", 900))
 }
 
-/// Leaves an image of the guest for `vmkern inspect` where `VMKERN_STRESS_IMAGE` says, if it says so.
+/// Leaves an image of the guest for `vmkern inspect` where `VMKERN_STRESS_IMAGE` says, if it says
+/// so.
 fn leave_image(guest: &Guest) {
     if let Ok(path) = std::env::var("VMKERN_STRESS_IMAGE")
         && let Err(error) = guest.save_image(&path)
@@ -64,8 +68,8 @@ fn fail(guest: &Guest, why: &str) -> ! {
     panic!("{why}\n{threads}\n{locks}");
 }
 
-/// Pages that are page tables, which stay once they are there, or that maps have for their entries, as many as these and
-/// their cuts may need.
+/// Pages that are page tables, which stay once they are there, or that maps have for their entries,
+/// as many as these and their cuts may need.
 fn pages_for_maps(guest: &Guest) -> u64 {
     let roots = guest.look(|view| view.copy::<KernelRoots>("kernel roots", view.roots()));
     let roots = roots.expect("the roots can be read");
@@ -93,10 +97,15 @@ struct Stress {
 
 impl Stress {
     fn new(vcpus: u32, parties: u16) -> Self {
-        let builder = builder(vcpus).memory(64 << 20).tunable("vm.kmem_size", 8 << 20).expect("it is in range");
+        let builder = builder(vcpus)
+            .memory(64 << 20)
+            .tunable("vm.kmem_size", 8 << 20)
+            .expect("it is in range");
         let mut guest = launch_within(limit(), builder);
-        let pageable = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
-        let system = guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 32 * PAGE, MapKind::System);
+        let pageable =
+            guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
+        let system =
+            guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 32 * PAGE, MapKind::System);
         (0..parties).for_each(|thread| guest.make_thread(thread));
         Self { guest, parties, pageable, system }
     }
@@ -116,8 +125,8 @@ impl Stress {
         stats.size * 100 / stats.max.since(stats.min)
     }
 
-    /// Has the threads do `operations` operations together, and looks at the guest up to `pauses` times meanwhile: nothing is
-    /// lost then, nor in the end.
+    /// Has the threads do `operations` operations together, and looks at the guest up to `pauses`
+    /// times meanwhile: nothing is lost then, nor in the end.
     fn run(mut self, operations: u64, pauses: u64) {
         let (before, for_maps) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
         let maps = [MapId::KMEM, self.system, MapId::EXEC, self.pageable];
@@ -125,8 +134,11 @@ impl Stress {
         let each = operations.div_ceil(self.parties.into());
         let (pageable, system, parties) = (self.pageable, self.system, self.parties.into());
         for thread in 0..self.parties {
-            let op = Op::Stress { seed: thread.into(), operations: each, parties, pageable, system };
-            self.guest.submit_in(Context::Thread(thread), op).unwrap_or_else(|error| panic!("{error}"));
+            let op =
+                Op::Stress { seed: thread.into(), operations: each, parties, pageable, system };
+            self.guest
+                .submit_in(Context::Thread(thread), op)
+                .unwrap_or_else(|error| panic!("{error}"));
         }
         let (mut looks, mut full, mut since_full, mut updating) = (0, 0, 0, 0);
         let begun = Instant::now();
@@ -161,7 +173,9 @@ impl Stress {
             "kmem_map was 70 percent full at {full} of {since_full} looks, of {looks} in all"
         );
         let seconds = begun.elapsed().as_secs_f64();
-        println!("{done} operations in {seconds:.1} s, {looks} looks, {updating} of them while a lock was owned");
+        println!(
+            "{done} operations in {seconds:.1} s, {looks} looks, {updating} of them while a lock was owned"
+        );
         let (after, for_maps_after) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
         let without_maps = |balance: Balance, pages: u64| Balance {
             free: balance.free + pages,
@@ -191,10 +205,17 @@ fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returne
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     guest.make_thread(1);
     let before = Balance::of(&guest);
-    let free = guest.submit(0, Op::SpinFree { mailbox, map: MapId::KMEM }).expect("the guest lives");
+    let free =
+        guest.submit(0, Op::SpinFree { mailbox, map: MapId::KMEM }).expect("the guest lives");
     let read = guest.submit(1, Op::SpinRead { mailbox, rounds: wanted }).expect("the guest lives");
     let (first, second) = (next(&mut guest), next(&mut guest));
-    let of = |tag| [first, second].into_iter().find(|response| response.tag == tag).expect("one of ours").outcome;
+    let of = |tag| {
+        [first, second]
+            .into_iter()
+            .find(|response| response.tag == tag)
+            .expect("one of ours")
+            .outcome
+    };
     let Outcome::Value(rounds) = of(read) else { panic!("{:?}", of(read)) };
     assert!(rounds >= wanted, "{rounds} rounds");
     assert_eq!(of(free), Outcome::Ok);

@@ -1,4 +1,5 @@
-//! Three walks of the same page tables: ours, that of the x86_64 crate, and KVM's own (`KVM_TRANSLATE`).
+//! Three walks of the same page tables: ours, that of the x86_64 crate, and KVM's own
+//! (`KVM_TRANSLATE`).
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,8 @@ const ADDRESSES: usize = 10_000;
 /// What each walk finds behind an address.
 type Answers = Vec<Option<GuestPhys>>;
 
-/// A guest with large and small blocks, holes, windows of `pmap_qenter` and touched pages, in the middle of its work.
+/// A guest with large and small blocks, holes, windows of `pmap_qenter` and touched pages, in the
+/// middle of its work.
 fn busy_guest() -> Checked {
     let mut guest = guest();
     let blocks: Vec<_> = (1..64).map(|pages| guest.malloc(pages << 12)).collect();
@@ -44,7 +46,8 @@ fn busy_guest() -> Checked {
     guest
 }
 
-/// Mapped addresses, those just beside, holes, the direct map, anything, and what is no address at all.
+/// Mapped addresses, those just beside, holes, the direct map, anything, and what is no address at
+/// all.
 fn addresses(guest: &Guest) -> Vec<GuestVirt> {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(2008);
     let end = GuestVirt::new(!0xfff);
@@ -86,7 +89,9 @@ impl Tables {
         let mut table = Box::new(PageTable::new());
         for (entry, word) in table.iter_mut().zip(words) {
             // SAFETY: an entry is a word of 64 bits, any of which is one.
-            *entry = unsafe { core::mem::transmute::<u64, PageTableEntry>(word.load(Ordering::Relaxed)) };
+            *entry = unsafe {
+                core::mem::transmute::<u64, PageTableEntry>(word.load(Ordering::Relaxed))
+            };
         }
         self.0.insert(at.get(), table);
         let below = match level {
@@ -107,7 +112,10 @@ impl Tables {
 // SAFETY: each pointer leads to a table that lives as long as the value and is only read.
 unsafe impl PageTableFrameMapping for &Tables {
     fn frame_to_pointer(&self, frame: PhysFrame) -> *mut PageTable {
-        let table = self.0.get(&frame.start_address().as_u64()).expect("every table of the image was copied");
+        let table = self
+            .0
+            .get(&frame.start_address().as_u64())
+            .expect("every table of the image was copied");
         (&raw const **table).cast_mut()
     }
 }
@@ -138,15 +146,22 @@ fn agree(addresses: &[GuestVirt], ours: &Answers, theirs: &Answers, whose: &str)
 fn three_walks_agree_on_ten_thousand_addresses_of_a_busy_guest_and_of_its_image() {
     let guest = busy_guest();
     let mut addresses = addresses(&guest);
-    // KVM drops the bits that make an address no address before it walks, so that it has no opinion on these.
-    let (canonical, others): (Vec<_>, Vec<_>) = addresses.drain(..).partition(|va| va.is_canonical());
+    // KVM drops the bits that make an address no address before it walks, so that it has no opinion
+    // on these.
+    let (canonical, others): (Vec<_>, Vec<_>) =
+        addresses.drain(..).partition(|va| va.is_canonical());
     assert!(canonical.len() > ADDRESSES * 9 / 10 && others.len() > ADDRESSES / 50);
     let (pause, by_kvm) = guest.pause_and_translate(&canonical).expect("KVM translates");
     assert!(guest.in_flight() > 0, "the guest was busy when it was held");
-    let live = |va: &GuestVirt| guest.vtop(*va).expect("its tables are RAM").mapping.map(|mapping| mapping.phys);
+    let live = |va: &GuestVirt| {
+        guest.vtop(*va).expect("its tables are RAM").mapping.map(|mapping| mapping.phys)
+    };
     let ours: Answers = canonical.iter().map(live).collect();
     let mapped = ours.iter().flatten().count();
-    assert!(mapped > ADDRESSES / 3 && mapped < canonical.len() - ADDRESSES / 10, "{mapped} of them are mapped");
+    assert!(
+        mapped > ADDRESSES / 3 && mapped < canonical.len() - ADDRESSES / 10,
+        "{mapped} of them are mapped"
+    );
     agree(&canonical, &ours, &by_kvm, "KVM's");
 
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
@@ -155,10 +170,17 @@ fn three_walks_agree_on_ten_thousand_addresses_of_a_busy_guest_and_of_its_image(
     drop(pause);
     let image = Image::open(&path).expect("the image can be read");
     let view = View::new(&image).expect("the kernel has page tables");
-    let walk = |va: &GuestVirt| view.walk(*va).expect("its tables are RAM").mapping.map(|mapping| mapping.phys);
+    let walk = |va: &GuestVirt| {
+        view.walk(*va).expect("its tables are RAM").mapping.map(|mapping| mapping.phys)
+    };
     let in_image: Answers = canonical.iter().map(walk).collect();
     agree(&canonical, &in_image, &by_kvm, "KVM's on the guest that the image came from");
     agree(&canonical, &in_image, &by_the_crate(&image, &canonical), "the x86_64 crate's");
-    agree(&others, &others.iter().map(walk).collect(), &by_the_crate(&image, &others), "the x86_64 crate's");
+    agree(
+        &others,
+        &others.iter().map(walk).collect(),
+        &by_the_crate(&image, &others),
+        "the x86_64 crate's",
+    );
     assert!(others.iter().all(|va| walk(va).is_none()), "what is no address is mapped");
 }

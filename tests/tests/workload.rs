@@ -1,4 +1,5 @@
-//! A long life of one guest: what is allocated holds what was written, and what is freed comes back.
+//! A long life of one guest: what is allocated holds what was written, and what is freed comes
+//! back.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -14,7 +15,8 @@ struct Block {
     seed: u64,
 }
 
-/// Checks that the kernel's translation is the hardware's: the host walks the guest's page tables itself.
+/// Checks that the kernel's translation is the hardware's: the host walks the guest's page tables
+/// itself.
 fn same_translation(guest: &mut Guest, addr: GuestVirt) {
     let walk = guest.vtop(addr).expect("the page tables can be read");
     let host = walk.mapping.expect("allocated memory is mapped").phys;
@@ -33,7 +35,8 @@ fn round(guest: &mut Guest, rng: &mut Xoshiro256PlusPlus, blocks: u64) {
             release(guest, &block);
         }
         let zero = seed % 4 == 0;
-        let flags = if zero { MallocFlags::NOWAIT | MallocFlags::ZERO } else { MallocFlags::NOWAIT };
+        let flags =
+            if zero { MallocFlags::NOWAIT | MallocFlags::ZERO } else { MallocFlags::NOWAIT };
         let addr = guest.address(Op::KmemMalloc { map: MapId::KMEM, size, flags });
         if zero {
             guest.ok(Op::VerifyZero { addr, size });
@@ -51,7 +54,10 @@ fn round(guest: &mut Guest, rng: &mut Xoshiro256PlusPlus, blocks: u64) {
 fn release(guest: &mut Guest, block: &Block) {
     guest.ok(Op::Verify { addr: block.addr, size: block.size, seed: block.seed });
     guest.free(block.addr, block.size);
-    assert!(guest.vtop(block.addr).expect("the page tables can be read").mapping.is_none(), "freed and still mapped");
+    assert!(
+        guest.vtop(block.addr).expect("the page tables can be read").mapping.is_none(),
+        "freed and still mapped"
+    );
 }
 
 #[test]

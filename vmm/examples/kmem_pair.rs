@@ -1,4 +1,5 @@
-//! Allocates a block in a guest, fills it, verifies it and frees it, and shows what the kernel's counters say.
+//! Allocates a block in a guest, fills it, verifies it and frees it, and shows what the kernel's
+//! counters say.
 //!
 //! `cargo run --example kmem_pair`
 
@@ -13,11 +14,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut guest = Guest::builder().memory(64 << 20).launch()?;
     let environment = guest.environment();
     println!("{:?} KVM, kernel body at {:?} privilege", environment.kvm, environment.privilege);
-    let free_pages = |guest: &Guest| -> Result<u64, Box<dyn Error>> { Ok(guest.meter()?.v_free_count.get()) };
+    let free_pages =
+        |guest: &Guest| -> Result<u64, Box<dyn Error>> { Ok(guest.meter()?.v_free_count.get()) };
 
     println!("{} pages are free", free_pages(&guest)?);
     let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
-    let Outcome::Value(block) = guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: SIZE, flags })?.outcome else {
+    let Outcome::Value(block) =
+        guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: SIZE, flags })?.outcome
+    else {
         return Err("kmem_malloc returned null".into());
     };
     let addr = GuestVirt::new(block);
@@ -30,9 +34,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{op:?} gave {:?}", guest.call(0, op)?.outcome);
     }
     let map = guest.map_stats(MapId::KMEM)?;
-    println!("kmem_map [{}, {}) has {} entries, {} bytes are in use", map.min, map.max, map.entries, map.size);
+    println!(
+        "kmem_map [{}, {}) has {} entries, {} bytes are in use",
+        map.min, map.max, map.entries, map.size
+    );
     if let Some(mapping) = guest.vtop(addr)?.mapping {
-        println!("the page tables map {addr} to physical {} with {:?}", mapping.phys, mapping.flags);
+        println!(
+            "the page tables map {addr} to physical {} with {:?}",
+            mapping.phys, mapping.flags
+        );
     }
     guest.call(0, Op::KmemFree { map: MapId::KMEM, addr, size: SIZE })?;
     println!("kmem_free is done; {} pages are free", free_pages(&guest)?);

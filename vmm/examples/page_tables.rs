@@ -1,4 +1,5 @@
-//! Looks through every page table of a guest, and says how fast, beside a plain read of the same bytes.
+//! Looks through every page table of a guest, and says how fast, beside a plain read of the same
+//! bytes.
 //!
 //! `cargo run --release --example page_tables`
 
@@ -36,7 +37,9 @@ fn scan(view: &View<'_>, at: GuestPhys, level: Level, seen: &mut Seen) -> Result
         Level::Pt => {
             let mut entries = [0; PAGE_WORDS];
             view.copy_table(at, &mut entries)?;
-            let count = |flag: PteFlags| entries.iter().map(|entry| u64::from(entry & flag.bits() != 0)).sum::<u64>();
+            let count = |flag: PteFlags| {
+                entries.iter().map(|entry| u64::from(entry & flag.bits() != 0)).sum::<u64>()
+            };
             seen.mapped += count(PteFlags::V);
             seen.writable += count(PteFlags::RW);
             return Ok(());
@@ -65,9 +68,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     guest.call(0, Op::KmemAlloc { map: MapId::KERNEL, size: ALLOCATED })?;
     let path = std::env::temp_dir().join(format!("vmkern-page-tables-{}.img", std::process::id()));
     let start = Instant::now();
-    let saved = guest
-        .save_image_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| ControlFlow::Continue(()))?;
-    println!("image: {} MiB stored, saved in {:.1} ms", saved.stored >> 20, start.elapsed().as_secs_f64() * 1e3);
+    let saved =
+        guest.save_image_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| {
+            ControlFlow::Continue(())
+        })?;
+    println!(
+        "image: {} MiB stored, saved in {:.1} ms",
+        saved.stored >> 20,
+        start.elapsed().as_secs_f64() * 1e3
+    );
     let start = Instant::now();
     let image = Image::open(&path)?;
     println!("image: opened in {:.2} ms", start.elapsed().as_secs_f64() * 1e3);

@@ -17,7 +17,9 @@ mod tests {
     #[test]
     fn a_limit_that_no_clock_can_tell_is_far_away() {
         let hour = Instant::now() + Duration::from_secs(3600);
-        for limit in [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(1 << 63), FOR_EVER] {
+        for limit in
+            [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(1 << 63), FOR_EVER]
+        {
             assert!(after(limit) > hour, "{limit:?}");
         }
         assert!(after(Duration::from_secs(1)) < hour && after(Duration::ZERO) <= Instant::now());

@@ -14,7 +14,8 @@ use crate::input::read_regular;
 use crate::kvm::elf::Plan;
 use crate::kvm::memory::HOLE_START;
 
-/// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger wants takes a tenth.
+/// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger
+/// wants takes a tenth.
 const IMAGE_MAX: u64 = 256 << 20;
 
 /// Bytes at an address that suits every ELF structure.
@@ -59,17 +60,17 @@ impl KernelImage {
 
     /// The image in the file `path`.
     ///
-    /// # Errors
-    /// [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read, is not a regular file, or is longer
-    /// than 256 MiB.
+    /// # Errors [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read, is not
+    /// a regular file, or is longer than 256 MiB.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ImageError> {
         let path = path.as_ref();
         let origin = Origin::File(path.to_path_buf());
         match read_regular(path, IMAGE_MAX) {
             Ok(bytes) => Ok(Self { bytes: Bytes::Shared(Arc::new(bytes)), origin }),
-            Err(error) => {
-                Err(ImageError { image: origin.to_string(), fault: ImageFault::Unreadable(error.to_string()) })
-            }
+            Err(error) => Err(ImageError {
+                image: origin.to_string(),
+                fault: ImageFault::Unreadable(error.to_string()),
+            }),
         }
     }
 
@@ -82,7 +83,8 @@ impl KernelImage {
         }
     }
 
-    /// The GNU build ID, by which an image is told from any other; nothing where the linker gave it none.
+    /// The GNU build ID, by which an image is told from any other; nothing where the linker gave it
+    /// none.
     #[must_use]
     pub fn build_id(&self) -> Option<Vec<u8>> {
         let file = ElfFile64::<object::Endianness>::parse(self.bytes()).ok()?;
@@ -145,7 +147,9 @@ pub enum ImageFault {
     #[error("is not an ELF executable for x86_64: {0}")]
     NotElf(String),
     /// It has no PVH entry.
-    #[error("has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \"Xen\"")]
+    #[error(
+        "has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \"Xen\""
+    )]
     NoPvhNote,
     /// Its PVH entry note says nothing that could be an entry.
     #[error("has a bad PVH entry note: {0}")]
@@ -162,7 +166,9 @@ pub enum ImageFault {
         problem: String,
     },
     /// A segment lies outside of the guest's memory.
-    #[error("ends at physical address {end:#x}, and must end below {limit:#x} in a guest of this size")]
+    #[error(
+        "ends at physical address {end:#x}, and must end below {limit:#x} in a guest of this size"
+    )]
     DoesNotFit {
         /// First physical address past the image.
         end: u64,
@@ -170,7 +176,9 @@ pub enum ImageFault {
         limit: u64,
     },
     /// A segment would overwrite what the loader places in the first MiB.
-    #[error("has a segment at physical address {start:#x}, and must start at {minimum:#x} or above")]
+    #[error(
+        "has a segment at physical address {start:#x}, and must start at {minimum:#x} or above"
+    )]
     TooLow {
         /// The segment's physical address.
         start: u64,

@@ -1,9 +1,10 @@
 //! Reading what others wrote: at most so many bytes, within a time, and no device by mistake.
 //!
-//! A script may come through a pipe, and whoever writes into it may be slow or never end. It is read as long as the run's
-//! time limit lasts and nobody interrupts. A file that the command maps or reads as a whole (a kernel, an image) is a
-//! regular one: [`open_regular`] looks before it opens, because to open a device may already do something to it, and
-//! opens without waiting, because a FIFO may have taken the file's place meanwhile.
+//! A script may come through a pipe, and whoever writes into it may be slow or never end. It is
+//! read as long as the run's time limit lasts and nobody interrupts. A file that the command maps
+//! or reads as a whole (a kernel, an image) is a regular one: [`open_regular`] looks before it
+//! opens, because to open a device may already do something to it, and opens without waiting,
+//! because a FIFO may have taken the file's place meanwhile.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Read};
@@ -74,7 +75,8 @@ fn kind(file_type: FileType) -> Option<&'static str> {
         (file_type.is_char_device(), "a device"),
         (file_type.is_block_device(), "a block device"),
     ];
-    (!file_type.is_file()).then(|| kinds.iter().find(|(is, _)| *is).map_or("no file", |(_, name)| name))
+    (!file_type.is_file())
+        .then(|| kinds.iter().find(|(is, _)| *is).map_or("no file", |(_, name)| name))
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -142,7 +144,11 @@ fn read_stream(fd: i32, mut stream: impl Read, stop: &Stop) -> Result<Vec<u8>, I
         match stream.read(&mut piece) {
             Ok(0) => return Ok(bytes),
             Ok(len) => bytes.extend_from_slice(&piece[..len]),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
             Err(error) => return Err(error.into()),
         }
         if bytes.len() as u64 > SCRIPT_MAX {

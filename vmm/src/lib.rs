@@ -12,7 +12,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The crate distrusts its guests: what a guest writes is checked before it is used, and a guest that hangs is stopped.
+//! The crate distrusts its guests: what a guest writes is checked before it is used, and a guest
+//! that hangs is stopped.
 
 pub mod bench;
 mod control;
@@ -38,17 +39,20 @@ pub use vmkern_abi::control::{
 pub use vmkern_abi::crash::CrashKind;
 
 pub use self::control::{
-    BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
-    GuestError, InterruptHandle, KvmKind, LaunchError, Location, LogEnd, MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause,
-    THREADS, Unemulated,
+    BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT,
+    Environment, Guest, GuestError, InterruptHandle, KvmKind, LaunchError, Location, LogEnd,
+    MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause, THREADS, Unemulated,
 };
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{
-    AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError, ImageOpenFault,
-    ImageSaveError, InspectError, Inspection, List, MapStats, NotThere, ObjectView, OtherKernel, PAGE_WORDS, PageRun,
-    PageWords, Report, RunState, SavedImage, Saving, Source, ThreadView, Updating, View, What, WhatError,
+    AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError,
+    ImageOpenFault, ImageSaveError, InspectError, Inspection, List, MapStats, NotThere, ObjectView,
+    OtherKernel, PAGE_WORDS, PageRun, PageWords, Report, RunState, SavedImage, Saving, Source,
+    ThreadView, Updating, View, What, WhatError,
 };
 pub use self::kvm::memory::NotRam;
-pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing};
+pub use self::kvm::{
+    CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing,
+};
 pub use self::symbols::{Frame, Symbols};

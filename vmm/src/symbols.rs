@@ -43,7 +43,8 @@ impl fmt::Display for Frame {
     }
 }
 
-/// The kernel's function that calls the handlers of traps, on behalf of the code that they interrupt.
+/// The kernel's function that calls the handlers of traps, on behalf of the code that they
+/// interrupt.
 const TRAP_ENTRY: &str = "trap_entry";
 
 /// The symbols of one kernel image.
@@ -65,24 +66,35 @@ impl Symbols {
     /// The symbols in `image`, as far as there are any.
     #[must_use]
     pub fn of(image: &KernelImage) -> Self {
-        let Ok(file) = object::read::elf::ElfFile64::<object::Endianness>::parse(image.bytes()) else {
+        let Ok(file) = object::read::elf::ElfFile64::<object::Endianness>::parse(image.bytes())
+        else {
             return Self::none();
         };
         let mut functions: Vec<_> = file
             .symbols()
             .filter(|symbol| {
                 symbol.is_definition()
-                    && matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label)
+                    && matches!(
+                        symbol.kind(),
+                        SymbolKind::Text | SymbolKind::Unknown | SymbolKind::Label
+                    )
             })
-            .filter_map(|symbol| Some((symbol.address(), symbol.size(), demangle(symbol.name().ok()?))))
+            .filter_map(|symbol| {
+                Some((symbol.address(), symbol.size(), demangle(symbol.name().ok()?)))
+            })
             .collect();
         functions.sort();
         let sections = file.sections().filter(|section| section.kind() == SectionKind::Text);
-        let code = sections.map(|section| section.address()..section.address().saturating_add(section.size()));
+        let code = sections
+            .map(|section| section.address()..section.address().saturating_add(section.size()));
         let code = code.collect();
         let load = |section: gimli::SectionId| {
-            let data = file.section_by_name(section.name()).and_then(|s| s.uncompressed_data().ok());
-            Ok(EndianArcSlice::new(data.unwrap_or(Cow::Borrowed(&[])).into(), RunTimeEndian::Little))
+            let data =
+                file.section_by_name(section.name()).and_then(|s| s.uncompressed_data().ok());
+            Ok(EndianArcSlice::new(
+                data.unwrap_or(Cow::Borrowed(&[])).into(),
+                RunTimeEndian::Little,
+            ))
         };
         let lines = Dwarf::load(load)
             .and_then(Context::from_dwarf)
@@ -110,10 +122,14 @@ impl Symbols {
     /// The address of the symbol called `name`.
     #[must_use]
     pub fn address(&self, name: &str) -> Option<GuestVirt> {
-        self.functions.iter().find(|(.., symbol)| symbol == name).map(|&(start, ..)| GuestVirt::new(start))
+        self.functions
+            .iter()
+            .find(|(.., symbol)| symbol == name)
+            .map(|&(start, ..)| GuestVirt::new(start))
     }
 
-    /// The calls at `address`: the function that it lies in last, functions inlined there before it. At least one.
+    /// The calls at `address`: the function that it lies in last, functions inlined there before
+    /// it. At least one.
     #[must_use]
     pub fn frames(&self, address: GuestVirt) -> Vec<Frame> {
         let symbol = self.function(address);
@@ -130,7 +146,10 @@ impl Symbols {
                     address,
                     function: name,
                     offset,
-                    file: place.as_ref().and_then(|l| l.file).map(|file| one_line(shorten(file).as_bytes())),
+                    file: place
+                        .as_ref()
+                        .and_then(|l| l.file)
+                        .map(|file| one_line(shorten(file).as_bytes())),
                     line: place.and_then(|l| l.line),
                 });
             }
@@ -144,15 +163,21 @@ impl Symbols {
         frames
     }
 
-    /// Names for a chain of addresses, innermost first. A return address is looked up one byte before, inside of the
-    /// call; what called [`TRAP_ENTRY`] is where the CPU stood when the trap came.
-    pub(crate) fn backtrace(&self, addresses: impl Iterator<Item = GuestVirt>, innermost: AddressKind) -> Vec<Frame> {
+    /// Names for a chain of addresses, innermost first. A return address is looked up one byte
+    /// before, inside of the call; what called [`TRAP_ENTRY`] is where the CPU stood when the trap
+    /// came.
+    pub(crate) fn backtrace(
+        &self,
+        addresses: impl Iterator<Item = GuestVirt>,
+        innermost: AddressKind,
+    ) -> Vec<Frame> {
         let mut frames = Vec::new();
         let mut kind = innermost;
         for address in addresses {
             let back = u64::from(kind == AddressKind::Called && address.get() > 0);
             let at = GuestVirt::new(address.get() - back);
-            let is_trap = kind == AddressKind::Called && self.function(at).is_some_and(|(name, _)| name == TRAP_ENTRY);
+            let is_trap = kind == AddressKind::Called
+                && self.function(at).is_some_and(|(name, _)| name == TRAP_ENTRY);
             kind = if is_trap { AddressKind::Stopped } else { AddressKind::Called };
             let mut calls = self.frames(at);
             for call in &mut calls {
@@ -174,8 +199,8 @@ pub(crate) enum AddressKind {
     Called,
 }
 
-/// A function's name without its path, its crate's hash and its generic arguments. A closure keeps the name of the
-/// function that it stands in.
+/// A function's name without its path, its crate's hash and its generic arguments. A closure keeps
+/// the name of the function that it stands in.
 fn demangle(name: &str) -> String {
     let path = one_line(format!("{:#}", rustc_demangle::demangle(name)).as_bytes());
     let mut segments = vec![String::new()];
@@ -203,8 +228,8 @@ fn demangle(name: &str) -> String {
     }
 }
 
-/// The part of a source path that means something to a reader: relative to the crate for our own crates, from the
-/// crate's name on for others.
+/// The part of a source path that means something to a reader: relative to the crate for our own
+/// crates, from the crate's name on for others.
 fn shorten(path: &str) -> &str {
     const OURS: [&str; 3] = ["guest/kmem/src/", "guest/kernel/src/", "shared/src/"];
     for root in OURS {
@@ -240,7 +265,10 @@ mod tests {
         assert_eq!(shorten("./guest/kmem/src/vm/kern.rs"), "vm/kern.rs");
         assert_eq!(shorten("/home/x/guest/kernel/src/main.rs"), "main.rs");
         assert_eq!(shorten("/rustc/59807616e1/library/core/src/fmt/mod.rs"), "core/src/fmt/mod.rs");
-        assert_eq!(shorten("/h/.cargo/registry/src/index-1/bitflags-2.9/src/lib.rs"), "bitflags-2.9/src/lib.rs");
+        assert_eq!(
+            shorten("/h/.cargo/registry/src/index-1/bitflags-2.9/src/lib.rs"),
+            "bitflags-2.9/src/lib.rs"
+        );
         assert_eq!(shorten("plain.rs"), "plain.rs");
     }
 
@@ -248,14 +276,19 @@ mod tests {
     fn functions_are_shown_by_their_own_name() {
         assert_eq!(demangle("pvh_entry"), "pvh_entry");
         assert_eq!(demangle("_ZN4core9panicking9panic_fmt17h0123456789abcdefE"), "panic_fmt");
-        assert_eq!(demangle("_ZN3foo3bar28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE"), "bar::{{closure}}");
-        let generic = "_ZN43_$LT$kmem..vm..Vm$LT$M$GT$$u20$as$u20$X$GT$11kmem_malloc17h0123456789abcdefE";
+        assert_eq!(
+            demangle("_ZN3foo3bar28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE"),
+            "bar::{{closure}}"
+        );
+        let generic =
+            "_ZN43_$LT$kmem..vm..Vm$LT$M$GT$$u20$as$u20$X$GT$11kmem_malloc17h0123456789abcdefE";
         assert_eq!(demangle(generic), "kmem_malloc");
     }
 
     #[test]
     fn an_address_without_symbols_is_still_a_frame() {
-        let frames = Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter(), AddressKind::Called);
+        let frames =
+            Symbols::none().backtrace([GuestVirt::new(0x1234)].into_iter(), AddressKind::Called);
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].to_string(), "0x1234");
     }

@@ -1,25 +1,30 @@
 //! Text that others wrote: a guest, a file, a name on the disk.
 //!
-//! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which it could look like
-//! a line of ours. It is escaped where it comes in (`one_line`: a crash record, a kernel's symbols, the description of
-//! its structures, an image's notes, the [`name`] of a file), so that no later use of it can forget. What is printed passes
-//! [`screen`] once more on its way out, which knows our own styles and lets nothing else through.
+//! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which
+//! it could look like a line of ours. It is escaped where it comes in (`one_line`: a crash record,
+//! a kernel's symbols, the description of its structures, an image's notes, the [`name`] of a
+//! file), so that no later use of it can forget. What is printed passes [`screen`] once more on its
+//! way out, which knows our own styles and lets nothing else through.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Whether a terminal obeys `c`, or shows text around it in another order or place than it stands in.
+/// Whether a terminal obeys `c`, or shows text around it in another order or place than it stands
+/// in.
 pub(crate) fn is_hazard(c: char) -> bool {
-    let turns_around =
-        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let turns_around = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns_around || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
-/// `text` with every character that `keep` does not say a length for, and that is a hazard, replaced by `escape` of it.
-/// `keep` is asked about what is left of the text.
-fn escaped<'t>(text: &'t str, keep: impl Fn(&str) -> usize, escape: impl Fn(&mut String, char)) -> Cow<'t, str> {
+/// `text` with every character that `keep` does not say a length for, and that is a hazard,
+/// replaced by `escape` of it. `keep` is asked about what is left of the text.
+fn escaped<'t>(
+    text: &'t str,
+    keep: impl Fn(&str) -> usize,
+    escape: impl Fn(&mut String, char),
+) -> Cow<'t, str> {
     if !text.contains(is_hazard) {
         return Cow::Borrowed(text);
     }
@@ -45,7 +50,8 @@ fn as_rust(out: &mut String, c: char) {
     out.extend(c.escape_default());
 }
 
-/// Text of a guest or a file as one line that a terminal only shows. What is no UTF-8 becomes U+FFFD.
+/// Text of a guest or a file as one line that a terminal only shows. What is no UTF-8 becomes
+/// U+FFFD.
 #[must_use]
 pub fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
@@ -67,19 +73,21 @@ pub fn plain(text: &str) -> Cow<'_, str> {
 /// Bytes of the style (SGR sequence) that `text` begins with, or 0.
 fn style(text: &str) -> usize {
     let Some(parameters) = text.strip_prefix("\x1b[") else { return 0 };
-    let end = parameters.find(|c: char| !matches!(c, '0'..='9' | ';' | ':')).unwrap_or(parameters.len());
+    let end =
+        parameters.find(|c: char| !matches!(c, '0'..='9' | ';' | ':')).unwrap_or(parameters.len());
     if parameters[end..].starts_with('m') { end + 3 } else { 0 }
 }
 
-/// What may be written to a terminal: `text` with its line breaks, tabs and styles, all else that a terminal obeys being
-/// escaped.
+/// What may be written to a terminal: `text` with its line breaks, tabs and styles, all else that a
+/// terminal obeys being escaped.
 #[must_use]
 pub fn screen(text: &str) -> Cow<'_, str> {
     let keep = |rest: &str| if rest.starts_with(['\n', '\t']) { 1 } else { style(rest) };
     escaped(text, keep, as_rust)
 }
 
-/// `json`, a JSON text in one line, with the hazards escaped that JSON allows in its strings. It means the same.
+/// `json`, a JSON text in one line, with the hazards escaped that JSON allows in its strings. It
+/// means the same.
 #[must_use]
 pub fn json(json: &str) -> Cow<'_, str> {
     escaped(

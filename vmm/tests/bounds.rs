@@ -1,5 +1,5 @@
-//! What looking into a file costs follows from what the file holds, whatever it claims. Counted are entries, tables and bytes
-//! of memory, and never time.
+//! What looking into a file costs follows from what the file holds, whatever it claims. Counted are
+//! entries, tables and bytes of memory, and never time.
 
 mod forge;
 
@@ -41,11 +41,13 @@ fn vmkern(scratch: &Scratch, args: &[&str]) -> Ended {
     let to = |path: &Path| Stdio::from(File::create(path).expect("a file can be made"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
     let child = command.args(args).stdin(Stdio::null()).stdout(to(&out)).stderr(to(&err)).spawn();
-    let pid = i32::try_from(child.expect("the command can be started").id()).expect("it is a process");
+    let pid =
+        i32::try_from(child.expect("the command can be started").id()).expect("it is a process");
     let mut status = 0;
     // SAFETY: all zeros are a `rusage`.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both are places for what is asked for; the child is this test's own, and nothing else waits for it.
+    // SAFETY: both are places for what is asked for; the child is this test's own, and nothing else
+    // waits for it.
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     assert_eq!(waited, pid, "the command ends");
     let err = fs::read_to_string(err).expect("it is text");
@@ -57,7 +59,12 @@ impl Ended {
     #[track_caller]
     fn within(self, statuses: &[i32]) -> Self {
         let status = self.status.code();
-        assert!(status.is_some_and(|status| statuses.contains(&status)), "{:?}: {}", self.status, self.err);
+        assert!(
+            status.is_some_and(|status| statuses.contains(&status)),
+            "{:?}: {}",
+            self.status,
+            self.err
+        );
         assert!(self.resident < MOST_KIB, "{} KiB were resident", self.resident);
         self
     }
@@ -68,7 +75,8 @@ impl Ended {
     }
 }
 
-/// A process begins with its parent's high-water mark: one test at a time, none of which holds much.
+/// A process begins with its parent's high-water mark: one test at a time, none of which holds
+/// much.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A directory for one test at a time.
@@ -90,7 +98,8 @@ impl Scratch {
     /// The image of a guest with this much memory, as `--save-image` writes it.
     fn good(&self, memory: &str) -> PathBuf {
         let (script, image) = (self.join("good.kmem"), self.join("good.img"));
-        fs::write(&script, "a = kmem_malloc kmem_map 64K NOWAIT\nkmem_alloc kernel_map 1M\n").expect("it is written");
+        fs::write(&script, "a = kmem_malloc kmem_map 64K NOWAIT\nkmem_alloc kernel_map 1M\n")
+            .expect("it is written");
         let args = ["run", "--memory", memory, "--save-image", path(&image), path(&script)];
         vmkern(self, &args).within(&[0]);
         image
@@ -129,7 +138,8 @@ fn alias(start: u64, size: u64, block: u64) -> Vec<Load> {
 }
 
 #[test]
-fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_everything_that_looks() {
+fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_everything_that_looks()
+{
     let scratch = Scratch::new();
     let good = scratch.good("64G");
     let forge = Forge::of(&good);
@@ -140,7 +150,10 @@ fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_eve
     let block = vec![0xff; 4 << 20];
     for (loads, told) in [
         // 9 MB that show 64 GiB of page tables, as it were.
-        (forge.loads(|start, size| alias(start, size, 4 << 20)), "both show the file's bytes at 0x400000"),
+        (
+            forge.loads(|start, size| alias(start, size, 4 << 20)),
+            "both show the file's bytes at 0x400000",
+        ),
         // Two runs of which one begins in the middle of the other.
         (shifted(&forge), "both show the file's bytes at 0x401000"),
         (overlap, "both hold physical address 0x1000"),
@@ -148,7 +161,11 @@ fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_eve
         forge.write(&image, &loads, &[(PAGES_AT / 2, &block)]);
         for args in looks(path(&image), path(&good)) {
             let ended = vmkern(&scratch, &args).within(&[2]);
-            assert!(ended.err.contains("program headers") && ended.err.contains(told), "{args:?}: {}", ended.err);
+            assert!(
+                ended.err.contains("program headers") && ended.err.contains(told),
+                "{args:?}: {}",
+                ended.err
+            );
         }
     }
 }
@@ -174,11 +191,13 @@ fn a_file_of_more_program_headers_than_an_elf_header_counts_is_refused_before_th
     let image = scratch.join("many.img");
     let forge = Forge::of(&scratch.good("64M"));
     forge.write(&image, &forge.loads(zeros), &[]);
-    // The number is in the first section header then: a thousand million headers of 60 GB in a file without bytes.
+    // The number is in the first section header then: a thousand million headers of 60 GB in a file
+    // without bytes.
     let file = File::options().write(true).open(&image).expect("it is there");
     file.set_len(64 << 30).expect("it can grow");
-    let put =
-        |at: u64, bytes: &[u8]| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).expect("it is written");
+    let put = |at: u64, bytes: &[u8]| {
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).expect("it is written")
+    };
     let section = PAGES_AT / 2;
     put(40, &section.to_le_bytes());
     put(56, &u16::MAX.to_le_bytes());
@@ -190,15 +209,17 @@ fn a_file_of_more_program_headers_than_an_elf_header_counts_is_refused_before_th
     }
 }
 
-/// Where the mark of the first fresh page of the last segment of memory lies, and what it is when all were used.
+/// Where the mark of the first fresh page of the last segment of memory lies, and what it is when
+/// all were used.
 fn last_fresh_mark(image: &Path) -> (u64, u32) {
     let mut end = 0;
     let at = forge::phys(image, |view: &View<'_>| {
         let roots: KernelRoots = view.copy("roots", view.roots()).expect("the roots can be read");
         let last = roots.vm_phys_nsegs.get() - 1;
         let at = roots.vm_phys_segs.get().addr().get() + last * size_of::<VmPhysSeg>() as u64;
-        let segment: VmPhysSeg =
-            view.copy("segment", vmkern::abi::addr::KPtr::new(GuestVirt::new(at))).expect("it is one");
+        let segment: VmPhysSeg = view
+            .copy("segment", vmkern::abi::addr::KPtr::new(GuestVirt::new(at)))
+            .expect("it is one");
         end = segment.end.get();
         GuestVirt::new(at + std::mem::offset_of!(VmPhysSeg, fresh) as u64)
     });
@@ -206,11 +227,13 @@ fn last_fresh_mark(image: &Path) -> (u64, u32) {
 }
 
 #[test]
-fn a_guest_of_64_gib_in_a_file_of_a_few_pages_costs_what_the_pages_do_with_its_zeros_as_holes_or_left_out() {
+fn a_guest_of_64_gib_in_a_file_of_a_few_pages_costs_what_the_pages_do_with_its_zeros_as_holes_or_left_out()
+ {
     let scratch = Scratch::new();
     let good = scratch.good("64G");
     let mut forge = Forge::of(&good);
-    // All memory is said to have been used: a gigabyte of page structures, none of which the file holds.
+    // All memory is said to have been used: a gigabyte of page structures, none of which the file
+    // holds.
     let (mark, end) = last_fresh_mark(&good);
     forge.put(mark, &end.to_le_bytes());
     let (compact, sparse) = (scratch.join("compact.img"), scratch.join("sparse.img"));
@@ -221,7 +244,9 @@ fn a_guest_of_64_gib_in_a_file_of_a_few_pages_costs_what_the_pages_do_with_its_z
     });
     forge.write(&sparse, &ram.collect::<Vec<_>>(), &[]);
     assert!(fs::metadata(&sparse).expect("it is there").len() > 64 << 30);
-    for (compact, sparse) in looks(path(&compact), path(&good)).iter().zip(&looks(path(&sparse), path(&good))) {
+    for (compact, sparse) in
+        looks(path(&compact), path(&good)).iter().zip(&looks(path(&sparse), path(&good)))
+    {
         let of_compact = vmkern(&scratch, compact).within(&[0, 1]);
         let said = of_compact.text();
         let of_sparse = vmkern(&scratch, sparse).within(&[0, 1]);
@@ -270,7 +295,10 @@ fn assert_bounded(report: &PageTable, held: u64) {
     assert!(seen <= tables, "{seen} of {tables} tables");
     assert!(*entries <= VISITS * 512 * tables, "{entries} entries");
     assert!(runs.len() as u64 <= RUNS, "{} runs", runs.len());
-    assert!(damage.iter().any(|damage| damage.problem.contains("used again and again")), "{damage:?}");
+    assert!(
+        damage.iter().any(|damage| damage.problem.contains("used again and again")),
+        "{damage:?}"
+    );
     assert!(damage.len() <= 64, "{damage:?}");
 }
 
@@ -297,7 +325,8 @@ fn a_wide_tree_of_tables_that_lead_to_one_another_costs_a_few_looks_at_each_and_
     let scratch = Scratch::new();
     let good = scratch.good("64M");
     let mut forge = Forge::of(&good);
-    // Each entry leads to another of the tables; the global bit alternates, so that no two mappings are one run.
+    // Each entry leads to another of the tables; the global bit alternates, so that no two mappings
+    // are one run.
     let table = |number: u64| FIRST + number % TABLES * PAGE;
     for number in 0..TABLES {
         for slot in 0..512 {

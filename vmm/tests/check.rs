@@ -31,11 +31,14 @@ impl Stress {
     fn new(seed: u64) -> Self {
         let guest = Guest::builder().memory(16 << 20).timeout(Duration::from_secs(600));
         let mut guest = guest.launch().unwrap_or_else(|error| panic!("{error}"));
-        let suballoc = Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 << 12, kind: MapKind::User };
-        let Outcome::Value(pageable) = guest.call(0, suballoc).expect("the guest lives").outcome else {
+        let suballoc =
+            Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 << 12, kind: MapKind::User };
+        let Outcome::Value(pageable) = guest.call(0, suballoc).expect("the guest lives").outcome
+        else {
             panic!("no room for a submap")
         };
-        let worker = |thread| Worker { thread, blocks: Vec::new(), pending: VecDeque::new(), blocked: None };
+        let worker =
+            |thread| Worker { thread, blocks: Vec::new(), pending: VecDeque::new(), blocked: None };
         let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         Self { guest, rng, workers: (0..THREADS).map(worker).collect(), pageable: MapId(pageable) }
     }
@@ -46,7 +49,9 @@ impl Stress {
 
     /// Something for `worker` to do: what it has it gives back when memory would run out.
     fn next_op(&mut self, worker: usize) -> Op {
-        let full = self.workers.iter().flat_map(|worker| &worker.blocks).map(|block| block.2).sum::<u64>() > 6 << 20;
+        let full =
+            self.workers.iter().flat_map(|worker| &worker.blocks).map(|block| block.2).sum::<u64>()
+                > 6 << 20;
         let size = (self.below(12) + 1) << 12;
         let owned = self.workers[worker].blocks.len() as u64;
         if owned > 0 && (full || owned > 24 || self.below(3) == 0) {
@@ -61,7 +66,11 @@ impl Stress {
         }
         match self.below(8) {
             0..=2 => Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT },
-            3 => Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::WAITOK | MallocFlags::ZERO },
+            3 => Op::KmemMalloc {
+                map: MapId::KMEM,
+                size,
+                flags: MallocFlags::WAITOK | MallocFlags::ZERO,
+            },
             4 => Op::KmemAlloc { map: MapId::KERNEL, size },
             5 | 6 => Op::KmemAllocWait { map: self.pageable, size },
             _ => match self.workers[worker].blocks.last() {
@@ -71,7 +80,8 @@ impl Stress {
         }
     }
 
-    /// Gives every worker that has nothing to do something, now and then an interrupt and a handler besides.
+    /// Gives every worker that has nothing to do something, now and then an interrupt and a handler
+    /// besides.
     fn submit(&mut self) {
         for index in 0..self.workers.len() {
             let worker = &self.workers[index];
@@ -79,15 +89,20 @@ impl Stress {
                 continue;
             }
             let thread = worker.thread;
-            let op = if worker.blocked.is_some() { Op::Join { thread } } else { self.next_op(index) };
-            let tag = self.guest.submit(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+            let op =
+                if worker.blocked.is_some() { Op::Join { thread } } else { self.next_op(index) };
+            let tag =
+                self.guest.submit(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
             self.workers[index].pending.push_back((tag, op));
         }
     }
 
     fn receive(&mut self) {
-        let Response { tag, outcome, .. } = self.guest.next_response().unwrap_or_else(|error| panic!("{error}"));
-        let Some(worker) = self.workers.iter_mut().find(|w| w.pending.front().is_some_and(|&(t, _)| t == tag)) else {
+        let Response { tag, outcome, .. } =
+            self.guest.next_response().unwrap_or_else(|error| panic!("{error}"));
+        let Some(worker) =
+            self.workers.iter_mut().find(|w| w.pending.front().is_some_and(|&(t, _)| t == tag))
+        else {
             return;
         };
         let (_, op) = worker.pending.pop_front().expect("it was just there");
@@ -103,9 +118,9 @@ impl Stress {
 impl Worker {
     fn keep(&mut self, op: Op, addr: u64) {
         let (map, size) = match op {
-            Op::KmemMalloc { map, size, .. } | Op::KmemAlloc { map, size } | Op::KmemAllocWait { map, size } => {
-                (map, size)
-            }
+            Op::KmemMalloc { map, size, .. }
+            | Op::KmemAlloc { map, size }
+            | Op::KmemAllocWait { map, size } => (map, size),
             _ => return,
         };
         self.blocks.push((map, GuestVirt::new(addr), size));

@@ -14,7 +14,11 @@ fn run(corpus: &Path, memory: &str, vcpus: &str) {
         .stdin(Stdio::null())
         .output()
         .expect("the command can be started");
-    assert!(output.status.success(), "{memory}, {vcpus} CPUs: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{memory}, {vcpus} CPUs: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn corpus() -> PathBuf {

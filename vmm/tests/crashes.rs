@@ -1,4 +1,5 @@
-//! Each way in which the real kernel can die reaches the host as a record with a symbolized backtrace.
+//! Each way in which the real kernel can die reaches the host as a record with a symbolized
+//! backtrace.
 
 use vmkern::{Crash, CrashKind, Guest, GuestError, LaunchError, Privilege};
 
@@ -7,14 +8,21 @@ fn crash(kind: CrashKind) -> Box<Crash> {
     match Guest::builder().crash(kind).privilege(Privilege::Auto).launch() {
         Err(LaunchError::Guest(GuestError::Crashed(crash))) => crash,
         Err(error) => panic!("{kind:?}: {error}"),
-        Ok(mut guest) => panic!("{kind:?}: the guest lives: {}", String::from_utf8_lossy(&guest.take_log())),
+        Ok(mut guest) => {
+            panic!("{kind:?}: the guest lives: {}", String::from_utf8_lossy(&guest.take_log()))
+        }
     }
 }
 
 #[test]
 fn every_way_to_die_is_reported_with_a_backtrace() {
-    for kind in [CrashKind::Panic, CrashKind::PageFault, CrashKind::Trap, CrashKind::StackOverflow, CrashKind::Nucleus]
-    {
+    for kind in [
+        CrashKind::Panic,
+        CrashKind::PageFault,
+        CrashKind::Trap,
+        CrashKind::StackOverflow,
+        CrashKind::Nucleus,
+    ] {
         let crash = crash(kind);
         println!("--- {kind:?}\n{crash}\n");
         assert_eq!(crash.kind, kind, "{crash}");
@@ -27,6 +35,7 @@ fn every_way_to_die_is_reported_with_a_backtrace() {
 #[test]
 fn a_panics_backtrace_names_file_and_line() {
     let crash = crash(CrashKind::Panic);
-    let placed = crash.backtrace.iter().filter(|frame| frame.file.is_some() && frame.line.is_some()).count();
+    let placed =
+        crash.backtrace.iter().filter(|frame| frame.file.is_some() && frame.line.is_some()).count();
     assert!(placed >= 2, "{crash}");
 }

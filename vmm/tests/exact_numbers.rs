@@ -20,8 +20,8 @@ fn a_number_beyond_what_a_double_holds_is_found_among_all_numbers_outside_of_str
     assert_eq!(changed, ["18446744073709551615", "9007199254740993"]);
 }
 
-/// The report of `script`, with the largest seed that there is, and with little memory where any will do: some scripts do less
-/// then.
+/// The report of `script`, with the largest seed that there is, and with little memory where any
+/// will do: some scripts do less then.
 fn report(script: &Path) -> Output {
     let needs_the_default = script.components().any(|part| part.as_os_str() == "64M");
     let memory = if needs_the_default { "64M" } else { "16M" };
@@ -37,12 +37,14 @@ fn fault(script: &Path) -> Result<usize, String> {
     let text = String::from_utf8(output.stdout).map_err(|error| error.to_string())?;
     let json: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let changed = changed_by_a_double(&text);
-    let is_address = |name: &str| json["stats"][name].as_str().is_some_and(|text| text.starts_with("0x"));
+    let is_address =
+        |name: &str| json["stats"][name].as_str().is_some_and(|text| text.starts_with("0x"));
     if json["status"] != 0 {
         Err(format!("it fails: {}", String::from_utf8_lossy(&output.stderr)))
     } else if !changed.is_empty() {
         Err(format!("a double changes {changed:?}"))
-    } else if json["environment"]["seed"] != "18446744073709551615" || !is_address("kernel_map.max") {
+    } else if json["environment"]["seed"] != "18446744073709551615" || !is_address("kernel_map.max")
+    {
         Err(format!("a large number is not a string: {text}"))
     } else {
         Ok(numbers(&text).len())
@@ -71,5 +73,9 @@ fn every_number_of_the_json_of_each_script_of_the_corpus_survives_a_double() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     let count = count.into_inner();
     println!("{} scripts, {count} numbers", scripts.len());
-    assert!(scripts.len() > 50 && count > 50 * scripts.len(), "{} scripts, {count} numbers", scripts.len());
+    assert!(
+        scripts.len() > 50 && count > 50 * scripts.len(),
+        "{} scripts, {count} numbers",
+        scripts.len()
+    );
 }

@@ -1,8 +1,9 @@
 //! Every example that help or the book shows runs as it is printed, and help fits a terminal.
 //!
-//! An example is a line of a help's `Examples:` or of an indented or fenced block of the book that starts `vmkern` at its
-//! beginning or behind a pipe. It runs in a directory that holds the files that examples speak of, and must end with
-//! status 0. One that needs a program that this machine lacks is named and left out; under `CI` it fails.
+//! An example is a line of a help's `Examples:` or of an indented or fenced block of the book that
+//! starts `vmkern` at its beginning or behind a pipe. It runs in a directory that holds the files
+//! that examples speak of, and must end with status 0. One that needs a program that this machine
+//! lacks is named and left out; under `CI` it fails.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,10 +33,12 @@ const LIMIT: &str = "600";
 /// What the examples call a script.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
-/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests run them all.
+/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests
+/// run them all.
 const CORPUS: &[&str] = &["first-fit.kmem", "inspect.kmem", "smallest.kmem"];
 
-const SCRIPT: &str = "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nfill $a 12K 7\nkmem_free kmem_map $a 12K\n";
+const SCRIPT: &str =
+    "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nfill $a 12K 7\nkmem_free kmem_map $a 12K\n";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("vmm lies in the repository").to_owned()
@@ -60,7 +63,8 @@ impl Place {
         let place = Self(tempfile::tempdir().expect("a directory can be made"));
         fs::create_dir_all(place.0.path().join("bin")).expect("a directory can be made");
         fs::create_dir_all(place.0.path().join("DIR")).expect("a directory can be made");
-        symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.path().join("bin/vmkern")).expect("a link can be made");
+        symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.path().join("bin/vmkern"))
+            .expect("a link can be made");
         let scripts = place.0.path().join("tests/scripts");
         fs::create_dir_all(&scripts).expect("a directory can be made");
         for name in CORPUS {
@@ -91,8 +95,9 @@ impl Place {
 
     /// A program that `line` needs and that is not there.
     fn missing(&self, line: &str) -> Option<&'static str> {
-        let absent =
-            |program: &&str| line.contains(*program) && !self.sh(&format!("command -v {program}")).status.success();
+        let absent = |program: &&str| {
+            line.contains(*program) && !self.sh(&format!("command -v {program}")).status.success()
+        };
         ["jq", "qemu-system-x86_64"].into_iter().find(absent)
     }
 }
@@ -111,7 +116,9 @@ fn commands<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
             open = Some(begun.trim_end().to_owned());
             continue;
         }
-        let starts = text.starts_with("vmkern ") || text.starts_with("qemu-system") || text.contains("| vmkern ");
+        let starts = text.starts_with("vmkern ")
+            || text.starts_with("qemu-system")
+            || text.contains("| vmkern ");
         if starts && !text.contains("[OPTIONS]") && !text.contains("|---") {
             commands.push(without_comment(&text));
         }
@@ -162,14 +169,20 @@ fn every_example_runs_as_it_is_printed() {
     for page in pages() {
         examples.extend(of_page(&fs::read_to_string(page).expect("a page can be read")));
     }
-    assert!(of_helps >= 15 && examples.len() >= of_helps + 10, "examples are not recognised: {examples:#?}");
+    assert!(
+        of_helps >= 15 && examples.len() >= of_helps + 10,
+        "examples are not recognised: {examples:#?}"
+    );
     let place = Place::new();
     let mut failures = Vec::new();
     // The kernel image comes before what boots it.
-    let (first, rest): (Vec<_>, Vec<_>) = examples.iter().partition(|line| line.starts_with("vmkern image"));
+    let (first, rest): (Vec<_>, Vec<_>) =
+        examples.iter().partition(|line| line.starts_with("vmkern image"));
     for line in first.into_iter().chain(rest) {
         match place.missing(line) {
-            Some(program) if std::env::var_os("CI").is_some() => failures.push(format!("{line}\n  needs {program}")),
+            Some(program) if std::env::var_os("CI").is_some() => {
+                failures.push(format!("{line}\n  needs {program}"))
+            }
             Some(program) => eprintln!("left out, as {program} is missing: {line}"),
             None => {
                 let output = place.sh(line);
@@ -194,7 +207,11 @@ fn help_is_never_wider_than_the_terminal_or_100_columns() {
         for (columns, limit) in [("100", 100), ("300", 100), ("80", 80)] {
             let text = help(words, columns);
             let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > limit).collect();
-            assert!(wide.is_empty(), "vmkern {} --help on {columns} columns: {wide:#?}", words.join(" "));
+            assert!(
+                wide.is_empty(),
+                "vmkern {} --help on {columns} columns: {wide:#?}",
+                words.join(" ")
+            );
         }
     }
 }
@@ -204,7 +221,10 @@ fn help_is_never_wider_than_the_terminal_or_100_columns() {
 fn no_example_is_wider_than_80_columns() {
     for words in SUBCOMMANDS {
         let text = help(words, "100");
-        let examples = text.lines().skip_while(|line| !line.starts_with("Example")).take_while(|line| !line.is_empty());
+        let examples = text
+            .lines()
+            .skip_while(|line| !line.starts_with("Example"))
+            .take_while(|line| !line.is_empty());
         let wide: Vec<_> = examples.filter(|line| line.chars().count() > 80).collect();
         assert!(wide.is_empty(), "vmkern {} --help: {wide:#?}", words.join(" "));
     }

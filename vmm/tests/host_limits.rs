@@ -1,5 +1,5 @@
-//! What a host that is short of something, a signal, or an odd input does to the command: a status with the limit's name, and
-//! never a panic, a signal, a hang or a lost result.
+//! What a host that is short of something, a signal, or an odd input does to the command: a status
+//! with the limit's name, and never a panic, a signal, a hang or a lost result.
 
 mod scratch;
 
@@ -31,7 +31,12 @@ fn feed(mut child: Child, input: &str) -> Output {
 
 /// `command` with `input` on standard input, and everything piped.
 fn piped(command: &mut Command) -> Child {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started")
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be started")
 }
 
 /// `vmkern ARGS` in a shell that has run `limit` before.
@@ -78,8 +83,13 @@ fn each_limit_of_open_files_gives_status_0_or_4_with_the_limits_name() {
 #[test]
 fn a_limit_of_file_sizes_below_the_guests_ram_gives_status_4_with_the_limits_name() {
     // In units of 1024 bytes.
-    for (limit, memory) in [("0", "8M"), ("1", "64M"), ("8191", "8M"), ("65535", "64M"), ("1000000", "64G")] {
-        let output = feed(piped(&mut limited(&format!("ulimit -f {limit}"), &["run", "--memory", memory, "-"])), GOOD);
+    for (limit, memory) in
+        [("0", "8M"), ("1", "64M"), ("8191", "8M"), ("65535", "64M"), ("1000000", "64G")]
+    {
+        let output = feed(
+            piped(&mut limited(&format!("ulimit -f {limit}"), &["run", "--memory", memory, "-"])),
+            GOOD,
+        );
         refused(&output, "RLIMIT_FSIZE");
     }
     let output = feed(piped(&mut limited("ulimit -f 8192", &["run", "--memory", "8M", "-"])), GOOD);
@@ -89,13 +99,16 @@ fn a_limit_of_file_sizes_below_the_guests_ram_gives_status_4_with_the_limits_nam
 #[test]
 fn a_limit_of_address_space_below_the_guests_ram_gives_status_4_with_the_limits_name() {
     for (limit, memory) in [("1000000", "1G"), ("4000000", "4G"), ("4000000", "64G")] {
-        let output = feed(piped(&mut limited(&format!("ulimit -v {limit}"), &["run", "--memory", memory, "-"])), GOOD);
+        let output = feed(
+            piped(&mut limited(&format!("ulimit -v {limit}"), &["run", "--memory", memory, "-"])),
+            GOOD,
+        );
         refused(&output, "RLIMIT_AS");
     }
 }
 
-/// `vmkern ARGS` as a user who may have `threads` threads. Root has no such limit: it runs as another user then, who may
-/// open what root may.
+/// `vmkern ARGS` as a user who may have `threads` threads. Root has no such limit: it runs as
+/// another user then, who may open what root may.
 fn with_threads(threads: u32, args: &[&str]) -> Command {
     let limit = format!("ulimit -u {threads}");
     // SAFETY: geteuid has no preconditions.
@@ -117,14 +130,24 @@ fn each_limit_of_threads_gives_status_0_or_4_with_the_limits_name() {
         scratch.file(name, GOOD);
     }
     for threads in 1..=7 {
-        let runs: [&[&str]; 4] =
-            [&["run", "-"], &["run", "--vcpus", "3", "-"], &["doctor"], &["test", "-j", "3", &suite]];
+        let runs: [&[&str]; 4] = [
+            &["run", "-"],
+            &["run", "--vcpus", "3", "-"],
+            &["doctor"],
+            &["test", "-j", "3", &suite],
+        ];
         for args in runs {
             let output = feed(piped(&mut with_threads(threads, args)), GOOD);
-            let text =
-                format!("{args:?} with {threads} threads: {}{}", String::from_utf8_lossy(&output.stdout), err(&output));
+            let text = format!(
+                "{args:?} with {threads} threads: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                err(&output)
+            );
             assert!([0, 4].contains(&status(&output)), "{text}");
-            assert!(status(&output) == 0 || text.contains(&format!("RLIMIT_NPROC is {threads}")), "{text}");
+            assert!(
+                status(&output) == 0 || text.contains(&format!("RLIMIT_NPROC is {threads}")),
+                "{text}"
+            );
         }
     }
     let output = feed(piped(&mut with_threads(1, &["run", "-"])), GOOD);
@@ -174,11 +197,18 @@ fn wait_ended(pid: u32) {
 
 #[test]
 fn time_limits_that_no_clock_can_tell_are_for_ever() {
-    for limit in ["9223372036854775807us", "9223372036854775807s", "9223372036854775808", "99999999999999999999ms"] {
+    for limit in [
+        "9223372036854775807us",
+        "9223372036854775807s",
+        "9223372036854775808",
+        "99999999999999999999ms",
+    ] {
         let output = feed(piped(Command::new(VMKERN).args(["run", "--timeout", limit, "-"])), GOOD);
         assert_eq!(status(&output), 0, "{limit}: {}", err(&output));
     }
-    for limit in [Duration::MAX, Duration::from_secs(1 << 63), Duration::from_micros(i64::MAX as u64)] {
+    for limit in
+        [Duration::MAX, Duration::from_secs(1 << 63), Duration::from_micros(i64::MAX as u64)]
+    {
         let mut guest = Guest::builder().timeout(limit).launch().expect("this host can run guests");
         guest.restart_clock();
         drop(guest.pause_within(limit).expect("it can be paused"));
@@ -189,7 +219,12 @@ fn time_limits_that_no_clock_can_tell_are_for_ever() {
 
 #[test]
 fn sleeps_that_no_clock_can_tell_end_in_virtual_time_and_at_the_time_limit_in_real_time() {
-    for time in ["9223372036854775807us", "9223372036854775808", "18446744073709551615", "9223372036854775807s"] {
+    for time in [
+        "9223372036854775807us",
+        "9223372036854775808",
+        "18446744073709551615",
+        "9223372036854775807s",
+    ] {
         let sleeps = format!("sleep {time}\nsleep {time}\nsleep 1s\nsleep {time}\n{GOOD}");
         for hz in ["kern.hz=1", "kern.hz=100", "kern.hz=10000"] {
             let output = feed(piped(Command::new(VMKERN).args(["run", "--set", hz, "-"])), &sleeps);
@@ -214,7 +249,10 @@ fn guests_of_little_memory_and_many_cpus_boot() {
 fn a_script_from_a_pipe_is_read_to_its_end_or_to_the_time_limit() {
     let scratch = Scratch::new();
     let fifo = fifo(&scratch, "script");
-    let output = Command::new(VMKERN).args(["run", "--timeout", "300ms", &fifo]).output().expect("it can be started");
+    let output = Command::new(VMKERN)
+        .args(["run", "--timeout", "300ms", &fifo])
+        .output()
+        .expect("it can be started");
     assert_eq!(status(&output), 5, "nobody writes: {}", err(&output));
     assert!(err(&output).contains("within the time limit of 300ms"), "{}", err(&output));
 
@@ -240,7 +278,8 @@ fn an_input_without_an_end_is_refused() {
         "exec \"$0\" inspect --script /dev/zero maps",
     ];
     for command in endless {
-        let output = Command::new("bash").args(["-c", command, VMKERN]).output().expect("there is a shell");
+        let output =
+            Command::new("bash").args(["-c", command, VMKERN]).output().expect("there is a shell");
         let text = err(&output);
         assert_eq!(status(&output), 2, "{command}: {text}");
         assert!(text.contains("longer than 4194304 bytes"), "{command}: {text}");
@@ -251,7 +290,9 @@ fn an_input_without_an_end_is_refused() {
 fn what_is_not_a_regular_file_is_not_a_kernel_and_is_not_waited_for() {
     let scratch = Scratch::new();
     let fifo = fifo(&scratch, "kernel");
-    for (path, kind) in [(fifo.as_str(), "a FIFO"), ("/dev/zero", "a device"), ("/proc", "a directory")] {
+    for (path, kind) in
+        [(fifo.as_str(), "a FIFO"), ("/dev/zero", "a device"), ("/proc", "a directory")]
+    {
         let output = feed(piped(Command::new(VMKERN).args(["run", "--kernel", path, "-"])), GOOD);
         let text = err(&output);
         assert_eq!(status(&output), 2, "{path}: {text}");
@@ -265,15 +306,19 @@ fn a_suite_passes_over_what_is_not_a_file() {
     scratch.file("a.kmem", GOOD);
     fifo(&scratch, "fifo.kmem");
     let _socket = UnixListener::bind(scratch.path("socket.kmem")).expect("a socket can be made");
-    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, scratch.path(name)).expect("a link can be made");
+    let link = |to: &str, name: &str| {
+        std::os::unix::fs::symlink(to, scratch.path(name)).expect("a link can be made")
+    };
     link("nobody@nowhere.1", ".#a.kmem");
     link("/dev/zero", "zero.kmem");
     link("a.kmem", "link.kmem");
-    let output = Command::new(VMKERN).arg("test").arg(scratch.dir()).output().expect("it can be started");
+    let output =
+        Command::new(VMKERN).arg("test").arg(scratch.dir()).output().expect("it can be started");
     let text = err(&output);
     assert_eq!(status(&output), 0, "{text}");
     for name in ["fifo.kmem", "socket.kmem", ".#a.kmem", "zero.kmem"] {
-        let passed = text.lines().any(|line| line.starts_with("passed over: ") && line.contains(name));
+        let passed =
+            text.lines().any(|line| line.starts_with("passed over: ") && line.contains(name));
         assert!(passed, "{name} is not passed over:\n{text}");
     }
     assert!(text.contains("2 passed, 0 failed"), "a link to a script is a script:\n{text}");
@@ -292,11 +337,13 @@ fn a_suite_with_more_jobs_than_descriptors_waits_for_them() {
     let dir = suite(&scratch, 24);
     for (files, jobs) in [(24, "8"), (32, "24"), (64, "24")] {
         let limit = format!("ulimit -n {files}");
-        let output = limited(&limit, &["test", "-j", jobs, dir]).output().expect("there is a shell");
+        let output =
+            limited(&limit, &["test", "-j", jobs, dir]).output().expect("there is a shell");
         assert_eq!(status(&output), 0, "{files} descriptors: {}", err(&output));
         assert!(err(&output).contains("24 passed, 0 failed"), "{}", err(&output));
     }
-    let output = limited("ulimit -n 9", &["test", "-j", "24", dir]).output().expect("there is a shell");
+    let output =
+        limited("ulimit -n 9", &["test", "-j", "24", dir]).output().expect("there is a shell");
     assert_eq!(status(&output), 4, "too few for one guest: {}", err(&output));
     assert!(err(&output).contains("RLIMIT_NOFILE is 9"), "{}", err(&output));
 }
@@ -305,8 +352,10 @@ fn a_suite_with_more_jobs_than_descriptors_waits_for_them() {
 fn a_script_that_prints_for_ever_takes_no_results_of_the_others() {
     let scratch = Scratch::new();
     let dir = suite(&scratch, 3);
-    scratch
-        .file("print.kmem", "repeat 18446744073709551615\nprint \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"\nend\n");
+    scratch.file(
+        "print.kmem",
+        "repeat 18446744073709551615\nprint \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"\nend\n",
+    );
     let junit = scratch.path("report.xml");
     let args = ["test", "--timeout", "2", "--junit", &junit, dir];
     let output = limited("ulimit -v 1500000", &args).output().expect("there is a shell");

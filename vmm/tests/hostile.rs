@@ -1,5 +1,5 @@
-//! Guests that misbehave, and what the host makes of them. Needs KVM: where it is missing, the tests fail with the
-//! words that `vmkern doctor` has for it.
+//! Guests that misbehave, and what the host makes of them. Needs KVM: where it is missing, the
+//! tests fail with the words that `vmkern doctor` has for it.
 
 mod tiny;
 
@@ -9,8 +9,12 @@ use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
 use vmkern::abi::describe::Described;
 use vmkern::abi::log::LogRing;
-use vmkern::script::{EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then};
-use vmkern::{Builder, ContractError, CpuFault, Guest, GuestError, ImageFault, KernelImage, LaunchError, Op};
+use vmkern::script::{
+    EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then,
+};
+use vmkern::{
+    Builder, ContractError, CpuFault, Guest, GuestError, ImageFault, KernelImage, LaunchError, Op,
+};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -27,7 +31,8 @@ fn dies(code: Code) -> GuestError {
 
 #[test]
 fn a_guest_that_leaves_at_once_is_reported_with_its_exit_code_and_output() {
-    let report = tiny(Code::new().out(0x3f8, b'h').out(0x3f8, b'i').exit(ExitCode::Success as u8)).run_selftest();
+    let report = tiny(Code::new().out(0x3f8, b'h').out(0x3f8, b'i').exit(ExitCode::Success as u8))
+        .run_selftest();
     let report = report.unwrap_or_else(|error| panic!("{error}"));
     assert!(report.success());
     assert_eq!(report.output, b"hi");
@@ -39,7 +44,10 @@ fn a_guest_that_never_becomes_ready_is_stopped_at_its_deadline() {
         match tiny(code).timeout(SHORT).launch() {
             Err(LaunchError::Guest(GuestError::Timeout { limit, at })) => {
                 assert_eq!(limit, SHORT);
-                assert!((u64::from(tiny::CODE)..=u64::from(tiny::CODE) + 2).contains(&at.address.get()), "{at}");
+                assert!(
+                    (u64::from(tiny::CODE)..=u64::from(tiny::CODE) + 2).contains(&at.address.get()),
+                    "{at}"
+                );
             }
             other => panic!("{other:?}"),
         }
@@ -48,9 +56,15 @@ fn a_guest_that_never_becomes_ready_is_stopped_at_its_deadline() {
 
 #[test]
 fn a_request_that_is_never_answered_ends_at_the_deadline_and_so_does_the_guest() {
-    let mut guest = tiny(Code::new().ready().spin()).timeout(SHORT).launch().unwrap_or_else(|error| panic!("{error}"));
+    let mut guest = tiny(Code::new().ready().spin())
+        .timeout(SHORT)
+        .launch()
+        .unwrap_or_else(|error| panic!("{error}"));
     assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })));
-    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })), "a dead guest keeps its reason");
+    assert!(
+        matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })),
+        "a dead guest keeps its reason"
+    );
 }
 
 #[test]
@@ -74,7 +88,8 @@ fn a_triple_fault_gives_registers() {
 
 #[test]
 fn an_instruction_that_kvm_cannot_emulate_is_shown() {
-    // movd xmm0, eax: an emulating KVM does not know it; a processor refuses it, because CR4.OSFXSR is clear.
+    // movd xmm0, eax: an emulating KVM does not know it; a processor refuses it, because CR4.OSFXSR
+    // is clear.
     let movd = [0x66, 0x0f, 0x6e, 0xc0];
     match dies(Code::new().bytes(&movd).spin()) {
         GuestError::Cpu { failure, at } => match failure.fault {
@@ -107,10 +122,16 @@ fn a_crash_without_a_record_breaks_the_contract() {
 #[test]
 fn a_kernel_of_another_abi_version_is_refused() {
     let phase = u32::try_from(core::mem::offset_of!(ControlRegion, phase)).expect("small");
-    let version = u32::try_from(core::mem::offset_of!(ControlRegion, guest_abi_version)).expect("small");
-    assert!(matches!(dies(Code::new().control_word(phase, 1).spin()), GuestError::Contract(ContractError::NoAbi)));
+    let version =
+        u32::try_from(core::mem::offset_of!(ControlRegion, guest_abi_version)).expect("small");
+    assert!(matches!(
+        dies(Code::new().control_word(phase, 1).spin()),
+        GuestError::Contract(ContractError::NoAbi)
+    ));
     match dies(Code::new().control_word(version, 99).control_word(phase, 1).spin()) {
-        GuestError::Contract(ContractError::Abi(mismatch)) => assert_eq!(mismatch.guest_version, 99),
+        GuestError::Contract(ContractError::Abi(mismatch)) => {
+            assert_eq!(mismatch.guest_version, 99)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -119,8 +140,9 @@ fn a_kernel_of_another_abi_version_is_refused() {
 fn a_damaged_ring_counter_is_a_contract_error_and_not_a_hang() {
     // The first word of a ring is its producer's counter.
     let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("small");
-    let mut guest =
-        tiny(Code::new().ready().control_word(tail, 0x8000_0000).spin()).launch().expect("it says that it is ready");
+    let mut guest = tiny(Code::new().ready().control_word(tail, 0x8000_0000).spin())
+        .launch()
+        .expect("it says that it is ready");
     match guest.call(0, Op::Nop) {
         Err(GuestError::Contract(ContractError::Ring { ring: "response", .. })) => {}
         other => panic!("{other:?}"),
@@ -130,7 +152,9 @@ fn a_damaged_ring_counter_is_a_contract_error_and_not_a_hang() {
 #[test]
 fn an_answer_that_is_none_is_a_contract_error() {
     let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("small");
-    let mut guest = tiny(Code::new().ready().control_word(tail, 1).spin()).launch().expect("it says that it is ready");
+    let mut guest = tiny(Code::new().ready().control_word(tail, 1).spin())
+        .launch()
+        .expect("it says that it is ready");
     match guest.call(0, Op::Nop) {
         Err(GuestError::Contract(ContractError::Response(_))) => {}
         other => panic!("{other:?}"),
@@ -180,7 +204,10 @@ fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
         elf
     };
     // p_paddr and p_memsz of the first program header.
-    assert!(matches!(image_fault(patched(64 + 24, 0x1000)), ImageFault::TooLow { start: 0x1000, .. }));
+    assert!(matches!(
+        image_fault(patched(64 + 24, 0x1000)),
+        ImageFault::TooLow { start: 0x1000, .. }
+    ));
     assert!(matches!(image_fault(patched(64 + 24, u64::MAX - 8)), ImageFault::DoesNotFit { .. }));
     assert!(matches!(image_fault(patched(64 + 40, 1 << 40)), ImageFault::DoesNotFit { .. }));
     let missing = KernelImage::from_file("/nonexistent/kernel").expect_err("there is no such file");

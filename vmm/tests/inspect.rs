@@ -6,14 +6,14 @@ use serde_json::Value;
 use vmkern::inspect::draw::{WIDTH, draw};
 use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
 use vmkern::{
-    Allocator, Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome, Symbols, TimeMode, View,
-    What,
+    Allocator, Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
+    Symbols, TimeMode, View, What,
 };
 
 const PAGE: u64 = 4096;
 
-/// A guest with something of everything: blocks and holes in kmem_map, a submap whose one thread waits for room, pages of
-/// an anonymous object, a kernel stack.
+/// A guest with something of everything: blocks and holes in kmem_map, a submap whose one thread
+/// waits for room, pages of an anonymous object, a kernel stack.
 struct Busy {
     guest: Guest,
     /// A block of 2 pages in kmem_map.
@@ -35,20 +35,29 @@ fn value(guest: &mut Guest, op: Op) -> u64 {
 }
 
 fn malloc(guest: &mut Guest, pages: u64) -> GuestVirt {
-    GuestVirt::new(value(guest, Op::KmemMalloc { map: MapId::KMEM, size: pages * PAGE, flags: MallocFlags::NOWAIT }))
+    GuestVirt::new(value(
+        guest,
+        Op::KmemMalloc { map: MapId::KMEM, size: pages * PAGE, flags: MallocFlags::NOWAIT },
+    ))
 }
 
 fn busy() -> Busy {
-    let mut guest = Guest::builder().memory(16 << 20).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
-    let blocks: Vec<_> = (0..30).map(|number| (malloc(&mut guest, 1 + number % 4), 1 + number % 4)).collect();
+    let mut guest = Guest::builder()
+        .memory(16 << 20)
+        .launch()
+        .unwrap_or_else(|error| panic!("no guest: {error}"));
+    let blocks: Vec<_> =
+        (0..30).map(|number| (malloc(&mut guest, 1 + number % 4), 1 + number % 4)).collect();
     for (addr, pages) in blocks.iter().step_by(3) {
         let op = Op::KmemFree { map: MapId::KMEM, addr: *addr, size: pages * PAGE };
         assert_eq!(call(&mut guest, 0, op), Outcome::Ok);
     }
     value(&mut guest, Op::KmemAlloc { map: MapId::KERNEL, size: 64 * PAGE });
     let kind = MapKind::User;
-    let submap = MapId(value(&mut guest, Op::KmemSuballoc { parent: MapId::KERNEL, size: 16 * PAGE, kind }));
-    let pageable = GuestVirt::new(value(&mut guest, Op::KmemAllocWait { map: submap, size: 15 * PAGE }));
+    let submap =
+        MapId(value(&mut guest, Op::KmemSuballoc { parent: MapId::KERNEL, size: 16 * PAGE, kind }));
+    let pageable =
+        GuestVirt::new(value(&mut guest, Op::KmemAllocWait { map: submap, size: 15 * PAGE }));
     assert_eq!(call(&mut guest, 0, Op::Touch { addr: pageable, size: 5 * PAGE }), Outcome::Ok);
     let waits = call(&mut guest, 3, Op::KmemAllocWait { map: submap, size: 2 * PAGE });
     assert!(matches!(waits, Outcome::Blocked { .. }), "{waits:?}");
@@ -63,7 +72,9 @@ fn everything(busy: &Busy) -> Vec<What> {
         busy.submap.0, busy.block, busy.pageable, busy.block, busy.pageable,
     );
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    text.split(';').map(|text| What::parse(&words(text)).unwrap_or_else(|error| panic!("{text}: {error}"))).collect()
+    text.split(';')
+        .map(|text| What::parse(&words(text)).unwrap_or_else(|error| panic!("{text}: {error}")))
+        .collect()
 }
 
 fn sound(guest: &Guest, what: &What) -> Body {
@@ -89,7 +100,8 @@ fn summary_has_the_kernels_own_counters_and_every_page_once() {
     for (name, value) in &report.counters {
         assert_eq!(Some(*value), meter.by_name(name).map(vmkern::abi::field::Field::get), "{name}");
     }
-    let pages: u64 = report.uses.iter().filter(|count| count.kind != Use::Hole).map(|count| count.pages).sum();
+    let pages: u64 =
+        report.uses.iter().filter(|count| count.kind != Use::Hole).map(|count| count.pages).sum();
     assert_eq!(pages, (16 << 20) / PAGE);
     assert_eq!(report.threads.values().sum::<u64>(), meter.thread_count.get());
     assert_eq!((report.waits.get("vmmaps"), report.panic), (Some(&1), None));
@@ -102,9 +114,17 @@ fn maps_have_the_figures_that_the_maps_have_themselves() {
     let named = MapId::NAMED.map(|(name, id)| (name.to_owned(), id));
     for (name, id) in named.into_iter().chain([(format!("{:#x}", busy.submap.0), busy.submap)]) {
         let stats = busy.guest.map_stats(id).expect("the map can be read");
-        let map = report.maps.iter().find(|map| *map.name == *name).unwrap_or_else(|| panic!("no {name}"));
+        let map = report
+            .maps
+            .iter()
+            .find(|map| *map.name == *name)
+            .unwrap_or_else(|| panic!("no {name}"));
         let found = (map.start.0, map.end.0, map.used_bytes, map.entry_count, map.largest_hole);
-        assert_eq!(found, (stats.min.get(), stats.max.get(), stats.size, stats.entries, stats.max_free), "{name}");
+        assert_eq!(
+            found,
+            (stats.min.get(), stats.max.get(), stats.size, stats.entries, stats.max_free),
+            "{name}"
+        );
         let parent = if id == MapId::KERNEL { None } else { Some("kernel_map") };
         if ![MapId::BUFFER, MapId::PAGER].contains(&id) {
             assert_eq!(map.parent.as_deref(), parent, "{name}");
@@ -121,8 +141,10 @@ fn a_map_has_the_entries_that_its_list_has() {
         let what = What::Map(vmkern::inspect::report::MapName::Named(what.to_owned()));
         let report = look!(busy.guest, what, Body::Map);
         let entries = busy.guest.map_entries(id).expect("the map can be read");
-        let told: Vec<_> = report.entries.iter().map(|e| (e.start.0, e.end.0, e.wired, e.flags)).collect();
-        let listed: Vec<_> = entries.iter().map(|e| (e.start.get(), e.end.get(), e.wired, e.eflags)).collect();
+        let told: Vec<_> =
+            report.entries.iter().map(|e| (e.start.0, e.end.0, e.wired, e.flags)).collect();
+        let listed: Vec<_> =
+            entries.iter().map(|e| (e.start.get(), e.end.get(), e.wired, e.eflags)).collect();
         assert_eq!(told, listed);
         assert!(entries.len() > 3);
     }
@@ -148,9 +170,14 @@ fn objects_have_their_references_and_pages_counted() {
 fn pages_are_counted_as_the_kernel_counts_them() {
     let busy = busy();
     let report = look!(busy.guest, What::Pages, Body::Pages);
-    assert!(report.counters.iter().all(|counter| counter.says == counter.found), "{:?}", report.counters);
+    assert!(
+        report.counters.iter().all(|counter| counter.says == counter.found),
+        "{:?}",
+        report.counters
+    );
     let meter = busy.guest.meter().expect("the counters can be read");
-    let free: u64 = report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
+    let free: u64 =
+        report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
     assert_eq!(free, meter.v_free_count.get());
     let kmem = busy.guest.map_stats(MapId::KMEM).expect("the map can be read").size;
     assert_eq!((report.count(Use::Kmem), report.count(Use::Kernel)), (kmem / PAGE, 64));
@@ -174,7 +201,8 @@ fn a_page_tells_its_owner_and_every_address_that_maps_it() {
     assert_eq!(mapped, [0xffff_ff00_0000_0000 + phys, busy.block.get()]);
     let entry = report.mappings[1].entry.as_ref().expect("an entry explains it");
     assert!((entry.start.0..entry.end.0).contains(&busy.block.get()));
-    let outside = busy.guest.inspect("test", &What::Page(1 << 40)).expect_err("there is no such page");
+    let outside =
+        busy.guest.inspect("test", &What::Page(1 << 40)).expect_err("there is no such page");
     assert_eq!(outside.to_string(), "there is no page 0x10000000000: RAM is pages 0x0 to 0xfff");
 }
 
@@ -186,8 +214,12 @@ fn vtop_finds_what_the_guest_finds() {
         let report = look!(busy.guest, What::Vtop(addr), Body::Vtop);
         let mapping = report.mapping.expect("it is mapped");
         assert_eq!((mapping.phys.0, mapping.span, report.pfn), (phys, PAGE, Some(phys / PAGE)));
-        assert_eq!(report.steps.iter().map(|step| step.level).collect::<Vec<_>>(), ["PML4", "PDPT", "PD", "PT"]);
-        let (entry, page) = (report.entry.expect("an entry has it"), report.page.expect("it is managed"));
+        assert_eq!(
+            report.steps.iter().map(|step| step.level).collect::<Vec<_>>(),
+            ["PML4", "PDPT", "PD", "PT"]
+        );
+        let (entry, page) =
+            (report.entry.expect("an entry has it"), report.page.expect("it is managed"));
         assert_eq!(report.object.map(|object| object.name), Some(entry.object.clone()));
         assert_eq!(page.object, entry.object);
     }
@@ -205,8 +237,12 @@ fn runs_of_the_page_tables_are_what_a_walk_finds() {
     let report = look!(busy.guest, range, Body::PageTable);
     assert_eq!((report.bytes, report.entries), (kmem.size, kmem.size / PAGE));
     let walked = busy.guest.page_runs(kmem.min, kmem.max).expect("the tables can be read");
-    let walked: Vec<_> = walked.iter().map(|run| (run.start.get(), run.end.get() - 1, run.span, run.flags)).collect();
-    let told: Vec<_> = report.runs.iter().map(|run| (run.start.0, run.last.0, run.span, run.flags)).collect();
+    let walked: Vec<_> = walked
+        .iter()
+        .map(|run| (run.start.get(), run.end.get() - 1, run.span, run.flags))
+        .collect();
+    let told: Vec<_> =
+        report.runs.iter().map(|run| (run.start.0, run.last.0, run.span, run.flags)).collect();
     assert_eq!(told, walked);
     let all = look!(busy.guest, What::page_tables(), Body::PageTable);
     assert_eq!((all.tables.pml4, all.runs[0].span), (1, 2 << 20));
@@ -218,10 +254,14 @@ fn threads_tell_what_they_wait_for_and_who_called() {
     let busy = busy();
     let report = look!(busy.guest, What::Threads, Body::Threads);
     let threads = busy.guest.threads().expect("the threads can be read");
-    let told: Vec<_> = report.threads.iter().map(|thread| (thread.tid, thread.name.clone())).collect();
+    let told: Vec<_> =
+        report.threads.iter().map(|thread| (thread.tid, thread.name.clone())).collect();
     assert_eq!(told, threads.iter().map(|thread| (thread.tid, thread.label())).collect::<Vec<_>>());
     let waiting = report.threads.iter().find(|thread| thread.tid == 3).expect("t3 was made");
-    assert_eq!((waiting.state.as_str(), waiting.wait_message.as_deref()), ("sleeping", Some("vmmaps")));
+    assert_eq!(
+        (waiting.state.as_str(), waiting.wait_message.as_deref()),
+        ("sleeping", Some("vmmaps"))
+    );
     let stack = waiting.backtrace.join("\n");
     for function in ["mi_switch+", "kmem_alloc_wait+", "execute+", "fork_exit+"] {
         assert!(stack.contains(function), "{function} is not in:\n{stack}");
@@ -229,14 +269,21 @@ fn threads_tell_what_they_wait_for_and_who_called() {
     // These two were made asleep: nobody has called them yet.
     let uncalled = ["pagedaemon", "thread taskq"];
     let is_told = |name: &str, frames: usize| uncalled.contains(&name) || frames > 0;
-    assert!(report.threads.iter().all(|thread| is_told(thread.name.as_ref(), thread.backtrace.len())));
+    assert!(
+        report.threads.iter().all(|thread| is_told(thread.name.as_ref(), thread.backtrace.len()))
+    );
 }
 
 #[test]
 fn a_backtrace_goes_through_a_trap_to_the_function_that_it_interrupted() {
     let memory = 8 << 20;
-    let mut guest = Guest::builder().memory(memory).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
-    let Outcome::Value(pageable) = call(&mut guest, 5, Op::KmemAllocWait { map: MapId::EXEC, size: PAGE }) else {
+    let mut guest = Guest::builder()
+        .memory(memory)
+        .launch()
+        .unwrap_or_else(|error| panic!("no guest: {error}"));
+    let Outcome::Value(pageable) =
+        call(&mut guest, 5, Op::KmemAllocWait { map: MapId::EXEC, size: PAGE })
+    else {
         panic!("no room");
     };
     // t4 takes every page and waits for more. So t5's page fault has to wait.
@@ -249,12 +296,18 @@ fn a_backtrace_goes_through_a_trap_to_the_function_that_it_interrupted() {
     let touching = report.threads.iter().find(|thread| thread.tid == 5).expect("t5 was made");
     assert_eq!(touching.wait_message.as_deref(), Some("pfault"));
     let stack = &touching.backtrace;
-    let trap = stack.iter().position(|frame| frame.starts_with("trap_entry+")).expect("the fault came by a trap");
+    let trap = stack
+        .iter()
+        .position(|frame| frame.starts_with("trap_entry+"))
+        .expect("the fault came by a trap");
     assert!(stack[..trap].iter().any(|frame| frame.starts_with("vm_fault+")), "{stack:#?}");
     // The access is inlined into the function that does it, and so has its offset.
     let offset = |frame: &str| frame.split([' ', '+']).nth(1).map(str::to_owned);
     let interrupted = stack.get(trap + 1).and_then(|frame| offset(frame)).expect("the access");
-    assert!(stack[trap..].iter().any(|frame| frame.starts_with(&format!("touch+{interrupted} "))), "{stack:#?}");
+    assert!(
+        stack[trap..].iter().any(|frame| frame.starts_with(&format!("touch+{interrupted} "))),
+        "{stack:#?}"
+    );
     assert!(stack[trap..].iter().any(|frame| frame.starts_with("fork_exit+")), "{stack:#?}");
 }
 
@@ -267,8 +320,13 @@ fn cpus_tell_what_they_run_and_where() {
     // Nothing can run: the idle thread waits for requests.
     assert_eq!(cpu.thread.as_deref(), Some("host"));
     assert!(cpu.backtrace.iter().any(|frame| frame.starts_with("halt+")), "{:?}", cpu.backtrace);
-    assert!(cpu.backtrace.last().is_some_and(|frame| frame.starts_with("body+")), "{:?}", cpu.backtrace);
-    let register = |name: &str| cpu.registers.iter().find(|register| register.name == name).map(|r| r.value.0);
+    assert!(
+        cpu.backtrace.last().is_some_and(|frame| frame.starts_with("body+")),
+        "{:?}",
+        cpu.backtrace
+    );
+    let register =
+        |name: &str| cpu.registers.iter().find(|register| register.name == name).map(|r| r.value.0);
     assert!(register("rip").is_some_and(|rip| rip > 0xffff_ffff_8000_0000));
     assert!(register("cr3").is_some_and(|cr3| cr3 != 0));
 }
@@ -294,12 +352,22 @@ fn a_diff_tells_what_an_operation_did_and_no_more() {
     let free = busy.guest.meter().expect("the counters can be read").v_free_count.get();
     let addr = malloc(&mut busy.guest, 40);
     let report = diff(&busy.guest);
-    let counter = report.counters.iter().find(|change| change.counter == "v_free_count").expect("it has changed");
+    let counter = report
+        .counters
+        .iter()
+        .find(|change| change.counter == "v_free_count")
+        .expect("it has changed");
     assert_eq!(counter.before, free);
-    let taken: u64 = report.page_changes.iter().filter(|change| change.after == Use::Kmem).map(|c| c.pages).sum();
+    let taken: u64 = report
+        .page_changes
+        .iter()
+        .filter(|change| change.after == Use::Kmem)
+        .map(|c| c.pages)
+        .sum();
     assert_eq!(taken, 40);
     assert_eq!(report.maps.iter().map(|map| &*map.name).collect::<Vec<_>>(), ["kmem_map"]);
-    let added: Vec<_> = report.page_table.changes.iter().filter(|change| change.before.is_none()).collect();
+    let added: Vec<_> =
+        report.page_table.changes.iter().filter(|change| change.before.is_none()).collect();
     assert_eq!(added.iter().map(|change| change.entries).sum::<u64>(), 40);
     assert_eq!(added[0].start.0, addr.get());
 }
@@ -338,7 +406,9 @@ fn addresses(json: &Value, place: &str) {
             assert!(number.as_u64().is_none_or(|number| number < 1 << 48), "{place} is {number}");
         }
         Value::Array(items) => items.iter().for_each(|item| addresses(item, place)),
-        Value::Object(items) => items.iter().for_each(|(key, item)| addresses(item, &format!("{place}.{key}"))),
+        Value::Object(items) => {
+            items.iter().for_each(|(key, item)| addresses(item, &format!("{place}.{key}")))
+        }
         _ => {}
     }
 }
@@ -358,7 +428,11 @@ fn an_image_shows_what_the_guest_showed() {
             continue;
         }
         let of_guest = busy.guest.inspect("test", &what).expect("it can be shown");
-        assert_eq!(Inspection::of("test", &view, &what, &symbols).as_ref(), Ok(&of_guest), "{what}");
+        assert_eq!(
+            Inspection::of("test", &view, &what, &symbols).as_ref(),
+            Ok(&of_guest),
+            "{what}"
+        );
     }
 }
 
@@ -385,23 +459,36 @@ fn locks(guest: &Guest) -> LocksReport {
 #[test]
 fn locks_are_counted_by_class_as_often_as_they_are_taken() {
     const PAIRS: u64 = 50;
-    let mut guest = Guest::builder().vcpus(2).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
+    let mut guest =
+        Guest::builder().vcpus(2).launch().unwrap_or_else(|error| panic!("no guest: {error}"));
     let acquired = |report: &LocksReport, class: &str| {
-        let class = report.classes.iter().find(|known| known.class == class).expect("there is such a class");
+        let class = report
+            .classes
+            .iter()
+            .find(|known| known.class == class)
+            .expect("there is such a class");
         assert_eq!(class.total.acquired, class.cpus.iter().map(|cpu| cpu.acquired).sum::<u64>());
-        assert_eq!((class.total.held_cycles, class.total.longest_cycles), (0, 0), "nobody asked for cycles");
+        assert_eq!(
+            (class.total.held_cycles, class.total.longest_cycles),
+            (0, 0),
+            "nobody asked for cycles"
+        );
         class.total.acquired
     };
     let pair = |guest: &mut Guest| {
         let addr = malloc(guest, 1);
-        assert_eq!(call(guest, 0, Op::KmemFree { map: MapId::KMEM, addr, size: PAGE }), Outcome::Ok);
+        assert_eq!(
+            call(guest, 0, Op::KmemFree { map: MapId::KMEM, addr, size: PAGE }),
+            Outcome::Ok
+        );
     };
     pair(&mut guest);
     let before = locks(&guest);
     (0..PAIRS).for_each(|_| pair(&mut guest));
     let after = locks(&guest);
-    // kmem_malloc locks the map once, and kmem_free once before it waits for the other CPU and once after; each takes or
-    // gives back a page of the CPU's cache, and works on the object twice at most.
+    // kmem_malloc locks the map once, and kmem_free once before it waits for the other CPU and once
+    // after; each takes or gives back a page of the CPU's cache, and works on the object twice at
+    // most.
     for (class, times) in [
         ("system map", 3 * PAIRS),
         ("vm object", 4 * PAIRS),
@@ -423,7 +510,8 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
     let mut guest = builder.launch().unwrap_or_else(|error| panic!("no guest: {error}"));
     let maps: Vec<MapId> = (0..2)
         .map(|_| {
-            let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 * PAGE, kind: MapKind::System };
+            let op =
+                Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 * PAGE, kind: MapKind::System };
             MapId(value(&mut guest, op))
         })
         .collect();
@@ -437,13 +525,30 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
             assert_eq!(guest.next_response().expect("the guest lives").outcome, Outcome::Ok);
         }
         let after = locks(&guest);
-        let sum = |report: &LocksReport, of: fn(&TlbReport) -> u64| report.tlb.iter().map(of).sum::<u64>();
+        let sum = |report: &LocksReport, of: fn(&TlbReport) -> u64| {
+            report.tlb.iter().map(of).sum::<u64>()
+        };
         let more = |of: fn(&TlbReport) -> u64| sum(&after, of) - sum(&before, of);
         // A worker's first request makes its stack, which maps and flushes nothing.
-        assert_eq!(more(|cpu| cpu.flushes), 2 * PAIRS, "{allocator:?}: one flush a free of nine pages");
-        assert_eq!(more(|cpu| cpu.asked + cpu.skipped), 2 * PAIRS, "{allocator:?}: the other CPU once a flush");
-        assert_eq!(more(|cpu| cpu.asked), more(|cpu| cpu.answered), "{allocator:?}: each question has an answer");
-        assert!(more(|cpu| cpu.merged) <= more(|cpu| cpu.answered), "{allocator:?}: own flushes give answers only");
+        assert_eq!(
+            more(|cpu| cpu.flushes),
+            2 * PAIRS,
+            "{allocator:?}: one flush a free of nine pages"
+        );
+        assert_eq!(
+            more(|cpu| cpu.asked + cpu.skipped),
+            2 * PAIRS,
+            "{allocator:?}: the other CPU once a flush"
+        );
+        assert_eq!(
+            more(|cpu| cpu.asked),
+            more(|cpu| cpu.answered),
+            "{allocator:?}: each question has an answer"
+        );
+        assert!(
+            more(|cpu| cpu.merged) <= more(|cpu| cpu.answered),
+            "{allocator:?}: own flushes give answers only"
+        );
     }
 }
 
@@ -457,10 +562,15 @@ fn cycles_that_locks_are_held_are_counted_when_asked_for() {
     malloc(&mut guest, 1);
     let report = locks(&guest);
     assert!(report.profiling);
-    for class in report.classes.iter().filter(|class| class.kind == "mutex" && class.total.acquired > 0) {
+    for class in
+        report.classes.iter().filter(|class| class.kind == "mutex" && class.total.acquired > 0)
+    {
         let LockCounts { acquired, held_cycles, longest_cycles, .. } = class.total;
         assert!(longest_cycles > 0 && longest_cycles <= held_cycles, "{class:?}");
-        assert!(u128::from(held_cycles) <= u128::from(longest_cycles) * u128::from(acquired), "{class:?}");
+        assert!(
+            u128::from(held_cycles) <= u128::from(longest_cycles) * u128::from(acquired),
+            "{class:?}"
+        );
     }
 }
 
@@ -472,7 +582,8 @@ fn whatever_is_damaged_each_report_comes_to_an_end() {
     busy.guest.save_image(&path).expect("an image can be written");
     let good = fs::read(&path).expect("it can be read");
     let whats = everything(&busy);
-    let words: Vec<usize> = (4096..good.len() - 8).step_by(8).filter(|at| good[*at..at + 8] != [0; 8]).collect();
+    let words: Vec<usize> =
+        (4096..good.len() - 8).step_by(8).filter(|at| good[*at..at + 8] != [0; 8]).collect();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut damaged = 0;
     for round in 0..120 {

@@ -24,7 +24,12 @@ fn script(args: &[&str], script: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the command can be started");
-    child.stdin.take().expect("it is piped").write_all(script.as_bytes()).expect("the command reads its script");
+    child
+        .stdin
+        .take()
+        .expect("it is piped")
+        .write_all(script.as_bytes())
+        .expect("the command reads its script");
     child.wait_with_output().expect("the command ends")
 }
 
@@ -48,7 +53,12 @@ const RACE: &str = "m = kmem_suballoc kernel_map 8K\nstart t2: a = kmem_alloc_wa
 fn started_statements_give_the_same_on_any_number_of_cpus() {
     for vcpus in ["1", "2", "4"] {
         let output = script(&["--vcpus", vcpus], RACE);
-        assert_eq!((status(&output), out(&output).as_str()), (0, "0\n0 4096\n"), "{vcpus}: {}", err(&output));
+        assert_eq!(
+            (status(&output), out(&output).as_str()),
+            (0, "0\n0 4096\n"),
+            "{vcpus}: {}",
+            err(&output)
+        );
     }
 }
 
@@ -77,13 +87,21 @@ fn run_obeys_the_command_line_and_test_the_script() {
     let text = "guest memory=32M vcpus=2\nlet wanted = 8192\nassert v_page_count < $wanted\nassert ncpu == 2\n";
     let scratch = Scratch::new();
     let file = scratch.file("a.kmem", text);
-    for (args, wanted) in [(vec!["run"], 0), (vec!["run", "--memory", "64M"], 1), (vec!["run", "--vcpus", "1"], 1)] {
+    for (args, wanted) in
+        [(vec!["run"], 0), (vec!["run", "--memory", "64M"], 1), (vec!["run", "--vcpus", "1"], 1)]
+    {
         let output = vmkern(&args).arg(&file).output().expect("the command can be started");
         assert_eq!(status(&output), wanted, "{args:?}: {}", err(&output));
     }
-    let output = vmkern(&["test", "--memory", "64M", scratch.dir()]).output().expect("the command can be started");
+    let output = vmkern(&["test", "--memory", "64M", scratch.dir()])
+        .output()
+        .expect("the command can be started");
     assert_eq!(status(&output), 0, "{}", err(&output));
-    assert!(err(&output).contains("a.kmem: its `guest` line counts, not the command line: memory"), "{}", err(&output));
+    assert!(
+        err(&output).contains("a.kmem: its `guest` line counts, not the command line: memory"),
+        "{}",
+        err(&output)
+    );
 }
 
 #[test]
@@ -92,7 +110,8 @@ fn a_name_can_be_given_on_the_command_line() {
     assert_eq!(out(&script(&[], text)), "1\n");
     assert_eq!(out(&script(&["--let", "n=4K", "--let", "m=1"], text)), "4096\n");
     for bad in ["n", "n=", "n=x", "1n=1", "n[0]=1", "=1"] {
-        let output = vmkern(&["run", "--let", bad, "-"]).output().expect("the command can be started");
+        let output =
+            vmkern(&["run", "--let", bad, "-"]).output().expect("the command can be started");
         assert_eq!(status(&output), 2, "{bad}");
     }
 }
@@ -105,7 +124,11 @@ fn steps_of_json_carry_arguments_time_ticks_and_what_changed() {
     assert_eq!(steps[0]["arguments"], serde_json::json!(["kmem_map", "8192", "M_NOWAIT"]));
     let free = &steps[0]["changed"]["v_free_count"];
     assert!(free[0].as_u64() > free[1].as_u64(), "{json}");
-    assert_eq!((steps[1]["thread"].as_str(), steps[1]["time"].as_u64()), (Some("t2"), Some(1_000_000)), "{json}");
+    assert_eq!(
+        (steps[1]["thread"].as_str(), steps[1]["time"].as_u64()),
+        (Some("t2"), Some(1_000_000)),
+        "{json}"
+    );
     assert_eq!(steps[1]["ticks"], json["stats"]["hz"]);
 }
 
@@ -125,15 +148,24 @@ fn what_a_script_prints_or_binds_ends_in_a_script_error_or_the_time_limit() {
     let args = ["test", "--json", "--timeout", "60s", scratch.dir()];
     let output = vmkern(&args).output().expect("the command can be started");
     let json: Value = serde_json::from_slice(&output.stdout).expect("the report is JSON");
-    let ends: Vec<_> =
-        json["tests"].as_array().into_iter().flatten().map(|test| test["report"]["status"].as_u64()).collect();
+    let ends: Vec<_> = json["tests"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|test| test["report"]["status"].as_u64())
+        .collect();
     assert_eq!(ends, [Some(2), Some(0)]);
 }
 
 #[test]
 fn a_word_of_many_megabytes_is_refused_in_few_words() {
     let word = "kmem_alloc".repeat(30_000);
-    for text in [format!("{word} 1"), format!("a = {word}"), format!("let x = {word}"), format!("read ${word}")] {
+    for text in [
+        format!("{word} 1"),
+        format!("a = {word}"),
+        format!("let x = {word}"),
+        format!("read ${word}"),
+    ] {
         let output = script(&["--timeout", "600s"], &text);
         assert_eq!(status(&output), 2);
         assert!(output.stderr.len() < 4000, "{} bytes", output.stderr.len());

@@ -1,4 +1,5 @@
-//! A guest that is gone leaves nothing behind. One test in a process of its own, because it counts what the process has.
+//! A guest that is gone leaves nothing behind. One test in a process of its own, because it counts
+//! what the process has.
 
 mod tiny;
 
@@ -15,12 +16,17 @@ fn count(directory: &str) -> usize {
 /// Open files, threads, and mappings of guest RAM.
 fn belongings() -> (usize, usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs is mounted");
-    let ram = maps.lines().filter(|line| line.contains("vmkern-guest-ram") || line.contains("kvm")).count();
+    let ram = maps
+        .lines()
+        .filter(|line| line.contains("vmkern-guest-ram") || line.contains("kvm"))
+        .count();
     (count("/proc/self/fd"), count("/proc/self/task"), ram)
 }
 
 fn every_way_to_end_a_guest() {
-    let tiny = |code: Code| Guest::builder().memory(8 << 20).timeout(Duration::from_millis(50)).kernel(code.image());
+    let tiny = |code: Code| {
+        Guest::builder().memory(8 << 20).timeout(Duration::from_millis(50)).kernel(code.image())
+    };
     drop(tiny(Code::new().ready().halt()).launch().expect("it says that it is ready"));
     drop(tiny(Code::new().ready().spin()).launch().expect("it says that it is ready"));
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
@@ -34,9 +40,11 @@ fn every_way_to_end_a_guest() {
     tiny(Code::new().exit(ExitCode::Success as u8)).run_selftest().expect("it leaves");
     let no_kernel = KernelImage::from_bytes(pvh_elf(&[0xf4], Note::None));
     Guest::builder().kernel(no_kernel).launch().expect_err("it has no entry");
-    let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("the region is small");
-    let mut guest =
-        tiny(Code::new().ready().control_word(tail, u32::MAX).spin()).launch().expect("it says that it is ready");
+    let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses))
+        .expect("the region is small");
+    let mut guest = tiny(Code::new().ready().control_word(tail, u32::MAX).spin())
+        .launch()
+        .expect("it says that it is ready");
     guest.call(0, Op::Nop).expect_err("its ring is damaged");
 }
 

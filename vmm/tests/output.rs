@@ -1,4 +1,5 @@
-//! Where the command's output goes: nothing of somebody else's is destroyed, and nothing that is lost goes unsaid.
+//! Where the command's output goes: nothing of somebody else's is destroyed, and nothing that is
+//! lost goes unsaid.
 
 mod scratch;
 #[expect(dead_code, reason = "kernels are written to files here, byte by byte")]
@@ -31,7 +32,8 @@ fn err(output: &Output) -> String {
 }
 
 fn make(scratch: &Scratch, name: &str, program: &str, rest: &[&str]) -> bool {
-    let made = Command::new(program).arg(scratch.path(name)).args(rest).stderr(Stdio::null()).status();
+    let made =
+        Command::new(program).arg(scratch.path(name)).args(rest).stderr(Stdio::null()).status();
     made.expect("the program is there").success()
 }
 
@@ -40,7 +42,8 @@ fn read_fifo(scratch: &Scratch, name: &str) -> thread::JoinHandle<Vec<u8>> {
     assert!(make(scratch, name, "mkfifo", &[]));
     let mut options = OpenOptions::new();
     // Open before the writer comes, which would be refused otherwise.
-    let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(scratch.path(name)).expect("a FIFO");
+    let mut reader =
+        options.read(true).custom_flags(libc::O_NONBLOCK).open(scratch.path(name)).expect("a FIFO");
     thread::spawn(move || {
         let mut bytes = Vec::new();
         let mut piece = [0; 65536];
@@ -78,7 +81,8 @@ fn a_device_is_written_to_and_stays_a_device() {
     let scratch = Scratch::new();
     if !make(&scratch, "null", "mknod", &["c", "1", "3"]) {
         // Who may not make a device cannot take the place of one either.
-        let error = File::create("/dev/vmkern-test").expect_err("who may write there may make devices, too");
+        let error = File::create("/dev/vmkern-test")
+            .expect_err("who may write there may make devices, too");
         return eprintln!("devices were not tried: {error}");
     }
     for args in ways_to_write(&scratch, &scratch.path("null")) {
@@ -96,14 +100,18 @@ fn a_fifo_that_is_read_gets_everything_and_one_that_is_not_is_refused() {
         let name = format!("fifo{number}");
         let fifo = scratch.path(&name);
         let _ = scratch.file("dump.kmem", format!("dump {fifo}\n"));
-        let args: Vec<_> = args.into_iter().map(|word| if word == "FIFO" { fifo.clone() } else { word }).collect();
+        let args: Vec<_> =
+            args.into_iter().map(|word| if word == "FIFO" { fifo.clone() } else { word }).collect();
         let reader = read_fifo(&scratch, &name);
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
         let bytes = reader.join().expect("the reader has not failed");
         if args.iter().any(|word| word == "--save-image" || word.ends_with("dump.kmem")) {
             fs::write(scratch.path("copy"), &bytes).expect("it can be written");
-            assert_eq!(Image::open(scratch.path("copy")).map(|_| ()).map_err(|e| e.to_string()), Ok(()));
+            assert_eq!(
+                Image::open(scratch.path("copy")).map(|_| ()).map_err(|e| e.to_string()),
+                Ok(())
+            );
         }
         assert!(!bytes.is_empty(), "{args:?}");
         // Nobody reads it any more.
@@ -123,12 +131,19 @@ fn a_link_stays_a_link_and_one_to_nothing_is_refused() {
     for args in ways_to_write(&scratch, &scratch.path("link")) {
         let output = vmkern(&args).output().expect("it can be started");
         assert!([1, 2].contains(&status(&output)), "{args:?}");
-        assert!(err(&output).contains("a symbolic link to `far/file`, which does not exist"), "{}", err(&output));
+        assert!(
+            err(&output).contains("a symbolic link to `far/file`, which does not exist"),
+            "{}",
+            err(&output)
+        );
         assert!(!fs::exists(scratch.path("far/file")).expect("it can be told"), "{args:?}");
         fs::write(scratch.path("far/file"), "old").expect("it can be written");
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
-        assert_eq!(fs::read_link(scratch.path("link")).expect("it is a link"), Path::new("far/file"));
+        assert_eq!(
+            fs::read_link(scratch.path("link")).expect("it is a link"),
+            Path::new("far/file")
+        );
         assert_ne!(fs::read(scratch.path("far/file")).expect("it is there"), b"old", "{args:?}");
         fs::remove_file(scratch.path("far/file")).expect("it can be removed");
     }
@@ -145,14 +160,24 @@ fn a_dash_is_standard_output_unless_a_report_goes_there() {
     assert!(!Path::new("-").exists());
     let good = scratch.path("good.kmem");
     for option in ["--save-image", "--console"] {
-        let output = vmkern(&["run", "--json", option, "-", &good]).output().expect("it can be started");
+        let output =
+            vmkern(&["run", "--json", option, "-", &good]).output().expect("it can be started");
         assert_eq!(status(&output), 2);
-        assert!(err(&output).contains("standard output holds the object of --json"), "{}", err(&output));
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is the object alone");
+        assert!(
+            err(&output).contains("standard output holds the object of --json"),
+            "{}",
+            err(&output)
+        );
+        let report: serde_json::Value =
+            serde_json::from_slice(&output.stdout).expect("it is the object alone");
         assert_eq!(report["status"], 2);
     }
     let dump = scratch.file("dump.kmem", "dump -\n");
-    for args in [&["run", "--json", &dump][..], &["check", "--script", &dump], &["inspect", "--script", &dump]] {
+    for args in [
+        &["run", "--json", &dump][..],
+        &["check", "--script", &dump],
+        &["inspect", "--script", &dump],
+    ] {
         let output = vmkern(args).output().expect("it can be started");
         assert_eq!(status(&output), 1, "{args:?}");
         assert!(!output.stdout.windows(4).any(|bytes| bytes == b"\x7fELF"), "{args:?}");
@@ -168,7 +193,8 @@ fn an_image_is_its_owners_alone_and_one_that_is_replaced_keeps_its_mode() {
     for args in saving {
         assert_eq!(status(&vmkern(args).output().expect("it can be started")), 0);
         assert_eq!(mode(), 0o600);
-        fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o640)).expect("it is ours");
+        fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o640))
+            .expect("it is ours");
         assert_eq!(status(&vmkern(args).output().expect("it can be started")), 0);
         assert_eq!(mode(), 0o640);
         fs::remove_file(&image).expect("it can be removed");
@@ -180,11 +206,17 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
     let scratch = Scratch::new();
     let good = scratch.file("good.kmem", "print 1\n");
     let image = scratch.path("guest.img");
-    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &good]).output().expect("it can be started")), 0);
+    assert_eq!(
+        status(
+            &vmkern(&["run", "--save-image", &image, &good]).output().expect("it can be started")
+        ),
+        0
+    );
     fs::create_dir(scratch.path("suite")).expect("a directory can be made");
     let _ = scratch.file("suite/good.kmem", "print 1\n");
     let suite = scratch.path("suite");
-    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").expect("it is there"));
+    let full =
+        || Stdio::from(OpenOptions::new().write(true).open("/dev/full").expect("it is there"));
     let commands: &[&[&str]] = &[
         &["run", &good],
         &["run", "--json", &good],
@@ -212,28 +244,43 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
         &["bench", "ring", "--help"],
     ];
     for args in commands {
-        let output = vmkern(args).stdout(full()).stderr(Stdio::piped()).output().expect("it can be started");
+        let output =
+            vmkern(args).stdout(full()).stderr(Stdio::piped()).output().expect("it can be started");
         assert_eq!(status(&output), 7, "{args:?}: {}", err(&output));
         assert!(err(&output).contains("No space left on device"), "{args:?}: {}", err(&output));
     }
     // What the run itself came to says more.
-    for (text, expected) in [("print 1\nassert 1 == 2\n", 1), ("print 1\nread 0xffffff8000000000\n", 3)] {
+    for (text, expected) in
+        [("print 1\nassert 1 == 2\n", 1), ("print 1\nread 0xffffff8000000000\n", 3)]
+    {
         let bad = scratch.file("bad.kmem", text);
-        let output = vmkern(&["run", &bad]).stdout(full()).stderr(Stdio::piped()).output().expect("it starts");
+        let output = vmkern(&["run", &bad])
+            .stdout(full())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it starts");
         assert_eq!(status(&output), expected);
         assert!(err(&output).contains("No space left on device"), "{}", err(&output));
     }
     // There is nowhere to say it, but the status does.
     for args in [&["run", "-v", &good][..], &["test", &suite]] {
-        assert_eq!(status(&vmkern(args).stderr(full()).output().expect("it can be started")), 7, "{args:?}");
+        assert_eq!(
+            status(&vmkern(args).stderr(full()).output().expect("it can be started")),
+            7,
+            "{args:?}"
+        );
     }
 }
 
 #[test]
 fn a_reader_that_goes_away_changes_nothing_and_is_no_news() {
     let scratch = Scratch::new();
-    let good = scratch.file("good.kmem", "repeat 3000\nprint \"a line that fills the pipe\" $i\nend\n");
-    let bad = scratch.file("bad.kmem", "repeat 3000\nprint \"a line that fills the pipe\" $i\nend\nassert 1 == 2\n");
+    let good =
+        scratch.file("good.kmem", "repeat 3000\nprint \"a line that fills the pipe\" $i\nend\n");
+    let bad = scratch.file(
+        "bad.kmem",
+        "repeat 3000\nprint \"a line that fills the pipe\" $i\nend\nassert 1 == 2\n",
+    );
     let cases: &[(&[&str], i32)] = &[
         (&["run", &good], 0),
         (&["run", "--json", &good], 0),
@@ -244,17 +291,28 @@ fn a_reader_that_goes_away_changes_nothing_and_is_no_news() {
         (&["doctor"], 0),
     ];
     for (args, expected) in cases {
-        let mut child = vmkern(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
+        let mut child = vmkern(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it can be started");
         drop(child.stdout.take());
         let output = child.wait_with_output().expect("it ends");
         assert_eq!(status(&output), *expected, "{args:?}: {}", err(&output));
-        assert!(!err(&output).contains("error:") && !err(&output).contains("pipe"), "{args:?}: {}", err(&output));
+        assert!(
+            !err(&output).contains("error:") && !err(&output).contains("pipe"),
+            "{args:?}: {}",
+            err(&output)
+        );
     }
 }
 
 /// Sends `signal` to `child`.
 fn kill(child: &Child, signal: &str) {
-    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("there is kill");
+    let sent = Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status()
+        .expect("there is kill");
     assert!(sent.success());
 }
 
@@ -266,19 +324,29 @@ const SIGNALS: [(&str, i32); 3] = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)]
 #[test]
 fn a_signal_ends_a_run_whose_output_nobody_reads_with_128_and_its_number() {
     let scratch = Scratch::new();
-    let busy = "repeat 1000000000\na = kmem_malloc kmem_map 4K NOWAIT\nkmem_free kmem_map $a 4K\nend\n";
+    let busy =
+        "repeat 1000000000\na = kmem_malloc kmem_map 4K NOWAIT\nkmem_free kmem_map $a 4K\nend\n";
     let to_stderr = scratch.file("stderr.kmem", busy);
-    let to_stdout = scratch.file("stdout.kmem", "repeat 1000000000\nprint \"fills the pipe\" $i\nend\n");
+    let to_stdout =
+        scratch.file("stdout.kmem", "repeat 1000000000\nprint \"fills the pipe\" $i\nend\n");
     for (signal, expected) in SIGNALS {
-        for args in [&["run", "-v", &to_stderr][..], &["run", &to_stdout], &["inspect", "--script", &to_stdout]] {
-            let mut child =
-                vmkern(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
+        for args in [
+            &["run", "-v", &to_stderr][..],
+            &["run", &to_stdout],
+            &["inspect", "--script", &to_stdout],
+        ] {
+            let mut child = vmkern(args)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("it can be started");
             let full = |pipe: &dyn Fn() -> u64| {
                 while pipe() < FULL {
                     thread::yield_now();
                 }
             };
-            let waiting = |fd: &dyn AsFd| rustix::io::ioctl_fionread(fd.as_fd()).expect("it is a pipe");
+            let waiting =
+                |fd: &dyn AsFd| rustix::io::ioctl_fionread(fd.as_fd()).expect("it is a pipe");
             match args.len() {
                 2 => full(&|| waiting(child.stdout.as_ref().expect("a pipe"))),
                 _ => full(&|| waiting(child.stderr.as_ref().expect("a pipe"))),
@@ -304,10 +372,17 @@ fn a_signal_ends_every_subcommand_that_runs_guests_in_order() {
             &["test", "--console", &suite, &suite],
         ];
         for args in commands {
-            let log = if args[0] == "test" { scratch.path("suite/endless.log") } else { scratch.path("log") };
+            let log = if args[0] == "test" {
+                scratch.path("suite/endless.log")
+            } else {
+                scratch.path("log")
+            };
             let _ = fs::remove_file(&log);
-            let mut child =
-                vmkern(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
+            let mut child = vmkern(args)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("it can be started");
             match args[0] {
                 "run" => {
                     let mut line = String::new();
@@ -316,7 +391,12 @@ fn a_signal_ends_every_subcommand_that_runs_guests_in_order() {
                 }
                 "check" => {
                     let mut first = [0];
-                    child.stderr.as_mut().expect("a pipe").read_exact(&mut first).expect("the script prints");
+                    child
+                        .stderr
+                        .as_mut()
+                        .expect("a pipe")
+                        .read_exact(&mut first)
+                        .expect("the script prints");
                 }
                 // The kernel has booted when its log has something.
                 _ => {
@@ -353,10 +433,12 @@ fn a_time_limit_ends_a_run_whose_output_nobody_reads() {
 fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
     let scratch = Scratch::new();
     let good = scratch.file("good.kmem", "settle\n");
-    // What a kernel says before it has a ring goes over the serial line: `mov dx, 0x3f8; mov al, byte; out dx, al`.
+    // What a kernel says before it has a ring goes over the serial line: `mov dx, 0x3f8; mov al,
+    // byte; out dx, al`.
     let kernel = |name: &str, byte: u8, then: &[u8]| {
         let code = [&[0x66, 0xba, 0xf8, 0x03, 0xb0, byte, 0xee], then].concat();
-        fs::write(scratch.path(name), tiny::pvh_elf(&code, tiny::Note::Pvh)).expect("it can be written");
+        fs::write(scratch.path(name), tiny::pvh_elf(&code, tiny::Note::Pvh))
+            .expect("it can be written");
         scratch.path(name)
     };
     // `jmp $`, and `ud2` without an IDT.
@@ -402,12 +484,19 @@ fn the_console_has_every_line_however_many_one_operation_logs_and_however_slow_i
     };
     for options in [&["--vcpus", "1"][..], &["--vcpus", "2"], &["--vcpus", "2", "--time", "real"]] {
         let log = scratch.path("log");
-        let output = vmkern(&["run", "--console", &log]).args(options).arg(&script).output().expect("it starts");
+        let output = vmkern(&["run", "--console", &log])
+            .args(options)
+            .arg(&script)
+            .output()
+            .expect("it starts");
         assert_eq!(status(&output), 0, "{}", err(&output));
         is_whole(&fs::read_to_string(&log).expect("it is there"), &options.join(" "));
     }
     // The ring and the pipe are full long before the reader begins.
-    let mut child = vmkern(&["run", "--console", "-", &script]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut child = vmkern(&["run", "--console", "-", &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let mut stdout = BufReader::with_capacity(1, child.stdout.take().expect("a pipe"));
     let mut log = String::new();
     for _ in 0..200 {

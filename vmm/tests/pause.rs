@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use vmkern::{
-    Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, PAUSE_LIMIT, Response, Standing, TimeMode,
+    Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, PAUSE_LIMIT, Response, Standing,
+    TimeMode,
 };
 
 /// Longer than any guest can own a lock.
@@ -47,7 +48,10 @@ fn pause_a_thousand_times(mut guest: Guest) {
         for _ in 0..16 {
             seed += 1;
             for (op, expected) in work(addr, seed) {
-                owed.push((guest.submit(0, op).unwrap_or_else(|error| panic!("{error}")), expected));
+                owed.push((
+                    guest.submit(0, op).unwrap_or_else(|error| panic!("{error}")),
+                    expected,
+                ));
             }
         }
         for (tag, expected) in owed {
@@ -78,7 +82,10 @@ fn a_guest_whose_clock_ticks_answers_a_thousand_pauses_too() {
 #[test]
 fn an_idle_guest_and_a_dead_one_can_be_held_and_holds_nest() {
     let mut guest = launch(Guest::builder().memory(16 << 20));
-    assert_eq!(guest.pause_within(PATIENT).expect("it can be held").standing(), Standing::Quiescent);
+    assert_eq!(
+        guest.pause_within(PATIENT).expect("it can be held").standing(),
+        Standing::Quiescent
+    );
     assert_eq!(outcome(guest.call(0, Op::Nop)), Outcome::Ok);
     let first = guest.pause_within(PATIENT).expect("it can be held");
     let second = guest.pause_within(PATIENT).expect("it is held");
@@ -114,5 +121,8 @@ fn a_guest_that_owns_a_lock_for_long_is_held_at_the_limit_and_answers_later() {
     }
     assert!(is_held_anywhere, "the lock is never owned for long");
     // The pauses that were asked for meanwhile have come to nothing, and the next one is answered.
-    assert_eq!(guest.pause_within(PATIENT).expect("it can be held").standing(), Standing::Quiescent);
+    assert_eq!(
+        guest.pause_within(PATIENT).expect("it can be held").standing(),
+        Standing::Quiescent
+    );
 }

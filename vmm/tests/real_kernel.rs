@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use vmkern::abi::entry::NOTE_TYPE;
-use vmkern::{Builder, Guest, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome, Privilege};
+use vmkern::{
+    Builder, Guest, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome, Privilege,
+};
 
 const PAGE: u64 = 4096;
 
@@ -22,9 +24,11 @@ fn kmem_malloc(guest: &mut Guest, size: u64) -> GuestVirt {
 #[test]
 fn thousands_of_requests_in_flight_are_each_answered_once() {
     let mut guest = launch(Guest::builder());
-    let tags: HashSet<u32> = (0..5_000).map(|_| guest.submit(0, Op::Nop).expect("the guest lives")).collect();
+    let tags: HashSet<u32> =
+        (0..5_000).map(|_| guest.submit(0, Op::Nop).expect("the guest lives")).collect();
     assert_eq!(tags.len(), 5_000);
-    let answered: HashSet<u32> = (0..5_000).map(|_| guest.next_response().expect("the guest lives").tag).collect();
+    let answered: HashSet<u32> =
+        (0..5_000).map(|_| guest.next_response().expect("the guest lives").tag).collect();
     assert_eq!(answered, tags);
     assert_eq!(guest.in_flight(), 0);
 }
@@ -34,7 +38,10 @@ fn guests_of_every_size_boot_and_manage_their_memory() {
     for memory in [vmkern::MEMORY_MIN, 64 << 20, (3 << 30) + PAGE, vmkern::MEMORY_MAX] {
         let guest = launch(Guest::builder().memory(memory));
         let pages = guest.meter().unwrap_or_else(|error| panic!("{error}")).v_page_count.get();
-        assert!(pages * PAGE <= memory && pages * PAGE >= memory / 2, "{pages} pages of {memory} bytes");
+        assert!(
+            pages * PAGE <= memory && pages * PAGE >= memory / 2,
+            "{pages} pages of {memory} bytes"
+        );
     }
 }
 
@@ -44,7 +51,8 @@ fn kernel_without_entry_note() -> KernelImage {
     let mut file = KernelImage::embedded().bytes().to_vec();
     let mut end = NOTE_TYPE.to_le_bytes().to_vec();
     end.extend(b"vmkern\0\0");
-    let at = file.windows(end.len()).position(|bytes| bytes == end).expect("the kernel has the note");
+    let at =
+        file.windows(end.len()).position(|bytes| bytes == end).expect("the kernel has the note");
     file[at..at + 4].fill(0);
     KernelImage::from_bytes(file)
 }
@@ -80,7 +88,11 @@ fn host_and_kernel_agree_on_every_translation() {
     let block = kmem_malloc(&mut guest, 64 * PAGE);
     for page in 0..66 {
         let addr = block.add(page * PAGE + 8 * page);
-        let host = guest.vtop(addr).expect("the tables are sound").mapping.map(|mapping| mapping.phys.get());
+        let host = guest
+            .vtop(addr)
+            .expect("the tables are sound")
+            .mapping
+            .map(|mapping| mapping.phys.get());
         let kernel = match guest.call(0, Op::Vtop { addr }).expect("the guest lives").outcome {
             Outcome::Value(phys) => Some(phys),
             Outcome::Null => None,
@@ -102,7 +114,10 @@ fn a_map_seen_from_outside_shows_what_was_allocated() {
     assert_eq!(after.size, before.size + 5 * PAGE);
     let entries = guest.map_entries(MapId::KMEM).expect("the map is sound");
     assert_eq!(entries.len() as u64, after.entries);
-    assert!(entries.iter().any(|entry| entry.start <= block && block.add(5 * PAGE) <= entry.end), "{entries:?}");
+    assert!(
+        entries.iter().any(|entry| entry.start <= block && block.add(5 * PAGE) <= entry.end),
+        "{entries:?}"
+    );
     assert_eq!(entries.iter().map(|entry| entry.end.since(entry.start)).sum::<u64>(), after.size);
 }
 
@@ -125,7 +140,8 @@ fn a_crashed_guest_can_still_be_looked_into() {
     let mut guest = launch(Guest::builder());
     let addr = kmem_malloc(&mut guest, PAGE);
     let before = guest.meter().expect("the guest lives").v_free_count.get();
-    let error = guest.call(0, Op::Read { addr: addr.add(64 * PAGE) }).expect_err("nothing is mapped there");
+    let error =
+        guest.call(0, Op::Read { addr: addr.add(64 * PAGE) }).expect_err("nothing is mapped there");
     let vmkern::GuestError::Crashed(crash) = error else { panic!("{error}") };
     assert!(crash.message.contains("page fault"), "{crash}");
     assert_eq!(crash.thread, Some(0), "{crash}");

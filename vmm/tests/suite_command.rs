@@ -1,4 +1,5 @@
-//! `vmkern test`: what is run, under which names, and when it stops; and options that would do nothing.
+//! `vmkern test`: what is run, under which names, and when it stops; and options that would do
+//! nothing.
 
 mod scratch;
 
@@ -33,13 +34,17 @@ impl Scripts {
     fn runs(&self, args: &[&str]) -> Vec<(String, String)> {
         let output = self.vmkern(&[&["test", "--json"], args].concat());
         let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
-        let object: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let object: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         let tests = object["tests"].as_array().expect("there is a list of tests");
         let printed = |test: &Value| {
             let steps = test["report"]["steps"].as_array().expect("there is a list of steps");
             steps.iter().filter_map(|step| step["output"].as_str()).collect::<String>()
         };
-        tests.iter().map(|test| (test["file"].as_str().expect("it has a name").to_owned(), printed(test))).collect()
+        tests
+            .iter()
+            .map(|test| (test["file"].as_str().expect("it has a name").to_owned(), printed(test)))
+            .collect()
     }
 
     fn names(&self, args: &[&str]) -> Vec<String> {
@@ -91,7 +96,11 @@ fn a_filter_keeps_the_scripts_whose_names_hold_it() {
 
 #[test]
 fn nothing_begins_after_a_failure_with_fail_fast() {
-    let scripts = Scripts::new(&[("a.kmem", "print 1\n"), ("b.kmem", "assert 1 == 2\n"), ("c.kmem", "print 3\n")]);
+    let scripts = Scripts::new(&[
+        ("a.kmem", "print 1\n"),
+        ("b.kmem", "assert 1 == 2\n"),
+        ("c.kmem", "print 3\n"),
+    ]);
     assert_eq!(scripts.names(&[".", "--jobs", "1"]), ["a.kmem", "b.kmem", "c.kmem"]);
     assert_eq!(scripts.names(&[".", "--jobs", "1", "--fail-fast"]), ["a.kmem", "b.kmem"]);
     let output = scripts.vmkern(&["test", ".", "--jobs", "1", "--fail-fast"]);

@@ -1,5 +1,5 @@
-//! What a terminal gets to see of text that others wrote: file names, arguments, scripts, kernels and images can neither
-//! forge a line of the command's own nor make a terminal do anything.
+//! What a terminal gets to see of text that others wrote: file names, arguments, scripts, kernels
+//! and images can neither forge a line of the command's own nor make a terminal do anything.
 
 mod scratch;
 
@@ -16,7 +16,8 @@ use vmkern::abi::describe;
 /// What hostile text tries to be seen as, at the start of a line.
 const FORGED: &str = "ok forged";
 
-/// Names and words with line breaks, and with what a terminal obeys: a title, a cleared screen, hidden text, text turned around.
+/// Names and words with line breaks, and with what a terminal obeys: a title, a cleared screen,
+/// hidden text, text turned around.
 const HOSTILE: [&str; 5] = [
     "x\nok forged",
     "x\rok forged\u{2028}ok forged",
@@ -43,13 +44,16 @@ fn without_styles(text: &str) -> String {
         .fold(text.to_owned(), |text, style| text.replace(&format!("\x1b[{style}m"), ""))
 }
 
-/// Asserts that a terminal would only show what `output` has, and that no line of it is forged. Gives all of it.
+/// Asserts that a terminal would only show what `output` has, and that no line of it is forged.
+/// Gives all of it.
 #[track_caller]
 fn harmless(output: &Output) -> String {
     let mut all = String::new();
     for stream in [&output.stdout, &output.stderr] {
         let text = without_styles(str::from_utf8(stream).expect("it is UTF-8"));
-        let obeyed = |c: char| c.is_control() && c != '\n' || matches!(c, '\u{2028}' | '\u{202e}' | '\u{2066}');
+        let obeyed = |c: char| {
+            c.is_control() && c != '\n' || matches!(c, '\u{2028}' | '\u{202e}' | '\u{2066}')
+        };
         assert!(!text.contains(obeyed), "{text:?}");
         assert!(!text.lines().any(|line| line.trim_start().starts_with(FORGED)), "{text}");
         all += &text;
@@ -61,7 +65,10 @@ fn harmless(output: &Output) -> String {
 #[track_caller]
 fn shown(output: &Output) {
     let text = harmless(output);
-    assert!(["x\\n", "x\\r", "x\\u{1b}", "x\\u{202e}"].iter().any(|escaped| text.contains(escaped)), "{text}");
+    assert!(
+        ["x\\n", "x\\r", "x\\u{1b}", "x\\u{202e}"].iter().any(|escaped| text.contains(escaped)),
+        "{text}"
+    );
 }
 
 /// A script that holds, and the image of its guest.
@@ -125,14 +132,21 @@ fn names_of_files_that_are_used_are_told_in_one_line_and_in_json_as_well() {
             shown(&output);
         }
         harmless(&vmkern(&["test", scratch.dir()]));
-        for args in [vec!["inspect", "--json", &image], vec!["check", "--json", &image], vec!["test", "--json", &good]]
-        {
+        for args in [
+            vec!["inspect", "--json", &image],
+            vec!["check", "--json", &image],
+            vec!["test", "--json", &good],
+        ] {
             let output = vmkern(&args);
             harmless(&output);
             serde_json::from_slice::<Value>(&output.stdout).expect("it is JSON");
         }
-        let wrong: [&[u8]; 4] =
-            [b"kmem_maloc kmem_map 4K\n", b"let a = 1\nassert $a == 2\n", b"read 0xffffff8000000000\n", b"\xff\n"];
+        let wrong: [&[u8]; 4] = [
+            b"kmem_maloc kmem_map 4K\n",
+            b"let a = 1\nassert $a == 2\n",
+            b"read 0xffffff8000000000\n",
+            b"\xff\n",
+        ];
         for text in wrong {
             let script = scratch.file(&format!("{name}-wrong.kmem"), text);
             for args in [["run", &script], ["test", &script]] {
@@ -205,7 +219,9 @@ fn the_text_of_a_script_is_only_shown() {
         .enumerate()
         {
             let script = scratch.file(&format!("{number}.kmem"), text);
-            for args in [vec!["run", &script], vec!["run", "-v", &script], vec!["test", "-v", &script]] {
+            for args in
+                [vec!["run", &script], vec!["run", "-v", &script], vec!["test", "-v", &script]]
+            {
                 harmless(&vmkern(&args));
             }
             for args in [["inspect", "--script", &script], ["check", "--script", &script]] {
@@ -218,7 +234,8 @@ fn the_text_of_a_script_is_only_shown() {
 /// `bytes` with every `old` replaced by `new`, which is as long; there is one at least.
 fn replaced(mut bytes: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
-    let places: Vec<_> = (0..bytes.len() - old.len()).filter(|&at| bytes[at..].starts_with(old)).collect();
+    let places: Vec<_> =
+        (0..bytes.len() - old.len()).filter(|&at| bytes[at..].starts_with(old)).collect();
     assert!(!places.is_empty());
     places.iter().for_each(|&at| bytes[at..at + new.len()].copy_from_slice(new));
     bytes
@@ -231,7 +248,8 @@ fn names_and_messages_of_a_kernel_are_told_in_one_line() {
     assert_eq!(status(&vmkern(&["image", "-o", &path])), 0);
     let kernel = fs::read(&path).expect("it was written");
     let script = scratch.file("panics.kmem", "a = kmem_alloc_nofault kernel_map 4K\nread $a\n");
-    // The panic's words begin with it; a function, in the symbols and in the lines of the sources, is called so.
+    // The panic's words begin with it; a function, in the symbols and in the lines of the sources,
+    // is called so.
     for (new, told, called) in [
         (b"x\nok for" as &[u8; 8], "x\\nok for", "x\\nok for+0x"),
         // A name is told up to its bracket.
@@ -260,8 +278,10 @@ fn names_and_messages_of_a_kernel_are_told_in_one_line() {
 fn place(file: &[u8], at: u64) -> usize {
     let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes"));
     let headers = usize::from(file[56]) | usize::from(file[57]) << 8;
-    let holds = |header: &usize| (word(header + 24)..word(header + 24) + word(header + 32)).contains(&at);
-    let header = (1..headers).map(|number| 64 + 56 * number).find(holds).expect("the file holds it");
+    let holds =
+        |header: &usize| (word(header + 24)..word(header + 24) + word(header + 32)).contains(&at);
+    let header =
+        (1..headers).map(|number| 64 + 56 * number).find(holds).expect("the file holds it");
     usize::try_from(word(header + 8) + at - word(header + 24)).expect("it is an offset")
 }
 
@@ -274,11 +294,14 @@ fn what_an_image_says_its_kernels_structures_are_called_is_told_in_one_line() {
     let control = place(&good, word(usize::try_from(word(64 + 8)).expect("an offset") + 20 + 8));
     let field = |offset: usize| word(control + offset);
     let text_at = place(&good, field(core::mem::offset_of!(ControlRegion, description)));
-    let text_len = usize::try_from(field(core::mem::offset_of!(ControlRegion, description_len))).expect("it is short");
+    let text_len = usize::try_from(field(core::mem::offset_of!(ControlRegion, description_len)))
+        .expect("it is short");
     let described = good[text_at..text_at + text_len].to_vec();
-    for (new, told) in
-        [(b"x\x1b[8m\x07" as &[u8; 6], "x\\u{1b}[8m\\u{7}"), (b"x\x1b[2JV", "x\\u{1b}[2JV"), (b"\rok fo", "ok")]
-    {
+    for (new, told) in [
+        (b"x\x1b[8m\x07" as &[u8; 6], "x\\u{1b}[8m\\u{7}"),
+        (b"x\x1b[2JV", "x\\u{1b}[2JV"),
+        (b"\rok fo", "ok"),
+    ] {
         let text = replaced(described.clone(), b"VmPage", new);
         let mut lying = good.clone();
         lying[text_at..text_at + text_len].copy_from_slice(&text);

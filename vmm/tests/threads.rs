@@ -25,7 +25,9 @@ fn waiting() -> (Guest, MapId, GuestVirt) {
     let map = MapId(value(call(&mut guest, 0, suballoc)));
     let op = Op::KmemAllocWait { map, size: 4096 };
     let page = GuestVirt::new(value(call(&mut guest, 0, op)));
-    let Outcome::Blocked { waits_for } = call(&mut guest, 1, op) else { panic!("the map has room for two") };
+    let Outcome::Blocked { waits_for } = call(&mut guest, 1, op) else {
+        panic!("the map has room for two")
+    };
     assert_eq!(waits_for.to_string(), "vmmaps");
     (guest, map, page)
 }
@@ -42,7 +44,10 @@ fn a_blocked_operation_is_outstanding_until_a_join_brings_its_answer() {
     assert!(matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))), "{refused}");
     let join = Op::Join { thread: 1 };
     assert!(matches!(call(&mut guest, 0, join), Outcome::Blocked { .. }));
-    assert_eq!(call(&mut guest, 0, Op::KmemFreeWakeup { map, addr: page, size: 4096 }), Outcome::Ok);
+    assert_eq!(
+        call(&mut guest, 0, Op::KmemFreeWakeup { map, addr: page, size: 4096 }),
+        Outcome::Ok
+    );
     assert_eq!(value(call(&mut guest, 0, join)), page.get());
     assert_eq!(guest.blocked().count(), 0);
     assert_eq!(call(&mut guest, 1, Op::Nop), Outcome::Ok);
@@ -57,9 +62,13 @@ fn threads_can_be_read_out_of_memory_with_what_they_wait_for() {
     let sleeper = threads.iter().find(|thread| thread.tid == 1).expect("it has been made");
     assert_eq!((sleeper.label().as_str(), sleeper.state), ("t1", ThreadState::Sleeping));
     assert_eq!(sleeper.waits_for.map(|why| why.to_string()).as_deref(), Some("vmmaps"));
-    let daemon = threads.iter().find(|thread| thread.label() == "pagedaemon").expect("every kernel has one");
+    let daemon =
+        threads.iter().find(|thread| thread.label() == "pagedaemon").expect("every kernel has one");
     assert_eq!(daemon.state, ThreadState::Sleeping);
-    assert_eq!(guest.meter().expect("the counters can be read").thread_count.get(), threads.len() as u64);
+    assert_eq!(
+        guest.meter().expect("the counters can be read").thread_count.get(),
+        threads.len() as u64
+    );
 }
 
 #[test]
@@ -81,7 +90,8 @@ fn an_operation_runs_in_an_interrupt_handler() {
 
 /// A guest with a map of two pages, both allocated by t0.
 fn full(vcpus: u32) -> (Guest, MapId, [GuestVirt; 2]) {
-    let mut guest = Guest::builder().vcpus(vcpus).launch().unwrap_or_else(|error| panic!("{error}"));
+    let mut guest =
+        Guest::builder().vcpus(vcpus).launch().unwrap_or_else(|error| panic!("{error}"));
     let suballoc = Op::KmemSuballoc { parent: MapId::KERNEL, size: 8192, kind: MapKind::User };
     let map = MapId(value(call(&mut guest, 0, suballoc)));
     let op = Op::KmemAllocWait { map, size: 4096 };
@@ -90,7 +100,8 @@ fn full(vcpus: u32) -> (Guest, MapId, [GuestVirt; 2]) {
 }
 
 fn start(guest: &mut Guest, thread: u16, op: Op) {
-    let response = guest.call_in(Context::Start(thread), op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+    let response =
+        guest.call_in(Context::Start(thread), op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
     assert_eq!(response.outcome, Outcome::Ok);
 }
 
@@ -99,9 +110,13 @@ fn what_is_started_begins_with_the_next_request_in_the_order_of_starting_on_any_
     for vcpus in [1, 2, 4] {
         let (mut guest, map, [first, second]) = full(vcpus);
         for addr in [first, second] {
-            assert_eq!(call(&mut guest, 0, Op::KmemFreeWakeup { map, addr, size: 4096 }), Outcome::Ok);
+            assert_eq!(
+                call(&mut guest, 0, Op::KmemFreeWakeup { map, addr, size: 4096 }),
+                Outcome::Ok
+            );
         }
-        let threads = |guest: &Guest| guest.meter().expect("the counters can be read").thread_count.get();
+        let threads =
+            |guest: &Guest| guest.meter().expect("the counters can be read").thread_count.get();
         let (before, alloc) = (threads(&guest), Op::KmemAllocWait { map, size: 4096 });
         start(&mut guest, 5, alloc);
         start(&mut guest, 3, alloc);
@@ -121,7 +136,10 @@ fn what_was_started_keeps_its_thread_until_a_join() {
     start(&mut guest, 1, Op::KmemFreeWakeup { map, addr: first, size: 4096 });
     for context in [Context::Thread(1), Context::Start(1)] {
         let refused = guest.call_in(context, Op::Nop).expect_err("the thread has something to do");
-        assert!(matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))), "{refused}");
+        assert!(
+            matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))),
+            "{refused}"
+        );
     }
     assert_eq!(call(&mut guest, 0, Op::Join { thread: 1 }), Outcome::Ok);
     assert_eq!(call(&mut guest, 1, Op::Nop), Outcome::Ok);
@@ -162,7 +180,12 @@ fn run(args: &[&str], script: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the command can be started");
-    child.stdin.take().expect("it is piped").write_all(script.as_bytes()).expect("the command reads its script");
+    child
+        .stdin
+        .take()
+        .expect("it is piped")
+        .write_all(script.as_bytes())
+        .expect("the command reads its script");
     child.wait_with_output().expect("the command ends")
 }
 
@@ -174,8 +197,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("the report is JSON")
 }
 
-const BLOCKED: &str =
-    "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\nt3: kmem_alloc_wait $m 4K\nexpect blocked\n";
+const BLOCKED: &str = "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\nt3: kmem_alloc_wait $m 4K\nexpect blocked\n";
 
 #[test]
 fn a_script_that_ends_with_a_blocked_thread_gives_status_1_and_the_wait_message() {
@@ -199,14 +221,17 @@ fn a_script_that_ends_with_a_thread_that_waits_for_pages_names_vmwait() {
     assert!(text(&output).contains("t4 still waits for \"vmwait\""), "{}", text(&output));
 }
 
-/// A sleep in `nokva` ends by itself, so that its thread is never left blocked: it is seen when time is up.
+/// A sleep in `nokva` ends by itself, so that its thread is never left blocked: it is seen when
+/// time is up.
 #[test]
 fn a_run_that_is_stopped_while_a_thread_waits_for_address_space_names_nokva() {
     let script = "let all = kmem_map.max - kmem_map.min\nt2: kmem_malloc kmem_map $all+4K WAITOK\n";
     let output = run(&["--time", "real", "--timeout", "300ms"], script);
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
-    let lines: Vec<_> =
-        text(&output).lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let lines: Vec<_> = text(&output)
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
     assert!(lines.contains(&"= t2 sleeps in \"nokva\"".to_owned()), "{}", text(&output));
 }
 
@@ -214,7 +239,8 @@ fn a_run_that_is_stopped_while_a_thread_waits_for_address_space_names_nokva() {
 fn a_statement_for_a_blocked_thread_gives_status_2_with_line_and_wait_message() {
     let output = run(&[], &format!("{BLOCKED}t3: settle\n"));
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
-    for part in ["standard input:5:1", "t3 is still blocked by line 3", "vmmaps", "`join t3` first"] {
+    for part in ["standard input:5:1", "t3 is still blocked by line 3", "vmmaps", "`join t3` first"]
+    {
         assert!(text(&output).contains(part), "{part} is not in:\n{}", text(&output));
     }
 }

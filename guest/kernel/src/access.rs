@@ -9,16 +9,20 @@ use vmkern_abi::field::Field;
 
 use crate::arch::probe;
 
-/// The kernel's own address space. An access to what is not mapped is a page fault, and ends there or goes through.
+/// The kernel's own address space. An access to what is not mapped is a page fault, and ends there
+/// or goes through.
 #[derive(Debug)]
 pub struct KernelAccess;
 
 impl Access for KernelAccess {
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>] {
-        assert!(start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE);
+        assert!(
+            start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE
+        );
         fault_on_null_page(start, intent);
-        // SAFETY: aligned, in one page, not null. What is not mapped faults at the access, which is then repeated or never
-        // returns; what is mapped is atomic words here and may change at any time.
+        // SAFETY: aligned, in one page, not null. What is not mapped faults at the access, which is
+        // then repeated or never returns; what is mapped is atomic words here and may change at any
+        // time.
         unsafe { slice::from_raw_parts(start.get() as *const Field<u64>, count) }
     }
 
@@ -34,15 +38,19 @@ impl Access for KernelAccess {
     }
 }
 
-/// The page at address 0 is never mapped, and Rust knows no reference to null: the fault happens here.
+/// The page at address 0 is never mapped, and Rust knows no reference to null: the fault happens
+/// here.
 fn fault_on_null_page(va: GuestVirt, intent: Intent) {
     if va.get() >= PAGE_SIZE {
         return;
     }
-    // SAFETY: the access faults, and the fault handler never returns from an address outside the kernel's maps.
+    // SAFETY: the access faults, and the fault handler never returns from an address outside the
+    // kernel's maps.
     unsafe {
         match intent {
-            Intent::Read => asm!("mov {}, [{}]", out(reg) _, in(reg) va.get(), options(nostack, readonly)),
+            Intent::Read => {
+                asm!("mov {}, [{}]", out(reg) _, in(reg) va.get(), options(nostack, readonly))
+            }
             Intent::Write => asm!("mov byte ptr [{}], 0", in(reg) va.get(), options(nostack)),
         }
     }

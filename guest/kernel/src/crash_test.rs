@@ -12,7 +12,8 @@ pub fn crash(kind: CrashKind) -> ! {
     match kind {
         CrashKind::Panic => panic!("asked to by crash=panic"),
         CrashKind::PageFault => {
-            // SAFETY: nothing is mapped at the last page below KERNBASE; the access faults, which is the point.
+            // SAFETY: nothing is mapped at the last page below KERNBASE; the access faults, which
+            // is the point.
             unsafe { ((KERNBASE.get() - 8) as *mut u64).write_volatile(1) };
         }
         CrashKind::Trap => {
@@ -26,7 +27,8 @@ pub fn crash(kind: CrashKind) -> ! {
             // SAFETY: the call faults inside the nucleus, which is the point.
             unsafe { nucleus::call(nucleus::Call::Crash, 0, 0) };
         }
-        // With the body at CPL0 the nucleus is its trap stubs: one that finds no room for its frame is a double fault.
+        // With the body at CPL0 the nucleus is its trap stubs: one that finds no room for its frame
+        // is a double fault.
         CrashKind::Nucleus => {
             PerCpu::current().exhaust_trap_stack();
             // SAFETY: `ud2` traps, which is the point.

@@ -1,9 +1,9 @@
 //! Building the direct map.
 //!
-//! The image's static tables end at `dmap_pd0`, the page directory of the first GiB, which starts out empty. It is
-//! filled here through the image's mapping, before the direct map is used for the first time: while no CPU has walked a
-//! table, writing to it costs nothing even where page tables are shadowed. Page directories for more memory follow
-//! directly behind the image.
+//! The image's static tables end at `dmap_pd0`, the page directory of the first GiB, which starts
+//! out empty. It is filled here through the image's mapping, before the direct map is used for the
+//! first time: while no CPU has walked a table, writing to it costs nothing even where page tables
+//! are shadowed. Page directories for more memory follow directly behind the image.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
@@ -42,10 +42,18 @@ pub fn image_end() -> GuestPhys {
     image_phys(&__image_end)
 }
 
-/// Flags of the direct map's entries: data, global, with accessed and modified set so that the CPU need not.
+/// Flags of the direct map's entries: data, global, with accessed and modified set so that the CPU
+/// need not.
 fn flags() -> PteFlags {
     let user = if PerCpu::current().body_is_user() { PteFlags::U } else { PteFlags::empty() };
-    PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | PteFlags::PS | PteFlags::G | PteFlags::NX | user
+    PteFlags::V
+        | PteFlags::RW
+        | PteFlags::A
+        | PteFlags::M
+        | PteFlags::PS
+        | PteFlags::G
+        | PteFlags::NX
+        | user
 }
 
 /// Maps all RAM of `memory_map` and returns the first physical address that the tables left free.
@@ -82,8 +90,8 @@ impl DirectMap {
         if !entry.get().is_valid() {
             let table = self.next_table;
             self.next_table = table.add(PAGE_SIZE);
-            // SAFETY: the page follows the image, is RAM of the first GiB and so mapped by `dmap_pd0`, and nobody else
-            // knows of it.
+            // SAFETY: the page follows the image, is RAM of the first GiB and so mapped by
+            // `dmap_pd0`, and nobody else knows of it.
             unsafe { (phys_to_dmap(table).get() as *mut Table).write_bytes(0, 1) };
             entry.set(Pte::new(table, PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A));
         }

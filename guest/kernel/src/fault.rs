@@ -12,7 +12,8 @@ const WRITE: u64 = 1 << 1;
 /// Error code: the access was an instruction fetch.
 const FETCH: u64 = 1 << 4;
 
-/// Asks the memory system to resolve the fault of `frame`. `true` if the instruction can be repeated.
+/// Asks the memory system to resolve the fault of `frame`. `true` if the instruction can be
+/// repeated.
 ///
 /// A protection violation is fatal at once: no kernel mapping gains rights by a fault.
 pub fn resolve(frame: &TrapFrame) -> bool {

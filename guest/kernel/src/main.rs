@@ -35,14 +35,16 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));
     let args = BootArgs::parse(boot.command_line).unwrap_or_else(|word| panic!("boot: {word}"));
     let region = args.control.map(|at| {
-        let region = region::attach(at).unwrap_or_else(|why| panic!("boot: control region at {at}: {why:?}"));
+        let region = region::attach(at)
+            .unwrap_or_else(|why| panic!("boot: control region at {at}: {why:?}"));
         region.entry_tsc.set(entry_tsc);
         region.cpl0_cycles.set(cpl0_cycles);
         region
     });
     check_privilege(args.privilege);
     arch::apic::init();
-    let clock = threads::set_clock(arch::clock::Clock::start(&args, region.map(|region| &region.clock)));
+    let clock =
+        threads::set_clock(arch::clock::Clock::start(&args, region.map(|region| &region.clock)));
     if let Some(kind) = args.crash {
         crash_test::crash(kind);
     }
@@ -61,7 +63,9 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     match region {
         _ if args.selftest => selftest::run(vm, clock),
         Some(region) => service::serve(vm, clock, region),
-        None => panic!("boot: nothing to do: neither `selftest` nor `control=` on the command line"),
+        None => {
+            panic!("boot: nothing to do: neither `selftest` nor `control=` on the command line")
+        }
     }
 }
 

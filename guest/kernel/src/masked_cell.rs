@@ -22,7 +22,8 @@ impl<T> MaskedCell<T> {
         Self { is_taken: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
-    /// Calls `f` with the value, interrupts deferred. `f` must not call `with` of the same cell, nor switch threads.
+    /// Calls `f` with the value, interrupts deferred. `f` must not call `with` of the same cell,
+    /// nor switch threads.
     pub fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         let _masked = Masked::new();
         let mut spins = 0;
@@ -30,8 +31,8 @@ impl<T> MaskedCell<T> {
             tlb::spin(spins);
             spins += 1;
         }
-        // SAFETY: this CPU alone has taken the cell; no handler and no other thread of it runs, and `f` does not come here
-        // again.
+        // SAFETY: this CPU alone has taken the cell; no handler and no other thread of it runs, and
+        // `f` does not come here again.
         let result = f(unsafe { &mut *self.value.get() });
         self.is_taken.store(0, Ordering::Release);
         result

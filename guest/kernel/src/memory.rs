@@ -61,16 +61,21 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     ))
 }
 
-/// Room for `count` ranges, and the first address past it: in `few` if that is enough, else at `at`, where RAM is free.
-/// Loaders describe any number, but few as a rule, and a page more to touch would cost the boot.
-fn range_table(few: &mut [PhysRange], count: usize, at: GuestPhys) -> (&mut [PhysRange], GuestPhys) {
+/// Room for `count` ranges, and the first address past it: in `few` if that is enough, else at
+/// `at`, where RAM is free. Loaders describe any number, but few as a rule, and a page more to
+/// touch would cost the boot.
+fn range_table(
+    few: &mut [PhysRange],
+    count: usize,
+    at: GuestPhys,
+) -> (&mut [PhysRange], GuestPhys) {
     if count <= few.len() {
         return (few, at);
     }
     let bytes = size_of::<PhysRange>() * count;
     let table = phys_to_dmap(at).get() as *mut PhysRange;
-    // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry is written before the
-    // slice is made.
+    // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry
+    // is written before the slice is made.
     let ranges = unsafe {
         for index in 0..count {
             table.add(index).write(PhysRange { start: at, end: at });
@@ -84,8 +89,8 @@ fn range_table(few: &mut [PhysRange], count: usize, at: GuestPhys) -> (&mut [Phy
 #[derive(Debug)]
 pub struct KernelMachine;
 
-// SAFETY: the direct map shows all RAM for the kernel's whole life, and RAM beyond the image belongs to the memory
-// system alone.
+// SAFETY: the direct map shows all RAM for the kernel's whole life, and RAM beyond the image
+// belongs to the memory system alone.
 unsafe impl Machine for KernelMachine {
     #[inline]
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
@@ -155,7 +160,13 @@ unsafe impl Machine for KernelMachine {
         threads::adopt(PerCpu::current(), thread);
     }
 
-    fn cpu_fork(&self, thread: KPtr<Thread>, stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64) {
+    fn cpu_fork(
+        &self,
+        thread: KPtr<Thread>,
+        stack: Range<GuestVirt>,
+        start: ThreadStart<Self>,
+        arg: u64,
+    ) {
         threads::fork(thread, &stack, start, arg);
     }
 

@@ -34,6 +34,8 @@ impl<T> Once<T> {
     #[must_use]
     pub fn get(&self) -> Option<&T> {
         // SAFETY: written before `is_set`, and never again.
-        self.is_set.load(Ordering::Acquire).then(|| unsafe { (*self.value.get()).assume_init_ref() })
+        self.is_set
+            .load(Ordering::Acquire)
+            .then(|| unsafe { (*self.value.get()).assume_init_ref() })
     }
 }

@@ -1,4 +1,5 @@
-//! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts do to threads.
+//! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts
+//! do to threads.
 
 use core::ops::Range;
 
@@ -33,13 +34,15 @@ pub fn clock() -> Option<&'static Clock> {
     CLOCK.get()
 }
 
-/// Sees to it that the timer of the CPU of `pcpu` fires when it is of use (`Machine::clock_needed`): at the end of a time slice
-/// if threads wait there, and at tick `due` at the latest, when the first time-out is. Virtual time does not pass while a
-/// thread runs, so that only those who wait for the CPU matter. Another CPU is asked to set its own timer. Interrupts are
-/// deferred.
+/// Sees to it that the timer of the CPU of `pcpu` fires when it is of use
+/// (`Machine::clock_needed`): at the end of a time slice if threads wait there, and at tick `due`
+/// at the latest, when the first time-out is. Virtual time does not pass while a thread runs, so
+/// that only those who wait for the CPU matter. Another CPU is asked to set its own timer.
+/// Interrupts are deferred.
 pub fn need_timer(pcpu: &Pcpu, due: Option<u64>) {
     let Some(clock) = clock() else { return };
-    let due = due.filter(|_| clock.mode() == TimeMode::Real).map_or(NEVER, |tick| clock.tsc_of(tick));
+    let due =
+        due.filter(|_| clock.mode() == TimeMode::Real).map_or(NEVER, |tick| clock.tsc_of(tick));
     let cpu = PerCpu::current();
     let is_here = pcpu.cpuid.get() == cpu.number();
     let slice = if pcpu.runq.status.get() == 0 {
@@ -79,8 +82,8 @@ pub fn handle_interrupt(which: Deferred) {
     vm.intr_exit();
 }
 
-/// The timer's interrupt: the CPU that booted wakes those whose time is up, in real time, and the running thread's slice may
-/// be over. The timer is set again if it is of further use.
+/// The timer's interrupt: the CPU that booted wakes those whose time is up, in real time, and the
+/// running thread's slice may be over. The timer is set again if it is of further use.
 fn timer(vm: &KernelVm) {
     let Some(clock) = clock() else { return };
     let cpu = PerCpu::current();
@@ -95,7 +98,8 @@ fn timer(vm: &KernelVm) {
     vm.ask_for_clock();
 }
 
-/// Wakes those whose time is up, in real time: on the CPU that booted while it is idle, when its timer may stand still.
+/// Wakes those whose time is up, in real time: on the CPU that booted while it is idle, when its
+/// timer may stand still.
 pub fn keep_time(vm: &KernelVm, clock: &Clock) {
     if clock.mode() == TimeMode::Real && clock.ticks() != vm.cnt().ticks.get() {
         vm.hardclock(clock.ticks());
@@ -125,7 +129,10 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         vm.sched_spread(Spread::Yes);
     }
     for number in 1..count {
-        let digits = [b'0' + u8::try_from(number / 10).unwrap_or(0), b'0' + u8::try_from(number % 10).unwrap_or(0)];
+        let digits = [
+            b'0' + u8::try_from(number / 10).unwrap_or(0),
+            b'0' + u8::try_from(number % 10).unwrap_or(0),
+        ];
         let mut name = *b"idle\0\0";
         let digits = if number < 10 { &digits[1..] } else { &digits[..] };
         name[4..4 + digits.len()].copy_from_slice(digits);
@@ -136,14 +143,20 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
             panic!("boot: no memory for CPU {number}");
         };
         let t = vm.get(idle);
-        let kstack = t.kstack.get()..t.kstack.get().add(u64::from(t.kstack_pages.get()) * PAGE_SIZE);
-        // The last page of the other stack is the CPU's own structure, the rest its stack for crashes.
+        let kstack =
+            t.kstack.get()..t.kstack.get().add(u64::from(t.kstack_pages.get()) * PAGE_SIZE);
+        // The last page of the other stack is the CPU's own structure, the rest its stack for
+        // crashes.
         let page = low.add((pages - 1) * PAGE_SIZE);
         let at = |start: GuestVirt, end: GuestVirt| {
             Stack::new(start.get() as *const u8, usize::try_from(end.since(start)).unwrap_or(0))
         };
         let slots = GuestVirt::new(kstack.end.get() - switch::TRAP_PAGE);
-        let stacks = Stacks { body: at(kstack.start, slots), trap: at(slots, kstack.end), emergency: at(low, page) };
+        let stacks = Stacks {
+            body: at(kstack.start, slots),
+            trap: at(slots, kstack.end),
+            emergency: at(low, page),
+        };
         // SAFETY: both stacks were made for this CPU, which never ends.
         let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
         adopt(cpu, idle);
@@ -155,7 +168,8 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
     }
 }
 
-/// Cycles that an idle CPU looks for work before it halts: about what an interrupt from another CPU costs.
+/// Cycles that an idle CPU looks for work before it halts: about what an interrupt from another CPU
+/// costs.
 const IDLE_SPIN: u64 = 100_000;
 
 /// The life of a CPU that did not boot, in its idle thread.
@@ -177,10 +191,11 @@ pub fn run_other_cpu() -> ! {
     }
 }
 
-/// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming up.
+/// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming
+/// up.
 fn structure(thread: KPtr<Thread>) -> &'static Thread {
-    // SAFETY: threads lie in the direct map, which shows all RAM for ever, and are made of atomic words; the scheduler
-    // hands over none that is null.
+    // SAFETY: threads lie in the direct map, which shows all RAM for ever, and are made of atomic
+    // words; the scheduler hands over none that is null.
     unsafe { &*(thread.addr().get() as *const Thread) }
 }
 
@@ -199,21 +214,35 @@ fn load(thread: &Thread) -> Context {
     Context {
         rsp: word(RSP),
         slot: word(SLOT),
-        bounds: StackBounds { low: word(LOW), high: word(HIGH), slots: word(SLOTS), slots_end: word(SLOTS_END) },
+        bounds: StackBounds {
+            low: word(LOW),
+            high: word(HIGH),
+            slots: word(SLOTS),
+            slots_end: word(SLOTS_END),
+        },
         mask_depth: u32::try_from(word(DEPTH)).unwrap_or(1),
     }
 }
 
-/// Makes `thread` the one that `cpu` runs on the stack that it has (`Machine::cpu_adopt`), and notes which that is: whoever
-/// looks for what the thread has in its hands has to know before its first switch, too. Its stack pointer is 0 until then.
+/// Makes `thread` the one that `cpu` runs on the stack that it has (`Machine::cpu_adopt`), and
+/// notes which that is: whoever looks for what the thread has in its hands has to know before its
+/// first switch, too. Its stack pointer is 0 until then.
 pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
     cpu.set_thread(thread);
-    save(structure(thread), &Context { rsp: 0, slot: cpu.trap_slot(), bounds: cpu.stack_bounds(), mask_depth: 1 });
+    save(
+        structure(thread),
+        &Context { rsp: 0, slot: cpu.trap_slot(), bounds: cpu.stack_bounds(), mask_depth: 1 },
+    );
 }
 
-/// Prepares `thread`'s first switch (`Machine::cpu_fork`): notes what it begins with. Its stack is not touched yet, and
-/// its stack pointer is 0.
-pub fn fork(thread: KPtr<Thread>, stack: &Range<GuestVirt>, start: ThreadStart<KernelMachine>, arg: u64) {
+/// Prepares `thread`'s first switch (`Machine::cpu_fork`): notes what it begins with. Its stack is
+/// not touched yet, and its stack pointer is 0.
+pub fn fork(
+    thread: KPtr<Thread>,
+    stack: &Range<GuestVirt>,
+    start: ThreadStart<KernelMachine>,
+    arg: u64,
+) {
     let t = structure(thread);
     t.md[RSP].set(0);
     t.md[START].set(start as usize as u64);
@@ -228,7 +257,8 @@ fn resume(thread: KPtr<Thread>) -> Context {
     if t.md[RSP].get() == 0 {
         let (low, high) = (t.md[LOW].get(), t.md[SLOTS_END].get());
         // SAFETY: `kmem` has handed over a mapped stack of the thread's own for its life.
-        let context = unsafe { Context::new(low, high, begin, [thread.addr().get(), t.md[ARG].get()]) };
+        let context =
+            unsafe { Context::new(low, high, begin, [thread.addr().get(), t.md[ARG].get()]) };
         save(t, &context);
     }
     load(t)
@@ -240,7 +270,8 @@ extern "C" fn begin(thread: u64, arg: u64) -> ! {
     let t = structure(KPtr::new(GuestVirt::new(thread)));
     switch::arrive(&load(t));
     // SAFETY: the word was a function of this very type in `fork`; both are one machine word.
-    let start = unsafe { core::mem::transmute::<u64, ThreadStart<KernelMachine>>(t.md[START].get()) };
+    let start =
+        unsafe { core::mem::transmute::<u64, ThreadStart<KernelMachine>>(t.md[START].get()) };
     vm.fork_exit(start, arg)
 }
 
@@ -250,13 +281,14 @@ pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let target = resume(to);
     let cpu = PerCpu::current();
     cpu.set_thread(to);
-    // An idle thread that has announced a halt may get here without an interrupt, when it gives a lock back. Whatever runs
-    // meanwhile may be what it waits for: it looks again before it halts.
+    // An idle thread that has announced a halt may get here without an interrupt, when it gives a
+    // lock back. Whatever runs meanwhile may be what it waits for: it looks again before it halts.
     cpu.idle().set_polling(Polling::No);
     cpu.idle().disarm();
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
     save(f, &Context::of_running());
-    // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once; interrupts are deferred.
+    // SAFETY: `to` was saved by this function or made by `fork`, and the scheduler runs it once;
+    // interrupts are deferred.
     unsafe { switch::switch(save_rsp, &target) };
     switch::arrive(&load(f));
 }
@@ -270,7 +302,8 @@ pub fn throw(to: KPtr<Thread>) -> ! {
     panic!("a discarded thread runs")
 }
 
-/// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during the boot.
+/// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during
+/// the boot.
 pub fn idle(vm: &KernelVm) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
     PerCpu::current().idle().arm();
@@ -278,8 +311,8 @@ pub fn idle(vm: &KernelVm) {
     pass_time_until(vm, clock, tick);
 }
 
-/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU was armed
-/// ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes those whose time is up.
+/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU
+/// was armed ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes those whose time is up.
 pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
     match clock.mode() {
         TimeMode::Virtual => clock.jump_to(tick),

@@ -1,5 +1,6 @@
-//! Does to simulated memory what nobody may do, so that `scripts/asan.sh` can prove that AddressSanitizer says so. The
-//! argument names the deed; who comes back from it was not caught, and says so with status 0.
+//! Does to simulated memory what nobody may do, so that `scripts/asan.sh` can prove that
+//! AddressSanitizer says so. The argument names the deed; who comes back from it was not caught,
+//! and says so with status 0.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,9 @@
 //! The memory system: FreeBSD's kmem functions of April 2008 and everything below them.
 //!
-//! The crate has no global state and no assembly: all state is a [`vm::Vm`] value over a [`machine::Machine`], which
-//! the kernel image implements on the real CPU and `sim` (a feature) implements on plain memory. A file does the job of the
-//! FreeBSD file of the same name; functions and fields keep FreeBSD's names.
+//! The crate has no global state and no assembly: all state is a [`vm::Vm`] value over a
+//! [`machine::Machine`], which the kernel image implements on the real CPU and `sim` (a feature)
+//! implements on plain memory. A file does the job of the FreeBSD file of the same name; functions
+//! and fields keep FreeBSD's names.
 
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
 #![deny(unsafe_code)]

@@ -1,4 +1,5 @@
-//! Numbers between addresses (`u64`) and lengths in memory (`usize`), which have the same width here.
+//! Numbers between addresses (`u64`) and lengths in memory (`usize`), which have the same width
+//! here.
 
 const _: () = assert!(usize::BITS == u64::BITS);
 

@@ -1,7 +1,9 @@
-//! What an operation of the control ring means: the one dispatch that the guest and the simulated machine share.
+//! What an operation of the control ring means: the one dispatch that the guest and the simulated
+//! machine share.
 //!
-//! Memory is accessed through [`Access`], page by page, so that the inner loops are plain loops over words on both
-//! sides. A fault inside an access is the implementation's affair: it ends in a panic, or the access goes through.
+//! Memory is accessed through [`Access`], page by page, so that the inner loops are plain loops
+//! over words on both sides. A fault inside an access is the implementation's affair: it ends in a
+//! panic, or the access goes through.
 
 mod bytes;
 mod lowmem;
@@ -26,12 +28,14 @@ use crate::vm::Vm;
 pub enum Executed {
     /// It is done.
     Done(Outcome),
-    /// The caller, who has the clock, lets so many microseconds pass; the answer is [`Outcome::Ok`].
+    /// The caller, who has the clock, lets so many microseconds pass; the answer is
+    /// [`Outcome::Ok`].
     Sleep {
         /// Microseconds.
         micros: u64,
     },
-    /// The caller, who knows what each thread does, waits for the other thread's answer and returns it.
+    /// The caller, who knows what each thread does, waits for the other thread's answer and returns
+    /// it.
     Join {
         /// The other thread.
         thread: u16,
@@ -45,11 +49,15 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
     Executed::Done(match *op {
         Op::Nop => Outcome::Ok,
         Op::KmemAlloc { map, size } => on_map(vm, map, |map| pointer(vm.kmem_alloc(map, size))),
-        Op::KmemAllocNofault { map, size } => on_map(vm, map, |map| pointer(vm.kmem_alloc_nofault(map, size))),
-        Op::KmemMalloc { map, size, flags } => on_map(vm, map, |map| match vm.get(map).system_map.get() {
-            0 => Outcome::Error(KernReturn::InvalidArgument),
-            _ => pointer(vm.kmem_malloc(map, size, flags)),
-        }),
+        Op::KmemAllocNofault { map, size } => {
+            on_map(vm, map, |map| pointer(vm.kmem_alloc_nofault(map, size)))
+        }
+        Op::KmemMalloc { map, size, flags } => {
+            on_map(vm, map, |map| match vm.get(map).system_map.get() {
+                0 => Outcome::Error(KernReturn::InvalidArgument),
+                _ => pointer(vm.kmem_malloc(map, size, flags)),
+            })
+        }
         Op::KmemFree { map, addr, size } => on_map(vm, map, |map| {
             vm.kmem_free(map, addr, size);
             Outcome::Ok
@@ -62,10 +70,16 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
             Outcome::Ok
         }
         Op::Touch { addr, size } => bytes::touch(access, addr, size),
-        Op::Fill { addr, size, seed } => bytes::fill(access, addr, size, |at| pattern::word(at, seed)),
-        Op::Verify { addr, size, seed } => bytes::verify(access, addr, size, |at| pattern::word(at, seed)),
+        Op::Fill { addr, size, seed } => {
+            bytes::fill(access, addr, size, |at| pattern::word(at, seed))
+        }
+        Op::Verify { addr, size, seed } => {
+            bytes::verify(access, addr, size, |at| pattern::word(at, seed))
+        }
         Op::VerifyZero { addr, size } => bytes::verify(access, addr, size, |_| 0),
-        Op::Vtop { addr } => vm.pmap_extract(addr).map_or(Outcome::Null, |pa| Outcome::Value(pa.get())),
+        Op::Vtop { addr } => {
+            vm.pmap_extract(addr).map_or(Outcome::Null, |pa| Outcome::Value(pa.get()))
+        }
         Op::Sleep { micros } => return Executed::Sleep { micros },
         Op::Settle => return Executed::Settle,
         Op::Join { thread } => return Executed::Join { thread },
@@ -74,10 +88,12 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
             vm.get(map).system_map.set(u32::from(kind == MapKind::System));
             Outcome::Value(map.addr().get())
         }),
-        Op::KmemAllocWait { map, size } => on_map(vm, map, |map| match vm.get(map).system_map.get() {
-            0 => pointer(vm.kmem_alloc_wait(map, size)),
-            _ => Outcome::Error(KernReturn::InvalidArgument),
-        }),
+        Op::KmemAllocWait { map, size } => {
+            on_map(vm, map, |map| match vm.get(map).system_map.get() {
+                0 => pointer(vm.kmem_alloc_wait(map, size)),
+                _ => Outcome::Error(KernReturn::InvalidArgument),
+            })
+        }
         Op::KmemFreeWakeup { map, addr, size } => on_map(vm, map, |map| {
             vm.kmem_free_wakeup(map, addr, size);
             Outcome::Ok
@@ -89,7 +105,9 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
             stress::run(vm, access, seed, operations, parties, [pageable, system])
         }
         Op::SpinRead { mailbox, rounds } => spin::read(vm, access, mailbox, rounds),
-        Op::SpinFree { mailbox, map } => on_map(vm, map, |map| spin::free(vm, access, mailbox, map)),
+        Op::SpinFree { mailbox, map } => {
+            on_map(vm, map, |map| spin::free(vm, access, mailbox, map))
+        }
         Op::UmaReclaim => {
             vm.uma_reclaim();
             Outcome::Ok

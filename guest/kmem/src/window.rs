@@ -1,10 +1,12 @@
 //! The window onto the kernel's structures: the one place that makes references out of addresses.
 //!
-//! **Invariant.** A [`KPtr`] of this crate is null or was made by one of its allocators (boot region, page array,
-//! pools of maps, whole pages), which hand out properly aligned places inside one page of managed memory or inside the page
-//! array. Types are [`Shared`]: any bytes are a value, and every word is atomic, by a trait that no type with a plain word can
-//! have. That a place is aligned and lies in one page is checked each time. A reference made here is therefore always valid, even when the structure behind it has been freed and the place serves another one: what is read then
-//! is wrong, but never undefined.
+//! **Invariant.** A [`KPtr`] of this crate is null or was made by one of its allocators (boot
+//! region, page array, pools of maps, whole pages), which hand out properly aligned places inside
+//! one page of managed memory or inside the page array. Types are [`Shared`]: any bytes are a
+//! value, and every word is atomic, by a trait that no type with a plain word can have. That a
+//! place is aligned and lies in one page is checked each time. A reference made here is therefore
+//! always valid, even when the structure behind it has been freed and the place serves another one:
+//! what is read then is wrong, but never undefined.
 
 #![expect(unsafe_code, reason = "this module exists to hold it")]
 
@@ -16,7 +18,8 @@ use zerocopy::FromBytes;
 
 use crate::machine::Machine;
 
-/// A type that may lie in memory that others look at, too: any bytes are a value, and each word is an atomic.
+/// A type that may lie in memory that others look at, too: any bytes are a value, and each word is
+/// an atomic.
 pub trait Shared: FromBytes + Atomics {}
 
 impl<T: FromBytes + Atomics> Shared for T {}
@@ -27,15 +30,16 @@ pub type PageTable = [Field<Pte>; NPTEPG];
 /// A cache line of words.
 pub type Line = [Field<u64>; 8];
 
-/// Whether a `T` at `pa` is aligned and lies in one page. One comparison for a type whose size is its alignment.
+/// Whether a `T` at `pa` is aligned and lies in one page. One comparison for a type whose size is
+/// its alignment.
 #[inline]
 const fn fits<T>(pa: GuestPhys) -> bool {
     let (align, size) = (align_of::<T>() as u64, size_of::<T>() as u64);
     pa.get() & (align - 1) == 0 && (size == align || pa.page_offset() + size <= PAGE_SIZE)
 }
 
-/// The `T` that begins at `pa`. Panics when it would be misaligned or leave its page: an address that a damaged structure
-/// gave is no reason to read beside it.
+/// The `T` that begins at `pa`. Panics when it would be misaligned or leave its page: an address
+/// that a damaged structure gave is no reason to read beside it.
 #[inline]
 pub fn at<T: Shared, M: Machine>(machine: &M, pa: GuestPhys) -> &T {
     const { assert!(align_of::<T>() as u64 <= PAGE_SIZE && size_of::<T>() as u64 <= PAGE_SIZE) };
@@ -43,9 +47,9 @@ pub fn at<T: Shared, M: Machine>(machine: &M, pa: GuestPhys) -> &T {
         misplaced(machine, pa);
     }
     let pointer = machine.frame(pa).cast::<T>();
-    // SAFETY: by the module's invariant `pa` lies in memory that `Machine::frame` vouches for, up to the end of its
-    // page, and the `T` lies in that page, aligned (checked); `T` is `Shared`, so that any contents are a value and
-    // concurrent changes are atomic.
+    // SAFETY: by the module's invariant `pa` lies in memory that `Machine::frame` vouches for, up
+    // to the end of its page, and the `T` lies in that page, aligned (checked); `T` is `Shared`, so
+    // that any contents are a value and concurrent changes are atomic.
     unsafe { pointer.as_ref() }
 }
 
@@ -59,6 +63,7 @@ fn misplaced<M: Machine>(machine: &M, pa: GuestPhys) -> ! {
 pub fn get<T: Shared, M: Machine>(machine: &M, pointer: KPtr<T>) -> &T {
     match dmap_to_phys(pointer.addr()) {
         Some(pa) => at(machine, pa),
-        None => machine.panic(format_args!("kernel pointer {} is outside the direct map", pointer.addr())),
+        None => machine
+            .panic(format_args!("kernel pointer {} is outside the direct map", pointer.addr())),
     }
 }

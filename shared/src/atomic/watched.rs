@@ -1,11 +1,13 @@
 //! Atomics with the size of their value, of which loom watches those that a model names.
 //!
-//! loom's own atomics are no plain bytes, so that no structure of shared memory could be made of them. Here a word is
-//! `core`'s atomic. While a [`Watched`] of it lives, every access goes to an atomic of loom's that is kept beside it: loom
-//! then tries each order of the accesses, and each value that the memory orderings allow a load to see. Words that nobody
-//! watches are plain memory, which costs a model nothing; their accesses are not interleaved with anything.
+//! loom's own atomics are no plain bytes, so that no structure of shared memory could be made of
+//! them. Here a word is `core`'s atomic. While a [`Watched`] of it lives, every access goes to an
+//! atomic of loom's that is kept beside it: loom then tries each order of the accesses, and each
+//! value that the memory orderings allow a load to see. Words that nobody watches are plain memory,
+//! which costs a model nothing; their accesses are not interleaved with anything.
 //!
-//! A model watches its words before it starts threads, and keeps the [`Watched`] until they have ended.
+//! A model watches its words before it starts threads, and keeps the [`Watched`] until they have
+//! ended.
 
 extern crate std;
 
@@ -23,7 +25,8 @@ std::thread_local! {
     static WATCHED: RefCell<BTreeMap<usize, Arc<loom::sync::atomic::AtomicU64>>> = RefCell::default();
 }
 
-/// The word at this address, if it is watched. No borrow is left behind: an access may switch threads.
+/// The word at this address, if it is watched. No borrow is left behind: an access may switch
+/// threads.
 fn find(address: usize) -> Option<Arc<loom::sync::atomic::AtomicU64>> {
     WATCHED.with_borrow(|watched| watched.get(&address).cloned())
 }
@@ -41,7 +44,8 @@ impl Drop for Watched {
 
 /// A value of a narrower word, out of loom's.
 fn narrow<T: TryFrom<u64>>(value: u64) -> T {
-    T::try_from(value).unwrap_or_else(|_| unreachable!("loom's word holds what came from this type"))
+    T::try_from(value)
+        .unwrap_or_else(|_| unreachable!("loom's word holds what came from this type"))
 }
 
 macro_rules! atomic {
@@ -114,7 +118,8 @@ macro_rules! atomic {
                 }
             }
 
-            /// Writes what `f` makes of what the word holds, unless that is nothing, and returns what it held.
+            /// Writes what `f` makes of what the word holds, unless that is nothing, and returns
+            /// what it held.
             ///
             /// # Errors
             /// What it held, when `f` made nothing of it.

@@ -17,8 +17,9 @@ bitflags! {
     }
 }
 
-/// A map: below [`MapId::NAMED_MAX`] the number of one that is made at boot, else the address of a `VmMap` that
-/// `kmem_suballoc` made. The kernel believes no address that is not that of a map of its own.
+/// A map: below [`MapId::NAMED_MAX`] the number of one that is made at boot, else the address of a
+/// `VmMap` that `kmem_suballoc` made. The kernel believes no address that is not that of a map of
+/// its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MapId(pub u64);
 

@@ -19,16 +19,17 @@ pub struct Request {
 pub enum Context {
     /// On kernel thread 0 to 63, made at its first use.
     Thread(u16),
-    /// On a kernel thread too, but nobody waits for it: no answer comes until a join of the thread asks for one. In virtual
-    /// time the operation begins with the next request of another kind, behind those that were started before it and
-    /// ahead of that request, all on one CPU; in real time it begins at once, on any CPU.
+    /// On a kernel thread too, but nobody waits for it: no answer comes until a join of the thread
+    /// asks for one. In virtual time the operation begins with the next request of another kind,
+    /// behind those that were started before it and ahead of that request, all on one CPU; in real
+    /// time it begins at once, on any CPU.
     Start(u16),
     /// In an interrupt handler, where sleeping is forbidden.
     Interrupt,
     /// In a handler of the vm_lowmem event, once, when it next fires. The answer comes at once: ok.
     Lowmem,
-    /// On no thread. The answer comes when the guest is at rest, and what was started before has begun. Only for
-    /// [`Op::Nop`].
+    /// On no thread. The answer comes when the guest is at rest, and what was started before has
+    /// begun. Only for [`Op::Nop`].
     Rest,
 }
 

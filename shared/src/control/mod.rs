@@ -1,19 +1,21 @@
 //! The control region: where host and kernel meet.
 //!
-//! The host places it in guest memory, outside of what the kernel manages, and names it with `control=` on the command
-//! line. Operations go to the guest through one ring and come back through another; many may be in flight, and neither
-//! side leaves its CPU while the other is awake.
+//! The host places it in guest memory, outside of what the kernel manages, and names it with
+//! `control=` on the command line. Operations go to the guest through one ring and come back
+//! through another; many may be in flight, and neither side leaves its CPU while the other is
+//! awake.
 //!
-//! **Doorbell protocol.** Each ring's consumer has a [`Sleeper`] word. Before it sleeps it calls [`Sleeper::prepare`],
-//! looks into its ring once more, and sleeps only if that is still empty. A producer pushes, then asks
-//! [`Sleeper::must_wake`], and rings the bell only on a yes: a port write ([`DOORBELL_PORT`]) from the guest, an
-//! interrupt ([`DOORBELL_VECTOR`]) from the host.
+//! **Doorbell protocol.** Each ring's consumer has a [`Sleeper`] word. Before it sleeps it calls
+//! [`Sleeper::prepare`], looks into its ring once more, and sleeps only if that is still empty. A
+//! producer pushes, then asks [`Sleeper::must_wake`], and rings the bell only on a yes: a port
+//! write ([`DOORBELL_PORT`]) from the guest, an interrupt ([`DOORBELL_VECTOR`]) from the host.
 //!
-//! **Pause.** The host may ask a CPU to stand still where nothing is half done: it raises [`PAUSE_VECTOR`], and the kernel,
-//! as soon as it owns no mutex and no spin lock, writes to [`PAUSE_PORT`]. When that takes long the host says so
-//! ([`Pausing::Urgent`]), and a loop that owns a mutex writes at its next point. The host holds the CPU in that write for as
-//! long as it likes, or lets it go on at once when it has lost patience. Either side may forget about a pause at any time:
-//! a write that nobody waits for means nothing.
+//! **Pause.** The host may ask a CPU to stand still where nothing is half done: it raises
+//! [`PAUSE_VECTOR`], and the kernel, as soon as it owns no mutex and no spin lock, writes to
+//! [`PAUSE_PORT`]. When that takes long the host says so ([`Pausing::Urgent`]), and a loop that
+//! owns a mutex writes at its next point. The host holds the CPU in that write for as long as it
+//! likes, or lets it go on at once when it has lost patience. Either side may forget about a pause
+//! at any time: a write that nobody waits for means nothing.
 
 mod argument;
 mod message;
@@ -84,8 +86,8 @@ pub enum Pausing {
     Urgent = 2,
 }
 
-/// The guest writes any value here when it waits for another of its CPUs, which may not be running: the host's scheduler is
-/// asked to run somebody else.
+/// The guest writes any value here when it waits for another of its CPUs, which may not be running:
+/// the host's scheduler is asked to run somebody else.
 pub const YIELD_PORT: u16 = 0x512;
 
 /// The guest writes any value here to wake the host's keeper of its log ([`crate::log`]).
@@ -156,7 +158,8 @@ impl Sleeper {
         self.asleep.store(0, Ordering::Relaxed);
     }
 
-    /// Asked by the producer after a push: whether the bell must be rung. A yes is given once per sleep.
+    /// Asked by the producer after a push: whether the bell must be rung. A yes is given once per
+    /// sleep.
     #[must_use]
     pub fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -164,10 +167,11 @@ impl Sleeper {
     }
 }
 
-/// The region. All zero when the guest starts, but for what the host writes into `magic` and `host_abi_version`.
+/// The region. All zero when the guest starts, but for what the host writes into `magic` and
+/// `host_abi_version`.
 ///
-/// The fields up to `description_len` are the handshake: they stay where they are in every version, so that two sides that
-/// do not understand each other can still find out why.
+/// The fields up to `description_len` are the handshake: they stay where they are in every version,
+/// so that two sides that do not understand each other can still find out why.
 ///
 /// What a boot and a first request touch ends with the log's first page. A KVM that shadows page
 /// tables fills the entries of eight aligned pages on one fault, so a host puts these pages and
@@ -193,10 +197,12 @@ pub struct ControlRegion {
     pub body_cpl: Field<u32>,
     /// Cycles that [`TIMED_INSTRUCTIONS`](crate::entry::TIMED_INSTRUCTIONS) took on the way in.
     pub cpl0_cycles: Field<u64>,
-    /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own no lock wait for the
-    /// others before they stand still, so that nobody is left waiting for an answer.
+    /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own
+    /// no lock wait for the others before they stand still, so that nobody is left waiting for an
+    /// answer.
     pub pausing: Field<u32>,
-    /// What the guest's CPUs demand of page-table entries, by the host before they start: [`Paging::word`](crate::paging::Paging::word).
+    /// What the guest's CPUs demand of page-table entries, by the host before they start:
+    /// [`Paging::word`](crate::paging::Paging::word).
     pub paging: Field<u32>,
     /// Where the kernel's structures begin.
     pub roots: Field<KPtr<KernelRoots>>,

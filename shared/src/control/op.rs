@@ -40,7 +40,8 @@ pub enum Op {
         /// Bytes.
         size: u64,
     },
-    /// `kmem_suballoc(parent, &min, &max, size)`. Answer: the new map as a [`MapId`], or a panic of the kernel.
+    /// `kmem_suballoc(parent, &min, &max, size)`. Answer: the new map as a [`MapId`], or a panic of
+    /// the kernel.
     KmemSuballoc {
         /// The map to take the range from.
         parent: MapId,
@@ -67,13 +68,14 @@ pub enum Op {
     },
     /// `uma_reclaim()`. Answer: ok.
     UmaReclaim,
-    /// Waits until the operation of another thread has finished. Answer: that operation's answer, or that it is still
-    /// blocked.
+    /// Waits until the operation of another thread has finished. Answer: that operation's answer,
+    /// or that it is still blocked.
     Join {
         /// The other thread.
         thread: u16,
     },
-    /// Maps `count` fresh wired pages at `addr`. Answer: ok, or an error when there are not that many pages.
+    /// Maps `count` fresh wired pages at `addr`. Answer: ok, or an error when there are not that
+    /// many pages.
     PmapQenter {
         /// First address.
         addr: GuestVirt,
@@ -131,7 +133,8 @@ pub enum Op {
         /// Bytes.
         size: u64,
     },
-    /// The physical address by the kernel's own walk of the page tables. Answer: an address or null.
+    /// The physical address by the kernel's own walk of the page tables. Answer: an address or
+    /// null.
     Vtop {
         /// The virtual address.
         addr: GuestVirt,
@@ -143,8 +146,8 @@ pub enum Op {
     },
     /// Waits until nothing is runnable but idle work, and idle work is done. Answer: ok.
     Settle,
-    /// Allocates and frees `size` bytes, `count` times one after the other: what the functions themselves cost. Answer: ok,
-    /// or null when an allocation failed.
+    /// Allocates and frees `size` bytes, `count` times one after the other: what the functions
+    /// themselves cost. Answer: ok, or null when an allocation failed.
     Pairs {
         /// The map.
         map: MapId,
@@ -155,9 +158,9 @@ pub enum Op {
         /// By which function.
         allocator: Allocator,
     },
-    /// One thread's part of a random mix of all functions, with every live word verified before it is freed; in the end
-    /// all is free again. Answer: the number of operations, at least those asked for, or a mismatch, after which what
-    /// the thread has stays allocated.
+    /// One thread's part of a random mix of all functions, with every live word verified before it
+    /// is freed; in the end all is free again. Answer: the number of operations, at least those
+    /// asked for, or a mismatch, after which what the thread has stays allocated.
     Stress {
         /// Decides everything.
         seed: u64,
@@ -165,20 +168,23 @@ pub enum Op {
         operations: u64,
         /// Threads that share the maps: each fills its part of them.
         parties: u64,
-        /// A map for `kmem_alloc_wait`, besides exec_map, from which each party takes at most one block.
+        /// A map for `kmem_alloc_wait`, besides exec_map, from which each party takes at most one
+        /// block.
         pageable: MapId,
         /// A system map for `kmem_malloc`, besides kmem_map.
         system: MapId,
     },
-    /// Reads, again and again, what [`Op::SpinFree`] on another CPU frees under it. Answer: the rounds that it took, or a
-    /// mismatch: what could be read although the free had returned, or was wrong before it.
+    /// Reads, again and again, what [`Op::SpinFree`] on another CPU frees under it. Answer: the
+    /// rounds that it took, or a mismatch: what could be read although the free had returned, or
+    /// was wrong before it.
     SpinRead {
         /// A page of zeros in which the two meet.
         mailbox: GuestVirt,
         /// Rounds in which the two ran on different CPUs.
         rounds: u64,
     },
-    /// The other side of [`Op::SpinRead`]: allocates a page, waits until the reader reads it, frees it. Answer: ok.
+    /// The other side of [`Op::SpinRead`]: allocates a page, waits until the reader reads it, frees
+    /// it. Answer: ok.
     SpinFree {
         /// The page in which the two meet.
         mailbox: GuestVirt,

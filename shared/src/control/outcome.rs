@@ -16,7 +16,8 @@ pub enum Outcome {
     Null,
     /// It failed.
     Error(KernReturn),
-    /// A verification found a wrong 8-byte word (or the part of it inside the range, low bytes first).
+    /// A verification found a wrong 8-byte word (or the part of it inside the range, low bytes
+    /// first).
     Mismatch {
         /// Address of the first wrong byte's word.
         addr: GuestVirt,
@@ -25,8 +26,8 @@ pub enum Outcome {
         /// What should.
         want: u64,
     },
-    /// The thread sleeps, nothing in the guest is runnable, and no time-out of a thread with a request is pending. The
-    /// answer proper comes to [`Op::Join`](super::Op::Join).
+    /// The thread sleeps, nothing in the guest is runnable, and no time-out of a thread with a
+    /// request is pending. The answer proper comes to [`Op::Join`](super::Op::Join).
     Blocked {
         /// What it waits for.
         waits_for: WaitMessage,

@@ -1,9 +1,10 @@
 //! A ring for one producer and one consumer, each of which distrusts the other.
 //!
-//! `tail` counts slots ever filled and is written by the producer alone; `head` counts slots ever emptied and is
-//! written by the consumer alone. Both wrap. Each side keeps its own counter privately and only *checks* the other's: a
-//! distance above the ring's size is [`Corrupt`], whatever it was that wrote it. A slot's words are published by the
-//! release store of the counter and read after its acquire load.
+//! `tail` counts slots ever filled and is written by the producer alone; `head` counts slots ever
+//! emptied and is written by the consumer alone. Both wrap. Each side keeps its own counter
+//! privately and only *checks* the other's: a distance above the ring's size is [`Corrupt`],
+//! whatever it was that wrote it. A slot's words are published by the release store of the counter
+//! and read after its acquire load.
 
 use core::fmt;
 
@@ -53,7 +54,11 @@ pub struct Corrupt {
 
 impl fmt::Display for Corrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ring counters {:#x} and {:#x} are further apart than the ring is long", self.own, self.other)
+        write!(
+            f,
+            "ring counters {:#x} and {:#x} are further apart than the ring is long",
+            self.own, self.other
+        )
     }
 }
 
@@ -69,7 +74,8 @@ impl<const N: usize> Ring<N> {
     /// Has loom watch the counters, and the first and the last word of each slot.
     #[cfg(all(test, loom))]
     pub(super) fn watch(&self) -> impl Iterator<Item = crate::atomic::watched::Watched> {
-        let words = self.slots.iter().flat_map(|slot| [slot[0].watch(), slot[SLOT_WORDS - 1].watch()]);
+        let words =
+            self.slots.iter().flat_map(|slot| [slot[0].watch(), slot[SLOT_WORDS - 1].watch()]);
         [self.tail.value.watch(), self.head.value.watch()].into_iter().chain(words)
     }
 
@@ -149,7 +155,11 @@ impl<'a, const N: usize> Consumer<'a, N> {
     pub fn waiting(&self) -> Result<u32, Corrupt> {
         let tail = self.ring.tail.value.load(Ordering::Acquire);
         let waiting = tail.wrapping_sub(self.head);
-        if waiting <= Ring::<N>::SLOTS { Ok(waiting) } else { Err(Corrupt { own: self.head, other: tail }) }
+        if waiting <= Ring::<N>::SLOTS {
+            Ok(waiting)
+        } else {
+            Err(Corrupt { own: self.head, other: tail })
+        }
     }
 
     /// Takes the oldest message, or `None` from an empty ring.
@@ -180,7 +190,10 @@ mod tests {
 
     fn ring<const N: usize>() -> Box<Ring<N>> {
         let slots = core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0)));
-        let counter = || Counter { value: AtomicU32::new(0), _line: core::array::from_fn(|_| Field::default()) };
+        let counter = || Counter {
+            value: AtomicU32::new(0),
+            _line: core::array::from_fn(|_| Field::default()),
+        };
         Box::new(Ring { tail: counter(), head: counter(), slots })
     }
 

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// What a sleeping thread waits for: FreeBSD's wait message, at most 15 bytes, cut where it is longer.
+/// What a sleeping thread waits for: FreeBSD's wait message, at most 15 bytes, cut where it is
+/// longer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct WaitMessage([u8; 16]);
 
@@ -59,9 +60,12 @@ mod tests {
 
     #[test]
     fn a_wait_message_is_cut_to_15_bytes_and_survives_its_words() {
-        for (text, kept) in
-            [("vmwait", "vmwait"), ("", ""), ("a message of more bytes", "a message of mo"), ("a\nb", "a?b")]
-        {
+        for (text, kept) in [
+            ("vmwait", "vmwait"),
+            ("", ""),
+            ("a message of more bytes", "a message of mo"),
+            ("a\nb", "a?b"),
+        ] {
             let message = WaitMessage::new(text);
             assert_eq!(message.to_string(), kept);
             assert_eq!(WaitMessage::from_words(message.words()), message);

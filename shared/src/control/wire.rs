@@ -1,7 +1,8 @@
 //! Requests and responses as ring slots.
 //!
-//! A request slot is `[tag | op << 32 | thread << 48, a0 .. a6]`, a response slot `[tag | kind << 32, cycles, v0 .. v5]`.
-//! Decoding checks everything: the kernel must survive a confused host, and the host a confused kernel.
+//! A request slot is `[tag | op << 32 | thread << 48, a0 .. a6]`, a response slot `[tag | kind <<
+//! 32, cycles, v0 .. v5]`. Decoding checks everything: the kernel must survive a confused host, and
+//! the host a confused kernel.
 
 use core::fmt;
 
@@ -22,7 +23,12 @@ pub struct WireError {
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ring slot with first word {:#x} is not a message of ABI version {}", self.head, crate::ABI_VERSION)
+        write!(
+            f,
+            "ring slot with first word {:#x} is not a message of ABI version {}",
+            self.head,
+            crate::ABI_VERSION
+        )
     }
 }
 
@@ -74,7 +80,10 @@ impl Request {
     ///
     /// # Errors
     /// When it is no request, or names what cannot be (an unknown flag).
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are cut out of the word on purpose"
+    )]
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
         let [head, a0, a1, a2, a3, a4, ..] = *slot;
         let error = WireError { head };
@@ -102,8 +111,16 @@ impl Request {
             18 => Op::KmemFreeWakeup { map, addr: v1, size: a2 },
             19 => Op::UmaReclaim,
             21 => Op::Pairs { map, size: a1, count: a2, allocator: allocator(a3).ok_or(error)? },
-            20 => Op::Join { thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)? },
-            22 => Op::Stress { seed: a0, operations: a1, parties: a2, pageable: MapId(a3), system: MapId(a4) },
+            20 => Op::Join {
+                thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)?,
+            },
+            22 => Op::Stress {
+                seed: a0,
+                operations: a1,
+                parties: a2,
+                pageable: MapId(a3),
+                system: MapId(a4),
+            },
             23 => Op::SpinRead { mailbox: v0, rounds: a1 },
             24 => Op::SpinFree { mailbox: v0, map: MapId(a1) },
             _ => return Err(error),
@@ -151,7 +168,10 @@ impl Response {
     ///
     /// # Errors
     /// When it is no response.
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of the word on purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are cut out of the word on purpose"
+    )]
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
         let [head, cycles, v0, v1, v2, ..] = *slot;
         let error = WireError { head };
@@ -223,20 +243,33 @@ mod tests {
             Op::Sleep { micros: 14 },
             Op::Settle,
             Op::KmemSuballoc { parent: MapId::KERNEL, size: 15, kind: MapKind::System },
-            Op::KmemSuballoc { parent: MapId(0xffff_ff00_0000_1000), size: 16, kind: MapKind::User },
+            Op::KmemSuballoc {
+                parent: MapId(0xffff_ff00_0000_1000),
+                size: 16,
+                kind: MapKind::User,
+            },
             Op::KmemAllocWait { map, size: 17 },
             Op::KmemFreeWakeup { map, addr, size: 18 },
             Op::UmaReclaim,
             Op::Join { thread: 63 },
             Op::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc },
             Op::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc },
-            Op::Stress { seed: 19, operations: 20, parties: 21, pageable: map, system: MapId::EXEC },
+            Op::Stress {
+                seed: 19,
+                operations: 20,
+                parties: 21,
+                pageable: map,
+                system: MapId::EXEC,
+            },
             Op::SpinRead { mailbox: addr, rounds: 22 },
             Op::SpinFree { mailbox: addr, map },
         ];
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
-            let threads = [Context::Thread(0), Context::Thread(63), Context::Start(0), Context::Start(63)];
-            for context in threads.into_iter().chain([Context::Interrupt, Context::Lowmem, Context::Rest]) {
+            let threads =
+                [Context::Thread(0), Context::Thread(63), Context::Start(0), Context::Start(63)];
+            for context in
+                threads.into_iter().chain([Context::Interrupt, Context::Lowmem, Context::Rest])
+            {
                 let request = Request { tag, context, op };
                 assert_eq!(Request::decode(&request.encode()), Ok(request));
             }

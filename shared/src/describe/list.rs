@@ -1,4 +1,5 @@
-//! The structures, each with all its fields. Those with private fields are described where they are defined.
+//! The structures, each with all its fields. Those with private fields are described where they are
+//! defined.
 
 use super::{Described, Structure};
 use crate::clock::ClockBase;
@@ -10,7 +11,19 @@ use crate::log::LogRing;
 describe!(Mtx { owner });
 describe!(Sx { owner, waiters });
 describe!(LockStats { acquired, contested, waited, held, longest, since });
-describe!(VmObject { lock, ref_count, kind, flags, size, resident_page_count, generation, root, before, after, _pad });
+describe!(VmObject {
+    lock,
+    ref_count,
+    kind,
+    flags,
+    size,
+    resident_page_count,
+    generation,
+    root,
+    before,
+    after,
+    _pad
+});
 describe!(VmPage {
     object,
     pindex,
@@ -140,7 +153,16 @@ describe!(Pcpu {
     page_cache
 });
 describe!(PageCache { lock, _pad, pages, allocs, frees, refills, spills, drained });
-describe!(TlbStats { flushes, shootdowns, asked, interrupts, skipped, answered, merged, caught_up });
+describe!(TlbStats {
+    flushes,
+    shootdowns,
+    asked,
+    interrupts,
+    skipped,
+    answered,
+    merged,
+    caught_up
+});
 describe!(KernelPmap { lock, _pad, pml4, resident_count, wired_count, table_count });
 describe!(BootTables { kpdphys, kptphys, nkpt, valid });
 describe!(SlabHeader { next, prev, free, free_count, zone, _pad });

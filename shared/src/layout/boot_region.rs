@@ -1,6 +1,7 @@
 //! Where the kernel's first structures lie, and what of memory a boot touches.
 //!
-//! The kernel plans by it; a host that knows the plan can have those pages ready, which saves the boot a fault for each.
+//! The kernel plans by it; a host that knows the plan can have those pages ready, which saves the
+//! boot a fault for each.
 
 use core::ops::Range;
 
@@ -8,7 +9,8 @@ use super::{ISADMA_END, KernelRoots, Pcpu, VmPage, VmPhysSeg};
 use crate::addr::{GuestPhys, PAGE_SIZE};
 use crate::kva::NKPT;
 
-/// Order of the smallest block cut off memory that was never used: as many pages as one page of the page array describes.
+/// Order of the smallest block cut off memory that was never used: as many pages as one page of the
+/// page array describes.
 pub const FRESH_ORDER: usize = 6;
 /// Pages of such a block.
 pub const FRESH_BLOCK: u64 = 1 << FRESH_ORDER;
@@ -54,13 +56,14 @@ pub struct BootRegion {
 }
 
 impl BootRegion {
-    /// Plans the region for the managed `ranges` of page numbers, first and first past them, ascending; nothing when memory is
-    /// too small for it.
+    /// Plans the region for the managed `ranges` of page numbers, first and first past them,
+    /// ascending; nothing when memory is too small for it.
     #[must_use]
     pub fn plan(ranges: impl ExactSizeIterator<Item = (u64, u64)> + Clone) -> Option<Self> {
         let count = ranges.len() as u64;
         let pages = || ranges.clone().filter(|(first, end)| first < end);
-        // A page of the array describes the pages of one block: those of a fresh block touch no second one.
+        // A page of the array describes the pages of one block: those of a fresh block touch no
+        // second one.
         let first_page = pages().map(|(first, _)| first & !(FRESH_BLOCK - 1)).min()?;
         let last = pages().map(|(_, end)| end).max()?;
         let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
@@ -95,11 +98,16 @@ impl BootRegion {
     /// page table for the stacks of threads comes on top: where it lies follows from the sizes of
     /// the maps before them.
     #[must_use]
-    pub fn touched_by_boot(&self, ranges: impl Iterator<Item = (u64, u64)> + Clone) -> [Range<GuestPhys>; 3] {
+    pub fn touched_by_boot(
+        &self,
+        ranges: impl Iterator<Item = (u64, u64)> + Clone,
+    ) -> [Range<GuestPhys>; 3] {
         // Memory from 16 MiB up is taken first.
         let above = ranges.clone().find(|(_, end)| *end > ISADMA_END.pfn());
-        let first =
-            above.map_or_else(|| ranges.map(|(first, _)| first).min(), |(first, _)| Some(first.max(ISADMA_END.pfn())));
+        let first = above.map_or_else(
+            || ranges.map(|(first, _)| first).min(),
+            |(first, _)| Some(first.max(ISADMA_END.pfn())),
+        );
         let first = first.unwrap_or(self.first_page);
         let element = first.saturating_sub(self.first_page) * size_of::<VmPage>() as u64;
         let described = GuestPhys::new(self.vm_page_array.add(element).get() & !(PAGE_SIZE - 1));

@@ -9,7 +9,8 @@ use crate::field::Field;
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct EventhandlerList {
-    /// The event's name, at most 15 bytes, in two words as [`crate::control::WaitMessage`] has them.
+    /// The event's name, at most 15 bytes, in two words as [`crate::control::WaitMessage`] has
+    /// them.
     pub name: [Field<u64>; 2],
     /// The first handler, or null.
     pub first: Field<KPtr<EventhandlerEntry>>,
@@ -23,7 +24,8 @@ pub struct EventhandlerList {
 
 const _: () = assert!(size_of::<EventhandlerList>() == 64);
 
-/// A handler on its list, in ascending order of priority and, among equals, in the order of registration.
+/// A handler on its list, in ascending order of priority and, among equals, in the order of
+/// registration.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct EventhandlerEntry {
@@ -33,9 +35,11 @@ pub struct EventhandlerEntry {
     pub func: Field<u64>,
     /// Its argument.
     pub arg: Field<u64>,
-    /// Lower runs first; [`EventhandlerEntry::DEAD`] when it has been deregistered while the list was running.
+    /// Lower runs first; [`EventhandlerEntry::DEAD`] when it has been deregistered while the list
+    /// was running.
     pub priority: Field<u32>,
-    /// 1 when it runs once: it is marked dead before it is called, so that no other CPU calls it, too.
+    /// 1 when it runs once: it is marked dead before it is called, so that no other CPU calls it,
+    /// too.
     pub once: Field<u32>,
 }
 

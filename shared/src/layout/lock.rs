@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 use crate::field::Field;
 
 bitflags! {
-    /// Classes of mutexes as [`super::Thread::held_locks`] has them, in the order of nesting, outermost first.
+    /// Classes of mutexes as [`super::Thread::held_locks`] has them, in the order of nesting,
+    /// outermost first.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct HeldLocks: u32 {
         /// The requests of the host.
@@ -34,7 +35,8 @@ bitflags! {
     }
 }
 
-/// Classes of locks that are told apart in [`LockStats`]: those of mutexes by their bit in [`HeldLocks`], then sx locks.
+/// Classes of locks that are told apart in [`LockStats`]: those of mutexes by their bit in
+/// [`HeldLocks`], then sx locks.
 pub const LOCK_CLASSES: usize = 12;
 
 /// The class of sx locks.
@@ -56,9 +58,11 @@ pub const LOCK_CLASS_NAMES: [&str; LOCK_CLASSES] = [
     "user map",
 ];
 
-const _: () = assert!(HeldLocks::all().bits() == (1 << SX_CLASS) - 1 && SX_CLASS + 1 == LOCK_CLASSES);
+const _: () =
+    assert!(HeldLocks::all().bits() == (1 << SX_CLASS) - 1 && SX_CLASS + 1 == LOCK_CLASSES);
 
-/// What a CPU has done with the locks of a class since boot (`struct lock_prof`). Cycles are those of the TSC.
+/// What a CPU has done with the locks of a class since boot (`struct lock_prof`). Cycles are those
+/// of the TSC.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct LockStats {
@@ -80,15 +84,15 @@ pub struct LockStats {
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Mtx {
-    /// In the low half, the number of the thread that owns it plus 1, or 0; in the high half, how often that thread has
-    /// acquired it again, for the mutexes that allow it.
+    /// In the low half, the number of the thread that owns it plus 1, or 0; in the high half, how
+    /// often that thread has acquired it again, for the mutexes that allow it.
     pub owner: Field<u32>,
 }
 
 const _: () = assert!(size_of::<Mtx>() == 4);
 
-/// A lock that is held across sleeps (`struct sx`), exclusive only. All zero is a free one. Guarded by
-/// [`super::Scheduler::lock`]. Those who wait sleep on its address, first come first served.
+/// A lock that is held across sleeps (`struct sx`), exclusive only. All zero is a free one. Guarded
+/// by [`super::Scheduler::lock`]. Those who wait sleep on its address, first come first served.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Sx {

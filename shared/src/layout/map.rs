@@ -1,7 +1,7 @@
 //! `vm_map`, `vm_map_entry` and the nodes of a map's index.
 //!
-//! A map is a circular list of entries through its header, in the order of addresses, and a B+-tree over the same
-//! entries ([`MapNode`]). Both say the same at any time when the map's lock is free.
+//! A map is a circular list of entries through its header, in the order of addresses, and a B+-tree
+//! over the same entries ([`MapNode`]). Both say the same at any time when the map's lock is free.
 
 mod node;
 mod pool;
@@ -31,8 +31,8 @@ bitflags! {
         const IN_TRANSITION = 0x0100;
         /// Somebody waits for the end of the transition.
         const NEEDS_WAKEUP = 0x0200;
-        /// In transition because it is being deleted: it only keeps its addresses from being used again until no CPU
-        /// remembers their translations. Not one of FreeBSD's.
+        /// In transition because it is being deleted: it only keeps its addresses from being used
+        /// again until no CPU remembers their translations. Not one of FreeBSD's.
         const DELETING = 0x0800;
     }
 }
@@ -72,7 +72,8 @@ pub struct VmMapEntry {
     pub start: Field<GuestVirt>,
     /// First address past the range.
     pub end: Field<GuestVirt>,
-    /// The object behind the range, or with [`EntryFlags::IS_SUB_MAP`] the submap (a `KPtr<VmMap>`), or null.
+    /// The object behind the range, or with [`EntryFlags::IS_SUB_MAP`] the submap (a
+    /// `KPtr<VmMap>`), or null.
     pub object: Field<KPtr<VmObject>>,
     /// Byte in the object that stands at `start`.
     pub offset: Field<u64>,
@@ -117,8 +118,8 @@ const _: () = assert!(core::mem::offset_of!(VmMapEntry, eflags) == 48);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, protection) == 56);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, deleter) == 60);
 
-/// The B+-tree over a map's entries. Guarded by the map's lock. All zero is no tree: creating the map makes the
-/// first node, which holds the header alone.
+/// The B+-tree over a map's entries. Guarded by the map's lock. All zero is no tree: creating the
+/// map makes the first node, which holds the header alone.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapIndex {
@@ -132,8 +133,8 @@ pub struct MapIndex {
     pub nodes: Field<u64>,
 }
 
-/// The entries and nodes that a map owns, those in use and those in reserve, so that a change of the map never has to
-/// allocate. Guarded by the map's lock.
+/// The entries and nodes that a map owns, those in use and those in reserve, so that a change of
+/// the map never has to allocate. Guarded by the map's lock.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapReserve {
@@ -143,20 +144,24 @@ pub struct MapReserve {
     pub entries: MapPool,
     /// The index nodes.
     pub nodes: MapPool,
-    /// Nodes that have left the tree and not yet the pool, linked by [`MapNode::spare_next`]; null between changes.
+    /// Nodes that have left the tree and not yet the pool, linked by [`MapNode::spare_next`]; null
+    /// between changes.
     pub unlinked: Field<KPtr<MapNode>>,
-    /// Merges of entries without an object that were not split again: so many entries are kept in reserve, because
-    /// freeing such a range brings no page in from which an entry could be made.
+    /// Merges of entries without an object that were not split again: so many entries are kept in
+    /// reserve, because freeing such a range brings no page in from which an entry could be made.
     pub credits: Field<u64>,
-    /// Pages of entries without an object, submaps and the kernel image left out: as many credits can be of use.
+    /// Pages of entries without an object, submaps and the kernel image left out: as many credits
+    /// can be of use.
     pub plain_pages: Field<u64>,
 }
 
-/// A map: what a part of the address space holds. Lives in the direct map, at the start of its home ([`MapHome`]).
+/// A map: what a part of the address space holds. Lives in the direct map, at the start of its home
+/// ([`MapHome`]).
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmMap {
-    /// Head of the list of entries. Its `start` is `min_offset` and its `end` is `max_offset`, for the map's life.
+    /// Head of the list of entries. Its `start` is `min_offset` and its `end` is `max_offset`, for
+    /// the map's life.
     pub header: VmMapEntry,
     /// Entries, the header not counted.
     pub nentries: Field<u64>,
@@ -176,7 +181,8 @@ pub struct VmMap {
     pub index: MapIndex,
     /// What changes are made from.
     pub reserve: MapReserve,
-    /// The map made before this one, or null: the list that begins at [`super::KernelRoots::map_list`].
+    /// The map made before this one, or null: the list that begins at
+    /// [`super::KernelRoots::map_list`].
     pub next_map: Field<KPtr<VmMap>>,
     /// The lock of a map that is no system map.
     pub sx: Sx,

@@ -1,8 +1,9 @@
 //! The kernel's own structures, as they lie in guest memory.
 //!
 //! The guest uses these very types; the host reads them. Every structure is `repr(C)`, made of
-//! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says otherwise. Field names are
-//! FreeBSD's. Each type's size and field offsets are asserted at compile time: a change is a change of the ABI.
+//! [`Field`](crate::field::Field)s, and valid when all zero unless its documentation says
+//! otherwise. Field names are FreeBSD's. Each type's size and field offsets are asserted at compile
+//! time: a change is a change of the ABI.
 
 mod boot_region;
 mod eventhandler;

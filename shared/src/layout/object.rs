@@ -70,7 +70,8 @@ pub struct VmObject {
     pub root: Field<u32>,
     /// Page number of the last page that is not behind the place where the last search ended, or 0.
     pub before: Field<u32>,
-    /// Page number of the page that follows `before` in the order of the index, or 0. With both 0 nothing is known.
+    /// Page number of the page that follows `before` in the order of the index, or 0. With both 0
+    /// nothing is known.
     pub after: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
@@ -78,12 +79,14 @@ pub struct VmObject {
 
 const _: () = assert!(size_of::<VmObject>() == 56);
 
-/// Whether the page at index `one` stands above that at index `other` in the index of an object that has both.
+/// Whether the page at index `one` stands above that at index `other` in the index of an object
+/// that has both.
 ///
-/// The index is a binary tree of the pages themselves ([`super::VmPage::left`], [`super::VmPage::right`]): ordered by
-/// page index from left to right, and from the root down by the page index with its bits in reverse, the largest first.
-/// So the shape follows from the indices alone. Indices at even distances, whatever the distance, are balanced to one
-/// level; random ones are about as far from that as a tree of random priorities.
+/// The index is a binary tree of the pages themselves ([`super::VmPage::left`],
+/// [`super::VmPage::right`]): ordered by page index from left to right, and from the root down by
+/// the page index with its bits in reverse, the largest first. So the shape follows from the
+/// indices alone. Indices at even distances, whatever the distance, are balanced to one level;
+/// random ones are about as far from that as a tree of random priorities.
 #[must_use]
 pub const fn index_above(one: u64, other: u64) -> bool {
     let differ = one ^ other;
@@ -96,7 +99,8 @@ mod tests {
 
     #[test]
     fn reversed_bits_decide_which_page_stands_above() {
-        let numbers = (0..64).chain((1..64).map(|n| n << 20 | 5)).chain([u64::MAX, 1 << 63, 1 << 62]);
+        let numbers =
+            (0..64).chain((1..64).map(|n| n << 20 | 5)).chain([u64::MAX, 1 << 63, 1 << 62]);
         for one in numbers.clone() {
             for other in numbers.clone() {
                 let above = one.reverse_bits() > other.reverse_bits();

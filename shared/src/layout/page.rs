@@ -12,8 +12,8 @@ bitflags! {
     /// Flags of a page (`PG_*`); FreeBSD's values where FreeBSD has the flag.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct PageFlags: u16 {
-        /// Free, and in a CPU's cache (`PG_PCPU_CACHE` of later FreeBSD; in 2008 the bit means something else, which no
-        /// page of ours is).
+        /// Free, and in a CPU's cache (`PG_PCPU_CACHE` of later FreeBSD; in 2008 the bit means
+        /// something else, which no page of ours is).
         const PCPU_CACHE = 0x0001;
         /// Handed out. FreeBSD's `PG_FREE` inverted, so that a zero word means free.
         const ALLOCATED = 0x0002;
@@ -52,10 +52,11 @@ pub const PQ_ACTIVE: u8 = 2;
 
 /// One page of physical memory, number `first_page + index in the array`.
 ///
-/// All zero is a free page that is not the head of a block in a free list: an inner page of such a block, or one of
-/// its segment's untouched rest ([`VmPhysSeg::fresh`]). Guarded by the object's lock (`pindex`, `oflags`, `valid`,
-/// `dirty`, `left`, `right`, `parent`), the page-queue lock (`wire_count`, `hold_count`, `queue`, `act_count`) and, while free, the free-queue
-/// lock, or the lock of the CPU's cache that it is in.
+/// All zero is a free page that is not the head of a block in a free list: an inner page of such a
+/// block, or one of its segment's untouched rest ([`VmPhysSeg::fresh`]). Guarded by the object's
+/// lock (`pindex`, `oflags`, `valid`, `dirty`, `left`, `right`, `parent`), the page-queue lock
+/// (`wire_count`, `hold_count`, `queue`, `act_count`) and, while free, the free-queue lock, or the
+/// lock of the CPU's cache that it is in.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmPage {
@@ -77,7 +78,8 @@ pub struct VmPage {
     pub flags: Field<PageFlags>,
     /// Flags of the object's side.
     pub oflags: Field<PageOflags>,
-    /// Number of its segment; meaningful for heads of free blocks, in caches, and for pages handed out.
+    /// Number of its segment; meaningful for heads of free blocks, in caches, and for pages handed
+    /// out.
     pub segind: Field<u16>,
     /// Shared-busy count.
     pub busy: Field<u16>,
@@ -132,7 +134,8 @@ pub struct VmPhysSeg {
 
 const _: () = assert!(size_of::<VmPhysSeg>() == 16);
 
-/// The blocks of one order in one free list (`struct vm_freelist`), or the pages of a queue or cache.
+/// The blocks of one order in one free list (`struct vm_freelist`), or the pages of a queue or
+/// cache.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmFreeList {

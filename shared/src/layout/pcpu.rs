@@ -8,16 +8,19 @@ use super::thread::{RunQueue, Thread};
 use crate::addr::KPtr;
 use crate::field::Field;
 
-/// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by [`super::Scheduler::lock`]; what
-/// follows, in cache lines of its own, is changed by this CPU alone, with interrupts deferred, but for the cache of pages.
+/// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by
+/// [`super::Scheduler::lock`]; what follows, in cache lines of its own, is changed by this CPU
+/// alone, with interrupts deferred, but for the cache of pages.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Pcpu {
-    /// The CPU after it in the list that begins at [`super::KernelRoots::cpuhead`] (`pc_allcpu`), or null.
+    /// The CPU after it in the list that begins at [`super::KernelRoots::cpuhead`] (`pc_allcpu`),
+    /// or null.
     pub allcpu_next: Field<KPtr<Pcpu>>,
     /// The thread that it runs (`pc_curthread`).
     pub curthread: Field<KPtr<Thread>>,
-    /// The thread that it runs when it has no other (`pc_idlethread`). No other CPU ever runs that one.
+    /// The thread that it runs when it has no other (`pc_idlethread`). No other CPU ever runs that
+    /// one.
     pub idlethread: Field<KPtr<Thread>>,
     /// Its number, from 0 (`pc_cpuid`).
     pub cpuid: Field<u32>,
@@ -27,18 +30,20 @@ pub struct Pcpu {
     pub slice: Field<u64>,
     /// Threads that are to run on it, unless another CPU has nothing to do.
     pub runq: RunQueue,
-    /// 1 while its idle thread does something for others, the host or a thread that has exited; 0 while it rests, or looks for
-    /// something to do. Its own.
+    /// 1 while its idle thread does something for others, the host or a thread that has exited; 0
+    /// while it rests, or looks for something to do. Its own.
     pub serving: Field<u64>,
     #[doc(hidden)]
     pub _pad: Field<u64>,
     /// What it has done with mutexes and sx locks, by class.
     pub locks: [LockStats; LOCK_CLASSES],
-    /// Not 0 when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never changes.
+    /// Not 0 when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never
+    /// changes.
     pub lock_prof: Field<u64>,
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
-    /// Pages that it has worked on since interrupts could last be taken there, while it owns a mutex.
+    /// Pages that it has worked on since interrupts could last be taken there, while it owns a
+    /// mutex.
     pub pages: Field<u64>,
     /// The most that these have been.
     pub longest_pages: Field<u64>,
@@ -50,7 +55,8 @@ pub struct Pcpu {
     pub page_cache: PageCache,
 }
 
-/// A CPU's cache of free pages (the per-CPU half of FreeBSD's later `vm_pgcache`). Its lock guards all of it.
+/// A CPU's cache of free pages (the per-CPU half of FreeBSD's later `vm_pgcache`). Its lock guards
+/// all of it.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct PageCache {
@@ -80,7 +86,8 @@ const _: () = assert!(size_of::<PageCache>() == 64);
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct TlbStats {
-    /// Ranges that it dropped the translations of on its own account, whether other CPUs had to as well or not.
+    /// Ranges that it dropped the translations of on its own account, whether other CPUs had to as
+    /// well or not.
     pub flushes: Field<u64>,
     /// Those for which it had to ask other CPUs (shootdowns).
     pub shootdowns: Field<u64>,
@@ -102,7 +109,8 @@ const _: () = assert!(size_of::<Pcpu>() == 1856);
 const _: () = assert!(core::mem::offset_of!(Pcpu, cpuid) == 24);
 const _: () = assert!(core::mem::offset_of!(Pcpu, runq) == 40);
 // What only this CPU changes shares no cache line with what others do.
-const _: () = assert!(core::mem::offset_of!(Pcpu, locks) == 1088 && size_of::<Pcpu>().is_multiple_of(64));
+const _: () =
+    assert!(core::mem::offset_of!(Pcpu, locks) == 1088 && size_of::<Pcpu>().is_multiple_of(64));
 const _: () = assert!(core::mem::offset_of!(Pcpu, page_cache).is_multiple_of(64));
 
 /// Values of [`Pcpu::need_resched`]: why the running thread should give way.

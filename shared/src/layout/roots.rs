@@ -121,12 +121,14 @@ pub struct SlabZone {
     pub used: Field<u64>,
 }
 
-/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads, sleep queues, CPUs.
+/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads,
+/// sleep queues, CPUs.
 pub const ZONE_COUNT: usize = 7;
 /// Maps in [`KernelRoots::maps`].
 pub const MAP_COUNT: usize = 5;
 
-/// The table that the host starts from. One, at the start of a page of the direct map, named by the control region.
+/// The table that the host starts from. One, at the start of a page of the direct map, named by the
+/// control region.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct KernelRoots {
@@ -138,13 +140,15 @@ pub struct KernelRoots {
     pub meter: VmMeter,
     /// The kernel's pmap.
     pub kernel_pmap: KernelPmap,
-    /// End of the kernel's address space that has page tables, from [`crate::kva::VM_MIN_KERNEL_ADDRESS`] on.
+    /// End of the kernel's address space that has page tables, from
+    /// [`crate::kva::VM_MIN_KERNEL_ADDRESS`] on.
     pub kernel_vm_end: Field<GuestVirt>,
     /// End of the kernel image's mapping.
     pub virtual_avail: Field<GuestVirt>,
     /// Maps by number, null where there is none.
     pub maps: [Field<KPtr<VmMap>>; MAP_COUNT],
-    /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever. Guarded by `map_sleep_mtx`.
+    /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever. Guarded
+    /// by `map_sleep_mtx`.
     pub map_list: Field<KPtr<VmMap>>,
     /// The parent of buffer_map and pager_map (a local variable in FreeBSD).
     pub clean_map: Field<KPtr<VmMap>>,
@@ -154,8 +158,8 @@ pub struct KernelRoots {
     pub kernel_object: VmObject,
     /// Holds the pages of `kmem_malloc`.
     pub kmem_object: VmObject,
-    /// The page array: an element for each page number from `first_page` on, those of holes and of up to 63 pages
-    /// before the first managed one included.
+    /// The page array: an element for each page number from `first_page` on, those of holes and of
+    /// up to 63 pages before the first managed one included.
     pub vm_page_array: Field<KPtr<VmPage>>,
     /// Page number of the array's first element.
     pub first_page: Field<u64>,
@@ -179,21 +183,24 @@ pub struct KernelRoots {
     pub zeroidle_cursor: Field<u32>,
     /// Pages that it has cleared (`cnt_prezero`).
     pub cnt_prezero: Field<u64>,
-    /// Free pages up to which CPUs leave their caches of pages alone; 0 when there are none. Changes only under the
-    /// free-queue mutex.
+    /// Free pages up to which CPUs leave their caches of pages alone; 0 when there are none.
+    /// Changes only under the free-queue mutex.
     pub page_cache_floor: Field<u64>,
     /// Most pages in a CPU's cache (`vm.pgcache_zone_max_pcpu`). Never changes.
     pub page_cache_max: Field<u64>,
     /// Pages that allocations asked for in vain.
     pub vm_pageout_deficit: Field<u64>,
-    /// The inactive and the active paging queue, the least recently used page first. `VmPage::queue` says which one
-    /// a page is on: [`super::PQ_INACTIVE`], [`super::PQ_ACTIVE`], or 0 for none.
+    /// The inactive and the active paging queue, the least recently used page first.
+    /// `VmPage::queue` says which one a page is on: [`super::PQ_INACTIVE`], [`super::PQ_ACTIVE`],
+    /// or 0 for none.
     pub vm_page_queues: [VmFreeList; 2],
-    /// 1 from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue mutex.
+    /// 1 from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue
+    /// mutex.
     pub vm_pages_needed: Field<u32>,
     /// 1 while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
     pub vm_pageout_pages_needed: Field<u32>,
-    /// The fewest free pages that anybody sleeps for who needs many at once, or 0. Guarded by the free-queue mutex.
+    /// The fewest free pages that anybody sleeps for who needs many at once, or 0. Guarded by the
+    /// free-queue mutex.
     pub vm_pages_wanted: Field<u64>,
     /// Lists of event handlers, by [`super::EventhandlerList::next_list`].
     pub eventhandler_lists: Field<KPtr<EventhandlerList>>,
@@ -201,7 +208,8 @@ pub struct KernelRoots {
     pub pageproc: Field<KPtr<Thread>>,
     /// Guards the lists of event handlers and their entries.
     pub eventhandler_mtx: Mtx,
-    /// The interlock of those who wait for a map: nobody misses a wakeup between unlocking it and sleeping.
+    /// The interlock of those who wait for a map: nobody misses a wakeup between unlocking it and
+    /// sleeping.
     pub map_sleep_mtx: Mtx,
     /// Guards the free lists and the free count.
     pub vm_page_queue_free_mtx: Mtx,

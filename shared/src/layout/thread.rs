@@ -1,7 +1,8 @@
 //! Kernel threads, and what the scheduler keeps of them.
 //!
-//! All of it is guarded by [`Scheduler::lock`], a spin lock, except where a field says otherwise. A thread is on at
-//! most one of: a run queue (state Runnable), a sleep queue (Sleeping), the list of zombies.
+//! All of it is guarded by [`Scheduler::lock`], a spin lock, except where a field says otherwise. A
+//! thread is on at most one of: a run queue (state Runnable), a sleep queue (Sleeping), the list of
+//! zombies.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -53,14 +54,15 @@ pub struct Thread {
     pub priority: Field<u8>,
     /// The priority that it was made with, and goes back to after a sleep has lent it another.
     pub base_priority: Field<u8>,
-    /// 1 when a preemption was put off until its last critical section ends (`td_owepreempt`). Its own.
+    /// 1 when a preemption was put off until its last critical section ends (`td_owepreempt`). Its
+    /// own.
     pub owepreempt: Field<u8>,
     /// The CPU that it runs on, or ran on last (`td_lastcpu`).
     pub lastcpu: Field<u8>,
     /// Critical sections it is in (`td_critnest`). Its own.
     pub critnest: Field<u16>,
-    /// Event lists whose handlers it is calling, each from a handler of the one before. Its own, and changed together with
-    /// [`super::EventhandlerList::runcount`].
+    /// Event lists whose handlers it is calling, each from a handler of the one before. Its own,
+    /// and changed together with [`super::EventhandlerList::runcount`].
     pub event_nesting: Field<u16>,
     /// Its name: a [`WaitMessage`] in two words.
     pub name: [Field<u64>; 2],
@@ -72,9 +74,11 @@ pub struct Thread {
     pub sx_held: Field<u32>,
     /// 1 when its last sleep ended because its time was up (`TDF_TIMEOUT`).
     pub timed_out: Field<u16>,
-    /// Interrupt handlers that run on it, each in the middle of the one before (`td_intr_nesting_level`). Its own.
+    /// Interrupt handlers that run on it, each in the middle of the one before
+    /// (`td_intr_nesting_level`). Its own.
     pub intr_nesting: Field<u16>,
-    /// Lowest address of its kernel stack, its guard page not counted; 0 for the thread that the boot became.
+    /// Lowest address of its kernel stack, its guard page not counted; 0 for the thread that the
+    /// boot became.
     pub kstack: Field<GuestVirt>,
     /// Pages of its kernel stack, the guard page not counted.
     pub kstack_pages: Field<u32>,
@@ -170,8 +174,9 @@ pub struct Callout {
     pub prev: Field<KPtr<Thread>>,
 }
 
-/// The threads that sleep on one channel, first come first. Each thread brings one along: the first to sleep gives
-/// its own, later ones add theirs to the spare ones, and each takes one with it (`struct sleepqueue`).
+/// The threads that sleep on one channel, first come first. Each thread brings one along: the first
+/// to sleep gives its own, later ones add theirs to the spare ones, and each takes one with it
+/// (`struct sleepqueue`).
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct SleepQueue {
@@ -235,9 +240,9 @@ pub struct Scheduler {
     pub lock: Mtx,
     /// 1 until threads can sleep (`cold`).
     pub cold: Field<u32>,
-    /// 1 when threads that become runnable go to CPUs that have nothing to do. Else they stay where they were woken, in the
-    /// order in which they were, and others take some over only when a time slice ends: what is over by then happens in the
-    /// same order with any number of CPUs.
+    /// 1 when threads that become runnable go to CPUs that have nothing to do. Else they stay where
+    /// they were woken, in the order in which they were, and others take some over only when a time
+    /// slice ends: what is over by then happens in the same order with any number of CPUs.
     pub spread: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
@@ -249,7 +254,8 @@ pub struct Scheduler {
     pub callouts: Field<KPtr<Thread>>,
     /// Time-outs armed since boot.
     pub callout_sequence: Field<u64>,
-    /// Time-outs of the kernel's own daemons that came while all threads slept, the idle one included.
+    /// Time-outs of the kernel's own daemons that came while all threads slept, the idle one
+    /// included.
     pub idle_passes: Field<u64>,
     /// Threads by the hash of their number.
     pub tids: [Field<KPtr<Thread>>; TID_HASH],

@@ -10,7 +10,8 @@ use zerocopy::FromZeros;
 
 use super::{Keeping, LogRing};
 
-/// Writes bytes number 1 to `last` as a kernel does that owns no lock: it waits for room, and rings a keeper who sleeps.
+/// Writes bytes number 1 to `last` as a kernel does that owns no lock: it waits for room, and rings
+/// a keeper who sleeps.
 fn write_all(ring: &LogRing<3>, last: u8, ring_bell: impl Fn()) {
     for byte in 1..=last {
         while !ring.has_room(1) {
@@ -23,7 +24,8 @@ fn write_all(ring: &LogRing<3>, last: u8, ring_bell: impl Fn()) {
     }
 }
 
-/// Takes bytes number 1 to `last`, which must all be there; calls `wait` while there are none, with the number of the next.
+/// Takes bytes number 1 to `last`, which must all be there; calls `wait` while there are none, with
+/// the number of the next.
 fn take_all(ring: &LogRing<3>, last: u8, wait: impl Fn(u64)) {
     let mut got = Vec::new();
     while got.len() < usize::from(last) {
@@ -48,14 +50,16 @@ fn a_keeper_gets_every_byte_of_a_writer_that_waits_for_room() {
         let _watched: Vec<_> = ring.watch().collect();
         ring.keep(Keeping::Everything);
         let far = Arc::clone(&ring);
-        let writer = thread::spawn(move || write_all(&far, 4, || unreachable!("the keeper is awake")));
+        let writer =
+            thread::spawn(move || write_all(&far, 4, || unreachable!("the keeper is awake")));
         take_all(&ring, 4, |_| thread::yield_now());
         writer.join().expect("the writer has not failed");
     });
 }
 
-/// Three preemptions at most, for the reason that `no_wakeup_is_lost_between_the_last_look_and_the_sleep` of the control
-/// region's models has; and two bytes, for which there is room.
+/// Three preemptions at most, for the reason that
+/// `no_wakeup_is_lost_between_the_last_look_and_the_sleep` of the control region's models has; and
+/// two bytes, for which there is room.
 #[test]
 fn a_keeper_that_sleeps_is_woken_by_what_is_written_after_its_last_look() {
     let mut builder = loom::model::Builder::new();

@@ -1,4 +1,5 @@
-//! Where a guest's structures lie, field by field, found by following the kernel's own pointers from its roots.
+//! Where a guest's structures lie, field by field, found by following the kernel's own pointers
+//! from its roots.
 
 use std::collections::HashSet;
 
@@ -6,13 +7,14 @@ use vmkern::abi::addr::KPtr;
 use vmkern::abi::describe::{STRUCTURES, Structure};
 use vmkern::abi::kva::dmap_to_phys;
 use vmkern::abi::layout::{
-    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, MapPool, Pcpu, PoolPage, SlabHeader,
-    SleepQueue, StoredOp, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, MapPool, Pcpu, PoolPage,
+    SlabHeader, SleepQueue, StoredOp, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, NPTEPG, Pte};
 use vmkern::{GuestPhys, GuestVirt, Source, View};
 
-/// A field of a structure that is in use, the structures in structures taken apart. An array is one field.
+/// A field of a structure that is in use, the structures in structures taken apart. An array is one
+/// field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
     /// The structure.
@@ -50,7 +52,13 @@ impl<'a> Anatomy<'a> {
     #[must_use]
     pub fn of(source: &'a dyn Source) -> Self {
         let view = View::new(source).expect("there are page tables");
-        let mut all = Self { view, seen: HashSet::new(), parts: Vec::new(), places: Vec::new(), tables: Vec::new() };
+        let mut all = Self {
+            view,
+            seen: HashSet::new(),
+            parts: Vec::new(),
+            places: Vec::new(),
+            tables: Vec::new(),
+        };
         let at = source.anchors().roots;
         let roots: KernelRoots = all.get(at);
         all.add("KernelRoots", at.addr());
@@ -106,7 +114,9 @@ impl<'a> Anatomy<'a> {
             while entry.addr() != at.addr() {
                 let value: VmMapEntry = self.get(entry);
                 self.add("VmMapEntry", entry.addr());
-                if !value.eflags.get().contains(EntryFlags::IS_SUB_MAP) && !value.object.get().is_null() {
+                if !value.eflags.get().contains(EntryFlags::IS_SUB_MAP)
+                    && !value.object.get().is_null()
+                {
                     self.object(value.object.get());
                 }
                 entry = value.next.get();
@@ -204,9 +214,21 @@ impl<'a> Anatomy<'a> {
 
     /// The slabs that have items in use or free ones.
     fn slabs(&mut self, roots: &KernelRoots) {
-        let items = ["VmObject", "EventhandlerList", "EventhandlerEntry", "StoredOp", "Thread", "SleepQueue", "Pcpu"];
-        let mut slabs: Vec<GuestVirt> =
-            self.places.iter().filter(|(name, _)| items.contains(name)).map(|(_, at)| at.page()).collect();
+        let items = [
+            "VmObject",
+            "EventhandlerList",
+            "EventhandlerEntry",
+            "StoredOp",
+            "Thread",
+            "SleepQueue",
+            "Pcpu",
+        ];
+        let mut slabs: Vec<GuestVirt> = self
+            .places
+            .iter()
+            .filter(|(name, _)| items.contains(name))
+            .map(|(_, at)| at.page())
+            .collect();
         for zone in &roots.zones {
             let mut next = zone.partial.get();
             while let Some(at) = next.non_null() {
@@ -227,7 +249,8 @@ impl<'a> Anatomy<'a> {
 
     fn table(&mut self, level: Level, at: GuestPhys, base: GuestVirt) {
         self.tables.push((level, at, base));
-        let (_, name) = ENTRIES[ENTRIES.iter().position(|(own, _)| *own == level).expect("there are four levels")];
+        let (_, name) = ENTRIES
+            [ENTRIES.iter().position(|(own, _)| *own == level).expect("there are four levels")];
         for index in 0..NPTEPG as u64 {
             let place = at.add(index * 8);
             self.parts.push(Part { structure: name, field: "bits", at: place, size: 8 });
@@ -256,5 +279,9 @@ pub fn structure(name: &str) -> Option<&'static Structure> {
 /// Where the element of the page array for page `pfn` lies.
 #[must_use]
 pub fn page_element(roots: &KernelRoots, pfn: u64) -> GuestVirt {
-    roots.vm_page_array.get().addr().add((pfn - roots.first_page.get()) * size_of::<VmPage>() as u64)
+    roots
+        .vm_page_array
+        .get()
+        .addr()
+        .add((pfn - roots.first_page.get()) * size_of::<VmPage>() as u64)
 }

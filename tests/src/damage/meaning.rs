@@ -1,11 +1,14 @@
 //! What each field of each structure means to the check: all of it, a part, or nothing.
 //!
-//! Every field of every structure that host and kernel share is in exactly one of the three tables, or a test fails: whoever
-//! adds a field says here what a flipped bit in it should come to.
+//! Every field of every structure that host and kernel share is in exactly one of the three tables,
+//! or a test fails: whoever adds a field says here what a flipped bit in it should come to.
 
 /// Structures of which the check does not read any field, with the reason.
 pub const NOT_READ: &[(&str, &str)] = &[
-    ("MapHome", "not a structure of its own: its parts are described and found as maps, entries and nodes"),
+    (
+        "MapHome",
+        "not a structure of its own: its parts are described and found as maps, entries and nodes",
+    ),
     ("LockStats", "statistics: nothing depends on them"),
     ("TlbStats", "statistics: nothing depends on them"),
     ("CrashRecord", "only of a dead kernel: it is read and checked by whoever reports the crash"),
@@ -51,7 +54,11 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
         "timestamp",
         "counts how often the lock was taken, so that others can tell; only a change means anything",
     ),
-    ("VmObject", "generation", "counts changes, so that others can tell; only a change means anything"),
+    (
+        "VmObject",
+        "generation",
+        "counts changes, so that others can tell; only a change means anything",
+    ),
     ("VmPage", "act_count", "a hint for the pagedaemon"),
     ("Thread", "switches", "a statistic: nothing depends on it"),
     ("VmMeter", "v_faults", "a statistic: nothing depends on it"),
@@ -60,7 +67,11 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("VmMeter", "lowmem_failures", "a statistic: nothing depends on it"),
     ("KernelRoots", "cnt_prezero", "a statistic: nothing depends on it"),
     ("KernelRoots", "zeroidle_cursor", "where pagezero looks first: a hint"),
-    ("Scheduler", "idle_passes", "counts time-outs that nobody waited for; any number below a limit"),
+    (
+        "Scheduler",
+        "idle_passes",
+        "counts time-outs that nobody waited for; any number below a limit",
+    ),
     ("KernelRoots", "vm_pageout_deficit", "a hint for the pagedaemon"),
 ];
 
@@ -81,12 +92,20 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     ("KernelRoots", "zero_state", "either of two states"),
     ("KernelRoots", "idlezero_enable", "either of two ways to work"),
     ("KernelRoots", "pagezero_sleeps", "either of two states"),
-    ("KernelRoots", "page_cache_max", "any number that the tunable allows, where there are no caches"),
+    (
+        "KernelRoots",
+        "page_cache_max",
+        "any number that the tunable allows, where there are no caches",
+    ),
     ("StoredOp", "slot", "what somebody wants to be done later: only its form can be checked"),
     ("MapReserve", "credits", "any number that the pages of the map allow"),
     ("Pcpu", "need_resched", "any of three reasons to give way"),
     ("Thread", "critnest", "of a running thread, nothing else says it"),
-    ("Thread", "kstack_pages", "of the thread that the boot became, which has no stack of the zone"),
+    (
+        "Thread",
+        "kstack_pages",
+        "of the thread that the boot became, which has no stack of the zone",
+    ),
     ("Thread", "md", "of a running thread, left over from its last switch"),
     ("Thread", "lastcpu", "any CPU that there is"),
     ("Thread", "sq_next", "left over while the thread is awake"),
@@ -100,7 +119,11 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     ("VmMapEntry", "offset", "without an object the place in it means nothing, and it is kept up"),
     ("VmMeter", "hz", "any number that the tunable allows"),
     ("VmMeter", "ticks", "any time before the next time-out, and without one any"),
-    ("VmMeter", "v_inactive_target", "how many pages were free when it was computed is not known any more"),
+    (
+        "VmMeter",
+        "v_inactive_target",
+        "how many pages were free when it was computed is not known any more",
+    ),
     ("VmMeter", "v_zfod", "any number of all faults"),
     (
         "VmObject",
@@ -273,11 +296,17 @@ pub enum Meaning {
 #[must_use]
 pub fn meaning(structure: &str, field: &str) -> Option<Meaning> {
     let is = |&&(own, name, _): &&(&str, &str, &str)| own == structure && name == field;
-    let checked = CHECKED.iter().filter(|(own, fields)| *own == structure && fields.contains(&field));
+    let checked =
+        CHECKED.iter().filter(|(own, fields)| *own == structure && fields.contains(&field));
     let mut all: Vec<Meaning> = checked.map(|_| Meaning::Checked).collect();
     all.extend(PARTLY.iter().filter(is).map(|(.., reason)| Meaning::Partly(reason)));
     all.extend(MEANINGLESS.iter().filter(is).map(|(.., reason)| Meaning::Nothing(reason)));
-    all.extend(NOT_READ.iter().filter(|(own, _)| *own == structure).map(|(_, reason)| Meaning::Nothing(reason)));
+    all.extend(
+        NOT_READ
+            .iter()
+            .filter(|(own, _)| *own == structure)
+            .map(|(_, reason)| Meaning::Nothing(reason)),
+    );
     assert!(all.len() <= 1, "{structure}.{field} is in several tables");
     all.pop()
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmkern::abi::kva::dmap_to_phys;
 use vmkern::abi::paging::Paging;
-use vmkern::{Anchors, CpuState, GuestPhys, GuestVirt, InspectError, NotRam, PAGE_WORDS, PageWords, Source};
+use vmkern::{
+    Anchors, CpuState, GuestPhys, GuestVirt, InspectError, NotRam, PAGE_WORDS, PageWords, Source,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Memory as `base` has it, but for pages of its own, and a count of what is read of it.
@@ -30,7 +32,8 @@ impl<'a> Overlay<'a> {
         Self::bounded(base, u64::MAX)
     }
 
-    /// `base` as it is, for whoever reads no more than `most` pages or parts of pages, each time counted.
+    /// `base` as it is, for whoever reads no more than `most` pages or parts of pages, each time
+    /// counted.
     #[must_use]
     pub fn bounded(base: &'a dyn Source, most: u64) -> Self {
         Self { base, pages: Vec::new(), reads: Cell::new(0), most }
@@ -55,7 +58,8 @@ impl<'a> Overlay<'a> {
         let pfn = at.pfn();
         let index = self.pages.iter().position(|(own, _)| *own == pfn).unwrap_or_else(|| {
             let page = self.base.page(at).expect("what is changed is RAM");
-            let copy = std::array::from_fn(|word| AtomicU64::new(page[word].load(Ordering::Relaxed)));
+            let copy =
+                std::array::from_fn(|word| AtomicU64::new(page[word].load(Ordering::Relaxed)));
             self.pages.push((pfn, Box::new(copy)));
             self.pages.len() - 1
         });
@@ -108,7 +112,11 @@ impl Source for Overlay<'_> {
 
     fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
         self.reads.set(self.reads.get() + 1);
-        assert!(self.reads.get() <= self.most, "a look reads more than {} pages: it does not end", self.most);
+        assert!(
+            self.reads.get() <= self.most,
+            "a look reads more than {} pages: it does not end",
+            self.most
+        );
         let pfn = at.pfn();
         match self.pages.iter().find(|(own, _)| *own == pfn) {
             Some((_, page)) => Ok(page),

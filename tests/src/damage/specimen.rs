@@ -43,7 +43,8 @@ pub fn specimen(seed: u64, state: State) -> Image {
 /// When there can be no guest, or no file.
 pub fn specimen_file(seed: u64, state: State, path: &Path) {
     let vcpus = if seed.is_multiple_of(2) { 1 } else { 2 };
-    let mut guest = launch_unchecked(Guest::builder().memory(MEMORY).vcpus(vcpus).time(TimeMode::Real));
+    let mut guest =
+        launch_unchecked(Guest::builder().memory(MEMORY).vcpus(vcpus).time(TimeMode::Real));
     let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
     populate(&mut guest, &mut random);
     sleepers(&mut guest, state);
@@ -111,7 +112,9 @@ fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {
 /// Threads that wait: all but those that wait for room have a time-out.
 fn sleepers(guest: &mut Guest, state: State) {
     for thread in 1..7 {
-        guest.submit(thread, Op::Sleep { micros: u64::from(thread) * 3_600_000_000 }).expect("the guest lives");
+        guest
+            .submit(thread, Op::Sleep { micros: u64::from(thread) * 3_600_000_000 })
+            .expect("the guest lives");
     }
     for thread in [10, 11] {
         guest.call(thread, Op::Nop).expect("the guest lives");
@@ -119,7 +122,11 @@ fn sleepers(guest: &mut Guest, state: State) {
     if state == State::AtRest {
         return;
     }
-    let map = guest.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 2 * PAGE, kind: MapKind::User });
+    let map = guest.address(Op::KmemSuballoc {
+        parent: MapId::KERNEL,
+        size: 2 * PAGE,
+        kind: MapKind::User,
+    });
     let room = Op::KmemAllocWait { map: MapId(map.get()), size: 2 * PAGE };
     guest.address(room);
     for thread in 7..10 {
@@ -132,7 +139,8 @@ fn wait_for_sleep(guest: &mut Guest) {
     loop {
         let threads = guest.threads().expect("the list is sound");
         let awake = |t: &&vmkern::ThreadView| t.tid < 64 && t.state != ThreadState::Sleeping;
-        if threads.iter().filter(|t| t.tid < 64).count() >= 9 && !threads.iter().any(|t| awake(&t)) {
+        if threads.iter().filter(|t| t.tid < 64).count() >= 9 && !threads.iter().any(|t| awake(&t))
+        {
             return;
         }
         yield_now();

@@ -103,7 +103,9 @@ impl Death {
             Self::SuballocNoRoom => Ready(thread, suballoc(511 << 30)),
             Self::MapTooSmall => Ready(thread, wait_for_room(guest)),
             Self::FreeImage => Ready(thread, free_image),
-            Self::InterruptAlloc => Ready(interrupt, Op::KmemAlloc { map: MapId::KERNEL, size: PAGE }),
+            Self::InterruptAlloc => {
+                Ready(interrupt, Op::KmemAlloc { map: MapId::KERNEL, size: PAGE })
+            }
             Self::InterruptSleep => Ready(interrupt, Op::Sleep { micros: 1 }),
             Self::InterruptWait => Ready(interrupt, wait_for_room(guest)),
             Self::InterruptFault => Ready(interrupt, nowhere),

@@ -1,7 +1,9 @@
-//! Guests that are stopped at random instants, or die in one of sixteen ways: the check must find nothing in any of them.
+//! Guests that are stopped at random instants, or die in one of sixteen ways: the check must find
+//! nothing in any of them.
 //!
-//! A [`Case`] follows from its number: how the guest is made, what its threads do, how it ends. The instant at which it ends
-//! does not, as host and guest run beside each other; a case that failed is tried again a few times.
+//! A [`Case`] follows from its number: how the guest is made, what its threads do, how it ends. The
+//! instant at which it ends does not, as host and guest run beside each other; a case that failed
+//! is tried again a few times.
 
 mod death;
 
@@ -61,8 +63,8 @@ pub struct Case {
 }
 
 impl Case {
-    /// Case `number`. Six in a row are one of each number of CPUs that is stopped, and one that dies; and so on through all
-    /// deaths, both sorts of time and both sorts of work.
+    /// Case `number`. Six in a row are one of each number of CPUs that is stopped, and one that
+    /// dies; and so on through all deaths, both sorts of time and both sorts of work.
     #[must_use]
     pub fn new(number: u64) -> Self {
         let pick = |step: u64, of: u64| usize::try_from(number / step % of).expect("it is small");
@@ -83,7 +85,8 @@ impl Case {
         }
     }
 
-    /// Threads that run [`Op::Stress`]. A guest takes a request on a CPU that is idle: one is left for what it is to die of.
+    /// Threads that run [`Op::Stress`]. A guest takes a request on a CPU that is idle: one is left
+    /// for what it is to die of.
     fn parties(&self) -> u16 {
         match self.end {
             End::Stopped => 4,
@@ -91,7 +94,8 @@ impl Case {
         }
     }
 
-    /// Operations of each of them: as many as it has time for, or so many that a single CPU is through with them soon.
+    /// Operations of each of them: as many as it has time for, or so many that a single CPU is
+    /// through with them soon.
     fn operations(&self) -> u64 {
         match self.end {
             End::Stopped => u64::MAX >> 8,
@@ -125,8 +129,12 @@ impl Case {
         let mut crowd = Crowd::new(guest, self);
         let work = WORK.mul_f64((random.next_u64() % 1000) as f64 / 1000.0);
         for look in 0..random.next_u64() % (LOOKS + 1) {
-            crowd.work_for(work / 4).map_err(|error| format!("{self} died before its end: {error}"))?;
-            crowd.clean_anywhere(&mut random).map_err(|found| format!("{self}, look {look}:\n{found}"))?;
+            crowd
+                .work_for(work / 4)
+                .map_err(|error| format!("{self} died before its end: {error}"))?;
+            crowd
+                .clean_anywhere(&mut random)
+                .map_err(|found| format!("{self}, look {look}:\n{found}"))?;
         }
         let error = match ready {
             None => {
@@ -158,7 +166,11 @@ impl Case {
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { number, vcpus, time, work, end, idlezero, memory } = self;
-        write!(f, "case {number} ({vcpus} CPUs, {} MiB, {time:?} time, {work:?}, {end:?}", memory >> 20)?;
+        write!(
+            f,
+            "case {number} ({vcpus} CPUs, {} MiB, {time:?} time, {work:?}, {end:?}",
+            memory >> 20
+        )?;
         f.write_str(if *idlezero { ", idlezero)" } else { ")" })
     }
 }
@@ -167,7 +179,8 @@ fn check(guest: &Guest) -> Result<Report, String> {
     guest.check().map_err(|error| format!("the guest cannot be checked: {error}"))
 }
 
-/// Leaves an image of a guest in which something was found where `VMKERN_STOPPED_IMAGES` says, if it says so.
+/// Leaves an image of a guest in which something was found where `VMKERN_STOPPED_IMAGES` says, if
+/// it says so.
 fn leave_image(guest: &Guest, case: &Case, report: &Report) {
     if let (false, Ok(directory)) = (report.is_clean(), std::env::var("VMKERN_STOPPED_IMAGES"))
         && let Err(error) = guest.save_image(format!("{directory}/case{}.img", case.number))
@@ -189,12 +202,15 @@ impl Crowd {
             Work::Stress => {
                 let mut submap = |kind, pages| {
                     let size = u64::from(case.parties()) * pages * PAGE;
-                    MapId(guest.address(Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).get())
+                    MapId(
+                        guest.address(Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).get(),
+                    )
                 };
                 let (pageable, system) = (submap(MapKind::User, 16), submap(MapKind::System, 32));
                 let operations = case.operations();
                 for thread in 0..case.parties() {
-                    let (seed, parties) = (case.number << 8 | u64::from(thread), case.parties().into());
+                    let (seed, parties) =
+                        (case.number << 8 | u64::from(thread), case.parties().into());
                     let op = Op::Stress { seed, operations, parties, pageable, system };
                     guest.submit_in(Context::Thread(thread), op).expect("the guest lives");
                 }

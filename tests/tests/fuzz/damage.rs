@@ -60,7 +60,8 @@ impl Victim {
             }
         }
         // What the control region says first.
-        let control = runs.offset(image.anchors().control).expect("the control region was written to");
+        let control =
+            runs.offset(image.anchors().control).expect("the control region was written to");
         fields.push((0..24).map(|word| control + word * 8..control + word * 8 + 8).collect());
         Self { head: runs.head, bytes, fields }
     }
@@ -68,11 +69,17 @@ impl Victim {
     /// What case number `seed` does to it.
     pub fn damage(&self, seed: u64) -> Damage {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut draw = |below: usize| usize::try_from(random.next_u64() % below.max(1) as u64).expect("it fits");
+        let mut draw = |below: usize| {
+            usize::try_from(random.next_u64() % below.max(1) as u64).expect("it fits")
+        };
         let mut damage = Damage::default();
         let kind = draw(100);
         if kind < 6 {
-            damage.len = Some(if draw(8) == 0 { self.bytes.len() + draw(1 << 16) } else { draw(self.bytes.len() + 1) });
+            damage.len = Some(if draw(8) == 0 {
+                self.bytes.len() + draw(1 << 16)
+            } else {
+                draw(self.bytes.len() + 1)
+            });
             return damage;
         }
         let times = [1, 1, 1, 2, 3, 8, 40][draw(7)];
@@ -96,7 +103,12 @@ impl Victim {
                     new
                 }
                 3 => old.iter().map(|_| u8::try_from(draw(256)).expect("it is a byte")).collect(),
-                4 => AWKWARD[draw(AWKWARD.len())].to_le_bytes().into_iter().cycle().take(old.len()).collect(),
+                4 => AWKWARD[draw(AWKWARD.len())]
+                    .to_le_bytes()
+                    .into_iter()
+                    .cycle()
+                    .take(old.len())
+                    .collect(),
                 5 => {
                     let mut word = [0; 8];
                     let len = old.len().min(8);
@@ -132,14 +144,21 @@ struct Runs {
 
 impl Runs {
     fn of(bytes: &[u8]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let (table, count) =
-            (usize::try_from(word(32)).expect("it fits"), usize::from(bytes[56]) | usize::from(bytes[57]) << 8);
+        let word =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let (table, count) = (
+            usize::try_from(word(32)).expect("it fits"),
+            usize::from(bytes[56]) | usize::from(bytes[57]) << 8,
+        );
         let mut runs = Vec::new();
         let mut head = 0;
         for header in (0..count).map(|index| table + index * 56) {
-            let (kind, offset, phys, stored) =
-                (word(header) & 0xffff_ffff, word(header + 8), word(header + 24), word(header + 32));
+            let (kind, offset, phys, stored) = (
+                word(header) & 0xffff_ffff,
+                word(header + 8),
+                word(header + 24),
+                word(header + 32),
+            );
             if kind == 1 && stored > 0 {
                 runs.push((phys, stored, offset));
                 let offset = usize::try_from(offset).expect("it fits");
@@ -151,7 +170,8 @@ impl Runs {
 
     fn offset(&self, at: GuestPhys) -> Option<usize> {
         let at = at.get();
-        let (phys, _, offset) = self.runs.iter().find(|(phys, len, _)| (*phys..phys + len).contains(&at))?;
+        let (phys, _, offset) =
+            self.runs.iter().find(|(phys, len, _)| (*phys..phys + len).contains(&at))?;
         usize::try_from(offset + at - phys).ok()
     }
 }

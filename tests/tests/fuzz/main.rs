@@ -1,8 +1,8 @@
-//! Images with seeded damage, and everything that looks into images: no panic, no end that does not come, no memory
-//! without bounds.
+//! Images with seeded damage, and everything that looks into images: no panic, no end that does not
+//! come, no memory without bounds.
 //!
-//! `scripts/fuzz.sh N [FIRST]` runs as many cases as wanted. A case is its number: what it does to the image of a guest
-//! follows from that, and what is in the image from the seed of the guest.
+//! `scripts/fuzz.sh N [FIRST]` runs as many cases as wanted. A case is its number: what it does to
+//! the image of a guest follows from that, and what is in the image from the seed of the guest.
 
 mod alloc;
 mod damage;
@@ -29,7 +29,8 @@ static ALLOCATOR: Counting = Counting;
 
 /// Cases of an ordinary run.
 const CASES: u64 = 20_000;
-/// Most pages, or parts of pages, that one look at one image may read: about ten times what one at a good one does.
+/// Most pages, or parts of pages, that one look at one image may read: about ten times what one at
+/// a good one does.
 const READS: u64 = 2_000_000;
 /// Most bytes that one look may have at a time: a good image of 32 MiB takes a few MiB.
 const MEMORY: usize = 256 << 20;
@@ -92,10 +93,13 @@ impl Bench {
         let open = || Image::open(&self.path).map_err(|error| error.to_string());
         let Ok(image) = bounded("opening", open)? else { return Ok(Opened::No) };
         let source = Overlay::bounded(&image, READS);
-        let check = || Report::of(&source).map(|report| report.to_string()).map_err(|error| error.to_string());
+        let check = || {
+            Report::of(&source).map(|report| report.to_string()).map_err(|error| error.to_string())
+        };
         let _ = bounded("check", check)?;
         let roots = source.anchors().roots.addr();
-        let names = ["kernel_map", "exec_map"].map(|name| What::parse(&["map".to_owned(), name.to_owned()]));
+        let names = ["kernel_map", "exec_map"]
+            .map(|name| What::parse(&["map".to_owned(), name.to_owned()]));
         let others = [
             What::Summary,
             What::Maps,
@@ -112,8 +116,8 @@ impl Bench {
             source.restart();
             let inspect = || {
                 let view = View::new(&source).map_err(|error| error.to_string())?;
-                let inspection =
-                    Inspection::of("victim", &view, &what, &self.symbols).map_err(|error| error.to_string())?;
+                let inspection = Inspection::of("victim", &view, &what, &self.symbols)
+                    .map_err(|error| error.to_string())?;
                 let text = draw(&inspection);
                 serde_json::to_string(&inspection)
                     .map(|json| json.len() + text.len())
@@ -133,7 +137,10 @@ impl Bench {
 }
 
 /// What `f` gives, unless it panics or takes too much memory.
-fn bounded<T>(what: &str, f: impl FnOnce() -> Result<T, String>) -> Result<Result<T, String>, String> {
+fn bounded<T>(
+    what: &str,
+    f: impl FnOnce() -> Result<T, String>,
+) -> Result<Result<T, String>, String> {
     let (result, peak) = peak_of(|| panic::catch_unwind(AssertUnwindSafe(f)));
     let result = result.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -145,7 +152,9 @@ fn bounded<T>(what: &str, f: impl FnOnce() -> Result<T, String>) -> Result<Resul
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// Runs `cases`, a few on each CPU, and gives how many images could be opened, and what failed.
@@ -170,16 +179,20 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
     }));
     thread::scope(|scope| {
         for worker in 0..workers {
-            let (victims, cases, done, failures, directory) = (&victims, &cases, &done, &failures, directory.path());
+            let (victims, cases, done, failures, directory) =
+                (&victims, &cases, &done, &failures, directory.path());
             let opened = &opened;
             scope.spawn(move || {
                 let benches: Vec<Bench> = victims
                     .iter()
                     .enumerate()
-                    .map(|(number, (victim, _))| Bench::new(directory, worker * victims.len() + number, victim))
+                    .map(|(number, (victim, _))| {
+                        Bench::new(directory, worker * victims.len() + number, victim)
+                    })
                     .collect();
                 let (alive, watched) = mpsc::channel();
-                // A loop that reads nothing is not counted: whoever is silent for long is named, and ends the process.
+                // A loop that reads nothing is not counted: whoever is silent for long is named,
+                // and ends the process.
                 thread::spawn(move || {
                     let mut last = None;
                     loop {
@@ -203,7 +216,10 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
                         Ok(Opened::Yes) => drop(opened.fetch_add(1, Ordering::Relaxed)),
                         Ok(Opened::No) => {}
                         Err(problem) => {
-                            failures.lock().expect("nobody panics with it").push(format!("case {case}: {problem}"));
+                            failures
+                                .lock()
+                                .expect("nobody panics with it")
+                                .push(format!("case {case}: {problem}"));
                         }
                     }
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
@@ -224,7 +240,8 @@ fn no_damage_makes_a_look_panic_or_run_on_or_take_memory_without_bounds() {
     let (first, count) = (number("FUZZ_FIRST").unwrap_or(0), number("FUZZ_CASES").unwrap_or(CASES));
     let progress = if number("FUZZ_CASES").is_some() { 10_000 } else { 0 };
     let began = std::time::Instant::now();
-    let (opened, failures) = campaign(REGRESSIONS.iter().copied().chain(first..first + count), progress);
+    let (opened, failures) =
+        campaign(REGRESSIONS.iter().copied().chain(first..first + count), progress);
     eprintln!("{count} cases from {first} in {:?}, {opened} of them opened", began.elapsed());
     let told = failures[..failures.len().min(20)].join("\n");
     assert!(failures.is_empty(), "{} cases failed:\n{told}", failures.len());

@@ -70,8 +70,12 @@ fn the_ticks_of_a_dead_guest_are_those_of_its_end() {
             guest.ok(Op::Sleep { micros: 30_000 });
             let alive = ticks(guest);
             assert!(alive >= 30);
-            let crash = guest.dies_of(Op::KmemMalloc { map: MapId::KMEM, size: 1 << 63, flags: WAITOK });
-            assert_eq!(crash.message, "kmem_malloc(-9223372036854775808): kmem_map too small: 0 total allocated");
+            let crash =
+                guest.dies_of(Op::KmemMalloc { map: MapId::KMEM, size: 1 << 63, flags: WAITOK });
+            assert_eq!(
+                crash.message,
+                "kmem_malloc(-9223372036854775808): kmem_map too small: 0 total allocated"
+            );
             let dead = ticks(guest);
             assert!(dead >= alive + 9000, "it slept for nine seconds: {alive}, then {dead}");
             std::thread::sleep(Duration::from_millis(20));
@@ -103,10 +107,14 @@ fn a_free_over_many_entries_flushes_once() {
             for page in 0..100 {
                 guest.kmem_free(MapId::KMEM, a.add(2 * page * PAGE), PAGE);
             }
-            let flushes = |guest: &Guest| locks(guest).tlb.iter().map(|cpu| cpu.flushes).sum::<u64>();
+            let flushes =
+                |guest: &Guest| locks(guest).tlb.iter().map(|cpu| cpu.flushes).sum::<u64>();
             let (before, entries) = (flushes(guest), guest.stats(MapId::KMEM).entries);
             guest.kmem_free(MapId::KMEM, a, 200 * PAGE);
-            assert_eq!((entries - guest.stats(MapId::KMEM).entries, flushes(guest) - before), (100, 1));
+            assert_eq!(
+                (entries - guest.stats(MapId::KMEM).entries, flushes(guest) - before),
+                (100, 1)
+            );
         });
     }
 }

@@ -17,7 +17,11 @@ fn is_fatal(prepare: impl Fn(&mut Guest) -> GuestVirt) {
             let op = if write { Op::Write { addr, value: 1 } } else { Op::Read { addr } };
             let crash = guest.dies_of(op);
             assert_eq!((crash.kind, crash.cr2), (CrashKind::PageFault, addr), "{}", crash.message);
-            assert!(crash.message.starts_with(&format!("page fault: {word} (not present)")), "{}", crash.message);
+            assert!(
+                crash.message.starts_with(&format!("page fault: {word} (not present)")),
+                "{}",
+                crash.message
+            );
         });
     }
 }

@@ -18,13 +18,19 @@ fn the_range_is_an_entry_of_kernel_object_wired_once_with_every_page_mapped() {
         let addr = guest.kmem_alloc(map, 5 * PAGE).expect("there is room");
         let entry = guest.entry(map, addr);
         assert_eq!((entry.start, entry.end), (addr, addr.add(5 * PAGE)));
-        assert_eq!((entry.object, entry.eflags, entry.wired), (ObjectView::Kernel, EntryFlags::empty(), 1));
+        assert_eq!(
+            (entry.object, entry.eflags, entry.wired),
+            (ObjectView::Kernel, EntryFlags::empty(), 1)
+        );
         assert_eq!(entry.protection, Protection::ALL);
         assert_wired_memory(guest, addr, 5 * PAGE);
         guest.ok(Op::VerifyZero { addr, size: 5 * PAGE });
         guest.use_memory(addr, 5 * PAGE);
         let after = guest.account(map);
-        assert!(after.wired >= before.wired + 5 && after.free + after.wired == before.free + before.wired);
+        assert!(
+            after.wired >= before.wired + 5
+                && after.free + after.wired == before.free + before.wired
+        );
         guest.kmem_free(map, addr, 5 * PAGE);
         assert_eq!(guest.account(map), before, "all of it comes back");
     });
@@ -89,7 +95,9 @@ fn without_room_it_gives_null_at_once_and_asks_nobody() {
         let map = guest.kmem_suballoc(MAP, 8 * PAGE, MapKind::System);
         assert_eq!(guest.kmem_alloc(map, 8 * PAGE + 1), None);
         let addr = guest.kmem_alloc(map, 8 * PAGE).expect("an exact fit");
-        let asked = |guest: &mut vmkern::Guest| (guest.counters().ticks.get(), guest.counters().lowmem_events.get());
+        let asked = |guest: &mut vmkern::Guest| {
+            (guest.counters().ticks.get(), guest.counters().lowmem_events.get())
+        };
         let before = asked(guest);
         assert_eq!(guest.kmem_alloc(map, 1), None);
         guest.kmem_free(map, addr.add(PAGE), PAGE);
@@ -122,7 +130,10 @@ fn page_tables_grow_across_2_mib_and_1_gib_of_kernel_map() {
             let gap = below - base.get() - PAGE;
             let filler = guest.kmem_alloc_nofault(MAP, gap).expect("there is room");
             let addr = guest.kmem_alloc(MAP, 3 * PAGE).expect("there is room");
-            assert!((addr.get() / span) < (addr.get() + 2 * PAGE) / span, "{addr} does not cross {span:#x}");
+            assert!(
+                (addr.get() / span) < (addr.get() + 2 * PAGE) / span,
+                "{addr} does not cross {span:#x}"
+            );
             assert_wired_memory(guest, addr, 3 * PAGE);
             guest.use_memory(addr, 3 * PAGE);
             guest.kmem_free(MAP, addr, 3 * PAGE);

@@ -18,7 +18,10 @@ fn the_range_has_an_entry_and_no_object_page_or_translation() {
         let addr = guest.kmem_alloc_nofault(map, 3 * PAGE).expect("there is room");
         let entry = guest.entry(map, addr);
         assert_eq!((entry.start, entry.end), (addr, addr.add(3 * PAGE)));
-        assert_eq!((entry.object, entry.eflags, entry.wired), (ObjectView::None, EntryFlags::NOFAULT, 0));
+        assert_eq!(
+            (entry.object, entry.eflags, entry.wired),
+            (ObjectView::None, EntryFlags::NOFAULT, 0)
+        );
         assert_eq!(entry.protection, Protection::ALL);
         assert_eq!(guest.mapped_pages(addr, 3 * PAGE), 0);
         let after = guest.account(map);
@@ -31,7 +34,9 @@ fn the_range_has_an_entry_and_no_object_page_or_translation() {
 fn calls_that_follow_each_other_are_contiguous_and_share_one_entry() {
     in_guest(|guest| {
         let map = guest.kmem_suballoc(MAP, 64 * PAGE, MapKind::System);
-        let all: Vec<_> = (1..=3).map(|n| guest.kmem_alloc_nofault(map, n * PAGE).expect("there is room")).collect();
+        let all: Vec<_> = (1..=3)
+            .map(|n| guest.kmem_alloc_nofault(map, n * PAGE).expect("there is room"))
+            .collect();
         assert_eq!((all[1], all[2]), (all[0].add(PAGE), all[0].add(3 * PAGE)));
         assert_eq!(guest.pages(map), [(0, 6)]);
     });
@@ -41,7 +46,8 @@ fn calls_that_follow_each_other_are_contiguous_and_share_one_entry() {
 fn freeing_the_second_of_three_makes_two_entries_of_one() {
     in_guest(|guest| {
         let map = guest.kmem_suballoc(MAP, 64 * PAGE, MapKind::System);
-        let all: Vec<_> = (0..3).map(|_| guest.kmem_alloc_nofault(map, PAGE).expect("there is room")).collect();
+        let all: Vec<_> =
+            (0..3).map(|_| guest.kmem_alloc_nofault(map, PAGE).expect("there is room")).collect();
         guest.kmem_free(map, all[1], PAGE);
         assert_eq!(guest.pages(map), [(0, 1), (2, 3)]);
         assert_eq!(guest.kmem_alloc_nofault(map, PAGE), Some(all[1]), "the lowest hole");
@@ -60,8 +66,16 @@ fn the_lowest_hole_that_is_large_enough_is_taken() {
         }
         assert_eq!(guest.kmem_alloc_nofault(map, 3 * PAGE), Some(addr.add(10 * PAGE)));
         assert_eq!(guest.kmem_alloc_nofault(map, 2 * PAGE), Some(addr.add(4 * PAGE)));
-        assert_eq!(guest.kmem_alloc_nofault(map, PAGE), Some(addr), "the hole before the first entry is one, too");
-        assert_eq!(guest.kmem_alloc_nofault(map, 4 * PAGE), None, "there is no contiguous hole of four");
+        assert_eq!(
+            guest.kmem_alloc_nofault(map, PAGE),
+            Some(addr),
+            "the hole before the first entry is one, too"
+        );
+        assert_eq!(
+            guest.kmem_alloc_nofault(map, 4 * PAGE),
+            None,
+            "there is no contiguous hole of four"
+        );
     });
 }
 
@@ -83,7 +97,8 @@ fn a_touch_panics_with_freebsds_words_and_the_address_of_the_page() {
         in_guest(|guest| {
             let addr = guest.kmem_alloc_nofault(MAP, 2 * PAGE).expect("there is room");
             let crash = guest.dies_of(op(addr.add(PAGE + 24)));
-            let text = format!("vm_fault: fault on nofault entry, addr: {:x}", addr.add(PAGE).get());
+            let text =
+                format!("vm_fault: fault on nofault entry, addr: {:x}", addr.add(PAGE).get());
             assert_eq!(crash.message, text);
         });
     }
@@ -101,7 +116,11 @@ fn page_tables_for_the_range_are_there_afterwards() {
         }
         let outside = addr.add(1 << 32);
         let outcome = guest.run(Op::PmapQenter { addr: outside, count: 1 });
-        assert_eq!(outcome, Outcome::Error(KernReturn::InvalidAddress), "nothing has asked for tables there");
+        assert_eq!(
+            outcome,
+            Outcome::Error(KernReturn::InvalidAddress),
+            "nothing has asked for tables there"
+        );
     });
 }
 

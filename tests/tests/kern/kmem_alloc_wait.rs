@@ -19,7 +19,10 @@ fn the_range_has_an_entry_without_an_object_and_no_page_until_it_is_touched() {
         let addr = guest.kmem_alloc_wait(map, 5 * PAGE - 3).expect("there is room");
         let entry = guest.entry(map, addr);
         assert_eq!((entry.start, entry.end), (addr, addr.add(5 * PAGE)));
-        assert_eq!((entry.object, entry.eflags, entry.wired), (ObjectView::None, EntryFlags::empty(), 0));
+        assert_eq!(
+            (entry.object, entry.eflags, entry.wired),
+            (ObjectView::None, EntryFlags::empty(), 0)
+        );
         assert_eq!(guest.mapped_pages(addr, 5 * PAGE), 0);
         let after = guest.account(map);
         assert_eq!((after.free, after.wired), (before.free, before.wired));
@@ -131,7 +134,8 @@ fn a_free_wakes_everybody_and_who_finds_no_room_sleeps_again() {
         for (thread, pages) in [(1, 8), (2, 3), (3, 8), (4, 2)] {
             guest.blocks(thread, Op::KmemAllocWait { map, size: pages * PAGE }, "vmmaps");
         }
-        // The first comer is too large for this; two others, which came later, are served by the one wakeup.
+        // The first comer is too large for this; two others, which came later, are served by the
+        // one wakeup.
         guest.kmem_free_wakeup(map, addr, 6 * PAGE);
         assert_eq!((guest.joined(2), guest.joined(4)), (addr, addr.add(3 * PAGE)));
         guest.still_blocked(1);
@@ -166,7 +170,9 @@ fn a_request_for_the_whole_map_waits_until_it_is_empty_and_starves_behind_small_
 fn exec_map_has_room_for_16_argument_lists_and_the_17th_waits() {
     in_guest(|guest| {
         let map = MapId::EXEC;
-        let held: Vec<_> = (0..16).map(|_| guest.kmem_alloc_wait(map, ARGUMENTS).expect("there is room")).collect();
+        let held: Vec<_> = (0..16)
+            .map(|_| guest.kmem_alloc_wait(map, ARGUMENTS).expect("there is room"))
+            .collect();
         assert_eq!(guest.stats(map).max_free, 16 * PAGE, "too little for another");
         guest.blocks(1, Op::KmemAllocWait { map, size: ARGUMENTS }, "vmmaps");
         guest.kmem_free_wakeup(map, held[9], ARGUMENTS);

@@ -177,19 +177,27 @@ fn the_address_of_another_map_is_outside_and_passed_over() {
 }
 
 #[test]
-fn a_submaps_memory_freed_through_the_parent_is_unmapped_and_lost_and_its_addresses_are_given_away() {
+fn a_submaps_memory_freed_through_the_parent_is_unmapped_and_lost_and_its_addresses_are_given_away()
+{
     in_guest_to_be_damaged(|guest| {
         let (map, addr) = block(guest, 8);
         let (before, parent) = (guest.account(map), guest.account(MapId::KERNEL));
         guest.kmem_free(MapId::KERNEL, addr.add(2 * PAGE), 3 * PAGE);
         // The submap's own account says that nothing has happened, and the pages stay wired.
         let after = guest.account(map);
-        assert_eq!((after.wired, after.entries, after.size), (before.wired, before.entries, before.size));
+        assert_eq!(
+            (after.wired, after.entries, after.size),
+            (before.wired, before.entries, before.size)
+        );
         assert_eq!(guest.mapped_pages(addr, 8 * PAGE), 5);
         // The parent has cut the submap's entry in two.
         assert_eq!(guest.account(MapId::KERNEL).entries, parent.entries + 1);
         assert_eq!(guest.account(MapId::KERNEL).size, parent.size - 3 * PAGE);
-        assert_eq!(guest.kmem_alloc(MapId::KERNEL, 3 * PAGE), Some(addr.add(2 * PAGE)), "two owners");
+        assert_eq!(
+            guest.kmem_alloc(MapId::KERNEL, 3 * PAGE),
+            Some(addr.add(2 * PAGE)),
+            "two owners"
+        );
     });
 }
 
@@ -198,7 +206,11 @@ fn what_was_freed_through_the_parent_is_a_hole_for_faults() {
     in_guest(|guest| {
         let (_, addr) = block(guest, 8);
         guest.kmem_free(MapId::KERNEL, addr, PAGE);
-        assert_eq!(guest.read(addr.add(PAGE)), guest.read(addr.add(PAGE)), "what is left of it is memory still");
+        assert_eq!(
+            guest.read(addr.add(PAGE)),
+            guest.read(addr.add(PAGE)),
+            "what is left of it is memory still"
+        );
         let crash = guest.dies_of(Op::Read { addr });
         assert_eq!((crash.kind, crash.cr2), (CrashKind::PageFault, addr));
     });
@@ -267,7 +279,10 @@ fn wired_memory_windows_and_pageable_memory_go_in_one_sweep() {
         let pageable = guest.kmem_alloc_wait(map, 2 * PAGE).expect("there is room");
         guest.use_memory(pageable, 2 * PAGE);
         let objects = [wired, window, pageable].map(|addr| guest.object(map, addr));
-        assert!(matches!(objects, [ObjectView::Kernel, ObjectView::None, ObjectView::Other(_)]), "{objects:?}");
+        assert!(
+            matches!(objects, [ObjectView::Kernel, ObjectView::None, ObjectView::Other(_)]),
+            "{objects:?}"
+        );
         guest.kmem_free(map, wired, 6 * PAGE);
         let after = guest.account(map);
         assert_eq!((after.entries, after.size), (before.entries, before.size));

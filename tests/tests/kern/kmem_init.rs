@@ -22,7 +22,10 @@ fn the_kernel_image_is_one_nofault_entry_from_kernbase_on() {
     in_guest(|guest| {
         let entry = guest.entry(MAP, KERNBASE);
         assert_eq!(entry.start, KERNBASE);
-        assert_eq!((entry.object, entry.eflags, entry.wired), (ObjectView::None, EntryFlags::NOFAULT, 0));
+        assert_eq!(
+            (entry.object, entry.eflags, entry.wired),
+            (ObjectView::None, EntryFlags::NOFAULT, 0)
+        );
         let image = guest.page_runs(entry.start, entry.end).expect("the page tables can be read");
         assert!(!image.is_empty(), "it is mapped, but by the boot and not by the map");
     });
@@ -31,7 +34,8 @@ fn the_kernel_image_is_one_nofault_entry_from_kernbase_on() {
 #[test]
 fn the_boot_maps_lie_behind_each_other_from_the_start() {
     in_guest(|guest| {
-        let stats = [MapId::KMEM, MapId::BUFFER, MapId::EXEC, MapId::PIPE].map(|map| guest.stats(map));
+        let stats =
+            [MapId::KMEM, MapId::BUFFER, MapId::EXEC, MapId::PIPE].map(|map| guest.stats(map));
         assert_eq!(stats[0].min, VM_MIN_KERNEL_ADDRESS);
         assert_eq!(stats[1].min, stats[0].max);
         assert_eq!(stats[3].min, stats[2].max);
@@ -45,8 +49,12 @@ fn the_boot_maps_lie_behind_each_other_from_the_start() {
 fn a_touch_of_the_boot_range_where_nothing_is_mapped_is_the_nofault_panic() {
     in_guest(|guest| {
         let entry = guest.entry(MAP, KERNBASE);
-        let pages = (0..entry.end.since(entry.start) / PAGE).map(|page| entry.start.add(page * PAGE));
-        let hole = pages.into_iter().find(|&at| !guest.is_mapped(at)).expect("stack guards are holes in the image");
+        let pages =
+            (0..entry.end.since(entry.start) / PAGE).map(|page| entry.start.add(page * PAGE));
+        let hole = pages
+            .into_iter()
+            .find(|&at| !guest.is_mapped(at))
+            .expect("stack guards are holes in the image");
         let crash = guest.dies_of(Op::Read { addr: hole.add(40) });
         // A guard below a stack is known as such, and that is what the report says.
         assert!(

@@ -17,12 +17,19 @@ fn the_range_is_an_entry_of_kmem_object_wired_once_with_every_page_mapped() {
         let addr = guest.kmem_malloc(MAP, 5 * PAGE - 7, NOWAIT).expect("there is room");
         let entry = guest.entry(MAP, addr);
         assert_eq!((entry.start, entry.end), (addr, addr.add(5 * PAGE)));
-        assert_eq!((entry.object, entry.eflags, entry.wired), (ObjectView::Kmem, EntryFlags::empty(), 1));
+        assert_eq!(
+            (entry.object, entry.eflags, entry.wired),
+            (ObjectView::Kmem, EntryFlags::empty(), 1)
+        );
         assert_eq!(entry.protection, Protection::ALL);
         assert_wired_memory(guest, addr, 5 * PAGE);
         guest.use_memory(addr, 5 * PAGE);
         let after = guest.account(MAP);
-        assert_eq!((before.free - after.free, after.wired - before.wired), (5, 5), "pages, and nothing else");
+        assert_eq!(
+            (before.free - after.free, after.wired - before.wired),
+            (5, 5),
+            "pages, and nothing else"
+        );
         assert_eq!((after.entries, after.size), (1, 5 * PAGE));
         guest.kmem_free(MAP, addr, 5 * PAGE);
         assert_eq!(guest.account(MAP), before);
@@ -35,7 +42,11 @@ fn it_faults_nothing_in() {
         let faults = guest.counters().v_faults.get();
         let addr = guest.malloc(20 * PAGE);
         guest.use_memory(addr, 20 * PAGE);
-        assert_eq!(guest.counters().v_faults.get(), faults, "neither to wire nor at the first touch");
+        assert_eq!(
+            guest.counters().v_faults.get(),
+            faults,
+            "neither to wire nor at the first touch"
+        );
         guest.kmem_alloc(MapId::KERNEL, 20 * PAGE).expect("there is room");
         assert_eq!(guest.counters().v_faults.get(), faults + 20, "kmem_alloc is wired by faults");
     });
@@ -50,7 +61,10 @@ fn memory_is_zero_with_zero_and_only_then() {
         let half = size / 2;
         let dirty = guest.kmem_malloc(MAP, half, NOWAIT).expect("there is room");
         let outcome = guest.run(Op::VerifyZero { addr: dirty, size: half });
-        assert!(matches!(outcome, Outcome::Mismatch { .. }), "pages are not cleared for nothing: {outcome:?}");
+        assert!(
+            matches!(outcome, Outcome::Mismatch { .. }),
+            "pages are not cleared for nothing: {outcome:?}"
+        );
         guest.free(dirty, half);
         for flags in [ZEROED, WAITOK | vmkern::MallocFlags::ZERO, vmkern::MallocFlags::ZERO] {
             let clean = guest.kmem_malloc(MAP, half, flags).expect("there is room");
@@ -88,7 +102,11 @@ fn an_exact_fit_of_the_whole_map_succeeds_and_one_page_more_is_null_at_once() {
         assert_eq!(guest.kmem_malloc(map, 1, NOWAIT), None);
         guest.kmem_free(map, addr.add(PAGE), PAGE);
         guest.kmem_free(map, addr.add(3 * PAGE), PAGE);
-        assert_eq!(guest.kmem_malloc(map, 2 * PAGE, NOWAIT), None, "two free pages that are no neighbours");
+        assert_eq!(
+            guest.kmem_malloc(map, 2 * PAGE, NOWAIT),
+            None,
+            "two free pages that are no neighbours"
+        );
         assert_eq!(guest.counters().ticks.get(), ticks);
         assert_eq!(guest.counters().lowmem_events.get(), 0, "NOWAIT asks nobody for address space");
     });
@@ -127,12 +145,17 @@ fn it_waits_in_vmwait_with_half_of_its_pages_while_neighbours_come_and_go() {
         let high = guest.malloc(PAGE);
         let (addr, size) = guest.drain(0);
         guest.free(hole, 30 * PAGE);
-        // Of its 30 pages it gets 28 and leaves the last two to those who cannot wait. Now one goes, and it gets none.
+        // Of its 30 pages it gets 28 and leaves the last two to those who cannot wait. Now one
+        // goes, and it gets none.
         guest.blocks(1, Op::KmemMalloc { map: MAP, size: 30 * PAGE, flags: WAITOK }, "vmwait");
         assert_eq!(guest.free_pages(), 2);
         let entry = guest.entry(MAP, hole);
         assert_eq!((entry.start, entry.end, entry.wired), (hole, hole.add(30 * PAGE), 0));
-        assert_eq!(guest.mapped_pages(hole, 30 * PAGE), 0, "nothing is mapped before all of it is there");
+        assert_eq!(
+            guest.mapped_pages(hole, 30 * PAGE),
+            0,
+            "nothing is mapped before all of it is there"
+        );
         for _ in 0..3 {
             guest.free(low, PAGE);
             guest.free(high, PAGE);
@@ -196,8 +219,9 @@ fn in_an_interrupt_waitok_is_a_panic() {
 fn its_offsets_count_from_the_first_kernel_address_so_that_all_system_maps_share_kmem_object() {
     in_guest(|guest| {
         let map = guest.kmem_suballoc(MapId::KERNEL, 64 * PAGE, MapKind::System);
-        let blocks = [(map, 5), (MAP, 7), (MapId::BUFFER, 3)]
-            .map(|(map, pages)| (map, guest.kmem_malloc(map, pages * PAGE, ZEROED).expect("there is room"), pages));
+        let blocks = [(map, 5), (MAP, 7), (MapId::BUFFER, 3)].map(|(map, pages)| {
+            (map, guest.kmem_malloc(map, pages * PAGE, ZEROED).expect("there is room"), pages)
+        });
         for (map, addr, pages) in blocks {
             assert_eq!(guest.object(map, addr), ObjectView::Kmem);
             guest.use_memory(addr, pages * PAGE);

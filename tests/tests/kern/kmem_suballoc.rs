@@ -99,7 +99,11 @@ fn its_kind_decides_which_functions_may_use_it() {
 fn without_room_it_panics_bad_status_return_of_3() {
     in_guest(|guest| {
         let map = guest.kmem_suballoc(MAP, 8 * PAGE, MapKind::User);
-        let crash = guest.dies_of(Op::KmemSuballoc { parent: map, size: 8 * PAGE + 1, kind: MapKind::User });
+        let crash = guest.dies_of(Op::KmemSuballoc {
+            parent: map,
+            size: 8 * PAGE + 1,
+            kind: MapKind::User,
+        });
         assert_eq!(crash.message, "kmem_suballoc: bad status return of 3");
     });
 }
@@ -117,14 +121,16 @@ fn a_size_of_0_and_one_that_wraps_panic_bad_status_return_of_1() {
 #[test]
 fn larger_than_kernel_map_is_no_space() {
     in_guest(|guest| {
-        let crash = guest.dies_of(Op::KmemSuballoc { parent: MAP, size: 1 << 40, kind: MapKind::User });
+        let crash =
+            guest.dies_of(Op::KmemSuballoc { parent: MAP, size: 1 << 40, kind: MapKind::User });
         assert_eq!(crash.message, "kmem_suballoc: bad status return of 3");
     });
 }
 
 #[test]
 fn behind_a_plain_range_of_a_pageable_map_it_panics_unable_to_change_range() {
-    // The new range joins the plain one before it; cutting it off again gives both an object, which no submap can have.
+    // The new range joins the plain one before it; cutting it off again gives both an object, which
+    // no submap can have.
     in_guest(|guest| {
         let parent = guest.kmem_suballoc(MAP, 64 * PAGE, MapKind::User);
         guest.kmem_alloc_wait(parent, PAGE).expect("there is room");
@@ -139,7 +145,11 @@ fn without_a_page_for_the_map_it_waits_in_vmwait() {
         guest.make_thread(1);
         let parent = guest.kmem_suballoc(MAP, 64 * PAGE, MapKind::System);
         let (addr, size) = guest.drain(0);
-        guest.blocks(1, Op::KmemSuballoc { parent, size: 8 * PAGE, kind: MapKind::System }, "vmwait");
+        guest.blocks(
+            1,
+            Op::KmemSuballoc { parent, size: 8 * PAGE, kind: MapKind::System },
+            "vmwait",
+        );
         guest.free(addr, size);
         let map = MapId(guest.joined(1).get());
         assert!(guest.kmem_malloc(map, 8 * PAGE, NOWAIT).is_some());
@@ -157,6 +167,10 @@ fn freed_through_its_parent_it_is_unlinked_and_keeps_its_own_entries() {
         let after = guest.stats(MAP);
         assert_eq!((after.entries, after.size), (before.entries, before.size));
         assert_eq!(guest.pages(map), [(0, 3)], "the submap has not been told");
-        assert_eq!(guest.kmem_alloc_nofault(MAP, PAGE), Some(addr), "the addresses are the parent's again");
+        assert_eq!(
+            guest.kmem_alloc_nofault(MAP, PAGE),
+            Some(addr),
+            "the addresses are the parent's again"
+        );
     });
 }

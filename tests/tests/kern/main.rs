@@ -1,6 +1,6 @@
-//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original; the workloads that put
-//! them together; and what an access then comes to. Every guest is looked over at the end of its test: see
-//! [`vmkern_tests::invariants`].
+//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original; the
+//! workloads that put them together; and what an access then comes to. Every guest is looked over
+//! at the end of its test: see [`vmkern_tests::invariants`].
 
 mod clock;
 mod faults;
@@ -28,7 +28,13 @@ const ZEROED: MallocFlags = MallocFlags::NOWAIT.union(MallocFlags::ZERO);
 /// Each page of the range has a translation of wired kernel memory, and a physical page of its own.
 fn assert_wired_memory(guest: &Guest, addr: GuestVirt, size: u64) {
     let mut frames = std::collections::BTreeSet::new();
-    let wanted = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::W | PteFlags::A | PteFlags::M | PteFlags::NX;
+    let wanted = PteFlags::V
+        | PteFlags::RW
+        | PteFlags::G
+        | PteFlags::W
+        | PteFlags::A
+        | PteFlags::M
+        | PteFlags::NX;
     for page in 0..size.div_ceil(PAGE) {
         let at = addr.add(page * PAGE);
         let walk = guest.vtop(at).expect("the page tables can be read");

@@ -1,5 +1,5 @@
-//! What `kmem_malloc` does when it may sleep and there is no address space: it asks everybody to give some back, eight
-//! times in nine seconds, and panics.
+//! What `kmem_malloc` does when it may sleep and there is no address space: it asks everybody to
+//! give some back, eight times in nine seconds, and panics.
 
 use std::thread;
 
@@ -38,7 +38,10 @@ fn eight_events_and_nine_seconds_of_sleep_come_before_the_panic_with_the_bytes_i
             let used = guest.stats(MAP).size;
             let before = clock(guest);
             let crash = guest.dies_of(TWO);
-            assert_eq!(crash.message, format!("kmem_malloc(8192): kmem_map too small: {used} total allocated"));
+            assert_eq!(
+                crash.message,
+                format!("kmem_malloc(8192): kmem_map too small: {used} total allocated")
+            );
             let after = clock(guest);
             assert_eq!((after.0 - before.0, after.1 - before.1), (36 * quarter, 8), "kern.hz {hz}");
         });
@@ -64,7 +67,10 @@ fn a_request_larger_than_the_map_waits_as_long_and_panics_too() {
         let size = stats.max.since(stats.min) + PAGE;
         let before = clock(guest);
         let crash = guest.dies_of(Op::KmemMalloc { map: MAP, size, flags: WAITOK });
-        assert_eq!(crash.message, format!("kmem_malloc({size}): kmem_map too small: 0 total allocated"));
+        assert_eq!(
+            crash.message,
+            format!("kmem_malloc({size}): kmem_map too small: 0 total allocated")
+        );
         let after = clock(guest);
         assert_eq!((after.0 - before.0, after.1 - before.1), (900, 8));
     });
@@ -87,7 +93,8 @@ fn a_handler_of_the_first_event_that_frees_a_hole_ends_it_without_a_sleep() {
         let before = clock(guest);
         // The handler takes the lock of the very map that is short: nobody holds it then.
         guest.on_lowmem(Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE });
-        let got = guest.kmem_malloc(MAP, 2 * PAGE, WAITOK).expect("it panics rather than give null");
+        let got =
+            guest.kmem_malloc(MAP, 2 * PAGE, WAITOK).expect("it panics rather than give null");
         assert_eq!(got, addr.add(39 * PAGE), "the page between two holes is gone");
         let after = clock(guest);
         assert_eq!((after.0 - before.0, after.1 - before.1), (0, 1));
@@ -105,7 +112,8 @@ fn handlers_that_free_too_little_do_not_end_it() {
     });
 }
 
-/// Asks for two pages on t0 and frees a hole for them on t1 as soon as the `k`-th event has fired: events in all.
+/// Asks for two pages on t0 and frees a hole for them on t1 as soon as the `k`-th event has fired:
+/// events in all.
 ///
 /// In real time, for the host to come in between. A sleep is a second at `kern.hz` 1.
 fn rescued_after(k: u64) -> (u64, u64) {
@@ -118,12 +126,21 @@ fn rescued_after(k: u64) -> (u64, u64) {
             thread::yield_now();
         }
         // The map is nobody's meanwhile.
-        let small = guest.call(1, Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK }).expect("the guest lives");
-        assert_eq!(small.outcome, Outcome::Value(addr.add(PAGE).get()), "the lowest hole of one page");
-        guest.call(1, Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE }).expect("the guest lives");
+        let small = guest
+            .call(1, Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK })
+            .expect("the guest lives");
+        assert_eq!(
+            small.outcome,
+            Outcome::Value(addr.add(PAGE).get()),
+            "the lowest hole of one page"
+        );
+        guest
+            .call(1, Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE })
+            .expect("the guest lives");
         let freed_by = clock(guest).1;
         let answer = loop {
-            let response = guest.next_response().unwrap_or_else(|error: GuestError| panic!("{error}"));
+            let response =
+                guest.next_response().unwrap_or_else(|error: GuestError| panic!("{error}"));
             if response.tag == waiting {
                 break response.outcome;
             }
@@ -138,7 +155,11 @@ fn rescued_after(k: u64) -> (u64, u64) {
 fn others_use_the_map_meanwhile_and_room_that_they_make_is_found_after_the_next_event() {
     for k in [1, 2] {
         let (freed_by, events) = rescued_after(k);
-        // The look at the counter and the free are not one step: an event may have fired in between.
-        assert!((k..=freed_by + 1).contains(&events) && events > k, "freed by event {freed_by}, found after {events}");
+        // The look at the counter and the free are not one step: an event may have fired in
+        // between.
+        assert!(
+            (k..=freed_by + 1).contains(&events) && events > k,
+            "freed by event {freed_by}, found after {events}"
+        );
     }
 }

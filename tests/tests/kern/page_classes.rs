@@ -1,4 +1,5 @@
-//! Which request may take which page: `kmem_malloc`'s flags decide the class, and the class the floor.
+//! Which request may take which page: `kmem_malloc`'s flags decide the class, and the class the
+//! floor.
 
 use vmkern::abi::control::Allocator;
 use vmkern::inspect::report::{Body, PageCacheReport};
@@ -29,7 +30,11 @@ fn floors_are_the_same_with_caches_on_several_cpus() {
     for vcpus in [2, 4] {
         in_small_guest_of(vcpus, |guest| {
             let free = guest.free_pages();
-            assert_eq!((floor(guest, NOWAIT), floor(guest, NOWAIT | RESERVE)), (0, 2), "{vcpus} CPUs");
+            assert_eq!(
+                (floor(guest, NOWAIT), floor(guest, NOWAIT | RESERVE)),
+                (0, 2),
+                "{vcpus} CPUs"
+            );
             assert_eq!(guest.free_pages(), free);
         });
     }
@@ -56,7 +61,12 @@ fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
     let builder = with_kmem_map(24 << 20).memory(16 << 20).vcpus(2).time(TimeMode::Real);
     in_guest_of(builder, |guest| {
         (0..2).for_each(|thread| guest.make_thread(thread));
-        let pairs = Op::Pairs { map: MapId::KMEM, size: 16 * PAGE, count: 500, allocator: Allocator::Malloc };
+        let pairs = Op::Pairs {
+            map: MapId::KMEM,
+            size: 16 * PAGE,
+            count: 500,
+            allocator: Allocator::Malloc,
+        };
         for _ in 0..200 {
             for thread in 0..2 {
                 guest.submit(thread, pairs).expect("the guest lives");
@@ -69,13 +79,20 @@ fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
             }
         }
         let (free, before, sent) = (guest.free_pages(), page_caches(guest), interrupts(guest));
-        assert!(before.len() == 2 && before.iter().all(|cache| cache.pages > 8), "both CPUs keep pages: {before:?}");
+        assert!(
+            before.len() == 2 && before.iter().all(|cache| cache.pages > 8),
+            "both CPUs keep pages: {before:?}"
+        );
         let (addr, size) = guest.drain(0);
         let after = page_caches(guest);
-        assert_eq!((guest.free_pages(), after.iter().map(|cache| cache.pages).sum::<u64>()), (0, 0));
+        assert_eq!(
+            (guest.free_pages(), after.iter().map(|cache| cache.pages).sum::<u64>()),
+            (0, 0)
+        );
         // The CPU that did not run gave up what it had, all at once and unasked.
         let gave_all = |(old, new): (&PageCacheReport, &PageCacheReport)| {
-            new.drained == old.drained + old.pages && (new.allocs, new.frees) == (old.allocs, old.frees)
+            new.drained == old.drained + old.pages
+                && (new.allocs, new.frees) == (old.allocs, old.frees)
         };
         assert!(before.iter().zip(&after).any(gave_all), "before {before:?}, after {after:?}");
         assert_eq!(interrupts(guest), sent);
@@ -168,7 +185,9 @@ fn a_shortage_wakes_the_pagedaemon_which_asks_everybody_for_memory() {
         let (addr, size) = guest.drain(500);
         guest.on_lowmem(Op::KmemFree { map: MapId::KMEM, addr, size });
         let events = guest.counters().lowmem_events.get();
-        let got = guest.kmem_malloc(MapId::KMEM, 600 * PAGE, WAITOK).expect("it waits until there are pages");
+        let got = guest
+            .kmem_malloc(MapId::KMEM, 600 * PAGE, WAITOK)
+            .expect("it waits until there are pages");
         assert!(guest.counters().lowmem_events.get() > events);
         assert!(guest.counters().v_pdwakeups.get() > 0);
         guest.free(got, 600 * PAGE);
@@ -181,7 +200,10 @@ fn a_handler_that_waits_for_pages_on_the_pagedaemon_sleeps_in_its_own_vmwait() {
         guest.make_thread(1);
         let waits = |guest: &Guest| {
             let threads = guest.threads().expect("the list is sound");
-            let daemon = threads.into_iter().find(|thread| thread.label() == "pagedaemon").expect("there is one");
+            let daemon = threads
+                .into_iter()
+                .find(|thread| thread.label() == "pagedaemon")
+                .expect("there is one");
             daemon.waits_for.expect("it sleeps").to_string()
         };
         // More than the handler's own memory, which is free by the time it runs.

@@ -1,5 +1,5 @@
-//! Size 0 and sizes that wrap when they are rounded up to pages: each did something of its own in 2008, and none does
-//! harm here.
+//! Size 0 and sizes that wrap when they are rounded up to pages: each did something of its own in
+//! 2008, and none does harm here.
 
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
@@ -76,7 +76,12 @@ fn freeing_nothing_and_what_wraps_changes_nothing() {
         let before = accounts(guest);
         for (map, free) in [(MapId::KMEM, false), (MapId::EXEC, true)] {
             let min = guest.stats(map).min;
-            for (addr, size) in [(min, 0), (min, u64::MAX), (GuestVirt::new(0), 0), (min.add(PAGE), u64::MAX - PAGE)] {
+            for (addr, size) in [
+                (min, 0),
+                (min, u64::MAX),
+                (GuestVirt::new(0), 0),
+                (min.add(PAGE), u64::MAX - PAGE),
+            ] {
                 guest.ok(match free {
                     false => Op::KmemFree { map, addr, size },
                     true => Op::KmemFreeWakeup { map, addr, size },

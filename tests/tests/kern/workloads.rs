@@ -1,11 +1,14 @@
-//! The functions together, as a kernel uses them: pairs, checkerboards, random mixes, exhaustion, storms.
+//! The functions together, as a kernel uses them: pairs, checkerboards, random mixes, exhaustion,
+//! storms.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
-use vmkern_tests::harness::{assert_whole, in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
+use vmkern_tests::harness::{
+    assert_whole, in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map,
+};
 use vmkern_tests::kern::{ARGUMENTS, Account, Kern, PAGE};
 use vmkern_tests::{MEMORY, Run};
 
@@ -24,7 +27,12 @@ fn a_warm_pair_leaves_every_counter_as_it_was_and_merges_and_clips_with_its_neig
             assert_eq!(addr, neighbour.add(PAGE));
             assert_eq!(
                 guest.account(MAP),
-                Account { free: before.free - 2, wired: before.wired + 2, entries: 1, size: 3 * PAGE }
+                Account {
+                    free: before.free - 2,
+                    wired: before.wired + 2,
+                    entries: 1,
+                    size: 3 * PAGE
+                }
             );
             guest.free(addr, 2 * PAGE);
             assert_eq!(guest.account(MAP), before);
@@ -45,7 +53,11 @@ fn a_checkerboard_is_filled_from_its_lowest_hole_up_and_is_one_entry_again() {
         assert_whole(guest);
         for pair in 0..PAIRS {
             assert_eq!(guest.malloc(PAGE), addr.add((2 * pair + 1) * PAGE));
-            assert_eq!(guest.stats(MAP).entries, (PAIRS - pair - 1).max(1), "it joins both neighbours");
+            assert_eq!(
+                guest.stats(MAP).entries,
+                (PAIRS - pair - 1).max(1),
+                "it joins both neighbours"
+            );
         }
         assert_eq!(guest.pages(MAP), [(0, 2 * PAIRS)]);
     });
@@ -69,7 +81,8 @@ fn a_random_mix_keeps_contents_invariants_and_first_fit_and_gives_everything_bac
         let mut live: BTreeMap<GuestVirt, Block> = BTreeMap::new();
         let mut used = 0;
         for step in 0..1000_u64 {
-            // Sizes of 1 to 512 pages, each twice as rare as half of it; seven tenths of the map are in use.
+            // Sizes of 1 to 512 pages, each twice as rare as half of it; seven tenths of the map
+            // are in use.
             let bits = below(10);
             let bits = bits.min(below(10));
             let pages = 1 + below(1 << bits);
@@ -108,7 +121,12 @@ fn a_random_mix_keeps_contents_invariants_and_first_fit_and_gives_everything_bac
 }
 
 /// Where the lowest hole of `pages` is, by a look at one block after the other.
-fn first_fit(live: &BTreeMap<GuestVirt, Block>, min: GuestVirt, all: u64, pages: u64) -> Option<GuestVirt> {
+fn first_fit(
+    live: &BTreeMap<GuestVirt, Block>,
+    min: GuestVirt,
+    all: u64,
+    pages: u64,
+) -> Option<GuestVirt> {
     let mut at = min;
     for (addr, block) in live {
         if addr.since(at) >= pages * PAGE {
@@ -134,7 +152,8 @@ fn address_space_full_of_single_holes_has_none_of_two_pages_for_nowait() {
     });
 }
 
-/// W5, with handlers in the order of their registration; the k-th retry is in the module about `nokva`.
+/// W5, with handlers in the order of their registration; the k-th retry is in the module about
+/// `nokva`.
 #[test]
 fn handlers_of_one_event_make_a_hole_together() {
     in_guest(|guest| {
@@ -150,7 +169,8 @@ fn handlers_of_one_event_make_a_hole_together() {
     });
 }
 
-/// W6: NOWAIT to the last page, a waiter at two pages, its wakeup at `v_free_min`, and kmem_alloc above all of them.
+/// W6: NOWAIT to the last page, a waiter at two pages, its wakeup at `v_free_min`, and kmem_alloc
+/// above all of them.
 #[test]
 fn the_classes_stop_one_after_the_other_and_those_who_wait_are_all_served_in_the_end() {
     in_small_guest(|guest| {
@@ -205,7 +225,11 @@ fn three_halves(vcpus: u32) {
         }
         let (addr, size) = guest.drain(40);
         for thread in 1..=3 {
-            guest.blocks(thread, Op::KmemMalloc { map: MAP, size: 50 * PAGE, flags: WAITOK }, "vmwait");
+            guest.blocks(
+                thread,
+                Op::KmemMalloc { map: MAP, size: 50 * PAGE, flags: WAITOK },
+                "vmwait",
+            );
         }
         // Side by side, not wired, and not one.
         let entries = guest.entries(MAP);
@@ -235,7 +259,8 @@ fn exec_storm(vcpus: u32) {
             let tag = guest.submit_in(Context::Thread(thread), op).expect("the guest lives");
             threads.insert(tag, thread);
         }
-        let (mut waiting, mut held, mut served, mut most) = (VecDeque::new(), VecDeque::new(), 0, 0);
+        let (mut waiting, mut held, mut served, mut most) =
+            (VecDeque::new(), VecDeque::new(), 0, 0);
         while served < 64 {
             while guest.in_flight() > 0 {
                 let response = guest.next_response().unwrap_or_else(|error| panic!("{error}"));
@@ -251,7 +276,8 @@ fn exec_storm(vcpus: u32) {
             }
             most = most.max(held.len());
             assert!(held.len() <= 16);
-            let (thread, addr) = held.pop_front().unwrap_or_else(|| panic!("nobody got on after {served}"));
+            let (thread, addr) =
+                held.pop_front().unwrap_or_else(|| panic!("nobody got on after {served}"));
             guest.ok(Op::Fill { addr, size: ARGUMENTS, seed: thread.into() });
             guest.ok(Op::Verify { addr, size: ARGUMENTS, seed: thread.into() });
             guest.kmem_free_wakeup(MapId::EXEC, addr, ARGUMENTS);
@@ -276,8 +302,9 @@ fn all_of_exec_map(vcpus: u32) {
     in_guest_of(Guest::builder().memory(MEMORY).vcpus(vcpus), |guest| {
         let stats = guest.stats(MapId::EXEC);
         let all = stats.max.since(stats.min);
-        let mut held: VecDeque<_> =
-            (0..8).map(|_| guest.kmem_alloc_wait(MapId::EXEC, PAGE).expect("there is room")).collect();
+        let mut held: VecDeque<_> = (0..8)
+            .map(|_| guest.kmem_alloc_wait(MapId::EXEC, PAGE).expect("there is room"))
+            .collect();
         guest.blocks(1, Op::KmemAllocWait { map: MapId::EXEC, size: all }, "vmmaps");
         for _ in 0..30 {
             let oldest = held.pop_front().expect("there are eight");
@@ -314,6 +341,9 @@ fn stacks_with_guards_share_entries_come_apart_when_freed_and_their_guards_stay_
         }
         assert_whole(guest);
         let crash = guest.dies_of(Op::Write { addr: stacks[50].add(PAGE - 8), value: 1 });
-        assert_eq!(crash.message, format!("vm_fault: fault on nofault entry, addr: {:x}", stacks[50].get()));
+        assert_eq!(
+            crash.message,
+            format!("vm_fault: fault on nofault entry, addr: {:x}", stacks[50].get())
+        );
     });
 }

@@ -1,4 +1,5 @@
-//! A guest and the simulated machine replay one list of operations: equal results, equal addresses, equal counters.
+//! A guest and the simulated machine replay one list of operations: equal results, equal addresses,
+//! equal counters.
 
 mod threads;
 
@@ -35,7 +36,12 @@ impl Pair {
     /// Counters that do not depend on how much memory the boot took.
     fn assert_same_counters(&self, start: &(Balance, Balance)) {
         let (guest, sim) = (Balance::of(&self.guest), sim_balance(&self.sim));
-        assert_eq!(start.0.free - guest.free, start.1.free - sim.free, "pages taken, after {} operations", self.done);
+        assert_eq!(
+            start.0.free - guest.free,
+            start.1.free - sim.free,
+            "pages taken, after {} operations",
+            self.done
+        );
         assert_eq!(guest.wired - start.0.wired, sim.wired - start.1.wired, "pages wired");
         assert_eq!(guest.kernel_entries, sim.kernel_entries, "entries of kernel_map");
         assert_eq!(guest.kmem_entries, sim.kmem_entries, "entries of kmem_map");
@@ -98,13 +104,24 @@ impl Script {
         let all = MallocFlags::NOWAIT | MallocFlags::ZERO;
         let (map, backing, op) = match self.below(6) {
             0 => (MapId::KERNEL, Backing::Memory, Op::KmemAlloc { map: MapId::KERNEL, size }),
-            1 => (MapId::KERNEL, Backing::Nothing, Op::KmemAllocNofault { map: MapId::KERNEL, size }),
-            2 => (MapId::KMEM, Backing::Memory, Op::KmemMalloc { map: MapId::KMEM, size, flags: all }),
-            _ => (MapId::KMEM, Backing::Memory, Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT }),
+            1 => {
+                (MapId::KERNEL, Backing::Nothing, Op::KmemAllocNofault { map: MapId::KERNEL, size })
+            }
+            2 => (
+                MapId::KMEM,
+                Backing::Memory,
+                Op::KmemMalloc { map: MapId::KMEM, size, flags: all },
+            ),
+            _ => (
+                MapId::KMEM,
+                Backing::Memory,
+                Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT },
+            ),
         };
         match pair.run(op) {
             Outcome::Value(addr) => {
-                let (addr, pages, seed) = (GuestVirt::new(addr), size.div_ceil(4096), self.rng.next_u64());
+                let (addr, pages, seed) =
+                    (GuestVirt::new(addr), size.div_ceil(4096), self.rng.next_u64());
                 if backing == Backing::Memory {
                     pair.run(Op::Fill { addr, size: pages * 4096, seed });
                     self.pages += pages;
@@ -123,7 +140,10 @@ impl Script {
 
     /// Enters pages into a window that has none, or takes them out.
     fn change_backing(&mut self, pair: &mut Pair) {
-        let Some(range) = self.live.iter_mut().find(|range| range.backing != Backing::Memory) else { return };
+        let Some(range) = self.live.iter_mut().find(|range| range.backing != Backing::Memory)
+        else {
+            return;
+        };
         let (addr, count) = (range.addr, range.pages);
         range.backing = match range.backing {
             Backing::Nothing => {
@@ -145,7 +165,11 @@ impl Script {
         let range = &self.live[index];
         pair.run(Op::Vtop { addr: range.addr.add(offset) });
         if range.backing != Backing::Nothing {
-            let outcome = pair.run(Op::Verify { addr: range.addr, size: range.pages * 4096, seed: range.seed });
+            let outcome = pair.run(Op::Verify {
+                addr: range.addr,
+                size: range.pages * 4096,
+                seed: range.seed,
+            });
             assert_eq!(outcome, Outcome::Ok);
         }
     }
@@ -159,7 +183,11 @@ impl Script {
         }
         let range = &mut self.live[index];
         let (map, gone) = (range.map, range.pages - keep);
-        pair.run(Op::KmemFree { map, addr: range.addr.add(keep * 4096 + 7), size: gone * 4096 - 9 });
+        pair.run(Op::KmemFree {
+            map,
+            addr: range.addr.add(keep * 4096 + 7),
+            size: gone * 4096 - 9,
+        });
         if range.backing == Backing::Memory {
             self.pages -= gone;
         }
@@ -179,15 +207,18 @@ impl Script {
 #[test]
 fn guest_and_simulation_agree_on_ten_thousand_operations() {
     for seed in 0..2 {
-        // The sizes of the submaps follow from the number of pages, which depends on what the boot took.
+        // The sizes of the submaps follow from the number of pages, which depends on what the boot
+        // took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
-        let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
+        let builder =
+            Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
         let mut pair = Pair { guest: launch(builder), sim: Sim::boot(MEMORY, tunables), done: 0 };
         // Both have the thread that does the work before anything is counted.
         pair.run(Op::Nop);
         let start = (Balance::of(&pair.guest), sim_balance(&pair.sim));
-        let mut script = Script { rng: Xoshiro256PlusPlus::seed_from_u64(seed), live: Vec::new(), pages: 0 };
+        let mut script =
+            Script { rng: Xoshiro256PlusPlus::seed_from_u64(seed), live: Vec::new(), pages: 0 };
         while pair.done < OPERATIONS {
             script.step(&mut pair);
             if pair.done.is_multiple_of(97) {

@@ -38,10 +38,12 @@ struct Pair {
 
 impl Pair {
     fn new(seed: u64) -> Self {
-        // The sizes of the submaps follow from the number of pages, which depends on what the boot took.
+        // The sizes of the submaps follow from the number of pages, which depends on what the boot
+        // took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
-        let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
+        let builder =
+            Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
         let mut pair = Self {
             guest: launch(builder),
             sim: Sim::boot(MEMORY, tunables),
@@ -70,7 +72,8 @@ impl Pair {
 
     /// The same operation on both, on a thread that is not blocked.
     fn run(&mut self, thread: u16, op: Op) -> Outcome {
-        let guest = self.guest.call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
+        let guest =
+            self.guest.call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
         let sim = match op {
             Op::Join { thread } => self.sim.finish(thread.into()),
             _ => self.sim.execute_on(thread.into(), op),
@@ -79,8 +82,11 @@ impl Pair {
     }
 
     fn interrupt(&mut self, op: Op) -> Outcome {
-        let guest =
-            self.guest.call_in(Context::Interrupt, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
+        let guest = self
+            .guest
+            .call_in(Context::Interrupt, op)
+            .unwrap_or_else(|error| panic!("{op:?}: {error}"))
+            .outcome;
         let sim = self.sim.execute_in_interrupt(&op);
         self.sim.run();
         self.agree(op, guest, sim)
@@ -92,11 +98,15 @@ impl Pair {
         guest
     }
 
-    /// A thread that is not blocked. There always is one: the last is never given anything that blocks.
+    /// A thread that is not blocked. There always is one: the last is never given anything that
+    /// blocks.
     fn idle_thread(&mut self) -> u16 {
         let start = self.below(THREADS.into());
         let threads = (0..THREADS).cycle().skip(usize::try_from(start).unwrap_or(0));
-        threads.take(THREADS.into()).find(|&thread| self.blocked[usize::from(thread)].is_none()).expect("one is idle")
+        threads
+            .take(THREADS.into())
+            .find(|&thread| self.blocked[usize::from(thread)].is_none())
+            .expect("one is idle")
     }
 
     fn step(&mut self) {
@@ -143,14 +153,19 @@ impl Pair {
 
     fn allocate(&mut self) {
         let (thread, size) = (self.idle_thread(), self.below(1 << 16));
-        let flags = if self.below(2) == 0 { MallocFlags::NOWAIT } else { MallocFlags::NOWAIT | MallocFlags::ZERO };
+        let flags = if self.below(2) == 0 {
+            MallocFlags::NOWAIT
+        } else {
+            MallocFlags::NOWAIT | MallocFlags::ZERO
+        };
         let outcome = self.run(thread, Op::KmemMalloc { map: MapId::KMEM, size, flags });
         self.take_kmem(size, outcome);
     }
 
     fn interrupt_allocates(&mut self) {
         let size = self.below(1 << 14);
-        let outcome = self.interrupt(Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT });
+        let outcome =
+            self.interrupt(Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT });
         self.take_kmem(size, outcome);
     }
 
@@ -213,14 +228,27 @@ impl Pair {
 
     fn assert_same_counters(&self, start: &(Balance, Balance)) {
         let (guest, sim) = (Balance::of(&self.guest), sim_balance(&self.sim));
-        assert_eq!(start.0.free - guest.free, start.1.free - sim.free, "pages taken, after {} operations", self.done);
+        assert_eq!(
+            start.0.free - guest.free,
+            start.1.free - sim.free,
+            "pages taken, after {} operations",
+            self.done
+        );
         assert_eq!(guest.wired - start.0.wired, sim.wired - start.1.wired, "pages wired");
         assert_eq!(guest.kernel_entries, sim.kernel_entries, "entries of kernel_map");
-        assert_eq!((guest.kmem_entries, guest.kmem_size), (sim.kmem_entries, sim.kmem_size), "kmem_map");
+        assert_eq!(
+            (guest.kmem_entries, guest.kmem_size),
+            (sim.kmem_entries, sim.kmem_size),
+            "kmem_map"
+        );
         let map = self.guest.map_stats(self.room).expect("the map can be read");
         let vm = self.sim.vm();
         let same = vm.get(vm.map_by_id(self.room).expect("the map exists"));
-        assert_eq!((map.entries, map.size), (same.nentries.get(), same.size.get()), "the map that threads wait for");
+        assert_eq!(
+            (map.entries, map.size),
+            (same.nentries.get(), same.size.get()),
+            "the map that threads wait for"
+        );
     }
 }
 

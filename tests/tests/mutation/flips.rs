@@ -46,7 +46,8 @@ impl Flips<'_> {
         self.random.next_u64() % below
     }
 
-    /// Flips a bit in `part`; whether the check finds it. Nothing when the guest is not even recognized.
+    /// Flips a bit in `part`; whether the check finds it. Nothing when the guest is not even
+    /// recognized.
     fn flip(&mut self, part: &Part) -> bool {
         let at = part.at.add(self.draw(part.size));
         let bit = u32::try_from(self.draw(8)).expect("it is small");
@@ -59,7 +60,8 @@ impl Flips<'_> {
 
 /// The meaning of a part, which a table must have.
 fn meaning_of(part: &Part) -> Meaning {
-    meaning(part.structure, part.field).unwrap_or_else(|| panic!("{}.{} is in no table", part.structure, part.field))
+    meaning(part.structure, part.field)
+        .unwrap_or_else(|| panic!("{}.{} is in no table", part.structure, part.field))
 }
 
 #[test]
@@ -70,7 +72,10 @@ fn every_field_of_every_structure_says_what_it_means_to_the_check() {
             match (inner, meaning(own.name, field.name)) {
                 (None, None) => panic!("{}.{} is in no table of meaning.rs", own.name, field.name),
                 (Some(inner), Some(Meaning::Checked | Meaning::Partly(_))) => {
-                    panic!("{}.{} is a {}, whose fields are in the tables", own.name, field.name, inner.name);
+                    panic!(
+                        "{}.{} is a {}, whose fields are in the tables",
+                        own.name, field.name, inner.name
+                    );
                 }
                 _ => {}
             }
@@ -93,7 +98,9 @@ fn flipped_bits_are_found_where_they_mean_something() {
     let mut by_field: BTreeMap<(&str, &str), (Meaning, Tally)> = BTreeMap::new();
     let mut by_structure: BTreeMap<&str, Tally> = BTreeMap::new();
     let mut anywhere = Tally::default();
-    for (seed, state) in [(10, State::AtRest), (11, State::AtRest), (12, State::Busy), (13, State::Busy)] {
+    for (seed, state) in
+        [(10, State::AtRest), (11, State::AtRest), (12, State::Busy), (13, State::Busy)]
+    {
         let image = specimen(seed, state);
         let report = Report::of(&image).expect("the roots can be read");
         assert!(report.is_clean(), "{report}");
@@ -104,13 +111,16 @@ fn flipped_bits_are_found_where_they_mean_something() {
             groups.entry((part.structure, part.field)).or_default().push(*part);
         }
         for (name, parts) in &groups {
-            let (_, tally) = by_field.entry(*name).or_insert((meaning_of(&parts[0]), Tally::default()));
+            let (_, tally) =
+                by_field.entry(*name).or_insert((meaning_of(&parts[0]), Tally::default()));
             for _ in 0..EACH {
-                let part = parts[usize::try_from(flips.draw(parts.len() as u64)).expect("an index")];
+                let part =
+                    parts[usize::try_from(flips.draw(parts.len() as u64)).expect("an index")];
                 tally.add(flips.flip(&part));
             }
         }
-        let live: Vec<&Part> = parts.iter().filter(|part| !matches!(meaning_of(part), Meaning::Nothing(_))).collect();
+        let live: Vec<&Part> =
+            parts.iter().filter(|part| !matches!(meaning_of(part), Meaning::Nothing(_))).collect();
         let bytes: u64 = live.iter().map(|part| part.size).sum();
         for _ in 0..ANYWHERE {
             let mut byte = flips.draw(bytes);
@@ -138,7 +148,8 @@ fn flipped_bits_are_found_where_they_mean_something() {
             total.done += tally.done;
             total.found += tally.found;
         }
-        // A bit of a field may now and then stand for what is as right: an index of another CPU, a flag that is free.
+        // A bit of a field may now and then stand for what is as right: an index of another CPU, a
+        // flag that is free.
         if meaning == Meaning::Checked && tally.percent() < 90.0 {
             weak.push(format!("{name}.{field}: only {} of {}", tally.found, tally.done));
         }
@@ -153,7 +164,8 @@ fn flipped_bits_are_found_where_they_mean_something() {
     assert!(meaningful.percent() >= 90.0, "{:.1} % of all fields", meaningful.percent());
 }
 
-/// Arithmetic on what a guest says must not overflow: once it did, in the thresholds and in the place of an entry.
+/// Arithmetic on what a guest says must not overflow: once it did, in the thresholds and in the
+/// place of an entry.
 #[test]
 fn no_field_with_its_largest_value_makes_the_check_panic() {
     let image = specimen(14, State::AtRest);

@@ -7,9 +7,9 @@ use rand_xoshiro::rand_core::Rng as _;
 use vmkern::abi::addr::KPtr;
 use vmkern::abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern::abi::layout::{
-    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageCache, PageFlags,
-    PageOflags, Pcpu, PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp, Thread, ThreadState,
-    VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageCache,
+    PageFlags, PageOflags, Pcpu, PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp,
+    Thread, ThreadState, VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, Pte, PteFlags};
 use vmkern::{GuestPhys, GuestVirt, Source as _};
@@ -40,7 +40,11 @@ pub struct Kind {
 
 impl Scene<'_, '_> {
     fn draw<T: Copy>(&mut self, all: &[T]) -> T {
-        assert!(!all.is_empty(), "the guest has nothing of the kind: {}", std::any::type_name::<T>());
+        assert!(
+            !all.is_empty(),
+            "the guest has nothing of the kind: {}",
+            std::any::type_name::<T>()
+        );
         all[usize::try_from(self.random.next_u64() % all.len() as u64).expect("an index")]
     }
 
@@ -52,7 +56,9 @@ impl Scene<'_, '_> {
     /// The address of a field of the roots.
     fn root_of<F>(&self, field: fn(&KernelRoots) -> &F) -> At {
         let (at, roots) = self.roots();
-        at.add((std::ptr::from_ref(field(&roots)).addr() - std::ptr::from_ref(&roots).addr()) as u64)
+        at.add(
+            (std::ptr::from_ref(field(&roots)).addr() - std::ptr::from_ref(&roots).addr()) as u64,
+        )
     }
 
     /// Changes the roots; the finding is at `field`.
@@ -63,13 +69,21 @@ impl Scene<'_, '_> {
     }
 
     /// Changes the structure at `at`, where the finding is.
-    fn change<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&mut self, at: At, change: impl FnOnce(&T)) -> At {
+    fn change<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+        &mut self,
+        at: At,
+        change: impl FnOnce(&T),
+    ) -> At {
         self.overlay.change(at, change);
         at
     }
 
     /// One of the structures called `name` that are as `wanted`.
-    fn one<T: zerocopy::FromBytes + zerocopy::IntoBytes>(&mut self, name: &str, wanted: impl Fn(&T) -> bool) -> At {
+    fn one<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+        &mut self,
+        name: &str,
+        wanted: impl Fn(&T) -> bool,
+    ) -> At {
         let all: Vec<At> = self
             .anatomy
             .places
@@ -105,8 +119,10 @@ impl Scene<'_, '_> {
     /// An entry of an anonymous object's.
     fn pageable_entry(&mut self) -> At {
         let entries: Vec<At> = [2, 3].into_iter().flat_map(|slot| self.entries(slot)).collect();
-        let all: Vec<At> =
-            entries.into_iter().filter(|at| !self.overlay.get::<VmMapEntry>(*at).object.get().is_null()).collect();
+        let all: Vec<At> = entries
+            .into_iter()
+            .filter(|at| !self.overlay.get::<VmMapEntry>(*at).object.get().is_null())
+            .collect();
         self.draw(&all)
     }
 
@@ -133,16 +149,24 @@ impl Scene<'_, '_> {
         self.page(|page| page.object.get().addr() == kmem)
     }
 
-    /// A page of kmem_object below which nothing hangs, on the left of the page above it: that one and it.
+    /// A page of kmem_object below which nothing hangs, on the left of the page above it: that one
+    /// and it.
     fn lower(&mut self) -> (At, At) {
         let kmem = self.root_of(|roots| &roots.kmem_object);
         let is_leaf = |page: &VmPage| page.left.get() | page.right.get() == 0;
-        let below = |page: &VmPage| self.overlay.get::<VmPage>(self.page_of(page.left.get().into()));
+        let below =
+            |page: &VmPage| self.overlay.get::<VmPage>(self.page_of(page.left.get().into()));
         let has_one = |page: &VmPage| page.left.get() != 0 && is_leaf(&below(page));
-        let uppers: Vec<At> =
-            self.anatomy.places.iter().filter(|(name, _)| *name == "VmPage").map(|(_, at)| *at).collect();
+        let uppers: Vec<At> = self
+            .anatomy
+            .places
+            .iter()
+            .filter(|(name, _)| *name == "VmPage")
+            .map(|(_, at)| *at)
+            .collect();
         let of_kmem = |at: &At| {
-            Some(self.overlay.get::<VmPage>(*at)).is_some_and(|page| page.object.get().addr() == kmem && has_one(&page))
+            Some(self.overlay.get::<VmPage>(*at))
+                .is_some_and(|page| page.object.get().addr() == kmem && has_one(&page))
         };
         let uppers: Vec<At> = uppers.into_iter().filter(of_kmem).collect();
         let upper = self.draw(&uppers);
@@ -152,7 +176,8 @@ impl Scene<'_, '_> {
     /// Page number of the element at `at`.
     fn pfn(&self, at: At) -> u64 {
         let roots = self.roots().1;
-        roots.first_page.get() + at.since(roots.vm_page_array.get().addr()) / size_of::<VmPage>() as u64
+        roots.first_page.get()
+            + at.since(roots.vm_page_array.get().addr()) / size_of::<VmPage>() as u64
     }
 
     /// A CPU that has several pages in its cache.
@@ -173,7 +198,9 @@ impl Scene<'_, '_> {
 
     /// A sleeping thread of a request's.
     fn sleeper(&mut self) -> At {
-        self.one("Thread", |t: &Thread| t.tid.get() < 64 && t.state() == Some(ThreadState::Sleeping))
+        self.one("Thread", |t: &Thread| {
+            t.tid.get() < 64 && t.state() == Some(ThreadState::Sleeping)
+        })
     }
 
     /// A thread with a time-out.
@@ -181,8 +208,13 @@ impl Scene<'_, '_> {
         self.one("Thread", |t: &Thread| t.callout.sequence.get() != 0 && wanted(t))
     }
 
-    /// Entry of a table of `level`: one that is as `wanted`, with where it lies and the address that it is for.
-    fn pte(&mut self, level: Level, wanted: impl Fn(GuestVirt, Pte) -> bool) -> (GuestPhys, GuestVirt, Pte) {
+    /// Entry of a table of `level`: one that is as `wanted`, with where it lies and the address
+    /// that it is for.
+    fn pte(
+        &mut self,
+        level: Level,
+        wanted: impl Fn(GuestVirt, Pte) -> bool,
+    ) -> (GuestPhys, GuestVirt, Pte) {
         let shift = match level {
             Level::Pml4 => 39,
             Level::Pdpt => 30,

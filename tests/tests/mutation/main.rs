@@ -14,16 +14,27 @@ use self::kinds::{CACHE_KINDS, KINDS, Kind, Scene};
 /// Victims that each kind of corruption takes of each guest.
 const VICTIMS: u64 = 8;
 
-/// What is wrong with the report about `kind` of corruption, done with the random numbers of `seed`.
-fn try_kind(anatomy: &Anatomy<'_>, image: &vmkern::Image, kind: &Kind, seed: u64) -> Result<(), String> {
+/// What is wrong with the report about `kind` of corruption, done with the random numbers of
+/// `seed`.
+fn try_kind(
+    anatomy: &Anatomy<'_>,
+    image: &vmkern::Image,
+    kind: &Kind,
+    seed: u64,
+) -> Result<(), String> {
     let random = Xoshiro256PlusPlus::seed_from_u64(seed);
     let mut scene = Scene { anatomy, overlay: Overlay::new(image), random };
     let at = (kind.damage)(&mut scene);
     let report = Report::of(&scene.overlay).map_err(|error| error.to_string())?;
-    let named = report.findings.iter().any(|f| f.rule == kind.rule && f.what == kind.what && f.at == at);
+    let named =
+        report.findings.iter().any(|f| f.rule == kind.rule && f.what == kind.what && f.at == at);
     let lines: Vec<String> = report.to_string().lines().take(6).map(str::to_owned).collect();
     let (Kind { name, rule, what, .. }, found) = (kind, lines.join("\n  "));
-    if named { Ok(()) } else { Err(format!("{name}: no {rule} about {what} at {at} (seed {seed}):\n  {found}")) }
+    if named {
+        Ok(())
+    } else {
+        Err(format!("{name}: no {rule} about {what} at {at} (seed {seed}):\n  {found}"))
+    }
 }
 
 #[test]
@@ -37,7 +48,8 @@ fn every_kind_of_corruption_is_found_and_the_right_structure_named() {
         let has_caches = anatomy.places.iter().filter(|(name, _)| *name == "Pcpu").count() > 1;
         with_caches += u32::from(has_caches);
         for kind in KINDS.iter().chain(CACHE_KINDS.iter().filter(|_| has_caches)) {
-            let failed = (0..VICTIMS).find_map(|seed| try_kind(&anatomy, &image, kind, guest * 1000 + seed).err());
+            let failed = (0..VICTIMS)
+                .find_map(|seed| try_kind(&anatomy, &image, kind, guest * 1000 + seed).err());
             failures.extend(failed);
         }
     }

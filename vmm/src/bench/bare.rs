@@ -1,4 +1,5 @@
-//! The least that a VM can be: memory, a vCPU, one instruction. What every launch is measured against.
+//! The least that a VM can be: memory, a vCPU, one instruction. What every launch is measured
+//! against.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,8 @@ use crate::kvm::{KvmError, host};
 /// Where the instruction lies.
 const CODE: GuestPhys = GuestPhys::new(0x1000);
 
-/// Time from opening `/dev/kvm` to the first exit of a VM with `memory` bytes of RAM and nothing else.
+/// Time from opening `/dev/kvm` to the first exit of a VM with `memory` bytes of RAM and nothing
+/// else.
 pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> {
     let start = Instant::now();
     let kvm = host::open().map_err(LaunchError::from)?;
@@ -40,7 +42,8 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
     // mov dx, EXIT_PORT; out dx, al; hlt
     let [low, high] = EXIT_PORT.to_le_bytes();
     let code = [0xba, low, high, 0xee, 0xf4];
-    ram.write(CODE, &code).map_err(|error| KvmError { operation: error.to_string(), errno: libc::EFAULT })?;
+    ram.write(CODE, &code)
+        .map_err(|error| KvmError { operation: error.to_string(), errno: libc::EFAULT })?;
     let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;

@@ -33,12 +33,17 @@ pub struct BootBench {
     pub process_over_true: Summary,
 }
 
-/// Measures launches of guests with `memory` bytes, `rounds` times (at least once). `vmkern` is the command to run as a
-/// process; `watch` follows the rounds.
+/// Measures launches of guests with `memory` bytes, `rounds` times (at least once). `vmkern` is the
+/// command to run as a process; `watch` follows the rounds.
 ///
 /// # Errors
 /// When a guest or a process fails.
-pub fn boot(rounds: usize, memory: u64, vmkern: &Path, watch: Watch<'_>) -> Result<BootBench, BenchError> {
+pub fn boot(
+    rounds: usize,
+    memory: u64,
+    vmkern: &Path,
+    watch: Watch<'_>,
+) -> Result<BootBench, BenchError> {
     let mut times: [Vec<f64>; 5] = Default::default();
     // One round to warm up: it pages in the code and asks KVM for its CPUID.
     for round in 0..=rounds {
@@ -76,12 +81,14 @@ pub fn boot(rounds: usize, memory: u64, vmkern: &Path, watch: Watch<'_>) -> Resu
 fn launch(memory: u64) -> Result<(Duration, Duration), BenchError> {
     let start = Instant::now();
     let mut guest = super::patient().memory(memory).launch()?;
-    let response = guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT })?;
+    let response = guest
+        .call(0, Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT })?;
     let elapsed = start.elapsed();
     match response.outcome {
         Outcome::Value(_) => {
             let environment = guest.environment();
-            let nanos = environment.boot_cycles.saturating_mul(1_000_000) / u64::from(environment.tsc_khz.max(1));
+            let nanos = environment.boot_cycles.saturating_mul(1_000_000)
+                / u64::from(environment.tsc_khz.max(1));
             Ok((elapsed, Duration::from_nanos(nanos)))
         }
         other => Err(BenchError::Answer(format!("{other:?}"))),

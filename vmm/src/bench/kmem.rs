@@ -1,9 +1,10 @@
 //! What allocating costs inside the guest, and how much more of it gets done by several CPUs.
 //!
-//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Op::Pairs`]), so that no ring is in the way. Guests
-//! with different numbers of vCPUs take turns, case by case and round by round. Two ratios are taken of each round's
-//! throughput: by the time that passed, and by the time that the vCPUs had a core, which is what would have passed on a
-//! machine with a free core for each.
+//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Op::Pairs`]), so that no
+//! ring is in the way. Guests with different numbers of vCPUs take turns, case by case and round by
+//! round. Two ratios are taken of each round's throughput: by the time that passed, and by the time
+//! that the vCPUs had a core, which is what would have passed on a machine with a free core for
+//! each.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -123,7 +124,8 @@ struct Figures {
 /// # Errors
 /// When a guest fails.
 pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError> {
-    let mut subjects = setup.vcpus.iter().map(|&vcpus| launch(setup, vcpus)).collect::<Result<Vec<_>, _>>()?;
+    let mut subjects =
+        setup.vcpus.iter().map(|&vcpus| launch(setup, vcpus)).collect::<Result<Vec<_>, _>>()?;
     let mut figures: Vec<Vec<Figures>> =
         CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
     // The first round warms up.
@@ -141,7 +143,12 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
         let counts = setup.vcpus.iter().zip(of_case);
         counts.map(|(&vcpus, figures)| summarise(setup, case, vcpus, figures, &of_case[0]))
     });
-    Ok(KmemBench { rounds: setup.rounds, pairs: setup.pairs, size: setup.size, cases: cases.collect() })
+    Ok(KmemBench {
+        rounds: setup.rounds,
+        pairs: setup.pairs,
+        size: setup.size,
+        cases: cases.collect(),
+    })
 }
 
 fn launch(setup: &KmemSetup, vcpus: u32) -> Result<Subject, BenchError> {
@@ -171,7 +178,9 @@ fn measure(
     let (start, ran) = (Instant::now(), vcpu_times());
     for (thread, &own) in (0..).zip(&subject.maps) {
         let map = if maps == "one" { subject.maps[0] } else { own };
-        subject.guest.submit(thread, Op::Pairs { map, size: setup.size, count: setup.pairs, allocator })?;
+        subject
+            .guest
+            .submit(thread, Op::Pairs { map, size: setup.size, count: setup.pairs, allocator })?;
     }
     for _ in &subject.maps {
         match subject.guest.next_response()?.outcome {
@@ -181,8 +190,10 @@ fn measure(
     }
     let all = setup.pairs as f64 * subject.maps.len() as f64;
     figures.passed.push(start.elapsed().as_secs_f64() / all);
-    let ran =
-        vcpu_times().into_iter().map(|(vcpu, time)| time.saturating_sub(ran.get(&vcpu).copied().unwrap_or(0))).max();
+    let ran = vcpu_times()
+        .into_iter()
+        .map(|(vcpu, time)| time.saturating_sub(ran.get(&vcpu).copied().unwrap_or(0)))
+        .max();
     figures.ran.push(ran.unwrap_or(0) as f64 / 1e9 / all);
     figures.count(&before, &locks(&subject.guest)?);
     Ok(())
@@ -200,7 +211,8 @@ impl Figures {
         }
         self.locks = added(&self.locks, before, after, |counts| counts.acquired);
         self.contested = added(&self.contested, before, after, |counts| counts.contested);
-        self.waited_cycles = added(&self.waited_cycles, before, after, |counts| counts.waited_cycles);
+        self.waited_cycles =
+            added(&self.waited_cycles, before, after, |counts| counts.waited_cycles);
     }
 }
 
@@ -229,7 +241,11 @@ fn summarise(
     let pairs = setup.pairs as f64 * f64::from(vcpus) * setup.rounds as f64;
     let each = |count: u64| count as f64 / pairs;
     let by_class = |counts: &[(&'static str, u64)]| {
-        counts.iter().filter(|(_, count)| *count > 0).map(|&(class, count)| (class, each(count))).collect()
+        counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|&(class, count)| (class, each(count)))
+            .collect()
     };
     let us: Vec<f64> = figures.passed.iter().map(|seconds| seconds * 1e6).collect();
     KmemCase {

@@ -1,7 +1,8 @@
 //! Measurements that survive noisy machines.
 //!
-//! Every figure that counts is a ratio: what is measured and what it is measured against take turns within one run, and
-//! the ratio is the median of the rounds' ratios. Absolute times are shown beside it as information, with quartiles.
+//! Every figure that counts is a ratio: what is measured and what it is measured against take turns
+//! within one run, and the ratio is the median of the rounds' ratios. Absolute times are shown
+//! beside it as information, with quartiles.
 
 mod bare;
 mod boot;
@@ -21,7 +22,8 @@ use crate::control::{Builder, Guest, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 
-/// How long a guest may live that is measured: what takes long on a busy machine is to be measured there, too.
+/// How long a guest may live that is measured: what takes long on a busy machine is to be measured
+/// there, too.
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A guest to measure.

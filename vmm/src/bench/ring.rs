@@ -24,7 +24,8 @@ pub struct RingBench {
     pub busy_us: Summary,
     /// Microseconds from a request to its answer, one at a time.
     pub round_trip_us: Summary,
-    /// Microseconds an operation of alternating `kmem_malloc` and `kmem_free` of one page, one at a time.
+    /// Microseconds an operation of alternating `kmem_malloc` and `kmem_free` of one page, one at a
+    /// time.
     pub kmem_us: Summary,
     /// A script, from its text to its end, with a guest of its own.
     pub script: ScriptBench,
@@ -76,7 +77,10 @@ pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBenc
 
 /// Microseconds that each of `requests` took in `work`.
 #[expect(clippy::cast_precision_loss, reason = "numbers of requests are small")]
-fn timed(requests: usize, work: impl FnOnce() -> Result<(), BenchError>) -> Result<f64, BenchError> {
+fn timed(
+    requests: usize,
+    work: impl FnOnce() -> Result<(), BenchError>,
+) -> Result<f64, BenchError> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed().as_secs_f64() * 1e6 / requests as f64)
@@ -120,9 +124,12 @@ fn kmem(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
 fn script() -> Result<ScriptBench, BenchError> {
     const OPERATIONS: usize = 100_000;
     let pairs = OPERATIONS / 2;
-    let text = format!("repeat {pairs}\na = kmem_malloc kmem_map 4K NOWAIT\nkmem_free kmem_map $a 4K\nend\n");
+    let text = format!(
+        "repeat {pairs}\na = kmem_malloc kmem_map 4K NOWAIT\nkmem_free kmem_map $a 4K\nend\n"
+    );
     let start = Instant::now();
-    let source = Source::from_bytes("bench", text.as_bytes()).map_err(|_| BenchError::Script("not UTF-8".into()))?;
+    let source = Source::from_bytes("bench", text.as_bytes())
+        .map_err(|_| BenchError::Script("not UTF-8".into()))?;
     let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
     let setup = Setup { builder: super::patient(), seed: 0, console: None };
     let session = run_script(&script, setup, &Stop::after(super::LIMIT), &mut |_: &Step| {})?;

@@ -25,7 +25,8 @@ impl Summary {
     /// The summary of the ratios of `figures` to `reference`, round by round.
     #[must_use]
     pub fn of_ratios(figures: &[f64], reference: &[f64]) -> Self {
-        let ratios: Vec<f64> = figures.iter().zip(reference).map(|(figure, reference)| figure / reference).collect();
+        let ratios: Vec<f64> =
+            figures.iter().zip(reference).map(|(figure, reference)| figure / reference).collect();
         Self::of(&ratios)
     }
 }
@@ -50,7 +51,10 @@ mod tests {
 
     #[test]
     fn quartiles_interpolate_between_figures() {
-        assert_eq!(Summary::of(&[3.0, 1.0, 2.0, 5.0, 4.0]), Summary { q1: 2.0, median: 3.0, q3: 4.0 });
+        assert_eq!(
+            Summary::of(&[3.0, 1.0, 2.0, 5.0, 4.0]),
+            Summary { q1: 2.0, median: 3.0, q3: 4.0 }
+        );
         assert_eq!(Summary::of(&[1.0, 2.0]), Summary { q1: 1.25, median: 1.5, q3: 1.75 });
         assert_eq!(Summary::of(&[7.0]), Summary { q1: 7.0, median: 7.0, q3: 7.0 });
     }

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use vmkern::bench::{self, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench, ScriptBench, Summary};
+use vmkern::bench::{
+    self, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench, ScriptBench, Summary,
+};
 use vmkern::script::{Status, launch_status, values};
 
 const EXAMPLES: &str = "\
@@ -26,7 +28,8 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// From nothing to the first finished kmem_malloc, beside a bare VM; and as a whole process, beside /bin/true.
+    /// From nothing to the first finished kmem_malloc, beside a bare VM; and as a whole process,
+    /// beside /bin/true.
     Boot {
         /// Rounds.
         #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
@@ -38,7 +41,8 @@ enum What {
         #[arg(long)]
         json: bool,
     },
-    /// Allocating and freeing in loops inside the guest, a thread a vCPU, on maps of their own and on one map.
+    /// Allocating and freeing in loops inside the guest, a thread a vCPU, on maps of their own and
+    /// on one map.
     Kmem {
         /// Rounds.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
@@ -92,7 +96,11 @@ pub fn run(args: &BenchArgs) -> Status {
 /// A size that fits the maps that are measured.
 fn pair_size(text: &str) -> Result<u64, String> {
     let size = values::size(text)?;
-    if (1..=bench::MAP_SIZE).contains(&size) { Ok(size) } else { Err("expected 1 to 4M".to_owned()) }
+    if (1..=bench::MAP_SIZE).contains(&size) {
+        Ok(size)
+    } else {
+        Err("expected 1 to 4M".to_owned())
+    }
 }
 
 fn measure(what: &What) -> anyhow::Result<()> {
@@ -166,7 +174,8 @@ fn ring_text(result: &RingBench) -> String {
 
 fn kmem_text(result: &KmemBench) -> String {
     let KmemBench { rounds, pairs, size, ref cases } = *result;
-    let mut text = format!("{rounds} rounds of {pairs} pairs of {size} bytes a thread, a thread a vCPU\n");
+    let mut text =
+        format!("{rounds} rounds of {pairs} pairs of {size} bytes a thread, a thread a vCPU\n");
     for case in cases {
         let of = if case.maps == "one" { "one map" } else { "disjoint maps" };
         let _ = writeln!(text, "{}, {of}, {} vCPUs", case.function, case.vcpus);
@@ -178,10 +187,13 @@ fn kmem_text(result: &KmemBench) -> String {
             "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt, {:.3} flushed anyway), {:.3} idle skipped, {:.1} locks",
             case.flushes, case.asked, case.interrupts, case.merged, case.skipped, case.acquired
         );
-        for (what, counts) in
-            [("locks", &case.locks), ("waits", &case.contested), ("cycles waited", &case.waited_cycles)]
-        {
-            let counts: Vec<_> = counts.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
+        for (what, counts) in [
+            ("locks", &case.locks),
+            ("waits", &case.contested),
+            ("cycles waited", &case.waited_cycles),
+        ] {
+            let counts: Vec<_> =
+                counts.iter().map(|(class, count)| format!("{class} {count:.3}")).collect();
             if !counts.is_empty() {
                 let _ = writeln!(text, "  {what}: {}", counts.join(", "));
             }

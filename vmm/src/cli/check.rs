@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Standstill, Status, Step, explain, explain_errors,
-    launch_status, parse_with, run_script_then,
+    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Standstill, Status, Step, explain,
+    explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::text;
 use vmkern::{Guest, Image, InspectError, Report};
@@ -27,7 +27,8 @@ Exit status: 0 everything agrees; 1 something was found; 2 the command line, the
 the image is wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
 or SIGTERM; with --script also what the script came to, as for `vmkern run`.";
 
-/// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a script.
+/// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a
+/// script.
 #[derive(Debug, Args)]
 #[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct CheckArgs {
@@ -65,15 +66,17 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
         (Some(script), _) => at_the_end(args, script, signals),
         (None, Some(image)) => {
             let name = text::name(image);
-            let checked = Image::open(image)
-                .map_err(anyhow::Error::from)
-                .and_then(|image| Report::of(&image).with_context(|| format!("{name} cannot be checked")));
+            let checked = Image::open(image).map_err(anyhow::Error::from).and_then(|image| {
+                Report::of(&image).with_context(|| format!("{name} cannot be checked"))
+            });
             match checked {
                 Ok(report) => show(args, &name, &report),
                 Err(error) => refuse(args, &name, &error),
             }
         }
-        (None, None) => refuse(args, "", &anyhow::anyhow!("nothing to check: give an image, or --script FILE")),
+        (None, None) => {
+            refuse(args, "", &anyhow::anyhow!("nothing to check: give an image, or --script FILE"))
+        }
     }
 }
 
@@ -84,7 +87,11 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         Ok(bytes) => bytes,
         Err(error) => {
             let status = error.status();
-            refuse(args, &name, &anyhow::Error::new(error).context(format!("cannot read the script {name}")));
+            refuse(
+                args,
+                &name,
+                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
+            );
             return status;
         }
     };
@@ -92,7 +99,9 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         Ok(source) => source,
         Err(error) => {
             let (line, column, byte) = (error.line, error.column, error.byte);
-            let error = anyhow::anyhow!("{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text");
+            let error = anyhow::anyhow!(
+                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
+            );
             return refuse(args, &name, &error);
         }
     };
@@ -148,7 +157,8 @@ pub fn at_end(guest: &Guest, ending: &Ending) -> Option<Result<Report, InspectEr
     (*ending != Ending::Interrupted).then(|| guest.check())
 }
 
-/// What a check at the end of a run came to, if it did not find everything in order: in words and for the report.
+/// What a check at the end of a run came to, if it did not find everything in order: in words and
+/// for the report.
 pub fn failure(checked: &Result<Report, InspectError>) -> Option<(String, FailureReport)> {
     let (text, got) = match checked {
         Ok(report) if report.is_clean() => return None,
@@ -169,7 +179,13 @@ fn count(report: &Report) -> String {
 fn show(args: &CheckArgs, name: &str, report: &Report) -> Status {
     if args.json {
         let ok = report.is_clean();
-        super::print_json(&CheckObject { schema: SCHEMA, source: name, ok, error: None, report: Some(report) });
+        super::print_json(&CheckObject {
+            schema: SCHEMA,
+            source: name,
+            ok,
+            error: None,
+            report: Some(report),
+        });
     } else {
         super::print(&report.to_string());
         let stats = &report.stats;
@@ -196,7 +212,13 @@ fn refuse(args: &CheckArgs, name: &str, error: &anyhow::Error) -> Status {
 fn object(args: &CheckArgs, name: &str, error: &str) -> Status {
     if args.json {
         let error = Some(error.to_owned());
-        super::print_json(&CheckObject { schema: SCHEMA, source: name, ok: false, error, report: None });
+        super::print_json(&CheckObject {
+            schema: SCHEMA,
+            source: name,
+            ok: false,
+            error,
+            report: None,
+        });
     }
     Status::Usage
 }

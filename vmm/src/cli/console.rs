@@ -13,8 +13,9 @@ use vmkern::script::BAD;
 /// When it cannot be opened.
 pub fn open(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
     let Some(path) = path else { return Ok(None) };
-    let output =
-        Destination::of(path).and_then(|to| to.grows(Readers::Umask)).context("cannot write the kernel's log")?;
+    let output = Destination::of(path)
+        .and_then(|to| to.grows(Readers::Umask))
+        .context("cannot write the kernel's log")?;
     Ok(Some(Box::new(Log(output))))
 }
 
@@ -31,7 +32,8 @@ impl Write for Log {
     }
 }
 
-/// Says what is wrong with the kernel's log in words: why it could not be written, and how much of it is missing.
+/// Says what is wrong with the kernel's log in words: why it could not be written, and how much of
+/// it is missing.
 pub fn complaints(error: Option<&io::Error>, dropped_lines: u64) -> String {
     let mut text = String::new();
     if let Some(error) = error {

@@ -1,4 +1,5 @@
-//! Options that would have no effect where they stand: they are refused, as whoever gives one expects something of it.
+//! Options that would have no effect where they stand: they are refused, as whoever gives one
+//! expects something of it.
 
 use clap::ArgMatches;
 use clap::error::{Error, ErrorKind};
@@ -16,7 +17,8 @@ struct Rule {
 }
 
 /// What describes a guest, except for `--kernel`, whose symbols can be those of an image.
-const GUEST: &[&str] = &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
+const GUEST: &[&str] =
+    &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
 
 const OF_AN_IMAGE: &str = "has no effect on a memory image, which says itself what its guest was; \
                            give --script FILE to boot a guest";
@@ -43,7 +45,8 @@ pub fn check(command: &mut clap::Command, matches: &ArgMatches) -> Result<(), Er
         if arguments.contains_id(rule.without) {
             continue;
         }
-        let given = |option: &&&str| arguments.value_source(option) == Some(ValueSource::CommandLine);
+        let given =
+            |option: &&&str| arguments.value_source(option) == Some(ValueSource::CommandLine);
         if let Some(option) = rule.options.iter().find(given) {
             let option = shown(command, name, option);
             let message = format!("{option} {}", rule.advice);

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use vmkern::script::{GuestOptions, values};
-use vmkern::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode};
+use vmkern::{
+    Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode,
+};
 
 /// The guest to boot.
 #[derive(Clone, Debug, Default, Args)]
@@ -20,7 +22,8 @@ pub struct GuestArgs {
     /// Privilege of the kernel's body: `auto`, the default, takes what is faster here.
     #[arg(long, value_name = "auto|supervisor|user", value_parser = privilege)]
     privilege: Option<Privilege>,
-    /// How the kernel's clock moves: `virtual`, the default, jumps over sleeps, `real` takes their time.
+    /// How the kernel's clock moves: `virtual`, the default, jumps over sleeps, `real` takes their
+    /// time.
     #[arg(long, value_name = "virtual|real", value_parser = time_mode)]
     time: Option<TimeMode>,
     /// Time limit of a run, with a suffix of us ms s. 60s by default.
@@ -29,8 +32,8 @@ pub struct GuestArgs {
     /// Seed of rand() in scripts. 0 by default.
     #[arg(long, value_name = "NUMBER", value_parser = values::number)]
     seed: Option<u64>,
-    /// Binds a name before the first line of a script, as `let` does; a `let` of that name in the script is then skipped.
-    /// May be given several times.
+    /// Binds a name before the first line of a script, as `let` does; a `let` of that name in the
+    /// script is then skipped. May be given several times.
     #[arg(long = "let", value_name = "NAME=VALUE", value_parser = values::binding)]
     lets: Vec<(String, u64)>,
     /// Sets a kernel tunable, by the names that --help lists; may be given several times.
@@ -61,7 +64,11 @@ pub struct Merged {
 }
 
 /// The value of two that counts, and whether the other is different.
-fn pick<T: Clone + PartialEq>(ours: &Option<T>, theirs: &Option<T>, precedence: Precedence) -> (Option<T>, bool) {
+fn pick<T: Clone + PartialEq>(
+    ours: &Option<T>,
+    theirs: &Option<T>,
+    precedence: Precedence,
+) -> (Option<T>, bool) {
     let (first, second) = match precedence {
         Precedence::CommandLine => (ours, theirs),
         Precedence::Script => (theirs, ours),
@@ -187,11 +194,22 @@ mod tests {
             tunables: vec![("kern.hz".to_owned(), 1000), ("kern.nbuf".to_owned(), 4)],
             ..GuestOptions::default()
         };
-        for (precedence, memory, hz) in [(Precedence::CommandLine, 1 << 30, 100), (Precedence::Script, 8 << 20, 1000)] {
+        for (precedence, memory, hz) in
+            [(Precedence::CommandLine, 1 << 30, 100), (Precedence::Script, 8 << 20, 1000)]
+        {
             let Merged { guest, overruled } = args.with(&script, precedence);
-            assert_eq!((guest.memory(), guest.vcpus(), guest.seed()), (memory, 2, 7), "{precedence:?}");
-            let settings: Vec<_> = guest.settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-            assert_eq!(settings, [("kern.hz", hz), ("vm.kmem_size", 1), ("kern.nbuf", 4)], "{precedence:?}");
+            assert_eq!(
+                (guest.memory(), guest.vcpus(), guest.seed()),
+                (memory, 2, 7),
+                "{precedence:?}"
+            );
+            let settings: Vec<_> =
+                guest.settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            assert_eq!(
+                settings,
+                [("kern.hz", hz), ("vm.kmem_size", 1), ("kern.nbuf", 4)],
+                "{precedence:?}"
+            );
             assert_eq!(overruled, ["memory", "kern.hz"], "{precedence:?}");
         }
     }

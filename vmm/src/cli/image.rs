@@ -37,9 +37,10 @@ pub fn run(args: &ImageArgs) -> Status {
     match write(output) {
         Ok(()) => Status::Ok,
         Err(error) => {
-            super::complain(
-                &error.context(format!("cannot write the kernel image to {}", vmkern::text::name(&args.output))),
-            );
+            super::complain(&error.context(format!(
+                "cannot write the kernel image to {}",
+                vmkern::text::name(&args.output)
+            )));
             Status::Unwritten
         }
     }

@@ -9,7 +9,8 @@ use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Setup, Source, Standstill, Status, explain, explain_errors, launch_status, parse_with, run_script_then,
+    BAD, Setup, Source, Standstill, Status, explain, explain_errors, launch_status, parse_with,
+    run_script_then,
 };
 use vmkern::text;
 use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
@@ -51,7 +52,8 @@ pub struct InspectArgs {
     /// The image (not with --script), then what to show of it.
     #[arg(value_name = "WHAT")]
     words: Vec<String>,
-    /// Runs this script, and looks at the guest at its end, or where it died; `-` is standard input.
+    /// Runs this script, and looks at the guest at its end, or where it died; `-` is standard
+    /// input.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Prints one JSON object, and nothing else.
@@ -83,17 +85,27 @@ pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
     if args.script.is_none() && words.len() == 3 && words[0] == "diff" {
         words.swap(0, 1);
     }
-    let image = if args.script.is_none() && !words.is_empty() { Some(PathBuf::from(words.remove(0))) } else { None };
+    let image = if args.script.is_none() && !words.is_empty() {
+        Some(PathBuf::from(words.remove(0)))
+    } else {
+        None
+    };
     match (&args.script, image) {
-        (None, None) => refuse(args, None, &anyhow::anyhow!("nothing to look into: give an image, or --script FILE")),
+        (None, None) => refuse(
+            args,
+            None,
+            &anyhow::anyhow!("nothing to look into: give an image, or --script FILE"),
+        ),
         (Some(script), _) => match request(&words) {
             Ok(request) => at_the_end(args, script, &request, signals),
             Err(error) => refuse(args, Some(script), &error),
         },
-        (None, Some(image)) => match request(&words).and_then(|request| of_image(args, &image, &request)) {
-            Ok(inspection) => show(args, &inspection),
-            Err(error) => refuse(args, Some(&image), &error),
-        },
+        (None, Some(image)) => {
+            match request(&words).and_then(|request| of_image(args, &image, &request)) {
+                Ok(inspection) => show(args, &inspection),
+                Err(error) => refuse(args, Some(&image), &error),
+            }
+        }
     }
 }
 
@@ -103,9 +115,13 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
         [diff, other] if diff == "diff" => Ok(Request::Diff(other.into())),
         [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one image; usage: diff OTHER"),
         // A word that a terminal would obey is none of ours, and is told as it was refused.
-        words => match What::parse(&words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>()) {
+        words => match What::parse(
+            &words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>(),
+        ) {
             Ok(what) => Ok(Request::Look(what)),
-            Err(error @ vmkern::WhatError::Unknown { .. }) => Err(anyhow::anyhow!("{error}, diff OTHER")),
+            Err(error @ vmkern::WhatError::Unknown { .. }) => {
+                Err(anyhow::anyhow!("{error}, diff OTHER"))
+            }
             Err(error) => Err(error.into()),
         },
     }
@@ -118,8 +134,11 @@ fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Resul
     let view = View::new(&image).with_context(looks)?;
     match request {
         Request::Look(what) => {
-            let symbols = if what.has_backtraces() { symbols(args, &image)? } else { Symbols::none() };
-            Inspection::of(&name, &view, what, &symbols).map_err(InspectError::from).with_context(looks)
+            let symbols =
+                if what.has_backtraces() { symbols(args, &image)? } else { Symbols::none() };
+            Inspection::of(&name, &view, what, &symbols)
+                .map_err(InspectError::from)
+                .with_context(looks)
         }
         Request::Diff(other) => {
             let after = Image::open(other)?;
@@ -137,7 +156,9 @@ fn symbols(args: &InspectArgs, image: &Image) -> anyhow::Result<Symbols> {
         None => KernelImage::embedded(),
     };
     Ok(image.symbols(&kernel).unwrap_or_else(|error| {
-        super::eprint(&format!("{BAD}warning:{BAD:#} no function names: {error}; --kernel FILE names the right one\n"));
+        super::eprint(&format!(
+            "{BAD}warning:{BAD:#} no function names: {error}; --kernel FILE names the right one\n"
+        ));
         Symbols::none()
     }))
 }
@@ -156,7 +177,11 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
         Ok(bytes) => bytes,
         Err(error) => {
             let status = error.status();
-            refuse(args, Some(path), &anyhow::Error::new(error).context(format!("cannot read the script {name}")));
+            refuse(
+                args,
+                Some(path),
+                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
+            );
             return status;
         }
     };
@@ -164,7 +189,9 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
         Ok(source) => source,
         Err(error) => {
             let (line, column, byte) = (error.line, error.column, error.byte);
-            let error = anyhow::anyhow!("{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text");
+            let error = anyhow::anyhow!(
+                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
+            );
             return refuse(args, Some(path), &error);
         }
     };
@@ -186,8 +213,9 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     let look = |guest: &Guest, at: Standstill<'_>| {
         (!at.is_interrupted()).then(|| match (request, &other) {
             (Request::Look(what), _) => guest.inspect(&name, what),
-            (Request::Diff(_), Some((other, image))) => View::new(image)
-                .and_then(|after| guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))),
+            (Request::Diff(_), Some((other, image))) => View::new(image).and_then(|after| {
+                guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))
+            }),
             (Request::Diff(_), None) => Err(InspectError::NotReady("image")),
         })
     };

@@ -34,7 +34,11 @@ pub fn write(to: Destination, suite: &str, cases: &[Case]) -> anyhow::Result<()>
             Some(Status::Ok) => TestCaseStatus::success(),
             None => TestCaseStatus::skipped(),
             Some(status) => {
-                let kind = if status == Status::Failed { NonSuccessKind::Failure } else { NonSuccessKind::Error };
+                let kind = if status == Status::Failed {
+                    NonSuccessKind::Failure
+                } else {
+                    NonSuccessKind::Error
+                };
                 let mut bad = TestCaseStatus::non_success(kind);
                 let first = case.message.lines().next().unwrap_or_default().to_owned();
                 bad.set_message(first)

@@ -78,7 +78,8 @@ pub fn main() -> ExitCode {
     ExitCode::from(finish(status, signals) as u8)
 }
 
-/// Says what could not be written, and that the command was ended from outside; returns the status of it all.
+/// Says what could not be written, and that the command was ended from outside; returns the status
+/// of it all.
 fn finish(status: Status, signals: &Signals) -> Status {
     if let Some(status) = signals.status() {
         eprint(&signals::said(status));
@@ -109,19 +110,29 @@ fn refuse(error: &clap::Error) -> Status {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     eprint(&quoted(&text, &arguments));
     let is_run = arguments.first().is_some_and(|first| first == "run");
-    if is_run && arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json") {
+    if is_run
+        && arguments
+            .iter()
+            .take_while(|argument| *argument != "--")
+            .any(|argument| argument == "--json")
+    {
         let text = quoted(&error.to_string(), &arguments);
         let got = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        let failure = FailureReport { line: 0, expected: "a command line as `vmkern run --help` says".to_owned(), got };
+        let failure = FailureReport {
+            line: 0,
+            expected: "a command line as `vmkern run --help` says".to_owned(),
+            got,
+        };
         let defaults = GuestArgs::default();
-        let environment = EnvironmentReport::asked(defaults.vcpus(), defaults.memory(), defaults.seed());
+        let environment =
+            EnvironmentReport::asked(defaults.vcpus(), defaults.memory(), defaults.seed());
         print_json(&RunReport::refused(Status::Usage, vec![failure], environment));
     }
     Status::Usage
 }
 
-/// `text`, which may quote `arguments` or one side of their `=`, with what a terminal would obey in those escaped, and
-/// each of them in one line.
+/// `text`, which may quote `arguments` or one side of their `=`, with what a terminal would obey in
+/// those escaped, and each of them in one line.
 fn quoted(text: &str, arguments: &[OsString]) -> String {
     let mut pieces: Vec<String> = Vec::new();
     for argument in arguments {

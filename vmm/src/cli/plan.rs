@@ -15,8 +15,8 @@ const MOST: u64 = 1 << 20;
 pub struct Run {
     /// The script.
     pub path: PathBuf,
-    /// What reports call the run: the script's path, below its directory where that is the only one, with the seed if
-    /// there are several.
+    /// What reports call the run: the script's path, below its directory where that is the only
+    /// one, with the seed if there are several.
     pub name: String,
     /// The seed that `--seeds` asks for.
     pub seed: Option<u64>,
@@ -42,25 +42,34 @@ pub struct Plan {
 
 /// Seeds `START..END`, without END.
 pub fn seeds(text: &str) -> Result<Range<u64>, String> {
-    let expected = || "expected START..END with START below END; END itself is not included".to_owned();
+    let expected =
+        || "expected START..END with START below END; END itself is not included".to_owned();
     let (start, end) = text.split_once("..").ok_or_else(expected)?;
     let number = |text| values::number(text).map_err(|_| expected());
     let seeds = number(start)?..number(end)?;
     if seeds.is_empty() { Err(expected()) } else { Ok(seeds) }
 }
 
-/// The runs of the scripts in `paths` whose names hold one of `filters`, if there are any, for each of `seeds`.
+/// The runs of the scripts in `paths` whose names hold one of `filters`, if there are any, for each
+/// of `seeds`.
 ///
 /// # Errors
 /// A path that cannot be read, or that nothing is left to run, or too much.
-pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -> anyhow::Result<Plan> {
+pub fn plan(
+    paths: &[PathBuf],
+    filters: &[String],
+    seeds: Option<&Range<u64>>,
+) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
     let mut scripts = Vec::new();
     let mut known = BTreeSet::new();
     for path in paths {
-        path.metadata().map_err(|error| anyhow::Error::new(error).context(format!("cannot read {}", name(path))))?;
-        let cannot_read =
-            |(path, error): (PathBuf, _)| anyhow::Error::new(error).context(format!("cannot read {}", name(&path)));
+        path.metadata().map_err(|error| {
+            anyhow::Error::new(error).context(format!("cannot read {}", name(path)))
+        })?;
+        let cannot_read = |(path, error): (PathBuf, _)| {
+            anyhow::Error::new(error).context(format!("cannot read {}", name(&path)))
+        };
         let found = if path.is_dir() {
             suite::discover(path).map_err(cannot_read)?
         } else {
@@ -81,7 +90,9 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
             }
         }
     }
-    let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let is_wanted = |name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
     scripts.retain(|(_, name)| is_wanted(name));
     anyhow::ensure!(!scripts.is_empty(), "no script has {} in its name", quoted(filters));
     plan.runs = runs(scripts, seeds)?;
@@ -90,7 +101,10 @@ pub fn plan(paths: &[PathBuf], filters: &[String], seeds: Option<&Range<u64>>) -
 
 fn runs(scripts: Vec<(PathBuf, String)>, seeds: Option<&Range<u64>>) -> anyhow::Result<Vec<Run>> {
     let Some(seeds) = seeds else {
-        return Ok(scripts.into_iter().map(|(path, name)| Run { path, name, seed: None }).collect());
+        return Ok(scripts
+            .into_iter()
+            .map(|(path, name)| Run { path, name, seed: None })
+            .collect());
     };
     let each = seeds.end - seeds.start;
     let all = each.checked_mul(scripts.len() as u64).filter(|&all| all <= MOST);
@@ -104,13 +118,15 @@ fn runs(scripts: Vec<(PathBuf, String)>, seeds: Option<&Range<u64>>) -> anyhow::
         name: format!("{name} (seed {seed})"),
         seed: Some(seed),
     };
-    let of =
-        |(path, name): &(PathBuf, String)| seeds.clone().map(|seed| with_seed(path, name, seed)).collect::<Vec<_>>();
+    let of = |(path, name): &(PathBuf, String)| {
+        seeds.clone().map(|seed| with_seed(path, name, seed)).collect::<Vec<_>>()
+    };
     Ok(scripts.iter().flat_map(of).collect())
 }
 
 fn quoted(filters: &[String]) -> String {
-    let quoted: Vec<String> = filters.iter().map(|filter| format!("`{}`", one_line(filter.as_bytes()))).collect();
+    let quoted: Vec<String> =
+        filters.iter().map(|filter| format!("`{}`", one_line(filter.as_bytes()))).collect();
     quoted.join(" or ")
 }
 
@@ -119,7 +135,8 @@ mod tests {
     use super::*;
 
     fn names(scripts: &[&str], seeds: Option<&Range<u64>>) -> Vec<String> {
-        let scripts = scripts.iter().map(|name| (PathBuf::from(name), (*name).to_owned())).collect();
+        let scripts =
+            scripts.iter().map(|name| (PathBuf::from(name), (*name).to_owned())).collect();
         runs(scripts, seeds).expect("they are few").into_iter().map(|run| run.name).collect()
     }
 
@@ -142,7 +159,10 @@ mod tests {
     #[test]
     fn more_runs_than_results_can_be_kept_of_are_refused() {
         for many in [0..MOST + 1, 0..u64::MAX] {
-            assert!(runs(vec![(PathBuf::from("a"), "a".to_owned())], Some(&many)).is_err(), "{many:?}");
+            assert!(
+                runs(vec![(PathBuf::from("a"), "a".to_owned())], Some(&many)).is_err(),
+                "{many:?}"
+            );
         }
     }
 

@@ -1,11 +1,11 @@
 //! Standard output and standard error.
 //!
-//! Everything that the command says goes through here, without a lock that somebody who waits for room could own. What
-//! cannot be written is kept in mind: it makes the exit status 7 ([`failures`]), unless the run's own says more. A reader
-//! that has gone away is not a failure.
+//! Everything that the command says goes through here, without a lock that somebody who waits for
+//! room could own. What cannot be written is kept in mind: it makes the exit status 7
+//! ([`failures`]), unless the run's own says more. A reader that has gone away is not a failure.
 //!
-//! Who prints waits for room as long as it takes: a pager is in no hurry. But a run's limit and a signal end that wait as
-//! they end the run; what is printed then is given [`GRACE`] more.
+//! Who prints waits for room as long as it takes: a pager is in no hurry. But a run's limit and a
+//! signal end that wait as they end the run; what is printed then is given [`GRACE`] more.
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, Write};
@@ -31,10 +31,12 @@ struct Printer {
     failure: OnceLock<io::Error>,
 }
 
-static OUT: LazyLock<Printer> =
-    LazyLock::new(|| Printer::new("standard output", Stream::stdout(), anstream::AutoStream::choice(&io::stdout())));
-static ERR: LazyLock<Printer> =
-    LazyLock::new(|| Printer::new("standard error", Stream::stderr(), anstream::AutoStream::choice(&io::stderr())));
+static OUT: LazyLock<Printer> = LazyLock::new(|| {
+    Printer::new("standard output", Stream::stdout(), anstream::AutoStream::choice(&io::stdout()))
+});
+static ERR: LazyLock<Printer> = LazyLock::new(|| {
+    Printer::new("standard error", Stream::stderr(), anstream::AutoStream::choice(&io::stderr()))
+});
 
 impl Printer {
     fn new(name: &'static str, stream: Stream, choice: anstream::ColorChoice) -> Self {
@@ -44,7 +46,11 @@ impl Printer {
 
     fn print(&self, text: &str) {
         let text = text::screen(text);
-        let text = if self.styled { text } else { Cow::Owned(anstream::adapter::strip_str(&text).to_string()) };
+        let text = if self.styled {
+            text
+        } else {
+            Cow::Owned(anstream::adapter::strip_str(&text).to_string())
+        };
         // It is kept in mind.
         let _ = self.write(text.as_bytes());
     }
@@ -55,7 +61,9 @@ impl Printer {
             return Err(failure.kind().into());
         }
         self.stream.write(bytes, &mut go_on).inspect_err(|error| {
-            let again = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            let again = error
+                .raw_os_error()
+                .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
             let _ = self.failure.set(again);
         })
     }
@@ -76,7 +84,8 @@ pub fn err_at_once(text: &str) {
     ERR.stream.try_write(text.as_bytes());
 }
 
-/// Has `write` write JSON to standard output, pieces of text at a time. What a terminal would obey is escaped.
+/// Has `write` write JSON to standard output, pieces of text at a time. What a terminal would obey
+/// is escaped.
 ///
 /// # Errors
 /// What `write` says, and when it cannot be written. What cannot be written is kept in mind.
@@ -97,7 +106,8 @@ struct Json;
 
 impl Write for Json {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece = str::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let piece = str::from_utf8(bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         OUT.write(text::json(piece).as_bytes()).map(|()| bytes.len())
     }
 
@@ -108,7 +118,9 @@ impl Write for Json {
 
 /// What could not be written, in words.
 pub fn failures() -> Vec<String> {
-    let failed = [&*OUT, &*ERR].into_iter().filter_map(|printer| Some((printer.name, printer.failure.get()?)));
+    let failed = [&*OUT, &*ERR]
+        .into_iter()
+        .filter_map(|printer| Some((printer.name, printer.failure.get()?)));
     failed.map(|(name, error)| format!("cannot write to {name}: {error}")).collect()
 }
 

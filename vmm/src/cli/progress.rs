@@ -1,7 +1,8 @@
-//! How far a long script is: a line on standard error, where that is a terminal, once a run has taken a while.
+//! How far a long script is: a line on standard error, where that is a terminal, once a run has
+//! taken a while.
 //!
-//! A thread waits that while and then draws the line again and again, so that it moves also while one statement takes
-//! long, and a short run draws nothing. The run only notes where it is.
+//! A thread waits that while and then draws the line again and again, so that it moves also while
+//! one statement takes long, and a short run draws nothing. The run only notes where it is.
 
 use std::io::{IsTerminal as _, stderr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +38,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins to watch a run. Where its steps are shown on the same terminal there is nothing to add.
+    /// Begins to watch a run. Where its steps are shown on the same terminal there is nothing to
+    /// add.
     pub fn new(trace: Trace) -> Self {
         let place = Arc::new(Place::default());
         if trace == Trace::Shown || !stderr().is_terminal() {
@@ -46,7 +48,8 @@ impl Progress {
         let (run, over) = channel();
         let seen = Arc::clone(&place);
         // Without a thread there is no line.
-        let drawn = thread::Builder::new().name("progress".to_owned()).spawn(move || draw(&seen, &over));
+        let drawn =
+            thread::Builder::new().name("progress".to_owned()).spawn(move || draw(&seen, &over));
         Self { place, _run: drawn.is_ok().then_some(run) }
     }
 

@@ -10,8 +10,8 @@ use vmkern::Guest;
 use vmkern::input::{InputError, read_script};
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill, Status, explain,
-    explain_errors, launch_status, parse_with, run_script_then,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill,
+    Status, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
 
 use super::guest::{GuestArgs, Precedence};
@@ -46,7 +46,8 @@ pub struct RunArgs {
     /// Writes the kernel's log to this file, all of it as it comes; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
-    /// Writes an image of the guest's memory, as the script or a panic left it, to this file; `-` is standard output.
+    /// Writes an image of the guest's memory, as the script or a panic left it, to this file; `-`
+    /// is standard output.
     #[arg(long, value_name = "FILE", requires = "file")]
     save_image: Option<PathBuf>,
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
@@ -72,7 +73,8 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
 
 fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let name = script_name(file);
-    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+    let asked =
+        EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
     let refuse_with = |status: Status, text: &str, failures: Vec<FailureReport>| {
         super::eprint(text);
         if args.json {
@@ -83,14 +85,22 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let refuse = |text: &str, failures| refuse_with(Status::Usage, text, failures);
     let refuse_error = |expected: &str, error: &anyhow::Error| {
         let (expected, got) = (expected.to_owned(), format!("{error:#}"));
-        refuse(&format!("{BAD}error:{BAD:#} {got}\n"), vec![FailureReport { line: 0, expected, got }])
+        refuse(
+            &format!("{BAD}error:{BAD:#} {got}\n"),
+            vec![FailureReport { line: 0, expected, got }],
+        )
     };
     let bytes = match read(file, &args.guest, signals) {
         Ok(bytes) => bytes,
         Err(error) => {
-            let (expected, got) = ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
+            let (expected, got) =
+                ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
             let text = format!("{BAD}error:{BAD:#} {got}\n");
-            return refuse_with(error.status(), &text, vec![FailureReport { line: 0, expected, got }]);
+            return refuse_with(
+                error.status(),
+                &text,
+                vec![FailureReport { line: 0, expected, got }],
+            );
         }
     };
     let source = match Source::from_bytes(&name, &bytes) {
@@ -106,7 +116,10 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {
-            return refuse(&explain_errors(&errors, &source), errors.iter().map(FailureReport::from).collect());
+            return refuse(
+                &explain_errors(&errors, &source),
+                errors.iter().map(FailureReport::from).collect(),
+            );
         }
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
@@ -114,7 +127,8 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Ok(builder) => builder,
         Err(error) => return refuse_error("a valid guest configuration", &error.into()),
     };
-    let opened = console::open(args.console.as_deref()).and_then(|console| Ok((console, image(args)?)));
+    let opened =
+        console::open(args.console.as_deref()).and_then(|console| Ok((console, image(args)?)));
     let (console, mut image) = match opened {
         Ok(opened) => opened,
         Err(error) => return refuse_error("a place that can be written to", &error),
@@ -133,36 +147,41 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         } else {
             None
         };
-        let checked = ended.filter(|_| args.check).and_then(|ending| super::check::at_end(guest, ending));
+        let checked =
+            ended.filter(|_| args.check).and_then(|ending| super::check::at_end(guest, ending));
         let saved = match image.take() {
             Some(to) if !at.is_interrupted() => super::save::image(guest, to, &name, &stop),
             _ => Ok(()),
         };
         (saved, checked.as_ref().and_then(super::check::failure))
     };
-    let (session, (saved, found)) = match run_script_then(&script, setup, &stop, &mut collector, look) {
-        Ok(ended) => ended,
-        Err(unlaunched) => {
-            collector.run_ended();
-            let status = launch_status(&unlaunched.error);
-            print::run_ends(status.into());
-            if args.json {
-                let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-                super::print_json(&unlaunched.report(asked));
+    let (session, (saved, found)) =
+        match run_script_then(&script, setup, &stop, &mut collector, look) {
+            Ok(ended) => ended,
+            Err(unlaunched) => {
+                collector.run_ended();
+                let status = launch_status(&unlaunched.error);
+                print::run_ends(status.into());
+                if args.json {
+                    let asked =
+                        EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+                    super::print_json(&unlaunched.report(asked));
+                }
+                let (error, dropped) =
+                    (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+                super::eprint(&console::complaints(error, dropped));
+                if let Some((Err(error), _)) = unlaunched.seen {
+                    super::complain(&error.into());
+                }
+                super::complain(&unlaunched.error.into());
+                return status;
             }
-            let (error, dropped) = (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
-            super::eprint(&console::complaints(error, dropped));
-            if let Some((Err(error), _)) = unlaunched.seen {
-                super::complain(&error.into());
-            }
-            super::complain(&unlaunched.error.into());
-            return status;
-        }
-    };
+        };
     collector.run_ended();
     let unsaved = saved.as_ref().err().map(ToString::to_string);
-    let unwritten =
-        unsaved.or_else(|| session.console_error.as_ref().map(|error| format!("the kernel's log: {error}")));
+    let unwritten = unsaved.or_else(|| {
+        session.console_error.as_ref().map(|error| format!("the kernel's log: {error}"))
+    });
     let status = match session.ending.status() {
         Status::Ok if found.is_some() => Status::Failed,
         Status::Ok if unwritten.is_some() => Status::Unwritten,
@@ -175,7 +194,11 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
             report.add_failure(failure.clone());
         }
         if let Some(got) = unwritten {
-            report.add_failure(FailureReport { line: 0, expected: "output that can be written".to_owned(), got });
+            report.add_failure(FailureReport {
+                line: 0,
+                expected: "output that can be written".to_owned(),
+                got,
+            });
         }
         report.status = signals.status().unwrap_or(status) as u8;
         collector.end(&report);
@@ -206,7 +229,8 @@ pub fn script_name(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { vmkern::text::name(file) }
 }
 
-/// The script in `file`, or on standard input: within the time limit of a run, but for one that somebody types.
+/// The script in `file`, or on standard input: within the time limit of a run, but for one that
+/// somebody types.
 pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>, InputError> {
     let is_typed = file == Path::new("-") && io::stdin().is_terminal();
     read_script(file, &signals.stop(if is_typed { Duration::MAX } else { guest.timeout() }))

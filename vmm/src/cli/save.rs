@@ -12,12 +12,17 @@ use vmkern::{Guest, ImageSaveError, Saving};
 /// How long it may take before somebody wants to know how far it is.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Writes an image of `guest`, which ran `program`, to `to`. Shows how far it is where it takes long; the
-/// run's time limit does not count any more, but an interruption does.
+/// Writes an image of `guest`, which ran `program`, to `to`. Shows how far it is where it takes
+/// long; the run's time limit does not count any more, but an interruption does.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn image(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Result<(), ImageSaveError> {
+pub fn image(
+    guest: &Guest,
+    to: Destination,
+    program: &str,
+    stop: &Stop,
+) -> Result<(), ImageSaveError> {
     let path = to.path().to_path_buf();
     let start = Instant::now();
     let mut bar: Option<ProgressBar> = None;

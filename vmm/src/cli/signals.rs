@@ -1,8 +1,9 @@
-//! Ctrl-C, a polite kill and a terminal that goes away: every run ends, and the command with 128 and the signal's number.
+//! Ctrl-C, a polite kill and a terminal that goes away: every run ends, and the command with 128
+//! and the signal's number.
 //!
-//! The first signal interrupts the runs, and hurries what waits for room in a pipe; then the command ends in order. When
-//! that takes too long, or another signal comes, the process ends at once. Nothing here waits for anybody, and whoever
-//! prints owns no lock.
+//! The first signal interrupts the runs, and hurries what waits for room in a pipe; then the
+//! command ends in order. When that takes too long, or another signal comes, the process ends at
+//! once. Nothing here waits for anybody, and whoever prints owns no lock.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::channel;
@@ -28,7 +29,8 @@ pub struct Signals {
     stops: Mutex<Vec<Weak<Stop>>>,
 }
 
-/// Listens to signals from now on. If that is not possible, a signal ends the process as it does without us.
+/// Listens to signals from now on. If that is not possible, a signal ends the process as it does
+/// without us.
 pub fn catch() -> &'static Signals {
     static SIGNALS: OnceLock<Signals> = OnceLock::new();
     let signals = SIGNALS.get_or_init(Signals::default);
@@ -55,7 +57,8 @@ pub fn catch() -> &'static Signals {
         // Nothing is sent: the other end is dropped when the handlers are there, or never will be.
         let _ = listening.recv();
     }
-    // A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the process.
+    // A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the
+    // process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     signals
 }

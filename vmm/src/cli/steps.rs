@@ -29,7 +29,9 @@ const BUFFER: usize = 64 << 10;
 /// One line for a step.
 pub fn trace(step: &Step) -> String {
     let Step { line, runner, verb, result, cycles, .. } = step;
-    format!("{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n")
+    format!(
+        "{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n"
+    )
 }
 
 /// Takes the steps of one run as they come.
@@ -60,7 +62,9 @@ impl Collector {
     pub fn end(mut self, report: &RunReport) {
         match self.stream.end(report) {
             Ok(text) => self.waiting.push_str(&text),
-            Err(error) => super::complain(&anyhow::Error::new(error).context("cannot write the report as JSON")),
+            Err(error) => super::complain(
+                &anyhow::Error::new(error).context("cannot write the report as JSON"),
+            ),
         }
         self.waiting.push('\n');
         super::print::json(&self.waiting);
@@ -101,7 +105,8 @@ impl Observer for Collector {
     }
 }
 
-/// What a script of a suite printed, as far as it is kept: one that prints for ever must not take the memory of the others.
+/// What a script of a suite printed, as far as it is kept: one that prints for ever must not take
+/// the memory of the others.
 #[derive(Debug, Default)]
 pub struct Kept {
     text: String,
@@ -166,7 +171,10 @@ impl Observer for Keeper {
             let report = StepReport::from(step.clone());
             self.bytes += report.weight();
             if self.bytes > KEPT_STEPS {
-                let message = format!("more steps than the {} MiB that `vmkern test --json` keeps", KEPT_STEPS >> 20);
+                let message = format!(
+                    "more steps than the {} MiB that `vmkern test --json` keeps",
+                    KEPT_STEPS >> 20
+                );
                 return Err(TooMuch {
                     message,
                     expected: "fewer, or `vmkern run --json`, which keeps none".to_owned(),

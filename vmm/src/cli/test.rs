@@ -17,8 +17,8 @@ use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source, Standstill, Status, explain,
-    explain_errors, launch_status, parse_with, run_script_then, suite,
+    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source,
+    Standstill, Status, explain, explain_errors, launch_status, parse_with, run_script_then, suite,
 };
 use vmkern::text;
 
@@ -46,7 +46,8 @@ pub struct TestArgs {
     /// Scripts, and directories of scripts.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Runs only scripts whose names contain TEXT; with several, those whose names contain one of them.
+    /// Runs only scripts whose names contain TEXT; with several, those whose names contain one of
+    /// them.
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
     /// Starts no more scripts once one has failed.
@@ -58,7 +59,8 @@ pub struct TestArgs {
     /// Writes a JUnit report to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both awake.
+    /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both
+    /// awake.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
     /// Shows what each script prints.
@@ -122,7 +124,8 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
         super::eprint(&format!("passed over: {} is not a regular file\n", text::name(&path)));
     }
     if let Some(console) = &args.console {
-        fs::create_dir_all(console).with_context(|| format!("cannot make the directory {}", text::name(console)))?;
+        fs::create_dir_all(console)
+            .with_context(|| format!("cannot make the directory {}", text::name(console)))?;
     }
     if args.json {
         reserve_stdout("the object of --json");
@@ -197,7 +200,9 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
         let tests = reports
             .into_iter()
             .enumerate()
-            .filter_map(|(index, report)| Some(TestReport { file: runs[index].name.clone(), report: report? }))
+            .filter_map(|(index, report)| {
+                Some(TestReport { file: runs[index].name.clone(), report: report? })
+            })
             .collect();
         super::print_json(&SuiteReport {
             schema: vmkern::script::SCHEMA,
@@ -219,10 +224,15 @@ fn named(paths: &[PathBuf]) -> String {
 fn attempt(args: &TestArgs, run: &Run, signals: &Signals) -> Attempt<Verdict> {
     match panic::catch_unwind(AssertUnwindSafe(|| one(args, run, signals))) {
         // A host that is short of something gives status 4, too, and others may end meanwhile.
-        Ok(verdict) if verdict.status == Status::NoKvm && !signals.fired() => Attempt::Short(verdict),
+        Ok(verdict) if verdict.status == Status::NoKvm && !signals.fired() => {
+            Attempt::Short(verdict)
+        }
         Ok(verdict) => Attempt::Done(verdict),
         Err(words) => {
-            let words = words.downcast_ref::<String>().map(String::as_str).or(words.downcast_ref::<&str>().copied());
+            let words = words
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or(words.downcast_ref::<&str>().copied());
             let got = format!("vmkern itself panicked: {}", words.unwrap_or("no words"));
             Attempt::Done(refused(args, Status::Broken, "a run that ends", got))
         }
@@ -232,11 +242,22 @@ fn attempt(args: &TestArgs, run: &Run, signals: &Signals) -> Attempt<Verdict> {
 /// The verdict on a script that gave no run to report.
 fn refused(args: &TestArgs, status: Status, expected: &str, got: String) -> Verdict {
     let message = format!("{BAD}error:{BAD:#} {got}\n");
-    refused_for(args, status, message, vec![FailureReport { line: 0, expected: expected.to_owned(), got }])
+    refused_for(
+        args,
+        status,
+        message,
+        vec![FailureReport { line: 0, expected: expected.to_owned(), got }],
+    )
 }
 
-fn refused_for(args: &TestArgs, status: Status, message: String, failures: Vec<FailureReport>) -> Verdict {
-    let asked = EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+fn refused_for(
+    args: &TestArgs,
+    status: Status,
+    message: String,
+    failures: Vec<FailureReport>,
+) -> Verdict {
+    let asked =
+        EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
     let report = RunReport::refused(status, failures, asked);
     Verdict { status, message, output: String::new(), report, overruled: Vec::new() }
 }
@@ -248,14 +269,24 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     let shown = text::name(path);
     let bytes = match read_regular(path, SCRIPT_MAX) {
         Ok(bytes) => bytes,
-        Err(error) => return refused(args, error.status(), "a script", format!("cannot read {shown}: {error}")),
+        Err(error) => {
+            return refused(
+                args,
+                error.status(),
+                "a script",
+                format!("cannot read {shown}: {error}"),
+            );
+        }
     };
     let source = match Source::from_bytes(&shown, &bytes) {
         Ok(source) => source,
         Err(error) => {
             return wrong(
                 "UTF-8 text",
-                format!("{shown}:{}:{}: byte {:#04x} is not UTF-8", error.line, error.column, error.byte),
+                format!(
+                    "{shown}:{}:{}: byte {:#04x} is not UTF-8",
+                    error.line, error.column, error.byte
+                ),
             );
         }
     };
@@ -294,7 +325,10 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
                 report.add_failure(failure);
                 status = if status == Status::Ok { Status::Failed } else { status };
             }
-            message.push_str(&super::console::complaints(session.console_error.as_ref(), session.dropped_lines));
+            message.push_str(&super::console::complaints(
+                session.console_error.as_ref(),
+                session.dropped_lines,
+            ));
             if let Some(error) = &session.console_error {
                 let got = format!("the kernel's log: {error}");
                 let expected = "output that can be written".to_owned();
@@ -302,12 +336,21 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
                 status = if status == Status::Ok { Status::Unwritten } else { status };
                 report.status = status as u8;
             }
-            Verdict { status, message, output: text::plain(&output.text()).into_owned(), report, overruled }
+            Verdict {
+                status,
+                message,
+                output: text::plain(&output.text()).into_owned(),
+                report,
+                overruled,
+            }
         }
         Err(unlaunched) => {
             let error = &unlaunched.error;
             let status = launch_status(error);
-            let missing = super::console::complaints(unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+            let missing = super::console::complaints(
+                unlaunched.console_error.as_ref(),
+                unlaunched.dropped_lines,
+            );
             let message = format!("{BAD}error:{BAD:#} {error}\n{missing}");
             let report = unlaunched.report(asked);
             Verdict { status, message, output: output.text(), report, overruled }
@@ -352,5 +395,7 @@ fn summary(cases: &[Case], took: Duration) -> String {
     let took = took.as_secs_f64();
     let style = if bad + skipped == 0 { GOOD } else { BAD };
     let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not run") };
-    format!("\n{style}{good} passed, {bad} failed{skipped}{style:#} {STRONG}in {took:.2} s{STRONG:#}\n")
+    format!(
+        "\n{style}{good} passed, {bad} failed{skipped}{style:#} {STRONG}in {took:.2} s{STRONG:#}\n"
+    )
 }

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use vmkern::script::{
-    Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport, Stop, TargetError,
-    guest_status, launch_report, launch_status, stats,
+    Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport,
+    Stop, TargetError, guest_status, launch_report, launch_status, stats,
 };
 use vmkern::tour::{self, TourError};
 use vmkern::{Builder, Guest, LaunchError};
@@ -17,8 +17,10 @@ use super::steps::Output;
 /// Shows around; with [`Output::Written`] only as JSON.
 pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-    let prepared =
-        guest.builder().map_err(anyhow::Error::from).and_then(|builder| Ok((builder, super::console::open(console)?)));
+    let prepared = guest
+        .builder()
+        .map_err(anyhow::Error::from)
+        .and_then(|builder| Ok((builder, super::console::open(console)?)));
     let (builder, console) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -97,7 +99,11 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
 }
 
 /// Launches the guest; `stop` can end that.
-fn launch(builder: Builder, console: Option<Box<dyn Write + Send>>, stop: &Stop) -> Result<Guest, LaunchError> {
+fn launch(
+    builder: Builder,
+    console: Option<Box<dyn Write + Send>>,
+    stop: &Stop,
+) -> Result<Guest, LaunchError> {
     let mut guest = builder.start(console)?;
     let handle = guest.interrupt_handle();
     stop.on_interrupt(move || handle.interrupt());

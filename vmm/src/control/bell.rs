@@ -1,7 +1,7 @@
 //! The bell that wakes the host's side: an eventfd.
 //!
-//! Rung by a vCPU's thread (the guest's doorbell, or the vCPU's end) and by whoever interrupts, signal handlers
-//! included: ringing is one `write` system call. One thread waits at a time.
+//! Rung by a vCPU's thread (the guest's doorbell, or the vCPU's end) and by whoever interrupts,
+//! signal handlers included: ringing is one `write` system call. One thread waits at a time.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ pub(crate) struct Bell {
 
 impl Bell {
     pub(crate) fn new() -> Result<Arc<Self>, KvmError> {
-        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(|error| KvmError::io("eventfd", &error))?;
+        let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+            .map_err(|error| KvmError::io("eventfd", &error))?;
         Ok(Arc::new(Self { event, interrupted: AtomicBool::new(false) }))
     }
 
@@ -56,19 +57,20 @@ fn poll(event: &EventFd, timeout: Duration) {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     };
-    // SAFETY: one pollfd, a timespec and no signal mask, all of which live through the call. Whatever it returns, the
-    // waiter looks again.
+    // SAFETY: one pollfd, a timespec and no signal mask, all of which live through the call.
+    // Whatever it returns, the waiter looks again.
     unsafe { libc::ppoll(&raw mut fd, 1, &raw const timeout, std::ptr::null()) };
 }
 
-/// Interrupts whoever waits for a guest. Any thread may hold one, and it does not keep the guest alive.
+/// Interrupts whoever waits for a guest. Any thread may hold one, and it does not keep the guest
+/// alive.
 #[derive(Clone, Debug)]
 pub struct InterruptHandle(pub(crate) Arc<Bell>);
 
 impl InterruptHandle {
     /// Makes the call that waits for the guest, or the next one that does, return
-    /// [`GuestError::Interrupted`](crate::GuestError::Interrupted). The guest itself goes on. Safe to call from a signal
-    /// handler.
+    /// [`GuestError::Interrupted`](crate::GuestError::Interrupted). The guest itself goes on. Safe
+    /// to call from a signal handler.
     pub fn interrupt(&self) {
         self.0.interrupt();
     }

@@ -49,8 +49,8 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of the page size. Only what the guest touches costs
-    /// the host anything. Default: 64 MiB.
+    /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of the page size. Only what the
+    /// guest touches costs the host anything. Default: 64 MiB.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self
@@ -95,7 +95,8 @@ impl Builder {
     }
 
     /// How long the guest may run, from its launch on: whoever waits for it then gets
-    /// [`GuestError::Timeout`](crate::GuestError::Timeout). [`Guest::restart_clock`] begins anew. Default: 60 seconds.
+    /// [`GuestError::Timeout`](crate::GuestError::Timeout). [`Guest::restart_clock`] begins anew.
+    /// Default: 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -113,7 +114,8 @@ impl Builder {
         self
     }
 
-    /// Whether a guest like this can be asked for at all. [`Builder::launch`] checks the same before it does anything.
+    /// Whether a guest like this can be asked for at all. [`Builder::launch`] checks the same
+    /// before it does anything.
     ///
     /// # Errors
     /// The first rule that is broken.
@@ -140,11 +142,12 @@ impl Builder {
         Ok(guest)
     }
 
-    /// Starts the guest, whose kernel begins to boot; [`Guest::await_ready`] waits until it serves requests. A kernel that
-    /// dies before that leaves a guest that can be looked into like any other that died.
+    /// Starts the guest, whose kernel begins to boot; [`Guest::await_ready`] waits until it serves
+    /// requests. A kernel that dies before that leaves a guest that can be looked into like any
+    /// other that died.
     ///
-    /// With a `console`, a thread writes every line of the kernel's log there as it comes, from the first on, and the kernel
-    /// waits for it where it may; [`Guest::end`] says what came of that.
+    /// With a `console`, a thread writes every line of the kernel's log there as it comes, from the
+    /// first on, and the kernel waits for it where it may; [`Guest::end`] says what came of that.
     ///
     /// # Errors
     /// See [`LaunchError`]. Nothing is left behind.
@@ -153,10 +156,11 @@ impl Builder {
         launch::start(&self, Selftest::No, console)
     }
 
-    /// Boots the guest with `selftest` on its command line, and returns when it has left through the exit port.
+    /// Boots the guest with `selftest` on its command line, and returns when it has left through
+    /// the exit port.
     ///
-    /// # Errors
-    /// See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that says so. Nothing is left behind.
+    /// # Errors See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that
+    /// says so. Nothing is left behind.
     pub fn run_selftest(self) -> Result<BootReport, LaunchError> {
         self.validate()?;
         launch::start(&self, Selftest::Yes, None)?.run_to_exit()
@@ -173,27 +177,41 @@ mod tests {
         for bytes in [0, MEMORY_MIN - PAGE_SIZE, MEMORY_MAX + PAGE_SIZE, 1 << 40, u64::MAX] {
             let message = text(bytes).expect_err("the size is out of range");
             assert!(
-                message.contains("8M") && message.contains("64G") && message.contains(&bytes.to_string()),
+                message.contains("8M")
+                    && message.contains("64G")
+                    && message.contains(&bytes.to_string()),
                 "{message}"
             );
         }
-        assert!(text(MEMORY_MIN + 1).expect_err("the size is odd").contains("multiple of the page size"));
+        assert!(
+            text(MEMORY_MIN + 1)
+                .expect_err("the size is odd")
+                .contains("multiple of the page size")
+        );
         assert_eq!(text(MEMORY_MIN), Ok(()));
         assert_eq!(text(MEMORY_MAX), Ok(()));
     }
 
     #[test]
     fn an_unknown_tunable_is_refused_with_the_known_ones() {
-        let message = Builder::default().tunable("kern.hertz", 1).expect_err("there is none").to_string();
+        let message =
+            Builder::default().tunable("kern.hertz", 1).expect_err("there is none").to_string();
         assert!(message.contains("kern.hertz") && message.contains("kern.hz"), "{message}");
         assert!(Builder::default().tunable("kern.hz", 1000).is_ok());
     }
 
     #[test]
     fn a_tunable_out_of_range_is_refused_with_the_range() {
-        let message = |name, value| Builder::default().tunable(name, value).expect_err("out of range").to_string();
+        let message = |name, value| {
+            Builder::default().tunable(name, value).expect_err("out of range").to_string()
+        };
         let text = message("kern.hz", 20_000);
-        assert!(["kern.hz", "20000", "at least 1 and at most 10000"].iter().all(|part| text.contains(part)), "{text}");
+        assert!(
+            ["kern.hz", "20000", "at least 1 and at most 10000"]
+                .iter()
+                .all(|part| text.contains(part)),
+            "{text}"
+        );
         assert!(message("vm.kmem_size", 1).ends_with("at least 4096"));
     }
 

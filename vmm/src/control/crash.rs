@@ -16,7 +16,8 @@ use crate::text::one_line;
 pub struct Location {
     /// The address.
     pub address: GuestVirt,
-    /// The function and the line, innermost inlined function first. Empty where the symbols know nothing.
+    /// The function and the line, innermost inlined function first. Empty where the symbols know
+    /// nothing.
     pub frames: Vec<Frame>,
 }
 
@@ -55,20 +56,33 @@ pub struct Crash {
     pub cr2: GuestVirt,
     /// Registers there; all 0 for a panic.
     pub registers: Box<Registers>,
-    /// How the CPU came there, innermost call first. An address inside inlined functions gives one frame for each.
+    /// How the CPU came there, innermost call first. An address inside inlined functions gives one
+    /// frame for each.
     pub backtrace: Vec<Frame>,
 }
 
 impl Crash {
-    /// Reads `record`, which the guest wrote and may have written wrong: counts are capped, text is made valid UTF-8.
-    pub(crate) fn from_record(record: &CrashRecord, symbols: &Symbols) -> Result<Self, ContractError> {
+    /// Reads `record`, which the guest wrote and may have written wrong: counts are capped, text is
+    /// made valid UTF-8.
+    pub(crate) fn from_record(
+        record: &CrashRecord,
+        symbols: &Symbols,
+    ) -> Result<Self, ContractError> {
         let code = record.kind.get();
         let kind = CrashKind::from_code(code).ok_or(ContractError::NoCrashRecord(code))?;
         let absent = |value: u32| (value != u32::MAX).then_some(value);
         let count = |value: u32, max: usize| usize::try_from(value).unwrap_or(max).min(max);
-        let message: Vec<u8> =
-            record.message.iter().take(count(record.message_len.get(), MESSAGE_MAX)).map(|byte| byte.get()).collect();
-        let frames = record.frames.iter().take(count(record.frames_len.get(), FRAMES_MAX)).map(|frame| frame.get());
+        let message: Vec<u8> = record
+            .message
+            .iter()
+            .take(count(record.message_len.get(), MESSAGE_MAX))
+            .map(|byte| byte.get())
+            .collect();
+        let frames = record
+            .frames
+            .iter()
+            .take(count(record.frames_len.get(), FRAMES_MAX))
+            .map(|frame| frame.get());
         let mut registers = Registers {
             rip: record.rip.get(),
             rflags: record.rflags.get(),
@@ -79,7 +93,8 @@ impl Crash {
         for (register, field) in registers.gpr.iter_mut().zip(&record.gpr) {
             *register = field.get();
         }
-        // The first frame is where the CPU stood, if anywhere; the frames of a panic are all return addresses.
+        // The first frame is where the CPU stood, if anywhere; the frames of a panic are all return
+        // addresses.
         let innermost = match record.frames[0].get() {
             first if first == record.rip.get() => AddressKind::Stopped,
             _ => AddressKind::Called,
@@ -118,7 +133,9 @@ impl fmt::Display for Crash {
             write!(f, "\n{}", self.registers)?;
         }
         let mut depth = 0;
-        for same in self.backtrace.chunk_by(|a, b| a.function == b.function && a.offset == b.offset && a.line == b.line)
+        for same in self
+            .backtrace
+            .chunk_by(|a, b| a.function == b.function && a.offset == b.offset && a.line == b.line)
         {
             write!(f, "\n#{depth:<2} {}", same[0])?;
             if same.len() > 1 {
@@ -142,7 +159,10 @@ mod tests {
     use super::*;
 
     fn record() -> Box<CrashRecord> {
-        Box::new(CrashRecord::read_from_bytes(&vec![0; size_of::<CrashRecord>()]).expect("zeros are a record"))
+        Box::new(
+            CrashRecord::read_from_bytes(&vec![0; size_of::<CrashRecord>()])
+                .expect("zeros are a record"),
+        )
     }
 
     #[test]
@@ -163,7 +183,9 @@ mod tests {
     fn a_thread_that_requests_name_is_told_as_they_name_it() {
         let record = record();
         record.kind.set(CrashKind::Panic as u32);
-        for (tid, name) in [(0, Some("t0")), (63, Some("t63")), (65, Some("number 65")), (u32::MAX, None)] {
+        for (tid, name) in
+            [(0, Some("t0")), (63, Some("t63")), (65, Some("number 65")), (u32::MAX, None)]
+        {
             record.thread.set(tid);
             let crash = Crash::from_record(&record, &Symbols::none()).expect("the kind is valid");
             assert_eq!(crash.thread_name.as_deref(), name);
@@ -175,7 +197,10 @@ mod tests {
         let record = record();
         for kind in [0, 6, u32::MAX] {
             record.kind.set(kind);
-            assert_eq!(Crash::from_record(&record, &Symbols::none()), Err(ContractError::NoCrashRecord(kind)));
+            assert_eq!(
+                Crash::from_record(&record, &Symbols::none()),
+                Err(ContractError::NoCrashRecord(kind))
+            );
         }
     }
 }

@@ -14,8 +14,8 @@ pub enum KvmKind {
 }
 
 impl KvmKind {
-    /// An instruction at CPL0 that takes longer than this, in nanoseconds, is emulated. (Native: below 10;
-    /// emulated: about 1,000.)
+    /// An instruction at CPL0 that takes longer than this, in nanoseconds, is emulated. (Native:
+    /// below 10; emulated: about 1,000.)
     const EMULATED_FROM_NS: u64 = 100;
 
     /// The kind of a KVM on which one CPL0 instruction takes `nanoseconds`.

@@ -69,7 +69,9 @@ pub enum ConfigError {
     )]
     MemorySize(u64),
     /// Memory is no whole number of pages.
-    #[error("memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, {PAGE_SIZE} bytes")]
+    #[error(
+        "memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, {PAGE_SIZE} bytes"
+    )]
     MemoryAlignment(u64),
     /// More or fewer vCPUs than the kernel can use.
     #[error("vcpus: {0} asked for; a guest has 1 to 64")]
@@ -118,8 +120,9 @@ fn bounds(min: u64, max: u64) -> String {
 
 /// A running guest failed, or a wait for it ended without an answer.
 ///
-/// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and [`GuestError::BadRequest`] the guest goes on. After any other the guest is
-/// dead: its vCPUs have stopped, its memory can still be inspected, and each further request gets the same error.
+/// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and
+/// [`GuestError::BadRequest`] the guest goes on. After any other the guest is dead: its vCPUs have
+/// stopped, its memory can still be inspected, and each further request gets the same error.
 #[derive(Clone, Debug, Error)]
 pub enum GuestError {
     /// The kernel died and said why.

@@ -76,8 +76,8 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` (0 to 63) do `op`, and waits for the answer. Answers to other requests that come
-    /// meanwhile are kept for [`Guest::next_response`].
+    /// Has kernel thread `thread` (0 to 63) do `op`, and waits for the answer. Answers to other
+    /// requests that come meanwhile are kept for [`Guest::next_response`].
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -87,9 +87,10 @@ impl Guest {
 
     /// Has `op` done in `context`, and waits for the answer as [`Guest::call`] does.
     ///
-    /// When the answer is [`Outcome::Blocked`](vmkern_abi::control::Outcome::Blocked), the operation stays outstanding:
-    /// its thread takes no other until a call of [`Op::Join`] has brought the answer proper. In [`Context::Start`] the
-    /// answer is ok at once, and says only that the operation was sent: a join brings what came of it.
+    /// When the answer is [`Outcome::Blocked`](vmkern_abi::control::Outcome::Blocked), the
+    /// operation stays outstanding: its thread takes no other until a call of [`Op::Join`] has
+    /// brought the answer proper. In [`Context::Start`] the answer is ok at once, and says only
+    /// that the operation was sent: a join brings what came of it.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -107,8 +108,8 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` (0 to 63) do `op`, and returns the tag of the answer to come. Any number of requests
-    /// may be in flight; waits for the guest only while the rings are full.
+    /// Has kernel thread `thread` (0 to 63) do `op`, and returns the tag of the answer to come. Any
+    /// number of requests may be in flight; waits for the guest only while the rings are full.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -116,15 +117,17 @@ impl Guest {
         self.submit_in(Context::Thread(thread), op)
     }
 
-    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`] does; none comes for
-    /// [`Context::Start`]. In which context an [`Op::Join`] is sent makes no difference.
+    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`]
+    /// does; none comes for [`Context::Start`]. In which context an [`Op::Join`] is sent makes no
+    /// difference.
     ///
     /// # Errors
     /// See [`GuestError`].
     pub fn submit_in(&mut self, context: Context, op: Op) -> Result<u32, GuestError> {
         self.check_alive()?;
         self.pending.check(context, &op).map_err(GuestError::BadRequest)?;
-        // With at most a ring's worth in flight, neither ring can be full when a side wants to push.
+        // With at most a ring's worth in flight, neither ring can be full when a side wants to
+        // push.
         while self.pending.slots() >= RING_SLOTS {
             let response = self.receive()?;
             self.backlog.push_back(response);
@@ -132,7 +135,9 @@ impl Guest {
         let tag = self.pending.add(context, &op);
         match self.link.push(&Request { tag, context, op }) {
             Ok(true) => {}
-            Ok(false) => return Err(self.die(ContractError::RingFull(self.pending.in_flight()).into())),
+            Ok(false) => {
+                return Err(self.die(ContractError::RingFull(self.pending.in_flight()).into()));
+            }
             Err(error) => return Err(self.die(error.into())),
         }
         if self.link.region().guest_sleeper.must_wake()
@@ -164,19 +169,20 @@ impl Guest {
         self.pending.in_flight()
     }
 
-    /// Threads whose operations were reported blocked and not joined since, with what they waited for then.
+    /// Threads whose operations were reported blocked and not joined since, with what they waited
+    /// for then.
     pub fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
         self.pending.blocked()
     }
 
-    /// Whether the kernel's structures may change although nobody sends a request now: it works, a thread of it may
-    /// wake up, or its clock moves by itself.
+    /// Whether the kernel's structures may change although nobody sends a request now: it works, a
+    /// thread of it may wake up, or its clock moves by itself.
     pub(crate) fn may_change(&self) -> bool {
         self.pending.is_owed_anything() || self.environment.time == TimeMode::Real
     }
 
-    /// The kernel's log since the last call: what it wrote into its log ring and sent over the serial line. Can be
-    /// asked of a dead guest too.
+    /// The kernel's log since the last call: what it wrote into its log ring and sent over the
+    /// serial line. Can be asked of a dead guest too.
     pub fn take_log(&mut self) -> Vec<u8> {
         self.logs.take(&self.link.region().log)
     }
@@ -196,7 +202,8 @@ impl Guest {
         &self.environment
     }
 
-    /// Bytes of the guest's memory that were ever touched, in whole pages: what it takes of the host's memory.
+    /// Bytes of the guest's memory that were ever touched, in whole pages: what it takes of the
+    /// host's memory.
     #[must_use]
     pub fn resident_memory(&self) -> u64 {
         self.machine.ram.resident()
@@ -257,8 +264,13 @@ impl Guest {
             if self.machine.vcpus.crew.end.get().is_some() && !self.link.has_news() {
                 return Err(self.ended());
             }
-            match self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, Duration::ZERO, Link::has_news)
-            {
+            match self.waiter.wait(
+                &self.link,
+                &self.machine.vcpus.crew,
+                self.deadline,
+                Duration::ZERO,
+                Link::has_news,
+            ) {
                 Woken::News => {}
                 Woken::Interrupted => return Err(GuestError::Interrupted),
                 Woken::Deadline => return Err(self.time_is_up()),
@@ -335,6 +347,9 @@ impl Guest {
 
     fn locate(&self, address: GuestVirt) -> Location {
         let frames = self.symbols().frames(address);
-        Location { address, frames: frames.into_iter().filter(|frame| frame.function.is_some()).collect() }
+        Location {
+            address,
+            frames: frames.into_iter().filter(|frame| frame.function.is_some()).collect(),
+        }
     }
 }

@@ -67,7 +67,8 @@ pub(super) fn start(
     let kvm = Arc::new(host::open()?);
     let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
     let console = Console::default();
-    let (vm, ram, link, logs) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console, log) {
+    let (vm, ram, link, logs) = match start_vcpus(config, selftest, &kvm, &mut vcpus, &console, log)
+    {
         Ok(started) => started,
         Err(error) => {
             let _ = vcpus.stop();
@@ -87,7 +88,15 @@ pub(super) fn start(
         tsc_khz: 0,
         boot_cycles: 0,
     };
-    Ok(Guest::new(link, machine, environment, logs, config.kernel.clone(), deadline, config.timeout))
+    Ok(Guest::new(
+        link,
+        machine,
+        environment,
+        logs,
+        config.kernel.clone(),
+        deadline,
+        config.timeout,
+    ))
 }
 
 /// What the vCPUs' threads wait for, and what they say.
@@ -153,11 +162,13 @@ fn start_vcpus(
     let begin = boot::Begin { entry: plan.entry, privilege: config.privilege };
     let finish = move |tsc_khz: u32, paging: Paging| {
         let line = BootArgs { tsc_khz: Some(tsc_khz.into()), ..args }.to_string();
-        let written = write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
+        let written =
+            write_paging(&memory, paging).and_then(|()| boot::write_start_info(&memory, &line));
         written.map(|()| begin).map_err(not_ram)
     };
     load.finish();
-    // The kernel finds all CPUs that it is to start. One that could not be made is noticed by whoever waits for the guest.
+    // The kernel finds all CPUs that it is to start. One that could not be made is noticed by
+    // whoever waits for the guest.
     let _made = threads.made.iter().take(vcpus.states.len() - 1).count();
     let _ = threads.entry.send(Box::new(finish) as Finish);
     Ok((vm, ram, link, logs))
@@ -221,8 +232,8 @@ pub(super) fn check_command_line(config: &Builder) -> Result<(), ConfigError> {
 impl Guest {
     /// Waits until the kernel serves requests, after [`Builder::start`].
     ///
-    /// # Errors
-    /// See [`LaunchError`]. The guest is dead then, but for an interruption, and can be looked into.
+    /// # Errors See [`LaunchError`]. The guest is dead then, but for an interruption, and can be
+    /// looked into.
     pub fn await_ready(&mut self) -> Result<(), LaunchError> {
         self.wait_until_ready().map_err(|error| self.launch_error(error))
     }
@@ -232,7 +243,13 @@ impl Guest {
         // A kernel that is dead will have said so through the exit port in a moment.
         let waits = [Phase::Loading as u32, Phase::Dead as u32];
         let phase = |link: &Link| !waits.contains(&link.region().phase.get());
-        let woken = self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, LOOK_FOR_READY, phase);
+        let woken = self.waiter.wait(
+            &self.link,
+            &self.machine.vcpus.crew,
+            self.deadline,
+            LOOK_FOR_READY,
+            phase,
+        );
         self.logs.collect_console();
         self.logs.collect(&self.link.region().log);
         match woken {
@@ -264,29 +281,39 @@ impl Guest {
         };
         self.environment.tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         self.environment.kvm = self.measured_kvm();
-        self.environment.boot_cycles = region.ready_tsc.get().saturating_sub(region.entry_tsc.get());
+        self.environment.boot_cycles =
+            region.ready_tsc.get().saturating_sub(region.entry_tsc.get());
         Ok(())
     }
 
-    /// The kind of KVM by what the kernel measured on its way in. One that did not come so far measured no time.
+    /// The kind of KVM by what the kernel measured on its way in. One that did not come so far
+    /// measured no time.
     fn measured_kvm(&self) -> KvmKind {
         let tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         let picoseconds_per_cycle = 1_000_000_000 / u64::from(tsc_khz.max(1));
         let cycles = self.link.region().cpl0_cycles.get();
-        KvmKind::from_instruction_time(cycles.saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS)
+        KvmKind::from_instruction_time(
+            cycles.saturating_mul(picoseconds_per_cycle) / 1_000 / TIMED_INSTRUCTIONS,
+        )
     }
 
     /// What it means for a launch that the guest ended with `error`.
     fn launch_error(&self, error: GuestError) -> LaunchError {
-        // Elsewhere it is a bug: the nucleus keeps to what an emulating KVM knows, and a processor knows everything.
-        let at_cpl0 = self.environment.privilege == Privilege::Supervisor && self.measured_kvm() == KvmKind::Software;
+        // Elsewhere it is a bug: the nucleus keeps to what an emulating KVM knows, and a processor
+        // knows everything.
+        let at_cpl0 = self.environment.privilege == Privilege::Supervisor
+            && self.measured_kvm() == KvmKind::Software;
         match error {
-            GuestError::Cpu { failure, at } if at_cpl0 && failure.registers.cpl() == Some(0) => match failure.fault {
-                CpuFault::Internal { suberror: KVM_INTERNAL_ERROR_EMULATION, instruction } => {
-                    Unemulated { at, instruction }.into()
+            GuestError::Cpu { failure, at } if at_cpl0 && failure.registers.cpl() == Some(0) => {
+                match failure.fault {
+                    CpuFault::Internal { suberror: KVM_INTERNAL_ERROR_EMULATION, instruction } => {
+                        Unemulated { at, instruction }.into()
+                    }
+                    fault => {
+                        GuestError::Cpu { failure: CpuFailure { fault, ..failure }, at }.into()
+                    }
                 }
-                fault => GuestError::Cpu { failure: CpuFailure { fault, ..failure }, at }.into(),
-            },
+            }
             GuestError::Kvm(error) => error.into(),
             error => error.into(),
         }
@@ -294,7 +321,13 @@ impl Guest {
 
     /// Waits until the kernel leaves by itself.
     pub(super) fn run_to_exit(mut self) -> Result<BootReport, LaunchError> {
-        let woken = self.waiter.wait(&self.link, &self.machine.vcpus.crew, self.deadline, Duration::ZERO, |_| false);
+        let woken = self.waiter.wait(
+            &self.link,
+            &self.machine.vcpus.crew,
+            self.deadline,
+            Duration::ZERO,
+            |_| false,
+        );
         match (woken, self.machine.vcpus.crew.end.get()) {
             (Woken::News, Some(&vcpu::VcpuEnd::Exit(exit))) if exit != ExitCode::Crash as u8 => {
                 Ok(BootReport { exit, output: self.take_log() })
@@ -323,31 +356,41 @@ mod tests {
     use super::*;
     use crate::image::KernelImage;
 
-    /// Pages that are made present for a boot besides the image's and a page directory for each GiB, at most.
+    /// Pages that are made present for a boot besides the image's and a page directory for each
+    /// GiB, at most.
     const FORESEEN: u64 = 136;
-    /// Pages that a boot may touch although nobody foresaw it: each costs it a fault, and 26 us. More memory has larger maps,
-    /// whose tables and entries do not all lie in the first block.
+    /// Pages that a boot may touch although nobody foresaw it: each costs it a fault, and 26 us.
+    /// More memory has larger maps, whose tables and entries do not all lie in the first block.
     const UNFORESEEN: [(u64, u64); 2] = [(64 << 20, 2), (64 << 30, 14)];
 
-    /// Pages of the image, those that are made present for a boot of a guest with `memory` bytes besides them, and those that it
-    /// has touched besides both when it is ready.
+    /// Pages of the image, those that are made present for a boot of a guest with `memory` bytes
+    /// besides them, and those that it has touched besides both when it is ready.
     fn touched(memory: u64) -> (u64, u64, u64) {
         let kernel = KernelImage::embedded();
         let plan = kernel.plan(memory).expect("the embedded image can be loaded");
-        let image: u64 = plan.segments.iter().map(|segment| (segment.file.len() as u64).div_ceil(PAGE_SIZE)).sum();
+        let image: u64 = plan
+            .segments
+            .iter()
+            .map(|segment| (segment.file.len() as u64).div_ceil(PAGE_SIZE))
+            .sum();
         let foreseen = Arc::new(GuestRam::new(memory).expect("address space is there"));
         Load::new(Arc::clone(&foreseen), kernel, &plan).finish();
         let guest = Guest::builder().memory(memory).launch().expect("this host can run guests");
-        let (foreseen, all) = (foreseen.resident() / PAGE_SIZE, guest.resident_memory() / PAGE_SIZE);
+        let (foreseen, all) =
+            (foreseen.resident() / PAGE_SIZE, guest.resident_memory() / PAGE_SIZE);
         (image, foreseen - image, all - foreseen)
     }
 
     #[test]
     fn what_a_boot_touches_was_foreseen_and_is_hardly_more_with_more_memory() {
-        let most = |memory| UNFORESEEN.iter().find(|(end, _)| memory <= *end).map_or(0, |(_, pages)| *pages);
+        let most = |memory| {
+            UNFORESEEN.iter().find(|(end, _)| memory <= *end).map_or(0, |(_, pages)| *pages)
+        };
         for memory in [8 << 20, 15 << 20, 17 << 20, 64 << 20, 1 << 30, 3 << 30, 5 << 30, 64 << 30] {
             let (image, foreseen, surprise) = touched(memory);
-            let text = format!("{memory:#x} bytes: image {image}, foreseen {foreseen}, not foreseen {surprise}");
+            let text = format!(
+                "{memory:#x} bytes: image {image}, foreseen {foreseen}, not foreseen {surprise}"
+            );
             assert!(foreseen <= FORESEEN + (memory >> 30) && surprise <= most(memory), "{text}");
         }
     }

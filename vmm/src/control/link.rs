@@ -1,12 +1,14 @@
 //! The host's end of the control region.
 //!
-//! The rings' handles borrow from guest memory that this value itself keeps mapped, which the compiler cannot see; that
-//! is all the `unsafe` there is to it.
+//! The rings' handles borrow from guest memory that this value itself keeps mapped, which the
+//! compiler cannot see; that is all the `unsafe` there is to it.
 
 use std::sync::Arc;
 
 use vmkern_abi::addr::GuestPhys;
-use vmkern_abi::control::{CONTROL_MAGIC, Consumer, ControlRegion, Corrupt, Producer, RING_SLOTS, Request, Response};
+use vmkern_abi::control::{
+    CONTROL_MAGIC, Consumer, ControlRegion, Corrupt, Producer, RING_SLOTS, Request, Response,
+};
 
 use super::error::ContractError;
 use crate::kvm::memory::{GuestRam, NotRam, Shared};
@@ -25,10 +27,14 @@ impl Link {
         let region = ram.shared::<ControlRegion>(at)?;
         region.magic.set(CONTROL_MAGIC);
         region.host_abi_version.set(vmkern_abi::ABI_VERSION);
-        // SAFETY: the handles made from this reference are fields of this value that come before `region`, nothing else
-        // gets hold of it.
+        // SAFETY: the handles made from this reference are fields of this value that come before
+        // `region`, nothing else gets hold of it.
         let unbound = unsafe { region.unbound() };
-        Ok(Self { requests: Producer::new(&unbound.requests), responses: Consumer::new(&unbound.responses), region })
+        Ok(Self {
+            requests: Producer::new(&unbound.requests),
+            responses: Consumer::new(&unbound.responses),
+            region,
+        })
     }
 
     /// The region.
@@ -57,7 +63,10 @@ impl Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("requests", &self.requests).field("responses", &self.responses).finish()
+        f.debug_struct("Link")
+            .field("requests", &self.requests)
+            .field("responses", &self.responses)
+            .finish()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The kernel's log: what it sent over the serial line, and what it wrote into the ring.
 //!
-//! Whoever drives the guest moves it on between operations; or, where every line is wanted, a thread of its own does all the
-//! time ([`Keeper`]), and the kernel waits for it ([`vmkern_abi::log`]).
+//! Whoever drives the guest moves it on between operations; or, where every line is wanted, a
+//! thread of its own does all the time ([`Keeper`]), and the kernel waits for it
+//! ([`vmkern_abi::log`]).
 
 mod keeper;
 
@@ -22,7 +23,8 @@ pub struct LogEnd {
     pub rest: Vec<u8>,
     /// Why it could not be written to the console that was given, in full or in part.
     pub error: Option<io::Error>,
-    /// Lines that the kernel dropped: there was no room, and what logged them must not wait for any.
+    /// Lines that the kernel dropped: there was no room, and what logged them must not wait for
+    /// any.
     pub dropped: u64,
 }
 
@@ -36,7 +38,8 @@ pub(crate) enum Logs {
 }
 
 impl Logs {
-    /// Moves on what the ring has, before the kernel overwrites it. Costs one load when there is nothing.
+    /// Moves on what the ring has, before the kernel overwrites it. Costs one load when there is
+    /// nothing.
     pub(crate) fn collect(&mut self, ring: &LogRing) {
         if let Self::Collected(collector) = self
             && ring.written() != collector.next
@@ -90,7 +93,8 @@ impl Collector {
         Self { console, ..Self::default() }
     }
 
-    /// Moves on at most what the ring can hold, however fast the kernel writes. Where bytes were lost there is a note.
+    /// Moves on at most what the ring can hold, however fast the kernel writes. Where bytes were
+    /// lost there is a note.
     fn collect_pieces(&mut self, ring: &LogRing) {
         let mut piece = [0; 1024];
         for _ in 0..LOG_BYTES / piece.len() {
@@ -130,7 +134,9 @@ mod tests {
 
     #[test]
     fn a_slow_reader_is_told_how_much_it_lost() {
-        let ring = Box::new(LogRing::read_from_bytes(&vec![0; size_of::<LogRing>()]).expect("zeros are a ring"));
+        let ring = Box::new(
+            LogRing::read_from_bytes(&vec![0; size_of::<LogRing>()]).expect("zeros are a ring"),
+        );
         let mut logs = Logs::Collected(Collector::new(Console::default()));
         ring.write(b"one\n");
         assert_eq!(logs.take(&ring), b"one\n");

@@ -16,7 +16,8 @@ use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{VcpuEnd, VcpuState};
 use crate::kvm::vm::Vm;
 
-/// How long a vCPU's thread may take to stop. It takes microseconds, unless the host itself is stuck.
+/// How long a vCPU's thread may take to stop. It takes microseconds, unless the host itself is
+/// stuck.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait before a kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
@@ -36,9 +37,10 @@ impl Machine {
         self.vcpus.crew.end.get().ok_or(ContractError::LostVcpu)
     }
 
-    /// Holds the vCPUs until the returned value is dropped: at quiescent points of their kernel, where no mutex and no spin
-    /// lock is owned, or, when they come to none within `limit`, anywhere. [`HeldCrew::standing`] says which of the two.
-    /// Nothing that the guest was about to do is lost.
+    /// Holds the vCPUs until the returned value is dropped: at quiescent points of their kernel,
+    /// where no mutex and no spin lock is owned, or, when they come to none within `limit`,
+    /// anywhere. [`HeldCrew::standing`] says which of the two. Nothing that the guest was about to
+    /// do is lost.
     ///
     /// # Errors
     /// When a vCPU's thread does not come out of the host's kernel.
@@ -50,7 +52,8 @@ impl Machine {
                 log::warn!("vCPU {} cannot be asked to pause: {error}", vcpu.id);
             }
         };
-        let held = crew::pause(&self.vcpus.states, limit, ask, || self.set_pausing(Pausing::Urgent));
+        let held =
+            crew::pause(&self.vcpus.states, limit, ask, || self.set_pausing(Pausing::Urgent));
         self.set_pausing(Pausing::No);
         held
     }
@@ -72,7 +75,8 @@ impl Drop for Machine {
     }
 }
 
-/// The vCPUs with their threads. Dropping them without [`Vcpus::stop`] leaves the threads to themselves.
+/// The vCPUs with their threads. Dropping them without [`Vcpus::stop`] leaves the threads to
+/// themselves.
 #[derive(Debug)]
 pub(crate) struct Vcpus {
     pub(crate) crew: Arc<Crew>,
@@ -97,8 +101,8 @@ impl Vcpus {
         self.states.iter().filter_map(|vcpu| vcpu.cpu_state()).collect()
     }
 
-    /// Stops the vCPUs that have a thread, and joins it. A thread that does not come back keeps what it uses alive, and is left
-    /// to itself.
+    /// Stops the vCPUs that have a thread, and joins it. A thread that does not come back keeps
+    /// what it uses alive, and is left to itself.
     pub(crate) fn stop(&mut self) -> Result<(), ContractError> {
         let deadline = Instant::now() + STOP_LIMIT;
         let started = &self.states[..self.threads.len()];

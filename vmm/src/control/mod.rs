@@ -1,8 +1,8 @@
 //! A guest, from its launch to its end, and the conversation with it.
 //!
-//! [`Guest::builder`] is the only way in. Requests go through one ring and answers come back through another
-//! ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the answer, by the guest's end, by
-//! [`InterruptHandle::interrupt`], or when the guest's time is up.
+//! [`Guest::builder`] is the only way in. Requests go through one ring and answers come back
+//! through another ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the
+//! answer, by the guest's end, by [`InterruptHandle::interrupt`], or when the guest's time is up.
 
 pub(crate) mod bell;
 mod builder;
@@ -22,7 +22,9 @@ pub use self::bell::InterruptHandle;
 pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
 pub use self::crash::{Crash, Location};
 pub use self::environment::{Environment, KvmKind};
-pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated};
+pub use self::error::{
+    ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated,
+};
 pub use self::guest::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;

@@ -9,11 +9,13 @@ use super::guest::Guest;
 use crate::kvm::Standing;
 use crate::kvm::crew::HeldCrew;
 
-/// How long a guest may take to come to a quiescent point. Most locks are held for microseconds; some are held for as long
-/// as a large range is mapped or freed, and a look should not have to wait for that.
+/// How long a guest may take to come to a quiescent point. Most locks are held for microseconds;
+/// some are held for as long as a large range is mapped or freed, and a look should not have to
+/// wait for that.
 pub const PAUSE_LIMIT: Duration = Duration::from_millis(10);
 
-/// A guest that stands still. It goes on when this is dropped; nothing that it was about to do is lost.
+/// A guest that stands still. It goes on when this is dropped; nothing that it was about to do is
+/// lost.
 #[derive(Debug)]
 #[must_use = "the guest goes on when this is dropped"]
 pub struct Pause<'a>(HeldCrew<'a>);
@@ -27,12 +29,13 @@ impl Pause<'_> {
 }
 
 impl Guest {
-    /// Holds the guest at a quiescent point of its kernel, where no mutex and no spin lock is owned; or, when it comes to
-    /// none within [`PAUSE_LIMIT`], wherever it is then ([`Pause::standing`] says which of the two). What is inspected
-    /// while it stands is one moment's truth. A guest that has died stands still for ever, and can be held all the same.
+    /// Holds the guest at a quiescent point of its kernel, where no mutex and no spin lock is
+    /// owned; or, when it comes to none within [`PAUSE_LIMIT`], wherever it is then
+    /// ([`Pause::standing`] says which of the two). What is inspected while it stands is one
+    /// moment's truth. A guest that has died stands still for ever, and can be held all the same.
     ///
-    /// # Errors
-    /// [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the host's kernel.
+    /// # Errors [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the
+    /// host's kernel.
     pub fn pause(&self) -> Result<Pause<'_>, ContractError> {
         self.pause_within(PAUSE_LIMIT)
     }
@@ -45,12 +48,12 @@ impl Guest {
         self.machine.pause(limit).map(Pause)
     }
 
-    /// Holds the guest as [`Guest::pause`] does and has KVM itself translate `addresses` there (`KVM_TRANSLATE`), with no
-    /// regard to privilege: what the vCPU would find, beside what [`Guest::vtop`] finds.
+    /// Holds the guest as [`Guest::pause`] does and has KVM itself translate `addresses` there
+    /// (`KVM_TRANSLATE`), with no regard to privilege: what the vCPU would find, beside what
+    /// [`Guest::vtop`] finds.
     ///
-    /// # Errors
-    /// As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate, [`GuestError::Contract`] when the guest has
-    /// ended.
+    /// # Errors As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate,
+    /// [`GuestError::Contract`] when the guest has ended.
     pub fn pause_and_translate(
         &self,
         addresses: &[GuestVirt],
@@ -65,7 +68,8 @@ impl Guest {
                 Some(answers) => return Ok((pause, answers?)),
                 None if addresses.is_empty() => return Ok((pause, Vec::new())),
                 None if state.end.get().is_some() => return Err(ContractError::LostVcpu.into()),
-                // It was held a moment ago, and has not stirred from its place since: it was not asked anew.
+                // It was held a moment ago, and has not stirred from its place since: it was not
+                // asked anew.
                 None => drop(pause),
             }
             std::thread::yield_now();
@@ -80,11 +84,13 @@ mod tests {
 
     use super::*;
 
-    /// The kernel's vectors, the host's two among them: timer, doorbell, operation, pause, rescheduling, shootdown.
+    /// The kernel's vectors, the host's two among them: timer, doorbell, operation, pause,
+    /// rescheduling, shootdown.
     const VECTORS: [u8; 6] = [0x50, 0x51, 0x52, 0x53, 0x54, 0x56];
 
     fn launch(time: TimeMode) -> Guest {
-        let builder = Guest::builder().memory(32 << 20).time(time).timeout(Duration::from_secs(300));
+        let builder =
+            Guest::builder().memory(32 << 20).time(time).timeout(Duration::from_secs(300));
         builder.launch().unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -111,10 +117,14 @@ mod tests {
         const SIZE: u64 = 4 << 20;
         let mut guest = launch(TimeMode::Real);
         let alloc = Op::KmemAlloc { map: MapId::KERNEL, size: SIZE };
-        let Ok(Response { outcome: Outcome::Value(addr), .. }) = guest.call(0, alloc) else { panic!("no memory") };
+        let Ok(Response { outcome: Outcome::Value(addr), .. }) = guest.call(0, alloc) else {
+            panic!("no memory")
+        };
         let addr = GuestVirt::new(addr);
         for seed in 0..20 {
-            let tag = guest.submit(0, Op::Fill { addr, size: SIZE, seed }).unwrap_or_else(|error| panic!("{error}"));
+            let tag = guest
+                .submit(0, Op::Fill { addr, size: SIZE, seed })
+                .unwrap_or_else(|error| panic!("{error}"));
             for _ in 0..10 {
                 interrupt_all_at_once(&guest);
             }

@@ -1,7 +1,9 @@
-//! What the guest still owes: answers to requests, and the operations of threads that were reported blocked.
+//! What the guest still owes: answers to requests, and the operations of threads that were reported
+//! blocked.
 //!
-//! A request is in flight until it is answered. The answer `Blocked` ends the flight but not the operation: its thread
-//! sleeps on, and takes no other request until a join has brought the answer proper.
+//! A request is in flight until it is answered. The answer `Blocked` ends the flight but not the
+//! operation: its thread sleeps on, and takes no other request until a join has brought the answer
+//! proper.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +25,8 @@ enum Sleeper {
 /// Requests in flight and blocked threads.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Tags of requests without an answer, each with the thread whose operation the answer tells about.
+    /// Tags of requests without an answer, each with the thread whose operation the answer tells
+    /// about.
     in_flight: HashMap<u32, Option<u16>>,
     sleepers: BTreeMap<u16, Sleeper>,
     next_tag: u32,
@@ -43,11 +46,19 @@ impl Pending {
             Context::Thread(thread) | Context::Start(thread) if thread >= MAX_THREADS => {
                 Err(ConfigError::Thread(thread))
             }
-            Context::Thread(thread) | Context::Start(thread) if self.sleepers.contains_key(&thread) => {
+            Context::Thread(thread) | Context::Start(thread)
+                if self.sleepers.contains_key(&thread) =>
+            {
                 Err(ConfigError::ThreadBlocked(thread))
             }
-            Context::Start(thread) if self.is_busy(thread) => Err(ConfigError::ThreadBlocked(thread)),
-            Context::Thread(_) | Context::Start(_) | Context::Interrupt | Context::Lowmem | Context::Rest => Ok(()),
+            Context::Start(thread) if self.is_busy(thread) => {
+                Err(ConfigError::ThreadBlocked(thread))
+            }
+            Context::Thread(_)
+            | Context::Start(_)
+            | Context::Interrupt
+            | Context::Lowmem
+            | Context::Rest => Ok(()),
         }
     }
 
@@ -56,7 +67,8 @@ impl Pending {
         self.in_flight.values().any(|subject| *subject == Some(thread))
     }
 
-    /// Notes a request that is about to be sent, and returns its tag. One that is started takes no answer of its own.
+    /// Notes a request that is about to be sent, and returns its tag. One that is started takes no
+    /// answer of its own.
     pub(super) fn add(&mut self, context: Context, op: &Op) -> u32 {
         // A request may stay in flight while the counter comes round.
         while self.in_flight.contains_key(&self.next_tag) {
@@ -82,7 +94,8 @@ impl Pending {
 
     /// Takes note of an answer.
     pub(super) fn answered(&mut self, response: &Response) -> Result<(), ContractError> {
-        let subject = self.in_flight.remove(&response.tag).ok_or(ContractError::Tag(response.tag))?;
+        let subject =
+            self.in_flight.remove(&response.tag).ok_or(ContractError::Tag(response.tag))?;
         match (subject, response.outcome) {
             (Some(thread), Outcome::Blocked { waits_for }) => {
                 self.sleepers.insert(thread, Sleeper::Blocked(waits_for));
@@ -92,16 +105,19 @@ impl Pending {
                     self.sleepers.remove(&thread);
                 }
             }
-            (None, Outcome::Blocked { .. }) => return Err(ContractError::BlockedNowhere(response.tag)),
+            (None, Outcome::Blocked { .. }) => {
+                return Err(ContractError::BlockedNowhere(response.tag));
+            }
             (None, _) => {}
         }
         Ok(())
     }
 
-    /// Slots of the request ring that may be taken: requests without an answer, and what was started, which the guest
-    /// may leave there.
+    /// Slots of the request ring that may be taken: requests without an answer, and what was
+    /// started, which the guest may leave there.
     pub(super) fn slots(&self) -> usize {
-        let started = self.sleepers.values().filter(|sleeper| **sleeper == Sleeper::Started).count();
+        let started =
+            self.sleepers.values().filter(|sleeper| **sleeper == Sleeper::Started).count();
         self.in_flight.len() + started
     }
 
@@ -170,7 +186,10 @@ mod tests {
         let mut pending = Pending::default();
         assert_eq!(answer(&mut pending, 0, Outcome::Ok), Err(ContractError::Tag(0)));
         let tag = pending.add(Context::Interrupt, &Op::Nop);
-        assert_eq!(answer(&mut pending, tag, blocked("x")), Err(ContractError::BlockedNowhere(tag)));
+        assert_eq!(
+            answer(&mut pending, tag, blocked("x")),
+            Err(ContractError::BlockedNowhere(tag))
+        );
         assert_eq!(pending.check(Context::Thread(64), &Op::Nop), Err(ConfigError::Thread(64)));
     }
 

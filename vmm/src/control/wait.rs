@@ -1,11 +1,12 @@
 //! Waiting for the guest: first by looking, then asleep.
 //!
-//! A sleep costs the guest a doorbell (an exit to the VMM) and the host a wake-up; then the guest, who got no request
-//! meanwhile, sleeps as well, and the next request costs an interrupt: some 300 us together on software KVM. Looking
-//! costs a CPU that somebody else may want. So the host looks for about as long as a sleep would cost, and for less when
-//! experience says that looking is in vain: the budget halves with each sleep that proved long, and doubles with each
-//! that looking a little longer would have spared. Where the vCPU's thread waits for the very CPU that the look takes, the
-//! host sleeps at once, and learns nothing from it.
+//! A sleep costs the guest a doorbell (an exit to the VMM) and the host a wake-up; then the guest,
+//! who got no request meanwhile, sleeps as well, and the next request costs an interrupt: some 300
+//! us together on software KVM. Looking costs a CPU that somebody else may want. So the host looks
+//! for about as long as a sleep would cost, and for less when experience says that looking is in
+//! vain: the budget halves with each sleep that proved long, and doubles with each that looking a
+//! little longer would have spared. Where the vCPU's thread waits for the very CPU that the look
+//! takes, the host sleeps at once, and learns nothing from it.
 
 use std::sync::OnceLock;
 use std::thread::{self, available_parallelism};
@@ -19,8 +20,9 @@ use crate::kvm::crew::Crew;
 const BUDGET_MIN: Duration = Duration::from_micros(4);
 /// The most.
 const BUDGET_MAX: Duration = Duration::from_micros(400);
-/// How long to look before others are let through between looks. Never within [`BUDGET_MAX`]: whoever yields to a
-/// process that only computes waits for a whole time slice, milliseconds, while the answer is there in microseconds.
+/// How long to look before others are let through between looks. Never within [`BUDGET_MAX`]:
+/// whoever yields to a process that only computes waits for a whole time slice, milliseconds, while
+/// the answer is there in microseconds.
 const UNDISTURBED: Duration = BUDGET_MAX;
 /// How many looks are made between two looks at the clock.
 const LOOKS: u32 = 32;
@@ -47,7 +49,8 @@ impl Waiter {
         Self { budget: if cpus() > 1 { BUDGET_MAX } else { Duration::ZERO } }
     }
 
-    /// Waits until `news` says yes or the guest has ended. `look_at_least` widens the time spent looking.
+    /// Waits until `news` says yes or the guest has ended. `look_at_least` widens the time spent
+    /// looking.
     pub(crate) fn wait(
         &mut self,
         link: &Link,
@@ -74,7 +77,8 @@ impl Waiter {
             if bell.take_interrupt() {
                 return Woken::Interrupted;
             }
-            // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must not keep it.
+            // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must
+            // not keep it.
             if start.elapsed() > UNDISTURBED {
                 thread::yield_now();
             }

@@ -1,7 +1,8 @@
 //! The guest's devices, all of them on I/O ports.
 //!
-//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbells of the host and of the log's
-//! keeper, the port at which a CPU stands still, and the one at which it yields. Every other port reads all ones and ignores writes, as an empty bus does.
+//! COM1 for what the kernel says before and after it has a log, the exit port, the doorbells of the
+//! host and of the log's keeper, the port at which a CPU stands still, and the one at which it
+//! yields. Every other port reads all ones and ignores writes, as an empty bus does.
 
 mod serial;
 
@@ -46,11 +47,17 @@ impl PortBus {
             (EXIT_PORT, [code, ..]) => return PortEvent::Exit(*code),
             (DOORBELL_PORT, _) => return PortEvent::Doorbell,
             (LOG_PORT, _) => return PortEvent::Log,
-            (PAUSE_PORT, &[how, ..]) if how == Stand::Quiescent as u8 => return PortEvent::Stands(Standing::Quiescent),
+            (PAUSE_PORT, &[how, ..]) if how == Stand::Quiescent as u8 => {
+                return PortEvent::Stands(Standing::Quiescent);
+            }
             (PAUSE_PORT, _) => return PortEvent::Stands(Standing::Owning),
             (YIELD_PORT, _) => return PortEvent::Yield,
-            (COM1..=COM1_LAST, data) => data.iter().for_each(|&byte| self.com1.write(register(port), byte)),
-            _ => log::debug!("the guest wrote {data:02x?} to port {port:#x}, where there is no device"),
+            (COM1..=COM1_LAST, data) => {
+                data.iter().for_each(|&byte| self.com1.write(register(port), byte))
+            }
+            _ => log::debug!(
+                "the guest wrote {data:02x?} to port {port:#x}, where there is no device"
+            ),
         }
         PortEvent::Handled
     }
@@ -58,7 +65,9 @@ impl PortBus {
     /// The guest reads from `port`.
     pub(crate) fn read(&mut self, port: u16, data: &mut [u8]) {
         match port {
-            COM1..=COM1_LAST => data.iter_mut().for_each(|byte| *byte = self.com1.read(register(port))),
+            COM1..=COM1_LAST => {
+                data.iter_mut().for_each(|byte| *byte = self.com1.read(register(port)))
+            }
             _ => {
                 log::debug!("the guest read port {port:#x}, where there is no device");
                 data.fill(0xff);

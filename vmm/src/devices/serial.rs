@@ -12,7 +12,8 @@ pub(super) const COM1: u16 = 0x3f8;
 /// Last port of COM1.
 pub(super) const COM1_LAST: u16 = COM1 + 7;
 
-/// Bytes that a console keeps for its reader. What a guest sends beyond is lost: a guest must not eat the host's memory.
+/// Bytes that a console keeps for its reader. What a guest sends beyond is lost: a guest must not
+/// eat the host's memory.
 const CONSOLE_BYTES: usize = 4 << 20;
 
 /// Collects what the guest sends. Clones are the same console.

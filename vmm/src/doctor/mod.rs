@@ -1,7 +1,8 @@
 //! What this host can do for guests: found out by doing it.
 //!
-//! Every operation of KVM that a guest needs is carried out once, on a guest of a few instructions, in the order in
-//! which a launch would. What fails is named together with what would help; what depends on it is left out.
+//! Every operation of KVM that a guest needs is carried out once, on a guest of a few instructions,
+//! in the order in which a launch would. What fails is named together with what would help; what
+//! depends on it is left out.
 
 mod probe;
 
@@ -117,11 +118,17 @@ impl DoctorReport {
                 None
             }
             Ok(kvm) => {
-                checks.push(Check::ok("open /dev/kvm", Need::Required, format!("API version {KVM_API_VERSION}")));
+                checks.push(Check::ok(
+                    "open /dev/kvm",
+                    Need::Required,
+                    format!("API version {KVM_API_VERSION}"),
+                ));
                 for (capability, name) in REQUIRED {
                     checks.push(match host::offers(&kvm, capability) {
                         Ok(true) => Check::ok(name, Need::Required, "offered"),
-                        Ok(false) => Check::missing(name, &NoKvm { missing: Missing::Capability(name) }),
+                        Ok(false) => {
+                            Check::missing(name, &NoKvm { missing: Missing::Capability(name) })
+                        }
                         Err(obstacle) => Check::missing(name, &obstacle),
                     });
                 }
@@ -130,7 +137,9 @@ impl DoctorReport {
         };
         let kvm = instruction_ns.map(KvmKind::from_instruction_time);
         Self {
-            can_run: checks.iter().all(|check| check.need == Need::Optional || check.status == CheckStatus::Ok),
+            can_run: checks
+                .iter()
+                .all(|check| check.need == Need::Optional || check.status == CheckStatus::Ok),
             kvm,
             instruction_ns,
             privilege: kvm.map(|kvm| kvm.best_privilege().name()),
@@ -170,7 +179,11 @@ impl fmt::Display for DoctorReport {
         if let (Some(kvm), Some(reason)) = (self.kvm, &self.reason) {
             writeln!(f, "\nThis is {} KVM: {reason}.", kvm.name())?;
         }
-        f.write_str(if self.can_run { "This host can run guests." } else { "This host cannot run guests." })
+        f.write_str(if self.can_run {
+            "This host can run guests."
+        } else {
+            "This host cannot run guests."
+        })
     }
 }
 
@@ -183,8 +196,12 @@ mod tests {
         let report = DoctorReport::examine();
         assert!(report.can_run, "{report}");
         assert_eq!(report.privilege, report.kvm.map(|kvm| kvm.best_privilege().name()));
-        let required = |name: &str| report.checks.iter().any(|c| c.name == name && c.need == Need::Required);
-        assert!(required("run a guest") && required("interrupt a guest") && required("stop a guest"), "{report}");
+        let required =
+            |name: &str| report.checks.iter().any(|c| c.name == name && c.need == Need::Required);
+        assert!(
+            required("run a guest") && required("interrupt a guest") && required("stop a guest"),
+            "{report}"
+        );
     }
 
     #[test]

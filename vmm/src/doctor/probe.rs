@@ -47,8 +47,9 @@ fn timed_loop() -> Vec<u8> {
     code
 }
 
-/// Switches the local APIC on, says so, and waits for an interrupt, whose handler says so too:
-/// `mov dword [0xfee000f0], 0x1ff; mov al, 3; out PORT, al; sti; hlt; jmp -3; handler: mov al, 4; out PORT, al`
+/// Switches the local APIC on, says so, and waits for an interrupt, whose handler says so too: `mov
+/// dword [0xfee000f0], 0x1ff; mov al, 3; out PORT, al; sti; hlt; jmp -3; handler: mov al, 4; out
+/// PORT, al`
 fn interrupted() -> (Vec<u8>, u32) {
     let mut code = vec![0xc7, 0x05];
     code.extend(0xfee0_00f0u32.to_le_bytes());
@@ -67,7 +68,8 @@ fn counting() -> Vec<u8> {
     code
 }
 
-/// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in nanoseconds, if it came so far.
+/// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in
+/// nanoseconds, if it came so far.
 pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let mut step = |name: &'static str, result: Result<String, Trouble>| match result {
         Ok(detail) => {
@@ -92,7 +94,10 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     step("give it memory", given.map(|()| took(start)).map_err(Trouble::from))?;
     let ram = ram.ok()?;
     let start = Instant::now();
-    step("give it local APICs", vm.enable_split_irqchip().map(|()| took(start)).map_err(Trouble::from))?;
+    step(
+        "give it local APICs",
+        vm.enable_split_irqchip().map(|()| took(start)).map_err(Trouble::from),
+    )?;
     let start = Instant::now();
     let slot = Arc::<KickSlot>::default();
     let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
@@ -107,7 +112,10 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(Trouble::from))?;
 
     let time = guest.instruction_time();
-    step("run a guest", time.clone().map(|ns| format!("it ran to a port, {ns} ns an instruction at CPL0")))?;
+    step(
+        "run a guest",
+        time.clone().map(|ns| format!("it ran to a port, {ns} ns an instruction at CPL0")),
+    )?;
     step("interrupt a guest", guest.interrupt(&vm))?;
     step("stop a guest", guest.stop())?;
     let dirty = guest.dirty_log(&vm);
@@ -141,14 +149,20 @@ impl Probe {
         self.ram.write(at, bytes).map_err(|error| error.to_string().into())
     }
 
-    /// Runs until the guest exits, and what `read` makes of that; nothing when the vCPU was kicked. Any other signal does not
-    /// count.
-    fn run<T>(&mut self, kicked: &AtomicBool, read: impl Fn(VcpuExit<'_>) -> T) -> Result<Option<T>, Trouble> {
+    /// Runs until the guest exits, and what `read` makes of that; nothing when the vCPU was kicked.
+    /// Any other signal does not count.
+    fn run<T>(
+        &mut self,
+        kicked: &AtomicBool,
+        read: impl Fn(VcpuExit<'_>) -> T,
+    ) -> Result<Option<T>, Trouble> {
         let mut patience = Patience::default();
         loop {
             match self.vcpu.run() {
                 Ok(exit) => return Ok(Some(read(exit))),
-                Err(error) if error.errno() == libc::EINTR && kicked.load(Ordering::SeqCst) => return Ok(None),
+                Err(error) if error.errno() == libc::EINTR && kicked.load(Ordering::SeqCst) => {
+                    return Ok(None);
+                }
                 Err(error) if error.errno() == libc::EINTR => {}
                 Err(error) if error.errno() == libc::EAGAIN && patience.lasts() => {}
                 Err(error) => return Err(KvmError::of("KVM_RUN")(error).into()),
@@ -156,7 +170,8 @@ impl Probe {
         }
     }
 
-    /// Runs until the guest writes to a port, and returns what it wrote. A guest that does not is stopped.
+    /// Runs until the guest writes to a port, and returns what it wrote. A guest that does not is
+    /// stopped.
     fn run_to_port(&mut self) -> Result<u8, Trouble> {
         let (done, waiting) = channel::<()>();
         let (slot, kicked) = (Arc::clone(&self.slot), AtomicBool::new(false));
@@ -181,7 +196,9 @@ impl Probe {
     fn expect(&mut self, value: u8) -> Result<(), Trouble> {
         match self.run_to_port()? {
             written if written == value => Ok(()),
-            written => Err(format!("the guest wrote {written} where it should write {value}").into()),
+            written => {
+                Err(format!("the guest wrote {written} where it should write {value}").into())
+            }
         }
     }
 
@@ -199,14 +216,17 @@ impl Probe {
         let (code, handler) = interrupted();
         self.load(&code)?;
         // Flat code and data, and a gate to the handler at the doorbell's vector.
-        for (index, descriptor) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
+        for (index, descriptor) in
+            [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate()
+        {
             self.write(GDT.add(index as u64 * 8), &descriptor.to_le_bytes())?;
         }
         let target = CODE.get() + u64::from(handler);
         let gate = (target & 0xffff) | 8 << 16 | 0x8e << 40 | (target >> 16) << 48;
         self.write(IDT.add(u64::from(DOORBELL_VECTOR) * 8), &gate.to_le_bytes())?;
         let mut sregs = ioctl("KVM_GET_SREGS", || self.vcpu.get_sregs())?;
-        let table = |base: GuestPhys, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
+        let table =
+            |base: GuestPhys, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
         (sregs.gdt, sregs.idt) = (table(GDT, 23), table(IDT, 256 * 8 - 1));
         ioctl("KVM_SET_SREGS", || self.vcpu.set_sregs(&sregs))?;
         let regs = ioctl("KVM_GET_REGS", || self.vcpu.get_regs())?;
@@ -225,7 +245,8 @@ impl Probe {
     fn stop(&mut self) -> Result<String, Trouble> {
         self.load(&counting())?;
         self.write(COUNTER, &[0; 8])?;
-        let (slot, ram, kicked) = (Arc::clone(&self.slot), Arc::clone(&self.ram), AtomicBool::new(false));
+        let (slot, ram, kicked) =
+            (Arc::clone(&self.slot), Arc::clone(&self.ram), AtomicBool::new(false));
         thread::scope(|scope| {
             let flag = &kicked;
             let kick = move || {
@@ -241,10 +262,15 @@ impl Probe {
             let kicker = thread::Builder::new().spawn_scoped(scope, kick).map_err(no_thread)?;
             let exit = self.run(&kicked, |exit| format!("{exit:?}"));
             let end = Instant::now();
-            let start = kicker.join().map_err(|_| Trouble::from("the kicking thread panicked".to_owned()))?;
+            let start = kicker
+                .join()
+                .map_err(|_| Trouble::from("the kicking thread panicked".to_owned()))?;
             self.vcpu.acknowledge();
             match exit? {
-                None => Ok(format!("{} us after the kick", end.saturating_duration_since(start).as_micros())),
+                None => Ok(format!(
+                    "{} us after the kick",
+                    end.saturating_duration_since(start).as_micros()
+                )),
                 Some(exit) => Err(format!("unexpected exit {exit}").into()),
             }
         })

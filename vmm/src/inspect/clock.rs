@@ -1,8 +1,9 @@
 //! What time it is in a guest, of which nobody in the guest need keep count.
 //!
-//! The kernel publishes its clock's base ([`ClockBase`]) in the control region; together with the TSC of the guest's CPUs
-//! it says what time it is at any look. The TSC is that of the moment at which a CPU was held or ended, so that the time of
-//! a dead guest is that of its end, and an image's that of its making.
+//! The kernel publishes its clock's base ([`ClockBase`]) in the control region; together with the
+//! TSC of the guest's CPUs it says what time it is at any look. The TSC is that of the moment at
+//! which a CPU was held or ended, so that the time of a dead guest is that of its end, and an
+//! image's that of its making.
 
 use std::mem::offset_of;
 
@@ -35,8 +36,8 @@ pub(super) fn now(view: &View<'_>) -> Option<Now> {
     Some(Now { micros: base.micros_at(tsc)?, ticks: base.ticks_at(tsc)? })
 }
 
-/// Sets `meter`'s ticks, of which the kernel itself writes only those at which it had something to do, to what they are
-/// now.
+/// Sets `meter`'s ticks, of which the kernel itself writes only those at which it had something to
+/// do, to what they are now.
 pub(super) fn set_ticks(view: &View<'_>, meter: &VmMeter) {
     if let Some(now) = now(view) {
         meter.ticks.update(|ticks| ticks.max(now.ticks));

@@ -1,9 +1,10 @@
 //! Whether kernel and host mean the same thing by the same bytes.
 //!
-//! The kernel publishes a version, a hash over the description of all its structures, and where that description lies
-//! ([`vmkern_abi::describe`]). Equal hashes end the matter. Else the kernel's own description is read and compared, so that
-//! the refusal says which fields of which structures differ. The description is hostile like everything else: it is text
-//! of bounded length, and what cannot be read of it is said.
+//! The kernel publishes a version, a hash over the description of all its structures, and where
+//! that description lies ([`vmkern_abi::describe`]). Equal hashes end the matter. Else the kernel's
+//! own description is read and compared, so that the refusal says which fields of which structures
+//! differ. The description is hostile like everything else: it is text of bounded length, and what
+//! cannot be read of it is said.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -123,7 +124,12 @@ fn mismatch(source: &dyn Source, published: &Published) -> AbiMismatch {
         Ok((theirs, ours)) => (differences(&theirs, &ours), None),
         Err(why) => (Vec::new(), Some(why)),
     };
-    AbiMismatch { guest_version: published.version, guest_hash: published.hash, differences, unreadable }
+    AbiMismatch {
+        guest_version: published.version,
+        guest_hash: published.hash,
+        differences,
+        unreadable,
+    }
 }
 
 fn description(source: &dyn Source, published: &Published) -> Result<String, String> {
@@ -132,11 +138,14 @@ fn description(source: &dyn Source, published: &Published) -> Result<String, Str
         return Err(format!("its description is said to be {len} bytes long"));
     }
     let mut bytes = vec![0; usize::try_from(len).map_err(|error| error.to_string())?];
-    source.read(description, &mut bytes).map_err(|error| format!("its description cannot be read: {error}"))?;
+    source
+        .read(description, &mut bytes)
+        .map_err(|error| format!("its description cannot be read: {error}"))?;
     if describe::hash(&bytes) != hash {
         return Err(format!("its description at {description} does not have that hash"));
     }
-    let text = String::from_utf8(bytes).map_err(|error| format!("its description is not text: {error}"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| format!("its description is not text: {error}"))?;
     Ok(text.lines().map(|line| one_line(line.as_bytes()) + "\n").collect())
 }
 
@@ -166,7 +175,10 @@ fn structures(text: &str) -> Result<BTreeMap<String, Shape>, String> {
                 current = Some(name.to_owned());
             }
             (&[name, offset, size, kind], true) => {
-                let shape = current.as_ref().and_then(|name| structures.get_mut(name)).ok_or_else(|| wrong(number))?;
+                let shape = current
+                    .as_ref()
+                    .and_then(|name| structures.get_mut(name))
+                    .ok_or_else(|| wrong(number))?;
                 shape.1.insert(name.to_owned(), (parse(offset)?, parse(size)?, kind.to_owned()));
             }
             _ => return Err(wrong(number)),
@@ -187,9 +199,14 @@ fn differences(theirs: &BTreeMap<String, Shape>, ours: &BTreeMap<String, Shape>)
         }
         for (field, place) in fields {
             match our_fields.get(field) {
-                None => told.push(format!("{name}.{field}: {} in the kernel, nothing here", show(place))),
+                None => told
+                    .push(format!("{name}.{field}: {} in the kernel, nothing here", show(place))),
                 Some(ours) if ours != place => {
-                    told.push(format!("{name}.{field}: {} in the kernel, {} here", show(place), show(ours)));
+                    told.push(format!(
+                        "{name}.{field}: {} in the kernel, {} here",
+                        show(place),
+                        show(ours)
+                    ));
                 }
                 Some(_) => {}
             }
@@ -218,12 +235,20 @@ mod tests {
     /// RAM with a control region at 0, by which a kernel describes itself with `text`.
     fn kernel(version: u32, text: &str) -> TestRam {
         let ram = mapped_ram();
-        let put = |at: usize, bytes: &[u8]| ram.write(GuestPhys::new(at as u64), bytes).expect("it is RAM");
+        let put = |at: usize, bytes: &[u8]| {
+            ram.write(GuestPhys::new(at as u64), bytes).expect("it is RAM")
+        };
         put(core::mem::offset_of!(ControlRegion, magic), &CONTROL_MAGIC.to_le_bytes());
         put(core::mem::offset_of!(ControlRegion, guest_abi_version), &version.to_le_bytes());
-        put(core::mem::offset_of!(ControlRegion, abi_hash), &describe::hash(text.as_bytes()).to_le_bytes());
+        put(
+            core::mem::offset_of!(ControlRegion, abi_hash),
+            &describe::hash(text.as_bytes()).to_le_bytes(),
+        );
         put(core::mem::offset_of!(ControlRegion, description), &TEXT_AT.get().to_le_bytes());
-        put(core::mem::offset_of!(ControlRegion, description_len), &(text.len() as u64).to_le_bytes());
+        put(
+            core::mem::offset_of!(ControlRegion, description_len),
+            &(text.len() as u64).to_le_bytes(),
+        );
         ram.write(TEXT_AT, text.as_bytes()).expect("it is RAM");
         ram
     }
@@ -245,7 +270,8 @@ mod tests {
             .replace(" timestamp ", " stamp ")
             .replace("SleepQueue 64\n", "SleepQueue 72\n")
             .replace("Callout ", "Timeout ");
-        let error = shake(&kernel(ABI_VERSION, &text)).expect_err("its structures are others").to_string();
+        let error =
+            shake(&kernel(ABI_VERSION, &text)).expect_err("its structures are others").to_string();
         for line in [
             "Thread.wchan: virt at 56 of 8 bytes in the kernel, virt at 48 of 8 bytes here",
             "in the kernel, nothing here",
@@ -262,7 +288,10 @@ mod tests {
     #[test]
     fn a_kernel_of_another_version_is_refused_although_its_layout_is_the_same() {
         let error = shake(&kernel(ABI_VERSION + 1, &good())).expect_err("it is another version");
-        assert_eq!((error.guest_version, error.differences.len(), &error.unreadable), (ABI_VERSION + 1, 0, &None));
+        assert_eq!(
+            (error.guest_version, error.differences.len(), &error.unreadable),
+            (ABI_VERSION + 1, 0, &None)
+        );
     }
 
     #[test]

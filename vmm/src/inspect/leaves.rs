@@ -1,9 +1,9 @@
 //! Every mapping of a range, from the page tables.
 //!
-//! One pass over the tables, in place, each read once. Tables that a damaged guest has tied into a knot are entered a few
-//! times and then passed over, and one in a page that an image does not hold is not read: nothing but zeros is in it. So
-//! the work is bounded by the bytes that a source holds, whatever RAM it claims. Entries with reserved bits map nothing,
-//! and are told.
+//! One pass over the tables, in place, each read once. Tables that a damaged guest has tied into a
+//! knot are entered a few times and then passed over, and one in a page that an image does not hold
+//! is not read: nothing but zeros is in it. So the work is bounded by the bytes that a source
+//! holds, whatever RAM it claims. Entries with reserved bits map nothing, and are told.
 
 use std::sync::atomic::Ordering;
 
@@ -16,8 +16,8 @@ use super::InspectError;
 use super::source::PageWords;
 use super::view::View;
 
-/// How often a table may be entered. A sound one is entered once, or a few times where parts of the address space share
-/// it.
+/// How often a table may be entered. A sound one is entered once, or a few times where parts of the
+/// address space share it.
 const VISITS_MAX: u8 = 4;
 /// Most errors that are told.
 const ERRORS_MAX: u32 = 64;
@@ -60,7 +60,8 @@ struct Table<'a> {
 /// The tables that were looked into, and how often each was.
 #[derive(Default)]
 struct Visits {
-    /// By page number. Zeros until a table is noted: the host gives memory for the pages alone that are written to.
+    /// By page number. Zeros until a table is noted: the host gives memory for the pages alone that
+    /// are written to.
     counts: Vec<u8>,
     tables: Vec<GuestPhys>,
 }
@@ -72,7 +73,8 @@ impl Visits {
         Self { counts: vec![0; pages], tables: Vec::new() }
     }
 
-    /// Notes one more visit of the table at `at`, which is RAM: how many there were, this one included.
+    /// Notes one more visit of the table at `at`, which is RAM: how many there were, this one
+    /// included.
     fn note(&mut self, at: GuestPhys) -> u8 {
         let count = usize::try_from(at.pfn()).ok().and_then(|pfn| self.counts.get_mut(pfn));
         let Some(count) = count else { return u8::MAX };
@@ -84,7 +86,8 @@ impl Visits {
     }
 }
 
-/// The mappings between two addresses, both inclusive, in ascending order, and the errors met on the way.
+/// The mappings between two addresses, both inclusive, in ascending order, and the errors met on
+/// the way.
 pub struct Leaves<'v, 'a> {
     view: &'v View<'a>,
     paging: Paging,
@@ -129,7 +132,13 @@ impl<'v, 'a> Leaves<'v, 'a> {
         self.visits.tables.iter().copied()
     }
 
-    fn enter(&mut self, level: Level, at: GuestPhys, base: u64, granted: PteFlags) -> Result<(), Broken> {
+    fn enter(
+        &mut self,
+        level: Level,
+        at: GuestPhys,
+        base: u64,
+        granted: PteFlags,
+    ) -> Result<(), Broken> {
         let words = self.view.table(at).map_err(|error| Broken::Unreadable(Box::new(error)))?;
         let count = self.visits.note(at);
         if count > VISITS_MAX {
@@ -146,7 +155,8 @@ impl<'v, 'a> Leaves<'v, 'a> {
             None => 0,
         };
         // The two halves of the address space lie on either side of a gap.
-        let index = if level == Level::Pml4 { level.index(GuestVirt::new(self.first)) } else { index };
+        let index =
+            if level == Level::Pml4 { level.index(GuestVirt::new(self.first)) } else { index };
         self.stack.push(Table { level, at, words, index, base, granted });
         Ok(())
     }
@@ -161,10 +171,14 @@ impl<'v, 'a> Leaves<'v, 'a> {
         let damaged = |problem| InspectError::damaged("page table", GuestVirt::new(base), problem);
         Some(Err(match broken {
             Broken::Unreadable(error) => *error,
-            Broken::Again(level, at) => damaged(format!("the {} at {at} is used again and again", name(level))),
+            Broken::Again(level, at) => {
+                damaged(format!("the {} at {at} is used again and again", name(level)))
+            }
             Broken::Reserved(level, pte, bits) => {
                 let (level, pte) = (name(level), pte.bits());
-                damaged(format!("the {level} entry {pte:#x} has reserved bits set: {bits:#x}; it translates nothing"))
+                damaged(format!(
+                    "the {level} entry {pte:#x} has reserved bits set: {bits:#x}; it translates nothing"
+                ))
             }
         }))
     }
@@ -219,13 +233,20 @@ impl Iterator for Leaves<'_, '_> {
             }
             let flags = pte.flags();
             let inherited = PteFlags::RW | PteFlags::U;
-            let granted = (table.granted & flags & inherited) | ((table.granted | flags) & PteFlags::NX);
+            let granted =
+                (table.granted & flags & inherited) | ((table.granted | flags) & PteFlags::NX);
             let is_leaf = level == Level::Pt || (level != Level::Pml4 && pte.is_large());
             if is_leaf {
                 let phys = GuestPhys::new(pte.frame().get() & !(level.span() - 1));
                 let own = flags - (inherited | PteFlags::NX);
                 let at = GuestPhys::new(table.at.get() + index as u64 * 8);
-                return Some(Ok(Leaf { va: GuestVirt::new(base), span: level.span(), phys, flags: own | granted, at }));
+                return Some(Ok(Leaf {
+                    va: GuestVirt::new(base),
+                    span: level.span(),
+                    phys,
+                    flags: own | granted,
+                    at,
+                }));
             }
             let below = Level::TOP_DOWN[5 - level as usize];
             if let Err(broken) = self.enter(below, pte.frame(), base, granted)

@@ -6,8 +6,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::InspectError;
 use super::view::View;
 
-/// The structures of a list, copied one by one, each with its address. Ends after the last, or after an error: a
-/// structure that cannot be read, a list that comes back to where it has been, more structures than there may be.
+/// The structures of a list, copied one by one, each with its address. Ends after the last, or
+/// after an error: a structure that cannot be read, a list that comes back to where it has been,
+/// more structures than there may be.
 #[must_use = "it reads nothing until it is iterated over"]
 pub struct List<'v, 'a, T, F> {
     view: &'v View<'a>,
@@ -17,14 +18,23 @@ pub struct List<'v, 'a, T, F> {
     end: KPtr<T>,
     most: u64,
     seen: u64,
-    /// A structure that was passed, which moves up each time that the number of those seen has doubled: a list that runs
-    /// in a circle comes by it again (Brent's algorithm).
+    /// A structure that was passed, which moves up each time that the number of those seen has
+    /// doubled: a list that runs in a circle comes by it again (Brent's algorithm).
     mark: KPtr<T>,
 }
 
 impl<'v, 'a, T, F> List<'v, 'a, T, F> {
     pub(super) fn new(view: &'v View<'a>, what: &'static str, head: KPtr<T>, next: F) -> Self {
-        Self { view, what, at: head, next, end: KPtr::NULL, most: view.most::<T>(), seen: 0, mark: KPtr::NULL }
+        Self {
+            view,
+            what,
+            at: head,
+            next,
+            end: KPtr::NULL,
+            most: view.most::<T>(),
+            seen: 0,
+            mark: KPtr::NULL,
+        }
     }
 
     /// Ends the list at `end` as well, which is not read: the head of a circular list.
@@ -48,12 +58,16 @@ where
     fn next(&mut self) -> Option<Self::Item> {
         let at = self.at.non_null().filter(|at| *at != self.end)?;
         self.at = KPtr::NULL;
-        let broken = |problem: String| Some(Err(InspectError::damaged(self.what, at.addr(), problem)));
+        let broken =
+            |problem: String| Some(Err(InspectError::damaged(self.what, at.addr(), problem)));
         if at == self.mark {
             return broken("the list comes back to it".to_owned());
         }
         if self.seen == self.most {
-            return broken(format!("the list goes on after {}, the most that there can be", self.most));
+            return broken(format!(
+                "the list goes on after {}, the most that there can be",
+                self.most
+            ));
         }
         let value = match self.view.copy(self.what, at) {
             Ok(value) => value,
@@ -84,7 +98,8 @@ mod tests {
     fn put(next: &[KPtr<SlabItem>]) -> TestRam {
         let ram = mapped_ram();
         for (index, next) in (0..).zip(next) {
-            ram.write(GuestPhys::from_pfn(32).add(index * 8), &next.addr().get().to_le_bytes()).expect("it is RAM");
+            ram.write(GuestPhys::from_pfn(32).add(index * 8), &next.addr().get().to_le_bytes())
+                .expect("it is RAM");
         }
         ram
     }
@@ -108,11 +123,15 @@ mod tests {
 
     #[test]
     fn a_list_that_does_not_end_is_an_error_whatever_its_shape() {
-        for (length, back) in (1..40).flat_map(|length| (0..length).map(move |back| (length, back))) {
+        for (length, back) in (1..40).flat_map(|length| (0..length).map(move |back| (length, back)))
+        {
             let mut next: Vec<_> = (1..=length).map(at).collect();
             *next.last_mut().expect("it has an item") = at(back);
             let (seen, error) = follow(&put(&next), KPtr::NULL, u64::MAX);
-            assert!(matches!(error, Some(InspectError::Damaged { what: "item", .. })), "{length} back to {back}");
+            assert!(
+                matches!(error, Some(InspectError::Damaged { what: "item", .. })),
+                "{length} back to {back}"
+            );
             assert!(seen as u64 <= 4 * length, "{length} back to {back}: {seen}");
         }
         let ram = put(&[at(1), at(2), at(3), KPtr::NULL]);

@@ -69,7 +69,9 @@ impl Source for Live<'_> {
 
     fn paging(&self) -> Paging {
         let crew = &self.machine.vcpus.crew;
-        crew.paging.get().map_or(Paging::ANY, |paging| paging_of(*paging, &self.machine.vcpus.cpu_states()))
+        crew.paging
+            .get()
+            .map_or(Paging::ANY, |paging| paging_of(*paging, &self.machine.vcpus.cpu_states()))
     }
 
     fn standing(&self) -> Standing {

@@ -72,13 +72,15 @@ fn map(view: &View<'_>, id: MapId) -> Result<(KPtr<VmMap>, VmMap), InspectError>
     };
     let map = view.copy(MAP, at)?;
     if map.min_offset() > map.max_offset() {
-        let problem = format!("it ends at {}, below its start {}", map.max_offset(), map.min_offset());
+        let problem =
+            format!("it ends at {}, below its start {}", map.max_offset(), map.min_offset());
         return Err(InspectError::damaged(MAP, at.addr(), problem));
     }
     Ok((at, map))
 }
 
-/// The address of the map that `id` names by its address: only a map on the kernel's list of maps is one.
+/// The address of the map that `id` names by its address: only a map on the kernel's list of maps
+/// is one.
 fn listed(view: &View<'_>, roots: &KernelRoots, id: MapId) -> Result<KPtr<VmMap>, InspectError> {
     let mut seen = HashSet::new();
     let mut next = roots.map_list.get();
@@ -107,7 +109,8 @@ pub(super) fn stats(view: &View<'_>, id: MapId) -> Result<MapStats, InspectError
     let max_free = view.copy::<MapNode>(NODE, root)?.max_gap();
     let size = map.size.get();
     if size > capacity || max_free > capacity {
-        let problem = format!("{size:#x} bytes used and a hole of {max_free:#x} in a map of {capacity:#x}");
+        let problem =
+            format!("{size:#x} bytes used and a hole of {max_free:#x} in a map of {capacity:#x}");
         return Err(InspectError::damaged(MAP, at.addr(), problem));
     }
     Ok(MapStats { min, max, size, entries: map.nentries.get(), max_free })
@@ -119,20 +122,34 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
     let header = KPtr::<VmMapEntry>::new(map_at.addr());
     let (mut previous, mut at, mut below) = (header, map.header.next.get(), map.min_offset());
     let mut entries = Vec::new();
-    // Addresses ascend, each entry is at least a page long, and the count is checked: no cycle goes round twice.
+    // Addresses ascend, each entry is at least a page long, and the count is checked: no cycle goes
+    // round twice.
     while at != header {
         let broken = |problem: String| Err(InspectError::damaged(ENTRY, at.addr(), problem));
         if entries.len() as u64 >= map.nentries.get() {
-            return broken(format!("the list goes on after {} entries, all that the map counts", map.nentries.get()));
+            return broken(format!(
+                "the list goes on after {} entries, all that the map counts",
+                map.nentries.get()
+            ));
         }
         let entry = view.copy(ENTRY, at)?;
         let (start, end) = (entry.start.get(), entry.end.get());
         if entry.prev.get() != previous {
-            return broken(format!("its prev is {:?}, but the list came from {previous:?}", entry.prev.get()));
+            return broken(format!(
+                "its prev is {:?}, but the list came from {previous:?}",
+                entry.prev.get()
+            ));
         }
-        if start < below || end <= start || end > map.max_offset() || !start.is_page_aligned() || !end.is_page_aligned()
+        if start < below
+            || end <= start
+            || end > map.max_offset()
+            || !start.is_page_aligned()
+            || !end.is_page_aligned()
         {
-            return broken(format!("its range [{start}, {end}) does not fit between {below} and {}", map.max_offset()));
+            return broken(format!(
+                "its range [{start}, {end}) does not fit between {below} and {}",
+                map.max_offset()
+            ));
         }
         let eflags = entry.eflags.get();
         let object = object(entry.object.get().addr(), eflags, roots_at, &roots);
@@ -141,13 +158,19 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
         (previous, at, below) = (at, entry.next.get(), end);
     }
     if entries.len() as u64 != map.nentries.get() {
-        let problem = format!("it counts {} entries, but its list has {}", map.nentries.get(), entries.len());
+        let problem =
+            format!("it counts {} entries, but its list has {}", map.nentries.get(), entries.len());
         return Err(InspectError::damaged(MAP, map_at.addr(), problem));
     }
     Ok(entries)
 }
 
-fn object(at: GuestVirt, eflags: EntryFlags, roots_at: KPtr<KernelRoots>, roots: &KernelRoots) -> ObjectView {
+fn object(
+    at: GuestVirt,
+    eflags: EntryFlags,
+    roots_at: KPtr<KernelRoots>,
+    roots: &KernelRoots,
+) -> ObjectView {
     let field = |offset: usize| roots_at.addr().checked_add(offset as u64);
     if eflags.contains(EntryFlags::IS_SUB_MAP) {
         let named = roots.named_maps().find(|(_, _, map)| map.get().addr() == at);
@@ -181,7 +204,8 @@ mod tests {
 
     fn put<T: IntoBytes + FromBytes>(ram: &TestRam, at: u64, mut value: T) {
         let frame = [32, 33, 40][usize::try_from((at - PAGE0) / 4096).expect("three pages")];
-        ram.write(GuestPhys::from_pfn(frame).add(at % 4096), value.as_mut_bytes()).expect("it is RAM");
+        ram.write(GuestPhys::from_pfn(frame).add(at % 4096), value.as_mut_bytes())
+            .expect("it is RAM");
     }
 
     /// A kmem_map of 16 pages with an entry at page 1 and one at pages 3 to 4.
@@ -231,8 +255,14 @@ mod tests {
         assert_eq!(entries[1].object, ObjectView::None);
         let stats = stats(&view(&ram), MapId::KMEM).expect("the map is sound");
         assert_eq!((stats.size, stats.entries, stats.max_free), (0x3000, 2, 0xb000));
-        assert_eq!(super::stats(&view(&ram), MapId::EXEC), Err(InspectError::NoSuchMap(MapId::EXEC)));
-        assert_eq!(super::stats(&view(&ram), MapId(u64::MAX)), Err(InspectError::NoSuchMap(MapId(u64::MAX))));
+        assert_eq!(
+            super::stats(&view(&ram), MapId::EXEC),
+            Err(InspectError::NoSuchMap(MapId::EXEC))
+        );
+        assert_eq!(
+            super::stats(&view(&ram), MapId(u64::MAX)),
+            Err(InspectError::NoSuchMap(MapId(u64::MAX)))
+        );
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Looking into a guest: its counters, maps and page tables, read out of its memory.
 //!
-//! Inspection never asks the kernel anything. It follows the kernel's own pointers through the kernel's own page tables,
-//! starting from the control region, and trusts none of them: every address is translated and bounds-checked, every list
-//! is checked against its count and its order, and what is wrong becomes an [`InspectError`] that names the structure and
-//! the address. While requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for the
-//! time of a look; else the kernel is idle.
+//! Inspection never asks the kernel anything. It follows the kernel's own pointers through the
+//! kernel's own page tables, starting from the control region, and trusts none of them: every
+//! address is translated and bounds-checked, every list is checked against its count and its order,
+//! and what is wrong becomes an [`InspectError`] that names the structure and the address. While
+//! requests are in flight, a thread is blocked or the clock moves by itself, the vCPU is held for
+//! the time of a look; else the kernel is idle.
 
 mod check;
 mod clock;
@@ -34,7 +35,9 @@ use vmkern_abi::walk::Walk;
 pub use self::check::{CheckStats, Finding, Report, Updating};
 pub use self::handshake::AbiMismatch;
 pub(crate) use self::handshake::{Handshake, shake};
-pub use self::image::{About, Image, ImageOpenError, ImageOpenFault, ImageSaveError, OtherKernel, SavedImage, Saving};
+pub use self::image::{
+    About, Image, ImageOpenError, ImageOpenFault, ImageSaveError, OtherKernel, SavedImage, Saving,
+};
 pub use self::leaves::{Leaf, Leaves};
 pub use self::list::List;
 pub(crate) use self::live::{Hold, Live};
@@ -124,7 +127,9 @@ impl InspectError {
     pub(crate) fn problem(&self) -> String {
         match self {
             Self::Damaged { problem, .. } => problem.clone(),
-            Self::NotMapped { at, missing, .. } if missing == at => "nothing is mapped there".to_owned(),
+            Self::NotMapped { at, missing, .. } if missing == at => {
+                "nothing is mapped there".to_owned()
+            }
             Self::NotMapped { missing, .. } => format!("nothing is mapped at {missing}"),
             Self::Misaligned { .. } => "the address is not aligned".to_owned(),
             Self::NotRam { source, .. } => source.to_string(),
@@ -134,8 +139,8 @@ impl InspectError {
 }
 
 impl Guest {
-    /// The kernel's counters, as they are now; of a dead guest, as they were at its death. The ticks are those of the clock,
-    /// whether the kernel has had something to do at them or not.
+    /// The kernel's counters, as they are now; of a dead guest, as they were at its death. The
+    /// ticks are those of the clock, whether the kernel has had something to do at them or not.
     ///
     /// # Errors
     /// See [`InspectError`].
@@ -147,12 +152,15 @@ impl Guest {
         })
     }
 
-    /// Microseconds of the guest's clock since its boot: virtual ones, or real ones; of a dead guest, those until its end.
+    /// Microseconds of the guest's clock since its boot: virtual ones, or real ones; of a dead
+    /// guest, those until its end.
     ///
     /// # Errors
     /// [`InspectError::NotReady`] while the kernel has no clock; see [`InspectError`].
     pub fn now_micros(&self) -> Result<u64, InspectError> {
-        self.look(|view| clock::now(view).map(|now| now.micros).ok_or(InspectError::NotReady("clock")))
+        self.look(|view| {
+            clock::now(view).map(|now| now.micros).ok_or(InspectError::NotReady("clock"))
+        })
     }
 
     /// Size and use of a map.
@@ -179,12 +187,16 @@ impl Guest {
         self.look(|view| threads::threads(view, &roots(view)?.1.sched))
     }
 
-    /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one size with equal flags
-    /// make one run. What is not mapped is left out.
+    /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one
+    /// size with equal flags make one run. What is not mapped is left out.
     ///
     /// # Errors
     /// See [`InspectError`].
-    pub fn page_runs(&self, start: GuestVirt, end: GuestVirt) -> Result<Vec<PageRun>, InspectError> {
+    pub fn page_runs(
+        &self,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<Vec<PageRun>, InspectError> {
         self.look(|view| pages::runs(view, start, end))
     }
 
@@ -206,9 +218,9 @@ impl Guest {
 
     /// Looks at `what`; the report calls the guest `name`. Works on a dead guest too.
     ///
-    /// # Errors
-    /// [`InspectError::NotThere`] when the map or the page that `what` names does not exist; see [`InspectError`] for those
-    /// that concern the whole guest. Damage is no error: the report tells it.
+    /// # Errors [`InspectError::NotThere`] when the map or the page that `what` names does not
+    /// exist; see [`InspectError`] for those that concern the whole guest. Damage is no error: the
+    /// report tells it.
     pub fn inspect(&self, name: &str, what: &What) -> Result<Inspection, InspectError> {
         let none = Symbols::none();
         let symbols = if what.has_backtraces() { self.symbols() } else { &none };
@@ -229,7 +241,8 @@ impl Guest {
                 self.machine.ram.read(GuestPhys::new(start.get()), buffer).is_ok()
             }
         };
-        let readable = (1..=INSTRUCTION_MAX).rev().find(|&len| read(registers.rip, &mut code[..len]));
+        let readable =
+            (1..=INSTRUCTION_MAX).rev().find(|&len| read(registers.rip, &mut code[..len]));
         code[..readable.unwrap_or(0)].to_vec()
     }
 
@@ -239,9 +252,9 @@ impl Guest {
         Live::new(&self.machine, hold, anchors)
     }
 
-    /// Writes an image of this guest's memory and CPUs to `path`, as [`Destination::of_bytes`] understands it: in place of
-    /// a file that is there, into a device or a FIFO. The guest is held meanwhile. Works on a dead guest too: the image shows
-    /// it as it died.
+    /// Writes an image of this guest's memory and CPUs to `path`, as [`Destination::of_bytes`]
+    /// understands it: in place of a file that is there, into a device or a FIFO. The guest is held
+    /// meanwhile. Works on a dead guest too: the image shows it as it died.
     ///
     /// # Errors
     /// See [`ImageSaveError`].
@@ -249,8 +262,9 @@ impl Guest {
         self.save_image_to(Destination::of_bytes(path)?, "", &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Guest::save_image`], to what is known already; the image says that the guest ran `program`. `progress` is told
-    /// how far it is at each MiB, and now and then while there is no room, and ends it by [`ControlFlow::Break`].
+    /// As [`Guest::save_image`], to what is known already; the image says that the guest ran
+    /// `program`. `progress` is told how far it is at each MiB, and now and then while there is no
+    /// room, and ends it by [`ControlFlow::Break`].
     ///
     /// # Errors
     /// See [`ImageSaveError`].
@@ -269,7 +283,10 @@ impl Guest {
     ///
     /// # Errors
     /// When the vCPU cannot be held or the kernel has no page tables yet, and what `f` says.
-    pub fn look<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T, InspectError>) -> Result<T, InspectError> {
+    pub fn look<T>(
+        &self,
+        f: impl FnOnce(&View<'_>) -> Result<T, InspectError>,
+    ) -> Result<T, InspectError> {
         let source = self.live(if self.may_change() { Hold::Yes } else { Hold::No })?;
         f(&View::new(&source)?)
     }

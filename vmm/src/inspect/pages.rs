@@ -22,7 +22,11 @@ pub struct PageRun {
     pub phys: GuestPhys,
 }
 
-pub(super) fn runs(view: &View<'_>, start: GuestVirt, end: GuestVirt) -> Result<Vec<PageRun>, InspectError> {
+pub(super) fn runs(
+    view: &View<'_>,
+    start: GuestVirt,
+    end: GuestVirt,
+) -> Result<Vec<PageRun>, InspectError> {
     if start > end || !start.is_page_aligned() || !end.is_page_aligned() {
         return Err(InspectError::BadRange { start, end });
     }
@@ -37,7 +41,9 @@ pub(super) fn runs(view: &View<'_>, start: GuestVirt, end: GuestVirt) -> Result<
         let phys = phys.add(first.since(va));
         let last = va.checked_add(span).map_or(end, |next| next.min(end));
         match runs.last_mut() {
-            Some(run) if run.end == first && run.span == span && run.flags == flags => run.end = last,
+            Some(run) if run.end == first && run.span == span && run.flags == flags => {
+                run.end = last
+            }
             _ => runs.push(PageRun { start: first, end: last, span, flags, phys }),
         }
     }
@@ -56,13 +62,21 @@ mod tests {
     #[test]
     fn neighbours_with_equal_flags_make_one_run_and_holes_cost_nothing() {
         let ram = mapped_ram();
-        let all = runs(&view(&ram), GuestVirt::new(0), GuestVirt::new(0x7fff_ffff_f000)).expect("the tables are sound");
+        let all = runs(&view(&ram), GuestVirt::new(0), GuestVirt::new(0x7fff_ffff_f000))
+            .expect("the tables are sound");
         let flags = PteFlags::V | PteFlags::RW | PteFlags::A;
         let phys = GuestPhys::from_pfn(32);
-        assert_eq!(all, [PageRun { start: MAPPED, end: MAPPED.add(0x3000), span: 4096, flags, phys }]);
+        assert_eq!(
+            all,
+            [PageRun { start: MAPPED, end: MAPPED.add(0x3000), span: 4096, flags, phys }]
+        );
         let read_only = Pte::new(GuestPhys::from_pfn(33), PteFlags::V);
-        ram.write(GuestPhys::from_pfn(19).add(8), &read_only.bits().to_le_bytes()).expect("it is RAM");
-        assert_eq!(runs(&view(&ram), MAPPED, MAPPED.add(0x10_0000)).expect("the tables are sound").len(), 3);
+        ram.write(GuestPhys::from_pfn(19).add(8), &read_only.bits().to_le_bytes())
+            .expect("it is RAM");
+        assert_eq!(
+            runs(&view(&ram), MAPPED, MAPPED.add(0x10_0000)).expect("the tables are sound").len(),
+            3
+        );
     }
 
     #[test]
@@ -70,7 +84,8 @@ mod tests {
         let ram = mapped_ram();
         let table = Pte::new(GuestPhys::from_pfn(16), PteFlags::V | PteFlags::RW);
         for index in 0..512 {
-            ram.write(GuestPhys::from_pfn(16).add(index * 8), &table.bits().to_le_bytes()).expect("it is RAM");
+            ram.write(GuestPhys::from_pfn(16).add(index * 8), &table.bits().to_le_bytes())
+                .expect("it is RAM");
         }
         let result = runs(&view(&ram), GuestVirt::new(0), GuestVirt::new(0x7fff_ffff_f000));
         assert!(matches!(result, Err(InspectError::Damaged { what: "page table", .. })));

@@ -1,8 +1,9 @@
 //! What is looked into: a guest's physical memory and its CPUs' registers.
 //!
-//! Everything in inspection is written over [`Source`], so that it works on a guest that runs, on a dead one, and on a
-//! memory image in a file. A source promises bounds and nothing else: what it shows was written by a guest, which may
-//! have been damaged or hostile, and whoever reads it checks it.
+//! Everything in inspection is written over [`Source`], so that it works on a guest that runs, on a
+//! dead one, and on a memory image in a file. A source promises bounds and nothing else: what it
+//! shows was written by a guest, which may have been damaged or hostile, and whoever reads it
+//! checks it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,8 +78,8 @@ pub trait Source {
 
     /// The CPUs, by number. A running guest is held for the time of this call.
     ///
-    /// # Errors
-    /// [`InspectError::Contract`] when a vCPU cannot be held, [`InspectError::NotReady`] when it has no registers yet.
+    /// # Errors [`InspectError::Contract`] when a vCPU cannot be held, [`InspectError::NotReady`]
+    /// when it has no registers yet.
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError>;
 
     /// Where the kernel's structures begin.
@@ -87,8 +88,8 @@ pub trait Source {
     /// What its CPUs demand of page-table entries.
     fn paging(&self) -> Paging;
 
-    /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one had to be held that came to no quiescent
-    /// point, and may be anywhere in the kernel with or without a mutex.
+    /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one had to be held
+    /// that came to no quiescent point, and may be anywhere in the kernel with or without a mutex.
     fn standing(&self) -> Standing {
         Standing::Quiescent
     }
@@ -126,18 +127,20 @@ pub trait Source {
         Ok(self.page(at).map_err(|_| outside)?[word].load(Ordering::Relaxed))
     }
 
-    /// The parts of RAM that may hold anything but zeros, ascending: for whoever goes through all of it.
+    /// The parts of RAM that may hold anything but zeros, ascending: for whoever goes through all
+    /// of it.
     fn populated(&self) -> Vec<Range<GuestPhys>> {
         self.segments().to_vec()
     }
 
-    /// Whether the page at `at` may hold anything but zeros. An image knows of most that it does not hold.
+    /// Whether the page at `at` may hold anything but zeros. An image knows of most that it does
+    /// not hold.
     fn holds(&self, _at: GuestPhys) -> bool {
         true
     }
 
-    /// Bytes of RAM that may hold anything but zeros: a bound for what is worth reading, and for what a structure's counts may
-    /// claim.
+    /// Bytes of RAM that may hold anything but zeros: a bound for what is worth reading, and for
+    /// what a structure's counts may claim.
     fn held_size(&self) -> u64 {
         self.populated().iter().map(|range| range.end.since(range.start)).sum()
     }
@@ -193,7 +196,10 @@ mod tests {
                 let mut buffer = vec![0; len];
                 copy_out(&page, offset, &mut buffer);
                 let expected: Vec<_> = (offset..offset + len).map(|at| (at % 251) as u64).collect();
-                assert_eq!(buffer.iter().map(|&byte| u64::from(byte)).collect::<Vec<_>>(), expected);
+                assert_eq!(
+                    buffer.iter().map(|&byte| u64::from(byte)).collect::<Vec<_>>(),
+                    expected
+                );
             }
         }
     }

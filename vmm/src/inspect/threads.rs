@@ -9,7 +9,8 @@ use super::view::View;
 
 const THREAD: &str = "thread";
 
-/// More threads than any kernel here makes: where a list of threads goes on for longer, it is damaged.
+/// More threads than any kernel here makes: where a list of threads goes on for longer, it is
+/// damaged.
 const COUNT_MAX: usize = 1 << 16;
 
 /// A kernel thread.
@@ -31,12 +32,19 @@ impl ThreadView {
     /// `tN` for a thread that requests name, else the thread's own name.
     #[must_use]
     pub fn label(&self) -> String {
-        if self.tid < u32::from(MAX_THREADS) { format!("t{}", self.tid) } else { self.name.to_string() }
+        if self.tid < u32::from(MAX_THREADS) {
+            format!("t{}", self.tid)
+        } else {
+            self.name.to_string()
+        }
     }
 }
 
 /// All threads that have not exited, in the order in which they were made.
-pub(super) fn threads(view: &View<'_>, scheduler: &Scheduler) -> Result<Vec<ThreadView>, InspectError> {
+pub(super) fn threads(
+    view: &View<'_>,
+    scheduler: &Scheduler,
+) -> Result<Vec<ThreadView>, InspectError> {
     let (mut previous, mut at) = (KPtr::NULL, scheduler.all.head.get());
     let mut threads = Vec::new();
     while let Some(pointer) = at.non_null() {
@@ -46,7 +54,10 @@ pub(super) fn threads(view: &View<'_>, scheduler: &Scheduler) -> Result<Vec<Thre
         }
         let thread: Thread = view.copy(THREAD, pointer)?;
         if thread.all_prev.get() != previous {
-            return broken(format!("its all_prev is {:?}, but the list came from {previous:?}", thread.all_prev.get()));
+            return broken(format!(
+                "its all_prev is {:?}, but the list came from {previous:?}",
+                thread.all_prev.get()
+            ));
         }
         let Some(state) = thread.state() else {
             return broken(format!("its state is {}", thread.state.get()));
@@ -56,7 +67,10 @@ pub(super) fn threads(view: &View<'_>, scheduler: &Scheduler) -> Result<Vec<Thre
         (previous, at) = (pointer, thread.all_next.get());
     }
     if scheduler.all.tail.get() != previous {
-        let problem = format!("the list of all threads ends here, but its tail is {:?}", scheduler.all.tail.get());
+        let problem = format!(
+            "the list of all threads ends here, but its tail is {:?}",
+            scheduler.all.tail.get()
+        );
         return Err(InspectError::damaged(THREAD, previous.addr(), problem));
     }
     Ok(threads)
@@ -91,7 +105,8 @@ mod tests {
         threads[1].all_prev.set(at(0));
         edit(&threads);
         for (index, mut thread) in (0..).zip(threads) {
-            ram.write(GuestPhys::from_pfn(32).add(index * 256), thread.as_mut_bytes()).expect("it is RAM");
+            ram.write(GuestPhys::from_pfn(32).add(index * 256), thread.as_mut_bytes())
+                .expect("it is RAM");
         }
         let scheduler = Scheduler::default();
         scheduler.all.head.set(at(0));
@@ -103,7 +118,10 @@ mod tests {
     fn each_thread_tells_its_name_and_what_it_waits_for() {
         let ram = mapped_ram();
         let threads = threads(&view(&ram), &put(&ram, |_| {})).expect("the list is sound");
-        let told: Vec<_> = threads.iter().map(|t| (t.label(), t.state, t.waits_for.map(|w| w.to_string()))).collect();
+        let told: Vec<_> = threads
+            .iter()
+            .map(|t| (t.label(), t.state, t.waits_for.map(|w| w.to_string())))
+            .collect();
         let sleeper = ("t3".to_owned(), ThreadState::Sleeping, Some("vmwait".to_owned()));
         assert_eq!(told, [sleeper, ("pagedaemon".to_owned(), ThreadState::Running, None)]);
     }

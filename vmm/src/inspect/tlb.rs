@@ -1,8 +1,8 @@
 //! What a look has learnt of the page tables.
 //!
-//! The kernel's structures lie in the direct map, which is made of large pages: a list of 100,000 of them is followed
-//! through a few hundred translations. Two direct-mapped tables hold them, one for large pages in pieces of 2 MiB, one for
-//! small pages.
+//! The kernel's structures lie in the direct map, which is made of large pages: a list of 100,000
+//! of them is followed through a few hundred translations. Two direct-mapped tables hold them, one
+//! for large pages in pieces of 2 MiB, one for small pages.
 
 use std::cell::Cell;
 

@@ -1,9 +1,9 @@
 //! The reader that everything else in inspection goes through.
 //!
-//! A view is one look: what it learns of the page tables it keeps ([`super::tlb`]) for its own life only. Nothing that is
-//! read is believed. An address is translated and lies in RAM or the read is an error that names the structure; a list is
-//! a [`List`], which ends whatever its links say; and a count that the guest claims goes through [`View::bounded`] before
-//! anything is allocated by it.
+//! A view is one look: what it learns of the page tables it keeps ([`super::tlb`]) for its own life
+//! only. Nothing that is read is believed. An address is translated and lies in RAM or the read is
+//! an error that names the structure; a list is a [`List`], which ends whatever its links say; and
+//! a count that the guest claims goes through [`View::bounded`] before anything is allocated by it.
 
 use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
@@ -37,7 +37,10 @@ pub struct View<'a> {
 
 impl std::fmt::Debug for View<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("pml4", &self.pml4).field("roots", &self.roots).finish_non_exhaustive()
+        f.debug_struct("View")
+            .field("pml4", &self.pml4)
+            .field("roots", &self.roots)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,12 +127,17 @@ impl<'a> View<'a> {
         self.source.page(table).map_err(not_ram(PAGE_TABLE))
     }
 
-    /// A copy of the page-table page at `table`. For whoever looks at all of its entries this is the fast way: on plain
-    /// words the compiler works on several at a time, on words that may change it does not.
+    /// A copy of the page-table page at `table`. For whoever looks at all of its entries this is
+    /// the fast way: on plain words the compiler works on several at a time, on words that may
+    /// change it does not.
     ///
     /// # Errors
     /// When it is not RAM.
-    pub fn copy_table(&self, table: GuestPhys, entries: &mut [u64; PAGE_WORDS]) -> Result<(), InspectError> {
+    pub fn copy_table(
+        &self,
+        table: GuestPhys,
+        entries: &mut [u64; PAGE_WORDS],
+    ) -> Result<(), InspectError> {
         for (entry, word) in entries.iter_mut().zip(self.table(table)?) {
             *entry = word.load(Ordering::Relaxed);
         }
@@ -137,7 +145,12 @@ impl<'a> View<'a> {
     }
 
     /// The physical address behind `va`, which belongs to structure `what` at `at`.
-    fn translate(&self, what: &'static str, at: GuestVirt, va: GuestVirt) -> Result<GuestPhys, InspectError> {
+    fn translate(
+        &self,
+        what: &'static str,
+        at: GuestVirt,
+        va: GuestVirt,
+    ) -> Result<GuestPhys, InspectError> {
         if let Some(phys) = self.tlb.lookup(va) {
             return Ok(phys);
         }
@@ -151,7 +164,12 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When a part is not mapped, or is mapped to what is not RAM.
-    pub fn read(&self, what: &'static str, start: GuestVirt, buffer: &mut [u8]) -> Result<(), InspectError> {
+    pub fn read(
+        &self,
+        what: &'static str,
+        start: GuestVirt,
+        buffer: &mut [u8],
+    ) -> Result<(), InspectError> {
         let mut done = 0;
         while done < buffer.len() {
             let past_the_end = InspectError::NotMapped { what, at: start, missing: start };
@@ -169,7 +187,11 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When the address is not aligned as a `T` is, or as [`View::read`].
-    pub fn copy<T: FromBytes + IntoBytes>(&self, what: &'static str, pointer: KPtr<T>) -> Result<T, InspectError> {
+    pub fn copy<T: FromBytes + IntoBytes>(
+        &self,
+        what: &'static str,
+        pointer: KPtr<T>,
+    ) -> Result<T, InspectError> {
         let at = pointer.addr();
         if !at.get().is_multiple_of(align_of::<T>() as u64) {
             return Err(InspectError::Misaligned { what, at });
@@ -179,8 +201,8 @@ impl<'a> View<'a> {
         Ok(value)
     }
 
-    /// The structures `what` of a list: `head`, what `next` says of it, and so on, until `next` says null or one of
-    /// [`List::until`].
+    /// The structures `what` of a list: `head`, what `next` says of it, and so on, until `next`
+    /// says null or one of [`List::until`].
     pub fn list<T, F>(&self, what: &'static str, head: KPtr<T>, next: F) -> List<'_, 'a, T, F>
     where
         T: FromBytes + IntoBytes,
@@ -189,24 +211,31 @@ impl<'a> View<'a> {
         List::new(self, what, head, next)
     }
 
-    /// How many structures of type `T` fit into what is held of RAM: one that says something is not in pages of zeros.
+    /// How many structures of type `T` fit into what is held of RAM: one that says something is not
+    /// in pages of zeros.
     #[must_use]
     pub fn most<T>(&self) -> u64 {
         let held = *self.held_size.get_or_init(|| self.source.held_size());
         held / (size_of::<T>() as u64).max(1) + 1
     }
 
-    /// Whether the page that `va` maps to holds nothing but zeros, as far as that is known without reading it.
+    /// Whether the page that `va` maps to holds nothing but zeros, as far as that is known without
+    /// reading it.
     pub(super) fn is_blank(&self, va: GuestVirt) -> bool {
         self.translate("memory", va, va).is_ok_and(|phys| !self.source.holds(phys))
     }
 
-    /// `claimed`, a number of `T`s of which structure `what` at `at` says that they exist: checked, so that memory can be
-    /// set aside for them.
+    /// `claimed`, a number of `T`s of which structure `what` at `at` says that they exist: checked,
+    /// so that memory can be set aside for them.
     ///
     /// # Errors
     /// [`InspectError::Damaged`] when what is held of RAM has no room for so many.
-    pub fn bounded<T>(&self, what: &'static str, at: GuestVirt, claimed: u64) -> Result<usize, InspectError> {
+    pub fn bounded<T>(
+        &self,
+        what: &'static str,
+        at: GuestVirt,
+        claimed: u64,
+    ) -> Result<usize, InspectError> {
         let most = self.most::<T>();
         let fits = usize::try_from(claimed).ok().filter(|_| claimed <= most);
         let problem = || format!("it counts {claimed}, but memory has room for at most {most}");
@@ -266,12 +295,15 @@ pub(super) mod tests {
         }
     }
 
-    /// RAM of 8 MiB whose pages 16 to 19 are page tables that map [0x4000_0000, +0x3000) to pages 32, 33 and 40.
+    /// RAM of 8 MiB whose pages 16 to 19 are page tables that map [0x4000_0000, +0x3000) to pages
+    /// 32, 33 and 40.
     pub(in super::super) fn mapped_ram() -> TestRam {
         let ram = GuestRam::new(8 << 20).expect("8 MiB can be had");
         let set = |table: u64, index: u64, frame: u64| {
-            let pte = Pte::new(GuestPhys::from_pfn(frame), PteFlags::V | PteFlags::RW | PteFlags::A);
-            ram.write(GuestPhys::from_pfn(table).add(index * 8), &pte.bits().to_le_bytes()).expect("it is RAM");
+            let pte =
+                Pte::new(GuestPhys::from_pfn(frame), PteFlags::V | PteFlags::RW | PteFlags::A);
+            ram.write(GuestPhys::from_pfn(table).add(index * 8), &pte.bits().to_le_bytes())
+                .expect("it is RAM");
         };
         set(16, 0, 17);
         set(17, 1, 18);
@@ -290,13 +322,20 @@ pub(super) mod tests {
     fn a_copy_crosses_pages_that_are_no_neighbours() {
         let ram = mapped_ram();
         ram.write(
-            GuestPhys::from_pfn(34).add(0).get().checked_sub(4).map(GuestPhys::new).expect("it is above 0"),
+            GuestPhys::from_pfn(34)
+                .add(0)
+                .get()
+                .checked_sub(4)
+                .map(GuestPhys::new)
+                .expect("it is above 0"),
             &[1, 2, 3, 4],
         )
         .expect("it is RAM");
         ram.write(GuestPhys::from_pfn(40), &[5, 6, 7, 8]).expect("it is RAM");
         let mut bytes = [0; 8];
-        view(&ram).read("test", GuestVirt::new(0x4000_1ffc), &mut bytes).expect("both pages are mapped");
+        view(&ram)
+            .read("test", GuestVirt::new(0x4000_1ffc), &mut bytes)
+            .expect("both pages are mapped");
         assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
@@ -319,10 +358,14 @@ pub(super) mod tests {
     #[test]
     fn a_count_that_memory_cannot_hold_is_refused_before_anything_is_allocated() {
         let ram = mapped_ram();
-        let bounded = |claimed| view(&ram).bounded::<[u64; 8]>("thing", GuestVirt::new(64), claimed);
+        let bounded =
+            |claimed| view(&ram).bounded::<[u64; 8]>("thing", GuestVirt::new(64), claimed);
         assert_eq!(bounded((8 << 20) / 64), Ok((8 << 20) / 64));
         // One more may begin or end in a page that is not held.
-        assert!(matches!(bounded((8 << 20) / 64 + 2), Err(InspectError::Damaged { what: "thing", .. })));
+        assert!(matches!(
+            bounded((8 << 20) / 64 + 2),
+            Err(InspectError::Damaged { what: "thing", .. })
+        ));
         assert!(bounded(u64::MAX).is_err());
     }
 }

@@ -47,10 +47,16 @@ const _: () = {
     let ranges = 2;
     assert!(AP_END.get() <= START_INFO.get());
     assert!(START_INFO.get() + size_of::<hvm_start_info>() as u64 <= MEMORY_MAP.get());
-    assert!(MEMORY_MAP.get() + ranges * size_of::<hvm_memmap_table_entry>() as u64 <= COMMAND_LINE.get());
+    assert!(
+        MEMORY_MAP.get() + ranges * size_of::<hvm_memmap_table_entry>() as u64
+            <= COMMAND_LINE.get()
+    );
     assert!(COMMAND_LINE.get() + BootArgs::MAX_LEN as u64 <= CONTROL.get());
     assert!(START_INFO.pfn() / PREFETCH == LOG.add(PAGE_SIZE - 1).pfn() / PREFETCH);
-    assert!(CONTROL.is_page_aligned() && CONTROL.get() + size_of::<ControlRegion>() as u64 <= LOADER_END.get());
+    assert!(
+        CONTROL.is_page_aligned()
+            && CONTROL.get() + size_of::<ControlRegion>() as u64 <= LOADER_END.get()
+    );
 };
 
 /// `hvm_start_info.magic`: "xEn3" with the top bit of the "E" set.
@@ -61,11 +67,12 @@ const MEMMAP_RAM: u32 = 1;
 /// Zeros behind a segment's content that are foreseen, in bytes. A file may claim any number.
 const ZEROS_FORESEEN: u64 = 1 << 20;
 
-/// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes, foreseen: what the loader writes,
-/// the image, and what [`BootRegion`] says.
+/// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes,
+/// foreseen: what the loader writes, the image, and what [`BootRegion`] says.
 pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>> {
     let zeros = |segment: &Segment| segment.start.add(segment.file.len() as u64 + ZEROS_FORESEEN);
-    let touched = plan.segments.iter().map(|segment| segment.start..segment.end.min(zeros(segment)));
+    let touched =
+        plan.segments.iter().map(|segment| segment.start..segment.end.min(zeros(segment)));
     let mut touched: Vec<_> = touched.collect();
     touched.push(START_INFO..LOG.add(PAGE_SIZE));
     let image_end = plan.segments.iter().map(|segment| segment.end).max().unwrap_or(START_INFO);
@@ -87,16 +94,19 @@ fn within(memory: u64, range: &Range<GuestPhys>) -> Option<Range<GuestPhys>> {
     Some(range.start..range.end.min(part.end))
 }
 
-/// The pages that the kernel will manage, by number: behind the image and the direct map's page directories, one for each GiB
-/// in which there is RAM but the first.
+/// The pages that the kernel will manage, by number: behind the image and the direct map's page
+/// directories, one for each GiB in which there is RAM but the first.
 fn managed(memory: u64, image_end: GuestPhys) -> Vec<(u64, u64)> {
     const GIB: u64 = 1 << 30;
     let directories = ram_ranges(memory).map(|range| range.size.div_ceil(GIB)).sum::<u64>() - 1;
     let first = image_end.get().div_ceil(PAGE_SIZE) + directories;
-    ram_ranges(memory).map(|range| (range.start.pfn().max(first), range.start.add(range.size).pfn())).collect()
+    ram_ranges(memory)
+        .map(|range| (range.start.pfn().max(first), range.start.add(range.size).pfn()))
+        .collect()
 }
 
-/// Writes the start information, the memory map and `command_line`, which is shorter than [`BootArgs::MAX_LEN`].
+/// Writes the start information, the memory map and `command_line`, which is shorter than
+/// [`BootArgs::MAX_LEN`].
 pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(), NotRam> {
     let map: Vec<_> = ram_ranges(ram.size())
         .map(|range| hvm_memmap_table_entry {
@@ -114,7 +124,10 @@ pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(),
         memmap_entries: u32::try_from(map.len()).expect("RAM has two ranges at most"),
         ..Default::default()
     };
-    assert!(command_line.len() < BootArgs::MAX_LEN, "the builder checked the command line's length");
+    assert!(
+        command_line.len() < BootArgs::MAX_LEN,
+        "the builder checked the command line's length"
+    );
     ram.write(COMMAND_LINE, command_line.as_bytes())?;
     ram.write(COMMAND_LINE.add(command_line.len() as u64), &[0])?;
     let mut params = BootParams::new(&info, GuestAddress(START_INFO.get()));
@@ -161,10 +174,21 @@ fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
     let wide = |type_, selector| kvm_segment { db: 1, ..flat(type_, selector) };
     let data = wide(0x3, 0x10);
     let (ds, es, fs, gs, ss) = (data, data, data, data, data);
-    let tr = kvm_segment { type_: TSS_BUSY, limit: 0x67, present: 1, selector: 0x18, ..Default::default() };
+    let tr = kvm_segment {
+        type_: TSS_BUSY,
+        limit: 0x67,
+        present: 1,
+        selector: 0x18,
+        ..Default::default()
+    };
     let cs = wide(0xb, 0x8);
     let sregs = kvm_sregs { cs, ds, es, fs, gs, ss, tr, cr0: CR0_PE, cr4: 0, efer: 0, ..old };
-    let regs = kvm_regs { rip: entry.get(), rbx: START_INFO.get(), rflags: RFLAGS_FIXED, ..Default::default() };
+    let regs = kvm_regs {
+        rip: entry.get(),
+        rbx: START_INFO.get(),
+        rflags: RFLAGS_FIXED,
+        ..Default::default()
+    };
     (sregs, regs)
 }
 
@@ -173,7 +197,8 @@ fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
 fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
     // What a processor makes of a null selector. The bases of FS and GS count all the same.
     let null = kvm_segment { unusable: 1, ..Default::default() };
-    let table = |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
+    let table =
+        |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
     let (ds, es, fs, ss, ldt) = (null, null, null, null, null);
     let sregs = kvm_sregs {
         cs: kvm_segment { l: 1, ..flat(0xb, entry::CS) },
@@ -240,10 +265,19 @@ mod tests {
         let (sregs, regs) = direct(Privilege::Auto);
         // SDM volume 3, sections 4.1.1 and 27.3.1: what long mode and VM entry ask for.
         let (pe, pg, pae, lme_lma) = (1, 1 << 31, 1 << 5, 1 << 8 | 1 << 10);
-        assert_eq!((sregs.cr0 & (pe | pg), sregs.cr4 & pae, sregs.efer & lme_lma), (pe | pg, pae, lme_lma));
-        assert_eq!((sregs.cs.l, sregs.cs.db, sregs.cs.g, sregs.cs.s, sregs.cs.present), (1, 0, 1, 1, 1));
+        assert_eq!(
+            (sregs.cr0 & (pe | pg), sregs.cr4 & pae, sregs.efer & lme_lma),
+            (pe | pg, pae, lme_lma)
+        );
+        assert_eq!(
+            (sregs.cs.l, sregs.cs.db, sregs.cs.g, sregs.cs.s, sregs.cs.present),
+            (1, 0, 1, 1, 1)
+        );
         assert_eq!((sregs.cs.type_, sregs.cs.dpl, sregs.cs.selector & 7), (0xb, 0, 0));
-        assert_eq!((sregs.tr.type_, sregs.tr.s, sregs.tr.present, sregs.tr.unusable, sregs.tr.g), (0xb, 0, 1, 0, 0));
+        assert_eq!(
+            (sregs.tr.type_, sregs.tr.s, sregs.tr.present, sregs.tr.unusable, sregs.tr.g),
+            (0xb, 0, 1, 0, 0)
+        );
         for null in [sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss, sregs.ldt] {
             assert_eq!((null.unusable, null.selector, null.dpl), (1, 0, 0));
         }
@@ -252,9 +286,11 @@ mod tests {
 
     #[test]
     fn a_direct_entry_is_told_the_privilege_and_where_the_start_information_lies() {
-        for (privilege, from) in
-            [(Privilege::Auto, entry::EMULATED_FROM), (Privilege::User, 0), (Privilege::Supervisor, u32::MAX)]
-        {
+        for (privilege, from) in [
+            (Privilege::Auto, entry::EMULATED_FROM),
+            (Privilege::User, 0),
+            (Privilege::Supervisor, u32::MAX),
+        ] {
             let (_, regs) = direct(privilege);
             assert_eq!((regs.rcx, regs.rdi, regs.rbp), (from.into(), START_INFO.get(), 0));
         }

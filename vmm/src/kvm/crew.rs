@@ -32,7 +32,8 @@ impl Crew {
     pub(crate) fn assemble(bell: Arc<Bell>, count: u32) -> (Arc<Self>, Vec<Arc<VcpuState>>) {
         let (end, tsc_khz, paging, log_bell, members) = Default::default();
         let crew = Arc::new(Self { bell, end, tsc_khz, paging, log_bell, members });
-        let members: Vec<_> = (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
+        let members: Vec<_> =
+            (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
         let _ = crew.members.set(members.iter().map(Arc::downgrade).collect());
         (crew, members)
     }
@@ -53,7 +54,12 @@ impl Crew {
 
     /// Tells all vCPUs to stop. Their ends follow soon. May be called again.
     pub(crate) fn stop(&self) {
-        self.members.get().into_iter().flatten().filter_map(Weak::upgrade).for_each(|vcpu| vcpu.stop());
+        self.members
+            .get()
+            .into_iter()
+            .flatten()
+            .filter_map(Weak::upgrade)
+            .for_each(|vcpu| vcpu.stop());
     }
 }
 
@@ -66,11 +72,12 @@ pub(crate) struct HeldCrew<'a> {
     pub(crate) standing: Standing,
 }
 
-/// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if they come to one
-/// soon, for which `ask` sends one an interrupt, at points of loops that own mutexes when half of `limit` has passed, of
-/// which `hurry` tells the guest, and anywhere when all of it has. A halted vCPU is at such a
-/// point already, and is not woken; one that has ended is held where it ended; those that are held stay where they are.
-/// Those that were let go a moment ago run first for a moment: looks without end do not stop a guest.
+/// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if
+/// they come to one soon, for which `ask` sends one an interrupt, at points of loops that own
+/// mutexes when half of `limit` has passed, of which `hurry` tells the guest, and anywhere when all
+/// of it has. A halted vCPU is at such a point already, and is not woken; one that has ended is
+/// held where it ended; those that are held stay where they are. Those that were let go a moment
+/// ago run first for a moment: looks without end do not stop a guest.
 ///
 /// # Errors
 /// When a vCPU's thread does not come out of the host's kernel.

@@ -66,13 +66,17 @@ impl Plan {
     pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, ImageFault> {
         let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
         let elf = ElfFile64::<LittleEndian>::parse(file).map_err(not_elf)?;
-        if elf.architecture() != object::Architecture::X86_64 || elf.kind() != ObjectKind::Executable {
+        if elf.architecture() != object::Architecture::X86_64
+            || elf.kind() != ObjectKind::Executable
+        {
             let found = format!("it is for {:?}, {:?}", elf.architecture(), elf.kind());
             return Err(ImageFault::NotElf(found));
         }
         let headers = elf.elf_program_headers();
         let mut segments: Vec<(usize, Segment)> = Vec::new();
-        for (index, header) in headers.iter().enumerate().filter(|(_, h)| h.p_type(ENDIAN) == PT_LOAD) {
+        for (index, header) in
+            headers.iter().enumerate().filter(|(_, h)| h.p_type(ENDIAN) == PT_LOAD)
+        {
             segments.extend(segment(index, header, file, limit)?.map(|segment| (index, segment)));
         }
         segments.sort_by_key(|(_, segment)| segment.start);
@@ -80,12 +84,17 @@ impl Plan {
             if let [(first, low), (second, high)] = pair
                 && high.start < low.end
             {
-                let problem = format!("p_paddr {:#x} lies in the segment of program header {first}", high.start);
+                let problem = format!(
+                    "p_paddr {:#x} lies in the segment of program header {first}",
+                    high.start
+                );
                 return Err(ImageFault::Segment { index: *second, problem });
             }
         }
         let segments: Vec<_> = segments.into_iter().map(|(_, segment)| segment).collect();
-        let holds = |at: &GuestPhys| segments.iter().any(|segment| (segment.start..segment.end).contains(at));
+        let holds = |at: &GuestPhys| {
+            segments.iter().any(|segment| (segment.start..segment.end).contains(at))
+        };
         let (pvh, direct) = entries(headers, file)?;
         if !holds(&pvh) {
             return Err(ImageFault::PvhNote(format!("its entry {pvh} lies in no segment")));
@@ -98,7 +107,12 @@ impl Plan {
 }
 
 /// The part of the image that a program header describes; nothing when that is empty.
-fn segment(index: usize, header: &Header, file: &[u8], limit: GuestPhys) -> Result<Option<Segment>, ImageFault> {
+fn segment(
+    index: usize,
+    header: &Header,
+    file: &[u8],
+    limit: GuestPhys,
+) -> Result<Option<Segment>, ImageFault> {
     let (start, size) = (header.p_paddr(ENDIAN), header.p_memsz(ENDIAN));
     let stored = header.p_filesz(ENDIAN);
     if stored > size {
@@ -129,7 +143,9 @@ fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, I
         Some(range) => Ok(range),
         None => {
             let len = file.len();
-            let problem = format!("p_offset {offset:#x} and p_filesz {stored:#x} lead past the file's {len:#x} bytes");
+            let problem = format!(
+                "p_offset {offset:#x} and p_filesz {stored:#x} lead past the file's {len:#x} bytes"
+            );
             Err(ImageFault::Segment { index, problem })
         }
     }
@@ -141,14 +157,18 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
     let (mut pvh, mut direct) = (None, None);
     let twice = || "there is more than one".to_owned();
     for (index, header) in headers.iter().enumerate() {
-        let broken = |error: object::Error| ImageFault::Segment { index, problem: format!("its notes: {error}") };
+        let broken = |error: object::Error| ImageFault::Segment {
+            index,
+            problem: format!("its notes: {error}"),
+        };
         if header.p_type(ENDIAN) != object::elf::PT_NOTE {
             continue;
         }
         in_file(index, header, file)?;
         let Some(mut notes) = header.notes(ENDIAN, file).map_err(broken)? else { continue };
         while let Some(note) = notes.next().map_err(broken)? {
-            let is = |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
+            let is =
+                |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
             if is(XEN_ELFNOTE_PHYS32_ENTRY, XEN) {
                 let entry = pvh_entry(&note).map_err(ImageFault::PvhNote)?;
                 if pvh.replace(entry).is_some() {
@@ -181,7 +201,9 @@ fn pvh_entry(note: &ElfNote<'_>) -> Result<GuestPhys, String> {
     // Four bytes by the protocol; kernels of 64 bits write eight.
     match *note.desc() {
         [a, b, c, d] => Ok(GuestPhys::new(u32::from_le_bytes([a, b, c, d]).into())),
-        [a, b, c, d, e, f, g, h] => Ok(GuestPhys::new(u64::from_le_bytes([a, b, c, d, e, f, g, h]))),
+        [a, b, c, d, e, f, g, h] => {
+            Ok(GuestPhys::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])))
+        }
         ref other => Err(format!("its content has {} bytes, and should have 4 or 8", other.len())),
     }
 }
@@ -190,10 +212,13 @@ fn pvh_entry(note: &ElfNote<'_>) -> Result<GuestPhys, String> {
 fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
     check_name(note, entry::NOTE_NAME)?;
     let content = note.desc();
-    let wrong_size = || format!("its content has {} bytes, and should have {}", content.len(), EntryNote::LEN);
+    let wrong_size =
+        || format!("its content has {} bytes, and should have {}", content.len(), EntryNote::LEN);
     let (version, _) = u32::read_from_prefix(content).map_err(|_| wrong_size())?;
     if version != entry::VERSION {
-        log::debug!("the kernel's entry note is of version {version}, which is unknown here: it is entered by PVH");
+        log::debug!(
+            "the kernel's entry note is of version {version}, which is unknown here: it is entered by PVH"
+        );
         return Ok(None);
     }
     EntryNote::read_from_bytes(content).map(Some).map_err(|_| wrong_size())
@@ -201,7 +226,11 @@ fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
 
 /// Whether a vCPU can be brought to the state that `note` asks for, and finds code there. `holds`
 /// knows where the image lies in memory.
-fn check(note: &EntryNote, headers: &[Header], holds: impl Fn(&GuestPhys) -> bool) -> Result<(), String> {
+fn check(
+    note: &EntryNote,
+    headers: &[Header],
+    holds: impl Fn(&GuestPhys) -> bool,
+) -> Result<(), String> {
     let EntryNote { tss_limit, tss_selector, gdt_limit, reserved, .. } = *note;
     let addresses = [
         ("rip", note.rip),
@@ -221,10 +250,14 @@ fn check(note: &EntryNote, headers: &[Header], holds: impl Fn(&GuestPhys) -> boo
         return Err(format!("its cr3 {} does not begin a page of a segment", note.cr3));
     }
     if tss_selector & 7 != 0 || tss_selector <= entry::CS {
-        return Err(format!("its tss_selector {tss_selector:#x} names no descriptor of its own in the GDT"));
+        return Err(format!(
+            "its tss_selector {tss_selector:#x} names no descriptor of its own in the GDT"
+        ));
     }
     if tss_selector.checked_add(TSS_DESCRIPTOR_LAST).is_none_or(|last| last > gdt_limit) {
-        return Err(format!("its gdt_limit {gdt_limit:#x} does not reach the end of descriptor {tss_selector:#x}"));
+        return Err(format!(
+            "its gdt_limit {gdt_limit:#x} does not reach the end of descriptor {tss_selector:#x}"
+        ));
     }
     if !TSS_LIMITS.contains(&tss_limit) {
         let (least, most) = TSS_LIMITS.into_inner();
@@ -308,16 +341,25 @@ mod tests {
     fn segments_over_one_another_are_refused() {
         let (_, at) = header(PT_LOAD);
         let second = word(at + 56 + 24);
-        assert_eq!(KernelImage::embedded().bytes()[at + 56], 1, "the next header is a PT_LOAD, too");
+        assert_eq!(
+            KernelImage::embedded().bytes()[at + 56],
+            1,
+            "the next header is a PT_LOAD, too"
+        );
         let text = fault(&patched(at + 24, &second.to_le_bytes()));
-        assert!(text.contains("p_paddr") && text.contains("lies in the segment of program header"), "{text}");
+        assert!(
+            text.contains("p_paddr") && text.contains("lies in the segment of program header"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_pvh_note_without_a_usable_entry_is_refused_with_what_it_says() {
         let (index, at) = header(object::elf::PT_NOTE);
         let note = usize::try_from(word(at + 8)).expect("it is an offset");
-        let length = u32::from_le_bytes(KernelImage::embedded().bytes()[note + 4..note + 8].try_into().expect("four"));
+        let length = u32::from_le_bytes(
+            KernelImage::embedded().bytes()[note + 4..note + 8].try_into().expect("four"),
+        );
         assert!(matches!(length, 4 | 8), "the first note is the PVH entry");
         for (bytes, told) in [
             (patched(note, &3u32.to_le_bytes()), "its name has 3 bytes"),
@@ -326,8 +368,14 @@ mod tests {
             (patched(note + 16, &[0; 4]), "lies in no segment"),
             (patched(note + 16, &[0xff; 4]), "lies in no segment"),
             (patched(note + 8, &1u32.to_le_bytes()), "has no PVH entry point"),
-            (patched(note + 4, &u32::MAX.to_le_bytes()), &format!("program header {index}: its notes")),
-            (patched(at + 8, &u64::MAX.to_le_bytes()), &format!("program header {index}: p_offset")),
+            (
+                patched(note + 4, &u32::MAX.to_le_bytes()),
+                &format!("program header {index}: its notes"),
+            ),
+            (
+                patched(at + 8, &u64::MAX.to_le_bytes()),
+                &format!("program header {index}: p_offset"),
+            ),
         ] {
             let text = fault(&bytes);
             assert!(text.contains(told), "`{told}` is not in: {text}");
@@ -337,10 +385,15 @@ mod tests {
     /// Where vmkern's note begins in the built-in kernel's file, and where its content does.
     fn entry_note() -> (usize, usize) {
         let len = u32::try_from(EntryNote::LEN).expect("it is short");
-        let mut head: Vec<u8> = [7, len, entry::NOTE_TYPE].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut head: Vec<u8> =
+            [7, len, entry::NOTE_TYPE].iter().flat_map(|word| word.to_le_bytes()).collect();
         head.extend(b"vmkern\0\0");
         let image = KernelImage::embedded();
-        let at = image.bytes().windows(head.len()).position(|bytes| bytes == head).expect("the kernel has the note");
+        let at = image
+            .bytes()
+            .windows(head.len())
+            .position(|bytes| bytes == head)
+            .expect("the kernel has the note");
         (at, at + head.len())
     }
 
@@ -423,7 +476,10 @@ mod tests {
 
     fn expect_fault(file: &[u8], told: &str) {
         let text = fault(file);
-        assert!(text.contains("bad vmkern entry note") && text.contains(told), "`{told}` is not in: {text}");
+        assert!(
+            text.contains("bad vmkern entry note") && text.contains(told),
+            "`{told}` is not in: {text}"
+        );
     }
 
     /// The built-in kernel's note.

@@ -1,18 +1,19 @@
 //! The gate at which a vCPU's thread waits while somebody looks at its guest.
 //!
-//! The thread passes it whenever it comes out of the guest. The gate has three positions: open, closed for a vCPU that
-//! stands at a quiescent point ([`Standing::Quiescent`]), and closed for all. An open gate costs one load.
+//! The thread passes it whenever it comes out of the guest. The gate has three positions: open,
+//! closed for a vCPU that stands at a quiescent point ([`Standing::Quiescent`]), and closed for
+//! all. An open gate costs one load.
 //!
-//! Whoever looks again and again must not keep the vCPU for ever: one that has been let go is held anew only after it has
-//! left the gate and had [`SHARE`] to run.
+//! Whoever looks again and again must not keep the vCPU for ever: one that has been let go is held
+//! anew only after it has left the gate and had [`SHARE`] to run.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a vCPU may run at least between two times that it is held: enough to enter the guest and to take an interrupt
-/// there.
+/// How long a vCPU may run at least between two times that it is held: enough to enter the guest
+/// and to take an interrupt there.
 const SHARE: Duration = Duration::from_micros(100);
 
 /// Where a vCPU stands while it is held.
@@ -20,9 +21,11 @@ const SHARE: Duration = Duration::from_micros(100);
 pub enum Standing {
     /// Where its kernel owns no mutex and no spin lock: it said so, or it is halted.
     Quiescent,
-    /// At a point of a loop over pages whose mutexes its kernel owns: it said so. What they guard may be half changed.
+    /// At a point of a loop over pages whose mutexes its kernel owns: it said so. What they guard
+    /// may be half changed.
     Owning,
-    /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended stands there.
+    /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended
+    /// stands there.
     Anywhere,
 }
 
@@ -72,22 +75,27 @@ impl Gate {
     fn holds(&self, standing: Standing) -> bool {
         match self.position.load(Ordering::SeqCst) {
             position if position == Position::Open as u8 => false,
-            position if position == Position::HoldsQuiescent as u8 => standing != Standing::Anywhere,
+            position if position == Position::HoldsQuiescent as u8 => {
+                standing != Standing::Anywhere
+            }
             _ => true,
         }
     }
 
-    /// Waits until the vCPU's thread stands at the gate and is not about to pass; says where, or nothing when `limit` has
-    /// passed before.
+    /// Waits until the vCPU's thread stands at the gate and is not about to pass; says where, or
+    /// nothing when `limit` has passed before.
     pub(super) fn wait_parked(&self, limit: Duration) -> Option<Standing> {
         let is_away = |state: &mut State| state.parked.is_none_or(|standing| !self.holds(standing));
-        let (state, waited) =
-            self.changed.wait_timeout_while(self.lock(), limit, is_away).unwrap_or_else(PoisonError::into_inner);
+        let (state, waited) = self
+            .changed
+            .wait_timeout_while(self.lock(), limit, is_away)
+            .unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() { None } else { state.parked }
     }
 
-    /// Passes the gate: at once when it lets a vCPU with this standing through, else when it does. `standing` is asked only
-    /// when the gate is not open, and before anybody is told that the thread stands here.
+    /// Passes the gate: at once when it lets a vCPU with this standing through, else when it does.
+    /// `standing` is asked only when the gate is not open, and before anybody is told that the
+    /// thread stands here.
     pub(super) fn pass(&self, standing: impl FnOnce() -> Standing) {
         if self.position.load(Ordering::SeqCst) == Position::Open as u8 {
             return;
@@ -107,7 +115,10 @@ impl Gate {
     /// Waits until a vCPU that nobody holds any more has left the gate, and has had its share.
     pub(super) fn wait_gone(&self) {
         let is_about_to_go = |state: &mut State| state.holders == 0 && state.parked.is_some();
-        let state = self.changed.wait_while(self.lock(), is_about_to_go).unwrap_or_else(PoisonError::into_inner);
+        let state = self
+            .changed
+            .wait_while(self.lock(), is_about_to_go)
+            .unwrap_or_else(PoisonError::into_inner);
         let owed = state.left.map_or(Duration::ZERO, |left| SHARE.saturating_sub(left.elapsed()));
         drop(state);
         if !owed.is_zero() {
@@ -116,7 +127,8 @@ impl Gate {
     }
 }
 
-/// Keeps a vCPU held, together with all others of its kind: the gate opens when the last of them is dropped.
+/// Keeps a vCPU held, together with all others of its kind: the gate opens when the last of them is
+/// dropped.
 #[derive(Debug)]
 #[must_use = "the vCPU goes on when this is dropped"]
 pub(crate) struct Held<'a> {

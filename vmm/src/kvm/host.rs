@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP,
+};
 use kvm_ioctls::Kvm;
 use thiserror::Error;
 
@@ -81,12 +83,16 @@ impl NoKvm {
     pub fn problem(&self) -> String {
         match &self.missing {
             Missing::Device => format!("this host has no {DEVICE}, so it cannot run guests."),
-            Missing::Permission(access) => format!("{DEVICE} exists{access}, but this user may not open it."),
+            Missing::Permission(access) => {
+                format!("{DEVICE} exists{access}, but this user may not open it.")
+            }
             Missing::Unusable(errno) => {
                 format!("{DEVICE} cannot be used: {}.", std::io::Error::from_raw_os_error(*errno))
             }
             Missing::ApiVersion(version) => {
-                format!("{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed.")
+                format!(
+                    "{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed."
+                )
             }
             Missing::Capability(name) => format!("this host's KVM lacks {name}."),
         }
@@ -132,7 +138,8 @@ pub(crate) fn open_device() -> Result<Kvm, NoKvm> {
 /// # Errors
 /// [`NoKvm`], when KVM does not answer.
 pub(crate) fn offers(kvm: &Kvm, capability: u32) -> Result<bool, NoKvm> {
-    let answer = ioctl("KVM_CHECK_EXTENSION", || number(kvm.check_extension_raw(capability.into())));
+    let answer =
+        ioctl("KVM_CHECK_EXTENSION", || number(kvm.check_extension_raw(capability.into())));
     let answer = answer.map_err(|error| NoKvm { missing: Missing::Unusable(error.errno) })?;
     Ok(answer > 0)
 }
@@ -164,6 +171,9 @@ mod tests {
         assert!(text(Missing::Unusable(libc::EMFILE)).contains("RLIMIT_NOFILE"));
         assert!(text(Missing::Unusable(libc::EBUSY)).contains("Another hypervisor"));
         assert!(text(Missing::ApiVersion(11)).contains("version 11"));
-        assert!(text(Missing::Capability("KVM_CAP_SPLIT_IRQCHIP")).contains("lacks KVM_CAP_SPLIT_IRQCHIP"));
+        assert!(
+            text(Missing::Capability("KVM_CAP_SPLIT_IRQCHIP"))
+                .contains("lacks KVM_CAP_SPLIT_IRQCHIP")
+        );
     }
 }

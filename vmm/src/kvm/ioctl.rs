@@ -1,10 +1,11 @@
 //! Asking KVM for something, whatever else the process gets to hear meanwhile.
 //!
-//! An ioctl gives EINTR when a signal is pending, also one that does nothing to the process: a stop and a continue (Ctrl-Z
-//! and `fg`, a debugger, a freezer). It gives EAGAIN when the host cannot make a thread for it just now. Neither is an
-//! answer: [`ioctl`] asks again, after EINTR for as long as it takes and after EAGAIN for as long as [`Patience`] lasts,
-//! because a limit of threads may stay where it is for ever. Every ioctl goes through it but `KVM_RUN`, for which EINTR
-//! is the news that somebody wants the vCPU; its loop has a [`Patience`] of its own.
+//! An ioctl gives EINTR when a signal is pending, also one that does nothing to the process: a stop
+//! and a continue (Ctrl-Z and `fg`, a debugger, a freezer). It gives EAGAIN when the host cannot
+//! make a thread for it just now. Neither is an answer: [`ioctl`] asks again, after EINTR for as
+//! long as it takes and after EAGAIN for as long as [`Patience`] lasts, because a limit of threads
+//! may stay where it is for ever. Every ioctl goes through it but `KVM_RUN`, for which EINTR is the
+//! news that somebody wants the vCPU; its loop has a [`Patience`] of its own.
 
 use std::thread;
 use std::time::Duration;
@@ -42,7 +43,8 @@ impl Patience {
     }
 }
 
-/// Calls `call`, again where the answer is "not now", until there is another. `operation` names it in an error.
+/// Calls `call`, again where the answer is "not now", until there is another. `operation` names it
+/// in an error.
 pub(crate) fn ioctl<T>(
     operation: impl Into<String>,
     mut call: impl FnMut() -> Result<T, Error>,
@@ -57,7 +59,8 @@ pub(crate) fn ioctl<T>(
     }
 }
 
-/// The answer of an ioctl that gives a number, and a negative one with the error in `errno` when it fails.
+/// The answer of an ioctl that gives a number, and a negative one with the error in `errno` when it
+/// fails.
 pub(crate) fn number(answer: i32) -> Result<i32, Error> {
     if answer < 0 { Err(Error::last()) } else { Ok(answer) }
 }

@@ -1,10 +1,12 @@
 //! Getting a vCPU's thread out of `KVM_RUN`.
 //!
-//! A signal alone is lost when it arrives just before the thread enters `KVM_RUN`; the `immediate_exit` byte alone is
-//! not seen by a thread that is inside. Both together leave no gap: the byte is set first, then the signal is sent, and
-//! the thread looks at its orders whenever `KVM_RUN` returns.
+//! A signal alone is lost when it arrives just before the thread enters `KVM_RUN`; the
+//! `immediate_exit` byte alone is not seen by a thread that is inside. Both together leave no gap:
+//! the byte is set first, then the signal is sent, and the thread looks at its orders whenever
+//! `KVM_RUN` returns.
 //!
-//! The signal is a real-time signal whose handler does nothing; it is installed once in a process's life.
+//! The signal is a real-time signal whose handler does nothing; it is installed once in a process's
+//! life.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -29,15 +31,20 @@ fn signal() -> Result<libc::c_int, KvmError> {
             let number = SIGRTMIN() + SIGNAL_OFFSET;
             register_signal_handler(number, nothing).map(|()| number).map_err(|error| error.errno())
         })
-        .map_err(|errno| KvmError { operation: "sigaction for the signal that stops a vCPU".to_owned(), errno })
+        .map_err(|errno| KvmError {
+            operation: "sigaction for the signal that stops a vCPU".to_owned(),
+            errno,
+        })
 }
 
-/// The byte that makes a vCPU return from `KVM_RUN`. It is written by two threads, and as an atomic alone.
+/// The byte that makes a vCPU return from `KVM_RUN`. It is written by two threads, and as an atomic
+/// alone.
 #[derive(Clone, Copy)]
 struct ImmediateExit(NonNull<AtomicU8>);
 
 impl ImmediateExit {
-    /// The byte of `vcpu`. It lies in the vCPU's mapped `kvm_run`, and is there until that is dropped.
+    /// The byte of `vcpu`. It lies in the vCPU's mapped `kvm_run`, and is there until that is
+    /// dropped.
     fn of(vcpu: &mut VcpuFd) -> Self {
         // `AtomicU8` is laid out as `u8` is.
         Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast())
@@ -48,7 +55,8 @@ impl ImmediateExit {
     /// # Safety
     /// The vCPU is alive.
     unsafe fn store(self, value: u8) {
-        // SAFETY: the byte is mapped while the vCPU lives, and nobody in this process writes it in any other way.
+        // SAFETY: the byte is mapped while the vCPU lives, and nobody in this process writes it in
+        // any other way.
         unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
 }
@@ -58,8 +66,8 @@ struct Target {
     immediate_exit: ImmediateExit,
 }
 
-// SAFETY: the byte is only written under the slot's lock, while the vCPU that it belongs to is alive, and then as an
-// atomic.
+// SAFETY: the byte is only written under the slot's lock, while the vCPU that it belongs to is
+// alive, and then as an atomic.
 unsafe impl Send for Target {}
 
 /// Names the thread that runs a vCPU, from the vCPU's creation to its end.
@@ -67,16 +75,16 @@ unsafe impl Send for Target {}
 pub(crate) struct KickSlot(Mutex<Option<Target>>);
 
 impl KickSlot {
-    /// Makes the vCPU's thread return from `KVM_RUN` now, or at once when it enters it next. Does nothing before the
-    /// vCPU exists and after its end.
+    /// Makes the vCPU's thread return from `KVM_RUN` now, or at once when it enters it next. Does
+    /// nothing before the vCPU exists and after its end.
     pub(crate) fn kick(&self) {
         let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(target), Ok(number)) = (&*slot, signal()) {
-            // SAFETY: the vCPU outlives the slot's entry: its owner clears the entry, under the lock held here, before it
-            // drops the vCPU.
+            // SAFETY: the vCPU outlives the slot's entry: its owner clears the entry, under the
+            // lock held here, before it drops the vCPU.
             unsafe { target.immediate_exit.store(1) };
-            // SAFETY: the thread is alive, as it clears the entry, under the lock held here, before it ends; the
-            // signal's handler does nothing.
+            // SAFETY: the thread is alive, as it clears the entry, under the lock held here, before
+            // it ends; the signal's handler does nothing.
             unsafe { libc::pthread_kill(target.thread, number) };
         }
     }
@@ -100,12 +108,14 @@ impl KickableVcpu {
     /// Puts `vcpu`, which this thread is going to run, into `slot`.
     pub(crate) fn new(mut vcpu: VcpuFd, slot: Arc<KickSlot>) -> Result<Self, KvmError> {
         let number = signal()?;
-        unblock_signal(number)
-            .map_err(|error| KvmError::io(format!("sigprocmask: {error}"), &std::io::Error::last_os_error()))?;
+        unblock_signal(number).map_err(|error| {
+            KvmError::io(format!("sigprocmask: {error}"), &std::io::Error::last_os_error())
+        })?;
         let immediate_exit = ImmediateExit::of(&mut vcpu);
         // SAFETY: pthread_self has no preconditions.
         let thread = unsafe { libc::pthread_self() };
-        *slot.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { thread, immediate_exit });
+        *slot.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Target { thread, immediate_exit });
         Ok(Self { vcpu, immediate_exit, slot, _this_thread: PhantomData })
     }
 

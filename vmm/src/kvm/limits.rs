@@ -1,4 +1,5 @@
-//! What an error of the host means: which of its limits was met, where that limit stands now, and how to raise it.
+//! What an error of the host means: which of its limits was met, where that limit stands now, and
+//! how to raise it.
 
 use super::vm::CREATE_VCPU;
 
@@ -44,13 +45,15 @@ pub(super) fn remedy(operation: &str, errno: i32) -> String {
 /// The most that this process may have of `resource`; nothing when there is no limit.
 pub(super) fn current(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the structure lives through the call, which writes nothing else. When it fails, no limit is known.
+    // SAFETY: the structure lives through the call, which writes nothing else. When it fails, no
+    // limit is known.
     unsafe { libc::getrlimit(resource, &raw mut limit) };
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
 fn limit(name: &str, resource: libc::__rlimit_resource_t) -> String {
-    current(resource).map_or_else(|| format!("{name} is unlimited"), |value| format!("{name} is {value}"))
+    current(resource)
+        .map_or_else(|| format!("{name} is unlimited"), |value| format!("{name} is {value}"))
 }
 
 #[cfg(test)]

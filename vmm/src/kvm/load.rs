@@ -16,8 +16,8 @@
 //! then all are done.
 //!
 //! Presence is a matter of speed alone. A page that was not foreseen costs its fault; one that was
-//! foreseen in vain costs a page of the host's memory; a kernel of the host that cannot do it (before
-//! 5.14) leaves everything to faults.
+//! foreseen in vain costs a page of the host's memory; a kernel of the host that cannot do it
+//! (before 5.14) leaves everything to faults.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Nothing is done yet. `plan` is that of `image` for memory of the size of `ram`, which is all zero.
+    /// Nothing is done yet. `plan` is that of `image` for memory of the size of `ram`, which is all
+    /// zero.
     pub(crate) fn new(ram: Arc<GuestRam>, image: KernelImage, plan: &Plan) -> Self {
         let pieces = pieces(&touched_by_boot(plan, ram.size()));
         Self {
@@ -69,9 +70,10 @@ impl Load {
         piece.inspect(|piece| self.fill(piece)).is_some()
     }
 
-    /// Tells a thread that only passes its time with this to stop. KVM waits for a grace period of its
-    /// SRCU when it is shown the guest's memory, and a worker of the host's first CPU ends that period.
-    /// A thread that works in the host's kernel without a pause delays that worker by up to 200 us.
+    /// Tells a thread that only passes its time with this to stop. KVM waits for a grace period of
+    /// its SRCU when it is shown the guest's memory, and a worker of the host's first CPU ends that
+    /// period. A thread that works in the host's kernel without a pause delays that worker by up to
+    /// 200 us.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Ordering::Relaxed);
     }
@@ -99,11 +101,13 @@ impl Load {
 
     /// Writes `piece`.
     fn write(&self, piece: &Range<GuestPhys>) {
-        let zeros = |from: GuestPhys, to: GuestPhys| &ZEROS[..usize::try_from(to.since(from)).unwrap_or(0)];
+        let zeros =
+            |from: GuestPhys, to: GuestPhys| &ZEROS[..usize::try_from(to.since(from)).unwrap_or(0)];
         let mut at = piece.start;
         // They are in order, and there may be many.
         let first = self.segments.partition_point(|segment| segment.end <= piece.start);
-        for segment in self.segments[first..].iter().take_while(|segment| segment.start < piece.end) {
+        for segment in self.segments[first..].iter().take_while(|segment| segment.start < piece.end)
+        {
             if let Some((start, file)) = part(segment, piece) {
                 let bytes = &self.image.bytes()[file];
                 self.put(at, zeros(at, start));
@@ -136,7 +140,8 @@ fn part(segment: &Segment, piece: &Range<GuestPhys>) -> Option<(GuestPhys, Range
 fn pieces(ranges: &[Range<GuestPhys>]) -> Vec<Range<GuestPhys>> {
     let group = |at: GuestPhys| at.get() & !(PREFETCH * PAGE_SIZE - 1);
     let past = |at: GuestPhys| at.get().next_multiple_of(PAGE_SIZE);
-    let mut whole: Vec<_> = ranges.iter().map(|range| (group(range.start), past(range.end))).collect();
+    let mut whole: Vec<_> =
+        ranges.iter().map(|range| (group(range.start), past(range.end))).collect();
     whole.sort_unstable();
     let mut pieces = Vec::new();
     let mut done = 0;
@@ -162,8 +167,10 @@ mod tests {
     #[test]
     fn pieces_are_disjoint_and_begin_where_a_group_does() {
         let range = |start: u64, end: u64| GuestPhys::new(start)..GuestPhys::new(end);
-        let found = pieces(&[range(0x4_1000, 0x4_1001), range(0x8000, 0x9001), range(0x9800, 0x2_5000)]);
-        let pages = [(0x8000, 0xa000), (0xa000, 0x1_a000), (0x1_a000, 0x2_5000), (0x4_0000, 0x4_2000)];
+        let found =
+            pieces(&[range(0x4_1000, 0x4_1001), range(0x8000, 0x9001), range(0x9800, 0x2_5000)]);
+        let pages =
+            [(0x8000, 0xa000), (0xa000, 0x1_a000), (0x1_a000, 0x2_5000), (0x4_0000, 0x4_2000)];
         assert_eq!(found, pages.map(|(start, end)| range(start, end)));
     }
 
@@ -180,20 +187,29 @@ mod tests {
         });
         assert!(!load.work());
         for segment in &plan.segments {
-            let mut found = vec![0xa5; usize::try_from(segment.end.since(segment.start)).expect("it is small")];
+            let mut found =
+                vec![0xa5; usize::try_from(segment.end.since(segment.start)).expect("it is small")];
             ram.read(segment.start, &mut found).expect("it is memory");
             let (bytes, zeros) = found.split_at(segment.file.len());
-            assert!(bytes == &kernel.bytes()[segment.file.clone()], "the segment at {}", segment.start);
-            assert!(zeros.iter().all(|&byte| byte == 0), "the end of the segment at {}", segment.start);
+            assert!(
+                bytes == &kernel.bytes()[segment.file.clone()],
+                "the segment at {}",
+                segment.start
+            );
+            assert!(
+                zeros.iter().all(|&byte| byte == 0),
+                "the end of the segment at {}",
+                segment.start
+            );
         }
     }
 
     #[test]
     fn memory_may_end_within_what_a_boot_would_touch_of_more() {
         let kernel = KernelImage::embedded();
-        let ends = [8 << 20, 16 << 20, 3 << 30]
-            .into_iter()
-            .flat_map(|end: u64| [0, 1, 2, 3, 15, 16, 17, 19, 20, 21, 63, 64, 65].map(|pages| end + pages * PAGE_SIZE));
+        let ends = [8 << 20, 16 << 20, 3 << 30].into_iter().flat_map(|end: u64| {
+            [0, 1, 2, 3, 15, 16, 17, 19, 20, 21, 63, 64, 65].map(|pages| end + pages * PAGE_SIZE)
+        });
         for memory in ends {
             let plan = kernel.plan(memory).expect("it can be loaded");
             let ram = Arc::new(GuestRam::new(memory).expect("address space is there"));
@@ -211,7 +227,11 @@ mod tests {
         bytes[LAST_MEMSZ..LAST_MEMSZ + 8].copy_from_slice(&end.since(last.start).to_le_bytes());
         let kernel = KernelImage::from_bytes(bytes);
         let plan = kernel.plan(end.get()).expect("it can be loaded");
-        assert_eq!(plan.segments.last().map(|last| last.end), Some(end), "the last program header is its segment's");
+        assert_eq!(
+            plan.segments.last().map(|last| last.end),
+            Some(end),
+            "the last program header is its segment's"
+        );
         (kernel, plan)
     }
 
@@ -223,7 +243,10 @@ mod tests {
                 let ram = Arc::new(GuestRam::new(memory).expect("address space is there"));
                 Load::new(Arc::clone(&ram), kernel, &plan).finish();
                 let resident = ram.resident();
-                assert!(resident < 3 << 20, "{resident} bytes of {memory} are there, {short} pages before the end");
+                assert!(
+                    resident < 3 << 20,
+                    "{resident} bytes of {memory} are there, {short} pages before the end"
+                );
             }
         }
     }
@@ -265,8 +288,14 @@ mod tests {
     fn a_piece_gets_its_part_of_a_segment_and_no_more() {
         let at = GuestPhys::new;
         let segment = Segment { start: at(0x1_0800), end: at(0x3_0000), file: 0x100..0x1_0100 };
-        assert_eq!(part(&segment, &(at(0x1_0000)..at(0x2_0000))), Some((at(0x1_0800), 0x100..0xf900)));
-        assert_eq!(part(&segment, &(at(0x2_0000)..at(0x3_0000))), Some((at(0x2_0000), 0xf900..0x1_0100)));
+        assert_eq!(
+            part(&segment, &(at(0x1_0000)..at(0x2_0000))),
+            Some((at(0x1_0800), 0x100..0xf900))
+        );
+        assert_eq!(
+            part(&segment, &(at(0x2_0000)..at(0x3_0000))),
+            Some((at(0x2_0000), 0xf900..0x1_0100))
+        );
         for (start, end) in [(0, 0x1_0800), (0x2_0800, 0x3_0000), (0x4_0000, 0x5_0000)] {
             assert_eq!(part(&segment, &(at(start)..at(end))), None);
         }

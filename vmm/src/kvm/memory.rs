@@ -1,11 +1,12 @@
 //! Guest RAM: one memfd, mapped once, shown to the guest as one or two ranges.
 //!
-//! This is the only module that turns guest memory into Rust references, and then only into references to types made
-//! of atomic words: the guest may write at any moment. Everything else copies bytes out, bounds-checked.
+//! This is the only module that turns guest memory into Rust references, and then only into
+//! references to types made of atomic words: the guest may write at any moment. Everything else
+//! copies bytes out, bounds-checked.
 //!
-//! Nothing is populated before it is touched, so that a guest of 64 GiB costs address space alone. The mapping is
-//! aligned to 2 MiB, as guest physical addresses are, so that huge pages of the host can lie under huge pages of the
-//! guest.
+//! Nothing is populated before it is touched, so that a guest of 64 GiB costs address space alone.
+//! The mapping is aligned to 2 MiB, as guest physical addresses are, so that huge pages of the host
+//! can lie under huge pages of the guest.
 
 use std::fs::File;
 use std::io;
@@ -19,8 +20,8 @@ use std::sync::atomic::Ordering;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    VolatileSlice,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, VolatileSlice,
 };
 use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Atomics;
@@ -47,9 +48,12 @@ pub(crate) struct RamRange {
 /// Where `size` bytes of RAM lie: below the hole, and what does not fit there above it.
 pub(crate) fn ram_ranges(size: u64) -> impl Iterator<Item = RamRange> {
     let low = size.min(HOLE_START);
-    [RamRange { start: GuestPhys::new(0), size: low }, RamRange { start: GuestPhys::new(HOLE_END), size: size - low }]
-        .into_iter()
-        .filter(|range| range.size > 0)
+    [
+        RamRange { start: GuestPhys::new(0), size: low },
+        RamRange { start: GuestPhys::new(HOLE_END), size: size - low },
+    ]
+    .into_iter()
+    .filter(|range| range.size > 0)
 }
 
 /// Address space of this process, reserved and given back as one piece.
@@ -59,8 +63,8 @@ struct Reservation {
     len: usize,
 }
 
-// SAFETY: the reservation is a pair of numbers; what is mapped inside is reached through vm-memory, which is
-// thread-safe.
+// SAFETY: the reservation is a pair of numbers; what is mapped inside is reached through vm-memory,
+// which is thread-safe.
 unsafe impl Send for Reservation {}
 // SAFETY: as above; the type has no methods that write.
 unsafe impl Sync for Reservation {}
@@ -86,19 +90,30 @@ impl Reservation {
 
     /// Maps `len` bytes of `file` from `offset` on, at `at` bytes into the reservation.
     fn map(&self, at: usize, file: &File, offset: u64, len: usize) -> io::Result<*mut u8> {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "the mapping lies inside the reservation");
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.len),
+            "the mapping lies inside the reservation"
+        );
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: the range lies inside the reservation (asserted), which this value owns, so MAP_FIXED replaces only
-        // pages that nobody uses.
+        // SAFETY: the range lies inside the reservation (asserted), which this value owns, so
+        // MAP_FIXED replaces only pages that nobody uses.
         let address = unsafe {
             let wanted = self.base.as_ptr().byte_add(at);
             let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            libc::mmap(wanted, len, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd(), offset)
+            libc::mmap(
+                wanted,
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                file.as_raw_fd(),
+                offset,
+            )
         };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the range was mapped on the lines above. A hint: what the host makes of it shows in its counters.
+        // SAFETY: the range was mapped on the lines above. A hint: what the host makes of it shows
+        // in its counters.
         let _ = unsafe { libc::madvise(address, len, libc::MADV_HUGEPAGE) };
         Ok(address.cast())
     }
@@ -106,7 +121,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: this value owns the range, and whoever used what is mapped there has been dropped before.
+        // SAFETY: this value owns the range, and whoever used what is mapped there has been dropped
+        // before.
         unsafe { libc::munmap(self.base.as_ptr(), self.len) };
     }
 }
@@ -125,7 +141,8 @@ pub struct NotRam {
 #[derive(Clone, Copy, Debug)]
 struct FirstPage(NonNull<PageWords>);
 
-// SAFETY: what is behind the pointer is made of atomics and lives as long as the `GuestRam` that holds it.
+// SAFETY: what is behind the pointer is made of atomics and lives as long as the `GuestRam` that
+// holds it.
 unsafe impl Send for FirstPage {}
 // SAFETY: as above.
 unsafe impl Sync for FirstPage {}
@@ -150,17 +167,20 @@ impl GuestRam {
         };
         let file = memfd(size).map_err(|error| fail("making a file in memory", error))?;
         let file = Arc::new(file);
-        let bytes = usize::try_from(size + HUGE_PAGE as u64).map_err(|error| fail("mmap", io::Error::other(error)))?;
+        let bytes = usize::try_from(size + HUGE_PAGE as u64)
+            .map_err(|error| fail("mmap", io::Error::other(error)))?;
         let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
         let address = reservation.base.as_ptr().addr();
         let mut at = address.next_multiple_of(HUGE_PAGE) - address;
         let (mut offset, mut regions) = (0, Vec::new());
         let (mut segments, mut pages) = (Vec::new(), Vec::new());
         for range in ram_ranges(size) {
-            let len = usize::try_from(range.size).map_err(|error| fail("mmap", io::Error::other(error)))?;
-            let pointer = reservation.map(at, &file, offset, len).map_err(|error| fail("mmap", error))?;
-            // SAFETY: `pointer` starts a mapping of `len` bytes, which lives as long as the reservation, which is
-            // dropped after the region.
+            let len = usize::try_from(range.size)
+                .map_err(|error| fail("mmap", io::Error::other(error)))?;
+            let pointer =
+                reservation.map(at, &file, offset, len).map_err(|error| fail("mmap", error))?;
+            // SAFETY: `pointer` starts a mapping of `len` bytes, which lives as long as the
+            // reservation, which is dropped after the region.
             let builder = unsafe { MmapRegionBuilder::new(len).with_raw_mmap_pointer(pointer) };
             let region = builder
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -174,7 +194,8 @@ impl GuestRam {
             pages.extend(NonNull::new(pointer.cast::<PageWords>()).map(FirstPage));
             (at, offset) = (at + len, offset + range.size);
         }
-        let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| fail("mmap", io::Error::other(error)))?;
+        let memory = GuestMemoryMmap::from_regions(regions)
+            .map_err(|error| fail("mmap", io::Error::other(error)))?;
         Ok(Self { memory, size, segments, pages, _reservation: reservation })
     }
 
@@ -190,17 +211,19 @@ impl GuestRam {
 
     /// The page that holds `at`, shared with the guest.
     pub(crate) fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
-        let mut found = self.segments.iter().zip(&self.pages).filter(|(segment, _)| segment.contains(&at));
+        let mut found =
+            self.segments.iter().zip(&self.pages).filter(|(segment, _)| segment.contains(&at));
         let outside = NotRam { start: at, len: 1 };
         let (segment, FirstPage(first)) = found.next().ok_or(outside)?;
         let index = usize::try_from(at.since(segment.start) / PAGE_SIZE).map_err(|_| outside)?;
-        // SAFETY: `first` starts a page-aligned mapping as long as the segment, which is made of whole pages, for the
-        // life of `self`; the words are atomics, so that the guest may write meanwhile.
+        // SAFETY: `first` starts a page-aligned mapping as long as the segment, which is made of
+        // whole pages, for the life of `self`; the words are atomics, so that the guest may write
+        // meanwhile.
         Ok(unsafe { first.add(index).as_ref() })
     }
 
-    /// The parts of RAM that somebody has touched: what the file behind it has pages for. All of it, where the host's
-    /// kernel does not tell.
+    /// The parts of RAM that somebody has touched: what the file behind it has pages for. All of
+    /// it, where the host's kernel does not tell.
     pub(crate) fn populated(&self) -> Vec<Range<GuestPhys>> {
         let mut found = Vec::new();
         for (segment, region) in self.segments.iter().zip(self.memory.iter()) {
@@ -219,8 +242,8 @@ impl GuestRam {
         found
     }
 
-    /// Makes the pages of `range`, which is made of whole ones, present in this process, as far as they are RAM and the host's
-    /// kernel can.
+    /// Makes the pages of `range`, which is made of whole ones, present in this process, as far as
+    /// they are RAM and the host's kernel can.
     pub(crate) fn populate(&self, range: &Range<GuestPhys>) {
         let len = usize::try_from(range.end.since(range.start)).unwrap_or(0);
         if let Ok(slice) = self.memory.get_slice(GuestAddress(range.start.get()), len) {
@@ -228,7 +251,8 @@ impl GuestRam {
             // That it fails shows later, as faults. What is shared may be written as soon as it has
             // been read, and a fault for reading maps the pages beside it as well, where there are
             // some.
-            let _ = unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_READ) };
+            let _ =
+                unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_READ) };
         }
     }
 
@@ -237,8 +261,10 @@ impl GuestRam {
     pub(crate) fn write_fresh(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
         let outside = NotRam { start, len: bytes.len() as u64 };
         let found = self.memory.to_region_addr(GuestAddress(start.get()));
-        let (region, at) = found.filter(|(region, at)| outside.len <= region.len() - at.0).ok_or(outside)?;
-        let written = region.file_offset().map(|file| file.file().write_all_at(bytes, file.start() + at.0));
+        let (region, at) =
+            found.filter(|(region, at)| outside.len <= region.len() - at.0).ok_or(outside)?;
+        let written =
+            region.file_offset().map(|file| file.file().write_all_at(bytes, file.start() + at.0));
         match written {
             Some(Ok(())) => Ok(()),
             // Whatever the file refuses, the mapping has to take.
@@ -271,8 +297,8 @@ impl GuestRam {
         self.memory.write_slice(bytes, GuestAddress(start.get())).map_err(|_| NotRam { start, len })
     }
 
-    /// Bytes of RAM that were ever touched, by the guest or by this process, in whole pages: the rest takes no memory of
-    /// the host's.
+    /// Bytes of RAM that were ever touched, by the guest or by this process, in whole pages: the
+    /// rest takes no memory of the host's.
     pub(crate) fn resident(&self) -> u64 {
         let region = self.memory.iter().next();
         let file = region.and_then(|region| region.file_offset()).expect("guest RAM is a file");
@@ -282,14 +308,19 @@ impl GuestRam {
 
     /// Reads an aligned 8-byte word.
     pub(crate) fn load(&self, at: GuestPhys) -> Result<u64, NotRam> {
-        self.memory.load(GuestAddress(at.get()), Ordering::Relaxed).map_err(|_| NotRam { start: at, len: 8 })
+        self.memory
+            .load(GuestAddress(at.get()), Ordering::Relaxed)
+            .map_err(|_| NotRam { start: at, len: 8 })
     }
 
-    /// The structure of type `T` at `at`, shared with the guest for as long as the value lives. Its pages become
-    /// resident as they are touched.
+    /// The structure of type `T` at `at`, shared with the guest for as long as the value lives. Its
+    /// pages become resident as they are touched.
     ///
     /// `T` is made of atomic words only, by its type.
-    pub(crate) fn shared<T: FromBytes + Atomics>(self: &Arc<Self>, at: GuestPhys) -> Result<Shared<T>, NotRam> {
+    pub(crate) fn shared<T: FromBytes + Atomics>(
+        self: &Arc<Self>,
+        at: GuestPhys,
+    ) -> Result<Shared<T>, NotRam> {
         let outside = NotRam { start: at, len: size_of::<T>() as u64 };
         let slice: VolatileSlice<'_, _> =
             self.memory.get_slice(GuestAddress(at.get()), size_of::<T>()).map_err(|_| outside)?;
@@ -307,7 +338,12 @@ fn first_byte<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> *mut u8 {
 
 fn memfd(size: u64) -> io::Result<File> {
     // SAFETY: the name is a C string, and the flags are memfd_create's own.
-    let fd = unsafe { libc::memfd_create(c"vmkern-guest-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe {
+        libc::memfd_create(
+            c"vmkern-guest-ram".as_ptr(),
+            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+        )
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -321,7 +357,11 @@ fn memfd(size: u64) -> io::Result<File> {
     // A file that cannot shrink can never turn an access to the mapping into SIGBUS.
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
     if unsafe {
-        libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL)
+        libc::fcntl(
+            file.as_raw_fd(),
+            libc::F_ADD_SEALS,
+            libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL,
+        )
     } < 0
     {
         return Err(io::Error::last_os_error());
@@ -382,9 +422,9 @@ impl<T: Atomics> Deref for Shared<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the pointer is aligned and points to `size_of::<T>()` mapped bytes (`GuestRam::shared`), which `_ram`
-        // keeps mapped; any bytes are a `T` (`FromBytes`), and all of its words are atomics (`Atomics`), so that the
-        // guest may write meanwhile.
+        // SAFETY: the pointer is aligned and points to `size_of::<T>()` mapped bytes
+        // (`GuestRam::shared`), which `_ram` keeps mapped; any bytes are a `T` (`FromBytes`), and
+        // all of its words are atomics (`Atomics`), so that the guest may write meanwhile.
         unsafe { self.pointer.as_ref() }
     }
 }
@@ -416,7 +456,8 @@ mod tests {
         assert_eq!(ram.load(GuestPhys::new(HOLE_END)), Ok(0x0101_0101_0101_0101));
         assert!(ram.load(top).is_err());
         assert!(ram.load(GuestPhys::new(1)).is_err());
-        let word = |at: u64| ram.page(GuestPhys::new(at)).map(|page| page[511].load(Ordering::Relaxed));
+        let word =
+            |at: u64| ram.page(GuestPhys::new(at)).map(|page| page[511].load(Ordering::Relaxed));
         assert_eq!(word(HOLE_END + 8), Ok(0x0101_0101_0101_0101));
         assert_eq!(word(HOLE_START - 1), Ok(0));
         assert!(word(HOLE_START).is_err() && word(top.get()).is_err() && word(u64::MAX).is_err());
@@ -431,9 +472,15 @@ mod tests {
         for at in [2 << 30, HOLE_END + 5000] {
             ram.write(GuestPhys::new(at), b"x").expect("it is RAM");
         }
-        let holds = |at: u64| ram.populated().iter().filter(|part| part.contains(&GuestPhys::new(at))).count();
+        let holds = |at: u64| {
+            ram.populated().iter().filter(|part| part.contains(&GuestPhys::new(at))).count()
+        };
         assert_eq!((holds(2 << 30), holds(HOLE_END + 5000), holds(1 << 30)), (1, 1, 0));
-        assert!(ram.populated().iter().all(|part| part.start.is_page_aligned() && part.end.is_page_aligned()));
+        assert!(
+            ram.populated()
+                .iter()
+                .all(|part| part.start.is_page_aligned() && part.end.is_page_aligned())
+        );
     }
 
     #[test]
@@ -446,6 +493,10 @@ mod tests {
 
     fn resident_pages() -> i64 {
         let statm = std::fs::read_to_string("/proc/self/statm").expect("procfs is mounted");
-        statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("statm has the resident pages")
+        statm
+            .split(' ')
+            .nth(1)
+            .and_then(|pages| pages.parse().ok())
+            .expect("statm has the resident pages")
     }
 }

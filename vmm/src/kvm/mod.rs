@@ -1,10 +1,11 @@
 //! The hypervisor: one virtual machine on `/dev/kvm`.
 //!
-//! What happens in which order decides what a start and an exit cost. The memory slot comes before the interrupt
-//! controller, the interrupt controller is the split one (a local APIC in the kernel of the host, nothing else), and no
-//! ioeventfd is ever registered: the guest's doorbell is a port write that exits to the vCPU's thread, the host's is an
-//! MSI. What a vCPU needs of the host but not of its VM (the CPUID that KVM supports) is fetched on the vCPU's own
-//! thread while the VM is made.
+//! What happens in which order decides what a start and an exit cost. The memory slot comes before
+//! the interrupt controller, the interrupt controller is the split one (a local APIC in the kernel
+//! of the host, nothing else), and no ioeventfd is ever registered: the guest's doorbell is a port
+//! write that exits to the vCPU's thread, the host's is an MSI. What a vCPU needs of the host but
+//! not of its VM (the CPUID that KVM supports) is fetched on the vCPU's own thread while the VM is
+//! made.
 
 pub(crate) mod boot;
 pub(crate) mod crew;
@@ -30,7 +31,8 @@ pub use self::regs::{CpuFailure, CpuFault, GPR_NAMES, Registers};
 
 use thiserror::Error;
 
-/// A KVM operation, or what it needs of the host, failed. [`KvmError::remedy`] says what would help.
+/// A KVM operation, or what it needs of the host, failed. [`KvmError::remedy`] says what would
+/// help.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{operation}: {}", std::io::Error::from_raw_os_error(*errno))]
 pub struct KvmError {
@@ -41,7 +43,8 @@ pub struct KvmError {
 }
 
 impl KvmError {
-    /// What would help, as sentences: the limit that was met, by its name and with its value, and how to raise it.
+    /// What would help, as sentences: the limit that was met, by its name and with its value, and
+    /// how to raise it.
     #[must_use]
     pub fn remedy(&self) -> String {
         limits::remedy(&self.operation, self.errno)

@@ -38,7 +38,9 @@ impl NodeAccess {
 
     /// What would help, as sentences with exact commands.
     pub(super) fn remedy(&self) -> String {
-        let Some(node) = &self.0 else { return "Let an administrator look at it: `ls -l /dev/kvm`.".to_owned() };
+        let Some(node) = &self.0 else {
+            return "Let an administrator look at it: `ls -l /dev/kvm`.".to_owned();
+        };
         let Node { group, gid, mode, .. } = node;
         if mode & READ_WRITE == READ_WRITE {
             return "Everybody may open the node itself, so something else forbids it: a control group's list of devices, a \
@@ -67,11 +69,14 @@ impl NodeAccess {
 
 impl fmt::Display for NodeAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.as_ref().map_or(Ok(()), |node| write!(f, " ({}:{}, mode {:04o})", node.owner, node.group, node.mode))
+        self.0.as_ref().map_or(Ok(()), |node| {
+            write!(f, " ({}:{}, mode {:04o})", node.owner, node.group, node.mode)
+        })
     }
 }
 
-/// The name of `id` in `file`, `/etc/passwd` or `/etc/group`, which have it in the first field and its number in the third.
+/// The name of `id` in `file`, `/etc/passwd` or `/etc/group`, which have it in the first field and
+/// its number in the third.
 fn name(file: &str, id: u32) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let mut lines = text.lines().map(|line| line.split(':'));
@@ -93,17 +98,28 @@ mod tests {
     fn a_group_that_may_open_the_node_is_the_one_to_join() {
         for group in ["kvm", "virt"] {
             let access = node("root", group, 36, 0o660);
-            assert!(access.remedy().contains(&format!("sudo usermod -aG {group} $USER")), "{}", access.remedy());
+            assert!(
+                access.remedy().contains(&format!("sudo usermod -aG {group} $USER")),
+                "{}",
+                access.remedy()
+            );
             assert_eq!(access.to_string(), format!(" (root:{group}, mode 0660)"));
         }
     }
 
     #[test]
     fn to_join_a_group_is_no_advice_where_it_does_not_help() {
-        let nodes = [node("root", "root", 0, 0o600), node("root", "root", 0, 0o660), node("root", "kvm", 36, 0o600)];
+        let nodes = [
+            node("root", "root", 0, 0o600),
+            node("root", "root", 0, 0o660),
+            node("root", "kvm", 36, 0o600),
+        ];
         for access in nodes.iter().chain([&node("root", "kvm", 36, 0o640)]) {
             let text = access.remedy();
-            assert!(!text.contains("usermod") && text.contains("setfacl -m u:$USER:rw /dev/kvm"), "{text}");
+            assert!(
+                !text.contains("usermod") && text.contains("setfacl -m u:$USER:rw /dev/kvm"),
+                "{text}"
+            );
         }
     }
 
@@ -116,7 +132,10 @@ mod tests {
     fn numbers_are_told_by_their_names() {
         assert_eq!(name("/etc/passwd", 0).as_deref(), Some("root"));
         assert_eq!(name("/etc/group", 4_000_000_000), None);
-        assert_eq!(NodeAccess::of(Path::new("/dev/null")).0.map(|node| node.owner).as_deref(), Some("root"));
+        assert_eq!(
+            NodeAccess::of(Path::new("/dev/null")).0.map(|node| node.owner).as_deref(),
+            Some("root")
+        );
         assert_eq!(NodeAccess::of(Path::new("/nowhere")), NodeAccess(None));
     }
 }

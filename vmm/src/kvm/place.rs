@@ -3,8 +3,8 @@
 //! **Protocol.** The thread notes its CPU each time that it enters the guest. A thread that is
 //! about to look for an answer without sleeping compares that CPU with its own: where both are the
 //! same, the answer cannot come while it looks. The host may have moved the vCPU's thread since,
-//! without telling it. So before the note is believed, the host is asked, and the note is corrected.
-//! That costs microseconds, where a look in vain costs hundreds.
+//! without telling it. So before the note is believed, the host is asked, and the note is
+//! corrected. That costs microseconds, where a look in vain costs hundreds.
 
 use std::fs;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -39,7 +39,8 @@ impl Place {
         self.cpu.store(sched_getcpu(), Ordering::Relaxed);
     }
 
-    /// Whether the thread is on the CPU that runs this. A thread that never said where it is is elsewhere.
+    /// Whether the thread is on the CPU that runs this. A thread that never said where it is is
+    /// elsewhere.
     pub(super) fn is_here(&self) -> bool {
         let here = sched_getcpu();
         if self.cpu.load(Ordering::Relaxed) != here {
@@ -75,10 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_was_moved_here_unasked_is_found_elsewhere_until_it_says_so_and_one_that_left_is_not_believed() {
+    fn a_thread_that_was_moved_here_unasked_is_found_elsewhere_until_it_says_so_and_one_that_left_is_not_believed()
+     {
         let allowed = sched_getaffinity(None).expect("the host tells");
         let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
-        let (Some(&first), Some(&last)) = (cpus.first(), cpus.last()) else { panic!("no CPU at all") };
+        let (Some(&first), Some(&last)) = (cpus.first(), cpus.last()) else {
+            panic!("no CPU at all")
+        };
         let place = Place::default();
         assert!(!place.is_here());
         let (ask, asked) = channel::<usize>();
@@ -96,7 +100,11 @@ mod tests {
                 told.recv().expect("the thread lives");
                 for here in [first, last] {
                     stay_on(here);
-                    assert_eq!(place.is_here(), here == cpu, "the thread is on {cpu}, and this one on {here}");
+                    assert_eq!(
+                        place.is_here(),
+                        here == cpu,
+                        "the thread is on {cpu}, and this one on {here}"
+                    );
                 }
             }
             // What the note says, but not the host.

@@ -9,8 +9,10 @@ use vmkern_abi::addr::GuestVirt;
 use super::KvmError;
 
 /// Names of [`Registers::gpr`], in the order of their x86 encoding.
-pub const GPR_NAMES: [&str; 16] =
-    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+pub const GPR_NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
 
 /// Registers of a CPU that stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -59,8 +61,8 @@ impl Registers {
             rip: GuestVirt::new(regs.rip),
             rflags: regs.rflags,
             gpr: [
-                regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
-                regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+                regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi,
+                regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
             ],
             cr0: sregs.cr0,
             cr2: GuestVirt::new(sregs.cr2),
@@ -100,10 +102,12 @@ impl fmt::Display for Registers {
 /// Why a vCPU cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CpuFault {
-    /// Three exceptions, each while the one before was being delivered; or a shutdown for another reason.
+    /// Three exceptions, each while the one before was being delivered; or a shutdown for another
+    /// reason.
     #[error("triple fault")]
     TripleFault,
-    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`). Suberror 1 is an instruction that KVM cannot emulate.
+    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`). Suberror 1 is an instruction that KVM
+    /// cannot emulate.
     #[error("KVM internal error, suberror {suberror}{}", emulation(*.suberror, .instruction))]
     Internal {
         /// KVM's number for the reason.

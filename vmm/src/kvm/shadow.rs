@@ -1,15 +1,18 @@
 //! How many shadow pages KVM may keep for a guest.
 //!
-//! A KVM that shadows page tables (no EPT or NPT) keeps a page of its own for each table of the guest that it has followed,
-//! and for each 2 MiB that the guest maps by one entry: it maps them by the pages of the host. Unless told otherwise it
-//! keeps one for every fifty of the guest's pages, at least 64, and takes the oldest away when it wants another. A guest of
-//! 8 MiB with 64 CPUs never boots so: each CPU has a root of its own, and they throw each other out, and sparse page
+//! A KVM that shadows page tables (no EPT or NPT) keeps a page of its own for each table of the
+//! guest that it has followed, and for each 2 MiB that the guest maps by one entry: it maps them by
+//! the pages of the host. Unless told otherwise it keeps one for every fifty of the guest's pages,
+//! at least 64, and takes the oldest away when it wants another. A guest of 8 MiB with 64 CPUs
+//! never boots so: each CPU has a root of its own, and they throw each other out, and sparse page
 //! tables thrash likewise. So it may keep as many as there can be any use for:
 //!
-//! - one for each page of the guest, as each may be a table. What that costs the host is bounded by what the guest has
+//! - one for each page of the guest, as each may be a table. What that costs the host is bounded by
+//!   what the guest has
 //!   made tables of: a shadow page is made when its table is first walked, and a guest that is stingy with tables never
 //!   comes near the limit;
-//! - [`PER_CPU`] for each CPU: a table that several CPUs use is shadowed once, but what a CPU runs on before it comes to
+//! - [`PER_CPU`] for each CPU: a table that several CPUs use is shadowed once, but what a CPU runs
+//!   on before it comes to
 //!   the kernel's own tables (no paging, 32 bits) has roots of its own, and so has each level below them.
 //!
 //! The call itself takes a microsecond. It sets a limit, and makes nothing.
@@ -24,7 +27,8 @@ use super::ioctl::{ioctl, number};
 /// `KVM_SET_NR_MMU_PAGES`, `_IO(0xae, 0x44)` (`linux/kvm.h`). kvm-ioctls does not have it.
 const KVM_SET_NR_MMU_PAGES: libc::c_ulong = 0xae44;
 
-/// A root and three levels below it, for the tables in long mode and once more for what comes before them.
+/// A root and three levels below it, for the tables in long mode and once more for what comes
+/// before them.
 const PER_CPU: u64 = 8;
 
 /// How many shadow pages a guest with `memory` bytes and `vcpus` CPUs may have.

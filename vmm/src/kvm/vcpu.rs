@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, Msrs,
-    kvm_msr_entry,
+    CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_msr_entry,
 };
 use kvm_ioctls::{Error, Kvm, VcpuExit, VcpuFd};
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
@@ -27,7 +27,8 @@ use crate::control::ContractError;
 use crate::devices::{PortBus, PortEvent};
 use crate::inspect::{CpuState, RunState};
 
-/// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the host itself is stuck.
+/// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the
+/// host itself is stuck.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait for a quiescent point before looking whether the vCPU has ended.
 const END_AGAIN: Duration = Duration::from_millis(1);
@@ -90,7 +91,8 @@ impl VcpuState {
         }
     }
 
-    /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called again.
+    /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called
+    /// again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.gate.set(Position::Open);
@@ -102,7 +104,8 @@ impl VcpuState {
         self.gate.wait_gone();
     }
 
-    /// One more holder of the vCPU, and whether he is the first: then it is his to bring it to the gate.
+    /// One more holder of the vCPU, and whether he is the first: then it is his to bring it to the
+    /// gate.
     pub(super) fn hold(&self) -> (Held<'_>, bool) {
         Held::new(&self.gate)
     }
@@ -112,8 +115,8 @@ impl VcpuState {
         self.gate.set(Position::HoldsQuiescent);
     }
 
-    /// Waits until the vCPU stands at a quiescent point, or has ended; where it stands, or nothing when neither has come about
-    /// by `deadline`.
+    /// Waits until the vCPU stands at a quiescent point, or has ended; where it stands, or nothing
+    /// when neither has come about by `deadline`.
     pub(super) fn wait_for_quiescent_point(&self, deadline: Instant) -> Option<Standing> {
         // A vCPU that ends meanwhile never comes to the gate.
         while self.end.get().is_none() {
@@ -163,9 +166,11 @@ impl VcpuState {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has KVM translate these addresses each time that the vCPU comes to a halt at the gate, from now on.
+    /// Has KVM translate these addresses each time that the vCPU comes to a halt at the gate, from
+    /// now on.
     pub(crate) fn ask(&self, addresses: Vec<GuestVirt>) {
-        *self.questions.lock().unwrap_or_else(PoisonError::into_inner) = Questions { addresses, answers: None };
+        *self.questions.lock().unwrap_or_else(PoisonError::into_inner) =
+            Questions { addresses, answers: None };
     }
 
     /// What KVM answered last, where the vCPU stands. Nothing is asked any more.
@@ -179,7 +184,8 @@ impl VcpuState {
             return;
         }
         let translate = |&va: &GuestVirt| {
-            let translation = ioctl(format!("KVM_TRANSLATE of {va}"), || vcpu.translate_gva(va.get()))?;
+            let translation =
+                ioctl(format!("KVM_TRANSLATE of {va}"), || vcpu.translate_gva(va.get()))?;
             Ok((translation.valid != 0).then(|| GuestPhys::new(translation.physical_address)))
         };
         questions.answers = Some(questions.addresses.iter().map(translate).collect());
@@ -195,17 +201,20 @@ impl VcpuState {
     }
 }
 
-/// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's life.
+/// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's
+/// life.
 pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     static CPUID: OnceLock<CpuId> = OnceLock::new();
     if let Some(cpuid) = CPUID.get() {
         return Ok(cpuid.clone());
     }
-    let cpuid = ioctl("KVM_GET_SUPPORTED_CPUID", || kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+    let cpuid =
+        ioctl("KVM_GET_SUPPORTED_CPUID", || kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
     Ok(CPUID.get_or_init(|| cpuid).clone())
 }
 
-/// The CPUID of vCPU `id`. Its APIC ID stands where CPUID tells it: KVM reports that of the host's CPU it was asked on.
+/// The CPUID of vCPU `id`. Its APIC ID stands where CPUID tells it: KVM reports that of the host's
+/// CPU it was asked on.
 pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
     let mut cpuid = supported_cpuid(kvm)?;
     for entry in cpuid.as_mut_slice() {
@@ -227,13 +236,14 @@ pub(crate) fn tsc_khz_of(vcpu: &VcpuFd) -> Result<u32, KvmError> {
 /// What a CPU with this CPUID demands of page-table entries.
 fn paging(cpuid: &CpuId) -> Paging {
     Paging::of_cpuid(|leaf| {
-        let entry = cpuid.as_slice().iter().find(|entry| entry.function == leaf && entry.index == 0);
+        let entry =
+            cpuid.as_slice().iter().find(|entry| entry.function == leaf && entry.index == 0);
         entry.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
     })
 }
 
-/// Given the TSC's frequency in kHz and what the CPUs demand of page-table entries, finishes the guest's memory and says
-/// how to begin.
+/// Given the TSC's frequency in kHz and what the CPUs demand of page-table entries, finishes the
+/// guest's memory and says how to begin.
 pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Begin, KvmError> + Send>;
 
 /// What a vCPU's thread gets to know from the launching thread, in this order.
@@ -246,7 +256,8 @@ pub(crate) struct Orders {
 
 /// How a vCPU begins.
 pub(crate) enum Start {
-    /// At the kernel's entry: `entry` arrives once the image is in memory and all vCPUs have been made.
+    /// At the kernel's entry: `entry` arrives once the image is in memory and all vCPUs have been
+    /// made.
     Boot {
         /// What to do while it has to wait, once there is memory.
         load: Receiver<Arc<Load>>,
@@ -384,7 +395,9 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
                 None
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                log::debug!("the guest wrote {data:02x?} to physical address {address:#x}, where there is nothing");
+                log::debug!(
+                    "the guest wrote {data:02x?} to physical address {address:#x}, where there is nothing"
+                );
                 None
             }
             Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen) => None,
@@ -396,7 +409,8 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
                 vcpu.acknowledge();
                 None
             }
-            // A vCPU that another one started gives it too, once. For ever it means that the host makes no thread for KVM.
+            // A vCPU that another one started gives it too, once. For ever it means that the host
+            // makes no thread for KVM.
             Err(error) if error.errno() == libc::EAGAIN && patience.lasts() => {
                 vcpu.acknowledge();
                 None
@@ -410,7 +424,8 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
             let now = run_state(vcpu);
             state.see(now, vcpu);
             state.answer(vcpu);
-            // A kernel halts only where it owns no lock, and a vCPU that was never started owns none either.
+            // A kernel halts only where it owns no lock, and a vCPU that was never started owns
+            // none either.
             match said {
                 Some(standing) => standing,
                 None if now == RunState::Running => Standing::Anywhere,
@@ -453,21 +468,29 @@ fn tsc(vcpu: &KickableVcpu) -> u64 {
 
 fn run_state(vcpu: &KickableVcpu) -> RunState {
     match ioctl("KVM_GET_MP_STATE", || vcpu.get_mp_state()) {
-        Ok(state) if [KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED].contains(&state.mp_state) => RunState::Halted,
+        Ok(state)
+            if [KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED].contains(&state.mp_state) =>
+        {
+            RunState::Halted
+        }
         _ => RunState::Running,
     }
 }
 
 fn internal_error(vcpu: &mut KickableVcpu) -> CpuFault {
     let run = vcpu.get_kvm_run();
-    // SAFETY: every field of the union is plain numbers, and KVM has filled this one, as the exit's reason says. The
-    // layout is that of `struct kvm_run`.
+    // SAFETY: every field of the union is plain numbers, and KVM has filled this one, as the exit's
+    // reason says. The layout is that of `struct kvm_run`.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let mut instruction = Vec::new();
-    // With the flag set, one byte counts the instruction's bytes and fifteen hold them (`struct kvm_run`,
-    // emulation_failure).
-    if internal.suberror == KVM_INTERNAL_ERROR_EMULATION && internal.ndata >= 3 && internal.data[0] & 1 != 0 {
-        let bytes: Vec<u8> = internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
+    // With the flag set, one byte counts the instruction's bytes and fifteen hold them (`struct
+    // kvm_run`, emulation_failure).
+    if internal.suberror == KVM_INTERNAL_ERROR_EMULATION
+        && internal.ndata >= 3
+        && internal.data[0] & 1 != 0
+    {
+        let bytes: Vec<u8> =
+            internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
         instruction.extend_from_slice(&bytes[1..=usize::from(bytes[0]).min(15)]);
     }
     CpuFault::Internal { suberror: internal.suberror, instruction }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap, kvm_msi,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -11,7 +12,8 @@ use super::ioctl::ioctl;
 use super::memory::GuestRam;
 use super::{KvmError, shadow};
 
-/// Pins of the I/O APIC that user space would emulate. There is none, but KVM routes MSIs for as many.
+/// Pins of the I/O APIC that user space would emulate. There is none, but KVM routes MSIs for as
+/// many.
 const IOAPIC_PINS: u64 = 24;
 /// The MSI address of the local APIC with ID 0, physical destination (SDM volume 3, section 11.11).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
@@ -27,7 +29,8 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Puts `ram` into the VM, which has none, and local APICs for its vCPUs, of which there will be `vcpus`.
+    /// Puts `ram` into the VM, which has none, and local APICs for its vCPUs, of which there will
+    /// be `vcpus`.
     pub(crate) fn furnish(&mut self, ram: Arc<GuestRam>, vcpus: u32) -> Result<(), KvmError> {
         let memory = ram.size();
         self.set_ram(ram)?;
@@ -54,7 +57,9 @@ impl Vm {
     }
 
     fn set_slots(&self, flags: u32) -> Result<(), KvmError> {
-        for (slot, (range, userspace_addr)) in (0..).zip(self.ram.iter().flat_map(|ram| ram.host_ranges())) {
+        for (slot, (range, userspace_addr)) in
+            (0..).zip(self.ram.iter().flat_map(|ram| ram.host_ranges()))
+        {
             let region = kvm_userspace_memory_region {
                 slot,
                 flags,
@@ -62,9 +67,10 @@ impl Vm {
                 memory_size: range.size,
                 userspace_addr,
             };
-            let operation = format!("KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {}", range.size, range.start);
-            // SAFETY: the range of this process's memory is mapped for as long as `ram` lives, which this value holds;
-            // the ranges do not overlap.
+            let operation =
+                format!("KVM_SET_USER_MEMORY_REGION of {:#x} bytes at {}", range.size, range.start);
+            // SAFETY: the range of this process's memory is mapped for as long as `ram` lives,
+            // which this value holds; the ranges do not overlap.
             ioctl(operation, || unsafe { self.fd.set_user_memory_region(region) })?;
         }
         Ok(())
@@ -87,9 +93,14 @@ impl Vm {
         ioctl(format!("{CREATE_VCPU} {id}"), || self.fd.create_vcpu(u64::from(id)))
     }
 
-    /// Sends interrupt `vector` to the vCPU with APIC ID `id`, at most 255, fixed delivery, edge-triggered.
+    /// Sends interrupt `vector` to the vCPU with APIC ID `id`, at most 255, fixed delivery,
+    /// edge-triggered.
     pub(crate) fn signal(&self, id: u32, vector: u8) -> Result<Delivery, KvmError> {
-        let msi = kvm_msi { address_lo: MSI_ADDRESS | id << 12, data: vector.into(), ..Default::default() };
+        let msi = kvm_msi {
+            address_lo: MSI_ADDRESS | id << 12,
+            data: vector.into(),
+            ..Default::default()
+        };
         match ioctl(format!("KVM_SIGNAL_MSI of vector {vector:#x}"), || self.fd.signal_msi(msi))? {
             0 => {
                 log::debug!("the guest's APIC dropped vector {vector:#x}");

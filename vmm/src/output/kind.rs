@@ -13,7 +13,8 @@ use super::stream::Stream;
 /// What goes to standard output whatever else would.
 static RESERVED: OnceLock<&'static str> = OnceLock::new();
 
-/// Keeps standard output for `what`, such as a report, from now on: as a [`super::Destination`] it is refused.
+/// Keeps standard output for `what`, such as a report, from now on: as a [`super::Destination`] it
+/// is refused.
 pub fn reserve_stdout(what: &'static str) {
     let _ = RESERVED.set(what);
 }
@@ -70,9 +71,13 @@ fn nothing(path: &Path) -> Result<Kind, OutputFault> {
         return Err(OutputFault::DanglingLink(to));
     }
     if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        return Err(OutputFault::io("make it", io::Error::new(io::ErrorKind::InvalidInput, "it has no file name")));
+        return Err(OutputFault::io(
+            "make it",
+            io::Error::new(io::ErrorKind::InvalidInput, "it has no file name"),
+        ));
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match fs::metadata(directory) {
         Ok(parent) if parent.is_dir() => Ok(Kind::File { file: path.to_path_buf(), there: None }),
         Ok(_) => Err(OutputFault::io("make it", io::ErrorKind::NotADirectory.into())),
@@ -82,17 +87,22 @@ fn nothing(path: &Path) -> Result<Kind, OutputFault> {
 
 /// A file is behind `path`.
 fn ordinary(path: &Path, there: Metadata) -> Result<Kind, OutputFault> {
-    // `/dev/stdout`, or the very file: two who write to one file each for himself would destroy each other's output.
+    // `/dev/stdout`, or the very file: two who write to one file each for himself would destroy
+    // each other's output.
     if is_same(&there, &io::stdout()) {
         return stdout();
     }
     if is_same(&there, &io::stderr()) {
         return Ok(Kind::Stream(Stream::stderr()));
     }
-    let file = fs::canonicalize(path).map_err(|error| OutputFault::io("follow its links", error))?;
+    let file =
+        fs::canonicalize(path).map_err(|error| OutputFault::io("follow its links", error))?;
     // A file in a directory of ours can be replaced though we must not write to it.
     let mut options = OpenOptions::new();
-    let opened = options.write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(&file);
+    let opened = options
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(&file);
     opened.map_err(|error| OutputFault::io("write to it", error))?;
     Ok(Kind::File { file, there: Some(there) })
 }

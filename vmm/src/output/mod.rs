@@ -10,13 +10,13 @@
 //! | a file, or a symbolic link to one | the file is replaced or overwritten, and keeps its mode and its links |
 //! | a FIFO that nobody reads, a socket, a block device, a directory, a dangling link | refused |
 //!
-//! [`Destination::of`] finds out which it is and opens what is to be written to as it is. Then a file comes about in one of two
-//! ways: [`Destination::whole`] makes one that appears whole or not at all, [`Destination::grows`] one that can be read
-//! while it grows.
+//! [`Destination::of`] finds out which it is and opens what is to be written to as it is. Then a
+//! file comes about in one of two ways: [`Destination::whole`] makes one that appears whole or not
+//! at all, [`Destination::grows`] one that can be read while it grows.
 //!
-//! **Waiting.** Pipes and terminals may have no room. Nothing here waits for that without an end: each wait asks its
-//! caller now and then whether to go on. Whoever does not read any more ([`io::ErrorKind::BrokenPipe`]) wants no more,
-//! and that is not an error.
+//! **Waiting.** Pipes and terminals may have no room. Nothing here waits for that without an end:
+//! each wait asks its caller now and then whether to go on. Whoever does not read any more
+//! ([`io::ErrorKind::BrokenPipe`]) wants no more, and that is not an error.
 
 mod error;
 mod kind;
@@ -95,8 +95,8 @@ impl Destination {
         &self.path
     }
 
-    /// Output that appears whole or not at all where it becomes a file: it grows beside the one that is wanted, and
-    /// [`Output::finish`] gives it its name.
+    /// Output that appears whole or not at all where it becomes a file: it grows beside the one
+    /// that is wanted, and [`Output::finish`] gives it its name.
     ///
     /// # Errors
     /// When the file cannot be made.
@@ -104,7 +104,9 @@ impl Destination {
         let fail = OutputError::at(&self.path);
         let sink = match self.kind {
             Kind::Stream(stream) => Sink::Stream(stream),
-            Kind::File { file, there } => Sink::Whole(Partial::beside(file, there, readers).map_err(fail)?),
+            Kind::File { file, there } => {
+                Sink::Whole(Partial::beside(file, there, readers).map_err(fail)?)
+            }
         };
         Ok(Output { path: self.path, sink, len: 0 })
     }
@@ -120,7 +122,9 @@ impl Destination {
             Kind::File { file, there } => {
                 let open = || -> io::Result<File> {
                     let mut options = OpenOptions::new();
-                    options.write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
+                    options
+                        .write(true)
+                        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
                     // Whatever has come there since is not ours to overwrite.
                     options.create_new(there.is_none()).mode(readers.mode());
                     let opened = options.open(&file)?;
@@ -144,7 +148,8 @@ enum Sink {
     Whole(Partial),
 }
 
-/// Output on its way. One that is dropped before [`Output::finish`] leaves no new file where it was to be whole.
+/// Output on its way. One that is dropped before [`Output::finish`] leaves no new file where it was
+/// to be whole.
 #[derive(Debug)]
 pub struct Output {
     path: PathBuf,
@@ -185,7 +190,8 @@ impl Output {
             Sink::Whole(partial) => partial.file(),
             Sink::Stream(stream) => {
                 while self.len < to {
-                    let count = usize::try_from(to - self.len).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+                    let count = usize::try_from(to - self.len)
+                        .map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
                     stream.write(&ZEROS[..count], go_on)?;
                     self.len += count as u64;
                 }

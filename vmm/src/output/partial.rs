@@ -1,8 +1,9 @@
 //! A file that grows beside the one that is wanted, and takes its name when it is whole.
 //!
-//! Its name is that of the file, with a dot before it and random letters and `.partial` behind it. It goes away by itself
-//! when it is dropped, and by [`abandon`] when the process is about to end in another way. One that a killed process left
-//! is known by its lock, which nobody holds any more: whoever next makes such a file for the same name removes it.
+//! Its name is that of the file, with a dot before it and random letters and `.partial` behind it.
+//! It goes away by itself when it is dropped, and by [`abandon`] when the process is about to end
+//! in another way. One that a killed process left is known by its lock, which nobody holds any
+//! more: whoever next makes such a file for the same name removes it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -45,16 +46,26 @@ pub(super) struct Partial {
 
 impl Partial {
     /// One that is to be `wanted`, in place of what is `there`.
-    pub(super) fn beside(wanted: PathBuf, there: Option<Metadata>, readers: Readers) -> Result<Self, OutputFault> {
+    pub(super) fn beside(
+        wanted: PathBuf,
+        there: Option<Metadata>,
+        readers: Readers,
+    ) -> Result<Self, OutputFault> {
         let fail = |error| OutputFault::io("make a file in its directory", error);
-        let directory = wanted.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = wanted
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let prefix = prefix(wanted.file_name().unwrap_or_default());
         remove_left(directory, &prefix);
-        let file = make(directory, &prefix, there.as_ref().map_or(readers.mode(), |_| 0o600)).map_err(fail)?;
+        let file = make(directory, &prefix, there.as_ref().map_or(readers.mode(), |_| 0o600))
+            .map_err(fail)?;
         if let Some(there) = there {
             // Not everybody may give files away; then it is ours.
             let _ = fchown(file.as_file(), Some(there.uid()), Some(there.gid()));
-            file.as_file().set_permissions(Permissions::from_mode(there.mode() & 0o7777)).map_err(fail)?;
+            file.as_file()
+                .set_permissions(Permissions::from_mode(there.mode() & 0o7777))
+                .map_err(fail)?;
         }
         let path = file.path().to_path_buf();
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
@@ -111,9 +122,13 @@ fn remove_left(directory: &Path, prefix: &OsStr) {
     let is_partial = |name: &OsStr| {
         let rest = name.as_bytes().strip_prefix(prefix.as_bytes());
         let letters = rest.and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
-        letters.is_some_and(|letters| letters.len() == LETTERS && letters.iter().all(u8::is_ascii_alphanumeric))
+        letters.is_some_and(|letters| {
+            letters.len() == LETTERS && letters.iter().all(u8::is_ascii_alphanumeric)
+        })
     };
-    for path in entries.flatten().filter(|entry| is_partial(&entry.file_name())).map(|entry| entry.path()) {
+    for path in
+        entries.flatten().filter(|entry| is_partial(&entry.file_name())).map(|entry| entry.path())
+    {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
         let Ok(file) = options.open(&path) else { continue };

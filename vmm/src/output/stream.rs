@@ -1,7 +1,8 @@
 //! Output that goes in order to something that is open: standard output, a device, a pipe.
 //!
-//! A pipe that is ready takes [`CHUNK`] bytes without a wait, whether or not its descriptor was opened to wait; so a write of
-//! at most so many, after a look, does not hang, and whoever waits does it in the look.
+//! A pipe that is ready takes [`CHUNK`] bytes without a wait, whether or not its descriptor was
+//! opened to wait; so a write of at most so many, after a look, does not hang, and whoever waits
+//! does it in the look.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
@@ -19,8 +20,8 @@ const CHUNK: usize = 4096;
 /// How long to wait for room before the caller is asked whether to go on.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// Something open that takes bytes in order. Any number of threads may write; what each writes at once, up to 4,096 bytes,
-/// stays together.
+/// Something open that takes bytes in order. Any number of threads may write; what each writes at
+/// once, up to 4,096 bytes, stays together.
 #[derive(Debug)]
 pub struct Stream {
     to: To,
@@ -71,12 +72,11 @@ impl Stream {
         self.fd().is_terminal()
     }
 
-    /// Writes all of `bytes`, and takes no lock. When the reader has gone away, this and all that follows is dropped, which
-    /// is not an error.
+    /// Writes all of `bytes`, and takes no lock. When the reader has gone away, this and all that
+    /// follows is dropped, which is not an error.
     ///
-    /// # Errors
-    /// When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and `go_on` has had enough of waiting,
-    /// and ever after.
+    /// # Errors When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and
+    /// `go_on` has had enough of waiting, and ever after.
     pub fn write(&self, mut bytes: &[u8], go_on: GoOn<'_>) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.ended.load(Ordering::Relaxed) {

@@ -10,14 +10,17 @@ fn go_on() -> ControlFlow<()> {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) {
-    let mut output = Destination::of(path).and_then(|to| to.whole(Readers::Owner)).unwrap_or_else(|e| panic!("{e}"));
+    let mut output = Destination::of(path)
+        .and_then(|to| to.whole(Readers::Owner))
+        .unwrap_or_else(|e| panic!("{e}"));
     output.write(bytes, &mut go_on).expect("it can be written");
     output.finish().expect("it can get its name");
 }
 
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("it can be read").flatten();
-    let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -35,7 +38,10 @@ fn a_new_file_is_its_owners_alone_and_one_that_is_replaced_keeps_its_mode() {
     for kept in [0o644, 0o640, 0o444 | 0o200] {
         fs::set_permissions(&path, Permissions::from_mode(kept)).expect("it is ours");
         write_whole(&path, b"another");
-        assert_eq!((mode(&path), fs::read(&path).expect("it can be read")), (kept, b"another".to_vec()));
+        assert_eq!(
+            (mode(&path), fs::read(&path).expect("it can be read")),
+            (kept, b"another".to_vec())
+        );
     }
     assert_eq!(names(dir.path()), ["image"]);
 }
@@ -50,7 +56,8 @@ fn a_link_to_a_file_stays_and_the_file_is_replaced() {
     write_whole(&link, b"new");
     assert_eq!(fs::read_link(&link).expect("it is a link"), Path::new("far/file"));
     assert_eq!(fs::read(dir.path().join("far/file")).expect("it can be read"), b"new");
-    let mut log = Destination::of(&link).and_then(|to| to.grows(Readers::Umask)).expect("it is a file");
+    let mut log =
+        Destination::of(&link).and_then(|to| to.grows(Readers::Umask)).expect("it is a file");
     log.write(b"l", &mut go_on).expect("it can be written");
     assert_eq!(fs::read(&link).expect("it can be read"), b"l", "what was there is gone at once");
     assert_eq!(
@@ -90,8 +97,10 @@ fn a_pipe_gets_zeros_for_holes_and_a_reader_that_leaves_is_no_error() {
     let path = dir.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&path).status().expect("there is mkfifo").success());
     let mut options = OpenOptions::new();
-    let mut reader = options.read(true).custom_flags(libc::O_NONBLOCK).open(&path).expect("it can be read");
-    let mut output = Destination::of(&path).and_then(|to| to.whole(Readers::Owner)).expect("it has a reader");
+    let mut reader =
+        options.read(true).custom_flags(libc::O_NONBLOCK).open(&path).expect("it can be read");
+    let mut output =
+        Destination::of(&path).and_then(|to| to.whole(Readers::Owner)).expect("it has a reader");
     output.write(b"a", &mut go_on).expect("there is room");
     output.skip(5000, &mut go_on).expect("there is room");
     output.write(b"z", &mut go_on).expect("there is room");
@@ -111,7 +120,8 @@ fn a_pipe_gets_zeros_for_holes_and_a_reader_that_leaves_is_no_error() {
     let full = output.write(&vec![1; 1 << 20], &mut enough).expect_err("the pipe is full");
     assert_eq!((full.kind(), asked), (io::ErrorKind::TimedOut, 3));
     drop(output);
-    let mut output = Destination::of(&path).and_then(|to| to.whole(Readers::Owner)).expect("it has a reader");
+    let mut output =
+        Destination::of(&path).and_then(|to| to.whole(Readers::Owner)).expect("it has a reader");
     drop(reader);
     output.write(&vec![1; 1 << 20], &mut go_on).expect("nobody wants it");
     output.skip(1 << 20, &mut go_on).expect("nobody wants it");
@@ -123,17 +133,27 @@ fn a_pipe_gets_zeros_for_holes_and_a_reader_that_leaves_is_no_error() {
 fn a_partial_file_that_a_killed_process_left_is_removed_and_one_in_use_is_not() {
     let dir = tempfile::tempdir().expect("a directory can be made");
     let left = dir.path().join(".image.Ab12Cd.partial");
-    for name in [".image.Ab12Cd.partial", ".image.partial", ".image.toolong1.partial", ".other.Ab12Cd.partial"] {
+    for name in [
+        ".image.Ab12Cd.partial",
+        ".image.partial",
+        ".image.toolong1.partial",
+        ".other.Ab12Cd.partial",
+    ] {
         fs::write(dir.path().join(name), "left").expect("it can be written");
     }
     let wanted = dir.path().join("image");
-    let first = Destination::of(&wanted).and_then(|to| to.whole(Readers::Owner)).expect("there is room");
+    let first =
+        Destination::of(&wanted).and_then(|to| to.whole(Readers::Owner)).expect("there is room");
     assert!(!left.exists());
-    let second = Destination::of(&wanted).and_then(|to| to.whole(Readers::Owner)).expect("there is room");
+    let second =
+        Destination::of(&wanted).and_then(|to| to.whole(Readers::Owner)).expect("there is room");
     assert_eq!(names(dir.path()).len(), 5, "three that are not of this name, and two in use");
     first.finish().expect("it is in use");
     drop(second);
-    assert_eq!(names(dir.path()), [".image.partial", ".image.toolong1.partial", ".other.Ab12Cd.partial", "image"]);
+    assert_eq!(
+        names(dir.path()),
+        [".image.partial", ".image.toolong1.partial", ".other.Ab12Cd.partial", "image"]
+    );
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use super::diagnostic::{Diagnostic, closest};
 
 const REPEAT: &str = "`repeat COUNT` ... `end` is the only loop; `$i` in it counts from 0";
-const JUDGE: &str = "there are no branches: a script ends at the first `expect` or `assert` that does not hold";
+const JUDGE: &str =
+    "there are no branches: a script ends at the first `expect` or `assert` that does not hold";
 
 /// Words of other languages, and what stands in their place here.
 const FOREIGN: [(&str, &str); 17] = [
@@ -37,7 +38,9 @@ pub(super) const LET: &str = "`let NAME = EXPR` binds a number";
 
 /// For a verb that is called as C would.
 pub(super) fn call(signature: &str) -> String {
-    format!("arguments follow the verb, with blanks between them and no parentheses around: `{signature}`")
+    format!(
+        "arguments follow the verb, with blanks between them and no parentheses around: `{signature}`"
+    )
 }
 
 /// Adds what the number `word` could have been meant to be.
@@ -47,7 +50,11 @@ pub(super) fn number(word: &str, error: Diagnostic) -> Diagnostic {
     }
     let small = word.to_ascii_lowercase().replace('_', "");
     let is_hex = small.starts_with("0x");
-    let len = if is_hex { small.len() } else { small.find(|c: char| !c.is_ascii_digit()).unwrap_or(small.len()) };
+    let len = if is_hex {
+        small.len()
+    } else {
+        small.find(|c: char| !c.is_ascii_digit()).unwrap_or(small.len())
+    };
     let (digits, suffix) = small.split_at(len);
     let unit = match suffix {
         "" => "",
@@ -113,7 +120,8 @@ mod tests {
             ("99999999999999999999K", None),
         ];
         for (word, meant) in cases {
-            let error = number(word, Diagnostic::new(Span { line: 1, start: 0, end: 1 }, "", "", ""));
+            let error =
+                number(word, Diagnostic::new(Span { line: 1, start: 0, end: 1 }, "", "", ""));
             assert_eq!(error.help, meant.map(|meant| format!("did you mean `{meant}`?")), "{word}");
         }
     }

@@ -11,7 +11,8 @@ use super::source::{Source, Span};
 use super::verbs::Verb;
 use crate::What;
 
-/// A script that can run: every verb is one that the kernel offers, and every name has been bound by a line above.
+/// A script that can run: every verb is one that the kernel offers, and every name has been bound
+/// by a line above.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub(super) source: Source,
@@ -231,7 +232,8 @@ pub(super) enum Compare {
 }
 
 impl Compare {
-    pub const ALL: [Self; 6] = [Self::Equal, Self::Different, Self::Less, Self::AtMost, Self::Greater, Self::AtLeast];
+    pub const ALL: [Self; 6] =
+        [Self::Equal, Self::Different, Self::Less, Self::AtMost, Self::Greater, Self::AtLeast];
 
     pub fn sign(self) -> &'static str {
         match self {
@@ -256,7 +258,8 @@ impl Compare {
     }
 }
 
-/// Terms joined by operators, combined from left to right. A flat list, so that a long sum is no deep tree.
+/// Terms joined by operators, combined from left to right. A flat list, so that a long sum is no
+/// deep tree.
 #[derive(Clone, Debug)]
 pub(super) struct Expr {
     pub span: Span,
@@ -324,7 +327,8 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    pub const ALL: [Self; 5] = [Self::Add, Self::Subtract, Self::Multiply, Self::Divide, Self::Remainder];
+    pub const ALL: [Self; 5] =
+        [Self::Add, Self::Subtract, Self::Multiply, Self::Divide, Self::Remainder];
 
     pub fn sign(self) -> &'static str {
         match self {

@@ -3,7 +3,9 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op};
 
-use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, ThreadId, ThreadRef, WhatArg};
+use super::ast::{
+    Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, ThreadId, ThreadRef, WhatArg,
+};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, SERIES_MAX, SeriesFull};
 use super::eval::{Over, Run, wrong};
@@ -32,8 +34,9 @@ impl Run<'_> {
     }
 
     pub(super) fn term(&mut self, statement: &Stmt, term: &Term) -> Result<u64, Over> {
-        let target =
-            |run: &mut Self, result: Result<u64, TargetError>| result.map_err(|error| run.lost(statement, None, error));
+        let target = |run: &mut Self, result: Result<u64, TargetError>| {
+            result.map_err(|error| run.lost(statement, None, error))
+        };
         match &term.kind {
             TermKind::Number(value, _) => Ok(*value),
             TermKind::Cycles => Ok(self.cycles),
@@ -58,7 +61,12 @@ impl Run<'_> {
                 if low > high {
                     let found = format!("rand({low},{high})");
                     let message = format!("{found} has no number to draw");
-                    return Err(wrong(Diagnostic::new(term.span, message, "LO not above HI", found)));
+                    return Err(wrong(Diagnostic::new(
+                        term.span,
+                        message,
+                        "LO not above HI",
+                        found,
+                    )));
                 }
                 Ok(self.random.between(low, high))
             }
@@ -79,13 +87,19 @@ impl Run<'_> {
             MapRef::Named(map) => Ok(*map),
             MapRef::Bound(term) => match self.lookup(statement, term)? {
                 (Some(Bound::Map(map)), _) => Ok(map),
-                (other, index) => Err(self.misfit(term, other, index, "a map bound by kmem_suballoc")),
+                (other, index) => {
+                    Err(self.misfit(term, other, index, "a map bound by kmem_suballoc"))
+                }
             },
         }
     }
 
     /// What a `$NAME` or `$NAME[EXPR]` is bound to, and the value of the index.
-    fn lookup(&mut self, statement: &Stmt, term: &Term) -> Result<(Option<Bound>, Option<u64>), Over> {
+    fn lookup(
+        &mut self,
+        statement: &Stmt,
+        term: &Term,
+    ) -> Result<(Option<Bound>, Option<u64>), Over> {
         match &term.kind {
             TermKind::Value(name) => Ok((self.env.get(*name, None), None)),
             TermKind::Element(name, index) => {
@@ -103,20 +117,29 @@ impl Run<'_> {
         let message = match value {
             None => format!("`{shown}`{index} has not been bound"),
             Some(Bound::Number(value, radix)) => {
-                format!("`{shown}`{index} is not a map, but the number {}", outcome::shown(value, radix))
+                format!(
+                    "`{shown}`{index} is not a map, but the number {}",
+                    outcome::shown(value, radix)
+                )
             }
             Some(Bound::Map(_)) => format!("`{shown}`{index} is a map"),
             Some(Bound::Other(outcome)) => {
-                format!("`{shown}`{index} has no value: its statement gave {}", StepResult::Given(*outcome))
+                format!(
+                    "`{shown}`{index} has no value: its statement gave {}",
+                    StepResult::Given(*outcome)
+                )
             }
             Some(Bound::Started) => {
-                format!("`{shown}`{index} has no value yet: its statement was started, and has not been joined")
+                format!(
+                    "`{shown}`{index} has no value yet: its statement was started, and has not been joined"
+                )
             }
         };
         wrong(Diagnostic::new(term.span, message, needed, format!("`{shown}`")))
     }
 
-    /// How reports write the value of `expr`: in hexadecimal if a number in it is written so, or a name's value.
+    /// How reports write the value of `expr`: in hexadecimal if a number in it is written so, or a
+    /// name's value.
     pub(super) fn radix(&self, expr: &Expr) -> Radix {
         let of = |term: &Term| match &term.kind {
             TermKind::Number(_, radix) => *radix,
@@ -131,15 +154,31 @@ impl Run<'_> {
     }
 
     /// Binds a place to a value.
-    pub(super) fn bind(&mut self, span: Span, place: (NameId, Option<u64>), value: Bound) -> Result<(), Over> {
+    pub(super) fn bind(
+        &mut self,
+        span: Span,
+        place: (NameId, Option<u64>),
+        value: Bound,
+    ) -> Result<(), Over> {
         self.env.bind(place.0, place.1, value).map_err(|SeriesFull| {
-            let message = format!("the series of this script have {SERIES_MAX} elements, and this would be one more");
-            wrong(Diagnostic::new(span, message, "fewer elements in all series together", "another element"))
+            let message = format!(
+                "the series of this script have {SERIES_MAX} elements, and this would be one more"
+            );
+            wrong(Diagnostic::new(
+                span,
+                message,
+                "fewer elements in all series together",
+                "another element",
+            ))
         })
     }
 
     /// The thread that `thread` names.
-    pub(super) fn thread(&mut self, statement: &Stmt, thread: &ThreadRef) -> Result<ThreadId, Over> {
+    pub(super) fn thread(
+        &mut self,
+        statement: &Stmt,
+        thread: &ThreadRef,
+    ) -> Result<ThreadId, Over> {
         let index = match thread {
             ThreadRef::Fixed(thread) => return Ok(*thread),
             ThreadRef::Computed(index) => index,
@@ -148,12 +187,21 @@ impl Run<'_> {
         let fits = u16::try_from(number).ok().filter(|&number| number < ThreadId::COUNT);
         fits.map(ThreadId).ok_or_else(|| {
             let found = format!("`t[{number}]`");
-            wrong(Diagnostic::new(index.span, format!("{found} is not a thread"), "t0 to t63", found))
+            wrong(Diagnostic::new(
+                index.span,
+                format!("{found} is not a thread"),
+                "t0 to t63",
+                found,
+            ))
         })
     }
 
     /// Where a value goes.
-    pub(super) fn place(&mut self, statement: &Stmt, place: &Place) -> Result<(NameId, Option<u64>), Over> {
+    pub(super) fn place(
+        &mut self,
+        statement: &Stmt,
+        place: &Place,
+    ) -> Result<(NameId, Option<u64>), Over> {
         let index = place.index.as_ref().map(|index| self.eval(statement, index)).transpose()?;
         Ok((place.name, index))
     }
@@ -193,7 +241,12 @@ impl Run<'_> {
                 let (start, end) = (self.eval(statement, start)?, self.eval(statement, end)?);
                 What::page_table(start, end).ok_or_else(|| {
                     let found = format!("{start:#x}..{end:#x}");
-                    wrong(Diagnostic::new(span, format!("{found} is empty"), "an end above the start", found))
+                    wrong(Diagnostic::new(
+                        span,
+                        format!("{found} is empty"),
+                        "an end above the start",
+                        found,
+                    ))
                 })?
             }
             WhatArg::Diff(file) => return Ok(Look::Since(file.clone())),
@@ -201,7 +254,12 @@ impl Run<'_> {
     }
 
     /// The operation that a call with these values is.
-    pub(super) fn operation(&mut self, statement: &Stmt, call: &Call, values: &[Value]) -> Result<Op, Over> {
+    pub(super) fn operation(
+        &mut self,
+        statement: &Stmt,
+        call: &Call,
+        values: &[Value],
+    ) -> Result<Op, Over> {
         let op = match call.verb.action {
             Action::Operation(build) => build(values),
             _ => None,

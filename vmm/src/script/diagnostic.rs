@@ -23,9 +23,15 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error at `span`.
     #[must_use]
-    pub fn new(span: Span, message: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub fn new(
+        span: Span,
+        message: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
         let quoted = |text: String| clip(one_line(text.as_bytes()));
-        let [message, expected, found] = [message.into(), expected.into(), found.into()].map(quoted);
+        let [message, expected, found] =
+            [message.into(), expected.into(), found.into()].map(quoted);
         Self { span, message, expected, found, help: None }
     }
 
@@ -86,15 +92,18 @@ struct Excerpt {
     marked: usize,
 }
 
-/// What is shown of the line `text` for an error at bytes `start..end`: all, or what stands around the place.
+/// What is shown of the line `text` for an error at bytes `start..end`: all, or what stands around
+/// the place.
 fn excerpt(text: &str, start: usize, end: usize) -> Excerpt {
     const DOTS: &str = "...";
     let start = if text.is_char_boundary(start) { start } else { text.len() };
-    let from = text[..start].char_indices().rev().take(EXCERPT / 2).last().map_or(start, |(at, _)| at);
+    let from =
+        text[..start].char_indices().rev().take(EXCERPT / 2).last().map_or(start, |(at, _)| at);
     let to = text[start..].char_indices().nth(EXCERPT / 2).map_or(text.len(), |(at, _)| start + at);
     let before = text[from..start].chars().count();
     let marked = text.get(start..end.min(to)).map_or(0, |piece| piece.chars().count()).max(1);
-    let (dots_before, dots_after) = (if from > 0 { DOTS } else { "" }, if to < text.len() { DOTS } else { "" });
+    let (dots_before, dots_after) =
+        (if from > 0 { DOTS } else { "" }, if to < text.len() { DOTS } else { "" });
     // Each takes one column here, so that the carets stand where they should on every terminal.
     let shown = text[from..to].replace('\t', " ").replace(is_hazard, "\u{fffd}");
     let text = format!("{dots_before}{shown}{dots_after}");
@@ -125,8 +134,9 @@ const LONGEST_NAME: usize = 64;
 /// Most names that one is compared with.
 const MOST_NAMES: usize = 10_000;
 
-/// The candidate that looks most like `word`, if any looks like it at all: upper and lower case do not matter. Never `word`
-/// itself, and in a time that neither its length nor the number of candidates decides.
+/// The candidate that looks most like `word`, if any looks like it at all: upper and lower case do
+/// not matter. Never `word` itself, and in a time that neither its length nor the number of
+/// candidates decides.
 #[must_use]
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > LONGEST_NAME {
@@ -166,17 +176,25 @@ mod tests {
         let line = format!("{} {word}", "x ".repeat(5_000));
         let source = Source::new("a.kmem", &line);
         let span = Span { line: 1, start: 10_001, end: 10_001 + word.len() };
-        let error = Diagnostic::new(span, format!("unknown verb `{word}`"), "a verb", format!("`{word}`"));
+        let error =
+            Diagnostic::new(span, format!("unknown verb `{word}`"), "a verb", format!("`{word}`"));
         let text = error.render(&source);
         assert!(text.len() < 2_000, "{} bytes", text.len());
         assert!(text.contains("1 | ...") && text.ends_with("^ expected a verb"), "{text}");
-        assert!(error.message.starts_with("unknown verb `ää") && error.message.ends_with("ää`"), "{}", error.message);
+        assert!(
+            error.message.starts_with("unknown verb `ää") && error.message.ends_with("ää`"),
+            "{}",
+            error.message
+        );
     }
 
     #[test]
     fn a_name_is_never_suggested_for_itself_and_case_makes_no_difference() {
         assert_eq!(closest("read", ["read"]), None);
-        assert_eq!(closest("kmem_free", ["kmem_free", "kmem_free_wakeup"]), Some("kmem_free_wakeup"));
+        assert_eq!(
+            closest("kmem_free", ["kmem_free", "kmem_free_wakeup"]),
+            Some("kmem_free_wakeup")
+        );
         assert_eq!(closest("KMEM_FREE", ["kmem_free", "kmem_free_wakeup"]), Some("kmem_free"));
         assert_eq!(closest("nowait", ["WAITOK", "NOWAIT"]), Some("NOWAIT"));
     }
@@ -187,7 +205,10 @@ mod tests {
         assert_eq!(closest(&long, ["kmem_free"]), None);
         assert_eq!(closest("kmem_fre", [long.as_str()]), None);
         let names = vec!["kmem_free_wakeup"; MOST_NAMES];
-        assert_eq!(closest("kmem_fre", names.into_iter().chain(["kmem_free"])), Some("kmem_free_wakeup"));
+        assert_eq!(
+            closest("kmem_fre", names.into_iter().chain(["kmem_free"])),
+            Some("kmem_free_wakeup")
+        );
     }
 
     #[test]

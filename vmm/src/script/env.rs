@@ -15,7 +15,8 @@ pub(super) enum Bound {
     Number(u64, Radix),
     /// A map that kmem_suballoc made.
     Map(MapId),
-    /// The result of a statement that gave no number. Boxed: a series has many values, and few of these.
+    /// The result of a statement that gave no number. Boxed: a series has many values, and few of
+    /// these.
     Other(Box<Outcome>),
     /// Nothing yet: its statement was started, and has not been joined.
     Started,
@@ -28,9 +29,10 @@ impl Bound {
             Outcome::Value(value) if gives == Gives::Map => Self::Map(MapId(value)),
             Outcome::Value(value) => Self::Number(value, Radix::Decimal),
             Outcome::Null => Self::Number(0, Radix::Decimal),
-            Outcome::Ok | Outcome::Error(_) | Outcome::Mismatch { .. } | Outcome::Blocked { .. } => {
-                Self::Other(Box::new(outcome))
-            }
+            Outcome::Ok
+            | Outcome::Error(_)
+            | Outcome::Mismatch { .. }
+            | Outcome::Blocked { .. } => Self::Other(Box::new(outcome)),
         }
     }
 }
@@ -61,7 +63,12 @@ impl Env {
     ///
     /// # Errors
     /// When the series have no room for another element.
-    pub fn bind(&mut self, name: NameId, index: Option<u64>, value: Bound) -> Result<(), SeriesFull> {
+    pub fn bind(
+        &mut self,
+        name: NameId,
+        index: Option<u64>,
+        value: Bound,
+    ) -> Result<(), SeriesFull> {
         let Some(index) = index else {
             self.singles[name.0] = Some(value);
             return Ok(());

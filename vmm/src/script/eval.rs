@@ -1,8 +1,9 @@
 //! Runs a script, one statement at a time.
 //!
-//! A statement is sent when the one before it has answered and been judged. Nothing is sent ahead: almost every
-//! statement can fail, and after a failure the guest must stand exactly as the failing statement left it. While both
-//! sides are awake, a call costs no more than the way through two rings.
+//! A statement is sent when the one before it has answered and been judged. Nothing is sent ahead:
+//! almost every statement can fail, and after a failure the guest must stand exactly as the failing
+//! statement left it. While both sides are awake, a call costs no more than the way through two
+//! rings.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,13 @@ use super::stop::Stop;
 use super::target::Target;
 
 /// Runs `script` on `target`. Each finished statement is shown to `observer`.
-pub fn run(script: &Script, target: &mut dyn Target, seed: u64, stop: &Stop, observer: &mut dyn Observer) -> Ending {
+pub fn run(
+    script: &Script,
+    target: &mut dyn Target,
+    seed: u64,
+    stop: &Stop,
+    observer: &mut dyn Observer,
+) -> Ending {
     let mut env = Env::new(script.names.len());
     for &(name, value) in &script.presets {
         // No element of a series.
@@ -133,11 +140,14 @@ impl<'r> Run<'r> {
             match arg {
                 PrintArg::Text(text) => output.push_str(text),
                 PrintArg::Number(expr) => output.push_str(&number(self.eval(statement, expr)?)),
-                PrintArg::Hex(expr) => output.push_str(&format!("{:#x}", self.eval(statement, expr)?)),
+                PrintArg::Hex(expr) => {
+                    output.push_str(&format!("{:#x}", self.eval(statement, expr)?))
+                }
             }
         }
         let result = StepResult::Given(Outcome::Ok);
-        let step = Step { output: Some(output), ..Step::plain(statement.span.line, "print", result) };
+        let step =
+            Step { output: Some(output), ..Step::plain(statement.span.line, "print", result) };
         self.show(statement.span, step)
     }
 
@@ -146,7 +156,8 @@ impl<'r> Run<'r> {
         if self.observer.detail() == Detail::Full {
             step.seen = Some(self.look());
         }
-        let end = |TooMuch { message, expected }| wrong(Diagnostic::new(span, message, expected, "more"));
+        let end =
+            |TooMuch { message, expected }| wrong(Diagnostic::new(span, message, expected, "more"));
         self.observer.step(&step).map_err(end)
     }
 
@@ -155,9 +166,12 @@ impl<'r> Run<'r> {
         let counters = self.target.counters();
         let before = std::mem::replace(&mut self.counters, counters);
         let changes = before.iter().zip(&self.counters).filter(|((_, then), (_, now))| then != now);
-        let changed = changes.map(|(&(name, then), &(_, now))| (name, then, now)).filter(|change| change.0 != "ticks");
+        let changed = changes
+            .map(|(&(name, then), &(_, now))| (name, then, now))
+            .filter(|change| change.0 != "ticks");
         let changed = changed.collect();
-        let ticks = self.counters.iter().find(|(name, _)| *name == "ticks").map_or(0, |&(_, ticks)| ticks);
+        let ticks =
+            self.counters.iter().find(|(name, _)| *name == "ticks").map_or(0, |&(_, ticks)| ticks);
         Seen { now: self.target.now().unwrap_or(0), ticks, changed }
     }
 }

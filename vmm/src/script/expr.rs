@@ -23,13 +23,16 @@ pub(super) enum Blanks {
 }
 
 /// Parses one expression at the lexer's place.
-pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope, blanks: Blanks) -> Result<Expr, Diagnostic> {
+pub(super) fn parse(
+    lexer: &mut Lexer<'_>,
+    scope: &Scope,
+    blanks: Blanks,
+) -> Result<Expr, Diagnostic> {
     Parser { lexer, scope, depth: 0 }.expr(blanks)
 }
 
 /// What a map's name can be, for messages.
-pub(super) const MAP: &str =
-    "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map pager_map, or a `$NAME` bound by kmem_suballoc";
+pub(super) const MAP: &str = "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map pager_map, or a `$NAME` bound by kmem_suballoc";
 
 /// Parses a map at the lexer's place.
 pub(super) fn map(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<MapRef, Diagnostic> {
@@ -70,7 +73,9 @@ impl Reference {
         let Self { term, shown, .. } = self;
         let message = format!("`{shown}` is a number, not a map");
         let error = Diagnostic::new(term.span, message, MAP, format!("`{shown}`"));
-        Err(error.suggest(closest(shown.trim_start_matches('$'), scope.maps()).map(|name| format!("${name}"))))
+        Err(error.suggest(
+            closest(shown.trim_start_matches('$'), scope.maps()).map(|name| format!("${name}")),
+        ))
     }
 }
 
@@ -99,7 +104,8 @@ impl Parser<'_, '_> {
         loop {
             let next = self.lexer.peek()?;
             let operator = Operator::ALL.into_iter().find(|operator| next.is(operator.sign()));
-            let Some(operator) = operator.filter(|_| blanks == Blanks::Allowed || !next.spaced) else {
+            let Some(operator) = operator.filter(|_| blanks == Blanks::Allowed || !next.spaced)
+            else {
                 return Ok(expr);
             };
             self.lexer.next()?;
@@ -107,8 +113,13 @@ impl Parser<'_, '_> {
             if blanks == Blanks::End && right.spaced {
                 let found = right.describe();
                 let message = format!("a blank after `{}`", operator.sign());
-                return Err(Diagnostic::new(right.span, message, "a term right behind the operator", found)
-                    .help("an expression with spaces stands in parentheses here"));
+                return Err(Diagnostic::new(
+                    right.span,
+                    message,
+                    "a term right behind the operator",
+                    found,
+                )
+                .help("an expression with spaces stands in parentheses here"));
             }
             let right = self.term()?;
             expr.span = expr.span.to(right.span);
@@ -137,7 +148,9 @@ impl Parser<'_, '_> {
         let token = self.lexer.next()?;
         let start = token.span;
         match &token.kind {
-            Kind::Number(value, radix) => Ok(Term { span: start, kind: TermKind::Number(*value, *radix) }),
+            Kind::Number(value, radix) => {
+                Ok(Term { span: start, kind: TermKind::Number(*value, *radix) })
+            }
             Kind::Sign("(") => {
                 let (inner, end) = self.nested(")")?;
                 Ok(Term { span: start.to(end), kind: TermKind::Group(inner) })
@@ -169,18 +182,30 @@ impl Parser<'_, '_> {
         };
         let span = dollar.to(token.span);
         let unbound = |scope: &Scope, shown: String| {
-            let error =
-                Diagnostic::new(span, format!("`{shown}` is not bound"), "a name bound above", format!("`{shown}`"));
-            error.suggest(scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")))
+            let error = Diagnostic::new(
+                span,
+                format!("`{shown}` is not bound"),
+                "a name bound above",
+                format!("`{shown}`"),
+            );
+            error.suggest(
+                scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")),
+            )
         };
         let next = self.lexer.peek()?;
         if next.is("[") && !next.spaced {
             let shown = format!("${name}[]");
-            let Some(id) = self.scope.find(name, Form::Series) else { return Err(unbound(self.scope, shown)) };
+            let Some(id) = self.scope.find(name, Form::Series) else {
+                return Err(unbound(self.scope, shown));
+            };
             self.lexer.next()?;
             let (index, end) = self.nested("]")?;
             let term = Term { span: dollar.to(end), kind: TermKind::Element(id, index) };
-            return Ok(Reference { term, shown, can_be_map: self.scope.can_be_map(id, Form::Series) });
+            return Ok(Reference {
+                term,
+                shown,
+                can_be_map: self.scope.can_be_map(id, Form::Series),
+            });
         }
         let shown = format!("${name}");
         let (kind, can_be_map) = if name == "i" && self.scope.loops > 0 {
@@ -188,7 +213,12 @@ impl Parser<'_, '_> {
         } else if let Some(id) = self.scope.find(name, Form::Single) {
             (TermKind::Value(id), self.scope.can_be_map(id, Form::Single))
         } else if name == "i" {
-            return Err(Diagnostic::new(span, "`$i` outside a `repeat`", "a name bound above", "`$i`"));
+            return Err(Diagnostic::new(
+                span,
+                "`$i` outside a `repeat`",
+                "a name bound above",
+                "`$i`",
+            ));
         } else if self.scope.find(name, Form::Series).is_some() {
             return Err(unbound(self.scope, shown)
                 .help(format!("`{name}` is a series: `${name}[EXPR]` is one of its elements")));
@@ -205,8 +235,13 @@ impl Parser<'_, '_> {
         let name = field.word().unwrap_or_default();
         let Some(known) = MapField::from_name(name) else {
             let expected = "min, max, size, entries or max_free";
-            return Err(Diagnostic::new(field.span, "unknown property of a map", expected, field.describe())
-                .suggest(closest(name, MapField::ALL.map(MapField::name))));
+            return Err(Diagnostic::new(
+                field.span,
+                "unknown property of a map",
+                expected,
+                field.describe(),
+            )
+            .suggest(closest(name, MapField::ALL.map(MapField::name))));
         };
         Ok(Term { span: start.to(field.span), kind: TermKind::MapField(map, known) })
     }
@@ -239,14 +274,29 @@ impl Parser<'_, '_> {
         }
         let expected = "a number, a `$NAME` or a counter";
         if names::is_later(word) {
-            return Err(Diagnostic::new(token.span, words::not_yet(word), expected, token.describe()));
+            return Err(Diagnostic::new(
+                token.span,
+                words::not_yet(word),
+                expected,
+                token.describe(),
+            ));
         }
-        let error = Diagnostic::new(token.span, format!("unknown name `{word}`"), expected, token.describe());
+        let error = Diagnostic::new(
+            token.span,
+            format!("unknown name `{word}`"),
+            expected,
+            token.describe(),
+        );
         if word == "hex" {
-            return Err(error.help("`hex(EXPR)` stands in `print` alone, where it prints hexadecimal"));
+            return Err(
+                error.help("`hex(EXPR)` stands in `print` alone, where it prints hexadecimal")
+            );
         }
         if let Some(verb) = Verb::named(word) {
-            return Err(error.help(format!("a verb stands in a statement of its own: `NAME = {}`", verb.signature())));
+            return Err(error.help(format!(
+                "a verb stands in a statement of its own: `NAME = {}`",
+                verb.signature()
+            )));
         }
         if self.scope.find(word, Form::Single).is_some() || (word == "i" && self.scope.loops > 0) {
             return Err(error.suggest(Some(format!("${word}"))));

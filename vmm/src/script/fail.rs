@@ -21,26 +21,46 @@ impl Run<'_> {
         })
     }
 
-    pub(super) fn failed(&mut self, statement: &Stmt, expected: String, got: String, called: Option<String>) -> Over {
+    pub(super) fn failed(
+        &mut self,
+        statement: &Stmt,
+        expected: String,
+        got: String,
+        called: Option<String>,
+    ) -> Over {
         Box::new(Ending::Failed(Box::new(self.failure(statement, expected, got, called))))
     }
 
     /// The end of a run that gets no answer.
-    pub(super) fn lost(&mut self, statement: &Stmt, called: Option<String>, error: TargetError) -> Over {
+    pub(super) fn lost(
+        &mut self,
+        statement: &Stmt,
+        called: Option<String>,
+        error: TargetError,
+    ) -> Over {
         self.lost_at(statement.span, called, error)
     }
 
     /// The same for a statement at `span`.
-    pub(super) fn lost_at(&mut self, span: Span, called: Option<String>, error: TargetError) -> Over {
+    pub(super) fn lost_at(
+        &mut self,
+        span: Span,
+        called: Option<String>,
+        error: TargetError,
+    ) -> Over {
         let (expected, got) = match &error {
             TargetError::Interrupted => return Box::new(Ending::Interrupted),
             TargetError::Timeout { limit, at } => {
-                let got = at.as_ref().map_or("none".to_owned(), |at| format!("none; the guest was stopped at {at}"));
+                let got = at
+                    .as_ref()
+                    .map_or("none".to_owned(), |at| format!("none; the guest was stopped at {at}"));
                 (format!("an end within {limit:?}"), got)
             }
             TargetError::Unable(got) => ("ok".to_owned(), got.clone()),
             TargetError::Host(got) => ("a host that can run guests".to_owned(), got.clone()),
-            TargetError::Broken(got) => ("a VMM and a guest that keep their contract".to_owned(), got.clone()),
+            TargetError::Broken(got) => {
+                ("a VMM and a guest that keep their contract".to_owned(), got.clone())
+            }
         };
         let mut values = self.sleepers();
         values.extend(self.target.threads());
@@ -59,7 +79,9 @@ impl Run<'_> {
             let line = sleeper.statement.span.line;
             let text = match &sleeper.state {
                 State::Started => format!("started by line {line}, and not joined"),
-                State::Blocked(waits_for) => format!("blocked by line {line}, waits for \"{waits_for}\""),
+                State::Blocked(waits_for) => {
+                    format!("blocked by line {line}, waits for \"{waits_for}\"")
+                }
             };
             (thread.to_string(), text)
         });
@@ -78,7 +100,9 @@ impl Run<'_> {
         match &statement.kind {
             StmtKind::Do(what) => {
                 numbers(&what.call, &mut terms);
-                if let Some(Expected::Number(expr)) = what.expect.as_ref().map(|expect| &expect.what) {
+                if let Some(Expected::Number(expr)) =
+                    what.expect.as_ref().map(|expect| &expect.what)
+                {
                     names(expr, &mut terms);
                 }
             }
@@ -98,7 +122,10 @@ impl Run<'_> {
                 values.push((name, shown(value, radix)));
             }
         }
-        let loops = self.loops.iter().map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));
+        let loops = self
+            .loops
+            .iter()
+            .map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));
         values.extend(loops);
         values.extend(self.sleepers());
         let span = match &statement.kind {
@@ -116,7 +143,12 @@ fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
             Arg::Number(expr) => names(expr, into),
             Arg::Call(inner) => numbers(inner, into),
             Arg::What(what) => what.numbers().for_each(|expr| names(expr, into)),
-            Arg::Map(_) | Arg::Flags(_) | Arg::Zero | Arg::Kind(_) | Arg::Thread(_) | Arg::File(_) => {}
+            Arg::Map(_)
+            | Arg::Flags(_)
+            | Arg::Zero
+            | Arg::Kind(_)
+            | Arg::Thread(_)
+            | Arg::File(_) => {}
         }
     }
 }

@@ -14,7 +14,10 @@ use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::inspect::draw::draw;
 use crate::output::Destination;
-use crate::{Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, LogEnd, Report, Saving, View};
+use crate::{
+    Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, LogEnd, Report,
+    Saving, View,
+};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;
@@ -70,9 +73,13 @@ impl Target for GuestTarget {
             self.drain();
         }
         match self.guest.call_in(context, op) {
-            Ok(response) => Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles }),
+            Ok(response) => {
+                Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles })
+            }
             Err(GuestError::Crashed(crash)) => Ok(Reply::Panicked(Box::new(Panic::from(&*crash)))),
-            Err(GuestError::Timeout { limit, at }) => Err(TargetError::Timeout { limit, at: Some(at.to_string()) }),
+            Err(GuestError::Timeout { limit, at }) => {
+                Err(TargetError::Timeout { limit, at: Some(at.to_string()) })
+            }
             Err(GuestError::Interrupted) => Err(TargetError::Interrupted),
             Err(error @ GuestError::Kvm(_)) => Err(TargetError::Host(error.to_string())),
             Err(other) => Err(TargetError::Broken(other.to_string())),
@@ -97,7 +104,8 @@ impl Target for GuestTarget {
     }
 
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {
-        let stats = self.guest.map_stats(map).map_err(|error| TargetError::Broken(error.to_string()))?;
+        let stats =
+            self.guest.map_stats(map).map_err(|error| TargetError::Broken(error.to_string()))?;
         Ok(match field {
             MapField::Min => stats.min.get(),
             MapField::Max => stats.max.get(),
@@ -137,7 +145,9 @@ impl Target for GuestTarget {
         match (saved, stopped) {
             (Ok(_), _) => Ok(()),
             (Err(_), Some(error)) => Err(error),
-            (Err(ImageSaveError::Source(error)), None) => Err(TargetError::Broken(error.to_string())),
+            (Err(ImageSaveError::Source(error)), None) => {
+                Err(TargetError::Broken(error.to_string()))
+            }
             (Err(error), None) => Err(TargetError::Unable(error.to_string())),
         }
     }
@@ -150,14 +160,17 @@ impl Target for GuestTarget {
         let seen = match look {
             Look::At(what) => self.guest.inspect(name, what),
             Look::Since(path) => {
-                let image = Image::open(path).map_err(|error| TargetError::Unable(error.to_string()))?;
-                let diff =
-                    |before: View<'_>| self.guest.look(|after| Ok(Inspection::diff((path, &before), (name, after))));
+                let image =
+                    Image::open(path).map_err(|error| TargetError::Unable(error.to_string()))?;
+                let diff = |before: View<'_>| {
+                    self.guest.look(|after| Ok(Inspection::diff((path, &before), (name, after))))
+                };
                 View::new(&image).and_then(diff)
             }
         };
         // Text goes to wherever the script's output goes: it carries no styles.
-        let text = seen.map(|inspection| anstream::adapter::strip_str(&draw(&inspection)).to_string());
+        let text =
+            seen.map(|inspection| anstream::adapter::strip_str(&draw(&inspection)).to_string());
         text.map(|text| text.trim_end().to_owned()).map_err(|error| match error {
             InspectError::NotThere(error) => TargetError::Unable(error.to_string()),
             other => TargetError::Broken(other.to_string()),

@@ -1,7 +1,8 @@
 //! `guest KEY=VALUE...`: the guest that a script needs.
 //!
-//! The keys are the names of the command line's options and of the kernel's tunables. Each value is tried by itself
-//! here, so that an error names its place; whether they fit together is seen when the guest is made.
+//! The keys are the names of the command line's options and of the kernel's tunables. Each value is
+//! tried by itself here, so that an error names its place; whether they fit together is seen when
+//! the guest is made.
 
 use std::time::Duration;
 
@@ -48,12 +49,18 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
     const EXPECTED: &str = "KEY=VALUE, as in `guest memory=256M vcpus=2`";
     let rest = lexer.rest();
     let Kind::Word(text) = rest.kind else {
-        return Err(Diagnostic::new(rest.span, "`guest` lacks an argument", EXPECTED, rest.describe()));
+        return Err(Diagnostic::new(
+            rest.span,
+            "`guest` lacks an argument",
+            EXPECTED,
+            rest.describe(),
+        ));
     };
     let mut options = GuestOptions::default();
     let mut seen = Vec::new();
     let mut at = 0;
-    while let Some(start) = text[at..].find(|c: char| !c.is_whitespace()).map(|blanks| at + blanks) {
+    while let Some(start) = text[at..].find(|c: char| !c.is_whitespace()).map(|blanks| at + blanks)
+    {
         let word = text[start..].split(char::is_whitespace).next().unwrap_or_default();
         at = start + word.len();
         if word.starts_with('#') {
@@ -61,13 +68,19 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
         }
         let span = Span { start: rest.span.start + start, end: rest.span.start + at, ..rest.span };
         let found = format!("`{word}`");
-        let Some((key, value)) = word.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty())
+        let Some((key, value)) =
+            word.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty())
         else {
             let error = Diagnostic::new(span, format!("{found} is not KEY=VALUE"), EXPECTED, found);
             return Err(error.help("write `=` here without blanks around it"));
         };
         if seen.contains(&key) {
-            return Err(Diagnostic::new(span, format!("`{key}` is given twice"), "each key once", found));
+            return Err(Diagnostic::new(
+                span,
+                format!("`{key}` is given twice"),
+                "each key once",
+                found,
+            ));
         }
         seen.push(key);
         set(&mut options, key, value, span)?;
@@ -80,22 +93,30 @@ struct Bad(String);
 
 fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result<(), Diagnostic> {
     let found = format!("`{key}={value}`");
-    let wrong = |Bad(expected): Bad| Diagnostic::new(span, format!("bad value of `{key}`"), expected, found.clone());
+    let wrong = |Bad(expected): Bad| {
+        Diagnostic::new(span, format!("bad value of `{key}`"), expected, found.clone())
+    };
     match key {
-        "memory" => options.memory = Some(tried(values::size(value), Builder::memory).map_err(wrong)?),
+        "memory" => {
+            options.memory = Some(tried(values::size(value), Builder::memory).map_err(wrong)?)
+        }
         "vcpus" => {
-            let count = values::number(value).and_then(|count| u32::try_from(count).map_err(|_| "1 to 64".to_owned()));
+            let count = values::number(value)
+                .and_then(|count| u32::try_from(count).map_err(|_| "1 to 64".to_owned()));
             options.vcpus = Some(tried(count, Builder::vcpus).map_err(wrong)?);
         }
         "privilege" => {
-            let privilege = Privilege::from_name(value).ok_or_else(|| "auto, supervisor or user".to_owned());
+            let privilege =
+                Privilege::from_name(value).ok_or_else(|| "auto, supervisor or user".to_owned());
             options.privilege = Some(tried(privilege, Builder::privilege).map_err(wrong)?);
         }
         "time" => {
             let time = TimeMode::from_name(value).ok_or_else(|| "virtual or real".to_owned());
             options.time = Some(tried(time, Builder::time).map_err(wrong)?);
         }
-        "timeout" => options.timeout = Some(tried(values::time(value), Builder::timeout).map_err(wrong)?),
+        "timeout" => {
+            options.timeout = Some(tried(values::time(value), Builder::timeout).map_err(wrong)?)
+        }
         "seed" => options.seed = Some(tried(values::number(value), Builder::seed).map_err(wrong)?),
         "policy" => match value {
             "classic" => {}
@@ -125,7 +146,10 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
 }
 
 /// A value that a guest by itself can have.
-fn tried<T: Copy>(value: Result<T, String>, set: impl FnOnce(Builder, T) -> Builder) -> Result<T, Bad> {
+fn tried<T: Copy>(
+    value: Result<T, String>,
+    set: impl FnOnce(Builder, T) -> Builder,
+) -> Result<T, Bad> {
     let value = value.map_err(|error| Bad(error.trim_start_matches("expected ").to_owned()))?;
     set(Guest::builder(), value).validate().map_err(|error| Bad(error.to_string()))?;
     Ok(value)

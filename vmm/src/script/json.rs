@@ -12,15 +12,19 @@ use super::{Diagnostic, NotUtf8};
 /// Version of the object.
 pub const SCHEMA: u32 = 1;
 
-/// A number of JSON that keeps its digits: one that programs may read as a double, which is exact up to 2^53, is a number,
-/// one beyond is a string of its digits.
+/// A number of JSON that keeps its digits: one that programs may read as a double, which is exact
+/// up to 2^53, is a number, one beyond is a string of its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exact(pub u64);
 
 impl Serialize for Exact {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         const EXACT: u64 = 1 << 53;
-        if self.0 <= EXACT { serializer.serialize_u64(self.0) } else { serializer.collect_str(&self.0) }
+        if self.0 <= EXACT {
+            serializer.serialize_u64(self.0)
+        } else {
+            serializer.collect_str(&self.0)
+        }
     }
 }
 
@@ -65,7 +69,8 @@ pub struct RunReport {
     pub panic: Option<PanicReport>,
     /// The kernel's counters at the end, by name; empty when nothing booted.
     pub stats: BTreeMap<String, Stat>,
-    /// Lines that are missing in the kernel's log: there was no room for them, and no waiting for it.
+    /// Lines that are missing in the kernel's log: there was no room for them, and no waiting for
+    /// it.
     #[serde(serialize_with = "exact")]
     pub dropped_log_lines: u64,
     /// Where it ran.
@@ -101,7 +106,11 @@ impl StepReport {
     #[must_use]
     pub fn weight(&self) -> usize {
         const OF_CHANGE: usize = 64;
-        let texts = [&self.thread].into_iter().chain(&self.arguments).chain(&self.result.value).chain(&self.output);
+        let texts = [&self.thread]
+            .into_iter()
+            .chain(&self.arguments)
+            .chain(&self.result.value)
+            .chain(&self.output);
         size_of::<Self>()
             + texts.map(|text| size_of::<String>() + text.len()).sum::<usize>()
             + self.changed.len() * OF_CHANGE
@@ -111,8 +120,12 @@ impl StepReport {
 impl From<Step> for StepReport {
     fn from(step: Step) -> Self {
         let Step { line, runner, verb, result, cycles, output, arguments, seen } = step;
-        let (thread, result) = (runner.to_string(), ResultReport { kind: result.kind(), value: result.value() });
-        let (time, ticks) = (seen.as_ref().map(|seen| Exact(seen.now)), seen.as_ref().map(|seen| Exact(seen.ticks)));
+        let (thread, result) =
+            (runner.to_string(), ResultReport { kind: result.kind(), value: result.value() });
+        let (time, ticks) = (
+            seen.as_ref().map(|seen| Exact(seen.now)),
+            seen.as_ref().map(|seen| Exact(seen.ticks)),
+        );
         let changes = seen.into_iter().flat_map(|seen| seen.changed);
         let changed = changes.map(|(name, then, now)| (name, [Exact(then), Exact(now)])).collect();
         Self { line, thread, verb, arguments, result, cycles, time, ticks, changed, output }
@@ -132,7 +145,11 @@ pub struct FailureReport {
 
 impl From<&Failure> for FailureReport {
     fn from(failure: &Failure) -> Self {
-        Self { line: failure.span.line, expected: failure.expected.clone(), got: failure.got.clone() }
+        Self {
+            line: failure.span.line,
+            expected: failure.expected.clone(),
+            got: failure.got.clone(),
+        }
     }
 }
 
@@ -189,14 +206,26 @@ impl EnvironmentReport {
     /// The environment of a run that has not booted.
     #[must_use]
     pub fn asked(vcpus: u32, memory: u64, seed: u64) -> Self {
-        Self { accelerator: "kvm", kvm: None, privilege: None, vcpus, memory, seed, abi: ABI_VERSION }
+        Self {
+            accelerator: "kvm",
+            kvm: None,
+            privilege: None,
+            vcpus,
+            memory,
+            seed,
+            abi: ABI_VERSION,
+        }
     }
 }
 
 impl RunReport {
     /// A run that never came to its first statement.
     #[must_use]
-    pub fn refused(status: Status, failures: Vec<FailureReport>, environment: EnvironmentReport) -> Self {
+    pub fn refused(
+        status: Status,
+        failures: Vec<FailureReport>,
+        environment: EnvironmentReport,
+    ) -> Self {
         let outcome = match status {
             Status::Timeout => "timeout",
             Status::Panicked => "panic",
@@ -237,7 +266,9 @@ impl RunReport {
             Ending::Failed(_) => "failed",
             Ending::Panicked(..) => "panic",
             Ending::Timeout(_) => "timeout",
-            Ending::Script(_) | Ending::Interrupted | Ending::Host(_) | Ending::Broken(_) => "error",
+            Ending::Script(_) | Ending::Interrupted | Ending::Host(_) | Ending::Broken(_) => {
+                "error"
+            }
         };
         let failures = match ending {
             Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
@@ -250,11 +281,17 @@ impl RunReport {
             }
             Ending::Script(error) => vec![FailureReport::from(&**error)],
             Ending::Interrupted => {
-                vec![FailureReport { line: 0, expected: "to run to the end".to_owned(), got: "interrupted".to_owned() }]
+                vec![FailureReport {
+                    line: 0,
+                    expected: "to run to the end".to_owned(),
+                    got: "interrupted".to_owned(),
+                }]
             }
         };
         let panic = match ending {
-            Ending::ExpectedPanic(panic) | Ending::Panicked(panic, _) => Some(PanicReport::from(&**panic)),
+            Ending::ExpectedPanic(panic) | Ending::Panicked(panic, _) => {
+                Some(PanicReport::from(&**panic))
+            }
             _ => None,
         };
         let status = ending.status();
@@ -273,7 +310,8 @@ impl RunReport {
     }
 }
 
-/// Writes the object of a run as it comes: each step when it has finished, everything else at the end.
+/// Writes the object of a run as it comes: each step when it has finished, everything else at the
+/// end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunStream {
     steps: u64,
@@ -321,7 +359,8 @@ struct RunEnd<'r> {
 
 impl<'r> From<&'r RunReport> for RunEnd<'r> {
     fn from(report: &'r RunReport) -> Self {
-        let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, .. } = report;
+        let RunReport { schema: _, ok, status, outcome, steps: _, failures, panic, stats, .. } =
+            report;
         let RunReport { dropped_log_lines, environment, .. } = report;
         let dropped_log_lines = Exact(*dropped_log_lines);
         let (ok, status) = (*ok, *status);

@@ -66,8 +66,10 @@ impl Token {
 }
 
 /// Longer signs first.
-const SIGNS: [&str; 22] =
-    ["==", "..", "!=", "<=", ">=", "=", "<", ">", "$", "(", ")", "[", "]", "+", "-", "*", "/", "%", "|", ":", ",", "."];
+const SIGNS: [&str; 22] = [
+    "==", "..", "!=", "<=", ">=", "=", "<", ">", "$", "(", ")", "[", "]", "+", "-", "*", "/", "%",
+    "|", ":", ",", ".",
+];
 
 /// A cursor over one line.
 #[derive(Clone, Debug)]
@@ -109,12 +111,21 @@ impl<'a> Lexer<'a> {
         if self.peek()?.is(sign) { self.next().map(Some) } else { Ok(None) }
     }
 
-    /// What has not been taken yet as one token, whatever it is made of: the rest of the line, or its end.
+    /// What has not been taken yet as one token, whatever it is made of: the rest of the line, or
+    /// its end.
     pub fn rest(&mut self) -> Token {
         (self.at, self.peeked) = (self.taken, None);
         let rest = self.text[self.at..].trim_start();
-        let span = Span { line: self.line, start: self.text.len() - rest.len(), end: self.text.trim_end().len() };
-        let kind = if rest.is_empty() || rest.starts_with('#') { Kind::End } else { Kind::Word(rest.to_owned()) };
+        let span = Span {
+            line: self.line,
+            start: self.text.len() - rest.len(),
+            end: self.text.trim_end().len(),
+        };
+        let kind = if rest.is_empty() || rest.starts_with('#') {
+            Kind::End
+        } else {
+            Kind::Word(rest.to_owned())
+        };
         Token { kind, span, spaced: true }
     }
 
@@ -129,7 +140,12 @@ impl<'a> Lexer<'a> {
             self.taken = self.at;
             return match name {
                 Kind::Text(name) if !name.is_empty() => Ok(name),
-                _ => Err(Diagnostic::new(self.span(start), "a file without a name", "FILE", "an empty string")),
+                _ => Err(Diagnostic::new(
+                    self.span(start),
+                    "a file without a name",
+                    "FILE",
+                    "an empty string",
+                )),
             };
         }
         let rest = &self.text[start..];
@@ -159,9 +175,15 @@ impl<'a> Lexer<'a> {
             let word = self.take_word();
             let value = number(word).map_err(|expected| {
                 let message = format!("bad number `{word}`");
-                advice::number(word, Diagnostic::new(self.span(start), message, expected, format!("`{word}`")))
+                advice::number(
+                    word,
+                    Diagnostic::new(self.span(start), message, expected, format!("`{word}`")),
+                )
             })?;
-            Kind::Number(value, if word.starts_with("0x") { Radix::Hexadecimal } else { Radix::Decimal })
+            Kind::Number(
+                value,
+                if word.starts_with("0x") { Radix::Hexadecimal } else { Radix::Decimal },
+            )
         } else if first == '"' {
             self.string()?
         } else if let Some(sign) = SIGNS.iter().find(|sign| rest.starts_with(**sign)) {
@@ -172,7 +194,10 @@ impl<'a> Lexer<'a> {
             let found = format!("`{}`", first.escape_debug());
             let span = self.span(start);
             let message = format!("stray character {found}");
-            return Err(advice::stray(first, Diagnostic::new(span, message, "a name, a number or a sign", found)));
+            return Err(advice::stray(
+                first,
+                Diagnostic::new(span, message, "a name, a number or a sign", found),
+            ));
         };
         Ok(Token { kind, span: self.span(start), spaced })
     }
@@ -201,7 +226,12 @@ impl<'a> Lexer<'a> {
                         let end = at + 1 + other.map_or(0, |(_, c)| c.len_utf8());
                         let span = Span { line: self.line, start: at, end };
                         let found = format!("`{}`", &self.text[at..end]);
-                        return Err(Diagnostic::new(span, "unknown escape in a string", r#"`\"` or `\\`"#, found));
+                        return Err(Diagnostic::new(
+                            span,
+                            "unknown escape in a string",
+                            r#"`\"` or `\\`"#,
+                            found,
+                        ));
                     }
                 },
                 c => value.push(c),
@@ -213,14 +243,21 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Reads a number: decimal or `0x`, with `K`, `M`, `G` (powers of 1024) or `us`, `ms`, `s` (microseconds). A time that 64
-/// bits do not hold is the longest that they do: no clock comes so far.
+/// Reads a number: decimal or `0x`, with `K`, `M`, `G` (powers of 1024) or `us`, `ms`, `s`
+/// (microseconds). A time that 64 bits do not hold is the longest that they do: no clock comes so
+/// far.
 ///
 /// # Errors
 /// What was expected instead.
 pub fn number(word: &str) -> Result<u64, &'static str> {
-    const SUFFIXES: [(&str, u64); 6] =
-        [("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("us", 1), ("ms", 1_000), ("s", 1_000_000)];
+    const SUFFIXES: [(&str, u64); 6] = [
+        ("K", 1 << 10),
+        ("M", 1 << 20),
+        ("G", 1 << 30),
+        ("us", 1),
+        ("ms", 1_000),
+        ("s", 1_000_000),
+    ];
     const FIT: &str = "a number of at most 64 bits";
     let (digits, radix) = word.strip_prefix("0x").map_or((word, 10), |hex| (hex, 16));
     let len = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
@@ -231,7 +268,11 @@ pub fn number(word: &str) -> Result<u64, &'static str> {
     let unit = match suffix {
         "" => 1,
         suffix => {
-            SUFFIXES.iter().find(|(name, _)| *name == suffix).ok_or("digits and a suffix of K M G us ms s, or none")?.1
+            SUFFIXES
+                .iter()
+                .find(|(name, _)| *name == suffix)
+                .ok_or("digits and a suffix of K M G us ms s, or none")?
+                .1
         }
     };
     let is_time = suffix.ends_with('s');
@@ -283,7 +324,10 @@ mod tests {
 
     #[test]
     fn a_comment_ends_the_line_but_not_inside_a_string() {
-        assert_eq!(kinds("print \"a # b\" # c"), [Kind::Word("print".into()), Kind::Text("a # b".into())]);
+        assert_eq!(
+            kinds("print \"a # b\" # c"),
+            [Kind::Word("print".into()), Kind::Text("a # b".into())]
+        );
     }
 
     #[test]

@@ -28,8 +28,20 @@ impl fmt::Display for Look {
 }
 
 /// The words that can follow `inspect`.
-const NAMES: [&str; 12] =
-    ["summary", "maps", "map", "objects", "pages", "page", "vtop", "pagetable", "threads", "cpus", "locks", "diff"];
+const NAMES: [&str; 12] = [
+    "summary",
+    "maps",
+    "map",
+    "objects",
+    "pages",
+    "page",
+    "vtop",
+    "pagetable",
+    "threads",
+    "cpus",
+    "locks",
+    "diff",
+];
 
 /// Parses what follows `inspect`.
 pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Diagnostic> {
@@ -50,13 +62,23 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
         "diff" => {
             let rest = lexer.rest();
             if rest.kind == Kind::End {
-                return Err(Diagnostic::new(rest.span, "`inspect diff` lacks an argument", "FILE", rest.describe()));
+                return Err(Diagnostic::new(
+                    rest.span,
+                    "`inspect diff` lacks an argument",
+                    "FILE",
+                    rest.describe(),
+                ));
             }
             WhatArg::Diff(lexer.file()?)
         }
         _ => {
             let message = format!("{} cannot be inspected", token.describe());
-            let error = Diagnostic::new(token.span, message, format!("{}, diff FILE", What::usages().join(", ")), word);
+            let error = Diagnostic::new(
+                token.span,
+                message,
+                format!("{}, diff FILE", What::usages().join(", ")),
+                word,
+            );
             return Err(error.suggest(closest(word, NAMES)));
         }
     })

@@ -1,10 +1,12 @@
 //! The `.kmem` script language.
 //!
-//! [`parse`] reads a script and resolves every verb and name in it; what it returns can run. [`run`] runs it against a
-//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`RunReport`] says what came
-//! of it as JSON, and [`explain`] for people.
+//! [`parse`] reads a script and resolves every verb and name in it; what it returns can run.
+//! [`run`] runs it against a
+//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`RunReport`]
+//! says what came of it as JSON, and [`explain`] for people.
 //!
-//! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)` includes both bounds.
+//! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)`
+//! includes both bounds.
 
 mod advice;
 mod ast;
@@ -47,7 +49,9 @@ pub use self::eval::run;
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
 pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
-pub use self::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport};
+pub use self::json::{
+    EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport,
+};
 pub use self::look::Look;
 pub use self::names::{MapField, map_name};
 pub use self::observe::{Detail, Observer, Seen, TooMuch};
@@ -55,8 +59,8 @@ pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as sho
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
 pub use self::session::{
-    Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script, run_script_then,
-    stats,
+    Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script,
+    run_script_then, stats,
 };
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;

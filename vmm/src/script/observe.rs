@@ -8,7 +8,8 @@ pub enum Detail {
     /// What it gave.
     #[default]
     Brief,
-    /// Also its arguments, the time, and the counters that changed, which costs a look at the guest.
+    /// Also its arguments, the time, and the counters that changed, which costs a look at the
+    /// guest.
     Full,
 }
 
@@ -19,7 +20,8 @@ pub struct Seen {
     pub now: u64,
     /// Clock ticks since boot.
     pub ticks: u64,
-    /// The counters that are different from those after the step before: name, value then, value now.
+    /// The counters that are different from those after the step before: name, value then, value
+    /// now.
     pub changed: Vec<(&'static str, u64, u64)>,
 }
 

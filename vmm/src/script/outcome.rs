@@ -83,7 +83,9 @@ impl fmt::Display for StepResult {
             Self::Given(Outcome::Value(value)) => write!(f, "{value:#x}"),
             Self::Given(Outcome::Null) => f.write_str("null"),
             Self::Given(Outcome::Error(error)) => write!(f, "error {}", KernReturn::name(*error)),
-            Self::Given(Outcome::Mismatch { addr, got, want }) => write!(f, "{got:#x} at {addr} instead of {want:#x}"),
+            Self::Given(Outcome::Mismatch { addr, got, want }) => {
+                write!(f, "{got:#x} at {addr} instead of {want:#x}")
+            }
             Self::Given(Outcome::Blocked { waits_for }) => write!(f, "blocked in \"{waits_for}\""),
             Self::Panicked(message) => write!(f, "panic {message:?}"),
         }
@@ -129,7 +131,8 @@ pub struct Step {
 impl Step {
     /// A step on the first thread that took no time and printed nothing.
     pub(crate) fn plain(line: usize, verb: &'static str, result: StepResult) -> Self {
-        let (runner, cycles, output, arguments, seen) = (Runner::DEFAULT, 0, None, Vec::new(), None);
+        let (runner, cycles, output, arguments, seen) =
+            (Runner::DEFAULT, 0, None, Vec::new(), None);
         Self { line, runner, verb, result, cycles, output, arguments, seen }
     }
 }
@@ -137,7 +140,8 @@ impl Step {
 /// An expectation that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The line that says what was expected: the `expect` below the statement, or the statement itself.
+    /// The line that says what was expected: the `expect` below the statement, or the statement
+    /// itself.
     pub span: Span,
     /// The statement.
     pub statement: Span,

@@ -1,10 +1,12 @@
-//! Lines into statements, statements into blocks. Every name and verb is resolved here, before anything boots.
+//! Lines into statements, statements into blocks. Every name and verb is resolved here, before
+//! anything boots.
 
 use vmkern_abi::control::KernReturn;
 
 use super::advice;
 use super::ast::{
-    Arg, Call, Compare, Do, Expect, Expected, NameId, Pace, Place, PrintArg, RunnerRef, Script, Stmt, StmtKind,
+    Arg, Call, Compare, Do, Expect, Expected, NameId, Pace, Place, PrintArg, RunnerRef, Script,
+    Stmt, StmtKind,
 };
 use super::diagnostic::{Diagnostic, closest};
 use super::expr::{self, Blanks, unexpected};
@@ -29,7 +31,8 @@ pub fn parse(source: &Source) -> Result<Script, Vec<Diagnostic>> {
     parse_with(source, &[])
 }
 
-/// Reads a script in which these names are bound before the first line. A `let` of such a name does nothing.
+/// Reads a script in which these names are bound before the first line. A `let` of such a name does
+/// nothing.
 ///
 /// # Errors
 /// As [`parse`].
@@ -52,7 +55,12 @@ pub fn parse_with(source: &Source, presets: &[(String, u64)]) -> Result<Script, 
         }
     }
     if let Some(open) = parser.blocks.last() {
-        errors.push(Diagnostic::new(open.span, "a `repeat` without its `end`", "`end` below", "the end of the script"));
+        errors.push(Diagnostic::new(
+            open.span,
+            "a `repeat` without its `end`",
+            "`end` below",
+            "the end of the script",
+        ));
     }
     if errors.is_empty() {
         let Parser { scope, body, presets, guest, .. } = parser;
@@ -118,9 +126,11 @@ fn colon_follows(mut lexer: Lexer<'_>) -> bool {
     false
 }
 
-/// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file need not be made of tokens.
+/// Whether one of `signs` follows `head`. What follows a verb that takes the name of a file need
+/// not be made of tokens.
 fn followed(lexer: &mut Lexer<'_>, head: &Token, signs: &[&str]) -> Result<bool, Diagnostic> {
-    let takes_file = || head.word().and_then(Verb::named).is_some_and(|verb| verb.params.contains(&Param::File));
+    let takes_file =
+        || head.word().and_then(Verb::named).is_some_and(|verb| verb.params.contains(&Param::File));
     match lexer.peek() {
         Err(_) if takes_file() => Ok(false),
         next => next.map(|next| signs.iter().any(|sign| next.is(sign))),
@@ -141,7 +151,8 @@ impl Parser {
                 return Err(if first.is("$") { error.help(help) } else { error });
             }
         };
-        let keyword = keyword.filter(|keyword| !(SOFT_KEYWORDS.contains(keyword) && is_bound(lexer.clone())));
+        let keyword =
+            keyword.filter(|keyword| !(SOFT_KEYWORDS.contains(keyword) && is_bound(lexer.clone())));
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let above = std::mem::replace(&mut self.above, Above::Nothing);
         let Some(keyword) = keyword else {
@@ -167,7 +178,9 @@ impl Parser {
             "expect" => self.expectation(&mut lexer, span, first.span, above),
             "repeat" => self.open(&mut lexer, span),
             "start" => self.start(&mut lexer, span),
-            "guest" if is_first => guest_line::parse(&mut lexer).map(|options| self.guest = Some(options)),
+            "guest" if is_first => {
+                guest_line::parse(&mut lexer).map(|options| self.guest = Some(options))
+            }
             "guest" => {
                 let message = "`guest` stands before every other statement";
                 Err(Diagnostic::new(first.span, message, "another statement", first.describe()))
@@ -176,7 +189,8 @@ impl Parser {
         }
     }
 
-    /// After an error in `text`: goes on as if the line had been good, so that one mistake is reported once.
+    /// After an error in `text`: goes on as if the line had been good, so that one mistake is
+    /// reported once.
     fn recover(&mut self, number: usize, text: &str) {
         self.above = Above::Wrong;
         let mut words = text.split_whitespace();
@@ -192,7 +206,8 @@ impl Parser {
         let text = text.trim_start().strip_prefix("let ").unwrap_or(text);
         let text = text.split_once(": ").map_or(text, |(_, rest)| rest);
         let Some((name, _)) = text.split_once('=') else { return };
-        let (name, form) = name.split_once('[').map_or((name, Form::Single), |(name, _)| (name, Form::Series));
+        let (name, form) =
+            name.split_once('[').map_or((name, Form::Single), |(name, _)| (name, Form::Series));
         let id = self.scope.id(name.trim());
         // Whatever it was meant to be: no second error comes of it.
         self.scope.bind(id, form, Gives::Either);
@@ -265,7 +280,9 @@ impl Parser {
             head = lexer.next()?;
         }
         let verb = words::verb(&head, place.is_some())?;
-        if matches!(runner, Some(RunnerRef::Interrupt)) && !matches!(verb.action, Action::Operation(_)) {
+        if matches!(runner, Some(RunnerRef::Interrupt))
+            && !matches!(verb.action, Action::Operation(_))
+        {
             let message = format!("an interrupt handler cannot do `{}`", verb.name);
             return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
         }
@@ -302,10 +319,19 @@ impl Parser {
     fn place(&mut self, lexer: &mut Lexer<'_>, head: &Token) -> Result<(Place, Form), Diagnostic> {
         let Some(name) = head.word() else {
             let error = unexpected(head, "a name");
-            return Err(if head.is("$") { error.help("a name is bound without `$`, and read with it") } else { error });
+            return Err(if head.is("$") {
+                error.help("a name is bound without `$`, and read with it")
+            } else {
+                error
+            });
         };
         if KEYWORDS.contains(&name) && !SOFT_KEYWORDS.contains(&name) {
-            return Err(Diagnostic::new(head.span, format!("`{name}` is a keyword"), "another name", head.describe()));
+            return Err(Diagnostic::new(
+                head.span,
+                format!("`{name}` is a keyword"),
+                "another name",
+                head.describe(),
+            ));
         }
         if name == "i" && self.scope.loops > 0 {
             let message = "`i` is the counter of this repeat";
@@ -327,7 +353,11 @@ impl Parser {
         Ok((Place { name: self.scope.id(name), index }, form))
     }
 
-    fn arguments(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
+    fn arguments(
+        &self,
+        lexer: &mut Lexer<'_>,
+        verb: &'static Verb,
+    ) -> Result<Vec<Arg>, Diagnostic> {
         // The name of a file need not be made of tokens.
         let is_call = verb.params.first() != Some(&Param::File) && lexer.peek()?.is("(");
         let args = self.arguments_of(lexer, verb);
@@ -338,7 +368,11 @@ impl Parser {
         })
     }
 
-    fn arguments_of(&self, lexer: &mut Lexer<'_>, verb: &'static Verb) -> Result<Vec<Arg>, Diagnostic> {
+    fn arguments_of(
+        &self,
+        lexer: &mut Lexer<'_>,
+        verb: &'static Verb,
+    ) -> Result<Vec<Arg>, Diagnostic> {
         let mut args = Vec::new();
         for &param in verb.params {
             let expected = match param {
@@ -364,7 +398,9 @@ impl Parser {
                     lexer.next()?;
                     Arg::Zero
                 }
-                Param::Number(_) | Param::Seed => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
+                Param::Number(_) | Param::Seed => {
+                    Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?)
+                }
                 Param::Flags => Arg::Flags(words::flags(lexer)?),
                 Param::System => Arg::Kind(words::kind(lexer)?),
                 Param::Thread => {
@@ -394,15 +430,17 @@ impl Parser {
         if let Some(verb) = lexer.peek()?.word().and_then(Verb::named) {
             let token = lexer.next()?;
             let message = format!("`let` binds a number, and `{}` is a verb", verb.name);
-            return Err(Diagnostic::new(token.span, message, "an expression", token.describe()).help(format!(
-                "without `let`: `{} = {} ...`",
-                head.word().unwrap_or("NAME"),
-                verb.name
-            )));
+            return Err(Diagnostic::new(token.span, message, "an expression", token.describe())
+                .help(format!(
+                    "without `let`: `{} = {} ...`",
+                    head.word().unwrap_or("NAME"),
+                    verb.name
+                )));
         }
         let value = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         words::end(lexer)?;
-        let is_preset = form == Form::Single && self.presets.iter().any(|&(name, _)| name == place.name);
+        let is_preset =
+            form == Form::Single && self.presets.iter().any(|&(name, _)| name == place.name);
         if !is_preset {
             self.scope.bind(place.name, form, Gives::Number);
             self.push(span, StmtKind::Let { place, value });
@@ -413,7 +451,8 @@ impl Parser {
     fn assertion(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
         let left = expr::parse(lexer, &self.scope, Blanks::Allowed)?;
         let token = lexer.next()?;
-        let Some(compare) = Compare::ALL.into_iter().find(|compare| token.is(compare.sign())) else {
+        let Some(compare) = Compare::ALL.into_iter().find(|compare| token.is(compare.sign()))
+        else {
             let error = unexpected(&token, "an operator: == != < <= > >=");
             return Err(if token.is("=") { error.suggest(Some("==")) } else { error });
         };
@@ -445,7 +484,13 @@ impl Parser {
         Ok(())
     }
 
-    fn expectation(&mut self, lexer: &mut Lexer<'_>, span: Span, word: Span, above: Above) -> Result<(), Diagnostic> {
+    fn expectation(
+        &mut self,
+        lexer: &mut Lexer<'_>,
+        span: Span,
+        word: Span,
+        above: Above,
+    ) -> Result<(), Diagnostic> {
         let what = self.expected(lexer)?;
         words::end(lexer)?;
         match (above, self.body.last_mut()) {
@@ -454,7 +499,12 @@ impl Parser {
                 Ok(())
             }
             (Above::Wrong, _) => Ok(()),
-            _ => Err(Diagnostic::new(word, "`expect` has nothing to judge", "a verb just above", "`expect`")),
+            _ => Err(Diagnostic::new(
+                word,
+                "`expect` has nothing to judge",
+                "a verb just above",
+                "`expect`",
+            )),
         }
     }
 
@@ -471,8 +521,14 @@ impl Parser {
                 let word = name.word().unwrap_or_default();
                 let error = || {
                     let names = KernReturn::ALL.map(KernReturn::name);
-                    let error = Diagnostic::new(name.span, "unknown error", "a KERN_* name", name.describe());
-                    let meant = closest(word, names).or_else(|| closest(&format!("KERN_{word}"), names));
+                    let error = Diagnostic::new(
+                        name.span,
+                        "unknown error",
+                        "a KERN_* name",
+                        name.describe(),
+                    );
+                    let meant =
+                        closest(word, names).or_else(|| closest(&format!("KERN_{word}"), names));
                     let all = format!("they are {}", names.join(" "));
                     if meant.is_some() { error.suggest(meant) } else { error.help(all) }
                 };
@@ -497,7 +553,9 @@ impl Parser {
                         }
                         Err(error)
                     }
-                    Err(error) if error.span == token.span => Err(Diagnostic { expected: WHAT.to_owned(), ..error }),
+                    Err(error) if error.span == token.span => {
+                        Err(Diagnostic { expected: WHAT.to_owned(), ..error })
+                    }
                     other => other.map(Expected::Number),
                 };
             }
@@ -520,7 +578,12 @@ impl Parser {
     fn close(&mut self, lexer: &mut Lexer<'_>, word: Span) -> Result<(), Diagnostic> {
         words::end(lexer)?;
         let Some(block) = self.blocks.pop() else {
-            return Err(Diagnostic::new(word, "an `end` without its `repeat`", "a statement", "`end`"));
+            return Err(Diagnostic::new(
+                word,
+                "an `end` without its `repeat`",
+                "a statement",
+                "`end`",
+            ));
         };
         self.scope.loops -= 1;
         let body = std::mem::replace(&mut self.body, block.outer);

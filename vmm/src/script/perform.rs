@@ -51,7 +51,8 @@ enum Request {
 
 impl<'r> Run<'r> {
     pub(super) fn perform(&mut self, statement: &'r Stmt, what: &'r Do) -> Result<(), Over> {
-        let named = what.runner.as_ref().map(|runner| self.runner(statement, runner)).transpose()?;
+        let named =
+            what.runner.as_ref().map(|runner| self.runner(statement, runner)).transpose()?;
         // What the script itself does takes a thread only where it names one.
         let ours = !matches!(what.call.verb.action, Action::Operation(_));
         if let Some(Runner::Thread(thread)) = named.or((!ours).then_some(Runner::DEFAULT)) {
@@ -59,26 +60,42 @@ impl<'r> Run<'r> {
         }
         let place = what.bind.as_ref().map(|place| self.place(statement, place)).transpose()?;
         let values = self.values(statement, &what.call)?;
-        let called = Called { verb: what.call.verb.name, arguments: self.arguments(&what.call, &values) };
-        let (runner, request) = self.request(statement, what, named.unwrap_or(Runner::DEFAULT), &values)?;
-        if let (Pace::Start, Runner::Thread(thread), Request::Execute(_, op)) = (what.pace, runner, &request) {
+        let called =
+            Called { verb: what.call.verb.name, arguments: self.arguments(&what.call, &values) };
+        let (runner, request) =
+            self.request(statement, what, named.unwrap_or(Runner::DEFAULT), &values)?;
+        if let (Pace::Start, Runner::Thread(thread), Request::Execute(_, op)) =
+            (what.pace, runner, &request)
+        {
             return self.start((statement, what), (thread, *op), place, called);
         }
         let asked = self.ask(&request);
-        let (reply, output) = asked.map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        let (reply, output) =
+            asked.map_err(|error| self.lost(statement, Some(called.text()), error))?;
         let (result, cycles) = reply.parts();
         let arguments = match self.observer.detail() {
             Detail::Full => called.arguments.clone(),
             Detail::Brief => Vec::new(),
         };
-        let step = Step { runner, cycles, output, arguments, ..Step::plain(statement.span.line, called.verb, result) };
+        let step = Step {
+            runner,
+            cycles,
+            output,
+            arguments,
+            ..Step::plain(statement.span.line, called.verb, result)
+        };
         self.show(statement.span, step.clone())?;
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
-            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
+            Reply::Panicked(panic) => {
+                return Err(self.panicked((statement, what), panic, called.text()));
+            }
         };
-        if let Request::Execute(Context::Thread(_) | Context::Interrupt, Op::Vtop { addr }) = request {
-            self.witness(addr, outcome).map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        if let Request::Execute(Context::Thread(_) | Context::Interrupt, Op::Vtop { addr }) =
+            request
+        {
+            self.witness(addr, outcome)
+                .map_err(|error| self.lost(statement, Some(called.text()), error))?;
         }
         let judges = match request {
             Request::Join(thread) => self.judges((statement, what), thread),
@@ -112,7 +129,9 @@ impl<'r> Run<'r> {
             }
             Request::Join(thread) => (self.join(*thread)?, None),
             Request::Nothing => (DONE, None),
-            Request::Dump(file) => (self.target.dump(Path::new(file), name, self.stop).map(|()| DONE)?, None),
+            Request::Dump(file) => {
+                (self.target.dump(Path::new(file), name, self.stop).map(|()| DONE)?, None)
+            }
             Request::Check => {
                 let report = self.target.check()?;
                 (Reply::Completed { outcome: counted(&report), cycles: 0 }, told(&report))
@@ -139,15 +158,23 @@ impl<'r> Run<'r> {
                 }
             }
             (Outcome::Blocked { waits_for }, Request::Execute(Context::Thread(number), _)) => {
-                let (state, fate, places) = (State::Blocked(waits_for), Fate::Join, Vec::from_iter(place));
-                let outstanding = Outstanding { statement, what, state, fate, places, called, order: 0 };
+                let (state, fate, places) =
+                    (State::Blocked(waits_for), Fate::Join, Vec::from_iter(place));
+                let outstanding =
+                    Outstanding { statement, what, state, fate, places, called, order: 0 };
                 self.outstanding.insert(ThreadId(number), outstanding);
             }
             (
                 Outcome::Blocked { .. },
-                Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Check | Request::Inspect(_),
+                Request::Execute(..)
+                | Request::Nothing
+                | Request::Dump(_)
+                | Request::Check
+                | Request::Inspect(_),
             ) => {
-                let error = TargetError::Broken("an operation that runs on no thread is said to be blocked".to_owned());
+                let error = TargetError::Broken(
+                    "an operation that runs on no thread is said to be blocked".to_owned(),
+                );
                 return Err(self.lost(statement, Some(called.text()), error));
             }
             (_, Request::Join(thread)) => {
@@ -159,7 +186,10 @@ impl<'r> Run<'r> {
                 }
                 return Ok(());
             }
-            (_, Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Inspect(_)) => {}
+            (
+                _,
+                Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Inspect(_),
+            ) => {}
             // As a number, no findings are 0.
             (Outcome::Ok, Request::Check) => {
                 if let Some(place) = place {
@@ -185,7 +215,9 @@ impl<'r> Run<'r> {
         values: &[Value],
     ) -> Result<(Runner, Request), Over> {
         match (what.call.verb.action, values) {
-            (Action::OnLowmem, [Value::Op(op, _)]) => Ok((runner, Request::Execute(Context::Lowmem, *op))),
+            (Action::OnLowmem, [Value::Op(op, _)]) => {
+                Ok((runner, Request::Execute(Context::Lowmem, *op)))
+            }
             (Action::Join, &[Value::Thread(thread)]) => {
                 self.outstanding_of(statement, thread)?;
                 Ok((Runner::Thread(thread), Request::Join(thread)))
@@ -204,9 +236,9 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// The host's own walk of the page tables must agree with the guest's, if the guest has walked them: a statement whose
-    /// thread cannot be made for want of pages has not. While another thread has something to do it may change them between
-    /// the two walks.
+    /// The host's own walk of the page tables must agree with the guest's, if the guest has walked
+    /// them: a statement whose thread cannot be made for want of pages has not. While another
+    /// thread has something to do it may change them between the two walks.
     fn witness(&mut self, addr: GuestVirt, outcome: Outcome) -> Result<(), TargetError> {
         let said = match outcome {
             Outcome::Value(phys) => Some(phys),
@@ -220,7 +252,8 @@ impl<'r> Run<'r> {
         if seen == said {
             return Ok(());
         }
-        let show = |phys: Option<u64>| phys.map_or("nothing".to_owned(), |phys| format!("{phys:#x}"));
+        let show =
+            |phys: Option<u64>| phys.map_or("nothing".to_owned(), |phys| format!("{phys:#x}"));
         let (seen, said) = (show(seen), show(said));
         Err(TargetError::Broken(format!(
             "the guest translates {addr} to {said}, but the host's walk of its page tables gives {seen}"
@@ -235,7 +268,9 @@ impl<'r> Run<'r> {
         called: String,
     ) -> Result<(), Over> {
         let held = match what.expect.as_ref().map(|expect| &expect.what) {
-            None | Some(Expected::Ok) if matches!(what.call.verb.action, Action::Check) => outcome == Outcome::Ok,
+            None | Some(Expected::Ok) if matches!(what.call.verb.action, Action::Check) => {
+                outcome == Outcome::Ok
+            }
             None | Some(Expected::Ok) => matches!(outcome, Outcome::Ok | Outcome::Value(_)),
             Some(Expected::Null) => outcome == Outcome::Null,
             Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
@@ -243,7 +278,8 @@ impl<'r> Run<'r> {
             Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
             Some(Expected::Number(expr)) => {
                 let wanted = self.eval(statement, expr)?;
-                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted) {
+                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted)
+                {
                     return Ok(());
                 }
                 let radix = self.radix(expr);
@@ -260,7 +296,8 @@ impl<'r> Run<'r> {
         let expected = match outcome {
             Outcome::Mismatch { addr, want, .. } => format!("{want:#x} at {addr}"),
             Outcome::Value(count) if matches!(what.call.verb.action, Action::Check) => {
-                let got = if count == 1 { "1 finding".to_owned() } else { format!("{count} findings") };
+                let got =
+                    if count == 1 { "1 finding".to_owned() } else { format!("{count} findings") };
                 return Err(self.failed(statement, "no findings".to_owned(), got, Some(called)));
             }
             _ => self.wanted(statement, what)?,

@@ -1,9 +1,10 @@
 //! `rand(LO,HI)`.
 //!
-//! The generator is xoshiro256** (Blackman and Vigna), its 256 bits of state made from the run's seed by four steps of
-//! SplitMix64. Both bounds are included. A draw takes the next 64-bit output `x`; outputs at or above the greatest
-//! multiple of `n = HI - LO + 1` that fits in 64 bits are thrown away, so that every value is equally likely, and the
-//! result is `LO + x % n`. A script with the same seed draws the same numbers on every machine and in every version.
+//! The generator is xoshiro256** (Blackman and Vigna), its 256 bits of state made from the run's
+//! seed by four steps of SplitMix64. Both bounds are included. A draw takes the next 64-bit output
+//! `x`; outputs at or above the greatest multiple of `n = HI - LO + 1` that fits in 64 bits are
+//! thrown away, so that every value is equally likely, and the result is `LO + x % n`. A script
+//! with the same seed draws the same numbers on every machine and in every version.
 
 use rand_xoshiro::Xoshiro256StarStar;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn the_numbers_of_a_seed_are_part_of_the_language() {
-        // SplitMix64 from 0 gives the state; the first output of xoshiro256** is rotl(s1 * 5, 7) * 9.
+        // SplitMix64 from 0 gives the state; the first output of xoshiro256** is rotl(s1 * 5, 7) *
+        // 9.
         let mut state = [0u64; 4];
         let mut x = 0u64;
         for word in &mut state {

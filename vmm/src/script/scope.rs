@@ -6,7 +6,8 @@ use super::ast::NameId;
 use super::diagnostic::closest;
 use super::verbs::Gives;
 
-/// What a name has been bound as. The two do not get in each other's way: `$a` and `$a[0]` are different things.
+/// What a name has been bound as. The two do not get in each other's way: `$a` and `$a[0]` are
+/// different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// `NAME =`.
@@ -66,14 +67,21 @@ impl Scope {
 
     /// Names bound to what can be a map.
     pub fn maps(&self) -> impl Iterator<Item = &str> {
-        let maps = self.names.iter().zip(&self.bound).filter(|(_, forms)| forms.contains(&Use::BoundToMap));
+        let maps = self
+            .names
+            .iter()
+            .zip(&self.bound)
+            .filter(|(_, forms)| forms.contains(&Use::BoundToMap));
         maps.map(|(name, _)| name.as_str())
     }
 
     /// A bound name like `name`.
     pub fn suggest(&self, name: &str) -> Option<&str> {
-        let bound =
-            self.names.iter().zip(&self.bound).filter(|(_, forms)| forms.iter().any(|form| *form > Use::Unbound));
+        let bound = self
+            .names
+            .iter()
+            .zip(&self.bound)
+            .filter(|(_, forms)| forms.iter().any(|form| *form > Use::Unbound));
         closest(name, bound.map(|(name, _)| name.as_str()))
     }
 

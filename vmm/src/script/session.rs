@@ -39,7 +39,8 @@ pub struct Session {
     pub log: String,
     /// Why the log could not be written to its file.
     pub console_error: Option<std::io::Error>,
-    /// Lines that are missing in that file: the kernel had no room for them, and must not wait for any.
+    /// Lines that are missing in that file: the kernel had no room for them, and must not wait for
+    /// any.
     pub dropped_lines: u64,
 }
 
@@ -73,7 +74,11 @@ impl Standstill<'_> {
     /// Whether somebody wanted it to end, and will not wait for a look.
     #[must_use]
     pub fn is_interrupted(self) -> bool {
-        matches!(self, Self::Ended(Ending::Interrupted) | Self::Unready(LaunchError::Guest(GuestError::Interrupted)))
+        matches!(
+            self,
+            Self::Ended(Ending::Interrupted)
+                | Self::Unready(LaunchError::Guest(GuestError::Interrupted))
+        )
     }
 }
 
@@ -92,11 +97,11 @@ pub fn run_script(
         .map_err(|unlaunched| unlaunched.error)
 }
 
-/// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script ended: a guest that
-/// died shows what it died with, in its boot as well.
+/// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script
+/// ended: a guest that died shows what it died with, in its boot as well.
 ///
-/// # Errors
-/// When there is no guest, or its kernel did not become ready; [`launch_status`] tells the exit status.
+/// # Errors When there is no guest, or its kernel did not become ready; [`launch_status`] tells the
+/// exit status.
 pub fn run_script_then<T: std::fmt::Debug>(
     script: &Script,
     setup: Setup,
@@ -119,7 +124,8 @@ pub fn run_script_then<T: std::fmt::Debug>(
     }
     if let Err(error) = guest.await_ready() {
         let seen = Some(look(&guest, Standstill::Unready(&error)));
-        let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = GuestTarget::new(guest).end();
+        let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) =
+            GuestTarget::new(guest).end();
         return Err(Unlaunched { error, seen, log, console_error, dropped_lines });
     }
     let environment = EnvironmentReport::from(guest.environment());
@@ -166,7 +172,10 @@ impl Session {
     #[must_use]
     pub fn report(&self, steps: Vec<StepReport>) -> RunReport {
         let (stats, environment) = (self.stats.clone(), self.environment.clone());
-        RunReport { dropped_log_lines: self.dropped_lines, ..RunReport::ended(&self.ending, steps, stats, environment) }
+        RunReport {
+            dropped_log_lines: self.dropped_lines,
+            ..RunReport::ended(&self.ending, steps, stats, environment)
+        }
     }
 }
 

@@ -8,12 +8,15 @@ use super::names::map_name;
 use super::outcome::{number, shown};
 use super::verbs::{FLAGS, Value};
 
-/// The terms of `expr` that a reader would want to know the values of. Random draws are left out: another draw would
-/// be another number.
+/// The terms of `expr` that a reader would want to know the values of. Random draws are left out:
+/// another draw would be another number.
 pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
     for term in expr.terms() {
         match &term.kind {
-            TermKind::Number(..) | TermKind::PageSize | TermKind::LoopIndex | TermKind::Rand(..) => {}
+            TermKind::Number(..)
+            | TermKind::PageSize
+            | TermKind::LoopIndex
+            | TermKind::Rand(..) => {}
             TermKind::Group(inner) => names(inner, into),
             TermKind::Element(_, index) => {
                 names(index, into);
@@ -23,9 +26,11 @@ pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
             }
             TermKind::MapField(MapRef::Bound(map), _) if matches!(&map.kind, TermKind::Element(_, index) if draws(index)) =>
                 {}
-            TermKind::Value(_) | TermKind::Counter(_) | TermKind::Now | TermKind::Cycles | TermKind::MapField(..) => {
-                into.push(term)
-            }
+            TermKind::Value(_)
+            | TermKind::Counter(_)
+            | TermKind::Now
+            | TermKind::Cycles
+            | TermKind::MapField(..) => into.push(term),
         }
     }
 }
@@ -52,7 +57,9 @@ impl Run<'_> {
 
     fn argument(&self, arg: &Arg, value: &Value) -> String {
         match (value, arg) {
-            (Value::Map(_), Arg::Map(MapRef::Bound(term))) => self.script.source.text(term.span).to_owned(),
+            (Value::Map(_), Arg::Map(MapRef::Bound(term))) => {
+                self.script.source.text(term.span).to_owned()
+            }
             (Value::Map(map), _) => map_name(*map).to_owned(),
             (Value::Kind(MapKind::User), _) => "user".to_owned(),
             (Value::Kind(MapKind::System), _) => "system".to_owned(),
@@ -66,7 +73,10 @@ impl Run<'_> {
             (Value::Zero, _) => "zero".to_owned(),
             (Value::Flags(flags), _) if flags.is_empty() => "0".to_owned(),
             (Value::Flags(flags), _) => {
-                let set = FLAGS.iter().filter(|(_, flag)| flags.contains(*flag)).map(|(name, _)| format!("M_{name}"));
+                let set = FLAGS
+                    .iter()
+                    .filter(|(_, flag)| flags.contains(*flag))
+                    .map(|(name, _)| format!("M_{name}"));
                 set.collect::<Vec<_>>().join("|")
             }
         }

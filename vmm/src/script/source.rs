@@ -88,7 +88,10 @@ impl Source {
     /// Line number `line` (from 1) without its end; empty when there is no such line.
     #[must_use]
     pub fn line(&self, line: usize) -> &str {
-        let Some(&(start, end)) = line.checked_sub(1).and_then(|index| self.lines.get(index)) else { return "" };
+        let Some(&(start, end)) = line.checked_sub(1).and_then(|index| self.lines.get(index))
+        else {
+            return "";
+        };
         &self.text[start..end]
     }
 
@@ -124,7 +127,8 @@ mod tests {
 
     #[test]
     fn the_first_byte_that_is_not_utf8_is_named() {
-        let error = Source::from_bytes("x", b"ok\n# \xc3\xa4 \xff").expect_err("0xff is never UTF-8");
+        let error =
+            Source::from_bytes("x", b"ok\n# \xc3\xa4 \xff").expect_err("0xff is never UTF-8");
         assert_eq!(error, NotUtf8 { line: 2, column: 5, byte: 0xff });
     }
 }

@@ -55,9 +55,14 @@ impl<'r> Run<'r> {
         let sent = self.target.execute(Context::Start(thread.number()), op);
         match sent.map_err(|error| self.lost(statement, Some(called.text()), error))? {
             Reply::Completed { outcome: Outcome::Ok, .. } => {}
-            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
+            Reply::Panicked(panic) => {
+                return Err(self.panicked((statement, what), panic, called.text()));
+            }
             Reply::Completed { outcome, .. } => {
-                let error = TargetError::Broken(format!("starting a statement gave {}", StepResult::Given(outcome)));
+                let error = TargetError::Broken(format!(
+                    "starting a statement gave {}",
+                    StepResult::Given(outcome)
+                ));
                 return Err(self.lost(statement, Some(called.text()), error));
             }
         }
@@ -66,16 +71,21 @@ impl<'r> Run<'r> {
             self.bind(statement.span, place, Bound::Started)?;
         }
         let result = StepResult::Given(Outcome::Ok);
-        let step = Step { arguments: vec![called.text()], ..Step::plain(statement.span.line, "start", result) };
+        let step = Step {
+            arguments: vec![called.text()],
+            ..Step::plain(statement.span.line, "start", result)
+        };
         self.show(statement.span, Step { runner: super::ast::Runner::Thread(thread), ..step })?;
         self.starts += 1;
         let (state, fate, places) = (State::Started, Fate::Join, Vec::from_iter(place));
         let order = self.starts;
-        self.outstanding.insert(thread, Outstanding { statement, what, state, fate, places, called, order });
+        self.outstanding
+            .insert(thread, Outstanding { statement, what, state, fate, places, called, order });
         Ok(())
     }
 
-    /// Lets what was started begin, where nothing is asked of the guest that would. Gives how it died of that, if it did.
+    /// Lets what was started begin, where nothing is asked of the guest that would. Gives how it
+    /// died of that, if it did.
     pub(super) fn let_begin(&mut self) -> Result<Option<Reply>, TargetError> {
         if !std::mem::take(&mut self.unbegun) {
             return Ok(None);
@@ -92,23 +102,38 @@ impl<'r> Run<'r> {
 
     /// A thread whose statement is not over takes no other.
     pub(super) fn check_free(&self, statement: &Stmt, thread: ThreadId) -> Result<(), Over> {
-        let Some(Outstanding { statement: earlier, state, .. }) = self.outstanding.get(&thread) else { return Ok(()) };
+        let Some(Outstanding { statement: earlier, state, .. }) = self.outstanding.get(&thread)
+        else {
+            return Ok(());
+        };
         let line = earlier.span.line;
         let (message, found) = match state {
             State::Started => {
-                let message = format!("{thread} was started by line {line}, and has not been joined");
+                let message =
+                    format!("{thread} was started by line {line}, and has not been joined");
                 (message, format!("{thread} was started"))
             }
             State::Blocked(waits_for) => {
-                let message = format!("{thread} is still blocked by line {line}: it waits for \"{waits_for}\"");
+                let message = format!(
+                    "{thread} is still blocked by line {line}: it waits for \"{waits_for}\""
+                );
                 (message, format!("{thread} waits for \"{waits_for}\""))
             }
         };
-        Err(wrong(Diagnostic::new(statement.span, message, format!("`join {thread}` first"), found)))
+        Err(wrong(Diagnostic::new(
+            statement.span,
+            message,
+            format!("`join {thread}` first"),
+            found,
+        )))
     }
 
     /// The statement of `thread` that is not over.
-    pub(super) fn outstanding_of(&mut self, statement: &Stmt, thread: ThreadId) -> Result<&mut Outstanding<'r>, Over> {
+    pub(super) fn outstanding_of(
+        &mut self,
+        statement: &Stmt,
+        thread: ThreadId,
+    ) -> Result<&mut Outstanding<'r>, Over> {
         let error = || {
             let found = format!("{thread} is not blocked");
             let message = format!("{found}: each statement of it has given its result");
@@ -118,11 +143,14 @@ impl<'r> Run<'r> {
         self.outstanding.get_mut(&thread).ok_or_else(error)
     }
 
-    /// What judges the result of a join of `thread`: its own `expect`, or that of the statement that was started.
+    /// What judges the result of a join of `thread`: its own `expect`, or that of the statement
+    /// that was started.
     pub(super) fn judges(&self, join: (&'r Stmt, &'r Do), thread: ThreadId) -> (&'r Stmt, &'r Do) {
         match self.outstanding.get(&thread) {
             Some(started)
-                if started.state == State::Started && join.1.expect.is_none() && started.what.expect.is_some() =>
+                if started.state == State::Started
+                    && join.1.expect.is_none()
+                    && started.what.expect.is_some() =>
             {
                 (started.statement, started.what)
             }
@@ -133,17 +161,20 @@ impl<'r> Run<'r> {
     /// The started statement whose thread the guest died on.
     pub(super) fn culprit(&self, panic: &Panic) -> Option<&Outstanding<'r>> {
         let name = panic.thread.as_deref()?;
-        let (_, culprit) = self.outstanding.iter().find(|(thread, _)| thread.to_string() == name)?;
+        let (_, culprit) =
+            self.outstanding.iter().find(|(thread, _)| thread.to_string() == name)?;
         (culprit.state == State::Started).then_some(culprit)
     }
 
-    /// The end of the script: what was started is joined and judged, in the order of starting, and then nobody may be blocked
-    /// who is not meant to be. Whoever has been woken may finish first.
+    /// The end of the script: what was started is joined and judged, in the order of starting, and
+    /// then nobody may be blocked who is not meant to be. Whoever has been woken may finish first.
     pub(super) fn end(&mut self) -> Result<(), Over> {
         let mut started: Vec<_> = self
             .outstanding
             .iter()
-            .filter(|(_, outstanding)| outstanding.state == State::Started && outstanding.fate == Fate::Join)
+            .filter(|(_, outstanding)| {
+                outstanding.state == State::Started && outstanding.fate == Fate::Join
+            })
             .map(|(&thread, outstanding)| (outstanding.order, thread))
             .collect();
         started.sort_unstable();
@@ -156,7 +187,9 @@ impl<'r> Run<'r> {
 
     /// What was started and abandoned has its time to begin all the same.
     fn begin_abandoned(&mut self) -> Result<(), Over> {
-        let Some((statement, what)) = self.outstanding.values().next().map(|one| (one.statement, one.what)) else {
+        let Some((statement, what)) =
+            self.outstanding.values().next().map(|one| (one.statement, one.what))
+        else {
             return Ok(());
         };
         match self.let_begin() {
@@ -170,9 +203,13 @@ impl<'r> Run<'r> {
     }
 
     fn join_at_end(&mut self, thread: ThreadId) -> Result<(), Over> {
-        let Some(Outstanding { statement, what, called, .. }) = self.outstanding.get(&thread) else { return Ok(()) };
+        let Some(Outstanding { statement, what, called, .. }) = self.outstanding.get(&thread)
+        else {
+            return Ok(());
+        };
         let (statement, what, called) = (*statement, *what, called.clone());
-        let reply = self.join(thread).map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        let reply =
+            self.join(thread).map_err(|error| self.lost(statement, Some(called.text()), error))?;
         let (result, cycles) = reply.parts();
         let step = Step {
             runner: super::ast::Runner::Thread(thread),
@@ -183,7 +220,9 @@ impl<'r> Run<'r> {
         self.show(statement.span, step.clone())?;
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
-            Reply::Panicked(panic) => return Err(self.panicked((statement, what), panic, called.text())),
+            Reply::Panicked(panic) => {
+                return Err(self.panicked((statement, what), panic, called.text()));
+            }
         };
         self.judge((statement, what), outcome, &step.result, called.text())?;
         match outcome {
@@ -201,9 +240,12 @@ impl<'r> Run<'r> {
 
     fn end_of_sleepers(&mut self) -> Result<(), Over> {
         let mut sleepers: Vec<(ThreadId, Span, WaitMessage)> = Vec::new();
-        let is_awaited = |one: &Outstanding<'_>| matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join;
+        let is_awaited = |one: &Outstanding<'_>| {
+            matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join
+        };
         let awaited: Vec<_> = self.outstanding.iter().filter(|(_, one)| is_awaited(one)).collect();
-        let awaited: Vec<_> = awaited.into_iter().map(|(&thread, one)| (thread, one.statement.span)).collect();
+        let awaited: Vec<_> =
+            awaited.into_iter().map(|(&thread, one)| (thread, one.statement.span)).collect();
         for (thread, span) in awaited {
             match self.join(thread) {
                 Ok(Reply::Completed { outcome: Outcome::Blocked { waits_for }, .. }) => {
@@ -214,7 +256,8 @@ impl<'r> Run<'r> {
                 }
                 Ok(Reply::Panicked(panic)) => {
                     let got = format!("panic {:?}", panic.message);
-                    let failure = still(span, format!("{thread} joined or abandoned before the end"), got);
+                    let failure =
+                        still(span, format!("{thread} joined or abandoned before the end"), got);
                     return Err(Box::new(Ending::Panicked(panic, Box::new(failure))));
                 }
                 Err(error) => return Err(self.lost_at(span, None, error)),
@@ -226,16 +269,24 @@ impl<'r> Run<'r> {
             count => format!("{count} threads joined or abandoned before the end"),
         };
         let texts = sleepers.iter().map(|(thread, span, waits_for)| {
-            let line = if sleepers.len() > 1 { format!(" (line {})", span.line) } else { String::new() };
+            let line =
+                if sleepers.len() > 1 { format!(" (line {})", span.line) } else { String::new() };
             format!("{thread}{line} still waits for \"{waits_for}\"")
         });
         let failure = still(span, expected, texts.collect::<Vec<_>>().join(", "));
         Err(Box::new(Ending::Failed(Box::new(failure))))
     }
 
-    /// How the guest died, against what the script expects of the statement that it died in, or of one that was started.
-    pub(super) fn panicked(&mut self, at: (&'r Stmt, &'r Do), panic: Box<Panic>, called: String) -> Over {
-        let culprit = self.culprit(&panic).map(|one| ((one.statement, one.what), one.called.text()));
+    /// How the guest died, against what the script expects of the statement that it died in, or of
+    /// one that was started.
+    pub(super) fn panicked(
+        &mut self,
+        at: (&'r Stmt, &'r Do),
+        panic: Box<Panic>,
+        called: String,
+    ) -> Over {
+        let culprit =
+            self.culprit(&panic).map(|one| ((one.statement, one.what), one.called.text()));
         let expects = |what: &Do| match what.expect.as_ref().map(|expect| &expect.what) {
             Some(Expected::Panic(text)) => panic.message.contains(text.as_str()),
             _ => false,

@@ -1,8 +1,9 @@
 //! A directory of scripts, each in a fresh guest of its own, several at once.
 //!
-//! Guests want descriptors, threads and memory of the host, and a host that is short of them is no fault of a script: one
-//! that could not begin while others ran waits for the end of one of them and tries again, and the suite goes on with one
-//! job fewer. Only what fails while it runs alone has failed. A thread that cannot be made is a job fewer, too.
+//! Guests want descriptors, threads and memory of the host, and a host that is short of them is no
+//! fault of a script: one that could not begin while others ran waits for the end of one of them
+//! and tries again, and the suite goes on with one job fewer. Only what fails while it runs alone
+//! has failed. A thread that cannot be made is a job fewer, too.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +36,8 @@ pub enum Attempt<R> {
 pub struct Discovered {
     /// Every `*.kmem` file, sorted by path.
     pub scripts: Vec<PathBuf>,
-    /// What has such a name and is not a file: a FIFO, a socket, a device, a link to nothing or to a directory.
+    /// What has such a name and is not a file: a FIFO, a socket, a device, a link to nothing or to
+    /// a directory.
     pub passed_over: Vec<PathBuf>,
 }
 
@@ -93,7 +95,8 @@ impl Jobs {
     /// Waits until one more may run.
     fn begin(&self) -> Running<'_> {
         let full = |counts: &mut Counts| counts.running >= counts.allowed;
-        let mut counts = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+        let mut counts =
+            self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
         counts.running += 1;
         Running { jobs: self, alone: counts.allowed == 1 }
     }
@@ -128,9 +131,9 @@ fn run_one<R>(jobs: &Jobs, index: usize, run: impl Fn(usize) -> Attempt<R>) -> F
     }
 }
 
-/// Calls `run` for each number below `count`, in up to `jobs` threads at a time, and hands each result to `done` on the
-/// caller's thread as soon as it is there. A number whose run found the host short is run again when others have ended.
-/// No further number is begun once `go_on` says no.
+/// Calls `run` for each number below `count`, in up to `jobs` threads at a time, and hands each
+/// result to `done` on the caller's thread as soon as it is there. A number whose run found the
+/// host short is run again when others have ended. No further number is begun once `go_on` says no.
 pub fn run_all<R: Send>(
     count: usize,
     jobs: usize,
@@ -140,7 +143,10 @@ pub fn run_all<R: Send>(
 ) {
     let next = AtomicUsize::new(0);
     let wanted = jobs.clamp(1, count.max(1));
-    let jobs = Jobs { counts: Mutex::new(Counts { running: 0, allowed: wanted }), changed: Condvar::new() };
+    let jobs = Jobs {
+        counts: Mutex::new(Counts { running: 0, allowed: wanted }),
+        changed: Condvar::new(),
+    };
     // The next result; nothing when there is nothing left to begin.
     let work = || {
         let index = if go_on() { next.fetch_add(1, Ordering::Relaxed) } else { count };
@@ -150,7 +156,8 @@ pub fn run_all<R: Send>(
     thread::scope(|scope| {
         let workers = (0..wanted).map_while(|_| {
             let (send, work) = (send.clone(), &work);
-            let worker = move || while work().is_some_and(|finished| send.send(finished).is_ok()) {};
+            let worker =
+                move || while work().is_some_and(|finished| send.send(finished).is_ok()) {};
             // As many as the host makes.
             thread::Builder::new().spawn_scoped(scope, worker).ok()
         });
@@ -175,7 +182,13 @@ mod tests {
         for jobs in [0, 1, 3, 100] {
             let mut seen = Vec::new();
             let run = |index| Attempt::Done(index * 2);
-            run_all(20, jobs, || true, run, |finished| seen.push((finished.index, finished.result)));
+            run_all(
+                20,
+                jobs,
+                || true,
+                run,
+                |finished| seen.push((finished.index, finished.result)),
+            );
             seen.sort_unstable();
             assert_eq!(seen, (0..20).map(|index| (index, index * 2)).collect::<Vec<_>>());
         }
@@ -190,7 +203,8 @@ mod tests {
         assert_eq!(begun.load(Ordering::SeqCst), 3);
     }
 
-    /// Runs 50 numbers in `jobs` threads on a host with room for `room` at a time; what each came to at last.
+    /// Runs 50 numbers in `jobs` threads on a host with room for `room` at a time; what each came
+    /// to at last.
     fn on_a_host_with(room: usize, jobs: usize) -> Vec<bool> {
         let running = AtomicUsize::new(0);
         let run = |_| {
@@ -200,14 +214,23 @@ mod tests {
             if fits { Attempt::Done(true) } else { Attempt::Short(false) }
         };
         let mut ends = vec![None; 50];
-        run_all(ends.len(), jobs, || true, run, |finished| ends[finished.index] = Some(finished.result));
+        run_all(
+            ends.len(),
+            jobs,
+            || true,
+            run,
+            |finished| ends[finished.index] = Some(finished.result),
+        );
         ends.into_iter().map(|end| end.expect("each comes to an end")).collect()
     }
 
     #[test]
     fn a_host_that_is_short_makes_a_suite_slower_and_fails_nothing() {
         for (room, jobs) in [(1, 2), (1, 16), (3, 16), (15, 16)] {
-            assert!(on_a_host_with(room, jobs).into_iter().all(|held| held), "room for {room}, {jobs} jobs");
+            assert!(
+                on_a_host_with(room, jobs).into_iter().all(|held| held),
+                "room for {room}, {jobs} jobs"
+            );
         }
     }
 

@@ -79,14 +79,16 @@ pub enum TargetError {
 
 /// A guest, or something that acts like one.
 pub trait Target {
-    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is blocked or was started is
-    /// given anything, and only such a one is joined. What is started is answered at once.
+    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is
+    /// blocked or was started is given anything, and only such a one is joined. What is started is
+    /// answered at once.
     ///
     /// # Errors
     /// When there will be no result.
     fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError>;
 
-    /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked threads.
+    /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked
+    /// threads.
     ///
     /// # Errors
     /// When the guest's memory makes no sense.
@@ -109,11 +111,12 @@ pub trait Target {
     /// When the guest's memory makes no sense.
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError>;
 
-    /// The guest's threads by name, each with what it does, as far as that can be known: for reports.
+    /// The guest's threads by name, each with what it does, as far as that can be known: for
+    /// reports.
     fn threads(&mut self) -> Vec<(String, String)>;
 
-    /// Writes an image of the guest's memory to the file at `path`, which says that the guest ran `program`. Looks at
-    /// `stop` now and then.
+    /// Writes an image of the guest's memory to the file at `path`, which says that the guest ran
+    /// `program`. Looks at `stop` now and then.
     ///
     /// # Errors
     /// [`TargetError::Unable`] when the file cannot be written.
@@ -131,7 +134,8 @@ pub trait Target {
     /// [`TargetError::Unable`] when what is asked for does not exist, or a file cannot be read.
     fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError>;
 
-    /// The physical address behind `addr` by a walk of the page tables that the guest has no part in.
+    /// The physical address behind `addr` by a walk of the page tables that the guest has no part
+    /// in.
     ///
     /// # Errors
     /// When the guest's page tables make no sense.

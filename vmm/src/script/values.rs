@@ -27,13 +27,14 @@ pub fn number(text: &str) -> Result<u64, String> {
     lexer::number(text).map_err(|expected| format!("expected {expected}"))
 }
 
-/// A time: a number with a suffix of `us ms s`, or of seconds without one. One that is too long to tell is the longest
-/// that there is.
+/// A time: a number with a suffix of `us ms s`, or of seconds without one. One that is too long to
+/// tell is the longest that there is.
 ///
 /// # Errors
 /// What was expected.
 pub fn time(text: &str) -> Result<Duration, String> {
-    let expected = || "expected a number with a suffix of us ms s, or a number of seconds".to_owned();
+    let expected =
+        || "expected a number with a suffix of us ms s, or a number of seconds".to_owned();
     if text.ends_with(['K', 'M', 'G']) {
         return Err(expected());
     }
@@ -85,9 +86,12 @@ mod tests {
         assert_eq!(time("60s"), Ok(Duration::from_secs(60)));
         assert_eq!(time("60"), Ok(Duration::from_secs(60)));
         assert_eq!(time("250ms"), Ok(Duration::from_millis(250)));
-        for long in
-            ["18446744073709551615", "9223372036854775808s", "99999999999999999999999ms", "18446744073709551615us"]
-        {
+        for long in [
+            "18446744073709551615",
+            "9223372036854775808s",
+            "99999999999999999999999ms",
+            "18446744073709551615us",
+        ] {
             assert_eq!(time(long), Ok(Duration::MAX), "{long}");
         }
         assert_eq!(time("9223372036854775807us"), Ok(Duration::from_micros((1 << 63) - 1)));
@@ -108,9 +112,15 @@ mod tests {
     fn a_setting_is_refused_with_the_rule_that_it_breaks() {
         assert_eq!(setting("kern.hz=1K"), Ok(("kern.hz".to_owned(), 1024)));
         let message = setting("kern.hertz=1").expect_err("there is none");
-        assert!(message.contains("kern.hertz") && message.contains("vm.kmem_size_scale"), "{message}");
+        assert!(
+            message.contains("kern.hertz") && message.contains("vm.kmem_size_scale"),
+            "{message}"
+        );
         let message = setting("kern.hz=0").expect_err("it is out of range");
-        assert!(message.contains("kern.hz: 0 ") && message.contains("at least 1 and at most 10000"), "{message}");
+        assert!(
+            message.contains("kern.hz: 0 ") && message.contains("at least 1 and at most 10000"),
+            "{message}"
+        );
         assert!(setting("kern.hz").is_err() && setting("kern.hz=x").is_err());
     }
 }

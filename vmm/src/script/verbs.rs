@@ -1,7 +1,7 @@
 //! The verbs: what each takes, and the operation that it is.
 //!
-//! The table holds the whole language. A verb that this kernel does not offer yet has no operation, and a script that
-//! uses it is refused before anything boots.
+//! The table holds the whole language. A verb that this kernel does not offer yet has no operation,
+//! and a script that uses it is refused before anything boots.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
@@ -127,7 +127,13 @@ const fn later(name: &'static str, usage: &'static str) -> Verb {
     Verb { name, usage, params: &[], action: Action::Absent, gives: Gives::Number }
 }
 
-const fn ours(name: &'static str, usage: &'static str, params: &'static [Param], action: Action, gives: Gives) -> Verb {
+const fn ours(
+    name: &'static str,
+    usage: &'static str,
+    params: &'static [Param],
+    action: Action,
+    gives: Gives,
+) -> Verb {
     Verb { name, usage, params, action, gives }
 }
 

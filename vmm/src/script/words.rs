@@ -11,7 +11,8 @@ use super::scope::Scope;
 use super::verbs::{FLAGS, VERBS, Verb};
 
 /// Words that begin a line which is no verb.
-pub(super) const KEYWORDS: [&str; 8] = ["let", "expect", "assert", "repeat", "end", "print", "start", "guest"];
+pub(super) const KEYWORDS: [&str; 8] =
+    ["let", "expect", "assert", "repeat", "end", "print", "start", "guest"];
 /// Keywords that can be names all the same: what follows tells.
 pub(super) const SOFT_KEYWORDS: [&str; 2] = ["start", "guest"];
 
@@ -40,7 +41,11 @@ fn fixed(token: &Token) -> Result<ThreadId, Diagnostic> {
 }
 
 /// The thread that `token` and what follows it name.
-pub(super) fn thread(token: &Token, lexer: &mut Lexer<'_>, scope: &Scope) -> Result<ThreadRef, Diagnostic> {
+pub(super) fn thread(
+    token: &Token,
+    lexer: &mut Lexer<'_>,
+    scope: &Scope,
+) -> Result<ThreadRef, Diagnostic> {
     let next = lexer.peek()?;
     if token.word() != Some("t") || !next.is("[") || next.spaced {
         return fixed(token).map(ThreadRef::Fixed);
@@ -54,20 +59,33 @@ pub(super) fn thread(token: &Token, lexer: &mut Lexer<'_>, scope: &Scope) -> Res
     match index.literal() {
         Some(number) if number >= u64::from(ThreadId::COUNT) => {
             let found = format!("`t[{number}]`");
-            Err(Diagnostic::new(token.span.to(close.span), format!("{found} is not a thread"), THREADS, found))
+            Err(Diagnostic::new(
+                token.span.to(close.span),
+                format!("{found} is not a thread"),
+                THREADS,
+                found,
+            ))
         }
         _ => Ok(ThreadRef::Computed(Box::new(index))),
     }
 }
 
 /// What `token` and what follows it name before a colon.
-pub(super) fn runner(token: &Token, lexer: &mut Lexer<'_>, scope: &Scope) -> Result<RunnerRef, Diagnostic> {
+pub(super) fn runner(
+    token: &Token,
+    lexer: &mut Lexer<'_>,
+    scope: &Scope,
+) -> Result<RunnerRef, Diagnostic> {
     if token.word() == Some("intr") {
         return Ok(RunnerRef::Interrupt);
     }
-    thread(token, lexer, scope)
-        .map(RunnerRef::Thread)
-        .map_err(|error| if error.expected == THREADS { error.expecting("t0 to t63, t[EXPR] or intr") } else { error })
+    thread(token, lexer, scope).map(RunnerRef::Thread).map_err(|error| {
+        if error.expected == THREADS {
+            error.expecting("t0 to t63, t[EXPR] or intr")
+        } else {
+            error
+        }
+    })
 }
 
 /// The verb that `token` names; `bound` when a `NAME =` stands before it.
@@ -77,16 +95,27 @@ pub(super) fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnost
         return Err(if bound && token.kind != Kind::End { error.help(advice::LET) } else { error });
     };
     let Some(verb) = Verb::named(word) else {
-        let error = Diagnostic::new(token.span, format!("unknown verb `{word}`"), "a verb", token.describe());
+        let error = Diagnostic::new(
+            token.span,
+            format!("unknown verb `{word}`"),
+            "a verb",
+            token.describe(),
+        );
         let keywords: &[&str] = if bound { &[] } else { &KEYWORDS };
         let known = VERBS.iter().map(|verb| verb.name).chain(keywords.iter().copied());
         return Err(advice::verb(word, bound, known, error));
     };
     if !verb.is_offered() {
         let message = not_yet(word);
-        let offered: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
-        return Err(Diagnostic::new(token.span, message, "a verb that it offers", token.describe())
-            .help(format!("it offers {}", offered.join(" "))));
+        let offered: Vec<_> =
+            VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
+        return Err(Diagnostic::new(
+            token.span,
+            message,
+            "a verb that it offers",
+            token.describe(),
+        )
+        .help(format!("it offers {}", offered.join(" "))));
     }
     Ok(verb)
 }
@@ -109,8 +138,10 @@ pub(super) fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
             let names = FLAGS.map(|(name, _)| name);
             let expected = "flags joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE";
             let meant = word.trim_start_matches("M_");
-            let meant = names.into_iter().find(|name| *name == meant).or_else(|| closest(meant, names));
-            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe()).suggest(meant));
+            let meant =
+                names.into_iter().find(|name| *name == meant).or_else(|| closest(meant, names));
+            return Err(Diagnostic::new(token.span, "unknown flag", expected, token.describe())
+                .suggest(meant));
         };
         flags |= flag;
         if lexer.accept("|")?.is_none() {
@@ -124,8 +155,13 @@ pub(super) fn kind(lexer: &mut Lexer<'_>) -> Result<MapKind, Diagnostic> {
     let token = lexer.peek()?.clone();
     match token.word() {
         Some("system") => lexer.next().map(|_| MapKind::System),
-        Some(word) => Err(Diagnostic::new(token.span, "unknown kind of map", "`system` or nothing", token.describe())
-            .suggest(closest(word, ["system"]))),
+        Some(word) => Err(Diagnostic::new(
+            token.span,
+            "unknown kind of map",
+            "`system` or nothing",
+            token.describe(),
+        )
+        .suggest(closest(word, ["system"]))),
         None => Ok(MapKind::User),
     }
 }

@@ -1,8 +1,8 @@
 //! The tour: what `vmkern run` shows without a script.
 //!
-//! Everything on it is done by a guest while one looks: each stop calls a function of the kernel, and shows what came
-//! back, what the map looks like then, and which page-table entries changed. Nothing is told that was not read out of
-//! the guest's memory.
+//! Everything on it is done by a guest while one looks: each stop calls a function of the kernel,
+//! and shows what came back, what the map looks like then, and which page-table entries changed.
+//! Nothing is told that was not read out of the guest's memory.
 
 mod stops;
 mod window;
@@ -44,12 +44,16 @@ pub enum TourError {
     Stopped(#[from] TargetError),
 }
 
-/// Shows around in `guest`, which dies on the way, as planned. Returns the steps that were taken (a stop's number in
-/// place of a line), and the crash at the end.
+/// Shows around in `guest`, which dies on the way, as planned. Returns the steps that were taken (a
+/// stop's number in place of a line), and the crash at the end.
 ///
 /// # Errors
 /// See [`TourError`].
-pub fn run(guest: &mut Guest, stop: &Stop, out: Out<'_>) -> Result<(Vec<Step>, Box<Crash>), TourError> {
+pub fn run(
+    guest: &mut Guest,
+    stop: &Stop,
+    out: Out<'_>,
+) -> Result<(Vec<Step>, Box<Crash>), TourError> {
     let mut tour = Tour { guest, stop, out, number: 0, steps: Vec::new() };
     tour.welcome()?;
     let crash = tour.stops()?;
@@ -87,8 +91,9 @@ impl Tour<'_> {
     fn welcome(&mut self) -> Result<(), TourError> {
         let environment = self.guest.environment();
         let milliseconds = environment.boot_cycles as f64 / f64::from(environment.tsc_khz.max(1));
-        let mut text =
-            format!("{STRONG}FreeBSD's kernel memory of April 2008, alive in a virtual machine{STRONG:#}\n\n");
+        let mut text = format!(
+            "{STRONG}FreeBSD's kernel memory of April 2008, alive in a virtual machine{STRONG:#}\n\n"
+        );
         let _ = writeln!(
             text,
             "A kernel has just booted on {} KVM: {} MiB of memory, body at {}\nprivilege, {milliseconds:.2} ms from its first instruction to its first request.\n",
@@ -99,8 +104,18 @@ impl Tour<'_> {
         for map in [MapId::KERNEL, MapId::KMEM] {
             let stats = self.guest.map_stats(map)?;
             let size = size(stats.max.since(stats.min));
-            let entries = if stats.entries == 1 { "1 entry".to_owned() } else { format!("{} entries", stats.entries) };
-            let _ = writeln!(text, "{:<10} {} .. {}  {size}, {entries}", map_name(map), stats.min, stats.max);
+            let entries = if stats.entries == 1 {
+                "1 entry".to_owned()
+            } else {
+                format!("{} entries", stats.entries)
+            };
+            let _ = writeln!(
+                text,
+                "{:<10} {} .. {}  {size}, {entries}",
+                map_name(map),
+                stats.min,
+                stats.max
+            );
         }
         let mark = |mark: char| format!("{FAINT}{mark}{FAINT:#}");
         let _ = writeln!(
@@ -126,14 +141,22 @@ impl Tour<'_> {
         let after = Window::look(self.guest, stage.map, stage.from)?;
         let free_after = self.guest.meter()?.v_free_count.get();
         let result = StepResult::Given(response.outcome);
-        let mut text =
-            format!("   returned {STRONG}{result}{STRONG:#}  {FAINT}({} cycles){FAINT:#}\n", response.cycles);
+        let mut text = format!(
+            "   returned {STRONG}{result}{STRONG:#}  {FAINT}({} cycles){FAINT:#}\n",
+            response.cycles
+        );
         text.push_str(&after.bar());
         text.push_str(&after.entries());
         text.push_str(&after.changes(&before));
-        let _ = writeln!(text, "   free {} -> {}", count(free_before, "page"), count(free_after, "page"));
+        let _ = writeln!(
+            text,
+            "   free {} -> {}",
+            count(free_before, "page"),
+            count(free_after, "page")
+        );
         self.say(&text);
-        let (line, runner, verb, cycles) = (self.number, Runner::DEFAULT, stage.verb, response.cycles);
+        let (line, runner, verb, cycles) =
+            (self.number, Runner::DEFAULT, stage.verb, response.cycles);
         self.steps.push(Step { runner, cycles, ..Step::plain(line, verb, result) });
         Ok(response.outcome)
     }
@@ -169,14 +192,17 @@ impl Tour<'_> {
         let crash = match self.guest.call(0, stage.op) {
             Err(GuestError::Crashed(crash)) => crash,
             Err(error) => return Err(error.into()),
-            Ok(response) => return Err(unexpected(stage, "a panic", &StepResult::Given(response.outcome))),
+            Ok(response) => {
+                return Err(unexpected(stage, "a panic", &StepResult::Given(response.outcome)));
+            }
         };
         let mut text = String::from("   panic\n");
         for line in wrapped(&crash.message, 74) {
             let _ = writeln!(text, "      {STRONG}{line}{STRONG:#}");
         }
         // The standard library's part of it says little.
-        let ours = |frame: &&Frame| frame.file.as_ref().is_none_or(|file| !file.starts_with("core/"));
+        let ours =
+            |frame: &&Frame| frame.file.as_ref().is_none_or(|file| !file.starts_with("core/"));
         for frame in crash.backtrace.iter().filter(ours).take(6) {
             let _ = writeln!(text, "      {frame}");
         }

@@ -36,14 +36,15 @@ impl Tour<'_> {
     fn kmem(&mut self) -> Result<GuestVirt, TourError> {
         let map = MapId::KMEM;
         let from = self.guest.map_stats(map)?.min;
-        let malloc = |size: u64, flags: MallocFlags, call: &str, story: &'static [&'static str]| Stage {
-            call: call.to_owned(),
-            op: Op::KmemMalloc { map, size, flags },
-            verb: "kmem_malloc",
-            story,
-            map,
-            from,
-        };
+        let malloc =
+            |size: u64, flags: MallocFlags, call: &str, story: &'static [&'static str]| Stage {
+                call: call.to_owned(),
+                op: Op::KmemMalloc { map, size, flags },
+                verb: "kmem_malloc",
+                story,
+                map,
+                from,
+            };
         let (nowait, zero) = (MallocFlags::NOWAIT, MallocFlags::ZERO);
         let first = self.address(&malloc(
             3 * PAGE_SIZE,
@@ -116,7 +117,9 @@ impl Tour<'_> {
             }
             hole = entry.end;
         }
-        let from = GuestVirt::new(hole.get().saturating_sub(MARGIN).max(self.guest.map_stats(map)?.min.get()));
+        let from = GuestVirt::new(
+            hole.get().saturating_sub(MARGIN).max(self.guest.map_stats(map)?.min.get()),
+        );
         let block = self.address(&Stage {
             call: "kmem_alloc(kernel_map, 16384)".to_owned(),
             op: Op::KmemAlloc { map, size: 4 * PAGE_SIZE },
@@ -132,7 +135,9 @@ impl Tour<'_> {
             call: "kmem_alloc_nofault(kernel_map, 20480)".to_owned(),
             op: Op::KmemAllocNofault { map, size: 5 * PAGE_SIZE },
             verb: "kmem_alloc_nofault",
-            story: &["Addresses alone, as for a kernel stack: no page, and a fault here is a panic."],
+            story: &[
+                "Addresses alone, as for a kernel stack: no page, and a fault here is a panic.",
+            ],
             map,
             from,
         })?;
@@ -141,7 +146,9 @@ impl Tour<'_> {
             call: format!("pmap_qenter({base}, 4)"),
             op: Op::PmapQenter { addr: base, count: 4 },
             verb: "pmap_qenter",
-            story: &["Four pages are mapped above the first one, which stays empty: the guard page."],
+            story: &[
+                "Four pages are mapped above the first one, which stays empty: the guard page.",
+            ],
             map,
             from,
         })?;

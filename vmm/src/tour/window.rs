@@ -49,12 +49,14 @@ impl Window {
         self.entries.iter().enumerate().find(|(_, entry)| at >= entry.start && at < entry.end)
     }
 
-    /// The bar: a page with memory behind it, a page of an entry without, a free page; neighbouring entries differ.
+    /// The bar: a page with memory behind it, a page of an entry without, a free page; neighbouring
+    /// entries differ.
     pub fn bar(&self) -> String {
         let mut bar = format!("   {:<10} {} ", map_name(self.map), self.start);
         let _ = write!(bar, "{FAINT}[{FAINT:#}");
         for (index, page) in self.pages.iter().enumerate() {
-            let entry = self.entry(self.at(index)).map(|(number, entry)| (number % 2 == 0, entry.eflags));
+            let entry =
+                self.entry(self.at(index)).map(|(number, entry)| (number % 2 == 0, entry.eflags));
             match (entry, page) {
                 (Some((_, eflags)), _) if eflags.contains(EntryFlags::IS_SUB_MAP) => {
                     let _ = write!(bar, "{FAINT}~{FAINT:#}");
@@ -78,17 +80,28 @@ impl Window {
         let mut text = String::new();
         for entry in &self.entries {
             let what = match entry.object {
-                ObjectView::SubMap(map) if map.0 < MapId::NAMED_MAX => format!("submap {}", map_name(map)),
+                ObjectView::SubMap(map) if map.0 < MapId::NAMED_MAX => {
+                    format!("submap {}", map_name(map))
+                }
                 ObjectView::SubMap(_) => "a submap".to_owned(),
-                ObjectView::None if entry.eflags.contains(EntryFlags::NOFAULT) => "no object, NOFAULT".to_owned(),
+                ObjectView::None if entry.eflags.contains(EntryFlags::NOFAULT) => {
+                    "no object, NOFAULT".to_owned()
+                }
                 ObjectView::None => "no object".to_owned(),
                 ObjectView::Kernel => "kernel_object".to_owned(),
                 ObjectView::Kmem => "kmem_object".to_owned(),
                 ObjectView::Other(at) => format!("object at {at}"),
             };
             let pages = entry.end.since(entry.start) / PAGE_SIZE;
-            let wired = if entry.wired > 0 { format!(", wired {}", entry.wired) } else { String::new() };
-            let _ = writeln!(text, "   entry {}-{} {}, {what}{wired}", entry.start, entry.end, count(pages, "page"));
+            let wired =
+                if entry.wired > 0 { format!(", wired {}", entry.wired) } else { String::new() };
+            let _ = writeln!(
+                text,
+                "   entry {}-{} {}, {what}{wired}",
+                entry.start,
+                entry.end,
+                count(pages, "page")
+            );
         }
         if text.is_empty() {
             text.push_str("   entry none\n");
@@ -115,9 +128,15 @@ impl Window {
             }
             let pages = count((index - first) as u64, "page");
             let line = match pair {
-                (None, Some(new)) => format!("{GOOD}+{GOOD:#} {} {pages}: {}", self.at(first), flags(new)),
-                (Some(old), None) => format!("{BAD}-{BAD:#} {} {pages}: {}", self.at(first), flags(old)),
-                (Some(old), Some(new)) => format!("  {} {pages}: {} -> {}", self.at(first), flags(old), flags(new)),
+                (None, Some(new)) => {
+                    format!("{GOOD}+{GOOD:#} {} {pages}: {}", self.at(first), flags(new))
+                }
+                (Some(old), None) => {
+                    format!("{BAD}-{BAD:#} {} {pages}: {}", self.at(first), flags(old))
+                }
+                (Some(old), Some(new)) => {
+                    format!("  {} {pages}: {} -> {}", self.at(first), flags(old), flags(new))
+                }
                 (None, None) => continue,
             };
             let _ = writeln!(text, "   PTE {line}");

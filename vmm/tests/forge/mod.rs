@@ -1,4 +1,5 @@
-//! Memory images that are put together here, program header by program header, from the pages of a good one.
+//! Memory images that are put together here, program header by program header, from the pages of a
+//! good one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +11,8 @@ use vmkern::{GuestPhys, Image, Source as _, View};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Where pages begin in a file that is written here: behind as many program headers as there may be.
+/// Where pages begin in a file that is written here: behind as many program headers as there may
+/// be.
 pub const PAGES_AT: u64 = 8 << 20;
 
 const EHDR: usize = 64;
@@ -50,17 +52,23 @@ impl Forge {
         let bytes = fs::read(path).expect("the image is there");
         let headers = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
         let header = |number: usize| EHDR + PHDR * number;
-        let (notes_at, notes_len) = (index(word(&bytes, header(0) + 8)), index(word(&bytes, header(0) + 32)));
+        let (notes_at, notes_len) =
+            (index(word(&bytes, header(0) + 8)), index(word(&bytes, header(0) + 32)));
         let mut pages = BTreeMap::new();
         for at in (1..headers).map(header) {
-            let (offset, start, stored) = (word(&bytes, at + 8), word(&bytes, at + 24), word(&bytes, at + 32));
+            let (offset, start, stored) =
+                (word(&bytes, at + 8), word(&bytes, at + 24), word(&bytes, at + 32));
             for page in (0..stored).step_by(4096) {
                 let from = index(offset + page);
                 pages.insert(start + page, bytes[from..from + 4096].to_vec());
             }
         }
         let image = Image::open(path).expect("the image is good");
-        let ram = image.segments().iter().map(|range| (range.start.get(), range.end.since(range.start))).collect();
+        let ram = image
+            .segments()
+            .iter()
+            .map(|range| (range.start.get(), range.end.since(range.start)))
+            .collect();
         let notes = bytes[notes_at..notes_at + notes_len].to_vec();
         Self { notes, pages, ram, root: image.anchors().pml4.get() }
     }
@@ -72,8 +80,8 @@ impl Forge {
         page[within..within + word.len()].copy_from_slice(word);
     }
 
-    /// All RAM as runs of a compact file: each page that there is, and zeros behind it. `elsewhere` is called for each
-    /// stretch of RAM without pages, and says how it is to be told.
+    /// All RAM as runs of a compact file: each page that there is, and zeros behind it. `elsewhere`
+    /// is called for each stretch of RAM without pages, and says how it is to be told.
     pub fn loads(&self, elsewhere: impl Fn(u64, u64) -> Vec<Load>) -> Vec<Load> {
         let mut loads = Vec::new();
         let mut offset = PAGES_AT;
@@ -94,8 +102,8 @@ impl Forge {
         merged(loads)
     }
 
-    /// Writes an image of `loads` to `path`: each page stands where they say. Whatever else they say is in the file is a
-    /// hole of it, or what `extra` puts there.
+    /// Writes an image of `loads` to `path`: each page stands where they say. Whatever else they
+    /// say is in the file is a hole of it, or what `extra` puts there.
     pub fn write(&self, path: &Path, loads: &[Load], extra: &[(u64, &[u8])]) {
         let mut file = File::create(path).expect("the image can be made");
         let mut put = |at: u64, bytes: &[u8]| {
@@ -122,7 +130,11 @@ fn merged(loads: Vec<Load>) -> Vec<Load> {
     let mut merged: Vec<Load> = Vec::new();
     for load in loads {
         match merged.last_mut() {
-            Some(last) if last.start + last.size == load.start && last.stored == last.size && load.stored > 0 => {
+            Some(last)
+                if last.start + last.size == load.start
+                    && last.stored == last.size
+                    && load.stored > 0 =>
+            {
                 if last.offset + last.stored == load.offset {
                     last.size += load.size;
                     last.stored += load.stored;
@@ -130,14 +142,17 @@ fn merged(loads: Vec<Load>) -> Vec<Load> {
                     merged.push(load);
                 }
             }
-            Some(last) if last.start + last.size == load.start && load.stored == 0 => last.size += load.size,
+            Some(last) if last.start + last.size == load.start && load.stored == 0 => {
+                last.size += load.size
+            }
             _ => merged.push(load),
         }
     }
     merged
 }
 
-/// The ELF header and the program headers of an image with these runs, and notes behind the headers.
+/// The ELF header and the program headers of an image with these runs, and notes behind the
+/// headers.
 fn headers(loads: &[Load], notes: usize) -> Vec<u8> {
     let count = loads.len() + 1;
     let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];

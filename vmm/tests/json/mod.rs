@@ -31,7 +31,8 @@ fn behind_string(text: &str) -> &str {
     text.find(is_end).map_or("", |end| &text[end + 1..])
 }
 
-/// The numbers of `json` whose digits are others after a way through a double, as a reader may take them.
+/// The numbers of `json` whose digits are others after a way through a double, as a reader may take
+/// them.
 pub fn changed_by_a_double(json: &str) -> BTreeSet<&str> {
     let is_changed = |number: &&str| {
         let double: f64 = number.parse().unwrap_or_else(|_| panic!("{number} is not a number"));

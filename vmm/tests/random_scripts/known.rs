@@ -1,5 +1,5 @@
-//! Scripts that say what comes of each statement, and hold: in virtual time on one CPU a run is repeatable, so what one run
-//! gave, the next must give.
+//! Scripts that say what comes of each statement, and hold: in virtual time on one CPU a run is
+//! repeatable, so what one run gave, the next must give.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -133,7 +133,8 @@ impl Known {
         }
     }
 
-    /// Says of each statement what it gave, where that is always the same. Returns how many expectations there are.
+    /// Says of each statement what it gave, where that is always the same. Returns how many
+    /// expectations there are.
     fn expect_all(&mut self, ran: &Ran, from: &[usize]) -> usize {
         let mut outcomes: BTreeMap<usize, Option<String>> = BTreeMap::new();
         for step in ran.list("steps") {
@@ -188,7 +189,8 @@ fn expectation(result: &Value) -> Option<String> {
 /// How a page fault says that nothing is at an address.
 const ABSENT: &str = "(not present)";
 
-/// A message, but for why nothing is at an address: some KVMs find a reserved bit set where there is no entry.
+/// A message, but for why nothing is at an address: some KVMs find a reserved bit set where there
+/// is no entry.
 fn alike(text: &str) -> String {
     text.replace("(reserved bit set)", ABSENT)
 }
@@ -206,7 +208,8 @@ fn same_of_step(step: &Value) -> Value {
         // Whether a CPU has halted already.
         *output = output.lines().filter(|line| !line.starts_with("cpus ")).collect();
     }
-    if let Some(Value::String(value)) = fields.get_mut("result").map(|result| &mut result["value"]) {
+    if let Some(Value::String(value)) = fields.get_mut("result").map(|result| &mut result["value"])
+    {
         *value = alike(value);
     }
     Value::Object(fields)
@@ -224,16 +227,22 @@ fn repeated(ran: &Ran) -> Vec<Value> {
 /// The first thing that is different.
 fn difference(first: &Ran, second: &Ran) -> Option<String> {
     let (first, second) = (repeated(first), repeated(second));
-    let mut changed = first.iter().zip(&second).enumerate().filter(|(_, (one, other))| one != other);
+    let mut changed =
+        first.iter().zip(&second).enumerate().filter(|(_, (one, other))| one != other);
     if let Some((step, (one, other))) = changed.next() {
         return Some(format!("step {step} gives {one}, and then {other}"));
     }
-    (first.len() != second.len()).then(|| format!("{} steps, and then {}", first.len(), second.len()))
+    (first.len() != second.len())
+        .then(|| format!("{} steps, and then {}", first.len(), second.len()))
 }
 
-/// Runs the script until it holds, each time with what the run before has shown. Nothing where it never does, for a time limit
-/// for instance.
-fn learn(dir: &Path, args: &[String], lines: Vec<String>) -> Result<Result<(Known, Ran), Ran>, String> {
+/// Runs the script until it holds, each time with what the run before has shown. Nothing where it
+/// never does, for a time limit for instance.
+fn learn(
+    dir: &Path,
+    args: &[String],
+    lines: Vec<String>,
+) -> Result<Result<(Known, Ran), Ran>, String> {
     let mut known = Known::new(lines);
     for round in 0..4 * ROUNDS {
         let (text, from) = known.text();
@@ -270,7 +279,9 @@ pub fn twice(dir: &Path, args: &[String], lines: Vec<String>) -> Result<Learnt, 
     let (text, _) = known.text();
     let again = run(dir, args, text.as_bytes()).map_err(|why| blame(&why, &text))?;
     match difference(&ran, &again) {
-        _ if again.status != 0 => Err(blame(&format!("it does not hold again: {}", again.get("failures")), &text)),
+        _ if again.status != 0 => {
+            Err(blame(&format!("it does not hold again: {}", again.get("failures")), &text))
+        }
         Some(difference) => Err(blame(&difference, &text)),
         None => Ok(Learnt { status: 0, expects }),
     }

@@ -1,7 +1,9 @@
-//! Random scripts, and the corpus with mutations, run as a user runs them: whatever a script says, the command ends by itself,
-//! blames neither itself nor the guest, says so as JSON if it was asked to, and leaves nothing behind.
+//! Random scripts, and the corpus with mutations, run as a user runs them: whatever a script says,
+//! the command ends by itself, blames neither itself nor the guest, says so as JSON if it was asked
+//! to, and leaves nothing behind.
 //!
-//! `VMKERN_SCRIPTS` is the number of scripts of each of the two kinds (150), `VMKERN_SCRIPTS_SEED` the seed of the first (0).
+//! `VMKERN_SCRIPTS` is the number of scripts of each of the two kinds (150), `VMKERN_SCRIPTS_SEED`
+//! the seed of the first (0).
 
 mod dice;
 mod generate;
@@ -50,11 +52,13 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-/// A script in which most statements make sense, with its options; whether a run of it can be repeated.
+/// A script in which most statements make sense, with its options; whether a run of it can be
+/// repeated.
 fn random_script(seed: u64) -> (Options, Vec<String>, bool) {
     let mut dice = Dice::new(seed);
     let is_repeatable = dice.once_in(2);
-    let options = if is_repeatable { Options::repeatable(&mut dice) } else { Options::any(&mut dice) };
+    let options =
+        if is_repeatable { Options::repeatable(&mut dice) } else { Options::any(&mut dice) };
     let style = options.style;
     let mut lines = Generator::new(&mut dice, style).script();
     if !is_repeatable && dice.once_in(4) {
@@ -64,12 +68,14 @@ fn random_script(seed: u64) -> (Options, Vec<String>, bool) {
     (options, lines, is_repeatable)
 }
 
-/// Whether what a script frees or fills is its own, whatever else it does: no memory of the kernel's lies in these maps. One
-/// that writes words may have the kernel's in mind, a page table's, say.
+/// Whether what a script frees or fills is its own, whatever else it does: no memory of the
+/// kernel's lies in these maps. One that writes words may have the kernel's in mind, a page
+/// table's, say.
 fn spares_the_kernel(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let words: Vec<&str> = text.split_whitespace().collect();
-    let is_own = |map: &str| map.starts_with('$') || ["kmem_map", "exec_map", "pipe_map"].contains(&map);
+    let is_own =
+        |map: &str| map.starts_with('$') || ["kmem_map", "exec_map", "pipe_map"].contains(&map);
     let spares = |two: &[&str]| !two[0].contains("kmem_free") || is_own(two[1]);
     !text.contains("pmap_q") && !words.contains(&"write") && words.windows(2).all(spares)
 }
@@ -77,8 +83,10 @@ fn spares_the_kernel(text: &[u8]) -> bool {
 /// Nothing may be found in a guest whose script leaves what is the kernel's alone.
 fn sound(ran: &Ran) -> Result<(), String> {
     let is_finding = |failure: &&serde_json::Value| failure["expected"] == "no findings at the end";
-    let has_found = |step: &&serde_json::Value| step["verb"] == "check" && step["result"]["kind"] == "value";
-    match ran.list("failures").iter().find(is_finding).or(ran.list("steps").iter().find(has_found)) {
+    let has_found =
+        |step: &&serde_json::Value| step["verb"] == "check" && step["result"]["kind"] == "value";
+    match ran.list("failures").iter().find(is_finding).or(ran.list("steps").iter().find(has_found))
+    {
         Some(found) => Err(format!("the check finds something: {found}")),
         None => Ok(()),
     }
@@ -96,7 +104,8 @@ fn one(kind: Kind, seed: u64, dir: &Path, corpus: &[String]) -> Result<End, Stri
         let Options { args, .. } = Options::any(&mut dice);
         let text = mutate::script(&mut dice, corpus);
         let ran = run(dir, &args, &text);
-        let sound = |ran: Ran| if spares_the_kernel(&text) { sound(&ran).map(|()| ran) } else { Ok(ran) };
+        let sound =
+            |ran: Ran| if spares_the_kernel(&text) { sound(&ran).map(|()| ran) } else { Ok(ran) };
         let ran = ran.and_then(sound).map_err(|why| show(why, &args, &text))?;
         return Ok(End { status: ran.status, expects: 0 });
     }
@@ -111,9 +120,14 @@ fn one(kind: Kind, seed: u64, dir: &Path, corpus: &[String]) -> Result<End, Stri
     end.map_err(|why| show(why, args, text.as_bytes()))
 }
 
-/// Runs a script with all kinds of options: as it is, or what is left of it when it comes to its end.
+/// Runs a script with all kinds of options: as it is, or what is left of it when it comes to its
+/// end.
 fn any(dir: &Path, options: &Options, lines: &[String]) -> Result<End, String> {
-    let text = if options.endures { known::enduring(dir, &options.calm(), lines)? } else { lines.join("\n") };
+    let text = if options.endures {
+        known::enduring(dir, &options.calm(), lines)?
+    } else {
+        lines.join("\n")
+    };
     let ran = run(dir, &options.args, text.as_bytes()).map_err(|why| known::blame(&why, &text))?;
     if options.style.manners == Manners::Tame || spares_the_kernel(text.as_bytes()) {
         sound(&ran).map_err(|why| known::blame(&why, &text))?;
@@ -131,7 +145,9 @@ fn all_end_well(kind: Kind) {
     let expects = AtomicU64::new(0);
     let work = || {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        while let Some(&seed) = seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("an index")) {
+        while let Some(&seed) =
+            seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("an index"))
+        {
             match one(kind, seed, dir.path(), &corpus) {
                 Ok(end) => {
                     *ends.lock().expect("no worker panics").entry(end.status).or_default() += 1;
@@ -145,10 +161,22 @@ fn all_end_well(kind: Kind) {
         }
     };
     thread::scope(|scope| (0..WORKERS).for_each(|_| drop(scope.spawn(work))));
-    let (ends, faults) = (ends.into_inner().expect("no worker panics"), faults.into_inner().expect("no worker panics"));
-    println!("{kind:?} scripts from seed {first} on by exit status: {ends:?}, {} expectations", expects.into_inner());
+    let (ends, faults) = (
+        ends.into_inner().expect("no worker panics"),
+        faults.into_inner().expect("no worker panics"),
+    );
+    println!(
+        "{kind:?} scripts from seed {first} on by exit status: {ends:?}, {} expectations",
+        expects.into_inner()
+    );
     println!("{kind:?} scripts: {} passed, {} failed", seeds.len() - faults.len(), faults.len());
-    assert!(faults.is_empty(), "{} of {} {kind:?} scripts:\n{}", faults.len(), seeds.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} of {} {kind:?} scripts:\n{}",
+        faults.len(),
+        seeds.len(),
+        faults.join("\n")
+    );
 }
 
 #[test]
@@ -164,8 +192,9 @@ fn mutations_of_the_corpus_end_by_themselves_and_leave_nothing() {
 /// Whether `text` has `word` as a whole word.
 fn has_word(text: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.match_indices(word)
-        .any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
+    text.match_indices(word).any(|(at, _)| {
+        !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part)
+    })
 }
 
 #[test]

@@ -50,7 +50,11 @@ pub fn script(dice: &mut Dice, corpus: &[String]) -> Vec<u8> {
         if lines.is_empty() {
             break;
         }
-        if dice.once_in(2) { mutate_lines(dice, &mut lines, corpus) } else { mutate_words(dice, &mut lines) }
+        if dice.once_in(2) {
+            mutate_lines(dice, &mut lines, corpus)
+        } else {
+            mutate_words(dice, &mut lines)
+        }
     }
     let text = lines.join("\n") + "\n";
     if dice.once_in(3) { mutate_bytes(dice, text) } else { text.into_bytes() }

@@ -4,8 +4,17 @@ use vmkern::abi::layout::VmMeter;
 
 use crate::dice::Dice;
 
-pub const MAPS: [&str; 9] =
-    ["kernel_map", "kmem_map", "exec_map", "pipe_map", "buffer_map", "clean_map", "pager_map", "$m", "$s"];
+pub const MAPS: [&str; 9] = [
+    "kernel_map",
+    "kmem_map",
+    "exec_map",
+    "pipe_map",
+    "buffer_map",
+    "clean_map",
+    "pager_map",
+    "$m",
+    "$s",
+];
 pub const FIELDS: [&str; 5] = ["min", "max", "size", "entries", "max_free"];
 
 /// Numbers next to where something changes.
@@ -53,8 +62,18 @@ const LIMITS: [&str; 14] = [
     "$s.max_free",
 ];
 /// Numbers that no script can have, or that no script has yet.
-const WRONG: [&str; 10] =
-    ["18446744073709551616", "0x", "12k", "1-2", "1/0", "$nothing", "stall_total", "rand(2,1)", "kmem_map", "hex(1)"];
+const WRONG: [&str; 10] = [
+    "18446744073709551616",
+    "0x",
+    "12k",
+    "1-2",
+    "1/0",
+    "$nothing",
+    "stall_total",
+    "rand(2,1)",
+    "kmem_map",
+    "hex(1)",
+];
 const OPERATORS: [&str; 5] = ["+", "-", "*", "/", "%"];
 
 /// Whether what the processor's clock says may stand in a script.

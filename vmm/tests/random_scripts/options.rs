@@ -7,7 +7,8 @@ use crate::numbers::{Clock, EDGES};
 /// The time limit of a run. That a script takes longer is not a fault: a mutation makes loops long.
 const LIMIT: &str = "5s";
 const MEMORY: [&str; 6] = ["8M", "8M", "9M", "12M", "16M", "64M"];
-const TUNABLES: [&str; 5] = ["kern.hz=100", "kern.hz=1", "kern.maxusers=16", "vm.kmem_size=4M", "kern.hz=0"];
+const TUNABLES: [&str; 5] =
+    ["kern.hz=100", "kern.hz=1", "kern.maxusers=16", "vm.kmem_size=4M", "kern.hz=0"];
 
 /// A command line without its script, and what fits it.
 pub struct Options {

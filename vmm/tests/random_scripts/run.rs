@@ -62,7 +62,8 @@ fn strangers(dir: &Path, args: &[String], text: &[u8]) -> Vec<String> {
 fn clear(dir: &Path) {
     for entry in fs::read_dir(dir).expect("the folder is there") {
         let path = entry.expect("it can be read").path();
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.expect("it can be removed");
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+            .expect("it can be removed");
     }
 }
 
@@ -85,8 +86,8 @@ fn written(child: &mut Child) -> Option<Vec<u8>> {
 
 /// The object on standard output, which says how the run ended.
 fn report(stdout: &[u8], status: i32) -> Result<Value, String> {
-    let json: Value =
-        serde_json::from_slice(stdout).map_err(|error| format!("{error}: {}", String::from_utf8_lossy(stdout)))?;
+    let json: Value = serde_json::from_slice(stdout)
+        .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(stdout)))?;
     let said = (json["schema"].as_u64(), json["status"].as_i64(), json["ok"].as_bool());
     if said != (Some(1), Some(i64::from(status)), Some(status == 0)) {
         return Err(format!("status {status}, and the report says {said:?}"));
@@ -120,11 +121,14 @@ pub fn run(dir: &Path, args: &[String], text: &[u8]) -> Result<Ran, String> {
     let stdout = written(&mut child);
     let status = child.wait().expect("the child is ours");
     let Some(stdout) = stdout else { return Err("it hangs".to_owned()) };
-    let words = String::from_utf8_lossy(&fs::read(dir.join("stderr")).unwrap_or_default()).into_owned();
+    let words =
+        String::from_utf8_lossy(&fs::read(dir.join("stderr")).unwrap_or_default()).into_owned();
     let strangers = strangers(dir, args, text);
     match (status.code(), status.signal()) {
         (_, Some(signal)) => Err(format!("signal {signal}\n{words}")),
-        (Some(0..=3 | 5), None) if !strangers.is_empty() => Err(format!("it leaves files: {strangers:?}")),
+        (Some(0..=3 | 5), None) if !strangers.is_empty() => {
+            Err(format!("it leaves files: {strangers:?}"))
+        }
         (Some(0..=3 | 5), None) if group_lives(child.id()) => Err("it leaves processes".to_owned()),
         (Some(status @ (0..=3 | 5)), None) => {
             let is_json = args.iter().any(|arg| arg == "--json");

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-/// A directory that goes away with the value. Its path, and all that is made of it, is UTF-8, as command lines want it.
+/// A directory that goes away with the value. Its path, and all that is made of it, is UTF-8, as
+/// command lines want it.
 pub struct Scratch(TempDir);
 
 impl Scratch {

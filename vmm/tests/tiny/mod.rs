@@ -1,5 +1,5 @@
-//! Guests of a few bytes: 32-bit code in a PVH ELF that is put together here, so that a test controls every
-//! instruction that its guest executes.
+//! Guests of a few bytes: 32-bit code in a PVH ELF that is put together here, so that a test
+//! controls every instruction that its guest executes.
 
 use vmkern::KernelImage;
 use vmkern::abi::ABI_VERSION;
@@ -93,10 +93,18 @@ pub fn pvh_elf(code: &[u8], note: Note) -> Vec<u8> {
     const EHDR: u64 = 64;
     const PHDR: u64 = 56;
     let note_bytes: Vec<u8> = match note {
-        Note::Pvh => {
-            [4u32, 4, 18].iter().flat_map(|w| w.to_le_bytes()).chain(*b"Xen\0").chain(CODE.to_le_bytes()).collect()
-        }
-        Note::None => [4u32, 4, 1].iter().flat_map(|w| w.to_le_bytes()).chain(*b"GNU\0").chain([0; 4]).collect(),
+        Note::Pvh => [4u32, 4, 18]
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .chain(*b"Xen\0")
+            .chain(CODE.to_le_bytes())
+            .collect(),
+        Note::None => [4u32, 4, 1]
+            .iter()
+            .flat_map(|w| w.to_le_bytes())
+            .chain(*b"GNU\0")
+            .chain([0; 4])
+            .collect(),
     };
     let note_at = EHDR + 2 * PHDR;
     let code_at = note_at + note_bytes.len() as u64;

@@ -1,7 +1,8 @@
 //! Dying with a record.
 //!
-//! The record goes into the control region, or as text to the log where there is none; then the kernel leaves. A crash
-//! inside a crash only leaves; a CPU that crashes while another one does lets that one finish, and goes nowhere.
+//! The record goes into the control region, or as text to the log where there is none; then the
+//! kernel leaves. A crash inside a crash only leaves; a CPU that crashes while another one does
+//! lets that one finish, and goes nowhere.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -37,15 +38,27 @@ impl fmt::Display for Cause<'_> {
                 write!(f, "page fault: {error} at {:#x}, rip {:#x}", frame.cr2, frame.rip)
             }
             Self::Trap { kind: CrashKind::StackOverflow, frame } => {
-                write!(f, "stack overflow: rsp {:#x}, access to {:#x}, rip {:#x}", frame.rsp, frame.cr2, frame.rip)
+                write!(
+                    f,
+                    "stack overflow: rsp {:#x}, access to {:#x}, rip {:#x}",
+                    frame.rsp, frame.cr2, frame.rip
+                )
             }
             Self::Trap { kind: CrashKind::Nucleus, frame } => {
                 let (vector, rip, cr2, rsp) = (frame.vector, frame.rip, frame.cr2, frame.rsp);
-                write!(f, "fault in the nucleus: vector {vector}, rip {rip:#x}, cr2 {cr2:#x}, rsp {rsp:#x}")
+                write!(
+                    f,
+                    "fault in the nucleus: vector {vector}, rip {rip:#x}, cr2 {cr2:#x}, rsp {rsp:#x}"
+                )
             }
             Self::Trap { frame, .. } => {
                 let (vector, error) = (frame.vector, frame.error_code);
-                write!(f, "unexpected trap {vector} ({}), error code {error:#x}, rip {:#x}", name(vector), frame.rip)
+                write!(
+                    f,
+                    "unexpected trap {vector} ({}), error code {error:#x}, rip {:#x}",
+                    name(vector),
+                    frame.rip
+                )
             }
         }
     }
@@ -73,8 +86,8 @@ impl fmt::Display for PageFaultError {
 /// The mnemonic of an exception.
 fn name(vector: u64) -> &'static str {
     const NAMES: [&str; 22] = [
-        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "reserved", "#TS", "#NP", "#SS", "#GP", "#PF",
-        "reserved", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
+        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "reserved", "#TS", "#NP",
+        "#SS", "#GP", "#PF", "reserved", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
     ];
     match NAMES.get(usize::try_from(vector).unwrap_or(usize::MAX)) {
         Some(name) => name,
@@ -107,7 +120,9 @@ pub fn die(cause: &Cause<'_>) -> ! {
 fn record(record: &CrashRecord, cause: &Cause<'_>) {
     record.cpu.set(PerCpu::current().number());
     record.thread.set(crate::memory::current_tid().unwrap_or(u32::MAX));
-    record.in_interrupt.set(u32::from(crate::memory::vm().is_some_and(crate::memory::KernelVm::in_interrupt)));
+    record
+        .in_interrupt
+        .set(u32::from(crate::memory::vm().is_some_and(crate::memory::KernelVm::in_interrupt)));
     record.vector.set(u32::MAX);
     if let Cause::Trap { frame, .. } = cause {
         record.vector.set(u32::try_from(frame.vector).unwrap_or(u32::MAX));
@@ -167,7 +182,8 @@ impl Write for Message<'_> {
     }
 }
 
-/// Return addresses along the chain of frame pointers, as long as they lie on a kernel stack and go upward.
+/// Return addresses along the chain of frame pointers, as long as they lie on a kernel stack and go
+/// upward.
 struct Backtrace {
     next: Option<GuestVirt>,
     rbp: u64,
@@ -179,7 +195,9 @@ impl Backtrace {
             Cause::Panic(_) => {
                 let rbp: u64;
                 // SAFETY: reads a register.
-                unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+                unsafe {
+                    core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags))
+                };
                 Self { next: None, rbp }
             }
             Cause::Trap { frame, .. } => Self { next: Some(frame.rip), rbp: frame.rbp() },
@@ -196,7 +214,8 @@ impl Iterator for Backtrace {
         }
         let cpu = PerCpu::current();
         let running = cpu.stack_bounds();
-        let on_stack = |a: u64| (running.low..running.high).contains(&a) || cpu.on_emergency_stack(a);
+        let on_stack =
+            |a: u64| (running.low..running.high).contains(&a) || cpu.on_emergency_stack(a);
         if !self.rbp.is_multiple_of(8) || !on_stack(self.rbp) || !on_stack(self.rbp + 8) {
             return None;
         }

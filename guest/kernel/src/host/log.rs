@@ -1,8 +1,9 @@
 //! The kernel's log: into the control region where there is one, else to the first serial port.
 //!
-//! CPUs write one after the other, a line at a time. Where the host keeps all of the log ([`vmkern_abi::log`]), a line waits
-//! until there is room for it, unless its thread has interrupts deferred: it may own a lock, or be a handler, that others
-//! wait for. Then the line is dropped and counted. The wait is one of running threads, in virtual time as in real time.
+//! CPUs write one after the other, a line at a time. Where the host keeps all of the log
+//! ([`vmkern_abi::log`]), a line waits until there is room for it, unless its thread has interrupts
+//! deferred: it may own a lock, or be a handler, that others wait for. Then the line is dropped and
+//! counted. The wait is one of running threads, in virtual time as in real time.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
@@ -26,7 +27,8 @@ struct Log;
 /// The one writer.
 static LOG: MaskedCell<Log> = MaskedCell::new(Log);
 
-/// How long a CPU that dies waits for room, in cycles: a keeper that does not come in this time is not alive.
+/// How long a CPU that dies waits for room, in cycles: a keeper that does not come in this time is
+/// not alive.
 const PATIENCE: u64 = 1 << 29;
 
 /// What became of a line.
@@ -71,7 +73,8 @@ pub fn line(args: fmt::Arguments<'_>) -> fmt::Result {
     }
 }
 
-/// Whether there is room for a line. One that is longer than the ring has room in any: the beginning of it is lost.
+/// Whether there is room for a line. One that is longer than the ring has room in any: the
+/// beginning of it is lost.
 fn has_room_for(ring: &LogRing, args: fmt::Arguments<'_>) -> bool {
     if !ring.is_kept() {
         return true;
@@ -99,8 +102,8 @@ fn wake_keeper(ring: &LogRing) {
     }
 }
 
-/// Writes a line of a CPU that dies, whoever may be writing: that one may be the CPU itself. It waits for room, too, as
-/// nothing is held up by that any more; but not for ever.
+/// Writes a line of a CPU that dies, whoever may be writing: that one may be the CPU itself. It
+/// waits for room, too, as nothing is held up by that any more; but not for ever.
 ///
 /// # Errors
 /// As for [`line`].

@@ -11,14 +11,19 @@ use crate::arch::{cpus, instr, tlb};
 /// CPUs that own no lock and wait to stand still, a bit each.
 static STANDING: AtomicU64 = AtomicU64::new(0);
 
-/// Tells the host that this CPU owns no mutex and no spin lock, once all others have come as far or are halted: until then it
-/// answers those that wait for it. Returns when the host lets it go on. Interrupts are deferred, once.
+/// Tells the host that this CPU owns no mutex and no spin lock, once all others have come as far or
+/// are halted: until then it answers those that wait for it. Returns when the host lets it go on.
+/// Interrupts are deferred, once.
 pub fn stand_still() {
     let me = PerCpu::current().number();
     STANDING.fetch_or(1 << me, Ordering::SeqCst);
-    let is_still = |cpu: &PerCpu| STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.idle().is_armed();
+    let is_still = |cpu: &PerCpu| {
+        STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.idle().is_armed()
+    };
     let mut spins = 0;
-    while region::get().is_some_and(|region| region.pausing.get() != 0) && !cpus::others().all(is_still) {
+    while region::get().is_some_and(|region| region.pausing.get() != 0)
+        && !cpus::others().all(is_still)
+    {
         tlb::spin(spins);
         spins += 1;
     }
@@ -26,13 +31,14 @@ pub fn stand_still() {
     STANDING.fetch_and(!(1 << me), Ordering::SeqCst);
 }
 
-/// Whether the host has waited long enough for CPUs that own no mutex: one that owns some is to stand still as well.
+/// Whether the host has waited long enough for CPUs that own no mutex: one that owns some is to
+/// stand still as well.
 pub fn is_urgent() -> bool {
     region::get().is_some_and(|region| region.pausing.get() == Pausing::Urgent as u32)
 }
 
-/// Tells the host that this CPU stands still with a mutex, which others may wait for: it waits for nobody. Returns when the
-/// host lets it go on. Interrupts are deferred.
+/// Tells the host that this CPU stands still with a mutex, which others may wait for: it waits for
+/// nobody. Returns when the host lets it go on. Interrupts are deferred.
 pub fn stand_owning() {
     tell(Stand::Owning);
 }
@@ -40,7 +46,8 @@ pub fn stand_owning() {
 fn tell(how: Stand) {
     // What was written before is in memory, and nothing of what comes after.
     compiler_fence(Ordering::SeqCst);
-    // SAFETY: the device behind the port touches no memory. The host may look at all of it, and changes nothing.
+    // SAFETY: the device behind the port touches no memory. The host may look at all of it, and
+    // changes nothing.
     unsafe { instr::outb(PAUSE_PORT, how as u8) };
     compiler_fence(Ordering::SeqCst);
 }

@@ -1,4 +1,5 @@
-//! What a PVH loader hands over: `hvm_start_info` and its memory map (Xen, `public/arch-x86/hvm/start_info.h`).
+//! What a PVH loader hands over: `hvm_start_info` and its memory map (Xen,
+//! `public/arch-x86/hvm/start_info.h`).
 
 use core::slice;
 
@@ -59,9 +60,10 @@ impl BootData {
     /// # Errors
     /// What is wrong with it.
     pub fn read(start_info: GuestPhys) -> Result<Self, &'static str> {
-        // SAFETY: low memory is mapped, never managed by the kernel, and nobody writes to the loader's data any more;
-        // the types accept any bytes.
-        let info = unsafe { low::<StartInfo>(start_info, 1) }.ok_or("hvm_start_info is not in low memory")?;
+        // SAFETY: low memory is mapped, never managed by the kernel, and nobody writes to the
+        // loader's data any more; the types accept any bytes.
+        let info = unsafe { low::<StartInfo>(start_info, 1) }
+            .ok_or("hvm_start_info is not in low memory")?;
         let info = &info[0];
         if info.magic != MAGIC {
             return Err("hvm_start_info has a wrong magic number");
@@ -71,7 +73,8 @@ impl BootData {
         }
         let entries = info.memmap_entries as usize;
         // SAFETY: as above.
-        let memory_map = unsafe { low(info.memmap, entries) }.ok_or("the memory map is not in low memory")?;
+        let memory_map =
+            unsafe { low(info.memmap, entries) }.ok_or("the memory map is not in low memory")?;
         let command_line = if info.cmdline.get() == 0 { "" } else { text(info.cmdline)? };
         Ok(Self { command_line, memory_map })
     }

@@ -9,7 +9,8 @@ use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::paging::Paging;
 use vmkern_abi::{ABI_VERSION, describe};
 
-/// First physical address past low memory, which is mapped at KERNBASE for the loader's data and the region.
+/// First physical address past low memory, which is mapped at KERNBASE for the loader's data and
+/// the region.
 const LOW_MEMORY_END: u64 = 0xa_0000;
 
 static REGION: AtomicPtr<ControlRegion> = AtomicPtr::new(core::ptr::null_mut());
@@ -36,8 +37,8 @@ pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
         return Err(RegionError::Place);
     }
     let pointer = (KERNBASE.get() + at.get()) as *mut ControlRegion;
-    // SAFETY: low memory is mapped at KERNBASE for the kernel's whole life and never managed by it; the region consists
-    // of atomics, valid with any content.
+    // SAFETY: low memory is mapped at KERNBASE for the kernel's whole life and never managed by it;
+    // the region consists of atomics, valid with any content.
     let region = unsafe { &*pointer };
     if region.magic.get() != CONTROL_MAGIC {
         return Err(RegionError::Magic);
@@ -56,7 +57,8 @@ fn publish_abi(region: &ControlRegion) {
     region.description_len.set(describe::LEN as u64);
 }
 
-/// What the CPUs demand of page-table entries: as the host says, whose CPUs they are, or as they say themselves.
+/// What the CPUs demand of page-table entries: as the host says, whose CPUs they are, or as they
+/// say themselves.
 #[must_use]
 #[inline]
 pub fn paging() -> Paging {
@@ -66,7 +68,8 @@ pub fn paging() -> Paging {
     }
 }
 
-/// Finds out what [`paging`] says from then on. A host that emulates CPL0 does not show its CPUID to CPL3: it tells.
+/// Finds out what [`paging`] says from then on. A host that emulates CPL0 does not show its CPUID
+/// to CPL3: it tells.
 #[cold]
 fn learn_paging() -> Paging {
     let paging = match get().map_or(0, |region| region.paging.get()) {

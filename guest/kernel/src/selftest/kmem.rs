@@ -84,7 +84,10 @@ pub fn refault(bench: &Bench<'_>) -> Verdict {
     let page = translate(addr).map_or(0, |mapping| mapping.phys.get());
     bench.vm.tlb_flush(bench.vm.pmap_remove(addr, addr.add(PAGE_SIZE)));
     same("mapped after the removal", translate(addr).is_some().into(), 0)?;
-    bench.ok("the fault brings back the same page", &Op::Verify { addr, size: 2 * PAGE_SIZE, seed: 5 })?;
+    bench.ok(
+        "the fault brings back the same page",
+        &Op::Verify { addr, size: 2 * PAGE_SIZE, seed: 5 },
+    )?;
     same("physical address", translate(addr).map_or(0, |mapping| mapping.phys.get()), page)?;
     bench.ok("kmem_free", &free(addr, 2 * PAGE_SIZE))
 }

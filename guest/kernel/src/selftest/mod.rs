@@ -1,7 +1,7 @@
 //! The self-test: what must hold before anything else can, checked by the kernel alone.
 //!
-//! It runs under any PVH loader, without rings, reports on the serial line, and ends by the exit port. A check that fails
-//! says why and the others still run.
+//! It runs under any PVH loader, without rings, reports on the serial line, and ends by the exit
+//! port. A check that fails says why and the others still run.
 
 mod kmem;
 mod paging;
@@ -51,7 +51,10 @@ type Check = (&'static str, fn(&Bench<'_>) -> Verdict);
 const CHECKS: &[Check] = &[
     ("a timer interrupt ends a halt", traps::timer_ends_a_halt),
     ("masked interrupts wait for the guard to go", traps::masking_defers),
-    ("masked interrupts take no trap frame, however many they are", traps::masked_interrupts_take_no_frame),
+    (
+        "masked interrupts take no trap frame, however many they are",
+        traps::masked_interrupts_take_no_frame,
+    ),
     ("interrupts keep every SSE register and the red zone", traps::interrupts_keep_registers),
     (
         "a trap between any two instructions of a handler's way out loses nothing",
@@ -60,10 +63,16 @@ const CHECKS: &[Check] = &[
     ("virtual or real, sleeping moves the clock", traps::sleeping_moves_the_clock),
     ("two threads that never yield share the CPU", threads::endless_threads_share_the_cpu),
     ("nothing is mapped writable and executable", paging::write_xor_execute),
-    ("text is read-only, data is not executable, guard pages are not mapped", paging::image_protection),
+    (
+        "text is read-only, data is not executable, guard pages are not mapped",
+        paging::image_protection,
+    ),
     ("U is set everywhere for CPL3 and nowhere for CPL0", paging::user_bit_follows_privilege),
     ("kmem_malloc returns zeroed memory that keeps what is written", kmem::malloc_fill_verify_free),
-    ("kmem_alloc, kmem_alloc_nofault, pmap_qenter and pmap_qremove work together", kmem::nofault_and_qenter),
+    (
+        "kmem_alloc, kmem_alloc_nofault, pmap_qenter and pmap_qremove work together",
+        kmem::nofault_and_qenter,
+    ),
     ("a missing translation of wired memory is entered again by a page fault", kmem::refault),
     ("the lowest hole is taken first", kmem::first_fit),
     ("a thousand rounds leave every counter as it was", kmem::counters_return),

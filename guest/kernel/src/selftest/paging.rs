@@ -23,8 +23,8 @@ impl TableReader for Tables {
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Infallible> {
         assert!(index < NPTEPG);
         let at = phys_to_dmap(table).get() as *const u64;
-        // SAFETY: page tables are RAM, which the direct map shows; a concurrent change of A or M is harmless in a
-        // volatile read of one word.
+        // SAFETY: page tables are RAM, which the direct map shows; a concurrent change of A or M is
+        // harmless in a volatile read of one word.
         Ok(Pte::from_bits(unsafe { at.add(index).read_volatile() }))
     }
 
@@ -80,7 +80,9 @@ pub fn write_xor_execute(_: &Bench<'_>) -> Verdict {
 
 pub fn user_bit_follows_privilege(_: &Bench<'_>) -> Verdict {
     let want = PerCpu::current().body_is_user();
-    all_leaves(&mut |grants| same("accessible at CPL3", grants.contains(PteFlags::U).into(), want.into()))
+    all_leaves(&mut |grants| {
+        same("accessible at CPL3", grants.contains(PteFlags::U).into(), want.into())
+    })
 }
 
 pub fn image_protection(_: &Bench<'_>) -> Verdict {
@@ -93,7 +95,11 @@ pub fn image_protection(_: &Bench<'_>) -> Verdict {
             1 | write | execute
         }
     };
-    same("rights on text", access(image_protection as fn(&Bench<'_>) -> Verdict as usize as u64), 1 | 4)?;
+    same(
+        "rights on text",
+        access(image_protection as fn(&Bench<'_>) -> Verdict as usize as u64),
+        1 | 4,
+    )?;
     same("rights on read-only data", access(&raw const IN_RODATA as u64), 1)?;
     same("rights on data", access(&raw const *PerCpu::current() as u64), 1 | 2)?;
     for guarded in [stack::BOOT, stack::TRAP, stack::EMERGENCY] {

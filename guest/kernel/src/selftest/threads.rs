@@ -34,7 +34,8 @@ fn spin(_: &KernelVm, me: u64) {
 pub fn endless_threads_share_the_cpu(bench: &Bench<'_>) -> Verdict {
     let (vm, cnt) = (bench.vm, bench.vm.cnt());
     let before = (cnt.v_free_count.get(), cnt.thread_count.get());
-    // This is the idle thread: any other takes the CPU from it at once, and it comes back when both have ended.
+    // This is the idle thread: any other takes the CPU from it at once, and it comes back when both
+    // have ended.
     vm.critical_enter();
     let spec = |(arg, tid)| ThreadSpec { tid, name: "spin", priority: PUSER, start: spin, arg };
     let made = (0..).zip(TIDS).map(spec).filter(|spec| vm.kthread_create(spec).is_ok()).count();
@@ -42,7 +43,11 @@ pub fn endless_threads_share_the_cpu(bench: &Bench<'_>) -> Verdict {
     same("threads made", made as u64, 2)?;
     vm.sched_yield();
     same("changes of the running thread", u64::from(CHANGES.load(Ordering::Relaxed) > TURNS), 1)?;
-    same("threads that have counted", COUNTS.iter().map(|count| count.load(Ordering::Relaxed).min(1)).sum(), 2)?;
+    same(
+        "threads that have counted",
+        COUNTS.iter().map(|count| count.load(Ordering::Relaxed).min(1)).sum(),
+        2,
+    )?;
     vm.thread_reap();
     same("threads", cnt.thread_count.get(), before.1)?;
     // The first threads of all leave a page table behind.

@@ -29,8 +29,8 @@ pub fn masking_defers(_: &Bench<'_>) -> Verdict {
     let outer = Masked::new();
     let inner = Masked::new();
     apic::timer_one_shot(SOON);
-    // The handler itself says that the interrupt came; that the count ran down says it too early where another thread
-    // of the host emulates the timer.
+    // The handler itself says that the interrupt came; that the count ran down says it too early
+    // where another thread of the host emulates the timer.
     while PerCpu::current().deferred().load(Ordering::Relaxed) == 0 {
         core::hint::spin_loop();
     }
@@ -50,7 +50,8 @@ pub fn masked_interrupts_take_no_frame(_: &Bench<'_>) -> Verdict {
     let end = cpu.trap_slot();
     let words = || (end - SLOT as u64..end - USED).step_by(8).map(|at| at as *mut u64);
     for word in words() {
-        // SAFETY: the slot is free: with interrupts deferred no other thread runs here, and this one does not fault.
+        // SAFETY: the slot is free: with interrupts deferred no other thread runs here, and this
+        // one does not fault.
         unsafe { word.write_volatile(UNTOUCHED) };
     }
     let both = Deferred::Resched as u32 | Deferred::Shootdown as u32;
@@ -80,7 +81,8 @@ pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {
 pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
     /// Instructions from a handler's return to its `iretq`: fewer would not be the whole way.
     const WAY_OUT: u64 = 35;
-    let whole = |what, got| if got >= WAY_OUT { Ok(()) } else { Err(Failure { what, got, want: WAY_OUT }) };
+    let whole =
+        |what, got| if got >= WAY_OUT { Ok(()) } else { Err(Failure { what, got, want: WAY_OUT }) };
     let steps = Steps::through_one_interrupt();
     // Before the timer is set: on a busy host it fires at once.
     let before = timer_interrupts();
@@ -96,13 +98,13 @@ pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
     whole("steps on the way out of a halt", steps.count())
 }
 
-/// Fills the SSE registers, most general registers and the red zone with values made of `pattern`, waits until the
-/// timer has fired more than `fired` times, and counts what is not as it was.
+/// Fills the SSE registers, most general registers and the red zone with values made of `pattern`,
+/// waits until the timer has fired more than `fired` times, and counts what is not as it was.
 fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
     let wrong: u64;
     let counter = crate::arch::interrupt::timer_interrupts_address();
-    // SAFETY: the block uses 128 bytes below RSP, which compiled code does not (the kernel is built without a red zone)
-    // and handlers must not; every register that it changes is declared.
+    // SAFETY: the block uses 128 bytes below RSP, which compiled code does not (the kernel is built
+    // without a red zone) and handlers must not; every register that it changes is declared.
     unsafe {
         asm!(
             "movq xmm0, {p}", "movq xmm15, {p}", "punpcklqdq xmm0, xmm0", "punpcklqdq xmm15, xmm15",

@@ -1,15 +1,16 @@
 //! The board: what each thread of the host's has been asked, and what is still to be answered.
 //!
-//! A slot goes `Idle -> Asked -> Working -> Done -> Idle`: the dispatcher posts a request, the thread takes it, works, and
-//! posts the outcome, which the dispatcher sends once the guest is at rest. If the guest comes to rest before, the
-//! dispatcher answers that the thread is blocked (`Working -> Unasked`), and the outcome, when it comes, is kept until a
-//! join asks for it.
+//! A slot goes `Idle -> Asked -> Working -> Done -> Idle`: the dispatcher posts a request, the
+//! thread takes it, works, and posts the outcome, which the dispatcher sends once the guest is at
+//! rest. If the guest comes to rest before, the dispatcher answers that the thread is blocked
+//! (`Working -> Unasked`), and the outcome, when it comes, is kept until a join asks for it.
 //!
-//! A request that was started goes `Idle -> Planned -> Asked`, in real time `Idle -> Asked`, and owes no answer before a join,
-//! like one whose thread is blocked. The planned ones begin together, in the order in which they came.
+//! A request that was started goes `Idle -> Planned -> Asked`, in real time `Idle -> Asked`, and
+//! owes no answer before a join, like one whose thread is blocked. The planned ones begin together,
+//! in the order in which they came.
 //!
-//! A request may have to wait for its thread to be made ([`Board::want`]). It is owed an answer then like one that is worked
-//! on, and can be blocked before it has begun.
+//! A request may have to wait for its thread to be made ([`Board::want`]). It is owed an answer
+//! then like one that is worked on, and can be blocked before it has begun.
 
 use vmkern_abi::control::{MAX_THREADS, Op, Outcome, Response};
 
@@ -20,12 +21,13 @@ enum State {
     Idle,
     /// It is to begin with the next request that somebody waits for.
     Planned { op: Op },
-    /// A request waits for it, with a tag unless it was started, or the host was told that it is blocked and has not
-    /// asked again.
+    /// A request waits for it, with a tag unless it was started, or the host was told that it is
+    /// blocked and has not asked again.
     Asked { tag: Option<u32>, op: Op },
     /// It works on the request with this tag.
     Working { tag: u32 },
-    /// It works, and nobody waits: it was started, or the host was told that it is blocked, and has not asked again.
+    /// It works, and nobody waits: it was started, or the host was told that it is blocked, and has
+    /// not asked again.
     Unasked,
     /// It has finished, and this tag is to be answered, if any.
     Done { tag: Option<u32>, outcome: Outcome, cycles: u64 },
@@ -177,7 +179,8 @@ impl Board {
         self.set(thread, State::Done { tag, outcome, cycles });
     }
 
-    /// Joins `thread`, which was started, or which the host was told to be blocked: its outcome will be answered with `tag`.
+    /// Joins `thread`, which was started, or which the host was told to be blocked: its outcome
+    /// will be answered with `tag`.
     ///
     /// # Errors
     /// When the thread is neither.
@@ -185,7 +188,9 @@ impl Board {
         let state = match self.slots[usize::from(thread)] {
             State::Unasked => State::Working { tag },
             State::Asked { tag: None, op } => State::Asked { tag: Some(tag), op },
-            State::Done { tag: None, outcome, cycles } => State::Done { tag: Some(tag), outcome, cycles },
+            State::Done { tag: None, outcome, cycles } => {
+                State::Done { tag: Some(tag), outcome, cycles }
+            }
             _ => return Err(NotNow),
         };
         self.set(thread, state);
@@ -195,7 +200,10 @@ impl Board {
     /// Takes an answer that can be sent.
     pub fn next_answer(&mut self) -> Option<Response> {
         let thread = first(self.done)?;
-        let State::Done { tag: Some(tag), outcome, cycles } = self.slots[usize::from(thread)] else { return None };
+        let State::Done { tag: Some(tag), outcome, cycles } = self.slots[usize::from(thread)]
+        else {
+            return None;
+        };
         self.set(thread, State::Idle);
         Some(Response { tag, cycles, outcome })
     }
@@ -210,12 +218,14 @@ impl Board {
         members(self.working | self.waiting)
     }
 
-    /// The threads that work, or are being made for that, whether they owe an answer or not, in ascending order.
+    /// The threads that work, or are being made for that, whether they owe an answer or not, in
+    /// ascending order.
     pub fn at_work(&self) -> impl Iterator<Item = u16> {
         members(self.working | self.unasked | self.wanted)
     }
 
-    /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to tell so.
+    /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to
+    /// tell so.
     pub fn block(&mut self, thread: u16) -> Option<u32> {
         let (tag, blocked) = match self.slots[usize::from(thread)] {
             State::Working { tag } => (tag, State::Unasked),

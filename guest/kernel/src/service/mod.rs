@@ -1,12 +1,14 @@
 //! Serving the control rings.
 //!
-//! The dispatcher is the thread that the boot became, and the idle thread: it runs when no other thread can. That is what
-//! "the guest is at rest" means here, and everything that the host may see happens then: answers are sent, the next
-//! request is taken, virtual time jumps to the next time-out, and threads that nothing can wake are reported as blocked.
-//! So what the host reads after an answer does not depend on who was woken when.
+//! The dispatcher is the thread that the boot became, and the idle thread: it runs when no other
+//! thread can. That is what "the guest is at rest" means here, and everything that the host may see
+//! happens then: answers are sent, the next request is taken, virtual time jumps to the next
+//! time-out, and threads that nothing can wake are reported as blocked. So what the host reads
+//! after an answer does not depend on who was woken when.
 //!
-//! Between requests the CPU spins for a while, because the host is usually about to send the next one, and then halts
-//! until the host rings (see [`vmkern_abi::control`] for the doorbell protocol).
+//! Between requests the CPU spins for a while, because the host is usually about to send the next
+//! one, and then halts until the host rings (see [`vmkern_abi::control`] for the doorbell
+//! protocol).
 
 mod board;
 mod worker;
@@ -18,8 +20,8 @@ use kmem::ops::{self, Executed};
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{
-    Consumer, Context, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase, Producer, RING_SLOTS,
-    Request, Response, Slot, WaitMessage,
+    Consumer, Context, ControlRegion, Corrupt, DOORBELL_PORT, KernReturn, Op, Outcome, Phase,
+    Producer, RING_SLOTS, Request, Response, Slot, WaitMessage,
 };
 
 use vmkern_abi::layout::Thread;
@@ -105,8 +107,8 @@ impl Dispatcher<'_> {
             self.serving(|this| this.perform(request));
         } else if let Some(slot) = self.next_request() {
             self.accept(&slot);
-            // With more than one CPU the threads of all requests that are there begin together. So do those that were
-            // started.
+            // With more than one CPU the threads of all requests that are there begin together. So
+            // do those that were started.
             while let Some(slot) = self.next_if_parallel() {
                 self.accept(&slot);
             }
@@ -119,14 +121,19 @@ impl Dispatcher<'_> {
 
     /// The next request, unless one that came before waits still for the guest to be at rest.
     fn next_request(&mut self) -> Option<Slot> {
-        if self.held.is_some() { None } else { self.requests.pop().unwrap_or_else(|why| broken(why)) }
+        if self.held.is_some() {
+            None
+        } else {
+            self.requests.pop().unwrap_or_else(|why| broken(why))
+        }
     }
 
     fn next_if_parallel(&mut self) -> Option<Slot> {
         if cpus::is_alone() { None } else { self.next_request() }
     }
 
-    /// The guest is at rest: other CPUs take threads over again once nothing that was started is under way.
+    /// The guest is at rest: other CPUs take threads over again once nothing that was started is
+    /// under way.
     fn share_if_finished(&mut self) {
         if self.alone && !BOARD.with(|board| board.has_started()) {
             self.alone = false;
@@ -134,7 +141,8 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU runs what it gets.
+    /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU
+    /// runs what it gets.
     fn turn_while_others_run(&mut self) {
         threads::keep_time(self.vm, self.clock);
         let mut has_accepted = false;
@@ -160,7 +168,8 @@ impl Dispatcher<'_> {
         self.serving(|this| this.serve(slot));
     }
 
-    /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin that were started before.
+    /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin
+    /// that were started before.
     fn serve(&mut self, slot: &Slot) {
         let request = match Request::decode(slot) {
             Ok(request) => request,
@@ -182,19 +191,23 @@ impl Dispatcher<'_> {
                     taken
                 }
             };
-            // Nobody waits for an answer, and the host starts nothing on a thread that has something to do.
-            return taken.unwrap_or_else(|_| panic!("t{thread} was started while it was busy (tag {tag})"));
+            // Nobody waits for an answer, and the host starts nothing on a thread that has
+            // something to do.
+            return taken
+                .unwrap_or_else(|_| panic!("t{thread} was started while it was busy (tag {tag})"));
         }
         let is_first = !self.begin_planned();
         match context {
             // What runs on no thread comes when those rest that were started before it.
-            Context::Interrupt | Context::Lowmem | Context::Rest if !is_first => self.held = Some(request),
+            Context::Interrupt | Context::Lowmem | Context::Rest if !is_first => {
+                self.held = Some(request)
+            }
             _ => self.perform(request),
         }
     }
 
-    /// Lets everything begin that was started and has not begun: on this CPU, in the order of starting, and before any thread
-    /// that is woken later. Returns whether there was anything.
+    /// Lets everything begin that was started and has not begun: on this CPU, in the order of
+    /// starting, and before any thread that is woken later. Returns whether there was anything.
     fn begin_planned(&mut self) -> bool {
         if !BOARD.with(|board| board.has_plan()) {
             return false;
@@ -219,10 +232,12 @@ impl Dispatcher<'_> {
                     self.refuse(tag, KernReturn::InvalidArgument);
                 }
             }
-            (Context::Thread(thread), op) => match BOARD.with(|board| board.post(thread, tag, op)) {
-                Ok(()) => worker::begin(self.vm, thread),
-                Err(_) => self.refuse(tag, KernReturn::InvalidArgument),
-            },
+            (Context::Thread(thread), op) => {
+                match BOARD.with(|board| board.post(thread, tag, op)) {
+                    Ok(()) => worker::begin(self.vm, thread),
+                    Err(_) => self.refuse(tag, KernReturn::InvalidArgument),
+                }
+            }
             (Context::Interrupt, op) => {
                 let (outcome, cycles) = in_interrupt(op);
                 self.send(&Response { tag, cycles, outcome });
@@ -231,7 +246,9 @@ impl Dispatcher<'_> {
                 let outcome = ops::register_lowmem(self.vm, &op, run_stored);
                 self.send(&Response { tag, cycles: 0, outcome });
             }
-            (Context::Rest, Op::Nop) => self.send(&Response { tag, cycles: 0, outcome: Outcome::Ok }),
+            (Context::Rest, Op::Nop) => {
+                self.send(&Response { tag, cycles: 0, outcome: Outcome::Ok })
+            }
             (Context::Rest | Context::Start(_), _) => self.refuse(tag, KernReturn::InvalidArgument),
         }
     }
@@ -240,8 +257,8 @@ impl Dispatcher<'_> {
         self.send(&Response { tag, cycles: 0, outcome: Outcome::Error(code) });
     }
 
-    /// Nothing can be done now: in virtual time the clock jumps to the next time-out when an answer hangs on one; else waits
-    /// for that, or for a request.
+    /// Nothing can be done now: in virtual time the clock jumps to the next time-out when an answer
+    /// hangs on one; else waits for that, or for a request.
     fn pass_time(&mut self) {
         let tick = self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Virtual);
         match tick.filter(|_| self.owes() && !self.has_work()) {
@@ -250,9 +267,13 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Whether there is anything to do but to wait. The clock's interrupt may have let threads run since the last look.
+    /// Whether there is anything to do but to wait. The clock's interrupt may have let threads run
+    /// since the last look.
     fn has_work(&self) -> bool {
-        self.has_requests() || self.vm.runnable() || BOARD.with(|board| board.has_news()) || self.owes_blocked()
+        self.has_requests()
+            || self.vm.runnable()
+            || BOARD.with(|board| board.has_news())
+            || self.owes_blocked()
     }
 
     /// Whether a thread has an answer to give.
@@ -265,7 +286,8 @@ impl Dispatcher<'_> {
         self.owes() && !self.script_time_out_pending()
     }
 
-    /// Whether a thread sleeps with a time-out that the host has given something to do, whoever waits for it.
+    /// Whether a thread sleeps with a time-out that the host has given something to do, whoever
+    /// waits for it.
     fn script_time_out_pending(&self) -> bool {
         BOARD.with(|board| {
             board.at_work().any(|thread| {
@@ -275,7 +297,8 @@ impl Dispatcher<'_> {
         })
     }
 
-    /// Answers for the threads that owe one, if none of them can run or waits for a time-out. Returns whether there were any.
+    /// Answers for the threads that owe one, if none of them can run or waits for a time-out.
+    /// Returns whether there were any.
     fn report_blocked(&mut self) -> bool {
         // While interrupts are deferred the clock wakes nobody, and who is at rest stays so.
         let _masked = interrupt::Masked::new();
@@ -325,7 +348,8 @@ impl Dispatcher<'_> {
         self.vm.set_serving(Serving::No);
         let slot = response.encode();
         while !self.responses.push(&slot).unwrap_or_else(|why| broken(why)) {
-            // The host has as many answers to read as the ring holds, so it is awake or about to be woken.
+            // The host has as many answers to read as the ring holds, so it is awake or about to be
+            // woken.
             self.ring_if_asleep();
             core::hint::spin_loop();
         }
@@ -337,8 +361,8 @@ fn broken(why: Corrupt) -> ! {
     panic!("control ring: {why}")
 }
 
-/// An operation of a vm_lowmem handler, on whichever thread the event came to. Nobody asks for what it gives: a failure
-/// goes to the log, and is counted.
+/// An operation of a vm_lowmem handler, on whichever thread the event came to. Nobody asks for what
+/// it gives: a failure goes to the log, and is counted.
 fn run_stored(vm: &KernelVm, op: &Op) {
     let outcome = match ops::execute(vm, &KernelAccess, op) {
         Executed::Done(outcome) => outcome,

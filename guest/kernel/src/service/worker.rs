@@ -24,7 +24,8 @@ pub static BOARD: MaskedCell<Board> = MaskedCell::new(Board::new());
 /// Interlock of the sleeps below. Whoever wakes a worker changes the board under it.
 // SAFETY: a mutex is plain words, and all zero is a free one.
 static BOARD_LOCK: Mtx = unsafe { core::mem::zeroed() };
-/// Channels: a thread that waits for a request sleeps on its own byte, one that waits for rest on the last.
+/// Channels: a thread that waits for a request sleeps on its own byte, one that waits for rest on
+/// the last.
 static CHANNELS: [u8; MAX_THREADS as usize + 1] = [0; MAX_THREADS as usize + 1];
 
 /// What a thread shows that waits for a request.
@@ -47,7 +48,8 @@ fn make(vm: &KernelVm, thread: u16, wait: Wait) -> Result<(), Shortage> {
     }
     name[digits] = ascii(thread);
     let name = str::from_utf8(&name[..=digits]).unwrap_or("t");
-    let spec = ThreadSpec { tid: thread.into(), name, priority: PUSER, start: work, arg: thread.into() };
+    let spec =
+        ThreadSpec { tid: thread.into(), name, priority: PUSER, start: work, arg: thread.into() };
     vm.kthread_create_asleep(&spec, channel(thread), REQUEST, wait).map(drop)
 }
 
@@ -60,8 +62,8 @@ pub fn start(vm: &KernelVm) -> Result<(), Shortage> {
     make(vm, 0, Wait::No)
 }
 
-/// Lets `thread` begin with the request that was posted for it. If there is no such thread yet it is made: at once if
-/// that takes no wait, else by the thread that may wait for memory.
+/// Lets `thread` begin with the request that was posted for it. If there is no such thread yet it
+/// is made: at once if that takes no wait, else by the thread that may wait for memory.
 pub fn begin(vm: &KernelVm, thread: u16) {
     if vm.tfind(thread.into()).is_some() || make(vm, thread, Wait::No).is_ok() {
         return wake(vm, thread);
@@ -89,7 +91,9 @@ fn make_threads(vm: &KernelVm, _: u64) {
             Ok(()) => wake(vm, thread),
             Err(Shortage) => {
                 let _masked = interrupt::Masked::new();
-                crate::log!("vm_thread_new: kstack allocation failed: no address space for thread t{thread}");
+                crate::log!(
+                    "vm_thread_new: kstack allocation failed: no address space for thread t{thread}"
+                );
                 BOARD.with(|board| board.finish(thread, Outcome::Error(KernReturn::NoSpace), 0));
             }
         }
@@ -145,8 +149,8 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
     }
 }
 
-/// Sleeps for `micros` microseconds on the running thread, whichever it is: at most to the end of the clock's time, and there
-/// not at all.
+/// Sleeps for `micros` microseconds on the running thread, whichever it is: at most to the end of
+/// the clock's time, and there not at all.
 pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
     let micros = threads::clock().map_or(micros, |clock| micros.min(clock.left()));
     if micros > 0 {
@@ -164,7 +168,14 @@ fn perform(vm: &KernelVm, op: &Op) -> Outcome {
             let lock = &BOARD_LOCK;
             vm.mtx_lock(LockClass::Driver, &lock.owner);
             BOARD.with(|board| *board.settling() += 1);
-            let _ = vm.msleep(channel(MAX_THREADS), (LockClass::Driver, lock), 0, "settle", 0, Relock::Drop);
+            let _ = vm.msleep(
+                channel(MAX_THREADS),
+                (LockClass::Driver, lock),
+                0,
+                "settle",
+                0,
+                Relock::Drop,
+            );
             Outcome::Ok
         }
         // The dispatcher answers joins itself.

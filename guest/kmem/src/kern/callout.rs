@@ -1,7 +1,9 @@
-//! Time-outs of sleeping threads (`kern_timeout.c`), in a pairing heap through the threads themselves.
+//! Time-outs of sleeping threads (`kern_timeout.c`), in a pairing heap through the threads
+//! themselves.
 //!
-//! Arming is O(1), the next deadline O(1), taking one out O(log n) amortised, whether it is due or its thread was woken
-//! earlier. Equal deadlines are due in the order in which they were armed. Locks: the scheduler's, throughout.
+//! Arming is O(1), the next deadline O(1), taking one out O(log n) amortised, whether it is due or
+//! its thread was woken earlier. Equal deadlines are due in the order in which they were armed.
+//! Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Thread;
@@ -80,7 +82,8 @@ impl<M: Machine> Vm<M> {
         above
     }
 
-    /// One heap of the siblings from `first` on: melded in pairs, and then the pairs from the last to the first.
+    /// One heap of the siblings from `first` on: melded in pairs, and then the pairs from the last
+    /// to the first.
     fn callout_merge_children(&self, first: KPtr<Thread>) -> KPtr<Thread> {
         let detach = |thread: KPtr<Thread>| {
             let callout = &self.get(thread).callout;

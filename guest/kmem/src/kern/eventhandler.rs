@@ -1,12 +1,13 @@
-//! Event handlers (`subr_eventhandler.c`): functions that are called when something happens, such as a shortage.
+//! Event handlers (`subr_eventhandler.c`): functions that are called when something happens, such
+//! as a shortage.
 //!
-//! An event is a name; its list is made at the first registration and lives on. Handlers run in ascending order of
-//! priority and, among equals, in the order of registration. While one runs the lists are not locked, so that it may
-//! sleep, register and deregister as its caller may; a handler that is deregistered while its list runs is marked dead
-//! and leaves when the last run ends.
+//! An event is a name; its list is made at the first registration and lives on. Handlers run in
+//! ascending order of priority and, among equals, in the order of registration. While one runs the
+//! lists are not locked, so that it may sleep, register and deregister as its caller may; a handler
+//! that is deregistered while its list runs is marked dead and leaves when the last run ends.
 //!
-//! Lists and handlers come from zones and are reachable from the roots. A handler's function is kept as its address,
-//! as in FreeBSD ([`FnWord`]).
+//! Lists and handlers come from zones and are reachable from the roots. A handler's function is
+//! kept as its address, as in FreeBSD ([`FnWord`]).
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::control::WaitMessage;
@@ -17,12 +18,14 @@ use super::lock::LockClass;
 use crate::machine::Machine;
 use crate::vm::{Shortage, Vm};
 
-/// The event of a shortage of memory or address space (`vm_lowmem`), at most 15 bytes like every event's name.
+/// The event of a shortage of memory or address space (`vm_lowmem`), at most 15 bytes like every
+/// event's name.
 pub const VM_LOWMEM: &str = "vm_lowmem";
 /// The event with which [`Vm::uma_reclaim`] asks allocators to give back what they keep.
 pub const UMA_RECLAIM: &str = "uma_reclaim";
 
-/// A handler's function: called with its own argument and with what the event says (0 for vm_lowmem in 2008).
+/// A handler's function: called with its own argument and with what the event says (0 for vm_lowmem
+/// in 2008).
 pub type EventFn<M> = fn(&Vm<M>, arg: u64, flags: u64);
 
 /// When a handler runs among the others of its event.
@@ -59,7 +62,8 @@ impl EventTag {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Calls `func` with `arg` whenever the event `name` happens (`eventhandler_register`). Locks: takes the lists'.
+    /// Calls `func` with `arg` whenever the event `name` happens (`eventhandler_register`). Locks:
+    /// takes the lists'.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the handler.
@@ -73,9 +77,9 @@ impl<M: Machine> Vm<M> {
         self.event_register(name, func, arg, priority, |_, _| {})
     }
 
-    /// Calls `func` with `arg` the next time that the event `name` happens, and then no more, on however many CPUs it
-    /// happens at once. `note` is called with the registration before anybody can run it, with the lists' lock held.
-    /// Locks: takes the lists'.
+    /// Calls `func` with `arg` the next time that the event `name` happens, and then no more, on
+    /// however many CPUs it happens at once. `note` is called with the registration before anybody
+    /// can run it, with the lists' lock held. Locks: takes the lists'.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the handler.
@@ -128,18 +132,23 @@ impl<M: Machine> Vm<M> {
         Ok(tag)
     }
 
-    /// Ends a registration (`eventhandler_deregister`). The handler is not called again, but may be running now.
-    /// Locks: takes the lists'.
+    /// Ends a registration (`eventhandler_deregister`). The handler is not called again, but may be
+    /// running now. Locks: takes the lists'.
     pub fn eventhandler_deregister(&self, tag: EventTag) {
         self.eventhandler_lock();
         self.get(tag.entry).priority.set(EventhandlerEntry::DEAD);
-        let dead = if self.get(tag.list).runcount.get() == 0 { self.eventhandler_prune(tag.list) } else { KPtr::NULL };
+        let dead = if self.get(tag.list).runcount.get() == 0 {
+            self.eventhandler_prune(tag.list)
+        } else {
+            KPtr::NULL
+        };
         self.eventhandler_unlock();
         self.eventhandler_free(dead);
     }
 
-    /// Calls the handlers of the event `name`, in order (`EVENTHANDLER_INVOKE`). An event without a list has none.
-    /// Locks: takes the lists', and holds no lock while a handler runs. Sleeps if a handler does.
+    /// Calls the handlers of the event `name`, in order (`EVENTHANDLER_INVOKE`). An event without a
+    /// list has none. Locks: takes the lists', and holds no lock while a handler runs. Sleeps if a
+    /// handler does.
     pub fn eventhandler_invoke(&self, name: &str, flags: u64) {
         self.eventhandler_lock();
         let Some(list) = self.eventhandler_find(name) else {
@@ -174,14 +183,15 @@ impl<M: Machine> Vm<M> {
         self.eventhandler_free(dead);
     }
 
-    /// Tells everybody who can give memory or address space back that it is short (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`),
-    /// and counts that. Locks: none may be held. May sleep.
+    /// Tells everybody who can give memory or address space back that it is short
+    /// (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`), and counts that. Locks: none may be held. May sleep.
     pub fn vm_lowmem(&self) {
         self.cnt().lowmem_events.add(1);
         self.eventhandler_invoke(VM_LOWMEM, 0);
     }
 
-    /// Makes every allocator give back what it keeps in reserve (`uma_reclaim`). Locks: none may be held. May sleep.
+    /// Makes every allocator give back what it keeps in reserve (`uma_reclaim`). Locks: none may be
+    /// held. May sleep.
     pub fn uma_reclaim(&self) {
         self.eventhandler_invoke(UMA_RECLAIM, 0);
     }
@@ -194,7 +204,8 @@ impl<M: Machine> Vm<M> {
         self.mtx_unlock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
     }
 
-    /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered. Locks: the lists'.
+    /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered. Locks:
+    /// the lists'.
     fn eventhandler_find(&self, name: &str) -> Option<KPtr<EventhandlerList>> {
         let name = WaitMessage::new(name).words();
         let mut at = self.state().eventhandler_lists.get();
@@ -216,7 +227,8 @@ impl<M: Machine> Vm<M> {
         if let Some(list) = found {
             return Ok(list);
         }
-        // Nothing can be allocated with the lock held; somebody else may have made the list meanwhile.
+        // Nothing can be allocated with the lock held; somebody else may have made the list
+        // meanwhile.
         let new = self.zone_alloc::<EventhandlerList>().ok_or(Shortage)?;
         self.eventhandler_lock();
         let found = self.eventhandler_find(name);

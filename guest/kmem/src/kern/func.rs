@@ -1,7 +1,8 @@
 //! Functions kept in the kernel's structures as the address of their code.
 //!
-//! **Invariant.** A word that [`FnWord::from_word`] is given was made by [`FnWord::to_word`] of the same type in the
-//! running kernel, and has lain in a structure that nobody but the kernel writes to.
+//! **Invariant.** A word that [`FnWord::from_word`] is given was made by [`FnWord::to_word`] of the
+//! same type in the running kernel, and has lain in a structure that nobody but the kernel writes
+//! to.
 
 #![expect(unsafe_code, reason = "this module exists to hold it")]
 
@@ -33,7 +34,8 @@ macro_rules! fn_word {
 
             fn from_word(word: u64) -> Self {
                 let code: *const () = ptr::with_exposed_provenance(crate::num::to_usize(word));
-                // SAFETY: by the module's invariant `code` is the address of a function of this very type.
+                // SAFETY: by the module's invariant `code` is the address of a function of this
+                // very type.
                 unsafe { core::mem::transmute::<*const (), Self>(code) }
             }
         }

@@ -1,10 +1,12 @@
-//! Mutexes at FreeBSD's granularity (`kern_mutex.c`), with the order in which they nest checked at every acquisition.
+//! Mutexes at FreeBSD's granularity (`kern_mutex.c`), with the order in which they nest checked at
+//! every acquisition.
 //!
-//! Whoever owns a mutex has interrupts and preemption deferred until it is released: it runs, on its own CPU, and a
-//! handler that interrupts that CPU finds every mutex free or owned by another CPU. Who finds a mutex owned therefore
-//! spins, as FreeBSD's adaptive mutexes do while the owner runs: mutexes and spin locks are the same. A sleep by the owner
-//! is a bug, and is reported as one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same
-//! or a later class is held.
+//! Whoever owns a mutex has interrupts and preemption deferred until it is released: it runs, on
+//! its own CPU, and a handler that interrupts that CPU finds every mutex free or owned by another
+//! CPU. Who finds a mutex owned therefore spins, as FreeBSD's adaptive mutexes do while the owner
+//! runs: mutexes and spin locks are the same. A sleep by the owner is a bug, and is reported as
+//! one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same or
+//! a later class is held.
 
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Mtx, SX_CLASS};
@@ -75,8 +77,9 @@ const OWNER: u32 = RECURSION - 1;
 pub type Interlock<'a> = (LockClass, &'a Mtx);
 
 impl<M: Machine> Vm<M> {
-    /// Acquires the lock `word` (`mtx_lock`, `mtx_lock_spin`), and defers interrupts until it is released. Panics when it
-    /// is owned and not recursive, and when a lock of the same or a later class is held.
+    /// Acquires the lock `word` (`mtx_lock`, `mtx_lock_spin`), and defers interrupts until it is
+    /// released. Panics when it is owned and not recursive, and when a lock of the same or a later
+    /// class is held.
     #[inline]
     pub fn mtx_lock(&self, class: LockClass, word: &Field<u32>) {
         self.machine().intr_disable();
@@ -130,26 +133,37 @@ impl<M: Machine> Vm<M> {
         self.pcpu().locks[SX_CLASS].contested.update(|n| n + 1);
     }
 
-    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for another CPU.
+    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for
+    /// another CPU.
     #[cold]
     fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32, held: &Field<u32>) {
         let now = word.get();
         if now & OWNER == owner {
             if !class.is_recursive() {
-                self.panic(format_args!("_mtx_lock_sleep: recursed on non-recursive mutex {}", class.name()));
+                self.panic(format_args!(
+                    "_mtx_lock_sleep: recursed on non-recursive mutex {}",
+                    class.name()
+                ));
             }
             word.set(now + RECURSION);
             return;
         }
         if held.get() & class.and_inner() != 0 {
-            self.panic(format_args!("lock order reversal: {} after {}", class.name(), HeldLocks(held.get())));
+            self.panic(format_args!(
+                "lock order reversal: {} after {}",
+                class.name(),
+                HeldLocks(held.get())
+            ));
         }
         let begun = self.machine().cycles();
         let mut spins = 0;
         while let Err(now) = word.acquire(0, owner) {
             if self.cnt().ncpu.get() == 1 {
                 let other = (now & OWNER) - 1;
-                self.panic(format_args!("mtx_lock: {} is owned by thread {other}, which is not running", class.name()));
+                self.panic(format_args!(
+                    "mtx_lock: {} is owned by thread {other}, which is not running",
+                    class.name()
+                ));
             }
             while word.get() != 0 {
                 self.machine().cpu_spinwait(spins);
@@ -161,8 +175,8 @@ impl<M: Machine> Vm<M> {
         self.count_acquired(class);
     }
 
-    /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The release of the last
-    /// lock lets in the interrupts that were deferred, and may switch.
+    /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The
+    /// release of the last lock lets in the interrupts that were deferred, and may switch.
     #[inline]
     pub fn mtx_unlock(&self, class: LockClass, word: &Field<u32>) {
         self.mtx_assert_owned(class, word);
@@ -191,7 +205,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Panics when any mutex is held: the caller is about to sleep, or to run code that takes locks from the start.
+    /// Panics when any mutex is held: the caller is about to sleep, or to run code that takes locks
+    /// from the start.
     #[inline]
     pub fn assert_no_locks(&self, what: &str) {
         let held = self.held_locks();

@@ -17,8 +17,11 @@ const VM_KMEM_SIZE_MAX: u64 = 400 << 20;
 /// Bytes of kmem_map for a machine of `pages` pages.
 #[must_use]
 pub fn vm_kmem_size(pages: u64, tunables: &Tunables) -> u64 {
-    let maxusers = tunables.kern_maxusers.filter(|&n| n != 0).unwrap_or_else(|| (pages / 512).clamp(32, 384));
-    let nmbclusters = tunables.kern_ipc_nmbclusters.unwrap_or_else(|| maxusers.saturating_mul(64).saturating_add(1024));
+    let maxusers =
+        tunables.kern_maxusers.filter(|&n| n != 0).unwrap_or_else(|| (pages / 512).clamp(32, 384));
+    let nmbclusters = tunables
+        .kern_ipc_nmbclusters
+        .unwrap_or_else(|| maxusers.saturating_mul(64).saturating_add(1024));
     let mut size = nmbclusters.saturating_mul(PAGE_SIZE).saturating_add(VM_KMEM_SIZE);
     let scale = tunables.vm_kmem_size_scale.unwrap_or(VM_KMEM_SIZE_SCALE);
     if let Some(scaled) = pages.checked_div(scale).filter(|&scaled| scaled > size / PAGE_SIZE) {
@@ -34,8 +37,8 @@ pub fn vm_kmem_size(pages: u64, tunables: &Tunables) -> u64 {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). The page tables of its range come with it, so that
-    /// `kmem_malloc` there needs pages for nothing but the memory itself.
+    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). The page tables of its range
+    /// come with it, so that `kmem_malloc` there needs pages for nothing but the memory itself.
     pub(crate) fn kmeminit(&self, tunables: &Tunables) {
         let size = vm_kmem_size(self.cnt().v_page_count.get(), tunables);
         let kmem_map = self.kmem_suballoc(self.kernel_map(), size);

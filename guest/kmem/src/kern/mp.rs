@@ -17,9 +17,10 @@ pub const fn idle_tid(cpuid: u32) -> u32 {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Adds a CPU, 1 to 63, the next by number: its structure, and its idle thread with a stack, which the machine is to start
-    /// there. The CPU counts from now on, and looks busy until it calls [`Vm::cpu_started`]. Locks: none may be
-    /// held; takes kernel_map's and the free queue's. Never sleeps.
+    /// Adds a CPU, 1 to 63, the next by number: its structure, and its idle thread with a stack,
+    /// which the machine is to start there. The CPU counts from now on, and looks busy until it
+    /// calls [`Vm::cpu_started`]. Locks: none may be held; takes kernel_map's and the free queue's.
+    /// Never sleeps.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page or no address space for it.

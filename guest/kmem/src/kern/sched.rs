@@ -1,20 +1,25 @@
 //! Who runs (`sched_4bsd.c`, `kern_switch.c`, the switching half of `kern_synch.c`).
 //!
-//! The thread of the smallest priority number runs; equals take turns, first come first served, a time slice each. A
-//! thread that has become runnable never takes a CPU by itself: it sets [`Pcpu::need_resched`], and the machine asks for
-//! the switch on its way out of an interrupt ([`Vm::preempt`]).
+//! The thread of the smallest priority number runs; equals take turns, first come first served, a
+//! time slice each. A thread that has become runnable never takes a CPU by itself: it sets
+//! [`Pcpu::need_resched`], and the machine asks for the switch on its way out of an interrupt
+//! ([`Vm::preempt`]).
 //!
-//! Each CPU has a run queue and an idle thread. A thread that becomes runnable stays where it was woken, or goes to a CPU that
-//! has nothing to do ([`Scheduler::spread`]). A CPU whose queue is empty takes the best thread of the others, and one
-//! whose time slice ends while threads wait has an idle CPU do so. The idle thread runs when there is no
-//! other; that of the CPU that booted is the thread that the boot became, and may sleep: it is on its CPU's queue only
-//! when a sleep has lent it a better priority.
+//! Each CPU has a run queue and an idle thread. A thread that becomes runnable stays where it was
+//! woken, or goes to a CPU that has nothing to do ([`Scheduler::spread`]). A CPU whose queue is
+//! empty takes the best thread of the others, and one whose time slice ends while threads wait has
+//! an idle CPU do so. The idle thread runs when there is no other; that of the CPU that booted is
+//! the thread that the boot became, and may sleep: it is on its CPU's queue only when a sleep has
+//! lent it a better priority.
 //!
-//! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread that leaves has acquired
-//! it, the thread that arrives releases it. So no CPU takes a thread whose stack another one is still leaving.
+//! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread
+//! that leaves has acquired it, the thread that arrives releases it. So no CPU takes a thread whose
+//! stack another one is still leaving.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState};
+use vmkern_abi::layout::{
+    Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState,
+};
 
 use crate::kern::lock::{HeldLocks, LockClass};
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
@@ -30,8 +35,8 @@ pub const PUSER: u8 = 160;
 /// Priority of the idle thread (`PRI_MAX_IDLE`).
 pub const PRI_MAX_IDLE: u8 = 255;
 
-/// Time-outs of the kernel's own daemons, and nobody else's in between, that come while all threads sleep, the idle one
-/// included, until that is taken for the end: more than an hour of them.
+/// Time-outs of the kernel's own daemons, and nobody else's in between, that come while all threads
+/// sleep, the idle one included, until that is taken for the end: more than an hour of them.
 const IDLE_PASSES: u64 = 10_000;
 
 /// Which end of its list a thread goes to.
@@ -61,7 +66,8 @@ pub enum Spread {
     No = 0,
     /// They go to a CPU that has nothing to do, if there is one.
     Yes = 1,
-    /// They stay, and no other CPU takes them over: what is woken here runs as if there were no other.
+    /// They stay, and no other CPU takes them over: what is woken here runs as if there were no
+    /// other.
     Never = 2,
 }
 
@@ -107,7 +113,8 @@ impl<M: Machine> Vm<M> {
     /// All CPUs, the one that booted first.
     pub fn cpus(&self) -> impl Iterator<Item = &Pcpu> {
         let first = self.state().cpuhead.get().non_null();
-        core::iter::successors(first, |&cpu| self.get(cpu).allcpu_next.get().non_null()).map(|cpu| self.get(cpu))
+        core::iter::successors(first, |&cpu| self.get(cpu).allcpu_next.get().non_null())
+            .map(|cpu| self.get(cpu))
     }
 
     /// Whether a thread waits for a CPU (`sched_runnable`).
@@ -128,10 +135,11 @@ impl<M: Machine> Vm<M> {
         cpu.curthread.get() == cpu.idlethread.get() && cpu.runq.status.get() == 0
     }
 
-    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads are spread. Then where it
-    /// ran last if that CPU has nothing to do, else on any that has not, and when all have something to do, where it ran
-    /// last. The CPU that booted comes after the others, because its idle thread serves the host, who may want more
-    /// done meanwhile. An idle thread runs on its own CPU; so does a thread that has gone to sleep while the idle thread
+    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads
+    /// are spread. Then where it ran last if that CPU has nothing to do, else on any that has not,
+    /// and when all have something to do, where it ran last. The CPU that booted comes after the
+    /// others, because its idle thread serves the host, who may want more done meanwhile. An idle
+    /// thread runs on its own CPU; so does a thread that has gone to sleep while the idle thread
     /// sleeps, too: that CPU waits on its stack ([`Vm::choosethread`]).
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
@@ -150,12 +158,15 @@ impl<M: Machine> Vm<M> {
         if self.sched().spread.get() != Spread::Yes as u32 {
             return here;
         }
-        let others = [last, here].into_iter().chain(self.cpus()).filter(|cpu| cpu.cpuid.get() != boot.cpuid.get());
+        let others = [last, here]
+            .into_iter()
+            .chain(self.cpus())
+            .filter(|cpu| cpu.cpuid.get() != boot.cpuid.get());
         others.chain([boot]).find(|cpu| self.is_idle(cpu)).unwrap_or(last)
     }
 
-    /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is on none, unless a sleep has lent it
-    /// a priority.
+    /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is on
+    /// none, unless a sleep has lent it a priority.
     fn runq_add(&self, cpu: &Pcpu, thread: KPtr<Thread>, turn: Turn) {
         let t = self.get(thread);
         t.state.set(ThreadState::Runnable as u32);
@@ -171,7 +182,13 @@ impl<M: Machine> Vm<M> {
         cpu.runq.status.update(|bits| bits | 1 << number);
     }
 
-    fn runq_link(&self, list: &ThreadList, prev: KPtr<Thread>, thread: KPtr<Thread>, next: KPtr<Thread>) {
+    fn runq_link(
+        &self,
+        list: &ThreadList,
+        prev: KPtr<Thread>,
+        thread: KPtr<Thread>,
+        next: KPtr<Thread>,
+    ) {
         let t = self.get(thread);
         t.rq_prev.set(prev);
         t.rq_next.set(next);
@@ -202,7 +219,8 @@ impl<M: Machine> Vm<M> {
         Some(thread)
     }
 
-    /// Makes `thread`, which is on no queue, runnable (`setrunnable`, `sched_add`). Locks: the scheduler's.
+    /// Makes `thread`, which is on no queue, runnable (`setrunnable`, `sched_add`). Locks: the
+    /// scheduler's.
     pub(crate) fn setrunnable(&self, thread: KPtr<Thread>) {
         let cpu = self.sched_pickcpu(thread);
         self.runq_add(cpu, thread, Turn::Back);
@@ -218,45 +236,57 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Asks for the clock's interrupts on `cpu` if a thread that runs there must not keep the CPU: another one waits for it, or,
-    /// on the CPU that serves the time-outs, for one of them. Locks: the scheduler's.
+    /// Asks for the clock's interrupts on `cpu` if a thread that runs there must not keep the CPU:
+    /// another one waits for it, or, on the CPU that serves the time-outs, for one of them. Locks:
+    /// the scheduler's.
     fn clock_wanted(&self, cpu: &Pcpu) {
-        let due = if cpu.cpuid.get() == 0 { self.callout_first().map(|(_, deadline)| deadline) } else { None };
-        if cpu.curthread.get() != cpu.idlethread.get() && (cpu.runq.status.get() != 0 || due.is_some()) {
+        let due = if cpu.cpuid.get() == 0 {
+            self.callout_first().map(|(_, deadline)| deadline)
+        } else {
+            None
+        };
+        if cpu.curthread.get() != cpu.idlethread.get()
+            && (cpu.runq.status.get() != 0 || due.is_some())
+        {
             self.machine().clock_needed(cpu, due);
         }
     }
 
-    /// Asks for the clock's next interrupt on this CPU if it is of any use there ([`Machine::clock_needed`]). The machine
-    /// calls it when that clock has stopped, and when another CPU has asked for it. Interrupts are deferred. Locks:
-    /// takes the scheduler's.
+    /// Asks for the clock's next interrupt on this CPU if it is of any use there
+    /// ([`Machine::clock_needed`]). The machine calls it when that clock has stopped, and when
+    /// another CPU has asked for it. Interrupts are deferred. Locks: takes the scheduler's.
     pub fn ask_for_clock(&self) {
         self.sched_lock();
         self.clock_wanted(self.pcpu());
         self.sched_unlock();
     }
 
-    /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread and has been told to give
-    /// way is about to take its threads itself. So is one that waits for work on the stack of its last thread, which is
-    /// nobody else's as long.
+    /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread
+    /// and has been told to give way is about to take its threads itself. So is one that waits for
+    /// work on the stack of its last thread, which is nobody else's as long.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
         if self.sched().spread.get() == Spread::Never as u32 {
             return None;
         }
-        let is_its_own = |cpu: &Pcpu, thread| [cpu.idlethread.get(), cpu.curthread.get()].contains(&thread);
-        let first = |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| !is_its_own(cpu, thread));
-        let comes_by_itself =
-            |cpu: &Pcpu| cpu.curthread.get() == cpu.idlethread.get() && cpu.need_resched.get() != Preempt::No as u32;
-        let others = self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get() && !comes_by_itself(cpu));
+        let is_its_own =
+            |cpu: &Pcpu, thread| [cpu.idlethread.get(), cpu.curthread.get()].contains(&thread);
+        let first =
+            |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| !is_its_own(cpu, thread));
+        let comes_by_itself = |cpu: &Pcpu| {
+            cpu.curthread.get() == cpu.idlethread.get()
+                && cpu.need_resched.get() != Preempt::No as u32
+        };
+        let others =
+            self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get() && !comes_by_itself(cpu));
         let (best, _) = others
             .filter_map(|cpu| Some((cpu, self.get(first(cpu)?).priority.get())))
             .min_by_key(|&(_, priority)| queue_of(priority))?;
         self.runq_take(&best.runq)
     }
 
-    /// The thread that runs next on this CPU (`choosethread`). When there is none, because the idle thread sleeps itself, lets
-    /// the CPU rest in the meantime, on the stack of the thread that is about to leave it: should that one be woken, it
-    /// goes on here, and on no other CPU.
+    /// The thread that runs next on this CPU (`choosethread`). When there is none, because the idle
+    /// thread sleeps itself, lets the CPU rest in the meantime, on the stack of the thread that is
+    /// about to leave it: should that one be woken, it goes on here, and on no other CPU.
     fn choosethread(&self) -> KPtr<Thread> {
         let cpu = self.pcpu();
         let mut spins = 0;
@@ -282,22 +312,28 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// All threads sleep, the idle one included, and time will pass. Panics when for long nobody but the kernel's own daemons
-    /// has had a time-out: they look around for ever. Locks: the scheduler's.
+    /// All threads sleep, the idle one included, and time will pass. Panics when for long nobody
+    /// but the kernel's own daemons has had a time-out: they look around for ever. Locks: the
+    /// scheduler's.
     fn idle_pass(&self) {
         let passes = &self.sched().idle_passes;
-        let daemon = |thread: KPtr<Thread>| [PAGEDAEMON_TID, PAGEZERO_TID].contains(&self.get(thread).tid.get());
+        let daemon = |thread: KPtr<Thread>| {
+            [PAGEDAEMON_TID, PAGEZERO_TID].contains(&self.get(thread).tid.get())
+        };
         match self.callout_first() {
             Some((thread, _)) if daemon(thread) => passes.update(|n| n + 1),
             _ => passes.set(0),
         }
         if passes.get() > IDLE_PASSES {
-            self.panic(format_args!("all threads sleep forever, apart from time-outs of the kernel itself"));
+            self.panic(format_args!(
+                "all threads sleep forever, apart from time-outs of the kernel itself"
+            ));
         }
     }
 
-    /// Gives the CPU to the thread that [`Vm::choosethread`] names: the running one, whose new state and place are set
-    /// already, or another (`mi_switch`, `sched_switch`). Locks: the scheduler's, and no other.
+    /// Gives the CPU to the thread that [`Vm::choosethread`] names: the running one, whose new
+    /// state and place are set already, or another (`mi_switch`, `sched_switch`). Locks: the
+    /// scheduler's, and no other.
     pub(crate) fn mi_switch(&self) {
         let from = self.current_thread();
         self.assert_may_switch();
@@ -314,7 +350,8 @@ impl<M: Machine> Vm<M> {
         self.sched().lock.owner.set(self.curtid() + 1);
     }
 
-    /// Switches away from the running thread for ever (`cpu_throw`). Locks: the scheduler's, and no other.
+    /// Switches away from the running thread for ever (`cpu_throw`). Locks: the scheduler's, and no
+    /// other.
     pub(crate) fn mi_throw(&self) -> ! {
         let from = self.current_thread();
         self.assert_may_switch();
@@ -348,8 +385,8 @@ impl<M: Machine> Vm<M> {
         self.cpus().all(|cpu| self.is_idle(cpu))
     }
 
-    /// Whether the system is at rest: no CPU has anything to do but its idle thread, one of which calls this. Locks: takes
-    /// the scheduler's.
+    /// Whether the system is at rest: no CPU has anything to do but its idle thread, one of which
+    /// calls this. Locks: takes the scheduler's.
     #[must_use]
     pub fn at_rest(&self) -> bool {
         // Idle CPUs ask again and again: the lock is for those who run.
@@ -385,8 +422,8 @@ impl<M: Machine> Vm<M> {
         self.mi_switch();
     }
 
-    /// Lets every thread of the same priority run first (`sched_relinquish`). The idle thread comes back when no other
-    /// thread can run. Locks: none may be held. May switch.
+    /// Lets every thread of the same priority run first (`sched_relinquish`). The idle thread comes
+    /// back when no other thread can run. Locks: none may be held. May switch.
     pub fn sched_yield(&self) {
         self.assert_no_locks("sched_yield");
         self.sched_lock();
@@ -397,8 +434,9 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Gives the CPU to a thread that deserves it more, if there is one and the running thread is not in a critical section
-    /// (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an interrupt, when nothing is deferred. May switch.
+    /// Gives the CPU to a thread that deserves it more, if there is one and the running thread is
+    /// not in a critical section (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an
+    /// interrupt, when nothing is deferred. May switch.
     pub fn preempt(&self) {
         let turn = match self.pcpu().need_resched.get() {
             n if n == Preempt::No as u32 => return,
@@ -420,16 +458,16 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Enters a critical section: the running thread keeps the CPU until it leaves the outermost one, whatever interrupts
-    /// come (`critical_enter`). It may not sleep.
+    /// Enters a critical section: the running thread keeps the CPU until it leaves the outermost
+    /// one, whatever interrupts come (`critical_enter`). It may not sleep.
     pub fn critical_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
             self.get(current).critnest.update(|n| n + 1);
         }
     }
 
-    /// Leaves a critical section (`critical_exit`). Leaving the outermost one makes up for a preemption that was put off.
-    /// Panics outside of any.
+    /// Leaves a critical section (`critical_exit`). Leaving the outermost one makes up for a
+    /// preemption that was put off. Panics outside of any.
     pub fn critical_exit(&self) {
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
@@ -443,8 +481,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Gives the running thread its own priority back, after sleeps that have lent it another (`sched_userret`).
-    /// Threads that run operations call it between two of them.
+    /// Gives the running thread its own priority back, after sleeps that have lent it another
+    /// (`sched_userret`). Threads that run operations call it between two of them.
     pub fn sched_userret(&self) {
         if let Some(current) = self.current_thread().non_null() {
             let t = self.get(current);
@@ -452,7 +490,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Vm::intr_exit`] nobody may sleep.
+    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Vm::intr_exit`] nobody may
+    /// sleep.
     pub fn intr_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
             self.get(current).intr_nesting.update(|n| n + 1);
@@ -462,10 +501,13 @@ impl<M: Machine> Vm<M> {
     /// Whether an interrupt handler is running.
     #[must_use]
     pub fn in_interrupt(&self) -> bool {
-        self.current_thread().non_null().is_some_and(|current| self.get(current).intr_nesting.get() != 0)
+        self.current_thread()
+            .non_null()
+            .is_some_and(|current| self.get(current).intr_nesting.get() != 0)
     }
 
-    /// The handler ends. The machine calls [`Vm::preempt`] when it is about to return to where nothing is deferred.
+    /// The handler ends. The machine calls [`Vm::preempt`] when it is about to return to where
+    /// nothing is deferred.
     pub fn intr_exit(&self) {
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
@@ -475,15 +517,17 @@ impl<M: Machine> Vm<M> {
         t.intr_nesting.set(nesting);
     }
 
-    /// The clock stands at tick `now` (`hardclock`): wakes those whose time is up, in the order of their deadlines, and
-    /// charges the running thread for its time. It may skip ticks, but not go back. Runs in the clock's interrupt, or on
-    /// the idle thread. Locks: takes the scheduler's. Does not switch.
+    /// The clock stands at tick `now` (`hardclock`): wakes those whose time is up, in the order of
+    /// their deadlines, and charges the running thread for its time. It may skip ticks, but not go
+    /// back. Runs in the clock's interrupt, or on the idle thread. Locks: takes the scheduler's.
+    /// Does not switch.
     pub fn hardclock(&self, now: u64) {
         self.sched_lock();
         let ticks = &self.cnt().ticks;
         let passed = now.saturating_sub(ticks.get());
         ticks.set(now.max(ticks.get()));
-        while let Some((thread, _)) = self.callout_first().filter(|&(_, deadline)| deadline <= now) {
+        while let Some((thread, _)) = self.callout_first().filter(|&(_, deadline)| deadline <= now)
+        {
             self.sleepq_timeout(thread);
         }
         let slice = &self.pcpu().slice;
@@ -494,14 +538,16 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Ends the running thread's time slice now. Runs in an interrupt. Locks: takes the scheduler's.
+    /// Ends the running thread's time slice now. Runs in an interrupt. Locks: takes the
+    /// scheduler's.
     pub fn end_slice(&self) {
         self.sched_lock();
         self.roundrobin();
         self.sched_unlock();
     }
 
-    /// The time slice is over (`roundrobin`): whoever waits at the running thread's own priority is next.
+    /// The time slice is over (`roundrobin`): whoever waits at the running thread's own priority is
+    /// next.
     fn roundrobin(&self) {
         let cpu = self.pcpu();
         let Some(current) = self.current_thread().non_null() else { return };
@@ -533,7 +579,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Says whether the idle thread, which calls this, does something for others: what it is at may be half done then.
+    /// Says whether the idle thread, which calls this, does something for others: what it is at may
+    /// be half done then.
     pub fn set_serving(&self, serving: Serving) {
         self.pcpu().serving.set(serving as u64);
     }

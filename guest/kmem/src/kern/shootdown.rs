@@ -1,29 +1,34 @@
-//! TLB shootdown: having all CPUs forget translations (`smp_tlb_shootdown`), as a protocol between the CPUs' words. What a
-//! flush is, how a CPU is interrupted, and how time passes is the machine's ([`Cpus`]).
+//! TLB shootdown: having all CPUs forget translations (`smp_tlb_shootdown`), as a protocol between
+//! the CPUs' words. What a flush is, how a CPU is interrupted, and how time passes is the machine's
+//! ([`Cpus`]).
 //!
-//! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`], sets its CPU's bit in the
-//! `requests` of each CPU that may remember a translation, and waits until all have answered. A request covers a whole
-//! range, so that a call costs each CPU one flush. Whoever waits for another CPU, for whatever reason, serves the requests of
-//! others ([`Shootdown::poll`]): two CPUs that wait for each other both go on. Who takes mappings away itself serves them with
-//! its own flush: two CPUs that do so at about the same time flush once each, not twice. An answer comes after the
-//! flush, and the flush after the request was taken.
+//! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`],
+//! sets its CPU's bit in the `requests` of each CPU that may remember a translation, and waits
+//! until all have answered. A request covers a whole range, so that a call costs each CPU one
+//! flush. Whoever waits for another CPU, for whatever reason, serves the requests of others
+//! ([`Shootdown::poll`]): two CPUs that wait for each other both go on. Who takes mappings away
+//! itself serves them with its own flush: two CPUs that do so at about the same time flush once
+//! each, not twice. An answer comes after the flush, and the flush after the request was taken.
 //!
-//! **Meeting.** A flush serves what was asked before it began, so that of two CPUs that free at nearly the same time the
-//! earlier one would flush again, for the later one, at once. A CPU therefore waits for its *partners*, those that asked it
-//! during its last shootdown, before it flushes; but not for longer than a part of what a flush costs it. CPUs that free
-//! again and again leave a shootdown together, each with the other's answer, and so meet at the next one. One that does
-//! not come is no partner any more.
+//! **Meeting.** A flush serves what was asked before it began, so that of two CPUs that free at
+//! nearly the same time the earlier one would flush again, for the later one, at once. A CPU
+//! therefore waits for its *partners*, those that asked it during its last shootdown, before it
+//! flushes; but not for longer than a part of what a flush costs it. CPUs that free again and again
+//! leave a shootdown together, each with the other's answer, and so meet at the next one. One that
+//! does not come is no partner any more.
 //!
-//! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not come to serve the
-//! request by itself after [`PATIENCE`]: the wait is at most about twice what an interrupt at once would cost. Who has
-//! interrupts deferred serves it when he allows them again, or when he waits for another CPU himself.
+//! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not
+//! come to serve the request by itself after [`PATIENCE`]: the wait is at most about twice what an
+//! interrupt at once would cost. Who has interrupts deferred serves it when he allows them again,
+//! or when he waits for another CPU himself.
 //!
-//! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but code of the image and
-//! looks at nothing but the direct map, which never change, until it flushes ([`Shootdown::come_back`]). It is asked
-//! for nothing meanwhile; that there was something to flush is only noted.
+//! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but
+//! code of the image and looks at nothing but the direct map, which never change, until it flushes
+//! ([`Shootdown::come_back`]). It is asked for nothing meanwhile; that there was something to flush
+//! is only noted.
 //!
-//! All of this runs with interrupts deferred, but for [`Shootdown::go_idle`] and [`Shootdown::come_back`], which have the
-//! calling CPU for themselves.
+//! All of this runs with interrupts deferred, but for [`Shootdown::go_idle`] and
+//! [`Shootdown::come_back`], which have the calling CPU for themselves.
 
 use core::mem::offset_of;
 
@@ -32,9 +37,9 @@ use vmkern_abi::atomic::{AtomicU32, AtomicU64, Ordering};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::TlbStats;
 
-/// Cycles that a CPU has to serve a request by itself before it is interrupted: a hundred microseconds and more, about what
-/// an interrupt costs both sides where CPL0 is emulated, and longer than the way from one `kmem_free` to the next, flush
-/// included.
+/// Cycles that a CPU has to serve a request by itself before it is interrupted: a hundred
+/// microseconds and more, about what an interrupt costs both sides where CPL0 is emulated, and
+/// longer than the way from one `kmem_free` to the next, flush included.
 pub const PATIENCE: u64 = 300_000;
 
 /// The part of a flush's cost for which a CPU waits for others that may want one, too.
@@ -100,7 +105,8 @@ pub struct Shootdown {
     unanswered: AtomicU32,
     /// Whether the CPU can remember translations at all.
     state: AtomicU32,
-    /// CPUs that asked this one about when it last flushed, a bit each. Only the CPU itself uses it, and `flush_cycles`.
+    /// CPUs that asked this one about when it last flushed, a bit each. Only the CPU itself uses
+    /// it, and `flush_cycles`.
     partners: AtomicU64,
     /// Cycles that a flush costs this CPU: a mean that forgets.
     flush_cycles: AtomicU64,
@@ -124,8 +130,8 @@ impl Shootdown {
         }
     }
 
-    /// Drops the translations of the pages of `[start, end)`, page aligned, on all CPUs. On return none uses an old one, or
-    /// will. `self` is the calling CPU's, and interrupts are deferred.
+    /// Drops the translations of the pages of `[start, end)`, page aligned, on all CPUs. On return
+    /// none uses an old one, or will. `self` is the calling CPU's, and interrupts are deferred.
     #[inline]
     pub fn invalidate<C: Cpus>(&self, cpus: &C, start: GuestVirt, end: GuestVirt) {
         let mut stale = cpus.nothing();
@@ -141,7 +147,8 @@ impl Shootdown {
         self.partners.store(served | late, Ordering::Relaxed);
     }
 
-    /// Asks all CPUs that can remember translations for a flush of `[start, end)`: gives which, a bit each.
+    /// Asks all CPUs that can remember translations for a flush of `[start, end)`: gives which, a
+    /// bit each.
     #[inline]
     pub(crate) fn ask_others<C: Cpus>(&self, cpus: &C, start: GuestVirt, end: GuestVirt) -> u64 {
         self.start.store(start.get(), Ordering::Relaxed);
@@ -162,13 +169,15 @@ impl Shootdown {
         asked
     }
 
-    /// Waits until those of the partners that are in `asked` have asked in turn, for a fraction of what the second flush would
-    /// cost that this one saves then.
+    /// Waits until those of the partners that are in `asked` have asked in turn, for a fraction of
+    /// what the second flush would cost that this one saves then.
     #[inline]
     fn await_partners<C: Cpus>(&self, cpus: &C, asked: u64) {
         let partners = self.partners.load(Ordering::Relaxed) & asked;
         let (begun, limit) = (cpus.cycles(), self.flush_cycles.load(Ordering::Relaxed) / LINGER);
-        while partners & !self.requests.load(Ordering::Relaxed) != 0 && cpus.cycles() - begun < limit {
+        while partners & !self.requests.load(Ordering::Relaxed) != 0
+            && cpus.cycles() - begun < limit
+        {
             cpus.relax();
         }
     }
@@ -180,8 +189,8 @@ impl Shootdown {
         self.flush_cycles.store((7 * mean + cycles.min(PATIENCE)) / 8, Ordering::Relaxed);
     }
 
-    /// Waits until all CPUs that this one has asked have answered, and serves others meanwhile: gives which, a bit each. From
-    /// `begun` on, on the cycle counter, they have [`PATIENCE`].
+    /// Waits until all CPUs that this one has asked have answered, and serves others meanwhile:
+    /// gives which, a bit each. From `begun` on, on the cycle counter, they have [`PATIENCE`].
     #[inline]
     fn await_answers<C: Cpus>(&self, cpus: &C, begun: u64) -> u64 {
         let (mut served, mut spins, mut is_patient) = (0, 0, true);
@@ -225,8 +234,8 @@ impl Shootdown {
         let _ = self.serve(cpus, cpus.nothing());
     }
 
-    /// Flushes `stale` and what the CPUs want flushed that wait for this one. Answers them, and gives which they are, a bit
-    /// each.
+    /// Flushes `stale` and what the CPUs want flushed that wait for this one. Answers them, and
+    /// gives which they are, a bit each.
     #[inline]
     fn serve<C: Cpus>(&self, cpus: &C, mut stale: C::Stale) -> u64 {
         let requests = self.take_requests(cpus, &mut stale);
@@ -235,8 +244,8 @@ impl Shootdown {
         requests
     }
 
-    /// Takes the requests of the CPUs that wait for this one: adds what they want flushed to `stale`, and gives which they are,
-    /// a bit each. They go on waiting for [`answer`].
+    /// Takes the requests of the CPUs that wait for this one: adds what they want flushed to
+    /// `stale`, and gives which they are, a bit each. They go on waiting for [`answer`].
     #[inline]
     pub(crate) fn take_requests<C: Cpus>(&self, cpus: &C, stale: &mut C::Stale) -> u64 {
         let requests = self.requests.swap(0, Ordering::SeqCst);
@@ -252,11 +261,13 @@ impl Shootdown {
         self.state.store(IDLE, Ordering::SeqCst);
     }
 
-    /// The CPU goes on: drops everything if any mapping was taken away meanwhile. Runs on the CPU itself, first thing after a
-    /// halt.
+    /// The CPU goes on: drops everything if any mapping was taken away meanwhile. Runs on the CPU
+    /// itself, first thing after a halt.
     #[inline]
     pub fn come_back<C: Cpus>(&self, cpus: &C) {
-        if self.state.load(Ordering::Relaxed) != ACTIVE && self.state.swap(ACTIVE, Ordering::SeqCst) == IDLE_STALE {
+        if self.state.load(Ordering::Relaxed) != ACTIVE
+            && self.state.swap(ACTIVE, Ordering::SeqCst) == IDLE_STALE
+        {
             cpus.flush_all();
             cpus.count(|stats| &stats.caught_up, 1);
         }
@@ -272,7 +283,13 @@ impl Shootdown {
     /// Has loom watch the words that other CPUs use.
     #[cfg(all(test, loom))]
     pub(crate) fn watch(&self) -> [vmkern_abi::atomic::watched::Watched; 5] {
-        [self.requests.watch(), self.start.watch(), self.end.watch(), self.unanswered.watch(), self.state.watch()]
+        [
+            self.requests.watch(),
+            self.start.watch(),
+            self.end.watch(),
+            self.unanswered.watch(),
+            self.state.watch(),
+        ]
     }
 }
 
@@ -294,7 +311,8 @@ pub(crate) fn answer<C: Cpus>(cpus: &C, requests: u64) {
 /// Interrupts the CPUs that have a request of the calling one.
 fn interrupt_who_has_not_served<C: Cpus>(cpus: &C) {
     let mut sent = 0;
-    let asked = |other: &Shootdown| other.requests.load(Ordering::Relaxed) >> cpus.number() & 1 != 0;
+    let asked =
+        |other: &Shootdown| other.requests.load(Ordering::Relaxed) >> cpus.number() & 1 != 0;
     for (number, _) in cpus.others().filter(|(_, other)| asked(other)) {
         cpus.interrupt(number);
         sent += 1;
@@ -306,5 +324,6 @@ fn interrupt_who_has_not_served<C: Cpus>(cpus: &C) {
 #[inline]
 fn members<C: Cpus>(cpus: &C, set: u64) -> impl Iterator<Item = &Shootdown> {
     let rest = |set: &u64| Some(set & (set - 1)).filter(|&set| set != 0);
-    core::iter::successors(Some(set).filter(|&set| set != 0), rest).filter_map(|set| cpus.get(set.trailing_zeros()))
+    core::iter::successors(Some(set).filter(|&set| set != 0), rest)
+        .filter_map(|set| cpus.get(set.trailing_zeros()))
 }

@@ -1,7 +1,7 @@
 //! Sleep queues (`subr_sleepqueue.c`): who sleeps on which channel, first come first.
 //!
-//! A channel is any address. Its queue is found by a hash, and exists only while somebody sleeps there: see
-//! [`SleepQueue`] for where it comes from. Locks: the scheduler's, throughout.
+//! A channel is any address. Its queue is found by a hash, and exists only while somebody sleeps
+//! there: see [`SleepQueue`] for where it comes from. Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::WaitMessage;
@@ -57,8 +57,8 @@ impl<M: Machine> Vm<M> {
         None
     }
 
-    /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind those who sleep there already
-    /// (`sleepq_add`).
+    /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind those who sleep
+    /// there already (`sleepq_add`).
     pub(crate) fn sleepq_add(&self, thread: KPtr<Thread>, channel: WaitChannel, wmesg: &str) {
         let t = self.get(thread);
         let own = t.sleepqueue.get();
@@ -101,13 +101,16 @@ impl<M: Machine> Vm<M> {
         chain.set(queue);
     }
 
-    /// Takes `thread`, which sleeps, off its queue, with one sleep queue to take along (`sleepq_resume_thread`), and its
-    /// time-out back. It is on no queue then.
+    /// Takes `thread`, which sleeps, off its queue, with one sleep queue to take along
+    /// (`sleepq_resume_thread`), and its time-out back. It is on no queue then.
     fn sleepq_remove(&self, thread: KPtr<Thread>) {
         let t = self.get(thread);
         let channel = WaitChannel(t.wchan.get());
         let Some(queue) = self.sleepq_lookup(channel) else {
-            self.panic(format_args!("sleepq_remove: thread {} is not on a sleep queue", t.tid.get()));
+            self.panic(format_args!(
+                "sleepq_remove: thread {} is not on a sleep queue",
+                t.tid.get()
+            ));
         };
         let q = self.get(queue);
         let (prev, next) = (t.sq_prev.get(), t.sq_next.get());
@@ -115,7 +118,10 @@ impl<M: Machine> Vm<M> {
         next.non_null().map_or(&q.blocked.tail, |next| &self.get(next).sq_prev).set(prev);
         if q.blocked.head.get().is_null() {
             let (before, after) = (q.hash_prev.get(), q.hash_next.get());
-            before.non_null().map_or(self.sleepq_chain(channel), |before| &self.get(before).hash_next).set(after);
+            before
+                .non_null()
+                .map_or(self.sleepq_chain(channel), |before| &self.get(before).hash_next)
+                .set(after);
             if let Some(after) = after.non_null() {
                 self.get(after).hash_prev.set(before);
             }

@@ -1,7 +1,8 @@
-//! Locks that are held across sleeps (`kern_sx.c`), exclusive only: those of maps that are not system maps.
+//! Locks that are held across sleeps (`kern_sx.c`), exclusive only: those of maps that are not
+//! system maps.
 //!
-//! Those who wait sleep on the lock's address, and its owner hands it to the first of them when it is done: nobody
-//! overtakes anybody. Guarded by the scheduler's lock.
+//! Those who wait sleep on the lock's address, and its owner hands it to the first of them when it
+//! is done: nobody overtakes anybody. Guarded by the scheduler's lock.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Sx;
@@ -11,8 +12,8 @@ use crate::machine::Machine;
 use crate::vm::Vm;
 
 impl<M: Machine> Vm<M> {
-    /// Acquires `sx` (`sx_xlock`), after all who came earlier; a thread that waits shows `name`. Panics when the running
-    /// thread owns it already, holds a mutex, or may not sleep. Sleeps.
+    /// Acquires `sx` (`sx_xlock`), after all who came earlier; a thread that waits shows `name`.
+    /// Panics when the running thread owns it already, holds a mutex, or may not sleep. Sleeps.
     pub fn sx_xlock(&self, sx: KPtr<Sx>, name: &str) {
         let lock = self.get(sx);
         let me = self.curtid() + 1;
@@ -33,7 +34,8 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Waits until the owner has handed `lock` over, unless it is free by now. Locks: the scheduler's.
+    /// Waits until the owner has handed `lock` over, unless it is free by now. Locks: the
+    /// scheduler's.
     fn sx_wait(&self, lock: &Sx, sx: KPtr<Sx>, name: &str) {
         let me = self.curtid() + 1;
         if lock.owner.get() == 0 {
@@ -46,7 +48,8 @@ impl<M: Machine> Vm<M> {
         self.mi_switch();
     }
 
-    /// Acquires `sx` unless somebody owns it (`sx_try_xlock`). Returns whether it did. Never sleeps.
+    /// Acquires `sx` unless somebody owns it (`sx_try_xlock`). Returns whether it did. Never
+    /// sleeps.
     #[must_use]
     pub fn sx_try_xlock(&self, sx: KPtr<Sx>) -> bool {
         let lock = self.get(sx);
@@ -61,8 +64,8 @@ impl<M: Machine> Vm<M> {
         is_free
     }
 
-    /// Releases `sx` (`sx_xunlock`) to the first who waits for it. Panics when the running thread does not own it.
-    /// Never sleeps.
+    /// Releases `sx` (`sx_xunlock`) to the first who waits for it. Panics when the running thread
+    /// does not own it. Never sleeps.
     pub fn sx_xunlock(&self, sx: KPtr<Sx>) {
         let lock = self.get(sx);
         self.sx_assert_xlocked(sx);
@@ -93,7 +96,10 @@ impl<M: Machine> Vm<M> {
     pub fn sx_assert_xlocked(&self, sx: KPtr<Sx>) {
         if !self.sx_xlocked(sx) {
             let owner = self.get(sx).owner.get();
-            self.panic(format_args!("sx lock at {} not exclusively locked: owner word {owner}", sx.addr()));
+            self.panic(format_args!(
+                "sx lock at {} not exclusively locked: owner word {owner}",
+                sx.addr()
+            ));
         }
     }
 

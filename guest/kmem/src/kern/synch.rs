@@ -1,8 +1,8 @@
 //! Sleeping and waking (`kern_synch.c`).
 //!
-//! A wakeup with nobody asleep is lost. Whoever sleeps therefore looks at what it waits for under a mutex, and sleeps
-//! with that mutex as its interlock: it is on the sleep queue before the mutex is released, so that nobody who changes
-//! things under the mutex can miss it.
+//! A wakeup with nobody asleep is lost. Whoever sleeps therefore looks at what it waits for under a
+//! mutex, and sleeps with that mutex as its interlock: it is on the sleep queue before the mutex is
+//! released, so that nobody who changes things under the mutex can miss it.
 
 use vmkern_abi::layout::Mtx;
 
@@ -30,25 +30,30 @@ pub enum Relock {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Sleeps on `channel` until a wakeup, `timo` ticks at most and at least 1, with priority `priority` from then on (0: its
-    /// own), showing `wmesg`, at most 15 bytes (`tsleep`). While the system is cold it returns at once.
+    /// Sleeps on `channel` until a wakeup, `timo` ticks at most and at least 1, with priority
+    /// `priority` from then on (0: its own), showing `wmesg`, at most 15 bytes (`tsleep`). While
+    /// the system is cold it returns at once.
     ///
-    /// Panics in an interrupt, in a critical section, with a mutex held, and when `timo` is 0: without an
-    /// interlock a wakeup could be missed. Locks: no mutex may be held. Sleeps.
+    /// Panics in an interrupt, in a critical section, with a mutex held, and when `timo` is 0:
+    /// without an interlock a wakeup could be missed. Locks: no mutex may be held. Sleeps.
     pub fn tsleep(&self, channel: WaitChannel, priority: u8, wmesg: &str, timo: u64) -> Sleep {
         if self.is_cold() {
             return Sleep::Woken;
         }
         if timo == 0 {
-            self.panic(format_args!("sleeping without a lock: thread {} in `{wmesg}`", self.curtid()));
+            self.panic(format_args!(
+                "sleeping without a lock: thread {} in `{wmesg}`",
+                self.curtid()
+            ));
         }
         self.assert_may_sleep(wmesg, 0);
         self.sched_lock();
         self.sleep_locked(channel, priority, wmesg, timo, None)
     }
 
-    /// Sleeps as [`Vm::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released (`msleep`). While the system is
-    /// cold it returns at once, with the interlock as `relock` says.
+    /// Sleeps as [`Vm::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released
+    /// (`msleep`). While the system is cold it returns at once, with the interlock as `relock`
+    /// says.
     ///
     /// Panics as [`Vm::tsleep`] does. Locks: owns `interlock`, once, and no other mutex. Sleeps.
     pub fn msleep(
@@ -109,8 +114,8 @@ impl<M: Machine> Vm<M> {
         if timed_out == 0 { Sleep::Woken } else { Sleep::TimedOut }
     }
 
-    /// Wakes all who sleep on `channel`, in the order in which they came (`wakeup`). Locks: takes the scheduler's. Never
-    /// sleeps and never switches: what was woken runs at the next occasion.
+    /// Wakes all who sleep on `channel`, in the order in which they came (`wakeup`). Locks: takes
+    /// the scheduler's. Never sleeps and never switches: what was woken runs at the next occasion.
     pub fn wakeup(&self, channel: WaitChannel) {
         self.sched_lock();
         while let Some(thread) = self.sleepq_take_first(channel) {
@@ -119,7 +124,8 @@ impl<M: Machine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Wakes the one who has slept longest on `channel` (`wakeup_one`). Otherwise as [`Vm::wakeup`].
+    /// Wakes the one who has slept longest on `channel` (`wakeup_one`). Otherwise as
+    /// [`Vm::wakeup`].
     pub fn wakeup_one(&self, channel: WaitChannel) {
         self.sched_lock();
         if let Some(thread) = self.sleepq_take_first(channel) {
@@ -134,14 +140,18 @@ impl<M: Machine> Vm<M> {
         self.sched().cold.get() != 0 || self.current_thread().is_null()
     }
 
-    /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it may hold.
+    /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it
+    /// may hold.
     pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: u32) {
         let (tid, held) = (self.curtid(), self.held_locks() & !allowed);
         if self.in_interrupt() {
             self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"));
         }
         if held != 0 {
-            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` with locks held: {}", HeldLocks(held)));
+            self.panic(format_args!(
+                "thread {tid} sleeps in `{wmesg}` with locks held: {}",
+                HeldLocks(held)
+            ));
         }
         if self.get(self.current_thread()).critnest.get() != 0 {
             self.panic(format_args!("thread {tid} sleeps in `{wmesg}` in a critical section"));

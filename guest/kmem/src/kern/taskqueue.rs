@@ -1,8 +1,8 @@
 //! The thread that does for others what may sleep (FreeBSD's `taskqueue_thread`).
 //!
-//! Whoever takes the host's requests never sleeps. What he would have to wait for, the making of a thread while pages are
-//! short, is work for this thread: it is made at boot, when there are pages. What it does, and how it is asked, is the
-//! machine's affair; here is how it sleeps in between.
+//! Whoever takes the host's requests never sleeps. What he would have to wait for, the making of a
+//! thread while pages are short, is work for this thread: it is made at boot, when there are pages.
+//! What it does, and how it is asked, is the machine's affair; here is how it sleeps in between.
 
 use core::mem::offset_of;
 
@@ -20,17 +20,19 @@ use crate::vm::{Shortage, Vm, Wait};
 const IDLE: &str = "-";
 
 impl<M: Machine> Vm<M> {
-    /// Makes the thread, asleep (`taskqueue_start_threads`). Once it is woken it calls `run`, which never returns.
+    /// Makes the thread, asleep (`taskqueue_start_threads`). Once it is woken it calls `run`, which
+    /// never returns.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
     pub fn taskqueue_start(&self, run: ThreadStart<M>) -> Result<(), Shortage> {
-        let spec = ThreadSpec { tid: TASKQ_TID, name: "thread taskq", priority: PVM, start: run, arg: 0 };
+        let spec =
+            ThreadSpec { tid: TASKQ_TID, name: "thread taskq", priority: PVM, start: run, arg: 0 };
         self.kthread_create_asleep(&spec, self.taskqueue_channel(), IDLE, Wait::No).map(drop)
     }
 
-    /// Wakes the thread: there is something to do (`taskqueue_enqueue`). Locks: that of whoever knows what, under which
-    /// the thread looks for it.
+    /// Wakes the thread: there is something to do (`taskqueue_enqueue`). Locks: that of whoever
+    /// knows what, under which the thread looks for it.
     pub fn taskqueue_wakeup(&self) {
         self.wakeup(self.taskqueue_channel());
     }

@@ -1,7 +1,8 @@
 //! Making and ending kernel threads (`kern_thread.c`, `kern_kthread.c`).
 //!
-//! The code that boots becomes thread [`THREAD0_TID`], the idle thread. A thread that exits leaves its structure and its
-//! stack to be freed by others ([`Vm::thread_reap`]); its number is free at once.
+//! The code that boots becomes thread [`THREAD0_TID`], the idle thread. A thread that exits leaves
+//! its structure and its stack to be freed by others ([`Vm::thread_reap`]); its number is free at
+//! once.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::WaitMessage;
@@ -70,8 +71,9 @@ impl<M: Machine> Vm<M> {
         self.sched().cold.set(0);
     }
 
-    /// Makes the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics when the number is taken.
-    /// Locks: none may be held; takes kernel_map's. Never sleeps and never switches.
+    /// Makes the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics
+    /// when the number is taken. Locks: none may be held; takes kernel_map's. Never sleeps and
+    /// never switches.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page or no address space for the thread.
@@ -84,10 +86,11 @@ impl<M: Machine> Vm<M> {
         Ok(thread)
     }
 
-    /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to that by itself. The
-    /// wakeup that ends this sleep is what starts it; until then nothing touches its stack. Its pages are of
-    /// the NORMAL class, as in FreeBSD, and the maker sleeps for them if `wait` says so. Nobody else makes a thread of this
-    /// number. Otherwise as [`Vm::kthread_create`].
+    /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to
+    /// that by itself. The wakeup that ends this sleep is what starts it; until then nothing
+    /// touches its stack. Its pages are of the NORMAL class, as in FreeBSD, and the maker sleeps
+    /// for them if `wait` says so. Nobody else makes a thread of this number. Otherwise as
+    /// [`Vm::kthread_create`].
     ///
     /// # Errors
     /// As for [`Vm::kthread_create`]; with [`Wait::Yes`] for lack of address space only.
@@ -107,7 +110,12 @@ impl<M: Machine> Vm<M> {
     }
 
     /// The thread `spec` with its stack, ready for its first switch, which nobody knows yet.
-    fn thread_make(&self, spec: &ThreadSpec<'_, M>, class: AllocClass, wait: Wait) -> Result<KPtr<Thread>, Shortage> {
+    fn thread_make(
+        &self,
+        spec: &ThreadSpec<'_, M>,
+        class: AllocClass,
+        wait: Wait,
+    ) -> Result<KPtr<Thread>, Shortage> {
         self.assert_no_locks("kthread_create");
         self.thread_reap();
         if self.tfind(spec.tid).is_some() {
@@ -120,7 +128,8 @@ impl<M: Machine> Vm<M> {
         Ok(thread)
     }
 
-    /// First code of a new thread (`fork_exit`): the machine calls it where [`Machine::cpu_fork`] says.
+    /// First code of a new thread (`fork_exit`): the machine calls it where [`Machine::cpu_fork`]
+    /// says.
     pub fn fork_exit(&self, start: ThreadStart<M>, arg: u64) -> ! {
         self.arrive();
         self.sched_unlock();
@@ -128,15 +137,18 @@ impl<M: Machine> Vm<M> {
         self.kthread_exit()
     }
 
-    /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics when it owns
-    /// a lock, and when it is the idle thread.
+    /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics
+    /// when it owns a lock, and when it is the idle thread.
     pub fn kthread_exit(&self) -> ! {
         let thread = self.current_thread();
         let t = self.get(thread);
         let tid = t.tid.get();
         self.assert_no_locks("kthread_exit");
         if t.sx_held.get() != 0 {
-            self.panic(format_args!("kthread_exit: thread {tid} owns {} sx locks", t.sx_held.get()));
+            self.panic(format_args!(
+                "kthread_exit: thread {tid} owns {} sx locks",
+                t.sx_held.get()
+            ));
         }
         if t.base_priority.get() == PRI_MAX_IDLE {
             self.panic(format_args!("kthread_exit: the idle thread exits"));
@@ -151,7 +163,8 @@ impl<M: Machine> Vm<M> {
         self.mi_throw()
     }
 
-    /// Frees what exited threads have left (`thread_reap`). Locks: none may be held; takes kernel_map's. Never sleeps.
+    /// Frees what exited threads have left (`thread_reap`). Locks: none may be held; takes
+    /// kernel_map's. Never sleeps.
     pub fn thread_reap(&self) {
         self.assert_no_locks("thread_reap");
         loop {
@@ -187,8 +200,8 @@ impl<M: Machine> Vm<M> {
         at.non_null()
     }
 
-    /// All threads that have not exited, in the order in which they were made. Whoever goes through them lets no thread
-    /// exit meanwhile.
+    /// All threads that have not exited, in the order in which they were made. Whoever goes through
+    /// them lets no thread exit meanwhile.
     pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
         let first = self.sched().all.head.get().non_null();
         core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
@@ -204,7 +217,8 @@ impl<M: Machine> Vm<M> {
         wait: Wait,
     ) -> Result<KPtr<Thread>, Shortage> {
         let thread = self.thread_alloc(tid, name, priority, wait)?;
-        let (low, pages) = self.vm_thread_new(class, wait).inspect_err(|_| self.thread_free(thread))?;
+        let (low, pages) =
+            self.vm_thread_new(class, wait).inspect_err(|_| self.thread_free(thread))?;
         let t = self.get(thread);
         t.kstack.set(low);
         t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
@@ -212,7 +226,13 @@ impl<M: Machine> Vm<M> {
     }
 
     /// A thread that nobody knows yet, with a sleep queue.
-    fn thread_alloc(&self, tid: u32, name: &str, priority: u8, wait: Wait) -> Result<KPtr<Thread>, Shortage> {
+    fn thread_alloc(
+        &self,
+        tid: u32,
+        name: &str,
+        priority: u8,
+        wait: Wait,
+    ) -> Result<KPtr<Thread>, Shortage> {
         let thread: KPtr<Thread> = self.thread_item(wait)?;
         let queue = self.thread_item(wait).inspect_err(|_| self.zone_free(thread))?;
         let t = self.get(thread);

@@ -1,5 +1,5 @@
-//! What all models' machines have in common: some pages of memory behind a direct map, and nothing that a model does not
-//! ask for.
+//! What all models' machines have in common: some pages of memory behind a direct map, and nothing
+//! that a model does not ask for.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -20,7 +20,8 @@ use crate::vm::Vm;
 #[repr(align(4096))]
 struct Page([AtomicU64; NPTEPG]);
 
-/// The CPUs of a model: what it uses of a [`Machine`], whose functions these are. Whatever else is called fails it.
+/// The CPUs of a model: what it uses of a [`Machine`], whose functions these are. Whatever else is
+/// called fails it.
 pub trait Cpus: Sized {
     fn pcpu(&self) -> KPtr<Pcpu>;
 
@@ -60,7 +61,10 @@ pub struct Bare<C> {
 impl<C: Cpus> Bare<C> {
     /// `cpus` with `pages` pages, the first of which nobody uses.
     pub fn new(cpus: C, pages: usize) -> Self {
-        Self { memory: (0..pages).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect(), cpus }
+        Self {
+            memory: (0..pages).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect(),
+            cpus,
+        }
     }
 }
 
@@ -73,8 +77,8 @@ impl<C> Deref for Bare<C> {
 }
 
 #[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for the same address, and
-// `window` alone makes references into it.
+// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for
+// the same address, and `window` alone makes references into it.
 unsafe impl<C: Cpus> Machine for Bare<C> {
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         let page = NonNull::from(&self.memory[to_usize(pa.pfn())].0).cast::<u8>();
@@ -130,7 +134,13 @@ unsafe impl<C: Cpus> Machine for Bare<C> {
         thread::yield_now();
     }
 
-    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, _start: ThreadStart<Self>, _arg: u64) {
+    fn cpu_fork(
+        &self,
+        thread: KPtr<Thread>,
+        _stack: Range<GuestVirt>,
+        _start: ThreadStart<Self>,
+        _arg: u64,
+    ) {
         unreachable!("threads are made by the model: {}", thread.addr())
     }
 

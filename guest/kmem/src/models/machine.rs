@@ -1,10 +1,12 @@
-//! One CPU or two with interrupts that may come at any moment, and nothing else: no page tables, no pages.
+//! One CPU or two with interrupts that may come at any moment, and nothing else: no page tables, no
+//! pages.
 //!
-//! Kernel threads are loom's, of which each CPU has one; the others are parked. A further one is the source of interrupts: it
-//! raises a flag, and loom tries every moment for that. A CPU looks at its flag wherever an interrupt could change what
-//! happens: just before interrupts are deferred, and when they are let in again. Between two such places the kernel
-//! looks at nothing that a handler may change. Two CPUs interrupt each other's idle threads, and loom watches the words of the
-//! mutexes, what tells a CPU to switch, and what idle CPUs say of their rest.
+//! Kernel threads are loom's, of which each CPU has one; the others are parked. A further one is
+//! the source of interrupts: it raises a flag, and loom tries every moment for that. A CPU looks at
+//! its flag wherever an interrupt could change what happens: just before interrupts are deferred,
+//! and when they are let in again. Between two such places the kernel looks at nothing that a
+//! handler may change. Two CPUs interrupt each other's idle threads, and loom watches the words of
+//! the mutexes, what tells a CPU to switch, and what idle CPUs say of their rest.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -50,8 +52,10 @@ struct Gone;
 /// What an interrupt does.
 type Handler = fn(&Vm<Cpu>);
 
-/// How the idle thread rests: what it says of that, whether it has work, what interrupts it now, and its halt.
-pub type Rest = fn(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt: &dyn Fn());
+/// How the idle thread rests: what it says of that, whether it has work, what interrupts it now,
+/// and its halt.
+pub type Rest =
+    fn(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt: &dyn Fn());
 
 /// What one CPU has for itself.
 #[derive(Default)]
@@ -151,7 +155,10 @@ impl Threads {
     /// A place where an interrupt may come. May switch.
     fn interrupt_point(&self) {
         let vm = self.vm();
-        if self.own().depth.load(Ordering::Relaxed) != 0 || vm.in_interrupt() || std::thread::panicking() {
+        if self.own().depth.load(Ordering::Relaxed) != 0
+            || vm.in_interrupt()
+            || std::thread::panicking()
+        {
             return;
         }
         if self.take_interrupts(&vm) {
@@ -159,15 +166,16 @@ impl Threads {
         }
     }
 
-    /// A place where a thread may be interrupted. With two CPUs they interrupt each other's idle threads alone, at places of
-    /// their own: there are more than enough orders of events without.
+    /// A place where a thread may be interrupted. With two CPUs they interrupt each other's idle
+    /// threads alone, at places of their own: there are more than enough orders of events without.
     fn interrupt_thread(&self) {
         if self.vm().cnt().ncpu.get() == 1 {
             self.interrupt_point();
         }
     }
 
-    /// Halts the calling thread's CPU until an interrupt comes, unless one has come since it was armed.
+    /// Halts the calling thread's CPU until an interrupt comes, unless one has come since it was
+    /// armed.
     fn halt(&self) {
         let (vm, own) = (self.vm(), self.own());
         while own.idle.is_armed() && !self.take_interrupts(&vm) {
@@ -179,7 +187,8 @@ impl Threads {
 
     /// Interrupts CPU `cpu`.
     fn raise(&self, cpu: usize, interrupt: u32) {
-        // A read-modify-write, as the CPU's: loom may put a plain store before a swap that has happened.
+        // A read-modify-write, as the CPU's: loom may put a plain store before a swap that has
+        // happened.
         self.own[cpu].raised.fetch_or(interrupt, Ordering::SeqCst);
         let halted = self.own[cpu].halted.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(halted) = halted {
@@ -213,7 +222,11 @@ impl Cpus for Threads {
     }
 
     fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>) {
-        assert_eq!(self.own().depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+        assert_eq!(
+            self.own().depth.load(Ordering::Relaxed),
+            1,
+            "depth of interrupt deferral at a switch"
+        );
         assert_eq!(from, self.current_thread());
         // As the kernel's switch does.
         self.own().idle.set_polling(Polling::No);
@@ -223,7 +236,11 @@ impl Cpus for Threads {
     }
 
     fn cpu_throw(&self, _from: KPtr<Thread>, to: KPtr<Thread>) -> ! {
-        assert_eq!(self.own().depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+        assert_eq!(
+            self.own().depth.load(Ordering::Relaxed),
+            1,
+            "depth of interrupt deferral at a switch"
+        );
         self.give(to);
         resume_unwind(Box::new(Gone))
     }
@@ -331,7 +348,8 @@ impl Kernel {
     fn thread(&mut self, tid: u32, priority: u8) -> KPtr<Thread> {
         let number = u64::from(self.threads);
         self.threads += 1;
-        let thread: KPtr<Thread> = KPtr::new(phys_to_dmap(THREADS.add(number * size_of::<Thread>() as u64)));
+        let thread: KPtr<Thread> =
+            KPtr::new(phys_to_dmap(THREADS.add(number * size_of::<Thread>() as u64)));
         let t = self.vm.get(thread);
         t.tid.set(tid);
         t.priority.set(priority);
@@ -382,7 +400,8 @@ impl Kernel {
         }));
     }
 
-    /// Lets threads run until all have exited and all interrupts have come. Stops the model when a thread sleeps for ever.
+    /// Lets threads run until all have exited and all interrupts have come. Stops the model when a
+    /// thread sleeps for ever.
     pub fn finish(mut self) {
         self.run();
         if let Some(interrupts) = self.interrupts.take() {
@@ -430,7 +449,12 @@ fn left(vm: &Vm<Cpu>) -> Vec<u32> {
 fn idle_loop(vm: &Vm<Cpu>, rest: Rest, is_over: impl Fn() -> bool) {
     let machine = vm.machine();
     while !is_over() {
-        rest(&machine.own().idle, &|| vm.switch_owed() || is_over(), &|| machine.interrupt_point(), &|| machine.halt());
+        rest(
+            &machine.own().idle,
+            &|| vm.switch_owed() || is_over(),
+            &|| machine.interrupt_point(),
+            &|| machine.halt(),
+        );
         if vm.switch_owed() {
             vm.sched_yield();
         }

@@ -1,8 +1,8 @@
-//! Two CPUs that allocate and free pages at the same time, through their caches and past them: the code of
-//! [`crate::vm`] itself, over a machine that has nothing but pages.
+//! Two CPUs that allocate and free pages at the same time, through their caches and past them: the
+//! code of [`crate::vm`] itself, over a machine that has nothing but pages.
 //!
-//! loom watches the words of the locks that take part and `v_free_count`; lists and pages are guarded by those locks,
-//! and a page that was handed out twice, or lost, is told by comparing.
+//! loom watches the words of the locks that take part and `v_free_count`; lists and pages are
+//! guarded by those locks, and a page that was handed out twice, or lost, is told by comparing.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,7 +104,10 @@ impl Pages {
     }
 
     /// Does `body` on CPU 1.
-    fn spawn<T: 'static>(&self, body: impl FnOnce(&Vm<Bare<Cpus>>) -> T + 'static) -> thread::JoinHandle<T> {
+    fn spawn<T: 'static>(
+        &self,
+        body: impl FnOnce(&Vm<Bare<Cpus>>) -> T + 'static,
+    ) -> thread::JoinHandle<T> {
         let vm = Arc::clone(&self.vm);
         thread::spawn(move || {
             let me = thread::current().id();

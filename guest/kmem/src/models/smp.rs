@@ -1,8 +1,8 @@
 //! Sleeps and wakeups on two CPUs, and CPUs that are about to halt.
 //!
-//! The CPUs share much, and take turns at every access to it, so that few preemptions make many orders of events. What must
-//! hold is tried with one, in some seconds. What must fail needs two to do so, and is found long before all orders are
-//! tried.
+//! The CPUs share much, and take turns at every access to it, so that few preemptions make many
+//! orders of events. What must hold is tried with one, in some seconds. What must fail needs two to
+//! do so, and is found long before all orders are tried.
 
 use super::machine::{Cpu, Kernel, Rest, clock};
 use super::sleep::{announce, await_ready};

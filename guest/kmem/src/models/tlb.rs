@@ -1,17 +1,18 @@
-//! TLB shootdowns between two CPUs: the words and the protocol of [`crate::kern::shootdown`] itself, on a machine that has
-//! nothing but translations, interrupts and a clock.
+//! TLB shootdowns between two CPUs: the words and the protocol of [`crate::kern::shootdown`]
+//! itself, on a machine that has nothing but translations, interrupts and a clock.
 //!
-//! Each CPU is a thread of loom's, and remembers translations that it has found in the page table. It may use and
-//! find one whenever it waits or computes, but not while it is idle. When a shootdown has returned no CPU that is not idle
-//! remembers the page, which is freed then; nobody uses it ever after. A wait for another CPU ends within some spins, since
-//! loom gives the CPU away at each: one that takes longer never ends. After two of them a CPU is interrupted.
+//! Each CPU is a thread of loom's, and remembers translations that it has found in the page table.
+//! It may use and find one whenever it waits or computes, but not while it is idle. When a
+//! shootdown has returned no CPU that is not idle remembers the page, which is freed then; nobody
+//! uses it ever after. A wait for another CPU ends within some spins, since loom gives the CPU away
+//! at each: one that takes longer never ends. After two of them a CPU is interrupted.
 //!
-//! loom watches all words by which CPUs ask and answer, the page table, and the interrupts; also what CPUs remember and
-//! what is freed, so that it tries both orders of a flush and a look at whether it is done. Those looks see what is so, by
-//! read-modify-writes, and order nothing.
+//! loom watches all words by which CPUs ask and answer, the page table, and the interrupts; also
+//! what CPUs remember and what is freed, so that it tries both orders of a flush and a look at
+//! whether it is done. Those looks see what is so, by read-modify-writes, and order nothing.
 //!
-//! There are no models of three CPUs: two that wait give the CPU to each other for ever, as loom has it, while the third,
-//! for which they wait, does not run.
+//! There are no models of three CPUs: two that wait give the CPU to each other for ever, as loom
+//! has it, while the third, for which they wait, does not run.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -113,7 +114,8 @@ impl Cpu {
         (0..PAGES).for_each(|page| self.access(page));
     }
 
-    /// Takes the mapping of page `page` away, and frees the page once `shootdown` has made sure that nobody uses it.
+    /// Takes the mapping of page `page` away, and frees the page once `shootdown` has made sure
+    /// that nobody uses it.
     fn take_away_by(&self, page: usize, shootdown: impl FnOnce(GuestVirt, GuestVirt)) {
         let va = |page: usize| GuestVirt::new(page as u64 * PAGE_SIZE);
         self.board.table[page].store(0, Ordering::Relaxed);
@@ -179,7 +181,8 @@ impl Cpu {
             match own.raised.swap(0, Ordering::SeqCst) {
                 0 => {
                     // Nobody else runs between the last look at `raised` and the park.
-                    *own.halted.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+                    *own.halted.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(thread::current());
                     thread::park();
                 }
                 raised => break raised,
@@ -192,7 +195,14 @@ impl Cpu {
 
     /// Acquires the lock, with interrupts deferred, and does `wait` at each spin.
     fn lock(&self, wait: impl Fn()) {
-        let acquire = || self.board.lock.compare_exchange(0, self.number + 1, Ordering::Acquire, Ordering::Relaxed);
+        let acquire = || {
+            self.board.lock.compare_exchange(
+                0,
+                self.number + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            )
+        };
         (0..).take_while(|_| acquire().is_err()).for_each(|spins| {
             wait();
             self.spin(spins);
@@ -226,7 +236,10 @@ impl Cpus for Cpu {
     }
 
     fn others(&self) -> impl Iterator<Item = (u32, &Shootdown)> {
-        (0..).zip(&self.board.cpus).filter(|&(number, _)| number != self.number).map(|(n, cpu)| (n, &cpu.shootdown))
+        (0..)
+            .zip(&self.board.cpus)
+            .filter(|&(number, _)| number != self.number)
+            .map(|(n, cpu)| (n, &cpu.shootdown))
     }
 
     fn nothing(&self) -> u32 {

@@ -20,7 +20,8 @@ pub trait Access {
     /// `count` words from `start`, a multiple of 8; all in one page.
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>];
 
-    /// The word at `va`, a multiple of 8, or `None` where a read of it is a fault that cannot be resolved.
+    /// The word at `va`, a multiple of 8, or `None` where a read of it is a fault that cannot be
+    /// resolved.
     fn probe(&self, va: GuestVirt) -> Option<u64>;
 
     /// `count` bytes from `start`; all in one page.
@@ -61,7 +62,8 @@ impl Iterator for Pieces {
     }
 }
 
-/// What a range gives that reaches the end of the address space, or wraps around it: no map of the kernel does.
+/// What a range gives that reaches the end of the address space, or wraps around it: no map of the
+/// kernel does.
 const WRAPS: Outcome = Outcome::Error(KernReturn::InvalidAddress);
 
 fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {
@@ -71,7 +73,8 @@ fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {
     }
 }
 
-/// The 8 bytes at `addr`: one access if it is aligned, else byte by byte, round the end of the address space.
+/// The 8 bytes at `addr`: one access if it is aligned, else byte by byte, round the end of the
+/// address space.
 pub fn read<A: Access>(access: &A, addr: GuestVirt) -> u64 {
     if addr.get().is_multiple_of(8) {
         return access.words(addr, 1, Intent::Read)[0].get();
@@ -108,7 +111,12 @@ pub fn touch<A: Access>(access: &A, addr: GuestVirt, size: u64) -> Outcome {
 }
 
 /// Fills the range with the words that `word` gives for addresses that are multiples of 8.
-pub fn fill<A: Access>(access: &A, addr: GuestVirt, size: u64, word: impl Fn(u64) -> u64) -> Outcome {
+pub fn fill<A: Access>(
+    access: &A,
+    addr: GuestVirt,
+    size: u64,
+    word: impl Fn(u64) -> u64,
+) -> Outcome {
     let pieces = match pieces(addr, size) {
         Ok(pieces) => pieces,
         Err(outcome) => return outcome,
@@ -123,7 +131,9 @@ pub fn fill<A: Access>(access: &A, addr: GuestVirt, size: u64, word: impl Fn(u64
             }
             Piece::Part { start, count } => {
                 let wanted = part(word(start & !7), start, count).to_le_bytes();
-                for (field, byte) in access.bytes(GuestVirt::new(start), count, Intent::Write).iter().zip(wanted) {
+                for (field, byte) in
+                    access.bytes(GuestVirt::new(start), count, Intent::Write).iter().zip(wanted)
+                {
                     field.set(byte);
                 }
             }
@@ -133,7 +143,12 @@ pub fn fill<A: Access>(access: &A, addr: GuestVirt, size: u64, word: impl Fn(u64
 }
 
 /// Checks the range for what [`fill`] writes: [`Outcome::Ok`] or the first [`Outcome::Mismatch`].
-pub fn verify<A: Access>(access: &A, addr: GuestVirt, size: u64, word: impl Fn(u64) -> u64) -> Outcome {
+pub fn verify<A: Access>(
+    access: &A,
+    addr: GuestVirt,
+    size: u64,
+    word: impl Fn(u64) -> u64,
+) -> Outcome {
     let pieces = match pieces(addr, size) {
         Ok(pieces) => pieces,
         Err(outcome) => return outcome,
@@ -151,7 +166,9 @@ pub fn verify<A: Access>(access: &A, addr: GuestVirt, size: u64, word: impl Fn(u
             }
             Piece::Part { start, count } => {
                 let mut got = [0; 8];
-                for (byte, field) in got.iter_mut().zip(access.bytes(GuestVirt::new(start), count, Intent::Read)) {
+                for (byte, field) in
+                    got.iter_mut().zip(access.bytes(GuestVirt::new(start), count, Intent::Read))
+                {
                     *byte = field.get();
                 }
                 let (got, want) = (u64::from_le_bytes(got), part(word(start & !7), start, count));

@@ -1,4 +1,5 @@
-//! Operations that wait for the next shortage of memory, as one-time handlers of the vm_lowmem event.
+//! Operations that wait for the next shortage of memory, as one-time handlers of the vm_lowmem
+//! event.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{Context, KernReturn, Op, Outcome, Request};
@@ -9,10 +10,12 @@ use crate::kern::func::{FnWord, OpFn};
 use crate::machine::Machine;
 use crate::vm::Vm;
 
-/// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the thread that the
-/// shortage befell or on the pagedaemon. Several run in the order in which they came.
+/// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the
+/// thread that the shortage befell or on the pagedaemon. Several run in the order in which they
+/// came.
 ///
-/// Answer: ok, KERN_RESOURCE_SHORTAGE when there is no page to keep it in, or KERN_INVALID_ARGUMENT for [`Op::Settle`] and
+/// Answer: ok, KERN_RESOURCE_SHORTAGE when there is no page to keep it in, or KERN_INVALID_ARGUMENT
+/// for [`Op::Settle`] and
 /// [`Op::Join`]: nothing is at rest in the middle of a shortage. Locks: none may be held.
 pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
     if matches!(op, Op::Settle | Op::Join { .. }) {
@@ -28,7 +31,13 @@ pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome
         s.handler.set(tag.entry());
         s.list.set(tag.list());
     };
-    match vm.eventhandler_register_once(VM_LOWMEM, run_stored, stored.addr().get(), EventPriority::ANY, note) {
+    match vm.eventhandler_register_once(
+        VM_LOWMEM,
+        run_stored,
+        stored.addr().get(),
+        EventPriority::ANY,
+        note,
+    ) {
         Ok(()) => Outcome::Ok,
         Err(_) => {
             vm.zone_free(stored);
@@ -37,8 +46,8 @@ pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome
     }
 }
 
-/// The handler: performs the operation at `arg`. As it is registered for one time, nobody else does, neither another CPU
-/// nor a shortage in the operation itself.
+/// The handler: performs the operation at `arg`. As it is registered for one time, nobody else
+/// does, neither another CPU nor a shortage in the operation itself.
 fn run_stored<M: Machine>(vm: &Vm<M>, arg: u64, _flags: u64) {
     let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(arg));
     let s = vm.get(stored);

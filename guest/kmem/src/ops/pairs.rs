@@ -7,9 +7,15 @@ use vmkern_abi::layout::VmMap;
 use crate::machine::Machine;
 use crate::vm::Vm;
 
-/// Allocates `size` bytes of `map` and frees them, `count` times. Ends with the first failure. Locks: none may be held.
-/// `kmem_alloc` sleeps.
-pub(super) fn pairs<M: Machine>(vm: &Vm<M>, map: KPtr<VmMap>, size: u64, count: u64, allocator: Allocator) -> Outcome {
+/// Allocates `size` bytes of `map` and frees them, `count` times. Ends with the first failure.
+/// Locks: none may be held. `kmem_alloc` sleeps.
+pub(super) fn pairs<M: Machine>(
+    vm: &Vm<M>,
+    map: KPtr<VmMap>,
+    size: u64,
+    count: u64,
+    allocator: Allocator,
+) -> Outcome {
     if allocator == Allocator::Malloc && vm.get(map).system_map.get() == 0 {
         return Outcome::Error(KernReturn::InvalidArgument);
     }

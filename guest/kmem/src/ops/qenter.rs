@@ -34,7 +34,10 @@ impl<M: Machine> Iterator for Chain<'_, M> {
 }
 
 /// The pages of `[addr, addr + count pages)`, which lie in the kernel's map.
-fn range(addr: GuestVirt, count: u64) -> Result<impl Iterator<Item = GuestVirt> + Clone, KernReturn> {
+fn range(
+    addr: GuestVirt,
+    count: u64,
+) -> Result<impl Iterator<Item = GuestVirt> + Clone, KernReturn> {
     if !addr.is_page_aligned() {
         return Err(KernReturn::InvalidArgument);
     }
@@ -47,8 +50,9 @@ fn range(addr: GuestVirt, count: u64) -> Result<impl Iterator<Item = GuestVirt> 
     Ok((0..count).map(move |i| addr.add(i * PAGE_SIZE)))
 }
 
-/// Maps `count` fresh wired pages at `addr`, in place of what an earlier call mapped there. Fails, and changes
-/// nothing, where there is no page table, where something else is mapped, or with too few pages (SYSTEM class).
+/// Maps `count` fresh wired pages at `addr`, in place of what an earlier call mapped there. Fails,
+/// and changes nothing, where there is no page table, where something else is mapped, or with too
+/// few pages (SYSTEM class).
 pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     let error = |code| Outcome::Error(code);
     let pages = match range(addr, count) {
@@ -86,8 +90,8 @@ pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     Outcome::Ok
 }
 
-/// Undoes [`enter`]: takes the mappings away and frees their pages. Other mappings in the range are refused; empty
-/// places are fine.
+/// Undoes [`enter`]: takes the mappings away and frees their pages. Other mappings in the range are
+/// refused; empty places are fine.
 pub fn remove<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     let pages = match range(addr, count) {
         Ok(pages) => pages,

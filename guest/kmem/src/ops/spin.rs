@@ -1,8 +1,10 @@
-//! A reader on one CPU, and who frees under it on another: proof that a free ends every translation.
+//! A reader on one CPU, and who frees under it on another: proof that a free ends every
+//! translation.
 //!
-//! The two meet in the words of a page, the mailbox. In each round the freeing side allocates a page, writes the round's
-//! number there, says where it is, and waits until the reader has read it. Then it frees the page, and says that the free
-//! has returned. The reader reads all the while: what it begins to read after that word must fault.
+//! The two meet in the words of a page, the mailbox. In each round the freeing side allocates a
+//! page, writes the round's number there, says where it is, and waits until the reader has read it.
+//! Then it frees the page, and says that the free has returned. The reader reads all the while:
+//! what it begins to read after that word must fault.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::{Ordering, fence};
@@ -16,7 +18,8 @@ use crate::kern::synch::Sleep;
 use crate::machine::Machine;
 use crate::vm::Vm;
 
-/// Spins of a wait for the other side before a sleep of a tick: longer than an allocation or a free takes.
+/// Spins of a wait for the other side before a sleep of a tick: longer than an allocation or a free
+/// takes.
 const SPINS_BEFORE_SLEEP: u64 = 1 << 18;
 
 /// The mailbox.
@@ -42,7 +45,8 @@ struct Mailbox<'a> {
 impl<'a> Mailbox<'a> {
     fn at<A: Access>(access: &'a A, va: GuestVirt) -> Self {
         let words = access.words(va, 7, Intent::Write);
-        let [addr, round, seen, returned, done, cpu, over] = core::array::from_fn(|index| &words[index]);
+        let [addr, round, seen, returned, done, cpu, over] =
+            core::array::from_fn(|index| &words[index]);
         Self { place: va, addr, round, seen, returned, done, cpu, over }
     }
 
@@ -78,7 +82,12 @@ fn refuse<M: Machine>(vm: &Vm<M>, mailbox: GuestVirt) -> Option<Outcome> {
 }
 
 /// The reader's side: `rounds` rounds on another CPU than the other side's.
-pub fn read<M: Machine, A: Access>(vm: &Vm<M>, access: &A, mailbox: GuestVirt, rounds: u64) -> Outcome {
+pub fn read<M: Machine, A: Access>(
+    vm: &Vm<M>,
+    access: &A,
+    mailbox: GuestVirt,
+    rounds: u64,
+) -> Outcome {
     if let Some(refusal) = refuse(vm, mailbox) {
         return refusal;
     }
@@ -103,7 +112,12 @@ pub fn read<M: Machine, A: Access>(vm: &Vm<M>, access: &A, mailbox: GuestVirt, r
 }
 
 /// Reads the page of `round` until it has been freed.
-fn read_one<M: Machine, A: Access>(vm: &Vm<M>, access: &A, mailbox: &Mailbox<'_>, round: u64) -> Result<(), Outcome> {
+fn read_one<M: Machine, A: Access>(
+    vm: &Vm<M>,
+    access: &A,
+    mailbox: &Mailbox<'_>,
+    round: u64,
+) -> Result<(), Outcome> {
     let addr = GuestVirt::new(mailbox.addr.get());
     loop {
         let has_returned = mailbox.returned.get() == round;
@@ -122,7 +136,12 @@ fn read_one<M: Machine, A: Access>(vm: &Vm<M>, access: &A, mailbox: &Mailbox<'_>
 }
 
 /// The freeing side, until the reader has had enough.
-pub fn free<M: Machine, A: Access>(vm: &Vm<M>, access: &A, mailbox: GuestVirt, map: KPtr<VmMap>) -> Outcome {
+pub fn free<M: Machine, A: Access>(
+    vm: &Vm<M>,
+    access: &A,
+    mailbox: GuestVirt,
+    map: KPtr<VmMap>,
+) -> Outcome {
     if let Some(refusal) = refuse(vm, mailbox) {
         return refusal;
     }

@@ -1,13 +1,14 @@
 //! One thread's part of a random mix of all functions.
 //!
-//! Several threads share the maps and fill them to between 70 and 95 percent: each has a quota of every map, and frees
-//! when it comes near. Memory is filled with a pattern and verified before it is freed, in whole or in part; what must
-//! come zeroed is verified to be zero. What is live stands in books ([`book`]), in memory that the operation itself
-//! allocates.
+//! Several threads share the maps and fill them to between 70 and 95 percent: each has a quota of
+//! every map, and frees when it comes near. Memory is filled with a pattern and verified before it
+//! is freed, in whole or in part; what must come zeroed is verified to be zero. What is live stands
+//! in books ([`book`]), in memory that the operation itself allocates.
 //!
-//! **Waiting.** Nobody waits for ever: a thread holds at most one block of exec_map and one of the other pageable map, takes
-//! the first only while it holds none of the second, and waits for address space of the system maps for a single page,
-//! which the quotas leave, or now and then for a few in kmem_map while its own part is half empty.
+//! **Waiting.** Nobody waits for ever: a thread holds at most one block of exec_map and one of the
+//! other pageable map, takes the first only while it holds none of the second, and waits for
+//! address space of the system maps for a single page, which the quotas leave, or now and then for
+//! a few in kmem_map while its own part is half empty.
 
 mod book;
 
@@ -45,7 +46,8 @@ enum Sort {
     Pageable,
 }
 
-const SORTS: [Sort; 6] = [Sort::Kmem, Sort::System, Sort::Wired, Sort::Nofault, Sort::Exec, Sort::Pageable];
+const SORTS: [Sort; 6] =
+    [Sort::Kmem, Sort::System, Sort::Wired, Sort::Nofault, Sort::Exec, Sort::Pageable];
 
 /// A thread's part.
 struct Stress<'a, M: Machine, A> {
@@ -64,8 +66,8 @@ struct Stress<'a, M: Machine, A> {
     done: u64,
 }
 
-/// Runs a thread's part. See [`vmkern_abi::control::Op::Stress`]; `others` are its maps, the pageable one first. Locks: none may
-/// be held. Sleeps.
+/// Runs a thread's part. See [`vmkern_abi::control::Op::Stress`]; `others` are its maps, the
+/// pageable one first. Locks: none may be held. Sleeps.
 pub fn run<M: Machine, A: Access>(
     vm: &Vm<M>,
     access: &A,
@@ -76,7 +78,9 @@ pub fn run<M: Machine, A: Access>(
 ) -> Outcome {
     let ids = [MapId::KMEM, others[1], MapId::KERNEL, MapId::KERNEL, MapId::EXEC, others[0]];
     let maps = ids.map(|id| vm.map_by_id(id).unwrap_or(KPtr::NULL));
-    let is_system = |sort: Sort| !maps[sort as usize].is_null() && vm.get(maps[sort as usize]).system_map.get() != 0;
+    let is_system = |sort: Sort| {
+        !maps[sort as usize].is_null() && vm.get(maps[sort as usize]).system_map.get() != 0
+    };
     let is_pageable = |sort: Sort| !maps[sort as usize].is_null() && !is_system(sort);
     if parties == 0 || !is_system(Sort::System) || !is_pageable(Sort::Pageable) {
         return Outcome::Error(KernReturn::InvalidArgument);
@@ -90,8 +94,16 @@ pub fn run<M: Machine, A: Access>(
         Sort::Exec => EXEC_PAGES,
     });
     let books = [const { Book::new() }; 6];
-    let mut stress =
-        Stress { vm, access, random: seed, next_seed: seed.wrapping_mul(0x1_0001), maps, quotas, books, done: 0 };
+    let mut stress = Stress {
+        vm,
+        access,
+        random: seed,
+        next_seed: seed.wrapping_mul(0x1_0001),
+        maps,
+        quotas,
+        books,
+        done: 0,
+    };
     match stress.mix(operations) {
         Ok(()) => Outcome::Value(stress.done),
         Err(wrong) => wrong,
@@ -165,7 +177,8 @@ impl<M: Machine, A: Access> Stress<'_, M, A> {
             return self.allocate(sort, pages);
         }
         let is_full = used + pages > quota;
-        // Between 74 and 100 percent of the quota, which are 70 and 95 of the map, it is a matter of chance.
+        // Between 74 and 100 percent of the quota, which are 70 and 95 of the map, it is a matter
+        // of chance.
         if is_full || (used * 100 > quota * 74 && self.below(2) == 0) {
             let part = if self.below(4) == 0 { Part::Some } else { Part::Whole };
             return self.free_one(sort, part);

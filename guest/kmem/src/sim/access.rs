@@ -50,7 +50,8 @@ impl<'a> SimAccess<'a> {
 
     /// Translates `va`, faulting where the hardware would.
     fn translate(&self, va: GuestVirt, intent: Intent) -> GuestPhys {
-        self.try_translate(va, intent).unwrap_or_else(|code| panic!("page fault at {va:#x}: {code}"))
+        self.try_translate(va, intent)
+            .unwrap_or_else(|code| panic!("page fault at {va:#x}: {code}"))
     }
 
     fn try_translate(&self, va: GuestVirt, intent: Intent) -> Result<GuestPhys, KernReturn> {
@@ -62,7 +63,10 @@ impl<'a> SimAccess<'a> {
             let remembered = self.vm.machine().tlb().get(vpn);
             if let Some(old) = remembered {
                 let same = now.is_some_and(|now| now.frame() == old.frame());
-                assert!(same, "access to {va:#x} through a stale translation: {old:?}, where the tables say {now:?}");
+                assert!(
+                    same,
+                    "access to {va:#x} through a stale translation: {old:?}, where the tables say {now:?}"
+                );
             }
             if let Some(pte) = remembered.or(now).filter(allowed) {
                 self.vm.machine().tlb().insert(vpn, pte);
@@ -90,10 +94,12 @@ impl<'a> SimAccess<'a> {
 impl Access for SimAccess<'_> {
     #[expect(unsafe_code, reason = "memory behind an address is raw memory")]
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>] {
-        assert!(start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE);
+        assert!(
+            start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE
+        );
         let frame = self.vm.machine().frame(self.translate(start, intent));
-        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the words
-        // inside it and aligned.
+        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion
+        // keeps the words inside it and aligned.
         unsafe { slice::from_raw_parts(frame.as_ptr().cast(), count) }
     }
 
@@ -106,8 +112,8 @@ impl Access for SimAccess<'_> {
     fn bytes(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u8>] {
         assert!(start.page_offset() + count as u64 <= PAGE_SIZE);
         let frame = self.vm.machine().frame(self.translate(start, intent));
-        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion keeps the bytes
-        // inside it.
+        // SAFETY: the machine vouches for the memory up to the end of the page, and the assertion
+        // keeps the bytes inside it.
         unsafe { slice::from_raw_parts(frame.as_ptr().cast(), count) }
     }
 }

@@ -1,8 +1,10 @@
-//! Threads of the simulated machine: each is a thread of the process, and a baton says which one runs.
+//! Threads of the simulated machine: each is a thread of the process, and a baton says which one
+//! runs.
 //!
-//! Exactly one of them runs at any time, so that an interleaving depends on nothing but the scheduler's decisions. The
-//! others are parked. A panic on any of them ends up on the thread that drives the simulation. Dropping the simulation
-//! unwinds those that are still parked, one after the other.
+//! Exactly one of them runs at any time, so that an interleaving depends on nothing but the
+//! scheduler's decisions. The others are parked. A panic on any of them ends up on the thread that
+//! drives the simulation. Dropping the simulation unwinds those that are still parked, one after
+//! the other.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -65,7 +67,8 @@ impl Baton {
     /// Makes the calling thread the driver.
     pub fn adopt(&self, thread: KPtr<Thread>) {
         self.driver.store(key(thread), Ordering::Relaxed);
-        self.records().insert(key(thread), Record::Started { handle: thread::current(), join: None });
+        self.records()
+            .insert(key(thread), Record::Started { handle: thread::current(), join: None });
         self.holder.store(key(thread), Ordering::Release);
     }
 

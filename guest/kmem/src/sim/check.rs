@@ -1,5 +1,6 @@
-//! An independent look at everything in the simulated machine's memory: what must hold whenever no operation is going
-//! on. It shares the layouts and the window with the code it checks, but none of its functions.
+//! An independent look at everything in the simulated machine's memory: what must hold whenever no
+//! operation is going on. It shares the layouts and the window with the code it checks, but none of
+//! its functions.
 
 mod maps;
 mod physical;
@@ -26,8 +27,16 @@ pub fn check(sim: &Sim) {
     check_translations(sim, &objects, &translations);
     for (&at, object) in &objects.0 {
         let o = sim.vm().get(at_object(at));
-        assert_eq!(o.resident_page_count.get(), object.pages.len() as u64, "resident_page_count of {at:#x}");
-        assert_eq!(u64::from(o.ref_count.get()), u64::from(object.kernels) + object.entries, "ref_count of {at:#x}");
+        assert_eq!(
+            o.resident_page_count.get(),
+            object.pages.len() as u64,
+            "resident_page_count of {at:#x}"
+        );
+        assert_eq!(
+            u64::from(o.ref_count.get()),
+            u64::from(object.kernels) + object.entries,
+            "ref_count of {at:#x}"
+        );
         let last = object.pages.last_key_value().map_or(0, |(&pindex, _)| pindex + 1);
         assert!(last <= o.size.get(), "pages past the end of object {at:#x}");
     }
@@ -35,13 +44,22 @@ pub fn check(sim: &Sim) {
     let zone = &state.zones[<VmObject as crate::vm::zone::ZoneItem>::ZONE];
     assert_eq!(zone.used.get(), anonymous, "anonymous objects that no entry knows");
     let wired = physical::check(sim, &objects);
-    let kentered = translations.values().filter(|pte| pte.flags().contains(PteFlags::KENTER)).count() as u64;
+    let kentered =
+        translations.values().filter(|pte| pte.flags().contains(PteFlags::KENTER)).count() as u64;
     let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();
     let tables = state.kernel_pmap.table_count.get();
     let wired_in = |object: &Object| {
-        object.pages.values().filter(|&&pfn| sim.vm().page_by_number(pfn).wire_count.get() > 0).count() as u64
+        object
+            .pages
+            .values()
+            .filter(|&&pfn| sim.vm().page_by_number(pfn).wire_count.get() > 0)
+            .count() as u64
     };
-    let known = state.map_pages.get() + slabs + tables + kentered + objects.0.values().map(wired_in).sum::<u64>();
+    let known = state.map_pages.get()
+        + slabs
+        + tables
+        + kentered
+        + objects.0.values().map(wired_in).sum::<u64>();
     assert_eq!(wired, known, "pages that nobody accounts for");
     SimAccess::new(sim.vm()).assert_tlb_matches_tables();
 }
@@ -68,10 +86,16 @@ impl Objects {
             objects.insert(object.addr(), Object { kernels: true, entries: 0, pages });
         }
         let all = vm.vm_maps().flat_map(|map| vm.vm_map_entries(map)).map(|entry| vm.get(entry));
-        for e in all.filter(|e| !e.eflags.get().contains(EntryFlags::IS_SUB_MAP) && !e.object.get().is_null()) {
+        for e in all.filter(|e| {
+            !e.eflags.get().contains(EntryFlags::IS_SUB_MAP) && !e.object.get().is_null()
+        }) {
             let pointer = e.object.get();
             let object = objects.entry(pointer.addr()).or_insert_with(|| {
-                assert_eq!(vm.get(pointer).kind.get(), ObjectType::Default as u32, "an object from nowhere");
+                assert_eq!(
+                    vm.get(pointer).kind.get(),
+                    ObjectType::Default as u32,
+                    "an object from nowhere"
+                );
                 Object { kernels: false, entries: 0, pages: resident(sim, vm.get(pointer)) }
             });
             object.entries += 1;
@@ -99,8 +123,11 @@ pub fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
             "page {pfn:#x} at {pindex:#x} is below page {parent:#x}"
         );
         assert_eq!(pages.insert(pindex, pfn), None, "two pages at {pindex:#x}");
-        let sides = [(page.left.get(), room.start..pindex), (page.right.get(), pindex + 1..room.end)];
-        below.extend(sides.into_iter().filter(|(pfn, _)| *pfn != 0).map(|(below, room)| (below, pfn, room)));
+        let sides =
+            [(page.left.get(), room.start..pindex), (page.right.get(), pindex + 1..room.end)];
+        below.extend(
+            sides.into_iter().filter(|(pfn, _)| *pfn != 0).map(|(below, room)| (below, pfn, room)),
+        );
     }
     check_last_search(sim, object, &pages);
     pages
@@ -117,7 +144,10 @@ fn check_last_search(sim: &Sim, object: &VmObject, pages: &BTreeMap<u64, u32>) {
             pages.range(pindex + 1..).next()
         }
     };
-    assert!(before | after == 0 || next.map_or(0, |(_, &pfn)| pfn) == after, "the page after the last search");
+    assert!(
+        before | after == 0 || next.map_or(0, |(_, &pfn)| pfn) == after,
+        "the page after the last search"
+    );
 }
 
 /// All valid 4 KiB translations of the kernel's maps, the image's own left out, by address.
@@ -132,7 +162,13 @@ fn translations(sim: &Sim) -> BTreeMap<u64, Pte> {
     found
 }
 
-fn walk_table(sim: &Sim, table: GuestPhys, level: Level, base: u64, found: &mut BTreeMap<u64, Pte>) {
+fn walk_table(
+    sim: &Sim,
+    table: GuestPhys,
+    level: Level,
+    base: u64,
+    found: &mut BTreeMap<u64, Pte>,
+) {
     let below = match level {
         Level::Pdpt => Some(Level::Pd),
         Level::Pd => Some(Level::Pt),
@@ -181,11 +217,17 @@ fn check_translations(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64,
             resident += 1;
             wired += u64::from(flags.contains(PteFlags::W));
             let m = sim.vm().phys_to_vm_page(pte.frame()).expect("a managed page");
-            let is_kernels = objects.0.get(&sim.vm().get(m).object.get().addr()).is_some_and(|object| object.kernels);
+            let is_kernels = objects
+                .0
+                .get(&sim.vm().get(m).object.get().addr())
+                .is_some_and(|object| object.kernels);
             let is_wired = sim.vm().get(m).wire_count.get() > 0;
             assert_eq!(flags.contains(PteFlags::W), is_wired, "flags at {va:#x}: {flags:?}");
             assert!(flags.contains(PteFlags::A), "flags at {va:#x}: {flags:?}");
-            assert!(!is_kernels || flags.contains(PteFlags::M | PteFlags::W), "flags at {va:#x}: {flags:?}");
+            assert!(
+                !is_kernels || flags.contains(PteFlags::M | PteFlags::W),
+                "flags at {va:#x}: {flags:?}"
+            );
         }
         let other = frames.insert(pte.frame(), va);
         assert_eq!(other, None, "{va:#x} and another address share the page {}", pte.frame());

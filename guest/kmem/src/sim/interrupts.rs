@@ -1,8 +1,9 @@
 //! Interrupts of the simulated machine: when they are deferred, and which ones come.
 //!
-//! A real interrupt comes between any two instructions at which it is not deferred. A simulated one comes at an interrupt
-//! point: when the last deferral ends, when a page is cleared or a translation invalidated, and at each access to memory
-//! by address. Whether it comes is decided by a seed, so that an interleaving can be had again.
+//! A real interrupt comes between any two instructions at which it is not deferred. A simulated one
+//! comes at an interrupt point: when the last deferral ends, when a page is cleared or a
+//! translation invalidated, and at each access to memory by address. Whether it comes is decided by
+//! a seed, so that an interleaving can be had again.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,7 +26,8 @@ pub struct Interrupts {
     one_in: AtomicU64,
     /// State of the pseudo-random numbers.
     random: AtomicU64,
-    /// Handlers of interrupts, each with the number of points that it lets pass when it is the first.
+    /// Handlers of interrupts, each with the number of points that it lets pass when it is the
+    /// first.
     pending: Mutex<VecDeque<(u64, Handler)>>,
     /// How many there are.
     pending_count: AtomicU64,
@@ -35,7 +37,10 @@ pub struct Interrupts {
 
 impl fmt::Debug for Interrupts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Interrupts").field("depth", &self.depth).field("one_in", &self.one_in).finish_non_exhaustive()
+        f.debug_struct("Interrupts")
+            .field("depth", &self.depth)
+            .field("one_in", &self.one_in)
+            .finish_non_exhaustive()
     }
 }
 
@@ -45,15 +50,24 @@ impl Interrupts {
     }
 
     pub fn restore(&self) {
-        let depth = self.depth.load(Ordering::Relaxed).checked_sub(1).expect("intr_restore without intr_disable");
+        let depth = self
+            .depth
+            .load(Ordering::Relaxed)
+            .checked_sub(1)
+            .expect("intr_restore without intr_disable");
         self.depth.store(depth, Ordering::Relaxed);
     }
 
     pub fn assert_deferred_once(&self) {
-        assert_eq!(self.depth.load(Ordering::Relaxed), 1, "depth of interrupt deferral at a switch");
+        assert_eq!(
+            self.depth.load(Ordering::Relaxed),
+            1,
+            "depth of interrupt deferral at a switch"
+        );
     }
 
-    /// From now on the clock interrupts at one point of `one_in`, at least 2, chosen by `seed`; never with 0.
+    /// From now on the clock interrupts at one point of `one_in`, at least 2, chosen by `seed`;
+    /// never with 0.
     pub fn set_clock(&self, seed: u64, one_in: u64) {
         assert!(one_in != 1, "an interrupt at every point leaves no time for anything else");
         self.random.store(seed, Ordering::Relaxed);
@@ -120,7 +134,10 @@ impl SimMachine {
     /// A place where an interrupt may come. May switch to another thread.
     pub(super) fn interrupt_point(&self) {
         let interrupts = &self.interrupts;
-        if interrupts.is_quiet() || interrupts.depth.load(Ordering::Relaxed) != 0 || std::thread::panicking() {
+        if interrupts.is_quiet()
+            || interrupts.depth.load(Ordering::Relaxed) != 0
+            || std::thread::panicking()
+        {
             return;
         }
         let Some(vm) = self.vm() else { return };
@@ -141,7 +158,8 @@ impl SimMachine {
         }
     }
 
-    /// The clock's interrupt, one tick later than it was, and the end of the running thread's time slice.
+    /// The clock's interrupt, one tick later than it was, and the end of the running thread's time
+    /// slice.
     fn clock_interrupt(&self, vm: &Vm<Self>) {
         self.set_clock(vm, self.ticks() + 1);
         vm.intr_enter();
@@ -149,7 +167,8 @@ impl SimMachine {
         vm.intr_exit();
     }
 
-    /// The clock ticks while the running thread computes. Other threads run when its time is up, or theirs has come.
+    /// The clock ticks while the running thread computes. Other threads run when its time is up, or
+    /// theirs has come.
     pub fn tick(&self, vm: &Vm<Self>) {
         self.set_clock(vm, self.ticks() + 1);
         vm.preempt();

@@ -25,7 +25,8 @@ use crate::machine::{Machine, Supply, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
-/// A CPU without instructions: memory, a TLB, threads, a clock, and counters of what was done to them.
+/// A CPU without instructions: memory, a TLB, threads, a clock, and counters of what was done to
+/// them.
 ///
 /// Only the thread with the baton touches any of it.
 #[derive(Debug)]
@@ -101,14 +102,16 @@ impl SimMachine {
         self.memory.touched_pages()
     }
 
-    /// During the next invalidation, which takes time with several CPUs, another CPU does `work`. It runs on the thread that
-    /// waits, so that the locks which that one owns must be none of those that `work` takes.
+    /// During the next invalidation, which takes time with several CPUs, another CPU does `work`.
+    /// It runs on the thread that waits, so that the locks which that one owns must be none of
+    /// those that `work` takes.
     #[cfg(test)]
     pub fn during_next_flush(&self, work: super::interrupts::Handler) {
         self.elsewhere.set(work);
     }
 
-    /// At the next point of a loop over pages, an interrupt does `work`, with the mutexes owned that the loop owns.
+    /// At the next point of a loop over pages, an interrupt does `work`, with the mutexes owned
+    /// that the loop owns.
     #[cfg(test)]
     pub fn at_next_point(&self, work: super::interrupts::Handler) {
         self.at_point.set(work);
@@ -136,9 +139,9 @@ impl SimMachine {
 }
 
 #[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `Memory::frame` gives the same place in a chunk that lives as long as the machine for the same address, and
-// stops the test at any address that is not memory. References into it are made by `window` and `access` alone, as
-// words of atomics.
+// SAFETY: `Memory::frame` gives the same place in a chunk that lives as long as the machine for the
+// same address, and stops the test at any address that is not memory. References into it are made
+// by `window` and `access` alone, as words of atomics.
 unsafe impl Machine for SimMachine {
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         self.memory.frame(pa)
@@ -158,7 +161,10 @@ unsafe impl Machine for SimMachine {
     }
 
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {
-        assert!(start.is_page_aligned() && end.is_page_aligned() && start < end, "invalidate {start:#x} to {end:#x}");
+        assert!(
+            start.is_page_aligned() && end.is_page_aligned() && start < end,
+            "invalidate {start:#x} to {end:#x}"
+        );
         self.interrupt_point();
         count(&self.flushes);
         #[cfg(test)]
@@ -226,7 +232,13 @@ unsafe impl Machine for SimMachine {
         self.baton.adopt(thread);
     }
 
-    fn cpu_fork(&self, thread: KPtr<Thread>, _stack: Range<GuestVirt>, start: ThreadStart<Self>, arg: u64) {
+    fn cpu_fork(
+        &self,
+        thread: KPtr<Thread>,
+        _stack: Range<GuestVirt>,
+        start: ThreadStart<Self>,
+        arg: u64,
+    ) {
         let vm = Arc::clone(&self.vm);
         let body = move || {
             let vm = vm.get().and_then(Weak::upgrade).expect("threads run while the system is up");

@@ -67,12 +67,18 @@ impl Memory {
     fn allocate(&self, pa: GuestPhys) -> NonNull<u8> {
         let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
         // SAFETY: the layout's size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) }).unwrap_or_else(|| handle_alloc_error(LAYOUT));
+        let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) })
+            .unwrap_or_else(|| handle_alloc_error(LAYOUT));
         if self.zeroed == Zeroed::No {
             // SAFETY: the chunk was just allocated with this size, and nobody else knows it.
             unsafe { base.write_bytes(GARBAGE, to_usize(CHUNK)) };
         }
-        match chunk.compare_exchange(ptr::null_mut(), base.as_ptr(), Ordering::AcqRel, Ordering::Acquire) {
+        match chunk.compare_exchange(
+            ptr::null_mut(),
+            base.as_ptr(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => {
                 #[cfg(asan)]
                 self.shadow.apply(GuestPhys::new(pa.get() / CHUNK * CHUNK), CHUNK, base);
@@ -94,7 +100,9 @@ impl Memory {
             let stop = (at + CHUNK - at % CHUNK).min(end);
             match NonNull::new(self.chunks[to_usize(at / CHUNK)].load(Ordering::Acquire)) {
                 // SAFETY: the offset is smaller than the chunk that `base` points to.
-                Some(base) => shadow::mark_at(unsafe { base.add(to_usize(at % CHUNK)) }, stop - at, mark),
+                Some(base) => {
+                    shadow::mark_at(unsafe { base.add(to_usize(at % CHUNK)) }, stop - at, mark)
+                }
                 None => self.shadow.remember(GuestPhys::new(at), stop - at, mark),
             }
             at = stop;
@@ -114,7 +122,8 @@ impl Drop for Memory {
     fn drop(&mut self) {
         for chunk in &mut self.chunks {
             if let Some(base) = NonNull::new(*chunk.get_mut()) {
-                // SAFETY: allocated by `allocate` with this layout, once, and nobody can use it any more.
+                // SAFETY: allocated by `allocate` with this layout, once, and nobody can use it any
+                // more.
                 unsafe { dealloc(base.as_ptr(), LAYOUT) };
             }
         }

@@ -1,9 +1,10 @@
 //! The simulated machine: the memory system over a process's own memory.
 //!
-//! Physical memory is sparse, the page tables lie in it exactly as in the guest, and every access goes through them
-//! and through a software TLB that never forgets by itself: a missing invalidation shows as an access through a stale
-//! translation, which ends the test. A kernel panic is a Rust panic with the same message. Kernel threads are threads of
-//! the process, of which exactly one runs; time is virtual.
+//! Physical memory is sparse, the page tables lie in it exactly as in the guest, and every access
+//! goes through them and through a software TLB that never forgets by itself: a missing
+//! invalidation shows as an access through a stale translation, which ends the test. A kernel panic
+//! is a Rust panic with the same message. Kernel threads are threads of the process, of which
+//! exactly one runs; time is virtual.
 
 mod access;
 mod baton;
@@ -65,12 +66,19 @@ impl Sim {
         let machine = SimMachine::new(&ram(bytes), zeroed);
         let pml4 = tables::build(&machine);
         let ranges = managed(bytes);
-        let boot = BootMemory { ranges: &ranges, pml4, virtual_avail: tables::virtual_avail(), zeroed, tunables };
+        let boot = BootMemory {
+            ranges: &ranges,
+            pml4,
+            virtual_avail: tables::virtual_avail(),
+            zeroed,
+            tunables,
+        };
         let vm = Arc::new(Vm::boot(machine, &boot));
         vm.machine().set_vm(&vm);
         vm.configure_final();
         // As in a guest. The driver makes threads itself, while there is memory for them.
-        let nothing_to_do = |vm: &Vm<SimMachine>, _| vm.panic(format_args!("thread taskq was woken"));
+        let nothing_to_do =
+            |vm: &Vm<SimMachine>, _| vm.panic(format_args!("thread taskq was woken"));
         assert!(vm.taskqueue_start(nothing_to_do).is_ok(), "no memory for thread taskq");
         let sim = Self { vm, _not_sync: PhantomData };
         sim.run();
@@ -89,8 +97,8 @@ impl Sim {
         self.vm.machine()
     }
 
-    /// Performs one operation, on the driver's own thread. If it sleeps, other threads run and time passes until it goes
-    /// on; the test ends when nobody could ever wake it.
+    /// Performs one operation, on the driver's own thread. If it sleeps, other threads run and time
+    /// passes until it goes on; the test ends when nobody could ever wake it.
     #[must_use]
     pub fn execute(&self, op: &Op) -> Outcome {
         match *op {

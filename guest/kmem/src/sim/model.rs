@@ -1,11 +1,12 @@
 //! Random histories of all functions against a naive model.
 //!
-//! A history is a small machine, a list of steps, and for those whose threads run at once a seed for their interleaving.
-//! Every step's result, every address and every counter must be what the model says; memory must hold what was written to
-//! it; and in the end, when everything has been freed, every page must be back.
+//! A history is a small machine, a list of steps, and for those whose threads run at once a seed
+//! for their interleaving. Every step's result, every address and every counter must be what the
+//! model says; memory must hold what was written to it; and in the end, when everything has been
+//! freed, every page must be back.
 //!
-//! What was done can be told as a `.kmem` script. Where operations come one at a time, and none is refused memory that
-//! there is, a guest runs it with the same results, as [`replay`] shows.
+//! What was done can be told as a `.kmem` script. Where operations come one at a time, and none is
+//! refused memory that there is, a guest runs it with the same results, as [`replay`] shows.
 
 mod apply;
 mod explain;
@@ -46,7 +47,8 @@ impl Sim {
     }
 }
 
-/// An empty script for a history that is drawn: an exact one where `VMKERN_MODEL_PAGES` asks for a guest's machine.
+/// An empty script for a history that is drawn: an exact one where `VMKERN_MODEL_PAGES` asks for a
+/// guest's machine.
 #[must_use]
 pub fn telling() -> Telling {
     let script = if step::guest_pages().is_some() { Script::exact() } else { Script::default() };

@@ -1,7 +1,8 @@
 //! What AddressSanitizer is told about simulated memory: free memory may not be touched.
 //!
-//! Memory comes in chunks, and what is said about one before it exists is remembered for the moment when it does; that
-//! is only ever said of whole pages. `scripts/asan.sh` builds it; see [`crate::machine::Machine::mark`].
+//! Memory comes in chunks, and what is said about one before it exists is remembered for the moment
+//! when it does; that is only ever said of whole pages. `scripts/asan.sh` builds it; see
+//! [`crate::machine::Machine::mark`].
 
 #![expect(unsafe_code, reason = "the sanitizer's runtime is a C library")]
 
@@ -20,7 +21,8 @@ unsafe extern "C" {
     fn __asan_unpoison_memory_region(start: *const c_void, bytes: usize);
 }
 
-/// Free pages of chunks that do not exist yet, as runs: where one begins the state changes, and where it ends.
+/// Free pages of chunks that do not exist yet, as runs: where one begins the state changes, and
+/// where it ends.
 #[derive(Debug, Default)]
 pub struct Shadow(Mutex<BTreeSet<u64>>);
 
@@ -32,7 +34,10 @@ impl Shadow {
     /// Remembers a mark of memory that does not exist yet.
     pub fn remember(&self, start: GuestPhys, bytes: u64, mark: Mark) {
         let end = start.add(bytes);
-        assert!(start.is_page_aligned() && end.is_page_aligned(), "a mark within a page that was never used: {start}");
+        assert!(
+            start.is_page_aligned() && end.is_page_aligned(),
+            "a mark within a page that was never used: {start}"
+        );
         let mut edges = self.edges();
         let is_free = |edges: &BTreeSet<u64>, page: u64| edges.range(..=page).count() % 2 == 1;
         let (first, end) = (start.pfn(), end.pfn());
@@ -50,7 +55,8 @@ impl Shadow {
         }
     }
 
-    /// Applies what is remembered of the chunk of `bytes` bytes at `start`, which now exists at `base`.
+    /// Applies what is remembered of the chunk of `bytes` bytes at `start`, which now exists at
+    /// `base`.
     pub fn apply(&self, start: GuestPhys, bytes: u64, base: NonNull<u8>) {
         let edges = self.edges();
         let mut free = edges.range(..=start.pfn()).count() % 2 == 1;
@@ -70,7 +76,8 @@ impl Shadow {
 /// Tells the sanitizer about `bytes` bytes at `start`.
 pub fn mark_at(start: NonNull<u8>, bytes: u64, mark: Mark) {
     let (start, bytes) = (start.as_ptr().cast_const().cast(), to_usize(bytes));
-    // SAFETY: the runtime only notes what it is told, and a wrong word ends the process with a report.
+    // SAFETY: the runtime only notes what it is told, and a wrong word ends the process with a
+    // report.
     unsafe {
         match mark {
             Mark::Used => __asan_unpoison_memory_region(start, bytes),

@@ -1,7 +1,8 @@
 //! The page tables that a kernel image brings with it, as the boot code lays them out.
 //!
-//! The image is physical memory from 1 MiB to [`IMAGE_END`], mapped by 4 KiB pages at `KERNBASE + address`; its page
-//! table has room past the image, which kernel_map uses later. The direct map consists of 1 GiB pages.
+//! The image is physical memory from 1 MiB to [`IMAGE_END`], mapped by 4 KiB pages at `KERNBASE +
+//! address`; its page table has room past the image, which kernel_map uses later. The direct map
+//! consists of 1 GiB pages.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::kva::{DMAP_MIN, KERNBASE};

@@ -83,12 +83,20 @@ impl Sim {
     /// What a failed or undone operation must leave as it was.
     fn counters(&self) -> impl PartialEq + std::fmt::Debug + use<> {
         let state = self.vm().state();
-        let maps = [MapId::KERNEL, MapId::KMEM].map(|id| (self.map(id).size.get(), self.map(id).nentries.get()));
+        let maps = [MapId::KERNEL, MapId::KMEM]
+            .map(|id| (self.map(id).size.get(), self.map(id).nentries.get()));
         let objects = [&state.kernel_object, &state.kmem_object]
             .map(|object| (object.ref_count.get(), object.resident_page_count.get()));
         let pmap = (state.kernel_pmap.resident_count.get(), state.kernel_pmap.wired_count.get());
         let cnt = self.vm().cnt();
-        (maps, objects, pmap, cnt.v_free_count.get(), cnt.v_wire_count.get(), state.kernel_vm_end.get())
+        (
+            maps,
+            objects,
+            pmap,
+            cnt.v_free_count.get(),
+            cnt.v_wire_count.get(),
+            state.kernel_vm_end.get(),
+        )
     }
 }
 
@@ -186,7 +194,9 @@ fn fill_and_verify_are_exact_at_unaligned_ends() {
     let end = addr.add(size);
     sim.ok(&Op::VerifyZero { addr: end, size: base.add(4 * PAGE_SIZE).since(end) });
     sim.write(addr.add(11), 0);
-    let Outcome::Mismatch { addr: at, got, want } = sim.execute(&Op::Verify { addr, size, seed: 3 }) else {
+    let Outcome::Mismatch { addr: at, got, want } =
+        sim.execute(&Op::Verify { addr, size, seed: 3 })
+    else {
         panic!("the damage went unnoticed");
     };
     assert_eq!(at, base.add(4104));

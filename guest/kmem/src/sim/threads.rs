@@ -1,8 +1,8 @@
 //! Driving the threads of the simulated machine.
 //!
-//! A test runs on the idle thread and decides when others run ([`Sim::run`]) and when time passes ([`Sim::advance`]): nothing
-//! happens in between. An operation that it performs itself ([`Sim::execute`]) may sleep: others run then, and time
-//! passes, until it is done.
+//! A test runs on the idle thread and decides when others run ([`Sim::run`]) and when time passes
+//! ([`Sim::advance`]): nothing happens in between. An operation that it performs itself
+//! ([`Sim::execute`]) may sleep: others run then, and time passes, until it is done.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -142,8 +142,13 @@ pub fn perform(vm: &Vm<SimMachine>, op: &Op) -> Outcome {
 }
 
 impl Sim {
-    /// Makes thread `tid`, which does `f` when it first runs, and exits. Nobody runs before [`Sim::run`].
-    pub fn spawn(&self, tid: u32, f: impl FnOnce(&Vm<SimMachine>) + Send + 'static) -> KPtr<Thread> {
+    /// Makes thread `tid`, which does `f` when it first runs, and exits. Nobody runs before
+    /// [`Sim::run`].
+    pub fn spawn(
+        &self,
+        tid: u32,
+        f: impl FnOnce(&Vm<SimMachine>) + Send + 'static,
+    ) -> KPtr<Thread> {
         self.spawn_with_priority(tid, PUSER, f)
     }
 
@@ -158,12 +163,18 @@ impl Sim {
         let number = closures.keys().next_back().map_or(0, |last| last + 1);
         closures.insert(number, Box::new(f));
         drop(closures);
-        let spec = ThreadSpec { tid, name: &format!("sim{tid}"), priority, start: run_closure, arg: number };
+        let spec = ThreadSpec {
+            tid,
+            name: &format!("sim{tid}"),
+            priority,
+            start: run_closure,
+            arg: number,
+        };
         self.vm().kthread_create(&spec).unwrap_or_else(|_| panic!("no memory for thread {tid}"))
     }
 
-    /// Lets all threads run until none of them can go on without time passing or the driver's doing. Returns who sleeps;
-    /// threads that only wait for an operation are not mentioned.
+    /// Lets all threads run until none of them can go on without time passing or the driver's
+    /// doing. Returns who sleeps; threads that only wait for an operation are not mentioned.
     pub fn run(&self) -> Vec<Waiting> {
         while self.vm().runnable() {
             self.vm().sched_yield();
@@ -172,15 +183,16 @@ impl Sim {
         self.waiting()
     }
 
-    /// Lets all threads run for `ticks` ticks, at least 1, whether they ever sleep or not: they call [`SimMachine::tick`].
+    /// Lets all threads run for `ticks` ticks, at least 1, whether they ever sleep or not: they
+    /// call [`SimMachine::tick`].
     pub fn run_for(&self, ticks: u64) {
         let vm = self.vm();
         vm.tsleep(WaitChannel::of(vm.current_thread()), 1, "driver", ticks);
         vm.sched_userret();
     }
 
-    /// Lets time pass until the next time-out, and all threads run that it concerns. Returns the tick, or `None` when no
-    /// thread has a time-out.
+    /// Lets time pass until the next time-out, and all threads run that it concerns. Returns the
+    /// tick, or `None` when no thread has a time-out.
     pub fn advance(&self) -> Option<u64> {
         let deadline = self.vm().next_timeout()?;
         self.machine().set_clock(self.vm(), deadline);
@@ -200,8 +212,8 @@ impl Sim {
         self.waiting().into_iter().find(|waiting| waiting.tid == tid).map(|waiting| waiting.wmesg)
     }
 
-    /// Asks thread `tid`, which is made for it if need be, to perform `op`. Nothing happens before [`Sim::run`]. Panics when
-    /// the thread has an operation already whose answer was not taken.
+    /// Asks thread `tid`, which is made for it if need be, to perform `op`. Nothing happens before
+    /// [`Sim::run`]. Panics when the thread has an operation already whose answer was not taken.
     pub fn submit(&self, tid: u32, op: Op) {
         self.submit_to(tid, op, perform);
     }
@@ -216,7 +228,8 @@ impl Sim {
             Some(thread) => vm.wakeup(WaitChannel::of(thread)),
             None => {
                 let name = &format!("worker{tid}");
-                let spec = ThreadSpec { tid, name, priority: PUSER, start: worker, arg: tid.into() };
+                let spec =
+                    ThreadSpec { tid, name, priority: PUSER, start: worker, arg: tid.into() };
                 assert!(vm.kthread_create(&spec).is_ok(), "no memory for thread {tid}");
             }
         }
@@ -231,16 +244,21 @@ impl Sim {
         Some(outcome)
     }
 
-    /// Lets threads run and time pass until thread `tid` has answered. [`Outcome::Blocked`] when it sleeps, nobody can run,
-    /// and no thread with an operation has a time-out: its answer may still come later.
+    /// Lets threads run and time pass until thread `tid` has answered. [`Outcome::Blocked`] when it
+    /// sleeps, nobody can run, and no thread with an operation has a time-out: its answer may still
+    /// come later.
     pub fn finish(&self, tid: u32) -> Outcome {
         loop {
             self.run();
             if let Some(outcome) = self.answer(tid) {
                 return outcome;
             }
-            let working = |tid| matches!(self.machine().mailbox.requests().get(&tid), Some(Request::Working));
-            let timed = self.waiting().iter().any(|waiting| waiting.deadline.is_some() && working(waiting.tid));
+            let working =
+                |tid| matches!(self.machine().mailbox.requests().get(&tid), Some(Request::Working));
+            let timed = self
+                .waiting()
+                .iter()
+                .any(|waiting| waiting.deadline.is_some() && working(waiting.tid));
             if !timed || self.advance().is_none() {
                 let waits_for = self.waits_for(tid).unwrap_or(WaitMessage::new(IDLE));
                 return Outcome::Blocked { waits_for };
@@ -263,18 +281,20 @@ impl Sim {
         outcome
     }
 
-    /// Has the clock interrupt threads at one interrupt point of `one_in`, at least 2, chosen by `seed`: a tick passes, and
-    /// the running thread's time slice ends. With 0 it stops.
+    /// Has the clock interrupt threads at one interrupt point of `one_in`, at least 2, chosen by
+    /// `seed`: a tick passes, and the running thread's time slice ends. With 0 it stops.
     pub fn interrupt_at_random(&self, seed: u64, one_in: u64) {
         self.machine().interrupts.set_clock(seed, one_in);
     }
 
-    /// Has a thread give way as soon as a better one can run, as a guest's does, not only when an interrupt comes.
+    /// Has a thread give way as soon as a better one can run, as a guest's does, not only when an
+    /// interrupt comes.
     pub fn preempt_at_once(&self) {
         self.machine().interrupts.set_eager();
     }
 
-    /// Has `handler` run as an interrupt handler at the next interrupt point, in the middle of whatever runs then.
+    /// Has `handler` run as an interrupt handler at the next interrupt point, in the middle of
+    /// whatever runs then.
     pub fn raise(&self, handler: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
         self.raise_after(0, handler);
     }

@@ -26,7 +26,8 @@ pub struct PhysRange {
 }
 
 impl PhysRange {
-    /// The whole pages of the range that the direct map can show, by number: first, and first past them.
+    /// The whole pages of the range that the direct map can show, by number: first, and first past
+    /// them.
     pub(crate) fn pages(self) -> (u64, u64) {
         let first = self.start.get().div_ceil(PAGE_SIZE);
         let end = self.end.min(MAX_PHYS).pfn();
@@ -46,10 +47,11 @@ pub enum Zeroed {
 /// What the boot knows of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct BootMemory<'a> {
-    /// RAM that may be managed: ascending, disjoint, without the first page, the kernel image and whatever else the
-    /// boot made and still needs.
+    /// RAM that may be managed: ascending, disjoint, without the first page, the kernel image and
+    /// whatever else the boot made and still needs.
     pub ranges: &'a [PhysRange],
-    /// Root page table. The direct map of all RAM and the image's mapping at [`KERNBASE`] exist, with their tables.
+    /// Root page table. The direct map of all RAM and the image's mapping at [`KERNBASE`] exist,
+    /// with their tables.
     pub pml4: GuestPhys,
     /// End of the image's mapping, page aligned. Where 2 MiB pages map it, a multiple of 2 MiB.
     pub virtual_avail: GuestVirt,
@@ -60,13 +62,15 @@ pub struct BootMemory<'a> {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with the
-    /// pagedaemon's thread asleep. Panics through the machine when memory is too small or its description wrong.
+    /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with
+    /// the pagedaemon's thread asleep. Panics through the machine when memory is too small or its
+    /// description wrong.
     pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
         let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
             && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
         if !ordered {
-            machine.panic(format_args!("vm_page_startup: memory ranges out of order or with page 0"));
+            machine
+                .panic(format_args!("vm_page_startup: memory ranges out of order or with page 0"));
         }
         let Some(region) = BootRegion::plan(boot.ranges.iter().map(|range| range.pages())) else {
             machine.panic(format_args!("vm_page_startup: no room for the page array"));
@@ -76,12 +80,18 @@ impl<M: Machine> Vm<M> {
                 machine.zero_page(GuestPhys::from_pfn(pfn));
             }
         }
-        let vm =
-            Self { machine, roots: region.roots, vm_page_array: region.vm_page_array, first_page: region.first_page };
+        let vm = Self {
+            machine,
+            roots: region.roots,
+            vm_page_array: region.vm_page_array,
+            first_page: region.first_page,
+        };
         let pcpu = KPtr::new(phys_to_dmap(region.boot_pcpu));
         vm.machine.cpu_init(pcpu);
         vm.state().cpuhead.set(pcpu);
-        vm.state().page_cache_max.set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
+        vm.state()
+            .page_cache_max
+            .set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
         vm.get(pcpu).lock_prof.set(boot.tunables.debug_lock_prof_enable.unwrap_or(0));
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4, &region);
@@ -90,7 +100,8 @@ impl<M: Machine> Vm<M> {
         vm.sched_init();
         vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
         vm.kmeminit(&boot.tunables);
-        let physmem = boot.ranges.iter().map(|range| range.pages()).map(|(first, end)| end - first).sum();
+        let physmem =
+            boot.ranges.iter().map(|range| range.pages()).map(|(first, end)| end - first).sum();
         vm.vm_ksubmap_init(physmem, &boot.tunables);
         if vm.vm_pageout_start().is_err() {
             vm.panic(format_args!("vm_pageout: no memory for the pagedaemon's thread"));
@@ -107,7 +118,10 @@ impl<M: Machine> Vm<M> {
         state.abi_version.set(vmkern_abi::ABI_VERSION);
         state.boot_zeroed.set(u32::from(boot.zeroed == Zeroed::Yes));
         if !boot.virtual_avail.is_page_aligned() || boot.virtual_avail < KERNBASE {
-            self.panic(format_args!("vm_page_startup: virtual_avail {:#x} is wrong", boot.virtual_avail));
+            self.panic(format_args!(
+                "vm_page_startup: virtual_avail {:#x} is wrong",
+                boot.virtual_avail
+            ));
         }
         state.virtual_avail.set(boot.virtual_avail);
         state.vm_page_array.set(KPtr::new(phys_to_dmap(region.vm_page_array)));

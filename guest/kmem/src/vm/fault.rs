@@ -1,17 +1,21 @@
 //! Page faults on kernel addresses (`vm_fault.c`, and `trap_pfault` of `trap.c`).
 //!
-//! Most kernel memory is wired: its pages and translations are there from the allocation to the free, so that a fault
-//! is an exception that says something. In a hole it is fatal; inside a NOFAULT entry it is a panic with FreeBSD's text;
-//! in an entry with an object the translation is entered again, and a page that is missing is brought in zeroed. That
-//! is how ranges of exec_map and pipe_map, which are pageable, get all their pages: at the first touch. A range without
-//! an object in a system map cannot get any, so that a fault there is fatal, too.
+//! Most kernel memory is wired: its pages and translations are there from the allocation to the
+//! free, so that a fault is an exception that says something. In a hole it is fatal; inside a
+//! NOFAULT entry it is a panic with FreeBSD's text; in an entry with an object the translation is
+//! entered again, and a page that is missing is brought in zeroed. That is how ranges of exec_map
+//! and pipe_map, which are pageable, get all their pages: at the first touch. A range without an
+//! object in a system map cannot get any, so that a fault there is fatal, too.
 //!
-//! The map stays locked while a fault is resolved. Where it has to wait, it lets go of everything and starts over.
+//! The map stays locked while a fault is resolved. Where it has to wait, it lets go of everything
+//! and starts over.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
-use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage};
+use vmkern_abi::layout::{
+    EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage,
+};
 
 use super::Vm;
 use super::map::FaultPlace;
@@ -76,12 +80,12 @@ enum Found {
 const UNWIRE_BATCH: u64 = 64;
 
 impl<M: Machine> Vm<M> {
-    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried again. May not
-    /// return: a fault inside a NOFAULT entry panics. Locks: none may be held.
+    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried
+    /// again. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct map,
-    /// [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden accesses: a fatal trap.
+    /// # Errors [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
+    /// map, [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden
+    /// accesses: a fatal trap.
     pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
         let map = self.kernel_map();
         if va < VM_MIN_KERNEL_ADDRESS || map.is_null() {
@@ -92,12 +96,13 @@ impl<M: Machine> Vm<M> {
         if fault_type == FaultType::Execute { Err(KernReturn::ProtectionFailure) } else { Ok(()) }
     }
 
-    /// Brings in the page for `va` and enters it in the pmap (`vm_fault`). Takes the map's lock and the object's. Sleeps
-    /// while pages are short (`pfault`), or somebody works on the page (`vmpfw`).
+    /// Brings in the page for `va` and enters it in the pmap (`vm_fault`). Takes the map's lock and
+    /// the object's. Sleeps while pages are short (`pfault`), or somebody works on the page
+    /// (`vmpfw`).
     ///
-    /// # Errors
-    /// Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for a range without an object in
-    /// a system map, where FreeBSD follows a null pointer; [`KernReturn::ProtectionFailure`] past the object's end.
+    /// # Errors Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
+    /// a range without an object in a system map, where FreeBSD follows a null pointer;
+    /// [`KernReturn::ProtectionFailure`] past the object's end.
     pub fn vm_fault(
         &self,
         map: KPtr<VmMap>,
@@ -116,7 +121,10 @@ impl<M: Machine> Vm<M> {
                 Err(code) => return Err(code),
             };
             if self.get(place.entry).eflags.get().contains(EntryFlags::NOFAULT) {
-                self.panic(format_args!("vm_fault: fault on nofault entry, addr: {:x}", va.page().get()));
+                self.panic(format_args!(
+                    "vm_fault: fault on nofault entry, addr: {:x}",
+                    va.page().get()
+                ));
             }
             match self.vm_fault_at(&place, va.page(), fault_type, reason) {
                 Resolution::Resolved => return Ok(()),
@@ -145,9 +153,16 @@ impl<M: Machine> Vm<M> {
                 self.vm_page_busy(m);
                 Found::Page(m)
             }
-            None if place.pindex >= self.get(object).size.get() => Found::Nothing(KernReturn::ProtectionFailure),
+            None if place.pindex >= self.get(object).size.get() => {
+                Found::Nothing(KernReturn::ProtectionFailure)
+            }
             None if self.vm_page_count_severe() => Found::Shortage,
-            None => match self.vm_page_alloc(Some(object), place.pindex, AllocClass::Normal, AllocFlags::ZERO) {
+            None => match self.vm_page_alloc(
+                Some(object),
+                place.pindex,
+                AllocClass::Normal,
+                AllocFlags::ZERO,
+            ) {
                 Some(m) => {
                     self.vm_fault_zero_fill(object, m);
                     Found::Page(m)
@@ -181,7 +196,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Maps the page `m`, busy, for the fault, and ends its being busy. Locks: its object's is held.
+    /// Maps the page `m`, busy, for the fault, and ends its being busy. Locks: its object's is
+    /// held.
     fn vm_fault_enter(
         &self,
         place: &FaultPlace,
@@ -203,8 +219,8 @@ impl<M: Machine> Vm<M> {
         self.vm_page_wakeup(m);
     }
 
-    /// What FreeBSD's pager does for a page of a kernel object that was not there, and `vm_fault` itself for one of an
-    /// anonymous object. Only the latter counts it.
+    /// What FreeBSD's pager does for a page of a kernel object that was not there, and `vm_fault`
+    /// itself for one of an anonymous object. Only the latter counts it.
     fn vm_fault_zero_fill(&self, object: KPtr<VmObject>, m: KPtr<VmPage>) {
         if !self.page(m).flags.get().contains(PageFlags::ZERO) {
             self.pmap_zero_page(m);
@@ -215,11 +231,17 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes the map's lock.
+    /// Wires the pages of `[start, end)`, of an entry that is marked wired (`vm_fault_wire`). Takes
+    /// the map's lock.
     ///
     /// # Errors
     /// Those of [`Vm::vm_fault`]; what had been wired is unwired again.
-    pub fn vm_fault_wire(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+    pub fn vm_fault_wire(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<(), KernReturn> {
         let mut va = start;
         while va < end {
             let access = Protection::READ | Protection::WRITE;
@@ -234,8 +256,8 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Unwires the pages of `[start, end)` (`vm_fault_unwire`). Addresses without a translation are passed over.
-    /// Locks: the map's is held; takes the page queues' and the pmap's.
+    /// Unwires the pages of `[start, end)` (`vm_fault_unwire`). Addresses without a translation are
+    /// passed over. Locks: the map's is held; takes the page queues' and the pmap's.
     pub fn vm_fault_unwire(&self, _map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let mut va = start;
         while va < end {

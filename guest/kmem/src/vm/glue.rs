@@ -1,7 +1,7 @@
 //! Kernel stacks (`vm_glue.c`).
 //!
-//! A stack is address space of kernel_map with pages of its own, mapped by `pmap_qenter`. The page below it stays
-//! empty: who runs off the stack faults.
+//! A stack is address space of kernel_map with pages of its own, mapped by `pmap_qenter`. The page
+//! below it stays empty: who runs off the stack faults.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::VmPage;
@@ -17,12 +17,17 @@ pub const KSTACK_PAGES: u64 = 4;
 pub const KSTACK_GUARD_PAGES: u64 = 1;
 
 impl<M: Machine> Vm<M> {
-    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which dig as deep as `class` may. Locks:
-    /// takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the pages that it has already.
+    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which dig as deep
+    /// as `class` may. Locks: takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the
+    /// pages that it has already.
     ///
-    /// # Errors
-    /// [`Shortage`] when there is no address space, or the caller may not sleep and pages are short.
-    pub fn vm_thread_new(&self, class: AllocClass, wait: Wait) -> Result<(GuestVirt, u64), Shortage> {
+    /// # Errors [`Shortage`] when there is no address space, or the caller may not sleep and pages
+    /// are short.
+    pub fn vm_thread_new(
+        &self,
+        class: AllocClass,
+        wait: Wait,
+    ) -> Result<(GuestVirt, u64), Shortage> {
         let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
         let range = match wait {
             Wait::No => self.kmem_alloc_nofault(self.kernel_map(), bytes),
@@ -55,8 +60,8 @@ impl<M: Machine> Vm<M> {
         Ok((low, KSTACK_PAGES))
     }
 
-    /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which nobody uses any more. Locks: takes
-    /// kernel_map's. Never sleeps.
+    /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which nobody uses any
+    /// more. Locks: takes kernel_map's. Never sleeps.
     pub(crate) fn vm_thread_dispose(&self, low: GuestVirt, pages: u64) {
         let mut old: KPtr<VmPage> = KPtr::NULL;
         for page in 0..pages {
@@ -65,13 +70,19 @@ impl<M: Machine> Vm<M> {
                     self.vm_page_chain(m, old);
                     old = m;
                 }
-                other => self.panic(format_args!("vm_thread_dispose: kstack already missing? {low}: {other:?}")),
+                other => self.panic(format_args!(
+                    "vm_thread_dispose: kstack already missing? {low}: {other:?}"
+                )),
             }
         }
         self.pmap_qremove(low, pages);
         self.free_chain(old);
         let guard = KSTACK_GUARD_PAGES * PAGE_SIZE;
-        self.kmem_free(self.kernel_map(), GuestVirt::new(low.get() - guard), pages * PAGE_SIZE + guard);
+        self.kmem_free(
+            self.kernel_map(),
+            GuestVirt::new(low.get() - guard),
+            pages * PAGE_SIZE + guard,
+        );
     }
 
     fn free_chain(&self, mut pages: KPtr<VmPage>) {

@@ -1,5 +1,5 @@
-//! The submaps of kernel_map that are made at boot (`vm_ksubmap_init` of `vm_init.c`, `kern_vfs_bio_buffer_alloc` of
-//! `vfs_bio.c`).
+//! The submaps of kernel_map that are made at boot (`vm_ksubmap_init` of `vm_init.c`,
+//! `kern_vfs_bio_buffer_alloc` of `vfs_bio.c`).
 //!
 //! | map | parent | bytes | locked by |
 //! |---|---|---|---|
@@ -9,7 +9,8 @@
 //! | exec_map | kernel_map | `exec_map_entries * (ARG_MAX + 3 pages)` | sx |
 //! | pipe_map | kernel_map | `maxpipekva` | sx |
 //!
-//! In this order, behind kmem_map. FreeBSD allocates tables for timers and buffers in between, which do not exist here.
+//! In this order, behind kmem_map. FreeBSD allocates tables for timers and buffers in between,
+//! which do not exist here.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
@@ -41,7 +42,8 @@ struct Sizes {
     pipe_map: u64,
 }
 
-/// The sizes for a machine with `pages` pages of usable memory (`physmem`), with kernel_map of `kernel` and kmem_map of `kmem` bytes.
+/// The sizes for a machine with `pages` pages of usable memory (`physmem`), with kernel_map of
+/// `kernel` and kmem_map of `kmem` bytes.
 fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
     let kib = pages.min(kernel / PAGE_SIZE) * (PAGE_SIZE / 1024);
     // Parts of memory: one in 64 up to 64 MiB, one in 160 of the rest.
@@ -57,9 +59,12 @@ fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
     });
     // At most half of kernel_map, as in FreeBSD of later years.
     let nbuf = nbuf.min(kernel / (BKVASIZE * 2));
-    let nswbuf = tunables.kern_nswbuf.filter(|&n| n != 0).unwrap_or_else(|| (nbuf / 4).clamp(16, 256));
+    let nswbuf =
+        tunables.kern_nswbuf.filter(|&n| n != 0).unwrap_or_else(|| (nbuf / 4).clamp(16, 256));
     let exec_map_entries = tunables.vm_exec_map_entries.unwrap_or(EXEC_MAP_ENTRIES);
-    let pipe = tunables.kern_ipc_maxpipekva.unwrap_or_else(|| (kmem / PAGE_SIZE / 20 * PAGE_SIZE).max(PIPE_KVA_MIN));
+    let pipe = tunables
+        .kern_ipc_maxpipekva
+        .unwrap_or_else(|| (kmem / PAGE_SIZE / 20 * PAGE_SIZE).max(PIPE_KVA_MIN));
     Sizes {
         buffer_map: nbuf * BKVASIZE,
         pager_map: nswbuf.saturating_mul(MAXPHYS),
@@ -69,17 +74,19 @@ fn sizes(pages: u64, kernel: u64, kmem: u64, tunables: &Tunables) -> Sizes {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Makes the submaps (`vm_ksubmap_init`), for `physmem` pages of usable memory, which are more than those managed: the
-    /// page array takes some. Panics when kernel_map has no room for them, or memory for their page
-    /// tables is short.
+    /// Makes the submaps (`vm_ksubmap_init`), for `physmem` pages of usable memory, which are more
+    /// than those managed: the page array takes some. Panics when kernel_map has no room for them,
+    /// or memory for their page tables is short.
     pub(crate) fn vm_ksubmap_init(&self, physmem: u64, tunables: &Tunables) {
-        let length = |map: KPtr<VmMap>| self.get(map).max_offset().since(self.get(map).min_offset());
+        let length =
+            |map: KPtr<VmMap>| self.get(map).max_offset().since(self.get(map).min_offset());
         let kernel_map = self.kernel_map();
         let sizes = sizes(physmem, length(kernel_map), length(self.kmem_map()), tunables);
         let state = self.state();
         let name = |id: MapId, map| self.named_map(id).set(map);
 
-        let clean_map = self.kmem_suballoc(kernel_map, sizes.buffer_map.saturating_add(sizes.pager_map));
+        let clean_map =
+            self.kmem_suballoc(kernel_map, sizes.buffer_map.saturating_add(sizes.pager_map));
         state.clean_map.set(clean_map);
         let buffer_map = self.kmem_suballoc(clean_map, sizes.buffer_map);
         self.get(buffer_map).system_map.set(1);
@@ -108,11 +115,20 @@ mod tests {
 
     #[test]
     fn buffer_map_and_pager_map_have_the_sizes_of_freebsd() {
-        for (mib, nbuf, nswbuf) in
-            [(4, 50, 16), (16, 242, 60), (64, 1010, 252), (256, 2302, 256), (1024, 7218, 256), (65_536, 25_600, 256)]
-        {
+        for (mib, nbuf, nswbuf) in [
+            (4, 50, 16),
+            (16, 242, 60),
+            (64, 1010, 252),
+            (256, 2302, 256),
+            (1024, 7218, 256),
+            (65_536, 25_600, 256),
+        ] {
             let sizes = of(mib, &Tunables::default());
-            assert_eq!((sizes.buffer_map, sizes.pager_map), (nbuf * BKVASIZE, nswbuf * MAXPHYS), "{mib} MiB");
+            assert_eq!(
+                (sizes.buffer_map, sizes.pager_map),
+                (nbuf * BKVASIZE, nswbuf * MAXPHYS),
+                "{mib} MiB"
+            );
         }
     }
 
@@ -129,7 +145,11 @@ mod tests {
         let kernel = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS);
         for nbuf in [1 << 24, 1 << 30, (1 << 31) - 1] {
             let tunables = Tunables { kern_nbuf: Some(nbuf), ..Tunables::default() };
-            assert_eq!(of(64, &tunables).buffer_map, kernel / 2 / BKVASIZE * BKVASIZE, "kern.nbuf {nbuf}");
+            assert_eq!(
+                of(64, &tunables).buffer_map,
+                kernel / 2 / BKVASIZE * BKVASIZE,
+                "kern.nbuf {nbuf}"
+            );
         }
         let most = Tunables { kern_nbuf: Some(kernel / 2 / BKVASIZE), ..Tunables::default() };
         assert_eq!(of(64, &most).buffer_map, kernel / 2 / BKVASIZE * BKVASIZE);

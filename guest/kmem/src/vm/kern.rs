@@ -12,11 +12,13 @@
 //!
 //! What the original has inline and Rust wants as functions of their own stands at the end.
 //!
-//! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded up to pages, gives
-//! nothing and leaks nothing, from every function. And what an allocation needs besides its pages (page tables, a map
-//! entry) is allocated before the map is changed: a shortage leaves no trace. A caller that may
-//! sleep waits for it as for other pages, unless it takes more pages than are managed: that can never be, and fails at
-//! once, without a page taken and without waking anybody. And a sleep is never shorter than a tick, where FreeBSD's division of `hz` by four gives none below `kern.hz` 4.
+//! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded
+//! up to pages, gives nothing and leaks nothing, from every function. And what an allocation needs
+//! besides its pages (page tables, a map entry) is allocated before the map is changed: a shortage
+//! leaves no trace. A caller that may sleep waits for it as for other pages, unless it takes more
+//! pages than are managed: that can never be, and fails at once, without a page taken and without
+//! waking anybody. And a sleep is never shorter than a tick, where FreeBSD's division of `hz` by
+//! four gives none below `kern.hz` 4.
 
 use core::mem::offset_of;
 
@@ -57,8 +59,8 @@ impl<M: Machine> Vm<M> {
         self.vm_map_find(map, &EntrySpec::NOFAULT, min, size, FindSpace::Any).ok()
     }
 
-    /// [`Vm::kmem_alloc_nofault`] for a caller that may sleep: it waits for the pages that describe the range.
-    /// Locks: takes the map's. Sleeps.
+    /// [`Vm::kmem_alloc_nofault`] for a caller that may sleep: it waits for the pages that describe
+    /// the range. Locks: takes the map's. Sleeps.
     pub(super) fn kmem_alloc_nofault_wait(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
         let min = self.get(map).min_offset();
@@ -72,8 +74,9 @@ impl<M: Machine> Vm<M> {
 
     /// Allocates `size` bytes, rounded up to pages, of wired zeroed memory (`kmem_alloc`).
     ///
-    /// `None` when there is no room, what describes the range takes more pages than are managed, or `size` is 0 or wraps;
-    /// for pages it waits. Locks: takes the map's and kernel_object's. Sleeps.
+    /// `None` when there is no room, what describes the range takes more pages than are managed, or
+    /// `size` is 0 or wraps; for pages it waits. Locks: takes the map's and kernel_object's.
+    /// Sleeps.
     #[must_use]
     pub fn kmem_alloc(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
@@ -102,7 +105,8 @@ impl<M: Machine> Vm<M> {
         }
         self.vm_object_unlock(kernel_object);
 
-        // And finally, the data is wired. The range is the entry just made: only whoever frees it meanwhile leaves a hole.
+        // And finally, the data is wired. The range is the entry just made: only whoever frees it
+        // meanwhile leaves a hole.
         while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
             if code != KernReturn::ResourceShortage {
                 self.kmem_alloc_abandon(map, addr, size);
@@ -113,10 +117,12 @@ impl<M: Machine> Vm<M> {
         Some(addr)
     }
 
-    /// Releases what [`Vm::kmem_alloc`], [`Vm::kmem_alloc_nofault`] or [`Vm::kmem_malloc`] allocated in `map`
-    /// (`kmem_free`): every page that `[addr, addr + size)` touches, with its contents.
+    /// Releases what [`Vm::kmem_alloc`], [`Vm::kmem_alloc_nofault`] or [`Vm::kmem_malloc`]
+    /// allocated in `map` (`kmem_free`): every page that `[addr, addr + size)` touches, with its
+    /// contents.
     ///
-    /// A range that wraps is nothing, and so is what is not allocated. Locks: takes the map's. Never fails.
+    /// A range that wraps is nothing, and so is what is not allocated. Locks: takes the map's.
+    /// Never fails.
     pub fn kmem_free(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let end = addr.checked_add(size).and_then(|end| round_page(end.get()));
         if let Some(end) = end {
@@ -124,10 +130,10 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Makes a map of its own over `size` bytes of `parent` (`kmem_suballoc`); its ends are the map's. It is not a
-    /// system map until the caller says so. Panics when there is no room, its page tables are more pages than are managed,
-    /// or `size` is 0 or wraps; for pages it waits, once there is a pagedaemon.
-    /// Locks: takes the parent's. Sleeps.
+    /// Makes a map of its own over `size` bytes of `parent` (`kmem_suballoc`); its ends are the
+    /// map's. It is not a system map until the caller says so. Panics when there is no room, its
+    /// page tables are more pages than are managed, or `size` is 0 or wraps; for pages it waits,
+    /// once there is a pagedaemon. Locks: takes the parent's. Sleeps.
     #[must_use]
     pub fn kmem_suballoc(&self, parent: KPtr<VmMap>, size: u64) -> KPtr<VmMap> {
         let size = round_page(size).unwrap_or(0);
@@ -136,7 +142,10 @@ impl<M: Machine> Vm<M> {
             match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
                 Ok(min) => break min,
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
-                Err(why) => self.panic(format_args!("kmem_suballoc: bad status return of {}", why.code() as u32)),
+                Err(why) => self.panic(format_args!(
+                    "kmem_suballoc: bad status return of {}",
+                    why.code() as u32
+                )),
             }
         };
         let max = min.add(size);
@@ -156,25 +165,34 @@ impl<M: Machine> Vm<M> {
         result
     }
 
-    /// Allocates `size` bytes, rounded up to pages, of wired memory for the higher allocators (`kmem_malloc`), from
-    /// kmem_map or another system submap. The memory is zeroed with `ZERO` only.
+    /// Allocates `size` bytes, rounded up to pages, of wired memory for the higher allocators
+    /// (`kmem_malloc`), from kmem_map or another system submap. The memory is zeroed with `ZERO`
+    /// only.
     ///
-    /// `NOWAIT` never sleeps, and takes the very last page unless `USE_RESERVE` is given, too; without `NOWAIT` it
-    /// waits for pages as long as it takes, and for address space nine seconds at most, in which it asks everybody
-    /// eight times to give some back; then it panics.
-    /// `None` with `NOWAIT` when there is no room or too few pages, and always when what describes the range takes more
-    /// pages than are managed, or `size` is 0 or wraps.
-    /// Locks: takes the map's and kmem_object's. Sleeps unless `NOWAIT`.
+    /// `NOWAIT` never sleeps, and takes the very last page unless `USE_RESERVE` is given, too;
+    /// without `NOWAIT` it waits for pages as long as it takes, and for address space nine seconds
+    /// at most, in which it asks everybody eight times to give some back; then it panics. `None`
+    /// with `NOWAIT` when there is no room or too few pages, and always when what describes the
+    /// range takes more pages than are managed, or `size` is 0 or wraps. Locks: takes the map's and
+    /// kmem_object's. Sleeps unless `NOWAIT`.
     #[must_use]
-    pub fn kmem_malloc(&self, map: KPtr<VmMap>, size: u64, flags: MallocFlags) -> Option<GuestVirt> {
+    pub fn kmem_malloc(
+        &self,
+        map: KPtr<VmMap>,
+        size: u64,
+        flags: MallocFlags,
+    ) -> Option<GuestVirt> {
         let size = request(size)?;
         let nowait = flags.contains(MallocFlags::NOWAIT);
         let kmem_object = self.kmem_object();
 
         // Room in the map gives the address, and the address the place in the object.
         self.vm_map_lock(map);
-        let mut space =
-            if nowait { self.kmem_space(map, size, kmem_object) } else { self.kmem_space_wait(map, size, kmem_object) };
+        let mut space = if nowait {
+            self.kmem_space(map, size, kmem_object)
+        } else {
+            self.kmem_space_wait(map, size, kmem_object)
+        };
         if let Err(why) = space {
             self.vm_map_unlock(map);
             if nowait || !matches!(why, NoRange::Refused(_)) {
@@ -190,17 +208,25 @@ impl<M: Machine> Vm<M> {
                 }
                 self.vm_map_unlock(map);
                 // Nobody knows of this channel: the time always runs out.
-                let _ = self.tsleep(self.nokva_channel(), 0, "nokva", ((self.hz() / 4) * (i + 1)).max(1));
+                let _ = self.tsleep(
+                    self.nokva_channel(),
+                    0,
+                    "nokva",
+                    ((self.hz() / 4) * (i + 1)).max(1),
+                );
             }
         }
         let Ok(addr) = space else {
             // FreeBSD prints both as `long`.
             let (size, total) = (size.cast_signed(), self.get(map).size.get().cast_signed());
-            self.panic(format_args!("kmem_malloc({size}): kmem_map too small: {total} total allocated"))
+            self.panic(format_args!(
+                "kmem_malloc({size}): kmem_map too small: {total} total allocated"
+            ))
         };
         self.kmem_enter(map, addr, size, kmem_object);
 
-        // NOWAIT alone may come from an interrupt, which gets what it can; all others leave it the last pages.
+        // NOWAIT alone may come from an interrupt, which gets what it can; all others leave it the
+        // last pages.
         let class = match flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE) {
             MallocFlags::NOWAIT => AllocClass::Interrupt,
             _ => AllocClass::System,
@@ -236,10 +262,13 @@ impl<M: Machine> Vm<M> {
         }
         self.vm_object_unlock(kmem_object);
 
-        // The entry is still exactly this range: nothing merges with it while it is not wired and its neighbours are.
+        // The entry is still exactly this range: nothing merges with it while it is not wired and
+        // its neighbours are.
         let entry = match self.vm_map_lookup_entry(map, addr) {
             Lookup::Inside(entry) => entry,
-            Lookup::After(_) => self.panic(format_args!("kmem_malloc: entry not found or misaligned")),
+            Lookup::After(_) => {
+                self.panic(format_args!("kmem_malloc: entry not found or misaligned"))
+            }
         };
         let e = self.get(entry);
         if e.start.get() != addr || e.end.get() != addr.add(size) || e.wired_count.get() != 0 {
@@ -264,9 +293,9 @@ impl<M: Machine> Vm<M> {
         Some(addr)
     }
 
-    /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is no system map
-    /// (`kmem_alloc_wait`). Its pages come at the first touch, zeroed. As long as the map has no room the caller sleeps
-    /// (`vmmaps`); [`Vm::kmem_free_wakeup`] ends that.
+    /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is no
+    /// system map (`kmem_alloc_wait`). Its pages come at the first touch, zeroed. As long as the
+    /// map has no room the caller sleeps (`vmmaps`); [`Vm::kmem_free_wakeup`] ends that.
     ///
     /// `None` when the map is too small for the request, or `size` is 0 or wraps.
     /// Locks: none may be held; takes the map's. Sleeps.
@@ -301,8 +330,9 @@ impl<M: Machine> Vm<M> {
         Some(addr)
     }
 
-    /// Releases what [`Vm::kmem_alloc_wait`] allocated in `map`, as [`Vm::kmem_free`] does, and wakes everybody who
-    /// waits for room there (`kmem_free_wakeup`). Locks: takes the map's. Never fails.
+    /// Releases what [`Vm::kmem_alloc_wait`] allocated in `map`, as [`Vm::kmem_free`] does, and
+    /// wakes everybody who waits for room there (`kmem_free_wakeup`). Locks: takes the map's. Never
+    /// fails.
     pub fn kmem_free_wakeup(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let m = self.get(map);
         self.vm_map_lock(map);
@@ -316,8 +346,8 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(map);
     }
 
-    /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's range, from
-    /// [`KERNBASE`] to `start`, as taken (`kmem_init`).
+    /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's
+    /// range, from [`KERNBASE`] to `start`, as taken (`kmem_init`).
     pub(crate) fn kmem_init(&self, start: GuestVirt, end: GuestVirt) {
         let Ok(m) = self.vm_map_create(VM_MIN_KERNEL_ADDRESS, end) else {
             self.panic(format_args!("kmem_init: no memory for kernel_map"));
@@ -334,8 +364,9 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(m);
     }
 
-    /// Gives back what a `kmem_malloc` has got before pages ran out at index `reached`: the pages first, last to
-    /// first, as they are busy and deleting the entry would wait for them; then the entry.
+    /// Gives back what a `kmem_malloc` has got before pages ran out at index `reached`: the pages
+    /// first, last to first, as they are busy and deleting the entry would wait for them; then the
+    /// entry.
     fn kmem_malloc_undo(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, reached: u64) {
         let kmem_object = self.kmem_object();
         for pindex in (indices(addr, size).start..reached).rev() {
@@ -352,8 +383,8 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(map);
     }
 
-    /// Gives back the pages of a `kmem_alloc` that stand behind no entry any more, as somebody has freed the range, or a
-    /// part of it, while it was made.
+    /// Gives back the pages of a `kmem_alloc` that stand behind no entry any more, as somebody has
+    /// freed the range, or a part of it, while it was made.
     fn kmem_alloc_abandon(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let kernel_object = self.kernel_object();
         self.vm_map_lock(map);
@@ -371,19 +402,26 @@ impl<M: Machine> Vm<M> {
         self.vm_map_unlock(map);
     }
 
-    /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of this thread.
+    /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of
+    /// this thread.
     fn nokva_channel(&self) -> WaitChannel {
         WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
     }
 
     /// Finds room for `size` bytes in the locked `map`, and takes a reference to the object.
-    fn kmem_space(&self, map: KPtr<VmMap>, size: u64, object: KPtr<VmObject>) -> Result<GuestVirt, NoRange> {
+    fn kmem_space(
+        &self,
+        map: KPtr<VmMap>,
+        size: u64,
+        object: KPtr<VmObject>,
+    ) -> Result<GuestVirt, NoRange> {
         let addr = self.vm_map_findspace(map, self.get(map).min_offset(), size)?;
         self.vm_object_reference(object);
         Ok(addr)
     }
 
-    /// Enters the room that [`Vm::kmem_space`] found: an entry that owns the reference to the object.
+    /// Enters the room that [`Vm::kmem_space`] found: an entry that owns the reference to the
+    /// object.
     fn kmem_enter(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, object: KPtr<VmObject>) {
         let spec = EntrySpec::object(object, addr.since(VM_MIN_KERNEL_ADDRESS));
         if let Err(code) = self.vm_map_insert(map, &spec, addr, addr.add(size)) {
@@ -391,9 +429,14 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// [`Vm::kmem_space`] for a caller that may sleep: waits with the map unlocked while pages are short. The map is
-    /// locked again afterwards.
-    fn kmem_space_wait(&self, map: KPtr<VmMap>, size: u64, object: KPtr<VmObject>) -> Result<GuestVirt, NoRange> {
+    /// [`Vm::kmem_space`] for a caller that may sleep: waits with the map unlocked while pages are
+    /// short. The map is locked again afterwards.
+    fn kmem_space_wait(
+        &self,
+        map: KPtr<VmMap>,
+        size: u64,
+        object: KPtr<VmObject>,
+    ) -> Result<GuestVirt, NoRange> {
         loop {
             match self.kmem_space(map, size, object) {
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => {

@@ -1,20 +1,23 @@
 //! Maps (`vm_map.c`): which ranges of the kernel's address space are taken, and by what.
 //!
-//! A [`VmMap`] keeps its entries twice: in a circular list through its header, in the order of addresses, and in an
-//! [`index`], which finds an address or a gap in logarithmic time. An operation changes both or none.
+//! A [`VmMap`] keeps its entries twice: in a circular list through its header, in the order of
+//! addresses, and in an [`index`], which finds an address or a gap in logarithmic time. An
+//! operation changes both or none.
 //!
-//! **Protocol.** Every function here that takes a map needs its lock ([`Vm::vm_map_lock`]), unless it says that it
-//! takes the lock itself. Entries and index nodes come from the map's reserve ([`mod@reserve`]), which is filled before
-//! a change begins; page-table pages for kernel_map are made by [`Vm::vm_map_findspace`]. A shortage therefore shows
-//! before anything has changed, and giving a range back needs nothing that could be short.
+//! **Protocol.** Every function here that takes a map needs its lock ([`Vm::vm_map_lock`]), unless
+//! it says that it takes the lock itself. Entries and index nodes come from the map's reserve
+//! ([`mod@reserve`]), which is filled before a change begins; page-table pages for kernel_map are
+//! made by [`Vm::vm_map_findspace`]. A shortage therefore shows before anything has changed, and
+//! giving a range back needs nothing that could be short.
 //!
-//! A system map is locked by a mutex, any other map by an sx lock, which may be held across a sleep. An entry that a
-//! thread works on while the map is unlocked is marked in transition: nobody merges, cuts away or deletes it, and who
-//! wants to waits for the end of that (`vm_map_unlock_and_wait`). After any wait the map may have changed.
+//! A system map is locked by a mutex, any other map by an sx lock, which may be held across a
+//! sleep. An entry that a thread works on while the map is unlocked is marked in transition: nobody
+//! merges, cuts away or deletes it, and who wants to waits for the end of that
+//! (`vm_map_unlock_and_wait`). After any wait the map may have changed.
 //!
-//! An entry that leaves lets another one move to its place ([`mod@pool`]): a pointer to an entry is good until the next
-//! entry leaves, or the map is unlocked. The functions that make entries leave give back where the one that matters is
-//! then.
+//! An entry that leaves lets another one move to its place ([`mod@pool`]): a pointer to an entry is
+//! good until the next entry leaves, or the map is unlocked. The functions that make entries leave
+//! give back where the one that matters is then.
 
 mod check;
 mod clip;
@@ -115,8 +118,9 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 
 impl<M: Machine> Vm<M> {
     /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
-    /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It is not a system map
-    /// until its maker sets `system_map`, before first use. Locks: takes `map_sleep_mtx`, which guards the list of all maps.
+    /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It
+    /// is not a system map until its maker sets `system_map`, before first use. Locks: takes
+    /// `map_sleep_mtx`, which guards the list of all maps.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the map.
@@ -133,8 +137,8 @@ impl<M: Machine> Vm<M> {
         Ok(map)
     }
 
-    /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads the list or the mark needs no
-    /// lock: a map that is found there is whole, and stays.
+    /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads
+    /// the list or the mark needs no lock: a map that is found there is whole, and stays.
     fn map_publish(&self, map: KPtr<VmMap>) {
         let (lock, list) = (&self.state().map_sleep_mtx.owner, &self.state().map_list);
         self.mtx_lock(LockClass::MapSleep, lock);
@@ -147,13 +151,15 @@ impl<M: Machine> Vm<M> {
         self.mtx_unlock(LockClass::MapSleep, lock);
     }
 
-    /// Acquires the map's lock for changes (`vm_map_lock`). May sleep, unless the map is a system map.
+    /// Acquires the map's lock for changes (`vm_map_lock`). May sleep, unless the map is a system
+    /// map.
     pub fn vm_map_lock(&self, map: KPtr<VmMap>) {
         self.vm_map_lock_read(map);
         self.get(map).timestamp.update(|timestamp| timestamp.wrapping_add(1));
     }
 
-    /// Acquires the map's lock for look-ups (`vm_map_lock_read`): the same exclusive lock, but no new timestamp.
+    /// Acquires the map's lock for look-ups (`vm_map_lock_read`): the same exclusive lock, but no
+    /// new timestamp.
     pub fn vm_map_lock_read(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
         if m.system_map.get() != 0 {
@@ -163,7 +169,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`). The map's reserve is as its rules say then.
+    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`). The map's reserve is as its
+    /// rules say then.
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
         self.map_settle(m);
@@ -174,18 +181,19 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Releases the map's lock and sleeps until [`Vm::vm_map_wakeup`] (`vm_map_unlock_and_wait` without a time-out).
-    /// The map is unlocked afterwards, and may have changed in any way.
+    /// Releases the map's lock and sleeps until [`Vm::vm_map_wakeup`] (`vm_map_unlock_and_wait`
+    /// without a time-out). The map is unlocked afterwards, and may have changed in any way.
     pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
         let interlock = &self.state().map_sleep_mtx;
         self.mtx_lock(LockClass::MapSleep, &interlock.owner);
         self.vm_map_unlock(map);
         let interlock = (LockClass::MapSleep, interlock);
-        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(map_channel(map), interlock, PVM, "vmmaps", 0, Relock::Drop);
+        let (Sleep::Woken | Sleep::TimedOut) =
+            self.msleep(map_channel(map), interlock, PVM, "vmmaps", 0, Relock::Drop);
     }
 
-    /// Wakes everybody who sleeps in [`Vm::vm_map_unlock_and_wait`] for this map (`vm_map_wakeup`). The map may be
-    /// locked or not.
+    /// Wakes everybody who sleeps in [`Vm::vm_map_unlock_and_wait`] for this map (`vm_map_wakeup`).
+    /// The map may be locked or not.
     pub(super) fn vm_map_wakeup(&self, map: KPtr<VmMap>) {
         // Whoever has unlocked the map to sleep holds this until it does.
         let interlock = &self.state().map_sleep_mtx;
@@ -196,18 +204,26 @@ impl<M: Machine> Vm<M> {
 
     /// The map's entries in the order of addresses.
     pub fn vm_map_entries(&self, map: KPtr<VmMap>) -> impl Iterator<Item = KPtr<VmMapEntry>> {
-        let next = move |entry: KPtr<VmMapEntry>| Some(self.get(entry).next.get()).filter(|&e| e != header(map));
+        let next = move |entry: KPtr<VmMapEntry>| {
+            Some(self.get(entry).next.get()).filter(|&e| e != header(map))
+        };
         core::iter::successors(next(header(map)), move |&entry| next(entry))
     }
 
-    /// Confines `[start, end)` to the map, silently (`VM_MAP_RANGE_CHECK`). An empty result is at the end.
-    fn map_range_clamp(&self, map: &VmMap, start: GuestVirt, end: GuestVirt) -> (GuestVirt, GuestVirt) {
+    /// Confines `[start, end)` to the map, silently (`VM_MAP_RANGE_CHECK`). An empty result is at
+    /// the end.
+    fn map_range_clamp(
+        &self,
+        map: &VmMap,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> (GuestVirt, GuestVirt) {
         let (start, end) = (start.max(map.min_offset()), end.min(map.max_offset()));
         (start.min(end), end)
     }
 
-    /// Waits, with the map unlocked meanwhile, until whoever works on `entry` is done. The map is locked again
-    /// afterwards, but may have changed in any way.
+    /// Waits, with the map unlocked meanwhile, until whoever works on `entry` is done. The map is
+    /// locked again afterwards, but may have changed in any way.
     fn map_wait_for_transition(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
         self.get(entry).eflags.update(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
         self.vm_map_unlock_and_wait(map);

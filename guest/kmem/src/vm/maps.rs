@@ -29,9 +29,10 @@ impl<M: Machine> Vm<M> {
         self.named_map(MapId::KMEM).get()
     }
 
-    /// The map with this number, or at this address, in the same time however many there are. An address is believed only if
-    /// a map is there: it is that of a page of the direct map whose own page says so ([`PageFlags::MAP_HOME`]), which
-    /// nobody can write to by an operation. A map is never destroyed, so that no address goes stale.
+    /// The map with this number, or at this address, in the same time however many there are. An
+    /// address is believed only if a map is there: it is that of a page of the direct map whose own
+    /// page says so ([`PageFlags::MAP_HOME`]), which nobody can write to by an operation. A map is
+    /// never destroyed, so that no address goes stale.
     #[must_use]
     pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
         if id.0 < MapId::NAMED_MAX {
@@ -48,6 +49,8 @@ impl<M: Machine> Vm<M> {
 
     /// All maps, the youngest first.
     pub fn vm_maps(&self) -> impl Iterator<Item = KPtr<VmMap>> {
-        core::iter::successors(self.state().map_list.get().non_null(), |&map| self.get(map).next_map.get().non_null())
+        core::iter::successors(self.state().map_list.get().non_null(), |&map| {
+            self.get(map).next_map.get().non_null()
+        })
     }
 }

@@ -1,7 +1,8 @@
 //! The virtual memory system: what stands under `sys/vm` in FreeBSD, and the pmap.
 //!
-//! [`Vm`] is all of it. Its structures live in the machine's memory, where the host reads them; [`Vm`] itself only
-//! knows where they begin. Methods carry the names of FreeBSD's functions, and each file adds those of one FreeBSD file.
+//! [`Vm`] is all of it. Its structures live in the machine's memory, where the host reads them;
+//! [`Vm`] itself only knows where they begin. Methods carry the names of FreeBSD's functions, and
+//! each file adds those of one FreeBSD file.
 
 pub mod boot;
 pub mod fault;
@@ -66,7 +67,8 @@ impl<M: Machine> Vm<M> {
         Self::over_pages(machine, roots, roots)
     }
 
-    /// A system as [`Vm::over`] makes it, with a page array at `vm_page_array`, which begins with page 0.
+    /// A system as [`Vm::over`] makes it, with a page array at `vm_page_array`, which begins with
+    /// page 0.
     #[cfg(all(test, loom))]
     pub(crate) fn over_pages(machine: M, roots: GuestPhys, vm_page_array: GuestPhys) -> Self {
         Self { machine, roots, vm_page_array, first_page: 0 }

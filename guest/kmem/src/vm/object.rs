@@ -1,11 +1,11 @@
 //! Objects (`vm_object.c`) and the index of their pages.
 //!
-//! kernel_object and kmem_object hold the wired pages of the kernel, and live for ever. Ranges of pageable maps get
-//! anonymous objects (OBJT_DEFAULT) when they are first touched or cut; such an object goes with its last reference,
-//! and its pages with it.
+//! kernel_object and kmem_object hold the wired pages of the kernel, and live for ever. Ranges of
+//! pageable maps get anonymous objects (OBJT_DEFAULT) when they are first touched or cut; such an
+//! object goes with its last reference, and its pages with it.
 //!
-//! The pages of an object are linked through themselves in the order of their indices (`object/index.rs`), so that
-//! entering one takes nothing else and cannot fail.
+//! The pages of an object are linked through themselves in the order of their indices
+//! (`object/index.rs`), so that entering one takes nothing else and cannot fail.
 
 mod index;
 
@@ -68,8 +68,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// An anonymous object of `size` pages with one reference (`vm_object_allocate` for OBJT_DEFAULT). Takes the zone's
-    /// lock.
+    /// An anonymous object of `size` pages with one reference (`vm_object_allocate` for
+    /// OBJT_DEFAULT). Takes the zone's lock.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the object.
@@ -98,7 +98,8 @@ impl<M: Machine> Vm<M> {
         self.mtx_assert_owned(LockClass::Object, &self.get(object).lock.owner);
     }
 
-    /// One more reference (`vm_object_reference`); nothing when `object` is null. Locks: takes the object's.
+    /// One more reference (`vm_object_reference`); nothing when `object` is null. Locks: takes the
+    /// object's.
     pub fn vm_object_reference(&self, object: KPtr<VmObject>) {
         if object.is_null() {
             return;
@@ -108,8 +109,9 @@ impl<M: Machine> Vm<M> {
         self.vm_object_unlock(object);
     }
 
-    /// One reference less (`vm_object_deallocate`); nothing when `object` is null. The last one takes an anonymous
-    /// object and its pages, which nobody works on any more, along. Locks: takes the object's.
+    /// One reference less (`vm_object_deallocate`); nothing when `object` is null. The last one
+    /// takes an anonymous object and its pages, which nobody works on any more, along. Locks: takes
+    /// the object's.
     pub fn vm_object_deallocate(&self, object: KPtr<VmObject>) {
         if object.is_null() {
             return;
@@ -122,10 +124,11 @@ impl<M: Machine> Vm<M> {
     pub(super) fn vm_object_deallocate_locked(&self, object: KPtr<VmObject>) {
         let o = self.get(object);
         match o.ref_count.get() {
-            0 => self.panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
-            1 if o.kind.get() == ObjectType::Phys as u32 => {
-                self.panic(format_args!("vm_object_deallocate: the last reference to a kernel object is gone"))
-            }
+            0 => self
+                .panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
+            1 if o.kind.get() == ObjectType::Phys as u32 => self.panic(format_args!(
+                "vm_object_deallocate: the last reference to a kernel object is gone"
+            )),
             1 => {
                 o.ref_count.set(0);
                 return self.vm_object_terminate(object);
@@ -139,22 +142,26 @@ impl<M: Machine> Vm<M> {
         self.vm_object_unlock(object);
     }
 
-    /// Destroys `object`, anonymous, without references and locked (`vm_object_terminate`): its pages are freed.
+    /// Destroys `object`, anonymous, without references and locked (`vm_object_terminate`): its
+    /// pages are freed.
     fn vm_object_terminate(&self, object: KPtr<VmObject>) {
         let o = self.get(object);
         o.flags.update(|flags| flags | ObjectFlags::DEAD);
         self.vm_object_page_remove(object, 0, u64::MAX);
         if o.resident_page_count.get() != 0 || o.root.get() != 0 {
-            self.panic(format_args!("vm_object_terminate: object {} still has wired pages", object.addr()));
+            self.panic(format_args!(
+                "vm_object_terminate: object {} still has wired pages",
+                object.addr()
+            ));
         }
         o.kind.set(ObjectType::Dead as u32);
         self.vm_object_unlock(object);
         self.zone_free(object);
     }
 
-    /// Makes `object` (or nothing: null) hold `next_size` bytes more behind the `prev_size` bytes from `prev_offset`
-    /// on, if it can (`vm_object_coalesce`): it is anonymous, and nobody else maps what is behind.
-    /// Locks: takes the object's.
+    /// Makes `object` (or nothing: null) hold `next_size` bytes more behind the `prev_size` bytes
+    /// from `prev_offset` on, if it can (`vm_object_coalesce`): it is anonymous, and nobody else
+    /// maps what is behind. Locks: takes the object's.
     #[must_use]
     pub(crate) fn vm_object_coalesce(
         &self,
@@ -170,8 +177,8 @@ impl<M: Machine> Vm<M> {
         self.vm_object_lock(object);
         let next_pindex = (prev_offset + prev_size) >> PAGE_SHIFT;
         let end = next_pindex + (next_size >> PAGE_SHIFT);
-        let extensible =
-            o.kind.get() == ObjectType::Default as u32 && (o.ref_count.get() <= 1 || o.size.get() == next_pindex);
+        let extensible = o.kind.get() == ObjectType::Default as u32
+            && (o.ref_count.get() <= 1 || o.size.get() == next_pindex);
         if extensible {
             // What an earlier, larger mapping may have left there.
             if next_pindex < o.size.get() {
@@ -183,9 +190,10 @@ impl<M: Machine> Vm<M> {
         if extensible { Coalesced::Yes } else { Coalesced::No }
     }
 
-    /// Frees the pages of `object` with `first <= pindex < end` (`vm_object_page_remove`, `clean_only` FALSE). Their
-    /// mappings are gone already. A page that is still wired loses its validity and stays, as in FreeBSD.
-    /// Locks: the object's is held; takes the page queues'. Sleeps on a busy page.
+    /// Frees the pages of `object` with `first <= pindex < end` (`vm_object_page_remove`,
+    /// `clean_only` FALSE). Their mappings are gone already. A page that is still wired loses its
+    /// validity and stays, as in FreeBSD. Locks: the object's is held; takes the page queues'.
+    /// Sleeps on a busy page.
     pub fn vm_object_page_remove(&self, object: KPtr<VmObject>, first: u64, end: u64) {
         self.vm_object_assert_locked(object);
         let obj = self.get(object);

@@ -1,9 +1,10 @@
-//! Pages of memory (`vm_page.c`): who has which, who is admitted to take one, and what may be done to it.
+//! Pages of memory (`vm_page.c`): who has which, who is admitted to take one, and what may be done
+//! to it.
 //!
-//! `v_free_count` is the number of pages that an allocation could have, those in CPUs' caches included. Three classes of
-//! requests stop at different floors; note that INTERRUPT, which M_NOWAIT means, digs deeper than SYSTEM.
-//! `vm_page_alloc` never sleeps and never clears a page: a caller who wants zeros looks at [`PageFlags::ZERO`] and clears
-//! the page unless it is set.
+//! `v_free_count` is the number of pages that an allocation could have, those in CPUs' caches
+//! included. Three classes of requests stop at different floors; note that INTERRUPT, which
+//! M_NOWAIT means, digs deeper than SYSTEM. `vm_page_alloc` never sleeps and never clears a page: a
+//! caller who wants zeros looks at [`PageFlags::ZERO`] and clears the page unless it is set.
 
 use bitflags::bitflags;
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
@@ -108,11 +109,12 @@ impl<M: Machine> Vm<M> {
         self.cnt().v_free_count.get() + self.cnt().v_cache_count.get()
     }
 
-    /// Takes a page, or `None` when the class's floor is reached (`vm_page_alloc`). Never sleeps, never clears.
+    /// Takes a page, or `None` when the class's floor is reached (`vm_page_alloc`). Never sleeps,
+    /// never clears.
     ///
-    /// With an object the page is entered at `pindex`, and is busy unless `NOBUSY`; without one `pindex` is only
-    /// remembered.
-    /// Locks: the object's is held; takes the free queue's, or while pages are plenty a cache's.
+    /// With an object the page is entered at `pindex`, and is busy unless `NOBUSY`; without one
+    /// `pindex` is only remembered. Locks: the object's is held; takes the free queue's, or while
+    /// pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc(
         &self,
@@ -128,7 +130,11 @@ impl<M: Machine> Vm<M> {
             self.panic(format_args!("vm_page_alloc(NORMAL|SYSTEM) in interrupt context"));
         }
         // The pagedaemon may dig where others may not, as it works for them.
-        let class = if class == AllocClass::Normal && self.is_pagedaemon() { AllocClass::System } else { class };
+        let class = if class == AllocClass::Normal && self.is_pagedaemon() {
+            AllocClass::System
+        } else {
+            class
+        };
         let want = Want { object, class, flags };
         let m = match self.page_cache_alloc(want) {
             Cached::Page(m) => m,
@@ -147,7 +153,8 @@ impl<M: Machine> Vm<M> {
         Some(m)
     }
 
-    /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free queue's.
+    /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free
+    /// queue's.
     fn vm_page_alloc_exact(&self, want: Want) -> Option<KPtr<VmPage>> {
         self.free_queue_lock();
         let cnt = self.cnt();
@@ -158,13 +165,16 @@ impl<M: Machine> Vm<M> {
             AllocClass::Interrupt => 0,
         };
         let floor = floor.saturating_sub(cnt.v_cache_count.get());
-        let refused = cnt.v_free_count.get() > floor && self.machine().refuses(Supply::Page(want.class));
+        let refused =
+            cnt.v_free_count.get() > floor && self.machine().refuses(Supply::Page(want.class));
         if refused || !cnt.v_free_count.take_above(floor) {
             self.vm_page_short();
             self.free_queue_unlock();
             return None;
         }
-        let Some(m) = self.vm_phys_alloc_pages(0) else { self.panic(format_args!("vm_page_alloc: missing page")) };
+        let Some(m) = self.vm_phys_alloc_pages(0) else {
+            self.panic(format_args!("vm_page_alloc: missing page"))
+        };
         self.vm_page_hand_out(m, want);
         if self.vm_paging_needed() {
             self.pagedaemon_wakeup();
@@ -189,14 +199,16 @@ impl<M: Machine> Vm<M> {
         }
         let mut pflags = PageFlags::ALLOCATED | PageFlags::TOUCHED;
         pflags.set(PageFlags::ZERO, zero && flags.contains(AllocFlags::ZERO));
-        let unmanaged = object.is_none_or(|object| self.get(object).kind.get() == ObjectType::Phys as u32);
+        let unmanaged =
+            object.is_none_or(|object| self.get(object).kind.get() == ObjectType::Phys as u32);
         pflags.set(PageFlags::UNMANAGED, unmanaged);
         page.flags.set(pflags);
         let busy = object.is_some() && !flags.contains(AllocFlags::NOBUSY);
         page.oflags.set(if busy { PageOflags::BUSY } else { PageOflags::empty() });
         page.wire_count.set(0);
         if flags.contains(AllocFlags::WIRED) {
-            // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that is held.
+            // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that
+            // is held.
             self.cnt().v_wire_count.add(1);
             page.wire_count.set(1);
         }
@@ -207,16 +219,22 @@ impl<M: Machine> Vm<M> {
     /// Whether a free page is known to hold zeros only.
     pub(super) fn vm_page_is_zero(&self, page: &VmPage) -> bool {
         let flags = page.flags.get();
-        flags.contains(PageFlags::ZERO) || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
+        flags.contains(PageFlags::ZERO)
+            || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
     }
 
-    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is cleared with `ZERO`; one
-    /// that was there is returned as it is.
+    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is
+    /// cleared with `ZERO`; one that was there is returned as it is.
     ///
     /// With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
     /// Locks: the object's is held, and dropped while sleeping.
     #[must_use]
-    pub fn vm_page_grab(&self, object: KPtr<VmObject>, pindex: u64, flags: AllocFlags) -> Option<KPtr<VmPage>> {
+    pub fn vm_page_grab(
+        &self,
+        object: KPtr<VmObject>,
+        pindex: u64,
+        flags: AllocFlags,
+    ) -> Option<KPtr<VmPage>> {
         self.vm_object_assert_locked(object);
         loop {
             if let Some(m) = self.vm_page_lookup(object, pindex) {
@@ -236,8 +254,12 @@ impl<M: Machine> Vm<M> {
                 }
                 return Some(m);
             }
-            let Some(m) = self.vm_page_alloc(Some(object), pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
-            else {
+            let Some(m) = self.vm_page_alloc(
+                Some(object),
+                pindex,
+                AllocClass::Normal,
+                flags - AllocFlags::RETRY,
+            ) else {
                 self.vm_object_unlock(object);
                 self.vm_wait();
                 self.vm_object_lock(object);
@@ -247,7 +269,9 @@ impl<M: Machine> Vm<M> {
                 continue;
             };
             let page = self.page(m);
-            if page.valid.get() == 0 && flags.contains(AllocFlags::ZERO) && !page.flags.get().contains(PageFlags::ZERO)
+            if page.valid.get() == 0
+                && flags.contains(AllocFlags::ZERO)
+                && !page.flags.get().contains(PageFlags::ZERO)
             {
                 self.pmap_zero_page(m);
             }
@@ -294,17 +318,20 @@ impl<M: Machine> Vm<M> {
         page.object.set(KPtr::NULL);
     }
 
-    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and the page queues'.
+    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and
+    /// the page queues'.
     pub fn vm_page_free(&self, m: KPtr<VmPage>) {
         self.vm_page_free_toq(m, Contents::Unknown);
     }
 
-    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page queues'.
+    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page
+    /// queues'.
     pub fn vm_page_free_zero(&self, m: KPtr<VmPage>) {
         self.vm_page_free_toq(m, Contents::Zero);
     }
 
-    /// Unwires and frees `m`, a page without an object that is wired once. Locks: takes the page queues'.
+    /// Unwires and frees `m`, a page without an object that is wired once. Locks: takes the page
+    /// queues'.
     pub fn vm_page_unwire_free(&self, m: KPtr<VmPage>) {
         self.vm_page_free_wired(m, Contents::Unknown);
     }
@@ -315,8 +342,8 @@ impl<M: Machine> Vm<M> {
         self.page(m).next.set(next);
     }
 
-    /// Takes `m` out of the chain that it heads: the next one, or null. The caller has a pointer to the next one before `m`
-    /// lets go of it: a look from outside finds the chain at every instant.
+    /// Takes `m` out of the chain that it heads: the next one, or null. The caller has a pointer to
+    /// the next one before `m` lets go of it: a look from outside finds the chain at every instant.
     pub fn vm_page_unchain(&self, m: KPtr<VmPage>) -> KPtr<VmPage> {
         let page = self.page(m);
         let next = match page.next.get() {
@@ -327,7 +354,8 @@ impl<M: Machine> Vm<M> {
         next
     }
 
-    /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', once more if they are held.
+    /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', once
+    /// more if they are held.
     pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
         self.vm_page_lock_queues();
         self.vm_page_unwire(m);
@@ -354,7 +382,10 @@ impl<M: Machine> Vm<M> {
             1 => self.panic(format_args!("vm_page_free: freeing wired page")),
             count => {
                 let count = count.cast_signed();
-                self.panic(format_args!("vm_page_free: invalid wire count ({count}), pindex: {:#x}", page.pindex.get()))
+                self.panic(format_args!(
+                    "vm_page_free: invalid wire count ({count}), pindex: {:#x}",
+                    page.pindex.get()
+                ))
             }
         }
         page.pindex.set(0);
@@ -372,8 +403,14 @@ impl<M: Machine> Vm<M> {
         self.free_queue_unlock();
     }
 
-    /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it goes where free pages are.
-    pub(super) fn vm_page_take_back(&self, m: KPtr<VmPage>, contents: Contents, mut flags: PageFlags) {
+    /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it
+    /// goes where free pages are.
+    pub(super) fn vm_page_take_back(
+        &self,
+        m: KPtr<VmPage>,
+        contents: Contents,
+        mut flags: PageFlags,
+    ) {
         if contents == Contents::Zero {
             flags |= PageFlags::ZERO;
             self.state().vm_page_zero_count.add(1);
@@ -392,8 +429,8 @@ impl<M: Machine> Vm<M> {
         page.wire_count.update(|n| n + 1);
     }
 
-    /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more goes on the active
-    /// queue, an unmanaged one on none. Locks: the page queues'.
+    /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more
+    /// goes on the active queue, an unmanaged one on none. Locks: the page queues'.
     pub fn vm_page_unwire(&self, m: KPtr<VmPage>) {
         self.vm_page_assert_queues_locked();
         let page = self.page(m);
@@ -435,8 +472,9 @@ impl<M: Machine> Vm<M> {
         self.page(m).oflags.get().contains(PageOflags::BUSY) || self.page(m).busy.get() != 0
     }
 
-    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`). After a sleep the
-    /// object may have changed in any way. Locks: the object's is held, and dropped while sleeping.
+    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
+    /// After a sleep the object may have changed in any way. Locks: the object's is held, and
+    /// dropped while sleeping.
     pub(crate) fn vm_page_sleep_if_busy(&self, m: KPtr<VmPage>, wmesg: &'static str) -> Slept {
         if !self.vm_page_is_busy(m) {
             return Slept::No;
@@ -445,7 +483,8 @@ impl<M: Machine> Vm<M> {
         page.oflags.update(|flags| flags | PageOflags::WANTED);
         let object = page.object.get();
         let interlock = (LockClass::Object, &self.get(object).lock);
-        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
+        let (Sleep::Woken | Sleep::TimedOut) =
+            self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
         Slept::Yes
     }
 

@@ -1,27 +1,32 @@
 //! Per-CPU caches of free pages, in front of the buddy lists.
 //!
-//! A page that a CPU frees goes to its own cache, and a page that it allocates comes from there, under the cache's lock
-//! instead of the free queue's, as long as pages are plenty. An empty cache takes a batch from the lists, a full one gives
-//! a batch back, the pages that were freed first. What is in a cache is free: `v_free_count` counts it, and it is on no
-//! list and in no cache but this one.
+//! A page that a CPU frees goes to its own cache, and a page that it allocates comes from there,
+//! under the cache's lock instead of the free queue's, as long as pages are plenty. An empty cache
+//! takes a batch from the lists, a full one gives a batch back, the pages that were freed first.
+//! What is in a cache is free: `v_free_count` counts it, and it is on no list and in no cache but
+//! this one.
 //!
-//! **The floor.** [`KernelRoots::page_cache_floor`] is the number of free pages up to which nobody uses a cache: the
-//! highest threshold at which an allocation or a free has more to do than to move a page, and above that as many pages as
-//! all caches together can hold. A cache gives a page only by a compare-and-swap of `v_free_count` that leaves at least the
-//! floor. Hence
+//! **The floor.** [`KernelRoots::page_cache_floor`] is the number of free pages up to which nobody
+//! uses a cache: the highest threshold at which an allocation or a free has more to do than to move
+//! a page, and above that as many pages as all caches together can hold. A cache gives a page only
+//! by a compare-and-swap of `v_free_count` that leaves at least the floor. Hence
 //!
-//! - admission is exact: whatever comes near a floor of `vm_page_alloc` is decided under the free queue's lock;
-//! - while the lists are empty no cache gives anything, since the free pages are then those in caches, which are no more than
+//! - admission is exact: whatever comes near a floor of `vm_page_alloc` is decided under the free
+//!   queue's lock;
+//! - while the lists are empty no cache gives anything, since the free pages are then those in
+//!   caches, which are no more than
 //!   the floor. Who holds the free queue's lock and finds the lists empty takes the caches one after the other, those of
 //!   other CPUs as well ([`Vm::page_cache_drain`]), and has every free page when he is through.
 //!
-//! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or without it, and one at a
-//! time. Whoever changes `v_free_count` holds one of the two. A thread that is moved to another CPU between its look at
-//! which one it is on and the lock uses the other one's cache, which is as good. Nobody sleeps here, and an interrupt
-//! handler finds every lock free or owned by another CPU, as everywhere.
+//! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or
+//! without it, and one at a time. Whoever changes `v_free_count` holds one of the two. A thread
+//! that is moved to another CPU between its look at which one it is on and the lock uses the other
+//! one's cache, which is as good. Nobody sleeps here, and an interrupt handler finds every lock
+//! free or owned by another CPU, as everywhere.
 //!
-//! With one CPU there is nobody to share the lists with: the floor is 0, which says that there are no caches. There are
-//! none, either, while free pages are cleared in idle time, which takes dirty ones off the lists one by one.
+//! With one CPU there is nobody to share the lists with: the floor is 0, which says that there are
+//! no caches. There are none, either, while free pages are cleared in idle time, which takes dirty
+//! ones off the lists one by one.
 //!
 //! [`KernelRoots::page_cache_floor`]: vmkern_abi::layout::KernelRoots::page_cache_floor
 
@@ -50,8 +55,8 @@ pub(super) enum Cached {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Has the caches used from now on, one more than before: a CPU has been added, and does not run yet. Locks: the free
-    /// queue's; takes the caches'.
+    /// Has the caches used from now on, one more than before: a CPU has been added, and does not
+    /// run yet. Locks: the free queue's; takes the caches'.
     pub(crate) fn page_caches_enable(&self) {
         let (state, cnt) = (self.state(), self.cnt());
         if state.page_cache_max.get() == 0 || state.idlezero_enable.get() != 0 {
@@ -71,7 +76,8 @@ impl<M: Machine> Vm<M> {
         self.state().page_cache_max.get().div_ceil(2)
     }
 
-    /// Takes a page from this CPU's cache, if pages are plenty. Locks: takes the cache's, and to fill it the free queue's.
+    /// Takes a page from this CPU's cache, if pages are plenty. Locks: takes the cache's, and to
+    /// fill it the free queue's.
     #[inline]
     pub(super) fn page_cache_alloc(&self, want: Want) -> Cached {
         let (state, free) = (self.state(), &self.cnt().v_free_count);
@@ -105,8 +111,8 @@ impl<M: Machine> Vm<M> {
         page
     }
 
-    /// Frees `m` to this CPU's cache, if pages are plenty and nobody waits for one: whether it did. Locks: takes the
-    /// cache's, and when it is full the free queue's.
+    /// Frees `m` to this CPU's cache, if pages are plenty and nobody waits for one: whether it did.
+    /// Locks: takes the cache's, and when it is full the free queue's.
     #[inline]
     #[must_use]
     pub(super) fn page_cache_free(&self, m: KPtr<VmPage>, contents: Contents) -> bool {
@@ -162,8 +168,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Gives the pages of `cache` that were freed first back to the free lists, until `left` are left. Locks: the free
-    /// queue's and the cache's.
+    /// Gives the pages of `cache` that were freed first back to the free lists, until `left` are
+    /// left. Locks: the free queue's and the cache's.
     fn page_cache_shrink(&self, cache: &PageCache, left: u64) {
         while cache.pages.count.get() > left {
             let pfn = cache.pages.tail.get();
@@ -175,8 +181,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Gives all pages of all caches back to the free lists, where they become blocks again, and asks no CPU. Whether
-    /// there were any. Locks: the free queue's is held; takes the caches'.
+    /// Gives all pages of all caches back to the free lists, where they become blocks again, and
+    /// asks no CPU. Whether there were any. Locks: the free queue's is held; takes the caches'.
     pub(super) fn page_cache_drain(&self) -> bool {
         let mut drained = 0;
         for cpu in self.cpus() {

@@ -1,14 +1,16 @@
 //! Waiting for pages, and the pagedaemon (`vm_pageout.c`, and the waiting half of `vm_page.c`).
 //!
-//! Who needs a page and may sleep calls [`Vm::vm_wait`], which wakes the pagedaemon and sleeps on `v_free_count`
-//! without a look at it. Progress comes from two sides: a page that is freed when `v_free_min` pages are free wakes all
-//! sleepers, and so does the pagedaemon, after it has asked everybody for memory. As long as pages are needed it does
-//! so every half second. It does not scan the paging queues yet.
+//! Who needs a page and may sleep calls [`Vm::vm_wait`], which wakes the pagedaemon and sleeps on
+//! `v_free_count` without a look at it. Progress comes from two sides: a page that is freed when
+//! `v_free_min` pages are free wakes all sleepers, and so does the pagedaemon, after it has asked
+//! everybody for memory. As long as pages are needed it does so every half second. It does not scan
+//! the paging queues yet.
 //!
-//! Who needs many pages at once, for page tables, sleeps in `vmwait` as well, until so many are free
-//! ([`Vm::vm_wait_for`]); FreeBSD panics there.
+//! Who needs many pages at once, for page tables, sleeps in `vmwait` as well, until so many are
+//! free ([`Vm::vm_wait_for`]); FreeBSD panics there.
 //!
-//! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests never need it to run.
+//! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests
+//! never need it to run.
 
 use core::mem::offset_of;
 
@@ -29,15 +31,17 @@ const MAXBSIZE: u64 = 65536;
 const INTERRUPT_FREE_MIN: u64 = 2;
 
 impl<M: Machine> Vm<M> {
-    /// Computes the thresholds, and makes the pagedaemon's thread, which sleeps until pages are needed for the first
-    /// time.
+    /// Computes the thresholds, and makes the pagedaemon's thread, which sleeps until pages are
+    /// needed for the first time.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
     pub fn vm_pageout_start(&self) -> Result<(), Shortage> {
         let start = Self::vm_pageout;
-        let spec = ThreadSpec { tid: PAGEDAEMON_TID, name: "pagedaemon", priority: PVM, start, arg: 0 };
-        let thread = self.kthread_create_asleep(&spec, self.pagedaemon_channel(), "psleep", Wait::No)?;
+        let spec =
+            ThreadSpec { tid: PAGEDAEMON_TID, name: "pagedaemon", priority: PVM, start, arg: 0 };
+        let thread =
+            self.kthread_create_asleep(&spec, self.pagedaemon_channel(), "psleep", Wait::No)?;
         self.state().pageproc.set(thread);
         self.vm_pageout_init();
         Ok(())
@@ -53,7 +57,8 @@ impl<M: Machine> Vm<M> {
             }
             self.vm_pageout_scan();
             self.free_queue_lock();
-            // Who has freed a page to a cache sees that it is needed, or is seen here to have freed it.
+            // Who has freed a page to a cache sees that it is needed, or is seen here to have freed
+            // it.
             fence(Ordering::SeqCst);
             if needed.get() != 0 && !self.vm_page_count_min() {
                 if !self.vm_paging_needed() {
@@ -81,7 +86,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// One pass of the pagedaemon (`vm_pageout_scan`), as far as it goes without a look at the paging queues.
+    /// One pass of the pagedaemon (`vm_pageout_scan`), as far as it goes without a look at the
+    /// paging queues.
     fn vm_pageout_scan(&self) {
         self.vm_lowmem();
         self.uma_reclaim();
@@ -91,8 +97,8 @@ impl<M: Machine> Vm<M> {
         self.free_queue_unlock();
     }
 
-    /// Computes the thresholds from the pages there are and the pages free now, as FreeBSD's pagedaemon does first of
-    /// all (`vm_pageout`).
+    /// Computes the thresholds from the pages there are and the pages free now, as FreeBSD's
+    /// pagedaemon does first of all (`vm_pageout`).
     fn vm_pageout_init(&self) {
         let cnt = self.cnt();
         let (pages, free) = (cnt.v_page_count.get(), cnt.v_free_count.get());
@@ -108,16 +114,25 @@ impl<M: Machine> Vm<M> {
         cnt.v_free_min.set(free_min);
         let target = if free > 6144 { 4 } else { 2 } * free_min + reserved;
         cnt.v_free_target.set(target);
-        let (cache_min, inactive) = if free > 2048 { (target, 3 * target / 2) } else { (0, free / 4) };
+        let (cache_min, inactive) =
+            if free > 2048 { (target, 3 * target / 2) } else { (0, free / 4) };
         cnt.v_cache_min.set(cache_min);
         cnt.v_cache_max.set(2 * cache_min);
         cnt.v_inactive_target.set(inactive.min(free / 3));
     }
 
     /// Sleeps on `channel` with the free-queue mutex as the interlock.
-    fn msleep_free_queue(&self, channel: WaitChannel, pri: u8, wmesg: &'static str, timo: u64, relock: Relock) {
+    fn msleep_free_queue(
+        &self,
+        channel: WaitChannel,
+        pri: u8,
+        wmesg: &'static str,
+        timo: u64,
+        relock: Relock,
+    ) {
         let interlock = (LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx);
-        let (Sleep::Woken | Sleep::TimedOut) = self.msleep(channel, interlock, pri, wmesg, timo, relock);
+        let (Sleep::Woken | Sleep::TimedOut) =
+            self.msleep(channel, interlock, pri, wmesg, timo, relock);
     }
 
     /// What those sleep on who wait for pages (`&cnt.v_free_count`).
@@ -150,8 +165,8 @@ impl<M: Machine> Vm<M> {
         !pageproc.is_null() && self.current_thread() == pageproc
     }
 
-    /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others were faster.
-    /// Locks: none may be held.
+    /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others
+    /// were faster. Locks: none may be held.
     pub fn vm_wait(&self) {
         self.free_queue_lock();
         if self.is_pagedaemon() {
@@ -163,9 +178,10 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Sleeps until `pages` pages are free, for a caller who needs that many at once and takes none before. If they are
-    /// free already it returns at once; fewer than `v_free_min` are what [`Vm::vm_wait`] waits for. The caller tries
-    /// again and may find that others were faster. Locks: none may be held.
+    /// Sleeps until `pages` pages are free, for a caller who needs that many at once and takes none
+    /// before. If they are free already it returns at once; fewer than `v_free_min` are what
+    /// [`Vm::vm_wait`] waits for. The caller tries again and may find that others were faster.
+    /// Locks: none may be held.
     pub fn vm_wait_for(&self, pages: u64) {
         if pages < self.cnt().v_free_min.get() {
             return self.vm_wait();
@@ -185,12 +201,14 @@ impl<M: Machine> Vm<M> {
         self.msleep_free_queue(self.pages_wanted_channel(), pri, wmesg, 0, Relock::Drop);
     }
 
-    /// Whether a sleep for pages can end: there is a pagedaemon, which has set the thresholds, and threads can sleep.
+    /// Whether a sleep for pages can end: there is a pagedaemon, which has set the thresholds, and
+    /// threads can sleep.
     pub(super) fn vm_can_wait(&self) -> bool {
         self.cnt().v_free_min.get() != 0 && !self.is_cold()
     }
 
-    /// Sleeps as [`Vm::vm_wait`] does, for a page fault, which comes after the kernel (`VM_WAITPFAULT`).
+    /// Sleeps as [`Vm::vm_wait`] does, for a page fault, which comes after the kernel
+    /// (`VM_WAITPFAULT`).
     pub fn vm_waitpfault(&self) {
         self.free_queue_lock();
         self.pagedaemon_wakeup();
@@ -211,7 +229,9 @@ impl<M: Machine> Vm<M> {
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {
         let state = self.state();
-        state.vm_pages_needed.get() != 0 || state.vm_pageout_pages_needed.get() != 0 || state.vm_pages_wanted.get() != 0
+        state.vm_pages_needed.get() != 0
+            || state.vm_pageout_pages_needed.get() != 0
+            || state.vm_pages_wanted.get() != 0
     }
 
     /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
@@ -219,7 +239,8 @@ impl<M: Machine> Vm<M> {
     pub(super) fn vm_page_free_wakeup(&self) {
         let state = self.state();
         let pageout_free_min = self.cnt().v_pageout_free_min.get();
-        if state.vm_pageout_pages_needed.get() != 0 && self.vm_page_available() >= pageout_free_min {
+        if state.vm_pageout_pages_needed.get() != 0 && self.vm_page_available() >= pageout_free_min
+        {
             state.vm_pageout_pages_needed.set(0);
             self.wakeup(self.pageout_pages_channel());
         }

@@ -1,4 +1,5 @@
-//! The paging queues (`vm_pageq.c`): managed pages that nobody has wired, the least recently used first.
+//! The paging queues (`vm_pageq.c`): managed pages that nobody has wired, the least recently used
+//! first.
 //!
 //! Only pages of anonymous objects get here. Every function needs the page-queue mutex.
 
@@ -9,7 +10,8 @@ use super::Vm;
 use crate::machine::Machine;
 
 impl<M: Machine> Vm<M> {
-    /// Puts `m` at the end of the active queue (`vm_page_activate`), unless it is wired or unmanaged.
+    /// Puts `m` at the end of the active queue (`vm_page_activate`), unless it is wired or
+    /// unmanaged.
     pub(crate) fn vm_page_activate(&self, m: KPtr<VmPage>) {
         let page = self.page(m);
         if page.queue.get() == PQ_ACTIVE

@@ -1,13 +1,15 @@
 //! The physical memory allocator (`vm_phys.c`): a binary buddy system over segments.
 //!
-//! Free memory of a segment is in two parts. Pages below [`VmPhysSeg::fresh`] are handed out or lie in blocks of a
-//! power-of-two number of pages, whose heads are on the free lists. Pages from there on were never used: nothing has
-//! ever been written about them, which is why booting costs the same however much memory there is. When the lists
-//! have nothing, a block is cut off the fresh part.
+//! Free memory of a segment is in two parts. Pages below [`VmPhysSeg::fresh`] are handed out or lie
+//! in blocks of a power-of-two number of pages, whose heads are on the free lists. Pages from there
+//! on were never used: nothing has ever been written about them, which is why booting costs the
+//! same however much memory there is. When the lists have nothing, a block is cut off the fresh
+//! part.
 //!
-//! An allocation takes the head of the list of the smallest sufficient order and puts the halves it splits off at the
-//! heads of theirs; a free coalesces and appends at the tail. Memory below 16 MiB is searched last. As fresh blocks
-//! are cut no larger than asked for (but at least [`FRESH_ORDER`]), memory that was used before is used again first.
+//! An allocation takes the head of the list of the smallest sufficient order and puts the halves it
+//! splits off at the heads of theirs; a free coalesces and appends at the tail. Memory below 16 MiB
+//! is searched last. As fresh blocks are cut no larger than asked for (but at least
+//! [`FRESH_ORDER`]), memory that was used before is used again first.
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
@@ -41,7 +43,9 @@ impl<M: Machine> Vm<M> {
     /// The page with number `pfn`, which the page array covers.
     #[inline]
     pub(crate) fn vm_page_pointer(&self, pfn: u32) -> KPtr<VmPage> {
-        KPtr::new(phys_to_dmap(self.vm_page_array.add((u64::from(pfn) - self.first_page) * PAGE_STRUCT)))
+        KPtr::new(phys_to_dmap(
+            self.vm_page_array.add((u64::from(pfn) - self.first_page) * PAGE_STRUCT),
+        ))
     }
 
     /// Number of the page `m`.
@@ -61,7 +65,8 @@ impl<M: Machine> Vm<M> {
         GuestPhys::from_pfn(u64::from(self.vm_page_number(m)))
     }
 
-    /// The managed page that holds `pa` (`PHYS_TO_VM_PAGE`), or `None` when `pa` is not under management.
+    /// The managed page that holds `pa` (`PHYS_TO_VM_PAGE`), or `None` when `pa` is not under
+    /// management.
     #[must_use]
     pub fn phys_to_vm_page(&self, pa: GuestPhys) -> Option<KPtr<VmPage>> {
         let pfn = u32::try_from(pa.pfn()).ok()?;
@@ -70,8 +75,9 @@ impl<M: Machine> Vm<M> {
             .then(|| self.vm_page_pointer(pfn))
     }
 
-    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough. The pages that are in
-    /// CPUs' caches come back for it. Locks: the free queue is held; may take the caches'.
+    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough.
+    /// The pages that are in CPUs' caches come back for it. Locks: the free queue is held; may take
+    /// the caches'.
     #[must_use]
     pub fn vm_phys_alloc_pages(&self, order: usize) -> Option<KPtr<VmPage>> {
         let pfn = match self.vm_phys_take(order) {
@@ -88,7 +94,9 @@ impl<M: Machine> Vm<M> {
         for flind in 0..VM_NFREELIST {
             loop {
                 let queues = &self.state().vm_phys_free_queues[flind];
-                if let Some(oind) = (order..VM_NFREEORDER).find(|&oind| queues[oind].head.get() != 0) {
+                if let Some(oind) =
+                    (order..VM_NFREEORDER).find(|&oind| queues[oind].head.get() != 0)
+                {
                     let pfn = queues[oind].head.get();
                     self.freelist_remove(&queues[oind], pfn);
                     self.vm_phys_split_pages(pfn, oind, order, flind);
@@ -102,19 +110,25 @@ impl<M: Machine> Vm<M> {
         None
     }
 
-    /// Returns the upper halves of the block at `pfn` until `order` is left (`vm_phys_split_pages`).
+    /// Returns the upper halves of the block at `pfn` until `order` is left
+    /// (`vm_phys_split_pages`).
     fn vm_phys_split_pages(&self, pfn: u32, mut oind: usize, order: usize, flind: usize) {
         let segind = self.page_by_number(pfn).segind.get();
         while oind > order {
             oind -= 1;
             let half = pfn + (1 << oind);
             self.page_by_number(half).segind.set(segind);
-            self.freelist_push(&self.state().vm_phys_free_queues[flind][oind], half, oind, End::Head);
+            self.freelist_push(
+                &self.state().vm_phys_free_queues[flind][oind],
+                half,
+                oind,
+                End::Head,
+            );
         }
     }
 
-    /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its order. False when
-    /// there is no fresh memory left.
+    /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its
+    /// order. False when there is no fresh memory left.
     pub(super) fn vm_phys_cut_fresh(&self, order: usize, flind: usize) -> bool {
         for number in 0..self.state().vm_phys_nsegs.get() {
             let seg = self.vm_phys_seg(number);
@@ -133,13 +147,16 @@ impl<M: Machine> Vm<M> {
         false
     }
 
-    /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the block stays free. Panics when
-    /// the page is in no block. Locks: the free queue is held.
+    /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the
+    /// block stays free. Panics when the page is in no block. Locks: the free queue is held.
     pub(super) fn vm_phys_unfree_page(&self, pfn: u32) {
-        let seg = self.vm_phys_segments().find(|seg| (seg.start.get()..seg.fresh.get()).contains(&pfn));
+        let seg =
+            self.vm_phys_segments().find(|seg| (seg.start.get()..seg.fresh.get()).contains(&pfn));
         let start = seg.map_or(u32::MAX, |seg| seg.start.get());
         let blocks = (0..VM_NFREEORDER).map(|order| (pfn & !((1 << order) - 1), order));
-        let of_order = |&(head, order): &(u32, usize)| usize::from(self.page_by_number(head).block.get()) == order + 1;
+        let of_order = |&(head, order): &(u32, usize)| {
+            usize::from(self.page_by_number(head).block.get()) == order + 1
+        };
         let found = blocks.take_while(|&(head, _)| head >= start).find(of_order);
         let (Some(seg), Some((mut head, mut order))) = (seg, found) else {
             self.panic(format_args!("vm_phys_unfree_page: page {pfn:#x} is not free"));
@@ -172,7 +189,9 @@ impl<M: Machine> Vm<M> {
         let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];
         while order < VM_NFREEORDER - 1 {
             let buddy = pfn ^ (1 << order);
-            if buddy < seg.start.get() || u64::from(buddy) + (1 << order) > u64::from(seg.fresh.get()) {
+            if buddy < seg.start.get()
+                || u64::from(buddy) + (1 << order) > u64::from(seg.fresh.get())
+            {
                 break;
             }
             let head = self.page_by_number(buddy);

@@ -1,13 +1,14 @@
 //! The kernel's page tables (`amd64/pmap.c`), reached through the direct map.
 //!
-//! Kernel mappings are global, so that only an explicit invalidation makes a CPU forget one. Whoever takes mappings away gets a [`TlbFlush`]
-//! that says which addresses have to be invalidated; one flush serves a whole range, and an entry that was not valid
-//! before needs none. The pages behind removed mappings may be used again only after the flush.
+//! Kernel mappings are global, so that only an explicit invalidation makes a CPU forget one.
+//! Whoever takes mappings away gets a [`TlbFlush`] that says which addresses have to be
+//! invalidated; one flush serves a whole range, and an entry that was not valid before needs none.
+//! The pages behind removed mappings may be used again only after the flush.
 //!
-//! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable in 2008). The
-//! kernel image's own mappings were there first and are never changed here.
-//! The boot makes the first page tables, outside of managed memory (`pmap_init`). Others are
-//! made by [`Vm::pmap_growkernel`] alone. None is ever given back.
+//! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable
+//! in 2008). The kernel image's own mappings were there first and are never changed here. The boot
+//! makes the first page tables, outside of managed memory (`pmap_init`). Others are made by
+//! [`Vm::pmap_growkernel`] alone. None is ever given back.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
@@ -93,14 +94,16 @@ impl<M: Machine> Vm<M> {
 
     /// The entry of `level` for `va`, if the tables above exist and no larger page is in the way.
     fn pmap_entry(&self, va: GuestVirt, level: Level) -> Option<&Field<Pte>> {
-        let Ok(found) = walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, level);
+        let Ok(found) =
+            walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, level);
         let (table, index) = found?;
         Some(&self.at::<PageTable>(table)[index])
     }
 
     /// The page-table entry for `va` (`pmap_pte`), and the count of its table's valid entries.
     fn pmap_pte(&self, va: GuestVirt) -> Option<(&Field<Pte>, Option<&Field<u32>>)> {
-        let Ok(found) = walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, Level::Pt);
+        let Ok(found) =
+            walk::find_entry(&Tables(self), self.state().kernel_pmap.pml4.get(), va, Level::Pt);
         let (table, index) = found?;
         Some((&self.at::<PageTable>(table)[index], self.pmap_table_count(table)))
     }
@@ -130,14 +133,26 @@ impl<M: Machine> Vm<M> {
         dmap_to_phys(va).or_else(|| self.pmap_extract(va))
     }
 
-    /// Maps the page `m` at `va` (`pmap_enter` for kernel_pmap). `access` is what the mapping is needed for now: a
-    /// write marks it modified. Never sleeps; replaces and flushes what was there.
+    /// Maps the page `m` at `va` (`pmap_enter` for kernel_pmap). `access` is what the mapping is
+    /// needed for now: a write marks it modified. Never sleeps; replaces and flushes what was
+    /// there.
     ///
     /// Panics when there is no page table for `va` or a 2 MiB page is in the way.
     /// Locks: the object's is held; takes the pmap's.
-    pub fn pmap_enter(&self, va: GuestVirt, access: Protection, m: KPtr<VmPage>, prot: Protection, wired: Wired) {
+    pub fn pmap_enter(
+        &self,
+        va: GuestVirt,
+        access: Protection,
+        m: KPtr<VmPage>,
+        prot: Protection,
+        wired: Wired,
+    ) {
         let va = va.page();
-        let mut flags = self.machine().pte_flags_base() | PteFlags::V | PteFlags::G | PteFlags::A | PteFlags::NX;
+        let mut flags = self.machine().pte_flags_base()
+            | PteFlags::V
+            | PteFlags::G
+            | PteFlags::A
+            | PteFlags::NX;
         flags.set(PteFlags::RW, prot.contains(Protection::WRITE));
         flags.set(PteFlags::M, access.contains(Protection::WRITE));
         flags.set(PteFlags::W, wired == Wired::Yes);
@@ -185,8 +200,9 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Takes away all mappings in `[start, end)`, page aligned (`pmap_remove`). Empty parts of the tables are passed
-    /// over by whole tables. Panics on a mapping of the kernel image. Locks: takes the pmap's.
+    /// Takes away all mappings in `[start, end)`, page aligned (`pmap_remove`). Empty parts of the
+    /// tables are passed over by whole tables. Panics on a mapping of the kernel image. Locks:
+    /// takes the pmap's.
     pub fn pmap_remove(&self, start: GuestVirt, end: GuestVirt) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let mut va = start;
@@ -205,8 +221,8 @@ impl<M: Machine> Vm<M> {
         flush
     }
 
-    /// The lowest level of table that exists for `va`, and the first address past what that table's entry decides
-    /// (past the whole table for a page table).
+    /// The lowest level of table that exists for `va`, and the first address past what that table's
+    /// entry decides (past the whole table for a page table).
     fn pmap_next_table(&self, va: GuestVirt) -> (Level, GuestVirt) {
         for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
             let valid = self.pmap_entry(va, level).is_some_and(|entry| entry.get().is_valid());
@@ -247,12 +263,16 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Clears the wired bit of all mappings in `[start, end)`, page aligned, and hands `each` the pages behind them
-    /// (`pmap_change_wiring`, for a range). Locks: takes the pmap's, with which `each` is called.
+    /// Clears the wired bit of all mappings in `[start, end)`, page aligned, and hands `each` the
+    /// pages behind them (`pmap_change_wiring`, for a range). Locks: takes the pmap's, with which
+    /// `each` is called.
     pub fn pmap_unwire(&self, start: GuestVirt, end: GuestVirt, each: impl Fn(KPtr<VmPage>)) {
         self.pmap_lock();
         for va in (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new) {
-            let Some((entry, _)) = self.pmap_pte(va).filter(|(entry, _)| entry.get().is_valid()) else { continue };
+            let Some((entry, _)) = self.pmap_pte(va).filter(|(entry, _)| entry.get().is_valid())
+            else {
+                continue;
+            };
             let old = entry.get();
             let new = Pte::new(old.frame(), old.flags() - PteFlags::W);
             self.pmap_account(old, -1);
@@ -267,8 +287,8 @@ impl<M: Machine> Vm<M> {
         self.pmap_unlock();
     }
 
-    /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that is returned.
-    /// Panics as [`Vm::pmap_enter`] does. Locks: takes the pmap's.
+    /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that
+    /// is returned. Panics as [`Vm::pmap_enter`] does. Locks: takes the pmap's.
     pub fn pmap_kenter(&self, va: GuestVirt, pa: GuestPhys) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let flags = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::KENTER;
@@ -286,7 +306,8 @@ impl<M: Machine> Vm<M> {
         flush
     }
 
-    /// Maps `pages` from `sva` on, uncounted (`pmap_qenter`), and flushes if anything was there before.
+    /// Maps `pages` from `sva` on, uncounted (`pmap_qenter`), and flushes if anything was there
+    /// before.
     pub fn pmap_qenter(&self, sva: GuestVirt, pages: impl IntoIterator<Item = KPtr<VmPage>>) {
         let mut flush = TlbFlush::NONE;
         let mut va = sva;
@@ -297,7 +318,8 @@ impl<M: Machine> Vm<M> {
         self.tlb_flush(flush);
     }
 
-    /// Takes away `count` mappings from `sva` on and flushes once (`pmap_qremove`); empty entries are fine.
+    /// Takes away `count` mappings from `sva` on and flushes once (`pmap_qremove`); empty entries
+    /// are fine.
     pub fn pmap_qremove(&self, sva: GuestVirt, count: u64) {
         let flush = self.pmap_remove(sva, sva.add(count * PAGE_SIZE));
         self.tlb_flush(flush);
@@ -322,8 +344,9 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Provides page tables up to `end` (`pmap_growkernel`), before the map is changed that needs them. Tables that
-    /// exist, such as the image's, are kept as they are. Locks: the kernel map's is held; takes the pmap's.
+    /// Provides page tables up to `end` (`pmap_growkernel`), before the map is changed that needs
+    /// them. Tables that exist, such as the image's, are kept as they are. Locks: the kernel map's
+    /// is held; takes the pmap's.
     ///
     /// # Errors
     /// [`Shortage`] when a page was not to be had (FreeBSD panics); nothing has changed then.
@@ -346,7 +369,8 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Pages that [`Vm::pmap_growkernel`] takes for `end`: page tables of every level. Locks: the kernel map's is held.
+    /// Pages that [`Vm::pmap_growkernel`] takes for `end`: page tables of every level. Locks: the
+    /// kernel map's is held.
     pub(super) fn pmap_growkernel_pages(&self, end: GuestVirt) -> u64 {
         let end = grow_end(end);
         let mut va = self.state().kernel_vm_end.get();
@@ -395,8 +419,8 @@ impl<M: Machine> Vm<M> {
         Pte::new(table, flags | self.machine().pte_flags_base())
     }
 
-    /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it are empty still.
-    /// Those of the boot lie before `old`, and in no managed page.
+    /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it
+    /// are empty still. Those of the boot lie before `old`, and in no managed page.
     fn pmap_ungrow(&self, old: GuestVirt, failed: GuestVirt) {
         let mut va = failed;
         let mut tables = KPtr::NULL;
@@ -411,7 +435,8 @@ impl<M: Machine> Vm<M> {
         }
         self.machine().invalidate_range(old, grow_end(failed.add(1)));
         self.state().kernel_vm_end.set(old);
-        // Not before the flush: a CPU that remembers a table would read what the page is used for next.
+        // Not before the flush: a CPU that remembers a table would read what the page is used for
+        // next.
         while let Some(m) = tables.non_null() {
             tables = self.vm_page_unchain(m);
             self.vm_page_free_wired(m, Contents::Zero);
@@ -419,8 +444,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Takes away the tables on the way to `va` that map nothing below and lie wholly past `old`, and chains their pages
-    /// before `tables`.
+    /// Takes away the tables on the way to `va` that map nothing below and lie wholly past `old`,
+    /// and chains their pages before `tables`.
     fn pmap_unmake_table(&self, va: GuestVirt, old: GuestVirt, tables: &mut KPtr<VmPage>) {
         for level in [Level::Pd, Level::Pdpt] {
             let base = va.get() & !(level.span() - 1);
@@ -429,7 +454,8 @@ impl<M: Machine> Vm<M> {
             if base < old.get() || !pte.is_valid() || pte.is_large() {
                 continue;
             }
-            let empty = self.at::<PageTable>(pte.frame()).iter().all(|entry| !entry.get().is_valid());
+            let empty =
+                self.at::<PageTable>(pte.frame()).iter().all(|entry| !entry.get().is_valid());
             let Some(m) = self.phys_to_vm_page(pte.frame()).filter(|_| empty) else { continue };
             self.pmap_lock();
             entry.set(Pte::EMPTY);

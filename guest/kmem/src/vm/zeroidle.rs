@@ -1,12 +1,16 @@
-//! Clearing free pages while there is nothing else to do (`vm_zeroidle.c`, `vm_phys_zero_pages_idle`).
+//! Clearing free pages while there is nothing else to do (`vm_zeroidle.c`,
+//! `vm_phys_zero_pages_idle`).
 //!
-//! The thread `pagezero` runs when only the idle threads could. While fewer than four fifths of the free pages are known
-//! to be zero, it takes a dirty one off the free lists, clears it, and puts it back; once it has come so
-//! far it rests until they are fewer than two thirds. The free queue stays locked for that one page, so that a page that
-//! is being cleared counts as free all the time: an allocation that needs that very page waits for the lock, and the
-//! lock's owner always runs. FreeBSD unlocks, and the page is nobody's meanwhile. As everywhere in FreeBSD of 2008 it is off unless `vm.idlezero_enable` says otherwise.
+//! The thread `pagezero` runs when only the idle threads could. While fewer than four fifths of the
+//! free pages are known to be zero, it takes a dirty one off the free lists, clears it, and puts it
+//! back; once it has come so far it rests until they are fewer than two thirds. The free queue
+//! stays locked for that one page, so that a page that is being cleared counts as free all the
+//! time: an allocation that needs that very page waits for the lock, and the lock's owner always
+//! runs. FreeBSD unlocks, and the page is nobody's meanwhile. As everywhere in FreeBSD of 2008 it
+//! is off unless `vm.idlezero_enable` says otherwise.
 //!
-//! What is at rest has no thread that could run, this one included: what it does never shows half done.
+//! What is at rest has no thread that could run, this one included: what it does never shows half
+//! done.
 
 use core::mem::offset_of;
 
@@ -26,7 +30,8 @@ use crate::machine::Machine;
 const LOOK_AGAIN: u64 = 300;
 
 impl<M: Machine> Vm<M> {
-    /// Makes the thread, asleep, if `vm.idlezero_enable` asks for it (`pagezero_start`), and wakes it if there is work.
+    /// Makes the thread, asleep, if `vm.idlezero_enable` asks for it (`pagezero_start`), and wakes
+    /// it if there is work.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
@@ -54,14 +59,15 @@ impl<M: Machine> Vm<M> {
                 state.pagezero_sleeps.set(1);
                 let interlock = (LockClass::FreeQueue, &state.vm_page_queue_free_mtx);
                 let (channel, timo) = (self.zero_state_channel(), self.hz() * LOOK_AGAIN);
-                let (Sleep::Woken | Sleep::TimedOut) = self.msleep(channel, interlock, 0, "pgzero", timo, Relock::Yes);
+                let (Sleep::Woken | Sleep::TimedOut) =
+                    self.msleep(channel, interlock, 0, "pgzero", timo, Relock::Yes);
             }
             self.free_queue_unlock();
         }
     }
 
-    /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and then not before they are
-    /// fewer than two thirds. Locks: the free queue's.
+    /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and
+    /// then not before they are fewer than two thirds. Locks: the free queue's.
     fn vm_page_zero_check(&self) -> bool {
         let state = self.state();
         let (zero, free) = (state.vm_page_zero_count.get(), self.cnt().v_free_count.get());
@@ -69,7 +75,8 @@ impl<M: Machine> Vm<M> {
         state.idlezero_enable.get() != 0 && zero < enough
     }
 
-    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free queue's.
+    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free
+    /// queue's.
     fn vm_page_zero_idle(&self) -> bool {
         let (state, cnt) = (self.state(), self.cnt());
         state.zero_state.set(0);
@@ -85,15 +92,16 @@ impl<M: Machine> Vm<M> {
         true
     }
 
-    /// Takes a free page off its list that is not known to be zero. The search goes on where the last one ended. Locks: the
-    /// free queue's.
+    /// Takes a free page off its list that is not known to be zero. The search goes on where the
+    /// last one ended. Locks: the free queue's.
     fn vm_phys_dirty_page(&self) -> Option<KPtr<VmPage>> {
         let cursor = &self.state().zeroidle_cursor;
         loop {
             let from = cursor.get();
             let used = |from: u32, to: u32| {
                 let clip = move |pfn: u32| pfn.clamp(from, to);
-                self.vm_phys_segments().flat_map(move |seg| clip(seg.start.get())..clip(seg.fresh.get()))
+                self.vm_phys_segments()
+                    .flat_map(move |seg| clip(seg.start.get())..clip(seg.fresh.get()))
             };
             let dirty = |&pfn: &u32| {
                 let page = self.page_by_number(pfn);
@@ -112,7 +120,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Wakes the thread if it sleeps and there is work (`vm_page_zero_idle_wakeup`). Locks: the free queue's.
+    /// Wakes the thread if it sleeps and there is work (`vm_page_zero_idle_wakeup`). Locks: the
+    /// free queue's.
     #[inline]
     pub(super) fn vm_page_zero_idle_wakeup(&self) {
         let sleeps = &self.state().pagezero_sleeps;

@@ -1,15 +1,16 @@
-//! Zones of small equal items in the direct map: objects, threads, event handlers. What maps consist of lies in pools of
-//! their own ([`super::map`]).
+//! Zones of small equal items in the direct map: objects, threads, event handlers. What maps
+//! consist of lies in pools of their own ([`super::map`]).
 //!
-//! A zone grows by one page, a slab, and gives a slab back as soon as its last item is free. A slab begins with a
-//! [`SlabHeader`]; its free items form a list inside themselves, and slabs with free items form the zone's list. No
-//! item needs any address space but the direct map. Zones grow by INTERRUPT-class pages and never sleep.
+//! A zone grows by one page, a slab, and gives a slab back as soon as its last item is free. A slab
+//! begins with a [`SlabHeader`]; its free items form a list inside themselves, and slabs with free
+//! items form the zone's list. No item needs any address space but the direct map. Zones grow by
+//! INTERRUPT-class pages and never sleep.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
-    ZONE_COUNT,
+    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue,
+    StoredOp, Thread, VmObject, ZONE_COUNT,
 };
 
 use super::page::{AllocClass, AllocFlags, Contents};
@@ -78,8 +79,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// An item, all zero, or `None` when a page was needed and none was left (`uma_zalloc` with M_NOWAIT).
-    /// Locks: takes the zone's.
+    /// An item, all zero, or `None` when a page was needed and none was left (`uma_zalloc` with
+    /// M_NOWAIT). Locks: takes the zone's.
     #[must_use]
     pub fn zone_alloc<T: ZoneItem>(&self) -> Option<KPtr<T>> {
         let zone = &self.state().zones[T::ZONE];
@@ -152,7 +153,8 @@ impl<M: Machine> Vm<M> {
         let items = items_per_slab(size);
         let mut free = KPtr::NULL;
         for index in (0..items).rev() {
-            let item: KPtr<SlabItem> = KPtr::new(phys_to_dmap(pa.add(size_of::<SlabHeader>() as u64 + index * size)));
+            let item: KPtr<SlabItem> =
+                KPtr::new(phys_to_dmap(pa.add(size_of::<SlabHeader>() as u64 + index * size)));
             self.get(item).next.set(free);
             self.item_mark(zone, item, Mark::Free);
             free = item;

@@ -7,18 +7,20 @@ use crate::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use crate::field::Field;
 use crate::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 
-/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays that begin on cache lines of their own.
-/// Addresses are counted in pages from the map's `min_offset`, lengths in pages.
+/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays that begin on cache
+/// lines of their own. Addresses are counted in pages from the map's `min_offset`, lengths in
+/// pages.
 ///
 /// | | key | gap | target |
 /// |---|---|---|---|
 /// | leaf (`level` 0) | the entry's start | free pages from the entry's end to the next entry or the map's end | the entry |
 /// | inner node | lowest key in the child | largest gap in the child (FreeBSD's `max_free`) | the child |
 ///
-/// The map's header is the first slot of the first leaf, as an entry of no length at `min_offset`: its gap is the free
-/// range below the first entry. Keys ascend strictly, save that an entry may start at `min_offset` too. Slots past
-/// `count` hold [`MapNode::NO_KEY`] and gap 0, so that a search may look at all slots. Every node but the root has at
-/// least [`MapNode::MIN_FILL`] slots, and an inner root at least 2.
+/// The map's header is the first slot of the first leaf, as an entry of no length at `min_offset`:
+/// its gap is the free range below the first entry. Keys ascend strictly, save that an entry may
+/// start at `min_offset` too. Slots past `count` hold [`MapNode::NO_KEY`] and gap 0, so that a
+/// search may look at all slots. Every node but the root has at least [`MapNode::MIN_FILL`] slots,
+/// and an inner root at least 2.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapNode {
@@ -47,8 +49,8 @@ impl MapNode {
     pub const NO_KEY: u32 = u32::MAX;
     /// Most pages of a map, just under 16 TiB: every page has a key, and so has the map's end.
     pub const MAX_PAGES: u64 = Self::NO_KEY as u64 - 1;
-    /// Most levels of a tree: entries are no more than pages, and every level holds [`MapNode::MIN_FILL`] times as many
-    /// nodes as the one above, the second at least 2.
+    /// Most levels of a tree: entries are no more than pages, and every level holds
+    /// [`MapNode::MIN_FILL`] times as many nodes as the one above, the second at least 2.
     pub const MAX_HEIGHT: usize = 12;
 
     /// The child of slot `slot` of an inner node.
@@ -83,4 +85,5 @@ const _: () = assert!(size_of::<MapNode>() == 256);
 const _: () = assert!(core::mem::offset_of!(MapNode, gaps) == 68);
 const _: () = assert!(core::mem::offset_of!(MapNode, targets) == 136);
 // The kernel's address space fits.
-const _: () = assert!(VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT < MapNode::MAX_PAGES);
+const _: () =
+    assert!(VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT < MapNode::MAX_PAGES);

@@ -18,8 +18,8 @@ pub struct PoolPage {
     pub _pad: [Field<u64>; 6],
 }
 
-/// All items of one kind that a map owns: first those in its home, then those of whole pages. The first `used` are in
-/// use, without a hole, and the others are the reserve.
+/// All items of one kind that a map owns: first those in its home, then those of whole pages. The
+/// first `used` are in use, without a hole, and the others are the reserve.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapPool {
@@ -35,7 +35,8 @@ pub struct MapPool {
     pub last: Field<KPtr<PoolPage>>,
 }
 
-/// A map's home: the page that is made with it and lives as long, with the map and its first entries and nodes.
+/// A map's home: the page that is made with it and lives as long, with the map and its first
+/// entries and nodes.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapHome {
@@ -56,7 +57,8 @@ impl MapHome {
 
 impl PoolPage {
     /// Entries in a page of entries.
-    pub const ENTRIES: u64 = (PAGE_SIZE - size_of::<Self>() as u64) / size_of::<VmMapEntry>() as u64;
+    pub const ENTRIES: u64 =
+        (PAGE_SIZE - size_of::<Self>() as u64) / size_of::<VmMapEntry>() as u64;
     /// Nodes in a page of nodes.
     pub const NODES: u64 = (PAGE_SIZE - size_of::<Self>() as u64) / size_of::<MapNode>() as u64;
 }

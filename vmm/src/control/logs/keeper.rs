@@ -1,8 +1,8 @@
 //! The thread that keeps all of a guest's log.
 //!
-//! It sleeps until the kernel rings for it, as a consumer of [`vmkern_abi::control`]'s does. What it has taken goes to the
-//! console first, which may be slow: the kernel waits then. A console that fails is given up, and the kernel is not kept
-//! waiting for it.
+//! It sleeps until the kernel rings for it, as a consumer of [`vmkern_abi::control`]'s does. What
+//! it has taken goes to the console first, which may be slow: the kernel waits then. A console that
+//! fails is given up, and the kernel is not kept waiting for it.
 
 use std::io::{self, Write};
 use std::ops::Deref;
@@ -52,19 +52,28 @@ impl Keeper {
         console: Box<dyn Write + Send>,
         bell: Arc<Bell>,
     ) -> Result<Self, KvmError> {
-        let state = Arc::new(State { bell, closing: AtomicBool::new(false), collected: Mutex::default() });
+        let state =
+            Arc::new(State { bell, closing: AtomicBool::new(false), collected: Mutex::default() });
         region.log.keep(Keeping::Everything);
         let ring = Ring(region);
         let shared = Arc::clone(&state);
         let run = move || {
             let ring = ring;
-            Work { state: shared, serial, console: Some(console), next: 0, dropped: 0, in_line: false, error: None }
-                .run(&ring)
+            Work {
+                state: shared,
+                serial,
+                console: Some(console),
+                next: 0,
+                dropped: 0,
+                in_line: false,
+                error: None,
+            }
+            .run(&ring)
         };
-        let thread = thread::Builder::new()
-            .name("vmkern-log".to_owned())
-            .spawn(run)
-            .map_err(|error| KvmError::io("starting the thread that keeps the kernel's log", &error))?;
+        let thread =
+            thread::Builder::new().name("vmkern-log".to_owned()).spawn(run).map_err(|error| {
+                KvmError::io("starting the thread that keeps the kernel's log", &error)
+            })?;
         Ok(Self { state, thread: Some(thread) })
     }
 
@@ -172,8 +181,12 @@ impl Work {
         if dropped > self.dropped {
             let lines = dropped - self.dropped;
             self.dropped = dropped;
-            let what = if lines == 1 { "1 line was".to_owned() } else { format!("{lines} lines were") };
-            self.put(format!("[{what} dropped here: there was no room, and no waiting for it]\n").as_bytes());
+            let what =
+                if lines == 1 { "1 line was".to_owned() } else { format!("{lines} lines were") };
+            self.put(
+                format!("[{what} dropped here: there was no room, and no waiting for it]\n")
+                    .as_bytes(),
+            );
         }
     }
 
@@ -226,9 +239,11 @@ mod tests {
     fn kept(room: usize) -> (Shared<ControlRegion>, Keeper, Paper, Arc<Bell>) {
         let ram = Arc::new(GuestRam::new(8 << 20).expect("address space is there"));
         let region = || ram.shared::<ControlRegion>(CONTROL).expect("it is RAM");
-        let (paper, bell) = (Paper { written: Arc::default(), room }, Bell::new().expect("an eventfd can be had"));
+        let (paper, bell) =
+            (Paper { written: Arc::default(), room }, Bell::new().expect("an eventfd can be had"));
         let (serial, console) = (devices::Console::default(), Box::new(paper.clone()));
-        let keeper = Keeper::start(region(), serial, console, Arc::clone(&bell)).expect("there are threads");
+        let keeper =
+            Keeper::start(region(), serial, console, Arc::clone(&bell)).expect("there are threads");
         (region(), keeper, paper, bell)
     }
 
@@ -263,9 +278,13 @@ mod tests {
         write(&region.log, b"last\n", &bell);
         let end = keeper.end();
         assert_eq!((end.dropped, end.error.is_none()), (3, true));
-        let written = String::from_utf8(paper.written.lock().expect("nobody failed").clone()).expect("it is text");
+        let written = String::from_utf8(paper.written.lock().expect("nobody failed").clone())
+            .expect("it is text");
         let note = "[3 lines were dropped here: there was no room, and no waiting for it]\n";
-        assert!(written == expected.clone() + "last\n" + note || written == expected + note + "last\n", "{written}");
+        assert!(
+            written == expected.clone() + "last\n" + note || written == expected + note + "last\n",
+            "{written}"
+        );
         assert!(!region.log.is_kept(), "nobody waits for a keeper that is gone");
         assert!(end.rest.ends_with(b"last\n") || end.rest.ends_with(note.as_bytes()));
     }
@@ -286,12 +305,14 @@ mod tests {
     fn what_was_sent_over_the_serial_line_stands_first_and_half_a_line_is_not_torn_by_a_note() {
         let ram = Arc::new(GuestRam::new(8 << 20).expect("address space is there"));
         let region = || ram.shared::<ControlRegion>(CONTROL).expect("it is RAM");
-        let (paper, bell) = (Paper { written: Arc::default(), room: 1 << 20 }, Bell::new().expect("an eventfd"));
+        let (paper, bell) =
+            (Paper { written: Arc::default(), room: 1 << 20 }, Bell::new().expect("an eventfd"));
         let mut serial = devices::Console::default();
         serial.write_all(b"early\n").expect("it takes all");
         region().log.write(b"half");
         region().log.drop_line();
-        let keeper = Keeper::start(region(), serial, Box::new(paper.clone()), bell).expect("there are threads");
+        let keeper = Keeper::start(region(), serial, Box::new(paper.clone()), bell)
+            .expect("there are threads");
         region().log.write(b" and half\n");
         let end = keeper.end();
         let note = "[1 line was dropped here: there was no room, and no waiting for it]\n";

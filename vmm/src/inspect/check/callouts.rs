@@ -27,7 +27,11 @@ pub(super) fn check(ctx: &Context<'_>) {
         let sequence = callout.sequence.get();
         if (sequence != 0) != queued.contains(&thread.addr()) {
             ctx.finding("callout-queued", "thread", thread.addr(), || {
-                let place = if sequence == 0 { "in the heap of time-outs" } else { "not in the heap of time-outs" };
+                let place = if sequence == 0 {
+                    "in the heap of time-outs"
+                } else {
+                    "not in the heap of time-outs"
+                };
                 format!("{} has the time-out number {sequence}, but is {place}", label(t))
             });
         }
@@ -36,7 +40,10 @@ pub(super) fn check(ctx: &Context<'_>) {
         }
         if sequence > sched.callout_sequence.get() {
             ctx.finding("callout-sequence", "thread", thread.addr(), || {
-                format!("its time-out has number {sequence}, but only {} were armed", sched.callout_sequence.get())
+                format!(
+                    "its time-out has number {sequence}, but only {} were armed",
+                    sched.callout_sequence.get()
+                )
             });
         }
         if let Some(other) = sequences.insert(sequence, thread.addr()) {
@@ -59,7 +66,9 @@ fn check_root(ctx: &Context<'_>, root: KPtr<Thread>) {
     if !sibling.get().is_null() || !prev.get().is_null() {
         ctx.finding("callout-link", "thread", thread.addr(), || {
             let (sibling, prev) = (sibling.get().addr(), prev.get().addr());
-            format!("it is the root of the heap of time-outs, but has sibling {sibling} and prev {prev}")
+            format!(
+                "it is the root of the heap of time-outs, but has sibling {sibling} and prev {prev}"
+            )
         });
     }
 }
@@ -75,21 +84,38 @@ fn check_siblings(
     let (mut before, mut next) = (parent, first);
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
-            ctx.finding("callout-link", "scheduler", ctx.root_of(&ctx.roots.sched.callouts), || {
-                format!("the heap of time-outs leads to {}, which is not on the list of threads", pointer.addr())
-            });
+            ctx.finding(
+                "callout-link",
+                "scheduler",
+                ctx.root_of(&ctx.roots.sched.callouts),
+                || {
+                    format!(
+                        "the heap of time-outs leads to {}, which is not on the list of threads",
+                        pointer.addr()
+                    )
+                },
+            );
             return;
         };
         let callout = &thread.value.callout;
         if !queued.insert(thread.addr()) {
-            ctx.finding("callout-link", "thread", thread.addr(), || "it is in the heap of time-outs twice");
+            ctx.finding(
+                "callout-link",
+                "thread",
+                thread.addr(),
+                || "it is in the heap of time-outs twice",
+            );
             return;
         }
         if let Some(expected) = before
             && callout.prev.get() != expected
         {
             ctx.finding("callout-link", "thread", thread.addr(), || {
-                format!("its prev is {}, but the heap comes from {}", callout.prev.get().addr(), expected.addr())
+                format!(
+                    "its prev is {}, but the heap comes from {}",
+                    callout.prev.get().addr(),
+                    expected.addr()
+                )
             });
         }
         let key = |callout: &Callout| (callout.deadline.get(), callout.sequence.get());

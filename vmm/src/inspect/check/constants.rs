@@ -1,5 +1,5 @@
-//! Words that have one value, or few, in a kernel that works: names, words of what is not in use, counters of what
-//! never happens.
+//! Words that have one value, or few, in a kernel that works: names, words of what is not in use,
+//! counters of what never happens.
 
 use std::mem::offset_of;
 
@@ -47,7 +47,8 @@ pub(super) fn check(ctx: &Context<'_>) {
 /// A map's header is no range: nothing is behind it.
 fn check_header(ctx: &Context<'_>, map: &Map) {
     let header = &map.header;
-    let is_bare = (header.object.get(), header.offset, header.wired_count, header.inheritance) == (0, 0, 0, 0)
+    let is_bare = (header.object.get(), header.offset, header.wired_count, header.inheritance)
+        == (0, 0, 0, 0)
         && header.deleter == 0
         && header.eflags == EntryFlags::empty()
         && (header.protection, header.max_protection) == (Protection::empty(), Protection::empty());
@@ -60,7 +61,9 @@ fn check_header(ctx: &Context<'_>, map: &Map) {
 
 /// The lock of the other kind of map is never taken.
 fn check_other_lock(ctx: &Context<'_>, map: &Map) {
-    let Ok(raw) = ctx.memory.get::<VmMap>("vm_map", vmkern_abi::addr::KPtr::new(map.at)) else { return };
+    let Ok(raw) = ctx.memory.get::<VmMap>("vm_map", vmkern_abi::addr::KPtr::new(map.at)) else {
+        return;
+    };
     let (offset, word, kind) = if map.system_map == 0 {
         (offset_of!(VmMap, lock), raw.lock.owner.get(), "mutex")
     } else {
@@ -78,12 +81,17 @@ fn check_roots(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     if roots.sched.cold.get() == 0 && roots.boot_held_locks.get() != 0 {
         ctx.finding("held-locks", "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
-            format!("there are threads, but the boot holds locks {:#x}", roots.boot_held_locks.get())
+            format!(
+                "there are threads, but the boot holds locks {:#x}",
+                roots.boot_held_locks.get()
+            )
         });
     }
     // While the scheduler is at work its threads are not looked at, but their numbers are known.
-    let (owner, last) =
-        (roots.sched.lock.owner.get(), IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)));
+    let (owner, last) = (
+        roots.sched.lock.owner.get(),
+        IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)),
+    );
     if owner > last && owner != TASKQ_TID + 1 {
         ctx.finding("mutex-owner", "sched_lock", ctx.root_of(&roots.sched.lock), || {
             format!("its word is {owner:#x}, but the last thread has number {last}")
@@ -132,11 +140,14 @@ fn check_meter(ctx: &Context<'_>) {
     }
     let hz = meter.hz.get();
     if !(1..=HZ_MAX).contains(&hz) {
-        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.hz), || format!("hz is {hz}, not 1 to {HZ_MAX}"));
+        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.hz), || {
+            format!("hz is {hz}, not 1 to {HZ_MAX}")
+        });
     }
 }
 
-/// What a thread is called, and its priority: of a worker by its number, of an idle thread by its CPU.
+/// What a thread is called, and its priority: of a worker by its number, of an idle thread by its
+/// CPU.
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
     let fault = |rule, detail: String| ctx.finding(rule, "thread", thread.addr(), || detail);
@@ -145,19 +156,33 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let (number, name, priority) = match cpu {
         Some(0) => (BOOT_TID, "host".to_owned(), PRI_MAX_IDLE),
         Some(cpu) => (IDLE_TID.wrapping_add(cpu), format!("idle{cpu}"), PRI_MAX_IDLE),
-        None if thread.at == ctx.roots.pageproc.get() => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
+        None if thread.at == ctx.roots.pageproc.get() => {
+            (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM)
+        }
         None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
-        None if t.name().to_string() == "pagezero" => (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY),
-        None if t.name().to_string() == "thread taskq" => (TASKQ_TID, "thread taskq".to_owned(), PVM),
+        None if t.name().to_string() == "pagezero" => {
+            (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY)
+        }
+        None if t.name().to_string() == "thread taskq" => {
+            (TASKQ_TID, "thread taskq".to_owned(), PVM)
+        }
         // Of a CPU that is only being started.
-        None if t.name().to_string().starts_with("idle") => (tid, t.name().to_string(), PRI_MAX_IDLE),
+        None if t.name().to_string().starts_with("idle") => {
+            (tid, t.name().to_string(), PRI_MAX_IDLE)
+        }
         None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
     };
     if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
-        fault("thread-name", format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()));
+        fault(
+            "thread-name",
+            format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()),
+        );
     }
     if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
-        fault("kernel-stack", format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()));
+        fault(
+            "kernel-stack",
+            format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()),
+        );
     }
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if own != priority || (now != own && !LENT.contains(&now)) {
@@ -169,6 +194,9 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let words = [t.wmesg[0].get(), t.wmesg[1].get()];
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
     if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {
-        fault("wait-message", format!("{} is in state {} with wait message {words:x?}", label(t), t.state.get()));
+        fault(
+            "wait-message",
+            format!("{} is in state {} with wait message {words:x?}", label(t), t.state.get()),
+        );
     }
 }

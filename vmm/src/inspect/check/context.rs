@@ -1,8 +1,8 @@
 //! What the rules share: the structures, read once and indexed, and the findings.
 //!
-//! Reading comes first and is done by the modules that know the structures; they add findings about what cannot be
-//! read or does not hang together, and go on with the rest. After that the context does not change but for findings and
-//! owners of pages, so that rules run in any order.
+//! Reading comes first and is done by the modules that know the structures; they add findings about
+//! what cannot be read or does not hang together, and go on with the rest. After that the context
+//! does not change but for findings and owners of pages, so that rules run in any order.
 
 use std::borrow::Cow;
 use std::ptr;
@@ -66,10 +66,23 @@ impl<'a> Context<'a> {
         let objects = Objects::read(&memory, &pages, roots_at, &roots, &maps, &findings);
         let tables = Tables::read(&memory, &roots, view.pml4(), &findings);
         let sched = Sched::read(&memory, &roots, &findings);
-        Ok(Self { memory, roots_at, roots, pages, rest, maps, objects, tables, sched, findings, owners })
+        Ok(Self {
+            memory,
+            roots_at,
+            roots,
+            pages,
+            rest,
+            maps,
+            objects,
+            tables,
+            sched,
+            findings,
+            owners,
+        })
     }
 
-    /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the contradiction.
+    /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the
+    /// contradiction.
     pub(super) fn finding<D: Into<String>>(
         &self,
         rule: &'static str,
@@ -122,11 +135,13 @@ impl<'a> Context<'a> {
         self.rest.is_quiet()
     }
 
-    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed. A mutex says so from its first
-    /// instant to its last; its owner notes it a little later, and forgets it a little earlier, but says it of those as well
-    /// to which nothing leads yet.
+    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed. A mutex
+    /// says so from its first instant to its last; its owner notes it a little later, and forgets
+    /// it a little earlier, but says it of those as well to which nothing leads yet.
     pub(super) fn is_locked(&self) -> bool {
-        let holds = |thread| self.sched.thread(thread).is_some_and(|thread| thread.value.held_locks.get() != 0);
+        let holds = |thread| {
+            self.sched.thread(thread).is_some_and(|thread| thread.value.held_locks.get() != 0)
+        };
         self.roots.boot_held_locks.get() != 0
             || locks::is_any_owned(self)
             || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))

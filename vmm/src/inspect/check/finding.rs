@@ -113,7 +113,8 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Adds a finding, or counts it when its rule has enough of them. `detail` is asked for only if it is told.
+    /// Adds a finding, or counts it when its rule has enough of them. `detail` is asked for only if
+    /// it is told.
     pub(super) fn add<D: Into<String>>(
         &self,
         rule: &'static str,
@@ -125,7 +126,12 @@ impl Findings {
         let count = counts.entry(rule).or_default();
         *count += 1;
         if *count <= FINDINGS_MAX {
-            self.all.borrow_mut().push(Finding { rule, what: what.into(), at, detail: detail().into() });
+            self.all.borrow_mut().push(Finding {
+                rule,
+                what: what.into(),
+                at,
+                detail: detail().into(),
+            });
         }
     }
 
@@ -143,7 +149,8 @@ impl Findings {
 
     pub(super) fn into_report(self, updating: Vec<Updating>, stats: CheckStats) -> Report {
         let counts = self.counts.into_inner().into_iter();
-        let more = counts.filter_map(|(rule, n)| Some((rule, n.checked_sub(FINDINGS_MAX).filter(|&n| n > 0)?)));
+        let more = counts
+            .filter_map(|(rule, n)| Some((rule, n.checked_sub(FINDINGS_MAX).filter(|&n| n > 0)?)));
         Report { findings: self.all.into_inner(), more: more.collect(), updating, stats }
     }
 }
@@ -159,9 +166,17 @@ mod tests {
     #[test]
     fn a_finding_says_rule_structure_address_and_contradiction() {
         let findings = Findings::default();
-        findings.add("map-size", "kmem_map", GuestVirt::new(0x4000), || "size says 40960, its entries sum to 36864");
+        findings.add(
+            "map-size",
+            "kmem_map",
+            GuestVirt::new(0x4000),
+            || "size says 40960, its entries sum to 36864",
+        );
         let report = findings.into_report(Vec::new(), CheckStats::default());
-        assert_eq!(report.to_string(), "map-size: kmem_map at 0x4000: size says 40960, its entries sum to 36864\n");
+        assert_eq!(
+            report.to_string(),
+            "map-size: kmem_map at 0x4000: size says 40960, its entries sum to 36864\n"
+        );
         let json = serde_json::to_value(&report.findings[0]).expect("a finding is JSON");
         assert_eq!(json["at"], "0x4000");
     }

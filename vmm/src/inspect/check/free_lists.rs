@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::layout::{
-    ISADMA_END, PageFlags, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg,
+    ISADMA_END, PageFlags, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA, VM_NFREEORDER, VmFreeList,
+    VmPage, VmPhysSeg,
 };
 
 use super::context::Context;
@@ -31,12 +32,17 @@ pub(super) fn check(ctx: &Context<'_>) {
 fn check_segments(ctx: &Context<'_>) {
     for (number, segment) in ctx.pages.segments.iter().enumerate() {
         let isadma = ISADMA_END.pfn();
-        let expected = if segment.start < isadma { VM_FREELIST_ISADMA } else { VM_FREELIST_DEFAULT };
+        let expected =
+            if segment.start < isadma { VM_FREELIST_ISADMA } else { VM_FREELIST_DEFAULT };
         let at = ctx.roots.vm_phys_segs.get().addr().add((number * size_of::<VmPhysSeg>()) as u64);
-        if segment.freelist as usize != expected || (segment.start < isadma && segment.end > isadma) {
+        if segment.freelist as usize != expected || (segment.start < isadma && segment.end > isadma)
+        {
             ctx.finding("segment-freelist", "vm_phys_seg", at, || {
                 let (start, end) = (segment.start, segment.end);
-                format!("pages {start:#x} to {end:#x} are of free list {}, expected {expected}", segment.freelist)
+                format!(
+                    "pages {start:#x} to {end:#x} are of free list {}, expected {expected}",
+                    segment.freelist
+                )
             });
         }
     }
@@ -46,7 +52,8 @@ fn check_segments(ctx: &Context<'_>) {
             format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
         });
     }
-    let (begin, first) = (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
+    let (begin, first) =
+        (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
     let expected = first - first % PAGES_A_PAGE;
     if begin != expected {
         ctx.finding("page-array", "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
@@ -67,7 +74,8 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
     let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
     while next != 0 {
         let pfn = u64::from(next);
-        let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn)) else {
+        let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn))
+        else {
             ctx.finding("free-list-link", "free list", list_at, || {
                 format!("list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was never used")
             });
@@ -82,7 +90,10 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         }
         if head.prev != before {
             ctx.finding("free-list-link", "vm_page", at, || {
-                format!("prev of page {pfn:#x} is {:#x}, but its free list comes from {before:#x}", head.prev)
+                format!(
+                    "prev of page {pfn:#x} is {:#x}, but its free list comes from {before:#x}",
+                    head.prev
+                )
             });
         }
         check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
@@ -96,7 +107,11 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
     }
     if list.count.get() != seen.len() as u64 {
         ctx.finding("free-list-count", "free list", list_at, || {
-            format!("list {flind}, order {order}: count says {}, but it has {} blocks", list.count.get(), seen.len())
+            format!(
+                "list {flind}, order {order}: count says {}, but it has {} blocks",
+                list.count.get(),
+                seen.len()
+            )
         });
     }
 }
@@ -111,12 +126,20 @@ struct Block {
 fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, segment: &Segment) {
     let &Block { pfn, order, flind, at } = block;
     let end = pfn + (1 << order);
-    if usize::from(head.block) != order + 1 || pfn.trailing_zeros() < u32::try_from(order).unwrap_or(0) {
+    if usize::from(head.block) != order + 1
+        || pfn.trailing_zeros() < u32::try_from(order).unwrap_or(0)
+    {
         ctx.finding("free-block-order", "vm_page", at, || {
-            format!("page {pfn:#x} is on the list of order {order}, but its block says {}", i32::from(head.block) - 1)
+            format!(
+                "page {pfn:#x} is on the list of order {order}, but its block says {}",
+                i32::from(head.block) - 1
+            )
         });
     }
-    if end > segment.fresh || usize::from(head.segind) != number || segment.freelist as usize != flind {
+    if end > segment.fresh
+        || usize::from(head.segind) != number
+        || segment.freelist as usize != flind
+    {
         ctx.finding("free-block-segment", "vm_page", at, || {
             let (segind, own, fresh) = (head.segind, segment.freelist, segment.fresh);
             format!(
@@ -126,10 +149,14 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         });
     }
     let buddy = pfn ^ (1 << order);
-    let is_pair = order + 1 < VM_NFREEORDER && buddy >= segment.start && buddy + (1 << order) <= segment.fresh;
+    let is_pair = order + 1 < VM_NFREEORDER
+        && buddy >= segment.start
+        && buddy + (1 << order) <= segment.fresh;
     if is_pair && ctx.pages.get(buddy).is_some_and(|page| usize::from(page.block) == order + 1) {
         ctx.finding("free-block-coalesced", "vm_page", at, || {
-            format!("page {pfn:#x} and its buddy {buddy:#x} both head a free block of order {order}")
+            format!(
+                "page {pfn:#x} and its buddy {buddy:#x} both head a free block of order {order}"
+            )
         });
     }
     for page in pfn..end.min(segment.fresh) {

@@ -27,7 +27,10 @@ pub(super) fn check(ctx: &Context<'_>) {
         let words = [list.value.name[0].get(), list.value.name[1].get()];
         if !EVENTS.iter().any(|name| WaitMessage::new(name).words() == words) {
             ctx.finding("event-name", "event", list.addr(), || {
-                format!("its name is `{}`, but the kernel has only {EVENTS:?}", WaitMessage::from_words(words))
+                format!(
+                    "its name is `{}`, but the kernel has only {EVENTS:?}",
+                    WaitMessage::from_words(words)
+                )
             });
         }
         if let Some(other) = names.insert(words, list.addr()) {
@@ -39,8 +42,8 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
 }
 
-/// Each run of a list is some thread's. A handler may wait for what fires an event again: there is no telling how many of them
-/// are one thread's, but the thread counts them.
+/// Each run of a list is some thread's. A handler may wait for what fires an event again: there is
+/// no telling how many of them are one thread's, but the thread counts them.
 fn check_runs(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
@@ -60,7 +63,9 @@ fn check_runs(ctx: &Context<'_>) {
         .max_by_key(|&event| runs(event))
         .map_or_else(|| ctx.root_of(&ctx.roots.eventhandler_lists), |event| event.list.addr());
     ctx.finding("event-runcount", "event", at, || {
-        format!("the lists' runcounts sum to {counted}, but threads note that they are in {noted} runs")
+        format!(
+            "the lists' runcounts sum to {counted}, but threads note that they are in {noted} runs"
+        )
     });
 }
 
@@ -88,7 +93,10 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         let func = GuestVirt::new(handler.value.func.get());
         if !image.contains(&func) {
             ctx.finding("event-function", "event handler", at, || {
-                format!("its function is at {func}, outside the image [{}, {})", image.start, image.end)
+                format!(
+                    "its function is at {func}, outside the image [{}, {})",
+                    image.start, image.end
+                )
             });
         }
     }
@@ -104,15 +112,23 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     if (s.handler.get() != handler.at || s.list.get() != event.list.at) && !unset && !half_set {
         ctx.finding("stored-op", "stored operation", stored.addr(), || {
             let (own, list) = (s.handler.get().addr(), s.list.get().addr());
-            format!("it names handler {own} of list {list}, but {} of {} names it", handler.addr(), event.list.addr())
+            format!(
+                "it names handler {own} of list {list}, but {} of {} names it",
+                handler.addr(),
+                event.list.addr()
+            )
         });
     }
     let slot = std::array::from_fn(|word| s.slot[word].get());
     match Request::decode(&slot) {
         Err(error) => {
-            ctx.finding("stored-op", "stored operation", stored.addr(), || format!("it is not an operation: {error}"));
+            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+                format!("it is not an operation: {error}")
+            });
         }
-        Ok(request) if request.encode() != slot || request.tag != 0 || request.context != Lowmem => {
+        Ok(request)
+            if request.encode() != slot || request.tag != 0 || request.context != Lowmem =>
+        {
             ctx.finding("stored-op", "stored operation", stored.addr(), || {
                 format!("its slot {slot:x?} holds more than {request:?}")
             });
@@ -128,7 +144,9 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     }
     let others = event.handlers.iter().filter_map(|other| Some((other, stored_op(ctx, other)?)));
     for (other, theirs) in others.take_while(|(other, _)| other.at != handler.at) {
-        if (other.value.func.get(), theirs.value.run.get()) != (handler.value.func.get(), s.run.get()) {
+        if (other.value.func.get(), theirs.value.run.get())
+            != (handler.value.func.get(), s.run.get())
+        {
             ctx.finding("stored-op", "stored operation", stored.addr(), || {
                 let (func, other) = (handler.value.func.get(), theirs.addr());
                 format!("handler function {func:#x} or run {run} is not that of the one at {other}")
@@ -139,9 +157,13 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
 }
 
 /// The stored operation that `handler` performs, if its argument is one.
-pub(super) fn stored_op(ctx: &Context<'_>, handler: &Item<EventhandlerEntry>) -> Option<Item<StoredOp>> {
+pub(super) fn stored_op(
+    ctx: &Context<'_>,
+    handler: &Item<EventhandlerEntry>,
+) -> Option<Item<StoredOp>> {
     let at: KPtr<StoredOp> = KPtr::new(GuestVirt::new(handler.value.arg.get()));
-    if handler.value.priority.get() == EventhandlerEntry::DEAD || Zone::of_item(ctx, at.addr()) != Some(Zone::StoredOp)
+    if handler.value.priority.get() == EventhandlerEntry::DEAD
+        || Zone::of_item(ctx, at.addr()) != Some(Zone::StoredOp)
     {
         return None;
     }

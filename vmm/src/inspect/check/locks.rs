@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap, md};
+use vmkern_abi::layout::{
+    HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap, md,
+};
 
 use super::context::Context;
 use super::finding::Updating;
@@ -33,9 +35,12 @@ fn mutexes(roots: &KernelRoots) -> impl Iterator<Item = (&'static str, HeldLocks
     single.into_iter().chain(objects).chain(zones)
 }
 
-/// The mutexes of the kernel's roots and of caches that are owned, but for those of objects: what they guard is left out of the check.
+/// The mutexes of the kernel's roots and of caches that are owned, but for those of objects: what
+/// they guard is left out of the check.
 pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
-    let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| class != HeldLocks::OBJECT && lock.owner.get() != 0;
+    let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| {
+        class != HeldLocks::OBJECT && lock.owner.get() != 0
+    };
     let in_roots = mutexes(&ctx.roots).filter(is_owned).map(|(name, _, lock)| Updating {
         what: name.into(),
         at: ctx.root_of(lock),
@@ -51,7 +56,8 @@ pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
 /// The mutexes of CPUs' caches of pages.
 fn caches(ctx: &Context<'_>) -> impl Iterator<Item = Owned> {
     ctx.sched.cpus.iter().map(|cpu| {
-        let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64);
+        let at =
+            cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64);
         let word = cpu.value.page_cache.lock.owner.get();
         Owned { name: "page cache", class: HeldLocks::PAGE_CACHE, at, word }
     })
@@ -89,18 +95,25 @@ impl Owned {
 fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     let in_roots = mutexes(&ctx.roots);
     let mut owned: Vec<_> = in_roots
-        .map(|(name, class, lock)| Owned { name, class, at: ctx.root_of(lock), word: lock.owner.get() })
+        .map(|(name, class, lock)| Owned {
+            name,
+            class,
+            at: ctx.root_of(lock),
+            word: lock.owner.get(),
+        })
         .collect();
     owned.extend(caches(ctx));
     owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0).map(|map| {
         let at = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
         Owned { name: map.name, class: HeldLocks::MAP, at, word: map.lock_owner }
     }));
-    owned.extend(ctx.objects.all.values().filter(|object| !object.is_kernels()).map(|object| Owned {
-        name: object.name,
-        class: HeldLocks::OBJECT,
-        at: object.at,
-        word: object.lock_owner,
+    owned.extend(ctx.objects.all.values().filter(|object| !object.is_kernels()).map(|object| {
+        Owned {
+            name: object.name,
+            class: HeldLocks::OBJECT,
+            at: object.at,
+            word: object.lock_owner,
+        }
     }));
     owned.retain(|lock| lock.word != 0);
     owned
@@ -112,7 +125,10 @@ fn check_mutexes(ctx: &Context<'_>) {
     for lock in &owned {
         let fault = |detail: String| ctx.finding("mutex-owner", lock.name, lock.at, || detail);
         if lock.word > OWNER && lock.class != HeldLocks::PAGE_QUEUE {
-            fault(format!("its word {:#x} counts recursions, but this mutex forbids them", lock.word));
+            fault(format!(
+                "its word {:#x} counts recursions, but this mutex forbids them",
+                lock.word
+            ));
         }
         if ctx.roots.sched.lock.owner.get() != 0 {
             continue;
@@ -123,9 +139,13 @@ fn check_mutexes(ctx: &Context<'_>) {
         };
         let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
         if ctx.sched.runs(thread.at).is_none() {
-            fault(format!("{} owns it, but is not running: the owner of a mutex keeps its CPU", label(&thread.value)));
+            fault(format!(
+                "{} owns it, but is not running: the owner of a mutex keeps its CPU",
+                label(&thread.value)
+            ));
         } else if held.is_empty() && ctx.standing() == Standing::Quiescent && !ctx.is_dead() {
-            // Where a CPU stands anywhere, this one may just have been taken, or be about to be released.
+            // Where a CPU stands anywhere, this one may just have been taken, or be about to be
+            // released.
             fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
         }
     }
@@ -139,26 +159,40 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
     let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
     let fault = |detail: String| ctx.finding("held-locks", "thread", thread.addr(), || detail);
     if !HeldLocks::all().contains(held) {
-        fault(format!("{} holds locks of classes that do not exist: {held:?}", label(&thread.value)));
+        fault(format!(
+            "{} holds locks of classes that do not exist: {held:?}",
+            label(&thread.value)
+        ));
     }
     if ctx.sched.runs(thread.at).is_none() {
-        // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has a stack pointer to
-        // return to. Whether it ever arrived anywhere does not matter: a CPU's first thread never did.
+        // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has
+        // a stack pointer to return to. Whether it ever arrived anywhere does not matter: a CPU's
+        // first thread never did.
         let has_left = thread.value.md[md::RSP].get() != 0;
         let expected = if has_left { HeldLocks::SCHED } else { HeldLocks::empty() };
         if held != expected {
-            fault(format!("{} is not running, but holds {held:?}, expected {expected:?}", label(&thread.value)));
+            fault(format!(
+                "{} is not running, but holds {held:?}, expected {expected:?}",
+                label(&thread.value)
+            ));
         }
         return;
     }
     let tid = thread.value.tid.get();
-    let known = owned.iter().filter(|lock| lock.owner() == tid).fold(HeldLocks::empty(), |k, lock| k | lock.class);
+    let known = owned
+        .iter()
+        .filter(|lock| lock.owner() == tid)
+        .fold(HeldLocks::empty(), |k, lock| k | lock.class);
     let elsewhere = HeldLocks::OBJECT | HeldLocks::DRIVER;
     let missing = held - known - elsewhere;
-    // A thread notes a mutex a moment longer than it owns it, and the check does not know all mutexes.
+    // A thread notes a mutex a moment longer than it owns it, and the check does not know all
+    // mutexes.
     let may_hold = !ctx.is_quiet() || ctx.standing() == Standing::Anywhere;
     if !missing.is_empty() || (!held.is_empty() && known.is_empty() && !may_hold) {
-        fault(format!("{} notes that it holds {held:?}, but owns locks of {known:?}", label(&thread.value)));
+        fault(format!(
+            "{} notes that it holds {held:?}, but owns locks of {known:?}",
+            label(&thread.value)
+        ));
     }
 }
 
@@ -170,13 +204,19 @@ struct MapSx {
     waiters: u32,
 }
 
-/// Owners of sx locks exist and count them, waiters sleep there, and nobody waits for himself in the end.
+/// Owners of sx locks exist and count them, waiters sleep there, and nobody waits for himself in
+/// the end.
 fn check_sx(ctx: &Context<'_>) {
     let mut locks = Vec::new();
     for map in &ctx.maps.all {
         let at = map.at.checked_add(offset_of!(VmMap, sx) as u64).unwrap_or(map.at);
         if let Ok(sx) = ctx.memory.get("sx", KPtr::<Sx>::new(at)) {
-            locks.push(MapSx { at, name: map.name, owner: sx.owner.get(), waiters: sx.waiters.get() });
+            locks.push(MapSx {
+                at,
+                name: map.name,
+                owner: sx.owner.get(),
+                waiters: sx.waiters.get(),
+            });
         }
     }
     let mut counts: HashMap<u32, u32> = HashMap::new();
@@ -201,7 +241,9 @@ fn check_sx(ctx: &Context<'_>) {
 fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     let &MapSx { at, name, owner, waiters } = lock;
     if owner != 0 && ctx.sched.by_tid(owner - 1).is_none() {
-        ctx.finding("sx-owner", name, at, || format!("thread {} owns its lock, but does not exist", owner - 1));
+        ctx.finding("sx-owner", name, at, || {
+            format!("thread {} owns its lock, but does not exist", owner - 1)
+        });
     }
     let sleepers = ctx.sched.sleepers(at).count();
     if sleepers as u64 != u64::from(waiters) {
@@ -211,7 +253,9 @@ fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     }
     if sleepers > 0 && owner == 0 {
         ctx.finding("sx-waiters", name, at, || {
-            format!("its lock is free, but threads wait for it ({sleepers}), and nothing will wake them")
+            format!(
+                "its lock is free, but threads wait for it ({sleepers}), and nothing will wake them"
+            )
         });
     }
 }
@@ -229,10 +273,13 @@ fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
     let mut done = HashSet::new();
     for first in &ctx.sched.threads {
         let mut path = vec![first];
-        while let Some(next) = waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr())) {
+        while let Some(next) =
+            waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr()))
+        {
             if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
                 ctx.finding("lock-cycle", "thread", next.addr(), || {
-                    let names: Vec<_> = path[start..].iter().map(|thread| label(&thread.value)).collect();
+                    let names: Vec<_> =
+                        path[start..].iter().map(|thread| label(&thread.value)).collect();
                     format!(
                         "each waits for a lock of the next, and the last for one of the first: {}",
                         names.join(", ")

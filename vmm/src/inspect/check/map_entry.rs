@@ -10,7 +10,8 @@ use super::context::Context;
 use super::maps::{Entry, Map};
 
 /// Flags that an entry can have here. None is ever copy on write.
-const KNOWN: EntryFlags = EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
+const KNOWN: EntryFlags =
+    EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
 
 /// Checks the entries of all maps.
 pub(super) fn check(ctx: &Context<'_>) {
@@ -25,49 +26,66 @@ pub(super) fn check(ctx: &Context<'_>) {
 }
 
 fn finding(ctx: &Context<'_>, rule: &'static str, entry: &Entry, detail: impl FnOnce() -> String) {
-    ctx.finding(rule, "vm_map_entry", entry.at, || format!("[{}, {}): {}", entry.start, entry.end, detail()));
+    ctx.finding(rule, "vm_map_entry", entry.at, || {
+        format!("[{}, {}): {}", entry.start, entry.end, detail())
+    });
 }
 
 fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let eflags = entry.eflags;
     let unknown = eflags.bits() & !KNOWN.bits();
     if unknown != 0 {
-        finding(ctx, "entry-flags", entry, || format!("eflags is {:#x}, but nothing sets {unknown:#x}", eflags.bits()));
+        finding(ctx, "entry-flags", entry, || {
+            format!("eflags is {:#x}, but nothing sets {unknown:#x}", eflags.bits())
+        });
     }
     if eflags.contains(EntryFlags::NOFAULT) {
         nofault(ctx, map, entry);
     }
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
-        finding(ctx, "entry-transition", entry, || "it is in transition, but no thread is in an operation".to_owned());
+        finding(ctx, "entry-transition", entry, || {
+            "it is in transition, but no thread is in an operation".to_owned()
+        });
     }
     if eflags.contains(EntryFlags::DELETING) && !eflags.contains(EntryFlags::IN_TRANSITION) {
-        finding(ctx, "entry-transition", entry, || "it is being deleted, but not in transition".to_owned());
+        finding(ctx, "entry-transition", entry, || {
+            "it is being deleted, but not in transition".to_owned()
+        });
     }
     if eflags.contains(EntryFlags::DELETING) != (entry.deleter != 0) {
         finding(ctx, "entry-transition", entry, || {
             let is = if entry.deleter == 0 { "is" } else { "is not" };
-            format!("its deleter is {}, but its flags say that it {is} being deleted", entry.deleter)
+            format!(
+                "its deleter is {}, but its flags say that it {is} being deleted",
+                entry.deleter
+            )
         });
     }
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {
-            finding(ctx, "entry-wakeup", entry, || "a thread waits for it, but it is not in transition".to_owned());
+            finding(ctx, "entry-wakeup", entry, || {
+                "a thread waits for it, but it is not in transition".to_owned()
+            });
         } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
-            finding(ctx, "entry-wakeup", entry, || format!("a thread waits for it, but no thread sleeps on {channel}"));
+            finding(ctx, "entry-wakeup", entry, || {
+                format!("a thread waits for it, but no thread sleeps on {channel}")
+            });
         }
     }
 }
 
-/// Nothing stands behind a range in which a fault is a panic. Where it was cut in a map that is no system map it has got an
-/// object, which stays empty: nothing but a fault brings pages.
+/// Nothing stands behind a range in which a fault is a panic. Where it was cut in a map that is no
+/// system map it has got an object, which stays empty: nothing but a fault brings pages.
 fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let Some(at) = entry.object() else { return };
     let may_be_cut = map.system_map == 0 && kernel_object(ctx, at).is_none();
     let pages = ctx.objects.all.get(&at).map_or(0, |object| object.pages.len());
     if !may_be_cut || pages > 0 {
         finding(ctx, "entry-nofault", entry, || {
-            format!("a fault in it is a panic, but it has the object at {at} (resident pages: {pages})")
+            format!(
+                "a fault in it is a panic, but it has the object at {at} (resident pages: {pages})"
+            )
         });
     }
 }
@@ -79,19 +97,30 @@ pub(super) fn map_channel(map: GuestVirt) -> GuestVirt {
 
 fn protection(ctx: &Context<'_>, entry: &Entry) {
     let both = [("protection", entry.protection), ("max_protection", entry.max_protection)];
-    for (name, protection) in both.into_iter().filter(|&(_, protection)| protection != Protection::ALL) {
+    for (name, protection) in
+        both.into_iter().filter(|&(_, protection)| protection != Protection::ALL)
+    {
         finding(ctx, "entry-protection", entry, || {
-            format!("{name} is {:#x}, but every entry of the kernel has {:#x}", protection.bits(), Protection::ALL)
+            format!(
+                "{name} is {:#x}, but every entry of the kernel has {:#x}",
+                protection.bits(),
+                Protection::ALL
+            )
         });
     }
     if entry.inheritance != VmMapEntry::INHERIT_DEFAULT {
         finding(ctx, "entry-inheritance", entry, || {
-            format!("inheritance is {}, but every entry has {}", entry.inheritance, VmMapEntry::INHERIT_DEFAULT)
+            format!(
+                "inheritance is {}, but every entry has {}",
+                entry.inheritance,
+                VmMapEntry::INHERIT_DEFAULT
+            )
         });
     }
 }
 
-/// Ranges of kernel objects are wired once from when they are made; no others are wired at all, except in transition.
+/// Ranges of kernel objects are wired once from when they are made; no others are wired at all,
+/// except in transition.
 fn wiring(ctx: &Context<'_>, entry: &Entry) {
     if entry.eflags.contains(EntryFlags::IN_TRANSITION) {
         return;
@@ -102,27 +131,37 @@ fn wiring(ctx: &Context<'_>, entry: &Entry) {
     if entry.wired_count != expected && !is_being_made {
         finding(ctx, "entry-wired", entry, || {
             let with = if is_kernels { "with" } else { "without" };
-            format!("wired_count is {}, but is {expected} in a range {with} a kernel object", entry.wired_count)
+            format!(
+                "wired_count is {}, but is {expected} in a range {with} a kernel object",
+                entry.wired_count
+            )
         });
     }
 }
 
 /// The name of the kernel object at `at`, if that is one.
 pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static str> {
-    [("kernel_object", offset_of!(KernelRoots, kernel_object)), ("kmem_object", offset_of!(KernelRoots, kmem_object))]
-        .into_iter()
-        .find_map(|(name, offset)| (ctx.root(offset) == at).then_some(name))
+    [
+        ("kernel_object", offset_of!(KernelRoots, kernel_object)),
+        ("kmem_object", offset_of!(KernelRoots, kmem_object)),
+    ]
+    .into_iter()
+    .find_map(|(name, offset)| (ctx.root(offset) == at).then_some(name))
 }
 
 fn offset(ctx: &Context<'_>, entry: &Entry) {
     if entry.is_submap() {
         if entry.offset != 0 {
-            finding(ctx, "entry-offset", entry, || format!("offset is {:#x}, but a submap has none", entry.offset));
+            finding(ctx, "entry-offset", entry, || {
+                format!("offset is {:#x}, but a submap has none", entry.offset)
+            });
         }
         return;
     }
     if entry.offset & PAGE_MASK != 0 {
-        finding(ctx, "entry-offset", entry, || format!("offset {:#x} is not of whole pages", entry.offset));
+        finding(ctx, "entry-offset", entry, || {
+            format!("offset {:#x} is not of whole pages", entry.offset)
+        });
     }
     let Some(name) = entry.object().and_then(|object| kernel_object(ctx, object)) else { return };
     let expected = entry.start.get().wrapping_sub(VM_MIN_KERNEL_ADDRESS.get());
@@ -156,7 +195,9 @@ mod tests {
                 ("entry-transition", |e| e.eflags.set(EntryFlags::DELETING)),
                 ("entry-transition", |e| e.deleter.set(1)),
                 ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP)),
-                ("entry-wakeup", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)),
+                ("entry-wakeup", |e| {
+                    e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)
+                }),
                 ("entry-protection", |e| e.protection.set(Protection::READ)),
                 ("entry-protection", |e| e.max_protection.set(Protection::empty())),
                 ("entry-inheritance", |e| e.inheritance.set(0)),
@@ -176,10 +217,15 @@ mod tests {
         let window = lab.address(Op::KmemAllocNofault { map: MapId::EXEC, size: 32 << 10 });
         lab.ok(Op::KmemFree { map: MapId::EXEC, addr: window.add(16 << 10), size: 0 });
         let entries = lab.guest.map_entries(MapId::EXEC).expect("the map can be read");
-        let cut = entries.iter().find(|entry| entry.start == window).expect("the range has an entry");
+        let cut =
+            entries.iter().find(|entry| entry.start == window).expect("the range has an entry");
         assert!(cut.end == window.add(16 << 10) && cut.object != ObjectView::None, "{cut:?}");
         assert!(lab.check().is_clean());
         // The page of the range that was touched stands behind this one.
-        lab.each(lab.entry(2, 0), "vm_map_entry", &[("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT))]);
+        lab.each(
+            lab.entry(2, 0),
+            "vm_map_entry",
+            &[("entry-nofault", |e| e.eflags.set(EntryFlags::NOFAULT))],
+        );
     }
 }

@@ -41,7 +41,9 @@ pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
     }
     let count = walk.seen.len() as u64;
     if map.nodes != count {
-        ctx.finding("index-nodes", map.name, map.at, || format!("nodes says {}, but its index has {count}", map.nodes));
+        ctx.finding("index-nodes", map.name, map.at, || {
+            format!("nodes says {}, but its index has {count}", map.nodes)
+        });
     }
     let Walk { seen, items, .. } = walk;
     compare(ctx, map, &items);
@@ -68,7 +70,11 @@ impl Walk<'_, '_> {
             self.finding("index-shared", at, || "two slots lead to it".to_owned());
             return None;
         }
-        self.ctx.memory.get("map index node", KPtr::new(at)).map_err(|error| self.ctx.unreadable(&error)).ok()
+        self.ctx
+            .memory
+            .get("map index node", KPtr::new(at))
+            .map_err(|error| self.ctx.unreadable(&error))
+            .ok()
     }
 
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
@@ -85,11 +91,14 @@ impl Walk<'_, '_> {
         };
         let count = usize::from(node.count.get());
         if !(fewest..=MapNode::FANOUT).contains(&count) {
-            self.finding("index-fill", at, || format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT));
+            self.finding("index-fill", at, || {
+                format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT)
+            });
         }
         let count = count.min(MapNode::FANOUT);
         for slot in count..MapNode::FANOUT {
-            let (key, gap, target) = (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            let (key, gap, target) =
+                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
             if key != MapNode::NO_KEY || gap != 0 || target.get() != 0 {
                 self.finding("index-unused", at, || {
                     format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target {target}")
@@ -98,17 +107,23 @@ impl Walk<'_, '_> {
         }
         if !node.spare_next.get().is_null() {
             let next = node.spare_next.get().addr();
-            self.finding("index-spare", at, || format!("it is in the tree, but its spare_next is {next}"));
+            self.finding("index-spare", at, || {
+                format!("it is in the tree, but its spare_next is {next}")
+            });
         }
         for slot in 0..count {
-            let (key, gap, target) = (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            let (key, gap, target) =
+                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
             if level == 0 {
                 self.items.push(Item { node: at, key, gap, target });
                 continue;
             }
             if slot > 0 && node.keys[slot - 1].get() >= key {
                 self.finding("index-key", at, || {
-                    format!("slot {slot} has key {key:#x}, but the one before has {:#x}", node.keys[slot - 1].get())
+                    format!(
+                        "slot {slot} has key {key:#x}, but the one before has {:#x}",
+                        node.keys[slot - 1].get()
+                    )
                 });
             }
             let Some(child) = self.node(target) else { continue };
@@ -129,13 +144,16 @@ impl Walk<'_, '_> {
     }
 }
 
-/// Holds the items of the tree against the header and the entries of the list, both in order of keys.
+/// Holds the items of the tree against the header and the entries of the list, both in order of
+/// keys.
 fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
     let page = |at: GuestVirt| at.get().wrapping_sub(map.min.get()) >> PAGE_SHIFT;
     let gap = |end: GuestVirt, next: GuestVirt| next.get().wrapping_sub(end.get()) >> PAGE_SHIFT;
     let starts = map.entries.iter().map(|entry| entry.start).chain([map.max]);
     let ends = [map.min].into_iter().chain(map.entries.iter().map(|entry| entry.end));
-    let places = [(map.min, map.at)].into_iter().chain(map.entries.iter().map(|entry| (entry.start, entry.at)));
+    let places = [(map.min, map.at)]
+        .into_iter()
+        .chain(map.entries.iter().map(|entry| (entry.start, entry.at)));
     let expected = places.zip(ends.zip(starts)).map(|((start, target), (end, next))| Expected {
         key: page(start),
         gap: gap(end, next),
@@ -153,7 +171,10 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
             }),
             Some(item) if item.target != want.target => {
                 ctx.finding("index-item", "map index node", item.node, || {
-                    format!("key {:#x} leads to {}, but the entry there is {}", item.key, item.target, want.target)
+                    format!(
+                        "key {:#x} leads to {}, but the entry there is {}",
+                        item.key, item.target, want.target
+                    )
                 });
             }
             Some(item) if u64::from(item.gap) != want.gap => {
@@ -171,7 +192,10 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
 fn too_many(ctx: &Context<'_>, map: &Map, item: &Item) {
     ctx.finding("index-item", "map index node", item.node, || {
         let Item { key, target, .. } = item;
-        format!("key {key:#x} leads to {target}, but no entry of {} at {} starts there", map.name, map.at)
+        format!(
+            "key {key:#x} leads to {target}, but no entry of {} at {} starts there",
+            map.name, map.at
+        )
     });
 }
 

@@ -18,12 +18,19 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     for entry in &map.entries {
         if entry.prev != before {
             ctx.finding("map-list", "vm_map_entry", entry.at, || {
-                format!("its prev is {}, but the list of {} at {} comes from {before}", entry.prev, map.name, map.at)
+                format!(
+                    "its prev is {}, but the list of {} at {} comes from {before}",
+                    entry.prev, map.name, map.at
+                )
             });
         }
         if entry.start < below {
             ctx.finding("map-order", "vm_map_entry", entry.at, || {
-                let side = if before == map.at { "its map's first address is" } else { "the entry before it ends at" };
+                let side = if before == map.at {
+                    "its map's first address is"
+                } else {
+                    "the entry before it ends at"
+                };
                 format!("it starts at {}, but {side} {below}", entry.start)
             });
         }
@@ -39,7 +46,10 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
         }
         if entry.end > map.max {
             ctx.finding("map-order", "vm_map_entry", entry.at, || {
-                format!("it ends at {}, but {} at {} ends at {}", entry.end, map.name, map.at, map.max)
+                format!(
+                    "it ends at {}, but {} at {} ends at {}",
+                    entry.end, map.name, map.at, map.max
+                )
             });
         }
         size = size.wrapping_add(entry.len());
@@ -57,7 +67,9 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
         });
     }
     if map.size != size {
-        ctx.finding("map-size", map.name, map.at, || format!("size says {}, but its entries sum to {size}", map.size));
+        ctx.finding("map-size", map.name, map.at, || {
+            format!("size says {}, but its entries sum to {size}", map.size)
+        });
     }
 }
 
@@ -75,7 +87,10 @@ mod tests {
         let map = lab.map(KMEM);
         let report = lab.damaged(map, |map| map.size.update(|size| size + 4096));
         let finding = expect_finding(&report, "map-size", "kmem_map", map.addr());
-        assert_eq!(finding.detail, format!("size says {}, but its entries sum to {}", 181 * 4096, 180 * 4096));
+        assert_eq!(
+            finding.detail,
+            format!("size says {}, but its entries sum to {}", 181 * 4096, 180 * 4096)
+        );
         lab.each(
             map,
             "kmem_map",
@@ -108,7 +123,8 @@ mod tests {
         let previous = lab.get(entry).prev.get();
         expect_finding(&report, "map-list", "vm_map_entry", previous.addr());
         let nowhere = GuestVirt::new(0xdead_0000_0000_0000);
-        let report = lab.damaged(entry, |e| e.next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))));
+        let report =
+            lab.damaged(entry, |e| e.next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))));
         expect_finding(&report, "unreadable", "vm_map_entry", nowhere);
     }
 

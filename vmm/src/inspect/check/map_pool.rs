@@ -70,7 +70,13 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
 }
 
-fn finding(ctx: &Context<'_>, rule: &'static str, map: &Map, kind: &Kind, detail: impl FnOnce() -> String) {
+fn finding(
+    ctx: &Context<'_>,
+    rule: &'static str,
+    map: &Map,
+    kind: &Kind,
+    detail: impl FnOnce() -> String,
+) {
     ctx.finding(rule, map.name, map.at, || format!("pool of {}: {}", kind.what, detail()));
 }
 
@@ -82,7 +88,10 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     while let Some(pointer) = at.non_null() {
         if !pointer.addr().is_page_aligned() || !seen.insert(pointer.addr()) {
             finding(ctx, "pool-pages", map, kind, || {
-                format!("its list of pages leads to {}, which is not a page or came before", pointer.addr())
+                format!(
+                    "its list of pages leads to {}, which is not a page or came before",
+                    pointer.addr()
+                )
             });
             break;
         }
@@ -96,7 +105,11 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         ctx.claim_at(pointer.addr(), Owner::MapPool);
         if page.prev.get().addr() != before && !map.is_updating() {
             ctx.finding("pool-pages", "pool page", pointer.addr(), || {
-                format!("its prev is {}, but the pages of {} come from {before}", page.prev.get().addr(), map.name)
+                format!(
+                    "its prev is {}, but the pages of {} come from {before}",
+                    page.prev.get().addr(),
+                    map.name
+                )
             });
         }
         pages.push(pointer.addr());
@@ -113,43 +126,72 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     let capacity = kind.home + kind.per_page * pages.len() as u64;
     if pool.capacity != capacity {
         finding(ctx, "pool-capacity", map, kind, || {
-            format!("capacity says {}, but the home and {} pages hold {capacity}", pool.capacity, pages.len())
+            format!(
+                "capacity says {}, but the home and {} pages hold {capacity}",
+                pool.capacity,
+                pages.len()
+            )
         });
     }
     if pool.used > capacity {
-        finding(ctx, "pool-used", map, kind, || format!("used says {}, but there is room for {capacity}", pool.used));
+        finding(ctx, "pool-used", map, kind, || {
+            format!("used says {}, but there is room for {capacity}", pool.used)
+        });
     }
     let used_pages = pool.used.saturating_sub(kind.home).div_ceil(kind.per_page);
-    let top = usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
+    let top =
+        usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
     let top = top.copied().unwrap_or_default();
     if pool.top.addr() != top && pool.used <= capacity {
         finding(ctx, "pool-top", map, kind, || {
-            format!("top is {}, but item {} of those in use, the last, lies in {top}", pool.top.addr(), pool.used)
+            format!(
+                "top is {}, but item {} of those in use, the last, lies in {top}",
+                pool.top.addr(),
+                pool.used
+            )
         });
     }
     pages
 }
 
-/// The items in use are the first ones, and all of them are used: `live` are those that list or tree has.
-fn items(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &[GuestVirt], live: &HashSet<GuestVirt>) {
+/// The items in use are the first ones, and all of them are used: `live` are those that list or
+/// tree has.
+fn items(
+    ctx: &Context<'_>,
+    map: &Map,
+    kind: &Kind,
+    pool: &Pool,
+    pages: &[GuestVirt],
+    live: &HashSet<GuestVirt>,
+) {
     if pool.used != live.len() as u64 {
-        finding(ctx, "pool-used", map, kind, || format!("used says {}, but {} are in use", pool.used, live.len()));
+        finding(ctx, "pool-used", map, kind, || {
+            format!("used says {}, but {} are in use", pool.used, live.len())
+        });
     }
     let numbers: HashMap<GuestVirt, u64> = pages.iter().copied().zip(0..).collect();
     let number_of = |item: GuestVirt| {
         let (base, first) = match numbers.get(&item.page()) {
-            Some(page) => (item.page().add(size_of::<PoolPage>() as u64), kind.home + page * kind.per_page),
+            Some(page) => {
+                (item.page().add(size_of::<PoolPage>() as u64), kind.home + page * kind.per_page)
+            }
             None => (map.at.checked_add(kind.home_offset)?, 0),
         };
-        let bytes = item.get().checked_sub(base.get()).filter(|bytes| bytes.is_multiple_of(kind.size))?;
+        let bytes =
+            item.get().checked_sub(base.get()).filter(|bytes| bytes.is_multiple_of(kind.size))?;
         let (slot, slots) = (bytes / kind.size, if first == 0 { kind.home } else { kind.per_page });
         (slot < slots).then_some(first + slot)
     };
     for &item in live {
         match number_of(item) {
-            None => finding(ctx, "pool-item", map, kind, || format!("{item} is in use, but lies in no page of it")),
+            None => finding(ctx, "pool-item", map, kind, || {
+                format!("{item} is in use, but lies in no page of it")
+            }),
             Some(number) if number >= pool.used => finding(ctx, "pool-item", map, kind, || {
-                format!("{item} is in use, but is number {number}, and only {} are in use", pool.used)
+                format!(
+                    "{item} is in use, but is number {number}, and only {} are in use",
+                    pool.used
+                )
             }),
             Some(_) => {}
         }
@@ -163,38 +205,57 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
         state("map-home", format!("home is {}, but it begins with the map itself", map.home));
     }
     if !map.unlinked.is_null() {
-        state("index-spare", format!("node {} has left the tree, but not the pool", map.unlinked.addr()));
+        state(
+            "index-spare",
+            format!("node {} has left the tree, but not the pool", map.unlinked.addr()),
+        );
     }
     let image = KERNBASE.get()..ctx.roots.virtual_avail.get().get();
-    let plain = map
-        .entries
-        .iter()
-        .filter(|entry| !entry.is_submap() && entry.object().is_none_or(|object| kernel_object(ctx, object).is_none()));
+    let plain = map.entries.iter().filter(|entry| {
+        !entry.is_submap()
+            && entry.object().is_none_or(|object| kernel_object(ctx, object).is_none())
+    });
     let pages: u64 = plain
         .map(|entry| {
-            let in_image = entry.end.get().min(image.end).saturating_sub(entry.start.get().max(image.start));
+            let in_image =
+                entry.end.get().min(image.end).saturating_sub(entry.start.get().max(image.start));
             entry.len().saturating_sub(in_image) >> PAGE_SHIFT
         })
         .sum();
     if map.plain_pages != pages {
         state(
             "map-plain-pages",
-            format!("plain_pages says {}, its ranges that can lack pages have {pages}", map.plain_pages),
+            format!(
+                "plain_pages says {}, its ranges that can lack pages have {pages}",
+                map.plain_pages
+            ),
         );
     }
     if map.credits > map.plain_pages {
-        state("map-credits", format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages));
+        state(
+            "map-credits",
+            format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages),
+        );
     }
     let (entries, nodes) = (&map.entry_pool, &map.node_pool);
-    let needed = entries.used.saturating_add(FLOOR).saturating_add(map.credits.min(map.plain_pages / 2));
+    let needed =
+        entries.used.saturating_add(FLOOR).saturating_add(map.credits.min(map.plain_pages / 2));
     if entries.capacity >= needed.max(ENTRIES.home).saturating_add(ENTRIES.per_page) {
         let capacity = entries.capacity;
-        state("pool-reserve", format!("{capacity} entries, but {needed} are enough: a page should have gone back"));
+        state(
+            "pool-reserve",
+            format!("{capacity} entries, but {needed} are enough: a page should have gone back"),
+        );
     }
     let needed = max_nodes(entries.capacity.saturating_add(1));
-    if nodes.capacity < needed || nodes.capacity >= needed.max(NODES.home).saturating_add(NODES.per_page) {
+    if nodes.capacity < needed
+        || nodes.capacity >= needed.max(NODES.home).saturating_add(NODES.per_page)
+    {
         let (capacity, entries) = (nodes.capacity, entries.capacity);
-        state("pool-reserve", format!("{capacity} nodes, but {entries} entries can make a tree of {needed}"));
+        state(
+            "pool-reserve",
+            format!("{capacity} nodes, but {entries} entries can make a tree of {needed}"),
+        );
     }
 }
 
@@ -239,7 +300,11 @@ mod tests {
         );
         let page = lab.get(lab.map(1)).reserve.entries.first.get();
         assert!(!page.is_null());
-        lab.each(page, "pool page", &[("pool-pages", |page| page.prev.set(KPtr::new(GuestVirt::new(4096))))]);
+        lab.each(
+            page,
+            "pool page",
+            &[("pool-pages", |page| page.prev.set(KPtr::new(GuestVirt::new(4096))))],
+        );
         let report = lab.damaged(page, |page| page.next.set(KPtr::new(GuestVirt::new(8))));
         expect_finding(&report, "pool-pages", "kmem_map", lab.map(1).addr());
         let (roots_at, _) = lab.roots();
@@ -256,12 +321,14 @@ mod tests {
         let first = offset_of!(vmkern_abi::layout::VmMap, reserve)
             + offset_of!(vmkern_abi::layout::MapReserve, entries)
             + offset_of!(vmkern_abi::layout::MapPool, first);
-        let place =
-            vmkern_abi::kva::dmap_to_phys(lab.map(2).addr()).expect("it is in the direct map").add(first as u64);
+        let place = vmkern_abi::kva::dmap_to_phys(lab.map(2).addr())
+            .expect("it is in the direct map")
+            .add(first as u64);
         ram.write(place, &page.addr().get().to_le_bytes()).expect("it is RAM");
         let report = lab.check();
         let (_, roots) = lab.roots();
-        let pfn = vmkern_abi::kva::dmap_to_phys(page.addr()).expect("it is in the direct map").pfn();
+        let pfn =
+            vmkern_abi::kva::dmap_to_phys(page.addr()).expect("it is in the direct map").pfn();
         let element = roots.vm_page_array.get().addr().add((pfn - roots.first_page.get()) * 64);
         expect_finding(&report, "page-owner", "vm_page", element);
     }

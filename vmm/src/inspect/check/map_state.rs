@@ -1,4 +1,5 @@
-//! Maps beside their entries: which there are, how they lie in one another, and what else they say of themselves.
+//! Maps beside their entries: which there are, how they lie in one another, and what else they say
+//! of themselves.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -28,14 +29,18 @@ fn state(ctx: &Context<'_>, map: &Map) {
         });
     }
     if map.system_map > 1 {
-        ctx.finding("map-system", map.name, map.at, || format!("system_map is {}, neither 0 nor 1", map.system_map));
+        ctx.finding("map-system", map.name, map.at, || {
+            format!("system_map is {}, neither 0 nor 1", map.system_map)
+        });
     }
     let is_system = match map.name {
         "kernel_map" | "kmem_map" | "buffer_map" | "pager_map" => Some(1),
         "clean_map" | "exec_map" | "pipe_map" => Some(0),
         _ => None,
     };
-    if let Some(expected) = is_system.filter(|&expected| map.system_map != expected && map.system_map <= 1) {
+    if let Some(expected) =
+        is_system.filter(|&expected| map.system_map != expected && map.system_map <= 1)
+    {
         ctx.finding("map-system", map.name, map.at, || {
             format!("system_map is {}, but its kind of lock is that of {expected}", map.system_map)
         });
@@ -78,9 +83,9 @@ fn registry(ctx: &Context<'_>) {
     }
 }
 
-/// A submap has one entry at most, over exactly its range, and no map lies inside of itself. Those that the boot makes
-/// lie inside of kernel_map; one that `kmem_suballoc` has made may have been freed through its parent, which leaves it
-/// without an entry for ever.
+/// A submap has one entry at most, over exactly its range, and no map lies inside of itself. Those
+/// that the boot makes lie inside of kernel_map; one that `kmem_suballoc` has made may have been
+/// freed through its parent, which leaves it without an entry for ever.
 fn submaps(ctx: &Context<'_>) {
     let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
     for parent in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
@@ -99,7 +104,10 @@ fn submaps(ctx: &Context<'_>) {
             }
             if let Some(first) = parents.insert(map.at, parent) {
                 ctx.finding("submap-parent", map.name, map.at, || {
-                    format!("entries of {} at {} and of {} at {} name it", first.name, first.at, parent.name, parent.at)
+                    format!(
+                        "entries of {} at {} and of {} at {} name it",
+                        first.name, first.at, parent.name, parent.at
+                    )
                 });
             }
         }
@@ -135,18 +143,25 @@ fn kernel_map(ctx: &Context<'_>) {
     if (map.min, map.max) != (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS) {
         ctx.finding("map-bounds", map.name, map.at, || {
             let (min, max) = (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS);
-            format!("it covers [{}, {}), but the kernel's address space is [{min}, {max})", map.min, map.max)
+            format!(
+                "it covers [{}, {}), but the kernel's address space is [{min}, {max})",
+                map.min, map.max
+            )
         });
     }
     let at = ctx.root(offset_of!(KernelRoots, kernel_vm_end));
     let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
     let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
     if end < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS || !is_whole {
-        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || format!("{end} is not the end of a page table"));
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+            format!("{end} is not the end of a page table")
+        });
     }
     // The image's own range has the tables of the boot.
     let grown = map.entries.iter().filter(|entry| entry.start != KERNBASE || entry.end > image_end);
-    if let Some(entry) = grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating()) {
+    if let Some(entry) =
+        grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating())
+    {
         ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
             format!("page tables end at {end}, but the entry at {} ends at {}", entry.at, entry.end)
         });
@@ -180,7 +195,11 @@ mod tests {
             ],
         );
         let kernel_map = lab.map(0);
-        lab.each(kernel_map, "kernel_map", &[("map-bounds", |map| map.header.start.update(|at| at.add(1 << 30)))]);
+        lab.each(
+            kernel_map,
+            "kernel_map",
+            &[("map-bounds", |map| map.header.start.update(|at| at.add(1 << 30)))],
+        );
     }
 
     #[test]
@@ -207,7 +226,11 @@ mod tests {
         let lab = Lab::new();
         let entry = lab.entry(0, 0);
         assert_eq!(lab.get(entry).object.get().addr(), lab.map(1).addr());
-        lab.each(entry, "vm_map_entry", &[("submap-range", |e| e.end.update(|at| GuestVirt::new(at.get() - 4096)))]);
+        lab.each(
+            entry,
+            "vm_map_entry",
+            &[("submap-range", |e| e.end.update(|at| GuestVirt::new(at.get() - 4096)))],
+        );
         let other = lab.map(2).addr();
         let report = lab.damaged(entry, |e| e.object.set(KPtr::new(other)));
         expect_finding(&report, "submap-parent", "exec_map", other);

@@ -1,14 +1,16 @@
 //! All maps with their entries, copied.
 //!
-//! The entries are those of the map's list, in its order. The reading goes on over links that contradict each other as
-//! long as there is somewhere to go: it ends at the header, at an entry that has been there already, and at one that
-//! cannot be read.
+//! The entries are those of the map's list, in its order. The reading goes on over links that
+//! contradict each other as long as there is somewhere to go: it ends at the header, at an entry
+//! that has been there already, and at one that cannot be read.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
-use vmkern_abi::layout::{EntryFlags, KernelRoots, MapNode, MapPool, PoolPage, Protection, VmMap, VmMapEntry};
+use vmkern_abi::layout::{
+    EntryFlags, KernelRoots, MapNode, MapPool, PoolPage, Protection, VmMap, VmMapEntry,
+};
 
 use super::finding::{Findings, Updating};
 use super::memory::Memory;
@@ -128,7 +130,12 @@ impl Map {
         Some(Updating { what: Cow::Borrowed(self.name), at: self.at, owner: owner & 0xffff })
     }
 
-    fn read(memory: &Memory<'_>, findings: &Findings, at: KPtr<VmMap>, name: &'static str) -> Option<(Self, VmMap)> {
+    fn read(
+        memory: &Memory<'_>,
+        findings: &Findings,
+        at: KPtr<VmMap>,
+        name: &'static str,
+    ) -> Option<(Self, VmMap)> {
         let map: VmMap = match memory.get("vm_map", at) {
             Ok(map) => map,
             Err(error) => {
@@ -136,7 +143,8 @@ impl Map {
                 return None;
             }
         };
-        let lock = if map.system_map.get() != 0 { map.lock.owner.get() } else { map.sx.owner.get() };
+        let lock =
+            if map.system_map.get() != 0 { map.lock.owner.get() } else { map.sx.owner.get() };
         let read = Self {
             at: at.addr(),
             name,
@@ -170,7 +178,10 @@ impl Map {
             if !seen.insert(at) {
                 findings.add("map-list", "vm_map_entry", at, || {
                     let map = format!("{} at {}", self.name, self.at);
-                    format!("the list of {map} leads back to it after {} entries and never ends", seen.len())
+                    format!(
+                        "the list of {map} leads back to it after {} entries and never ends",
+                        seen.len()
+                    )
                 });
                 return;
             }
@@ -211,7 +222,12 @@ impl Maps {
         let mut next = roots.map_list.get();
         while let Some(at) = next.non_null() {
             if !seen.insert(at.addr()) {
-                findings.add("map-registry", "vm_map", at.addr(), || "it is on the list of maps twice");
+                findings.add(
+                    "map-registry",
+                    "vm_map",
+                    at.addr(),
+                    || "it is on the list of maps twice",
+                );
                 break;
             }
             let Some((map, raw)) = Map::read(memory, findings, at, name(roots, at)) else { break };
@@ -221,7 +237,8 @@ impl Maps {
         maps.listed = maps.all.len();
         maps.all.iter_mut().for_each(|map| map.read_entries(memory, findings));
         let named = roots.named_maps();
-        let mut others: Vec<KPtr<VmMap>> = named.filter_map(|(_, _, map)| map.get().non_null()).collect();
+        let mut others: Vec<KPtr<VmMap>> =
+            named.filter_map(|(_, _, map)| map.get().non_null()).collect();
         others.extend(maps.all.iter().flat_map(submaps));
         while let Some(at) = others.pop() {
             if seen.insert(at.addr())

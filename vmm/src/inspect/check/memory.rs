@@ -1,7 +1,8 @@
 //! Guest memory as the rules read it.
 //!
-//! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct map is one finding
-//! and not a thousand: that the direct map shows what this arithmetic says is a rule of its own.
+//! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct
+//! map is one finding and not a thousand: that the direct map shows what this arithmetic says is a
+//! rule of its own.
 
 use std::sync::atomic::Ordering;
 
@@ -52,31 +53,44 @@ impl<'a> Memory<'a> {
         self.0.holds(at)
     }
 
-    /// How many pages can be in use, however much RAM there is said to be: each has a word in a page table or in an
-    /// index, which takes room in what is held.
+    /// How many pages can be in use, however much RAM there is said to be: each has a word in a
+    /// page table or in an index, which takes room in what is held.
     pub(super) fn most_pages(&self) -> u64 {
         let words = self.0.held_size() / size_of::<u64>() as u64;
         words.min(self.0.ram_size() / PAGE_SIZE)
     }
 
-    /// How many page tables there can be: each is a page that was handed out, whose element of the page array is not zero.
-    /// Some are not under management: those of the boot.
+    /// How many page tables there can be: each is a page that was handed out, whose element of the
+    /// page array is not zero. Some are not under management: those of the boot.
     pub(super) fn most_tables(&self) -> u64 {
         self.0.held_size() / size_of::<VmPage>() as u64 + UNMANAGED_TABLES
     }
 
     /// The page at `at`, which is part of structure `what`, in place.
-    pub(super) fn page(&self, what: &'static str, at: GuestPhys) -> Result<&'a PageWords, InspectError> {
+    pub(super) fn page(
+        &self,
+        what: &'static str,
+        at: GuestPhys,
+    ) -> Result<&'a PageWords, InspectError> {
         self.0.page(at).map_err(|source| InspectError::NotRam { what, source })
     }
 
     /// Copies bytes from physical address `at` on, a part of structure `what`.
-    pub(super) fn read(&self, what: &'static str, at: GuestPhys, buffer: &mut [u8]) -> Result<(), InspectError> {
+    pub(super) fn read(
+        &self,
+        what: &'static str,
+        at: GuestPhys,
+        buffer: &mut [u8],
+    ) -> Result<(), InspectError> {
         self.0.read(at, buffer).map_err(|source| InspectError::NotRam { what, source })
     }
 
     /// A copy of the `T` at physical address `at`, which is structure `what`.
-    pub(super) fn at<T: FromBytes + IntoBytes>(&self, what: &'static str, at: GuestPhys) -> Result<T, InspectError> {
+    pub(super) fn at<T: FromBytes + IntoBytes>(
+        &self,
+        what: &'static str,
+        at: GuestPhys,
+    ) -> Result<T, InspectError> {
         let mut value = T::new_zeroed();
         self.read(what, at, value.as_mut_bytes())?;
         Ok(value)

@@ -46,7 +46,11 @@ pub(super) fn check(ctx: &Context<'_>) {
     compare("v_free_severe", &meter.v_free_severe, &[severe]);
     // How many pages were free then is not known any more.
     let target = meter.v_free_target.get();
-    compare("v_free_target", &meter.v_free_target, &[2 * free_min + reserved, 4 * free_min + reserved]);
+    compare(
+        "v_free_target",
+        &meter.v_free_target,
+        &[2 * free_min + reserved, 4 * free_min + reserved],
+    );
     let cache_min = meter.v_cache_min.get();
     compare("v_cache_min", &meter.v_cache_min, &[0, target]);
     compare("v_cache_max", &meter.v_cache_max, &[cache_min.saturating_mul(2)]);

@@ -1,12 +1,13 @@
 //! Whether everything in a guest's memory agrees: the host's independent witness.
 //!
-//! A check reads the kernel's structures (`maps`, `page_array`, and so on), which gives a `Context`, and then runs
-//! rules over it. A rule is a function that adds a [`Finding`] for everything that contradicts it. What somebody was changing when
-//! the guest was stopped, which its lock tells, is left out and listed as [`Updating`]; what an operation that sleeps
-//! has half made is allowed as long as some thread is in the middle of one.
+//! A check reads the kernel's structures (`maps`, `page_array`, and so on), which gives a
+//! `Context`, and then runs rules over it. A rule is a function that adds a [`Finding`] for
+//! everything that contradicts it. What somebody was changing when the guest was stopped, which its
+//! lock tells, is left out and listed as [`Updating`]; what an operation that sleeps has half made
+//! is allowed as long as some thread is in the middle of one.
 //!
-//! Nothing here believes a count or a pointer: lists are followed until they come to a place for the second time, and
-//! nothing is allocated that memory itself does not bound.
+//! Nothing here believes a count or a pointer: lists are followed until they come to a place for
+//! the second time, and nothing is allocated that memory itself does not bound.
 
 mod callouts;
 mod constants;
@@ -54,7 +55,8 @@ use super::source::Source;
 use super::view::View;
 use crate::control::Guest;
 
-/// The rules, in the order in which a report tells them. Those about pages' states come when all pages have been claimed.
+/// The rules, in the order in which a report tells them. Those about pages' states come when all
+/// pages have been claimed.
 const RULES: [fn(&Context<'_>); 24] = [
     map_list::check,
     map_entry::check,
@@ -84,8 +86,8 @@ const RULES: [fn(&Context<'_>); 24] = [
 
 /// Checks everything.
 ///
-/// # Errors
-/// When there is nothing to begin with: the kernel has not published its roots, or they cannot be read.
+/// # Errors When there is nothing to begin with: the kernel has not published its roots, or they
+/// cannot be read.
 pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
     let ctx = Context::read(view)?;
     RULES.iter().for_each(|rule| rule(&ctx));
@@ -95,19 +97,19 @@ pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
 impl Report {
     /// Checks every invariant of the kernel's memory in `source`.
     ///
-    /// # Errors
-    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond that is in the report.
+    /// # Errors When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
+    /// that is in the report.
     pub fn of(source: &dyn Source) -> Result<Self, InspectError> {
         check(&View::new(source)?)
     }
 }
 
 impl Guest {
-    /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was at its death. One that
-    /// runs is held meanwhile, as [`Guest::pause`] does.
+    /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was
+    /// at its death. One that runs is held meanwhile, as [`Guest::pause`] does.
     ///
-    /// # Errors
-    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond that is in the report.
+    /// # Errors When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
+    /// that is in the report.
     pub fn check(&self) -> Result<Report, InspectError> {
         let _pause = self.pause()?;
         self.look(check)

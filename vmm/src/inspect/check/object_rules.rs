@@ -51,13 +51,19 @@ fn entries(ctx: &Context<'_>) -> HashMap<GuestVirt, Entries> {
         if let Some(object) = entry.object() {
             let entries = by_object.entry(object).or_default();
             entries.count += 1;
-            entries.pages = entries.pages.max(entry.offset.saturating_add(entry.len()) >> PAGE_SHIFT);
+            entries.pages =
+                entries.pages.max(entry.offset.saturating_add(entry.len()) >> PAGE_SHIFT);
         }
     }
     by_object
 }
 
-fn finding(ctx: &Context<'_>, rule: &'static str, object: &Object, detail: impl FnOnce() -> String) {
+fn finding(
+    ctx: &Context<'_>,
+    rule: &'static str,
+    object: &Object,
+    detail: impl FnOnce() -> String,
+) {
     ctx.finding(rule, object.name, object.at, detail);
 }
 
@@ -66,7 +72,9 @@ fn claim(ctx: &Context<'_>, object: &Object) {
         let pfn = u64::from(resident.pfn);
         ctx.claim(pfn, Owner::Resident, object.at);
         let Some(page) = ctx.pages.get(pfn) else { continue };
-        if (page.object.addr(), page.pindex) != (object.at, resident.pindex) && !object.is_updating() {
+        if (page.object.addr(), page.pindex) != (object.at, resident.pindex)
+            && !object.is_updating()
+        {
             ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
                 format!(
                     "{} at {} has page {pfn:#x} at index {:#x}, but the page says index {:#x} of {}",
@@ -87,25 +95,37 @@ fn constants(ctx: &Context<'_>, object: &Object) {
     if object.kind != kind as u32 {
         finding(ctx, "object-kind", object, || {
             let is = ObjectType::from_code(object.kind);
-            format!("its type is {} ({is:?}), but such an object has type {} ({kind:?})", object.kind, kind as u32)
+            format!(
+                "its type is {} ({is:?}), but such an object has type {} ({kind:?})",
+                object.kind, kind as u32
+            )
         });
     }
     let known = if object.is_kernels() { ObjectFlags::empty() } else { ObjectFlags::ONEMAPPING };
     let unknown = object.flags.bits() & !known.bits();
     if unknown != 0 {
         finding(ctx, "object-flags", object, || {
-            format!("flags is {:#x}, but such an object never has {unknown:#x}", object.flags.bits())
+            format!(
+                "flags is {:#x}, but such an object never has {unknown:#x}",
+                object.flags.bits()
+            )
         });
     }
     let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
     if object.size > size {
         finding(ctx, "object-size", object, || {
-            format!("size says {:#x} pages, more than the {size:#x} of the address space", object.size)
+            format!(
+                "size says {:#x} pages, more than the {size:#x} of the address space",
+                object.size
+            )
         });
     }
     if object.is_kernels() && object.size != size {
         finding(ctx, "object-size", object, || {
-            format!("size says {:#x} pages, but the kernel's address space has {size:#x}", object.size)
+            format!(
+                "size says {:#x} pages, but the kernel's address space has {size:#x}",
+                object.size
+            )
         });
     }
 }
@@ -114,7 +134,10 @@ fn counts(ctx: &Context<'_>, object: &Object) {
     let pages = object.pages.len() as u64;
     if object.resident_page_count != pages {
         finding(ctx, "object-resident", object, || {
-            format!("resident_page_count says {}, but its index has {pages} pages", object.resident_page_count)
+            format!(
+                "resident_page_count says {}, but its index has {pages} pages",
+                object.resident_page_count
+            )
         });
     }
     if let Some(last) = object.pages.last().filter(|last| last.pindex >= object.size) {
@@ -127,22 +150,31 @@ fn counts(ctx: &Context<'_>, object: &Object) {
 fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     let expected = entries.count + u64::from(object.is_kernels());
     let count = u64::from(object.ref_count);
-    // A page fault has a reference while it sleeps on a busy page, and for a moment before and after.
+    // A page fault has a reference while it sleeps on a busy page, and for a moment before and
+    // after.
     let most = ctx.rest.awake() + ctx.rest.faults();
     let is_known = ctx.roots.sched.lock.owner.get() == 0;
     let is_wrong = count < expected || (is_known && count > expected + most);
     if is_wrong {
         finding(ctx, "object-ref-count", object, || {
             let own = if object.is_kernels() { "1 of its own and " } else { "" };
-            format!("ref_count says {count}, but the references are {own}{} from entries", entries.count)
+            format!(
+                "ref_count says {count}, but the references are {own}{} from entries",
+                entries.count
+            )
         });
     }
     if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
-        finding(ctx, "object-flags", object, || "it has one reference, but is not marked ONEMAPPING".to_owned());
+        finding(ctx, "object-flags", object, || {
+            "it has one reference, but is not marked ONEMAPPING".to_owned()
+        });
     }
     if entries.pages > object.size {
         finding(ctx, "object-size", object, || {
-            format!("size says {:#x} pages, but its entries end at page {:#x}", object.size, entries.pages)
+            format!(
+                "size says {:#x} pages, but its entries end at page {:#x}",
+                object.size, entries.pages
+            )
         });
     }
 }
@@ -162,7 +194,9 @@ fn last_search(ctx: &Context<'_>, object: &Object) {
     let next = next.map(|place| object.pages.get(place).map_or(0, |Resident { pfn, .. }| *pfn));
     if next != Some(after) {
         finding(ctx, "object-search", object, || {
-            format!("its last search ended between pages {before:#x} and {after:#x}, which are not neighbours")
+            format!(
+                "its last search ended between pages {before:#x} and {after:#x}, which are not neighbours"
+            )
         });
     }
 }
@@ -179,13 +213,14 @@ fn unreachable(ctx: &Context<'_>) {
     }
 }
 
-/// Pages that say that they belong to an object which does not know them. Of a subtree that was cut off only the first is
-/// named: the others hang on it.
+/// Pages that say that they belong to an object which does not know them. Of a subtree that was cut
+/// off only the first is named: the others hang on it.
 fn strangers(ctx: &Context<'_>) {
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| !page.object.is_null()) {
         if ctx.owner(pfn) != Some(Owner::Resident) {
             let object = ctx.objects.all.get(&page.object.addr());
-            // An object that is known is left out while somebody changes it; one that is not may be on its way into a map.
+            // An object that is known is left out while somebody changes it; one that is not may be
+            // on its way into a map.
             let is_updating = object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating);
             if is_updating || hangs_on_stranger(ctx, pfn, page) {
                 continue;
@@ -193,18 +228,24 @@ fn strangers(ctx: &Context<'_>) {
             ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
                 let name = object.map_or("an unknown object", |object| object.name);
                 let at = page.object.addr();
-                format!("page {pfn:#x} says index {:#x} of {at} ({name}), which does not have it", page.pindex)
+                format!(
+                    "page {pfn:#x} says index {:#x} of {at} ({name}), which does not have it",
+                    page.pindex
+                )
             });
         }
     }
 }
 
-/// Whether the page above `page` is one of the same object that the object does not know either, and has it below.
+/// Whether the page above `page` is one of the same object that the object does not know either,
+/// and has it below.
 fn hangs_on_stranger(ctx: &Context<'_>, pfn: u64, page: &Page) -> bool {
     let parent = u64::from(page.parent);
-    let upper = ctx.pages.get(parent).filter(|_| parent != 0 && ctx.owner(parent) != Some(Owner::Resident));
+    let upper =
+        ctx.pages.get(parent).filter(|_| parent != 0 && ctx.owner(parent) != Some(Owner::Resident));
     upper.is_some_and(|upper| {
-        upper.object == page.object && [upper.left, upper.right].into_iter().any(|below| u64::from(below) == pfn)
+        upper.object == page.object
+            && [upper.left, upper.right].into_iter().any(|below| u64::from(below) == pfn)
     })
 }
 
@@ -296,7 +337,10 @@ mod tests {
         lab.each(
             root,
             "vm_page",
-            &[("object-index", |page| page.parent.set(3)), ("object-index", |page| page.left.set(0x7fff_ffff))],
+            &[
+                ("object-index", |page| page.parent.set(3)),
+                ("object-index", |page| page.left.set(0x7fff_ffff)),
+            ],
         );
         let report = lab.damaged(root, |page| page.pindex.update(|n| n + 1));
         assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
@@ -305,7 +349,8 @@ mod tests {
             page.right.set(pfn);
         });
         expect_finding(&report, "object-index", "vm_page", root.addr());
-        // Less its lowest bit it stands below others, and is in order as long as none of those is before it.
+        // Less its lowest bit it stands below others, and is in order as long as none of those is
+        // before it.
         let report = lab.damaged(root, |page| page.pindex.set(pindex & (pindex - 1)));
         assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
         assert!(lab.check().is_clean());

@@ -1,8 +1,8 @@
 //! All objects with their pages, read off their indexes.
 //!
-//! An object is known by an entry that names it, or by the kernel's roots. Its index is a tree of the pages themselves.
-//! A link is followed only to a page of the same object whose page index belongs there, which leaves no way around in
-//! circles.
+//! An object is known by an entry that names it, or by the kernel's roots. Its index is a tree of
+//! the pages themselves. A link is followed only to a page of the same object whose page index
+//! belongs there, which leaves no way around in circles.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::offset_of;
@@ -30,7 +30,8 @@ pub(super) struct Object {
     pub at: GuestVirt,
     /// What it is called.
     pub name: &'static str,
-    /// Whether only maps that somebody was changing lead to it: then it may be no object at all, and is not read.
+    /// Whether only maps that somebody was changing lead to it: then it may be no object at all,
+    /// and is not read.
     pub is_doubtful: bool,
     pub lock_owner: u32,
     pub ref_count: u32,
@@ -101,13 +102,23 @@ impl Objects {
     ) -> Self {
         let root = |offset: usize| roots_at.addr().checked_add(offset as u64).unwrap_or_default();
         let kernels = [
-            Object::of(root(offset_of!(KernelRoots, kernel_object)), "kernel_object", &roots.kernel_object),
-            Object::of(root(offset_of!(KernelRoots, kmem_object)), "kmem_object", &roots.kmem_object),
+            Object::of(
+                root(offset_of!(KernelRoots, kernel_object)),
+                "kernel_object",
+                &roots.kernel_object,
+            ),
+            Object::of(
+                root(offset_of!(KernelRoots, kmem_object)),
+                "kmem_object",
+                &roots.kmem_object,
+            ),
         ];
-        let mut objects = Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
+        let mut objects =
+            Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
         let mut unreadable = HashSet::new();
         // What a map that is still leads to comes first.
-        let (updating, still): (Vec<_>, Vec<_>) = maps.all.iter().partition(|map| map.is_updating());
+        let (updating, still): (Vec<_>, Vec<_>) =
+            maps.all.iter().partition(|map| map.is_updating());
         for map in still.into_iter().chain(updating) {
             for at in map.entries.iter().filter_map(Entry::object) {
                 if objects.all.contains_key(&at) || unreadable.contains(&at) {
@@ -160,7 +171,9 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
             continue;
         }
         let Some(page) = array.get(pfn.into()) else {
-            fault(from, &|| format!("the index of {name} at {at} leads to page {pfn:#x}, which is not managed"));
+            fault(from, &|| {
+                format!("the index of {name} at {at} leads to page {pfn:#x}, which is not managed")
+            });
             continue;
         };
         let pindex = page.pindex;
@@ -171,18 +184,26 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
         }
         if !(first..end).contains(&pindex) {
             fault(pfn, &|| {
-                format!("page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to {end:#x} belong")
+                format!(
+                    "page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to {end:#x} belong"
+                )
             });
             continue;
         }
         if page.parent != from {
             let parent = page.parent;
-            fault(pfn, &|| format!("page {from:#x} leads to page {pfn:#x}, whose parent says {parent:#x}"));
+            fault(pfn, &|| {
+                format!("page {from:#x} leads to page {pfn:#x}, whose parent says {parent:#x}")
+            });
         }
         let upper = array.get(from.into()).filter(|_| from != 0);
         if let Some(upper) = upper.filter(|upper| !index_above(upper.pindex, pindex)) {
             let over = upper.pindex;
-            fault(pfn, &|| format!("page {pfn:#x} at index {pindex:#x} of {name} belongs above {over:#x}, not below"));
+            fault(pfn, &|| {
+                format!(
+                    "page {pfn:#x} at index {pindex:#x} of {name} belongs above {over:#x}, not below"
+                )
+            });
         }
         object.pages.push(Resident { pindex, pfn });
         links.push(Link { to: page.right, from: pfn, first: pindex + 1, end });

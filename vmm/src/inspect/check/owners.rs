@@ -1,7 +1,8 @@
 //! Who has which page: every page that is handed out has exactly one owner.
 //!
-//! Each part of the check claims the pages that it comes through. Two claims of one page contradict each other, a claim
-//! of a free page contradicts the page array, and a page that is handed out and claimed by nobody is lost.
+//! Each part of the check claims the pages that it comes through. Two claims of one page contradict
+//! each other, a claim of a free page contradicts the page array, and a page that is handed out and
+//! claimed by nobody is lost.
 
 use std::cell::RefCell;
 
@@ -66,7 +67,14 @@ impl Owners {
     }
 
     /// Claims page `pfn` for `owner`, the structure at `at`.
-    pub(super) fn claim(&self, pages: &PageArray, findings: &Findings, pfn: u64, owner: Owner, at: GuestVirt) {
+    pub(super) fn claim(
+        &self,
+        pages: &PageArray,
+        findings: &Findings,
+        pfn: u64,
+        owner: Owner,
+        at: GuestVirt,
+    ) {
         let what = || format!("page {pfn:#x}");
         let Some((segment, index)) = pages.locate(pfn) else {
             if pages.is_managed(pfn) {
@@ -74,7 +82,9 @@ impl Owners {
                     format!("{} is {} at {at}, but was never handed out", what(), owner.words())
                 });
             } else {
-                findings.add("page-unmanaged", owner.words(), at, || format!("{} is not under management", what()));
+                findings.add("page-unmanaged", owner.words(), at, || {
+                    format!("{} is not under management", what())
+                });
             }
             return;
         };
@@ -82,7 +92,11 @@ impl Owners {
         if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
             findings.add("page-free", "vm_page", pages.address(pfn), || {
-                format!("{} is {} at {at}, but its flags say that it is {word}", what(), owner.words())
+                format!(
+                    "{} is {} at {at}, but its flags say that it is {word}",
+                    what(),
+                    owner.words()
+                )
             });
         }
         let slot = &mut self.owners.borrow_mut()[segment][index];

@@ -1,8 +1,9 @@
 //! The page array and its segments.
 //!
-//! Only the elements below each segment's `fresh` mark are read: what lies behind has never been used, and reading it
-//! would make the memory of a large guest resident. Of those below it, elements in a page that an image does not hold
-//! are zero, like a page that was never used, and take no room: a mark that lies does not decide how much is kept.
+//! Only the elements below each segment's `fresh` mark are read: what lies behind has never been
+//! used, and reading it would make the memory of a large guest resident. Of those below it,
+//! elements in a page that an image does not hold are zero, like a page that was never used, and
+//! take no room: a mark that lies does not decide how much is kept.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::kva::dmap_to_phys;
@@ -148,14 +149,16 @@ pub(super) struct PageArray {
     pub segments: Vec<Segment>,
 }
 
-/// The elements in the page of the array at `at`; nothing where all of it is zero and no image holds it.
+/// The elements in the page of the array at `at`; nothing where all of it is zero and no image
+/// holds it.
 fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, InspectError> {
     let mut bytes = [0; PER_PAGE * size_of::<VmPage>()];
     if !memory.holds(at) {
         return memory.page("vm_page", at).map(|_| None);
     }
     memory.read("vm_page", at, &mut bytes)?;
-    let page = |bytes: &[u8]| VmPage::read_from_bytes(bytes).map_or(Page::FRESH, |page| Page::of(&page));
+    let page =
+        |bytes: &[u8]| VmPage::read_from_bytes(bytes).map_or(Page::FRESH, |page| Page::of(&page));
     Ok(Some(bytes.chunks_exact(size_of::<VmPage>()).map(page).collect()))
 }
 
@@ -168,7 +171,11 @@ impl PageArray {
         let mut below = first_page;
         for number in 0..roots.vm_phys_nsegs.get() {
             let bytes = number.checked_mul(size_of::<VmPhysSeg>() as u64);
-            let Some(place) = bytes.and_then(|bytes| roots.vm_phys_segs.get().addr().checked_add(bytes)) else { break };
+            let Some(place) =
+                bytes.and_then(|bytes| roots.vm_phys_segs.get().addr().checked_add(bytes))
+            else {
+                break;
+            };
             let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
                 Ok(seg) => seg,
                 Err(error) => {
@@ -187,7 +194,9 @@ impl PageArray {
             let fresh = u64::from(seg.fresh.get());
             if fresh < start || fresh > end {
                 findings.add("segment-fresh", "vm_phys_seg", place, || {
-                    format!("its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}")
+                    format!(
+                        "its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}"
+                    )
                 });
             }
             let fresh = fresh.clamp(start, end);
@@ -198,14 +207,22 @@ impl PageArray {
         array
     }
 
-    fn read_pages(&self, memory: &Memory<'_>, start: u64, fresh: u64, findings: &Findings) -> Elements {
-        let slot = |at: GuestVirt| usize::try_from(at.page_offset()).unwrap_or(0) / size_of::<VmPage>();
+    fn read_pages(
+        &self,
+        memory: &Memory<'_>,
+        start: u64,
+        fresh: u64,
+        findings: &Findings,
+    ) -> Elements {
+        let slot =
+            |at: GuestVirt| usize::try_from(at.page_offset()).unwrap_or(0) / size_of::<VmPage>();
         let mut pages = Elements { skipped: slot(self.address(start)), ..Elements::default() };
         let mut pfn = start;
         while pfn < fresh {
             let at = self.address(pfn);
-            let place = dmap_to_phys(at)
-                .ok_or_else(|| InspectError::damaged("vm_page", at, "its address is not in the direct map"));
+            let place = dmap_to_phys(at).ok_or_else(|| {
+                InspectError::damaged("vm_page", at, "its address is not in the direct map")
+            });
             let chunk = match place.and_then(|at| chunk(memory, at.page())) {
                 Ok(chunk) => chunk,
                 Err(error) => {
@@ -246,7 +263,8 @@ impl PageArray {
         segment.pages.get(usize::try_from(pfn - segment.start).ok()?)
     }
 
-    /// The segment of page `pfn` and the page's place in [`Segment::pages`], if it was ever used and could be read.
+    /// The segment of page `pfn` and the page's place in [`Segment::pages`], if it was ever used
+    /// and could be read.
     pub(super) fn locate(&self, pfn: u64) -> Option<(usize, usize)> {
         let segment = self.segments.partition_point(|segment| segment.end <= pfn);
         let index = usize::try_from(pfn.checked_sub(self.segments.get(segment)?.start)?).ok()?;

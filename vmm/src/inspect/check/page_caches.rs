@@ -1,4 +1,5 @@
-//! CPUs' caches of free pages: linked both ways, no larger than allowed, and used only above the floor that they call for.
+//! CPUs' caches of free pages: linked both ways, no larger than allowed, and used only above the
+//! floor that they call for.
 
 use std::collections::HashSet;
 use std::mem::offset_of;
@@ -37,7 +38,10 @@ fn floor(ctx: &Context<'_>) -> u64 {
     if meter.ncpu.get() < 2 || roots.page_cache_max.get() == 0 || roots.idlezero_enable.get() != 0 {
         return 0;
     }
-    let busy = meter.v_free_min.get().max(meter.v_free_reserved.get().saturating_add(meter.v_cache_min.get()));
+    let busy = meter
+        .v_free_min
+        .get()
+        .max(meter.v_free_reserved.get().saturating_add(meter.v_cache_min.get()));
     busy.saturating_add(meter.ncpu.get().saturating_mul(roots.page_cache_max.get()))
 }
 
@@ -59,7 +63,9 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         let pfn = u64::from(next);
         let Some((&page, (segment, _))) = ctx.pages.get(pfn).zip(ctx.pages.locate(pfn)) else {
             ctx.finding("page-cache-link", "page cache", at, || {
-                format!("of CPU {number}: after page {before:#x} comes {pfn:#x}, which was never used")
+                format!(
+                    "of CPU {number}: after page {before:#x} comes {pfn:#x}, which was never used"
+                )
             });
             break;
         };
@@ -84,14 +90,19 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     }
     if list.tail.get() != before {
         ctx.finding("page-cache-link", "page cache", at, || {
-            format!("of CPU {number}: its tail is page {:#x}, but its last page is {before:#x}", list.tail.get())
+            format!(
+                "of CPU {number}: its tail is page {:#x}, but its last page is {before:#x}",
+                list.tail.get()
+            )
         });
     }
     let (count, found) = (list.count.get(), seen.len() as u64);
     let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };
     if count != found || found > most {
         ctx.finding("page-cache-count", "page cache", at, || {
-            format!("of CPU {number}: count says {count}, but it has {found} pages and may have {most}")
+            format!(
+                "of CPU {number}: count says {count}, but it has {found} pages and may have {most}"
+            )
         });
     }
 }

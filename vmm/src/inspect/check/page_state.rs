@@ -34,9 +34,11 @@ pub(super) fn check(ctx: &Context<'_>) {
                 counts.zero += u64::from(is_known_zero(ctx, page));
                 check_free(ctx, pfn, page, owner);
             }
-            None if !page.is_allocated() => ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
-                format!("page {pfn:#x} is free, but in no free block and no cache")
-            }),
+            None if !page.is_allocated() => {
+                ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
+                    format!("page {pfn:#x} is free, but in no free block and no cache")
+                })
+            }
             None => {}
             Some(Owner::Resident) => check_resident(ctx, pfn, page),
             Some(Owner::Kentered) if page.next != 0 && !ctx.is_quiet() => {
@@ -53,8 +55,9 @@ pub(super) fn check(ctx: &Context<'_>) {
     check_counts(ctx, &counts);
 }
 
-/// Checks the pages that are mapped by `pmap_qenter` and linked to another. An operation that takes such mappings away
-/// chains their pages first, and has the head of the chain until it has freed them.
+/// Checks the pages that are mapped by `pmap_qenter` and linked to another. An operation that takes
+/// such mappings away chains their pages first, and has the head of the chain until it has freed
+/// them.
 fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
     for pfn in InFlight::new(ctx).lost(chained) {
         ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
@@ -95,7 +98,10 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
     };
     if *page != expected {
         ctx.finding("page-free-state", "vm_page", ctx.pages.address(pfn), || {
-            format!("page {pfn:#x} is {}, but its state is not that of a free page: {page:x?}", owner.words())
+            format!(
+                "page {pfn:#x} is {}, but its state is not that of a free page: {page:x?}",
+                owner.words()
+            )
         });
     }
 }
@@ -104,30 +110,49 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
     let is_home = ctx.owner(pfn) == Some(Owner::MapHome);
     let mark = if is_home { PageFlags::MAP_HOME } else { PageFlags::empty() };
-    let known = PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED | mark;
-    let fault = |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+    let known =
+        PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED | mark;
+    let fault =
+        |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
     if !page.flags.contains(PageFlags::TOUCHED) || !known.contains(page.flags) {
         fault(format!("page {pfn:#x} is handed out, with the flags {:?}", page.flags));
     }
     if is_home && !page.flags.contains(mark) && ctx.is_quiet() {
-        fault(format!("page {pfn:#x} is the home of a map, but is not marked as one: {:?}", page.flags));
+        fault(format!(
+            "page {pfn:#x} is the home of a map, but is not marked as one: {:?}",
+            page.flags
+        ));
     }
     if page.block != 0 {
-        fault(format!("page {pfn:#x} is handed out, but heads a free block of order {}", page.block - 1));
+        fault(format!(
+            "page {pfn:#x} is handed out, but heads a free block of order {}",
+            page.block - 1
+        ));
     }
     if segment != Some(usize::from(page.segind)) {
-        fault(format!("page {pfn:#x} lies in segment {segment:?}, but segind says {}", page.segind));
+        fault(format!(
+            "page {pfn:#x} lies in segment {segment:?}, but segind says {}",
+            page.segind
+        ));
     }
     if page.hold_count != 0 || page.busy != 0 {
         let (holds, busy) = (page.hold_count, page.busy);
-        fault(format!("page {pfn:#x} has hold_count {holds} and busy {busy}, but nothing holds or shares pages"));
+        fault(format!(
+            "page {pfn:#x} has hold_count {holds} and busy {busy}, but nothing holds or shares pages"
+        ));
     }
     if page.dirty & !page.valid != 0 {
-        fault(format!("chunks {:#x} of page {pfn:#x} are dirty, but only {:#x} are valid", page.dirty, page.valid));
+        fault(format!(
+            "chunks {:#x} of page {pfn:#x} are dirty, but only {:#x} are valid",
+            page.dirty, page.valid
+        ));
     }
     if page.queue != 0 && (page.wire_count != 0 || page.flags.contains(PageFlags::UNMANAGED)) {
         let (queue, wired) = (page.queue, page.wire_count);
-        fault(format!("page {pfn:#x} is on queue {queue}, but wired {wired} times, flags {:?}", page.flags));
+        fault(format!(
+            "page {pfn:#x} is on queue {queue}, but wired {wired} times, flags {:?}",
+            page.flags
+        ));
     }
     if !(PageOflags::BUSY | PageOflags::WANTED).contains(page.oflags)
         || (page.oflags.contains(PageOflags::WANTED) && !page.oflags.contains(PageOflags::BUSY))
@@ -143,18 +168,27 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
 fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let kernels = [ctx.root_of(&ctx.roots.kernel_object), ctx.root_of(&ctx.roots.kmem_object)];
     let is_kernels = kernels.contains(&page.object.addr());
-    let fault = |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+    let fault =
+        |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
     if page.flags.contains(PageFlags::UNMANAGED) != is_kernels {
-        fault(format!("page {pfn:#x} of the object at {} has the flags {:?}", page.object.addr(), page.flags));
+        fault(format!(
+            "page {pfn:#x} of the object at {} has the flags {:?}",
+            page.object.addr(),
+            page.flags
+        ));
     }
     if page.private != 0 {
-        fault(format!("page {pfn:#x} belongs to an object, but counts {} in private", page.private));
+        fault(format!(
+            "page {pfn:#x} belongs to an object, but counts {} in private",
+            page.private
+        ));
     }
     if page.queue == 0 && (page.next != 0 || page.prev != 0) {
         let (next, prev) = (page.next, page.prev);
         fault(format!("page {pfn:#x} is on no queue, but has next {next:#x} and prev {prev:#x}"));
     }
-    // Between its allocation and its wiring or queueing a page is neither, but then somebody works on it.
+    // Between its allocation and its wiring or queueing a page is neither, but then somebody works
+    // on it.
     if page.wire_count == 0 && page.queue == 0 && ctx.is_quiet() {
         fault(format!("page {pfn:#x} is neither wired nor on a paging queue"));
     }
@@ -188,13 +222,14 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
     let roots = &ctx.roots;
     let fresh: u64 = ctx.pages.segments.iter().map(|segment| segment.end - segment.fresh).sum();
     let zero = counts.zero + if roots.boot_zeroed.get() != 0 { fresh } else { 0 };
-    let compare = |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
-        if counter.get() != found {
-            ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
-                format!("{name} says {}, but {source} {found}", counter.get())
-            });
-        }
-    };
+    let compare =
+        |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
+            if counter.get() != found {
+                ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
+                    format!("{name} says {}, but {source} {found}", counter.get())
+                });
+            }
+        };
     compare("v_page_count", &roots.meter.v_page_count, ctx.pages.managed(), "the segments have");
     compare(
         "v_free_count",
@@ -202,7 +237,12 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
         counts.free + fresh,
         "free blocks, caches and unused memory have",
     );
-    compare("v_wire_count", &roots.meter.v_wire_count, counts.wired, "the page array has wired pages:");
+    compare(
+        "v_wire_count",
+        &roots.meter.v_wire_count,
+        counts.wired,
+        "the page array has wired pages:",
+    );
     compare("v_cache_count", &roots.meter.v_cache_count, 0, "no page can be cached:");
     compare("vm_page_zero_count", &roots.vm_page_zero_count, zero, "free pages known to be zero:");
 }

@@ -29,13 +29,22 @@ pub(super) fn check(ctx: &Context<'_>) {
     for (pfn, page) in ctx.pages.used() {
         if page.queue != 0 && !queued.contains(&pfn) {
             ctx.finding("page-queue", "vm_page", ctx.pages.address(pfn), || {
-                format!("page {pfn:#x} says that it is on queue {}, which does not lead to it", page.queue)
+                format!(
+                    "page {pfn:#x} says that it is on queue {}, which does not lead to it",
+                    page.queue
+                )
             });
         }
     }
 }
 
-fn check_queue(ctx: &Context<'_>, name: &str, number: u8, list: &VmFreeList, queued: &mut HashSet<u64>) {
+fn check_queue(
+    ctx: &Context<'_>,
+    name: &str,
+    number: u8,
+    list: &VmFreeList,
+    queued: &mut HashSet<u64>,
+) {
     let list_at = ctx.root_of(list);
     let (mut count, mut before, mut next) = (0, 0, list.head.get());
     while next != 0 {
@@ -55,12 +64,18 @@ fn check_queue(ctx: &Context<'_>, name: &str, number: u8, list: &VmFreeList, que
         }
         if page.prev != before {
             ctx.finding("page-queue", "vm_page", at, || {
-                format!("prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}", page.prev)
+                format!(
+                    "prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}",
+                    page.prev
+                )
             });
         }
         if page.queue != number {
             ctx.finding("page-queue", "vm_page", at, || {
-                format!("page {pfn:#x} is on the {name} queue, number {number}, but says {}", page.queue)
+                format!(
+                    "page {pfn:#x} is on the {name} queue, number {number}, but says {}",
+                    page.queue
+                )
             });
         }
         count += 1;

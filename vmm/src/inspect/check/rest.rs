@@ -1,12 +1,13 @@
 //! Whether the kernel is at rest.
 //!
-//! An operation that sleeps, or that was interrupted, leaves structures half made although no lock is held: an entry
-//! that is not wired yet, a busy page. While no thread is in the middle of an
-//! operation, none of these may be. A thread that runs, or could, stands between any two instructions besides: it may have
-//! changed one word and not yet another that no lock holds together with it.
+//! An operation that sleeps, or that was interrupted, leaves structures half made although no lock
+//! is held: an entry that is not wired yet, a busy page. While no thread is in the middle of an
+//! operation, none of these may be. A thread that runs, or could, stands between any two
+//! instructions besides: it may have changed one word and not yet another that no lock holds
+//! together with it.
 //!
-//! An idle thread is at rest unless an interrupt handler works on its stack ([`Thread::intr_nesting`]) or it serves others
-//! ([`Pcpu::serving`]).
+//! An idle thread is at rest unless an interrupt handler works on its stack
+//! ([`Thread::intr_nesting`]) or it serves others ([`Pcpu::serving`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,7 +17,8 @@ use vmkern_abi::layout::{KernelRoots, Pcpu, Thread, ThreadState};
 use super::memory::Memory;
 
 /// Wait messages of threads that are between operations, or wait inside one with nothing half made.
-const QUIET: [&str; 9] = ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
+const QUIET: [&str; 9] =
+    ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
 
 /// Wait message of a page fault that finds the page busy.
 const FAULT: &str = "vmpfw";
@@ -36,7 +38,9 @@ impl Occupation {
     /// That of `thread`; `serves` says whether it does something for others, of an idle thread.
     fn of(thread: &Thread, serves: Option<bool>) -> Self {
         match (thread.state(), thread.wait_message(), serves) {
-            (Some(ThreadState::Sleeping), Some(message), _) if QUIET.contains(&message.to_string().as_str()) => {
+            (Some(ThreadState::Sleeping), Some(message), _)
+                if QUIET.contains(&message.to_string().as_str()) =>
+            {
                 Self::None
             }
             (Some(ThreadState::Sleeping), ..) => Self::Asleep,
@@ -72,7 +76,8 @@ impl Rest {
             rest.is_quiet &= occupation == Occupation::None;
             rest.awake += u64::from(occupation == Occupation::Awake);
             if thread.state() == Some(ThreadState::Sleeping) {
-                let in_fault = thread.wait_message().is_some_and(|message| message.to_string() == FAULT);
+                let in_fault =
+                    thread.wait_message().is_some_and(|message| message.to_string() == FAULT);
                 rest.faults += u64::from(in_fault);
                 rest.channels.insert(thread.wchan.get());
             }
@@ -87,7 +92,8 @@ impl Rest {
         self.is_quiet
     }
 
-    /// Threads that stand between two instructions of an operation, interrupt handlers on idle threads included.
+    /// Threads that stand between two instructions of an operation, interrupt handlers on idle
+    /// threads included.
     pub(super) fn awake(&self) -> u64 {
         self.awake
     }

@@ -26,7 +26,10 @@ pub(super) fn check(ctx: &Context<'_>) {
             if is_marked == list.head.get().is_null() {
                 ctx.finding("runq-status", "run queue", at, || {
                     let head = list.head.get().addr();
-                    format!("the status bit of list {number} is {}, but its head is {head}", u8::from(is_marked))
+                    format!(
+                        "the status bit of list {number} is {}, but its head is {head}",
+                        u8::from(is_marked)
+                    )
                 });
             }
             check_list(ctx, number, list, at, &mut queued);
@@ -35,14 +38,19 @@ pub(super) fn check(ctx: &Context<'_>) {
     ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread, &queued));
 }
 
-/// A thread that can run is on a run queue, unless it idles. Nothing is left of the links of one that is on none.
+/// A thread that can run is on a run queue, unless it idles. Nothing is left of the links of one
+/// that is on none.
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<GuestVirt>) {
     let t = &thread.value;
     let is_queued = queued.contains(&thread.addr());
     let idles = ctx.sched.idles(thread.at).is_some() && t.priority.get() == t.base_priority.get();
     if t.state() == Some(ThreadState::Runnable) && idles == is_queued {
         ctx.finding("runq-missing", "thread", thread.addr(), || {
-            let place = if idles { "on a run queue, where idle threads are not" } else { "on no run queue" };
+            let place = if idles {
+                "on a run queue, where idle threads are not"
+            } else {
+                "on no run queue"
+            };
             format!("{} is Runnable, but {place}", label(t))
         });
     }
@@ -56,12 +64,21 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<Guest
     }
 }
 
-fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt, queued: &mut HashSet<GuestVirt>) {
+fn check_list(
+    ctx: &Context<'_>,
+    number: usize,
+    list: &ThreadList,
+    at: GuestVirt,
+    queued: &mut HashSet<GuestVirt>,
+) {
     let (mut before, mut next) = (KPtr::NULL, list.head.get());
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
             ctx.finding("runq-link", "run queue", at, || {
-                format!("list {number} leads to {}, which is not on the list of threads", pointer.addr())
+                format!(
+                    "list {number} leads to {}, which is not on the list of threads",
+                    pointer.addr()
+                )
             });
             return;
         };
@@ -74,7 +91,11 @@ fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt
         }
         if t.rq_prev.get() != before {
             ctx.finding("runq-link", "thread", thread.addr(), || {
-                format!("its rq_prev is {}, but list {number} comes from {}", t.rq_prev.get().addr(), before.addr())
+                format!(
+                    "its rq_prev is {}, but list {number} comes from {}",
+                    t.rq_prev.get().addr(),
+                    before.addr()
+                )
             });
         }
         if t.state() != Some(ThreadState::Runnable) {
@@ -91,7 +112,11 @@ fn check_list(ctx: &Context<'_>, number: usize, list: &ThreadList, at: GuestVirt
     }
     if list.tail.get() != before {
         ctx.finding("runq-link", "run queue", at, || {
-            format!("the tail of list {number} is {}, but its last thread is {}", list.tail.get().addr(), before.addr())
+            format!(
+                "the tail of list {number} is {}, but its last thread is {}",
+                list.tail.get().addr(),
+                before.addr()
+            )
         });
     }
 }
@@ -112,7 +137,10 @@ fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);
     if cpu.value.slice.get() > quantum {
         ctx.finding("cpu", "CPU", cpu.addr(), || {
-            format!("its time slice has {} ticks left, but a whole one has {quantum}", cpu.value.slice.get())
+            format!(
+                "its time slice has {} ticks left, but a whole one has {quantum}",
+                cpu.value.slice.get()
+            )
         });
     }
 }

@@ -1,12 +1,14 @@
 //! Threads, sleep queues and handlers, copied.
 //!
-//! As everywhere, reading goes on over contradictions and ends where there is nowhere to go: the rules about these
-//! structures tell what is wrong with the links between them.
+//! As everywhere, reading goes on over contradictions and ends where there is nowhere to go: the
+//! rules about these structures tell what is wrong with the links between them.
 
 use std::collections::{HashMap, HashSet};
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList, KernelRoots, Pcpu, SleepQueue, Thread, ThreadState};
+use vmkern_abi::layout::{
+    EventhandlerEntry, EventhandlerList, KernelRoots, Pcpu, SleepQueue, Thread, ThreadState,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::finding::Findings;
@@ -25,7 +27,8 @@ impl<T> Item<T> {
     }
 }
 
-/// Follows a chain from `head`, ended by null, by an item that cannot be read, and by one that has been there already.
+/// Follows a chain from `head`, ended by null, by an item that cannot be read, and by one that has
+/// been there already.
 pub(super) fn chain<T: FromBytes + IntoBytes>(
     memory: &Memory<'_>,
     findings: &Findings,
@@ -91,28 +94,44 @@ impl Sched {
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
         let mut read = Self::default();
         let sched = &roots.sched;
-        read.cpus = chain(memory, findings, "CPU", roots.cpuhead.get(), |cpu: &Pcpu| cpu.allcpu_next.get());
+        read.cpus =
+            chain(memory, findings, "CPU", roots.cpuhead.get(), |cpu: &Pcpu| cpu.allcpu_next.get());
         // A list that is being changed is not even followed.
         if sched.lock.owner.get() == 0 {
-            read.threads = chain(memory, findings, "thread", sched.all.head.get(), |t: &Thread| t.all_next.get());
-            read.zombies = chain(memory, findings, "thread", sched.zombies.get(), |t: &Thread| t.rq_next.get());
+            read.threads = chain(memory, findings, "thread", sched.all.head.get(), |t: &Thread| {
+                t.all_next.get()
+            });
+            read.zombies = chain(memory, findings, "thread", sched.zombies.get(), |t: &Thread| {
+                t.rq_next.get()
+            });
             for (number, head) in sched.sleepqueues.iter().enumerate() {
-                for queue in chain(memory, findings, "sleep queue", head.get(), |q: &SleepQueue| q.hash_next.get()) {
+                for queue in chain(memory, findings, "sleep queue", head.get(), |q: &SleepQueue| {
+                    q.hash_next.get()
+                }) {
                     let next = |q: &SleepQueue| q.hash_next.get();
-                    let spares = chain(memory, findings, "sleep queue", queue.value.spare.get(), next);
+                    let spares =
+                        chain(memory, findings, "sleep queue", queue.value.spare.get(), next);
                     read.queues.push(Queue { queue, chain: number, spares });
                 }
             }
         }
         if roots.eventhandler_mtx.owner.get() == 0 {
             let head = roots.eventhandler_lists.get();
-            for list in chain(memory, findings, "event", head, |l: &EventhandlerList| l.next_list.get()) {
+            for list in
+                chain(memory, findings, "event", head, |l: &EventhandlerList| l.next_list.get())
+            {
                 let next = |e: &EventhandlerEntry| e.next.get();
-                let handlers = chain(memory, findings, "event handler", list.value.first.get(), next);
+                let handlers =
+                    chain(memory, findings, "event handler", list.value.first.get(), next);
                 read.events.push(Event { list, handlers });
             }
         }
-        read.numbers = read.threads.iter().enumerate().map(|(number, thread)| (thread.addr(), number)).collect();
+        read.numbers = read
+            .threads
+            .iter()
+            .enumerate()
+            .map(|(number, thread)| (thread.addr(), number))
+            .collect();
         read
     }
 
@@ -139,7 +158,8 @@ impl Sched {
     /// Threads that sleep on `channel`.
     pub(super) fn sleepers(&self, channel: GuestVirt) -> impl Iterator<Item = &Item<Thread>> {
         let sleeps = move |thread: &&Item<Thread>| {
-            thread.value.state() == Some(ThreadState::Sleeping) && thread.value.wchan.get() == channel
+            thread.value.state() == Some(ThreadState::Sleeping)
+                && thread.value.wchan.get() == channel
         };
         self.threads.iter().filter(sleeps)
     }

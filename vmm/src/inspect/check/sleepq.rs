@@ -31,7 +31,11 @@ pub(super) fn check(ctx: &Context<'_>) {
         let t = &thread.value;
         if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
             ctx.finding("sleepq-missing", "thread", thread.addr(), || {
-                format!("{} sleeps on {}, but is on no sleep queue: nothing can wake it", label(t), t.wchan.get())
+                format!(
+                    "{} sleeps on {}, but is on no sleep queue: nothing can wake it",
+                    label(t),
+                    t.wchan.get()
+                )
             });
         }
     }
@@ -48,13 +52,21 @@ fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout
     if hash(q.wchan.get()) != queue.chain as u64 {
         ctx.finding("sleepq-chain", "sleep queue", at, || {
             let own = hash(q.wchan.get());
-            format!("its channel {} belongs to chain {own}, but it is in chain {}", q.wchan.get(), queue.chain)
+            format!(
+                "its channel {} belongs to chain {own}, but it is in chain {}",
+                q.wchan.get(),
+                queue.chain
+            )
         });
     }
     if q.hash_prev.get() != before {
         ctx.finding("sleepq-chain", "sleep queue", at, || {
             let prev = q.hash_prev.get().addr();
-            format!("its hash_prev is {prev}, but chain {} comes from {}", queue.chain, before.addr())
+            format!(
+                "its hash_prev is {prev}, but chain {} comes from {}",
+                queue.chain,
+                before.addr()
+            )
         });
     }
 }
@@ -72,12 +84,18 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         };
         let t = &thread.value;
         if !asleep.insert(thread.addr()) {
-            ctx.finding("sleepq-link", "thread", thread.addr(), || format!("{} is on sleep queues twice", label(t)));
+            ctx.finding("sleepq-link", "thread", thread.addr(), || {
+                format!("{} is on sleep queues twice", label(t))
+            });
             return;
         }
         if t.sq_prev.get() != before {
             ctx.finding("sleepq-link", "thread", thread.addr(), || {
-                format!("its sq_prev is {}, but its queue comes from {}", t.sq_prev.get().addr(), before.addr())
+                format!(
+                    "its sq_prev is {}, but its queue comes from {}",
+                    t.sq_prev.get().addr(),
+                    before.addr()
+                )
             });
         }
         if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
@@ -95,7 +113,11 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
     }
     if q.blocked.tail.get() != before {
         ctx.finding("sleepq-link", "sleep queue", at, || {
-            format!("its tail is {}, but its last sleeper is {}", q.blocked.tail.get().addr(), before.addr())
+            format!(
+                "its tail is {}, but its last sleeper is {}",
+                q.blocked.tail.get().addr(),
+                before.addr()
+            )
         });
     }
     if count != queue.spares.len() + 1 {
@@ -111,7 +133,11 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
 /// A thread owns a sleep queue while it does not sleep, and no two own the same.
 fn check_ownership(ctx: &Context<'_>) {
     let mut owners: HashMap<GuestVirt, GuestVirt> = HashMap::new();
-    let in_use = ctx.sched.queues.iter().flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares));
+    let in_use = ctx
+        .sched
+        .queues
+        .iter()
+        .flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares));
     for queue in in_use {
         if owners.insert(queue.addr(), ctx.root_of(&ctx.roots.sched.sleepqueues)).is_some() {
             ctx.finding("sleepq-owner", "sleep queue", queue.addr(), || "it is in use twice");
@@ -122,7 +148,12 @@ fn check_ownership(ctx: &Context<'_>) {
         let own = t.sleepqueue.get();
         if (t.state() == Some(ThreadState::Sleeping)) != own.is_null() {
             ctx.finding("sleepq-owner", "thread", thread.addr(), || {
-                format!("{} has state {}, but the sleep queue that it owns is {}", label(t), t.state.get(), own.addr())
+                format!(
+                    "{} has state {}, but the sleep queue that it owns is {}",
+                    label(t),
+                    t.state.get(),
+                    own.addr()
+                )
             });
         }
         if let Some(own) = own.non_null()

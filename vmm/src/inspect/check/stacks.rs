@@ -66,20 +66,34 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
     let lowest = VM_MIN_KERNEL_ADDRESS.add(PAGE_SIZE);
     let end = low.checked_add(KSTACK_PAGES * PAGE_SIZE).filter(|&end| end <= VM_MAX_KERNEL_ADDRESS);
     let (true, Some(end)) = (low.is_page_aligned() && low >= lowest, end) else {
-        return fault(format!("the stack of {} is at {low}, outside of kernel_map", label(&thread.value)));
+        return fault(format!(
+            "the stack of {} is at {low}, outside of kernel_map",
+            label(&thread.value)
+        ));
     };
     if pages != KSTACK_PAGES {
-        fault(format!("the stack of {} has {pages} pages, not {KSTACK_PAGES}", label(&thread.value)));
+        fault(format!(
+            "the stack of {} has {pages} pages, not {KSTACK_PAGES}",
+            label(&thread.value)
+        ));
     }
     for va in (low.get()..end.get()).step_by(1 << 12).map(GuestVirt::new) {
         let flags = ctx.translate(va).map(|mapping| mapping.flags);
-        if flags.is_none_or(|flags| !flags.contains(PteFlags::KENTER | PteFlags::RW | PteFlags::NX)) {
-            fault(format!("the stack of {} includes {va}, whose translation is {flags:?}", label(&thread.value)));
+        if flags.is_none_or(|flags| !flags.contains(PteFlags::KENTER | PteFlags::RW | PteFlags::NX))
+        {
+            fault(format!(
+                "the stack of {} includes {va}, whose translation is {flags:?}",
+                label(&thread.value)
+            ));
         }
     }
     let guard = GuestVirt::new(low.get() - PAGE_SIZE);
     if let Some(mapping) = ctx.translate(guard) {
-        fault(format!("the guard page {guard} of {} is mapped to {}", label(&thread.value), mapping.phys));
+        fault(format!(
+            "the guard page {guard} of {} is mapped to {}",
+            label(&thread.value),
+            mapping.phys
+        ));
     }
 }
 
@@ -93,12 +107,18 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     // A thread that has never run has only its bounds, and has left its stack alone.
     if rsp == 0 {
         if kstack == 0 || low != kstack || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE {
-            fault(format!("{} has its stack at {kstack:#x}, but is to begin on [{low:#x}, {slots_end:#x})", label(t)));
+            fault(format!(
+                "{} has its stack at {kstack:#x}, but is to begin on [{low:#x}, {slots_end:#x})",
+                label(t)
+            ));
         }
         return;
     }
     if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
-        fault(format!("the stack pointer of {} is {rsp:#x}, but its stack is [{low:#x}, {high:#x})", label(t)));
+        fault(format!(
+            "the stack pointer of {} is {rsp:#x}, but its stack is [{low:#x}, {high:#x})",
+            label(t)
+        ));
     }
     if slot <= slots || slot > slots_end {
         fault(format!(
@@ -107,9 +127,19 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
         ));
     }
     if depth != 1 {
-        fault(format!("{} left its CPU with interrupts deferred {depth} times, not once", label(t)));
+        fault(format!(
+            "{} left its CPU with interrupts deferred {depth} times, not once",
+            label(t)
+        ));
     }
-    if kstack != 0 && (low != kstack || slots != high || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE) {
-        fault(format!("{} has its stack at {kstack:#x}, but runs on [{low:#x}, {slots_end:#x})", label(t)));
+    if kstack != 0
+        && (low != kstack
+            || slots != high
+            || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE)
+    {
+        fault(format!(
+            "{} has its stack at {kstack:#x}, but runs on [{low:#x}, {slots_end:#x})",
+            label(t)
+        ));
     }
 }

@@ -33,7 +33,12 @@ pub(super) fn check(ctx: &Context<'_>) {
 
 /// The flag that says who may use a mapping, as the kernel's privilege demands.
 pub(super) fn user(ctx: &Context<'_>) -> PteFlags {
-    let place = ctx.memory.source().anchors().control.checked_add(offset_of!(ControlRegion, body_cpl) as u64);
+    let place = ctx
+        .memory
+        .source()
+        .anchors()
+        .control
+        .checked_add(offset_of!(ControlRegion, body_cpl) as u64);
     let cpl = place.and_then(|place| ctx.memory.at::<Field<u32>>("control region", place).ok());
     match cpl.map(|cpl| cpl.get()) {
         Some(0) => PteFlags::empty(),
@@ -85,7 +90,9 @@ fn tables(ctx: &Context<'_>) {
     }
     let count = ctx.roots.kernel_pmap.table_count.get();
     if count != managed && pmap_is_still {
-        pmap_finding(ctx, "pmap-tables", || format!("table_count says {count}, but {managed} pages are page tables"));
+        pmap_finding(ctx, "pmap-tables", || {
+            format!("table_count says {count}, but {managed} pages are page tables")
+        });
     }
 }
 
@@ -112,9 +119,12 @@ fn boot_tables(ctx: &Context<'_>) {
     let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
     for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
         if number < nkpt && valid.is_none() {
-            ctx.finding("boot-tables", "page table", VM_MIN_KERNEL_ADDRESS.add(number * NBPDR), || {
-                format!("the page directory does not lead to page table {number} of {nkpt}")
-            });
+            ctx.finding(
+                "boot-tables",
+                "page table",
+                VM_MIN_KERNEL_ADDRESS.add(number * NBPDR),
+                || format!("the page directory does not lead to page table {number} of {nkpt}"),
+            );
         }
         let valid = valid.unwrap_or(0);
         if counted.get() != valid && pmap_is_still {
@@ -162,9 +172,12 @@ fn pmap_finding(ctx: &Context<'_>, rule: &'static str, detail: impl FnOnce() -> 
     ctx.finding(rule, "kernel_pmap", ctx.root(offset_of!(KernelRoots, kernel_pmap)), detail);
 }
 
-/// There are page tables from the start of kernel_map to `kernel_vm_end`, and for the image, and no others.
+/// There are page tables from the start of kernel_map to `kernel_vm_end`, and for the image, and no
+/// others.
 fn reach(ctx: &Context<'_>) {
-    if ctx.roots.kernel_pmap.lock.owner.get() != 0 || ctx.maps.all.iter().any(|map| map.is_updating()) {
+    if ctx.roots.kernel_pmap.lock.owner.get() != 0
+        || ctx.maps.all.iter().any(|map| map.is_updating())
+    {
         return;
     }
     let (end, image_end) = (ctx.roots.kernel_vm_end.get(), ctx.roots.virtual_avail.get());
@@ -174,11 +187,19 @@ fn reach(ctx: &Context<'_>) {
             format!("page tables should reach to {end}, but there is none for [{from}, {to})")
         });
     };
-    for table in ctx.tables.all.iter().filter(|table| table.level == Level::Pt && table.base >= VM_MIN_KERNEL_ADDRESS) {
+    for table in ctx
+        .tables
+        .all
+        .iter()
+        .filter(|table| table.level == Level::Pt && table.base >= VM_MIN_KERNEL_ADDRESS)
+    {
         let is_image = (KERNBASE..image_end).contains(&table.base);
         if table.base >= end && !is_image {
             ctx.finding("table-reach", "page table", table.base, || {
-                format!("kernel_vm_end is {end}, but the page table at {} is for this address", table.at)
+                format!(
+                    "kernel_vm_end is {end}, but the page table at {} is for this address",
+                    table.at
+                )
             });
             continue;
         }
@@ -194,7 +215,13 @@ fn reach(ctx: &Context<'_>) {
 
 /// The direct map shows all RAM, where the arithmetic says, as data.
 fn direct_map(ctx: &Context<'_>) {
-    let flags = PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | PteFlags::PS | PteFlags::G | PteFlags::NX;
+    let flags = PteFlags::V
+        | PteFlags::RW
+        | PteFlags::A
+        | PteFlags::M
+        | PteFlags::PS
+        | PteFlags::G
+        | PteFlags::NX;
     let flags = flags | user(ctx);
     let mut found = ctx.tables.direct.iter().peekable();
     let extra = |translation: &Translation| {
@@ -211,7 +238,9 @@ fn direct_map(ctx: &Context<'_>) {
                 extra(translation);
             }
             match found.next_if(|translation| translation.va == va) {
-                None => ctx.finding("direct-map", "PDE", va, || format!("nothing maps the RAM at {at}")),
+                None => {
+                    ctx.finding("direct-map", "PDE", va, || format!("nothing maps the RAM at {at}"))
+                }
                 Some(translation) if translation.pte != want => {
                     ctx.finding("direct-map", "PDE", va, || {
                         format!(
@@ -239,8 +268,8 @@ enum Part {
     Data,
 }
 
-/// The image's window: low memory and the image where the arithmetic says, text before read-only data before data, no
-/// page both writable and executable, guard pages absent, and the local APIC.
+/// The image's window: low memory and the image where the arithmetic says, text before read-only
+/// data before data, no page both writable and executable, guard pages absent, and the local APIC.
 fn image(ctx: &Context<'_>) {
     let end = ctx.roots.virtual_avail.get();
     let apic = GuestVirt::new(end.get().wrapping_sub(PAGE_SIZE));
@@ -249,7 +278,9 @@ fn image(ctx: &Context<'_>) {
     for &Translation { va, pte } in &ctx.tables.image {
         let flags = pte.bits() & !vmkern_abi::pte::PG_FRAME;
         let finding = |detail: &dyn Fn() -> String| {
-            ctx.finding("image-mapping", "PTE", va, || format!("the entry is {:#x}: {}", pte.bits(), detail()));
+            ctx.finding("image-mapping", "PTE", va, || {
+                format!("the entry is {:#x}: {}", pte.bits(), detail())
+            });
         };
         if va == apic {
             seen_apic = true;
@@ -269,7 +300,9 @@ fn image(ctx: &Context<'_>) {
             flags if flags == text_flags() => Part::Text,
             flags if flags == text_flags() | PteFlags::NX => Part::ReadOnly,
             flags if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) => {
-                ctx.finding("pte-wx", "PTE", va, || format!("the entry {:#x} is writable and executable", pte.bits()));
+                ctx.finding("pte-wx", "PTE", va, || {
+                    format!("the entry {:#x} is writable and executable", pte.bits())
+                });
                 continue;
             }
             _ => {
@@ -303,15 +336,20 @@ fn image(ctx: &Context<'_>) {
 
 /// Text, read-only data and data follow on one another; holes are guard pages.
 fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
-    let mapped = |va: GuestVirt| ctx.tables.image.binary_search_by_key(&va, |translation| translation.va).is_ok();
-    let Some(last) = last_data else {
-        return ctx.finding("image-mapping", "PTE", KERNBASE.add(LOW_END), || "the image has no data");
+    let mapped = |va: GuestVirt| {
+        ctx.tables.image.binary_search_by_key(&va, |translation| translation.va).is_ok()
     };
-    let first_data = ctx
-        .tables
-        .image
-        .iter()
-        .find(|t| t.va >= KERNBASE.add(LOW_END) && t.pte.flags().contains(PteFlags::RW | PteFlags::NX));
+    let Some(last) = last_data else {
+        return ctx.finding(
+            "image-mapping",
+            "PTE",
+            KERNBASE.add(LOW_END),
+            || "the image has no data",
+        );
+    };
+    let first_data = ctx.tables.image.iter().find(|t| {
+        t.va >= KERNBASE.add(LOW_END) && t.pte.flags().contains(PteFlags::RW | PteFlags::NX)
+    });
     let Some(first) = first_data.map(|translation| translation.va) else { return };
     let pages = last.get().saturating_sub(first.get()) / PAGE_SIZE + 1;
     let holes = pages.saturating_sub(data);
@@ -325,7 +363,12 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     let start = KERNBASE.get() + LOW_END;
     let hole = (start..first.get()).step_by(4096).map(GuestVirt::new).find(|&va| !mapped(va));
     if let Some(va) = hole {
-        ctx.finding("image-mapping", "PTE", va, || "a page of the image's text or read-only data is not mapped");
+        ctx.finding(
+            "image-mapping",
+            "PTE",
+            va,
+            || "a page of the image's text or read-only data is not mapped",
+        );
     }
 }
 
@@ -343,20 +386,31 @@ fn counts(ctx: &Context<'_>) {
     if pmap.lock.owner.get() != 0 {
         return;
     }
-    let entered = || ctx.tables.kernel.iter().filter(|translation| !translation.pte.flags().contains(PteFlags::KENTER));
+    let entered = || {
+        ctx.tables
+            .kernel
+            .iter()
+            .filter(|translation| !translation.pte.flags().contains(PteFlags::KENTER))
+    };
     let resident = entered().count() as u64;
-    let wired = entered().filter(|translation| translation.pte.flags().contains(PteFlags::W)).count() as u64;
+    let wired = entered()
+        .filter(|translation| translation.pte.flags().contains(PteFlags::W))
+        .count() as u64;
     for (rule, name, counted, found) in [
         ("pmap-resident", "resident_count", pmap.resident_count.get(), resident),
         ("pmap-wired", "wired_count", pmap.wired_count.get(), wired),
     ] {
         if counted != found {
-            pmap_finding(ctx, rule, || format!("{name} says {counted}, but there are {found} such translations"));
+            pmap_finding(ctx, rule, || {
+                format!("{name} says {counted}, but there are {found} such translations")
+            });
         }
     }
     if pmap.pml4.get() != ctx.memory.source().anchors().pml4 {
         let (pml4, published) = (pmap.pml4.get(), ctx.memory.source().anchors().pml4);
-        pmap_finding(ctx, "pmap-root", || format!("pml4 says {pml4}, but the published root table is {published}"));
+        pmap_finding(ctx, "pmap-root", || {
+            format!("pml4 says {pml4}, but the published root table is {published}")
+        });
     }
 }
 
@@ -395,7 +449,12 @@ mod tests {
             let report = damaged(&lab, va, level, |bits| bits | 1 << 51);
             expect_finding(&report, "table-frame", "page table", at);
         }
-        expect_finding(&flip(&lab, va, Level::Pd, PteFlags::PS), "table-large", "PDE", base(va, Level::Pd));
+        expect_finding(
+            &flip(&lab, va, Level::Pd, PteFlags::PS),
+            "table-large",
+            "PDE",
+            base(va, Level::Pd),
+        );
         let report = flip(&lab, va, Level::Pd, PteFlags::V);
         expect_finding(&report, "pte-invalid", "PDE", base(va, Level::Pd));
         expect_finding(&report, "table-reach", "page table", base(va, Level::Pd));
@@ -419,8 +478,9 @@ mod tests {
         let report = damaged(&lab, second, Level::Pd, |_| pte.bits());
         expect_finding(&report, "table-shared", "page table", second);
         let root = lab.pte_at(VM_MIN_KERNEL_ADDRESS, Level::Pml4).page();
-        let report =
-            damaged(&lab, VM_MIN_KERNEL_ADDRESS, Level::Pml4, |bits| bits & !vmkern_abi::pte::PG_FRAME | root.get());
+        let report = damaged(&lab, VM_MIN_KERNEL_ADDRESS, Level::Pml4, |bits| {
+            bits & !vmkern_abi::pte::PG_FRAME | root.get()
+        });
         expect_finding(&report, "table-shared", "page table", VM_MIN_KERNEL_ADDRESS);
         let report = lab.damaged_phys::<Field<u64>>(root, |entry| entry.set(pte.bits()));
         expect_finding(&report, "table-slot", "PML4E", GuestVirt::new(0));
@@ -439,12 +499,18 @@ mod tests {
             PteFlags::U.bits(),
             PteFlags::PS.bits(),
         ] {
-            expect_finding(&damaged(&lab, va, Level::Pd, |bits| bits ^ damage), "direct-map", "PDE", va);
+            expect_finding(
+                &damaged(&lab, va, Level::Pd, |bits| bits ^ damage),
+                "direct-map",
+                "PDE",
+                va,
+            );
         }
         expect_finding(&damaged(&lab, va, Level::Pd, |_| 0), "direct-map", "PDE", va);
         let past = phys_to_dmap(GuestPhys::new(32 << 20));
-        let report =
-            damaged(&lab, past, Level::Pd, |_| Pte::new(GuestPhys::new(32 << 20), PteFlags::V | PteFlags::PS).bits());
+        let report = damaged(&lab, past, Level::Pd, |_| {
+            Pte::new(GuestPhys::new(32 << 20), PteFlags::V | PteFlags::PS).bits()
+        });
         expect_finding(&report, "direct-map", "PDE", past);
     }
 
@@ -455,8 +521,18 @@ mod tests {
         expect_finding(&flip(&lab, text, Level::Pt, PteFlags::RW), "pte-wx", "PTE", text);
         let second = text.add(4096);
         expect_finding(&damaged(&lab, second, Level::Pt, |_| 0), "image-mapping", "PTE", second);
-        expect_finding(&flip(&lab, second, Level::Pt, PteFlags::PCD), "image-mapping", "PTE", second);
-        expect_finding(&damaged(&lab, second, Level::Pt, |bits| bits ^ 0x1000), "image-mapping", "PTE", second);
+        expect_finding(
+            &flip(&lab, second, Level::Pt, PteFlags::PCD),
+            "image-mapping",
+            "PTE",
+            second,
+        );
+        expect_finding(
+            &damaged(&lab, second, Level::Pt, |bits| bits ^ 0x1000),
+            "image-mapping",
+            "PTE",
+            second,
+        );
         let low = KERNBASE.add(0x3000);
         expect_finding(&flip(&lab, low, Level::Pt, PteFlags::NX), "pte-wx", "PTE", low);
         let apic = KERNBASE.add((4 << 20) - 4096);
@@ -467,13 +543,18 @@ mod tests {
     #[test]
     fn a_guard_page_of_the_image_that_is_mapped_is_found() {
         let lab = Lab::new();
-        let runs = lab.guest.page_runs(text(), KERNBASE.add(4 << 20)).expect("the tables can be read");
+        let runs =
+            lab.guest.page_runs(text(), KERNBASE.add(4 << 20)).expect("the tables can be read");
         let data = data_flags();
-        let guard =
-            runs.windows(2).find(|pair| pair[0].flags == data && pair[0].end < pair[1].start).expect("a guard")[0].end;
+        let guard = runs
+            .windows(2)
+            .find(|pair| pair[0].flags == data && pair[0].end < pair[1].start)
+            .expect("a guard")[0]
+            .end;
         let pte = Pte::new(GuestPhys::new(guard.since(KERNBASE)), data);
         let report = damaged(&lab, guard, Level::Pt, |_| pte.bits());
-        let found: Vec<&Finding> = report.findings.iter().filter(|f| f.rule == "image-guards").collect();
+        let found: Vec<&Finding> =
+            report.findings.iter().filter(|f| f.rule == "image-guards").collect();
         assert_eq!(found.len(), 1, "{report}");
     }
 
@@ -500,7 +581,12 @@ mod tests {
             "boot_tables",
             lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
         );
-        lab.root_word("boot-tables", "boot_tables", |roots| &roots.boot_tables.nkpt, |_| NKPT as u64 + 1);
+        lab.root_word(
+            "boot-tables",
+            "boot_tables",
+            |roots| &roots.boot_tables.nkpt,
+            |_| NKPT as u64 + 1,
+        );
         let first = VM_MIN_KERNEL_ADDRESS;
         let last = first.add((nkpt - 1) * NBPDR);
         let damages: [(RootDamage, GuestVirt); 5] = [

@@ -13,7 +13,8 @@ use super::memory::Memory;
 use crate::inspect::leaves::name;
 
 /// Flags that an entry which leads to a table can have.
-const TABLE_KNOWN: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
+const TABLE_KNOWN: PteFlags =
+    PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
 /// Flags that it must have. Who may write, and what may run, is decided by the last level.
 const TABLE_ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::A);
 
@@ -56,7 +57,12 @@ pub(super) struct Tables {
 
 impl Tables {
     /// Walks all tables from `pml4` on.
-    pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, pml4: GuestPhys, findings: &Findings) -> Self {
+    pub(super) fn read(
+        memory: &Memory<'_>,
+        roots: &KernelRoots,
+        pml4: GuestPhys,
+        findings: &Findings,
+    ) -> Self {
         let image_end = roots.virtual_avail.get();
         let left = memory.most_pages().saturating_mul(2);
         let tables_left = memory.most_tables();
@@ -114,7 +120,10 @@ impl Reader<'_, '_> {
             Ok(page) => page,
             Err(_) => {
                 return self.findings.add("table-frame", "page table", base, || {
-                    format!("the {} for this address should be at {at}, where there is no RAM", name(level))
+                    format!(
+                        "the {} for this address should be at {at}, where there is no RAM",
+                        name(level)
+                    )
                 });
             }
         };
@@ -133,7 +142,9 @@ impl Reader<'_, '_> {
             let (pte, va) = (Pte::from_bits(bits), address(level, base, index));
             if !pte.is_valid() {
                 self.findings.add("pte-invalid", level_name(level), va, || {
-                    format!("entry {index} of the table at {at} is not valid, but not empty: {bits:#x}")
+                    format!(
+                        "entry {index} of the table at {at} is not valid, but not empty: {bits:#x}"
+                    )
                 });
                 continue;
             }
@@ -186,7 +197,12 @@ impl Reader<'_, '_> {
 
     fn translation(&mut self, va: GuestVirt, pte: Pte) {
         let Some(left) = self.left.checked_sub(1) else {
-            return self.findings.add("table-shared", "page table", va, || "there are more translations than pages");
+            return self.findings.add(
+                "table-shared",
+                "page table",
+                va,
+                || "there are more translations than pages",
+            );
         };
         self.left = left;
         let is_image = (vmkern_abi::kva::KERNBASE..self.image_end).contains(&va);

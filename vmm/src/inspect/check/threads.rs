@@ -17,7 +17,8 @@ const WORK: [&str; 3] = ["request", "psleep", "pgzero"];
 
 /// Whether a thread waits for work, with nothing in its hands.
 pub(super) fn waits_for_work(thread: &Thread) -> bool {
-    let is_work = |message: vmkern_abi::control::WaitMessage| WORK.contains(&message.to_string().as_str());
+    let is_work =
+        |message: vmkern_abi::control::WaitMessage| WORK.contains(&message.to_string().as_str());
     thread.state() == Some(ThreadState::Sleeping) && thread.wait_message().is_some_and(is_work)
 }
 
@@ -50,7 +51,11 @@ fn check_list(ctx: &Context<'_>) {
     let tail = all.tail.get();
     if tail != before {
         ctx.finding("thread-list", "scheduler", ctx.root_of(all), || {
-            format!("the tail of the list of threads is {}, but its last thread is {}", tail.addr(), before.addr())
+            format!(
+                "the tail of the list of threads is {}, but its last thread is {}",
+                tail.addr(),
+                before.addr()
+            )
         });
     }
     let (counted, listed) = (ctx.roots.meter.thread_count.get(), ctx.sched.threads.len() as u64);
@@ -66,7 +71,9 @@ fn check_numbers(ctx: &Context<'_>) {
     let mut found: HashMap<GuestVirt, usize> = HashMap::new();
     let mut taken: HashMap<u32, GuestVirt> = HashMap::new();
     for (number, head) in ctx.roots.sched.tids.iter().enumerate() {
-        for thread in chain(&ctx.memory, ctx.findings(), "thread", head.get(), |t: &Thread| t.tid_next.get()) {
+        for thread in
+            chain(&ctx.memory, ctx.findings(), "thread", head.get(), |t: &Thread| t.tid_next.get())
+        {
             *found.entry(thread.addr()).or_default() += 1;
             let tid = thread.value.tid.get();
             if tid as usize % TID_HASH != number {
@@ -93,7 +100,9 @@ fn check_numbers(ctx: &Context<'_>) {
             });
         }
         if let Some(other) = taken.insert(tid, at) {
-            ctx.finding("thread-number", "thread", at, || format!("its number {tid} is also that of {other}"));
+            ctx.finding("thread-number", "thread", at, || {
+                format!("its number {tid} is also that of {other}")
+            });
         }
     }
 }
@@ -114,18 +123,31 @@ fn check_cpus(ctx: &Context<'_>) {
             fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
         }
         match ctx.sched.thread(c.curthread.get()) {
-            None => fault(format!("its thread, {}, is not on the list of threads", c.curthread.get().addr())),
+            None => fault(format!(
+                "its thread, {}, is not on the list of threads",
+                c.curthread.get().addr()
+            )),
             Some(thread) if thread.value.state() != Some(ThreadState::Running) => {
-                fault(format!("{} is its thread, but has state {}", label(&thread.value), thread.value.state.get()));
+                fault(format!(
+                    "{} is its thread, but has state {}",
+                    label(&thread.value),
+                    thread.value.state.get()
+                ));
             }
             Some(thread) if u32::from(thread.value.lastcpu.get()) != c.cpuid.get() => {
                 let (last, own) = (thread.value.lastcpu.get(), c.cpuid.get());
-                fault(format!("{} runs on CPU {own}, but its lastcpu is {last}", label(&thread.value)));
+                fault(format!(
+                    "{} runs on CPU {own}, but its lastcpu is {last}",
+                    label(&thread.value)
+                ));
             }
             Some(_) => {}
         }
         match ctx.sched.thread(c.idlethread.get()) {
-            None => fault(format!("its idle thread, {}, is not on the list of threads", c.idlethread.get().addr())),
+            None => fault(format!(
+                "its idle thread, {}, is not on the list of threads",
+                c.idlethread.get().addr()
+            )),
             Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
                 let own = idle.value.base_priority.get();
                 fault(format!(
@@ -152,7 +174,11 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let fault = |detail: String| ctx.finding("thread-state", "thread", thread.addr(), || detail);
     let state = match t.state() {
         None | Some(ThreadState::Inactive | ThreadState::Zombie) => {
-            return fault(format!("{} is on the list of threads, but its state is {}", label(t), t.state.get()));
+            return fault(format!(
+                "{} is on the list of threads, but its state is {}",
+                label(t),
+                t.state.get()
+            ));
         }
         Some(state) => state,
     };
@@ -162,30 +188,53 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
         fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
     }
-    let is_held_anywhere = ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
+    let is_held_anywhere =
+        ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
     if t.intr_nesting.get() != 0 && !is_held_anywhere && !ctx.is_locked() && !ctx.is_dead() {
-        fault(format!("{} is in {} interrupt handlers, which a pause waits for", label(t), t.intr_nesting.get()));
+        fault(format!(
+            "{} is in {} interrupt handlers, which a pause waits for",
+            label(t),
+            t.intr_nesting.get()
+        ));
     }
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
         fault(format!("{} is {state:?}, but its channel is {}", label(t), t.wchan.get()));
     }
     if (state == ThreadState::Sleeping) == (t.wmesg[0].get() == 0) {
-        fault(format!("{} is {state:?}, but its wait message begins with {:#x}", label(t), t.wmesg[0].get()));
+        fault(format!(
+            "{} is {state:?}, but its wait message begins with {:#x}",
+            label(t),
+            t.wmesg[0].get()
+        ));
     }
     if state != ThreadState::Sleeping && t.callout.sequence.get() != 0 {
         fault(format!("{} is {state:?}, but has a time-out", label(t)));
     }
     if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.get() != 0) {
         let (depth, owed) = (t.critnest.get(), t.owepreempt.get());
-        fault(format!("{} is {state:?}, but in {depth} critical sections, with preemption owed {owed}", label(t)));
+        fault(format!(
+            "{} is {state:?}, but in {depth} critical sections, with preemption owed {owed}",
+            label(t)
+        ));
     }
-    if t.owepreempt.get() > 1 || t.timed_out.get() > 1 || (state == ThreadState::Sleeping && t.timed_out.get() != 0) {
-        fault(format!("{} is {state:?}, owepreempt {}, timed_out {}", label(t), t.owepreempt.get(), t.timed_out.get()));
+    if t.owepreempt.get() > 1
+        || t.timed_out.get() > 1
+        || (state == ThreadState::Sleeping && t.timed_out.get() != 0)
+    {
+        fault(format!(
+            "{} is {state:?}, owepreempt {}, timed_out {}",
+            label(t),
+            t.owepreempt.get(),
+            t.timed_out.get()
+        ));
     }
     // A sleep may lend a priority, which is given back before the thread waits for work.
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if waits_for_work(t) && now != own {
-        fault(format!("{} waits for work with priority {now}, but its base priority is {own}", label(t)));
+        fault(format!(
+            "{} waits for work with priority {now}, but its base priority is {own}",
+            label(t)
+        ));
     }
     if t.name[0].get() == 0 {
         fault(format!("thread {} has no name", t.tid.get()));
@@ -197,7 +246,11 @@ fn check_zombies(ctx: &Context<'_>) {
         let t = &zombie.value;
         if t.state() != Some(ThreadState::Zombie) {
             ctx.finding("zombie", "thread", zombie.addr(), || {
-                format!("{} is on the list of zombies, but its state is {}", label(t), t.state.get())
+                format!(
+                    "{} is on the list of zombies, but its state is {}",
+                    label(t),
+                    t.state.get()
+                )
             });
         }
         if ctx.sched.thread(zombie.at).is_some() {

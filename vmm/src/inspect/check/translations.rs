@@ -1,5 +1,5 @@
-//! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and what should be
-//! mapped is.
+//! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and
+//! what should be mapped is.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
@@ -38,7 +38,9 @@ pub(super) fn check(ctx: &Context<'_>) {
         match entry.object() {
             None => windows(ctx, entry),
             Some(at) => {
-                if let Some(object) = ctx.objects.all.get(&at).filter(|object| !object.is_updating()) {
+                if let Some(object) =
+                    ctx.objects.all.get(&at).filter(|object| !object.is_updating())
+                {
                     behind_entry(ctx, entry, object);
                 }
             }
@@ -51,7 +53,8 @@ pub(super) fn check(ctx: &Context<'_>) {
 /// Nothing is mapped where no entry is.
 fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
     // Entries of a map that is being changed may be missing.
-    let is_updating = |va| ctx.maps.all.iter().any(|map| map.is_updating() && map.min <= va && va < map.max);
+    let is_updating =
+        |va| ctx.maps.all.iter().any(|map| map.is_updating() && map.min <= va && va < map.max);
     if end <= start {
         return;
     }
@@ -93,7 +96,9 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     }
     let missing = (ALWAYS - PteFlags::NX) - flags;
     if !missing.is_empty() {
-        ctx.finding("pte-flags", "PTE", va, || format!("the entry is {:#x}, without {missing:?}", pte.bits()));
+        ctx.finding("pte-flags", "PTE", va, || {
+            format!("the entry is {:#x}, without {missing:?}", pte.bits())
+        });
     }
     if flags.contains(PteFlags::KENTER | PteFlags::W) {
         told("pte-wired", "what pmap_qenter maps is not counted as wired");
@@ -103,12 +108,17 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     }
 }
 
-/// A range without an object has windows of `pmap_kenter` and `pmap_qenter` only, each page with a page of its own.
+/// A range without an object has windows of `pmap_kenter` and `pmap_qenter` only, each page with a
+/// page of its own.
 fn windows(ctx: &Context<'_>, entry: &Entry) {
     for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
         if !pte.flags().contains(PteFlags::KENTER) {
             ctx.finding("pte-unexplained", "PTE", va, || {
-                format!("pmap_enter has mapped {}, but the entry at {} has no object", pte.frame(), entry.at)
+                format!(
+                    "pmap_enter has mapped {}, but the entry at {} has no object",
+                    pte.frame(),
+                    entry.at
+                )
             });
             continue;
         }
@@ -127,8 +137,8 @@ fn resident<'o>(entry: &Entry, object: &'o Object) -> &'o [Resident] {
 /// The pages of an entry's object against the translations of its range.
 fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
     let (pages, first) = (resident(entry, object), entry.offset >> PAGE_SHIFT);
-    let is_being_made =
-        !ctx.rest.is_quiet() && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
+    let is_being_made = !ctx.rest.is_quiet()
+        && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
     let is_whole = object.is_kernels() && !is_being_made;
     let count = entry.len() >> PAGE_SHIFT;
     if is_whole && pages.len() as u64 != count {
@@ -143,7 +153,9 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
             )
         });
     }
-    let va_of = |resident: &Resident| GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT));
+    let va_of = |resident: &Resident| {
+        GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT))
+    };
     let mut translations = ctx.tables.kernel_in(entry.start, entry.end).iter().peekable();
     for resident in pages {
         let va = va_of(resident);
@@ -156,7 +168,10 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
         match translation {
             Some(translation) => place.mapped(translation.pte),
             None if is_whole => ctx.finding("pte-missing", "PTE", va, || {
-                format!("{} has page {:#x} for it, but nothing is mapped", object.name, resident.pfn)
+                format!(
+                    "{} has page {:#x} for it, but nothing is mapped",
+                    object.name, resident.pfn
+                )
             }),
             None => {}
         }
@@ -167,10 +182,20 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
     translations.for_each(|stray| without_page(ctx, entry, object, stray));
 }
 
-fn without_page(ctx: &Context<'_>, entry: &Entry, object: &Object, &Translation { va, pte }: &Translation) {
+fn without_page(
+    ctx: &Context<'_>,
+    entry: &Entry,
+    object: &Object,
+    &Translation { va, pte }: &Translation,
+) {
     ctx.finding("pte-unexplained", "PTE", va, || {
         let pindex = entry.offset.wrapping_add(va.since(entry.start)) >> PAGE_SHIFT;
-        format!("it leads to {}, but {} at {} has no page at index {pindex:#x}", pte.frame(), object.name, object.at)
+        format!(
+            "it leads to {}, but {} at {} has no page at index {pindex:#x}",
+            pte.frame(),
+            object.name,
+            object.at
+        )
     });
 }
 
@@ -192,23 +217,39 @@ impl Place<'_, '_> {
         let frame = GuestPhys::from_pfn((*pfn).into());
         if pte.frame() != frame {
             ctx.finding("pte-frame", "PTE", *va, || {
-                format!("it leads to {}, but the page of {} at {} is at {frame}", pte.frame(), object.name, object.at)
+                format!(
+                    "it leads to {}, but the page of {} at {} is at {frame}",
+                    pte.frame(),
+                    object.name,
+                    object.at
+                )
             });
         }
         if flags.contains(PteFlags::KENTER) {
             ctx.finding("pte-kenter", "PTE", *va, || {
-                format!("pmap_kenter made the entry {:#x}, over a page of {}", pte.bits(), object.name)
+                format!(
+                    "pmap_kenter made the entry {:#x}, over a page of {}",
+                    pte.bits(),
+                    object.name
+                )
             });
             return;
         }
         if flags.contains(PteFlags::W) != (page.wire_count > 0) {
             ctx.finding("pte-wired", "PTE", *va, || {
-                format!("the entry is {:#x}, but page {pfn:#x} is wired {} times", pte.bits(), page.wire_count)
+                format!(
+                    "the entry is {:#x}, but page {pfn:#x} is wired {} times",
+                    pte.bits(),
+                    page.wire_count
+                )
             });
         }
         if object.is_kernels() && !flags.contains(PteFlags::M) {
             ctx.finding("pte-flags", "PTE", *va, || {
-                format!("the entry is {:#x}, but entries of kernel memory are made with M set", pte.bits())
+                format!(
+                    "the entry is {:#x}, but entries of kernel memory are made with M set",
+                    pte.bits()
+                )
             });
         }
     }
@@ -218,11 +259,18 @@ impl Place<'_, '_> {
         let Self { ctx, entry, object, va, pfn, page } = self;
         let told = |field: &str, is: String, wants: String| {
             ctx.finding("page-resident", "vm_page", ctx.pages.address((*pfn).into()), || {
-                format!("page {pfn:#x} of {} at {va}: {field} is {is}, should be {wants}", object.name)
+                format!(
+                    "page {pfn:#x} of {} at {va}: {field} is {is}, should be {wants}",
+                    object.name
+                )
             });
         };
         if page.wire_count != entry.wired_count {
-            told("wire_count", page.wire_count.to_string(), format!("{} as in the entry", entry.wired_count));
+            told(
+                "wire_count",
+                page.wire_count.to_string(),
+                format!("{} as in the entry", entry.wired_count),
+            );
         }
         if page.valid != VM_PAGE_BITS_ALL {
             told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
@@ -336,10 +384,17 @@ mod tests {
         });
         let low = stack.expect("there is a thread").kstack.get();
         let guard = GuestVirt::new(low.get() - PAGE_SIZE);
-        let kentered = lab.guest.vtop(lab.window).expect("the tables can be read").last().pte.bits();
+        let kentered =
+            lab.guest.vtop(lab.window).expect("the tables can be read").last().pte.bits();
         let report = damaged(&lab, guard, |_| kentered);
-        assert!(report.findings.iter().any(|f| f.rule == "kernel-stack"), "the guard page is mapped:\n{report}");
-        assert!(report.findings.iter().any(|f| f.rule == "page-owner"), "one page is mapped twice:\n{report}");
+        assert!(
+            report.findings.iter().any(|f| f.rule == "kernel-stack"),
+            "the guard page is mapped:\n{report}"
+        );
+        assert!(
+            report.findings.iter().any(|f| f.rule == "page-owner"),
+            "one page is mapped twice:\n{report}"
+        );
     }
 
     #[test]
@@ -376,11 +431,13 @@ mod tests {
         let entries = lab.guest.map_entries(crate::MapId::KMEM).expect("the map is good");
         let last = entries[0].end.get() - PAGE_SIZE;
         let page = lab.vm_page(lab.pfn_at(GuestVirt::new(last)));
-        let report =
-            lab.damaged(lab.entry(1, 0), |entry| entry.end.update(|end| GuestVirt::new(end.get() - PAGE_SIZE)));
+        let report = lab.damaged(lab.entry(1, 0), |entry| {
+            entry.end.update(|end| GuestVirt::new(end.get() - PAGE_SIZE))
+        });
         expect_finding(&report, "object-leak", "vm_page", page.addr());
         expect_finding(&report, "pte-hole", "PTE", GuestVirt::new(last));
-        let report = lab.damaged(lab.entry(2, 0), |entry| entry.offset.update(|offset| offset + PAGE_SIZE));
+        let report =
+            lab.damaged(lab.entry(2, 0), |entry| entry.offset.update(|offset| offset + PAGE_SIZE));
         let page = lab.vm_page(lab.pfn_at(lab.pageable));
         expect_finding(&report, "object-leak", "vm_page", page.addr());
     }

@@ -3,7 +3,9 @@
 use std::mem::offset_of;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::layout::{EntryFlags, KernelRoots, PageOflags, Thread, ThreadState, VmMap, VmMeter};
+use vmkern_abi::layout::{
+    EntryFlags, KernelRoots, PageOflags, Thread, ThreadState, VmMap, VmMeter,
+};
 
 use super::context::Context;
 use super::maps::Map;
@@ -55,10 +57,15 @@ fn check_page_shortage(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     let lost = |thread: &Item<Thread>, flag: &str| {
         ctx.finding("sleeper-flag", "thread", thread.addr(), || {
-            format!("{} sleeps in {}, but {flag} is 0: nothing will wake it", label(&thread.value), message(thread))
+            format!(
+                "{} sleeps in {}, but {flag} is 0: nothing will wake it",
+                label(&thread.value),
+                message(thread)
+            )
         });
     };
-    let free_count = root_channel(ctx, offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count));
+    let free_count =
+        root_channel(ctx, offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count));
     if roots.vm_pages_needed.get() == 0 {
         ctx.sched.sleepers(free_count).for_each(|thread| lost(thread, "vm_pages_needed"));
     }
@@ -82,9 +89,14 @@ fn check_page_shortage(ctx: &Context<'_>) {
     // The pagedaemon sleeps without a time-out only while nobody needs pages.
     if roots.vm_pages_needed.get() != 0 {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
-        for thread in ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0) {
+        for thread in
+            ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0)
+        {
             ctx.finding("sleeper-flag", "thread", thread.addr(), || {
-                format!("{} sleeps without a time-out, but vm_pages_needed is set", label(&thread.value))
+                format!(
+                    "{} sleeps without a time-out, but vm_pages_needed is set",
+                    label(&thread.value)
+                )
             });
         }
     }
@@ -99,17 +111,23 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
         (Some(sleeper), None) if map.needs_wakeup == 0 && !waker_is_under_way(ctx) => {
             ctx.finding("sleeper-flag", "thread", sleeper.addr(), || {
                 let who = label(&sleeper.value);
-                format!("{who} waits for {}, but neither needs_wakeup nor an entry says so", map.name)
+                format!(
+                    "{who} waits for {}, but neither needs_wakeup nor an entry says so",
+                    map.name
+                )
             });
         }
         _ => {}
     }
     if map.needs_wakeup > 1 {
-        ctx.finding("flag-word", map.name, map.at, || format!("needs_wakeup is {}, but is 0 or 1", map.needs_wakeup));
+        ctx.finding("flag-word", map.name, map.at, || {
+            format!("needs_wakeup is {}, but is 0 or 1", map.needs_wakeup)
+        });
     }
 }
 
-/// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet woken who waits.
+/// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet
+/// woken who waits.
 fn waker_is_under_way(ctx: &Context<'_>) -> bool {
     ctx.rest.awake() != 0
 }
@@ -119,18 +137,26 @@ fn check_busy_pages(ctx: &Context<'_>) {
     if ctx.is_locked() {
         return;
     }
-    for thread in ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping)) {
+    for thread in
+        ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
+    {
         let Some(pfn) = ctx.pages.number_at(thread.value.wchan.get()) else { continue };
         let waiting = PageOflags::BUSY | PageOflags::WANTED;
         match ctx.pages.get(pfn) {
-            Some(page) if page.oflags.contains(waiting) || page.busy != 0 && page.oflags == PageOflags::WANTED => {}
+            Some(page)
+                if page.oflags.contains(waiting)
+                    || page.busy != 0 && page.oflags == PageOflags::WANTED => {}
             page => ctx.finding("sleeper-flag", "thread", thread.addr(), || {
                 let oflags = page.map(|page| page.oflags);
-                format!("{} waits for page {pfn:#x}, whose oflags are {oflags:?}", label(&thread.value))
+                format!(
+                    "{} waits for page {pfn:#x}, whose oflags are {oflags:?}",
+                    label(&thread.value)
+                )
             }),
         }
     }
-    for (pfn, page) in ctx.pages.used().filter(|(_, page)| page.oflags.contains(PageOflags::WANTED)) {
+    for (pfn, page) in ctx.pages.used().filter(|(_, page)| page.oflags.contains(PageOflags::WANTED))
+    {
         let at = ctx.pages.address(pfn);
         if ctx.sched.sleepers(at).next().is_none() {
             ctx.finding("page-wanted", "vm_page", at, || {
@@ -142,12 +168,16 @@ fn check_busy_pages(ctx: &Context<'_>) {
 
 /// Channels that only one sort of sleep uses, with its wait message.
 fn check_messages(ctx: &Context<'_>) {
-    for thread in ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping)) {
+    for thread in
+        ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
+    {
         let t = &thread.value;
         let (channel, said) = (t.wchan.get(), message(thread));
         let expected: &[&str] = match channel {
             c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed)) => &["psleep"],
-            c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed)) => &["VMWait"],
+            c if c == root_channel(ctx, offset_of!(KernelRoots, vm_pageout_pages_needed)) => {
+                &["VMWait"]
+            }
             c if c == root_channel(ctx, offset_of!(KernelRoots, zero_state)) => &["pgzero"],
             c if c == ctx.root_of(&ctx.roots.vm_pages_wanted) => &["vmwait", "VMWait"],
             c if c == root_channel(ctx, offset_of!(KernelRoots, driver_mtx)) => &["-"],

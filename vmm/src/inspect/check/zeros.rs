@@ -1,7 +1,7 @@
 //! What free pages hold: those that are known to be zero are.
 //!
-//! Memory beyond the `fresh` mark of a segment is left alone: nothing has ever been written about it, and reading it would
-//! make it resident.
+//! Memory beyond the `fresh` mark of a segment is left alone: nothing has ever been written about
+//! it, and reading it would make it resident.
 
 use std::sync::atomic::Ordering;
 
@@ -21,8 +21,11 @@ pub(super) fn check(ctx: &Context<'_>) {
         }
         match ctx.memory.page("free page", PageArray::phys(pfn)) {
             Ok(words) => {
-                let word =
-                    words.iter().map(|word| word.load(Ordering::Relaxed)).enumerate().find(|&(_, word)| word != 0);
+                let word = words
+                    .iter()
+                    .map(|word| word.load(Ordering::Relaxed))
+                    .enumerate()
+                    .find(|&(_, word)| word != 0);
                 if let Some((index, word)) = word {
                     ctx.finding("page-zero", "vm_page", ctx.pages.address(pfn), || {
                         let (flags, at) = (page.flags, index * 8);

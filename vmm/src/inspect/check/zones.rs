@@ -1,14 +1,14 @@
 //! Zones: slabs, their free lists, and that every item handed out is somebody's.
 //!
-//! A zone links only those of its slabs that have free items; the others are found by the items in them. An item that
-//! neither the kernel's structures nor a thread's stack leads to is lost.
+//! A zone links only those of its slabs that have free items; the others are found by the items in
+//! them. An item that neither the kernel's structures nor a thread's stack leads to is lost.
 
 use std::collections::{BTreeMap, HashSet};
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue, StoredOp, Thread, VmObject,
-    ZONE_COUNT,
+    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue,
+    StoredOp, Thread, VmObject, ZONE_COUNT,
 };
 
 use super::context::Context;
@@ -30,8 +30,15 @@ pub(super) enum Zone {
 }
 
 impl Zone {
-    const ALL: [Self; ZONE_COUNT] =
-        [Self::Object, Self::EventList, Self::EventHandler, Self::StoredOp, Self::Thread, Self::SleepQueue, Self::Cpu];
+    const ALL: [Self; ZONE_COUNT] = [
+        Self::Object,
+        Self::EventList,
+        Self::EventHandler,
+        Self::StoredOp,
+        Self::Thread,
+        Self::SleepQueue,
+        Self::Cpu,
+    ];
 
     /// What an item is.
     const fn item(self) -> &'static str {
@@ -68,7 +75,9 @@ impl Zone {
     /// Whether an item can begin at `at`.
     fn fits(self, at: GuestVirt) -> bool {
         let offset = at.page_offset();
-        offset >= HEADER && (offset - HEADER).is_multiple_of(self.size()) && offset + self.size() <= PAGE_SIZE
+        offset >= HEADER
+            && (offset - HEADER).is_multiple_of(self.size())
+            && offset + self.size() <= PAGE_SIZE
     }
 
     /// Where the item begins in which `at` lies, if it lies in one.
@@ -111,21 +120,30 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
     let handlers = || ctx.sched.events.iter().flat_map(|event| &event.handlers);
     let is_free = match zone {
         Zone::Object => ctx.maps.all.iter().all(|map| !map.is_updating()) && !ctx.is_locked(),
-        Zone::EventList | Zone::EventHandler | Zone::StoredOp => ctx.roots.eventhandler_mtx.owner.get() == 0,
+        Zone::EventList | Zone::EventHandler | Zone::StoredOp => {
+            ctx.roots.eventhandler_mtx.owner.get() == 0
+        }
         Zone::Thread | Zone::SleepQueue | Zone::Cpu => ctx.roots.sched.lock.owner.get() == 0,
     };
     is_free.then(|| match zone {
         Zone::Object => anonymous_objects(ctx),
         Zone::EventList => addresses(ctx.sched.events.iter().map(|event| &event.list)),
         Zone::EventHandler => addresses(handlers()),
-        Zone::StoredOp => handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect(),
+        Zone::StoredOp => {
+            handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect()
+        }
         Zone::Thread => addresses(ctx.sched.threads.iter().chain(&ctx.sched.zombies)),
         // The CPU that booted is in no zone.
-        Zone::Cpu => addresses(ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.roots.cpuhead.get().addr())),
+        Zone::Cpu => addresses(
+            ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.roots.cpuhead.get().addr()),
+        ),
         Zone::SleepQueue => {
             let queues = ctx.sched.queues.iter();
-            let mut used = addresses(queues.flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares)));
-            let owned = |thread: &Item<Thread>| Some(thread.value.sleepqueue.get().non_null()?.addr());
+            let mut used = addresses(
+                queues.flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares)),
+            );
+            let owned =
+                |thread: &Item<Thread>| Some(thread.value.sleepqueue.get().non_null()?.addr());
             used.extend(ctx.sched.threads.iter().chain(&ctx.sched.zombies).filter_map(owned));
             used
         }
@@ -139,7 +157,8 @@ fn anonymous_objects(ctx: &Context<'_>) -> Vec<GuestVirt> {
     objects.into_iter().filter(|object| !kernels.contains(object)).collect()
 }
 
-/// A zone's slabs: for each, by the address of its header, its free items and how many items are used.
+/// A zone's slabs: for each, by the address of its header, its free items and how many items are
+/// used.
 struct Slabs<'a, 'b> {
     ctx: &'a Context<'b>,
     number: usize,
@@ -168,11 +187,16 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         let next = |slab: &SlabHeader| slab.next.get();
         let mut before = KPtr::NULL;
-        for slab in super::sched::chain(&ctx.memory, ctx.findings(), "slab", zone.partial.get(), next) {
+        for slab in
+            super::sched::chain(&ctx.memory, ctx.findings(), "slab", zone.partial.get(), next)
+        {
             if slab.value.prev.get() != before {
                 let prev = slab.value.prev.get().addr();
                 slabs.finding("slab-list", slab.addr(), || {
-                    format!("its prev is {prev}, but the list of its zone comes from {}", before.addr())
+                    format!(
+                        "its prev is {prev}, but the list of its zone comes from {}",
+                        before.addr()
+                    )
                 });
             }
             before = slab.at;
@@ -189,8 +213,9 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn read_free(&mut self, slab: &Item<SlabHeader>) {
         let at = slab.addr();
         if !at.is_page_aligned() || !self.ctx.is_managed(at) {
-            return self
-                .finding("slab-list", at, || "it is on the list of slabs, but is not a managed page".to_owned());
+            return self.finding("slab-list", at, || {
+                "it is on the list of slabs, but is not a managed page".to_owned()
+            });
         }
         let mut free = HashSet::new();
         let mut item = slab.value.free.get();
@@ -203,7 +228,9 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 break;
             }
             if !free.insert(addr) {
-                self.finding("slab-free", at, || format!("its list of free items comes to {addr} twice"));
+                self.finding("slab-free", at, || {
+                    format!("its list of free items comes to {addr} twice")
+                });
                 break;
             }
             match self.ctx.memory.get::<SlabItem>("slab", pointer) {
@@ -214,7 +241,8 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 }
             }
         }
-        let (counted, found, items) = (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
+        let (counted, found, items) =
+            (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
         if counted != found {
             self.finding("slab-free-count", at, || {
                 format!("free_count is {counted}, but its list has {found} free items")
@@ -269,7 +297,9 @@ impl<'a, 'b> Slabs<'a, 'b> {
         match self.ctx.memory.get::<SlabHeader>("slab", KPtr::new(at)) {
             Ok(header) => {
                 if header.zone.get() as usize != self.number {
-                    self.finding("slab-zone", at, || format!("its header says zone {}", header.zone.get()));
+                    self.finding("slab-zone", at, || {
+                        format!("its header says zone {}", header.zone.get())
+                    });
                 }
                 if !slab.is_partial {
                     self.check_full(at, &header);
@@ -279,7 +309,10 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         for number in 0..self.kind.items() {
             let item = at.add(HEADER + number * self.kind.size());
-            if !slab.free.contains(&item) && !slab.used.contains(&item) && !in_flight.has(item, self.kind.size()) {
+            if !slab.free.contains(&item)
+                && !slab.used.contains(&item)
+                && !in_flight.has(item, self.kind.size())
+            {
                 self.ctx.finding("zone-lost", self.kind.item(), item, || {
                     format!("it is handed out by zone {}, but nothing leads to it", self.number)
                 });
@@ -287,18 +320,26 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
     }
 
-    /// Checks a slab that is not on the list: it has no free items, and nothing is left of its links.
+    /// Checks a slab that is not on the list: it has no free items, and nothing is left of its
+    /// links.
     fn check_full(&self, at: GuestVirt, header: &SlabHeader) {
         let (free, count) = (header.free.get(), header.free_count.get());
         if !free.is_null() || count != 0 {
             self.finding("slab-list", at, || {
-                format!("it has {count} free items from {} on, but is not on the list of slabs", free.addr())
+                format!(
+                    "it has {count} free items from {} on, but is not on the list of slabs",
+                    free.addr()
+                )
             });
         }
         let (next, prev) = (header.next.get(), header.prev.get());
         if !next.is_null() || !prev.is_null() {
             self.finding("slab-list", at, || {
-                format!("it is not on the list of slabs, but has next {} and prev {}", next.addr(), prev.addr())
+                format!(
+                    "it is not on the list of slabs, but has next {} and prev {}",
+                    next.addr(),
+                    prev.addr()
+                )
             });
         }
     }
@@ -307,12 +348,19 @@ impl<'a, 'b> Slabs<'a, 'b> {
         let slabs = self.slabs.len() as u64;
         let free: u64 = self.slabs.values().map(|slab| slab.free.len() as u64).sum();
         let used = slabs * self.kind.items() - free;
-        let counts =
-            [("slabs", &self.zone.slabs, slabs), ("free", &self.zone.free, free), ("used", &self.zone.used, used)];
+        let counts = [
+            ("slabs", &self.zone.slabs, slabs),
+            ("free", &self.zone.free, free),
+            ("used", &self.zone.used, used),
+        ];
         for (name, counter, found) in counts {
             if counter.get() != found {
                 self.ctx.finding("zone-count", "zone", self.ctx.root_of(counter), || {
-                    format!("{name} of zone {} says {}, but its slabs sum to {found}", self.number, counter.get())
+                    format!(
+                        "{name} of zone {} says {}, but its slabs sum to {found}",
+                        self.number,
+                        counter.get()
+                    )
                 });
             }
         }

@@ -66,12 +66,19 @@ fn maps(out: &mut String, report: &DiffReport) {
 fn pages(out: &mut String, report: &DiffReport) {
     heading(out, "pages", !report.page_changes.is_empty());
     for change in &report.page_changes {
-        let _ = writeln!(out, "  {:>8}  {} -> {}", change.pages, change.before.words(), change.after.words());
+        let _ = writeln!(
+            out,
+            "  {:>8}  {} -> {}",
+            change.pages,
+            change.before.words(),
+            change.after.words()
+        );
     }
     if report.pages.changes.len() <= LINES {
         for PageChange { pfn, pages, before, after } in &report.pages.changes {
             let last = pfn + pages - 1;
-            let range = if *pages == 1 { format!("{pfn:#x}") } else { format!("{pfn:#x} to {last:#x}") };
+            let range =
+                if *pages == 1 { format!("{pfn:#x}") } else { format!("{pfn:#x} to {last:#x}") };
             let _ = writeln!(out, "  {range:<24} {} -> {}", before.letter(), after.letter());
         }
     }
@@ -100,7 +107,9 @@ fn pte(out: &mut String, change: &PteChange) {
         (Some(before), Some(after)) if before.flags == after.flags => {
             ("~", STRONG, format!("{} -> {}", before.phys, after.phys))
         }
-        (Some(before), Some(after)) => ("~", STRONG, format!("{} -> {}", flags(before.flags), flags(after.flags))),
+        (Some(before), Some(after)) => {
+            ("~", STRONG, format!("{} -> {}", flags(before.flags), flags(after.flags)))
+        }
         (None, None) => return,
     };
     let _ = writeln!(out, "{style}{mark}{style:#} {} {pages:>10}  {text}", change.start);

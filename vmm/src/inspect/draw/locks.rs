@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::table::{Align, Table};
 use super::text::FAINT;
-use crate::inspect::report::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
+use crate::inspect::report::{
+    InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport,
+};
 
 pub(super) fn draw(report: &LocksReport) -> String {
     let mut table = Table::new(&[
@@ -17,7 +19,8 @@ pub(super) fn draw(report: &LocksReport) -> String {
         ("LONGEST", Align::Right),
     ]);
     let mut row = |class: &str, cpu: String, is_mutex: bool, counts: &LockCounts| {
-        let cycles = |number: u64, known: bool| if known { number.to_string() } else { "-".to_owned() };
+        let cycles =
+            |number: u64, known: bool| if known { number.to_string() } else { "-".to_owned() };
         table.row([
             class.to_owned(),
             cpu,
@@ -31,7 +34,9 @@ pub(super) fn draw(report: &LocksReport) -> String {
     for LockClassReport { class, kind, total, cpus } in &report.classes {
         let is_mutex = *kind == "mutex";
         row(class, String::new(), is_mutex, total);
-        for (cpu, counts) in cpus.iter().enumerate().filter(|_| cpus.len() > 1 && total.acquired > 0) {
+        for (cpu, counts) in
+            cpus.iter().enumerate().filter(|_| cpus.len() > 1 && total.acquired > 0)
+        {
             row("", cpu.to_string(), is_mutex, counts);
         }
     }
@@ -67,15 +72,25 @@ fn translations(cpus: &[TlbReport]) -> String {
     for (cpu, tlb) in cpus.iter().enumerate() {
         let asked = [tlb.flushes, tlb.shootdowns, tlb.asked, tlb.interrupts, tlb.skipped];
         let numbers = asked.into_iter().chain([tlb.answered, tlb.merged, tlb.caught_up]);
-        table.row(std::iter::once(format!("cpu {cpu}")).chain(numbers.map(|number| number.to_string())));
+        table.row(
+            std::iter::once(format!("cpu {cpu}")).chain(numbers.map(|number| number.to_string())),
+        );
     }
     table.draw(0)
 }
 
 fn interrupts(cpus: &[InterruptReport]) -> String {
-    let mut table = Table::new(&[("INTERRUPTS", Align::Left), ("TIMER", Align::Right), ("PAGES", Align::Right)]);
+    let mut table = Table::new(&[
+        ("INTERRUPTS", Align::Left),
+        ("TIMER", Align::Right),
+        ("PAGES", Align::Right),
+    ]);
     for (number, cpu) in cpus.iter().enumerate() {
-        table.row([format!("cpu {number}"), cpu.clock_interrupts.to_string(), cpu.longest_pages.to_string()]);
+        table.row([
+            format!("cpu {number}"),
+            cpu.clock_interrupts.to_string(),
+            cpu.longest_pages.to_string(),
+        ]);
     }
     table.draw(0)
 }

@@ -7,7 +7,8 @@ use vmkern_abi::layout::{EntryFlags, VmMapEntry};
 use super::WIDTH;
 use super::text::{BAD, FAINT, GOOD, STRONG, count, percent, size};
 use crate::inspect::report::{
-    CUT_CELLS, EntryReport, FREE, MapEntriesReport, MapReport, MapsReport, ObjectRef, SUBMAP, Stretch, rwx,
+    CUT_CELLS, EntryReport, FREE, MapEntriesReport, MapReport, MapsReport, ObjectRef, SUBMAP,
+    Stretch, rwx,
 };
 
 /// Deepest map that is indented further than the one above it.
@@ -18,14 +19,19 @@ pub(super) fn draw(report: &MapsReport) -> String {
     for map in &report.maps {
         head(&mut out, map, &"    ".repeat(usize::try_from(map.depth.min(DEPTH_MAX)).unwrap_or(0)));
     }
-    let _ =
-        writeln!(out, "{FAINT}. free  - less than half taken  + half or more  # all  ~ submap  <SIZE> a hole{FAINT:#}");
+    let _ = writeln!(
+        out,
+        "{FAINT}. free  - less than half taken  + half or more  # all  ~ submap  <SIZE> a hole{FAINT:#}"
+    );
     out
 }
 
 /// The map in four lines.
 fn head(out: &mut String, map: &MapReport, indent: &str) {
-    let lock = map.locked_by.map(|tid| format!("  {BAD}locked by thread {tid}{BAD:#}")).unwrap_or_default();
+    let lock = map
+        .locked_by
+        .map(|tid| format!("  {BAD}locked by thread {tid}{BAD:#}"))
+        .unwrap_or_default();
     let kind = if map.system { "" } else { ", pageable" };
     let (name, start, end) = (&map.name, map.start, map.end);
     let bytes = size(end.0.saturating_sub(start.0));
@@ -48,7 +54,8 @@ fn bar(stretches: &[Stretch]) -> String {
     for stretch in stretches {
         if stretch.cells.is_empty() {
             let width = usize::try_from(CUT_CELLS).unwrap_or(0) - 2;
-            let _ = write!(bar, "{FAINT}<{:^width$}>{FAINT:#}", size(stretch.end.0 - stretch.start.0));
+            let _ =
+                write!(bar, "{FAINT}<{:^width$}>{FAINT:#}", size(stretch.end.0 - stretch.start.0));
         }
         // Neighbours of one colour share its escape sequences.
         for run in stretch.cells.as_bytes().chunk_by(|a, b| style(*a) == style(*b)) {
@@ -87,7 +94,8 @@ fn style(cell: u8) -> Paint {
 pub(super) fn draw_entries(report: &MapEntriesReport) -> String {
     let mut out = String::new();
     head(&mut out, &report.map, "");
-    let title = format!("{:<37} {:>8} {:<3} {:>2} {:<3} OBJECT", "START-END", "PAGES", "PRO", "W", "FL");
+    let title =
+        format!("{:<37} {:>8} {:<3} {:>2} {:<3} OBJECT", "START-END", "PAGES", "PRO", "W", "FL");
     let _ = writeln!(out, "{STRONG}{title}{STRONG:#}");
     for entry in &report.entries {
         out.push_str(&line(entry, WIDTH));
@@ -119,7 +127,8 @@ pub(super) fn line(entry: &EntryReport, width: usize) -> String {
         (EntryFlags::NEEDS_WAKEUP, 'w'),
         (EntryFlags::DELETING, 'd'),
     ];
-    let letters: String = letters.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, c)| c).collect();
+    let letters: String =
+        letters.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, c)| c).collect();
     // The offset in the kernel's own objects follows from the address.
     let natural = start.0.wrapping_sub(vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS.get());
     let object = match object {

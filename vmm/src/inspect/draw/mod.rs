@@ -1,7 +1,7 @@
 //! Drawings: reports as text that says something at a glance.
 //!
-//! Plain ASCII, at most [`WIDTH`] columns, made from reports ([`super::report`]) and from nothing else. The text carries
-//! ANSI styles; whoever prints it strips them where they do not belong.
+//! Plain ASCII, at most [`WIDTH`] columns, made from reports ([`super::report`]) and from nothing
+//! else. The text carries ANSI styles; whoever prints it strips them where they do not belong.
 
 mod cpus;
 mod diff;

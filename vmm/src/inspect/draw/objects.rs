@@ -17,9 +17,13 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
         ("FLAGS", Align::Left),
     ]);
     for ObjectReport { object, entries, pages } in &report.objects {
-        let flags: Vec<_> = object.flags.iter_names().map(|(name, _)| name.to_lowercase()).collect();
-        let resident =
-            if object.resident == *pages { pages.to_string() } else { format!("{} ({pages})", object.resident) };
+        let flags: Vec<_> =
+            object.flags.iter_names().map(|(name, _)| name.to_lowercase()).collect();
+        let resident = if object.resident == *pages {
+            pages.to_string()
+        } else {
+            format!("{} ({pages})", object.resident)
+        };
         let lock = object.locked_by.map(|tid| format!(" locked:{tid}")).unwrap_or_default();
         table.row([
             object.name.to_string(),
@@ -32,7 +36,9 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
         ]);
     }
     let mut out = table.draw(0);
-    let _ =
-        writeln!(out, "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can hold{FAINT:#}");
+    let _ = writeln!(
+        out,
+        "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can hold{FAINT:#}"
+    );
     out
 }

@@ -8,7 +8,11 @@ use crate::inspect::report::{EntryReport, MappingReport, ObjectRef, PageReport, 
 pub(super) fn draw(report: &PageReport) -> String {
     let mut out = String::new();
     let (pfn, phys) = (report.pfn, report.phys);
-    let _ = writeln!(out, "{STRONG}page {pfn:#x}{STRONG:#} ({pfn}), physical {phys}: {}", report.kind.words());
+    let _ = writeln!(
+        out,
+        "{STRONG}page {pfn:#x}{STRONG:#} ({pfn}), physical {phys}: {}",
+        report.kind.words()
+    );
     match &report.state {
         Some(state) => out.push_str(&lines(state)),
         None => out.push_str("  the page array has no structure for it\n"),
@@ -50,8 +54,12 @@ pub(super) fn entry_words(entry: &EntryReport) -> String {
 /// What a page says of itself.
 pub(super) fn lines(state: &PageState) -> String {
     let mut out = String::new();
-    let names: Vec<_> =
-        state.flags.iter_names().map(|(n, _)| n).chain(state.oflags.iter_names().map(|(n, _)| n)).collect();
+    let names: Vec<_> = state
+        .flags
+        .iter_names()
+        .map(|(n, _)| n)
+        .chain(state.oflags.iter_names().map(|(n, _)| n))
+        .collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(" ").to_lowercase() };
     let object = match &state.object {
         ObjectRef::None => "none".to_owned(),
@@ -59,13 +67,27 @@ pub(super) fn lines(state: &PageState) -> String {
     };
     let mut rows = vec![
         ("object", object),
-        ("wired", format!("{}; held {}; queue {}", count(state.wired.into(), "time"), state.held, state.queue)),
+        (
+            "wired",
+            format!(
+                "{}; held {}; queue {}",
+                count(state.wired.into(), "time"),
+                state.held,
+                state.queue
+            ),
+        ),
         ("flags", names),
         ("contents", format!("valid {}, dirty {}", state.valid, state.dirty)),
         ("vm_page", state.at.to_string()),
     ];
     if let Some(order) = state.heads_block_of_order {
-        rows.insert(0, ("heads", format!("a free block of order {order}: {}", count(1 << order.min(63), "page"))));
+        rows.insert(
+            0,
+            (
+                "heads",
+                format!("a free block of order {order}: {}", count(1 << order.min(63), "page")),
+            ),
+        );
     }
     for (name, value) in rows {
         for (number, line) in fit(&value, 66).into_iter().enumerate() {

@@ -30,11 +30,17 @@ pub(super) fn draw(report: &PagesReport) -> String {
 /// A line for each use that some page has.
 pub(super) fn uses(uses: &[UseCount], whole: u64) -> String {
     let mut out = String::new();
-    for UseCount { kind, pages } in uses.iter().filter(|count| count.pages > 0 && count.kind != Use::Hole) {
+    for UseCount { kind, pages } in
+        uses.iter().filter(|count| count.pages > 0 && count.kind != Use::Hole)
+    {
         let gauge = gauge(*pages, whole, GAUGE);
         let share = percent(*pages, whole);
         let letter = kind.letter();
-        let _ = writeln!(out, "  {letter}  {:<37} {pages:>9} {share:>7} {GOOD}{gauge}{GOOD:#}", kind.words());
+        let _ = writeln!(
+            out,
+            "  {letter}  {:<37} {pages:>9} {share:>7} {GOOD}{gauge}{GOOD:#}",
+            kind.words()
+        );
     }
     out
 }
@@ -52,7 +58,11 @@ fn picture(out: &mut String, picture: &Picture) {
     while row < rows {
         let text = &picture.rows[row];
         let line = |at: Hex| format!("{at:>width$}");
-        let _ = writeln!(out, "{} {FAINT}|{FAINT:#}{text}{FAINT}|{FAINT:#}", line(row_address(picture, row)));
+        let _ = writeln!(
+            out,
+            "{} {FAINT}|{FAINT:#}{text}{FAINT}|{FAINT:#}",
+            line(row_address(picture, row))
+        );
         let alike = picture.rows[row + 1..].iter().take_while(|next| *next == text).count();
         if alike > 1 {
             let _ = writeln!(out, "{:>width$} {FAINT}|{} more rows like this{FAINT:#}", "*", alike);
@@ -66,11 +76,13 @@ fn free_lists(out: &mut String, report: &PagesReport) {
     if report.free_lists.is_empty() {
         return;
     }
-    let sizes = ["4K", "8K", "16K", "32K", "64K", "128K", "256K", "512K", "1M", "2M", "4M", "8M", "16M"];
+    let sizes =
+        ["4K", "8K", "16K", "32K", "64K", "128K", "256K", "512K", "1M", "2M", "4M", "8M", "16M"];
     let sizes: String = sizes.iter().map(|size| format!("{size:>5}")).collect();
     let _ = writeln!(out, "\n{STRONG}free blocks of{STRONG:#}{sizes}");
     for list in &report.free_lists {
-        let blocks: String = list.blocks.iter().map(|blocks| format!("{:>5}", short(*blocks))).collect();
+        let blocks: String =
+            list.blocks.iter().map(|blocks| format!("{:>5}", short(*blocks))).collect();
         let _ = writeln!(out, "{:>14}{blocks}", list.list);
     }
 }
@@ -90,12 +102,17 @@ fn page_caches(out: &mut String, report: &PagesReport) {
         ("DRAINED", Align::Right),
     ]);
     for cache in &report.page_caches {
-        let numbers = [cache.pages, cache.allocs, cache.frees, cache.refills, cache.spills, cache.drained];
+        let numbers =
+            [cache.pages, cache.allocs, cache.frees, cache.refills, cache.spills, cache.drained];
         let cells = numbers.map(|number| number.to_string());
         table.row(std::iter::once(format!("cpu {}", cache.cpu)).chain(cells));
     }
     let floor = report.page_cache_floor;
-    let _ = writeln!(out, "\n{}{FAINT}used while more than {floor} pages are free{FAINT:#}", table.draw(0));
+    let _ = writeln!(
+        out,
+        "\n{}{FAINT}used while more than {floor} pages are free{FAINT:#}",
+        table.draw(0)
+    );
 }
 
 /// A number in at most four columns; nothing is a dash.

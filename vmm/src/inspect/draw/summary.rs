@@ -37,7 +37,11 @@ pub(super) fn draw(report: &SummaryReport) -> String {
     facts(&mut out, "cpus", &report.cpus);
     facts(&mut out, "threads", &report.threads);
     facts(&mut out, "waiting", &report.waits);
-    let locks: Vec<_> = report.locks.iter().map(|lock| format!("{} by thread {}", lock.lock, lock.thread)).collect();
+    let locks: Vec<_> = report
+        .locks
+        .iter()
+        .map(|lock| format!("{} by thread {}", lock.lock, lock.thread))
+        .collect();
     if !locks.is_empty() {
         let _ = writeln!(out, "locked    {}", fit(&locks.join(", "), 68).join("\n          "));
     }
@@ -89,9 +93,11 @@ fn maps(out: &mut String, maps: &[MapLine]) {
 }
 
 fn counters(out: &mut String, counters: &BTreeMap<&'static str, u64>) {
-    let shown: Vec<_> = COUNTERS.iter().filter_map(|name| Some((name, counters.get(name)?))).collect();
+    let shown: Vec<_> =
+        COUNTERS.iter().filter_map(|name| Some((name, counters.get(name)?))).collect();
     for row in shown.chunks(3) {
-        let cells: Vec<_> = row.iter().map(|(name, value)| format!("{name:<16} {value:>8}")).collect();
+        let cells: Vec<_> =
+            row.iter().map(|(name, value)| format!("{name:<16} {value:>8}")).collect();
         let _ = writeln!(out, "{}", cells.join(" "));
     }
 }

@@ -47,8 +47,11 @@ impl Table {
             }
             line.trim_end().to_owned()
         };
-        let mut out =
-            format!("{:indent$}{STRONG}{}{STRONG:#}\n", "", line(&mut self.columns.iter().map(|(head, _)| *head)));
+        let mut out = format!(
+            "{:indent$}{STRONG}{}{STRONG:#}\n",
+            "",
+            line(&mut self.columns.iter().map(|(head, _)| *head))
+        );
         for row in &self.rows {
             out.push_str(&" ".repeat(indent));
             out.push_str(&line(&mut row.iter().map(String::as_str)));

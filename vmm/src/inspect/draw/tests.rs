@@ -5,20 +5,22 @@ use vmkern_abi::pte::PteFlags;
 
 use super::{WIDTH, draw};
 use crate::inspect::report::{
-    Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage, DiffReport, EntryReport,
-    FreeList, Hex, Inspection, InterruptReport, LockClassReport, LockCounts, LockReport, LocksReport, MapDiff,
-    MapEntriesReport, MapLine, MapReport, MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef,
-    ObjectReport, ObjectsReport, PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport,
-    PagesReport, Picture, PteChange, PteState, Queues, RamReport, Region, RegisterReport, RunReport, SCHEMA,
-    SegmentReport, StepReport, Stretch, SummaryReport, Tables, ThreadReport, ThreadsReport, TlbReport, Use, UseCount,
-    VtopReport,
+    Body, CachedPages, Change, Changes, Counted, CounterChange, CpuReport, CpusReport, Damage,
+    DiffReport, EntryReport, FreeList, Hex, Inspection, InterruptReport, LockClassReport,
+    LockCounts, LockReport, LocksReport, MapDiff, MapEntriesReport, MapLine, MapReport,
+    MappedReport, MappingReport, MapsReport, ObjectBrief, ObjectRef, ObjectReport, ObjectsReport,
+    PageCacheReport, PageChange, PageChangeCount, PageReport, PageState, PageTableReport,
+    PagesReport, Picture, PteChange, PteState, Queues, RamReport, Region, RegisterReport,
+    RunReport, SCHEMA, SegmentReport, StepReport, Stretch, SummaryReport, Tables, ThreadReport,
+    ThreadsReport, TlbReport, Use, UseCount, VtopReport,
 };
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
 
 /// The drawing, which must be that in `golden`.
 fn check(golden: &str, body: Body, damage: Vec<Damage>) {
-    let inspection = Inspection { schema: SCHEMA, source: "test".to_owned(), body, damage, damage_left_out: 0 };
+    let inspection =
+        Inspection { schema: SCHEMA, source: "test".to_owned(), body, damage, damage_left_out: 0 };
     let text = anstream::adapter::strip_str(&draw(&inspection)).to_string();
     assert!(text.is_ascii() && text.lines().all(|line| line.len() <= WIDTH), "{text}");
     assert_eq!(text, golden, "\n{text}");
@@ -65,7 +67,11 @@ fn bar() -> Vec<Stretch> {
         bytes_per_cell: 1 << 20,
         cells: cells.to_owned(),
     };
-    vec![stretch(0, 8 << 20, "~~##+-.."), stretch(8 << 20, 20 << 20, ""), stretch(20 << 20, 24 << 20, "-...")]
+    vec![
+        stretch(0, 8 << 20, "~~##+-.."),
+        stretch(8 << 20, 20 << 20, ""),
+        stretch(20 << 20, 24 << 20, "-..."),
+    ]
 }
 
 fn page_state() -> PageState {
@@ -98,7 +104,13 @@ fn object() -> ObjectBrief {
 }
 
 fn pte() -> PteFlags {
-    PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M | PteFlags::G | PteFlags::W | PteFlags::NX
+    PteFlags::V
+        | PteFlags::RW
+        | PteFlags::A
+        | PteFlags::M
+        | PteFlags::G
+        | PteFlags::W
+        | PteFlags::NX
 }
 
 #[test]
@@ -119,8 +131,14 @@ fn a_maps_entries_are_lines_and_damage_stands_below_them() {
         moved,
     ];
     let report = MapEntriesReport { map: map("kernel_map", 0, bar()), entries, left_out: 3 };
-    let problem = "its prev is 0xdeadbeef, but the list came from somewhere else, as far as can be told".to_owned();
-    let damage = Damage { structure: "vm_map_entry".to_owned(), at: Some(Hex(0xffff_ff00_0101_0140)), problem };
+    let problem =
+        "its prev is 0xdeadbeef, but the list came from somewhere else, as far as can be told"
+            .to_owned();
+    let damage = Damage {
+        structure: "vm_map_entry".to_owned(),
+        at: Some(Hex(0xffff_ff00_0101_0140)),
+        problem,
+    };
     check(include_str!("golden/map.txt"), Body::Map(Box::new(report)), vec![damage]);
 }
 
@@ -159,11 +177,30 @@ fn pages_are_counted_and_shown_as_a_picture() {
         segments: vec![SegmentReport { start: 512, end: 16_384, fresh: 2_384 }],
         uses: counts.map(|(kind, pages)| UseCount { kind, pages }).to_vec(),
         queues: Queues { wired: 1_572, active: 0, inactive: 0 },
-        free_lists: vec![FreeList { list: "default", blocks: vec![4, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1234, 0, 123_456] }],
+        free_lists: vec![FreeList {
+            list: "default",
+            blocks: vec![4, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1234, 0, 123_456],
+        }],
         page_cache_floor: 812,
         page_caches: vec![
-            PageCacheReport { cpu: 0, pages: 6, allocs: 9_000, frees: 8_994, refills: 31, spills: 30, drained: 0 },
-            PageCacheReport { cpu: 1, pages: 64, allocs: 0, frees: 64, refills: 0, spills: 0, drained: 0 },
+            PageCacheReport {
+                cpu: 0,
+                pages: 6,
+                allocs: 9_000,
+                frees: 8_994,
+                refills: 31,
+                spills: 30,
+                drained: 0,
+            },
+            PageCacheReport {
+                cpu: 1,
+                pages: 64,
+                allocs: 0,
+                frees: 64,
+                refills: 0,
+                spills: 0,
+                drained: 0,
+            },
         ],
         counters: vec![
             Counted { counter: "v_free_count", says: 14_370, found: 14_370 },
@@ -190,7 +227,10 @@ fn a_page_tells_who_maps_it() {
         phys: Hex(0x104_1000),
         kind: Use::Kmem,
         state: Some(page_state()),
-        mappings: vec![mapping(0xffff_ff00_0104_1000, 2 << 20, None), mapping(KVA + 0x3000, 4096, Some(entry))],
+        mappings: vec![
+            mapping(0xffff_ff00_0104_1000, 2 << 20, None),
+            mapping(KVA + 0x3000, 4096, Some(entry)),
+        ],
         left_out: 0,
     };
     check(include_str!("golden/page.txt"), Body::Page(Box::new(report)), Vec::new());
@@ -233,8 +273,16 @@ fn a_walk_is_a_staircase() {
     check(include_str!("golden/vtop.txt"), Body::Vtop(Box::new(report.clone())), Vec::new());
     report.steps.truncate(1);
     report.steps[0] = step("PML4", 8, 0, PteFlags::empty());
-    report = VtopReport { region: Region::Low, canonical: false, mapping: None, map: None, entry: None, ..report };
-    report = VtopReport { object: None, pfn: None, page: None, va: Hex(0x8000_0000_0000), ..report };
+    report = VtopReport {
+        region: Region::Low,
+        canonical: false,
+        mapping: None,
+        map: None,
+        entry: None,
+        ..report
+    };
+    report =
+        VtopReport { object: None, pfn: None, page: None, va: Hex(0x8000_0000_0000), ..report };
     check(include_str!("golden/vtop-nothing.txt"), Body::Vtop(Box::new(report)), Vec::new());
 }
 
@@ -245,7 +293,10 @@ fn a_walk_that_ends_early_shows_the_levels_that_were_read_and_why() {
         va: Hex(KVA + 0x3000),
         region: Region::KernelMap,
         canonical: true,
-        steps: vec![step("PML4", 511, 0x13_3027, flags), step("PDPT", 0, 0x20_20e7, flags | PteFlags::PS)],
+        steps: vec![
+            step("PML4", 511, 0x13_3027, flags),
+            step("PDPT", 0, 0x20_20e7, flags | PteFlags::PS),
+        ],
         reserved: Some(Hex(1 << 13 | 1 << 14 | 1 << 51)),
         unreadable: None,
         mapping: None,
@@ -257,19 +308,26 @@ fn a_walk_that_ends_early_shows_the_levels_that_were_read_and_why() {
     };
     let text = |report: &VtopReport| {
         let body = Body::Vtop(Box::new(report.clone()));
-        let inspection =
-            Inspection { schema: SCHEMA, source: "test".to_owned(), body, damage: Vec::new(), damage_left_out: 0 };
+        let inspection = Inspection {
+            schema: SCHEMA,
+            source: "test".to_owned(),
+            body,
+            damage: Vec::new(),
+            damage_left_out: 0,
+        };
         anstream::adapter::strip_str(&draw(&inspection)).to_string()
     };
     let refused = text(&report);
     assert!(
-        refused.contains("PDPT[0]") && refused.contains("= the CPU refuses the entry: reserved bits set: 13 to 14, 51"),
+        refused.contains("PDPT[0]")
+            && refused.contains("= the CPU refuses the entry: reserved bits set: 13 to 14, 51"),
         "{refused}"
     );
     (report.reserved, report.unreadable) = (None, Some("page table: no RAM".to_owned()));
     let unread = text(&report);
     assert!(
-        unread.contains("PDPT[0]") && unread.contains("= the next table cannot be read: page table: no RAM"),
+        unread.contains("PDPT[0]")
+            && unread.contains("= the next table cannot be read: page table: no RAM"),
         "{unread}"
     );
 }
@@ -332,7 +390,11 @@ fn threads_tell_their_stacks() {
         ..thread(3, "t3", "sleeping")
     };
     let threads = vec![thread(64, "host", "running"), sleeper];
-    check(include_str!("golden/threads.txt"), Body::Threads(ThreadsReport { ticks: 100, threads }), Vec::new());
+    check(
+        include_str!("golden/threads.txt"),
+        Body::Threads(ThreadsReport { ticks: 100, threads }),
+        Vec::new(),
+    );
 }
 
 #[test]
@@ -344,7 +406,9 @@ fn cpus_tell_their_registers() {
         cpl: Some(3),
         thread: Some("host".to_owned()),
         page_cache: Some(CachedPages { pages: 12, max: 64 }),
-        registers: registers.map(|(name, value)| RegisterReport { name, value: Hex(value) }).to_vec(),
+        registers: registers
+            .map(|(name, value)| RegisterReport { name, value: Hex(value) })
+            .to_vec(),
         backtrace: vec!["body+0x159b (main.rs:59)".to_owned()],
     };
     check(include_str!("golden/cpus.txt"), Body::Cpus(CpusReport { cpus: vec![cpu] }), Vec::new());
@@ -381,7 +445,10 @@ fn locks_are_summed_and_told_by_cpu() {
         profiling: true,
         classes: vec![class("vm page free queue mutex", "mutex"), unused, class("user map", "sx")],
         tlb: vec![asked, TlbReport::default()],
-        cpus: vec![InterruptReport { clock_interrupts: 12, longest_pages: 34 }, InterruptReport::default()],
+        cpus: vec![
+            InterruptReport { clock_interrupts: 12, longest_pages: 34 },
+            InterruptReport::default(),
+        ],
     };
     check(include_str!("golden/locks.txt"), Body::Locks(report), Vec::new());
 }
@@ -399,16 +466,27 @@ fn a_summary_fits_on_a_screen() {
     let report = SummaryReport {
         ram: vec![RamReport { start: Hex(0), end: Hex(64 << 20) }],
         abi: Some(2),
-        panic: Some("vm_fault: fault on nofault entry, addr: ffffff8001801000, and some more words".to_owned()),
+        panic: Some(
+            "vm_fault: fault on nofault entry, addr: ffffff8001801000, and some more words"
+                .to_owned(),
+        ),
         cpus: [("ended", 1)].into(),
         threads: [("running".to_owned(), 1), ("sleeping".to_owned(), 3)].into(),
         waits: [("vmmaps".to_owned(), 2), ("psleep".to_owned(), 1)].into(),
         locks: vec![LockReport { lock: "vm_page_queue_free_mtx", thread: 3 }],
-        maps: vec![line("kernel_map", 0, 24 << 20), line("kmem_map", 1, 4096), line("0xffffff00011a8000", 1, 0)],
+        maps: vec![
+            line("kernel_map", 0, 24 << 20),
+            line("kmem_map", 1, 4096),
+            line("0xffffff00011a8000", 1, 0),
+        ],
         objects: 3,
-        uses: vec![UseCount { kind: Use::Fresh, pages: 16_000 }, UseCount { kind: Use::Kernel, pages: 384 }],
+        uses: vec![
+            UseCount { kind: Use::Fresh, pages: 16_000 },
+            UseCount { kind: Use::Kernel, pages: 384 },
+        ],
         tables: Tables { pml4: 1, pdpt: 2, pd: 3, pt: 41 },
-        counters: [("v_free_count", 15_361), ("v_page_count", 15_797), ("hz", 100), ("ticks", 7)].into(),
+        counters: [("v_free_count", 15_361), ("v_page_count", 15_797), ("hz", 100), ("ticks", 7)]
+            .into(),
     };
     check(include_str!("golden/summary.txt"), Body::Summary(Box::new(report)), Vec::new());
 }
@@ -432,10 +510,19 @@ fn a_diff_shows_what_came_and_what_went() {
         before: "a.img".to_owned(),
         after: "b.img".to_owned(),
         counters: vec![CounterChange { counter: "v_free_count", before: 15_361, after: 15_358 }],
-        maps: vec![MapDiff { name: "kmem_map".into(), present: "both", entries: Changes { changes, left_out: 2 } }],
+        maps: vec![MapDiff {
+            name: "kmem_map".into(),
+            present: "both",
+            entries: Changes { changes, left_out: 2 },
+        }],
         page_changes: vec![PageChangeCount { before: Use::Fresh, after: Use::Kmem, pages: 3 }],
         pages: Changes {
-            changes: vec![PageChange { pfn: 0x1043, pages: 3, before: Use::Fresh, after: Use::Kmem }],
+            changes: vec![PageChange {
+                pfn: 0x1043,
+                pages: 3,
+                before: Use::Fresh,
+                after: Use::Kmem,
+            }],
             left_out: 0,
         },
         page_table: Changes {

@@ -12,7 +12,11 @@ pub(super) fn size(bytes: u64) -> String {
         if bytes >> shift > 0 {
             let whole = bytes.trailing_zeros() >= shift && unit == "KiB";
             let number = bytes as f64 / (1_u64 << shift) as f64;
-            return if whole { format!("{number:.0} {unit}") } else { format!("{number:.1} {unit}") };
+            return if whole {
+                format!("{number:.0} {unit}")
+            } else {
+                format!("{number:.1} {unit}")
+            };
         }
     }
     format!("{bytes} B")
@@ -46,7 +50,8 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
 }
 
-/// `columns` cells, of which the share of `part` in `whole` is filled; a part that is not 0 fills at least one.
+/// `columns` cells, of which the share of `part` in `whole` is filled; a part that is not 0 fills
+/// at least one.
 pub(super) fn gauge(part: u64, whole: u64, columns: u64) -> String {
     let filled = (u128::from(part) * u128::from(columns)).div_ceil(u128::from(whole.max(1)));
     let filled = usize::try_from(filled.min(u128::from(columns))).unwrap_or(0);
@@ -69,10 +74,11 @@ pub(super) fn flags(flags: PteFlags) -> String {
 }
 
 /// What the letters of [`flags`] mean.
-pub(super) const FLAGS_LEGEND: &str = "rwxu amgwk: read write execute user, accessed modified global wired kenter";
+pub(super) const FLAGS_LEGEND: &str =
+    "rwxu amgwk: read write execute user, accessed modified global wired kenter";
 
-/// `text` in lines of at most `columns` characters, broken at blanks where there are any; lines but the first are
-/// indented. What cannot be printed is escaped.
+/// `text` in lines of at most `columns` characters, broken at blanks where there are any; lines but
+/// the first are indented. What cannot be printed is escaped.
 pub(super) fn fit(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let length = |line: &str| line.chars().count();
@@ -114,8 +120,14 @@ mod tests {
 
     #[test]
     fn a_gauge_shows_that_there_is_something_and_is_never_too_long() {
-        assert_eq!([gauge(0, 100, 4), gauge(1, 1 << 60, 4), gauge(50, 100, 4)], ["....", "#...", "##.."]);
-        assert_eq!([gauge(9, 3, 4), gauge(0, 0, 4), gauge(u64::MAX, u64::MAX, 4)], ["####", "....", "####"]);
+        assert_eq!(
+            [gauge(0, 100, 4), gauge(1, 1 << 60, 4), gauge(50, 100, 4)],
+            ["....", "#...", "##.."]
+        );
+        assert_eq!(
+            [gauge(9, 3, 4), gauge(0, 0, 4), gauge(u64::MAX, u64::MAX, 4)],
+            ["####", "....", "####"]
+        );
     }
 
     #[test]
@@ -128,7 +140,13 @@ mod tests {
 
     #[test]
     fn flags_keep_their_places() {
-        let all = PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A | PteFlags::M | PteFlags::G | PteFlags::W;
+        let all = PteFlags::V
+            | PteFlags::RW
+            | PteFlags::U
+            | PteFlags::A
+            | PteFlags::M
+            | PteFlags::G
+            | PteFlags::W;
         assert_eq!(flags(all | PteFlags::KENTER), "rwxu amgwk");
         assert_eq!(flags(PteFlags::V | PteFlags::NX | PteFlags::G), "r--- --g--");
     }

@@ -10,7 +10,8 @@ pub(super) fn draw(report: &VtopReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{STRONG}{}{STRONG:#}  {}", report.va, report.region.name());
     if !report.canonical {
-        let _ = writeln!(out, "  {BAD}not canonical{BAD:#}: bits 48 to 63 are not all equal to bit 47");
+        let _ =
+            writeln!(out, "  {BAD}not canonical{BAD:#}: bits 48 to 63 are not all equal to bit 47");
     }
     for (depth, step) in report.steps.iter().enumerate() {
         level(&mut out, depth, step);
@@ -37,7 +38,9 @@ pub(super) fn draw(report: &VtopReport) -> String {
 /// Why the walk ends without a page.
 fn nowhere(out: &mut String, depth: &str, report: &VtopReport) {
     let why = match (report.reserved, &report.unreadable) {
-        (Some(reserved), _) => format!("the CPU refuses the entry: reserved bits set: {}", bits(reserved.0)),
+        (Some(reserved), _) => {
+            format!("the CPU refuses the entry: reserved bits set: {}", bits(reserved.0))
+        }
         (None, Some(problem)) => format!("the next table cannot be read: {problem}"),
         (None, None) => "nothing is mapped".to_owned(),
     };
@@ -50,7 +53,11 @@ fn level(out: &mut String, depth: usize, step: &StepReport) {
     let indent = " ".repeat(2 * depth);
     let slot = format!("{}[{}]", step.level, step.index);
     let leads = step.leads_to.map_or("nothing".to_owned(), |to| to.to_string());
-    let _ = writeln!(out, "  {indent}{STRONG}{slot}{STRONG:#} at {} = {} -> {leads}", step.at, step.bits);
+    let _ = writeln!(
+        out,
+        "  {indent}{STRONG}{slot}{STRONG:#} at {} = {} -> {leads}",
+        step.at, step.bits
+    );
     let flags: Vec<_> = words(step.flags).collect();
     let flags = if flags.is_empty() { "no flags".to_owned() } else { flags.join(" ") };
     for line in fit(&flags, 72 - 2 * depth) {
@@ -96,6 +103,7 @@ fn behind(out: &mut String, report: &VtopReport) {
 
 fn object_words(object: &ObjectBrief) -> String {
     let ObjectBrief { name, kind, references, resident, .. } = object;
-    let (references, resident) = (count((*references).into(), "reference"), count(*resident, "page"));
+    let (references, resident) =
+        (count((*references).into(), "reference"), count(*resident, "page"));
     format!("{name}, {kind}, {references}, {resident} resident")
 }

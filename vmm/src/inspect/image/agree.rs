@@ -1,7 +1,8 @@
 //! Whether the guest note and the rest of an image say the same.
 //!
-//! An image that holds less than all RAM, or whose note points elsewhere than the control region does, would be shown as a
-//! guest that never was. It is refused, and the field that disagrees is named.
+//! An image that holds less than all RAM, or whose note points elsewhere than the control region
+//! does, would be shown as a guest that never was. It is refused, and the field that disagrees is
+//! named.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -19,12 +20,15 @@ fn disagrees<T>(field: &'static str, problem: String) -> Result<T, ImageOpenFaul
     Err(ImageOpenFault::Note { field, problem })
 }
 
-/// The RAM that `segments`, ascending and none touching the next, hold is that of a guest of the note's size.
+/// The RAM that `segments`, ascending and none touching the next, hold is that of a guest of the
+/// note's size.
 pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(), ImageOpenFault> {
     const FIELD: &str = "bytes of RAM";
     let memory = note.memory;
     if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) || !memory.is_multiple_of(PAGE_SIZE) {
-        let problem = format!("{memory:#x}, and a guest has {MEMORY_MIN:#x} to {MEMORY_MAX:#x} in whole pages");
+        let problem = format!(
+            "{memory:#x}, and a guest has {MEMORY_MIN:#x} to {MEMORY_MAX:#x} in whole pages"
+        );
         return disagrees(FIELD, problem);
     }
     let mut held = segments.iter();
@@ -35,16 +39,25 @@ pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(),
             _ if segment == (start..end) => continue,
             _ if segment.start > start => start,
             _ if segment.start == start && segment.end < end => segment.end,
-            _ => return disagrees(FIELD, surplus(memory, if segment.start < start { segment.start } else { end })),
+            _ => {
+                return disagrees(
+                    FIELD,
+                    surplus(memory, if segment.start < start { segment.start } else { end }),
+                );
+            }
         };
-        let problem = format!("{memory:#x}, but no program header holds physical address {missing}: RAM is incomplete");
+        let problem = format!(
+            "{memory:#x}, but no program header holds physical address {missing}: RAM is incomplete"
+        );
         return disagrees(FIELD, problem);
     }
     held.next().map_or(Ok(()), |segment| disagrees(FIELD, surplus(memory, segment.start)))
 }
 
 fn surplus(memory: u64, at: GuestPhys) -> String {
-    format!("{memory:#x}, but a program header holds physical address {at}, which is not RAM of such a guest")
+    format!(
+        "{memory:#x}, but a program header holds physical address {at}, which is not RAM of such a guest"
+    )
 }
 
 /// The control region lies in RAM and says what the note says.
@@ -52,7 +65,9 @@ pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), Image
     const FIELD: &str = "control region";
     let at = GuestPhys::new(note.control);
     let end = at.checked_add(size_of::<ControlRegion>() as u64);
-    let inside = |segment: &Range<GuestPhys>| segment.start <= at && end.is_some_and(|end| end <= segment.end);
+    let inside = |segment: &Range<GuestPhys>| {
+        segment.start <= at && end.is_some_and(|end| end <= segment.end)
+    };
     if !source.segments().iter().any(inside) {
         return disagrees(FIELD, format!("{at}, where there is no RAM"));
     }
@@ -71,7 +86,10 @@ pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), Image
     for (field, offset, noted) in words {
         let said = word(offset);
         if said != noted {
-            return disagrees(field, format!("{noted:#x}, but the control region at {at} says {said:#x}"));
+            return disagrees(
+                field,
+                format!("{noted:#x}, but the control region at {at} says {said:#x}"),
+            );
         }
     }
     Ok(())

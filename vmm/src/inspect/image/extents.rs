@@ -1,4 +1,5 @@
-//! Which bytes of an image's file there are: the rest are holes, zeros that take no room on the disk.
+//! Which bytes of an image's file there are: the rest are holes, zeros that take no room on the
+//! disk.
 //!
 //! A file may be as long as it likes at no cost. What is looked through is what somebody wrote.
 
@@ -9,8 +10,8 @@ use vmm_sys_util::seek_hole::SeekHole as _;
 
 use super::Run;
 
-/// The next bytes of `file` in `[from, end)`, as whole pages; nothing where there are only holes. Where the file's system
-/// does not know of holes, everything is bytes.
+/// The next bytes of `file` in `[from, end)`, as whole pages; nothing where there are only holes.
+/// Where the file's system does not know of holes, everything is bytes.
 fn next(file: &mut File, from: u64, end: u64) -> Option<(u64, u64)> {
     let start = file.seek_data(from).unwrap_or(Some(from))?;
     let start = (start / PAGE_SIZE * PAGE_SIZE).max(from);
@@ -21,7 +22,8 @@ fn next(file: &mut File, from: u64, end: u64) -> Option<(u64, u64)> {
     Some((start, hole.next_multiple_of(PAGE_SIZE).clamp(start + PAGE_SIZE, end)))
 }
 
-/// `run` in pieces, of which each holds bytes at its start and then a hole: the first may hold none.
+/// `run` in pieces, of which each holds bytes at its start and then a hole: the first may hold
+/// none.
 pub(super) fn split(file: &mut File, run: Run) -> Vec<Run> {
     let stored_end = run.offset + run.stored_end.since(run.start);
     let place = |offset: u64| run.start.add(offset - run.offset);
@@ -37,7 +39,12 @@ pub(super) fn split(file: &mut File, run: Run) -> Vec<Run> {
                 if let Some(last) = last {
                     last.end = place(start);
                 }
-                pieces.push(Run { start: place(start), end: run.end, stored_end: place(end), offset: start });
+                pieces.push(Run {
+                    start: place(start),
+                    end: run.end,
+                    stored_end: place(end),
+                    offset: start,
+                });
             }
         }
         from = end;

@@ -7,9 +7,10 @@
 //! | notes | `CORE` `NT_PRSTATUS` for each CPU; `VMKERN` notes ([`NoteType`]) |
 //! | pages | from a page boundary on, each at a file offset that is a multiple of the page size |
 //!
-//! A `PT_LOAD` has the RAM's physical address in `p_paddr` and its address in the direct map in `p_vaddr`; zero pages at
-//! its end are left out (`p_memsz` is larger than `p_filesz`). Every page of RAM lies in exactly one of them. A `PT_LOAD`
-//! with any other `p_vaddr` shows the same bytes at a further virtual address, for debuggers.
+//! A `PT_LOAD` has the RAM's physical address in `p_paddr` and its address in the direct map in
+//! `p_vaddr`; zero pages at its end are left out (`p_memsz` is larger than `p_filesz`). Every page
+//! of RAM lies in exactly one of them. A `PT_LOAD` with any other `p_vaddr` shows the same bytes at
+//! a further virtual address, for debuggers.
 //!
 //! Words are in the byte order of the host, which is that of x86_64.
 
@@ -135,8 +136,8 @@ pub(super) struct Prstatus {
     pub pid: u32,
     parents: [u32; 3],
     times: [u64; 8],
-    /// `struct user_regs_struct`: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss
-    /// fs_base gs_base ds es fs gs.
+    /// `struct user_regs_struct`: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi
+    /// orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
     pub registers: [u64; 27],
     fpvalid: u64,
 }

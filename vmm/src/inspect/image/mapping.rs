@@ -1,8 +1,9 @@
 //! A file mapped for reading.
 //!
-//! The only place that turns a file's bytes into references, and then into atomics: somebody may write into the file
-//! meanwhile. Nobody may cut it: what is missing then is a fault that kills the process (SIGBUS), as with every mapped
-//! file. Nothing here does that to an image: a new one of the same name is a new file.
+//! The only place that turns a file's bytes into references, and then into atomics: somebody may
+//! write into the file meanwhile. Nobody may cut it: what is missing then is a fault that kills the
+//! process (SIGBUS), as with every mapped file. Nothing here does that to an image: a new one of
+//! the same name is a new file.
 
 use std::fs::File;
 use std::io;
@@ -31,8 +32,9 @@ impl Mapping {
         let end = offset.checked_add(PAGE_SIZE)?;
         let inside = offset.is_multiple_of(PAGE_SIZE) && end <= self.0.size() as u64;
         let start = usize::try_from(offset).ok().filter(|_| inside)?;
-        // SAFETY: the page lies inside of the mapping, which lives as long as `self`, and is aligned as the mapping is;
-        // relaxed loads of words of 8 bytes are all that is done with it, which x86_64 does on read-only memory too.
+        // SAFETY: the page lies inside of the mapping, which lives as long as `self`, and is
+        // aligned as the mapping is; relaxed loads of words of 8 bytes are all that is done with
+        // it, which x86_64 does on read-only memory too.
         Some(unsafe { &*self.0.as_ptr().add(start).cast::<PageWords>() })
     }
 }

@@ -1,7 +1,7 @@
 //! Memory images: a guest's memory and CPUs in a file.
 //!
-//! [`save`] writes one from any [`Source`], and [`Image`] is one as a source again. Nothing that stands in the file is
-//! believed: it may be cut, damaged, or made to do harm.
+//! [`save`] writes one from any [`Source`], and [`Image`] is one as a source again. Nothing that
+//! stands in the file is believed: it may be cut, damaged, or made to do harm.
 
 mod agree;
 mod extents;
@@ -34,7 +34,8 @@ use crate::symbols::Symbols;
 /// What a page is that the file does not hold.
 static ZERO_PAGE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
-/// A run of RAM: `[start, end)`. The file holds it up to `stored_end` from `offset` on; the rest is zero.
+/// A run of RAM: `[start, end)`. The file holds it up to `stored_end` from `offset` on; the rest is
+/// zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     start: GuestPhys,
@@ -78,7 +79,8 @@ impl Image {
         let mut file = File::open(path)?;
         let len = file.metadata()?.len();
         let parsed = parse::parse(&file, len)?;
-        let runs: Vec<Run> = parsed.runs.iter().flat_map(|&run| extents::split(&mut file, run)).collect();
+        let runs: Vec<Run> =
+            parsed.runs.iter().flat_map(|&run| extents::split(&mut file, run)).collect();
         let mapping = Mapping::new(file, len)?;
         let mut segments: Vec<Range<GuestPhys>> = Vec::new();
         for run in &runs {
@@ -179,13 +181,22 @@ impl Source for Image {
     }
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {
-        self.runs.iter().filter(|run| run.stored_end > run.start).map(|run| run.start..run.stored_end).collect()
+        self.runs
+            .iter()
+            .filter(|run| run.stored_end > run.start)
+            .map(|run| run.start..run.stored_end)
+            .collect()
     }
 }
 
-/// The kernel at hand is not the one whose memory an image holds, so that its symbols would name the wrong functions.
+/// The kernel at hand is not the one whose memory an image holds, so that its symbols would name
+/// the wrong functions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the image is of kernel {}, and the symbols at hand are of kernel {}", name(image), name(kernel))]
+#[error(
+    "the image is of kernel {}, and the symbols at hand are of kernel {}",
+    name(image),
+    name(kernel)
+)]
 pub struct OtherKernel {
     /// The build ID in the image.
     pub image: Option<Vec<u8>>,

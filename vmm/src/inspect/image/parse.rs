@@ -55,9 +55,9 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, ImageOpenFault> {
     if count > HEADERS_MAX {
         return Err(other(format!("an ELF core file of more than {HEADERS_MAX} program headers")));
     }
-    let segments = header
-        .program_headers(ENDIAN, &cache)
-        .map_err(|error| other(format!("an ELF core file whose {count} program headers cannot be read ({error})")))?;
+    let segments = header.program_headers(ENDIAN, &cache).map_err(|error| {
+        other(format!("an ELF core file whose {count} program headers cannot be read ({error})"))
+    })?;
     let mut notes = None;
     let mut runs = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
@@ -71,7 +71,8 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, ImageOpenFault> {
     let (index, segment) = notes.ok_or_else(|| other("an ELF core file without notes"))?;
     let size = segment.p_filesz(ENDIAN);
     if size > NOTES_MAX {
-        let problem = format!("{size:#x} bytes of notes, more than the {NOTES_MAX:#x} that there can be");
+        let problem =
+            format!("{size:#x} bytes of notes, more than the {NOTES_MAX:#x} that there can be");
         return Err(ImageOpenFault::Segment { index, problem });
     }
     let mut found = Found::default();
@@ -96,20 +97,27 @@ fn header<'a, R: ReadRef<'a>>(data: R) -> Result<&'a FileHeader64<LittleEndian>,
     if order != 1 {
         return Err(other("a big-endian ELF file"));
     }
-    let header = FileHeader64::<LittleEndian>::parse(data).map_err(|error| other(format!("an ELF file: {error}")))?;
+    let header = FileHeader64::<LittleEndian>::parse(data)
+        .map_err(|error| other(format!("an ELF file: {error}")))?;
     let machine = header.e_machine.get(ENDIAN);
     if machine != elf::EM_X86_64 {
         return Err(other(format!("an ELF file for machine {machine:?}")));
     }
     match header.e_type.get(ENDIAN) {
         elf::ET_CORE => Ok(header),
-        elf::ET_EXEC | elf::ET_DYN => Err(other("an ELF executable, which is not an image of a guest's memory")),
+        elf::ET_EXEC | elf::ET_DYN => {
+            Err(other("an ELF executable, which is not an image of a guest's memory"))
+        }
         kind => Err(other(format!("an ELF file of type {kind:?}"))),
     }
 }
 
 /// The run of RAM that a program header describes; nothing when it only repeats one for debuggers.
-fn run(index: usize, segment: &ProgramHeader64<LittleEndian>, len: u64) -> Result<Option<Run>, ImageOpenFault> {
+fn run(
+    index: usize,
+    segment: &ProgramHeader64<LittleEndian>,
+    len: u64,
+) -> Result<Option<Run>, ImageOpenFault> {
     let broken = |problem: String| Err(ImageOpenFault::Segment { index, problem });
     let (start, size) = (segment.p_paddr(ENDIAN), segment.p_memsz(ENDIAN));
     let (offset, stored) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
@@ -130,7 +138,9 @@ fn run(index: usize, segment: &ProgramHeader64<LittleEndian>, len: u64) -> Resul
     match offset.checked_add(stored) {
         Some(last) if stored == 0 || last <= len => {}
         _ => {
-            return broken(format!("its {stored:#x} bytes at {offset:#x} end past the file's {len:#x}: it is cut off"));
+            return broken(format!(
+                "its {stored:#x} bytes at {offset:#x} end past the file's {len:#x}: it is cut off"
+            ));
         }
     }
     let start = GuestPhys::new(start);
@@ -156,8 +166,8 @@ fn in_order(mut runs: Vec<(usize, Run)>) -> Result<Vec<Run>, ImageOpenFault> {
     Ok(runs.into_iter().map(|(_, run)| run).collect())
 }
 
-/// Each byte of the file is shown at one place of memory. Otherwise a small file could show bytes without end, and what is
-/// done with an image would not follow from its size.
+/// Each byte of the file is shown at one place of memory. Otherwise a small file could show bytes
+/// without end, and what is done with an image would not follow from its size.
 fn apart(runs: &[(usize, Run)]) -> Result<(), ImageOpenFault> {
     let stored = |run: &Run| run.stored_end.since(run.start);
     let mut held: Vec<_> = runs.iter().filter(|(_, run)| stored(run) > 0).collect();
@@ -183,7 +193,12 @@ struct Found {
 }
 
 impl Found {
-    fn take(&mut self, name: &[u8], kind: ElfNoteType, content: &[u8]) -> Result<(), ImageOpenFault> {
+    fn take(
+        &mut self,
+        name: &[u8],
+        kind: ElfNoteType,
+        content: &[u8],
+    ) -> Result<(), ImageOpenFault> {
         let is = |wanted: NoteType| name == VMKERN && kind.0 == wanted as u32;
         if name == CORE && kind == elf::NT_PRSTATUS {
             self.statuses.push(fixed("NT_PRSTATUS", content)?);
@@ -191,11 +206,14 @@ impl Found {
             let short = || too_short("VMKERN guest", content.len(), GuestNote::LEAST);
             let guest = GuestNote::of(content).ok_or_else(short)?;
             if guest.format != FORMAT {
-                let found = format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
+                let found =
+                    format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
                 return Err(other(found));
             }
             if self.guest.replace(guest).is_some() {
-                return Err(ImageOpenFault::Notes("more than one VMKERN note of the guest".to_owned()));
+                return Err(ImageOpenFault::Notes(
+                    "more than one VMKERN note of the guest".to_owned(),
+                ));
             }
         } else if is(NoteType::Cpu) {
             self.cpus.push(fixed("VMKERN cpu", content)?);
@@ -214,21 +232,33 @@ impl Found {
         let guest = self.guest.ok_or_else(|| other("an ELF core file without a VMKERN note"))?;
         let (statuses, notes) = (self.statuses.len(), self.cpus.len());
         if statuses != notes {
-            return Err(ImageOpenFault::Notes(format!("{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs")));
+            return Err(ImageOpenFault::Notes(format!(
+                "{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs"
+            )));
         }
         let mut cpus: Vec<CpuState> = Vec::new();
         for (status, note) in self.statuses.iter().zip(&self.cpus) {
             let (cpu, pid) = (note.cpu, status.pid);
             if pid.checked_sub(1) != Some(cpu) {
-                let problem = format!("pr_pid is {pid} for CPU {cpu}, expected {}", u64::from(cpu) + 1);
+                let problem =
+                    format!("pr_pid is {pid} for CPU {cpu}, expected {}", u64::from(cpu) + 1);
                 return Err(ImageOpenFault::Notes(problem));
             }
             if cpus.last().is_some_and(|last| last.cpu >= cpu) {
-                return Err(ImageOpenFault::Notes(format!("CPU {cpu} comes after CPU {}", cpus[cpus.len() - 1].cpu)));
+                return Err(ImageOpenFault::Notes(format!(
+                    "CPU {cpu} comes after CPU {}",
+                    cpus[cpus.len() - 1].cpu
+                )));
             }
-            let unknown = || ImageOpenFault::Notes(format!("CPU {} is in state {}", note.cpu, note.state));
+            let unknown =
+                || ImageOpenFault::Notes(format!("CPU {} is in state {}", note.cpu, note.state));
             let state = note.state().ok_or_else(unknown)?;
-            cpus.push(CpuState { cpu: note.cpu, state, registers: status.registers(note), tsc: note.tsc });
+            cpus.push(CpuState {
+                cpu: note.cpu,
+                state,
+                registers: status.registers(note),
+                tsc: note.tsc,
+            });
         }
         Ok(Parsed { runs, guest, cpus, program: self.program, build_id: self.build_id })
     }

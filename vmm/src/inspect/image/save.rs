@@ -1,8 +1,9 @@
 //! Writing an image.
 //!
-//! A file appears whole or not at all ([`Destination::whole`]): an error, an interruption or a full disk leaves neither a
-//! half image nor takes away what was there. Zero pages take no room: runs of RAM end where zeros begin, and short
-//! stretches of zeros inside are holes of the file. The bytes are written in order, so that a pipe can take them.
+//! A file appears whole or not at all ([`Destination::whole`]): an error, an interruption or a full
+//! disk leaves neither a half image nor takes away what was there. Zero pages take no room: runs of
+//! RAM end where zeros begin, and short stretches of zeros inside are holes of the file. The bytes
+//! are written in order, so that a pipe can take them.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -42,7 +43,8 @@ pub struct About {
 /// How far an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Saving {
-    /// Bytes of memory looked through so far, both times that it is: to find out what there is, and to write it.
+    /// Bytes of memory looked through so far, both times that it is: to find out what there is, and
+    /// to write it.
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
@@ -57,7 +59,8 @@ pub struct SavedImage {
     pub stored: u64,
 }
 
-/// Writes an image of `source` to `to`. `progress` is told now and then how far it is, and may end it.
+/// Writes an image of `source` to `to`. `progress` is told now and then how far it is, and may end
+/// it.
 pub(crate) fn save(
     source: &dyn Source,
     to: Destination,
@@ -77,7 +80,8 @@ pub(crate) fn save(
     let notes = notes(source, about)?;
     let head = plan.head(&notes);
     let stored = plan.stored + head.len() as u64;
-    let mut sink = Sink { file: &mut file, at: 0, done: plan.searched, total: plan.searched * 2, progress };
+    let mut sink =
+        Sink { file: &mut file, at: 0, done: plan.searched, total: plan.searched * 2, progress };
     write_image(source, &plan, &head, &mut sink).map_err(|error| match error {
         WriteError::Io(error) => fail("write it", Some(stored))(error),
         WriteError::Other(error) => error,
@@ -97,7 +101,10 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(source: &dyn Source, progress: &mut dyn FnMut(Saving) -> ControlFlow<()>) -> Result<Self, ImageSaveError> {
+    fn make(
+        source: &dyn Source,
+        progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
+    ) -> Result<Self, ImageSaveError> {
         let populated = source.populated();
         let searched: u64 = populated.iter().map(|range| range.end.since(range.start)).sum();
         let mut used: Vec<Range<u64>> = Vec::new();
@@ -113,7 +120,9 @@ impl Plan {
                 }
                 stored += PAGE_SIZE;
                 match used.last_mut() {
-                    Some(last) if pfn - last.end <= GAP && in_one_segment(source, last.start, pfn) => {
+                    Some(last)
+                        if pfn - last.end <= GAP && in_one_segment(source, last.start, pfn) =>
+                    {
                         last.end = pfn + 1
                     }
                     _ => used.push(pfn..pfn + 1),
@@ -147,7 +156,11 @@ impl Plan {
 }
 
 /// Tells how far it is; whether to go on.
-fn step(progress: &mut dyn FnMut(Saving) -> ControlFlow<()>, done: u64, total: u64) -> Result<(), ImageSaveError> {
+fn step(
+    progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
+    done: u64,
+    total: u64,
+) -> Result<(), ImageSaveError> {
     match progress(Saving { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(ImageSaveError::Interrupted),
@@ -172,7 +185,10 @@ fn join(source: &dyn Source, used: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in used {
         match joined.last_mut() {
-            Some(last) if range.start - last.end <= gap && in_one_segment(source, last.start, range.start) => {
+            Some(last)
+                if range.start - last.end <= gap
+                    && in_one_segment(source, last.start, range.start) =>
+            {
                 last.end = range.end;
             }
             _ => joined.push(range.clone()),
@@ -188,7 +204,8 @@ fn cover(source: &dyn Source, used: &[Range<u64>]) -> Vec<Run> {
     for segment in source.segments() {
         let mut start = segment.start;
         let mut stored_end = start;
-        while let Some(range) = used.next_if(|range| GuestPhys::from_pfn(range.start) < segment.end) {
+        while let Some(range) = used.next_if(|range| GuestPhys::from_pfn(range.start) < segment.end)
+        {
             let from = GuestPhys::from_pfn(range.start);
             if from > start {
                 runs.push(Run { start, end: from, stored_end, offset: 0 });
@@ -202,7 +219,9 @@ fn cover(source: &dyn Source, used: &[Range<u64>]) -> Vec<Run> {
 }
 
 fn file_header(headers: usize) -> FileHeader64<LittleEndian> {
-    let word = |value: usize| U16::new(ENDIAN, u16::try_from(value).expect("the number of headers was bounded"));
+    let word = |value: usize| {
+        U16::new(ENDIAN, u16::try_from(value).expect("the number of headers was bounded"))
+    };
     FileHeader64 {
         e_ident: elf::Ident {
             magic: elf::ELFMAG,
@@ -270,7 +289,8 @@ fn notes(source: &dyn Source, about: &About) -> Result<Vec<u8>, InspectError> {
     let mut notes = Vec::new();
     push_note(&mut notes, VMKERN, NoteType::Guest as u32, guest.as_bytes());
     let cpus = match source.cpus() {
-        // A vCPU that never came to life has no registers, and an image of its memory is worth having all the same.
+        // A vCPU that never came to life has no registers, and an image of its memory is worth
+        // having all the same.
         Err(InspectError::NotReady(_)) => Vec::new(),
         cpus => cpus?,
     };
@@ -327,7 +347,10 @@ impl Sink<'_> {
     }
 
     /// Where there is no room for long, whoever is told how far it is may end it.
-    fn hand_over(&mut self, put: impl FnOnce(&mut Output, GoOn<'_>) -> io::Result<()>) -> Result<(), WriteError> {
+    fn hand_over(
+        &mut self,
+        put: impl FnOnce(&mut Output, GoOn<'_>) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
         let (now, mut stopped) = (Saving { done: self.done, total: self.total }, false);
         let mut go_on = || {
             let flow = (self.progress)(now);
@@ -345,7 +368,12 @@ impl Sink<'_> {
     }
 }
 
-fn write_image(source: &dyn Source, plan: &Plan, head: &[u8], sink: &mut Sink<'_>) -> Result<(), WriteError> {
+fn write_image(
+    source: &dyn Source,
+    plan: &Plan,
+    head: &[u8],
+    sink: &mut Sink<'_>,
+) -> Result<(), WriteError> {
     const PAGE: usize = size_of::<PageWords>();
     let mut buffer = vec![0; CHUNK * PAGE];
     sink.write(head)?;

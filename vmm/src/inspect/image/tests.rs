@@ -30,7 +30,12 @@ struct Fake {
 
 impl Fake {
     fn new(size: u64) -> Self {
-        let registers = Registers { rip: GuestVirt::new(0x1234), rflags: 2, cr3: 0x5000, ..Registers::default() };
+        let registers = Registers {
+            rip: GuestVirt::new(0x1234),
+            rflags: 2,
+            cr3: 0x5000,
+            ..Registers::default()
+        };
         let ram = GuestRam::new(size).expect("address space is there");
         Self { ram, cpus: vec![CpuState { cpu: 0, state: RunState::Halted, registers, tsc: 5 }] }
     }
@@ -87,7 +92,16 @@ fn read(image: &Image, at: u64) -> Result<u8, NotRam> {
 #[test]
 fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
     let fake = Fake::new(HOLE_START + (1 << 20));
-    let marks = [0, 0x1_0fff, 0x10_0000, 0x10_5000, 0x12_0000, HOLE_START - 1, HOLE_END, HOLE_END + (1 << 20) - 1];
+    let marks = [
+        0,
+        0x1_0fff,
+        0x10_0000,
+        0x10_5000,
+        0x12_0000,
+        HOLE_START - 1,
+        HOLE_END,
+        HOLE_END + (1 << 20) - 1,
+    ];
     marks.iter().zip(1..).for_each(|(&at, byte)| fake.put(at, byte));
     let directory = directory();
     let path = directory.path().join("guest.img");
@@ -134,7 +148,10 @@ fn an_interrupted_image_leaves_nothing_and_the_old_one_as_it_was() {
             assert_eq!(saving.total, total);
             if saving.done >= after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        assert!(matches!(save(&fake, &path, &about(), &mut stop), Err(ImageSaveError::Interrupted)));
+        assert!(matches!(
+            save(&fake, &path, &about(), &mut stop),
+            Err(ImageSaveError::Interrupted)
+        ));
         assert_eq!(fs::read(&path).expect("it is there"), b"old");
         assert_eq!(fs::read_dir(directory.path()).expect("it is a directory").count(), 1);
     }
@@ -159,7 +176,10 @@ fn what_cannot_be_written_is_told_with_its_name() {
         needed: Some(5 << 20),
         source: std::io::Error::from_raw_os_error(libc::ENOSPC),
     };
-    assert!(full.to_string().contains("No space left on device") && full.to_string().contains("5 MiB"), "{full}");
+    assert!(
+        full.to_string().contains("No space left on device") && full.to_string().contains("5 MiB"),
+        "{full}"
+    );
 }
 
 /// A good image's bytes; its notes, headers and first pages are small.
@@ -230,10 +250,17 @@ fn what_is_no_image_is_refused_with_what_was_expected_and_what_was_found() {
         let error = with(edits);
         assert!(error.contains("expected a memory image") && error.contains(found), "{error}");
     }
-    let kernel = open(&directory, KernelImage::embedded().bytes()).expect_err("it is the kernel's executable");
+    let kernel = open(&directory, KernelImage::embedded().bytes())
+        .expect_err("it is the kernel's executable");
     assert!(kernel.contains("executable"), "{kernel}");
-    assert!(Image::open(directory.path()).is_err_and(|error| error.to_string().contains("regular file")));
-    assert!(Image::open(directory.path().join("none")).is_err_and(|error| error.to_string().contains("none")));
+    assert!(
+        Image::open(directory.path())
+            .is_err_and(|error| error.to_string().contains("regular file"))
+    );
+    assert!(
+        Image::open(directory.path().join("none"))
+            .is_err_and(|error| error.to_string().contains("none"))
+    );
     // The second PT_LOAD over the first.
     let overlap = with(&[(64 + 2 * 56 + 16 + 2, 0), (64 + 2 * 56 + 24 + 2, 0)]);
     assert!(overlap.contains("both hold physical address"), "{overlap}");
@@ -273,12 +300,14 @@ fn an_image_that_does_not_hold_all_ram_is_refused_with_the_address_that_is_missi
         (with_word(&bytes, loads[1], 6), "0x100000"),
     ] {
         let error = open(&directory, &damaged).expect_err("RAM is missing");
-        let told =
-            format!("guest note: bytes of RAM is 0x800000, but no program header holds physical address {missing}");
+        let told = format!(
+            "guest note: bytes of RAM is 0x800000, but no program header holds physical address {missing}"
+        );
         assert!(error.contains(&told), "{error}");
     }
     let long = word(&bytes, last + 40) + PAGE_SIZE;
-    let error = open(&directory, &with_word(&bytes, last + 40, long)).expect_err("there is too much");
+    let error =
+        open(&directory, &with_word(&bytes, last + 40, long)).expect_err("there is too much");
     assert!(error.contains("a program header holds physical address 0x800000"), "{error}");
 }
 
@@ -291,13 +320,18 @@ fn a_guest_note_that_disagrees_is_refused_with_its_field() {
         (32, 0, "bytes of RAM is 0x0"),
         (32, 1 << 63, "bytes of RAM is 0x8000000000000000"),
         (32, (8 << 20) + 1, "bytes of RAM is 0x800001"),
-        (32, 64 << 20, "bytes of RAM is 0x4000000, but no program header holds physical address 0x800000"),
+        (
+            32,
+            64 << 20,
+            "bytes of RAM is 0x4000000, but no program header holds physical address 0x800000",
+        ),
         (8, u64::MAX - 7, "control region is 0xfffffffffffffff8, where there is no RAM"),
         (8, 8 << 20, "control region is 0x800000, where there is no RAM"),
         (8, (8 << 20) - PAGE_SIZE, "control region is 0x7ff000, where there is no RAM"),
         (8, 0x1_0008, "control region is 0x10008, which is not the start of a page"),
     ] {
-        let error = open(&directory, &with_word(&bytes, note + at, value)).expect_err("the note lies");
+        let error =
+            open(&directory, &with_word(&bytes, note + at, value)).expect_err("the note lies");
         assert!(error.contains(&format!("guest note: {told}")), "`{told}` is not in: {error}");
     }
 }
@@ -319,8 +353,12 @@ fn a_note_of_other_anchors_than_the_control_region_says_is_refused() {
     assert_eq!(open(&directory, &bytes), Ok(()));
     let note = usize::try_from(word(&bytes, 64 + 8)).expect("it is an offset") + 20;
     for (at, told) in [(16, "root page table is 0x1000"), (24, "kernel roots is 0x1000")] {
-        let error = open(&directory, &with_word(&bytes, note + at, 0x1000)).expect_err("the note lies");
-        assert!(error.contains(told) && error.contains("but the control region at 0x10000 says"), "{error}");
+        let error =
+            open(&directory, &with_word(&bytes, note + at, 0x1000)).expect_err("the note lies");
+        assert!(
+            error.contains(told) && error.contains("but the control region at 0x10000 says"),
+            "{error}"
+        );
     }
 }
 
@@ -334,7 +372,8 @@ fn notes_of_cpus_that_do_not_belong_together_are_refused() {
     let pid = status + 20 + 32;
     let old = word(&bytes, pid);
     for pid_now in [0, 2, u64::from(u32::MAX)] {
-        let error = open(&directory, &with_word(&bytes, pid, old & !0xffff_ffff | pid_now)).expect_err("it is another");
+        let error = open(&directory, &with_word(&bytes, pid, old & !0xffff_ffff | pid_now))
+            .expect_err("it is another");
         assert!(error.contains("pr_pid"), "{error}");
     }
 }
@@ -351,5 +390,11 @@ fn symbols_are_those_of_the_very_kernel_or_none() {
     let same = About { build_id: Some(ours), ..About::default() };
     save(&Fake::new(8 << 20), &path, &same, &mut go_on).expect("the image can be written");
     let image = Image::open(&path).expect("the image can be read");
-    assert!(image.symbols(&KernelImage::embedded()).expect("it is the same").address("pvh_entry").is_some());
+    assert!(
+        image
+            .symbols(&KernelImage::embedded())
+            .expect("it is the same")
+            .address("pvh_entry")
+            .is_some()
+    );
 }

@@ -1,7 +1,8 @@
 //! The address space of a map as a row of cells.
 //!
-//! A kernel's address space is mostly one hole: a row in one scale would be dots and a single mark. So holes that
-//! are larger than all the rest together are cut out and named, and what is left shares the cells.
+//! A kernel's address space is mostly one hole: a row in one scale would be dots and a single mark.
+//! So holes that are larger than all the rest together are cut out and named, and what is left
+//! shares the cells.
 
 use serde::Serialize;
 use vmkern_abi::addr::PAGE_SIZE;
@@ -35,8 +36,8 @@ pub struct Stretch {
     pub end: Hex,
     /// Bytes of a cell; the last may be smaller.
     pub bytes_per_cell: u64,
-    /// A character a cell: `.` free, `-` less than half taken, `+` half or more, `#` all, `~` a submap. Empty for a hole
-    /// that is too large for its scale.
+    /// A character a cell: `.` free, `-` less than half taken, `+` half or more, `#` all, `~` a
+    /// submap. Empty for a hole that is too large for its scale.
     pub cells: String,
 }
 
@@ -68,7 +69,12 @@ pub(super) fn bar(start: u64, end: u64, taken: &[Taken]) -> Vec<Stretch> {
         }
         if hole < next {
             let cells = String::new();
-            stretches.push(Stretch { start: Hex(hole), end: Hex(next), bytes_per_cell: next - hole, cells });
+            stretches.push(Stretch {
+                start: Hex(hole),
+                end: Hex(next),
+                bytes_per_cell: next - hole,
+                cells,
+            });
         }
         from = next;
     }
@@ -145,7 +151,10 @@ mod tests {
     use super::*;
 
     fn plain(ranges: &[(u64, u64)]) -> Vec<Taken> {
-        ranges.iter().map(|&(start, end)| Taken { start: start << 12, end: end << 12, is_submap: false }).collect()
+        ranges
+            .iter()
+            .map(|&(start, end)| Taken { start: start << 12, end: end << 12, is_submap: false })
+            .collect()
     }
 
     fn cells(pages: u64, taken: &[Taken]) -> String {
@@ -169,7 +178,8 @@ mod tests {
     fn a_hole_larger_than_all_the_rest_is_cut_out() {
         let taken = plain(&[(0, 100), (1 << 27, (1 << 27) + 100)]);
         let bar = bar(0, ((1 << 27) + 200) << 12, &taken);
-        let shape: Vec<_> = bar.iter().map(|s| (s.start.0 >> 12, s.end.0 >> 12, s.cells.len())).collect();
+        let shape: Vec<_> =
+            bar.iter().map(|s| (s.start.0 >> 12, s.end.0 >> 12, s.cells.len())).collect();
         assert_eq!(shape, [(0, 100, 17), (100, 1 << 27, 0), (1 << 27, (1 << 27) + 200, 34)]);
     }
 

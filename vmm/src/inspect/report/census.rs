@@ -1,13 +1,15 @@
 //! What every page of memory is used for.
 //!
-//! A page under management says itself whether it is free and to which object it belongs. Of a page without an object
-//! that was handed out, the structures are asked that such pages are made for: page tables, the pools of
-//! maps, slabs, and what `pmap_qenter` has mapped.
+//! A page under management says itself whether it is free and to which object it belongs. Of a page
+//! without an object that was handed out, the structures are asked that such pages are made for:
+//! page tables, the pools of maps, slabs, and what `pmap_qenter` has mapped.
 
 use serde::Serialize;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kva::dmap_to_phys;
-use vmkern_abi::layout::{MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg};
+use vmkern_abi::layout::{
+    MapPool, PQ_ACTIVE, PQ_INACTIVE, PageFlags, SlabHeader, VmPage, VmPhysSeg,
+};
 use vmkern_abi::pte::PteFlags;
 use zerocopy::IntoBytes;
 
@@ -220,7 +222,8 @@ impl Census {
         }
         let mut pages: [VmPage; CHUNK] = std::array::from_fn(|_| VmPage::default());
         let pages = &mut pages[..index(count)];
-        let read = page_at(survey, pfn).map(|at| survey.view.read(PAGE, at.addr(), pages.as_mut_bytes()));
+        let read =
+            page_at(survey, pfn).map(|at| survey.view.read(PAGE, at.addr(), pages.as_mut_bytes()));
         if let Some(Err(error)) = read {
             survey.damage.note(error);
             return self.fill(pfn, pfn + count, Use::Unreadable);
@@ -279,7 +282,10 @@ impl Census {
         let mut kentered = Vec::new();
         for leaf in &mut leaves {
             match leaf {
-                Ok(leaf) if leaf.flags.contains(PteFlags::KENTER) && kentered.len() < self.uses.len() => {
+                Ok(leaf)
+                    if leaf.flags.contains(PteFlags::KENTER)
+                        && kentered.len() < self.uses.len() =>
+                {
                     kentered.push(leaf.phys);
                 }
                 Ok(_) => {}
@@ -321,11 +327,14 @@ impl Census {
         }
     }
 
-    /// Slabs with free items are on their zone's list. Full ones are on none, and are known by what lies in them.
+    /// Slabs with free items are on their zone's list. Full ones are on none, and are known by what
+    /// lies in them.
     fn slabs(&mut self, survey: &Survey<'_, '_>) {
         let Some(roots) = survey.roots() else { return };
         for zone in &roots.zones {
-            for item in survey.view.list("slab", zone.partial.get(), |slab: &SlabHeader| slab.next.get()) {
+            for item in
+                survey.view.list("slab", zone.partial.get(), |slab: &SlabHeader| slab.next.get())
+            {
                 match item {
                     Ok((at, _)) => self.mark_virtual(survey, at.addr(), Use::Slab),
                     Err(error) => survey.damage.note(error),
@@ -333,7 +342,9 @@ impl Census {
             }
         }
         let first = roots.sched.all.head.get();
-        for (at, thread) in survey.view.list("thread", first, |thread| thread.all_next.get()).flatten() {
+        for (at, thread) in
+            survey.view.list("thread", first, |thread| thread.all_next.get()).flatten()
+        {
             self.mark_virtual(survey, at.addr(), Use::Slab);
             self.mark_virtual(survey, thread.sleepqueue.get().addr(), Use::Slab);
         }
@@ -362,7 +373,8 @@ fn kind(survey: &Survey<'_, '_>, page: &VmPage) -> Use {
 /// The structure of page `pfn`, if the page array has one.
 pub(super) fn page_at(survey: &Survey<'_, '_>, pfn: u64) -> Option<KPtr<VmPage>> {
     let roots = survey.roots()?;
-    let number = pfn.checked_sub(roots.first_page.get()).filter(|n| *n < roots.vm_page_array_size.get())?;
+    let number =
+        pfn.checked_sub(roots.first_page.get()).filter(|n| *n < roots.vm_page_array_size.get())?;
     let offset = number.checked_mul(size_of::<VmPage>() as u64)?;
     roots.vm_page_array.get().addr().checked_add(offset).map(KPtr::new)
 }
@@ -375,16 +387,22 @@ pub(super) fn segments(survey: &Survey<'_, '_>) -> Vec<SegmentReport> {
     if count > SEGMENTS_MAX {
         survey.damage.say(SEGMENT, first, || format!("there are said to be {count} segments"));
     }
-    let ram_end = survey.view.source().segments().last().map_or(0, |segment| segment.end.get() >> PAGE_SHIFT);
+    let ram_end =
+        survey.view.source().segments().last().map_or(0, |segment| segment.end.get() >> PAGE_SHIFT);
     let mut segments: Vec<SegmentReport> = Vec::new();
     for number in 0..count.min(SEGMENTS_MAX) {
         let Some(at) = first.checked_add(number * size_of::<VmPhysSeg>() as u64) else { break };
-        let Some(segment) = survey.damage.ok(survey.view.copy::<VmPhysSeg>(SEGMENT, KPtr::new(at))) else { break };
+        let Some(segment) = survey.damage.ok(survey.view.copy::<VmPhysSeg>(SEGMENT, KPtr::new(at)))
+        else {
+            break;
+        };
         let (start, end) = (u64::from(segment.start.get()), u64::from(segment.end.get()));
         let fresh = u64::from(segment.fresh.get());
         let below = segments.last().map_or(0, |segment| segment.end);
         if start < below || start > fresh || fresh > end || end > ram_end {
-            survey.damage.say(SEGMENT, at, || format!("pages {start:#x} to {end:#x}, fresh from {fresh:#x} on"));
+            survey.damage.say(SEGMENT, at, || {
+                format!("pages {start:#x} to {end:#x}, fresh from {fresh:#x} on")
+            });
             continue;
         }
         segments.push(SegmentReport { start, end, fresh });

@@ -40,7 +40,8 @@ pub struct CpuReport {
     pub cpl: Option<u8>,
     /// The thread that has it.
     pub thread: Option<String>,
-    /// Free pages that it keeps for itself, and how many it may; null where there are no such caches.
+    /// Free pages that it keeps for itself, and how many it may; null where there are no such
+    /// caches.
     pub page_cache: Option<CachedPages>,
     /// All that are known.
     pub registers: Vec<RegisterReport>,
@@ -58,7 +59,10 @@ pub struct CpusReport {
 pub(super) fn cpus(survey: &Survey<'_, '_>, symbols: &Symbols) -> CpusReport {
     let cpus = survey.damage.ok(survey.view.source().cpus()).unwrap_or_default();
     let threads = on_cpus(survey);
-    let max = survey.roots().filter(|roots| roots.page_cache_floor.get() != 0).map(|roots| roots.page_cache_max.get());
+    let max = survey
+        .roots()
+        .filter(|roots| roots.page_cache_floor.get() != 0)
+        .map(|roots| roots.page_cache_max.get());
     let caches = page_caches(survey);
     let cached = |cpu: &CpuState| {
         let cache = caches.iter().find(|cache| cache.cpu == cpu.cpu)?;
@@ -71,7 +75,12 @@ pub(super) fn cpus(survey: &Survey<'_, '_>, symbols: &Symbols) -> CpusReport {
     CpusReport { cpus: cpus.iter().map(whole).collect() }
 }
 
-fn report(survey: &Survey<'_, '_>, symbols: &Symbols, cpu: &CpuState, thread: Option<String>) -> CpuReport {
+fn report(
+    survey: &Survey<'_, '_>,
+    symbols: &Symbols,
+    cpu: &CpuState,
+    thread: Option<String>,
+) -> CpuReport {
     let registers = &cpu.registers;
     let general = GPR_NAMES.into_iter().zip(registers.gpr);
     let others = [
@@ -90,7 +99,10 @@ fn report(survey: &Survey<'_, '_>, symbols: &Symbols, cpu: &CpuState, thread: Op
         cpl: (registers.cs != 0).then(|| (registers.cs & 3).to_le_bytes()[0]),
         thread,
         page_cache: None,
-        registers: general.chain(others).map(|(name, value)| RegisterReport { name, value: Hex(value) }).collect(),
+        registers: general
+            .chain(others)
+            .map(|(name, value)| RegisterReport { name, value: Hex(value) })
+            .collect(),
         backtrace: stack::of_cpu(survey, symbols, registers),
     }
 }

@@ -134,7 +134,8 @@ pub struct DiffReport {
     pub pages: Changes<PageChange>,
     /// Page-table entries.
     pub page_table: Changes<PteChange>,
-    /// Page-table entries in which only the bits differ that the CPU sets by itself: accessed and modified.
+    /// Page-table entries in which only the bits differ that the CPU sets by itself: accessed and
+    /// modified.
     pub accessed_or_modified: u64,
 }
 
@@ -149,15 +150,21 @@ pub struct PageChangeCount {
     pub pages: u64,
 }
 
-pub(super) fn diff(before: &Survey<'_, '_>, after: &Survey<'_, '_>, names: [String; 2]) -> DiffReport {
+pub(super) fn diff(
+    before: &Survey<'_, '_>,
+    after: &Survey<'_, '_>,
+    names: [String; 2],
+) -> DiffReport {
     let (old, new) = (Census::take(before), Census::take(after));
     let pages = pages(&old.uses, &new.uses);
     let mut counts: BTreeMap<(Use, Use), u64> = BTreeMap::new();
     for change in &pages.changes {
         *counts.entry((change.before, change.after)).or_default() += change.pages;
     }
-    let mut page_changes: Vec<_> =
-        counts.into_iter().map(|((before, after), pages)| PageChangeCount { before, after, pages }).collect();
+    let mut page_changes: Vec<_> = counts
+        .into_iter()
+        .map(|((before, after), pages)| PageChangeCount { before, after, pages })
+        .collect();
     page_changes.sort_by_key(|count| std::cmp::Reverse(count.pages));
     let (page_table, accessed_or_modified) = page_table(before, after);
     let [before_name, after_name] = names;
@@ -183,7 +190,8 @@ fn counters(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> Vec<CounterChang
 }
 
 fn maps(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> Vec<MapDiff> {
-    let mut old: BTreeMap<u64, _> = before.maps().into_iter().map(|map| (map.at.addr().get(), map)).collect();
+    let mut old: BTreeMap<u64, _> =
+        before.maps().into_iter().map(|map| (map.at.addr().get(), map)).collect();
     let mut diffs = Vec::new();
     for map in after.maps() {
         let new_entries = entries(after, &map).kept;
@@ -233,7 +241,12 @@ fn pages(old: &[Use], new: &[Use]) -> Changes<PageChange> {
         match &mut run {
             Some(run) if run.before == before && run.after == after => run.pages += 1,
             _ => {
-                let next = (before != after).then_some(PageChange { pfn: pfn as u64, pages: 1, before, after });
+                let next = (before != after).then_some(PageChange {
+                    pfn: pfn as u64,
+                    pages: 1,
+                    before,
+                    after,
+                });
                 if let Some(done) = std::mem::replace(&mut run, next) {
                     changes.push(done);
                 }
@@ -314,8 +327,13 @@ mod tests {
     #[test]
     fn neighbouring_pages_that_change_alike_are_one_change() {
         use Use::{Free, Fresh, Kmem};
-        let changes = pages(&[Fresh, Fresh, Free, Kmem, Kmem], &[Kmem, Kmem, Kmem, Kmem, Free, Fresh]);
-        let told: Vec<_> = changes.changes.iter().map(|c| (c.pfn, c.pages, c.before, c.after)).collect();
-        assert_eq!(told, [(0, 2, Fresh, Kmem), (2, 1, Free, Kmem), (4, 1, Kmem, Free), (5, 1, Use::Hole, Fresh)]);
+        let changes =
+            pages(&[Fresh, Fresh, Free, Kmem, Kmem], &[Kmem, Kmem, Kmem, Kmem, Free, Fresh]);
+        let told: Vec<_> =
+            changes.changes.iter().map(|c| (c.pfn, c.pages, c.before, c.after)).collect();
+        assert_eq!(
+            told,
+            [(0, 2, Fresh, Kmem), (2, 1, Free, Kmem), (4, 1, Kmem, Free), (5, 1, Use::Hole, Fresh)]
+        );
     }
 }

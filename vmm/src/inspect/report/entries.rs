@@ -53,10 +53,15 @@ impl EntryReport {
 #[must_use]
 pub fn rwx(protection: Protection) -> String {
     let all = [(Protection::READ, 'r'), (Protection::WRITE, 'w'), (Protection::EXECUTE, 'x')];
-    all.into_iter().map(|(flag, letter)| if protection.contains(flag) { letter } else { '-' }).collect()
+    all.into_iter()
+        .map(|(flag, letter)| if protection.contains(flag) { letter } else { '-' })
+        .collect()
 }
 
-fn protection_text<S: Serializer>(protection: &Protection, serializer: S) -> Result<S::Ok, S::Error> {
+fn protection_text<S: Serializer>(
+    protection: &Protection,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&rwx(*protection))
 }
 
@@ -79,14 +84,16 @@ impl Entries {
     }
 }
 
-/// All entries of `map` that its list leads to, forwards up to where it is broken, then what the way back from its end
-/// leads to. What is wrong with them is noted.
+/// All entries of `map` that its list leads to, forwards up to where it is broken, then what the
+/// way back from its end leads to. What is wrong with them is noted.
 pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
     let mut entries = Entries::default();
     let mut below = map.map.min_offset();
     let mut broken = false;
     let header = KPtr::new(map.at.addr());
-    for item in survey.view.list(ENTRY, map.map.header.next.get(), |entry| entry.next.get()).until(header) {
+    for item in
+        survey.view.list(ENTRY, map.map.header.next.get(), |entry| entry.next.get()).until(header)
+    {
         match item {
             Ok((at, entry)) => {
                 judge(survey, &map.map, at, &entry, below);
@@ -108,7 +115,9 @@ pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
     }
     let (found, counted) = (entries.count(), map.map.nentries.get());
     if found != counted {
-        survey.damage.say(MAP, map.at.addr(), || format!("it counts {counted} entries, but {found} were found"));
+        survey.damage.say(MAP, map.at.addr(), || {
+            format!("it counts {counted} entries, but {found} were found")
+        });
     }
     entries
 }
@@ -118,10 +127,16 @@ fn from_the_end(survey: &Survey<'_, '_>, map: &MapAt, below: GuestVirt, entries:
     let header = KPtr::new(map.at.addr());
     let mut found = Vec::new();
     let mut above = map.map.max_offset();
-    for (at, entry) in
-        survey.view.list(ENTRY, map.map.header.prev.get(), |entry| entry.prev.get()).until(header).flatten()
+    for (at, entry) in survey
+        .view
+        .list(ENTRY, map.map.header.prev.get(), |entry| entry.prev.get())
+        .until(header)
+        .flatten()
     {
-        if entry.start.get() < below || entry.end.get() > above || entries.kept.len() + found.len() >= ENTRIES_MAX {
+        if entry.start.get() < below
+            || entry.end.get() > above
+            || entries.kept.len() + found.len() >= ENTRIES_MAX
+        {
             break;
         }
         above = entry.start.get();
@@ -131,11 +146,22 @@ fn from_the_end(survey: &Survey<'_, '_>, map: &MapAt, below: GuestVirt, entries:
 }
 
 /// Notes what is wrong with `entry`, whose predecessor ends at `below`.
-fn judge(survey: &Survey<'_, '_>, map: &VmMap, at: KPtr<VmMapEntry>, entry: &VmMapEntry, below: GuestVirt) {
+fn judge(
+    survey: &Survey<'_, '_>,
+    map: &VmMap,
+    at: KPtr<VmMapEntry>,
+    entry: &VmMapEntry,
+    below: GuestVirt,
+) {
     let (start, end) = (entry.start.get(), entry.end.get());
     let aligned = start.is_page_aligned() && end.is_page_aligned();
     if start < below || end <= start || end > map.max_offset() || !aligned {
-        let problem = || format!("its range [{start}, {end}) does not fit between {below} and {}", map.max_offset());
+        let problem = || {
+            format!(
+                "its range [{start}, {end}) does not fit between {below} and {}",
+                map.max_offset()
+            )
+        };
         survey.damage.say(ENTRY, at.addr(), problem);
     }
 }
@@ -160,7 +186,8 @@ fn report(survey: &Survey<'_, '_>, at: KPtr<VmMapEntry>, entry: &VmMapEntry) -> 
     }
 }
 
-/// Finds the entry that holds an address, in all maps of the kernel. What was read for one address serves the next.
+/// Finds the entry that holds an address, in all maps of the kernel. What was read for one address
+/// serves the next.
 pub(super) struct Lookup<'s, 'v, 'a> {
     survey: &'s Survey<'v, 'a>,
     /// The smallest first: that is the innermost.
@@ -170,7 +197,9 @@ pub(super) struct Lookup<'s, 'v, 'a> {
 impl<'s, 'v, 'a> Lookup<'s, 'v, 'a> {
     pub fn new(survey: &'s Survey<'v, 'a>) -> Self {
         let mut maps: Vec<_> = survey.maps().into_iter().map(|map| (map, None)).collect();
-        maps.sort_by_key(|(map, _)| map.map.max_offset().get().saturating_sub(map.map.min_offset().get()));
+        maps.sort_by_key(|(map, _)| {
+            map.map.max_offset().get().saturating_sub(map.map.min_offset().get())
+        });
         Self { survey, maps }
     }
 
@@ -181,8 +210,10 @@ impl<'s, 'v, 'a> Lookup<'s, 'v, 'a> {
                 return None;
             }
             let entries = known.get_or_insert_with(|| entries(self.survey, map).kept);
-            let entry = entries.iter().find(|entry| (entry.start.0..entry.end.0).contains(&va.get()))?;
-            (!entry.flags.contains(EntryFlags::IS_SUB_MAP)).then(|| (Arc::clone(&map.name), entry.clone()))
+            let entry =
+                entries.iter().find(|entry| (entry.start.0..entry.end.0).contains(&va.get()))?;
+            (!entry.flags.contains(EntryFlags::IS_SUB_MAP))
+                .then(|| (Arc::clone(&map.name), entry.clone()))
         })
     }
 }

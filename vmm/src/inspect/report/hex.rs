@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 
-/// An address, or another word that is read in hexadecimal: `0x` and lower-case digits, in JSON a string.
+/// An address, or another word that is read in hexadecimal: `0x` and lower-case digits, in JSON a
+/// string.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Hex(pub u64);
 

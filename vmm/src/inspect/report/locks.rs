@@ -97,7 +97,8 @@ impl TlbReport {
 pub struct InterruptReport {
     /// Interrupts of its timer.
     pub clock_interrupts: u64,
-    /// The most pages that it worked on without a point at which interrupts could be taken, while it owned a mutex.
+    /// The most pages that it worked on without a point at which interrupts could be taken, while
+    /// it owned a mutex.
     pub longest_pages: u64,
 }
 
@@ -117,11 +118,17 @@ pub struct LocksReport {
 pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
     let first = survey.roots().map(|roots| roots.cpuhead.get()).unwrap_or_default();
     let list = survey.view.list("pcpu", first, |cpu| cpu.allcpu_next.get()).at_most(CPUS_MAX);
-    let cpus: Vec<Pcpu> = list.map_while(|item| survey.damage.ok(item)).map(|(_, cpu)| cpu).collect();
+    let cpus: Vec<Pcpu> =
+        list.map_while(|item| survey.damage.ok(item)).map(|(_, cpu)| cpu).collect();
     let class = |(number, &class): (usize, &&'static str)| {
         let cpus: Vec<_> = cpus.iter().map(|cpu| LockCounts::of(&cpu.locks[number])).collect();
         let total = cpus.iter().fold(LockCounts::default(), |sum, &counts| sum.plus(counts));
-        LockClassReport { class, kind: if number == SX_CLASS { "sx" } else { "mutex" }, total, cpus }
+        LockClassReport {
+            class,
+            kind: if number == SX_CLASS { "sx" } else { "mutex" },
+            total,
+            cpus,
+        }
     };
     LocksReport {
         profiling: cpus.first().is_some_and(|cpu| cpu.lock_prof.get() != 0),
@@ -132,5 +139,8 @@ pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
 }
 
 fn interrupts(cpu: &Pcpu) -> InterruptReport {
-    InterruptReport { clock_interrupts: cpu.clock_interrupts.get(), longest_pages: cpu.longest_pages.get() }
+    InterruptReport {
+        clock_interrupts: cpu.clock_interrupts.get(),
+        longest_pages: cpu.longest_pages.get(),
+    }
 }

@@ -68,7 +68,8 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
     let maps = survey.maps();
     let mut reports: HashMap<u64, MapReport> = HashMap::new();
     let mut children: HashMap<u64, Vec<u64>> = HashMap::new();
-    let by_name: HashMap<Arc<str>, u64> = maps.iter().map(|map| (Arc::clone(&map.name), map.at.addr().get())).collect();
+    let by_name: HashMap<Arc<str>, u64> =
+        maps.iter().map(|map| (Arc::clone(&map.name), map.at.addr().get())).collect();
     let mut has_parent = std::collections::HashSet::new();
     for map in &maps {
         let entries = entries(survey, map);
@@ -94,7 +95,9 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
         (report.depth, report.parent) = (depth, parent);
         let name = Arc::clone(&report.name);
         let below = children.remove(&at).unwrap_or_default();
-        stack.extend(below.into_iter().rev().map(|child| (child, depth + 1, Some(Arc::clone(&name)))));
+        stack.extend(
+            below.into_iter().rev().map(|child| (child, depth + 1, Some(Arc::clone(&name)))),
+        );
         ordered.push(report);
     }
     // Maps that contain one another hang below nothing.
@@ -134,11 +137,19 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         hole(below, from);
         used += to - from;
         below = to;
-        taken.push(Taken { start: from, end: to, is_submap: entry.flags.contains(EntryFlags::IS_SUB_MAP) });
+        taken.push(Taken {
+            start: from,
+            end: to,
+            is_submap: entry.flags.contains(EntryFlags::IS_SUB_MAP),
+        });
     }
     hole(below, end);
     let free = end.saturating_sub(start).saturating_sub(used);
-    let owner = if map.map.system_map.get() != 0 { map.map.lock.owner.get() & 0xffff } else { map.map.sx.owner.get() };
+    let owner = if map.map.system_map.get() != 0 {
+        map.map.lock.owner.get() & 0xffff
+    } else {
+        map.map.sx.owner.get()
+    };
     MapReport {
         name: Arc::clone(&map.name),
         at: map.at.into(),
@@ -158,7 +169,8 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
     }
 }
 
-/// Percent of `free` outside of its `largest` piece, rounded up, so that only an unbroken hole is 0.
+/// Percent of `free` outside of its `largest` piece, rounded up, so that only an unbroken hole is
+/// 0.
 fn fragmentation(free: u64, largest: u64) -> u8 {
     let outside = u128::from(free.saturating_sub(largest));
     u8::try_from((outside * 100).div_ceil(u128::from(free.max(1)))).unwrap_or(100)
@@ -170,7 +182,10 @@ mod tests {
 
     #[test]
     fn fragmentation_is_0_for_one_hole_and_rises_with_what_lies_outside_of_the_largest() {
-        assert_eq!([fragmentation(0, 0), fragmentation(100, 100), fragmentation(100, 75)], [0, 0, 25]);
+        assert_eq!(
+            [fragmentation(0, 0), fragmentation(100, 100), fragmentation(100, 75)],
+            [0, 0, 25]
+        );
         assert_eq!(fragmentation(1 << 40, (1 << 40) - 4096), 1);
         assert_eq!(fragmentation(u64::MAX, 0), 100);
     }

@@ -1,8 +1,9 @@
 //! Reports: what there is to say about a guest's memory, as data.
 //!
-//! An [`Inspection`] is made from a [`View`] alone, so it can be had of a guest that runs, of a dead one, and of an image
-//! in a file. It is what `--json` prints, and what the drawings ([`super::draw`]) are made from. A guest's memory may be
-//! damaged: a report holds what could be read, and [`Inspection::damage`] what could not.
+//! An [`Inspection`] is made from a [`View`] alone, so it can be had of a guest that runs, of a
+//! dead one, and of an image in a file. It is what `--json` prints, and what the drawings
+//! ([`super::draw`]) are made from. A guest's memory may be damaged: a report holds what could be
+//! read, and [`Inspection::damage`] what could not.
 
 mod bar;
 mod census;
@@ -34,7 +35,8 @@ pub use self::census::{Queues, SegmentReport, Use};
 pub use self::cpus::{CachedPages, CpuReport, CpusReport, RegisterReport};
 pub use self::damage::Damage;
 pub use self::diff::{
-    Change, Changes, CounterChange, DiffReport, MapDiff, PageChange, PageChangeCount, PteChange, PteState,
+    Change, Changes, CounterChange, DiffReport, MapDiff, PageChange, PageChangeCount, PteChange,
+    PteState,
 };
 pub use self::entries::{EntryReport, rwx};
 pub use self::hex::Hex;
@@ -126,31 +128,49 @@ pub enum NotThere {
 }
 
 impl Inspection {
-    /// Looks at `what` in `view`, which is called `source`. `symbols` are those of the guest's kernel; they are needed where
-    /// [`What::has_backtraces`] says so.
+    /// Looks at `what` in `view`, which is called `source`. `symbols` are those of the guest's
+    /// kernel; they are needed where [`What::has_backtraces`] says so.
     ///
     /// # Errors
     /// When the map or the page that `what` names does not exist.
-    pub fn of(source: &str, view: &View<'_>, what: &What, symbols: &Symbols) -> Result<Self, NotThere> {
+    pub fn of(
+        source: &str,
+        view: &View<'_>,
+        what: &What,
+        symbols: &Symbols,
+    ) -> Result<Self, NotThere> {
         let survey = Survey::new(view);
         let body = match what {
             What::Summary => Body::Summary(Box::new(summary::summary(&survey))),
             What::Maps => Body::Maps(maps::maps(&survey)),
-            What::Map(name) => Body::Map(Box::new(maps::map(&survey, name).ok_or_else(|| NotThere::Map {
-                asked: name.to_string(),
-                there: survey.maps().iter().map(|map| map.name.to_string()).collect(),
-            })?)),
+            What::Map(name) => {
+                Body::Map(Box::new(maps::map(&survey, name).ok_or_else(|| NotThere::Map {
+                    asked: name.to_string(),
+                    there: survey.maps().iter().map(|map| map.name.to_string()).collect(),
+                })?))
+            }
             What::Objects => Body::Objects(objects::report(&survey)),
             What::Pages => Body::Pages(Box::new(pages::pages(&survey))),
-            What::Page(pfn) => Body::Page(Box::new(page::page(&survey, *pfn).ok_or_else(|| {
-                let pages = |end: u64| end >> PAGE_SHIFT;
-                let range = |s: &std::ops::Range<crate::GuestPhys>| {
-                    format!("pages {:#x} to {:#x}", pages(s.start.get()), pages(s.end.get()).saturating_sub(1))
-                };
-                NotThere::Page { pfn: *pfn, there: view.source().segments().iter().map(range).collect() }
-            })?)),
+            What::Page(pfn) => {
+                Body::Page(Box::new(page::page(&survey, *pfn).ok_or_else(|| {
+                    let pages = |end: u64| end >> PAGE_SHIFT;
+                    let range = |s: &std::ops::Range<crate::GuestPhys>| {
+                        format!(
+                            "pages {:#x} to {:#x}",
+                            pages(s.start.get()),
+                            pages(s.end.get()).saturating_sub(1)
+                        )
+                    };
+                    NotThere::Page {
+                        pfn: *pfn,
+                        there: view.source().segments().iter().map(range).collect(),
+                    }
+                })?))
+            }
             What::Vtop(va) => Body::Vtop(Box::new(walk::vtop(&survey, *va))),
-            What::PageTable(first, last) => Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last))),
+            What::PageTable(first, last) => {
+                Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last)))
+            }
             What::Threads => Body::Threads(threads::threads(&survey, symbols)),
             What::Cpus => Body::Cpus(cpus::cpus(&survey, symbols)),
             What::Locks => Body::Locks(locks::locks(&survey)),
@@ -166,7 +186,11 @@ impl Inspection {
         Self::new(after.0, Body::Diff(Box::new(diff)), [old, new])
     }
 
-    fn new<'v, 'a: 'v>(source: &str, body: Body, surveys: impl IntoIterator<Item = Survey<'v, 'a>>) -> Self {
+    fn new<'v, 'a: 'v>(
+        source: &str,
+        body: Body,
+        surveys: impl IntoIterator<Item = Survey<'v, 'a>>,
+    ) -> Self {
         let (mut damage, mut damage_left_out) = (Vec::new(), 0);
         for survey in surveys {
             let (found, left_out) = survey.damage.into_parts();

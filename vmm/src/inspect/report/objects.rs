@@ -88,11 +88,21 @@ pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
         }
     }
     let first = [survey.kernel_object(), survey.kmem_object()];
-    let first: Vec<_> =
-        first.into_iter().flatten().map(|at| (at.addr().get(), named.remove(&at.addr().get()).unwrap_or(0))).collect();
-    let all = first.into_iter().chain(named).map(|(at, entries)| (KPtr::<VmObject>::new(GuestVirt::new(at)), entries));
+    let first: Vec<_> = first
+        .into_iter()
+        .flatten()
+        .map(|at| (at.addr().get(), named.remove(&at.addr().get()).unwrap_or(0)))
+        .collect();
+    let all = first
+        .into_iter()
+        .chain(named)
+        .map(|(at, entries)| (KPtr::<VmObject>::new(GuestVirt::new(at)), entries));
     all.filter_map(|(at, entries)| {
-        survey.damage.ok(survey.view.copy(OBJECT, at)).map(|object| ObjectAt { at, object, entries })
+        survey.damage.ok(survey.view.copy(OBJECT, at)).map(|object| ObjectAt {
+            at,
+            object,
+            entries,
+        })
     })
     .collect()
 }
@@ -101,12 +111,16 @@ pub(super) fn report(survey: &Survey<'_, '_>) -> ObjectsReport {
     let mut pages = owned(survey);
     let mut reports: Vec<_> = objects(survey)
         .into_iter()
-        .map(|ObjectAt { at, object, entries }| one(survey, at, &object, entries, pages.remove(&at.addr().get())))
+        .map(|ObjectAt { at, object, entries }| {
+            one(survey, at, &object, entries, pages.remove(&at.addr().get()))
+        })
         .collect();
     // What no entry names although pages do.
     for (at, count) in pages {
         let at = KPtr::new(GuestVirt::new(at));
-        survey.damage.say(OBJECT, at.addr(), || format!("{count} pages belong to it, but no map entry names it"));
+        survey.damage.say(OBJECT, at.addr(), || {
+            format!("{count} pages belong to it, but no map entry names it")
+        });
         if let Some(object) = survey.damage.ok(survey.view.copy(OBJECT, at)) {
             reports.push(one(survey, at, &object, 0, Some(count)));
         }
@@ -157,7 +171,9 @@ fn one(
 ) -> ObjectReport {
     let (resident, pages) = (object.resident_page_count.get(), pages.unwrap_or(0));
     if resident != pages {
-        survey.damage.say(OBJECT, at.addr(), || format!("it counts {resident} pages, but {pages} name it"));
+        survey
+            .damage
+            .say(OBJECT, at.addr(), || format!("it counts {resident} pages, but {pages} name it"));
     }
     ObjectReport { object: ObjectBrief::of(survey, at, object), entries, pages }
 }

@@ -99,7 +99,9 @@ pub(super) fn page(survey: &Survey<'_, '_>, pfn: u64) -> Option<PageReport> {
     let (mut mappings, mut left_out) = (Vec::new(), 0);
     let mut lookup = Lookup::new(survey);
     for leaf in Leaves::all(survey.view).flatten() {
-        let Some(offset) = phys.get().checked_sub(leaf.phys.get()).filter(|offset| *offset < leaf.span) else {
+        let Some(offset) =
+            phys.get().checked_sub(leaf.phys.get()).filter(|offset| *offset < leaf.span)
+        else {
             continue;
         };
         if mappings.len() == MAPPINGS_MAX {

@@ -49,8 +49,9 @@ pub struct Counted {
 pub struct Picture {
     /// Pages of a cell.
     pub pages_per_cell: u64,
-    /// A string for each row of 64 cells, from physical address 0 up. A cell is the letter of a use: upper-case where all
-    /// its pages have it, lower-case where most of those that are neither free nor unmanaged have it.
+    /// A string for each row of 64 cells, from physical address 0 up. A cell is the letter of a
+    /// use: upper-case where all its pages have it, lower-case where most of those that are neither
+    /// free nor unmanaged have it.
     pub rows: Vec<String>,
 }
 
@@ -93,7 +94,8 @@ pub fn row_address(picture: &Picture, row: usize) -> Hex {
 
 pub(super) fn pages(survey: &Survey<'_, '_>) -> PagesReport {
     let census = Census::take(survey);
-    let uses: Vec<_> = census.counts().into_iter().map(|(kind, pages)| UseCount { kind, pages }).collect();
+    let uses: Vec<_> =
+        census.counts().into_iter().map(|(kind, pages)| UseCount { kind, pages }).collect();
     let picture = picture(&census.uses);
     let free_lists = free_lists(survey);
     let mut report = PagesReport {
@@ -114,7 +116,8 @@ pub(super) fn pages(survey: &Survey<'_, '_>) -> PagesReport {
 fn counters(survey: &Survey<'_, '_>, report: &PagesReport) -> Vec<Counted> {
     let Some(roots) = survey.roots() else { return Vec::new() };
     let managed: u64 = report.segments.iter().map(|segment| segment.end - segment.start).sum();
-    let free: u64 = report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
+    let free: u64 =
+        report.uses.iter().filter(|count| count.kind.is_free()).map(|count| count.pages).sum();
     let meter = &roots.meter;
     let counters = [
         ("v_page_count", meter.v_page_count.get(), managed),
@@ -128,7 +131,9 @@ fn counters(survey: &Survey<'_, '_>, report: &PagesReport) -> Vec<Counted> {
         .map(|(counter, says, found)| {
             if says != found {
                 let at = survey.view.roots().addr();
-                survey.damage.say("kernel roots", at, || format!("{counter} is {says}, but {found} pages were found"));
+                survey.damage.say("kernel roots", at, || {
+                    format!("{counter} is {says}, but {found} pages were found")
+                });
             }
             Counted { counter, says, found }
         })
@@ -184,7 +189,10 @@ mod tests {
         assert_eq!(cell(&[Use::Kmem; 8]), 'M');
         assert_eq!(cell(&[Use::Fresh, Use::Fresh, Use::Kmem, Use::Fresh]), 'm');
         assert_eq!(cell(&[Use::Kernel, Use::Kmem, Use::Kernel, Use::Unmanaged]), 'k');
-        assert_eq!([cell(&[Use::Fresh; 3]), cell(&[Use::Free; 3]), cell(&[Use::Unmanaged; 3])], ['.', ':', '=']);
+        assert_eq!(
+            [cell(&[Use::Fresh; 3]), cell(&[Use::Free; 3]), cell(&[Use::Unmanaged; 3])],
+            ['.', ':', '=']
+        );
         assert_eq!(cell(&[Use::Unreadable, Use::Free]), '?');
     }
 
@@ -192,7 +200,9 @@ mod tests {
     fn a_picture_has_a_bounded_number_of_rows_whatever_the_memory() {
         for pages in [1, 63, 64, 65, 16384, 16 << 20] {
             let picture = picture(&vec![Use::Free; pages]);
-            assert!(picture.rows.len() <= ROWS_MAX && picture.rows.iter().all(|row| row.len() <= ROW));
+            assert!(
+                picture.rows.len() <= ROWS_MAX && picture.rows.iter().all(|row| row.len() <= ROW)
+            );
             let cells: usize = picture.rows.iter().map(String::len).sum();
             assert_eq!(cells as u64, (pages as u64).div_ceil(picture.pages_per_cell));
         }

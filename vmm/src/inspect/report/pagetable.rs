@@ -81,7 +81,11 @@ pub struct PageTableReport {
     pub left_out: u64,
 }
 
-pub(super) fn page_table(survey: &Survey<'_, '_>, first: GuestVirt, last: GuestVirt) -> PageTableReport {
+pub(super) fn page_table(
+    survey: &Survey<'_, '_>,
+    first: GuestVirt,
+    last: GuestVirt,
+) -> PageTableReport {
     let mut leaves = Leaves::new(survey.view, first, last);
     let virtual_avail = survey.roots().map_or(kva::KERNBASE, |roots| roots.virtual_avail.get());
     let mut report = PageTableReport {
@@ -143,7 +147,8 @@ fn extend(run: &mut RunReport, leaf: &Leaf, region: Region) -> bool {
     if !follows || !alike {
         return false;
     }
-    let expected = run.entries.checked_mul(run.span).and_then(|bytes| run.phys.0.checked_add(bytes));
+    let expected =
+        run.entries.checked_mul(run.span).and_then(|bytes| run.phys.0.checked_add(bytes));
     run.contiguous &= expected == Some(leaf.phys.get());
     run.last = Hex(leaf.last());
     run.entries += 1;

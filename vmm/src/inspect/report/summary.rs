@@ -107,7 +107,9 @@ pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
         fragmentation: map.fragmentation,
     });
     SummaryReport {
-        ram: segments.map(|segment| RamReport { start: segment.start.into(), end: segment.end.into() }).collect(),
+        ram: segments
+            .map(|segment| RamReport { start: segment.start.into(), end: segment.end.into() })
+            .collect(),
         abi: survey.roots().map(|roots| roots.abi_version.get()),
         panic: panic(survey),
         cpus,

@@ -1,4 +1,5 @@
-//! What every report begins with: the view, the roots, the names of the maps, and a place for damage.
+//! What every report begins with: the view, the roots, the names of the maps, and a place for
+//! damage.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -13,7 +14,8 @@ use super::damage::Damages;
 use super::hex::Hex;
 use crate::inspect::{View, clock};
 
-/// Most maps that a report tells of. A map takes a page and a range of its own, so no kernel comes near.
+/// Most maps that a report tells of. A map takes a page and a range of its own, so no kernel comes
+/// near.
 const MAPS_MAX: u64 = 1 << 16;
 
 /// What stands behind an entry, or owns a page.
@@ -114,13 +116,17 @@ impl<'v, 'a> Survey<'v, 'a> {
         self.names.get(&at.get()).cloned().unwrap_or_else(|| Hex::from(at).to_string().into())
     }
 
-    /// All maps that can be read: those on the kernel's list, the oldest first, then those that only the table of roots
-    /// names.
+    /// All maps that can be read: those on the kernel's list, the oldest first, then those that
+    /// only the table of roots names.
     pub fn maps(&self) -> Vec<MapAt> {
         let Some(roots) = self.roots() else { return Vec::new() };
         let mut maps: Vec<MapAt> = Vec::new();
         let take = |at: KPtr<VmMap>, map| MapAt { at, map, name: self.map_name(at.addr()) };
-        for item in self.view.list("vm_map", roots.map_list.get(), |map| map.next_map.get()).at_most(MAPS_MAX) {
+        for item in self
+            .view
+            .list("vm_map", roots.map_list.get(), |map| map.next_map.get())
+            .at_most(MAPS_MAX)
+        {
             match item {
                 Ok((at, map)) => maps.push(take(at, map)),
                 Err(error) => self.damage.note(error),

@@ -60,10 +60,13 @@ pub struct ThreadsReport {
 }
 
 pub(super) fn threads(survey: &Survey<'_, '_>, symbols: &Symbols) -> ThreadsReport {
-    let Some(roots) = survey.roots() else { return ThreadsReport { ticks: 0, threads: Vec::new() } };
+    let Some(roots) = survey.roots() else {
+        return ThreadsReport { ticks: 0, threads: Vec::new() };
+    };
     let mut threads = Vec::new();
     let first = roots.sched.all.head.get();
-    for item in survey.view.list(THREAD, first, |thread| thread.all_next.get()).at_most(THREADS_MAX) {
+    for item in survey.view.list(THREAD, first, |thread| thread.all_next.get()).at_most(THREADS_MAX)
+    {
         match item {
             Ok((at, thread)) => threads.push(report(survey, symbols, at, &thread)),
             Err(error) => survey.damage.note(error),
@@ -73,12 +76,19 @@ pub(super) fn threads(survey: &Survey<'_, '_>, symbols: &Symbols) -> ThreadsRepo
     if counted != threads.len() as u64 {
         let found = threads.len();
         let at = survey.view.roots().addr();
-        survey.damage.say("kernel roots", at, || format!("thread_count is {counted}, but {found} threads were found"));
+        survey.damage.say("kernel roots", at, || {
+            format!("thread_count is {counted}, but {found} threads were found")
+        });
     }
     ThreadsReport { ticks: roots.meter.ticks.get(), threads }
 }
 
-fn report(survey: &Survey<'_, '_>, symbols: &Symbols, at: KPtr<Thread>, thread: &Thread) -> ThreadReport {
+fn report(
+    survey: &Survey<'_, '_>,
+    symbols: &Symbols,
+    at: KPtr<Thread>,
+    thread: &Thread,
+) -> ThreadReport {
     let state = thread.state();
     let words = match state {
         Some(ThreadState::Inactive) => "inactive",
@@ -99,7 +109,9 @@ fn report(survey: &Survey<'_, '_>, symbols: &Symbols, at: KPtr<Thread>, thread: 
         Some(stack::of_sleeper(survey, symbols, thread))
     };
     let low = thread.kstack.get().get();
-    let high = u64::from(thread.kstack_pages.get()).checked_mul(PAGE_SIZE).and_then(|bytes| low.checked_add(bytes));
+    let high = u64::from(thread.kstack_pages.get())
+        .checked_mul(PAGE_SIZE)
+        .and_then(|bytes| low.checked_add(bytes));
     ThreadReport {
         at: at.into(),
         tid: thread.tid.get(),
@@ -107,7 +119,8 @@ fn report(survey: &Survey<'_, '_>, symbols: &Symbols, at: KPtr<Thread>, thread: 
         state: if words.is_empty() { thread.state.get().to_string() } else { words.to_owned() },
         wait_channel: Some(thread.wchan.get()).filter(|at| at.get() != 0).map(Hex::from),
         wait_message: thread.wait_message().map(|message| message.to_string()),
-        wakes_at: Some(thread.callout.deadline.get()).filter(|_| thread.callout.sequence.get() != 0),
+        wakes_at: Some(thread.callout.deadline.get())
+            .filter(|_| thread.callout.sequence.get() != 0),
         priority: thread.priority.get(),
         base_priority: thread.base_priority.get(),
         sx_held: thread.sx_held.get(),
@@ -127,7 +140,9 @@ pub(super) fn label(thread: &Thread) -> String {
 pub(super) fn on_cpus(survey: &Survey<'_, '_>) -> HashMap<u32, String> {
     let Some(roots) = survey.roots() else { return HashMap::new() };
     let mut names = HashMap::new();
-    for item in survey.view.list("pcpu", roots.cpuhead.get(), |cpu| cpu.allcpu_next.get()).at_most(CPUS_MAX) {
+    for item in
+        survey.view.list("pcpu", roots.cpuhead.get(), |cpu| cpu.allcpu_next.get()).at_most(CPUS_MAX)
+    {
         let Some((_, cpu)) = survey.damage.ok(item) else { break };
         if let Some(at) = cpu.curthread.get().non_null()
             && let Some(thread) = survey.damage.ok(survey.view.copy(THREAD, at))

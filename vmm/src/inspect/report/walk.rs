@@ -35,7 +35,10 @@ pub fn words(flags: PteFlags) -> impl Iterator<Item = &'static str> {
 }
 
 /// Serializes flags as a list of words.
-pub(super) fn flag_names<S: Serializer>(flags: &PteFlags, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn flag_names<S: Serializer>(
+    flags: &PteFlags,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(words(*flags))
 }
 
@@ -119,9 +122,11 @@ pub struct VtopReport {
     pub canonical: bool,
     /// From the root down.
     pub steps: Vec<StepReport>,
-    /// The bits that the last step's entry has set and must not: the CPU refuses it. Null where there are none.
+    /// The bits that the last step's entry has set and must not: the CPU refuses it. Null where
+    /// there are none.
     pub reserved: Option<Hex>,
-    /// Why the table that the last step leads to could not be read; null where it could, or none was needed.
+    /// Why the table that the last step leads to could not be read; null where it could, or none
+    /// was needed.
     pub unreadable: Option<String>,
     /// Null when nothing is mapped there.
     pub mapping: Option<MappedReport>,
@@ -159,8 +164,13 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
     let unreadable = error.as_ref().map(ToString::to_string);
     error.into_iter().for_each(|error| survey.damage.note(error));
     if walk.reserved != 0 {
-        let problem =
-            || format!("the {} entry has reserved bits set: {}", name(walk.last().level), bits(walk.reserved));
+        let problem = || {
+            format!(
+                "the {} entry has reserved bits set: {}",
+                name(walk.last().level),
+                bits(walk.reserved)
+            )
+        };
         survey.damage.say("page table", va, problem);
     }
     let steps = walk.steps();
@@ -171,17 +181,21 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         at: Hex(step.table.page().get() + step.index as u64 * 8),
         bits: Hex(step.pte.bits()),
         leads_to: step.pte.is_valid().then(|| match step.level {
-            Level::Pd | Level::Pdpt if step.pte.is_large() => Hex(step.pte.frame().get() & !(step.level.span() - 1)),
+            Level::Pd | Level::Pdpt if step.pte.is_large() => {
+                Hex(step.pte.frame().get() & !(step.level.span() - 1))
+            }
             _ => step.pte.frame().into(),
         }),
         flags: step.pte.flags(),
     });
     let steps = steps.collect();
     let mapping = walk.mapping;
-    let (map, entry) = Lookup::new(survey).find(va).map(|(map, entry)| (map.to_string(), entry)).unzip();
+    let (map, entry) =
+        Lookup::new(survey).find(va).map(|(map, entry)| (map.to_string(), entry)).unzip();
     let pfn = mapping.map(|mapping| mapping.phys.pfn());
     let page = pfn.and_then(|pfn| state(survey, pfn));
-    let owner = entry.as_ref().map(|entry| &entry.object).or(page.as_ref().map(|page| &page.object));
+    let owner =
+        entry.as_ref().map(|entry| &entry.object).or(page.as_ref().map(|page| &page.object));
     let object = owner.and_then(|owner| super::objects::brief(survey, owner));
     let virtual_avail = survey.roots().map_or(kva::KERNBASE, |roots| roots.virtual_avail.get());
     VtopReport {

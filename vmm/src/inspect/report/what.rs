@@ -79,8 +79,12 @@ impl fmt::Display for What {
             Self::Pages => f.write_str("pages"),
             Self::Page(pfn) => write!(f, "page {pfn:#x}"),
             Self::Vtop(va) => write!(f, "vtop {va}"),
-            Self::PageTable(first, last) if first.get() == 0 && last.get() == u64::MAX => f.write_str("pagetable"),
-            Self::PageTable(first, last) => write!(f, "pagetable {first}..{:#x}", last.get().wrapping_add(1)),
+            Self::PageTable(first, last) if first.get() == 0 && last.get() == u64::MAX => {
+                f.write_str("pagetable")
+            }
+            Self::PageTable(first, last) => {
+                write!(f, "pagetable {first}..{:#x}", last.get().wrapping_add(1))
+            }
             Self::Threads => f.write_str("threads"),
             Self::Cpus => f.write_str("cpus"),
             Self::Locks => f.write_str("locks"),
@@ -131,7 +135,9 @@ impl What {
         let one = || match arguments {
             [one] => Ok(one.as_str()),
             [] => Err(wrong(format!("`{name}` lacks an argument"))),
-            [_, second, ..] => Err(wrong(format!("`{name}` takes one argument, not `{second}` as well"))),
+            [_, second, ..] => {
+                Err(wrong(format!("`{name}` takes one argument, not `{second}` as well")))
+            }
         };
         match name.as_str() {
             "summary" => none(Self::Summary),
@@ -153,28 +159,37 @@ fn map_name(text: &str) -> Result<MapName, String> {
     if MAP_NAMES.contains(&text) {
         return Ok(MapName::Named(text.to_owned()));
     }
-    number(text)
-        .map(|at| MapName::At(GuestVirt::new(at)))
-        .map_err(|_| format!("`{text}` is not a map; expected {}, or a map's address", MAP_NAMES.join(" ")))
+    number(text).map(|at| MapName::At(GuestVirt::new(at))).map_err(|_| {
+        format!("`{text}` is not a map; expected {}, or a map's address", MAP_NAMES.join(" "))
+    })
 }
 
-/// A number, decimal or with `0x`; or an address as tables show it, of 9 and more hexadecimal digits.
+/// A number, decimal or with `0x`; or an address as tables show it, of 9 and more hexadecimal
+/// digits.
 fn number(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
-        None if text.len() > 8 && text.contains(|c: char| c.is_ascii_alphabetic()) => u64::from_str_radix(text, 16),
+        None if text.len() > 8 && text.contains(|c: char| c.is_ascii_alphabetic()) => {
+            u64::from_str_radix(text, 16)
+        }
         None => text.parse(),
     };
-    parsed.map_err(|_| format!("`{text}` is not a number; expected decimal digits, or 0x and hexadecimal ones"))
+    parsed.map_err(|_| {
+        format!("`{text}` is not a number; expected decimal digits, or 0x and hexadecimal ones")
+    })
 }
 
 /// Nothing, `START..END`, or `START END`: END is the first address past the range.
 fn range(arguments: &[String]) -> Result<What, String> {
     let (start, end) = match arguments {
         [] => return Ok(What::page_tables()),
-        [one] => one.split_once("..").ok_or_else(|| format!("`{one}` is not a range; expected START..END"))?,
+        [one] => one
+            .split_once("..")
+            .ok_or_else(|| format!("`{one}` is not a range; expected START..END"))?,
         [start, end] => (start.as_str(), end.as_str()),
-        [_, _, third, ..] => return Err(format!("unexpected argument `{third}`; a range is START..END")),
+        [_, _, third, ..] => {
+            return Err(format!("unexpected argument `{third}`; a range is START..END"));
+        }
     };
     let (start, end) = (number(start)?, number(end)?);
     What::page_table(start, end).ok_or_else(|| format!("{start:#x}..{end:#x} is empty"))
@@ -191,9 +206,13 @@ mod tests {
 
     #[test]
     fn each_thing_is_known_with_its_arguments() {
-        for name in ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "pagetable"] {
+        for name in ["summary", "maps", "objects", "pages", "threads", "cpus", "locks", "pagetable"]
+        {
             assert!(parse(name).is_ok(), "{name}");
-            assert!(matches!(parse(&format!("{name} more")), Err(WhatError::Arguments { .. })), "{name}");
+            assert!(
+                matches!(parse(&format!("{name} more")), Err(WhatError::Arguments { .. })),
+                "{name}"
+            );
         }
         assert_eq!(parse("map kmem_map"), Ok(What::Map(MapName::Named("kmem_map".to_owned()))));
         let at = GuestVirt::new(0xffff_ff00_03ff_0000);
@@ -204,13 +223,19 @@ mod tests {
             (Ok(What::Vtop(at)), Ok(What::Vtop(at)))
         );
         let all = What::PageTable(GuestVirt::new(0x1000), GuestVirt::new(0x1fff));
-        assert_eq!((parse("pagetable 0x1000..0x2000"), parse("pagetable 4096 8192")), (Ok(all.clone()), Ok(all)));
+        assert_eq!(
+            (parse("pagetable 0x1000..0x2000"), parse("pagetable 4096 8192")),
+            (Ok(all.clone()), Ok(all))
+        );
     }
 
     #[test]
     fn what_makes_no_sense_is_told_with_what_would() {
         let message = parse("page_table").expect_err("there is none").to_string();
-        assert!(message.contains("`page_table`") && message.contains("pagetable [START..END], threads"), "{message}");
+        assert!(
+            message.contains("`page_table`") && message.contains("pagetable [START..END], threads"),
+            "{message}"
+        );
         for (text, part) in [
             ("map", "lacks an argument; usage: map NAME"),
             ("map foo_map", "`foo_map` is not a map; expected kernel_map kmem_map"),

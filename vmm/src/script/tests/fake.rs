@@ -6,7 +6,9 @@ use std::path::Path;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
-use crate::script::{Ending, Look, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run};
+use crate::script::{
+    Ending, Look, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run,
+};
 use crate::{Finding, Report, What};
 
 /// Addresses are handed out from here on.
@@ -49,7 +51,9 @@ impl Target for Fake {
             return reply;
         }
         given(match op {
-            Op::KmemAlloc { size, .. } | Op::KmemAllocNofault { size, .. } | Op::KmemMalloc { size, .. } => {
+            Op::KmemAlloc { size, .. }
+            | Op::KmemAllocNofault { size, .. }
+            | Op::KmemMalloc { size, .. } => {
                 if size == 0 {
                     Outcome::Null
                 } else {
@@ -104,7 +108,9 @@ impl Target for Fake {
 
     fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError> {
         match look {
-            Look::At(What::Page(pfn)) => Err(TargetError::Unable(format!("there is no page {pfn:#x}"))),
+            Look::At(What::Page(pfn)) => {
+                Err(TargetError::Unable(format!("there is no page {pfn:#x}")))
+            }
             look => Ok(format!("{name}: {look}")),
         }
     }

@@ -46,13 +46,20 @@ fn a_guest_line_that_makes_no_sense_names_the_place() {
         ("guest kern.hz=0", 7, "bad value of `kern.hz`"),
         ("guest kern.hertz=1", 7, "unknown key `kern.hertz`"),
         ("guest kernel=x", 7, "`kernel` can be given on the command line only"),
-        ("guest policy=modern", 7, "`policy=modern` is part of the language, but not yet of this kernel"),
+        (
+            "guest policy=modern",
+            7,
+            "`policy=modern` is part of the language, but not yet of this kernel",
+        ),
         ("guest policy=x", 7, "bad value of `policy`"),
     ];
     for (text, column, message) in cases {
         let source = Source::new("test.kmem", text);
         let errors = parse(&source).expect_err(text);
-        let found: Vec<_> = errors.iter().map(|error| (source.column(error.span), error.message.as_str())).collect();
+        let found: Vec<_> = errors
+            .iter()
+            .map(|error| (source.column(error.span), error.message.as_str()))
+            .collect();
         assert_eq!(found, [(column, message)], "{text}");
     }
 }

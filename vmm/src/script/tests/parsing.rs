@@ -95,7 +95,12 @@ fn an_error_names_line_and_column() {
         ("intr: join t1", 1, 1, "an interrupt handler cannot do `join`"),
         ("intr: on_lowmem settle", 1, 1, "an interrupt handler cannot do `on_lowmem`"),
         ("on_lowmem t1: settle", 1, 11, "the handler runs on the thread that invokes the event"),
-        ("on_lowmem a = settle", 1, 11, "the result of a handler goes nowhere, so it binds no name"),
+        (
+            "on_lowmem a = settle",
+            1,
+            11,
+            "the result of a handler goes nowhere, so it binds no name",
+        ),
         ("on_lowmem join t1", 1, 11, "`join` is not an operation of the guest"),
         ("on_lowmem kmem_alloc kmem_map", 1, 30, "`kmem_alloc` lacks an argument"),
         ("on_lowmem", 1, 10, "`on_lowmem` lacks an argument"),
@@ -110,7 +115,12 @@ fn an_error_names_line_and_column() {
         ("§", 1, 1, "stray character `§`"),
         ("start kmem_alloc kernel_map 1", 1, 7, "`start` needs a thread"),
         ("start", 1, 6, "the line ends too early"),
-        ("start intr: settle", 1, 7, "an interrupt handler is not a thread, and has nothing to join"),
+        (
+            "start intr: settle",
+            1,
+            7,
+            "an interrupt handler is not a thread, and has nothing to join",
+        ),
         ("start t1: check", 1, 7, "`check` is done by the script itself, and cannot be started"),
         ("start t1: join t2", 1, 7, "`join` is done by the script itself, and cannot be started"),
         ("start: settle", 1, 1, "`start` is not a thread"),
@@ -119,16 +129,25 @@ fn an_error_names_line_and_column() {
         ("t[1: settle", 1, 4, "unexpected `:`"),
         ("let x = hex(1)", 1, 9, "unknown name `hex`"),
         ("print hex 1", 1, 11, "unexpected the number 1"),
-        ("print swap_free", 1, 7, "`swap_free` is part of the language, but not yet of this kernel"),
-        ("assert stall_total == 0", 1, 8, "`stall_total` is part of the language, but not yet of this kernel"),
+        (
+            "print swap_free",
+            1,
+            7,
+            "`swap_free` is part of the language, but not yet of this kernel",
+        ),
+        (
+            "assert stall_total == 0",
+            1,
+            8,
+            "`stall_total` is part of the language, but not yet of this kernel",
+        ),
     ];
     for (text, line, column, message) in cases {
         assert_eq!(error(text), (line, column, message.to_owned()), "{text}");
     }
 }
 
-const CALL: &str =
-    "arguments follow the verb, with blanks between them and no parentheses around: `kmem_alloc MAP SIZE`";
+const CALL: &str = "arguments follow the verb, with blanks between them and no parentheses around: `kmem_alloc MAP SIZE`";
 
 fn advice_of(word: &str) -> &'static str {
     crate::script::advice::foreign(word).unwrap_or_default()
@@ -137,9 +156,11 @@ fn advice_of(word: &str) -> &'static str {
 #[test]
 fn no_advice_names_the_very_word_that_is_wrong() {
     for verb in VERBS {
-        for text in
-            [format!("let a = {}", verb.name), format!("{0} {0} {0}", verb.name), format!("assert {} == 1", verb.name)]
-        {
+        for text in [
+            format!("let a = {}", verb.name),
+            format!("{0} {0} {0}", verb.name),
+            format!("assert {} == 1", verb.name),
+        ] {
             for error in errors(&text) {
                 assert_ne!(error.help, Some(format!("did you mean `{}`?", verb.name)), "{text}");
             }
@@ -162,7 +183,10 @@ fn what_looks_like_a_known_name_gets_a_suggestion() {
         ("kmem_alloc kmemmap 1", "did you mean `kmem_map`?"),
         ("kmem_suballoc kernel_map 1M sytem", "did you mean `system`?"),
         ("mine = kmem_suballoc kernel_map 1M\nkmem_alloc mine 4K", "did you mean `$mine`?"),
-        ("mine = kmem_suballoc kernel_map 1M\nlet mime = 1\nkmem_alloc $mime 4K", "did you mean `$mine`?"),
+        (
+            "mine = kmem_suballoc kernel_map 1M\nlet mime = 1\nkmem_alloc $mime 4K",
+            "did you mean `$mine`?",
+        ),
         ("kmem_malloc kmem_map 1 M_NOWAIT", "did you mean `NOWAIT`?"),
         ("let before = 1\nassert before == 1", "did you mean `$before`?"),
         ("let before = 1\nassert $befor == 1", "did you mean `$before`?"),
@@ -208,7 +232,10 @@ fn what_the_kernel_does_not_offer_is_refused_before_anything_boots() {
     for verb in VERBS.iter().filter(|verb| !verb.is_offered()) {
         let (line, column, message) = error(&format!("{} {rest}", verb.name));
         assert_eq!((line, column), (1, 1));
-        assert_eq!(message, format!("`{}` is part of the language, but not yet of this kernel", verb.name));
+        assert_eq!(
+            message,
+            format!("`{}` is part of the language, but not yet of this kernel", verb.name)
+        );
     }
 }
 
@@ -218,13 +245,19 @@ fn the_verbs_of_malloc_uma_and_contigmalloc_are_refused_by_name() {
     for verb in verbs.split(' ') {
         let (line, column, message) = error(&format!("{verb} 4K"));
         assert_eq!((line, column), (1, 1));
-        assert_eq!(message, format!("`{verb}` is part of the language, but not yet of this kernel"));
+        assert_eq!(
+            message,
+            format!("`{verb}` is part of the language, but not yet of this kernel")
+        );
     }
 }
 
 #[test]
 fn one_mistake_is_reported_once() {
-    assert_eq!(errors("a = kmem_maloc kmem_map 1\nexpect ok\nread $a\nb[1] = nope\nread $b[1]").len(), 2);
+    assert_eq!(
+        errors("a = kmem_maloc kmem_map 1\nexpect ok\nread $a\nb[1] = nope\nread $b[1]").len(),
+        2
+    );
     assert_eq!(errors("repeat nope\nread $i\nend\nread 1").len(), 1);
 }
 

@@ -26,7 +26,9 @@ fn failed(text: &str) -> Failure {
 /// Line, column and message of the error that running `text` shows.
 fn wrong(text: &str) -> (usize, usize, String) {
     match run_text(text).0 {
-        Ending::Script(error) => (error.span.line, Source::new("", text).column(error.span), error.message),
+        Ending::Script(error) => {
+            (error.span.line, Source::new("", text).column(error.span), error.message)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -44,7 +46,10 @@ fn operators_combine_from_left_to_right() {
 
 #[test]
 fn arithmetic_that_overflows_is_a_script_error_with_its_place() {
-    assert_eq!(wrong("let a = 1\nlet b = 2 + $a - 4"), (2, 9, "3 - 4 is not an unsigned 64-bit number".to_owned()));
+    assert_eq!(
+        wrong("let a = 1\nlet b = 2 + $a - 4"),
+        (2, 9, "3 - 4 is not an unsigned 64-bit number".to_owned())
+    );
     assert_eq!(wrong("let a = 0xffffffffffffffff+1").0, 1);
     assert_eq!(wrong("let a = 1/0").0, 1);
     assert_eq!(wrong("let a = 1%0").0, 1);
@@ -75,8 +80,9 @@ fn arguments_reach_the_operation() {
 
 #[test]
 fn repeats_nest_and_i_is_the_innermost_counter() {
-    let (ending, steps) =
-        run_text("repeat 2\nlet j = $i\nrepeat 3\nprint $j $i\nend\nprint $i\nend\nrepeat 0\nprint \"never\"\nend");
+    let (ending, steps) = run_text(
+        "repeat 2\nlet j = $i\nrepeat 3\nprint $j $i\nend\nprint $i\nend\nrepeat 0\nprint \"never\"\nend",
+    );
     assert_eq!(ending, Ending::Finished);
     let output: Vec<_> = steps.iter().filter_map(|step| step.output.as_deref()).collect();
     assert_eq!(output, ["0 0", "0 1", "0 2", "0", "1 0", "1 1", "1 2", "1"]);
@@ -157,9 +163,13 @@ fn any_other_panic_is_status_3() {
 #[test]
 fn a_failure_tells_call_values_and_loop_counters() {
     let failure = failed("let n = 3\nrepeat 5\nlet m = $i\na = kmem_alloc kernel_map $n-$m\nend");
-    assert_eq!((failure.span.line, failure.expected.as_str(), failure.got.as_str()), (4, "ok", "null"));
+    assert_eq!(
+        (failure.span.line, failure.expected.as_str(), failure.got.as_str()),
+        (4, "ok", "null")
+    );
     assert_eq!(failure.called.as_deref(), Some("kmem_alloc(kernel_map, 0)"));
-    let values: Vec<_> = failure.values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let values: Vec<_> =
+        failure.values.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(values, [("$n", "3"), ("$m", "3"), ("$i of the repeat on line 2", "3")]);
 }
 
@@ -168,7 +178,10 @@ fn a_failed_assertion_tells_both_sides() {
     let failure = failed("let a = 4\nassert v_free_count + 1 == $a * 2");
     assert_eq!(failure.expected, "v_free_count + 1 == $a * 2");
     assert_eq!(failure.got, "1001 and 8");
-    assert_eq!(failure.values, [("v_free_count".to_owned(), "1000".to_owned()), ("$a".to_owned(), "4".to_owned())]);
+    assert_eq!(
+        failure.values,
+        [("v_free_count".to_owned(), "1000".to_owned()), ("$a".to_owned(), "4".to_owned())]
+    );
 }
 
 #[test]
@@ -217,12 +230,17 @@ fn random_numbers_come_from_the_seed() {
 
 #[test]
 fn a_loop_that_asks_the_guest_nothing_ends_with_its_time() {
-    let script = parse(&Source::new("x", "repeat 1000000000000\nlet a = 1\nend")).expect("a good script");
-    let ending = run(&script, &mut Fake::default(), 0, &Stop::after(Duration::ZERO), &mut |_: &Step| {});
+    let script =
+        parse(&Source::new("x", "repeat 1000000000000\nlet a = 1\nend")).expect("a good script");
+    let ending =
+        run(&script, &mut Fake::default(), 0, &Stop::after(Duration::ZERO), &mut |_: &Step| {});
     assert_eq!(ending.status(), Status::Timeout);
     let stop = Stop::after(Duration::from_secs(3600));
     stop.interrupt();
-    assert_eq!(run(&script, &mut Fake::default(), 0, &stop, &mut |_: &Step| {}), Ending::Interrupted);
+    assert_eq!(
+        run(&script, &mut Fake::default(), 0, &stop, &mut |_: &Step| {}),
+        Ending::Interrupted
+    );
 }
 
 #[test]
@@ -240,7 +258,13 @@ fn what_the_guest_cannot_answer_ends_the_run_with_its_status() {
 #[test]
 fn dump_takes_any_file_name_and_says_which_script_ran() {
     let mut fake = Fake::default();
-    let names = ["out.img", "./a-b/~c.img", "/tmp/1st:x.img", "2nd.img", "\"with a blank.img\"  # to look at later"];
+    let names = [
+        "out.img",
+        "./a-b/~c.img",
+        "/tmp/1st:x.img",
+        "2nd.img",
+        "\"with a blank.img\"  # to look at later",
+    ];
     let text: String = names.iter().map(|name| format!("t3: dump {name}\nexpect ok\n")).collect();
     let (ending, steps) = run_on(&mut fake, &text);
     assert_eq!(ending, Ending::Finished);
@@ -248,11 +272,25 @@ fn dump_takes_any_file_name_and_says_which_script_ran() {
     let files = ["out.img", "./a-b/~c.img", "/tmp/1st:x.img", "2nd.img", "with a blank.img"];
     assert_eq!(fake.dumps, files.map(|file| format!("test.kmem: {file}")));
     let (ending, _) = run_text("dump /full/x.img");
-    assert!(matches!(&ending, Ending::Failed(failure) if failure.got == "No space left on device"), "{ending:?}");
-    for bad in ["dump", "dump   # nothing", "dump a b", "dump \"\"", "dump \"a", "intr: dump a", "on_lowmem dump a"] {
+    assert!(
+        matches!(&ending, Ending::Failed(failure) if failure.got == "No space left on device"),
+        "{ending:?}"
+    );
+    for bad in [
+        "dump",
+        "dump   # nothing",
+        "dump a b",
+        "dump \"\"",
+        "dump \"a",
+        "intr: dump a",
+        "on_lowmem dump a",
+    ] {
         assert!(parse(&Source::new("x", bad)).is_err(), "{bad}");
     }
-    assert!(parse(&Source::new("x", "dump = kmem_alloc kernel_map 4K\nkmem_free kernel_map $dump 4K")).is_ok());
+    assert!(
+        parse(&Source::new("x", "dump = kmem_alloc kernel_map 4K\nkmem_free kernel_map $dump 4K"))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -268,8 +306,14 @@ fn check_gives_ok_or_the_number_of_findings_which_is_a_failure_that_nobody_expec
     };
     let damaged = || Fake { findings: vec![finding("a"), finding("b")], ..Fake::default() };
     let (ending, steps) = run_on(&mut damaged(), "check");
-    assert!(matches!(&ending, Ending::Failed(f) if f.expected == "no findings" && f.got == "2 findings"), "{ending:?}");
-    assert_eq!(steps[0].output.as_deref(), Some("map-size: kmem_map at 0x4000: a\nmap-size: kmem_map at 0x4000: b"));
+    assert!(
+        matches!(&ending, Ending::Failed(f) if f.expected == "no findings" && f.got == "2 findings"),
+        "{ending:?}"
+    );
+    assert_eq!(
+        steps[0].output.as_deref(),
+        Some("map-size: kmem_map at 0x4000: a\nmap-size: kmem_map at 0x4000: b")
+    );
     assert_eq!(run_on(&mut damaged(), "check\nexpect 2").0, Ending::Finished);
     assert!(matches!(run_on(&mut damaged(), "check\nexpect ok").0, Ending::Failed(_)));
     assert!(matches!(run_on(&mut damaged(), "check\nexpect 1").0, Ending::Failed(_)));
@@ -301,9 +345,15 @@ fn inspect_shows_what_is_asked_for_and_its_numbers_are_expressions() {
 #[test]
 fn inspect_of_what_does_not_exist_fails_the_script() {
     let (ending, _) = run_text("inspect page 99");
-    assert!(matches!(&ending, Ending::Failed(failure) if failure.got == "there is no page 0x63"), "{ending:?}");
+    assert!(
+        matches!(&ending, Ending::Failed(failure) if failure.got == "there is no page 0x63"),
+        "{ending:?}"
+    );
     let (ending, _) = run_text("let a = 8K\ninspect pagetable $a 4K");
-    assert!(matches!(&ending, Ending::Script(error) if error.message == "0x2000..0x1000 is empty"), "{ending:?}");
+    assert!(
+        matches!(&ending, Ending::Script(error) if error.message == "0x2000..0x1000 is empty"),
+        "{ending:?}"
+    );
     let bad = [
         "inspect",
         "inspect thread",

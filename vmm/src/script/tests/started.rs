@@ -3,7 +3,9 @@
 use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
 
 use super::fake::{Fake, given, run_on};
-use crate::script::{Detail, Ending, Observer, Panic, Reply, Source, Status, Step, Stop, TargetError, TooMuch};
+use crate::script::{
+    Detail, Ending, Observer, Panic, Reply, Source, Status, Step, Stop, TargetError, TooMuch,
+};
 use crate::script::{parse, parse_with, run};
 
 const OK: Outcome = Outcome::Ok;
@@ -17,7 +19,10 @@ fn panic_on(thread: &str) -> Result<Reply, TargetError> {
     Ok(Reply::Panicked(Box::new(Panic { message, thread, ..Panic::default() })))
 }
 
-fn ends(replies: impl IntoIterator<Item = Result<Reply, TargetError>>, text: &str) -> (Fake, Ending) {
+fn ends(
+    replies: impl IntoIterator<Item = Result<Reply, TargetError>>,
+    text: &str,
+) -> (Fake, Ending) {
     let mut fake = Fake { scripted: replies.into_iter().collect(), ..Fake::default() };
     let (ending, _) = run_on(&mut fake, text);
     (fake, ending)
@@ -69,10 +74,15 @@ fn a_started_thread_takes_nothing_but_its_join() {
 
 #[test]
 fn what_is_not_joined_is_joined_at_the_end_in_the_order_of_starting_and_judged() {
-    let fake = holds([OK, OK, OK, Outcome::Value(1), OK], "start t5: x = read 1\nstart t1: settle\nsettle");
+    let fake = holds(
+        [OK, OK, OK, Outcome::Value(1), OK],
+        "start t5: x = read 1\nstart t1: settle\nsettle",
+    );
     assert_eq!(fake.ops[3..], [Op::Join { thread: 5 }, Op::Join { thread: 1 }]);
     for (outcome, got) in [(Outcome::Null, "null"), (blocked("vmwait"), "blocked in \"vmwait\"")] {
-        let Ending::Failed(failure) = ends([OK, OK, outcome].map(given), "start t1: read 1\nsettle").1 else {
+        let Ending::Failed(failure) =
+            ends([OK, OK, outcome].map(given), "start t1: read 1\nsettle").1
+        else {
             panic!("{outcome:?} held")
         };
         assert_eq!((failure.span.line, failure.got.as_str()), (1, got));
@@ -84,7 +94,9 @@ fn what_is_not_joined_is_joined_at_the_end_in_the_order_of_starting_and_judged()
 fn an_expect_below_the_start_judges_the_join_unless_the_join_has_its_own() {
     holds([OK, Outcome::Null], "start t1: kmem_alloc kmem_map 1\nexpect null\njoin t1");
     holds([OK, Outcome::Null], "start t1: kmem_alloc kmem_map 1\nexpect ok\njoin t1\nexpect null");
-    let Ending::Failed(failure) = ends([OK, OK].map(given), "start t1: settle\nexpect null\njoin t1").1 else {
+    let Ending::Failed(failure) =
+        ends([OK, OK].map(given), "start t1: settle\nexpect null\njoin t1").1
+    else {
         panic!("ok is null")
     };
     assert_eq!(failure.span.line, 2);
@@ -113,16 +125,20 @@ fn what_was_started_begins_before_the_script_looks_at_the_guest() {
 
 #[test]
 fn a_panic_of_a_started_thread_is_judged_by_what_it_was_started_with() {
-    for text in
-        ["start t1: settle\nexpect panic \"too small\"\nsettle", "start t1: settle\nsettle\nexpect panic \"too small\""]
-    {
+    for text in [
+        "start t1: settle\nexpect panic \"too small\"\nsettle",
+        "start t1: settle\nsettle\nexpect panic \"too small\"",
+    ] {
         let (_, ending) = ends([given(OK), panic_on("t1")], text);
         assert!(matches!(ending, Ending::ExpectedPanic(_)), "{text}: {ending:?}");
     }
     let (_, ending) = ends([given(OK), panic_on("t1")], "start t1: sleep 5\nt2: settle");
     let Ending::Panicked(_, failure) = ending else { panic!("{ending:?}") };
     assert_eq!((failure.span.line, failure.called.as_deref()), (1, Some("sleep(5)")));
-    let (_, ending) = ends([given(OK), panic_on("t2")], "start t1: settle\nexpect panic \"too small\"\nt2: settle");
+    let (_, ending) = ends(
+        [given(OK), panic_on("t2")],
+        "start t1: settle\nexpect panic \"too small\"\nt2: settle",
+    );
     let Ending::Panicked(_, failure) = ending else { panic!("{ending:?}") };
     assert_eq!(failure.span.line, 3);
 }
@@ -141,7 +157,13 @@ fn now_and_cycles_are_numbers_and_hex_prints_hexadecimal() {
     let script = parse(&source).expect("it is good");
     let mut printed = Vec::new();
     let mut watch = |step: &Step| printed.extend(step.output.clone());
-    let ending = run(&script, &mut Fake::default(), 0, &Stop::after(std::time::Duration::from_secs(60)), &mut watch);
+    let ending = run(
+        &script,
+        &mut Fake::default(),
+        0,
+        &Stop::after(std::time::Duration::from_secs(60)),
+        &mut watch,
+    );
     assert_eq!(ending, Ending::Finished);
     assert_eq!(printed, ["0x106 1000 7 0x0"]);
 }
@@ -174,7 +196,11 @@ fn a_preset_name_has_its_value_and_lets_of_it_do_nothing() {
 #[test]
 fn series_are_bounded_whatever_a_script_binds() {
     let (line, message) = wrong([], "repeat 18446744073709551615\nlet a[$i] = $i\nend");
-    assert_eq!((line, message.starts_with("the series of this script have 1048576 elements")), (2, true), "{message}");
+    assert_eq!(
+        (line, message.starts_with("the series of this script have 1048576 elements")),
+        (2, true),
+        "{message}"
+    );
     holds([], "repeat 2000000\nlet a[$i % 1000] = $i\nend");
 }
 
@@ -204,8 +230,12 @@ fn a_watcher_sees_arguments_time_and_changes_and_can_end_the_run() {
     let ending = run(&script, &mut Fake::default(), 0, &stop, &mut two);
     let Ending::Script(error) = ending else { panic!("{ending:?}") };
     assert_eq!((error.span.line, error.message.as_str()), (3, "three steps"));
-    let seen: Vec<_> = two.0.iter().map(|step| step.seen.clone().expect("detail was asked for")).collect();
+    let seen: Vec<_> =
+        two.0.iter().map(|step| step.seen.clone().expect("detail was asked for")).collect();
     assert_eq!(two.0[0].arguments, ["kmem_map", "8192"]);
-    assert_eq!((seen[0].now, seen[0].changed.as_slice()), (1000, [("v_free_count", 1000, 998)].as_slice()));
+    assert_eq!(
+        (seen[0].now, seen[0].changed.as_slice()),
+        (1000, [("v_free_count", 1000, 998)].as_slice())
+    );
     assert!(seen[1].changed.is_empty());
 }

@@ -32,14 +32,16 @@ impl Generator<'_> {
         let flags = if verb == "kmem_malloc" { self.dice.word(&FLAGS) } else { "" };
         let mut call = format!("{verb} {map} {size} {flags}").trim_end().to_owned();
         if ["rand", "free", ".", "0xffff", "1844"].iter().any(|part| size.contains(part)) {
-            // Another time it is another size; or from 0 on, where null is, it reaches what is the kernel's.
+            // Another time it is another size; or from 0 on, where null is, it reaches what is the
+            // kernel's.
             size = "4K".to_owned();
         }
         if verb == "kmem_alloc" && self.dice.once_in(9) {
             call = call.replace(' ', "\t  ");
         }
         let kilobytes = size.strip_suffix('K').and_then(|size| size.parse().ok());
-        let window = kilobytes.filter(|_| verb == "kmem_alloc_nofault").map_or(0, |size: u64| size / 4);
+        let window =
+            kilobytes.filter(|_| verb == "kmem_alloc_nofault").map_or(0, |size: u64| size / 4);
         (call, Piece { name, map: map.to_owned(), size, free, window })
     }
 
@@ -98,7 +100,8 @@ impl Generator<'_> {
         }
     }
 
-    /// A statement that fills a window or empties it. Pages where nothing is allocated are a finding.
+    /// A statement that fills a window or empties it. Pages where nothing is allocated are a
+    /// finding.
     fn window(&mut self, address: String) -> String {
         let windows: Vec<&Piece> = self.pieces.iter().filter(|piece| piece.window > 0).collect();
         let (address, count) = if self.style.manners == Manners::Wild {

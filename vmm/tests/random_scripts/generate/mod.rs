@@ -110,7 +110,8 @@ impl<'d> Generator<'d> {
             _ => self.odd(),
         }
         let first = self.lines.last().and_then(|line| line.split_whitespace().next());
-        let is_verb = !first.is_none_or(|word| ["print", "let", "assert", "end", "#"].contains(&word));
+        let is_verb =
+            !first.is_none_or(|word| ["print", "let", "assert", "end", "#"].contains(&word));
         if is_verb && self.depth == 0 && self.dice.once_in(25) {
             let expect = self.dice.word(&EXPECTS);
             self.say(format!("expect {expect}"));

@@ -3,7 +3,8 @@
 use super::Generator;
 use crate::numbers::{EDGES, FIELDS, MAPS};
 
-const LOOKS: [&str; 8] = ["summary", "maps", "objects", "pages", "pagetable", "threads", "cpus", "locks"];
+const LOOKS: [&str; 8] =
+    ["summary", "maps", "objects", "pages", "pagetable", "threads", "cpus", "locks"];
 const COMPARES: [&str; 6] = ["==", "!=", "<", "<=", ">", ">="];
 /// Statements that are wrong, or ask for what the kernel does not offer.
 const WRONG: [&str; 16] = [
@@ -97,17 +98,20 @@ impl Generator<'_> {
     /// What is rare, or wrong.
     pub(super) fn odd(&mut self) {
         let (size, depth) = (self.size(), self.depth);
-        let line = match self.dice.between(0, 9) {
-            0 => self.dice.word(&WRONG).to_owned(),
-            1 => format!("m{depth} = kmem_suballoc kernel_map {size} system"),
-            2 => format!("kmem_suballoc {} {size}", self.dice.word(&MAPS)),
-            3 => "  # nothing \u{2014} but a comment".to_owned(),
-            4 => String::new(),
-            5 => "\tsettle\t# with blanks  ".to_owned(),
-            6 => "k0 = kmem_malloc kmem_map kmem_map.max_free NOWAIT".to_owned(),
-            7 => "k1 = kmem_alloc kernel_map ((v_free_count - v_free_reserved - 2) * 4K)".to_owned(),
-            _ => "k2 = kmem_alloc kernel_map ((v_free_count - v_free_reserved) % 60 * 4K)".to_owned(),
-        };
+        let line =
+            match self.dice.between(0, 9) {
+                0 => self.dice.word(&WRONG).to_owned(),
+                1 => format!("m{depth} = kmem_suballoc kernel_map {size} system"),
+                2 => format!("kmem_suballoc {} {size}", self.dice.word(&MAPS)),
+                3 => "  # nothing \u{2014} but a comment".to_owned(),
+                4 => String::new(),
+                5 => "\tsettle\t# with blanks  ".to_owned(),
+                6 => "k0 = kmem_malloc kmem_map kmem_map.max_free NOWAIT".to_owned(),
+                7 => "k1 = kmem_alloc kernel_map ((v_free_count - v_free_reserved - 2) * 4K)"
+                    .to_owned(),
+                _ => "k2 = kmem_alloc kernel_map ((v_free_count - v_free_reserved) % 60 * 4K)"
+                    .to_owned(),
+            };
         self.say(line);
     }
 }

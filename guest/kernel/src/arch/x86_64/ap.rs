@@ -1,9 +1,10 @@
 //! Starting the CPUs that did not boot.
 //!
-//! An application processor begins in real mode at a page that the start-up interrupt names (SDM volume 3, section 9.4.4).
-//! [`AP_PAGE`] and the four pages below it, which the loader leaves alone, hold what it needs until it runs in the high
-//! half: a trampoline that enters long mode in one step, and page tables that map this one page where it lies. They are
-//! written anew for each start; CPUs start one after the other.
+//! An application processor begins in real mode at a page that the start-up interrupt names (SDM
+//! volume 3, section 9.4.4). [`AP_PAGE`] and the four pages below it, which the loader leaves
+//! alone, hold what it needs until it runs in the high half: a trampoline that enters long mode in
+//! one step, and page tables that map this one page where it lies. They are written anew for each
+//! start; CPUs start one after the other.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +21,12 @@ use crate::direct_map;
 /// Physical address of the trampoline.
 const AP_PAGE: u64 = 0x5000;
 /// Page tables of the trampoline: PML4, PDPT, page directory, page table.
-const TABLES: [GuestPhys; 4] =
-    [GuestPhys::new(0x1000), GuestPhys::new(0x2000), GuestPhys::new(0x3000), GuestPhys::new(0x4000)];
+const TABLES: [GuestPhys; 4] = [
+    GuestPhys::new(0x1000),
+    GuestPhys::new(0x2000),
+    GuestPhys::new(0x3000),
+    GuestPhys::new(0x4000),
+];
 const _: () = assert!(AP_PAGE + PAGE_SIZE == AP_END.get());
 
 /// Cycles after which a CPU is taken for one that does not exist: seconds.
@@ -63,7 +68,8 @@ global_asm!(
     options(att_syntax),
 );
 
-// Where the trampoline leads. As `entry.rs` does for the CPU that boots, with the words of this CPU's `PerCpu`.
+// Where the trampoline leads. As `entry.rs` does for the CPU that boots, with the words of this
+// CPU's `PerCpu`.
 global_asm!(
     ".pushsection .nucleus, \"ax\", @progbits",
     "ap_high_half:",
@@ -129,7 +135,8 @@ fn low(pa: GuestPhys) -> *mut u64 {
 /// Writes trampoline and page tables.
 fn prepare() {
     let set = |table: GuestPhys, index: usize, pte: Pte| {
-        // SAFETY: a page of low memory that belongs to this module, mapped for the kernel's whole life.
+        // SAFETY: a page of low memory that belongs to this module, mapped for the kernel's whole
+        // life.
         unsafe { low(table).add(index).write_volatile(pte.bits()) };
     };
     let table = |pa| Pte::new(pa, PteFlags::V | PteFlags::RW | PteFlags::A);
@@ -146,7 +153,8 @@ fn prepare() {
     for index in [510, 511] {
         set(pml4, index, direct_map::root_entry(index));
     }
-    // SAFETY: the trampoline is shorter than the page that it is copied to, which belongs to this module.
+    // SAFETY: the trampoline is shorter than the page that it is copied to, which belongs to this
+    // module.
     unsafe {
         let (from, to) = (&raw const ap_trampoline, &raw const ap_trampoline_end);
         let length = to.offset_from_unsigned(from);

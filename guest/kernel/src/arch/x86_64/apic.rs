@@ -22,7 +22,8 @@ enum Register {
 }
 
 fn write(register: Register, value: u32) {
-    // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of a 32-bit register.
+    // SAFETY: the page is mapped, uncached, for the kernel's whole life, and the offset is that of
+    // a 32-bit register.
     unsafe { ((BASE + register as u64) as *mut u32).write_volatile(value) }
 }
 
@@ -37,7 +38,8 @@ pub fn end_of_interrupt() {
     write(Register::EndOfInterrupt, 0);
 }
 
-/// Nanoseconds of one timer count: KVM's and QEMU's local APICs are clocked at 1 GHz, and the divider is 1.
+/// Nanoseconds of one timer count: KVM's and QEMU's local APICs are clocked at 1 GHz, and the
+/// divider is 1.
 pub const TIMER_COUNT_NANOS: u64 = 1;
 
 /// Fires [`TIMER_VECTOR`] once, `counts` from now; 0 stops the timer.
@@ -48,21 +50,23 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerInitialCount, counts);
 }
 
-/// Sends interrupt `vector` to the CPU with this number, which is its APIC's ID as well. Interrupts are deferred: the two
-/// halves of the command belong together.
+/// Sends interrupt `vector` to the CPU with this number, which is its APIC's ID as well. Interrupts
+/// are deferred: the two halves of the command belong together.
 pub fn interrupt_cpu(number: u32, vector: u8) {
     write(Register::InterruptDestination, number << 24);
     write(Register::InterruptCommand, u32::from(vector));
 }
 
-/// Resets the CPU with this number: it waits for [`start_cpu`] then (INIT; SDM volume 3, section 9.4.4).
+/// Resets the CPU with this number: it waits for [`start_cpu`] then (INIT; SDM volume 3, section
+/// 9.4.4).
 pub fn reset_cpu(number: u32) {
     const INIT_ASSERT: u32 = 0x4500;
     write(Register::InterruptDestination, number << 24);
     write(Register::InterruptCommand, INIT_ASSERT);
 }
 
-/// Has the CPU with this number, which was reset, begin at physical page `page`, below 256, in real mode (SIPI).
+/// Has the CPU with this number, which was reset, begin at physical page `page`, below 256, in real
+/// mode (SIPI).
 pub fn start_cpu(number: u32, page: u8) {
     const STARTUP_ASSERT: u32 = 0x4600;
     write(Register::InterruptDestination, number << 24);

@@ -1,9 +1,10 @@
 //! Time: the TSC says what time it is, the APIC's timer only ends a halt.
 //!
-//! In virtual time the clock stands still but for [`Clock::sleep`], which moves it on by the time slept. In real time it
-//! follows the TSC. Either way `ticks` is the time since boot, cut to `1 / hz` seconds, computed by whoever looks
-//! ([`ClockBase`]): no interrupt a tick keeps it. The timer fires when something is due: a thread's time-out, or the end of
-//! a time slice while other threads wait for the CPU.
+//! In virtual time the clock stands still but for [`Clock::sleep`], which moves it on by the time
+//! slept. In real time it follows the TSC. Either way `ticks` is the time since boot, cut to `1 /
+//! hz` seconds, computed by whoever looks ([`ClockBase`]): no interrupt a tick keeps it. The timer
+//! fires when something is due: a thread's time-out, or the end of a time slice while other threads
+//! wait for the CPU.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,8 +17,8 @@ use super::{apic, instr, interrupt};
 /// Where the loader does not tell the TSC's frequency.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 
-/// Where a clock comes to its end, in microseconds: two of the longest ticks before the last that it can tell, so that a
-/// sleep up to here, rounded up to a tick, ends.
+/// Where a clock comes to its end, in microseconds: two of the longest ticks before the last that
+/// it can tell, so that a sleep up to here, rounded up to a tick, ends.
 const END_OF_TIME: u64 = u64::MAX - 2_000_000;
 
 /// The kernel's clock.
@@ -55,7 +56,8 @@ impl Clock {
         }
     }
 
-    /// How many microseconds the clock can go on: one that stood at its end would never come to a later tick.
+    /// How many microseconds the clock can go on: one that stood at its end would never come to a
+    /// later tick.
     #[must_use]
     pub fn left(&self) -> u64 {
         END_OF_TIME.saturating_sub(self.micros())
@@ -97,11 +99,13 @@ impl Clock {
     /// The TSC at the beginning of tick `tick` of a real clock.
     #[must_use]
     pub fn tsc_of(&self, tick: u64) -> u64 {
-        let cycles = (u128::from(tick) * 1000 * u128::from(self.tsc_khz)).div_ceil(u128::from(self.hz));
+        let cycles =
+            (u128::from(tick) * 1000 * u128::from(self.tsc_khz)).div_ceil(u128::from(self.hz));
         u64::try_from(cycles).map_or(NEVER, |cycles| self.start_tsc.saturating_add(cycles))
     }
 
-    /// Moves a virtual clock on to the beginning of tick `tick`, if it is not there yet. A real clock is not moved.
+    /// Moves a virtual clock on to the beginning of tick `tick`, if it is not there yet. A real
+    /// clock is not moved.
     pub fn jump_to(&self, tick: u64) {
         if self.mode == TimeMode::Virtual {
             self.pass(self.micros_until(tick));
@@ -138,7 +142,8 @@ impl Clock {
     }
 }
 
-/// Has this CPU's timer fire when the TSC stands at `at`, or soon if that is past; within four seconds in any case.
+/// Has this CPU's timer fire when the TSC stands at `at`, or soon if that is past; within four
+/// seconds in any case.
 pub fn fire_at(clock: &Clock, at: u64) {
     PerCpu::current().set_timer_at(at);
     let micros = clock::micros(at.saturating_sub(instr::rdtsc()), clock.tsc_khz);
@@ -150,13 +155,14 @@ pub fn timer_is_over() {
     PerCpu::current().set_timer_at(NEVER);
 }
 
-/// Timer counts in `micros` microseconds, or in the most that the timer can do, which is four seconds.
+/// Timer counts in `micros` microseconds, or in the most that the timer can do, which is four
+/// seconds.
 fn counts(micros: u64) -> u32 {
     u32::try_from(micros.saturating_mul(1000) / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX).max(1)
 }
 
-/// Halts until an interrupt comes or about `micros` microseconds (at most four seconds) have passed. Not at all when one has
-/// come since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
+/// Halts until an interrupt comes or about `micros` microseconds (at most four seconds) have
+/// passed. Not at all when one has come since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
 pub fn halt_for(micros: u64) {
     apic::timer_one_shot(counts(micros));
     interrupt::halt();

@@ -8,7 +8,8 @@ use super::{apic, vectors};
 /// CPUs that a kernel can have (`MAXCPU`): as many as a word has bits.
 const MAX_CPUS: usize = vmkern_abi::boot::MAX_VCPUS as usize;
 
-static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
 /// A CPU has begun to run the body, and takes part from now on.
@@ -43,7 +44,8 @@ pub fn others() -> impl Iterator<Item = &'static PerCpu> {
     (0..count).filter(move |&number| number != me).filter_map(get)
 }
 
-/// Has CPU `number` look for a thread to run, unless it is about to look anyway. The thread is on its queue already.
+/// Has CPU `number` look for a thread to run, unless it is about to look anyway. The thread is on
+/// its queue already.
 pub fn reschedule(number: u32) {
     let Some(cpu) = get(number) else { return };
     if cpu.idle().must_be_interrupted() {
@@ -51,11 +53,11 @@ pub fn reschedule(number: u32) {
     }
 }
 
-/// Has CPU `number` look whether its timer is wanted, unless that fires by TSC `by` anyway, or the CPU is about to look for
-/// work. What it is to see is there already.
+/// Has CPU `number` look whether its timer is wanted, unless that fires by TSC `by` anyway, or the
+/// CPU is about to look for work. What it is to see is there already.
 pub fn ask_for_timer(number: u32, by: u64) {
-    // As for a thread: either the other CPU sees it after its timer has fired, or this one sees that it stands still; and a CPU
-    // that is armed may have set its timer for something later.
+    // As for a thread: either the other CPU sees it after its timer has fired, or this one sees
+    // that it stands still; and a CPU that is armed may have set its timer for something later.
     core::sync::atomic::fence(Ordering::SeqCst);
     let Some(cpu) = get(number) else { return };
     if cpu.idle().is_armed() || !(cpu.idle().is_polling() || cpu.timer_at() <= by) {

@@ -1,6 +1,8 @@
-//! This CPU's translation lookaside buffer: dropping what is stale in it, page by page or all at once.
+//! This CPU's translation lookaside buffer: dropping what is stale in it, page by page or all at
+//! once.
 //!
-//! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles CR4.PGE.
+//! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles
+//! CR4.PGE.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 

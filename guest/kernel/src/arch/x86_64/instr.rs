@@ -8,7 +8,9 @@ use core::arch::asm;
 /// The device behind the port does nothing that breaks memory safety.
 pub unsafe fn outb(port: u16, value: u8) {
     // SAFETY: by this function's contract.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    }
 }
 
 /// Reads a byte from an I/O port.
@@ -18,7 +20,9 @@ pub unsafe fn outb(port: u16, value: u8) {
 pub unsafe fn inb(port: u16) -> u8 {
     let value;
     // SAFETY: by this function's contract.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    }
     value
 }
 
@@ -27,7 +31,9 @@ pub unsafe fn inb(port: u16) -> u8 {
 pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading the TSC has no effect.
-    unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    }
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -37,7 +43,9 @@ pub fn rdtsc() -> u64 {
 pub fn rdtsc_unordered() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading the TSC has no effect.
-    unsafe { asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
+    unsafe {
+        asm!("rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    }
     u64::from(high) << 32 | u64::from(low)
 }
 

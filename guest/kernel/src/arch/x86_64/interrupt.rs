@@ -1,16 +1,19 @@
 //! Interrupts: deferring them, handling them, waiting for them.
 //!
-//! **Masking.** While a [`Masked`] guard lives, the [nucleus](super::nucleus) only notes that interrupts were due, and the last guard
-//! has them handled. A handler begins with interrupts deferred, and handles all that are due, one after the other. An
-//! interrupt that comes in its last instructions, when nothing is deferred any more, has a trap frame of its own; where
-//! those come to an end, it is noted, too ([`NESTING_MAX`]).
+//! **Masking.** While a [`Masked`] guard lives, the [nucleus](super::nucleus) only notes that
+//! interrupts were due, and the last guard has them handled. A handler begins with interrupts
+//! deferred, and handles all that are due, one after the other. An interrupt that comes in its last
+//! instructions, when nothing is deferred any more, has a trap frame of its own; where those come
+//! to an end, it is noted, too ([`NESTING_MAX`]).
 //!
-//! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler which runs finds all of
-//! them free. That is the place to stand still for the host ([`pause`]). A loop that owns a mutex for long has points
-//! ([`point`]) at which those interrupts are taken that need none.
+//! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler
+//! which runs finds all of them free. That is the place to stand still for the host ([`pause`]). A
+//! loop that owns a mutex for long has points ([`point`]) at which those interrupts are taken that
+//! need none.
 //!
-//! **Halting.** The idle loop arms itself ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)), looks once more for work, and halts; every interrupt and
-//! every switch of threads disarms it, so that one which comes after the look ends the halt before it begins.
+//! **Halting.** The idle loop arms itself ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)), looks
+//! once more for work, and halts; every interrupt and every switch of threads disarms it, so that
+//! one which comes after the look ends the halt before it begins.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
@@ -55,19 +58,24 @@ pub enum Deferred {
 }
 
 const fn bit(vector: u8) -> u32 {
-    assert!(vectors::FIRST <= vector && vector <= vectors::LAST && vectors::LAST - vectors::FIRST < 32);
+    assert!(
+        vectors::FIRST <= vector && vector <= vectors::LAST && vectors::LAST - vectors::FIRST < 32
+    );
     1 << (vector % 32)
 }
 
 impl Deferred {
     /// In the order in which they are handled.
-    const ALL: [Self; 6] = [Self::Shootdown, Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
+    const ALL: [Self; 6] =
+        [Self::Shootdown, Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
 }
 
-/// Trap frames of one thread from which on an interrupt is only noted: one slot is left, for a fault.
+/// Trap frames of one thread from which on an interrupt is only noted: one slot is left, for a
+/// fault.
 const NESTING_MAX: u64 = switch::TRAP_PAGE / SLOT as u64 - 1;
 
-/// Handles the interrupt of `vector`. The nucleus has deferred all others, once. May switch threads, and CPUs.
+/// Handles the interrupt of `vector`. The nucleus has deferred all others, once. May switch
+/// threads, and CPUs.
 pub fn interrupt(vector: u8) {
     apic::end_of_interrupt();
     let cpu = PerCpu::current();
@@ -90,7 +98,9 @@ fn handle(which: Deferred) {
             }
             crate::threads::handle_interrupt(which);
         }
-        Deferred::Doorbell | Deferred::Operation | Deferred::Resched => crate::threads::handle_interrupt(which),
+        Deferred::Doorbell | Deferred::Operation | Deferred::Resched => {
+            crate::threads::handle_interrupt(which)
+        }
         // This is the only deferral, and so no lock is owned; no handler is running either.
         Deferred::Pause => pause::stand_still(),
         Deferred::Shootdown => tlb::serve_others(),
@@ -104,10 +114,12 @@ pub fn defer() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch threads, and CPUs.
+/// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch
+/// threads, and CPUs.
 ///
-/// After the last one the thread may be moved to another CPU between any two instructions, so that each look is one. An
-/// interrupt that was noted here has then been run here: the thread cannot be moved before.
+/// After the last one the thread may be moved to another CPU between any two instructions, so that
+/// each look is one. An interrupt that was noted here has then been run here: the thread cannot be
+/// moved before.
 #[inline]
 pub fn allow() {
     compiler_fence(Ordering::SeqCst);
@@ -116,16 +128,19 @@ pub fn allow() {
     }
 }
 
-/// Interrupts that are handled at a point of a loop over pages: they need no lock that may be owned there.
-const AT_POINTS: u32 = Deferred::Shootdown as u32 | Deferred::Timer as u32 | Deferred::Resched as u32;
+/// Interrupts that are handled at a point of a loop over pages: they need no lock that may be owned
+/// there.
+const AT_POINTS: u32 =
+    Deferred::Shootdown as u32 | Deferred::Timer as u32 | Deferred::Resched as u32;
 
-/// Handles, with interrupts deferred and mutexes owned, what has come meanwhile and needs none of them. All else goes on
-/// waiting, an operation in a handler, say, and a switch of threads. The host's pause waits, too, as long as the host lets
-/// it: where no mutex is owned more can be seen.
+/// Handles, with interrupts deferred and mutexes owned, what has come meanwhile and needs none of
+/// them. All else goes on waiting, an operation in a handler, say, and a switch of threads. The
+/// host's pause waits, too, as long as the host lets it: where no mutex is owned more can be seen.
 pub fn point() {
     tlb::poll();
     let pause = if pause::is_urgent() { Deferred::Pause as u32 } else { 0 };
-    let due = PerCpu::current().deferred().fetch_and(!(AT_POINTS | pause), Ordering::Relaxed) & (AT_POINTS | pause);
+    let due = PerCpu::current().deferred().fetch_and(!(AT_POINTS | pause), Ordering::Relaxed)
+        & (AT_POINTS | pause);
     for which in Deferred::ALL.into_iter().filter(|&which| due & which as u32 != 0) {
         match which {
             Deferred::Pause => pause::stand_owning(),
@@ -141,7 +156,8 @@ fn catch_up() {
     allow_all();
 }
 
-/// Takes back one [`defer`], and runs what came meanwhile before the last one goes: so handlers do not nest.
+/// Takes back one [`defer`], and runs what came meanwhile before the last one goes: so handlers do
+/// not nest.
 fn allow_all() {
     if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
         let _ = PerCpu::unmask();
@@ -180,12 +196,14 @@ impl Drop for Masked {
     }
 }
 
-/// Halts the CPU until an interrupt comes, unless one came since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm). Its idle thread runs this.
+/// Halts the CPU until an interrupt comes, unless one came since
+/// [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm). Its idle thread runs this.
 pub fn halt() {
     let cpu = PerCpu::current();
     tlb::go_idle();
     if cpu.body_is_user() {
-        // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next interrupt.
+        // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next
+        // interrupt.
         unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
     } else {
         halt_if_armed();
@@ -193,11 +211,13 @@ pub fn halt() {
     tlb::come_back();
 }
 
-/// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0 alone.
+/// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0
+/// alone.
 fn halt_if_armed() {
     debug_assert!(!PerCpu::current().body_is_user());
-    // SAFETY: `sti` takes effect after the next instruction, so that no interrupt slips in between the look and `hlt`;
-    // interrupts were enabled before and are enabled after. The red zone is not touched.
+    // SAFETY: `sti` takes effect after the next instruction, so that no interrupt slips in between
+    // the look and `hlt`; interrupts were enabled before and are enabled after. The red zone is not
+    // touched.
     unsafe {
         asm!(
             "cli",

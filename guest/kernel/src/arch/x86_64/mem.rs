@@ -1,6 +1,7 @@
 //! The memory functions that compiled code calls, and the two symbols that unwinding would need.
 //!
-//! `rep movsb` and `rep stosb` are microcoded block operations on every CPU with ERMS; a page takes them 80 ns.
+//! `rep movsb` and `rep stosb` are microcoded block operations on every CPU with ERMS; a page takes
+//! them 80 ns.
 
 use core::arch::asm;
 
@@ -27,8 +28,8 @@ unsafe extern "C" fn memmove(dest: *mut u8, src: *const u8, n: usize) -> *mut u8
         // SAFETY: copying upward reads each byte before it is overwritten.
         return unsafe { memcpy(dest, src, n) };
     }
-    // SAFETY: copying downward from the last byte does the same where `dest` is inside the source. The direction flag
-    // is clear again at the end; an interrupt handler clears it for itself.
+    // SAFETY: copying downward from the last byte does the same where `dest` is inside the source.
+    // The direction flag is clear again at the end; an interrupt handler clears it for itself.
     unsafe {
         asm!(
             "std", "rep movsb", "cld",

@@ -20,5 +20,6 @@ pub mod tlb;
 pub mod trap;
 pub mod vectors;
 
-/// Bytes from KERNBASE on that the image's two page tables map: low memory, the image and the APIC's page.
+/// Bytes from KERNBASE on that the image's two page tables map: low memory, the image and the
+/// APIC's page.
 pub const IMAGE_WINDOW_BYTES: u64 = 4 << 20;

@@ -2,30 +2,35 @@
 //!
 //! It does three things.
 //!
-//! **Traps.** Each gate leads to a stub that completes the frame which the CPU began in the current slot of the trap stack,
-//! moves the slot pointer (IST1 in the TSS) down by one slot, and enters the body's handler ([`super::trap`]) with
-//! `iretq`, RSP at the frame. The same stubs serve both privileges; only the selectors in
-//! [`PerCpu`](super::percpu::PerCpu) differ.
+//! **Traps.** Each gate leads to a stub that completes the frame which the CPU began in the current
+//! slot of the trap stack, moves the slot pointer (IST1 in the TSS) down by one slot, and enters
+//! the body's handler ([`super::trap`]) with `iretq`, RSP at the frame. The same stubs serve both
+//! privileges; only the selectors in [`PerCpu`](super::percpu::PerCpu) differ.
 //!
-//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts of the kernel's vectors are masked by a count of
-//! deferrals, a word of the CPU ([`PerCpu::mask`](super::percpu::PerCpu::mask)). While it is not 0 the stub sets the bit of
-//! the vector ([`super::interrupt::Deferred`]), disarms the idle loop, tells the APIC, and returns: no frame, no handler.
-//! Else it counts one deferral itself, before the handler's first instruction. Who takes back the last deferral handles
-//! what was noted ([`super::interrupt`]). It is the same at both privileges.
+//! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts of the kernel's vectors are
+//! masked by a count of deferrals, a word of the CPU
+//! ([`PerCpu::mask`](super::percpu::PerCpu::mask)). While it is not 0 the stub sets the bit of the
+//! vector ([`super::interrupt::Deferred`]), disarms the idle loop, tells the APIC, and returns: no
+//! frame, no handler. Else it counts one deferral itself, before the handler's first instruction.
+//! Who takes back the last deferral handles what was noted ([`super::interrupt`]). It is the same
+//! at both privileges.
 //!
-//! So handlers never pile up, however many interrupts are pending. Nothing relies on the APIC for that. On hardware it holds
-//! back what is of the same class as the interrupt in service; where CPL0 is emulated, five interrupts of one vector were
-//! seen on top of each other, each before the first instruction of the handler of the one below, and a thread's trap page
-//! has room for four frames. Besides, a handler that is interrupted there can be moved to another CPU, which would then
-//! take the interrupt for one of its own: the timer of the CPU that it came to would never be started again.
+//! So handlers never pile up, however many interrupts are pending. Nothing relies on the APIC for
+//! that. On hardware it holds back what is of the same class as the interrupt in service; where
+//! CPL0 is emulated, five interrupts of one vector were seen on top of each other, each before the
+//! first instruction of the handler of the one below, and a thread's trap page has room for four
+//! frames. Besides, a handler that is interrupted there can be moved to another CPU, which would
+//! then take the interrupt for one of its own: the timer of the CPU that it came to would never be
+//! started again.
 //!
-//! **Calls.** The body at CPL3 executes the one `ud2` at `nucleus_gate` with a number in RAX; the #UD stub knows it by its
-//! address.
+//! **Calls.** The body at CPL3 executes the one `ud2` at `nucleus_gate` with a number in RAX; the
+//! #UD stub knows it by its address.
 //!
-//! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2 (garbage but for #PF).
+//! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2
+//! (garbage but for #PF).
 //!
-//! Vectors 2, 8 and 18 use IST2, the emergency stack, and a handler that never returns: a #DF is what a trap-stack
-//! overflow or a fault inside a stub becomes.
+//! Vectors 2, 8 and 18 use IST2, the emergency stack, and a handler that never returns: a #DF is
+//! what a trap-stack overflow or a fault inside a stub becomes.
 
 use core::arch::{asm, global_asm};
 
@@ -129,8 +134,8 @@ global_asm!(
     "mov cr4, rsi",
     "add qword ptr [rsp], 2",
     "iretq",
-    // Each enters the next. An instruction costs half a microsecond where CPL0 is emulated, the way here and back forty times
-    // that.
+    // Each enters the next. An instruction costs half a microsecond where CPL0 is emulated, the way
+    // here and back forty times that.
     "call_invlpg_8: invlpg [r11]",
     "call_invlpg_7: invlpg [r10]",
     "call_invlpg_6: invlpg [r9]",
@@ -141,8 +146,9 @@ global_asm!(
     "call_invlpg_1: invlpg [rdi]",
     "add qword ptr [rsp], 2",
     "iretq",
-    // The slot in use is kept while halted. The interrupt's handler sees RIP = nucleus_halted and returns to the caller
-    // of this call itself, so that what follows the `hlt` never runs at CPL3's expense.
+    // The slot in use is kept while halted. The interrupt's handler sees RIP = nucleus_halted and
+    // returns to the caller of this call itself, so that what follows the `hlt` never runs at
+    // CPL3's expense.
     "call_halt:",
     "cmp qword ptr gs:[{IDLE_ARMED}], 0",
     "je 3f",
@@ -160,8 +166,8 @@ global_asm!(
     ".quad call_invlpg_1, call_invlpg_2, call_invlpg_3, call_invlpg_4",
     ".quad call_invlpg_5, call_invlpg_6, call_invlpg_7, call_invlpg_8",
     ".popsection",
-    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number). It has a frame, so that backtraces of a CPU that is
-    // halted in it know its caller.
+    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number). It has a frame, so that
+    // backtraces of a CPU that is halted in it know its caller.
     ".pushsection .text.nucleus_call, \"ax\", @progbits",
     ".global nucleus_call",
     "nucleus_call:",
@@ -203,8 +209,8 @@ pub fn invlpg(pages: &[GuestVirt]) {
     let page = |index: usize| pages.get(index).map_or(0, |page| page.get());
     let Some(others) = pages.len().checked_sub(1) else { return };
     debug_assert!(others < INVLPG_MAX);
-    // SAFETY: dropping translations is always allowed. The call is one of the table's, as many registers as it reads are
-    // pages, and it returns with all registers as they were but RAX.
+    // SAFETY: dropping translations is always allowed. The call is one of the table's, as many
+    // registers as it reads are pages, and it returns with all registers as they were but RAX.
     unsafe {
         asm!(
             "call {gate}",

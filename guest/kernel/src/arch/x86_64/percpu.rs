@@ -1,7 +1,7 @@
 //! What one CPU has for itself: its TSS and the words that the nucleus reads through GS.
 //!
-//! GS base points here at both privileges, so `swapgs` is never needed. The assembly in [`super::entry`] and
-//! [`super::nucleus`] addresses the fields by the offsets below.
+//! GS base points here at both privileges, so `swapgs` is never needed. The assembly in
+//! [`super::entry`] and [`super::nucleus`] addresses the fields by the offsets below.
 
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -16,8 +16,8 @@ use vmkern_abi::layout::{Pcpu, Thread};
 use super::stack::Stack;
 use super::tlb;
 
-/// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested trap returns to a
-/// handler whose RSP still is at the frame.
+/// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested
+/// trap returns to a handler whose RSP still is at the frame.
 pub const SLOT: usize = 896;
 
 /// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
@@ -54,7 +54,8 @@ pub const GDT_POINTER: usize = offset_of!(PerCpu, gdt_pointer);
 /// Offset of [`PerCpu::this`].
 pub const THIS: usize = offset_of!(PerCpu, this);
 
-/// The task-state segment (SDM volume 3, section 8.7), with an I/O bitmap that opens ports 0 to 0x7ff to CPL3.
+/// The task-state segment (SDM volume 3, section 8.7), with an I/O bitmap that opens ports 0 to
+/// 0x7ff to CPL3.
 #[repr(C, packed(4))]
 pub struct Tss {
     reserved0: u32,
@@ -110,7 +111,8 @@ pub struct PerCpu {
     cpu: u32,
     /// The TSC at which the CPU's timer fires; [`NEVER`] while it stands still. Other CPUs read it.
     timer_at: AtomicU64,
-    /// The TSC at which the time slice of the running thread ends; [`NEVER`] while nobody waits for the CPU.
+    /// The TSC at which the time slice of the running thread ends; [`NEVER`] while nobody waits for
+    /// the CPU.
     slice_end: AtomicU64,
     /// Descriptors of a CPU that did not boot: those of the image, with its own TSS.
     gdt: UnsafeCell<[u64; 8]>,
@@ -118,8 +120,8 @@ pub struct PerCpu {
     gdt_pointer: UnsafeCell<[u16; 8]>,
 }
 
-// SAFETY: a CPU touches only its own structure, through GS; what is shared with interrupt handlers of the same CPU is
-// atomic, and the cells are written by assembly alone.
+// SAFETY: a CPU touches only its own structure, through GS; what is shared with interrupt handlers
+// of the same CPU is atomic, and the cells are written by assembly alone.
 unsafe impl Sync for PerCpu {}
 
 /// Limit of the TSS with its I/O bitmap, as `build.rs` puts it into the boot CPU's descriptor.
@@ -187,7 +189,8 @@ impl StackBounds {
 #[inline]
 fn word<const OFFSET: usize>() -> u64 {
     let word: u64;
-    // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and the offset is one of a word.
+    // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and the
+    // offset is one of a word.
     unsafe {
         core::arch::asm!("mov {}, gs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
     }
@@ -252,8 +255,8 @@ impl PerCpu {
         }
     }
 
-    /// Puts the structure of CPU `cpu`, which has not started, into the page at `page`: its idle thread `thread` runs on
-    /// `stacks`, and the body at the privilege of the calling CPU.
+    /// Puts the structure of CPU `cpu`, which has not started, into the page at `page`: its idle
+    /// thread `thread` runs on `stacks`, and the body at the privilege of the calling CPU.
     ///
     /// # Safety
     /// The page is mapped for ever at this address, and nobody else's; so are the stacks.
@@ -271,15 +274,18 @@ impl PerCpu {
             at.write(Self::new(cpu, stacks, entries, at));
             &*at
         };
-        for (to, from) in
-            [(&new.body_cs, &boot.body_cs), (&new.body_ss, &boot.body_ss), (&new.body_flags, &boot.body_flags)]
-        {
+        for (to, from) in [
+            (&new.body_cs, &boot.body_cs),
+            (&new.body_ss, &boot.body_ss),
+            (&new.body_flags, &boot.body_flags),
+        ] {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         new.set_thread(thread);
         new.set_pcpu(pcpu);
         let tss = page.get();
-        let descriptor = TSS_LIMIT | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
+        let descriptor =
+            TSS_LIMIT | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
         let gdt = [
             0,
             0x00af_9b00_0000_ffff,
@@ -300,26 +306,28 @@ impl PerCpu {
         new
     }
 
-    /// The thread that runs this, or null before there are threads. One instruction: a thread that is moved to another CPU
-    /// meanwhile still reads its own.
+    /// The thread that runs this, or null before there are threads. One instruction: a thread that
+    /// is moved to another CPU meanwhile still reads its own.
     #[must_use]
     #[inline]
     pub fn thread() -> KPtr<Thread> {
         KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, thread) }>()))
     }
 
-    /// The memory system's structure of the CPU that runs this. One instruction, as for [`PerCpu::thread`].
+    /// The memory system's structure of the CPU that runs this. One instruction, as for
+    /// [`PerCpu::thread`].
     #[must_use]
     #[inline]
     pub fn pcpu() -> KPtr<Pcpu> {
         KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, pcpu) }>()))
     }
 
-    /// Defers interrupts on the CPU that runs this, once more. One instruction, as for [`PerCpu::thread`]: from then on the
-    /// thread stays on its CPU.
+    /// Defers interrupts on the CPU that runs this, once more. One instruction, as for
+    /// [`PerCpu::thread`]: from then on the thread stays on its CPU.
     #[inline]
     pub fn mask() {
-        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on; only this CPU writes the word.
+        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on; only
+        // this CPU writes the word.
         unsafe {
             core::arch::asm!(
                 "inc dword ptr gs:[{}]",
@@ -329,7 +337,8 @@ impl PerCpu {
         }
     }
 
-    /// Takes back one [`PerCpu::mask`], in one instruction: after the last the thread may be moved to another CPU.
+    /// Takes back one [`PerCpu::mask`], in one instruction: after the last the thread may be moved
+    /// to another CPU.
     #[inline]
     #[must_use]
     pub fn unmask() -> Depth {
@@ -378,7 +387,9 @@ impl PerCpu {
 
     /// Says where the running thread's stack lies.
     pub fn set_stack_bounds(&self, bounds: StackBounds) {
-        let set = |pointer: &AtomicPtr<u8>, address: u64| pointer.store(address as *mut u8, Ordering::Relaxed);
+        let set = |pointer: &AtomicPtr<u8>, address: u64| {
+            pointer.store(address as *mut u8, Ordering::Relaxed)
+        };
         set(&self.stack_low, bounds.low);
         set(&self.stack_high, bounds.high);
         set(&self.slots_low, bounds.slots);
@@ -415,7 +426,8 @@ impl PerCpu {
     #[must_use]
     pub fn current() -> &'static Self {
         let this: *const Self;
-        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and `this` in it at itself.
+        // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and
+        // `this` in it at itself.
         unsafe {
             core::arch::asm!("mov {}, gs:[{}]", out(reg) this, const THIS, options(nostack, readonly, preserves_flags));
             &*this
@@ -453,8 +465,9 @@ impl PerCpu {
         self.body_cs() & 3 == 3
     }
 
-    /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at in one instruction: a
-    /// thread that is not idle may be moved to another CPU at any moment, and finds both words 0 wherever it is.
+    /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at
+    /// in one instruction: a thread that is not idle may be moved to another CPU at any moment, and
+    /// finds both words 0 wherever it is.
     #[inline]
     pub fn wake() {
         if half::<IDLE_ARMED>() != 0 {
@@ -465,8 +478,8 @@ impl PerCpu {
         }
     }
 
-    /// The TSC at which this CPU's timer fires, or [`NEVER`]. Another CPU has ordered this after what it wants the CPU to see
-    /// then.
+    /// The TSC at which this CPU's timer fires, or [`NEVER`]. Another CPU has ordered this after
+    /// what it wants the CPU to see then.
     #[must_use]
     pub fn timer_at(&self) -> u64 {
         self.timer_at.load(Ordering::SeqCst)

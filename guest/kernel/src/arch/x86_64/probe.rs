@@ -1,7 +1,7 @@
 //! A read that survives its fault (`pcb_onfault`, `fubyte` of FreeBSD's `support.S`).
 //!
-//! There is one instruction that may fault so, at [`probe_load`]; the fault handler goes on behind it, at a place that says
-//! that there was nothing.
+//! There is one instruction that may fault so, at [`probe_load`]; the fault handler goes on behind
+//! it, at a place that says that there was nothing.
 
 use core::arch::naked_asm;
 

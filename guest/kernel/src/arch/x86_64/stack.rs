@@ -1,4 +1,5 @@
-//! The boot CPU's stacks, each above a guard page that is not mapped (see the page tables in `build.rs`).
+//! The boot CPU's stacks, each above a guard page that is not mapped (see the page tables in
+//! `build.rs`).
 
 use core::arch::global_asm;
 
@@ -20,7 +21,8 @@ global_asm!(
     "guard_emergency_stack: .zero 4096",
     "emergency_stack: .zero {emergency}",
     ".popsection",
-    // The link script places it before the zeroed data, which the boot touches together with its top.
+    // The link script places it before the zeroed data, which the boot touches together with its
+    // top.
     ".pushsection .stacks.boot, \"aw\", @nobits",
     ".balign 4096",
     "guard_boot_stack: .zero 4096",
@@ -78,6 +80,7 @@ impl Stack {
 /// Where trap frames go.
 pub const TRAP: Stack = Stack { bottom: (&raw const trap_stack).cast(), bytes: TRAP_BYTES };
 /// Where crashes are reported.
-pub const EMERGENCY: Stack = Stack { bottom: (&raw const emergency_stack).cast(), bytes: EMERGENCY_BYTES };
+pub const EMERGENCY: Stack =
+    Stack { bottom: (&raw const emergency_stack).cast(), bytes: EMERGENCY_BYTES };
 /// Where the body boots and serves.
 pub const BOOT: Stack = Stack { bottom: (&raw const boot_stack).cast(), bytes: BOOT_BYTES };

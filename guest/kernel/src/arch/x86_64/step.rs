@@ -1,11 +1,12 @@
 //! Single steps through a handler's way out, for the self-test.
 //!
-//! **Protocol.** [`Steps::through_one_interrupt`] asks. The next interrupt's handler sets RFLAGS.TF when
-//! its work is done, so that each instruction from there to its `iretq` ends in a #DB (SDM volume 3,
-//! section 18.3.1.4). The handlers of those only count: the CPU clears TF for them, and their own
-//! `iretq` sets it again. The interrupt's `iretq` loads the flags of the code that was interrupted,
-//! which has TF clear, and that is the end. So a trap comes between any two instructions of the way
-//! out, and what one of them loses is lost here each time, not once in a million interrupts.
+//! **Protocol.** [`Steps::through_one_interrupt`] asks. The next interrupt's handler sets RFLAGS.TF
+//! when its work is done, so that each instruction from there to its `iretq` ends in a #DB (SDM
+//! volume 3, section 18.3.1.4). The handlers of those only count: the CPU clears TF for them, and
+//! their own `iretq` sets it again. The interrupt's `iretq` loads the flags of the code that was
+//! interrupted, which has TF clear, and that is the end. So a trap comes between any two
+//! instructions of the way out, and what one of them loses is lost here each time, not once in a
+//! million interrupts.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -50,7 +51,8 @@ impl Drop for Steps {
 pub fn begin() {
     if STATE.load(Ordering::Relaxed) == ASKED {
         STATE.store(STEPPING, Ordering::Relaxed);
-        // SAFETY: a #DB follows each instruction from the next one on; `count` takes them, and they change nothing.
+        // SAFETY: a #DB follows each instruction from the next one on; `count` takes them, and they
+        // change nothing.
         unsafe { asm!("pushfq", "or dword ptr [rsp], 0x100", "popfq") };
     }
 }

@@ -1,10 +1,11 @@
 //! Context switches: from one kernel thread's stack to another's.
 //!
-//! A thread that does not run has on its stack, from the lowest address up: R15 R14 R13 R12 RBP RBX and the address at
-//! which it goes on. Its remaining registers are dead, as for any function call; a preempted thread's are in its trap
-//! frame. Beside the stack pointer a thread owns its trap slots (the top page of its kernel stack), its stack's bounds
-//! and its depth of interrupt deferral; all of them change hands here, with interrupts deferred. An interrupt that comes
-//! in the middle finds bounds that fit every stack, is noted, and returns.
+//! A thread that does not run has on its stack, from the lowest address up: R15 R14 R13 R12 RBP RBX
+//! and the address at which it goes on. Its remaining registers are dead, as for any function call;
+//! a preempted thread's are in its trap frame. Beside the stack pointer a thread owns its trap
+//! slots (the top page of its kernel stack), its stack's bounds and its depth of interrupt
+//! deferral; all of them change hands here, with interrupts deferred. An interrupt that comes in
+//! the middle finds bounds that fit every stack, is noted, and returns.
 
 use core::arch::naked_asm;
 
@@ -29,17 +30,23 @@ pub struct Context {
 }
 
 impl Context {
-    /// The context of a thread that has never run: its first switch enters `start` with the two arguments on the kernel stack
-    /// `[low, high)`, with interrupts deferred once.
+    /// The context of a thread that has never run: its first switch enters `start` with the two
+    /// arguments on the kernel stack `[low, high)`, with interrupts deferred once.
     ///
-    /// # Safety
-    /// The stack is mapped, at least three pages long, and nobody else's for as long as the thread lives.
-    pub unsafe fn new(low: u64, high: u64, start: extern "C" fn(u64, u64) -> !, arguments: [u64; 2]) -> Self {
+    /// # Safety The stack is mapped, at least three pages long, and nobody else's for as long as
+    /// the thread lives.
+    pub unsafe fn new(
+        low: u64,
+        high: u64,
+        start: extern "C" fn(u64, u64) -> !,
+        arguments: [u64; 2],
+    ) -> Self {
         let top = high - TRAP_PAGE;
-        // The frame that `switch_stacks` pops, below a zero return address and a null frame pointer, which end
-        // backtraces; 16-byte aligned where a call would be.
+        // The frame that `switch_stacks` pops, below a zero return address and a null frame
+        // pointer, which end backtraces; 16-byte aligned where a call would be.
         let [first, second] = arguments;
-        let frame = [0, 0, second, start as usize as u64, 0, first, first_entry as *const () as u64, 0, 0];
+        let frame =
+            [0, 0, second, start as usize as u64, 0, first, first_entry as *const () as u64, 0, 0];
         let rsp = top - size_of_val(&frame) as u64 - 8;
         // SAFETY: inside the stack, by this function's contract.
         unsafe { (rsp as *mut [u64; 9]).write(frame) };
@@ -64,17 +71,16 @@ impl Context {
     }
 }
 
-/// Switches to the thread with context `to`, and stores the running thread's stack pointer at `save_rsp`. Returns when some
-/// thread switches back.
+/// Switches to the thread with context `to`, and stores the running thread's stack pointer at
+/// `save_rsp`. Returns when some thread switches back.
 ///
-/// # Safety
-/// `save_rsp` can be written to. `to` was saved here, or made by [`Context::new`], and was not switched to since.
-/// Interrupts are deferred.
+/// # Safety `save_rsp` can be written to. `to` was saved here, or made by [`Context::new`], and was
+/// not switched to since. Interrupts are deferred.
 pub unsafe fn switch(save_rsp: *mut u64, to: &Context) {
     let cpu = PerCpu::current();
     cpu.set_stack_bounds(StackBounds::ANY);
-    // SAFETY: both stacks stand as this function's contract says; an interrupt uses the slots of whichever thread the
-    // TSS names, and leaves before anything else happens.
+    // SAFETY: both stacks stand as this function's contract says; an interrupt uses the slots of
+    // whichever thread the TSS names, and leaves before anything else happens.
     unsafe {
         cpu.set_trap_slot(to.slot);
         switch_stacks(save_rsp, to.rsp);
@@ -88,7 +94,8 @@ pub fn arrive(context: &Context) {
     cpu.mask_depth().store(context.mask_depth, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// Pushes the callee-saved registers, stores RSP at RDI, takes RSI for RSP, and pops what stands there.
+/// Pushes the callee-saved registers, stores RSP at RDI, takes RSI for RSP, and pops what stands
+/// there.
 #[unsafe(naked)]
 unsafe extern "C" fn switch_stacks(save: *mut u64, rsp: u64) {
     naked_asm!(

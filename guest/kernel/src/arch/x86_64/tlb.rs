@@ -1,6 +1,6 @@
-//! Translation lookaside buffers: dropping what is stale on all CPUs. Who asks whom, and who waits for what, is
-//! [`kmem::kern::shootdown`]'s; what one CPU does to its own buffer is in [`super::flush`]. Here is what the one has to know
-//! of this machine to have the other done.
+//! Translation lookaside buffers: dropping what is stale on all CPUs. Who asks whom, and who waits
+//! for what, is [`kmem::kern::shootdown`]'s; what one CPU does to its own buffer is in
+//! [`super::flush`]. Here is what the one has to know of this machine to have the other done.
 
 use kmem::kern::shootdown::{Cpus, Shootdown};
 use vmkern_abi::addr::GuestVirt;
@@ -91,7 +91,8 @@ impl Cpus for Here {
     }
 }
 
-/// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old one, or will.
+/// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old
+/// one, or will.
 pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     if cpus::is_alone() {
         count(|stats| &stats.flushes, 1);
@@ -127,7 +128,8 @@ pub fn go_idle() {
     Here::current().own().go_idle();
 }
 
-/// The CPU goes on after [`go_idle`]: first thing after a halt, or before one. Its idle thread runs this, or an interrupt.
+/// The CPU goes on after [`go_idle`]: first thing after a halt, or before one. Its idle thread runs
+/// this, or an interrupt.
 #[inline]
 pub fn come_back() {
     let here = Here::current();
@@ -137,10 +139,12 @@ pub fn come_back() {
 /// Spins of a wait before the host is asked to run somebody else: some tens of microseconds.
 const SPINS_BEFORE_YIELD: u64 = 2048;
 
-/// Spends a moment of a wait for another CPU; `spins` is how many there were before. With more CPUs than the host has cores
-/// the other one may not be running at all: now and then the host is asked to let it.
+/// Spends a moment of a wait for another CPU; `spins` is how many there were before. With more CPUs
+/// than the host has cores the other one may not be running at all: now and then the host is asked
+/// to let it.
 ///
-/// What others wait for is served here, too: who owns the lock that this CPU waits for may itself wait for this CPU.
+/// What others wait for is served here, too: who owns the lock that this CPU waits for may itself
+/// wait for this CPU.
 pub fn spin(spins: u64) {
     poll();
     pass(spins);
@@ -157,7 +161,8 @@ fn pass(spins: u64) {
     }
 }
 
-/// Adds to one of this CPU's counts, once there is memory for them. On a CPU of several, interrupts are deferred.
+/// Adds to one of this CPU's counts, once there is memory for them. On a CPU of several, interrupts
+/// are deferred.
 #[inline]
 fn count(which: fn(&TlbStats) -> &Field<u64>, number: u64) {
     if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {

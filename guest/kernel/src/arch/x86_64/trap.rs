@@ -1,19 +1,21 @@
 //! Traps, from the body's side.
 //!
-//! **Protocol.** A trap's frame lies in a slot of the trap stack for as long as its handler runs. The handler itself runs
-//! on the interrupted stack, below its red zone (precompiled `core` uses one), so that nested traps nest there as calls
-//! do. On the way out the five words for `iretq` are copied below that red zone as well, before the slot is given
-//! back: from then on an interrupt may use the slot again.
+//! **Protocol.** A trap's frame lies in a slot of the trap stack for as long as its handler runs.
+//! The handler itself runs on the interrupted stack, below its red zone (precompiled `core` uses
+//! one), so that nested traps nest there as calls do. On the way out the five words for `iretq` are
+//! copied below that red zone as well, before the slot is given back: from then on an interrupt may
+//! use the slot again.
 //!
-//! **Backtraces.** The handler's caller has a frame like that of any function, with the interrupted RIP for a return address
-//! and the interrupted RBP below it. So a chain of frame pointers leads through the trap to the code that it interrupted, and
-//! who follows it need know nothing of traps but that the address above [`trap_entry`] is no return address. Code that was
-//! interrupted before it had a frame, or that never has one, hides its caller there, as it does anywhere.
+//! **Backtraces.** The handler's caller has a frame like that of any function, with the interrupted
+//! RIP for a return address and the interrupted RBP below it. So a chain of frame pointers leads
+//! through the trap to the code that it interrupted, and who follows it need know nothing of traps
+//! but that the address above [`trap_entry`] is no return address. Code that was interrupted before
+//! it had a frame, or that never has one, hides its caller there, as it does anywhere.
 //!
 //! All registers are saved, the FPU's and SSE's too: the body is compiled with SSE2.
 //!
-//! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the emergency stack, and is
-//! always fatal.
+//! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the
+//! emergency stack, and is always fatal.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -54,8 +56,9 @@ pub struct TrapFrame {
     ss: u64,
 }
 
-/// Where the words for `iretq` are, on the way out. RSP climbs through the frame then, and a trap between two of those
-/// instructions puts words for its own `iretq` below it. So this word stays above RSP until it is read.
+/// Where the words for `iretq` are, on the way out. RSP climbs through the frame then, and a trap
+/// between two of those instructions puts words for its own `iretq` below it. So this word stays
+/// above RSP until it is read.
 const RETURN_STACK: usize = offset_of!(TrapFrame, error_code);
 /// Bytes from an interrupted RSP down to the words for the `iretq` that returns there.
 const RETURN_BELOW: usize = RED_ZONE + 40;
@@ -106,8 +109,9 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rax, gs:[{IST1}]",
         "cmp rax, gs:[{SLOTS_LOW}]",
         "jb 6f",
-        // A trap in the first or last instructions of a handler finds RSP among the slots. The stack to use is then that
-        // of the trap which the handler is for, whose frame is in the slot above.
+        // A trap in the first or last instructions of a handler finds RSP among the slots. The
+        // stack to use is then that of the trap which the handler is for, whose frame is in the
+        // slot above.
         "mov rdx, rbx",
         "7: mov rax, [rdx + {RSP}]",
         "cmp rax, gs:[{SLOTS_LOW}]",
@@ -161,14 +165,16 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rsp, [rsp + {RETURN_STACK} - {VECTOR}]",
         "add qword ptr gs:[{IST1}], {SLOT} * 2",
         "iretq",
-        // It interrupted the nucleus. If that was halted, the frame of the halting call is in the slot above: take over
-        // its RIP (behind the `ud2`), CS, RFLAGS, RSP and SS, and return as that call would.
+        // It interrupted the nucleus. If that was halted, the frame of the halting call is in the
+        // slot above: take over its RIP (behind the `ud2`), CS, RFLAGS, RSP and SS, and return as
+        // that call would.
         "5:",
         "lea rax, [rip + nucleus_halted]",
         "cmp rax, [rbx + {RIP}]",
         "jne 6f",
         "inc r12d",
-        // A #UD has no error code, so its frame begins one word higher: SS at the very end of the slot.
+        // A #UD has no error code, so its frame begins one word higher: SS at the very end of the
+        // slot.
         "lea rcx, [rbx + {SLOT} + {END} - 40]",
         "mov rax, [rcx]",
         "add rax, 2",
@@ -209,7 +215,8 @@ pub unsafe extern "C" fn trap_entry() {
     )
 }
 
-/// Entered by the nucleus for vectors 2, 8 and 18, RSP on the emergency stack at the `cr2` of an unfinished frame.
+/// Entered by the nucleus for vectors 2, 8 and 18, RSP on the emergency stack at the `cr2` of an
+/// unfinished frame.
 ///
 /// # Safety
 /// Entered by `iretq` from the stubs alone.
@@ -259,7 +266,8 @@ extern "C" fn handle_fatal(frame: &mut TrapFrame) -> ! {
     crash::die(&Cause::Trap { kind, frame })
 }
 
-/// A page fault of the body: `vm_fault` resolves it, or it is one of [`probe`]'s, or the kernel dies.
+/// A page fault of the body: `vm_fault` resolves it, or it is one of [`probe`]'s, or the kernel
+/// dies.
 fn page_fault(frame: &mut TrapFrame) {
     if !crate::fault::resolve(frame) && !probe::recover(&mut frame.rip) {
         crash::die(&Cause::Trap { kind: CrashKind::PageFault, frame });

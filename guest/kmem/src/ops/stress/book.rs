@@ -12,7 +12,8 @@ const WORDS: u64 = 8;
 /// Blocks in a page of the book.
 const PER_PAGE: u64 = PAGE_SIZE / (WORDS * 8);
 
-/// A block: `pages` pages from `addr` on, of which those of `[first, end)` hold the pattern of `seed`.
+/// A block: `pages` pages from `addr` on, of which those of `[first, end)` hold the pattern of
+/// `seed`.
 #[derive(Clone, Copy)]
 pub struct Block {
     pub addr: GuestVirt,
@@ -58,7 +59,11 @@ impl Book {
         self.pages
     }
 
-    fn words<'a, A: Access>(&self, access: &'a A, index: u64) -> &'a [vmkern_abi::field::Field<u64>] {
+    fn words<'a, A: Access>(
+        &self,
+        access: &'a A,
+        index: u64,
+    ) -> &'a [vmkern_abi::field::Field<u64>] {
         access.words(self.addr.add(index * WORDS * 8), to_usize(WORDS), Intent::Write)
     }
 
@@ -79,7 +84,12 @@ impl Book {
     }
 
     /// Adds `block`. May sleep.
-    pub fn push<M: Machine, A: Access>(&mut self, vm: &Vm<M>, access: &A, block: &Block) -> Result<(), Shortage> {
+    pub fn push<M: Machine, A: Access>(
+        &mut self,
+        vm: &Vm<M>,
+        access: &A,
+        block: &Block,
+    ) -> Result<(), Shortage> {
         if self.len == self.pages_of_book * PER_PAGE {
             self.grow(vm, access)?;
         }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{EntryFlags, PQ_ACTIVE, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject};
+use vmkern_abi::layout::{
+    EntryFlags, PQ_ACTIVE, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject,
+};
 use vmkern_abi::pte::{Pte, PteFlags};
 
 use super::{Objects, pages};
@@ -23,7 +25,11 @@ pub fn check(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64, Pte>) {
     for e in all {
         if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
             let submap = vm.get::<VmMap>(KPtr::new(e.object.get().addr()));
-            assert_eq!((submap.min_offset(), submap.max_offset()), (e.start.get(), e.end.get()), "submap's ends");
+            assert_eq!(
+                (submap.min_offset(), submap.max_offset()),
+                (e.start.get(), e.end.get()),
+                "submap's ends"
+            );
         } else if e.object.get().is_null() {
             objectless.extend(pages(e.start.get(), e.end.get()));
         } else {
@@ -56,10 +62,22 @@ fn list(sim: &Sim, map: KPtr<VmMap>) -> Vec<&VmMapEntry> {
     let mut at = m.header.next.get();
     while at != head {
         let e = vm.get(at);
-        assert!(e.start.get() >= below && e.start.get() < e.end.get(), "entry {} out of order", e.start.get());
-        assert!(e.start.get().is_page_aligned() && e.end.get().is_page_aligned(), "entry {}", e.start.get());
+        assert!(
+            e.start.get() >= below && e.start.get() < e.end.get(),
+            "entry {} out of order",
+            e.start.get()
+        );
+        assert!(
+            e.start.get().is_page_aligned() && e.end.get().is_page_aligned(),
+            "entry {}",
+            e.start.get()
+        );
         assert_eq!(vm.get(e.next.get()).prev.get(), at, "links of entry {}", e.start.get());
-        assert!(!e.eflags.get().intersects(EntryFlags::PASSING), "entry {} is in transition", e.start.get());
+        assert!(
+            !e.eflags.get().intersects(EntryFlags::PASSING),
+            "entry {} is in transition",
+            e.start.get()
+        );
         size += e.end.get().since(e.start.get());
         below = e.end.get();
         entries.push(e);
@@ -71,14 +89,27 @@ fn list(sim: &Sim, map: KPtr<VmMap>) -> Vec<&VmMapEntry> {
     assert_eq!(m.sx.owner.get(), 0, "the map is locked");
     let low = entries.iter().filter(|e| e.end.get() <= KERNBASE).map(|e| e.end.get()).max();
     if map == vm.kernel_map() {
-        assert!(low.is_none_or(|end| vm.state().kernel_vm_end.get() >= end), "kernel_vm_end is too low");
+        assert!(
+            low.is_none_or(|end| vm.state().kernel_vm_end.get() >= end),
+            "kernel_vm_end is too low"
+        );
     }
     entries
 }
 
 /// An entry on an object has all its pages, wired once and mapped.
-fn check_pages(sim: &Sim, e: &VmMapEntry, resident: &BTreeMap<u64, u32>, translations: &BTreeMap<u64, Pte>) {
-    assert_eq!(e.offset.get(), e.start.get().since(VM_MIN_KERNEL_ADDRESS), "offset of entry {}", e.start.get());
+fn check_pages(
+    sim: &Sim,
+    e: &VmMapEntry,
+    resident: &BTreeMap<u64, u32>,
+    translations: &BTreeMap<u64, Pte>,
+) {
+    assert_eq!(
+        e.offset.get(),
+        e.start.get().since(VM_MIN_KERNEL_ADDRESS),
+        "offset of entry {}",
+        e.start.get()
+    );
     assert_eq!(e.wired_count.get(), 1, "wired_count of entry {}", e.start.get());
     for va in pages(e.start.get(), e.end.get()) {
         let pindex = va.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
@@ -87,16 +118,28 @@ fn check_pages(sim: &Sim, e: &VmMapEntry, resident: &BTreeMap<u64, u32>, transla
         assert_eq!(pte.frame(), GuestPhys::from_pfn(pfn.into()), "the page behind {va}");
         let page = sim.vm().page_by_number(pfn);
         let object: KPtr<VmObject> = e.object.get();
-        assert_eq!((page.object.get(), page.pindex.get()), (object, pindex), "the owner of the page behind {va}");
+        assert_eq!(
+            (page.object.get(), page.pindex.get()),
+            (object, pindex),
+            "the owner of the page behind {va}"
+        );
         assert_eq!(page.wire_count.get(), 1, "wire_count of the page behind {va}");
         assert_eq!(page.valid.get(), VM_PAGE_BITS_ALL, "valid of the page behind {va}");
         assert_eq!(page.oflags.get(), PageOflags::empty(), "oflags of the page behind {va}");
-        assert!(page.flags.get().contains(PageFlags::ALLOCATED | PageFlags::UNMANAGED), "flags of {va}");
-        assert_eq!((page.queue.get(), page.hold_count.get(), page.busy.get()), (0, 0, 0), "the page behind {va}");
+        assert!(
+            page.flags.get().contains(PageFlags::ALLOCATED | PageFlags::UNMANAGED),
+            "flags of {va}"
+        );
+        assert_eq!(
+            (page.queue.get(), page.hold_count.get(), page.busy.get()),
+            (0, 0, 0),
+            "the page behind {va}"
+        );
     }
 }
 
-/// An entry on an anonymous object has some pages, each mapped where it belongs or not at all. Gives how many.
+/// An entry on an anonymous object has some pages, each mapped where it belongs or not at all.
+/// Gives how many.
 fn check_anonymous(
     sim: &Sim,
     e: &VmMapEntry,
@@ -112,19 +155,30 @@ fn check_anonymous(
             continue;
         };
         count += 1;
-        assert!(pte.is_none_or(|pte| pte.frame() == GuestPhys::from_pfn(pfn.into())), "the page behind {va}");
+        assert!(
+            pte.is_none_or(|pte| pte.frame() == GuestPhys::from_pfn(pfn.into())),
+            "the page behind {va}"
+        );
         let page = sim.vm().page_by_number(pfn);
         assert_eq!(
             (page.object.get(), page.pindex.get()),
             (e.object.get(), pindex),
             "the owner of the page behind {va}"
         );
-        assert_eq!(page.wire_count.get(), e.wired_count.get(), "wire_count of the page behind {va}");
+        assert_eq!(
+            page.wire_count.get(),
+            e.wired_count.get(),
+            "wire_count of the page behind {va}"
+        );
         assert_eq!(page.valid.get(), VM_PAGE_BITS_ALL, "valid of the page behind {va}");
         assert_eq!(page.oflags.get(), PageOflags::empty(), "oflags of the page behind {va}");
         assert!(!page.flags.get().contains(PageFlags::UNMANAGED), "flags of {va}");
         let queue = if page.wire_count.get() == 0 { PQ_ACTIVE } else { 0 };
-        assert_eq!((page.queue.get(), page.hold_count.get(), page.busy.get()), (queue, 0, 0), "the page behind {va}");
+        assert_eq!(
+            (page.queue.get(), page.hold_count.get(), page.busy.get()),
+            (queue, 0, 0),
+            "the page behind {va}"
+        );
     }
     count
 }

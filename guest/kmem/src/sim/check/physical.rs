@@ -22,14 +22,25 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
         for pfn in seg.start.get()..seg.fresh.get() {
             let page = vm.page_by_number(pfn);
             let is_free = in_blocks.contains(&pfn) != in_caches.contains(&pfn);
-            assert_eq!(is_free, !page.flags.get().contains(PageFlags::ALLOCATED), "page {pfn:#x} is lost");
+            assert_eq!(
+                is_free,
+                !page.flags.get().contains(PageFlags::ALLOCATED),
+                "page {pfn:#x} is lost"
+            );
             wired += u64::from(page.wire_count.get() > 0);
             if is_free {
-                assert!(page.object.get().is_null() && page.wire_count.get() == 0, "free page {pfn:#x} is in use");
+                assert!(
+                    page.object.get().is_null() && page.wire_count.get() == 0,
+                    "free page {pfn:#x} is in use"
+                );
                 let links = page.left.get() | page.right.get() | page.parent.get();
                 assert_eq!(links, 0, "free page {pfn:#x} is linked in an index");
                 let known = page.flags.get();
-                assert_eq!(in_caches.contains(&pfn), known.contains(PageFlags::PCPU_CACHE), "flags of page {pfn:#x}");
+                assert_eq!(
+                    in_caches.contains(&pfn),
+                    known.contains(PageFlags::PCPU_CACHE),
+                    "flags of page {pfn:#x}"
+                );
                 let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.get() != 0;
                 zero += u64::from(known.contains(PageFlags::ZERO) || untouched);
             }
@@ -39,14 +50,24 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
         zero += fresh;
     }
     assert_eq!(cnt.v_page_count.get(), managed, "v_page_count");
-    assert_eq!(cnt.v_free_count.get(), fresh + (in_blocks.len() + in_caches.len()) as u64, "v_free_count");
+    assert_eq!(
+        cnt.v_free_count.get(),
+        fresh + (in_blocks.len() + in_caches.len()) as u64,
+        "v_free_count"
+    );
     assert_eq!(cnt.v_wire_count.get(), wired, "v_wire_count");
     let queued = queue(sim);
-    let pages = objects.0.values().filter(|object| !object.kernels).flat_map(|object| object.pages.values());
-    let unwired: BTreeSet<u32> = pages.copied().filter(|&pfn| vm.page_by_number(pfn).wire_count.get() == 0).collect();
+    let pages = objects
+        .0
+        .values()
+        .filter(|object| !object.kernels)
+        .flat_map(|object| object.pages.values());
+    let unwired: BTreeSet<u32> =
+        pages.copied().filter(|&pfn| vm.page_by_number(pfn).wire_count.get() == 0).collect();
     assert_eq!(queued, unwired, "the active queue has all pages that could be paged out");
     assert_eq!(cnt.v_active_count.get(), queued.len() as u64, "v_active_count");
-    let sum = cnt.v_free_count.get() + wired + cnt.v_active_count.get() + cnt.v_inactive_count.get();
+    let sum =
+        cnt.v_free_count.get() + wired + cnt.v_active_count.get() + cnt.v_inactive_count.get();
     assert_eq!(sum, managed, "free, wired and queued pages are all pages");
     assert_eq!(state.vm_page_zero_count.get(), zero, "vm_page_zero_count");
     wired
@@ -65,8 +86,15 @@ fn caches(sim: &Sim) -> BTreeSet<u32> {
     let mut all = BTreeSet::new();
     for cpu in sim.vm().cpus() {
         let pages = list(sim, &cpu.page_cache.pages);
-        assert!(pages.len() as u64 <= sim.vm().state().page_cache_max.get(), "CPU {} keeps too many", cpu.cpuid.get());
-        assert!(pages.iter().all(|&pfn| sim.vm().page_by_number(pfn).block.get() == 0), "a block in a cache");
+        assert!(
+            pages.len() as u64 <= sim.vm().state().page_cache_max.get(),
+            "CPU {} keeps too many",
+            cpu.cpuid.get()
+        );
+        assert!(
+            pages.iter().all(|&pfn| sim.vm().page_by_number(pfn).block.get() == 0),
+            "a block in a cache"
+        );
         assert!(pages.into_iter().all(|pfn| all.insert(pfn)), "a page is in two caches");
     }
     all
@@ -81,7 +109,11 @@ fn list(sim: &Sim, list: &VmFreeList) -> BTreeSet<u32> {
         assert_eq!(page.prev.get(), before, "links of {pfn:#x} in its list");
         (before, pfn) = (pfn, page.next.get());
     }
-    assert_eq!((list.tail.get(), list.count.get()), (before, pages.len() as u64), "a list of pages");
+    assert_eq!(
+        (list.tail.get(), list.count.get()),
+        (before, pages.len() as u64),
+        "a list of pages"
+    );
     pages
 }
 
@@ -89,12 +121,16 @@ fn list(sim: &Sim, list: &VmFreeList) -> BTreeSet<u32> {
 pub fn check_zeros(sim: &Sim) {
     for pfn in blocks(sim).into_iter().chain(caches(sim)) {
         let flags = sim.vm().page_by_number(pfn).flags.get();
-        let untouched = !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
+        let untouched =
+            !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
         if flags.contains(PageFlags::ZERO) || untouched {
             let pa = GuestPhys::from_pfn(pfn.into());
             let words: &PageTable = sim.vm().at(pa);
             sim.machine().mark(pa, PAGE_SIZE, Mark::Used);
-            assert!(words.iter().all(|word| word.get().bits() == 0), "page {pfn:#x} should hold zeros");
+            assert!(
+                words.iter().all(|word| word.get().bits() == 0),
+                "page {pfn:#x} should hold zeros"
+            );
             sim.machine().mark(pa, PAGE_SIZE, Mark::Free);
         }
     }
@@ -110,12 +146,26 @@ fn blocks(sim: &Sim) -> BTreeSet<u32> {
             while pfn != 0 {
                 let head = vm.page_by_number(pfn);
                 assert_eq!(head.prev.get(), before, "links of the block at {pfn:#x}");
-                assert_eq!(usize::from(head.block.get()), order + 1, "order of the block at {pfn:#x}");
-                assert!(pfn.trailing_zeros() as usize >= order, "alignment of the block at {pfn:#x}");
+                assert_eq!(
+                    usize::from(head.block.get()),
+                    order + 1,
+                    "order of the block at {pfn:#x}"
+                );
+                assert!(
+                    pfn.trailing_zeros() as usize >= order,
+                    "alignment of the block at {pfn:#x}"
+                );
                 let seg = vm.vm_phys_segments().nth(head.segind.get().into()).expect("a segment");
                 let end = pfn + (1 << order);
-                assert!(pfn >= seg.start.get() && end <= seg.fresh.get(), "block at {pfn:#x} leaves its segment");
-                assert_eq!(seg.freelist.get() as usize, flind, "free list of the block at {pfn:#x}");
+                assert!(
+                    pfn >= seg.start.get() && end <= seg.fresh.get(),
+                    "block at {pfn:#x} leaves its segment"
+                );
+                assert_eq!(
+                    seg.freelist.get() as usize,
+                    flind,
+                    "free list of the block at {pfn:#x}"
+                );
                 let buddy = pfn ^ (1 << order);
                 let is_pair = order < queues.len() - 1
                     && buddy >= seg.start.get()
@@ -124,7 +174,10 @@ fn blocks(sim: &Sim) -> BTreeSet<u32> {
                 assert!(!is_pair, "blocks at {pfn:#x} and {buddy:#x} are not coalesced");
                 for inner in pfn..end {
                     assert!(pages.insert(inner), "page {inner:#x} is in two blocks");
-                    assert!(inner == pfn || vm.page_by_number(inner).block.get() == 0, "a block within a block");
+                    assert!(
+                        inner == pfn || vm.page_by_number(inner).block.get() == 0,
+                        "a block within a block"
+                    );
                 }
                 (before, pfn, count) = (pfn, head.next.get(), count + 1);
             }

@@ -1,4 +1,5 @@
-//! What a step does, what it must give, and what it changes in the model, when operations come one at a time.
+//! What a step does, what it must give, and what it changes in the model, when operations come one
+//! at a time.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
@@ -67,7 +68,10 @@ impl World {
                 let ranges = self.naive.maps[map].ranges.iter();
                 ranges.map(move |(&start, &range)| Picked { map, start, range })
             })
-            .filter(|at| !matches!(at.range.what, What::Fixed | What::Submap) && !self.pinned.contains(&at.start))
+            .filter(|at| {
+                !matches!(at.range.what, What::Fixed | What::Submap)
+                    && !self.pinned.contains(&at.start)
+            })
             .filter(|at| fits(&self.naive.maps[at.map], &at.range))
             .collect();
         (!all.is_empty()).then(|| all[usize::from(pick) % all.len()])
@@ -78,7 +82,9 @@ impl World {
         let m = &self.naive.maps[map];
         match size {
             Size::Bytes(bytes) | Size::Absurd(bytes) => bytes,
-            Size::Map(more) => (m.max - m.min).saturating_add_signed(i64::from(more) * PAGE_SIZE as i64),
+            Size::Map(more) => {
+                (m.max - m.min).saturating_add_signed(i64::from(more) * PAGE_SIZE as i64)
+            }
         }
     }
 
@@ -87,8 +93,10 @@ impl World {
         let ranges = &self.naive.maps[map].ranges;
         let plain = |range: &Range| !matches!(range.what, What::Kernel | What::Kmem);
         // Entries in use, the reserve, and the new one.
-        let at_home = ranges.len() as u64 + crate::vm::map::reserve::FLOOR < MapHome::ENTRIES as u64;
-        let known = map == KMEM && matches!(how, How::Malloc(_)) && at_home && !ranges.values().any(plain);
+        let at_home =
+            ranges.len() as u64 + crate::vm::map::reserve::FLOOR < MapHome::ENTRIES as u64;
+        let known =
+            map == KMEM && matches!(how, How::Malloc(_)) && at_home && !ranges.values().any(plain);
         if known { 0 } else { 12 + pages / 128 }
     }
 
@@ -137,7 +145,9 @@ impl World {
     pub fn expected(&self, map: usize, size: u64, how: How) -> Option<Vec<Verdict>> {
         let m = &self.naive.maps[map];
         match (how, m.kind) {
-            (How::Malloc(_), MapKind::User) | (How::Wait, MapKind::System) => return Some(vec![INVALID]),
+            (How::Malloc(_), MapKind::User) | (How::Wait, MapKind::System) => {
+                return Some(vec![INVALID]);
+            }
             _ => {}
         }
         let Some(bytes) = rounded(size) else { return Some(vec![NULL]) };
@@ -150,7 +160,8 @@ impl World {
             // Entries need pages, too.
             let Some(hole) = hole else {
                 let never = bytes > m.max - m.min;
-                return (free >= 8).then(|| vec![if never { NULL } else { Verdict::Sleeps("vmmaps") }]);
+                return (free >= 8)
+                    .then(|| vec![if never { NULL } else { Verdict::Sleeps("vmmaps") }]);
             };
             return (free >= 8).then(|| vec![is(hole)]);
         }
@@ -160,7 +171,12 @@ impl World {
         };
         let floor = match how {
             How::Alloc => cnt.v_free_reserved.get(),
-            How::Malloc(flags) if flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE) != MallocFlags::NOWAIT => 2,
+            How::Malloc(flags)
+                if flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE)
+                    != MallocFlags::NOWAIT =>
+            {
+                2
+            }
             _ => 0,
         };
         // A page table maps 512 pages.
@@ -241,7 +257,11 @@ impl World {
             Stray::Again => {}
             Stray::WrongMap => {
                 let end = at.start + at.range.bytes;
-                let Some(other) = self.naive.maps.iter().find(|m| m.max <= at.start || m.min >= end) else { return };
+                let Some(other) =
+                    self.naive.maps.iter().find(|m| m.max <= at.start || m.min >= end)
+                else {
+                    return;
+                };
                 let op = Op::KmemFree { map: other.id, addr, size: at.range.bytes };
                 self.perform(on, op, &[OK]);
             }
@@ -256,9 +276,11 @@ impl World {
                 self.perform(on, Op::KmemFree { map: own, addr, size: u64::MAX - at.start }, &[OK]);
             }
             Stray::Across(size) => {
-                let over = self.naive.maps[at.map].overlapping(at.start, at.start + size + PAGE_SIZE);
+                let over =
+                    self.naive.maps[at.map].overlapping(at.start, at.start + size + PAGE_SIZE);
                 let is_ours = |(start, range): &(u64, Range)| {
-                    !matches!(range.what, What::Fixed | What::Submap) && !self.pinned.contains(start)
+                    !matches!(range.what, What::Fixed | What::Submap)
+                        && !self.pinned.contains(start)
                 };
                 if over.iter().all(is_ours) {
                     self.free_range(on, at.map, at.start, size, FreeBy::Wakeup);
@@ -272,7 +294,9 @@ impl World {
         let Some(at) = self.pick(pick, |_, range| has_memory(range)) else { return };
         let (addr, size) = Self::part(&at, part);
         let Some((start, end)) = touched(addr, size) else { return };
-        let missing = pages(start, end - start).filter(|va| !self.naive.memory.contains_key(va)).count() as u64;
+        let missing = pages(start, end - start)
+            .filter(|va| !self.naive.memory.contains_key(va))
+            .count() as u64;
         let (free, severe) = (self.sim.free_pages(), self.sim.vm().cnt().v_free_severe.get());
         let sleeps = Verdict::Sleeps("pfault");
         let allowed = if missing == 0 || free >= severe + missing + 8 {
@@ -297,7 +321,8 @@ impl World {
 
     /// A part of a range of address space alone, in a map whose page tables are all there.
     fn window(&self, pick: u16, from: u8, count: u8) -> Option<(u64, u64)> {
-        let at = self.pick(pick, |map, range| range.what == What::Nofault && map.kind == MapKind::System)?;
+        let at = self
+            .pick(pick, |map, range| range.what == What::Nofault && map.kind == MapKind::System)?;
         let pages = at.range.bytes / PAGE_SIZE;
         let from = u64::from(from) % pages;
         Some((at.start + from * PAGE_SIZE, u64::from(count).min(pages - from)))
@@ -313,7 +338,9 @@ impl World {
             self.naive.back(start, count * PAGE_SIZE, What::Nofault, Content::Unknown);
             self.fill(start, count * PAGE_SIZE);
         }
-        if let Some(wired) = self.pick(pick, |_, range| matches!(range.what, What::Kmem | What::Kernel)) {
+        if let Some(wired) =
+            self.pick(pick, |_, range| matches!(range.what, What::Kmem | What::Kernel))
+        {
             let op = Op::PmapQenter { addr: GuestVirt::new(wired.start), count: 1 };
             let allowed = if self.sim.free_pages() == 0 { SHORTAGE } else { INVALID };
             self.perform(on, op, &[allowed]);
@@ -332,8 +359,9 @@ impl World {
     }
 
     fn suballoc(&mut self, map: u8, size: Size, kind: MapKind) {
-        let systems: Vec<usize> =
-            (0..self.naive.maps.len()).filter(|&map| self.naive.maps[map].kind == MapKind::System).collect();
+        let systems: Vec<usize> = (0..self.naive.maps.len())
+            .filter(|&map| self.naive.maps[map].kind == MapKind::System)
+            .collect();
         let map = systems[usize::from(map) % systems.len()];
         let size = self.bytes(map, size);
         let Some(bytes) = rounded(size).filter(|bytes| bytes / PAGE_SIZE <= MOST) else { return };
@@ -343,7 +371,13 @@ impl World {
         }
         let op = Op::KmemSuballoc { parent: self.naive.maps[map].id, size, kind };
         let id = self.execute_for_map(op);
-        let made = NaiveMap { id: MapId(id), min: hole, max: hole + bytes, kind, ranges: Default::default() };
+        let made = NaiveMap {
+            id: MapId(id),
+            min: hole,
+            max: hole + bytes,
+            kind,
+            ranges: Default::default(),
+        };
         self.naive.take(map, hole, bytes, What::Submap);
         self.naive.maps.push(made);
     }
@@ -362,7 +396,9 @@ impl World {
 
     /// Has a range freed by the next shortage.
     fn store(&mut self, pick: u16) {
-        let plain = |map: &NaiveMap, range: &Range| map.kind == MapKind::System && range.what != What::Nofault;
+        let plain = |map: &NaiveMap, range: &Range| {
+            map.kind == MapKind::System && range.what != What::Nofault
+        };
         let Some(at) = self.pick(pick, plain) else { return };
         if self.sim.free_pages() < 4 {
             return;
@@ -377,7 +413,8 @@ impl World {
             return;
         }
         assert_eq!(outcome, Outcome::Ok, "{op:?} stored");
-        // To store it takes memory, which may bring about a shortage that comes before it is stored.
+        // To store it takes memory, which may bring about a shortage that comes before it is
+        // stored.
         if Entries::look(&self.sim, &self.naive.maps).cover(at.map, at.start) {
             self.count_events();
         }
@@ -387,14 +424,15 @@ impl World {
 
     fn drain(&mut self, on: On, left: u8) {
         let free = self.sim.free_pages();
-        let wanted = |more: u64| free.checked_sub(u64::from(left) + more).filter(|&pages| pages > 0);
+        let wanted =
+            |more: u64| free.checked_sub(u64::from(left) + more).filter(|&pages| pages > 0);
         let how = How::Malloc(MallocFlags::NOWAIT);
         for (map, number) in [(KMEM, 1), (KERNEL, 0)] {
             let Some(pages) = wanted(self.overhead(map, free, how)) else { continue };
             if self.naive.maps[map].hole(pages * PAGE_SIZE).is_some() {
-                self.script
-                    .borrow_mut()
-                    .remark(&format!("Takes all pages but about {left}: (v_free_count - {left})*4K."));
+                self.script.borrow_mut().remark(&format!(
+                    "Takes all pages but about {left}: (v_free_count - {left})*4K."
+                ));
                 return self.allocate(on, number, Size::Bytes(pages * PAGE_SIZE), how);
             }
         }
@@ -402,13 +440,16 @@ impl World {
 
     fn panic(&mut self, pick: u16, fault: bool) {
         let plain = |_: &NaiveMap, range: &Range| range.what == What::Nofault;
-        if let Some(at) = self.pick(pick, plain).filter(|at| fault && !self.naive.memory.contains_key(&at.start)) {
+        if let Some(at) =
+            self.pick(pick, plain).filter(|at| fault && !self.naive.memory.contains_key(&at.start))
+        {
             let text = format!("vm_fault: fault on nofault entry, addr: {:x}", at.start);
             return self.panics(Op::Read { addr: GuestVirt::new(at.start) }, &text);
         }
         let m = &self.naive.maps[KMEM];
         let (id, size) = (m.id, m.max - m.min + PAGE_SIZE);
-        let used = m.size() - self.doomed.iter().filter(|d| d.0 == KMEM).map(|d| d.2 - d.1).sum::<u64>();
+        let used =
+            m.size() - self.doomed.iter().filter(|d| d.0 == KMEM).map(|d| d.2 - d.1).sum::<u64>();
         let text = format!("kmem_malloc({size}): kmem_map too small: {used} total allocated");
         self.panics(Op::KmemMalloc { map: id, size, flags: MallocFlags::WAITOK }, &text);
     }

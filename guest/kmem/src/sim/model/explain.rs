@@ -1,8 +1,9 @@
 //! An order of operations that ran at once which explains what they gave.
 //!
-//! The results alone leave open where an allocation has its room that still sleeps for pages: before a free that ran at
-//! once with it, or after. The kernel's entries tell. While such an allocation sleeps its entry is not wired, so that
-//! nothing merges with it, and it has exactly the allocation's ends.
+//! The results alone leave open where an allocation has its room that still sleeps for pages:
+//! before a free that ran at once with it, or after. The kernel's entries tell. While such an
+//! allocation sleeps its entry is not wired, so that nothing merges with it, and it has exactly the
+//! allocation's ends.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::control::{KernReturn, Op, Outcome};
@@ -37,7 +38,8 @@ pub struct Event {
 pub type Place = Option<u64>;
 
 impl Event {
-    /// Does in `maps` what the operation did, if the model would have had it do just that. Gives where an allocation is.
+    /// Does in `maps` what the operation did, if the model would have had it do just that. Gives
+    /// where an allocation is.
     fn replay(&self, maps: &mut [NaiveMap], scarce: bool) -> Option<Place> {
         match self.effect {
             _ if self.settled => Some(None),
@@ -53,7 +55,9 @@ impl Event {
                         maps[map].put(addr, bytes, kind(how));
                         Some(Some(addr))
                     }
-                    (Some(Outcome::Null), _) if hole.is_none() || (scarce && !how.may_sleep()) => Some(None),
+                    (Some(Outcome::Null), _) if hole.is_none() || (scarce && !how.may_sleep()) => {
+                        Some(None)
+                    }
                     (Some(Outcome::Error(KernReturn::InvalidArgument)), _) => Some(None),
                     // It sleeps for room, and has none.
                     (None, _) if matches!(how, How::Wait) => Some(None),
@@ -108,10 +112,13 @@ impl Entries {
         let kernels = [(vm.kernel_object(), What::Kernel), (vm.kmem_object(), What::Kmem)];
         let entry = |entry: KPtr<VmMapEntry>| {
             let e = vm.get(entry);
-            let what = kernels.iter().find(|kernels| kernels.0 == e.object.get()).map(|kernels| kernels.1);
+            let what =
+                kernels.iter().find(|kernels| kernels.0 == e.object.get()).map(|kernels| kernels.1);
             Entry { start: e.start.get().get(), end: e.end.get().get(), what }
         };
-        let of = |m: &NaiveMap| vm.vm_map_entries(vm.map_by_id(m.id).expect("the map exists")).map(entry).collect();
+        let of = |m: &NaiveMap| {
+            vm.vm_map_entries(vm.map_by_id(m.id).expect("the map exists")).map(entry).collect()
+        };
         Self(maps.iter().map(of).collect())
     }
 
@@ -147,7 +154,12 @@ fn joined(ranges: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = (u64
 }
 
 /// An order of the events that explains them, with the places of allocations.
-pub fn explain(events: &[Event], maps: &[NaiveMap], scarce: bool, entries: &Entries) -> Option<Vec<(usize, Place)>> {
+pub fn explain(
+    events: &[Event],
+    maps: &[NaiveMap],
+    scarce: bool,
+    entries: &Entries,
+) -> Option<Vec<(usize, Place)>> {
     let mut order = Vec::new();
     search(events, maps, scarce, entries, &mut order).map(|()| order)
 }
@@ -195,13 +207,19 @@ mod tests {
     fn map(ranges: &[(u64, u64)]) -> NaiveMap {
         let ranges: BTreeMap<u64, Range> = ranges
             .iter()
-            .map(|&(start, end)| (start * PAGE_SIZE, Range { bytes: (end - start) * PAGE_SIZE, what: What::Kmem }))
+            .map(|&(start, end)| {
+                (start * PAGE_SIZE, Range { bytes: (end - start) * PAGE_SIZE, what: What::Kmem })
+            })
             .collect();
         NaiveMap { id: MapId::KMEM, min: 0, max: 100 * PAGE_SIZE, kind: MapKind::System, ranges }
     }
 
     fn entries(ends: &[(u64, u64)]) -> Entries {
-        let entry = |&(start, end)| Entry { start: start * PAGE_SIZE, end: end * PAGE_SIZE, what: Some(What::Kmem) };
+        let entry = |&(start, end)| Entry {
+            start: start * PAGE_SIZE,
+            end: end * PAGE_SIZE,
+            what: Some(What::Kmem),
+        };
         Entries(vec![ends.iter().map(entry).collect()])
     }
 
@@ -230,8 +248,14 @@ mod tests {
     fn an_allocation_that_sleeps_came_before_a_free_or_after_it_as_its_entry_says() {
         let (events, before) = (allocation_and_free(3), [map(&[(0, 8)])]);
         let order = |after: &[(u64, u64)]| explain(&events, &before, false, &entries(after));
-        assert_eq!(order(&[(0, 2), (6, 8), (8, 11)]), Some(vec![(0, Some(8 * PAGE_SIZE)), (1, None)]));
-        assert_eq!(order(&[(0, 2), (2, 5), (6, 8)]), Some(vec![(1, None), (0, Some(2 * PAGE_SIZE))]));
+        assert_eq!(
+            order(&[(0, 2), (6, 8), (8, 11)]),
+            Some(vec![(0, Some(8 * PAGE_SIZE)), (1, None)])
+        );
+        assert_eq!(
+            order(&[(0, 2), (2, 5), (6, 8)]),
+            Some(vec![(1, None), (0, Some(2 * PAGE_SIZE))])
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The naive model: sets of ranges, searched from the lowest, and the pages that have memory behind them.
+//! The naive model: sets of ranges, searched from the lowest, and the pages that have memory behind
+//! them.
 //!
-//! It knows nothing of entries, objects, page tables or free lists; it shares no code with what it judges.
+//! It knows nothing of entries, objects, page tables or free lists; it shares no code with what it
+//! judges.
 
 use std::collections::BTreeMap;
 
@@ -77,7 +79,10 @@ pub fn rounded(size: u64) -> Option<u64> {
 
 /// The pages that `[addr, addr + size)` touches; a range that wraps is nothing.
 pub fn touched(addr: u64, size: u64) -> Option<(u64, u64)> {
-    Some((addr / PAGE_SIZE * PAGE_SIZE, addr.checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?))
+    Some((
+        addr / PAGE_SIZE * PAGE_SIZE,
+        addr.checked_add(size)?.checked_next_multiple_of(PAGE_SIZE)?,
+    ))
 }
 
 /// Addresses of the pages of `bytes` bytes from `start` on.
@@ -103,7 +108,8 @@ impl NaiveMap {
         self.ranges.values().map(|range| range.bytes).sum()
     }
 
-    /// Fewest and most entries that could stand for the ranges: neighbours of one kind may be one entry, or not.
+    /// Fewest and most entries that could stand for the ranges: neighbours of one kind may be one
+    /// entry, or not.
     pub fn entries(&self) -> (u64, u64) {
         let (mut runs, mut last) = (0, None);
         for (&at, range) in &self.ranges {
@@ -135,7 +141,8 @@ impl NaiveMap {
         }
         self.cut(start);
         self.cut(end);
-        let gone: Vec<(u64, Range)> = self.ranges.range(start..end).map(|(&at, &range)| (at, range)).collect();
+        let gone: Vec<(u64, Range)> =
+            self.ranges.range(start..end).map(|(&at, &range)| (at, range)).collect();
         for (at, _) in &gone {
             self.ranges.remove(at);
         }

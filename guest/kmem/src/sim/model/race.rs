@@ -1,7 +1,8 @@
 //! Operations of several threads, and of an interrupt, all at once.
 //!
-//! What a round gave is right when there is an order of its operations in which each gives just that to the model. That
-//! is asked of addresses, where the model is exact; where pages run short, it only says what may happen.
+//! What a round gave is right when there is an order of its operations in which each gives just
+//! that to the model. That is asked of addresses, where the model is exact; where pages run short,
+//! it only says what may happen.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,13 +103,15 @@ impl World {
             let planned = self.plan(step, &mut claimed).filter(|(op, _)| self.may_interrupt(op))?;
             Some((*points, planned))
         });
-        let all: Vec<Effect> = planned.iter().map(|p| p.1).chain(handler.map(|(_, p)| p.1)).collect();
+        let all: Vec<Effect> =
+            planned.iter().map(|p| p.1).chain(handler.map(|(_, p)| p.1)).collect();
         planned.retain(|(_, effect)| self.cannot_fail(effect, &all));
 
         let (free, wanted) = (self.sim.free_pages(), all.iter().map(wanted).sum::<u64>() + 64);
-        self.script
-            .borrow_mut()
-            .remark(&format!("At once, with seed {} and one interrupt in {}:", round.seed, round.one_in));
+        self.script.borrow_mut().remark(&format!(
+            "At once, with seed {} and one interrupt in {}:",
+            round.seed, round.one_in
+        ));
         let mut events = self.run_at_once(round, &idle, &planned, handler);
         let mut at = 0;
         while at < self.sleepers.len() {
@@ -121,14 +124,20 @@ impl World {
             }
         }
         for (_, effect) in &planned {
-            // Who sleeps for room need not have been told of a free that came before it looked, nor of a plain one.
+            // Who sleeps for room need not have been told of a free that came before it looked, nor
+            // of a plain one.
             if let Effect::Free { map, .. } = *effect {
                 self.quiet.insert(map);
             }
         }
         let entries = Entries::look(&self.sim, &self.naive.maps);
-        let order = explain(&events, &self.naive.maps, free < wanted, &entries)
-            .unwrap_or_else(|| panic!("no order explains {events:#?}\nin {:#x?}\nand {entries:#x?}", self.naive.maps));
+        let order =
+            explain(&events, &self.naive.maps, free < wanted, &entries).unwrap_or_else(|| {
+                panic!(
+                    "no order explains {events:#?}\nin {:#x?}\nand {entries:#x?}",
+                    self.naive.maps
+                )
+            });
         self.turn += 1;
         for (number, place) in order {
             self.take_effect(&events[number], place);
@@ -146,7 +155,8 @@ impl World {
             }
             Step::Drain { left } => {
                 let bytes = self.sim.free_pages().checked_sub(u64::from(left) + 32)? * PAGE_SIZE;
-                let map = [1, 0].into_iter().find(|&map| self.naive.maps[map].hole(bytes).is_some())?;
+                let map =
+                    [1, 0].into_iter().find(|&map| self.naive.maps[map].hole(bytes).is_some())?;
                 self.plan_allocation(map, bytes, How::Malloc(MallocFlags::NOWAIT))
             }
             Step::Free { pick, part, by } => {
@@ -169,7 +179,10 @@ impl World {
                 let addr = GuestVirt::new(start);
                 if pages(start, end - start).all(|va| self.naive.memory.contains_key(&va)) {
                     let (seed, bytes) = (self.seed(), end - start);
-                    return Some((Op::Fill { addr, size: bytes, seed }, Effect::Fill { start, bytes, seed }));
+                    return Some((
+                        Op::Fill { addr, size: bytes, seed },
+                        Effect::Fill { start, bytes, seed },
+                    ));
                 }
                 let effect = Effect::Touch { pin: at.start, start, bytes: end - start };
                 Some((Op::Touch { addr, size: end - start }, effect))
@@ -189,7 +202,8 @@ impl World {
         let is_right = match how {
             How::Malloc(_) => kind == MapKind::System,
             How::Wait => {
-                kind == MapKind::User && bytes.is_some_and(|bytes| self.sim.free_pages() >= 40 && bytes < 1 << 30)
+                kind == MapKind::User
+                    && bytes.is_some_and(|bytes| self.sim.free_pages() >= 40 && bytes < 1 << 30)
             }
             _ => true,
         };
@@ -198,12 +212,13 @@ impl World {
     }
 
     fn may_interrupt(&self, op: &Op) -> bool {
-        let is_system = |id| self.naive.maps.iter().any(|m| m.id == id && m.kind == MapKind::System);
+        let is_system =
+            |id| self.naive.maps.iter().any(|m| m.id == id && m.kind == MapKind::System);
         match *op {
             Op::KmemMalloc { flags, .. } => flags.contains(MallocFlags::NOWAIT),
-            Op::KmemFree { map, .. } | Op::KmemFreeWakeup { map, .. } | Op::KmemAllocNofault { map, .. } => {
-                is_system(map)
-            }
+            Op::KmemFree { map, .. }
+            | Op::KmemFreeWakeup { map, .. }
+            | Op::KmemAllocNofault { map, .. } => is_system(map),
             _ => false,
         }
     }
@@ -320,11 +335,14 @@ fn woken(sleeper: &Sleeper, outcome: Outcome) -> Event {
     let (effect, settled) = match sleeper.cause {
         Cause::Memory { map, start, bytes, what, content } => {
             assert_eq!(outcome, Outcome::Value(start), "{sleeper:?}");
-            let zero = if content == Content::Zero { MallocFlags::ZERO } else { MallocFlags::empty() };
+            let zero =
+                if content == Content::Zero { MallocFlags::ZERO } else { MallocFlags::empty() };
             let how = if what == What::Kernel { How::Alloc } else { How::Malloc(zero) };
             (Effect::Allocate { map, bytes: Some(bytes), how }, true)
         }
-        Cause::Room { map, bytes } => (Effect::Allocate { map, bytes: Some(bytes), how: How::Wait }, false),
+        Cause::Room { map, bytes } => {
+            (Effect::Allocate { map, bytes: Some(bytes), how: How::Wait }, false)
+        }
         Cause::Touch { pin, start, bytes } => (Effect::Touch { pin, start, bytes }, false),
     };
     Event { tid: sleeper.tid, op: sleeper.op, effect, outcome: Some(outcome), settled }
@@ -333,7 +351,9 @@ fn woken(sleeper: &Sleeper, outcome: Outcome) -> Event {
 /// Pages that an operation may take, with what it needs besides.
 fn wanted(effect: &Effect) -> u64 {
     match *effect {
-        Effect::Allocate { bytes: Some(bytes), .. } => bytes / PAGE_SIZE + bytes / PAGE_SIZE / 128 + 16,
+        Effect::Allocate { bytes: Some(bytes), .. } => {
+            bytes / PAGE_SIZE + bytes / PAGE_SIZE / 128 + 16
+        }
         Effect::Touch { bytes, .. } => bytes / PAGE_SIZE + 8,
         _ => 0,
     }

@@ -16,14 +16,21 @@ pub struct Refused {
 /// Such histories.
 pub fn refused() -> impl Strategy<Value = Refused> {
     let last = any::<prop::sample::Index>();
-    (history(0..1, &[24, 256, 1000], STEPS), last).prop_filter_map("a step is needed", |(mut before, last)| {
-        before.steps.retain(|(_, step)| !matches!(step, Step::Panic { .. } | Step::Drain { .. }));
-        let (_, last) = (!before.steps.is_empty()).then(|| before.steps.remove(last.index(before.steps.len())))?;
-        Some(Refused { before, last })
-    })
+    (history(0..1, &[24, 256, 1000], STEPS), last).prop_filter_map(
+        "a step is needed",
+        |(mut before, last)| {
+            before
+                .steps
+                .retain(|(_, step)| !matches!(step, Step::Panic { .. } | Step::Drain { .. }));
+            let (_, last) = (!before.steps.is_empty())
+                .then(|| before.steps.remove(last.index(before.steps.len())))?;
+            Some(Refused { before, last })
+        },
+    )
 }
 
-/// Performs `refused` once for each allocation of this kind that the last step makes: how many that are.
+/// Performs `refused` once for each allocation of this kind that the last step makes: how many that
+/// are.
 fn each(refused: &Refused, what: Option<Supply>, telling: &Telling) -> u64 {
     for nth in 1.. {
         telling.take();
@@ -87,12 +94,17 @@ mod tests {
 
     /// What is done after some preparation, with the kinds of which it must need at least one.
     fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<Supply>)> {
-        let alloc = |map, pages: u64, how| Step::Allocate { map, size: Size::Bytes(pages * PAGE_SIZE), how };
+        let alloc = |map, pages: u64, how| Step::Allocate {
+            map,
+            size: Size::Bytes(pages * PAGE_SIZE),
+            how,
+        };
         let nowait = How::Malloc(MallocFlags::NOWAIT);
         let waitok = How::Malloc(MallocFlags::WAITOK);
         let [normal, system, interrupt] =
             [AllocClass::Normal, AllocClass::System, AllocClass::Interrupt].map(Supply::Page);
-        // Memory and windows in turn, each an entry of its own, up to the edge of the home of kmem_map.
+        // Memory and windows in turn, each an entry of its own, up to the edge of the home of
+        // kmem_map.
         let crowd = |map: u8, how: How| -> Vec<Step> {
             let other = if matches!(how, How::Nofault) { How::Alloc } else { How::Nofault };
             (0..14).flat_map(|_| [alloc(map, 1, how), alloc(map, 1, other)]).collect()
@@ -101,8 +113,11 @@ mod tests {
         let (table, far) = (Supply::PageTable, alloc(0, 3000, How::Nofault));
         let part = Part::Bytes(PAGE_SIZE, PAGE_SIZE);
         let enter = Step::Enter { pick: 0, from: 0, count: 5 };
-        let suballoc =
-            |pages: u64| Step::Suballoc { map: 0, size: Size::Bytes(pages * PAGE_SIZE), kind: MapKind::User };
+        let suballoc = |pages: u64| Step::Suballoc {
+            map: 0,
+            size: Size::Bytes(pages * PAGE_SIZE),
+            kind: MapKind::User,
+        };
         vec![
             ("nofault past the page tables", boots(), far, vec![table, interrupt]),
             ("kmem_alloc", vec![], alloc(0, 20, How::Alloc), vec![normal]),
@@ -110,9 +125,24 @@ mod tests {
             ("kmem_malloc that may sleep", vec![], alloc(1, 20, waitok), vec![system]),
             ("kmem_malloc in kernel_map", vec![], alloc(0, 20, nowait), vec![interrupt]),
             ("a sleeper in kernel_map", vec![], alloc(0, 20, waitok), vec![system]),
-            ("a map that outgrows its home", crowd(1, nowait), alloc(1, 2, nowait), vec![Supply::MapPool]),
-            ("a sleeper in such a map", crowd(1, nowait), alloc(1, 2, waitok), vec![Supply::MapPool]),
-            ("kmem_alloc in such a map", crowd(0, How::Alloc), alloc(0, 2, How::Alloc), vec![normal]),
+            (
+                "a map that outgrows its home",
+                crowd(1, nowait),
+                alloc(1, 2, nowait),
+                vec![Supply::MapPool],
+            ),
+            (
+                "a sleeper in such a map",
+                crowd(1, nowait),
+                alloc(1, 2, waitok),
+                vec![Supply::MapPool],
+            ),
+            (
+                "kmem_alloc in such a map",
+                crowd(0, How::Alloc),
+                alloc(0, 2, How::Alloc),
+                vec![normal],
+            ),
             ("kmem_suballoc", vec![], suballoc(8), vec![Supply::MapPool]),
             ("kmem_suballoc past the page tables", boots(), suballoc(3000), vec![table]),
             ("kmem_alloc_wait", vec![], alloc(2, 8, How::Wait), vec![]),
@@ -141,7 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn every_allocation_of_every_function_can_fail_and_leaves_all_as_it_was_or_ends_in_freebsds_panic() {
+    fn every_allocation_of_every_function_can_fail_and_leaves_all_as_it_was_or_ends_in_freebsds_panic()
+     {
         for (name, before, last, needed) in cases() {
             let steps = before.into_iter().map(|step| (On::Driver, step)).collect();
             let shape = shape();
@@ -149,7 +180,10 @@ mod tests {
             let reached = KINDS.map(|kind| each(&refused, kind, &Telling::default()));
             println!("{name}: {reached:?} allocations by kind");
             for (kind, count) in KINDS.iter().zip(reached) {
-                assert!(count > 0 || kind.is_none_or(|kind| !needed.contains(&kind)), "{name} asks for no {kind:?}");
+                assert!(
+                    count > 0 || kind.is_none_or(|kind| !needed.contains(&kind)),
+                    "{name} asks for no {kind:?}"
+                );
             }
         }
     }

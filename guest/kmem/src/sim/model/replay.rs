@@ -1,8 +1,8 @@
 //! Histories as scripts that a guest runs with the same results.
 //!
-//! The simulated machine has the guest's settings and manages as many pages, so that thresholds, addresses and counters are
-//! the guest's. The operations that the driver does elsewhere are a thread's, which gives way as a guest's does. The
-//! script says every result and every counter.
+//! The simulated machine has the guest's settings and manages as many pages, so that thresholds,
+//! addresses and counters are the guest's. The operations that the driver does elsewhere are a
+//! thread's, which gives way as a guest's does. The script says every result and every counter.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -31,7 +31,8 @@ pub struct Replay {
     pub panicked: bool,
 }
 
-/// Performs history `number`, on up to three threads besides the first, on a machine that manages `pages` pages.
+/// Performs history `number`, on up to three threads besides the first, on a machine that manages
+/// `pages` pages.
 ///
 /// # Panics
 /// When kernel and model do not agree, and when no simulated machine manages so few pages.
@@ -41,11 +42,19 @@ pub fn replay(number: u64, pages: u64) -> Replay {
     seed[..8].copy_from_slice(&number.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let drawn = history(0..4, &[24, 64, 256, 1000], LONG).new_tree(&mut runner).expect("nothing is rejected").current();
+    let drawn = history(0..4, &[24, 64, 256, 1000], LONG)
+        .new_tree(&mut runner)
+        .expect("nothing is rejected")
+        .current();
     let memory = memory_of(pages);
     let history = History { shape: super::step::Shape { memory, ..drawn.shape }, ..drawn };
     let telling: Telling = Rc::new(RefCell::new(Script::exact()));
     in_turn(&history, &telling);
     let told = telling.borrow();
-    Replay { script: told.text(), settings: history.shape.settings(), slept: told.slept, panicked: told.panicked }
+    Replay {
+        script: told.text(),
+        settings: history.shape.settings(),
+        slept: told.slept,
+        panicked: told.panicked,
+    }
 }

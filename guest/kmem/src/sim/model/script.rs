@@ -44,12 +44,17 @@ fn flags(flags: MallocFlags) -> String {
         (MallocFlags::ZERO, "ZERO"),
         (MallocFlags::USE_RESERVE, "USE_RESERVE"),
     ];
-    names.iter().filter(|&&(flag, _)| flags.contains(flag)).map(|&(_, name)| name).collect::<Vec<_>>().join("|")
+    names
+        .iter()
+        .filter(|&&(flag, _)| flags.contains(flag))
+        .map(|&(_, name)| name)
+        .collect::<Vec<_>>()
+        .join("|")
 }
 
 impl Script {
-    /// The script of a machine that does everything as a guest does that manages as many pages. It says after each step what
-    /// the counters are.
+    /// The script of a machine that does everything as a guest does that manages as many pages. It
+    /// says after each step what the counters are.
     #[must_use]
     pub fn exact() -> Self {
         Self { counters: Some(BTreeMap::new()), ..Self::default() }
@@ -67,30 +72,43 @@ impl Script {
     }
 
     fn map(&self, id: MapId) -> String {
-        let named = MapId::NAMED.iter().find(|&&(_, named)| named == id).map(|&(name, _)| name.to_owned());
-        named.or_else(|| self.maps.get(&id.0).map(|name| format!("${name}"))).unwrap_or_else(|| format!("{:#x}", id.0))
+        let named =
+            MapId::NAMED.iter().find(|&&(_, named)| named == id).map(|&(name, _)| name.to_owned());
+        named
+            .or_else(|| self.maps.get(&id.0).map(|name| format!("${name}")))
+            .unwrap_or_else(|| format!("{:#x}", id.0))
     }
 
     fn address(&self, va: u64) -> String {
         match self.blocks.range(..=va).next_back() {
             Some((&start, (name, _))) if va == start => format!("${name}"),
-            Some((&start, (name, bytes))) if va - start < *bytes => format!("${name}+{:#x}", va - start),
+            Some((&start, (name, bytes))) if va - start < *bytes => {
+                format!("${name}+{:#x}", va - start)
+            }
             _ => format!("{va:#x}"),
         }
     }
 
     /// The statement for `op`, with a name for what it gives.
     fn statement(&mut self, op: &Op) -> (Option<String>, String) {
-        let (map, at) = (|id| self.map(id), |va: vmkern_abi::addr::GuestVirt| self.address(va.get()));
+        let (map, at) =
+            (|id| self.map(id), |va: vmkern_abi::addr::GuestVirt| self.address(va.get()));
         let (prefix, text) = match *op {
             Op::Nop => ("", "settle".to_owned()),
             Op::KmemAlloc { map: id, size } => ("b", format!("kmem_alloc {} {size:#x}", map(id))),
-            Op::KmemAllocNofault { map: id, size } => ("b", format!("kmem_alloc_nofault {} {size:#x}", map(id))),
-            Op::KmemMalloc { map: id, size, flags: f } => {
-                ("b", format!("kmem_malloc {} {size:#x} {}", map(id), flags(f)).trim_end().to_owned())
+            Op::KmemAllocNofault { map: id, size } => {
+                ("b", format!("kmem_alloc_nofault {} {size:#x}", map(id)))
             }
-            Op::KmemAllocWait { map: id, size } => ("b", format!("kmem_alloc_wait {} {size:#x}", map(id))),
-            Op::KmemFree { map: id, addr, size } => ("", format!("kmem_free {} {} {size:#x}", map(id), at(addr))),
+            Op::KmemMalloc { map: id, size, flags: f } => (
+                "b",
+                format!("kmem_malloc {} {size:#x} {}", map(id), flags(f)).trim_end().to_owned(),
+            ),
+            Op::KmemAllocWait { map: id, size } => {
+                ("b", format!("kmem_alloc_wait {} {size:#x}", map(id)))
+            }
+            Op::KmemFree { map: id, addr, size } => {
+                ("", format!("kmem_free {} {} {size:#x}", map(id), at(addr)))
+            }
             Op::KmemFreeWakeup { map: id, addr, size } => {
                 ("", format!("kmem_free_wakeup {} {} {size:#x}", map(id), at(addr)))
             }
@@ -105,7 +123,9 @@ impl Script {
             Op::Write { addr, value } => ("", format!("write {} {value:#x}", at(addr))),
             Op::Touch { addr, size } => ("", format!("touch {} {size:#x}", at(addr))),
             Op::Fill { addr, size, seed } => ("", format!("fill {} {size:#x} {seed}", at(addr))),
-            Op::Verify { addr, size, seed } => ("", format!("verify {} {size:#x} {seed}", at(addr))),
+            Op::Verify { addr, size, seed } => {
+                ("", format!("verify {} {size:#x} {seed}", at(addr)))
+            }
             Op::VerifyZero { addr, size } => ("", format!("verify {} {size:#x} zero", at(addr))),
             Op::Vtop { addr } => ("", format!("vtop {}", at(addr))),
             Op::Sleep { micros } => ("", format!("sleep {micros}us")),
@@ -113,7 +133,9 @@ impl Script {
             Op::Pairs { .. } => ("", "# pairs".to_owned()),
             Op::Settle => ("", "settle".to_owned()),
             Op::Join { thread } => ("", format!("join t{thread}")),
-            Op::Stress { .. } | Op::SpinRead { .. } | Op::SpinFree { .. } => ("", format!("# {op:?}")),
+            Op::Stress { .. } | Op::SpinRead { .. } | Op::SpinFree { .. } => {
+                ("", format!("# {op:?}"))
+            }
         };
         let name = (!prefix.is_empty()).then(|| {
             self.named += 1;
@@ -218,8 +240,8 @@ impl Script {
         }
     }
 
-    /// Notes how many bytes of kernel_map must be in use, when it was `at_first` after the boot: the image, of which nobody
-    /// knows the size, is among them.
+    /// Notes how many bytes of kernel_map must be in use, when it was `at_first` after the boot:
+    /// the image, of which nobody knows the size, is among them.
     pub fn kernel_size(&mut self, at_first: u64, value: u64) {
         let Some(told) = self.counters.as_mut() else { return };
         if told.insert("kernel_map.size".to_owned(), value) != Some(value) {
@@ -237,7 +259,11 @@ impl Script {
         }
         text.push('\n');
         if !self.is_exact() {
-            let _ = writeln!(text, "# The simulated machine had {}K. Its pages run out elsewhere.", shape.memory >> 10);
+            let _ = writeln!(
+                text,
+                "# The simulated machine had {}K. Its pages run out elsewhere.",
+                shape.memory >> 10
+            );
         }
         // The threads are there from the beginning.
         text.push_str("settle\n");

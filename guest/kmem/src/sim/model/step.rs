@@ -1,5 +1,5 @@
-//! What a history consists of. Numbers choose among what there is when the step's turn comes, so that any part of a
-//! history is a history.
+//! What a history consists of. Numbers choose among what there is when the step's turn comes, so
+//! that any part of a history is a history.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -152,7 +152,8 @@ pub struct Shape {
 /// How many pages the machines of histories manage, instead of those of 4 MiB.
 const PAGES: &str = "VMKERN_MODEL_PAGES";
 
-/// How many pages a guest manages that the machines of histories are to be like, if they are to be like one.
+/// How many pages a guest manages that the machines of histories are to be like, if they are to be
+/// like one.
 pub fn guest_pages() -> Option<u64> {
     Some(std::env::var(PAGES).ok()?.parse().expect("a whole number"))
 }
@@ -169,7 +170,10 @@ pub fn memory_of(pages: u64) -> u64 {
     loop {
         let managed = Sim::boot(memory, Tunables::default()).vm().cnt().v_page_count.get();
         if managed >= pages {
-            assert_eq!(managed, pages, "no simulated machine manages so few pages, or just so many");
+            assert_eq!(
+                managed, pages,
+                "no simulated machine manages so few pages, or just so many"
+            );
             return memory;
         }
         memory += (pages - managed) * PAGE_SIZE;
@@ -230,7 +234,11 @@ fn how() -> impl Strategy<Value = How> {
         1 => Just(MallocFlags::WAITOK),
         1 => Just(MallocFlags::empty()),
     ];
-    let flags = (flags, prop_oneof![2 => Just(false), 1 => Just(true)], prop_oneof![3 => Just(false), 1 => Just(true)]);
+    let flags = (
+        flags,
+        prop_oneof![2 => Just(false), 1 => Just(true)],
+        prop_oneof![3 => Just(false), 1 => Just(true)],
+    );
     prop_oneof![
         2 => Just(How::Alloc),
         2 => Just(How::Nofault),
@@ -282,12 +290,21 @@ fn on() -> impl Strategy<Value = On> {
 /// How many steps a history has, of which some may turn out to be nothing.
 pub const STEPS: Range<usize> = 1..24;
 
-/// Histories on machines with so many threads for operations, and a kmem_map of one of these numbers of pages.
-pub fn history(workers: Range<u8>, kmem: &'static [u64], steps: Range<usize>) -> impl Strategy<Value = History> {
-    let shape =
-        (prop::sample::select(kmem), workers).prop_map(|(kmem, workers)| Shape { memory: memory(), kmem, workers });
+/// Histories on machines with so many threads for operations, and a kmem_map of one of these
+/// numbers of pages.
+pub fn history(
+    workers: Range<u8>,
+    kmem: &'static [u64],
+    steps: Range<usize>,
+) -> impl Strategy<Value = History> {
+    let shape = (prop::sample::select(kmem), workers).prop_map(|(kmem, workers)| Shape {
+        memory: memory(),
+        kmem,
+        workers,
+    });
     let steps = prop::collection::vec((on(), step()), steps);
-    let last = (any::<u16>(), any::<bool>()).prop_map(|(pick, fault)| (On::Driver, Step::Panic { pick, fault }));
+    let last = (any::<u16>(), any::<bool>())
+        .prop_map(|(pick, fault)| (On::Driver, Step::Panic { pick, fault }));
     (shape, steps, prop::option::weighted(0.05, last)).prop_map(|(shape, mut steps, last)| {
         steps.extend(last);
         History { shape, steps }

@@ -1,7 +1,7 @@
 //! A machine and the model, side by side.
 //!
-//! Here is what both are, and how they begin. The modules below perform operations on the machine, keep the model in step,
-//! and compare the two.
+//! Here is what both are, and how they begin. The modules below perform operations on the machine,
+//! keep the model in step, and compare the two.
 
 mod compare;
 mod contents;
@@ -99,8 +99,11 @@ impl World {
     /// The maps as they are after boot.
     fn look_at_maps(&mut self) {
         let vm = self.sim.vm();
-        // clean_map is all submaps: whoever waits for room in it waits for ever. pager_map is like buffer_map.
-        for (_, id) in MapId::NAMED.into_iter().filter(|(_, id)| ![MapId::CLEAN, MapId::PAGER].contains(id)) {
+        // clean_map is all submaps: whoever waits for room in it waits for ever. pager_map is like
+        // buffer_map.
+        for (_, id) in
+            MapId::NAMED.into_iter().filter(|(_, id)| ![MapId::CLEAN, MapId::PAGER].contains(id))
+        {
             let map = vm.map_by_id(id).expect("the map exists");
             let m = vm.get(map);
             let kind = if m.system_map.get() == 0 { MapKind::User } else { MapKind::System };

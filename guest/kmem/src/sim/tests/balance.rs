@@ -61,8 +61,8 @@ enum Kind {
 enum Parts {
     /// All.
     Any,
-    /// Those with memory behind them. A map cannot tell a part of a range without an object from a whole one, and
-    /// keeps fewer entries for the rest, until all are free.
+    /// Those with memory behind them. A map cannot tell a part of a range without an object from a
+    /// whole one, and keeps fewer entries for the rest, until all are free.
     Memory,
 }
 
@@ -74,7 +74,8 @@ struct Block {
     size: u64,
 }
 
-/// A machine whose page tables already reach as far as any test here does: they alone are never given back.
+/// A machine whose page tables already reach as far as any test here does: they alone are never
+/// given back.
 fn grown() -> Sim {
     let sim = Sim::boot(128 * MIB, Tunables::default());
     let addr = sim.nofault(256 * MIB).expect("there is room");
@@ -152,7 +153,9 @@ impl History {
         self.live.sort_by_key(|block| (block.map.0, block.addr));
         for block in self.live.drain(..) {
             match runs.last_mut() {
-                Some(run) if run.map == block.map && run.addr.add(run.size) == block.addr => run.size += block.size,
+                Some(run) if run.map == block.map && run.addr.add(run.size) == block.addr => {
+                    run.size += block.size
+                }
                 _ => runs.push(block),
             }
         }
@@ -222,7 +225,11 @@ fn thousands_of_ranges_that_merge_and_split_leave_what_was_there_after_boot() {
         assert!(sim.map(MapId::KERNEL).nentries.get() > 2500);
         let again: Vec<_> = (0..1000).map(|_| sim.nofault(size).expect("there is room")).collect();
         check(&sim);
-        again.iter().rev().chain(ranges.iter().step_by(2)).for_each(|&addr| sim.free(MapId::KERNEL, addr, size));
+        again
+            .iter()
+            .rev()
+            .chain(ranges.iter().step_by(2))
+            .for_each(|&addr| sim.free(MapId::KERNEL, addr, size));
         assert_eq!((Balance::of(&sim), entries(&sim)), before, "round {round}");
     }
 }
@@ -236,7 +243,10 @@ fn a_block_that_comes_and_goes_takes_pages_for_nothing_but_itself() {
         let before = Balance::of(sim);
         for _ in 0..100 {
             let addr = sim.malloc(3 * PAGE_SIZE, NOWAIT).expect("there is memory");
-            assert_eq!(Balance::of(sim), Balance { free: before.free - 3, wired: before.wired + 3, ..before });
+            assert_eq!(
+                Balance::of(sim),
+                Balance { free: before.free - 3, wired: before.wired + 3, ..before }
+            );
             sim.free(MapId::KMEM, addr, 3 * PAGE_SIZE);
             assert_eq!(Balance::of(sim), before);
         }

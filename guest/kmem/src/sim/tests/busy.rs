@@ -1,5 +1,5 @@
-//! Pages that somebody works on, and the waits for them that the kernel's own operations never see on one CPU; and the
-//! pagedaemon's own wait.
+//! Pages that somebody works on, and the waits for them that the kernel's own operations never see
+//! on one CPU; and the pagedaemon's own wait.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
@@ -30,9 +30,15 @@ fn locked(sim: &Sim, m: KPtr<VmPage>, f: impl FnOnce(&Vm<SimMachine>)) {
 
 /// A page of exec_map that has been touched, and that somebody works on now.
 fn busy_page(sim: &Sim) -> (GuestVirt, KPtr<VmPage>) {
-    let addr = sim.address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE }).expect("there is room");
+    let addr = sim
+        .address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE })
+        .expect("there is room");
     sim.write(addr, 77);
-    let m = sim.vm().pmap_extract(addr).and_then(|pa| sim.vm().phys_to_vm_page(pa)).expect("it is mapped");
+    let m = sim
+        .vm()
+        .pmap_extract(addr)
+        .and_then(|pa| sim.vm().phys_to_vm_page(pa))
+        .expect("it is mapped");
     locked(sim, m, |vm| vm.vm_page_busy(m));
     (addr, m)
 }
@@ -42,7 +48,9 @@ fn who_frees_a_range_waits_in_vmopar_for_whoever_works_on_its_page() {
     let sim = boot();
     // A second entry on the object, so that the pages go before the object does.
     let (addr, m) = busy_page(&sim);
-    let more = sim.address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE }).expect("there is room");
+    let more = sim
+        .address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE })
+        .expect("there is room");
     sim.write(more, 5);
     sim.submit(1, Op::KmemFreeWakeup { map: MapId::EXEC, addr, size: PAGE_SIZE });
     waits(&sim, 1, "vmopar");
@@ -96,7 +104,10 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
     let object: KPtr<VmObject> = sim.vm().kernel_object();
     let pindex = addr.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
     sim.vm().vm_object_lock(object);
-    let m = sim.vm().vm_page_alloc(Some(object), pindex, AllocClass::Normal, AllocFlags::empty()).expect("a page");
+    let m = sim
+        .vm()
+        .vm_page_alloc(Some(object), pindex, AllocClass::Normal, AllocFlags::empty())
+        .expect("a page");
     sim.vm().page(m).valid.set(VM_PAGE_BITS_ALL);
     sim.vm().vm_object_unlock(object);
     sim.submit(1, Op::KmemAlloc { map: MapId::KERNEL, size: 2 * PAGE_SIZE });
@@ -112,14 +123,21 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
 fn a_page_that_is_wired_twice_stays_behind_when_freed_and_kmem_malloc_over_it_is_a_panic() {
     let sim = boot();
     let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
-    let m = sim.vm().pmap_extract(addr).and_then(|pa| sim.vm().phys_to_vm_page(pa)).expect("it is mapped");
+    let m = sim
+        .vm()
+        .pmap_extract(addr)
+        .and_then(|pa| sim.vm().phys_to_vm_page(pa))
+        .expect("it is mapped");
     sim.vm().vm_page_lock_queues();
     sim.vm().vm_page_wire(m);
     sim.vm().vm_page_unlock_queues();
     sim.free(MapId::KMEM, addr, PAGE_SIZE);
     assert_eq!(sim.vm().pmap_extract(addr), None);
     let page = sim.vm().page(m);
-    assert_eq!((page.object.get(), page.valid.get(), page.wire_count.get()), (sim.vm().kmem_object(), 0, 1));
+    assert_eq!(
+        (page.object.get(), page.valid.get(), page.wire_count.get()),
+        (sim.vm().kmem_object(), 0, 1)
+    );
     let _ = sim.malloc(PAGE_SIZE, NOWAIT);
 }
 

@@ -80,7 +80,10 @@ fn nofault_neighbours_are_one_entry_until_one_is_freed() {
 fn kmem_map_comes_first_in_kernel_map_and_a_range_that_fits_exactly_is_had() {
     let sim = boot();
     let map = sim.map(MapId::KMEM);
-    assert_eq!((map.min_offset(), map.max_offset().since(map.min_offset())), (VM_MIN_KERNEL_ADDRESS, 24 * MIB));
+    assert_eq!(
+        (map.min_offset(), map.max_offset().since(map.min_offset())),
+        (VM_MIN_KERNEL_ADDRESS, 24 * MIB)
+    );
     let all = sim.malloc(24 * MIB, NOWAIT).expect("it fits exactly");
     assert_eq!(all, map.min_offset());
     assert_eq!(sim.malloc(1, NOWAIT), None);
@@ -108,14 +111,21 @@ fn a_suballocated_map_is_named_by_its_address_and_no_other_address_is_believed()
     let sim = boot();
     for kind in [MapKind::System, MapKind::User] {
         let size = 64 * PAGE_SIZE;
-        let map = sim.address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).expect("there is room");
+        let map = sim
+            .address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind })
+            .expect("there is room");
         let id = MapId(map.get());
         assert_eq!(sim.map(id).max_offset().since(sim.map(id).min_offset()), size);
         let got = sim.execute(&Op::KmemMalloc { map: id, size: PAGE_SIZE, flags: NOWAIT });
         let waited = sim.execute(&Op::KmemAllocWait { map: id, size: PAGE_SIZE });
-        let (error, addr) =
-            (Outcome::Error(KernReturn::InvalidArgument), Outcome::Value(sim.map(id).min_offset().get()));
-        assert_eq!((got, waited), if kind == MapKind::System { (addr, error) } else { (error, addr) });
+        let (error, addr) = (
+            Outcome::Error(KernReturn::InvalidArgument),
+            Outcome::Value(sim.map(id).min_offset().get()),
+        );
+        assert_eq!(
+            (got, waited),
+            if kind == MapKind::System { (addr, error) } else { (error, addr) }
+        );
         for wrong in [map.get() + 64, map.get() - 64, map.get() + 1] {
             assert!(sim.vm().map_by_id(MapId(wrong)).is_none());
         }
@@ -142,7 +152,10 @@ fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boo
         assert_eq!((map.min_offset(), length(map)), (end, size));
         end = map.max_offset();
     }
-    assert_eq!([clean, sim.map(MapId::EXEC), sim.map(MapId::PIPE)].map(|map| map.system_map.get()), [0; 3]);
+    assert_eq!(
+        [clean, sim.map(MapId::EXEC), sim.map(MapId::PIPE)].map(|map| map.system_map.get()),
+        [0; 3]
+    );
     let pager = sim.vm().get(sim.vm().state().pager_map.get());
     assert_eq!(sim.map(MapId::BUFFER).min_offset(), clean.min_offset());
     assert_eq!(pager.min_offset(), sim.map(MapId::BUFFER).max_offset());
@@ -165,7 +178,8 @@ fn a_map_is_found_without_a_look_at_the_others() {
     let sim = boot();
     let ids: Vec<MapId> = (0..50)
         .map(|_| {
-            let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: PAGE_SIZE, kind: MapKind::System };
+            let op =
+                Op::KmemSuballoc { parent: MapId::KERNEL, size: PAGE_SIZE, kind: MapKind::System };
             MapId(sim.address(&op).expect("there is room").get())
         })
         .collect();
@@ -189,17 +203,23 @@ fn no_address_is_believed_to_be_a_map_because_of_what_lies_there() {
     let page = sim.vm().pmap_extract(copy).expect("it is mapped");
     // The map's own words: what follows them in its page is free, and must not be read.
     let words = size_of::<VmMap>() / size_of::<Pte>();
-    for (to, from) in sim.vm().at::<PageTable>(page).iter().zip(sim.vm().at::<PageTable>(home)).take(words) {
+    for (to, from) in
+        sim.vm().at::<PageTable>(page).iter().zip(sim.vm().at::<PageTable>(home)).take(words)
+    {
         to.set(from.get());
     }
     let forged = phys_to_dmap(page);
-    // Not in the direct map; past the end of memory; below the first managed page; the ends of all numbers.
+    // Not in the direct map; past the end of memory; below the first managed page; the ends of all
+    // numbers.
     let far = phys_to_dmap(GuestPhys::new(1 << 38));
-    let wrong = [copy, forged, phys_to_dmap(home.add(PAGE_SIZE)), far, phys_to_dmap(GuestPhys::new(0))];
-    let wrong = wrong.into_iter().map(GuestVirt::get).chain([u64::MAX, u64::MAX - 4095, 1 << 63, 0x1000]);
+    let wrong =
+        [copy, forged, phys_to_dmap(home.add(PAGE_SIZE)), far, phys_to_dmap(GuestPhys::new(0))];
+    let wrong =
+        wrong.into_iter().map(GuestVirt::get).chain([u64::MAX, u64::MAX - 4095, 1 << 63, 0x1000]);
     for id in wrong {
         assert!(sim.vm().map_by_id(MapId(id)).is_none(), "{id:#x}");
-        let outcome = sim.execute(&Op::KmemMalloc { map: MapId(id), size: PAGE_SIZE, flags: NOWAIT });
+        let outcome =
+            sim.execute(&Op::KmemMalloc { map: MapId(id), size: PAGE_SIZE, flags: NOWAIT });
         assert_eq!(outcome, Outcome::Error(KernReturn::InvalidArgument), "{id:#x}");
     }
     assert!(sim.vm().map_by_id(MapId(map.get())).is_some());

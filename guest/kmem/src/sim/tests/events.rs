@@ -79,10 +79,17 @@ fn meddle(vm: &Vm<SimMachine>, _arg: u64, _flags: u64) {
 fn a_handler_may_deregister_itself_and_others_and_register_more_while_its_list_runs() {
     let sim = boot();
     let _ = on(&sim, 1, EventPriority::FIRST);
-    let own = sim.vm().eventhandler_register(VM_LOWMEM, meddle, 0, EventPriority::ANY).expect("there is memory");
+    let own = sim
+        .vm()
+        .eventhandler_register(VM_LOWMEM, meddle, 0, EventPriority::ANY)
+        .expect("there is memory");
     let next = on(&sim, 2, EventPriority::ANY);
     TAGS.lock().expect("nobody panicked").extend([own, next]);
-    assert_eq!(fire(&sim), 19, "the next one is dead at once, the new one runs in the same invocation");
+    assert_eq!(
+        fire(&sim),
+        19,
+        "the next one is dead at once, the new one runs in the same invocation"
+    );
     assert_eq!(fire(&sim), 19);
     check(&sim);
 }

@@ -37,7 +37,9 @@ fn toggle(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
 
 fn enter(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
     let flags = AllocFlags::NOBUSY;
-    sim.vm().vm_page_alloc(Some(object), pindex, AllocClass::Interrupt, flags).expect("there are pages");
+    sim.vm()
+        .vm_page_alloc(Some(object), pindex, AllocClass::Interrupt, flags)
+        .expect("there are pages");
 }
 
 proptest! {
@@ -84,7 +86,10 @@ fn depth(sim: &Sim, object: KPtr<VmObject>) -> u32 {
         deepest = deepest.max(depth);
         let page = sim.vm().page_by_number(pfn);
         below.extend(
-            [page.left.get(), page.right.get()].into_iter().filter(|&pfn| pfn != 0).map(|pfn| (pfn, depth + 1)),
+            [page.left.get(), page.right.get()]
+                .into_iter()
+                .filter(|&pfn| pfn != 0)
+                .map(|pfn| (pfn, depth + 1)),
         );
     }
     deepest
@@ -122,7 +127,9 @@ fn the_shape_of_an_index_does_not_depend_on_its_history() {
         sim.vm().vm_object_unlock(object);
         let pages: BTreeMap<u64, u32> = resident(&sim, sim.vm().get(object));
         let index = |pfn: u32| (pfn != 0).then(|| sim.vm().page_by_number(pfn).pindex.get());
-        let parents = pages.iter().map(|(&pindex, &pfn)| (pindex, index(sim.vm().page_by_number(pfn).parent.get())));
+        let parents = pages
+            .iter()
+            .map(|(&pindex, &pfn)| (pindex, index(sim.vm().page_by_number(pfn).parent.get())));
         parents.collect::<Vec<_>>()
     };
     let forwards = pages(&|n| n);
@@ -133,7 +140,9 @@ fn the_shape_of_an_index_does_not_depend_on_its_history() {
 #[test]
 fn a_page_costs_one_page_wherever_it_is_allocated() {
     let sim = boot();
-    let far = sim.address(&Op::KmemAllocNofault { map: MapId::KERNEL, size: 300 * MIB }).expect("there is room");
+    let far = sim
+        .address(&Op::KmemAllocNofault { map: MapId::KERNEL, size: 300 * MIB })
+        .expect("there is room");
     let _ = far;
     for (name, allocate) in [
         ("kmem_alloc", &(|| sim.alloc(PAGE_SIZE)) as &dyn Fn() -> _),

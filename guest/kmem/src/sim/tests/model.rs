@@ -1,5 +1,5 @@
-//! Random histories of all functions against a naive model: many of them. One that fails is made as small as it can be and
-//! printed as a script.
+//! Random histories of all functions against a naive model: many of them. One that fails is made as
+//! small as it can be and printed as a script.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -8,7 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
 
-use crate::sim::model::{STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling};
+use crate::sim::model::{
+    STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling,
+};
 
 /// Multiplies all numbers of cases, for long runs.
 const FACTOR: &str = "VMKERN_MODEL_FACTOR";
@@ -18,7 +20,8 @@ fn prove<S: Strategy>(name: &str, cases: u32, histories: S, run: impl Fn(&S::Val
 where
     S::Value: Debug + Clone,
 {
-    let factor: u32 = std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
+    let factor: u32 =
+        std::env::var(FACTOR).ok().map_or(1, |text| text.parse().expect("a whole number"));
     // Under AddressSanitizer a tenth takes as long.
     let cases = if cfg!(asan) { cases / 10 } else { cases };
     let persistence = FileFailurePersistence::SourceParallel("proptest-regressions");
@@ -71,6 +74,7 @@ fn ten_thousand_races_of_up_to_four_threads_are_explained_by_some_order() {
 }
 
 #[test]
-fn after_two_hundred_histories_each_allocation_of_the_next_operation_can_fail_and_leaves_all_as_it_was() {
+fn after_two_hundred_histories_each_allocation_of_the_next_operation_can_fail_and_leaves_all_as_it_was()
+ {
     prove("refusals", 200, refused(), everything);
 }

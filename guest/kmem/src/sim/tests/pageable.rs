@@ -1,4 +1,5 @@
-//! Pageable ranges: anonymous objects that come at the first touch or cut, and go with their last entry.
+//! Pageable ranges: anonymous objects that come at the first touch or cut, and go with their last
+//! entry.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapId, Op, Outcome};
@@ -13,7 +14,8 @@ use crate::vm::zone::ZoneItem;
 
 impl Sim {
     fn exec(&self, pages: u64) -> GuestVirt {
-        self.address(&Op::KmemAllocWait { map: MapId::EXEC, size: pages * PAGE_SIZE }).expect("there is room")
+        self.address(&Op::KmemAllocWait { map: MapId::EXEC, size: pages * PAGE_SIZE })
+            .expect("there is room")
     }
 
     fn exec_free(&self, addr: GuestVirt, pages: u64) {
@@ -87,7 +89,11 @@ fn a_range_behind_a_touched_one_extends_its_object_and_the_index_grows_with_it()
         check(&sim);
     }
     assert_eq!((sim.exec_map().nentries.get(), sim.anonymous_objects()), (1, 1));
-    assert_eq!(sim.vm().cnt().v_active_count.get(), 16 * 66, "more than one leaf of the index holds");
+    assert_eq!(
+        sim.vm().cnt().v_active_count.get(),
+        16 * 66,
+        "more than one leaf of the index holds"
+    );
     for buffer in (0..16).rev() {
         let addr = first.add(buffer * 66 * PAGE_SIZE);
         sim.verify(addr, 66 * PAGE_SIZE, buffer);
@@ -146,11 +152,17 @@ fn a_range_without_an_object_in_a_system_map_is_a_clean_fatal_fault() {
     let sim = boot();
     let map = sim.vm().map_by_id(MapId::BUFFER).expect("it exists");
     let min = sim.vm().get(map).min_offset();
-    let addr = sim.vm().vm_map_find(map, &EntrySpec::EMPTY, min, PAGE_SIZE, FindSpace::Any).expect("there is room");
+    let addr = sim
+        .vm()
+        .vm_map_find(map, &EntrySpec::EMPTY, min, PAGE_SIZE, FindSpace::Any)
+        .expect("there is room");
     assert_eq!(sim.vm().trap_pfault(addr, FaultType::Read), Err(KernReturn::Failure));
     let exec = sim.exec(1);
     assert_eq!(sim.vm().trap_pfault(exec, FaultType::Execute), Err(KernReturn::ProtectionFailure));
-    assert_eq!(sim.vm().trap_pfault(exec.add(PAGE_SIZE), FaultType::Read), Err(KernReturn::InvalidAddress));
+    assert_eq!(
+        sim.vm().trap_pfault(exec.add(PAGE_SIZE), FaultType::Read),
+        Err(KernReturn::InvalidAddress)
+    );
     check(&sim);
 }
 

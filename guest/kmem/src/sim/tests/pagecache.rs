@@ -1,4 +1,5 @@
-//! CPUs' caches of free pages. The test says which CPU it runs on; nothing happens on the others meanwhile.
+//! CPUs' caches of free pages. The test says which CPU it runs on; nothing happens on the others
+//! meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -29,14 +30,18 @@ impl Cpus {
     fn boot(megabytes: u64, cpus: u32, tunables: Tunables) -> Self {
         let sim = Sim::boot(megabytes * MIB, tunables);
         let first = sim.vm().state().cpuhead.get();
-        let others = (1..cpus).map(|cpu| sim.vm().cpu_add(cpu, &format!("idle{cpu}")).expect("there is memory").0);
+        let others = (1..cpus)
+            .map(|cpu| sim.vm().cpu_add(cpu, &format!("idle{cpu}")).expect("there is memory").0);
         let all: Vec<_> = std::iter::once(first).chain(others).collect();
         let cpus = Self { sim, cpus: all };
         for cpu in (1..cpus.cpus.len()).rev() {
             assert!(!cpus.sim.vm().cpu_has_started(cpus.cpus[cpu]), "CPU {cpu} has not run yet");
             cpus.switch(cpu);
             cpus.sim.vm().cpu_started();
-            assert!(cpus.sim.vm().cpu_has_started(cpus.cpus[cpu]), "CPU {cpu} runs its idle thread");
+            assert!(
+                cpus.sim.vm().cpu_has_started(cpus.cpus[cpu]),
+                "CPU {cpu} runs its idle thread"
+            );
         }
         cpus.switch(0);
         cpus
@@ -101,7 +106,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let class = prop::sample::select(vec![AllocClass::Normal, AllocClass::System, AllocClass::Interrupt]);
+    let class =
+        prop::sample::select(vec![AllocClass::Normal, AllocClass::System, AllocClass::Interrupt]);
     prop_oneof![
         4 => (class, 1..200u64).prop_map(|(class, pages)| Step::Alloc(class, pages)),
         4 => (any::<prop::sample::Index>(), 1..200u64).prop_map(|(which, pages)| Step::Free(which, pages)),
@@ -239,7 +245,8 @@ fn a_block_is_had_whose_pages_lie_in_the_caches_of_several_cpus() {
     let pfn = |m: &KPtr<VmPage>| vm.vm_page_to_phys(*m).pfn();
     let block = pfn(&pages[pages.len() / 2]) & !0xf;
     // Every other page is free, and the rest of one block of 16, in caches: half on each CPU.
-    let (inside, outside): (Vec<_>, Vec<_>) = pages.into_iter().partition(|m| pfn(m) & !0xf == block);
+    let (inside, outside): (Vec<_>, Vec<_>) =
+        pages.into_iter().partition(|m| pfn(m) & !0xf == block);
     let (even, odd): (Vec<_>, Vec<_>) = outside.into_iter().partition(|m| pfn(m).is_multiple_of(2));
     even.into_iter().for_each(|m| cpus.free(m));
     assert_eq!(inside.len(), 16);
@@ -302,7 +309,9 @@ fn zeroed_pages_stay_known_to_be_zero_in_a_cache() {
     vm.pmap_zero_page(m);
     vm.vm_page_free_wired(m, Contents::Zero);
     assert_eq!((zero(), cpus.cpu(0).page_cache.pages.head.get()), (before, vm.vm_page_number(m)));
-    let again = vm.vm_page_alloc(None, 0, AllocClass::Normal, AllocFlags::WIRED | AllocFlags::ZERO).expect("a page");
+    let again = vm
+        .vm_page_alloc(None, 0, AllocClass::Normal, AllocFlags::WIRED | AllocFlags::ZERO)
+        .expect("a page");
     assert_eq!(again, m, "the page that was freed last comes first");
     assert!(vm.page(again).flags.get().contains(vmkern_abi::layout::PageFlags::ZERO));
     cpus.free(again);
@@ -327,8 +336,9 @@ fn operations_leave_the_same_counts_on_one_cpu_and_on_several() {
         for round in 0..300_u64 {
             cpus.switch(usize::try_from(round).expect("it is small") % cpus.cpus.len());
             if round % 3 == 2 {
-                let (addr, size) =
-                    blocks.swap_remove(usize::try_from(round * 7 % 5).expect("it is small") % blocks.len());
+                let (addr, size) = blocks.swap_remove(
+                    usize::try_from(round * 7 % 5).expect("it is small") % blocks.len(),
+                );
                 cpus.sim.free(MapId::KMEM, addr, size);
             } else {
                 let size = (1 + round % 17) * PAGE_SIZE;
@@ -346,9 +356,14 @@ fn operations_leave_the_same_counts_on_one_cpu_and_on_several() {
 
 #[test]
 fn there_are_no_caches_with_one_cpu_or_with_pagezero_or_when_they_may_have_no_page() {
-    let tunables =
-        |idlezero, max| Tunables { vm_idlezero_enable: idlezero, vm_pgcache_zone_max_pcpu: max, ..Tunables::default() };
-    for (cpus, tunables) in [(1, tunables(None, None)), (2, tunables(Some(1), None)), (2, tunables(None, Some(0)))] {
+    let tunables = |idlezero, max| Tunables {
+        vm_idlezero_enable: idlezero,
+        vm_pgcache_zone_max_pcpu: max,
+        ..Tunables::default()
+    };
+    for (cpus, tunables) in
+        [(1, tunables(None, None)), (2, tunables(Some(1), None)), (2, tunables(None, Some(0)))]
+    {
         let cpus = Cpus::boot(16, cpus, tunables);
         cpus.take(100).into_iter().for_each(|m| cpus.free(m));
         let cache = &cpus.cpu(0).page_cache;

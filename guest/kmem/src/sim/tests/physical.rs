@@ -13,7 +13,8 @@ use super::{MIB, boot};
 
 /// Free pages by what the lists and the fresh parts say.
 fn free_pages(sim: &Sim) -> u64 {
-    let listed = sim.vm().state().vm_phys_free_queues.iter().flat_map(|queues| queues.iter().enumerate());
+    let listed =
+        sim.vm().state().vm_phys_free_queues.iter().flat_map(|queues| queues.iter().enumerate());
     let listed: u64 = listed.map(|(order, list)| list.count.get() << order).sum();
     let fresh = sim.vm().vm_phys_segments().map(|seg| u64::from(seg.end.get() - seg.fresh.get()));
     listed + fresh.sum::<u64>()
@@ -52,7 +53,8 @@ proptest! {
             sim.vm().vm_phys_free_pages(m, order);
         }
         check(&sim);
-        // Coalesced, a 16 MiB block can be had from each aligned 16 MiB that nobody uses: 32 to 80 MiB.
+        // Coalesced, a 16 MiB block can be had from each aligned 16 MiB that nobody uses: 32 to 80
+        // MiB.
         for _ in 0..3 {
             prop_assert!(sim.vm().vm_phys_alloc_pages(12).is_some());
         }

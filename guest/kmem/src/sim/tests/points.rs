@@ -27,7 +27,9 @@ fn no_function_works_on_more_than_64_pages_between_two_points() {
     sim.free(MapId::KERNEL, b, all);
     // Pages run out, and all that were had go back.
     let (size, kind) = (256 * MIB, MapKind::System);
-    let map = MapId(sim.address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).expect("room").get());
+    let map = MapId(
+        sim.address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).expect("room").get(),
+    );
     assert_eq!(sim.execute(&Op::KmemMalloc { map, size: 128 * MIB, flags: NOWAIT }), Outcome::Null);
     // Many entries, with pages and without.
     let block = sim.malloc(4 * MIB, NOWAIT).expect("there is room");
@@ -56,7 +58,11 @@ fn a_thread_whose_time_is_up_is_woken_by_the_clock_though_mutexes_are_owned() {
         let sleeper = vm.tfind(1).expect("it sleeps");
         assert_eq!(vm.get(sleeper).state(), Some(ThreadState::Sleeping));
         vm.hardclock(vm.cnt().ticks.get() + 10);
-        assert_eq!(vm.get(sleeper).state(), Some(ThreadState::Runnable), "it does not run before the locks are free");
+        assert_eq!(
+            vm.get(sleeper).state(),
+            Some(ThreadState::Runnable),
+            "it does not run before the locks are free"
+        );
         note.store(true, Ordering::Relaxed);
     }));
     assert!(sim.malloc(MIB, NOWAIT).is_some());

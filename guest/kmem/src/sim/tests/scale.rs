@@ -1,4 +1,5 @@
-//! Size must not matter: large memories boot as fast as small ones, and a map takes a million entries.
+//! Size must not matter: large memories boot as fast as small ones, and a map takes a million
+//! entries.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -93,7 +94,8 @@ fn a_million_map_entries_come_and_go() {
     const ENTRIES: u64 = 1_000_000;
     let sim = Sim::boot(1 << 30, Tunables::default());
     let map = sim.vm().kernel_map();
-    // Something else between the stacks of kernel threads and the range, which would be one entry otherwise.
+    // Something else between the stacks of kernel threads and the range, which would be one entry
+    // otherwise.
     assert!(sim.alloc(PAGE_SIZE).is_some());
     let before = sim.map(MapId::KERNEL).nentries.get();
     let size = 2 * ENTRIES * PAGE_SIZE;
@@ -103,7 +105,11 @@ fn a_million_map_entries_come_and_go() {
     }
     assert_eq!(sim.map(MapId::KERNEL).nentries.get(), before + ENTRIES);
     assert_eq!(sim.nofault(PAGE_SIZE), Some(base.add(PAGE_SIZE)), "the lowest hole is found");
-    assert_eq!(sim.nofault(2 * PAGE_SIZE), Some(base.add(size - PAGE_SIZE)), "the lowest that is large enough");
+    assert_eq!(
+        sim.nofault(2 * PAGE_SIZE),
+        Some(base.add(size - PAGE_SIZE)),
+        "the lowest that is large enough"
+    );
     sim.vm().vm_map_check(map).expect("the map is sound");
     sim.free(MapId::KERNEL, base, size + PAGE_SIZE);
     assert_eq!(sim.map(MapId::KERNEL).nentries.get(), before);

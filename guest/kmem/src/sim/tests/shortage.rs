@@ -43,7 +43,10 @@ fn one_page_too_few_leaves_everything_as_it_was() {
             assert_eq!(sim.counters(), before);
             check(&sim);
         }
-        assert!(sim.malloc((pages - 1) * PAGE_SIZE, NOWAIT).is_some(), "exactly what there is can be had");
+        assert!(
+            sim.malloc((pages - 1) * PAGE_SIZE, NOWAIT).is_some(),
+            "exactly what there is can be had"
+        );
         assert_eq!(sim.free_pages(), 0);
         check(&sim);
     }
@@ -118,7 +121,8 @@ fn qenter_without_enough_pages_maps_nothing() {
     let addr = sim.nofault(64 * PAGE_SIZE).expect("there is room");
     leave(&sim, 10);
     let before = sim.counters();
-    let error = vmkern_abi::control::Outcome::Error(vmkern_abi::control::KernReturn::ResourceShortage);
+    let error =
+        vmkern_abi::control::Outcome::Error(vmkern_abi::control::KernReturn::ResourceShortage);
     for count in [9, 11, 64, u64::MAX >> 12] {
         let outcome = sim.execute(&Op::PmapQenter { addr, count });
         assert!(outcome == error || count > 64, "{count} pages gave {outcome:?}");
@@ -136,7 +140,8 @@ fn vmwait() -> Outcome {
 /// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left of those that
 /// the boot made page tables for, and `free` pages free; what the rest is.
 fn short(free: u64) -> (Sim, vmkern_abi::addr::GuestVirt, u64) {
-    let sim = Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
+    let sim =
+        Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
     assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);
     sim.take_boot_tables();
     let bytes = (sim.free_pages() - free) * PAGE_SIZE;
@@ -189,22 +194,35 @@ fn kmem_alloc_waits_for_page_tables_without_an_entry_and_then_for_pages_with_one
         let kernel_size = sim.map(MapId::KERNEL).size.get();
         assert_eq!(sim.finish(1), vmwait());
         assert_eq!(sim.map(MapId::KERNEL).size.get(), kernel_size + size);
-        assert_eq!(sim.free_pages(), sim.vm().cnt().v_free_reserved.get(), "it has taken what it may");
+        assert_eq!(
+            sim.free_pages(),
+            sim.vm().cnt().v_free_reserved.get(),
+            "it has taken what it may"
+        );
     }
 }
 
 #[test]
-fn a_free_at_any_moment_of_a_suballoc_that_is_short_of_page_tables_is_another_try_and_never_a_panic() {
+fn a_free_at_any_moment_of_a_suballoc_that_is_short_of_page_tables_is_another_try_and_never_a_panic()
+ {
     for points in 0..60 {
         let (sim, rest, bytes) = short(180);
-        sim.submit(1, Op::KmemSuballoc { parent: MapId::KERNEL, size: 400 * MIB, kind: MapKind::User });
-        sim.raise_after(points, move |vm: &Vm<SimMachine>| vm.kmem_free(vm.kmem_map(), rest, bytes));
+        sim.submit(
+            1,
+            Op::KmemSuballoc { parent: MapId::KERNEL, size: 400 * MIB, kind: MapKind::User },
+        );
+        sim.raise_after(points, move |vm: &Vm<SimMachine>| {
+            vm.kmem_free(vm.kmem_map(), rest, bytes)
+        });
         // The last moments come when the thread sleeps already.
         while sim.free_pages() <= 180 {
             sim.run();
         }
         let outcome = sim.finish(1);
-        assert!(matches!(outcome, Outcome::Value(_)), "{outcome:?} with a free after {points} points");
+        assert!(
+            matches!(outcome, Outcome::Value(_)),
+            "{outcome:?} with a free after {points} points"
+        );
         check(&sim);
     }
 }
@@ -232,7 +250,8 @@ fn what_more_pages_than_are_managed_would_describe_fails_at_once_and_leaves_no_t
 }
 
 #[test]
-fn kmem_suballoc_of_what_more_pages_than_are_managed_would_describe_panics_bad_status_return_of_6() {
+fn kmem_suballoc_of_what_more_pages_than_are_managed_would_describe_panics_bad_status_return_of_6()
+{
     for (free, size) in [(0, 64 << 30), (100, 100 << 30), (5000, 500 << 30)] {
         let (sim, ..) = short(free);
         let suballoc = || sim.vm().kmem_suballoc(sim.vm().kernel_map(), size);
@@ -243,7 +262,8 @@ fn kmem_suballoc_of_what_more_pages_than_are_managed_would_describe_panics_bad_s
 }
 
 #[test]
-fn what_the_managed_pages_could_describe_is_asked_for_and_given_back_by_a_caller_that_may_not_wait() {
+fn what_the_managed_pages_could_describe_is_asked_for_and_given_back_by_a_caller_that_may_not_wait()
+{
     let (sim, ..) = short(700);
     sim.run();
     let (before, quiet) = (sim.counters(), signs(&sim));
@@ -255,21 +275,32 @@ fn what_the_managed_pages_could_describe_is_asked_for_and_given_back_by_a_caller
 
 #[test]
 fn kmem_malloc_that_may_sleep_waits_in_vmwait_for_more_than_there_is_memory_if_there_is_a_hole() {
-    for (memory, hole, size) in [(64 * MIB, 28 << 30, 8 << 30), (16 * MIB, 2 << 30, 1 << 30), (64 * MIB, MIB, MIB)] {
+    for (memory, hole, size) in
+        [(64 * MIB, 28 << 30, 8 << 30), (16 * MIB, 2 << 30, 1 << 30), (64 * MIB, MIB, MIB)]
+    {
         let sim = Sim::boot(memory, Tunables::default());
         assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);
-        let suballoc = Op::KmemSuballoc { parent: MapId::KERNEL, size: hole, kind: MapKind::System };
-        let Outcome::Value(map) = sim.execute(&suballoc) else { panic!("there are pages for its tables") };
+        let suballoc =
+            Op::KmemSuballoc { parent: MapId::KERNEL, size: hole, kind: MapKind::System };
+        let Outcome::Value(map) = sim.execute(&suballoc) else {
+            panic!("there are pages for its tables")
+        };
         let map = MapId(map);
         if size == MIB {
             while sim.malloc(PAGE_SIZE, NOWAIT).is_some() {}
-            while sim.address(&Op::KmemMalloc { map: MapId::KERNEL, size: PAGE_SIZE, flags: NOWAIT }).is_some() {}
+            while sim
+                .address(&Op::KmemMalloc { map: MapId::KERNEL, size: PAGE_SIZE, flags: NOWAIT })
+                .is_some()
+            {}
         }
         let before = sim.counters();
         assert_eq!(sim.address(&Op::KmemMalloc { map, size, flags: NOWAIT }), None);
         assert_eq!(sim.counters(), before);
         let ticks = sim.vm().cnt().ticks.get();
-        assert_eq!(sim.execute_on(1, Op::KmemMalloc { map, size, flags: MallocFlags::WAITOK }), vmwait());
+        assert_eq!(
+            sim.execute_on(1, Op::KmemMalloc { map, size, flags: MallocFlags::WAITOK }),
+            vmwait()
+        );
         assert_eq!(sim.vm().cnt().ticks.get(), ticks, "it has not slept in nokva");
     }
 }
@@ -277,7 +308,8 @@ fn kmem_malloc_that_may_sleep_waits_in_vmwait_for_more_than_there_is_memory_if_t
 #[test]
 fn a_thread_is_made_in_vmwait_while_pages_are_short_by_a_maker_that_may_sleep() {
     for free in [3, 30, 70] {
-        let sim = Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
+        let sim =
+            Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
         let made = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&made);
         sim.spawn(1, move |vm| {
@@ -304,17 +336,22 @@ fn a_thread_is_made_in_vmwait_while_pages_are_short_by_a_maker_that_may_sleep() 
 }
 
 #[test]
-fn whoever_frees_a_range_that_kmem_alloc_still_makes_brings_a_panic_that_says_which_wiring_failed_and_why() {
+fn whoever_frees_a_range_that_kmem_alloc_still_makes_brings_a_panic_that_says_which_wiring_failed_and_why()
+ {
     // All of it, its first page, one in the middle, and the last one.
     for (first, pages) in [(0, 4), (0, 1), (2, 1), (3, 1)] {
-        let sim = Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
+        let sim =
+            Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
         assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);
         let place = sim.alloc(4 * PAGE_SIZE).expect("there is memory");
         sim.free(MapId::KERNEL, place, 4 * PAGE_SIZE);
         let pinned = sim.alloc(PAGE_SIZE).expect("there is memory");
         let bytes = (sim.free_pages() - sim.vm().cnt().v_free_reserved.get() - 2) * PAGE_SIZE;
         let rest = sim.malloc(bytes, NOWAIT).expect("there is memory");
-        assert_eq!(sim.execute_on(1, Op::KmemAlloc { map: MapId::KERNEL, size: 4 * PAGE_SIZE }), vmwait());
+        assert_eq!(
+            sim.execute_on(1, Op::KmemAlloc { map: MapId::KERNEL, size: 4 * PAGE_SIZE }),
+            vmwait()
+        );
         let made = pinned.add(PAGE_SIZE);
         sim.free(MapId::KERNEL, made.add(first * PAGE_SIZE), pages * PAGE_SIZE);
         sim.free(MapId::KMEM, rest, bytes);

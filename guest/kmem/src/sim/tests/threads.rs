@@ -105,7 +105,9 @@ fn a_wakeup_takes_the_time_out_back() {
     let (sim, notes) = (boot(), Notes::default());
     for (tid, timo) in [(1, 10), (2, 20), (3, 30)] {
         let notes = notes.clone();
-        sim.spawn(tid, move |vm| notes.note(tid, u64::from(sleep(vm, channel(tid.into()), timo) == Sleep::TimedOut)));
+        sim.spawn(tid, move |vm| {
+            notes.note(tid, u64::from(sleep(vm, channel(tid.into()), timo) == Sleep::TimedOut))
+        });
     }
     sim.run();
     sim.vm().wakeup(channel(1));
@@ -150,11 +152,21 @@ fn a_thread_that_sleeps_shows_its_channel_and_message() {
     let thread = sim.spawn(7, |vm| {
         let mtx = &vm.state().driver_mtx;
         vm.mtx_lock(LockClass::Driver, &mtx.owner);
-        vm.msleep(channel(5), (LockClass::Driver, mtx), PVM, "a very long message", 9, Relock::Drop);
+        vm.msleep(
+            channel(5),
+            (LockClass::Driver, mtx),
+            PVM,
+            "a very long message",
+            9,
+            Relock::Drop,
+        );
     });
     let waiting = sim.run();
     let found = waiting.iter().find(|waiting| waiting.tid == 7).expect("thread 7 sleeps");
-    assert_eq!((found.wchan, found.wmesg), (channel(5).addr(), WaitMessage::new("a very long mes")));
+    assert_eq!(
+        (found.wchan, found.wmesg),
+        (channel(5).addr(), WaitMessage::new("a very long mes"))
+    );
     assert_eq!(found.deadline, Some(sim.vm().cnt().ticks.get() + 9));
     let t = sim.vm().get(thread);
     assert_eq!((t.name(), t.priority.get()), (WaitMessage::new("sim7"), PVM));
@@ -188,8 +200,9 @@ fn a_number_can_be_used_again_and_stacks_go_back() {
 #[test]
 fn the_waiters_of_an_sx_lock_get_it_in_order() {
     let (sim, notes) = (boot(), Notes::default());
-    let sx =
-        vmkern_abi::addr::KPtr::new(sim.vm().zone_alloc::<vmkern_abi::layout::SleepQueue>().expect("memory").addr());
+    let sx = vmkern_abi::addr::KPtr::new(
+        sim.vm().zone_alloc::<vmkern_abi::layout::SleepQueue>().expect("memory").addr(),
+    );
     for tid in [4, 2, 3, 1] {
         let notes = notes.clone();
         sim.spawn(tid, move |vm| {
@@ -221,7 +234,11 @@ fn while_the_system_is_cold_a_sleep_returns_at_once() {
     assert_eq!(sim.vm().tsleep(channel(0), 0, "cold", 100), Sleep::Woken);
     assert_eq!(sleep(sim.vm(), channel(0), 0), Sleep::Woken);
     assert_eq!(sim.vm().cnt().ticks.get(), ticks);
-    assert_eq!(sim.vm().state().driver_mtx.owner.get(), 0, "PDROP releases the interlock all the same");
+    assert_eq!(
+        sim.vm().state().driver_mtx.owner.get(),
+        0,
+        "PDROP releases the interlock all the same"
+    );
 }
 
 #[test]

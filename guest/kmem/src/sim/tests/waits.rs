@@ -43,10 +43,12 @@ fn rescued_at(invocation: u64) -> (Outcome, u64, u64) {
     let (sim, pages) = checkerboard(Tunables::default());
     sim.vm().cnt().v_swapout.set(invocation);
     let hole = pages[100];
-    let registered = sim.vm().eventhandler_register(VM_LOWMEM, rescue, hole.get(), EventPriority::ANY);
+    let registered =
+        sim.vm().eventhandler_register(VM_LOWMEM, rescue, hole.get(), EventPriority::ANY);
     assert!(registered.is_ok());
     let before = sim.vm().cnt().ticks.get();
-    let outcome = sim.execute_on(3, Op::KmemMalloc { map: MapId::KMEM, size: 2 * PAGE_SIZE, flags: WAITOK });
+    let outcome =
+        sim.execute_on(3, Op::KmemMalloc { map: MapId::KMEM, size: 2 * PAGE_SIZE, flags: WAITOK });
     assert_eq!(outcome, Outcome::Value(pages[99].get()));
     check(&sim);
     (outcome, sim.vm().cnt().lowmem_events.get(), sim.vm().cnt().ticks.get() - before)
@@ -69,10 +71,15 @@ fn success_on_retry_k_leaves_k_plus_1_events_and_the_sleeps_before_it() {
 /// Counts reclaims, each after its event.
 fn reclaim(vm: &Vm<SimMachine>, _arg: u64, _flags: u64) {
     vm.cnt().v_swapin.update(|n| n + 1);
-    assert_eq!(vm.cnt().v_swapin.get(), vm.cnt().lowmem_events.get(), "event and reclaim take turns");
+    assert_eq!(
+        vm.cnt().v_swapin.get(),
+        vm.cnt().lowmem_events.get(),
+        "event and reclaim take turns"
+    );
 }
 
-/// What is left behind by the panic of a `kmem_malloc` without hope: its message, events, reclaims, and ticks slept.
+/// What is left behind by the panic of a `kmem_malloc` without hope: its message, events, reclaims,
+/// and ticks slept.
 fn exhausted(tunables: Tunables) -> (String, u64, u64, u64) {
     let (sim, _) = checkerboard(tunables);
     let registered = sim.vm().eventhandler_register(UMA_RECLAIM, reclaim, 0, EventPriority::ANY);
@@ -87,7 +94,10 @@ fn exhausted(tunables: Tunables) -> (String, u64, u64, u64) {
 #[test]
 fn without_a_hole_kmem_malloc_asks_8_times_sleeps_9_seconds_and_panics_with_freebsds_text() {
     let (message, events, reclaims, ticks) = exhausted(Tunables::default());
-    assert_eq!(message, format!("kmem_malloc(8192): kmem_map too small: {} total allocated", 12 * MIB));
+    assert_eq!(
+        message,
+        format!("kmem_malloc(8192): kmem_map too small: {} total allocated", 12 * MIB)
+    );
     assert_eq!((events, reclaims, ticks), (8, 8, 36 * 250));
 }
 
@@ -125,13 +135,14 @@ fn while_the_system_is_cold_all_eight_tries_come_at_once() {
 #[test]
 fn the_sleeps_follow_hz_and_are_never_shorter_than_a_tick() {
     for (hz, ticks) in [(1000, 36 * 250), (10, 36 * 2), (7, 36), (3, 8), (1, 8)] {
-        let (_, events, _, slept) = exhausted(Tunables { kern_hz: Some(hz), ..Tunables::default() });
+        let (_, events, _, slept) =
+            exhausted(Tunables { kern_hz: Some(hz), ..Tunables::default() });
         assert_eq!((events, slept), (8, ticks), "kern.hz {hz}");
     }
 }
 
-/// A small machine whose kmem_map is larger than its memory, with the pagedaemon at rest, and blocks of one page that
-/// take all memory but `left` pages.
+/// A small machine whose kmem_map is larger than its memory, with the pagedaemon at rest, and
+/// blocks of one page that take all memory but `left` pages.
 fn drained(left: u64) -> (Sim, Vec<GuestVirt>) {
     let sim = Sim::boot(16 * MIB, Tunables { vm_kmem_size: Some(24 * MIB), ..Tunables::default() });
     // The threads first, as they need stacks.
@@ -180,7 +191,11 @@ fn kmem_alloc_waits_at_v_free_reserved_and_goes_on_when_the_pagedaemon_finds_mem
     let events = cnt.lowmem_events.get();
     let before = cnt.ticks.get();
     assert!(sim.advance().is_some(), "the pagedaemon tries again");
-    assert_eq!((cnt.ticks.get() - before, cnt.lowmem_events.get() - events), (500, 1), "every half second");
+    assert_eq!(
+        (cnt.ticks.get() - before, cnt.lowmem_events.get() - events),
+        (500, 1),
+        "every half second"
+    );
     for _ in 0..400 {
         sim.free(MapId::KMEM, blocks.pop().expect("enough blocks"), PAGE_SIZE);
     }
@@ -210,7 +225,9 @@ fn neighbours_may_come_and_go_while_an_allocation_waits_for_its_other_half() {
 #[test]
 fn a_fault_waits_in_pfault_while_pages_are_severely_short() {
     let (sim, mut blocks) = drained(20);
-    let addr = sim.address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE }).expect("there is room");
+    let addr = sim
+        .address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE })
+        .expect("there is room");
     sim.submit(1, Op::Write { addr, value: 5 });
     waits(&sim, 1, "pfault");
     blocks.drain(..200).for_each(|addr| sim.free(MapId::KMEM, addr, PAGE_SIZE));
@@ -270,7 +287,9 @@ fn an_exec_storm_of_64_threads_all_get_their_buffer_and_no_wakeup_is_lost() {
         sim.run();
         held.extend((0..64).filter_map(|tid| sim.answer(tid)));
         most = most.max(held.len());
-        let Some(Outcome::Value(addr)) = held.pop_front() else { panic!("nobody got on after {done}") };
+        let Some(Outcome::Value(addr)) = held.pop_front() else {
+            panic!("nobody got on after {done}")
+        };
         let addr = GuestVirt::new(addr);
         sim.fill(addr, ARGUMENTS, done);
         sim.verify(addr, ARGUMENTS, done);
@@ -287,7 +306,8 @@ fn a_request_for_the_whole_map_starves_behind_small_ones_until_the_map_is_empty(
     let sim = boot();
     let map = MapId::EXEC;
     let whole = sim.map(map).max_offset().since(sim.map(map).min_offset());
-    let mut small = sim.address(&Op::KmemAllocWait { map, size: PAGE_SIZE }).expect("there is room");
+    let mut small =
+        sim.address(&Op::KmemAllocWait { map, size: PAGE_SIZE }).expect("there is room");
     sim.submit(1, Op::KmemAllocWait { map, size: whole });
     waits(&sim, 1, "vmmaps");
     for _ in 0..10 {
@@ -317,7 +337,11 @@ fn nowait_in_an_interrupt_takes_the_last_page_without_a_sleep() {
 #[should_panic(expected = "vm_page_alloc(NORMAL|SYSTEM) in interrupt context")]
 fn waitok_in_an_interrupt_is_a_panic() {
     let sim = boot();
-    let _ = sim.execute_in_interrupt(&Op::KmemMalloc { map: MapId::KMEM, size: PAGE_SIZE, flags: WAITOK });
+    let _ = sim.execute_in_interrupt(&Op::KmemMalloc {
+        map: MapId::KMEM,
+        size: PAGE_SIZE,
+        flags: WAITOK,
+    });
 }
 
 #[test]
@@ -326,7 +350,9 @@ fn an_operation_stored_for_a_shortage_of_pages_ends_the_wait_of_another_thread()
     // The pagedaemon has been at it, and rests for half a second.
     sim.run();
     let free = Op::KmemFree { map: MapId::KMEM, addr: blocks[0], size: 200 * PAGE_SIZE };
-    let run = |vm: &Vm<SimMachine>, op: &Op| assert_eq!(super::super::threads::perform(vm, op), Outcome::Ok);
+    let run = |vm: &Vm<SimMachine>, op: &Op| {
+        assert_eq!(super::super::threads::perform(vm, op), Outcome::Ok)
+    };
     assert_eq!(crate::ops::register_lowmem(sim.vm(), &free, run), Outcome::Ok);
     sim.submit(1, Op::KmemMalloc { map: MapId::KMEM, size: 50 * PAGE_SIZE, flags: WAITOK });
     waits(&sim, 1, "vmwait");

@@ -77,13 +77,18 @@ fn a_range_that_wraps_or_leaves_the_kernels_maps_is_an_invalid_address() {
     let last = GuestVirt::new(!(PAGE_SIZE - 1));
     let invalid = Outcome::Error(KernReturn::InvalidAddress);
     let end = sim.map(MapId::KERNEL).max_offset();
-    for (addr, count) in [(end, 1), (last, 1), (last, 2), (end, u64::MAX), (end, 1 << 51), (GuestVirt::new(0), 1)] {
+    for (addr, count) in
+        [(end, 1), (last, 1), (last, 2), (end, u64::MAX), (end, 1 << 51), (GuestVirt::new(0), 1)]
+    {
         assert_eq!(sim.execute(&Op::PmapQenter { addr, count }), invalid, "{addr}, {count}");
         assert_eq!(sim.execute(&Op::PmapQremove { addr, count }), invalid, "{addr}, {count}");
     }
-    for (addr, size) in
-        [(last, PAGE_SIZE), (end, u64::MAX), (GuestVirt::new(u64::MAX), 1), (end, end.get().wrapping_neg())]
-    {
+    for (addr, size) in [
+        (last, PAGE_SIZE),
+        (end, u64::MAX),
+        (GuestVirt::new(u64::MAX), 1),
+        (end, end.get().wrapping_neg()),
+    ] {
         assert_eq!(sim.execute(&Op::Touch { addr, size }), invalid, "{addr}, {size:#x}");
         assert_eq!(sim.execute(&Op::Fill { addr, size, seed: 1 }), invalid, "{addr}, {size:#x}");
         assert_eq!(sim.execute(&Op::Verify { addr, size, seed: 1 }), invalid, "{addr}, {size:#x}");

@@ -13,9 +13,14 @@ use crate::sim::check::{check, check_zeros};
 use crate::sim::{Sim, SimMachine};
 use crate::vm::{Vm, Zeroed};
 
-/// A machine of 16 MiB of which nearly all has been used, dirtied and freed again, with nobody having run since.
+/// A machine of 16 MiB of which nearly all has been used, dirtied and freed again, with nobody
+/// having run since.
 fn dirtied(enable: u64) -> Sim {
-    let tunables = Tunables { vm_kmem_size: Some(24 * MIB), vm_idlezero_enable: Some(enable), ..Tunables::default() };
+    let tunables = Tunables {
+        vm_kmem_size: Some(24 * MIB),
+        vm_idlezero_enable: Some(enable),
+        ..Tunables::default()
+    };
     let sim = Sim::boot(16 * MIB, tunables);
     let pages = sim.free_pages() - 100;
     let addr = sim.malloc(pages * PAGE_SIZE, NOWAIT).expect("there is memory");
@@ -91,7 +96,9 @@ fn at_any_moment_of_its_work_an_interrupt_can_have_every_page_that_is_counted_as
         let seen = Arc::clone(&zeroed);
         sim.raise_after(points, move |vm: &Vm<SimMachine>| {
             assert_eq!(vm.cnt().v_free_count.get(), free, "a page that is being cleared is free");
-            let addr = vm.kmem_malloc(vm.kmem_map(), free * PAGE_SIZE, NOWAIT).expect("every page can be had");
+            let addr = vm
+                .kmem_malloc(vm.kmem_map(), free * PAGE_SIZE, NOWAIT)
+                .expect("every page can be had");
             assert_eq!(vm.cnt().v_free_count.get(), 0);
             vm.kmem_free(vm.kmem_map(), addr, free * PAGE_SIZE);
             seen.store(vm.state().cnt_prezero.get(), Ordering::Relaxed);

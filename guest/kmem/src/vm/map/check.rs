@@ -29,17 +29,26 @@ impl<M: Machine> Vm<M> {
         for entry in self.vm_map_entries(map) {
             let e = self.get(entry);
             let start = e.start.get();
-            let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: start }) };
+            let rule =
+                |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: start }) };
             rule(e.prev.get() == before, "list backwards is not the list forwards")?;
-            rule(start >= below && start < e.end.get() && e.end.get() <= m.max_offset(), "range out of order")?;
-            rule(start.is_page_aligned() && e.end.get().is_page_aligned(), "range is not of whole pages")?;
+            rule(
+                start >= below && start < e.end.get() && e.end.get() <= m.max_offset(),
+                "range out of order",
+            )?;
+            rule(
+                start.is_page_aligned() && e.end.get().is_page_aligned(),
+                "range is not of whole pages",
+            )?;
             rule(!e.eflags.get().intersects(EntryFlags::PASSING), "entry left in transition")?;
             rule(e.deleter.get() == 0, "entry without a deletion has a deleter")?;
             (before, below) = (entry, e.end.get());
             count += 1;
             size += e.len();
         }
-        let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) };
+        let rule = |holds: bool, rule| {
+            if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) }
+        };
         rule(m.header.prev.get() == before, "list backwards is not the list forwards")?;
         rule(m.nentries.get() == count, "nentries is not the number of entries")?;
         rule(m.size.get() == size, "size is not the sum of the entries")?;
@@ -55,12 +64,17 @@ impl<M: Machine> Vm<M> {
         let m = self.get(map);
         let r = &m.reserve;
         let (entries, nodes) = (&r.entries, &r.nodes);
-        let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) };
+        let rule = |holds: bool, rule| {
+            if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) }
+        };
         rule(r.unlinked.get().is_null(), "a node has left the tree and not the pool")?;
         rule(entries.used.get() == m.nentries.get(), "entries in use miscounted")?;
         rule(nodes.used.get() == m.index.nodes.get(), "nodes in use miscounted")?;
         rule(entries.capacity.get() >= entries.used.get() + FLOOR, "too few entries in reserve")?;
-        rule(nodes.capacity.get() >= max_nodes(entries.capacity.get() + 1), "too few nodes in reserve")?;
+        rule(
+            nodes.capacity.get() >= max_nodes(entries.capacity.get() + 1),
+            "too few nodes in reserve",
+        )?;
         for entry in self.pool_items::<VmMapEntry>(m) {
             let linked = self.get(self.get(entry).prev.get()).next.get();
             rule(linked == entry, "an entry that is not in use lies among those that are")?;
@@ -72,12 +86,17 @@ impl<M: Machine> Vm<M> {
     /// The pages of a pool are chained both ways, and are as many as its items say.
     fn map_check_pool<T: PoolItem>(&self, map: &VmMap) -> Result<(), Damage> {
         let pool = T::pool(map);
-        let rule = |holds: bool, rule| if holds { Ok(()) } else { Err(Damage { rule, at: map.min_offset() }) };
+        let rule = |holds: bool, rule| {
+            if holds { Ok(()) } else { Err(Damage { rule, at: map.min_offset() }) }
+        };
         let (mut pages, mut last, mut top) = (0, KPtr::NULL, KPtr::NULL);
         let in_pages = pool.used.get().saturating_sub(T::HOME).div_ceil(T::PER_PAGE);
         let mut page = pool.first.get();
         while !page.is_null() {
-            rule(self.get(page).prev.get() == last, "pages of a pool backwards are not those forwards")?;
+            rule(
+                self.get(page).prev.get() == last,
+                "pages of a pool backwards are not those forwards",
+            )?;
             pages += 1;
             if pages == in_pages {
                 top = page;

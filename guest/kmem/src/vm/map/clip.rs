@@ -9,10 +9,14 @@ use crate::vm::{Shortage, Vm};
 
 impl<M: Machine> Vm<M> {
     /// Makes one entry of `entry` and each neighbour that continues it with everything equal
-    /// (`vm_map_simplify_entry`). `entry` survives, but may move: gives where it is. Each neighbour that goes drops
-    /// its reference to the object, for which the object must be unlocked. Nothing happens to a submap or an entry in
-    /// transition.
-    pub fn vm_map_simplify_entry(&self, map: KPtr<VmMap>, mut entry: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
+    /// (`vm_map_simplify_entry`). `entry` survives, but may move: gives where it is. Each neighbour
+    /// that goes drops its reference to the object, for which the object must be unlocked. Nothing
+    /// happens to a submap or an entry in transition.
+    pub fn vm_map_simplify_entry(
+        &self,
+        map: KPtr<VmMap>,
+        mut entry: KPtr<VmMapEntry>,
+    ) -> KPtr<VmMapEntry> {
         let mut e = self.get(entry);
         if e.eflags.get().intersects(EntryFlags::IN_TRANSITION | EntryFlags::IS_SUB_MAP) {
             return entry;
@@ -36,8 +40,14 @@ impl<M: Machine> Vm<M> {
         entry
     }
 
-    /// Disposes of `entry`, whose range is that of its neighbour `kept` now. Gives where `kept` is then.
-    fn map_merged_away(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, kept: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
+    /// Disposes of `entry`, whose range is that of its neighbour `kept` now. Gives where `kept` is
+    /// then.
+    fn map_merged_away(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        kept: KPtr<VmMapEntry>,
+    ) -> KPtr<VmMapEntry> {
         let (m, e) = (self.get(map), self.get(entry));
         self.map_list_remove(m, e);
         if self.map_may_lack_pages(e) {
@@ -72,7 +82,8 @@ impl<M: Machine> Vm<M> {
         entry
     }
 
-    /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own (`vm_map_clip_end`).
+    /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own
+    /// (`vm_map_clip_end`).
     pub(super) fn vm_map_clip_end(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
         let (m, e) = (self.get(map), self.get(entry));
         if va >= e.end.get() {
@@ -88,9 +99,9 @@ impl<M: Machine> Vm<M> {
         e.end.set(va);
     }
 
-    /// Gives an entry of a pageable map that is about to be cut an object, if it has none, so that its parts can be
-    /// made one again. If there is no page for one, it does without, as the entries of system maps do: giving memory
-    /// back must not wait for memory.
+    /// Gives an entry of a pageable map that is about to be cut an object, if it has none, so that
+    /// its parts can be made one again. If there is no page for one, it does without, as the
+    /// entries of system maps do: giving memory back must not wait for memory.
     fn map_object_for_halves(&self, map: &VmMap, entry: &VmMapEntry) {
         if map.system_map.get() == 0 && entry.object.get().is_null() {
             let _ = self.map_object_make(entry);
@@ -107,7 +118,8 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous one.
+    /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous
+    /// one.
     pub(super) fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
         let object = entry.object.get();
         object.is_null() || !self.is_kernels(object)

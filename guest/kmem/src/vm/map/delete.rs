@@ -1,14 +1,17 @@
 //! Taking ranges out of a map.
 //!
-//! **Addresses and translations.** An address must not be given out again while a CPU remembers what it led to. With
-//! several CPUs, dropping a translation means waiting for all of them, so that nobody else could use the map meanwhile.
-//! A system map is therefore unlocked during that wait, of which there is one for a whole range. The entries stay, unwired and
-//! unmapped, and marked ([`EntryFlags::DELETING`], [`VmMapEntry::deleter`]): their addresses are taken, but to everybody
-//! else they are gone. Who deletes passes them over, who faults finds nothing, and as they are in transition, too, nobody
-//! cuts or merges them. Interrupts stay deferred, so that on one CPU the deletion is as whole as under the lock.
+//! **Addresses and translations.** An address must not be given out again while a CPU remembers
+//! what it led to. With several CPUs, dropping a translation means waiting for all of them, so that
+//! nobody else could use the map meanwhile. A system map is therefore unlocked during that wait, of
+//! which there is one for a whole range. The entries stay, unwired and unmapped, and marked
+//! ([`EntryFlags::DELETING`], [`VmMapEntry::deleter`]): their addresses are taken, but to everybody
+//! else they are gone. Who deletes passes them over, who faults finds nothing, and as they are in
+//! transition, too, nobody cuts or merges them. Interrupts stay deferred, so that on one CPU the
+//! deletion is as whole as under the lock.
 //!
-//! **Holes.** What others enter into the holes of the range meanwhile was entered after the deletion, and stays. They may find
-//! no room, or higher room, where FreeBSD has them wait for the lock and find the freed addresses.
+//! **Holes.** What others enter into the holes of the range meanwhile was entered after the
+//! deletion, and stays. They may find no room, or higher room, where FreeBSD has them wait for the
+//! lock and find the freed addresses.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
@@ -30,8 +33,8 @@ struct Marked {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never fails. Takes the
-    /// map's lock.
+    /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never
+    /// fails. Takes the map's lock.
     pub fn vm_map_remove(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         self.vm_map_lock(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
@@ -40,12 +43,14 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
-    /// (`vm_map_delete`). Holes do not matter, nor does what somebody else is deleting. Never fails. Waits for entries in
-    /// transition and, with several CPUs, for translations to go, with the map unlocked meanwhile.
+    /// (`vm_map_delete`). Holes do not matter, nor does what somebody else is deleting. Never
+    /// fails. Waits for entries in transition and, with several CPUs, for translations to go, with
+    /// the map unlocked meanwhile.
     ///
-    /// An entry goes in this order: its wiring, its translations (so that nothing can reach the pages any more), its
-    /// pages, its reference to the object, and itself. All entries of the range lose wiring and translations before one
-    /// flush for all of them, and pages after it. An empty range inside an entry cuts that entry, as in FreeBSD.
+    /// An entry goes in this order: its wiring, its translations (so that nothing can reach the
+    /// pages any more), its pages, its reference to the object, and itself. All entries of the
+    /// range lose wiring and translations before one flush for all of them, and pages after it. An
+    /// empty range inside an entry cuts that entry, as in FreeBSD.
     pub fn vm_map_delete(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let mut resume = Some(start);
         while let Some(start) = resume {
@@ -62,8 +67,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Takes wiring and translations of the entries of `[start, end)` away and marks them as being deleted, up to the first
-    /// that somebody else works on.
+    /// Takes wiring and translations of the entries of `[start, end)` away and marks them as being
+    /// deleted, up to the first that somebody else works on.
     fn map_delete_mark(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Marked {
         let mut marked = Marked { first: None, flush: TlbFlush::NONE, resume: None };
         let mut entry = self.map_delete_from(map, start);
@@ -94,10 +99,19 @@ impl<M: Machine> Vm<M> {
         marked
     }
 
-    /// Makes all CPUs forget the translations that `flush` names, of entries that are marked from `first` on, with a
-    /// system map unlocked meanwhile if that takes other CPUs. Gives where the first of them is then.
-    fn map_flush(&self, map: KPtr<VmMap>, first: KPtr<VmMapEntry>, flush: TlbFlush) -> KPtr<VmMapEntry> {
-        if flush == TlbFlush::NONE || self.cnt().ncpu.get() == 1 || self.get(map).system_map.get() == 0 {
+    /// Makes all CPUs forget the translations that `flush` names, of entries that are marked from
+    /// `first` on, with a system map unlocked meanwhile if that takes other CPUs. Gives where the
+    /// first of them is then.
+    fn map_flush(
+        &self,
+        map: KPtr<VmMap>,
+        first: KPtr<VmMapEntry>,
+        flush: TlbFlush,
+    ) -> KPtr<VmMapEntry> {
+        if flush == TlbFlush::NONE
+            || self.cnt().ncpu.get() == 1
+            || self.get(map).system_map.get() == 0
+        {
             self.tlb_flush(flush);
             return first;
         }
@@ -110,12 +124,14 @@ impl<M: Machine> Vm<M> {
         // Entries move when others go.
         match self.vm_map_lookup_entry(map, start) {
             Lookup::Inside(first) => first,
-            Lookup::After(_) => self.panic(format_args!("vm_map_delete: the entry at {start} is gone")),
+            Lookup::After(_) => {
+                self.panic(format_args!("vm_map_delete: the entry at {start} is gone"))
+            }
         }
     }
 
-    /// Takes the entries out of the map that the running thread has marked, from `first` on and below `end`. What others
-    /// have entered or marked meanwhile stays.
+    /// Takes the entries out of the map that the running thread has marked, from `first` on and
+    /// below `end`. What others have entered or marked meanwhile stays.
     fn map_delete_marked(&self, map: KPtr<VmMap>, first: KPtr<VmMapEntry>, end: GuestVirt) {
         let (me, mut waiters) = (self.curtid() + 1, Waiters::None);
         let mut entry = first;
@@ -136,10 +152,15 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// The first entry that ends above `start`, cut so that it does not begin below unless it goes anyway.
+    /// The first entry that ends above `start`, cut so that it does not begin below unless it goes
+    /// anyway.
     fn map_delete_from(&self, map: KPtr<VmMap>, start: GuestVirt) -> KPtr<VmMapEntry> {
         match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) if self.get(entry).eflags.get().contains(EntryFlags::DELETING) => entry,
+            Lookup::Inside(entry)
+                if self.get(entry).eflags.get().contains(EntryFlags::DELETING) =>
+            {
+                entry
+            }
             Lookup::Inside(entry) => self.vm_map_clip_start(map, entry, start),
             Lookup::After(entry) => self.get(entry).next.get(),
         }
@@ -148,7 +169,8 @@ impl<M: Machine> Vm<M> {
     /// Takes `entry`, unwired and unmapped, out of the map, and what it holds out of its object
     /// (`vm_map_entry_delete`). Gives the entry above it.
     ///
-    /// Unlike FreeBSD's, it leaves the size of a kernel object alone when the range ends at the object's end.
+    /// Unlike FreeBSD's, it leaves the size of a kernel object alone when the range ends at the
+    /// object's end.
     fn vm_map_entry_delete(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> KPtr<VmMapEntry> {
         let (m, e) = (self.get(map), self.get(entry));
         let next = e.next.get();
@@ -167,12 +189,13 @@ impl<M: Machine> Vm<M> {
         self.vm_map_entry_dispose(m, entry, next)
     }
 
-    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need them. Locks: the
-    /// object's is held.
+    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need
+    /// them. Locks: the object's is held.
     fn map_object_forget(&self, object: KPtr<VmObject>, offset: u64, length: u64) {
         let o = self.get(object);
         let is_kernels = self.is_kernels(object);
-        if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING)) {
+        if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING))
+        {
             let (first, end) = (offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);
             self.vm_object_page_remove(object, first, end);
             if !is_kernels && end >= o.size.get() && first < o.size.get() {

@@ -1,16 +1,18 @@
 //! The index of a map: a B+-tree over its entries that knows the largest gap of every subtree.
 //!
-//! It replaces FreeBSD's splay tree and gives the same answers: the entry at or before an address, and the lowest gap
-//! of some length at or above an address. Unlike the splay tree it is balanced at any time, look-ups change nothing,
-//! and the free range below the first entry is a gap like any other: the map's header is the first item, of no length,
-//! at the map's first address.
+//! It replaces FreeBSD's splay tree and gives the same answers: the entry at or before an address,
+//! and the lowest gap of some length at or above an address. Unlike the splay tree it is balanced
+//! at any time, look-ups change nothing, and the free range below the first entry is a gap like any
+//! other: the map's header is the first item, of no length, at the map's first address.
 //!
-//! A gap belongs to the item below it. An item's end is not stored: it is the start of the next item (or the end of
-//! the map) less the gap. So the index answers both questions from its nodes alone, and never touches an entry.
+//! A gap belongs to the item below it. An item's end is not stored: it is the start of the next
+//! item (or the end of the map) less the gap. So the index answers both questions from its nodes
+//! alone, and never touches an entry.
 //!
-//! **Protocol.** The map's lock is held, except that look-ups may run beside each other. Changes take their nodes by
-//! [`NodeStore::take`] from a reserve that the caller has filled before: it holds enough when tree and reserve
-//! together have [`max_nodes`] of all items that the tree may come to hold.
+//! **Protocol.** The map's lock is held, except that look-ups may run beside each other. Changes
+//! take their nodes by [`NodeStore::take`] from a reserve that the caller has filled before: it
+//! holds enough when tree and reserve together have [`max_nodes`] of all items that the tree may
+//! come to hold.
 
 mod check;
 mod insert;
@@ -32,14 +34,16 @@ pub trait NodeStore {
     /// The node at `node`, a node of the tree.
     fn node(&self, node: KPtr<MapNode>) -> &MapNode;
 
-    /// A node out of the reserve, with any contents. The reserve is never empty here: see the module's protocol.
+    /// A node out of the reserve, with any contents. The reserve is never empty here: see the
+    /// module's protocol.
     fn take(&self) -> KPtr<MapNode>;
 
-    /// Puts a node that has left the tree into the reserve. It stays as it is until [`NodeStore::compact`].
+    /// Puts a node that has left the tree into the reserve. It stays as it is until
+    /// [`NodeStore::compact`].
     fn give(&self, node: KPtr<MapNode>);
 
-    /// Called after a change until it gives `None`: makes the store's nodes in use lie without a hole again, by moving
-    /// one with its contents to the place of one that was given back.
+    /// Called after a change until it gives `None`: makes the store's nodes in use lie without a
+    /// hole again, by moving one with its contents to the place of one that was given back.
     fn compact(&self) -> Option<Relocation>;
 }
 
@@ -85,8 +89,8 @@ pub struct Index<'a, S> {
 }
 
 impl<'a, S: NodeStore> Index<'a, S> {
-    /// The index with the state `state` and its nodes in `store`, of a map of `[min, max)`, page aligned and of at most
-    /// [`MapNode::MAX_PAGES`].
+    /// The index with the state `state` and its nodes in `store`, of a map of `[min, max)`, page
+    /// aligned and of at most [`MapNode::MAX_PAGES`].
     #[must_use]
     pub fn new(state: &'a MapIndex, store: &'a S, min: GuestVirt, max: GuestVirt) -> Self {
         Self { state, store, min, limit: page_number(max.since(min)) }
@@ -103,7 +107,10 @@ impl<'a, S: NodeStore> Index<'a, S> {
 
     /// Gives all nodes back. The tree holds the header alone.
     pub fn destroy(&self) {
-        assert!(self.height() == 1 && self.root().count() == 1, "vm_map index: destroyed with entries");
+        assert!(
+            self.height() == 1 && self.root().count() == 1,
+            "vm_map index: destroyed with entries"
+        );
         self.free_node(self.state.root.get());
         self.state.root.set(KPtr::NULL);
         self.state.height.set(0);
@@ -154,9 +161,16 @@ impl<'a, S: NodeStore> Index<'a, S> {
         u64::from(self.root().max_gap()) << PAGE_SHIFT
     }
 
-    /// The start of the lowest gap of `length` bytes under slot `at` of `node` (of level `level`, below `limit`),
-    /// whose recorded gap says that there is one.
-    fn lowest_gap(&self, node: Node<'a>, at: usize, level: usize, limit: u32, length: u32) -> GuestVirt {
+    /// The start of the lowest gap of `length` bytes under slot `at` of `node` (of level `level`,
+    /// below `limit`), whose recorded gap says that there is one.
+    fn lowest_gap(
+        &self,
+        node: Node<'a>,
+        at: usize,
+        level: usize,
+        limit: u32,
+        length: u32,
+    ) -> GuestVirt {
         let (mut node, mut at, mut limit) = (node, at, node.limit(at, limit));
         for _ in 0..level {
             node = self.child(node, at);
@@ -176,7 +190,8 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.min.add(u64::from(page) << PAGE_SHIFT)
     }
 
-    /// The way from the root to the item with the greatest start below page `bound`, or to the header.
+    /// The way from the root to the item with the greatest start below page `bound`, or to the
+    /// header.
     #[inline]
     fn path(&self, bound: u32) -> Path<'a> {
         let height = self.height();
@@ -218,7 +233,8 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.store.give(ptr);
     }
 
-    /// Lets the store move nodes to the places of those that were freed. Ends a change: paths are void afterwards.
+    /// Lets the store move nodes to the places of those that were freed. Ends a change: paths are
+    /// void afterwards.
     fn compact(&self) {
         while let Some(Relocation { from, to }) = self.store.compact() {
             if self.state.root.get() == from {
@@ -232,13 +248,17 @@ impl<'a, S: NodeStore> Index<'a, S> {
                 parent = self.child(parent, parent.rank(bound) as usize);
             }
             let at = parent.rank(bound) as usize;
-            assert!(parent.target(at) == from.addr(), "vm_map index: a node moved that is not in the tree");
+            assert!(
+                parent.target(at) == from.addr(),
+                "vm_map index: a node moved that is not in the tree"
+            );
             parent.set_target(at, to.addr());
         }
     }
 }
 
-/// The page at `bytes` from the map's start; beyond all pages that have keys, the last number there is.
+/// The page at `bytes` from the map's start; beyond all pages that have keys, the last number there
+/// is.
 fn page_number(bytes: u64) -> u32 {
     u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX)
 }

@@ -12,13 +12,14 @@ use crate::vm::object::Coalesced;
 impl<M: Machine> Vm<M> {
     /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
     ///
-    /// A range without an object that continues the entry before it, equal in kind and not wired, extends that entry
-    /// instead. The caller's reference to the object is the entry's from now on, unless this fails.
+    /// A range without an object that continues the entry before it, equal in kind and not wired,
+    /// extends that entry instead. The caller's reference to the object is the entry's from now on,
+    /// unless this fails.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] when the range is empty or not inside the map, [`KernReturn::NoSpace`] when part
-    /// of it is taken, [`KernReturn::ResourceShortage`] when there is no page for an entry, which cannot happen after
-    /// [`Vm::vm_map_findspace`]. The map is unchanged.
+    /// # Errors [`KernReturn::InvalidAddress`] when the range is empty or not inside the map,
+    /// [`KernReturn::NoSpace`] when part of it is taken, [`KernReturn::ResourceShortage`] when
+    /// there is no page for an entry, which cannot happen after [`Vm::vm_map_findspace`]. The map
+    /// is unchanged.
     pub fn vm_map_insert(
         &self,
         map: KPtr<VmMap>,
@@ -47,7 +48,8 @@ impl<M: Machine> Vm<M> {
         let (mut object, mut offset) = (spec.object, spec.offset);
         if !object.is_null() {
             self.map_note_second_mapping(object);
-        } else if before != header(map) && self.map_continues(self.get(before), eflags, start, end) {
+        } else if before != header(map) && self.map_continues(self.get(before), eflags, start, end)
+        {
             let b = self.get(before);
             if b.inheritance.get() == VmMapEntry::INHERIT_DEFAULT
                 && b.protection.get() == spec.protection
@@ -87,17 +89,28 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Whether a range without an object of `[start, end)`, with flags `eflags`, is more of `entry`. If that has an
-    /// object, it holds the range, too, from now on.
-    fn map_continues(&self, entry: &VmMapEntry, eflags: EntryFlags, start: GuestVirt, end: GuestVirt) -> bool {
+    /// Whether a range without an object of `[start, end)`, with flags `eflags`, is more of
+    /// `entry`. If that has an object, it holds the range, too, from now on.
+    fn map_continues(
+        &self,
+        entry: &VmMapEntry,
+        eflags: EntryFlags,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> bool {
         entry.eflags.get() == eflags
             && entry.end.get() == start
             && entry.wired_count.get() == 0
-            && self.vm_object_coalesce(entry.object.get(), entry.offset.get(), entry.len(), end.since(start))
-                == Coalesced::Yes
+            && self.vm_object_coalesce(
+                entry.object.get(),
+                entry.offset.get(),
+                entry.len(),
+                end.since(start),
+            ) == Coalesced::Yes
     }
 
-    /// An object with a second reference may from now on be mapped twice. The kernel's own never count as mapped once.
+    /// An object with a second reference may from now on be mapped twice. The kernel's own never
+    /// count as mapped once.
     fn map_note_second_mapping(&self, object: KPtr<VmObject>) {
         if self.is_kernels(object) {
             return;
@@ -111,7 +124,12 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Puts `entry` into the list after `before`, and counts it.
-    pub(super) fn map_list_insert(&self, map: &VmMap, before: KPtr<VmMapEntry>, entry: KPtr<VmMapEntry>) {
+    pub(super) fn map_list_insert(
+        &self,
+        map: &VmMap,
+        before: KPtr<VmMapEntry>,
+        entry: KPtr<VmMapEntry>,
+    ) {
         let next = self.get(before).next.get();
         self.get(entry).prev.set(before);
         self.get(entry).next.set(next);

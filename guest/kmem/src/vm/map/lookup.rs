@@ -8,7 +8,8 @@ use super::Lookup;
 use crate::machine::Machine;
 use crate::vm::Vm;
 
-/// Where the page for an address is to be found. The map stays locked until [`Vm::vm_map_lookup_done`].
+/// Where the page for an address is to be found. The map stays locked until
+/// [`Vm::vm_map_lookup_done`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlace {
     /// The map, or the submap, that has the entry.
@@ -26,12 +27,13 @@ pub struct FaultPlace {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Finds the page for an access of kind `fault_type` at `va`, through submaps (`vm_map_lookup`). Takes the lock of
-    /// `map`; on success the lock of [`FaultPlace::map`] is held, otherwise none.
+    /// Finds the page for an access of kind `fault_type` at `va`, through submaps
+    /// (`vm_map_lookup`). Takes the lock of `map`; on success the lock of [`FaultPlace::map`] is
+    /// held, otherwise none.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when the entry forbids the access,
-    /// [`KernReturn::ResourceShortage`] when there is no page for the object that an entry of a pageable map gets now.
+    /// # Errors [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when
+    /// the entry forbids the access, [`KernReturn::ResourceShortage`] when there is no page for the
+    /// object that an entry of a pageable map gets now.
     pub fn vm_map_lookup(
         &self,
         map: KPtr<VmMap>,
@@ -51,7 +53,8 @@ impl<M: Machine> Vm<M> {
                 return Err(KernReturn::InvalidAddress);
             }
             if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
-                // The map's lock guards the entry, which may be gone or elsewhere once it is released.
+                // The map's lock guards the entry, which may be gone or elsewhere once it is
+                // released.
                 let submap = KPtr::new(e.object.get().addr());
                 self.vm_map_unlock(map);
                 map = submap;
@@ -61,7 +64,8 @@ impl<M: Machine> Vm<M> {
                 self.vm_map_unlock(map);
                 return Err(KernReturn::ProtectionFailure);
             }
-            let is_pageable = self.get(map).system_map.get() == 0 && !e.eflags.get().contains(EntryFlags::NOFAULT);
+            let is_pageable = self.get(map).system_map.get() == 0
+                && !e.eflags.get().contains(EntryFlags::NOFAULT);
             if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
                 self.vm_map_unlock(map);
                 return Err(KernReturn::ResourceShortage);

@@ -1,13 +1,15 @@
 //! The pools of a map: where its entries and index nodes lie.
 //!
-//! A pool is a stack of items: first those in the map's home ([`MapHome`]), then page after page ([`PoolPage`]) in the
-//! direct map, so that making an entry never changes a map (FreeBSD's KMAP ENTRY zone has the same aim). The items in
-//! use are the first ones, without a hole: when another item than the last leaves, the last one moves into its place
-//! and whoever gave the item back corrects what points there. So the pages of a pool follow from how many items it
-//! must have, and not from the order in which they came and went.
+//! A pool is a stack of items: first those in the map's home ([`MapHome`]), then page after page
+//! ([`PoolPage`]) in the direct map, so that making an entry never changes a map (FreeBSD's KMAP
+//! ENTRY zone has the same aim). The items in use are the first ones, without a hole: when another
+//! item than the last leaves, the last one moves into its place and whoever gave the item back
+//! corrects what points there. So the pages of a pool follow from how many items it must have, and
+//! not from the order in which they came and went.
 //!
-//! A map that stands at the edge of a page takes it and gives it back with each entry that comes and goes. That costs
-//! a tenth of an allocation, in 3 of 63 numbers of entries; a page kept back there would show in the counts of pages.
+//! A map that stands at the edge of a page takes it and gives it back with each entry that comes
+//! and goes. That costs a tenth of an allocation, in 3 of 63 numbers of entries; a page kept back
+//! there would show in the counts of pages.
 //!
 //! Pages are INTERRUPT-class and never waited for. The map's lock is held.
 
@@ -61,7 +63,9 @@ impl<M: Machine> Vm<M> {
     pub(super) fn map_home_alloc(&self) -> Result<KPtr<VmMap>, Shortage> {
         let home = KPtr::<MapHome>::new(self.map_page_alloc::<MapHome>()?.addr());
         for line in 0..size_of::<VmMap>() as u64 / LINE {
-            self.get::<Line>(KPtr::new(home.addr().add(line * LINE))).iter().for_each(|word| word.set(0));
+            self.get::<Line>(KPtr::new(home.addr().add(line * LINE)))
+                .iter()
+                .for_each(|word| word.set(0));
         }
         let reserve = &self.get(home).map.reserve;
         reserve.home.set(home);
@@ -99,7 +103,11 @@ impl<M: Machine> Vm<M> {
         let size = size_of::<T>() as u64;
         KPtr::new(match number.checked_sub(T::HOME) {
             None => map.reserve.home.get().addr().add(T::HOME_OFFSET + number * size),
-            Some(number) => pool.top.get().addr().add(size_of::<PoolPage>() as u64 + number % T::PER_PAGE * size),
+            Some(number) => pool
+                .top
+                .get()
+                .addr()
+                .add(size_of::<PoolPage>() as u64 + number % T::PER_PAGE * size),
         })
     }
 
@@ -108,7 +116,8 @@ impl<M: Machine> Vm<M> {
         let (used, size) = (T::pool(map).used.get(), size_of::<T>() as u64);
         let home = map.reserve.home.get().addr().add(T::HOME_OFFSET);
         let next = |page: KPtr<PoolPage>| self.get(page).next.get().non_null();
-        let pages = core::iter::successors(T::pool(map).first.get().non_null(), move |&page| next(page));
+        let pages =
+            core::iter::successors(T::pool(map).first.get().non_null(), move |&page| next(page));
         let in_pages = pages.flat_map(move |page| {
             let first = page.addr().add(size_of::<PoolPage>() as u64);
             (0..T::PER_PAGE).map(move |number| KPtr::new(first.add(number * size)))
@@ -128,8 +137,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Takes back `item`, which nothing points to any more. The last item in use moves to its place: gives where that
-    /// was, which is `item` if it was the last itself.
+    /// Takes back `item`, which nothing points to any more. The last item in use moves to its
+    /// place: gives where that was, which is `item` if it was the last itself.
     #[must_use = "pointers to the item that moved must be corrected"]
     pub(super) fn pool_give<T: PoolItem>(&self, map: &VmMap, item: KPtr<T>) -> KPtr<T> {
         let last = self.pool_last(map);
@@ -163,7 +172,8 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Gives back the pages without which the pool still has `needed` items, no fewer than are in use.
+    /// Gives back the pages without which the pool still has `needed` items, no fewer than are in
+    /// use.
     pub(super) fn pool_shrink<T: PoolItem>(&self, map: &VmMap, needed: u64) {
         let pool = T::pool(map);
         while pool.capacity.get() >= needed.max(T::HOME) + T::PER_PAGE {
@@ -192,7 +202,9 @@ impl<M: Machine> Vm<M> {
         if self.machine().refuses(Supply::MapPool) {
             return Err(Shortage);
         }
-        let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED).ok_or(Shortage)?;
+        let page = self
+            .vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)
+            .ok_or(Shortage)?;
         // All maps count here, each under a lock of its own.
         self.state().map_pages.add(1);
         Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))
@@ -212,6 +224,9 @@ fn opens_page<T: PoolItem>(number: u64) -> bool {
     number.checked_sub(T::HOME).is_some_and(|number| number.is_multiple_of(T::PER_PAGE))
 }
 
-const _: () =
-    assert!(LINE == 64 && size_of::<VmMapEntry>().is_multiple_of(64) && size_of::<MapNode>().is_multiple_of(64));
+const _: () = assert!(
+    LINE == 64
+        && size_of::<VmMapEntry>().is_multiple_of(64)
+        && size_of::<MapNode>().is_multiple_of(64)
+);
 const _: () = assert!(super::index::max_nodes(VmMapEntry::HOME + 1) <= MapNode::HOME);

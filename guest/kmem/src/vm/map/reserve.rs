@@ -1,19 +1,23 @@
 //! The reserve of a map: entries and index nodes that it owns and does not use now.
 //!
-//! A change of a map takes what it needs from here, and what it no longer needs goes back here; both lie in the map's
-//! pools ([`super::pool`]). Three rules make sure that the reserve is never empty when something must be taken:
+//! A change of a map takes what it needs from here, and what it no longer needs goes back here;
+//! both lie in the map's pools ([`super::pool`]). Three rules make sure that the reserve is never
+//! empty when something must be taken:
 //!
 //! 1. A change that adds an entry calls `map_reserve` first, and fails cleanly when that fails.
-//! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So there is a node for
+//! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So
+//!    there is a node for
 //!    every shape that a tree of these entries can take, whatever the order of changes.
-//! 3. Entries: giving back a range needs two cuts at most. [`FLOOR`] entries are for that, and are brought in again
+//! 3. Entries: giving back a range needs two cuts at most. [`FLOOR`] entries are for that, and are
+//!    brought in again
 //!    after the change; where the range had pages, these are free by then. Ranges without an object have none: there
 //!    every merge of two entries keeps one in reserve (`credits`), until a cut needs it. Entries plus credits are never
 //!    fewer than the ranges that were allocated, so that each of them can be given back alone.
 //!
-//! Whenever the map's lock is released, the reserve is brought to just these rules (`map_settle`): then the pages of a
-//! map follow from its entries and credits alone, however it came to them, and a map that has been emptied has no more
-//! of them than a new one. A map of few entries lives in its home and takes no page at all.
+//! Whenever the map's lock is released, the reserve is brought to just these rules (`map_settle`):
+//! then the pages of a map follow from its entries and credits alone, however it came to them, and
+//! a map that has been emptied has no more of them than a new one. A map of few entries lives in
+//! its home and takes no page at all.
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{MapNode, VmMap, VmMapEntry};
@@ -23,7 +27,8 @@ use super::pool::PoolItem;
 use crate::machine::Machine;
 use crate::vm::{Shortage, Vm};
 
-/// Entries that a map keeps in reserve for giving back ranges: two cuts, and room for a few times of bad luck.
+/// Entries that a map keeps in reserve for giving back ranges: two cuts, and room for a few times
+/// of bad luck.
 pub const FLOOR: u64 = 8;
 
 /// The nodes of a map's index, in the direct map, with the map's reserve behind them.
@@ -62,7 +67,8 @@ impl<M: Machine> NodeStore for MapNodes<'_, M> {
     }
 
     fn take(&self) -> KPtr<MapNode> {
-        let node: KPtr<MapNode> = self.vm.pool_take(self.map).unwrap_or_else(|| self.vm.map_exhausted());
+        let node: KPtr<MapNode> =
+            self.vm.pool_take(self.map).unwrap_or_else(|| self.vm.map_exhausted());
         self.vm.get(node).spare_next.set(KPtr::NULL);
         node
     }
@@ -95,7 +101,8 @@ impl<M: Machine> Vm<M> {
         MapNodes { vm: self, map }
     }
 
-    /// Makes sure that `count` entries can be added to `map`, beyond what it keeps in reserve anyway.
+    /// Makes sure that `count` entries can be added to `map`, beyond what it keeps in reserve
+    /// anyway.
     ///
     /// # Errors
     /// [`Shortage`] when a page was needed and none was left.
@@ -117,7 +124,8 @@ impl<M: Machine> Vm<M> {
     /// Pages that [`Vm::map_reserve`] takes for `count` entries.
     pub(in crate::vm) fn map_reserve_pages(&self, map: &VmMap, count: u64) -> u64 {
         let needed = entries_needed(map) + count;
-        let (mut entries, mut nodes) = (map.reserve.entries.capacity.get(), map.reserve.nodes.capacity.get());
+        let (mut entries, mut nodes) =
+            (map.reserve.entries.capacity.get(), map.reserve.nodes.capacity.get());
         let mut pages = 0;
         while entries < needed {
             entries += VmMapEntry::PER_PAGE;
@@ -128,8 +136,8 @@ impl<M: Machine> Vm<M> {
         pages
     }
 
-    /// Brings the reserve of `map` to its rules, before the lock is released: what cuts took is brought in again, and
-    /// what is not needed goes back.
+    /// Brings the reserve of `map` to its rules, before the lock is released: what cuts took is
+    /// brought in again, and what is not needed goes back.
     pub(super) fn map_settle(&self, map: &VmMap) {
         // When there is no page, the rest of the floor serves until there is.
         let _ = self.map_reserve(map, 0);
@@ -139,14 +147,16 @@ impl<M: Machine> Vm<M> {
 
     /// An entry for `map` (`vm_map_entry_create`), with any contents.
     pub(super) fn vm_map_entry_create(&self, map: &VmMap) -> KPtr<VmMapEntry> {
-        if map.reserve.entries.used.get() == map.reserve.entries.capacity.get() && self.map_reserve(map, 0).is_err() {
+        if map.reserve.entries.used.get() == map.reserve.entries.capacity.get()
+            && self.map_reserve(map, 0).is_err()
+        {
             self.map_exhausted();
         }
         self.pool_take(map).unwrap_or_else(|| self.map_exhausted())
     }
 
-    /// Takes an entry that has left list and index of `map` (`vm_map_entry_dispose`). Another entry may move to its
-    /// place: gives where `kept`, an entry of the map or its header, is afterwards.
+    /// Takes an entry that has left list and index of `map` (`vm_map_entry_dispose`). Another entry
+    /// may move to its place: gives where `kept`, an entry of the map or its header, is afterwards.
     #[must_use = "the entry may have moved"]
     pub(super) fn vm_map_entry_dispose(
         &self,
@@ -180,8 +190,9 @@ impl<M: Machine> Vm<M> {
         map.reserve.plain_pages.update(|pages| pages + (length >> PAGE_SHIFT));
     }
 
-    /// Notes that a range of `length` bytes without an object has left, or has become a submap. Credits of ranges that
-    /// left together with others end here: no more ranges are left than pages.
+    /// Notes that a range of `length` bytes without an object has left, or has become a submap.
+    /// Credits of ranges that left together with others end here: no more ranges are left than
+    /// pages.
     pub(crate) fn map_plain_leave(&self, map: &VmMap, length: u64) {
         let reserve = &map.reserve;
         reserve.plain_pages.update(|pages| pages.saturating_sub(length >> PAGE_SHIFT));
@@ -194,8 +205,9 @@ impl<M: Machine> Vm<M> {
     }
 }
 
-/// The entries that `map` must own: those in use, the floor, and one for each cut that could undo a merge. Each range
-/// given back alone takes at least a page away and adds at most an entry, so that the pages bound those cuts, too.
+/// The entries that `map` must own: those in use, the floor, and one for each cut that could undo a
+/// merge. Each range given back alone takes at least a page away and adds at most an entry, so that
+/// the pages bound those cuts, too.
 fn entries_needed(map: &VmMap) -> u64 {
     let reserve = &map.reserve;
     reserve.entries.used.get() + FLOOR + reserve.credits.get().min(reserve.plain_pages.get() / 2)

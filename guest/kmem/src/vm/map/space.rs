@@ -51,15 +51,20 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// The lowest address at or above `start` (page aligned) from which `length` bytes (whole pages) are free
-    /// (`vm_map_findspace`). In kernel_map the page tables for the range exist afterwards (`pmap_growkernel`).
+    /// The lowest address at or above `start` (page aligned) from which `length` bytes (whole
+    /// pages) are free (`vm_map_findspace`). In kernel_map the page tables for the range exist
+    /// afterwards (`pmap_growkernel`).
     ///
     /// The room is free as long as the map stays locked.
     ///
-    /// # Errors
-    /// [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables and for an entry. The map is
-    /// unchanged.
-    pub fn vm_map_findspace(&self, map: KPtr<VmMap>, start: GuestVirt, length: u64) -> Result<GuestVirt, NoRange> {
+    /// # Errors [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables
+    /// and for an entry. The map is unchanged.
+    pub fn vm_map_findspace(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        length: u64,
+    ) -> Result<GuestVirt, NoRange> {
         let m = self.get(map);
         let start = start.max(m.min_offset());
         if start.checked_add(length).is_none_or(|end| end > m.max_offset()) {
@@ -72,8 +77,10 @@ impl<M: Machine> Vm<M> {
             gap.ok_or(NoRange::Refused(KernReturn::NoSpace))?
         };
         // Inside the map, so that neither sum can wrap.
-        let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX)).min(m.max_offset());
-        let grows = map == self.named_map(MapId::KERNEL).get() && end > self.state().kernel_vm_end.get();
+        let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX))
+            .min(m.max_offset());
+        let grows =
+            map == self.named_map(MapId::KERNEL).get() && end > self.state().kernel_vm_end.get();
         let tables = if grows { self.pmap_growkernel_pages(end) } else { 0 };
         let pages = self.map_reserve_pages(m, 1) + tables;
         if pages > self.cnt().v_page_count.get() {
@@ -86,15 +93,19 @@ impl<M: Machine> Vm<M> {
         Ok(addr)
     }
 
-    /// Where FreeBSD finds room for no bytes at all: at `start` unless that is inside an entry, and then at its end.
+    /// Where FreeBSD finds room for no bytes at all: at `start` unless that is inside an entry, and
+    /// then at its end.
     fn map_findspace_nothing(&self, map: KPtr<VmMap>, start: GuestVirt) -> GuestVirt {
         match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) if self.get(entry).start.get() < start => self.get(entry).end.get(),
+            Lookup::Inside(entry) if self.get(entry).start.get() < start => {
+                self.get(entry).end.get()
+            }
             _ => start,
         }
     }
 
-    /// Finds room for `length` bytes from `start` on and puts an entry there (`vm_map_find`). Takes the map's lock.
+    /// Finds room for `length` bytes from `start` on and puts an entry there (`vm_map_find`). Takes
+    /// the map's lock.
     ///
     /// # Errors
     /// Those of [`Vm::vm_map_findspace`] and [`Vm::vm_map_insert`]. The map is unchanged.
@@ -112,7 +123,8 @@ impl<M: Machine> Vm<M> {
             FindSpace::Exact => Ok(start),
         };
         let result = result.and_then(|addr| {
-            let end = addr.checked_add(length).ok_or(NoRange::Refused(KernReturn::InvalidAddress))?;
+            let end =
+                addr.checked_add(length).ok_or(NoRange::Refused(KernReturn::InvalidAddress))?;
             let pages = self.map_reserve_pages(self.get(map), 1);
             match self.vm_map_insert(map, spec, addr, end) {
                 Err(KernReturn::ResourceShortage) => Err(NoRange::Pages(pages)),

@@ -9,12 +9,13 @@ use crate::machine::Machine;
 use crate::vm::Vm;
 
 impl<M: Machine> Vm<M> {
-    /// Makes `[start, end)` of `map`, an entry or part of one, the submap `submap` (`vm_map_submap`). Takes the map's
-    /// lock. Entries cut at the ends stay cut, whatever the result.
+    /// Makes `[start, end)` of `map`, an entry or part of one, the submap `submap`
+    /// (`vm_map_submap`). Takes the map's lock. Entries cut at the ends stay cut, whatever the
+    /// result.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidArgument`] unless the range is one entry without an object, submap or copy on write;
-    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
+    /// # Errors [`KernReturn::InvalidArgument`] unless the range is one entry without an object,
+    /// submap or copy on write; [`KernReturn::ResourceShortage`] when there is no page for the
+    /// entries of the cuts.
     pub fn vm_map_submap(
         &self,
         map: KPtr<VmMap>,

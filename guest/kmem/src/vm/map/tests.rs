@@ -24,7 +24,8 @@ use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
 
-/// A machine of 64 MiB with a system map of 256 pages, a submap of kernel_map. Pages are counted from the map's start.
+/// A machine of 64 MiB with a system map of 256 pages, a submap of kernel_map. Pages are counted
+/// from the map's start.
 struct Fixture {
     sim: Sim,
     map: KPtr<VmMap>,
@@ -73,7 +74,8 @@ impl Fixture {
     }
 
     fn findspace(&self, start: u64, pages: u64) -> Result<u64, KernReturn> {
-        let found = self.locked(|| self.vm().vm_map_findspace(self.map, self.at(start), pages * PAGE_SIZE));
+        let found =
+            self.locked(|| self.vm().vm_map_findspace(self.map, self.at(start), pages * PAGE_SIZE));
         found.map(|va| self.page(va)).map_err(NoRange::code)
     }
 
@@ -89,7 +91,8 @@ impl Fixture {
     }
 
     fn entry_ptr(&self, page: u64) -> KPtr<VmMapEntry> {
-        let (Lookup::Inside(entry) | Lookup::After(entry)) = self.vm().vm_map_lookup_entry(self.map, self.at(page));
+        let (Lookup::Inside(entry) | Lookup::After(entry)) =
+            self.vm().vm_map_lookup_entry(self.map, self.at(page));
         entry
     }
 

@@ -10,16 +10,22 @@ use crate::machine::Machine;
 use crate::vm::Vm;
 
 impl<M: Machine> Vm<M> {
-    /// Takes one of the system's wirings of `[start, end)`, page aligned and confined to the map, back
-    /// (`vm_map_unwire` with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). With its last wiring a range keeps its pages
-    /// and translations, but the pages of an anonymous object can be paged out again. Takes the map's lock, which it
-    /// keeps while it unwires; waits, with the map unlocked, for entries in transition. On failure everything is as
-    /// before, but for entries that stay cut.
+    /// Takes one of the system's wirings of `[start, end)`, page aligned and confined to the map,
+    /// back (`vm_map_unwire` with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). With its last wiring
+    /// a range keeps its pages and translations, but the pages of an anonymous object can be paged
+    /// out again. Takes the map's lock, which it keeps while it unwires; waits, with the map
+    /// unlocked, for entries in transition. On failure everything is as before, but for entries
+    /// that stay cut.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] when the range has a hole, [`KernReturn::InvalidArgument`] when part of it is not
-    /// wired, [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
-    pub fn vm_map_unwire(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+    /// # Errors [`KernReturn::InvalidAddress`] when the range has a hole,
+    /// [`KernReturn::InvalidArgument`] when part of it is not wired,
+    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
+    pub fn vm_map_unwire(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<(), KernReturn> {
         self.vm_map_lock(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
         let (result, waiters) = self.map_unwire_locked(map, start, end);
@@ -43,12 +49,16 @@ impl<M: Machine> Vm<M> {
             return (Err(KernReturn::ResourceShortage), Waiters::None);
         }
         let (end, result) = self.map_unwire_begin(map, first, start, end);
-        let waiters = if end > start { self.map_unwire_finish(map, start, end, result) } else { Waiters::None };
+        let waiters = if end > start {
+            self.map_unwire_finish(map, start, end, result)
+        } else {
+            Waiters::None
+        };
         (result, waiters)
     }
 
-    /// The first pass: marks entry after entry as in transition. Gives the end of what was marked, and whether all of
-    /// it can be unwired.
+    /// The first pass: marks entry after entry as in transition. Gives the end of what was marked,
+    /// and whether all of it can be unwired.
     fn map_unwire_begin(
         &self,
         map: KPtr<VmMap>,
@@ -83,8 +93,8 @@ impl<M: Machine> Vm<M> {
         (end, Ok(()))
     }
 
-    /// The second pass over `[start, end)`: unwires, if the first one found no fault, and ends the transitions. Says
-    /// whether somebody waits for that.
+    /// The second pass over `[start, end)`: unwires, if the first one found no fault, and ends the
+    /// transitions. Says whether somebody waits for that.
     fn map_unwire_finish(
         &self,
         map: KPtr<VmMap>,

@@ -19,16 +19,23 @@ pub(super) enum Waiters {
 }
 
 impl<M: Machine> Vm<M> {
-    /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire` with
-    /// `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while pages are brought in; may
-    /// sleep then. On failure everything is as before, but for entries that stay cut.
+    /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire`
+    /// with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while
+    /// pages are brought in; may sleep then. On failure everything is as before, but for entries
+    /// that stay cut.
     ///
-    /// The entries of the range are in transition meanwhile: nobody merges, cuts away or deletes them.
+    /// The entries of the range are in transition meanwhile: nobody merges, cuts away or deletes
+    /// them.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] when the range has a hole, [`KernReturn::ResourceShortage`] when there is no page
-    /// for the entries of the cuts, and those of `vm_fault_wire`.
-    pub fn vm_map_wire(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Result<(), KernReturn> {
+    /// # Errors [`KernReturn::InvalidAddress`] when the range has a hole,
+    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts, and
+    /// those of `vm_fault_wire`.
+    pub fn vm_map_wire(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<(), KernReturn> {
         self.vm_map_lock(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
         let (result, waiters) = self.map_wire_locked(map, start, end);
@@ -39,7 +46,12 @@ impl<M: Machine> Vm<M> {
         result
     }
 
-    fn map_wire_locked(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> (Result<(), KernReturn>, Waiters) {
+    fn map_wire_locked(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> (Result<(), KernReturn>, Waiters) {
         let Lookup::Inside(first) = self.vm_map_lookup_entry(map, start) else {
             return (Err(KernReturn::InvalidAddress), Waiters::None);
         };
@@ -47,7 +59,8 @@ impl<M: Machine> Vm<M> {
             return (Err(KernReturn::ResourceShortage), Waiters::None);
         }
         let (end, result) = self.map_wire_entries(map, first, start, end);
-        let waiters = if end > start { self.map_wire_finish(map, start, end, result) } else { Waiters::None };
+        let waiters =
+            if end > start { self.map_wire_finish(map, start, end, result) } else { Waiters::None };
         (result, waiters)
     }
 
@@ -95,12 +108,11 @@ impl<M: Machine> Vm<M> {
         (end, Ok(()))
     }
 
-    /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the entry that holds
-    /// `resume` then, with what two cuts need in reserve.
+    /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the
+    /// entry that holds `resume` then, with what two cuts need in reserve.
     ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] when nothing is there any more, [`KernReturn::ResourceShortage`] when there is no
-    /// page for the entries of the cuts.
+    /// # Errors [`KernReturn::InvalidAddress`] when nothing is there any more,
+    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
     pub(super) fn map_await_transition(
         &self,
         map: KPtr<VmMap>,
@@ -121,9 +133,14 @@ impl<M: Machine> Vm<M> {
         next == header(map) || self.get(next).start.get() > entry.end.get()
     }
 
-    /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile. The entry may be in
-    /// pieces afterwards: gives the last one. On failure every piece is marked [`VmMapEntry::WIRE_FAILED`].
-    fn map_fault_in(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> (KPtr<VmMapEntry>, Result<(), KernReturn>) {
+    /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile.
+    /// The entry may be in pieces afterwards: gives the last one. On failure every piece is marked
+    /// [`VmMapEntry::WIRE_FAILED`].
+    fn map_fault_in(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+    ) -> (KPtr<VmMapEntry>, Result<(), KernReturn>) {
         let (start, end) = (self.get(entry).start.get(), self.get(entry).end.get());
         let timestamp = self.get(map).timestamp.get();
         self.vm_map_unlock(map);
@@ -148,8 +165,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// The second pass over `[start, end)`: ends the transitions, and undoes this call's wirings if it failed.
-    /// Says whether somebody waits for that.
+    /// The second pass over `[start, end)`: ends the transitions, and undoes this call's wirings if
+    /// it failed. Says whether somebody waits for that.
     fn map_wire_finish(
         &self,
         map: KPtr<VmMap>,

@@ -1,13 +1,15 @@
 //! The index of an object: its pages in a tree, in order of page index, linked through themselves.
 //!
-//! FreeBSD of 2008 has a splay tree whose links lie in `vm_page`. The links are there here, too, so that a page costs a
-//! page and nothing else. But the tree is not shaped by what was asked last: which page stands above which follows from
-//! their indices alone ([`index_above`]), and pages in a row, or at even distances, are balanced to one level.
+//! FreeBSD of 2008 has a splay tree whose links lie in `vm_page`. The links are there here, too, so
+//! that a page costs a page and nothing else. But the tree is not shaped by what was asked last:
+//! which page stands above which follows from their indices alone ([`index_above`]), and pages in a
+//! row, or at even distances, are balanced to one level.
 //!
-//! What the root of a splay tree does for neighbours, the object's `before` and `after` do: the two neighbouring pages
-//! between which the last search ended. A search there, or for `after`, needs no descent. So going through pages in
-//! order, whether they are entered, found or taken out, takes constant time each, and a page that has just been looked
-//! up in vain is entered without a second search.
+//! What the root of a splay tree does for neighbours, the object's `before` and `after` do: the two
+//! neighbouring pages between which the last search ended. A search there, or for `after`, needs no
+//! descent. So going through pages in order, whether they are entered, found or taken out, takes
+//! constant time each, and a page that has just been looked up in vain is entered without a second
+//! search.
 //!
 //! Everything here needs the object's lock, searches included.
 
@@ -16,7 +18,8 @@ use vmkern_abi::layout::{VmObject, VmPage, index_above};
 use crate::machine::Machine;
 use crate::vm::Vm;
 
-/// A place between two neighbouring pages of an index. Page numbers, 0 where there is none on that side.
+/// A place between two neighbouring pages of an index. Page numbers, 0 where there is none on that
+/// side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     before: u32,
@@ -57,8 +60,9 @@ impl<M: Machine> Vm<M> {
             }
             neighbour.right.get() == 0
         };
-        // Of two neighbours the lower one in the tree has nothing on the side of the other: the way up begins there.
-        // What stands below the new page goes to its left or right, with the subtree that is on the far side.
+        // Of two neighbours the lower one in the tree has nothing on the side of the other: the way
+        // up begins there. What stands below the new page goes to its left or right, with the
+        // subtree that is on the far side.
         let mut above = if hangs_before { before } else { after };
         let (mut left, mut right) = (0, 0);
         let place = loop {
@@ -118,7 +122,8 @@ impl<M: Machine> Vm<M> {
     /// The gap that holds `pindex`: `before` is not behind it, `after` is. The object remembers it.
     fn index_seek(&self, obj: &VmObject, pindex: u64) -> Gap {
         let last = Gap { before: obj.before.get(), after: obj.after.get() };
-        if last.before | last.after != 0 && self.index_ends(last.before, |before| before <= pindex) {
+        if last.before | last.after != 0 && self.index_ends(last.before, |before| before <= pindex)
+        {
             if self.index_ends(last.after, |after| pindex < after) {
                 return last;
             }
@@ -183,8 +188,13 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Number of the first page above page number `pfn` that has it, or what is above it, on that side; or 0.
-    fn index_up(&self, mut pfn: u32, side: impl Fn(&VmPage) -> &vmkern_abi::field::Field<u32>) -> u32 {
+    /// Number of the first page above page number `pfn` that has it, or what is above it, on that
+    /// side; or 0.
+    fn index_up(
+        &self,
+        mut pfn: u32,
+        side: impl Fn(&VmPage) -> &vmkern_abi::field::Field<u32>,
+    ) -> u32 {
         loop {
             let upper = self.page_by_number(pfn).parent.get();
             if upper == 0 || side(self.page_by_number(upper)).get() == pfn {

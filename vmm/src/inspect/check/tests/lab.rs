@@ -51,7 +51,11 @@ impl Lab {
         self.ok(Op::Touch { addr: self.pageable, size: 4096 });
         self.window = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: 32 << 10 });
         self.ok(Op::PmapQenter { addr: self.window, count: 2 });
-        self.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 1 << 20, kind: MapKind::User });
+        self.address(Op::KmemSuballoc {
+            parent: MapId::KERNEL,
+            size: 1 << 20,
+            kind: MapKind::User,
+        });
     }
 
     /// Takes addresses past those for which the boot has made page tables, and maps two pages at
@@ -86,7 +90,8 @@ impl Lab {
 
     /// The entry of the map in slot `slot` after `skip` others.
     pub(in super::super) fn entry(&self, slot: usize, skip: usize) -> KPtr<VmMapEntry> {
-        (0..skip).fold(self.get(self.map(slot)).header.next.get(), |entry, _| self.get(entry).next.get())
+        (0..skip)
+            .fold(self.get(self.map(slot)).header.next.get(), |entry, _| self.get(entry).next.get())
     }
 
     /// The kernel's roots, with their address.
@@ -108,7 +113,8 @@ impl Lab {
     /// Where the page-table entry of `level` for `va` lies.
     pub(in super::super) fn pte_at(&self, va: GuestVirt, level: Level) -> GuestPhys {
         let walk = self.guest.vtop(va).expect("the tables can be read");
-        let step = walk.steps().find(|step| step.level == level).expect("there is a table of this level");
+        let step =
+            walk.steps().find(|step| step.level == level).expect("there is a table of this level");
         step.table.add(step.index as u64 * 8)
     }
 
@@ -125,7 +131,11 @@ impl Lab {
     }
 
     /// What a check finds while the structure at `at` is as `damage` makes it.
-    pub(in super::super) fn damaged<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, damage: impl Fn(&T)) -> Report {
+    pub(in super::super) fn damaged<T: FromBytes + IntoBytes>(
+        &self,
+        at: KPtr<T>,
+        damage: impl Fn(&T),
+    ) -> Report {
         let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
         self.damaged_phys(place, damage)
     }
@@ -171,7 +181,8 @@ impl Lab {
         at.addr().add(offset as u64)
     }
 
-    /// Asserts that a damage to a word of the kernel's roots is found by `rule` about `what` at that very word.
+    /// Asserts that a damage to a word of the kernel's roots is found by `rule` about `what` at
+    /// that very word.
     #[track_caller]
     pub(in super::super) fn root_word<W: Word>(
         &self,
@@ -186,14 +197,20 @@ impl Lab {
 
     /// Waits until the guest has nothing to do for anybody, and so nothing in its hands.
     pub(in super::super) fn wait_until_halted(&self) {
-        let is_halted = |view: &View<'_>| Ok(view.source().cpus()?.iter().all(|cpu| cpu.state == RunState::Halted));
+        let is_halted = |view: &View<'_>| {
+            Ok(view.source().cpus()?.iter().all(|cpu| cpu.state == RunState::Halted))
+        };
         while !self.guest.look(is_halted).expect("the CPUs can be read") {
             std::thread::yield_now();
         }
     }
 
     /// Changes the structure at `at` for good.
-    pub(in super::super) fn change<T: FromBytes + IntoBytes>(&self, at: KPtr<T>, change: impl FnOnce(&T)) {
+    pub(in super::super) fn change<T: FromBytes + IntoBytes>(
+        &self,
+        at: KPtr<T>,
+        change: impl FnOnce(&T),
+    ) {
         let mut value = self.get(at);
         change(&value);
         let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
@@ -204,9 +221,15 @@ impl Lab {
 /// A change of a structure.
 pub(in super::super) type Damage<T> = fn(&T);
 
-/// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and gives the first.
+/// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and gives
+/// the first.
 #[track_caller]
-pub(in super::super) fn expect_finding<'a>(report: &'a Report, rule: &str, what: &str, at: GuestVirt) -> &'a Finding {
+pub(in super::super) fn expect_finding<'a>(
+    report: &'a Report,
+    rule: &str,
+    what: &str,
+    at: GuestVirt,
+) -> &'a Finding {
     let found = report.findings.iter().find(|f| f.rule == rule && f.what == what && f.at == at);
     found.unwrap_or_else(|| panic!("no finding of {rule} about {what} at {at} in:\n{report}"))
 }

@@ -5,7 +5,8 @@ use std::mem::offset_of;
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{MallocFlags, MapId, Op};
 use vmkern_abi::layout::{
-    KernelRoots, PageCache, PageFlags, PageOflags, Pcpu, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg,
+    KernelRoots, PageCache, PageFlags, PageOflags, Pcpu, VM_NFREEORDER, VmFreeList, VmPage,
+    VmPhysSeg,
 };
 
 use super::lab::{Damage, Lab, expect_finding};
@@ -22,7 +23,9 @@ struct Block {
 fn free_block(lab: &Lab) -> Block {
     let (_, roots) = lab.roots();
     let queues = roots.vm_phys_free_queues.iter().enumerate();
-    let lists = queues.flat_map(|(list, orders)| orders.iter().enumerate().map(move |(order, l)| (list, order, l)));
+    let lists = queues.flat_map(|(list, orders)| {
+        orders.iter().enumerate().map(move |(order, l)| (list, order, l))
+    });
     let mut blocks = lists.map(|(list, order, l)| Block { pfn: l.head.get().into(), order, list });
     blocks.find(|block| block.order > 0 && block.pfn != 0).expect("there is free memory")
 }
@@ -75,7 +78,8 @@ fn words_of_free_blocks_are_held_against_their_lists() {
 
 #[test]
 fn words_of_caches_of_pages_are_held_against_their_lists() {
-    let guest = Guest::builder().memory(32 << 20).vcpus(2).launch().expect("a guest can be launched");
+    let guest =
+        Guest::builder().memory(32 << 20).vcpus(2).launch().expect("a guest can be launched");
     let mut lab = Lab::of(guest);
     let malloc = Op::KmemMalloc { map: MapId::KMEM, size: 20 << 12, flags: MallocFlags::NOWAIT };
     let addr = lab.address(malloc);
@@ -137,7 +141,9 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
     let damages: &[(&str, Damage<VmPage>)] = &[
         ("page-state", |page| page.flags.update(|flags| flags - PageFlags::TOUCHED)),
         ("page-state", |page| page.flags.update(|flags| flags - PageFlags::UNMANAGED)),
-        ("page-state", |page| page.flags.update(|flags| PageFlags::from_bits_retain(flags.bits() | 0x8000))),
+        ("page-state", |page| {
+            page.flags.update(|flags| PageFlags::from_bits_retain(flags.bits() | 0x8000))
+        }),
         ("page-free", |page| page.flags.update(|flags| flags - PageFlags::ALLOCATED)),
         ("page-state", |page| page.block.set(3)),
         ("page-state", |page| page.segind.set(9)),
@@ -157,7 +163,9 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
     ];
     lab.each(resident, "vm_page", damages);
     let slab = lab.roots().1.zones[4].partial.get();
-    let slab = lab.vm_page(vmkern_abi::kva::dmap_to_phys(slab.addr()).expect("it is in the direct map").pfn());
+    let slab = lab.vm_page(
+        vmkern_abi::kva::dmap_to_phys(slab.addr()).expect("it is in the direct map").pfn(),
+    );
     let damages: &[(&str, Damage<VmPage>)] = &[
         ("page-state", |page| page.wire_count.set(2)),
         ("page-state", |page| page.object.set(KPtr::new(GuestVirt::new(64)))),
@@ -220,7 +228,11 @@ fn every_counter_of_pages_equals_what_it_counts() {
     lab.root_word("segment-order", "kernel roots", |r| &r.vm_phys_nsegs, more);
     lab.root_word("page-array", "kernel roots", |r| &r.first_page, |n| n - 1);
     let segment: KPtr<VmPhysSeg> = lab.roots().1.vm_phys_segs.get();
-    lab.each::<VmPhysSeg>(segment, "vm_phys_seg", &[("segment-freelist", |seg| seg.freelist.set(0))]);
+    lab.each::<VmPhysSeg>(
+        segment,
+        "vm_phys_seg",
+        &[("segment-freelist", |seg| seg.freelist.set(0))],
+    );
 }
 
 #[test]
@@ -250,9 +262,11 @@ fn a_free_page_that_should_be_zero_and_is_not_is_found() {
     lab.guest.machine.ram.read(frame, &mut before).expect("it is RAM");
     lab.guest.machine.ram.write(frame, &[1; 8]).expect("it is RAM");
     // Known by its flag, known as never touched, and not known.
-    for (flags, found) in
-        [(PageFlags::TOUCHED | PageFlags::ZERO, true), (PageFlags::empty(), true), (PageFlags::TOUCHED, false)]
-    {
+    for (flags, found) in [
+        (PageFlags::TOUCHED | PageFlags::ZERO, true),
+        (PageFlags::empty(), true),
+        (PageFlags::TOUCHED, false),
+    ] {
         let report = lab.damaged(page, |page| page.flags.set(flags));
         let names = report.findings.iter().any(|f| f.rule == "page-zero" && f.at == page.addr());
         assert_eq!(names, found, "{flags:?}:\n{report}");

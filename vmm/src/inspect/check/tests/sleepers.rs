@@ -1,4 +1,5 @@
-//! Threads that wait for something: time-outs, flags that their wakers read, locks that wait for each other.
+//! Threads that wait for something: time-outs, flags that their wakers read, locks that wait for
+//! each other.
 
 use std::thread::yield_now;
 
@@ -19,9 +20,17 @@ struct Waiting {
 
 impl Waiting {
     fn new() -> Self {
-        let guest = Guest::builder().memory(32 << 20).time(TimeMode::Real).launch().expect("a guest can be launched");
+        let guest = Guest::builder()
+            .memory(32 << 20)
+            .time(TimeMode::Real)
+            .launch()
+            .expect("a guest can be launched");
         let mut lab = Lab::of(guest);
-        let map = lab.address(Op::KmemSuballoc { parent: MapId::KERNEL, size: 4096, kind: MapKind::User });
+        let map = lab.address(Op::KmemSuballoc {
+            parent: MapId::KERNEL,
+            size: 4096,
+            kind: MapKind::User,
+        });
         let room = Op::KmemAllocWait { map: MapId(map.get()), size: 4096 };
         lab.address(room);
         for thread in 1..6 {
@@ -73,7 +82,8 @@ fn time_outs_are_in_the_heap_in_their_order() {
     assert!(report.findings.iter().any(|finding| finding.rule == link.0), "{report}");
     let report = lab.damaged(first, |t| t.callout.sibling.set(last));
     expect_finding(&report, "callout-link", "thread", first.addr());
-    let report = lab.damaged(last, |t| t.callout.sequence.set(lab.get(first).callout.sequence.get()));
+    let report =
+        lab.damaged(last, |t| t.callout.sequence.set(lab.get(first).callout.sequence.get()));
     expect_finding(&report, "callout-sequence", "thread", last.addr());
     let report = lab.damaged(first, |t| t.callout.child.set(KPtr::new(GuestVirt::new(64))));
     let heap = lab.root_field(|roots| &roots.sched.callouts);
@@ -97,8 +107,8 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     let (roots_at, roots) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.set(1));
     expect_finding(&report, "sleeper-flag", "thread", roots.pageproc.get().addr());
-    // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the pagedaemon's, for many
-    // pages, for a busy page.
+    // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the
+    // pagedaemon's, for many pages, for a busy page.
     let channels = [
         lab.root_field(|roots| &roots.meter.v_free_count),
         lab.root_field(|roots| &roots.vm_pageout_pages_needed),
@@ -117,9 +127,14 @@ fn owners_of_sx_locks_exist_and_do_not_wait_for_each_other() {
     let waiting = Waiting::new();
     let lab = &waiting.lab;
     let _pause = lab.guest.pause().expect("it can be held");
-    let sx_of = |map: KPtr<VmMap>| -> KPtr<Sx> { KPtr::new(map.addr().add(std::mem::offset_of!(VmMap, sx) as u64)) };
+    let sx_of = |map: KPtr<VmMap>| -> KPtr<Sx> {
+        KPtr::new(map.addr().add(std::mem::offset_of!(VmMap, sx) as u64))
+    };
     let finds = |report: &Report, rule: &str, at: GuestVirt| {
-        assert!(report.findings.iter().any(|f| f.rule == rule && f.at == at), "no {rule} at {at}:\n{report}");
+        assert!(
+            report.findings.iter().any(|f| f.rule == rule && f.at == at),
+            "no {rule} at {at}:\n{report}"
+        );
     };
     let (one, other) = (sx_of(waiting.map), sx_of(lab.map(2)));
     finds(&lab.damaged(one, |sx| sx.owner.set(4000)), "sx-owner", one.addr());
@@ -143,7 +158,10 @@ fn what_several_threads_wait_for_is_one_queue_with_a_spare_for_each_but_one() {
     let channel = lab.get(waiting.thread(1)).wchan.get();
     let (_, roots) = lab.roots();
     let queues = roots.sched.sleepqueues.iter().filter_map(|head| head.get().non_null());
-    let queue = queues.into_iter().find(|&queue| lab.get(queue).wchan.get() == channel).expect("two sleep there");
+    let queue = queues
+        .into_iter()
+        .find(|&queue| lab.get(queue).wchan.get() == channel)
+        .expect("two sleep there");
     let spare = lab.get(queue).spare.get();
     let report = lab.damaged(queue, |queue| queue.spare.set(KPtr::NULL));
     expect_finding(&report, "sleepq-spare", "sleep queue", queue.addr());

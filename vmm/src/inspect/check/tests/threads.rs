@@ -159,7 +159,8 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
 fn mutexes_are_owned_by_threads_that_run_and_note_it() {
     let lab = Lab::new();
     let name = "vm_page_queue_free_mtx";
-    // Of the pagedaemon, which sleeps; of nobody; of the thread that runs, which notes nothing of it.
+    // Of the pagedaemon, which sleeps; of nobody; of the thread that runs, which notes nothing of
+    // it.
     for owner in [66, 1000, 65] {
         let (roots_at, _) = lab.roots();
         let at = lab.root_field(|roots| &roots.vm_page_queue_free_mtx.owner);
@@ -181,7 +182,8 @@ fn a_stack_is_mapped_and_its_guard_page_is_not() {
     let report = lab.damaged_phys::<[u8; 8]>(lab.pte_at(low, Level::Pt), |_| {});
     assert!(report.is_clean(), "{report}");
     let ram = &lab.guest.machine.ram;
-    let (entry, guard) = (lab.pte_at(low, Level::Pt), lab.pte_at(GuestVirt::new(low.get() - 4096), Level::Pt));
+    let (entry, guard) =
+        (lab.pte_at(low, Level::Pt), lab.pte_at(GuestVirt::new(low.get() - 4096), Level::Pt));
     let mut pte = [0; 8];
     ram.read(entry, &mut pte).expect("it is RAM");
     ram.write(guard, &pte).expect("it is RAM");
@@ -232,7 +234,8 @@ fn a_handler_on_an_idle_thread_may_have_left_things_half_made() {
     let idle = lab.get(cpu(&lab)).idlethread.get();
     let entry = lab.entry(1, 4);
     let _pause = lab.guest.pause().expect("it can be held");
-    let has = |report: &Report, rule: &str| report.findings.iter().any(|finding| finding.rule == rule);
+    let has =
+        |report: &Report, rule: &str| report.findings.iter().any(|finding| finding.rule == rule);
     let report = lab.damaged(entry, |e| e.wired_count.set(0));
     assert!(has(&report, "entry-wired"), "{report}");
     lab.change(idle, |t| t.intr_nesting.set(1));
@@ -258,7 +261,9 @@ fn map_pages_counts_the_home_of_a_map_that_a_thread_makes() {
     let _pause = lab.guest.pause().expect("it can be held");
     lab.change(idle, |t| t.intr_nesting.set(1));
     let found = |change: i64| {
-        let report = lab.damaged(roots_at, |roots| roots.map_pages.update(|pages| pages.wrapping_add_signed(change)));
+        let report = lab.damaged(roots_at, |roots| {
+            roots.map_pages.update(|pages| pages.wrapping_add_signed(change))
+        });
         report.findings.iter().any(|finding| finding.rule == "map-pages")
     };
     assert_eq!([-1, 0, 1, 2].map(found), [true, false, false, true]);

@@ -2,7 +2,9 @@
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MapId, Op};
-use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList, KernelRoots, SlabHeader, SlabItem, SlabZone, StoredOp};
+use vmkern_abi::layout::{
+    EventhandlerEntry, EventhandlerList, KernelRoots, SlabHeader, SlabItem, SlabZone, StoredOp,
+};
 
 use super::lab::{Damage, Lab, expect_finding};
 
@@ -90,8 +92,10 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
     let report = lab.check();
     assert!(report.is_clean(), "{report}");
     let list = lab.roots().1.eventhandler_lists.get();
-    let damages: &[(&str, Damage<EventhandlerList>)] =
-        &[("event-runcount", |list| list.runcount.set(1)), ("event-name", |list| list.name[0].set(0))];
+    let damages: &[(&str, Damage<EventhandlerList>)] = &[
+        ("event-runcount", |list| list.runcount.set(1)),
+        ("event-name", |list| list.name[0].set(0)),
+    ];
     lab.each(list, "event", damages);
     let first = lab.get(list).first.get();
     let second = lab.get(first).next.get();

@@ -20,7 +20,11 @@ impl World {
             assert_eq!(map.size.get(), m.size(), "size of {:?}", m.id);
             let (fewest, most) = m.entries();
             let entries = map.nentries.get();
-            assert!((fewest..=most).contains(&entries), "{entries} entries of {:?}, not {fewest} to {most}", m.id);
+            assert!(
+                (fewest..=most).contains(&entries),
+                "{entries} entries of {:?}, not {fewest} to {most}",
+                m.id
+            );
         }
         let kernel = state.kernel_object.resident_page_count.get();
         let kmem = state.kmem_object.resident_page_count.get();
@@ -28,22 +32,37 @@ impl World {
         for (now, what) in [(kernel, What::Kernel), (kmem, What::Kmem), (active, What::Pageable)] {
             let known = self.naive.pages_of(what);
             let most = known + self.underway(what);
-            assert!((known..=most).contains(&now), "{now} pages of {what:?}, not {known} to {most}");
+            assert!(
+                (known..=most).contains(&now),
+                "{now} pages of {what:?}, not {known} to {most}"
+            );
         }
-        let all = cnt.v_free_count.get() + cnt.v_wire_count.get() + active + cnt.v_inactive_count.get();
+        let all =
+            cnt.v_free_count.get() + cnt.v_wire_count.get() + active + cnt.v_inactive_count.get();
         // kmem_alloc wires its pages when it has all of them.
         let missing = cnt.v_page_count.get() - all;
         let most = self.underway(What::Kernel);
-        assert!(missing <= most, "{missing} pages are neither free nor wired nor queued, not up to {most}");
+        assert!(
+            missing <= most,
+            "{missing} pages are neither free nor wired nor queued, not up to {most}"
+        );
     }
 
-    /// Something is exactly where the model has something, and an allocation that sleeps has an entry of its own.
+    /// Something is exactly where the model has something, and an allocation that sleeps has an
+    /// entry of its own.
     fn compare_places(&self) {
         let entries = Entries::look(&self.sim, &self.naive.maps);
-        assert!(entries.fit(&self.naive.maps), "{entries:#x?}, where {:#x?} was expected", self.naive.maps);
+        assert!(
+            entries.fit(&self.naive.maps),
+            "{entries:#x?}, where {:#x?} was expected",
+            self.naive.maps
+        );
         for sleeper in &self.sleepers {
             if let Cause::Memory { map, start, bytes, what, .. } = sleeper.cause {
-                assert!(entries.has(map, start, bytes, what), "{entries:#x?} without {sleeper:#x?}");
+                assert!(
+                    entries.has(map, start, bytes, what),
+                    "{entries:#x?} without {sleeper:#x?}"
+                );
             }
         }
     }

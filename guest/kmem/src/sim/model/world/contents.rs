@@ -13,7 +13,8 @@ impl World {
         self.seed
     }
 
-    /// Puts a new pattern into memory that the model knows; into both ends of it where there is much.
+    /// Puts a new pattern into memory that the model knows; into both ends of it where there is
+    /// much.
     pub fn fill(&mut self, start: u64, bytes: u64) {
         let most = 4 * PAGE_SIZE;
         if bytes > 2 * most {
@@ -39,7 +40,9 @@ impl World {
         let mut known: Vec<(u64, u64, Content)> = Vec::new();
         for (&va, memory) in self.naive.memory.range(start..end) {
             match known.last_mut() {
-                Some((at, bytes, content)) if *at + *bytes == va && *content == memory.content => *bytes += PAGE_SIZE,
+                Some((at, bytes, content)) if *at + *bytes == va && *content == memory.content => {
+                    *bytes += PAGE_SIZE
+                }
                 _ => known.push((va, PAGE_SIZE, memory.content)),
             }
         }
@@ -63,7 +66,10 @@ impl World {
     /// Pages of a pageable range are there.
     pub fn touched(&mut self, start: u64, bytes: u64) {
         for va in pages(start, bytes) {
-            self.naive.memory.entry(va).or_insert(Memory { content: Content::Zero, what: What::Pageable });
+            self.naive
+                .memory
+                .entry(va)
+                .or_insert(Memory { content: Content::Zero, what: What::Pageable });
         }
         self.verify(start, start + bytes);
         self.fill(start, bytes);

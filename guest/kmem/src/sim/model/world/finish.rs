@@ -15,7 +15,9 @@ impl World {
         }
         self.script.borrow_mut().remark("In the end everything is freed.");
         if !self.doomed.is_empty() {
-            self.script.borrow_mut().close("Stored operations run first here, for which there is no statement.");
+            self.script
+                .borrow_mut()
+                .close("Stored operations run first here, for which there is no statement.");
             self.sim.vm().vm_lowmem();
             self.settle();
         }
@@ -30,7 +32,8 @@ impl World {
             }
             // Room that came without a wakeup is told of now.
             for map in std::mem::take(&mut self.quiet) {
-                let (id, addr) = (self.naive.maps[map].id, GuestVirt::new(self.naive.maps[map].min));
+                let (id, addr) =
+                    (self.naive.maps[map].id, GuestVirt::new(self.naive.maps[map].min));
                 self.ok(Op::KmemFreeWakeup { map: id, addr, size: 0 });
             }
             self.settle();
@@ -40,7 +43,10 @@ impl World {
             patience -= 1;
         }
         // Together they may hold all there is, each waiting for the others.
-        let wanted = [What::Kernel, What::Kmem, What::Pageable].map(|what| self.underway(what)).iter().sum::<u64>();
+        let wanted = [What::Kernel, What::Kmem, What::Pageable]
+            .map(|what| self.underway(what))
+            .iter()
+            .sum::<u64>();
         if !self.sleepers.is_empty() && wanted + 100 > self.whole {
             return;
         }
@@ -74,7 +80,8 @@ impl World {
     /// Takes entered pages out of a range that is about to be freed, as a kernel would.
     pub fn take_down(&mut self, start: u64, bytes: u64) {
         let within = self.naive.memory.range(start..start + bytes);
-        let entered: Vec<u64> = within.filter(|(_, memory)| memory.what == What::Nofault).map(|(&va, _)| va).collect();
+        let entered: Vec<u64> =
+            within.filter(|(_, memory)| memory.what == What::Nofault).map(|(&va, _)| va).collect();
         for run in entered.chunk_by(|low, high| low + PAGE_SIZE == *high) {
             self.ok(Op::PmapQremove { addr: GuestVirt::new(run[0]), count: run.len() as u64 });
             for va in run {

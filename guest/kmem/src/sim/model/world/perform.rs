@@ -1,4 +1,5 @@
-//! Performing operations: who does one, what it may give, and what it must not leave where it is refused memory.
+//! Performing operations: who does one, what it may give, and what it must not leave where it is
+//! refused memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,7 +28,9 @@ impl World {
     fn performer(&self, on: On, op: &Op, may_sleep: bool) -> Option<Who> {
         let in_interrupt = match *op {
             Op::KmemMalloc { flags, .. } => flags == MallocFlags::NOWAIT || flags == ZEROED,
-            Op::KmemFree { map, .. } | Op::KmemFreeWakeup { map, .. } | Op::KmemAllocNofault { map, .. } => {
+            Op::KmemFree { map, .. }
+            | Op::KmemFreeWakeup { map, .. }
+            | Op::KmemAllocNofault { map, .. } => {
                 self.naive.maps.iter().any(|m| m.id == map && m.kind == MapKind::System)
             }
             Op::PmapQremove { .. } | Op::Verify { .. } => true,
@@ -39,7 +42,9 @@ impl World {
                 Some(tid) => Some(Who::Thread(tid)),
                 None => (!may_sleep).then_some(Who::Thread(0)),
             },
-            _ if may_sleep => self.idle_worker(0).filter(|_| self.shape.workers > 0).map(Who::Thread),
+            _ if may_sleep => {
+                self.idle_worker(0).filter(|_| self.shape.workers > 0).map(Who::Thread)
+            }
             _ => Some(Who::Thread(0)),
         }
     }
@@ -68,11 +73,16 @@ impl World {
         // A guest answers when nobody can run any more.
         self.sim.run();
         let fits = |verdict: &Verdict| match (*verdict, outcome) {
-            (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => waits_for == WaitMessage::new(wmesg),
+            (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => {
+                waits_for == WaitMessage::new(wmesg)
+            }
             (Verdict::Is(expected), _) => expected == outcome,
             _ => false,
         };
-        assert!(allowed.iter().any(fits), "{op:?} by {who:?} gave {outcome:?}, where {allowed:?} was expected");
+        assert!(
+            allowed.iter().any(fits),
+            "{op:?} by {who:?} gave {outcome:?}, where {allowed:?} was expected"
+        );
         let tid = if let Who::Thread(tid) = who { tid } else { 0 };
         Some((tid, outcome))
     }

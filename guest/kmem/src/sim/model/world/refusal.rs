@@ -1,4 +1,5 @@
-//! Allocations that are refused in the middle of an operation: one that fails then must leave everything as it was.
+//! Allocations that are refused in the middle of an operation: one that fails then must leave
+//! everything as it was.
 
 use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
 
@@ -28,7 +29,10 @@ impl World {
 
     /// Arms the machine if `op` is what a refusal waits for: what must not change if it fails.
     pub fn start_refusing(&mut self, op: &Op) -> Option<Counters> {
-        if matches!(op, Op::Verify { .. } | Op::VerifyZero { .. } | Op::Fill { .. } | Op::Vtop { .. } | Op::Nop) {
+        if matches!(
+            op,
+            Op::Verify { .. } | Op::VerifyZero { .. } | Op::Fill { .. } | Op::Vtop { .. } | Op::Nop
+        ) {
             return None;
         }
         let (what, nth) = self.armed.take()?;
@@ -44,10 +48,16 @@ impl World {
 
     /// Whether an operation that met a refusal has failed, and left everything as it was.
     /// Who may sleep does not fail.
-    pub fn is_clean_failure(&mut self, op: &Op, refusal: Option<Counters>, outcome: Outcome) -> bool {
+    pub fn is_clean_failure(
+        &mut self,
+        op: &Op,
+        refusal: Option<Counters>,
+        outcome: Outcome,
+    ) -> bool {
         let Some(before) = refusal else { return false };
         self.refused = self.sim.has_refused();
-        let failed = matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
+        let failed =
+            matches!(outcome, Outcome::Null | Outcome::Error(KernReturn::ResourceShortage));
         if self.refused && failed {
             assert!(!may_sleep(op), "{op:?} gave {outcome:?}, and did not wait");
             assert_eq!(self.counters(), before, "a failure left something");
@@ -75,7 +85,10 @@ impl World {
 fn may_sleep(op: &Op) -> bool {
     match *op {
         Op::KmemMalloc { flags, .. } => !flags.contains(MallocFlags::NOWAIT),
-        Op::KmemAlloc { .. } | Op::KmemSuballoc { .. } | Op::KmemAllocWait { .. } | Op::Touch { .. } => true,
+        Op::KmemAlloc { .. }
+        | Op::KmemSuballoc { .. }
+        | Op::KmemAllocWait { .. }
+        | Op::Touch { .. } => true,
         _ => false,
     }
 }

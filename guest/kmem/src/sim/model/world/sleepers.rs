@@ -33,7 +33,8 @@ impl World {
         self.sleepers.push(Sleeper { tid, op, cause, turn: self.turn });
     }
 
-    /// Lets threads run, and sees what came of the operations that sleep. Then all must be as the model says.
+    /// Lets threads run, and sees what came of the operations that sleep. Then all must be as the
+    /// model says.
     pub fn settle(&mut self) {
         self.sim.run();
         self.count_events();
@@ -71,10 +72,12 @@ impl World {
         }
     }
 
-    /// The operation of a sleeper has answered. Of two that fell asleep at once over ranges that are alike nobody could
-    /// say which has which until now.
+    /// The operation of a sleeper has answered. Of two that fell asleep at once over ranges that
+    /// are alike nobody could say which has which until now.
     pub fn agree_on_place(&mut self, at: usize, outcome: Outcome) {
-        let Sleeper { cause: Cause::Memory { start, .. }, turn, .. } = self.sleepers[at] else { return };
+        let Sleeper { cause: Cause::Memory { start, .. }, turn, .. } = self.sleepers[at] else {
+            return;
+        };
         let Outcome::Value(addr) = outcome else { return };
         let at_place = |cause: Cause, place: u64| match cause {
             Cause::Memory { map, bytes, what, content, .. } => {
@@ -83,7 +86,8 @@ impl World {
             other => other,
         };
         let there = at_place(self.sleepers[at].cause, addr);
-        let twin = self.sleepers.iter().position(|other| other.turn == turn && other.cause == there);
+        let twin =
+            self.sleepers.iter().position(|other| other.turn == turn && other.cause == there);
         if let Some(twin) = twin {
             self.sleepers[at].cause = there;
             self.sleepers[twin].cause = at_place(there, start);
@@ -116,13 +120,19 @@ impl World {
         let wmesg = self.sim.waits_for(sleeper.tid).expect("who has not answered sleeps");
         let short = self.sim.vm().vm_page_count_min();
         match sleeper.cause {
-            Cause::Memory { .. } => assert!(wmesg == WaitMessage::new("vmwait") && short, "{wmesg}: {sleeper:?}"),
-            Cause::Touch { .. } => assert!(wmesg == WaitMessage::new("pfault") && short, "{wmesg}: {sleeper:?}"),
+            Cause::Memory { .. } => {
+                assert!(wmesg == WaitMessage::new("vmwait") && short, "{wmesg}: {sleeper:?}")
+            }
+            Cause::Touch { .. } => {
+                assert!(wmesg == WaitMessage::new("pfault") && short, "{wmesg}: {sleeper:?}")
+            }
             Cause::Room { map, bytes } if wmesg == WaitMessage::new("vmmaps") => {
                 let hole = self.naive.maps[map].hole(bytes);
                 assert!(hole.is_none() || self.quiet.contains(&map), "a lost wakeup: {sleeper:?}");
             }
-            Cause::Room { .. } => assert!(wmesg == WaitMessage::new("vmwait") && short, "{wmesg}: {sleeper:?}"),
+            Cause::Room { .. } => {
+                assert!(wmesg == WaitMessage::new("vmwait") && short, "{wmesg}: {sleeper:?}")
+            }
         }
     }
 

@@ -25,7 +25,14 @@ fn sleeping_with_another_mutex_than_the_interlock_panics() {
         let state = vm.state();
         vm.mtx_lock(LockClass::Driver, &state.driver_mtx.owner);
         vm.mtx_lock(LockClass::PageQueue, &state.vm_page_queue_mtx.owner);
-        vm.msleep(channel(0), (LockClass::PageQueue, &state.vm_page_queue_mtx), 0, "test", 1, Relock::Drop);
+        vm.msleep(
+            channel(0),
+            (LockClass::PageQueue, &state.vm_page_queue_mtx),
+            0,
+            "test",
+            1,
+            Relock::Drop,
+        );
     });
 }
 

@@ -32,17 +32,25 @@ struct Model {
 impl Model {
     fn wake(&mut self, channel: u64, most: usize) {
         for _ in 0..most {
-            let Some(at) = self.sleepers.iter().position(|sleeper| sleeper.1 == channel) else { return };
+            let Some(at) = self.sleepers.iter().position(|sleeper| sleeper.1 == channel) else {
+                return;
+            };
             let (tid, ..) = self.sleepers.remove(at);
             self.woken.push((tid, 0));
         }
     }
 
     fn advance(&mut self) {
-        let Some(first) = self.sleepers.iter().filter_map(|sleeper| sleeper.2).min() else { return };
+        let Some(first) = self.sleepers.iter().filter_map(|sleeper| sleeper.2).min() else {
+            return;
+        };
         self.now = first;
-        self.woken
-            .extend(self.sleepers.iter().filter(|sleeper| sleeper.2 == Some(first)).map(|sleeper| (sleeper.0, 1)));
+        self.woken.extend(
+            self.sleepers
+                .iter()
+                .filter(|sleeper| sleeper.2 == Some(first))
+                .map(|sleeper| (sleeper.0, 1)),
+        );
         self.sleepers.retain(|sleeper| sleeper.2 != Some(first));
     }
 }

@@ -34,8 +34,8 @@ fn rule(holds: bool, rule: &'static str, at: GuestVirt) -> Result<(), Damage> {
 }
 
 impl<S: NodeStore> Index<'_, S> {
-    /// Checks the whole tree, and that its items are exactly `items`: start, end and entry in ascending order, the
-    /// header (with its end at the map's first address) being the first.
+    /// Checks the whole tree, and that its items are exactly `items`: start, end and entry in
+    /// ascending order, the header (with its end at the map's first address) being the first.
     ///
     /// # Errors
     /// The first broken rule.
@@ -49,10 +49,20 @@ impl<S: NodeStore> Index<'_, S> {
         let tally = self.check_node(root, self.height() - 1, self.limit, &mut items)?;
         rule(items.next().is_none(), "an item is missing in the tree", self.address(self.limit))?;
         rule(tally.nodes == self.state.nodes.get(), "the number of nodes is wrong", self.min)?;
-        rule(tally.nodes <= max_nodes(tally.items), "more nodes than the reserve counts on", self.min)
+        rule(
+            tally.nodes <= max_nodes(tally.items),
+            "more nodes than the reserve counts on",
+            self.min,
+        )
     }
 
-    fn check_node<I>(&self, node: Node<'_>, level: usize, limit: u32, items: &mut I) -> Result<Tally, Damage>
+    fn check_node<I>(
+        &self,
+        node: Node<'_>,
+        level: usize,
+        limit: u32,
+        items: &mut I,
+    ) -> Result<Tally, Damage>
     where
         I: Iterator<Item = (GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
     {
@@ -66,7 +76,11 @@ impl<S: NodeStore> Index<'_, S> {
         };
         rule((fewest..=FANOUT).contains(&node.count()), "fill out of bounds", first)?;
         for at in node.count()..FANOUT {
-            rule(node.key(at) == MapNode::NO_KEY && node.gap(at) == 0, "an unused slot is not empty", first)?;
+            rule(
+                node.key(at) == MapNode::NO_KEY && node.gap(at) == 0,
+                "an unused slot is not empty",
+                first,
+            )?;
         }
         let mut tally = Tally { items: 0, nodes: 1 };
         for at in 0..node.count() {
@@ -74,7 +88,8 @@ impl<S: NodeStore> Index<'_, S> {
             let key = self.address(page);
             let next = node.limit(at, limit);
             if level == 0 {
-                let (start, end, entry) = items.next().ok_or(Damage { rule: "an item too many", at: key })?;
+                let (start, end, entry) =
+                    items.next().ok_or(Damage { rule: "an item too many", at: key })?;
                 rule(start == key, "key is not the start", key)?;
                 rule(entry.addr() == node.target(at), "item of another entry", key)?;
                 rule(self.page(end).checked_add(node.gap(at)) == Some(next), "wrong gap", key)?;
@@ -82,7 +97,11 @@ impl<S: NodeStore> Index<'_, S> {
             } else {
                 let child = self.store.node(KPtr::new(node.target(at)));
                 rule(child.keys[0].get() == page, "key is not the lowest of the child", key)?;
-                rule(child.max_gap_pages() == node.gap(at), "gap is not the largest of the child", key)?;
+                rule(
+                    child.max_gap_pages() == node.gap(at),
+                    "gap is not the largest of the child",
+                    key,
+                )?;
                 rule(at == 0 || node.key(at - 1) < page, "children out of order", key)?;
                 let below = self.check_node(Node::new(child), level - 1, next, items)?;
                 tally.items += below.items;

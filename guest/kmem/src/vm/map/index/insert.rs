@@ -13,13 +13,21 @@ impl<S: NodeStore> Index<'_, S> {
         let (from, to) = (self.page(start), self.page(end));
         let path = self.path(from + 1);
         let (free_from, free_to) = path.gap();
-        assert!(free_from <= from && from < to && to <= free_to, "vm_map index: {start}..{end} is not free");
+        assert!(
+            free_from <= from && from < to && to <= free_to,
+            "vm_map index: {start}..{end} is not free"
+        );
         let (node, slot) = path.at(0);
         node.set_gap(slot, from - free_from);
-        self.insert_after(&path, free_to - free_from, Slot { key: from, gap: free_to - to, target: entry.addr() });
+        self.insert_after(
+            &path,
+            free_to - free_from,
+            Slot { key: from, gap: free_to - to, target: entry.addr() },
+        );
     }
 
-    /// Cuts the item that holds `at` in two: `low` is the entry below, `high` the one from `at` on. Neither is empty.
+    /// Cuts the item that holds `at` in two: `low` is the entry below, `high` the one from `at` on.
+    /// Neither is empty.
     pub fn split(&self, at: GuestVirt, low: KPtr<VmMapEntry>, high: KPtr<VmMapEntry>) {
         let key = self.page(at);
         let path = self.path(key + 1);
@@ -28,7 +36,11 @@ impl<S: NodeStore> Index<'_, S> {
         assert!(node.key(slot) < key && key < end, "vm_map index: no entry to cut at {at}");
         node.set_target(slot, low.addr());
         node.set_gap(slot, 0);
-        self.insert_after(&path, free_to - end, Slot { key, gap: free_to - end, target: high.addr() });
+        self.insert_after(
+            &path,
+            free_to - end,
+            Slot { key, gap: free_to - end, target: high.addr() },
+        );
     }
 
     /// Moves the end of the item that starts at `start` to `end`, into the gap above it or back.
@@ -37,7 +49,10 @@ impl<S: NodeStore> Index<'_, S> {
         let path = self.path(from + 1);
         let (_, free_to) = path.gap();
         let (node, slot) = path.at(0);
-        assert!(node.key(slot) == from && from < to && to <= free_to, "vm_map index: no entry to end at {end}");
+        assert!(
+            node.key(slot) == from && from < to && to <= free_to,
+            "vm_map index: no entry to end at {end}"
+        );
         path.set_gap(free_to - to);
     }
 
@@ -50,10 +65,11 @@ impl<S: NodeStore> Index<'_, S> {
         node.set_target(slot, entry.addr());
     }
 
-    /// Adds `slot` behind the item of `path`, whose gap was `old_gap` before, and corrects the maxima above.
+    /// Adds `slot` behind the item of `path`, whose gap was `old_gap` before, and corrects the
+    /// maxima above.
     ///
-    /// A full node gives its upper half to a new one, whose slot goes into the parent by the same rule: at most one new
-    /// node a level, and a new root.
+    /// A full node gives its upper half to a new one, whose slot goes into the parent by the same
+    /// rule: at most one new node a level, and a new root.
     fn insert_after(&self, path: &Path<'_>, old_gap: u32, slot: Slot) {
         let (leaf, at) = path.at(0);
         if leaf.count() < FANOUT {
@@ -74,7 +90,8 @@ impl<S: NodeStore> Index<'_, S> {
                 return;
             }
             let (ptr, right) = self.new_node(level);
-            // One more on the left when the tree grows at its end: ascending insertion fills nodes better.
+            // One more on the left when the tree grows at its end: ascending insertion fills nodes
+            // better.
             let left_goal = if at == FANOUT { FANOUT.div_ceil(2) + 1 } else { FANOUT.div_ceil(2) };
             if at < left_goal {
                 node.split_off(left_goal - 1, right);
@@ -86,7 +103,8 @@ impl<S: NodeStore> Index<'_, S> {
             carry = Slot { key: right.key(0), gap: right.max_gap(), target: ptr.addr() };
         }
         let left = self.root();
-        let left_slot = Slot { key: left.key(0), gap: left.max_gap(), target: self.state.root.get().addr() };
+        let left_slot =
+            Slot { key: left.key(0), gap: left.max_gap(), target: self.state.root.get().addr() };
         let (ptr, root) = self.new_node(path.height());
         root.push(left_slot);
         root.push(carry);

@@ -1,7 +1,7 @@
 //! One node of the index: searches and moves of slots inside its arrays.
 //!
-//! The searches look at all slots without an early way out: an unused slot has the highest key and no gap, so that it
-//! never counts, and the loops become straight lines of compares.
+//! The searches look at all slots without an early way out: an unused slot has the highest key and
+//! no gap, so that it never counts, and the loops become straight lines of compares.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::MapNode;
@@ -100,10 +100,16 @@ impl<'a> Node<'a> {
         self.0.keys[1..].iter().map(|key| u32::from(key.get() < bound)).sum()
     }
 
-    /// The first slot from `from` (at most [`FANOUT`]) on whose gap is at least `length` pages, which is not 0.
+    /// The first slot from `from` (at most [`FANOUT`]) on whose gap is at least `length` pages,
+    /// which is not 0.
     #[inline]
     pub fn first_gap(self, from: usize, length: u32) -> Option<usize> {
-        let fits = self.0.gaps.iter().rev().fold(0u32, |fits, gap| (fits << 1) | u32::from(gap.get() >= length));
+        let fits = self
+            .0
+            .gaps
+            .iter()
+            .rev()
+            .fold(0u32, |fits, gap| (fits << 1) | u32::from(gap.get() >= length));
         let fits = fits & (u32::MAX << from);
         (fits != 0).then(|| fits.trailing_zeros() as usize)
     }
@@ -113,7 +119,8 @@ impl<'a> Node<'a> {
         self.0.max_gap_pages()
     }
 
-    /// The first page past what slot `at` covers, gap included, in a node that covers pages below `limit`.
+    /// The first page past what slot `at` covers, gap included, in a node that covers pages below
+    /// `limit`.
     #[inline]
     pub fn limit(self, at: usize, limit: u32) -> u32 {
         if at + 1 < self.count() { self.key(at + 1) } else { limit }

@@ -92,8 +92,8 @@ impl<'a> Path<'a> {
         self.propagate(old, gap);
     }
 
-    /// Corrects the maxima above the leaf after its slots changed: the largest gap that went away was `old`, the largest
-    /// that came is `new`.
+    /// Corrects the maxima above the leaf after its slots changed: the largest gap that went away
+    /// was `old`, the largest that came is `new`.
     pub fn propagate(&self, mut old: u32, mut new: u32) {
         for level in 1..self.height {
             let (node, at) = self.at(level);

@@ -22,7 +22,8 @@ impl<S: NodeStore> Index<'_, S> {
         self.take_out(start, Leaves::Gap);
     }
 
-    /// Makes one item, the entry `survivor`, of the item that starts at `boundary` and the one that ends there.
+    /// Makes one item, the entry `survivor`, of the item that starts at `boundary` and the one that
+    /// ends there.
     pub fn join(&self, boundary: GuestVirt, survivor: KPtr<VmMapEntry>) {
         self.take_out(boundary, Leaves::ToBelow(survivor));
     }
@@ -47,9 +48,16 @@ impl<S: NodeStore> Index<'_, S> {
         self.compact();
     }
 
-    /// Gives the item of `below` what the slot `victim`, its next item with the key `key`, leaves. The gap after that
-    /// ends at `limit`.
-    fn widen(&self, below: &Path<'_>, victim: (Node<'_>, usize), limit: u32, key: u32, leaves: Leaves) {
+    /// Gives the item of `below` what the slot `victim`, its next item with the key `key`, leaves.
+    /// The gap after that ends at `limit`.
+    fn widen(
+        &self,
+        below: &Path<'_>,
+        victim: (Node<'_>, usize),
+        limit: u32,
+        key: u32,
+        leaves: Leaves,
+    ) {
         assert!(victim.0.key(victim.1) == key, "vm_map index: no entry starts at page {key}");
         match leaves {
             Leaves::Gap => below.set_gap(limit - below.gap().0),
@@ -62,8 +70,8 @@ impl<S: NodeStore> Index<'_, S> {
         }
     }
 
-    /// Fills up the nodes of `path` that have become too small, from the leaf upward, and drops a root that has one
-    /// child. Keys and maxima are right before and after.
+    /// Fills up the nodes of `path` that have become too small, from the leaf upward, and drops a
+    /// root that has one child. Keys and maxima are right before and after.
     fn rebalance(&self, path: &Path<'_>) {
         for level in 0..path.height() - 1 {
             if path.at(level).0.count() >= MIN_FILL {

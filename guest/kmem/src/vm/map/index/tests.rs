@@ -50,7 +50,9 @@ fn step() -> impl Strategy<Value = Step> {
 fn take(pair: &mut Pair, step: Step) {
     match step {
         Step::Allocate { pages } => pair.allocate(pair.min, pages),
-        Step::AllocateFrom { start, pages } => pair.allocate(pair.min + start % pair.pages() * PAGE_SIZE, pages),
+        Step::AllocateFrom { start, pages } => {
+            pair.allocate(pair.min + start % pair.pages() * PAGE_SIZE, pages)
+        }
         Step::Free { which } => pair.free(which),
         Step::FreeHalf { which } => pair.free_half(which),
         Step::Split { which, page } => pair.split(which, page),
@@ -83,7 +85,8 @@ fn a_long_history_over_a_hundred_thousand_entries_keeps_every_invariant() {
     const PAGES: u64 = 1 << 20;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut pair = Pair::new(0x1000, PAGES, 200_000);
-    // A linear first fit would be too slow for the model here: ranges go to random free places instead.
+    // A linear first fit would be too slow for the model here: ranges go to random free places
+    // instead.
     while pair.len() < 100_000 {
         let (start, pages) = (random.below(PAGES), 1 + random.below(6));
         pair.allocate_exactly(pair.min + start * PAGE_SIZE, pages);
@@ -171,7 +174,9 @@ fn a_start_inside_a_gap_shortens_it() {
     let mut pair = Pair::new(0, 64, 64);
     pair.allocate_exactly(8 * PAGE_SIZE, 8);
     pair.allocate_exactly(40 * PAGE_SIZE, 8);
-    for (start, pages) in [(0, 8), (1, 8), (4, 4), (4, 5), (8, 24), (9, 24), (20, 20), (20, 21), (48, 16), (49, 16)] {
+    for (start, pages) in
+        [(0, 8), (1, 8), (4, 4), (4, 5), (8, 24), (9, 24), (20, 20), (20, 21), (48, 16), (49, 16)]
+    {
         pair.compare_gap(start * PAGE_SIZE, pages);
     }
 }

@@ -52,10 +52,20 @@ fn freed_memory_is_out_of_reach() {
 #[test]
 fn free_of_a_hole_is_a_no_op() {
     let f = four_pages();
-    let before = (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), f.vm().cnt().v_free_count.get());
+    let before = (
+        f.map().nentries.get(),
+        f.map().size.get(),
+        f.kmem_refs(),
+        f.vm().cnt().v_free_count.get(),
+    );
     f.vm().kmem_free(f.map, f.at(10), 5 * PAGE_SIZE);
     f.vm().kmem_free(f.map, f.at(4), PAGE_SIZE);
-    let after = (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), f.vm().cnt().v_free_count.get());
+    let after = (
+        f.map().nentries.get(),
+        f.map().size.get(),
+        f.kmem_refs(),
+        f.vm().cnt().v_free_count.get(),
+    );
     assert_eq!(after, before);
     assert_eq!(f.ranges(), [(0, 4)]);
 }

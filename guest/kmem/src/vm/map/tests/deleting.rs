@@ -15,7 +15,8 @@ use crate::vm::fault::FaultType;
 
 const SIZE: u64 = 2 * PAGE_SIZE;
 
-/// A machine that says it has two CPUs, with three blocks of two pages of `kmem_malloc` at pages 0, 2 and 4: all one entry.
+/// A machine that says it has two CPUs, with three blocks of two pages of `kmem_malloc` at pages 0,
+/// 2 and 4: all one entry.
 fn three_blocks() -> Fixture {
     let f = Fixture::new();
     f.vm().cnt().ncpu.set(2);
@@ -49,7 +50,11 @@ fn the_map_can_be_used_meanwhile_but_not_the_addresses_nor_the_pages() {
     });
     assert_eq!(f.ranges(), [(0, 2), (4, 6)]);
     assert_eq!(f.vm().cnt().v_free_count.get(), free + 2);
-    assert_eq!(f.vm().kmem_malloc(f.map, SIZE, MallocFlags::NOWAIT), Some(f.at(2)), "it is a hole now");
+    assert_eq!(
+        f.vm().kmem_malloc(f.map, SIZE, MallocFlags::NOWAIT),
+        Some(f.at(2)),
+        "it is a hole now"
+    );
 }
 
 #[test]
@@ -121,7 +126,8 @@ fn one_cpu_keeps_the_map_locked() {
     assert_eq!(f.ranges(), [(0, 2), (4, 6)]);
 }
 
-/// Blocks of two pages at pages 0, 4, 8, ... 28, each an entry, on a machine that says it has `cpus` CPUs.
+/// Blocks of two pages at pages 0, 4, 8, ... 28, each an entry, on a machine that says it has
+/// `cpus` CPUs.
 fn eight_blocks(cpus: u64) -> Fixture {
     let f = Fixture::new();
     f.vm().cnt().ncpu.set(cpus);
@@ -159,7 +165,10 @@ fn no_entry_of_a_range_is_in_reach_and_no_page_free_when_the_one_flush_begins() 
         for &va in &pages {
             assert_eq!(vm.pmap_extract(va), None);
             assert_eq!(vm.trap_pfault(va, FaultType::Read), Err(KernReturn::InvalidAddress));
-            assert!(matches!(vm.vm_map_lookup_entry(map, va), Lookup::Inside(_)), "its addresses are taken");
+            assert!(
+                matches!(vm.vm_map_lookup_entry(map, va), Lookup::Inside(_)),
+                "its addresses are taken"
+            );
         }
     }));
     f.vm().kmem_free(f.map, f.min, 15 * SIZE);

@@ -29,7 +29,11 @@ fn a_range_that_is_partly_taken_is_no_space() {
     let f = Fixture::new();
     f.insert(&EntrySpec::EMPTY, 10, 20).expect("free");
     for (start, end) in [(10, 20), (12, 14), (15, 25), (5, 11), (5, 30)] {
-        assert_eq!(f.insert(&EntrySpec::EMPTY, start, end), Err(KernReturn::NoSpace), "{start}..{end}");
+        assert_eq!(
+            f.insert(&EntrySpec::EMPTY, start, end),
+            Err(KernReturn::NoSpace),
+            "{start}..{end}"
+        );
     }
     assert_eq!(f.ranges(), [(10, 20)]);
 }

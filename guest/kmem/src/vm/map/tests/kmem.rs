@@ -60,9 +60,11 @@ fn a_rollback_for_lack_of_pages_leaves_map_and_references_alone() {
     let vm = f.vm();
     malloc(&f, 1);
     f.drain(7);
-    let before = (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), vm.cnt().v_free_count.get());
+    let before =
+        (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), vm.cnt().v_free_count.get());
     assert_eq!(malloc(&f, 8), None);
-    let after = (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), vm.cnt().v_free_count.get());
+    let after =
+        (f.map().nentries.get(), f.map().size.get(), f.kmem_refs(), vm.cnt().v_free_count.get());
     assert_eq!(after, before);
     assert_eq!(f.ranges(), [(0, 1)]);
 }

@@ -103,7 +103,9 @@ fn a_shortage_of_page_tables_leaves_kernel_map_as_it_was() {
     f.sim.take_boot_tables();
     let (entries, free) = (vm.get(map).nentries.get(), vm.cnt().v_free_count.get());
     let end = vm.state().kernel_vm_end.get();
-    let find = |length| vm.vm_map_find(map, &EntrySpec::NOFAULT, vm.get(map).min_offset(), length, FindSpace::Any);
+    let find = |length| {
+        vm.vm_map_find(map, &EntrySpec::NOFAULT, vm.get(map).min_offset(), length, FindSpace::Any)
+    };
     // 64 GiB need 32768 page-table pages; the machine has 16384 pages, and is not asked for one.
     assert_eq!(find(64 << 30), Err(NoRange::Never));
     assert_eq!(vm.state().vm_pageout_deficit.get(), 0);
@@ -122,7 +124,9 @@ fn a_shortage_of_page_tables_leaves_kernel_map_as_it_was() {
 #[test]
 fn find_takes_the_address_given_or_nothing_when_it_may_not_choose() {
     let f = two_entries();
-    let find = |page, find_space| f.vm().vm_map_find(f.map, &EntrySpec::EMPTY, f.at(page), PAGE_SIZE, find_space);
+    let find = |page, find_space| {
+        f.vm().vm_map_find(f.map, &EntrySpec::EMPTY, f.at(page), PAGE_SIZE, find_space)
+    };
     assert_eq!(find(30, FindSpace::Exact), Ok(f.at(30)));
     assert_eq!(find(30, FindSpace::Exact), Err(NoRange::Refused(KernReturn::NoSpace)));
     assert_eq!(find(30, FindSpace::Any), Ok(f.at(31)));

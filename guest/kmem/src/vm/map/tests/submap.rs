@@ -48,7 +48,11 @@ fn a_range_with_an_object_or_a_submap_or_a_hole_is_refused_and_stays_cut() {
     assert_eq!(submap(&f, 18, 22), Err(KernReturn::InvalidArgument));
     assert_eq!(submap(&f, 8, 16), Err(KernReturn::InvalidArgument));
     assert_eq!(submap(&f, 8, 9), Err(KernReturn::InvalidArgument));
-    assert_eq!(submap(&f, PAGES - 4, PAGES), Err(KernReturn::InvalidArgument), "nothing is there at all");
+    assert_eq!(
+        submap(&f, PAGES - 4, PAGES),
+        Err(KernReturn::InvalidArgument),
+        "nothing is there at all"
+    );
     f.ranges();
 }
 
@@ -87,10 +91,14 @@ fn a_fault_is_looked_up_through_submaps() {
     f.vm().get(inner).system_map.set(1);
     let addr = f.vm().kmem_alloc(inner, PAGE_SIZE).expect("room");
     let read = vmkern_abi::layout::Protection::READ;
-    let place = f.vm().vm_map_lookup(f.vm().kernel_map(), addr.add(9), read).expect("an entry is there");
+    let place =
+        f.vm().vm_map_lookup(f.vm().kernel_map(), addr.add(9), read).expect("an entry is there");
     assert_eq!((place.map, place.object), (inner, f.vm().kernel_object()));
     f.vm().vm_map_lookup_done(&place);
-    assert_eq!(f.vm().vm_map_lookup(f.vm().kernel_map(), f.at(7), read), Err(KernReturn::InvalidAddress));
+    assert_eq!(
+        f.vm().vm_map_lookup(f.vm().kernel_map(), f.at(7), read),
+        Err(KernReturn::InvalidAddress)
+    );
     assert_eq!(f.vm().vm_map_lookup(f.map, f.at(9), read), Err(KernReturn::InvalidAddress));
 }
 
@@ -99,7 +107,10 @@ fn a_fault_against_the_protection_is_refused() {
     use vmkern_abi::layout::Protection;
     let f = Fixture::new();
     f.insert(&EntrySpec { protection: Protection::READ, ..EntrySpec::EMPTY }, 0, 1).expect("free");
-    assert_eq!(f.vm().vm_map_lookup(f.map, f.at(0), Protection::WRITE), Err(KernReturn::ProtectionFailure));
+    assert_eq!(
+        f.vm().vm_map_lookup(f.map, f.at(0), Protection::WRITE),
+        Err(KernReturn::ProtectionFailure)
+    );
 }
 
 #[test]

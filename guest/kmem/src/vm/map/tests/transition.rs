@@ -39,7 +39,8 @@ impl Scene {
         self.vm().get(self.map).min_offset().add(page * PAGE_SIZE)
     }
 
-    /// A pageable range behind what is there, whose object has been made by a touch of its last page.
+    /// A pageable range behind what is there, whose object has been made by a touch of its last
+    /// page.
     fn pageable(&self, pages: u64) {
         let addr = self.vm().kmem_alloc_wait(self.map, pages * PAGE_SIZE).expect("there is room");
         let last = Op::Touch { addr: addr.add((pages - 1) * PAGE_SIZE), size: 1 };
@@ -48,10 +49,17 @@ impl Scene {
 
     /// A range of `pages` behind what is there, with an object that ends after `object_pages`.
     fn short_object(&self, start: u64, pages: u64, object_pages: u64) {
-        let object = self.vm().vm_object_allocate(object_pages).unwrap_or_else(|_| panic!("there are pages"));
+        let object = self
+            .vm()
+            .vm_object_allocate(object_pages)
+            .unwrap_or_else(|_| panic!("there are pages"));
         self.vm().vm_map_lock(self.map);
-        let inserted =
-            self.vm().vm_map_insert(self.map, &EntrySpec::object(object, 0), self.at(start), self.at(start + pages));
+        let inserted = self.vm().vm_map_insert(
+            self.map,
+            &EntrySpec::object(object, 0),
+            self.at(start),
+            self.at(start + pages),
+        );
         self.vm().vm_map_unlock(self.map);
         assert_eq!(inserted, Ok(()));
     }
@@ -73,7 +81,11 @@ impl Scene {
     }
 
     /// Has thread `tid` do `f`.
-    fn spawn(&self, tid: u32, f: impl FnOnce(&Vm<SimMachine>) -> Result<(), KernReturn> + Send + 'static) {
+    fn spawn(
+        &self,
+        tid: u32,
+        f: impl FnOnce(&Vm<SimMachine>) -> Result<(), KernReturn> + Send + 'static,
+    ) {
         let results = self.results.clone();
         self.sim.spawn(tid, move |vm| {
             let result = f(vm);
@@ -121,7 +133,11 @@ impl Scene {
         let entries = self.vm().vm_map_entries(self.map).map(|entry| self.vm().get(entry));
         entries
             .map(|e| {
-                assert!(!e.eflags.get().intersects(EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP));
+                assert!(
+                    !e.eflags
+                        .get()
+                        .intersects(EntryFlags::IN_TRANSITION | EntryFlags::NEEDS_WAKEUP)
+                );
                 (page(e.start.get()), page(e.end.get()), e.wired_count.get())
             })
             .collect()
@@ -137,7 +153,8 @@ fn wiring_finds_its_entry_again_after_it_was_cut_and_moved_during_a_sleep() {
     s.shortage();
     s.wire(3, 1, 9);
     s.waits(3, "pfault");
-    // A free of nothing cuts the entry; the end of the lowest entry has the last one move to its place.
+    // A free of nothing cuts the entry; the end of the lowest entry has the last one move to its
+    // place.
     s.vm().kmem_free(s.map, s.at(4), 0);
     s.vm().kmem_free(s.map, low, PAGE_SIZE);
     s.vm().kmem_free(s.map, s.at(7), 0);

@@ -69,7 +69,11 @@ fn pages_of_an_anonymous_object_go_on_the_active_queue() {
     assert_eq!(f.vm().cnt().v_active_count.get(), queued);
     f.unwire(0, 4).expect("it is wired");
     assert_eq!(f.vm().cnt().v_active_count.get(), queued + 4);
-    let page = f.vm().pmap_extract(f.at(1)).and_then(|pa| f.vm().phys_to_vm_page(pa)).expect("it is mapped");
+    let page = f
+        .vm()
+        .pmap_extract(f.at(1))
+        .and_then(|pa| f.vm().phys_to_vm_page(pa))
+        .expect("it is mapped");
     assert_eq!(f.vm().get(page).queue.get(), PQ_ACTIVE);
     check(&f.sim);
 }

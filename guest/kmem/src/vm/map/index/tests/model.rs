@@ -16,7 +16,10 @@ pub struct Arena {
 
 impl Arena {
     pub fn new(nodes: u64) -> Self {
-        Self { nodes: (0..nodes).map(|_| MapNode::default()).collect(), free: RefCell::new((0..nodes).rev().collect()) }
+        Self {
+            nodes: (0..nodes).map(|_| MapNode::default()).collect(),
+            free: RefCell::new((0..nodes).rev().collect()),
+        }
     }
 
     pub fn in_use(&self) -> usize {
@@ -47,7 +50,8 @@ impl NodeStore for Arena {
     }
 }
 
-/// An index and its model: start to (end, entry). Whatever is done to one is done to the other, and compared.
+/// An index and its model: start to (end, entry). Whatever is done to one is done to the other, and
+/// compared.
 pub struct Pair {
     arena: Arena,
     state: MapIndex,
@@ -133,7 +137,11 @@ impl Pair {
     fn link(&mut self, start: u64, end: u64) {
         if self.ranges.len() < self.most {
             let entry = self.entry();
-            self.index().link(GuestVirt::new(start), GuestVirt::new(end), KPtr::new(GuestVirt::new(entry)));
+            self.index().link(
+                GuestVirt::new(start),
+                GuestVirt::new(end),
+                KPtr::new(GuestVirt::new(entry)),
+            );
             self.ranges.insert(start, (end, entry));
         }
     }
@@ -155,7 +163,9 @@ impl Pair {
     /// Frees every second range, from one somewhere on.
     pub fn free_half(&mut self, which: u64) {
         let Some((from, ..)) = self.choose(which) else { return };
-        for start in self.ranges.range(from..).map(|(&start, _)| start).step_by(2).collect::<Vec<_>>() {
+        for start in
+            self.ranges.range(from..).map(|(&start, _)| start).step_by(2).collect::<Vec<_>>()
+        {
             self.index().unlink(GuestVirt::new(start));
             self.ranges.remove(&start);
         }
@@ -203,7 +213,11 @@ impl Pair {
 
     pub fn lookup(&self, va: u64) {
         let found = self.index().lookup(GuestVirt::new(va));
-        let want = self.ranges.range(..=va).next_back().map_or((self.min, 1), |(&start, &(_, entry))| (start, entry));
+        let want = self
+            .ranges
+            .range(..=va)
+            .next_back()
+            .map_or((self.min, 1), |(&start, &(_, entry))| (start, entry));
         assert_eq!((found.start.get(), found.entry.addr().get()), want, "look-up of {va:#x}");
     }
 
@@ -212,16 +226,15 @@ impl Pair {
         let header = (self.min, self.min, 1);
         let ranges = self.ranges.iter().map(|(&start, &(end, entry))| (start, end, entry));
         let items = core::iter::once(header).chain(ranges);
-        let items = items
-            .map(|(start, end, entry)| (GuestVirt::new(start), GuestVirt::new(end), KPtr::new(GuestVirt::new(entry))));
+        let items = items.map(|(start, end, entry)| {
+            (GuestVirt::new(start), GuestVirt::new(end), KPtr::new(GuestVirt::new(entry)))
+        });
         assert_eq!(self.index().check(items), Ok(()));
         assert_eq!(self.arena.in_use() as u64, self.state.nodes.get());
-        let largest = self
-            .ranges
-            .values()
-            .map(|&(end, _)| end)
-            .chain([self.min])
-            .map(|end| self.ranges.range(end..).next().map_or(self.max, |(&next, _)| next) - end);
+        let largest =
+            self.ranges.values().map(|&(end, _)| end).chain([self.min]).map(|end| {
+                self.ranges.range(end..).next().map_or(self.max, |(&next, _)| next) - end
+            });
         assert_eq!(self.index().max_gap(), largest.max().unwrap_or(0));
     }
 }
