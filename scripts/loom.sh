@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the models of rings, doorbells, the log, locks, pages, sleep queue, idle CPUs and TLB shootdowns: loom tries every
 # order of events in them, with at most three preemptions (fewer where a model's module says so), and every value that weak
-# memory allows a load to see. A model is a test in a module `models`, built and run over the very code that host and kernel
+# memory allows a load to see. A model is a test in a module `loom`, built and run over the very code that host and kernel
 # use, under `cfg(loom)`.
 #
 #     scripts/loom.sh [FILTER]
@@ -15,4 +15,4 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/loom
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
 export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-3}
 
-cargo test --locked --package vmkern-abi --package kmem --lib -- "models::${1:-}"
+cargo test --locked --package vmkern-abi --package kmem --lib -- "loom::${1:-}"

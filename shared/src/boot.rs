@@ -96,7 +96,8 @@ macro_rules! tunables {
 
             /// Sets the tunable called `name`.
             ///
-            /// # Errors When there is none of that name, or `value` is outside of
+            /// # Errors
+            /// When there is none of that name, or `value` is outside of
             /// [`Tunables::range`]. Nothing has changed then.
             pub fn set(&mut self, name: &str, value: u64) -> Result<(), TunableError> {
                 let range = Self::range(name).ok_or(TunableError::Unknown)?;

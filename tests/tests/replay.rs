@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kmem::sim::model::{Replay, replay};
+use kmem::sim::histories::{Replay, replay};
 use vmkern::script::{
     Setup, Source, Standstill, Status, Step, Stop, explain, explain_errors, parse, run_script_then,
 };

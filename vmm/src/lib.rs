@@ -16,13 +16,13 @@
 //! that hangs is stopped.
 
 pub mod bench;
-mod control;
 mod deadline;
 mod devices;
 pub mod doctor;
-mod image;
+mod guest;
 pub mod input;
 pub mod inspect;
+mod kernel;
 pub mod kvm;
 pub mod output;
 pub mod script;
@@ -38,19 +38,19 @@ pub use vmkern_abi::control::{
 };
 pub use vmkern_abi::crash::CrashKind;
 
-pub use self::control::{
+pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
+pub use self::guest::{
     BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT,
     Environment, Guest, GuestError, InterruptHandle, KvmKind, LaunchError, Location, LogEnd,
     MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause, THREADS, Unemulated,
 };
-pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
-pub use self::image::{ImageError, ImageFault, KernelImage};
 pub use self::inspect::{
     AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError,
     ImageOpenFault, ImageSaveError, InspectError, Inspection, List, MapStats, NotThere, ObjectView,
     OtherKernel, PAGE_WORDS, PageRun, PageWords, Report, RunState, SavedImage, Saving, Source,
     ThreadView, Updating, View, What, WhatError,
 };
+pub use self::kernel::{KernelError, KernelFault, KernelImage};
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{
     CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing,

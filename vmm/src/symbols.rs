@@ -9,7 +9,7 @@ use gimli::{Dwarf, EndianArcSlice, RunTimeEndian};
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 use vmkern_abi::addr::GuestVirt;
 
-use crate::image::KernelImage;
+use crate::kernel::KernelImage;
 use crate::text::one_line;
 
 type Reader = EndianArcSlice<RunTimeEndian>;

@@ -177,7 +177,7 @@ fn every_example_runs_as_it_is_printed() {
     let mut failures = Vec::new();
     // The kernel image comes before what boots it.
     let (first, rest): (Vec<_>, Vec<_>) =
-        examples.iter().partition(|line| line.starts_with("vmkern image"));
+        examples.iter().partition(|line| line.starts_with("vmkern kernel"));
     for line in first.into_iter().chain(rest) {
         match place.missing(line) {
             Some(program) if std::env::var_os("CI").is_some() => {

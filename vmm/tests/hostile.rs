@@ -13,7 +13,7 @@ use vmkern::script::{
     EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then,
 };
 use vmkern::{
-    Builder, ContractError, CpuFault, Guest, GuestError, ImageFault, KernelImage, LaunchError, Op,
+    Builder, ContractError, CpuFault, Guest, GuestError, KernelFault, KernelImage, LaunchError, Op,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -180,7 +180,7 @@ fn requests_that_no_guest_could_serve_are_refused_before_they_are_sent() {
     assert!(guest.death().is_none());
 }
 
-fn image_fault(bytes: Vec<u8>) -> ImageFault {
+fn image_fault(bytes: Vec<u8>) -> KernelFault {
     match Guest::builder().memory(8 << 20).kernel(KernelImage::from_bytes(bytes)).launch() {
         Err(LaunchError::Image(error)) => {
             assert!(error.to_string().starts_with("the kernel image in memory: "), "{error}");
@@ -192,12 +192,12 @@ fn image_fault(bytes: Vec<u8>) -> ImageFault {
 
 #[test]
 fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
-    assert!(matches!(image_fault(Vec::new()), ImageFault::NotElf(_)));
-    assert!(matches!(image_fault(b"#!/bin/sh\n".repeat(100)), ImageFault::NotElf(_)));
-    assert_eq!(image_fault(pvh_elf(&[0xf4], Note::None)), ImageFault::NoPvhNote);
+    assert!(matches!(image_fault(Vec::new()), KernelFault::NotElf(_)));
+    assert!(matches!(image_fault(b"#!/bin/sh\n".repeat(100)), KernelFault::NotElf(_)));
+    assert_eq!(image_fault(pvh_elf(&[0xf4], Note::None)), KernelFault::NoPvhNote);
     let whole = pvh_elf(&[0xf4; 64], Note::Pvh);
     let cut = image_fault(whole[..whole.len() - 32].to_vec());
-    assert!(matches!(cut, ImageFault::NotElf(_) | ImageFault::Segment { .. }), "{cut}");
+    assert!(matches!(cut, KernelFault::NotElf(_) | KernelFault::Segment { .. }), "{cut}");
     let patched = |at: usize, value: u64| {
         let mut elf = whole.clone();
         elf[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -206,10 +206,10 @@ fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
     // p_paddr and p_memsz of the first program header.
     assert!(matches!(
         image_fault(patched(64 + 24, 0x1000)),
-        ImageFault::TooLow { start: 0x1000, .. }
+        KernelFault::TooLow { start: 0x1000, .. }
     ));
-    assert!(matches!(image_fault(patched(64 + 24, u64::MAX - 8)), ImageFault::DoesNotFit { .. }));
-    assert!(matches!(image_fault(patched(64 + 40, 1 << 40)), ImageFault::DoesNotFit { .. }));
+    assert!(matches!(image_fault(patched(64 + 24, u64::MAX - 8)), KernelFault::DoesNotFit { .. }));
+    assert!(matches!(image_fault(patched(64 + 40, 1 << 40)), KernelFault::DoesNotFit { .. }));
     let missing = KernelImage::from_file("/nonexistent/kernel").expect_err("there is no such file");
     assert!(missing.to_string().contains("/nonexistent/kernel"));
 }

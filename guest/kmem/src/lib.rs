@@ -9,9 +9,9 @@
 #![deny(unsafe_code)]
 
 pub mod kern;
-pub mod machine;
 #[cfg(all(test, loom))]
-mod models;
+mod loom;
+pub mod machine;
 mod num;
 pub mod ops;
 #[cfg(any(test, feature = "sim"))]

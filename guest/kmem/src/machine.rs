@@ -49,7 +49,8 @@ pub enum Mark {
 
 /// A CPU with physical memory behind a direct map.
 ///
-/// # Safety [`Machine::frame`] must return, for every page of the memory described to
+/// # Safety
+/// [`Machine::frame`] must return, for every page of the memory described to
 /// [`crate::vm::Vm::boot`] and every table page reachable from its root page table, a pointer that
 /// is valid for reads and writes up to the end of that page as long as the machine lives, always
 /// the same one for the same address. Nobody but the memory system may refer to that memory by Rust

@@ -18,9 +18,9 @@
 //! at any time: a write that nobody waits for means nothing.
 
 mod argument;
-mod message;
 #[cfg(all(test, loom))]
-mod models;
+mod loom;
+mod message;
 mod op;
 mod outcome;
 mod ring;

@@ -9,7 +9,7 @@ use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::control::EXIT_PORT;
 
 use super::BenchError;
-use crate::control::{GuestError, LaunchError};
+use crate::guest::{GuestError, LaunchError};
 use crate::kvm::ioctl::ioctl;
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::supported_cpuid;

@@ -16,7 +16,7 @@ use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
 
 use super::{BenchError, Progress, Summary, Watch};
-use crate::control::{Guest, LaunchError};
+use crate::guest::{Guest, LaunchError};
 use crate::inspect::What;
 use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
 

@@ -18,7 +18,7 @@ pub use self::boot::{BootBench, boot};
 pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem};
 pub use self::ring::{RingBench, ScriptBench, ring};
 pub use self::stats::Summary;
-use crate::control::{Builder, Guest, GuestError, LaunchError};
+use crate::guest::{Builder, Guest, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 

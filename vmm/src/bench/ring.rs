@@ -7,7 +7,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::{BenchError, Progress, Summary, Watch};
-use crate::control::Guest;
+use crate::guest::Guest;
 use crate::script::{Setup, Source, Status, Step, Stop, parse, run_script};
 
 /// Requests in flight while the guest is kept busy.

@@ -7,9 +7,9 @@ mod doctor;
 mod effects;
 mod guest;
 mod help;
-mod image;
 mod inspect;
 mod junit;
+mod kernel;
 mod plan;
 mod print;
 mod progress;
@@ -52,7 +52,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
-    Image(image::ImageArgs),
+    #[command(alias = "image")]
+    Kernel(kernel::KernelArgs),
 }
 
 const EXIT_STATUS: &str = "\
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(&args, signals),
             Command::Doctor(args) => doctor::run(&args),
             Command::Bench(args) => bench::run(&args),
-            Command::Image(args) => image::run(&args),
+            Command::Kernel(args) => kernel::run(&args),
         },
         Err(error) => refuse(&error),
     };

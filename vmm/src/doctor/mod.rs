@@ -12,7 +12,7 @@ use kvm_bindings::KVM_API_VERSION;
 use serde::Serialize;
 use vmkern_abi::boot::Privilege;
 
-use crate::control::KvmKind;
+use crate::guest::KvmKind;
 use crate::kvm::host::{self, REQUIRED};
 use crate::kvm::{KvmError, Missing, NoKvm};
 

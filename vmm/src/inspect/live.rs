@@ -7,8 +7,8 @@ use vmkern_abi::paging::Paging;
 
 use super::InspectError;
 use super::source::{Anchors, CpuState, PageWords, Source, paging_of};
-use crate::control::machine::Machine;
-use crate::control::{ContractError, PAUSE_LIMIT};
+use crate::guest::machine::Machine;
+use crate::guest::{ContractError, PAUSE_LIMIT};
 use crate::kvm::Standing;
 use crate::kvm::crew::HeldCrew;
 use crate::kvm::memory::NotRam;

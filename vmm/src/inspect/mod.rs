@@ -47,7 +47,7 @@ pub use self::report::{Inspection, NotThere, What, WhatError};
 pub use self::source::{Anchors, CpuState, PAGE_WORDS, PageWords, RunState, Source};
 pub use self::threads::ThreadView;
 pub use self::view::View;
-use crate::control::{ContractError, Guest};
+use crate::guest::{ContractError, Guest};
 use crate::kvm::Registers;
 use crate::kvm::boot::CONTROL;
 use crate::kvm::memory::NotRam;
@@ -218,7 +218,8 @@ impl Guest {
 
     /// Looks at `what`; the report calls the guest `name`. Works on a dead guest too.
     ///
-    /// # Errors [`InspectError::NotThere`] when the map or the page that `what` names does not
+    /// # Errors
+    /// [`InspectError::NotThere`] when the map or the page that `what` names does not
     /// exist; see [`InspectError`] for those that concern the whole guest. Damage is no error: the
     /// report tells it.
     pub fn inspect(&self, name: &str, what: &What) -> Result<Inspection, InspectError> {

@@ -78,7 +78,8 @@ pub trait Source {
 
     /// The CPUs, by number. A running guest is held for the time of this call.
     ///
-    /// # Errors [`InspectError::Contract`] when a vCPU cannot be held, [`InspectError::NotReady`]
+    /// # Errors
+    /// [`InspectError::Contract`] when a vCPU cannot be held, [`InspectError::NotReady`]
     /// when it has no registers yet.
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError>;
 

@@ -7,9 +7,9 @@ use vmkern_abi::paging::Paging;
 
 use super::gate::{Held, Standing};
 use super::vcpu::{VcpuEnd, VcpuState};
-use crate::control::ContractError;
-use crate::control::bell::Bell;
 use crate::deadline;
+use crate::guest::ContractError;
+use crate::guest::bell::Bell;
 
 /// What the vCPUs of a guest have in common.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::entry::{self, EntryNote};
 use zerocopy::FromBytes as _;
 
-use crate::image::ImageFault;
+use crate::kernel::KernelFault;
 
 /// The image starts here or above.
 const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
@@ -63,14 +63,14 @@ impl Plan {
     ///
     /// # Errors
     /// The first rule that the file breaks, with the field.
-    pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, ImageFault> {
-        let not_elf = |error: object::Error| ImageFault::NotElf(error.to_string());
+    pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, KernelFault> {
+        let not_elf = |error: object::Error| KernelFault::NotElf(error.to_string());
         let elf = ElfFile64::<LittleEndian>::parse(file).map_err(not_elf)?;
         if elf.architecture() != object::Architecture::X86_64
             || elf.kind() != ObjectKind::Executable
         {
             let found = format!("it is for {:?}, {:?}", elf.architecture(), elf.kind());
-            return Err(ImageFault::NotElf(found));
+            return Err(KernelFault::NotElf(found));
         }
         let headers = elf.elf_program_headers();
         let mut segments: Vec<(usize, Segment)> = Vec::new();
@@ -88,7 +88,7 @@ impl Plan {
                     "p_paddr {:#x} lies in the segment of program header {first}",
                     high.start
                 );
-                return Err(ImageFault::Segment { index: *second, problem });
+                return Err(KernelFault::Segment { index: *second, problem });
             }
         }
         let segments: Vec<_> = segments.into_iter().map(|(_, segment)| segment).collect();
@@ -97,10 +97,10 @@ impl Plan {
         };
         let (pvh, direct) = entries(headers, file)?;
         if !holds(&pvh) {
-            return Err(ImageFault::PvhNote(format!("its entry {pvh} lies in no segment")));
+            return Err(KernelFault::PvhNote(format!("its entry {pvh} lies in no segment")));
         }
         if let Some(note) = &direct {
-            check(note, headers, holds).map_err(ImageFault::EntryNote)?;
+            check(note, headers, holds).map_err(KernelFault::EntryNote)?;
         }
         Ok(Self { segments, entry: direct.map_or(Entry::Pvh(pvh), Entry::Direct) })
     }
@@ -112,29 +112,29 @@ fn segment(
     header: &Header,
     file: &[u8],
     limit: GuestPhys,
-) -> Result<Option<Segment>, ImageFault> {
+) -> Result<Option<Segment>, KernelFault> {
     let (start, size) = (header.p_paddr(ENDIAN), header.p_memsz(ENDIAN));
     let stored = header.p_filesz(ENDIAN);
     if stored > size {
         let problem = format!("p_filesz {stored:#x} is larger than p_memsz {size:#x}");
-        return Err(ImageFault::Segment { index, problem });
+        return Err(KernelFault::Segment { index, problem });
     }
     if size == 0 {
         return Ok(None);
     }
     if start < IMAGE_START.get() {
-        return Err(ImageFault::TooLow { start, minimum: IMAGE_START.get() });
+        return Err(KernelFault::TooLow { start, minimum: IMAGE_START.get() });
     }
     let end = start.saturating_add(size);
     if end > limit.get() {
-        return Err(ImageFault::DoesNotFit { end, limit: limit.get() });
+        return Err(KernelFault::DoesNotFit { end, limit: limit.get() });
     }
     let file = in_file(index, header, file)?;
     Ok(Some(Segment { start: GuestPhys::new(start), end: GuestPhys::new(end), file }))
 }
 
 /// Where in the file the content of a program header lies.
-fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, ImageFault> {
+fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, KernelFault> {
     let (offset, stored) = (header.p_offset(ENDIAN), header.p_filesz(ENDIAN));
     let end = offset.checked_add(stored).filter(|&end| stored == 0 || end <= file.len() as u64);
     let range = end.and_then(|end| Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?));
@@ -146,18 +146,18 @@ fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, I
             let problem = format!(
                 "p_offset {offset:#x} and p_filesz {stored:#x} lead past the file's {len:#x} bytes"
             );
-            Err(ImageFault::Segment { index, problem })
+            Err(KernelFault::Segment { index, problem })
         }
     }
 }
 
 /// What the PVH note and vmkern's own say; the second may be missing. All notes are read: one that
 /// is broken makes the file a broken one.
-fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNote>), ImageFault> {
+fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNote>), KernelFault> {
     let (mut pvh, mut direct) = (None, None);
     let twice = || "there is more than one".to_owned();
     for (index, header) in headers.iter().enumerate() {
-        let broken = |error: object::Error| ImageFault::Segment {
+        let broken = |error: object::Error| KernelFault::Segment {
             index,
             problem: format!("its notes: {error}"),
         };
@@ -170,20 +170,20 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
             let is =
                 |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
             if is(XEN_ELFNOTE_PHYS32_ENTRY, XEN) {
-                let entry = pvh_entry(&note).map_err(ImageFault::PvhNote)?;
+                let entry = pvh_entry(&note).map_err(KernelFault::PvhNote)?;
                 if pvh.replace(entry).is_some() {
-                    return Err(ImageFault::PvhNote(twice()));
+                    return Err(KernelFault::PvhNote(twice()));
                 }
             }
             if is(VMKERN_ENTRY, entry::NOTE_NAME) {
-                let entry = direct_entry(&note).map_err(ImageFault::EntryNote)?;
+                let entry = direct_entry(&note).map_err(KernelFault::EntryNote)?;
                 if direct.replace(entry).is_some() {
-                    return Err(ImageFault::EntryNote(twice()));
+                    return Err(KernelFault::EntryNote(twice()));
                 }
             }
         }
     }
-    Ok((pvh.ok_or(ImageFault::NoPvhNote)?, direct.flatten()))
+    Ok((pvh.ok_or(KernelFault::NoPvhNote)?, direct.flatten()))
 }
 
 type ElfNote<'a> = Note<'a, object::elf::FileHeader64<LittleEndian>>;
@@ -283,7 +283,7 @@ mod tests {
     use std::mem::offset_of;
 
     use super::*;
-    use crate::image::KernelImage;
+    use crate::kernel::KernelImage;
 
     const LIMIT: GuestPhys = GuestPhys::new(64 << 20);
 

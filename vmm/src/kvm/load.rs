@@ -29,7 +29,7 @@ use vmkern_abi::layout::PREFETCH;
 use super::boot::{LOADER_END, touched_by_boot};
 use super::elf::{Plan, Segment};
 use super::memory::GuestRam;
-use crate::image::KernelImage;
+use crate::kernel::KernelImage;
 
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
 const PIECE: usize = 64 << 10;
@@ -162,7 +162,7 @@ mod tests {
     use vmkern_abi::control::{Context, MallocFlags, MapId, Op};
 
     use super::*;
-    use crate::control::Guest;
+    use crate::guest::Guest;
 
     #[test]
     fn pieces_are_disjoint_and_begin_where_a_group_does() {

@@ -23,8 +23,8 @@ use super::load::Load;
 use super::place::Place;
 use super::regs::{CpuFailure, CpuFault, Registers};
 use super::vm::Vm;
-use crate::control::ContractError;
 use crate::devices::{PortBus, PortEvent};
+use crate::guest::ContractError;
 use crate::inspect::{CpuState, RunState};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the

@@ -75,7 +75,8 @@ impl Stream {
     /// Writes all of `bytes`, and takes no lock. When the reader has gone away, this and all that
     /// follows is dropped, which is not an error.
     ///
-    /// # Errors When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and
+    /// # Errors
+    /// When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and
     /// `go_on` has had enough of waiting, and ever after.
     pub fn write(&self, mut bytes: &[u8], go_on: GoOn<'_>) -> io::Result<()> {
         while !bytes.is_empty() {

@@ -100,7 +100,8 @@ pub fn run_script(
 /// Boots a guest, runs `script` in it, and lets `look` at it before it is gone, however the script
 /// ended: a guest that died shows what it died with, in its boot as well.
 ///
-/// # Errors When there is no guest, or its kernel did not become ready; [`launch_status`] tells the
+/// # Errors
+/// When there is no guest, or its kernel did not become ready; [`launch_status`] tells the
 /// exit status.
 pub fn run_script_then<T: std::fmt::Debug>(
     script: &Script,

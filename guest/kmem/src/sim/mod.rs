@@ -20,10 +20,10 @@ mod tables;
 mod threads;
 mod tlb;
 
-#[cfg(any(test, feature = "model"))]
+#[cfg(any(test, feature = "histories"))]
 pub(crate) mod check;
-#[cfg(any(test, feature = "model"))]
-pub mod model;
+#[cfg(any(test, feature = "histories"))]
+pub mod histories;
 #[cfg(test)]
 mod tests;
 

@@ -83,7 +83,8 @@ impl<M: Machine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried
     /// again. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
     /// map, [`KernReturn::ProtectionFailure`] for an instruction fetch and other forbidden
     /// accesses: a fatal trap.
     pub fn trap_pfault(&self, va: GuestVirt, fault_type: FaultType) -> Result<(), KernReturn> {
@@ -100,7 +101,8 @@ impl<M: Machine> Vm<M> {
     /// the object's. Sleeps while pages are short (`pfault`), or somebody works on the page
     /// (`vmpfw`).
     ///
-    /// # Errors Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
+    /// # Errors
+    /// Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
     /// a range without an object in a system map, where FreeBSD follows a null pointer;
     /// [`KernReturn::ProtectionFailure`] past the object's end.
     pub fn vm_fault(

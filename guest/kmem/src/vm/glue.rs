@@ -21,7 +21,8 @@ impl<M: Machine> Vm<M> {
     /// as `class` may. Locks: takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the
     /// pages that it has already.
     ///
-    /// # Errors [`Shortage`] when there is no address space, or the caller may not sleep and pages
+    /// # Errors
+    /// [`Shortage`] when there is no address space, or the caller may not sleep and pages
     /// are short.
     pub fn vm_thread_new(
         &self,

@@ -53,7 +53,7 @@ use self::context::Context;
 use super::InspectError;
 use super::source::Source;
 use super::view::View;
-use crate::control::Guest;
+use crate::guest::Guest;
 
 /// The rules, in the order in which a report tells them. Those about pages' states come when all
 /// pages have been claimed.
@@ -86,7 +86,8 @@ const RULES: [fn(&Context<'_>); 24] = [
 
 /// Checks everything.
 ///
-/// # Errors When there is nothing to begin with: the kernel has not published its roots, or they
+/// # Errors
+/// When there is nothing to begin with: the kernel has not published its roots, or they
 /// cannot be read.
 pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
     let ctx = Context::read(view)?;
@@ -97,7 +98,8 @@ pub(super) fn check(view: &View<'_>) -> Result<Report, InspectError> {
 impl Report {
     /// Checks every invariant of the kernel's memory in `source`.
     ///
-    /// # Errors When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
+    /// # Errors
+    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
     /// that is in the report.
     pub fn of(source: &dyn Source) -> Result<Self, InspectError> {
         check(&View::new(source)?)
@@ -108,7 +110,8 @@ impl Guest {
     /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was
     /// at its death. One that runs is held meanwhile, as [`Guest::pause`] does.
     ///
-    /// # Errors When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
+    /// # Errors
+    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
     /// that is in the report.
     pub fn check(&self) -> Result<Report, InspectError> {
         let _pause = self.pause()?;

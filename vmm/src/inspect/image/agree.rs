@@ -12,7 +12,7 @@ use vmkern_abi::control::{CONTROL_MAGIC, ControlRegion};
 
 use super::fault::ImageOpenFault;
 use super::format::GuestNote;
-use crate::control::{MEMORY_MAX, MEMORY_MIN};
+use crate::guest::{MEMORY_MAX, MEMORY_MIN};
 use crate::inspect::Source;
 use crate::kvm::memory::ram_ranges;
 

@@ -27,7 +27,7 @@ pub(crate) use self::save::save;
 pub use self::save::{About, SavedImage, Saving};
 use super::source::{Anchors, CpuState, PAGE_WORDS, PageWords, Source, paging_of};
 use super::{InspectError, shake};
-use crate::image::KernelImage;
+use crate::kernel::KernelImage;
 use crate::kvm::memory::NotRam;
 use crate::symbols::Symbols;
 

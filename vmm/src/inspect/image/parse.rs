@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 use super::Run;
 use super::fault::ImageOpenFault;
 use super::format::{CORE, CpuNote, FORMAT, GuestNote, NoteType, Prstatus, VMKERN};
-use crate::control::MEMORY_MAX;
+use crate::guest::MEMORY_MAX;
 use crate::inspect::CpuState;
 use crate::kvm::memory::HOLE_END;
 use crate::text::one_line;

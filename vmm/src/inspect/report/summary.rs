@@ -17,7 +17,7 @@ use super::pages::UseCount;
 use super::pagetable::Tables;
 use super::survey::Survey;
 use super::threads::threads;
-use crate::control::Crash;
+use crate::guest::Crash;
 use crate::symbols::Symbols;
 
 /// A range of RAM.

@@ -33,7 +33,8 @@ impl Context {
     /// The context of a thread that has never run: its first switch enters `start` with the two
     /// arguments on the kernel stack `[low, high)`, with interrupts deferred once.
     ///
-    /// # Safety The stack is mapped, at least three pages long, and nobody else's for as long as
+    /// # Safety
+    /// The stack is mapped, at least three pages long, and nobody else's for as long as
     /// the thread lives.
     pub unsafe fn new(
         low: u64,
@@ -74,7 +75,8 @@ impl Context {
 /// Switches to the thread with context `to`, and stores the running thread's stack pointer at
 /// `save_rsp`. Returns when some thread switches back.
 ///
-/// # Safety `save_rsp` can be written to. `to` was saved here, or made by [`Context::new`], and was
+/// # Safety
+/// `save_rsp` can be written to. `to` was saved here, or made by [`Context::new`], and was
 /// not switched to since. Interrupts are deferred.
 pub unsafe fn switch(save_rsp: *mut u64, to: &Context) {
     let cpu = PerCpu::current();

@@ -16,7 +16,8 @@ impl<M: Machine> Vm<M> {
     /// extends that entry instead. The caller's reference to the object is the entry's from now on,
     /// unless this fails.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] when the range is empty or not inside the map,
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range is empty or not inside the map,
     /// [`KernReturn::NoSpace`] when part of it is taken, [`KernReturn::ResourceShortage`] when
     /// there is no page for an entry, which cannot happen after [`Vm::vm_map_findspace`]. The map
     /// is unchanged.

@@ -31,7 +31,8 @@ impl<M: Machine> Vm<M> {
     /// (`vm_map_lookup`). Takes the lock of `map`; on success the lock of [`FaultPlace::map`] is
     /// held, otherwise none.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when
     /// the entry forbids the access, [`KernReturn::ResourceShortage`] when there is no page for the
     /// object that an entry of a pageable map gets now.
     pub fn vm_map_lookup(

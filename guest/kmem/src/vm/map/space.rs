@@ -57,7 +57,8 @@ impl<M: Machine> Vm<M> {
     ///
     /// The room is free as long as the map stays locked.
     ///
-    /// # Errors [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables
+    /// # Errors
+    /// [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables
     /// and for an entry. The map is unchanged.
     pub fn vm_map_findspace(
         &self,

@@ -13,7 +13,8 @@ impl<M: Machine> Vm<M> {
     /// (`vm_map_submap`). Takes the map's lock. Entries cut at the ends stay cut, whatever the
     /// result.
     ///
-    /// # Errors [`KernReturn::InvalidArgument`] unless the range is one entry without an object,
+    /// # Errors
+    /// [`KernReturn::InvalidArgument`] unless the range is one entry without an object,
     /// submap or copy on write; [`KernReturn::ResourceShortage`] when there is no page for the
     /// entries of the cuts.
     pub fn vm_map_submap(

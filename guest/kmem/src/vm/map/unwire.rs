@@ -17,7 +17,8 @@ impl<M: Machine> Vm<M> {
     /// unlocked, for entries in transition. On failure everything is as before, but for entries
     /// that stay cut.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] when the range has a hole,
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range has a hole,
     /// [`KernReturn::InvalidArgument`] when part of it is not wired,
     /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
     pub fn vm_map_unwire(

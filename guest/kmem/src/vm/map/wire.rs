@@ -27,7 +27,8 @@ impl<M: Machine> Vm<M> {
     /// The entries of the range are in transition meanwhile: nobody merges, cuts away or deletes
     /// them.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] when the range has a hole,
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range has a hole,
     /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts, and
     /// those of `vm_fault_wire`.
     pub fn vm_map_wire(
@@ -111,7 +112,8 @@ impl<M: Machine> Vm<M> {
     /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the
     /// entry that holds `resume` then, with what two cuts need in reserve.
     ///
-    /// # Errors [`KernReturn::InvalidAddress`] when nothing is there any more,
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when nothing is there any more,
     /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
     pub(super) fn map_await_transition(
         &self,

@@ -9,7 +9,7 @@ use vmkern_abi::pte::Level;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Finding, Report};
-use crate::control::Guest;
+use crate::guest::Guest;
 use crate::inspect::source::RunState;
 use crate::inspect::{View, roots};
 

@@ -10,7 +10,7 @@ use vmkern_abi::layout::{
 };
 
 use super::lab::{Damage, Lab, expect_finding};
-use crate::control::Guest;
+use crate::guest::Guest;
 
 /// A free block: its first page, its order and its list.
 struct Block {

@@ -10,7 +10,7 @@ use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap, VmObject, VmPage, md};
 
 use super::super::Report;
 use super::lab::{Damage, Lab, expect_finding};
-use crate::control::Guest;
+use crate::guest::Guest;
 
 /// A guest whose clock ticks: t1 and t2 wait for room in a map, t3 to t5 for time to pass.
 struct Waiting {

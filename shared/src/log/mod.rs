@@ -19,7 +19,7 @@
 //! touched before it was copied.
 
 #[cfg(all(test, loom))]
-mod models;
+mod loom;
 
 use core::ops::Range;
 

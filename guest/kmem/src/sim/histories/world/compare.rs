@@ -5,8 +5,8 @@ use vmkern_abi::control::MapId;
 use super::World;
 use super::sleepers::Cause;
 use crate::sim::check::{check, check_zeros};
-use crate::sim::model::explain::Entries;
-use crate::sim::model::naive::What;
+use crate::sim::histories::explain::Entries;
+use crate::sim::histories::naive::What;
 
 impl World {
     /// The counters say what the model says.

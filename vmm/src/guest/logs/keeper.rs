@@ -15,8 +15,8 @@ use vmkern_abi::control::ControlRegion;
 use vmkern_abi::log::{Keeping, LogRing};
 
 use super::{LogEnd, overwritten, trim};
-use crate::control::bell::Bell;
 use crate::devices;
+use crate::guest::bell::Bell;
 use crate::kvm::KvmError;
 use crate::kvm::memory::Shared;
 

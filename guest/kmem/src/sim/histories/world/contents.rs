@@ -4,7 +4,7 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::Op;
 
 use super::World;
-use crate::sim::model::naive::{Content, Memory, What, pages};
+use crate::sim::histories::naive::{Content, Memory, What, pages};
 
 impl World {
     /// A seed for a pattern.

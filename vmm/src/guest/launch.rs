@@ -23,7 +23,7 @@ use super::bell::Bell;
 use super::builder::Builder;
 use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
-use super::guest::Guest;
+use super::handle::Guest;
 use super::link::Link;
 use super::logs::{Collector, Keeper, Logs};
 use super::machine::{Machine, Vcpus};
@@ -232,7 +232,8 @@ pub(super) fn check_command_line(config: &Builder) -> Result<(), ConfigError> {
 impl Guest {
     /// Waits until the kernel serves requests, after [`Builder::start`].
     ///
-    /// # Errors See [`LaunchError`]. The guest is dead then, but for an interruption, and can be
+    /// # Errors
+    /// See [`LaunchError`]. The guest is dead then, but for an interruption, and can be
     /// looked into.
     pub fn await_ready(&mut self) -> Result<(), LaunchError> {
         self.wait_until_ready().map_err(|error| self.launch_error(error))
@@ -345,7 +346,7 @@ impl Guest {
 /// The symbols of a kernel, read when they are first asked for.
 #[derive(Debug)]
 pub(super) struct LazySymbols {
-    pub(super) kernel: crate::image::KernelImage,
+    pub(super) kernel: crate::kernel::KernelImage,
     pub(super) symbols: OnceLock<crate::symbols::Symbols>,
 }
 
@@ -354,7 +355,7 @@ mod tests {
     use vmkern_abi::addr::PAGE_SIZE;
 
     use super::*;
-    use crate::image::KernelImage;
+    use crate::kernel::KernelImage;
 
     /// Pages that are made present for a boot besides the image's and a page directory for each
     /// GiB, at most.

@@ -1,4 +1,4 @@
-//! `vmkern image`: the embedded kernel as a file, for other loaders and for debuggers.
+//! `vmkern kernel`: the embedded kernel as a file, for other loaders and for debuggers.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use vmkern::script::Status;
 
 const EXAMPLES: &str = "\
 Example: the same kernel under QEMU's own CPU emulation, checking itself
-  vmkern image --output vmkern.elf
+  vmkern kernel --output vmkern.elf
   qemu-system-x86_64 -accel tcg -M microvm,x-option-roms=off,isa-serial=on \\
       -nodefaults -no-user-config -no-reboot -display none -serial stdio \\
       -device isa-debug-exit,iobase=0xf4,iosize=1 \\
@@ -19,14 +19,14 @@ Example: the same kernel under QEMU's own CPU emulation, checking itself
 /// symbols.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ImageArgs {
+pub struct KernelArgs {
     /// The file to write; `-` is standard output.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 }
 
 /// Runs the subcommand.
-pub fn run(args: &ImageArgs) -> Status {
+pub fn run(args: &KernelArgs) -> Status {
     let output = match Destination::of_bytes(&args.output).and_then(|to| to.whole(Readers::Umask)) {
         Ok(output) => output,
         Err(error) => {

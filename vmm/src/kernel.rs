@@ -60,16 +60,17 @@ impl KernelImage {
 
     /// The image in the file `path`.
     ///
-    /// # Errors [`ImageError`] with [`ImageFault::Unreadable`] when the file cannot be read, is not
+    /// # Errors
+    /// [`KernelError`] with [`KernelFault::Unreadable`] when the file cannot be read, is not
     /// a regular file, or is longer than 256 MiB.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ImageError> {
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, KernelError> {
         let path = path.as_ref();
         let origin = Origin::File(path.to_path_buf());
         match read_regular(path, IMAGE_MAX) {
             Ok(bytes) => Ok(Self { bytes: Bytes::Shared(Arc::new(bytes)), origin }),
-            Err(error) => Err(ImageError {
+            Err(error) => Err(KernelError {
                 image: origin.to_string(),
-                fault: ImageFault::Unreadable(error.to_string()),
+                fault: KernelFault::Unreadable(error.to_string()),
             }),
         }
     }
@@ -95,19 +96,19 @@ impl KernelImage {
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn check(&self, memory: u64) -> Result<(), ImageError> {
+    pub fn check(&self, memory: u64) -> Result<(), KernelError> {
         self.plan(memory).map(drop)
     }
 
     /// What goes where in a guest with `memory` bytes.
-    pub(crate) fn plan(&self, memory: u64) -> Result<Plan, ImageError> {
+    pub(crate) fn plan(&self, memory: u64) -> Result<Plan, KernelError> {
         let limit = GuestPhys::new(memory.min(HOLE_START));
         Plan::of(self.bytes(), limit).map_err(|fault| self.error(fault))
     }
 
     /// The error that says what is wrong with this image.
-    pub(crate) fn error(&self, fault: ImageFault) -> ImageError {
-        ImageError { image: self.origin.to_string(), fault }
+    pub(crate) fn error(&self, fault: KernelFault) -> KernelError {
+        KernelError { image: self.origin.to_string(), fault }
     }
 }
 
@@ -130,16 +131,16 @@ impl std::fmt::Display for Origin {
 /// A kernel image cannot be booted.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{image}: {fault}")]
-pub struct ImageError {
+pub struct KernelError {
     /// Which image.
     pub image: String,
     /// What is wrong with it.
-    pub fault: ImageFault,
+    pub fault: KernelFault,
 }
 
 /// What can be wrong with a kernel image.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ImageFault {
+pub enum KernelFault {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),

@@ -8,9 +8,9 @@ use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome, WaitMessage};
 use super::World;
 use crate::machine::Machine;
 use crate::sim::SimMachine;
-use crate::sim::model::ZEROED;
-use crate::sim::model::script::Who;
-use crate::sim::model::step::On;
+use crate::sim::histories::ZEROED;
+use crate::sim::histories::script::Who;
+use crate::sim::histories::step::On;
 use crate::sim::threads::perform;
 use crate::vm::Vm;
 

@@ -22,7 +22,7 @@ use super::machine::Machine;
 use super::pending::Pending;
 use super::wait::{Waiter, Woken};
 use crate::deadline;
-use crate::image::KernelImage;
+use crate::kernel::KernelImage;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
 use crate::symbols::Symbols;

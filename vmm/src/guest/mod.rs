@@ -9,7 +9,7 @@ mod builder;
 mod crash;
 mod environment;
 mod error;
-mod guest;
+mod handle;
 mod launch;
 pub(crate) mod link;
 mod logs;
@@ -25,7 +25,7 @@ pub use self::environment::{Environment, KvmKind};
 pub use self::error::{
     ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated,
 };
-pub use self::guest::Guest;
+pub use self::handle::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};

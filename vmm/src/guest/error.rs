@@ -8,8 +8,8 @@ use vmkern_abi::boot::{BootArgs, Tunables};
 use vmkern_abi::control::{Corrupt, WireError};
 
 use super::crash::{Crash, Location};
-use crate::image::ImageError;
 use crate::inspect::AbiMismatch;
+use crate::kernel::KernelError;
 use crate::kvm::{CpuFailure, KvmError, NoKvm};
 
 /// Least memory that a guest can have, in bytes.
@@ -28,7 +28,7 @@ pub enum LaunchError {
     Config(#[from] ConfigError),
     /// The kernel image cannot be booted.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(#[from] KernelError),
     /// The kernel was to run at CPL0, which this host's KVM emulates and does not know well enough.
     #[error(transparent)]
     Unemulated(#[from] Unemulated),
@@ -45,7 +45,7 @@ pub enum LaunchError {
 #[error(
     "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 was stopped at {at}{}. \
      Let its body run at CPL3 with `--privilege user`, or with `auto`, which finds out; or use a host with hardware \
-     virtualization. QEMU's own CPU emulation runs the self-test at CPL0: see `vmkern image --help`.",
+     virtualization. QEMU's own CPU emulation runs the self-test at CPL0: see `vmkern kernel --help`.",
     bytes(.instruction)
 )]
 pub struct Unemulated {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
 
-use crate::sim::model::{
+use crate::sim::histories::{
     STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling,
 };
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::error::{ContractError, GuestError};
-use super::guest::Guest;
+use super::handle::Guest;
 use crate::kvm::Standing;
 use crate::kvm::crew::HeldCrew;
 
@@ -34,7 +34,8 @@ impl Guest {
     /// ([`Pause::standing`] says which of the two). What is inspected while it stands is one
     /// moment's truth. A guest that has died stands still for ever, and can be held all the same.
     ///
-    /// # Errors [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the
+    /// # Errors
+    /// [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the
     /// host's kernel.
     pub fn pause(&self) -> Result<Pause<'_>, ContractError> {
         self.pause_within(PAUSE_LIMIT)
@@ -52,7 +53,8 @@ impl Guest {
     /// (`KVM_TRANSLATE`), with no regard to privilege: what the vCPU would find, beside what
     /// [`Guest::vtop`] finds.
     ///
-    /// # Errors As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate,
+    /// # Errors
+    /// As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate,
     /// [`GuestError::Contract`] when the guest has ended.
     pub fn pause_and_translate(
         &self,

@@ -4,7 +4,7 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{Op, Outcome, WaitMessage};
 
 use super::World;
-use crate::sim::model::naive::{Content, What};
+use crate::sim::histories::naive::{Content, What};
 
 /// What a thread sleeps for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

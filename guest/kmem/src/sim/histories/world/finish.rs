@@ -5,7 +5,7 @@ use vmkern_abi::control::Op;
 
 use super::World;
 use crate::sim::check::check;
-use crate::sim::model::naive::{Range, What};
+use crate::sim::histories::naive::{Range, What};
 
 impl World {
     /// Frees everything, lets everybody finish who can, and demands all pages back.

@@ -8,9 +8,9 @@ use vmkern_abi::boot::{MAX_VCPUS, Privilege, TimeMode, TunableError, Tunables};
 use vmkern_abi::crash::CrashKind;
 
 use super::error::{ConfigError, LaunchError, MEMORY_MAX, MEMORY_MIN};
-use super::guest::Guest;
+use super::handle::Guest;
 use super::launch::{self, BootReport, Selftest};
-use crate::image::KernelImage;
+use crate::kernel::KernelImage;
 
 /// Memory of a guest about which nothing was said, in bytes.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
@@ -159,7 +159,8 @@ impl Builder {
     /// Boots the guest with `selftest` on its command line, and returns when it has left through
     /// the exit port.
     ///
-    /// # Errors See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that
+    /// # Errors
+    /// See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that
     /// says so. Nothing is left behind.
     pub fn run_selftest(self) -> Result<BootReport, LaunchError> {
         self.validate()?;
