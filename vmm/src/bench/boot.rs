@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
+use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch, bare};
+use crate::kernel::KernelImage;
 
 /// What [`boot`] measured. Times are in microseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -44,12 +46,13 @@ pub fn boot(
     vmkern: &Path,
     watch: Watch<'_>,
 ) -> Result<BootBench, BenchError> {
+    let embedded = KernelImage::embedded();
     let mut times: [Vec<f64>; 5] = Default::default();
     // One round to warm up: it pages in the code and asks KVM for its CPUID.
     for round in 0..=rounds {
         watch(Progress { done: round, total: rounds + 1 });
         let bare = bare::create_to_first_exit(memory)?;
-        let (launch, kernel) = launch(memory)?;
+        let (launch, kernel) = launch(&embedded, memory)?;
         let figures = [
             bare,
             launch,
@@ -77,10 +80,40 @@ pub fn boot(
     })
 }
 
+/// Launches, in each round, five guests with `memory` bytes of the built-in kernel and as many
+/// of `other`, `rounds` times (at least once); `watch` follows the rounds.
+///
+/// # Errors
+/// When a guest fails.
+pub fn boot_against(
+    other: &KernelImage,
+    rounds: usize,
+    memory: u64,
+    watch: Watch<'_>,
+) -> Result<AgainstBench, BenchError> {
+    /// Launches of which a round takes the median: one alone is at the mercy of the host.
+    const LAUNCHES: usize = 5;
+    against::in_turns(other, rounds, watch, |kernel| {
+        let mut times: [Vec<f64>; 2] = Default::default();
+        for _ in 0..LAUNCHES {
+            let (launch, boot) = launch(kernel, memory)?;
+            times[0].push(launch.as_secs_f64() * 1e6);
+            times[1].push(boot.as_secs_f64() * 1e6);
+        }
+        let names = ["create to first kmem_malloc done", "the kernel's own boot"];
+        let figures = names
+            .iter()
+            .zip(&times)
+            .map(|(&what, times)| Figure { what: what.to_owned(), us: Summary::of(times).median });
+        Ok(figures.collect())
+    })
+}
+
 /// Time of a launch up to the first finished operation, and the kernel's part of it.
-fn launch(memory: u64) -> Result<(Duration, Duration), BenchError> {
+fn launch(kernel: &KernelImage, memory: u64) -> Result<(Duration, Duration), BenchError> {
+    let kernel = kernel.clone();
     let start = Instant::now();
-    let mut guest = super::patient().memory(memory).launch()?;
+    let mut guest = super::patient().kernel(kernel).memory(memory).launch()?;
     let response = guest
         .call(0, Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT })?;
     let elapsed = start.elapsed();

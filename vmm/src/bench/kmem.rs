@@ -15,10 +15,12 @@ use serde::Serialize;
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
 
+use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch};
 use crate::guest::{Guest, LaunchError};
 use crate::inspect::What;
 use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
+use crate::kernel::KernelImage;
 
 /// Bytes of the map that each thread has, and so the largest allocation.
 pub const MAP_SIZE: u64 = 4 << 20;
@@ -124,8 +126,12 @@ struct Figures {
 /// # Errors
 /// When a guest fails.
 pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError> {
-    let mut subjects =
-        setup.vcpus.iter().map(|&vcpus| launch(setup, vcpus)).collect::<Result<Vec<_>, _>>()?;
+    let kernel = KernelImage::embedded();
+    let mut subjects = setup
+        .vcpus
+        .iter()
+        .map(|&vcpus| launch(setup, vcpus, &kernel))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut figures: Vec<Vec<Figures>> =
         CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
     // The first round warms up.
@@ -151,8 +157,36 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
     })
 }
 
-fn launch(setup: &KmemSetup, vcpus: u32) -> Result<Subject, BenchError> {
-    let mut builder = super::patient().vcpus(vcpus).time(TimeMode::Real);
+/// Measures what `setup` says, in each round with guests of the built-in kernel and with guests of
+/// `other`; `watch` follows the rounds.
+///
+/// # Errors
+/// When a guest fails.
+pub fn kmem_against(
+    other: &KernelImage,
+    setup: &KmemSetup,
+    watch: Watch<'_>,
+) -> Result<AgainstBench, BenchError> {
+    against::in_turns(other, setup.rounds, watch, |kernel| {
+        let mut rows = Vec::new();
+        for &vcpus in &setup.vcpus {
+            let mut subject = launch(setup, vcpus, kernel)?;
+            for case in &CASES {
+                let mut figures = Figures::default();
+                measure(setup, case, &mut subject, &mut figures)?;
+                let of = if case.2 == "one" { "one map" } else { "disjoint maps" };
+                rows.push(Figure {
+                    what: format!("pair of {}, {of}, {vcpus} vCPUs", case.0),
+                    us: Summary::of(&figures.passed).median * 1e6,
+                });
+            }
+        }
+        Ok(rows)
+    })
+}
+
+fn launch(setup: &KmemSetup, vcpus: u32, kernel: &KernelImage) -> Result<Subject, BenchError> {
+    let mut builder = super::patient().kernel(kernel.clone()).vcpus(vcpus).time(TimeMode::Real);
     for (name, value) in &setup.settings {
         builder = builder.tunable(name, *value).map_err(LaunchError::from)?;
     }

@@ -4,6 +4,7 @@
 //! within one run, and the ratio is the median of the rounds' ratios. Absolute times are shown
 //! beside it as information, with quartiles.
 
+mod against;
 mod bare;
 mod boot;
 mod kmem;
@@ -14,10 +15,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use self::boot::{BootBench, boot};
-pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem};
-pub use self::ring::{RingBench, ScriptBench, ring};
-pub use self::stats::Summary;
+pub use self::against::{AgainstBench, AgainstRow, LEAST_ROUNDS, Verdict};
+pub use self::boot::{BootBench, boot, boot_against};
+pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem, kmem_against};
+pub use self::ring::{RingBench, ScriptBench, ring, ring_against};
+pub use self::stats::{Interval, Summary};
 use crate::guest::{Builder, Guest, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;

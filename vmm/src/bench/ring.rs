@@ -6,8 +6,10 @@ use serde::Serialize;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
+use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch};
 use crate::guest::Guest;
+use crate::kernel::KernelImage;
 use crate::script::{Setup, Source, Status, Step, Stop, parse, run_script};
 
 /// Requests in flight while the guest is kept busy.
@@ -50,11 +52,7 @@ pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBenc
     let total = rounds + 2;
     for round in 0..=rounds {
         watch(Progress { done: round, total });
-        let figures = [
-            timed(requests, || busy(&mut guest, requests))?,
-            timed(requests, || one_by_one(&mut guest, requests))?,
-            timed(requests, || kmem(&mut guest, requests))?,
-        ];
+        let figures = figures(&mut guest, requests)?;
         // The first round warms up.
         if round > 0 {
             for (times, figure) in times.iter_mut().zip(figures) {
@@ -73,6 +71,36 @@ pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBenc
         kmem_us: Summary::of(kmem),
         script: script()?,
     })
+}
+
+/// Measures `requests` requests of each sort, in each round with a guest of the built-in kernel and
+/// one of `other`, `rounds` times (at least once); `watch` follows the rounds.
+///
+/// # Errors
+/// When a guest fails.
+pub fn ring_against(
+    other: &KernelImage,
+    rounds: usize,
+    requests: usize,
+    watch: Watch<'_>,
+) -> Result<AgainstBench, BenchError> {
+    const NAMES: [&str; 3] =
+        ["request, guest kept busy", "request to answer", "kmem_malloc or kmem_free"];
+    against::in_turns(other, rounds, watch, |kernel| {
+        let mut guest = super::patient().kernel(kernel.clone()).launch()?;
+        let figures = figures(&mut guest, requests)?;
+        let named = NAMES.iter().zip(figures);
+        Ok(named.map(|(&what, us)| Figure { what: what.to_owned(), us }).collect())
+    })
+}
+
+/// Microseconds a request: the guest kept busy, one at a time, and one at a time of memory.
+fn figures(guest: &mut Guest, requests: usize) -> Result<[f64; 3], BenchError> {
+    Ok([
+        timed(requests, || busy(guest, requests))?,
+        timed(requests, || one_by_one(guest, requests))?,
+        timed(requests, || kmem(guest, requests))?,
+    ])
 }
 
 /// Microseconds that each of `requests` took in `work`.

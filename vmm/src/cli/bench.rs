@@ -1,12 +1,16 @@
 //! `vmkern bench`: what a launch and a request cost.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::builder::RangedI64ValueParser;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
+use vmkern::KernelImage;
 use vmkern::bench::{
-    self, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench, ScriptBench, Summary,
+    self, AgainstBench, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench,
+    ScriptBench, Summary, Verdict,
 };
 use vmkern::script::{Status, launch_status, values};
 
@@ -15,8 +19,13 @@ Examples:
   vmkern bench boot      21 launches, each beside a bare VM and a bare process
   vmkern bench ring --json      what a request over the control ring costs
   vmkern bench kmem --vcpus 1,2 --rounds 5 --pairs 2000
+  vmkern kernel --output old.elf      from another build; then, with this one:
+  vmkern bench boot --against old.elf
 
-Each figure is a median with its quartiles; every ratio is taken within a round, between neighbours in time.";
+Each figure is a median with its quartiles; every ratio is taken within a round, between neighbours
+in time. With --against the built-in kernel and another one are measured in turns, and each ratio is
+a median with the interval in which it lies in 99 of 100 repetitions; the exit status is 1 when one
+is worse beyond its interval.";
 
 /// Measures what a launch and a request cost.
 #[derive(Debug, Args)]
@@ -37,6 +46,10 @@ enum What {
         /// Guest memory, 8M to 64G.
         #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::size)]
         memory: u64,
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
+        /// same ABI version.
+        #[arg(long, value_name = "KERNEL")]
+        against: Option<PathBuf>,
         /// Prints one JSON object.
         #[arg(long)]
         json: bool,
@@ -54,11 +67,15 @@ enum What {
         #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = pair_size)]
         size: u64,
         /// Numbers of vCPUs to compare; ratios are to the first.
-        #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u32).range(1..=64))]
+        #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = vcpu_count())]
         vcpus: Vec<u32>,
         /// Sets a kernel tunable; may be given several times.
         #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
         settings: Vec<(String, u64)>,
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
+        /// same ABI version.
+        #[arg(long, value_name = "KERNEL")]
+        against: Option<PathBuf>,
         /// Prints one JSON object.
         #[arg(long)]
         json: bool,
@@ -71,6 +88,10 @@ enum What {
         /// Requests of each sort in a round.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
         requests: u32,
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
+        /// same ABI version.
+        #[arg(long, value_name = "KERNEL")]
+        against: Option<PathBuf>,
         /// Prints one JSON object.
         #[arg(long)]
         json: bool,
@@ -80,10 +101,11 @@ enum What {
 /// Runs the subcommand.
 pub fn run(args: &BenchArgs) -> Status {
     match measure(&args.what) {
-        Ok(()) => Status::Ok,
+        Ok(status) => status,
         Err(error) => {
             let status = match error.downcast_ref::<BenchError>() {
                 Some(BenchError::Launch(error)) => launch_status(error),
+                None if error.is::<vmkern::KernelError>() => Status::Usage,
                 Some(BenchError::Process { .. }) | None => Status::Failed,
                 Some(_) => Status::Broken,
             };
@@ -91,6 +113,11 @@ pub fn run(args: &BenchArgs) -> Status {
             status
         }
     }
+}
+
+/// A number of vCPUs.
+fn vcpu_count() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=64)
 }
 
 /// A size that fits the maps that are measured.
@@ -103,34 +130,59 @@ fn pair_size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn measure(what: &What) -> anyhow::Result<()> {
+fn measure(what: &What) -> anyhow::Result<Status> {
     let bar = bar();
     let mut watch = |Progress { done, total }: Progress| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
     match *what {
-        What::Boot { rounds, memory, json } => {
+        What::Boot { rounds, memory, ref against, json } => {
+            let rounds = rounds.into();
+            if let Some(other) = kernel(against.as_deref())? {
+                let result = bench::boot_against(&other, rounds, memory, &mut watch)?;
+                return Ok(compared(&bar, &result, json));
+            }
             let vmkern = std::env::current_exe().context("where this command itself is")?;
-            let result = bench::boot(rounds.into(), memory, &vmkern, &mut watch)?;
+            let result = bench::boot(rounds, memory, &vmkern, &mut watch)?;
             bar.finish_and_clear();
             show(json.then_some(&result), || boot_text(&result));
         }
-        What::Kmem { rounds, pairs, size, ref vcpus, ref settings, json } => {
+        What::Kmem { rounds, pairs, size, ref vcpus, ref settings, ref against, json } => {
             let (vcpus, settings) = (vcpus.clone(), settings.clone());
             let setup = KmemSetup { rounds: rounds.into(), pairs, size, vcpus, settings };
+            if let Some(other) = kernel(against.as_deref())? {
+                let result = bench::kmem_against(&other, &setup, &mut watch)?;
+                return Ok(compared(&bar, &result, json));
+            }
             let result = bench::kmem(&setup, &mut watch)?;
             bar.finish_and_clear();
             show(json.then_some(&result), || kmem_text(&result));
         }
-        What::Ring { rounds, requests, json } => {
+        What::Ring { rounds, requests, ref against, json } => {
             let requests = usize::try_from(requests).context("the number of requests")?;
+            if let Some(other) = kernel(against.as_deref())? {
+                let result = bench::ring_against(&other, rounds.into(), requests, &mut watch)?;
+                return Ok(compared(&bar, &result, json));
+            }
             let result = bench::ring(rounds.into(), requests, &mut watch)?;
             bar.finish_and_clear();
             show(json.then_some(&result), || ring_text(&result));
         }
     }
-    Ok(())
+    Ok(Status::Ok)
+}
+
+/// The kernel to compare with.
+fn kernel(path: Option<&Path>) -> anyhow::Result<Option<KernelImage>> {
+    path.map(KernelImage::from_file).transpose().context("cannot read the other kernel")
+}
+
+/// Shows a comparison; it fails when a figure is worse.
+fn compared(bar: &ProgressBar, result: &AgainstBench, json: bool) -> Status {
+    bar.finish_and_clear();
+    show(json.then_some(result), || against_text(result));
+    if result.is_worse() { Status::Failed } else { Status::Ok }
 }
 
 /// How far a measurement is, on a terminal. An error leaves nothing of it either.
@@ -162,6 +214,30 @@ fn boot_text(result: &BootBench) -> String {
     text
 }
 
+fn against_text(result: &AgainstBench) -> String {
+    let mut text =
+        format!("{} rounds, this build's kernel and the other in turns\n", result.rounds);
+    for row in &result.rows {
+        let _ = writeln!(
+            text,
+            "{:<44}{:>10.2} us, other {:.2} us, ratio {:.3} [{:.3} .. {:.3}]: {}",
+            row.what,
+            row.this_us.median,
+            row.other_us.median,
+            row.ratio.median,
+            row.ratio.low,
+            row.ratio.high,
+            match row.verdict {
+                Verdict::Better => "better",
+                Verdict::Worse => "worse",
+                Verdict::NoDifference => "no difference",
+                Verdict::TooFewRounds => "too few rounds for a verdict",
+            }
+        );
+    }
+    text
+}
+
 fn ring_text(result: &RingBench) -> String {
     let mut text = format!("{} rounds of {} requests\n", result.rounds, result.requests);
     row(&mut text, "request, guest kept busy", "us", result.busy_us);
@@ -184,7 +260,8 @@ fn kmem_text(result: &KmemBench) -> String {
         row(&mut text, "    by the time that vCPUs had a core", "", case.scaling_on_free_cores);
         let _ = writeln!(
             text,
-            "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt, {:.3} flushed anyway), {:.3} idle skipped, {:.1} locks",
+            "  a pair: {:.3} flushes, {:.3} CPUs asked ({:.3} by interrupt, {:.3} flushed anyway), \
+             {:.3} idle skipped, {:.1} locks",
             case.flushes, case.asked, case.interrupts, case.merged, case.skipped, case.acquired
         );
         for (what, counts) in [

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Measures the sources: lengths, comments, widest types, and what is to stay at zero. Reads Rust as
+# rustfmt lays it out: a block that begins at some indentation ends with a brace at the same one.
+#
+#     scripts/house.sh              the figures
+#     scripts/house.sh --long       functions over 50 lines
+#     scripts/house.sh --steps      functions over 30 lines whose steps are not numbered
+#     scripts/house.sh --unlocks    unlocks, relocks and waits without a word on what may have changed
+#     scripts/house.sh --wide       lines over 100 columns
+#     scripts/house.sh --methods    methods of each type with more than 60
+#     scripts/house.sh --check      fails if a figure that is frozen has grown
+#
+# Tests, the simulated machine and loom's models count as tests, not as production.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Figures that must not grow: see --check.
+most_long=${HOUSE_MOST_LONG:-40}
+most_methods=120
+
+what=${1:---figures}
+mapfile -t files < <(git ls-files '*.rs' | grep -vE '(^|/)(tests|examples|sim|loom|benches)(/|\.rs$)')
+
+awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
+    function indent(line) { match(line, /^ */); return RLENGTH }
+    function sort(v, n,   i, j, t, gap) {
+        for (gap = int(n / 2); gap > 0; gap = int(gap / 2))
+            for (i = gap + 1; i <= n; i++) {
+                t = v[i]
+                for (j = i; j > gap && v[j - gap] > t; j -= gap) v[j] = v[j - gap]
+                v[j] = t
+            }
+    }
+    function at(v, n, percent) { return n ? v[int((n - 1) * percent / 100) + 1] : 0 }
+    function end_function() {
+        lengths[++functions] = FNR - begin + 1
+        if (lengths[functions] > 50) {
+            long++
+            if (what == "--long") printf "%s:%d: %s, %d lines\n", FILENAME, begin, name, lengths[functions]
+        }
+        if (lengths[functions] > 30) {
+            thirty++
+            if (steps < 2) {
+                unnumbered++
+                if (what == "--steps") printf "%s:%d: %s, %d lines\n", FILENAME, begin, name, lengths[functions]
+            }
+        }
+        in_function = 0
+    }
+    FNR == 1 {
+        if (file_lines) file_length[++n_files] = file_lines
+        file_lines = 0; in_test = 0; in_function = 0; type = ""; test_next = 0; last = ""
+        room = FILENAME; sub(/\/src\/.*/, "", room)
+    }
+    # Modules of tests within a file.
+    in_test { if ($0 ~ /^}/) in_test = 0; next }
+    /^#\[cfg\((all\()?(test|loom)/ { test_next = 1; next }
+    test_next && /^(pub(\([a-z]*\))? )?mod [a-z_]+ \{/ { in_test = 1; test_next = 0; next }
+    test_next && /^#\[/ { next }
+    { test_next = 0; file_lines++; all++ }
+    length($0) > 100 {
+        wide++
+        if (what == "--wide") printf "%s:%d: %d columns\n", FILENAME, FNR, length($0)
+    }
+    /^ *$/ { blank++ }
+    /^ *\/\/[\/!]/ { docs++ }
+    /^ *\/\/([^\/!]|$)/ { inside++ }
+    /^impl/ {
+        type = $0
+        is_trait = type ~ / for /
+        sub(/^impl(<[^>]*>)? /, "", type)
+        sub(/[<{ ].*/, "", type)
+    }
+    /^}/ { type = "" }
+    !in_function && /^ *(pub(\([a-z :]*\))? )?(const )?(unsafe )?(extern "[^"]*" )?fn [a-z_0-9]+/ && !/;$/ {
+        match($0, /fn [a-z_0-9]+/); name = substr($0, RSTART + 3, RLENGTH - 3)
+        begin = FNR; level = indent($0); in_function = 1; steps = 0
+        if (type != "" && !is_trait && level == 4) methods[room " " type]++
+        if ($0 ~ /}$/) end_function()
+    }
+    in_function && FNR > begin && indent($0) == level && /^ *(}|.*;$)/ && (/^ *}/ || /;$/) { end_function() }
+    in_function && /^ *\/\/ [0-9]+\. / { steps++ }
+    # What is to stay at zero. Words within comments and strings do not count.
+    !/^ *\/\// {
+        code = $0; gsub(/"([^"\\]|\\.)*"/, "\"\"", code); sub(/\/\/.*/, "", code)
+        if (code ~ /\.unwrap\(\)/) unwraps++
+        if (code ~ /todo!|unimplemented!/) todos++
+        if (code ~ /#!?\[allow/) allows++
+        if (code ~ /(^|[^a-z_])unsafe( \{| impl|$)/) {
+            unsafes++
+            if (last ~ /SAFETY/ || safety) safe++
+            else if (what == "--unsafe") printf "%s:%d: %s\n", FILENAME, FNR, $0
+        }
+        if (in_function && code ~ /(unlock(_[a-z]+)?\(|drop\([a-z_]*(queue|lock|guard)|msleep\(|tsleep\(|mi_switch\(|vm_wait[a-z]*\(|_and_wait\()/ &&
+            code !~ /fn /) {
+            unlocks++
+            if (last !~ /^ *\/\//) {
+                bare++
+                if (what == "--unlocks") printf "%s:%d: %s\n", FILENAME, FNR, $0
+            }
+        }
+    }
+    /SAFETY:/ { safety = 1 }
+    # The comment stands above the statement, which may have begun some lines before the block.
+    !/^ *\/\// && /[;{}]$/ { safety = 0 }
+    { last = $0 }
+    END {
+        if (file_lines) file_length[++n_files] = file_lines
+        sort(file_length, n_files); sort(lengths, functions)
+        for (t in methods) {
+            if (methods[t] > widest) { widest = methods[t]; widest_type = t }
+            if (what == "--methods" && methods[t] > 60) printf "%4d %s\n", methods[t], t
+        }
+        code_lines = all - blank - docs - inside
+        if (what == "--figures") {
+            printf "files %d, code lines %d\n", n_files, code_lines
+            printf "file length: median %d, 90 %% %d, longest %d\n", at(file_length, n_files, 50), at(file_length, n_files, 90), file_length[n_files]
+            printf "function length: median %d, 90 %% %d, 99 %% %d, longest %d\n", at(lengths, functions, 50), at(lengths, functions, 90), at(lengths, functions, 99), lengths[functions]
+            printf "functions over 50 lines: %d of %d\n", long, functions
+            printf "functions over 30 lines: %d, without numbered steps %d\n", thirty, unnumbered
+            printf "comments: docs %.1f %%, inside code %.2f %% of lines\n", 100 * docs / all, 100 * inside / all
+            printf "unlocks, relocks and waits: %d, without a word %d\n", unlocks, bare
+            printf "lines over 100 columns: %d\n", wide
+            printf "unwrap %d, todo %d, allow %d\n", unwraps, todos, allows
+            printf "unsafe blocks and impls: %d, with SAFETY %.0f %%\n", unsafes, unsafes ? 100 * safe / unsafes : 100
+            printf "widest type: %s, %d methods\n", widest_type, widest
+        }
+        if (what == "--check") {
+            if (unwraps + todos + allows) { print "unwrap, todo or allow outside tests"; bad = 1 }
+            if (wide) { printf "%d lines over 100 columns: scripts/house.sh --wide\n", wide; bad = 1 }
+            if (long > most_long) { printf "%d functions over 50 lines, at most %d: scripts/house.sh --long\n", long, most_long; bad = 1 }
+            if (widest > most_methods) { printf "%s has %d methods, at most %d\n", widest_type, widest, most_methods; bad = 1 }
+            exit bad
+        }
+    }' "${files[@]}"
