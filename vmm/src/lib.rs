@@ -26,7 +26,9 @@ mod kernel;
 pub mod kvm;
 pub mod output;
 pub mod script;
+mod spelling;
 pub mod symbols;
+mod system;
 pub mod text;
 pub mod tour;
 
@@ -53,6 +55,6 @@ pub use self::inspect::{
 pub use self::kernel::{KernelError, KernelFault, KernelImage};
 pub use self::kvm::memory::NotRam;
 pub use self::kvm::{
-    CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing,
+    CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing, Unstoppable,
 };
 pub use self::symbols::{Frame, Symbols};

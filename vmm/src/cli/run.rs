@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use vmkern::Guest;
-use vmkern::input::{InputError, read_script};
+use vmkern::input::InputError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill,
-    Status, explain, explain_errors, launch_status, parse_with, run_script_then,
+    Status, explain, explain_errors, launch_status, parse_with, read_script, run_script_then,
 };
 
 use super::guest::{GuestArgs, Precedence};

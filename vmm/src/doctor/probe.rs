@@ -14,14 +14,14 @@ use vmkern_abi::boot::Privilege;
 use vmkern_abi::control::DOORBELL_VECTOR;
 
 use super::{Check, Need, Trouble};
+use crate::kernel::elf::Entry;
 use crate::kvm::KvmError;
 use crate::kvm::boot::{Begin, set_entry_state};
-use crate::kvm::elf::Entry;
 use crate::kvm::ioctl::{Patience, ioctl};
 use crate::kvm::kick::{KickSlot, KickableVcpu};
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{tsc_khz_of, vcpu_cpuid};
-use crate::kvm::vm::{Delivery, Vm};
+use crate::kvm::vm::{Delivery, KvmVm};
 
 /// Memory of the doctor's guest.
 const MEMORY: usize = 2 << 20;
@@ -85,7 +85,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let cloned = |error: &KvmError| Trouble::from(error.clone());
 
     let start = Instant::now();
-    let made = Vm::create(kvm);
+    let made = KvmVm::create(kvm);
     step("create a VM", made.as_ref().map(|_| took(start)).map_err(cloned))?;
     let mut vm = made.ok()?;
     let start = Instant::now();
@@ -212,7 +212,7 @@ impl Probe {
         Ok(nanoseconds / u64::from(2 * ROUNDS))
     }
 
-    fn interrupt(&mut self, vm: &Vm) -> Result<String, Trouble> {
+    fn interrupt(&mut self, vm: &KvmVm) -> Result<String, Trouble> {
         let (code, handler) = interrupted();
         self.load(&code)?;
         // Flat code and data, and a gate to the handler at the doorbell's vector.
@@ -277,7 +277,7 @@ impl Probe {
     }
 
     /// Whether KVM tells which pages a guest wrote.
-    fn dirty_log(&mut self, vm: &Vm) -> Result<String, Trouble> {
+    fn dirty_log(&mut self, vm: &KvmVm) -> Result<String, Trouble> {
         vm.log_dirty_pages()?;
         self.stop()?;
         let pages = vm.dirty_pages(MEMORY)?;

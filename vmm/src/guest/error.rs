@@ -10,7 +10,7 @@ use vmkern_abi::control::{Corrupt, WireError};
 use super::crash::{Crash, Location};
 use crate::inspect::AbiMismatch;
 use crate::kernel::KernelError;
-use crate::kvm::{CpuFailure, KvmError, NoKvm};
+use crate::kvm::{CpuFailure, KvmError, NoKvm, Unstoppable};
 
 /// Least memory that a guest can have, in bytes.
 pub const MEMORY_MIN: u64 = 8 << 20;
@@ -107,7 +107,7 @@ pub enum ConfigError {
 
 /// A did-you-mean, if a tunable's name is like `name`.
 fn meant(name: &str) -> String {
-    let near = crate::script::closest(name, Tunables::NAMES.iter().copied());
+    let near = crate::spelling::closest(name, Tunables::NAMES.iter().copied());
     near.map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 
@@ -216,6 +216,6 @@ pub enum ContractError {
     #[error("the vCPU's thread ended without a reason")]
     LostVcpu,
     /// The guest can't be stopped: its vCPU's thread does not return from the host's kernel.
-    #[error("the vCPU's thread does not stop")]
-    Unstoppable,
+    #[error(transparent)]
+    Unstoppable(#[from] Unstoppable),
 }

@@ -11,18 +11,18 @@ use vmkern_abi::control::{
 };
 
 use super::Builder;
-use super::bell::InterruptHandle;
 use super::crash::{Crash, Location};
 use super::environment::Environment;
 use super::error::{ContractError, GuestError};
+use super::hypervisor::Hypervisor;
 use super::launch::LazySymbols;
 use super::link::Link;
 use super::logs::{LogEnd, Logs};
-use super::machine::Machine;
 use super::pending::Pending;
 use super::wait::{Waiter, Woken};
 use crate::deadline;
 use crate::kernel::KernelImage;
+use crate::kvm::bell::InterruptHandle;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
 use crate::symbols::Symbols;
@@ -30,9 +30,9 @@ use crate::symbols::Symbols;
 /// A running guest. Dropping it stops the guest and gives back everything that it had.
 #[derive(Debug)]
 pub struct Guest {
-    // The link's handles look into the machine's memory, which they keep mapped themselves.
+    // The link's handles look into the hypervisor's memory, which they keep mapped themselves.
     pub(crate) link: Link,
-    pub(crate) machine: Machine,
+    pub(crate) hypervisor: Hypervisor,
     pub(super) environment: Environment,
     pub(super) logs: Logs,
     pub(super) waiter: Waiter,
@@ -54,7 +54,7 @@ impl Guest {
 
     pub(super) fn new(
         link: Link,
-        machine: Machine,
+        hypervisor: Hypervisor,
         environment: Environment,
         logs: Logs,
         kernel: KernelImage,
@@ -63,7 +63,7 @@ impl Guest {
     ) -> Self {
         Self {
             link,
-            machine,
+            hypervisor,
             environment,
             logs,
             waiter: Waiter::new(),
@@ -141,7 +141,7 @@ impl Guest {
             Err(error) => return Err(self.die(error.into())),
         }
         if self.link.region().guest_sleeper.must_wake()
-            && let Err(error) = self.machine.vm.signal(0, DOORBELL_VECTOR)
+            && let Err(error) = self.hypervisor.vm.signal(0, DOORBELL_VECTOR)
         {
             return Err(self.die(error.into()));
         }
@@ -190,7 +190,7 @@ impl Guest {
     /// Stops the guest, and brings the rest of its log to where it goes.
     #[must_use = "it says whether the log is whole"]
     pub fn end(mut self) -> LogEnd {
-        if let Err(error) = self.machine.stop() {
+        if let Err(error) = self.hypervisor.stop() {
             log::error!("{error}");
         }
         self.logs.end(&self.link.region().log)
@@ -206,13 +206,13 @@ impl Guest {
     /// host's memory.
     #[must_use]
     pub fn resident_memory(&self) -> u64 {
-        self.machine.ram.resident()
+        self.hypervisor.ram.resident()
     }
 
     /// A handle that interrupts waits for this guest, for a Ctrl-C handler or another thread.
     #[must_use]
     pub fn interrupt_handle(&self) -> InterruptHandle {
-        InterruptHandle(self.machine.vcpus.crew.bell.clone())
+        InterruptHandle(self.hypervisor.vcpus.crew.bell.clone())
     }
 
     /// Gives the guest its whole time limit again, from now on.
@@ -261,12 +261,12 @@ impl Guest {
                 Ok(None) => {}
                 Err(error) => return Err(self.die(error.into())),
             }
-            if self.machine.vcpus.crew.end.get().is_some() && !self.link.has_news() {
+            if self.hypervisor.vcpus.crew.end.get().is_some() && !self.link.has_news() {
                 return Err(self.ended());
             }
             match self.waiter.wait(
                 &self.link,
-                &self.machine.vcpus.crew,
+                &self.hypervisor.vcpus.crew,
                 self.deadline,
                 Duration::ZERO,
                 Link::has_news,
@@ -280,7 +280,7 @@ impl Guest {
 
     /// Stops the guest, for good, because of `error`, and returns it.
     pub(super) fn die(&mut self, error: GuestError) -> GuestError {
-        if let Err(stuck) = self.machine.stop() {
+        if let Err(stuck) = self.hypervisor.stop() {
             log::error!("{stuck}");
         }
         self.death.get_or_insert(error).clone()
@@ -288,7 +288,7 @@ impl Guest {
 
     /// The vCPU has ended by itself: says why.
     pub(super) fn ended(&mut self) -> GuestError {
-        let error = match self.machine.stop().cloned() {
+        let error = match self.hypervisor.stop().cloned() {
             Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
                 match Crash::from_record(&self.link.region().crash, self.symbols()) {
                     Ok(crash) => GuestError::Crashed(Box::new(self.with_thread_name(crash))),
@@ -333,7 +333,7 @@ impl Guest {
 
     /// The deadline has passed: stops the guest and says where it stood.
     pub(super) fn time_is_up(&mut self) -> GuestError {
-        match self.machine.stop() {
+        match self.hypervisor.stop() {
             Ok(VcpuEnd::Stopped(registers)) => {
                 let rip = registers.rip;
                 let at = Box::new(self.locate(rip));

@@ -19,22 +19,22 @@ use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
 use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
 
-use super::bell::Bell;
 use super::builder::Builder;
 use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
 use super::handle::Guest;
+use super::hypervisor::{Hypervisor, Vcpus};
 use super::link::Link;
 use super::logs::{Collector, Keeper, Logs};
-use super::machine::{Machine, Vcpus};
 use super::wait::Woken;
 use crate::deadline;
 use crate::devices::{Console, PortBus};
 use crate::inspect::{Handshake, Hold, shake};
+use crate::kvm::bell::Bell;
 use crate::kvm::load::Load;
 use crate::kvm::memory::{GuestRam, NotRam};
 use crate::kvm::vcpu::{self, Finish, Orders, Start};
-use crate::kvm::vm::Vm;
+use crate::kvm::vm::KvmVm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
 /// How long a launch looks for the kernel before it sleeps: a boot takes about so long.
@@ -75,7 +75,7 @@ pub(super) fn start(
             return Err(error);
         }
     };
-    let machine = Machine { vm, ram, vcpus };
+    let hypervisor = Hypervisor { vm, ram, vcpus };
     let environment = Environment {
         accelerator: "kvm",
         kvm: KvmKind::Software,
@@ -90,7 +90,7 @@ pub(super) fn start(
     };
     Ok(Guest::new(
         link,
-        machine,
+        hypervisor,
         environment,
         logs,
         config.kernel.clone(),
@@ -103,7 +103,7 @@ pub(super) fn start(
 struct Threads {
     load: Sender<Arc<Load>>,
     entry: Sender<Finish>,
-    vms: Vec<Sender<Arc<Vm>>>,
+    vms: Vec<Sender<Arc<KvmVm>>>,
     made: Receiver<()>,
 }
 
@@ -138,7 +138,7 @@ fn start_vcpus(
     vcpus: &mut Vcpus,
     console: &Console,
     log: Option<Box<dyn Write + Send>>,
-) -> Result<(Arc<Vm>, Arc<GuestRam>, Link, Logs), LaunchError> {
+) -> Result<(Arc<KvmVm>, Arc<GuestRam>, Link, Logs), LaunchError> {
     // 1. The threads: each takes a while to begin.
     let threads = spawn(kvm, vcpus, console)?;
     // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
@@ -147,7 +147,7 @@ fn start_vcpus(
     let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
     // Here and below, a thread that has ended already is noticed by whoever waits for the guest.
     let _ = threads.load.send(Arc::clone(&load));
-    let mut vm = Vm::create(kvm)?;
+    let mut vm = KvmVm::create(kvm)?;
     load.hold();
     vm.furnish(Arc::clone(&ram), config.vcpus)?;
     let vm = Arc::new(vm);
@@ -246,7 +246,7 @@ impl Guest {
         let phase = |link: &Link| !waits.contains(&link.region().phase.get());
         let woken = self.waiter.wait(
             &self.link,
-            &self.machine.vcpus.crew,
+            &self.hypervisor.vcpus.crew,
             self.deadline,
             LOOK_FOR_READY,
             phase,
@@ -254,7 +254,9 @@ impl Guest {
         self.logs.collect_console();
         self.logs.collect(&self.link.region().log);
         match woken {
-            Woken::News if self.machine.vcpus.crew.end.get().is_some() => return Err(self.ended()),
+            Woken::News if self.hypervisor.vcpus.crew.end.get().is_some() => {
+                return Err(self.ended());
+            }
             Woken::News => {}
             Woken::Interrupted => return Err(GuestError::Interrupted),
             Woken::Deadline => return Err(self.time_is_up()),
@@ -280,7 +282,7 @@ impl Guest {
             3 => Privilege::User,
             cpl => return Err(impossible("body_cpl", cpl.into())),
         };
-        self.environment.tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
+        self.environment.tsc_khz = self.hypervisor.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         self.environment.kvm = self.measured_kvm();
         self.environment.boot_cycles =
             region.ready_tsc.get().saturating_sub(region.entry_tsc.get());
@@ -290,7 +292,7 @@ impl Guest {
     /// The kind of KVM by what the kernel measured on its way in. One that did not come so far
     /// measured no time.
     fn measured_kvm(&self) -> KvmKind {
-        let tsc_khz = self.machine.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
+        let tsc_khz = self.hypervisor.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         let picoseconds_per_cycle = 1_000_000_000 / u64::from(tsc_khz.max(1));
         let cycles = self.link.region().cpl0_cycles.get();
         KvmKind::from_instruction_time(
@@ -324,12 +326,12 @@ impl Guest {
     pub(super) fn run_to_exit(mut self) -> Result<BootReport, LaunchError> {
         let woken = self.waiter.wait(
             &self.link,
-            &self.machine.vcpus.crew,
+            &self.hypervisor.vcpus.crew,
             self.deadline,
             Duration::ZERO,
             |_| false,
         );
-        match (woken, self.machine.vcpus.crew.end.get()) {
+        match (woken, self.hypervisor.vcpus.crew.end.get()) {
             (Woken::News, Some(&vcpu::VcpuEnd::Exit(exit))) if exit != ExitCode::Crash as u8 => {
                 Ok(BootReport { exit, output: self.take_log() })
             }

@@ -4,21 +4,19 @@
 //! through another ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the
 //! answer, by the guest's end, by [`InterruptHandle::interrupt`], or when the guest's time is up.
 
-pub(crate) mod bell;
 mod builder;
 mod crash;
 mod environment;
 mod error;
 mod handle;
+pub(crate) mod hypervisor;
 mod launch;
 pub(crate) mod link;
 mod logs;
-pub(crate) mod machine;
 mod pause;
 mod pending;
 mod wait;
 
-pub use self::bell::InterruptHandle;
 pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
 pub use self::crash::{Crash, Location};
 pub use self::environment::{Environment, KvmKind};
@@ -29,6 +27,7 @@ pub use self::handle::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};
+pub use crate::kvm::InterruptHandle;
 
 /// Threads that a guest can have: requests name them by number, from 0.
 pub const THREADS: u16 = vmkern_abi::control::MAX_THREADS;

@@ -46,7 +46,7 @@ impl Guest {
     /// # Errors
     /// As for [`Guest::pause`].
     pub fn pause_within(&self, limit: Duration) -> Result<Pause<'_>, ContractError> {
-        self.machine.pause(limit).map(Pause)
+        Ok(Pause(self.hypervisor.pause(limit)?))
     }
 
     /// Holds the guest as [`Guest::pause`] does and has KVM itself translate `addresses` there
@@ -60,7 +60,7 @@ impl Guest {
         &self,
         addresses: &[GuestVirt],
     ) -> Result<(Pause<'_>, Vec<Option<GuestPhys>>), GuestError> {
-        let state = &self.machine.vcpus.states[0];
+        let state = &self.hypervisor.vcpus.states[0];
         loop {
             state.ask(addresses.to_vec());
             let pause = self.pause();
@@ -100,7 +100,7 @@ mod tests {
     fn interrupt_all_at_once(guest: &Guest) {
         let pause = guest.pause().expect("the guest can be held");
         for vector in VECTORS {
-            let _ = guest.machine.vm.signal(0, vector).expect("an interrupt can be sent");
+            let _ = guest.hypervisor.vm.signal(0, vector).expect("an interrupt can be sent");
         }
         drop(pause);
     }

@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
-use super::bell::Bell;
 use super::link::Link;
+use crate::kvm::bell::Bell;
 use crate::kvm::crew::Crew;
 
 /// The least time to look before a sleep.

@@ -7,11 +7,11 @@ use vmkern_abi::paging::Paging;
 
 use super::InspectError;
 use super::source::{Anchors, CpuState, PageWords, Source, paging_of};
-use crate::guest::machine::Machine;
-use crate::guest::{ContractError, PAUSE_LIMIT};
-use crate::kvm::Standing;
+use crate::guest::PAUSE_LIMIT;
+use crate::guest::hypervisor::Hypervisor;
 use crate::kvm::crew::HeldCrew;
 use crate::kvm::memory::NotRam;
+use crate::kvm::{Standing, Unstoppable};
 
 /// Whether a look needs the guest to stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum Hold {
 /// A guest of this process, held for as long as the value lives if that was asked for.
 #[derive(Debug)]
 pub(crate) struct Live<'a> {
-    machine: &'a Machine,
+    hypervisor: &'a Hypervisor,
     anchors: Anchors,
     held: Option<HeldCrew<'a>>,
 }
@@ -36,30 +36,31 @@ impl<'a> Live<'a> {
     /// # Errors
     /// When the vCPU cannot be held.
     pub(crate) fn new(
-        machine: &'a Machine,
+        hypervisor: &'a Hypervisor,
         hold: Hold,
         anchors: impl FnOnce() -> Anchors,
-    ) -> Result<Self, ContractError> {
+    ) -> Result<Self, Unstoppable> {
         let held = match hold {
-            Hold::Yes => Some(machine.pause(PAUSE_LIMIT)?),
+            Hold::Yes => Some(hypervisor.pause(PAUSE_LIMIT)?),
             Hold::No => None,
         };
-        Ok(Self { machine, anchors: anchors(), held })
+        Ok(Self { hypervisor, anchors: anchors(), held })
     }
 }
 
 impl Source for Live<'_> {
     fn segments(&self) -> &[Range<GuestPhys>] {
-        self.machine.ram.segments()
+        self.hypervisor.ram.segments()
     }
 
     fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
-        self.machine.ram.page(at)
+        self.hypervisor.ram.page(at)
     }
 
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
-        let _held = if self.held.is_none() { Some(self.machine.pause(PAUSE_LIMIT)?) } else { None };
-        let cpus = self.machine.vcpus.cpu_states();
+        let _held =
+            if self.held.is_none() { Some(self.hypervisor.pause(PAUSE_LIMIT)?) } else { None };
+        let cpus = self.hypervisor.vcpus.cpu_states();
         if cpus.is_empty() { Err(InspectError::NotReady("registers")) } else { Ok(cpus) }
     }
 
@@ -68,10 +69,10 @@ impl Source for Live<'_> {
     }
 
     fn paging(&self) -> Paging {
-        let crew = &self.machine.vcpus.crew;
+        let crew = &self.hypervisor.vcpus.crew;
         crew.paging
             .get()
-            .map_or(Paging::ANY, |paging| paging_of(*paging, &self.machine.vcpus.cpu_states()))
+            .map_or(Paging::ANY, |paging| paging_of(*paging, &self.hypervisor.vcpus.cpu_states()))
     }
 
     fn standing(&self) -> Standing {
@@ -79,10 +80,10 @@ impl Source for Live<'_> {
     }
 
     fn held_size(&self) -> u64 {
-        self.machine.ram.resident()
+        self.hypervisor.ram.resident()
     }
 
     fn populated(&self) -> Vec<Range<GuestPhys>> {
-        self.machine.ram.populated()
+        self.hypervisor.ram.populated()
     }
 }

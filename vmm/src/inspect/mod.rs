@@ -47,10 +47,10 @@ pub use self::report::{Inspection, NotThere, What, WhatError};
 pub use self::source::{Anchors, CpuState, PAGE_WORDS, PageWords, RunState, Source};
 pub use self::threads::ThreadView;
 pub use self::view::View;
-use crate::guest::{ContractError, Guest};
-use crate::kvm::Registers;
+use crate::guest::Guest;
 use crate::kvm::boot::CONTROL;
 use crate::kvm::memory::NotRam;
+use crate::kvm::{Registers, Unstoppable};
 use crate::output::Destination;
 use crate::symbols::Symbols;
 
@@ -109,7 +109,7 @@ pub enum InspectError {
     },
     /// The vCPU cannot be held.
     #[error(transparent)]
-    Contract(#[from] ContractError),
+    Unstoppable(#[from] Unstoppable),
     /// What was asked for does not exist.
     #[error(transparent)]
     NotThere(#[from] NotThere),
@@ -239,7 +239,7 @@ impl Guest {
                     view.read("code", start, buffer).is_ok()
                 })
             } else {
-                self.machine.ram.read(GuestPhys::new(start.get()), buffer).is_ok()
+                self.hypervisor.ram.read(GuestPhys::new(start.get()), buffer).is_ok()
             }
         };
         let readable =
@@ -248,9 +248,9 @@ impl Guest {
     }
 
     /// This guest's memory and CPUs.
-    pub(crate) fn live(&self, hold: Hold) -> Result<Live<'_>, ContractError> {
+    pub(crate) fn live(&self, hold: Hold) -> Result<Live<'_>, Unstoppable> {
         let anchors = || Anchors::of(CONTROL, self.link.region());
-        Live::new(&self.machine, hold, anchors)
+        Live::new(&self.hypervisor, hold, anchors)
     }
 
     /// Writes an image of this guest's memory and CPUs to `path`, as [`Destination::of_bytes`]

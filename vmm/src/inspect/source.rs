@@ -79,7 +79,7 @@ pub trait Source {
     /// The CPUs, by number. A running guest is held for the time of this call.
     ///
     /// # Errors
-    /// [`InspectError::Contract`] when a vCPU cannot be held, [`InspectError::NotReady`]
+    /// [`InspectError::Unstoppable`] when a vCPU cannot be held, [`InspectError::NotReady`]
     /// when it has no registers yet.
     fn cpus(&self) -> Result<Vec<CpuState>, InspectError>;
 

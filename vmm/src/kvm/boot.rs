@@ -24,9 +24,9 @@ use vmkern_abi::entry::{self, EntryNote};
 use vmkern_abi::layout::{BootRegion, PREFETCH};
 
 use super::KvmError;
-use super::elf::{Entry, Plan, Segment};
 use super::ioctl::ioctl;
 use super::memory::{GuestRam, NotRam, ram_ranges};
+use crate::kernel::elf::{Entry, Plan, Segment};
 
 /// Where the start information lies. Memory map and command line follow in the same page, the
 /// control region behind it: all that a boot touches here lies in one group of [`PREFETCH`] pages,

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use vmkern_abi::paging::Paging;
 
+use super::Unstoppable;
+use super::bell::Bell;
 use super::gate::{Held, Standing};
 use super::vcpu::{VcpuEnd, VcpuState};
 use crate::deadline;
-use crate::guest::ContractError;
-use crate::guest::bell::Bell;
 
 /// What the vCPUs of a guest have in common.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub(crate) fn pause<'a>(
     limit: Duration,
     ask: impl Fn(&VcpuState),
     hurry: impl Fn(),
-) -> Result<HeldCrew<'a>, ContractError> {
+) -> Result<HeldCrew<'a>, Unstoppable> {
     vcpus.iter().for_each(|vcpu| vcpu.let_run());
     let mut held = Vec::with_capacity(vcpus.len());
     let mut ours = Vec::with_capacity(vcpus.len());

@@ -11,8 +11,8 @@ use thiserror::Error;
 
 use super::KvmError;
 use super::ioctl::{ioctl, number};
-use super::limits::{is_shortage, remedy};
 use super::node::NodeAccess;
+use crate::system::limits::{is_shortage, remedy};
 
 /// The device.
 pub(crate) const DEVICE: &str = "/dev/kvm";

@@ -27,9 +27,9 @@ use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::layout::PREFETCH;
 
 use super::boot::{LOADER_END, touched_by_boot};
-use super::elf::{Plan, Segment};
 use super::memory::GuestRam;
 use crate::kernel::KernelImage;
+use crate::kernel::elf::{Plan, Segment};
 
 /// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
 const PIECE: usize = 64 << 10;
@@ -279,7 +279,7 @@ mod tests {
             foreseen.push(walk.last().table..walk.last().table.add(PAGE_SIZE));
             let is_foreseen = |at: &GuestPhys| foreseen.iter().any(|range| range.contains(at));
             let mut other = managed.map(GuestPhys::from_pfn).filter(|at| !is_foreseen(at));
-            let found = other.find(|&at| is_written(&guest.machine.ram, at));
+            let found = other.find(|&at| is_written(&guest.hypervisor.ram, at));
             assert_eq!(found, None, "with {memory} bytes");
         }
     }

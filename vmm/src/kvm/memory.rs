@@ -27,8 +27,9 @@ use vmkern_abi::addr::{GuestPhys, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Atomics;
 use zerocopy::FromBytes;
 
-use super::{KvmError, limits};
+use super::KvmError;
 use crate::inspect::PageWords;
+use crate::system::limits;
 
 /// Where the range for memory-mapped devices begins: RAM lies below.
 pub(crate) const HOLE_START: u64 = 3 << 30;

@@ -14,6 +14,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::paging::Paging;
 
 use super::KvmError;
+use super::Unstoppable;
 use super::boot::{Begin, set_entry_state};
 use super::crew::Crew;
 use super::gate::{Gate, Held, Position, Standing};
@@ -22,9 +23,8 @@ use super::kick::{KickSlot, KickableVcpu};
 use super::load::Load;
 use super::place::Place;
 use super::regs::{CpuFailure, CpuFault, Registers};
-use super::vm::Vm;
+use super::vm::KvmVm;
 use crate::devices::{PortBus, PortEvent};
-use crate::guest::ContractError;
 use crate::inspect::{CpuState, RunState};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the
@@ -146,7 +146,7 @@ impl VcpuState {
     ///
     /// # Errors
     /// When the vCPU's thread does not come out of the host's kernel.
-    pub(super) fn bring_to_gate(&self) -> Result<Standing, ContractError> {
+    pub(super) fn bring_to_gate(&self) -> Result<Standing, Unstoppable> {
         self.gate.set(Position::Closed);
         let deadline = Instant::now() + HOLD_LIMIT;
         while self.end.get().is_none() {
@@ -155,7 +155,7 @@ impl VcpuState {
                 return Ok(standing);
             }
             if Instant::now() >= deadline {
-                return Err(ContractError::Unstoppable);
+                return Err(Unstoppable);
             }
         }
         Ok(Standing::Anywhere)
@@ -249,7 +249,7 @@ pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Begin, KvmError> 
 /// What a vCPU's thread gets to know from the launching thread, in this order.
 pub(crate) struct Orders {
     /// The VM, once there is one.
-    pub(crate) vm: Receiver<Arc<Vm>>,
+    pub(crate) vm: Receiver<Arc<KvmVm>>,
     /// How the vCPU begins.
     pub(crate) start: Start,
 }
@@ -327,7 +327,7 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
 }
 
 /// Makes the vCPU in `vm` and tells it its CPUID; gives the TSC's frequency in kHz besides.
-fn make(vm: &Vm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u32), KvmError> {
+fn make(vm: &KvmVm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u32), KvmError> {
     let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
     let tsc_khz = match state.crew.tsc_khz.get() {
         Some(&known) => known,

@@ -11,6 +11,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use super::ioctl::ioctl;
 use super::memory::GuestRam;
 use super::{KvmError, shadow};
+use crate::system::limits::CREATE_VCPU;
 
 /// Pins of the I/O APIC that user space would emulate. There is none, but KVM routes MSIs for as
 /// many.
@@ -18,17 +19,14 @@ const IOAPIC_PINS: u64 = 24;
 /// The MSI address of the local APIC with ID 0, physical destination (SDM volume 3, section 11.11).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
 
-/// Names the making of a vCPU in errors.
-pub(super) const CREATE_VCPU: &str = "KVM_CREATE_VCPU";
-
 /// One virtual machine. Its RAM lives at least as long.
 #[derive(Debug)]
-pub(crate) struct Vm {
+pub(crate) struct KvmVm {
     fd: VmFd,
     ram: Option<Arc<GuestRam>>,
 }
 
-impl Vm {
+impl KvmVm {
     /// Puts `ram` into the VM, which has none, and local APICs for its vCPUs, of which there will
     /// be `vcpus`.
     pub(crate) fn furnish(&mut self, ram: Arc<GuestRam>, vcpus: u32) -> Result<(), KvmError> {

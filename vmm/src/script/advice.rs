@@ -1,6 +1,7 @@
 //! What to do about mistakes that people make who know another language.
 
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
+use crate::spelling::closest;
 
 const REPEAT: &str = "`repeat COUNT` ... `end` is the only loop; `$i` in it counts from 0";
 const JUDGE: &str =

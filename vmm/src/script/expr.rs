@@ -1,13 +1,14 @@
 //! Expressions: parsing and resolution in one go.
 
 use super::ast::{Expr, MapRef, Operator, Term, TermKind};
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
 use super::lexer::{Kind, Lexer, Token};
 use super::names::{self, MapField};
 use super::scope::{Form, Scope};
 use super::source::Span;
 use super::verbs::Verb;
 use super::words;
+use crate::spelling::closest;
 use vmkern_abi::control::MapId;
 
 /// Deepest nesting of parentheses and brackets. The parser descends once for each level.

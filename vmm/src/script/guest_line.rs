@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use vmkern_abi::boot::Tunables;
 
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
 use super::lexer::{Kind, Lexer};
 use super::source::Span;
 use super::values;
+use crate::spelling::closest;
 use crate::{Builder, Guest, Privilege, TimeMode};
 
 /// What a script asks of its guest. What is missing is up to the command line.

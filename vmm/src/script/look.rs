@@ -3,11 +3,12 @@
 use std::fmt;
 
 use super::ast::{Expr, WhatArg};
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer};
 use super::scope::Scope;
 use crate::What;
+use crate::spelling::closest;
 
 /// What a script wants to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ mod outcome;
 mod parser;
 mod perform;
 mod random;
+mod read;
 mod scope;
 mod session;
 mod show;
@@ -44,7 +45,7 @@ mod words;
 mod tests;
 
 pub use self::ast::{NameId, Runner, Script, ThreadId};
-pub use self::diagnostic::{Diagnostic, closest, shortened};
+pub use self::diagnostic::{Diagnostic, shortened};
 pub use self::eval::run;
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
@@ -58,6 +59,7 @@ pub use self::observe::{Detail, Observer, Seen, TooMuch};
 pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
+pub use self::read::read_script;
 pub use self::session::{
     Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script,
     run_script_then, stats,
@@ -66,3 +68,4 @@ pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
 pub use self::verbs::{Action, Build, FLAGS, Gives, Param, VERBS, Value, Verb};
+pub use crate::spelling::closest;

@@ -8,7 +8,7 @@ use super::ast::{
     Arg, Call, Compare, Do, Expect, Expected, NameId, Pace, Place, PrintArg, RunnerRef, Script,
     Stmt, StmtKind,
 };
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::guest_line::{self, GuestOptions};
 use super::lexer::{Kind, Lexer, Token};
@@ -17,6 +17,7 @@ use super::scope::{Form, Scope};
 use super::source::{Source, Span};
 use super::verbs::{Action, Gives, Param, Verb};
 use super::words::{self, KEYWORDS, SOFT_KEYWORDS};
+use crate::spelling::closest;
 
 /// Most errors reported for one script.
 const MAX_ERRORS: usize = 20;

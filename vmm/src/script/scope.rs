@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::ast::NameId;
-use super::diagnostic::closest;
 use super::verbs::Gives;
+use crate::spelling::closest;
 
 /// What a name has been bound as. The two do not get in each other's way: `$a` and `$a[0]` are
 /// different things.

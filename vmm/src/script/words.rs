@@ -4,11 +4,12 @@ use vmkern_abi::control::{MallocFlags, MapKind};
 
 use super::advice;
 use super::ast::{RunnerRef, ThreadId, ThreadRef};
-use super::diagnostic::{Diagnostic, closest};
+use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
 use super::scope::Scope;
 use super::verbs::{FLAGS, VERBS, Verb};
+use crate::spelling::closest;
 
 /// Words that begin a line which is no verb.
 pub(super) const KEYWORDS: [&str; 8] =

@@ -16,8 +16,8 @@ use vmkern_abi::log::{Keeping, LogRing};
 
 use super::{LogEnd, overwritten, trim};
 use crate::devices;
-use crate::guest::bell::Bell;
 use crate::kvm::KvmError;
+use crate::kvm::bell::Bell;
 use crate::kvm::memory::Shared;
 
 /// Bytes that are taken at a time.

@@ -317,7 +317,7 @@ mod tests {
     fn a_page_of_two_pools_has_two_owners() {
         let lab = Lab::new();
         let page = lab.get(lab.map(1)).reserve.entries.first.get();
-        let ram = &lab.guest.machine.ram;
+        let ram = &lab.guest.hypervisor.ram;
         let first = offset_of!(vmkern_abi::layout::VmMap, reserve)
             + offset_of!(vmkern_abi::layout::MapReserve, entries)
             + offset_of!(vmkern_abi::layout::MapPool, first);

@@ -53,7 +53,7 @@ use self::context::Context;
 use super::InspectError;
 use super::source::Source;
 use super::view::View;
-use crate::guest::Guest;
+use crate::guest::{Guest, PAUSE_LIMIT};
 
 /// The rules, in the order in which a report tells them. Those about pages' states come when all
 /// pages have been claimed.
@@ -114,7 +114,7 @@ impl Guest {
     /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
     /// that is in the report.
     pub fn check(&self) -> Result<Report, InspectError> {
-        let _pause = self.pause()?;
+        let _pause = self.hypervisor.pause(PAUSE_LIMIT)?;
         self.look(check)
     }
 }

@@ -161,7 +161,7 @@ impl Lab {
     ) -> Report {
         // The kernel must not see the damage, and act on it.
         let _pause = self.guest.pause().expect("it can be held");
-        let ram = &self.guest.machine.ram;
+        let ram = &self.guest.hypervisor.ram;
         let mut before = vec![0; size_of::<T>()];
         ram.read(at, &mut before).expect("it is RAM");
         let mut value = T::read_from_bytes(&before).expect("any bytes are a value");
@@ -214,7 +214,7 @@ impl Lab {
         let mut value = self.get(at);
         change(&value);
         let place = dmap_to_phys(at.addr()).expect("structures lie in the direct map");
-        self.guest.machine.ram.write(place, value.as_mut_bytes()).expect("it is RAM");
+        self.guest.hypervisor.ram.write(place, value.as_mut_bytes()).expect("it is RAM");
     }
 }
 

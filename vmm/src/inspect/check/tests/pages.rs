@@ -187,7 +187,7 @@ fn a_page_that_nothing_leads_to_is_lost() {
     let pte = lab.pte_at(lab.window, vmkern_abi::pte::Level::Pt);
     let report = lab.damaged_phys::<[u8; 8]>(pte, |_| {});
     assert!(report.is_clean(), "{report}");
-    lab.guest.machine.ram.write(pte, &[0; 8]).expect("it is RAM");
+    lab.guest.hypervisor.ram.write(pte, &[0; 8]).expect("it is RAM");
     expect_finding(&lab.check(), "page-lost", "vm_page", lab.vm_page(pfn).addr());
 }
 
@@ -259,8 +259,8 @@ fn a_free_page_that_should_be_zero_and_is_not_is_found() {
     let frame = vmkern_abi::addr::GuestPhys::from_pfn(last).add(4088);
     let _pause = lab.guest.pause().expect("it can be held");
     let mut before = [0; 8];
-    lab.guest.machine.ram.read(frame, &mut before).expect("it is RAM");
-    lab.guest.machine.ram.write(frame, &[1; 8]).expect("it is RAM");
+    lab.guest.hypervisor.ram.read(frame, &mut before).expect("it is RAM");
+    lab.guest.hypervisor.ram.write(frame, &[1; 8]).expect("it is RAM");
     // Known by its flag, known as never touched, and not known.
     for (flags, found) in [
         (PageFlags::TOUCHED | PageFlags::ZERO, true),
@@ -271,5 +271,5 @@ fn a_free_page_that_should_be_zero_and_is_not_is_found() {
         let names = report.findings.iter().any(|f| f.rule == "page-zero" && f.at == page.addr());
         assert_eq!(names, found, "{flags:?}:\n{report}");
     }
-    lab.guest.machine.ram.write(frame, &before).expect("it is RAM");
+    lab.guest.hypervisor.ram.write(frame, &before).expect("it is RAM");
 }

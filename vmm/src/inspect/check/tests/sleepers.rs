@@ -177,7 +177,7 @@ fn what_several_threads_wait_for_is_one_queue_with_a_spare_for_each_but_one() {
 fn put_below_stack(lab: &Lab, thread: KPtr<Thread>, value: GuestVirt) {
     let place = GuestVirt::new(lab.get(thread).md[md::RSP].get() - 8);
     let word = GuestPhys::from_pfn(lab.pfn_at(place)).add(place.page_offset());
-    lab.guest.machine.ram.write(word, &value.get().to_le_bytes()).expect("it is RAM");
+    lab.guest.hypervisor.ram.write(word, &value.get().to_le_bytes()).expect("it is RAM");
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn a_stack_is_mapped_and_its_guard_page_is_not() {
     let _pause = lab.guest.pause().expect("it can be held");
     let report = lab.damaged_phys::<[u8; 8]>(lab.pte_at(low, Level::Pt), |_| {});
     assert!(report.is_clean(), "{report}");
-    let ram = &lab.guest.machine.ram;
+    let ram = &lab.guest.hypervisor.ram;
     let (entry, guard) =
         (lab.pte_at(low, Level::Pt), lab.pte_at(GuestVirt::new(low.get() - 4096), Level::Pt));
     let mut pte = [0; 8];

@@ -1,5 +1,7 @@
 //! The guest kernel's image: the one that is built into this library, or another.
 
+pub(crate) mod elf;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,8 +12,8 @@ use thiserror::Error;
 use crate::text::name;
 use vmkern_abi::addr::GuestPhys;
 
+use self::elf::Plan;
 use crate::input::read_regular;
-use crate::kvm::elf::Plan;
 use crate::kvm::memory::HOLE_START;
 
 /// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger

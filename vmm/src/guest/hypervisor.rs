@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use vmkern_abi::control::{ControlRegion, PAUSE_VECTOR, Pausing};
 
-use super::bell::Bell;
 use super::error::ContractError;
 use crate::inspect::CpuState;
-use crate::kvm::boot;
+use crate::kvm::bell::Bell;
 use crate::kvm::crew::{self, Crew, HeldCrew};
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{VcpuEnd, VcpuState};
-use crate::kvm::vm::Vm;
+use crate::kvm::vm::KvmVm;
+use crate::kvm::{Unstoppable, boot};
 
 /// How long a vCPU's thread may take to stop. It takes microseconds, unless the host itself is
 /// stuck.
@@ -22,15 +22,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait before a kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
 
-/// A running machine. Dropping it stops it.
+/// A running virtual machine. Dropping it stops it.
 #[derive(Debug)]
-pub(crate) struct Machine {
-    pub(crate) vm: Arc<Vm>,
+pub(crate) struct Hypervisor {
+    pub(crate) vm: Arc<KvmVm>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) vcpus: Vcpus,
 }
 
-impl Machine {
+impl Hypervisor {
     /// Stops the vCPUs, if they have not ended by themselves, and joins their threads.
     pub(crate) fn stop(&mut self) -> Result<&VcpuEnd, ContractError> {
         self.vcpus.stop()?;
@@ -44,7 +44,7 @@ impl Machine {
     ///
     /// # Errors
     /// When a vCPU's thread does not come out of the host's kernel.
-    pub(crate) fn pause(&self, limit: Duration) -> Result<HeldCrew<'_>, ContractError> {
+    pub(crate) fn pause(&self, limit: Duration) -> Result<HeldCrew<'_>, Unstoppable> {
         self.set_pausing(Pausing::Yes);
         let ask = |vcpu: &VcpuState| {
             // A vCPU that cannot be asked is held where it is.
@@ -67,7 +67,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Hypervisor {
     fn drop(&mut self) {
         if let Err(error) = self.stop() {
             log::error!("{error}");
@@ -103,13 +103,13 @@ impl Vcpus {
 
     /// Stops the vCPUs that have a thread, and joins it. A thread that does not come back keeps
     /// what it uses alive, and is left to itself.
-    pub(crate) fn stop(&mut self) -> Result<(), ContractError> {
+    pub(crate) fn stop(&mut self) -> Result<(), Unstoppable> {
         let deadline = Instant::now() + STOP_LIMIT;
         let started = &self.states[..self.threads.len()];
         while started.iter().any(|vcpu| vcpu.end.get().is_none()) {
             if Instant::now() >= deadline {
                 self.threads.clear();
-                return Err(ContractError::Unstoppable);
+                return Err(Unstoppable);
             }
             self.crew.stop();
             self.crew.bell.wait(deadline.min(Instant::now() + KICK_AGAIN));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::kvm::KvmError;
+use super::KvmError;
 
 /// The bell.
 #[derive(Debug)]

@@ -1,15 +1,16 @@
 //! What an error of the host means: which of its limits was met, where that limit stands now, and
 //! how to raise it.
 
-use super::vm::CREATE_VCPU;
+/// Names the making of a vCPU in errors.
+pub(crate) const CREATE_VCPU: &str = "KVM_CREATE_VCPU";
 
 /// Whether `errno` says that something is short which others may give back.
-pub(super) fn is_shortage(errno: i32) -> bool {
+pub(crate) fn is_shortage(errno: i32) -> bool {
     matches!(errno, libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM)
 }
 
 /// What would help against `errno`, which `operation` gave.
-pub(super) fn remedy(operation: &str, errno: i32) -> String {
+pub(crate) fn remedy(operation: &str, errno: i32) -> String {
     match errno {
         libc::EMFILE => format!(
             "This process may not open more files ({}): raise the limit with `ulimit -n`, or ask for fewer vCPUs or jobs.",
@@ -43,7 +44,7 @@ pub(super) fn remedy(operation: &str, errno: i32) -> String {
 }
 
 /// The most that this process may have of `resource`; nothing when there is no limit.
-pub(super) fn current(resource: libc::__rlimit_resource_t) -> Option<u64> {
+pub(crate) fn current(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure lives through the call, which writes nothing else. When it fails, no
     // limit is known.

@@ -13,7 +13,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::entry::{self, EntryNote};
 use zerocopy::FromBytes as _;
 
-use crate::kernel::KernelFault;
+use super::KernelFault;
 
 /// The image starts here or above.
 const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
@@ -46,8 +46,8 @@ pub(crate) enum Entry {
 /// A part of the image: what is at `file` in its file from `start` on, and zeros up to `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    pub(super) start: GuestPhys,
-    pub(super) end: GuestPhys,
+    pub(crate) start: GuestPhys,
+    pub(crate) end: GuestPhys,
     pub(crate) file: Range<usize>,
 }
 

@@ -1,0 +1,41 @@
+//! What the host's system refuses: the error, the limit that was met, and what would help.
+
+pub(crate) mod limits;
+
+use thiserror::Error;
+
+/// A KVM operation, or what it needs of the host, failed. [`KvmError::remedy`] says what would
+/// help.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{operation}: {}", std::io::Error::from_raw_os_error(*errno))]
+pub struct KvmError {
+    /// What was being done, with its size or address.
+    pub operation: String,
+    /// The system's error number.
+    pub errno: i32,
+}
+
+impl KvmError {
+    /// What would help, as sentences: the limit that was met, by its name and with its value, and
+    /// how to raise it.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        limits::remedy(&self.operation, self.errno)
+    }
+
+    /// Whether the host was short of something that others may give back: files, threads, memory.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        limits::is_shortage(self.errno)
+    }
+
+    /// The error of `operation`, for `map_err`.
+    pub(crate) fn of(operation: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |error| Self { operation: operation.into(), errno: error.errno() }
+    }
+
+    /// `error` as the error of `operation`.
+    pub(crate) fn io(operation: impl Into<String>, error: &std::io::Error) -> Self {
+        Self { operation: operation.into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+    }
+}
