@@ -278,9 +278,9 @@ macro_rules! kinds {
 pub const KINDS: &[Kind] = kinds! {
     // Maps and entries.
     "a map counts an entry too many", "map-nentries", "kmem_map" =>
-        |s| s.change(s.map(1), |m: &VmMap| m.nentries.update(|n| n + 1));
+        |s| s.change(s.map(1), |m: &VmMap| m.nentries.inc());
     "a map's size is a page too small", "map-size", "kmem_map" =>
-        |s| s.change(s.map(1), |m: &VmMap| m.size.update(|n| n - 4096));
+        |s| s.change(s.map(1), |m: &VmMap| m.size.update_locked(|n| n - 4096));
     "a map of another pmap", "map-pmap", "exec_map" =>
         |s| s.change(s.map(2), |m: &VmMap| m.pmap.set(GuestPhys::new(0x7000)));
     "a map with the other kind of lock", "map-system", "pipe_map" =>
@@ -288,7 +288,7 @@ pub const KINDS: &[Kind] = kinds! {
     "a map waits for nobody", "map-wakeup", "exec_map" =>
         |s| s.change(s.map(2), |m: &VmMap| m.needs_wakeup.set(1));
     "a map that ends inside of a page", "map-bounds", "kmem_map" =>
-        |s| s.change(s.map(1), |m: &VmMap| m.header.end.update(|at| at.add(5)));
+        |s| s.change(s.map(1), |m: &VmMap| m.header.end.update_locked(|at| at.add(5)));
     "a map falls off the list of maps", "map-registry", "kernel_map" =>
         |s| { s.change_root(|r| &r.map_list, |list| list.set(null())); s.map(0) };
     "a map of two names", "map-registry", "pipe_map" =>
@@ -339,7 +339,7 @@ pub const KINDS: &[Kind] = kinds! {
     "an empty entry", "entry-range", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.end.set(e.start.get())) };
     "an entry that starts inside of a page", "entry-range", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.start.update(|at| at.add(64))) };
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.start.update_locked(|at| at.add(64))) };
     "an entry that is copied on write", "entry-flags", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::COW)) };
     "an entry in transition for ever", "entry-transition", "vm_map_entry" =>
@@ -351,19 +351,19 @@ pub const KINDS: &[Kind] = kinds! {
     "an entry wired twice", "entry-wired", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.wired_count.set(2)) };
     "an entry at another place of its object", "entry-offset", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.offset.update(|o| o + 4096)) };
+        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.offset.update_locked(|o| o + 4096)) };
     "an entry that loses its object", "entry-wired", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.object.set(null())) };
     "a submap's entry that is too short", "submap-range", "vm_map_entry" =>
-        |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.end.update(|at| GuestVirt::new(at.get() - 4096))) };
+        |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.end.update_locked(|at| GuestVirt::new(at.get() - 4096))) };
     // The index of a map.
     "a stale max_free", "index-gap", "map index node" =>
         |s| {
             let at = s.one("MapNode", |node: &MapNode| node.level.get() > 0);
-            s.change(at, |node: &MapNode| node.gaps[0].update(|gap| gap + 1))
+            s.change(at, |node: &MapNode| node.gaps[0].inc())
         };
     "a gap of a leaf that is wrong", "index-gap", "map index node" =>
-        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.gaps[3].update(|gap| gap + 1)) };
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.gaps[3].inc()) };
     "two tree links swapped", "index-item", "map index node" =>
         |s| {
             let at = s.leaf();
@@ -374,28 +374,28 @@ pub const KINDS: &[Kind] = kinds! {
             })
         };
     "a key that is wrong", "index-item", "map index node" =>
-        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.keys[4].update(|key| key + 1)) };
+        |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.keys[4].inc()) };
     "a node of the wrong level", "index-level", "map index node" =>
         |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.level.set(1)) };
     "a node that says it is fuller", "index-fill", "map index node" =>
         |s| { let at = s.leaf(); s.change(at, |node: &MapNode| node.count.set(40)) };
     "a tree counts a node too many", "index-nodes", "kmem_map" =>
-        |s| s.change(s.map(1), |m: &VmMap| m.index.nodes.update(|n| n + 1));
+        |s| s.change(s.map(1), |m: &VmMap| m.index.nodes.inc());
     "a tree without a root", "unreadable", "map index node" =>
         |s| { s.change(s.map(1), |m: &VmMap| m.index.root.set(null())); GuestVirt::new(0) };
     "a pool counts an entry too few", "pool-used", "kmem_map" =>
-        |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.used.update(|n| n - 1));
+        |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.used.dec());
     "a pool without its last page", "pool-pages", "kmem_map" =>
         |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.last.set(null()));
     "a page of a pool with a wrong link", "pool-pages", "pool page" =>
         |s| { let at = s.one("PoolPage", |_: &PoolPage| true); s.change(at, |p: &PoolPage| p.prev.set(KPtr::new(at))) };
     "a leak of a page of maps", "map-pages", "map_pages" =>
-        |s| s.change_root(|r| &r.map_pages, |n| n.update(|n| n + 1));
+        |s| s.change_root(|r| &r.map_pages, |n| n.inc());
     // Objects.
     "a reference too many", "object-ref-count", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.ref_count.update(|n| n + 1)) };
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.ref_count.inc()) };
     "an object that counts a page too few", "object-resident", "kmem_object" =>
-        |s| s.change_root(|r| &r.kmem_object, |o| o.resident_page_count.update(|n| n - 1));
+        |s| s.change_root(|r| &r.kmem_object, |o| o.resident_page_count.dec());
     "an object of the wrong type", "object-kind", "vm_object" =>
         |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.kind.set(4)) };
     "an object that is dying", "object-flags", "vm_object" =>
@@ -403,9 +403,9 @@ pub const KINDS: &[Kind] = kinds! {
     "a page that leaves its object's index", "object-page", "vm_page" =>
         |s| { let (upper, at) = s.lower(); s.change(upper, |p: &VmPage| p.left.set(0)); at };
     "a page at another index", "object-index", "vm_page" =>
-        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.pindex.update(|n| n + (1 << 26))) };
+        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.pindex.update_locked(|n| n + (1 << 26))) };
     "a page that does not know what is above it", "object-index", "vm_page" =>
-        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.parent.update(|pfn| pfn ^ 1)) };
+        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.parent.update_locked(|pfn| pfn ^ 1)) };
     "an index that goes round in a circle", "object-index", "vm_page" =>
         |s| {
             let (upper, at) = s.lower();
@@ -431,7 +431,7 @@ pub const KINDS: &[Kind] = kinds! {
             s.change(at, |p: &VmPage| { p.left.set(middle); p.parent.set(other) })
         };
     "a search that ended between strangers", "object-search", "kmem_object" =>
-        |s| s.change_root(|r| &r.kmem_object, |o| o.after.update(|pfn| pfn + 1));
+        |s| s.change_root(|r| &r.kmem_object, |o| o.after.inc());
     // Pages.
     "a page without a wiring", "page-state", "vm_page" =>
         |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.wire_count.set(0)) };
@@ -442,12 +442,12 @@ pub const KINDS: &[Kind] = kinds! {
             let number = s.roots().1.vm_phys_nsegs.get() - 1;
             let seg = segs.add(number * size_of::<VmPhysSeg>() as u64);
             let pfn = s.overlay.get::<VmPhysSeg>(seg).fresh.get();
-            s.change(seg, |seg: &VmPhysSeg| seg.fresh.update(|fresh| fresh + 1));
+            s.change(seg, |seg: &VmPhysSeg| seg.fresh.inc());
             s.change_root(|r| &r.meter, |meter| {
-                meter.v_free_count.update(|n| n - 1);
-                meter.v_wire_count.update(|n| n + 1);
+                meter.v_free_count.dec();
+                meter.v_wire_count.inc();
             });
-            s.change_root(|r| &r.vm_page_zero_count, |n| n.update(|n| n - 1));
+            s.change_root(|r| &r.vm_page_zero_count, |n| n.dec());
             let at = s.page_of(pfn.into());
             s.change(at, |p: &VmPage| {
                 p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED);
@@ -473,11 +473,11 @@ pub const KINDS: &[Kind] = kinds! {
     "a free page with a wiring", "page-free-state", "vm_page" =>
         |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.wire_count.set(1)) };
     "a block on the list of another order", "free-block-order", "vm_page" =>
-        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.block.update(|block| block ^ 3)) };
+        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.block.update_locked(|block| block ^ 3)) };
     "a free list with a wrong link", "free-list-link", "vm_page" =>
         |s| {
             let at = s.page(|p| p.block.get() > 0);
-            s.change(at, |p: &VmPage| p.prev.update(|pfn| pfn + 1))
+            s.change(at, |p: &VmPage| p.prev.inc())
         };
     "a page on two lists", "page-owner", "vm_page" =>
         |s| {
@@ -503,17 +503,17 @@ pub const KINDS: &[Kind] = kinds! {
         };
     "a free list counts a block too many", "free-list-count", "free list" =>
         |s| {
-            s.change_root(|r| &r.vm_phys_free_queues, |queues| queues[0][0].count.update(|n| n + 1));
+            s.change_root(|r| &r.vm_phys_free_queues, |queues| queues[0][0].count.inc());
             s.root_of(|r| &r.vm_phys_free_queues[0][0])
         };
     "free pages counted wrong", "page-counts", "vmmeter" =>
-        |s| s.change_root(|r| &r.meter.v_free_count, |n| n.update(|n| n - 1));
+        |s| s.change_root(|r| &r.meter.v_free_count, |n| n.dec());
     "wired pages counted wrong", "page-counts", "vmmeter" =>
-        |s| s.change_root(|r| &r.meter.v_wire_count, |n| n.update(|n| n + 1));
+        |s| s.change_root(|r| &r.meter.v_wire_count, |n| n.inc());
     "zeroed pages counted wrong", "page-counts", "vmmeter" =>
-        |s| s.change_root(|r| &r.vm_page_zero_count, |n| n.update(|n| n + 1));
+        |s| s.change_root(|r| &r.vm_page_zero_count, |n| n.inc());
     "a threshold that is wrong", "thresholds", "vmmeter" =>
-        |s| s.change_root(|r| &r.meter.v_free_min, |n| n.update(|n| n + 1));
+        |s| s.change_root(|r| &r.meter.v_free_min, |n| n.inc());
     "segments that overlap", "segment-order", "vm_phys_seg" =>
         |s| {
             let at = s.roots().1.vm_phys_segs.get().addr().add(size_of::<VmPhysSeg>() as u64);
@@ -582,7 +582,7 @@ pub const KINDS: &[Kind] = kinds! {
             let tables = s.page_tables(|at| boots.number(at).is_none());
             let table = s.draw(&tables);
             let at = s.page_of(table.pfn());
-            s.change(at, |p: &VmPage| p.private.update(|n| n + 1))
+            s.change(at, |p: &VmPage| p.private.inc())
         };
     "an entry of a page table of the boot counted too many", "table-valid", "boot_tables" =>
         |s| {
@@ -590,13 +590,13 @@ pub const KINDS: &[Kind] = kinds! {
             let tables = s.page_tables(|at| roots.boot_tables.number(at).is_some());
             let table = s.draw(&tables);
             let number = roots.boot_tables.number(table).expect("it is the boot's");
-            let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1);
+            let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].inc();
             s.overlay.change(at, valid);
             s.root_of(|r| &r.boot_tables.valid).add(number as u64 * 4)
         };
     "page tables of the boot that begin elsewhere", "boot-tables", "page table" =>
         |s| {
-            s.change_root(|r| &r.boot_tables.kptphys, |at| at.update(|at| at.add(4096)));
+            s.change_root(|r| &r.boot_tables.kptphys, |at| at.update_locked(|at| at.add(4096)));
             VM_MIN_KERNEL_ADDRESS
         };
     "a page table of the boot that no page directory leads to", "boot-tables", "page table" =>
@@ -615,18 +615,18 @@ pub const KINDS: &[Kind] = kinds! {
             first.max(second)
         };
     "translations counted wrong", "pmap-resident", "kernel_pmap" =>
-        |s| s.change_root(|r| &r.kernel_pmap, |pmap| pmap.resident_count.update(|n| n + 1));
+        |s| s.change_root(|r| &r.kernel_pmap, |pmap| pmap.resident_count.inc());
     // Zones.
     "a zone counts an item too many", "zone-count", "zone" =>
-        |s| { s.change_root(|r| &r.zones, |zones| zones[4].used.update(|n| n + 1)); s.root_of(|r| &r.zones[4].used) };
+        |s| { s.change_root(|r| &r.zones, |zones| zones[4].used.inc()); s.root_of(|r| &r.zones[4].used) };
     "an item of the wrong size", "zone-item-size", "zone" =>
         |s| { s.change_root(|r| &r.zones, |zones| zones[5].item_size.set(4096)); s.root_of(|r| &r.zones[5]) };
     "a slab of another zone", "slab-zone", "slab" =>
-        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update(|z| z ^ 1)) };
+        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update_locked(|z| z ^ 1)) };
     "a slab counts a free item too many", "slab-free-count", "slab" =>
         |s| {
             let at = s.one("SlabHeader", |slab: &SlabHeader| slab.free_count.get() > 0);
-            s.change(at, |slab: &SlabHeader| slab.free_count.update(|n| n + 1))
+            s.change(at, |slab: &SlabHeader| slab.free_count.inc())
         };
     "a free item that leads to itself", "slab-free", "slab" =>
         |s| { let at = s.one("SlabItem", |_: &SlabItem| true); s.change(at, |item: &SlabItem| item.next.set(KPtr::new(at))); at.page() };
@@ -634,7 +634,7 @@ pub const KINDS: &[Kind] = kinds! {
     "a thread without a list", "thread-list", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.all_prev.set(null())) };
     "a thread of another number", "thread-number", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.tid.update(|tid| tid ^ 1)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.tid.update_locked(|tid| tid ^ 1)) };
     "a thread in an impossible state", "thread-state", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(77)) };
     "a thread that runs nowhere", "thread-state", "thread" =>
@@ -642,11 +642,11 @@ pub const KINDS: &[Kind] = kinds! {
     "a thread that could run, and nobody knows", "runq-missing", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(ThreadState::Runnable as u32)) };
     "a thread that sleeps elsewhere", "sleepq-sleeper", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wchan.update(|at| at.add(64))) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wchan.update_locked(|at| at.add(64))) };
     "a stack pointer beside the stack", "saved-context", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.md[0].update(|rsp| rsp + (1 << 20))) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.md[0].update_locked(|rsp| rsp + (1 << 20))) };
     "a thread that holds a lock in its sleep", "held-locks", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update(|held| held | 4)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update_locked(|held| held | 4)) };
     "a lock of a thread that does not exist", "mutex-owner", "vm_page_queue_mtx" =>
         |s| s.change_root(|r| &r.vm_page_queue_mtx, |mtx| mtx.owner.set(0x7ff));
     "an sx lock that nobody owns and somebody counts", "sx-held", "thread" =>
@@ -664,16 +664,16 @@ pub const KINDS: &[Kind] = kinds! {
             let at = s.one("SleepQueue", |q: &SleepQueue| !q.blocked.head.get().is_null() && q.wchan.get().get() != 0);
             let used = s.roots().1.sched.sleepqueues.iter().map(|q| q.get().addr()).find(|at| at.get() != 0);
             let at = used.unwrap_or(at);
-            s.change(at, |q: &SleepQueue| q.wchan.update(|at| at.add(8)))
+            s.change(at, |q: &SleepQueue| q.wchan.update_locked(|at| at.add(8)))
         };
     "CPUs counted wrong", "cpu-list", "vmmeter" =>
-        |s| s.change_root(|r| &r.meter.ncpu, |n| n.update(|n| n + 1));
+        |s| s.change_root(|r| &r.meter.ncpu, |n| n.inc());
     "a CPU that runs no thread", "cpu", "CPU" =>
         |s| { let at = s.roots().1.cpuhead.get().addr(); s.change(at, |cpu: &Pcpu| cpu.curthread.set(null())) };
     "a run queue that says it is not empty", "runq-status", "run queue" =>
         |s| {
             let at = s.roots().1.cpuhead.get().addr();
-            s.change(at, |cpu: &Pcpu| cpu.runq.status.update(|status| status ^ 1 << 7));
+            s.change(at, |cpu: &Pcpu| cpu.runq.status.update_locked(|status| status ^ 1 << 7));
             let cpu: Pcpu = s.overlay.get(at);
             at.add((std::ptr::from_ref(&cpu.runq.queues[7]).addr() - std::ptr::from_ref(&cpu).addr()) as u64)
         };
@@ -697,17 +697,17 @@ pub const KINDS: &[Kind] = kinds! {
     "a map whose other lock is held", "map-other-lock", "exec_map" =>
         |s| { let at = s.map(2); s.change(at, |m: &VmMap| m.lock.owner.set(3)); at.add(std::mem::offset_of!(VmMap, lock) as u64) };
     "a thread of another name", "thread-name", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.name[0].update(|word| word ^ 0x100)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.name[0].update_locked(|word| word ^ 0x100)) };
     "a thread of another priority", "thread-priority", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.base_priority.set(3)) };
     "a thread on a run queue that it is not on", "runq-link", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.rq_next.set(KPtr::new(at))) };
     "a thread that waits for what nobody waits for", "wait-message", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wmesg[0].update(|word| word ^ 1)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wmesg[0].update_locked(|word| word ^ 1)) };
     "pages that came from a disk", "meter", "vmmeter" =>
         |s| s.change_root(|r| &r.meter.v_swapin, |n| n.set(1));
     "a page array that ends early", "page-array", "kernel roots" =>
-        |s| s.change_root(|r| &r.vm_page_array_size, |n| n.update(|n| n - 1));
+        |s| s.change_root(|r| &r.vm_page_array_size, |n| n.dec());
     "locks that the boot holds for ever", "held-locks", "kernel roots" =>
         |s| s.change_root(|r| &r.boot_held_locks, |held| held.set(1));
     "an object locked by nobody", "mutex-owner", "vm_object" =>
@@ -719,7 +719,7 @@ pub const KINDS: &[Kind] = kinds! {
     "a submap at a place of an object", "entry-offset", "vm_map_entry" =>
         |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.offset.set(4096)) };
     "an event of another name", "event-name", "event" =>
-        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.name[0].update(|w| w ^ 1)) };
+        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.name[0].update_locked(|w| w ^ 1)) };
     "a stored operation of another function", "stored-op", "stored operation" =>
         |s| { let at = s.one("StoredOp", |_: &StoredOp| true); s.change(at, |op: &StoredOp| op.run.set(4096)) };
     "a slot of no use that leads somewhere", "index-unused", "map index node" =>
@@ -732,13 +732,13 @@ pub const KINDS: &[Kind] = kinds! {
 /// Those that only a guest whose CPUs have caches of pages can suffer.
 pub const CACHE_KINDS: &[Kind] = kinds! {
     "a cache counts a page too many", "page-cache-count", "page cache" =>
-        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.count.update(|n| n + 1)) };
+        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.count.inc()) };
     "a cache with another tail", "page-cache-link", "page cache" =>
         |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.tail.set(pages.head.get())) };
     "a cache that leads out of memory", "page-cache-link", "page cache" =>
         |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.head.set(u32::MAX)) };
     "a page in a cache with a wrong link", "page-cache-link", "vm_page" =>
-        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.prev.update(|pfn| pfn + 1)) };
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.prev.inc()) };
     "a page in a cache that leads to itself", "page-cache-link", "vm_page" =>
         |s| {
             let at = s.cached_page();
@@ -746,7 +746,7 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
             s.change(at, |p: &VmPage| p.next.set(pfn))
         };
     "a page in a cache of another segment", "page-cache-link", "vm_page" =>
-        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.segind.update(|n| n + 1)) };
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.segind.inc()) };
     "a page in two caches", "page-owner", "vm_page" =>
         |s| {
             let cpu = s.caching_cpu();
@@ -772,11 +772,11 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
             s.change(at, |p: &VmPage| p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED))
         };
     "a page in a cache that does not say so", "page-free-state", "vm_page" =>
-        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.flags.update(|flags| flags - PageFlags::PCPU_CACHE)) };
+        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE)) };
     "a free block that says it is in a cache", "page-free-state", "vm_page" =>
         |s| {
             let at = s.page(|p| p.block.get() > 0);
-            s.change(at, |p: &VmPage| p.flags.update(|flags| flags | PageFlags::PCPU_CACHE))
+            s.change(at, |p: &VmPage| p.flags.update_locked(|flags| flags | PageFlags::PCPU_CACHE))
         };
     "a page in a cache with a wiring", "page-free-state", "vm_page" =>
         |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.wire_count.set(1)) };
@@ -789,7 +789,7 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
             s.change(s.page_of(next.into()), |p: &VmPage| p.prev.set(0));
             s.change_cache(cpu, |pages| {
                 pages.head.set(next);
-                pages.count.update(|n| n - 1);
+                pages.count.dec();
             });
             at
         };
@@ -800,9 +800,9 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
             cpu.add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64)
         };
     "a floor of caches that is too low", "page-cache-floor", "kernel roots" =>
-        |s| s.change_root(|r| &r.page_cache_floor, |n| n.update(|n| n - 1));
+        |s| s.change_root(|r| &r.page_cache_floor, |n| n.dec());
     "caches larger than anybody asked for", "page-cache-floor", "kernel roots" =>
-        |s| { s.change_root(|r| &r.page_cache_max, |n| n.update(|n| n + 1)); s.root_of(|r| &r.page_cache_floor) };
+        |s| { s.change_root(|r| &r.page_cache_max, |n| n.inc()); s.root_of(|r| &r.page_cache_floor) };
 };
 
 const _: () = assert!(KINDS.len() >= 60);

@@ -40,6 +40,6 @@ pub(super) fn now(view: &View<'_>) -> Option<Now> {
 /// do, to what they are now.
 pub(super) fn set_ticks(view: &View<'_>, meter: &VmMeter) {
     if let Some(now) = now(view) {
-        meter.ticks.update(|ticks| ticks.max(now.ticks));
+        meter.ticks.update_locked(|ticks| ticks.max(now.ticks));
     }
 }

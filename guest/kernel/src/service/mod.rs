@@ -372,7 +372,7 @@ fn run_stored(vm: &KernelVm, op: &Op) {
     if !matches!(outcome, Outcome::Ok | Outcome::Value(_)) {
         {
             let _masked = interrupt::Masked::new();
-            vm.cnt().lowmem_failures.update(|n| n + 1);
+            vm.cnt().lowmem_failures.inc();
         }
         // The event owns no lock here, so that this can wait for room.
         crate::log!("vm_lowmem: {op:?} failed: {outcome:?}");

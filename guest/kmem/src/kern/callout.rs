@@ -15,7 +15,7 @@ impl<M: Machine> Vm<M> {
     /// Arms the time-out of `thread` for tick `deadline` (`callout_reset`). It has none yet.
     pub(crate) fn callout_arm(&self, thread: KPtr<Thread>, deadline: u64) {
         let sched = &self.state().sched;
-        sched.callout_sequence.update(|n| n + 1);
+        sched.callout_sequence.inc();
         let callout = &self.get(thread).callout;
         callout.deadline.set(deadline);
         callout.sequence.set(sched.callout_sequence.get());

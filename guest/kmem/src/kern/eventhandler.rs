@@ -157,9 +157,9 @@ impl<M: Machine> Vm<M> {
         };
         let l = self.get(list);
         let runs = |change: i16| {
-            l.runcount.update(|n| n.wrapping_add_signed(change.into()));
+            l.runcount.update_locked(|n| n.wrapping_add_signed(change.into()));
             if let Some(current) = self.current_thread().non_null() {
-                self.get(current).event_nesting.update(|n| n.wrapping_add_signed(change));
+                self.get(current).event_nesting.update_locked(|n| n.wrapping_add_signed(change));
             }
         };
         runs(1);
@@ -186,7 +186,7 @@ impl<M: Machine> Vm<M> {
     /// Tells everybody who can give memory or address space back that it is short
     /// (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`), and counts that. Locks: none may be held. May sleep.
     pub fn vm_lowmem(&self) {
-        self.cnt().lowmem_events.add(1);
+        self.cnt().lowmem_events.fetch_add(1);
         self.eventhandler_invoke(VM_LOWMEM, 0);
     }
 

@@ -101,7 +101,7 @@ impl<M: Machine> Vm<M> {
     #[inline]
     fn count_acquired(&self, class: LockClass) {
         let stats = self.lock_stats(class);
-        stats.acquired.update(|n| n + 1);
+        stats.acquired.inc();
         if self.pcpu().lock_prof.get() != 0 {
             stats.since.set(self.machine().cycles());
         }
@@ -112,25 +112,25 @@ impl<M: Machine> Vm<M> {
     fn count_held(&self, class: LockClass) {
         let stats = self.lock_stats(class);
         let cycles = self.machine().cycles().saturating_sub(stats.since.get());
-        stats.held.update(|n| n + cycles);
-        stats.longest.update(|n| n.max(cycles));
+        stats.held.update_locked(|n| n + cycles);
+        stats.longest.update_locked(|n| n.max(cycles));
     }
 
     /// Counts a wait of so many cycles for a mutex.
     fn count_contested(&self, class: LockClass, cycles: u64) {
         let stats = self.lock_stats(class);
-        stats.contested.update(|n| n + 1);
-        stats.waited.update(|n| n + cycles);
+        stats.contested.inc();
+        stats.waited.update_locked(|n| n + cycles);
     }
 
     /// Counts an acquisition of an sx lock. Locks: the scheduler's.
     pub(super) fn count_sx(&self) {
-        self.pcpu().locks[SX_CLASS].acquired.update(|n| n + 1);
+        self.pcpu().locks[SX_CLASS].acquired.inc();
     }
 
     /// Counts a wait for an sx lock. Locks: the scheduler's.
     pub(super) fn count_sx_contested(&self) {
-        self.pcpu().locks[SX_CLASS].contested.update(|n| n + 1);
+        self.pcpu().locks[SX_CLASS].contested.inc();
     }
 
     /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for

@@ -42,7 +42,7 @@ impl<M: Machine> Vm<M> {
         fence(Ordering::Release);
         let last = self.cpus().last().map_or(&self.state().cpuhead, |last| &last.allcpu_next);
         last.set(pcpu);
-        self.cnt().ncpu.update(|n| n + 1);
+        self.cnt().ncpu.inc();
         self.sched_unlock();
         self.page_caches_enable();
         self.free_queue_unlock();
@@ -55,7 +55,7 @@ impl<M: Machine> Vm<M> {
         let cpu = self.pcpu();
         let idle = self.get(cpu.idlethread.get());
         idle.state.set(ThreadState::Running as u32);
-        idle.switches.update(|n| n + 1);
+        idle.switches.inc();
         cpu.curthread.set(cpu.idlethread.get());
         self.sched_unlock();
     }

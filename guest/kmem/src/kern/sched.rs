@@ -179,7 +179,7 @@ impl<M: Machine> Vm<M> {
             Turn::Back => self.runq_link(list, list.tail.get(), thread, KPtr::NULL),
             Turn::Keep => self.runq_link(list, KPtr::NULL, thread, list.head.get()),
         }
-        cpu.runq.status.update(|bits| bits | 1 << number);
+        cpu.runq.status.update_locked(|bits| bits | 1 << number);
     }
 
     fn runq_link(
@@ -212,7 +212,7 @@ impl<M: Machine> Vm<M> {
             Some(next) => self.get(next).rq_prev.set(KPtr::NULL),
             None => {
                 list.tail.set(KPtr::NULL);
-                runq.status.update(|bits| bits & !(1 << number));
+                runq.status.update_locked(|bits| bits & !(1 << number));
             }
         }
         self.get(thread).rq_next.set(KPtr::NULL);
@@ -321,7 +321,7 @@ impl<M: Machine> Vm<M> {
             [PAGEDAEMON_TID, PAGEZERO_TID].contains(&self.get(thread).tid.get())
         };
         match self.callout_first() {
-            Some((thread, _)) if daemon(thread) => passes.update(|n| n + 1),
+            Some((thread, _)) if daemon(thread) => passes.inc(),
             _ => passes.set(0),
         }
         if passes.get() > IDLE_PASSES {
@@ -364,7 +364,7 @@ impl<M: Machine> Vm<M> {
     fn take_cpu(&self, thread: KPtr<Thread>) {
         let (cpu, t) = (self.pcpu(), self.get(thread));
         t.state.set(ThreadState::Running as u32);
-        t.switches.update(|n| n + 1);
+        t.switches.inc();
         t.lastcpu.set(u8::try_from(cpu.cpuid.get()).unwrap_or(u8::MAX));
         cpu.curthread.set(thread);
         cpu.need_resched.set(Preempt::No as u32);
@@ -462,7 +462,7 @@ impl<M: Machine> Vm<M> {
     /// one, whatever interrupts come (`critical_enter`). It may not sleep.
     pub fn critical_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
-            self.get(current).critnest.update(|n| n + 1);
+            self.get(current).critnest.inc();
         }
     }
 
@@ -494,7 +494,7 @@ impl<M: Machine> Vm<M> {
     /// sleep.
     pub fn intr_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
-            self.get(current).intr_nesting.update(|n| n + 1);
+            self.get(current).intr_nesting.inc();
         }
     }
 

@@ -42,7 +42,7 @@ impl<M: Machine> Vm<M> {
             lock.owner.set(me);
             return self.sx_count();
         }
-        lock.waiters.update(|n| n + 1);
+        lock.waiters.inc();
         self.count_sx_contested();
         self.sleepq_add(self.current_thread(), WaitChannel::of(sx), name);
         self.mi_switch();
@@ -71,13 +71,13 @@ impl<M: Machine> Vm<M> {
         self.sx_assert_xlocked(sx);
         self.sched_lock();
         if let Some(current) = self.current_thread().non_null() {
-            self.get(current).sx_held.update(|n| n - 1);
+            self.get(current).sx_held.dec();
         }
         match self.sleepq_take_first(WaitChannel::of(sx)) {
             Some(next) => {
-                lock.waiters.update(|n| n - 1);
+                lock.waiters.dec();
                 lock.owner.set(self.get(next).tid.get() + 1);
-                self.get(next).sx_held.update(|n| n + 1);
+                self.get(next).sx_held.inc();
                 self.count_sx();
                 self.setrunnable(next);
             }
@@ -107,7 +107,7 @@ impl<M: Machine> Vm<M> {
     fn sx_count(&self) {
         self.count_sx();
         if let Some(current) = self.current_thread().non_null() {
-            self.get(current).sx_held.update(|n| n + 1);
+            self.get(current).sx_held.inc();
         }
     }
 }

@@ -276,7 +276,7 @@ impl<M: Machine> Vm<M> {
         let chain = self.tid_chain(t.tid.get());
         t.tid_next.set(chain.get());
         chain.set(thread);
-        self.cnt().thread_count.update(|n| n + 1);
+        self.cnt().thread_count.inc();
     }
 
     /// Forgets `thread`. Locks: the scheduler's.
@@ -290,7 +290,7 @@ impl<M: Machine> Vm<M> {
             link = &self.get(link.get()).tid_next;
         }
         link.set(t.tid_next.get());
-        self.cnt().thread_count.update(|n| n - 1);
+        self.cnt().thread_count.dec();
     }
 
     /// Whether `va` lies in the guard page below the stack of `thread`.

@@ -31,8 +31,8 @@ impl Guarded {
         }
         let [a, b] = &self.pair;
         assert_eq!(a.get(), b.get(), "another owner is at work, or its work is not seen");
-        a.update(|n| n + 1);
-        b.update(|n| n + 1);
+        a.inc();
+        b.inc();
         assert_eq!(self.mtx.owner.get(), me);
         self.mtx.owner.set_release(0);
     }

@@ -158,7 +158,7 @@ impl<M: Machine> Vm<M> {
         seg.fresh.set(word(start));
         seg.freelist.set(word(freelist as u64));
         self.vm_phys_mark(seg.start.get(), end - start, Mark::Free);
-        self.cnt().v_page_count.update(|n| n + (end - start));
+        self.cnt().v_page_count.update_locked(|n| n + (end - start));
     }
 }
 

@@ -112,7 +112,7 @@ impl<M: Machine> Vm<M> {
         fault_type: Protection,
         reason: FaultReason,
     ) -> Result<(), KernReturn> {
-        self.cnt().v_faults.add(1);
+        self.cnt().v_faults.fetch_add(1);
         loop {
             let place = match self.vm_map_lookup(map, va, fault_type) {
                 Ok(place) => place,
@@ -176,7 +176,7 @@ impl<M: Machine> Vm<M> {
             Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
             // The map is not kept locked asleep, so that a reference must keep the object.
             Found::Busy(m) => {
-                self.get(object).ref_count.update(|n| n + 1);
+                self.get(object).ref_count.inc();
                 self.vm_map_lookup_done(place);
                 let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(m, "vmpfw");
             }
@@ -229,7 +229,7 @@ impl<M: Machine> Vm<M> {
         }
         self.page(m).valid.set(VM_PAGE_BITS_ALL);
         if !self.is_kernels(object) {
-            self.cnt().v_zfod.add(1);
+            self.cnt().v_zfod.fetch_add(1);
         }
     }
 

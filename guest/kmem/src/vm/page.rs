@@ -185,7 +185,7 @@ impl<M: Machine> Vm<M> {
 
     /// Notes that a request was not admitted. Locks: the free queue's.
     fn vm_page_short(&self) {
-        self.state().vm_pageout_deficit.update(|n| n + 1);
+        self.state().vm_pageout_deficit.inc();
         self.pagedaemon_wakeup();
     }
 
@@ -195,7 +195,7 @@ impl<M: Machine> Vm<M> {
         let page = self.page(m);
         let zero = self.vm_page_is_zero(page);
         if zero {
-            self.state().vm_page_zero_count.sub(1);
+            self.state().vm_page_zero_count.fetch_sub(1);
         }
         let mut pflags = PageFlags::ALLOCATED | PageFlags::TOUCHED;
         pflags.set(PageFlags::ZERO, zero && flags.contains(AllocFlags::ZERO));
@@ -209,7 +209,7 @@ impl<M: Machine> Vm<M> {
         if flags.contains(AllocFlags::WIRED) {
             // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that
             // is held.
-            self.cnt().v_wire_count.add(1);
+            self.cnt().v_wire_count.fetch_add(1);
             page.wire_count.set(1);
         }
         page.act_count.set(0);
@@ -297,8 +297,8 @@ impl<M: Machine> Vm<M> {
         page.pindex.set(pindex);
         let object = self.get(object);
         self.index_insert(object, self.vm_page_number(m));
-        object.resident_page_count.update(|n| n + 1);
-        object.generation.update(|n| n.wrapping_add(1));
+        object.resident_page_count.inc();
+        object.generation.update_locked(|n| n.wrapping_add(1));
     }
 
     /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
@@ -313,8 +313,8 @@ impl<M: Machine> Vm<M> {
         }
         let object = self.get(object);
         self.index_remove(object, self.vm_page_number(m));
-        object.resident_page_count.update(|n| n - 1);
-        object.generation.update(|n| n.wrapping_add(1));
+        object.resident_page_count.dec();
+        object.generation.update_locked(|n| n.wrapping_add(1));
         page.object.set(KPtr::NULL);
     }
 
@@ -397,7 +397,7 @@ impl<M: Machine> Vm<M> {
         self.free_queue_lock();
         self.vm_page_take_back(m, contents, PageFlags::TOUCHED);
         self.vm_phys_free_pages(m, 0);
-        self.cnt().v_free_count.add(1);
+        self.cnt().v_free_count.fetch_add(1);
         self.vm_page_free_wakeup();
         self.vm_page_zero_idle_wakeup();
         self.free_queue_unlock();
@@ -413,7 +413,7 @@ impl<M: Machine> Vm<M> {
     ) {
         if contents == Contents::Zero {
             flags |= PageFlags::ZERO;
-            self.state().vm_page_zero_count.add(1);
+            self.state().vm_page_zero_count.fetch_add(1);
         }
         self.page(m).flags.set(flags);
     }
@@ -424,9 +424,9 @@ impl<M: Machine> Vm<M> {
         let page = self.page(m);
         if page.wire_count.get() == 0 {
             self.vm_pageq_remove(m);
-            self.cnt().v_wire_count.add(1);
+            self.cnt().v_wire_count.fetch_add(1);
         }
-        page.wire_count.update(|n| n + 1);
+        page.wire_count.inc();
     }
 
     /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more
@@ -438,7 +438,7 @@ impl<M: Machine> Vm<M> {
             0 => self.panic(format_args!("vm_page_unwire: invalid wire count: 0")),
             1 => {
                 page.wire_count.set(0);
-                self.cnt().v_wire_count.sub(1);
+                self.cnt().v_wire_count.fetch_sub(1);
                 self.vm_page_activate(m);
             }
             count => page.wire_count.set(count - 1),
@@ -451,7 +451,7 @@ impl<M: Machine> Vm<M> {
         if page.oflags.get().contains(PageOflags::BUSY) {
             self.panic(format_args!("vm_page_busy: page already busy!!!"));
         }
-        page.oflags.update(|flags| flags | PageOflags::BUSY);
+        page.oflags.update_locked(|flags| flags | PageOflags::BUSY);
     }
 
     /// Ends the busy state of `m` (`vm_page_wakeup`). Locks: the object's.
@@ -461,7 +461,7 @@ impl<M: Machine> Vm<M> {
             self.panic(format_args!("vm_page_wakeup: page not busy!!!"));
         }
         let wanted = page.oflags.get().contains(PageOflags::WANTED);
-        page.oflags.update(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
+        page.oflags.update_locked(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
         if wanted {
             self.wakeup(WaitChannel::of(m));
         }
@@ -480,7 +480,7 @@ impl<M: Machine> Vm<M> {
             return Slept::No;
         }
         let page = self.page(m);
-        page.oflags.update(|flags| flags | PageOflags::WANTED);
+        page.oflags.update_locked(|flags| flags | PageOflags::WANTED);
         let object = page.object.get();
         let interlock = (LockClass::Object, &self.get(object).lock);
         let (Sleep::Woken | Sleep::TimedOut) =

@@ -102,7 +102,7 @@ impl<M: Machine> Vm<M> {
         if pfn != 0 && free.take_above(state.page_cache_floor.get()) {
             let m = self.vm_page_pointer(pfn);
             self.page_list_remove(&cache.pages, pfn);
-            cache.allocs.update(|n| n + 1);
+            cache.allocs.inc();
             self.vm_phys_mark(pfn, 1, Mark::Used);
             self.vm_page_hand_out(m, want);
             page = Cached::Page(m);
@@ -134,8 +134,8 @@ impl<M: Machine> Vm<M> {
         self.vm_phys_mark(pfn, 1, Mark::Free);
         self.vm_page_take_back(m, contents, PageFlags::TOUCHED | PageFlags::PCPU_CACHE);
         self.page_list_push(&cache.pages, pfn, End::Head);
-        cache.frees.update(|n| n + 1);
-        free.add(1);
+        cache.frees.inc();
+        free.fetch_add(1);
         self.page_cache_unlock(cache);
         // Who has begun to wait since the look above has counted without this page.
         fence(Ordering::SeqCst);
@@ -151,12 +151,12 @@ impl<M: Machine> Vm<M> {
     fn page_cache_refill(&self, cache: &PageCache) {
         while cache.pages.count.get() < self.page_cache_batch() {
             let Some(pfn) = self.vm_phys_take(0) else { break };
-            self.page_by_number(pfn).flags.update(|flags| flags | PageFlags::PCPU_CACHE);
+            self.page_by_number(pfn).flags.update_locked(|flags| flags | PageFlags::PCPU_CACHE);
             self.page_list_push(&cache.pages, pfn, End::Tail);
             self.page_worked();
             self.page_point();
         }
-        cache.refills.update(|n| n + 1);
+        cache.refills.inc();
     }
 
     /// Gives a batch of `cache` back, if it is full. Locks: the free queue's and the cache's.
@@ -164,7 +164,7 @@ impl<M: Machine> Vm<M> {
         let max = self.state().page_cache_max.get();
         if cache.pages.count.get() >= max {
             self.page_cache_shrink(cache, max - self.page_cache_batch());
-            cache.spills.update(|n| n + 1);
+            cache.spills.inc();
         }
     }
 
@@ -174,7 +174,7 @@ impl<M: Machine> Vm<M> {
         while cache.pages.count.get() > left {
             let pfn = cache.pages.tail.get();
             self.page_list_remove(&cache.pages, pfn);
-            self.page_by_number(pfn).flags.update(|flags| flags - PageFlags::PCPU_CACHE);
+            self.page_by_number(pfn).flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE);
             self.vm_phys_give(pfn, 0);
             self.page_worked();
             self.page_point();
@@ -193,7 +193,7 @@ impl<M: Machine> Vm<M> {
             self.page_cache_lock(cache);
             let count = cache.pages.count.get();
             self.page_cache_shrink(cache, 0);
-            cache.drained.update(|n| n + count);
+            cache.drained.update_locked(|n| n + count);
             self.page_cache_unlock(cache);
             drained += count;
         }

@@ -53,7 +53,7 @@ impl<M: Machine> Vm<M> {
         let mut pass = 0_u32;
         loop {
             if needed.get() != 0 {
-                self.cnt().v_pdwakeups.update(|n| n + 1);
+                self.cnt().v_pdwakeups.inc();
             }
             self.vm_pageout_scan();
             self.free_queue_lock();

@@ -38,7 +38,7 @@ impl<M: Machine> Vm<M> {
             0 => list.tail.set(prev),
             next => self.page_by_number(next).prev.set(prev),
         }
-        list.count.update(|n| n - 1);
+        list.count.dec();
         self.vm_pageq_count(page.queue.get(), |n| n - 1);
         page.queue.set(0);
         page.prev.set(0);
@@ -58,7 +58,7 @@ impl<M: Machine> Vm<M> {
             last => self.page_by_number(last).next.set(pfn),
         }
         list.tail.set(pfn);
-        list.count.update(|n| n + 1);
+        list.count.inc();
         self.vm_pageq_count(queue, |n| n + 1);
     }
 
@@ -73,6 +73,6 @@ impl<M: Machine> Vm<M> {
     fn vm_pageq_count(&self, queue: u8, change: impl FnOnce(u64) -> u64) {
         let cnt = self.cnt();
         let counter = if queue == PQ_ACTIVE { &cnt.v_active_count } else { &cnt.v_inactive_count };
-        counter.update(change);
+        counter.update_locked(change);
     }
 }

@@ -242,7 +242,7 @@ impl<M: Machine> Vm<M> {
             (neighbour, End::Tail) => self.page_by_number(neighbour).next.set(pfn),
         }
         near.set(pfn);
-        list.count.update(|n| n + 1);
+        list.count.inc();
     }
 
     /// Takes page number `pfn` off `list`. Locks: the one of the list.
@@ -259,7 +259,7 @@ impl<M: Machine> Vm<M> {
         }
         page.next.set(0);
         page.prev.set(0);
-        list.count.update(|n| n - 1);
+        list.count.dec();
     }
 }
 

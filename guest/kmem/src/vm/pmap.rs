@@ -194,9 +194,9 @@ impl<M: Machine> Vm<M> {
             return;
         }
         let pmap = &self.state().kernel_pmap;
-        pmap.resident_count.update(|n| n.wrapping_add_signed(change));
+        pmap.resident_count.update_locked(|n| n.wrapping_add_signed(change));
         if pte.flags().contains(PteFlags::W) {
-            pmap.wired_count.update(|n| n.wrapping_add_signed(change));
+            pmap.wired_count.update_locked(|n| n.wrapping_add_signed(change));
         }
     }
 
@@ -407,7 +407,7 @@ impl<M: Machine> Vm<M> {
             }
             self.pmap_lock();
             entry.set(self.pmap_entry_of_table(self.vm_page_to_phys(m)));
-            self.state().kernel_pmap.table_count.update(|n| n + 1);
+            self.state().kernel_pmap.table_count.inc();
             self.pmap_unlock();
         }
         Ok(())
@@ -459,7 +459,7 @@ impl<M: Machine> Vm<M> {
             let Some(m) = self.phys_to_vm_page(pte.frame()).filter(|_| empty) else { continue };
             self.pmap_lock();
             entry.set(Pte::EMPTY);
-            self.state().kernel_pmap.table_count.update(|n| n - 1);
+            self.state().kernel_pmap.table_count.dec();
             self.pmap_unlock();
             self.vm_page_chain(m, *tables);
             *tables = m;
@@ -504,7 +504,7 @@ pub enum Kentered {
 /// Counts a valid entry that came into, or went out of, a page table.
 fn count_entry(count: Option<&Field<u32>>, change: i32) {
     if let Some(count) = count {
-        count.update(|n| n.wrapping_add_signed(change));
+        count.update_locked(|n| n.wrapping_add_signed(change));
     }
 }
 

@@ -27,7 +27,7 @@ impl<M: Machine> Vm<M> {
     /// Counts a page that has been worked on. Locks: some mutex is owned.
     #[inline]
     pub(crate) fn page_worked(&self) {
-        self.pcpu().pages.update(|n| n + 1);
+        self.pcpu().pages.inc();
     }
 
     /// A place in a loop over pages where interrupts may be taken. Locks: any but the scheduler's.
@@ -55,7 +55,7 @@ impl<M: Machine> Vm<M> {
         let pages = cpu.pages.get();
         if pages != 0 {
             cpu.pages.set(0);
-            cpu.longest_pages.update(|longest| longest.max(pages));
+            cpu.longest_pages.update_locked(|longest| longest.max(pages));
         }
     }
 }

@@ -84,8 +84,8 @@ impl<M: Machine> Vm<M> {
         self.pmap_zero_page(m);
         self.page(m).flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
         self.vm_phys_free_pages(m, 0);
-        state.vm_page_zero_count.add(1);
-        state.cnt_prezero.update(|n| n + 1);
+        state.vm_page_zero_count.fetch_add(1);
+        state.cnt_prezero.inc();
         if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {
             state.zero_state.set(1);
         }

@@ -111,12 +111,12 @@ impl<M: Machine> Vm<M> {
         let item = header.free.get();
         header.free.set(self.get(item).next.get());
         self.item_mark(zone, item, Mark::Used);
-        header.free_count.update(|n| n - 1);
+        header.free_count.dec();
         if header.free.get().is_null() {
             self.slab_unlink(zone, header);
         }
-        zone.free.update(|n| n - 1);
-        zone.used.update(|n| n + 1);
+        zone.free.dec();
+        zone.used.inc();
         Some(item)
     }
 
@@ -129,14 +129,14 @@ impl<M: Machine> Vm<M> {
         self.get(item).next.set(header.free.get());
         header.free.set(item);
         self.item_mark(zone, item, Mark::Free);
-        header.free_count.update(|n| n + 1);
-        zone.free.update(|n| n + 1);
-        zone.used.update(|n| n - 1);
+        header.free_count.inc();
+        zone.free.inc();
+        zone.used.dec();
         let items = items_per_slab(u64::from(zone.item_size.get()));
         if u64::from(header.free_count.get()) == items {
             self.slab_unlink(zone, header);
-            zone.free.update(|n| n - items);
-            zone.slabs.update(|n| n - 1);
+            zone.free.update_locked(|n| n - items);
+            zone.slabs.dec();
             self.wired_page_free(slab);
         }
     }
@@ -163,8 +163,8 @@ impl<M: Machine> Vm<M> {
         header.free_count.set(u32::try_from(items).unwrap_or(u32::MAX));
         header.zone.set(u32::try_from(number).unwrap_or(u32::MAX));
         self.slab_link(zone, slab, header);
-        zone.free.update(|n| n + items);
-        zone.slabs.update(|n| n + 1);
+        zone.free.update_locked(|n| n + items);
+        zone.slabs.inc();
         Some(slab)
     }
 

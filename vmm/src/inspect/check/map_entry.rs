@@ -203,8 +203,8 @@ mod tests {
                 ("entry-inheritance", |e| e.inheritance.set(0)),
                 ("entry-wired", |e| e.wired_count.set(0)),
                 ("entry-wired", |e| e.wired_count.set(2)),
-                ("entry-offset", |e| e.offset.update(|offset| offset + 8)),
-                ("entry-offset", |e| e.offset.update(|offset| offset + 4096)),
+                ("entry-offset", |e| e.offset.update_locked(|offset| offset + 8)),
+                ("entry-offset", |e| e.offset.update_locked(|offset| offset + 4096)),
                 ("entry-wired", |e| e.object.set(KPtr::NULL)),
             ],
         );

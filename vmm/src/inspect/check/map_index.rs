@@ -228,16 +228,16 @@ mod tests {
                 ("index-unused", |n| n.keys[14].set(0)),
                 ("index-spare", |n| n.spare_next.set(KPtr::new(GuestVirt::new(64)))),
                 ("index-item", |n| n.targets[2].set(n.targets[1].get())),
-                ("index-item", |n| n.keys[3].update(|key| key + 1)),
-                ("index-gap", |n| n.gaps[1].update(|gap| gap + 1)),
+                ("index-item", |n| n.keys[3].inc()),
+                ("index-gap", |n| n.gaps[1].inc()),
             ],
         );
         lab.each(
             root,
             what,
             &[
-                ("index-gap", |n| n.gaps[1].update(|gap| gap + 1)),
-                ("index-key", |n| n.keys[1].update(|key| key + 1)),
+                ("index-gap", |n| n.gaps[1].inc()),
+                ("index-key", |n| n.keys[1].inc()),
                 ("index-key", |n| n.keys[2].set(n.keys[1].get())),
             ],
         );
@@ -272,7 +272,7 @@ mod tests {
             &[
                 ("index-height", |map| map.index.height.set(0)),
                 ("index-height", |map| map.index.height.set(13)),
-                ("index-nodes", |map| map.index.nodes.update(|nodes| nodes + 1)),
+                ("index-nodes", |map| map.index.nodes.inc()),
             ],
         );
         let (root, _) = nodes(&lab);

@@ -85,7 +85,7 @@ mod tests {
     fn wrong_counts_of_a_map_are_found() {
         let lab = Lab::new();
         let map = lab.map(KMEM);
-        let report = lab.damaged(map, |map| map.size.update(|size| size + 4096));
+        let report = lab.damaged(map, |map| map.size.update_locked(|size| size + 4096));
         let finding = expect_finding(&report, "map-size", "kmem_map", map.addr());
         assert_eq!(
             finding.detail,
@@ -112,11 +112,11 @@ mod tests {
             "vm_map_entry",
             &[
                 ("map-list", |e| e.prev.set(KPtr::NULL)),
-                ("map-order", |e| e.start.update(|at| GuestVirt::new(at.get() - (1 << 20)))),
-                ("map-order", |e| e.end.update(|at| at.add(1 << 32))),
+                ("map-order", |e| e.start.update_locked(|at| GuestVirt::new(at.get() - (1 << 20)))),
+                ("map-order", |e| e.end.update_locked(|at| at.add(1 << 32))),
                 ("entry-range", |e| e.end.set(e.start.get())),
-                ("entry-range", |e| e.start.update(|at| at.add(8))),
-                ("entry-range", |e| e.end.update(|at| at.add(8))),
+                ("entry-range", |e| e.start.update_locked(|at| at.add(8))),
+                ("entry-range", |e| e.end.update_locked(|at| at.add(8))),
             ],
         );
         let report = lab.damaged(entry, |e| e.next.set(e.prev.get()));

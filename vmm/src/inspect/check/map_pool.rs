@@ -283,19 +283,19 @@ mod tests {
             lab.map(1),
             "kmem_map",
             &[
-                ("pool-used", |map| map.reserve.entries.used.update(|n| n + 1)),
-                ("pool-used", |map| map.reserve.nodes.used.update(|n| n - 1)),
+                ("pool-used", |map| map.reserve.entries.used.inc()),
+                ("pool-used", |map| map.reserve.nodes.used.dec()),
                 ("pool-used", |map| map.reserve.nodes.used.set(u64::MAX)),
-                ("pool-capacity", |map| map.reserve.entries.capacity.update(|n| n + 1)),
+                ("pool-capacity", |map| map.reserve.entries.capacity.inc()),
                 ("pool-pages", |map| map.reserve.entries.last.set(KPtr::NULL)),
                 ("pool-top", |map| map.reserve.entries.top.set(KPtr::NULL)),
                 ("pool-top", |map| map.reserve.nodes.top.set(map.reserve.entries.top.get())),
-                ("pool-item", |map| map.reserve.entries.used.update(|n| n - 1)),
+                ("pool-item", |map| map.reserve.entries.used.dec()),
                 ("map-home", |map| map.reserve.home.set(KPtr::NULL)),
                 ("index-spare", |map| map.reserve.unlinked.set(map.index.root.get())),
                 ("map-plain-pages", |map| map.reserve.plain_pages.set(1)),
                 ("map-credits", |map| map.reserve.credits.set(1)),
-                ("pool-reserve", |map| map.reserve.nodes.capacity.update(|n| n + 15)),
+                ("pool-reserve", |map| map.reserve.nodes.capacity.update_locked(|n| n + 15)),
             ],
         );
         let page = lab.get(lab.map(1)).reserve.entries.first.get();
@@ -308,7 +308,7 @@ mod tests {
         let report = lab.damaged(page, |page| page.next.set(KPtr::new(GuestVirt::new(8))));
         expect_finding(&report, "pool-pages", "kmem_map", lab.map(1).addr());
         let (roots_at, _) = lab.roots();
-        let report = lab.damaged(roots_at, |roots| roots.map_pages.update(|pages| pages - 1));
+        let report = lab.damaged(roots_at, |roots| roots.map_pages.dec());
         let at = roots_at.addr().add(offset_of!(KernelRoots, map_pages) as u64);
         expect_finding(&report, "map-pages", "map_pages", at);
     }

@@ -198,7 +198,7 @@ mod tests {
         lab.each(
             kernel_map,
             "kernel_map",
-            &[("map-bounds", |map| map.header.start.update(|at| at.add(1 << 30)))],
+            &[("map-bounds", |map| map.header.start.update_locked(|at| at.add(1 << 30)))],
         );
     }
 
@@ -229,7 +229,7 @@ mod tests {
         lab.each(
             entry,
             "vm_map_entry",
-            &[("submap-range", |e| e.end.update(|at| GuestVirt::new(at.get() - 4096)))],
+            &[("submap-range", |e| e.end.update_locked(|at| GuestVirt::new(at.get() - 4096)))],
         );
         let other = lab.map(2).addr();
         let report = lab.damaged(entry, |e| e.object.set(KPtr::new(other)));
@@ -244,9 +244,11 @@ mod tests {
         let at = roots_at.addr().add(offset_of!(KernelRoots, kernel_vm_end) as u64);
         let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.set(VM_MIN_KERNEL_ADDRESS));
         expect_finding(&report, "kernel-vm-end", "kernel_vm_end", at);
-        let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.update(|end| end.add(4096)));
+        let report =
+            lab.damaged(roots_at, |roots| roots.kernel_vm_end.update_locked(|end| end.add(4096)));
         expect_finding(&report, "kernel-vm-end", "kernel_vm_end", at);
-        let report = lab.damaged(roots_at, |roots| roots.virtual_avail.update(|end| end.add(4096)));
+        let report =
+            lab.damaged(roots_at, |roots| roots.virtual_avail.update_locked(|end| end.add(4096)));
         expect_finding(&report, "map-image", "kernel_map", lab.map(0).addr());
     }
 }

@@ -277,14 +277,14 @@ mod tests {
                 ("object-kind", |o| o.kind.set(0)),
                 ("object-kind", |o| o.kind.set(77)),
                 ("object-flags", |o| o.flags.set(ObjectFlags::DEAD)),
-                ("object-size", |o| o.size.update(|size| size - 1)),
-                ("object-resident", |o| o.resident_page_count.update(|n| n + 1)),
-                ("object-ref-count", |o| o.ref_count.update(|n| n + 1)),
-                ("object-ref-count", |o| o.ref_count.update(|n| n - 1)),
+                ("object-size", |o| o.size.dec()),
+                ("object-resident", |o| o.resident_page_count.inc()),
+                ("object-ref-count", |o| o.ref_count.inc()),
+                ("object-ref-count", |o| o.ref_count.dec()),
                 ("object-resident", |o| o.root.set(0)),
                 ("object-search", |o| o.before.set(o.after.get())),
                 ("object-search", |o| o.after.set(77)),
-                ("object-search", |o| o.before.update(|pfn| pfn + 1)),
+                ("object-search", |o| o.before.inc()),
             ],
         );
         let anonymous = KPtr::<VmObject>::new(lab.get(lab.entry(2, 0)).object.get().addr());
@@ -342,7 +342,7 @@ mod tests {
                 ("object-index", |page| page.left.set(0x7fff_ffff)),
             ],
         );
-        let report = lab.damaged(root, |page| page.pindex.update(|n| n + 1));
+        let report = lab.damaged(root, |page| page.pindex.inc());
         assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
         let report = lab.damaged(root, |page| {
             page.left.set(pfn);
@@ -360,7 +360,7 @@ mod tests {
     fn an_object_that_no_entry_names_is_found_by_the_count_of_its_zone() {
         let lab = Lab::new();
         let (roots_at, _) = lab.roots();
-        let report = lab.damaged(roots_at, |roots| roots.zones[OBJECT_ZONE].used.update(|n| n + 1));
+        let report = lab.damaged(roots_at, |roots| roots.zones[OBJECT_ZONE].used.inc());
         let at = roots_at.addr().add(offset_of!(KernelRoots, zones) as u64);
         expect_finding(&report, "object-unreachable", "zone of objects", at);
         let entry = lab.entry(2, 0);

@@ -424,7 +424,7 @@ mod tests {
 
     /// What a check finds while the entry of `level` for `va` is as `damage` makes it.
     fn damaged(lab: &Lab, va: GuestVirt, level: Level, damage: impl Fn(u64) -> u64) -> Report {
-        lab.damaged_phys::<Field<u64>>(lab.pte_at(va, level), |entry| entry.update(&damage))
+        lab.damaged_phys::<Field<u64>>(lab.pte_at(va, level), |entry| entry.update_locked(&damage))
     }
 
     fn flip(lab: &Lab, va: GuestVirt, level: Level, flags: PteFlags) -> Report {
@@ -573,7 +573,7 @@ mod tests {
         let number = roots.boot_tables.number(kmem).expect("the boot has made it");
         assert!(roots.boot_tables.valid[number].get() > 0);
         let nkpt = roots.boot_tables.nkpt.get();
-        let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].update(|n| n + 1);
+        let valid = |roots: &KernelRoots| roots.boot_tables.valid[number].inc();
         let report = lab.damaged(roots_at, valid);
         expect_finding(
             &report,
@@ -590,11 +590,11 @@ mod tests {
         let first = VM_MIN_KERNEL_ADDRESS;
         let last = first.add((nkpt - 1) * NBPDR);
         let damages: [(RootDamage, GuestVirt); 5] = [
-            (|roots| roots.boot_tables.nkpt.update(|n| n + 1), last.add(NBPDR)),
-            (|roots| roots.boot_tables.nkpt.update(|n| n - 1), last),
-            (|roots| roots.boot_tables.kptphys.update(|at| at.add(PAGE_SIZE)), first),
-            (|roots| roots.boot_tables.kptphys.update(|at| at.add(8)), first),
-            (|roots| roots.boot_tables.kpdphys.update(|at| at.add(PAGE_SIZE)), first),
+            (|roots| roots.boot_tables.nkpt.inc(), last.add(NBPDR)),
+            (|roots| roots.boot_tables.nkpt.dec(), last),
+            (|roots| roots.boot_tables.kptphys.update_locked(|at| at.add(PAGE_SIZE)), first),
+            (|roots| roots.boot_tables.kptphys.update_locked(|at| at.add(8)), first),
+            (|roots| roots.boot_tables.kpdphys.update_locked(|at| at.add(PAGE_SIZE)), first),
         ];
         for (damage, at) in damages {
             expect_finding(&lab.damaged(roots_at, damage), "boot-tables", "page table", at);
@@ -624,9 +624,9 @@ mod tests {
         let at = roots_at.addr().add(offset_of!(KernelRoots, kernel_pmap) as u64);
         type Damage = fn(&KernelPmap);
         let damages: [(&str, Damage); 4] = [
-            ("pmap-resident", |pmap| pmap.resident_count.update(|n| n + 1)),
-            ("pmap-wired", |pmap| pmap.wired_count.update(|n| n - 1)),
-            ("pmap-tables", |pmap| pmap.table_count.update(|n| n + 1)),
+            ("pmap-resident", |pmap| pmap.resident_count.inc()),
+            ("pmap-wired", |pmap| pmap.wired_count.dec()),
+            ("pmap-tables", |pmap| pmap.table_count.inc()),
             ("pmap-root", |pmap| pmap.pml4.set(GuestPhys::new(0x1000))),
         ];
         for (rule, damage) in damages {
@@ -636,7 +636,7 @@ mod tests {
         let grown = lab.grow();
         let pfn = lab.pte_at(grown, Level::Pt).pfn();
         let page = lab.vm_page(pfn);
-        lab.each(page, "vm_page", &[("table-valid", |page| page.private.update(|n| n + 1))]);
+        lab.each(page, "vm_page", &[("table-valid", |page| page.private.inc())]);
         let report = lab.damaged(roots_at, |roots| roots.kernel_vm_end.set(VM_MAX_KERNEL_ADDRESS));
         assert!(report.findings.iter().any(|f| f.rule == "table-reach"), "{report}");
     }

@@ -333,7 +333,9 @@ mod tests {
     use super::*;
 
     fn damaged(lab: &Lab, va: GuestVirt, damage: impl Fn(u64) -> u64) -> Report {
-        lab.damaged_phys::<Field<u64>>(lab.pte_at(va, Level::Pt), |entry| entry.update(&damage))
+        lab.damaged_phys::<Field<u64>>(lab.pte_at(va, Level::Pt), |entry| {
+            entry.update_locked(&damage)
+        })
     }
 
     #[test]
@@ -410,8 +412,12 @@ mod tests {
                 ("page-resident", |page| page.valid.set(0)),
                 ("page-resident", |page| page.oflags.set(PageOflags::BUSY)),
                 ("page-resident", |page| page.busy.set(1)),
-                ("page-resident", |page| page.flags.update(|flags| flags - PageFlags::UNMANAGED)),
-                ("page-free", |page| page.flags.update(|flags| flags - PageFlags::ALLOCATED)),
+                ("page-resident", |page| {
+                    page.flags.update_locked(|flags| flags - PageFlags::UNMANAGED)
+                }),
+                ("page-free", |page| {
+                    page.flags.update_locked(|flags| flags - PageFlags::ALLOCATED)
+                }),
             ],
         );
         let pageable = lab.vm_page(lab.pfn_at(lab.pageable));
@@ -420,7 +426,9 @@ mod tests {
             "vm_page",
             &[
                 ("page-resident", |page| page.wire_count.set(1)),
-                ("page-resident", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+                ("page-resident", |page| {
+                    page.flags.update_locked(|flags| flags | PageFlags::UNMANAGED)
+                }),
             ],
         );
     }
@@ -432,12 +440,13 @@ mod tests {
         let last = entries[0].end.get() - PAGE_SIZE;
         let page = lab.vm_page(lab.pfn_at(GuestVirt::new(last)));
         let report = lab.damaged(lab.entry(1, 0), |entry| {
-            entry.end.update(|end| GuestVirt::new(end.get() - PAGE_SIZE))
+            entry.end.update_locked(|end| GuestVirt::new(end.get() - PAGE_SIZE))
         });
         expect_finding(&report, "object-leak", "vm_page", page.addr());
         expect_finding(&report, "pte-hole", "PTE", GuestVirt::new(last));
-        let report =
-            lab.damaged(lab.entry(2, 0), |entry| entry.offset.update(|offset| offset + PAGE_SIZE));
+        let report = lab.damaged(lab.entry(2, 0), |entry| {
+            entry.offset.update_locked(|offset| offset + PAGE_SIZE)
+        });
         let page = lab.vm_page(lab.pfn_at(lab.pageable));
         expect_finding(&report, "object-leak", "vm_page", page.addr());
     }

@@ -94,7 +94,7 @@ fn handle(which: Deferred) {
         Deferred::Timer => {
             TIMER_INTERRUPTS.fetch_add(1, Ordering::Relaxed);
             if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {
-                vm.get(pcpu).clock_interrupts.update(|n| n + 1);
+                vm.get(pcpu).clock_interrupts.inc();
             }
             crate::threads::handle_interrupt(which);
         }

@@ -166,6 +166,6 @@ fn pass(spins: u64) {
 #[inline]
 fn count(which: fn(&TlbStats) -> &Field<u64>, number: u64) {
     if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {
-        which(&vm.get(pcpu).tlb).update(|n| n + number);
+        which(&vm.get(pcpu).tlb).update_locked(|n| n + number);
     }
 }

@@ -17,7 +17,7 @@ use crate::vm::Vm;
 fn note(vm: &Vm<SimMachine>, arg: u64, flags: u64) {
     assert_eq!(flags, 0);
     vm.assert_no_locks("a handler");
-    vm.cnt().v_swapin.update(|digits| digits * 10 + arg);
+    vm.cnt().v_swapin.update_locked(|digits| digits * 10 + arg);
 }
 
 fn on(sim: &Sim, arg: u64, priority: EventPriority) -> EventTag {

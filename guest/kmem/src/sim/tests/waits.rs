@@ -70,7 +70,7 @@ fn success_on_retry_k_leaves_k_plus_1_events_and_the_sleeps_before_it() {
 
 /// Counts reclaims, each after its event.
 fn reclaim(vm: &Vm<SimMachine>, _arg: u64, _flags: u64) {
-    vm.cnt().v_swapin.update(|n| n + 1);
+    vm.cnt().v_swapin.inc();
     assert_eq!(
         vm.cnt().v_swapin.get(),
         vm.cnt().lowmem_events.get(),

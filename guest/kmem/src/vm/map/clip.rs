@@ -77,7 +77,7 @@ impl<M: Machine> Vm<M> {
         self.map_list_insert(m, e.prev.get(), low);
         self.map_nodes(m).index().split(va, low, entry);
         self.get(low).end.set(va);
-        e.offset.update(|offset| offset + va.since(e.start.get()));
+        e.offset.update_locked(|offset| offset + va.since(e.start.get()));
         e.start.set(va);
         entry
     }
@@ -95,7 +95,7 @@ impl<M: Machine> Vm<M> {
         self.map_nodes(m).index().split(va, entry, high);
         let h = self.get(high);
         h.start.set(va);
-        h.offset.update(|offset| offset + va.since(e.start.get()));
+        h.offset.update_locked(|offset| offset + va.since(e.start.get()));
         e.end.set(va);
     }
 

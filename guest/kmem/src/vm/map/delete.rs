@@ -90,7 +90,8 @@ impl<M: Machine> Vm<M> {
             }
             let flush = self.pmap_remove(e.start.get(), e.end.get());
             marked.flush = marked.flush.merge(flush);
-            e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION | EntryFlags::DELETING);
+            e.eflags
+                .update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION | EntryFlags::DELETING);
             e.deleter.set(self.curtid() + 1);
             marked.first.get_or_insert(entry);
             entry = e.next.get();
@@ -176,7 +177,7 @@ impl<M: Machine> Vm<M> {
         let next = e.next.get();
         self.map_nodes(m).index().unlink(e.start.get());
         self.map_list_remove(m, e);
-        m.size.update(|size| size - e.len());
+        m.size.update_locked(|size| size - e.len());
         let is_submap = e.eflags.get().contains(EntryFlags::IS_SUB_MAP);
         if !is_submap && self.map_may_lack_pages(e) {
             self.map_plain_leave(m, e.len());

@@ -56,7 +56,7 @@ impl<M: Machine> Vm<M> {
                 && b.protection.get() == spec.protection
                 && b.max_protection.get() == spec.max_protection
             {
-                m.size.update(|size| size + end.since(start));
+                m.size.update_locked(|size| size + end.since(start));
                 b.end.set(end);
                 self.map_nodes(m).index().set_end(b.start.get(), end);
                 self.map_credit(m);
@@ -86,7 +86,7 @@ impl<M: Machine> Vm<M> {
         if object.is_null() {
             self.map_plain_enter(m, end.since(start));
         }
-        m.size.update(|size| size + end.since(start));
+        m.size.update_locked(|size| size + end.since(start));
         Ok(())
     }
 
@@ -119,7 +119,7 @@ impl<M: Machine> Vm<M> {
         let o = self.get(object);
         self.vm_object_lock(object);
         if o.ref_count.get() > 1 {
-            o.flags.update(|flags| flags - ObjectFlags::ONEMAPPING);
+            o.flags.update_locked(|flags| flags - ObjectFlags::ONEMAPPING);
         }
         self.vm_object_unlock(object);
     }
@@ -136,7 +136,7 @@ impl<M: Machine> Vm<M> {
         self.get(entry).next.set(next);
         self.get(before).next.set(entry);
         self.get(next).prev.set(entry);
-        map.nentries.update(|n| n + 1);
+        map.nentries.inc();
     }
 
     /// Takes `entry` out of the list, and counts it off.
@@ -144,6 +144,6 @@ impl<M: Machine> Vm<M> {
         let (prev, next) = (entry.prev.get(), entry.next.get());
         self.get(prev).next.set(next);
         self.get(next).prev.set(prev);
-        map.nentries.update(|n| n - 1);
+        map.nentries.dec();
     }
 }

@@ -146,7 +146,7 @@ impl<M: Machine> Vm<M> {
         fence(Ordering::Release);
         list.set(map);
         if let Some(home) = phys_of(map).and_then(|pa| self.phys_to_vm_page(pa)) {
-            self.page(home).flags.update(|flags| flags | PageFlags::MAP_HOME);
+            self.page(home).flags.update_locked(|flags| flags | PageFlags::MAP_HOME);
         }
         self.mtx_unlock(LockClass::MapSleep, lock);
     }
@@ -155,7 +155,7 @@ impl<M: Machine> Vm<M> {
     /// map.
     pub fn vm_map_lock(&self, map: KPtr<VmMap>) {
         self.vm_map_lock_read(map);
-        self.get(map).timestamp.update(|timestamp| timestamp.wrapping_add(1));
+        self.get(map).timestamp.update_locked(|timestamp| timestamp.wrapping_add(1));
     }
 
     /// Acquires the map's lock for look-ups (`vm_map_lock_read`): the same exclusive lock, but no
@@ -225,7 +225,7 @@ impl<M: Machine> Vm<M> {
     /// Waits, with the map unlocked meanwhile, until whoever works on `entry` is done. The map is
     /// locked again afterwards, but may have changed in any way.
     fn map_wait_for_transition(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
-        self.get(entry).eflags.update(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
+        self.get(entry).eflags.update_locked(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
         self.vm_map_unlock_and_wait(map);
         self.vm_map_lock(map);
     }

@@ -166,7 +166,7 @@ impl<M: Machine> Vm<M> {
             None => pool.first.set(page),
         }
         pool.last.set(page);
-        pool.capacity.update(|n| n + T::PER_PAGE);
+        pool.capacity.update_locked(|n| n + T::PER_PAGE);
         let items = page.addr().add(size_of::<PoolPage>() as u64);
         self.pool_mark(items, T::PER_PAGE * size_of::<T>() as u64, Mark::Free);
         Ok(())
@@ -184,7 +184,7 @@ impl<M: Machine> Vm<M> {
                 None => pool.first.set(KPtr::NULL),
             }
             pool.last.set(before);
-            pool.capacity.update(|n| n - T::PER_PAGE);
+            pool.capacity.update_locked(|n| n - T::PER_PAGE);
             self.map_page_free(page);
             self.page_point();
         }
@@ -206,7 +206,7 @@ impl<M: Machine> Vm<M> {
             .vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)
             .ok_or(Shortage)?;
         // All maps count here, each under a lock of its own.
-        self.state().map_pages.add(1);
+        self.state().map_pages.fetch_add(1);
         Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))
     }
 
@@ -215,7 +215,7 @@ impl<M: Machine> Vm<M> {
             Some(m) => self.vm_page_free_wired(m, Contents::Unknown),
             None => self.panic(format_args!("vm_map: {} is not in a page of a map", page.addr())),
         }
-        self.state().map_pages.sub(1);
+        self.state().map_pages.fetch_sub(1);
     }
 }
 

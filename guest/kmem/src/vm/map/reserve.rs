@@ -177,17 +177,17 @@ impl<M: Machine> Vm<M> {
 
     /// Notes that two entries without an object became one: the entry saved stays in reserve.
     pub(super) fn map_credit(&self, map: &VmMap) {
-        map.reserve.credits.update(|credits| credits + 1);
+        map.reserve.credits.inc();
     }
 
     /// Notes that an entry without an object was cut in two.
     pub(super) fn map_debit(&self, map: &VmMap) {
-        map.reserve.credits.update(|credits| credits.saturating_sub(1));
+        map.reserve.credits.update_locked(|credits| credits.saturating_sub(1));
     }
 
     /// Notes that a range of `length` bytes without an object was entered.
     pub(super) fn map_plain_enter(&self, map: &VmMap, length: u64) {
-        map.reserve.plain_pages.update(|pages| pages + (length >> PAGE_SHIFT));
+        map.reserve.plain_pages.update_locked(|pages| pages + (length >> PAGE_SHIFT));
     }
 
     /// Notes that a range of `length` bytes without an object has left, or has become a submap.
@@ -195,8 +195,8 @@ impl<M: Machine> Vm<M> {
     /// pages.
     pub(crate) fn map_plain_leave(&self, map: &VmMap, length: u64) {
         let reserve = &map.reserve;
-        reserve.plain_pages.update(|pages| pages.saturating_sub(length >> PAGE_SHIFT));
-        reserve.credits.update(|credits| credits.min(reserve.plain_pages.get()));
+        reserve.plain_pages.update_locked(|pages| pages.saturating_sub(length >> PAGE_SHIFT));
+        reserve.credits.update_locked(|credits| credits.min(reserve.plain_pages.get()));
     }
 
     #[cold]

@@ -58,7 +58,7 @@ impl<M: Machine> Vm<M> {
         }
         self.map_plain_leave(m, e.len());
         e.object.set(KPtr::new(submap.addr()));
-        e.eflags.update(|eflags| eflags | EntryFlags::IS_SUB_MAP);
+        e.eflags.update_locked(|eflags| eflags | EntryFlags::IS_SUB_MAP);
         Ok(())
     }
 }

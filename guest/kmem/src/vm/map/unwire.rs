@@ -82,7 +82,7 @@ impl<M: Machine> Vm<M> {
             entry = self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
             let e = self.get(entry);
-            e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION);
+            e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
             if e.end.get() < end && self.map_hole_follows(map, e) {
                 return (e.end.get(), Err(KernReturn::InvalidAddress));
             }
@@ -111,7 +111,7 @@ impl<M: Machine> Vm<M> {
         while entry != header(map) && self.get(entry).start.get() < end {
             let e = self.get(entry);
             if result.is_ok() {
-                e.wired_count.update(|count| count - 1);
+                e.wired_count.dec();
                 if e.wired_count.get() == 0 {
                     self.vm_fault_unwire(map, e.start.get(), e.end.get());
                 }

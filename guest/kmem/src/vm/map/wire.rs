@@ -88,7 +88,7 @@ impl<M: Machine> Vm<M> {
             entry = self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
             let e = self.get(entry);
-            e.eflags.update(|eflags| eflags | EntryFlags::IN_TRANSITION);
+            e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
             let entry_end = e.end.get();
             let mut last = entry;
             if e.wired_count.get() == 0 {
@@ -99,7 +99,7 @@ impl<M: Machine> Vm<M> {
                     return (entry_end, result);
                 }
             } else {
-                e.wired_count.update(|count| count + 1);
+                e.wired_count.inc();
             }
             if entry_end < end && self.map_hole_follows(map, self.get(last)) {
                 return (entry_end, Err(KernReturn::InvalidAddress));
@@ -196,7 +196,7 @@ impl<M: Machine> Vm<M> {
     /// Ends the transition of `entry`. Says whether somebody waits for that.
     pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
         let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
-        entry.eflags.update(|eflags| eflags - EntryFlags::PASSING);
+        entry.eflags.update_locked(|eflags| eflags - EntryFlags::PASSING);
         if waited_for { Waiters::Some } else { Waiters::None }
     }
 

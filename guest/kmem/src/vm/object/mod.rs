@@ -105,7 +105,7 @@ impl<M: Machine> Vm<M> {
             return;
         }
         self.vm_object_lock(object);
-        self.get(object).ref_count.update(|n| n + 1);
+        self.get(object).ref_count.inc();
         self.vm_object_unlock(object);
     }
 
@@ -137,7 +137,7 @@ impl<M: Machine> Vm<M> {
         }
         // One mapping is left, which makes the pages that it does not show unreachable.
         if o.ref_count.get() == 1 && o.kind.get() == ObjectType::Default as u32 {
-            o.flags.update(|flags| flags | ObjectFlags::ONEMAPPING);
+            o.flags.update_locked(|flags| flags | ObjectFlags::ONEMAPPING);
         }
         self.vm_object_unlock(object);
     }
@@ -146,7 +146,7 @@ impl<M: Machine> Vm<M> {
     /// pages are freed.
     fn vm_object_terminate(&self, object: KPtr<VmObject>) {
         let o = self.get(object);
-        o.flags.update(|flags| flags | ObjectFlags::DEAD);
+        o.flags.update_locked(|flags| flags | ObjectFlags::DEAD);
         self.vm_object_page_remove(object, 0, u64::MAX);
         if o.resident_page_count.get() != 0 || o.root.get() != 0 {
             self.panic(format_args!(

@@ -191,7 +191,7 @@ impl Lab {
         field: fn(&KernelRoots) -> &Field<W>,
         damage: fn(W) -> W,
     ) {
-        let report = self.damaged(self.roots().0, |roots| field(roots).update(damage));
+        let report = self.damaged(self.roots().0, |roots| field(roots).update_locked(damage));
         expect_finding(&report, rule, what, self.root_field(field));
     }
 

@@ -39,7 +39,7 @@ fn words_of_free_blocks_are_held_against_their_lists() {
         head,
         "vm_page",
         &[
-            ("free-block-order", |page| page.block.update(|block| block - 1)),
+            ("free-block-order", |page| page.block.dec()),
             ("free-list-link", |page| page.prev.set(77)),
             ("free-block-segment", |page| page.segind.set(9)),
             ("page-free", |page| page.flags.set(PageFlags::ALLOCATED)),
@@ -52,7 +52,9 @@ fn words_of_free_blocks_are_held_against_their_lists() {
             ("page-free-state", |page| page.hold_count.set(1)),
             ("page-free-state", |page| page.private.set(1)),
             ("page-free-state", |page| page.oflags.set(PageOflags::BUSY)),
-            ("page-free-state", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+            ("page-free-state", |page| {
+                page.flags.update_locked(|flags| flags | PageFlags::UNMANAGED)
+            }),
             ("page-queue", |page| page.queue.set(2)),
         ],
     );
@@ -65,7 +67,7 @@ fn words_of_free_blocks_are_held_against_their_lists() {
     let list: KPtr<VmFreeList> = KPtr::new(at);
     let blocks = lab.get(list).count.get();
     let damages: &[(&str, Damage<VmFreeList>)] = &[
-        ("free-list-count", |list| list.count.update(|count| count + 1)),
+        ("free-list-count", |list| list.count.inc()),
         ("free-list-link", |list| list.tail.set(3)),
         ("free-list-link", |list| list.head.set(3)),
     ];
@@ -92,7 +94,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     let head = lab.get(cpu).page_cache.pages.head.get();
     let list = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
     let damages: &[(&str, Damage<VmFreeList>)] = &[
-        ("page-cache-count", |list| list.count.update(|count| count + 1)),
+        ("page-cache-count", |list| list.count.inc()),
         ("page-cache-link", |list| list.tail.set(3)),
         ("page-cache-link", |list| list.head.set(3)),
     ];
@@ -101,7 +103,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
         ("page-cache-link", |page| page.prev.set(77)),
         ("page-cache-link", |page| page.segind.set(9)),
         ("page-free", |page| page.flags.set(PageFlags::ALLOCATED)),
-        ("page-free-state", |page| page.flags.update(|flags| flags - PageFlags::PCPU_CACHE)),
+        ("page-free-state", |page| page.flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE)),
         ("page-free-state", |page| page.wire_count.set(1)),
         ("page-free-state", |page| page.block.set(1)),
     ];
@@ -139,12 +141,12 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
     let lab = Lab::new();
     let resident = lab.vm_page(lab.pfn_at(lab.block));
     let damages: &[(&str, Damage<VmPage>)] = &[
-        ("page-state", |page| page.flags.update(|flags| flags - PageFlags::TOUCHED)),
-        ("page-state", |page| page.flags.update(|flags| flags - PageFlags::UNMANAGED)),
+        ("page-state", |page| page.flags.update_locked(|flags| flags - PageFlags::TOUCHED)),
+        ("page-state", |page| page.flags.update_locked(|flags| flags - PageFlags::UNMANAGED)),
         ("page-state", |page| {
-            page.flags.update(|flags| PageFlags::from_bits_retain(flags.bits() | 0x8000))
+            page.flags.update_locked(|flags| PageFlags::from_bits_retain(flags.bits() | 0x8000))
         }),
-        ("page-free", |page| page.flags.update(|flags| flags - PageFlags::ALLOCATED)),
+        ("page-free", |page| page.flags.update_locked(|flags| flags - PageFlags::ALLOCATED)),
         ("page-state", |page| page.block.set(3)),
         ("page-state", |page| page.segind.set(9)),
         ("page-state", |page| page.hold_count.set(1)),
@@ -200,7 +202,7 @@ fn the_active_queue_and_its_pages_agree() {
         ("page-queue", |page| page.queue.set(1)),
         ("page-queue", |page| page.prev.set(5)),
         ("page-state", |page| page.wire_count.set(1)),
-        ("page-state", |page| page.flags.update(|flags| flags | PageFlags::UNMANAGED)),
+        ("page-state", |page| page.flags.update_locked(|flags| flags | PageFlags::UNMANAGED)),
     ];
     lab.each(page, "vm_page", damages);
     let queue = KPtr::<VmFreeList>::new(lab.root_field(|roots| &roots.vm_page_queues[1]));

@@ -202,7 +202,8 @@ fn an_object_has_no_more_references_than_entries_and_threads_that_may_be_in_a_fa
     let _pause = lab.guest.pause().expect("it can be held");
     let object: KPtr<VmObject> = KPtr::new(lab.root_field(|roots| &roots.kmem_object));
     let found = |more: u32| {
-        let report = lab.damaged(object, |object| object.ref_count.update(|count| count + more));
+        let report =
+            lab.damaged(object, |object| object.ref_count.update_locked(|count| count + more));
         report.findings.iter().any(|finding| finding.rule == "object-ref-count")
     };
     assert_eq!([0, 1].map(found), [false, true]);

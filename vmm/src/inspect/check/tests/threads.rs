@@ -29,7 +29,7 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("thread-state", |t| t.state.set(ThreadState::Running as u32)),
         ("runq-missing", |t| t.state.set(ThreadState::Runnable as u32)),
         ("thread-state", |t| t.wchan.set(GuestVirt::new(0))),
-        ("sleepq-sleeper", |t| t.wchan.update(|at| at.add(64))),
+        ("sleepq-sleeper", |t| t.wchan.update_locked(|at| at.add(64))),
         ("thread-state", |t| t.wmesg[0].set(0)),
         ("thread-state", |t| t.priority.set(3)),
         ("thread-state", |t| t.base_priority.set(3)),
@@ -48,12 +48,12 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("held-locks", |t| t.held_locks.set(0)),
         ("held-locks", |t| t.held_locks.set(1 << 20)),
         ("sx-held", |t| t.sx_held.set(1)),
-        ("kernel-stack", |t| t.kstack.update(|at| at.add(4096))),
+        ("kernel-stack", |t| t.kstack.update_locked(|at| at.add(4096))),
         ("kernel-stack", |t| t.kstack.set(GuestVirt::new(0))),
         ("kernel-stack", |t| t.kstack_pages.set(3)),
-        ("saved-context", |t| t.md[md::RSP].update(|rsp| rsp + (1 << 20))),
+        ("saved-context", |t| t.md[md::RSP].update_locked(|rsp| rsp + (1 << 20))),
         ("saved-context", |t| t.md[md::SLOT].set(0)),
-        ("saved-context", |t| t.md[md::LOW].update(|low| low - 4096)),
+        ("saved-context", |t| t.md[md::LOW].update_locked(|low| low - 4096)),
         ("saved-context", |t| t.md[md::DEPTH].set(0)),
     ];
     lab.each(worker(&lab), "thread", damages);
@@ -62,7 +62,7 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
     assert_eq!(lab.get(pagedaemon).md[md::RSP].get(), 0, "the pagedaemon has run");
     let damages: &[(&str, Damage<Thread>)] = &[
         ("saved-context", |t| t.md[md::RSP].set(64)),
-        ("saved-context", |t| t.md[md::LOW].update(|low| low - 4096)),
+        ("saved-context", |t| t.md[md::LOW].update_locked(|low| low - 4096)),
         ("saved-context", |t| t.md[md::SLOTS_END].set(0)),
     ];
     lab.each(pagedaemon, "thread", damages);
@@ -203,7 +203,7 @@ fn sleep_queues_hang_in_the_chain_of_their_channel() {
     let queue = queue.map(|queue| (queue, lab.get(queue))).find(|(_, q)| q.wchan.get() == channel);
     let (queue, _) = queue.expect("t0 sleeps there");
     let damages: &[(&str, Damage<SleepQueue>)] = &[
-        ("sleepq-chain", |queue| queue.wchan.update(|at| at.add(8))),
+        ("sleepq-chain", |queue| queue.wchan.update_locked(|at| at.add(8))),
         ("sleepq-chain", |queue| queue.hash_prev.set(KPtr::new(GuestVirt::new(64)))),
         ("sleepq-link", |queue| queue.blocked.tail.set(KPtr::NULL)),
         ("sleepq-link", |queue| queue.blocked.head.set(KPtr::new(GuestVirt::new(64)))),
@@ -262,7 +262,7 @@ fn map_pages_counts_the_home_of_a_map_that_a_thread_makes() {
     lab.change(idle, |t| t.intr_nesting.set(1));
     let found = |change: i64| {
         let report = lab.damaged(roots_at, |roots| {
-            roots.map_pages.update(|pages| pages.wrapping_add_signed(change))
+            roots.map_pages.update_locked(|pages| pages.wrapping_add_signed(change))
         });
         report.findings.iter().any(|finding| finding.rule == "map-pages")
     };

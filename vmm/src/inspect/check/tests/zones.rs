@@ -35,7 +35,7 @@ fn slabs_and_their_free_items_hang_together() {
     let slab = lab.roots().1.zones[THREADS].partial.get();
     let damages: &[(&str, Damage<SlabHeader>)] = &[
         ("slab-list", |slab| slab.prev.set(KPtr::new(GuestVirt::new(64)))),
-        ("slab-free-count", |slab| slab.free_count.update(|n| n + 1)),
+        ("slab-free-count", |slab| slab.free_count.inc()),
         ("slab-zone", |slab| slab.zone.set(1)),
         ("slab-free", |slab| slab.free.set(KPtr::new(slab.free.get().addr().add(8)))),
         ("slab-free-count", |slab| slab.free.set(KPtr::NULL)),

@@ -109,6 +109,6 @@ impl<S: NodeStore> Index<'_, S> {
         root.push(left_slot);
         root.push(carry);
         self.state.root.set(ptr);
-        self.state.height.update(|height| height + 1);
+        self.state.height.inc();
     }
 }

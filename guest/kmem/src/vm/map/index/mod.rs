@@ -224,12 +224,12 @@ impl<'a, S: NodeStore> Index<'a, S> {
         let ptr = self.store.take();
         let node = Node::new(self.store.node(ptr));
         node.clear(level);
-        self.state.nodes.update(|n| n + 1);
+        self.state.nodes.inc();
         (ptr, node)
     }
 
     fn free_node(&self, ptr: KPtr<MapNode>) {
-        self.state.nodes.update(|n| n - 1);
+        self.state.nodes.dec();
         self.store.give(ptr);
     }
 

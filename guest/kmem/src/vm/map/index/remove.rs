@@ -98,7 +98,7 @@ impl<S: NodeStore> Index<'_, S> {
         if root.count() == 1 && root.level() != 0 {
             self.free_node(self.state.root.get());
             self.state.root.set(KPtr::new(root.target(0)));
-            self.state.height.update(|height| height - 1);
+            self.state.height.dec();
         }
     }
 }

@@ -30,7 +30,7 @@ fn one_difference_in_anything_keeps_neighbours_apart() {
     type Change = fn(&VmMapEntry);
     let changes: [(&str, Change); 8] = [
         ("object", |e| e.object.set(vmkern_abi::addr::KPtr::NULL)),
-        ("offset", |e| e.offset.update(|offset| offset + 4096)),
+        ("offset", |e| e.offset.update_locked(|offset| offset + 4096)),
         ("flags", |e| e.eflags.set(EntryFlags::NOFAULT)),
         ("waiting", |e| e.eflags.set(EntryFlags::NEEDS_WAKEUP)),
         ("protection", |e| e.protection.set(Protection::READ)),

@@ -73,25 +73,26 @@ impl<T: Word> Field<T> {
         T::store(&self.0, value);
     }
 
-    /// Replaces the value by `f` of it. Not atomic as a whole: the structure's lock is held.
+    /// Replaces the value by `f` of it. Not atomic as a whole: the caller holds the structure's
+    /// lock, or nobody else writes the word.
     #[inline]
-    pub fn update(&self, f: impl FnOnce(T) -> T) {
+    pub fn update_locked(&self, f: impl FnOnce(T) -> T) {
         self.set(f(self.get()));
     }
 }
 
 impl Field<u64> {
     /// Adds `n`, atomically: for counters that no lock guards, or different ones at different
-    /// places. Wraps. What the CPU did before is seen by who takes some of it away by
+    /// places. Wraps. What the CPU did before is seen by a CPU that takes some of it away by
     /// [`Field::take_above`].
     #[inline]
-    pub fn add(&self, n: u64) {
+    pub fn fetch_add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Release);
     }
 
-    /// Takes `n` away, atomically, as [`Field::add`] adds. Wraps.
+    /// Takes `n` away, atomically, as [`Field::fetch_add`] adds. Wraps.
     #[inline]
-    pub fn sub(&self, n: u64) {
+    pub fn fetch_sub(&self, n: u64) {
         self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
     }
 
@@ -181,6 +182,26 @@ macro_rules! word {
         }
     )*};
 }
+
+macro_rules! counter {
+    ($($int:ty),*) => {$(
+        impl Field<$int> {
+            /// Adds 1. Not atomic as a whole: see [`Field::update_locked`].
+            #[inline]
+            pub fn inc(&self) {
+                self.set(self.get() + 1);
+            }
+
+            /// Takes 1 away. Not atomic as a whole: see [`Field::update_locked`].
+            #[inline]
+            pub fn dec(&self) {
+                self.set(self.get() - 1);
+            }
+        }
+    )*};
+}
+
+counter!(u8, u16, u32, u64);
 
 word!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => AtomicU64);
 
