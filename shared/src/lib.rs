@@ -23,6 +23,7 @@ pub mod crash;
 pub mod describe;
 pub mod entry;
 pub mod field;
+pub mod kmem;
 pub mod kva;
 pub mod layout;
 pub mod log;

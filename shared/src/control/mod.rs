@@ -24,24 +24,23 @@ mod message;
 mod op;
 mod outcome;
 mod ring;
-mod wait_message;
 mod wire;
 
 use zerocopy::{FromBytes, KnownLayout};
 
-pub use self::argument::{Allocator, MallocFlags, MapId, MapKind};
+pub use self::argument::{Allocator, MapKind};
 pub use self::message::{Context, MAX_THREADS, Request, Response};
 pub use self::op::Op;
-pub use self::outcome::{KernReturn, Outcome};
+pub use self::outcome::Outcome;
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
-pub use self::wait_message::WaitMessage;
 pub use self::wire::WireError;
 use crate::addr::{GuestPhys, KPtr};
 use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::clock::ClockBase;
 use crate::crash::CrashRecord;
 use crate::field::Field;
+pub use crate::kmem::{KernReturn, MallocFlags, MapId, WaitMessage};
 use crate::layout::KernelRoots;
 use crate::log::LogRing;
 

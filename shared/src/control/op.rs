@@ -1,7 +1,8 @@
 //! What can be asked of the kernel.
 
-use super::argument::{Allocator, MallocFlags, MapId, MapKind};
+use super::argument::{Allocator, MapKind};
 use crate::addr::GuestVirt;
+use crate::kmem::{MallocFlags, MapId};
 
 /// One operation. Sizes are bytes, as the caller wrote them: rounding is the kernel's affair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,13 +6,13 @@
 
 use core::fmt;
 
-use super::argument::{Allocator, MallocFlags, MapId, MapKind};
+use super::argument::{Allocator, MapKind};
 use super::message::{Context, MAX_THREADS, Request, Response};
 use super::op::Op;
-use super::outcome::{KernReturn, Outcome};
+use super::outcome::Outcome;
 use super::ring::Slot;
-use super::wait_message::WaitMessage;
 use crate::addr::GuestVirt;
+use crate::kmem::{KernReturn, MallocFlags, MapId, WaitMessage};
 
 /// A slot that is no message of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::field::Field;
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct EventhandlerList {
-    /// The event's name, at most 15 bytes, in two words as [`crate::control::WaitMessage`] has
+    /// The event's name, at most 15 bytes, in two words as [`crate::kmem::WaitMessage`] has
     /// them.
     pub name: [Field<u64>; 2],
     /// The first handler, or null.

@@ -11,8 +11,8 @@ use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
 use crate::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
-use crate::control::MapId;
 use crate::field::Field;
+use crate::kmem::MapId;
 use crate::kva::NKPT;
 
 /// `struct pmap` of the kernel. Guarded by its lock.

@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::lock::Mtx;
 use crate::addr::{GuestVirt, KPtr};
-use crate::control::WaitMessage;
 use crate::field::Field;
+use crate::kmem::WaitMessage;
 
 /// What a thread is doing (`td_state`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 //! kept as its address, as in FreeBSD ([`FnWord`]).
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::control::WaitMessage;
+use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList};
 
 use super::func::FnWord;

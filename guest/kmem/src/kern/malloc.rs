@@ -2,7 +2,7 @@
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
-use vmkern_abi::control::MapId;
+use vmkern_abi::kmem::MapId;
 
 use crate::machine::Machine;
 use crate::vm::Vm;

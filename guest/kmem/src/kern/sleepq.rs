@@ -4,8 +4,8 @@
 //! there: see [`SleepQueue`] for where it comes from. Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::control::WaitMessage;
 use vmkern_abi::field::Field;
+use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{SC_TABLESIZE, SleepQueue, Thread, ThreadState};
 
 use crate::machine::Machine;

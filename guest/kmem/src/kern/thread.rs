@@ -5,8 +5,8 @@
 //! once.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::control::WaitMessage;
 use vmkern_abi::field::Field;
+use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
 use super::sched::PRI_MAX_IDLE;

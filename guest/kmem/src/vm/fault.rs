@@ -11,7 +11,7 @@
 //! and starts over.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::{
     EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage,

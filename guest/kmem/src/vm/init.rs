@@ -14,7 +14,7 @@
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
-use vmkern_abi::control::MapId;
+use vmkern_abi::kmem::MapId;
 use vmkern_abi::layout::VmMap;
 
 use super::Vm;

@@ -23,7 +23,7 @@
 use core::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE, round_page};
-use vmkern_abi::control::{KernReturn, MallocFlags, MapId};
+use vmkern_abi::kmem::{KernReturn, MallocFlags, MapId};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 

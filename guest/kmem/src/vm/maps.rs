@@ -2,8 +2,8 @@
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::atomic::{Ordering, fence};
-use vmkern_abi::control::MapId;
 use vmkern_abi::field::Field;
+use vmkern_abi::kmem::MapId;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{PageFlags, VmMap};
 

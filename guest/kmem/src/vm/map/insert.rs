@@ -1,7 +1,7 @@
 //! Putting an entry into a map.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
 
 use super::{EntrySpec, Lookup, header};

@@ -1,7 +1,7 @@
 //! What a fault needs to know of an address.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 
 use super::Lookup;

@@ -1,7 +1,7 @@
 //! Searches in a map: the entry at an address, and room for a range.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, round_page};
-use vmkern_abi::control::{KernReturn, MapId};
+use vmkern_abi::kmem::{KernReturn, MapId};
 use vmkern_abi::layout::VmMap;
 
 use super::{EntrySpec, Lookup, header};

@@ -1,7 +1,7 @@
 //! Handing a range of a map over to a map of its own.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap};
 
 use super::{Lookup, header};

@@ -1,7 +1,7 @@
 //! Taking the wiring of a range back.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
 use super::wire::Waiters;

@@ -1,7 +1,7 @@
 //! Wiring ranges of a map by faulting their pages in.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::control::KernReturn;
+use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
 use super::{Lookup, header};
