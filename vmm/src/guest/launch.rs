@@ -28,12 +28,12 @@ use super::link::Link;
 use super::logs::{Collector, Keeper, Logs};
 use super::wait::Woken;
 use crate::deadline;
-use crate::devices::{Console, PortBus};
+use crate::devices::{Console, Devices, Wires};
 use crate::inspect::{Handshake, Hold, shake};
 use crate::kvm::bell::Bell;
 use crate::kvm::load::Load;
 use crate::kvm::memory::{GuestRam, NotRam};
-use crate::kvm::vcpu::{self, Finish, Orders, Start};
+use crate::kvm::vcpu::{self, Board, Finish, Orders, Start};
 use crate::kvm::vm::KvmVm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
@@ -103,30 +103,30 @@ pub(super) fn start(
 struct Threads {
     load: Sender<Arc<Load>>,
     entry: Sender<Finish>,
-    vms: Vec<Sender<Arc<KvmVm>>>,
+    boards: Vec<Sender<Board>>,
     made: Receiver<()>,
 }
 
 /// Starts the vCPUs' threads, which end by themselves when this value is gone.
-fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus, console: &Console) -> Result<Threads, KvmError> {
+fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus) -> Result<Threads, KvmError> {
     let (load_sender, load) = channel();
     let (entry_sender, entry) = channel();
     let (made_sender, made) = channel();
-    let mut vms = Vec::with_capacity(vcpus.states.len());
+    let mut boards = Vec::with_capacity(vcpus.states.len());
     let mut boot = Some(Start::Boot { load, entry });
     for state in vcpus.states.clone() {
-        let (vm_sender, vm) = channel();
-        vms.push(vm_sender);
+        let (board_sender, board) = channel();
+        boards.push(board_sender);
         let start = boot.take().unwrap_or_else(|| Start::Wait(made_sender.clone()));
-        let orders = Orders { vm, start };
-        let (kvm, ports) = (Arc::clone(kvm), PortBus::new(console.clone()));
+        let orders = Orders { board, start };
+        let kvm = Arc::clone(kvm);
         let thread = thread::Builder::new()
             .name(format!("vmkern-vcpu{}", state.id))
-            .spawn(move || vcpu::thread(&kvm, orders, &state, ports))
+            .spawn(move || vcpu::thread(&kvm, orders, &state))
             .map_err(|error| KvmError::io("starting a vCPU's thread", &error))?;
         vcpus.has_thread(thread);
     }
-    Ok(Threads { load: load_sender, entry: entry_sender, vms, made })
+    Ok(Threads { load: load_sender, entry: entry_sender, boards, made })
 }
 
 /// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end
@@ -140,7 +140,7 @@ fn start_vcpus(
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<(Arc<KvmVm>, Arc<GuestRam>, Link, Logs), LaunchError> {
     // 1. The threads: each takes a while to begin.
-    let threads = spawn(kvm, vcpus, console)?;
+    let threads = spawn(kvm, vcpus)?;
     // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
     let plan = config.kernel.plan(config.memory)?;
     let ram = Arc::new(GuestRam::new(config.memory)?);
@@ -151,12 +151,19 @@ fn start_vcpus(
     load.hold();
     vm.furnish(Arc::clone(&ram), config.vcpus)?;
     let vm = Arc::new(vm);
-    for sender in threads.vms {
-        let _ = sender.send(Arc::clone(&vm));
+    let log_bell = log.is_some().then(Bell::new).transpose()?;
+    let wires = Wires {
+        console: console.clone(),
+        bell: Arc::clone(&vcpus.crew.bell),
+        log_bell: log_bell.clone(),
+    };
+    let board = Board { vm: Arc::clone(&vm), io: Arc::new(Devices::new(wires)) };
+    for sender in threads.boards {
+        let _ = sender.send(board.clone());
     }
     // 3. All that can be done before the memory is filled, and the rest of that.
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
-    let logs = logs(&ram, vcpus, console, log)?;
+    let logs = logs(&ram, console, log.zip(log_bell))?;
     let args = boot_args(config, selftest);
     let memory = Arc::clone(&ram);
     let begin = boot::Begin { entry: plan.entry, privilege: config.privilege };
@@ -177,13 +184,12 @@ fn start_vcpus(
 /// Who moves the log out of the guest: a thread, if it is all to go somewhere.
 fn logs(
     ram: &Arc<GuestRam>,
-    vcpus: &Vcpus,
     console: &Console,
-    log: Option<Box<dyn Write + Send>>,
+    log: Option<(Box<dyn Write + Send>, Arc<Bell>)>,
 ) -> Result<Logs, LaunchError> {
-    let Some(log) = log else { return Ok(Logs::Collected(Collector::new(console.clone()))) };
-    let bell = Bell::new()?;
-    let _ = vcpus.crew.log_bell.set(Arc::clone(&bell));
+    let Some((log, bell)) = log else {
+        return Ok(Logs::Collected(Collector::new(console.clone())));
+    };
     let region = ram.shared::<ControlRegion>(boot::CONTROL).map_err(not_ram)?;
     Ok(Logs::Kept(Keeper::start(region, console.clone(), log, bell)?))
 }

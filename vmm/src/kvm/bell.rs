@@ -40,6 +40,12 @@ impl Bell {
         let _ = self.event.read();
     }
 
+    /// Whether somebody rang since the last call or wait.
+    #[cfg(test)]
+    pub(crate) fn take_ring(&self) -> bool {
+        self.event.read().is_ok()
+    }
+
     fn interrupt(&self) {
         self.interrupted.store(true, Ordering::SeqCst);
         self.ring();

@@ -20,8 +20,6 @@ pub(crate) struct Crew {
     pub(crate) end: OnceLock<VcpuEnd>,
     /// The TSC's frequency in kHz. Known before any of them runs.
     pub(crate) tsc_khz: OnceLock<u32>,
-    /// Rung by the kernel for the keeper of its log, where there is one.
-    pub(crate) log_bell: OnceLock<Arc<Bell>>,
     /// What they demand of page-table entries, by their CPUID. Known before any of them runs.
     pub(crate) paging: OnceLock<Paging>,
     members: OnceLock<Vec<Weak<VcpuState>>>,
@@ -30,8 +28,8 @@ pub(crate) struct Crew {
 impl Crew {
     /// `count` vCPUs, numbered from 0.
     pub(crate) fn assemble(bell: Arc<Bell>, count: u32) -> (Arc<Self>, Vec<Arc<VcpuState>>) {
-        let (end, tsc_khz, paging, log_bell, members) = Default::default();
-        let crew = Arc::new(Self { bell, end, tsc_khz, paging, log_bell, members });
+        let (end, tsc_khz, paging, members) = Default::default();
+        let crew = Arc::new(Self { bell, end, tsc_khz, paging, members });
         let members: Vec<_> =
             (0..count).map(|id| Arc::new(VcpuState::new(id, Arc::clone(&crew)))).collect();
         let _ = crew.members.set(members.iter().map(Arc::downgrade).collect());

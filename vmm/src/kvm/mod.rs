@@ -12,6 +12,7 @@ pub(crate) mod boot;
 pub(crate) mod crew;
 pub(crate) mod gate;
 pub(crate) mod host;
+pub(crate) mod io;
 pub(crate) mod ioctl;
 pub(crate) mod kick;
 pub(crate) mod load;
@@ -20,6 +21,7 @@ mod node;
 mod place;
 pub(crate) mod regs;
 mod shadow;
+mod stop;
 pub(crate) mod vcpu;
 pub(crate) mod vm;
 

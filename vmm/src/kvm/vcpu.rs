@@ -18,13 +18,14 @@ use super::Unstoppable;
 use super::boot::{Begin, set_entry_state};
 use super::crew::Crew;
 use super::gate::{Gate, Held, Position, Standing};
+use super::io::{Demand, Io, Port};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
 use super::load::Load;
 use super::place::Place;
 use super::regs::{CpuFailure, CpuFault, Registers};
+use super::stop::StopReason;
 use super::vm::KvmVm;
-use crate::devices::{PortBus, PortEvent};
 use crate::inspect::{CpuState, RunState};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the
@@ -246,10 +247,19 @@ fn paging(cpuid: &CpuId) -> Paging {
 /// guest's memory and says how to begin.
 pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Begin, KvmError> + Send>;
 
+/// What a vCPU is part of.
+#[derive(Clone, Debug)]
+pub(crate) struct Board {
+    /// The VM.
+    pub(crate) vm: Arc<KvmVm>,
+    /// The devices.
+    pub(crate) io: Arc<dyn Io>,
+}
+
 /// What a vCPU's thread gets to know from the launching thread, in this order.
 pub(crate) struct Orders {
-    /// The VM, once there is one.
-    pub(crate) vm: Receiver<Arc<KvmVm>>,
+    /// What the vCPU is part of, once there is it.
+    pub(crate) board: Receiver<Board>,
     /// How the vCPU begins.
     pub(crate) start: Start,
 }
@@ -280,12 +290,19 @@ impl Drop for Farewell<'_> {
 }
 
 /// A vCPU's thread. A channel that closes early means that the launch was given up.
-pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBus) {
+pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState) {
     let _farewell = Farewell(state);
     state.place.note();
     let end = match prepare(kvm, orders, state) {
-        Ok(Some(mut vcpu)) => {
-            let end = run(&mut vcpu, state, ports);
+        Ok(Some((mut vcpu, io))) => {
+            let end = match run(&mut vcpu, state, io.as_ref()) {
+                StopReason::Told => VcpuEnd::Stopped(Box::new(registers(&vcpu))),
+                StopReason::Exit(code) => VcpuEnd::Exit(code),
+                StopReason::Fault(fault) => {
+                    let registers = Box::new(registers(&vcpu));
+                    VcpuEnd::Failed(CpuFailure { cpu: state.id, fault, registers })
+                }
+            };
             state.see(RunState::Ended, &vcpu);
             end
         }
@@ -297,8 +314,11 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState, ports: PortBu
 }
 
 /// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
-fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<KickableVcpu>, KvmError> {
-    let Orders { vm, start } = orders;
+fn prepare(
+    kvm: &Kvm,
+    Orders { board, start }: Orders,
+    state: &VcpuState,
+) -> Result<Option<(KickableVcpu, Arc<dyn Io>)>, KvmError> {
     match start {
         Start::Boot { load, entry } => {
             let Ok(load) = load.recv() else { return Ok(None) };
@@ -306,22 +326,22 @@ fn prepare(kvm: &Kvm, orders: Orders, state: &VcpuState) -> Result<Option<Kickab
             // as the launching thread then waits for KVM to take the memory.
             while load.pass_time() {}
             let cpuid = vcpu_cpuid(kvm, state.id)?;
-            let Some(vm) = soon(&vm) else { return Ok(None) };
+            let Some(Board { vm, io }) = soon(&board) else { return Ok(None) };
             let (vcpu, tsc_khz) = make(&vm, &cpuid, state)?;
             load.finish();
             let Some(finish) = soon(&entry) else { return Ok(None) };
             let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
             set_entry_state(&vcpu, &finish(tsc_khz, paging)?)?;
-            Ok(Some(vcpu))
+            Ok(Some((vcpu, io)))
         }
         Start::Wait(made) => {
             let cpuid = vcpu_cpuid(kvm, state.id)?;
-            let Ok(vm) = vm.recv() else { return Ok(None) };
+            let Ok(Board { vm, io }) = board.recv() else { return Ok(None) };
             let (vcpu, _) = make(&vm, &cpuid, state)?;
             // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits
             // in KVM for its start-up interrupt.
             let _ = made.send(());
-            Ok(Some(vcpu))
+            Ok(Some((vcpu, io)))
         }
     }
 }
@@ -353,73 +373,44 @@ fn soon<T>(channel: &Receiver<T>) -> Option<T> {
     channel.recv().ok()
 }
 
-fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEnd {
+/// Runs the vCPU until it stops for good, and says why.
+fn run(vcpu: &mut KickableVcpu, state: &VcpuState, io: &dyn Io) -> StopReason {
     let mut patience = Patience::default();
     loop {
-        let mut said = None;
+        // 1. The guest, until something is wanted of the host.
         state.place.note();
         let exit = vcpu.run();
         if exit.is_ok() {
             patience.restore();
         }
-        let fault = match exit {
-            Ok(VcpuExit::IoOut(port, data)) => match ports.write(port, data) {
-                PortEvent::Handled => None,
-                PortEvent::Exit(code) => return VcpuEnd::Exit(code),
-                PortEvent::Doorbell => {
-                    state.crew.bell.ring();
-                    None
-                }
-                PortEvent::Log => {
-                    if let Some(bell) = state.crew.log_bell.get() {
-                        bell.ring();
-                    }
-                    None
-                }
-                PortEvent::Yield => {
-                    std::thread::yield_now();
-                    None
-                }
-                PortEvent::Stands(standing) => {
-                    said = Some(standing);
-                    None
-                }
-            },
-            Ok(VcpuExit::IoIn(port, data)) => {
-                ports.read(port, data);
-                None
-            }
-            Ok(VcpuExit::MmioRead(address, data)) => {
-                log::debug!("the guest read physical address {address:#x}, where there is nothing");
-                data.fill(0xff);
-                None
-            }
-            Ok(VcpuExit::MmioWrite(address, data)) => {
-                log::debug!(
-                    "the guest wrote {data:02x?} to physical address {address:#x}, where there is nothing"
-                );
-                None
-            }
-            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen) => None,
-            Ok(VcpuExit::Shutdown) => Some(CpuFault::TripleFault),
-            Ok(VcpuExit::FailEntry(reason, _)) => Some(CpuFault::FailEntry { reason }),
-            Ok(VcpuExit::InternalError) => Some(internal_error(vcpu)),
-            Ok(other) => Some(CpuFault::Unexpected(format!("{other:?}"))),
-            Err(error) if error.errno() == libc::EINTR => {
+        // 2. What is wanted.
+        let demand = match serve(exit, io) {
+            Served::Demand(demand) => demand,
+            Served::Interrupted => {
                 vcpu.acknowledge();
-                None
+                Demand::Nothing
             }
             // A vCPU that another one started gives it too, once. For ever it means that the host
             // makes no thread for KVM.
-            Err(error) if error.errno() == libc::EAGAIN && patience.lasts() => {
+            Served::NotYet if patience.lasts() => {
                 vcpu.acknowledge();
+                Demand::Nothing
+            }
+            Served::NotYet => return StopReason::Fault(CpuFault::Run(libc::EAGAIN)),
+            Served::InternalError => return StopReason::Fault(internal_error(vcpu)),
+            Served::Fault(fault) => return StopReason::Fault(fault),
+        };
+        let said = match demand {
+            Demand::Exit(code) => return StopReason::Exit(code),
+            Demand::Stand(standing) => Some(standing),
+            Demand::Yield => {
+                std::thread::yield_now();
                 None
             }
-            Err(error) => Some(CpuFault::Run(error.errno())),
+            Demand::Nothing => None,
         };
-        if let Some(fault) = fault {
-            return failed(vcpu, state.id, fault);
-        }
+        // 3. The gate, where somebody may look at the guest meanwhile, and the end that was asked
+        //    for.
         state.gate.pass(|| {
             let now = run_state(vcpu);
             state.see(now, vcpu);
@@ -433,13 +424,51 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, mut ports: PortBus) -> VcpuEn
             }
         });
         if state.stopping() {
-            return VcpuEnd::Stopped(Box::new(registers(vcpu)));
+            return StopReason::Told;
         }
     }
 }
 
-fn failed(vcpu: &KickableVcpu, cpu: u32, fault: CpuFault) -> VcpuEnd {
-    VcpuEnd::Failed(CpuFailure { cpu, fault, registers: Box::new(registers(vcpu)) })
+/// What became of an exit.
+enum Served {
+    /// It was served, and this is what it demands.
+    Demand(Demand),
+    /// A signal came.
+    Interrupted,
+    /// The host cannot run the vCPU just now.
+    NotYet,
+    /// KVM could not go on; the vCPU's structure says why.
+    InternalError,
+    /// The vCPU cannot go on.
+    Fault(CpuFault),
+}
+
+/// Serves an exit.
+fn serve(exit: Result<VcpuExit<'_>, Error>, io: &dyn Io) -> Served {
+    match exit {
+        Ok(VcpuExit::IoOut(port, data)) => Served::Demand(io.write_port(Port(port), data)),
+        Ok(VcpuExit::IoIn(port, data)) => {
+            io.read_port(Port(port), data);
+            Served::Demand(Demand::Nothing)
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            Served::Demand(io.write_mmio(GuestPhys::new(address), data))
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            io.read_mmio(GuestPhys::new(address), data);
+            Served::Demand(Demand::Nothing)
+        }
+        Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::IrqWindowOpen) => {
+            Served::Demand(Demand::Nothing)
+        }
+        Ok(VcpuExit::Shutdown) => Served::Fault(CpuFault::TripleFault),
+        Ok(VcpuExit::FailEntry(reason, _)) => Served::Fault(CpuFault::FailEntry { reason }),
+        Ok(VcpuExit::InternalError) => Served::InternalError,
+        Ok(other) => Served::Fault(CpuFault::Unexpected(format!("{other:?}"))),
+        Err(error) if error.errno() == libc::EINTR => Served::Interrupted,
+        Err(error) if error.errno() == libc::EAGAIN => Served::NotYet,
+        Err(error) => Served::Fault(CpuFault::Run(error.errno())),
+    }
 }
 
 fn registers(vcpu: &KickableVcpu) -> Registers {

@@ -2,15 +2,17 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 
-/// First port of COM1.
-pub(super) const COM1: u16 = 0x3f8;
-/// Last port of COM1.
-pub(super) const COM1_LAST: u16 = COM1 + 7;
+use crate::devices::{Device, Offset};
+use crate::kvm::io::Demand;
+
+/// The ports of COM1, one for each register.
+pub(in crate::devices) const COM1: RangeInclusive<u16> = 0x3f8..=0x3ff;
 
 /// Bytes that a console keeps for its reader. What a guest sends beyond is lost: a guest must not
 /// eat the host's memory.
@@ -51,24 +53,38 @@ impl Trigger for NoInterrupt {
     }
 }
 
-/// The chip.
-pub(super) struct Uart(Serial<NoInterrupt, NoEvents, Console>);
+/// The chip. One vCPU at a time reaches its registers.
+pub(in crate::devices) struct Uart(Mutex<Serial<NoInterrupt, NoEvents, Console>>);
 
 impl Uart {
-    pub(super) fn new(console: Console) -> Self {
-        Self(Serial::new(NoInterrupt, console))
+    /// One whose line ends in `console`.
+    pub(in crate::devices) fn new(console: Console) -> Self {
+        Self(Mutex::new(Serial::new(NoInterrupt, console)))
     }
 
-    /// Writes register `offset`, 0 to 7.
-    pub(super) fn write(&mut self, offset: u8, value: u8) {
-        if let Err(error) = self.0.write(offset, value) {
-            log::debug!("COM1 register {offset}: {error:?}");
+    /// The register at `offset`, 0 to 7.
+    fn register(Offset(offset): Offset) -> u8 {
+        let [register, ..] = offset.to_le_bytes();
+        register
+    }
+}
+
+impl Device for Uart {
+    fn read(&self, offset: Offset, data: &mut [u8]) {
+        let register = Self::register(offset);
+        let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        data.iter_mut().for_each(|byte| *byte = chip.read(register));
+    }
+
+    fn write(&self, offset: Offset, data: &[u8]) -> Demand {
+        let register = Self::register(offset);
+        let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for &byte in data {
+            if let Err(error) = chip.write(register, byte) {
+                log::debug!("COM1 register {register}: {error:?}");
+            }
         }
-    }
-
-    /// Reads register `offset`, 0 to 7.
-    pub(super) fn read(&mut self, offset: u8) -> u8 {
-        self.0.read(offset)
+        Demand::Nothing
     }
 }
 
