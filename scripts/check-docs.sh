@@ -13,7 +13,7 @@ complain() {
     broken=$((broken + 1))
 }
 
-for page in README.md docs/*.md docs/decisions/*.md scripts/README.md; do
+for page in ./*.md docs/*.md docs/decisions/*.md scripts/README.md {shared,guest/kmem,guest/kernel,vmm,tests}/README.md; do
     # Code blocks show commands and output, not links.
     text=$(sed '/^ *```/,/^ *```/d' "$page")
     while IFS= read -r link; do
