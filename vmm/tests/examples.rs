@@ -33,9 +33,26 @@ const LIMIT: &str = "600";
 /// What the examples call a script.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
-/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests
-/// run them all.
-const CORPUS: &[&str] = &["first-fit.kmem", "inspect.kmem", "smallest.kmem"];
+/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests run them all.
+const CORPUS: &[&str] = &[
+    "first-fit.kmem",
+    "inspect.kmem",
+    "nofault-panic.kmem",
+    "page-floors.kmem",
+    "pageable.kmem",
+    "plain-free-wakes-nobody.kmem",
+    "rollback.kmem",
+    "smallest.kmem",
+    "two-sleepers.kmem",
+    "wait-for-room.kmem",
+    "64M/asked-before-anybody-waits.kmem",
+    "64M/half-an-allocation.kmem",
+    "64M/impossible.kmem",
+    "64M/nokva-rescue.kmem",
+    "64M/nokva.kmem",
+    "64M/suballoc-waits-for-page-tables.kmem",
+    "64M/vmwait.kmem",
+];
 
 const SCRIPT: &str =
     "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nfill $a 12K 7\nkmem_free kmem_map $a 12K\n";
@@ -66,7 +83,7 @@ impl Place {
         symlink(env!("CARGO_BIN_EXE_vmkern"), place.0.path().join("bin/vmkern"))
             .expect("a link can be made");
         let scripts = place.0.path().join("tests/scripts");
-        fs::create_dir_all(&scripts).expect("a directory can be made");
+        fs::create_dir_all(scripts.join("64M")).expect("a directory can be made");
         for name in CORPUS {
             let from = repository().join("tests/scripts").join(name);
             fs::copy(from, scripts.join(name)).expect("a script of the corpus can be copied");
