@@ -44,6 +44,7 @@ const CORPUS: &[&str] = &[
     "rollback.kmem",
     "smallest.kmem",
     "two-sleepers.kmem",
+    "virtual-time.kmem",
     "wait-for-room.kmem",
     "64M/asked-before-anybody-waits.kmem",
     "64M/half-an-allocation.kmem",
