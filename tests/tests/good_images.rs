@@ -1,7 +1,7 @@
 //! A thousand good images: the check finds nothing in guests that are held at random moments of a
 //! stress run.
 
-use vmkern::{Guest, Image, Report, TimeMode};
+use vmkern::{Dump, Guest, Report, TimeMode};
 use vmkern_tests::launch_unchecked;
 use vmkern_tests::workers::Workers;
 
@@ -28,9 +28,9 @@ fn looks(seed: u64, vcpus: u32, time: TimeMode) -> u64 {
         let report = if look % SAVED == 0 {
             let path = directory.path().join("good.img");
             let pause = stress.guest.pause().expect("it can be held");
-            stress.guest.save_image(&path).expect("the image can be written");
+            stress.guest.save_dump(&path).expect("the image can be written");
             drop(pause);
-            Report::of(&Image::open(&path).expect("the image can be read"))
+            Report::of(&Dump::open(&path).expect("the image can be read"))
         } else {
             stress.guest.check()
         };

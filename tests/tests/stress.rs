@@ -48,7 +48,7 @@ fn limit() -> Duration {
 /// so.
 fn leave_image(guest: &Guest) {
     if let Ok(path) = std::env::var("VMKERN_STRESS_IMAGE")
-        && let Err(error) = guest.save_image(&path)
+        && let Err(error) = guest.save_dump(&path)
     {
         println!("{path}: {error}");
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{Context, Guest, GuestPhys, GuestVirt, Image, MapId, Op, Source, View};
+use vmkern::{Context, Dump, Guest, GuestPhys, GuestVirt, MapId, Op, Source, View};
 use vmkern_abi::kva::{DMAP_MIN, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::pte::{Level, Pte};
 use vmkern_tests::{Checked, Run as _, guest};
@@ -78,13 +78,13 @@ fn addresses(guest: &Guest) -> Vec<GuestVirt> {
 struct Tables(HashMap<u64, Box<PageTable>>);
 
 impl Tables {
-    fn copy(image: &Image) -> Self {
+    fn copy(image: &Dump) -> Self {
         let mut tables = Self(HashMap::new());
         tables.add(image, image.anchors().pml4, Level::Pml4);
         tables
     }
 
-    fn add(&mut self, image: &Image, at: GuestPhys, level: Level) {
+    fn add(&mut self, image: &Dump, at: GuestPhys, level: Level) {
         let Ok(words) = image.page(at) else { return };
         let mut table = Box::new(PageTable::new());
         for (entry, word) in table.iter_mut().zip(words) {
@@ -120,7 +120,7 @@ unsafe impl PageTableFrameMapping for &Tables {
     }
 }
 
-fn by_the_crate(image: &Image, addresses: &[GuestVirt]) -> Answers {
+fn by_the_crate(image: &Dump, addresses: &[GuestVirt]) -> Answers {
     let tables = Tables::copy(image);
     let root = PhysFrame::containing_address(PhysAddr::new(image.anchors().pml4.get()));
     let root = (&tables).frame_to_pointer(root);
@@ -166,9 +166,9 @@ fn three_walks_agree_on_ten_thousand_addresses_of_a_busy_guest_and_of_its_image(
 
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
     let path = directory.path().join("busy.img");
-    guest.save_image(&path).expect("the image can be written");
+    guest.save_dump(&path).expect("the image can be written");
     drop(pause);
-    let image = Image::open(&path).expect("the image can be read");
+    let image = Dump::open(&path).expect("the image can be read");
     let view = View::new(&image).expect("the kernel has page tables");
     let walk = |va: &GuestVirt| {
         view.walk(*va).expect("its tables are RAM").mapping.map(|mapping| mapping.phys)

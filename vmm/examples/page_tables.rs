@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmkern::abi::pte::{Level, Pte, PteFlags};
 use vmkern::output::Destination;
-use vmkern::{Guest, GuestPhys, Image, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, View};
+use vmkern::{Dump, Guest, GuestPhys, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, View};
 
 /// Memory of the guest.
 const MEMORY: u64 = 1 << 30;
@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::temp_dir().join(format!("vmkern-page-tables-{}.img", std::process::id()));
     let start = Instant::now();
     let saved =
-        guest.save_image_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| {
+        guest.save_dump_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| {
             ControlFlow::Continue(())
         })?;
     println!(
@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         start.elapsed().as_secs_f64() * 1e3
     );
     let start = Instant::now();
-    let image = Image::open(&path)?;
+    let image = Dump::open(&path)?;
     println!("image: opened in {:.2} ms", start.elapsed().as_secs_f64() * 1e3);
     std::fs::remove_file(&path)?;
 

@@ -21,15 +21,12 @@ mod devices;
 pub mod doctor;
 mod guest;
 pub mod input;
-pub mod inspect;
 mod kernel;
 pub mod kvm;
 pub mod output;
 pub mod script;
 mod spelling;
-pub mod symbols;
 mod system;
-pub mod text;
 pub mod tour;
 
 pub use vmkern_abi as abi;
@@ -39,22 +36,21 @@ pub use vmkern_abi::control::{
     Allocator, Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage,
 };
 pub use vmkern_abi::crash::CrashKind;
+pub use vmkern_inspect as inspect;
+pub use vmkern_inspect::{dump, style, symbols, text};
 
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::guest::{
-    BootReport, Builder, ConfigError, ContractError, Crash, DEFAULT_MEMORY, DEFAULT_TIMEOUT,
-    Environment, Guest, GuestError, InterruptHandle, KvmKind, LaunchError, Location, LogEnd,
-    MEMORY_MAX, MEMORY_MIN, PAUSE_LIMIT, Pause, THREADS, Unemulated,
+    BootReport, Builder, ConfigError, ContractError, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment,
+    Guest, GuestError, InterruptHandle, KvmKind, LaunchError, LogEnd, PAUSE_LIMIT, Pause,
+    SaveError, THREADS, Unemulated,
 };
+pub use self::inspect::dump::{About, OtherKernel, Saved, Saving};
 pub use self::inspect::{
-    AbiMismatch, About, Anchors, CheckStats, CpuState, EntryView, Finding, Image, ImageOpenError,
-    ImageOpenFault, ImageSaveError, InspectError, Inspection, List, MapStats, NotThere, ObjectView,
-    OtherKernel, PAGE_WORDS, PageRun, PageWords, Report, RunState, SavedImage, Saving, Source,
-    ThreadView, Updating, View, What, WhatError,
+    AbiMismatch, Anchors, CheckStats, CpuState, Crash, Dump, EntryView, Finding, Frame,
+    InspectError, Inspection, List, Location, MEMORY_MAX, MEMORY_MIN, MapStats, NoCrashRecord,
+    NotRam, NotThere, ObjectView, PAGE_WORDS, PageRun, PageWords, Registers, Report, RunState,
+    Source, Standing, Symbols, ThreadView, Unstoppable, Updating, View, What, WhatError,
 };
 pub use self::kernel::{KernelError, KernelFault, KernelImage};
-pub use self::kvm::memory::NotRam;
-pub use self::kvm::{
-    CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess, Registers, Standing, Unstoppable,
-};
-pub use self::symbols::{Frame, Symbols};
+pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess};

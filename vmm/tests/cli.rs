@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use scratch::Scratch;
 use serde_json::Value;
-use vmkern::{GuestVirt, Image, KernelImage, Source as _, View};
+use vmkern::{Dump, GuestVirt, KernelImage, Source as _, View};
 
 fn vmkern() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
@@ -649,11 +649,11 @@ fn an_image_of_the_end_is_saved_whatever_the_end_was() {
         let path = scratch.path(&format!("{name}.img"));
         let output = run(&["run", "--memory", "16M", "--save-image", &path, &file]);
         assert_eq!(status(&output), expected, "{}", err(&output));
-        let image = Image::open(&path).expect("the image can be read");
+        let image = Dump::open(&path).expect("the image can be read");
         assert_eq!(image.program(), file);
         assert_eq!(image.ram_size(), 16 << 20);
         assert_eq!(image.cpus().expect("an image has them").len(), 1);
-        assert!(image.symbols(&KernelImage::embedded()).is_ok());
+        assert!(image.symbols(KernelImage::embedded().bytes()).is_ok());
         assert!(fs::metadata(&path).expect("it is there").len() < 8 << 20);
     }
 }
@@ -673,7 +673,7 @@ fn a_script_dumps_images_where_it_stands() {
         (&"dump".into(), &"ok".into()),
         "{steps}"
     );
-    let image = Image::open(&path).expect("the image can be read");
+    let image = Dump::open(&path).expect("the image can be read");
     let view = View::new(&image).expect("the kernel has page tables");
     let at = steps[0]["result"]["value"]
         .as_str()
@@ -708,7 +708,7 @@ fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
     assert!(err(&checked).contains("nothing found in 7 maps"), "{}", err(&checked));
 
     let size_at = {
-        let opened = Image::open(&image).expect("the image can be read");
+        let opened = Dump::open(&image).expect("the image can be read");
         let view = View::new(&opened).expect("it has page tables");
         let roots = view.copy("roots", view.roots()).expect("it has roots");
         let size = roots.maps[1]

@@ -13,7 +13,8 @@ use vmkern::script::{
     EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then,
 };
 use vmkern::{
-    Builder, ContractError, CpuFault, Guest, GuestError, KernelFault, KernelImage, LaunchError, Op,
+    Builder, ContractError, CpuFault, Guest, GuestError, KernelFault, KernelImage, LaunchError,
+    NoCrashRecord, Op,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -115,7 +116,7 @@ fn a_guest_that_leaves_although_nobody_asked_breaks_the_contract() {
 fn a_crash_without_a_record_breaks_the_contract() {
     assert!(matches!(
         dies(Code::new().exit(ExitCode::Crash as u8)),
-        GuestError::Contract(ContractError::NoCrashRecord(0))
+        GuestError::Contract(ContractError::NoCrashRecord(NoCrashRecord(0)))
     ));
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use vmkern::inspect::draw::{WIDTH, draw};
 use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
 use vmkern::{
-    Allocator, Guest, GuestVirt, Image, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
+    Allocator, Dump, Guest, GuestVirt, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
     Symbols, TimeMode, View, What,
 };
 
@@ -336,8 +336,8 @@ fn a_diff_tells_what_an_operation_did_and_no_more() {
     let mut busy = busy();
     let scratch = tempfile::tempdir().expect("a directory can be made");
     let path = scratch.path().join("before.img");
-    busy.guest.save_image(&path).expect("an image can be written");
-    let image = Image::open(&path).expect("it is an image");
+    busy.guest.save_dump(&path).expect("an image can be written");
+    let image = Dump::open(&path).expect("it is an image");
     let before = View::new(&image).expect("it has page tables");
     let diff = |guest: &Guest| {
         let diff = guest.look(|now| Ok(Inspection::diff(("before", &before), ("now", now))));
@@ -418,10 +418,11 @@ fn an_image_shows_what_the_guest_showed() {
     let busy = busy();
     let scratch = tempfile::tempdir().expect("a directory can be made");
     let path = scratch.path().join("guest.img");
-    busy.guest.save_image(&path).expect("an image can be written");
-    let image = Image::open(&path).expect("it is an image");
+    busy.guest.save_dump(&path).expect("an image can be written");
+    let image = Dump::open(&path).expect("it is an image");
     let view = View::new(&image).expect("it has page tables");
-    let symbols = image.symbols(&vmkern::KernelImage::embedded()).expect("it is this kernel");
+    let symbols =
+        image.symbols(vmkern::KernelImage::embedded().bytes()).expect("it is this kernel");
     for what in everything(&busy) {
         // The CPU's registers move while nobody holds it, and its idle loop takes locks.
         if [What::Cpus, What::Summary, What::Threads, What::Locks].contains(&what) {
@@ -579,7 +580,7 @@ fn whatever_is_damaged_each_report_comes_to_an_end() {
     let busy = busy();
     let scratch = tempfile::tempdir().expect("a directory can be made");
     let path = scratch.path().join("guest.img");
-    busy.guest.save_image(&path).expect("an image can be written");
+    busy.guest.save_dump(&path).expect("an image can be written");
     let good = fs::read(&path).expect("it can be read");
     let whats = everything(&busy);
     let words: Vec<usize> =
@@ -600,7 +601,7 @@ fn whatever_is_damaged_each_report_comes_to_an_end() {
         }
         fs::write(&path, &bytes).expect("an image can be written");
         // Where the damage is in what the ABI is told by, nobody looks any further.
-        let Ok(image) = Image::open(&path) else { continue };
+        let Ok(image) = Dump::open(&path) else { continue };
         let Ok(view) = View::new(&image) else { continue };
         let what = &whats[round % whats.len()];
         for what in [what, &What::Pages] {

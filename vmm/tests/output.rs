@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use scratch::Scratch;
-use vmkern::Image;
+use vmkern::Dump;
 
 fn vmkern<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
@@ -109,7 +109,7 @@ fn a_fifo_that_is_read_gets_everything_and_one_that_is_not_is_refused() {
         if args.iter().any(|word| word == "--save-image" || word.ends_with("dump.kmem")) {
             fs::write(scratch.path("copy"), &bytes).expect("it can be written");
             assert_eq!(
-                Image::open(scratch.path("copy")).map(|_| ()).map_err(|e| e.to_string()),
+                Dump::open(scratch.path("copy")).map(|_| ()).map_err(|e| e.to_string()),
                 Ok(())
             );
         }
@@ -459,7 +459,7 @@ fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
         assert_eq!(status(&output), expected, "{args:?}: {}", err(&output));
         let log = fs::read_to_string(&log).expect("it is there");
         assert!(log.contains(said), "{args:?}: {log:?}");
-        let opened = Image::open(&image).map_err(|error| error.to_string());
+        let opened = Dump::open(&image).map_err(|error| error.to_string());
         assert_eq!(opened.map(|image| image.program().to_owned()), Ok(good.clone()), "{args:?}");
         fs::remove_file(&image).expect("it can be removed");
     }

@@ -8,7 +8,7 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmkern::abi::addr::NBPDR;
 use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::ThreadState;
-use vmkern::{Context, Guest, GuestVirt, Image, MallocFlags, MapId, MapKind, Op, TimeMode};
+use vmkern::{Context, Dump, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, TimeMode};
 
 use crate::{Run as _, launch_unchecked};
 
@@ -30,11 +30,11 @@ pub enum State {
 /// # Panics
 /// When there can be no guest, or no file.
 #[must_use]
-pub fn specimen(seed: u64, state: State) -> Image {
+pub fn specimen(seed: u64, state: State) -> Dump {
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
     let path = directory.path().join("specimen.img");
     specimen_file(seed, state, &path);
-    Image::open(&path).expect("the image can be read")
+    Dump::open(&path).expect("the image can be read")
 }
 
 /// Saves the memory of a guest of seed `seed` in the file at `path`.
@@ -59,7 +59,7 @@ pub fn specimen_file(seed: u64, state: State, path: &Path) {
         }
     }
     let _pause = guest.pause().expect("the guest can be held");
-    guest.save_image(path).expect("the image can be written");
+    guest.save_dump(path).expect("the image can be written");
 }
 
 fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {

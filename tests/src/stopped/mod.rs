@@ -183,7 +183,7 @@ fn check(guest: &Guest) -> Result<Report, String> {
 /// it says so.
 fn leave_image(guest: &Guest, case: &Case, report: &Report) {
     if let (false, Ok(directory)) = (report.is_clean(), std::env::var("VMKERN_STOPPED_IMAGES"))
-        && let Err(error) = guest.save_image(format!("{directory}/case{}.img", case.number))
+        && let Err(error) = guest.save_dump(format!("{directory}/case{}.img", case.number))
     {
         eprintln!("{case}: no image: {error}");
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{GuestPhys, Image, Source as _};
+use vmkern::{Dump, GuestPhys, Source as _};
 use vmkern_tests::damage::anatomy::{Anatomy, Part};
 
 /// An image file to be damaged.
@@ -44,7 +44,7 @@ const AWKWARD: [u64; 12] = [
 
 impl Victim {
     /// The file with these bytes, of which `image` was opened.
-    pub fn new(bytes: Vec<u8>, image: &Image) -> Self {
+    pub fn new(bytes: Vec<u8>, image: &Dump) -> Self {
         let mut parts: Vec<Part> = Anatomy::of(image).parts;
         parts.sort_by_key(|part| (part.structure, part.field));
         let runs = Runs::of(&bytes);

@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmkern::inspect::draw::draw;
-use vmkern::{GuestVirt, Image, Inspection, KernelImage, Report, Source as _, Symbols, View, What};
+use vmkern::{Dump, GuestVirt, Inspection, KernelImage, Report, Source as _, Symbols, View, What};
 use vmkern_tests::damage::{Overlay, State, specimen_file};
 
 use self::alloc::{Counting, peak_of};
@@ -64,11 +64,11 @@ impl Bench {
         let path = directory.join(format!("victim{worker}.img"));
         std::fs::write(&path, &victim.bytes).expect("the image can be written");
         let file = OpenOptions::new().write(true).open(&path).expect("it can be written to");
-        Self { path, file, symbols: Symbols::of(&KernelImage::embedded()) }
+        Self { path, file, symbols: Symbols::of(KernelImage::embedded().bytes()) }
     }
 
     /// Damages the file, looks, and puts the file in order again.
-    fn run(&self, victim: &Victim, good: &Image, damage: &Damage) -> Result<Opened, String> {
+    fn run(&self, victim: &Victim, good: &Dump, damage: &Damage) -> Result<Opened, String> {
         for (at, bytes) in &damage.patches {
             self.file.write_all_at(bytes, *at as u64).expect("the file can be written");
         }
@@ -89,8 +89,8 @@ impl Bench {
         result
     }
 
-    fn look(&self, good: &Image) -> Result<Opened, String> {
-        let open = || Image::open(&self.path).map_err(|error| error.to_string());
+    fn look(&self, good: &Dump) -> Result<Opened, String> {
+        let open = || Dump::open(&self.path).map_err(|error| error.to_string());
         let Ok(image) = bounded("opening", open)? else { return Ok(Opened::No) };
         let source = Overlay::bounded(&image, READS);
         let check = || {
@@ -160,12 +160,12 @@ fn number(name: &str) -> Option<u64> {
 /// Runs `cases`, a few on each CPU, and gives how many images could be opened, and what failed.
 fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec<String>) {
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
-    let victims: Vec<(Victim, Image)> = [(4, State::AtRest), (5, State::Busy)]
+    let victims: Vec<(Victim, Dump)> = [(4, State::AtRest), (5, State::Busy)]
         .into_iter()
         .map(|(seed, state)| {
             let path = directory.path().join("good.img");
             specimen_file(seed, state, &path);
-            let image = Image::open(&path).expect("the image is good");
+            let image = Dump::open(&path).expect("the image is good");
             let bytes = std::fs::read(&path).expect("the image can be read");
             (Victim::new(bytes, &image), image)
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmkern::abi::describe::STRUCTURES;
-use vmkern::{Image, Report};
+use vmkern::{Dump, Report};
 use vmkern_tests::damage::anatomy::{Anatomy, ENTRIES, Part, structure};
 use vmkern_tests::damage::meaning::{CHECKED, MEANINGLESS, Meaning, PARTLY, meaning};
 use vmkern_tests::damage::{Overlay, State, specimen};
@@ -37,7 +37,7 @@ impl Tally {
 }
 
 struct Flips<'a> {
-    image: &'a Image,
+    image: &'a Dump,
     random: Xoshiro256PlusPlus,
 }
 

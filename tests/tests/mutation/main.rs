@@ -18,7 +18,7 @@ const VICTIMS: u64 = 8;
 /// `seed`.
 fn try_kind(
     anatomy: &Anatomy<'_>,
-    image: &vmkern::Image,
+    image: &vmkern::Dump,
     kind: &Kind,
     seed: u64,
 ) -> Result<(), String> {

@@ -11,7 +11,7 @@ use vmkern::script::{
     explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::text;
-use vmkern::{Guest, Image, InspectError, Report};
+use vmkern::{Dump, Guest, InspectError, Report};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -66,7 +66,7 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
         (Some(script), _) => at_the_end(args, script, signals),
         (None, Some(image)) => {
             let name = text::name(image);
-            let checked = Image::open(image).map_err(anyhow::Error::from).and_then(|image| {
+            let checked = Dump::open(image).map_err(anyhow::Error::from).and_then(|image| {
                 Report::of(&image).with_context(|| format!("{name} cannot be checked"))
             });
             match checked {

@@ -13,7 +13,7 @@ use vmkern::script::{
     run_script_then,
 };
 use vmkern::text;
-use vmkern::{Guest, Image, InspectError, Inspection, KernelImage, Symbols, View, What};
+use vmkern::{Dump, Guest, InspectError, Inspection, KernelImage, Symbols, View, What};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -128,7 +128,7 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
 }
 
 fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Result<Inspection> {
-    let image = Image::open(path)?;
+    let image = Dump::open(path)?;
     let name = text::name(path);
     let looks = || format!("cannot look into {name}");
     let view = View::new(&image).with_context(looks)?;
@@ -141,7 +141,7 @@ fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Resul
                 .with_context(looks)
         }
         Request::Diff(other) => {
-            let after = Image::open(other)?;
+            let after = Dump::open(other)?;
             let other = text::name(other);
             let after = View::new(&after).with_context(|| format!("cannot look into {other}"))?;
             Ok(Inspection::diff((&name, &view), (&other, &after)))
@@ -150,12 +150,12 @@ fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Resul
 }
 
 /// The symbols of the kernel that the image is of.
-fn symbols(args: &InspectArgs, image: &Image) -> anyhow::Result<Symbols> {
+fn symbols(args: &InspectArgs, image: &Dump) -> anyhow::Result<Symbols> {
     let kernel = match args.guest.kernel() {
         Some(path) => KernelImage::from_file(path)?,
         None => KernelImage::embedded(),
     };
-    Ok(image.symbols(&kernel).unwrap_or_else(|error| {
+    Ok(image.symbols(kernel.bytes()).unwrap_or_else(|error| {
         super::eprint(&format!(
             "{BAD}warning:{BAD:#} no function names: {error}; --kernel FILE names the right one\n"
         ));
@@ -168,7 +168,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     let name = super::run::script_name(path);
     let other = match request {
         Request::Look(_) => None,
-        Request::Diff(other) => match Image::open(other) {
+        Request::Diff(other) => match Dump::open(other) {
             Ok(image) => Some((text::name(other), image)),
             Err(error) => return refuse(args, Some(path), &error.into()),
         },

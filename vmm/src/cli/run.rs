@@ -49,7 +49,7 @@ pub struct RunArgs {
     /// Writes an image of the guest's memory, as the script or a panic left it, to this file; `-`
     /// is standard output.
     #[arg(long, value_name = "FILE", requires = "file")]
-    save_image: Option<PathBuf>,
+    save_dump: Option<PathBuf>,
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
     #[arg(long, requires = "file")]
     check: bool,
@@ -239,5 +239,5 @@ pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>
 /// Where the image is to go, if one was asked for.
 fn image(args: &RunArgs) -> anyhow::Result<Option<Destination>> {
     let of = |path| Destination::of_bytes(path).context("cannot write the memory image");
-    args.save_image.as_ref().map(of).transpose()
+    args.save_dump.as_ref().map(of).transpose()
 }

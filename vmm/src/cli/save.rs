@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmkern::output::Destination;
 use vmkern::script::Stop;
-use vmkern::{Guest, ImageSaveError, Saving};
+use vmkern::{Guest, SaveError, Saving};
 
 /// How long it may take before somebody wants to know how far it is.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -17,12 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn image(
-    guest: &Guest,
-    to: Destination,
-    program: &str,
-    stop: &Stop,
-) -> Result<(), ImageSaveError> {
+pub fn image(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Result<(), SaveError> {
     let path = to.path().to_path_buf();
     let start = Instant::now();
     let mut bar: Option<ProgressBar> = None;
@@ -35,7 +30,7 @@ pub fn image(
         }
         if stop.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let saved = guest.save_image_to(to, program, &mut progress);
+    let saved = guest.save_dump_to(to, program, &mut progress);
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

@@ -86,7 +86,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::kvm::Standing;
+    use crate::inspect::Standing;
 
     fn bell() -> Arc<Bell> {
         Bell::new().expect("an eventfd can be made")

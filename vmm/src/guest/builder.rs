@@ -7,9 +7,10 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::{MAX_VCPUS, Privilege, TimeMode, TunableError, Tunables};
 use vmkern_abi::crash::CrashKind;
 
-use super::error::{ConfigError, LaunchError, MEMORY_MAX, MEMORY_MIN};
+use super::error::{ConfigError, LaunchError};
 use super::handle::Guest;
 use super::launch::{self, BootReport, Selftest};
+use crate::inspect::{MEMORY_MAX, MEMORY_MIN};
 use crate::kernel::KernelImage;
 
 /// Memory of a guest about which nothing was said, in bytes.

@@ -7,15 +7,11 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::{BootArgs, Tunables};
 use vmkern_abi::control::{Corrupt, WireError};
 
-use super::crash::{Crash, Location};
-use crate::inspect::AbiMismatch;
+use crate::inspect::{
+    AbiMismatch, Crash, Location, MEMORY_MAX, MEMORY_MIN, NoCrashRecord, Unstoppable,
+};
 use crate::kernel::KernelError;
-use crate::kvm::{CpuFailure, KvmError, NoKvm, Unstoppable};
-
-/// Least memory that a guest can have, in bytes.
-pub const MEMORY_MIN: u64 = 8 << 20;
-/// Most memory that a guest can have, in bytes.
-pub const MEMORY_MAX: u64 = 64 << 30;
+use crate::kvm::{CpuFailure, KvmError, NoKvm};
 
 /// A guest could not be started.
 #[derive(Clone, Debug, Error)]
@@ -210,8 +206,8 @@ pub enum ContractError {
     #[error("the guest left with exit code {0:#x}")]
     Exit(u8),
     /// The guest said that it died, and left no valid record.
-    #[error("the guest died and left no crash record (kind {0})")]
-    NoCrashRecord(u32),
+    #[error(transparent)]
+    NoCrashRecord(#[from] NoCrashRecord),
     /// A vCPU's thread ended without saying why.
     #[error("the vCPU's thread ended without a reason")]
     LostVcpu,

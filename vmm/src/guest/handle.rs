@@ -11,7 +11,6 @@ use vmkern_abi::control::{
 };
 
 use super::Builder;
-use super::crash::{Crash, Location};
 use super::environment::Environment;
 use super::error::{ContractError, GuestError};
 use super::hypervisor::Hypervisor;
@@ -21,11 +20,11 @@ use super::logs::{LogEnd, Logs};
 use super::pending::Pending;
 use super::wait::{Waiter, Woken};
 use crate::deadline;
+use crate::inspect::{Crash, Location, Symbols};
 use crate::kernel::KernelImage;
 use crate::kvm::bell::InterruptHandle;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
-use crate::symbols::Symbols;
 
 /// A running guest. Dropping it stops the guest and gives back everything that it had.
 #[derive(Debug)]
@@ -229,7 +228,7 @@ impl Guest {
     /// The symbols of the guest's kernel.
     #[must_use]
     pub fn symbols(&self) -> &Symbols {
-        self.symbols.symbols.get_or_init(|| Symbols::of(&self.symbols.kernel))
+        self.symbols.symbols.get_or_init(|| Symbols::of(self.symbols.kernel.bytes()))
     }
 
     /// The kernel that it booted.
@@ -292,7 +291,7 @@ impl Guest {
             Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
                 match Crash::from_record(&self.link.region().crash, self.symbols()) {
                     Ok(crash) => GuestError::Crashed(Box::new(self.with_thread_name(crash))),
-                    Err(error) => error.into(),
+                    Err(error) => ContractError::from(error).into(),
                 }
             }
             Ok(VcpuEnd::Exit(code)) => ContractError::Exit(code).into(),
@@ -306,7 +305,7 @@ impl Guest {
             },
             Ok(VcpuEnd::Unprepared(error)) => error.into(),
             Ok(VcpuEnd::Stopped(_) | VcpuEnd::Lost) => ContractError::LostVcpu.into(),
-            Err(error) => error.into(),
+            Err(error) => ContractError::from(error).into(),
         };
         self.die(error)
     }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use vmkern_abi::control::{ControlRegion, PAUSE_VECTOR, Pausing};
 
 use super::error::ContractError;
-use crate::inspect::CpuState;
+use crate::inspect::{CpuState, Unstoppable};
 use crate::kvm::bell::Bell;
+use crate::kvm::boot;
 use crate::kvm::crew::{self, Crew, HeldCrew};
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{VcpuEnd, VcpuState};
 use crate::kvm::vm::KvmVm;
-use crate::kvm::{Unstoppable, boot};
 
 /// How long a vCPU's thread may take to stop. It takes microseconds, unless the host itself is
 /// stuck.

@@ -25,14 +25,15 @@ use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulat
 use super::handle::Guest;
 use super::hypervisor::{Hypervisor, Vcpus};
 use super::link::Link;
+use super::live::Hold;
 use super::logs::{Collector, Keeper, Logs};
 use super::wait::Woken;
 use crate::deadline;
 use crate::devices::{Console, Devices, Wires};
-use crate::inspect::{Handshake, Hold, shake};
+use crate::inspect::{Handshake, NotRam, shake};
 use crate::kvm::bell::Bell;
 use crate::kvm::load::Load;
-use crate::kvm::memory::{GuestRam, NotRam};
+use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{self, Board, Finish, Orders, Start};
 use crate::kvm::vm::KvmVm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};

@@ -11,7 +11,8 @@ use vmkern_abi::control::{
 };
 
 use super::error::ContractError;
-use crate::kvm::memory::{GuestRam, NotRam, Shared};
+use crate::inspect::NotRam;
+use crate::kvm::memory::{GuestRam, Shared};
 
 /// The control region with this side's ends of its rings.
 pub(crate) struct Link {

@@ -5,28 +5,30 @@
 //! answer, by the guest's end, by [`InterruptHandle::interrupt`], or when the guest's time is up.
 
 mod builder;
-mod crash;
+#[cfg(test)]
+mod damaged;
 mod environment;
 mod error;
 mod handle;
 pub(crate) mod hypervisor;
 mod launch;
 pub(crate) mod link;
+mod live;
 mod logs;
+mod look;
 mod pause;
 mod pending;
+mod save;
 mod wait;
 
 pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
-pub use self::crash::{Crash, Location};
 pub use self::environment::{Environment, KvmKind};
-pub use self::error::{
-    ConfigError, ContractError, GuestError, LaunchError, MEMORY_MAX, MEMORY_MIN, Unemulated,
-};
+pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
 pub use self::handle::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};
+pub use self::save::SaveError;
 pub use crate::kvm::InterruptHandle;
 
 /// Threads that a guest can have: requests name them by number, from 0.

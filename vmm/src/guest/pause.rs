@@ -6,7 +6,7 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 
 use super::error::{ContractError, GuestError};
 use super::handle::Guest;
-use crate::kvm::Standing;
+use crate::inspect::Standing;
 use crate::kvm::crew::HeldCrew;
 
 /// How long a guest may take to come to a quiescent point. Most locks are held for microseconds;

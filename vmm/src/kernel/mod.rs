@@ -5,16 +5,15 @@ pub(crate) mod elf;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use object::Object;
-use object::read::elf::ElfFile64;
 use thiserror::Error;
 
+use crate::inspect::ram::HOLE_START;
+use crate::inspect::symbols::build_id;
 use crate::text::name;
 use vmkern_abi::addr::GuestPhys;
 
 use self::elf::Plan;
 use crate::input::read_regular;
-use crate::kvm::memory::HOLE_START;
 
 /// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger
 /// wants takes a tenth.
@@ -90,8 +89,7 @@ impl KernelImage {
     /// none.
     #[must_use]
     pub fn build_id(&self) -> Option<Vec<u8>> {
-        let file = ElfFile64::<object::Endianness>::parse(self.bytes()).ok()?;
-        file.build_id().ok().flatten().map(<[u8]>::to_vec)
+        build_id(self.bytes())
     }
 
     /// Whether the image can be booted in a guest with `memory` bytes. A launch checks the same.
@@ -188,4 +186,30 @@ pub enum KernelFault {
         /// The lowest address that is allowed.
         minimum: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use vmkern_abi::addr::GuestVirt;
+
+    use super::*;
+    use crate::inspect::{Frame, Symbols};
+
+    #[test]
+    fn an_address_at_which_no_code_is_has_a_frame_without_a_name() {
+        let symbols = Symbols::of(KernelImage::embedded().bytes());
+        for address in [0, 1, 0x100, 0x1000, u64::MAX - 1, u64::MAX].map(GuestVirt::new) {
+            let frames = symbols.frames(address);
+            let shown: Vec<String> = frames.iter().map(Frame::to_string).collect();
+            assert_eq!((frames[0].address, shown), (address, vec![address.to_string()]));
+        }
+    }
+
+    #[test]
+    fn the_kernels_own_functions_have_names_and_lines() {
+        let symbols = Symbols::of(KernelImage::embedded().bytes());
+        let entry = symbols.address("pvh_entry").expect("the image has an entry");
+        assert_eq!(symbols.function(entry.add(1)), Some(("pvh_entry", 1)));
+        assert_eq!(symbols.function(GuestVirt::new(8)), None);
+    }
 }

@@ -25,7 +25,9 @@ use vmkern_abi::layout::{BootRegion, PREFETCH};
 
 use super::KvmError;
 use super::ioctl::ioctl;
-use super::memory::{GuestRam, NotRam, ram_ranges};
+use super::memory::GuestRam;
+use crate::inspect::NotRam;
+use crate::inspect::ram::ram_ranges;
 use crate::kernel::elf::{Entry, Plan, Segment};
 
 /// Where the start information lies. Memory map and command line follow in the same page, the

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use vmkern_abi::paging::Paging;
 
-use super::Unstoppable;
 use super::bell::Bell;
-use super::gate::{Held, Standing};
+use super::gate::Held;
 use super::vcpu::{VcpuEnd, VcpuState};
 use crate::deadline;
+use crate::inspect::{Standing, Unstoppable};
 
 /// What the vCPUs of a guest have in common.
 #[derive(Debug)]

@@ -12,22 +12,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::inspect::Standing;
+
 /// How long a vCPU may run at least between two times that it is held: enough to enter the guest
 /// and to take an interrupt there.
 const SHARE: Duration = Duration::from_micros(100);
-
-/// Where a vCPU stands while it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Where its kernel owns no mutex and no spin lock: it said so, or it is halted.
-    Quiescent,
-    /// At a point of a loop over pages whose mutexes its kernel owns: it said so. What they guard
-    /// may be half changed.
-    Owning,
-    /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended
-    /// stands there.
-    Anywhere,
-}
 
 /// Whom the gate lets pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::fmt;
 
 use vmkern_abi::addr::GuestPhys;
 
-use super::gate::Standing;
+use crate::inspect::Standing;
 
 /// The number of an I/O port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -28,34 +28,12 @@ use vmkern_abi::field::Atomics;
 use zerocopy::FromBytes;
 
 use super::KvmError;
-use crate::inspect::PageWords;
+use crate::inspect::ram::{HOLE_START, RamRange, ram_ranges};
+use crate::inspect::{NotRam, PageWords};
 use crate::system::limits;
-
-/// Where the range for memory-mapped devices begins: RAM lies below.
-pub(crate) const HOLE_START: u64 = 3 << 30;
-/// Where that range ends: the rest of RAM lies from here on.
-pub(crate) const HOLE_END: u64 = 4 << 30;
 
 /// A huge page of the host and of the guest, in bytes.
 const HUGE_PAGE: usize = 2 << 20;
-
-/// A part of guest RAM: `[start, start + size)` in physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RamRange {
-    pub(crate) start: GuestPhys,
-    pub(crate) size: u64,
-}
-
-/// Where `size` bytes of RAM lie: below the hole, and what does not fit there above it.
-pub(crate) fn ram_ranges(size: u64) -> impl Iterator<Item = RamRange> {
-    let low = size.min(HOLE_START);
-    [
-        RamRange { start: GuestPhys::new(0), size: low },
-        RamRange { start: GuestPhys::new(HOLE_END), size: size - low },
-    ]
-    .into_iter()
-    .filter(|range| range.size > 0)
-}
 
 /// Address space of this process, reserved and given back as one piece.
 #[derive(Debug)]
@@ -126,16 +104,6 @@ impl Drop for Reservation {
         // before.
         unsafe { libc::munmap(self.base.as_ptr(), self.len) };
     }
-}
-
-/// An access to physical memory that the guest does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("physical memory [{start:#x}, +{len:#x}) is not the guest's RAM")]
-pub struct NotRam {
-    /// First address of the access.
-    pub start: GuestPhys,
-    /// Bytes of the access.
-    pub len: u64,
 }
 
 /// Where a range of RAM is mapped.
@@ -437,6 +405,7 @@ mod tests {
     use vmkern_abi::field::Field;
 
     use super::*;
+    use crate::inspect::ram::HOLE_END;
 
     #[test]
     fn ram_leaves_the_device_hole_free() {

@@ -26,16 +26,8 @@ pub(crate) mod vcpu;
 pub(crate) mod vm;
 
 pub use self::bell::InterruptHandle;
-pub use self::gate::Standing;
 pub use self::host::{Missing, NoKvm};
 pub use self::node::NodeAccess;
-pub use self::regs::{CpuFailure, CpuFault, GPR_NAMES, Registers};
+pub use self::regs::{CpuFailure, CpuFault};
 
 pub use crate::system::KvmError;
-
-use thiserror::Error;
-
-/// A vCPU cannot be stopped or held: its thread does not return from the host's kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the vCPU's thread does not stop")]
-pub struct Unstoppable;

@@ -14,19 +14,18 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::paging::Paging;
 
 use super::KvmError;
-use super::Unstoppable;
 use super::boot::{Begin, set_entry_state};
 use super::crew::Crew;
-use super::gate::{Gate, Held, Position, Standing};
+use super::gate::{Gate, Held, Position};
 use super::io::{Demand, Io, Port};
 use super::ioctl::{Patience, ioctl};
 use super::kick::{KickSlot, KickableVcpu};
 use super::load::Load;
 use super::place::Place;
-use super::regs::{CpuFailure, CpuFault, Registers};
+use super::regs::{self, CpuFailure, CpuFault};
 use super::stop::StopReason;
 use super::vm::KvmVm;
-use crate::inspect::{CpuState, RunState};
+use crate::inspect::{CpuState, Registers, RunState, Standing, Unstoppable};
 
 /// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the
 /// host itself is stuck.
@@ -473,7 +472,7 @@ fn serve(exit: Result<VcpuExit<'_>, Error>, io: &dyn Io) -> Served {
 
 fn registers(vcpu: &KickableVcpu) -> Registers {
     match (ioctl("KVM_GET_REGS", || vcpu.get_regs()), ioctl("KVM_GET_SREGS", || vcpu.get_sregs())) {
-        (Ok(regs), Ok(sregs)) => Registers::from_kvm(&regs, &sregs),
+        (Ok(regs), Ok(sregs)) => regs::registers(&regs, &sregs),
         (regs, sregs) => {
             log::warn!("the vCPU's registers cannot be read: {:?} {:?}", regs.err(), sregs.err());
             Registers::default()

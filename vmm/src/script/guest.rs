@@ -15,8 +15,8 @@ use super::target::{Panic, Reply, Target, TargetError};
 use crate::inspect::draw::draw;
 use crate::output::Destination;
 use crate::{
-    Crash, Guest, GuestError, Image, ImageSaveError, InspectError, Inspection, LogEnd, Report,
-    Saving, View,
+    Crash, Dump, Guest, GuestError, InspectError, Inspection, LogEnd, Report, SaveError, Saving,
+    View,
 };
 
 /// The kernel's log is moved out of the guest after this many operations.
@@ -140,14 +140,12 @@ impl Target for GuestTarget {
             }
         };
         let saved = Destination::of_bytes(path)
-            .map_err(ImageSaveError::from)
-            .and_then(|to| self.guest.save_image_to(to, program, &mut go_on));
+            .map_err(SaveError::from)
+            .and_then(|to| self.guest.save_dump_to(to, program, &mut go_on));
         match (saved, stopped) {
             (Ok(_), _) => Ok(()),
             (Err(_), Some(error)) => Err(error),
-            (Err(ImageSaveError::Source(error)), None) => {
-                Err(TargetError::Broken(error.to_string()))
-            }
+            (Err(SaveError::Source(error)), None) => Err(TargetError::Broken(error.to_string())),
             (Err(error), None) => Err(TargetError::Unable(error.to_string())),
         }
     }
@@ -161,7 +159,7 @@ impl Target for GuestTarget {
             Look::At(what) => self.guest.inspect(name, what),
             Look::Since(path) => {
                 let image =
-                    Image::open(path).map_err(|error| TargetError::Unable(error.to_string()))?;
+                    Dump::open(path).map_err(|error| TargetError::Unable(error.to_string()))?;
                 let diff = |before: View<'_>| {
                     self.guest.look(|after| Ok(Inspection::diff((path, &before), (name, after))))
                 };

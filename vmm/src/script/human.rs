@@ -4,22 +4,12 @@
 
 use std::fmt::Write as _;
 
-use anstyle::{AnsiColor, Style};
-
 use super::diagnostic::shortened;
 use super::outcome::{Ending, Failure};
 use super::source::Source;
 use super::{Diagnostic, Panic};
+use crate::style::{BAD, FAINT, STRONG};
 use crate::text::plain;
-
-/// Something is wrong.
-pub const BAD: Style = AnsiColor::Red.on_default().bold();
-/// Something is right.
-pub const GOOD: Style = AnsiColor::Green.on_default().bold();
-/// A heading.
-pub const STRONG: Style = Style::new().bold();
-/// What frames the text.
-pub const FAINT: Style = AnsiColor::Cyan.on_default();
 
 /// The errors of a script that cannot run.
 #[must_use]

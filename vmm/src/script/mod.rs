@@ -49,7 +49,7 @@ pub use self::diagnostic::{Diagnostic, shortened};
 pub use self::eval::run;
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
-pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
+pub use self::human::{explain, explain_errors};
 pub use self::json::{
     EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport,
 };
@@ -69,3 +69,4 @@ pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
 pub use self::verbs::{Action, Build, FLAGS, Gives, Param, VERBS, Value, Verb};
 pub use crate::spelling::closest;
+pub use crate::style::{BAD, FAINT, GOOD, STRONG};

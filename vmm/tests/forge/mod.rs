@@ -7,7 +7,7 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use vmkern::abi::kva::phys_to_dmap;
-use vmkern::{GuestPhys, Image, Source as _, View};
+use vmkern::{Dump, GuestPhys, Source as _, View};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -63,7 +63,7 @@ impl Forge {
                 pages.insert(start + page, bytes[from..from + 4096].to_vec());
             }
         }
-        let image = Image::open(path).expect("the image is good");
+        let image = Dump::open(path).expect("the image is good");
         let ram = image
             .segments()
             .iter()
@@ -177,7 +177,7 @@ fn headers(loads: &[Load], notes: usize) -> Vec<u8> {
 
 /// The physical address of what `pointer` finds through the page tables of the image at `path`.
 pub fn phys(path: &Path, pointer: impl FnOnce(&View<'_>) -> vmkern::GuestVirt) -> u64 {
-    let image = Image::open(path).expect("the image is good");
+    let image = Dump::open(path).expect("the image is good");
     let view = View::new(&image).expect("its kernel has page tables");
     let at = pointer(&view);
     view.walk(at).expect("its tables are RAM").mapping.expect("it is mapped").phys.get()

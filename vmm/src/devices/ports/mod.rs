@@ -10,7 +10,7 @@ use vmkern_abi::control::Stand;
 pub(crate) use self::serial::Console;
 pub(super) use self::serial::{COM1, Uart};
 use super::bus::{Device, Offset};
-use crate::kvm::Standing;
+use crate::inspect::Standing;
 use crate::kvm::bell::Bell;
 use crate::kvm::io::Demand;
 

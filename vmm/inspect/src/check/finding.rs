@@ -1,0 +1,197 @@
+//! What a check says: findings, and the report that holds them.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use vmkern_abi::addr::GuestVirt;
+
+use crate::InspectError;
+
+/// Findings of one rule that are told in full. The others are counted.
+const FINDINGS_MAX: u64 = 50;
+
+/// A rule that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The rule, in kebab-case. `docs/check.md` describes each.
+    pub rule: &'static str,
+    /// The structure.
+    pub what: Cow<'static, str>,
+    /// Where it is. For a translation, the address that it translates.
+    #[serde(serialize_with = "hexadecimal")]
+    pub at: GuestVirt,
+    /// Both sides of the contradiction.
+    pub detail: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} at {}: {}", self.rule, self.what, self.at, self.detail)
+    }
+}
+
+/// A structure that somebody was changing when the guest was stopped: nothing is said of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Updating {
+    /// The structure.
+    pub what: Cow<'static, str>,
+    /// Where it is.
+    #[serde(serialize_with = "hexadecimal")]
+    pub at: GuestVirt,
+    /// Number of the thread that owns its lock.
+    pub owner: u32,
+}
+
+/// What the check looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckStats {
+    /// Maps.
+    pub maps: u64,
+    /// Entries of all maps.
+    pub entries: u64,
+    /// Objects.
+    pub objects: u64,
+    /// Pages of objects.
+    pub resident: u64,
+    /// Page tables.
+    pub tables: u64,
+    /// Translations of all sizes.
+    pub translations: u64,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// What does not hold, in the order of the rules; of each rule, the first few.
+    pub findings: Vec<Finding>,
+    /// How many more there are, by rule.
+    pub more: BTreeMap<&'static str, u64>,
+    /// What was left out because it was being changed.
+    pub updating: Vec<Updating>,
+    /// What was looked at.
+    pub stats: CheckStats,
+}
+
+impl Report {
+    /// Findings, those included that are only counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.findings.len() as u64 + self.more.values().sum::<u64>()
+    }
+
+    /// Whether every rule holds.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    /// One finding a line, then what was left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            writeln!(f, "{finding}")?;
+        }
+        for (rule, count) in &self.more {
+            writeln!(f, "{rule}: {count} more")?;
+        }
+        for Updating { what, at, owner } in &self.updating {
+            writeln!(f, "left out: {what} at {at}, which thread {owner} is changing")?;
+        }
+        Ok(())
+    }
+}
+
+/// Findings while they are collected.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    all: RefCell<Vec<Finding>>,
+    counts: RefCell<BTreeMap<&'static str, u64>>,
+}
+
+impl Findings {
+    /// Adds a finding, or counts it when its rule has enough of them. `detail` is asked for only if
+    /// it is told.
+    pub(super) fn add<D: Into<String>>(
+        &self,
+        rule: &'static str,
+        what: impl Into<Cow<'static, str>>,
+        at: GuestVirt,
+        detail: impl FnOnce() -> D,
+    ) {
+        let mut counts = self.counts.borrow_mut();
+        let count = counts.entry(rule).or_default();
+        *count += 1;
+        if *count <= FINDINGS_MAX {
+            self.all.borrow_mut().push(Finding {
+                rule,
+                what: what.into(),
+                at,
+                detail: detail().into(),
+            });
+        }
+    }
+
+    /// Adds what could not be read, by the rule `unreadable`.
+    pub(super) fn unreadable(&self, error: &InspectError) {
+        let (what, at) = match error {
+            InspectError::NotMapped { what, at, .. }
+            | InspectError::Misaligned { what, at }
+            | InspectError::Damaged { what, at, .. } => (*what, *at),
+            InspectError::NotRam { what, source } => (*what, GuestVirt::new(source.start.get())),
+            _ => ("guest", GuestVirt::new(0)),
+        };
+        self.add("unreadable", what, at, || error.problem());
+    }
+
+    pub(super) fn into_report(self, updating: Vec<Updating>, stats: CheckStats) -> Report {
+        let counts = self.counts.into_inner().into_iter();
+        let more = counts
+            .filter_map(|(rule, n)| Some((rule, n.checked_sub(FINDINGS_MAX).filter(|&n| n > 0)?)));
+        Report { findings: self.all.into_inner(), more: more.collect(), updating, stats }
+    }
+}
+
+fn hexadecimal<S: Serializer>(at: &GuestVirt, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_says_rule_structure_address_and_contradiction() {
+        let findings = Findings::default();
+        findings.add(
+            "map-size",
+            "kmem_map",
+            GuestVirt::new(0x4000),
+            || "size says 40960, its entries sum to 36864",
+        );
+        let report = findings.into_report(Vec::new(), CheckStats::default());
+        assert_eq!(
+            report.to_string(),
+            "map-size: kmem_map at 0x4000: size says 40960, its entries sum to 36864\n"
+        );
+        let json = serde_json::to_value(&report.findings[0]).expect("a finding is JSON");
+        assert_eq!(json["at"], "0x4000");
+    }
+
+    #[test]
+    fn findings_of_a_rule_beyond_the_first_fifty_are_counted() {
+        let findings = Findings::default();
+        for n in 0..FINDINGS_MAX + 7 {
+            findings.add("page-owner", "vm_page", GuestVirt::new(n), || "x");
+        }
+        findings.add("map-size", "kmem_map", GuestVirt::new(0), || "y");
+        let report = findings.into_report(Vec::new(), CheckStats::default());
+        assert_eq!(report.findings.len() as u64, FINDINGS_MAX + 1);
+        assert_eq!(report.more, BTreeMap::from([("page-owner", 7)]));
+        assert_eq!(report.count(), FINDINGS_MAX + 8);
+        assert!(report.to_string().contains("page-owner: 7 more"));
+    }
+}

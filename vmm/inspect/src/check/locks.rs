@@ -1,0 +1,294 @@
+//! Locks: who owns which, and whether those who wait for each other wait for ever.
+
+use std::collections::{HashMap, HashSet};
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{
+    HeldLocks, KernelRoots, Mtx, PageCache, Pcpu, Sx, Thread, ThreadState, VmMap, md,
+};
+
+use super::context::Context;
+use super::finding::Updating;
+use super::sched::{Item, label};
+use crate::cpu::Standing;
+
+/// The owner in a lock word, plus 1.
+const OWNER: u32 = 0xffff;
+
+/// The mutexes of the kernel's roots, with their classes.
+fn mutexes(roots: &KernelRoots) -> impl Iterator<Item = (&'static str, HeldLocks, &Mtx)> {
+    let zones = roots.zones.iter().map(|zone| ("zone", HeldLocks::ZONE, &zone.lock));
+    let objects = [
+        ("kernel_object", HeldLocks::OBJECT, &roots.kernel_object.lock),
+        ("kmem_object", HeldLocks::OBJECT, &roots.kmem_object.lock),
+    ];
+    let single = [
+        ("driver_mtx", HeldLocks::DRIVER, &roots.driver_mtx),
+        ("eventhandler_mtx", HeldLocks::EVENTHANDLER, &roots.eventhandler_mtx),
+        ("map_sleep_mtx", HeldLocks::MAP_SLEEP, &roots.map_sleep_mtx),
+        ("vm_page_queue_mtx", HeldLocks::PAGE_QUEUE, &roots.vm_page_queue_mtx),
+        ("kernel_pmap", HeldLocks::PMAP, &roots.kernel_pmap.lock),
+        ("vm_page_queue_free_mtx", HeldLocks::FREE_QUEUE, &roots.vm_page_queue_free_mtx),
+        ("sched_lock", HeldLocks::SCHED, &roots.sched.lock),
+    ];
+    single.into_iter().chain(objects).chain(zones)
+}
+
+/// The mutexes of the kernel's roots and of caches that are owned, but for those of objects: what
+/// they guard is left out of the check.
+pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
+    let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| {
+        class != HeldLocks::OBJECT && lock.owner.get() != 0
+    };
+    let in_roots = mutexes(&ctx.roots).filter(is_owned).map(|(name, _, lock)| Updating {
+        what: name.into(),
+        at: ctx.root_of(lock),
+        owner: (lock.owner.get() & OWNER).wrapping_sub(1),
+    });
+    in_roots.chain(caches(ctx).filter(|lock| lock.word != 0).map(|lock| Updating {
+        what: lock.name.into(),
+        at: lock.at,
+        owner: lock.owner(),
+    }))
+}
+
+/// The mutexes of CPUs' caches of pages.
+fn caches(ctx: &Context<'_>) -> impl Iterator<Item = Owned> {
+    ctx.sched.cpus.iter().map(|cpu| {
+        let at =
+            cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, lock)) as u64);
+        let word = cpu.value.page_cache.lock.owner.get();
+        Owned { name: "page cache", class: HeldLocks::PAGE_CACHE, at, word }
+    })
+}
+
+/// Whether any mutex is owned.
+pub(super) fn is_any_owned(ctx: &Context<'_>) -> bool {
+    !owned(ctx).is_empty()
+}
+
+/// Checks mutexes and sx locks.
+pub(super) fn check(ctx: &Context<'_>) {
+    check_mutexes(ctx);
+    if ctx.roots.sched.lock.owner.get() == 0 {
+        check_sx(ctx);
+    }
+}
+
+/// A mutex that is owned.
+struct Owned {
+    name: &'static str,
+    class: HeldLocks,
+    at: GuestVirt,
+    word: u32,
+}
+
+impl Owned {
+    /// Number of the thread that owns it.
+    fn owner(&self) -> u32 {
+        (self.word & OWNER).wrapping_sub(1)
+    }
+}
+
+/// The mutexes that are owned, but for those of the machine's.
+fn owned(ctx: &Context<'_>) -> Vec<Owned> {
+    let in_roots = mutexes(&ctx.roots);
+    let mut owned: Vec<_> = in_roots
+        .map(|(name, class, lock)| Owned {
+            name,
+            class,
+            at: ctx.root_of(lock),
+            word: lock.owner.get(),
+        })
+        .collect();
+    owned.extend(caches(ctx));
+    owned.extend(ctx.maps.all.iter().filter(|map| map.system_map != 0).map(|map| {
+        let at = map.at.checked_add(offset_of!(VmMap, lock) as u64).unwrap_or(map.at);
+        Owned { name: map.name, class: HeldLocks::MAP, at, word: map.lock_owner }
+    }));
+    owned.extend(ctx.objects.all.values().filter(|object| !object.is_kernels()).map(|object| {
+        Owned {
+            name: object.name,
+            class: HeldLocks::OBJECT,
+            at: object.at,
+            word: object.lock_owner,
+        }
+    }));
+    owned.retain(|lock| lock.word != 0);
+    owned
+}
+
+/// The classes that each thread notes are those of the mutexes that it owns, and owners run.
+fn check_mutexes(ctx: &Context<'_>) {
+    let owned = owned(ctx);
+    for lock in &owned {
+        let fault = |detail: String| ctx.finding("mutex-owner", lock.name, lock.at, || detail);
+        if lock.word > OWNER && lock.class != HeldLocks::PAGE_QUEUE {
+            fault(format!(
+                "its word {:#x} counts recursions, but this mutex forbids them",
+                lock.word
+            ));
+        }
+        if ctx.roots.sched.lock.owner.get() != 0 {
+            continue;
+        }
+        let Some(thread) = ctx.sched.by_tid(lock.owner()) else {
+            fault(format!("thread {} owns it, but does not exist", lock.owner()));
+            continue;
+        };
+        let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+        if ctx.sched.runs(thread.at).is_none() {
+            fault(format!(
+                "{} owns it, but is not running: the owner of a mutex keeps its CPU",
+                label(&thread.value)
+            ));
+        } else if held.is_empty() && ctx.standing() == Standing::Quiescent && !ctx.is_dead() {
+            // Where a CPU stands anywhere, this one may just have been taken, or be about to be
+            // released.
+            fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
+        }
+    }
+    for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
+        check_held(ctx, thread, &owned);
+    }
+}
+
+/// What `thread` notes of the mutexes that it holds.
+fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
+    let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+    let fault = |detail: String| ctx.finding("held-locks", "thread", thread.addr(), || detail);
+    if !HeldLocks::all().contains(held) {
+        fault(format!(
+            "{} holds locks of classes that do not exist: {held:?}",
+            label(&thread.value)
+        ));
+    }
+    if ctx.sched.runs(thread.at).is_none() {
+        // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has
+        // a stack pointer to return to. Whether it ever arrived anywhere does not matter: a CPU's
+        // first thread never did.
+        let has_left = thread.value.md[md::RSP].get() != 0;
+        let expected = if has_left { HeldLocks::SCHED } else { HeldLocks::empty() };
+        if held != expected {
+            fault(format!(
+                "{} is not running, but holds {held:?}, expected {expected:?}",
+                label(&thread.value)
+            ));
+        }
+        return;
+    }
+    let tid = thread.value.tid.get();
+    let known = owned
+        .iter()
+        .filter(|lock| lock.owner() == tid)
+        .fold(HeldLocks::empty(), |k, lock| k | lock.class);
+    let elsewhere = HeldLocks::OBJECT | HeldLocks::DRIVER;
+    let missing = held - known - elsewhere;
+    // A thread notes a mutex a moment longer than it owns it, and the check does not know all
+    // mutexes.
+    let may_hold = !ctx.is_quiet() || ctx.standing() == Standing::Anywhere;
+    if !missing.is_empty() || (!held.is_empty() && known.is_empty() && !may_hold) {
+        fault(format!(
+            "{} notes that it holds {held:?}, but owns locks of {known:?}",
+            label(&thread.value)
+        ));
+    }
+}
+
+/// A map's sx lock.
+struct MapSx {
+    at: GuestVirt,
+    name: &'static str,
+    owner: u32,
+    waiters: u32,
+}
+
+/// Owners of sx locks exist and count them, waiters sleep there, and nobody waits for himself in
+/// the end.
+fn check_sx(ctx: &Context<'_>) {
+    let mut locks = Vec::new();
+    for map in &ctx.maps.all {
+        let at = map.at.checked_add(offset_of!(VmMap, sx) as u64).unwrap_or(map.at);
+        if let Ok(sx) = ctx.memory.get("sx", KPtr::<Sx>::new(at)) {
+            locks.push(MapSx {
+                at,
+                name: map.name,
+                owner: sx.owner.get(),
+                waiters: sx.waiters.get(),
+            });
+        }
+    }
+    let mut counts: HashMap<u32, u32> = HashMap::new();
+    for lock in &locks {
+        check_lock(ctx, lock);
+        if lock.owner != 0 {
+            *counts.entry(lock.owner - 1).or_default() += 1;
+        }
+    }
+    for thread in &ctx.sched.threads {
+        let t = &thread.value;
+        let owns = counts.get(&t.tid.get()).copied().unwrap_or(0);
+        if t.sx_held.get() != owns {
+            ctx.finding("sx-held", "thread", thread.addr(), || {
+                format!("sx_held of {} is {}, but it owns {owns}", label(t), t.sx_held.get())
+            });
+        }
+    }
+    check_cycles(ctx, &locks);
+}
+
+fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
+    let &MapSx { at, name, owner, waiters } = lock;
+    if owner != 0 && ctx.sched.by_tid(owner - 1).is_none() {
+        ctx.finding("sx-owner", name, at, || {
+            format!("thread {} owns its lock, but does not exist", owner - 1)
+        });
+    }
+    let sleepers = ctx.sched.sleepers(at).count();
+    if sleepers as u64 != u64::from(waiters) {
+        ctx.finding("sx-waiters", name, at, || {
+            format!("waiters of its lock is {waiters}, but the number of threads that sleep there is {sleepers}")
+        });
+    }
+    if sleepers > 0 && owner == 0 {
+        ctx.finding("sx-waiters", name, at, || {
+            format!(
+                "its lock is free, but threads wait for it ({sleepers}), and nothing will wake them"
+            )
+        });
+    }
+}
+
+/// Follows from each thread the owner of the lock that it waits for.
+fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
+    let owners: HashMap<GuestVirt, u32> =
+        locks.iter().filter_map(|lock| Some((lock.at, lock.owner.checked_sub(1)?))).collect();
+    let waits_for = |thread: &Item<Thread>| -> Option<&Item<Thread>> {
+        if thread.value.state() != Some(ThreadState::Sleeping) {
+            return None;
+        }
+        ctx.sched.by_tid(*owners.get(&thread.value.wchan.get())?)
+    };
+    let mut done = HashSet::new();
+    for first in &ctx.sched.threads {
+        let mut path = vec![first];
+        while let Some(next) =
+            waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr()))
+        {
+            if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
+                ctx.finding("lock-cycle", "thread", next.addr(), || {
+                    let names: Vec<_> =
+                        path[start..].iter().map(|thread| label(&thread.value)).collect();
+                    format!(
+                        "each waits for a lock of the next, and the last for one of the first: {}",
+                        names.join(", ")
+                    )
+                });
+                break;
+            }
+            path.push(next);
+        }
+        done.extend(path.iter().map(|thread| thread.addr()));
+    }
+}

@@ -1,0 +1,173 @@
+//! Map entries one by one: flags, protections, wiring, and what stands behind them.
+
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, PAGE_MASK};
+use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
+use vmkern_abi::layout::{EntryFlags, KernelRoots, Protection, VmMap, VmMapEntry};
+
+use super::context::Context;
+use super::maps::{Entry, Map};
+
+/// Flags that an entry can have here. None is ever copy on write.
+const KNOWN: EntryFlags =
+    EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
+
+/// Checks the entries of all maps.
+pub(super) fn check(ctx: &Context<'_>) {
+    for map in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
+        for entry in &map.entries {
+            flags(ctx, map, entry);
+            protection(ctx, entry);
+            wiring(ctx, entry);
+            offset(ctx, entry);
+        }
+    }
+}
+
+fn finding(ctx: &Context<'_>, rule: &'static str, entry: &Entry, detail: impl FnOnce() -> String) {
+    ctx.finding(rule, "vm_map_entry", entry.at, || {
+        format!("[{}, {}): {}", entry.start, entry.end, detail())
+    });
+}
+
+fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
+    let eflags = entry.eflags;
+    let unknown = eflags.bits() & !KNOWN.bits();
+    if unknown != 0 {
+        finding(ctx, "entry-flags", entry, || {
+            format!("eflags is {:#x}, but nothing sets {unknown:#x}", eflags.bits())
+        });
+    }
+    if eflags.contains(EntryFlags::NOFAULT) {
+        nofault(ctx, map, entry);
+    }
+    if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
+        finding(ctx, "entry-transition", entry, || {
+            "it is in transition, but no thread is in an operation".to_owned()
+        });
+    }
+    if eflags.contains(EntryFlags::DELETING) && !eflags.contains(EntryFlags::IN_TRANSITION) {
+        finding(ctx, "entry-transition", entry, || {
+            "it is being deleted, but not in transition".to_owned()
+        });
+    }
+    if eflags.contains(EntryFlags::DELETING) != (entry.deleter != 0) {
+        finding(ctx, "entry-transition", entry, || {
+            let is = if entry.deleter == 0 { "is" } else { "is not" };
+            format!(
+                "its deleter is {}, but its flags say that it {is} being deleted",
+                entry.deleter
+            )
+        });
+    }
+    if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
+        let channel = map_channel(map.at);
+        if !eflags.contains(EntryFlags::IN_TRANSITION) {
+            finding(ctx, "entry-wakeup", entry, || {
+                "a thread waits for it, but it is not in transition".to_owned()
+            });
+        } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
+            finding(ctx, "entry-wakeup", entry, || {
+                format!("a thread waits for it, but no thread sleeps on {channel}")
+            });
+        }
+    }
+}
+
+/// Nothing stands behind a range in which a fault is a panic. Where it was cut in a map that is no
+/// system map it has got an object, which stays empty: nothing but a fault brings pages.
+fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
+    let Some(at) = entry.object() else { return };
+    let may_be_cut = map.system_map == 0 && kernel_object(ctx, at).is_none();
+    let pages = ctx.objects.all.get(&at).map_or(0, |object| object.pages.len());
+    if !may_be_cut || pages > 0 {
+        finding(ctx, "entry-nofault", entry, || {
+            format!(
+                "a fault in it is a panic, but it has the object at {at} (resident pages: {pages})"
+            )
+        });
+    }
+}
+
+/// What those sleep on who wait for the map at `map`.
+pub(super) fn map_channel(map: GuestVirt) -> GuestVirt {
+    map.checked_add(offset_of!(VmMap, index) as u64).unwrap_or(map)
+}
+
+fn protection(ctx: &Context<'_>, entry: &Entry) {
+    let both = [("protection", entry.protection), ("max_protection", entry.max_protection)];
+    for (name, protection) in
+        both.into_iter().filter(|&(_, protection)| protection != Protection::ALL)
+    {
+        finding(ctx, "entry-protection", entry, || {
+            format!(
+                "{name} is {:#x}, but every entry of the kernel has {:#x}",
+                protection.bits(),
+                Protection::ALL
+            )
+        });
+    }
+    if entry.inheritance != VmMapEntry::INHERIT_DEFAULT {
+        finding(ctx, "entry-inheritance", entry, || {
+            format!(
+                "inheritance is {}, but every entry has {}",
+                entry.inheritance,
+                VmMapEntry::INHERIT_DEFAULT
+            )
+        });
+    }
+}
+
+/// Ranges of kernel objects are wired once from when they are made; no others are wired at all,
+/// except in transition.
+fn wiring(ctx: &Context<'_>, entry: &Entry) {
+    if entry.eflags.contains(EntryFlags::IN_TRANSITION) {
+        return;
+    }
+    let is_kernels = entry.object().is_some_and(|object| kernel_object(ctx, object).is_some());
+    let expected = u32::from(is_kernels);
+    let is_being_made = is_kernels && entry.wired_count == 0 && !ctx.rest.is_quiet();
+    if entry.wired_count != expected && !is_being_made {
+        finding(ctx, "entry-wired", entry, || {
+            let with = if is_kernels { "with" } else { "without" };
+            format!(
+                "wired_count is {}, but is {expected} in a range {with} a kernel object",
+                entry.wired_count
+            )
+        });
+    }
+}
+
+/// The name of the kernel object at `at`, if that is one.
+pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static str> {
+    [
+        ("kernel_object", offset_of!(KernelRoots, kernel_object)),
+        ("kmem_object", offset_of!(KernelRoots, kmem_object)),
+    ]
+    .into_iter()
+    .find_map(|(name, offset)| (ctx.root(offset) == at).then_some(name))
+}
+
+fn offset(ctx: &Context<'_>, entry: &Entry) {
+    if entry.is_submap() {
+        if entry.offset != 0 {
+            finding(ctx, "entry-offset", entry, || {
+                format!("offset is {:#x}, but a submap has none", entry.offset)
+            });
+        }
+        return;
+    }
+    if entry.offset & PAGE_MASK != 0 {
+        finding(ctx, "entry-offset", entry, || {
+            format!("offset {:#x} is not of whole pages", entry.offset)
+        });
+    }
+    let Some(name) = entry.object().and_then(|object| kernel_object(ctx, object)) else { return };
+    let expected = entry.start.get().wrapping_sub(VM_MIN_KERNEL_ADDRESS.get());
+    if entry.offset != expected {
+        finding(ctx, "entry-offset", entry, || {
+            format!("offset is {:#x}, but its place in {name} is {expected:#x}", entry.offset)
+        });
+    }
+}

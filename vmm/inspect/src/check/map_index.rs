@@ -1,0 +1,200 @@
+//! A map's index: every node of the B+-tree by itself, and its items against the list of entries.
+
+use std::collections::HashSet;
+
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
+use vmkern_abi::layout::MapNode;
+
+use super::context::Context;
+use super::maps::Map;
+
+/// A slot of a leaf.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    node: GuestVirt,
+    key: u32,
+    gap: u32,
+    target: GuestVirt,
+}
+
+/// What the list of entries says that the tree should hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expected {
+    key: u64,
+    gap: u64,
+    target: GuestVirt,
+}
+
+/// The nodes of a map's index, by address.
+pub(super) type Nodes = HashSet<GuestVirt>;
+
+/// Checks the index of `map` and gives its nodes.
+pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
+    let mut walk = Walk { ctx, map, seen: HashSet::new(), items: Vec::new() };
+    let at = map.root.addr();
+    if !(1..=MapNode::MAX_HEIGHT).contains(&(map.height as usize)) {
+        ctx.finding("index-height", map.name, map.at, || {
+            format!("the height of its index is {}, not 1 to {}", map.height, MapNode::MAX_HEIGHT)
+        });
+    } else if let Some(root) = walk.node(at) {
+        walk.visit(at, &root, u16::try_from(map.height - 1).unwrap_or(u16::MAX));
+    }
+    let count = walk.seen.len() as u64;
+    if map.nodes != count {
+        ctx.finding("index-nodes", map.name, map.at, || {
+            format!("nodes says {}, but its index has {count}", map.nodes)
+        });
+    }
+    let Walk { seen, items, .. } = walk;
+    compare(ctx, map, &items);
+    seen
+}
+
+struct Walk<'c, 'a> {
+    ctx: &'c Context<'a>,
+    map: &'c Map,
+    seen: Nodes,
+    items: Vec<Item>,
+}
+
+impl Walk<'_, '_> {
+    fn finding(&self, rule: &'static str, node: GuestVirt, detail: impl FnOnce() -> String) {
+        self.ctx.finding(rule, "map index node", node, || {
+            format!("in the index of {} at {}: {}", self.map.name, self.map.at, detail())
+        });
+    }
+
+    /// The node at `at`, if it can be read and was not come to before.
+    fn node(&mut self, at: GuestVirt) -> Option<MapNode> {
+        if !self.seen.insert(at) {
+            self.finding("index-shared", at, || "two slots lead to it".to_owned());
+            return None;
+        }
+        self.ctx
+            .memory
+            .get("map index node", KPtr::new(at))
+            .map_err(|error| self.ctx.unreadable(&error))
+            .ok()
+    }
+
+    fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
+        if node.level.get() != level {
+            self.finding("index-level", at, || {
+                format!("its level is {}, but its depth says {level}", node.level.get())
+            });
+        }
+        let is_root = at == self.map.root.addr();
+        let fewest = match (is_root, level) {
+            (false, _) => MapNode::MIN_FILL,
+            (true, 0) => 1,
+            (true, _) => 2,
+        };
+        let count = usize::from(node.count.get());
+        if !(fewest..=MapNode::FANOUT).contains(&count) {
+            self.finding("index-fill", at, || {
+                format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT)
+            });
+        }
+        let count = count.min(MapNode::FANOUT);
+        for slot in count..MapNode::FANOUT {
+            let (key, gap, target) =
+                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            if key != MapNode::NO_KEY || gap != 0 || target.get() != 0 {
+                self.finding("index-unused", at, || {
+                    format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target {target}")
+                });
+            }
+        }
+        if !node.spare_next.get().is_null() {
+            let next = node.spare_next.get().addr();
+            self.finding("index-spare", at, || {
+                format!("it is in the tree, but its spare_next is {next}")
+            });
+        }
+        for slot in 0..count {
+            let (key, gap, target) =
+                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            if level == 0 {
+                self.items.push(Item { node: at, key, gap, target });
+                continue;
+            }
+            if slot > 0 && node.keys[slot - 1].get() >= key {
+                self.finding("index-key", at, || {
+                    format!(
+                        "slot {slot} has key {key:#x}, but the one before has {:#x}",
+                        node.keys[slot - 1].get()
+                    )
+                });
+            }
+            let Some(child) = self.node(target) else { continue };
+            let lowest = child.keys[0].get();
+            if lowest != key {
+                self.finding("index-key", at, || {
+                    format!("slot {slot} has key {key:#x}, but its child begins at {lowest:#x}")
+                });
+            }
+            let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
+            if largest != gap {
+                self.finding("index-gap", at, || {
+                    format!("slot {slot} says max_free {gap:#x} pages, but its child's largest gap is {largest:#x}")
+                });
+            }
+            self.visit(target, &child, level - 1);
+        }
+    }
+}
+
+/// Holds the items of the tree against the header and the entries of the list, both in order of
+/// keys.
+fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
+    let page = |at: GuestVirt| at.get().wrapping_sub(map.min.get()) >> PAGE_SHIFT;
+    let gap = |end: GuestVirt, next: GuestVirt| next.get().wrapping_sub(end.get()) >> PAGE_SHIFT;
+    let starts = map.entries.iter().map(|entry| entry.start).chain([map.max]);
+    let ends = [map.min].into_iter().chain(map.entries.iter().map(|entry| entry.end));
+    let places = [(map.min, map.at)]
+        .into_iter()
+        .chain(map.entries.iter().map(|entry| (entry.start, entry.at)));
+    let expected = places.zip(ends.zip(starts)).map(|((start, target), (end, next))| Expected {
+        key: page(start),
+        gap: gap(end, next),
+        target,
+    });
+    let mut items = items.iter().peekable();
+    for want in expected {
+        while let Some(item) = items.next_if(|item| u64::from(item.key) < want.key) {
+            too_many(ctx, map, item);
+        }
+        // The header and the first entry may both have key 0.
+        match items.next_if(|item| u64::from(item.key) == want.key) {
+            None => ctx.finding("index-item", "vm_map_entry", want.target, || {
+                format!("it is on the list of {} at {}, but not in its index", map.name, map.at)
+            }),
+            Some(item) if item.target != want.target => {
+                ctx.finding("index-item", "map index node", item.node, || {
+                    format!(
+                        "key {:#x} leads to {}, but the entry there is {}",
+                        item.key, item.target, want.target
+                    )
+                });
+            }
+            Some(item) if u64::from(item.gap) != want.gap => {
+                ctx.finding("index-gap", "map index node", item.node, || {
+                    let Expected { key, gap, target } = want;
+                    format!("key {key:#x} says that {:#x} pages are free behind {target}, but {gap:#x} are", item.gap)
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    items.for_each(|item| too_many(ctx, map, item));
+}
+
+fn too_many(ctx: &Context<'_>, map: &Map, item: &Item) {
+    ctx.finding("index-item", "map index node", item.node, || {
+        let Item { key, target, .. } = item;
+        format!(
+            "key {key:#x} leads to {target}, but no entry of {} at {} starts there",
+            map.name, map.at
+        )
+    });
+}

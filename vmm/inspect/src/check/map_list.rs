@@ -1,0 +1,74 @@
+//! A map's list of entries: order, links, and the counts that the map keeps of it.
+
+use super::context::Context;
+use super::maps::Map;
+
+/// Checks the lists of all maps.
+pub(super) fn check(ctx: &Context<'_>) {
+    ctx.maps.all.iter().filter(|map| !map.is_updating()).for_each(|map| check_map(ctx, map));
+}
+
+fn check_map(ctx: &Context<'_>, map: &Map) {
+    if map.min > map.max || !map.min.is_page_aligned() || !map.max.is_page_aligned() {
+        ctx.finding("map-bounds", map.name, map.at, || {
+            format!("[{}, {}) is not a range of whole pages", map.min, map.max)
+        });
+    }
+    let (mut before, mut below, mut size) = (map.at, map.min, 0u64);
+    for entry in &map.entries {
+        if entry.prev != before {
+            ctx.finding("map-list", "vm_map_entry", entry.at, || {
+                format!(
+                    "its prev is {}, but the list of {} at {} comes from {before}",
+                    entry.prev, map.name, map.at
+                )
+            });
+        }
+        if entry.start < below {
+            ctx.finding("map-order", "vm_map_entry", entry.at, || {
+                let side = if before == map.at {
+                    "its map's first address is"
+                } else {
+                    "the entry before it ends at"
+                };
+                format!("it starts at {}, but {side} {below}", entry.start)
+            });
+        }
+        if entry.end <= entry.start {
+            ctx.finding("entry-range", "vm_map_entry", entry.at, || {
+                format!("it ends at {}, but starts at {}", entry.end, entry.start)
+            });
+        }
+        if !entry.start.is_page_aligned() || !entry.end.is_page_aligned() {
+            ctx.finding("entry-range", "vm_map_entry", entry.at, || {
+                format!("[{}, {}) is not a range of whole pages", entry.start, entry.end)
+            });
+        }
+        if entry.end > map.max {
+            ctx.finding("map-order", "vm_map_entry", entry.at, || {
+                format!(
+                    "it ends at {}, but {} at {} ends at {}",
+                    entry.end, map.name, map.at, map.max
+                )
+            });
+        }
+        size = size.wrapping_add(entry.len());
+        (before, below) = (entry.at, below.max(entry.end));
+    }
+    if map.header.prev != before {
+        ctx.finding("map-list", map.name, map.at, || {
+            format!("its last entry is {before}, but its header's prev is {}", map.header.prev)
+        });
+    }
+    let count = map.entries.len() as u64;
+    if map.nentries != count {
+        ctx.finding("map-nentries", map.name, map.at, || {
+            format!("nentries says {}, but its list has {count}", map.nentries)
+        });
+    }
+    if map.size != size {
+        ctx.finding("map-size", map.name, map.at, || {
+            format!("size says {}, but its entries sum to {size}", map.size)
+        });
+    }
+}

@@ -1,0 +1,270 @@
+//! The pools of a map: where its entries and index nodes lie, and how many it keeps in reserve.
+
+use std::collections::{HashMap, HashSet};
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SHIFT};
+use vmkern_abi::kva::KERNBASE;
+use vmkern_abi::layout::{KernelRoots, MapHome, MapNode, PoolPage, VmMapEntry};
+
+use super::context::Context;
+use super::map_entry::kernel_object;
+use super::map_index;
+use super::maps::{Map, Pool};
+use super::owners::Owner;
+
+/// Entries that a map keeps in reserve, at least, when there are pages to make them of.
+const FLOOR: u64 = 8;
+
+/// Items of one kind.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// The items, in words.
+    what: &'static str,
+    size: u64,
+    home: u64,
+    home_offset: u64,
+    per_page: u64,
+}
+
+const ENTRIES: Kind = Kind {
+    what: "entries",
+    size: size_of::<VmMapEntry>() as u64,
+    home: MapHome::ENTRIES as u64,
+    home_offset: offset_of!(MapHome, entries) as u64,
+    per_page: PoolPage::ENTRIES,
+};
+
+const NODES: Kind = Kind {
+    what: "nodes",
+    size: size_of::<MapNode>() as u64,
+    home: MapHome::NODES as u64,
+    home_offset: offset_of!(MapHome, nodes) as u64,
+    per_page: PoolPage::NODES,
+};
+
+/// Checks the indexes and pools of all maps, claims their pages and counts them.
+pub(super) fn check(ctx: &Context<'_>) {
+    let mut pages = 0;
+    for map in &ctx.maps.all {
+        ctx.claim_at(map.at, Owner::MapHome);
+        let entry_pages = pool_pages(ctx, map, &ENTRIES, &map.entry_pool);
+        let node_pages = pool_pages(ctx, map, &NODES, &map.node_pool);
+        pages += 1 + entry_pages.len() as u64 + node_pages.len() as u64;
+        if map.is_updating() {
+            continue;
+        }
+        let entries = map.entries.iter().map(|entry| entry.at).collect();
+        let nodes = map_index::check(ctx, map);
+        items(ctx, map, &ENTRIES, &map.entry_pool, &entry_pages, &entries);
+        items(ctx, map, &NODES, &map.node_pool, &node_pages, &nodes);
+        reserve(ctx, map);
+    }
+    let counted = ctx.roots.map_pages.get();
+    // A map that is being made has its home already, and is on no list yet.
+    let most = pages.saturating_add(ctx.rest.awake());
+    if !(pages..=most).contains(&counted) && !ctx.is_any_map_updating() {
+        ctx.finding("map-pages", "map_pages", ctx.root(offset_of!(KernelRoots, map_pages)), || {
+            format!("it says {counted}, but the maps have {pages} pages")
+        });
+    }
+}
+
+fn finding(
+    ctx: &Context<'_>,
+    rule: &'static str,
+    map: &Map,
+    kind: &Kind,
+    detail: impl FnOnce() -> String,
+) {
+    ctx.finding(rule, map.name, map.at, || format!("pool of {}: {}", kind.what, detail()));
+}
+
+/// The pages of a pool in order, with their links and the pool's three pointers checked.
+fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<GuestVirt> {
+    let (mut pages, mut seen) = (Vec::new(), HashSet::new());
+    let mut at = pool.first;
+    let mut before = GuestVirt::new(0);
+    while let Some(pointer) = at.non_null() {
+        if !pointer.addr().is_page_aligned() || !seen.insert(pointer.addr()) {
+            finding(ctx, "pool-pages", map, kind, || {
+                format!(
+                    "its list of pages leads to {}, which is not a page or came before",
+                    pointer.addr()
+                )
+            });
+            break;
+        }
+        let page = match ctx.memory.get::<PoolPage>("pool page", pointer) {
+            Ok(page) => page,
+            Err(error) => {
+                ctx.unreadable(&error);
+                break;
+            }
+        };
+        ctx.claim_at(pointer.addr(), Owner::MapPool);
+        if page.prev.get().addr() != before && !map.is_updating() {
+            ctx.finding("pool-pages", "pool page", pointer.addr(), || {
+                format!(
+                    "its prev is {}, but the pages of {} come from {before}",
+                    page.prev.get().addr(),
+                    map.name
+                )
+            });
+        }
+        pages.push(pointer.addr());
+        (before, at) = (pointer.addr(), page.next.get());
+    }
+    if map.is_updating() {
+        return pages;
+    }
+    if pool.last.addr() != before {
+        finding(ctx, "pool-pages", map, kind, || {
+            format!("last is {}, but the last page is {before}", pool.last.addr())
+        });
+    }
+    let capacity = kind.home + kind.per_page * pages.len() as u64;
+    if pool.capacity != capacity {
+        finding(ctx, "pool-capacity", map, kind, || {
+            format!(
+                "capacity says {}, but the home and {} pages hold {capacity}",
+                pool.capacity,
+                pages.len()
+            )
+        });
+    }
+    if pool.used > capacity {
+        finding(ctx, "pool-used", map, kind, || {
+            format!("used says {}, but there is room for {capacity}", pool.used)
+        });
+    }
+    let used_pages = pool.used.saturating_sub(kind.home).div_ceil(kind.per_page);
+    let top =
+        usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
+    let top = top.copied().unwrap_or_default();
+    if pool.top.addr() != top && pool.used <= capacity {
+        finding(ctx, "pool-top", map, kind, || {
+            format!(
+                "top is {}, but item {} of those in use, the last, lies in {top}",
+                pool.top.addr(),
+                pool.used
+            )
+        });
+    }
+    pages
+}
+
+/// The items in use are the first ones, and all of them are used: `live` are those that list or
+/// tree has.
+fn items(
+    ctx: &Context<'_>,
+    map: &Map,
+    kind: &Kind,
+    pool: &Pool,
+    pages: &[GuestVirt],
+    live: &HashSet<GuestVirt>,
+) {
+    if pool.used != live.len() as u64 {
+        finding(ctx, "pool-used", map, kind, || {
+            format!("used says {}, but {} are in use", pool.used, live.len())
+        });
+    }
+    let numbers: HashMap<GuestVirt, u64> = pages.iter().copied().zip(0..).collect();
+    let number_of = |item: GuestVirt| {
+        let (base, first) = match numbers.get(&item.page()) {
+            Some(page) => {
+                (item.page().add(size_of::<PoolPage>() as u64), kind.home + page * kind.per_page)
+            }
+            None => (map.at.checked_add(kind.home_offset)?, 0),
+        };
+        let bytes =
+            item.get().checked_sub(base.get()).filter(|bytes| bytes.is_multiple_of(kind.size))?;
+        let (slot, slots) = (bytes / kind.size, if first == 0 { kind.home } else { kind.per_page });
+        (slot < slots).then_some(first + slot)
+    };
+    for &item in live {
+        match number_of(item) {
+            None => finding(ctx, "pool-item", map, kind, || {
+                format!("{item} is in use, but lies in no page of it")
+            }),
+            Some(number) if number >= pool.used => finding(ctx, "pool-item", map, kind, || {
+                format!(
+                    "{item} is in use, but is number {number}, and only {} are in use",
+                    pool.used
+                )
+            }),
+            Some(_) => {}
+        }
+    }
+}
+
+/// What the map keeps in reserve follows from what it has in use.
+fn reserve(ctx: &Context<'_>, map: &Map) {
+    let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
+    if map.home != map.at {
+        state("map-home", format!("home is {}, but it begins with the map itself", map.home));
+    }
+    if !map.unlinked.is_null() {
+        state(
+            "index-spare",
+            format!("node {} has left the tree, but not the pool", map.unlinked.addr()),
+        );
+    }
+    let image = KERNBASE.get()..ctx.roots.virtual_avail.get().get();
+    let plain = map.entries.iter().filter(|entry| {
+        !entry.is_submap()
+            && entry.object().is_none_or(|object| kernel_object(ctx, object).is_none())
+    });
+    let pages: u64 = plain
+        .map(|entry| {
+            let in_image =
+                entry.end.get().min(image.end).saturating_sub(entry.start.get().max(image.start));
+            entry.len().saturating_sub(in_image) >> PAGE_SHIFT
+        })
+        .sum();
+    if map.plain_pages != pages {
+        state(
+            "map-plain-pages",
+            format!(
+                "plain_pages says {}, its ranges that can lack pages have {pages}",
+                map.plain_pages
+            ),
+        );
+    }
+    if map.credits > map.plain_pages {
+        state(
+            "map-credits",
+            format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages),
+        );
+    }
+    let (entries, nodes) = (&map.entry_pool, &map.node_pool);
+    let needed =
+        entries.used.saturating_add(FLOOR).saturating_add(map.credits.min(map.plain_pages / 2));
+    if entries.capacity >= needed.max(ENTRIES.home).saturating_add(ENTRIES.per_page) {
+        let capacity = entries.capacity;
+        state(
+            "pool-reserve",
+            format!("{capacity} entries, but {needed} are enough: a page should have gone back"),
+        );
+    }
+    let needed = max_nodes(entries.capacity.saturating_add(1));
+    if nodes.capacity < needed
+        || nodes.capacity >= needed.max(NODES.home).saturating_add(NODES.per_page)
+    {
+        let (capacity, entries) = (nodes.capacity, entries.capacity);
+        state(
+            "pool-reserve",
+            format!("{capacity} nodes, but {entries} entries can make a tree of {needed}"),
+        );
+    }
+}
+
+/// Most nodes that a tree of `items` items can have.
+fn max_nodes(items: u64) -> u64 {
+    let (mut nodes, mut level) = (1, items / MapNode::MIN_FILL as u64);
+    while level >= 2 {
+        nodes += level;
+        level /= MapNode::MIN_FILL as u64;
+    }
+    nodes
+}

@@ -1,0 +1,175 @@
+//! Maps beside their entries: which there are, how they lie in one another, and what else they say
+//! of themselves.
+
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, NBPDR};
+use vmkern_abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::layout::KernelRoots;
+
+use super::context::Context;
+use super::map_entry::map_channel;
+use super::maps::{Map, UNNAMED};
+
+/// Checks all maps.
+pub(super) fn check(ctx: &Context<'_>) {
+    for map in &ctx.maps.all {
+        state(ctx, map);
+    }
+    registry(ctx);
+    submaps(ctx);
+    kernel_map(ctx);
+}
+
+fn state(ctx: &Context<'_>, map: &Map) {
+    if map.pmap != ctx.pml4() {
+        ctx.finding("map-pmap", map.name, map.at, || {
+            format!("its pmap is {}, but the kernel's is {}", map.pmap, ctx.pml4())
+        });
+    }
+    if map.system_map > 1 {
+        ctx.finding("map-system", map.name, map.at, || {
+            format!("system_map is {}, neither 0 nor 1", map.system_map)
+        });
+    }
+    let is_system = match map.name {
+        "kernel_map" | "kmem_map" | "buffer_map" | "pager_map" => Some(1),
+        "clean_map" | "exec_map" | "pipe_map" => Some(0),
+        _ => None,
+    };
+    if let Some(expected) =
+        is_system.filter(|&expected| map.system_map != expected && map.system_map <= 1)
+    {
+        ctx.finding("map-system", map.name, map.at, || {
+            format!("system_map is {}, but its kind of lock is that of {expected}", map.system_map)
+        });
+    }
+    let channel = map_channel(map.at);
+    // Somebody may be about to sleep there, or have just been woken for another reason.
+    let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
+    if is_settled && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
+        ctx.finding("map-wakeup", map.name, map.at, || {
+            format!("needs_wakeup is {}, but no thread sleeps on {channel}", map.needs_wakeup)
+        });
+    }
+}
+
+/// The list of maps has every map that a name or an entry leads to.
+fn registry(ctx: &Context<'_>) {
+    // What an entry names that is only being made may be anything.
+    let unlisted = if ctx.is_any_map_updating() { &[] } else { &ctx.maps.all[ctx.maps.listed..] };
+    for map in unlisted {
+        ctx.finding(
+            "map-registry",
+            map.name,
+            map.at,
+            || "a root or an entry names it, but it is not on the list of maps",
+        );
+    }
+    let roots = &ctx.roots;
+    let mut seen: HashMap<GuestVirt, &str> = HashMap::new();
+    for (name, at) in roots.named_maps().map(|(name, _, slot)| (name, slot.get().addr())) {
+        if at == GuestVirt::new(0) {
+            ctx.finding(
+                "map-registry",
+                name,
+                ctx.root(offset_of!(KernelRoots, maps)),
+                || "the boot makes it, but its root is null",
+            );
+        } else if let Some(first) = seen.insert(at, name) {
+            ctx.finding("map-registry", name, at, || format!("it is {first} as well"));
+        }
+    }
+}
+
+/// A submap has one entry at most, over exactly its range, and no map lies inside of itself. Those
+/// that the boot makes lie inside of kernel_map; one that `kmem_suballoc` has made may have been
+/// freed through its parent, which leaves it without an entry for ever.
+fn submaps(ctx: &Context<'_>) {
+    let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
+    for parent in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
+        for entry in parent.entries.iter().filter(|entry| entry.is_submap()) {
+            let Some(map) = ctx.maps.at(entry.object) else {
+                // That it cannot be read is a finding already.
+                continue;
+            };
+            if (map.min, map.max) != (entry.start, entry.end) {
+                ctx.finding("submap-range", "vm_map_entry", entry.at, || {
+                    format!(
+                        "it stands for [{}, {}), but {} at {} covers [{}, {})",
+                        entry.start, entry.end, map.name, map.at, map.min, map.max
+                    )
+                });
+            }
+            if let Some(first) = parents.insert(map.at, parent) {
+                ctx.finding("submap-parent", map.name, map.at, || {
+                    format!(
+                        "entries of {} at {} and of {} at {} name it",
+                        first.name, first.at, parent.name, parent.at
+                    )
+                });
+            }
+        }
+    }
+    // An entry of a map that is being changed may be missing just now.
+    if ctx.is_any_map_updating() {
+        return;
+    }
+    let kernel_map = ctx.roots.maps[0].get().addr();
+    for map in &ctx.maps.all {
+        let mut at = map;
+        for _ in 0..ctx.maps.all.len() {
+            match parents.get(&at.at) {
+                Some(parent) => at = parent,
+                None => break,
+            }
+        }
+        let is_circle = parents.contains_key(&at.at) && at.at != kernel_map;
+        if at.at != kernel_map && (is_circle || map.name != UNNAMED) {
+            ctx.finding("submap-parent", map.name, map.at, || {
+                format!("its parents lead to {} at {}, not to kernel_map", at.name, at.at)
+            });
+        } else if map.at == kernel_map && parents.contains_key(&map.at) {
+            ctx.finding("submap-parent", map.name, map.at, || "an entry makes it a submap");
+        }
+    }
+}
+
+/// kernel_map covers the kernel's address space, and its page tables reach as far as its entries.
+fn kernel_map(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
+    let Some(map) = ctx.maps.at(roots.maps[0].get().addr()) else { return };
+    if (map.min, map.max) != (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS) {
+        ctx.finding("map-bounds", map.name, map.at, || {
+            let (min, max) = (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS);
+            format!(
+                "it covers [{}, {}), but the kernel's address space is [{min}, {max})",
+                map.min, map.max
+            )
+        });
+    }
+    let at = ctx.root(offset_of!(KernelRoots, kernel_vm_end));
+    let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
+    let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
+    if end < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS || !is_whole {
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+            format!("{end} is not the end of a page table")
+        });
+    }
+    // The image's own range has the tables of the boot.
+    let grown = map.entries.iter().filter(|entry| entry.start != KERNBASE || entry.end > image_end);
+    if let Some(entry) =
+        grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating())
+    {
+        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+            format!("page tables end at {end}, but the entry at {} ends at {}", entry.at, entry.end)
+        });
+    }
+    let image = map.entries.iter().find(|entry| entry.start <= KERNBASE && entry.end >= image_end);
+    if image.is_none() && !map.is_updating() {
+        ctx.finding("map-image", map.name, map.at, || {
+            format!("no entry holds the kernel's image, [{KERNBASE}, {image_end})")
+        });
+    }
+}

@@ -1,0 +1,250 @@
+//! Objects: counts, references, indexes, and the way back from each page.
+
+use std::collections::HashMap;
+use std::mem::offset_of;
+
+use vmkern_abi::addr::{GuestVirt, PAGE_SHIFT};
+use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
+use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, SlabZone};
+
+use super::context::Context;
+use super::objects::{Object, Resident};
+use super::owners::Owner;
+use super::page_array::Page;
+
+/// Number of the zone of objects.
+const OBJECT_ZONE: usize = 0;
+
+/// Checks all objects, and claims their pages.
+pub(super) fn check(ctx: &Context<'_>) {
+    let entries = entries(ctx);
+    let maps_are_still = ctx.maps.all.iter().all(|map| !map.is_updating());
+    for object in ctx.objects.all.values() {
+        claim(ctx, object);
+        if object.is_updating() {
+            continue;
+        }
+        constants(ctx, object);
+        counts(ctx, object);
+        last_search(ctx, object);
+        if maps_are_still {
+            references(ctx, object, entries.get(&object.at).copied().unwrap_or_default());
+        }
+    }
+    if maps_are_still {
+        unreachable(ctx);
+    }
+    strangers(ctx);
+}
+
+/// What the entries of all maps say of an object.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entries {
+    count: u64,
+    /// Pages up to the end of the last one.
+    pages: u64,
+}
+
+fn entries(ctx: &Context<'_>) -> HashMap<GuestVirt, Entries> {
+    let mut by_object: HashMap<GuestVirt, Entries> = HashMap::new();
+    for entry in ctx.maps.all.iter().flat_map(|map| &map.entries) {
+        if let Some(object) = entry.object() {
+            let entries = by_object.entry(object).or_default();
+            entries.count += 1;
+            entries.pages =
+                entries.pages.max(entry.offset.saturating_add(entry.len()) >> PAGE_SHIFT);
+        }
+    }
+    by_object
+}
+
+fn finding(
+    ctx: &Context<'_>,
+    rule: &'static str,
+    object: &Object,
+    detail: impl FnOnce() -> String,
+) {
+    ctx.finding(rule, object.name, object.at, detail);
+}
+
+fn claim(ctx: &Context<'_>, object: &Object) {
+    for resident in &object.pages {
+        let pfn = u64::from(resident.pfn);
+        ctx.claim(pfn, Owner::Resident, object.at);
+        let Some(page) = ctx.pages.get(pfn) else { continue };
+        if (page.object.addr(), page.pindex) != (object.at, resident.pindex)
+            && !object.is_updating()
+        {
+            ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
+                format!(
+                    "{} at {} has page {pfn:#x} at index {:#x}, but the page says index {:#x} of {}",
+                    object.name,
+                    object.at,
+                    resident.pindex,
+                    page.pindex,
+                    page.object.addr()
+                )
+            });
+        }
+    }
+}
+
+/// What does not change in an object's life.
+fn constants(ctx: &Context<'_>, object: &Object) {
+    let kind = if object.is_kernels() { ObjectType::Phys } else { ObjectType::Default };
+    if object.kind != kind as u32 {
+        finding(ctx, "object-kind", object, || {
+            let is = ObjectType::from_code(object.kind);
+            format!(
+                "its type is {} ({is:?}), but such an object has type {} ({kind:?})",
+                object.kind, kind as u32
+            )
+        });
+    }
+    let known = if object.is_kernels() { ObjectFlags::empty() } else { ObjectFlags::ONEMAPPING };
+    let unknown = object.flags.bits() & !known.bits();
+    if unknown != 0 {
+        finding(ctx, "object-flags", object, || {
+            format!(
+                "flags is {:#x}, but such an object never has {unknown:#x}",
+                object.flags.bits()
+            )
+        });
+    }
+    let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
+    if object.size > size {
+        finding(ctx, "object-size", object, || {
+            format!(
+                "size says {:#x} pages, more than the {size:#x} of the address space",
+                object.size
+            )
+        });
+    }
+    if object.is_kernels() && object.size != size {
+        finding(ctx, "object-size", object, || {
+            format!(
+                "size says {:#x} pages, but the kernel's address space has {size:#x}",
+                object.size
+            )
+        });
+    }
+}
+
+fn counts(ctx: &Context<'_>, object: &Object) {
+    let pages = object.pages.len() as u64;
+    if object.resident_page_count != pages {
+        finding(ctx, "object-resident", object, || {
+            format!(
+                "resident_page_count says {}, but its index has {pages} pages",
+                object.resident_page_count
+            )
+        });
+    }
+    if let Some(last) = object.pages.last().filter(|last| last.pindex >= object.size) {
+        finding(ctx, "object-size", object, || {
+            format!("size says {:#x} pages, but a page is at index {:#x}", object.size, last.pindex)
+        });
+    }
+}
+
+fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
+    let expected = entries.count + u64::from(object.is_kernels());
+    let count = u64::from(object.ref_count);
+    // A page fault has a reference while it sleeps on a busy page, and for a moment before and
+    // after.
+    let most = ctx.rest.awake() + ctx.rest.faults();
+    let is_known = ctx.roots.sched.lock.owner.get() == 0;
+    let is_wrong = count < expected || (is_known && count > expected + most);
+    if is_wrong {
+        finding(ctx, "object-ref-count", object, || {
+            let own = if object.is_kernels() { "1 of its own and " } else { "" };
+            format!(
+                "ref_count says {count}, but the references are {own}{} from entries",
+                entries.count
+            )
+        });
+    }
+    if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
+        finding(ctx, "object-flags", object, || {
+            "it has one reference, but is not marked ONEMAPPING".to_owned()
+        });
+    }
+    if entries.pages > object.size {
+        finding(ctx, "object-size", object, || {
+            format!(
+                "size says {:#x} pages, but its entries end at page {:#x}",
+                object.size, entries.pages
+            )
+        });
+    }
+}
+
+/// The pages between which the last search ended are neighbours in the index.
+fn last_search(ctx: &Context<'_>, object: &Object) {
+    let (before, after) = (object.before, object.after);
+    if before | after == 0 {
+        return;
+    }
+    let place = |pfn: u32| {
+        let pindex = ctx.pages.get(pfn.into())?.pindex;
+        let place = object.pages.binary_search_by_key(&pindex, |resident| resident.pindex).ok()?;
+        (object.pages[place].pfn == pfn).then_some(place)
+    };
+    let next = if before == 0 { Some(0) } else { place(before).map(|place| place + 1) };
+    let next = next.map(|place| object.pages.get(place).map_or(0, |Resident { pfn, .. }| *pfn));
+    if next != Some(after) {
+        finding(ctx, "object-search", object, || {
+            format!(
+                "its last search ended between pages {before:#x} and {after:#x}, which are not neighbours"
+            )
+        });
+    }
+}
+
+/// Objects are freed with their last reference: all that are handed out stand behind an entry.
+fn unreachable(ctx: &Context<'_>) {
+    let known = ctx.objects.all.values().filter(|object| !object.is_kernels()).count() as u64;
+    let zone = &ctx.roots.zones[OBJECT_ZONE];
+    if zone.lock.owner.get() == 0 && zone.used.get() != known && ctx.rest.is_quiet() {
+        let at = offset_of!(KernelRoots, zones) + OBJECT_ZONE * size_of::<SlabZone>();
+        ctx.finding("object-unreachable", "zone of objects", ctx.root(at), || {
+            format!("used says {}, but {known} objects are behind entries", zone.used.get())
+        });
+    }
+}
+
+/// Pages that say that they belong to an object which does not know them. Of a subtree that was cut
+/// off only the first is named: the others hang on it.
+fn strangers(ctx: &Context<'_>) {
+    for (pfn, page) in ctx.pages.used().filter(|(_, page)| !page.object.is_null()) {
+        if ctx.owner(pfn) != Some(Owner::Resident) {
+            let object = ctx.objects.all.get(&page.object.addr());
+            // An object that is known is left out while somebody changes it; one that is not may be
+            // on its way into a map.
+            let is_updating = object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating);
+            if is_updating || hangs_on_stranger(ctx, pfn, page) {
+                continue;
+            }
+            ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
+                let name = object.map_or("an unknown object", |object| object.name);
+                let at = page.object.addr();
+                format!(
+                    "page {pfn:#x} says index {:#x} of {at} ({name}), which does not have it",
+                    page.pindex
+                )
+            });
+        }
+    }
+}
+
+/// Whether the page above `page` is one of the same object that the object does not know either,
+/// and has it below.
+fn hangs_on_stranger(ctx: &Context<'_>, pfn: u64, page: &Page) -> bool {
+    let parent = u64::from(page.parent);
+    let upper =
+        ctx.pages.get(parent).filter(|_| parent != 0 && ctx.owner(parent) != Some(Owner::Resident));
+    upper.is_some_and(|upper| {
+        upper.object == page.object
+            && [upper.left, upper.right].into_iter().any(|below| u64::from(below) == pfn)
+    })
+}

@@ -1,0 +1,296 @@
+//! The page array and its segments.
+//!
+//! Only the elements below each segment's `fresh` mark are read: what lies behind has never been
+//! used, and reading it would make the memory of a large guest resident. Of those below it,
+//! elements in a page that an image does not hold are zero, like a page that was never used, and
+//! take no room: a mark that lies does not decide how much is kept.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::kva::dmap_to_phys;
+use vmkern_abi::layout::{KernelRoots, PageFlags, PageOflags, VmObject, VmPage, VmPhysSeg};
+use zerocopy::FromBytes;
+
+use super::finding::Findings;
+use super::memory::Memory;
+use crate::InspectError;
+
+/// Elements of the page array in a page.
+const PER_PAGE: usize = 4096 / size_of::<VmPage>();
+
+/// Elements of the page array, in the order of the pages.
+#[derive(Debug, Default)]
+pub(super) struct Elements {
+    /// By page of the array; nothing for one that is all zero.
+    chunks: Vec<Option<Box<[Page]>>>,
+    /// Elements of the first page of the array that belong to pages before these.
+    skipped: usize,
+    len: usize,
+}
+
+impl Elements {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The element at `index`, if there is one.
+    pub(super) fn get(&self, index: usize) -> Option<&Page> {
+        let place = index.checked_add(self.skipped).filter(|_| index < self.len)?;
+        match self.chunks.get(place / PER_PAGE)? {
+            None => Some(&Page::FRESH),
+            Some(chunk) => chunk.get(place % PER_PAGE),
+        }
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Page> {
+        (0..self.len).filter_map(|index| self.get(index))
+    }
+}
+
+/// A [`VmPage`], copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub object: KPtr<VmObject>,
+    pub pindex: u64,
+    pub next: u32,
+    pub prev: u32,
+    pub wire_count: u32,
+    pub hold_count: u32,
+    pub private: u32,
+    pub flags: PageFlags,
+    pub oflags: PageOflags,
+    pub segind: u16,
+    pub busy: u16,
+    pub block: u8,
+    pub queue: u8,
+    pub act_count: u8,
+    pub valid: u8,
+    pub dirty: u8,
+    pub left: u32,
+    pub right: u32,
+    pub parent: u32,
+}
+
+impl Page {
+    /// A page that was never used.
+    pub(super) const FRESH: Self = Self {
+        object: KPtr::NULL,
+        pindex: 0,
+        next: 0,
+        prev: 0,
+        wire_count: 0,
+        hold_count: 0,
+        private: 0,
+        flags: PageFlags::empty(),
+        oflags: PageOflags::empty(),
+        segind: 0,
+        busy: 0,
+        block: 0,
+        queue: 0,
+        act_count: 0,
+        valid: 0,
+        dirty: 0,
+        left: 0,
+        right: 0,
+        parent: 0,
+    };
+
+    fn of(page: &VmPage) -> Self {
+        Self {
+            object: page.object.get(),
+            pindex: page.pindex.get(),
+            next: page.next.get(),
+            prev: page.prev.get(),
+            wire_count: page.wire_count.get(),
+            hold_count: page.hold_count.get(),
+            private: page.private.get(),
+            flags: page.flags.get(),
+            oflags: page.oflags.get(),
+            segind: page.segind.get(),
+            busy: page.busy.get(),
+            block: page.block.get(),
+            queue: page.queue.get(),
+            act_count: page.act_count.get(),
+            valid: page.valid.get(),
+            dirty: page.dirty.get(),
+            left: page.left.get(),
+            right: page.right.get(),
+            parent: page.parent.get(),
+        }
+    }
+
+    pub(super) fn is_allocated(&self) -> bool {
+        self.flags.contains(PageFlags::ALLOCATED)
+    }
+}
+
+/// A segment with the pages below its `fresh` mark.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// First page number.
+    pub start: u64,
+    /// First page number past it.
+    pub end: u64,
+    /// First page that was never used.
+    pub fresh: u64,
+    /// Its free list.
+    pub freelist: u32,
+    /// Pages `start` to `fresh`, or as many as could be read.
+    pub pages: Elements,
+}
+
+/// The page array.
+#[derive(Debug, Default)]
+pub(super) struct PageArray {
+    at: GuestVirt,
+    first_page: u64,
+    /// Segments, ascending and disjoint.
+    pub segments: Vec<Segment>,
+}
+
+/// The elements in the page of the array at `at`; nothing where all of it is zero and no image
+/// holds it.
+fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, InspectError> {
+    let mut bytes = [0; PER_PAGE * size_of::<VmPage>()];
+    if !memory.holds(at) {
+        return memory.page("vm_page", at).map(|_| None);
+    }
+    memory.read("vm_page", at, &mut bytes)?;
+    let page =
+        |bytes: &[u8]| VmPage::read_from_bytes(bytes).map_or(Page::FRESH, |page| Page::of(&page));
+    Ok(Some(bytes.chunks_exact(size_of::<VmPage>()).map(page).collect()))
+}
+
+impl PageArray {
+    /// Reads segments and pages. What is out of order ends the reading, with a finding.
+    pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
+        let at = roots.vm_page_array.get().addr();
+        let (first_page, size) = (roots.first_page.get(), roots.vm_page_array_size.get());
+        let mut array = Self { at, first_page, segments: Vec::new() };
+        let mut below = first_page;
+        for number in 0..roots.vm_phys_nsegs.get() {
+            let bytes = number.checked_mul(size_of::<VmPhysSeg>() as u64);
+            let Some(place) =
+                bytes.and_then(|bytes| roots.vm_phys_segs.get().addr().checked_add(bytes))
+            else {
+                break;
+            };
+            let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
+                Ok(seg) => seg,
+                Err(error) => {
+                    findings.unreadable(&error);
+                    break;
+                }
+            };
+            let (start, end) = (u64::from(seg.start.get()), u64::from(seg.end.get()));
+            let limit = first_page.saturating_add(size);
+            if start < below || end <= start || end > limit {
+                findings.add("segment-order", "vm_phys_seg", place, || {
+                    format!("it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} and {limit:#x}")
+                });
+                break;
+            }
+            let fresh = u64::from(seg.fresh.get());
+            if fresh < start || fresh > end {
+                findings.add("segment-fresh", "vm_phys_seg", place, || {
+                    format!(
+                        "its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}"
+                    )
+                });
+            }
+            let fresh = fresh.clamp(start, end);
+            let pages = array.read_pages(memory, start, fresh, findings);
+            array.segments.push(Segment { start, end, fresh, freelist: seg.freelist.get(), pages });
+            below = end;
+        }
+        array
+    }
+
+    fn read_pages(
+        &self,
+        memory: &Memory<'_>,
+        start: u64,
+        fresh: u64,
+        findings: &Findings,
+    ) -> Elements {
+        let slot =
+            |at: GuestVirt| usize::try_from(at.page_offset()).unwrap_or(0) / size_of::<VmPage>();
+        let mut pages = Elements { skipped: slot(self.address(start)), ..Elements::default() };
+        let mut pfn = start;
+        while pfn < fresh {
+            let at = self.address(pfn);
+            let place = dmap_to_phys(at).ok_or_else(|| {
+                InspectError::damaged("vm_page", at, "its address is not in the direct map")
+            });
+            let chunk = match place.and_then(|at| chunk(memory, at.page())) {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    findings.unreadable(&error);
+                    break;
+                }
+            };
+            let count = ((PER_PAGE - slot(at)) as u64).min(fresh - pfn);
+            pages.chunks.push(chunk);
+            pages.len += usize::try_from(count).unwrap_or(0);
+            pfn += count;
+        }
+        pages
+    }
+
+    /// Where the element for page `pfn` lies.
+    pub(super) fn address(&self, pfn: u64) -> GuestVirt {
+        let bytes = pfn.saturating_sub(self.first_page).saturating_mul(size_of::<VmPage>() as u64);
+        self.at.checked_add(bytes).unwrap_or(GuestVirt::new(u64::MAX))
+    }
+
+    fn segment(&self, pfn: u64) -> Option<&Segment> {
+        let index = self.segments.partition_point(|segment| segment.end <= pfn);
+        self.segments.get(index).filter(|segment| segment.start <= pfn)
+    }
+
+    /// Whether page `pfn` is under management.
+    pub(super) fn is_managed(&self, pfn: u64) -> bool {
+        self.segment(pfn).is_some()
+    }
+
+    /// Page `pfn`, if it is under management and could be read.
+    pub(super) fn get(&self, pfn: u64) -> Option<&Page> {
+        let segment = self.segment(pfn)?;
+        if pfn >= segment.fresh {
+            return Some(&Page::FRESH);
+        }
+        segment.pages.get(usize::try_from(pfn - segment.start).ok()?)
+    }
+
+    /// The segment of page `pfn` and the page's place in [`Segment::pages`], if it was ever used
+    /// and could be read.
+    pub(super) fn locate(&self, pfn: u64) -> Option<(usize, usize)> {
+        let segment = self.segments.partition_point(|segment| segment.end <= pfn);
+        let index = usize::try_from(pfn.checked_sub(self.segments.get(segment)?.start)?).ok()?;
+        (index < self.segments[segment].pages.len()).then_some((segment, index))
+    }
+
+    /// All pages that were ever used, with their numbers.
+    pub(super) fn used(&self) -> impl Iterator<Item = (u64, &Page)> {
+        self.segments.iter().flat_map(|segment| (segment.start..).zip(segment.pages.iter()))
+    }
+
+    /// Pages under management.
+    pub(super) fn managed(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.end - segment.start).sum()
+    }
+
+    /// Page number of the element at `at` of the array, if that is one.
+    pub(super) fn number_at(&self, at: GuestVirt) -> Option<u64> {
+        let bytes = at.get().checked_sub(self.at.get())?;
+        let number = bytes / size_of::<VmPage>() as u64;
+        let pfn = self.first_page.checked_add(number)?;
+        (bytes.is_multiple_of(size_of::<VmPage>() as u64) && self.is_managed(pfn)).then_some(pfn)
+    }
+
+    /// Physical address of page `pfn`.
+    pub(super) fn phys(pfn: u64) -> GuestPhys {
+        GuestPhys::from_pfn(pfn)
+    }
+}

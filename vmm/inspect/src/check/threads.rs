@@ -1,0 +1,262 @@
+//! Threads: their lists, their numbers, and what each field may say.
+
+use std::collections::HashMap;
+
+use vmkern_abi::addr::GuestVirt;
+use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
+
+use super::context::Context;
+use super::sched::{Item, chain, label};
+use crate::cpu::Standing;
+
+/// Priority of the idle thread.
+const IDLE_PRIORITY: u8 = 255;
+
+/// Wait messages of threads that wait for work.
+const WORK: [&str; 3] = ["request", "psleep", "pgzero"];
+
+/// Whether a thread waits for work, with nothing in its hands.
+pub(super) fn waits_for_work(thread: &Thread) -> bool {
+    let is_work =
+        |message: vmkern_abi::control::WaitMessage| WORK.contains(&message.to_string().as_str());
+    thread.state() == Some(ThreadState::Sleeping) && thread.wait_message().is_some_and(is_work)
+}
+
+/// Checks all threads.
+pub(super) fn check(ctx: &Context<'_>) {
+    if ctx.roots.sched.lock.owner.get() != 0 {
+        return;
+    }
+    check_list(ctx);
+    check_numbers(ctx);
+    check_cpus(ctx);
+    check_pageproc(ctx);
+    ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread));
+    check_zombies(ctx);
+}
+
+fn check_list(ctx: &Context<'_>) {
+    let all = &ctx.roots.sched.all;
+    let mut before = all.head.get();
+    for (number, thread) in ctx.sched.threads.iter().enumerate() {
+        let expected = if number == 0 { GuestVirt::new(0) } else { before.addr() };
+        let prev = thread.value.all_prev.get().addr();
+        if prev != expected {
+            ctx.finding("thread-list", "thread", thread.addr(), || {
+                format!("its all_prev is {prev}, but the list of threads comes from {expected}")
+            });
+        }
+        before = thread.at;
+    }
+    let tail = all.tail.get();
+    if tail != before {
+        ctx.finding("thread-list", "scheduler", ctx.root_of(all), || {
+            format!(
+                "the tail of the list of threads is {}, but its last thread is {}",
+                tail.addr(),
+                before.addr()
+            )
+        });
+    }
+    let (counted, listed) = (ctx.roots.meter.thread_count.get(), ctx.sched.threads.len() as u64);
+    if counted != listed {
+        ctx.finding("thread-count", "vmmeter", ctx.root_of(&ctx.roots.meter.thread_count), || {
+            format!("thread_count says {counted}, but the list of threads has {listed}")
+        });
+    }
+}
+
+/// Each thread is in the table of numbers, once, in the chain of its number.
+fn check_numbers(ctx: &Context<'_>) {
+    let mut found: HashMap<GuestVirt, usize> = HashMap::new();
+    let mut taken: HashMap<u32, GuestVirt> = HashMap::new();
+    for (number, head) in ctx.roots.sched.tids.iter().enumerate() {
+        for thread in
+            chain(&ctx.memory, ctx.findings(), "thread", head.get(), |t: &Thread| t.tid_next.get())
+        {
+            *found.entry(thread.addr()).or_default() += 1;
+            let tid = thread.value.tid.get();
+            if tid as usize % TID_HASH != number {
+                ctx.finding("thread-number", "thread", thread.addr(), || {
+                    format!(
+                        "its number {tid} belongs to chain {}, but it is in chain {number}",
+                        tid as usize % TID_HASH
+                    )
+                });
+            }
+            if ctx.sched.thread(thread.at).is_none() {
+                ctx.finding("thread-number", "thread", thread.addr(), || {
+                    format!("number {tid} finds it, but it is not on the list of threads")
+                });
+            }
+        }
+    }
+    for thread in &ctx.sched.threads {
+        let (tid, at) = (thread.value.tid.get(), thread.addr());
+        let times = found.get(&at).copied().unwrap_or(0);
+        if times != 1 {
+            ctx.finding("thread-number", "thread", at, || {
+                format!("it is on the list of threads, and {times} times in the table of numbers")
+            });
+        }
+        if let Some(other) = taken.insert(tid, at) {
+            ctx.finding("thread-number", "thread", at, || {
+                format!("its number {tid} is also that of {other}")
+            });
+        }
+    }
+}
+
+/// CPUs: each runs a thread, and has one for when there is nothing to run.
+fn check_cpus(ctx: &Context<'_>) {
+    let cpus = &ctx.sched.cpus;
+    let counted = ctx.roots.meter.ncpu.get();
+    if counted != cpus.len() as u64 {
+        ctx.finding("cpu-list", "vmmeter", ctx.root_of(&ctx.roots.meter.ncpu), || {
+            format!("ncpu is {counted}, but the list of CPUs has {}", cpus.len())
+        });
+    }
+    for (number, cpu) in cpus.iter().enumerate() {
+        let fault = |detail: String| ctx.finding("cpu", "CPU", cpu.addr(), || detail);
+        let c = &cpu.value;
+        if c.cpuid.get() as usize != number {
+            fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
+        }
+        match ctx.sched.thread(c.curthread.get()) {
+            None => fault(format!(
+                "its thread, {}, is not on the list of threads",
+                c.curthread.get().addr()
+            )),
+            Some(thread) if thread.value.state() != Some(ThreadState::Running) => {
+                fault(format!(
+                    "{} is its thread, but has state {}",
+                    label(&thread.value),
+                    thread.value.state.get()
+                ));
+            }
+            Some(thread) if u32::from(thread.value.lastcpu.get()) != c.cpuid.get() => {
+                let (last, own) = (thread.value.lastcpu.get(), c.cpuid.get());
+                fault(format!(
+                    "{} runs on CPU {own}, but its lastcpu is {last}",
+                    label(&thread.value)
+                ));
+            }
+            Some(_) => {}
+        }
+        match ctx.sched.thread(c.idlethread.get()) {
+            None => fault(format!(
+                "its idle thread, {}, is not on the list of threads",
+                c.idlethread.get().addr()
+            )),
+            Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
+                let own = idle.value.base_priority.get();
+                fault(format!(
+                    "{} is its idle thread, with base priority {own}, not {IDLE_PRIORITY}",
+                    label(&idle.value)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn check_pageproc(ctx: &Context<'_>) {
+    let pageproc = ctx.roots.pageproc.get();
+    if !pageproc.is_null() && ctx.sched.thread(pageproc).is_none() {
+        ctx.finding("pageproc", "kernel roots", ctx.root_of(&ctx.roots.pageproc), || {
+            format!("the pagedaemon, {}, is not on the list of threads", pageproc.addr())
+        });
+    }
+}
+
+fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
+    let t = &thread.value;
+    let fault = |detail: String| ctx.finding("thread-state", "thread", thread.addr(), || detail);
+    let state = match t.state() {
+        None | Some(ThreadState::Inactive | ThreadState::Zombie) => {
+            return fault(format!(
+                "{} is on the list of threads, but its state is {}",
+                label(t),
+                t.state.get()
+            ));
+        }
+        Some(state) => state,
+    };
+    if (state == ThreadState::Running) != ctx.sched.runs(thread.at).is_some() {
+        fault(format!("{} is {state:?}, but the CPUs say otherwise", label(t)));
+    }
+    if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
+        fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
+    }
+    let is_held_anywhere =
+        ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
+    if t.intr_nesting.get() != 0 && !is_held_anywhere && !ctx.is_locked() && !ctx.is_dead() {
+        fault(format!(
+            "{} is in {} interrupt handlers, which a pause waits for",
+            label(t),
+            t.intr_nesting.get()
+        ));
+    }
+    if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
+        fault(format!("{} is {state:?}, but its channel is {}", label(t), t.wchan.get()));
+    }
+    if (state == ThreadState::Sleeping) == (t.wmesg[0].get() == 0) {
+        fault(format!(
+            "{} is {state:?}, but its wait message begins with {:#x}",
+            label(t),
+            t.wmesg[0].get()
+        ));
+    }
+    if state != ThreadState::Sleeping && t.callout.sequence.get() != 0 {
+        fault(format!("{} is {state:?}, but has a time-out", label(t)));
+    }
+    if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.get() != 0) {
+        let (depth, owed) = (t.critnest.get(), t.owepreempt.get());
+        fault(format!(
+            "{} is {state:?}, but in {depth} critical sections, with preemption owed {owed}",
+            label(t)
+        ));
+    }
+    if t.owepreempt.get() > 1
+        || t.timed_out.get() > 1
+        || (state == ThreadState::Sleeping && t.timed_out.get() != 0)
+    {
+        fault(format!(
+            "{} is {state:?}, owepreempt {}, timed_out {}",
+            label(t),
+            t.owepreempt.get(),
+            t.timed_out.get()
+        ));
+    }
+    // A sleep may lend a priority, which is given back before the thread waits for work.
+    let (now, own) = (t.priority.get(), t.base_priority.get());
+    if waits_for_work(t) && now != own {
+        fault(format!(
+            "{} waits for work with priority {now}, but its base priority is {own}",
+            label(t)
+        ));
+    }
+    if t.name[0].get() == 0 {
+        fault(format!("thread {} has no name", t.tid.get()));
+    }
+}
+
+fn check_zombies(ctx: &Context<'_>) {
+    for zombie in &ctx.sched.zombies {
+        let t = &zombie.value;
+        if t.state() != Some(ThreadState::Zombie) {
+            ctx.finding("zombie", "thread", zombie.addr(), || {
+                format!(
+                    "{} is on the list of zombies, but its state is {}",
+                    label(t),
+                    t.state.get()
+                )
+            });
+        }
+        if ctx.sched.thread(zombie.at).is_some() {
+            ctx.finding("zombie", "thread", zombie.addr(), || {
+                format!("{} is on the list of zombies and on that of threads", label(t))
+            });
+        }
+    }
+}

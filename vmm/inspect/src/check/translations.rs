@@ -1,0 +1,323 @@
+//! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and
+//! what should be mapped is.
+
+use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
+use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
+use vmkern_abi::pte::{PG_FRAME, Pte, PteFlags};
+
+use super::context::Context;
+use super::maps::{Entry, Map};
+use super::objects::{Object, Resident};
+use super::owners::Owner;
+use super::page_array::Page;
+use super::table_rules::user;
+use super::tables::Translation;
+
+/// Flags that a translation can have besides those that it must.
+const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
+/// Flags of every translation of kernel_map.
+const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::G).union(PteFlags::NX);
+
+/// Checks all translations and all entries.
+pub(super) fn check(ctx: &Context<'_>) {
+    let user = user(ctx);
+    let mut entries: Vec<(&Map, &Entry)> =
+        ctx.maps.all.iter().flat_map(|map| map.entries.iter().map(move |e| (map, e))).collect();
+    entries.retain(|(_, entry)| !entry.is_submap() && entry.end > entry.start);
+    entries.sort_unstable_by_key(|(_, entry)| entry.start);
+    let mut done = GuestVirt::new(0);
+    for &(map, entry) in &entries {
+        holes(ctx, done, entry.start);
+        done = done.max(entry.end);
+        for translation in ctx.tables.kernel_in(entry.start, entry.end) {
+            flags(ctx, translation, user);
+        }
+        if map.is_updating() {
+            continue;
+        }
+        match entry.object() {
+            None => windows(ctx, entry),
+            Some(at) => {
+                if let Some(object) =
+                    ctx.objects.all.get(&at).filter(|object| !object.is_updating())
+                {
+                    behind_entry(ctx, entry, object);
+                }
+            }
+        }
+    }
+    holes(ctx, done, GuestVirt::new(u64::MAX));
+    leaks(ctx, &entries);
+}
+
+/// Nothing is mapped where no entry is.
+fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
+    // Entries of a map that is being changed may be missing.
+    let is_updating =
+        |va| ctx.maps.all.iter().any(|map| map.is_updating() && map.min <= va && va < map.max);
+    if end <= start {
+        return;
+    }
+    for &Translation { va, pte } in ctx.tables.kernel_in(start, end) {
+        if !is_updating(va) {
+            ctx.finding("pte-hole", "PTE", va, || {
+                format!("the entry is {:#x}, but nothing is allocated there", pte.bits())
+            });
+        }
+    }
+}
+
+/// Flags that do not depend on what is behind.
+fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFlags) {
+    let bits = pte.bits() & !PG_FRAME;
+    let flags = PteFlags::from_bits_retain(bits);
+    let told = |rule, why: &str| {
+        ctx.finding(rule, "PTE", va, || format!("the entry is {:#x}: {why}", pte.bits()));
+    };
+    if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
+        told("pte-wx", "it is writable and executable");
+    }
+    if flags & PteFlags::U != user {
+        told(
+            "pte-user",
+            if user.is_empty() {
+                "CPL3 may use it, but the kernel runs at CPL0"
+            } else {
+                "CPL3 may not use it, but the kernel runs there"
+            },
+        );
+    }
+    let known = ALWAYS | OPTIONAL | PteFlags::W | PteFlags::KENTER | PteFlags::U;
+    let unknown = bits & !known.bits();
+    if unknown != 0 {
+        ctx.finding("pte-reserved", "PTE", va, || {
+            format!("the entry is {:#x}, but nothing sets {unknown:#x}", pte.bits())
+        });
+    }
+    let missing = (ALWAYS - PteFlags::NX) - flags;
+    if !missing.is_empty() {
+        ctx.finding("pte-flags", "PTE", va, || {
+            format!("the entry is {:#x}, without {missing:?}", pte.bits())
+        });
+    }
+    if flags.contains(PteFlags::KENTER | PteFlags::W) {
+        told("pte-wired", "what pmap_qenter maps is not counted as wired");
+    }
+    if !flags.contains(PteFlags::KENTER) && !flags.contains(PteFlags::A) {
+        told("pte-flags", "pmap_enter sets A, and nothing clears it");
+    }
+}
+
+/// A range without an object has windows of `pmap_kenter` and `pmap_qenter` only, each page with a
+/// page of its own.
+fn windows(ctx: &Context<'_>, entry: &Entry) {
+    for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
+        if !pte.flags().contains(PteFlags::KENTER) {
+            ctx.finding("pte-unexplained", "PTE", va, || {
+                format!(
+                    "pmap_enter has mapped {}, but the entry at {} has no object",
+                    pte.frame(),
+                    entry.at
+                )
+            });
+            continue;
+        }
+        ctx.claim(pte.frame().pfn(), Owner::Kentered, va);
+    }
+}
+
+/// Pages of `object` whose offset is in the range of `entry`.
+fn resident<'o>(entry: &Entry, object: &'o Object) -> &'o [Resident] {
+    let first = entry.offset >> PAGE_SHIFT;
+    let end = first.saturating_add(entry.len() >> PAGE_SHIFT);
+    let pages = &object.pages[object.pages.partition_point(|resident| resident.pindex < first)..];
+    &pages[..pages.partition_point(|resident| resident.pindex < end)]
+}
+
+/// The pages of an entry's object against the translations of its range.
+fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
+    let (pages, first) = (resident(entry, object), entry.offset >> PAGE_SHIFT);
+    let is_being_made = !ctx.rest.is_quiet()
+        && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
+    let is_whole = object.is_kernels() && !is_being_made;
+    let count = entry.len() >> PAGE_SHIFT;
+    if is_whole && pages.len() as u64 != count {
+        let missing = (first..).zip(pages).find(|(want, resident)| *want != resident.pindex);
+        let pindex = missing.map_or(first + pages.len() as u64, |(want, _)| want);
+        ctx.finding("entry-resident", "vm_map_entry", entry.at, || {
+            let Entry { start, end, .. } = entry;
+            format!(
+                "[{start}, {end}) has {count} pages, but {} has {}: none at index {pindex:#x}",
+                object.name,
+                pages.len()
+            )
+        });
+    }
+    let va_of = |resident: &Resident| {
+        GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT))
+    };
+    let mut translations = ctx.tables.kernel_in(entry.start, entry.end).iter().peekable();
+    for resident in pages {
+        let va = va_of(resident);
+        while let Some(stray) = translations.next_if(|translation| translation.va < va) {
+            without_page(ctx, entry, object, stray);
+        }
+        let translation = translations.next_if(|translation| translation.va == va);
+        let Some(page) = ctx.pages.get(resident.pfn.into()) else { continue };
+        let place = Place { ctx, entry, object, va, pfn: resident.pfn, page };
+        match translation {
+            Some(translation) => place.mapped(translation.pte),
+            None if is_whole => ctx.finding("pte-missing", "PTE", va, || {
+                format!(
+                    "{} has page {:#x} for it, but nothing is mapped",
+                    object.name, resident.pfn
+                )
+            }),
+            None => {}
+        }
+        if !is_being_made {
+            place.page();
+        }
+    }
+    translations.for_each(|stray| without_page(ctx, entry, object, stray));
+}
+
+fn without_page(
+    ctx: &Context<'_>,
+    entry: &Entry,
+    object: &Object,
+    &Translation { va, pte }: &Translation,
+) {
+    ctx.finding("pte-unexplained", "PTE", va, || {
+        let pindex = entry.offset.wrapping_add(va.since(entry.start)) >> PAGE_SHIFT;
+        format!(
+            "it leads to {}, but {} at {} has no page at index {pindex:#x}",
+            pte.frame(),
+            object.name,
+            object.at
+        )
+    });
+}
+
+/// A page behind an entry.
+struct Place<'p, 'a> {
+    ctx: &'p Context<'a>,
+    entry: &'p Entry,
+    object: &'p Object,
+    va: GuestVirt,
+    pfn: u32,
+    page: &'p Page,
+}
+
+impl Place<'_, '_> {
+    /// The translation leads to the page, and says what it is.
+    fn mapped(&self, pte: Pte) {
+        let Self { ctx, object, va, pfn, page, .. } = self;
+        let flags = pte.flags();
+        let frame = GuestPhys::from_pfn((*pfn).into());
+        if pte.frame() != frame {
+            ctx.finding("pte-frame", "PTE", *va, || {
+                format!(
+                    "it leads to {}, but the page of {} at {} is at {frame}",
+                    pte.frame(),
+                    object.name,
+                    object.at
+                )
+            });
+        }
+        if flags.contains(PteFlags::KENTER) {
+            ctx.finding("pte-kenter", "PTE", *va, || {
+                format!(
+                    "pmap_kenter made the entry {:#x}, over a page of {}",
+                    pte.bits(),
+                    object.name
+                )
+            });
+            return;
+        }
+        if flags.contains(PteFlags::W) != (page.wire_count > 0) {
+            ctx.finding("pte-wired", "PTE", *va, || {
+                format!(
+                    "the entry is {:#x}, but page {pfn:#x} is wired {} times",
+                    pte.bits(),
+                    page.wire_count
+                )
+            });
+        }
+        if object.is_kernels() && !flags.contains(PteFlags::M) {
+            ctx.finding("pte-flags", "PTE", *va, || {
+                format!(
+                    "the entry is {:#x}, but entries of kernel memory are made with M set",
+                    pte.bits()
+                )
+            });
+        }
+    }
+
+    /// The page's own fields.
+    fn page(&self) {
+        let Self { ctx, entry, object, va, pfn, page } = self;
+        let told = |field: &str, is: String, wants: String| {
+            ctx.finding("page-resident", "vm_page", ctx.pages.address((*pfn).into()), || {
+                format!(
+                    "page {pfn:#x} of {} at {va}: {field} is {is}, should be {wants}",
+                    object.name
+                )
+            });
+        };
+        if page.wire_count != entry.wired_count {
+            told(
+                "wire_count",
+                page.wire_count.to_string(),
+                format!("{} as in the entry", entry.wired_count),
+            );
+        }
+        if page.valid != VM_PAGE_BITS_ALL {
+            told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
+        }
+        if ctx.rest.is_quiet() && (page.oflags != PageOflags::empty() || page.busy != 0) {
+            told(
+                "oflags",
+                format!("{:#x} and busy {}", page.oflags.bits(), page.busy),
+                "0: no thread works on it".to_owned(),
+            );
+        }
+        if page.flags.contains(PageFlags::UNMANAGED) != object.is_kernels() {
+            let wants = if object.is_kernels() { "UNMANAGED" } else { "managed" };
+            told("flags", format!("{:?}", page.flags), wants.to_owned());
+        }
+    }
+}
+
+/// Pages of objects that no entry shows: nobody can ever reach or free them.
+fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
+    if ctx.maps.all.iter().any(|map| map.is_updating()) {
+        return;
+    }
+    let mut shown: Vec<(GuestVirt, u64, u64)> = Vec::new();
+    for (_, entry) in entries {
+        if let Some(object) = entry.object() {
+            let first = (entry.offset & !PAGE_MASK) >> PAGE_SHIFT;
+            shown.push((object, first, first.saturating_add(entry.len() >> PAGE_SHIFT)));
+        }
+    }
+    shown.sort_unstable();
+    for object in ctx.objects.all.values().filter(|object| !object.is_updating()) {
+        let ranges = &shown[shown.partition_point(|range| range.0 < object.at)..];
+        let mut ranges = ranges.iter().take_while(|range| range.0 == object.at).peekable();
+        let mut end = 0;
+        for Resident { pindex, pfn } in &object.pages {
+            while let Some(range) = ranges.next_if(|range| range.1 <= *pindex) {
+                end = end.max(range.2);
+            }
+            if *pindex >= end {
+                ctx.finding("object-leak", "vm_page", ctx.pages.address((*pfn).into()), || {
+                    format!(
+                        "page {pfn:#x} is at index {pindex:#x} of {} at {}, but no entry shows that",
+                        object.name, object.at
+                    )
+                });
+            }
+        }
+    }
+}

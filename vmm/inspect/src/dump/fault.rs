@@ -1,0 +1,100 @@
+//! What can be wrong with a dump.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use vmkern_abi::addr::GuestPhys;
+
+use crate::error::InspectError;
+use crate::handshake::AbiMismatch;
+use crate::text::name;
+
+/// A memory dump cannot be read.
+#[derive(Debug, Error)]
+#[error("memory dump `{}`: {fault}", name(path))]
+pub struct OpenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: OpenFault,
+}
+
+/// What can be wrong with a file that should be a memory dump.
+#[derive(Debug, Error)]
+pub enum OpenFault {
+    /// It cannot be read at all.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// It is a directory, a pipe or a device.
+    #[error("it is not a regular file")]
+    NotAFile,
+    /// It is not what `vmkern run --save-dump` and `dump` write.
+    #[error("expected {expected}, found {found}")]
+    OtherFormat {
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A program header makes no sense.
+    #[error("program header {index}: {problem}")]
+    Segment {
+        /// Its number, from 0.
+        index: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two program headers speak of the same memory.
+    #[error("program headers {first} and {second} both hold physical address {at}")]
+    Overlap {
+        /// The number of one.
+        first: usize,
+        /// The number of the other.
+        second: usize,
+        /// The first address that both hold.
+        at: GuestPhys,
+    },
+    /// Two program headers show the same bytes of the file as memory.
+    #[error("program headers {first} and {second} both show the file's bytes at {offset:#x}")]
+    Shared {
+        /// The number of one.
+        first: usize,
+        /// The number of the other.
+        second: usize,
+        /// The first offset that both show.
+        offset: u64,
+    },
+    /// The kernel in it was built from other sources than this library.
+    #[error(transparent)]
+    Abi(#[from] Box<AbiMismatch>),
+    /// The guest note says something else than the rest of the file.
+    #[error("guest note: {field} is {problem}")]
+    Note {
+        /// What the note speaks of.
+        field: &'static str,
+        /// What it says, and what stands against it.
+        problem: String,
+    },
+    /// The notes make no sense.
+    #[error("notes: {0}")]
+    Notes(String),
+}
+
+/// A dump cannot be written.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// The sink does not take it.
+    #[error("cannot write it: {source}")]
+    Write {
+        /// Bytes that the dump takes on the disk, where the disk is full.
+        needed: Option<u64>,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The guest cannot be read.
+    #[error(transparent)]
+    Source(#[from] InspectError),
+    /// Somebody wanted it to end.
+    #[error("interrupted")]
+    Interrupted,
+}

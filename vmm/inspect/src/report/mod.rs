@@ -1,0 +1,202 @@
+//! Reports: what there is to say about a guest's memory, as data.
+//!
+//! An [`Inspection`] is made from a [`View`] alone, so it can be had of a guest that runs, of a
+//! dead one, and of an image in a file. It is what `--json` prints, and what the drawings
+//! ([`super::draw`]) are made from. A guest's memory may be damaged: a report holds what could be
+//! read, and [`Inspection::damage`] what could not.
+
+mod bar;
+mod census;
+mod cpus;
+mod damage;
+mod diff;
+mod entries;
+mod hex;
+mod locks;
+mod maps;
+mod objects;
+mod page;
+mod page_caches;
+mod pages;
+mod pagetable;
+mod stack;
+mod summary;
+mod survey;
+mod threads;
+mod walk;
+mod what;
+
+use serde::Serialize;
+use thiserror::Error;
+use vmkern_abi::addr::PAGE_SHIFT;
+
+pub use self::bar::{CELLS, CUT_CELLS, FREE, FULL, MOST, SOME, SUBMAP, Stretch};
+pub use self::census::{Queues, SegmentReport, Use};
+pub use self::cpus::{CachedPages, CpuReport, CpusReport, RegisterReport};
+pub use self::damage::Damage;
+pub use self::diff::{
+    Change, Changes, CounterChange, DiffReport, MapDiff, PageChange, PageChangeCount, PteChange,
+    PteState,
+};
+pub use self::entries::{EntryReport, rwx};
+pub use self::hex::Hex;
+pub use self::locks::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
+pub use self::maps::{MapEntriesReport, MapReport, MapsReport};
+pub use self::objects::{ObjectBrief, ObjectReport, ObjectsReport};
+pub use self::page::{MappingReport, PageReport, PageState};
+pub use self::page_caches::PageCacheReport;
+pub use self::pages::{Counted, FreeList, PagesReport, Picture, ROW, UseCount, row_address};
+pub use self::pagetable::{PageTableReport, RunReport, Tables};
+pub use self::summary::{LockReport, MapLine, RamReport, SummaryReport};
+use self::survey::Survey;
+pub use self::survey::{MAP_NAMES, MapName, ObjectRef};
+pub use self::threads::{ThreadReport, ThreadsReport};
+pub use self::walk::{MappedReport, Region, StepReport, VtopReport, bits, words};
+pub use self::what::{What, WhatError};
+use super::View;
+use crate::symbols::Symbols;
+
+/// Version of the JSON object. A new key does not change it, another meaning does.
+pub const SCHEMA: u32 = 1;
+
+/// A report, with what it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What was looked into: a file's name.
+    pub source: String,
+    /// What was found.
+    #[serde(flatten)]
+    pub body: Body,
+    /// What could not be read, or made no sense.
+    pub damage: Vec<Damage>,
+    /// Damage that is not told here.
+    pub damage_left_out: u64,
+}
+
+/// What was found, by what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "inspect", rename_all = "kebab-case")]
+pub enum Body {
+    /// `summary`.
+    Summary(Box<SummaryReport>),
+    /// `maps`.
+    Maps(MapsReport),
+    /// `map NAME`.
+    Map(Box<MapEntriesReport>),
+    /// `objects`.
+    Objects(ObjectsReport),
+    /// `pages`.
+    Pages(Box<PagesReport>),
+    /// `page PFN`.
+    Page(Box<PageReport>),
+    /// `vtop ADDR`.
+    Vtop(Box<VtopReport>),
+    /// `pagetable [START..END]`.
+    #[serde(rename = "pagetable")]
+    PageTable(Box<PageTableReport>),
+    /// `threads`.
+    Threads(ThreadsReport),
+    /// `cpus`.
+    Cpus(CpusReport),
+    /// `locks`.
+    Locks(LocksReport),
+    /// `diff`.
+    Diff(Box<DiffReport>),
+}
+
+/// What was asked for is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NotThere {
+    /// No such map.
+    #[error("there is no map {asked}; this guest has {}", there.join(" "))]
+    Map {
+        /// What was asked for.
+        asked: String,
+        /// The maps that there are.
+        there: Vec<String>,
+    },
+    /// No such page.
+    #[error("there is no page {pfn:#x}: RAM is {}", there.join(" and "))]
+    Page {
+        /// What was asked for.
+        pfn: u64,
+        /// The pages that there are.
+        there: Vec<String>,
+    },
+}
+
+impl Inspection {
+    /// Looks at `what` in `view`, which is called `source`. `symbols` are those of the guest's
+    /// kernel; they are needed where [`What::has_backtraces`] says so.
+    ///
+    /// # Errors
+    /// When the map or the page that `what` names does not exist.
+    pub fn of(
+        source: &str,
+        view: &View<'_>,
+        what: &What,
+        symbols: &Symbols,
+    ) -> Result<Self, NotThere> {
+        let survey = Survey::new(view);
+        let body = match what {
+            What::Summary => Body::Summary(Box::new(summary::summary(&survey))),
+            What::Maps => Body::Maps(maps::maps(&survey)),
+            What::Map(name) => {
+                Body::Map(Box::new(maps::map(&survey, name).ok_or_else(|| NotThere::Map {
+                    asked: name.to_string(),
+                    there: survey.maps().iter().map(|map| map.name.to_string()).collect(),
+                })?))
+            }
+            What::Objects => Body::Objects(objects::report(&survey)),
+            What::Pages => Body::Pages(Box::new(pages::pages(&survey))),
+            What::Page(pfn) => {
+                Body::Page(Box::new(page::page(&survey, *pfn).ok_or_else(|| {
+                    let pages = |end: u64| end >> PAGE_SHIFT;
+                    let range = |s: &std::ops::Range<vmkern_abi::addr::GuestPhys>| {
+                        format!(
+                            "pages {:#x} to {:#x}",
+                            pages(s.start.get()),
+                            pages(s.end.get()).saturating_sub(1)
+                        )
+                    };
+                    NotThere::Page {
+                        pfn: *pfn,
+                        there: view.source().segments().iter().map(range).collect(),
+                    }
+                })?))
+            }
+            What::Vtop(va) => Body::Vtop(Box::new(walk::vtop(&survey, *va))),
+            What::PageTable(first, last) => {
+                Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last)))
+            }
+            What::Threads => Body::Threads(threads::threads(&survey, symbols)),
+            What::Cpus => Body::Cpus(cpus::cpus(&survey, symbols)),
+            What::Locks => Body::Locks(locks::locks(&survey)),
+        };
+        Ok(Self::new(source, body, [survey]))
+    }
+
+    /// What is different in `after` from what `before` was. Each comes with what it is called.
+    #[must_use]
+    pub fn diff(before: (&str, &View<'_>), after: (&str, &View<'_>)) -> Self {
+        let (old, new) = (Survey::new(before.1), Survey::new(after.1));
+        let diff = diff::diff(&old, &new, [before.0.to_owned(), after.0.to_owned()]);
+        Self::new(after.0, Body::Diff(Box::new(diff)), [old, new])
+    }
+
+    fn new<'v, 'a: 'v>(
+        source: &str,
+        body: Body,
+        surveys: impl IntoIterator<Item = Survey<'v, 'a>>,
+    ) -> Self {
+        let (mut damage, mut damage_left_out) = (Vec::new(), 0);
+        for survey in surveys {
+            let (found, left_out) = survey.damage.into_parts();
+            damage.extend(found);
+            damage_left_out += left_out;
+        }
+        Self { schema: SCHEMA, source: source.to_owned(), body, damage, damage_left_out }
+    }
+}

@@ -1,0 +1,153 @@
+//! Text that others wrote: a guest, a file, a name on the disk.
+//!
+//! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which
+//! it could look like a line of ours. It is escaped where it comes in (`one_line`: a crash record,
+//! a kernel's symbols, the description of its structures, an image's notes, the [`name`] of a
+//! file), so that no later use of it can forget. What is printed passes [`screen`] once more on its
+//! way out, which knows our own styles and lets nothing else through.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Whether a terminal obeys `c`, or shows text around it in another order or place than it stands
+/// in.
+#[must_use]
+pub fn is_hazard(c: char) -> bool {
+    let turns_around = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns_around || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
+/// `text` with every character that `keep` does not say a length for, and that is a hazard,
+/// replaced by `escape` of it. `keep` is asked about what is left of the text.
+fn escaped<'t>(
+    text: &'t str,
+    keep: impl Fn(&str) -> usize,
+    escape: impl Fn(&mut String, char),
+) -> Cow<'t, str> {
+    if !text.contains(is_hazard) {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut rest) = (String::with_capacity(text.len() + 16), text);
+    while let Some(at) = rest.find(is_hazard) {
+        let (good, hazard) = rest.split_at(at);
+        out.push_str(good);
+        let kept = keep(hazard);
+        let len = if kept > 0 { kept } else { hazard.chars().next().map_or(1, char::len_utf8) };
+        let (now, later) = hazard.split_at(len);
+        if kept > 0 {
+            out.push_str(now);
+        } else {
+            now.chars().for_each(|c| escape(&mut out, c));
+        }
+        rest = later;
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+fn as_rust(out: &mut String, c: char) {
+    out.extend(c.escape_default());
+}
+
+/// Text of a guest or a file as one line that a terminal only shows. What is no UTF-8 becomes
+/// U+FFFD.
+#[must_use]
+pub fn one_line(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    escaped(&text, |_| 0, as_rust).into_owned()
+}
+
+/// What a file is called in messages and reports: its path as [`one_line`].
+#[must_use]
+pub fn name(path: &Path) -> String {
+    one_line(path.as_os_str().as_encoded_bytes())
+}
+
+/// Text of others that has lines, without any style or other thing that a terminal obeys.
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |rest| usize::from(rest.starts_with('\n')), as_rust)
+}
+
+/// Bytes of the style (SGR sequence) that `text` begins with, or 0.
+fn style(text: &str) -> usize {
+    let Some(parameters) = text.strip_prefix("\x1b[") else { return 0 };
+    let end =
+        parameters.find(|c: char| !matches!(c, '0'..='9' | ';' | ':')).unwrap_or(parameters.len());
+    if parameters[end..].starts_with('m') { end + 3 } else { 0 }
+}
+
+/// What may be written to a terminal: `text` with its line breaks, tabs and styles, all else that a
+/// terminal obeys being escaped.
+#[must_use]
+pub fn screen(text: &str) -> Cow<'_, str> {
+    let keep = |rest: &str| if rest.starts_with(['\n', '\t']) { 1 } else { style(rest) };
+    escaped(text, keep, as_rust)
+}
+
+/// `json`, a JSON text in one line, with the hazards escaped that JSON allows in its strings. It
+/// means the same.
+#[must_use]
+pub fn json(json: &str) -> Cow<'_, str> {
+    escaped(
+        json,
+        |rest| usize::from(rest.starts_with('\n')),
+        |out, c| {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Text that takes over a terminal or forges lines, each in another way.
+    const HOSTILE: [&str; 9] = [
+        "\x1b]0;title\x07",
+        "\x1b[2J\x1b[H",
+        "a\nok all tests passed",
+        "a\rok",
+        "\u{9b}31m",
+        "\u{202e}txt.exe",
+        "\u{2066}x\u{2069}",
+        "a\u{2028}b",
+        "\u{7f}\u{8}\u{0}",
+    ];
+
+    #[test]
+    fn foreign_text_is_one_line_that_a_terminal_only_shows() {
+        for text in HOSTILE {
+            let line = one_line(text.as_bytes());
+            assert!(!line.contains(is_hazard) && !line.contains('\n'), "{line:?}");
+        }
+        assert_eq!(one_line(b"\x1b[31mred"), "\\u{1b}[31mred");
+        assert_eq!(one_line("caf\u{e9} \u{4e2d}".as_bytes()), "caf\u{e9} \u{4e2d}");
+        assert_eq!(one_line(b"\xff"), "\u{fffd}");
+        assert_eq!(name(Path::new("a\nok b")), "a\\nok b");
+        assert_eq!(plain("\x1b[8ma\nb\tc"), "\\u{1b}[8ma\nb\\tc");
+    }
+
+    #[test]
+    fn our_styles_and_lines_pass_to_the_screen_and_nothing_else_does() {
+        let ours = "\x1b[1m\x1b[31merror:\x1b[0m\ta\nb\x1b[38;5;4mc";
+        assert_eq!(screen(ours), ours);
+        for text in HOSTILE {
+            let shown = screen(text).replace('\n', "");
+            assert!(!shown.contains(is_hazard), "{shown:?}");
+        }
+        assert_eq!(screen("\x1b[1"), "\\u{1b}[1");
+        assert_eq!(screen("\x1b[1;m\x1b[1K"), "\x1b[1;m\\u{1b}[1K");
+    }
+
+    #[test]
+    fn json_stays_what_it_was() {
+        for text in HOSTILE {
+            let plain = serde_json::to_string(text).expect("text is JSON");
+            let safe = json(&plain);
+            assert!(!safe.contains(is_hazard), "{safe:?}");
+            assert_eq!(serde_json::from_str::<String>(&safe).expect("it is JSON"), text);
+        }
+    }
+}

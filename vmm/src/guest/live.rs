@@ -1,0 +1,88 @@
+//! A guest of this process as a [`Source`].
+
+use std::ops::Range;
+
+use vmkern_abi::addr::GuestPhys;
+use vmkern_abi::paging::Paging;
+
+use super::hypervisor::Hypervisor;
+use super::pause::PAUSE_LIMIT;
+use crate::inspect::{
+    Anchors, CpuState, InspectError, NotRam, PageWords, Source, Standing, Unstoppable, paging_of,
+};
+use crate::kvm::crew::HeldCrew;
+
+/// Whether a look needs the guest to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It does: the vCPU is held, at a quiescent point if it can be, until the source is dropped.
+    Yes,
+    /// Nothing changes, or a change does no harm.
+    No,
+}
+
+/// A guest of this process, held for as long as the value lives if that was asked for.
+#[derive(Debug)]
+pub(crate) struct Live<'a> {
+    hypervisor: &'a Hypervisor,
+    anchors: Anchors,
+    held: Option<HeldCrew<'a>>,
+}
+
+impl<'a> Live<'a> {
+    /// The guest on this machine. `anchors` is asked once it is held.
+    ///
+    /// # Errors
+    /// When the vCPU cannot be held.
+    pub(crate) fn new(
+        hypervisor: &'a Hypervisor,
+        hold: Hold,
+        anchors: impl FnOnce() -> Anchors,
+    ) -> Result<Self, Unstoppable> {
+        let held = match hold {
+            Hold::Yes => Some(hypervisor.pause(PAUSE_LIMIT)?),
+            Hold::No => None,
+        };
+        Ok(Self { hypervisor, anchors: anchors(), held })
+    }
+}
+
+impl Source for Live<'_> {
+    fn segments(&self) -> &[Range<GuestPhys>] {
+        self.hypervisor.ram.segments()
+    }
+
+    fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam> {
+        self.hypervisor.ram.page(at)
+    }
+
+    fn cpus(&self) -> Result<Vec<CpuState>, InspectError> {
+        let _held =
+            if self.held.is_none() { Some(self.hypervisor.pause(PAUSE_LIMIT)?) } else { None };
+        let cpus = self.hypervisor.vcpus.cpu_states();
+        if cpus.is_empty() { Err(InspectError::NotReady("registers")) } else { Ok(cpus) }
+    }
+
+    fn anchors(&self) -> Anchors {
+        self.anchors
+    }
+
+    fn paging(&self) -> Paging {
+        let crew = &self.hypervisor.vcpus.crew;
+        crew.paging
+            .get()
+            .map_or(Paging::ANY, |paging| paging_of(*paging, &self.hypervisor.vcpus.cpu_states()))
+    }
+
+    fn standing(&self) -> Standing {
+        self.held.as_ref().map_or(Standing::Quiescent, |held| held.standing)
+    }
+
+    fn held_size(&self) -> u64 {
+        self.hypervisor.ram.resident()
+    }
+
+    fn populated(&self) -> Vec<Range<GuestPhys>> {
+        self.hypervisor.ram.populated()
+    }
+}
