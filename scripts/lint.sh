@@ -11,6 +11,7 @@ run() {
 
 run cargo fmt --all --check
 run scripts/check-docs.sh
+run scripts/rooms.sh
 run cargo clippy --locked --workspace --all-targets -- -D warnings
 # The kernel's binary hides behind a feature, so that the line above passes it by. Its panic handler needs a profile
 # that aborts on panic.

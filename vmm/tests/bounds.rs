@@ -95,12 +95,12 @@ impl Scratch {
         self.dir.path().join(name)
     }
 
-    /// The image of a guest with this much memory, as `--save-image` writes it.
+    /// The image of a guest with this much memory, as `--save-dump` writes it.
     fn good(&self, memory: &str) -> PathBuf {
         let (script, image) = (self.join("good.kmem"), self.join("good.img"));
         fs::write(&script, "a = kmem_malloc kmem_map 64K NOWAIT\nkmem_alloc kernel_map 1M\n")
             .expect("it is written");
-        let args = ["run", "--memory", memory, "--save-image", path(&image), path(&script)];
+        let args = ["run", "--memory", memory, "--save-dump", path(&image), path(&script)];
         vmkern(self, &args).within(&[0]);
         image
     }

@@ -647,7 +647,7 @@ fn an_image_of_the_end_is_saved_whatever_the_end_was() {
     ] {
         let file = scratch.file(&format!("{name}.kmem"), text);
         let path = scratch.path(&format!("{name}.img"));
-        let output = run(&["run", "--memory", "16M", "--save-image", &path, &file]);
+        let output = run(&["run", "--memory", "16M", "--save-dump", &path, &file]);
         assert_eq!(status(&output), expected, "{}", err(&output));
         let image = Dump::open(&path).expect("the image can be read");
         assert_eq!(image.program(), file);
@@ -701,7 +701,7 @@ fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
     let scratch = Scratch::new();
     let image = scratch.path("guest.img");
     let text = "a = kmem_malloc kmem_map 12K NOWAIT\ncheck\nprint kmem_map.size";
-    let good = script(&["--check", "--save-image", &image], text);
+    let good = script(&["--check", "--save-dump", &image], text);
     assert_eq!((status(&good), out(&good).trim()), (0, "12288"), "{}", err(&good));
     let checked = run(&["check", &image]);
     assert_eq!((status(&checked), out(&checked)), (0, String::new()), "{}", err(&checked));

@@ -93,7 +93,7 @@ impl Place {
             fs::write(place.0.path().join(name), SCRIPT).expect("a file can be written");
         }
         for image in ["guest.img", "before.img", "after.img"] {
-            let output = place.sh(&format!("vmkern run --save-image {image} FILE.kmem"));
+            let output = place.sh(&format!("vmkern run --save-dump {image} FILE.kmem"));
             assert!(output.status.success(), "{output:?}");
         }
         place

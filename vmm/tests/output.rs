@@ -68,7 +68,7 @@ fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
     let _ = scratch.file("suite/good.kmem", "settle\n");
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     vec![
-        words(&["run", "--memory", "8M", "--save-image", to, &good]),
+        words(&["run", "--memory", "8M", "--save-dump", to, &good]),
         words(&["run", "--memory", "8M", &dump]),
         words(&["run", "--memory", "8M", "--console", to, &good]),
         words(&["test", "--memory", "8M", "--junit", to, &scratch.path("suite")]),
@@ -106,7 +106,7 @@ fn a_fifo_that_is_read_gets_everything_and_one_that_is_not_is_refused() {
         let output = vmkern(&args).output().expect("it can be started");
         assert_eq!(status(&output), 0, "{args:?}: {}", err(&output));
         let bytes = reader.join().expect("the reader has not failed");
-        if args.iter().any(|word| word == "--save-image" || word.ends_with("dump.kmem")) {
+        if args.iter().any(|word| word == "--save-dump" || word.ends_with("dump.kmem")) {
             fs::write(scratch.path("copy"), &bytes).expect("it can be written");
             assert_eq!(
                 Dump::open(scratch.path("copy")).map(|_| ()).map_err(|e| e.to_string()),
@@ -159,7 +159,7 @@ fn a_dash_is_standard_output_unless_a_report_goes_there() {
     }
     assert!(!Path::new("-").exists());
     let good = scratch.path("good.kmem");
-    for option in ["--save-image", "--console"] {
+    for option in ["--save-dump", "--console"] {
         let output =
             vmkern(&["run", "--json", option, "-", &good]).output().expect("it can be started");
         assert_eq!(status(&output), 2);
@@ -208,7 +208,7 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
     let image = scratch.path("guest.img");
     assert_eq!(
         status(
-            &vmkern(&["run", "--save-image", &image, &good]).output().expect("it can be started")
+            &vmkern(&["run", "--save-dump", &image, &good]).output().expect("it can be started")
         ),
         0
     );
@@ -221,8 +221,8 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
         &["run", &good],
         &["run", "--json", &good],
         &["run", "--console", "-", &good],
-        &["run", "--save-image", "-", &good],
-        &["run", "--save-image", "/dev/full", &good],
+        &["run", "--save-dump", "-", &good],
+        &["run", "--save-dump", "/dev/full", &good],
         &["run", "--console", "/dev/full", &good],
         &["run"],
         &["inspect", &image, "pages"],
@@ -285,7 +285,7 @@ fn a_reader_that_goes_away_changes_nothing_and_is_no_news() {
         (&["run", &good], 0),
         (&["run", "--json", &good], 0),
         (&["run", &bad], 1),
-        (&["run", "--save-image", "-", &good], 0),
+        (&["run", "--save-dump", "-", &good], 0),
         (&["image", "-o", "-"], 0),
         (&["--help"], 0),
         (&["doctor"], 0),
@@ -451,7 +451,7 @@ fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
     ];
     for (args, expected, said) in cases {
         let (log, image) = (scratch.path("log"), scratch.path("image"));
-        let output = vmkern(&["run", "--memory", "16M", "--console", &log, "--save-image", &image])
+        let output = vmkern(&["run", "--memory", "16M", "--console", &log, "--save-dump", &image])
             .args(args)
             .arg(&good)
             .output()

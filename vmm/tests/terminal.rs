@@ -74,7 +74,7 @@ fn shown(output: &Output) {
 /// A script that holds, and the image of its guest.
 fn good(scratch: &Scratch) -> (String, String) {
     let (script, image) = (scratch.file("good.kmem", "settle\n"), scratch.path("good.img"));
-    assert_eq!(status(&vmkern(&["run", "--save-image", &image, &script])), 0);
+    assert_eq!(status(&vmkern(&["run", "--save-dump", &image, &script])), 0);
     (script, image)
 }
 
@@ -96,8 +96,8 @@ fn names_of_files_that_cannot_be_used_are_told_in_one_line() {
             (vec!["inspect", "--script", &missing], 2),
             (vec!["inspect", &image, "diff", &missing], 2),
             (vec!["run", "--kernel", &missing, &script], 2),
-            (vec!["run", "--save-image", &inside, &script], 2),
-            (vec!["run", "--save-image", &link, &script], 2),
+            (vec!["run", "--save-dump", &inside, &script], 2),
+            (vec!["run", "--save-dump", &link, &script], 2),
             (vec!["run", "--console", &inside, &script], 2),
             (vec!["test", "--junit", &inside, &script], 2),
             (vec!["image", "-o", &inside], 7),
@@ -117,7 +117,7 @@ fn names_of_files_that_are_used_are_told_in_one_line_and_in_json_as_well() {
         let scratch = Scratch::new();
         let good = scratch.file(&format!("{name}.kmem"), "kmem_malloc kmem_map 4K NOWAIT\n");
         let image = scratch.path(&format!("{name}.img"));
-        let output = vmkern(&["run", "--save-image", &image, &good]);
+        let output = vmkern(&["run", "--save-dump", &image, &good]);
         assert_eq!(status(&output), 0, "{output:?}");
         shown(&output);
         for args in [

@@ -18,23 +18,23 @@ use super::signals::Signals;
 
 const EXAMPLES: &str = "\
 Examples:
-  vmkern run --save-image guest.img FILE.kmem
+  vmkern run --save-dump guest.img FILE.kmem
   vmkern check guest.img
   vmkern check --script FILE.kmem
   vmkern check --json guest.img | jq '.findings[].rule'
 
 Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or \
-the image is wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
+the dump is wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
 or SIGTERM; with --script also what the script came to, as for `vmkern run`.";
 
-/// Checks every structure in a guest's memory: in a memory image, or in a guest at the end of a
+/// Checks every structure in a guest's memory: in a memory dump, or in a guest at the end of a
 /// script.
 #[derive(Debug, Args)]
 #[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct CheckArgs {
-    /// The memory image.
+    /// The memory dump.
     #[arg(required_unless_present = "script", conflicts_with = "script")]
-    image: Option<PathBuf>,
+    dump: Option<PathBuf>,
     /// Runs this script, and checks the guest at its end, or where it died; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
@@ -62,12 +62,12 @@ struct CheckObject<'a> {
 /// Runs the subcommand.
 pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
     reserve_stdout("the report");
-    match (&args.script, &args.image) {
+    match (&args.script, &args.dump) {
         (Some(script), _) => at_the_end(args, script, signals),
-        (None, Some(image)) => {
-            let name = text::name(image);
-            let checked = Dump::open(image).map_err(anyhow::Error::from).and_then(|image| {
-                Report::of(&image).with_context(|| format!("{name} cannot be checked"))
+        (None, Some(dump)) => {
+            let name = text::name(dump);
+            let checked = Dump::open(dump).map_err(anyhow::Error::from).and_then(|dump| {
+                Report::of(&dump).with_context(|| format!("{name} cannot be checked"))
             });
             match checked {
                 Ok(report) => show(args, &name, &report),
@@ -75,7 +75,7 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
             }
         }
         (None, None) => {
-            refuse(args, "", &anyhow::anyhow!("nothing to check: give an image, or --script FILE"))
+            refuse(args, "", &anyhow::anyhow!("nothing to check: give a dump, or --script FILE"))
         }
     }
 }

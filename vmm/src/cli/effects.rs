@@ -16,17 +16,17 @@ struct Rule {
     advice: &'static str,
 }
 
-/// What describes a guest, except for `--kernel`, whose symbols can be those of an image.
+/// What describes a guest, except for `--kernel`, whose symbols can be those of a dump.
 const GUEST: &[&str] =
     &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
 
-const OF_AN_IMAGE: &str = "has no effect on a memory image, which says itself what its guest was; \
+const OF_A_DUMP: &str = "has no effect on a memory dump, which says itself what its guest was; \
                            give --script FILE to boot a guest";
 
 const RULES: &[Rule] = &[
-    Rule { subcommand: "inspect", options: GUEST, without: "script", advice: OF_AN_IMAGE },
-    Rule { subcommand: "check", options: GUEST, without: "script", advice: OF_AN_IMAGE },
-    Rule { subcommand: "check", options: &["kernel"], without: "script", advice: OF_AN_IMAGE },
+    Rule { subcommand: "inspect", options: GUEST, without: "script", advice: OF_A_DUMP },
+    Rule { subcommand: "check", options: GUEST, without: "script", advice: OF_A_DUMP },
+    Rule { subcommand: "check", options: &["kernel"], without: "script", advice: OF_A_DUMP },
     Rule {
         subcommand: "run",
         options: &["verbose", "seed", "lets"],

@@ -31,25 +31,25 @@ WHAT is one of:
   threads                  every thread, with what it waits for and its stack
   cpus                     every CPU
   locks                    how often locks were acquired and waited for, and translations flushed
-  diff OTHER               what is different in the image OTHER
+  diff OTHER               what is different in the dump OTHER
 
 Examples:
-  vmkern run --save-image guest.img FILE.kmem
+  vmkern run --save-dump guest.img FILE.kmem
   vmkern inspect guest.img maps
   vmkern inspect guest.img vtop 0xffffff8000003000
   vmkern inspect --script FILE.kmem pages
   vmkern inspect before.img diff after.img
   vmkern inspect --json guest.img objects | jq '.objects[].name'
 
-Exit status: 0 it was shown, damage included; 2 the command line, the script or the image is \
+Exit status: 0 it was shown, damage included; 2 the command line, the script or the dump is \
 wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM; \
 with --script also what the script came to, as for `vmkern run`.";
 
-/// Shows what a guest's memory holds: of a memory image, or of a guest at the end of a script.
+/// Shows what a guest's memory holds: of a memory dump, or of a guest at the end of a script.
 #[derive(Debug, Args)]
-#[command(after_help = super::help::with_tunables(EXAMPLES), override_usage = "vmkern inspect [OPTIONS] IMAGE [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff IMAGE IMAGE")]
+#[command(after_help = super::help::with_tunables(EXAMPLES), override_usage = "vmkern inspect [OPTIONS] DUMP [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff DUMP DUMP")]
 pub struct InspectArgs {
-    /// The image (not with --script), then what to show of it.
+    /// The dump (not with --script), then what to show of it.
     #[arg(value_name = "WHAT")]
     words: Vec<String>,
     /// Runs this script, and looks at the guest at its end, or where it died; `-` is standard
@@ -66,7 +66,7 @@ pub struct InspectArgs {
 /// What is asked of a source.
 enum Request {
     Look(What),
-    /// What is different in this image.
+    /// What is different in this dump.
     Diff(PathBuf),
 }
 
@@ -85,25 +85,25 @@ pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
     if args.script.is_none() && words.len() == 3 && words[0] == "diff" {
         words.swap(0, 1);
     }
-    let image = if args.script.is_none() && !words.is_empty() {
+    let dump = if args.script.is_none() && !words.is_empty() {
         Some(PathBuf::from(words.remove(0)))
     } else {
         None
     };
-    match (&args.script, image) {
+    match (&args.script, dump) {
         (None, None) => refuse(
             args,
             None,
-            &anyhow::anyhow!("nothing to look into: give an image, or --script FILE"),
+            &anyhow::anyhow!("nothing to look into: give a dump, or --script FILE"),
         ),
         (Some(script), _) => match request(&words) {
             Ok(request) => at_the_end(args, script, &request, signals),
             Err(error) => refuse(args, Some(script), &error),
         },
-        (None, Some(image)) => {
-            match request(&words).and_then(|request| of_image(args, &image, &request)) {
+        (None, Some(dump)) => {
+            match request(&words).and_then(|request| of_dump(args, &dump, &request)) {
                 Ok(inspection) => show(args, &inspection),
-                Err(error) => refuse(args, Some(&image), &error),
+                Err(error) => refuse(args, Some(&dump), &error),
             }
         }
     }
@@ -113,7 +113,7 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
     match words {
         [] => Ok(Request::Look(What::Summary)),
         [diff, other] if diff == "diff" => Ok(Request::Diff(other.into())),
-        [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one image; usage: diff OTHER"),
+        [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one dump; usage: diff OTHER"),
         // A word that a terminal would obey is none of ours, and is told as it was refused.
         words => match What::parse(
             &words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>(),
@@ -127,15 +127,15 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
     }
 }
 
-fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Result<Inspection> {
-    let image = Dump::open(path)?;
+fn of_dump(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Result<Inspection> {
+    let dump = Dump::open(path)?;
     let name = text::name(path);
     let looks = || format!("cannot look into {name}");
-    let view = View::new(&image).with_context(looks)?;
+    let view = View::new(&dump).with_context(looks)?;
     match request {
         Request::Look(what) => {
             let symbols =
-                if what.has_backtraces() { symbols(args, &image)? } else { Symbols::none() };
+                if what.has_backtraces() { symbols(args, &dump)? } else { Symbols::none() };
             Inspection::of(&name, &view, what, &symbols)
                 .map_err(InspectError::from)
                 .with_context(looks)
@@ -149,13 +149,13 @@ fn of_image(args: &InspectArgs, path: &Path, request: &Request) -> anyhow::Resul
     }
 }
 
-/// The symbols of the kernel that the image is of.
-fn symbols(args: &InspectArgs, image: &Dump) -> anyhow::Result<Symbols> {
+/// The symbols of the kernel that the dump is of.
+fn symbols(args: &InspectArgs, dump: &Dump) -> anyhow::Result<Symbols> {
     let kernel = match args.guest.kernel() {
         Some(path) => KernelImage::from_file(path)?,
         None => KernelImage::embedded(),
     };
-    Ok(image.symbols(kernel.bytes()).unwrap_or_else(|error| {
+    Ok(dump.symbols(kernel.bytes()).unwrap_or_else(|error| {
         super::eprint(&format!(
             "{BAD}warning:{BAD:#} no function names: {error}; --kernel FILE names the right one\n"
         ));
@@ -169,7 +169,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     let other = match request {
         Request::Look(_) => None,
         Request::Diff(other) => match Dump::open(other) {
-            Ok(image) => Some((text::name(other), image)),
+            Ok(dump) => Some((text::name(other), dump)),
             Err(error) => return refuse(args, Some(path), &error.into()),
         },
     };
@@ -213,10 +213,10 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     let look = |guest: &Guest, at: Standstill<'_>| {
         (!at.is_interrupted()).then(|| match (request, &other) {
             (Request::Look(what), _) => guest.inspect(&name, what),
-            (Request::Diff(_), Some((other, image))) => View::new(image).and_then(|after| {
+            (Request::Diff(_), Some((other, dump))) => View::new(dump).and_then(|after| {
                 guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))
             }),
-            (Request::Diff(_), None) => Err(InspectError::NotReady("image")),
+            (Request::Diff(_), None) => Err(InspectError::NotReady("dump")),
         })
     };
     // What the script prints would stand in the middle of the report.

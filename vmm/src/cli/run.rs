@@ -24,7 +24,7 @@ Examples:
   vmkern run                                  take the tour
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
-  vmkern run --save-image guest.img FILE.kmem
+  vmkern run --save-dump guest.img FILE.kmem
   vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem
 
 Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
@@ -46,9 +46,9 @@ pub struct RunArgs {
     /// Writes the kernel's log to this file, all of it as it comes; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
-    /// Writes an image of the guest's memory, as the script or a panic left it, to this file; `-`
+    /// Writes a dump of the guest's memory, as the script or a panic left it, to this file; `-`
     /// is standard output.
-    #[arg(long, value_name = "FILE", requires = "file")]
+    #[arg(long, alias = "save-image", value_name = "FILE", requires = "file")]
     save_dump: Option<PathBuf>,
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
     #[arg(long, requires = "file")]
@@ -128,8 +128,8 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Err(error) => return refuse_error("a valid guest configuration", &error.into()),
     };
     let opened =
-        console::open(args.console.as_deref()).and_then(|console| Ok((console, image(args)?)));
-    let (console, mut image) = match opened {
+        console::open(args.console.as_deref()).and_then(|console| Ok((console, dump(args)?)));
+    let (console, mut dump) = match opened {
         Ok(opened) => opened,
         Err(error) => return refuse_error("a place that can be written to", &error),
     };
@@ -149,8 +149,8 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         };
         let checked =
             ended.filter(|_| args.check).and_then(|ending| super::check::at_end(guest, ending));
-        let saved = match image.take() {
-            Some(to) if !at.is_interrupted() => super::save::image(guest, to, &name, &stop),
+        let saved = match dump.take() {
+            Some(to) if !at.is_interrupted() => super::save::dump(guest, to, &name, &stop),
             _ => Ok(()),
         };
         (saved, checked.as_ref().and_then(super::check::failure))
@@ -236,8 +236,8 @@ pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>
     read_script(file, &signals.stop(if is_typed { Duration::MAX } else { guest.timeout() }))
 }
 
-/// Where the image is to go, if one was asked for.
-fn image(args: &RunArgs) -> anyhow::Result<Option<Destination>> {
-    let of = |path| Destination::of_bytes(path).context("cannot write the memory image");
+/// Where the dump is to go, if one was asked for.
+fn dump(args: &RunArgs) -> anyhow::Result<Option<Destination>> {
+    let of = |path| Destination::of_bytes(path).context("cannot write the memory dump");
     args.save_dump.as_ref().map(of).transpose()
 }

@@ -1,4 +1,4 @@
-//! The image of a guest's memory at the end of a run.
+//! The dump of a guest's memory at the end of a run.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,12 +12,12 @@ use vmkern::{Guest, SaveError, Saving};
 /// How long it may take before somebody wants to know how far it is.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Writes an image of `guest`, which ran `program`, to `to`. Shows how far it is where it takes
+/// Writes a dump of `guest`, which ran `program`, to `to`. Shows how far it is where it takes
 /// long; the run's time limit does not count any more, but an interruption does.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn image(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Result<(), SaveError> {
+pub fn dump(guest: &Guest, to: Destination, program: &str, stop: &Stop) -> Result<(), SaveError> {
     let path = to.path().to_path_buf();
     let start = Instant::now();
     let mut bar: Option<ProgressBar> = None;

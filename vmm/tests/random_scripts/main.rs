@@ -207,7 +207,7 @@ fn random_scripts_have_every_word_of_the_language_and_every_option_of_a_run() {
     let verbs = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name);
     let forms = "let expect assert repeat end print start guest intr hex rand now cycles page_size t0 t63 ok null \
         blocked error panic zero system summary maps map objects pages page vtop pagetable threads cpus locks \
-        diff $i $m $s --check --json --seed --let --vcpus --time --timeout --set --console --save-image --verbose \
+        diff $i $m $s --check --json --seed --let --vcpus --time --timeout --set --console --save-dump --save-image --verbose \
         memory vcpus seed time timeout policy";
     let words = verbs
         .chain(FLAGS.map(|(name, _)| name))

@@ -104,7 +104,7 @@ impl Options {
             args.extend(pair("--console", "kernel.log"));
         }
         if dice.once_in(20) {
-            args.extend(pair("--save-image", "saved.img"));
+            args.extend(pair("--save-dump", "saved.img"));
         }
         args
     }

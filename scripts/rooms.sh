@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# The rooms of a crate and who imports whom: fails where rooms lean on each other in a circle, which
+# Cargo cannot see. usage: scripts/rooms.sh [--graph]   (--graph prints every arrow with its count)
+#
+# A room is a module at the top of a crate's sources. An arrow is a path `crate::..` outside of tests,
+# through the names that lib.rs hands on. lib.rs itself is the facade of all rooms and counts as none.
+#
+# What must hold, one row each: crate's sources | rooms that are looked at, or `all`.
+rules() {
+    cat <<'ROWS'
+vmm/src | all
+ROWS
+    # `kern` < `vm` holds once the layers of kmem are types of their own.
+    # guest/kmem/src | kern vm
+}
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+[ $# -eq 0 ] || [ "$*" = --graph ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+
+# Prints `ROOM ROOM COUNT`, an arrow a line, for the crate whose sources are in $1.
+arrows() {
+    # Sources without their tests: files of tests, and what follows `#[cfg(test)] mod .. {`.
+    find "$1" -name '*.rs' ! -name main.rs ! -path '*/cli/*' ! -path '*/tests/*' ! -name tests.rs \
+        ! -path '*/damaged/*' | LC_ALL=C sort | xargs awk -v root="$1/" '
+        # The room of file `path`.
+        function room_of(path) {
+            sub(root, "", path)
+            sub(/\/.*|\.rs$/, "", path)
+            return path
+        }
+        # One `crate::` path, whose first name is `name`, in the file at hand.
+        function arrow(name) {
+            if (name != "") used[here, name]++
+        }
+        # All first names behind `crate::` in the text of an item.
+        function paths(text,    rest, list, n, i, depth, c, name) {
+            rest = text
+            while (match(rest, /crate::/)) {
+                if (RSTART > 1 && substr(rest, RSTART - 1, 1) ~ /[A-Za-z_]/) {
+                    rest = substr(rest, RSTART + RLENGTH)
+                    continue
+                }
+                rest = substr(rest, RSTART + RLENGTH)
+                if (substr(rest, 1, 1) != "{") {
+                    match(rest, /^[A-Za-z_0-9]+/)
+                    arrow(substr(rest, 1, RLENGTH))
+                    continue
+                }
+                # `crate::{a::b, c::{d, e}, F}`: what stands at the outermost depth.
+                depth = 0; name = ""
+                for (i = 1; i <= length(rest); i++) {
+                    c = substr(rest, i, 1)
+                    if (c == "{") depth++
+                    else if (c == "}") { if (--depth == 0) break }
+                    else if (depth == 1 && c ~ /[A-Za-z_0-9]/ && !past) name = name c
+                    else if (depth == 1 && c == ":") past = 1
+                    else if (depth == 1 && c == ",") { arrow(name); name = ""; past = 0 }
+                }
+                arrow(name)
+                past = 0
+                rest = substr(rest, i)
+            }
+        }
+        FNR == 1 { finish(); here = room_of(FILENAME); is_lib = FILENAME == root "lib.rs"; over = 0 }
+        function finish() { if (item != "") { take(item); item = "" } }
+        # An item that has been gathered to its end: a facade`s is kept, another`s is an arrow.
+        function take(text,    from, names, n, i, name) {
+            if (!is_lib) { paths(text); return }
+            if (match(text, /pub use (self|crate)::[a-z_0-9]+/)) {
+                from = substr(text, RSTART, RLENGTH)
+                sub(/.*::/, "", from)
+                sub(/.*pub use (self|crate)::[a-z_0-9]+/, "", text)
+                gsub(/[^A-Za-z_0-9]+/, " ", text)
+                n = split(text, names, " ")
+                for (i = 1; i <= n; i++) hands_on[names[i]] = from
+            }
+        }
+        over { next }
+        /^ *\/\// { next }
+        /^#\[cfg\(test\)\]/ { tests = 1; next }
+        tests && /^(pub(\([a-z]+\))? )?mod [a-z_]+ *\{/ { over = 1; next }
+        { tests = 0 }
+        is_lib && /^(pub(\([a-z]+\))? )?mod / {
+            name = $0; sub(/.*mod /, "", name); sub(/[ ;{].*/, "", name); next
+        }
+        # A `use` may take several lines; everything else is looked at line by line.
+        item != "" { item = item " " $0; if (/;/) finish(); next }
+        /^ *(pub(\([a-z]+\))? )?use / { item = $0; if (/;/) finish(); next }
+        { if (!is_lib) paths($0) }
+        END {
+            finish()
+            for (key in used) {
+                split(key, ends, SUBSEP)
+                to = ends[2]
+                if (to in hands_on) to = hands_on[to]
+                rooms[ends[1]] = 1
+                count[ends[1] " " to] += used[key]
+            }
+            for (key in count) print key, count[key]
+        }' | LC_ALL=C sort
+}
+
+# Keeps the arrows between rooms of $1 (files or folders there) that $2 looks at.
+between() {
+    awk -v looked="$2" -v root="$1/" '
+        function is_room(name) {
+            if (name in known) return known[name]
+            file = root name ".rs"; folder = root name "/mod.rs"
+            known[name] = (getline line < file) >= 0 || (getline line < folder) >= 0
+            return known[name]
+        }
+        BEGIN { n = split(looked, names, " "); for (i = 1; i <= n; i++) wanted[names[i]] = 1 }
+        $1 != $2 && $1 != "lib" && is_room($1) && is_room($2) \
+            && (looked == "all" || ($1 in wanted && $2 in wanted))'
+}
+
+# Prints the rooms that lean on each other in a circle, a circle a line.
+circles() {
+    awk '
+        { rooms[$1] = rooms[$2] = 1; reach[$1, $2] = 1 }
+        END {
+            for (k in rooms) for (i in rooms) if ((i, k) in reach)
+                for (j in rooms) if ((k, j) in reach) reach[i, j] = 1
+            for (i in rooms) if ((i, i) in reach && !(i in told)) {
+                line = ""
+                for (j in rooms) if ((i, j) in reach && (j, i) in reach) { line = line " " j; told[j] = 1 }
+                print substr(line, 2)
+            }
+        }'
+}
+
+bad=0
+while IFS='|' read -r root looked; do
+    root=${root// /}
+    looked=$(xargs <<<"$looked")
+    graph=$(arrows "$root" | between "$root" "$looked")
+    if [ "${1:-}" = --graph ]; then
+        awk '{ printf "%s -> %s (%d)\n", $1, $2, $3 }' <<<"$graph"
+    fi
+    found=$(circles <<<"$graph")
+    rooms=$(awk '{ print $1; print $2 }' <<<"$graph" | sort -u | wc -l)
+    knots=$([ -z "$found" ] || wc -l <<<"$found")
+    echo "$root: $rooms rooms, $(wc -l <<<"$graph") arrows, ${knots:-0} circles"
+    if [ -n "$found" ]; then
+        sed 's/^/  circle: /' <<<"$found" >&2
+        bad=1
+    fi
+done < <(rules)
+exit "$bad"
