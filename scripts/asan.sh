@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the memory system's tests on the simulated machine under AddressSanitizer. Besides the process's own memory it
-# watches the simulated one: pages, and structures of zones and maps, that are free (see `Machine::mark`). First it proves
+# watches the simulated one: pages, and structures of zones and maps, that are free (see `PhysMem::mark`). First it proves
 # that it would find something: each deed of guest/kmem/examples/asan_finds.rs must end in the right report.
 #
 # The compiler is the stable one: RUSTC_BOOTSTRAP lets it take the flag, and its runtime comes with the toolchain.

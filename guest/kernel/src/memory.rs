@@ -4,7 +4,8 @@ use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use kmem::machine::{Machine, ThreadStart};
+use kmem::kern::Kern;
+use kmem::machine::{Cpu, Mmu, PhysMem, ThreadStart};
 use kmem::vm::{BootMemory, PhysRange, Vm, Zeroed};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE, trunc_page};
 use vmkern_abi::boot::BootArgs;
@@ -91,7 +92,7 @@ pub struct KernelMachine;
 
 // SAFETY: the direct map shows all RAM for the kernel's whole life, and RAM beyond the image
 // belongs to the memory system alone.
-unsafe impl Machine for KernelMachine {
+unsafe impl PhysMem for KernelMachine {
     #[inline]
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         let va = phys_to_dmap(pa).get() as *mut u8;
@@ -104,7 +105,9 @@ unsafe impl Machine for KernelMachine {
         // SAFETY: the page is managed memory that its caller owns.
         unsafe { self.frame(pa).write_bytes(0, 4096) };
     }
+}
 
+impl Mmu for KernelMachine {
     #[inline]
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {
         tlb::invalidate_range(start, end);
@@ -119,6 +122,10 @@ unsafe impl Machine for KernelMachine {
     fn pte_flags_base(&self) -> PteFlags {
         if PerCpu::current().body_is_user() { PteFlags::U } else { PteFlags::empty() }
     }
+}
+
+impl Cpu for KernelMachine {
+    type System = KernelVm;
 
     #[inline]
     fn cycles(&self) -> u64 {
@@ -164,7 +171,7 @@ unsafe impl Machine for KernelMachine {
         &self,
         thread: KPtr<Thread>,
         stack: Range<GuestVirt>,
-        start: ThreadStart<Self>,
+        start: ThreadStart<KernelVm>,
         arg: u64,
     ) {
         threads::fork(thread, &stack, start, arg);
@@ -178,8 +185,8 @@ unsafe impl Machine for KernelMachine {
         threads::throw(to)
     }
 
-    fn cpu_idle(&self, vm: &KernelVm) {
-        threads::idle(vm);
+    fn cpu_idle(&self, kern: &Kern<Self>) {
+        threads::idle(kern);
     }
 
     fn clock_needed(&self, pcpu: &Pcpu, due: Option<u64>) {

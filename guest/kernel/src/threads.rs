@@ -3,10 +3,10 @@
 
 use core::ops::Range;
 
+use kmem::kern::Kern;
 use kmem::kern::sched::Spread;
-use kmem::machine::ThreadStart;
+use kmem::machine::{AllocClass, ThreadStart};
 use kmem::vm::Wait;
-use kmem::vm::page::AllocClass;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::layout::md::{ARG, DEPTH, HIGH, LOW, RSP, SLOT, SLOTS, SLOTS_END, START};
@@ -35,7 +35,7 @@ pub fn clock() -> Option<&'static Clock> {
 }
 
 /// Sees to it that the timer of the CPU of `pcpu` fires when it is of use
-/// (`Machine::clock_needed`): at the end of a time slice if threads wait there, and at tick `due`
+/// (`Cpu::clock_needed`): at the end of a time slice if threads wait there, and at tick `due`
 /// at the latest, when the first time-out is. Virtual time does not pass while a thread runs, so
 /// that only those who wait for the CPU matter. Another CPU is asked to set its own timer.
 /// Interrupts are deferred.
@@ -109,7 +109,7 @@ pub fn keep_time(vm: &KernelVm, clock: &Clock) {
 /// Whether [`preempt`] would have anything to do.
 #[inline]
 pub fn switch_owed() -> bool {
-    vm().is_some_and(KernelVm::switch_owed)
+    vm().is_some_and(|vm| vm.switch_owed())
 }
 
 /// Gives way to a thread that deserves the CPU more. Nothing is deferred.
@@ -224,7 +224,7 @@ fn load(thread: &Thread) -> Context {
     }
 }
 
-/// Makes `thread` the one that `cpu` runs on the stack that it has (`Machine::cpu_adopt`), and
+/// Makes `thread` the one that `cpu` runs on the stack that it has (`Cpu::cpu_adopt`), and
 /// notes which that is: whoever looks for what the thread has in its hands has to know before its
 /// first switch, too. Its stack pointer is 0 until then.
 pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
@@ -235,12 +235,12 @@ pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
     );
 }
 
-/// Prepares `thread`'s first switch (`Machine::cpu_fork`): notes what it begins with. Its stack is
+/// Prepares `thread`'s first switch (`Cpu::cpu_fork`): notes what it begins with. Its stack is
 /// not touched yet, and its stack pointer is 0.
 pub fn fork(
     thread: KPtr<Thread>,
     stack: &Range<GuestVirt>,
-    start: ThreadStart<KernelMachine>,
+    start: ThreadStart<KernelVm>,
     arg: u64,
 ) {
     let t = structure(thread);
@@ -270,12 +270,11 @@ extern "C" fn begin(thread: u64, arg: u64) -> ! {
     let t = structure(KPtr::new(GuestVirt::new(thread)));
     switch::arrive(&load(t));
     // SAFETY: the word was a function of this very type in `fork`; both are one machine word.
-    let start =
-        unsafe { core::mem::transmute::<u64, ThreadStart<KernelMachine>>(t.md[START].get()) };
+    let start = unsafe { core::mem::transmute::<u64, ThreadStart<KernelVm>>(t.md[START].get()) };
     vm.fork_exit(start, arg)
 }
 
-/// Switches threads (`Machine::cpu_switch`).
+/// Switches threads (`Cpu::cpu_switch`).
 pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let f = structure(from);
     let target = resume(to);
@@ -293,7 +292,7 @@ pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     switch::arrive(&load(f));
 }
 
-/// Switches to `to` from a thread that never runs again (`Machine::cpu_throw`).
+/// Switches to `to` from a thread that never runs again (`Cpu::cpu_throw`).
 pub fn throw(to: KPtr<Thread>) -> ! {
     let mut nowhere = 0;
     PerCpu::current().set_thread(to);
@@ -302,18 +301,18 @@ pub fn throw(to: KPtr<Thread>) -> ! {
     panic!("a discarded thread runs")
 }
 
-/// Rests until an interrupt has come (`Machine::cpu_idle`): the dispatcher itself sleeps, during
+/// Rests until an interrupt has come (`Cpu::cpu_idle`): the dispatcher itself sleeps, during
 /// the boot.
-pub fn idle(vm: &KernelVm) {
+pub fn idle(kern: &Kern<KernelMachine>) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
     PerCpu::current().idle().arm();
-    let Some(tick) = vm.next_timeout() else { panic!("all threads sleep forever") };
-    pass_time_until(vm, clock, tick);
+    let Some(tick) = kern.next_timeout() else { panic!("all threads sleep forever") };
+    pass_time_until(kern, clock, tick);
 }
 
 /// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU
 /// was armed ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes those whose time is up.
-pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
+pub fn pass_time_until(kern: &Kern<KernelMachine>, clock: &Clock, tick: u64) {
     match clock.mode() {
         TimeMode::Virtual => clock.jump_to(tick),
         TimeMode::Real => match clock.micros_until(tick) {
@@ -321,5 +320,5 @@ pub fn pass_time_until(vm: &KernelVm, clock: &Clock, tick: u64) {
             micros => clock::halt_for(micros),
         },
     }
-    vm.hardclock(clock.ticks());
+    kern.hardclock(clock.ticks());
 }

@@ -16,7 +16,7 @@ use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::pte::{NPTEPG, Pte};
 use zerocopy::FromBytes;
 
-use crate::machine::Machine;
+use crate::machine::{Cpu, PhysMem};
 
 /// A type that may lie in memory that others look at, too: any bytes are a value, and each word is
 /// an atomic.
@@ -41,26 +41,26 @@ const fn fits<T>(pa: GuestPhys) -> bool {
 /// The `T` that begins at `pa`. Panics when it would be misaligned or leave its page: an address
 /// that a damaged structure gave is no reason to read beside it.
 #[inline]
-pub fn at<T: Shared, M: Machine>(machine: &M, pa: GuestPhys) -> &T {
+pub fn at<T: Shared, M: PhysMem + Cpu>(machine: &M, pa: GuestPhys) -> &T {
     const { assert!(align_of::<T>() as u64 <= PAGE_SIZE && size_of::<T>() as u64 <= PAGE_SIZE) };
     if !fits::<T>(pa) {
         misplaced(machine, pa);
     }
     let pointer = machine.frame(pa).cast::<T>();
-    // SAFETY: by the module's invariant `pa` lies in memory that `Machine::frame` vouches for, up
+    // SAFETY: by the module's invariant `pa` lies in memory that `PhysMem::frame` vouches for, up
     // to the end of its page, and the `T` lies in that page, aligned (checked); `T` is `Shared`, so
     // that any contents are a value and concurrent changes are atomic.
     unsafe { pointer.as_ref() }
 }
 
 #[cold]
-fn misplaced<M: Machine>(machine: &M, pa: GuestPhys) -> ! {
+fn misplaced<M: PhysMem + Cpu>(machine: &M, pa: GuestPhys) -> ! {
     machine.panic(format_args!("structure at {pa} is misaligned or leaves its page"))
 }
 
 /// The `T` behind `pointer`, which is not null.
 #[inline]
-pub fn get<T: Shared, M: Machine>(machine: &M, pointer: KPtr<T>) -> &T {
+pub fn get<T: Shared, M: PhysMem + Cpu>(machine: &M, pointer: KPtr<T>) -> &T {
     match dmap_to_phys(pointer.addr()) {
         Some(pa) => at(machine, pa),
         None => machine

@@ -120,9 +120,7 @@ pub fn die(cause: &Cause<'_>) -> ! {
 fn record(record: &CrashRecord, cause: &Cause<'_>) {
     record.cpu.set(PerCpu::current().number());
     record.thread.set(crate::memory::current_tid().unwrap_or(u32::MAX));
-    record
-        .in_interrupt
-        .set(u32::from(crate::memory::vm().is_some_and(crate::memory::KernelVm::in_interrupt)));
+    record.in_interrupt.set(u32::from(crate::memory::vm().is_some_and(|vm| vm.in_interrupt())));
     record.vector.set(u32::MAX);
     if let Cause::Trap { frame, .. } = cause {
         record.vector.set(u32::try_from(frame.vector).unwrap_or(u32::MAX));

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kmem::kern::sched::PUSER;
-use kmem::kern::thread::ThreadSpec;
+use kmem::vm::thread::ThreadSpec;
 
 use super::{Bench, Verdict, same};
 use crate::memory::KernelVm;

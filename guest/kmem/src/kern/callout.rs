@@ -8,10 +8,10 @@
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Thread;
 
-use crate::machine::Machine;
-use crate::vm::Vm;
+use super::Kern;
+use crate::machine::{Cpu, PhysMem};
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Arms the time-out of `thread` for tick `deadline` (`callout_reset`). It has none yet.
     pub(crate) fn callout_arm(&self, thread: KPtr<Thread>, deadline: u64) {
         let sched = &self.state().sched;

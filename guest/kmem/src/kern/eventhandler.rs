@@ -1,32 +1,23 @@
-//! Event handlers (`subr_eventhandler.c`): functions that are called when something happens, such
-//! as a shortage.
+//! The lists of event handlers (`subr_eventhandler.c`): functions that are called when something
+//! happens, such as a shortage.
 //!
 //! An event is a name; its list is made at the first registration and lives on. Handlers run in
 //! ascending order of priority and, among equals, in the order of registration. While one runs the
 //! lists are not locked, so that it may sleep, register and deregister as its caller may; a handler
 //! that is deregistered while its list runs is marked dead and leaves when the last run ends.
 //!
-//! Lists and handlers come from zones and are reachable from the roots. A handler's function is
-//! kept as its address, as in FreeBSD ([`FnWord`]).
+//! Here is how lists and handlers are linked. They are made, freed and called above
+//! ([`crate::vm::eventhandler`]): whatever leaves a list is given back as a chain. All of it is
+//! reachable from the roots. A handler's function is kept as its address, as in FreeBSD
+//! ([`super::func::FnWord`]).
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList};
 
-use super::func::FnWord;
+use super::Kern;
 use super::lock::LockClass;
-use crate::machine::Machine;
-use crate::vm::{Shortage, Vm};
-
-/// The event of a shortage of memory or address space (`vm_lowmem`), at most 15 bytes like every
-/// event's name.
-pub const VM_LOWMEM: &str = "vm_lowmem";
-/// The event with which [`Vm::uma_reclaim`] asks allocators to give back what they keep.
-pub const UMA_RECLAIM: &str = "uma_reclaim";
-
-/// A handler's function: called with its own argument and with what the event says (0 for vm_lowmem
-/// in 2008).
-pub type EventFn<M> = fn(&Vm<M>, arg: u64, flags: u64);
+use crate::machine::{Cpu, PhysMem};
 
 /// When a handler runs among the others of its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +32,7 @@ impl EventPriority {
     pub const LAST: Self = Self(20_000);
 }
 
-/// A registration, for [`Vm::eventhandler_deregister`].
+/// A registration, for `eventhandler_deregister`.
 #[must_use = "a handler that nobody can deregister runs for ever"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventTag {
@@ -61,60 +52,52 @@ impl EventTag {
     }
 }
 
-impl<M: Machine> Vm<M> {
-    /// Calls `func` with `arg` whenever the event `name` happens (`eventhandler_register`). Locks:
+impl<M: PhysMem + Cpu> Kern<M> {
+    fn eventhandler_lock(&self) {
+        self.mtx_lock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
+    }
+
+    fn eventhandler_unlock(&self) {
+        self.mtx_unlock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
+    }
+
+    /// The list of the event `name`, if anybody has registered. Locks: takes the lists'.
+    pub(crate) fn eventhandler_list(&self, name: &str) -> Option<KPtr<EventhandlerList>> {
+        self.eventhandler_lock();
+        let found = self.eventhandler_find(name);
+        self.eventhandler_unlock();
+        found
+    }
+
+    /// Makes `new`, all zero, the list of the event `name`, unless it has one: gives that which it
+    /// has. Locks: takes the lists'.
+    pub(crate) fn eventhandler_list_add(
+        &self,
+        name: &str,
+        new: KPtr<EventhandlerList>,
+    ) -> KPtr<EventhandlerList> {
+        self.eventhandler_lock();
+        let found = self.eventhandler_find(name);
+        if found.is_none() {
+            let words = WaitMessage::new(name).words();
+            self.get(new).name.iter().zip(words).for_each(|(field, word)| field.set(word));
+            self.get(new).next_list.set(self.state().eventhandler_lists.get());
+            self.state().eventhandler_lists.set(new);
+        }
+        self.eventhandler_unlock();
+        found.unwrap_or(new)
+    }
+
+    /// Puts `entry`, whose function, argument and priority are set, into `list`. `prepare` is
+    /// called with the registration before anybody can run it, with the lists' lock held. Locks:
     /// takes the lists'.
-    ///
-    /// # Errors
-    /// [`Shortage`] when there is no page for the handler.
-    pub fn eventhandler_register(
+    pub(crate) fn eventhandler_insert(
         &self,
-        name: &str,
-        func: EventFn<M>,
-        arg: u64,
-        priority: EventPriority,
-    ) -> Result<EventTag, Shortage> {
-        self.event_register(name, func, arg, priority, |_, _| {})
-    }
-
-    /// Calls `func` with `arg` the next time that the event `name` happens, and then no more, on
-    /// however many CPUs it happens at once. `note` is called with the registration before anybody
-    /// can run it, with the lists' lock held. Locks: takes the lists'.
-    ///
-    /// # Errors
-    /// [`Shortage`] when there is no page for the handler.
-    pub(crate) fn eventhandler_register_once(
-        &self,
-        name: &str,
-        func: EventFn<M>,
-        arg: u64,
-        priority: EventPriority,
-        note: impl FnOnce(EventTag),
-    ) -> Result<(), Shortage> {
-        self.event_register(name, func, arg, priority, |e, tag| {
-            e.once.set(1);
-            note(tag);
-        })
-        .map(|_| ())
-    }
-
-    fn event_register(
-        &self,
-        name: &str,
-        func: EventFn<M>,
-        arg: u64,
-        priority: EventPriority,
+        list: KPtr<EventhandlerList>,
+        entry: KPtr<EventhandlerEntry>,
         prepare: impl FnOnce(&EventhandlerEntry, EventTag),
-    ) -> Result<EventTag, Shortage> {
-        let entry = self.zone_alloc::<EventhandlerEntry>().ok_or(Shortage)?;
+    ) -> EventTag {
         let e = self.get(entry);
-        e.func.set(func.to_word());
-        e.arg.set(arg);
-        e.priority.set(priority.0.min(EventhandlerEntry::DEAD - 1));
-        let Ok(list) = self.eventhandler_list(name) else {
-            self.zone_free(entry);
-            return Err(Shortage);
-        };
         self.eventhandler_lock();
         let mut link = &self.get(list).first;
         while let Some(at) = link.get().non_null() {
@@ -129,12 +112,13 @@ impl<M: Machine> Vm<M> {
         prepare(e, tag);
         link.set(entry);
         self.eventhandler_unlock();
-        Ok(tag)
+        tag
     }
 
-    /// Ends a registration (`eventhandler_deregister`). The handler is not called again, but may be
-    /// running now. Locks: takes the lists'.
-    pub fn eventhandler_deregister(&self, tag: EventTag) {
+    /// Marks the handler of `tag` dead: it is not called again, but may be running now. Gives the
+    /// handlers that have left the list, as a chain. Locks: takes the lists'.
+    #[must_use = "what has left its list is to be freed"]
+    pub(crate) fn eventhandler_kill(&self, tag: EventTag) -> KPtr<EventhandlerEntry> {
         self.eventhandler_lock();
         self.get(tag.entry).priority.set(EventhandlerEntry::DEAD);
         let dead = if self.get(tag.list).runcount.get() == 0 {
@@ -143,17 +127,23 @@ impl<M: Machine> Vm<M> {
             KPtr::NULL
         };
         self.eventhandler_unlock();
-        self.eventhandler_free(dead);
+        dead
     }
 
-    /// Calls the handlers of the event `name`, in order (`EVENTHANDLER_INVOKE`). An event without a
-    /// list has none. Locks: takes the lists', and holds no lock while a handler runs. Sleeps if a
-    /// handler does.
-    pub fn eventhandler_invoke(&self, name: &str, flags: u64) {
+    /// Has `call` call the handlers of the event `name`, in order: with a handler's function, as a
+    /// word, and its argument. An event without a list has none. Gives the handlers that have left
+    /// the list, as a chain. Locks: takes the lists', and holds no lock while a handler runs.
+    /// Sleeps if a handler does.
+    #[must_use = "what has left its list is to be freed"]
+    pub(crate) fn eventhandler_run(
+        &self,
+        name: &str,
+        call: impl Fn(u64, u64),
+    ) -> KPtr<EventhandlerEntry> {
         self.eventhandler_lock();
         let Some(list) = self.eventhandler_find(name) else {
             self.eventhandler_unlock();
-            return;
+            return KPtr::NULL;
         };
         let l = self.get(list);
         let runs = |change: i16| {
@@ -167,12 +157,13 @@ impl<M: Machine> Vm<M> {
         while let Some(entry) = at.non_null() {
             let e = self.get(entry);
             if e.priority.get() != EventhandlerEntry::DEAD {
-                let (func, arg) = (EventFn::<M>::from_word(e.func.get()), e.arg.get());
+                let (func, arg) = (e.func.get(), e.arg.get());
                 if e.once.get() != 0 {
                     e.priority.set(EventhandlerEntry::DEAD);
                 }
+                // Handlers may come and go meanwhile, but this one stays: the list runs.
                 self.eventhandler_unlock();
-                func(self, arg, flags);
+                call(func, arg);
                 self.eventhandler_lock();
             }
             at = e.next.get();
@@ -180,28 +171,7 @@ impl<M: Machine> Vm<M> {
         runs(-1);
         let dead = if l.runcount.get() == 0 { self.eventhandler_prune(list) } else { KPtr::NULL };
         self.eventhandler_unlock();
-        self.eventhandler_free(dead);
-    }
-
-    /// Tells everybody who can give memory or address space back that it is short
-    /// (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`), and counts that. Locks: none may be held. May sleep.
-    pub fn vm_lowmem(&self) {
-        self.cnt().lowmem_events.fetch_add(1);
-        self.eventhandler_invoke(VM_LOWMEM, 0);
-    }
-
-    /// Makes every allocator give back what it keeps in reserve (`uma_reclaim`). Locks: none may be
-    /// held. May sleep.
-    pub fn uma_reclaim(&self) {
-        self.eventhandler_invoke(UMA_RECLAIM, 0);
-    }
-
-    fn eventhandler_lock(&self) {
-        self.mtx_lock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
-    }
-
-    fn eventhandler_unlock(&self) {
-        self.mtx_unlock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
+        dead
     }
 
     /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered. Locks:
@@ -219,35 +189,6 @@ impl<M: Machine> Vm<M> {
         None
     }
 
-    /// The list of the event `name`, made if need be.
-    fn eventhandler_list(&self, name: &str) -> Result<KPtr<EventhandlerList>, Shortage> {
-        self.eventhandler_lock();
-        let found = self.eventhandler_find(name);
-        self.eventhandler_unlock();
-        if let Some(list) = found {
-            return Ok(list);
-        }
-        // Nothing can be allocated with the lock held; somebody else may have made the list
-        // meanwhile.
-        let new = self.zone_alloc::<EventhandlerList>().ok_or(Shortage)?;
-        self.eventhandler_lock();
-        let found = self.eventhandler_find(name);
-        if found.is_none() {
-            let words = WaitMessage::new(name).words();
-            self.get(new).name.iter().zip(words).for_each(|(field, word)| field.set(word));
-            self.get(new).next_list.set(self.state().eventhandler_lists.get());
-            self.state().eventhandler_lists.set(new);
-        }
-        self.eventhandler_unlock();
-        Ok(match found {
-            Some(list) => {
-                self.zone_free(new);
-                list
-            }
-            None => new,
-        })
-    }
-
     /// Takes the dead handlers off a list that nobody runs (`eventhandler_prune_list`), as a chain.
     fn eventhandler_prune(&self, list: KPtr<EventhandlerList>) -> KPtr<EventhandlerEntry> {
         let mut dead = KPtr::NULL;
@@ -263,13 +204,5 @@ impl<M: Machine> Vm<M> {
             }
         }
         dead
-    }
-
-    fn eventhandler_free(&self, dead: KPtr<EventhandlerEntry>) {
-        let mut at = dead;
-        while let Some(entry) = at.non_null() {
-            at = self.get(entry).next.get();
-            self.zone_free(entry);
-        }
     }
 }

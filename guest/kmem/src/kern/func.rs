@@ -8,13 +8,12 @@
 
 use core::ptr;
 
-use vmkern_abi::control::Op;
+/// An event handler's function in the system `S`: called with its own argument and with what the
+/// event says (0 for vm_lowmem in 2008).
+pub type EventFn<S> = fn(&S, arg: u64, flags: u64);
 
-use super::eventhandler::EventFn;
-use crate::vm::Vm;
-
-/// A function that performs an operation of the control ring, and has nobody to give the answer to.
-pub type OpFn<M> = fn(&Vm<M>, &Op);
+/// A function that does work of kind `T` in the system `S`, and has nobody to give the answer to.
+pub type WorkFn<S, T> = fn(&S, &T);
 
 /// A type of functions that can lie in memory as a word.
 pub trait FnWord {
@@ -26,8 +25,8 @@ pub trait FnWord {
 }
 
 macro_rules! fn_word {
-    ($($name:ident),*) => {$(
-        impl<M: crate::machine::Machine> FnWord for $name<M> {
+    ($name:ident<$($of:ident),*>) => {
+        impl<$($of),*> FnWord for $name<$($of),*> {
             fn to_word(self) -> u64 {
                 (self as *const ()).expose_provenance() as u64
             }
@@ -39,7 +38,8 @@ macro_rules! fn_word {
                 unsafe { core::mem::transmute::<*const (), Self>(code) }
             }
         }
-    )*};
+    };
 }
 
-fn_word!(EventFn, OpFn);
+fn_word!(EventFn<S>);
+fn_word!(WorkFn<S, T>);

@@ -11,9 +11,9 @@
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Mtx, SX_CLASS};
 
+use super::Kern;
 use crate::kern::thread::THREAD0_TID;
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::machine::{Cpu, PhysMem};
 
 /// Classes of locks in the order of nesting, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +76,7 @@ const OWNER: u32 = RECURSION - 1;
 /// A mutex with its class, for those who sleep with it as their interlock.
 pub type Interlock<'a> = (LockClass, &'a Mtx);
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Acquires the lock `word` (`mtx_lock`, `mtx_lock_spin`), and defers interrupts until it is
     /// released. Panics when it is owned and not recursive, and when a lock of the same or a later
     /// class is held.
@@ -133,7 +133,7 @@ impl<M: Machine> Vm<M> {
         self.pcpu().locks[SX_CLASS].contested.inc();
     }
 
-    /// What is left of [`Vm::mtx_lock`]: recursion where it is allowed, panics, and the wait for
+    /// What is left of [`Kern::mtx_lock`]: recursion where it is allowed, panics, and the wait for
     /// another CPU.
     #[cold]
     fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32, held: &Field<u32>) {

@@ -3,7 +3,7 @@
 //! The thread of the smallest priority number runs; equals take turns, first come first served, a
 //! time slice each. A thread that has become runnable never takes a CPU by itself: it sets
 //! [`Pcpu::need_resched`], and the machine asks for the switch on its way out of an interrupt
-//! ([`Vm::preempt`]).
+//! ([`Kern::preempt`]).
 //!
 //! Each CPU has a run queue and an idle thread. A thread that becomes runnable stays where it was
 //! woken, or goes to a CPU that has nothing to do ([`Scheduler::spread`]). A CPU whose queue is
@@ -21,10 +21,10 @@ use vmkern_abi::layout::{
     Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState,
 };
 
+use super::Kern;
 use crate::kern::lock::{HeldLocks, LockClass};
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::machine::{Cpu, PhysMem};
 
 /// Priority of a thread that waits for the swapper (`PSWP`).
 pub const PSWP: u8 = 64;
@@ -75,7 +75,7 @@ const fn queue_of(priority: u8) -> usize {
     (priority / RQ_PPQ) as usize
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// The scheduler's state.
     #[inline]
     pub(crate) fn sched(&self) -> &Scheduler {
@@ -123,7 +123,7 @@ impl<M: Machine> Vm<M> {
         self.cpus().any(|cpu| cpu.runq.status.get() != 0)
     }
 
-    /// Whether [`Vm::preempt`] would switch if the running thread allowed it.
+    /// Whether [`Kern::preempt`] would switch if the running thread allowed it.
     #[inline]
     #[must_use]
     pub fn switch_owed(&self) -> bool {
@@ -140,7 +140,7 @@ impl<M: Machine> Vm<M> {
     /// and when all have something to do, where it ran last. The CPU that booted comes after the
     /// others, because its idle thread serves the host, who may want more done meanwhile. An idle
     /// thread runs on its own CPU; so does a thread that has gone to sleep while the idle thread
-    /// sleeps, too: that CPU waits on its stack ([`Vm::choosethread`]).
+    /// sleeps, too: that CPU waits on its stack ([`Kern::choosethread`]).
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
         if self.cnt().ncpu.get() == 1 {
@@ -253,7 +253,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Asks for the clock's next interrupt on this CPU if it is of any use there
-    /// ([`Machine::clock_needed`]). The machine calls it when that clock has stopped, and when
+    /// ([`Cpu::clock_needed`]). The machine calls it when that clock has stopped, and when
     /// another CPU has asked for it. Interrupts are deferred. Locks: takes the scheduler's.
     pub fn ask_for_clock(&self) {
         self.sched_lock();
@@ -331,7 +331,7 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Gives the CPU to the thread that [`Vm::choosethread`] names: the running one, whose new
+    /// Gives the CPU to the thread that [`Kern::choosethread`] names: the running one, whose new
     /// state and place are set already, or another (`mi_switch`, `sched_switch`). Locks: the
     /// scheduler's, and no other.
     pub(crate) fn mi_switch(&self) {
@@ -490,8 +490,8 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Vm::intr_exit`] nobody may
-    /// sleep.
+    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Kern::intr_exit`] nobody
+    /// may sleep.
     pub fn intr_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
             self.get(current).intr_nesting.inc();
@@ -506,7 +506,7 @@ impl<M: Machine> Vm<M> {
             .is_some_and(|current| self.get(current).intr_nesting.get() != 0)
     }
 
-    /// The handler ends. The machine calls [`Vm::preempt`] when it is about to return to where
+    /// The handler ends. The machine calls [`Kern::preempt`] when it is about to return to where
     /// nothing is deferred.
     pub fn intr_exit(&self) {
         let Some(current) = self.current_thread().non_null() else { return };

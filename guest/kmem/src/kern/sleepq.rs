@@ -8,9 +8,9 @@ use vmkern_abi::field::Field;
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{SC_TABLESIZE, SleepQueue, Thread, ThreadState};
 
-use crate::machine::Machine;
+use super::Kern;
+use crate::machine::{Cpu, PhysMem};
 use crate::num::to_usize;
-use crate::vm::Vm;
 
 /// What a thread sleeps on: the address of the thing it waits for. Nothing is ever read there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl From<GuestVirt> for WaitChannel {
     }
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     fn sleepq_chain(&self, channel: WaitChannel) -> &Field<KPtr<SleepQueue>> {
         &self.sched().sleepqueues[channel.hash()]
     }

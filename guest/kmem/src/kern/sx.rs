@@ -7,11 +7,11 @@
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Sx;
 
+use super::Kern;
 use super::sleepq::WaitChannel;
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::machine::{Cpu, PhysMem};
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Acquires `sx` (`sx_xlock`), after all who came earlier; a thread that waits shows `name`.
     /// Panics when the running thread owns it already, holds a mutex, or may not sleep. Sleeps.
     pub fn sx_xlock(&self, sx: KPtr<Sx>, name: &str) {

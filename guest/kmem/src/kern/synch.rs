@@ -6,10 +6,10 @@
 
 use vmkern_abi::layout::Mtx;
 
+use super::Kern;
 use super::lock::{HeldLocks, Interlock};
 use super::sleepq::WaitChannel;
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::machine::{Cpu, PhysMem};
 
 /// How a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Relock {
     Drop,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Sleeps on `channel` until a wakeup, `timo` ticks at most and at least 1, with priority
     /// `priority` from then on (0: its own), showing `wmesg`, at most 15 bytes (`tsleep`). While
     /// the system is cold it returns at once.
@@ -51,11 +51,11 @@ impl<M: Machine> Vm<M> {
         self.sleep_locked(channel, priority, wmesg, timo, None)
     }
 
-    /// Sleeps as [`Vm::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released
+    /// Sleeps as [`Kern::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released
     /// (`msleep`). While the system is cold it returns at once, with the interlock as `relock`
     /// says.
     ///
-    /// Panics as [`Vm::tsleep`] does. Locks: owns `interlock`, once, and no other mutex. Sleeps.
+    /// Panics as [`Kern::tsleep`] does. Locks: owns `interlock`, once, and no other mutex. Sleeps.
     pub fn msleep(
         &self,
         channel: WaitChannel,
@@ -125,7 +125,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Wakes the one who has slept longest on `channel` (`wakeup_one`). Otherwise as
-    /// [`Vm::wakeup`].
+    /// [`Kern::wakeup`].
     pub fn wakeup_one(&self, channel: WaitChannel) {
         self.sched_lock();
         if let Some(thread) = self.sleepq_take_first(channel) {

@@ -1,20 +1,19 @@
-//! Making and ending kernel threads (`kern_thread.c`, `kern_kthread.c`).
+//! The threads there are, and how one ends (`kern_thread.c`, `kern_kthread.c`).
 //!
-//! The code that boots becomes thread [`THREAD0_TID`], the idle thread. A thread that exits leaves
-//! its structure and its stack to be freed by others ([`Vm::thread_reap`]); its number is free at
-//! once.
+//! A thread is on the list of all threads, and found by its number, from the moment it is linked to
+//! its end. What is left then, its structure and its stack, is freed by others ([`zombie_take`]);
+//! its number is free at once. Threads are made in [`crate::vm::thread`]: that takes memory.
+//!
+//! [`zombie_take`]: Kern::zombie_take
 
-use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::Field;
-use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
+use super::Kern;
 use super::sched::PRI_MAX_IDLE;
 use super::sleepq::WaitChannel;
-use crate::machine::{Machine, ThreadStart};
-use crate::vm::page::AllocClass;
-use crate::vm::zone::ZoneItem;
-use crate::vm::{Shortage, Vm, Wait};
+use crate::machine::{Cpu, PhysMem};
 
 /// The thread that the boot becomes: the host's dispatcher, which is the idle thread as well.
 pub const THREAD0_TID: u32 = 64;
@@ -25,116 +24,10 @@ pub const PAGEZERO_TID: u32 = 66;
 /// The thread that does for others what may sleep. The numbers of idle threads are below.
 pub const TASKQ_TID: u32 = 500;
 
-/// A thread to be made.
-#[derive(Debug)]
-pub struct ThreadSpec<'a, M: Machine> {
-    /// Its number.
-    pub tid: u32,
-    /// Its name, cut off after 15 bytes.
-    pub name: &'a str,
-    /// Its priority, 0 to 255.
-    pub priority: u8,
-    /// What it calls, to exit when that returns.
-    pub start: ThreadStart<M>,
-    /// The argument.
-    pub arg: u64,
-}
-
-/// The name in two words, cut off after 15 bytes.
-fn set_name(t: &Thread, name: &str) {
-    for (field, word) in t.name.iter().zip(WaitMessage::new(name).words()) {
-        field.set(word);
-    }
-}
-
-impl<M: Machine> Vm<M> {
-    /// Makes the running code thread 0 (`proc0_init`), while the system stays cold.
-    pub(crate) fn sched_init(&self) {
-        let sched = self.sched();
-        sched.cold.set(1);
-        let Ok(thread) = self.thread_alloc(THREAD0_TID, "host", PRI_MAX_IDLE, Wait::No) else {
-            self.panic(format_args!("proc0_init: no memory for thread0"));
-        };
-        let t = self.get(thread);
-        t.state.set(ThreadState::Running as u32);
-        let cpu = self.boot_pcpu();
-        cpu.curthread.set(thread);
-        cpu.idlethread.set(thread);
-        self.machine().cpu_adopt(thread);
-        self.sched_lock();
-        self.thread_link(thread);
-        self.sched_unlock();
-    }
-
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Ends the boot: from now on threads can sleep (`configure_final`).
     pub fn configure_final(&self) {
         self.sched().cold.set(0);
-    }
-
-    /// Makes the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics
-    /// when the number is taken. Locks: none may be held; takes kernel_map's. Never sleeps and
-    /// never switches.
-    ///
-    /// # Errors
-    /// [`Shortage`] when there is no page or no address space for the thread.
-    pub fn kthread_create(&self, spec: &ThreadSpec<'_, M>) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_make(spec, AllocClass::System, Wait::No)?;
-        self.sched_lock();
-        self.thread_link(thread);
-        self.setrunnable(thread);
-        self.sched_unlock();
-        Ok(thread)
-    }
-
-    /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to
-    /// that by itself. The wakeup that ends this sleep is what starts it; until then nothing
-    /// touches its stack. Its pages are of the NORMAL class, as in FreeBSD, and the maker sleeps
-    /// for them if `wait` says so. Nobody else makes a thread of this number. Otherwise as
-    /// [`Vm::kthread_create`].
-    ///
-    /// # Errors
-    /// As for [`Vm::kthread_create`]; with [`Wait::Yes`] for lack of address space only.
-    pub fn kthread_create_asleep(
-        &self,
-        spec: &ThreadSpec<'_, M>,
-        channel: WaitChannel,
-        wmesg: &str,
-        wait: Wait,
-    ) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_make(spec, AllocClass::Normal, wait)?;
-        self.sched_lock();
-        self.thread_link(thread);
-        self.sleepq_add(thread, channel, wmesg);
-        self.sched_unlock();
-        Ok(thread)
-    }
-
-    /// The thread `spec` with its stack, ready for its first switch, which nobody knows yet.
-    fn thread_make(
-        &self,
-        spec: &ThreadSpec<'_, M>,
-        class: AllocClass,
-        wait: Wait,
-    ) -> Result<KPtr<Thread>, Shortage> {
-        self.assert_no_locks("kthread_create");
-        self.thread_reap();
-        if self.tfind(spec.tid).is_some() {
-            self.panic(format_args!("kthread_create: thread {} exists", spec.tid));
-        }
-        let thread = self.thread_new(spec.tid, spec.name, spec.priority, class, wait)?;
-        let t = self.get(thread);
-        let (low, pages) = (t.kstack.get(), u64::from(t.kstack_pages.get()));
-        self.machine().cpu_fork(thread, low..low.add(pages * PAGE_SIZE), spec.start, spec.arg);
-        Ok(thread)
-    }
-
-    /// First code of a new thread (`fork_exit`): the machine calls it where [`Machine::cpu_fork`]
-    /// says.
-    pub fn fork_exit(&self, start: ThreadStart<M>, arg: u64) -> ! {
-        self.arrive();
-        self.sched_unlock();
-        start(self, arg);
-        self.kthread_exit()
     }
 
     /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics
@@ -163,25 +56,19 @@ impl<M: Machine> Vm<M> {
         self.mi_throw()
     }
 
-    /// Frees what exited threads have left (`thread_reap`). Locks: none may be held; takes
-    /// kernel_map's. Never sleeps.
-    pub fn thread_reap(&self) {
-        self.assert_no_locks("thread_reap");
-        loop {
-            self.sched_lock();
-            let zombie = self.sched().zombies.get();
-            if let Some(zombie) = zombie.non_null() {
-                self.sched().zombies.set(self.get(zombie).rq_next.get());
-            }
-            self.sched_unlock();
-            let Some(zombie) = zombie.non_null() else { return };
-            let t = self.get(zombie);
-            self.vm_thread_dispose(t.kstack.get(), t.kstack_pages.get().into());
-            self.thread_free(zombie);
+    /// The structure of a thread that has exited, which is the caller's from now on, or null.
+    /// Locks: takes the scheduler's.
+    pub(crate) fn zombie_take(&self) -> KPtr<Thread> {
+        self.sched_lock();
+        let zombie = self.sched().zombies.get();
+        if let Some(zombie) = zombie.non_null() {
+            self.sched().zombies.set(self.get(zombie).rq_next.get());
         }
+        self.sched_unlock();
+        zombie
     }
 
-    /// Whether an exited thread has left anything for [`Vm::thread_reap`].
+    /// Whether an exited thread has left anything for `thread_reap`.
     #[inline]
     #[must_use]
     pub fn has_zombies(&self) -> bool {
@@ -205,61 +92,6 @@ impl<M: Machine> Vm<M> {
     pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
         let first = self.sched().all.head.get().non_null();
         core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
-    }
-
-    /// A thread that nobody knows yet, with a sleep queue and a stack.
-    pub(crate) fn thread_new(
-        &self,
-        tid: u32,
-        name: &str,
-        priority: u8,
-        class: AllocClass,
-        wait: Wait,
-    ) -> Result<KPtr<Thread>, Shortage> {
-        let thread = self.thread_alloc(tid, name, priority, wait)?;
-        let (low, pages) =
-            self.vm_thread_new(class, wait).inspect_err(|_| self.thread_free(thread))?;
-        let t = self.get(thread);
-        t.kstack.set(low);
-        t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
-        Ok(thread)
-    }
-
-    /// A thread that nobody knows yet, with a sleep queue.
-    fn thread_alloc(
-        &self,
-        tid: u32,
-        name: &str,
-        priority: u8,
-        wait: Wait,
-    ) -> Result<KPtr<Thread>, Shortage> {
-        let thread: KPtr<Thread> = self.thread_item(wait)?;
-        let queue = self.thread_item(wait).inspect_err(|_| self.zone_free(thread))?;
-        let t = self.get(thread);
-        t.sleepqueue.set(queue);
-        t.tid.set(tid);
-        t.priority.set(priority);
-        t.base_priority.set(priority);
-        set_name(t, name);
-        Ok(thread)
-    }
-
-    /// An item of a zone, for which it sleeps if `wait` says so.
-    fn thread_item<T: ZoneItem>(&self, wait: Wait) -> Result<KPtr<T>, Shortage> {
-        loop {
-            match self.zone_alloc() {
-                Some(item) => return Ok(item),
-                None if wait == Wait::Yes => self.vm_wait(),
-                None => return Err(Shortage),
-            }
-        }
-    }
-
-    fn thread_free(&self, thread: KPtr<Thread>) {
-        let t = self.get(thread);
-        t.state.set(ThreadState::Inactive as u32);
-        self.zone_free(t.sleepqueue.get());
-        self.zone_free(thread);
     }
 
     fn tid_chain(&self, tid: u32) -> &Field<KPtr<Thread>> {
@@ -291,12 +123,5 @@ impl<M: Machine> Vm<M> {
         }
         link.set(t.tid_next.get());
         self.cnt().thread_count.dec();
-    }
-
-    /// Whether `va` lies in the guard page below the stack of `thread`.
-    #[must_use]
-    pub fn kstack_guards(&self, thread: KPtr<Thread>, va: GuestVirt) -> bool {
-        let low = self.get(thread).kstack.get().get();
-        low != 0 && (low - PAGE_SIZE..low).contains(&va.get())
     }
 }

@@ -1,4 +1,4 @@
-//! The word of a mutex, acquired and released by two CPUs as [`crate::vm::Vm::mtx_lock`] and
+//! The word of a mutex, acquired and released by two CPUs as [`crate::kern::Kern::mtx_lock`] and
 //! `mtx_unlock` do it.
 
 use std::sync::Arc;

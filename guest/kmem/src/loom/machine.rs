@@ -9,22 +9,25 @@
 //! the mutexes, what tells a CPU to switch, and what idle CPUs say of their rest.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use loom::thread;
-use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
+use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::watched::Watched;
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{Pcpu, Sx, Thread, ThreadState};
 
-use super::bare::{Bare, Cpus};
+use super::bare::Bare;
+use crate::kern::Kern;
 use crate::kern::idle::{IdleCpu, Polling};
 use crate::kern::mp::idle_tid;
 use crate::kern::sched::{PRI_MAX_IDLE, PUSER, Spread};
 use crate::kern::thread::THREAD0_TID;
-use crate::vm::Vm;
+use crate::machine::{self, ThreadStart};
 
 /// The kernel's global variables.
 const ROOTS: GuestPhys = GuestPhys::new(PAGE_SIZE);
@@ -50,7 +53,7 @@ const RESCHED: u32 = 1 << 1;
 struct Gone;
 
 /// What an interrupt does.
-type Handler = fn(&Vm<Cpu>);
+type Handler = fn(&Kern<Cpu>);
 
 /// How the idle thread rests: what it says of that, whether it has work, what interrupts it now,
 /// and its halt.
@@ -89,7 +92,7 @@ pub struct Threads {
     lives: Mutex<HashMap<thread::ThreadId, Life>>,
     ticks: AtomicU64,
     handler: Handler,
-    vm: OnceLock<Weak<Vm<Cpu>>>,
+    kern: OnceLock<Weak<Kern<Cpu>>>,
 }
 
 impl Threads {
@@ -106,8 +109,8 @@ impl Threads {
         &self.own[self.number()]
     }
 
-    fn vm(&self) -> Arc<Vm<Cpu>> {
-        self.vm.get().and_then(Weak::upgrade).expect("the system is up")
+    fn kern(&self) -> Arc<Kern<Cpu>> {
+        self.kern.get().and_then(Weak::upgrade).expect("the system is up")
     }
 
     /// Makes a kernel thread of `handle`.
@@ -137,39 +140,39 @@ impl Threads {
     }
 
     /// Takes the interrupts that have come to this CPU. Whether there were any.
-    fn take_interrupts(&self, vm: &Vm<Cpu>) -> bool {
+    fn take_interrupts(&self, kern: &Kern<Cpu>) -> bool {
         let own = self.own();
         let raised = own.raised.swap(0, Ordering::SeqCst);
         if raised == 0 {
             return false;
         }
         own.idle.disarm();
-        vm.intr_enter();
+        kern.intr_enter();
         if raised & SOURCE != 0 {
-            (self.handler)(vm);
+            (self.handler)(kern);
         }
-        vm.intr_exit();
+        kern.intr_exit();
         true
     }
 
     /// A place where an interrupt may come. May switch.
     fn interrupt_point(&self) {
-        let vm = self.vm();
+        let kern = self.kern();
         if self.own().depth.load(Ordering::Relaxed) != 0
-            || vm.in_interrupt()
+            || kern.in_interrupt()
             || std::thread::panicking()
         {
             return;
         }
-        if self.take_interrupts(&vm) {
-            vm.preempt();
+        if self.take_interrupts(&kern) {
+            kern.preempt();
         }
     }
 
     /// A place where a thread may be interrupted. With two CPUs they interrupt each other's idle
     /// threads alone, at places of their own: there are more than enough orders of events without.
     fn interrupt_thread(&self) {
-        if self.vm().cnt().ncpu.get() == 1 {
+        if self.kern().cnt().ncpu.get() == 1 {
             self.interrupt_point();
         }
     }
@@ -177,8 +180,8 @@ impl Threads {
     /// Halts the calling thread's CPU until an interrupt comes, unless one has come since it was
     /// armed.
     fn halt(&self) {
-        let (vm, own) = (self.vm(), self.own());
-        while own.idle.is_armed() && !self.take_interrupts(&vm) {
+        let (kern, own) = (self.kern(), self.own());
+        while own.idle.is_armed() && !self.take_interrupts(&kern) {
             // Nobody else runs between the last look at `raised` and the park.
             *own.halted.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
             thread::park();
@@ -197,9 +200,19 @@ impl Threads {
     }
 }
 
-impl Cpus for Threads {
+impl machine::Cpu for Cpu {
+    type System = Kern<Self>;
+
+    fn panic(&self, message: fmt::Arguments<'_>) -> ! {
+        panic!("{message}")
+    }
+
     fn ticks(&self) -> u64 {
         self.ticks.load(Ordering::Relaxed)
+    }
+
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
+        unreachable!("CPUs are made by the model: {}", pcpu.addr())
     }
 
     fn pcpu(&self) -> KPtr<Pcpu> {
@@ -219,6 +232,20 @@ impl Cpus for Threads {
 
     fn cpu_adopt(&self, thread: KPtr<Thread>) {
         self.bear(thread, thread::current(), 0, true);
+    }
+
+    fn cpu_spinwait(&self, _spins: u64) {
+        thread::yield_now();
+    }
+
+    fn cpu_fork(
+        &self,
+        thread: KPtr<Thread>,
+        _stack: Range<GuestVirt>,
+        _start: ThreadStart<Self::System>,
+        _arg: u64,
+    ) {
+        unreachable!("threads are made by the model: {}", thread.addr())
     }
 
     fn cpu_switch(&self, from: KPtr<Thread>, to: KPtr<Thread>) {
@@ -245,6 +272,10 @@ impl Cpus for Threads {
         resume_unwind(Box::new(Gone))
     }
 
+    fn cpu_idle(&self, _kern: &Kern<Self>) {
+        unreachable!("idle threads never sleep")
+    }
+
     fn intr_disable(&self) {
         self.interrupt_thread();
         self.own().depth.fetch_add(1, Ordering::Relaxed);
@@ -263,7 +294,7 @@ fn pcpu(number: usize) -> KPtr<Pcpu> {
 
 /// A kernel that has threads and nothing else.
 pub struct Kernel {
-    vm: Arc<Vm<Cpu>>,
+    kern: Arc<Kern<Cpu>>,
     spawned: Vec<thread::JoinHandle<()>>,
     threads: u32,
     interrupts: Option<thread::JoinHandle<()>>,
@@ -282,14 +313,14 @@ impl Kernel {
             lives: Mutex::default(),
             ticks: AtomicU64::new(0),
             handler,
-            vm: OnceLock::new(),
+            kern: OnceLock::new(),
         };
-        let vm = Arc::new(Vm::over(Bare::new(threads, PAGES), ROOTS));
-        assert!(vm.machine().vm.set(Arc::downgrade(&vm)).is_ok());
-        vm.cnt().hz.set(100);
-        vm.cnt().ncpu.set(1);
+        let kern = Arc::new(Kern::new(Bare::new(threads, PAGES), ROOTS));
+        assert!(kern.machine().kern.set(Arc::downgrade(&kern)).is_ok());
+        kern.cnt().hz.set(100);
+        kern.cnt().ncpu.set(1);
         let mut kernel = Self {
-            vm,
+            kern,
             spawned: Vec::new(),
             threads: 0,
             interrupts: None,
@@ -297,31 +328,31 @@ impl Kernel {
             stop: Count::default(),
             _watched: Vec::new(),
         };
-        kernel.vm.state().cpuhead.set(pcpu(0));
+        kernel.kern.state().cpuhead.set(pcpu(0));
         let idle = kernel.idle_thread(0, THREAD0_TID);
-        kernel.vm.machine().cpu_adopt(idle);
+        machine::Cpu::cpu_adopt(kernel.kern.machine(), idle);
         kernel
     }
 
     /// A kernel on two CPUs, whose idle threads rest as `rest` says.
     pub fn on_two_cpus(handler: Handler, rest: Rest) -> Self {
         let mut kernel = Self::new(handler);
-        let vm = Arc::clone(&kernel.vm);
-        vm.get(pcpu(1)).cpuid.set(1);
-        vm.get(pcpu(0)).allcpu_next.set(pcpu(1));
-        vm.cnt().ncpu.set(2);
-        vm.sched_spread(Spread::Yes);
+        let kern = Arc::clone(&kernel.kern);
+        kern.get(pcpu(1)).cpuid.set(1);
+        kern.get(pcpu(0)).allcpu_next.set(pcpu(1));
+        kern.cnt().ncpu.set(2);
+        kern.sched_spread(Spread::Yes);
         let idle = kernel.idle_thread(1, idle_tid(1));
-        let (state, cpus) = (vm.state(), [0, 1].map(|number| vm.get(pcpu(number))));
+        let (state, cpus) = (kern.state(), [0, 1].map(|number| kern.get(pcpu(number))));
         kernel._watched.extend([state.sched.lock.owner.watch(), state.driver_mtx.owner.watch()]);
         kernel._watched.extend(cpus.map(|cpu| cpu.need_resched.watch()));
-        kernel._watched.extend(vm.machine().own.iter().flat_map(|own| own.idle.watch()));
-        let (stop, life) = (kernel.stop.clone(), Arc::clone(&vm));
+        kernel._watched.extend(kern.machine().own.iter().flat_map(|own| own.idle.watch()));
+        let (stop, life) = (kernel.stop.clone(), Arc::clone(&kern));
         let second = thread::spawn(move || {
             life.machine().wait_for_cpu();
             idle_loop(&life, rest, || stop.get() != 0);
         });
-        vm.machine().bear(idle, second.thread().clone(), 1, true);
+        kern.machine().bear(idle, second.thread().clone(), 1, true);
         second.thread().unpark();
         kernel.second = Some((second, rest));
         kernel
@@ -330,10 +361,10 @@ impl Kernel {
     /// The idle thread of CPU `cpu`, which runs it.
     fn idle_thread(&mut self, cpu: usize, tid: u32) -> KPtr<Thread> {
         let idle = self.thread(tid, PRI_MAX_IDLE);
-        let t = self.vm.get(idle);
+        let t = self.kern.get(idle);
         t.state.set(ThreadState::Running as u32);
         t.lastcpu.set(u8::try_from(cpu).expect("a small number"));
-        let cpu = self.vm.get(pcpu(cpu));
+        let cpu = self.kern.get(pcpu(cpu));
         cpu.curthread.set(idle);
         cpu.idlethread.set(idle);
         idle
@@ -350,32 +381,32 @@ impl Kernel {
         self.threads += 1;
         let thread: KPtr<Thread> =
             KPtr::new(phys_to_dmap(THREADS.add(number * size_of::<Thread>() as u64)));
-        let t = self.vm.get(thread);
+        let t = self.kern.get(thread);
         t.tid.set(tid);
         t.priority.set(priority);
         t.base_priority.set(priority);
         t.sleepqueue.set(KPtr::new(phys_to_dmap(QUEUES.add(number * 64))));
-        self.vm.thread_link(thread);
+        self.kern.thread_link(thread);
         thread
     }
 
     /// Makes a thread that does `body` when it first gets a CPU.
-    pub fn spawn(&mut self, tid: u32, body: impl FnOnce(&Vm<Cpu>) + 'static) {
+    pub fn spawn(&mut self, tid: u32, body: impl FnOnce(&Kern<Cpu>) + 'static) {
         self.spawn_on(0, tid, body);
     }
 
     /// [`Kernel::spawn`] of a thread that goes to CPU `cpu` if that has nothing to do.
-    pub fn spawn_on(&mut self, cpu: usize, tid: u32, body: impl FnOnce(&Vm<Cpu>) + 'static) {
+    pub fn spawn_on(&mut self, cpu: usize, tid: u32, body: impl FnOnce(&Kern<Cpu>) + 'static) {
         let thread = self.thread(tid, PUSER);
-        self.vm.get(thread).lastcpu.set(u8::try_from(cpu).expect("a small number"));
-        let vm = Arc::clone(&self.vm);
+        self.kern.get(thread).lastcpu.set(u8::try_from(cpu).expect("a small number"));
+        let kern = Arc::clone(&self.kern);
         let life = move || {
-            vm.machine().wait_for_cpu();
+            kern.machine().wait_for_cpu();
             let whole = || {
-                vm.arrive();
-                vm.sched_unlock();
-                body(&vm);
-                vm.kthread_exit()
+                kern.arrive();
+                kern.sched_unlock();
+                body(&kern);
+                kern.kthread_exit()
             };
             let Err(payload) = catch_unwind(AssertUnwindSafe(whole));
             if !payload.is::<Gone>() {
@@ -383,19 +414,19 @@ impl Kernel {
             }
         };
         let spawned = thread::spawn(life);
-        self.vm.machine().bear(thread, spawned.thread().clone(), cpu, false);
+        self.kern.machine().bear(thread, spawned.thread().clone(), cpu, false);
         self.spawned.push(spawned);
-        self.vm.sched_lock();
-        self.vm.setrunnable(thread);
-        self.vm.sched_unlock();
+        self.kern.sched_lock();
+        self.kern.setrunnable(thread);
+        self.kern.sched_unlock();
     }
 
     /// Has up to `count` interrupts come from now on.
     pub fn interrupt(&mut self, count: u32) {
-        let vm = Arc::clone(&self.vm);
+        let kern = Arc::clone(&self.kern);
         self.interrupts = Some(thread::spawn(move || {
             for _ in 0..count {
-                vm.machine().raise(0, SOURCE);
+                kern.machine().raise(0, SOURCE);
             }
         }));
     }
@@ -407,21 +438,21 @@ impl Kernel {
         if let Some(interrupts) = self.interrupts.take() {
             interrupts.join().expect("interrupts end well");
         }
-        self.vm.machine().interrupt_point();
+        self.kern.machine().interrupt_point();
         self.run();
         // Whoever still waits for the clock has it tick.
-        while self.vm.next_timeout().is_some() {
-            self.vm.intr_enter();
-            clock(&self.vm);
-            self.vm.intr_exit();
+        while self.kern.next_timeout().is_some() {
+            self.kern.intr_enter();
+            clock(&self.kern);
+            self.kern.intr_exit();
             self.run();
         }
-        let stuck = left(&self.vm);
+        let stuck = left(&self.kern);
         assert!(stuck.is_empty(), "threads {stuck:?} sleep for ever");
         self.spawned.drain(..).for_each(|spawned| spawned.join().expect("threads end well"));
         if let Some((second, _)) = self.second.take() {
             self.stop.set(1);
-            self.vm.machine().raise(1, RESCHED);
+            self.kern.machine().raise(1, RESCHED);
             second.join().expect("the second CPU ends well");
         }
     }
@@ -429,10 +460,10 @@ impl Kernel {
     /// Lets threads run: on one CPU until none can, on two until all have exited.
     fn run(&self) {
         match self.second {
-            Some((_, rest)) => idle_loop(&self.vm, rest, || left(&self.vm).is_empty()),
+            Some((_, rest)) => idle_loop(&self.kern, rest, || left(&self.kern).is_empty()),
             None => {
-                while self.vm.runnable() {
-                    self.vm.sched_yield();
+                while self.kern.runnable() {
+                    self.kern.sched_yield();
                 }
             }
         }
@@ -440,32 +471,32 @@ impl Kernel {
 }
 
 /// Threads that are no idle threads.
-fn left(vm: &Vm<Cpu>) -> Vec<u32> {
-    let all = vm.threads().map(|thread| vm.get(thread).tid.get());
+fn left(kern: &Kern<Cpu>) -> Vec<u32> {
+    let all = kern.threads().map(|thread| kern.get(thread).tid.get());
     all.filter(|&tid| tid != THREAD0_TID && tid != idle_tid(1)).collect()
 }
 
 /// The life of an idle thread, up to the end of the model.
-fn idle_loop(vm: &Vm<Cpu>, rest: Rest, is_over: impl Fn() -> bool) {
-    let machine = vm.machine();
+fn idle_loop(kern: &Kern<Cpu>, rest: Rest, is_over: impl Fn() -> bool) {
+    let machine = kern.machine();
     while !is_over() {
         rest(
             &machine.own().idle,
-            &|| vm.switch_owed() || is_over(),
+            &|| kern.switch_owed() || is_over(),
             &|| machine.interrupt_point(),
             &|| machine.halt(),
         );
-        if vm.switch_owed() {
-            vm.sched_yield();
+        if kern.switch_owed() {
+            kern.sched_yield();
         }
     }
 }
 
 /// A tick of the clock, and the end of the running thread's time slice.
-pub fn clock(vm: &Vm<Cpu>) {
-    let now = vm.machine().ticks.fetch_add(1, Ordering::Relaxed) + 1;
-    vm.hardclock(now);
-    vm.end_slice();
+pub fn clock(kern: &Kern<Cpu>) {
+    let now = kern.machine().ticks.fetch_add(1, Ordering::Relaxed) + 1;
+    kern.hardclock(now);
+    kern.end_slice();
 }
 
 /// A count that threads share.

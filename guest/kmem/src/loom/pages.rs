@@ -5,6 +5,8 @@
 //! guarded by those locks, and a page that was handed out twice, or lost, is told by comparing.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use loom::thread::{self, ThreadId};
@@ -13,9 +15,11 @@ use vmkern_abi::atomic::watched::Watched;
 use vmkern_abi::kva::phys_to_dmap;
 use vmkern_abi::layout::{Pcpu, Thread, VmPage};
 
-use super::bare::{self, Bare};
-use crate::vm::Vm;
-use crate::vm::page::{AllocClass, AllocFlags};
+use super::bare::Bare;
+use crate::kern::Kern;
+use crate::machine::{self, AllocClass, ThreadStart};
+use crate::vm::page::AllocFlags;
+use crate::vm::phys::Phys;
 
 /// The kernel's global variables.
 const ROOTS: GuestPhys = GuestPhys::new(PAGE_SIZE);
@@ -48,7 +52,21 @@ impl Cpus {
     }
 }
 
-impl bare::Cpus for Cpus {
+impl machine::Cpu for Bare<Cpus> {
+    type System = Phys<Self>;
+
+    fn panic(&self, message: fmt::Arguments<'_>) -> ! {
+        panic!("{message}")
+    }
+
+    fn ticks(&self) -> u64 {
+        0
+    }
+
+    fn cpu_init(&self, pcpu: KPtr<Pcpu>) {
+        unreachable!("CPUs are made by the model: {}", pcpu.addr())
+    }
+
     fn pcpu(&self) -> KPtr<Pcpu> {
         KPtr::new(phys_to_dmap(PCPUS.add(self.number() * PAGE_SIZE)))
     }
@@ -56,11 +74,45 @@ impl bare::Cpus for Cpus {
     fn current_thread(&self) -> KPtr<Thread> {
         KPtr::new(phys_to_dmap(THREADS.add(self.number() * size_of::<Thread>() as u64)))
     }
+
+    fn cpu_adopt(&self, thread: KPtr<Thread>) {
+        unreachable!("threads are made by the model: {}", thread.addr())
+    }
+
+    fn cpu_spinwait(&self, _spins: u64) {
+        thread::yield_now();
+    }
+
+    fn cpu_fork(
+        &self,
+        thread: KPtr<Thread>,
+        _stack: Range<GuestVirt>,
+        _start: ThreadStart<Self::System>,
+        _arg: u64,
+    ) {
+        unreachable!("threads are made by the model: {}", thread.addr())
+    }
+
+    fn cpu_switch(&self, from: KPtr<Thread>, _to: KPtr<Thread>) {
+        unreachable!("nobody sleeps: {}", from.addr())
+    }
+
+    fn cpu_throw(&self, from: KPtr<Thread>, _to: KPtr<Thread>) -> ! {
+        unreachable!("nobody exits: {}", from.addr())
+    }
+
+    fn cpu_idle(&self, _kern: &Kern<Self>) {
+        unreachable!("idle threads never sleep")
+    }
+
+    fn intr_disable(&self) {}
+
+    fn intr_restore(&self) {}
 }
 
 /// A system with pages, and what loom watches of it.
 struct Pages {
-    vm: Arc<Vm<Bare<Cpus>>>,
+    phys: Arc<Phys<Bare<Cpus>>>,
     all: u64,
     _watched: [Watched; 5],
 }
@@ -68,11 +120,12 @@ struct Pages {
 impl Pages {
     /// One with `all` pages, of which NORMAL requests leave `reserved`, and caches of one page.
     fn new(all: u32, reserved: u64) -> Self {
-        let vm = Arc::new(Vm::over_pages(Bare::new(Cpus::default(), OWN), ROOTS, ARRAY));
-        let (state, cnt) = (vm.state(), vm.cnt());
+        let kern = Kern::new(Bare::new(Cpus::default(), OWN), ROOTS);
+        let phys = Arc::new(Phys::new(kern, ARRAY, 0));
+        let (state, cnt) = (phys.state(), phys.cnt());
         state.vm_phys_segs.set(KPtr::new(phys_to_dmap(SEGMENT)));
         state.vm_phys_nsegs.set(1);
-        let seg = vm.vm_phys_seg(0);
+        let seg = phys.vm_phys_seg(0);
         seg.start.set(FIRST);
         seg.fresh.set(FIRST);
         seg.end.set(FIRST + all);
@@ -84,58 +137,58 @@ impl Pages {
         state.vm_pageout_pages_needed.set(0);
         let pcpu = |cpu: u64| KPtr::<Pcpu>::new(phys_to_dmap(PCPUS.add(cpu * PAGE_SIZE)));
         state.cpuhead.set(pcpu(0));
-        vm.get(pcpu(0)).allcpu_next.set(pcpu(1));
+        phys.get(pcpu(0)).allcpu_next.set(pcpu(1));
         for cpu in 0..CPUS {
             let thread = THREADS.add(cpu * size_of::<Thread>() as u64);
-            vm.at::<Thread>(thread).tid.set(u32::try_from(cpu).expect("it is small"));
+            phys.at::<Thread>(thread).tid.set(u32::try_from(cpu).expect("it is small"));
         }
         state.page_cache_max.set(1);
-        vm.free_queue_lock();
-        vm.page_caches_enable();
-        vm.free_queue_unlock();
+        phys.free_queue_lock();
+        phys.page_caches_enable();
+        phys.free_queue_unlock();
         let watched = [
             state.vm_page_queue_free_mtx.owner.watch(),
             state.vm_page_queue_mtx.owner.watch(),
             cnt.v_free_count.watch(),
-            vm.get(pcpu(0)).page_cache.lock.owner.watch(),
-            vm.get(pcpu(1)).page_cache.lock.owner.watch(),
+            phys.get(pcpu(0)).page_cache.lock.owner.watch(),
+            phys.get(pcpu(1)).page_cache.lock.owner.watch(),
         ];
-        Self { vm, all: all.into(), _watched: watched }
+        Self { phys, all: all.into(), _watched: watched }
     }
 
     /// Does `body` on CPU 1.
     fn spawn<T: 'static>(
         &self,
-        body: impl FnOnce(&Vm<Bare<Cpus>>) -> T + 'static,
+        body: impl FnOnce(&Phys<Bare<Cpus>>) -> T + 'static,
     ) -> thread::JoinHandle<T> {
-        let vm = Arc::clone(&self.vm);
+        let phys = Arc::clone(&self.phys);
         thread::spawn(move || {
             let me = thread::current().id();
-            vm.machine().others.lock().unwrap_or_else(PoisonError::into_inner).push(me);
-            body(&vm)
+            phys.machine().others.lock().unwrap_or_else(PoisonError::into_inner).push(me);
+            body(&phys)
         })
     }
 
     /// Nothing is lost or given twice when some have the pages `held`.
     fn check(&self, held: &[KPtr<VmPage>]) {
-        let free = self.vm.cnt().v_free_count.get();
+        let free = self.phys.cnt().v_free_count.get();
         assert_eq!(free + held.len() as u64, self.all, "the free count");
         let mut seen: BTreeSet<GuestVirt> = held.iter().map(|m| m.addr()).collect();
         assert_eq!(seen.len(), held.len(), "a page was handed out twice");
         for left in (0..free).rev() {
-            let m = alloc(&self.vm, AllocClass::Interrupt).expect("what is counted can be had");
+            let m = alloc(&self.phys, AllocClass::Interrupt).expect("what is counted can be had");
             assert!(seen.insert(m.addr()), "a page that somebody has was free");
-            assert_eq!(self.vm.cnt().v_free_count.get(), left);
+            assert_eq!(self.phys.cnt().v_free_count.get(), left);
         }
     }
 }
 
-fn alloc(vm: &Vm<Bare<Cpus>>, class: AllocClass) -> Option<KPtr<VmPage>> {
-    vm.vm_page_alloc(None, 0, class, AllocFlags::WIRED)
+fn alloc(phys: &Phys<Bare<Cpus>>, class: AllocClass) -> Option<KPtr<VmPage>> {
+    phys.vm_page_alloc_noobj(class, AllocFlags::WIRED)
 }
 
-fn take(vm: &Vm<Bare<Cpus>>, class: AllocClass, most: usize) -> Vec<KPtr<VmPage>> {
-    (0..most).map_while(|_| alloc(vm, class)).collect()
+fn take(phys: &Phys<Bare<Cpus>>, class: AllocClass, most: usize) -> Vec<KPtr<VmPage>> {
+    (0..most).map_while(|_| alloc(phys, class)).collect()
 }
 
 #[test]
@@ -143,11 +196,11 @@ fn two_cpus_leave_exactly_what_the_floor_says() {
     loom::model(|| {
         let pages = Pages::new(6, 2);
         // Both CPUs are refused a page, and neither is to look for somebody to wake.
-        pages.vm.state().vm_pages_needed.set(1);
-        let other = pages.spawn(|vm| take(vm, AllocClass::Normal, 4));
-        let mut held = take(&pages.vm, AllocClass::Normal, 4);
+        pages.phys.state().vm_pages_needed.set(1);
+        let other = pages.spawn(|phys| take(phys, AllocClass::Normal, 4));
+        let mut held = take(&pages.phys, AllocClass::Normal, 4);
         held.extend(other.join().expect("it ends well"));
-        assert_eq!(pages.vm.cnt().v_free_count.get(), 2);
+        assert_eq!(pages.phys.cnt().v_free_count.get(), 2);
         pages.check(&held);
     });
 }
@@ -156,12 +209,12 @@ fn two_cpus_leave_exactly_what_the_floor_says() {
 fn a_cpu_takes_every_page_of_the_others_cache_while_that_is_in_use() {
     loom::model(|| {
         let pages = Pages::new(6, 0);
-        let other = pages.spawn(|vm| {
-            let first = alloc(vm, AllocClass::Interrupt);
-            first.into_iter().for_each(|m| vm.vm_page_unwire_free(m));
-            alloc(vm, AllocClass::Interrupt)
+        let other = pages.spawn(|phys| {
+            let first = alloc(phys, AllocClass::Interrupt);
+            first.into_iter().for_each(|m| phys.vm_page_unwire_free(m));
+            alloc(phys, AllocClass::Interrupt)
         });
-        let mut held = take(&pages.vm, AllocClass::Interrupt, 5);
+        let mut held = take(&pages.phys, AllocClass::Interrupt, 5);
         assert_eq!(held.len(), 5, "the other CPU has one page at most");
         held.extend(other.join().expect("it ends well"));
         assert_eq!(held.len(), 6, "there was one for the other CPU all the time");

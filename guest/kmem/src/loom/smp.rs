@@ -6,8 +6,8 @@
 
 use super::machine::{Cpu, Kernel, Rest, clock};
 use super::sleep::{announce, await_ready};
+use crate::kern::Kern;
 use crate::kern::idle::{IdleCpu, Polling};
-use crate::vm::Vm;
 
 /// Runs `model` with at most so many preemptions.
 fn model(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
@@ -25,12 +25,12 @@ fn rest(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt
     idle.rest(has_work, go_on, halt);
 }
 
-fn wait(vm: &Vm<Cpu>) {
-    await_ready(vm, || vm.cnt().v_page_count.get() == 1);
+fn wait(kern: &Kern<Cpu>) {
+    await_ready(kern, || kern.cnt().v_page_count.get() == 1);
 }
 
-fn wake(vm: &Vm<Cpu>) {
-    announce(vm, || vm.cnt().v_page_count.set(1));
+fn wake(kern: &Kern<Cpu>) {
+    announce(kern, || kern.cnt().v_page_count.set(1));
 }
 
 /// A thread of one CPU waits for one of the other.

@@ -5,10 +5,11 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{Context, KernReturn, Op, Outcome, Request};
 use vmkern_abi::layout::StoredOp;
 
-use crate::kern::eventhandler::{EventPriority, EventTag, VM_LOWMEM};
-use crate::kern::func::{FnWord, OpFn};
-use crate::machine::Machine;
-use crate::vm::Vm;
+use super::OpFn;
+use crate::kern::eventhandler::{EventPriority, EventTag};
+use crate::kern::func::FnWord;
+use crate::vm::eventhandler::VM_LOWMEM;
+use crate::vm::{Vm, VmMachine};
 
 /// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the
 /// thread that the shortage befell or on the pagedaemon. Several run in the order in which they
@@ -17,7 +18,7 @@ use crate::vm::Vm;
 /// Answer: ok, KERN_RESOURCE_SHORTAGE when there is no page to keep it in, or KERN_INVALID_ARGUMENT
 /// for [`Op::Settle`] and
 /// [`Op::Join`]: nothing is at rest in the middle of a shortage. Locks: none may be held.
-pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
+pub fn register_lowmem<M: VmMachine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
     if matches!(op, Op::Settle | Op::Join { .. }) {
         return Outcome::Error(KernReturn::InvalidArgument);
     }
@@ -48,7 +49,7 @@ pub fn register_lowmem<M: Machine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome
 
 /// The handler: performs the operation at `arg`. As it is registered for one time, nobody else
 /// does, neither another CPU nor a shortage in the operation itself.
-fn run_stored<M: Machine>(vm: &Vm<M>, arg: u64, _flags: u64) {
+fn run_stored<M: VmMachine>(vm: &Vm<M>, arg: u64, _flags: u64) {
     let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(arg));
     let s = vm.get(stored);
     let run = <OpFn<M>>::from_word(s.run.get());

@@ -14,14 +14,15 @@ mod stress;
 
 pub use self::bytes::{Access, Intent};
 pub use self::lowmem::register_lowmem;
-pub use crate::kern::func::OpFn;
-
 use vmkern_abi::control::{KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::VmMap;
 use vmkern_abi::{addr::KPtr, pattern};
 
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::kern::func::WorkFn;
+use crate::vm::{Vm, VmMachine};
+
+/// A function that performs an operation of the control ring, and has nobody to give the answer to.
+pub type OpFn<M> = WorkFn<Vm<M>, Op>;
 
 /// What became of an operation handed to [`execute`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub enum Executed {
 }
 
 /// Performs `op` on the calling thread. Locks: none may be held. May sleep.
-pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Executed {
+pub fn execute<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Executed {
     Executed::Done(match *op {
         Op::Nop => Outcome::Ok,
         Op::KmemAlloc { map, size } => on_map(vm, map, |map| pointer(vm.kmem_alloc(map, size))),
@@ -115,7 +116,7 @@ pub fn execute<M: Machine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Execut
     })
 }
 
-fn on_map<M: Machine>(vm: &Vm<M>, map: MapId, f: impl FnOnce(KPtr<VmMap>) -> Outcome) -> Outcome {
+fn on_map<M: VmMachine>(vm: &Vm<M>, map: MapId, f: impl FnOnce(KPtr<VmMap>) -> Outcome) -> Outcome {
     vm.map_by_id(map).map_or(Outcome::Error(KernReturn::InvalidArgument), f)
 }
 

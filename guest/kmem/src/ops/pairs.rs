@@ -4,12 +4,11 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::control::{Allocator, KernReturn, MallocFlags, Outcome};
 use vmkern_abi::layout::VmMap;
 
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmMachine};
 
 /// Allocates `size` bytes of `map` and frees them, `count` times. Ends with the first failure.
 /// Locks: none may be held. `kmem_alloc` sleeps.
-pub(super) fn pairs<M: Machine>(
+pub(super) fn pairs<M: VmMachine>(
     vm: &Vm<M>,
     map: KPtr<VmMap>,
     size: u64,

@@ -5,25 +5,24 @@ use vmkern_abi::control::{KernReturn, Outcome};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::VmPage;
 
-use crate::machine::Machine;
-use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
 use crate::vm::pmap::Kentered;
+use crate::vm::{Vm, VmMachine};
 
 /// Pages linked by [`VmPage::next`] while nobody else uses that word.
-struct Chain<'a, M: Machine> {
+struct Chain<'a, M: VmMachine> {
     vm: &'a Vm<M>,
     head: KPtr<VmPage>,
 }
 
-impl<M: Machine> Chain<'_, M> {
+impl<M: VmMachine> Chain<'_, M> {
     fn push(&mut self, m: KPtr<VmPage>) {
         self.vm.vm_page_chain(m, self.head);
         self.head = m;
     }
 }
 
-impl<M: Machine> Iterator for Chain<'_, M> {
+impl<M: VmMachine> Iterator for Chain<'_, M> {
     type Item = KPtr<VmPage>;
 
     fn next(&mut self) -> Option<KPtr<VmPage>> {
@@ -53,7 +52,7 @@ fn range(
 /// Maps `count` fresh wired pages at `addr`, in place of what an earlier call mapped there. Fails,
 /// and changes nothing, where there is no page table, where something else is mapped, or with too
 /// few pages (SYSTEM class).
-pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
+pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     let error = |code| Outcome::Error(code);
     let pages = match range(addr, count) {
         Ok(pages) => pages,
@@ -71,7 +70,7 @@ pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     }
     let mut fresh = Chain { vm, head: KPtr::NULL };
     for _ in 0..count {
-        match vm.vm_page_alloc(None, 0, AllocClass::System, AllocFlags::WIRED) {
+        match vm.vm_page_alloc_noobj(AllocClass::System, AllocFlags::WIRED) {
             Some(m) => fresh.push(m),
             None => {
                 fresh.for_each(|m| vm.vm_page_unwire_free(m));
@@ -92,7 +91,7 @@ pub fn enter<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
 
 /// Undoes [`enter`]: takes the mappings away and frees their pages. Other mappings in the range are
 /// refused; empty places are fine.
-pub fn remove<M: Machine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
+pub fn remove<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     let pages = match range(addr, count) {
         Ok(pages) => pages,
         Err(code) => return Outcome::Error(code),

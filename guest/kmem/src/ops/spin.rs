@@ -15,8 +15,7 @@ use vmkern_abi::layout::VmMap;
 use super::{Access, Intent};
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::Sleep;
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmMachine};
 
 /// Spins of a wait for the other side before a sleep of a tick: longer than an allocation or a free
 /// takes.
@@ -51,7 +50,7 @@ impl<'a> Mailbox<'a> {
     }
 
     /// Waits until `word` is `round`. Whether it is, or the other side has given up.
-    fn wait<M: Machine>(&self, vm: &Vm<M>, word: &Field<u64>, round: u64) -> bool {
+    fn wait<M: VmMachine>(&self, vm: &Vm<M>, word: &Field<u64>, round: u64) -> bool {
         let mut spins = 0;
         while word.get() != round {
             if self.over.get() != 0 {
@@ -71,18 +70,18 @@ impl<'a> Mailbox<'a> {
 }
 
 /// The CPU that runs this, or ran it a moment ago.
-fn cpu<M: Machine>(vm: &Vm<M>) -> u64 {
+fn cpu<M: VmMachine>(vm: &Vm<M>) -> u64 {
     vm.pcpu().cpuid.get().into()
 }
 
 /// Why the two cannot meet: on one CPU each would wait for the other for ever.
-fn refuse<M: Machine>(vm: &Vm<M>, mailbox: GuestVirt) -> Option<Outcome> {
+fn refuse<M: VmMachine>(vm: &Vm<M>, mailbox: GuestVirt) -> Option<Outcome> {
     let is_wrong = vm.cnt().ncpu.get() < 2 || !mailbox.is_page_aligned();
     is_wrong.then_some(Outcome::Error(KernReturn::InvalidArgument))
 }
 
 /// The reader's side: `rounds` rounds on another CPU than the other side's.
-pub fn read<M: Machine, A: Access>(
+pub fn read<M: VmMachine, A: Access>(
     vm: &Vm<M>,
     access: &A,
     mailbox: GuestVirt,
@@ -112,7 +111,7 @@ pub fn read<M: Machine, A: Access>(
 }
 
 /// Reads the page of `round` until it has been freed.
-fn read_one<M: Machine, A: Access>(
+fn read_one<M: VmMachine, A: Access>(
     vm: &Vm<M>,
     access: &A,
     mailbox: &Mailbox<'_>,
@@ -136,7 +135,7 @@ fn read_one<M: Machine, A: Access>(
 }
 
 /// The freeing side, until the reader has had enough.
-pub fn free<M: Machine, A: Access>(
+pub fn free<M: VmMachine, A: Access>(
     vm: &Vm<M>,
     access: &A,
     mailbox: GuestVirt,

@@ -10,7 +10,7 @@ use vmkern_abi::pte::{Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
 
 use super::machine::SimMachine;
-use crate::machine::Machine;
+use crate::machine::{Mmu, PhysMem};
 use crate::ops::{Access, Intent};
 use crate::vm::Vm;
 use crate::vm::fault::FaultType;
@@ -30,7 +30,7 @@ impl TableReader for &SimMachine {
     }
 
     fn paging(&self) -> Paging {
-        Machine::paging(*self)
+        Mmu::paging(*self)
     }
 }
 

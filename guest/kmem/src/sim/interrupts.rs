@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::machine::SimMachine;
-use crate::machine::Machine;
+use crate::machine::Cpu;
 use crate::vm::Vm;
 
 /// The work of an interrupt handler.

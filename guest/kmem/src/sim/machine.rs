@@ -19,9 +19,10 @@ use super::memory::Memory;
 use super::refusal::Refusal;
 use super::threads::Mailbox;
 use super::tlb::Tlb;
+use crate::kern::Kern;
 #[cfg(asan)]
 use crate::machine::Mark;
-use crate::machine::{Machine, Supply, ThreadStart};
+use crate::machine::{Cpu, Mmu, PhysMem, Supply, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
@@ -130,11 +131,11 @@ impl SimMachine {
     }
 
     /// Sets the clock to tick `now`, unless it is later already, and handles its interrupt.
-    pub(super) fn set_clock(&self, vm: &Vm<Self>, now: u64) {
+    pub(super) fn set_clock(&self, kern: &Kern<Self>, now: u64) {
         self.clock.fetch_max(now, Ordering::Relaxed);
-        vm.intr_enter();
-        vm.hardclock(self.ticks());
-        vm.intr_exit();
+        kern.intr_enter();
+        kern.hardclock(self.ticks());
+        kern.intr_exit();
     }
 }
 
@@ -142,7 +143,7 @@ impl SimMachine {
 // SAFETY: `Memory::frame` gives the same place in a chunk that lives as long as the machine for the
 // same address, and stops the test at any address that is not memory. References into it are made
 // by `window` and `access` alone, as words of atomics.
-unsafe impl Machine for SimMachine {
+unsafe impl PhysMem for SimMachine {
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         self.memory.frame(pa)
     }
@@ -160,6 +161,12 @@ unsafe impl Machine for SimMachine {
         self.memory.mark(start, bytes, mark);
     }
 
+    fn refuses(&self, what: Supply) -> bool {
+        self.refusal.refuses(what)
+    }
+}
+
+impl Mmu for SimMachine {
     fn invalidate_range(&self, start: GuestVirt, end: GuestVirt) {
         assert!(
             start.is_page_aligned() && end.is_page_aligned() && start < end,
@@ -179,15 +186,6 @@ unsafe impl Machine for SimMachine {
         self.tlb().invalidate(start.get() / PAGE_SIZE, end.get() / PAGE_SIZE);
     }
 
-    #[cfg(test)]
-    fn intr_point(&self) {
-        if let (Some(work), Some(vm)) = (self.at_point.take(), self.vm()) {
-            vm.intr_enter();
-            work(&vm);
-            vm.intr_exit();
-        }
-    }
-
     fn paging(&self) -> Paging {
         Paging::ANY
     }
@@ -195,9 +193,18 @@ unsafe impl Machine for SimMachine {
     fn pte_flags_base(&self) -> PteFlags {
         PteFlags::U
     }
+}
 
-    fn refuses(&self, what: Supply) -> bool {
-        self.refusal.refuses(what)
+impl Cpu for SimMachine {
+    type System = Vm<Self>;
+
+    #[cfg(test)]
+    fn intr_point(&self) {
+        if let (Some(work), Some(vm)) = (self.at_point.take(), self.vm()) {
+            vm.intr_enter();
+            work(&vm);
+            vm.intr_exit();
+        }
     }
 
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {
@@ -220,14 +227,6 @@ unsafe impl Machine for SimMachine {
         KPtr::new(GuestVirt::new(self.pcpu.load(Ordering::Relaxed)))
     }
 
-    fn cpu_interrupt(&self, pcpu: &Pcpu) {
-        panic!("an interrupt for CPU {}: there is only one", pcpu.cpuid.get());
-    }
-
-    fn cpu_spinwait(&self, _spins: u64) {
-        panic!("a wait for another CPU: there is only one");
-    }
-
     fn cpu_adopt(&self, thread: KPtr<Thread>) {
         self.baton.adopt(thread);
     }
@@ -236,7 +235,7 @@ unsafe impl Machine for SimMachine {
         &self,
         thread: KPtr<Thread>,
         _stack: Range<GuestVirt>,
-        start: ThreadStart<Self>,
+        start: ThreadStart<Vm<Self>>,
         arg: u64,
     ) {
         let vm = Arc::clone(&self.vm);
@@ -257,10 +256,10 @@ unsafe impl Machine for SimMachine {
         self.baton.throw(from, to)
     }
 
-    fn cpu_idle(&self, vm: &Vm<Self>) {
-        match vm.next_timeout() {
-            Some(deadline) => self.set_clock(vm, deadline),
-            None => panic!("all threads sleep forever: {}", super::threads::waiting(vm)),
+    fn cpu_idle(&self, kern: &Kern<Self>) {
+        match kern.next_timeout() {
+            Some(deadline) => self.set_clock(kern, deadline),
+            None => panic!("all threads sleep forever: {}", super::threads::waiting(kern)),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Memory comes in chunks, and what is said about one before it exists is remembered for the moment
 //! when it does; that is only ever said of whole pages. `scripts/asan.sh` builds it; see
-//! [`crate::machine::Machine::mark`].
+//! [`crate::machine::PhysMem::mark`].
 
 #![expect(unsafe_code, reason = "the sanitizer's runtime is a C library")]
 

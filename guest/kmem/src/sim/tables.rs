@@ -9,7 +9,7 @@ use vmkern_abi::kva::{DMAP_MIN, KERNBASE};
 use vmkern_abi::pte::{Level, NPTEPG, Pte, PteFlags};
 
 use super::machine::SimMachine;
-use crate::machine::Machine;
+use crate::machine::{Mmu, PhysMem};
 use crate::window::{self, PageTable};
 
 /// First byte of the image.

@@ -13,13 +13,14 @@ use vmkern_abi::control::{Op, Outcome, WaitMessage};
 use vmkern_abi::layout::Thread;
 
 use super::{Sim, SimAccess, SimMachine};
+use crate::kern::Kern;
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PUSER;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::Relock;
-use crate::kern::thread::ThreadSpec;
 use crate::ops::{self, Executed};
 use crate::vm::Vm;
+use crate::vm::thread::ThreadSpec;
 
 /// A thread that sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Mailbox {
 const IDLE: &str = "-";
 
 /// All threads that sleep, the idle ones left out.
-pub fn sleepers(vm: &Vm<SimMachine>) -> Vec<Waiting> {
+pub fn sleepers(vm: &Kern<SimMachine>) -> Vec<Waiting> {
     let sleeper = |thread: KPtr<Thread>| {
         let t = vm.get(thread);
         let wmesg = t.wait_message().filter(|&wmesg| wmesg != WaitMessage::new(IDLE))?;
@@ -86,7 +87,7 @@ pub fn sleepers(vm: &Vm<SimMachine>) -> Vec<Waiting> {
 }
 
 /// Who waits for what, as a text.
-pub fn waiting(vm: &Vm<SimMachine>) -> String {
+pub fn waiting(vm: &Kern<SimMachine>) -> String {
     let mut text = String::new();
     for Waiting { tid, wmesg, wchan, .. } in sleepers(vm) {
         let separator = if text.is_empty() { "" } else { ", " };

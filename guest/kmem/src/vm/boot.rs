@@ -12,9 +12,14 @@ use vmkern_abi::clock::DEFAULT_HZ;
 use vmkern_abi::kva::{KERNBASE, MAX_PHYS, VM_MAX_KERNEL_ADDRESS, phys_to_dmap};
 use vmkern_abi::layout::{BootRegion, ISADMA_END, VM_FREELIST_DEFAULT, VM_FREELIST_ISADMA};
 
-use super::Vm;
+use super::map::Map;
+use super::object::Object;
 use super::pagecache::PAGE_CACHE_MAX;
-use crate::machine::{Machine, Mark};
+use super::phys::Phys;
+use super::pmap::Pmap;
+use super::{Vm, VmMachine};
+use crate::kern::Kern;
+use crate::machine::Mark;
 
 /// A range of physical memory, `[start, end)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +66,7 @@ pub struct BootMemory<'a> {
     pub tunables: Tunables,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with
     /// the pagedaemon's thread asleep. Panics through the machine when memory is too small or its
     /// description wrong.
@@ -80,14 +85,11 @@ impl<M: Machine> Vm<M> {
                 machine.zero_page(GuestPhys::from_pfn(pfn));
             }
         }
-        let vm = Self {
-            machine,
-            roots: region.roots,
-            vm_page_array: region.vm_page_array,
-            first_page: region.first_page,
-        };
+        let kern = Kern::new(machine, region.roots);
+        let phys = Phys::new(kern, region.vm_page_array, region.first_page);
+        let vm = Self { map: Map::new(Pmap::new(Object::new(phys))) };
         let pcpu = KPtr::new(phys_to_dmap(region.boot_pcpu));
-        vm.machine.cpu_init(pcpu);
+        vm.machine().cpu_init(pcpu);
         vm.state().cpuhead.set(pcpu);
         vm.state()
             .page_cache_max

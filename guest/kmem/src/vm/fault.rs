@@ -17,11 +17,12 @@ use vmkern_abi::layout::{
     EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage,
 };
 
-use super::Vm;
-use super::map::FaultPlace;
-use super::page::{AllocClass, AllocFlags, Slept};
+use super::map::{FaultPlace, Map};
+use super::object::Slept;
+use super::page::AllocFlags;
 use super::pmap::Wired;
-use crate::machine::Machine;
+use super::{Vm, VmMachine};
+use crate::machine::{AllocClass, Machine};
 
 /// What the CPU wanted to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ enum Found {
 /// Pages that are unwired without letting anybody else at the page queues.
 const UNWIRE_BATCH: u64 = 64;
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried
     /// again. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
     ///
@@ -102,7 +103,7 @@ impl<M: Machine> Vm<M> {
     /// (`vmpfw`).
     ///
     /// # Errors
-    /// Those of [`Vm::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
+    /// Those of [`Map::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
     /// a range without an object in a system map, where FreeBSD follows a null pointer;
     /// [`KernReturn::ProtectionFailure`] past the object's end.
     pub fn vm_fault(
@@ -159,18 +160,16 @@ impl<M: Machine> Vm<M> {
                 Found::Nothing(KernReturn::ProtectionFailure)
             }
             None if self.vm_page_count_severe() => Found::Shortage,
-            None => match self.vm_page_alloc(
-                Some(object),
-                place.pindex,
-                AllocClass::Normal,
-                AllocFlags::ZERO,
-            ) {
-                Some(m) => {
-                    self.vm_fault_zero_fill(object, m);
-                    Found::Page(m)
+            None => {
+                match self.vm_page_alloc(object, place.pindex, AllocClass::Normal, AllocFlags::ZERO)
+                {
+                    Some(m) => {
+                        self.vm_fault_zero_fill(object, m);
+                        Found::Page(m)
+                    }
+                    None => Found::Shortage,
                 }
-                None => Found::Shortage,
-            },
+            }
         };
         match found {
             Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
@@ -257,7 +256,9 @@ impl<M: Machine> Vm<M> {
         }
         Ok(())
     }
+}
 
+impl<M: Machine> Map<M> {
     /// Unwires the pages of `[start, end)` (`vm_fault_unwire`). Addresses without a translation are
     /// passed over. Locks: the map's is held; takes the page queues' and the pmap's.
     pub fn vm_fault_unwire(&self, _map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {

@@ -4,19 +4,19 @@
 //! below it stays empty: who runs off the stack faults.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::layout::VmPage;
+use vmkern_abi::layout::{Thread, VmPage};
 
-use super::page::{AllocClass, AllocFlags};
+use super::page::AllocFlags;
 use super::pmap::Kentered;
-use super::{Shortage, Vm, Wait};
-use crate::machine::Machine;
+use super::{Shortage, Vm, VmMachine, Wait};
+use crate::machine::AllocClass;
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
 pub const KSTACK_PAGES: u64 = 4;
 /// Empty pages below it (`KSTACK_GUARD_PAGES`).
 pub const KSTACK_GUARD_PAGES: u64 = 1;
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which dig as deep
     /// as `class` may. Locks: takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the
     /// pages that it has already.
@@ -39,7 +39,7 @@ impl<M: Machine> Vm<M> {
         let mut pages: KPtr<VmPage> = KPtr::NULL;
         for _ in 0..KSTACK_PAGES {
             let m = loop {
-                match self.vm_page_alloc(None, 0, class, AllocFlags::WIRED) {
+                match self.vm_page_alloc_noobj(class, AllocFlags::WIRED) {
                     Some(m) => break m,
                     None if wait == Wait::Yes => self.vm_wait(),
                     None => {
@@ -84,6 +84,13 @@ impl<M: Machine> Vm<M> {
             GuestVirt::new(low.get() - guard),
             pages * PAGE_SIZE + guard,
         );
+    }
+
+    /// Whether `va` lies in the guard page below the stack of `thread`.
+    #[must_use]
+    pub fn kstack_guards(&self, thread: KPtr<Thread>, va: GuestVirt) -> bool {
+        let low = self.get(thread).kstack.get().get();
+        low != 0 && (low - PAGE_SIZE..low).contains(&va.get())
     }
 
     fn free_chain(&self, mut pages: KPtr<VmPage>) {

@@ -28,11 +28,11 @@ use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 
 use super::map::{EntrySpec, FindSpace, Lookup, NoRange};
-use super::page::{AllocClass, AllocFlags};
+use super::page::AllocFlags;
 use super::pmap::Wired;
-use super::{Shortage, Vm};
+use super::{Shortage, Vm, VmMachine};
 use crate::kern::sleepq::WaitChannel;
-use crate::machine::Machine;
+use crate::machine::AllocClass;
 use crate::num::to_usize;
 
 /// Bytes of whole pages for a request of `size` bytes, or `None` when there are none or too many.
@@ -46,7 +46,7 @@ fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
     first..first + (size >> PAGE_SHIFT)
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Allocates `size` bytes of address space, rounded up to pages, with no object and no mappings
     /// (`kmem_alloc_nofault`). A fault inside is a panic: mappings are made by `pmap_qenter`.
     ///
@@ -238,7 +238,7 @@ impl<M: Machine> Vm<M> {
         for pindex in indices(addr, size) {
             self.page_point();
             let m = loop {
-                if let Some(m) = self.vm_page_alloc(Some(kmem_object), pindex, class, pflags) {
+                if let Some(m) = self.vm_page_alloc(kmem_object, pindex, class, pflags) {
                     break m;
                 }
                 if nowait {

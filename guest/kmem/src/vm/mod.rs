@@ -1,16 +1,42 @@
 //! The virtual memory system: what stands under `sys/vm` in FreeBSD, and the pmap.
 //!
-//! [`Vm`] is all of it. Its structures live in the machine's memory, where the host reads them;
-//! [`Vm`] itself only knows where they begin. Methods carry the names of FreeBSD's functions, and
-//! each file adds those of one FreeBSD file.
+//! Its structures live in the machine's memory, where the host reads them; the types here only know
+//! where they begin. Methods carry the names of FreeBSD's functions, and each file adds those of
+//! one FreeBSD file.
+//!
+//! # Floors
+//!
+//! The system is a house of six floors, each a type that holds the one below:
+//!
+//! | floor | has |
+//! |---|---|
+//! | [`Kern`](crate::kern::Kern) | threads, locks, sleep, time, points for interrupts |
+//! | [`Phys`](phys::Phys) | pages, their lists, caches and queues, who waits for pages, zones |
+//! | [`Object`](object::Object) | objects and the pages in them |
+//! | [`Pmap`](pmap::Pmap) | page tables |
+//! | [`Map`](map::Map) | maps, their entries, and what these lie in |
+//! | [`Vm`] | `vm_kern.c`, faults, kernel stacks, making threads, the daemons, the boot |
+//!
+//! A function stands on the lowest floor that has all it needs, and cannot call up: the types see
+//! to that. What a floor needs of its machine stands in the bounds: only [`Pmap`](pmap::Pmap) and
+//! above know of an MMU, and only [`Vm`] knows what threads and handlers are called with.
+//!
+//! **Why `Deref`.** Each floor derefs to the one below, so that `self.wakeup(..)` is FreeBSD's
+//! `wakeup(..)` from wherever it is called. The API guidelines want `Deref` for smart pointers only
+//! (C-DEREF), because a method of the outer type may hide one of the inner. That cannot happen
+//! here: the names are FreeBSD's, of which there is one each, and no method of a floor has the name
+//! of another's. Nor is a floor a kind of the one below that is passed in its place. What the other
+//! ways cost: accessors make calls five words deep
+//! (`self.pmap().object().phys().kern().wakeup(..)`), and a trait for each floor hides where a
+//! method has its home, and must name all of them twice.
 
 pub mod boot;
+pub mod eventhandler;
 pub mod fault;
 pub mod glue;
 mod init;
 pub mod kern;
 pub mod map;
-mod maps;
 pub mod object;
 pub mod page;
 mod pagecache;
@@ -18,104 +44,36 @@ pub mod pageout;
 mod pageq;
 pub mod phys;
 pub mod pmap;
-pub mod point;
+pub mod taskqueue;
+pub mod thread;
+pub mod wait;
+mod wire;
 mod zeroidle;
 pub mod zone;
 
-use core::fmt;
-
-use vmkern_abi::addr::{GuestPhys, KPtr};
-use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
-use vmkern_abi::layout::{KernelRoots, VmMeter};
+use core::ops::Deref;
 
 pub use self::boot::{BootMemory, PhysRange, Zeroed};
+use self::map::Map;
+pub use self::page::{Shortage, Wait};
 use crate::machine::Machine;
-use crate::window::{self, Shared};
 
-/// Pages ran out: nothing was changed, and the caller decides whether to fail or to wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage;
+/// A machine on which a whole [`Vm`] runs: its threads and event handlers are called with that.
+pub trait VmMachine: Machine<System = Vm<Self>> {}
 
-/// Whether a function may sleep for pages (`M_WAITOK`, `M_NOWAIT`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// It may not: a shortage is an error.
-    No,
-    /// It may: it sleeps until it has what it needs.
-    Yes,
-}
+impl<M: Machine<System = Vm<M>>> VmMachine for M {}
 
-/// The memory system over a machine.
+/// The memory system over a machine: the top floor.
 #[derive(Debug)]
-pub struct Vm<M: Machine> {
-    machine: M,
-    roots: GuestPhys,
-    vm_page_array: GuestPhys,
-    first_page: u64,
+pub struct Vm<M> {
+    map: Map<M>,
 }
 
-impl<M: Machine> Vm<M> {
-    /// Where everything begins, for the host.
-    #[must_use]
-    pub fn roots(&self) -> KPtr<KernelRoots> {
-        KPtr::new(phys_to_dmap(self.roots))
-    }
+impl<M> Deref for Vm<M> {
+    type Target = Map<M>;
 
-    /// A system of which only the global variables exist, zero, at `roots`.
-    #[cfg(all(test, loom))]
-    pub(crate) fn over(machine: M, roots: GuestPhys) -> Self {
-        Self::over_pages(machine, roots, roots)
-    }
-
-    /// A system as [`Vm::over`] makes it, with a page array at `vm_page_array`, which begins with
-    /// page 0.
-    #[cfg(all(test, loom))]
-    pub(crate) fn over_pages(machine: M, roots: GuestPhys, vm_page_array: GuestPhys) -> Self {
-        Self { machine, roots, vm_page_array, first_page: 0 }
-    }
-
-    /// The machine.
-    pub fn machine(&self) -> &M {
-        &self.machine
-    }
-
-    /// The kernel's global variables.
     #[inline]
-    pub fn state(&self) -> &KernelRoots {
-        window::at(&self.machine, self.roots)
+    fn deref(&self) -> &Map<M> {
+        &self.map
     }
-
-    /// Counters (FreeBSD's `cnt`).
-    #[inline]
-    pub fn cnt(&self) -> &VmMeter {
-        &self.state().meter
-    }
-
-    /// The structure behind `pointer`, which must not be null.
-    #[inline]
-    pub fn get<T: Shared>(&self, pointer: KPtr<T>) -> &T {
-        window::get(&self.machine, pointer)
-    }
-
-    /// The structure that begins at `pa`.
-    #[inline]
-    pub(crate) fn at<T: Shared>(&self, pa: GuestPhys) -> &T {
-        window::at(&self.machine, pa)
-    }
-
-    /// Pointer to the field `of(roots)` of the kernel's global variables.
-    pub(crate) fn global<T: Shared>(&self, offset: usize) -> KPtr<T> {
-        KPtr::new(phys_to_dmap(self.roots.add(offset as u64)))
-    }
-
-    /// Stops the system (`panic`).
-    #[cold]
-    pub fn panic(&self, message: fmt::Arguments<'_>) -> ! {
-        self.machine.panic(message)
-    }
-}
-
-/// Physical address of a structure in the direct map.
-pub(crate) fn phys_of<T>(pointer: KPtr<T>) -> Option<GuestPhys> {
-    dmap_to_phys(pointer.addr())
 }

@@ -8,25 +8,25 @@
 
 use bitflags::bitflags;
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
-use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
+use vmkern_abi::layout::{PageFlags, PageOflags, VmPage};
 
-use super::Vm;
 use super::pagecache::Cached;
+use super::phys::Phys;
 use crate::kern::lock::LockClass;
-use crate::kern::sched::PVM;
-use crate::kern::sleepq::WaitChannel;
-use crate::kern::synch::{Relock, Sleep};
-use crate::machine::{Machine, Supply};
+pub use crate::machine::AllocClass;
+use crate::machine::{Cpu, PhysMem, Supply};
 
-/// Who asks for a page, and so how deep the request may dig.
+/// Pages ran out: nothing was changed, and the caller decides whether to fail or to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllocClass {
-    /// Down to `v_free_reserved` (`VM_ALLOC_NORMAL`).
-    Normal,
-    /// To the last page (`VM_ALLOC_INTERRUPT`).
-    Interrupt,
-    /// Down to `v_interrupt_free_min` (`VM_ALLOC_SYSTEM`).
-    System,
+pub struct Shortage;
+
+/// Whether a function may sleep for pages (`M_WAITOK`, `M_NOWAIT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It may not: a shortage is an error.
+    No,
+    /// It may: it sleeps until it has what it needs.
+    Yes,
 }
 
 bitflags! {
@@ -44,25 +44,26 @@ bitflags! {
     }
 }
 
-/// Whether a function has slept, so that what its caller knew may be wrong now.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Slept {
-    /// It has.
-    Yes,
-    /// It has not.
-    No,
-}
-
 /// A request for a page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Want {
-    /// The object that it is for.
-    pub object: Option<KPtr<VmObject>>,
+pub(in crate::vm) struct Want {
     /// How deep it may dig.
     pub class: AllocClass,
-    /// The rest of what `vm_page_alloc` was asked for.
+    /// The rest of what the allocation was asked for.
     pub flags: AllocFlags,
+    /// Whether the page queues are to know the page.
+    pub managed: Managed,
+    /// What the page is to be besides, or no flag.
+    pub oflags: PageOflags,
+}
+
+/// Whether a page comes on the page queues when nobody wires it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::vm) enum Managed {
+    /// It does: pages of anonymous objects.
+    Yes,
+    /// It does not (`PG_UNMANAGED`).
+    No,
 }
 
 /// What is known of a freed page's contents.
@@ -74,7 +75,7 @@ pub enum Contents {
     Zero,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Phys<M> {
     /// The page structure behind `m`.
     #[inline]
     pub fn page(&self, m: KPtr<VmPage>) -> &VmPage {
@@ -109,48 +110,48 @@ impl<M: Machine> Vm<M> {
         self.cnt().v_free_count.get() + self.cnt().v_cache_count.get()
     }
 
-    /// Takes a page, or `None` when the class's floor is reached (`vm_page_alloc`). Never sleeps,
-    /// never clears.
-    ///
-    /// With an object the page is entered at `pindex`, and is busy unless `NOBUSY`; without one
-    /// `pindex` is only remembered. Locks: the object's is held; takes the free queue's, or while
-    /// pages are plenty a cache's.
+    /// Takes a page that belongs to no object, or `None` when the class's floor is reached
+    /// (`vm_page_alloc` with `VM_ALLOC_NOOBJ`). Never sleeps, never clears. Locks: takes the free
+    /// queue's, or while pages are plenty a cache's.
     #[must_use]
-    pub fn vm_page_alloc(
+    pub fn vm_page_alloc_noobj(
         &self,
-        object: Option<KPtr<VmObject>>,
-        pindex: u64,
         class: AllocClass,
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
-        if let Some(object) = object {
-            self.vm_object_assert_locked(object);
-        }
-        if class != AllocClass::Interrupt && self.in_interrupt() {
+        let m = self.vm_page_take(Want {
+            class,
+            flags,
+            managed: Managed::No,
+            oflags: PageOflags::empty(),
+        })?;
+        self.page(m).pindex.set(0);
+        Some(m)
+    }
+
+    /// Takes the page that `want` describes, or `None` when the class's floor is reached. Locks:
+    /// takes the free queue's, or while pages are plenty a cache's.
+    pub(in crate::vm) fn vm_page_take(&self, want: Want) -> Option<KPtr<VmPage>> {
+        if want.class != AllocClass::Interrupt && self.in_interrupt() {
             self.panic(format_args!("vm_page_alloc(NORMAL|SYSTEM) in interrupt context"));
         }
         // The pagedaemon may dig where others may not, as it works for them.
-        let class = if class == AllocClass::Normal && self.is_pagedaemon() {
+        let class = if want.class == AllocClass::Normal && self.is_pagedaemon() {
             AllocClass::System
         } else {
-            class
+            want.class
         };
-        let want = Want { object, class, flags };
-        let m = match self.page_cache_alloc(want) {
-            Cached::Page(m) => m,
-            Cached::None => self.vm_page_alloc_exact(want)?,
+        let want = Want { class, ..want };
+        match self.page_cache_alloc(want) {
+            Cached::Page(m) => Some(m),
+            Cached::None => self.vm_page_alloc_exact(want),
             Cached::Refused => {
                 self.free_queue_lock();
                 self.vm_page_short();
                 self.free_queue_unlock();
-                return None;
+                None
             }
-        };
-        match object {
-            Some(object) => self.vm_page_insert(m, object, pindex),
-            None => self.page(m).pindex.set(pindex),
         }
-        Some(m)
     }
 
     /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free
@@ -190,8 +191,8 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Makes `m`, which was free, what `want` asks for. Locks: that under which it was taken.
-    pub(super) fn vm_page_hand_out(&self, m: KPtr<VmPage>, want: Want) {
-        let Want { object, flags, .. } = want;
+    pub(in crate::vm) fn vm_page_hand_out(&self, m: KPtr<VmPage>, want: Want) {
+        let Want { flags, managed, oflags, .. } = want;
         let page = self.page(m);
         let zero = self.vm_page_is_zero(page);
         if zero {
@@ -199,12 +200,9 @@ impl<M: Machine> Vm<M> {
         }
         let mut pflags = PageFlags::ALLOCATED | PageFlags::TOUCHED;
         pflags.set(PageFlags::ZERO, zero && flags.contains(AllocFlags::ZERO));
-        let unmanaged =
-            object.is_none_or(|object| self.get(object).kind.get() == ObjectType::Phys as u32);
-        pflags.set(PageFlags::UNMANAGED, unmanaged);
+        pflags.set(PageFlags::UNMANAGED, managed == Managed::No);
         page.flags.set(pflags);
-        let busy = object.is_some() && !flags.contains(AllocFlags::NOBUSY);
-        page.oflags.set(if busy { PageOflags::BUSY } else { PageOflags::empty() });
+        page.oflags.set(oflags);
         page.wire_count.set(0);
         if flags.contains(AllocFlags::WIRED) {
             // Not guarded by the free queue's lock alone, as elsewhere it is the page queues' that
@@ -217,117 +215,10 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Whether a free page is known to hold zeros only.
-    pub(super) fn vm_page_is_zero(&self, page: &VmPage) -> bool {
+    pub(in crate::vm) fn vm_page_is_zero(&self, page: &VmPage) -> bool {
         let flags = page.flags.get();
         flags.contains(PageFlags::ZERO)
             || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
-    }
-
-    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is
-    /// cleared with `ZERO`; one that was there is returned as it is.
-    ///
-    /// With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
-    /// Locks: the object's is held, and dropped while sleeping.
-    #[must_use]
-    pub fn vm_page_grab(
-        &self,
-        object: KPtr<VmObject>,
-        pindex: u64,
-        flags: AllocFlags,
-    ) -> Option<KPtr<VmPage>> {
-        self.vm_object_assert_locked(object);
-        loop {
-            if let Some(m) = self.vm_page_lookup(object, pindex) {
-                if self.vm_page_sleep_if_busy(m, "pgrbwt") == Slept::Yes {
-                    if !flags.contains(AllocFlags::RETRY) {
-                        return None;
-                    }
-                    continue;
-                }
-                if flags.contains(AllocFlags::WIRED) {
-                    self.vm_page_lock_queues();
-                    self.vm_page_wire(m);
-                    self.vm_page_unlock_queues();
-                }
-                if !flags.contains(AllocFlags::NOBUSY) {
-                    self.vm_page_busy(m);
-                }
-                return Some(m);
-            }
-            let Some(m) = self.vm_page_alloc(
-                Some(object),
-                pindex,
-                AllocClass::Normal,
-                flags - AllocFlags::RETRY,
-            ) else {
-                self.vm_object_unlock(object);
-                self.vm_wait();
-                self.vm_object_lock(object);
-                if !flags.contains(AllocFlags::RETRY) {
-                    return None;
-                }
-                continue;
-            };
-            let page = self.page(m);
-            if page.valid.get() == 0
-                && flags.contains(AllocFlags::ZERO)
-                && !page.flags.get().contains(PageFlags::ZERO)
-            {
-                self.pmap_zero_page(m);
-            }
-            return Some(m);
-        }
-    }
-
-    /// The resident page of `object` at `pindex` (`vm_page_lookup`). Locks: the object's is held.
-    #[must_use]
-    pub fn vm_page_lookup(&self, object: KPtr<VmObject>, pindex: u64) -> Option<KPtr<VmPage>> {
-        self.vm_object_assert_locked(object);
-        self.index_lookup(self.get(object), pindex).map(|pfn| self.vm_page_pointer(pfn))
-    }
-
-    /// Enters `m` into `object` at `pindex` (`vm_page_insert`). Locks: the object's.
-    pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: KPtr<VmObject>, pindex: u64) {
-        self.vm_object_assert_locked(object);
-        let page = self.page(m);
-        if !page.object.get().is_null() {
-            self.panic(format_args!("vm_page_insert: page already inserted"));
-        }
-        page.object.set(object);
-        page.pindex.set(pindex);
-        let object = self.get(object);
-        self.index_insert(object, self.vm_page_number(m));
-        object.resident_page_count.inc();
-        object.generation.update_locked(|n| n.wrapping_add(1));
-    }
-
-    /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
-    /// Locks: the object's and the page queues'.
-    pub fn vm_page_remove(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
-        let page = self.page(m);
-        let Some(object) = page.object.get().non_null() else { return };
-        self.vm_object_assert_locked(object);
-        if page.oflags.get().contains(PageOflags::BUSY) {
-            self.vm_page_wakeup(m);
-        }
-        let object = self.get(object);
-        self.index_remove(object, self.vm_page_number(m));
-        object.resident_page_count.dec();
-        object.generation.update_locked(|n| n.wrapping_add(1));
-        page.object.set(KPtr::NULL);
-    }
-
-    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and
-    /// the page queues'.
-    pub fn vm_page_free(&self, m: KPtr<VmPage>) {
-        self.vm_page_free_toq(m, Contents::Unknown);
-    }
-
-    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page
-    /// queues'.
-    pub fn vm_page_free_zero(&self, m: KPtr<VmPage>) {
-        self.vm_page_free_toq(m, Contents::Zero);
     }
 
     /// Unwires and frees `m`, a page without an object that is wired once. Locks: takes the page
@@ -359,11 +250,14 @@ impl<M: Machine> Vm<M> {
     pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
         self.vm_page_lock_queues();
         self.vm_page_unwire(m);
-        self.vm_page_free_toq(m, contents);
+        self.vm_page_free_prep(m);
+        self.vm_page_free_finish(m, contents);
         self.vm_page_unlock_queues();
     }
 
-    fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {
+    /// Begins to free `m`: takes it off its queue. Panics when it is free or busy. Locks: the page
+    /// queues'.
+    pub(in crate::vm) fn vm_page_free_prep(&self, m: KPtr<VmPage>) {
         self.vm_page_assert_queues_locked();
         let page = self.page(m);
         if page.busy.get() != 0 {
@@ -374,7 +268,12 @@ impl<M: Machine> Vm<M> {
         }
         self.page_worked();
         self.vm_pageq_remove(m);
-        self.vm_page_remove(m);
+    }
+
+    /// Frees `m`, which is on no queue any more and in no object. Panics when it is wired. Locks:
+    /// the page queues'; takes the free queue's, or while pages are plenty a cache's.
+    pub(in crate::vm) fn vm_page_free_finish(&self, m: KPtr<VmPage>, contents: Contents) {
+        let page = self.page(m);
         page.valid.set(0);
         page.dirty.set(0);
         match page.wire_count.get() {
@@ -405,7 +304,7 @@ impl<M: Machine> Vm<M> {
 
     /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it
     /// goes where free pages are.
-    pub(super) fn vm_page_take_back(
+    pub(in crate::vm) fn vm_page_take_back(
         &self,
         m: KPtr<VmPage>,
         contents: Contents,
@@ -443,49 +342,6 @@ impl<M: Machine> Vm<M> {
             }
             count => page.wire_count.set(count - 1),
         }
-    }
-
-    /// Marks `m` busy (`vm_page_busy`). Locks: the object's.
-    pub fn vm_page_busy(&self, m: KPtr<VmPage>) {
-        let page = self.page(m);
-        if page.oflags.get().contains(PageOflags::BUSY) {
-            self.panic(format_args!("vm_page_busy: page already busy!!!"));
-        }
-        page.oflags.update_locked(|flags| flags | PageOflags::BUSY);
-    }
-
-    /// Ends the busy state of `m` (`vm_page_wakeup`). Locks: the object's.
-    pub fn vm_page_wakeup(&self, m: KPtr<VmPage>) {
-        let page = self.page(m);
-        if !page.oflags.get().contains(PageOflags::BUSY) {
-            self.panic(format_args!("vm_page_wakeup: page not busy!!!"));
-        }
-        let wanted = page.oflags.get().contains(PageOflags::WANTED);
-        page.oflags.update_locked(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
-        if wanted {
-            self.wakeup(WaitChannel::of(m));
-        }
-    }
-
-    /// Whether somebody works on `m`. Locks: the object's.
-    pub(crate) fn vm_page_is_busy(&self, m: KPtr<VmPage>) -> bool {
-        self.page(m).oflags.get().contains(PageOflags::BUSY) || self.page(m).busy.get() != 0
-    }
-
-    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
-    /// After a sleep the object may have changed in any way. Locks: the object's is held, and
-    /// dropped while sleeping.
-    pub(crate) fn vm_page_sleep_if_busy(&self, m: KPtr<VmPage>, wmesg: &'static str) -> Slept {
-        if !self.vm_page_is_busy(m) {
-            return Slept::No;
-        }
-        let page = self.page(m);
-        page.oflags.update_locked(|flags| flags | PageOflags::WANTED);
-        let object = page.object.get();
-        let interlock = (LockClass::Object, &self.get(object).lock);
-        let (Sleep::Woken | Sleep::TimedOut) =
-            self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
-        Slept::Yes
     }
 
     /// Fills the page `m` with zeros through the direct map (`pmap_zero_page`).

@@ -16,7 +16,7 @@
 //! - while the lists are empty no cache gives anything, since the free pages are then those in
 //!   caches, which are no more than
 //!   the floor. Who holds the free queue's lock and finds the lists empty takes the caches one after the other, those of
-//!   other CPUs as well ([`Vm::page_cache_drain`]), and has every free page when he is through.
+//!   other CPUs as well ([`Phys::page_cache_drain`]), and has every free page when he is through.
 //!
 //! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or
 //! without it, and one at a time. Whoever changes `v_free_count` holds one of the two. A thread
@@ -34,11 +34,10 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{PageCache, PageFlags, VmPage};
 
-use super::Vm;
 use super::page::{Contents, Want};
-use super::phys::End;
+use super::phys::{End, Phys};
 use crate::kern::lock::LockClass;
-use crate::machine::{Machine, Mark, Supply};
+use crate::machine::{Cpu, Mark, PhysMem, Supply};
 
 /// Pages in a cache at most, unless `vm.pgcache_zone_max_pcpu` says otherwise.
 pub const PAGE_CACHE_MAX: u64 = 64;
@@ -54,7 +53,7 @@ pub(super) enum Cached {
     Refused,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Phys<M> {
     /// Has the caches used from now on, one more than before: a CPU has been added, and does not
     /// run yet. Locks: the free queue's; takes the caches'.
     pub(crate) fn page_caches_enable(&self) {

@@ -1,36 +1,25 @@
-//! Waiting for pages, and the pagedaemon (`vm_pageout.c`, and the waiting half of `vm_page.c`).
+//! The pagedaemon (`vm_pageout.c`).
 //!
-//! Who needs a page and may sleep calls [`Vm::vm_wait`], which wakes the pagedaemon and sleeps on
-//! `v_free_count` without a look at it. Progress comes from two sides: a page that is freed when
-//! `v_free_min` pages are free wakes all sleepers, and so does the pagedaemon, after it has asked
-//! everybody for memory. As long as pages are needed it does so every half second. It does not scan
-//! the paging queues yet.
-//!
-//! Who needs many pages at once, for page tables, sleeps in `vmwait` as well, until so many are
-//! free ([`Vm::vm_wait_for`]); FreeBSD panics there.
+//! It asks everybody for memory, and as long as pages are needed it does so every half second. It
+//! does not scan the paging queues yet. Who waits for it, and for what, is told in [`super::wait`].
 //!
 //! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests
 //! never need it to run.
 
-use core::mem::offset_of;
-
 use vmkern_abi::atomic::{Ordering, fence};
-use vmkern_abi::layout::{KernelRoots, VmMeter};
 
-use super::{Shortage, Vm, Wait};
-use crate::kern::lock::LockClass;
-use crate::kern::sched::{PSWP, PUSER, PVM};
-use crate::kern::sleepq::WaitChannel;
-use crate::kern::synch::{Relock, Sleep};
-use crate::kern::thread::{PAGEDAEMON_TID, ThreadSpec};
-use crate::machine::Machine;
+use super::thread::ThreadSpec;
+use super::{Shortage, Vm, VmMachine, Wait};
+use crate::kern::sched::PVM;
+use crate::kern::synch::Relock;
+use crate::kern::thread::PAGEDAEMON_TID;
 
 /// Largest transfer of the buffer cache in bytes (`MAXBSIZE`).
 const MAXBSIZE: u64 = 65536;
 /// Pages that no SYSTEM request may take (`v_interrupt_free_min`).
 const INTERRUPT_FREE_MIN: u64 = 2;
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Computes the thresholds, and makes the pagedaemon's thread, which sleeps until pages are
     /// needed for the first time.
     ///
@@ -119,162 +108,5 @@ impl<M: Machine> Vm<M> {
         cnt.v_cache_min.set(cache_min);
         cnt.v_cache_max.set(2 * cache_min);
         cnt.v_inactive_target.set(inactive.min(free / 3));
-    }
-
-    /// Sleeps on `channel` with the free-queue mutex as the interlock.
-    fn msleep_free_queue(
-        &self,
-        channel: WaitChannel,
-        pri: u8,
-        wmesg: &'static str,
-        timo: u64,
-        relock: Relock,
-    ) {
-        let interlock = (LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx);
-        let (Sleep::Woken | Sleep::TimedOut) =
-            self.msleep(channel, interlock, pri, wmesg, timo, relock);
-    }
-
-    /// What those sleep on who wait for pages (`&cnt.v_free_count`).
-    fn free_count_channel(&self) -> WaitChannel {
-        self.state_channel(offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count))
-    }
-
-    /// What the pagedaemon sleeps on until pages are needed (`&vm_pages_needed`).
-    fn pagedaemon_channel(&self) -> WaitChannel {
-        self.state_channel(offset_of!(KernelRoots, vm_pages_needed))
-    }
-
-    /// What the pagedaemon sleeps on when it needs a page itself (`&vm_pageout_pages_needed`).
-    fn pageout_pages_channel(&self) -> WaitChannel {
-        self.state_channel(offset_of!(KernelRoots, vm_pageout_pages_needed))
-    }
-
-    /// What those sleep on who wait for many pages (`&vm_pages_wanted`).
-    fn pages_wanted_channel(&self) -> WaitChannel {
-        self.state_channel(offset_of!(KernelRoots, vm_pages_wanted))
-    }
-
-    fn state_channel(&self, offset: usize) -> WaitChannel {
-        WaitChannel::from(self.roots().addr().add(offset as u64))
-    }
-
-    /// Whether the calling thread is the pagedaemon (`curproc == pageproc`).
-    pub(crate) fn is_pagedaemon(&self) -> bool {
-        let pageproc = self.state().pageproc.get();
-        !pageproc.is_null() && self.current_thread() == pageproc
-    }
-
-    /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others
-    /// were faster. Locks: none may be held.
-    pub fn vm_wait(&self) {
-        self.free_queue_lock();
-        if self.is_pagedaemon() {
-            self.state().vm_pageout_pages_needed.set(1);
-            self.msleep_free_queue(self.pageout_pages_channel(), PSWP, "VMWait", 0, Relock::Drop);
-        } else {
-            self.pagedaemon_wakeup();
-            self.msleep_free_queue(self.free_count_channel(), PVM, "vmwait", 0, Relock::Drop);
-        }
-    }
-
-    /// Sleeps until `pages` pages are free, for a caller who needs that many at once and takes none
-    /// before. If they are free already it returns at once; fewer than `v_free_min` are what
-    /// [`Vm::vm_wait`] waits for. The caller tries again and may find that others were faster.
-    /// Locks: none may be held.
-    pub fn vm_wait_for(&self, pages: u64) {
-        if pages < self.cnt().v_free_min.get() {
-            return self.vm_wait();
-        }
-        self.free_queue_lock();
-        let wanted = &self.state().vm_pages_wanted;
-        let others = wanted.get();
-        wanted.set(if others == 0 { pages } else { others.min(pages) });
-        // Who has freed a page to a cache sees that it is wanted, or is seen here to have freed it.
-        fence(Ordering::SeqCst);
-        if self.vm_page_available() >= pages {
-            wanted.set(others);
-            return self.free_queue_unlock();
-        }
-        self.pagedaemon_wakeup();
-        let (pri, wmesg) = if self.is_pagedaemon() { (PSWP, "VMWait") } else { (PVM, "vmwait") };
-        self.msleep_free_queue(self.pages_wanted_channel(), pri, wmesg, 0, Relock::Drop);
-    }
-
-    /// Whether a sleep for pages can end: there is a pagedaemon, which has set the thresholds, and
-    /// threads can sleep.
-    pub(super) fn vm_can_wait(&self) -> bool {
-        self.cnt().v_free_min.get() != 0 && !self.is_cold()
-    }
-
-    /// Sleeps as [`Vm::vm_wait`] does, for a page fault, which comes after the kernel
-    /// (`VM_WAITPFAULT`).
-    pub fn vm_waitpfault(&self) {
-        self.free_queue_lock();
-        self.pagedaemon_wakeup();
-        self.msleep_free_queue(self.free_count_channel(), PUSER, "pfault", 0, Relock::Drop);
-    }
-
-    /// Wakes the pagedaemon unless it knows already that pages are needed (`pagedaemon_wakeup`).
-    /// Locks: the free queue's is held.
-    pub(super) fn pagedaemon_wakeup(&self) {
-        let needed = &self.state().vm_pages_needed;
-        if needed.get() == 0 && !self.is_pagedaemon() {
-            needed.set(1);
-            self.wakeup(self.pagedaemon_channel());
-        }
-    }
-
-    /// Whether somebody waits for pages that are freed.
-    #[inline]
-    pub(super) fn vm_pages_awaited(&self) -> bool {
-        let state = self.state();
-        state.vm_pages_needed.get() != 0
-            || state.vm_pageout_pages_needed.get() != 0
-            || state.vm_pages_wanted.get() != 0
-    }
-
-    /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
-    /// Locks: the free queue's is held.
-    pub(super) fn vm_page_free_wakeup(&self) {
-        let state = self.state();
-        let pageout_free_min = self.cnt().v_pageout_free_min.get();
-        if state.vm_pageout_pages_needed.get() != 0 && self.vm_page_available() >= pageout_free_min
-        {
-            state.vm_pageout_pages_needed.set(0);
-            self.wakeup(self.pageout_pages_channel());
-        }
-        if state.vm_pages_needed.get() != 0 && !self.vm_page_count_min() {
-            state.vm_pages_needed.set(0);
-            self.wakeup(self.free_count_channel());
-        }
-        let wanted = &state.vm_pages_wanted;
-        if wanted.get() != 0 && self.vm_page_available() >= wanted.get() {
-            wanted.set(0);
-            self.wakeup(self.pages_wanted_channel());
-        }
-    }
-
-    /// Whether the free pages are below `v_free_severe` (`vm_page_count_severe`).
-    #[must_use]
-    pub fn vm_page_count_severe(&self) -> bool {
-        self.cnt().v_free_severe.get() > self.vm_page_available()
-    }
-
-    /// Whether the free pages are below `v_free_min` (`vm_page_count_min`).
-    #[must_use]
-    pub fn vm_page_count_min(&self) -> bool {
-        self.cnt().v_free_min.get() > self.vm_page_available()
-    }
-
-    /// Whether the pagedaemon should be at work (`vm_paging_needed`).
-    #[must_use]
-    pub fn vm_paging_needed(&self) -> bool {
-        self.cnt().v_free_reserved.get() + self.cnt().v_cache_min.get() > self.vm_page_available()
-    }
-
-    /// Clock ticks a second.
-    pub(crate) fn hz(&self) -> u64 {
-        self.cnt().hz.get()
     }
 }

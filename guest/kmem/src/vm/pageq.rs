@@ -6,10 +6,10 @@
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, PageFlags, VmFreeList, VmPage};
 
-use super::Vm;
-use crate::machine::Machine;
+use super::phys::Phys;
+use crate::machine::{Cpu, PhysMem};
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Phys<M> {
     /// Puts `m` at the end of the active queue (`vm_page_activate`), unless it is wired or
     /// unmanaged.
     pub(crate) fn vm_page_activate(&self, m: KPtr<VmPage>) {

@@ -11,18 +11,43 @@
 //! is searched last. As fresh blocks are cut no larger than asked for (but at least
 //! [`FRESH_ORDER`]), memory that was used before is used again first.
 
+use core::ops::Deref;
+
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
-use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{FRESH_ORDER, VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 
 use super::page::phys_of_number;
-use super::{Vm, phys_of};
-use crate::machine::{Machine, Mark};
+use crate::kern::Kern;
+use crate::machine::{Cpu, Mark, PhysMem};
 
 /// Bytes of an element of the page array.
 const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;
 
-impl<M: Machine> Vm<M> {
+/// Physical memory as pages, over threads and locks: the floor below [`super::object::Object`].
+#[derive(Debug)]
+pub struct Phys<M> {
+    kern: Kern<M>,
+    vm_page_array: GuestPhys,
+    first_page: u64,
+}
+
+impl<M> Deref for Phys<M> {
+    type Target = Kern<M>;
+
+    #[inline]
+    fn deref(&self) -> &Kern<M> {
+        &self.kern
+    }
+}
+
+impl<M: PhysMem + Cpu> Phys<M> {
+    /// The pages of a system: their array is at `vm_page_array`, and begins with page number
+    /// `first_page`.
+    pub(crate) const fn new(kern: Kern<M>, vm_page_array: GuestPhys, first_page: u64) -> Self {
+        Self { kern, vm_page_array, first_page }
+    }
+
     /// The segment with this number.
     pub(crate) fn vm_phys_seg(&self, number: u64) -> &VmPhysSeg {
         let first = self.state().vm_phys_segs.get();
@@ -261,6 +286,11 @@ impl<M: Machine> Vm<M> {
         page.prev.set(0);
         list.count.dec();
     }
+}
+
+/// Physical address of a structure in the direct map.
+pub(crate) fn phys_of<T>(pointer: KPtr<T>) -> Option<GuestPhys> {
+    dmap_to_phys(pointer.addr())
 }
 
 /// An end of a list.

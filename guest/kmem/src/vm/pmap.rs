@@ -8,7 +8,9 @@
 //! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable
 //! in 2008). The kernel image's own mappings were there first and are never changed here. The boot
 //! makes the first page tables, outside of managed memory (`pmap_init`). Others are made by
-//! [`Vm::pmap_growkernel`] alone. None is ever given back.
+//! [`Pmap::pmap_growkernel`] alone. None is ever given back.
+
+use core::ops::Deref;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, NBPDR, PAGE_SIZE};
 use vmkern_abi::field::Field;
@@ -18,15 +20,15 @@ use vmkern_abi::paging::Paging;
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 use vmkern_abi::walk::{self, TableReader};
 
-use super::page::{AllocClass, AllocFlags, Contents};
-use super::{Shortage, Vm};
+use super::object::Object;
+use super::page::{AllocFlags, Contents, Shortage};
 use crate::kern::lock::LockClass;
-use crate::machine::{Machine, Supply};
+use crate::machine::{AllocClass, Machine, Supply};
 use crate::num::to_usize;
 use crate::window::PageTable;
 
 /// Addresses whose translations CPUs may still remember.
-#[must_use = "translations that were taken away stay in use until Vm::tlb_flush"]
+#[must_use = "translations that were taken away stay in use until Pmap::tlb_flush"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TlbFlush(Option<(GuestVirt, GuestVirt)>);
 
@@ -60,8 +62,23 @@ pub enum Wired {
     No,
 }
 
+/// The kernel's page tables, over the pages that they map: the floor below [`super::map::Map`].
+#[derive(Debug)]
+pub struct Pmap<M> {
+    object: Object<M>,
+}
+
+impl<M> Deref for Pmap<M> {
+    type Target = Object<M>;
+
+    #[inline]
+    fn deref(&self) -> &Object<M> {
+        &self.object
+    }
+}
+
 /// Reads page tables through the direct map.
-struct Tables<'a, M: Machine>(&'a Vm<M>);
+struct Tables<'a, M: Machine>(&'a Pmap<M>);
 
 impl<M: Machine> TableReader for Tables<'_, M> {
     type Error = core::convert::Infallible;
@@ -76,7 +93,12 @@ impl<M: Machine> TableReader for Tables<'_, M> {
     }
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Pmap<M> {
+    /// The page tables of the system whose pages `object` has.
+    pub(in crate::vm) const fn new(object: Object<M>) -> Self {
+        Self { object }
+    }
+
     fn pmap_lock(&self) {
         self.mtx_lock(LockClass::Pmap, &self.state().kernel_pmap.lock.owner);
     }
@@ -288,7 +310,7 @@ impl<M: Machine> Vm<M> {
     }
 
     /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that
-    /// is returned. Panics as [`Vm::pmap_enter`] does. Locks: takes the pmap's.
+    /// is returned. Panics as [`Pmap::pmap_enter`] does. Locks: takes the pmap's.
     pub fn pmap_kenter(&self, va: GuestVirt, pa: GuestPhys) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let flags = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::KENTER;
@@ -369,7 +391,7 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Pages that [`Vm::pmap_growkernel`] takes for `end`: page tables of every level. Locks: the
+    /// Pages that [`Pmap::pmap_growkernel`] takes for `end`: page tables of every level. Locks: the
     /// kernel map's is held.
     pub(super) fn pmap_growkernel_pages(&self, end: GuestVirt) -> u64 {
         let end = grow_end(end);
@@ -401,7 +423,7 @@ impl<M: Machine> Vm<M> {
                 return Err(Shortage);
             }
             let flags = AllocFlags::WIRED | AllocFlags::ZERO;
-            let m = self.vm_page_alloc(None, 0, AllocClass::Interrupt, flags).ok_or(Shortage)?;
+            let m = self.vm_page_alloc_noobj(AllocClass::Interrupt, flags).ok_or(Shortage)?;
             if !self.page(m).flags.get().contains(PageFlags::ZERO) {
                 self.pmap_zero_page(m);
             }

@@ -18,18 +18,20 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::layout::{KernelRoots, PageFlags, RQ_PPQ, VM_NFREELIST, VmPage};
 
-use super::{Shortage, Vm, Wait};
+use super::phys::Phys;
+use super::thread::ThreadSpec;
+use super::{Shortage, Vm, VmMachine, Wait};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PRI_MAX_IDLE;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
-use crate::kern::thread::{PAGEZERO_TID, ThreadSpec};
-use crate::machine::Machine;
+use crate::kern::thread::PAGEZERO_TID;
+use crate::machine::{Cpu, PhysMem};
 
 /// Seconds after which it looks again unasked.
 const LOOK_AGAIN: u64 = 300;
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Makes the thread, asleep, if `vm.idlezero_enable` asks for it (`pagezero_start`), and wakes
     /// it if there is work.
     ///
@@ -65,7 +67,9 @@ impl<M: Machine> Vm<M> {
             self.free_queue_unlock();
         }
     }
+}
 
+impl<M: PhysMem + Cpu> Phys<M> {
     /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and
     /// then not before they are fewer than two thirds. Locks: the free queue's.
     fn vm_page_zero_check(&self) -> bool {

@@ -13,10 +13,10 @@ use vmkern_abi::layout::{
     StoredOp, Thread, VmObject, ZONE_COUNT,
 };
 
-use super::page::{AllocClass, AllocFlags, Contents};
-use super::{Vm, phys_of};
+use super::page::{AllocFlags, Contents};
+use super::phys::{Phys, phys_of};
 use crate::kern::lock::LockClass;
-use crate::machine::{Machine, Mark, Supply};
+use crate::machine::{AllocClass, Cpu, Mark, PhysMem, Supply};
 use crate::window::{Line, Shared};
 
 /// A type with a zone of its own.
@@ -70,7 +70,7 @@ const fn items_per_slab(item_size: u64) -> u64 {
     (PAGE_SIZE - size_of::<SlabHeader>() as u64) / item_size
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Phys<M> {
     /// Sets up the zones, empty (`vm_map_startup`).
     pub(crate) fn zone_startup(&self) {
         for (zone, size) in self.state().zones.iter().zip(ITEM_SIZES) {
@@ -145,7 +145,7 @@ impl<M: Machine> Vm<M> {
         if self.machine().refuses(Supply::Slab) {
             return None;
         }
-        let page = self.vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)?;
+        let page = self.vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED)?;
         let pa = self.vm_page_to_phys(page);
         let slab: KPtr<SlabHeader> = KPtr::new(phys_to_dmap(pa));
         let header = self.get(slab);

@@ -3,9 +3,8 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 
 use super::super::{Access, Intent};
-use crate::machine::Machine;
 use crate::num::to_usize;
-use crate::vm::{Shortage, Vm};
+use crate::vm::{Shortage, Vm, VmMachine};
 
 /// Words of a block in the book, a power of two.
 const WORDS: u64 = 8;
@@ -84,7 +83,7 @@ impl Book {
     }
 
     /// Adds `block`. May sleep.
-    pub fn push<M: Machine, A: Access>(
+    pub fn push<M: VmMachine, A: Access>(
         &mut self,
         vm: &Vm<M>,
         access: &A,
@@ -110,7 +109,7 @@ impl Book {
     }
 
     /// Moves to twice the memory.
-    fn grow<M: Machine, A: Access>(&mut self, vm: &Vm<M>, access: &A) -> Result<(), Shortage> {
+    fn grow<M: VmMachine, A: Access>(&mut self, vm: &Vm<M>, access: &A) -> Result<(), Shortage> {
         let pages = (self.pages_of_book * 2).max(1);
         let addr = vm.kmem_alloc(vm.kernel_map(), pages * PAGE_SIZE).ok_or(Shortage)?;
         let larger = Self { addr, pages_of_book: pages, ..*self };
@@ -123,7 +122,7 @@ impl Book {
     }
 
     /// Gives its memory back.
-    pub fn close<M: Machine>(&self, vm: &Vm<M>) {
+    pub fn close<M: VmMachine>(&self, vm: &Vm<M>) {
         if self.pages_of_book != 0 {
             vm.kmem_free(vm.kernel_map(), self.addr, self.pages_of_book * PAGE_SIZE);
         }

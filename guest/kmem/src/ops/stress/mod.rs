@@ -21,8 +21,7 @@ use self::book::{Block, Book};
 use super::{Access, bytes, qenter};
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::Sleep;
-use crate::machine::Machine;
-use crate::vm::Vm;
+use crate::vm::{Vm, VmMachine};
 
 /// Pages of a buffer of exec_map: what execve asks for.
 const EXEC_PAGES: u64 = 66;
@@ -50,7 +49,7 @@ const SORTS: [Sort; 6] =
     [Sort::Kmem, Sort::System, Sort::Wired, Sort::Nofault, Sort::Exec, Sort::Pageable];
 
 /// A thread's part.
-struct Stress<'a, M: Machine, A> {
+struct Stress<'a, M: VmMachine, A> {
     vm: &'a Vm<M>,
     access: &'a A,
     /// State of the random numbers.
@@ -68,7 +67,7 @@ struct Stress<'a, M: Machine, A> {
 
 /// Runs a thread's part. See [`vmkern_abi::control::Op::Stress`]; `others` are its maps, the
 /// pageable one first. Locks: none may be held. Sleeps.
-pub fn run<M: Machine, A: Access>(
+pub fn run<M: VmMachine, A: Access>(
     vm: &Vm<M>,
     access: &A,
     seed: u64,
@@ -114,7 +113,7 @@ fn expect_ok(outcome: Outcome) -> Result<(), Outcome> {
     if outcome == Outcome::Ok { Ok(()) } else { Err(outcome) }
 }
 
-impl<M: Machine, A: Access> Stress<'_, M, A> {
+impl<M: VmMachine, A: Access> Stress<'_, M, A> {
     /// A random number below `bound`, by `SplitMix64`.
     fn below(&mut self, bound: u64) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);

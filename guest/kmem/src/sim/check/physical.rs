@@ -6,7 +6,7 @@ use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
 use vmkern_abi::layout::{PQ_ACTIVE, PageFlags, VmFreeList};
 
 use super::Objects;
-use crate::machine::{Machine, Mark};
+use crate::machine::{Mark, PhysMem};
 use crate::sim::Sim;
 use crate::window::PageTable;
 

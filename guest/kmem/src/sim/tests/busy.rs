@@ -10,9 +10,10 @@ use vmkern_abi::layout::{VM_PAGE_BITS_ALL, VmObject, VmPage};
 use super::super::check::check;
 use super::super::{Sim, SimMachine};
 use super::{MIB, NOWAIT, boot};
-use crate::kern::eventhandler::{EventPriority, VM_LOWMEM};
+use crate::kern::eventhandler::EventPriority;
 use crate::kern::thread::PAGEDAEMON_TID;
 use crate::vm::Vm;
+use crate::vm::eventhandler::VM_LOWMEM;
 use crate::vm::page::{AllocClass, AllocFlags};
 
 fn waits(sim: &Sim, tid: u32, wmesg: &str) {
@@ -106,7 +107,7 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
     sim.vm().vm_object_lock(object);
     let m = sim
         .vm()
-        .vm_page_alloc(Some(object), pindex, AllocClass::Normal, AllocFlags::empty())
+        .vm_page_alloc(object, pindex, AllocClass::Normal, AllocFlags::empty())
         .expect("a page");
     sim.vm().page(m).valid.set(VM_PAGE_BITS_ALL);
     sim.vm().vm_object_unlock(object);

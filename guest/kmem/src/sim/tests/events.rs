@@ -9,9 +9,10 @@ use super::super::check::check;
 use super::super::threads::perform;
 use super::super::{Sim, SimMachine};
 use super::{NOWAIT, boot};
-use crate::kern::eventhandler::{EventPriority, EventTag, VM_LOWMEM};
+use crate::kern::eventhandler::{EventPriority, EventTag};
 use crate::ops;
 use crate::vm::Vm;
+use crate::vm::eventhandler::VM_LOWMEM;
 
 /// Notes its argument in `v_swapin`, as one more decimal digit.
 fn note(vm: &Vm<SimMachine>, arg: u64, flags: u64) {

@@ -37,9 +37,7 @@ fn toggle(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
 
 fn enter(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
     let flags = AllocFlags::NOBUSY;
-    sim.vm()
-        .vm_page_alloc(Some(object), pindex, AllocClass::Interrupt, flags)
-        .expect("there are pages");
+    sim.vm().vm_page_alloc(object, pindex, AllocClass::Interrupt, flags).expect("there are pages");
 }
 
 proptest! {

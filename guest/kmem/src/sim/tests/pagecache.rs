@@ -13,7 +13,7 @@ use super::super::Sim;
 use super::super::check::{check, check_zeros};
 use super::{MIB, NOWAIT, ZEROED};
 use crate::kern::lock::LockClass;
-use crate::machine::{Machine, Supply};
+use crate::machine::{Cpu, Supply};
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 
 /// Pages in a cache at most.
@@ -61,7 +61,7 @@ impl Cpus {
     }
 
     fn alloc(&self, class: AllocClass) -> Option<KPtr<VmPage>> {
-        self.sim.vm().vm_page_alloc(None, 0, class, AllocFlags::WIRED)
+        self.sim.vm().vm_page_alloc_noobj(class, AllocFlags::WIRED)
     }
 
     fn free(&self, m: KPtr<VmPage>) {
@@ -310,7 +310,7 @@ fn zeroed_pages_stay_known_to_be_zero_in_a_cache() {
     vm.vm_page_free_wired(m, Contents::Zero);
     assert_eq!((zero(), cpus.cpu(0).page_cache.pages.head.get()), (before, vm.vm_page_number(m)));
     let again = vm
-        .vm_page_alloc(None, 0, AllocClass::Normal, AllocFlags::WIRED | AllocFlags::ZERO)
+        .vm_page_alloc_noobj(AllocClass::Normal, AllocFlags::WIRED | AllocFlags::ZERO)
         .expect("a page");
     assert_eq!(again, m, "the page that was freed last comes first");
     assert!(vm.page(again).flags.get().contains(vmkern_abi::layout::PageFlags::ZERO));

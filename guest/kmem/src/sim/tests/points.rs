@@ -8,8 +8,8 @@ use vmkern_abi::control::{MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::ThreadState;
 
 use super::{MIB, NOWAIT, ZEROED, boot};
+use crate::kern::point::PAGES_MAX;
 use crate::sim::Sim;
-use crate::vm::point::PAGES_MAX;
 
 /// The most pages that the simulated CPU has worked on between two points.
 fn longest(sim: &Sim) -> u64 {

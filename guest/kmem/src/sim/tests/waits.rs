@@ -9,9 +9,10 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome, WaitMessage};
 use super::super::check::check;
 use super::super::{Sim, SimMachine};
 use super::{MIB, NOWAIT, boot};
-use crate::kern::eventhandler::{EventPriority, UMA_RECLAIM, VM_LOWMEM};
+use crate::kern::eventhandler::EventPriority;
 use crate::kern::sleepq::WaitChannel;
 use crate::vm::Vm;
+use crate::vm::eventhandler::{UMA_RECLAIM, VM_LOWMEM};
 
 const WAITOK: MallocFlags = MallocFlags::WAITOK;
 /// What execve asks exec_map for.

@@ -3,14 +3,13 @@
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{EntryFlags, MapNode, VmMap, VmMapEntry};
 
-use super::header;
 use super::index::{Damage, max_nodes};
 use super::pool::PoolItem;
 use super::reserve::FLOOR;
+use super::{Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Checks list, index, counters and reserve of `map`. Takes its lock.
     ///
     /// # Errors

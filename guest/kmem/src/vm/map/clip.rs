@@ -3,11 +3,11 @@
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
-use super::header;
+use super::{Map, header};
 use crate::machine::Machine;
-use crate::vm::{Shortage, Vm};
+use crate::vm::page::Shortage;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Makes one entry of `entry` and each neighbour that continues it with everything equal
     /// (`vm_map_simplify_entry`). `entry` survives, but may move: gives where it is. Each neighbour
     /// that goes drops its reference to the object, for which the object must be unlocked. Nothing
@@ -61,7 +61,7 @@ impl<M: Machine> Vm<M> {
     /// (`vm_map_clip_start`). Merges `entry` with its neighbours first, as FreeBSD does, by
     /// which it may move: gives where it is.
     #[must_use = "the entry may have moved"]
-    pub(super) fn vm_map_clip_start(
+    pub(in crate::vm) fn vm_map_clip_start(
         &self,
         map: KPtr<VmMap>,
         entry: KPtr<VmMapEntry>,
@@ -84,7 +84,12 @@ impl<M: Machine> Vm<M> {
 
     /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own
     /// (`vm_map_clip_end`).
-    pub(super) fn vm_map_clip_end(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
+    pub(in crate::vm) fn vm_map_clip_end(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        va: GuestVirt,
+    ) {
         let (m, e) = (self.get(map), self.get(entry));
         if va >= e.end.get() {
             return;

@@ -16,10 +16,9 @@
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
 
-use super::wire::Waiters;
-use super::{Lookup, header};
+use super::transition::Waiters;
+use super::{Lookup, Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 use crate::vm::pmap::TlbFlush;
 
 /// What the first pass of a deletion has come to.
@@ -32,7 +31,7 @@ struct Marked {
     resume: Option<(GuestVirt, KPtr<VmMapEntry>)>,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never
     /// fails. Takes the map's lock.
     pub fn vm_map_remove(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {

@@ -4,12 +4,11 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
 
-use super::{EntrySpec, Lookup, header};
+use super::{EntrySpec, Lookup, Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 use crate::vm::object::Coalesced;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
     ///
     /// A range without an object that continues the entry before it, equal in kind and not wired,
@@ -19,7 +18,7 @@ impl<M: Machine> Vm<M> {
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when the range is empty or not inside the map,
     /// [`KernReturn::NoSpace`] when part of it is taken, [`KernReturn::ResourceShortage`] when
-    /// there is no page for an entry, which cannot happen after [`Vm::vm_map_findspace`]. The map
+    /// there is no page for an entry, which cannot happen after [`Map::vm_map_findspace`]. The map
     /// is unchanged.
     pub fn vm_map_insert(
         &self,

@@ -4,12 +4,11 @@ use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 
-use super::Lookup;
+use super::{Lookup, Map};
 use crate::machine::Machine;
-use crate::vm::Vm;
 
 /// Where the page for an address is to be found. The map stays locked until
-/// [`Vm::vm_map_lookup_done`].
+/// [`Map::vm_map_lookup_done`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlace {
     /// The map, or the submap, that has the entry.
@@ -26,7 +25,7 @@ pub struct FaultPlace {
     pub wired_count: u32,
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Finds the page for an access of kind `fault_type` at `va`, through submaps
     /// (`vm_map_lookup`). Takes the lock of `map`; on success the lock of [`FaultPlace::map`] is
     /// held, otherwise none.
@@ -83,7 +82,7 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Ends what [`Vm::vm_map_lookup`] began (`vm_map_lookup_done`).
+    /// Ends what [`Map::vm_map_lookup`] began (`vm_map_lookup_done`).
     pub fn vm_map_lookup_done(&self, place: &FaultPlace) {
         self.vm_map_unlock(place.map);
     }

@@ -4,10 +4,10 @@
 //! addresses, and in an [`index`], which finds an address or a gap in logarithmic time. An
 //! operation changes both or none.
 //!
-//! **Protocol.** Every function here that takes a map needs its lock ([`Vm::vm_map_lock`]), unless
+//! **Protocol.** Every function here that takes a map needs its lock ([`Map::vm_map_lock`]), unless
 //! it says that it takes the lock itself. Entries and index nodes come from the map's reserve
 //! ([`mod@reserve`]), which is filled before a change begins; page-table pages for kernel_map are
-//! made by [`Vm::vm_map_findspace`]. A shortage therefore shows before anything has changed, and
+//! made by [`Map::vm_map_findspace`]. A shortage therefore shows before anything has changed, and
 //! giving a range back needs nothing that could be short.
 //!
 //! A system map is locked by a mutex, any other map by an sx lock, which may be held across a
@@ -22,6 +22,7 @@
 mod check;
 mod clip;
 mod delete;
+mod find;
 pub mod index;
 mod insert;
 mod lookup;
@@ -31,10 +32,11 @@ mod space;
 mod submap;
 #[cfg(test)]
 mod tests;
+mod transition;
 mod unwire;
-mod wire;
 
 use core::mem::offset_of;
+use core::ops::Deref;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::atomic::{Ordering, fence};
@@ -42,14 +44,17 @@ use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, Sx, VmMap, VmMapEntr
 
 pub use self::lookup::FaultPlace;
 pub use self::space::{FindSpace, NoRange};
-use super::{Shortage, Vm, phys_of};
+pub(in crate::vm) use self::transition::Waiters;
+use super::page::Shortage;
+use super::phys::phys_of;
+use super::pmap::Pmap;
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
 
-/// What [`Vm::vm_map_insert`] makes an entry of. The entry takes over one reference to the object.
+/// What [`Map::vm_map_insert`] makes an entry of. The entry takes over one reference to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntrySpec {
     /// The object, or null.
@@ -116,7 +121,27 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
     KPtr::new(map.addr())
 }
 
-impl<M: Machine> Vm<M> {
+/// Maps, over the page tables that they are entered in: the floor below [`crate::vm::Vm`].
+#[derive(Debug)]
+pub struct Map<M> {
+    pmap: Pmap<M>,
+}
+
+impl<M> Deref for Map<M> {
+    type Target = Pmap<M>;
+
+    #[inline]
+    fn deref(&self) -> &Pmap<M> {
+        &self.pmap
+    }
+}
+
+impl<M: Machine> Map<M> {
+    /// Maps over `pmap`, none so far.
+    pub(in crate::vm) const fn new(pmap: Pmap<M>) -> Self {
+        Self { pmap }
+    }
+
     /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
     /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It
     /// is not a system map until its maker sets `system_map`, before first use. Locks: takes
@@ -181,7 +206,7 @@ impl<M: Machine> Vm<M> {
         }
     }
 
-    /// Releases the map's lock and sleeps until [`Vm::vm_map_wakeup`] (`vm_map_unlock_and_wait`
+    /// Releases the map's lock and sleeps until [`Map::vm_map_wakeup`] (`vm_map_unlock_and_wait`
     /// without a time-out). The map is unlocked afterwards, and may have changed in any way.
     pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
         let interlock = &self.state().map_sleep_mtx;
@@ -192,8 +217,8 @@ impl<M: Machine> Vm<M> {
             self.msleep(map_channel(map), interlock, PVM, "vmmaps", 0, Relock::Drop);
     }
 
-    /// Wakes everybody who sleeps in [`Vm::vm_map_unlock_and_wait`] for this map (`vm_map_wakeup`).
-    /// The map may be locked or not.
+    /// Wakes everybody who sleeps in [`Map::vm_map_unlock_and_wait`] for this map
+    /// (`vm_map_wakeup`). The map may be locked or not.
     pub(super) fn vm_map_wakeup(&self, map: KPtr<VmMap>) {
         // Whoever has unlocked the map to sleep holds this until it does.
         let interlock = &self.state().map_sleep_mtx;
@@ -212,7 +237,7 @@ impl<M: Machine> Vm<M> {
 
     /// Confines `[start, end)` to the map, silently (`VM_MAP_RANGE_CHECK`). An empty result is at
     /// the end.
-    fn map_range_clamp(
+    pub(in crate::vm) fn map_range_clamp(
         &self,
         map: &VmMap,
         start: GuestVirt,

@@ -17,9 +17,10 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
 
-use crate::machine::{Machine, Mark, Supply};
-use crate::vm::page::{AllocClass, AllocFlags, Contents};
-use crate::vm::{Shortage, Vm, phys_of};
+use super::Map;
+use crate::machine::{AllocClass, Machine, Mark, Supply};
+use crate::vm::page::{AllocFlags, Contents, Shortage};
+use crate::vm::phys::phys_of;
 use crate::window::{Line, Shared};
 
 /// Bytes in which items are copied and cleared.
@@ -58,7 +59,7 @@ impl PoolItem for MapNode {
     }
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// A map, all zero but for its pools, which are its home's items.
     pub(super) fn map_home_alloc(&self) -> Result<KPtr<VmMap>, Shortage> {
         let home = KPtr::<MapHome>::new(self.map_page_alloc::<MapHome>()?.addr());
@@ -202,9 +203,8 @@ impl<M: Machine> Vm<M> {
         if self.machine().refuses(Supply::MapPool) {
             return Err(Shortage);
         }
-        let page = self
-            .vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED)
-            .ok_or(Shortage)?;
+        let page =
+            self.vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED).ok_or(Shortage)?;
         // All maps count here, each under a lock of its own.
         self.state().map_pages.fetch_add(1);
         Ok(KPtr::new(phys_to_dmap(self.vm_page_to_phys(page))))

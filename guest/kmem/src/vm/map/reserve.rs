@@ -22,10 +22,11 @@
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{MapNode, VmMap, VmMapEntry};
 
+use super::Map;
 use super::index::{Index, NodeStore, Relocation, max_nodes};
 use super::pool::PoolItem;
 use crate::machine::Machine;
-use crate::vm::{Shortage, Vm};
+use crate::vm::page::Shortage;
 
 /// Entries that a map keeps in reserve for giving back ranges: two cuts, and room for a few times
 /// of bad luck.
@@ -34,7 +35,7 @@ pub const FLOOR: u64 = 8;
 /// The nodes of a map's index, in the direct map, with the map's reserve behind them.
 #[derive(Debug)]
 pub(super) struct MapNodes<'a, M: Machine> {
-    vm: &'a Vm<M>,
+    maps: &'a Map<M>,
     map: &'a VmMap,
 }
 
@@ -48,7 +49,7 @@ impl<M: Machine> MapNodes<'_, M> {
     fn unchain(&self, node: KPtr<MapNode>) -> bool {
         let mut link = &self.map.reserve.unlinked;
         while let Some(at) = link.get().non_null() {
-            let next = &self.vm.get(at).spare_next;
+            let next = &self.maps.get(at).spare_next;
             if at == node {
                 link.set(next.get());
                 next.set(KPtr::NULL);
@@ -63,42 +64,42 @@ impl<M: Machine> MapNodes<'_, M> {
 impl<M: Machine> NodeStore for MapNodes<'_, M> {
     #[inline]
     fn node(&self, node: KPtr<MapNode>) -> &MapNode {
-        self.vm.get(node)
+        self.maps.get(node)
     }
 
     fn take(&self) -> KPtr<MapNode> {
         let node: KPtr<MapNode> =
-            self.vm.pool_take(self.map).unwrap_or_else(|| self.vm.map_exhausted());
-        self.vm.get(node).spare_next.set(KPtr::NULL);
+            self.maps.pool_take(self.map).unwrap_or_else(|| self.maps.map_exhausted());
+        self.maps.get(node).spare_next.set(KPtr::NULL);
         node
     }
 
     fn give(&self, node: KPtr<MapNode>) {
         let unlinked = &self.map.reserve.unlinked;
-        self.vm.get(node).spare_next.set(unlinked.get());
+        self.maps.get(node).spare_next.set(unlinked.get());
         unlinked.set(node);
     }
 
     fn compact(&self) -> Option<Relocation> {
         let unlinked = &self.map.reserve.unlinked;
         while let Some(gone) = unlinked.get().non_null() {
-            let last = self.vm.pool_last(self.map);
+            let last = self.maps.pool_last(self.map);
             if self.unchain(last) {
-                self.vm.pool_drop_last::<MapNode>(self.map);
+                self.maps.pool_drop_last::<MapNode>(self.map);
                 continue;
             }
-            unlinked.set(self.vm.get(gone).spare_next.get());
-            return Some(Relocation { from: self.vm.pool_give(self.map, gone), to: gone });
+            unlinked.set(self.maps.get(gone).spare_next.get());
+            return Some(Relocation { from: self.maps.pool_give(self.map, gone), to: gone });
         }
         None
     }
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// The index of `map` with its nodes.
     #[inline]
     pub(super) fn map_nodes<'a>(&'a self, map: &'a VmMap) -> MapNodes<'a, M> {
-        MapNodes { vm: self, map }
+        MapNodes { maps: self, map }
     }
 
     /// Makes sure that `count` entries can be added to `map`, beyond what it keeps in reserve
@@ -106,7 +107,7 @@ impl<M: Machine> Vm<M> {
     ///
     /// # Errors
     /// [`Shortage`] when a page was needed and none was left.
-    pub(super) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
+    pub(in crate::vm) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
         let reserve = &map.reserve;
         let needed = entries_needed(map) + count;
         while reserve.entries.capacity.get() < needed {
@@ -121,7 +122,7 @@ impl<M: Machine> Vm<M> {
         Ok(())
     }
 
-    /// Pages that [`Vm::map_reserve`] takes for `count` entries.
+    /// Pages that [`Map::map_reserve`] takes for `count` entries.
     pub(in crate::vm) fn map_reserve_pages(&self, map: &VmMap, count: u64) -> u64 {
         let needed = entries_needed(map) + count;
         let (mut entries, mut nodes) =

@@ -4,11 +4,10 @@ use vmkern_abi::addr::{GuestVirt, KPtr, round_page};
 use vmkern_abi::kmem::{KernReturn, MapId};
 use vmkern_abi::layout::VmMap;
 
-use super::{EntrySpec, Lookup, header};
+use super::{EntrySpec, Lookup, Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 
-/// Whether [`Vm::vm_map_find`] may choose the address.
+/// Whether [`Map::vm_map_find`] may choose the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindSpace {
     /// The lowest room at or above the address given.
@@ -39,7 +38,7 @@ impl NoRange {
     }
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// The entry that holds `va`, or the one before it (`vm_map_lookup_entry`). Changes nothing.
     #[must_use]
     pub fn vm_map_lookup_entry(&self, map: KPtr<VmMap>, va: GuestVirt) -> Lookup {
@@ -109,7 +108,7 @@ impl<M: Machine> Vm<M> {
     /// the map's lock.
     ///
     /// # Errors
-    /// Those of [`Vm::vm_map_findspace`] and [`Vm::vm_map_insert`]. The map is unchanged.
+    /// Those of [`Map::vm_map_findspace`] and [`Vm::vm_map_insert`]. The map is unchanged.
     pub fn vm_map_find(
         &self,
         map: KPtr<VmMap>,

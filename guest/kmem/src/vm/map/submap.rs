@@ -4,11 +4,10 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap};
 
-use super::{Lookup, header};
+use super::{Lookup, Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Makes `[start, end)` of `map`, an entry or part of one, the submap `submap`
     /// (`vm_map_submap`). Takes the map's lock. Entries cut at the ends stay cut, whatever the
     /// result.

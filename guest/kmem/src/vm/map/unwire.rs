@@ -4,12 +4,11 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
-use super::wire::Waiters;
-use super::{Lookup, header};
+use super::transition::Waiters;
+use super::{Lookup, Map, header};
 use crate::machine::Machine;
-use crate::vm::Vm;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Takes one of the system's wirings of `[start, end)`, page aligned and confined to the map,
     /// back (`vm_map_unwire` with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). With its last wiring
     /// a range keeps its pages and translations, but the pages of an anonymous object can be paged

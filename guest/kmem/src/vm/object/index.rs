@@ -15,8 +15,8 @@
 
 use vmkern_abi::layout::{VmObject, VmPage, index_above};
 
-use crate::machine::Machine;
-use crate::vm::Vm;
+use super::Object;
+use crate::machine::{Cpu, PhysMem};
 
 /// A place between two neighbouring pages of an index. Page numbers, 0 where there is none on that
 /// side.
@@ -34,7 +34,7 @@ enum Place {
     RightOf(u32),
 }
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Object<M> {
     /// Number of the page at `pindex`.
     pub(crate) fn index_lookup(&self, obj: &VmObject, pindex: u64) -> Option<u32> {
         let Gap { before, .. } = self.index_seek(obj, pindex);
@@ -134,7 +134,7 @@ impl<M: Machine> Vm<M> {
         self.index_descend(obj, pindex)
     }
 
-    /// [`Vm::index_seek`] from the root down.
+    /// [`Object::index_seek`] from the root down.
     fn index_descend(&self, obj: &VmObject, pindex: u64) -> Gap {
         let (mut before, mut after, mut at) = (0, 0, obj.root.get());
         while at != 0 {

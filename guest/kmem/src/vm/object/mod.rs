@@ -8,17 +8,20 @@
 //! (`object/index.rs`), so that entering one takes nothing else and cannot fail.
 
 mod index;
+mod page;
 
 use core::mem::offset_of;
+use core::ops::Deref;
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, VmObject, VmPage};
 
-use super::page::Slept;
-use super::{Shortage, Vm};
+pub(in crate::vm) use self::page::Slept;
+use super::page::Shortage;
+use super::phys::Phys;
 use crate::kern::lock::LockClass;
-use crate::machine::Machine;
+use crate::machine::{Cpu, PhysMem};
 
 /// What became of one page of a range that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,27 @@ pub(crate) enum Coalesced {
     No,
 }
 
-impl<M: Machine> Vm<M> {
+/// Objects, over the pages that they hold: the floor below [`super::pmap::Pmap`].
+#[derive(Debug)]
+pub struct Object<M> {
+    phys: Phys<M>,
+}
+
+impl<M> Deref for Object<M> {
+    type Target = Phys<M>;
+
+    #[inline]
+    fn deref(&self) -> &Phys<M> {
+        &self.phys
+    }
+}
+
+impl<M: PhysMem + Cpu> Object<M> {
+    /// Objects over `phys`, none so far.
+    pub(in crate::vm) const fn new(phys: Phys<M>) -> Self {
+        Self { phys }
+    }
+
     /// kernel_object, which holds the pages of `kmem_alloc`.
     #[must_use]
     pub fn kernel_object(&self) -> KPtr<VmObject> {
@@ -120,7 +143,7 @@ impl<M: Machine> Vm<M> {
         self.vm_object_deallocate_locked(object);
     }
 
-    /// [`Vm::vm_object_deallocate`] of an object that is locked. Unlocks it.
+    /// [`Object::vm_object_deallocate`] of an object that is locked. Unlocks it.
     pub(super) fn vm_object_deallocate_locked(&self, object: KPtr<VmObject>) {
         let o = self.get(object);
         match o.ref_count.get() {

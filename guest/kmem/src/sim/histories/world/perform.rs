@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmkern_abi::control::{MallocFlags, MapKind, Op, Outcome, WaitMessage};
 
 use super::World;
-use crate::machine::Machine;
+use crate::machine::Cpu;
 use crate::sim::SimMachine;
 use crate::sim::histories::ZEROED;
 use crate::sim::histories::script::Who;

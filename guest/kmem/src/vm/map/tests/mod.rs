@@ -111,7 +111,7 @@ impl Fixture {
     /// Takes all pages of the machine but `left`.
     fn drain(&self, left: u64) {
         while self.vm().cnt().v_free_count.get() > left {
-            let page = self.vm().vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED);
+            let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);
             assert!(page.is_some(), "a free page is there");
         }
     }

@@ -67,7 +67,7 @@ impl Scene {
     /// Leaves 20 pages, which are too few for faults.
     fn shortage(&mut self) {
         while self.vm().cnt().v_free_count.get() > 20 {
-            let page = self.vm().vm_page_alloc(None, 0, AllocClass::Interrupt, AllocFlags::WIRED);
+            let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);
             self.hoard.push(page.expect("a page is free"));
         }
     }

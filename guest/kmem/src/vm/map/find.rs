@@ -7,11 +7,11 @@ use vmkern_abi::kmem::MapId;
 use vmkern_abi::kva::dmap_to_phys;
 use vmkern_abi::layout::{PageFlags, VmMap};
 
-use super::Vm;
+use super::Map;
 use crate::machine::Machine;
 use crate::num::to_usize;
 
-impl<M: Machine> Vm<M> {
+impl<M: Machine> Map<M> {
     /// Where the map that boot names `id` is kept.
     pub(crate) fn named_map(&self, id: MapId) -> &Field<KPtr<VmMap>> {
         &self.state().maps[to_usize(id.0)]

@@ -8,24 +8,25 @@ use core::mem::offset_of;
 
 use vmkern_abi::layout::{KernelRoots, Mtx};
 
-use super::lock::LockClass;
-use super::sched::PVM;
-use super::sleepq::WaitChannel;
-use super::synch::{Relock, Sleep};
-use super::thread::{TASKQ_TID, ThreadSpec};
-use crate::machine::{Machine, ThreadStart};
-use crate::vm::{Shortage, Vm, Wait};
+use super::thread::ThreadSpec;
+use super::{Shortage, Vm, VmMachine, Wait};
+use crate::kern::lock::LockClass;
+use crate::kern::sched::PVM;
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
+use crate::kern::thread::TASKQ_TID;
+use crate::machine::ThreadStart;
 
 /// What it shows while there is nothing to do, as FreeBSD's does.
 const IDLE: &str = "-";
 
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Makes the thread, asleep (`taskqueue_start_threads`). Once it is woken it calls `run`, which
     /// never returns.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
-    pub fn taskqueue_start(&self, run: ThreadStart<M>) -> Result<(), Shortage> {
+    pub fn taskqueue_start(&self, run: ThreadStart<Self>) -> Result<(), Shortage> {
         let spec =
             ThreadSpec { tid: TASKQ_TID, name: "thread taskq", priority: PVM, start: run, arg: 0 };
         self.kthread_create_asleep(&spec, self.taskqueue_channel(), IDLE, Wait::No).map(drop)

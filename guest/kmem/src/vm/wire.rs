@@ -1,24 +1,14 @@
-//! Wiring ranges of a map by faulting their pages in.
+//! Wiring ranges of a map by faulting their pages in (the half of `vm_map.c` that needs
+//! `vm_fault.c`).
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 
-use super::{Lookup, header};
-use crate::machine::Machine;
-use crate::vm::Vm;
+use super::map::{Lookup, Waiters, header};
+use super::{Vm, VmMachine};
 
-/// Whether somebody waits for the end of a transition.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Waiters {
-    /// Nobody.
-    None,
-    /// Somebody, who is to be woken.
-    Some,
-}
-
-impl<M: Machine> Vm<M> {
+impl<M: VmMachine> Vm<M> {
     /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire`
     /// with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while
     /// pages are brought in; may sleep then. On failure everything is as before, but for entries
@@ -109,32 +99,6 @@ impl<M: Machine> Vm<M> {
         (end, Ok(()))
     }
 
-    /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the
-    /// entry that holds `resume` then, with what two cuts need in reserve.
-    ///
-    /// # Errors
-    /// [`KernReturn::InvalidAddress`] when nothing is there any more,
-    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
-    pub(super) fn map_await_transition(
-        &self,
-        map: KPtr<VmMap>,
-        entry: KPtr<VmMapEntry>,
-        resume: GuestVirt,
-    ) -> Result<KPtr<VmMapEntry>, KernReturn> {
-        self.map_wait_for_transition(map, entry);
-        let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, resume) else {
-            return Err(KernReturn::InvalidAddress);
-        };
-        self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;
-        Ok(entry)
-    }
-
-    /// Whether the address at which `entry` ends is in no entry.
-    pub(super) fn map_hole_follows(&self, map: KPtr<VmMap>, entry: &VmMapEntry) -> bool {
-        let next = entry.next.get();
-        next == header(map) || self.get(next).start.get() > entry.end.get()
-    }
-
     /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile.
     /// The entry may be in pieces afterwards: gives the last one. On failure every piece is marked
     /// [`VmMapEntry::WIRE_FAILED`].
@@ -191,13 +155,6 @@ impl<M: Machine> Vm<M> {
             entry = self.get(entry).next.get();
         }
         waiters
-    }
-
-    /// Ends the transition of `entry`. Says whether somebody waits for that.
-    pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
-        let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
-        entry.eflags.update_locked(|eflags| eflags - EntryFlags::PASSING);
-        if waited_for { Waiters::Some } else { Waiters::None }
     }
 
     /// Takes this call's wiring of `entry` back.

@@ -4,7 +4,7 @@
 //! for as long as it takes. Each such loop therefore comes to a point for each page: now and then,
 //! at most [`PAGES_MAX`] pages apart, those interrupts are taken there that need no lock of the
 //! memory system, with the mutexes still owned: the clock's, another CPU's shootdown, the host's
-//! pause ([`Machine::intr_point`]). No thread is switched to, and an operation in an interrupt
+//! pause ([`Cpu::intr_point`]). No thread is switched to, and an operation in an interrupt
 //! handler waits until the locks are free: it would find them owned by the thread that it has
 //! interrupted.
 //!
@@ -12,8 +12,8 @@
 //! by the loops: a loop that lacks its points shows in
 //! [`Pcpu::longest_pages`](vmkern_abi::layout::Pcpu).
 
-use super::Vm;
-use crate::machine::Machine;
+use super::Kern;
+use crate::machine::{Cpu, PhysMem};
 
 /// Pages that are worked on at most between two points, or a point and the release of the last
 /// mutex.
@@ -23,7 +23,7 @@ pub const PAGES_MAX: u64 = 64;
 /// bring with it, a refill of a cache of pages say, fits below [`PAGES_MAX`].
 const PAGES_DUE: u64 = 32;
 
-impl<M: Machine> Vm<M> {
+impl<M: PhysMem + Cpu> Kern<M> {
     /// Counts a page that has been worked on. Locks: some mutex is owned.
     #[inline]
     pub(crate) fn page_worked(&self) {

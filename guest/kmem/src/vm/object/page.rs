@@ -1,0 +1,204 @@
+//! Pages of objects (`vm_page.c`): who works on one, where it belongs, and how it comes and goes.
+//!
+//! A page that somebody works on is busy: nobody else frees it, wires it or shows it, and who wants
+//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the object's lock.
+
+use vmkern_abi::addr::KPtr;
+use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
+
+use super::Object;
+use crate::kern::lock::LockClass;
+use crate::kern::sched::PVM;
+use crate::kern::sleepq::WaitChannel;
+use crate::kern::synch::{Relock, Sleep};
+use crate::machine::{AllocClass, Cpu, PhysMem};
+use crate::vm::page::{AllocFlags, Contents, Managed, Want};
+
+/// Whether a function has slept, so that what its caller knew may be wrong now.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slept {
+    /// It has.
+    Yes,
+    /// It has not.
+    No,
+}
+
+impl<M: PhysMem + Cpu> Object<M> {
+    /// Takes a page for `object`, where it is entered at `pindex`, or `None` when the class's floor
+    /// is reached (`vm_page_alloc`). Never sleeps, never clears. The page is busy unless `NOBUSY`.
+    /// Locks: the object's is held; takes the free queue's, or while pages are plenty a cache's.
+    #[must_use]
+    pub fn vm_page_alloc(
+        &self,
+        object: KPtr<VmObject>,
+        pindex: u64,
+        class: AllocClass,
+        flags: AllocFlags,
+    ) -> Option<KPtr<VmPage>> {
+        self.vm_object_assert_locked(object);
+        let is_phys = self.get(object).kind.get() == ObjectType::Phys as u32;
+        let is_busy = !flags.contains(AllocFlags::NOBUSY);
+        let m = self.vm_page_take(Want {
+            class,
+            flags,
+            managed: if is_phys { Managed::No } else { Managed::Yes },
+            oflags: if is_busy { PageOflags::BUSY } else { PageOflags::empty() },
+        })?;
+        self.vm_page_insert(m, object, pindex);
+        Some(m)
+    }
+
+    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is
+    /// cleared with `ZERO`; one that was there is returned as it is.
+    ///
+    /// With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
+    /// Locks: the object's is held, and dropped while sleeping.
+    #[must_use]
+    pub fn vm_page_grab(
+        &self,
+        object: KPtr<VmObject>,
+        pindex: u64,
+        flags: AllocFlags,
+    ) -> Option<KPtr<VmPage>> {
+        self.vm_object_assert_locked(object);
+        loop {
+            if let Some(m) = self.vm_page_lookup(object, pindex) {
+                if self.vm_page_sleep_if_busy(m, "pgrbwt") == Slept::Yes {
+                    if !flags.contains(AllocFlags::RETRY) {
+                        return None;
+                    }
+                    continue;
+                }
+                if flags.contains(AllocFlags::WIRED) {
+                    self.vm_page_lock_queues();
+                    self.vm_page_wire(m);
+                    self.vm_page_unlock_queues();
+                }
+                if !flags.contains(AllocFlags::NOBUSY) {
+                    self.vm_page_busy(m);
+                }
+                return Some(m);
+            }
+            let Some(m) =
+                self.vm_page_alloc(object, pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
+            else {
+                self.vm_object_unlock(object);
+                self.vm_wait();
+                self.vm_object_lock(object);
+                if !flags.contains(AllocFlags::RETRY) {
+                    return None;
+                }
+                continue;
+            };
+            let page = self.page(m);
+            if page.valid.get() == 0
+                && flags.contains(AllocFlags::ZERO)
+                && !page.flags.get().contains(PageFlags::ZERO)
+            {
+                self.pmap_zero_page(m);
+            }
+            return Some(m);
+        }
+    }
+
+    /// The resident page of `object` at `pindex` (`vm_page_lookup`). Locks: the object's is held.
+    #[must_use]
+    pub fn vm_page_lookup(&self, object: KPtr<VmObject>, pindex: u64) -> Option<KPtr<VmPage>> {
+        self.vm_object_assert_locked(object);
+        self.index_lookup(self.get(object), pindex).map(|pfn| self.vm_page_pointer(pfn))
+    }
+
+    /// Enters `m` into `object` at `pindex` (`vm_page_insert`). Locks: the object's.
+    pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: KPtr<VmObject>, pindex: u64) {
+        self.vm_object_assert_locked(object);
+        let page = self.page(m);
+        if !page.object.get().is_null() {
+            self.panic(format_args!("vm_page_insert: page already inserted"));
+        }
+        page.object.set(object);
+        page.pindex.set(pindex);
+        let object = self.get(object);
+        self.index_insert(object, self.vm_page_number(m));
+        object.resident_page_count.inc();
+        object.generation.update_locked(|n| n.wrapping_add(1));
+    }
+
+    /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
+    /// Locks: the object's and the page queues'.
+    pub fn vm_page_remove(&self, m: KPtr<VmPage>) {
+        self.vm_page_assert_queues_locked();
+        let page = self.page(m);
+        let Some(object) = page.object.get().non_null() else { return };
+        self.vm_object_assert_locked(object);
+        if page.oflags.get().contains(PageOflags::BUSY) {
+            self.vm_page_wakeup(m);
+        }
+        let object = self.get(object);
+        self.index_remove(object, self.vm_page_number(m));
+        object.resident_page_count.dec();
+        object.generation.update_locked(|n| n.wrapping_add(1));
+        page.object.set(KPtr::NULL);
+    }
+
+    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and
+    /// the page queues'.
+    pub fn vm_page_free(&self, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(m, Contents::Unknown);
+    }
+
+    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page
+    /// queues'.
+    pub fn vm_page_free_zero(&self, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(m, Contents::Zero);
+    }
+
+    fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {
+        self.vm_page_free_prep(m);
+        self.vm_page_remove(m);
+        self.vm_page_free_finish(m, contents);
+    }
+
+    /// Marks `m` busy (`vm_page_busy`). Locks: the object's.
+    pub fn vm_page_busy(&self, m: KPtr<VmPage>) {
+        let page = self.page(m);
+        if page.oflags.get().contains(PageOflags::BUSY) {
+            self.panic(format_args!("vm_page_busy: page already busy!!!"));
+        }
+        page.oflags.update_locked(|flags| flags | PageOflags::BUSY);
+    }
+
+    /// Ends the busy state of `m` (`vm_page_wakeup`). Locks: the object's.
+    pub fn vm_page_wakeup(&self, m: KPtr<VmPage>) {
+        let page = self.page(m);
+        if !page.oflags.get().contains(PageOflags::BUSY) {
+            self.panic(format_args!("vm_page_wakeup: page not busy!!!"));
+        }
+        let wanted = page.oflags.get().contains(PageOflags::WANTED);
+        page.oflags.update_locked(|flags| flags - PageOflags::BUSY - PageOflags::WANTED);
+        if wanted {
+            self.wakeup(WaitChannel::of(m));
+        }
+    }
+
+    /// Whether somebody works on `m`. Locks: the object's.
+    pub(crate) fn vm_page_is_busy(&self, m: KPtr<VmPage>) -> bool {
+        self.page(m).oflags.get().contains(PageOflags::BUSY) || self.page(m).busy.get() != 0
+    }
+
+    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
+    /// After a sleep the object may have changed in any way. Locks: the object's is held, and
+    /// dropped while sleeping.
+    pub(crate) fn vm_page_sleep_if_busy(&self, m: KPtr<VmPage>, wmesg: &'static str) -> Slept {
+        if !self.vm_page_is_busy(m) {
+            return Slept::No;
+        }
+        let page = self.page(m);
+        page.oflags.update_locked(|flags| flags | PageOflags::WANTED);
+        let object = page.object.get();
+        let interlock = (LockClass::Object, &self.get(object).lock);
+        let (Sleep::Woken | Sleep::TimedOut) =
+            self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
+        Slept::Yes
+    }
+}
