@@ -3,9 +3,9 @@
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
-use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
+use vmkern_abi::layout::{VmMap, VmMapEntry};
 
-use super::map::{Lookup, Waiters, header};
+use super::map::{Begun, Lookup};
 use super::{Vm, VmMachine};
 
 impl<M: VmMachine> Vm<M> {
@@ -27,86 +27,39 @@ impl<M: VmMachine> Vm<M> {
         start: GuestVirt,
         end: GuestVirt,
     ) -> Result<(), KernReturn> {
-        self.vm_map_lock(map);
-        let (start, end) = self.map_range_clamp(self.get(map), start, end);
-        let (result, waiters) = self.map_wire_locked(map, start, end);
-        self.vm_map_unlock(map);
-        if waiters == Waiters::Some {
-            self.vm_map_wakeup(map);
-        }
-        result
-    }
-
-    fn map_wire_locked(
-        &self,
-        map: KPtr<VmMap>,
-        start: GuestVirt,
-        end: GuestVirt,
-    ) -> (Result<(), KernReturn>, Waiters) {
-        let Lookup::Inside(first) = self.vm_map_lookup_entry(map, start) else {
-            return (Err(KernReturn::InvalidAddress), Waiters::None);
+        let range = (start, end);
+        let begin = |entry, end| self.map_wire_begin(map, entry, end);
+        let undo = |entry: &VmMapEntry, result: Result<(), KernReturn>| {
+            if result.is_err() {
+                self.map_wire_undo(map, entry);
+            }
         };
-        if self.map_reserve(self.get(map), 2).is_err() {
-            return (Err(KernReturn::ResourceShortage), Waiters::None);
-        }
-        let (end, result) = self.map_wire_entries(map, first, start, end);
-        let waiters =
-            if end > start { self.map_wire_finish(map, start, end, result) } else { Waiters::None };
-        (result, waiters)
+        self.map_transition_range(map, range, "vm_map_wire", begin, undo)
     }
 
-    /// The first pass: wires entry after entry. Gives the end of what was begun, and how it went.
-    fn map_wire_entries(
-        &self,
-        map: KPtr<VmMap>,
-        first: KPtr<VmMapEntry>,
-        start: GuestVirt,
-        end: GuestVirt,
-    ) -> (GuestVirt, Result<(), KernReturn>) {
-        let mut entry = first;
-        while entry != header(map) && self.get(entry).start.get() < end {
-            let e = self.get(entry);
-            if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
-                let resume = e.start.get().max(start);
-                entry = match self.map_await_transition(map, entry, resume) {
-                    Ok(entry) => entry,
-                    // What was begun below is undone.
-                    Err(code) => return (resume, Err(code)),
-                };
-                continue;
+    /// Wires `entry`, in transition, once more: the first time by faulting its pages in, with the
+    /// map unlocked meanwhile. Gives the last of its pieces. Behind it the range goes on, unless it
+    /// ends at `end`.
+    fn map_wire_begin(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, end: GuestVirt) -> Begun {
+        let e = self.get(entry);
+        let mut last = entry;
+        if e.wired_count.get() == 0 {
+            e.wired_count.set(1);
+            let result;
+            (last, result) = self.map_fault_in(map, entry);
+            if result.is_err() {
+                return (last, result);
             }
-            entry = self.vm_map_clip_start(map, entry, start);
-            self.vm_map_clip_end(map, entry, end);
-            let e = self.get(entry);
-            e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
-            let entry_end = e.end.get();
-            let mut last = entry;
-            if e.wired_count.get() == 0 {
-                e.wired_count.set(1);
-                let result;
-                (last, result) = self.map_fault_in(map, entry);
-                if result.is_err() {
-                    return (entry_end, result);
-                }
-            } else {
-                e.wired_count.inc();
-            }
-            if entry_end < end && self.map_hole_follows(map, self.get(last)) {
-                return (entry_end, Err(KernReturn::InvalidAddress));
-            }
-            entry = self.get(last).next.get();
+        } else {
+            e.wired_count.inc();
         }
-        (end, Ok(()))
+        (last, self.map_hole_check(map, self.get(last), end))
     }
 
     /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile.
     /// The entry may be in pieces afterwards: gives the last one. On failure every piece is marked
     /// [`VmMapEntry::WIRE_FAILED`].
-    fn map_fault_in(
-        &self,
-        map: KPtr<VmMap>,
-        entry: KPtr<VmMapEntry>,
-    ) -> (KPtr<VmMapEntry>, Result<(), KernReturn>) {
+    fn map_fault_in(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> Begun {
         let (start, end) = (self.get(entry).start.get(), self.get(entry).end.get());
         let timestamp = self.get(map).timestamp.get();
         self.vm_map_unlock(map);
@@ -129,32 +82,6 @@ impl<M: VmMachine> Vm<M> {
             }
             piece = p.next.get();
         }
-    }
-
-    /// The second pass over `[start, end)`: ends the transitions, and undoes this call's wirings if
-    /// it failed. Says whether somebody waits for that.
-    fn map_wire_finish(
-        &self,
-        map: KPtr<VmMap>,
-        start: GuestVirt,
-        end: GuestVirt,
-        result: Result<(), KernReturn>,
-    ) -> Waiters {
-        let mut waiters = Waiters::None;
-        let mut entry = match self.vm_map_lookup_entry(map, start) {
-            Lookup::Inside(entry) => entry,
-            Lookup::After(_) => self.panic(format_args!("vm_map_wire: lookup failed")),
-        };
-        while entry != header(map) && self.get(entry).start.get() < end {
-            let e = self.get(entry);
-            if result.is_err() {
-                self.map_wire_undo(map, e);
-            }
-            waiters = waiters.max(self.map_transition_end(e));
-            entry = self.vm_map_simplify_entry(map, entry);
-            entry = self.get(entry).next.get();
-        }
-        waiters
     }
 
     /// Takes this call's wiring of `entry` back.

@@ -26,6 +26,7 @@ mod find;
 pub mod index;
 mod insert;
 mod lookup;
+mod merge;
 pub mod pool;
 pub mod reserve;
 mod space;
@@ -44,7 +45,7 @@ use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, Sx, VmMap, VmMapEntr
 
 pub use self::lookup::FaultPlace;
 pub use self::space::{FindSpace, NoRange};
-pub(in crate::vm) use self::transition::Waiters;
+pub(in crate::vm) use self::transition::Begun;
 use super::page::Shortage;
 use super::phys::phys_of;
 use super::pmap::Pmap;
@@ -237,7 +238,7 @@ impl<M: Machine> Map<M> {
 
     /// Confines `[start, end)` to the map, silently (`VM_MAP_RANGE_CHECK`). An empty result is at
     /// the end.
-    pub(in crate::vm) fn map_range_clamp(
+    fn map_range_clamp(
         &self,
         map: &VmMap,
         start: GuestVirt,

@@ -107,7 +107,7 @@ impl<M: Machine> Map<M> {
     ///
     /// # Errors
     /// [`Shortage`] when a page was needed and none was left.
-    pub(in crate::vm) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
+    pub(super) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
         let reserve = &map.reserve;
         let needed = entries_needed(map) + count;
         while reserve.entries.capacity.get() < needed {

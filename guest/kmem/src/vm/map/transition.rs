@@ -10,21 +10,156 @@ use crate::machine::Machine;
 /// Whether somebody waits for the end of a transition.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::vm) enum Waiters {
+pub(super) enum Waiters {
     /// Nobody.
     None,
     /// Somebody, who is to be woken.
     Some,
 }
 
+/// How the work on an entry has begun: the last piece of the entry, which may have been cut while
+/// the map was unlocked, and whether it went well.
+pub(in crate::vm) type Begun = (KPtr<VmMapEntry>, Result<(), KernReturn>);
+
 impl<M: Machine> Map<M> {
+    /// Works on the entries of `[start, end)`, page aligned and confined to the map, while they are
+    /// in transition: nobody else merges, cuts away or deletes them meanwhile. Takes the map's
+    /// lock; waits, with the map unlocked, for entries in somebody else's transition. Panics in the
+    /// name of `caller`.
+    ///
+    /// `begin` is called for entry after entry, in transition and cut to the range, with the end of
+    /// the range. It may unlock the map meanwhile. It looks for the hole behind the entry itself
+    /// ([`Map::map_hole_check`]), as its other checks come before or after.
+    /// When all is begun, or something has failed, `finish` is called for each piece, with what has
+    /// come of it, and its transition ends.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when the range has a hole,
+    /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts, and
+    /// those of `begin`. Entries that were cut stay cut.
+    pub(in crate::vm) fn map_transition_range(
+        &self,
+        map: KPtr<VmMap>,
+        (start, end): (GuestVirt, GuestVirt),
+        caller: &str,
+        begin: impl FnMut(KPtr<VmMapEntry>, GuestVirt) -> Begun,
+        finish: impl Fn(&VmMapEntry, Result<(), KernReturn>),
+    ) -> Result<(), KernReturn> {
+        self.vm_map_lock(map);
+        let (start, end) = self.map_range_clamp(self.get(map), start, end);
+        let mut waiters = Waiters::None;
+        let result = self.map_transition_first(map, start).and_then(|first| {
+            let (end, result) = self.map_transition_begin(map, first, (start, end), begin);
+            if end > start {
+                let finish = |entry: &VmMapEntry| finish(entry, result);
+                waiters = self.map_transition_finish(map, (start, end), caller, finish);
+            }
+            result
+        });
+        self.vm_map_unlock(map);
+        if waiters == Waiters::Some {
+            self.vm_map_wakeup(map);
+        }
+        result
+    }
+
+    /// The entry at `start`, with what two cuts need in reserve.
+    fn map_transition_first(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+    ) -> Result<KPtr<VmMapEntry>, KernReturn> {
+        let Lookup::Inside(first) = self.vm_map_lookup_entry(map, start) else {
+            return Err(KernReturn::InvalidAddress);
+        };
+        self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;
+        Ok(first)
+    }
+
+    /// The first pass: begins entry after entry. Gives the end of what was begun, and how it went.
+    fn map_transition_begin(
+        &self,
+        map: KPtr<VmMap>,
+        first: KPtr<VmMapEntry>,
+        (start, end): (GuestVirt, GuestVirt),
+        mut begin: impl FnMut(KPtr<VmMapEntry>, GuestVirt) -> Begun,
+    ) -> (GuestVirt, Result<(), KernReturn>) {
+        let mut entry = first;
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
+                let resume = e.start.get().max(start);
+                // The map is unlocked meanwhile: only what is in our own transition is as it was.
+                entry = match self.map_await_transition(map, entry, resume) {
+                    Ok(entry) => entry,
+                    // What was begun below is undone.
+                    Err(code) => return (resume, Err(code)),
+                };
+                continue;
+            }
+            entry = self.vm_map_clip_start(map, entry, start);
+            self.vm_map_clip_end(map, entry, end);
+            let e = self.get(entry);
+            e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
+            let entry_end = e.end.get();
+            let (last, result) = begin(entry, end);
+            if result.is_err() {
+                return (entry_end, result);
+            }
+            entry = self.get(last).next.get();
+        }
+        (end, Ok(()))
+    }
+
+    /// The second pass over `[start, end)`: finishes the entries, and ends their transitions. Says
+    /// whether somebody waits for that.
+    fn map_transition_finish(
+        &self,
+        map: KPtr<VmMap>,
+        (start, end): (GuestVirt, GuestVirt),
+        caller: &str,
+        finish: impl Fn(&VmMapEntry),
+    ) -> Waiters {
+        let mut waiters = Waiters::None;
+        let mut entry = match self.vm_map_lookup_entry(map, start) {
+            Lookup::Inside(entry) => entry,
+            Lookup::After(_) => self.panic(format_args!("{caller}: lookup failed")),
+        };
+        while entry != header(map) && self.get(entry).start.get() < end {
+            let e = self.get(entry);
+            finish(e);
+            waiters = waiters.max(self.map_transition_end(e));
+            entry = self.vm_map_simplify_entry(map, entry);
+            entry = self.get(entry).next.get();
+        }
+        waiters
+    }
+
+    /// Whether the range goes on behind `entry`, which may be followed by a hole only if it ends at
+    /// `end`.
+    ///
+    /// # Errors
+    /// [`KernReturn::InvalidAddress`] when there is a hole.
+    pub(in crate::vm) fn map_hole_check(
+        &self,
+        map: KPtr<VmMap>,
+        entry: &VmMapEntry,
+        end: GuestVirt,
+    ) -> Result<(), KernReturn> {
+        let is_last = entry.end.get() >= end;
+        if is_last || !self.map_hole_follows(map, entry) {
+            return Ok(());
+        }
+        Err(KernReturn::InvalidAddress)
+    }
+
     /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the
     /// entry that holds `resume` then, with what two cuts need in reserve.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when nothing is there any more,
     /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
-    pub(in crate::vm) fn map_await_transition(
+    fn map_await_transition(
         &self,
         map: KPtr<VmMap>,
         entry: KPtr<VmMapEntry>,
@@ -39,13 +174,13 @@ impl<M: Machine> Map<M> {
     }
 
     /// Whether the address at which `entry` ends is in no entry.
-    pub(in crate::vm) fn map_hole_follows(&self, map: KPtr<VmMap>, entry: &VmMapEntry) -> bool {
+    fn map_hole_follows(&self, map: KPtr<VmMap>, entry: &VmMapEntry) -> bool {
         let next = entry.next.get();
         next == header(map) || self.get(next).start.get() > entry.end.get()
     }
 
     /// Ends the transition of `entry`. Says whether somebody waits for that.
-    pub(in crate::vm) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
+    pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
         let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
         entry.eflags.update_locked(|eflags| eflags - EntryFlags::PASSING);
         if waited_for { Waiters::Some } else { Waiters::None }
