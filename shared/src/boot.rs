@@ -8,62 +8,32 @@ use core::fmt;
 use core::ops::RangeInclusive;
 
 use crate::addr::{GuestPhys, PAGE_SIZE};
+use crate::codes::codes;
 use crate::crash::CrashKind;
 
-/// The privilege level at which the kernel body runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Privilege {
-    /// The kernel times a few CPL0 instructions on its way in and takes what is faster.
-    #[default]
-    Auto,
-    /// CPL0.
-    Supervisor,
-    /// CPL3 on top of a small CPL0 nucleus.
-    User,
-}
-
-impl Privilege {
-    /// The word that names it: `auto`, `supervisor` or `user`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Supervisor => "supervisor",
-            Self::User => "user",
-        }
-    }
-
-    /// The privilege that `name` names.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Auto, Self::Supervisor, Self::User].into_iter().find(|p| p.name() == name)
+codes! {
+    /// The privilege level at which the kernel body runs.
+    #[derive(Default)]
+    pub enum Privilege {
+        /// The kernel times a few CPL0 instructions on its way in and takes what is faster.
+        #[default]
+        Auto => "auto",
+        /// CPL0.
+        Supervisor => "supervisor",
+        /// CPL3 on top of a small CPL0 nucleus.
+        User => "user",
     }
 }
 
-/// How the kernel's clock moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum TimeMode {
-    /// The clock jumps to the next timeout when nothing is runnable.
-    #[default]
-    Virtual,
-    /// The clock follows the TSC.
-    Real,
-}
-
-impl TimeMode {
-    /// The word that names it: `virtual` or `real`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Virtual => "virtual",
-            Self::Real => "real",
-        }
-    }
-
-    /// The mode that `name` names.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Virtual, Self::Real].into_iter().find(|t| t.name() == name)
+codes! {
+    /// How the kernel's clock moves.
+    #[derive(Default)]
+    pub enum TimeMode {
+        /// The clock jumps to the next timeout when nothing is runnable.
+        #[default]
+        Virtual => "virtual",
+        /// The clock follows the TSC.
+        Real => "real",
     }
 }
 

@@ -8,7 +8,7 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::boot::TimeMode;
-use crate::field::Field;
+use crate::field::{Field, Flag};
 
 /// Ticks a second unless `kern.hz` says otherwise (`HZ` on amd64).
 pub const DEFAULT_HZ: u64 = 1000;
@@ -23,8 +23,8 @@ pub struct ClockBase {
     pub tsc_khz: Field<u64>,
     /// Ticks a second.
     pub hz: Field<u64>,
-    /// 1 when the clock follows the TSC, 0 when it moves by what is slept.
-    pub is_real: Field<u64>,
+    /// Set when the clock follows the TSC, not when it moves by what is slept.
+    pub is_real: Field<Flag<u64>>,
     /// Microseconds slept in virtual time.
     pub slept: Field<u64>,
 }
@@ -33,7 +33,7 @@ impl ClockBase {
     /// Publishes the clock that begins at `start_tsc`.
     pub fn publish(&self, mode: TimeMode, start_tsc: u64, tsc_khz: u64, hz: u64) {
         self.start_tsc.set(start_tsc);
-        self.is_real.set(u64::from(mode == TimeMode::Real));
+        self.is_real.set((mode == TimeMode::Real).into());
         self.hz.set(hz);
         self.tsc_khz.set(tsc_khz);
     }
@@ -46,9 +46,10 @@ impl ClockBase {
         if khz == 0 {
             return None;
         }
-        Some(match self.is_real.get() {
-            0 => self.slept.get(),
-            _ => micros(tsc.saturating_sub(self.start_tsc.get()), khz),
+        Some(if self.is_real.is_set() {
+            micros(tsc.saturating_sub(self.start_tsc.get()), khz)
+        } else {
+            self.slept.get()
         })
     }
 

@@ -7,51 +7,22 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::addr::GuestVirt;
-use crate::field::Field;
+use crate::codes::codes;
+use crate::field::{Code, Field, Flag};
 
-/// Why the kernel died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum CrashKind {
-    /// `panic()`.
-    Panic = 1,
-    /// A page fault that `vm_fault` could not resolve.
-    PageFault = 2,
-    /// An exception that the kernel never expects.
-    Trap = 3,
-    /// A stack ran into its guard page.
-    StackOverflow = 4,
-    /// A fault inside the CPL0 nucleus, or while it built a trap frame.
-    Nucleus = 5,
-}
-
-impl CrashKind {
-    /// Every kind.
-    pub const ALL: [Self; 5] =
-        [Self::Panic, Self::PageFault, Self::Trap, Self::StackOverflow, Self::Nucleus];
-
-    /// The word that names it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Panic => "panic",
-            Self::PageFault => "page-fault",
-            Self::Trap => "trap",
-            Self::StackOverflow => "stack-overflow",
-            Self::Nucleus => "nucleus",
-        }
-    }
-
-    /// The kind that `name` names.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// The kind with this code.
-    #[must_use]
-    pub fn from_code(code: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|&kind| kind as u32 == code)
+codes! {
+    /// Why the kernel died.
+    pub enum CrashKind: u32 {
+        /// `panic()`.
+        Panic = 1 => "panic",
+        /// A page fault that `vm_fault` could not resolve.
+        PageFault = 2 => "page-fault",
+        /// An exception that the kernel never expects.
+        Trap = 3 => "trap",
+        /// A stack ran into its guard page.
+        StackOverflow = 4 => "stack-overflow",
+        /// A fault inside the CPL0 nucleus, or while it built a trap frame.
+        Nucleus = 5 => "nucleus",
     }
 }
 
@@ -67,8 +38,8 @@ pub const GPR_COUNT: usize = 16;
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct CrashRecord {
-    /// A [`CrashKind`], written last.
-    pub kind: Field<u32>,
+    /// Why, written last; 0 until then.
+    pub kind: Field<Code<CrashKind>>,
     /// The CPU it happened on.
     pub cpu: Field<u32>,
     /// The kernel thread that ran: its number `N` as in `tN`, or `u32::MAX` for none.
@@ -91,8 +62,8 @@ pub struct CrashRecord {
     pub message_len: Field<u32>,
     /// Words of `frames` in use.
     pub frames_len: Field<u32>,
-    /// Not 0 when it happened in an interrupt handler, which `thread` only lent its CPU to.
-    pub in_interrupt: Field<u32>,
+    /// Set when it happened in an interrupt handler, which `thread` only lent its CPU to.
+    pub in_interrupt: Field<Flag>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
     /// UTF-8 text.

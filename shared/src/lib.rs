@@ -18,6 +18,7 @@ pub mod addr;
 pub mod atomic;
 pub mod boot;
 pub mod clock;
+pub mod codes;
 pub mod control;
 pub mod crash;
 pub mod describe;

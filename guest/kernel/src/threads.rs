@@ -4,13 +4,12 @@
 use core::ops::Range;
 
 use kmem::kern::Kern;
-use kmem::kern::sched::Spread;
 use kmem::machine::{AllocClass, ThreadStart};
 use kmem::vm::Wait;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::layout::md::{ARG, DEPTH, HIGH, LOW, RSP, SLOT, SLOTS, SLOTS_END, START};
-use vmkern_abi::layout::{Pcpu, Thread};
+use vmkern_abi::layout::{Pcpu, Spread, Thread};
 
 use crate::arch::clock::{self, Clock};
 use crate::arch::interrupt::Deferred;

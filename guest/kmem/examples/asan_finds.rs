@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use kmem::machine::Machine;
+use kmem::machine::PhysMem;
 use kmem::sim::Sim;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;

@@ -38,8 +38,9 @@ pub use self::wire::WireError;
 use crate::addr::{GuestPhys, KPtr};
 use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::clock::ClockBase;
+use crate::codes::codes;
 use crate::crash::CrashRecord;
-use crate::field::Field;
+use crate::field::{Code, Field};
 pub use crate::kmem::{KernReturn, MallocFlags, MapId, WaitMessage};
 use crate::layout::KernelRoots;
 use crate::log::LogRing;
@@ -63,26 +64,26 @@ pub const PAUSE_VECTOR: u8 = 0x53;
 /// The guest writes a [`Stand`] here when it was asked to pause.
 pub const PAUSE_PORT: u16 = 0x511;
 
-/// How a CPU stands still: what it writes to [`PAUSE_PORT`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Stand {
-    /// It owns no mutex and no spin lock.
-    Quiescent = 0,
-    /// It owns a mutex, at a point of a loop over pages.
-    Owning = 1,
+codes! {
+    /// How a CPU stands still: what it writes to [`PAUSE_PORT`].
+    pub enum Stand: u8 {
+        /// It owns no mutex and no spin lock.
+        Quiescent = 0,
+        /// It owns a mutex, at a point of a loop over pages.
+        Owning = 1,
+    }
 }
 
-/// Values of [`ControlRegion::pausing`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Pausing {
-    /// CPUs run.
-    No = 0,
-    /// They are to stand still where they own no mutex.
-    Yes = 1,
-    /// They have been waited for: a loop that owns a mutex is to stand still at its next point.
-    Urgent = 2,
+codes! {
+    /// Values of [`ControlRegion::pausing`].
+    pub enum Pausing: u32 {
+        /// CPUs run.
+        No = 0,
+        /// They are to stand still where they own no mutex.
+        Yes = 1,
+        /// They have been waited for: a loop that owns a mutex is to stand still at its next point.
+        Urgent = 2,
+    }
 }
 
 /// The guest writes any value here when it waits for another of its CPUs, which may not be running:
@@ -92,41 +93,28 @@ pub const YIELD_PORT: u16 = 0x512;
 /// The guest writes any value here to wake the host's keeper of its log ([`crate::log`]).
 pub const LOG_PORT: u16 = 0x513;
 
-/// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ExitCode {
-    /// All went well.
-    Success = 0x10,
-    /// A self-test failed.
-    Failure = 0x11,
-    /// The kernel died; a [`CrashRecord`] says why.
-    Crash = 0x12,
-}
-
-impl ExitCode {
-    /// The exit with this code.
-    #[must_use]
-    pub const fn from_code(code: u8) -> Option<Self> {
-        Some(match code {
-            0x10 => Self::Success,
-            0x11 => Self::Failure,
-            0x12 => Self::Crash,
-            _ => return None,
-        })
+codes! {
+    /// What the kernel writes to [`EXIT_PORT`]. QEMU's exit status is `2 * code + 1`.
+    pub enum ExitCode: u8 {
+        /// All went well.
+        Success = 0x10,
+        /// A self-test failed.
+        Failure = 0x11,
+        /// The kernel died; a [`CrashRecord`] says why.
+        Crash = 0x12,
     }
 }
 
-/// How far the kernel has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Phase {
-    /// It has not written to the region yet.
-    Loading = 0,
-    /// The rings are served.
-    Ready = 1,
-    /// It has left through the exit port.
-    Dead = 2,
+codes! {
+    /// How far the kernel has come.
+    pub enum Phase: u32 {
+        /// It has not written to the region yet.
+        Loading = 0,
+        /// The rings are served.
+        Ready = 1,
+        /// It has left through the exit port.
+        Dead = 2,
+    }
 }
 
 /// Whether a ring's consumer sleeps.
@@ -190,16 +178,16 @@ pub struct ControlRegion {
     pub description: Field<GuestPhys>,
     /// Bytes of that text.
     pub description_len: Field<u64>,
-    /// A [`Phase`], by the kernel.
-    pub phase: Field<u32>,
+    /// How far the kernel has come, by the kernel.
+    pub phase: Field<Code<Phase>>,
     /// The CPL at which the kernel body runs, 0 or 3.
     pub body_cpl: Field<u32>,
     /// Cycles that [`TIMED_INSTRUCTIONS`](crate::entry::TIMED_INSTRUCTIONS) took on the way in.
     pub cpl0_cycles: Field<u64>,
-    /// A [`Pausing`], not 0 while the host brings CPUs to a standstill, by the host: those that own
+    /// Not [`Pausing::No`] while the host brings CPUs to a standstill, by the host: those that own
     /// no lock wait for the others before they stand still, so that nobody is left waiting for an
     /// answer.
-    pub pausing: Field<u32>,
+    pub pausing: Field<Code<Pausing>>,
     /// What the guest's CPUs demand of page-table entries, by the host before they start:
     /// [`Paging::word`](crate::paging::Paging::word).
     pub paging: Field<u32>,

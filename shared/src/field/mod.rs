@@ -5,10 +5,15 @@
 //! structure, and the host looks at stopped CPUs. What the type buys is that nobody needs `&mut`,
 //! and that no look is ever a data race.
 
+mod code;
+mod flag;
+
 use core::fmt;
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+pub use self::code::Code;
+pub use self::flag::Flag;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 

@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::addr::KPtr;
-use crate::field::Field;
+use crate::field::{Field, Flag};
 
 /// The handlers of one event. Made at the first registration, never destroyed.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
@@ -38,9 +38,9 @@ pub struct EventhandlerEntry {
     /// Lower runs first; [`EventhandlerEntry::DEAD`] when it has been deregistered while the list
     /// was running.
     pub priority: Field<u32>,
-    /// 1 when it runs once: it is marked dead before it is called, so that no other CPU calls it,
+    /// Set when it runs once: it is marked dead before it is called, so that no other CPU calls it,
     /// too.
-    pub once: Field<u32>,
+    pub once: Field<Flag>,
 }
 
 impl EventhandlerEntry {

@@ -4,34 +4,21 @@ use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::lock::Mtx;
-use crate::field::Field;
+use crate::codes::codes;
+use crate::field::{Code, Field};
 use crate::flags_word;
 
-/// Type of an object (`OBJT_*`), with FreeBSD's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ObjectType {
-    /// Anonymous memory without a pager yet.
-    Default = 0,
-    /// Anonymous memory with swap space.
-    Swap = 1,
-    /// Unmanaged physical pages.
-    Phys = 4,
-    /// About to disappear.
-    Dead = 5,
-}
-
-impl ObjectType {
-    /// The type with this number.
-    #[must_use]
-    pub const fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            0 => Self::Default,
-            1 => Self::Swap,
-            4 => Self::Phys,
-            5 => Self::Dead,
-            _ => return None,
-        })
+codes! {
+    /// Type of an object (`OBJT_*`), with FreeBSD's values.
+    pub enum ObjectType: u32 {
+        /// Anonymous memory without a pager yet.
+        Default = 0,
+        /// Anonymous memory with swap space.
+        Swap = 1,
+        /// Unmanaged physical pages.
+        Phys = 4,
+        /// About to disappear.
+        Dead = 5,
     }
 }
 
@@ -56,8 +43,8 @@ pub struct VmObject {
     pub lock: Mtx,
     /// References: one for its creation and one for each entry.
     pub ref_count: Field<u32>,
-    /// An [`ObjectType`].
-    pub kind: Field<u32>,
+    /// Its type.
+    pub kind: Field<Code<ObjectType>>,
     /// Flags.
     pub flags: Field<ObjectFlags>,
     /// Pages that it can hold.

@@ -6,7 +6,8 @@ use super::lock::{LOCK_CLASSES, LockStats, Mtx};
 use super::page::VmFreeList;
 use super::thread::{RunQueue, Thread};
 use crate::addr::KPtr;
-use crate::field::Field;
+use crate::codes::codes;
+use crate::field::{Code, Field, Flag};
 
 /// A CPU, as the kernel sees it (`struct pcpu`). Up to its run queue it is guarded by
 /// [`super::Scheduler::lock`]; what follows, in cache lines of its own, is changed by this CPU
@@ -24,22 +25,22 @@ pub struct Pcpu {
     pub idlethread: Field<KPtr<Thread>>,
     /// Its number, from 0 (`pc_cpuid`).
     pub cpuid: Field<u32>,
-    /// Not 0 when its thread should give way at the next occasion (`TDF_NEEDRESCHED`): [`Preempt`].
-    pub need_resched: Field<u32>,
+    /// Whether its thread should give way at the next occasion (`TDF_NEEDRESCHED`).
+    pub need_resched: Field<Code<Preempt>>,
     /// Ticks that its thread may go on while others of its priority wait.
     pub slice: Field<u64>,
     /// Threads that are to run on it, unless another CPU has nothing to do.
     pub runq: RunQueue,
-    /// 1 while its idle thread does something for others, the host or a thread that has exited; 0
-    /// while it rests, or looks for something to do. Its own.
-    pub serving: Field<u64>,
+    /// Set while its idle thread does something for others, the host or a thread that has exited;
+    /// not while it rests, or looks for something to do. Its own.
+    pub serving: Field<Flag<u64>>,
     #[doc(hidden)]
     pub _pad: Field<u64>,
     /// What it has done with mutexes and sx locks, by class.
     pub locks: [LockStats; LOCK_CLASSES],
-    /// Not 0 when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never
+    /// Set when the cycles that locks are held are counted (`debug.lock.prof.enable`). Never
     /// changes.
-    pub lock_prof: Field<u64>,
+    pub lock_prof: Field<Flag<u64>>,
     /// What it has done to keep translations true.
     pub tlb: TlbStats,
     /// Pages that it has worked on since interrupts could last be taken there, while it owns a
@@ -113,14 +114,14 @@ const _: () =
     assert!(core::mem::offset_of!(Pcpu, locks) == 1088 && size_of::<Pcpu>().is_multiple_of(64));
 const _: () = assert!(core::mem::offset_of!(Pcpu, page_cache).is_multiple_of(64));
 
-/// Values of [`Pcpu::need_resched`]: why the running thread should give way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Preempt {
-    /// It should not.
-    No = 0,
-    /// A thread of a better priority can run: this one keeps its turn among its equals.
-    Better = 1,
-    /// Its time slice is over: it goes behind its equals.
-    SliceOver = 2,
+codes! {
+    /// Values of [`Pcpu::need_resched`]: why the running thread should give way.
+    pub enum Preempt: u32 {
+        /// It should not.
+        No = 0,
+        /// A thread of a better priority can run: this one keeps its turn among its equals.
+        Better = 1,
+        /// Its time slice is over: it goes behind its equals.
+        SliceOver = 2,
+    }
 }

@@ -11,7 +11,7 @@ use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
 use crate::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
-use crate::field::Field;
+use crate::field::{Field, Flag};
 use crate::kmem::MapId;
 use crate::kva::NKPT;
 
@@ -134,8 +134,8 @@ pub const MAP_COUNT: usize = 5;
 pub struct KernelRoots {
     /// [`crate::ABI_VERSION`].
     pub abi_version: Field<u32>,
-    /// 1 when memory was all zero at boot: pages without [`super::PageFlags::TOUCHED`] still are.
-    pub boot_zeroed: Field<u32>,
+    /// Set when memory was all zero at boot: pages without [`super::PageFlags::TOUCHED`] still are.
+    pub boot_zeroed: Field<Flag>,
     /// Counters.
     pub meter: VmMeter,
     /// The kernel's pmap.
@@ -173,12 +173,12 @@ pub struct KernelRoots {
     pub vm_phys_free_queues: [[VmFreeList; VM_NFREEORDER]; VM_NFREELIST],
     /// Free pages known to be zero.
     pub vm_page_zero_count: Field<u64>,
-    /// Not 0 once enough free pages were zero, until too few are (`zero_state`).
-    pub zero_state: Field<u32>,
+    /// Set once enough free pages were zero, until too few are (`zero_state`).
+    pub zero_state: Field<Flag>,
     /// Whether free pages are cleared while nothing else runs (`vm.idlezero_enable`).
-    pub idlezero_enable: Field<u32>,
+    pub idlezero_enable: Field<Flag>,
     /// Whether the thread that does so sleeps (`wakeup_needed`).
-    pub pagezero_sleeps: Field<u32>,
+    pub pagezero_sleeps: Field<Flag>,
     /// Number of the page that it looks at next.
     pub zeroidle_cursor: Field<u32>,
     /// Pages that it has cleared (`cnt_prezero`).
@@ -194,11 +194,11 @@ pub struct KernelRoots {
     /// `VmPage::queue` says which one a page is on: [`super::PQ_INACTIVE`], [`super::PQ_ACTIVE`],
     /// or 0 for none.
     pub vm_page_queues: [VmFreeList; 2],
-    /// 1 from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue
+    /// Set from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue
     /// mutex.
-    pub vm_pages_needed: Field<u32>,
-    /// 1 while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
-    pub vm_pageout_pages_needed: Field<u32>,
+    pub vm_pages_needed: Field<Flag>,
+    /// Set while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
+    pub vm_pageout_pages_needed: Field<Flag>,
     /// The fewest free pages that anybody sleeps for who needs many at once, or 0. Guarded by the
     /// free-queue mutex.
     pub vm_pages_wanted: Field<u64>,

@@ -8,37 +8,23 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::lock::Mtx;
 use crate::addr::{GuestVirt, KPtr};
-use crate::field::Field;
+use crate::codes::codes;
+use crate::field::{Code, Field, Flag};
 use crate::kmem::WaitMessage;
 
-/// What a thread is doing (`td_state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ThreadState {
-    /// Not a thread yet, or none any more.
-    Inactive = 0,
-    /// It has the CPU.
-    Running = 1,
-    /// It could run: it is on a run queue, or it is the idle thread.
-    Runnable = 2,
-    /// It waits on [`Thread::wchan`].
-    Sleeping = 3,
-    /// It has exited; its stack and its structure are still to be freed.
-    Zombie = 4,
-}
-
-impl ThreadState {
-    /// The state with this number.
-    #[must_use]
-    pub const fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            0 => Self::Inactive,
-            1 => Self::Running,
-            2 => Self::Runnable,
-            3 => Self::Sleeping,
-            4 => Self::Zombie,
-            _ => return None,
-        })
+codes! {
+    /// What a thread is doing (`td_state`).
+    pub enum ThreadState: u32 {
+        /// Not a thread yet, or no longer one.
+        Inactive = 0,
+        /// It has the CPU.
+        Running = 1,
+        /// It could run: it is on a run queue, or it is the idle thread.
+        Runnable = 2,
+        /// It waits on [`Thread::wchan`].
+        Sleeping = 3,
+        /// It has exited; its stack and its structure are still to be freed.
+        Zombie = 4,
     }
 }
 
@@ -48,15 +34,15 @@ impl ThreadState {
 pub struct Thread {
     /// Its number: unique among the threads that have not exited.
     pub tid: Field<u32>,
-    /// [`ThreadState`] as a number.
-    pub state: Field<u32>,
+    /// What it is doing.
+    pub state: Field<Code<ThreadState>>,
     /// Its priority now, 0 to 255; the smallest runs first.
     pub priority: Field<u8>,
     /// The priority that it was made with, and goes back to after a sleep has lent it another.
     pub base_priority: Field<u8>,
-    /// 1 when a preemption was put off until its last critical section ends (`td_owepreempt`). Its
+    /// Set when a preemption was put off until its last critical section ends (`td_owepreempt`). Its
     /// own.
-    pub owepreempt: Field<u8>,
+    pub owepreempt: Field<Flag<u8>>,
     /// The CPU that it runs on, or ran on last (`td_lastcpu`).
     pub lastcpu: Field<u8>,
     /// Critical sections it is in (`td_critnest`). Its own.
@@ -72,8 +58,8 @@ pub struct Thread {
     pub wchan: Field<GuestVirt>,
     /// sx locks that it owns (`td_locks`). Its own.
     pub sx_held: Field<u32>,
-    /// 1 when its last sleep ended because its time was up (`TDF_TIMEOUT`).
-    pub timed_out: Field<u16>,
+    /// Set when its last sleep ended because its time was up (`TDF_TIMEOUT`).
+    pub timed_out: Field<Flag<u16>>,
     /// Interrupt handlers that run on it, each in the middle of the one before
     /// (`td_intr_nesting_level`). Its own.
     pub intr_nesting: Field<u16>,
@@ -147,7 +133,7 @@ impl Thread {
     /// What it is doing, or `None` when the structure is damaged.
     #[must_use]
     pub fn state(&self) -> Option<ThreadState> {
-        ThreadState::from_code(self.state.get())
+        self.state.known()
     }
 }
 
@@ -227,6 +213,19 @@ impl Default for RunQueue {
     }
 }
 
+codes! {
+    /// Where threads go that become runnable: [`Scheduler::spread`].
+    pub enum Spread: u32 {
+        /// They stay where they were woken.
+        No = 0,
+        /// They go to a CPU that has nothing to do, if there is one.
+        Yes = 1,
+        /// They stay, and no other CPU takes them over: what is woken here runs as if there were no
+        /// other.
+        Never = 2,
+    }
+}
+
 /// Chains of the table of threads by number.
 pub const TID_HASH: usize = 32;
 /// Chains of the table of sleep queues by channel (`SC_TABLESIZE`).
@@ -238,12 +237,12 @@ pub const SC_TABLESIZE: usize = 128;
 pub struct Scheduler {
     /// Guards threads, run queues, sleep queues and time-outs: a spin lock (`sched_lock`).
     pub lock: Mtx,
-    /// 1 until threads can sleep (`cold`).
-    pub cold: Field<u32>,
-    /// 1 when threads that become runnable go to CPUs that have nothing to do. Else they stay where
+    /// Set until threads can sleep (`cold`).
+    pub cold: Field<Flag>,
+    /// Whether threads that become runnable go to CPUs that have nothing to do. Else they stay where
     /// they were woken, in the order in which they were, and others take some over only when a time
     /// slice ends: what is over by then happens in the same order with any number of CPUs.
-    pub spread: Field<u32>,
+    pub spread: Field<Code<Spread>>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
     /// All threads that have not exited, in the order in which they were made.

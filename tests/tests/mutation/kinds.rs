@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::Rng as _;
 use vmkern::abi::addr::KPtr;
+use vmkern::abi::field::Code;
 use vmkern::abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern::abi::layout::{
     EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageCache,
@@ -284,9 +285,9 @@ pub const KINDS: &[Kind] = kinds! {
     "a map of another pmap", "map-pmap", "exec_map" =>
         |s| s.change(s.map(2), |m: &VmMap| m.pmap.set(GuestPhys::new(0x7000)));
     "a map with the other kind of lock", "map-system", "pipe_map" =>
-        |s| s.change(s.map(3), |m: &VmMap| m.system_map.set(1));
+        |s| s.change(s.map(3), |m: &VmMap| m.system_map.raise());
     "a map waits for nobody", "map-wakeup", "exec_map" =>
-        |s| s.change(s.map(2), |m: &VmMap| m.needs_wakeup.set(1));
+        |s| s.change(s.map(2), |m: &VmMap| m.needs_wakeup.raise());
     "a map that ends inside of a page", "map-bounds", "kmem_map" =>
         |s| s.change(s.map(1), |m: &VmMap| m.header.end.update_locked(|at| at.add(5)));
     "a map falls off the list of maps", "map-registry", "kernel_map" =>
@@ -397,7 +398,7 @@ pub const KINDS: &[Kind] = kinds! {
     "an object that counts a page too few", "object-resident", "kmem_object" =>
         |s| s.change_root(|r| &r.kmem_object, |o| o.resident_page_count.dec());
     "an object of the wrong type", "object-kind", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.kind.set(4)) };
+        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.kind.set(Code::from_raw(4))) };
     "an object that is dying", "object-flags", "vm_object" =>
         |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.flags.set(ObjectFlags::DEAD)) };
     "a page that leaves its object's index", "object-page", "vm_page" =>
@@ -636,11 +637,11 @@ pub const KINDS: &[Kind] = kinds! {
     "a thread of another number", "thread-number", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.tid.update_locked(|tid| tid ^ 1)) };
     "a thread in an impossible state", "thread-state", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(77)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(Code::from_raw(77))) };
     "a thread that runs nowhere", "thread-state", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(ThreadState::Running as u32)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.put(ThreadState::Running)) };
     "a thread that could run, and nobody knows", "runq-missing", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.set(ThreadState::Runnable as u32)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.put(ThreadState::Runnable)) };
     "a thread that sleeps elsewhere", "sleepq-sleeper", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wchan.update_locked(|at| at.add(64))) };
     "a stack pointer beside the stack", "saved-context", "thread" =>

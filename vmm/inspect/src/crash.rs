@@ -74,7 +74,7 @@ impl Crash {
     /// [`NoCrashRecord`] when its kind is none.
     pub fn from_record(record: &CrashRecord, symbols: &Symbols) -> Result<Self, NoCrashRecord> {
         let code = record.kind.get();
-        let kind = CrashKind::from_code(code).ok_or(NoCrashRecord(code))?;
+        let kind = code.known().ok_or(NoCrashRecord(code.raw()))?;
         let absent = |value: u32| (value != u32::MAX).then_some(value);
         let count = |value: u32, max: usize| usize::try_from(value).unwrap_or(max).min(max);
         let message: Vec<u8> = record
@@ -110,7 +110,7 @@ impl Crash {
             cpu: record.cpu.get(),
             thread: absent(record.thread.get()),
             thread_name: absent(record.thread.get()).map(thread_name),
-            in_interrupt: record.in_interrupt.get() != 0,
+            in_interrupt: record.in_interrupt.is_set(),
             vector: absent(record.vector.get()),
             error_code: record.error_code.get(),
             rip: record.rip.get(),
@@ -159,6 +159,7 @@ fn thread_name(tid: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use vmkern_abi::field::Code;
     use zerocopy::FromBytes;
 
     use super::*;
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn lengths_that_lie_are_capped() {
         let record = record();
-        record.kind.set(CrashKind::Panic as u32);
+        record.kind.put(CrashKind::Panic);
         record.message_len.set(u32::MAX);
         record.frames_len.set(u32::MAX);
         record.message.iter().for_each(|byte| byte.set(0xff));
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn a_thread_that_requests_name_is_told_as_they_name_it() {
         let record = record();
-        record.kind.set(CrashKind::Panic as u32);
+        record.kind.put(CrashKind::Panic);
         for (tid, name) in
             [(0, Some("t0")), (63, Some("t63")), (65, Some("number 65")), (u32::MAX, None)]
         {
@@ -201,7 +202,7 @@ mod tests {
     fn a_kind_that_is_none_is_refused() {
         let record = record();
         for kind in [0, 6, u32::MAX] {
-            record.kind.set(kind);
+            record.kind.set(Code::from_raw(kind));
             assert_eq!(Crash::from_record(&record, &Symbols::none()), Err(NoCrashRecord(kind)));
         }
     }

@@ -61,7 +61,7 @@ impl Hypervisor {
     /// Writes [`ControlRegion::pausing`].
     fn set_pausing(&self, value: Pausing) {
         let at = boot::CONTROL.add(offset_of!(ControlRegion, pausing) as u64);
-        if let Err(error) = self.ram.write(at, &(value as u32).to_le_bytes()) {
+        if let Err(error) = self.ram.write(at, &(value.code()).to_le_bytes()) {
             log::error!("the control region: {error}");
         }
     }

@@ -249,8 +249,8 @@ impl Guest {
     /// Waits until the kernel serves requests.
     fn wait_until_ready(&mut self) -> Result<(), GuestError> {
         // A kernel that is dead will have said so through the exit port in a moment.
-        let waits = [Phase::Loading as u32, Phase::Dead as u32];
-        let phase = |link: &Link| !waits.contains(&link.region().phase.get());
+        let waits = [Phase::Loading, Phase::Dead];
+        let phase = |link: &Link| !waits.iter().any(|&phase| link.region().phase.is(phase));
         let woken = self.waiter.wait(
             &self.link,
             &self.hypervisor.vcpus.crew,
@@ -278,8 +278,8 @@ impl Guest {
         let region = self.link.region();
         let impossible = |field, value| ContractError::Control { field, value };
         let phase = region.phase.get();
-        if phase != Phase::Ready as u32 {
-            return Err(impossible("phase", phase.into()));
+        if !phase.is(Phase::Ready) {
+            return Err(impossible("phase", phase.raw().into()));
         }
         if shake(&self.live(Hold::No)?)? == Handshake::Silent {
             return Err(ContractError::NoAbi);

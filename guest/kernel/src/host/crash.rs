@@ -120,7 +120,7 @@ pub fn die(cause: &Cause<'_>) -> ! {
 fn record(record: &CrashRecord, cause: &Cause<'_>) {
     record.cpu.set(PerCpu::current().number());
     record.thread.set(crate::memory::current_tid().unwrap_or(u32::MAX));
-    record.in_interrupt.set(u32::from(crate::memory::vm().is_some_and(|vm| vm.in_interrupt())));
+    record.in_interrupt.set(crate::memory::vm().is_some_and(|vm| vm.in_interrupt()).into());
     record.vector.set(u32::MAX);
     if let Cause::Trap { frame, .. } = cause {
         record.vector.set(u32::try_from(frame.vector).unwrap_or(u32::MAX));
@@ -148,7 +148,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
         Cause::Trap { kind, .. } => *kind,
     };
     core::sync::atomic::fence(Ordering::SeqCst);
-    record.kind.set(kind as u32);
+    record.kind.put(kind);
 }
 
 fn print_backtrace(cause: &Cause<'_>) {

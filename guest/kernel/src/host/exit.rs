@@ -9,10 +9,10 @@ use crate::arch::{instr, interrupt};
 /// Ends the guest.
 pub fn leave(code: ExitCode) -> ! {
     if let Some(region) = region::get() {
-        region.phase.set(Phase::Dead as u32);
+        region.phase.put(Phase::Dead);
     }
     // SAFETY: the exit device ends the guest or does nothing.
-    unsafe { instr::outb(EXIT_PORT, code as u8) };
+    unsafe { instr::outb(EXIT_PORT, code.code()) };
     // No such device, or the host is in no hurry: never run on.
     loop {
         PerCpu::current().idle().arm();

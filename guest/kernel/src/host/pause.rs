@@ -21,7 +21,7 @@ pub fn stand_still() {
         STANDING.load(Ordering::SeqCst) & 1 << cpu.number() != 0 || cpu.idle().is_armed()
     };
     let mut spins = 0;
-    while region::get().is_some_and(|region| region.pausing.get() != 0)
+    while region::get().is_some_and(|region| !region.pausing.is(Pausing::No))
         && !cpus::others().all(is_still)
     {
         tlb::spin(spins);
@@ -34,7 +34,7 @@ pub fn stand_still() {
 /// Whether the host has waited long enough for CPUs that own no mutex: one that owns some is to
 /// stand still as well.
 pub fn is_urgent() -> bool {
-    region::get().is_some_and(|region| region.pausing.get() == Pausing::Urgent as u32)
+    region::get().is_some_and(|region| region.pausing.is(Pausing::Urgent))
 }
 
 /// Tells the host that this CPU stands still with a mutex, which others may wait for: it waits for

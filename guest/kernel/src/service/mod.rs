@@ -15,7 +15,7 @@ mod worker;
 
 use core::sync::atomic::Ordering;
 
-use kmem::kern::sched::{Serving, Spread};
+use kmem::kern::sched::Serving;
 use kmem::ops::{self, Executed};
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::TimeMode;
@@ -24,7 +24,7 @@ use vmkern_abi::control::{
     Producer, RING_SLOTS, Request, Response, Slot, WaitMessage,
 };
 
-use vmkern_abi::layout::Thread;
+use vmkern_abi::layout::{Spread, Thread};
 
 use self::worker::BOARD;
 use crate::access::KernelAccess;
@@ -80,7 +80,7 @@ impl Dispatcher<'_> {
         region.roots.set(self.vm.roots());
         region.ready_tsc.set(instr::rdtsc());
         core::sync::atomic::fence(Ordering::Release);
-        region.phase.set(Phase::Ready as u32);
+        region.phase.put(Phase::Ready);
         self.ring_if_asleep();
     }
 

@@ -158,7 +158,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             let e = self.get(entry);
             if e.priority.get() != EventhandlerEntry::DEAD {
                 let (func, arg) = (e.func.get(), e.arg.get());
-                if e.once.get() != 0 {
+                if e.once.is_set() {
                     e.priority.set(EventhandlerEntry::DEAD);
                 }
                 // Handlers may come and go meanwhile, but this one stays: the list runs.

@@ -102,7 +102,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     fn count_acquired(&self, class: LockClass) {
         let stats = self.lock_stats(class);
         stats.acquired.inc();
-        if self.pcpu().lock_prof.get() != 0 {
+        if self.pcpu().lock_prof.is_set() {
             stats.since.set(self.machine().cycles());
         }
     }
@@ -189,7 +189,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             if held.get() == 0 {
                 self.pages_settle();
             }
-            if self.pcpu().lock_prof.get() != 0 {
+            if self.pcpu().lock_prof.is_set() {
                 self.count_held(class);
             }
             word.set_release(0);

@@ -20,7 +20,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_lock();
         let cpu = self.pcpu();
         let idle = self.get(cpu.idlethread.get());
-        idle.state.set(ThreadState::Running as u32);
+        idle.state.put(ThreadState::Running);
         idle.switches.inc();
         cpu.curthread.set(cpu.idlethread.get());
         self.sched_unlock();

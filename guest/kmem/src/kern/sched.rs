@@ -18,7 +18,7 @@
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{
-    Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Thread, ThreadList, ThreadState,
+    Pcpu, Preempt, RQ_PPQ, RunQueue, Scheduler, Spread, Thread, ThreadList, ThreadState,
 };
 
 use super::Kern;
@@ -50,25 +50,11 @@ enum Turn {
 
 /// Whether an idle thread does something for others: [`Pcpu::serving`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
 pub enum Serving {
     /// It rests, or looks for something to do.
-    No = 0,
+    No,
     /// It does.
-    Yes = 1,
-}
-
-/// Where threads go that become runnable: [`Scheduler::spread`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Spread {
-    /// They stay where they were woken.
-    No = 0,
-    /// They go to a CPU that has nothing to do, if there is one.
-    Yes = 1,
-    /// They stay, and no other CPU takes them over: what is woken here runs as if there were no
-    /// other.
-    Never = 2,
+    Yes,
 }
 
 const fn queue_of(priority: u8) -> usize {
@@ -127,7 +113,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     #[inline]
     #[must_use]
     pub fn switch_owed(&self) -> bool {
-        self.pcpu().need_resched.get() != Preempt::No as u32
+        !self.pcpu().need_resched.is(Preempt::No)
     }
 
     /// Whether `cpu` runs its idle thread and has no other to run.
@@ -155,7 +141,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         if last.idlethread.get() == thread {
             return last;
         }
-        if self.sched().spread.get() != Spread::Yes as u32 {
+        if !self.sched().spread.is(Spread::Yes) {
             return here;
         }
         let others = [last, here]
@@ -169,7 +155,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// none, unless a sleep has lent it a priority.
     fn runq_add(&self, cpu: &Pcpu, thread: KPtr<Thread>, turn: Turn) {
         let t = self.get(thread);
-        t.state.set(ThreadState::Runnable as u32);
+        t.state.put(ThreadState::Runnable);
         if thread == cpu.idlethread.get() && t.priority.get() == t.base_priority.get() {
             return;
         }
@@ -226,8 +212,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.runq_add(cpu, thread, Turn::Back);
         let current = self.get(cpu.curthread.get());
         let better = queue_of(self.get(thread).priority.get()) < queue_of(current.priority.get());
-        if better && cpu.need_resched.get() == Preempt::No as u32 {
-            cpu.need_resched.set(Preempt::Better as u32);
+        if better && cpu.need_resched.is(Preempt::No) {
+            cpu.need_resched.put(Preempt::Better);
             if cpu.cpuid.get() != self.pcpu().cpuid.get() {
                 self.machine().cpu_interrupt(cpu);
             }
@@ -265,7 +251,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// and has been told to give way is about to take its threads itself. So is one that waits for
     /// work on the stack of its last thread, which is nobody else's as long.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
-        if self.sched().spread.get() == Spread::Never as u32 {
+        if self.sched().spread.is(Spread::Never) {
             return None;
         }
         let is_its_own =
@@ -273,8 +259,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         let first =
             |cpu: &Pcpu| self.runq_first(&cpu.runq).filter(|&thread| !is_its_own(cpu, thread));
         let comes_by_itself = |cpu: &Pcpu| {
-            cpu.curthread.get() == cpu.idlethread.get()
-                && cpu.need_resched.get() != Preempt::No as u32
+            cpu.curthread.get() == cpu.idlethread.get() && !cpu.need_resched.is(Preempt::No)
         };
         let others =
             self.cpus().filter(|cpu| cpu.cpuid.get() != here.cpuid.get() && !comes_by_itself(cpu));
@@ -363,11 +348,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Notes that `thread` gets the CPU, with a whole time slice.
     fn take_cpu(&self, thread: KPtr<Thread>) {
         let (cpu, t) = (self.pcpu(), self.get(thread));
-        t.state.set(ThreadState::Running as u32);
+        t.state.put(ThreadState::Running);
         t.switches.inc();
         t.lastcpu.set(u8::try_from(cpu.cpuid.get()).unwrap_or(u8::MAX));
         cpu.curthread.set(thread);
-        cpu.need_resched.set(Preempt::No as u32);
+        cpu.need_resched.put(Preempt::No);
         cpu.slice.set(self.sched_quantum());
         self.clock_wanted(cpu);
         if thread == cpu.idlethread.get() && cpu.cpuid.get() != 0 && self.all_idle() {
@@ -438,10 +423,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// not in a critical section (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an
     /// interrupt, when nothing is deferred. May switch.
     pub fn preempt(&self) {
-        let turn = match self.pcpu().need_resched.get() {
-            n if n == Preempt::No as u32 => return,
-            n if n == Preempt::Better as u32 => Turn::Keep,
-            _ => Turn::Back,
+        let turn = match self.pcpu().need_resched.known() {
+            Some(Preempt::No) => return,
+            Some(Preempt::Better) => Turn::Keep,
+            Some(Preempt::SliceOver) | None => Turn::Back,
         };
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
@@ -449,7 +434,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             return;
         }
         if t.critnest.get() != 0 {
-            t.owepreempt.set(1);
+            t.owepreempt.raise();
             return;
         }
         self.assert_no_locks("preempt");
@@ -475,8 +460,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             self.panic(format_args!("critical_exit: td_critnest == 0"));
         };
         t.critnest.set(depth);
-        if depth == 0 && t.owepreempt.get() != 0 && t.held_locks.get() == 0 {
-            t.owepreempt.set(0);
+        if depth == 0 && t.owepreempt.is_set() && t.held_locks.get() == 0 {
+            t.owepreempt.lower();
             self.preempt();
         }
     }
@@ -560,7 +545,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             || cpu.runq.status.get().trailing_zeros() as usize <= queue_of(t.priority.get())
         {
             if self.runnable() {
-                cpu.need_resched.set(Preempt::SliceOver as u32);
+                cpu.need_resched.put(Preempt::SliceOver);
                 self.wake_idle_cpu();
             }
         } else {
@@ -570,11 +555,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
 
     /// Threads wait here: has a CPU that has nothing to do take one (`sched_balance`).
     fn wake_idle_cpu(&self) {
-        if self.sched().spread.get() == Spread::Never as u32 {
+        if self.sched().spread.is(Spread::Never) {
             return;
         }
         if let Some(idle) = self.cpus().find(|cpu| self.is_idle(cpu)) {
-            idle.need_resched.set(Preempt::Better as u32);
+            idle.need_resched.put(Preempt::Better);
             self.machine().cpu_interrupt(idle);
         }
     }
@@ -582,12 +567,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Says whether the idle thread, which calls this, does something for others: what it is at may
     /// be half done then.
     pub fn set_serving(&self, serving: Serving) {
-        self.pcpu().serving.set(serving as u64);
+        self.pcpu().serving.set((serving == Serving::Yes).into());
     }
 
     /// Says whether threads that become runnable go to CPUs that have nothing to do.
     pub fn sched_spread(&self, spread: Spread) {
-        self.sched().spread.set(spread as u32);
+        self.sched().spread.put(spread);
     }
 
     /// The tick at which the next time-out is due, if a thread has one.

@@ -85,7 +85,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         for (field, word) in t.wmesg.iter().zip(WaitMessage::new(wmesg).words()) {
             field.set(word);
         }
-        t.state.set(ThreadState::Sleeping as u32);
+        t.state.put(ThreadState::Sleeping);
     }
 
     fn sleepq_insert(&self, queue: KPtr<SleepQueue>, channel: WaitChannel) {
@@ -146,7 +146,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Wakes `thread`, whose time is up (`sleepq_timeout`).
     pub(crate) fn sleepq_timeout(&self, thread: KPtr<Thread>) {
         self.sleepq_remove(thread);
-        self.get(thread).timed_out.set(1);
+        self.get(thread).timed_out.raise();
         self.setrunnable(thread);
     }
 }

@@ -108,10 +108,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
             self.mtx_unlock(class, word);
         }
         self.mi_switch();
-        let timed_out = t.timed_out.get();
-        t.timed_out.set(0);
+        let timed_out = t.timed_out.is_set();
+        t.timed_out.lower();
         self.sched_unlock();
-        if timed_out == 0 { Sleep::Woken } else { Sleep::TimedOut }
+        if timed_out { Sleep::TimedOut } else { Sleep::Woken }
     }
 
     /// Wakes all who sleep on `channel`, in the order in which they came (`wakeup`). Locks: takes
@@ -137,7 +137,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Whether sleeping is no use yet, because there is only the boot (`cold`).
     #[must_use]
     pub fn is_cold(&self) -> bool {
-        self.sched().cold.get() != 0 || self.current_thread().is_null()
+        self.sched().cold.is_set() || self.current_thread().is_null()
     }
 
     /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it

@@ -27,7 +27,7 @@ pub const TASKQ_TID: u32 = 500;
 impl<M: PhysMem + Cpu> Kern<M> {
     /// Ends the boot: from now on threads can sleep (`configure_final`).
     pub fn configure_final(&self) {
-        self.sched().cold.set(0);
+        self.sched().cold.lower();
     }
 
     /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics
@@ -49,7 +49,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.wakeup(WaitChannel::of(thread));
         self.sched_lock();
         self.thread_unlink(thread);
-        t.state.set(ThreadState::Zombie as u32);
+        t.state.put(ThreadState::Zombie);
         let zombies = &self.sched().zombies;
         t.rq_next.set(zombies.get());
         zombies.set(thread);

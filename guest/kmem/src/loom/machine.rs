@@ -19,13 +19,13 @@ use loom::thread;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::watched::Watched;
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{Pcpu, Sx, Thread, ThreadState};
+use vmkern_abi::layout::{Pcpu, Spread, Sx, Thread, ThreadState};
 
 use super::bare::Bare;
 use crate::kern::Kern;
 use crate::kern::idle::{IdleCpu, Polling};
 use crate::kern::mp::idle_tid;
-use crate::kern::sched::{PRI_MAX_IDLE, PUSER, Spread};
+use crate::kern::sched::{PRI_MAX_IDLE, PUSER};
 use crate::kern::thread::THREAD0_TID;
 use crate::machine::{self, ThreadStart};
 
@@ -362,7 +362,7 @@ impl Kernel {
     fn idle_thread(&mut self, cpu: usize, tid: u32) -> KPtr<Thread> {
         let idle = self.thread(tid, PRI_MAX_IDLE);
         let t = self.kern.get(idle);
-        t.state.set(ThreadState::Running as u32);
+        t.state.put(ThreadState::Running);
         t.lastcpu.set(u8::try_from(cpu).expect("a small number"));
         let cpu = self.kern.get(pcpu(cpu));
         cpu.curthread.set(idle);

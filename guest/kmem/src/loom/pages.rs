@@ -134,7 +134,7 @@ impl Pages {
         cnt.v_free_reserved.set(reserved);
         cnt.ncpu.set(CPUS);
         // Nobody is there who could be woken.
-        state.vm_pageout_pages_needed.set(0);
+        state.vm_pageout_pages_needed.lower();
         let pcpu = |cpu: u64| KPtr::<Pcpu>::new(phys_to_dmap(PCPUS.add(cpu * PAGE_SIZE)));
         state.cpuhead.set(pcpu(0));
         phys.get(pcpu(0)).allcpu_next.set(pcpu(1));
@@ -196,7 +196,7 @@ fn two_cpus_leave_exactly_what_the_floor_says() {
     loom::model(|| {
         let pages = Pages::new(6, 2);
         // Both CPUs are refused a page, and neither is to look for somebody to wake.
-        pages.phys.state().vm_pages_needed.set(1);
+        pages.phys.state().vm_pages_needed.raise();
         let other = pages.spawn(|phys| take(phys, AllocClass::Normal, 4));
         let mut held = take(&pages.phys, AllocClass::Normal, 4);
         held.extend(other.join().expect("it ends well"));

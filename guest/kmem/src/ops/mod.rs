@@ -54,9 +54,9 @@ pub fn execute<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Exec
             on_map(vm, map, |map| pointer(vm.kmem_alloc_nofault(map, size)))
         }
         Op::KmemMalloc { map, size, flags } => {
-            on_map(vm, map, |map| match vm.get(map).system_map.get() {
-                0 => Outcome::Error(KernReturn::InvalidArgument),
-                _ => pointer(vm.kmem_malloc(map, size, flags)),
+            on_map(vm, map, |map| match vm.get(map).system_map.is_set() {
+                false => Outcome::Error(KernReturn::InvalidArgument),
+                true => pointer(vm.kmem_malloc(map, size, flags)),
             })
         }
         Op::KmemFree { map, addr, size } => on_map(vm, map, |map| {
@@ -86,13 +86,13 @@ pub fn execute<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Exec
         Op::Join { thread } => return Executed::Join { thread },
         Op::KmemSuballoc { parent, size, kind } => on_map(vm, parent, |parent| {
             let map = vm.kmem_suballoc(parent, size);
-            vm.get(map).system_map.set(u32::from(kind == MapKind::System));
+            vm.get(map).system_map.set((kind == MapKind::System).into());
             Outcome::Value(map.addr().get())
         }),
         Op::KmemAllocWait { map, size } => {
-            on_map(vm, map, |map| match vm.get(map).system_map.get() {
-                0 => pointer(vm.kmem_alloc_wait(map, size)),
-                _ => Outcome::Error(KernReturn::InvalidArgument),
+            on_map(vm, map, |map| match vm.get(map).system_map.is_set() {
+                false => pointer(vm.kmem_alloc_wait(map, size)),
+                true => Outcome::Error(KernReturn::InvalidArgument),
             })
         }
         Op::KmemFreeWakeup { map, addr, size } => on_map(vm, map, |map| {

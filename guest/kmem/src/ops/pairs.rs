@@ -15,7 +15,7 @@ pub(super) fn pairs<M: VmMachine>(
     count: u64,
     allocator: Allocator,
 ) -> Outcome {
-    if allocator == Allocator::Malloc && vm.get(map).system_map.get() == 0 {
+    if allocator == Allocator::Malloc && !vm.get(map).system_map.is_set() {
         return Outcome::Error(KernReturn::InvalidArgument);
     }
     for _ in 0..count {

@@ -94,7 +94,7 @@ impl<M: VmMachine> Vm<M> {
         vm.state()
             .page_cache_max
             .set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
-        vm.get(pcpu).lock_prof.set(boot.tunables.debug_lock_prof_enable.unwrap_or(0));
+        vm.get(pcpu).lock_prof.set((boot.tunables.debug_lock_prof_enable == Some(1)).into());
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4, &region);
         vm.vm_object_init();
@@ -118,7 +118,7 @@ impl<M: VmMachine> Vm<M> {
     fn vm_page_startup(&self, boot: &BootMemory<'_>, region: &BootRegion) {
         let state = self.state();
         state.abi_version.set(vmkern_abi::ABI_VERSION);
-        state.boot_zeroed.set(u32::from(boot.zeroed == Zeroed::Yes));
+        state.boot_zeroed.set((boot.zeroed == Zeroed::Yes).into());
         if !boot.virtual_avail.is_page_aligned() || boot.virtual_avail < KERNBASE {
             self.panic(format_args!(
                 "vm_page_startup: virtual_avail {:#x} is wrong",

@@ -47,7 +47,7 @@ impl<M: VmMachine> Vm<M> {
         note: impl FnOnce(EventTag),
     ) -> Result<(), Shortage> {
         self.event_register(name, func, arg, priority, |e, tag| {
-            e.once.set(1);
+            e.once.raise();
             note(tag);
         })
         .map(|_| ())

@@ -107,7 +107,7 @@ impl<M: VmMachine> Vm<M> {
     pub(crate) fn kmeminit(&self, tunables: &Tunables) {
         let size = vm_kmem_size(self.cnt().v_page_count.get(), tunables);
         let kmem_map = self.kmem_suballoc(self.kernel_map(), size);
-        self.get(kmem_map).system_map.set(1);
+        self.get(kmem_map).system_map.raise();
         self.named_map(MapId::KMEM).set(kmem_map);
     }
 
@@ -126,10 +126,10 @@ impl<M: VmMachine> Vm<M> {
             self.kmem_suballoc(kernel_map, sizes.buffer_map.saturating_add(sizes.pager_map));
         state.clean_map.set(clean_map);
         let buffer_map = self.kmem_suballoc(clean_map, sizes.buffer_map);
-        self.get(buffer_map).system_map.set(1);
+        self.get(buffer_map).system_map.raise();
         name(MapId::BUFFER, buffer_map);
         let pager_map = self.kmem_suballoc(clean_map, sizes.pager_map);
-        self.get(pager_map).system_map.set(1);
+        self.get(pager_map).system_map.raise();
         state.pager_map.set(pager_map);
         name(MapId::EXEC, self.kmem_suballoc(kernel_map, sizes.exec_map));
         name(MapId::PIPE, self.kmem_suballoc(kernel_map, sizes.pipe_map));

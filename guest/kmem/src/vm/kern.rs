@@ -320,7 +320,7 @@ impl<M: VmMachine> Vm<M> {
                 self.vm_map_unlock(map);
                 return None;
             }
-            m.needs_wakeup.set(1);
+            m.needs_wakeup.raise();
             self.vm_map_unlock_and_wait(map);
         };
         if let Err(code) = self.vm_map_insert(map, &EntrySpec::EMPTY, addr, addr.add(size)) {
@@ -339,8 +339,8 @@ impl<M: VmMachine> Vm<M> {
         if let Some(end) = addr.checked_add(size).and_then(|end| round_page(end.get())) {
             self.vm_map_delete(map, addr.page(), GuestVirt::new(end));
         }
-        if m.needs_wakeup.get() != 0 {
-            m.needs_wakeup.set(0);
+        if m.needs_wakeup.is_set() {
+            m.needs_wakeup.lower();
             self.vm_map_wakeup(map);
         }
         self.vm_map_unlock(map);
@@ -352,7 +352,7 @@ impl<M: VmMachine> Vm<M> {
         let Ok(m) = self.vm_map_create(VM_MIN_KERNEL_ADDRESS, end) else {
             self.panic(format_args!("kmem_init: no memory for kernel_map"));
         };
-        self.get(m).system_map.set(1);
+        self.get(m).system_map.raise();
         self.vm_map_lock(m);
         // From here on the map is kernel_map, whose growth provides page tables.
         self.named_map(MapId::KERNEL).set(m);

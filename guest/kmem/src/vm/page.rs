@@ -218,7 +218,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     pub(in crate::vm) fn vm_page_is_zero(&self, page: &VmPage) -> bool {
         let flags = page.flags.get();
         flags.contains(PageFlags::ZERO)
-            || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.get() != 0)
+            || (!flags.contains(PageFlags::TOUCHED) && self.state().boot_zeroed.is_set())
     }
 
     /// Unwires and frees `m`, a page without an object that is wired once. Locks: takes the page

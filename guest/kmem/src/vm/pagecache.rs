@@ -58,7 +58,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// run yet. Locks: the free queue's; takes the caches'.
     pub(crate) fn page_caches_enable(&self) {
         let (state, cnt) = (self.state(), self.cnt());
-        if state.page_cache_max.get() == 0 || state.idlezero_enable.get() != 0 {
+        if state.page_cache_max.get() == 0 || state.idlezero_enable.is_set() {
             return;
         }
         let busy = cnt.v_free_min.get().max(cnt.v_free_reserved.get() + cnt.v_cache_min.get());

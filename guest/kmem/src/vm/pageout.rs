@@ -41,7 +41,7 @@ impl<M: VmMachine> Vm<M> {
         let needed = &self.state().vm_pages_needed;
         let mut pass = 0_u32;
         loop {
-            if needed.get() != 0 {
+            if needed.is_set() {
                 self.cnt().v_pdwakeups.inc();
             }
             self.vm_pageout_scan();
@@ -49,13 +49,13 @@ impl<M: VmMachine> Vm<M> {
             // Who has freed a page to a cache sees that it is needed, or is seen here to have freed
             // it.
             fence(Ordering::SeqCst);
-            if needed.get() != 0 && !self.vm_page_count_min() {
+            if needed.is_set() && !self.vm_page_count_min() {
                 if !self.vm_paging_needed() {
-                    needed.set(0);
+                    needed.lower();
                 }
                 self.wakeup(self.free_count_channel());
             }
-            if needed.get() != 0 {
+            if needed.is_set() {
                 // Still not enough: a second pass follows at once, the next ones take their time.
                 pass += 1;
                 if pass > 1 {

@@ -45,12 +45,12 @@ impl<M: VmMachine> Vm<M> {
     /// Makes the running code thread 0 (`proc0_init`), while the system stays cold.
     pub(crate) fn sched_init(&self) {
         let sched = self.sched();
-        sched.cold.set(1);
+        sched.cold.raise();
         let Ok(thread) = self.thread_alloc(THREAD0_TID, "host", PRI_MAX_IDLE, Wait::No) else {
             self.panic(format_args!("proc0_init: no memory for thread0"));
         };
         let t = self.get(thread);
-        t.state.set(ThreadState::Running as u32);
+        t.state.put(ThreadState::Running);
         let cpu = self.boot_pcpu();
         cpu.curthread.set(thread);
         cpu.idlethread.set(thread);
@@ -220,7 +220,7 @@ impl<M: VmMachine> Vm<M> {
 
     fn thread_free(&self, thread: KPtr<Thread>) {
         let t = self.get(thread);
-        t.state.set(ThreadState::Inactive as u32);
+        t.state.put(ThreadState::Inactive);
         self.zone_free(t.sleepqueue.get());
         self.zone_free(thread);
     }

@@ -70,7 +70,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     pub fn vm_wait(&self) {
         self.free_queue_lock();
         if self.is_pagedaemon() {
-            self.state().vm_pageout_pages_needed.set(1);
+            self.state().vm_pageout_pages_needed.raise();
             self.msleep_free_queue(self.pageout_pages_channel(), PSWP, "VMWait", 0, Relock::Drop);
         } else {
             self.pagedaemon_wakeup();
@@ -119,8 +119,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Locks: the free queue's is held.
     pub(super) fn pagedaemon_wakeup(&self) {
         let needed = &self.state().vm_pages_needed;
-        if needed.get() == 0 && !self.is_pagedaemon() {
-            needed.set(1);
+        if !needed.is_set() && !self.is_pagedaemon() {
+            needed.raise();
             self.wakeup(self.pagedaemon_channel());
         }
     }
@@ -129,8 +129,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {
         let state = self.state();
-        state.vm_pages_needed.get() != 0
-            || state.vm_pageout_pages_needed.get() != 0
+        state.vm_pages_needed.is_set()
+            || state.vm_pageout_pages_needed.is_set()
             || state.vm_pages_wanted.get() != 0
     }
 
@@ -139,13 +139,12 @@ impl<M: PhysMem + Cpu> Phys<M> {
     pub(super) fn vm_page_free_wakeup(&self) {
         let state = self.state();
         let pageout_free_min = self.cnt().v_pageout_free_min.get();
-        if state.vm_pageout_pages_needed.get() != 0 && self.vm_page_available() >= pageout_free_min
-        {
-            state.vm_pageout_pages_needed.set(0);
+        if state.vm_pageout_pages_needed.is_set() && self.vm_page_available() >= pageout_free_min {
+            state.vm_pageout_pages_needed.lower();
             self.wakeup(self.pageout_pages_channel());
         }
-        if state.vm_pages_needed.get() != 0 && !self.vm_page_count_min() {
-            state.vm_pages_needed.set(0);
+        if state.vm_pages_needed.is_set() && !self.vm_page_count_min() {
+            state.vm_pages_needed.lower();
             self.wakeup(self.free_count_channel());
         }
         let wanted = &state.vm_pages_wanted;

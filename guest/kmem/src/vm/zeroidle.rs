@@ -44,8 +44,8 @@ impl<M: VmMachine> Vm<M> {
         let (priority, start) = (PRI_MAX_IDLE - RQ_PPQ, Self::vm_pagezero);
         let spec = ThreadSpec { tid: PAGEZERO_TID, name: "pagezero", priority, start, arg: 0 };
         self.kthread_create_asleep(&spec, self.zero_state_channel(), "pgzero", Wait::No)?;
-        self.state().idlezero_enable.set(1);
-        self.state().pagezero_sleeps.set(1);
+        self.state().idlezero_enable.raise();
+        self.state().pagezero_sleeps.raise();
         self.free_queue_lock();
         self.vm_page_zero_idle_wakeup();
         self.free_queue_unlock();
@@ -58,7 +58,7 @@ impl<M: VmMachine> Vm<M> {
             self.free_queue_lock();
             if !self.vm_page_zero_check() || !self.vm_page_zero_idle() {
                 let state = self.state();
-                state.pagezero_sleeps.set(1);
+                state.pagezero_sleeps.raise();
                 let interlock = (LockClass::FreeQueue, &state.vm_page_queue_free_mtx);
                 let (channel, timo) = (self.zero_state_channel(), self.hz() * LOOK_AGAIN);
                 let (Sleep::Woken | Sleep::TimedOut) =
@@ -75,15 +75,15 @@ impl<M: PhysMem + Cpu> Phys<M> {
     fn vm_page_zero_check(&self) -> bool {
         let state = self.state();
         let (zero, free) = (state.vm_page_zero_count.get(), self.cnt().v_free_count.get());
-        let enough = if state.zero_state.get() != 0 { free * 2 / 3 } else { free * 4 / 5 };
-        state.idlezero_enable.get() != 0 && zero < enough
+        let enough = if state.zero_state.is_set() { free * 2 / 3 } else { free * 4 / 5 };
+        state.idlezero_enable.is_set() && zero < enough
     }
 
     /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free
     /// queue's.
     fn vm_page_zero_idle(&self) -> bool {
         let (state, cnt) = (self.state(), self.cnt());
-        state.zero_state.set(0);
+        state.zero_state.lower();
         let Some(m) = self.vm_phys_dirty_page() else { return false };
         self.pmap_zero_page(m);
         self.page(m).flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
@@ -91,7 +91,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         state.vm_page_zero_count.fetch_add(1);
         state.cnt_prezero.inc();
         if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {
-            state.zero_state.set(1);
+            state.zero_state.raise();
         }
         true
     }
@@ -117,7 +117,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
                 return Some(self.vm_page_pointer(pfn));
             }
             // Memory that was never used may be dirty, too.
-            let is_dirty = self.state().boot_zeroed.get() == 0;
+            let is_dirty = !self.state().boot_zeroed.is_set();
             if !is_dirty || !(0..VM_NFREELIST).any(|list| self.vm_phys_cut_fresh(0, list)) {
                 return None;
             }
@@ -129,8 +129,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
     #[inline]
     pub(super) fn vm_page_zero_idle_wakeup(&self) {
         let sleeps = &self.state().pagezero_sleeps;
-        if sleeps.get() != 0 && self.vm_page_zero_check() {
-            sleeps.set(0);
+        if sleeps.is_set() && self.vm_page_zero_check() {
+            sleeps.lower();
             self.wakeup(self.zero_state_channel());
         }
     }

@@ -14,7 +14,7 @@ pub use self::pool::{MapHome, MapPool, PoolPage};
 use super::lock::{Mtx, Sx};
 use super::object::VmObject;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
-use crate::field::Field;
+use crate::field::{Field, Flag};
 use crate::flags_word;
 
 bitflags! {
@@ -171,10 +171,10 @@ pub struct VmMap {
     pub lock: Mtx,
     /// Exclusive acquisitions of the lock, modulo 2^32.
     pub timestamp: Field<u32>,
-    /// 1 when somebody sleeps in `kmem_alloc_wait`.
-    pub needs_wakeup: Field<u32>,
-    /// 1 for a system map: its lock is a mutex, and entries without an object stay so.
-    pub system_map: Field<u32>,
+    /// Set when somebody sleeps in `kmem_alloc_wait`.
+    pub needs_wakeup: Field<Flag>,
+    /// Set for a system map: its lock is a mutex, and entries without an object stay so.
+    pub system_map: Field<Flag>,
     /// Physical address of the pmap's root page table.
     pub pmap: Field<GuestPhys>,
     /// The tree over the entries.
@@ -184,7 +184,7 @@ pub struct VmMap {
     /// The map made before this one, or null: the list that begins at
     /// [`super::KernelRoots::map_list`].
     pub next_map: Field<KPtr<VmMap>>,
-    /// The lock of a map that is no system map.
+    /// The lock of a map that is not a system map.
     pub sx: Sx,
 }
 

@@ -79,7 +79,7 @@ fn check_other_lock(ctx: &Context<'_>, map: &Map) {
 
 fn check_roots(ctx: &Context<'_>) {
     let roots = &ctx.roots;
-    if roots.sched.cold.get() == 0 && roots.boot_held_locks.get() != 0 {
+    if !roots.sched.cold.is_set() && roots.boot_held_locks.get() != 0 {
         ctx.finding("held-locks", "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
             format!(
                 "there are threads, but the boot holds locks {:#x}",
@@ -103,7 +103,7 @@ fn check_roots(ctx: &Context<'_>) {
             format!("it is thread {pageproc:?}, but the pagedaemon is thread {PAGEDAEMON_TID}")
         });
     }
-    if roots.sched.spread.get() > 2 {
+    if roots.sched.spread.known().is_none() {
         ctx.finding("flag-word", "scheduler", ctx.root_of(&roots.sched.spread), || {
             format!("spread is {}, but is 0, 1 or 2", roots.sched.spread.get())
         });

@@ -175,5 +175,5 @@ pub(super) fn is_known_zero(ctx: &Context<'_>, page: &Page) -> bool {
 }
 
 fn is_untouched(ctx: &Context<'_>, page: &Page) -> bool {
-    ctx.roots.boot_zeroed.get() != 0 && !page.flags.contains(PageFlags::TOUCHED)
+    ctx.roots.boot_zeroed.is_set() && !page.flags.contains(PageFlags::TOUCHED)
 }

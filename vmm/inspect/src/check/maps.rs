@@ -143,8 +143,7 @@ impl Map {
                 return None;
             }
         };
-        let lock =
-            if map.system_map.get() != 0 { map.lock.owner.get() } else { map.sx.owner.get() };
+        let lock = if map.system_map.is_set() { map.lock.owner.get() } else { map.sx.owner.get() };
         let read = Self {
             at: at.addr(),
             name,
@@ -153,8 +152,8 @@ impl Map {
             header: Entry::of(at.addr(), &map.header),
             nentries: map.nentries.get(),
             size: map.size.get(),
-            needs_wakeup: map.needs_wakeup.get(),
-            system_map: map.system_map.get(),
+            needs_wakeup: map.needs_wakeup.get().raw(),
+            system_map: map.system_map.get().raw(),
             pmap: map.pmap.get(),
             root: map.index.root.get(),
             height: map.index.height.get(),

@@ -92,12 +92,13 @@ fn claim(ctx: &Context<'_>, object: &Object) {
 /// What does not change in an object's life.
 fn constants(ctx: &Context<'_>, object: &Object) {
     let kind = if object.is_kernels() { ObjectType::Phys } else { ObjectType::Default };
-    if object.kind != kind as u32 {
+    if object.kind != kind.code() {
         finding(ctx, "object-kind", object, || {
             let is = ObjectType::from_code(object.kind);
             format!(
                 "its type is {} ({is:?}), but such an object has type {} ({kind:?})",
-                object.kind, kind as u32
+                object.kind,
+                kind.code()
             )
         });
     }

@@ -69,7 +69,7 @@ impl Object {
             is_doubtful: false,
             lock_owner: object.lock.owner.get(),
             ref_count: object.ref_count.get(),
-            kind: object.kind.get(),
+            kind: object.kind.get().raw(),
             flags: object.flags.get(),
             size: object.size.get(),
             resident_page_count: object.resident_page_count.get(),

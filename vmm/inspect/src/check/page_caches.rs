@@ -35,7 +35,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 /// What the floor is for this number of CPUs, if there are caches.
 fn floor(ctx: &Context<'_>) -> u64 {
     let (roots, meter) = (&ctx.roots, &ctx.roots.meter);
-    if meter.ncpu.get() < 2 || roots.page_cache_max.get() == 0 || roots.idlezero_enable.get() != 0 {
+    if meter.ncpu.get() < 2 || roots.page_cache_max.get() == 0 || roots.idlezero_enable.is_set() {
         return 0;
     }
     let busy = meter

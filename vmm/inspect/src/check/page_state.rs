@@ -221,7 +221,7 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
 fn check_counts(ctx: &Context<'_>, counts: &Counts) {
     let roots = &ctx.roots;
     let fresh: u64 = ctx.pages.segments.iter().map(|segment| segment.end - segment.fresh).sum();
-    let zero = counts.zero + if roots.boot_zeroed.get() != 0 { fresh } else { 0 };
+    let zero = counts.zero + if roots.boot_zeroed.is_set() { fresh } else { 0 };
     let compare =
         |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
             if counter.get() != found {

@@ -115,7 +115,7 @@ fn idle_threads(memory: &Memory<'_>, roots: &KernelRoots) -> HashMap<GuestVirt, 
     let mut next = roots.cpuhead.get();
     while let Some(at) = next.non_null().filter(|at| seen.insert(at.addr())) {
         let Ok(cpu): Result<Pcpu, _> = memory.get("pcpu", at) else { break };
-        idle.insert(cpu.idlethread.get().addr(), cpu.serving.get() != 0);
+        idle.insert(cpu.idlethread.get().addr(), cpu.serving.is_set());
         next = cpu.allcpu_next.get();
     }
     idle

@@ -124,12 +124,12 @@ fn check_list(
 /// Words of a CPU that have few values.
 fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let reason = cpu.value.need_resched.get();
-    if reason > Preempt::SliceOver as u32 {
+    if reason.known().is_none() {
         ctx.finding("cpu", "CPU", cpu.addr(), || {
-            format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver as u32)
+            format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver.code())
         });
     }
-    if cpu.value.serving.get() > 1 {
+    if !cpu.value.serving.get().is_known() {
         ctx.finding("flag-word", "CPU", cpu.addr(), || {
             format!("serving is {}, but is 0 or 1", cpu.value.serving.get())
         });
@@ -147,7 +147,7 @@ fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
 
 fn check_cold(ctx: &Context<'_>) {
     let cold = &ctx.roots.sched.cold;
-    if cold.get() != 0 {
+    if cold.is_set() {
         ctx.finding("cold", "scheduler", ctx.root_of(cold), || {
             format!("cold is {}, but the kernel serves requests", cold.get())
         });

@@ -210,16 +210,16 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     if state != ThreadState::Sleeping && t.callout.sequence.get() != 0 {
         fault(format!("{} is {state:?}, but has a time-out", label(t)));
     }
-    if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.get() != 0) {
+    if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.is_set()) {
         let (depth, owed) = (t.critnest.get(), t.owepreempt.get());
         fault(format!(
             "{} is {state:?}, but in {depth} critical sections, with preemption owed {owed}",
             label(t)
         ));
     }
-    if t.owepreempt.get() > 1
-        || t.timed_out.get() > 1
-        || (state == ThreadState::Sleeping && t.timed_out.get() != 0)
+    if !t.owepreempt.get().is_known()
+        || !t.timed_out.get().is_known()
+        || (state == ThreadState::Sleeping && t.timed_out.is_set())
     {
         fault(format!(
             "{} is {state:?}, owepreempt {}, timed_out {}",

@@ -40,7 +40,7 @@ fn check_words(ctx: &Context<'_>) {
         ("pagezero_sleeps", &roots.pagezero_sleeps),
     ];
     for (name, word) in words {
-        if word.get() > 1 {
+        if !word.get().is_known() {
             ctx.finding("flag-word", "kernel roots", ctx.root_of(word), || {
                 format!("{name} is {}, but is 0 or 1", word.get())
             });
@@ -66,11 +66,11 @@ fn check_page_shortage(ctx: &Context<'_>) {
     };
     let free_count =
         root_channel(ctx, offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count));
-    if roots.vm_pages_needed.get() == 0 {
+    if !roots.vm_pages_needed.is_set() {
         ctx.sched.sleepers(free_count).for_each(|thread| lost(thread, "vm_pages_needed"));
     }
     let channel = ctx.root_of(&roots.vm_pageout_pages_needed);
-    if roots.vm_pageout_pages_needed.get() == 0 {
+    if !roots.vm_pageout_pages_needed.is_set() {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
     } else if ctx.sched.sleepers(channel).next().is_none() {
         ctx.finding("pages-wanted", "kernel roots", channel, || {
@@ -87,7 +87,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
         });
     }
     // The pagedaemon sleeps without a time-out only while nobody needs pages.
-    if roots.vm_pages_needed.get() != 0 {
+    if roots.vm_pages_needed.is_set() {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
         for thread in
             ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0)

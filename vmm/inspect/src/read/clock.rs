@@ -29,9 +29,10 @@ pub(crate) fn now(view: &View<'_>) -> Option<Now> {
     let at = source.anchors().control.checked_add(offset_of!(ControlRegion, clock) as u64)?;
     let mut base = ClockBase::new_zeroed();
     source.read(at, base.as_mut_bytes()).ok()?;
-    let tsc = match base.is_real.get() {
-        0 => 0,
-        _ => source.cpus().ok()?.iter().map(|cpu| cpu.tsc).max()?,
+    let tsc = if base.is_real.is_set() {
+        source.cpus().ok()?.iter().map(|cpu| cpu.tsc).max()?
+    } else {
+        0
     };
     Some(Now { micros: base.micros_at(tsc)?, ticks: base.ticks_at(tsc)? })
 }

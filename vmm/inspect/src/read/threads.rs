@@ -79,6 +79,7 @@ pub(super) fn threads(
 #[cfg(test)]
 mod tests {
     use vmkern_abi::addr::GuestPhys;
+    use vmkern_abi::field::Code;
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -95,12 +96,12 @@ mod tests {
         let threads = [Thread::default(), Thread::default()];
         let words = |text: &str| WaitMessage::new(text).words();
         threads[0].tid.set(3);
-        threads[0].state.set(ThreadState::Sleeping as u32);
+        threads[0].state.put(ThreadState::Sleeping);
         threads[0].wchan.set(GuestVirt::new(0xffff_ffff_8010_0000));
         threads[0].wmesg.iter().zip(words("vmwait")).for_each(|(field, word)| field.set(word));
         threads[0].all_next.set(at(1));
         threads[1].tid.set(65);
-        threads[1].state.set(ThreadState::Running as u32);
+        threads[1].state.put(ThreadState::Running);
         threads[1].name.iter().zip(words("pagedaemon")).for_each(|(field, word)| field.set(word));
         threads[1].all_prev.set(at(0));
         edit(&threads);
@@ -132,7 +133,7 @@ mod tests {
             |threads| threads[1].all_next.set(at(0)),
             |threads| threads[1].all_next.set(at(1)),
             |threads| threads[0].all_next.set(KPtr::NULL),
-            |threads| threads[1].state.set(9),
+            |threads| threads[1].state.set(Code::from_raw(9)),
             |threads| threads[0].all_next.set(KPtr::new(GuestVirt::new(0xdead_0000_0000_0000))),
         ];
         for (number, damage) in damages.into_iter().enumerate() {

@@ -131,7 +131,7 @@ pub(super) fn locks(survey: &Survey<'_, '_>) -> LocksReport {
         }
     };
     LocksReport {
-        profiling: cpus.first().is_some_and(|cpu| cpu.lock_prof.get() != 0),
+        profiling: cpus.first().is_some_and(|cpu| cpu.lock_prof.is_set()),
         classes: LOCK_CLASS_NAMES.iter().enumerate().map(class).collect(),
         tlb: cpus.iter().map(|cpu| TlbReport::of(&cpu.tlb)).collect(),
         cpus: cpus.iter().map(interrupts).collect(),

@@ -145,7 +145,7 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
     }
     hole(below, end);
     let free = end.saturating_sub(start).saturating_sub(used);
-    let owner = if map.map.system_map.get() != 0 {
+    let owner = if map.map.system_map.is_set() {
         map.map.lock.owner.get() & 0xffff
     } else {
         map.map.sx.owner.get()
@@ -155,7 +155,7 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         at: map.at.into(),
         parent: None,
         depth: 0,
-        system: map.map.system_map.get() != 0,
+        system: map.map.system_map.is_set(),
         locked_by: owner.checked_sub(1),
         start: Hex(start),
         end: Hex(end),

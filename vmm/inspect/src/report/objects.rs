@@ -142,7 +142,7 @@ pub(super) fn brief(survey: &Survey<'_, '_>, name: &ObjectRef) -> Option<ObjectB
 
 impl ObjectBrief {
     fn of(survey: &Survey<'_, '_>, at: KPtr<VmObject>, object: &VmObject) -> Self {
-        let kind = match ObjectType::from_code(object.kind.get()) {
+        let kind = match object.kind.known() {
             Some(ObjectType::Default) => "default".to_owned(),
             Some(ObjectType::Swap) => "swap".to_owned(),
             Some(ObjectType::Phys) => "phys".to_owned(),

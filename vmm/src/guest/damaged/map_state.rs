@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
+use vmkern_abi::field::Flag;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::KernelRoots;
 
@@ -16,9 +17,9 @@ fn what_a_map_says_of_itself_is_held_against_the_kernel() {
         "exec_map",
         &[
             ("map-pmap", |map| map.pmap.set(GuestPhys::new(0x5000))),
-            ("map-system", |map| map.system_map.set(2)),
-            ("map-system", |map| map.system_map.set(1)),
-            ("map-wakeup", |map| map.needs_wakeup.set(1)),
+            ("map-system", |map| map.system_map.set(Flag::from_raw(2))),
+            ("map-system", |map| map.system_map.raise()),
+            ("map-wakeup", |map| map.needs_wakeup.raise()),
         ],
     );
     let kernel_map = lab.map(0);

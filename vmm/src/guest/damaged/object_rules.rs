@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use vmkern_abi::addr::KPtr;
+use vmkern_abi::field::Code;
 use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, VmObject, VmPage};
 
 use super::lab::{Lab, expect_finding};
@@ -27,8 +28,8 @@ fn wrong_fields_of_objects_are_found() {
         kmem_object(&lab),
         "kmem_object",
         &[
-            ("object-kind", |o| o.kind.set(0)),
-            ("object-kind", |o| o.kind.set(77)),
+            ("object-kind", |o| o.kind.set(Code::from_raw(0))),
+            ("object-kind", |o| o.kind.set(Code::from_raw(77))),
             ("object-flags", |o| o.flags.set(ObjectFlags::DEAD)),
             ("object-size", |o| o.size.dec()),
             ("object-resident", |o| o.resident_page_count.inc()),
@@ -46,7 +47,7 @@ fn wrong_fields_of_objects_are_found() {
         "vm_object",
         &[
             ("object-flags", |o| o.flags.set(ObjectFlags::empty())),
-            ("object-kind", |o| o.kind.set(ObjectType::Dead as u32)),
+            ("object-kind", |o| o.kind.put(ObjectType::Dead)),
             ("object-size", |o| o.size.set(0)),
             ("object-ref-count", |o| o.ref_count.set(0)),
         ],

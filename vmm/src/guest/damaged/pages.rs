@@ -109,7 +109,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     ];
     lab.each(lab.vm_page(head.into()), "vm_page", damages);
     lab.root_word("page-cache-floor", "kernel roots", |r| &r.page_cache_floor, |floor| floor - 1);
-    let report = lab.damaged::<KernelRoots>(roots_at, |roots| roots.idlezero_enable.set(1));
+    let report = lab.damaged::<KernelRoots>(roots_at, |roots| roots.idlezero_enable.raise());
     expect_finding(&report, "page-cache-count", "page cache", list);
 }
 

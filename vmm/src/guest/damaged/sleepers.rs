@@ -6,6 +6,7 @@ use std::thread::yield_now;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::boot::TimeMode;
 use vmkern_abi::control::{MapId, MapKind, Op};
+use vmkern_abi::field::Flag;
 use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap, VmObject, VmPage, md};
 
 use super::lab::{Damage, Lab, expect_finding};
@@ -96,16 +97,21 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     let waiting = Waiting::new();
     let lab = &waiting.lab;
     let _pause = lab.guest.pause().expect("it can be held");
-    let report = lab.damaged(waiting.map, |map| map.needs_wakeup.set(0));
+    let report = lab.damaged(waiting.map, |map| map.needs_wakeup.lower());
     expect_finding(&report, "sleeper-flag", "thread", waiting.thread(1).addr());
-    let report = lab.damaged(waiting.map, |map| map.needs_wakeup.set(2));
+    let report = lab.damaged(waiting.map, |map| map.needs_wakeup.set(Flag::from_raw(2)));
     expect_finding(&report, "flag-word", "vm_map", waiting.map.addr());
-    lab.root_word("flag-word", "kernel roots", |r| &r.vm_pages_needed, |_| 2);
-    lab.root_word("flag-word", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| 2);
-    lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| 1);
+    lab.root_word("flag-word", "kernel roots", |r| &r.vm_pages_needed, |_| Flag::from_raw(2));
+    lab.root_word(
+        "flag-word",
+        "kernel roots",
+        |r| &r.vm_pageout_pages_needed,
+        |_| Flag::from_raw(2),
+    );
+    lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pageout_pages_needed, |_| true.into());
     lab.root_word("pages-wanted", "kernel roots", |r| &r.vm_pages_wanted, |_| 5000);
     let (roots_at, roots) = lab.roots();
-    let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.set(1));
+    let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.raise());
     expect_finding(&report, "sleeper-flag", "thread", roots.pageproc.get().addr());
     // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the
     // pagedaemon's, for many pages, for a busy page.
@@ -213,7 +219,7 @@ fn an_object_has_no_more_references_than_entries_and_threads_that_may_be_in_a_fa
         t.wmesg.iter().zip(message).for_each(|(word, value)| word.set(value));
     });
     assert_eq!([1, 2].map(found), [false, true]);
-    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.set(1));
+    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.raise());
     assert_eq!([2, 3].map(found), [false, true]);
-    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.set(0));
+    lab.change(lab.roots().1.cpuhead.get(), |cpu| cpu.serving.lower());
 }

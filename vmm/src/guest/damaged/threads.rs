@@ -1,6 +1,7 @@
 //! Threads, CPUs, run queues, locks and stacks.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::field::{Code, Flag};
 use vmkern_abi::layout::{Pcpu, Preempt, SleepQueue, Thread, ThreadState, md};
 use vmkern_abi::pte::Level;
 
@@ -24,18 +25,18 @@ fn cpu(lab: &Lab) -> KPtr<Pcpu> {
 fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
     let lab = Lab::new();
     let damages: &[(&str, Damage<Thread>)] = &[
-        ("thread-state", |t| t.state.set(0)),
-        ("thread-state", |t| t.state.set(77)),
-        ("thread-state", |t| t.state.set(ThreadState::Running as u32)),
-        ("runq-missing", |t| t.state.set(ThreadState::Runnable as u32)),
+        ("thread-state", |t| t.state.set(Code::from_raw(0))),
+        ("thread-state", |t| t.state.set(Code::from_raw(77))),
+        ("thread-state", |t| t.state.put(ThreadState::Running)),
+        ("runq-missing", |t| t.state.put(ThreadState::Runnable)),
         ("thread-state", |t| t.wchan.set(GuestVirt::new(0))),
         ("sleepq-sleeper", |t| t.wchan.update_locked(|at| at.add(64))),
         ("thread-state", |t| t.wmesg[0].set(0)),
         ("thread-state", |t| t.priority.set(3)),
         ("thread-state", |t| t.base_priority.set(3)),
         ("thread-state", |t| t.critnest.set(1)),
-        ("thread-state", |t| t.owepreempt.set(1)),
-        ("thread-state", |t| t.timed_out.set(1)),
+        ("thread-state", |t| t.owepreempt.raise()),
+        ("thread-state", |t| t.timed_out.raise()),
         ("thread-state", |t| t.intr_nesting.set(1)),
         ("thread-state", |t| t.lastcpu.set(9)),
         ("thread-state", |t| t.name[0].set(0)),
@@ -75,7 +76,7 @@ fn lists_of_threads_end_and_count_what_they_hold() {
     lab.root_word("thread-count", "vmmeter", |r| &r.meter.thread_count, |n| n + 1);
     lab.root_word("thread-list", "scheduler", |r| &r.sched.all.head, |_| KPtr::NULL);
     lab.root_word("pageproc", "kernel roots", |r| &r.pageproc, |_| KPtr::new(GuestVirt::new(64)));
-    lab.root_word("cold", "scheduler", |r| &r.sched.cold, |_| 1);
+    lab.root_word("cold", "scheduler", |r| &r.sched.cold, |_| true.into());
     let (roots_at, _) = lab.roots();
     let t0 = worker(&lab);
     let report = lab.damaged(roots_at, |roots| roots.sched.tids[0].set(KPtr::NULL));
@@ -100,7 +101,7 @@ fn cpus_run_the_threads_that_say_so() {
         ("cpu", |cpu| cpu.cpuid.set(3)),
         ("cpu", |cpu| cpu.curthread.set(KPtr::NULL)),
         ("cpu", |cpu| cpu.idlethread.set(KPtr::NULL)),
-        ("cpu", |cpu| cpu.need_resched.set(Preempt::SliceOver as u32 + 1)),
+        ("cpu", |cpu| cpu.need_resched.set(Code::from_raw(Preempt::SliceOver.code() + 1))),
         ("cpu", |cpu| cpu.slice.set(1 << 40)),
     ];
     lab.each(cpu(&lab), "CPU", damages);
@@ -143,7 +144,7 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
     // An idle thread is on no queue even while it can run.
     let idle = lab.get(cpu).idlethread.get();
     let report = lab.damaged(idle, |idle| {
-        idle.state.set(ThreadState::Runnable as u32);
+        idle.state.put(ThreadState::Runnable);
         idle.rq_next.set(t0);
     });
     expect_finding(&report, "runq-link", "thread", idle.addr());
@@ -242,15 +243,15 @@ fn a_handler_on_an_idle_thread_may_have_left_things_half_made() {
     let report = lab.damaged(entry, |e| e.wired_count.set(0));
     assert!(!has(&report, "entry-wired"), "{report}");
     lab.change(idle, |t| t.intr_nesting.set(0));
-    lab.change(cpu(&lab), |cpu| cpu.serving.set(1));
+    lab.change(cpu(&lab), |cpu| cpu.serving.raise());
     let report = lab.damaged(entry, |e| e.wired_count.set(0));
     assert!(!has(&report, "entry-wired"), "{report}");
     // It wires a range once all the same.
     let report = lab.damaged(entry, |e| e.wired_count.set(2));
     assert!(has(&report, "entry-wired"), "{report}");
-    lab.change(cpu(&lab), |cpu| cpu.serving.set(2));
+    lab.change(cpu(&lab), |cpu| cpu.serving.set(Flag::from_raw(2)));
     assert!(has(&lab.check(), "flag-word"));
-    lab.change(cpu(&lab), |cpu| cpu.serving.set(0));
+    lab.change(cpu(&lab), |cpu| cpu.serving.lower());
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub fn run<M: VmMachine, A: Access>(
     let ids = [MapId::KMEM, others[1], MapId::KERNEL, MapId::KERNEL, MapId::EXEC, others[0]];
     let maps = ids.map(|id| vm.map_by_id(id).unwrap_or(KPtr::NULL));
     let is_system = |sort: Sort| {
-        !maps[sort as usize].is_null() && vm.get(maps[sort as usize]).system_map.get() != 0
+        !maps[sort as usize].is_null() && vm.get(maps[sort as usize]).system_map.is_set()
     };
     let is_pageable = |sort: Sort| !maps[sort as usize].is_null() && !is_system(sort);
     if parties == 0 || !is_system(Sort::System) || !is_pageable(Sort::Pageable) {

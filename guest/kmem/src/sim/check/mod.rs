@@ -92,8 +92,8 @@ impl Objects {
             let pointer = e.object.get();
             let object = objects.entry(pointer.addr()).or_insert_with(|| {
                 assert_eq!(
-                    vm.get(pointer).kind.get(),
-                    ObjectType::Default as u32,
+                    vm.get(pointer).kind.known(),
+                    Some(ObjectType::Default),
                     "an object from nowhere"
                 );
                 Object { kernels: false, entries: 0, pages: resident(sim, vm.get(pointer)) }

@@ -41,12 +41,12 @@ pub fn check(sim: &Sim, objects: &Objects) -> u64 {
                     known.contains(PageFlags::PCPU_CACHE),
                     "flags of page {pfn:#x}"
                 );
-                let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.get() != 0;
+                let untouched = !known.contains(PageFlags::TOUCHED) && state.boot_zeroed.is_set();
                 zero += u64::from(known.contains(PageFlags::ZERO) || untouched);
             }
         }
     }
-    if state.boot_zeroed.get() != 0 {
+    if state.boot_zeroed.is_set() {
         zero += fresh;
     }
     assert_eq!(cnt.v_page_count.get(), managed, "v_page_count");
@@ -122,7 +122,7 @@ pub fn check_zeros(sim: &Sim) {
     for pfn in blocks(sim).into_iter().chain(caches(sim)) {
         let flags = sim.vm().page_by_number(pfn).flags.get();
         let untouched =
-            !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.get() != 0;
+            !flags.contains(PageFlags::TOUCHED) && sim.vm().state().boot_zeroed.is_set();
         if flags.contains(PageFlags::ZERO) || untouched {
             let pa = GuestPhys::from_pfn(pfn.into());
             let words: &PageTable = sim.vm().at(pa);

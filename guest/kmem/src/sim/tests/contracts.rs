@@ -153,14 +153,17 @@ fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boo
         end = map.max_offset();
     }
     assert_eq!(
-        [clean, sim.map(MapId::EXEC), sim.map(MapId::PIPE)].map(|map| map.system_map.get()),
+        [clean, sim.map(MapId::EXEC), sim.map(MapId::PIPE)].map(|map| map.system_map.get().raw()),
         [0; 3]
     );
     let pager = sim.vm().get(sim.vm().state().pager_map.get());
     assert_eq!(sim.map(MapId::BUFFER).min_offset(), clean.min_offset());
     assert_eq!(pager.min_offset(), sim.map(MapId::BUFFER).max_offset());
     assert_eq!(pager.max_offset(), clean.max_offset());
-    assert_eq!((pager.system_map.get(), sim.map(MapId::BUFFER).system_map.get()), (1, 1));
+    assert_eq!(
+        (pager.system_map.get().raw(), sim.map(MapId::BUFFER).system_map.get().raw()),
+        (1, 1)
+    );
 }
 
 #[test]

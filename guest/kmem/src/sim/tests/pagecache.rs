@@ -268,9 +268,9 @@ fn a_page_that_is_freed_while_somebody_waits_goes_to_the_lists_and_wakes() {
     let held = cpus.take(10);
     let (state, cache) = (cpus.sim.vm().state(), &cpus.cpu(0).page_cache);
     let frees = cache.frees.get();
-    state.vm_pages_needed.set(1);
+    state.vm_pages_needed.raise();
     held.into_iter().for_each(|m| cpus.free(m));
-    assert_eq!((state.vm_pages_needed.get(), cache.frees.get()), (0, frees + 9));
+    assert_eq!((state.vm_pages_needed.get().raw(), cache.frees.get()), (0, frees + 9));
     cpus.finish(Vec::new());
 }
 

@@ -127,7 +127,7 @@ fn the_last_sleep_is_followed_by_the_panic_without_another_try() {
 fn while_the_system_is_cold_all_eight_tries_come_at_once() {
     let (sim, _) = checkerboard(Tunables::default());
     let before = sim.vm().cnt().ticks.get();
-    sim.vm().state().sched.cold.set(1);
+    sim.vm().state().sched.cold.raise();
     let end = catch_unwind(AssertUnwindSafe(|| sim.malloc(2 * PAGE_SIZE, WAITOK)));
     assert!(end.is_err(), "there is no room");
     assert_eq!((sim.vm().cnt().lowmem_events.get(), sim.vm().cnt().ticks.get()), (8, before));
@@ -268,13 +268,13 @@ fn exec_map_holds_16_argument_buffers_and_one_free_wakes_the_17th() {
     waits(&sim, 16, "vmmaps");
     let held: Vec<_> = (0..16).map(|tid| sim.answer(tid)).collect();
     assert_eq!(held.iter().flatten().count(), 16);
-    assert_eq!(sim.map(MapId::EXEC).needs_wakeup.get(), 1);
+    assert_eq!(sim.map(MapId::EXEC).needs_wakeup.get().raw(), 1);
     let Some(Outcome::Value(third)) = held[2] else { panic!("no address") };
     sim.ok(&Op::KmemFree { map: MapId::EXEC, addr: GuestVirt::new(0), size: 0 });
     waits(&sim, 16, "vmmaps");
     sim.ok(&Op::KmemFreeWakeup { map: MapId::EXEC, addr: GuestVirt::new(third), size: ARGUMENTS });
     assert_eq!(sim.finish(16), Outcome::Value(third));
-    assert_eq!(sim.map(MapId::EXEC).needs_wakeup.get(), 0);
+    assert_eq!(sim.map(MapId::EXEC).needs_wakeup.get().raw(), 0);
     check(&sim);
 }
 

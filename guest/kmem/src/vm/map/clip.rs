@@ -54,7 +54,7 @@ impl<M: Machine> Map<M> {
     /// its parts can be made one again. If there is no page for one, it does without, as the
     /// entries of system maps do: giving memory back must not wait for memory.
     fn map_object_for_halves(&self, map: &VmMap, entry: &VmMapEntry) {
-        if map.system_map.get() == 0 && entry.object.get().is_null() {
+        if !map.system_map.is_set() && entry.object.get().is_null() {
             let _ = self.map_object_make(entry);
         }
     }

@@ -110,7 +110,7 @@ impl<M: Machine> Map<M> {
     ) -> KPtr<VmMapEntry> {
         if flush == TlbFlush::NONE
             || self.cnt().ncpu.get() == 1
-            || self.get(map).system_map.get() == 0
+            || !self.get(map).system_map.is_set()
         {
             self.tlb_flush(flush);
             return first;

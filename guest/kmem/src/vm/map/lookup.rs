@@ -64,8 +64,8 @@ impl<M: Machine> Map<M> {
                 self.vm_map_unlock(map);
                 return Err(KernReturn::ProtectionFailure);
             }
-            let is_pageable = self.get(map).system_map.get() == 0
-                && !e.eflags.get().contains(EntryFlags::NOFAULT);
+            let is_pageable =
+                !self.get(map).system_map.is_set() && !e.eflags.get().contains(EntryFlags::NOFAULT);
             if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
                 self.vm_map_unlock(map);
                 return Err(KernReturn::ResourceShortage);

@@ -188,7 +188,7 @@ impl<M: Machine> Map<M> {
     /// new timestamp.
     pub fn vm_map_lock_read(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
-        if m.system_map.get() != 0 {
+        if m.system_map.is_set() {
             self.mtx_lock(LockClass::Map, &m.lock.owner);
         } else {
             self.sx_xlock(map_sx(map), "user map");
@@ -200,7 +200,7 @@ impl<M: Machine> Map<M> {
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
         self.map_settle(m);
-        if m.system_map.get() != 0 {
+        if m.system_map.is_set() {
             self.mtx_unlock(LockClass::Map, &m.lock.owner);
         } else {
             self.sx_xunlock(map_sx(map));

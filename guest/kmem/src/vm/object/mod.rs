@@ -85,7 +85,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         for object in [self.kernel_object(), self.kmem_object()] {
             let object = self.get(object);
             object.ref_count.set(1);
-            object.kind.set(ObjectType::Phys as u32);
+            object.kind.put(ObjectType::Phys);
             object.size.set(size);
             object.generation.set(1);
         }
@@ -100,7 +100,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         let pointer = self.zone_alloc::<VmObject>().ok_or(Shortage)?;
         let object = self.get(pointer);
         object.ref_count.set(1);
-        object.kind.set(ObjectType::Default as u32);
+        object.kind.put(ObjectType::Default);
         object.flags.set(ObjectFlags::ONEMAPPING);
         object.size.set(size);
         object.generation.set(1);
@@ -149,7 +149,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         match o.ref_count.get() {
             0 => self
                 .panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
-            1 if o.kind.get() == ObjectType::Phys as u32 => self.panic(format_args!(
+            1 if o.kind.is(ObjectType::Phys) => self.panic(format_args!(
                 "vm_object_deallocate: the last reference to a kernel object is gone"
             )),
             1 => {
@@ -159,7 +159,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             count => o.ref_count.set(count - 1),
         }
         // One mapping is left, which makes the pages that it does not show unreachable.
-        if o.ref_count.get() == 1 && o.kind.get() == ObjectType::Default as u32 {
+        if o.ref_count.get() == 1 && o.kind.is(ObjectType::Default) {
             o.flags.update_locked(|flags| flags | ObjectFlags::ONEMAPPING);
         }
         self.vm_object_unlock(object);
@@ -177,7 +177,7 @@ impl<M: PhysMem + Cpu> Object<M> {
                 object.addr()
             ));
         }
-        o.kind.set(ObjectType::Dead as u32);
+        o.kind.put(ObjectType::Dead);
         self.vm_object_unlock(object);
         self.zone_free(object);
     }
@@ -200,7 +200,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         self.vm_object_lock(object);
         let next_pindex = (prev_offset + prev_size) >> PAGE_SHIFT;
         let end = next_pindex + (next_size >> PAGE_SHIFT);
-        let extensible = o.kind.get() == ObjectType::Default as u32
+        let extensible = o.kind.is(ObjectType::Default)
             && (o.ref_count.get() <= 1 || o.size.get() == next_pindex);
         if extensible {
             // What an earlier, larger mapping may have left there.

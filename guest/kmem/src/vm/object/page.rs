@@ -37,7 +37,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
         self.vm_object_assert_locked(object);
-        let is_phys = self.get(object).kind.get() == ObjectType::Phys as u32;
+        let is_phys = self.get(object).kind.is(ObjectType::Phys);
         let is_busy = !flags.contains(AllocFlags::NOBUSY);
         let m = self.vm_page_take(Want {
             class,

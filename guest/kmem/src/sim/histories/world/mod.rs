@@ -106,7 +106,7 @@ impl World {
         {
             let map = vm.map_by_id(id).expect("the map exists");
             let m = vm.get(map);
-            let kind = if m.system_map.get() == 0 { MapKind::User } else { MapKind::System };
+            let kind = if !m.system_map.is_set() { MapKind::User } else { MapKind::System };
             let ranges = vm.vm_map_entries(map).map(|entry| {
                 let e = vm.get(entry);
                 let is_submap = e.eflags.get().contains(EntryFlags::IS_SUB_MAP);

@@ -229,7 +229,7 @@ fn the_waiters_of_an_sx_lock_get_it_in_order() {
 #[test]
 fn while_the_system_is_cold_a_sleep_returns_at_once() {
     let sim = boot();
-    sim.vm().state().sched.cold.set(1);
+    sim.vm().state().sched.cold.raise();
     let ticks = sim.vm().cnt().ticks.get();
     assert_eq!(sim.vm().tsleep(channel(0), 0, "cold", 100), Sleep::Woken);
     assert_eq!(sleep(sim.vm(), channel(0), 0), Sleep::Woken);

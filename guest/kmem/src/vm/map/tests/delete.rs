@@ -159,7 +159,7 @@ fn all_wirings_go_at_once() {
 fn a_submap_entry_goes_without_its_submap() {
     let f = Fixture::new();
     let inner = f.vm().kmem_suballoc(f.map, 8 * PAGE_SIZE);
-    f.vm().get(inner).system_map.set(1);
+    f.vm().get(inner).system_map.raise();
     f.vm().kmem_alloc_nofault(inner, PAGE_SIZE).expect("room");
     f.remove(0, 8);
     assert_eq!(f.ranges(), []);

@@ -121,7 +121,7 @@ fn an_entry_from_memory_full_of_garbage_has_no_deleter() {
     let sim = Sim::boot_with(64 << 20, Tunables::default(), Zeroed::No);
     let vm = sim.vm();
     let map = vm.kmem_suballoc(vm.kernel_map(), PAGES * PAGE_SIZE);
-    vm.get(map).system_map.set(1);
+    vm.get(map).system_map.raise();
     let a = vm.kmem_malloc(map, 4 * PAGE_SIZE, MallocFlags::NOWAIT).expect("there is room");
     vm.kmem_free(map, a.add(PAGE_SIZE), PAGE_SIZE);
     assert_eq!(vm.vm_map_entries(map).count(), 2, "one was inserted, one cut off");

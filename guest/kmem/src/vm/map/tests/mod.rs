@@ -39,7 +39,7 @@ impl Fixture {
     fn new() -> Self {
         let sim = Sim::boot(64 << 20, Tunables::default());
         let map = sim.vm().kmem_suballoc(sim.vm().kernel_map(), PAGES * PAGE_SIZE);
-        sim.vm().get(map).system_map.set(1);
+        sim.vm().get(map).system_map.raise();
         let min = sim.vm().get(map).min_offset();
         Self { sim, map, min }
     }

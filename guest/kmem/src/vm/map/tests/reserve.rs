@@ -13,7 +13,7 @@ fn every_range_without_an_object_can_be_given_back_alone_when_no_page_is_left() 
     let f = Fixture::new();
     let vm = f.vm();
     let map = vm.kmem_suballoc(vm.kernel_map(), 8000 * PAGE_SIZE);
-    vm.get(map).system_map.set(1);
+    vm.get(map).system_map.raise();
     let ranges: Vec<_> =
         (0..4000).map(|_| vm.kmem_alloc_nofault(map, 2 * PAGE_SIZE).expect("room")).collect();
     assert_eq!(vm.get(map).nentries.get(), 1);
@@ -99,7 +99,7 @@ fn ranges_of_one_page_can_be_given_back_alone_after_others_came_and_went() {
     let f = Fixture::new();
     let vm = f.vm();
     let map = vm.kmem_suballoc(vm.kernel_map(), 4000 * PAGE_SIZE);
-    vm.get(map).system_map.set(1);
+    vm.get(map).system_map.raise();
     let ranges: Vec<_> =
         (0..4000).map(|_| vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room")).collect();
     for &addr in ranges[2000..].iter().rev() {
@@ -121,7 +121,7 @@ fn merged_ranges_that_are_given_back_together_leave_no_credit() {
     // A map of its own: kernel_map has the stacks of threads in it, ranges without an object as
     // well.
     let map = vm.kmem_suballoc(vm.kernel_map(), 500 * PAGE_SIZE);
-    vm.get(map).system_map.set(1);
+    vm.get(map).system_map.raise();
     let before = (vm.state().map_pages.get(), vm.cnt().v_free_count.get());
     let first = vm.kmem_alloc_nofault(map, PAGE_SIZE).expect("room");
     for _ in 1..500 {

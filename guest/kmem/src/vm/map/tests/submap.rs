@@ -63,7 +63,7 @@ fn suballoc_gives_an_empty_map_over_its_own_entry() {
     let inner = f.vm().kmem_suballoc(f.map, 3 * PAGE_SIZE - 5);
     let m = f.vm().get(inner);
     assert_eq!((m.min_offset(), m.max_offset()), (f.at(0), f.at(3)));
-    assert_eq!((m.nentries.get(), m.size.get(), m.system_map.get()), (0, 0, 0));
+    assert_eq!((m.nentries.get(), m.size.get(), m.system_map.get().raw()), (0, 0, 0));
     assert_eq!(f.map().size.get(), size + 3 * PAGE_SIZE);
     assert_eq!(f.ranges(), [(0, 3)]);
     f.vm().vm_map_check(inner).expect("the map is sound");
@@ -88,7 +88,7 @@ fn suballoc_without_room_is_a_panic() {
 fn a_fault_is_looked_up_through_submaps() {
     let f = Fixture::new();
     let inner = f.vm().kmem_suballoc(f.map, 8 * PAGE_SIZE);
-    f.vm().get(inner).system_map.set(1);
+    f.vm().get(inner).system_map.raise();
     let addr = f.vm().kmem_alloc(inner, PAGE_SIZE).expect("room");
     let read = vmkern_abi::layout::Protection::READ;
     let place =
