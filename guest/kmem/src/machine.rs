@@ -123,6 +123,13 @@ pub trait Cpu: Sized {
         0
     }
 
+    /// Whether a panic unwinds the calling thread, whose locks are to stay as they are then
+    /// ([`crate::kern::guard`]). Where a panic ends the system nothing ever is.
+    #[inline(always)]
+    fn is_unwinding(&self) -> bool {
+        false
+    }
+
     /// Stops the system with a message.
     fn panic(&self, message: fmt::Arguments<'_>) -> !;
 

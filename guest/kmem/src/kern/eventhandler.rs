@@ -16,6 +16,7 @@ use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList};
 
 use super::Kern;
+use super::guard::{Guard, Lock};
 use super::lock::LockClass;
 use crate::machine::{Cpu, PhysMem};
 
@@ -52,21 +53,24 @@ impl EventTag {
     }
 }
 
-impl<M: PhysMem + Cpu> Kern<M> {
-    fn eventhandler_lock(&self) {
-        self.mtx_lock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
-    }
+/// The kind of the mutex of the lists.
+enum ListsLock {}
 
-    fn eventhandler_unlock(&self) {
-        self.mtx_unlock(LockClass::Eventhandler, &self.state().eventhandler_mtx.owner);
+impl Lock for ListsLock {
+    const CLASS: LockClass = LockClass::Eventhandler;
+}
+
+/// The lists of event handlers, locked.
+type Lists<'a, M> = Guard<'a, M, ListsLock>;
+
+impl<M: PhysMem + Cpu> Kern<M> {
+    fn eventhandler_lists(&self) -> Lists<'_, M> {
+        self.mtx_guard(&self.state().eventhandler_mtx)
     }
 
     /// The list of the event `name`, if anybody has registered. Locks: takes the lists'.
     pub(crate) fn eventhandler_list(&self, name: &str) -> Option<KPtr<EventhandlerList>> {
-        self.eventhandler_lock();
-        let found = self.eventhandler_find(name);
-        self.eventhandler_unlock();
-        found
+        self.eventhandler_find(&self.eventhandler_lists(), name)
     }
 
     /// Makes `new`, all zero, the list of the event `name`, unless it has one: gives that which it
@@ -76,15 +80,14 @@ impl<M: PhysMem + Cpu> Kern<M> {
         name: &str,
         new: KPtr<EventhandlerList>,
     ) -> KPtr<EventhandlerList> {
-        self.eventhandler_lock();
-        let found = self.eventhandler_find(name);
+        let lists = self.eventhandler_lists();
+        let found = self.eventhandler_find(&lists, name);
         if found.is_none() {
             let words = WaitMessage::new(name).words();
             self.get(new).name.iter().zip(words).for_each(|(field, word)| field.set(word));
             self.get(new).next_list.set(self.state().eventhandler_lists.get());
             self.state().eventhandler_lists.set(new);
         }
-        self.eventhandler_unlock();
         found.unwrap_or(new)
     }
 
@@ -98,7 +101,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         prepare: impl FnOnce(&EventhandlerEntry, EventTag),
     ) -> EventTag {
         let e = self.get(entry);
-        self.eventhandler_lock();
+        let _lists = self.eventhandler_lists();
         let mut link = &self.get(list).first;
         while let Some(at) = link.get().non_null() {
             let other = self.get(at).priority.get();
@@ -111,7 +114,6 @@ impl<M: PhysMem + Cpu> Kern<M> {
         let tag = EventTag { list, entry };
         prepare(e, tag);
         link.set(entry);
-        self.eventhandler_unlock();
         tag
     }
 
@@ -119,15 +121,13 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// handlers that have left the list, as a chain. Locks: takes the lists'.
     #[must_use = "what has left its list is to be freed"]
     pub(crate) fn eventhandler_kill(&self, tag: EventTag) -> KPtr<EventhandlerEntry> {
-        self.eventhandler_lock();
+        let lists = self.eventhandler_lists();
         self.get(tag.entry).priority.set(EventhandlerEntry::DEAD);
-        let dead = if self.get(tag.list).runcount.get() == 0 {
-            self.eventhandler_prune(tag.list)
+        if self.get(tag.list).runcount.get() == 0 {
+            self.eventhandler_prune(&lists, tag.list)
         } else {
             KPtr::NULL
-        };
-        self.eventhandler_unlock();
-        dead
+        }
     }
 
     /// Has `call` call the handlers of the event `name`, in order: with a handler's function, as a
@@ -140,11 +140,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         name: &str,
         call: impl Fn(u64, u64),
     ) -> KPtr<EventhandlerEntry> {
-        self.eventhandler_lock();
-        let Some(list) = self.eventhandler_find(name) else {
-            self.eventhandler_unlock();
-            return KPtr::NULL;
-        };
+        let mut lists = self.eventhandler_lists();
+        let Some(list) = self.eventhandler_find(&lists, name) else { return KPtr::NULL };
         let l = self.get(list);
         let runs = |change: i16| {
             l.runcount.update_locked(|n| n.wrapping_add_signed(change.into()));
@@ -162,21 +159,16 @@ impl<M: PhysMem + Cpu> Kern<M> {
                     e.priority.set(EventhandlerEntry::DEAD);
                 }
                 // Handlers may come and go meanwhile, but this one stays: the list runs.
-                self.eventhandler_unlock();
-                call(func, arg);
-                self.eventhandler_lock();
+                lists.unlocked(|| call(func, arg));
             }
             at = e.next.get();
         }
         runs(-1);
-        let dead = if l.runcount.get() == 0 { self.eventhandler_prune(list) } else { KPtr::NULL };
-        self.eventhandler_unlock();
-        dead
+        if l.runcount.get() == 0 { self.eventhandler_prune(&lists, list) } else { KPtr::NULL }
     }
 
-    /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered. Locks:
-    /// the lists'.
-    fn eventhandler_find(&self, name: &str) -> Option<KPtr<EventhandlerList>> {
+    /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered.
+    fn eventhandler_find(&self, _: &Lists<'_, M>, name: &str) -> Option<KPtr<EventhandlerList>> {
         let name = WaitMessage::new(name).words();
         let mut at = self.state().eventhandler_lists.get();
         while let Some(list) = at.non_null() {
@@ -190,7 +182,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// Takes the dead handlers off a list that nobody runs (`eventhandler_prune_list`), as a chain.
-    fn eventhandler_prune(&self, list: KPtr<EventhandlerList>) -> KPtr<EventhandlerEntry> {
+    fn eventhandler_prune(
+        &self,
+        _: &Lists<'_, M>,
+        list: KPtr<EventhandlerList>,
+    ) -> KPtr<EventhandlerEntry> {
         let mut dead = KPtr::NULL;
         let mut link = &self.get(list).first;
         while let Some(at) = link.get().non_null() {

@@ -9,6 +9,7 @@
 pub mod callout;
 pub mod eventhandler;
 pub mod func;
+pub mod guard;
 pub mod idle;
 pub mod lock;
 pub mod mp;

@@ -203,6 +203,10 @@ impl Threads {
 impl machine::Cpu for Cpu {
     type System = Kern<Self>;
 
+    fn is_unwinding(&self) -> bool {
+        std::thread::panicking()
+    }
+
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {
         panic!("{message}")
     }

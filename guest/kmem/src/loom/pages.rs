@@ -55,6 +55,10 @@ impl Cpus {
 impl machine::Cpu for Bare<Cpus> {
     type System = Phys<Self>;
 
+    fn is_unwinding(&self) -> bool {
+        std::thread::panicking()
+    }
+
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {
         panic!("{message}")
     }
@@ -143,9 +147,7 @@ impl Pages {
             phys.at::<Thread>(thread).tid.set(u32::try_from(cpu).expect("it is small"));
         }
         state.page_cache_max.set(1);
-        phys.free_queue_lock();
-        phys.page_caches_enable();
-        phys.free_queue_unlock();
+        phys.page_caches_enable(&phys.free_queue());
         let watched = [
             state.vm_page_queue_free_mtx.owner.watch(),
             state.vm_page_queue_mtx.owner.watch(),

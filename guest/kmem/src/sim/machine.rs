@@ -207,6 +207,10 @@ impl Cpu for SimMachine {
         }
     }
 
+    fn is_unwinding(&self) -> bool {
+        std::thread::panicking()
+    }
+
     fn panic(&self, message: fmt::Arguments<'_>) -> ! {
         panic!("{message}")
     }

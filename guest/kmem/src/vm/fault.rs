@@ -210,13 +210,13 @@ impl<M: VmMachine> Vm<M> {
         let wired = if place.wired_count != 0 { Wired::Yes } else { Wired::No };
         let access = if wired == Wired::Yes { place.prot } else { fault_type };
         self.pmap_enter(va, access, m, place.prot, wired);
-        self.vm_page_lock_queues();
+        let queues = self.page_queues();
         match (reason, wired) {
-            (FaultReason::ChangeWiring, Wired::Yes) => self.vm_page_wire(m),
-            (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(m),
-            (FaultReason::Normal, _) => self.vm_page_activate(m),
+            (FaultReason::ChangeWiring, Wired::Yes) => self.vm_page_wire(&queues, m),
+            (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(&queues, m),
+            (FaultReason::Normal, _) => self.vm_page_activate(&queues, m),
         }
-        self.vm_page_unlock_queues();
+        drop(queues);
         self.vm_page_wakeup(m);
     }
 
@@ -265,9 +265,8 @@ impl<M: Machine> Map<M> {
         let mut va = start;
         while va < end {
             let stop = va.checked_add(UNWIRE_BATCH * PAGE_SIZE).map_or(end, |stop| stop.min(end));
-            self.vm_page_lock_queues();
-            self.pmap_unwire(va, stop, |m| self.vm_page_unwire(m));
-            self.vm_page_unlock_queues();
+            let queues = self.page_queues();
+            self.pmap_unwire(va, stop, |m| self.vm_page_unwire(&queues, m));
             va = stop;
         }
     }

@@ -372,10 +372,9 @@ impl<M: VmMachine> Vm<M> {
         for pindex in (indices(addr, size).start..reached).rev() {
             self.page_point();
             if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
-                self.vm_page_lock_queues();
-                self.vm_page_unwire(m);
-                self.vm_page_free(m);
-                self.vm_page_unlock_queues();
+                let queues = self.page_queues();
+                self.vm_page_unwire(&queues, m);
+                self.vm_page_free(&queues, m);
             }
         }
         self.vm_object_unlock(kmem_object);

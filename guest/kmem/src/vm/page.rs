@@ -12,6 +12,7 @@ use vmkern_abi::layout::{PageFlags, PageOflags, VmPage};
 
 use super::pagecache::Cached;
 use super::phys::Phys;
+use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 pub use crate::machine::AllocClass;
 use crate::machine::{Cpu, PhysMem, Supply};
@@ -43,6 +44,28 @@ bitflags! {
         const NOBUSY = 0x200;
     }
 }
+
+/// The kind of the page-queue mutex.
+#[derive(Debug)]
+pub enum PageQueueLock {}
+
+impl Lock for PageQueueLock {
+    const CLASS: LockClass = LockClass::PageQueue;
+}
+
+/// The page queues, and who has wired which page, locked.
+pub type PageQueues<'a, M> = Guard<'a, M, PageQueueLock>;
+
+/// The kind of the free-queue mutex.
+#[derive(Debug)]
+pub enum FreeQueueLock {}
+
+impl Lock for FreeQueueLock {
+    const CLASS: LockClass = LockClass::FreeQueue;
+}
+
+/// The free lists, and who waits for pages, locked.
+pub type FreeQueue<'a, M> = Guard<'a, M, FreeQueueLock>;
 
 /// A request for a page.
 #[derive(Clone, Copy, Debug)]
@@ -82,26 +105,14 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.get(m)
     }
 
-    /// Acquires the page-queue mutex (`vm_page_lock_queues`).
-    pub fn vm_page_lock_queues(&self) {
-        self.mtx_lock(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
+    /// Acquires the page-queue mutex (`vm_page_lock_queues`), once more if it is held.
+    pub fn page_queues(&self) -> PageQueues<'_, M> {
+        self.mtx_guard(&self.state().vm_page_queue_mtx)
     }
 
-    /// Releases the page-queue mutex (`vm_page_unlock_queues`).
-    pub fn vm_page_unlock_queues(&self) {
-        self.mtx_unlock(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
-    }
-
-    pub(crate) fn vm_page_assert_queues_locked(&self) {
-        self.mtx_assert_owned(LockClass::PageQueue, &self.state().vm_page_queue_mtx.owner);
-    }
-
-    pub(crate) fn free_queue_lock(&self) {
-        self.mtx_lock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
-    }
-
-    pub(crate) fn free_queue_unlock(&self) {
-        self.mtx_unlock(LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx.owner);
+    /// Acquires the free-queue mutex (`vm_page_queue_free_mtx`).
+    pub fn free_queue(&self) -> FreeQueue<'_, M> {
+        self.mtx_guard(&self.state().vm_page_queue_free_mtx)
     }
 
     /// Pages that an allocation could have: the A of FreeBSD's tests, free plus cached.
@@ -146,9 +157,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             Cached::Page(m) => Some(m),
             Cached::None => self.vm_page_alloc_exact(want),
             Cached::Refused => {
-                self.free_queue_lock();
-                self.vm_page_short();
-                self.free_queue_unlock();
+                self.vm_page_short(&self.free_queue());
                 None
             }
         }
@@ -157,7 +166,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Takes a page off the free lists if the class's floor allows it. Locks: takes the free
     /// queue's.
     fn vm_page_alloc_exact(&self, want: Want) -> Option<KPtr<VmPage>> {
-        self.free_queue_lock();
+        let queue = self.free_queue();
         let cnt = self.cnt();
         let reserved = cnt.v_free_reserved.get();
         let floor = match want.class {
@@ -169,25 +178,23 @@ impl<M: PhysMem + Cpu> Phys<M> {
         let refused =
             cnt.v_free_count.get() > floor && self.machine().refuses(Supply::Page(want.class));
         if refused || !cnt.v_free_count.take_above(floor) {
-            self.vm_page_short();
-            self.free_queue_unlock();
+            self.vm_page_short(&queue);
             return None;
         }
-        let Some(m) = self.vm_phys_alloc_pages(0) else {
+        let Some(m) = self.vm_phys_alloc_pages(&queue, 0) else {
             self.panic(format_args!("vm_page_alloc: missing page"))
         };
         self.vm_page_hand_out(m, want);
         if self.vm_paging_needed() {
-            self.pagedaemon_wakeup();
+            self.pagedaemon_wakeup(&queue);
         }
-        self.free_queue_unlock();
         Some(m)
     }
 
-    /// Notes that a request was not admitted. Locks: the free queue's.
-    fn vm_page_short(&self) {
+    /// Notes that a request was not admitted.
+    fn vm_page_short(&self, queue: &FreeQueue<'_, M>) {
         self.state().vm_pageout_deficit.inc();
-        self.pagedaemon_wakeup();
+        self.pagedaemon_wakeup(queue);
     }
 
     /// Makes `m`, which was free, what `want` asks for. Locks: that under which it was taken.
@@ -248,17 +255,14 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Frees `m`, a page without an object that is wired once. Locks: takes the page queues', once
     /// more if they are held.
     pub(crate) fn vm_page_free_wired(&self, m: KPtr<VmPage>, contents: Contents) {
-        self.vm_page_lock_queues();
-        self.vm_page_unwire(m);
-        self.vm_page_free_prep(m);
-        self.vm_page_free_finish(m, contents);
-        self.vm_page_unlock_queues();
+        let queues = self.page_queues();
+        self.vm_page_unwire(&queues, m);
+        self.vm_page_free_prep(&queues, m);
+        self.vm_page_free_finish(&queues, m, contents);
     }
 
-    /// Begins to free `m`: takes it off its queue. Panics when it is free or busy. Locks: the page
-    /// queues'.
-    pub(in crate::vm) fn vm_page_free_prep(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    /// Begins to free `m`: takes it off its queue. Panics when it is free or busy.
+    pub(in crate::vm) fn vm_page_free_prep(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         if page.busy.get() != 0 {
             self.panic(format_args!("vm_page_free: freeing busy page"));
@@ -267,12 +271,17 @@ impl<M: PhysMem + Cpu> Phys<M> {
             self.panic(format_args!("vm_page_free: freeing free page"));
         }
         self.page_worked();
-        self.vm_pageq_remove(m);
+        self.vm_pageq_remove(queues, m);
     }
 
     /// Frees `m`, which is on no queue any more and in no object. Panics when it is wired. Locks:
-    /// the page queues'; takes the free queue's, or while pages are plenty a cache's.
-    pub(in crate::vm) fn vm_page_free_finish(&self, m: KPtr<VmPage>, contents: Contents) {
+    /// takes the free queue's, or while pages are plenty a cache's.
+    pub(in crate::vm) fn vm_page_free_finish(
+        &self,
+        _: &PageQueues<'_, M>,
+        m: KPtr<VmPage>,
+        contents: Contents,
+    ) {
         let page = self.page(m);
         page.valid.set(0);
         page.dirty.set(0);
@@ -293,13 +302,12 @@ impl<M: PhysMem + Cpu> Phys<M> {
         if self.page_cache_free(m, contents) {
             return;
         }
-        self.free_queue_lock();
+        let queue = self.free_queue();
         self.vm_page_take_back(m, contents, PageFlags::TOUCHED);
-        self.vm_phys_free_pages(m, 0);
+        self.vm_phys_free_pages(&queue, m, 0);
         self.cnt().v_free_count.fetch_add(1);
-        self.vm_page_free_wakeup();
-        self.vm_page_zero_idle_wakeup();
-        self.free_queue_unlock();
+        self.vm_page_free_wakeup(&queue);
+        self.vm_page_zero_idle_wakeup(&queue);
     }
 
     /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it
@@ -317,28 +325,26 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.page(m).flags.set(flags);
     }
 
-    /// Wires `m` once more (`vm_page_wire`). Locks: the page queues'.
-    pub fn vm_page_wire(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    /// Wires `m` once more (`vm_page_wire`).
+    pub fn vm_page_wire(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         if page.wire_count.get() == 0 {
-            self.vm_pageq_remove(m);
+            self.vm_pageq_remove(queues, m);
             self.cnt().v_wire_count.fetch_add(1);
         }
         page.wire_count.inc();
     }
 
     /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more
-    /// goes on the active queue, an unmanaged one on none. Locks: the page queues'.
-    pub fn vm_page_unwire(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    /// goes on the active queue, an unmanaged one on none.
+    pub fn vm_page_unwire(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         match page.wire_count.get() {
             0 => self.panic(format_args!("vm_page_unwire: invalid wire count: 0")),
             1 => {
                 page.wire_count.set(0);
                 self.cnt().v_wire_count.fetch_sub(1);
-                self.vm_page_activate(m);
+                self.vm_page_activate(queues, m);
             }
             count => page.wire_count.set(count - 1),
         }

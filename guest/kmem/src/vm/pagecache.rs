@@ -34,13 +34,24 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{PageCache, PageFlags, VmPage};
 
-use super::page::{Contents, Want};
+use super::page::{Contents, FreeQueue, Want};
 use super::phys::{End, Phys};
+use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::machine::{Cpu, Mark, PhysMem, Supply};
 
 /// Pages in a cache at most, unless `vm.pgcache_zone_max_pcpu` says otherwise.
 pub const PAGE_CACHE_MAX: u64 = 64;
+
+/// The kind of a cache's mutex.
+enum PageCacheLock {}
+
+impl Lock for PageCacheLock {
+    const CLASS: LockClass = LockClass::PageCache;
+}
+
+/// A cache, locked.
+type LockedCache<'a, M> = Guard<'a, M, PageCacheLock>;
 
 /// What came of a request to a cache.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +66,8 @@ pub(super) enum Cached {
 
 impl<M: PhysMem + Cpu> Phys<M> {
     /// Has the caches used from now on, one more than before: a CPU has been added, and does not
-    /// run yet. Locks: the free queue's; takes the caches'.
-    pub(crate) fn page_caches_enable(&self) {
+    /// run yet. Locks: takes the caches'.
+    pub(crate) fn page_caches_enable(&self, _: &FreeQueue<'_, M>) {
         let (state, cnt) = (self.state(), self.cnt());
         if state.page_cache_max.get() == 0 || state.idlezero_enable.is_set() {
             return;
@@ -65,8 +76,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         state.page_cache_floor.set(busy + cnt.ncpu.get() * state.page_cache_max.get());
         // Whoever has a cache's lock may still go by the old floor.
         for cpu in self.cpus() {
-            self.page_cache_lock(&cpu.page_cache);
-            self.page_cache_unlock(&cpu.page_cache);
+            drop(self.page_cache_lock(&cpu.page_cache));
         }
     }
 
@@ -88,13 +98,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
             return Cached::Refused;
         }
         let cache = &self.pcpu().page_cache;
-        self.page_cache_lock(cache);
+        let mut locked = self.page_cache_lock(cache);
         if cache.pages.head.get() == 0 {
-            self.page_cache_unlock(cache);
-            self.free_queue_lock();
-            self.page_cache_lock(cache);
-            self.page_cache_refill(cache);
-            self.free_queue_unlock();
+            // The free queue's lock comes first. Others may fill the cache, or empty it, meanwhile.
+            drop(locked);
+            let queue = self.free_queue();
+            locked = self.page_cache_lock(cache);
+            self.page_cache_refill(&queue, &locked, cache);
         }
         let pfn = cache.pages.head.get();
         let mut page = Cached::None;
@@ -106,7 +116,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             self.vm_page_hand_out(m, want);
             page = Cached::Page(m);
         }
-        self.page_cache_unlock(cache);
+        drop(locked);
         page
     }
 
@@ -121,13 +131,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
             return false;
         }
         let cache = &self.pcpu().page_cache;
-        self.page_cache_lock(cache);
+        let mut locked = self.page_cache_lock(cache);
         if cache.pages.count.get() >= state.page_cache_max.get() {
-            self.page_cache_unlock(cache);
-            self.free_queue_lock();
-            self.page_cache_lock(cache);
-            self.page_cache_spill(cache);
-            self.free_queue_unlock();
+            // As above: the cache may be another one when both locks are held.
+            drop(locked);
+            let queue = self.free_queue();
+            locked = self.page_cache_lock(cache);
+            self.page_cache_spill(&queue, &locked, cache);
         }
         let pfn = self.vm_page_number(m);
         self.vm_phys_mark(pfn, 1, Mark::Free);
@@ -135,21 +145,24 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.page_list_push(&cache.pages, pfn, End::Head);
         cache.frees.inc();
         free.fetch_add(1);
-        self.page_cache_unlock(cache);
+        drop(locked);
         // Who has begun to wait since the look above has counted without this page.
         fence(Ordering::SeqCst);
         if self.vm_pages_awaited() {
-            self.free_queue_lock();
-            self.vm_page_free_wakeup();
-            self.free_queue_unlock();
+            self.vm_page_free_wakeup(&self.free_queue());
         }
         true
     }
 
-    /// Fills `cache` to a batch. Locks: the free queue's and the cache's.
-    fn page_cache_refill(&self, cache: &PageCache) {
+    /// Fills `cache`, which is `locked`, to a batch.
+    fn page_cache_refill(
+        &self,
+        queue: &FreeQueue<'_, M>,
+        _locked: &LockedCache<'_, M>,
+        cache: &PageCache,
+    ) {
         while cache.pages.count.get() < self.page_cache_batch() {
-            let Some(pfn) = self.vm_phys_take(0) else { break };
+            let Some(pfn) = self.vm_phys_take(queue, 0) else { break };
             self.page_by_number(pfn).flags.update_locked(|flags| flags | PageFlags::PCPU_CACHE);
             self.page_list_push(&cache.pages, pfn, End::Tail);
             self.page_worked();
@@ -158,52 +171,58 @@ impl<M: PhysMem + Cpu> Phys<M> {
         cache.refills.inc();
     }
 
-    /// Gives a batch of `cache` back, if it is full. Locks: the free queue's and the cache's.
-    fn page_cache_spill(&self, cache: &PageCache) {
+    /// Gives a batch of `cache`, which is `locked`, back, if it is full.
+    fn page_cache_spill(
+        &self,
+        queue: &FreeQueue<'_, M>,
+        locked: &LockedCache<'_, M>,
+        cache: &PageCache,
+    ) {
         let max = self.state().page_cache_max.get();
         if cache.pages.count.get() >= max {
-            self.page_cache_shrink(cache, max - self.page_cache_batch());
+            self.page_cache_shrink(queue, locked, cache, max - self.page_cache_batch());
             cache.spills.inc();
         }
     }
 
-    /// Gives the pages of `cache` that were freed first back to the free lists, until `left` are
-    /// left. Locks: the free queue's and the cache's.
-    fn page_cache_shrink(&self, cache: &PageCache, left: u64) {
+    /// Gives the pages of `cache`, which is `locked`, that were freed first back to the free lists,
+    /// until `left` are left.
+    fn page_cache_shrink(
+        &self,
+        queue: &FreeQueue<'_, M>,
+        _locked: &LockedCache<'_, M>,
+        cache: &PageCache,
+        left: u64,
+    ) {
         while cache.pages.count.get() > left {
             let pfn = cache.pages.tail.get();
             self.page_list_remove(&cache.pages, pfn);
             self.page_by_number(pfn).flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE);
-            self.vm_phys_give(pfn, 0);
+            self.vm_phys_give(queue, pfn, 0);
             self.page_worked();
             self.page_point();
         }
     }
 
     /// Gives all pages of all caches back to the free lists, where they become blocks again, and
-    /// asks no CPU. Whether there were any. Locks: the free queue's is held; takes the caches'.
-    pub(super) fn page_cache_drain(&self) -> bool {
+    /// asks no CPU. Whether there were any. Locks: takes the caches'.
+    pub(super) fn page_cache_drain(&self, queue: &FreeQueue<'_, M>) -> bool {
         let mut drained = 0;
         for cpu in self.cpus() {
             let cache = &cpu.page_cache;
             if cache.pages.count.get() == 0 {
                 continue;
             }
-            self.page_cache_lock(cache);
+            let locked = self.page_cache_lock(cache);
             let count = cache.pages.count.get();
-            self.page_cache_shrink(cache, 0);
+            self.page_cache_shrink(queue, &locked, cache, 0);
             cache.drained.update_locked(|n| n + count);
-            self.page_cache_unlock(cache);
             drained += count;
         }
         drained > 0
     }
 
-    fn page_cache_lock(&self, cache: &PageCache) {
-        self.mtx_lock(LockClass::PageCache, &cache.lock.owner);
-    }
-
-    fn page_cache_unlock(&self, cache: &PageCache) {
-        self.mtx_unlock(LockClass::PageCache, &cache.lock.owner);
+    fn page_cache_lock<'a>(&'a self, cache: &'a PageCache) -> LockedCache<'a, M> {
+        self.mtx_guard(&cache.lock)
     }
 }

@@ -8,10 +8,11 @@
 
 use vmkern_abi::atomic::{Ordering, fence};
 
+use super::page::FreeQueue;
 use super::thread::ThreadSpec;
 use super::{Shortage, Vm, VmMachine, Wait};
 use crate::kern::sched::PVM;
-use crate::kern::synch::Relock;
+use crate::kern::synch::{Relock, Sleep};
 use crate::kern::thread::PAGEDAEMON_TID;
 
 /// Largest transfer of the buffer cache in bytes (`MAXBSIZE`).
@@ -45,7 +46,7 @@ impl<M: VmMachine> Vm<M> {
                 self.cnt().v_pdwakeups.inc();
             }
             self.vm_pageout_scan();
-            self.free_queue_lock();
+            let mut queue = self.free_queue();
             // Who has freed a page to a cache sees that it is needed, or is seen here to have freed
             // it.
             fence(Ordering::SeqCst);
@@ -59,20 +60,21 @@ impl<M: VmMachine> Vm<M> {
                 // Still not enough: a second pass follows at once, the next ones take their time.
                 pass += 1;
                 if pass > 1 {
-                    self.msleep_free_queue(
-                        self.pagedaemon_channel(),
-                        PVM,
-                        "psleep",
-                        (self.hz() / 2).max(1),
-                        Relock::Yes,
-                    );
+                    self.pagedaemon_sleep(&mut queue, (self.hz() / 2).max(1));
                 }
             } else {
                 pass = if pass > 1 { 1 } else { 0 };
-                self.msleep_free_queue(self.pagedaemon_channel(), PVM, "psleep", 0, Relock::Yes);
+                self.pagedaemon_sleep(&mut queue, 0);
             }
-            self.free_queue_unlock();
         }
+    }
+
+    /// Sleeps until pages are needed, `timo` ticks at most, or for ever with 0. The free queue is
+    /// unlocked meanwhile.
+    fn pagedaemon_sleep(&self, queue: &mut FreeQueue<'_, M>, timo: u64) {
+        let (channel, interlock) = (self.pagedaemon_channel(), queue.interlock());
+        let (Sleep::Woken | Sleep::TimedOut) =
+            self.msleep(channel, interlock, PVM, "psleep", timo, Relock::Yes);
     }
 
     /// One pass of the pagedaemon (`vm_pageout_scan`), as far as it goes without a look at the
@@ -80,10 +82,9 @@ impl<M: VmMachine> Vm<M> {
     fn vm_pageout_scan(&self) {
         self.vm_lowmem();
         self.uma_reclaim();
-        self.free_queue_lock();
+        let queue = self.free_queue();
         self.state().vm_pageout_deficit.set(0);
-        self.page_cache_drain();
-        self.free_queue_unlock();
+        self.page_cache_drain(&queue);
     }
 
     /// Computes the thresholds from the pages there are and the pages free now, as FreeBSD's

@@ -1,18 +1,20 @@
 //! The paging queues (`vm_pageq.c`): managed pages that nobody has wired, the least recently used
 //! first.
 //!
-//! Only pages of anonymous objects get here. Every function needs the page-queue mutex.
+//! Only pages of anonymous objects get here. Every function needs the page-queue mutex
+//! ([`PageQueues`]).
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, PageFlags, VmFreeList, VmPage};
 
+use super::page::PageQueues;
 use super::phys::Phys;
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Phys<M> {
     /// Puts `m` at the end of the active queue (`vm_page_activate`), unless it is wired or
     /// unmanaged.
-    pub(crate) fn vm_page_activate(&self, m: KPtr<VmPage>) {
+    pub(crate) fn vm_page_activate(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         if page.queue.get() == PQ_ACTIVE
             || page.wire_count.get() != 0
@@ -20,13 +22,12 @@ impl<M: PhysMem + Cpu> Phys<M> {
         {
             return;
         }
-        self.vm_pageq_remove(m);
-        self.vm_pageq_enqueue(PQ_ACTIVE, m);
+        self.vm_pageq_remove(queues, m);
+        self.vm_pageq_enqueue(queues, PQ_ACTIVE, m);
     }
 
     /// Takes `m` off its queue, if it is on one (`vm_pageq_remove`).
-    pub(crate) fn vm_pageq_remove(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    pub(crate) fn vm_pageq_remove(&self, _: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         let Some(list) = self.vm_page_queue(page.queue.get()) else { return };
         let (prev, next) = (page.prev.get(), page.next.get());
@@ -46,8 +47,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     }
 
     /// Puts `m`, on no queue, at the end of `queue` (`vm_page_enqueue`).
-    fn vm_pageq_enqueue(&self, queue: u8, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    fn vm_pageq_enqueue(&self, _: &PageQueues<'_, M>, queue: u8, m: KPtr<VmPage>) {
         let Some(list) = self.vm_page_queue(queue) else { return };
         let (page, pfn, last) = (self.page(m), self.vm_page_number(m), list.tail.get());
         page.queue.set(queue);

@@ -17,7 +17,7 @@ use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{FRESH_ORDER, VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 
-use super::page::phys_of_number;
+use super::page::{FreeQueue, phys_of_number};
 use crate::kern::Kern;
 use crate::machine::{Cpu, Mark, PhysMem};
 
@@ -101,21 +101,24 @@ impl<M: PhysMem + Cpu> Phys<M> {
     }
 
     /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough.
-    /// The pages that are in CPUs' caches come back for it. Locks: the free queue is held; may take
-    /// the caches'.
+    /// The pages that are in CPUs' caches come back for it. Locks: may take the caches'.
     #[must_use]
-    pub fn vm_phys_alloc_pages(&self, order: usize) -> Option<KPtr<VmPage>> {
-        let pfn = match self.vm_phys_take(order) {
+    pub fn vm_phys_alloc_pages(
+        &self,
+        queue: &FreeQueue<'_, M>,
+        order: usize,
+    ) -> Option<KPtr<VmPage>> {
+        let pfn = match self.vm_phys_take(queue, order) {
             Some(pfn) => pfn,
-            None if self.page_cache_drain() => self.vm_phys_take(order)?,
+            None if self.page_cache_drain(queue) => self.vm_phys_take(queue, order)?,
             None => return None,
         };
         self.vm_phys_mark(pfn, 1 << order, Mark::Used);
         Some(self.vm_page_pointer(pfn))
     }
 
-    /// Takes `2^order` pages off the lists: the number of the first. Locks: the free queue is held.
-    pub(super) fn vm_phys_take(&self, order: usize) -> Option<u32> {
+    /// Takes `2^order` pages off the lists: the number of the first.
+    pub(super) fn vm_phys_take(&self, queue: &FreeQueue<'_, M>, order: usize) -> Option<u32> {
         for flind in 0..VM_NFREELIST {
             loop {
                 let queues = &self.state().vm_phys_free_queues[flind];
@@ -127,7 +130,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
                     self.vm_phys_split_pages(pfn, oind, order, flind);
                     return Some(pfn);
                 }
-                if !self.vm_phys_cut_fresh(order, flind) {
+                if !self.vm_phys_cut_fresh(queue, order, flind) {
                     break;
                 }
             }
@@ -154,7 +157,12 @@ impl<M: PhysMem + Cpu> Phys<M> {
 
     /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its
     /// order. False when there is no fresh memory left.
-    pub(super) fn vm_phys_cut_fresh(&self, order: usize, flind: usize) -> bool {
+    pub(super) fn vm_phys_cut_fresh(
+        &self,
+        queue: &FreeQueue<'_, M>,
+        order: usize,
+        flind: usize,
+    ) -> bool {
         for number in 0..self.state().vm_phys_nsegs.get() {
             let seg = self.vm_phys_seg(number);
             let (fresh, end) = (seg.fresh.get(), seg.end.get());
@@ -166,15 +174,15 @@ impl<M: PhysMem + Cpu> Phys<M> {
             let block = order.max(FRESH_ORDER).min(aligned).min(room).min(VM_NFREEORDER - 1);
             seg.fresh.set(fresh + (1 << block));
             self.page_by_number(fresh).segind.set(u16::try_from(number).unwrap_or(u16::MAX));
-            self.vm_phys_give(fresh, block);
+            self.vm_phys_give(queue, fresh, block);
             return true;
         }
         false
     }
 
     /// Takes the free page number `pfn` out of its block (`vm_phys_unfree_page`); the rest of the
-    /// block stays free. Panics when the page is in no block. Locks: the free queue is held.
-    pub(super) fn vm_phys_unfree_page(&self, pfn: u32) {
+    /// block stays free. Panics when the page is in no block.
+    pub(super) fn vm_phys_unfree_page(&self, _: &FreeQueue<'_, M>, pfn: u32) {
         let seg =
             self.vm_phys_segments().find(|seg| (seg.start.get()..seg.fresh.get()).contains(&pfn));
         let start = seg.map_or(u32::MAX, |seg| seg.start.get());
@@ -200,15 +208,15 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_phys_mark(pfn, 1, Mark::Used);
     }
 
-    /// Gives `2^order` pages back (`vm_phys_free_pages`). Locks: the free queue is held.
-    pub fn vm_phys_free_pages(&self, m: KPtr<VmPage>, order: usize) {
+    /// Gives `2^order` pages back (`vm_phys_free_pages`).
+    pub fn vm_phys_free_pages(&self, queue: &FreeQueue<'_, M>, m: KPtr<VmPage>, order: usize) {
         let pfn = self.vm_page_number(m);
         self.vm_phys_mark(pfn, 1 << order, Mark::Free);
-        self.vm_phys_give(pfn, order);
+        self.vm_phys_give(queue, pfn, order);
     }
 
-    /// Puts `2^order` pages from number `pfn` on onto the lists. Locks: the free queue is held.
-    pub(super) fn vm_phys_give(&self, mut pfn: u32, mut order: usize) {
+    /// Puts `2^order` pages from number `pfn` on onto the lists.
+    pub(super) fn vm_phys_give(&self, _: &FreeQueue<'_, M>, mut pfn: u32, mut order: usize) {
         let segind = self.page_by_number(pfn).segind.get();
         let seg = self.vm_phys_seg(u64::from(segind));
         let queues = &self.state().vm_phys_free_queues[seg.freelist.get() as usize];

@@ -22,6 +22,7 @@ use vmkern_abi::walk::{self, TableReader};
 
 use super::object::Object;
 use super::page::{AllocFlags, Contents, Shortage};
+use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::machine::{AllocClass, Machine, Supply};
 use crate::num::to_usize;
@@ -77,6 +78,16 @@ impl<M> Deref for Pmap<M> {
     }
 }
 
+/// The kind of the pmap's mutex.
+enum PmapLock {}
+
+impl Lock for PmapLock {
+    const CLASS: LockClass = LockClass::Pmap;
+}
+
+/// kernel_pmap, locked.
+type LockedPmap<'a, M> = Guard<'a, M, PmapLock>;
+
 /// Reads page tables through the direct map.
 struct Tables<'a, M: Machine>(&'a Pmap<M>);
 
@@ -99,12 +110,8 @@ impl<M: Machine> Pmap<M> {
         Self { object }
     }
 
-    fn pmap_lock(&self) {
-        self.mtx_lock(LockClass::Pmap, &self.state().kernel_pmap.lock.owner);
-    }
-
-    fn pmap_unlock(&self) {
-        self.mtx_unlock(LockClass::Pmap, &self.state().kernel_pmap.lock.owner);
+    fn pmap_lock(&self) -> LockedPmap<'_, M> {
+        self.mtx_guard(&self.state().kernel_pmap.lock)
     }
 
     /// Makes all CPUs forget the translations that `flush` names.
@@ -180,10 +187,10 @@ impl<M: Machine> Pmap<M> {
         flags.set(PteFlags::W, wired == Wired::Yes);
         let pa = self.vm_page_to_phys(m);
         let mut flush = TlbFlush::NONE;
-        self.pmap_lock();
-        let (entry, count) = self.pmap_pte_for_enter(va);
+        let pmap = self.pmap_lock();
+        let (entry, count) = self.pmap_pte_for_enter(&pmap, va);
         let old = entry.get();
-        self.pmap_account(old, -1);
+        self.pmap_account(&pmap, old, -1);
         if !old.is_valid() {
             count_entry(count, 1);
         } else if old.frame() != pa || old.flags() != flags {
@@ -191,13 +198,16 @@ impl<M: Machine> Pmap<M> {
         }
         let new = Pte::new(pa, flags);
         entry.set(new);
-        self.pmap_account(new, 1);
+        self.pmap_account(&pmap, new, 1);
         self.page_worked();
         self.tlb_flush(flush);
-        self.pmap_unlock();
     }
 
-    fn pmap_pte_for_enter(&self, va: GuestVirt) -> (&Field<Pte>, Option<&Field<u32>>) {
+    fn pmap_pte_for_enter(
+        &self,
+        _: &LockedPmap<'_, M>,
+        va: GuestVirt,
+    ) -> (&Field<Pte>, Option<&Field<u32>>) {
         if self.is_image(va) {
             self.panic(format_args!("pmap_enter: va {va:#x} belongs to the kernel image"));
         }
@@ -211,7 +221,7 @@ impl<M: Machine> Pmap<M> {
     }
 
     /// Adds the mapping `pte` to, or with -1 takes it out of, the pmap's counts.
-    fn pmap_account(&self, pte: Pte, change: i64) {
+    fn pmap_account(&self, _: &LockedPmap<'_, M>, pte: Pte, change: i64) {
         if !pte.is_valid() || pte.flags().contains(PteFlags::KENTER) {
             return;
         }
@@ -228,18 +238,17 @@ impl<M: Machine> Pmap<M> {
     pub fn pmap_remove(&self, start: GuestVirt, end: GuestVirt) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let mut va = start;
-        self.pmap_lock();
+        let pmap = self.pmap_lock();
         while va < end {
             self.page_point();
             self.page_worked();
             let (level, next) = self.pmap_next_table(va);
             let stop = next.min(end);
             if level == Level::Pt {
-                self.pmap_remove_in_table(va, stop, &mut flush);
+                self.pmap_remove_in_table(&pmap, va, stop, &mut flush);
             }
             va = stop;
         }
-        self.pmap_unlock();
         flush
     }
 
@@ -258,7 +267,13 @@ impl<M: Machine> Pmap<M> {
     }
 
     /// Clears the entries for `[start, end)`, which one page table maps.
-    fn pmap_remove_in_table(&self, start: GuestVirt, end: GuestVirt, flush: &mut TlbFlush) {
+    fn pmap_remove_in_table(
+        &self,
+        pmap: &LockedPmap<'_, M>,
+        start: GuestVirt,
+        end: GuestVirt,
+        flush: &mut TlbFlush,
+    ) {
         let pde = self.pmap_entry(start, Level::Pd).map_or(Pte::EMPTY, Field::get);
         if pde.is_large() {
             self.panic(format_args!("pmap_remove: va {start:#x} belongs to the kernel image"));
@@ -276,7 +291,7 @@ impl<M: Machine> Pmap<M> {
             if self.is_image(va) {
                 self.panic(format_args!("pmap_remove: va {va:#x} belongs to the kernel image"));
             }
-            self.pmap_account(entry.get(), -1);
+            self.pmap_account(pmap, entry.get(), -1);
             entry.set(Pte::EMPTY);
             count_entry(count, -1);
             flush.add(va);
@@ -289,7 +304,7 @@ impl<M: Machine> Pmap<M> {
     /// pages behind them (`pmap_change_wiring`, for a range). Locks: takes the pmap's, with which
     /// `each` is called.
     pub fn pmap_unwire(&self, start: GuestVirt, end: GuestVirt, each: impl Fn(KPtr<VmPage>)) {
-        self.pmap_lock();
+        let pmap = self.pmap_lock();
         for va in (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new) {
             let Some((entry, _)) = self.pmap_pte(va).filter(|(entry, _)| entry.get().is_valid())
             else {
@@ -297,16 +312,15 @@ impl<M: Machine> Pmap<M> {
             };
             let old = entry.get();
             let new = Pte::new(old.frame(), old.flags() - PteFlags::W);
-            self.pmap_account(old, -1);
+            self.pmap_account(&pmap, old, -1);
             entry.set(new);
-            self.pmap_account(new, 1);
+            self.pmap_account(&pmap, new, 1);
             if let Some(m) = self.phys_to_vm_page(old.frame()) {
                 each(m);
             }
             self.page_worked();
             self.page_point();
         }
-        self.pmap_unlock();
     }
 
     /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that
@@ -314,17 +328,16 @@ impl<M: Machine> Pmap<M> {
     pub fn pmap_kenter(&self, va: GuestVirt, pa: GuestPhys) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let flags = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::KENTER;
-        self.pmap_lock();
-        let (entry, count) = self.pmap_pte_for_enter(va);
+        let pmap = self.pmap_lock();
+        let (entry, count) = self.pmap_pte_for_enter(&pmap, va);
         let old = entry.get();
         if old.is_valid() {
-            self.pmap_account(old, -1);
+            self.pmap_account(&pmap, old, -1);
             flush.add(va);
         } else {
             count_entry(count, 1);
         }
         entry.set(Pte::new(pa, flags | self.machine().pte_flags_base()));
-        self.pmap_unlock();
         flush
     }
 
@@ -427,10 +440,9 @@ impl<M: Machine> Pmap<M> {
             if !self.page(m).flags.get().contains(PageFlags::ZERO) {
                 self.pmap_zero_page(m);
             }
-            self.pmap_lock();
+            let _pmap = self.pmap_lock();
             entry.set(self.pmap_entry_of_table(self.vm_page_to_phys(m)));
             self.state().kernel_pmap.table_count.inc();
-            self.pmap_unlock();
         }
         Ok(())
     }
@@ -479,10 +491,10 @@ impl<M: Machine> Pmap<M> {
             let empty =
                 self.at::<PageTable>(pte.frame()).iter().all(|entry| !entry.get().is_valid());
             let Some(m) = self.phys_to_vm_page(pte.frame()).filter(|_| empty) else { continue };
-            self.pmap_lock();
+            let pmap = self.pmap_lock();
             entry.set(Pte::EMPTY);
             self.state().kernel_pmap.table_count.dec();
-            self.pmap_unlock();
+            drop(pmap);
             self.vm_page_chain(m, *tables);
             *tables = m;
         }

@@ -144,7 +144,7 @@ impl<M: VmMachine> Vm<M> {
         cpu.lock_prof.set(self.boot_pcpu().lock_prof.get());
         self.get(idle).lastcpu.set(u8::try_from(cpuid).unwrap_or(u8::MAX));
         // The number of CPUs and what caches make of it change together.
-        self.free_queue_lock();
+        let queue = self.free_queue();
         self.sched_lock();
         self.thread_link(idle);
         // Who follows the list without the lock finds the CPU whole.
@@ -153,8 +153,7 @@ impl<M: VmMachine> Vm<M> {
         last.set(pcpu);
         self.cnt().ncpu.inc();
         self.sched_unlock();
-        self.page_caches_enable();
-        self.free_queue_unlock();
+        self.page_caches_enable(&queue);
         Ok((pcpu, idle))
     }
 

@@ -13,26 +13,25 @@ use core::mem::offset_of;
 use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{KernelRoots, VmMeter};
 
+use super::page::FreeQueue;
 use super::phys::Phys;
-use crate::kern::lock::LockClass;
 use crate::kern::sched::{PSWP, PUSER, PVM};
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Phys<M> {
-    /// Sleeps on `channel` with the free-queue mutex as the interlock.
-    pub(super) fn msleep_free_queue(
+    /// Sleeps on `channel` with the free-queue mutex, of which `queue` was the guard, as the
+    /// interlock. The free queue is not locked afterwards.
+    fn sleep_for_pages(
         &self,
+        queue: FreeQueue<'_, M>,
         channel: WaitChannel,
         pri: u8,
         wmesg: &'static str,
-        timo: u64,
-        relock: Relock,
     ) {
-        let interlock = (LockClass::FreeQueue, &self.state().vm_page_queue_free_mtx);
         let (Sleep::Woken | Sleep::TimedOut) =
-            self.msleep(channel, interlock, pri, wmesg, timo, relock);
+            self.msleep(channel, queue.hand_over(), pri, wmesg, 0, Relock::Drop);
     }
 
     /// What those sleep on who wait for pages (`&cnt.v_free_count`).
@@ -68,13 +67,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others
     /// were faster. Locks: none may be held.
     pub fn vm_wait(&self) {
-        self.free_queue_lock();
+        let queue = self.free_queue();
         if self.is_pagedaemon() {
             self.state().vm_pageout_pages_needed.raise();
-            self.msleep_free_queue(self.pageout_pages_channel(), PSWP, "VMWait", 0, Relock::Drop);
+            self.sleep_for_pages(queue, self.pageout_pages_channel(), PSWP, "VMWait");
         } else {
-            self.pagedaemon_wakeup();
-            self.msleep_free_queue(self.free_count_channel(), PVM, "vmwait", 0, Relock::Drop);
+            self.pagedaemon_wakeup(&queue);
+            self.sleep_for_pages(queue, self.free_count_channel(), PVM, "vmwait");
         }
     }
 
@@ -86,7 +85,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         if pages < self.cnt().v_free_min.get() {
             return self.vm_wait();
         }
-        self.free_queue_lock();
+        let queue = self.free_queue();
         let wanted = &self.state().vm_pages_wanted;
         let others = wanted.get();
         wanted.set(if others == 0 { pages } else { others.min(pages) });
@@ -94,11 +93,11 @@ impl<M: PhysMem + Cpu> Phys<M> {
         fence(Ordering::SeqCst);
         if self.vm_page_available() >= pages {
             wanted.set(others);
-            return self.free_queue_unlock();
+            return;
         }
-        self.pagedaemon_wakeup();
+        self.pagedaemon_wakeup(&queue);
         let (pri, wmesg) = if self.is_pagedaemon() { (PSWP, "VMWait") } else { (PVM, "vmwait") };
-        self.msleep_free_queue(self.pages_wanted_channel(), pri, wmesg, 0, Relock::Drop);
+        self.sleep_for_pages(queue, self.pages_wanted_channel(), pri, wmesg);
     }
 
     /// Whether a sleep for pages can end: there is a pagedaemon, which has set the thresholds, and
@@ -110,14 +109,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Sleeps as [`Phys::vm_wait`] does, for a page fault, which comes after the kernel
     /// (`VM_WAITPFAULT`).
     pub fn vm_waitpfault(&self) {
-        self.free_queue_lock();
-        self.pagedaemon_wakeup();
-        self.msleep_free_queue(self.free_count_channel(), PUSER, "pfault", 0, Relock::Drop);
+        let queue = self.free_queue();
+        self.pagedaemon_wakeup(&queue);
+        self.sleep_for_pages(queue, self.free_count_channel(), PUSER, "pfault");
     }
 
     /// Wakes the pagedaemon unless it knows already that pages are needed (`pagedaemon_wakeup`).
-    /// Locks: the free queue's is held.
-    pub(super) fn pagedaemon_wakeup(&self) {
+    pub(super) fn pagedaemon_wakeup(&self, _: &FreeQueue<'_, M>) {
         let needed = &self.state().vm_pages_needed;
         if !needed.is_set() && !self.is_pagedaemon() {
             needed.raise();
@@ -135,8 +133,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     }
 
     /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
-    /// Locks: the free queue's is held.
-    pub(super) fn vm_page_free_wakeup(&self) {
+    pub(super) fn vm_page_free_wakeup(&self, _: &FreeQueue<'_, M>) {
         let state = self.state();
         let pageout_free_min = self.cnt().v_pageout_free_min.get();
         if state.vm_pageout_pages_needed.is_set() && self.vm_page_available() >= pageout_free_min {

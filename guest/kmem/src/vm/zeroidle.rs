@@ -18,10 +18,10 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::layout::{KernelRoots, PageFlags, RQ_PPQ, VM_NFREELIST, VmPage};
 
+use super::page::FreeQueue;
 use super::phys::Phys;
 use super::thread::ThreadSpec;
 use super::{Shortage, Vm, VmMachine, Wait};
-use crate::kern::lock::LockClass;
 use crate::kern::sched::PRI_MAX_IDLE;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
@@ -46,48 +46,42 @@ impl<M: VmMachine> Vm<M> {
         self.kthread_create_asleep(&spec, self.zero_state_channel(), "pgzero", Wait::No)?;
         self.state().idlezero_enable.raise();
         self.state().pagezero_sleeps.raise();
-        self.free_queue_lock();
-        self.vm_page_zero_idle_wakeup();
-        self.free_queue_unlock();
+        self.vm_page_zero_idle_wakeup(&self.free_queue());
         Ok(())
     }
 
     /// The thread (`vm_pagezero`). Never returns.
     fn vm_pagezero(&self, _arg: u64) {
         loop {
-            self.free_queue_lock();
-            if !self.vm_page_zero_check() || !self.vm_page_zero_idle() {
-                let state = self.state();
-                state.pagezero_sleeps.raise();
-                let interlock = (LockClass::FreeQueue, &state.vm_page_queue_free_mtx);
+            let mut queue = self.free_queue();
+            if !self.vm_page_zero_check(&queue) || !self.vm_page_zero_idle(&queue) {
+                self.state().pagezero_sleeps.raise();
                 let (channel, timo) = (self.zero_state_channel(), self.hz() * LOOK_AGAIN);
                 let (Sleep::Woken | Sleep::TimedOut) =
-                    self.msleep(channel, interlock, 0, "pgzero", timo, Relock::Yes);
+                    self.msleep(channel, queue.interlock(), 0, "pgzero", timo, Relock::Yes);
             }
-            self.free_queue_unlock();
         }
     }
 }
 
 impl<M: PhysMem + Cpu> Phys<M> {
     /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and
-    /// then not before they are fewer than two thirds. Locks: the free queue's.
-    fn vm_page_zero_check(&self) -> bool {
+    /// then not before they are fewer than two thirds.
+    fn vm_page_zero_check(&self, _: &FreeQueue<'_, M>) -> bool {
         let state = self.state();
         let (zero, free) = (state.vm_page_zero_count.get(), self.cnt().v_free_count.get());
         let enough = if state.zero_state.is_set() { free * 2 / 3 } else { free * 4 / 5 };
         state.idlezero_enable.is_set() && zero < enough
     }
 
-    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear. Locks: the free
-    /// queue's.
-    fn vm_page_zero_idle(&self) -> bool {
+    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear.
+    fn vm_page_zero_idle(&self, queue: &FreeQueue<'_, M>) -> bool {
         let (state, cnt) = (self.state(), self.cnt());
         state.zero_state.lower();
-        let Some(m) = self.vm_phys_dirty_page() else { return false };
+        let Some(m) = self.vm_phys_dirty_page(queue) else { return false };
         self.pmap_zero_page(m);
         self.page(m).flags.set(PageFlags::TOUCHED | PageFlags::ZERO);
-        self.vm_phys_free_pages(m, 0);
+        self.vm_phys_free_pages(queue, m, 0);
         state.vm_page_zero_count.fetch_add(1);
         state.cnt_prezero.inc();
         if state.vm_page_zero_count.get() >= cnt.v_free_count.get() * 4 / 5 {
@@ -97,8 +91,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
     }
 
     /// Takes a free page off its list that is not known to be zero. The search goes on where the
-    /// last one ended. Locks: the free queue's.
-    fn vm_phys_dirty_page(&self) -> Option<KPtr<VmPage>> {
+    /// last one ended.
+    fn vm_phys_dirty_page(&self, queue: &FreeQueue<'_, M>) -> Option<KPtr<VmPage>> {
         let cursor = &self.state().zeroidle_cursor;
         loop {
             let from = cursor.get();
@@ -113,23 +107,22 @@ impl<M: PhysMem + Cpu> Phys<M> {
             };
             if let Some(pfn) = used(from, u32::MAX).chain(used(0, from)).find(dirty) {
                 cursor.set(pfn + 1);
-                self.vm_phys_unfree_page(pfn);
+                self.vm_phys_unfree_page(queue, pfn);
                 return Some(self.vm_page_pointer(pfn));
             }
             // Memory that was never used may be dirty, too.
             let is_dirty = !self.state().boot_zeroed.is_set();
-            if !is_dirty || !(0..VM_NFREELIST).any(|list| self.vm_phys_cut_fresh(0, list)) {
+            if !is_dirty || !(0..VM_NFREELIST).any(|list| self.vm_phys_cut_fresh(queue, 0, list)) {
                 return None;
             }
         }
     }
 
-    /// Wakes the thread if it sleeps and there is work (`vm_page_zero_idle_wakeup`). Locks: the
-    /// free queue's.
+    /// Wakes the thread if it sleeps and there is work (`vm_page_zero_idle_wakeup`).
     #[inline]
-    pub(super) fn vm_page_zero_idle_wakeup(&self) {
+    pub(super) fn vm_page_zero_idle_wakeup(&self, queue: &FreeQueue<'_, M>) {
         let sleeps = &self.state().pagezero_sleeps;
-        if sleeps.is_set() && self.vm_page_zero_check() {
+        if sleeps.is_set() && self.vm_page_zero_check(queue) {
             sleeps.lower();
             self.wakeup(self.zero_state_channel());
         }

@@ -15,6 +15,7 @@ use vmkern_abi::layout::{
 
 use super::page::{AllocFlags, Contents};
 use super::phys::{Phys, phys_of};
+use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::machine::{AllocClass, Cpu, Mark, PhysMem, Supply};
 use crate::window::{Line, Shared};
@@ -63,6 +64,16 @@ const ITEM_SIZES: [usize; ZONE_COUNT] = [
     size_of::<Pcpu>(),
 ];
 
+/// The kind of a zone's mutex.
+enum ZoneLock {}
+
+impl Lock for ZoneLock {
+    const CLASS: LockClass = LockClass::Zone;
+}
+
+/// A zone, locked.
+type LockedZone<'a, M> = Guard<'a, M, ZoneLock>;
+
 /// Bytes of the item size's unit: a cache line.
 const LINE: usize = size_of::<Line>();
 
@@ -84,9 +95,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     #[must_use]
     pub fn zone_alloc<T: ZoneItem>(&self) -> Option<KPtr<T>> {
         let zone = &self.state().zones[T::ZONE];
-        self.mtx_lock(LockClass::Zone, &zone.lock.owner);
-        let item = self.zone_take(zone, T::ZONE);
-        self.mtx_unlock(LockClass::Zone, &zone.lock.owner);
+        let item = self.zone_take(&self.zone_lock(zone), zone, T::ZONE);
         let pa = phys_of(item?)?;
         for line in 0..u64::from(zone.item_size.get()) / LINE as u64 {
             self.at::<Line>(pa.add(line * LINE as u64)).iter().for_each(|word| word.set(0));
@@ -97,15 +106,22 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Gives an item back (`uma_zfree`). Locks: takes the zone's.
     pub fn zone_free<T: ZoneItem>(&self, item: KPtr<T>) {
         let zone = &self.state().zones[T::ZONE];
-        self.mtx_lock(LockClass::Zone, &zone.lock.owner);
-        self.zone_put(zone, KPtr::new(item.addr()));
-        self.mtx_unlock(LockClass::Zone, &zone.lock.owner);
+        self.zone_put(&self.zone_lock(zone), zone, KPtr::new(item.addr()));
     }
 
-    fn zone_take(&self, zone: &SlabZone, number: usize) -> Option<KPtr<SlabItem>> {
+    fn zone_lock<'a>(&'a self, zone: &'a SlabZone) -> LockedZone<'a, M> {
+        self.mtx_guard(&zone.lock)
+    }
+
+    fn zone_take(
+        &self,
+        locked: &LockedZone<'_, M>,
+        zone: &SlabZone,
+        number: usize,
+    ) -> Option<KPtr<SlabItem>> {
         let slab = match zone.partial.get().non_null() {
             Some(slab) => slab,
-            None => self.zone_grow(zone, number)?,
+            None => self.zone_grow(locked, zone, number)?,
         };
         let header = self.get(slab);
         let item = header.free.get();
@@ -113,18 +129,18 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.item_mark(zone, item, Mark::Used);
         header.free_count.dec();
         if header.free.get().is_null() {
-            self.slab_unlink(zone, header);
+            self.slab_unlink(locked, zone, header);
         }
         zone.free.dec();
         zone.used.inc();
         Some(item)
     }
 
-    fn zone_put(&self, zone: &SlabZone, item: KPtr<SlabItem>) {
+    fn zone_put(&self, locked: &LockedZone<'_, M>, zone: &SlabZone, item: KPtr<SlabItem>) {
         let slab: KPtr<SlabHeader> = KPtr::new(item.addr().page());
         let header = self.get(slab);
         if header.free.get().is_null() {
-            self.slab_link(zone, slab, header);
+            self.slab_link(locked, zone, slab, header);
         }
         self.get(item).next.set(header.free.get());
         header.free.set(item);
@@ -134,14 +150,19 @@ impl<M: PhysMem + Cpu> Phys<M> {
         zone.used.dec();
         let items = items_per_slab(u64::from(zone.item_size.get()));
         if u64::from(header.free_count.get()) == items {
-            self.slab_unlink(zone, header);
+            self.slab_unlink(locked, zone, header);
             zone.free.update_locked(|n| n - items);
             zone.slabs.dec();
             self.wired_page_free(slab);
         }
     }
 
-    fn zone_grow(&self, zone: &SlabZone, number: usize) -> Option<KPtr<SlabHeader>> {
+    fn zone_grow(
+        &self,
+        locked: &LockedZone<'_, M>,
+        zone: &SlabZone,
+        number: usize,
+    ) -> Option<KPtr<SlabHeader>> {
         if self.machine().refuses(Supply::Slab) {
             return None;
         }
@@ -162,7 +183,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         header.free.set(free);
         header.free_count.set(u32::try_from(items).unwrap_or(u32::MAX));
         header.zone.set(u32::try_from(number).unwrap_or(u32::MAX));
-        self.slab_link(zone, slab, header);
+        self.slab_link(locked, zone, slab, header);
         zone.free.update_locked(|n| n + items);
         zone.slabs.inc();
         Some(slab)
@@ -177,7 +198,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    fn slab_link(&self, zone: &SlabZone, slab: KPtr<SlabHeader>, header: &SlabHeader) {
+    fn slab_link(
+        &self,
+        _: &LockedZone<'_, M>,
+        zone: &SlabZone,
+        slab: KPtr<SlabHeader>,
+        header: &SlabHeader,
+    ) {
         let next = zone.partial.get();
         header.prev.set(KPtr::NULL);
         header.next.set(next);
@@ -187,7 +214,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         zone.partial.set(slab);
     }
 
-    fn slab_unlink(&self, zone: &SlabZone, header: &SlabHeader) {
+    fn slab_unlink(&self, _: &LockedZone<'_, M>, zone: &SlabZone, header: &SlabHeader) {
         let (prev, next) = (header.prev.get(), header.next.get());
         match prev.non_null() {
             Some(prev) => self.get(prev).next.set(next),

@@ -129,9 +129,7 @@ fn a_page_that_is_wired_twice_stays_behind_when_freed_and_kmem_malloc_over_it_is
         .pmap_extract(addr)
         .and_then(|pa| sim.vm().phys_to_vm_page(pa))
         .expect("it is mapped");
-    sim.vm().vm_page_lock_queues();
-    sim.vm().vm_page_wire(m);
-    sim.vm().vm_page_unlock_queues();
+    sim.vm().vm_page_wire(&sim.vm().page_queues(), m);
     sim.free(MapId::KMEM, addr, PAGE_SIZE);
     assert_eq!(sim.vm().pmap_extract(addr), None);
     let page = sim.vm().page(m);

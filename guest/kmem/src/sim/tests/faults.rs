@@ -56,10 +56,10 @@ fn lose_page(sim: &Sim, addr: GuestVirt) {
     let m = vm.pmap_extract(addr).and_then(|pa| vm.phys_to_vm_page(pa)).expect("it is mapped");
     vm.tlb_flush(vm.pmap_remove(addr, addr.add(PAGE_SIZE)));
     vm.vm_object_lock(vm.kmem_object());
-    vm.vm_page_lock_queues();
-    vm.vm_page_unwire(m);
-    vm.vm_page_free(m);
-    vm.vm_page_unlock_queues();
+    let queues = vm.page_queues();
+    vm.vm_page_unwire(&queues, m);
+    vm.vm_page_free(&queues, m);
+    drop(queues);
     vm.vm_object_unlock(vm.kmem_object());
 }
 

@@ -26,11 +26,7 @@ fn pindex() -> impl Strategy<Value = u64> {
 /// Makes the page at `pindex` come or go.
 fn toggle(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
     match sim.vm().vm_page_lookup(object, pindex) {
-        Some(m) => {
-            sim.vm().vm_page_lock_queues();
-            sim.vm().vm_page_free(m);
-            sim.vm().vm_page_unlock_queues();
-        }
+        Some(m) => sim.vm().vm_page_free(&sim.vm().page_queues(), m),
         None => enter(sim, object, pindex),
     }
 }

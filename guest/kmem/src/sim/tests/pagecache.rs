@@ -148,8 +148,9 @@ fn perform(cpus: &Cpus, step: Step, held: &mut Vec<KPtr<VmPage>>) {
         Step::FreeZero(_) => {}
         Step::Leave(pages) => held.extend(cpus.take(cpus.sim.free_pages().saturating_sub(pages))),
         Step::Block(order) => {
-            if let Some(m) = vm.vm_phys_alloc_pages(order) {
-                vm.vm_phys_free_pages(m, order);
+            let queue = vm.free_queue();
+            if let Some(m) = vm.vm_phys_alloc_pages(&queue, order) {
+                vm.vm_phys_free_pages(&queue, m, order);
             }
         }
     }
@@ -256,9 +257,9 @@ fn a_block_is_had_whose_pages_lie_in_the_caches_of_several_cpus() {
     }
     let large = vm.state().vm_phys_free_queues.iter().flat_map(|orders| &orders[4..]);
     assert_eq!(large.map(|list| list.count.get()).sum::<u64>(), 0, "the lists have no such block");
-    let m = vm.vm_phys_alloc_pages(4).expect("the caches have one");
+    let m = vm.vm_phys_alloc_pages(&vm.free_queue(), 4).expect("the caches have one");
     assert_eq!(pfn(&m), block);
-    vm.vm_phys_free_pages(m, 4);
+    vm.vm_phys_free_pages(&vm.free_queue(), m, 4);
     cpus.finish(odd);
 }
 

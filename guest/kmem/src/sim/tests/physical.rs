@@ -33,7 +33,8 @@ proptest! {
         let mut taken = BTreeMap::new();
         for (order, which, alloc) in steps {
             if alloc {
-                let Some(m) = sim.vm().vm_phys_alloc_pages(order) else { continue };
+                let m = sim.vm().vm_phys_alloc_pages(&sim.vm().free_queue(), order);
+                let Some(m) = m else { continue };
                 let pfn = sim.vm().vm_page_to_phys(m).pfn();
                 prop_assert!(pfn.is_multiple_of(1 << order));
                 let end = pfn + (1 << order);
@@ -44,19 +45,19 @@ proptest! {
             } else if !held.is_empty() {
                 let (m, order) = held.swap_remove(which.index(held.len()));
                 taken.remove(&sim.vm().vm_page_to_phys(m).pfn());
-                sim.vm().vm_phys_free_pages(m, order);
+                sim.vm().vm_phys_free_pages(&sim.vm().free_queue(), m, order);
             }
             let out: u64 = held.iter().map(|(_, order)| 1u64 << order).sum();
             prop_assert_eq!(free_pages(&sim) + out, before);
         }
         for (m, order) in held {
-            sim.vm().vm_phys_free_pages(m, order);
+            sim.vm().vm_phys_free_pages(&sim.vm().free_queue(), m, order);
         }
         check(&sim);
         // Coalesced, a 16 MiB block can be had from each aligned 16 MiB that nobody uses: 32 to 80
         // MiB.
         for _ in 0..3 {
-            prop_assert!(sim.vm().vm_phys_alloc_pages(12).is_some());
+            prop_assert!(sim.vm().vm_phys_alloc_pages(&sim.vm().free_queue(), 12).is_some());
         }
     }
 }
@@ -66,7 +67,7 @@ fn memory_below_16_mib_is_taken_last() {
     let sim = boot();
     let mut below = false;
     let mut seen = BTreeSet::new();
-    while let Some(m) = sim.vm().vm_phys_alloc_pages(0) {
+    while let Some(m) = sim.vm().vm_phys_alloc_pages(&sim.vm().free_queue(), 0) {
         let pa: GuestPhys = sim.vm().vm_page_to_phys(m);
         assert!(seen.insert(pa), "{pa} was handed out twice");
         assert!(!below || pa < ISADMA_END, "{pa} came after memory below 16 MiB");
@@ -79,10 +80,10 @@ fn memory_below_16_mib_is_taken_last() {
 #[test]
 fn a_freed_page_is_reused_before_memory_that_was_never_touched() {
     let sim = boot();
-    let take = || sim.vm().vm_phys_alloc_pages(0).expect("there is memory");
+    let take = || sim.vm().vm_phys_alloc_pages(&sim.vm().free_queue(), 0).expect("there is memory");
     let pages: Vec<_> = (0..200).map(|_| take()).collect();
     for &m in &pages {
-        sim.vm().vm_phys_free_pages(m, 0);
+        sim.vm().vm_phys_free_pages(&sim.vm().free_queue(), m, 0);
     }
     let again: BTreeSet<_> = (0..200).map(|_| sim.vm().vm_page_to_phys(take())).collect();
     let first: BTreeSet<_> = pages.iter().map(|&m| sim.vm().vm_page_to_phys(m)).collect();

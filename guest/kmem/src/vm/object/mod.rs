@@ -244,9 +244,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         if self.vm_page_sleep_if_busy(m, "vmopar") == Slept::Yes {
             return Removal::Again;
         }
-        self.vm_page_lock_queues();
-        self.vm_page_free(m);
-        self.vm_page_unlock_queues();
+        self.vm_page_free(&self.page_queues(), m);
         Removal::Done
     }
 }

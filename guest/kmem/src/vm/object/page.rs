@@ -12,7 +12,7 @@ use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{AllocClass, Cpu, PhysMem};
-use crate::vm::page::{AllocFlags, Contents, Managed, Want};
+use crate::vm::page::{AllocFlags, Contents, Managed, PageQueues, Want};
 
 /// Whether a function has slept, so that what its caller knew may be wrong now.
 #[must_use]
@@ -71,9 +71,7 @@ impl<M: PhysMem + Cpu> Object<M> {
                     continue;
                 }
                 if flags.contains(AllocFlags::WIRED) {
-                    self.vm_page_lock_queues();
-                    self.vm_page_wire(m);
-                    self.vm_page_unlock_queues();
+                    self.vm_page_wire(&self.page_queues(), m);
                 }
                 if !flags.contains(AllocFlags::NOBUSY) {
                     self.vm_page_busy(m);
@@ -125,9 +123,8 @@ impl<M: PhysMem + Cpu> Object<M> {
     }
 
     /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
-    /// Locks: the object's and the page queues'.
-    pub fn vm_page_remove(&self, m: KPtr<VmPage>) {
-        self.vm_page_assert_queues_locked();
+    /// Locks: the object's.
+    pub fn vm_page_remove(&self, _: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         let Some(object) = page.object.get().non_null() else { return };
         self.vm_object_assert_locked(object);
@@ -141,22 +138,20 @@ impl<M: PhysMem + Cpu> Object<M> {
         page.object.set(KPtr::NULL);
     }
 
-    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's and
-    /// the page queues'.
-    pub fn vm_page_free(&self, m: KPtr<VmPage>) {
-        self.vm_page_free_toq(m, Contents::Unknown);
+    /// Frees `m` (`vm_page_free`). Panics when it is free, busy or wired. Locks: the object's.
+    pub fn vm_page_free(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(queues, m, Contents::Unknown);
     }
 
-    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's and the page
-    /// queues'.
-    pub fn vm_page_free_zero(&self, m: KPtr<VmPage>) {
-        self.vm_page_free_toq(m, Contents::Zero);
+    /// Frees `m`, which holds zeros only (`vm_page_free_zero`). Locks: the object's.
+    pub fn vm_page_free_zero(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
+        self.vm_page_free_toq(queues, m, Contents::Zero);
     }
 
-    fn vm_page_free_toq(&self, m: KPtr<VmPage>, contents: Contents) {
-        self.vm_page_free_prep(m);
-        self.vm_page_remove(m);
-        self.vm_page_free_finish(m, contents);
+    fn vm_page_free_toq(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>, contents: Contents) {
+        self.vm_page_free_prep(queues, m);
+        self.vm_page_remove(queues, m);
+        self.vm_page_free_finish(queues, m, contents);
     }
 
     /// Marks `m` busy (`vm_page_busy`). Locks: the object's.
