@@ -6,10 +6,10 @@
 //! of several locks of one kind is held: the functions that need one of many say so.
 //!
 //! **Where there are none.** The scheduler's lock is acquired by the thread that leaves a CPU and
-//! released by the one that arrives, so that no scope holds it: `sched_lock` and `sched_unlock` stay.
-//! A sleep releases its interlock in the middle and may not acquire it again
+//! released by the one that arrives, so that no scope holds it: `sched_lock` and `sched_unlock`
+//! stay. A sleep releases its interlock in the middle and may not acquire it again
 //! ([`Relock::Drop`](super::synch::Relock)): `msleep` takes the mutex itself, of which a guard
-//! gives the use ([`Guard::interlock`]), or which it hands over for good ([`Guard::hand_over`]).
+//! gives the use (`interlock`), or which it hands over for good (`hand_over`).
 //!
 //! **Panics.** In the kernel a panic ends the system, and nothing is dropped. On machines where it
 //! unwinds ([`Cpu::is_unwinding`]), the simulated one and loom's, a guard that a panic drops leaves

@@ -1,10 +1,8 @@
 //! The threads there are, and how one ends (`kern_thread.c`, `kern_kthread.c`).
 //!
 //! A thread is on the list of all threads, and found by its number, from the moment it is linked to
-//! its end. What is left then, its structure and its stack, is freed by others ([`zombie_take`]);
-//! its number is free at once. Threads are made in [`crate::vm::thread`]: that takes memory.
-//!
-//! [`zombie_take`]: Kern::zombie_take
+//! its end. What is left then, its structure and its stack, is freed by others (`zombie_take`); its
+//! number is free at once. Threads are made in [`crate::vm::thread`]: that takes memory.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::Field;

@@ -149,8 +149,8 @@ impl<M: VmMachine> Vm<M> {
             self.vm_map_lookup_done(place);
             return Resolution::Failed(KernReturn::Failure);
         };
-        self.vm_object_lock(object);
-        let found = match self.vm_page_lookup(object, place.pindex) {
+        let mut locked = self.vm_object_lock(object);
+        let found = match self.vm_page_lookup(&locked, place.pindex) {
             Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
             Some(m) => {
                 self.vm_page_busy(m);
@@ -161,8 +161,12 @@ impl<M: VmMachine> Vm<M> {
             }
             None if self.vm_page_count_severe() => Found::Shortage,
             None => {
-                match self.vm_page_alloc(object, place.pindex, AllocClass::Normal, AllocFlags::ZERO)
-                {
+                match self.vm_page_alloc(
+                    &locked,
+                    place.pindex,
+                    AllocClass::Normal,
+                    AllocFlags::ZERO,
+                ) {
                     Some(m) => {
                         self.vm_fault_zero_fill(object, m);
                         Found::Page(m)
@@ -177,11 +181,11 @@ impl<M: VmMachine> Vm<M> {
             Found::Busy(m) => {
                 self.get(object).ref_count.inc();
                 self.vm_map_lookup_done(place);
-                let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(m, "vmpfw");
+                let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(&mut locked, m, "vmpfw");
             }
             Found::Nothing(_) | Found::Shortage => {}
         }
-        self.vm_object_unlock(object);
+        drop(locked);
         if matches!(found, Found::Busy(_)) {
             self.vm_object_deallocate(object);
             return Resolution::Again;

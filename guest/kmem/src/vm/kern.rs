@@ -28,6 +28,7 @@ use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
 
 use super::map::{EntrySpec, FindSpace, Lookup, NoRange};
+use super::object::LockedObject;
 use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Shortage, Vm, VmMachine};
@@ -83,27 +84,24 @@ impl<M: VmMachine> Vm<M> {
         let kernel_object = self.kernel_object();
 
         // Room in the map gives the address, and the address the place in the object.
-        self.vm_map_lock(map);
-        let Ok(addr) = self.kmem_space_wait(map, size, kernel_object) else {
-            self.vm_map_unlock(map);
-            return None;
-        };
+        let locked = self.vm_map_locked(map);
+        let addr = self.kmem_space_wait(map, size, kernel_object).ok()?;
         self.kmem_enter(map, addr, size, kernel_object);
-        self.vm_map_unlock(map);
+        drop(locked);
 
         // The pages are there before vm_map_wire, whose faults then only map and wire them.
-        self.vm_object_lock(kernel_object);
+        let mut object = self.vm_object_lock(kernel_object);
         for pindex in indices(addr, size) {
             self.page_point();
             let flags = AllocFlags::NOBUSY | AllocFlags::ZERO | AllocFlags::RETRY;
-            if let Some(mem) = self.vm_page_grab(kernel_object, pindex, flags) {
+            if let Some(mem) = self.vm_page_grab(&mut object, pindex, flags) {
                 self.page(mem).valid.set(VM_PAGE_BITS_ALL);
                 if !self.page(mem).flags.get().contains(PageFlags::UNMANAGED) {
                     self.panic(format_args!("kmem_alloc: page {} is managed", mem.addr()));
                 }
             }
         }
-        self.vm_object_unlock(kernel_object);
+        drop(object);
 
         // And finally, the data is wired. The range is the entry just made: only whoever frees it
         // meanwhile leaves a hole.
@@ -234,22 +232,23 @@ impl<M: VmMachine> Vm<M> {
         let mut pflags = AllocFlags::WIRED;
         pflags.set(AllocFlags::ZERO, flags.contains(MallocFlags::ZERO));
 
-        self.vm_object_lock(kmem_object);
+        let mut object = self.vm_object_lock(kmem_object);
         for pindex in indices(addr, size) {
             self.page_point();
             let m = loop {
-                if let Some(m) = self.vm_page_alloc(kmem_object, pindex, class, pflags) {
+                if let Some(m) = self.vm_page_alloc(&object, pindex, class, pflags) {
                     break m;
                 }
                 if nowait {
-                    self.kmem_malloc_undo(map, addr, size, pindex);
+                    self.kmem_malloc_undo(map, addr, size, (object, pindex));
                     return None;
                 }
-                self.vm_object_unlock(kmem_object);
-                self.vm_map_unlock(map);
-                self.vm_wait();
-                self.vm_map_lock(map);
-                self.vm_object_lock(kmem_object);
+                // Map and object may change meanwhile, but not this range: nobody else knows of it.
+                object.unlocked(|| {
+                    self.vm_map_unlock(map);
+                    self.vm_wait();
+                    self.vm_map_lock(map);
+                });
             };
             let page = self.page(m);
             if flags.contains(MallocFlags::ZERO) && !page.flags.get().contains(PageFlags::ZERO) {
@@ -260,7 +259,7 @@ impl<M: VmMachine> Vm<M> {
                 self.panic(format_args!("kmem_malloc: page {} is managed", m.addr()));
             }
         }
-        self.vm_object_unlock(kmem_object);
+        drop(object);
 
         // The entry is still exactly this range: nothing merges with it while it is not wired and
         // its neighbours are.
@@ -279,16 +278,16 @@ impl<M: VmMachine> Vm<M> {
         // The object is unlocked here, because the merge takes its lock to drop a reference.
         self.vm_map_simplify_entry(map, entry);
 
-        self.vm_object_lock(kmem_object);
+        let object = self.vm_object_lock(kmem_object);
         for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
             self.page_point();
-            if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
+            if let Some(m) = self.vm_page_lookup(&object, pindex) {
                 // The kernel's page tables are there, so that this does not block.
                 self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);
                 self.vm_page_wakeup(m);
             }
         }
-        self.vm_object_unlock(kmem_object);
+        drop(object);
         self.vm_map_unlock(map);
         Some(addr)
     }
@@ -335,7 +334,7 @@ impl<M: VmMachine> Vm<M> {
     /// fails.
     pub fn kmem_free_wakeup(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let m = self.get(map);
-        self.vm_map_lock(map);
+        let _locked = self.vm_map_locked(map);
         if let Some(end) = addr.checked_add(size).and_then(|end| round_page(end.get())) {
             self.vm_map_delete(map, addr.page(), GuestVirt::new(end));
         }
@@ -343,7 +342,6 @@ impl<M: VmMachine> Vm<M> {
             m.needs_wakeup.lower();
             self.vm_map_wakeup(map);
         }
-        self.vm_map_unlock(map);
     }
 
     /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's
@@ -353,7 +351,7 @@ impl<M: VmMachine> Vm<M> {
             self.panic(format_args!("kmem_init: no memory for kernel_map"));
         };
         self.get(m).system_map.raise();
-        self.vm_map_lock(m);
+        let _locked = self.vm_map_locked(m);
         // From here on the map is kernel_map, whose growth provides page tables.
         self.named_map(MapId::KERNEL).set(m);
         if let Err(code) = self.vm_map_insert(m, &EntrySpec::NOFAULT, KERNBASE, start) {
@@ -361,23 +359,27 @@ impl<M: VmMachine> Vm<M> {
         }
         // The image is never given back, in one piece or in several.
         self.map_plain_leave(self.get(m), start.since(KERNBASE));
-        self.vm_map_unlock(m);
     }
 
-    /// Gives back what a `kmem_malloc` has got before pages ran out at index `reached`: the pages
-    /// first, last to first, as they are busy and deleting the entry would wait for them; then the
-    /// entry.
-    fn kmem_malloc_undo(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64, reached: u64) {
-        let kmem_object = self.kmem_object();
+    /// Gives back what a `kmem_malloc` has got in `object` before pages ran out at index `reached`:
+    /// the pages first, last to first, as they are busy and deleting the entry would wait for them;
+    /// then the entry. Unlocks object and map.
+    fn kmem_malloc_undo(
+        &self,
+        map: KPtr<VmMap>,
+        addr: GuestVirt,
+        size: u64,
+        (object, reached): (LockedObject<'_, M>, u64),
+    ) {
         for pindex in (indices(addr, size).start..reached).rev() {
             self.page_point();
-            if let Some(m) = self.vm_page_lookup(kmem_object, pindex) {
+            if let Some(m) = self.vm_page_lookup(&object, pindex) {
                 let queues = self.page_queues();
                 self.vm_page_unwire(&queues, m);
                 self.vm_page_free(&queues, m);
             }
         }
-        self.vm_object_unlock(kmem_object);
+        drop(object);
         self.vm_map_delete(map, addr, addr.add(size));
         self.vm_map_unlock(map);
     }
@@ -386,19 +388,17 @@ impl<M: VmMachine> Vm<M> {
     /// freed the range, or a part of it, while it was made.
     fn kmem_alloc_abandon(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let kernel_object = self.kernel_object();
-        self.vm_map_lock(map);
-        self.vm_object_lock(kernel_object);
+        let _locked = self.vm_map_locked(map);
+        let mut object = self.vm_object_lock(kernel_object);
         for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
             let is_behind = match self.vm_map_lookup_entry(map, addr.add(offset)) {
                 Lookup::Inside(entry) => self.get(entry).object.get() == kernel_object,
                 Lookup::After(_) => false,
             };
             if !is_behind {
-                self.vm_object_page_remove(kernel_object, pindex, pindex + 1);
+                self.vm_object_page_remove(&mut object, pindex, pindex + 1);
             }
         }
-        self.vm_object_unlock(kernel_object);
-        self.vm_map_unlock(map);
     }
 
     /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of

@@ -14,7 +14,7 @@
 //! | [`Phys`](phys::Phys) | pages, their lists, caches and queues, who waits for pages, zones |
 //! | [`Object`](object::Object) | objects and the pages in them |
 //! | [`Pmap`](pmap::Pmap) | page tables |
-//! | [`Map`](map::Map) | maps, their entries, and what these lie in |
+//! | [`Map`] | maps, their entries, and what these lie in |
 //! | [`Vm`] | `vm_kern.c`, faults, kernel stacks, making threads, the daemons, the boot |
 //!
 //! A function stands on the lowest floor that has all it needs, and cannot call up: the types see

@@ -24,9 +24,8 @@ fn waits(sim: &Sim, tid: u32, wmesg: &str) {
 /// Runs `f` with the object of `m` locked.
 fn locked(sim: &Sim, m: KPtr<VmPage>, f: impl FnOnce(&Vm<SimMachine>)) {
     let object = sim.vm().get(m).object.get();
-    sim.vm().vm_object_lock(object);
+    let _locked = sim.vm().vm_object_lock(object);
     f(sim.vm());
-    sim.vm().vm_object_unlock(object);
 }
 
 /// A page of exec_map that has been touched, and that somebody works on now.
@@ -104,13 +103,13 @@ fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
     // A page that an earlier owner of the address left in the object, as a leak would.
     let object: KPtr<VmObject> = sim.vm().kernel_object();
     let pindex = addr.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
-    sim.vm().vm_object_lock(object);
+    let guard = sim.vm().vm_object_lock(object);
     let m = sim
         .vm()
-        .vm_page_alloc(object, pindex, AllocClass::Normal, AllocFlags::empty())
+        .vm_page_alloc(&guard, pindex, AllocClass::Normal, AllocFlags::empty())
         .expect("a page");
     sim.vm().page(m).valid.set(VM_PAGE_BITS_ALL);
-    sim.vm().vm_object_unlock(object);
+    drop(guard);
     sim.submit(1, Op::KmemAlloc { map: MapId::KERNEL, size: 2 * PAGE_SIZE });
     waits(&sim, 1, "pgrbwt");
     locked(&sim, m, |vm| vm.vm_page_wakeup(m));

@@ -55,12 +55,12 @@ fn lose_page(sim: &Sim, addr: GuestVirt) {
     let vm = sim.vm();
     let m = vm.pmap_extract(addr).and_then(|pa| vm.phys_to_vm_page(pa)).expect("it is mapped");
     vm.tlb_flush(vm.pmap_remove(addr, addr.add(PAGE_SIZE)));
-    vm.vm_object_lock(vm.kmem_object());
+    let object = vm.vm_object_lock(vm.kmem_object());
     let queues = vm.page_queues();
     vm.vm_page_unwire(&queues, m);
     vm.vm_page_free(&queues, m);
     drop(queues);
-    vm.vm_object_unlock(vm.kmem_object());
+    drop(object);
 }
 
 #[test]

@@ -8,9 +8,10 @@ use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MapId, Op};
 use vmkern_abi::layout::VmObject;
 
-use super::super::Sim;
 use super::super::check::{check, resident};
+use super::super::{Sim, SimMachine};
 use super::{MIB, NOWAIT, boot};
+use crate::vm::object::LockedObject;
 use crate::vm::page::{AllocClass, AllocFlags};
 
 /// A page index: one of few, in a row, at even distances, or far away.
@@ -24,14 +25,14 @@ fn pindex() -> impl Strategy<Value = u64> {
 }
 
 /// Makes the page at `pindex` come or go.
-fn toggle(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
+fn toggle(sim: &Sim, object: &LockedObject<'_, SimMachine>, pindex: u64) {
     match sim.vm().vm_page_lookup(object, pindex) {
         Some(m) => sim.vm().vm_page_free(&sim.vm().page_queues(), m),
         None => enter(sim, object, pindex),
     }
 }
 
-fn enter(sim: &Sim, object: KPtr<VmObject>, pindex: u64) {
+fn enter(sim: &Sim, object: &LockedObject<'_, SimMachine>, pindex: u64) {
     let flags = AllocFlags::NOBUSY;
     sim.vm().vm_page_alloc(object, pindex, AllocClass::Interrupt, flags).expect("there are pages");
 }
@@ -47,28 +48,28 @@ proptest! {
         let sim = Sim::boot(16 * MIB, Tunables::default());
         let object = sim.vm().kernel_object();
         let mut naive = resident(&sim, sim.vm().get(object));
-        sim.vm().vm_object_lock(object);
+        let mut locked = sim.vm().vm_object_lock(object);
         for (change, look) in steps {
-            toggle(&sim, object, change);
-            let now = sim.vm().vm_page_lookup(object, change);
+            toggle(&sim, &locked, change);
+            let now = sim.vm().vm_page_lookup(&locked, change);
             if naive.remove(&change).is_none() {
                 naive.insert(change, sim.vm().vm_page_number(now.expect("it has just come")));
             } else {
                 prop_assert_eq!(now, None);
             }
             for pindex in [look, change + 1, change.saturating_sub(1)] {
-                let found = sim.vm().vm_page_lookup(object, pindex).map(|m| sim.vm().vm_page_number(m));
+                let found = sim.vm().vm_page_lookup(&locked, pindex);
+                let found = found.map(|m| sim.vm().vm_page_number(m));
                 prop_assert_eq!(found, naive.get(&pindex).copied());
             }
             prop_assert_eq!(&resident(&sim, sim.vm().get(object)), &naive);
         }
         let (first, end) = (range.0.min(range.1), range.0.max(range.1));
-        sim.vm().vm_object_page_remove(object, first, end);
+        sim.vm().vm_object_page_remove(&mut locked, first, end);
         naive.retain(|pindex, &mut pfn| {
             !(first..end).contains(pindex) || sim.vm().page_by_number(pfn).wire_count.get() != 0
         });
         prop_assert_eq!(&resident(&sim, sim.vm().get(object)), &naive);
-        sim.vm().vm_object_unlock(object);
     }
 }
 
@@ -96,9 +97,9 @@ fn pages_in_a_row_or_at_even_distances_are_balanced_to_one_level_in_whatever_ord
             let sim = boot();
             let object = sim.vm().kernel_object();
             let pages = 4096;
-            sim.vm().vm_object_lock(object);
-            (0..pages).for_each(|n| enter(&sim, object, (1 << 24) + n * order % pages * distance));
-            sim.vm().vm_object_unlock(object);
+            let locked = sim.vm().vm_object_lock(object);
+            (0..pages).for_each(|n| enter(&sim, &locked, (1 << 24) + n * order % pages * distance));
+            drop(locked);
             let depth = depth(&sim, object);
             assert!(depth <= 14, "4096 pages at distance {distance}, by {order}: {depth} levels");
         }
@@ -110,15 +111,15 @@ fn the_shape_of_an_index_does_not_depend_on_its_history() {
     let pages = |order: &dyn Fn(u64) -> u64| {
         let sim = boot();
         let object = sim.vm().kernel_object();
-        sim.vm().vm_object_lock(object);
+        let locked = sim.vm().vm_object_lock(object);
         for n in 0..1000 {
-            enter(&sim, object, 5000 + order(n));
+            enter(&sim, &locked, 5000 + order(n));
         }
         for n in (0..1000).filter(|n| n % 3 == 0) {
-            toggle(&sim, object, 5000 + order(n));
-            toggle(&sim, object, 5000 + order(n));
+            toggle(&sim, &locked, 5000 + order(n));
+            toggle(&sim, &locked, 5000 + order(n));
         }
-        sim.vm().vm_object_unlock(object);
+        drop(locked);
         let pages: BTreeMap<u64, u32> = resident(&sim, sim.vm().get(object));
         let index = |pfn: u32| (pfn != 0).then(|| sim.vm().page_by_number(pfn).pindex.get());
         let parents = pages

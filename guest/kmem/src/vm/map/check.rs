@@ -15,10 +15,8 @@ impl<M: Machine> Map<M> {
     /// # Errors
     /// The first broken rule.
     pub fn vm_map_check(&self, map: KPtr<VmMap>) -> Result<(), Damage> {
-        self.vm_map_lock_read(map);
-        let result = self.map_check_list(map).and_then(|()| self.map_check_reserve(map));
-        self.vm_map_unlock(map);
-        result
+        let _locked = self.vm_map_locked_read(map);
+        self.map_check_list(map).and_then(|()| self.map_check_reserve(map))
     }
 
     fn map_check_list(&self, map: KPtr<VmMap>) -> Result<(), Damage> {

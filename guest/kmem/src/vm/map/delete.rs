@@ -14,11 +14,12 @@
 //! lock and find the freed addresses.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
-use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry, VmObject};
+use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry};
 
 use super::transition::Waiters;
 use super::{Lookup, Map, header};
 use crate::machine::Machine;
+use crate::vm::object::LockedObject;
 use crate::vm::pmap::TlbFlush;
 
 /// What the first pass of a deletion has come to.
@@ -35,10 +36,9 @@ impl<M: Machine> Map<M> {
     /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never
     /// fails. Takes the map's lock.
     pub fn vm_map_remove(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
-        self.vm_map_lock(map);
+        let _locked = self.vm_map_locked(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
         self.vm_map_delete(map, start, end);
-        self.vm_map_unlock(map);
     }
 
     /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
@@ -182,18 +182,18 @@ impl<M: Machine> Map<M> {
             self.map_plain_leave(m, e.len());
         }
         if let Some(object) = e.object.get().non_null().filter(|_| !is_submap) {
-            self.vm_object_lock(object);
-            self.map_object_forget(object, e.offset.get(), e.len());
+            let mut object = self.vm_object_lock(object);
+            self.map_object_forget(&mut object, e.offset.get(), e.len());
             self.vm_object_deallocate_locked(object);
         }
         self.vm_map_entry_dispose(m, entry, next)
     }
 
     /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need
-    /// them. Locks: the object's is held.
-    fn map_object_forget(&self, object: KPtr<VmObject>, offset: u64, length: u64) {
-        let o = self.get(object);
-        let is_kernels = self.is_kernels(object);
+    /// them.
+    fn map_object_forget(&self, object: &mut LockedObject<'_, M>, offset: u64, length: u64) {
+        let o = self.get(object.pointer());
+        let is_kernels = self.is_kernels(object.pointer());
         if o.ref_count.get() != 1 && (is_kernels || o.flags.get().contains(ObjectFlags::ONEMAPPING))
         {
             let (first, end) = (offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT);

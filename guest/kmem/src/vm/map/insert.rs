@@ -116,11 +116,10 @@ impl<M: Machine> Map<M> {
             return;
         }
         let o = self.get(object);
-        self.vm_object_lock(object);
+        let _locked = self.vm_object_lock(object);
         if o.ref_count.get() > 1 {
             o.flags.update_locked(|flags| flags - ObjectFlags::ONEMAPPING);
         }
-        self.vm_object_unlock(object);
     }
 
     /// Puts `entry` into the list after `before`, and counts it.

@@ -42,35 +42,30 @@ impl<M: Machine> Map<M> {
     ) -> Result<FaultPlace, KernReturn> {
         let mut map = map;
         loop {
-            self.vm_map_lock_read(map);
+            let locked = self.vm_map_locked_read(map);
             let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, va) else {
-                self.vm_map_unlock(map);
                 return Err(KernReturn::InvalidAddress);
             };
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::DELETING) {
-                self.vm_map_unlock(map);
                 return Err(KernReturn::InvalidAddress);
             }
             if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
                 // The map's lock guards the entry, which may be gone or elsewhere once it is
                 // released.
-                let submap = KPtr::new(e.object.get().addr());
-                self.vm_map_unlock(map);
-                map = submap;
+                map = KPtr::new(e.object.get().addr());
                 continue;
             }
             if !e.protection.get().contains(fault_type) {
-                self.vm_map_unlock(map);
                 return Err(KernReturn::ProtectionFailure);
             }
             let is_pageable =
                 !self.get(map).system_map.is_set() && !e.eflags.get().contains(EntryFlags::NOFAULT);
             if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
-                self.vm_map_unlock(map);
                 return Err(KernReturn::ResourceShortage);
             }
             let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
+            locked.leave_locked();
             return Ok(FaultPlace {
                 map,
                 entry,

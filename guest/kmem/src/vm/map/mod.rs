@@ -23,6 +23,7 @@ mod check;
 mod clip;
 mod delete;
 mod find;
+mod guard;
 pub mod index;
 mod insert;
 mod lookup;

@@ -108,7 +108,7 @@ impl<M: Machine> Map<M> {
     /// the map's lock.
     ///
     /// # Errors
-    /// Those of [`Map::vm_map_findspace`] and [`Vm::vm_map_insert`]. The map is unchanged.
+    /// Those of [`Map::vm_map_findspace`] and [`Map::vm_map_insert`]. The map is unchanged.
     pub fn vm_map_find(
         &self,
         map: KPtr<VmMap>,
@@ -117,12 +117,12 @@ impl<M: Machine> Map<M> {
         length: u64,
         find_space: FindSpace,
     ) -> Result<GuestVirt, NoRange> {
-        self.vm_map_lock(map);
+        let _locked = self.vm_map_locked(map);
         let result = match find_space {
             FindSpace::Any => self.vm_map_findspace(map, start, length),
             FindSpace::Exact => Ok(start),
         };
-        let result = result.and_then(|addr| {
+        result.and_then(|addr| {
             let end =
                 addr.checked_add(length).ok_or(NoRange::Refused(KernReturn::InvalidAddress))?;
             let pages = self.map_reserve_pages(self.get(map), 1);
@@ -130,8 +130,6 @@ impl<M: Machine> Map<M> {
                 Err(KernReturn::ResourceShortage) => Err(NoRange::Pages(pages)),
                 result => result.map(|()| addr).map_err(NoRange::Refused),
             }
-        });
-        self.vm_map_unlock(map);
-        result
+        })
     }
 }

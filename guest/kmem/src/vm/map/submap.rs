@@ -23,19 +23,7 @@ impl<M: Machine> Map<M> {
         end: GuestVirt,
         submap: KPtr<VmMap>,
     ) -> Result<(), KernReturn> {
-        self.vm_map_lock(map);
-        let result = self.map_submap_locked(map, start, end, submap);
-        self.vm_map_unlock(map);
-        result
-    }
-
-    fn map_submap_locked(
-        &self,
-        map: KPtr<VmMap>,
-        start: GuestVirt,
-        end: GuestVirt,
-        submap: KPtr<VmMap>,
-    ) -> Result<(), KernReturn> {
+        let _locked = self.vm_map_locked(map);
         let m = self.get(map);
         let (start, end) = self.map_range_clamp(m, start, end);
         self.map_reserve(m, 2).map_err(|_| KernReturn::ResourceShortage)?;

@@ -45,7 +45,7 @@ impl<M: Machine> Map<M> {
         begin: impl FnMut(KPtr<VmMapEntry>, GuestVirt) -> Begun,
         finish: impl Fn(&VmMapEntry, Result<(), KernReturn>),
     ) -> Result<(), KernReturn> {
-        self.vm_map_lock(map);
+        let locked = self.vm_map_locked(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
         let mut waiters = Waiters::None;
         let result = self.map_transition_first(map, start).and_then(|first| {
@@ -56,7 +56,7 @@ impl<M: Machine> Map<M> {
             }
             result
         });
-        self.vm_map_unlock(map);
+        drop(locked);
         if waiters == Waiters::Some {
             self.vm_map_wakeup(map);
         }

@@ -20,7 +20,8 @@ use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, VmObject, VmPage}
 pub(in crate::vm) use self::page::Slept;
 use super::page::Shortage;
 use super::phys::Phys;
-use crate::kern::lock::LockClass;
+use crate::kern::guard::{Guard, Lock};
+use crate::kern::lock::{Interlock, LockClass};
 use crate::machine::{Cpu, PhysMem};
 
 /// What became of one page of a range that is removed.
@@ -39,6 +40,39 @@ pub(crate) enum Coalesced {
     Yes,
     /// It is as it was.
     No,
+}
+
+/// The kind of an object's mutex.
+#[derive(Debug)]
+enum ObjectLock {}
+
+impl Lock for ObjectLock {
+    const CLASS: LockClass = LockClass::Object;
+}
+
+/// An object, locked: dropping it releases the lock.
+#[derive(Debug)]
+pub struct LockedObject<'a, M: PhysMem + Cpu> {
+    guard: Guard<'a, M, ObjectLock>,
+    object: KPtr<VmObject>,
+}
+
+impl<'a, M: PhysMem + Cpu> LockedObject<'a, M> {
+    /// Where the object is.
+    #[inline]
+    pub fn pointer(&self) -> KPtr<VmObject> {
+        self.object
+    }
+
+    /// The lock as the interlock of a sleep that acquires it again.
+    fn interlock(&mut self) -> Interlock<'a> {
+        self.guard.interlock()
+    }
+
+    /// Calls `f` with the lock released. Pages may have come and gone afterwards.
+    pub(in crate::vm) fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        self.guard.unlocked(f)
+    }
 }
 
 /// Objects, over the pages that they hold: the floor below [`super::pmap::Pmap`].
@@ -107,14 +141,9 @@ impl<M: PhysMem + Cpu> Object<M> {
         Ok(pointer)
     }
 
-    /// Acquires the object's lock (`VM_OBJECT_LOCK`).
-    pub fn vm_object_lock(&self, object: KPtr<VmObject>) {
-        self.mtx_lock(LockClass::Object, &self.get(object).lock.owner);
-    }
-
-    /// Releases the object's lock (`VM_OBJECT_UNLOCK`).
-    pub fn vm_object_unlock(&self, object: KPtr<VmObject>) {
-        self.mtx_unlock(LockClass::Object, &self.get(object).lock.owner);
+    /// Acquires the object's lock (`VM_OBJECT_LOCK`), until what this gives is dropped.
+    pub fn vm_object_lock(&self, object: KPtr<VmObject>) -> LockedObject<'_, M> {
+        LockedObject { guard: self.mtx_guard(&self.get(object).lock), object }
     }
 
     pub(crate) fn vm_object_assert_locked(&self, object: KPtr<VmObject>) {
@@ -127,9 +156,8 @@ impl<M: PhysMem + Cpu> Object<M> {
         if object.is_null() {
             return;
         }
-        self.vm_object_lock(object);
+        let _locked = self.vm_object_lock(object);
         self.get(object).ref_count.inc();
-        self.vm_object_unlock(object);
     }
 
     /// One reference less (`vm_object_deallocate`); nothing when `object` is null. The last one
@@ -139,13 +167,12 @@ impl<M: PhysMem + Cpu> Object<M> {
         if object.is_null() {
             return;
         }
-        self.vm_object_lock(object);
-        self.vm_object_deallocate_locked(object);
+        self.vm_object_deallocate_locked(self.vm_object_lock(object));
     }
 
     /// [`Object::vm_object_deallocate`] of an object that is locked. Unlocks it.
-    pub(super) fn vm_object_deallocate_locked(&self, object: KPtr<VmObject>) {
-        let o = self.get(object);
+    pub(super) fn vm_object_deallocate_locked(&self, object: LockedObject<'_, M>) {
+        let o = self.get(object.pointer());
         match o.ref_count.get() {
             0 => self
                 .panic(format_args!("vm_object_deallocate: object deallocated too many times: 0")),
@@ -162,15 +189,15 @@ impl<M: PhysMem + Cpu> Object<M> {
         if o.ref_count.get() == 1 && o.kind.is(ObjectType::Default) {
             o.flags.update_locked(|flags| flags | ObjectFlags::ONEMAPPING);
         }
-        self.vm_object_unlock(object);
     }
 
     /// Destroys `object`, anonymous, without references and locked (`vm_object_terminate`): its
     /// pages are freed.
-    fn vm_object_terminate(&self, object: KPtr<VmObject>) {
+    fn vm_object_terminate(&self, mut locked: LockedObject<'_, M>) {
+        let object = locked.pointer();
         let o = self.get(object);
         o.flags.update_locked(|flags| flags | ObjectFlags::DEAD);
-        self.vm_object_page_remove(object, 0, u64::MAX);
+        self.vm_object_page_remove(&mut locked, 0, u64::MAX);
         if o.resident_page_count.get() != 0 || o.root.get() != 0 {
             self.panic(format_args!(
                 "vm_object_terminate: object {} still has wired pages",
@@ -178,7 +205,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             ));
         }
         o.kind.put(ObjectType::Dead);
-        self.vm_object_unlock(object);
+        drop(locked);
         self.zone_free(object);
     }
 
@@ -197,7 +224,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             return Coalesced::Yes;
         }
         let o = self.get(object);
-        self.vm_object_lock(object);
+        let mut locked = self.vm_object_lock(object);
         let next_pindex = (prev_offset + prev_size) >> PAGE_SHIFT;
         let end = next_pindex + (next_size >> PAGE_SHIFT);
         let extensible = o.kind.is(ObjectType::Default)
@@ -205,21 +232,19 @@ impl<M: PhysMem + Cpu> Object<M> {
         if extensible {
             // What an earlier, larger mapping may have left there.
             if next_pindex < o.size.get() {
-                self.vm_object_page_remove(object, next_pindex, end);
+                self.vm_object_page_remove(&mut locked, next_pindex, end);
             }
             o.size.set(o.size.get().max(end));
         }
-        self.vm_object_unlock(object);
         if extensible { Coalesced::Yes } else { Coalesced::No }
     }
 
     /// Frees the pages of `object` with `first <= pindex < end` (`vm_object_page_remove`,
     /// `clean_only` FALSE). Their mappings are gone already. A page that is still wired loses its
-    /// validity and stays, as in FreeBSD. Locks: the object's is held; takes the page queues'.
-    /// Sleeps on a busy page.
-    pub fn vm_object_page_remove(&self, object: KPtr<VmObject>, first: u64, end: u64) {
-        self.vm_object_assert_locked(object);
-        let obj = self.get(object);
+    /// validity and stays, as in FreeBSD. Locks: takes the page queues'. Sleeps on a busy page,
+    /// with the object unlocked meanwhile.
+    pub fn vm_object_page_remove(&self, object: &mut LockedObject<'_, M>, first: u64, end: u64) {
+        let obj = self.get(object.pointer());
         let mut pindex = first;
         // The page may be another one, or none, after a sleep.
         while let Some(pfn) = self.index_from(obj, pindex) {
@@ -228,20 +253,24 @@ impl<M: PhysMem + Cpu> Object<M> {
             if found >= end {
                 break;
             }
-            pindex = match self.vm_object_page_remove_one(self.vm_page_pointer(pfn)) {
+            pindex = match self.vm_object_page_remove_one(object, self.vm_page_pointer(pfn)) {
                 Removal::Done => found + 1,
                 Removal::Again => found,
             };
         }
     }
 
-    fn vm_object_page_remove_one(&self, m: KPtr<VmPage>) -> Removal {
+    fn vm_object_page_remove_one(
+        &self,
+        object: &mut LockedObject<'_, M>,
+        m: KPtr<VmPage>,
+    ) -> Removal {
         let page = self.page(m);
         if page.wire_count.get() != 0 {
             page.valid.set(0);
             return Removal::Done;
         }
-        if self.vm_page_sleep_if_busy(m, "vmopar") == Slept::Yes {
+        if self.vm_page_sleep_if_busy(object, m, "vmopar") == Slept::Yes {
             return Removal::Again;
         }
         self.vm_page_free(&self.page_queues(), m);

@@ -1,13 +1,13 @@
 //! Pages of objects (`vm_page.c`): who works on one, where it belongs, and how it comes and goes.
 //!
 //! A page that somebody works on is busy: nobody else frees it, wires it or shows it, and who wants
-//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the object's lock.
+//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the
+//! object's lock; where only the page is given, its object's.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmObject, VmPage};
+use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmPage};
 
-use super::Object;
-use crate::kern::lock::LockClass;
+use super::{LockedObject, Object};
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
@@ -27,17 +27,16 @@ pub(crate) enum Slept {
 impl<M: PhysMem + Cpu> Object<M> {
     /// Takes a page for `object`, where it is entered at `pindex`, or `None` when the class's floor
     /// is reached (`vm_page_alloc`). Never sleeps, never clears. The page is busy unless `NOBUSY`.
-    /// Locks: the object's is held; takes the free queue's, or while pages are plenty a cache's.
+    /// Locks: takes the free queue's, or while pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc(
         &self,
-        object: KPtr<VmObject>,
+        object: &LockedObject<'_, M>,
         pindex: u64,
         class: AllocClass,
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
-        self.vm_object_assert_locked(object);
-        let is_phys = self.get(object).kind.is(ObjectType::Phys);
+        let is_phys = self.get(object.pointer()).kind.is(ObjectType::Phys);
         let is_busy = !flags.contains(AllocFlags::NOBUSY);
         let m = self.vm_page_take(Want {
             class,
@@ -57,14 +56,13 @@ impl<M: PhysMem + Cpu> Object<M> {
     #[must_use]
     pub fn vm_page_grab(
         &self,
-        object: KPtr<VmObject>,
+        object: &mut LockedObject<'_, M>,
         pindex: u64,
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
-        self.vm_object_assert_locked(object);
         loop {
             if let Some(m) = self.vm_page_lookup(object, pindex) {
-                if self.vm_page_sleep_if_busy(m, "pgrbwt") == Slept::Yes {
+                if self.vm_page_sleep_if_busy(object, m, "pgrbwt") == Slept::Yes {
                     if !flags.contains(AllocFlags::RETRY) {
                         return None;
                     }
@@ -81,9 +79,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             let Some(m) =
                 self.vm_page_alloc(object, pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
             else {
-                self.vm_object_unlock(object);
-                self.vm_wait();
-                self.vm_object_lock(object);
+                object.unlocked(|| self.vm_wait());
                 if !flags.contains(AllocFlags::RETRY) {
                     return None;
                 }
@@ -100,16 +96,19 @@ impl<M: PhysMem + Cpu> Object<M> {
         }
     }
 
-    /// The resident page of `object` at `pindex` (`vm_page_lookup`). Locks: the object's is held.
+    /// The resident page of `object` at `pindex` (`vm_page_lookup`).
     #[must_use]
-    pub fn vm_page_lookup(&self, object: KPtr<VmObject>, pindex: u64) -> Option<KPtr<VmPage>> {
-        self.vm_object_assert_locked(object);
-        self.index_lookup(self.get(object), pindex).map(|pfn| self.vm_page_pointer(pfn))
+    pub fn vm_page_lookup(
+        &self,
+        object: &LockedObject<'_, M>,
+        pindex: u64,
+    ) -> Option<KPtr<VmPage>> {
+        self.index_lookup(self.get(object.pointer()), pindex).map(|pfn| self.vm_page_pointer(pfn))
     }
 
-    /// Enters `m` into `object` at `pindex` (`vm_page_insert`). Locks: the object's.
-    pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: KPtr<VmObject>, pindex: u64) {
-        self.vm_object_assert_locked(object);
+    /// Enters `m` into `object` at `pindex` (`vm_page_insert`).
+    pub fn vm_page_insert(&self, m: KPtr<VmPage>, object: &LockedObject<'_, M>, pindex: u64) {
+        let object = object.pointer();
         let page = self.page(m);
         if !page.object.get().is_null() {
             self.panic(format_args!("vm_page_insert: page already inserted"));
@@ -182,16 +181,19 @@ impl<M: PhysMem + Cpu> Object<M> {
     }
 
     /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
-    /// After a sleep the object may have changed in any way. Locks: the object's is held, and
-    /// dropped while sleeping.
-    pub(crate) fn vm_page_sleep_if_busy(&self, m: KPtr<VmPage>, wmesg: &'static str) -> Slept {
+    /// After a sleep `object`, its object, may have changed in any way: it is unlocked meanwhile.
+    pub(crate) fn vm_page_sleep_if_busy(
+        &self,
+        object: &mut LockedObject<'_, M>,
+        m: KPtr<VmPage>,
+        wmesg: &'static str,
+    ) -> Slept {
         if !self.vm_page_is_busy(m) {
             return Slept::No;
         }
         let page = self.page(m);
         page.oflags.update_locked(|flags| flags | PageOflags::WANTED);
-        let object = page.object.get();
-        let interlock = (LockClass::Object, &self.get(object).lock);
+        let interlock = object.interlock();
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
         Slept::Yes
