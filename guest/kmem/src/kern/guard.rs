@@ -1,7 +1,7 @@
 //! Mutexes that are held, as values: dropping one releases the lock.
 //!
-//! A [`Guard`] is also a proof. A function that needs a lock takes a reference to its guard, so that
-//! who does not hold the lock cannot call it; each lock has a guard type of its own (`FreeQueue`,
+//! A [`Guard`] is also a proof. A function that needs a lock takes a reference to its guard, so
+//! that code without the lock cannot call it; each lock has a guard type of its own (`FreeQueue`,
 //! `PageQueues`, ..), made by the function that acquires it. What the type does not tell is which
 //! of several locks of one kind is held: the functions that need one of many say so.
 //!

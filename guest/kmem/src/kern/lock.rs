@@ -6,7 +6,8 @@
 //! CPU. Who finds a mutex owned therefore spins, as FreeBSD's adaptive mutexes do while the owner
 //! runs: mutexes and spin locks are the same. A sleep by the owner is a bug, and is reported as
 //! one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same or
-//! a later class is held.
+//! a later class is held. A function that holds a mutex from one place in it to another has a
+//! [`Guard`](super::guard::Guard) of it.
 
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Mtx, SX_CLASS};

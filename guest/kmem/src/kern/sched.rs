@@ -68,7 +68,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         &self.state().sched
     }
 
-    /// Acquires the scheduler's lock.
+    /// Acquires the scheduler's lock. There is no guard of it: the thread that arrives on a CPU
+    /// releases what the one that left has acquired.
     pub(crate) fn sched_lock(&self) {
         self.mtx_lock(LockClass::Sched, &self.sched().lock.owner);
     }

@@ -11,7 +11,7 @@
 //! | floor | has |
 //! |---|---|
 //! | [`Kern`](crate::kern::Kern) | threads, locks, sleep, time, points for interrupts |
-//! | [`Phys`](phys::Phys) | pages, their lists, caches and queues, who waits for pages, zones |
+//! | [`Phys`](phys::Phys) | pages, their lists, caches and queues, waiting for pages, zones |
 //! | [`Object`](object::Object) | objects and the pages in them |
 //! | [`Pmap`](pmap::Pmap) | page tables |
 //! | [`Map`] | maps, their entries, and what these lie in |

@@ -1,12 +1,12 @@
 //! Waiting for pages (the waiting half of `vm_page.c` and `vm_pageout.c`).
 //!
-//! Who needs a page and may sleep calls [`Phys::vm_wait`], which wakes the pagedaemon and sleeps on
-//! `v_free_count` without a look at it. Progress comes from two sides: a page that is freed when
-//! `v_free_min` pages are free wakes all sleepers, and so does the pagedaemon, after it has asked
-//! everybody for memory ([`super::pageout`]).
+//! A caller that needs a page and may sleep calls [`Phys::vm_wait`], which wakes the pagedaemon and
+//! sleeps on `v_free_count` without looking at it. Progress comes from two sides: a page that is
+//! freed when `v_free_min` pages are free wakes all sleepers, and so does the pagedaemon, after it
+//! has asked everybody for memory ([`super::pageout`]).
 //!
-//! Who needs many pages at once, for page tables, sleeps in `vmwait` as well, until so many are
-//! free ([`Phys::vm_wait_for`]); FreeBSD panics there.
+//! A caller that needs many pages at once, for page tables, sleeps in `vmwait` as well, until so
+//! many are free ([`Phys::vm_wait_for`]); FreeBSD panics there.
 
 use core::mem::offset_of;
 

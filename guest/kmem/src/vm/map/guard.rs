@@ -2,8 +2,8 @@
 //!
 //! For functions that hold the lock from one end to the other, or to one of many early returns.
 //! Whoever lets go of the map in between, to wait for pages, room or a transition, calls
-//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; below such a guard they come in
-//! pairs the other way round. What is said of panics in [`crate::kern::guard`] holds here, too.
+//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; below such a guard they come
+//! in pairs the other way round. What is said of panics in [`crate::kern::guard`] holds here, too.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::VmMap;

@@ -50,6 +50,7 @@ pub(in crate::vm) use self::transition::Begun;
 use super::page::Shortage;
 use super::phys::phys_of;
 use super::pmap::Pmap;
+use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
@@ -123,6 +124,16 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
     KPtr::new(map.addr())
 }
 
+/// The kind of the interlock of waits for maps.
+enum MapSleepLock {}
+
+impl Lock for MapSleepLock {
+    const CLASS: LockClass = LockClass::MapSleep;
+}
+
+/// The interlock of waits for maps, and the list of all maps, locked.
+type MapSleep<'a, M> = Guard<'a, M, MapSleepLock>;
+
 /// Maps, over the page tables that they are entered in: the floor below [`crate::vm::Vm`].
 #[derive(Debug)]
 pub struct Map<M> {
@@ -167,15 +178,20 @@ impl<M: Machine> Map<M> {
     /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads
     /// the list or the mark needs no lock: a map that is found there is whole, and stays.
     fn map_publish(&self, map: KPtr<VmMap>) {
-        let (lock, list) = (&self.state().map_sleep_mtx.owner, &self.state().map_list);
-        self.mtx_lock(LockClass::MapSleep, lock);
+        let list = &self.state().map_list;
+        let _sleep = self.map_sleep();
         self.get(map).next_map.set(list.get());
         fence(Ordering::Release);
         list.set(map);
         if let Some(home) = phys_of(map).and_then(|pa| self.phys_to_vm_page(pa)) {
             self.page(home).flags.update_locked(|flags| flags | PageFlags::MAP_HOME);
         }
-        self.mtx_unlock(LockClass::MapSleep, lock);
+    }
+
+    /// Acquires the interlock of waits for maps (`map_sleep_mtx`), which guards the list of all
+    /// maps, too.
+    fn map_sleep(&self) -> MapSleep<'_, M> {
+        self.mtx_guard(&self.state().map_sleep_mtx)
     }
 
     /// Acquires the map's lock for changes (`vm_map_lock`). May sleep, unless the map is a system
@@ -211,21 +227,17 @@ impl<M: Machine> Map<M> {
     /// Releases the map's lock and sleeps until [`Map::vm_map_wakeup`] (`vm_map_unlock_and_wait`
     /// without a time-out). The map is unlocked afterwards, and may have changed in any way.
     pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
-        let interlock = &self.state().map_sleep_mtx;
-        self.mtx_lock(LockClass::MapSleep, &interlock.owner);
+        let sleep = self.map_sleep();
         self.vm_map_unlock(map);
-        let interlock = (LockClass::MapSleep, interlock);
         let (Sleep::Woken | Sleep::TimedOut) =
-            self.msleep(map_channel(map), interlock, PVM, "vmmaps", 0, Relock::Drop);
+            self.msleep(map_channel(map), sleep.hand_over(), PVM, "vmmaps", 0, Relock::Drop);
     }
 
     /// Wakes everybody who sleeps in [`Map::vm_map_unlock_and_wait`] for this map
     /// (`vm_map_wakeup`). The map may be locked or not.
     pub(super) fn vm_map_wakeup(&self, map: KPtr<VmMap>) {
         // Whoever has unlocked the map to sleep holds this until it does.
-        let interlock = &self.state().map_sleep_mtx;
-        self.mtx_lock(LockClass::MapSleep, &interlock.owner);
-        self.mtx_unlock(LockClass::MapSleep, &interlock.owner);
+        drop(self.map_sleep());
         self.wakeup(map_channel(map));
     }
 

@@ -29,9 +29,9 @@ impl<M: Machine> Map<M> {
     ///
     /// `begin` is called for entry after entry, in transition and cut to the range, with the end of
     /// the range. It may unlock the map meanwhile. It looks for the hole behind the entry itself
-    /// ([`Map::map_hole_check`]), as its other checks come before or after.
-    /// When all is begun, or something has failed, `finish` is called for each piece, with what has
-    /// come of it, and its transition ends.
+    /// ([`Map::map_hole_check`]), as its other checks come before or after. When all is begun, or
+    /// something has failed, `finish` is called for each piece, with what has come of it, and its
+    /// transition ends.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when the range has a hole,

@@ -1,8 +1,9 @@
-//! Pages of objects (`vm_page.c`): who works on one, where it belongs, and how it comes and goes.
+//! Pages of objects (`vm_page.c`): where a page belongs, whether a thread works on it, and how it
+//! comes and goes.
 //!
 //! A page that somebody works on is busy: nobody else frees it, wires it or shows it, and who wants
-//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the
-//! object's lock; where only the page is given, its object's.
+//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the object's lock; where
+//! only the page is given, its object's.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmPage};
