@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use vmkern::inspect::check::{Rule, rule, rules};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Source, Standstill, Status, Step, explain,
-    explain_errors, launch_status, parse_with, run_script_then,
+    BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Setup, Source, Standstill, Status, Step,
+    closest, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::text;
-use vmkern::{Dump, Guest, InspectError, Report};
+use vmkern::{Dump, Guest, InspectError, Report, View};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -22,6 +23,8 @@ Examples:
   vmkern check guest.img
   vmkern check --script FILE.kmem
   vmkern check --json guest.img | jq '.findings[].rule'
+  vmkern check --only map-size --only map-list guest.img
+  vmkern check --list
 
 Exit status: 0 everything agrees; 1 something was found; 2 the command line, the script or \
 the dump is wrong; 7 the report could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
@@ -33,16 +36,78 @@ or SIGTERM; with --script also what the script came to, as for `vmkern run`.";
 #[command(after_help = super::help::with_tunables(EXAMPLES))]
 pub struct CheckArgs {
     /// The memory dump.
-    #[arg(required_unless_present = "script", conflicts_with = "script")]
+    #[arg(required_unless_present_any = ["script", "list"], conflicts_with = "script")]
     dump: Option<PathBuf>,
     /// Runs this script, and checks the guest at its end, or where it died; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
+    /// Tells the findings of this rule, and of what cannot be read; may be given several times.
+    #[arg(long, value_name = "RULE", value_parser = known_rule)]
+    only: Vec<&'static Rule>,
+    /// Lists all rules, and checks nothing.
+    #[arg(long, conflicts_with_all = ["dump", "script", "only"])]
+    list: bool,
     /// Prints one JSON object, and nothing else.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     guest: GuestArgs,
+}
+
+/// The rule called `id`.
+fn known_rule(id: &str) -> Result<&'static Rule, String> {
+    rule(id).ok_or_else(|| {
+        let near = closest(id, rules().map(|rule| rule.id));
+        let near = near.map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        format!("there is no such rule; {near}`vmkern check --list` lists them")
+    })
+}
+
+/// A rule in the object of `--list --json`.
+#[derive(Debug, Serialize)]
+struct RuleObject {
+    id: &'static str,
+    group: &'static str,
+    says: &'static str,
+}
+
+/// The object of `--list --json`.
+#[derive(Debug, Serialize)]
+struct ListObject {
+    schema: u32,
+    rules: Vec<RuleObject>,
+}
+
+/// Lists the rules, by what they are about.
+fn list(args: &CheckArgs) -> Status {
+    if args.json {
+        let object =
+            |rule: &Rule| RuleObject { id: rule.id, group: rule.group.title(), says: rule.says };
+        super::print_json(&ListObject { schema: SCHEMA, rules: rules().map(object).collect() });
+        return Status::Ok;
+    }
+    let width = rules().map(|rule| rule.id.len()).max().unwrap_or(0);
+    let mut group = None;
+    for rule in rules() {
+        if group.replace(rule.group) != Some(rule.group) {
+            super::print(&format!("{STRONG}{}{STRONG:#}\n", rule.group.title()));
+        }
+        super::print(&format!("  {:width$}  {}\n", rule.id, rule.says));
+    }
+    Status::Ok
+}
+
+/// Checks `guest` by the rules that are asked for.
+fn of_guest(args: &CheckArgs, guest: &Guest) -> Result<Report, InspectError> {
+    if args.only.is_empty() { guest.check() } else { guest.check_only(&args.only) }
+}
+
+/// Checks `dump` by the rules that are asked for.
+fn of_dump(args: &CheckArgs, dump: &Dump) -> Result<Report, InspectError> {
+    match &args.only[..] {
+        [] => Report::of(dump),
+        rules => Report::only(&View::new(dump)?, rules),
+    }
 }
 
 /// The object of `--json`.
@@ -62,12 +127,15 @@ struct CheckObject<'a> {
 /// Runs the subcommand.
 pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
     reserve_stdout("the report");
+    if args.list {
+        return list(args);
+    }
     match (&args.script, &args.dump) {
         (Some(script), _) => at_the_end(args, script, signals),
         (None, Some(dump)) => {
             let name = text::name(dump);
             let checked = Dump::open(dump).map_err(anyhow::Error::from).and_then(|dump| {
-                Report::of(&dump).with_context(|| format!("{name} cannot be checked"))
+                of_dump(args, &dump).with_context(|| format!("{name} cannot be checked"))
             });
             match checked {
                 Ok(report) => show(args, &name, &report),
@@ -127,8 +195,8 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         }
     };
     let look = |guest: &Guest, at: Standstill<'_>| match at {
-        Standstill::Ended(ending) => at_end(guest, ending),
-        Standstill::Unready(_) => None,
+        Standstill::Ended(Ending::Interrupted) | Standstill::Unready(_) => None,
+        Standstill::Ended(_) => Some(of_guest(args, guest)),
     };
     let (session, checked) = match run_script_then(&script, setup, &stop, &mut observe, look) {
         Ok(ended) => ended,

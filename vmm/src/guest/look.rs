@@ -9,6 +9,7 @@ use vmkern_abi::walk::Walk;
 use super::handle::Guest;
 use super::live::{Hold, Live};
 use super::pause::PAUSE_LIMIT;
+use crate::inspect::check::Rule;
 use crate::inspect::{
     Anchors, EntryView, InspectError, Inspection, MapStats, PageRun, Registers, Report, Symbols,
     ThreadView, Unstoppable, View, What,
@@ -148,5 +149,14 @@ impl Guest {
     pub fn check(&self) -> Result<Report, InspectError> {
         let _pause = self.hypervisor.pause(PAUSE_LIMIT)?;
         self.look(Report::through)
+    }
+
+    /// As [`Guest::check`], for these rules alone; see [`Report::only`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_only(&self, rules: &[&'static Rule]) -> Result<Report, InspectError> {
+        let _pause = self.hypervisor.pause(PAUSE_LIMIT)?;
+        self.look(|view| Report::only(view, rules))
     }
 }

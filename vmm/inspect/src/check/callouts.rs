@@ -6,10 +6,27 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Callout, Thread};
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::label;
 
+rules! {
+    Some(check);
+    Threads {
+        CALLOUT_QUEUED = "callout-queued":
+            "a thread with a time-out is in the heap, and no other";
+        CALLOUT_LINK = "callout-link":
+            "the heap of time-outs is linked";
+        CALLOUT_ORDER = "callout-order":
+            "no time-out is due before the one above it in the heap";
+        CALLOUT_SEQUENCE = "callout-sequence":
+            "time-outs are numbered in the order in which they were armed";
+        CALLOUT_DUE = "callout-due":
+            "no time-out is overdue";
+    }
+}
+
 /// Checks the heap of time-outs.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let sched = &ctx.roots.sched;
     if sched.lock.owner.get() != 0 {
         return;
@@ -26,7 +43,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         let (t, callout) = (&thread.value, &thread.value.callout);
         let sequence = callout.sequence.get();
         if (sequence != 0) != queued.contains(&thread.addr()) {
-            ctx.finding("callout-queued", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_QUEUED, "thread", thread.addr(), || {
                 let place = if sequence == 0 {
                     "in the heap of time-outs"
                 } else {
@@ -39,7 +56,7 @@ pub(super) fn check(ctx: &Context<'_>) {
             continue;
         }
         if sequence > sched.callout_sequence.get() {
-            ctx.finding("callout-sequence", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
                 format!(
                     "its time-out has number {sequence}, but only {} were armed",
                     sched.callout_sequence.get()
@@ -47,13 +64,13 @@ pub(super) fn check(ctx: &Context<'_>) {
             });
         }
         if let Some(other) = sequences.insert(sequence, thread.addr()) {
-            ctx.finding("callout-sequence", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
                 format!("its time-out has the same number, {sequence}, as that of {other}")
             });
         }
         let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
         if deadline <= ticks {
-            ctx.finding("callout-due", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_DUE, "thread", thread.addr(), || {
                 format!("{} was due at tick {deadline}, but sleeps at tick {ticks}", label(t))
             });
         }
@@ -64,7 +81,7 @@ fn check_root(ctx: &Context<'_>, root: KPtr<Thread>) {
     let Some(thread) = root.non_null().and_then(|root| ctx.sched.thread(root)) else { return };
     let Callout { sibling, prev, .. } = &thread.value.callout;
     if !sibling.get().is_null() || !prev.get().is_null() {
-        ctx.finding("callout-link", "thread", thread.addr(), || {
+        ctx.finding(&CALLOUT_LINK, "thread", thread.addr(), || {
             let (sibling, prev) = (sibling.get().addr(), prev.get().addr());
             format!(
                 "it is the root of the heap of time-outs, but has sibling {sibling} and prev {prev}"
@@ -84,23 +101,18 @@ fn check_siblings(
     let (mut before, mut next) = (parent, first);
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
-            ctx.finding(
-                "callout-link",
-                "scheduler",
-                ctx.root_of(&ctx.roots.sched.callouts),
-                || {
-                    format!(
-                        "the heap of time-outs leads to {}, which is not on the list of threads",
-                        pointer.addr()
-                    )
-                },
-            );
+            ctx.finding(&CALLOUT_LINK, "scheduler", ctx.root_of(&ctx.roots.sched.callouts), || {
+                format!(
+                    "the heap of time-outs leads to {}, which is not on the list of threads",
+                    pointer.addr()
+                )
+            });
             return;
         };
         let callout = &thread.value.callout;
         if !queued.insert(thread.addr()) {
             ctx.finding(
-                "callout-link",
+                &CALLOUT_LINK,
                 "thread",
                 thread.addr(),
                 || "it is in the heap of time-outs twice",
@@ -110,7 +122,7 @@ fn check_siblings(
         if let Some(expected) = before
             && callout.prev.get() != expected
         {
-            ctx.finding("callout-link", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_LINK, "thread", thread.addr(), || {
                 format!(
                     "its prev is {}, but the heap comes from {}",
                     callout.prev.get().addr(),
@@ -122,7 +134,7 @@ fn check_siblings(
         if let Some(above) = parent.and_then(|parent| ctx.sched.thread(parent))
             && key(&above.value.callout) > key(callout)
         {
-            ctx.finding("callout-order", "thread", thread.addr(), || {
+            ctx.finding(&CALLOUT_ORDER, "thread", thread.addr(), || {
                 let (own, other) = (key(callout), key(&above.value.callout));
                 format!("it is due at (tick, number) {own:?}, before the one above it in the heap, {other:?}")
             });

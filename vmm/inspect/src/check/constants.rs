@@ -7,8 +7,36 @@ use vmkern_abi::control::{MAX_THREADS, WaitMessage};
 use vmkern_abi::layout::{EntryFlags, Protection, Thread, ThreadState, VmMap, VmPage};
 
 use super::context::Context;
+use super::free_lists::PAGE_ARRAY;
+use super::locks::{HELD_LOCKS, MUTEX_OWNER};
 use super::maps::Map;
+use super::rule::rules;
 use super::sched::{Item, label};
+use super::stacks::KERNEL_STACK;
+use super::threads::PAGEPROC;
+use super::waits::{FLAG_WORD, WAIT_MESSAGE};
+
+rules! {
+    Some(check);
+    Maps {
+        MAP_HEADER = "map-header":
+            "the header is not a range: nothing is behind it";
+        MAP_OTHER_LOCK = "map-other-lock":
+            "the lock of the other kind of map is free";
+    }
+    Memory {
+        METER = "meter":
+            "counters of events that cannot happen are 0, and no counter is larger than one that \
+             includes it";
+    }
+    Threads {
+        THREAD_NAME = "thread-name":
+            "a thread's number and its name belong together";
+        THREAD_PRIORITY = "thread-priority":
+            "a thread's own priority is that of its number, and a sleep has lent it one that \
+             sleeps lend";
+    }
+}
 
 /// Priority of threads that work on requests (`PUSER`).
 const PUSER: u8 = 160;
@@ -34,7 +62,7 @@ const TASKQ_TID: u32 = 500;
 const HZ_MAX: u64 = 10_000;
 
 /// Checks them all.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     ctx.maps.all.iter().filter(|map| !map.is_updating()).for_each(|map| check_header(ctx, map));
     ctx.maps.all.iter().for_each(|map| check_other_lock(ctx, map));
     check_roots(ctx);
@@ -53,7 +81,7 @@ fn check_header(ctx: &Context<'_>, map: &Map) {
         && header.eflags == EntryFlags::empty()
         && (header.protection, header.max_protection) == (Protection::empty(), Protection::empty());
     if !is_bare {
-        ctx.finding("map-header", map.name, map.at, || {
+        ctx.finding(&MAP_HEADER, map.name, map.at, || {
             format!("its header is not a range, but has the fields of one: {header:x?}")
         });
     }
@@ -71,7 +99,7 @@ fn check_other_lock(ctx: &Context<'_>, map: &Map) {
     };
     if word != 0 {
         let at = map.at.checked_add(offset as u64).unwrap_or(map.at);
-        ctx.finding("map-other-lock", map.name, at, || {
+        ctx.finding(&MAP_OTHER_LOCK, map.name, at, || {
             format!("system_map is {}, but its {kind} says {word:#x}", map.system_map)
         });
     }
@@ -80,7 +108,7 @@ fn check_other_lock(ctx: &Context<'_>, map: &Map) {
 fn check_roots(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     if !roots.sched.cold.is_set() && roots.boot_held_locks.get() != 0 {
-        ctx.finding("held-locks", "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
+        ctx.finding(&HELD_LOCKS, "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
             format!(
                 "there are threads, but the boot holds locks {:#x}",
                 roots.boot_held_locks.get()
@@ -93,31 +121,31 @@ fn check_roots(ctx: &Context<'_>) {
         IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)),
     );
     if owner > last && owner != TASKQ_TID + 1 {
-        ctx.finding("mutex-owner", "sched_lock", ctx.root_of(&roots.sched.lock), || {
+        ctx.finding(&MUTEX_OWNER, "sched_lock", ctx.root_of(&roots.sched.lock), || {
             format!("its word is {owner:#x}, but the last thread has number {last}")
         });
     }
     let pageproc = ctx.sched.thread(roots.pageproc.get()).map(|thread| thread.value.tid.get());
     if pageproc.is_some_and(|tid| tid != PAGEDAEMON_TID) {
-        ctx.finding("pageproc", "kernel roots", ctx.root_of(&roots.pageproc), || {
+        ctx.finding(&PAGEPROC, "kernel roots", ctx.root_of(&roots.pageproc), || {
             format!("it is thread {pageproc:?}, but the pagedaemon is thread {PAGEDAEMON_TID}")
         });
     }
     if roots.sched.spread.known().is_none() {
-        ctx.finding("flag-word", "scheduler", ctx.root_of(&roots.sched.spread), || {
+        ctx.finding(&FLAG_WORD, "scheduler", ctx.root_of(&roots.sched.spread), || {
             format!("spread is {}, but is 0, 1 or 2", roots.sched.spread.get())
         });
     }
     let array = roots.vm_page_array.get().addr();
     if !array.get().is_multiple_of(size_of::<VmPage>() as u64) {
-        ctx.finding("page-array", "kernel roots", ctx.root_of(&roots.vm_page_array), || {
+        ctx.finding(&PAGE_ARRAY, "kernel roots", ctx.root_of(&roots.vm_page_array), || {
             format!("the page array is at {array}, which is not aligned")
         });
     }
     let ram_end = ctx.memory.source().segments().last().map_or(0, |segment| segment.end.pfn());
     let end = roots.first_page.get().saturating_add(roots.vm_page_array_size.get());
     if end != ram_end {
-        ctx.finding("page-array", "kernel roots", ctx.root_of(&roots.vm_page_array_size), || {
+        ctx.finding(&PAGE_ARRAY, "kernel roots", ctx.root_of(&roots.vm_page_array_size), || {
             format!("its elements end with page {end:#x}, RAM with page {ram_end:#x}")
         });
     }
@@ -127,20 +155,20 @@ fn check_meter(ctx: &Context<'_>) {
     let meter = &ctx.roots.meter;
     for (name, counter) in [("v_swapin", &meter.v_swapin), ("v_swapout", &meter.v_swapout)] {
         if counter.get() != 0 {
-            ctx.finding("meter", "vmmeter", ctx.root_of(counter), || {
+            ctx.finding(&METER, "vmmeter", ctx.root_of(counter), || {
                 format!("{name} is {}, but there is no swap space", counter.get())
             });
         }
     }
     let (faults, zfod) = (meter.v_faults.get(), meter.v_zfod.get());
     if zfod > faults {
-        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.v_zfod), || {
+        ctx.finding(&METER, "vmmeter", ctx.root_of(&meter.v_zfod), || {
             format!("v_zfod is {zfod}, but v_faults is only {faults}")
         });
     }
     let hz = meter.hz.get();
     if !(1..=HZ_MAX).contains(&hz) {
-        ctx.finding("meter", "vmmeter", ctx.root_of(&meter.hz), || {
+        ctx.finding(&METER, "vmmeter", ctx.root_of(&meter.hz), || {
             format!("hz is {hz}, not 1 to {HZ_MAX}")
         });
     }
@@ -174,20 +202,20 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     };
     if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
         fault(
-            "thread-name",
+            &THREAD_NAME,
             format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()),
         );
     }
     if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
         fault(
-            "kernel-stack",
+            &KERNEL_STACK,
             format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()),
         );
     }
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if own != priority || (now != own && !LENT.contains(&now)) {
         fault(
-            "thread-priority",
+            &THREAD_PRIORITY,
             format!("{} has priority {now} and base priority {own}, expected {priority}", label(t)),
         );
     }
@@ -195,7 +223,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
     if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {
         fault(
-            "wait-message",
+            &WAIT_MESSAGE,
             format!("{} is in state {} with wait message {words:x?}", label(t), t.state.get()),
         );
     }

@@ -20,6 +20,7 @@ use super::objects::{Object, Objects};
 use super::owners::{Owner, Owners};
 use super::page_array::PageArray;
 use super::rest::Rest;
+use super::rule::Rule;
 use super::sched::Sched;
 use super::tables::Tables;
 use crate::InspectError;
@@ -53,13 +54,16 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Reads the kernel's structures.
+    /// Reads the kernel's structures; findings are told of the rules that are `only` wanted.
     ///
     /// # Errors
     /// When the kernel's roots cannot be read: there is nothing to check then.
-    pub(super) fn read(view: &'a View<'a>) -> Result<Self, InspectError> {
+    pub(super) fn read(
+        view: &'a View<'a>,
+        only: Option<Vec<&'static Rule>>,
+    ) -> Result<Self, InspectError> {
         let (roots_at, roots) = roots(view)?;
-        let (memory, findings) = (Memory::new(view.source()), Findings::default());
+        let (memory, findings) = (Memory::new(view.source()), Findings::new(only));
         let pages = PageArray::read(&memory, &roots, &findings);
         let owners = Owners::new(&pages);
         let rest = Rest::read(&memory, &roots);
@@ -86,7 +90,7 @@ impl<'a> Context<'a> {
     /// contradiction.
     pub(super) fn finding<D: Into<String>>(
         &self,
-        rule: &'static str,
+        rule: &'static Rule,
         what: impl Into<Cow<'static, str>>,
         at: GuestVirt,
         detail: impl FnOnce() -> D,

@@ -8,7 +8,16 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use vmkern_abi::addr::GuestVirt;
 
+use super::rule::{Rule, rules};
 use crate::InspectError;
+
+rules! {
+    None;
+    Reading {
+        UNREADABLE = "unreadable":
+            "a structure lies in memory, is aligned, and is in the direct map where it must be";
+    }
+}
 
 /// Findings of one rule that are told in full. The others are counted.
 const FINDINGS_MAX: u64 = 50;
@@ -110,24 +119,34 @@ impl fmt::Display for Report {
 pub(super) struct Findings {
     all: RefCell<Vec<Finding>>,
     counts: RefCell<BTreeMap<&'static str, u64>>,
+    /// The rules that are told, where they are not all.
+    only: Option<Vec<&'static Rule>>,
 }
 
 impl Findings {
+    /// Nothing yet. Of the rules, those that are `only` wanted are told, or all.
+    pub(super) fn new(only: Option<Vec<&'static Rule>>) -> Self {
+        Self { only, ..Self::default() }
+    }
+
     /// Adds a finding, or counts it when its rule has enough of them. `detail` is asked for only if
     /// it is told.
     pub(super) fn add<D: Into<String>>(
         &self,
-        rule: &'static str,
+        rule: &'static Rule,
         what: impl Into<Cow<'static, str>>,
         at: GuestVirt,
         detail: impl FnOnce() -> D,
     ) {
+        if self.only.as_ref().is_some_and(|only| rule != &UNREADABLE && !only.contains(&rule)) {
+            return;
+        }
         let mut counts = self.counts.borrow_mut();
-        let count = counts.entry(rule).or_default();
+        let count = counts.entry(rule.id).or_default();
         *count += 1;
         if *count <= FINDINGS_MAX {
             self.all.borrow_mut().push(Finding {
-                rule,
+                rule: rule.id,
                 what: what.into(),
                 at,
                 detail: detail().into(),
@@ -144,7 +163,7 @@ impl Findings {
             InspectError::NotRam { what, source } => (*what, GuestVirt::new(source.start.get())),
             _ => ("guest", GuestVirt::new(0)),
         };
-        self.add("unreadable", what, at, || error.problem());
+        self.add(&UNREADABLE, what, at, || error.problem());
     }
 
     pub(super) fn into_report(self, updating: Vec<Updating>, stats: CheckStats) -> Report {
@@ -161,13 +180,15 @@ fn hexadecimal<S: Serializer>(at: &GuestVirt, serializer: S) -> Result<S::Ok, S:
 
 #[cfg(test)]
 mod tests {
+    use super::super::map_list::MAP_SIZE;
+    use super::super::owners::PAGE_OWNER;
     use super::*;
 
     #[test]
     fn a_finding_says_rule_structure_address_and_contradiction() {
         let findings = Findings::default();
         findings.add(
-            "map-size",
+            &MAP_SIZE,
             "kmem_map",
             GuestVirt::new(0x4000),
             || "size says 40960, its entries sum to 36864",
@@ -185,13 +206,24 @@ mod tests {
     fn findings_of_a_rule_beyond_the_first_fifty_are_counted() {
         let findings = Findings::default();
         for n in 0..FINDINGS_MAX + 7 {
-            findings.add("page-owner", "vm_page", GuestVirt::new(n), || "x");
+            findings.add(&PAGE_OWNER, "vm_page", GuestVirt::new(n), || "x");
         }
-        findings.add("map-size", "kmem_map", GuestVirt::new(0), || "y");
+        findings.add(&MAP_SIZE, "kmem_map", GuestVirt::new(0), || "y");
         let report = findings.into_report(Vec::new(), CheckStats::default());
         assert_eq!(report.findings.len() as u64, FINDINGS_MAX + 1);
         assert_eq!(report.more, BTreeMap::from([("page-owner", 7)]));
         assert_eq!(report.count(), FINDINGS_MAX + 8);
         assert!(report.to_string().contains("page-owner: 7 more"));
+    }
+
+    #[test]
+    fn rules_that_are_not_asked_for_say_nothing_but_what_is_unreadable_is_told() {
+        let findings = Findings::new(Some(vec![&MAP_SIZE]));
+        for rule in [&PAGE_OWNER, &MAP_SIZE, &UNREADABLE] {
+            findings.add(rule, "x", GuestVirt::new(0), || "y");
+        }
+        let report = findings.into_report(Vec::new(), CheckStats::default());
+        let told: Vec<_> = report.findings.iter().map(|finding| finding.rule).collect();
+        assert_eq!(told, ["map-size", "unreadable"]);
     }
 }

@@ -11,12 +11,40 @@ use vmkern_abi::layout::{
 use super::context::Context;
 use super::owners::Owner;
 use super::page_array::{Page, Segment};
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Owners {
+        SEGMENT_ORDER = "segment-order":
+            "segments ascend and lie inside the page array";
+    }
+    Memory {
+        PAGE_ARRAY = "page-array":
+            "the page array begins with the block of 64 pages that the first segment begins in, \
+             is aligned, and ends with RAM";
+        SEGMENT_FREELIST = "segment-freelist":
+            "a segment's free list is that of its memory: below 16 MiB, or above";
+        FREE_LIST_LINK = "free-list-link":
+            "a free list is linked both ways, to its tail, and reaches no block twice";
+        FREE_LIST_COUNT = "free-list-count":
+            "its count is the number of its blocks";
+        FREE_BLOCK_ORDER = "free-block-order":
+            "a block is on the list of its order, and aligned to it";
+        FREE_BLOCK_SEGMENT = "free-block-segment":
+            "a block lies in one segment, of this list, below the fresh pages";
+        FREE_BLOCK_INNER = "free-block-inner":
+            "no block lies within a block";
+        FREE_BLOCK_COALESCED = "free-block-coalesced":
+            "two buddies that are free are one block";
+    }
+}
 
 /// Pages that a page of the page array describes. Its first page describes a whole block of them.
 const PAGES_A_PAGE: u64 = PAGE_SIZE / size_of::<VmPage>() as u64;
 
 /// Checks segments and free lists, and claims every page of a free block.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     check_segments(ctx);
     if ctx.roots.vm_page_queue_free_mtx.owner.get() != 0 {
         return;
@@ -37,7 +65,7 @@ fn check_segments(ctx: &Context<'_>) {
         let at = ctx.roots.vm_phys_segs.get().addr().add((number * size_of::<VmPhysSeg>()) as u64);
         if segment.freelist as usize != expected || (segment.start < isadma && segment.end > isadma)
         {
-            ctx.finding("segment-freelist", "vm_phys_seg", at, || {
+            ctx.finding(&SEGMENT_FREELIST, "vm_phys_seg", at, || {
                 let (start, end) = (segment.start, segment.end);
                 format!(
                     "pages {start:#x} to {end:#x} are of free list {}, expected {expected}",
@@ -48,7 +76,7 @@ fn check_segments(ctx: &Context<'_>) {
     }
     let (read, counted) = (ctx.pages.segments.len() as u64, ctx.roots.vm_phys_nsegs.get());
     if read != counted {
-        ctx.finding("segment-order", "kernel roots", ctx.root_of(&ctx.roots.vm_phys_nsegs), || {
+        ctx.finding(&SEGMENT_ORDER, "kernel roots", ctx.root_of(&ctx.roots.vm_phys_nsegs), || {
             format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
         });
     }
@@ -56,7 +84,7 @@ fn check_segments(ctx: &Context<'_>) {
         (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
     let expected = first - first % PAGES_A_PAGE;
     if begin != expected {
-        ctx.finding("page-array", "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
+        ctx.finding(&PAGE_ARRAY, "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
             format!(
                 "the page array begins with page {begin:#x}, the first segment with {first:#x}: {expected:#x} expected"
             )
@@ -76,20 +104,20 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         let pfn = u64::from(next);
         let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn))
         else {
-            ctx.finding("free-list-link", "free list", list_at, || {
+            ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
                 format!("list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was never used")
             });
             break;
         };
         let at = ctx.pages.address(pfn);
         if !seen.insert(pfn) {
-            ctx.finding("free-list-link", "vm_page", at, || {
+            ctx.finding(&FREE_LIST_LINK, "vm_page", at, || {
                 format!("list {flind}, order {order} leads to page {pfn:#x} twice and never ends")
             });
             break;
         }
         if head.prev != before {
-            ctx.finding("free-list-link", "vm_page", at, || {
+            ctx.finding(&FREE_LIST_LINK, "vm_page", at, || {
                 format!(
                     "prev of page {pfn:#x} is {:#x}, but its free list comes from {before:#x}",
                     head.prev
@@ -100,13 +128,13 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         (before, next) = (next, head.next);
     }
     if list.tail.get() != before {
-        ctx.finding("free-list-link", "free list", list_at, || {
+        ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
             let tail = list.tail.get();
             format!("list {flind}, order {order}: its tail is page {tail:#x}, but its last block is {before:#x}")
         });
     }
     if list.count.get() != seen.len() as u64 {
-        ctx.finding("free-list-count", "free list", list_at, || {
+        ctx.finding(&FREE_LIST_COUNT, "free list", list_at, || {
             format!(
                 "list {flind}, order {order}: count says {}, but it has {} blocks",
                 list.count.get(),
@@ -129,7 +157,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
     if usize::from(head.block) != order + 1
         || pfn.trailing_zeros() < u32::try_from(order).unwrap_or(0)
     {
-        ctx.finding("free-block-order", "vm_page", at, || {
+        ctx.finding(&FREE_BLOCK_ORDER, "vm_page", at, || {
             format!(
                 "page {pfn:#x} is on the list of order {order}, but its block says {}",
                 i32::from(head.block) - 1
@@ -140,7 +168,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         || usize::from(head.segind) != number
         || segment.freelist as usize != flind
     {
-        ctx.finding("free-block-segment", "vm_page", at, || {
+        ctx.finding(&FREE_BLOCK_SEGMENT, "vm_page", at, || {
             let (segind, own, fresh) = (head.segind, segment.freelist, segment.fresh);
             format!(
                 "pages {pfn:#x} to {end:#x}, on list {flind}: in segment {number}, of list {own}, used below {fresh:#x}; \
@@ -153,7 +181,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         && buddy >= segment.start
         && buddy + (1 << order) <= segment.fresh;
     if is_pair && ctx.pages.get(buddy).is_some_and(|page| usize::from(page.block) == order + 1) {
-        ctx.finding("free-block-coalesced", "vm_page", at, || {
+        ctx.finding(&FREE_BLOCK_COALESCED, "vm_page", at, || {
             format!(
                 "page {pfn:#x} and its buddy {buddy:#x} both head a free block of order {order}"
             )
@@ -162,7 +190,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
     for page in pfn..end.min(segment.fresh) {
         ctx.claim(page, Owner::FreeBlock, at);
         if page != pfn && ctx.pages.get(page).is_some_and(|page| page.block != 0) {
-            ctx.finding("free-block-inner", "vm_page", ctx.pages.address(page), || {
+            ctx.finding(&FREE_BLOCK_INNER, "vm_page", ctx.pages.address(page), || {
                 format!("page {page:#x} heads a block, but lies in the one of order {order} at page {pfn:#x}")
             });
         }

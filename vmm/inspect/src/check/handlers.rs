@@ -9,14 +9,33 @@ use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::layout::{EventhandlerEntry, StoredOp};
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::{Event, Item};
 use super::zones::Zone;
+
+rules! {
+    Some(check);
+    Locks {
+        EVENT_NAME = "event-name":
+            "lists of handlers have the names of the kernel's events";
+        EVENT_ORDER = "event-order":
+            "the handlers of a list have ascending priorities";
+        EVENT_FUNCTION = "event-function":
+            "a handler's function lies in the image";
+        EVENT_RUNCOUNT = "event-runcount":
+            "the lists run as often as threads have noted (`event_nesting`), nested runs included";
+        EVENT_DEAD = "event-dead":
+            "a list keeps dead handlers only while it runs";
+        STORED_OP = "stored-op":
+            "a stored operation can be decoded, and its handler names it";
+    }
+}
 
 /// The events that the kernel has.
 const EVENTS: [&str; 1] = ["vm_lowmem"];
 
 /// Checks the lists of event handlers.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.eventhandler_mtx.owner.get() != 0 {
         return;
     }
@@ -26,7 +45,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         let list = &event.list;
         let words = [list.value.name[0].get(), list.value.name[1].get()];
         if !EVENTS.iter().any(|name| WaitMessage::new(name).words() == words) {
-            ctx.finding("event-name", "event", list.addr(), || {
+            ctx.finding(&EVENT_NAME, "event", list.addr(), || {
                 format!(
                     "its name is `{}`, but the kernel has only {EVENTS:?}",
                     WaitMessage::from_words(words)
@@ -34,7 +53,7 @@ pub(super) fn check(ctx: &Context<'_>) {
             });
         }
         if let Some(other) = names.insert(words, list.addr()) {
-            ctx.finding("event-name", "event", list.addr(), || {
+            ctx.finding(&EVENT_NAME, "event", list.addr(), || {
                 format!("its name `{}` is also that of {other}", WaitMessage::from_words(words))
             });
         }
@@ -62,7 +81,7 @@ fn check_runs(ctx: &Context<'_>) {
         .iter()
         .max_by_key(|&event| runs(event))
         .map_or_else(|| ctx.root_of(&ctx.roots.eventhandler_lists), |event| event.list.addr());
-    ctx.finding("event-runcount", "event", at, || {
+    ctx.finding(&EVENT_RUNCOUNT, "event", at, || {
         format!(
             "the lists' runcounts sum to {counted}, but threads note that they are in {noted} runs"
         )
@@ -76,13 +95,13 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         let (at, priority) = (handler.addr(), handler.value.priority.get());
         if priority == EventhandlerEntry::DEAD {
             if runs == 0 {
-                ctx.finding("event-dead", "event handler", at, || {
+                ctx.finding(&EVENT_DEAD, "event handler", at, || {
                     format!("it is deregistered, but still on the list of `{name}`, which is not running")
                 });
             }
         } else {
             if priority < least {
-                ctx.finding("event-order", "event handler", at, || {
+                ctx.finding(&EVENT_ORDER, "event handler", at, || {
                     format!("its priority is {priority}, but one before it on the list of `{name}` has {least}")
                 });
             }
@@ -92,7 +111,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         let image = KERNBASE..ctx.roots.virtual_avail.get();
         let func = GuestVirt::new(handler.value.func.get());
         if !image.contains(&func) {
-            ctx.finding("event-function", "event handler", at, || {
+            ctx.finding(&EVENT_FUNCTION, "event handler", at, || {
                 format!(
                     "its function is at {func}, outside the image [{}, {})",
                     image.start, image.end
@@ -110,7 +129,7 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     let unset = !ctx.is_quiet() && s.handler.get().is_null() && s.list.get().is_null();
     let half_set = !ctx.is_quiet() && s.handler.get() == handler.at && s.list.get().is_null();
     if (s.handler.get() != handler.at || s.list.get() != event.list.at) && !unset && !half_set {
-        ctx.finding("stored-op", "stored operation", stored.addr(), || {
+        ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
             let (own, list) = (s.handler.get().addr(), s.list.get().addr());
             format!(
                 "it names handler {own} of list {list}, but {} of {} names it",
@@ -122,14 +141,14 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     let slot = std::array::from_fn(|word| s.slot[word].get());
     match Request::decode(&slot) {
         Err(error) => {
-            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
                 format!("it is not an operation: {error}")
             });
         }
         Ok(request)
             if request.encode() != slot || request.tag != 0 || request.context != Lowmem =>
         {
-            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
                 format!("its slot {slot:x?} holds more than {request:?}")
             });
         }
@@ -138,7 +157,7 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     let run = GuestVirt::new(s.run.get());
     let image = KERNBASE..ctx.roots.virtual_avail.get();
     if !image.contains(&run) {
-        ctx.finding("stored-op", "stored operation", stored.addr(), || {
+        ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
             format!("its function is at {run}, outside the image [{}, {})", image.start, image.end)
         });
     }
@@ -147,7 +166,7 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
         if (other.value.func.get(), theirs.value.run.get())
             != (handler.value.func.get(), s.run.get())
         {
-            ctx.finding("stored-op", "stored operation", stored.addr(), || {
+            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
                 let (func, other) = (handler.value.func.get(), theirs.addr());
                 format!("handler function {func:#x} or run {run} is not that of the one at {other}")
             });

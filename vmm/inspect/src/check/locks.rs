@@ -10,8 +10,29 @@ use vmkern_abi::layout::{
 
 use super::context::Context;
 use super::finding::Updating;
+use super::rule::rules;
 use super::sched::{Item, label};
 use crate::cpu::Standing;
+
+rules! {
+    Some(check);
+    Locks {
+        MUTEX_OWNER = "mutex-owner":
+            "the owner of a mutex is a thread that holds its class, and the mutex recurses only \
+             if it may";
+        HELD_LOCKS = "held-locks":
+            "a thread holds the classes of the mutexes that it owns; a thread that has left its \
+             CPU holds the scheduler's class only";
+        SX_OWNER = "sx-owner":
+            "the owner of an sx lock exists";
+        SX_HELD = "sx-held":
+            "a thread counts the sx locks that it owns";
+        SX_WAITERS = "sx-waiters":
+            "the waiters of an sx lock sleep there";
+        LOCK_CYCLE = "lock-cycle":
+            "no threads wait for each other in a circle";
+    }
+}
 
 /// The owner in a lock word, plus 1.
 const OWNER: u32 = 0xffff;
@@ -69,7 +90,7 @@ pub(super) fn is_any_owned(ctx: &Context<'_>) -> bool {
 }
 
 /// Checks mutexes and sx locks.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     check_mutexes(ctx);
     if ctx.roots.sched.lock.owner.get() == 0 {
         check_sx(ctx);
@@ -123,7 +144,7 @@ fn owned(ctx: &Context<'_>) -> Vec<Owned> {
 fn check_mutexes(ctx: &Context<'_>) {
     let owned = owned(ctx);
     for lock in &owned {
-        let fault = |detail: String| ctx.finding("mutex-owner", lock.name, lock.at, || detail);
+        let fault = |detail: String| ctx.finding(&MUTEX_OWNER, lock.name, lock.at, || detail);
         if lock.word > OWNER && lock.class != HeldLocks::PAGE_QUEUE {
             fault(format!(
                 "its word {:#x} counts recursions, but this mutex forbids them",
@@ -157,7 +178,7 @@ fn check_mutexes(ctx: &Context<'_>) {
 /// What `thread` notes of the mutexes that it holds.
 fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
     let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
-    let fault = |detail: String| ctx.finding("held-locks", "thread", thread.addr(), || detail);
+    let fault = |detail: String| ctx.finding(&HELD_LOCKS, "thread", thread.addr(), || detail);
     if !HeldLocks::all().contains(held) {
         fault(format!(
             "{} holds locks of classes that do not exist: {held:?}",
@@ -230,7 +251,7 @@ fn check_sx(ctx: &Context<'_>) {
         let t = &thread.value;
         let owns = counts.get(&t.tid.get()).copied().unwrap_or(0);
         if t.sx_held.get() != owns {
-            ctx.finding("sx-held", "thread", thread.addr(), || {
+            ctx.finding(&SX_HELD, "thread", thread.addr(), || {
                 format!("sx_held of {} is {}, but it owns {owns}", label(t), t.sx_held.get())
             });
         }
@@ -241,18 +262,18 @@ fn check_sx(ctx: &Context<'_>) {
 fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     let &MapSx { at, name, owner, waiters } = lock;
     if owner != 0 && ctx.sched.by_tid(owner - 1).is_none() {
-        ctx.finding("sx-owner", name, at, || {
+        ctx.finding(&SX_OWNER, name, at, || {
             format!("thread {} owns its lock, but does not exist", owner - 1)
         });
     }
     let sleepers = ctx.sched.sleepers(at).count();
     if sleepers as u64 != u64::from(waiters) {
-        ctx.finding("sx-waiters", name, at, || {
+        ctx.finding(&SX_WAITERS, name, at, || {
             format!("waiters of its lock is {waiters}, but the number of threads that sleep there is {sleepers}")
         });
     }
     if sleepers > 0 && owner == 0 {
-        ctx.finding("sx-waiters", name, at, || {
+        ctx.finding(&SX_WAITERS, name, at, || {
             format!(
                 "its lock is free, but threads wait for it ({sleepers}), and nothing will wake them"
             )
@@ -277,7 +298,7 @@ fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
             waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr()))
         {
             if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
-                ctx.finding("lock-cycle", "thread", next.addr(), || {
+                ctx.finding(&LOCK_CYCLE, "thread", next.addr(), || {
                     let names: Vec<_> =
                         path[start..].iter().map(|thread| label(&thread.value)).collect();
                     format!(

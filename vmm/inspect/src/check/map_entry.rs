@@ -8,13 +8,41 @@ use vmkern_abi::layout::{EntryFlags, KernelRoots, Protection, VmMap, VmMapEntry}
 
 use super::context::Context;
 use super::maps::{Entry, Map};
+use super::rule::Rule;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Entries {
+        ENTRY_FLAGS = "entry-flags":
+            "it has no flag that the kernel never sets, such as copy on write";
+        ENTRY_NOFAULT = "entry-nofault":
+            "nothing is behind a range in which a fault is a panic; where it was cut in a \
+             pageable map, an object without pages may be";
+        ENTRY_TRANSITION = "entry-transition":
+            "it is in transition only while a thread is in an operation, and whenever it is being \
+             deleted";
+        ENTRY_WAKEUP = "entry-wakeup":
+            "if the entry says that a thread sleeps on the map, one does, and the entry is in \
+             transition";
+        ENTRY_PROTECTION = "entry-protection":
+            "it allows everything, now and at most, as does every entry of the kernel";
+        ENTRY_INHERITANCE = "entry-inheritance":
+            "it is the default";
+        ENTRY_WIRED = "entry-wired":
+            "a range of a kernel object is wired once, any other not at all";
+        ENTRY_OFFSET = "entry-offset":
+            "the offset is of whole pages; in a kernel object it follows from the address; a \
+             submap has none";
+    }
+}
 
 /// Flags that an entry can have here. None is ever copy on write.
 const KNOWN: EntryFlags =
     EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
 
 /// Checks the entries of all maps.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     for map in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
         for entry in &map.entries {
             flags(ctx, map, entry);
@@ -25,7 +53,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     }
 }
 
-fn finding(ctx: &Context<'_>, rule: &'static str, entry: &Entry, detail: impl FnOnce() -> String) {
+fn finding(ctx: &Context<'_>, rule: &'static Rule, entry: &Entry, detail: impl FnOnce() -> String) {
     ctx.finding(rule, "vm_map_entry", entry.at, || {
         format!("[{}, {}): {}", entry.start, entry.end, detail())
     });
@@ -35,7 +63,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let eflags = entry.eflags;
     let unknown = eflags.bits() & !KNOWN.bits();
     if unknown != 0 {
-        finding(ctx, "entry-flags", entry, || {
+        finding(ctx, &ENTRY_FLAGS, entry, || {
             format!("eflags is {:#x}, but nothing sets {unknown:#x}", eflags.bits())
         });
     }
@@ -43,17 +71,17 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
         nofault(ctx, map, entry);
     }
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
-        finding(ctx, "entry-transition", entry, || {
+        finding(ctx, &ENTRY_TRANSITION, entry, || {
             "it is in transition, but no thread is in an operation".to_owned()
         });
     }
     if eflags.contains(EntryFlags::DELETING) && !eflags.contains(EntryFlags::IN_TRANSITION) {
-        finding(ctx, "entry-transition", entry, || {
+        finding(ctx, &ENTRY_TRANSITION, entry, || {
             "it is being deleted, but not in transition".to_owned()
         });
     }
     if eflags.contains(EntryFlags::DELETING) != (entry.deleter != 0) {
-        finding(ctx, "entry-transition", entry, || {
+        finding(ctx, &ENTRY_TRANSITION, entry, || {
             let is = if entry.deleter == 0 { "is" } else { "is not" };
             format!(
                 "its deleter is {}, but its flags say that it {is} being deleted",
@@ -64,11 +92,11 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {
-            finding(ctx, "entry-wakeup", entry, || {
+            finding(ctx, &ENTRY_WAKEUP, entry, || {
                 "a thread waits for it, but it is not in transition".to_owned()
             });
         } else if ctx.rest.is_quiet() && !ctx.rest.has_sleeper(channel) {
-            finding(ctx, "entry-wakeup", entry, || {
+            finding(ctx, &ENTRY_WAKEUP, entry, || {
                 format!("a thread waits for it, but no thread sleeps on {channel}")
             });
         }
@@ -82,7 +110,7 @@ fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let may_be_cut = map.system_map == 0 && kernel_object(ctx, at).is_none();
     let pages = ctx.objects.all.get(&at).map_or(0, |object| object.pages.len());
     if !may_be_cut || pages > 0 {
-        finding(ctx, "entry-nofault", entry, || {
+        finding(ctx, &ENTRY_NOFAULT, entry, || {
             format!(
                 "a fault in it is a panic, but it has the object at {at} (resident pages: {pages})"
             )
@@ -100,7 +128,7 @@ fn protection(ctx: &Context<'_>, entry: &Entry) {
     for (name, protection) in
         both.into_iter().filter(|&(_, protection)| protection != Protection::ALL)
     {
-        finding(ctx, "entry-protection", entry, || {
+        finding(ctx, &ENTRY_PROTECTION, entry, || {
             format!(
                 "{name} is {:#x}, but every entry of the kernel has {:#x}",
                 protection.bits(),
@@ -109,7 +137,7 @@ fn protection(ctx: &Context<'_>, entry: &Entry) {
         });
     }
     if entry.inheritance != VmMapEntry::INHERIT_DEFAULT {
-        finding(ctx, "entry-inheritance", entry, || {
+        finding(ctx, &ENTRY_INHERITANCE, entry, || {
             format!(
                 "inheritance is {}, but every entry has {}",
                 entry.inheritance,
@@ -129,7 +157,7 @@ fn wiring(ctx: &Context<'_>, entry: &Entry) {
     let expected = u32::from(is_kernels);
     let is_being_made = is_kernels && entry.wired_count == 0 && !ctx.rest.is_quiet();
     if entry.wired_count != expected && !is_being_made {
-        finding(ctx, "entry-wired", entry, || {
+        finding(ctx, &ENTRY_WIRED, entry, || {
             let with = if is_kernels { "with" } else { "without" };
             format!(
                 "wired_count is {}, but is {expected} in a range {with} a kernel object",
@@ -152,21 +180,21 @@ pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static
 fn offset(ctx: &Context<'_>, entry: &Entry) {
     if entry.is_submap() {
         if entry.offset != 0 {
-            finding(ctx, "entry-offset", entry, || {
+            finding(ctx, &ENTRY_OFFSET, entry, || {
                 format!("offset is {:#x}, but a submap has none", entry.offset)
             });
         }
         return;
     }
     if entry.offset & PAGE_MASK != 0 {
-        finding(ctx, "entry-offset", entry, || {
+        finding(ctx, &ENTRY_OFFSET, entry, || {
             format!("offset {:#x} is not of whole pages", entry.offset)
         });
     }
     let Some(name) = entry.object().and_then(|object| kernel_object(ctx, object)) else { return };
     let expected = entry.start.get().wrapping_sub(VM_MIN_KERNEL_ADDRESS.get());
     if entry.offset != expected {
-        finding(ctx, "entry-offset", entry, || {
+        finding(ctx, &ENTRY_OFFSET, entry, || {
             format!("offset is {:#x}, but its place in {name} is {expected:#x}", entry.offset)
         });
     }

@@ -7,6 +7,35 @@ use vmkern_abi::layout::MapNode;
 
 use super::context::Context;
 use super::maps::Map;
+use super::rule::Rule;
+use super::rule::rules;
+
+rules! {
+    None;
+    Pools {
+        INDEX_HEIGHT = "index-height":
+            "the height is 1 to 12";
+        INDEX_LEVEL = "index-level":
+            "a node's level is its distance from the leaves";
+        INDEX_FILL = "index-fill":
+            "a node has 7 to 15 slots, the root 1 or, above leaves, 2";
+        INDEX_UNUSED = "index-unused":
+            "slots that are not used have no key and no gap";
+        INDEX_KEY = "index-key":
+            "an inner slot's key is the lowest of its child, and keys ascend";
+        INDEX_GAP = "index-gap":
+            "a leaf's gap is the free range behind the entry, an inner gap (`max_free`) the \
+             largest of the child";
+        INDEX_ITEM = "index-item":
+            "the items of the tree are the header and the entries of the list";
+        INDEX_NODES = "index-nodes":
+            "`nodes` is the number of nodes";
+        INDEX_SHARED = "index-shared":
+            "no node is reached twice";
+        INDEX_SPARE = "index-spare":
+            "no node of the tree is on a list of spare ones, and no node is between tree and pool";
+    }
+}
 
 /// A slot of a leaf.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +62,7 @@ pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
     let mut walk = Walk { ctx, map, seen: HashSet::new(), items: Vec::new() };
     let at = map.root.addr();
     if !(1..=MapNode::MAX_HEIGHT).contains(&(map.height as usize)) {
-        ctx.finding("index-height", map.name, map.at, || {
+        ctx.finding(&INDEX_HEIGHT, map.name, map.at, || {
             format!("the height of its index is {}, not 1 to {}", map.height, MapNode::MAX_HEIGHT)
         });
     } else if let Some(root) = walk.node(at) {
@@ -41,7 +70,7 @@ pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
     }
     let count = walk.seen.len() as u64;
     if map.nodes != count {
-        ctx.finding("index-nodes", map.name, map.at, || {
+        ctx.finding(&INDEX_NODES, map.name, map.at, || {
             format!("nodes says {}, but its index has {count}", map.nodes)
         });
     }
@@ -58,7 +87,7 @@ struct Walk<'c, 'a> {
 }
 
 impl Walk<'_, '_> {
-    fn finding(&self, rule: &'static str, node: GuestVirt, detail: impl FnOnce() -> String) {
+    fn finding(&self, rule: &'static Rule, node: GuestVirt, detail: impl FnOnce() -> String) {
         self.ctx.finding(rule, "map index node", node, || {
             format!("in the index of {} at {}: {}", self.map.name, self.map.at, detail())
         });
@@ -67,7 +96,7 @@ impl Walk<'_, '_> {
     /// The node at `at`, if it can be read and was not come to before.
     fn node(&mut self, at: GuestVirt) -> Option<MapNode> {
         if !self.seen.insert(at) {
-            self.finding("index-shared", at, || "two slots lead to it".to_owned());
+            self.finding(&INDEX_SHARED, at, || "two slots lead to it".to_owned());
             return None;
         }
         self.ctx
@@ -79,7 +108,7 @@ impl Walk<'_, '_> {
 
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
         if node.level.get() != level {
-            self.finding("index-level", at, || {
+            self.finding(&INDEX_LEVEL, at, || {
                 format!("its level is {}, but its depth says {level}", node.level.get())
             });
         }
@@ -91,7 +120,7 @@ impl Walk<'_, '_> {
         };
         let count = usize::from(node.count.get());
         if !(fewest..=MapNode::FANOUT).contains(&count) {
-            self.finding("index-fill", at, || {
+            self.finding(&INDEX_FILL, at, || {
                 format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT)
             });
         }
@@ -100,14 +129,14 @@ impl Walk<'_, '_> {
             let (key, gap, target) =
                 (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
             if key != MapNode::NO_KEY || gap != 0 || target.get() != 0 {
-                self.finding("index-unused", at, || {
+                self.finding(&INDEX_UNUSED, at, || {
                     format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target {target}")
                 });
             }
         }
         if !node.spare_next.get().is_null() {
             let next = node.spare_next.get().addr();
-            self.finding("index-spare", at, || {
+            self.finding(&INDEX_SPARE, at, || {
                 format!("it is in the tree, but its spare_next is {next}")
             });
         }
@@ -119,7 +148,7 @@ impl Walk<'_, '_> {
                 continue;
             }
             if slot > 0 && node.keys[slot - 1].get() >= key {
-                self.finding("index-key", at, || {
+                self.finding(&INDEX_KEY, at, || {
                     format!(
                         "slot {slot} has key {key:#x}, but the one before has {:#x}",
                         node.keys[slot - 1].get()
@@ -129,13 +158,13 @@ impl Walk<'_, '_> {
             let Some(child) = self.node(target) else { continue };
             let lowest = child.keys[0].get();
             if lowest != key {
-                self.finding("index-key", at, || {
+                self.finding(&INDEX_KEY, at, || {
                     format!("slot {slot} has key {key:#x}, but its child begins at {lowest:#x}")
                 });
             }
             let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
             if largest != gap {
-                self.finding("index-gap", at, || {
+                self.finding(&INDEX_GAP, at, || {
                     format!("slot {slot} says max_free {gap:#x} pages, but its child's largest gap is {largest:#x}")
                 });
             }
@@ -166,11 +195,11 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
         }
         // The header and the first entry may both have key 0.
         match items.next_if(|item| u64::from(item.key) == want.key) {
-            None => ctx.finding("index-item", "vm_map_entry", want.target, || {
+            None => ctx.finding(&INDEX_ITEM, "vm_map_entry", want.target, || {
                 format!("it is on the list of {} at {}, but not in its index", map.name, map.at)
             }),
             Some(item) if item.target != want.target => {
-                ctx.finding("index-item", "map index node", item.node, || {
+                ctx.finding(&INDEX_ITEM, "map index node", item.node, || {
                     format!(
                         "key {:#x} leads to {}, but the entry there is {}",
                         item.key, item.target, want.target
@@ -178,7 +207,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
                 });
             }
             Some(item) if u64::from(item.gap) != want.gap => {
-                ctx.finding("index-gap", "map index node", item.node, || {
+                ctx.finding(&INDEX_GAP, "map index node", item.node, || {
                     let Expected { key, gap, target } = want;
                     format!("key {key:#x} says that {:#x} pages are free behind {target}, but {gap:#x} are", item.gap)
                 });
@@ -190,7 +219,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
 }
 
 fn too_many(ctx: &Context<'_>, map: &Map, item: &Item) {
-    ctx.finding("index-item", "map index node", item.node, || {
+    ctx.finding(&INDEX_ITEM, "map index node", item.node, || {
         let Item { key, target, .. } = item;
         format!(
             "key {key:#x} leads to {target}, but no entry of {} at {} starts there",

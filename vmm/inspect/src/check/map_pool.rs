@@ -10,8 +10,39 @@ use vmkern_abi::layout::{KernelRoots, MapHome, MapNode, PoolPage, VmMapEntry};
 use super::context::Context;
 use super::map_entry::kernel_object;
 use super::map_index;
+use super::map_index::INDEX_SPARE;
 use super::maps::{Map, Pool};
 use super::owners::Owner;
+use super::rule::Rule;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Pools {
+        MAP_HOME = "map-home":
+            "the map's own address is in it";
+        POOL_PAGES = "pool-pages":
+            "the pages of a pool are linked both ways, and its first and last are known";
+        POOL_CAPACITY = "pool-capacity":
+            "`capacity` is what home and pages hold";
+        POOL_USED = "pool-used":
+            "`used` is the number of entries, or of nodes";
+        POOL_TOP = "pool-top":
+            "`top` is the page of the last item in use";
+        POOL_ITEM = "pool-item":
+            "the items in use are the first of the pool, without a hole";
+        POOL_RESERVE = "pool-reserve":
+            "the pool has the pages that the rules of the reserve require, and no more";
+        MAP_PLAIN_PAGES = "map-plain-pages":
+            "`plain_pages` is the number of pages in ranges that can be freed without any page \
+             being returned";
+        MAP_CREDITS = "map-credits":
+            "there are no more credits than such pages";
+        MAP_PAGES = "map-pages":
+            "`map_pages` is the number of pages of all homes and pools, and of homes that are \
+             being made";
+    }
+}
 
 /// Entries that a map keeps in reserve, at least, when there are pages to make them of.
 const FLOOR: u64 = 8;
@@ -44,7 +75,7 @@ const NODES: Kind = Kind {
 };
 
 /// Checks the indexes and pools of all maps, claims their pages and counts them.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let mut pages = 0;
     for map in &ctx.maps.all {
         ctx.claim_at(map.at, Owner::MapHome);
@@ -64,7 +95,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     // A map that is being made has its home already, and is on no list yet.
     let most = pages.saturating_add(ctx.rest.awake());
     if !(pages..=most).contains(&counted) && !ctx.is_any_map_updating() {
-        ctx.finding("map-pages", "map_pages", ctx.root(offset_of!(KernelRoots, map_pages)), || {
+        ctx.finding(&MAP_PAGES, "map_pages", ctx.root(offset_of!(KernelRoots, map_pages)), || {
             format!("it says {counted}, but the maps have {pages} pages")
         });
     }
@@ -72,7 +103,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 
 fn finding(
     ctx: &Context<'_>,
-    rule: &'static str,
+    rule: &'static Rule,
     map: &Map,
     kind: &Kind,
     detail: impl FnOnce() -> String,
@@ -87,7 +118,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     let mut before = GuestVirt::new(0);
     while let Some(pointer) = at.non_null() {
         if !pointer.addr().is_page_aligned() || !seen.insert(pointer.addr()) {
-            finding(ctx, "pool-pages", map, kind, || {
+            finding(ctx, &POOL_PAGES, map, kind, || {
                 format!(
                     "its list of pages leads to {}, which is not a page or came before",
                     pointer.addr()
@@ -104,7 +135,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         };
         ctx.claim_at(pointer.addr(), Owner::MapPool);
         if page.prev.get().addr() != before && !map.is_updating() {
-            ctx.finding("pool-pages", "pool page", pointer.addr(), || {
+            ctx.finding(&POOL_PAGES, "pool page", pointer.addr(), || {
                 format!(
                     "its prev is {}, but the pages of {} come from {before}",
                     page.prev.get().addr(),
@@ -119,13 +150,13 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         return pages;
     }
     if pool.last.addr() != before {
-        finding(ctx, "pool-pages", map, kind, || {
+        finding(ctx, &POOL_PAGES, map, kind, || {
             format!("last is {}, but the last page is {before}", pool.last.addr())
         });
     }
     let capacity = kind.home + kind.per_page * pages.len() as u64;
     if pool.capacity != capacity {
-        finding(ctx, "pool-capacity", map, kind, || {
+        finding(ctx, &POOL_CAPACITY, map, kind, || {
             format!(
                 "capacity says {}, but the home and {} pages hold {capacity}",
                 pool.capacity,
@@ -134,7 +165,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         });
     }
     if pool.used > capacity {
-        finding(ctx, "pool-used", map, kind, || {
+        finding(ctx, &POOL_USED, map, kind, || {
             format!("used says {}, but there is room for {capacity}", pool.used)
         });
     }
@@ -143,7 +174,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
     let top = top.copied().unwrap_or_default();
     if pool.top.addr() != top && pool.used <= capacity {
-        finding(ctx, "pool-top", map, kind, || {
+        finding(ctx, &POOL_TOP, map, kind, || {
             format!(
                 "top is {}, but item {} of those in use, the last, lies in {top}",
                 pool.top.addr(),
@@ -165,7 +196,7 @@ fn items(
     live: &HashSet<GuestVirt>,
 ) {
     if pool.used != live.len() as u64 {
-        finding(ctx, "pool-used", map, kind, || {
+        finding(ctx, &POOL_USED, map, kind, || {
             format!("used says {}, but {} are in use", pool.used, live.len())
         });
     }
@@ -184,10 +215,10 @@ fn items(
     };
     for &item in live {
         match number_of(item) {
-            None => finding(ctx, "pool-item", map, kind, || {
+            None => finding(ctx, &POOL_ITEM, map, kind, || {
                 format!("{item} is in use, but lies in no page of it")
             }),
-            Some(number) if number >= pool.used => finding(ctx, "pool-item", map, kind, || {
+            Some(number) if number >= pool.used => finding(ctx, &POOL_ITEM, map, kind, || {
                 format!(
                     "{item} is in use, but is number {number}, and only {} are in use",
                     pool.used
@@ -202,11 +233,11 @@ fn items(
 fn reserve(ctx: &Context<'_>, map: &Map) {
     let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
     if map.home != map.at {
-        state("map-home", format!("home is {}, but it begins with the map itself", map.home));
+        state(&MAP_HOME, format!("home is {}, but it begins with the map itself", map.home));
     }
     if !map.unlinked.is_null() {
         state(
-            "index-spare",
+            &INDEX_SPARE,
             format!("node {} has left the tree, but not the pool", map.unlinked.addr()),
         );
     }
@@ -224,7 +255,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
         .sum();
     if map.plain_pages != pages {
         state(
-            "map-plain-pages",
+            &MAP_PLAIN_PAGES,
             format!(
                 "plain_pages says {}, its ranges that can lack pages have {pages}",
                 map.plain_pages
@@ -233,7 +264,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
     }
     if map.credits > map.plain_pages {
         state(
-            "map-credits",
+            &MAP_CREDITS,
             format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages),
         );
     }
@@ -243,7 +274,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
     if entries.capacity >= needed.max(ENTRIES.home).saturating_add(ENTRIES.per_page) {
         let capacity = entries.capacity;
         state(
-            "pool-reserve",
+            &POOL_RESERVE,
             format!("{capacity} entries, but {needed} are enough: a page should have gone back"),
         );
     }
@@ -253,7 +284,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
     {
         let (capacity, entries) = (nodes.capacity, entries.capacity);
         state(
-            "pool-reserve",
+            &POOL_RESERVE,
             format!("{capacity} nodes, but {entries} entries can make a tree of {needed}"),
         );
     }

@@ -10,10 +10,38 @@ use vmkern_abi::layout::KernelRoots;
 
 use super::context::Context;
 use super::map_entry::map_channel;
+use super::map_list::MAP_BOUNDS;
 use super::maps::{Map, UNNAMED};
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Maps {
+        MAP_PMAP = "map-pmap":
+            "the map is the kernel pmap's";
+        MAP_SYSTEM = "map-system":
+            "`system_map` is 0 or 1, and for the maps that the boot makes it has the value that \
+             the boot gives it";
+        MAP_WAKEUP = "map-wakeup":
+            "`needs_wakeup` is set only if a thread sleeps on the map, or runs and may be about \
+             to sleep";
+        MAP_REGISTRY = "map-registry":
+            "the list of maps has every map that a root or an entry names exactly once; each root \
+             names a different map";
+        MAP_IMAGE = "map-image":
+            "an entry of kernel_map holds the kernel's image";
+        KERNEL_VM_END = "kernel-vm-end":
+            "page tables reach as far as the entries of kernel_map, by whole tables";
+        SUBMAP_RANGE = "submap-range":
+            "a submap's entry covers the submap's range";
+        SUBMAP_PARENT = "submap-parent":
+            "a map has at most one entry, and is not inside itself; the boot's maps are inside \
+             kernel_map";
+    }
+}
 
 /// Checks all maps.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     for map in &ctx.maps.all {
         state(ctx, map);
     }
@@ -24,12 +52,12 @@ pub(super) fn check(ctx: &Context<'_>) {
 
 fn state(ctx: &Context<'_>, map: &Map) {
     if map.pmap != ctx.pml4() {
-        ctx.finding("map-pmap", map.name, map.at, || {
+        ctx.finding(&MAP_PMAP, map.name, map.at, || {
             format!("its pmap is {}, but the kernel's is {}", map.pmap, ctx.pml4())
         });
     }
     if map.system_map > 1 {
-        ctx.finding("map-system", map.name, map.at, || {
+        ctx.finding(&MAP_SYSTEM, map.name, map.at, || {
             format!("system_map is {}, neither 0 nor 1", map.system_map)
         });
     }
@@ -41,7 +69,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
     if let Some(expected) =
         is_system.filter(|&expected| map.system_map != expected && map.system_map <= 1)
     {
-        ctx.finding("map-system", map.name, map.at, || {
+        ctx.finding(&MAP_SYSTEM, map.name, map.at, || {
             format!("system_map is {}, but its kind of lock is that of {expected}", map.system_map)
         });
     }
@@ -49,7 +77,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
     // Somebody may be about to sleep there, or have just been woken for another reason.
     let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
     if is_settled && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
-        ctx.finding("map-wakeup", map.name, map.at, || {
+        ctx.finding(&MAP_WAKEUP, map.name, map.at, || {
             format!("needs_wakeup is {}, but no thread sleeps on {channel}", map.needs_wakeup)
         });
     }
@@ -61,7 +89,7 @@ fn registry(ctx: &Context<'_>) {
     let unlisted = if ctx.is_any_map_updating() { &[] } else { &ctx.maps.all[ctx.maps.listed..] };
     for map in unlisted {
         ctx.finding(
-            "map-registry",
+            &MAP_REGISTRY,
             map.name,
             map.at,
             || "a root or an entry names it, but it is not on the list of maps",
@@ -72,13 +100,13 @@ fn registry(ctx: &Context<'_>) {
     for (name, at) in roots.named_maps().map(|(name, _, slot)| (name, slot.get().addr())) {
         if at == GuestVirt::new(0) {
             ctx.finding(
-                "map-registry",
+                &MAP_REGISTRY,
                 name,
                 ctx.root(offset_of!(KernelRoots, maps)),
                 || "the boot makes it, but its root is null",
             );
         } else if let Some(first) = seen.insert(at, name) {
-            ctx.finding("map-registry", name, at, || format!("it is {first} as well"));
+            ctx.finding(&MAP_REGISTRY, name, at, || format!("it is {first} as well"));
         }
     }
 }
@@ -95,7 +123,7 @@ fn submaps(ctx: &Context<'_>) {
                 continue;
             };
             if (map.min, map.max) != (entry.start, entry.end) {
-                ctx.finding("submap-range", "vm_map_entry", entry.at, || {
+                ctx.finding(&SUBMAP_RANGE, "vm_map_entry", entry.at, || {
                     format!(
                         "it stands for [{}, {}), but {} at {} covers [{}, {})",
                         entry.start, entry.end, map.name, map.at, map.min, map.max
@@ -103,7 +131,7 @@ fn submaps(ctx: &Context<'_>) {
                 });
             }
             if let Some(first) = parents.insert(map.at, parent) {
-                ctx.finding("submap-parent", map.name, map.at, || {
+                ctx.finding(&SUBMAP_PARENT, map.name, map.at, || {
                     format!(
                         "entries of {} at {} and of {} at {} name it",
                         first.name, first.at, parent.name, parent.at
@@ -127,11 +155,11 @@ fn submaps(ctx: &Context<'_>) {
         }
         let is_circle = parents.contains_key(&at.at) && at.at != kernel_map;
         if at.at != kernel_map && (is_circle || map.name != UNNAMED) {
-            ctx.finding("submap-parent", map.name, map.at, || {
+            ctx.finding(&SUBMAP_PARENT, map.name, map.at, || {
                 format!("its parents lead to {} at {}, not to kernel_map", at.name, at.at)
             });
         } else if map.at == kernel_map && parents.contains_key(&map.at) {
-            ctx.finding("submap-parent", map.name, map.at, || "an entry makes it a submap");
+            ctx.finding(&SUBMAP_PARENT, map.name, map.at, || "an entry makes it a submap");
         }
     }
 }
@@ -141,7 +169,7 @@ fn kernel_map(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     let Some(map) = ctx.maps.at(roots.maps[0].get().addr()) else { return };
     if (map.min, map.max) != (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS) {
-        ctx.finding("map-bounds", map.name, map.at, || {
+        ctx.finding(&MAP_BOUNDS, map.name, map.at, || {
             let (min, max) = (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS);
             format!(
                 "it covers [{}, {}), but the kernel's address space is [{min}, {max})",
@@ -153,7 +181,7 @@ fn kernel_map(ctx: &Context<'_>) {
     let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
     let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
     if end < VM_MIN_KERNEL_ADDRESS || end > VM_MAX_KERNEL_ADDRESS || !is_whole {
-        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+        ctx.finding(&KERNEL_VM_END, "kernel_vm_end", at, || {
             format!("{end} is not the end of a page table")
         });
     }
@@ -162,13 +190,13 @@ fn kernel_map(ctx: &Context<'_>) {
     if let Some(entry) =
         grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating())
     {
-        ctx.finding("kernel-vm-end", "kernel_vm_end", at, || {
+        ctx.finding(&KERNEL_VM_END, "kernel_vm_end", at, || {
             format!("page tables end at {end}, but the entry at {} ends at {}", entry.at, entry.end)
         });
     }
     let image = map.entries.iter().find(|entry| entry.start <= KERNBASE && entry.end >= image_end);
     if image.is_none() && !map.is_updating() {
-        ctx.finding("map-image", map.name, map.at, || {
+        ctx.finding(&MAP_IMAGE, map.name, map.at, || {
             format!("no entry holds the kernel's image, [{KERNBASE}, {image_end})")
         });
     }

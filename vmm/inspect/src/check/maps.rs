@@ -13,6 +13,8 @@ use vmkern_abi::layout::{
 };
 
 use super::finding::{Findings, Updating};
+use super::map_list::MAP_LIST;
+use super::map_state::MAP_REGISTRY;
 use super::memory::Memory;
 
 /// A [`VmMapEntry`], copied, with its address.
@@ -175,7 +177,7 @@ impl Map {
         let mut at = self.header.next;
         while at != self.at {
             if !seen.insert(at) {
-                findings.add("map-list", "vm_map_entry", at, || {
+                findings.add(&MAP_LIST, "vm_map_entry", at, || {
                     let map = format!("{} at {}", self.name, self.at);
                     format!(
                         "the list of {map} leads back to it after {} entries and never ends",
@@ -222,7 +224,7 @@ impl Maps {
         while let Some(at) = next.non_null() {
             if !seen.insert(at.addr()) {
                 findings.add(
-                    "map-registry",
+                    &MAP_REGISTRY,
                     "vm_map",
                     at.addr(),
                     || "it is on the list of maps twice",

@@ -3,6 +3,15 @@
 use vmkern_abi::field::Field;
 
 use super::context::Context;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Memory {
+        THRESHOLDS = "thresholds":
+            "the thresholds of free pages follow from the number of pages, by FreeBSD's formulas";
+    }
+}
 
 /// Largest transfer of the buffer cache in pages (`MAXBSIZE / PAGE_SIZE`).
 const MAXBSIZE_PAGES: u64 = 16;
@@ -12,11 +21,11 @@ const INTERRUPT_FREE_MIN: u64 = 2;
 const SHORT: u64 = 2048;
 
 /// Checks the thresholds, which the pagedaemon computes when it first runs: until then all are 0.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let meter = &ctx.roots.meter;
     let compare = |name: &str, field: &Field<u64>, allowed: &[u64]| {
         if !allowed.contains(&field.get()) {
-            ctx.finding("thresholds", "vmmeter", ctx.root_of(field), || {
+            ctx.finding(&THRESHOLDS, "vmmeter", ctx.root_of(field), || {
                 format!("{name} is {}, but its formula gives {allowed:?}", field.get())
             });
         }
@@ -57,7 +66,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     let most = if cache_min == 0 { SHORT / 4 } else { target.saturating_mul(3) / 2 };
     let inactive = meter.v_inactive_target.get();
     if inactive > most {
-        ctx.finding("thresholds", "vmmeter", ctx.root_of(&meter.v_inactive_target), || {
+        ctx.finding(&THRESHOLDS, "vmmeter", ctx.root_of(&meter.v_inactive_target), || {
             format!("v_inactive_target is {inactive}, but its formula gives at most {most}")
         });
     }

@@ -1,8 +1,8 @@
 //! Whether everything in a guest's memory agrees: the host's independent witness.
 //!
 //! A check reads the kernel's structures (`maps`, `page_array`, and so on), which gives a
-//! `Context`, and then runs rules over it. A rule is a function that adds a [`Finding`] for
-//! everything that contradicts it. What somebody was changing when the guest was stopped, which its
+//! `Context`, and then checks its rules over it. A rule is a row of the table of its file
+//! ([`Rule`]); the file's function adds a [`Finding`] for everything that contradicts it. What somebody was changing when the guest was stopped, which its
 //! lock tells, is left out and listed as [`Updating`]; what an operation that sleeps has half made
 //! is allowed as long as some thread is in the middle of one.
 //!
@@ -33,6 +33,7 @@ mod page_caches;
 mod page_state;
 mod paging_queues;
 mod rest;
+mod rule;
 mod runq;
 mod sched;
 mod sleepq;
@@ -49,39 +50,75 @@ mod zones;
 
 pub use self::finding::{CheckStats, Finding, Report, Updating};
 
+pub use self::rule::{Group, Rule};
+
 use self::context::Context;
+use self::rule::Part;
 use crate::error::InspectError;
 use crate::source::Source;
 use crate::view::View;
 
-/// The rules, in the order in which a report tells them. Those about pages' states come when all
-/// pages have been claimed.
-const RULES: [fn(&Context<'_>); 24] = [
-    map_list::check,
-    map_entry::check,
-    map_state::check,
-    map_pool::check,
-    object_rules::check,
-    table_rules::check,
-    translations::check,
-    threads::check,
-    runq::check,
-    sleepq::check,
-    callouts::check,
-    waits::check,
-    locks::check,
-    stacks::check,
-    handlers::check,
-    constants::check,
-    zones::check,
-    free_lists::check,
-    page_caches::check,
-    paging_queues::check,
-    meter::check,
-    page_state::check,
-    page_state::check_lost,
-    zeros::check,
+/// The tables of rules, in the order in which a report tells them: first what is checked while
+/// structures are read. Those about pages' states come when all pages have been claimed.
+static PARTS: [&Part; 30] = [
+    &finding::PART,
+    &page_array::PART,
+    &owners::PART,
+    &map_index::PART,
+    &objects::PART,
+    &tables::PART,
+    &sched::PART,
+    &map_list::PART,
+    &map_entry::PART,
+    &map_state::PART,
+    &map_pool::PART,
+    &object_rules::PART,
+    &table_rules::PART,
+    &translations::PART,
+    &threads::PART,
+    &runq::PART,
+    &sleepq::PART,
+    &callouts::PART,
+    &waits::PART,
+    &locks::PART,
+    &stacks::PART,
+    &handlers::PART,
+    &constants::PART,
+    &zones::PART,
+    &free_lists::PART,
+    &page_caches::PART,
+    &paging_queues::PART,
+    &meter::PART,
+    &page_state::PART,
+    &zeros::PART,
 ];
+
+/// All rules, by group.
+pub fn rules() -> impl Iterator<Item = &'static Rule> {
+    let all = || PARTS.iter().flat_map(|part| part.rules.iter().copied());
+    Group::ALL.into_iter().flat_map(move |group| all().filter(move |rule| rule.group == group))
+}
+
+/// The rule that findings call `id`.
+#[must_use]
+pub fn rule(id: &str) -> Option<&'static Rule> {
+    rules().find(|rule| rule.id == id)
+}
+
+/// The tables of all rules as the book has them, in Markdown.
+#[must_use]
+pub fn book() -> String {
+    let mut text = String::new();
+    for group in Group::ALL {
+        let gap = if text.is_empty() { "" } else { "\n" };
+        text.push_str(&format!("{gap}### {}\n\n", group.title()));
+        text.push_str("| rule | holds when |\n|---|---|\n");
+        for rule in rules().filter(|rule| rule.group == group) {
+            text.push_str(&format!("| `{}` | {} |\n", rule.id, rule.says));
+        }
+    }
+    text
+}
 
 impl Report {
     /// Checks every invariant of the kernel's memory in `source`.
@@ -98,8 +135,21 @@ impl Report {
     /// # Errors
     /// As there.
     pub fn through(view: &View<'_>) -> Result<Self, InspectError> {
-        let ctx = Context::read(view)?;
-        RULES.iter().for_each(|rule| rule(&ctx));
+        Self::run(view, None)
+    }
+
+    /// As [`Report::through`], for these rules alone. What cannot be read at all is told in any
+    /// case: a rule says nothing of what nobody has seen.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn only(view: &View<'_>, rules: &[&'static Rule]) -> Result<Self, InspectError> {
+        Self::run(view, Some(rules.to_vec()))
+    }
+
+    fn run(view: &View<'_>, only: Option<Vec<&'static Rule>>) -> Result<Self, InspectError> {
+        let ctx = Context::read(view, only)?;
+        PARTS.iter().filter_map(|part| part.check).for_each(|check| check(&ctx));
         Ok(ctx.into_report())
     }
 }

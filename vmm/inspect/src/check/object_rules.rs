@@ -11,12 +11,39 @@ use super::context::Context;
 use super::objects::{Object, Resident};
 use super::owners::Owner;
 use super::page_array::Page;
+use super::rule::Rule;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Objects {
+        OBJECT_KIND = "object-kind":
+            "kernel objects are OBJT_PHYS, all others OBJT_DEFAULT";
+        OBJECT_FLAGS = "object-flags":
+            "it has only flags of its kind; with one reference it has ONEMAPPING";
+        OBJECT_SIZE = "object-size":
+            "pages and entries end inside the object; the kernel's objects have the size of the \
+             kernel's address space";
+        OBJECT_RESIDENT = "object-resident":
+            "`resident_page_count` is the number of pages in the index";
+        OBJECT_SEARCH = "object-search":
+            "the pages between which the last search ended are neighbours in the index";
+        OBJECT_PAGE = "object-page":
+            "a page of the object names the object and this index, and a page that names an \
+             object is one of its pages";
+        OBJECT_REF_COUNT = "object-ref-count":
+            "`ref_count` is the number of entries, one more for a kernel object, and at most one \
+             for each thread that may be in a page fault";
+        OBJECT_UNREACHABLE = "object-unreachable":
+            "every allocated object is behind an entry";
+    }
+}
 
 /// Number of the zone of objects.
 const OBJECT_ZONE: usize = 0;
 
 /// Checks all objects, and claims their pages.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let entries = entries(ctx);
     let maps_are_still = ctx.maps.all.iter().all(|map| !map.is_updating());
     for object in ctx.objects.all.values() {
@@ -60,7 +87,7 @@ fn entries(ctx: &Context<'_>) -> HashMap<GuestVirt, Entries> {
 
 fn finding(
     ctx: &Context<'_>,
-    rule: &'static str,
+    rule: &'static Rule,
     object: &Object,
     detail: impl FnOnce() -> String,
 ) {
@@ -75,7 +102,7 @@ fn claim(ctx: &Context<'_>, object: &Object) {
         if (page.object.addr(), page.pindex) != (object.at, resident.pindex)
             && !object.is_updating()
         {
-            ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
+            ctx.finding(&OBJECT_PAGE, "vm_page", ctx.pages.address(pfn), || {
                 format!(
                     "{} at {} has page {pfn:#x} at index {:#x}, but the page says index {:#x} of {}",
                     object.name,
@@ -93,7 +120,7 @@ fn claim(ctx: &Context<'_>, object: &Object) {
 fn constants(ctx: &Context<'_>, object: &Object) {
     let kind = if object.is_kernels() { ObjectType::Phys } else { ObjectType::Default };
     if object.kind != kind.code() {
-        finding(ctx, "object-kind", object, || {
+        finding(ctx, &OBJECT_KIND, object, || {
             let is = ObjectType::from_code(object.kind);
             format!(
                 "its type is {} ({is:?}), but such an object has type {} ({kind:?})",
@@ -105,7 +132,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
     let known = if object.is_kernels() { ObjectFlags::empty() } else { ObjectFlags::ONEMAPPING };
     let unknown = object.flags.bits() & !known.bits();
     if unknown != 0 {
-        finding(ctx, "object-flags", object, || {
+        finding(ctx, &OBJECT_FLAGS, object, || {
             format!(
                 "flags is {:#x}, but such an object never has {unknown:#x}",
                 object.flags.bits()
@@ -114,7 +141,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
     }
     let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
     if object.size > size {
-        finding(ctx, "object-size", object, || {
+        finding(ctx, &OBJECT_SIZE, object, || {
             format!(
                 "size says {:#x} pages, more than the {size:#x} of the address space",
                 object.size
@@ -122,7 +149,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
         });
     }
     if object.is_kernels() && object.size != size {
-        finding(ctx, "object-size", object, || {
+        finding(ctx, &OBJECT_SIZE, object, || {
             format!(
                 "size says {:#x} pages, but the kernel's address space has {size:#x}",
                 object.size
@@ -134,7 +161,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
 fn counts(ctx: &Context<'_>, object: &Object) {
     let pages = object.pages.len() as u64;
     if object.resident_page_count != pages {
-        finding(ctx, "object-resident", object, || {
+        finding(ctx, &OBJECT_RESIDENT, object, || {
             format!(
                 "resident_page_count says {}, but its index has {pages} pages",
                 object.resident_page_count
@@ -142,7 +169,7 @@ fn counts(ctx: &Context<'_>, object: &Object) {
         });
     }
     if let Some(last) = object.pages.last().filter(|last| last.pindex >= object.size) {
-        finding(ctx, "object-size", object, || {
+        finding(ctx, &OBJECT_SIZE, object, || {
             format!("size says {:#x} pages, but a page is at index {:#x}", object.size, last.pindex)
         });
     }
@@ -157,7 +184,7 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     let is_known = ctx.roots.sched.lock.owner.get() == 0;
     let is_wrong = count < expected || (is_known && count > expected + most);
     if is_wrong {
-        finding(ctx, "object-ref-count", object, || {
+        finding(ctx, &OBJECT_REF_COUNT, object, || {
             let own = if object.is_kernels() { "1 of its own and " } else { "" };
             format!(
                 "ref_count says {count}, but the references are {own}{} from entries",
@@ -166,12 +193,12 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
         });
     }
     if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
-        finding(ctx, "object-flags", object, || {
+        finding(ctx, &OBJECT_FLAGS, object, || {
             "it has one reference, but is not marked ONEMAPPING".to_owned()
         });
     }
     if entries.pages > object.size {
-        finding(ctx, "object-size", object, || {
+        finding(ctx, &OBJECT_SIZE, object, || {
             format!(
                 "size says {:#x} pages, but its entries end at page {:#x}",
                 object.size, entries.pages
@@ -194,7 +221,7 @@ fn last_search(ctx: &Context<'_>, object: &Object) {
     let next = if before == 0 { Some(0) } else { place(before).map(|place| place + 1) };
     let next = next.map(|place| object.pages.get(place).map_or(0, |Resident { pfn, .. }| *pfn));
     if next != Some(after) {
-        finding(ctx, "object-search", object, || {
+        finding(ctx, &OBJECT_SEARCH, object, || {
             format!(
                 "its last search ended between pages {before:#x} and {after:#x}, which are not neighbours"
             )
@@ -208,7 +235,7 @@ fn unreachable(ctx: &Context<'_>) {
     let zone = &ctx.roots.zones[OBJECT_ZONE];
     if zone.lock.owner.get() == 0 && zone.used.get() != known && ctx.rest.is_quiet() {
         let at = offset_of!(KernelRoots, zones) + OBJECT_ZONE * size_of::<SlabZone>();
-        ctx.finding("object-unreachable", "zone of objects", ctx.root(at), || {
+        ctx.finding(&OBJECT_UNREACHABLE, "zone of objects", ctx.root(at), || {
             format!("used says {}, but {known} objects are behind entries", zone.used.get())
         });
     }
@@ -226,7 +253,7 @@ fn strangers(ctx: &Context<'_>) {
             if is_updating || hangs_on_stranger(ctx, pfn, page) {
                 continue;
             }
-            ctx.finding("object-page", "vm_page", ctx.pages.address(pfn), || {
+            ctx.finding(&OBJECT_PAGE, "vm_page", ctx.pages.address(pfn), || {
                 let name = object.map_or("an unknown object", |object| object.name);
                 let at = page.object.addr();
                 format!(

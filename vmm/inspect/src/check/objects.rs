@@ -14,6 +14,16 @@ use super::finding::{Findings, Updating};
 use super::maps::{Entry, Maps};
 use super::memory::Memory;
 use super::page_array::PageArray;
+use super::rule::rules;
+
+rules! {
+    None;
+    Objects {
+        OBJECT_INDEX = "object-index":
+            "a page is at the place of its index in the tree, and names the page above it as its \
+             parent";
+    }
+}
 
 /// A page of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +171,7 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
     let is_still = !object.is_updating();
     let fault = |pfn: u32, detail: &dyn Fn() -> String| {
         if is_still {
-            findings.add("object-index", "vm_page", array.address(pfn.into()), detail);
+            findings.add(&OBJECT_INDEX, "vm_page", array.address(pfn.into()), detail);
         }
     };
     let (name, at) = (object.name, object.at);

@@ -10,6 +10,20 @@ use vmkern_abi::addr::GuestVirt;
 
 use super::finding::Findings;
 use super::page_array::{Page, PageArray};
+use super::rule::rules;
+
+rules! {
+    None;
+    Owners {
+        PAGE_OWNER = "page-owner":
+            "a page has one use: a page of an object, a node, a table, a page of a pool, a slab, \
+             and so on";
+        PAGE_FREE = "page-free":
+            "a used page is allocated, and a page in a free block or a CPU's cache is not";
+        PAGE_UNMANAGED = "page-unmanaged":
+            "a used page is under management";
+    }
+}
 
 /// What a page is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +92,11 @@ impl Owners {
         let what = || format!("page {pfn:#x}");
         let Some((segment, index)) = pages.locate(pfn) else {
             if pages.is_managed(pfn) {
-                findings.add("page-free", "vm_page", pages.address(pfn), || {
+                findings.add(&PAGE_FREE, "vm_page", pages.address(pfn), || {
                     format!("{} is {} at {at}, but was never handed out", what(), owner.words())
                 });
             } else {
-                findings.add("page-unmanaged", owner.words(), at, || {
+                findings.add(&PAGE_UNMANAGED, owner.words(), at, || {
                     format!("{} is not under management", what())
                 });
             }
@@ -91,7 +105,7 @@ impl Owners {
         let is_allocated = pages.segments[segment].pages.get(index).is_some_and(Page::is_allocated);
         if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
-            findings.add("page-free", "vm_page", pages.address(pfn), || {
+            findings.add(&PAGE_FREE, "vm_page", pages.address(pfn), || {
                 format!(
                     "{} is {} at {at}, but its flags say that it is {word}",
                     what(),
@@ -102,7 +116,7 @@ impl Owners {
         let slot = &mut self.owners.borrow_mut()[segment][index];
         match *slot {
             None => *slot = Some(owner),
-            Some(first) => findings.add("page-owner", "vm_page", pages.address(pfn), || {
+            Some(first) => findings.add(&PAGE_OWNER, "vm_page", pages.address(pfn), || {
                 format!("{} is {} at {at}, and also {}", what(), owner.words(), first.words())
             }),
         }

@@ -11,8 +11,18 @@ use vmkern_abi::layout::{KernelRoots, PageFlags, PageOflags, VmObject, VmPage, V
 use zerocopy::FromBytes;
 
 use super::finding::Findings;
+use super::free_lists::SEGMENT_ORDER;
 use super::memory::Memory;
+use super::rule::rules;
 use crate::InspectError;
+
+rules! {
+    None;
+    Owners {
+        SEGMENT_FRESH = "segment-fresh":
+            "the fresh pages of a segment lie inside it";
+    }
+}
 
 /// Elements of the page array in a page.
 const PER_PAGE: usize = 4096 / size_of::<VmPage>();
@@ -186,14 +196,14 @@ impl PageArray {
             let (start, end) = (u64::from(seg.start.get()), u64::from(seg.end.get()));
             let limit = first_page.saturating_add(size);
             if start < below || end <= start || end > limit {
-                findings.add("segment-order", "vm_phys_seg", place, || {
+                findings.add(&SEGMENT_ORDER, "vm_phys_seg", place, || {
                     format!("it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} and {limit:#x}")
                 });
                 break;
             }
             let fresh = u64::from(seg.fresh.get());
             if fresh < start || fresh > end {
-                findings.add("segment-fresh", "vm_phys_seg", place, || {
+                findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
                     format!(
                         "its fresh pages begin at {fresh:#x}, outside pages {start:#x} to {end:#x}"
                     )

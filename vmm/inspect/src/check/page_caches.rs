@@ -9,16 +9,30 @@ use vmkern_abi::layout::{PageCache, Pcpu, VmFreeList};
 
 use super::context::Context;
 use super::owners::Owner;
+use super::rule::rules;
 use super::sched::Item;
+
+rules! {
+    Some(check);
+    Memory {
+        PAGE_CACHE_LINK = "page-cache-link":
+            "a CPU's cache of pages is linked both ways, to its tail, and reaches no page twice";
+        PAGE_CACHE_COUNT = "page-cache-count":
+            "its count is the number of its pages, at most `page_cache_max`, and 0 where there \
+             are no caches";
+        PAGE_CACHE_FLOOR = "page-cache-floor":
+            "the floor of caches follows from the thresholds, the CPUs, and what a cache can hold";
+    }
+}
 
 /// Most pages that a cache may be allowed to have (`vm.pgcache_zone_max_pcpu`).
 const LIMIT: u64 = 65_536;
 
 /// Checks the caches, and claims every page in one.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let max = &ctx.roots.page_cache_max;
     if max.get() > LIMIT {
-        ctx.finding("page-cache-floor", "kernel roots", ctx.root_of(max), || {
+        ctx.finding(&PAGE_CACHE_FLOOR, "kernel roots", ctx.root_of(max), || {
             format!("page_cache_max is {}, but is at most {LIMIT}", max.get())
         });
     }
@@ -48,7 +62,7 @@ fn floor(ctx: &Context<'_>) -> u64 {
 fn check_floor(ctx: &Context<'_>) {
     let (says, expected) = (ctx.roots.page_cache_floor.get(), floor(ctx));
     if says != expected {
-        ctx.finding("page-cache-floor", "kernel roots", ctx.root_of(&ctx.roots.page_cache_floor), || {
+        ctx.finding(&PAGE_CACHE_FLOOR, "kernel roots", ctx.root_of(&ctx.roots.page_cache_floor), || {
             format!("page_cache_floor is {says}, but thresholds, CPUs and page_cache_max make it {expected}")
         });
     }
@@ -62,7 +76,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     while next != 0 {
         let pfn = u64::from(next);
         let Some((&page, (segment, _))) = ctx.pages.get(pfn).zip(ctx.pages.locate(pfn)) else {
-            ctx.finding("page-cache-link", "page cache", at, || {
+            ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
                 format!(
                     "of CPU {number}: after page {before:#x} comes {pfn:#x}, which was never used"
                 )
@@ -71,13 +85,13 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         };
         let page_at: GuestVirt = ctx.pages.address(pfn);
         if !seen.insert(pfn) {
-            ctx.finding("page-cache-link", "vm_page", page_at, || {
+            ctx.finding(&PAGE_CACHE_LINK, "vm_page", page_at, || {
                 format!("the cache of CPU {number} leads to page {pfn:#x} twice and never ends")
             });
             break;
         }
         if page.prev != before || usize::from(page.segind) != segment {
-            ctx.finding("page-cache-link", "vm_page", page_at, || {
+            ctx.finding(&PAGE_CACHE_LINK, "vm_page", page_at, || {
                 let (prev, segind) = (page.prev, page.segind);
                 format!(
                     "page {pfn:#x} of segment {segment} comes after {before:#x} in the cache of CPU {number}, but says \
@@ -89,7 +103,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         (before, next) = (next, page.next);
     }
     if list.tail.get() != before {
-        ctx.finding("page-cache-link", "page cache", at, || {
+        ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
             format!(
                 "of CPU {number}: its tail is page {:#x}, but its last page is {before:#x}",
                 list.tail.get()
@@ -99,7 +113,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let (count, found) = (list.count.get(), seen.len() as u64);
     let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };
     if count != found || found > most {
-        ctx.finding("page-cache-count", "page cache", at, || {
+        ctx.finding(&PAGE_CACHE_COUNT, "page cache", at, || {
             format!(
                 "of CPU {number}: count says {count}, but it has {found} pages and may have {most}"
             )

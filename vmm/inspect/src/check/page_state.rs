@@ -9,6 +9,25 @@ use super::free_lists::is_known_zero;
 use super::in_flight::InFlight;
 use super::owners::Owner;
 use super::page_array::Page;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Owners {
+        PAGE_LOST = "page-lost":
+            "an allocated page is used by something, and a free page is in a free block or a \
+             CPU's cache";
+    }
+    Memory {
+        PAGE_FREE_STATE = "page-free-state":
+            "a free page has the fields of a free page, in a block or in a cache";
+        PAGE_STATE = "page-state":
+            "an allocated page has the flags, wiring, validity and queue that its owner gives it; \
+             pages mapped by `pmap_qenter` are chained only while a thread holds the first";
+        PAGE_COUNTS = "page-counts":
+            "each counter of pages is equal to the number of pages that it counts";
+    }
+}
 
 /// Pages by state.
 #[derive(Default)]
@@ -18,8 +37,13 @@ struct Counts {
     wired: u64,
 }
 
-/// Checks all pages.
-pub(super) fn check(ctx: &Context<'_>) {
+/// Checks the states of all pages, and that none is lost.
+fn check(ctx: &Context<'_>) {
+    check_states(ctx);
+    check_lost(ctx);
+}
+
+fn check_states(ctx: &Context<'_>) {
     // With a lock owned, pages are on their way from one state to another.
     if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
@@ -35,7 +59,7 @@ pub(super) fn check(ctx: &Context<'_>) {
                 check_free(ctx, pfn, page, owner);
             }
             None if !page.is_allocated() => {
-                ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
+                ctx.finding(&PAGE_LOST, "vm_page", ctx.pages.address(pfn), || {
                     format!("page {pfn:#x} is free, but in no free block and no cache")
                 })
             }
@@ -60,7 +84,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 /// them.
 fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
     for pfn in InFlight::new(ctx).lost(chained) {
-        ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
+        ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || {
             let next = ctx.pages.get(pfn).map_or(0, |page| page.next);
             format!("page {pfn:#x} is {}, but has next {next:#x}", Owner::Kentered.words())
         });
@@ -68,7 +92,7 @@ fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
 }
 
 /// Checks that every page that is handed out is somebody's: runs when all pages have been claimed.
-pub(super) fn check_lost(ctx: &Context<'_>) {
+fn check_lost(ctx: &Context<'_>) {
     // What a map that is being changed has for itself is not looked through.
     if ctx.is_locked() || ctx.maps.all.iter().any(|map| map.is_updating()) {
         return;
@@ -76,7 +100,7 @@ pub(super) fn check_lost(ctx: &Context<'_>) {
     let nobodys = |&(pfn, page): &(u64, &Page)| page.is_allocated() && ctx.owner(pfn).is_none();
     let suspects: Vec<u64> = ctx.pages.used().filter(nobodys).map(|(pfn, _)| pfn).collect();
     for pfn in InFlight::new(ctx).lost(&suspects) {
-        ctx.finding("page-lost", "vm_page", ctx.pages.address(pfn), || {
+        ctx.finding(&PAGE_LOST, "vm_page", ctx.pages.address(pfn), || {
             format!("page {pfn:#x} is handed out, but nothing leads to it")
         });
     }
@@ -97,7 +121,7 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
         ..Page::FRESH
     };
     if *page != expected {
-        ctx.finding("page-free-state", "vm_page", ctx.pages.address(pfn), || {
+        ctx.finding(&PAGE_FREE_STATE, "vm_page", ctx.pages.address(pfn), || {
             format!(
                 "page {pfn:#x} is {}, but its state is not that of a free page: {page:x?}",
                 owner.words()
@@ -113,7 +137,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let known =
         PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::ZERO | PageFlags::UNMANAGED | mark;
     let fault =
-        |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+        |detail: String| ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || detail);
     if !page.flags.contains(PageFlags::TOUCHED) || !known.contains(page.flags) {
         fault(format!("page {pfn:#x} is handed out, with the flags {:?}", page.flags));
     }
@@ -169,7 +193,7 @@ fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let kernels = [ctx.root_of(&ctx.roots.kernel_object), ctx.root_of(&ctx.roots.kmem_object)];
     let is_kernels = kernels.contains(&page.object.addr());
     let fault =
-        |detail: String| ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || detail);
+        |detail: String| ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || detail);
     if page.flags.contains(PageFlags::UNMANAGED) != is_kernels {
         fault(format!(
             "page {pfn:#x} of the object at {} has the flags {:?}",
@@ -209,7 +233,7 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
         ..Page::FRESH
     };
     if *page != expected {
-        ctx.finding("page-state", "vm_page", ctx.pages.address(pfn), || {
+        ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || {
             format!(
                 "page {pfn:#x} is {}, so it should be wired once and have no other state, but is {page:x?}",
                 owner.words()
@@ -225,7 +249,7 @@ fn check_counts(ctx: &Context<'_>, counts: &Counts) {
     let compare =
         |name: &str, counter: &vmkern_abi::field::Field<u64>, found: u64, source: &str| {
             if counter.get() != found {
-                ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
+                ctx.finding(&PAGE_COUNTS, "vmmeter", ctx.root_of(counter), || {
                     format!("{name} says {}, but {source} {found}", counter.get())
                 });
             }

@@ -5,9 +5,19 @@ use std::collections::HashSet;
 use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, VmFreeList};
 
 use super::context::Context;
+use super::page_state::PAGE_COUNTS;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Memory {
+        PAGE_QUEUE = "page-queue":
+            "a paging queue is linked both ways, and has exactly the pages that say so";
+    }
+}
 
 /// Checks both queues against each other and the page array.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.vm_page_queue_mtx.owner.get() != 0 {
         return;
     }
@@ -21,14 +31,14 @@ pub(super) fn check(ctx: &Context<'_>) {
     ];
     for (name, counter, list) in counters {
         if counter.get() != list.count.get() {
-            ctx.finding("page-counts", "vmmeter", ctx.root_of(counter), || {
+            ctx.finding(&PAGE_COUNTS, "vmmeter", ctx.root_of(counter), || {
                 format!("{name} says {}, but its queue counts {}", counter.get(), list.count.get())
             });
         }
     }
     for (pfn, page) in ctx.pages.used() {
         if page.queue != 0 && !queued.contains(&pfn) {
-            ctx.finding("page-queue", "vm_page", ctx.pages.address(pfn), || {
+            ctx.finding(&PAGE_QUEUE, "vm_page", ctx.pages.address(pfn), || {
                 format!(
                     "page {pfn:#x} says that it is on queue {}, which does not lead to it",
                     page.queue
@@ -50,20 +60,20 @@ fn check_queue(
     while next != 0 {
         let pfn = u64::from(next);
         let Some(&page) = ctx.pages.locate(pfn).and_then(|_| ctx.pages.get(pfn)) else {
-            ctx.finding("page-queue", "paging queue", list_at, || {
+            ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
                 format!("{name} queue: after page {before:#x} comes {pfn:#x}, which was never used")
             });
             break;
         };
         let at = ctx.pages.address(pfn);
         if !queued.insert(pfn) {
-            ctx.finding("page-queue", "vm_page", at, || {
+            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
                 format!("the {name} queue comes to page {pfn:#x}, which is on a queue already")
             });
             break;
         }
         if page.prev != before {
-            ctx.finding("page-queue", "vm_page", at, || {
+            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
                 format!(
                     "prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}",
                     page.prev
@@ -71,7 +81,7 @@ fn check_queue(
             });
         }
         if page.queue != number {
-            ctx.finding("page-queue", "vm_page", at, || {
+            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
                 format!(
                     "page {pfn:#x} is on the {name} queue, number {number}, but says {}",
                     page.queue
@@ -82,7 +92,7 @@ fn check_queue(
         (before, next) = (next, page.next);
     }
     if list.tail.get() != before || list.count.get() != count {
-        ctx.finding("page-queue", "paging queue", list_at, || {
+        ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
             let (tail, counted) = (list.tail.get(), list.count.get());
             format!("{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to {before:#x}")
         });

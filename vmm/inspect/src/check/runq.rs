@@ -7,10 +7,31 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{Pcpu, Preempt, RQ_PPQ, RunQueue, Thread, ThreadList, ThreadState};
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::{Item, label};
+use super::threads::CPU;
+use super::waits::FLAG_WORD;
+
+rules! {
+    Some(check);
+    Threads {
+        COLD = "cold":
+            "the boot is over";
+        RUNQ_LINK = "runq-link":
+            "a run queue is linked both ways, and a thread on no queue has no links";
+        RUNQ_STATUS = "runq-status":
+            "the status bits are those of the run queues that are not empty";
+        RUNQ_PRIORITY = "runq-priority":
+            "a thread is on the run queue of its priority";
+        RUNQ_STATE = "runq-state":
+            "a thread on a run queue is runnable";
+        RUNQ_MISSING = "runq-missing":
+            "a runnable thread is on a run queue";
+    }
+}
 
 /// Checks the run queues.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     check_cold(ctx);
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
@@ -24,7 +45,7 @@ pub(super) fn check(ctx: &Context<'_>) {
             let at = queues.add((number * size_of::<ThreadList>()) as u64);
             let is_marked = runq.status.get() >> number & 1 != 0;
             if is_marked == list.head.get().is_null() {
-                ctx.finding("runq-status", "run queue", at, || {
+                ctx.finding(&RUNQ_STATUS, "run queue", at, || {
                     let head = list.head.get().addr();
                     format!(
                         "the status bit of list {number} is {}, but its head is {head}",
@@ -45,7 +66,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<Guest
     let is_queued = queued.contains(&thread.addr());
     let idles = ctx.sched.idles(thread.at).is_some() && t.priority.get() == t.base_priority.get();
     if t.state() == Some(ThreadState::Runnable) && idles == is_queued {
-        ctx.finding("runq-missing", "thread", thread.addr(), || {
+        ctx.finding(&RUNQ_MISSING, "thread", thread.addr(), || {
             let place = if idles {
                 "on a run queue, where idle threads are not"
             } else {
@@ -57,7 +78,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<Guest
     let (next, prev) = (t.rq_next.get(), t.rq_prev.get());
     let has_links = !next.is_null() || !prev.is_null();
     if !is_queued && has_links {
-        ctx.finding("runq-link", "thread", thread.addr(), || {
+        ctx.finding(&RUNQ_LINK, "thread", thread.addr(), || {
             let (next, prev) = (next.addr(), prev.addr());
             format!("{} is on no run queue, but has rq_next {next} and rq_prev {prev}", label(t))
         });
@@ -74,7 +95,7 @@ fn check_list(
     let (mut before, mut next) = (KPtr::NULL, list.head.get());
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
-            ctx.finding("runq-link", "run queue", at, || {
+            ctx.finding(&RUNQ_LINK, "run queue", at, || {
                 format!(
                     "list {number} leads to {}, which is not on the list of threads",
                     pointer.addr()
@@ -84,13 +105,13 @@ fn check_list(
         };
         let t: &Thread = &thread.value;
         if !queued.insert(thread.addr()) {
-            ctx.finding("runq-link", "thread", thread.addr(), || {
+            ctx.finding(&RUNQ_LINK, "thread", thread.addr(), || {
                 format!("{} is on the run queues twice, the second time on list {number}", label(t))
             });
             return;
         }
         if t.rq_prev.get() != before {
-            ctx.finding("runq-link", "thread", thread.addr(), || {
+            ctx.finding(&RUNQ_LINK, "thread", thread.addr(), || {
                 format!(
                     "its rq_prev is {}, but list {number} comes from {}",
                     t.rq_prev.get().addr(),
@@ -99,19 +120,19 @@ fn check_list(
             });
         }
         if t.state() != Some(ThreadState::Runnable) {
-            ctx.finding("runq-state", "thread", thread.addr(), || {
+            ctx.finding(&RUNQ_STATE, "thread", thread.addr(), || {
                 format!("{} is on the run queue, but its state is {}", label(t), t.state.get())
             });
         }
         if usize::from(t.priority.get() / RQ_PPQ) != number {
-            ctx.finding("runq-priority", "thread", thread.addr(), || {
+            ctx.finding(&RUNQ_PRIORITY, "thread", thread.addr(), || {
                 format!("{} has priority {}, but is on list {number}", label(t), t.priority.get())
             });
         }
         (before, next) = (pointer, t.rq_next.get());
     }
     if list.tail.get() != before {
-        ctx.finding("runq-link", "run queue", at, || {
+        ctx.finding(&RUNQ_LINK, "run queue", at, || {
             format!(
                 "the tail of list {number} is {}, but its last thread is {}",
                 list.tail.get().addr(),
@@ -125,18 +146,18 @@ fn check_list(
 fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let reason = cpu.value.need_resched.get();
     if reason.known().is_none() {
-        ctx.finding("cpu", "CPU", cpu.addr(), || {
+        ctx.finding(&CPU, "CPU", cpu.addr(), || {
             format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver.code())
         });
     }
     if !cpu.value.serving.get().is_known() {
-        ctx.finding("flag-word", "CPU", cpu.addr(), || {
+        ctx.finding(&FLAG_WORD, "CPU", cpu.addr(), || {
             format!("serving is {}, but is 0 or 1", cpu.value.serving.get())
         });
     }
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);
     if cpu.value.slice.get() > quantum {
-        ctx.finding("cpu", "CPU", cpu.addr(), || {
+        ctx.finding(&CPU, "CPU", cpu.addr(), || {
             format!(
                 "its time slice has {} ticks left, but a whole one has {quantum}",
                 cpu.value.slice.get()
@@ -148,7 +169,7 @@ fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
 fn check_cold(ctx: &Context<'_>) {
     let cold = &ctx.roots.sched.cold;
     if cold.is_set() {
-        ctx.finding("cold", "scheduler", ctx.root_of(cold), || {
+        ctx.finding(&COLD, "scheduler", ctx.root_of(cold), || {
             format!("cold is {}, but the kernel serves requests", cold.get())
         });
     }

@@ -13,6 +13,15 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::finding::Findings;
 use super::memory::Memory;
+use super::rule::rules;
+
+rules! {
+    None;
+    Threads {
+        LIST_CYCLE = "list-cycle":
+            "no list of threads, queues, handlers or CPUs reaches an element twice";
+    }
+}
 
 /// A structure with its address.
 #[derive(Debug)]
@@ -39,7 +48,7 @@ pub(super) fn chain<T: FromBytes + IntoBytes>(
     let (mut items, mut seen, mut at) = (Vec::new(), HashSet::new(), head);
     while let Some(pointer) = at.non_null() {
         if !seen.insert(pointer.addr()) {
-            findings.add("list-cycle", what, pointer.addr(), || {
+            findings.add(&LIST_CYCLE, what, pointer.addr(), || {
                 format!("its list leads back to it after {} items and never ends", items.len())
             });
             break;

@@ -6,10 +6,31 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{SC_TABLESIZE, ThreadState};
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::{Queue, label};
 
+rules! {
+    Some(check);
+    Threads {
+        SLEEPQ_CHAIN = "sleepq-chain":
+            "a sleep queue is in the chain of its channel";
+        SLEEPQ_CHANNEL = "sleepq-channel":
+            "a channel has one sleep queue";
+        SLEEPQ_LINK = "sleepq-link":
+            "a sleep queue is linked both ways";
+        SLEEPQ_SLEEPER = "sleepq-sleeper":
+            "a thread on a sleep queue sleeps, and on that channel";
+        SLEEPQ_MISSING = "sleepq-missing":
+            "a sleeping thread is on a sleep queue";
+        SLEEPQ_OWNER = "sleepq-owner":
+            "each thread has a sleep queue, with it or lent to its channel";
+        SLEEPQ_SPARE = "sleepq-spare":
+            "a channel's sleep queue keeps a spare one for each sleeper but one";
+    }
+}
+
 /// Checks all sleep queues.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
@@ -21,7 +42,7 @@ pub(super) fn check(ctx: &Context<'_>) {
         chain = (queue.chain, queue.queue.at);
         let channel = queue.queue.value.wchan.get();
         if let Some(other) = channels.insert(channel, queue.queue.addr()) {
-            ctx.finding("sleepq-channel", "sleep queue", queue.queue.addr(), || {
+            ctx.finding(&SLEEPQ_CHANNEL, "sleep queue", queue.queue.addr(), || {
                 format!("its channel {channel} is also that of the queue at {other}")
             });
         }
@@ -30,7 +51,7 @@ pub(super) fn check(ctx: &Context<'_>) {
     for thread in &ctx.sched.threads {
         let t = &thread.value;
         if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
-            ctx.finding("sleepq-missing", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_MISSING, "thread", thread.addr(), || {
                 format!(
                     "{} sleeps on {}, but is on no sleep queue: nothing can wake it",
                     label(t),
@@ -50,7 +71,7 @@ const fn hash(channel: GuestVirt) -> u64 {
 fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout::SleepQueue>) {
     let (at, q) = (queue.queue.addr(), &queue.queue.value);
     if hash(q.wchan.get()) != queue.chain as u64 {
-        ctx.finding("sleepq-chain", "sleep queue", at, || {
+        ctx.finding(&SLEEPQ_CHAIN, "sleep queue", at, || {
             let own = hash(q.wchan.get());
             format!(
                 "its channel {} belongs to chain {own}, but it is in chain {}",
@@ -60,7 +81,7 @@ fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout
         });
     }
     if q.hash_prev.get() != before {
-        ctx.finding("sleepq-chain", "sleep queue", at, || {
+        ctx.finding(&SLEEPQ_CHAIN, "sleep queue", at, || {
             let prev = q.hash_prev.get().addr();
             format!(
                 "its hash_prev is {prev}, but chain {} comes from {}",
@@ -77,20 +98,20 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
     let (mut before, mut next, mut count) = (KPtr::NULL, q.blocked.head.get(), 0);
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
-            ctx.finding("sleepq-link", "sleep queue", at, || {
+            ctx.finding(&SLEEPQ_LINK, "sleep queue", at, || {
                 format!("it leads to {}, which is not on the list of threads", pointer.addr())
             });
             return;
         };
         let t = &thread.value;
         if !asleep.insert(thread.addr()) {
-            ctx.finding("sleepq-link", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_LINK, "thread", thread.addr(), || {
                 format!("{} is on sleep queues twice", label(t))
             });
             return;
         }
         if t.sq_prev.get() != before {
-            ctx.finding("sleepq-link", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_LINK, "thread", thread.addr(), || {
                 format!(
                     "its sq_prev is {}, but its queue comes from {}",
                     t.sq_prev.get().addr(),
@@ -99,7 +120,7 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
             });
         }
         if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
-            ctx.finding("sleepq-sleeper", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_SLEEPER, "thread", thread.addr(), || {
                 let (state, own) = (t.state.get(), t.wchan.get());
                 format!(
                     "{} is on the queue of {}, but its state is {state} and its channel {own}",
@@ -112,7 +133,7 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         (before, next) = (pointer, t.sq_next.get());
     }
     if q.blocked.tail.get() != before {
-        ctx.finding("sleepq-link", "sleep queue", at, || {
+        ctx.finding(&SLEEPQ_LINK, "sleep queue", at, || {
             format!(
                 "its tail is {}, but its last sleeper is {}",
                 q.blocked.tail.get().addr(),
@@ -121,7 +142,7 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         });
     }
     if count != queue.spares.len() + 1 {
-        ctx.finding("sleepq-spare", "sleep queue", at, || {
+        ctx.finding(&SLEEPQ_SPARE, "sleep queue", at, || {
             format!(
                 "it should have a spare queue for each sleeper but one: sleepers {count}, spare queues {}",
                 queue.spares.len()
@@ -140,14 +161,14 @@ fn check_ownership(ctx: &Context<'_>) {
         .flat_map(|queue| std::iter::once(&queue.queue).chain(&queue.spares));
     for queue in in_use {
         if owners.insert(queue.addr(), ctx.root_of(&ctx.roots.sched.sleepqueues)).is_some() {
-            ctx.finding("sleepq-owner", "sleep queue", queue.addr(), || "it is in use twice");
+            ctx.finding(&SLEEPQ_OWNER, "sleep queue", queue.addr(), || "it is in use twice");
         }
     }
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
         let t = &thread.value;
         let own = t.sleepqueue.get();
         if (t.state() == Some(ThreadState::Sleeping)) != own.is_null() {
-            ctx.finding("sleepq-owner", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_OWNER, "thread", thread.addr(), || {
                 format!(
                     "{} has state {}, but the sleep queue that it owns is {}",
                     label(t),
@@ -159,7 +180,7 @@ fn check_ownership(ctx: &Context<'_>) {
         if let Some(own) = own.non_null()
             && let Some(other) = owners.insert(own.addr(), thread.addr())
         {
-            ctx.finding("sleepq-owner", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPQ_OWNER, "thread", thread.addr(), || {
                 format!("{} owns the sleep queue at {}, but so does {other}", label(t), own.addr())
             });
         }

@@ -6,7 +6,18 @@ use vmkern_abi::layout::{Thread, ThreadState, md};
 use vmkern_abi::pte::PteFlags;
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::{Item, label};
+
+rules! {
+    Some(check);
+    Threads {
+        KERNEL_STACK = "kernel-stack":
+            "its stack is mapped, and the page below is not";
+        SAVED_CONTEXT = "saved-context":
+            "its saved context lies on its stack";
+    }
+}
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
 const KSTACK_PAGES: u64 = 4;
@@ -45,7 +56,7 @@ impl Saved {
 }
 
 /// Checks the stacks of all threads, those that have exited included.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
@@ -62,7 +73,7 @@ pub(super) fn check(ctx: &Context<'_>) {
 
 fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
     let (low, pages) = (thread.value.kstack.get(), u64::from(thread.value.kstack_pages.get()));
-    let fault = |detail: String| ctx.finding("kernel-stack", "thread", thread.addr(), || detail);
+    let fault = |detail: String| ctx.finding(&KERNEL_STACK, "thread", thread.addr(), || detail);
     let lowest = VM_MIN_KERNEL_ADDRESS.add(PAGE_SIZE);
     let end = low.checked_add(KSTACK_PAGES * PAGE_SIZE).filter(|&end| end <= VM_MAX_KERNEL_ADDRESS);
     let (true, Some(end)) = (low.is_page_aligned() && low >= lowest, end) else {
@@ -101,7 +112,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
 fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
     let saved = Saved::of(t);
-    let fault = |detail: String| ctx.finding("saved-context", "thread", thread.addr(), || detail);
+    let fault = |detail: String| ctx.finding(&SAVED_CONTEXT, "thread", thread.addr(), || detail);
     let Saved { rsp, slot, low, high, slots, slots_end, depth } = saved;
     let kstack = t.kstack.get().get();
     // A thread that has never run has only its bounds, and has left its stack alone.

@@ -11,8 +11,41 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::context::Context;
 use super::owners::Owner;
+use super::rule::Rule;
+use super::rule::rules;
 use super::tables::{Table, Translation, level_name};
+use super::translations::{PTE_USER, PTE_WX};
 use crate::read::leaves::name;
+
+rules! {
+    Some(check);
+    Tables {
+        TABLE_VALID = "table-valid":
+            "a page table's valid entries are counted, in its page or, for the boot's, in the \
+             roots";
+        BOOT_TABLES = "boot-tables":
+            "page tables of kernel_map are the boot's, `nkpt` in a row, or managed pages";
+        TABLE_REACH = "table-reach":
+            "there are tables from the start of kernel_map to `kernel_vm_end` and for the image, \
+             and no others";
+        DIRECT_MAP = "direct-map":
+            "the direct map shows all RAM, each 2 MiB where the arithmetic says, writable and not \
+             executable";
+        IMAGE_MAPPING = "image-mapping":
+            "the image's window is low memory, text, read-only data and data in this order, at \
+             their places, and the local APIC";
+        IMAGE_GUARDS = "image-guards":
+            "the guard pages of the three stacks in the image are not mapped";
+        PMAP_ROOT = "pmap-root":
+            "the pmap's root is the CPU's root";
+        PMAP_RESIDENT = "pmap-resident":
+            "`resident_count` is the number of translations that `pmap_enter` made";
+        PMAP_WIRED = "pmap-wired":
+            "`wired_count` is the number of those that are wired";
+        PMAP_TABLES = "pmap-tables":
+            "`table_count` is the number of pages that are tables";
+    }
+}
 
 /// End of low memory, which the image's window shows as data.
 const LOW_END: u64 = 1 << 20;
@@ -22,7 +55,7 @@ const APIC: GuestPhys = GuestPhys::new(0xfee0_0000);
 const GUARDS: u64 = 3;
 
 /// Checks all tables.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     tables(ctx);
     boot_tables(ctx);
     reach(ctx);
@@ -64,7 +97,7 @@ fn tables(ctx: &Context<'_>) {
         let is_kernels = table.level == Level::Pdpt || is_managed || is_below_image(table);
         let expected = if is_kernels { user } else { PteFlags::U };
         if table.level != Level::Pml4 && table.pte.flags() & PteFlags::U != expected {
-            ctx.finding("pte-user", parent_name(table), table.base, || {
+            ctx.finding(&PTE_USER, parent_name(table), table.base, || {
                 format!(
                     "the entry of a table is {:?}, but the kernel's privilege asks for {expected:?}",
                     table.pte.flags()
@@ -79,7 +112,7 @@ fn tables(ctx: &Context<'_>) {
         let counted = if table.level == Level::Pt { table.valid } else { 0 };
         let Some(page) = ctx.pages.get(pfn).filter(|_| pmap_is_still) else { continue };
         if page.private != counted {
-            ctx.finding("table-valid", "vm_page", ctx.pages.address(pfn), || {
+            ctx.finding(&TABLE_VALID, "vm_page", ctx.pages.address(pfn), || {
                 let (level, Table { base, valid, .. }) = (name(table.level), table);
                 format!(
                     "page {pfn:#x} is the {level} for {base}: private says {}, but it has {valid} valid entries",
@@ -90,7 +123,7 @@ fn tables(ctx: &Context<'_>) {
     }
     let count = ctx.roots.kernel_pmap.table_count.get();
     if count != managed && pmap_is_still {
-        pmap_finding(ctx, "pmap-tables", || {
+        pmap_finding(ctx, &PMAP_TABLES, || {
             format!("table_count says {count}, but {managed} pages are page tables")
         });
     }
@@ -106,7 +139,7 @@ fn boot_tables(ctx: &Context<'_>) {
     let boots = &ctx.roots.boot_tables;
     let nkpt = boots.nkpt.get();
     if nkpt > NKPT as u64 {
-        ctx.finding("boot-tables", "boot_tables", ctx.root_of(&boots.nkpt), || {
+        ctx.finding(&BOOT_TABLES, "boot_tables", ctx.root_of(&boots.nkpt), || {
             format!("nkpt is {nkpt}, but can be {NKPT} at most")
         });
     }
@@ -120,7 +153,7 @@ fn boot_tables(ctx: &Context<'_>) {
     for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
         if number < nkpt && valid.is_none() {
             ctx.finding(
-                "boot-tables",
+                &BOOT_TABLES,
                 "page table",
                 VM_MIN_KERNEL_ADDRESS.add(number * NBPDR),
                 || format!("the page directory does not lead to page table {number} of {nkpt}"),
@@ -128,7 +161,7 @@ fn boot_tables(ctx: &Context<'_>) {
         }
         let valid = valid.unwrap_or(0);
         if counted.get() != valid && pmap_is_still {
-            ctx.finding("table-valid", "boot_tables", ctx.root_of(counted), || {
+            ctx.finding(&TABLE_VALID, "boot_tables", ctx.root_of(counted), || {
                 let counted = counted.get();
                 format!("page table {number} has {valid} valid entries, but {counted} are counted")
             });
@@ -150,7 +183,7 @@ fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<us
     let first = if table.level == Level::Pt { &boots.kptphys } else { &boots.kpdphys };
     let place = if table.level == Level::Pt { number.saturating_mul(PAGE_SIZE) } else { 0 };
     if !is_boots || first.get().checked_add(place) != Some(table.at) {
-        ctx.finding("boot-tables", "page table", table.base, || {
+        ctx.finding(&BOOT_TABLES, "page table", table.base, || {
             let (level, at) = (name(table.level), table.at);
             format!("the {level} at {at} is neither a managed page nor the boot's for here")
         });
@@ -168,7 +201,7 @@ fn parent_name(table: &Table) -> &'static str {
     })
 }
 
-fn pmap_finding(ctx: &Context<'_>, rule: &'static str, detail: impl FnOnce() -> String) {
+fn pmap_finding(ctx: &Context<'_>, rule: &'static Rule, detail: impl FnOnce() -> String) {
     ctx.finding(rule, "kernel_pmap", ctx.root(offset_of!(KernelRoots, kernel_pmap)), detail);
 }
 
@@ -183,7 +216,7 @@ fn reach(ctx: &Context<'_>) {
     let (end, image_end) = (ctx.roots.kernel_vm_end.get(), ctx.roots.virtual_avail.get());
     let mut next = VM_MIN_KERNEL_ADDRESS;
     let missing = |from: GuestVirt, to: GuestVirt| {
-        ctx.finding("table-reach", "page table", from, || {
+        ctx.finding(&TABLE_REACH, "page table", from, || {
             format!("page tables should reach to {end}, but there is none for [{from}, {to})")
         });
     };
@@ -195,7 +228,7 @@ fn reach(ctx: &Context<'_>) {
     {
         let is_image = (KERNBASE..image_end).contains(&table.base);
         if table.base >= end && !is_image {
-            ctx.finding("table-reach", "page table", table.base, || {
+            ctx.finding(&TABLE_REACH, "page table", table.base, || {
                 format!(
                     "kernel_vm_end is {end}, but the page table at {} is for this address",
                     table.at
@@ -225,7 +258,7 @@ fn direct_map(ctx: &Context<'_>) {
     let flags = flags | user(ctx);
     let mut found = ctx.tables.direct.iter().peekable();
     let extra = |translation: &Translation| {
-        ctx.finding("direct-map", "PDE", translation.va, || {
+        ctx.finding(&DIRECT_MAP, "PDE", translation.va, || {
             format!("the entry {:#x} maps memory that does not exist", translation.pte.bits())
         });
     };
@@ -239,10 +272,10 @@ fn direct_map(ctx: &Context<'_>) {
             }
             match found.next_if(|translation| translation.va == va) {
                 None => {
-                    ctx.finding("direct-map", "PDE", va, || format!("nothing maps the RAM at {at}"))
+                    ctx.finding(&DIRECT_MAP, "PDE", va, || format!("nothing maps the RAM at {at}"))
                 }
                 Some(translation) if translation.pte != want => {
-                    ctx.finding("direct-map", "PDE", va, || {
+                    ctx.finding(&DIRECT_MAP, "PDE", va, || {
                         format!(
                             "the entry is {:#x}, but that of the RAM at {at} is {:#x}",
                             translation.pte.bits(),
@@ -278,7 +311,7 @@ fn image(ctx: &Context<'_>) {
     for &Translation { va, pte } in &ctx.tables.image {
         let flags = pte.bits() & !vmkern_abi::pte::PG_FRAME;
         let finding = |detail: &dyn Fn() -> String| {
-            ctx.finding("image-mapping", "PTE", va, || {
+            ctx.finding(&IMAGE_MAPPING, "PTE", va, || {
                 format!("the entry is {:#x}: {}", pte.bits(), detail())
             });
         };
@@ -300,7 +333,7 @@ fn image(ctx: &Context<'_>) {
             flags if flags == text_flags() => Part::Text,
             flags if flags == text_flags() | PteFlags::NX => Part::ReadOnly,
             flags if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) => {
-                ctx.finding("pte-wx", "PTE", va, || {
+                ctx.finding(&PTE_WX, "PTE", va, || {
                     format!("the entry {:#x} is writable and executable", pte.bits())
                 });
                 continue;
@@ -329,7 +362,7 @@ fn image(ctx: &Context<'_>) {
         }
     }
     if !seen_apic {
-        ctx.finding("image-mapping", "PTE", apic, || "the local APIC is not mapped");
+        ctx.finding(&IMAGE_MAPPING, "PTE", apic, || "the local APIC is not mapped");
     }
     image_holes(ctx, last_data, data);
 }
@@ -341,7 +374,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     };
     let Some(last) = last_data else {
         return ctx.finding(
-            "image-mapping",
+            &IMAGE_MAPPING,
             "PTE",
             KERNBASE.add(LOW_END),
             || "the image has no data",
@@ -354,7 +387,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     let pages = last.get().saturating_sub(first.get()) / PAGE_SIZE + 1;
     let holes = pages.saturating_sub(data);
     if holes != GUARDS {
-        ctx.finding("image-guards", "PTE", first, || {
+        ctx.finding(&IMAGE_GUARDS, "PTE", first, || {
             format!(
                 "the image's data, [{first}, {last}], has {holes} pages that are not mapped, not {GUARDS} guard pages"
             )
@@ -364,7 +397,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     let hole = (start..first.get()).step_by(4096).map(GuestVirt::new).find(|&va| !mapped(va));
     if let Some(va) = hole {
         ctx.finding(
-            "image-mapping",
+            &IMAGE_MAPPING,
             "PTE",
             va,
             || "a page of the image's text or read-only data is not mapped",
@@ -397,8 +430,8 @@ fn counts(ctx: &Context<'_>) {
         .filter(|translation| translation.pte.flags().contains(PteFlags::W))
         .count() as u64;
     for (rule, name, counted, found) in [
-        ("pmap-resident", "resident_count", pmap.resident_count.get(), resident),
-        ("pmap-wired", "wired_count", pmap.wired_count.get(), wired),
+        (&PMAP_RESIDENT, "resident_count", pmap.resident_count.get(), resident),
+        (&PMAP_WIRED, "wired_count", pmap.wired_count.get(), wired),
     ] {
         if counted != found {
             pmap_finding(ctx, rule, || {
@@ -408,7 +441,7 @@ fn counts(ctx: &Context<'_>) {
     }
     if pmap.pml4.get() != ctx.memory.source().anchors().pml4 {
         let (pml4, published) = (pmap.pml4.get(), ctx.memory.source().anchors().pml4);
-        pmap_finding(ctx, "pmap-root", || {
+        pmap_finding(ctx, &PMAP_ROOT, || {
             format!("pml4 says {pml4}, but the published root table is {published}")
         });
     }

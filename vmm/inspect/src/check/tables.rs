@@ -10,7 +10,28 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::finding::Findings;
 use super::memory::Memory;
+use super::rule::rules;
 use crate::read::leaves::name;
+
+rules! {
+    None;
+    Tables {
+        TABLE_SLOT = "table-slot":
+            "only the two slots of the kernel's half of the root are used";
+        TABLE_FLAGS = "table-flags":
+            "the entry of a table has V, RW and A, and no bit that the last level decides";
+        TABLE_LARGE = "table-large":
+            "only entries of the direct map map large pages";
+        TABLE_FRAME = "table-frame":
+            "a table lies in RAM";
+        TABLE_SHARED = "table-shared":
+            "no table is reached twice, and there are no more translations than pages";
+    }
+    Translations {
+        PTE_INVALID = "pte-invalid":
+            "an entry that is not valid is 0";
+    }
+}
 
 /// Flags that an entry which leads to a table can have.
 const TABLE_KNOWN: PteFlags =
@@ -103,7 +124,7 @@ fn address(level: Level, base: GuestVirt, index: u64) -> GuestVirt {
 impl Reader<'_, '_> {
     fn visit(&mut self, at: GuestPhys, level: Level, base: GuestVirt, pte: Pte) {
         if self.tables_left == 0 {
-            return self.findings.add("table-shared", "page table", base, || {
+            return self.findings.add(&TABLE_SHARED, "page table", base, || {
                 format!(
                     "there are more page tables than the memory at hand can describe, among them this {} at {at}",
                     name(level)
@@ -111,7 +132,7 @@ impl Reader<'_, '_> {
             });
         }
         if let Some(first) = self.seen.insert(at, base) {
-            self.findings.add("table-shared", "page table", base, || {
+            self.findings.add(&TABLE_SHARED, "page table", base, || {
                 format!("the {} at {at} translates this address, and {first} as well", name(level))
             });
             return;
@@ -119,7 +140,7 @@ impl Reader<'_, '_> {
         let page = match self.memory.page("page table", at) {
             Ok(page) => page,
             Err(_) => {
-                return self.findings.add("table-frame", "page table", base, || {
+                return self.findings.add(&TABLE_FRAME, "page table", base, || {
                     format!(
                         "the {} for this address should be at {at}, where there is no RAM",
                         name(level)
@@ -141,7 +162,7 @@ impl Reader<'_, '_> {
             }
             let (pte, va) = (Pte::from_bits(bits), address(level, base, index));
             if !pte.is_valid() {
-                self.findings.add("pte-invalid", level_name(level), va, || {
+                self.findings.add(&PTE_INVALID, level_name(level), va, || {
                     format!(
                         "entry {index} of the table at {at} is not valid, but not empty: {bits:#x}"
                     )
@@ -158,7 +179,7 @@ impl Reader<'_, '_> {
         let is_direct = (DMAP_MIN..DMAP_MAX).contains(&va);
         if level == Level::Pml4 && !is_direct && va < VM_MIN_KERNEL_ADDRESS {
             let slot = level.index(va);
-            return self.findings.add("table-slot", "PML4E", va, || {
+            return self.findings.add(&TABLE_SLOT, "PML4E", va, || {
                 format!(
                     "slot {slot} of the root table at {table} is {:#x}, but the kernel maps nothing there",
                     pte.bits()
@@ -175,7 +196,7 @@ impl Reader<'_, '_> {
             return self.tables.direct.push(Translation { va, pte });
         }
         if pte.is_large() {
-            return self.findings.add("table-large", level_name(level), va, || {
+            return self.findings.add(&TABLE_LARGE, level_name(level), va, || {
                 format!(
                     "the entry {:#x} maps a page of {:#x} bytes, but only the direct map has large pages",
                     pte.bits(),
@@ -185,7 +206,7 @@ impl Reader<'_, '_> {
         }
         let flags = pte.bits() & !vmkern_abi::pte::PG_FRAME;
         if flags & !TABLE_KNOWN.bits() != 0 || !pte.flags().contains(TABLE_ALWAYS) {
-            self.findings.add("table-flags", level_name(level), va, || {
+            self.findings.add(&TABLE_FLAGS, level_name(level), va, || {
                 format!(
                     "the entry of a table is {:#x}, but must have {TABLE_ALWAYS:?} and nothing beyond {TABLE_KNOWN:?}",
                     pte.bits()
@@ -198,7 +219,7 @@ impl Reader<'_, '_> {
     fn translation(&mut self, va: GuestVirt, pte: Pte) {
         let Some(left) = self.left.checked_sub(1) else {
             return self.findings.add(
-                "table-shared",
+                &TABLE_SHARED,
                 "page table",
                 va,
                 || "there are more translations than pages",

@@ -1,34 +1,28 @@
 //! The rules and the book.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 
-/// The rules that the sources name: literals in kebab-case.
-fn rules() -> BTreeSet<String> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check");
-    let files = fs::read_dir(dir)
-        .expect("the sources are there")
-        .map(|file| file.expect("it can be read").path());
-    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
-    let texts: Vec<String> =
-        sources.map(|path| fs::read_to_string(path).expect("it can be read")).collect();
-    let literals = texts.iter().flat_map(|text| text.split('"'));
-    let is_rule = |literal: &&str| {
-        literal.contains('-')
-            && literal
-                .split('-')
-                .all(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase()))
-    };
-    literals.filter(is_rule).map(str::to_owned).collect()
-}
+use super::*;
 
 #[test]
 fn every_rule_is_in_the_book() {
-    let book = include_str!("../../../../docs/check.md");
-    let rules = rules();
+    let rules: Vec<_> = rules().collect();
     assert!(rules.len() > 70, "{rules:?}");
+    assert_eq!(rules.len(), PARTS.iter().map(|part| part.rules.len()).sum::<usize>());
+    let page = include_str!("../../../../docs/check.md");
     let missing: Vec<_> =
-        rules.iter().filter(|rule| !book.contains(&format!("`{rule}`"))).collect();
-    assert!(missing.is_empty(), "docs/check.md does not describe {missing:?}");
+        book().lines().filter(|row| !page.contains(row)).map(str::to_owned).collect();
+    assert!(missing.is_empty(), "docs/check.md is to be printed anew: {missing:#?}");
+}
+
+#[test]
+fn a_rule_has_one_identifier_in_kebab_case_and_a_sentence_without_a_full_stop() {
+    let mut seen = BTreeSet::new();
+    for found in rules() {
+        assert!(seen.insert(found.id), "{found:?} is there twice");
+        let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase());
+        assert!(found.id.split('-').all(is_word), "{found:?}");
+        assert!(!found.says.is_empty() && !found.says.ends_with('.'), "{found:?}");
+        assert!(rule(found.id) == Some(found) && rule(&found.id.to_uppercase()).is_none());
+    }
 }

@@ -6,8 +6,32 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
 use super::context::Context;
+use super::rule::rules;
 use super::sched::{Item, chain, label};
 use crate::cpu::Standing;
+
+rules! {
+    Some(check);
+    Threads {
+        CPU_LIST = "cpu-list":
+            "the list of CPUs has `ncpu`";
+        CPU = "cpu":
+            "a CPU's thread runs on it and on no other CPU; its idle thread exists; its words \
+             have possible values";
+        PAGEPROC = "pageproc":
+            "the pagedaemon is the thread of its number";
+        THREAD_LIST = "thread-list":
+            "the list of threads is linked both ways, to its tail";
+        THREAD_COUNT = "thread-count":
+            "`thread_count` is its length";
+        THREAD_NUMBER = "thread-number":
+            "a thread's number finds it, and no other";
+        THREAD_STATE = "thread-state":
+            "its fields are those of its state";
+        ZOMBIE = "zombie":
+            "a thread that has exited is on the list of zombies only";
+    }
+}
 
 /// Priority of the idle thread.
 const IDLE_PRIORITY: u8 = 255;
@@ -23,7 +47,7 @@ pub(super) fn waits_for_work(thread: &Thread) -> bool {
 }
 
 /// Checks all threads.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
@@ -42,7 +66,7 @@ fn check_list(ctx: &Context<'_>) {
         let expected = if number == 0 { GuestVirt::new(0) } else { before.addr() };
         let prev = thread.value.all_prev.get().addr();
         if prev != expected {
-            ctx.finding("thread-list", "thread", thread.addr(), || {
+            ctx.finding(&THREAD_LIST, "thread", thread.addr(), || {
                 format!("its all_prev is {prev}, but the list of threads comes from {expected}")
             });
         }
@@ -50,7 +74,7 @@ fn check_list(ctx: &Context<'_>) {
     }
     let tail = all.tail.get();
     if tail != before {
-        ctx.finding("thread-list", "scheduler", ctx.root_of(all), || {
+        ctx.finding(&THREAD_LIST, "scheduler", ctx.root_of(all), || {
             format!(
                 "the tail of the list of threads is {}, but its last thread is {}",
                 tail.addr(),
@@ -60,7 +84,7 @@ fn check_list(ctx: &Context<'_>) {
     }
     let (counted, listed) = (ctx.roots.meter.thread_count.get(), ctx.sched.threads.len() as u64);
     if counted != listed {
-        ctx.finding("thread-count", "vmmeter", ctx.root_of(&ctx.roots.meter.thread_count), || {
+        ctx.finding(&THREAD_COUNT, "vmmeter", ctx.root_of(&ctx.roots.meter.thread_count), || {
             format!("thread_count says {counted}, but the list of threads has {listed}")
         });
     }
@@ -77,7 +101,7 @@ fn check_numbers(ctx: &Context<'_>) {
             *found.entry(thread.addr()).or_default() += 1;
             let tid = thread.value.tid.get();
             if tid as usize % TID_HASH != number {
-                ctx.finding("thread-number", "thread", thread.addr(), || {
+                ctx.finding(&THREAD_NUMBER, "thread", thread.addr(), || {
                     format!(
                         "its number {tid} belongs to chain {}, but it is in chain {number}",
                         tid as usize % TID_HASH
@@ -85,7 +109,7 @@ fn check_numbers(ctx: &Context<'_>) {
                 });
             }
             if ctx.sched.thread(thread.at).is_none() {
-                ctx.finding("thread-number", "thread", thread.addr(), || {
+                ctx.finding(&THREAD_NUMBER, "thread", thread.addr(), || {
                     format!("number {tid} finds it, but it is not on the list of threads")
                 });
             }
@@ -95,12 +119,12 @@ fn check_numbers(ctx: &Context<'_>) {
         let (tid, at) = (thread.value.tid.get(), thread.addr());
         let times = found.get(&at).copied().unwrap_or(0);
         if times != 1 {
-            ctx.finding("thread-number", "thread", at, || {
+            ctx.finding(&THREAD_NUMBER, "thread", at, || {
                 format!("it is on the list of threads, and {times} times in the table of numbers")
             });
         }
         if let Some(other) = taken.insert(tid, at) {
-            ctx.finding("thread-number", "thread", at, || {
+            ctx.finding(&THREAD_NUMBER, "thread", at, || {
                 format!("its number {tid} is also that of {other}")
             });
         }
@@ -112,12 +136,12 @@ fn check_cpus(ctx: &Context<'_>) {
     let cpus = &ctx.sched.cpus;
     let counted = ctx.roots.meter.ncpu.get();
     if counted != cpus.len() as u64 {
-        ctx.finding("cpu-list", "vmmeter", ctx.root_of(&ctx.roots.meter.ncpu), || {
+        ctx.finding(&CPU_LIST, "vmmeter", ctx.root_of(&ctx.roots.meter.ncpu), || {
             format!("ncpu is {counted}, but the list of CPUs has {}", cpus.len())
         });
     }
     for (number, cpu) in cpus.iter().enumerate() {
-        let fault = |detail: String| ctx.finding("cpu", "CPU", cpu.addr(), || detail);
+        let fault = |detail: String| ctx.finding(&CPU, "CPU", cpu.addr(), || detail);
         let c = &cpu.value;
         if c.cpuid.get() as usize != number {
             fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
@@ -163,7 +187,7 @@ fn check_cpus(ctx: &Context<'_>) {
 fn check_pageproc(ctx: &Context<'_>) {
     let pageproc = ctx.roots.pageproc.get();
     if !pageproc.is_null() && ctx.sched.thread(pageproc).is_none() {
-        ctx.finding("pageproc", "kernel roots", ctx.root_of(&ctx.roots.pageproc), || {
+        ctx.finding(&PAGEPROC, "kernel roots", ctx.root_of(&ctx.roots.pageproc), || {
             format!("the pagedaemon, {}, is not on the list of threads", pageproc.addr())
         });
     }
@@ -171,7 +195,7 @@ fn check_pageproc(ctx: &Context<'_>) {
 
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
-    let fault = |detail: String| ctx.finding("thread-state", "thread", thread.addr(), || detail);
+    let fault = |detail: String| ctx.finding(&THREAD_STATE, "thread", thread.addr(), || detail);
     let state = match t.state() {
         None | Some(ThreadState::Inactive | ThreadState::Zombie) => {
             return fault(format!(
@@ -245,7 +269,7 @@ fn check_zombies(ctx: &Context<'_>) {
     for zombie in &ctx.sched.zombies {
         let t = &zombie.value;
         if t.state() != Some(ThreadState::Zombie) {
-            ctx.finding("zombie", "thread", zombie.addr(), || {
+            ctx.finding(&ZOMBIE, "thread", zombie.addr(), || {
                 format!(
                     "{} is on the list of zombies, but its state is {}",
                     label(t),
@@ -254,7 +278,7 @@ fn check_zombies(ctx: &Context<'_>) {
             });
         }
         if ctx.sched.thread(zombie.at).is_some() {
-            ctx.finding("zombie", "thread", zombie.addr(), || {
+            ctx.finding(&ZOMBIE, "thread", zombie.addr(), || {
                 format!("{} is on the list of zombies and on that of threads", label(t))
             });
         }

@@ -10,8 +10,47 @@ use super::maps::{Entry, Map};
 use super::objects::{Object, Resident};
 use super::owners::Owner;
 use super::page_array::Page;
+use super::rule::rules;
 use super::table_rules::user;
 use super::tables::Translation;
+
+rules! {
+    Some(check);
+    Entries {
+        ENTRY_RESIDENT = "entry-resident":
+            "every page of a range of a kernel object is there";
+    }
+    Objects {
+        OBJECT_LEAK = "object-leak":
+            "every page of an object is in the range of an entry";
+        PAGE_RESIDENT = "page-resident":
+            "the page behind an entry is wired as the entry is, valid, not busy, and unmanaged in \
+             a kernel object";
+    }
+    Translations {
+        PTE_HOLE = "pte-hole":
+            "no address is mapped that is not allocated";
+        PTE_UNEXPLAINED = "pte-unexplained":
+            "there is a page behind each translation, and `pmap_enter` has mapped nothing in a \
+             range without an object";
+        PTE_MISSING = "pte-missing":
+            "every page of a kernel object is mapped";
+        PTE_FRAME = "pte-frame":
+            "a translation leads to the page of the entry's object at that place";
+        PTE_KENTER = "pte-kenter":
+            "`pmap_qenter` has mapped nothing over the pages of an object";
+        PTE_WX = "pte-wx":
+            "no page is writable and executable";
+        PTE_USER = "pte-user":
+            "CPL3 may use the mappings if and only if the kernel runs there";
+        PTE_WIRED = "pte-wired":
+            "a translation is marked as wired if and only if its page is wired";
+        PTE_FLAGS = "pte-flags":
+            "a translation is writable, global and accessed; kernel memory is modified";
+        PTE_RESERVED = "pte-reserved":
+            "no bit is set that the kernel never sets";
+    }
+}
 
 /// Flags that a translation can have besides those that it must.
 const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
@@ -19,7 +58,7 @@ const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
 const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::G).union(PteFlags::NX);
 
 /// Checks all translations and all entries.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let user = user(ctx);
     let mut entries: Vec<(&Map, &Entry)> =
         ctx.maps.all.iter().flat_map(|map| map.entries.iter().map(move |e| (map, e))).collect();
@@ -60,7 +99,7 @@ fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
     }
     for &Translation { va, pte } in ctx.tables.kernel_in(start, end) {
         if !is_updating(va) {
-            ctx.finding("pte-hole", "PTE", va, || {
+            ctx.finding(&PTE_HOLE, "PTE", va, || {
                 format!("the entry is {:#x}, but nothing is allocated there", pte.bits())
             });
         }
@@ -75,11 +114,11 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
         ctx.finding(rule, "PTE", va, || format!("the entry is {:#x}: {why}", pte.bits()));
     };
     if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
-        told("pte-wx", "it is writable and executable");
+        told(&PTE_WX, "it is writable and executable");
     }
     if flags & PteFlags::U != user {
         told(
-            "pte-user",
+            &PTE_USER,
             if user.is_empty() {
                 "CPL3 may use it, but the kernel runs at CPL0"
             } else {
@@ -90,21 +129,21 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     let known = ALWAYS | OPTIONAL | PteFlags::W | PteFlags::KENTER | PteFlags::U;
     let unknown = bits & !known.bits();
     if unknown != 0 {
-        ctx.finding("pte-reserved", "PTE", va, || {
+        ctx.finding(&PTE_RESERVED, "PTE", va, || {
             format!("the entry is {:#x}, but nothing sets {unknown:#x}", pte.bits())
         });
     }
     let missing = (ALWAYS - PteFlags::NX) - flags;
     if !missing.is_empty() {
-        ctx.finding("pte-flags", "PTE", va, || {
+        ctx.finding(&PTE_FLAGS, "PTE", va, || {
             format!("the entry is {:#x}, without {missing:?}", pte.bits())
         });
     }
     if flags.contains(PteFlags::KENTER | PteFlags::W) {
-        told("pte-wired", "what pmap_qenter maps is not counted as wired");
+        told(&PTE_WIRED, "what pmap_qenter maps is not counted as wired");
     }
     if !flags.contains(PteFlags::KENTER) && !flags.contains(PteFlags::A) {
-        told("pte-flags", "pmap_enter sets A, and nothing clears it");
+        told(&PTE_FLAGS, "pmap_enter sets A, and nothing clears it");
     }
 }
 
@@ -113,7 +152,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
 fn windows(ctx: &Context<'_>, entry: &Entry) {
     for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
         if !pte.flags().contains(PteFlags::KENTER) {
-            ctx.finding("pte-unexplained", "PTE", va, || {
+            ctx.finding(&PTE_UNEXPLAINED, "PTE", va, || {
                 format!(
                     "pmap_enter has mapped {}, but the entry at {} has no object",
                     pte.frame(),
@@ -144,7 +183,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
     if is_whole && pages.len() as u64 != count {
         let missing = (first..).zip(pages).find(|(want, resident)| *want != resident.pindex);
         let pindex = missing.map_or(first + pages.len() as u64, |(want, _)| want);
-        ctx.finding("entry-resident", "vm_map_entry", entry.at, || {
+        ctx.finding(&ENTRY_RESIDENT, "vm_map_entry", entry.at, || {
             let Entry { start, end, .. } = entry;
             format!(
                 "[{start}, {end}) has {count} pages, but {} has {}: none at index {pindex:#x}",
@@ -167,7 +206,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
         let place = Place { ctx, entry, object, va, pfn: resident.pfn, page };
         match translation {
             Some(translation) => place.mapped(translation.pte),
-            None if is_whole => ctx.finding("pte-missing", "PTE", va, || {
+            None if is_whole => ctx.finding(&PTE_MISSING, "PTE", va, || {
                 format!(
                     "{} has page {:#x} for it, but nothing is mapped",
                     object.name, resident.pfn
@@ -188,7 +227,7 @@ fn without_page(
     object: &Object,
     &Translation { va, pte }: &Translation,
 ) {
-    ctx.finding("pte-unexplained", "PTE", va, || {
+    ctx.finding(&PTE_UNEXPLAINED, "PTE", va, || {
         let pindex = entry.offset.wrapping_add(va.since(entry.start)) >> PAGE_SHIFT;
         format!(
             "it leads to {}, but {} at {} has no page at index {pindex:#x}",
@@ -216,7 +255,7 @@ impl Place<'_, '_> {
         let flags = pte.flags();
         let frame = GuestPhys::from_pfn((*pfn).into());
         if pte.frame() != frame {
-            ctx.finding("pte-frame", "PTE", *va, || {
+            ctx.finding(&PTE_FRAME, "PTE", *va, || {
                 format!(
                     "it leads to {}, but the page of {} at {} is at {frame}",
                     pte.frame(),
@@ -226,7 +265,7 @@ impl Place<'_, '_> {
             });
         }
         if flags.contains(PteFlags::KENTER) {
-            ctx.finding("pte-kenter", "PTE", *va, || {
+            ctx.finding(&PTE_KENTER, "PTE", *va, || {
                 format!(
                     "pmap_kenter made the entry {:#x}, over a page of {}",
                     pte.bits(),
@@ -236,7 +275,7 @@ impl Place<'_, '_> {
             return;
         }
         if flags.contains(PteFlags::W) != (page.wire_count > 0) {
-            ctx.finding("pte-wired", "PTE", *va, || {
+            ctx.finding(&PTE_WIRED, "PTE", *va, || {
                 format!(
                     "the entry is {:#x}, but page {pfn:#x} is wired {} times",
                     pte.bits(),
@@ -245,7 +284,7 @@ impl Place<'_, '_> {
             });
         }
         if object.is_kernels() && !flags.contains(PteFlags::M) {
-            ctx.finding("pte-flags", "PTE", *va, || {
+            ctx.finding(&PTE_FLAGS, "PTE", *va, || {
                 format!(
                     "the entry is {:#x}, but entries of kernel memory are made with M set",
                     pte.bits()
@@ -258,7 +297,7 @@ impl Place<'_, '_> {
     fn page(&self) {
         let Self { ctx, entry, object, va, pfn, page } = self;
         let told = |field: &str, is: String, wants: String| {
-            ctx.finding("page-resident", "vm_page", ctx.pages.address((*pfn).into()), || {
+            ctx.finding(&PAGE_RESIDENT, "vm_page", ctx.pages.address((*pfn).into()), || {
                 format!(
                     "page {pfn:#x} of {} at {va}: {field} is {is}, should be {wants}",
                     object.name
@@ -311,7 +350,7 @@ fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
                 end = end.max(range.2);
             }
             if *pindex >= end {
-                ctx.finding("object-leak", "vm_page", ctx.pages.address((*pfn).into()), || {
+                ctx.finding(&OBJECT_LEAK, "vm_page", ctx.pages.address((*pfn).into()), || {
                     format!(
                         "page {pfn:#x} is at index {pindex:#x} of {} at {}, but no entry shows that",
                         object.name, object.at

@@ -9,13 +9,34 @@ use vmkern_abi::layout::{
 
 use super::context::Context;
 use super::maps::Map;
+use super::rule::rules;
 use super::sched::{Item, label};
+
+rules! {
+    Some(check);
+    Memory {
+        PAGE_WANTED = "page-wanted":
+            "a thread waits for each page that is marked as wanted";
+    }
+    Threads {
+        SLEEPER_FLAG = "sleeper-flag":
+            "the flag that a waker reads is set for each sleeping thread";
+        PAGES_WANTED = "pages-wanted":
+            "if `vm_pages_wanted` is not 0, a thread waits for that many pages, which are no more \
+             than there are; if `vm_pageout_pages_needed` is set, the pagedaemon waits for a page";
+        FLAG_WORD = "flag-word":
+            "a word that may only be 0 or 1 holds one of the two, and the scheduler's `spread` is \
+             0, 1 or 2";
+        WAIT_MESSAGE = "wait-message":
+            "a thread that sleeps on a channel of a known kind has that kind's wait message";
+    }
+}
 
 /// Wait messages of threads that wait on channels of their own.
 const OWN: [&str; 6] = ["request", "sleep", "settle", "nokva", "stress", "spin"];
 
 /// Checks that whoever sleeps will be thought of.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
@@ -41,7 +62,7 @@ fn check_words(ctx: &Context<'_>) {
     ];
     for (name, word) in words {
         if !word.get().is_known() {
-            ctx.finding("flag-word", "kernel roots", ctx.root_of(word), || {
+            ctx.finding(&FLAG_WORD, "kernel roots", ctx.root_of(word), || {
                 format!("{name} is {}, but is 0 or 1", word.get())
             });
         }
@@ -56,7 +77,7 @@ fn root_channel(ctx: &Context<'_>, offset: usize) -> GuestVirt {
 fn check_page_shortage(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     let lost = |thread: &Item<Thread>, flag: &str| {
-        ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+        ctx.finding(&SLEEPER_FLAG, "thread", thread.addr(), || {
             format!(
                 "{} sleeps in {}, but {flag} is 0: nothing will wake it",
                 label(&thread.value),
@@ -73,7 +94,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
     if !roots.vm_pageout_pages_needed.is_set() {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
     } else if ctx.sched.sleepers(channel).next().is_none() {
-        ctx.finding("pages-wanted", "kernel roots", channel, || {
+        ctx.finding(&PAGES_WANTED, "kernel roots", channel, || {
             "vm_pageout_pages_needed is set, but the pagedaemon does not wait for a page".to_owned()
         });
     }
@@ -82,7 +103,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
     if wanted == 0 {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pages_wanted"));
     } else if !waits || wanted > roots.meter.v_page_count.get() {
-        ctx.finding("pages-wanted", "kernel roots", channel, || {
+        ctx.finding(&PAGES_WANTED, "kernel roots", channel, || {
             format!("vm_pages_wanted is {wanted}, but no thread waits for so many")
         });
     }
@@ -92,7 +113,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
         for thread in
             ctx.sched.sleepers(channel).filter(|thread| thread.value.callout.sequence.get() == 0)
         {
-            ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+            ctx.finding(&SLEEPER_FLAG, "thread", thread.addr(), || {
                 format!(
                     "{} sleeps without a time-out, but vm_pages_needed is set",
                     label(&thread.value)
@@ -109,7 +130,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     let wanted = map.entries.iter().find(|entry| entry.eflags.contains(EntryFlags::NEEDS_WAKEUP));
     match (sleepers.peek(), wanted) {
         (Some(sleeper), None) if map.needs_wakeup == 0 && !waker_is_under_way(ctx) => {
-            ctx.finding("sleeper-flag", "thread", sleeper.addr(), || {
+            ctx.finding(&SLEEPER_FLAG, "thread", sleeper.addr(), || {
                 let who = label(&sleeper.value);
                 format!(
                     "{who} waits for {}, but neither needs_wakeup nor an entry says so",
@@ -120,7 +141,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
         _ => {}
     }
     if map.needs_wakeup > 1 {
-        ctx.finding("flag-word", map.name, map.at, || {
+        ctx.finding(&FLAG_WORD, map.name, map.at, || {
             format!("needs_wakeup is {}, but is 0 or 1", map.needs_wakeup)
         });
     }
@@ -146,7 +167,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
             Some(page)
                 if page.oflags.contains(waiting)
                     || page.busy != 0 && page.oflags == PageOflags::WANTED => {}
-            page => ctx.finding("sleeper-flag", "thread", thread.addr(), || {
+            page => ctx.finding(&SLEEPER_FLAG, "thread", thread.addr(), || {
                 let oflags = page.map(|page| page.oflags);
                 format!(
                     "{} waits for page {pfn:#x}, whose oflags are {oflags:?}",
@@ -159,7 +180,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
     {
         let at = ctx.pages.address(pfn);
         if ctx.sched.sleepers(at).next().is_none() {
-            ctx.finding("page-wanted", "vm_page", at, || {
+            ctx.finding(&PAGE_WANTED, "vm_page", at, || {
                 format!("page {pfn:#x} has oflags {:?}, but no thread waits for it", page.oflags)
             });
         }
@@ -188,7 +209,7 @@ fn check_messages(ctx: &Context<'_>) {
             _ => &OWN,
         };
         if !expected.contains(&said.as_str()) {
-            ctx.finding("wait-message", "thread", thread.addr(), || {
+            ctx.finding(&WAIT_MESSAGE, "thread", thread.addr(), || {
                 format!("{} sleeps on {channel} with wait message {said:?}, expected one of {expected:?}", label(t))
             });
         }

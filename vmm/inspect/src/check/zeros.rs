@@ -9,9 +9,18 @@ use super::context::Context;
 use super::free_lists::is_known_zero;
 use super::owners::Owner;
 use super::page_array::PageArray;
+use super::rule::rules;
+
+rules! {
+    Some(check);
+    Memory {
+        PAGE_ZERO = "page-zero":
+            "a free page that is known to be zero holds zeros only";
+    }
+}
 
 /// Checks the contents of free pages that an allocation would take for zeroed.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
     }
@@ -27,7 +36,7 @@ pub(super) fn check(ctx: &Context<'_>) {
                     .enumerate()
                     .find(|&(_, word)| word != 0);
                 if let Some((index, word)) = word {
-                    ctx.finding("page-zero", "vm_page", ctx.pages.address(pfn), || {
+                    ctx.finding(&PAGE_ZERO, "vm_page", ctx.pages.address(pfn), || {
                         let (flags, at) = (page.flags, index * 8);
                         format!(
                             "page {pfn:#x} is free and known to be zero ({flags:?}), but holds {word:#x} at {at:#x}"

@@ -15,7 +15,32 @@ use super::context::Context;
 use super::handlers::stored_op;
 use super::in_flight::InFlight;
 use super::owners::Owner;
+use super::rule::Rule;
+use super::rule::rules;
 use super::sched::Item;
+
+rules! {
+    Some(check);
+    Zones {
+        ZONE_ITEM_SIZE = "zone-item-size":
+            "the size of an item is that of its type";
+        ZONE_COUNTS = "zone-count":
+            "the counts of slabs, free items and used items are right";
+        ZONE_ITEM = "zone-item":
+            "an item in use lies where the zone has one, and is not free";
+        ZONE_LOST = "zone-lost":
+            "something leads to every allocated item";
+        SLAB_LIST = "slab-list":
+            "the list of slabs is linked both ways and has the slabs with free and with used \
+             items; any other slab has no links";
+        SLAB_FREE = "slab-free":
+            "the free items of a slab are its own items, each once";
+        SLAB_FREE_COUNT = "slab-free-count":
+            "`free_count` is their number";
+        SLAB_ZONE = "slab-zone":
+            "a slab names its zone";
+    }
+}
 
 /// The zones, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +126,7 @@ impl Zone {
 const HEADER: u64 = size_of::<SlabHeader>() as u64;
 
 /// Checks all zones.
-pub(super) fn check(ctx: &Context<'_>) {
+fn check(ctx: &Context<'_>) {
     let mut in_flight = InFlight::new(ctx);
     for (number, (kind, zone)) in Zone::ALL.into_iter().zip(&ctx.roots.zones).enumerate() {
         if zone.lock.owner.get() == 0
@@ -180,7 +205,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn read(ctx: &'a Context<'b>, number: usize, kind: Zone, zone: &'a SlabZone) -> Self {
         let mut slabs = Self { ctx, number, kind, zone, slabs: BTreeMap::new() };
         if u64::from(zone.item_size.get()) != kind.size() {
-            ctx.finding("zone-item-size", "zone", ctx.root_of(zone), || {
+            ctx.finding(&ZONE_ITEM_SIZE, "zone", ctx.root_of(zone), || {
                 let (is, item, expected) = (zone.item_size.get(), kind.item(), kind.size());
                 format!("item_size of zone {number} ({item}) is {is}, expected {expected}")
             });
@@ -192,7 +217,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         {
             if slab.value.prev.get() != before {
                 let prev = slab.value.prev.get().addr();
-                slabs.finding("slab-list", slab.addr(), || {
+                slabs.finding(&SLAB_LIST, slab.addr(), || {
                     format!(
                         "its prev is {prev}, but the list of its zone comes from {}",
                         before.addr()
@@ -205,7 +230,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         slabs
     }
 
-    fn finding(&self, rule: &'static str, at: GuestVirt, detail: impl FnOnce() -> String) {
+    fn finding(&self, rule: &'static Rule, at: GuestVirt, detail: impl FnOnce() -> String) {
         self.ctx.finding(rule, "slab", at, || format!("zone {}: {}", self.number, detail()));
     }
 
@@ -213,7 +238,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn read_free(&mut self, slab: &Item<SlabHeader>) {
         let at = slab.addr();
         if !at.is_page_aligned() || !self.ctx.is_managed(at) {
-            return self.finding("slab-list", at, || {
+            return self.finding(&SLAB_LIST, at, || {
                 "it is on the list of slabs, but is not a managed page".to_owned()
             });
         }
@@ -222,13 +247,13 @@ impl<'a, 'b> Slabs<'a, 'b> {
         while let Some(pointer) = item.non_null() {
             let addr = pointer.addr();
             if addr.page() != at || !self.kind.fits(addr) {
-                self.finding("slab-free", at, || {
+                self.finding(&SLAB_FREE, at, || {
                     format!("its list of free items leads to {addr}, which is not one of its items")
                 });
                 break;
             }
             if !free.insert(addr) {
-                self.finding("slab-free", at, || {
+                self.finding(&SLAB_FREE, at, || {
                     format!("its list of free items comes to {addr} twice")
                 });
                 break;
@@ -244,12 +269,12 @@ impl<'a, 'b> Slabs<'a, 'b> {
         let (counted, found, items) =
             (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
         if counted != found {
-            self.finding("slab-free-count", at, || {
+            self.finding(&SLAB_FREE_COUNT, at, || {
                 format!("free_count is {counted}, but its list has {found} free items")
             });
         }
         if found == 0 || found == items {
-            self.finding("slab-list", at, || {
+            self.finding(&SLAB_LIST, at, || {
                 format!("{found} of its {items} items are free, but only slabs with free and used ones are listed")
             });
         }
@@ -260,14 +285,14 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn check(mut self, used: Vec<GuestVirt>, in_flight: &mut InFlight<'_, '_>) {
         for at in used {
             if !self.kind.fits(at) || !self.ctx.is_managed(at) {
-                self.ctx.finding("zone-item", self.kind.item(), at, || {
+                self.ctx.finding(&ZONE_ITEM, self.kind.item(), at, || {
                     format!("it is in use, but zone {} has no item there", self.number)
                 });
                 continue;
             }
             let slab = self.slabs.entry(at.page()).or_default();
             if slab.free.contains(&at) {
-                self.ctx.finding("zone-item", self.kind.item(), at, || {
+                self.ctx.finding(&ZONE_ITEM, self.kind.item(), at, || {
                     format!("it is in use, and also a free item of zone {}", self.number)
                 });
             }
@@ -297,7 +322,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         match self.ctx.memory.get::<SlabHeader>("slab", KPtr::new(at)) {
             Ok(header) => {
                 if header.zone.get() as usize != self.number {
-                    self.finding("slab-zone", at, || {
+                    self.finding(&SLAB_ZONE, at, || {
                         format!("its header says zone {}", header.zone.get())
                     });
                 }
@@ -313,7 +338,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 && !slab.used.contains(&item)
                 && !in_flight.has(item, self.kind.size())
             {
-                self.ctx.finding("zone-lost", self.kind.item(), item, || {
+                self.ctx.finding(&ZONE_LOST, self.kind.item(), item, || {
                     format!("it is handed out by zone {}, but nothing leads to it", self.number)
                 });
             }
@@ -325,7 +350,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn check_full(&self, at: GuestVirt, header: &SlabHeader) {
         let (free, count) = (header.free.get(), header.free_count.get());
         if !free.is_null() || count != 0 {
-            self.finding("slab-list", at, || {
+            self.finding(&SLAB_LIST, at, || {
                 format!(
                     "it has {count} free items from {} on, but is not on the list of slabs",
                     free.addr()
@@ -334,7 +359,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         let (next, prev) = (header.next.get(), header.prev.get());
         if !next.is_null() || !prev.is_null() {
-            self.finding("slab-list", at, || {
+            self.finding(&SLAB_LIST, at, || {
                 format!(
                     "it is not on the list of slabs, but has next {} and prev {}",
                     next.addr(),
@@ -355,7 +380,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         ];
         for (name, counter, found) in counts {
             if counter.get() != found {
-                self.ctx.finding("zone-count", "zone", self.ctx.root_of(counter), || {
+                self.ctx.finding(&ZONE_COUNTS, "zone", self.ctx.root_of(counter), || {
                     format!(
                         "{name} of zone {} says {}, but its slabs sum to {found}",
                         self.number,
