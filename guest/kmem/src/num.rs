@@ -1,5 +1,5 @@
 //! Numbers between addresses (`u64`) and lengths in memory (`usize`), which have the same width
-//! here.
+//! here, and those that a structure keeps in fewer bits.
 
 const _: () = assert!(usize::BITS == u64::BITS);
 
@@ -7,4 +7,14 @@ const _: () = assert!(usize::BITS == u64::BITS);
 #[expect(clippy::cast_possible_truncation, reason = "both types have 64 bits")]
 pub const fn to_usize(n: u64) -> usize {
     n as usize
+}
+
+/// The same number, which has at most 32 bits: one that had more would be cut to the largest.
+pub fn to_u32(n: impl TryInto<u32>) -> u32 {
+    n.try_into().unwrap_or(u32::MAX)
+}
+
+/// The same number, which has at most 16 bits: one that had more would be cut to the largest.
+pub fn to_u16(n: impl TryInto<u16>) -> u16 {
+    n.try_into().unwrap_or(u16::MAX)
 }

@@ -230,13 +230,16 @@ address_word!([] GuestPhys, GuestPhys::new, GuestPhys::get);
 address_word!([] GuestVirt, GuestVirt::new, GuestVirt::get);
 address_word!([T] KPtr<T>, |v| KPtr::new(GuestVirt::new(v)), |p: KPtr<T>| p.addr().get());
 
-/// Makes a `bitflags` type over an integer usable in a [`Field`].
+/// Makes a `bitflags` type over an integer usable in a [`Field`]. Its kind has the type's name
+/// unless another follows.
 #[macro_export]
 macro_rules! flags_word {
     ($name:ty, $int:ty) => {
+        $crate::flags_word!($name, $int, described as stringify!($name));
+    };
+    ($name:ty, $int:ty, described as $kind:expr) => {
         impl $crate::describe::Kind for $name {
-            const KIND: $crate::describe::KindName =
-                $crate::describe::KindName::plain(stringify!($name));
+            const KIND: $crate::describe::KindName = $crate::describe::KindName::plain($kind);
         }
 
         impl $crate::field::Word for $name {

@@ -8,6 +8,7 @@
 mod boot_region;
 mod eventhandler;
 mod lock;
+mod lock_class;
 mod map;
 mod meter;
 mod object;
@@ -15,10 +16,12 @@ mod page;
 mod pcpu;
 mod roots;
 mod thread;
+mod zone;
 
 pub use self::boot_region::*;
 pub use self::eventhandler::*;
 pub use self::lock::*;
+pub use self::lock_class::*;
 pub use self::map::*;
 pub use self::meter::*;
 pub use self::object::*;
@@ -26,3 +29,4 @@ pub use self::page::*;
 pub use self::pcpu::*;
 pub use self::roots::*;
 pub use self::thread::*;
+pub use self::zone::*;

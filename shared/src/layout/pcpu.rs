@@ -2,7 +2,8 @@
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-use super::lock::{LOCK_CLASSES, LockStats, Mtx};
+use super::lock::{LockStats, Mtx};
+use super::lock_class::LOCK_CLASSES;
 use super::page::VmFreeList;
 use super::thread::{RunQueue, Thread};
 use crate::addr::KPtr;

@@ -4,12 +4,14 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::eventhandler::EventhandlerList;
 use super::lock::Mtx;
+use super::lock_class::HeldLocks;
 use super::map::VmMap;
 use super::meter::VmMeter;
 use super::object::VmObject;
 use super::page::{VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 use super::pcpu::Pcpu;
 use super::thread::{Scheduler, Thread};
+use super::zone::{SlabZone, ZONE_COUNT};
 use crate::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use crate::field::{Field, Flag};
 use crate::kmem::MapId;
@@ -75,55 +77,6 @@ impl BootTables {
     }
 }
 
-/// First line of a slab: one page of equal items.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabHeader {
-    /// The next slab with free items.
-    pub next: Field<KPtr<SlabHeader>>,
-    /// The one before.
-    pub prev: Field<KPtr<SlabHeader>>,
-    /// Its first free item.
-    pub free: Field<KPtr<SlabItem>>,
-    /// Its free items.
-    pub free_count: Field<u32>,
-    /// The zone, by number.
-    pub zone: Field<u32>,
-    #[doc(hidden)]
-    pub _pad: [Field<u64>; 4],
-}
-
-const _: () = assert!(size_of::<SlabHeader>() == 64);
-
-/// A free item of a slab.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabItem {
-    /// The next free item of the same slab.
-    pub next: Field<KPtr<SlabItem>>,
-}
-
-/// A zone of equal items in slabs of the direct map.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C)]
-pub struct SlabZone {
-    /// Guards the zone and its slabs.
-    pub lock: Mtx,
-    /// Bytes of an item, a multiple of 64.
-    pub item_size: Field<u32>,
-    /// The first slab that has free items.
-    pub partial: Field<KPtr<SlabHeader>>,
-    /// Slabs.
-    pub slabs: Field<u64>,
-    /// Free items.
-    pub free: Field<u64>,
-    /// Items handed out.
-    pub used: Field<u64>,
-}
-
-/// Zones, by number: objects, lists of event handlers, event handlers, stored operations, threads,
-/// sleep queues, CPUs.
-pub const ZONE_COUNT: usize = 7;
 /// Maps in [`KernelRoots::maps`].
 pub const MAP_COUNT: usize = 5;
 
@@ -215,8 +168,8 @@ pub struct KernelRoots {
     pub vm_page_queue_free_mtx: Mtx,
     /// Guards the paging queues and wire counts.
     pub vm_page_queue_mtx: Mtx,
-    /// Classes of the mutexes that the boot holds, one bit each, while there are no threads.
-    pub boot_held_locks: Field<u32>,
+    /// Classes of the mutexes that the boot holds while there are no threads.
+    pub boot_held_locks: Field<HeldLocks>,
     /// What stands between the host's requests and the threads that work on them.
     pub driver_mtx: Mtx,
     /// Pages that maps have for themselves, their entries and the nodes of their indexes.

@@ -7,6 +7,7 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::lock::Mtx;
+use super::lock_class::HeldLocks;
 use crate::addr::{GuestVirt, KPtr};
 use crate::codes::codes;
 use crate::field::{Code, Field, Flag};
@@ -68,8 +69,8 @@ pub struct Thread {
     pub kstack: Field<GuestVirt>,
     /// Pages of its kernel stack, the guard page not counted.
     pub kstack_pages: Field<u32>,
-    /// Classes of the mutexes that it holds, one bit each. Its own.
-    pub held_locks: Field<u32>,
+    /// Classes of the mutexes that it holds. Its own.
+    pub held_locks: Field<HeldLocks>,
     /// The next of all threads.
     pub all_next: Field<KPtr<Thread>>,
     /// The thread before it among all threads.

@@ -8,9 +8,9 @@ use vmkern::abi::addr::KPtr;
 use vmkern::abi::field::Code;
 use vmkern::abi::kva::{DMAP_MIN, KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern::abi::layout::{
-    EntryFlags, EventhandlerEntry, EventhandlerList, KernelRoots, MapNode, ObjectFlags, PageCache,
-    PageFlags, PageOflags, Pcpu, PoolPage, Protection, SlabHeader, SlabItem, SleepQueue, StoredOp,
-    Thread, ThreadState, VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
+    EntryFlags, EventhandlerEntry, EventhandlerList, HeldLocks, KernelRoots, MapNode, ObjectFlags,
+    PageCache, PageFlags, PageOflags, Pcpu, PoolPage, Protection, SlabHeader, SlabItem, SleepQueue,
+    StoredOp, Thread, ThreadState, VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, Pte, PteFlags};
 use vmkern::{GuestPhys, GuestVirt, Source as _};
@@ -623,7 +623,7 @@ pub const KINDS: &[Kind] = kinds! {
     "an item of the wrong size", "zone-item-size", "zone" =>
         |s| { s.change_root(|r| &r.zones, |zones| zones[5].item_size.set(4096)); s.root_of(|r| &r.zones[5]) };
     "a slab of another zone", "slab-zone", "slab" =>
-        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update_locked(|z| z ^ 1)) };
+        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update_locked(|z| Code::from_raw(z.raw() ^ 1))) };
     "a slab counts a free item too many", "slab-free-count", "slab" =>
         |s| {
             let at = s.one("SlabHeader", |slab: &SlabHeader| slab.free_count.get() > 0);
@@ -647,7 +647,7 @@ pub const KINDS: &[Kind] = kinds! {
     "a stack pointer beside the stack", "saved-context", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.md[0].update_locked(|rsp| rsp + (1 << 20))) };
     "a thread that holds a lock in its sleep", "held-locks", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update_locked(|held| held | 4)) };
+        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update_locked(|held| held | HeldLocks::MAP)) };
     "a lock of a thread that does not exist", "mutex-owner", "vm_page_queue_mtx" =>
         |s| s.change_root(|r| &r.vm_page_queue_mtx, |mtx| mtx.owner.set(0x7ff));
     "an sx lock that nobody owns and somebody counts", "sx-held", "thread" =>
@@ -710,7 +710,7 @@ pub const KINDS: &[Kind] = kinds! {
     "a page array that ends early", "page-array", "kernel roots" =>
         |s| s.change_root(|r| &r.vm_page_array_size, |n| n.dec());
     "locks that the boot holds for ever", "held-locks", "kernel roots" =>
-        |s| s.change_root(|r| &r.boot_held_locks, |held| held.set(1));
+        |s| s.change_root(|r| &r.boot_held_locks, |held| held.set(HeldLocks::DRIVER));
     "an object locked by nobody", "mutex-owner", "vm_object" =>
         |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.lock.owner.set(0x7ff)) };
     "the scheduler locked by nobody", "mutex-owner", "sched_lock" =>

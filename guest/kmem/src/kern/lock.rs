@@ -10,64 +10,12 @@
 //! [`Guard`](super::guard::Guard) of it.
 
 use vmkern_abi::field::Field;
-use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Mtx, SX_CLASS};
+pub use vmkern_abi::layout::LockClass;
+use vmkern_abi::layout::{HeldLocks, LockStats, Mtx, SX_CLASS};
 
 use super::Kern;
 use crate::kern::thread::THREAD0_TID;
 use crate::machine::{Cpu, PhysMem};
-
-/// Classes of locks in the order of nesting, outermost first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
-pub enum LockClass {
-    /// The requests of the host.
-    Driver = 0,
-    /// The lists of event handlers.
-    Eventhandler = 1,
-    /// A map.
-    Map = 2,
-    /// The interlock of those who wait for a map.
-    MapSleep = 3,
-    /// An object.
-    Object = 4,
-    /// A zone.
-    Zone = 5,
-    /// The paging queues.
-    PageQueue = 6,
-    /// The pmap.
-    Pmap = 7,
-    /// The free-page queues.
-    FreeQueue = 8,
-    /// A CPU's cache of free pages. One at a time.
-    PageCache = 9,
-    /// The scheduler.
-    Sched = 10,
-}
-
-impl LockClass {
-    const fn bit(self) -> u32 {
-        1 << self as u32
-    }
-
-    const fn and_inner(self) -> u32 {
-        u32::MAX << self as u32
-    }
-
-    /// Whether the owner may acquire such a lock again (`MTX_RECURSE`).
-    #[must_use]
-    pub const fn is_recursive(self) -> bool {
-        matches!(self, Self::PageQueue)
-    }
-
-    /// FreeBSD's name of such a lock.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        LOCK_CLASS_NAMES[self as usize]
-    }
-}
-
-const _: () = assert!(LockClass::Driver.bit() == vmkern_abi::layout::HeldLocks::DRIVER.bits());
-const _: () = assert!(LockClass::Sched.bit() == vmkern_abi::layout::HeldLocks::SCHED.bits());
 
 /// Acquisitions of a recursive mutex after the first, in the high half of its word.
 const RECURSION: u32 = 1 << 16;
@@ -85,7 +33,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     pub fn mtx_lock(&self, class: LockClass, word: &Field<u32>) {
         self.machine().intr_disable();
         let (owner, held) = self.lock_owner();
-        if held.get() & class.and_inner() != 0 || word.acquire(0, owner).is_err() {
+        if held.get().intersects(class.and_inner()) || word.acquire(0, owner).is_err() {
             return self.mtx_lock_hard(class, word, owner, held);
         }
         held.set(held.get() | class.bit());
@@ -137,7 +85,13 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// What is left of [`Kern::mtx_lock`]: recursion where it is allowed, panics, and the wait for
     /// another CPU.
     #[cold]
-    fn mtx_lock_hard(&self, class: LockClass, word: &Field<u32>, owner: u32, held: &Field<u32>) {
+    fn mtx_lock_hard(
+        &self,
+        class: LockClass,
+        word: &Field<u32>,
+        owner: u32,
+        held: &Field<HeldLocks>,
+    ) {
         let now = word.get();
         if now & OWNER == owner {
             if !class.is_recursive() {
@@ -149,12 +103,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             word.set(now + RECURSION);
             return;
         }
-        if held.get() & class.and_inner() != 0 {
-            self.panic(format_args!(
-                "lock order reversal: {} after {}",
-                class.name(),
-                HeldLocks(held.get())
-            ));
+        if held.get().intersects(class.and_inner()) {
+            self.panic(format_args!("lock order reversal: {} after {}", class.name(), held.get()));
         }
         let begun = self.machine().cycles();
         let mut spins = 0;
@@ -186,8 +136,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             word.set(now - RECURSION);
         } else {
             let (_, held) = self.lock_owner();
-            held.set(held.get() & !class.bit());
-            if held.get() == 0 {
+            held.set(held.get() - class.bit());
+            if held.get().is_empty() {
                 self.pages_settle();
             }
             if self.pcpu().lock_prof.is_set() {
@@ -211,20 +161,20 @@ impl<M: PhysMem + Cpu> Kern<M> {
     #[inline]
     pub fn assert_no_locks(&self, what: &str) {
         let held = self.held_locks();
-        if held != 0 {
-            self.panic(format_args!("{what} with locks held: {}", HeldLocks(held)));
+        if !held.is_empty() {
+            self.panic(format_args!("{what} with locks held: {held}"));
         }
     }
 
     /// Classes of the mutexes that the running thread holds.
     #[inline]
-    pub(crate) fn held_locks(&self) -> u32 {
+    pub(crate) fn held_locks(&self) -> HeldLocks {
         self.lock_owner().1.get()
     }
 
     /// The running thread as the owner of a lock, and where its locks are noted.
     #[inline]
-    fn lock_owner(&self) -> (u32, &Field<u32>) {
+    fn lock_owner(&self) -> (u32, &Field<HeldLocks>) {
         match self.machine().current_thread().non_null() {
             Some(thread) => {
                 let t = self.get(thread);
@@ -241,33 +191,5 @@ impl<M: PhysMem + Cpu> Kern<M> {
             Some(thread) => self.get(thread).tid.get(),
             None => THREAD0_TID,
         }
-    }
-}
-
-/// Lock classes as a set of bits, by name.
-pub(crate) struct HeldLocks(pub u32);
-
-impl core::fmt::Display for HeldLocks {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        use LockClass as C;
-        let all = [
-            C::Driver,
-            C::Eventhandler,
-            C::Map,
-            C::MapSleep,
-            C::Object,
-            C::Zone,
-            C::PageQueue,
-            C::Pmap,
-            C::FreeQueue,
-            C::PageCache,
-            C::Sched,
-        ];
-        let mut separator = "";
-        for class in all.into_iter().filter(|class| self.0 & class.bit() != 0) {
-            write!(f, "{separator}{}", class.name())?;
-            separator = ", ";
-        }
-        Ok(())
     }
 }

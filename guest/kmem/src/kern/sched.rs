@@ -22,7 +22,7 @@ use vmkern_abi::layout::{
 };
 
 use super::Kern;
-use crate::kern::lock::{HeldLocks, LockClass};
+use crate::kern::lock::LockClass;
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::machine::{Cpu, PhysMem};
 
@@ -392,8 +392,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
 
     fn assert_may_switch(&self) {
         let (t, held) = (self.get(self.current_thread()), self.held_locks());
-        if held != 1 << LockClass::Sched as u32 {
-            self.panic(format_args!("mi_switch: switch with locks held: {}", HeldLocks(held)));
+        if held != LockClass::Sched.bit() {
+            self.panic(format_args!("mi_switch: switch with locks held: {held}"));
         }
         if t.critnest.get() != 0 {
             self.panic(format_args!("mi_switch: switch in a critical section"));
@@ -461,7 +461,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             self.panic(format_args!("critical_exit: td_critnest == 0"));
         };
         t.critnest.set(depth);
-        if depth == 0 && t.owepreempt.is_set() && t.held_locks.get() == 0 {
+        if depth == 0 && t.owepreempt.is_set() && t.held_locks.get().is_empty() {
             t.owepreempt.lower();
             self.preempt();
         }

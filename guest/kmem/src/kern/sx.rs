@@ -5,7 +5,7 @@
 //! is done: nobody overtakes anybody. Guarded by the scheduler's lock.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::Sx;
+use vmkern_abi::layout::{HeldLocks, Sx};
 
 use super::Kern;
 use super::sleepq::WaitChannel;
@@ -27,7 +27,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             self.sx_count();
         } else {
             self.sched_unlock();
-            self.assert_may_sleep(name, 0);
+            self.assert_may_sleep(name, HeldLocks::empty());
             self.sched_lock();
             self.sx_wait(lock, sx, name);
         }

@@ -4,10 +4,10 @@
 //! mutex, and sleeps with that mutex as its interlock: it is on the sleep queue before the mutex is
 //! released, so that nobody who changes things under the mutex can miss it.
 
-use vmkern_abi::layout::Mtx;
+use vmkern_abi::layout::{HeldLocks, Mtx};
 
 use super::Kern;
-use super::lock::{HeldLocks, Interlock};
+use super::lock::Interlock;
 use super::sleepq::WaitChannel;
 use crate::machine::{Cpu, PhysMem};
 
@@ -46,7 +46,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
                 self.curtid()
             ));
         }
-        self.assert_may_sleep(wmesg, 0);
+        self.assert_may_sleep(wmesg, HeldLocks::empty());
         self.sched_lock();
         self.sleep_locked(channel, priority, wmesg, timo, None)
     }
@@ -76,7 +76,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         if word.get() != self.curtid() + 1 {
             self.panic(format_args!("sleeping in `{wmesg}` with recursed mutex {}", class.name()));
         }
-        self.assert_may_sleep(wmesg, 1 << class as u32);
+        self.assert_may_sleep(wmesg, class.bit());
         self.sched_lock();
         let sleep = self.sleep_locked(channel, priority, wmesg, timo, Some(interlock));
         if relock == Relock::Yes {
@@ -140,18 +140,15 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched().cold.is_set() || self.current_thread().is_null()
     }
 
-    /// Panics where the running thread may not sleep. `allowed` has the bits of the mutexes that it
+    /// Panics where the running thread may not sleep. `allowed` has the classes of the mutexes that it
     /// may hold.
-    pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: u32) {
-        let (tid, held) = (self.curtid(), self.held_locks() & !allowed);
+    pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: HeldLocks) {
+        let (tid, held) = (self.curtid(), self.held_locks() - allowed);
         if self.in_interrupt() {
             self.panic(format_args!("sleeping in an interrupt handler: `{wmesg}`"));
         }
-        if held != 0 {
-            self.panic(format_args!(
-                "thread {tid} sleeps in `{wmesg}` with locks held: {}",
-                HeldLocks(held)
-            ));
+        if !held.is_empty() {
+            self.panic(format_args!("thread {tid} sleeps in `{wmesg}` with locks held: {held}"));
         }
         if self.get(self.current_thread()).critnest.get() != 0 {
             self.panic(format_args!("thread {tid} sleeps in `{wmesg}` in a critical section"));

@@ -20,6 +20,7 @@ use super::pmap::Pmap;
 use super::{Vm, VmMachine};
 use crate::kern::Kern;
 use crate::machine::Mark;
+use crate::num::to_u32;
 
 /// A range of physical memory, `[start, end)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,11 +155,10 @@ impl<M: VmMachine> Vm<M> {
         let number = self.state().vm_phys_nsegs.get();
         self.state().vm_phys_nsegs.set(number + 1);
         let seg = self.vm_phys_seg(number);
-        let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        seg.start.set(word(start));
-        seg.end.set(word(end));
-        seg.fresh.set(word(start));
-        seg.freelist.set(word(freelist as u64));
+        seg.start.set(to_u32(start));
+        seg.end.set(to_u32(end));
+        seg.fresh.set(to_u32(start));
+        seg.freelist.set(to_u32(freelist));
         self.vm_phys_mark(seg.start.get(), end - start, Mark::Free);
         self.cnt().v_page_count.update_locked(|n| n + (end - start));
     }

@@ -20,6 +20,7 @@ use vmkern_abi::layout::{FRESH_ORDER, VM_NFREELIST, VM_NFREEORDER, VmFreeList, V
 use super::page::{FreeQueue, phys_of_number};
 use crate::kern::Kern;
 use crate::machine::{Cpu, Mark, PhysMem};
+use crate::num::to_u16;
 
 /// Bytes of an element of the page array.
 const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;
@@ -173,7 +174,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             let room = (end - fresh).ilog2() as usize;
             let block = order.max(FRESH_ORDER).min(aligned).min(room).min(VM_NFREEORDER - 1);
             seg.fresh.set(fresh + (1 << block));
-            self.page_by_number(fresh).segind.set(u16::try_from(number).unwrap_or(u16::MAX));
+            self.page_by_number(fresh).segind.set(to_u16(number));
             self.vm_phys_give(queue, fresh, block);
             return true;
         }

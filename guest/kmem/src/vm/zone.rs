@@ -8,61 +8,16 @@
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::kva::phys_to_dmap;
-use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue,
-    StoredOp, Thread, VmObject, ZONE_COUNT,
-};
+pub use vmkern_abi::layout::ZoneItem;
+use vmkern_abi::layout::{SlabHeader, SlabItem, SlabZone, Zone};
 
 use super::page::{AllocFlags, Contents};
 use super::phys::{Phys, phys_of};
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::machine::{AllocClass, Cpu, Mark, PhysMem, Supply};
-use crate::window::{Line, Shared};
-
-/// A type with a zone of its own.
-pub trait ZoneItem: Shared {
-    /// The zone's index in [`vmkern_abi::layout::KernelRoots::zones`].
-    const ZONE: usize;
-}
-
-impl ZoneItem for VmObject {
-    const ZONE: usize = 0;
-}
-
-impl ZoneItem for EventhandlerList {
-    const ZONE: usize = 1;
-}
-
-impl ZoneItem for EventhandlerEntry {
-    const ZONE: usize = 2;
-}
-
-impl ZoneItem for StoredOp {
-    const ZONE: usize = 3;
-}
-
-impl ZoneItem for Thread {
-    const ZONE: usize = 4;
-}
-
-impl ZoneItem for SleepQueue {
-    const ZONE: usize = 5;
-}
-
-impl ZoneItem for Pcpu {
-    const ZONE: usize = 6;
-}
-
-const ITEM_SIZES: [usize; ZONE_COUNT] = [
-    size_of::<VmObject>(),
-    size_of::<EventhandlerList>(),
-    size_of::<EventhandlerEntry>(),
-    size_of::<StoredOp>(),
-    size_of::<Thread>(),
-    size_of::<SleepQueue>(),
-    size_of::<Pcpu>(),
-];
+use crate::num::to_u32;
+use crate::window::Line;
 
 /// The kind of a zone's mutex.
 enum ZoneLock {}
@@ -84,9 +39,8 @@ const fn items_per_slab(item_size: u64) -> u64 {
 impl<M: PhysMem + Cpu> Phys<M> {
     /// Sets up the zones, empty (`vm_map_startup`).
     pub(crate) fn zone_startup(&self) {
-        for (zone, size) in self.state().zones.iter().zip(ITEM_SIZES) {
-            let size = u32::try_from(size.next_multiple_of(LINE)).unwrap_or(u32::MAX);
-            zone.item_size.set(size);
+        for (zone, kind) in self.state().zones.iter().zip(Zone::ALL) {
+            zone.item_size.set(to_u32(kind.item_size()));
         }
     }
 
@@ -94,7 +48,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// M_NOWAIT). Locks: takes the zone's.
     #[must_use]
     pub fn zone_alloc<T: ZoneItem>(&self) -> Option<KPtr<T>> {
-        let zone = &self.state().zones[T::ZONE];
+        let zone = &self.state().zones[T::ZONE.index()];
         let item = self.zone_take(&self.zone_lock(zone), zone, T::ZONE);
         let pa = phys_of(item?)?;
         for line in 0..u64::from(zone.item_size.get()) / LINE as u64 {
@@ -105,7 +59,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
 
     /// Gives an item back (`uma_zfree`). Locks: takes the zone's.
     pub fn zone_free<T: ZoneItem>(&self, item: KPtr<T>) {
-        let zone = &self.state().zones[T::ZONE];
+        let zone = &self.state().zones[T::ZONE.index()];
         self.zone_put(&self.zone_lock(zone), zone, KPtr::new(item.addr()));
     }
 
@@ -117,11 +71,11 @@ impl<M: PhysMem + Cpu> Phys<M> {
         &self,
         locked: &LockedZone<'_, M>,
         zone: &SlabZone,
-        number: usize,
+        kind: Zone,
     ) -> Option<KPtr<SlabItem>> {
         let slab = match zone.partial.get().non_null() {
             Some(slab) => slab,
-            None => self.zone_grow(locked, zone, number)?,
+            None => self.zone_grow(locked, zone, kind)?,
         };
         let header = self.get(slab);
         let item = header.free.get();
@@ -161,7 +115,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         &self,
         locked: &LockedZone<'_, M>,
         zone: &SlabZone,
-        number: usize,
+        kind: Zone,
     ) -> Option<KPtr<SlabHeader>> {
         if self.machine().refuses(Supply::Slab) {
             return None;
@@ -181,8 +135,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
             free = item;
         }
         header.free.set(free);
-        header.free_count.set(u32::try_from(items).unwrap_or(u32::MAX));
-        header.zone.set(u32::try_from(number).unwrap_or(u32::MAX));
+        header.free_count.set(to_u32(items));
+        header.zone.put(kind);
         self.slab_link(locked, zone, slab, header);
         zone.free.update_locked(|n| n + items);
         zone.slabs.inc();

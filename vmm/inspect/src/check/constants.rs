@@ -107,11 +107,11 @@ fn check_other_lock(ctx: &Context<'_>, map: &Map) {
 
 fn check_roots(ctx: &Context<'_>) {
     let roots = &ctx.roots;
-    if !roots.sched.cold.is_set() && roots.boot_held_locks.get() != 0 {
+    if !roots.sched.cold.is_set() && !roots.boot_held_locks.get().is_empty() {
         ctx.finding(&HELD_LOCKS, "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
             format!(
                 "there are threads, but the boot holds locks {:#x}",
-                roots.boot_held_locks.get()
+                roots.boot_held_locks.get().bits()
             )
         });
     }

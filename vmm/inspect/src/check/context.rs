@@ -145,9 +145,11 @@ impl<'a> Context<'a> {
     /// it a little earlier, but says it of those as well to which nothing leads yet.
     pub(super) fn is_locked(&self) -> bool {
         let holds = |thread| {
-            self.sched.thread(thread).is_some_and(|thread| thread.value.held_locks.get() != 0)
+            self.sched
+                .thread(thread)
+                .is_some_and(|thread| !thread.value.held_locks.get().is_empty())
         };
-        self.roots.boot_held_locks.get() != 0
+        !self.roots.boot_held_locks.get().is_empty()
             || locks::is_any_owned(self)
             || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))
     }

@@ -6,12 +6,12 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::Context::Lowmem;
 use vmkern_abi::control::{Request, WaitMessage};
 use vmkern_abi::kva::KERNBASE;
-use vmkern_abi::layout::{EventhandlerEntry, StoredOp};
+use vmkern_abi::layout::{EventhandlerEntry, StoredOp, Zone};
 
 use super::context::Context;
 use super::rule::rules;
 use super::sched::{Event, Item};
-use super::zones::Zone;
+use super::zones::zone_of_item;
 
 rules! {
     Some(check);
@@ -182,7 +182,7 @@ pub(super) fn stored_op(
 ) -> Option<Item<StoredOp>> {
     let at: KPtr<StoredOp> = KPtr::new(GuestVirt::new(handler.value.arg.get()));
     if handler.value.priority.get() == EventhandlerEntry::DEAD
-        || Zone::of_item(ctx, at.addr()) != Some(Zone::StoredOp)
+        || zone_of_item(ctx, at.addr()) != Some(Zone::StoredOp)
     {
         return None;
     }

@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
-use vmkern_abi::layout::{Thread, ThreadState, VmPage};
+use vmkern_abi::layout::{Thread, ThreadState, VmPage, Zone};
 
 use super::context::Context;
 use super::stacks::Saved;
 use super::threads::waits_for_work;
-use super::zones::Zone;
+use super::zones::zone_of_item;
 use crate::cpu::RunState;
 
 /// Most bytes of one stack that are read: several times what any thread has.
@@ -109,7 +109,7 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
 fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
     let word = GuestVirt::new(word);
     let at = Zone::Thread.item_around(phys_word(ctx, word).unwrap_or(word));
-    let is_thread = Zone::of_item(ctx, at) == Some(Zone::Thread)
+    let is_thread = zone_of_item(ctx, at) == Some(Zone::Thread)
         && !ctx.sched.threads.iter().any(|t| t.addr() == at);
     let thread: Thread = is_thread.then(|| ctx.memory.get("thread", KPtr::new(at)).ok())??;
     Some(thread.sleepqueue.get().addr().get())

@@ -158,7 +158,7 @@ fn check_mutexes(ctx: &Context<'_>) {
             fault(format!("thread {} owns it, but does not exist", lock.owner()));
             continue;
         };
-        let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+        let held = thread.value.held_locks.get();
         if ctx.sched.runs(thread.at).is_none() {
             fault(format!(
                 "{} owns it, but is not running: the owner of a mutex keeps its CPU",
@@ -177,7 +177,7 @@ fn check_mutexes(ctx: &Context<'_>) {
 
 /// What `thread` notes of the mutexes that it holds.
 fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
-    let held = HeldLocks::from_bits_retain(thread.value.held_locks.get());
+    let held = thread.value.held_locks.get();
     let fault = |detail: String| ctx.finding(&HELD_LOCKS, "thread", thread.addr(), || detail);
     if !HeldLocks::all().contains(held) {
         fault(format!(

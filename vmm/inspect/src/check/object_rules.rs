@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SHIFT};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, SlabZone};
+use vmkern_abi::layout::{KernelRoots, ObjectFlags, ObjectType, SlabZone, Zone};
 
 use super::context::Context;
 use super::objects::{Object, Resident};
@@ -38,9 +38,6 @@ rules! {
             "every allocated object is behind an entry";
     }
 }
-
-/// Number of the zone of objects.
-const OBJECT_ZONE: usize = 0;
 
 /// Checks all objects, and claims their pages.
 fn check(ctx: &Context<'_>) {
@@ -232,9 +229,9 @@ fn last_search(ctx: &Context<'_>, object: &Object) {
 /// Objects are freed with their last reference: all that are handed out stand behind an entry.
 fn unreachable(ctx: &Context<'_>) {
     let known = ctx.objects.all.values().filter(|object| !object.is_kernels()).count() as u64;
-    let zone = &ctx.roots.zones[OBJECT_ZONE];
+    let zone = &ctx.roots.zones[Zone::Object.index()];
     if zone.lock.owner.get() == 0 && zone.used.get() != known && ctx.rest.is_quiet() {
-        let at = offset_of!(KernelRoots, zones) + OBJECT_ZONE * size_of::<SlabZone>();
+        let at = offset_of!(KernelRoots, zones) + Zone::Object.index() * size_of::<SlabZone>();
         ctx.finding(&OBJECT_UNREACHABLE, "zone of objects", ctx.root(at), || {
             format!("used says {}, but {known} objects are behind entries", zone.used.get())
         });

@@ -5,11 +5,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::layout::{
-    EventhandlerEntry, EventhandlerList, Pcpu, SlabHeader, SlabItem, SlabZone, SleepQueue,
-    StoredOp, Thread, VmObject, ZONE_COUNT,
-};
+use vmkern_abi::addr::{GuestVirt, KPtr};
+use vmkern_abi::layout::{SlabHeader, SlabItem, SlabZone, Thread, Zone};
 
 use super::context::Context;
 use super::handlers::stored_op;
@@ -42,87 +39,16 @@ rules! {
     }
 }
 
-/// The zones, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Zone {
-    Object,
-    EventList,
-    EventHandler,
-    StoredOp,
-    Thread,
-    SleepQueue,
-    Cpu,
+/// The zone of the item at `at`, as the header of the page that it lies in has it.
+pub(super) fn zone_of_item(ctx: &Context<'_>, at: GuestVirt) -> Option<Zone> {
+    if !ctx.is_managed(at) {
+        return None;
+    }
+    let header: SlabHeader = ctx.memory.get("slab", KPtr::new(at.page())).ok()?;
+    header.zone.known().filter(|zone| zone.fits(at))
 }
 
-impl Zone {
-    const ALL: [Self; ZONE_COUNT] = [
-        Self::Object,
-        Self::EventList,
-        Self::EventHandler,
-        Self::StoredOp,
-        Self::Thread,
-        Self::SleepQueue,
-        Self::Cpu,
-    ];
-
-    /// What an item is.
-    const fn item(self) -> &'static str {
-        match self {
-            Self::Object => "vm_object",
-            Self::EventList => "event",
-            Self::EventHandler => "event handler",
-            Self::StoredOp => "stored operation",
-            Self::Thread => "thread",
-            Self::SleepQueue => "sleep queue",
-            Self::Cpu => "CPU",
-        }
-    }
-
-    /// Bytes of an item.
-    const fn size(self) -> u64 {
-        let bytes = match self {
-            Self::Object => size_of::<VmObject>(),
-            Self::EventList => size_of::<EventhandlerList>(),
-            Self::EventHandler => size_of::<EventhandlerEntry>(),
-            Self::StoredOp => size_of::<StoredOp>(),
-            Self::Thread => size_of::<Thread>(),
-            Self::SleepQueue => size_of::<SleepQueue>(),
-            Self::Cpu => size_of::<Pcpu>(),
-        };
-        (bytes as u64).next_multiple_of(HEADER)
-    }
-
-    /// Items of a slab.
-    const fn items(self) -> u64 {
-        (PAGE_SIZE - HEADER) / self.size()
-    }
-
-    /// Whether an item can begin at `at`.
-    fn fits(self, at: GuestVirt) -> bool {
-        let offset = at.page_offset();
-        offset >= HEADER
-            && (offset - HEADER).is_multiple_of(self.size())
-            && offset + self.size() <= PAGE_SIZE
-    }
-
-    /// Where the item begins in which `at` lies, if it lies in one.
-    pub(super) fn item_around(self, at: GuestVirt) -> GuestVirt {
-        let offset = at.page_offset().saturating_sub(HEADER);
-        at.page().add(HEADER + offset - offset % self.size())
-    }
-
-    /// The zone of the item at `at`, as the header of the page that it lies in has it.
-    pub(super) fn of_item(ctx: &Context<'_>, at: GuestVirt) -> Option<Self> {
-        if !ctx.is_managed(at) {
-            return None;
-        }
-        let header: SlabHeader = ctx.memory.get("slab", KPtr::new(at.page())).ok()?;
-        let zone = *Self::ALL.get(usize::try_from(header.zone.get()).ok()?)?;
-        zone.fits(at).then_some(zone)
-    }
-}
-
-/// Bytes of a slab's header, and of the unit of item sizes.
+/// Bytes of a slab's header.
 const HEADER: u64 = size_of::<SlabHeader>() as u64;
 
 /// Checks all zones.
@@ -204,9 +130,9 @@ impl<'a, 'b> Slabs<'a, 'b> {
     /// Follows the zone's list of slabs with free items.
     fn read(ctx: &'a Context<'b>, number: usize, kind: Zone, zone: &'a SlabZone) -> Self {
         let mut slabs = Self { ctx, number, kind, zone, slabs: BTreeMap::new() };
-        if u64::from(zone.item_size.get()) != kind.size() {
+        if u64::from(zone.item_size.get()) != kind.item_size() {
             ctx.finding(&ZONE_ITEM_SIZE, "zone", ctx.root_of(zone), || {
-                let (is, item, expected) = (zone.item_size.get(), kind.item(), kind.size());
+                let (is, item, expected) = (zone.item_size.get(), kind.name(), kind.item_size());
                 format!("item_size of zone {number} ({item}) is {is}, expected {expected}")
             });
         }
@@ -267,7 +193,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
             }
         }
         let (counted, found, items) =
-            (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items());
+            (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items_per_slab());
         if counted != found {
             self.finding(&SLAB_FREE_COUNT, at, || {
                 format!("free_count is {counted}, but its list has {found} free items")
@@ -285,14 +211,14 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn check(mut self, used: Vec<GuestVirt>, in_flight: &mut InFlight<'_, '_>) {
         for at in used {
             if !self.kind.fits(at) || !self.ctx.is_managed(at) {
-                self.ctx.finding(&ZONE_ITEM, self.kind.item(), at, || {
+                self.ctx.finding(&ZONE_ITEM, self.kind.name(), at, || {
                     format!("it is in use, but zone {} has no item there", self.number)
                 });
                 continue;
             }
             let slab = self.slabs.entry(at.page()).or_default();
             if slab.free.contains(&at) {
-                self.ctx.finding(&ZONE_ITEM, self.kind.item(), at, || {
+                self.ctx.finding(&ZONE_ITEM, self.kind.name(), at, || {
                     format!("it is in use, and also a free item of zone {}", self.number)
                 });
             }
@@ -311,7 +237,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn add_slabs_in_flight(&mut self, in_flight: &mut InFlight<'_, '_>) {
         for &word in in_flight.words() {
             let at = self.kind.item_around(GuestVirt::new(word));
-            if Zone::of_item(self.ctx, at) == Some(self.kind) {
+            if zone_of_item(self.ctx, at) == Some(self.kind) {
                 self.slabs.entry(at.page()).or_default();
             }
         }
@@ -321,7 +247,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         self.ctx.claim_at(at, Owner::Slab);
         match self.ctx.memory.get::<SlabHeader>("slab", KPtr::new(at)) {
             Ok(header) => {
-                if header.zone.get() as usize != self.number {
+                if !header.zone.is(self.kind) {
                     self.finding(&SLAB_ZONE, at, || {
                         format!("its header says zone {}", header.zone.get())
                     });
@@ -332,13 +258,13 @@ impl<'a, 'b> Slabs<'a, 'b> {
             }
             Err(error) => self.ctx.unreadable(&error),
         }
-        for number in 0..self.kind.items() {
-            let item = at.add(HEADER + number * self.kind.size());
+        for number in 0..self.kind.items_per_slab() {
+            let item = at.add(HEADER + number * self.kind.item_size());
             if !slab.free.contains(&item)
                 && !slab.used.contains(&item)
-                && !in_flight.has(item, self.kind.size())
+                && !in_flight.has(item, self.kind.item_size())
             {
-                self.ctx.finding(&ZONE_LOST, self.kind.item(), item, || {
+                self.ctx.finding(&ZONE_LOST, self.kind.name(), item, || {
                     format!("it is handed out by zone {}, but nothing leads to it", self.number)
                 });
             }
@@ -372,7 +298,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
     fn check_counts(&self) {
         let slabs = self.slabs.len() as u64;
         let free: u64 = self.slabs.values().map(|slab| slab.free.len() as u64).sum();
-        let used = slabs * self.kind.items() - free;
+        let used = slabs * self.kind.items_per_slab() - free;
         let counts = [
             ("slabs", &self.zone.slabs, slabs),
             ("free", &self.zone.free, free),

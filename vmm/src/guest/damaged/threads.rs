@@ -2,7 +2,7 @@
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::field::{Code, Flag};
-use vmkern_abi::layout::{Pcpu, Preempt, SleepQueue, Thread, ThreadState, md};
+use vmkern_abi::layout::{HeldLocks, Pcpu, Preempt, SleepQueue, Thread, ThreadState, md};
 use vmkern_abi::pte::Level;
 
 use super::lab::{Damage, Lab, expect_finding};
@@ -46,8 +46,8 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("sleepq-link", |t| t.sq_prev.set(KPtr::new(GuestVirt::new(64)))),
         ("sleepq-owner", |t| t.sleepqueue.set(KPtr::new(GuestVirt::new(64)))),
         ("callout-queued", |t| t.callout.sequence.set(1)),
-        ("held-locks", |t| t.held_locks.set(0)),
-        ("held-locks", |t| t.held_locks.set(1 << 20)),
+        ("held-locks", |t| t.held_locks.set(HeldLocks::empty())),
+        ("held-locks", |t| t.held_locks.set(HeldLocks::from_bits_retain(1 << 20))),
         ("sx-held", |t| t.sx_held.set(1)),
         ("kernel-stack", |t| t.kstack.update_locked(|at| at.add(4096))),
         ("kernel-stack", |t| t.kstack.set(GuestVirt::new(0))),
@@ -171,7 +171,11 @@ fn mutexes_are_owned_by_threads_that_run_and_note_it() {
     }
     lab.root_word("mutex-owner", name, |r| &r.vm_page_queue_free_mtx.owner, |_| 1 << 16 | 65);
     let idle = lab.get(cpu(&lab)).idlethread.get();
-    lab.each::<Thread>(idle, "thread", &[("held-locks", |t| t.held_locks.set(1 << 8))]);
+    lab.each::<Thread>(
+        idle,
+        "thread",
+        &[("held-locks", |t| t.held_locks.set(HeldLocks::FREE_QUEUE))],
+    );
 }
 
 #[test]
@@ -226,7 +230,11 @@ fn a_thread_that_was_never_switched_to_leaves_its_cpu_with_the_schedulers_lock()
     }
     // One that has never left a CPU holds nothing.
     let pagedaemon = lab.roots().1.pageproc.get();
-    lab.each::<Thread>(pagedaemon, "thread", &[("held-locks", |t| t.held_locks.set(1 << 10))]);
+    lab.each::<Thread>(
+        pagedaemon,
+        "thread",
+        &[("held-locks", |t| t.held_locks.set(HeldLocks::SCHED))],
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MapId, Op};
 use vmkern_abi::layout::{
     EventhandlerEntry, EventhandlerList, KernelRoots, SlabHeader, SlabItem, SlabZone, StoredOp,
+    Zone,
 };
 
 use super::lab::{Damage, Lab, expect_finding};
@@ -36,7 +37,7 @@ fn slabs_and_their_free_items_hang_together() {
     let damages: &[(&str, Damage<SlabHeader>)] = &[
         ("slab-list", |slab| slab.prev.set(KPtr::new(GuestVirt::new(64)))),
         ("slab-free-count", |slab| slab.free_count.inc()),
-        ("slab-zone", |slab| slab.zone.set(1)),
+        ("slab-zone", |slab| slab.zone.put(Zone::EventList)),
         ("slab-free", |slab| slab.free.set(KPtr::new(slab.free.get().addr().add(8)))),
         ("slab-free-count", |slab| slab.free.set(KPtr::NULL)),
     ];

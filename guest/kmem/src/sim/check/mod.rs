@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{EntryFlags, ObjectType, VmObject, index_above};
+use vmkern_abi::layout::{EntryFlags, ObjectType, VmObject, ZoneItem, index_above};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 pub use self::physical::check_zeros;
@@ -20,7 +20,7 @@ use crate::window::PageTable;
 /// Everything that a quiet system promises. Panics with what is broken.
 pub fn check(sim: &Sim) {
     let state = sim.vm().state();
-    assert_eq!(sim.vm().held_locks(), 0, "locks are held");
+    assert_eq!(sim.vm().held_locks().bits(), 0, "locks are held");
     let translations = translations(sim);
     let objects = Objects::find(sim);
     maps::check(sim, &objects, &translations);
@@ -41,7 +41,7 @@ pub fn check(sim: &Sim) {
         assert!(last <= o.size.get(), "pages past the end of object {at:#x}");
     }
     let anonymous = objects.0.values().filter(|object| !object.kernels).count() as u64;
-    let zone = &state.zones[<VmObject as crate::vm::zone::ZoneItem>::ZONE];
+    let zone = &state.zones[VmObject::ZONE.index()];
     assert_eq!(zone.used.get(), anonymous, "anonymous objects that no entry knows");
     let wired = physical::check(sim, &objects);
     let kentered =

@@ -27,7 +27,7 @@ impl Sim {
     }
 
     fn anonymous_objects(&self) -> u64 {
-        self.vm().state().zones[VmObject::ZONE].used.get()
+        self.vm().state().zones[VmObject::ZONE.index()].used.get()
     }
 }
 

@@ -54,7 +54,7 @@ fn a_thread_whose_time_is_up_is_woken_by_the_clock_though_mutexes_are_owned() {
     let woken = Arc::new(AtomicBool::new(false));
     let note = Arc::clone(&woken);
     sim.vm().machine().at_next_point(Box::new(move |vm| {
-        assert_ne!(vm.held_locks(), 0, "the map's and the object's");
+        assert_ne!(vm.held_locks().bits(), 0, "the map's and the object's");
         let sleeper = vm.tfind(1).expect("it sleeps");
         assert_eq!(vm.get(sleeper).state(), Some(ThreadState::Sleeping));
         vm.hardclock(vm.cnt().ticks.get() + 10);

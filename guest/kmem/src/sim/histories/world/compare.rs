@@ -14,7 +14,7 @@ impl World {
         let vm = self.sim.vm();
         self.compare_places();
         let (state, cnt) = (vm.state(), vm.cnt());
-        assert_eq!(vm.held_locks(), 0, "locks are held");
+        assert_eq!(vm.held_locks().bits(), 0, "locks are held");
         for m in &self.naive.maps {
             let map = self.sim.map(m.id);
             assert_eq!(map.size.get(), m.size(), "size of {:?}", m.id);

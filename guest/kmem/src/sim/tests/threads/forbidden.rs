@@ -81,7 +81,7 @@ fn recursion_panics_unless_the_mutex_allows_it() {
         vm.mtx_unlock(LockClass::PageQueue, queues);
         vm.mtx_assert_owned(LockClass::PageQueue, queues);
         vm.mtx_unlock(LockClass::PageQueue, queues);
-        assert_eq!((queues.get(), vm.held_locks()), (0, 0));
+        assert_eq!((queues.get(), vm.held_locks().bits()), (0, 0));
         let mtx = &vm.state().driver_mtx.owner;
         vm.mtx_lock(LockClass::Driver, mtx);
         vm.mtx_lock(LockClass::Driver, mtx);

@@ -66,7 +66,7 @@ fn an_interrupt_waits_until_the_last_mutex_is_released() {
         vm.machine().interrupts.raise(
             0,
             Box::new(move |vm| {
-                assert_eq!(vm.held_locks(), 0);
+                assert_eq!(vm.held_locks().bits(), 0);
                 assert!(vm.in_interrupt());
                 handler.note(9, 0);
             }),

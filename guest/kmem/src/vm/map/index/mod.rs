@@ -28,6 +28,7 @@ use vmkern_abi::layout::{MapIndex, MapNode, VmMapEntry};
 pub use self::check::Damage;
 use self::node::{Node, Slot};
 use self::path::Path;
+use crate::num::to_u32;
 
 /// Where an index has its nodes.
 pub trait NodeStore {
@@ -260,5 +261,5 @@ impl<'a, S: NodeStore> Index<'a, S> {
 /// The page at `bytes` from the map's start; beyond all pages that have keys, the last number there
 /// is.
 fn page_number(bytes: u64) -> u32 {
-    u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX)
+    to_u32(bytes >> PAGE_SHIFT)
 }
