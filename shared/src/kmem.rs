@@ -8,6 +8,8 @@ use core::fmt;
 
 use bitflags::bitflags;
 
+use crate::codes::codes;
+
 bitflags! {
     /// Flags of `kmem_malloc`, with malloc(9)'s values.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -60,66 +62,25 @@ impl MapId {
     ];
 }
 
-/// FreeBSD's results of map operations (`vm_param.h`), success left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum KernReturn {
-    /// The address is not in the map or not mapped.
-    InvalidAddress = 1,
-    /// The protection forbids it.
-    ProtectionFailure = 2,
-    /// No hole is large enough, or the range is taken.
-    NoSpace = 3,
-    /// An argument breaks the function's contract.
-    InvalidArgument = 4,
-    /// It failed.
-    Failure = 5,
-    /// Something ran out.
-    ResourceShortage = 6,
-    /// The caller is not the receiver.
-    NotReceiver = 7,
-    /// The caller may not.
-    NoAccess = 8,
-}
-
-impl KernReturn {
-    /// Every result.
-    pub const ALL: [Self; 8] = [
-        Self::InvalidAddress,
-        Self::ProtectionFailure,
-        Self::NoSpace,
-        Self::InvalidArgument,
-        Self::Failure,
-        Self::ResourceShortage,
-        Self::NotReceiver,
-        Self::NoAccess,
-    ];
-
-    /// FreeBSD's name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::InvalidAddress => "KERN_INVALID_ADDRESS",
-            Self::ProtectionFailure => "KERN_PROTECTION_FAILURE",
-            Self::NoSpace => "KERN_NO_SPACE",
-            Self::InvalidArgument => "KERN_INVALID_ARGUMENT",
-            Self::Failure => "KERN_FAILURE",
-            Self::ResourceShortage => "KERN_RESOURCE_SHORTAGE",
-            Self::NotReceiver => "KERN_NOT_RECEIVER",
-            Self::NoAccess => "KERN_NO_ACCESS",
-        }
-    }
-
-    /// The result with this FreeBSD name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|k| k.name() == name)
-    }
-
-    /// The result with this FreeBSD number.
-    #[must_use]
-    pub fn from_code(code: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|&k| k as u64 == code)
+codes! {
+    /// FreeBSD's results of map operations (`vm_param.h`), success left out.
+    pub enum KernReturn: u32 {
+        /// The address is not in the map or not mapped.
+        InvalidAddress = 1 => "KERN_INVALID_ADDRESS",
+        /// The protection forbids it.
+        ProtectionFailure = 2 => "KERN_PROTECTION_FAILURE",
+        /// No hole is large enough, or the range is taken.
+        NoSpace = 3 => "KERN_NO_SPACE",
+        /// An argument breaks the function's contract.
+        InvalidArgument = 4 => "KERN_INVALID_ARGUMENT",
+        /// It failed.
+        Failure = 5 => "KERN_FAILURE",
+        /// Something ran out.
+        ResourceShortage = 6 => "KERN_RESOURCE_SHORTAGE",
+        /// The caller is not the receiver.
+        NotReceiver = 7 => "KERN_NOT_RECEIVER",
+        /// The caller may not.
+        NoAccess = 8 => "KERN_NO_ACCESS",
     }
 }
 

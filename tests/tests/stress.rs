@@ -1,7 +1,7 @@
 //! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU
 //! frees.
 //!
-//! How much is done is counted in operations of [`Op::Stress`], of which about half allocate and
+//! How much is done is counted in operations of [`Workload::Stress`], of which about half allocate and
 //! half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
 //! `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and `VMKERN_STRESS_SECONDS` (the time limit of a
 //! run) ask for more; `scripts/stress.sh` does.
@@ -12,7 +12,7 @@ use vmkern::abi::layout::KernelRoots;
 use vmkern::inspect::draw::draw;
 use vmkern::{
     Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
-    Response, TimeMode, What,
+    Response, TimeMode, What, Workload,
 };
 use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};
@@ -87,7 +87,7 @@ fn next(guest: &mut Guest) -> Response {
     }
 }
 
-/// A run of [`Op::Stress`] on `parties` threads.
+/// A run of [`Workload::Stress`] on `parties` threads.
 struct Stress {
     guest: Checked,
     parties: u16,
@@ -134,8 +134,13 @@ impl Stress {
         let each = operations.div_ceil(self.parties.into());
         let (pageable, system, parties) = (self.pageable, self.system, self.parties.into());
         for thread in 0..self.parties {
-            let op =
-                Op::Stress { seed: thread.into(), operations: each, parties, pageable, system };
+            let op = Op::Work(Workload::Stress {
+                seed: thread.into(),
+                operations: each,
+                parties,
+                pageable,
+                system,
+            });
             self.guest
                 .submit_in(Context::Thread(thread), op)
                 .unwrap_or_else(|error| panic!("{error}"));
@@ -205,9 +210,12 @@ fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returne
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     guest.make_thread(1);
     let before = Balance::of(&guest);
-    let free =
-        guest.submit(0, Op::SpinFree { mailbox, map: MapId::KMEM }).expect("the guest lives");
-    let read = guest.submit(1, Op::SpinRead { mailbox, rounds: wanted }).expect("the guest lives");
+    let free = guest
+        .submit(0, Op::Work(Workload::SpinFree { mailbox, map: MapId::KMEM }))
+        .expect("the guest lives");
+    let read = guest
+        .submit(1, Op::Work(Workload::SpinRead { mailbox, rounds: wanted }))
+        .expect("the guest lives");
     let (first, second) = (next(&mut guest), next(&mut guest));
     let of = |tag| {
         [first, second]
@@ -227,8 +235,14 @@ fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returne
 fn a_reader_and_who_frees_under_it_are_refused_on_one_cpu_where_each_would_wait_for_ever() {
     let mut guest = launch(Guest::builder());
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
-    let ops = [Op::SpinRead { mailbox, rounds: 1 }, Op::SpinFree { mailbox, map: MapId::KMEM }];
+    let ops = [
+        Op::Work(Workload::SpinRead { mailbox, rounds: 1 }),
+        Op::Work(Workload::SpinFree { mailbox, map: MapId::KMEM }),
+    ];
     assert!(ops.map(|op| guest.run(op)).iter().all(|outcome| matches!(outcome, Outcome::Error(_))));
     let stray = GuestVirt::new(mailbox.get() + 8);
-    assert!(matches!(guest.run(Op::SpinRead { mailbox: stray, rounds: 1 }), Outcome::Error(_)));
+    assert!(matches!(
+        guest.run(Op::Work(Workload::SpinRead { mailbox: stray, rounds: 1 })),
+        Outcome::Error(_)
+    ));
 }

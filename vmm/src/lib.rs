@@ -33,7 +33,8 @@ pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
 pub use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
 pub use vmkern_abi::control::{
-    Allocator, Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage,
+    Allocator, Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response,
+    WaitMessage, Workload,
 };
 pub use vmkern_abi::crash::CrashKind;
 pub use vmkern_inspect as inspect;

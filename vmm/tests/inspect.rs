@@ -7,7 +7,7 @@ use vmkern::inspect::draw::{WIDTH, draw};
 use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
 use vmkern::{
     Allocator, Dump, Guest, GuestVirt, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
-    Symbols, TimeMode, View, What,
+    Symbols, TimeMode, View, What, Workload,
 };
 
 const PAGE: u64 = 4096;
@@ -519,7 +519,7 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
     for allocator in [Allocator::Malloc, Allocator::Alloc] {
         let before = locks(&guest);
         for (thread, &map) in (0..).zip(&maps) {
-            let op = Op::Pairs { map, size: 9 * PAGE, count: PAIRS, allocator };
+            let op = Op::Work(Workload::Pairs { map, size: 9 * PAGE, count: PAIRS, allocator });
             guest.submit(thread, op).expect("the guest lives");
         }
         for _ in &maps {

@@ -24,7 +24,9 @@ mod message;
 mod op;
 mod outcome;
 mod ring;
+mod table;
 mod wire;
+mod work;
 
 use zerocopy::{FromBytes, KnownLayout};
 
@@ -34,7 +36,9 @@ pub use self::op::Op;
 pub use self::outcome::Outcome;
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};
+pub use self::table::Operation;
 pub use self::wire::WireError;
+pub use self::work::Workload;
 use crate::addr::{GuestPhys, KPtr};
 use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::clock::ClockBase;

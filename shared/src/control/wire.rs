@@ -6,13 +6,12 @@
 
 use core::fmt;
 
-use super::argument::{Allocator, MapKind};
 use super::message::{Context, MAX_THREADS, Request, Response};
 use super::op::Op;
 use super::outcome::Outcome;
 use super::ring::Slot;
 use crate::addr::GuestVirt;
-use crate::kmem::{KernReturn, MallocFlags, MapId, WaitMessage};
+use crate::kmem::{KernReturn, WaitMessage};
 
 /// A slot that is no message of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,42 +37,10 @@ impl Request {
     /// The slot that says this.
     #[must_use]
     pub fn encode(&self) -> Slot {
-        let (code, a): (u64, [u64; 3]) = match self.op {
-            Op::Nop => (0, [0; 3]),
-            Op::KmemAlloc { map, size } => (1, [map.0, size, 0]),
-            Op::KmemAllocNofault { map, size } => (2, [map.0, size, 0]),
-            Op::KmemMalloc { map, size, flags } => (3, [map.0, size, flags.bits()]),
-            Op::KmemFree { map, addr, size } => (4, [map.0, addr.get(), size]),
-            Op::PmapQenter { addr, count } => (5, [addr.get(), count, 0]),
-            Op::PmapQremove { addr, count } => (6, [addr.get(), count, 0]),
-            Op::Read { addr } => (7, [addr.get(), 0, 0]),
-            Op::Write { addr, value } => (8, [addr.get(), value, 0]),
-            Op::Touch { addr, size } => (9, [addr.get(), size, 0]),
-            Op::Fill { addr, size, seed } => (10, [addr.get(), size, seed]),
-            Op::Verify { addr, size, seed } => (11, [addr.get(), size, seed]),
-            Op::VerifyZero { addr, size } => (12, [addr.get(), size, 0]),
-            Op::Vtop { addr } => (13, [addr.get(), 0, 0]),
-            Op::Sleep { micros } => (14, [micros, 0, 0]),
-            Op::Settle => (15, [0; 3]),
-            Op::KmemSuballoc { parent, size, kind } => {
-                (16, [parent.0, size, if kind == MapKind::System { 1 } else { 0 }])
-            }
-            Op::KmemAllocWait { map, size } => (17, [map.0, size, 0]),
-            Op::KmemFreeWakeup { map, addr, size } => (18, [map.0, addr.get(), size]),
-            Op::UmaReclaim => (19, [0; 3]),
-            Op::Join { thread } => (20, [thread.into(), 0, 0]),
-            Op::Pairs { map, size, count, .. } => (21, [map.0, size, count]),
-            Op::Stress { seed, operations, parties, .. } => (22, [seed, operations, parties]),
-            Op::SpinRead { mailbox, rounds } => (23, [mailbox.get(), rounds, 0]),
-            Op::SpinFree { mailbox, map } => (24, [mailbox.get(), map.0, 0]),
-        };
-        let rest = match self.op {
-            Op::Pairs { allocator, .. } => [u64::from(allocator == Allocator::Alloc), 0],
-            Op::Stress { pageable, system, .. } => [pageable.0, system.0],
-            _ => [0; 2],
-        };
-        let head = u64::from(self.tag) | code << 32 | u64::from(self.context.code()) << 48;
-        [head, a[0], a[1], a[2], rest[0], rest[1], 0, 0]
+        let (code, [a0, a1, a2, a3, a4]) = self.op.to_wire();
+        let (code, context) = (u64::from(code), u64::from(self.context.code()));
+        let head = u64::from(self.tag) | code << 32 | context << 48;
+        [head, a0, a1, a2, a3, a4, 0, 0]
     }
 
     /// Reads a slot.
@@ -87,62 +54,9 @@ impl Request {
     pub fn decode(slot: &Slot) -> Result<Self, WireError> {
         let [head, a0, a1, a2, a3, a4, ..] = *slot;
         let error = WireError { head };
-        let map = MapId(a0);
-        let (v0, v1) = (GuestVirt::new(a0), GuestVirt::new(a1));
-        let op = match (head >> 32) as u16 {
-            0 => Op::Nop,
-            1 => Op::KmemAlloc { map, size: a1 },
-            2 => Op::KmemAllocNofault { map, size: a1 },
-            3 => Op::KmemMalloc { map, size: a1, flags: MallocFlags::from_bits(a2).ok_or(error)? },
-            4 => Op::KmemFree { map, addr: v1, size: a2 },
-            5 => Op::PmapQenter { addr: v0, count: a1 },
-            6 => Op::PmapQremove { addr: v0, count: a1 },
-            7 => Op::Read { addr: v0 },
-            8 => Op::Write { addr: v0, value: a1 },
-            9 => Op::Touch { addr: v0, size: a1 },
-            10 => Op::Fill { addr: v0, size: a1, seed: a2 },
-            11 => Op::Verify { addr: v0, size: a1, seed: a2 },
-            12 => Op::VerifyZero { addr: v0, size: a1 },
-            13 => Op::Vtop { addr: v0 },
-            14 => Op::Sleep { micros: a0 },
-            15 => Op::Settle,
-            16 => Op::KmemSuballoc { parent: map, size: a1, kind: kind(a2).ok_or(error)? },
-            17 => Op::KmemAllocWait { map, size: a1 },
-            18 => Op::KmemFreeWakeup { map, addr: v1, size: a2 },
-            19 => Op::UmaReclaim,
-            21 => Op::Pairs { map, size: a1, count: a2, allocator: allocator(a3).ok_or(error)? },
-            20 => Op::Join {
-                thread: u16::try_from(a0).ok().filter(|&t| t < MAX_THREADS).ok_or(error)?,
-            },
-            22 => Op::Stress {
-                seed: a0,
-                operations: a1,
-                parties: a2,
-                pageable: MapId(a3),
-                system: MapId(a4),
-            },
-            23 => Op::SpinRead { mailbox: v0, rounds: a1 },
-            24 => Op::SpinFree { mailbox: v0, map: MapId(a1) },
-            _ => return Err(error),
-        };
+        let op = Op::from_wire((head >> 32) as u16, &[a0, a1, a2, a3, a4]).ok_or(error)?;
         let context = Context::from_code((head >> 48) as u16).ok_or(error)?;
         Ok(Self { tag: head as u32, context, op })
-    }
-}
-
-const fn kind(code: u64) -> Option<MapKind> {
-    match code {
-        0 => Some(MapKind::User),
-        1 => Some(MapKind::System),
-        _ => None,
-    }
-}
-
-const fn allocator(code: u64) -> Option<Allocator> {
-    match code {
-        0 => Some(Allocator::Malloc),
-        1 => Some(Allocator::Alloc),
-        _ => None,
     }
 }
 
@@ -154,7 +68,7 @@ impl Response {
             Outcome::Ok => (1, [0; 3]),
             Outcome::Value(value) => (2, [value, 0, 0]),
             Outcome::Null => (3, [0; 3]),
-            Outcome::Error(code) => (4, [code as u64, 0, 0]),
+            Outcome::Error(code) => (4, [code.code().into(), 0, 0]),
             Outcome::Mismatch { addr, got, want } => (5, [addr.get(), got, want]),
             Outcome::Blocked { waits_for } => {
                 let [low, high] = waits_for.words();
@@ -179,7 +93,9 @@ impl Response {
             1 => Outcome::Ok,
             2 => Outcome::Value(v0),
             3 => Outcome::Null,
-            4 => Outcome::Error(KernReturn::from_code(v0).ok_or(error)?),
+            4 => {
+                Outcome::Error(u32::try_from(v0).ok().and_then(KernReturn::from_code).ok_or(error)?)
+            }
             5 => Outcome::Mismatch { addr: GuestVirt::new(v0), got: v1, want: v2 },
             6 => Outcome::Blocked { waits_for: WaitMessage::from_words([v0, v1]) },
             _ => return Err(error),
@@ -220,7 +136,10 @@ impl Context {
 
 #[cfg(test)]
 mod tests {
+    use super::super::argument::{Allocator, MapKind};
+    use super::super::work::Workload;
     use super::*;
+    use crate::kmem::{MallocFlags, MapId};
 
     #[test]
     fn every_operation_survives_the_ring() {
@@ -252,17 +171,17 @@ mod tests {
             Op::KmemFreeWakeup { map, addr, size: 18 },
             Op::UmaReclaim,
             Op::Join { thread: 63 },
-            Op::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc },
-            Op::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc },
-            Op::Stress {
+            Op::Work(Workload::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc }),
+            Op::Work(Workload::Pairs { map, size: 21, count: 22, allocator: Allocator::Alloc }),
+            Op::Work(Workload::Stress {
                 seed: 19,
                 operations: 20,
                 parties: 21,
                 pageable: map,
                 system: MapId::EXEC,
-            },
-            Op::SpinRead { mailbox: addr, rounds: 22 },
-            Op::SpinFree { mailbox: addr, map },
+            }),
+            Op::Work(Workload::SpinRead { mailbox: addr, rounds: 22 }),
+            Op::Work(Workload::SpinFree { mailbox: addr, map }),
         ];
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
             let threads =
@@ -274,6 +193,20 @@ mod tests {
                 assert_eq!(Request::decode(&request.encode()), Ok(request));
             }
         }
+    }
+
+    #[test]
+    fn every_operation_has_a_code_of_its_own() {
+        let mut seen = 0_u64;
+        for row in Op::TABLE.iter().chain(Workload::TABLE) {
+            assert_eq!(seen & 1 << row.code, 0, "{}", row.name);
+            assert!(!row.says.is_empty() && row.arguments.len() <= 5, "{}", row.name);
+            seen |= 1 << row.code;
+        }
+        assert_eq!(seen, (1 << 25) - 1, "the codes are in a row");
+        let malloc = Op::TABLE.iter().find(|row| row.name == "KmemMalloc").expect("a row");
+        let arguments = [("map", "MapId"), ("size", "u64"), ("flags", "MallocFlags")];
+        assert_eq!((malloc.code, malloc.arguments), (3, &arguments[..]));
     }
 
     #[test]

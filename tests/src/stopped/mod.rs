@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{Builder, Context, Guest, GuestError, MapId, MapKind, Op, Report, TimeMode};
+use vmkern::{Builder, Context, Guest, GuestError, MapId, MapKind, Op, Report, TimeMode, Workload};
 
 pub use self::death::Death;
 
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 enum Work {
     /// Requests of the host, one by one ([`Workers`]).
     Requests,
-    /// A random mix of their own ([`Op::Stress`]).
+    /// A random mix of their own ([`Workload::Stress`]).
     Stress,
 }
 
@@ -85,7 +85,7 @@ impl Case {
         }
     }
 
-    /// Threads that run [`Op::Stress`]. A guest takes a request on a CPU that is idle: one is left
+    /// Threads that run [`Workload::Stress`]. A guest takes a request on a CPU that is idle: one is left
     /// for what it is to die of.
     fn parties(&self) -> u16 {
         match self.end {
@@ -211,7 +211,8 @@ impl Crowd {
                 for thread in 0..case.parties() {
                     let (seed, parties) =
                         (case.number << 8 | u64::from(thread), case.parties().into());
-                    let op = Op::Stress { seed, operations, parties, pageable, system };
+                    let op =
+                        Op::Work(Workload::Stress { seed, operations, parties, pageable, system });
                     guest.submit_in(Context::Thread(thread), op).expect("the guest lives");
                 }
                 Self::Stress(guest)

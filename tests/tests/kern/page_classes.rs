@@ -1,7 +1,7 @@
 //! Which request may take which page: `kmem_malloc`'s flags decide the class, and the class the
 //! floor.
 
-use vmkern::abi::control::Allocator;
+use vmkern::abi::control::{Allocator, Workload};
 use vmkern::inspect::report::{Body, PageCacheReport};
 use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode, What};
 use vmkern_tests::Run;
@@ -61,12 +61,12 @@ fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
     let builder = with_kmem_map(24 << 20).memory(16 << 20).vcpus(2).time(TimeMode::Real);
     in_guest_of(builder, |guest| {
         (0..2).for_each(|thread| guest.make_thread(thread));
-        let pairs = Op::Pairs {
+        let pairs = Op::Work(Workload::Pairs {
             map: MapId::KMEM,
             size: 16 * PAGE,
             count: 500,
             allocator: Allocator::Malloc,
-        };
+        });
         for _ in 0..200 {
             for thread in 0..2 {
                 guest.submit(thread, pairs).expect("the guest lives");

@@ -1,6 +1,6 @@
 //! What allocating costs inside the guest, and how much more of it gets done by several CPUs.
 //!
-//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Op::Pairs`]), so that no
+//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Workload::Pairs`]), so that no
 //! ring is in the way. Guests with different numbers of vCPUs take turns, case by case and round by
 //! round. Two ratios are taken of each round's throughput: by the time that passed, and by the time
 //! that the vCPUs had a core, which is what would have passed on a machine with a free core for
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use vmkern_abi::boot::TimeMode;
-use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome};
+use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome, Workload};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch};
@@ -212,9 +212,10 @@ fn measure(
     let (start, ran) = (Instant::now(), vcpu_times());
     for (thread, &own) in (0..).zip(&subject.maps) {
         let map = if maps == "one" { subject.maps[0] } else { own };
-        subject
-            .guest
-            .submit(thread, Op::Pairs { map, size: setup.size, count: setup.pairs, allocator })?;
+        subject.guest.submit(
+            thread,
+            Op::Work(Workload::Pairs { map, size: setup.size, count: setup.pairs, allocator }),
+        )?;
     }
     for _ in &subject.maps {
         match subject.guest.next_response()?.outcome {

@@ -14,7 +14,7 @@ mod stress;
 
 pub use self::bytes::{Access, Intent};
 pub use self::lowmem::register_lowmem;
-use vmkern_abi::control::{KernReturn, MapId, MapKind, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MapId, MapKind, Op, Outcome, Workload};
 use vmkern_abi::layout::VmMap;
 use vmkern_abi::{addr::KPtr, pattern};
 
@@ -99,21 +99,28 @@ pub fn execute<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Exec
             vm.kmem_free_wakeup(map, addr, size);
             Outcome::Ok
         }),
-        Op::Pairs { map, size, count, allocator } => {
-            on_map(vm, map, |map| pairs::pairs(vm, map, size, count, allocator))
-        }
-        Op::Stress { seed, operations, parties, pageable, system } => {
-            stress::run(vm, access, seed, operations, parties, [pageable, system])
-        }
-        Op::SpinRead { mailbox, rounds } => spin::read(vm, access, mailbox, rounds),
-        Op::SpinFree { mailbox, map } => {
-            on_map(vm, map, |map| spin::free(vm, access, mailbox, map))
-        }
+        Op::Work(load) => work(vm, access, load),
         Op::UmaReclaim => {
             vm.uma_reclaim();
             Outcome::Ok
         }
     })
+}
+
+/// Does one thread's part of a test's or a benchmark's work.
+fn work<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, load: Workload) -> Outcome {
+    match load {
+        Workload::Pairs { map, size, count, allocator } => {
+            on_map(vm, map, |map| pairs::pairs(vm, map, size, count, allocator))
+        }
+        Workload::Stress { seed, operations, parties, pageable, system } => {
+            stress::run(vm, access, seed, operations, parties, [pageable, system])
+        }
+        Workload::SpinRead { mailbox, rounds } => spin::read(vm, access, mailbox, rounds),
+        Workload::SpinFree { mailbox, map } => {
+            on_map(vm, map, |map| spin::free(vm, access, mailbox, map))
+        }
+    }
 }
 
 fn on_map<M: VmMachine>(vm: &Vm<M>, map: MapId, f: impl FnOnce(KPtr<VmMap>) -> Outcome) -> Outcome {

@@ -65,7 +65,7 @@ struct Stress<'a, M: VmMachine, A> {
     done: u64,
 }
 
-/// Runs a thread's part. See [`vmkern_abi::control::Op::Stress`]; `others` are its maps, the
+/// Runs a thread's part. See [`vmkern_abi::control::Workload::Stress`]; `others` are its maps, the
 /// pageable one first. Locks: none may be held. Sleeps.
 pub fn run<M: VmMachine, A: Access>(
     vm: &Vm<M>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome, Workload};
 
 use super::step::Shape;
 
@@ -130,12 +130,10 @@ impl Script {
             Op::Vtop { addr } => ("", format!("vtop {}", at(addr))),
             Op::Sleep { micros } => ("", format!("sleep {micros}us")),
             // No verb does this, and no history.
-            Op::Pairs { .. } => ("", "# pairs".to_owned()),
+            Op::Work(Workload::Pairs { .. }) => ("", "# pairs".to_owned()),
+            Op::Work(load) => ("", format!("# {load:?}")),
             Op::Settle => ("", "settle".to_owned()),
             Op::Join { thread } => ("", format!("join t{thread}")),
-            Op::Stress { .. } | Op::SpinRead { .. } | Op::SpinFree { .. } => {
-                ("", format!("# {op:?}"))
-            }
         };
         let name = (!prefix.is_empty()).then(|| {
             self.named += 1;

@@ -1,0 +1,96 @@
+//! How a table of operations becomes an enum, its wire form, and a description.
+
+/// Arguments of an operation on the wire, the unused ones 0.
+pub(super) type Words = [u64; 5];
+
+/// The words of an operation that has as many arguments.
+pub(super) fn words<const N: usize>(arguments: [u64; N]) -> Words {
+    core::array::from_fn(|at| arguments.get(at).copied().unwrap_or(0))
+}
+
+/// A row of a table of operations: for help and documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Its name.
+    pub name: &'static str,
+    /// Its number on the wire.
+    pub code: u16,
+    /// What it does, and what it answers.
+    pub says: &'static str,
+    /// Its arguments, in the order of the wire's words: name and type.
+    pub arguments: &'static [(&'static str, &'static str)],
+}
+
+/// Makes an enum of operations from a table.
+///
+/// A row is `Name = CODE { argument: Type, .. },` with the documentation of the operation and of
+/// its arguments, or `Name = CODE,` for one that takes none. An argument is an
+/// [`Argument`](super::argument::Argument); it travels in the word that its place in the row says.
+/// `also Name(Enum)` adds a variant for the operations of another table, whose codes differ.
+macro_rules! ops {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident {
+            $($(#[doc = $says:literal])* $op:ident = $code:literal $({
+                $($(#[doc = $means:literal])* $argument:ident: $type:ty),+ $(,)?
+            })?,)+
+        }
+        $($(#[$also_meta:meta])* also $also:ident($other:ident))?
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[doc = $says])* $op $({
+                $($(#[doc = $means])* $argument: $type,)+
+            })?,)+
+            $($(#[$also_meta])* $also($other),)?
+        }
+
+        impl $name {
+            /// The table of its own operations.
+            pub const TABLE: &'static [$crate::control::Operation] =
+                &[$($crate::control::Operation {
+                    name: stringify!($op),
+                    code: $code,
+                    says: concat!($($says),*).trim_ascii(),
+                    arguments: &[$($((stringify!($argument), stringify!($type))),+)?],
+                }),+];
+
+            /// Its number and its arguments on the wire.
+            pub(super) fn to_wire(self) -> (u16, $crate::control::table::Words) {
+                match self {
+                    $(Self::$op $({ $($argument),+ })? => {
+                        let arguments = [$($(
+                            $crate::control::argument::Argument::to_word($argument)
+                        ),+)?];
+                        ($code, $crate::control::table::words(arguments))
+                    })+
+                    $(Self::$also(other) => other.to_wire(),)?
+                }
+            }
+
+            /// The operation with this number and these arguments, or `None` when there is none, or
+            /// an argument is none.
+            pub(super) fn from_wire(
+                code: u16,
+                words: &$crate::control::table::Words,
+            ) -> Option<Self> {
+                match code {
+                    $($code => {
+                        $(let [$($argument),+, ..] = *words;)?
+                        Some(Self::$op $({$(
+                            $argument: $crate::control::argument::Argument::from_word($argument)?
+                        ),+})?)
+                    })+
+                    _ => ops!(@other code words $($also $other)?),
+                }
+            }
+        }
+    };
+    (@other $code:ident $words:ident) => { None };
+    (@other $code:ident $words:ident $also:ident $other:ident) => {
+        $other::from_wire($code, $words).map(Self::$also)
+    };
+}
+
+pub(super) use ops;
