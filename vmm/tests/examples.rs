@@ -48,10 +48,7 @@ const CORPUS: &[&str] = &[
     "wait-for-room.kmem",
     "64M/asked-before-anybody-waits.kmem",
     "64M/half-an-allocation.kmem",
-    "64M/impossible.kmem",
     "64M/nokva-rescue.kmem",
-    "64M/nokva.kmem",
-    "64M/suballoc-waits-for-page-tables.kmem",
     "64M/vmwait.kmem",
 ];
 
