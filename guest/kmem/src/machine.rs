@@ -1,5 +1,5 @@
 //! What the system needs of a machine: its memory ([`PhysMem`]), its page tables ([`Mmu`]) and its
-//! CPUs ([`Cpu`]). Each floor asks for no more than it uses: `Kern`, `Phys` and `Object` do without
+//! CPUs ([`Cpu`]). Each layer asks for no more than it uses: `Kern`, `Phys` and `Object` do without
 //! an MMU.
 //!
 //! **Threads.** The scheduler decides who runs, and the machine switches stacks. It may keep what
@@ -113,7 +113,7 @@ pub trait Mmu {
 /// The CPUs of a machine: time, threads and interrupts.
 pub trait Cpu: Sized {
     /// What runs on the machine: threads and event handlers are called with it. The kernel's is a
-    /// [`crate::vm::Vm`]; a model's may be a lower floor.
+    /// [`crate::vm::Vm`]; a model's may be a lower layer.
     type System;
 
     /// The CPU's cycle counter, near enough: for statistics (`get_cyclecount`). 0 on a machine that

@@ -1,4 +1,4 @@
-//! What stands under `sys/kern` in FreeBSD, and the lowest floor of the system, [`Kern`]: threads,
+//! What stands under `sys/kern` in FreeBSD, and the lowest layer of the system, [`Kern`]: threads,
 //! locks, sleep and time.
 //!
 //! Nothing here allocates, and nothing here knows of [`crate::vm`]. Threads, CPUs, sleep queues and
@@ -30,7 +30,7 @@ use vmkern_abi::layout::{KernelRoots, VmMeter};
 use crate::machine::{Cpu, PhysMem};
 use crate::window::{self, Shared};
 
-/// Threads, locks and time over a machine: the floor on which [`crate::vm::phys::Phys`] stands.
+/// Threads, locks and time over a machine: the layer on which [`crate::vm::phys::Phys`] stands.
 #[derive(Debug)]
 pub struct Kern<M> {
     machine: M,

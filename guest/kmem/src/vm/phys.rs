@@ -25,7 +25,7 @@ use crate::num::to_u16;
 /// Bytes of an element of the page array.
 const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;
 
-/// Physical memory as pages, over threads and locks: the floor below [`super::object::Object`].
+/// Physical memory as pages, over threads and locks: the layer below [`super::object::Object`].
 #[derive(Debug)]
 pub struct Phys<M> {
     kern: Kern<M>,

@@ -63,7 +63,7 @@ pub enum Wired {
     No,
 }
 
-/// The kernel's page tables, over the pages that they map: the floor below [`super::map::Map`].
+/// The kernel's page tables, over the pages that they map: the layer below [`super::map::Map`].
 #[derive(Debug)]
 pub struct Pmap<M> {
     object: Object<M>,

@@ -134,7 +134,7 @@ impl Lock for MapSleepLock {
 /// The interlock of waits for maps, and the list of all maps, locked.
 type MapSleep<'a, M> = Guard<'a, M, MapSleepLock>;
 
-/// Maps, over the page tables that they are entered in: the floor below [`crate::vm::Vm`].
+/// Maps, over the page tables that they are entered in: the layer below [`crate::vm::Vm`].
 #[derive(Debug)]
 pub struct Map<M> {
     pmap: Pmap<M>,

@@ -75,7 +75,7 @@ impl<'a, M: PhysMem + Cpu> LockedObject<'a, M> {
     }
 }
 
-/// Objects, over the pages that they hold: the floor below [`super::pmap::Pmap`].
+/// Objects, over the pages that they hold: the layer below [`super::pmap::Pmap`].
 #[derive(Debug)]
 pub struct Object<M> {
     phys: Phys<M>,
