@@ -9,9 +9,8 @@
 rules() {
     cat <<'ROWS'
 vmm/src | all
+guest/kmem/src | kern vm
 ROWS
-    # `kern` < `vm` holds once the layers of kmem are types of their own.
-    # guest/kmem/src | kern vm
 }
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

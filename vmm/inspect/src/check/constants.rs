@@ -33,8 +33,8 @@ rules! {
         THREAD_NAME = "thread-name":
             "a thread's number and its name belong together";
         THREAD_PRIORITY = "thread-priority":
-            "a thread's own priority is that of its number, and a sleep has lent it one that \
-             sleeps lend";
+            "a thread's own priority is that of its number, and a priority lent by a sleep is one \
+             that sleeps lend";
     }
 }
 
