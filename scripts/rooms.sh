@@ -2,8 +2,8 @@
 # The rooms of a crate and who imports whom: fails where rooms lean on each other in a circle, which
 # Cargo cannot see. usage: scripts/rooms.sh [--graph]   (--graph prints every arrow with its count)
 #
-# A room is a module at the top of a crate's sources. An arrow is a path `crate::..` outside of tests,
-# through the names that lib.rs hands on. lib.rs itself is the facade of all rooms and counts as none.
+# A room is a module at the top of a crate's sources. An arrow is a path `crate::..` outside of
+# tests, through the names that lib.rs hands on. lib.rs is the facade of all rooms and is not one.
 #
 # What must hold, one row each: crate's sources | rooms that are looked at, or `all`.
 rules() {

@@ -7,7 +7,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | memory and CPUs to look into | [`Source`]: a [`Dump`] in a file, or a guest that the crate `vmkern` runs |
+//! | memory and CPUs to look into | [`Source`]: a [`Dump`], or a guest that `vmkern` runs |
 //! | one look | [`View`] |
 //! | what there is to say | [`report`], as data, and [`draw`], as text |
 //! | whether everything agrees | [`check`] |

@@ -2,9 +2,10 @@
 //!
 //! A check reads the kernel's structures (`maps`, `page_array`, and so on), which gives a
 //! `Context`, and then checks its rules over it. A rule is a row of the table of its file
-//! ([`Rule`]); the file's function adds a [`Finding`] for everything that contradicts it. What somebody was changing when the guest was stopped, which its
-//! lock tells, is left out and listed as [`Updating`]; what an operation that sleeps has half made
-//! is allowed as long as some thread is in the middle of one.
+//! ([`Rule`]); the file's function adds a [`Finding`] for everything that contradicts it. What
+//! somebody was changing when the guest was stopped, which its lock tells, is left out and listed
+//! as [`Updating`]; what an operation that sleeps has half made is allowed as long as some thread
+//! is in the middle of one.
 //!
 //! Nothing here believes a count or a pointer: lists are followed until they come to a place for
 //! the second time, and nothing is allocated that memory itself does not bound.
