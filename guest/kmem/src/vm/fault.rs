@@ -118,6 +118,7 @@ impl<M: VmMachine> Vm<M> {
             let place = match self.vm_map_lookup(map, va, fault_type) {
                 Ok(place) => place,
                 Err(KernReturn::ResourceShortage) => {
+                    // No lock is held: the entry may be gone afterwards.
                     self.vm_waitpfault();
                     continue;
                 }
@@ -185,6 +186,7 @@ impl<M: VmMachine> Vm<M> {
             }
             Found::Nothing(_) | Found::Shortage => {}
         }
+        // The page is mapped by now, if there is one. Others may work on it, or take it away.
         drop(locked);
         if matches!(found, Found::Busy(_)) {
             self.vm_object_deallocate(object);
@@ -195,6 +197,7 @@ impl<M: VmMachine> Vm<M> {
             Found::Nothing(code) => Resolution::Failed(code),
             Found::Page(_) => Resolution::Resolved,
             Found::Busy(_) | Found::Shortage => {
+                // The map is unlocked, too: everything may change.
                 self.vm_waitpfault();
                 Resolution::Again
             }
@@ -220,6 +223,7 @@ impl<M: VmMachine> Vm<M> {
             (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(&queues, m),
             (FaultReason::Normal, _) => self.vm_page_activate(&queues, m),
         }
+        // The page stays as it is: it is busy until the next line.
         drop(queues);
         self.vm_page_wakeup(m);
     }

@@ -41,6 +41,7 @@ impl<M: VmMachine> Vm<M> {
             let m = loop {
                 match self.vm_page_alloc_noobj(class, AllocFlags::WIRED) {
                     Some(m) => break m,
+                    // Nobody else knows of the range, or of the pages that are there.
                     None if wait == Wait::Yes => self.vm_wait(),
                     None => {
                         self.free_chain(pages);

@@ -87,6 +87,8 @@ impl<M: VmMachine> Vm<M> {
         let locked = self.vm_map_locked(map);
         let addr = self.kmem_space_wait(map, size, kernel_object).ok()?;
         self.kmem_enter(map, addr, size, kernel_object);
+        // The entry may grow by a neighbour now. It stays, unless somebody frees what has not been
+        // given out.
         drop(locked);
 
         // The pages are there before vm_map_wire, whose faults then only map and wire them.
@@ -110,6 +112,7 @@ impl<M: VmMachine> Vm<M> {
                 self.kmem_alloc_abandon(map, addr, size);
                 self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
             }
+            // Nothing is wired: the wiring begins anew.
             self.vm_wait();
         }
         Some(addr)
@@ -150,6 +153,7 @@ impl<M: VmMachine> Vm<M> {
         let result = loop {
             match self.vm_map_create(min, max) {
                 Ok(result) => break result,
+                // The range of the parent is taken, and stays.
                 Err(Shortage) if self.vm_can_wait() => self.vm_wait(),
                 Err(Shortage) => self.panic(format_args!("kmem_suballoc: cannot create submap")),
             }
@@ -158,6 +162,7 @@ impl<M: VmMachine> Vm<M> {
             if code != KernReturn::ResourceShortage || !self.vm_can_wait() {
                 self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
             }
+            // The parent may change meanwhile, but not this range.
             self.vm_wait();
         }
         result
@@ -192,6 +197,7 @@ impl<M: VmMachine> Vm<M> {
             self.kmem_space_wait(map, size, kmem_object)
         };
         if let Err(why) = space {
+            // Room may come and go from here on: it is looked for again.
             self.vm_map_unlock(map);
             if nowait || !matches!(why, NoRange::Refused(_)) {
                 return None;
@@ -204,6 +210,7 @@ impl<M: VmMachine> Vm<M> {
                 if space.is_ok() {
                     break;
                 }
+                // As above: whatever is freed meanwhile may make room.
                 self.vm_map_unlock(map);
                 // Nobody knows of this channel: the time always runs out.
                 let _ = self.tsleep(
@@ -243,9 +250,11 @@ impl<M: VmMachine> Vm<M> {
                     self.kmem_malloc_undo(map, addr, size, (object, pindex));
                     return None;
                 }
-                // Map and object may change meanwhile, but not this range: nobody else knows of it.
                 object.unlocked(|| {
+                    // Map and object may change meanwhile. The range does not, unless somebody
+                    // frees what has not been given out: that ends in the panic below.
                     self.vm_map_unlock(map);
+                    // No lock is held here.
                     self.vm_wait();
                     self.vm_map_lock(map);
                 });
@@ -288,6 +297,7 @@ impl<M: VmMachine> Vm<M> {
             }
         }
         drop(object);
+        // From here on neighbours may merge with the entry.
         self.vm_map_unlock(map);
         Some(addr)
     }
@@ -308,6 +318,7 @@ impl<M: VmMachine> Vm<M> {
             match self.vm_map_findspace(map, m.min_offset(), size) {
                 Ok(addr) => break addr,
                 Err(NoRange::Pages(pages)) => {
+                    // Room may come and go: it is looked for again.
                     self.vm_map_unlock(map);
                     self.vm_wait_for(pages);
                     continue;
@@ -320,6 +331,7 @@ impl<M: VmMachine> Vm<M> {
                 return None;
             }
             m.needs_wakeup.raise();
+            // The map may have changed in any way: it is looked at again.
             self.vm_map_unlock_and_wait(map);
         };
         if let Err(code) = self.vm_map_insert(map, &EntrySpec::EMPTY, addr, addr.add(size)) {
@@ -439,6 +451,7 @@ impl<M: VmMachine> Vm<M> {
         loop {
             match self.kmem_space(map, size, object) {
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => {
+                    // The map may change in any way: room is looked for again.
                     self.vm_map_unlock(map);
                     self.vm_wait_for(pages);
                     self.vm_map_lock(map);

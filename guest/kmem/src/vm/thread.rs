@@ -211,6 +211,7 @@ impl<M: VmMachine> Vm<M> {
         loop {
             match self.zone_alloc() {
                 Some(item) => return Ok(item),
+                // Others may take what comes in: it is tried again.
                 None if wait == Wait::Yes => self.vm_wait(),
                 None => return Err(Shortage),
             }

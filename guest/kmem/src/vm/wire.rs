@@ -62,6 +62,8 @@ impl<M: VmMachine> Vm<M> {
     fn map_fault_in(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> Begun {
         let (start, end) = (self.get(entry).start.get(), self.get(entry).end.get());
         let timestamp = self.get(map).timestamp.get();
+        // Entries of others may come and go. This one stays, as it is in transition, but it may
+        // move, or be in pieces.
         self.vm_map_unlock(map);
         let result = self.vm_fault_wire(map, start, end);
         self.vm_map_lock(map);

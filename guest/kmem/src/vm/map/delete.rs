@@ -117,6 +117,7 @@ impl<M: Machine> Map<M> {
         }
         let start = self.get(first).start.get();
         self.machine().intr_disable();
+        // Others may change the rest of the map. The entries that are marked stay, but may move.
         self.vm_map_unlock(map);
         self.tlb_flush(flush);
         self.vm_map_lock(map);

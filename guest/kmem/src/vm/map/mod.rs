@@ -228,6 +228,7 @@ impl<M: Machine> Map<M> {
     /// without a time-out). The map is unlocked afterwards, and may have changed in any way.
     pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
         let sleep = self.map_sleep();
+        // Whoever changes the map from here on finds the interlock owned until this thread sleeps.
         self.vm_map_unlock(map);
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(map_channel(map), sleep.hand_over(), PVM, "vmmaps", 0, Relock::Drop);
@@ -265,6 +266,7 @@ impl<M: Machine> Map<M> {
     /// locked again afterwards, but may have changed in any way.
     fn map_wait_for_transition(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
         self.get(entry).eflags.update_locked(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
+        // The map may change in any way, and `entry` may be gone or elsewhere.
         self.vm_map_unlock_and_wait(map);
         self.vm_map_lock(map);
     }

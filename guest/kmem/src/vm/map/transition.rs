@@ -56,6 +56,8 @@ impl<M: Machine> Map<M> {
             }
             result
         });
+        // Nothing is in this call's transition any more: others may do with the entries as they
+        // like.
         drop(locked);
         if waiters == Waiters::Some {
             self.vm_map_wakeup(map);

@@ -205,6 +205,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             ));
         }
         o.kind.put(ObjectType::Dead);
+        // Nobody refers to it any more: nobody is here to lock it again.
         drop(locked);
         self.zone_free(object);
     }

@@ -80,6 +80,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             let Some(m) =
                 self.vm_page_alloc(object, pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
             else {
+                // Pages may come and go, one at `pindex` as well: it is looked for again.
                 object.unlocked(|| self.vm_wait());
                 if !flags.contains(AllocFlags::RETRY) {
                     return None;
