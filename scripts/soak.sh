@@ -47,6 +47,27 @@ soak_scripts() {
         --test random_scripts -- --nocapture
 }
 
+# The random histories of the memory system on the simulated machine and in guests, HISTORIES times as many as the tests
+# take (5): 100,000 on the simulated machine, 1,000 in guests.
+soak_histories() {
+    local output status=0
+    output=$(VMKERN_MODEL_FACTOR=${HISTORIES:-5} cargo test --locked --package kmem --package vmkern-tests \
+        --lib --test replay -- --nocapture histories 2>&1) || status=$?
+    printf '%s\n' "$output" | grep -E 'histories|^test result|panicked'
+    [ "$status" -eq 0 ] || return "$status"
+    awk '/: [0-9]+ histories$/ { n += $(NF - 1) } /^[0-9]+ histories, / { n += $1 } END { print n + 0 " passed, 0 failed" }' \
+        <<<"$output"
+}
+
+# Two million operations of 16 threads on two CPUs, 200,000 of 32 threads on four, with a thousand and 500 looks, and 10,000
+# rounds of a reader under whom another CPU frees. scripts/stress.sh takes ten times as long.
+soak_stress() {
+    VMKERN_STRESS_OPERATIONS=${STRESS_OPERATIONS:-2000000} VMKERN_STRESS_PAUSES=${STRESS_PAUSES:-1000} \
+        VMKERN_STRESS_ROUNDS=${STRESS_ROUNDS:-10000} VMKERN_STRESS_SECONDS=3600 \
+        cargo test --locked --release --package vmkern-tests --test stress -- --nocapture --test-threads 1 &&
+        echo '3 passed, 0 failed'
+}
+
 # The sections in the order in which they stand here.
 mapfile -t all < <(sed -n 's/^soak_\([a-z_]*\)() {$/\1/p' "$0")
 sections=("$@")

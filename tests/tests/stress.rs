@@ -4,7 +4,7 @@
 //! How much is done is counted in operations of [`Workload::Stress`], of which about half allocate and
 //! half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
 //! `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and `VMKERN_STRESS_SECONDS` (the time limit of a
-//! run) ask for more; `scripts/stress.sh` does.
+//! run) ask for more; `scripts/soak.sh stress` does.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ fn asked(name: &str, default: u64) -> u64 {
 
 /// Operations that two CPUs are to do.
 fn operations() -> u64 {
-    asked("VMKERN_STRESS_OPERATIONS", 2_000_000)
+    asked("VMKERN_STRESS_OPERATIONS", 240_000)
 }
 
 /// A guest in which threads spread over `vcpus` CPUs.
@@ -195,17 +195,17 @@ impl Stress {
 
 #[test]
 fn two_cpus_lose_nothing_in_a_mix_of_16_threads_in_nearly_full_maps() {
-    Stress::new(2, 16).run(operations(), asked("VMKERN_STRESS_PAUSES", 1000));
+    Stress::new(2, 16).run(operations(), asked("VMKERN_STRESS_PAUSES", 120));
 }
 
 #[test]
 fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
-    Stress::new(4, 32).run(operations() / 10, asked("VMKERN_STRESS_PAUSES", 500));
+    Stress::new(4, 32).run(operations() / 10, asked("VMKERN_STRESS_PAUSES", 60));
 }
 
 #[test]
 fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returned() {
-    let wanted = asked("VMKERN_STRESS_ROUNDS", 10_000);
+    let wanted = asked("VMKERN_STRESS_ROUNDS", 2_000);
     let mut guest = launch_within(limit(), builder(2));
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     guest.make_thread(1);
