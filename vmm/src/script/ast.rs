@@ -1,6 +1,7 @@
 //! A script after all names are resolved.
 
 use std::fmt;
+use std::sync::Arc;
 
 use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
 
@@ -16,7 +17,6 @@ use crate::What;
 #[derive(Clone, Debug)]
 pub struct Script {
     pub(super) source: Source,
-    pub(super) names: Vec<String>,
     pub(super) body: Vec<Stmt>,
     /// What `--let` binds before the first line.
     pub(super) presets: Vec<(NameId, u64)>,
@@ -129,22 +129,35 @@ pub(super) struct Stmt {
 
 #[derive(Clone, Debug)]
 pub(super) enum StmtKind {
-    Do(Do),
-    Let { place: Place, value: Expr },
-    Assert { left: Expr, compare: Compare, right: Expr },
-    Repeat { count: Expr, body: Vec<Stmt> },
+    Do(Arc<Do>),
+    /// What the statement just above must have given.
+    Expect(Arc<Expect>),
+    Let {
+        place: Place,
+        value: Expr,
+    },
+    Assert {
+        left: Expr,
+        compare: Compare,
+        right: Expr,
+    },
+    Repeat {
+        count: Expr,
+        body: Vec<Stmt>,
+    },
     Print(Vec<PrintArg>),
 }
 
-/// A verb with its arguments, and what it must give.
+/// A verb with its arguments, and who does it. Shared: it outlives its line while its thread has
+/// not finished.
 #[derive(Clone, Debug)]
 pub(super) struct Do {
+    pub span: Span,
     /// What stands before the colon, if anything does.
     pub runner: Option<RunnerRef>,
     pub pace: Pace,
     pub bind: Option<Place>,
     pub call: Call,
-    pub expect: Option<Expect>,
 }
 
 /// A verb with its arguments.
@@ -165,9 +178,11 @@ pub(super) struct Place {
 pub(super) enum Arg {
     Map(MapRef),
     Number(Expr),
-    Flags(MallocFlags),
+    /// The seed of a pattern.
+    Seed(Expr),
     /// The word `zero` where a seed could stand.
     Zero,
+    Flags(MallocFlags),
     /// `system`, or nothing.
     Kind(MapKind),
     Thread(ThreadRef),

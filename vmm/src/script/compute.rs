@@ -4,7 +4,7 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op};
 
 use super::ast::{
-    Arg, Call, Expr, MapRef, NameId, Place, Stmt, Term, TermKind, ThreadId, ThreadRef, WhatArg,
+    Arg, Call, Expr, MapRef, NameId, Place, Term, TermKind, ThreadId, ThreadRef, WhatArg,
 };
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, SERIES_MAX, SeriesFull};
@@ -18,11 +18,11 @@ use super::verbs::{Action, Value};
 use crate::What;
 
 impl Run<'_> {
-    pub(super) fn eval(&mut self, statement: &Stmt, expr: &Expr) -> Result<u64, Over> {
-        let mut value = self.term(statement, &expr.first)?;
+    pub(super) fn eval(&mut self, at: Span, expr: &Expr) -> Result<u64, Over> {
+        let mut value = self.term(at, &expr.first)?;
         let mut span = expr.first.span;
         for (operator, term) in &expr.rest {
-            let right = self.term(statement, term)?;
+            let right = self.term(at, term)?;
             span = span.to(term.span);
             value = operator.apply(value, right).ok_or_else(|| {
                 let found = format!("{value} {} {right}", operator.sign());
@@ -33,9 +33,9 @@ impl Run<'_> {
         Ok(value)
     }
 
-    pub(super) fn term(&mut self, statement: &Stmt, term: &Term) -> Result<u64, Over> {
+    pub(super) fn term(&mut self, at: Span, term: &Term) -> Result<u64, Over> {
         let target = |run: &mut Self, result: Result<u64, TargetError>| {
-            result.map_err(|error| run.lost(statement, None, error))
+            result.map_err(|error| run.lost(at, None, error))
         };
         match &term.kind {
             TermKind::Number(value, _) => Ok(*value),
@@ -46,18 +46,18 @@ impl Run<'_> {
             }
             TermKind::PageSize => Ok(PAGE_SIZE),
             TermKind::LoopIndex => Ok(self.loops.last().map_or(0, |&(_, i)| i)),
-            TermKind::Group(inner) => self.eval(statement, inner),
+            TermKind::Group(inner) => self.eval(at, inner),
             TermKind::Counter(name) => {
                 let value = self.target.counter(name);
                 target(self, value)
             }
             TermKind::MapField(map, field) => {
-                let map = self.map(statement, map)?;
+                let map = self.map(at, map)?;
                 let value = self.target.map_field(map, *field);
                 target(self, value)
             }
             TermKind::Rand(low, high) => {
-                let (low, high) = (self.eval(statement, low)?, self.eval(statement, high)?);
+                let (low, high) = (self.eval(at, low)?, self.eval(at, high)?);
                 if low > high {
                     let found = format!("rand({low},{high})");
                     let message = format!("{found} has no number to draw");
@@ -71,7 +71,7 @@ impl Run<'_> {
                 Ok(self.random.between(low, high))
             }
             TermKind::Value(_) | TermKind::Element(..) => {
-                let (value, index) = self.lookup(statement, term)?;
+                let (value, index) = self.lookup(at, term)?;
                 match value {
                     // A map as a number is the address of its vm_map.
                     Some(Bound::Number(value, _) | Bound::Map(MapId(value))) => Ok(value),
@@ -82,10 +82,10 @@ impl Run<'_> {
     }
 
     /// The map that `map` stands for.
-    pub(super) fn map(&mut self, statement: &Stmt, map: &MapRef) -> Result<MapId, Over> {
+    pub(super) fn map(&mut self, at: Span, map: &MapRef) -> Result<MapId, Over> {
         match map {
             MapRef::Named(map) => Ok(*map),
-            MapRef::Bound(term) => match self.lookup(statement, term)? {
+            MapRef::Bound(term) => match self.lookup(at, term)? {
                 (Some(Bound::Map(map)), _) => Ok(map),
                 (other, index) => {
                     Err(self.misfit(term, other, index, "a map bound by kmem_suballoc"))
@@ -95,15 +95,11 @@ impl Run<'_> {
     }
 
     /// What a `$NAME` or `$NAME[EXPR]` is bound to, and the value of the index.
-    fn lookup(
-        &mut self,
-        statement: &Stmt,
-        term: &Term,
-    ) -> Result<(Option<Bound>, Option<u64>), Over> {
+    fn lookup(&mut self, at: Span, term: &Term) -> Result<(Option<Bound>, Option<u64>), Over> {
         match &term.kind {
             TermKind::Value(name) => Ok((self.env.get(*name, None), None)),
             TermKind::Element(name, index) => {
-                let index = self.eval(statement, index)?;
+                let index = self.eval(at, index)?;
                 Ok((self.env.get(*name, Some(index)), Some(index)))
             }
             _ => Ok((None, None)),
@@ -112,7 +108,7 @@ impl Run<'_> {
 
     /// The error for a bound value that is not what is needed.
     fn misfit(&self, term: &Term, value: Option<Bound>, index: Option<u64>, needed: &str) -> Over {
-        let shown = self.script.source.text(term.span);
+        let shown = self.source.text(term.span);
         let index = index.map_or(String::new(), |index| format!(" (index {index})"));
         let message = match value {
             None => format!("`{shown}`{index} has not been bound"),
@@ -174,16 +170,12 @@ impl Run<'_> {
     }
 
     /// The thread that `thread` names.
-    pub(super) fn thread(
-        &mut self,
-        statement: &Stmt,
-        thread: &ThreadRef,
-    ) -> Result<ThreadId, Over> {
+    pub(super) fn thread(&mut self, at: Span, thread: &ThreadRef) -> Result<ThreadId, Over> {
         let index = match thread {
             ThreadRef::Fixed(thread) => return Ok(*thread),
             ThreadRef::Computed(index) => index,
         };
-        let number = self.eval(statement, index)?;
+        let number = self.eval(at, index)?;
         let fits = u16::try_from(number).ok().filter(|&number| number < ThreadId::COUNT);
         fits.map(ThreadId).ok_or_else(|| {
             let found = format!("`t[{number}]`");
@@ -197,31 +189,28 @@ impl Run<'_> {
     }
 
     /// Where a value goes.
-    pub(super) fn place(
-        &mut self,
-        statement: &Stmt,
-        place: &Place,
-    ) -> Result<(NameId, Option<u64>), Over> {
-        let index = place.index.as_ref().map(|index| self.eval(statement, index)).transpose()?;
+    pub(super) fn place(&mut self, at: Span, place: &Place) -> Result<(NameId, Option<u64>), Over> {
+        let index = place.index.as_ref().map(|index| self.eval(at, index)).transpose()?;
         Ok((place.name, index))
     }
 
     /// The values of a call's arguments.
-    pub(super) fn values(&mut self, statement: &Stmt, call: &Call) -> Result<Vec<Value>, Over> {
+    pub(super) fn values(&mut self, at: Span, call: &Call) -> Result<Vec<Value>, Over> {
         let mut values = Vec::with_capacity(call.args.len());
         for arg in &call.args {
             values.push(match arg {
-                Arg::Map(map) => Value::Map(self.map(statement, map)?),
-                Arg::Number(expr) => Value::Number(self.eval(statement, expr)?),
+                Arg::Map(map) => Value::Map(self.map(at, map)?),
+                Arg::Number(expr) => Value::Number(self.eval(at, expr)?),
                 Arg::Flags(flags) => Value::Flags(*flags),
-                Arg::Zero => Value::Zero,
+                Arg::Seed(expr) => Value::Seed(Some(self.eval(at, expr)?)),
+                Arg::Zero => Value::Seed(None),
                 Arg::Kind(kind) => Value::Kind(*kind),
-                Arg::Thread(thread) => Value::Thread(self.thread(statement, thread)?),
+                Arg::Thread(thread) => Value::Thread(self.thread(at, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
-                Arg::What(what) => Value::Look(self.what(statement, what)?),
+                Arg::What(what) => Value::Look(self.what(at, what)?),
                 Arg::Call(inner) => {
-                    let values = self.values(statement, inner)?;
-                    Value::Op(self.operation(statement, inner, &values)?, values)
+                    let values = self.values(at, inner)?;
+                    Value::Op(self.operation(at, inner, &values)?, values)
                 }
             });
         }
@@ -229,16 +218,16 @@ impl Run<'_> {
     }
 
     /// What `inspect` looks at.
-    fn what(&mut self, statement: &Stmt, what: &WhatArg) -> Result<Look, Over> {
+    fn what(&mut self, at: Span, what: &WhatArg) -> Result<Look, Over> {
         Ok(Look::At(match what {
             WhatArg::Plain(what) => what.clone(),
-            WhatArg::Map(map) => What::Map(self.map(statement, map)?.into()),
-            WhatArg::Page(pfn) => What::Page(self.eval(statement, pfn)?),
-            WhatArg::Vtop(va) => What::Vtop(GuestVirt::new(self.eval(statement, va)?)),
+            WhatArg::Map(map) => What::Map(self.map(at, map)?.into()),
+            WhatArg::Page(pfn) => What::Page(self.eval(at, pfn)?),
+            WhatArg::Vtop(va) => What::Vtop(GuestVirt::new(self.eval(at, va)?)),
             WhatArg::PageTable(None) => What::page_tables(),
             WhatArg::PageTable(Some((start, end))) => {
                 let span = start.span.to(end.span);
-                let (start, end) = (self.eval(statement, start)?, self.eval(statement, end)?);
+                let (start, end) = (self.eval(at, start)?, self.eval(at, end)?);
                 What::page_table(start, end).ok_or_else(|| {
                     let found = format!("{start:#x}..{end:#x}");
                     wrong(Diagnostic::new(
@@ -256,7 +245,7 @@ impl Run<'_> {
     /// The operation that a call with these values is.
     pub(super) fn operation(
         &mut self,
-        statement: &Stmt,
+        at: Span,
         call: &Call,
         values: &[Value],
     ) -> Result<Op, Over> {
@@ -267,7 +256,7 @@ impl Run<'_> {
         op.ok_or_else(|| {
             let error = TargetError::Broken(format!("`{}` makes no operation", call.verb.name));
             let called = self.called(call, values);
-            self.lost(statement, Some(called), error)
+            self.lost(at, Some(called), error)
         })
     }
 }

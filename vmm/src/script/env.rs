@@ -45,7 +45,7 @@ pub(super) const SERIES_MAX: usize = 1 << 20;
 pub(super) struct SeriesFull;
 
 /// All of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Env {
     singles: Vec<Option<Bound>>,
     series: Vec<HashMap<u64, Bound>>,
@@ -54,11 +54,6 @@ pub(super) struct Env {
 }
 
 impl Env {
-    /// Room for this many names, none of them bound.
-    pub fn new(names: usize) -> Self {
-        Self { singles: vec![None; names], series: vec![HashMap::new(); names], elements: 0 }
-    }
-
     /// Binds `name`, or `name[index]`.
     ///
     /// # Errors
@@ -70,10 +65,10 @@ impl Env {
         value: Bound,
     ) -> Result<(), SeriesFull> {
         let Some(index) = index else {
-            self.singles[name.0] = Some(value);
+            *slot(&mut self.singles, name) = Some(value);
             return Ok(());
         };
-        let series = &mut self.series[name.0];
+        let series = slot(&mut self.series, name);
         match series.get_mut(&index) {
             Some(element) => *element = value,
             None if self.elements == SERIES_MAX => return Err(SeriesFull),
@@ -88,8 +83,16 @@ impl Env {
     /// What `name`, or `name[index]`, is bound to.
     pub fn get(&self, name: NameId, index: Option<u64>) -> Option<Bound> {
         match index {
-            None => self.singles[name.0].clone(),
-            Some(index) => self.series[name.0].get(&index).cloned(),
+            None => self.singles.get(name.0)?.clone(),
+            Some(index) => self.series.get(name.0)?.get(&index).cloned(),
         }
     }
+}
+
+/// The slot of `name`, made if there is none yet.
+fn slot<T: Default>(slots: &mut Vec<T>, name: NameId) -> &mut T {
+    if slots.len() <= name.0 {
+        slots.resize_with(name.0 + 1, T::default);
+    }
+    &mut slots[name.0]
 }

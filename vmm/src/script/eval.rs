@@ -1,78 +1,50 @@
-//! Runs a script, one statement at a time.
+//! Runs statements, one after the other.
 //!
 //! A statement is sent when the one before it has answered and been judged. Nothing is sent ahead:
 //! almost every statement can fail, and after a failure the guest must stand exactly as the failing
 //! statement left it. While both sides are awake, a call costs no more than the way through two
 //! rings.
+//!
+//! What a verb gave is judged by the statement that follows it, if that is an `expect`, and else
+//! before anything else happens: see [`super::judge`].
 
 use std::collections::BTreeMap;
 
 use vmkern_abi::control::Outcome;
 
-use super::ast::{Expr, PrintArg, Script, Stmt, StmtKind, ThreadId};
+use super::ast::{Expr, NameId, PrintArg, Stmt, StmtKind, ThreadId};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, Env};
+use super::fail::Missed;
+use super::judge::{Judging, Unjudged};
 use super::lexer::Radix;
 use super::observe::{Detail, Observer, Seen, TooMuch};
 use super::outcome::{Ending, Step, StepResult, number, shown};
 use super::random::Random;
-use super::source::Span;
+use super::source::{Source, Span};
 use super::started::Outstanding;
 use super::stop::Stop;
 use super::target::Target;
-
-/// Runs `script` on `target`. Each finished statement is shown to `observer`.
-pub fn run(
-    script: &Script,
-    target: &mut dyn Target,
-    seed: u64,
-    stop: &Stop,
-    observer: &mut dyn Observer,
-) -> Ending {
-    let mut env = Env::new(script.names.len());
-    for &(name, value) in &script.presets {
-        // No element of a series.
-        let _ = env.bind(name, None, Bound::Number(value, Radix::Decimal));
-    }
-    let counters = match observer.detail() {
-        Detail::Full => target.counters(),
-        Detail::Brief => Vec::new(),
-    };
-    let mut run = Run {
-        script,
-        target,
-        env,
-        random: Random::new(seed),
-        stop,
-        observer,
-        loops: Vec::new(),
-        outstanding: BTreeMap::new(),
-        starts: 0,
-        unbegun: false,
-        cycles: 0,
-        counters,
-    };
-    match run.block(&script.body).and_then(|()| run.end()) {
-        Ok(()) => Ending::Finished,
-        Err(ending) => *ending,
-    }
-}
 
 /// Why a run is over before its last statement. Boxed: it is rare and large.
 pub(super) type Over = Box<Ending>;
 
 /// A script on its way.
 pub(super) struct Run<'r> {
-    pub(super) script: &'r Script,
+    /// The text that the statements were made from.
+    pub(super) source: Source,
     pub(super) target: &'r mut dyn Target,
     pub(super) env: Env,
     pub(super) random: Random,
     pub(super) stop: &'r Stop,
     pub(super) observer: &'r mut dyn Observer,
+    pub(super) judging: Judging,
+    /// The statement that was done last, if it has not been judged yet.
+    pub(super) unjudged: Option<Unjudged>,
     /// The counters of the `repeat` blocks around the current statement, with their lines.
     pub(super) loops: Vec<(usize, u64)>,
     /// Threads that were blocked or started and are not joined yet.
-    pub(super) outstanding: BTreeMap<ThreadId, Outstanding<'r>>,
+    pub(super) outstanding: BTreeMap<ThreadId, Outstanding>,
     /// Statements that were started so far.
     pub(super) starts: u64,
     /// Whether some of them may not have begun yet.
@@ -84,54 +56,104 @@ pub(super) struct Run<'r> {
 }
 
 impl<'r> Run<'r> {
-    fn block(&mut self, body: &'r [Stmt]) -> Result<(), Over> {
+    /// Nothing run yet.
+    pub(super) fn new(
+        source: Source,
+        target: &'r mut dyn Target,
+        seed: u64,
+        stop: &'r Stop,
+        observer: &'r mut dyn Observer,
+    ) -> Self {
+        let counters = match observer.detail() {
+            Detail::Full => target.counters(),
+            Detail::Brief => Vec::new(),
+        };
+        Self {
+            source,
+            target,
+            env: Env::default(),
+            random: Random::new(seed),
+            stop,
+            observer,
+            judging: Judging::Strict,
+            unjudged: None,
+            loops: Vec::new(),
+            outstanding: BTreeMap::new(),
+            starts: 0,
+            unbegun: false,
+            cycles: 0,
+            counters,
+        }
+    }
+
+    /// Binds what is bound before the first line.
+    pub(super) fn preset(&mut self, presets: &[(NameId, u64)]) {
+        for &(name, value) in presets {
+            // Not an element of a series: there is always room.
+            let _ = self.env.bind(name, None, Bound::Number(value, Radix::Decimal));
+        }
+    }
+
+    /// Runs `body`. What its last statement gave is not judged yet: an `expect` may follow.
+    pub(super) fn block(&mut self, body: &[Stmt]) -> Result<(), Over> {
         for statement in body {
-            self.stop.check().map_err(|error| self.lost(statement, None, error))?;
+            if let StmtKind::Expect(expect) = &statement.kind {
+                self.settle(Some(expect))?;
+                continue;
+            }
+            self.settle(None)?;
+            self.stop.check().map_err(|error| self.lost(statement.span, None, error))?;
             self.statement(statement)?;
         }
         Ok(())
     }
 
-    fn statement(&mut self, statement: &'r Stmt) -> Result<(), Over> {
+    fn statement(&mut self, statement: &Stmt) -> Result<(), Over> {
+        let at = statement.span;
         match &statement.kind {
-            StmtKind::Do(what) => self.perform(statement, what),
+            StmtKind::Do(what) => self.perform(what),
+            StmtKind::Expect(expect) => self.settle(Some(expect)),
             StmtKind::Let { place, value: expr } => {
-                let value = self.eval(statement, expr)?;
+                let value = self.eval(at, expr)?;
                 let bound = Bound::Number(value, self.radix(expr));
-                let place = self.place(statement, place)?;
-                self.bind(statement.span, place, bound)
+                let place = self.place(at, place)?;
+                self.bind(at, place, bound)
             }
             StmtKind::Assert { left, compare, right } => {
-                let (a, b) = (self.eval(statement, left)?, self.eval(statement, right)?);
+                let (a, b) = (self.eval(at, left)?, self.eval(at, right)?);
                 if compare.holds(a, b) {
                     return Ok(());
                 }
-                let text = |expr: &Expr| self.script.source.text(expr.span).to_owned();
+                let text = |expr: &Expr| self.source.text(expr.span).to_owned();
                 let expected = format!("{} {} {}", text(left), compare.sign(), text(right));
                 let radix = self.radix(left).max(self.radix(right));
                 let got = format!("{} and {}", shown(a, radix), shown(b, radix));
-                Err(self.failed(statement, expected, got, None))
+                Err(self.failed(Missed::assertion(at, left, right), expected, got, None))
             }
-            StmtKind::Repeat { count, body } => {
-                let count = self.eval(statement, count)?;
-                self.loops.push((statement.span.line, 0));
-                for i in 0..count {
-                    if let Some(last) = self.loops.last_mut() {
-                        last.1 = i;
-                    }
-                    if body.is_empty() {
-                        break;
-                    }
-                    self.block(body)?;
-                }
-                self.loops.pop();
-                Ok(())
-            }
-            StmtKind::Print(args) => self.print(statement, args),
+            StmtKind::Repeat { count, body } => self.repeat(at, count, body),
+            StmtKind::Print(args) => self.print(at, args),
         }
     }
 
-    fn print(&mut self, statement: &Stmt, args: &[PrintArg]) -> Result<(), Over> {
+    fn repeat(&mut self, at: Span, count: &Expr, body: &[Stmt]) -> Result<(), Over> {
+        let count = self.eval(at, count)?;
+        self.loops.push((at.line, 0));
+        for i in 0..count {
+            if let Some(last) = self.loops.last_mut() {
+                last.1 = i;
+            }
+            if body.is_empty() {
+                break;
+            }
+            self.block(body)?;
+            // Within the loop: a report tells its counter.
+            self.settle(None)?;
+        }
+        self.loops.pop();
+        Ok(())
+    }
+
+    fn print(&mut self, at: Span, args: &[PrintArg]) -> Result<(), Over> {
         let mut output = String::new();
         for (index, arg) in args.iter().enumerate() {
             if index > 0 {
@@ -139,16 +161,13 @@ impl<'r> Run<'r> {
             }
             match arg {
                 PrintArg::Text(text) => output.push_str(text),
-                PrintArg::Number(expr) => output.push_str(&number(self.eval(statement, expr)?)),
-                PrintArg::Hex(expr) => {
-                    output.push_str(&format!("{:#x}", self.eval(statement, expr)?))
-                }
+                PrintArg::Number(expr) => output.push_str(&number(self.eval(at, expr)?)),
+                PrintArg::Hex(expr) => output.push_str(&format!("{:#x}", self.eval(at, expr)?)),
             }
         }
         let result = StepResult::Given(Outcome::Ok);
-        let step =
-            Step { output: Some(output), ..Step::plain(statement.span.line, "print", result) };
-        self.show(statement.span, step)
+        let step = Step { output: Some(output), ..Step::plain(at.line, "print", result) };
+        self.show(at, step)
     }
 
     /// Shows a step to the watcher, who may have had enough.

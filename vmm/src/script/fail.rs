@@ -1,6 +1,6 @@
-//! What is told of a run that does not go well.
+//! Failure reports.
 
-use super::ast::{Arg, Call, Do, Expected, Expr, Stmt, StmtKind, Term};
+use super::ast::{Arg, Call, Do, Expect, Expected, Expr, Term};
 use super::eval::{Over, Run};
 use super::outcome::{Ending, Failure, shown};
 use super::show::names;
@@ -8,46 +8,60 @@ use super::source::Span;
 use super::started::State;
 use super::target::TargetError;
 
+/// A statement that did not give what it must: where it stands, which line says so, and the terms
+/// whose values a reader would want to know.
+pub(super) struct Missed<'s> {
+    statement: Span,
+    /// The `expect` below it, or the statement itself.
+    span: Span,
+    terms: Vec<&'s Term>,
+}
+
+impl<'s> Missed<'s> {
+    /// An assertion that does not hold.
+    pub fn assertion(span: Span, left: &'s Expr, right: &'s Expr) -> Self {
+        let mut terms = Vec::new();
+        names(left, &mut terms);
+        names(right, &mut terms);
+        Self { statement: span, span, terms }
+    }
+
+    /// A verb, judged by its `expect` if there is one.
+    pub fn call(what: &'s Do, expect: Option<&'s Expect>) -> Self {
+        let mut terms = Vec::new();
+        numbers(&what.call, &mut terms);
+        if let Some(Expect { what: Expected::Number(expr), .. }) = expect {
+            names(expr, &mut terms);
+        }
+        Self { statement: what.span, span: expect.map_or(what.span, |expect| expect.span), terms }
+    }
+}
+
 impl Run<'_> {
     /// What a statement must give, in words.
-    pub(super) fn wanted(&mut self, statement: &Stmt, what: &Do) -> Result<String, Over> {
-        Ok(match what.expect.as_ref().map(|expect| &expect.what) {
+    pub(super) fn wanted(&mut self, at: Span, expect: Option<&Expect>) -> Result<String, Over> {
+        Ok(match expect.map(|expect| &expect.what) {
             None | Some(Expected::Ok) => "ok".to_owned(),
             Some(Expected::Null) => "null".to_owned(),
             Some(Expected::Blocked) => "blocked".to_owned(),
             Some(Expected::Error(error)) => format!("error {error}"),
             Some(Expected::Panic(text)) => format!("panic {text:?}"),
-            Some(Expected::Number(expr)) => shown(self.eval(statement, expr)?, self.radix(expr)),
+            Some(Expected::Number(expr)) => shown(self.eval(at, expr)?, self.radix(expr)),
         })
     }
 
     pub(super) fn failed(
         &mut self,
-        statement: &Stmt,
+        missed: Missed<'_>,
         expected: String,
         got: String,
         called: Option<String>,
     ) -> Over {
-        Box::new(Ending::Failed(Box::new(self.failure(statement, expected, got, called))))
+        Box::new(Ending::Failed(Box::new(self.failure(missed, expected, got, called))))
     }
 
-    /// The end of a run that gets no answer.
-    pub(super) fn lost(
-        &mut self,
-        statement: &Stmt,
-        called: Option<String>,
-        error: TargetError,
-    ) -> Over {
-        self.lost_at(statement.span, called, error)
-    }
-
-    /// The same for a statement at `span`.
-    pub(super) fn lost_at(
-        &mut self,
-        span: Span,
-        called: Option<String>,
-        error: TargetError,
-    ) -> Over {
+    /// The end of a run whose statement at `span` gets no answer.
+    pub(super) fn lost(&mut self, span: Span, called: Option<String>, error: TargetError) -> Over {
         let (expected, got) = match &error {
             TargetError::Interrupted => return Box::new(Ending::Interrupted),
             TargetError::Timeout { limit, at } => {
@@ -76,7 +90,7 @@ impl Run<'_> {
     /// The blocked threads, with what they were blocked by and wait for.
     fn sleepers(&self) -> Vec<(String, String)> {
         let sleepers = self.outstanding.iter().map(|(thread, sleeper)| {
-            let line = sleeper.statement.span.line;
+            let line = sleeper.what.span.line;
             let text = match &sleeper.state {
                 State::Started => format!("started by line {line}, and not joined"),
                 State::Blocked(waits_for) => {
@@ -88,33 +102,18 @@ impl Run<'_> {
         sleepers.collect()
     }
 
-    /// What is told of a statement that did not give what it must.
+    /// The report on a statement that did not give what it must.
     pub(super) fn failure(
         &mut self,
-        statement: &Stmt,
+        missed: Missed<'_>,
         expected: String,
         got: String,
         called: Option<String>,
     ) -> Failure {
-        let mut terms = Vec::new();
-        match &statement.kind {
-            StmtKind::Do(what) => {
-                numbers(&what.call, &mut terms);
-                if let Some(Expected::Number(expr)) =
-                    what.expect.as_ref().map(|expect| &expect.what)
-                {
-                    names(expr, &mut terms);
-                }
-            }
-            StmtKind::Assert { left, right, .. } => {
-                names(left, &mut terms);
-                names(right, &mut terms);
-            }
-            StmtKind::Let { .. } | StmtKind::Repeat { .. } | StmtKind::Print(_) => {}
-        }
+        let Missed { statement, span, terms } = missed;
         let mut values: Vec<(String, String)> = Vec::new();
         for term in terms {
-            let name = self.script.source.text(term.span).to_owned();
+            let name = self.source.text(term.span).to_owned();
             if !values.iter().any(|(known, _)| *known == name)
                 && let Ok(value) = self.term(statement, term)
             {
@@ -128,11 +127,7 @@ impl Run<'_> {
             .map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));
         values.extend(loops);
         values.extend(self.sleepers());
-        let span = match &statement.kind {
-            StmtKind::Do(what) => what.expect.as_ref().map_or(statement.span, |expect| expect.span),
-            _ => statement.span,
-        };
-        Failure { span, statement: statement.span, expected, got, called, values }
+        Failure { span, statement, expected, got, called, values }
     }
 }
 
@@ -140,7 +135,7 @@ impl Run<'_> {
 fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
     for arg in &call.args {
         match arg {
-            Arg::Number(expr) => names(expr, into),
+            Arg::Number(expr) | Arg::Seed(expr) => names(expr, into),
             Arg::Call(inner) => numbers(inner, into),
             Arg::What(what) => what.numbers().for_each(|expr| names(expr, into)),
             Arg::Map(_)

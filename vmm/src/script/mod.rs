@@ -19,7 +19,9 @@ mod fail;
 mod guest;
 mod guest_line;
 mod human;
+mod interpreter;
 mod json;
+mod judge;
 mod lexer;
 mod look;
 mod names;
@@ -45,14 +47,15 @@ mod words;
 mod tests;
 
 pub use self::ast::{NameId, Runner, Script, ThreadId};
-pub use self::diagnostic::{Diagnostic, shortened};
-pub use self::eval::run;
+pub use self::diagnostic::{Diagnostic, closest, shortened};
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
-pub use self::human::{explain, explain_errors};
+pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
+pub use self::interpreter::{Interpreter, Progress, run};
 pub use self::json::{
     EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport,
 };
+pub use self::judge::Judging;
 pub use self::look::Look;
 pub use self::names::{MapField, map_name};
 pub use self::observe::{Detail, Observer, Seen, TooMuch};
@@ -67,6 +70,4 @@ pub use self::session::{
 pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
-pub use self::verbs::{Action, Build, FLAGS, Gives, Param, VERBS, Value, Verb};
-pub use crate::spelling::closest;
-pub use crate::style::{BAD, FAINT, GOOD, STRONG};
+pub use self::verbs::{Build, FLAGS, Gives, Param, VERBS, Value, Verb};

@@ -1,12 +1,14 @@
 //! Lines into statements, statements into blocks. Every name and verb is resolved here, before
 //! anything boots.
 
+use std::sync::Arc;
+
 use vmkern_abi::control::KernReturn;
 
 use super::advice;
 use super::ast::{
-    Arg, Call, Compare, Do, Expect, Expected, NameId, Pace, Place, PrintArg, RunnerRef, Script,
-    Stmt, StmtKind,
+    Arg, Call, Compare, Do, Expect, Expected, Expr, NameId, Pace, Place, PrintArg, RunnerRef,
+    Script, Stmt, StmtKind,
 };
 use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
@@ -15,7 +17,7 @@ use super::lexer::{Kind, Lexer, Token};
 use super::look;
 use super::scope::{Form, Scope};
 use super::source::{Source, Span};
-use super::verbs::{Action, Gives, Param, Verb};
+use super::verbs::{Gives, Param, Verb};
 use super::words::{self, KEYWORDS, SOFT_KEYWORDS};
 use crate::spelling::closest;
 
@@ -38,12 +40,7 @@ pub fn parse(source: &Source) -> Result<Script, Vec<Diagnostic>> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_with(source: &Source, presets: &[(String, u64)]) -> Result<Script, Vec<Diagnostic>> {
-    let mut parser = Parser::default();
-    for (name, value) in presets {
-        let id = parser.scope.id(name);
-        parser.scope.bind(id, Form::Single, Gives::Number);
-        parser.presets.push((id, *value));
-    }
+    let mut parser = Parser::new(presets);
     let mut errors = Vec::new();
     for number in 1..=source.line_count() {
         let text = source.line(number);
@@ -55,18 +52,11 @@ pub fn parse_with(source: &Source, presets: &[(String, u64)]) -> Result<Script, 
             }
         }
     }
-    if let Some(open) = parser.blocks.last() {
-        errors.push(Diagnostic::new(
-            open.span,
-            "a `repeat` without its `end`",
-            "`end` below",
-            "the end of the script",
-        ));
-    }
+    errors.extend(parser.unclosed());
     if errors.is_empty() {
-        let Parser { scope, body, presets, guest, .. } = parser;
+        let Parser { body, presets, guest, .. } = parser;
         let guest = guest.unwrap_or_default();
-        Ok(Script { source: source.clone(), names: scope.into_names(), body, presets, guest })
+        Ok(Script { source: source.clone(), body, presets, guest })
     } else {
         Err(errors)
     }
@@ -88,13 +78,14 @@ enum Above {
 struct Block {
     span: Span,
     /// Nothing when the `repeat` line itself is wrong.
-    count: Option<super::ast::Expr>,
+    count: Option<Expr>,
     /// The statements around it.
     outer: Vec<Stmt>,
 }
 
+/// Reads lines, one at a time, and keeps the statements that they make.
 #[derive(Default)]
-struct Parser {
+pub(super) struct Parser {
     scope: Scope,
     blocks: Vec<Block>,
     body: Vec<Stmt>,
@@ -139,7 +130,57 @@ fn followed(lexer: &mut Lexer<'_>, head: &Token, signs: &[&str]) -> Result<bool,
 }
 
 impl Parser {
-    fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
+    /// Nothing read yet, and these names bound.
+    pub(super) fn new(presets: &[(String, u64)]) -> Self {
+        let mut parser = Self::default();
+        for (name, value) in presets {
+            let id = parser.scope.id(name);
+            parser.scope.bind(id, Form::Single, Gives::Number);
+            parser.presets.push((id, *value));
+        }
+        parser
+    }
+
+    /// What is bound before the first line.
+    pub(super) fn presets(&self) -> &[(NameId, u64)] {
+        &self.presets
+    }
+
+    /// The names that lines so far have bound.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.scope.bound()
+    }
+
+    /// What is wrong if no line follows: a `repeat` is open.
+    pub(super) fn unclosed(&self) -> Option<Diagnostic> {
+        const MESSAGE: &str = "a `repeat` without its `end`";
+        let open = self.blocks.last()?;
+        Some(Diagnostic::new(open.span, MESSAGE, "`end` below", "the end of the script"))
+    }
+
+    /// The statements that are complete.
+    pub(super) fn take(&mut self) -> Vec<Stmt> {
+        std::mem::take(&mut self.body)
+    }
+
+    /// Forgets what is not complete.
+    pub(super) fn forget(&mut self) {
+        self.blocks.clear();
+        self.scope.loops = 0;
+        self.body.clear();
+        self.above = Above::Nothing;
+    }
+
+    /// Reads line `number`. One that is wrong changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
+        let above = self.above;
+        self.statement_line(number, text).inspect_err(|_| self.above = above)
+    }
+
+    fn statement_line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
         let mut lexer = Lexer::new(number, text);
         let first = lexer.peek()?.clone();
         let span = Span { line: number, start: first.span.start, end: text.trim_end().len() };
@@ -157,7 +198,7 @@ impl Parser {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let above = std::mem::replace(&mut self.above, Above::Nothing);
         let Some(keyword) = keyword else {
-            let kind = StmtKind::Do(self.statement(&mut lexer, Pace::Wait)?);
+            let kind = StmtKind::Do(Arc::new(self.statement(&mut lexer, span, Pace::Wait)?));
             words::end(&mut lexer)?;
             self.push(span, kind);
             self.above = Above::Verb;
@@ -218,7 +259,7 @@ impl Parser {
         self.body.push(Stmt { span, kind });
     }
 
-    fn enter(&mut self, span: Span, count: Option<super::ast::Expr>) {
+    fn enter(&mut self, span: Span, count: Option<Expr>) {
         let outer = std::mem::take(&mut self.body);
         self.blocks.push(Block { span, count, outer });
         self.scope.loops += 1;
@@ -227,26 +268,26 @@ impl Parser {
     /// `start THREAD: [NAME =] VERB ARG...`; the keyword is read.
     fn start(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
         let first = lexer.peek()?.clone();
-        let what = self.statement(lexer, Pace::Start)?;
+        let what = self.statement(lexer, span, Pace::Start)?;
         words::end(lexer)?;
         let refuse = |message: &str| {
             let expected = "a thread and an operation: `start t1: VERB ARG...`";
             Err(Diagnostic::new(first.span, message, expected, first.describe()))
         };
-        match (&what.runner, what.call.verb.action) {
+        match (&what.runner, what.call.verb.is_operation()) {
             (None, _) => return refuse("`start` needs a thread"),
             (Some(RunnerRef::Interrupt), _) => {
                 return refuse("an interrupt handler is not a thread, and has nothing to join");
             }
-            (Some(RunnerRef::Thread(_)), Action::Operation(_)) => {}
-            (Some(RunnerRef::Thread(_)), _) => {
+            (Some(RunnerRef::Thread(_)), true) => {}
+            (Some(RunnerRef::Thread(_)), false) => {
                 return refuse(&format!(
                     "`{}` is done by the script itself, and cannot be started",
                     what.call.verb.name
                 ));
             }
         }
-        self.push(span, StmtKind::Do(what));
+        self.push(span, StmtKind::Do(Arc::new(what)));
         self.above = Above::Verb;
         Ok(())
     }
@@ -268,7 +309,12 @@ impl Parser {
     }
 
     /// `[THREAD:] [NAME =] VERB ARG...`
-    fn statement(&mut self, lexer: &mut Lexer<'_>, pace: Pace) -> Result<Do, Diagnostic> {
+    fn statement(
+        &mut self,
+        lexer: &mut Lexer<'_>,
+        span: Span,
+        pace: Pace,
+    ) -> Result<Do, Diagnostic> {
         let mut head = lexer.next()?;
         let before = head.span;
         let runner = self.runner(lexer, &head)?;
@@ -281,9 +327,7 @@ impl Parser {
             head = lexer.next()?;
         }
         let verb = words::verb(&head, place.is_some())?;
-        if matches!(runner, Some(RunnerRef::Interrupt))
-            && !matches!(verb.action, Action::Operation(_))
-        {
+        if matches!(runner, Some(RunnerRef::Interrupt)) && !verb.is_operation() {
             let message = format!("an interrupt handler cannot do `{}`", verb.name);
             return Err(Diagnostic::new(before, message, "t0 to t63, or nothing", "`intr`"));
         }
@@ -292,7 +336,7 @@ impl Parser {
             self.scope.bind(place.name, form, verb.gives);
             place
         });
-        Ok(Do { runner, pace, bind, call: Call { verb, args }, expect: None })
+        Ok(Do { span, runner, pace, bind, call: Call { verb, args } })
     }
 
     /// The statement of on_lowmem: `VERB ARG...`, an operation, with neither thread nor name.
@@ -309,7 +353,7 @@ impl Parser {
             return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
         }
         let verb = words::verb(&head, false)?;
-        if !matches!(verb.action, Action::Operation(_)) {
+        if !verb.is_operation() {
             let message = format!("`{}` is not an operation of the guest", verb.name);
             return Err(Diagnostic::new(head.span, message, EXPECTED, head.describe()));
         }
@@ -377,14 +421,14 @@ impl Parser {
         let mut args = Vec::new();
         for &param in verb.params {
             let expected = match param {
-                Param::Map => expr::MAP,
+                Param::Map(_) => expr::MAP,
                 Param::Number(name) => name,
                 Param::Seed => "SEED or `zero`",
                 Param::Thread => words::THREADS,
-                Param::Statement => "a verb",
+                Param::Op => "a verb",
                 Param::File => "FILE",
-                Param::What => "WHAT",
-                Param::Flags | Param::System => "",
+                Param::Look => "WHAT",
+                Param::Flags | Param::Kind => "",
             };
             // A file's name follows rules of its own, and need not be made of tokens.
             let next = if param == Param::File { lexer.rest() } else { lexer.peek()?.clone() };
@@ -394,23 +438,22 @@ impl Parser {
                 return Err(error.help(format!("usage: {}", verb.signature())));
             }
             args.push(match param {
-                Param::Map => Arg::Map(expr::map(lexer, &self.scope)?),
+                Param::Map(_) => Arg::Map(expr::map(lexer, &self.scope)?),
                 Param::Seed if next.word() == Some("zero") => {
                     lexer.next()?;
                     Arg::Zero
                 }
-                Param::Number(_) | Param::Seed => {
-                    Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?)
-                }
+                Param::Seed => Arg::Seed(expr::parse(lexer, &self.scope, Blanks::End)?),
+                Param::Number(_) => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
                 Param::Flags => Arg::Flags(words::flags(lexer)?),
-                Param::System => Arg::Kind(words::kind(lexer)?),
+                Param::Kind => Arg::Kind(words::kind(lexer)?),
                 Param::Thread => {
                     let token = lexer.next()?;
                     Arg::Thread(words::thread(&token, lexer, &self.scope)?)
                 }
-                Param::Statement => Arg::Call(self.later(lexer)?),
+                Param::Op => Arg::Call(self.later(lexer)?),
                 Param::File => Arg::File(lexer.file()?),
-                Param::What => Arg::What(look::parse(lexer, &self.scope)?),
+                Param::Look => Arg::What(look::parse(lexer, &self.scope)?),
             });
         }
         let next = lexer.peek()?;
@@ -494,13 +537,13 @@ impl Parser {
     ) -> Result<(), Diagnostic> {
         let what = self.expected(lexer)?;
         words::end(lexer)?;
-        match (above, self.body.last_mut()) {
-            (Above::Verb, Some(Stmt { kind: StmtKind::Do(statement), .. })) => {
-                statement.expect = Some(Expect { span, what });
+        match above {
+            Above::Verb => {
+                self.push(span, StmtKind::Expect(Arc::new(Expect { span, what })));
                 Ok(())
             }
-            (Above::Wrong, _) => Ok(()),
-            _ => Err(Diagnostic::new(
+            Above::Wrong => Ok(()),
+            Above::Nothing => Err(Diagnostic::new(
                 word,
                 "`expect` has nothing to judge",
                 "a verb just above",

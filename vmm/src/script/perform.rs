@@ -1,20 +1,21 @@
-//! Statements that the guest does: sent, judged, bound.
+//! Statements that do something: their arguments evaluated, sent, and shown. What they gave is
+//! judged later ([`super::judge`]).
 
-use std::path::Path;
+use std::sync::Arc;
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{Context, Op, Outcome};
 
-use super::ast::{Do, Expected, NameId, Pace, Runner, RunnerRef, Stmt, ThreadId};
+use super::ast::{Do, Pace, Runner, RunnerRef, ThreadId};
 use super::env::Bound;
 use super::eval::{Over, Run};
-use super::look::Look;
+use super::judge::{BoundPlace, Given, Judging, Unjudged};
 use super::observe::Detail;
-use super::outcome::{Step, StepResult, shown};
+use super::outcome::Step;
+use super::source::Span;
 use super::started::{Fate, Outstanding, State};
 use super::target::{Reply, TargetError};
-use super::verbs::{Action, Gives, Value};
-use crate::Report;
+use super::verbs::{Action, Answer};
 
 /// A call with its values, for reports.
 #[derive(Clone, Debug)]
@@ -30,210 +31,126 @@ impl Called {
     }
 }
 
-/// The reply to what takes no time in the guest.
-const DONE: Reply = Reply::Completed { outcome: Outcome::Ok, cycles: 0 };
-
-/// What a statement asks of the target.
-enum Request {
-    /// An operation.
-    Execute(Context, Op),
-    /// The answer of a thread that was blocked.
-    Join(ThreadId),
-    /// Nothing, and it gives ok.
-    Nothing,
-    /// A memory image in this file.
-    Dump(String),
-    /// A check of all memory.
-    Check,
-    /// What there is to see.
-    Inspect(Look),
-}
-
-impl<'r> Run<'r> {
-    pub(super) fn perform(&mut self, statement: &'r Stmt, what: &'r Do) -> Result<(), Over> {
-        let named =
-            what.runner.as_ref().map(|runner| self.runner(statement, runner)).transpose()?;
-        // What the script itself does takes a thread only where it names one.
-        let ours = !matches!(what.call.verb.action, Action::Operation(_));
-        if let Some(Runner::Thread(thread)) = named.or((!ours).then_some(Runner::DEFAULT)) {
-            self.check_free(statement, thread)?;
+impl Run<'_> {
+    /// Does `what`, and leaves what it gave to be judged.
+    pub(super) fn perform(&mut self, what: &Arc<Do>) -> Result<(), Over> {
+        let (at, call) = (what.span, &what.call);
+        // 1. Who does it. What the script itself does takes a thread only where it names one.
+        let named = what.runner.as_ref().map(|runner| self.runner(at, runner)).transpose()?;
+        let by_guest = call.verb.is_operation();
+        if let Some(Runner::Thread(thread)) = named.or(by_guest.then_some(Runner::DEFAULT)) {
+            self.check_free(at, thread)?;
         }
-        let place = what.bind.as_ref().map(|place| self.place(statement, place)).transpose()?;
-        let values = self.values(statement, &what.call)?;
-        let called =
-            Called { verb: what.call.verb.name, arguments: self.arguments(&what.call, &values) };
-        let (runner, request) =
-            self.request(statement, what, named.unwrap_or(Runner::DEFAULT), &values)?;
-        if let (Pace::Start, Runner::Thread(thread), Request::Execute(_, op)) =
-            (what.pace, runner, &request)
-        {
-            return self.start((statement, what), (thread, *op), place, called);
+        // 2. The values, from left to right.
+        let place = what.bind.as_ref().map(|place| self.place(at, place)).transpose()?;
+        let values = self.values(at, call)?;
+        let called = Called { verb: call.verb.name, arguments: self.arguments(call, &values) };
+        // 3. The guest does it, or the host.
+        let mut runner = named.unwrap_or(Runner::DEFAULT);
+        let mut op = None;
+        let asked = if let Action::Host(verb) = call.verb.action {
+            runner = verb.subject(self, at, &values)?.unwrap_or(runner);
+            verb.ask(self, &values)
+        } else {
+            let asked_for = self.operation(at, call, &values)?;
+            if let (Pace::Start, Runner::Thread(thread)) = (what.pace, runner) {
+                return self.start(what, (thread, asked_for), place, called);
+            }
+            op = Some(asked_for);
+            self.execute(runner.context(), asked_for).map(Answer::from)
+        };
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.unanswered(what, runner, place, called, error)),
+        };
+        // 4. The report, and the host's own look at a translation.
+        self.report(at, runner, &called, &answer)?;
+        let reply = answer.reply;
+        if let (Some(Op::Vtop { addr }), Reply::Completed { outcome, .. }) = (op, &reply) {
+            self.witness(addr, *outcome)
+                .map_err(|error| self.lost(at, Some(called.text()), error))?;
         }
-        let asked = self.ask(&request);
-        let (reply, output) =
-            asked.map_err(|error| self.lost(statement, Some(called.text()), error))?;
-        let (result, cycles) = reply.parts();
+        let (what, given) = (Arc::clone(what), Given::Reply(reply));
+        self.unjudged = Some(Unjudged { what, runner, values, place, called, given });
+        Ok(())
+    }
+
+    /// Shows a statement that was done.
+    fn report(
+        &mut self,
+        at: Span,
+        runner: Runner,
+        called: &Called,
+        answer: &Answer,
+    ) -> Result<(), Over> {
+        let (result, cycles) = answer.reply.parts();
         let arguments = match self.observer.detail() {
             Detail::Full => called.arguments.clone(),
             Detail::Brief => Vec::new(),
         };
-        let step = Step {
-            runner,
-            cycles,
-            output,
-            arguments,
-            ..Step::plain(statement.span.line, called.verb, result)
-        };
-        self.show(statement.span, step.clone())?;
-        let outcome = match reply {
-            Reply::Completed { outcome, .. } => outcome,
-            Reply::Panicked(panic) => {
-                return Err(self.panicked((statement, what), panic, called.text()));
-            }
-        };
-        if let Request::Execute(Context::Thread(_) | Context::Interrupt, Op::Vtop { addr }) =
-            request
-        {
-            self.witness(addr, outcome)
-                .map_err(|error| self.lost(statement, Some(called.text()), error))?;
-        }
-        let judges = match request {
-            Request::Join(thread) => self.judges((statement, what), thread),
-            _ => (statement, what),
-        };
-        self.judge(judges, outcome, &step.result, called.text())?;
-        self.cycles = cycles;
-        self.conclude((statement, what), outcome, request, (place, called))
+        let output = answer.output.clone();
+        let plain = Step::plain(at.line, called.verb, result);
+        self.show(at, Step { runner, cycles, output, arguments, ..plain })
+    }
+
+    /// Has the guest do `op`, which lets begin what was started.
+    pub(super) fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
+        self.unbegun = false;
+        self.target.execute(context, op)
     }
 
     /// Where a statement runs.
-    fn runner(&mut self, statement: &Stmt, runner: &RunnerRef) -> Result<Runner, Over> {
+    fn runner(&mut self, at: Span, runner: &RunnerRef) -> Result<Runner, Over> {
         match runner {
             RunnerRef::Interrupt => Ok(Runner::Interrupt),
-            RunnerRef::Thread(thread) => self.thread(statement, thread).map(Runner::Thread),
+            RunnerRef::Thread(thread) => self.thread(at, thread).map(Runner::Thread),
         }
     }
 
-    /// Asks the target, and returns what it says with what is to be printed.
-    fn ask(&mut self, request: &Request) -> Result<(Reply, Option<String>), TargetError> {
-        if let Request::Dump(_) | Request::Check | Request::Inspect(_) = request
-            && let Some(panicked) = self.let_begin()?
-        {
-            return Ok((panicked, None));
-        }
-        let name = self.script.source.name();
-        Ok(match request {
-            Request::Execute(context, op) => {
-                self.unbegun = false;
-                (self.target.execute(*context, *op)?, None)
-            }
-            Request::Join(thread) => (self.join(*thread)?, None),
-            Request::Nothing => (DONE, None),
-            Request::Dump(file) => {
-                (self.target.dump(Path::new(file), name, self.stop).map(|()| DONE)?, None)
-            }
-            Request::Check => {
-                let report = self.target.check()?;
-                (Reply::Completed { outcome: counted(&report), cycles: 0 }, told(&report))
-            }
-            Request::Inspect(look) => (DONE, Some(self.target.inspect(name, look)?)),
-        })
-    }
-
-    /// Binds what a statement gave that held, or notes that it is not over.
-    fn conclude(
+    /// `what` gives no answer. Where somebody types and has only stopped waiting for it, it goes on
+    /// in the guest, and counts as started.
+    fn unanswered(
         &mut self,
-        (statement, what): (&'r Stmt, &'r Do),
-        outcome: Outcome,
-        request: Request,
-        (place, called): (Option<(NameId, Option<u64>)>, Called),
-    ) -> Result<(), Over> {
-        let gives = what.call.verb.gives;
-        match (outcome, request) {
-            (Outcome::Blocked { waits_for }, Request::Join(thread)) => {
-                if let Some(outstanding) = self.outstanding.get_mut(&thread) {
-                    outstanding.state = State::Blocked(waits_for);
-                    outstanding.fate = Fate::Join;
-                    outstanding.places.extend(place);
-                }
-            }
-            (Outcome::Blocked { waits_for }, Request::Execute(Context::Thread(number), _)) => {
-                let (state, fate, places) =
-                    (State::Blocked(waits_for), Fate::Join, Vec::from_iter(place));
-                let outstanding =
-                    Outstanding { statement, what, state, fate, places, called, order: 0 };
-                self.outstanding.insert(ThreadId(number), outstanding);
-            }
-            (
-                Outcome::Blocked { .. },
-                Request::Execute(..)
-                | Request::Nothing
-                | Request::Dump(_)
-                | Request::Check
-                | Request::Inspect(_),
-            ) => {
-                let error = TargetError::Broken(
-                    "an operation that runs on no thread is said to be blocked".to_owned(),
-                );
-                return Err(self.lost(statement, Some(called.text()), error));
-            }
-            (_, Request::Join(thread)) => {
-                if let Some(outstanding) = self.outstanding.remove(&thread) {
-                    let gives = outstanding.what.call.verb.gives;
-                    for place in outstanding.places.into_iter().chain(place) {
-                        self.bind(statement.span, place, Bound::new(outcome, gives))?;
-                    }
-                }
-                return Ok(());
-            }
-            (
-                _,
-                Request::Execute(..) | Request::Nothing | Request::Dump(_) | Request::Inspect(_),
-            ) => {}
-            // As a number, no findings are 0.
-            (Outcome::Ok, Request::Check) => {
-                if let Some(place) = place {
-                    self.bind(statement.span, place, Bound::new(Outcome::Null, gives))?;
-                }
-                return Ok(());
-            }
-            (_, Request::Check) => {}
-        }
-        // A blocked statement's name has no value until the join.
-        match place {
-            Some(place) => self.bind(statement.span, place, Bound::new(outcome, gives)),
-            None => Ok(()),
-        }
-    }
-
-    /// What `what` asks of the target, and on whose behalf.
-    fn request(
-        &mut self,
-        statement: &Stmt,
-        what: &Do,
+        what: &Arc<Do>,
         runner: Runner,
-        values: &[Value],
-    ) -> Result<(Runner, Request), Over> {
-        match (what.call.verb.action, values) {
-            (Action::OnLowmem, [Value::Op(op, _)]) => {
-                Ok((runner, Request::Execute(Context::Lowmem, *op)))
+        place: Option<BoundPlace>,
+        called: Called,
+        error: TargetError,
+    ) -> Over {
+        let stays = error == TargetError::Interrupted && self.judging == Judging::Lenient;
+        let over = self.lost(what.span, Some(called.text()), error);
+        if let Runner::Thread(thread) = runner
+            && stays
+            && what.call.verb.is_operation()
+        {
+            if let Some(place) = place {
+                // An element that the series have no room for is missed at the join.
+                let _ = self.env.bind(place.0, place.1, Bound::Started);
             }
-            (Action::Join, &[Value::Thread(thread)]) => {
-                self.outstanding_of(statement, thread)?;
-                Ok((Runner::Thread(thread), Request::Join(thread)))
-            }
-            (Action::Abandon, &[Value::Thread(thread)]) => {
-                self.outstanding_of(statement, thread)?.fate = Fate::Abandoned;
-                Ok((Runner::Thread(thread), Request::Nothing))
-            }
-            (Action::Check, []) => Ok((runner, Request::Check)),
-            (Action::Dump, [Value::File(file)]) => Ok((runner, Request::Dump(file.clone()))),
-            (Action::Inspect, [Value::Look(look)]) => Ok((runner, Request::Inspect(look.clone()))),
-            _ => {
-                let op = self.operation(statement, &what.call, values)?;
-                Ok((runner, Request::Execute(runner.context(), op)))
-            }
+            self.note_started(thread, what, place, called);
         }
+        over
+    }
+
+    /// Notes that `thread` does `what`, and that nobody waits for it.
+    pub(super) fn note_started(
+        &mut self,
+        thread: ThreadId,
+        what: &Arc<Do>,
+        place: Option<BoundPlace>,
+        called: Called,
+    ) {
+        self.starts += 1;
+        let outstanding = Outstanding {
+            what: Arc::clone(what),
+            expect: None,
+            state: State::Started,
+            fate: Fate::Join,
+            places: Vec::from_iter(place),
+            called,
+            order: self.starts,
+        };
+        self.outstanding.insert(thread, outstanding);
     }
 
     /// The host's own walk of the page tables must agree with the guest's, if the guest has walked
@@ -260,62 +177,13 @@ impl<'r> Run<'r> {
         )))
     }
 
-    pub(super) fn judge(
+    /// Binds each of `places` to `value`.
+    pub(super) fn bind_all(
         &mut self,
-        (statement, what): (&Stmt, &Do),
-        outcome: Outcome,
-        result: &StepResult,
-        called: String,
+        at: Span,
+        places: impl IntoIterator<Item = BoundPlace>,
+        value: Bound,
     ) -> Result<(), Over> {
-        let held = match what.expect.as_ref().map(|expect| &expect.what) {
-            None | Some(Expected::Ok) if matches!(what.call.verb.action, Action::Check) => {
-                outcome == Outcome::Ok
-            }
-            None | Some(Expected::Ok) => matches!(outcome, Outcome::Ok | Outcome::Value(_)),
-            Some(Expected::Null) => outcome == Outcome::Null,
-            Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
-            Some(Expected::Panic(_)) => false,
-            Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
-            Some(Expected::Number(expr)) => {
-                let wanted = self.eval(statement, expr)?;
-                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted)
-                {
-                    return Ok(());
-                }
-                let radix = self.radix(expr);
-                let got = match outcome {
-                    Outcome::Value(value) => shown(value, radix),
-                    _ => result.to_string(),
-                };
-                return Err(self.failed(statement, shown(wanted, radix), got, Some(called)));
-            }
-        };
-        if held {
-            return Ok(());
-        }
-        let expected = match outcome {
-            Outcome::Mismatch { addr, want, .. } => format!("{want:#x} at {addr}"),
-            Outcome::Value(count) if matches!(what.call.verb.action, Action::Check) => {
-                let got =
-                    if count == 1 { "1 finding".to_owned() } else { format!("{count} findings") };
-                return Err(self.failed(statement, "no findings".to_owned(), got, Some(called)));
-            }
-            _ => self.wanted(statement, what)?,
-        };
-        Err(self.failed(statement, expected, result.to_string(), Some(called)))
+        places.into_iter().try_for_each(|place| self.bind(at, place, value.clone()))
     }
-}
-
-/// The result of a check: ok, or the number of findings.
-fn counted(report: &Report) -> Outcome {
-    match report.count() {
-        0 => Outcome::Ok,
-        count => Outcome::Value(count),
-    }
-}
-
-/// The findings, and what was left out, one a line.
-fn told(report: &Report) -> Option<String> {
-    let text = report.to_string();
-    (!text.is_empty()).then(|| text.trim_end().to_owned())
 }

@@ -77,15 +77,13 @@ impl Scope {
 
     /// A bound name like `name`.
     pub fn suggest(&self, name: &str) -> Option<&str> {
-        let bound = self
-            .names
-            .iter()
-            .zip(&self.bound)
-            .filter(|(_, forms)| forms.iter().any(|form| *form > Use::Unbound));
-        closest(name, bound.map(|(name, _)| name.as_str()))
+        closest(name, self.bound())
     }
 
-    pub fn into_names(self) -> Vec<String> {
-        self.names
+    /// Names bound in any form.
+    pub fn bound(&self) -> impl Iterator<Item = &str> {
+        let is_bound = |forms: &[Use; 2]| forms.iter().any(|form| *form > Use::Unbound);
+        let bound = self.names.iter().zip(&self.bound).filter(move |(_, forms)| is_bound(forms));
+        bound.map(|(name, _)| name.as_str())
     }
 }

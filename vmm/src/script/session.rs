@@ -6,8 +6,8 @@ use std::io::Write;
 use vmkern_abi::control::MapId;
 
 use super::ast::Script;
-use super::eval::run;
 use super::guest::GuestTarget;
+use super::interpreter::run;
 use super::json::{EnvironmentReport, FailureReport, PanicReport, RunReport, Stat, StepReport};
 use super::names::MapField;
 use super::observe::Observer;

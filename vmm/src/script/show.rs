@@ -58,7 +58,7 @@ impl Run<'_> {
     fn argument(&self, arg: &Arg, value: &Value) -> String {
         match (value, arg) {
             (Value::Map(_), Arg::Map(MapRef::Bound(term))) => {
-                self.script.source.text(term.span).to_owned()
+                self.source.text(term.span).to_owned()
             }
             (Value::Map(map), _) => map_name(*map).to_owned(),
             (Value::Kind(MapKind::User), _) => "user".to_owned(),
@@ -68,9 +68,10 @@ impl Run<'_> {
             (Value::Op(..), _) => String::new(),
             (Value::Look(look), _) => look.to_string(),
             (Value::File(name), _) => format!("{name:?}"),
-            (Value::Number(value), Arg::Number(expr)) => shown(*value, self.radix(expr)),
-            (Value::Number(value), _) => number(*value),
-            (Value::Zero, _) => "zero".to_owned(),
+            (Value::Number(value), Arg::Number(expr))
+            | (Value::Seed(Some(value)), Arg::Seed(expr)) => shown(*value, self.radix(expr)),
+            (Value::Number(value) | Value::Seed(Some(value)), _) => number(*value),
+            (Value::Seed(None), _) => "zero".to_owned(),
             (Value::Flags(flags), _) if flags.is_empty() => "0".to_owned(),
             (Value::Flags(flags), _) => {
                 let set = FLAGS

@@ -25,8 +25,14 @@ impl Span {
 #[derive(Clone, Debug)]
 pub struct Source {
     name: Arc<str>,
-    text: Arc<str>,
-    lines: Arc<[(usize, usize)]>,
+    text: Arc<String>,
+    lines: Arc<Vec<(usize, usize)>>,
+}
+
+/// `line` without what ends it.
+fn without_end(line: &str) -> &str {
+    let body = line.strip_suffix('\n').unwrap_or(line);
+    body.strip_suffix('\r').unwrap_or(body)
 }
 
 /// The bytes are not UTF-8.
@@ -48,12 +54,23 @@ impl Source {
         let mut lines = Vec::new();
         let mut start = 0;
         for line in text.split_inclusive('\n') {
-            let body = line.strip_suffix('\n').unwrap_or(line);
-            let body = body.strip_suffix('\r').unwrap_or(body);
-            lines.push((start, start + body.len()));
+            lines.push((start, start + without_end(line).len()));
             start += line.len();
         }
-        Self { name: name.into(), text: text.into(), lines: lines.into() }
+        Self { name: name.into(), text: Arc::new(text.to_owned()), lines: Arc::new(lines) }
+    }
+
+    /// Adds a line, with its end or without one, and returns its number. Costs no more than the
+    /// line while nobody else holds this text.
+    pub fn push(&mut self, line: &str) -> usize {
+        let line = without_end(line);
+        let text = Arc::make_mut(&mut self.text);
+        let start = text.len();
+        text.push_str(line);
+        text.push('\n');
+        let lines = Arc::make_mut(&mut self.lines);
+        lines.push((start, start + line.len()));
+        lines.len()
     }
 
     /// A script from the bytes of a file.

@@ -1,11 +1,15 @@
 //! Threads whose statements are not over: blocked, or started and not joined.
 
+use std::sync::Arc;
+
 use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
 
-use super::ast::{Do, Expected, NameId, Stmt, ThreadId};
+use super::ast::{Do, Expect, Expected, NameId, Runner, ThreadId};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
+use super::fail::Missed;
+use super::judge::{BoundPlace, Given, Unjudged};
 use super::outcome::{Ending, Failure, Step, StepResult};
 use super::perform::Called;
 use super::source::Span;
@@ -30,9 +34,10 @@ pub(super) enum State {
 }
 
 /// A statement that is not over.
-pub(super) struct Outstanding<'r> {
-    pub statement: &'r Stmt,
-    pub what: &'r Do,
+pub(super) struct Outstanding {
+    pub what: Arc<Do>,
+    /// The `expect` below it.
+    pub expect: Option<Arc<Expect>>,
     pub state: State,
     pub fate: Fate,
     /// Where its result goes, by itself and by joins that found it blocked still.
@@ -43,44 +48,48 @@ pub(super) struct Outstanding<'r> {
     pub order: u64,
 }
 
-impl<'r> Run<'r> {
+impl Run<'_> {
     /// Sends a statement, and does not wait for it.
     pub(super) fn start(
         &mut self,
-        (statement, what): (&'r Stmt, &'r Do),
+        what: &Arc<Do>,
         (thread, op): (ThreadId, Op),
-        place: Option<(NameId, Option<u64>)>,
+        place: Option<BoundPlace>,
         called: Called,
     ) -> Result<(), Over> {
+        let (at, runner) = (what.span, Runner::Thread(thread));
         let sent = self.target.execute(Context::Start(thread.number()), op);
-        match sent.map_err(|error| self.lost(statement, Some(called.text()), error))? {
+        let done = |given, called| Unjudged {
+            what: Arc::clone(what),
+            runner,
+            values: Vec::new(),
+            place,
+            called,
+            given,
+        };
+        match sent.map_err(|error| self.lost(at, Some(called.text()), error))? {
             Reply::Completed { outcome: Outcome::Ok, .. } => {}
-            Reply::Panicked(panic) => {
-                return Err(self.panicked((statement, what), panic, called.text()));
+            reply @ Reply::Panicked(_) => {
+                self.unjudged = Some(done(Given::Reply(reply), called));
+                return Ok(());
             }
             Reply::Completed { outcome, .. } => {
                 let error = TargetError::Broken(format!(
                     "starting a statement gave {}",
                     StepResult::Given(outcome)
                 ));
-                return Err(self.lost(statement, Some(called.text()), error));
+                return Err(self.lost(at, Some(called.text()), error));
             }
         }
         self.unbegun = true;
         if let Some(place) = place {
-            self.bind(statement.span, place, Bound::Started)?;
+            self.bind(at, place, Bound::Started)?;
         }
         let result = StepResult::Given(Outcome::Ok);
-        let step = Step {
-            arguments: vec![called.text()],
-            ..Step::plain(statement.span.line, "start", result)
-        };
-        self.show(statement.span, Step { runner: super::ast::Runner::Thread(thread), ..step })?;
-        self.starts += 1;
-        let (state, fate, places) = (State::Started, Fate::Join, Vec::from_iter(place));
-        let order = self.starts;
-        self.outstanding
-            .insert(thread, Outstanding { statement, what, state, fate, places, called, order });
+        let step = Step { arguments: vec![called.text()], ..Step::plain(at.line, "start", result) };
+        self.show(at, Step { runner, ..step })?;
+        self.note_started(thread, what, place, called.clone());
+        self.unjudged = Some(done(Given::Started(thread), called));
         Ok(())
     }
 
@@ -101,9 +110,8 @@ impl<'r> Run<'r> {
     }
 
     /// A thread whose statement is not over takes no other.
-    pub(super) fn check_free(&self, statement: &Stmt, thread: ThreadId) -> Result<(), Over> {
-        let Some(Outstanding { statement: earlier, state, .. }) = self.outstanding.get(&thread)
-        else {
+    pub(super) fn check_free(&self, at: Span, thread: ThreadId) -> Result<(), Over> {
+        let Some(Outstanding { what: earlier, state, .. }) = self.outstanding.get(&thread) else {
             return Ok(());
         };
         let line = earlier.span.line;
@@ -120,46 +128,26 @@ impl<'r> Run<'r> {
                 (message, format!("{thread} waits for \"{waits_for}\""))
             }
         };
-        Err(wrong(Diagnostic::new(
-            statement.span,
-            message,
-            format!("`join {thread}` first"),
-            found,
-        )))
+        Err(wrong(Diagnostic::new(at, message, format!("`join {thread}` first"), found)))
     }
 
     /// The statement of `thread` that is not over.
     pub(super) fn outstanding_of(
         &mut self,
-        statement: &Stmt,
+        at: Span,
         thread: ThreadId,
-    ) -> Result<&mut Outstanding<'r>, Over> {
+    ) -> Result<&mut Outstanding, Over> {
         let error = || {
             let found = format!("{thread} is not blocked");
             let message = format!("{found}: each statement of it has given its result");
             let expected = "a thread whose statement was blocked or started";
-            wrong(Diagnostic::new(statement.span, message, expected, found))
+            wrong(Diagnostic::new(at, message, expected, found))
         };
         self.outstanding.get_mut(&thread).ok_or_else(error)
     }
 
-    /// What judges the result of a join of `thread`: its own `expect`, or that of the statement
-    /// that was started.
-    pub(super) fn judges(&self, join: (&'r Stmt, &'r Do), thread: ThreadId) -> (&'r Stmt, &'r Do) {
-        match self.outstanding.get(&thread) {
-            Some(started)
-                if started.state == State::Started
-                    && join.1.expect.is_none()
-                    && started.what.expect.is_some() =>
-            {
-                (started.statement, started.what)
-            }
-            _ => join,
-        }
-    }
-
     /// The started statement whose thread the guest died on.
-    pub(super) fn culprit(&self, panic: &Panic) -> Option<&Outstanding<'r>> {
+    pub(super) fn culprit(&self, panic: &Panic) -> Option<&Outstanding> {
         let name = panic.thread.as_deref()?;
         let (_, culprit) =
             self.outstanding.iter().find(|(thread, _)| thread.to_string() == name)?;
@@ -187,44 +175,43 @@ impl<'r> Run<'r> {
 
     /// What was started and abandoned has its time to begin all the same.
     fn begin_abandoned(&mut self) -> Result<(), Over> {
-        let Some((statement, what)) =
-            self.outstanding.values().next().map(|one| (one.statement, one.what))
+        let first = self.outstanding.values().next();
+        let Some((what, expect)) = first.map(|one| (Arc::clone(&one.what), one.expect.clone()))
         else {
             return Ok(());
         };
         match self.let_begin() {
             Ok(Some(Reply::Panicked(panic))) => {
                 let called = what.call.verb.name.to_owned();
-                Err(self.panicked((statement, what), panic, called))
+                Err(self.panicked((&what, expect.as_deref()), panic, called))
             }
             Ok(_) => Ok(()),
-            Err(error) => Err(self.lost(statement, None, error)),
+            Err(error) => Err(self.lost(what.span, None, error)),
         }
     }
 
     fn join_at_end(&mut self, thread: ThreadId) -> Result<(), Over> {
-        let Some(Outstanding { statement, what, called, .. }) = self.outstanding.get(&thread)
-        else {
+        let Some(Outstanding { what, expect, called, .. }) = self.outstanding.get(&thread) else {
             return Ok(());
         };
-        let (statement, what, called) = (*statement, *what, called.clone());
-        let reply =
-            self.join(thread).map_err(|error| self.lost(statement, Some(called.text()), error))?;
+        let (what, expect, called) = (Arc::clone(what), expect.clone(), called.clone());
+        let (at, expect) = (what.span, expect.as_deref());
+        let reply = self.join(thread).map_err(|error| self.lost(at, Some(called.text()), error))?;
         let (result, cycles) = reply.parts();
         let step = Step {
-            runner: super::ast::Runner::Thread(thread),
+            runner: Runner::Thread(thread),
             cycles,
             arguments: called.arguments.clone(),
-            ..Step::plain(statement.span.line, what.call.verb.name, result)
+            ..Step::plain(at.line, what.call.verb.name, result)
         };
-        self.show(statement.span, step.clone())?;
+        self.show(at, step)?;
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
             Reply::Panicked(panic) => {
-                return Err(self.panicked((statement, what), panic, called.text()));
+                return Err(self.panicked((&what, expect), panic, called.text()));
             }
         };
-        self.judge((statement, what), outcome, &step.result, called.text())?;
+        self.judge(&what, expect, outcome, called.text())?;
         match outcome {
             Outcome::Blocked { waits_for } => {
                 if let Some(outstanding) = self.outstanding.get_mut(&thread) {
@@ -240,12 +227,11 @@ impl<'r> Run<'r> {
 
     fn end_of_sleepers(&mut self) -> Result<(), Over> {
         let mut sleepers: Vec<(ThreadId, Span, WaitMessage)> = Vec::new();
-        let is_awaited = |one: &Outstanding<'_>| {
-            matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join
-        };
+        let is_awaited =
+            |one: &Outstanding| matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join;
         let awaited: Vec<_> = self.outstanding.iter().filter(|(_, one)| is_awaited(one)).collect();
         let awaited: Vec<_> =
-            awaited.into_iter().map(|(&thread, one)| (thread, one.statement.span)).collect();
+            awaited.into_iter().map(|(&thread, one)| (thread, one.what.span)).collect();
         for (thread, span) in awaited {
             match self.join(thread) {
                 Ok(Reply::Completed { outcome: Outcome::Blocked { waits_for }, .. }) => {
@@ -260,7 +246,7 @@ impl<'r> Run<'r> {
                         still(span, format!("{thread} joined or abandoned before the end"), got);
                     return Err(Box::new(Ending::Panicked(panic, Box::new(failure))));
                 }
-                Err(error) => return Err(self.lost_at(span, None, error)),
+                Err(error) => return Err(self.lost(span, None, error)),
             }
         }
         let Some(&(first, span, _)) = sleepers.first() else { return Ok(()) };
@@ -281,26 +267,32 @@ impl<'r> Run<'r> {
     /// one that was started.
     pub(super) fn panicked(
         &mut self,
-        at: (&'r Stmt, &'r Do),
+        at: (&Do, Option<&Expect>),
         panic: Box<Panic>,
         called: String,
     ) -> Over {
+        let culprit = self.culprit(&panic);
         let culprit =
-            self.culprit(&panic).map(|one| ((one.statement, one.what), one.called.text()));
-        let expects = |what: &Do| match what.expect.as_ref().map(|expect| &expect.what) {
+            culprit.map(|one| (Arc::clone(&one.what), one.expect.clone(), one.called.text()));
+        let expects = |expect: Option<&Expect>| match expect.map(|expect| &expect.what) {
             Some(Expected::Panic(text)) => panic.message.contains(text.as_str()),
             _ => false,
         };
-        if expects(at.1) || culprit.as_ref().is_some_and(|((_, what), _)| expects(what)) {
+        let culprit_expects =
+            culprit.as_ref().is_some_and(|(_, expect, _)| expects(expect.as_deref()));
+        if expects(at.1) || culprit_expects {
             return Box::new(Ending::ExpectedPanic(panic));
         }
-        let ((statement, what), called) = culprit.unwrap_or((at, called));
-        let expected = match self.wanted(statement, what) {
+        let ((what, expect), called) = match &culprit {
+            Some((what, expect, called)) => ((&**what, expect.as_deref()), called.clone()),
+            None => (at, called),
+        };
+        let expected = match self.wanted(what.span, expect) {
             Ok(expected) => expected,
             Err(over) => return over,
         };
         let got = format!("panic {:?}", panic.message);
-        let failure = self.failure(statement, expected, got, Some(called));
+        let failure = self.failure(Missed::call(what, expect), expected, got, Some(called));
         Box::new(Ending::Panicked(panic, Box::new(failure)))
     }
 }

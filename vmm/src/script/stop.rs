@@ -17,7 +17,7 @@ pub struct Stop {
     hook: Mutex<Option<Hook>>,
     looks: AtomicU32,
     limit: Duration,
-    deadline: Instant,
+    deadline: Mutex<Instant>,
 }
 
 impl fmt::Debug for Stop {
@@ -33,7 +33,7 @@ impl Stop {
     /// Ends a run after `limit` from now on.
     #[must_use]
     pub fn after(limit: Duration) -> Self {
-        let deadline = deadline::after(limit);
+        let deadline = Mutex::new(deadline::after(limit));
         let (interrupted, looks) = (AtomicBool::new(false), AtomicU32::new(0));
         Self { interrupted, hook: Mutex::new(None), looks, limit, deadline }
     }
@@ -51,6 +51,16 @@ impl Stop {
         }
     }
 
+    /// Begins anew: nobody has interrupted, and the whole limit is left.
+    pub fn renew(&self) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline::after(self.limit);
+        self.interrupted.store(false, Ordering::SeqCst);
+    }
+
+    fn deadline(&self) -> Instant {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The time that the run has in all.
     #[must_use]
     pub fn limit(&self) -> Duration {
@@ -66,7 +76,7 @@ impl Stop {
     /// Whether the run's limit was more than `grace` ago.
     #[must_use]
     pub fn is_over(&self, grace: Duration) -> bool {
-        Instant::now().saturating_duration_since(self.deadline) > grace
+        Instant::now().saturating_duration_since(self.deadline()) > grace
     }
 
     /// Whether the run may go on. The clock is read at every 256th call.
@@ -98,6 +108,6 @@ impl Stop {
     /// What is left of the run's time.
     #[must_use]
     pub fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.deadline().saturating_duration_since(Instant::now())
     }
 }

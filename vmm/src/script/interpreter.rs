@@ -1,0 +1,130 @@
+//! Takes a script a line at a time, and runs it as it comes.
+//!
+//! A line goes through the parser, which holds the statements of an open `repeat` back until its
+//! `end`, and what is complete is run at once. A whole script that was read before
+//! ([`parse`](super::parse)) runs on the same interpreter: then every line has been checked before
+//! the first statement is done.
+
+use super::ast::Script;
+use super::eval::{Run, wrong};
+use super::judge::{Given, Judging};
+use super::observe::Observer;
+use super::outcome::Ending;
+use super::parser::Parser;
+use super::source::Source;
+use super::stop::Stop;
+use super::target::{Panic, Reply, Target};
+
+/// Whether a line was enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// What it says has been done.
+    Done,
+    /// A `repeat` is open, and nothing is done before its `end`.
+    More,
+}
+
+/// Reads and runs a script.
+pub struct Interpreter<'t> {
+    parser: Parser,
+    run: Run<'t>,
+}
+
+impl<'t> Interpreter<'t> {
+    /// A script that comes line by line, under this name in messages. These names are bound before
+    /// the first line; a `let` of such a name does nothing.
+    pub fn new(
+        name: &str,
+        presets: &[(String, u64)],
+        target: &'t mut dyn Target,
+        seed: u64,
+        stop: &'t Stop,
+        observer: &'t mut dyn Observer,
+    ) -> Self {
+        let parser = Parser::new(presets);
+        let mut run = Run::new(Source::new(name, ""), target, seed, stop, observer);
+        run.preset(parser.presets());
+        Self { parser, run }
+    }
+
+    /// The same for somebody who types, and goes on whatever a statement gives: only an `expect`
+    /// fails. Whoever stops waiting for a thread can join it later.
+    #[must_use]
+    pub fn judging(mut self, judging: Judging) -> Self {
+        self.run.judging = judging;
+        self
+    }
+
+    /// Takes the next line. What stands in it is done when this returns, unless a `repeat` is open;
+    /// it is judged by the next line if that is an `expect`, and else before that is done.
+    ///
+    /// # Errors
+    /// How the run ends with it. After an error the next line can be given all the same, as if the
+    /// statement that failed had been the last of its own.
+    pub fn line(&mut self, text: &str) -> Result<Progress, Box<Ending>> {
+        let number = self.run.source.push(text);
+        self.parser.line(number, self.run.source.line(number)).map_err(wrong)?;
+        if self.parser.unclosed().is_some() {
+            return Ok(Progress::More);
+        }
+        let body = self.parser.take();
+        let ran = self.run.block(&body);
+        self.run.loops.clear();
+        ran.map(|()| Progress::Done)
+    }
+
+    /// Forgets the `repeat` blocks that are open, and what stands in them.
+    pub fn forget(&mut self) {
+        self.parser.forget();
+    }
+
+    /// Ends the script: what it gave last is judged, what was started is joined, and nobody may be
+    /// blocked who is not meant to be.
+    #[must_use]
+    pub fn end(mut self) -> Ending {
+        if let Some(error) = self.parser.unclosed() {
+            return Ending::Script(Box::new(error));
+        }
+        match self.run.settle(None).and_then(|()| self.run.end()) {
+            Ok(()) => Ending::Finished,
+            Err(ending) => *ending,
+        }
+    }
+
+    /// All lines so far.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.run.source
+    }
+
+    /// The names that are bound, as `$NAME` reads them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parser.names()
+    }
+
+    /// How the guest died of the last statement, if it did: what an `expect panic` would judge.
+    #[must_use]
+    pub fn panic(&self) -> Option<&Panic> {
+        match &self.run.unjudged.as_ref()?.given {
+            Given::Reply(Reply::Panicked(panic)) => Some(panic),
+            _ => None,
+        }
+    }
+}
+
+/// Runs `script` on `target`. Each finished statement is shown to `observer`.
+pub fn run(
+    script: &Script,
+    target: &mut dyn Target,
+    seed: u64,
+    stop: &Stop,
+    observer: &mut dyn Observer,
+) -> Ending {
+    let mut run = Run::new(script.source.clone(), target, seed, stop, observer);
+    run.preset(&script.presets);
+    let mut interpreter = Interpreter { parser: Parser::default(), run };
+    match interpreter.run.block(&script.body) {
+        Ok(()) => interpreter.end(),
+        Err(ending) => *ending,
+    }
+}

@@ -1,0 +1,185 @@
+//! Judges what a statement gave, once it is known whether an `expect` stands below it, and binds
+//! it.
+
+use std::sync::Arc;
+
+use vmkern_abi::control::Outcome;
+
+use super::ast::{Do, Expect, Expected, NameId, Runner, ThreadId};
+use super::env::Bound;
+use super::eval::{Over, Run};
+use super::fail::Missed;
+use super::outcome::{StepResult, shown};
+use super::perform::Called;
+use super::started::{Fate, Outstanding, State};
+use super::target::{Reply, TargetError};
+use super::verbs::{Action, Gives, Miss, Value};
+
+/// What is asked of a statement without an `expect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judging {
+    /// It must give ok: a script.
+    Strict,
+    /// Nothing: somebody sees what it gives, and goes on typing.
+    Lenient,
+}
+
+/// A place that a value is bound to.
+pub(super) type BoundPlace = (NameId, Option<u64>);
+
+/// A statement that was done, and what it gave.
+pub(super) struct Unjudged {
+    pub what: Arc<Do>,
+    pub runner: Runner,
+    pub values: Vec<Value>,
+    pub place: Option<BoundPlace>,
+    /// The call with its values.
+    pub called: Called,
+    pub given: Given,
+}
+
+/// What came of a statement.
+pub(super) enum Given {
+    /// An answer, or the death of the guest.
+    Reply(Reply),
+    /// It was started: a join will bring what comes of it.
+    Started(ThreadId),
+}
+
+impl Run<'_> {
+    /// Judges the statement that was done last, by `expect` if that stands below it.
+    pub(super) fn settle(&mut self, expect: Option<&Arc<Expect>>) -> Result<(), Over> {
+        let Some(done) = self.unjudged.take() else { return Ok(()) };
+        let (outcome, cycles) = match &done.given {
+            Given::Started(thread) => {
+                if let (Some(started), Some(expect)) = (self.outstanding.get_mut(thread), expect) {
+                    started.expect = Some(Arc::clone(expect));
+                }
+                return Ok(());
+            }
+            Given::Reply(Reply::Completed { outcome, cycles }) => (*outcome, *cycles),
+            Given::Reply(Reply::Panicked(_)) if self.is_forgiven(expect) => return Ok(()),
+            Given::Reply(Reply::Panicked(panic)) => {
+                let (panic, called) = (panic.clone(), done.called.text());
+                return Err(self.panicked(
+                    (&done.what, expect.map(|expect| &**expect)),
+                    panic,
+                    called,
+                ));
+            }
+        };
+        let other = match done.what.call.verb.action {
+            Action::Host(verb) => verb.judged_by(self, &done.values, expect),
+            _ => None,
+        };
+        let (judge, by) = match &other {
+            Some((judge, by)) => (judge, by.as_ref()),
+            None => (&done.what, expect),
+        };
+        let judged = if self.is_forgiven(by) {
+            Ok(())
+        } else {
+            self.judge(judge, by.map(|expect| &**expect), outcome, done.called.text())
+        };
+        // Whoever types goes on with what there is.
+        if self.judging == Judging::Strict {
+            judged?;
+            self.cycles = cycles;
+            return self.conclude(done, expect, outcome);
+        }
+        self.cycles = cycles;
+        self.conclude(done, expect, outcome).and(judged)
+    }
+
+    fn is_forgiven(&self, expect: Option<&Arc<Expect>>) -> bool {
+        expect.is_none() && self.judging == Judging::Lenient
+    }
+
+    /// Binds what a statement gave that held, or notes that it is not over.
+    fn conclude(
+        &mut self,
+        done: Unjudged,
+        expect: Option<&Arc<Expect>>,
+        outcome: Outcome,
+    ) -> Result<(), Over> {
+        if let Action::Host(verb) = done.what.call.verb.action {
+            return verb.conclude(self, done, outcome);
+        }
+        let (at, gives) = (done.what.span, done.what.call.verb.gives);
+        // A blocked statement's name has no value until the join.
+        let place = done.place;
+        if let Outcome::Blocked { waits_for } = outcome {
+            let Runner::Thread(thread) = done.runner else {
+                return Err(self.blocked_nowhere(&done));
+            };
+            let outstanding = Outstanding {
+                what: done.what,
+                expect: expect.cloned(),
+                state: State::Blocked(waits_for),
+                fate: Fate::Join,
+                places: Vec::from_iter(place),
+                called: done.called,
+                order: 0,
+            };
+            self.outstanding.insert(thread, outstanding);
+        }
+        self.bind_all(at, place, Bound::new(outcome, gives))
+    }
+
+    /// The end of a run in which something is blocked that runs on no thread.
+    pub(super) fn blocked_nowhere(&mut self, done: &Unjudged) -> Over {
+        let error = TargetError::Broken(
+            "an operation that runs on no thread is said to be blocked".to_owned(),
+        );
+        self.lost(done.what.span, Some(done.called.text()), error)
+    }
+
+    /// Whether `what` gave what it must: by `expect`, or ok.
+    pub(super) fn judge(
+        &mut self,
+        what: &Do,
+        expect: Option<&Expect>,
+        outcome: Outcome,
+        called: String,
+    ) -> Result<(), Over> {
+        let miss = match what.call.verb.action {
+            Action::Host(verb) => verb.miss(outcome),
+            _ => None,
+        };
+        let held = match expect.map(|expect| &expect.what) {
+            None | Some(Expected::Ok) => {
+                miss.is_none() && matches!(outcome, Outcome::Ok | Outcome::Value(_))
+            }
+            Some(Expected::Null) => outcome == Outcome::Null,
+            Some(Expected::Blocked) => matches!(outcome, Outcome::Blocked { .. }),
+            Some(Expected::Panic(_)) => false,
+            Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
+            Some(Expected::Number(expr)) => {
+                let wanted = self.eval(what.span, expr)?;
+                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted)
+                {
+                    return Ok(());
+                }
+                let radix = self.radix(expr);
+                let got = match outcome {
+                    Outcome::Value(value) => shown(value, radix),
+                    _ => StepResult::Given(outcome).to_string(),
+                };
+                let missed = Missed::call(what, expect);
+                return Err(self.failed(missed, shown(wanted, radix), got, Some(called)));
+            }
+        };
+        if held {
+            return Ok(());
+        }
+        let got = StepResult::Given(outcome).to_string();
+        let Miss { expected, got } = match (outcome, miss) {
+            (Outcome::Mismatch { addr, want, .. }, _) => {
+                Miss { expected: format!("{want:#x} at {addr}"), got }
+            }
+            (_, Some(miss)) => miss,
+            _ => Miss { expected: self.wanted(what.span, expect)?, got },
+        };
+        Err(self.failed(Missed::call(what, expect), expected, got, Some(called)))
+    }
+}

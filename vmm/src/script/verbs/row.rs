@@ -1,0 +1,178 @@
+//! What a row of the table of verbs says, once: the name, the arguments, what it does and gives.
+//! The parser reads arguments by it, the usage line and the help are made of it, and the book's
+//! table is printed from it.
+
+use std::fmt;
+
+use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
+
+use super::host::HostVerb;
+use crate::script::ast::ThreadId;
+use crate::script::look::Look;
+
+/// What one argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// A map, under the name that the usage line gives it.
+    Map(&'static str),
+    /// A number, under the name that the usage line gives it.
+    Number(&'static str),
+    /// A number, or the word `zero`.
+    Seed,
+    /// Flags of malloc(9) joined by `|`; may be left out.
+    Flags,
+    /// The word `system`; may be left out.
+    Kind,
+    /// A thread.
+    Thread,
+    /// A verb that is an operation, with its arguments.
+    Op,
+    /// The name of a file: a word without blanks, or a string.
+    File,
+    /// What to look at.
+    Look,
+}
+
+impl fmt::Display for Param {
+    /// As a usage line shows it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Map(name) | Self::Number(name) => name,
+            Self::Seed => "SEED|zero",
+            Self::Flags => "[FLAGS]",
+            Self::Kind => "[system]",
+            Self::Thread => "THREAD",
+            Self::Op => "STATEMENT",
+            Self::File => "FILE",
+            Self::Look => "WHAT",
+        })
+    }
+}
+
+/// An argument after evaluation. Each parameter has a value of its own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A map.
+    Map(MapId),
+    /// A number.
+    Number(u64),
+    /// The seed of a pattern; none for `zero`.
+    Seed(Option<u64>),
+    /// Flags.
+    Flags(MallocFlags),
+    /// What kind of map.
+    Kind(MapKind),
+    /// A thread.
+    Thread(ThreadId),
+    /// An operation to do later, with its own arguments.
+    Op(Op, Vec<Value>),
+    /// The name of a file.
+    File(String),
+    /// What to look at.
+    Look(Look),
+}
+
+/// Makes an operation from arguments that fit the verb's [`Verb::params`].
+pub type Build = fn(&[Value]) -> Option<Op>;
+
+/// What doing a verb means.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::script) enum Action {
+    /// The guest does an operation.
+    Operation(Build),
+    /// The script does it itself.
+    Host(&'static dyn HostVerb),
+    /// Nothing: the kernel does not offer it. Holds its arguments as a usage line will show them.
+    Absent(&'static str),
+}
+
+/// What a statement binds to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gives {
+    /// A number.
+    Number,
+    /// A map.
+    Map,
+    /// What the statement gives that it waits for.
+    Either,
+}
+
+/// A verb.
+#[derive(Debug)]
+pub struct Verb {
+    /// Its name.
+    pub name: &'static str,
+    /// Its arguments.
+    pub params: &'static [Param],
+    /// What it does, in one line of Markdown.
+    pub does: &'static str,
+    /// What it gives, in words.
+    pub result: &'static str,
+    /// What it binds.
+    pub gives: Gives,
+    pub(in crate::script) action: Action,
+}
+
+impl PartialEq for Verb {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Verb {
+    /// Whether this kernel offers it.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        !matches!(self.action, Action::Absent(_))
+    }
+
+    /// Whether the guest does it, on a thread or in an interrupt handler.
+    #[must_use]
+    pub fn is_operation(&self) -> bool {
+        matches!(self.action, Action::Operation(_))
+    }
+
+    /// Name and arguments.
+    #[must_use]
+    pub fn signature(&self) -> String {
+        let mut text = self.name.to_owned();
+        match self.action {
+            Action::Absent("") => {}
+            Action::Absent(usage) => text.extend([" ", usage]),
+            Action::Operation(_) | Action::Host(_) => {
+                for param in self.params {
+                    text.push_str(&format!(" {param}"));
+                }
+            }
+        }
+        text
+    }
+}
+
+/// The row of a verb that is an operation: its arguments, each with what it is, then the operation
+/// that they make, what it does, and what it gives.
+macro_rules! op {
+    (
+        $name:ident($($arg:ident: $kind:ident $(($shown:literal))?),*) => $op:expr,
+        $does:literal, $result:literal
+    ) => {
+        $crate::script::verbs::Verb {
+            name: stringify!($name),
+            params: &[$($crate::script::verbs::Param::$kind $(($shown))?),*],
+            does: $does,
+            result: $result,
+            gives: $crate::script::verbs::Gives::Number,
+            action: $crate::script::verbs::row::Action::Operation(|values| match *values {
+                [$($crate::script::verbs::Value::$kind($arg)),*] => Some($op),
+                _ => None,
+            }),
+        }
+    };
+}
+pub(super) use op;
+
+/// The row of a verb that this kernel does not offer yet.
+pub(super) const fn later(name: &'static str, usage: &'static str) -> Verb {
+    let action = Action::Absent(usage);
+    Verb { name, params: &[], does: "", result: "", gives: Gives::Number, action }
+}
