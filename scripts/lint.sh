@@ -24,4 +24,9 @@ run cargo clippy --locked --workspace --all-targets -- -D warnings
 # The kernel's binary hides behind a feature, so that the line above passes it by. Its panic handler needs a profile
 # that aborts on panic.
 run cargo clippy --locked --package vmkern-kernel --features image --bin vmkern-kernel --profile guest -- -D warnings
+# The library by itself, as an empty project would have it: no more than 40 crates, that project and ours included.
+run cargo clippy --locked --package vmkern --lib --no-default-features -- -D warnings
+crates=$(cargo tree --locked --package vmkern --no-default-features --edges normal,build --prefix none | sed 's/ (\*)$//' | sort -u | wc -l)
+echo "crates: $((crates + 1)) for the library"
+[ "$((crates + 1))" -le 40 ]
 RUSTDOCFLAGS="-D warnings" run cargo doc --locked --workspace --no-deps

@@ -78,6 +78,21 @@ fn style(text: &str) -> usize {
     if parameters[end..].starts_with('m') { end + 3 } else { 0 }
 }
 
+/// Text of ours without its styles.
+#[must_use]
+pub fn unstyled(text: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some(at) = rest.find('\x1b') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        // What is not a style stays: it is none of ours.
+        let len = style(rest);
+        out.push_str(if len == 0 { "\x1b" } else { "" });
+        rest = &rest[len.max(1)..];
+    }
+    out + rest
+}
+
 /// What may be written to a terminal: `text` with its line breaks, tabs and styles, all else that a
 /// terminal obeys being escaped.
 #[must_use]
@@ -137,6 +152,8 @@ mod tests {
             let shown = screen(text).replace('\n', "");
             assert!(!shown.contains(is_hazard), "{shown:?}");
         }
+        assert_eq!(unstyled(ours), "error:\ta\nbc");
+        assert_eq!(unstyled("a\x1b[1K\x1b[1m"), "a\x1b[1K");
         assert_eq!(screen("\x1b[1"), "\\u{1b}[1");
         assert_eq!(screen("\x1b[1;m\x1b[1K"), "\x1b[1;m\\u{1b}[1K");
     }

@@ -7,13 +7,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-use tempfile::NamedTempFile;
 
 use super::Readers;
 use super::error::OutputFault;
@@ -39,7 +38,7 @@ pub fn abandon() {
 /// A file on its way.
 #[derive(Debug)]
 pub(super) struct Partial {
-    file: Option<NamedTempFile>,
+    file: File,
     path: PathBuf,
     wanted: PathBuf,
 }
@@ -58,37 +57,38 @@ impl Partial {
             .unwrap_or(Path::new("."));
         let prefix = prefix(wanted.file_name().unwrap_or_default());
         remove_left(directory, &prefix);
-        let file = make(directory, &prefix, there.as_ref().map_or(readers.mode(), |_| 0o600))
-            .map_err(fail)?;
+        let mode = there.as_ref().map_or(readers.mode(), |_| 0o600);
+        let (file, path) = make(directory, &prefix, mode).map_err(fail)?;
+        ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+        let partial = Self { file, path, wanted };
         if let Some(there) = there {
             // Not everybody may give files away; then it is ours.
-            let _ = fchown(file.as_file(), Some(there.uid()), Some(there.gid()));
-            file.as_file()
+            let _ = fchown(&partial.file, Some(there.uid()), Some(there.gid()));
+            partial
+                .file
                 .set_permissions(Permissions::from_mode(there.mode() & 0o7777))
                 .map_err(fail)?;
         }
-        let path = file.path().to_path_buf();
-        ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
-        Ok(Self { file: Some(file), path, wanted })
+        Ok(partial)
     }
 
     pub(super) fn file(&mut self) -> &mut File {
-        self.file.as_mut().expect("only `persist` takes it, which takes the whole").as_file_mut()
+        &mut self.file
     }
 
     /// Gives it its name.
-    pub(super) fn persist(mut self) -> io::Result<()> {
-        match self.file.take() {
-            Some(file) => file.persist(&self.wanted).map(drop).map_err(|error| error.error),
-            None => Ok(()),
-        }
+    pub(super) fn persist(self) -> io::Result<()> {
+        // What is dropped afterwards has another name by then.
+        fs::rename(&self.path, &self.wanted)
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        drop(self.file.take());
-        ALIVE.lock().unwrap_or_else(PoisonError::into_inner).retain(|path| *path != self.path);
+        let mut alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has renamed it, or removed it before, has left nothing to remove.
+        let _ = fs::remove_file(&self.path);
+        alive.retain(|path| *path != self.path);
     }
 }
 
@@ -98,22 +98,35 @@ fn prefix(name: &OsStr) -> OsString {
     OsString::from_vec([b".", &bytes[..bytes.len().min(NAME_MAX)], b"."].concat())
 }
 
-/// A new file, locked for as long as it is open.
-fn make(directory: &Path, prefix: &OsStr, mode: u32) -> io::Result<NamedTempFile> {
+/// A new file, locked for as long as it is open, and its path.
+fn make(directory: &Path, prefix: &OsStr, mode: u32) -> io::Result<(File, PathBuf)> {
     loop {
-        let file = tempfile::Builder::new()
-            .prefix(prefix)
-            .suffix(SUFFIX)
-            .rand_bytes(LETTERS)
-            .permissions(Permissions::from_mode(mode))
-            .tempfile_in(directory)?;
+        let mut name = prefix.to_owned();
+        name.push(letters());
+        name.push(SUFFIX);
+        let path = directory.join(name);
+        let mut options = OpenOptions::new();
+        let file = match options.read(true).write(true).create_new(true).mode(mode).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return Err(error),
+        };
         // A file system without locks cannot tell, and nothing is removed from it either.
-        let _ = file.as_file().lock();
+        let _ = file.lock();
         // Somebody may have taken it for one that was left, before it was locked.
-        if file.as_file().metadata()?.nlink() > 0 {
-            return Ok(file);
+        if file.metadata()?.nlink() > 0 {
+            return Ok((file, path));
         }
     }
+}
+
+/// [`LETTERS`] letters and digits, other ones at each call.
+fn letters() -> OsString {
+    const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+    // The hasher's keys are random, and differ at each call.
+    let random = RandomState::new().hash_one(std::process::id()).to_le_bytes();
+    let letter = |byte: &u8| ALPHABET[usize::from(*byte) % ALPHABET.len()];
+    OsString::from_vec(random.iter().take(LETTERS).map(letter).collect())
 }
 
 /// Removes what killed processes have left. What cannot be removed stays.
