@@ -98,6 +98,24 @@ impl Guest {
         if let Context::Start(_) = context {
             return Ok(Response { tag, cycles: 0, outcome: Outcome::Ok });
         }
+        self.await_answer(tag)
+    }
+
+    /// The answer to the request whose tag is `tag`, which [`Guest::submit`] returned and nobody
+    /// has had yet; waits for it. A wait that was interrupted can be taken up again so.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn response_to(&mut self, tag: u32) -> Result<Response, GuestError> {
+        let known = self.backlog.iter().position(|response| response.tag == tag);
+        if let Some(response) = known.and_then(|at| self.backlog.remove(at)) {
+            return Ok(response);
+        }
+        self.check_alive()?;
+        self.await_answer(tag)
+    }
+
+    fn await_answer(&mut self, tag: u32) -> Result<Response, GuestError> {
         loop {
             let response = self.receive()?;
             if response.tag == tag {
@@ -212,6 +230,11 @@ impl Guest {
     #[must_use]
     pub fn interrupt_handle(&self) -> InterruptHandle {
         InterruptHandle(self.hypervisor.vcpus.crew.bell.clone())
+    }
+
+    /// Forgets an interruption that came while nobody waited for the guest.
+    pub fn forget_interrupt(&self) {
+        self.machine.vcpus.crew.bell.take_interrupt();
     }
 
     /// Gives the guest its whole time limit again, from now on.

@@ -273,8 +273,8 @@ impl Compare {
     }
 }
 
-/// Terms joined by operators, combined from left to right. A flat list, so that a long sum is no
-/// deep tree.
+/// Terms joined by operators, combined from left to right. A flat list, so that a long sum is not
+/// a deep tree.
 #[derive(Clone, Debug)]
 pub(super) struct Expr {
     pub span: Span,
@@ -355,7 +355,7 @@ impl Operator {
         }
     }
 
-    /// The result, or `None` where it is no unsigned 64-bit number.
+    /// The result, or `None` where it is not an unsigned 64-bit number.
     pub fn apply(self, left: u64, right: u64) -> Option<u64> {
         match self {
             Self::Add => left.checked_add(right),

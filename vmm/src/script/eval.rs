@@ -170,7 +170,7 @@ impl<'r> Run<'r> {
         self.show(at, step)
     }
 
-    /// Shows a step to the watcher, who may have had enough.
+    /// Shows a step to the watcher, which may have had enough.
     pub(super) fn show(&mut self, span: Span, mut step: Step) -> Result<(), Over> {
         if self.observer.detail() == Detail::Full {
             step.seen = Some(self.look());

@@ -88,7 +88,7 @@ impl Run<'_> {
     }
 
     /// The blocked threads, with what they were blocked by and wait for.
-    fn sleepers(&self) -> Vec<(String, String)> {
+    pub(super) fn sleepers(&self) -> Vec<(String, String)> {
         let sleepers = self.outstanding.iter().map(|(thread, sleeper)| {
             let line = sleeper.what.span.line;
             let text = match &sleeper.state {

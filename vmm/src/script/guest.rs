@@ -1,10 +1,11 @@
 //! A guest as the target of a script.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
-use vmkern_abi::control::{Context, MapId, Op};
+use vmkern_abi::control::{Context, MapId, Op, Response};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::{ThreadState, VmMeter};
 
@@ -14,6 +15,7 @@ use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
 use crate::inspect::draw::draw;
 use crate::output::Destination;
+use crate::text::unstyled;
 use crate::{
     Crash, Dump, Guest, GuestError, InspectError, Inspection, LogEnd, Report, SaveError, Saving,
     View,
@@ -29,13 +31,15 @@ pub struct GuestTarget {
     guest: Guest,
     tail: Vec<u8>,
     since_drain: u32,
+    /// Threads whose answers are to come although nobody waits for them, with the tags of those.
+    left: BTreeMap<u16, u32>,
 }
 
 impl GuestTarget {
     /// Drives `guest`.
     #[must_use]
     pub fn new(guest: Guest) -> Self {
-        Self { guest, tail: Vec::new(), since_drain: 0 }
+        Self { guest, tail: Vec::new(), since_drain: 0, left: BTreeMap::new() }
     }
 
     /// The guest.
@@ -51,6 +55,27 @@ impl GuestTarget {
         let end = self.guest.end();
         keep_end(&mut self.tail, &end.rest);
         (String::from_utf8_lossy(&self.tail).into_owned(), end)
+    }
+
+    /// Has `op` done, or takes up the wait for the answer of the thread that it joins.
+    fn call(&mut self, context: Context, op: Op) -> Result<Response, GuestError> {
+        let thread = match (context, op) {
+            (_, Op::Join { thread }) | (Context::Thread(thread), _) => Some(thread),
+            _ => None,
+        };
+        let left = thread.and_then(|thread| self.left.remove(&thread));
+        let tag = match (left, op) {
+            (Some(tag), Op::Join { .. }) => tag,
+            (_, _) if matches!(context, Context::Start(_)) => {
+                return self.guest.call_in(context, op);
+            }
+            _ => self.guest.submit_in(context, op)?,
+        };
+        let answer = self.guest.response_to(tag);
+        if let (Some(thread), Err(GuestError::Interrupted)) = (thread, &answer) {
+            self.left.insert(thread, tag);
+        }
+        answer
     }
 
     fn drain(&mut self) {
@@ -72,7 +97,7 @@ impl Target for GuestTarget {
         if self.since_drain >= DRAIN_EVERY {
             self.drain();
         }
-        match self.guest.call_in(context, op) {
+        match self.call(context, op) {
             Ok(response) => {
                 Ok(Reply::Completed { outcome: response.outcome, cycles: response.cycles })
             }
@@ -84,6 +109,18 @@ impl Target for GuestTarget {
             Err(error @ GuestError::Kvm(_)) => Err(TargetError::Host(error.to_string())),
             Err(other) => Err(TargetError::Broken(other.to_string())),
         }
+    }
+
+    fn restart_clock(&mut self) {
+        self.guest.restart_clock();
+    }
+
+    fn forget_interrupt(&mut self) {
+        self.guest.forget_interrupt();
+    }
+
+    fn guest(&self) -> Option<&Guest> {
+        Some(&self.guest)
     }
 
     fn counter(&mut self, name: &'static str) -> Result<u64, TargetError> {
@@ -167,8 +204,7 @@ impl Target for GuestTarget {
             }
         };
         // Text goes to wherever the script's output goes: it carries no styles.
-        let text =
-            seen.map(|inspection| anstream::adapter::strip_str(&draw(&inspection)).to_string());
+        let text = seen.map(|inspection| unstyled(&draw(&inspection)));
         text.map(|text| text.trim_end().to_owned()).map_err(|error| match error {
             InspectError::NotThere(error) => TargetError::Unable(error.to_string()),
             other => TargetError::Broken(other.to_string()),

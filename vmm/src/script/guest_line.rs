@@ -43,7 +43,8 @@ impl GuestOptions {
 }
 
 /// The keys that are not tunables.
-const KEYS: [&str; 7] = ["memory", "vcpus", "time", "timeout", "seed", "privilege", "policy"];
+pub(super) const KEYS: [&str; 7] =
+    ["memory", "vcpus", "time", "timeout", "seed", "privilege", "policy"];
 
 /// Parses what follows `guest`.
 pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {

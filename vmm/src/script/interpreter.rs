@@ -48,7 +48,7 @@ impl<'t> Interpreter<'t> {
     }
 
     /// The same for somebody who types, and goes on whatever a statement gives: only an `expect`
-    /// fails. Whoever stops waiting for a thread can join it later.
+    /// fails. A thread that is not waited for any more can be joined later.
     #[must_use]
     pub fn judging(mut self, judging: Judging) -> Self {
         self.run.judging = judging;
@@ -56,15 +56,18 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Takes the next line. What stands in it is done when this returns, unless a `repeat` is open;
-    /// it is judged by the next line if that is an `expect`, and else before that is done.
+    /// it is judged by the next line if that is an `expect`, and else before that is done. Each line
+    /// has the whole time limit.
     ///
     /// # Errors
     /// How the run ends with it. After an error the next line can be given all the same, as if the
     /// statement that failed had been the last of its own.
     pub fn line(&mut self, text: &str) -> Result<Progress, Box<Ending>> {
+        self.run.stop.restart_clock();
+        self.run.target.restart_clock();
         let number = self.run.source.push(text);
         self.parser.line(number, self.run.source.line(number)).map_err(wrong)?;
-        if self.parser.unclosed().is_some() {
+        if self.progress() == Progress::More {
             return Ok(Progress::More);
         }
         let body = self.parser.take();
@@ -73,15 +76,42 @@ impl<'t> Interpreter<'t> {
         ran.map(|()| Progress::Done)
     }
 
+    /// Whether a `repeat` is open.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        match self.parser.unclosed() {
+            Some(_) => Progress::More,
+            None => Progress::Done,
+        }
+    }
+
     /// Forgets the `repeat` blocks that are open, and what stands in them.
     pub fn forget(&mut self) {
         self.parser.forget();
     }
 
-    /// Ends the script: what it gave last is judged, what was started is joined, and nobody may be
-    /// blocked who is not meant to be.
+    /// Forgets an interruption that came between two lines, or ended the one before.
+    pub fn forget_interrupt(&mut self) {
+        self.run.stop.forget_interrupt();
+        self.run.target.forget_interrupt();
+    }
+
+    /// The threads whose statements are not over, each with what is known of it.
+    #[must_use]
+    pub fn outstanding(&self) -> Vec<(String, String)> {
+        self.run.sleepers()
+    }
+
+    /// Ends the script: what it gave last is judged, what was started is joined, and no thread may
+    /// be blocked that is not meant to be.
     #[must_use]
     pub fn end(mut self) -> Ending {
+        self.finish()
+    }
+
+    /// The same, for callers that ask about the script afterwards. No line may follow.
+    #[must_use]
+    pub fn finish(&mut self) -> Ending {
         if let Some(error) = self.parser.unclosed() {
             return Ending::Script(Box::new(error));
         }

@@ -29,7 +29,7 @@ impl fmt::Display for Look {
 }
 
 /// The words that can follow `inspect`.
-const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 12] = [
     "summary",
     "maps",
     "map",

@@ -10,6 +10,7 @@
 
 mod advice;
 mod ast;
+mod complete;
 mod compute;
 mod diagnostic;
 mod env;
@@ -30,7 +31,7 @@ mod outcome;
 mod parser;
 mod perform;
 mod random;
-mod read;
+mod reference;
 mod scope;
 mod session;
 mod show;
@@ -47,6 +48,7 @@ mod words;
 mod tests;
 
 pub use self::ast::{NameId, Runner, Script, ThreadId};
+pub use self::complete::{Completion, complete};
 pub use self::diagnostic::{Diagnostic, closest, shortened};
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
@@ -59,10 +61,12 @@ pub use self::judge::Judging;
 pub use self::look::Look;
 pub use self::names::{MapField, map_name};
 pub use self::observe::{Detail, Observer, Seen, TooMuch};
-pub use self::outcome::{Ending, Failure, Status, Step, StepResult, number as show_number};
+pub use self::outcome::{
+    Ending, Failure, Status, StatusRow, Step, StepResult, number as show_number,
+};
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
-pub use self::read::read_script;
+pub use self::reference::{LINES, NAMES, NUMBERS, RESULTS};
 pub use self::session::{
     Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script,
     run_script_then, stats,

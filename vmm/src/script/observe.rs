@@ -1,4 +1,4 @@
-//! Whoever watches a run: what is shown, kept or written of each step.
+//! The watcher of a run: what is shown, kept or written of each step.
 
 use super::outcome::Step;
 

@@ -39,6 +39,74 @@ pub enum Status {
     Terminated = 143,
 }
 
+/// What an exit status means.
+#[derive(Clone, Copy, Debug)]
+pub struct StatusRow {
+    /// The statuses that mean it.
+    pub statuses: &'static [Status],
+    /// What they mean, in a few words.
+    pub brief: &'static str,
+    /// The same with all that there is to say.
+    pub says: &'static str,
+}
+
+impl Status {
+    /// Every status, in the order of the numbers.
+    pub const TABLE: [StatusRow; 9] = [
+        row(&[Self::Ok], "all held", "all held"),
+        row(&[Self::Failed], "an expectation failed", "an expectation or assertion failed"),
+        row(
+            &[Self::Usage],
+            "the command line or the script is wrong",
+            "the command line or the script is wrong",
+        ),
+        row(
+            &[Self::Panicked],
+            "the guest panicked unexpectedly",
+            "the guest panicked and the script did not expect it",
+        ),
+        row(
+            &[Self::NoKvm],
+            "this host cannot run guests",
+            "this host cannot run guests, or not such a one; the message says what is missing \
+             and how to get it",
+        ),
+        row(&[Self::Timeout], "time limit", "the time limit was reached"),
+        row(
+            &[Self::Broken],
+            "a bug of vmkern",
+            "the VMM or the guest broke its contract: a bug of ours",
+        ),
+        row(
+            &[Self::Unwritten],
+            "output could not be written",
+            "all held, and output could not be written: the message says which and why",
+        ),
+        row(
+            &[Self::HungUp, Self::Interrupted, Self::Terminated],
+            "ended by SIGHUP, SIGINT or SIGTERM",
+            "ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM",
+        ),
+    ];
+}
+
+const fn row(statuses: &'static [Status], brief: &'static str, says: &'static str) -> StatusRow {
+    StatusRow { statuses, brief, says }
+}
+
+impl StatusRow {
+    /// The numbers, joined by `last` before the last one and by commas.
+    #[must_use]
+    pub fn numbers(&self, last: &str) -> String {
+        let numbers: Vec<_> =
+            self.statuses.iter().map(|status| (*status as u8).to_string()).collect();
+        match numbers.split_last() {
+            Some((end, rest)) if !rest.is_empty() => format!("{}{last}{end}", rest.join(", ")),
+            _ => numbers.join(""),
+        }
+    }
+}
+
 /// What a statement gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepResult {

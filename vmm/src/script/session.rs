@@ -222,7 +222,7 @@ pub fn launch_report(error: &LaunchError, environment: EnvironmentReport) -> Run
     let expected = match error {
         LaunchError::NoKvm(_) | LaunchError::Io(_) => "a host that can run guests",
         LaunchError::Unemulated(_) => "a host that can run the kernel at CPL0",
-        LaunchError::Config(_) => "a guest that can be",
+        LaunchError::Config(_) => "a valid guest configuration",
         LaunchError::Image(_) => "a kernel image that can be booted",
         LaunchError::Guest(_) => "a guest that boots",
     };

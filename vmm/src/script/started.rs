@@ -155,7 +155,8 @@ impl Run<'_> {
     }
 
     /// The end of the script: what was started is joined and judged, in the order of starting, and
-    /// then nobody may be blocked who is not meant to be. Whoever has been woken may finish first.
+    /// then no thread may be blocked that is not meant to be. One that has been woken may finish
+    /// first.
     pub(super) fn end(&mut self) -> Result<(), Over> {
         let mut started: Vec<_> = self
             .outstanding

@@ -51,9 +51,13 @@ impl Stop {
         }
     }
 
-    /// Begins anew: nobody has interrupted, and the whole limit is left.
-    pub fn renew(&self) {
+    /// Gives the run its whole limit again, from now on.
+    pub fn restart_clock(&self) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline::after(self.limit);
+    }
+
+    /// Forgets that somebody interrupted.
+    pub fn forget_interrupt(&self) {
         self.interrupted.store(false, Ordering::SeqCst);
     }
 

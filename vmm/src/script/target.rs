@@ -11,7 +11,7 @@ use super::look::Look;
 use super::names::MapField;
 use super::outcome::StepResult;
 use super::stop::Stop;
-use crate::Report;
+use crate::{Guest, Report};
 
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +83,23 @@ pub trait Target {
     /// blocked or was started is given anything, and only such a one is joined. What is started is
     /// answered at once.
     ///
+    /// After [`TargetError::Interrupted`] the operation goes on: the thread counts as started, and
+    /// a join brings its result.
+    ///
     /// # Errors
-    /// When there will be no result.
+    /// When there will be no result, or nobody waits for it any more.
     fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError>;
+
+    /// Gives the target its whole time limit again, from now on.
+    fn restart_clock(&mut self) {}
+
+    /// Forgets an interruption that came while nothing was asked.
+    fn forget_interrupt(&mut self) {}
+
+    /// The guest, if it is one: for verbs that need more of it than a target gives.
+    fn guest(&self) -> Option<&Guest> {
+        None
+    }
 
     /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked
     /// threads.

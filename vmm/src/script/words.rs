@@ -11,7 +11,7 @@ use super::scope::Scope;
 use super::verbs::{FLAGS, VERBS, Verb};
 use crate::spelling::closest;
 
-/// Words that begin a line which is no verb.
+/// Words that begin a line which is not a verb.
 pub(super) const KEYWORDS: [&str; 8] =
     ["let", "expect", "assert", "repeat", "end", "print", "start", "guest"];
 /// Keywords that can be names all the same: what follows tells.

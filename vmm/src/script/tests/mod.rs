@@ -2,6 +2,7 @@
 
 mod fake;
 mod guest_line;
+mod interpreter;
 mod parsing;
 mod running;
 mod started;

@@ -9,6 +9,7 @@ use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
 use super::host::HostVerb;
 use crate::script::ast::ThreadId;
 use crate::script::look::Look;
+use crate::script::{expr, words};
 
 /// What one argument is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,32 @@ impl fmt::Display for Param {
             Self::File => "FILE",
             Self::Look => "WHAT",
         })
+    }
+}
+
+impl Param {
+    /// What it can be.
+    #[must_use]
+    pub fn says(self) -> &'static str {
+        match self {
+            Self::Map(_) => expr::MAP,
+            Self::Number("SIZE") => "bytes, with a suffix of K M G or none",
+            Self::Number("TIME") => "microseconds, or a number with a suffix of us ms s",
+            Self::Number("COUNT") => "pages",
+            Self::Number(_) => "a number, a `$NAME` or an expression without blanks",
+            Self::Seed => "a number, or the word `zero`",
+            Self::Flags => {
+                "joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE; none is 0, which may sleep"
+            }
+            Self::Kind => "makes it a system map",
+            Self::Thread => words::THREADS,
+            Self::Op => "a verb that the guest does, with its arguments",
+            Self::File => "a word without blanks or a string; `-` is standard output",
+            Self::Look => {
+                "summary, maps, map NAME, objects, pages, page PFN, vtop ADDR, \
+                 pagetable [START..END], threads, cpus, locks, diff FILE"
+            }
+        }
     }
 }
 
