@@ -22,6 +22,7 @@ const GUEST_FLAGS: [&str; 4] = [
 ];
 
 fn main() -> ExitCode {
+    println!("cargo:rustc-env=VMKERN_COMMIT={}", commit());
     match kernel_image() {
         Ok(image) => {
             println!("cargo:rustc-env=VMKERN_KERNEL_ELF={}", image.display());
@@ -31,6 +32,26 @@ fn main() -> ExitCode {
             eprintln!("\nerror: {reason}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What the version says of the sources: their commit. A debug build does not follow that, as each
+/// commit would build everything anew.
+fn commit() -> String {
+    if env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        return "debug build".to_owned();
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    match git(&["rev-parse", "--short=12", "HEAD"]) {
+        Some(commit) => format!("commit {commit}"),
+        None => "built without git".to_owned(),
     }
 }
 

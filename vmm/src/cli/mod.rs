@@ -1,7 +1,10 @@
 //! The command line: one file for each subcommand. What a subcommand does is in the library.
 
 mod bench;
+mod book;
 mod check;
+mod color;
+mod completions;
 mod console;
 mod doctor;
 mod effects;
@@ -10,6 +13,7 @@ mod help;
 mod inspect;
 mod junit;
 mod kernel;
+mod man;
 mod plan;
 mod print;
 mod progress;
@@ -22,11 +26,14 @@ mod tour;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use vmkern::abi::ABI_VERSION;
 use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
 use vmkern::text::one_line;
 
+use self::color::Color;
 use self::guest::GuestArgs;
 use self::signals::Signals;
 
@@ -34,15 +41,31 @@ use self::signals::Signals;
 #[derive(Debug, Parser)]
 #[command(
     name = "vmkern",
-    version,
-    after_help = EXIT_STATUS,
+    version = VERSION.as_str(),
+    after_help = help::statuses(),
     disable_help_subcommand = true,
     max_term_width = help::WIDTH
 )]
 struct Cli {
+    /// Whether what is printed has colours.
+    #[arg(
+        long,
+        global = true,
+        value_name = "auto|always|never",
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
+    color: Color,
     #[command(subcommand)]
     command: Command,
 }
+
+/// Version, commit, and version of the interface between host and guest.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("VMKERN_COMMIT"));
+    format!("{version} ({commit}, ABI {ABI_VERSION})")
+});
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -54,16 +77,18 @@ enum Command {
     Bench(bench::BenchArgs),
     #[command(alias = "image")]
     Kernel(kernel::KernelArgs),
+    Help(help::HelpArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+    #[command(hide = true)]
+    Book(book::BookArgs),
 }
-
-const EXIT_STATUS: &str = "\
-Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
-3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
-vmkern; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
 
 /// Reads the command line, does what it says, and returns the exit status.
 pub fn main() -> ExitCode {
     let signals = signals::catch();
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    print::choose(Color::of(&arguments));
     let status = match parse() {
         Ok(cli) => match cli.command {
             Command::Run(args) => run::run(&args, signals),
@@ -73,8 +98,12 @@ pub fn main() -> ExitCode {
             Command::Doctor(args) => doctor::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Kernel(args) => kernel::run(&args),
+            Command::Help(args) => help::run(&args),
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
+            Command::Book(args) => book::run(&args),
         },
-        Err(error) => refuse(&error),
+        Err(error) => refuse(&error, &arguments),
     };
     ExitCode::from(finish(status, signals) as u8)
 }
@@ -102,14 +131,13 @@ fn parse() -> Result<Cli, clap::Error> {
 }
 
 /// Says what is wrong with the command line, in JSON too where that was asked for.
-fn refuse(error: &clap::Error) -> Status {
+fn refuse(error: &clap::Error, arguments: &[OsString]) -> Status {
     let text = error.render().ansi().to_string();
     if !error.use_stderr() {
         print(&text);
         return Status::Ok;
     }
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    eprint(&quoted(&text, &arguments));
+    eprint(&quoted(&text, arguments));
     let is_run = arguments.first().is_some_and(|first| first == "run");
     if is_run
         && arguments
@@ -117,7 +145,7 @@ fn refuse(error: &clap::Error) -> Status {
             .take_while(|argument| *argument != "--")
             .any(|argument| argument == "--json")
     {
-        let text = quoted(&error.to_string(), &arguments);
+        let text = quoted(&error.to_string(), arguments);
         let got = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let failure = FailureReport {
             line: 0,

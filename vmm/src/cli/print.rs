@@ -17,6 +17,8 @@ use vmkern::output::Stream;
 use vmkern::script::{Status, Stop};
 use vmkern::text;
 
+use super::color::Color;
+
 /// How long there may be no room for what is said after a run was ended from outside.
 const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of JSON that are collected before they are written.
@@ -38,9 +40,16 @@ static ERR: LazyLock<Printer> = LazyLock::new(|| {
     Printer::new("standard error", Stream::stderr(), anstream::AutoStream::choice(&io::stderr()))
 });
 
+static COLOR: OnceLock<Color> = OnceLock::new();
+
+/// Sets whether what is printed has styles. Comes before anything is.
+pub fn choose(color: Color) {
+    COLOR.get_or_init(|| color);
+}
+
 impl Printer {
     fn new(name: &'static str, stream: Stream, choice: anstream::ColorChoice) -> Self {
-        let styled = !matches!(choice, anstream::ColorChoice::Never);
+        let styled = COLOR.get().copied().unwrap_or_default().is_styled(choice);
         Self { name, stream, styled, failure: OnceLock::new() }
     }
 

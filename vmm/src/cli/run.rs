@@ -24,16 +24,12 @@ Examples:
   vmkern run                                  take the tour
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
-  vmkern run --save-dump guest.img FILE.kmem
-  vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem
-
-Exit status: 0 all held; 1 an expectation failed; 2 the command line or the script is wrong; \
-3 the guest panicked unexpectedly; 4 this host cannot run guests; 5 time limit; 6 a bug of \
-vmkern; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT or SIGTERM.";
+  vmkern run --save-image guest.img FILE.kmem
+  vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem";
 
 /// Boots a guest and runs a script in it; without a script, takes the tour.
 #[derive(Debug, Args)]
-#[command(after_help = super::help::with_tunables(EXAMPLES))]
+#[command(after_help = super::help::with_tunables(&super::help::with_statuses(EXAMPLES)))]
 pub struct RunArgs {
     /// The script; `-` is standard input.
     file: Option<PathBuf>,

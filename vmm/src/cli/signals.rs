@@ -5,12 +5,14 @@
 //! command ends in order. When that takes too long, or another signal comes, the process ends at
 //! once. Nothing here waits for anybody, and whoever prints owns no lock.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use rustix::stdio::stdin;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals as Listener;
 use signal_hook::low_level;
@@ -27,6 +29,20 @@ pub struct Signals {
     /// The first signal that came; 0 before that.
     fired: AtomicI32,
     stops: Mutex<Vec<Weak<Stop>>>,
+    /// Whether somebody types, and Ctrl-C ends no more than the statement that is waited for.
+    typed: AtomicBool,
+    /// The terminal as it was before an editor came to it.
+    terminal: OnceLock<Termios>,
+}
+
+/// As long as it lives, Ctrl-C ends no more than the statement that is waited for.
+#[derive(Debug)]
+pub struct TypedGuard<'s>(&'s Signals);
+
+impl Drop for TypedGuard<'_> {
+    fn drop(&mut self) {
+        self.0.typed.store(false, Ordering::SeqCst);
+    }
 }
 
 /// Listens to signals from now on. If that is not possible, a signal ends the process as it does
@@ -42,6 +58,9 @@ pub fn catch() -> &'static Signals {
         for signal in listener.forever() {
             if signals.fired() {
                 signals.leave();
+            }
+            if signal == SIGINT && signals.typed.load(Ordering::SeqCst) && signals.interrupt() {
+                continue;
             }
             signals.fire(signal);
             let end = || {
@@ -92,18 +111,40 @@ impl Signals {
         stop
     }
 
+    /// From now on Ctrl-C ends no more than the statement that is waited for; a second one that
+    /// comes before that has ended, and every other signal, ends the process as ever.
+    pub fn typed(&self) -> TypedGuard<'_> {
+        if let Ok(terminal) = tcgetattr(stdin()) {
+            self.terminal.get_or_init(|| terminal);
+        }
+        self.typed.store(true, Ordering::SeqCst);
+        TypedGuard(self)
+    }
+
     fn fire(&self, signal: i32) {
         self.fired.store(signal, Ordering::SeqCst);
         print::hurry();
+        self.interrupt();
+    }
+
+    /// Interrupts the runs. Says whether one of them had not been interrupted yet.
+    fn interrupt(&self) -> bool {
         let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_news = false;
         for stop in stops.iter().filter_map(Weak::upgrade) {
+            is_news |= !stop.is_interrupted();
             stop.interrupt();
         }
+        is_news
     }
 
     /// Ends the process at once. The kernel of the host takes back what is left, but for files.
     fn leave(&self) -> ! {
         vmkern::output::abandon();
+        if let Some(terminal) = self.terminal.get() {
+            // The editor may have been at work.
+            let _ = tcsetattr(stdin(), OptionalActions::Now, terminal);
+        }
         let status = self.status().unwrap_or(Status::Interrupted);
         print::err_at_once(&said(status));
         low_level::exit(i32::from(status as u8))
