@@ -25,6 +25,8 @@ const SUBCOMMANDS: &[&[&str]] = &[
     &["bench", "kmem"],
     &["bench", "ring"],
     &["image"],
+    &["shell"],
+    &["help"],
 ];
 
 /// Seconds after which an example hangs: many times what the longest takes on a busy machine.

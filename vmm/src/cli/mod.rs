@@ -19,6 +19,7 @@ mod print;
 mod progress;
 mod run;
 mod save;
+mod shell;
 mod signals;
 mod steps;
 mod test;
@@ -75,6 +76,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Doctor(doctor::DoctorArgs),
     Bench(bench::BenchArgs),
+    Shell(shell::ShellArgs),
     #[command(alias = "image")]
     Kernel(kernel::KernelArgs),
     Help(help::HelpArgs),
@@ -97,6 +99,7 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(&args, signals),
             Command::Doctor(args) => doctor::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Shell(args) => shell::run(&args, signals),
             Command::Kernel(args) => kernel::run(&args),
             Command::Help(args) => help::run(&args),
             Command::Completions(args) => completions::run(&args),
