@@ -1,8 +1,8 @@
 //! Medians, quartiles, and how sure a median is.
 
-use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use serde::Serialize;
+
+use crate::script::Random;
 
 /// Median and quartiles of some figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -55,7 +55,7 @@ impl Interval {
     pub fn of_ratios(figures: &[f64], reference: &[f64]) -> Self {
         let ratios: Vec<f64> =
             figures.iter().zip(reference).map(|(figure, reference)| figure / reference).collect();
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(0);
+        let mut rng = Random::new(0);
         let mut medians: Vec<f64> =
             (0..RESAMPLES).map(|_| Summary::of(&resample(&ratios, &mut rng)).median).collect();
         medians.sort_by(f64::total_cmp);
@@ -69,10 +69,10 @@ impl Interval {
 }
 
 /// As many figures as there are, each drawn from all.
-#[expect(clippy::cast_possible_truncation, reason = "the remainder is smaller than a length")]
-fn resample(figures: &[f64], rng: &mut Xoshiro256PlusPlus) -> Vec<f64> {
-    let one_of = figures.len() as u64;
-    figures.iter().map(|_| figures[(rng.next_u64() % one_of) as usize]).collect()
+#[expect(clippy::cast_possible_truncation, reason = "the number is smaller than a length")]
+fn resample(figures: &[f64], rng: &mut Random) -> Vec<f64> {
+    let last = figures.len() as u64 - 1;
+    figures.iter().map(|_| figures[rng.between(0, last) as usize]).collect()
 }
 
 /// The figure below which `quarters` quarters of `sorted` lie, interpolated.

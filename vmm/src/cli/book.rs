@@ -43,9 +43,9 @@ pub fn run(args: &BookArgs) -> Status {
     };
     super::print(&match args.table {
         Table::Lines => table(&["line", "meaning"], pairs(&LINES)),
-        Table::Results => table(&["`expect`", "holds when the statement gave"], pairs(&RESULTS)),
+        Table::Results => table(&["`expect`", "holds when the result was"], pairs(&RESULTS)),
         Table::Names => table(&["name", "value"], pairs(&NAMES)),
-        Table::Verbs => table(&["verb", "does", "gives"], verbs()),
+        Table::Verbs => table(&["verb", "what it does", "result"], verbs()),
         Table::LaterVerbs => later_verbs(),
         Table::Options => table(&["option", "meaning"], options()),
         Table::Tunables => table(&["tunable", "meaning", "values"], tunables()),

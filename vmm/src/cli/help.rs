@@ -15,7 +15,8 @@ const LEFT: usize = 34;
 /// Explains a subcommand, a verb of the script language, or all of that language.
 #[derive(Debug, Args)]
 pub struct HelpArgs {
-    /// A subcommand (`run`, `bench boot`) or a verb (`kmem_malloc`); without it, the whole language.
+    /// A subcommand (`run`, `bench boot`) or a verb (`kmem_malloc`); without it, the whole
+    /// language.
     #[arg(value_name = "COMMAND|VERB")]
     words: Vec<String>,
 }

@@ -24,7 +24,7 @@ Examples:
   vmkern run                                  take the tour
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
-  vmkern run --save-image guest.img FILE.kmem
+  vmkern run --save-dump guest.img FILE.kmem
   vmkern run --memory 1G --set kern.hz=1000 --json FILE.kmem";
 
 /// Boots a guest and runs a script in it; without a script, takes the tour.

@@ -234,7 +234,7 @@ impl Guest {
 
     /// Forgets an interruption that came while nobody waited for the guest.
     pub fn forget_interrupt(&self) {
-        self.machine.vcpus.crew.bell.take_interrupt();
+        self.hypervisor.vcpus.crew.bell.take_interrupt();
     }
 
     /// Gives the guest its whole time limit again, from now on.

@@ -15,8 +15,8 @@ pub(super) enum Bound {
     Number(u64, Radix),
     /// A map that kmem_suballoc made.
     Map(MapId),
-    /// The result of a statement that did not give a number. Boxed: a series has many values, and few of
-    /// these.
+    /// The result of a statement that did not give a number. Boxed: a series has many values, and
+    /// few of these.
     Other(Box<Outcome>),
     /// Nothing yet: its statement was started, and has not been joined.
     Started,

@@ -56,8 +56,8 @@ impl<'t> Interpreter<'t> {
     }
 
     /// Takes the next line. What stands in it is done when this returns, unless a `repeat` is open;
-    /// it is judged by the next line if that is an `expect`, and else before that is done. Each line
-    /// has the whole time limit.
+    /// it is judged by the next line if that is an `expect`, and else before that is done. Each
+    /// line has the whole time limit.
     ///
     /// # Errors
     /// How the run ends with it. After an error the next line can be given all the same, as if the

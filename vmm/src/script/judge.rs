@@ -161,7 +161,8 @@ impl Run<'_> {
             Some(Expected::Error(error)) => outcome == Outcome::Error(*error),
             Some(Expected::Number(expr)) => {
                 let wanted = self.eval(what.span, expr)?;
-                if matches!(Bound::new(outcome, Gives::Number), Bound::Number(value, _) if value == wanted)
+                if let Bound::Number(value, _) = Bound::new(outcome, Gives::Number)
+                    && value == wanted
                 {
                     return Ok(());
                 }

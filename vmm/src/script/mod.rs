@@ -31,6 +31,7 @@ mod outcome;
 mod parser;
 mod perform;
 mod random;
+mod read;
 mod reference;
 mod scope;
 mod session;
@@ -49,10 +50,10 @@ mod tests;
 
 pub use self::ast::{NameId, Runner, Script, ThreadId};
 pub use self::complete::{Completion, complete};
-pub use self::diagnostic::{Diagnostic, closest, shortened};
+pub use self::diagnostic::{Diagnostic, shortened};
 pub use self::guest::GuestTarget;
 pub use self::guest_line::GuestOptions;
-pub use self::human::{BAD, FAINT, GOOD, STRONG, explain, explain_errors};
+pub use self::human::{explain, explain_errors};
 pub use self::interpreter::{Interpreter, Progress, run};
 pub use self::json::{
     EnvironmentReport, FailureReport, PanicReport, RunReport, RunStream, SCHEMA, Stat, StepReport,
@@ -66,6 +67,7 @@ pub use self::outcome::{
 };
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
+pub use self::read::read_script;
 pub use self::reference::{LINES, NAMES, NUMBERS, RESULTS};
 pub use self::session::{
     Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script,
@@ -75,3 +77,5 @@ pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
 pub use self::verbs::{Build, FLAGS, Gives, Param, VERBS, Value, Verb};
+pub use crate::spelling::closest;
+pub use crate::style::{BAD, FAINT, GOOD, STRONG};

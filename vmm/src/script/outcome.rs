@@ -68,7 +68,7 @@ impl Status {
         row(
             &[Self::NoKvm],
             "this host cannot run guests",
-            "this host cannot run guests, or not such a one; the message says what is missing \
+            "this host cannot run guests, or not this one; the message says what is missing \
              and how to get it",
         ),
         row(&[Self::Timeout], "time limit", "the time limit was reached"),
@@ -80,7 +80,7 @@ impl Status {
         row(
             &[Self::Unwritten],
             "output could not be written",
-            "all held, and output could not be written: the message says which and why",
+            "all held, but output could not be written: the message says which and why",
         ),
         row(
             &[Self::HungUp, Self::Interrupted, Self::Terminated],

@@ -5,7 +5,7 @@
 pub const LINES: [(&str, &str); 8] = [
     ("`[THREAD:] [NAME =] VERB ARG...`", "do something on a kernel thread, and bind the result"),
     ("`let NAME = EXPR`", "bind a number"),
-    ("`expect RESULT`", "what the verb just above must have given"),
+    ("`expect RESULT`", "the result that the verb just above must have had"),
     ("`assert EXPR OP EXPR`", "fail unless it holds; OP is `==` `!=` `<` `<=` `>` `>=`"),
     ("`repeat COUNT` ... `end`", "do the lines between COUNT times; `$i` counts from 0"),
     (
@@ -15,17 +15,14 @@ pub const LINES: [(&str, &str); 8] = [
     ),
     (
         "`start THREAD: [NAME =] VERB ARG...`",
-        "send it to a thread, and go on at once: see [Start](#start)",
+        "send it to a thread, and continue at once: see [Start](#start)",
     ),
-    (
-        "`guest KEY=VALUE...`",
-        "the guest that the script needs; stands before every other statement",
-    ),
+    ("`guest KEY=VALUE...`", "the guest that the script needs; stands before all other statements"),
 ];
 
 /// What `expect` knows.
 pub const RESULTS: [(&str, &str); 6] = [
-    ("`ok`", "anything but null, an error, a failed verification, blocked or a panic"),
+    ("`ok`", "anything except null, an error, a failed verification, blocked or a panic"),
     ("`null`", "null"),
     ("a number", "that number or address; null counts as 0"),
     (
@@ -39,13 +36,13 @@ pub const RESULTS: [(&str, &str); 6] = [
         "a panic, fatal trap or fatal fault whose message contains TEXT. The script then ends \
          successfully",
     ),
-    ("`blocked`", "that its thread sleeps, and nothing but another statement can change that"),
+    ("`blocked`", "its thread sleeps, and only another statement can change that"),
 ];
 
 /// The names that expressions know without a `$`.
 pub const NAMES: [(&str, &str); 13] = [
     ("`v_page_count`", "pages under management"),
-    ("`v_free_count`", "pages that an allocation could have"),
+    ("`v_free_count`", "pages that could be allocated"),
     ("`v_wire_count`", "wired pages"),
     ("`v_cache_count` `v_active_count` `v_inactive_count`", "pages on those queues"),
     (
@@ -56,13 +53,13 @@ pub const NAMES: [(&str, &str); 13] = [
     ("`v_faults` `v_zfod` `v_swapin` `v_swapout` `v_pdwakeups`", "events since boot"),
     (
         "`lowmem_events` `lowmem_failures` `thread_count`",
-        "invocations of vm_lowmem, `on_lowmem` statements that failed when it came (the kernel's \
-         log has which), kernel threads",
+        "invocations of vm_lowmem, `on_lowmem` statements that failed when it fired (the \
+         kernel's log says which), kernel threads",
     ),
     (
         "`ticks` `hz` `ncpu`",
-        "clock ticks since boot (of the clock, whether the kernel had something to do at them or \
-         not), ticks a second, CPUs",
+        "clock ticks since boot (ticks of the clock, whether or not the kernel had something to \
+         do at them), ticks a second, CPUs",
     ),
     ("`MAP.min` `MAP.max`", "first address of a map, first address past it"),
     ("`MAP.size` `MAP.entries` `MAP.max_free`", "bytes in use, entries, bytes of the largest hole"),

@@ -207,28 +207,12 @@ impl<'t> Talk<'t> {
                 return Some(Ended::Left(Left::With(Status::Usage)));
             }
         };
-        // 1. What is the shell's own.
-        let mut words = text.split_whitespace();
-        let (first, second) = (words.next().unwrap_or_default(), words.next());
-        let is_bound = second.is_some_and(|word| word.starts_with(['=', '[']));
-        if self.interpreter.progress() == Progress::Done && !is_bound {
-            match first {
-                "exit" | "quit" => {
-                    let _ = self.interpreter.line("");
-                    return Some(self.leave(input));
-                }
-                "help" => {
-                    help::of_the_language(second);
-                    let _ = self.interpreter.line("");
-                    return None;
-                }
-                "guest" if !self.has_begun => return self.other_guest(&text, input),
-                _ => {}
-            }
+        if let Some(done) = self.own(&text, input) {
+            return done.map(|ended| *ended);
         }
+        let first = text.split_whitespace().next().unwrap_or_default();
         self.has_begun |= !first.is_empty() && !first.starts_with('#');
-        // 2. What is the language's. A Ctrl-C that came too late for the line before is of no
-        // matter any more.
+        // A Ctrl-C that came too late for the line before is of no matter any more.
         if input.is_typed() {
             self.interpreter.forget_interrupt();
         }
@@ -245,6 +229,29 @@ impl<'t> Talk<'t> {
             self.status = Status::Panicked;
         }
         ended
+    }
+
+    /// Does what `text` says if that is a word of the shell's own, and gives how the session ends
+    /// with it, if it does.
+    fn own(&mut self, text: &str, input: &Input) -> Option<Option<Box<Ended>>> {
+        let mut words = text.split_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next());
+        let is_bound = second.is_some_and(|word| word.starts_with(['=', '[']));
+        if self.interpreter.progress() == Progress::More || is_bound {
+            return None;
+        }
+        let ended = match first {
+            "exit" | "quit" => Some(self.leave(input)),
+            "help" => {
+                help::of_the_language(second);
+                // Lines are counted all the same.
+                let _ = self.interpreter.line("");
+                None
+            }
+            "guest" if !self.has_begun => self.other_guest(text, input),
+            _ => return None,
+        };
+        Some(ended.map(Box::new))
     }
 
     /// Somebody who types leaves; a script has come to its end.

@@ -11,7 +11,7 @@ use crate::script::target::TargetError;
 pub(super) const VERB: Verb = Verb {
     name: "abandon",
     params: &[Param::Thread],
-    does: "says that a blocked or started thread is meant to stay so",
+    does: "says that a blocked or started thread is intended to stay so",
     result: "`ok`",
     gives: Gives::Number,
     action: Action::Host(&Abandon),

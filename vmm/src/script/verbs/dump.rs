@@ -10,7 +10,7 @@ use crate::script::target::TargetError;
 pub(super) const VERB: Verb = Verb {
     name: "dump",
     params: &[Param::File],
-    does: "writes an [image](image.md) of the guest's memory to a file",
+    does: "writes a [dump](dump.md) of the guest's memory to a file",
     result: "`ok`",
     gives: Gives::Number,
     action: Action::Host(&Dump),

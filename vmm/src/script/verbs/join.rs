@@ -18,7 +18,7 @@ pub(super) const VERB: Verb = Verb {
     name: "join",
     params: &[Param::Thread],
     does: "waits for the operation of a blocked or started thread",
-    result: "what that gives, `blocked` included",
+    result: "that operation's result, `blocked` included",
     gives: Gives::Either,
     action: Action::Host(&Join),
 };

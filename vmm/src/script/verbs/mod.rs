@@ -43,7 +43,7 @@ pub static VERBS: &[Verb] = &[
         "wired memory of `kmem_object`, zeroed with `ZERO` only", "address or `null`"),
     op!(kmem_free(map: Map("MAP"), addr: Number("ADDR"), size: Number("SIZE")) =>
         Op::KmemFree { map, addr: GuestVirt::new(addr), size },
-        "frees every page that the range touches; what is not allocated is passed over", "`ok`"),
+        "frees every page that the range touches; parts that are not allocated are skipped", "`ok`"),
     Verb {
         gives: Gives::Map,
         ..op!(kmem_suballoc(parent: Map("PARENT"), size: Number("SIZE"), kind: Kind) =>
@@ -63,7 +63,7 @@ pub static VERBS: &[Verb] = &[
         "`ok` or an error"),
     op!(pmap_qremove(addr: Number("ADDR"), count: Number("COUNT")) =>
         Op::PmapQremove { addr: GuestVirt::new(addr), count },
-        "takes these mappings and their pages away; empty places are fine", "`ok` or an error"),
+        "removes these mappings and frees their pages; empty places are fine", "`ok` or an error"),
     op!(read(addr: Number("ADDR")) => Op::Read { addr: GuestVirt::new(addr) },
         "reads 8 bytes, little endian; aligned or not", "number"),
     op!(write(addr: Number("ADDR"), value: Number("VALUE")) =>
