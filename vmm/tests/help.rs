@@ -81,6 +81,7 @@ fn the_book_has_a_table_of_each_kind() {
         ("later-verbs", "`squeeze`"),
         ("options", "| `-v`, `--verbose` |"),
         ("tunables", "| `kern.hz` |"),
+        ("rules", "| `pte-wired` |"),
         ("statuses", "| 129, 130, 143 |"),
     ] {
         let text = out(&["book", name]);

@@ -3,6 +3,7 @@
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 use vmkern::Tunables;
+use vmkern::inspect::check::{Group, rules};
 use vmkern::script::{LINES, NAMES, RESULTS, Status, VERBS};
 
 use super::help;
@@ -30,6 +31,8 @@ enum Table {
     Options,
     /// Kernel tunables.
     Tunables,
+    /// Rules of the check, a table for each group.
+    Rules,
     /// Exit statuses.
     Statuses,
     /// The same in one line.
@@ -49,6 +52,7 @@ pub fn run(args: &BookArgs) -> Status {
         Table::LaterVerbs => later_verbs(),
         Table::Options => table(&["option", "meaning"], options()),
         Table::Tunables => table(&["tunable", "meaning", "values"], tunables()),
+        Table::Rules => rule_tables(),
         Table::StatusLine => help::statuses() + "\n",
         Table::Statuses => table(&["status", "meaning"], statuses()),
     });
@@ -116,6 +120,17 @@ fn tunables() -> Vec<Vec<String>> {
         ]
     };
     Tunables::TABLE.iter().map(row).collect()
+}
+
+/// A heading and a table for each group of rules.
+fn rule_tables() -> String {
+    let mut text = String::new();
+    for group in Group::ALL {
+        let of_group = rules().filter(|rule| rule.group == group);
+        let rows = of_group.map(|rule| vec![code(rule.id), rule.says.to_owned()]).collect();
+        text += &format!("### {}\n\n{}\n", group.title(), table(&["rule", "holds when"], rows));
+    }
+    text
 }
 
 fn statuses() -> Vec<Vec<String>> {
