@@ -20,8 +20,8 @@ pub trait Coded: Copy + PartialEq {
 /// Makes an enum from a table of its values.
 ///
 /// A row is `Value = NUMBER`, `Value = NUMBER => "word"`, or `Value => "word"` for an enum that is
-/// no number anywhere, and all rows of a table are alike. Numbers give `code` and `from_code`, words
-/// `name` and `from_name`; every enum has `ALL`, its values in the table's order.
+/// no number anywhere, and all rows of a table are alike. Numbers give `code` and `from_code`,
+/// words `name` and `from_name`; every enum has `ALL`, its values in the table's order.
 macro_rules! codes {
     (
         $(#[$meta:meta])*

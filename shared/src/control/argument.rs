@@ -1,5 +1,5 @@
-//! What operations take as arguments, besides numbers, addresses and what [`crate::kmem`] names, and
-//! how an argument travels.
+//! What operations take as arguments, besides numbers, addresses and what [`crate::kmem`] names,
+//! and how an argument travels.
 
 use super::message::MAX_THREADS;
 use crate::addr::GuestVirt;

@@ -43,8 +43,8 @@ ops! {
             /// Bytes.
             size: u64,
         },
-        /// `kmem_suballoc(parent, &min, &max, size)`. Answer: the new map as a [`MapId`], or a panic of
-        /// the kernel.
+        /// `kmem_suballoc(parent, &min, &max, size)`. Answer: the new map as a [`MapId`], or a
+        /// panic of the kernel.
         KmemSuballoc = 16 {
             /// The map to take the range from.
             parent: MapId,
@@ -71,14 +71,14 @@ ops! {
         },
         /// `uma_reclaim()`. Answer: ok.
         UmaReclaim = 19,
-        /// Waits until the operation of another thread has finished. Answer: that operation's answer,
-        /// or that it is still blocked.
+        /// Waits until the operation of another thread has finished. Answer: that operation's
+        /// answer, or that it is still blocked.
         Join = 20 {
             /// The other thread.
             thread: u16,
         },
-        /// Maps `count` fresh wired pages at `addr`. Answer: ok, or an error when there are not that
-        /// many pages.
+        /// Maps `count` fresh wired pages at `addr`. Answer: ok, or an error when there are not
+        /// that many pages.
         PmapQenter = 5 {
             /// First address.
             addr: GuestVirt,

@@ -20,9 +20,9 @@ ops! {
             /// By which function.
             allocator: Allocator,
         },
-        /// One thread's part of a random mix of all functions, with every live word verified before it
-        /// is freed; in the end all is free again. Answer: the number of operations, at least those
-        /// asked for, or a mismatch, after which what the thread has stays allocated.
+        /// One thread's part of a random mix of all functions, with every live word verified before
+        /// it is freed; in the end all is free again. Answer: the number of operations, at least
+        /// those asked for, or a mismatch, after which what the thread has stays allocated.
         Stress = 22 {
             /// Decides everything.
             seed: u64,
@@ -30,23 +30,23 @@ ops! {
             operations: u64,
             /// Threads that share the maps: each fills its part of them.
             parties: u64,
-            /// A map for `kmem_alloc_wait`, besides exec_map, from which each party takes at most one
-            /// block.
+            /// A map for `kmem_alloc_wait`, besides exec_map, from which each party takes at most
+            /// one block.
             pageable: MapId,
             /// A system map for `kmem_malloc`, besides kmem_map.
             system: MapId,
         },
-        /// Reads, again and again, what [`Workload::SpinFree`] on another CPU frees under it. Answer: the
-        /// rounds that it took, or a mismatch: what could be read although the free had returned, or
-        /// was wrong before it.
+        /// Reads, again and again, what [`Workload::SpinFree`] on another CPU frees under it.
+        /// Answer: the rounds that it took, or a mismatch: what could be read although the free had
+        /// returned, or was wrong before it.
         SpinRead = 23 {
             /// A page of zeros in which the two meet.
             mailbox: GuestVirt,
             /// Rounds in which the two ran on different CPUs.
             rounds: u64,
         },
-        /// The other side of [`Workload::SpinRead`]: allocates a page, waits until the reader reads it, frees
-        /// it. Answer: ok.
+        /// The other side of [`Workload::SpinRead`]: allocates a page, waits until the reader reads
+        /// it, frees it. Answer: ok.
         SpinFree = 24 {
             /// The page in which the two meet.
             mailbox: GuestVirt,

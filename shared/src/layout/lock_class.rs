@@ -69,8 +69,8 @@ lock_classes! {
     sx "user map"
 }
 
-/// Classes of locks that are told apart in [`super::LockStats`]: those of mutexes by their number in
-/// [`LockClass`], then sx locks.
+/// Classes of locks that are told apart in [`super::LockStats`]: those of mutexes by their number
+/// in [`LockClass`], then sx locks.
 pub const LOCK_CLASSES: usize = SX_CLASS + 1;
 
 flags_word!(HeldLocks, u32, described as "u32");

@@ -41,8 +41,8 @@ pub struct Thread {
     pub priority: Field<u8>,
     /// The priority that it was made with, and goes back to after a sleep has lent it another.
     pub base_priority: Field<u8>,
-    /// Set when a preemption was put off until its last critical section ends (`td_owepreempt`). Its
-    /// own.
+    /// Set when a preemption was put off until its last critical section ends (`td_owepreempt`).
+    /// Its own.
     pub owepreempt: Field<Flag<u8>>,
     /// The CPU that it runs on, or ran on last (`td_lastcpu`).
     pub lastcpu: Field<u8>,
@@ -240,9 +240,9 @@ pub struct Scheduler {
     pub lock: Mtx,
     /// Set until threads can sleep (`cold`).
     pub cold: Field<Flag>,
-    /// Whether threads that become runnable go to CPUs that have nothing to do. Else they stay where
-    /// they were woken, in the order in which they were, and others take some over only when a time
-    /// slice ends: what is over by then happens in the same order with any number of CPUs.
+    /// Whether threads that become runnable go to CPUs that have nothing to do. Else they stay
+    /// where they were woken, in the order in which they were, and others take some over only when
+    /// a time slice ends: what is over by then happens in the same order with any number of CPUs.
     pub spread: Field<Code<Spread>>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
