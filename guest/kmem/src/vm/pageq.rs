@@ -8,7 +8,7 @@ use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{PQ_ACTIVE, PQ_INACTIVE, PageFlags, VmFreeList, VmPage};
 
 use super::page::PageQueues;
-use super::phys::Phys;
+use super::phys::{End, Phys};
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Phys<M> {
@@ -30,35 +30,16 @@ impl<M: PhysMem + Cpu> Phys<M> {
     pub(crate) fn vm_pageq_remove(&self, _: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         let Some(list) = self.vm_page_queue(page.queue.get()) else { return };
-        let (prev, next) = (page.prev.get(), page.next.get());
-        match prev {
-            0 => list.head.set(next),
-            prev => self.page_by_number(prev).next.set(next),
-        }
-        match next {
-            0 => list.tail.set(prev),
-            next => self.page_by_number(next).prev.set(prev),
-        }
-        list.count.dec();
+        self.page_list_remove(list, self.vm_page_number(m));
         self.vm_pageq_count(page.queue.get(), |n| n - 1);
         page.queue.set(0);
-        page.prev.set(0);
-        page.next.set(0);
     }
 
     /// Puts `m`, on no queue, at the end of `queue` (`vm_page_enqueue`).
     fn vm_pageq_enqueue(&self, _: &PageQueues<'_, M>, queue: u8, m: KPtr<VmPage>) {
         let Some(list) = self.vm_page_queue(queue) else { return };
-        let (page, pfn, last) = (self.page(m), self.vm_page_number(m), list.tail.get());
-        page.queue.set(queue);
-        page.prev.set(last);
-        page.next.set(0);
-        match last {
-            0 => list.head.set(pfn),
-            last => self.page_by_number(last).next.set(pfn),
-        }
-        list.tail.set(pfn);
-        list.count.inc();
+        self.page(m).queue.set(queue);
+        self.page_list_push(list, self.vm_page_number(m), End::Tail);
         self.vm_pageq_count(queue, |n| n + 1);
     }
 

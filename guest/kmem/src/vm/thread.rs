@@ -18,6 +18,7 @@ use crate::kern::sched::PRI_MAX_IDLE;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::thread::THREAD0_TID;
 use crate::machine::{AllocClass, ThreadStart};
+use crate::num::to_u32;
 
 /// A thread to be made.
 #[derive(Debug)]
@@ -183,7 +184,7 @@ impl<M: VmMachine> Vm<M> {
             self.vm_thread_new(class, wait).inspect_err(|_| self.thread_free(thread))?;
         let t = self.get(thread);
         t.kstack.set(low);
-        t.kstack_pages.set(u32::try_from(pages).unwrap_or(u32::MAX));
+        t.kstack_pages.set(to_u32(pages));
         Ok(thread)
     }
 
