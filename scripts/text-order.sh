@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-cargo run --locked --release --quiet -- image --output "$dir/image"
+cargo run --locked --release --quiet -- kernel --output "$dir/image"
 
 # Offset of field $2 of structure $1, by the description that the image carries.
 offset() {
