@@ -328,7 +328,7 @@ impl Guest {
             },
             Ok(VcpuEnd::Unprepared(error)) => error.into(),
             Ok(VcpuEnd::Stopped(_) | VcpuEnd::Lost) => ContractError::LostVcpu.into(),
-            Err(error) => ContractError::from(error).into(),
+            Err(error) => error.into(),
         };
         self.die(error)
     }

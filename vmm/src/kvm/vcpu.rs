@@ -312,12 +312,15 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState) {
     let _ = state.end.set(end);
 }
 
+/// A vCPU in its first state, and what serves its accesses.
+type Ready = (KickableVcpu, Arc<dyn Io>);
+
 /// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
 fn prepare(
     kvm: &Kvm,
     Orders { board, start }: Orders,
     state: &VcpuState,
-) -> Result<Option<(KickableVcpu, Arc<dyn Io>)>, KvmError> {
+) -> Result<Option<Ready>, KvmError> {
     match start {
         Start::Boot { load, entry } => {
             let Ok(load) = load.recv() else { return Ok(None) };
