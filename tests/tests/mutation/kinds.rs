@@ -293,7 +293,11 @@ pub const KINDS: &[Kind] = kinds! {
     "a map falls off the list of maps", "map-registry", "kernel_map" =>
         |s| { s.change_root(|r| &r.map_list, |list| list.set(null())); s.map(0) };
     "a map of two names", "map-registry", "pipe_map" =>
-        |s| { let exec = s.map(2); s.change_root(|r| &r.maps, |maps| maps[3].set(KPtr::new(exec))); exec };
+        |s| {
+            let exec = s.map(2);
+            s.change_root(|r| &r.maps, |maps| maps[3].set(KPtr::new(exec)));
+            exec
+        };
     "a map without its home", "map-home", "kmem_map" =>
         |s| s.change(s.map(1), |m: &VmMap| m.reserve.home.set(null()));
     "a backward link that is lost", "map-list", "vm_map_entry" =>
@@ -302,7 +306,10 @@ pub const KINDS: &[Kind] = kinds! {
         |s| {
             let at = s.kmem_entry();
             let entry: VmMapEntry = s.overlay.get(at);
-            s.change(at, |e: &VmMapEntry| { e.next.set(entry.prev.get()); e.prev.set(entry.next.get()); })
+            s.change(at, |e: &VmMapEntry| {
+                e.next.set(entry.prev.get());
+                e.prev.set(entry.next.get());
+            })
         };
     "an entry cut out of the list", "map-list", "vm_map_entry" =>
         |s| {
@@ -334,29 +341,51 @@ pub const KINDS: &[Kind] = kinds! {
     "entries that overlap", "map-order", "vm_map_entry" =>
         |s| {
             let at = s.kmem_entry();
-            let below: VmMapEntry = s.overlay.get(s.overlay.get::<VmMapEntry>(at).prev.get().addr());
+            let below: VmMapEntry =
+                s.overlay.get(s.overlay.get::<VmMapEntry>(at).prev.get().addr());
             s.change(at, |e: &VmMapEntry| e.start.set(below.start.get()))
         };
     "an empty entry", "entry-range", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.end.set(e.start.get())) };
     "an entry that starts inside of a page", "entry-range", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.start.update_locked(|at| at.add(64))) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.start.update_locked(|at| at.add(64)))
+        };
     "an entry that is copied on write", "entry-flags", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::COW)) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::COW))
+        };
     "an entry in transition for ever", "entry-transition", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::IN_TRANSITION)) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::IN_TRANSITION))
+        };
     "an entry that is being deleted for ever", "entry-transition", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::DELETING)) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::DELETING))
+        };
     "an entry without a right", "entry-protection", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.protection.set(Protection::READ)) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.protection.set(Protection::READ))
+        };
     "an entry wired twice", "entry-wired", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.wired_count.set(2)) };
     "an entry at another place of its object", "entry-offset", "vm_map_entry" =>
-        |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.offset.update_locked(|o| o + 4096)) };
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.offset.update_locked(|o| o + 4096))
+        };
     "an entry that loses its object", "entry-wired", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.object.set(null())) };
     "a submap's entry that is too short", "submap-range", "vm_map_entry" =>
-        |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.end.update_locked(|at| GuestVirt::new(at.get() - 4096))) };
+        |s| {
+            let at = s.entries(0)[0];
+            s.change(at, |e: &VmMapEntry| e.end.update_locked(|at| GuestVirt::new(at.get() - 4096)))
+        };
     // The index of a map.
     "a stale max_free", "index-gap", "map index node" =>
         |s| {
@@ -389,24 +418,42 @@ pub const KINDS: &[Kind] = kinds! {
     "a pool without its last page", "pool-pages", "kmem_map" =>
         |s| s.change(s.map(1), |m: &VmMap| m.reserve.entries.last.set(null()));
     "a page of a pool with a wrong link", "pool-pages", "pool page" =>
-        |s| { let at = s.one("PoolPage", |_: &PoolPage| true); s.change(at, |p: &PoolPage| p.prev.set(KPtr::new(at))) };
+        |s| {
+            let at = s.one("PoolPage", |_: &PoolPage| true);
+            s.change(at, |p: &PoolPage| p.prev.set(KPtr::new(at)))
+        };
     "a leak of a page of maps", "map-pages", "map_pages" =>
         |s| s.change_root(|r| &r.map_pages, |n| n.inc());
     // Objects.
     "a reference too many", "object-ref-count", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.ref_count.inc()) };
+        |s| {
+            let at = s.one("VmObject", |_: &VmObject| true);
+            s.change(at, |o: &VmObject| o.ref_count.inc())
+        };
     "an object that counts a page too few", "object-resident", "kmem_object" =>
         |s| s.change_root(|r| &r.kmem_object, |o| o.resident_page_count.dec());
     "an object of the wrong type", "object-kind", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.kind.set(Code::from_raw(4))) };
+        |s| {
+            let at = s.one("VmObject", |_: &VmObject| true);
+            s.change(at, |o: &VmObject| o.kind.set(Code::from_raw(4)))
+        };
     "an object that is dying", "object-flags", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.flags.set(ObjectFlags::DEAD)) };
+        |s| {
+            let at = s.one("VmObject", |_: &VmObject| true);
+            s.change(at, |o: &VmObject| o.flags.set(ObjectFlags::DEAD))
+        };
     "a page that leaves its object's index", "object-page", "vm_page" =>
         |s| { let (upper, at) = s.lower(); s.change(upper, |p: &VmPage| p.left.set(0)); at };
     "a page at another index", "object-index", "vm_page" =>
-        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.pindex.update_locked(|n| n + (1 << 26))) };
+        |s| {
+            let (_, at) = s.lower();
+            s.change(at, |p: &VmPage| p.pindex.update_locked(|n| n + (1 << 26)))
+        };
     "a page that does not know what is above it", "object-index", "vm_page" =>
-        |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.parent.update_locked(|pfn| pfn ^ 1)) };
+        |s| {
+            let (_, at) = s.lower();
+            s.change(at, |p: &VmPage| p.parent.update_locked(|pfn| pfn ^ 1))
+        };
     "an index that goes round in a circle", "object-index", "vm_page" =>
         |s| {
             let (upper, at) = s.lower();
@@ -472,9 +519,15 @@ pub const KINDS: &[Kind] = kinds! {
     "a page that is held", "page-state", "vm_page" =>
         |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.hold_count.set(1)) };
     "a free page with a wiring", "page-free-state", "vm_page" =>
-        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.wire_count.set(1)) };
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            s.change(at, |p: &VmPage| p.wire_count.set(1))
+        };
     "a block on the list of another order", "free-block-order", "vm_page" =>
-        |s| { let at = s.page(|p| p.block.get() > 0); s.change(at, |p: &VmPage| p.block.update_locked(|block| block ^ 3)) };
+        |s| {
+            let at = s.page(|p| p.block.get() > 0);
+            s.change(at, |p: &VmPage| p.block.update_locked(|block| block ^ 3))
+        };
     "a free list with a wrong link", "free-list-link", "vm_page" =>
         |s| {
             let at = s.page(|p| p.block.get() > 0);
@@ -523,15 +576,20 @@ pub const KINDS: &[Kind] = kinds! {
     "a page of a paging queue that is on none", "page-queue", "vm_page" =>
         |s| { let at = s.page(|p| p.queue.get() == 2); s.change(at, |p: &VmPage| p.queue.set(0)) };
     // Page tables.
-    "a translation that is not valid and not 0", "pte-invalid", "PTE" => |s| s.kmem_flags(|bits| bits & !1);
+    "a translation that is not valid and not 0", "pte-invalid", "PTE" =>
+        |s| s.kmem_flags(|bits| bits & !1);
     "a translation that is gone", "pte-missing", "PTE" => |s| s.kmem_flags(|_| 0);
     "a translation to another page", "pte-frame", "PTE" => |s| s.kmem_flags(|bits| bits ^ 0x1_0000);
-    "a translation that may be executed", "pte-wx", "PTE" => |s| s.kmem_flags(|bits| bits & !(1 << 63));
+    "a translation that may be executed", "pte-wx", "PTE" =>
+        |s| s.kmem_flags(|bits| bits & !(1 << 63));
     "a translation that may not be written", "pte-flags", "PTE" =>
         |s| s.kmem_flags(|bits| bits & !PteFlags::RW.bits());
-    "a translation of the wrong privilege", "pte-user", "PTE" => |s| s.kmem_flags(|bits| bits ^ PteFlags::U.bits());
-    "a translation that is not wired", "pte-wired", "PTE" => |s| s.kmem_flags(|bits| bits & !PteFlags::W.bits());
-    "a translation with a bit that nobody sets", "pte-reserved", "PTE" => |s| s.kmem_flags(|bits| bits | 1 << 55);
+    "a translation of the wrong privilege", "pte-user", "PTE" =>
+        |s| s.kmem_flags(|bits| bits ^ PteFlags::U.bits());
+    "a translation that is not wired", "pte-wired", "PTE" =>
+        |s| s.kmem_flags(|bits| bits & !PteFlags::W.bits());
+    "a translation with a bit that nobody sets", "pte-reserved", "PTE" =>
+        |s| s.kmem_flags(|bits| bits | 1 << 55);
     "a translation made by another function", "pte-kenter", "PTE" =>
         |s| s.kmem_flags(|bits| bits | PteFlags::KENTER.bits());
     "a translation in a hole", "pte-hole", "PTE" =>
@@ -541,11 +599,15 @@ pub const KINDS: &[Kind] = kinds! {
             let used: Vec<_> = s
                 .entries(1)
                 .into_iter()
-                .map(|at| { let e: VmMapEntry = s.overlay.get(at); e.start.get()..e.end.get() })
+                .map(|at| {
+                    let e: VmMapEntry = s.overlay.get(at);
+                    e.start.get()..e.end.get()
+                })
                 .collect();
             let range = map.min_offset()..map.max_offset();
-            let (at, va, _) =
-                s.pte(Level::Pt, |va, _| range.contains(&va) && !used.iter().any(|used| used.contains(&va)));
+            let (at, va, _) = s.pte(Level::Pt, |va, _| {
+                range.contains(&va) && !used.iter().any(|used| used.contains(&va))
+            });
             s.set_pte(at, pte.bits());
             va
         };
@@ -573,7 +635,8 @@ pub const KINDS: &[Kind] = kinds! {
     "the image's text that may be written", "pte-wx", "PTE" =>
         |s| {
             let nx = PteFlags::NX.bits();
-            let (at, va, pte) = s.pte(Level::Pt, |va, pte| va >= KERNBASE && pte.is_valid() && pte.bits() & nx == 0);
+            let (at, va, pte) = s
+                .pte(Level::Pt, |va, pte| va >= KERNBASE && pte.is_valid() && pte.bits() & nx == 0);
             s.set_pte(at, pte.bits() | PteFlags::RW.bits());
             va
         };
@@ -609,7 +672,9 @@ pub const KINDS: &[Kind] = kinds! {
         };
     "two entries of one page table", "table-shared", "page table" =>
         |s| {
-            let tables = |va: GuestVirt, pte: Pte| va >= VM_MIN_KERNEL_ADDRESS && va < KERNBASE && pte.is_valid();
+            let tables = |va: GuestVirt, pte: Pte| {
+                va >= VM_MIN_KERNEL_ADDRESS && va < KERNBASE && pte.is_valid()
+            };
             let (_, first, pte) = s.pte(Level::Pd, tables);
             let (at, second, _) = s.pte(Level::Pd, |va, pte| tables(va, pte) && va != first);
             s.set_pte(at, pte.bits());
@@ -619,18 +684,33 @@ pub const KINDS: &[Kind] = kinds! {
         |s| s.change_root(|r| &r.kernel_pmap, |pmap| pmap.resident_count.inc());
     // Zones.
     "a zone counts an item too many", "zone-count", "zone" =>
-        |s| { s.change_root(|r| &r.zones, |zones| zones[4].used.inc()); s.root_of(|r| &r.zones[4].used) };
+        |s| {
+            s.change_root(|r| &r.zones, |zones| zones[4].used.inc());
+            s.root_of(|r| &r.zones[4].used)
+        };
     "an item of the wrong size", "zone-item-size", "zone" =>
-        |s| { s.change_root(|r| &r.zones, |zones| zones[5].item_size.set(4096)); s.root_of(|r| &r.zones[5]) };
+        |s| {
+            s.change_root(|r| &r.zones, |zones| zones[5].item_size.set(4096));
+            s.root_of(|r| &r.zones[5])
+        };
     "a slab of another zone", "slab-zone", "slab" =>
-        |s| { let at = s.one("SlabHeader", |_: &SlabHeader| true); s.change(at, |slab: &SlabHeader| slab.zone.update_locked(|z| Code::from_raw(z.raw() ^ 1))) };
+        |s| {
+            let at = s.one("SlabHeader", |_: &SlabHeader| true);
+            s.change(at, |slab: &SlabHeader| {
+                slab.zone.update_locked(|z| Code::from_raw(z.raw() ^ 1))
+            })
+        };
     "a slab counts a free item too many", "slab-free-count", "slab" =>
         |s| {
             let at = s.one("SlabHeader", |slab: &SlabHeader| slab.free_count.get() > 0);
             s.change(at, |slab: &SlabHeader| slab.free_count.inc())
         };
     "a free item that leads to itself", "slab-free", "slab" =>
-        |s| { let at = s.one("SlabItem", |_: &SlabItem| true); s.change(at, |item: &SlabItem| item.next.set(KPtr::new(at))); at.page() };
+        |s| {
+            let at = s.one("SlabItem", |_: &SlabItem| true);
+            s.change(at, |item: &SlabItem| item.next.set(KPtr::new(at)));
+            at.page()
+        };
     // Threads.
     "a thread without a list", "thread-list", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.all_prev.set(null())) };
@@ -643,48 +723,88 @@ pub const KINDS: &[Kind] = kinds! {
     "a thread that could run, and nobody knows", "runq-missing", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.state.put(ThreadState::Runnable)) };
     "a thread that sleeps elsewhere", "sleepq-sleeper", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wchan.update_locked(|at| at.add(64))) };
+        |s| {
+            let at = s.sleeper();
+            s.change(at, |t: &Thread| t.wchan.update_locked(|at| at.add(64)))
+        };
     "a stack pointer beside the stack", "saved-context", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.md[0].update_locked(|rsp| rsp + (1 << 20))) };
+        |s| {
+            let at = s.sleeper();
+            s.change(at, |t: &Thread| t.md[0].update_locked(|rsp| rsp + (1 << 20)))
+        };
     "a thread that holds a lock in its sleep", "held-locks", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.held_locks.update_locked(|held| held | HeldLocks::MAP)) };
+        |s| {
+            let at = s.sleeper();
+            s.change(at, |t: &Thread| t.held_locks.update_locked(|held| held | HeldLocks::MAP))
+        };
     "a lock of a thread that does not exist", "mutex-owner", "vm_page_queue_mtx" =>
         |s| s.change_root(|r| &r.vm_page_queue_mtx, |mtx| mtx.owner.set(0x7ff));
     "an sx lock that nobody owns and somebody counts", "sx-held", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.sx_held.set(1)) };
     "an sx lock of a thread that does not exist", "sx-owner", "exec_map" =>
-        |s| { let at = s.map(2); s.change(at, |m: &VmMap| m.sx.owner.set(0x7ff)); at.add(std::mem::offset_of!(VmMap, sx) as u64) };
+        |s| {
+            let at = s.map(2);
+            s.change(at, |m: &VmMap| m.sx.owner.set(0x7ff));
+            at.add(std::mem::offset_of!(VmMap, sx) as u64)
+        };
     "a time-out that is lost", "callout-queued", "thread" =>
         |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.sequence.set(0)) };
     "a time-out that is past", "callout-due", "thread" =>
         |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.deadline.set(0)) };
     "a time-out from the future", "callout-sequence", "thread" =>
-        |s| { let at = s.timed(|_| true); s.change(at, |t: &Thread| t.callout.sequence.set(1 << 40)) };
+        |s| {
+            let at = s.timed(|_| true);
+            s.change(at, |t: &Thread| t.callout.sequence.set(1 << 40))
+        };
     "a sleep queue of another channel", "sleepq-chain", "sleep queue" =>
         |s| {
-            let at = s.one("SleepQueue", |q: &SleepQueue| !q.blocked.head.get().is_null() && q.wchan.get().get() != 0);
-            let used = s.roots().1.sched.sleepqueues.iter().map(|q| q.get().addr()).find(|at| at.get() != 0);
+            let at = s.one("SleepQueue", |q: &SleepQueue| {
+                !q.blocked.head.get().is_null() && q.wchan.get().get() != 0
+            });
+            let used = s
+                .roots()
+                .1
+                .sched
+                .sleepqueues
+                .iter()
+                .map(|q| q.get().addr())
+                .find(|at| at.get() != 0);
             let at = used.unwrap_or(at);
             s.change(at, |q: &SleepQueue| q.wchan.update_locked(|at| at.add(8)))
         };
     "CPUs counted wrong", "cpu-list", "vmmeter" =>
         |s| s.change_root(|r| &r.meter.ncpu, |n| n.inc());
     "a CPU that runs no thread", "cpu", "CPU" =>
-        |s| { let at = s.roots().1.cpuhead.get().addr(); s.change(at, |cpu: &Pcpu| cpu.curthread.set(null())) };
+        |s| {
+            let at = s.roots().1.cpuhead.get().addr();
+            s.change(at, |cpu: &Pcpu| cpu.curthread.set(null()))
+        };
     "a run queue that says it is not empty", "runq-status", "run queue" =>
         |s| {
             let at = s.roots().1.cpuhead.get().addr();
             s.change(at, |cpu: &Pcpu| cpu.runq.status.update_locked(|status| status ^ 1 << 7));
             let cpu: Pcpu = s.overlay.get(at);
-            at.add((std::ptr::from_ref(&cpu.runq.queues[7]).addr() - std::ptr::from_ref(&cpu).addr()) as u64)
+            at.add(
+                (std::ptr::from_ref(&cpu.runq.queues[7]).addr() - std::ptr::from_ref(&cpu).addr())
+                    as u64,
+            )
         };
     // Event handlers.
     "an event that runs for ever", "event-runcount", "event" =>
-        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.runcount.set(1)) };
+        |s| {
+            let at = s.one("EventhandlerList", |_: &EventhandlerList| true);
+            s.change(at, |l: &EventhandlerList| l.runcount.set(1))
+        };
     "a handler outside of the image", "event-function", "event handler" =>
-        |s| { let at = s.one("EventhandlerEntry", |_: &EventhandlerEntry| true); s.change(at, |e: &EventhandlerEntry| e.func.set(0x1000)) };
+        |s| {
+            let at = s.one("EventhandlerEntry", |_: &EventhandlerEntry| true);
+            s.change(at, |e: &EventhandlerEntry| e.func.set(0x1000))
+        };
     "a stored operation of another handler", "stored-op", "stored operation" =>
-        |s| { let at = s.one("StoredOp", |_: &StoredOp| true); s.change(at, |op: &StoredOp| op.handler.set(null())) };
+        |s| {
+            let at = s.one("StoredOp", |_: &StoredOp| true);
+            s.change(at, |op: &StoredOp| op.handler.set(null()))
+        };
     "a pageable page that nobody maps", "object-page", "vm_page" =>
         |s| {
             let entry = s.pageable_entry();
@@ -696,15 +816,25 @@ pub const KINDS: &[Kind] = kinds! {
     "a map's header with rights", "map-header", "exec_map" =>
         |s| s.change(s.map(2), |m: &VmMap| m.header.protection.set(Protection::READ));
     "a map whose other lock is held", "map-other-lock", "exec_map" =>
-        |s| { let at = s.map(2); s.change(at, |m: &VmMap| m.lock.owner.set(3)); at.add(std::mem::offset_of!(VmMap, lock) as u64) };
+        |s| {
+            let at = s.map(2);
+            s.change(at, |m: &VmMap| m.lock.owner.set(3));
+            at.add(std::mem::offset_of!(VmMap, lock) as u64)
+        };
     "a thread of another name", "thread-name", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.name[0].update_locked(|word| word ^ 0x100)) };
+        |s| {
+            let at = s.sleeper();
+            s.change(at, |t: &Thread| t.name[0].update_locked(|word| word ^ 0x100))
+        };
     "a thread of another priority", "thread-priority", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.base_priority.set(3)) };
     "a thread on a run queue that it is not on", "runq-link", "thread" =>
         |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.rq_next.set(KPtr::new(at))) };
     "a thread that waits for what nobody waits for", "wait-message", "thread" =>
-        |s| { let at = s.sleeper(); s.change(at, |t: &Thread| t.wmesg[0].update_locked(|word| word ^ 1)) };
+        |s| {
+            let at = s.sleeper();
+            s.change(at, |t: &Thread| t.wmesg[0].update_locked(|word| word ^ 1))
+        };
     "pages that came from a disk", "meter", "vmmeter" =>
         |s| s.change_root(|r| &r.meter.v_swapin, |n| n.set(1));
     "a page array that ends early", "page-array", "kernel roots" =>
@@ -712,17 +842,32 @@ pub const KINDS: &[Kind] = kinds! {
     "locks that the boot holds for ever", "held-locks", "kernel roots" =>
         |s| s.change_root(|r| &r.boot_held_locks, |held| held.set(HeldLocks::DRIVER));
     "an object locked by nobody", "mutex-owner", "vm_object" =>
-        |s| { let at = s.one("VmObject", |_: &VmObject| true); s.change(at, |o: &VmObject| o.lock.owner.set(0x7ff)) };
+        |s| {
+            let at = s.one("VmObject", |_: &VmObject| true);
+            s.change(at, |o: &VmObject| o.lock.owner.set(0x7ff))
+        };
     "the scheduler locked by nobody", "mutex-owner", "sched_lock" =>
-        |s| { s.change_root(|r| &r.sched.lock, |lock| lock.owner.set(0x7ff)); s.root_of(|r| &r.sched.lock) };
+        |s| {
+            s.change_root(|r| &r.sched.lock, |lock| lock.owner.set(0x7ff));
+            s.root_of(|r| &r.sched.lock)
+        };
     "another pagedaemon", "pageproc", "kernel roots" =>
-        |s| { let at = s.sleeper(); s.change_root(|r| &r.pageproc, |thread| thread.set(KPtr::new(at))) };
+        |s| {
+            let at = s.sleeper();
+            s.change_root(|r| &r.pageproc, |thread| thread.set(KPtr::new(at)))
+        };
     "a submap at a place of an object", "entry-offset", "vm_map_entry" =>
         |s| { let at = s.entries(0)[0]; s.change(at, |e: &VmMapEntry| e.offset.set(4096)) };
     "an event of another name", "event-name", "event" =>
-        |s| { let at = s.one("EventhandlerList", |_: &EventhandlerList| true); s.change(at, |l: &EventhandlerList| l.name[0].update_locked(|w| w ^ 1)) };
+        |s| {
+            let at = s.one("EventhandlerList", |_: &EventhandlerList| true);
+            s.change(at, |l: &EventhandlerList| l.name[0].update_locked(|w| w ^ 1))
+        };
     "a stored operation of another function", "stored-op", "stored operation" =>
-        |s| { let at = s.one("StoredOp", |_: &StoredOp| true); s.change(at, |op: &StoredOp| op.run.set(4096)) };
+        |s| {
+            let at = s.one("StoredOp", |_: &StoredOp| true);
+            s.change(at, |op: &StoredOp| op.run.set(4096))
+        };
     "a slot of no use that leads somewhere", "index-unused", "map index node" =>
         |s| {
             let at = s.one("MapNode", |node: &MapNode| node.count.get() < 15);
@@ -735,7 +880,10 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
     "a cache counts a page too many", "page-cache-count", "page cache" =>
         |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.count.inc()) };
     "a cache with another tail", "page-cache-link", "page cache" =>
-        |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.tail.set(pages.head.get())) };
+        |s| {
+            let cpu = s.caching_cpu();
+            s.change_cache(cpu, |pages| pages.tail.set(pages.head.get()))
+        };
     "a cache that leads out of memory", "page-cache-link", "page cache" =>
         |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.head.set(u32::MAX)) };
     "a page in a cache with a wrong link", "page-cache-link", "vm_page" =>
@@ -755,7 +903,8 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
             let other = s.one("Pcpu", |_: &Pcpu| true);
             let first = s.roots().1.cpuhead.get().addr();
             let second = s.overlay.get::<Pcpu>(first).allcpu_next.get().addr();
-            let other = if other == cpu { if cpu == first { second } else { first } } else { other };
+            let other =
+                if other == cpu { if cpu == first { second } else { first } } else { other };
             s.change_cache(other, |pages| pages.head.set(pfn));
             s.page_of(pfn.into())
         };
@@ -770,10 +919,15 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
     "a page in a cache that somebody has", "page-free", "vm_page" =>
         |s| {
             let at = s.cached_page();
-            s.change(at, |p: &VmPage| p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED))
+            s.change(at, |p: &VmPage| {
+                p.flags.set(PageFlags::ALLOCATED | PageFlags::TOUCHED | PageFlags::UNMANAGED)
+            })
         };
     "a page in a cache that does not say so", "page-free-state", "vm_page" =>
-        |s| { let at = s.cached_page(); s.change(at, |p: &VmPage| p.flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE)) };
+        |s| {
+            let at = s.cached_page();
+            s.change(at, |p: &VmPage| p.flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE))
+        };
     "a free block that says it is in a cache", "page-free-state", "vm_page" =>
         |s| {
             let at = s.page(|p| p.block.get() > 0);
@@ -803,7 +957,10 @@ pub const CACHE_KINDS: &[Kind] = kinds! {
     "a floor of caches that is too low", "page-cache-floor", "kernel roots" =>
         |s| s.change_root(|r| &r.page_cache_floor, |n| n.dec());
     "caches larger than anybody asked for", "page-cache-floor", "kernel roots" =>
-        |s| { s.change_root(|r| &r.page_cache_max, |n| n.inc()); s.root_of(|r| &r.page_cache_floor) };
+        |s| {
+            s.change_root(|r| &r.page_cache_max, |n| n.inc());
+            s.root_of(|r| &r.page_cache_floor)
+        };
 };
 
 const _: () = assert!(KINDS.len() >= 60);
