@@ -103,7 +103,9 @@ SECTIONS {{
     . = ALIGN({PREFETCH_BYTES});
     .note.pvh : AT(ADDR(.note.pvh) - KERNBASE) {{ KEEP(*(.note.pvh)) }} :rodata :note
     .note.vmkern : AT(ADDR(.note.vmkern) - KERNBASE) {{ KEEP(*(.note.vmkern)) }} :rodata :note
-    .note.gnu.build-id : AT(ADDR(.note.gnu.build-id) - KERNBASE) {{ *(.note.gnu.build-id) }} :rodata :note
+    .note.gnu.build-id : AT(ADDR(.note.gnu.build-id) - KERNBASE) {{
+        *(.note.gnu.build-id)
+    }} :rodata :note
     .rodata : AT(ADDR(.rodata) - KERNBASE) {{
         *(.rodata .rodata.*)
         *(.data.rel.ro .data.rel.ro.*)
@@ -122,7 +124,8 @@ SECTIONS {{
         // it; none is used.
         let _ = writeln!(
             s,
-            "        QUAD(({stub} & 0xffff) | (8 << 16) | ({ist} << 32) | (0x8e << 40) | ((({stub} >> 16) & 0xffff) << 48))
+            "        QUAD(({stub} & 0xffff) | (8 << 16) | ({ist} << 32) | (0x8e << 40) \
+             | ((({stub} >> 16) & 0xffff) << 48))
         QUAD({stub} >> 32)"
         );
     }
@@ -141,7 +144,8 @@ SECTIONS {{
         QUAD(0x00cff3000000ffff)
         QUAD(0x00affb000000ffff)
         QUAD(0)
-        QUAD({TSS_LIMIT} | ((PERCPU0 & 0xffffff) << 16) | (0x89 << 40) | (((PERCPU0 >> 24) & 0xff) << 56))
+        QUAD({TSS_LIMIT} | ((PERCPU0 & 0xffffff) << 16) | (0x89 << 40) \
+         | (((PERCPU0 >> 24) & 0xff) << 56))
         QUAD(PERCPU0 >> 32)
         gdt_end = .;
         *(.user_frame)
@@ -171,7 +175,10 @@ SECTIONS {{
     }} :data
     __image_end = .;
     ASSERT(__image_end <= KERNBASE + {APIC_PAGE:#x}, \"the image outgrew its window\")
-    /DISCARD/ : {{ *(.eh_frame .eh_frame.* .eh_frame_hdr .gcc_except_table .gcc_except_table.* .comment .note.GNU-stack .note.gnu.property) }}
+    /DISCARD/ : {{
+        *(.eh_frame .eh_frame.* .eh_frame_hdr .gcc_except_table .gcc_except_table.*)
+        *(.comment .note.GNU-stack .note.gnu.property)
+    }}
 }}
 "
     );
@@ -195,7 +202,8 @@ fn page_entry(page: u64) -> String {
     let guards = ["guard_trap_stack", "guard_emergency_stack", "guard_boot_stack"];
     let guard = guards.map(|g| format!("{va:#x} == {g}")).join(" || ");
     format!(
-        "{va:#x} < __text_end ? {:#x} : {va:#x} < __rodata_end ? {:#x} : ({guard} || {va:#x} >= __image_end) ? 0 : {:#x}",
+        "{va:#x} < __text_end ? {:#x} : {va:#x} < __rodata_end ? {:#x} \
+         : ({guard} || {va:#x} >= __image_end) ? 0 : {:#x}",
         page | common,
         page | common | NX,
         page | data,

@@ -61,8 +61,9 @@ macro_rules! tunables {
             pub const NAMES: &'static [&'static str] = &[$($name),*];
 
             /// Every tunable, in the order of [`Tunables::NAMES`]: for help and documentation.
-            pub const TABLE: &'static [Tunable] =
-                &[$(Tunable { name: $name, range: $range, says: concat!($($doc),*).trim_ascii() }),*];
+            pub const TABLE: &'static [Tunable] = &[$(
+                Tunable { name: $name, range: $range, says: concat!($($doc),*).trim_ascii() }
+            ),*];
 
             /// Sets the tunable called `name`.
             ///
@@ -84,12 +85,14 @@ macro_rules! tunables {
             /// The values that the tunable called `name` can have, if there is one.
             #[must_use]
             pub fn range(name: &str) -> Option<RangeInclusive<u64>> {
-                Self::TABLE.iter().find(|tunable| tunable.name == name).map(|tunable| tunable.range.clone())
+                let found = Self::TABLE.iter().find(|tunable| tunable.name == name);
+                found.map(|tunable| tunable.range.clone())
             }
 
             /// The tunables that are set, by name.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$(($name, self.$field)),*].into_iter().filter_map(|(name, value)| Some((name, value?)))
+                let all = [$(($name, self.$field)),*];
+                all.into_iter().filter_map(|(name, value)| Some((name, value?)))
             }
         }
     };

@@ -2,9 +2,12 @@
 //!
 //! | range | PML4 slots | what |
 //! |---|---|---|
-//! | [`DMAP_MIN`] .. [`DMAP_MAX`] | 510 | direct map: physical memory from 0 upward, 2 MiB pages, no execution |
+//! | [`DMAP_MIN`] .. [`DMAP_MAX`] | 510 | physical memory from 0 upward, in 2 MiB pages |
 //! | [`VM_MIN_KERNEL_ADDRESS`] .. [`KERNBASE`] | 511 | kernel_map and its submaps |
-//! | [`KERNBASE`] .. [`VM_MAX_KERNEL_ADDRESS`] | 511 | the kernel image at `KERNBASE + physical address`, then kernel_map again |
+//! | [`KERNBASE`] .. [`VM_MAX_KERNEL_ADDRESS`] | 511 | the kernel image, then kernel_map again |
+//!
+//! The first range is the direct map, which is never executed. A byte of the image at physical
+//! address `p` is at `KERNBASE + p`.
 //!
 //! FreeBSD's amd64 of 2009 has this shape; in April 2008 kernel_map was the last 2 GiB alone.
 

@@ -7,8 +7,8 @@
 //! Two rules hold throughout:
 //!
 //! * A structure that lives in guest memory is `repr(C)` and made of [`field::Field`]s, that is, of
-//!   atomic words.
-//!   Other CPUs and the host may read at any moment, and nobody ever needs a `&mut` to shared memory.
+//!   atomic words. Other CPUs and the host may read at any moment, and nobody ever needs a `&mut`
+//!   to shared memory.
 //! * Addresses are typed: [`addr::GuestPhys`], [`addr::GuestVirt`] and [`addr::KPtr`] never mix.
 
 #![no_std]

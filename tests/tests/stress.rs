@@ -1,8 +1,8 @@
 //! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU
 //! frees.
 //!
-//! How much is done is counted in operations of [`Workload::Stress`], of which about half allocate and
-//! half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
+//! How much is done is counted in operations of [`Workload::Stress`], of which about half allocate
+//! and half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
 //! `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and `VMKERN_STRESS_SECONDS` (the time limit of a
 //! run) ask for more; `scripts/soak.sh stress` does.
 
@@ -179,7 +179,8 @@ impl Stress {
         );
         let seconds = begun.elapsed().as_secs_f64();
         println!(
-            "{done} operations in {seconds:.1} s, {looks} looks, {updating} of them while a lock was owned"
+            "{done} operations in {seconds:.1} s, {looks} looks, \
+             {updating} of them while a lock was owned"
         );
         let (after, for_maps_after) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
         let without_maps = |balance: Balance, pages: u64| Balance {

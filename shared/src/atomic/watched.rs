@@ -22,7 +22,8 @@ pub use loom::sync::atomic::fence;
 
 std::thread_local! {
     /// The watched words by address. All threads of a model are coroutines of one thread.
-    static WATCHED: RefCell<BTreeMap<usize, Arc<loom::sync::atomic::AtomicU64>>> = RefCell::default();
+    static WATCHED: RefCell<BTreeMap<usize, Arc<loom::sync::atomic::AtomicU64>>> =
+        RefCell::default();
 }
 
 /// The word at this address, if it is watched. No borrow is left behind: an access may switch
@@ -65,7 +66,8 @@ macro_rules! atomic {
             /// Has loom watch the word, from its value now.
             pub fn watch(&self) -> Watched {
                 let address = core::ptr::from_ref(self).addr();
-                let word = Arc::new(loom::sync::atomic::AtomicU64::new(self.0.load(Ordering::Relaxed).into()));
+                let now = self.0.load(Ordering::Relaxed).into();
+                let word = Arc::new(loom::sync::atomic::AtomicU64::new(now));
                 let before = WATCHED.with_borrow_mut(|watched| watched.insert(address, word));
                 assert!(before.is_none(), "a word is watched once");
                 Watched(address)
@@ -112,7 +114,9 @@ macro_rules! atomic {
             ) -> Result<$int, $int> {
                 match self.watched() {
                     Some(word) => {
-                        word.compare_exchange(current.into(), new.into(), success, failure).map(narrow).map_err(narrow)
+                        word.compare_exchange(current.into(), new.into(), success, failure)
+                            .map(narrow)
+                            .map_err(narrow)
                     }
                     None => self.0.compare_exchange(current, new, success, failure),
                 }
@@ -131,7 +135,9 @@ macro_rules! atomic {
             ) -> Result<$int, $int> {
                 match self.watched() {
                     Some(word) => {
-                        word.fetch_update(set, fetch, |n| f(narrow(n)).map(u64::from)).map(narrow).map_err(narrow)
+                        word.fetch_update(set, fetch, |n| f(narrow(n)).map(u64::from))
+                            .map(narrow)
+                            .map_err(narrow)
                     }
                     None => self.0.fetch_update(set, fetch, f),
                 }

@@ -116,7 +116,8 @@ macro_rules! describe {
     };
     ($name:ident as $type:ty { $($field:ident),+ $(,)? }) => {
         impl $crate::describe::Kind for $type {
-            const KIND: $crate::describe::KindName = $crate::describe::KindName::plain(stringify!($name));
+            const KIND: $crate::describe::KindName =
+                $crate::describe::KindName::plain(stringify!($name));
         }
 
         impl $crate::field::proof::Atomics for $type {}
@@ -279,7 +280,8 @@ mod tests {
     fn the_text_says_what_the_compiler_says() {
         let text = core::str::from_utf8(&TEXT).expect("it is text");
         assert!(text.starts_with("vmkern abi "));
-        let entry = "\nVmMapEntry 64\n prev 0 8 *VmMapEntry\n next 8 8 *VmMapEntry\n start 16 8 virt\n end 24 8 virt\n";
+        let entry = "\nVmMapEntry 64\n prev 0 8 *VmMapEntry\n next 8 8 *VmMapEntry\n \
+                     start 16 8 virt\n end 24 8 virt\n";
         assert!(text.contains(entry), "{text}");
         assert!(text.contains("\n eflags 48 4 EntryFlags\n"));
         assert_eq!(hash(&TEXT), HASH);

@@ -4,14 +4,14 @@
 //! the host chooses before the kernel begins:
 //!
 //! - **Nobody keeps the log.** The writer never waits: when the reader is slow the oldest bytes are
-//!   lost, and the reader can
-//!   tell how many.
+//!   lost, and the reader can tell how many.
 //! - **The host keeps all of it** ([`LogRing::keep`]): a thread of its own takes what is written
-//!   and says how far it is
-//!   ([`LogRing::taken`]). A writer looks for room ([`LogRing::has_room`]) before it begins a line. One that owns no lock waits
-//!   for it; one that must not wait drops the line and counts it ([`LogRing::drop_line`]). The keeper sleeps like a ring's
-//!   consumer ([`Sleeper`]): who has written asks [`Sleeper::must_wake`], and rings by a write to
-//!   [`LOG_PORT`](crate::control::LOG_PORT). Nobody waits for a keeper that has gone: its last act is to say so.
+//!   and says how far it is ([`LogRing::taken`]). A writer looks for room ([`LogRing::has_room`])
+//!   before it begins a line. One that owns no lock waits for it; one that must not wait drops the
+//!   line and counts it ([`LogRing::drop_line`]). The keeper sleeps like a ring's consumer
+//!   ([`Sleeper`]): after a write, the writer asks [`Sleeper::must_wake`], and rings by a write to
+//!   [`LOG_PORT`](crate::control::LOG_PORT). Nobody waits for a keeper that has gone: its last act
+//!   is to say so.
 //!
 //! **Overtaking.** The writer counts each byte before it writes the next. Who has copied bytes and
 //! then finds `written` of them counted knows that the writer was at most in the middle of byte
@@ -60,7 +60,9 @@ pub struct LogRing<const N: usize = LOG_BYTES> {
     bytes: [Field<u8>; N],
 }
 
-crate::describe!(LogRing as LogRing<LOG_BYTES> { written, taken, dropped, kept, _line, keeper, bytes });
+crate::describe!(LogRing as LogRing<LOG_BYTES> {
+    written, taken, dropped, kept, _line, keeper, bytes
+});
 
 impl<const N: usize> LogRing<N> {
     const BYTES: u64 = N as u64;

@@ -14,7 +14,8 @@ pub const NOT_READ: &[(&str, &str)] = &[
     ("CrashRecord", "only of a dead kernel: it is read and checked by whoever reports the crash"),
     (
         "ControlRegion",
-        "the handshake refuses what differs, and rings and log check the other side's words at every use",
+        "the handshake refuses what differs, and rings and log check the other side's words at \
+         every use",
     ),
     ("Sleeper", "part of the control region: at any moment either value is right"),
     ("LogRing", "part of the control region: text"),
@@ -52,7 +53,8 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     (
         "VmMap",
         "timestamp",
-        "counts how often the lock was taken, so that others can tell; only a change means anything",
+        "counts how often the lock was taken, so that others can tell; only a change means \
+         anything",
     ),
     (
         "VmObject",
@@ -80,7 +82,8 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     (
         "Callout",
         "deadline",
-        "of a thread without a time-out, left over; else nothing but the order of the heap says when a sleep ends",
+        "of a thread without a time-out, left over; else nothing but the order of the heap says \
+         when a sleep ends",
     ),
     ("Callout", "child", "left over from the last time-out while the thread has none"),
     ("Callout", "sibling", "left over from the last time-out while the thread has none"),
@@ -128,7 +131,8 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     (
         "VmObject",
         "size",
-        "of an anonymous object any that reaches to the end of its last entry: clipping leaves it larger",
+        "of an anonymous object any that reaches to the end of its last entry: clipping leaves it \
+         larger",
     ),
     ("VmPage", "flags", "PG_ZERO of a page that is handed out says only how it was asked for"),
     ("VmPage", "dirty", "any of the chunks that are valid"),

@@ -85,8 +85,8 @@ impl Case {
         }
     }
 
-    /// Threads that run [`Workload::Stress`]. A guest takes a request on a CPU that is idle: one is left
-    /// for what it is to die of.
+    /// Threads that run [`Workload::Stress`]. A guest takes a request on a CPU that is idle: one is
+    /// left for the request that kills the guest.
     fn parties(&self) -> u16 {
         match self.end {
             End::Stopped => 4,

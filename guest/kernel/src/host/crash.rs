@@ -48,7 +48,8 @@ impl fmt::Display for Cause<'_> {
                 let (vector, rip, cr2, rsp) = (frame.vector, frame.rip, frame.cr2, frame.rsp);
                 write!(
                     f,
-                    "fault in the nucleus: vector {vector}, rip {rip:#x}, cr2 {cr2:#x}, rsp {rsp:#x}"
+                    "fault in the nucleus: vector {vector}, rip {rip:#x}, \
+                     cr2 {cr2:#x}, rsp {rsp:#x}"
                 )
             }
             Self::Trap { frame, .. } => {
@@ -194,7 +195,11 @@ impl Backtrace {
                 let rbp: u64;
                 // SAFETY: reads a register.
                 unsafe {
-                    core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags))
+                    core::arch::asm!(
+                        "mov {}, rbp",
+                        out(reg) rbp,
+                        options(nomem, nostack, preserves_flags)
+                    )
                 };
                 Self { next: None, rbp }
             }

@@ -140,8 +140,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched().cold.is_set() || self.current_thread().is_null()
     }
 
-    /// Panics where the running thread may not sleep. `allowed` has the classes of the mutexes that it
-    /// may hold.
+    /// Panics where the running thread may not sleep. `allowed` has the classes of the mutexes that
+    /// it may hold.
     pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: HeldLocks) {
         let (tid, held) = (self.curtid(), self.held_locks() - allowed);
         if self.in_interrupt() {

@@ -195,7 +195,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_cover_a_range_once_within_words_and_pages(start in 0u64..20_000, size in 0u64..20_000) {
+        fn pieces_cover_a_range_once_within_words_and_pages(
+            start in 0u64..20_000,
+            size in 0u64..20_000,
+        ) {
             let mut at = start;
             for piece in (Pieces { start, end: start + size }) {
                 let (from, len) = match piece {

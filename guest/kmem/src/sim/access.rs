@@ -65,7 +65,8 @@ impl<'a> SimAccess<'a> {
                 let same = now.is_some_and(|now| now.frame() == old.frame());
                 assert!(
                     same,
-                    "access to {va:#x} through a stale translation: {old:?}, where the tables say {now:?}"
+                    "access to {va:#x} through a stale translation: {old:?}, \
+                     where the tables say {now:?}"
                 );
             }
             if let Some(pte) = remembered.or(now).filter(allowed) {

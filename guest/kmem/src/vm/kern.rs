@@ -6,9 +6,11 @@
 //! | [`Vm::kmem_alloc`] | yes | zeroed, NORMAL class; waits for them | no room |
 //! | [`Vm::kmem_free`] | | | never |
 //! | [`Vm::kmem_suballoc`] | a map of it | waits for its own | by a panic |
-//! | [`Vm::kmem_malloc`] | yes | INTERRUPT or SYSTEM class, zeroed on demand | `NOWAIT` only; else waits, then panics |
-//! | [`Vm::kmem_alloc_wait`] | yes; waits for it | at the first touch, zeroed, pageable | larger than the map |
+//! | [`Vm::kmem_malloc`] | yes | INTERRUPT or SYSTEM class | `NOWAIT` only; else waits, panics |
+//! | [`Vm::kmem_alloc_wait`] | waits for it | at the first touch, pageable | larger than the map |
 //! | [`Vm::kmem_free_wakeup`] | | | never |
+//!
+//! Pages of `kmem_alloc_wait` are zeroed, those of `kmem_malloc` with `ZERO` only.
 //!
 //! What the original has inline and Rust wants as functions of their own stands at the end.
 //!

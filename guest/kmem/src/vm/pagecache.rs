@@ -14,9 +14,9 @@
 //! - admission is exact: whatever comes near a floor of `vm_page_alloc` is decided under the free
 //!   queue's lock;
 //! - while the lists are empty no cache gives anything, since the free pages are then those in
-//!   caches, which are no more than
-//!   the floor. Who holds the free queue's lock and finds the lists empty takes the caches one after the other, those of
-//!   other CPUs as well ([`Phys::page_cache_drain`]), and has every free page when he is through.
+//!   caches, which are no more than the floor. A CPU that holds the free queue's lock and finds the
+//!   lists empty takes the caches one after the other, those of other CPUs as well
+//!   ([`Phys::page_cache_drain`]), and has every free page at the end.
 //!
 //! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or
 //! without it, and one at a time. Whoever changes `v_free_count` holds one of the two. A thread

@@ -13,8 +13,11 @@ use crate::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 ///
 /// | | key | gap | target |
 /// |---|---|---|---|
-/// | leaf (`level` 0) | the entry's start | free pages from the entry's end to the next entry or the map's end | the entry |
-/// | inner node | lowest key in the child | largest gap in the child (FreeBSD's `max_free`) | the child |
+/// | leaf (`level` 0) | the entry's start | free pages behind the entry | the entry |
+/// | inner node | lowest key in the child | largest gap in the child | the child |
+///
+/// The pages behind an entry reach to the next entry or the map's end. An inner node's gap is
+/// FreeBSD's `max_free`.
 ///
 /// The map's header is the first slot of the first leaf, as an entry of no length at `min_offset`:
 /// its gap is the free range below the first entry. Keys ascend strictly, save that an entry may

@@ -32,7 +32,11 @@ pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading the TSC has no effect.
     unsafe {
-        asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+        asm!(
+            "lfence", "rdtsc",
+            out("eax") low, out("edx") high,
+            options(nomem, nostack, preserves_flags)
+        )
     }
     u64::from(high) << 32 | u64::from(low)
 }
@@ -66,6 +70,10 @@ pub unsafe fn toggle_pge(with_pge: u64) {
     const PGE: u64 = 1 << 7;
     // SAFETY: CR4 gets its own value back.
     unsafe {
-        asm!("mov cr4, {}", "mov cr4, {}", in(reg) with_pge & !PGE, in(reg) with_pge, options(nostack, preserves_flags));
+        asm!(
+            "mov cr4, {}", "mov cr4, {}",
+            in(reg) with_pge & !PGE, in(reg) with_pge,
+            options(nostack, preserves_flags)
+        );
     }
 }

@@ -13,7 +13,11 @@ use core::arch::asm;
 unsafe extern "C" fn memcpy(dest: *mut u8, src: *const u8, n: usize) -> *mut u8 {
     // SAFETY: by this function's contract; the direction flag is clear in compiled code.
     unsafe {
-        asm!("rep movsb", inout("rcx") n => _, inout("rdi") dest => _, inout("rsi") src => _, options(nostack, preserves_flags));
+        asm!(
+            "rep movsb",
+            inout("rcx") n => _, inout("rdi") dest => _, inout("rsi") src => _,
+            options(nostack, preserves_flags)
+        );
     }
     dest
 }
@@ -50,7 +54,11 @@ unsafe extern "C" fn memmove(dest: *mut u8, src: *const u8, n: usize) -> *mut u8
 unsafe extern "C" fn memset(dest: *mut u8, value: i32, n: usize) -> *mut u8 {
     // SAFETY: by this function's contract.
     unsafe {
-        asm!("rep stosb", inout("rcx") n => _, inout("rdi") dest => _, in("al") value.to_le_bytes()[0], options(nostack, preserves_flags));
+        asm!(
+            "rep stosb",
+            inout("rcx") n => _, inout("rdi") dest => _, in("al") value.to_le_bytes()[0],
+            options(nostack, preserves_flags)
+        );
     }
     dest
 }

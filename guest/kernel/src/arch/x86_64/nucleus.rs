@@ -62,7 +62,8 @@ global_asm!(
     ".rept 256",
     ".balign 16",
     // Vectors whose exception pushes an error code: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
-    ".if !((vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30))",
+    ".if !((vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) \
+     || (vector == 21) || (vector == 29) || (vector == 30))",
     "push 0",
     ".endif",
     "push vector",

@@ -192,7 +192,11 @@ fn word<const OFFSET: usize>() -> u64 {
     // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and the
     // offset is one of a word.
     unsafe {
-        core::arch::asm!("mov {}, gs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
+        core::arch::asm!(
+            "mov {}, gs:[{}]",
+            out(reg) word, const OFFSET,
+            options(nostack, readonly, preserves_flags)
+        );
     }
     word
 }
@@ -203,7 +207,11 @@ fn half<const OFFSET: usize>() -> u32 {
     let half: u32;
     // SAFETY: as for `word`.
     unsafe {
-        core::arch::asm!("mov {:e}, gs:[{}]", out(reg) half, const OFFSET, options(nostack, readonly, preserves_flags));
+        core::arch::asm!(
+            "mov {:e}, gs:[{}]",
+            out(reg) half, const OFFSET,
+            options(nostack, readonly, preserves_flags)
+        );
     }
     half
 }
@@ -429,7 +437,11 @@ impl PerCpu {
         // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and
         // `this` in it at itself.
         unsafe {
-            core::arch::asm!("mov {}, gs:[{}]", out(reg) this, const THIS, options(nostack, readonly, preserves_flags));
+            core::arch::asm!(
+                "mov {}, gs:[{}]",
+                out(reg) this, const THIS,
+                options(nostack, readonly, preserves_flags)
+            );
             &*this
         }
     }

@@ -93,7 +93,8 @@ impl TrapFrame {
 pub unsafe extern "C" fn trap_entry() {
     naked_asm!(
         "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
-        "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+        "push r8", "push r9", "push r10", "push r11",
+        "push r12", "push r13", "push r14", "push r15",
         "sub rsp, 520",
         "fxsave64 [rsp]",
         "cld",
@@ -224,7 +225,8 @@ pub unsafe extern "C" fn trap_entry() {
 pub unsafe extern "C" fn fatal_entry() {
     naked_asm!(
         "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
-        "push r8", "push r9", "push r10", "push r11", "push r12", "push r13", "push r14", "push r15",
+        "push r8", "push r9", "push r10", "push r11",
+        "push r12", "push r13", "push r14", "push r15",
         "sub rsp, 520",
         "fxsave64 [rsp]",
         "cld",

@@ -62,8 +62,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..1u64 << 16, 0..1u64 << 16).prop_map(|(from, size)| Part::Bytes(from, size)),
     ];
     prop_oneof![
-        5 => (any::<u8>(), size(), how).prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
-        4 => (any::<u16>(), part.clone(), by).prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
+        5 => (any::<u8>(), size(), how)
+            .prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
+        4 => (any::<u16>(), part.clone(), by)
+            .prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
         2 => (any::<u16>(), part).prop_map(|(pick, part)| Step::Touch { pick, part }),
         1 => (0u8..90).prop_map(|left| Step::Drain { left }),
     ]

@@ -220,12 +220,22 @@ fn size() -> impl Strategy<Value = Size> {
         4 => (1..40u64).prop_map(|pages| Size::Bytes(pages * PAGE_SIZE)),
         2 => (1..600 * PAGE_SIZE).prop_map(Size::Bytes),
         1 => (-2i8..2).prop_map(Size::Map),
-        1 => prop_oneof![Just(0), Just(64 << 30), Just(1 << 40), Just(1 << 63), u64::MAX - 8192..=u64::MAX].prop_map(Size::Absurd),
+        1 => prop_oneof![
+            Just(0),
+            Just(64 << 30),
+            Just(1 << 40),
+            Just(1 << 63),
+            u64::MAX - 8192..=u64::MAX,
+        ]
+        .prop_map(Size::Absurd),
     ]
 }
 
 fn part() -> impl Strategy<Value = Part> {
-    prop_oneof![2 => Just(Part::Whole), 1 => (0..1u64 << 18, 0..1u64 << 17).prop_map(|(from, size)| Part::Bytes(from, size))]
+    prop_oneof![
+        2 => Just(Part::Whole),
+        1 => (0..1u64 << 18, 0..1u64 << 17).prop_map(|(from, size)| Part::Bytes(from, size)),
+    ]
 }
 
 fn how() -> impl Strategy<Value = How> {
@@ -268,13 +278,18 @@ fn stray() -> impl Strategy<Value = Stray> {
 fn step() -> impl Strategy<Value = Step> {
     let kind = prop_oneof![Just(MapKind::User), Just(MapKind::System)];
     prop_oneof![
-        12 => (any::<u8>(), size(), how()).prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
-        8 => (any::<u16>(), part(), free_by()).prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
+        12 => (any::<u8>(), size(), how())
+            .prop_map(|(map, size, how)| Step::Allocate { map, size, how }),
+        8 => (any::<u16>(), part(), free_by())
+            .prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
         2 => (any::<u16>(), stray()).prop_map(|(pick, stray)| Step::Stray { pick, stray }),
         4 => (any::<u16>(), part()).prop_map(|(pick, part)| Step::Touch { pick, part }),
-        2 => (any::<u16>(), 0u8..20, 0u8..20).prop_map(|(pick, from, count)| Step::Enter { pick, from, count }),
-        1 => (any::<u16>(), 0u8..20, 0u8..20).prop_map(|(pick, from, count)| Step::Remove { pick, from, count }),
-        1 => (any::<u8>(), size(), kind).prop_map(|(map, size, kind)| Step::Suballoc { map, size, kind }),
+        2 => (any::<u16>(), 0u8..20, 0u8..20)
+            .prop_map(|(pick, from, count)| Step::Enter { pick, from, count }),
+        1 => (any::<u16>(), 0u8..20, 0u8..20)
+            .prop_map(|(pick, from, count)| Step::Remove { pick, from, count }),
+        1 => (any::<u8>(), size(), kind)
+            .prop_map(|(map, size, kind)| Step::Suballoc { map, size, kind }),
         1 => any::<u16>().prop_map(|pick| Step::Lowmem { pick }),
         1 => Just(Step::Reclaim),
         2 => (0u8..90).prop_map(|left| Step::Drain { left }),

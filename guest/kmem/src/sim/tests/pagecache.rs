@@ -110,7 +110,8 @@ fn step() -> impl Strategy<Value = Step> {
         prop::sample::select(vec![AllocClass::Normal, AllocClass::System, AllocClass::Interrupt]);
     prop_oneof![
         4 => (class, 1..200u64).prop_map(|(class, pages)| Step::Alloc(class, pages)),
-        4 => (any::<prop::sample::Index>(), 1..200u64).prop_map(|(which, pages)| Step::Free(which, pages)),
+        4 => (any::<prop::sample::Index>(), 1..200u64)
+            .prop_map(|(which, pages)| Step::Free(which, pages)),
         1 => any::<prop::sample::Index>().prop_map(Step::FreeZero),
         1 => (0..600u64).prop_map(Step::Leave),
         1 => (0..10usize).prop_map(Step::Block),

@@ -25,7 +25,10 @@ proptest! {
 
     #[test]
     fn blocks_are_aligned_disjoint_and_come_back_whole(
-        steps in prop::collection::vec((0usize..13, any::<prop::sample::Index>(), any::<bool>()), 1..120),
+        steps in prop::collection::vec(
+            (0usize..13, any::<prop::sample::Index>(), any::<bool>()),
+            1..120,
+        ),
     ) {
         let sim = Sim::boot(96 * MIB, Tunables::default());
         let before = free_pages(&sim);

@@ -6,13 +6,13 @@
 //!
 //! 1. A change that adds an entry calls `map_reserve` first, and fails cleanly when that fails.
 //! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So
-//!    there is a node for
-//!    every shape that a tree of these entries can take, whatever the order of changes.
+//!    there is a node for every shape that a tree of these entries can take, whatever the order of
+//!    changes.
 //! 3. Entries: giving back a range needs two cuts at most. [`FLOOR`] entries are for that, and are
-//!    brought in again
-//!    after the change; where the range had pages, these are free by then. Ranges without an object have none: there
-//!    every merge of two entries keeps one in reserve (`credits`), until a cut needs it. Entries plus credits are never
-//!    fewer than the ranges that were allocated, so that each of them can be given back alone.
+//!    brought in again after the change; where the range had pages, these are free by then. Ranges
+//!    without an object have none: there every merge of two entries keeps one in reserve
+//!    (`credits`), until a cut needs it. Entries plus credits are never fewer than the ranges that
+//!    were allocated, so each of them can be given back alone.
 //!
 //! Whenever the map's lock is released, the reserve is brought to just these rules (`map_settle`):
 //! then the pages of a map follow from its entries and credits alone, however it came to them, and

@@ -89,8 +89,14 @@ proptest! {
                 }
             }
             prop_assert_eq!(notes.take(), std::mem::take(&mut model.woken));
-            let asleep: Vec<_> = sim.waiting().iter().filter(|w| w.tid >= 100).map(|w| (w.tid, w.deadline)).collect();
-            let expected: Vec<_> = model.sleepers.iter().map(|&(tid, _, deadline)| (tid, deadline)).collect();
+            let asleep: Vec<_> = sim
+                .waiting()
+                .iter()
+                .filter(|w| w.tid >= 100)
+                .map(|w| (w.tid, w.deadline))
+                .collect();
+            let expected: Vec<_> =
+                model.sleepers.iter().map(|&(tid, _, deadline)| (tid, deadline)).collect();
             prop_assert_eq!(asleep, expected);
         }
     }

@@ -58,7 +58,9 @@ proptest! {
         let refs = f.kmem_refs();
         for step in steps {
             let (pages, got) = match step {
-                Step::Malloc { pages } => (pages, vm.kmem_malloc(f.map, pages * PAGE_SIZE, MallocFlags::NOWAIT)),
+                Step::Malloc { pages } => {
+                    (pages, vm.kmem_malloc(f.map, pages * PAGE_SIZE, MallocFlags::NOWAIT))
+                }
                 Step::Alloc { pages } => (pages, vm.kmem_alloc(f.map, pages * PAGE_SIZE)),
                 Step::Nofault { pages } => (pages, vm.kmem_alloc_nofault(f.map, pages * PAGE_SIZE)),
                 Step::Free { start, pages } => {
@@ -83,7 +85,8 @@ proptest! {
                 }
             }
             let ranges = f.ranges();
-            let covered = |page: u64| ranges.iter().any(|&(start, end)| start <= page && page < end);
+            let covered =
+                |page: u64| ranges.iter().any(|&(start, end)| start <= page && page < end);
             prop_assert!((0..PAGES).all(|page| covered(page) == taken.at(page)));
             let kmem_object = vm.kmem_object();
             let entries = || vm.vm_map_entries(f.map).map(|entry| vm.get(entry));

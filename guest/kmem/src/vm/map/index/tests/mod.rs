@@ -37,11 +37,13 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1u64..6).prop_map(|pages| Step::Allocate { pages }),
-        2 => (any::<u64>(), 1u64..40).prop_map(|(start, pages)| Step::AllocateFrom { start, pages }),
+        2 => (any::<u64>(), 1u64..40)
+            .prop_map(|(start, pages)| Step::AllocateFrom { start, pages }),
         4 => any::<u64>().prop_map(|which| Step::Free { which }),
         1 => any::<u64>().prop_map(|which| Step::FreeHalf { which }),
         2 => (any::<u64>(), any::<u64>()).prop_map(|(which, page)| Step::Split { which, page }),
-        2 => (any::<u64>(), any::<bool>()).prop_map(|(which, keep_low)| Step::Join { which, keep_low }),
+        2 => (any::<u64>(), any::<bool>())
+            .prop_map(|(which, keep_low)| Step::Join { which, keep_low }),
         2 => (any::<u64>(), 1u64..9).prop_map(|(which, pages)| Step::SetEnd { which, pages }),
         2 => any::<u64>().prop_map(|page| Step::Lookup { page }),
     ]
