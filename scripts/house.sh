@@ -40,12 +40,34 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
         }
         if (lengths[functions] > 30) {
             thirty++
-            if (steps < 2) {
+            # A body of one expression, a match or a chain, has no steps.
+            if (steps < 2 && statements != 1) {
                 unnumbered++
                 if (what == "--steps") printf "%s:%d: %s, %d lines\n", FILENAME, begin, name, lengths[functions]
             }
         }
-        in_function = 0
+        in_function = 0; waiting = ""
+    }
+    # An unlock, relock or wait without a word on what may have changed.
+    function found_bare(place) {
+        bare++
+        if (what == "--unlocks") printf "%s:%s\n", FILENAME, place
+    }
+    # Decides whether the unlock in `waiting` is the last that its function does, from what follows
+    # it: `return`, a value without `self`, ends of blocks that are not loops.
+    function after_unlock(line,   i) {
+        i = indent(line)
+        if (skipping && i > skipped) return
+        if (line ~ /^ *} else/) { skipping = 1; skipped = i; return }
+        skipping = 0
+        if (line ~ /^ *}/) {
+            # What end_function sees at the level of the function is the end.
+            if (i > level && opened[i] ~ /^ *(loop|while|for)/) { found_bare(waiting); waiting = "" }
+            return
+        }
+        if (line ~ /^ *return/) { waiting = ""; return }
+        if (line !~ /self/ && line !~ /[;{(,]$/) return
+        found_bare(waiting); waiting = ""
     }
     FNR == 1 {
         if (file_lines) file_length[++n_files] = file_lines
@@ -74,10 +96,14 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
     /^}/ { type = "" }
     !in_function && /^ *(pub(\([a-z :]*\))? )?(const )?(unsafe )?(extern "[^"]*" )?fn [a-z_0-9]+/ && !/;$/ {
         match($0, /fn [a-z_0-9]+/); name = substr($0, RSTART + 3, RLENGTH - 3)
-        begin = FNR; level = indent($0); in_function = 1; steps = 0
+        begin = FNR; level = indent($0); in_function = 1; steps = 0; statements = 0; in_body = 0
+        waiting = ""; said = 0
         if (type != "" && !is_trait && level == 4) methods[room " " type]++
         if ($0 ~ /}$/) end_function()
     }
+    in_function && in_body && indent($0) == level + 4 && /^ *[^ })\].\/]/ { statements++ }
+    in_function && indent($0) == level && /\{$/ { in_body = 1 }
+    waiting != "" && !/^ *\/\// && !/^ *$/ { after_unlock($0) }
     in_function && FNR > begin && indent($0) == level && /^ *(}|.*;$)/ && (/^ *}/ || /;$/) { end_function() }
     in_function && /^ *\/\/ [0-9]+\. / { steps++ }
     # What is to stay at zero. Words within comments and strings do not count.
@@ -94,12 +120,21 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
         if (in_function && code ~ /(unlock(_[a-z]+)?\(|drop\([a-z_]*(queue|lock|guard)|msleep\(|tsleep\(|mi_switch\(|vm_wait[a-z]*\(|_and_wait\()/ &&
             code !~ /fn /) {
             unlocks++
-            if (last !~ /^ *\/\//) {
-                bare++
-                if (what == "--unlocks") printf "%s:%d: %s\n", FILENAME, FNR, $0
+            if (!said) {
+                # Another branch unlocks, too: both go on at the same place.
+                if (waiting != "" && !skipping) found_bare(waiting)
+                waiting = FNR ": " $0; skipping = 0
+                # A wait ends nothing: its caller goes on with what has changed.
+                if (code !~ /unlock(_[a-z]+)?\(|drop\(/ || code ~ /_and_wait/) {
+                    found_bare(waiting); waiting = ""
+                }
             }
         }
     }
+    # The comment stands above the statement, which may have begun some lines before.
+    /^ *\/\/([^\/!]|$)/ { said = 1 }
+    !/^ *\/\// && /[;{}]$/ { said = 0 }
+    { if ($0 ~ /\{$/ && $0 !~ /^ *\/\//) opened[indent($0)] = $0 }
     /SAFETY:/ { safety = 1 }
     # The comment stands above the statement, which may have begun some lines before the block.
     !/^ *\/\// && /[;{}]$/ { safety = 0 }

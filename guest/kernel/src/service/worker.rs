@@ -85,6 +85,8 @@ fn make_threads(vm: &KernelVm, _: u64) {
                 None => vm.taskqueue_sleep((LockClass::Driver, &BOARD_LOCK)),
             }
         };
+        // More threads may be wanted while this one is made: the board is read again afterwards.
+        // Nobody else makes this one.
         vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
         let made = make(vm, thread, Wait::Yes);
         BOARD.with(|board| board.is_made(thread));
@@ -146,6 +148,7 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
             vm.mtx_unlock(LockClass::Driver, &lock.owner);
             return op;
         }
+        // A request may have been posted: the board is looked at again.
         let _ = vm.msleep(channel(thread), (LockClass::Driver, lock), 0, REQUEST, 0, Relock::Yes);
     }
 }
@@ -156,6 +159,7 @@ pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
     let micros = threads::clock().map_or(micros, |clock| micros.min(clock.left()));
     if micros > 0 {
         let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
+        // Nobody wakes this channel, and no lock is held: only time passes.
         let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "sleep", ticks);
     }
     Outcome::Ok
@@ -169,6 +173,7 @@ fn perform(vm: &KernelVm, op: &Op) -> Outcome {
             let lock = &BOARD_LOCK;
             vm.mtx_lock(LockClass::Driver, &lock.owner);
             BOARD.with(|board| *board.settling() += 1);
+            // The guest was at rest when this thread was woken, and need not be any more.
             let _ = vm.msleep(
                 channel(MAX_THREADS),
                 (LockClass::Driver, lock),

@@ -61,6 +61,8 @@ impl<'a, M: PhysMem + Cpu, L: Lock> Guard<'a, M, L> {
 
     /// Calls `f` with the lock released. What it guards may have changed in any way afterwards.
     pub(crate) fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        // What the lock guards may change until it is acquired again. The exclusive borrow of the
+        // guard keeps the caller from holding proofs or references of before.
         self.kern.mtx_unlock(L::CLASS, &self.mtx.owner);
         let result = f();
         self.kern.mtx_lock(L::CLASS, &self.mtx.owner);

@@ -286,9 +286,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
             }
             if self.others_are_idle(cpu) {
                 self.idle_pass();
+                // An interrupt may make a thread runnable, here or on another CPU: both are looked
+                // at again.
                 self.sched_unlock();
                 self.machine().cpu_idle(self);
             } else {
+                // Another CPU may queue a thread here, or leave one that this CPU can take.
                 self.sched_unlock();
                 self.machine().cpu_spinwait(spins);
                 self.hardclock(self.machine().ticks());
@@ -405,6 +408,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
 
     fn give_way(&self, turn: Turn) {
         self.runq_add(self.pcpu(), self.current_thread(), turn);
+        // Other threads have run when this returns, perhaps on another CPU: of the scheduler's
+        // state only the lock is as before.
         self.mi_switch();
     }
 

@@ -26,6 +26,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             lock.owner.set(me);
             self.sx_count();
         } else {
+            // The owner may release the lock here: `sx_wait` looks at it again.
             self.sched_unlock();
             self.assert_may_sleep(name, HeldLocks::empty());
             self.sched_lock();
@@ -45,6 +46,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         lock.waiters.inc();
         self.count_sx_contested();
         self.sleepq_add(self.current_thread(), WaitChannel::of(sx), name);
+        // The owner has made this thread the next one before it woke it: the lock is held now.
         self.mi_switch();
     }
 

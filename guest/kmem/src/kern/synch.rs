@@ -105,8 +105,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
             t.priority.set(priority);
         }
         if let Some((class, Mtx { owner: word })) = interlock {
+            // What the interlock guards may change now. A wakeup is not missed: this thread is on
+            // the sleep queue, and the waker needs the scheduler's lock, which is still held.
             self.mtx_unlock(class, word);
         }
+        // Others have run. What the caller waited for need not hold any more: it looks again.
         self.mi_switch();
         let timed_out = t.timed_out.is_set();
         t.timed_out.lower();

@@ -60,6 +60,7 @@ impl<'a> Mailbox<'a> {
             if spins % SPINS_BEFORE_SLEEP == 0 {
                 // The other side may not have begun, or wait for this CPU.
                 let channel = WaitChannel::of(KPtr::<u64>::new(self.place));
+                // Both look at the mailbox alone, which the loop reads again.
                 let (Sleep::Woken | Sleep::TimedOut) = vm.tsleep(channel, 0, "spin", 1);
             }
             vm.machine().cpu_spinwait(spins);

@@ -145,8 +145,9 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.page_list_push(&cache.pages, pfn, End::Head);
         cache.frees.inc();
         free.fetch_add(1);
+        // From here on others may allocate the page. A thread that has begun to wait since the look
+        // above has counted without it.
         drop(locked);
-        // Who has begun to wait since the look above has counted without this page.
         fence(Ordering::SeqCst);
         if self.vm_pages_awaited() {
             self.vm_page_free_wakeup(&self.free_queue());

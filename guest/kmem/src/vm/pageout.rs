@@ -73,6 +73,7 @@ impl<M: VmMachine> Vm<M> {
     /// unlocked meanwhile.
     fn pagedaemon_sleep(&self, queue: &mut FreeQueue<'_, M>, timo: u64) {
         let (channel, interlock) = (self.pagedaemon_channel(), queue.interlock());
+        // Pages may have been freed or taken: the caller's loop reads counts and flags again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(channel, interlock, PVM, "psleep", timo, Relock::Yes);
     }

@@ -40,6 +40,7 @@ impl<M: VmMachine> Vm<M> {
 
     /// Sleeps until there is something to do. Locks: `interlock` is held, and released meanwhile.
     pub fn taskqueue_sleep(&self, interlock: (LockClass, &Mtx)) {
+        // There may be more to do by now, or nothing: the caller looks again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(self.taskqueue_channel(), interlock, 0, IDLE, 0, Relock::Yes);
     }

@@ -122,6 +122,7 @@ impl<M: VmMachine> Vm<M> {
     /// [`Cpu::cpu_fork`](crate::machine::Cpu::cpu_fork) says.
     pub fn fork_exit(&self, start: ThreadStart<Self>, arg: u64) -> ! {
         self.arrive();
+        // The thread that left this CPU is off its stack, and may be run by others or freed.
         self.sched_unlock();
         start(self, arg);
         self.kthread_exit()
@@ -153,6 +154,8 @@ impl<M: VmMachine> Vm<M> {
         let last = self.cpus().last().map_or(&self.state().cpuhead, |last| &last.allcpu_next);
         last.set(pcpu);
         self.cnt().ncpu.inc();
+        // Others may find the CPU from here on. It does not run yet, so nobody uses its page cache
+        // before the caches' floor counts it.
         self.sched_unlock();
         self.page_caches_enable(&queue);
         Ok((pcpu, idle))

@@ -30,6 +30,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         pri: u8,
         wmesg: &'static str,
     ) {
+        // Pages have come in, and others may have taken them: the caller tries again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(channel, queue.hand_over(), pri, wmesg, 0, Relock::Drop);
     }
@@ -83,6 +84,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// Locks: none may be held.
     pub fn vm_wait_for(&self, pages: u64) {
         if pages < self.cnt().v_free_min.get() {
+            // As below: the caller tries again with what there is then.
             return self.vm_wait();
         }
         let queue = self.free_queue();

@@ -57,6 +57,7 @@ impl<M: VmMachine> Vm<M> {
             if !self.vm_page_zero_check(&queue) || !self.vm_page_zero_idle(&queue) {
                 self.state().pagezero_sleeps.raise();
                 let (channel, timo) = (self.zero_state_channel(), self.hz() * LOOK_AGAIN);
+                // Pages may have been freed or taken: the counts are read again.
                 let (Sleep::Woken | Sleep::TimedOut) =
                     self.msleep(channel, queue.interlock(), 0, "pgzero", timo, Relock::Yes);
             }

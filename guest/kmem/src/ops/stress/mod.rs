@@ -125,6 +125,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
     fn mix(&mut self, operations: u64) -> Result<(), Outcome> {
         // The CPU that takes the requests is free for those of the other parties meanwhile.
         let channel = WaitChannel::of(self.vm.current_thread());
+        // Nothing was looked at yet that others could change.
         let (Sleep::Woken | Sleep::TimedOut) = self.vm.tsleep(channel, 0, "stress", 2);
         while self.done < operations {
             self.step()?;

@@ -230,6 +230,7 @@ impl<M: Machine> Map<M> {
         let sleep = self.map_sleep();
         // Whoever changes the map from here on finds the interlock owned until this thread sleeps.
         self.vm_map_unlock(map);
+        // Room may have come, and been taken by others that were woken at the same time.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(map_channel(map), sleep.hand_over(), PVM, "vmmaps", 0, Relock::Drop);
     }

@@ -196,6 +196,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         let page = self.page(m);
         page.oflags.update_locked(|flags| flags | PageOflags::WANTED);
         let interlock = object.interlock();
+        // The page may be busy again, freed, or of another object: the caller looks it up again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(WaitChannel::of(m), interlock, PVM, wmesg, 0, Relock::Yes);
         Slept::Yes
