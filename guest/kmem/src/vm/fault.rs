@@ -18,7 +18,7 @@ use vmkern_abi::layout::{
 };
 
 use super::map::{FaultPlace, Map};
-use super::object::Slept;
+use super::object::{LockedObject, Slept};
 use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Vm, VmMachine};
@@ -115,6 +115,7 @@ impl<M: VmMachine> Vm<M> {
     ) -> Result<(), KernReturn> {
         self.cnt().v_faults.fetch_add(1);
         loop {
+            // 1. The entry and the place in its object. The map is locked from here on.
             let place = match self.vm_map_lookup(map, va, fault_type) {
                 Ok(place) => place,
                 Err(KernReturn::ResourceShortage) => {
@@ -130,6 +131,7 @@ impl<M: VmMachine> Vm<M> {
                     va.page().get()
                 ));
             }
+            // 2. The page there. After a wait everything may be different: it begins anew.
             match self.vm_fault_at(&place, va.page(), fault_type, reason) {
                 Resolution::Resolved => return Ok(()),
                 Resolution::Failed(code) => return Err(code),
@@ -150,35 +152,14 @@ impl<M: VmMachine> Vm<M> {
             self.vm_map_lookup_done(place);
             return Resolution::Failed(KernReturn::Failure);
         };
+        // 1. The page, found or made.
         let mut locked = self.vm_object_lock(object);
-        let found = match self.vm_page_lookup(&locked, place.pindex) {
-            Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
-            Some(m) => {
-                self.vm_page_busy(m);
-                Found::Page(m)
-            }
-            None if place.pindex >= self.get(object).size.get() => {
-                Found::Nothing(KernReturn::ProtectionFailure)
-            }
-            None if self.vm_page_count_severe() => Found::Shortage,
-            None => {
-                match self.vm_page_alloc(
-                    &locked,
-                    place.pindex,
-                    AllocClass::Normal,
-                    AllocFlags::ZERO,
-                ) {
-                    Some(m) => {
-                        self.vm_fault_zero_fill(object, m);
-                        Found::Page(m)
-                    }
-                    None => Found::Shortage,
-                }
-            }
-        };
+        let found = self.vm_fault_page(&locked, place.pindex);
+
+        // 2. Its mapping, or the wait for whoever works on it.
         match found {
             Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
-            // The map is not kept locked asleep, so that a reference must keep the object.
+            // The map is not kept locked asleep, so a reference must keep the object.
             Found::Busy(m) => {
                 self.get(object).ref_count.inc();
                 self.vm_map_lookup_done(place);
@@ -186,7 +167,7 @@ impl<M: VmMachine> Vm<M> {
             }
             Found::Nothing(_) | Found::Shortage => {}
         }
-        // The page is mapped by now, if there is one. Others may work on it, or take it away.
+        // 3. The page is mapped by now, if there is one. Others may work on it, or take it away.
         drop(locked);
         if matches!(found, Found::Busy(_)) {
             self.vm_object_deallocate(object);
@@ -200,6 +181,31 @@ impl<M: VmMachine> Vm<M> {
                 // The map is unlocked, too: everything may change.
                 self.vm_waitpfault();
                 Resolution::Again
+            }
+        }
+    }
+
+    /// The page at `pindex` of the locked object, busy: the one there, or a new one, zeroed.
+    fn vm_fault_page(&self, locked: &LockedObject<'_, M>, pindex: u64) -> Found {
+        let object = locked.pointer();
+        match self.vm_page_lookup(locked, pindex) {
+            Some(m) if self.vm_page_is_busy(m) => Found::Busy(m),
+            Some(m) => {
+                self.vm_page_busy(m);
+                Found::Page(m)
+            }
+            None if pindex >= self.get(object).size.get() => {
+                Found::Nothing(KernReturn::ProtectionFailure)
+            }
+            None if self.vm_page_count_severe() => Found::Shortage,
+            None => {
+                match self.vm_page_alloc(locked, pindex, AllocClass::Normal, AllocFlags::ZERO) {
+                    Some(m) => {
+                        self.vm_fault_zero_fill(object, m);
+                        Found::Page(m)
+                    }
+                    None => Found::Shortage,
+                }
             }
         }
     }

@@ -27,7 +27,9 @@ use core::mem::offset_of;
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE, round_page};
 use vmkern_abi::kmem::{KernReturn, MallocFlags, MapId};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
-use vmkern_abi::layout::{PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmObject};
+use vmkern_abi::layout::{
+    PageFlags, Protection, Thread, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject,
+};
 
 use super::map::{EntrySpec, FindSpace, Lookup, NoRange};
 use super::object::LockedObject;
@@ -85,7 +87,7 @@ impl<M: VmMachine> Vm<M> {
         let size = request(size)?;
         let kernel_object = self.kernel_object();
 
-        // Room in the map gives the address, and the address the place in the object.
+        // 1. Room in the map gives the address, and the address the place in the object.
         let locked = self.vm_map_locked(map);
         let addr = self.kmem_space_wait(map, size, kernel_object).ok()?;
         self.kmem_enter(map, addr, size, kernel_object);
@@ -93,7 +95,7 @@ impl<M: VmMachine> Vm<M> {
         // given out.
         drop(locked);
 
-        // The pages are there before vm_map_wire, whose faults then only map and wire them.
+        // 2. The pages are there before vm_map_wire, whose faults then only map and wire them.
         let mut object = self.vm_object_lock(kernel_object);
         for pindex in indices(addr, size) {
             self.page_point();
@@ -107,14 +109,14 @@ impl<M: VmMachine> Vm<M> {
         }
         drop(object);
 
-        // And finally, the data is wired. The range is the entry just made: only whoever frees it
-        // meanwhile leaves a hole.
+        // 3. Finally, the data is wired. The range is the entry just made: only a free of it, while
+        // the map was unlocked, leaves a hole.
         while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
             if code != KernReturn::ResourceShortage {
                 self.kmem_alloc_abandon(map, addr, size);
                 self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
             }
-            // Nothing is wired: the wiring begins anew.
+            // Nothing is wired, and no lock is held: the wiring begins anew.
             self.vm_wait();
         }
         Some(addr)
@@ -139,6 +141,7 @@ impl<M: VmMachine> Vm<M> {
     /// once there is a pagedaemon. Locks: takes the parent's. Sleeps.
     #[must_use]
     pub fn kmem_suballoc(&self, parent: KPtr<VmMap>, size: u64) -> KPtr<VmMap> {
+        // 1. The range of the parent, which decides the ends of the map.
         let size = round_page(size).unwrap_or(0);
         let min = self.get(parent).min_offset();
         let min = loop {
@@ -151,6 +154,7 @@ impl<M: VmMachine> Vm<M> {
                 )),
             }
         };
+        // 2. The map itself.
         let max = min.add(size);
         let result = loop {
             match self.vm_map_create(min, max) {
@@ -160,6 +164,7 @@ impl<M: VmMachine> Vm<M> {
                 Err(Shortage) => self.panic(format_args!("kmem_suballoc: cannot create submap")),
             }
         };
+        // 3. The range becomes the map's: from then on faults in it go through the map.
         while let Err(code) = self.vm_map_submap(parent, min, max, result) {
             if code != KernReturn::ResourceShortage || !self.vm_can_wait() {
                 self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
@@ -188,10 +193,53 @@ impl<M: VmMachine> Vm<M> {
         flags: MallocFlags,
     ) -> Option<GuestVirt> {
         let size = request(size)?;
+        let kmem_object = self.kmem_object();
+
+        // 1. Room in the map gives the address, and the address the place in the object. The map is
+        // locked from here on.
+        let addr = self.kmem_malloc_space(map, size, flags)?;
+
+        // 2. The entry keeps others out of the range, should the map be unlocked to wait for pages.
+        self.kmem_enter(map, addr, size, kmem_object);
+
+        // 3. The pages, busy so that nobody else works on them before they are mapped.
+        self.kmem_malloc_pages(map, addr, size, flags)?;
+
+        // 4. The entry is wired, and may merge with its neighbours, which are wired as well. The
+        // object is unlocked here, because the merge takes its lock to drop a reference.
+        let entry = self.kmem_malloc_entry(map, addr, size);
+        self.get(entry).wired_count.set(1);
+        self.vm_map_simplify_entry(map, entry);
+
+        // 5. The mappings. A page is not busy any more when it is mapped.
+        let object = self.vm_object_lock(kmem_object);
+        for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
+            self.page_point();
+            if let Some(m) = self.vm_page_lookup(&object, pindex) {
+                // The kernel's page tables are there, so this does not block.
+                self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);
+                self.vm_page_wakeup(m);
+            }
+        }
+        drop(object);
+        // From here on neighbours may merge with the entry.
+        self.vm_map_unlock(map);
+        Some(addr)
+    }
+
+    /// The first step of [`Vm::kmem_malloc`]: room, with a reference to kmem_object. The map is
+    /// locked afterwards, or unlocked when there is none. Panics unless `NOWAIT` when eight calls
+    /// for memory have made no room.
+    fn kmem_malloc_space(
+        &self,
+        map: KPtr<VmMap>,
+        size: u64,
+        flags: MallocFlags,
+    ) -> Option<GuestVirt> {
         let nowait = flags.contains(MallocFlags::NOWAIT);
         let kmem_object = self.kmem_object();
 
-        // Room in the map gives the address, and the address the place in the object.
+        // 1. Room that is there. A caller that may sleep waits for the pages that describe it.
         self.vm_map_lock(map);
         let mut space = if nowait {
             self.kmem_space(map, size, kmem_object)
@@ -204,6 +252,7 @@ impl<M: VmMachine> Vm<M> {
             if nowait || !matches!(why, NoRange::Refused(_)) {
                 return None;
             }
+            // 2. Room that others give back, when they are asked.
             for i in 0..8 {
                 self.vm_lowmem();
                 self.uma_reclaim();
@@ -230,10 +279,22 @@ impl<M: VmMachine> Vm<M> {
                 "kmem_malloc({size}): kmem_map too small: {total} total allocated"
             ))
         };
-        self.kmem_enter(map, addr, size, kmem_object);
+        Some(addr)
+    }
 
-        // NOWAIT alone may come from an interrupt, which gets what it can; all others leave it the
-        // last pages.
+    /// The third step of [`Vm::kmem_malloc`]: a wired, busy page for each index of the range.
+    /// `None` with `NOWAIT` when pages run out: then everything is given back, and the map is
+    /// unlocked. Locks: the map is locked, and unlocked while it waits; takes kmem_object's.
+    fn kmem_malloc_pages(
+        &self,
+        map: KPtr<VmMap>,
+        addr: GuestVirt,
+        size: u64,
+        flags: MallocFlags,
+    ) -> Option<()> {
+        // 1. NOWAIT alone may come from an interrupt, which gets what it can; all others leave it
+        // the last pages.
+        let nowait = flags.contains(MallocFlags::NOWAIT);
         let class = match flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE) {
             MallocFlags::NOWAIT => AllocClass::Interrupt,
             _ => AllocClass::System,
@@ -241,7 +302,8 @@ impl<M: VmMachine> Vm<M> {
         let mut pflags = AllocFlags::WIRED;
         pflags.set(AllocFlags::ZERO, flags.contains(MallocFlags::ZERO));
 
-        let mut object = self.vm_object_lock(kmem_object);
+        // 2. Page after page, whatever waits they take.
+        let mut object = self.vm_object_lock(self.kmem_object());
         for pindex in indices(addr, size) {
             self.page_point();
             let m = loop {
@@ -270,10 +332,13 @@ impl<M: VmMachine> Vm<M> {
                 self.panic(format_args!("kmem_malloc: page {} is managed", m.addr()));
             }
         }
-        drop(object);
+        Some(())
+    }
 
-        // The entry is still exactly this range: nothing merges with it while it is not wired and
-        // its neighbours are.
+    /// The entry that [`Vm::kmem_malloc`] has made. It is still exactly this range: nothing merges
+    /// with it while it is not wired and its neighbours are. Panics when somebody has freed the
+    /// range, or a part of it, while the map was unlocked. Locks: the map is locked.
+    fn kmem_malloc_entry(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) -> KPtr<VmMapEntry> {
         let entry = match self.vm_map_lookup_entry(map, addr) {
             Lookup::Inside(entry) => entry,
             Lookup::After(_) => {
@@ -284,24 +349,7 @@ impl<M: VmMachine> Vm<M> {
         if e.start.get() != addr || e.end.get() != addr.add(size) || e.wired_count.get() != 0 {
             self.panic(format_args!("kmem_malloc: entry not found or misaligned"));
         }
-        e.wired_count.set(1);
-
-        // The object is unlocked here, because the merge takes its lock to drop a reference.
-        self.vm_map_simplify_entry(map, entry);
-
-        let object = self.vm_object_lock(kmem_object);
-        for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
-            self.page_point();
-            if let Some(m) = self.vm_page_lookup(&object, pindex) {
-                // The kernel's page tables are there, so that this does not block.
-                self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);
-                self.vm_page_wakeup(m);
-            }
-        }
-        drop(object);
-        // From here on neighbours may merge with the entry.
-        self.vm_map_unlock(map);
-        Some(addr)
+        entry
     }
 
     /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is no
@@ -313,6 +361,7 @@ impl<M: VmMachine> Vm<M> {
     #[must_use]
     pub fn kmem_alloc_wait(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
+        // 1. Room, and as long as there is none, sleep after sleep.
         let m = self.get(map);
         let addr = loop {
             // The map's lock keeps sleepers and wakers apart.
@@ -336,6 +385,7 @@ impl<M: VmMachine> Vm<M> {
             // The map may have changed in any way: it is looked at again.
             self.vm_map_unlock_and_wait(map);
         };
+        // 2. The range is taken before the map is unlocked.
         if let Err(code) = self.vm_map_insert(map, &EntrySpec::EMPTY, addr, addr.add(size)) {
             self.panic(format_args!("vm_map_insert: room just found at {addr} is gone: {code}"));
         }

@@ -8,6 +8,25 @@ use super::{EntrySpec, Lookup, Map, header};
 use crate::machine::Machine;
 use crate::vm::object::Coalesced;
 
+/// Sets every field of the new entry `e` but its links.
+fn fill(
+    e: &VmMapEntry,
+    spec: &EntrySpec,
+    (start, end): (GuestVirt, GuestVirt),
+    (object, offset): (KPtr<VmObject>, u64),
+) {
+    e.start.set(start);
+    e.end.set(end);
+    e.object.set(object);
+    e.offset.set(offset);
+    e.eflags.set(spec.eflags());
+    e.wired_count.set(0);
+    e.protection.set(spec.protection);
+    e.max_protection.set(spec.max_protection);
+    e.inheritance.set(VmMapEntry::INHERIT_DEFAULT);
+    e.deleter.set(0);
+}
+
 impl<M: Machine> Map<M> {
     /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
     ///
@@ -27,6 +46,7 @@ impl<M: Machine> Map<M> {
         start: GuestVirt,
         end: GuestVirt,
     ) -> Result<(), KernReturn> {
+        // 1. The place, and everything that can fail. Nothing has changed before.
         let m = self.get(map);
         debug_assert!(start.is_page_aligned() && end.is_page_aligned());
         if start < m.min_offset() || end > m.max_offset() || start >= end {
@@ -45,6 +65,7 @@ impl<M: Machine> Map<M> {
         }
         self.map_reserve(m, 1).map_err(|_| KernReturn::ResourceShortage)?;
 
+        // 2. A range without an object may be more of the entry before it, or of that one's object.
         let (mut object, mut offset) = (spec.object, spec.offset);
         if !object.is_null() {
             self.map_note_second_mapping(object);
@@ -55,12 +76,7 @@ impl<M: Machine> Map<M> {
                 && b.protection.get() == spec.protection
                 && b.max_protection.get() == spec.max_protection
             {
-                m.size.update_locked(|size| size + end.since(start));
-                b.end.set(end);
-                self.map_nodes(m).index().set_end(b.start.get(), end);
-                self.map_credit(m);
-                self.map_plain_enter(m, end.since(start));
-                self.vm_map_simplify_entry(map, before);
+                self.map_extend(map, before, (start, end));
                 return Ok(());
             }
             object = b.object.get();
@@ -68,18 +84,9 @@ impl<M: Machine> Map<M> {
             self.vm_object_reference(object);
         }
 
+        // 3. An entry of its own.
         let entry = self.vm_map_entry_create(m);
-        let e = self.get(entry);
-        e.start.set(start);
-        e.end.set(end);
-        e.object.set(object);
-        e.offset.set(offset);
-        e.eflags.set(eflags);
-        e.wired_count.set(0);
-        e.protection.set(spec.protection);
-        e.max_protection.set(spec.max_protection);
-        e.inheritance.set(VmMapEntry::INHERIT_DEFAULT);
-        e.deleter.set(0);
+        fill(self.get(entry), spec, (start, end), (object, offset));
         self.map_list_insert(m, before, entry);
         self.map_nodes(m).index().link(start, end, entry);
         if object.is_null() {
@@ -87,6 +94,23 @@ impl<M: Machine> Map<M> {
         }
         m.size.update_locked(|size| size + end.since(start));
         Ok(())
+    }
+
+    /// Makes `entry`, which ends at `start`, end at `end` instead. It may merge with the next entry
+    /// then. The entry that was reserved for the range stays, as a credit.
+    fn map_extend(
+        &self,
+        map: KPtr<VmMap>,
+        entry: KPtr<VmMapEntry>,
+        (start, end): (GuestVirt, GuestVirt),
+    ) {
+        let (m, b) = (self.get(map), self.get(entry));
+        m.size.update_locked(|size| size + end.since(start));
+        b.end.set(end);
+        self.map_nodes(m).index().set_end(b.start.get(), end);
+        self.map_credit(m);
+        self.map_plain_enter(m, end.since(start));
+        self.vm_map_simplify_entry(map, entry);
     }
 
     /// Whether a range without an object of `[start, end)`, with flags `eflags`, is more of

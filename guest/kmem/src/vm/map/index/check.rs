@@ -56,6 +56,32 @@ impl<S: NodeStore> Index<'_, S> {
         )
     }
 
+    /// Checks the item in slot `at` of the leaf `node`, which ends at `next`: it is `item`.
+    fn check_item(
+        &self,
+        node: Node<'_>,
+        at: usize,
+        next: u32,
+        item: Option<(GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
+    ) -> Result<(), Damage> {
+        let key = self.address(node.key(at));
+        let (start, end, entry) = item.ok_or(Damage { rule: "an item too many", at: key })?;
+        rule(start == key, "key is not the start", key)?;
+        rule(entry.addr() == node.target(at), "item of another entry", key)?;
+        rule(self.page(end).checked_add(node.gap(at)) == Some(next), "wrong gap", key)
+    }
+
+    /// Checks what slot `at` of the inner node `node` says of its child, and returns that.
+    fn check_slot(&self, node: Node<'_>, at: usize) -> Result<Node<'_>, Damage> {
+        let page = node.key(at);
+        let key = self.address(page);
+        let child = self.store.node(KPtr::new(node.target(at)));
+        rule(child.keys[0].get() == page, "key is not the lowest of the child", key)?;
+        rule(child.max_gap_pages() == node.gap(at), "gap is not the largest of the child", key)?;
+        rule(at == 0 || node.key(at - 1) < page, "children out of order", key)?;
+        Ok(Node::new(child))
+    }
+
     fn check_node<I>(
         &self,
         node: Node<'_>,
@@ -66,6 +92,7 @@ impl<S: NodeStore> Index<'_, S> {
     where
         I: Iterator<Item = (GuestVirt, GuestVirt, KPtr<VmMapEntry>)>,
     {
+        // 1. The node itself: its level, its fill, and the slots that it does not use.
         let first = self.address(node.key(0));
         rule(node.level() == level, "wrong level", first)?;
         let is_root = level + 1 == self.height();
@@ -82,28 +109,16 @@ impl<S: NodeStore> Index<'_, S> {
                 first,
             )?;
         }
+        // 2. Its slots, in order, so that the leaves take `items` in order as well.
         let mut tally = Tally { items: 0, nodes: 1 };
         for at in 0..node.count() {
-            let page = node.key(at);
-            let key = self.address(page);
             let next = node.limit(at, limit);
             if level == 0 {
-                let (start, end, entry) =
-                    items.next().ok_or(Damage { rule: "an item too many", at: key })?;
-                rule(start == key, "key is not the start", key)?;
-                rule(entry.addr() == node.target(at), "item of another entry", key)?;
-                rule(self.page(end).checked_add(node.gap(at)) == Some(next), "wrong gap", key)?;
+                self.check_item(node, at, next, items.next())?;
                 tally.items += 1;
             } else {
-                let child = self.store.node(KPtr::new(node.target(at)));
-                rule(child.keys[0].get() == page, "key is not the lowest of the child", key)?;
-                rule(
-                    child.max_gap_pages() == node.gap(at),
-                    "gap is not the largest of the child",
-                    key,
-                )?;
-                rule(at == 0 || node.key(at - 1) < page, "children out of order", key)?;
-                let below = self.check_node(Node::new(child), level - 1, next, items)?;
+                let child = self.check_slot(node, at)?;
+                let below = self.check_node(child, level - 1, next, items)?;
                 tally.items += below.items;
                 tally.nodes += below.nodes;
             }
