@@ -167,6 +167,7 @@ pub fn walk_as_far<R: TableReader>(
     let mut granted = PteFlags::RW | PteFlags::U;
     let mut nx = PteFlags::empty();
     for (step, level) in walk.steps.iter_mut().zip(Level::TOP_DOWN) {
+        // 1. The entry at this level.
         let index = level.index(va);
         let pte = match reader.entry(table, index) {
             Ok(pte) => pte,
@@ -176,8 +177,10 @@ pub fn walk_as_far<R: TableReader>(
         if !va.is_canonical() {
             break;
         }
+        // 2. Every level must allow writes and user access; one is enough to forbid execution.
         granted &= pte.flags();
         nx |= pte.flags() & PteFlags::NX;
+        // 3. Where it leads.
         match way(paging, level, pte) {
             Way::Nowhere => break,
             Way::Reserved(bits) => {

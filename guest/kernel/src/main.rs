@@ -32,8 +32,10 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 /// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what a few CPL0
 /// instructions took, `entry_tsc` the TSC at entry.
 extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
+    // 1. What the loader says.
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));
     let args = BootArgs::parse(boot.command_line).unwrap_or_else(|word| panic!("boot: {word}"));
+    // 2. The region that the host shares, if there is one, and the clock.
     let region = args.control.map(|at| {
         let region = region::attach(at)
             .unwrap_or_else(|why| panic!("boot: control region at {at}: {why:?}"));
@@ -48,6 +50,7 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     if let Some(kind) = args.crash {
         crash_test::crash(kind);
     }
+    // 3. Memory and threads.
     let vm = memory::boot(&boot, &args);
     // From here on a deferred interrupt, such as the log's, may end in another thread.
     vm.configure_final();
@@ -57,6 +60,7 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
         vm.cnt().v_page_count.get(),
         boot.command_line
     );
+    // 4. The other CPUs, and then the work.
     if let Some(count @ 2..) = args.vcpus {
         threads::start_cpus(vm, count);
     }

@@ -128,6 +128,7 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         vm.sched_spread(Spread::Yes);
     }
     for number in 1..count {
+        // 1. The idle thread's name.
         let digits = [
             b'0' + u8::try_from(number / 10).unwrap_or(0),
             b'0' + u8::try_from(number % 10).unwrap_or(0),
@@ -136,6 +137,7 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         let digits = if number < 10 { &digits[1..] } else { &digits[..] };
         name[4..4 + digits.len()].copy_from_slice(digits);
         let name = str::from_utf8(&name[..4 + digits.len()]).unwrap_or("idle");
+        // 2. Memory: the kernel's structures with the idle thread's stack, and another stack.
         let (Ok((pcpu, idle)), Ok((low, pages))) =
             (vm.cpu_add(number, name), vm.vm_thread_new(AllocClass::System, Wait::No))
         else {
@@ -144,7 +146,7 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         let t = vm.get(idle);
         let kstack =
             t.kstack.get()..t.kstack.get().add(u64::from(t.kstack_pages.get()) * PAGE_SIZE);
-        // The last page of the other stack is the CPU's own structure, the rest its stack for
+        // 3. The last page of the other stack is the CPU's own structure, the rest its stack for
         // crashes.
         let page = low.add((pages - 1) * PAGE_SIZE);
         let at = |start: GuestVirt, end: GuestVirt| {
@@ -159,8 +161,8 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         // SAFETY: both stacks were made for this CPU, which never ends.
         let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
         adopt(cpu, idle);
-        // It is in the lists of CPUs and threads already. Nobody may look at these, the host
-        // included, before they are true.
+        // 4. The CPU begins. It is in the lists of CPUs and threads already. Nobody may look at
+        // these, the host included, before they are true.
         if let Err(why) = ap::start(cpu, || vm.cpu_has_started(pcpu)) {
             panic!("boot: CPU {number}: {why:?}");
         }

@@ -60,6 +60,7 @@ impl BootRegion {
     /// ascending; nothing when memory is too small for it.
     #[must_use]
     pub fn plan(ranges: impl ExactSizeIterator<Item = (u64, u64)> + Clone) -> Option<Self> {
+        // 1. The pages that the array describes, and the largest range, at whose end the region is.
         let count = ranges.len() as u64;
         let pages = || ranges.clone().filter(|(first, end)| first < end);
         // A page of the array describes the pages of one block: those of a fresh block touch no
@@ -67,6 +68,7 @@ impl BootRegion {
         let first_page = pages().map(|(first, _)| first & !(FRESH_BLOCK - 1)).min()?;
         let last = pages().map(|(_, end)| end).max()?;
         let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
+        // 2. Sizes, in the order of the region: array, segments and CPU, page tables.
         let array_size = last - first_page;
         let array_pages = (array_size * size_of::<VmPage>() as u64).div_ceil(PAGE_SIZE);
         let segs_bytes = (count + 1) * size_of::<VmPhysSeg>() as u64;
@@ -75,6 +77,7 @@ impl BootRegion {
         let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
         let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
         let nkpt = (FEWEST_TABLES + GuestPhys::from_pfn(last).get() / MIB).min(NKPT as u64);
+        // 3. The whole of it, which must leave a page of the range.
         let groups = (2 + segs_pages + nkpt).next_multiple_of(PREFETCH);
         let start = end.checked_sub(array_pages + groups).filter(|&start| start > first)?;
         let page = |number| GuestPhys::from_pfn(start + array_pages + number);

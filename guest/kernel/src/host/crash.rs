@@ -119,6 +119,7 @@ pub fn die(cause: &Cause<'_>) -> ! {
 }
 
 fn record(record: &CrashRecord, cause: &Cause<'_>) {
+    // 1. Where it happened, and of a trap the frame.
     record.cpu.set(PerCpu::current().number());
     record.thread.set(crate::memory::current_tid().unwrap_or(u32::MAX));
     record.in_interrupt.set(crate::memory::vm().is_some_and(|vm| vm.in_interrupt()).into());
@@ -134,6 +135,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
         }
     }
     record.cr3.set(crate::direct_map::pml4().get());
+    // 2. The message and the way there, as far as there is room for them.
     let mut message = Message { record, len: 0 };
     let _ = write!(message, "{cause}");
     let len = message.len;
@@ -144,6 +146,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
         frames += 1;
     }
     record.frames_len.set(frames);
+    // 3. The kind comes last: it says that the record is complete.
     let kind = match cause {
         Cause::Panic(_) => CrashKind::Panic,
         Cause::Trap { kind, .. } => *kind,

@@ -107,6 +107,7 @@ fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
     // without a red zone) and handlers must not; every register that it changes is declared.
     unsafe {
         asm!(
+            // 1. Fill.
             "movq xmm0, {p}", "movq xmm15, {p}", "punpcklqdq xmm0, xmm0", "punpcklqdq xmm15, xmm15",
             "movdqa xmm1, xmm0", "movdqa xmm2, xmm0", "movdqa xmm3, xmm0", "movdqa xmm4, xmm0",
             "movdqa xmm5, xmm0", "movdqa xmm6, xmm0", "movdqa xmm7, xmm0", "movdqa xmm8, xmm0",
@@ -115,11 +116,11 @@ fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
             "mov r10, {p}", "mov r11, {p}", "mov r12, {p}",
             "mov r13, {p}", "mov r14, {p}", "mov r15, {p}",
             "mov ecx, 16",
-            "2: mov [rsp + rcx * 8 - 136], {p}",
-            "dec ecx", "jnz 2b",
+            "2: mov [rsp + rcx * 8 - 136], {p}", "dec ecx", "jnz 2b",
+            // 2. Wait for the interrupts.
             "3: pause", "cmp [{counter}], {fired}", "jbe 3b",
-            "xor {wrong:e}, {wrong:e}",
-            "mov ecx, 16",
+            // 3. Compare.
+            "xor {wrong:e}, {wrong:e}", "mov ecx, 16",
             "4: cmp [rsp + rcx * 8 - 136], {p}", "je 5f", "inc {wrong}",
             "5: dec ecx", "jnz 4b",
             "cmp r10, {p}", "jne 6f", "cmp r11, {p}", "jne 6f", "cmp r12, {p}", "jne 6f",
@@ -138,16 +139,13 @@ fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
             "movq rcx, xmm1", "test rcx, rcx", "jz 8f", "inc {wrong}",
             "8: movq rcx, xmm0", "cmp rcx, {p}", "je 9f", "inc {wrong}",
             "9:",
-            p = in(reg) pattern,
-            counter = in(reg) counter,
-            fired = in(reg) fired,
-            wrong = out(reg) wrong,
-            out("rcx") _, out("r10") _, out("r11") _, out("r12") _,
-            out("r13") _, out("r14") _, out("r15") _,
-            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
-            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            p = in(reg) pattern, counter = in(reg) counter,
+            fired = in(reg) fired, wrong = out(reg) wrong,
+            out("rcx") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _,
+            out("r15") _, out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _, out("xmm8") _,
+            out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _,
+            out("xmm14") _, out("xmm15") _,
         );
     }
     wrong

@@ -171,6 +171,7 @@ impl Dispatcher<'_> {
     /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin
     /// that were started before.
     fn serve(&mut self, slot: &Slot) {
+        // 1. The request.
         let request = match Request::decode(slot) {
             Ok(request) => request,
             // A message of some other version: its tag is all that can be told.
@@ -180,6 +181,7 @@ impl Dispatcher<'_> {
             }
         };
         let Request { tag, context, op } = request;
+        // 2. One that is started: in virtual time it only joins the plan, in real time it begins.
         if let Context::Start(thread) = context {
             let taken = match self.clock.mode() {
                 TimeMode::Virtual => BOARD.with(|board| board.plan(thread, op)),
@@ -196,6 +198,7 @@ impl Dispatcher<'_> {
             return taken
                 .unwrap_or_else(|_| panic!("t{thread} was started while it was busy (tag {tag})"));
         }
+        // 3. One that somebody waits for: the plan begins first.
         let is_first = !self.begin_planned();
         match context {
             // What runs on no thread comes when those rest that were started before it.

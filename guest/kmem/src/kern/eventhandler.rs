@@ -140,6 +140,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         name: &str,
         call: impl Fn(u64, u64),
     ) -> KPtr<EventhandlerEntry> {
+        // 1. The list runs from here on, so nothing on it is freed.
         let mut lists = self.eventhandler_lists();
         let Some(list) = self.eventhandler_find(&lists, name) else { return KPtr::NULL };
         let l = self.get(list);
@@ -150,6 +151,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             }
         };
         runs(1);
+        // 2. The handlers, each without the lock. One that is called only once is dead before that
+        // call.
         let mut at = l.first.get();
         while let Some(entry) = at.non_null() {
             let e = self.get(entry);
@@ -163,6 +166,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             }
             at = e.next.get();
         }
+        // 3. The last run prunes what has died in the meantime.
         runs(-1);
         if l.runcount.get() == 0 { self.eventhandler_prune(&lists, list) } else { KPtr::NULL }
     }

@@ -92,6 +92,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         owner: u32,
         held: &Field<HeldLocks>,
     ) {
+        // 1. The running thread may own it: then it only counts, where that is allowed.
         let now = word.get();
         if now & OWNER == owner {
             if !class.is_recursive() {
@@ -103,6 +104,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             word.set(now + RECURSION);
             return;
         }
+        // 2. Another CPU may own it, which releases it soon: no owner sleeps. Waiting is safe only
+        // in the order of locks, and with one CPU there is nobody to wait for.
         if held.get().intersects(class.and_inner()) {
             self.panic(format_args!("lock order reversal: {} after {}", class.name(), held.get()));
         }
@@ -121,6 +124,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
                 spins += 1;
             }
         }
+        // 3. It is owned now.
         held.set(held.get() | class.bit());
         self.count_contested(class, self.machine().cycles().saturating_sub(begun));
         self.count_acquired(class);

@@ -104,6 +104,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Takes `thread`, which sleeps, off its queue, with one sleep queue to take along
     /// (`sleepq_resume_thread`), and its time-out back. It is on no queue then.
     fn sleepq_remove(&self, thread: KPtr<Thread>) {
+        // 1. Off the queue of its channel.
         let t = self.get(thread);
         let channel = WaitChannel(t.wchan.get());
         let Some(queue) = self.sleepq_lookup(channel) else {
@@ -116,6 +117,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         let (prev, next) = (t.sq_prev.get(), t.sq_next.get());
         prev.non_null().map_or(&q.blocked.head, |prev| &self.get(prev).sq_next).set(next);
         next.non_null().map_or(&q.blocked.tail, |next| &self.get(next).sq_prev).set(prev);
+        // 2. The last one takes the queue along, which leaves the hash; others take a spare one, of
+        // which there is one for each that sleeps behind the first.
         if q.blocked.head.get().is_null() {
             let (before, after) = (q.hash_prev.get(), q.hash_next.get());
             before
@@ -131,6 +134,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             q.spare.set(self.get(spare).hash_next.get());
             t.sleepqueue.set(spare);
         }
+        // 3. It sleeps no more.
         t.wchan.set(GuestVirt::new(0));
         t.wmesg.iter().for_each(|word| word.set(0));
         self.callout_stop(thread);

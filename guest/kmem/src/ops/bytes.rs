@@ -155,6 +155,7 @@ pub fn verify<A: Access>(
     };
     for piece in pieces {
         match piece {
+            // 1. Whole words, which are most of a range.
             Piece::Words { start, count } => {
                 let fields = access.words(GuestVirt::new(start), count, Intent::Read);
                 for (field, at) in fields.iter().zip((start..).step_by(8)) {
@@ -164,6 +165,7 @@ pub fn verify<A: Access>(
                     }
                 }
             }
+            // 2. Part of a word at either end: its bytes against those of the wanted word.
             Piece::Part { start, count } => {
                 let mut got = [0; 8];
                 for (byte, field) in

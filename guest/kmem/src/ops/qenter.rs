@@ -53,6 +53,7 @@ fn range(
 /// and changes nothing, where there is no page table, where something else is mapped, or with too
 /// few pages (SYSTEM class).
 pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
+    // 1. Everything that can be refused, before anything changes.
     let error = |code| Outcome::Error(code);
     let pages = match range(addr, count) {
         Ok(pages) => pages,
@@ -68,6 +69,7 @@ pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
             Kentered::Occupied => return error(KernReturn::InvalidArgument),
         }
     }
+    // 2. The new pages, all or none.
     let mut fresh = Chain { vm, head: KPtr::NULL };
     for _ in 0..count {
         match vm.vm_page_alloc_noobj(AllocClass::System, AllocFlags::WIRED) {
@@ -78,6 +80,7 @@ pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
             }
         }
     }
+    // 3. The old pages are free only after no CPU can reach them any more.
     let mut old = Chain { vm, head: KPtr::NULL };
     for va in pages {
         if let Kentered::Page(m) = vm.pmap_kentered(va) {

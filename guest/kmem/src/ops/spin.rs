@@ -148,6 +148,7 @@ pub fn free<M: VmMachine, A: Access>(
     let mailbox = Mailbox::at(access, mailbox);
     let mut round = 0;
     loop {
+        // 1. A page with the round's number in it, for the reader to look at.
         round += 1;
         let Some(addr) = vm.kmem_malloc(map, PAGE_SIZE, MallocFlags::NOWAIT) else {
             mailbox.over.set(1);
@@ -158,10 +159,12 @@ pub fn free<M: VmMachine, A: Access>(
         mailbox.cpu.set(cpu(vm));
         fence(Ordering::SeqCst);
         mailbox.round.set(round);
+        // 2. The free, once the reader has seen the page.
         let is_read = mailbox.wait(vm, mailbox.seen, round);
         vm.kmem_free(map, addr, PAGE_SIZE);
         fence(Ordering::SeqCst);
         mailbox.returned.set(round);
+        // 3. The reader ends the round, when it has noticed, or the test.
         if !is_read || !mailbox.wait(vm, mailbox.done, round) {
             break Outcome::Ok;
         }

@@ -72,6 +72,7 @@ impl<M: VmMachine> Vm<M> {
     /// the pagedaemon's thread asleep. Panics through the machine when memory is too small or its
     /// description wrong.
     pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
+        // 1. What the loader says, and the plan that follows from it.
         let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
             && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
         if !ordered {
@@ -81,6 +82,7 @@ impl<M: VmMachine> Vm<M> {
         let Some(region) = BootRegion::plan(boot.ranges.iter().map(|range| range.pages())) else {
             machine.panic(format_args!("vm_page_startup: no room for the page array"));
         };
+        // 2. The structures that everything stands on, all zero, and the CPU that boots.
         if boot.zeroed == Zeroed::No {
             for pfn in region.vm_page_array.pfn()..region.end.pfn() {
                 machine.zero_page(GuestPhys::from_pfn(pfn));
@@ -96,16 +98,19 @@ impl<M: VmMachine> Vm<M> {
             .page_cache_max
             .set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
         vm.get(pcpu).lock_prof.set((boot.tunables.debug_lock_prof_enable == Some(1)).into());
+        // 3. Pages, translations, objects, zones, and the running code as a thread.
         vm.vm_page_startup(boot, &region);
         vm.pmap_init(boot.pml4, &region);
         vm.vm_object_init();
         vm.zone_startup();
         vm.sched_init();
+        // 4. The maps: kernel_map, kmem_map, and the other submaps.
         vm.kmem_init(boot.virtual_avail, VM_MAX_KERNEL_ADDRESS);
         vm.kmeminit(&boot.tunables);
         let physmem =
             boot.ranges.iter().map(|range| range.pages()).map(|(first, end)| end - first).sum();
         vm.vm_ksubmap_init(physmem, &boot.tunables);
+        // 5. The kernel's own threads, asleep.
         if vm.vm_pageout_start().is_err() {
             vm.panic(format_args!("vm_pageout: no memory for the pagedaemon's thread"));
         }

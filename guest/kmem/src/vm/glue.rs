@@ -29,6 +29,7 @@ impl<M: VmMachine> Vm<M> {
         class: AllocClass,
         wait: Wait,
     ) -> Result<(GuestVirt, u64), Shortage> {
+        // 1. Addresses, with an empty page below that stops an overflow.
         let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
         let range = match wait {
             Wait::No => self.kmem_alloc_nofault(self.kernel_map(), bytes),
@@ -36,6 +37,7 @@ impl<M: VmMachine> Vm<M> {
         };
         let range = range.ok_or(Shortage)?;
         let low = range.add(KSTACK_GUARD_PAGES * PAGE_SIZE);
+        // 2. Pages, all or none.
         let mut pages: KPtr<VmPage> = KPtr::NULL;
         for _ in 0..KSTACK_PAGES {
             let m = loop {
@@ -53,6 +55,7 @@ impl<M: VmMachine> Vm<M> {
             self.vm_page_chain(m, pages);
             pages = m;
         }
+        // 3. Their mappings.
         let next = || {
             let m = pages.non_null()?;
             pages = self.vm_page_unchain(m);

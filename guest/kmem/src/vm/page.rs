@@ -282,6 +282,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         m: KPtr<VmPage>,
         contents: Contents,
     ) {
+        // 1. Its fields as those of a page that nobody has.
         let page = self.page(m);
         page.valid.set(0);
         page.dirty.set(0);
@@ -299,6 +300,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         page.pindex.set(0);
         page.private.set(0);
         page.oflags.set(PageOflags::empty());
+        // 2. To this CPU's cache, or to the lists; then threads that wait for pages are woken.
         if self.page_cache_free(m, contents) {
             return;
         }

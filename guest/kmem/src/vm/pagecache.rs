@@ -89,6 +89,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     /// fill it the free queue's.
     #[inline]
     pub(super) fn page_cache_alloc(&self, want: Want) -> Cached {
+        // 1. Near the floor the lists decide.
         let (state, free) = (self.state(), &self.cnt().v_free_count);
         let floor = state.page_cache_floor.get();
         if floor == 0 || free.get() <= floor {
@@ -97,6 +98,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         if self.machine().refuses(Supply::Page(want.class)) {
             return Cached::Refused;
         }
+        // 2. An empty cache is filled first.
         let cache = &self.pcpu().page_cache;
         let mut locked = self.page_cache_lock(cache);
         if cache.pages.head.get() == 0 {
@@ -106,6 +108,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             locked = self.page_cache_lock(cache);
             self.page_cache_refill(&queue, &locked, cache);
         }
+        // 3. Its first page, if the count of free pages, which others change, still allows it.
         let pfn = cache.pages.head.get();
         let mut page = Cached::None;
         if pfn != 0 && free.take_above(state.page_cache_floor.get()) {

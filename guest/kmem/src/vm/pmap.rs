@@ -176,6 +176,7 @@ impl<M: Machine> Pmap<M> {
         prot: Protection,
         wired: Wired,
     ) {
+        // 1. The translation.
         let va = va.page();
         let mut flags = self.machine().pte_flags_base()
             | PteFlags::V
@@ -186,6 +187,7 @@ impl<M: Machine> Pmap<M> {
         flags.set(PteFlags::M, access.contains(Protection::WRITE));
         flags.set(PteFlags::W, wired == Wired::Yes);
         let pa = self.vm_page_to_phys(m);
+        // 2. In place of the old one. CPUs that may remember a different one drop it.
         let mut flush = TlbFlush::NONE;
         let pmap = self.pmap_lock();
         let (entry, count) = self.pmap_pte_for_enter(&pmap, va);
@@ -274,6 +276,7 @@ impl<M: Machine> Pmap<M> {
         end: GuestVirt,
         flush: &mut TlbFlush,
     ) {
+        // 1. The table, and how many translations are in it.
         let pde = self.pmap_entry(start, Level::Pd).map_or(Pte::EMPTY, Field::get);
         if pde.is_large() {
             self.panic(format_args!("pmap_remove: va {start:#x} belongs to the kernel image"));
@@ -281,6 +284,7 @@ impl<M: Machine> Pmap<M> {
         let count = self.pmap_table_count(pde.frame());
         let entries = &self.at::<PageTable>(pde.frame())[Level::Pt.index(start)..];
         let addresses = (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new);
+        // 2. Entry after entry, until the table is empty.
         for (va, entry) in addresses.zip(entries) {
             if count.is_some_and(|count| count.get() == 0) {
                 return;

@@ -117,6 +117,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         zone: &SlabZone,
         kind: Zone,
     ) -> Option<KPtr<SlabHeader>> {
+        // 1. A page, and the slab's header at its start.
         if self.machine().refuses(Supply::Slab) {
             return None;
         }
@@ -126,6 +127,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         let header = self.get(slab);
         let size = u64::from(zone.item_size.get());
         let items = items_per_slab(size);
+        // 2. The items behind it, all free, in the order of addresses.
         let mut free = KPtr::NULL;
         for index in (0..items).rev() {
             let item: KPtr<SlabItem> =
@@ -134,6 +136,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             self.item_mark(zone, item, Mark::Free);
             free = item;
         }
+        // 3. The slab joins the zone.
         header.free.set(free);
         header.free_count.set(to_u32(items));
         header.zone.put(kind);

@@ -221,6 +221,7 @@ impl PerCpu {
     /// `this` is where it will lie.
     #[must_use]
     pub const fn new(cpu: u32, stacks: Stacks, entries: TrapEntries, this: *const Self) -> Self {
+        // 1. The stacks that the CPU switches to by itself: for traps, and for crashes.
         let mut ist = [core::ptr::null(); 7];
         ist[0] = stacks.trap.top();
         ist[1] = stacks.emergency.top();
@@ -236,6 +237,8 @@ impl PerCpu {
                 io_map: [0; 256],
                 io_map_end: 0xff,
             }),
+            // 2. What the entry code reads: how the body runs, where it enters it, and the bounds
+            // of the stacks.
             body_cs: AtomicU64::new(0x23),
             body_ss: AtomicU64::new(0x1b),
             body_flags: AtomicU64::new(0x202),
@@ -250,6 +253,7 @@ impl PerCpu {
             emergency_stack: stacks.emergency.top(),
             emergency_bytes: stacks.emergency.bytes(),
             trap_stack: stacks.trap.bottom(),
+            // 3. What only the body reads and writes, at rest.
             idle: IdleCpu::new(),
             shootdown: Shootdown::new(),
             this,
@@ -275,6 +279,7 @@ impl PerCpu {
         thread: KPtr<Thread>,
         pcpu: KPtr<Pcpu>,
     ) -> &'static Self {
+        // 1. The structure, with the entries of the CPU that boots.
         let (at, boot) = (page.get() as *mut Self, Self::current());
         let entries = TrapEntries { trap: boot.trap_entry, fatal: boot.fatal_entry };
         // SAFETY: by this function's contract the page is this structure's alone.
@@ -282,6 +287,7 @@ impl PerCpu {
             at.write(Self::new(cpu, stacks, entries, at));
             &*at
         };
+        // 2. The body runs as it does on that CPU, on its idle thread.
         for (to, from) in [
             (&new.body_cs, &boot.body_cs),
             (&new.body_ss, &boot.body_ss),
@@ -291,6 +297,7 @@ impl PerCpu {
         }
         new.set_thread(thread);
         new.set_pcpu(pcpu);
+        // 3. The descriptors. Only that of the TSS, which is the start of the page, is its own.
         let tss = page.get();
         let descriptor =
             TSS_LIMIT | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;

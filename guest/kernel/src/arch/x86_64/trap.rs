@@ -92,6 +92,7 @@ impl TrapFrame {
 #[unsafe(naked)]
 pub unsafe extern "C" fn trap_entry() {
     naked_asm!(
+        // 1. Complete the frame: RBX and RDI point at it, and R12 says whether it ends a halt.
         "push rcx", "push rdx", "push rbx", "push rbp", "push rsi", "push rdi",
         "push r8", "push r9", "push r10", "push r11",
         "push r12", "push r13", "push r14", "push r15",
@@ -101,12 +102,12 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rbx, rsp",
         "mov rdi, rsp",
         "xor r12d, r12d",
-        // Did it interrupt the body?
+        // 2. Did it interrupt the body?
         "mov rax, [rbx + {CS}]",
         "cmp rax, gs:[{BODY_CS}]",
         "jne 5f",
         "2:",
-        // The slot must be one of this thread's.
+        // 3. The slot must be one of this thread's.
         "mov rax, gs:[{IST1}]",
         "cmp rax, gs:[{SLOTS_LOW}]",
         "jb 6f",
@@ -127,7 +128,8 @@ pub unsafe extern "C" fn trap_entry() {
         "jb 6f",
         "cmp rax, gs:[{STACK_HIGH}]",
         "ja 6f",
-        // Below the red zone, and below the words that a handler on its way out may have put there.
+        // 4. Handle it on that stack: below the red zone, and below the words that a handler on its
+        // way out may have put there.
         "sub rax, {RED_ZONE} + 64",
         "and rax, -16",
         "mov rsp, rax",
@@ -135,6 +137,7 @@ pub unsafe extern "C" fn trap_entry() {
         "push rbp",
         "mov rbp, rsp",
         "call {handle}",
+        // 5. Return there: the words for the `iretq` go below the interrupted RSP.
         "mov rsp, rbx",
         "mov rax, [rsp + {RSP}]",
         "sub rax, {RETURN_BELOW}",
@@ -166,9 +169,9 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rsp, [rsp + {RETURN_STACK} - {VECTOR}]",
         "add qword ptr gs:[{IST1}], {SLOT} * 2",
         "iretq",
-        // It interrupted the nucleus. If that was halted, the frame of the halting call is in the
-        // slot above: take over its RIP (behind the `ud2`), CS, RFLAGS, RSP and SS, and return as
-        // that call would.
+        // 6. It interrupted the nucleus. If that was halted, the frame of the halting call is in
+        // the slot above: take over its RIP (behind the `ud2`), CS, RFLAGS, RSP and SS, and return
+        // as that call would.
         "5:",
         "lea rax, [rip + nucleus_halted]",
         "cmp rax, [rbx + {RIP}]",
@@ -189,6 +192,7 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rax, [rcx + 32]",
         "mov [rbx + {RIP} + 32], rax",
         "jmp 2b",
+        // 7. Anything else is the end.
         "6:",
         "mov rsp, gs:[{EMERGENCY_STACK}]",
         "xor ebp, ebp",

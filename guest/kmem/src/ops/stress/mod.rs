@@ -75,6 +75,7 @@ pub fn run<M: VmMachine, A: Access>(
     parties: u64,
     others: [MapId; 2],
 ) -> Outcome {
+    // 1. The maps, by sort.
     let ids = [MapId::KMEM, others[1], MapId::KERNEL, MapId::KERNEL, MapId::EXEC, others[0]];
     let maps = ids.map(|id| vm.map_by_id(id).unwrap_or(KPtr::NULL));
     let is_system = |sort: Sort| {
@@ -84,6 +85,7 @@ pub fn run<M: VmMachine, A: Access>(
     if parties == 0 || !is_system(Sort::System) || !is_pageable(Sort::Pageable) {
         return Outcome::Error(KernReturn::InvalidArgument);
     }
+    // 2. This thread's share of each, of 95 percent of the maps that all share.
     let quotas = SORTS.map(|sort| match sort {
         Sort::Kmem | Sort::System | Sort::Pageable => {
             let map = vm.get(maps[sort as usize]);
@@ -92,6 +94,7 @@ pub fn run<M: VmMachine, A: Access>(
         Sort::Wired | Sort::Nofault => KERNEL_QUOTA,
         Sort::Exec => EXEC_PAGES,
     });
+    // 3. The work.
     let books = [const { Book::new() }; 6];
     let mut stress = Stress {
         vm,
@@ -144,6 +147,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
     }
 
     fn step(&mut self) -> Result<(), Outcome> {
+        // 1. What is next: a reclaim now and then, else a sort and a size.
         let sort = match self.below(512) {
             0 => {
                 self.vm.uma_reclaim();
@@ -167,7 +171,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
             _ => 1 + self.below(4),
         };
         if matches!(sort, Sort::Exec | Sort::Pageable) && used > 0 {
-            // One at a time, and another one at once.
+            // 2. One at a time, and another one at once.
             if self.below(4) == 0 {
                 return self.free_one(sort, Part::Some);
             }
@@ -176,6 +180,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
             }
             return self.allocate(sort, pages);
         }
+        // 3. Of the other sorts, an allocation or a free, as the quota says.
         let is_full = used + pages > quota;
         // Between 74 and 100 percent of the quota, which are 70 and 95 of the map, it is a matter
         // of chance.
@@ -188,6 +193,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
 
     /// Tries to get a block of `pages` pages, uses it and enters it.
     fn allocate(&mut self, sort: Sort, pages: u64) -> Result<(), Outcome> {
+        // 1. The block. Having none is fine: nothing is entered then.
         self.done += 1;
         let (vm, map, mut size) = (self.vm, self.maps[sort as usize], pages * PAGE_SIZE);
         let mut is_zeroed = true;
@@ -213,8 +219,8 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
             Sort::Pageable => vm.kmem_alloc_wait(map, size),
         };
         let Some(addr) = addr else { return Ok(()) };
+        // 2. The pages that are used: `[first, end)`.
         let pages = size / PAGE_SIZE;
-        // The pages that are used: `[first, end)`.
         let (first, end) = match sort {
             Sort::Nofault => (1, pages),
             Sort::Exec | Sort::Pageable => (0, pages.min(1 + self.below(4))),
@@ -225,6 +231,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
             vm.kmem_free(map, addr, size);
             return Ok(());
         }
+        // 3. Their contents, and the entry in the book.
         self.next_seed = self.next_seed.wrapping_add(1);
         let seed = self.next_seed;
         if is_zeroed {

@@ -20,6 +20,7 @@ impl<M: Machine> Map<M> {
     }
 
     fn map_check_list(&self, map: KPtr<VmMap>) -> Result<(), Damage> {
+        // 1. The entries, one after the other, and each against the one before it.
         let m = self.get(map);
         let (mut count, mut size) = (0, 0);
         let (mut before, mut below) = (header(map), m.min_offset());
@@ -43,12 +44,14 @@ impl<M: Machine> Map<M> {
             count += 1;
             size += e.len();
         }
+        // 2. What the map says of all of them.
         let rule = |holds: bool, rule| {
             if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) }
         };
         rule(m.header.prev.get() == before, "list backwards is not the list forwards")?;
         rule(m.nentries.get() == count, "nentries is not the number of entries")?;
         rule(m.size.get() == size, "size is not the sum of the entries")?;
+        // 3. The index, against the same list.
         let first = (m.min_offset(), m.min_offset(), header(map));
         let items = self.vm_map_entries(map).map(|entry| {
             let e = self.get(entry);

@@ -46,19 +46,9 @@ impl<M: Machine> Map<M> {
         start: GuestVirt,
         end: GuestVirt,
     ) -> Result<(), KernReturn> {
-        // 1. The place, and everything that can fail. Nothing has changed before.
+        // 1. The place, and everything that can fail, before anything changes.
         let m = self.get(map);
-        debug_assert!(start.is_page_aligned() && end.is_page_aligned());
-        if start < m.min_offset() || end > m.max_offset() || start >= end {
-            return Err(KernReturn::InvalidAddress);
-        }
-        let Lookup::After(before) = self.vm_map_lookup_entry(map, start) else {
-            return Err(KernReturn::NoSpace);
-        };
-        let next = self.get(before).next.get();
-        if next != header(map) && self.get(next).start.get() < end {
-            return Err(KernReturn::NoSpace);
-        }
+        let before = self.map_free_after(map, start, end)?;
         let eflags = spec.eflags();
         if eflags.contains(EntryFlags::NOFAULT) && !spec.object.is_null() {
             self.panic(format_args!("vm_map_insert: paradoxical MAP_NOFAULT request"));
@@ -94,6 +84,29 @@ impl<M: Machine> Map<M> {
         }
         m.size.update_locked(|size| size + end.since(start));
         Ok(())
+    }
+
+    /// The entry, or the header, behind which `[start, end)` lies free. Errors as for
+    /// [`Map::vm_map_insert`].
+    fn map_free_after(
+        &self,
+        map: KPtr<VmMap>,
+        start: GuestVirt,
+        end: GuestVirt,
+    ) -> Result<KPtr<VmMapEntry>, KernReturn> {
+        let m = self.get(map);
+        debug_assert!(start.is_page_aligned() && end.is_page_aligned());
+        if start < m.min_offset() || end > m.max_offset() || start >= end {
+            return Err(KernReturn::InvalidAddress);
+        }
+        let Lookup::After(before) = self.vm_map_lookup_entry(map, start) else {
+            return Err(KernReturn::NoSpace);
+        };
+        let next = self.get(before).next.get();
+        if next != header(map) && self.get(next).start.get() < end {
+            return Err(KernReturn::NoSpace);
+        }
+        Ok(before)
     }
 
     /// Makes `entry`, which ends at `start`, end at `end` instead. It may merge with the next entry

@@ -42,6 +42,7 @@ impl<M: Machine> Map<M> {
     ) -> Result<FaultPlace, KernReturn> {
         let mut map = map;
         loop {
+            // 1. The entry, in this map or in the submap that it stands for.
             let locked = self.vm_map_locked_read(map);
             let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, va) else {
                 return Err(KernReturn::InvalidAddress);
@@ -56,6 +57,8 @@ impl<M: Machine> Map<M> {
                 map = KPtr::new(e.object.get().addr());
                 continue;
             }
+            // 2. Its permission, and its object, which an entry of a pageable map gets at the first
+            // fault.
             if !e.protection.get().contains(fault_type) {
                 return Err(KernReturn::ProtectionFailure);
             }
@@ -64,6 +67,7 @@ impl<M: Machine> Map<M> {
             if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
                 return Err(KernReturn::ResourceShortage);
             }
+            // 3. The place, which remains true while the map stays locked.
             let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
             locked.leave_locked();
             return Ok(FaultPlace {

@@ -65,6 +65,7 @@ impl<M: Machine> Map<M> {
         start: GuestVirt,
         length: u64,
     ) -> Result<GuestVirt, NoRange> {
+        // 1. The lowest gap.
         let m = self.get(map);
         let start = start.max(m.min_offset());
         if start.checked_add(length).is_none_or(|end| end > m.max_offset()) {
@@ -76,7 +77,8 @@ impl<M: Machine> Map<M> {
             let gap = self.map_nodes(m).index().find_gap(start, length);
             gap.ok_or(NoRange::Refused(KernReturn::NoSpace))?
         };
-        // Inside the map, so that neither sum can wrap.
+        // 2. What the range will take besides its pages: an entry, and page tables where
+        // kernel_map grows. The range is inside the map, so neither sum can wrap.
         let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX))
             .min(m.max_offset());
         let grows =
@@ -86,6 +88,7 @@ impl<M: Machine> Map<M> {
         if pages > self.cnt().v_page_count.get() {
             return Err(NoRange::Never);
         }
+        // 3. All of it is taken now, so entering the range cannot fail.
         self.map_reserve(m, 1).map_err(|_| NoRange::Pages(pages))?;
         if grows {
             self.pmap_growkernel(end).map_err(|_| NoRange::Pages(pages))?;

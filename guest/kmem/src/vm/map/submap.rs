@@ -23,6 +23,7 @@ impl<M: Machine> Map<M> {
         end: GuestVirt,
         submap: KPtr<VmMap>,
     ) -> Result<(), KernReturn> {
+        // 1. The entry, cut to the range.
         let _locked = self.vm_map_locked(map);
         let m = self.get(map);
         let (start, end) = self.map_range_clamp(m, start, end);
@@ -38,6 +39,7 @@ impl<M: Machine> Map<M> {
         if self.get(entry).start.get() < end {
             self.vm_map_clip_end(map, entry, end);
         }
+        // 2. It must be empty, and all of the range, to become a submap.
         let e = self.get(entry);
         let is_whole = e.start.get() == start && e.end.get() == end;
         if !is_whole || e.eflags.get().contains(EntryFlags::COW) || !e.object.get().is_null() {

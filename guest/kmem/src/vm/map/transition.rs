@@ -88,6 +88,7 @@ impl<M: Machine> Map<M> {
     ) -> (GuestVirt, Result<(), KernReturn>) {
         let mut entry = first;
         while entry != header(map) && self.get(entry).start.get() < end {
+            // 1. An entry in the transition of another thread is waited for.
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
                 let resume = e.start.get().max(start);
@@ -99,10 +100,12 @@ impl<M: Machine> Map<M> {
                 };
                 continue;
             }
+            // 2. Its part of the range is marked, and stays as it is until the second pass.
             entry = self.vm_map_clip_start(map, entry, start);
             self.vm_map_clip_end(map, entry, end);
             let e = self.get(entry);
             e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
+            // 3. `begin` may go on over entries that follow.
             let entry_end = e.end.get();
             let (last, result) = begin(entry, end);
             if result.is_err() {

@@ -50,6 +50,7 @@ impl<M: PhysMem + Cpu> Object<M> {
 
     /// Enters page number `pfn`, whose `pindex` says where. Panics when another page is there.
     pub(crate) fn index_insert(&self, obj: &VmObject, pfn: u32) {
+        // 1. The neighbours in the order of indices.
         let page = self.page_by_number(pfn);
         let pindex = page.pindex.get();
         let Gap { before, after } = self.index_seek(obj, pindex);
@@ -60,8 +61,8 @@ impl<M: PhysMem + Cpu> Object<M> {
             }
             neighbour.right.get() == 0
         };
-        // Of two neighbours the lower one in the tree has nothing on the side of the other: the way
-        // up begins there. What stands below the new page goes to its left or right, with the
+        // 2. Of two neighbours the lower one in the tree has nothing on the side of the other: the
+        // way up begins there. What stands below the new page goes to its left or right, with the
         // subtree that is on the far side.
         let mut above = if hangs_before { before } else { after };
         let (mut left, mut right) = (0, 0);
@@ -83,6 +84,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             }
             above = upper.parent.get();
         };
+        // 3. The page takes its place, with what was collected on both sides.
         self.index_hang(obj, Place::LeftOf(pfn), left);
         self.index_hang(obj, Place::RightOf(pfn), right);
         self.index_hang(obj, place, pfn);

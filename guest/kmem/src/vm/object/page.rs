@@ -62,6 +62,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
         loop {
+            // 1. A page that is there, once nobody works on it.
             if let Some(m) = self.vm_page_lookup(object, pindex) {
                 if self.vm_page_sleep_if_busy(object, m, "pgrbwt") == Slept::Yes {
                     if !flags.contains(AllocFlags::RETRY) {
@@ -77,6 +78,7 @@ impl<M: PhysMem + Cpu> Object<M> {
                 }
                 return Some(m);
             }
+            // 2. A new one, cleared if the caller wants that.
             let Some(m) =
                 self.vm_page_alloc(object, pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
             else {

@@ -71,12 +71,14 @@ impl<S: NodeStore> Index<'_, S> {
     /// A full node gives its upper half to a new one, whose slot goes into the parent by the same
     /// rule: at most one new node a level, and a new root.
     fn insert_after(&self, path: &Path<'_>, old_gap: u32, slot: Slot) {
+        // 1. Nearly always the leaf has room.
         let (leaf, at) = path.at(0);
         if leaf.count() < FANOUT {
             leaf.insert(at + 1, slot);
             path.propagate(old_gap, slot.gap.max(leaf.gap(at)));
             return;
         }
+        // 2. Full nodes are split from the leaf upward, until one has room for what is carried.
         let mut carry = slot;
         for level in 0..path.height() {
             let (node, at) = path.at(level);
@@ -102,6 +104,7 @@ impl<S: NodeStore> Index<'_, S> {
             }
             carry = Slot { key: right.key(0), gap: right.max_gap(), target: ptr.addr() };
         }
+        // 3. The root was full, too: a new one is above its halves.
         let left = self.root();
         let left_slot =
             Slot { key: left.key(0), gap: left.max_gap(), target: self.state.root.get().addr() };
