@@ -263,8 +263,8 @@ impl<M: VmMachine> Vm<M> {
                 }
                 // As above: whatever is freed meanwhile may make room.
                 self.vm_map_unlock(map);
-                // Nobody knows of this channel: the time always runs out.
                 let timo = ((self.hz() / 4) * (i + 1)).max(1);
+                // Nobody knows of this channel: the time always runs out.
                 let _ = self.tsleep(self.nokva_channel(), 0, "nokva", timo);
             }
         }
