@@ -117,10 +117,13 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
             if (last ~ /SAFETY/ || safety) safe++
             else if (what == "--unsafe") printf "%s:%d: %s\n", FILENAME, FNR, $0
         }
-        if (in_function && code ~ /(unlock(_[a-z]+)?\(|drop\([a-z_]*(queue|lock|guard)|msleep\(|tsleep\(|mi_switch\(|vm_wait[a-z]*\(|_and_wait\()/ &&
+        if (in_function && code ~ /(unlock(ed|_[a-z]+)?\(|drop\([a-z_]*(queues?|lock(ed)?|guard|object)\)|[mt]sleep\(|(page|pagedaemon|taskqueue)_sleep(_[a-z_]+)?\(|mi_switch\(|vm_wait[a-z_]*\(|(a|_)wait_(for_)?transition\()/ &&
             code !~ /fn /) {
             unlocks++
-            if (!said) {
+            if (said) {
+                # The same word holds for the next line, should that be one of these, too.
+                keep = 1
+            } else {
                 # Another branch unlocks, too: both go on at the same place.
                 if (waiting != "" && !skipping) found_bare(waiting)
                 waiting = FNR ": " $0; skipping = 0
@@ -133,7 +136,7 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
     }
     # The comment stands above the statement, which may have begun some lines before.
     /^ *\/\/([^\/!]|$)/ { said = 1 }
-    !/^ *\/\// && /[;{}]$/ { said = 0 }
+    !/^ *\/\// && /[;{},]$/ { said = keep; keep = 0 }
     { if ($0 ~ /\{$/ && $0 !~ /^ *\/\//) opened[indent($0)] = $0 }
     /SAFETY:/ { safety = 1 }
     # The comment stands above the statement, which may have begun some lines before the block.

@@ -82,6 +82,7 @@ fn make_threads(vm: &KernelVm, _: u64) {
         let thread = loop {
             match BOARD.with(|board| board.wanted()) {
                 Some(thread) => break thread,
+                // Threads may be wanted by now: the board is read again.
                 None => vm.taskqueue_sleep((LockClass::Driver, &BOARD_LOCK)),
             }
         };

@@ -163,6 +163,8 @@ impl<M: VmMachine> Vm<M> {
             Found::Busy(m) => {
                 self.get(object).ref_count.inc();
                 self.vm_map_lookup_done(place);
+                // Map and object may change in any way. The fault begins anew: only the object is
+                // still there, by the reference.
                 let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(&mut locked, m, "vmpfw");
             }
             Found::Nothing(_) | Found::Shortage => {}

@@ -71,6 +71,7 @@ impl<M: VmMachine> Vm<M> {
         let min = self.get(map).min_offset();
         loop {
             match self.vm_map_find(map, &EntrySpec::NOFAULT, min, size, FindSpace::Any) {
+                // The map is not locked, and may change in any way: room is looked for again.
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
                 result => return result.ok(),
             }
@@ -107,6 +108,7 @@ impl<M: VmMachine> Vm<M> {
                 }
             }
         }
+        // The pages are neither busy nor wired: a free of the range takes them away.
         drop(object);
 
         // 3. Finally, the data is wired. The range is the entry just made: only a free of it, while
@@ -147,6 +149,7 @@ impl<M: VmMachine> Vm<M> {
         let min = loop {
             match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
                 Ok(min) => break min,
+                // As in `kmem_alloc_nofault_wait`: room is looked for again.
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
                 Err(why) => self.panic(format_args!(
                     "kmem_suballoc: bad status return of {}",
@@ -221,8 +224,9 @@ impl<M: VmMachine> Vm<M> {
                 self.vm_page_wakeup(m);
             }
         }
+        // Nobody takes a page away while the map is locked. From its unlock on neighbours may merge
+        // with the entry.
         drop(object);
-        // From here on neighbours may merge with the entry.
         self.vm_map_unlock(map);
         Some(addr)
     }
@@ -310,9 +314,9 @@ impl<M: VmMachine> Vm<M> {
                     self.kmem_malloc_undo(map, addr, size, (object, pindex));
                     return None;
                 }
+                // Map and object may change until both are locked again. The range does not, unless
+                // somebody frees what has not been given out: `kmem_malloc_entry` panics then.
                 object.unlocked(|| {
-                    // Map and object may change meanwhile. The range does not, unless somebody
-                    // frees what has not been given out: that ends in the panic below.
                     self.vm_map_unlock(map);
                     // No lock is held here.
                     self.vm_wait();
@@ -439,6 +443,7 @@ impl<M: VmMachine> Vm<M> {
                 self.vm_page_free(&queues, m);
             }
         }
+        // The map is still locked: nobody can use the range before its entry is gone.
         drop(object);
         self.vm_map_delete(map, addr, addr.add(size));
         self.vm_map_unlock(map);

@@ -60,10 +60,12 @@ impl<M: VmMachine> Vm<M> {
                 // Still not enough: a second pass follows at once, the next ones take their time.
                 pass += 1;
                 if pass > 1 {
+                    // Pages may come and go, and `needed` with them: the next turn looks again.
                     self.pagedaemon_sleep(&mut queue, (self.hz() / 2).max(1));
                 }
             } else {
                 pass = if pass > 1 { 1 } else { 0 };
+                // As above. Somebody needs pages when this returns, or has needed some.
                 self.pagedaemon_sleep(&mut queue, 0);
             }
         }

@@ -60,6 +60,7 @@ impl<M: Machine> Map<M> {
                     let first = self.map_flush(map, first, marked.flush);
                     self.map_delete_marked(map, first, end);
                 }
+                // The map was unlocked: the next turn starts at the address, not at the entry.
                 (None, Some((_, entry))) => self.map_wait_for_transition(map, entry),
                 (None, None) => {}
             }

@@ -105,7 +105,8 @@ impl<M: Machine> Map<M> {
             self.vm_map_clip_end(map, entry, end);
             let e = self.get(entry);
             e.eflags.update_locked(|eflags| eflags | EntryFlags::IN_TRANSITION);
-            // 3. `begin` may go on over entries that follow.
+            // 3. `begin` may unlock the map, and others may cut the entry in the meantime: `last`
+            // is the last piece of it.
             let entry_end = e.end.get();
             let (last, result) = begin(entry, end);
             if result.is_err() {
@@ -170,6 +171,7 @@ impl<M: Machine> Map<M> {
         entry: KPtr<VmMapEntry>,
         resume: GuestVirt,
     ) -> Result<KPtr<VmMapEntry>, KernReturn> {
+        // The map was unlocked: the entry may be gone, cut, or part of another one.
         self.map_wait_for_transition(map, entry);
         let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, resume) else {
             return Err(KernReturn::InvalidAddress);

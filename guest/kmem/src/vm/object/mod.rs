@@ -71,6 +71,7 @@ impl<'a, M: PhysMem + Cpu> LockedObject<'a, M> {
 
     /// Calls `f` with the lock released. Pages may have come and gone afterwards.
     pub(in crate::vm) fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        // The object itself stays: the caller, or an entry of a map, has a reference to it.
         self.guard.unlocked(f)
     }
 }
@@ -271,6 +272,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             page.valid.set(0);
             return Removal::Done;
         }
+        // After a sleep the page may be gone, and others may have come: the caller looks again.
         if self.vm_page_sleep_if_busy(object, m, "vmopar") == Slept::Yes {
             return Removal::Again;
         }

@@ -64,6 +64,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         loop {
             // 1. A page that is there, once nobody works on it.
             if let Some(m) = self.vm_page_lookup(object, pindex) {
+                // After a sleep another page may be at `pindex`, or none: it is looked up again.
                 if self.vm_page_sleep_if_busy(object, m, "pgrbwt") == Slept::Yes {
                     if !flags.contains(AllocFlags::RETRY) {
                         return None;
