@@ -83,7 +83,9 @@ fn kernel_image() -> Result<PathBuf, String> {
         .map_err(|error| format!("cannot start cargo for the guest kernel: {error}"))?;
     if !status.success() {
         return Err(
-            "the guest kernel (package vmkern-kernel) failed to build; its compiler's messages stand above".into()
+            "the guest kernel (package vmkern-kernel) failed to build; its compiler's messages \
+             stand above"
+                .into(),
         );
     }
     Ok(target_dir.join(&target).join("guest").join("vmkern-kernel"))

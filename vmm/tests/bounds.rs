@@ -227,8 +227,7 @@ fn last_fresh_mark(image: &Path) -> (u64, u32) {
 }
 
 #[test]
-fn a_guest_of_64_gib_in_a_file_of_a_few_pages_costs_what_the_pages_do_with_its_zeros_as_holes_or_left_out()
- {
+fn a_guest_of_64_gib_in_a_small_file_costs_what_its_pages_do_with_zeros_as_holes_or_left_out() {
     let scratch = Scratch::new();
     let good = scratch.good("64G");
     let mut forge = Forge::of(&good);

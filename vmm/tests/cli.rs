@@ -317,8 +317,7 @@ fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
 }
 
 #[test]
-fn inspect_vtop_names_the_reserved_bits_of_the_entry_that_the_cpu_refuses_below_the_levels_above_it()
- {
+fn inspect_vtop_names_the_reserved_bits_of_a_refused_entry_below_the_levels_above_it() {
     let scratch = Scratch::new();
     // A second way to the tables of kernel_map, by the root's address in the control region;
     // `broken` is added to it.
@@ -348,8 +347,7 @@ fn inspect_vtop_names_the_reserved_bits_of_the_entry_that_the_cpu_refuses_below_
 }
 
 #[test]
-fn at_supervisor_privilege_the_kernel_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out()
- {
+fn the_kernel_at_cpl0_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_the_way_out() {
     let doctor = json(&run(&["doctor", "--json"]));
     let output =
         script(&["--privilege", "supervisor", "--json"], "kmem_malloc kmem_map 4K NOWAIT\n");
@@ -404,8 +402,8 @@ fn keys(value: &Value) -> Vec<&str> {
 
 #[test]
 fn json_is_one_object_of_the_documented_shape() {
-    let text = "a = kmem_malloc kmem_map 8K NOWAIT\nprint \"x\" 5\nkmem_malloc kmem_map 0 NOWAIT\nexpect null\nkmem_free kmem_map $a 8K\n\
-                read $a\nexpect panic \"page fault\"\n";
+    let text = "a = kmem_malloc kmem_map 8K NOWAIT\nprint \"x\" 5\nkmem_malloc kmem_map 0 NOWAIT\n\
+                expect null\nkmem_free kmem_map $a 8K\nread $a\nexpect panic \"page fault\"\n";
     let report = json(&script(&["--json", "--seed", "7", "--memory", "32M"], text));
     assert_eq!(
         keys(&report),

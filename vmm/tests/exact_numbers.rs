@@ -13,7 +13,10 @@ use vmkern::script::suite::discover;
 
 #[test]
 fn a_number_beyond_what_a_double_holds_is_found_among_all_numbers_outside_of_strings() {
-    let json = r#"{"a":[1,9007199254740993,-0.5,9007199254740992],"7":"8 \" 9 \\","b":18446744073709551615}"#;
+    let json = concat!(
+        r#"{"a":[1,9007199254740993,-0.5,9007199254740992],"7":"8 \" 9 \\","#,
+        r#""b":18446744073709551615}"#
+    );
     let all = ["1", "9007199254740993", "-0.5", "9007199254740992", "18446744073709551615"];
     assert_eq!(numbers(json), all);
     let changed: Vec<_> = changed_by_a_double(json).into_iter().collect();

@@ -35,7 +35,8 @@ const LIMIT: &str = "600";
 /// What the examples call a script.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
-/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests run them all.
+/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests
+/// run them all.
 const CORPUS: &[&str] = &[
     "first-fit.kmem",
     "inspect.kmem",
@@ -249,8 +250,10 @@ fn no_example_is_wider_than_80_columns() {
 
 #[test]
 fn an_example_is_what_stands_before_its_comment() {
-    let page = "text\n\n    vmkern run a.kmem   # say\n    $ vmkern check x.img\n    vmkern run [OPTIONS] [FILE]\n\nvmkern is\n";
+    let page = "text\n\n    vmkern run a.kmem   # say\n    $ vmkern check x.img\n    vmkern run \
+                [OPTIONS] [FILE]\n\nvmkern is\n";
     assert_eq!(of_page(page), ["vmkern run a.kmem", "vmkern check x.img"]);
-    let help = "Examples:\n  vmkern run                take the tour\n  echo 'a b' | vmkern run -v -\n\nExit status";
+    let help = "Examples:\n  vmkern run                take the tour\n  echo 'a b' | vmkern run -v \
+                -\n\nExit status";
     assert_eq!(of_help(help), ["vmkern run", "echo 'a b' | vmkern run -v -"]);
 }

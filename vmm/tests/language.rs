@@ -46,8 +46,9 @@ fn err(output: &Output) -> String {
 }
 
 const RACE: &str = "m = kmem_suballoc kernel_map 8K\nstart t2: a = kmem_alloc_wait $m 4K\n\
-                    start t1: b = kmem_alloc_wait $m 8K\nstart t3: c = kmem_alloc_wait $m 4K\nprint $m.size\n\
-                    settle\njoin t2\njoin t3\njoin t1\nexpect blocked\nabandon t1\nprint $a-$m.min $c-$m.min\n";
+                    start t1: b = kmem_alloc_wait $m 8K\nstart t3: c = kmem_alloc_wait $m 4K\n\
+                    print $m.size\nsettle\njoin t2\njoin t3\njoin t1\nexpect blocked\nabandon t1\n\
+                    print $a-$m.min $c-$m.min\n";
 
 #[test]
 fn started_statements_give_the_same_on_any_number_of_cpus() {
@@ -64,8 +65,8 @@ fn started_statements_give_the_same_on_any_number_of_cpus() {
 
 #[test]
 fn started_statements_begin_at_once_in_real_time() {
-    let text = "guest time=real\nlet begin = now\nstart t1: sleep 20ms\nstart t2: sleep 10ms\njoin t1\njoin t2\n\
-                assert now - $begin >= 20ms\n";
+    let text = "guest time=real\nlet begin = now\nstart t1: sleep 20ms\nstart t2: sleep 10ms\n\
+                join t1\njoin t2\nassert now - $begin >= 20ms\n";
     let output = script(&[], text);
     assert_eq!(status(&output), 0, "{}", err(&output));
 }
@@ -84,7 +85,8 @@ fn a_started_thread_that_kills_the_guest_is_named_by_its_own_line() {
 
 #[test]
 fn run_obeys_the_command_line_and_test_the_script() {
-    let text = "guest memory=32M vcpus=2\nlet wanted = 8192\nassert v_page_count < $wanted\nassert ncpu == 2\n";
+    let text = "guest memory=32M vcpus=2\nlet wanted = 8192\nassert v_page_count < $wanted\n\
+                assert ncpu == 2\n";
     let scratch = Scratch::new();
     let file = scratch.file("a.kmem", text);
     for (args, wanted) in

@@ -468,9 +468,10 @@ fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
 /// A script whose one operation logs `lines` lines.
 fn flood(lines: u32) -> String {
     format!(
-        "a = kmem_malloc kmem_map (kmem_map.max-kmem_map.min) NOWAIT\n\
-         repeat {lines}\non_lowmem kmem_malloc kmem_map (4K*($i+1)) NOWAIT\nend\n\
-         on_lowmem kmem_free kmem_map $a 4K\nb = kmem_malloc kmem_map 4K\nassert lowmem_failures == {lines}\n"
+        "a = kmem_malloc kmem_map (kmem_map.max-kmem_map.min) NOWAIT\nrepeat {lines}\n\
+         on_lowmem kmem_malloc kmem_map (4K*($i+1)) NOWAIT\nend\n\
+         on_lowmem kmem_free kmem_map $a 4K\nb = kmem_malloc kmem_map 4K\n\
+         assert lowmem_failures == {lines}\n"
     )
 }
 

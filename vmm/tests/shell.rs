@@ -44,7 +44,8 @@ fn lines_from_a_pipe_end_with_the_status_that_run_ends_with() {
         ("read 1\n", 3),
         ("read 0xffffff8000000000\nexpect panic \"page fault\"\n", 0),
         (
-            "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\nt1: kmem_alloc_wait $m 4K\nexpect blocked\n",
+            "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\nt1: kmem_alloc_wait $m 4K\n\
+             expect blocked\n",
             1,
         ),
         ("start t1: x = kmem_alloc kernel_map 4K\nexpect null\n", 1),
@@ -59,7 +60,8 @@ fn lines_from_a_pipe_end_with_the_status_that_run_ends_with() {
 
 #[test]
 fn a_pipe_sees_what_is_printed_and_no_prompt() {
-    let lines = "repeat 2\n  a[$i] = kmem_malloc kmem_map 4K\n  print hex($a[$i])\nend\ninspect maps\ncheck\n";
+    let lines = "repeat 2\n  a[$i] = kmem_malloc kmem_map 4K\n  print hex($a[$i])\nend\n\
+                 inspect maps\ncheck\n";
     let output = piped(&[], lines);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = out(&output);
@@ -81,7 +83,8 @@ fn errors_have_their_place_among_all_lines() {
 
 #[test]
 fn a_guest_line_before_every_statement_takes_another_guest() {
-    let lines = "# first\nguest memory=128M vcpus=2 kern.hz=100\nprint ncpu hz\nassert v_page_count > 20000\nguest vcpus=1\n";
+    let lines = "# first\nguest memory=128M vcpus=2 kern.hz=100\nprint ncpu hz\n\
+                 assert v_page_count > 20000\nguest vcpus=1\n";
     let output = piped(&["--vcpus", "3"], lines);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert_eq!(out(&output), "3 100\n");

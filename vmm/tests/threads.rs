@@ -197,7 +197,8 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("the report is JSON")
 }
 
-const BLOCKED: &str = "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\nt3: kmem_alloc_wait $m 4K\nexpect blocked\n";
+const BLOCKED: &str = "m = kmem_suballoc kernel_map 4K\nkmem_alloc_wait $m 4K\n\
+                       t3: kmem_alloc_wait $m 4K\nexpect blocked\n";
 
 #[test]
 fn a_script_that_ends_with_a_blocked_thread_gives_status_1_and_the_wait_message() {
@@ -247,8 +248,8 @@ fn a_statement_for_a_blocked_thread_gives_status_2_with_line_and_wait_message() 
 
 #[test]
 fn nokva_ends_in_a_panic_after_8_lowmem_events_and_9_virtual_seconds() {
-    let script = "let all = kmem_map.max - kmem_map.min\nprint ticks lowmem_events\nkmem_malloc kmem_map $all+4K WAITOK\n\
-                  expect panic \"kmem_map too small\"\n";
+    let script = "let all = kmem_map.max - kmem_map.min\nprint ticks lowmem_events\n\
+                  kmem_malloc kmem_map $all+4K WAITOK\nexpect panic \"kmem_map too small\"\n";
     let output = run(&["--json"], script);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let report = json(&output);

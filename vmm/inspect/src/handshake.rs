@@ -42,8 +42,8 @@ impl fmt::Display for AbiMismatch {
         let Self { guest_version, guest_hash, differences, unreadable } = self;
         write!(
             f,
-            "the kernel speaks version {guest_version} of the ABI with structures {guest_hash:016x}, this host version \
-             {ABI_VERSION} with structures {:016x}",
+            "the kernel speaks version {guest_version} of the ABI with structures \
+             {guest_hash:016x}, this host version {ABI_VERSION} with structures {:016x}",
             describe::HASH
         )?;
         if let Some(why) = unreadable {

@@ -1,10 +1,10 @@
 //! What allocating costs inside the guest, and how much more of it gets done by several CPUs.
 //!
-//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Workload::Pairs`]), so that no
-//! ring is in the way. Guests with different numbers of vCPUs take turns, case by case and round by
-//! round. Two ratios are taken of each round's throughput: by the time that passed, and by the time
-//! that the vCPUs had a core, which is what would have passed on a machine with a free core for
-//! each.
+//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Workload::Pairs`]), so that
+//! no ring is in the way. Guests with different numbers of vCPUs take turns, case by case and round
+//! by round. Two ratios are taken of each round's throughput: by the time that passed, and by the
+//! time that the vCPUs had a core, which is what would have passed on a machine with a free core
+//! for each.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

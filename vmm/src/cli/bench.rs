@@ -46,8 +46,8 @@ enum What {
         /// Guest memory, 8M to 64G.
         #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::size)]
         memory: u64,
-        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
-        /// same ABI version.
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have
+        /// the same ABI version.
         #[arg(long, value_name = "KERNEL")]
         against: Option<PathBuf>,
         /// Prints one JSON object.
@@ -72,8 +72,8 @@ enum What {
         /// Sets a kernel tunable; may be given several times.
         #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
         settings: Vec<(String, u64)>,
-        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
-        /// same ABI version.
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have
+        /// the same ABI version.
         #[arg(long, value_name = "KERNEL")]
         against: Option<PathBuf>,
         /// Prints one JSON object.
@@ -88,8 +88,8 @@ enum What {
         /// Requests of each sort in a round.
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
         requests: u32,
-        /// Measures the built-in kernel and this one in turns, and compares them. Both must have the
-        /// same ABI version.
+        /// Measures the built-in kernel and this one in turns, and compares them. Both must have
+        /// the same ABI version.
         #[arg(long, value_name = "KERNEL")]
         against: Option<PathBuf>,
         /// Prints one JSON object.

@@ -45,7 +45,8 @@ pub fn complaints(error: Option<&io::Error>, dropped_lines: u64) -> String {
         lines => format!("{lines} lines are"),
     };
     text.push_str(&format!(
-        "{BAD}warning:{BAD:#} {lines} missing in the kernel's log: there was no room, and no waiting for it\n"
+        "{BAD}warning:{BAD:#} {lines} missing in the kernel's log: there was no room, and no \
+         waiting for it\n"
     ));
     text
 }

@@ -47,7 +47,12 @@ with --script also what the script came to, as for `vmkern run`.";
 
 /// Shows what a guest's memory holds: of a memory dump, or of a guest at the end of a script.
 #[derive(Debug, Args)]
-#[command(after_help = super::help::with_tunables(EXAMPLES), override_usage = "vmkern inspect [OPTIONS] DUMP [WHAT]...\n       vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       vmkern inspect [OPTIONS] diff DUMP DUMP")]
+#[command(
+    after_help = super::help::with_tunables(EXAMPLES),
+    override_usage = "vmkern inspect [OPTIONS] DUMP [WHAT]...\n       \
+                      vmkern inspect [OPTIONS] --script FILE [WHAT]...\n       \
+                      vmkern inspect [OPTIONS] diff DUMP DUMP"
+)]
 pub struct InspectArgs {
     /// The dump (not with --script), then what to show of it.
     #[arg(value_name = "WHAT")]

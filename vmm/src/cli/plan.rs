@@ -110,7 +110,8 @@ fn runs(scripts: Vec<(PathBuf, String)>, seeds: Option<&Range<u64>>) -> anyhow::
     let all = each.checked_mul(scripts.len() as u64).filter(|&all| all <= MOST);
     anyhow::ensure!(
         all.is_some(),
-        "{} scripts with {each} seeds are more runs than the {MOST} that a suite keeps results of; take fewer seeds",
+        "{} scripts with {each} seeds are more runs than the {MOST} that a suite keeps results of; \
+         take fewer seeds",
         scripts.len()
     );
     let with_seed = |path: &PathBuf, name: &str, seed| Run {

@@ -104,7 +104,8 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
         Err(error) => {
             let (line, column, byte) = (error.line, error.column, error.byte);
             let text = format!(
-                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text\n"
+                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; \
+                 expected UTF-8 text\n"
             );
             return refuse(&text, vec![error.into()]);
         }

@@ -30,7 +30,8 @@ const BUFFER: usize = 64 << 10;
 pub fn trace(step: &Step) -> String {
     let Step { line, runner, verb, result, cycles, .. } = step;
     format!(
-        "{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} cycles){FAINT:#}\n"
+        "{FAINT}{line:>5}{FAINT:#} {runner:<4} {verb:<20} {result}  {FAINT}({cycles} \
+         cycles){FAINT:#}\n"
     )
 }
 

@@ -54,7 +54,12 @@ pub struct TestArgs {
     #[arg(long)]
     fail_fast: bool,
     /// Runs each script once for each seed of rand(), from START up to but not including END.
-    #[arg(long, value_name = "START..END", value_parser = super::plan::seeds, conflicts_with = "seed")]
+    #[arg(
+        long,
+        value_name = "START..END",
+        value_parser = super::plan::seeds,
+        conflicts_with = "seed"
+    )]
     seeds: Option<Range<u64>>,
     /// Writes a JUnit report to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]

@@ -153,11 +153,12 @@ fn reason(kvm: KvmKind, ns: u64) -> String {
     let (user, supervisor) = (Privilege::User.name(), Privilege::Supervisor.name());
     match kvm {
         KvmKind::Hardware => format!(
-            "an instruction at CPL0 takes {ns} ns, so the processor itself runs it: `auto` chooses {supervisor}, the kernel at CPL0"
+            "an instruction at CPL0 takes {ns} ns, so the processor itself runs it: `auto` chooses \
+             {supervisor}, the kernel at CPL0"
         ),
         KvmKind::Software => format!(
-            "an instruction at CPL0 takes {ns} ns, so KVM emulates it, while CPL3 runs natively: `auto` chooses {user}, the kernel \
-             at CPL3 on a small nucleus at CPL0"
+            "an instruction at CPL0 takes {ns} ns, so KVM emulates it, while CPL3 runs natively: \
+             `auto` chooses {user}, the kernel at CPL3 on a small nucleus at CPL0"
         ),
     }
 }

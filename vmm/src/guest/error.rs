@@ -39,9 +39,10 @@ pub enum LaunchError {
 /// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 was stopped at {at}{}. \
-     Let its body run at CPL3 with `--privilege user`, or with `auto`, which finds out; or use a host with hardware \
-     virtualization. QEMU's own CPU emulation runs the self-test at CPL0: see `vmkern kernel --help`.",
+    "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 \
+     was stopped at {at}{}. Let its body run at CPL3 with `--privilege user`, or with `auto`, \
+     which finds out; or use a host with hardware virtualization. QEMU's own CPU emulation runs \
+     the self-test at CPL0: see `vmkern kernel --help`.",
     bytes(.instruction)
 )]
 pub struct Unemulated {
@@ -61,19 +62,25 @@ fn bytes(instruction: &[u8]) -> String {
 pub enum ConfigError {
     /// Too little or too much memory.
     #[error(
-        "memory: {0} bytes ({0:#x}) asked for; a guest has at least {MEMORY_MIN} bytes (8M) and at most {MEMORY_MAX} bytes (64G)"
+        "memory: {0} bytes ({0:#x}) asked for; a guest has at least {MEMORY_MIN} bytes (8M) and at \
+         most {MEMORY_MAX} bytes (64G)"
     )]
     MemorySize(u64),
     /// Memory is no whole number of pages.
     #[error(
-        "memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, {PAGE_SIZE} bytes"
+        "memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, \
+         {PAGE_SIZE} bytes"
     )]
     MemoryAlignment(u64),
     /// More or fewer vCPUs than the kernel can use.
     #[error("vcpus: {0} asked for; a guest has 1 to 64")]
     Vcpus(u32),
     /// No tunable has this name.
-    #[error("unknown tunable `{0}`{near}; the tunables are: {list}", near = meant(.0), list = Tunables::NAMES.join(" "))]
+    #[error(
+        "unknown tunable `{0}`{near}; the tunables are: {list}",
+        near = meant(.0),
+        list = Tunables::NAMES.join(" ")
+    )]
     UnknownTunable(String),
     /// A tunable cannot have this value.
     #[error("tunable {name}: {value} ({value:#x}) asked for; it must be {}", bounds(*.min, *.max))]
@@ -88,7 +95,10 @@ pub enum ConfigError {
         max: u64,
     },
     /// The command line does not fit.
-    #[error("the kernel's command line is {0} bytes long and must be shorter than {max}", max = BootArgs::MAX_LEN)]
+    #[error(
+        "the kernel's command line is {0} bytes long and must be shorter than {max}",
+        max = BootArgs::MAX_LEN
+    )]
     CommandLine(usize),
     /// Thread numbers have a limit.
     #[error("thread {0} asked for; threads are t0 to t{max}", max = super::THREADS - 1)]

@@ -217,7 +217,8 @@ fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
     let (version, _) = u32::read_from_prefix(content).map_err(|_| wrong_size())?;
     if version != entry::VERSION {
         log::debug!(
-            "the kernel's entry note is of version {version}, which is unknown here: it is entered by PVH"
+            "the kernel's entry note is of version {version}, which is unknown here: it is entered \
+             by PVH"
         );
         return Ok(None);
     }

@@ -149,7 +149,8 @@ pub enum KernelFault {
     NotElf(String),
     /// It has no PVH entry.
     #[error(
-        "has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \"Xen\""
+        "has no PVH entry point; a bootable kernel carries an ELF note of type 18 with the name \
+         \"Xen\""
     )]
     NoPvhNote,
     /// Its PVH entry note says nothing that could be an entry.

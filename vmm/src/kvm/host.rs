@@ -57,20 +57,27 @@ impl NoKvm {
             Missing::Device => {
                 let module = if cpu_vendor_is_amd() { "kvm_amd" } else { "kvm_intel" };
                 format!(
-                    "Load the module: `sudo modprobe {module}`. If that fails, enable {} in the firmware's setup; in a virtual \
-                     machine, enable nested virtualization for it; in a container, pass the device in (`--device {DEVICE}`).",
-                    if cpu_vendor_is_amd() { "SVM (AMD-V)" } else { "VT-x (Intel Virtualization Technology)" }
+                    "Load the module: `sudo modprobe {module}`. If that fails, enable {} in the \
+                     firmware's setup; in a virtual machine, enable nested virtualization for it; \
+                     in a container, pass the device in (`--device {DEVICE}`).",
+                    if cpu_vendor_is_amd() {
+                        "SVM (AMD-V)"
+                    } else {
+                        "VT-x (Intel Virtualization Technology)"
+                    }
                 )
             }
             Missing::Permission(access) => access.remedy(),
             Missing::Unusable(libc::EBUSY) => {
-                "Another hypervisor holds the processor's virtualization; stop it (`lsmod | grep -e vbox -e vmmon`)."
+                "Another hypervisor holds the processor's virtualization; stop it (`lsmod | grep \
+                 -e vbox -e vmmon`)."
                     .to_owned()
             }
             Missing::Unusable(errno) if is_shortage(*errno) => remedy(DEVICE, *errno),
             Missing::Unusable(_) => "See `dmesg | grep -i kvm` for the reason.".to_owned(),
             Missing::ApiVersion(_) | Missing::Capability(_) => {
-                "Run a Linux kernel of version 4.13 or later with its own KVM modules (`uname -r` tells the version)."
+                "Run a Linux kernel of version 4.13 or later with its own KVM modules (`uname -r` \
+                 tells the version)."
                     .to_owned()
             }
         }
@@ -91,7 +98,8 @@ impl NoKvm {
             }
             Missing::ApiVersion(version) => {
                 format!(
-                    "{DEVICE} speaks version {version} of the KVM API, and version {KVM_API_VERSION} is needed."
+                    "{DEVICE} speaks version {version} of the KVM API, and version \
+                     {KVM_API_VERSION} is needed."
                 )
             }
             Missing::Capability(name) => format!("this host's KVM lacks {name}."),

@@ -43,21 +43,22 @@ impl NodeAccess {
         };
         let Node { group, gid, mode, .. } = node;
         if mode & READ_WRITE == READ_WRITE {
-            return "Everybody may open the node itself, so something else forbids it: a control group's list of devices, a \
-                    container's or a security module's rule (`dmesg | grep -i denied`)."
+            return "Everybody may open the node itself, so something else forbids it: a control \
+                    group's list of devices, a container's or a security module's rule (`dmesg | \
+                    grep -i denied`)."
                 .to_owned();
         }
         // No group of root's is for users to join: it owns far more than this node.
         if *gid != 0 && mode >> 3 & READ_WRITE == READ_WRITE {
             return format!(
-                "Join the group that owns it: `sudo usermod -aG {group} $USER`, then log out and in again (`id` shows the \
-                 groups that you have now)."
+                "Join the group that owns it: `sudo usermod -aG {group} $USER`, then log out and \
+                 in again (`id` shows the groups that you have now)."
             );
         }
         format!(
-            "No group that a user could join may open it ({}). Give yourself access until the next boot, `sudo setfacl -m \
-             u:$USER:rw /dev/kvm`, or give the node for good to a group that you are in, by a rule of udev: \
-             `KERNEL==\"kvm\", GROUP=\"...\", MODE=\"0660\"`.",
+            "No group that a user could join may open it ({}). Give yourself access until the next \
+             boot, `sudo setfacl -m u:$USER:rw /dev/kvm`, or give the node for good to a group \
+             that you are in, by a rule of udev: `KERNEL==\"kvm\", GROUP=\"...\", MODE=\"0660\"`.",
             if mode >> 3 & READ_WRITE == READ_WRITE {
                 "the group is root's"
             } else {

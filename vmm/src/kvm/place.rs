@@ -76,8 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_was_moved_here_unasked_is_found_elsewhere_until_it_says_so_and_one_that_left_is_not_believed()
-     {
+    fn a_moved_thread_is_found_elsewhere_until_it_says_so_and_one_that_left_is_not_believed() {
         let allowed = sched_getaffinity(None).expect("the host tells");
         let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
         let (Some(&first), Some(&last)) = (cpus.first(), cpus.last()) else {

@@ -8,12 +8,11 @@
 //! tables thrash likewise. So it may keep as many as there can be any use for:
 //!
 //! - one for each page of the guest, as each may be a table. What that costs the host is bounded by
-//!   what the guest has
-//!   made tables of: a shadow page is made when its table is first walked, and a guest that is stingy with tables never
-//!   comes near the limit;
+//!   what the guest has made tables of: a shadow page is made when its table is first walked, and a
+//!   guest that is stingy with tables never comes near the limit;
 //! - [`PER_CPU`] for each CPU: a table that several CPUs use is shadowed once, but what a CPU runs
-//!   on before it comes to
-//!   the kernel's own tables (no paging, 32 bits) has roots of its own, and so has each level below them.
+//!   on before it comes to the kernel's own tables (no paging, 32 bits) has roots of its own, and
+//!   so has each level below them.
 //!
 //! The call itself takes a microsecond. It sets a limit, and makes nothing.
 

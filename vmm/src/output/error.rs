@@ -38,7 +38,10 @@ pub enum OutputFault {
     #[error("is a socket, which cannot be written to by its name; name a file or a FIFO")]
     Socket,
     /// A symbolic link to nothing.
-    #[error("is a symbolic link to `{}`, which does not exist; remove the link, or name that file", name(.0))]
+    #[error(
+        "is a symbolic link to `{}`, which does not exist; remove the link, or name that file",
+        name(.0)
+    )]
     DanglingLink(PathBuf),
     /// A FIFO without a reader.
     #[error("is a FIFO without a reader; start the reader first")]

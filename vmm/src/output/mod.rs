@@ -7,7 +7,7 @@
 //! | `-`, or the file that standard output goes to | standard output gets it |
 //! | a character device, a FIFO that somebody reads | it is written to |
 //! | nothing | a new file |
-//! | a file, or a symbolic link to one | the file is replaced or overwritten, and keeps its mode and its links |
+//! | a file, or a symbolic link to one | replaced or overwritten; it keeps its mode and its links |
 //! | a FIFO that nobody reads, a socket, a block device, a directory, a dangling link | refused |
 //!
 //! [`Destination::of`] finds out which it is and opens what is to be written to as it is. Then a

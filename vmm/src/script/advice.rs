@@ -40,7 +40,8 @@ pub(super) const LET: &str = "`let NAME = EXPR` binds a number";
 /// For a verb that is called as C would.
 pub(super) fn call(signature: &str) -> String {
     format!(
-        "arguments follow the verb, with blanks between them and no parentheses around: `{signature}`"
+        "arguments follow the verb, with blanks between them and no parentheses around: \
+         `{signature}`"
     )
 }
 

@@ -127,7 +127,8 @@ impl Run<'_> {
             }
             Some(Bound::Started) => {
                 format!(
-                    "`{shown}`{index} has no value yet: its statement was started, and has not been joined"
+                    "`{shown}`{index} has no value yet: its statement was started, and has not \
+                     been joined"
                 )
             }
         };

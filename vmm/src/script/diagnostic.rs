@@ -143,7 +143,9 @@ mod tests {
             .render(&source);
         assert_eq!(
             text,
-            "a.kmem:1:6: unknown verb `kmem_maloc`\n  |\n1 |  a = kmem_maloc kmem_map 1\n  |      ^^^^^^^^^^ expected a verb\n  = did you mean `kmem_malloc`?"
+            "a.kmem:1:6: unknown verb `kmem_maloc`\n  |\n\
+             1 |  a = kmem_maloc kmem_map 1\n  |      ^^^^^^^^^^ expected a verb\n  = did you mean \
+             `kmem_malloc`?"
         );
     }
 

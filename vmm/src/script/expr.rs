@@ -33,7 +33,8 @@ pub(super) fn parse(
 }
 
 /// What a map's name can be, for messages.
-pub(super) const MAP: &str = "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map pager_map, or a `$NAME` bound by kmem_suballoc";
+pub(super) const MAP: &str = "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map \
+                              pager_map, or a `$NAME` bound by kmem_suballoc";
 
 /// Parses a map at the lexer's place.
 pub(super) fn map(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<MapRef, Diagnostic> {

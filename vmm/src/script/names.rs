@@ -86,9 +86,10 @@ mod tests {
 
     #[test]
     fn every_counter_of_the_language_is_one_of_the_kernels() {
-        let language = "v_page_count v_free_count v_cache_count v_active_count v_inactive_count v_wire_count \
-            v_free_reserved v_free_min v_free_target v_interrupt_free_min v_faults v_zfod v_swapin v_swapout \
-            v_pdwakeups lowmem_events thread_count ticks hz ncpu";
+        let language = "v_page_count v_free_count v_cache_count v_active_count v_inactive_count \
+                        v_wire_count v_free_reserved v_free_min v_free_target v_interrupt_free_min \
+                        v_faults v_zfod v_swapin v_swapout v_pdwakeups lowmem_events thread_count \
+                        ticks hz ncpu";
         for name in language.split_whitespace() {
             assert_eq!(counter(name), Some(name));
         }

@@ -173,7 +173,8 @@ impl Run<'_> {
             |phys: Option<u64>| phys.map_or("nothing".to_owned(), |phys| format!("{phys:#x}"));
         let (seen, said) = (show(seen), show(said));
         Err(TargetError::Broken(format!(
-            "the guest translates {addr} to {said}, but the host's walk of its page tables gives {seen}"
+            "the guest translates {addr} to {said}, but the host's walk of its page tables gives \
+             {seen}"
         )))
     }
 

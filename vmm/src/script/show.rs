@@ -24,8 +24,7 @@ pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
                     into.push(term);
                 }
             }
-            TermKind::MapField(MapRef::Bound(map), _) if matches!(&map.kind, TermKind::Element(_, index) if draws(index)) =>
-                {}
+            TermKind::MapField(MapRef::Bound(map), _) if is_drawn(map) => {}
             TermKind::Value(_)
             | TermKind::Counter(_)
             | TermKind::Now
@@ -33,6 +32,11 @@ pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
             | TermKind::MapField(..) => into.push(term),
         }
     }
+}
+
+/// Whether a random draw chooses the element of a series that `map` is.
+fn is_drawn(map: &Term) -> bool {
+    matches!(&map.kind, TermKind::Element(_, index) if draws(index))
 }
 
 /// Whether `expr` contains a random draw.

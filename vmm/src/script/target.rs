@@ -56,7 +56,10 @@ pub struct Panic {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The run's time is over.
-    #[error("no answer within the time limit of {limit:?}{}", at.as_ref().map_or(String::new(), |at| format!("; the guest was stopped at {at}")))]
+    #[error(
+        "no answer within the time limit of {limit:?}{}",
+        at.as_ref().map_or(String::new(), |at| format!("; the guest was stopped at {at}"))
+    )]
     Timeout {
         /// The limit.
         limit: Duration,

@@ -13,33 +13,41 @@ pub(crate) fn is_shortage(errno: i32) -> bool {
 pub(crate) fn remedy(operation: &str, errno: i32) -> String {
     match errno {
         libc::EMFILE => format!(
-            "This process may not open more files ({}): raise the limit with `ulimit -n`, or ask for fewer vCPUs or jobs.",
+            "This process may not open more files ({}): raise the limit with `ulimit -n`, or ask \
+             for fewer vCPUs or jobs.",
             limit("RLIMIT_NOFILE", libc::RLIMIT_NOFILE)
         ),
         libc::ENFILE => {
-            "All programs together may not open more files: raise the limit with `sudo sysctl fs.file-max=...`, \
-                         or end programs."
+            "All programs together may not open more files: raise the limit with `sudo sysctl \
+             fs.file-max=...`, or end programs."
                 .to_owned()
         }
         libc::EAGAIN => format!(
-            "The host allows no more threads for this user ({}, pids.max of the control group, kernel.threads-max): raise \
-             the limit with `ulimit -u`, or end programs.",
+            "The host allows no more threads for this user ({}, pids.max of the control group, \
+             kernel.threads-max): raise the limit with `ulimit -u`, or end programs.",
             limit("RLIMIT_NPROC", libc::RLIMIT_NPROC)
         ),
         libc::ENOMEM => format!(
-            "The host is out of memory, or this process may not have more ({}, memory.max of the control group, \
-             vm.max_map_count): raise the limit with `ulimit -v`, or ask for less memory or fewer vCPUs.",
+            "The host is out of memory, or this process may not have more ({}, memory.max of the \
+             control group, vm.max_map_count): raise the limit with `ulimit -v`, or ask for less \
+             memory or fewer vCPUs.",
             limit("RLIMIT_AS", libc::RLIMIT_AS)
         ),
         libc::EFBIG => format!(
-            "Guest RAM is a file in memory, and this process may not make one so large ({}): raise the limit with `ulimit \
-             -f`, or ask for less memory.",
+            "Guest RAM is a file in memory, and this process may not make one so large ({}): raise \
+             the limit with `ulimit -f`, or ask for less memory.",
             limit("RLIMIT_FSIZE", libc::RLIMIT_FSIZE)
         ),
         libc::EINVAL | libc::EEXIST if operation.starts_with(CREATE_VCPU) => {
-            "This host's KVM does not support so many vCPUs (KVM_CAP_MAX_VCPUS): ask for fewer.".to_owned()
+            "This host's KVM does not support so many vCPUs (KVM_CAP_MAX_VCPUS): ask for \
+             fewer."
+                .to_owned()
         }
-        _ => "`vmkern doctor` tries everything that guests need; see `dmesg | grep -i kvm` for the reason.".to_owned(),
+        _ => {
+            "`vmkern doctor` tries everything that guests need; see `dmesg | grep -i kvm` for the \
+             reason."
+                .to_owned()
+        }
     }
 }
 

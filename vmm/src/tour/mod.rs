@@ -92,11 +92,13 @@ impl Tour<'_> {
         let environment = self.guest.environment();
         let milliseconds = environment.boot_cycles as f64 / f64::from(environment.tsc_khz.max(1));
         let mut text = format!(
-            "{STRONG}FreeBSD's kernel memory of April 2008, alive in a virtual machine{STRONG:#}\n\n"
+            "{STRONG}FreeBSD's kernel memory of April 2008, alive in a virtual machine{STRONG:#}\n\
+             \n"
         );
         let _ = writeln!(
             text,
-            "A kernel has just booted on {} KVM: {} MiB of memory, body at {}\nprivilege, {milliseconds:.2} ms from its first instruction to its first request.\n",
+            "A kernel has just booted on {} KVM: {} MiB of memory, body at {}\nprivilege, \
+             {milliseconds:.2} ms from its first instruction to its first request.\n",
             environment.kvm.name(),
             environment.memory >> 20,
             environment.privilege.name(),
@@ -120,7 +122,10 @@ impl Tour<'_> {
         let mark = |mark: char| format!("{FAINT}{mark}{FAINT:#}");
         let _ = writeln!(
             text,
-            "\nA bar shows {COLUMNS} pages of 4 KiB: {} or {} memory (another sign for another entry),\n{} an entry without memory, {} a submap, {} nothing. PTE lines tell what changed in\nthe page tables; free pages also pay for page-table pages and map entries.",
+            "\nA bar shows {COLUMNS} pages of 4 KiB: {} or {} memory (another sign for another \
+             entry),\n{} an entry without memory, {} a submap, {} nothing. PTE lines tell what \
+             changed in\nthe page tables; free pages also pay for page-table pages and map \
+             entries.",
             mark('#'),
             mark('@'),
             mark('-'),

@@ -28,7 +28,10 @@ impl Tour<'_> {
             map: MapId::KMEM,
             from,
         })?;
-        self.say("\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\nin tests/scripts show the language, `vmkern run --help` the options.\n");
+        self.say(
+            "\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\n\
+             in tests/scripts show the language, `vmkern run --help` the options.\n",
+        );
         Ok(crash)
     }
 

@@ -2,8 +2,8 @@
 //! the command ends by itself, blames neither itself nor the guest, says so as JSON if it was asked
 //! to, and leaves nothing behind.
 //!
-//! `VMKERN_SCRIPTS` is the number of scripts of each of the two kinds (50; `scripts/soak.sh scripts` takes 3,000), `VMKERN_SCRIPTS_SEED`
-//! the seed of the first (0).
+//! `VMKERN_SCRIPTS` is the number of scripts of each of the two kinds (50; `scripts/soak.sh
+//! scripts` takes 3,000), `VMKERN_SCRIPTS_SEED` the seed of the first (0).
 
 mod dice;
 mod generate;
@@ -205,10 +205,11 @@ fn random_scripts_have_every_word_of_the_language_and_every_option_of_a_run() {
         all += &format!("{}\n{}\n", args.join(" "), lines.join("\n"));
     }
     let verbs = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name);
-    let forms = "let expect assert repeat end print start guest intr hex rand now cycles page_size t0 t63 ok null \
-        blocked error panic zero system summary maps map objects pages page vtop pagetable threads cpus locks \
-        diff $i $m $s --check --json --seed --let --vcpus --time --timeout --set --console --save-dump --save-image --verbose \
-        memory vcpus seed time timeout policy";
+    let forms = "let expect assert repeat end print start guest intr hex rand now cycles page_size \
+                 t0 t63 ok null blocked error panic zero system summary maps map objects pages \
+                 page vtop pagetable threads cpus locks diff $i $m $s --check --json --seed --let \
+                 --vcpus --time --timeout --set --console --save-dump --save-image --verbose \
+                 memory vcpus seed time timeout policy";
     let words = verbs
         .chain(FLAGS.map(|(name, _)| name))
         .chain(VmMeter::NAMES.iter().copied())

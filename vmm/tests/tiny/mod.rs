@@ -13,7 +13,10 @@ const CONTROL: u32 = 0x9000;
 
 /// Address of a field of the control region.
 macro_rules! control {
-    ($($field:tt)+) => { u32::try_from(core::mem::offset_of!(ControlRegion, $($field)+)).expect("the region is small") };
+    ($($field:tt)+) => {
+        u32::try_from(core::mem::offset_of!(ControlRegion, $($field)+))
+            .expect("the region is small")
+    };
 }
 
 /// 32-bit code, instruction by instruction.

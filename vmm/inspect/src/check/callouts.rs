@@ -136,7 +136,10 @@ fn check_siblings(
         {
             ctx.finding(&CALLOUT_ORDER, "thread", thread.addr(), || {
                 let (own, other) = (key(callout), key(&above.value.callout));
-                format!("it is due at (tick, number) {own:?}, before the one above it in the heap, {other:?}")
+                format!(
+                    "it is due at (tick, number) {own:?}, before the one above it in the heap, \
+                     {other:?}"
+                )
             });
         }
         below.push((callout.child.get(), Some(pointer)));

@@ -86,7 +86,8 @@ fn check_segments(ctx: &Context<'_>) {
     if begin != expected {
         ctx.finding(&PAGE_ARRAY, "kernel roots", ctx.root_of(&ctx.roots.first_page), || {
             format!(
-                "the page array begins with page {begin:#x}, the first segment with {first:#x}: {expected:#x} expected"
+                "the page array begins with page {begin:#x}, the first segment with {first:#x}: \
+                 {expected:#x} expected"
             )
         });
     }
@@ -105,7 +106,10 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         let (Some((number, segment)), Some(&head)) = (segment_of(ctx, pfn), ctx.pages.get(pfn))
         else {
             ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
-                format!("list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was never used")
+                format!(
+                    "list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was \
+                     never used"
+                )
             });
             break;
         };
@@ -130,7 +134,10 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
     if list.tail.get() != before {
         ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
             let tail = list.tail.get();
-            format!("list {flind}, order {order}: its tail is page {tail:#x}, but its last block is {before:#x}")
+            format!(
+                "list {flind}, order {order}: its tail is page {tail:#x}, but its last block is \
+                 {before:#x}"
+            )
         });
     }
     if list.count.get() != seen.len() as u64 {
@@ -171,8 +178,8 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         ctx.finding(&FREE_BLOCK_SEGMENT, "vm_page", at, || {
             let (segind, own, fresh) = (head.segind, segment.freelist, segment.fresh);
             format!(
-                "pages {pfn:#x} to {end:#x}, on list {flind}: in segment {number}, of list {own}, used below {fresh:#x}; \
-                 segind says {segind}"
+                "pages {pfn:#x} to {end:#x}, on list {flind}: in segment {number}, of list {own}, \
+                 used below {fresh:#x}; segind says {segind}"
             )
         });
     }
@@ -191,7 +198,10 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         ctx.claim(page, Owner::FreeBlock, at);
         if page != pfn && ctx.pages.get(page).is_some_and(|page| page.block != 0) {
             ctx.finding(&FREE_BLOCK_INNER, "vm_page", ctx.pages.address(page), || {
-                format!("page {page:#x} heads a block, but lies in the one of order {order} at page {pfn:#x}")
+                format!(
+                    "page {page:#x} heads a block, but lies in the one of order {order} at page \
+                     {pfn:#x}"
+                )
             });
         }
     }

@@ -96,13 +96,19 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
         if priority == EventhandlerEntry::DEAD {
             if runs == 0 {
                 ctx.finding(&EVENT_DEAD, "event handler", at, || {
-                    format!("it is deregistered, but still on the list of `{name}`, which is not running")
+                    format!(
+                        "it is deregistered, but still on the list of `{name}`, which is not \
+                         running"
+                    )
                 });
             }
         } else {
             if priority < least {
                 ctx.finding(&EVENT_ORDER, "event handler", at, || {
-                    format!("its priority is {priority}, but one before it on the list of `{name}` has {least}")
+                    format!(
+                        "its priority is {priority}, but one before it on the list of `{name}` has \
+                         {least}"
+                    )
                 });
             }
             least = least.max(priority);

@@ -269,7 +269,10 @@ fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     let sleepers = ctx.sched.sleepers(at).count();
     if sleepers as u64 != u64::from(waiters) {
         ctx.finding(&SX_WAITERS, name, at, || {
-            format!("waiters of its lock is {waiters}, but the number of threads that sleep there is {sleepers}")
+            format!(
+                "waiters of its lock is {waiters}, but the number of threads that sleep there is \
+                 {sleepers}"
+            )
         });
     }
     if sleepers > 0 && owner == 0 {

@@ -130,7 +130,10 @@ impl Walk<'_, '_> {
                 (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
             if key != MapNode::NO_KEY || gap != 0 || target.get() != 0 {
                 self.finding(&INDEX_UNUSED, at, || {
-                    format!("slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target {target}")
+                    format!(
+                        "slot {slot} is not in use, but has key {key:#x}, gap {gap:#x}, target \
+                         {target}"
+                    )
                 });
             }
         }
@@ -165,7 +168,10 @@ impl Walk<'_, '_> {
             let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
             if largest != gap {
                 self.finding(&INDEX_GAP, at, || {
-                    format!("slot {slot} says max_free {gap:#x} pages, but its child's largest gap is {largest:#x}")
+                    format!(
+                        "slot {slot} says max_free {gap:#x} pages, but its child's largest gap is \
+                         {largest:#x}"
+                    )
                 });
             }
             self.visit(target, &child, level - 1);
@@ -209,7 +215,11 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
             Some(item) if u64::from(item.gap) != want.gap => {
                 ctx.finding(&INDEX_GAP, "map index node", item.node, || {
                     let Expected { key, gap, target } = want;
-                    format!("key {key:#x} says that {:#x} pages are free behind {target}, but {gap:#x} are", item.gap)
+                    format!(
+                        "key {key:#x} says that {:#x} pages are free behind {target}, but {gap:#x} \
+                         are",
+                        item.gap
+                    )
                 });
             }
             Some(_) => {}

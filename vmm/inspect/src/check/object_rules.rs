@@ -101,7 +101,8 @@ fn claim(ctx: &Context<'_>, object: &Object) {
         {
             ctx.finding(&OBJECT_PAGE, "vm_page", ctx.pages.address(pfn), || {
                 format!(
-                    "{} at {} has page {pfn:#x} at index {:#x}, but the page says index {:#x} of {}",
+                    "{} at {} has page {pfn:#x} at index {:#x}, but the page says index {:#x} of \
+                     {}",
                     object.name,
                     object.at,
                     resident.pindex,
@@ -220,7 +221,8 @@ fn last_search(ctx: &Context<'_>, object: &Object) {
     if next != Some(after) {
         finding(ctx, &OBJECT_SEARCH, object, || {
             format!(
-                "its last search ended between pages {before:#x} and {after:#x}, which are not neighbours"
+                "its last search ended between pages {before:#x} and {after:#x}, which are not \
+                 neighbours"
             )
         });
     }

@@ -195,7 +195,8 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
         if !(first..end).contains(&pindex) {
             fault(pfn, &|| {
                 format!(
-                    "page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to {end:#x} belong"
+                    "page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to \
+                     {end:#x} belong"
                 )
             });
             continue;
@@ -211,7 +212,8 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
             let over = upper.pindex;
             fault(pfn, &|| {
                 format!(
-                    "page {pfn:#x} at index {pindex:#x} of {name} belongs above {over:#x}, not below"
+                    "page {pfn:#x} at index {pindex:#x} of {name} belongs above {over:#x}, not \
+                     below"
                 )
             });
         }

@@ -197,7 +197,10 @@ impl PageArray {
             let limit = first_page.saturating_add(size);
             if start < below || end <= start || end > limit {
                 findings.add(&SEGMENT_ORDER, "vm_phys_seg", place, || {
-                    format!("it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} and {limit:#x}")
+                    format!(
+                        "it holds pages {start:#x} to {end:#x}, but must lie between {below:#x} \
+                         and {limit:#x}"
+                    )
                 });
                 break;
             }

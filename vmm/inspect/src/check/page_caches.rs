@@ -62,9 +62,17 @@ fn floor(ctx: &Context<'_>) -> u64 {
 fn check_floor(ctx: &Context<'_>) {
     let (says, expected) = (ctx.roots.page_cache_floor.get(), floor(ctx));
     if says != expected {
-        ctx.finding(&PAGE_CACHE_FLOOR, "kernel roots", ctx.root_of(&ctx.roots.page_cache_floor), || {
-            format!("page_cache_floor is {says}, but thresholds, CPUs and page_cache_max make it {expected}")
-        });
+        ctx.finding(
+            &PAGE_CACHE_FLOOR,
+            "kernel roots",
+            ctx.root_of(&ctx.roots.page_cache_floor),
+            || {
+                format!(
+                    "page_cache_floor is {says}, but thresholds, CPUs and page_cache_max make it \
+                     {expected}"
+                )
+            },
+        );
     }
 }
 
@@ -94,8 +102,8 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
             ctx.finding(&PAGE_CACHE_LINK, "vm_page", page_at, || {
                 let (prev, segind) = (page.prev, page.segind);
                 format!(
-                    "page {pfn:#x} of segment {segment} comes after {before:#x} in the cache of CPU {number}, but says \
-                     prev {prev:#x}, segind {segind}"
+                    "page {pfn:#x} of segment {segment} comes after {before:#x} in the cache of \
+                     CPU {number}, but says prev {prev:#x}, segind {segind}"
                 )
             });
         }

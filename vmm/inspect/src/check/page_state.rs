@@ -162,7 +162,8 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
     if page.hold_count != 0 || page.busy != 0 {
         let (holds, busy) = (page.hold_count, page.busy);
         fault(format!(
-            "page {pfn:#x} has hold_count {holds} and busy {busy}, but nothing holds or shares pages"
+            "page {pfn:#x} has hold_count {holds} and busy {busy}, but nothing holds or shares \
+             pages"
         ));
     }
     if page.dirty & !page.valid != 0 {
@@ -235,7 +236,8 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
     if *page != expected {
         ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || {
             format!(
-                "page {pfn:#x} is {}, so it should be wired once and have no other state, but is {page:x?}",
+                "page {pfn:#x} is {}, so it should be wired once and have no other state, but is \
+                 {page:x?}",
                 owner.words()
             )
         });

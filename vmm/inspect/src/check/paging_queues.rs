@@ -94,7 +94,10 @@ fn check_queue(
     if list.tail.get() != before || list.count.get() != count {
         ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
             let (tail, counted) = (list.tail.get(), list.count.get());
-            format!("{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to {before:#x}")
+            format!(
+                "{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to \
+                 {before:#x}"
+            )
         });
     }
 }

@@ -144,7 +144,8 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
     if count != queue.spares.len() + 1 {
         ctx.finding(&SLEEPQ_SPARE, "sleep queue", at, || {
             format!(
-                "it should have a spare queue for each sleeper but one: sleepers {count}, spare queues {}",
+                "it should have a spare queue for each sleeper but one: sleepers {count}, spare \
+                 queues {}",
                 queue.spares.len()
             )
         });

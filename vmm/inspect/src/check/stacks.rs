@@ -133,7 +133,8 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     }
     if slot <= slots || slot > slots_end {
         fault(format!(
-            "the next trap slot of {} ends at {slot:#x}, but its slots are [{slots:#x}, {slots_end:#x})",
+            "the next trap slot of {} ends at {slot:#x}, but its slots are [{slots:#x}, \
+             {slots_end:#x})",
             label(t)
         ));
     }

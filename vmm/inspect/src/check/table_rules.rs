@@ -99,7 +99,8 @@ fn tables(ctx: &Context<'_>) {
         if table.level != Level::Pml4 && table.pte.flags() & PteFlags::U != expected {
             ctx.finding(&PTE_USER, parent_name(table), table.base, || {
                 format!(
-                    "the entry of a table is {:?}, but the kernel's privilege asks for {expected:?}",
+                    "the entry of a table is {:?}, but the kernel's privilege asks for \
+                     {expected:?}",
                     table.pte.flags()
                 )
             });
@@ -115,7 +116,8 @@ fn tables(ctx: &Context<'_>) {
             ctx.finding(&TABLE_VALID, "vm_page", ctx.pages.address(pfn), || {
                 let (level, Table { base, valid, .. }) = (name(table.level), table);
                 format!(
-                    "page {pfn:#x} is the {level} for {base}: private says {}, but it has {valid} valid entries",
+                    "page {pfn:#x} is the {level} for {base}: private says {}, but it has {valid} \
+                     valid entries",
                     page.private
                 )
             });
@@ -389,7 +391,8 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     if holes != GUARDS {
         ctx.finding(&IMAGE_GUARDS, "PTE", first, || {
             format!(
-                "the image's data, [{first}, {last}], has {holes} pages that are not mapped, not {GUARDS} guard pages"
+                "the image's data, [{first}, {last}], has {holes} pages that are not mapped, not \
+                 {GUARDS} guard pages"
             )
         });
     }

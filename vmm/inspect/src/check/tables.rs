@@ -126,7 +126,8 @@ impl Reader<'_, '_> {
         if self.tables_left == 0 {
             return self.findings.add(&TABLE_SHARED, "page table", base, || {
                 format!(
-                    "there are more page tables than the memory at hand can describe, among them this {} at {at}",
+                    "there are more page tables than the memory at hand can describe, among them \
+                     this {} at {at}",
                     name(level)
                 )
             });
@@ -181,7 +182,8 @@ impl Reader<'_, '_> {
             let slot = level.index(va);
             return self.findings.add(&TABLE_SLOT, "PML4E", va, || {
                 format!(
-                    "slot {slot} of the root table at {table} is {:#x}, but the kernel maps nothing there",
+                    "slot {slot} of the root table at {table} is {:#x}, but the kernel maps \
+                     nothing there",
                     pte.bits()
                 )
             });
@@ -198,7 +200,8 @@ impl Reader<'_, '_> {
         if pte.is_large() {
             return self.findings.add(&TABLE_LARGE, level_name(level), va, || {
                 format!(
-                    "the entry {:#x} maps a page of {:#x} bytes, but only the direct map has large pages",
+                    "the entry {:#x} maps a page of {:#x} bytes, but only the direct map has large \
+                     pages",
                     pte.bits(),
                     level.span()
                 )
@@ -208,7 +211,8 @@ impl Reader<'_, '_> {
         if flags & !TABLE_KNOWN.bits() != 0 || !pte.flags().contains(TABLE_ALWAYS) {
             self.findings.add(&TABLE_FLAGS, level_name(level), va, || {
                 format!(
-                    "the entry of a table is {:#x}, but must have {TABLE_ALWAYS:?} and nothing beyond {TABLE_KNOWN:?}",
+                    "the entry of a table is {:#x}, but must have {TABLE_ALWAYS:?} and nothing \
+                     beyond {TABLE_KNOWN:?}",
                     pte.bits()
                 )
             });

@@ -352,7 +352,8 @@ fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
             if *pindex >= end {
                 ctx.finding(&OBJECT_LEAK, "vm_page", ctx.pages.address((*pfn).into()), || {
                     format!(
-                        "page {pfn:#x} is at index {pindex:#x} of {} at {}, but no entry shows that",
+                        "page {pfn:#x} is at index {pindex:#x} of {} at {}, but no entry shows \
+                         that",
                         object.name, object.at
                     )
                 });

@@ -210,7 +210,11 @@ fn check_messages(ctx: &Context<'_>) {
         };
         if !expected.contains(&said.as_str()) {
             ctx.finding(&WAIT_MESSAGE, "thread", thread.addr(), || {
-                format!("{} sleeps on {channel} with wait message {said:?}, expected one of {expected:?}", label(t))
+                format!(
+                    "{} sleeps on {channel} with wait message {said:?}, expected one of \
+                     {expected:?}",
+                    label(t)
+                )
             });
         }
     }

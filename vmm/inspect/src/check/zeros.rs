@@ -39,7 +39,8 @@ fn check(ctx: &Context<'_>) {
                     ctx.finding(&PAGE_ZERO, "vm_page", ctx.pages.address(pfn), || {
                         let (flags, at) = (page.flags, index * 8);
                         format!(
-                            "page {pfn:#x} is free and known to be zero ({flags:?}), but holds {word:#x} at {at:#x}"
+                            "page {pfn:#x} is free and known to be zero ({flags:?}), but holds \
+                             {word:#x} at {at:#x}"
                         )
                     });
                 }

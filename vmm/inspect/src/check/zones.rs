@@ -201,7 +201,10 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
         if found == 0 || found == items {
             self.finding(&SLAB_LIST, at, || {
-                format!("{found} of its {items} items are free, but only slabs with free and used ones are listed")
+                format!(
+                    "{found} of its {items} items are free, but only slabs with free and used ones \
+                     are listed"
+                )
             });
         }
         self.slabs.insert(at, Slab { free, used: HashSet::new(), is_partial: true });

@@ -21,7 +21,8 @@ pub(super) fn draw(report: &MapsReport) -> String {
     }
     let _ = writeln!(
         out,
-        "{FAINT}. free  - less than half taken  + half or more  # all  ~ submap  <SIZE> a hole{FAINT:#}"
+        "{FAINT}. free  - less than half taken  + half or more  # all  ~ submap  <SIZE> a \
+         hole{FAINT:#}"
     );
     out
 }

@@ -38,7 +38,8 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
     let mut out = table.draw(0);
     let _ = writeln!(
         out,
-        "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can hold{FAINT:#}"
+        "{FAINT}ENTRIES: map entries that name it; PAGES: resident; SIZE: pages it can \
+         hold{FAINT:#}"
     );
     out
 }

@@ -378,7 +378,8 @@ fn threads_tell_their_stacks() {
         stack: None,
         backtrace: vec!["body+0x159b (main.rs:59)".to_owned()],
     };
-    let long = "a_function_with_a_name_that_is_longer_than_any_line_can_be+0x2ca (a/file/somewhere.rs:287)";
+    let long = "a_function_with_a_name_that_is_longer_than_any_line_can_be+0x2ca \
+                (a/file/somewhere.rs:287)";
     let sleeper = ThreadReport {
         wait_channel: Some(Hex(0xffff_ff00_011a_8068)),
         wait_message: Some("vmmaps".to_owned()),

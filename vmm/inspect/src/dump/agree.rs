@@ -56,7 +56,8 @@ pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(),
 
 fn surplus(memory: u64, at: GuestPhys) -> String {
     format!(
-        "{memory:#x}, but a program header holds physical address {at}, which is not RAM of such a guest"
+        "{memory:#x}, but a program header holds physical address {at}, which is not RAM of such a \
+         guest"
     )
 }
 

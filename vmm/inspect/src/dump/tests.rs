@@ -267,7 +267,8 @@ fn an_image_that_does_not_hold_all_ram_is_refused_with_the_address_that_is_missi
     ] {
         let error = open(&directory, &damaged).expect_err("RAM is missing");
         let told = format!(
-            "guest note: bytes of RAM is 0x800000, but no program header holds physical address {missing}"
+            "guest note: bytes of RAM is 0x800000, but no program header holds physical address \
+             {missing}"
         );
         assert!(error.contains(&told), "{error}");
     }

@@ -177,7 +177,8 @@ impl<'v, 'a> Leaves<'v, 'a> {
             Broken::Reserved(level, pte, bits) => {
                 let (level, pte) = (name(level), pte.bits());
                 damaged(format!(
-                    "the {level} entry {pte:#x} has reserved bits set: {bits:#x}; it translates nothing"
+                    "the {level} entry {pte:#x} has reserved bits set: {bits:#x}; it translates \
+                     nothing"
                 ))
             }
         }))

@@ -15,7 +15,8 @@ fn options(text: &str) -> GuestOptions {
 
 #[test]
 fn a_script_can_ask_for_its_guest_by_the_names_of_the_command_line() {
-    let text = "# first\n\nguest memory=256M vcpus=2 time=real timeout=20s seed=7 vm.kmem_size=32M policy=classic # last\nsettle";
+    let text = "# first\n\nguest memory=256M vcpus=2 time=real timeout=20s seed=7 vm.kmem_size=32M \
+                policy=classic # last\nsettle";
     let wanted = GuestOptions {
         memory: Some(256 << 20),
         vcpus: Some(2),

@@ -26,8 +26,9 @@ fn error(text: &str) -> (usize, usize, String) {
 #[test]
 fn the_smallest_useful_script_is_good() {
     good(
-        "let before = v_free_count\na = kmem_malloc kmem_map 12K ZERO|NOWAIT\nverify $a 12K zero\nfill $a 12K 7\n\
-         verify $a 12K 7\nkmem_free kmem_map $a 12K\nread $a\nexpect panic \"page fault\"\n",
+        "let before = v_free_count\na = kmem_malloc kmem_map 12K ZERO|NOWAIT\nverify $a 12K zero\n\
+         fill $a 12K 7\nverify $a 12K 7\nkmem_free kmem_map $a 12K\nread $a\n\
+         expect panic \"page fault\"\n",
     );
 }
 
@@ -45,18 +46,19 @@ fn every_form_of_the_language_is_read() {
          s[0]=kmem_malloc kmem_map (1 + 2)*page_size\n\
          let n[$a % 7] = rand(1, 10)*4K + kernel_map.min\n\
          repeat 2*3\n repeat $i\n  b[$i + 1] = read $s[0]+8\n  expect 12 + $i\n end\nend\n\
-         assert $n[0]>=kmem_map.max_free - 1\n\
-         print \"a\" $a ($a + 1) v_free_count \"$a\"\n\
-         kmem_malloc kmem_map 1\nexpect error KERN_NO_SPACE\n\
-         t63: sleep 5ms\nsettle\nintr: n = kmem_malloc kmem_map 4K NOWAIT\n\
-         m = kmem_suballoc kernel_map 1M\nm[3] = kmem_suballoc kernel_map (1M + 4K) system\n\
-         t2: w = kmem_alloc_wait $m 4K\nexpect blocked\nkmem_free_wakeup $m $m.min 4K\njoin t2\nabandon t3\n\
+         assert $n[0]>=kmem_map.max_free - 1\nprint \"a\" $a ($a + 1) v_free_count \"$a\"\n\
+         kmem_malloc kmem_map 1\nexpect error KERN_NO_SPACE\nt63: sleep 5ms\nsettle\n\
+         intr: n = kmem_malloc kmem_map 4K NOWAIT\nm = kmem_suballoc kernel_map 1M\n\
+         m[3] = kmem_suballoc kernel_map (1M + 4K) system\nt2: w = kmem_alloc_wait $m 4K\n\
+         expect blocked\nkmem_free_wakeup $m $m.min 4K\njoin t2\nabandon t3\n\
          assert $m[1 + 2].max_free + exec_map.size >= $m.min-pipe_map.min % buffer_map.entries\n\
-         kmem_malloc $m[3] 4K WAITOK\ntouch $m.min+4K 4K\numa_reclaim\non_lowmem kmem_free kmem_map $a 4K\n\
-         x = join t4\nkmem_alloc $x 1\non_lowmem settle\nexpect ok\n\
-         start t1: y = kmem_alloc kernel_map 4K\nexpect null\nstart t[$a%64]: read 1\njoin t[1 + 1]\nabandon t[$a]\n\
-         t[3]: z = read 1\nlet t[3] = 1\nt[$t[3]] = read 2\nt[$t[3]]: read $t[$t[3]]\nprint hex($a+1) now cycles hex($a * 2)\n\
-         let start = now\nstart = read 1\nlet guest = cycles + $start\nkmem_alloc_nofault pager_map clean_map.size\n",
+         kmem_malloc $m[3] 4K WAITOK\ntouch $m.min+4K 4K\numa_reclaim\n\
+         on_lowmem kmem_free kmem_map $a 4K\nx = join t4\nkmem_alloc $x 1\non_lowmem settle\n\
+         expect ok\nstart t1: y = kmem_alloc kernel_map 4K\nexpect null\nstart t[$a%64]: read 1\n\
+         join t[1 + 1]\nabandon t[$a]\nt[3]: z = read 1\nlet t[3] = 1\nt[$t[3]] = read 2\n\
+         t[$t[3]]: read $t[$t[3]]\nprint hex($a+1) now cycles hex($a * 2)\nlet start = now\n\
+         start = read 1\nlet guest = cycles + $start\n\
+         kmem_alloc_nofault pager_map clean_map.size\n",
     );
 }
 
@@ -147,7 +149,8 @@ fn an_error_names_line_and_column() {
     }
 }
 
-const CALL: &str = "arguments follow the verb, with blanks between them and no parentheses around: `kmem_alloc MAP SIZE`";
+const CALL: &str = "arguments follow the verb, with blanks between them and no parentheses around: \
+                    `kmem_alloc MAP SIZE`";
 
 fn advice_of(word: &str) -> &'static str {
     crate::script::advice::foreign(word).unwrap_or_default()
@@ -241,7 +244,8 @@ fn what_the_kernel_does_not_offer_is_refused_before_anything_boots() {
 
 #[test]
 fn the_verbs_of_malloc_uma_and_contigmalloc_are_refused_by_name() {
-    let verbs = "malloc realloc free contigmalloc contigfree zone_create zone_destroy zalloc zfree zone_drain";
+    let verbs = "malloc realloc free contigmalloc contigfree zone_create zone_destroy zalloc zfree \
+                 zone_drain";
     for verb in verbs.split(' ') {
         let (line, column, message) = error(&format!("{verb} 4K"));
         assert_eq!((line, column), (1, 1));
@@ -279,12 +283,18 @@ proptest! {
     }
 
     #[test]
-    fn no_soup_of_words_makes_the_parser_panic(words in prop::collection::vec(prop::sample::select(vec![
-        "let", "expect", "assert", "repeat", "end", "print", "\n", "\n", "t0:", "intr:", "a", "=", "$a", "$a[", "]", "[",
-        "(", ")", "rand(", ",", "1", "0x", "4K", "kmem_map", "kmem_map.", ".size", "kmem_malloc", "read", "verify",
-        "zero", "NOWAIT", "|", "\"", "\\", "#", "+", "-", "==", "$i", "$", "error", "panic", "ok", "v_free_count", "ä",
-        "KERN_NO_SPACE", "join", "t1", "start", "start t1:", "guest", "memory=8M", "t[", "t[1]:", "hex(", "now", "cycles", "on_lowmem", "kmem_suballoc", "system", ".min", "$m", "m =",
-    ]), 0..60), blanks in any::<bool>()) {
+    fn no_soup_of_words_makes_the_parser_panic(words in prop::collection::vec(
+        prop::sample::select(vec![
+            "let", "expect", "assert", "repeat", "end", "print", "\n", "\n", "t0:", "intr:", "a",
+            "=", "$a", "$a[", "]", "[", "(", ")", "rand(", ",", "1", "0x", "4K", "kmem_map",
+            "kmem_map.", ".size", "kmem_malloc", "read", "verify", "zero", "NOWAIT", "|", "\"",
+            "\\", "#", "+", "-", "==", "$i", "$", "error", "panic", "ok", "v_free_count", "ä",
+            "KERN_NO_SPACE", "join", "t1", "start", "start t1:", "guest", "memory=8M", "t[",
+            "t[1]:", "hex(", "now", "cycles", "on_lowmem", "kmem_suballoc", "system", ".min", "$m",
+            "m =",
+        ]),
+        0..60,
+    ), blanks in any::<bool>()) {
         let text = words.join(if blanks { " " } else { "" });
         for error in errors(&text) {
             prop_assert!(!error.render(&Source::new("x", &text)).is_empty());

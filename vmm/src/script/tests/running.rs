@@ -40,7 +40,8 @@ fn scripted(reply: Result<Reply, TargetError>) -> Fake {
 #[test]
 fn operators_combine_from_left_to_right() {
     finished(
-        "assert 2 + 3 * 4 == 20\nassert 2+(3*4) == 14\nassert 100 - 10 - 5 == 85\nassert 7 % 4 * 2 == 6\nassert 9/2 == 4",
+        "assert 2 + 3 * 4 == 20\nassert 2+(3*4) == 14\nassert 100 - 10 - 5 == 85\n\
+         assert 7 % 4 * 2 == 6\nassert 9/2 == 4",
     );
 }
 
@@ -59,8 +60,8 @@ fn arithmetic_that_overflows_is_a_script_error_with_its_place() {
 #[test]
 fn arguments_reach_the_operation() {
     let fake = finished(
-        "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nkmem_malloc kmem_map 1\nwrite $a+8 (1 + 2)\nverify $a 4K zero\n\
-         verify $a 4K 9\nsleep 3ms\nsleep 2s",
+        "a = kmem_malloc kmem_map 12K ZERO|NOWAIT\nkmem_malloc kmem_map 1\nwrite $a+8 (1 + 2)\n\
+         verify $a 4K zero\nverify $a 4K 9\nsleep 3ms\nsleep 2s",
     );
     let map = MapId::KMEM;
     let addr = GuestVirt::new(BASE);
@@ -81,7 +82,8 @@ fn arguments_reach_the_operation() {
 #[test]
 fn repeats_nest_and_i_is_the_innermost_counter() {
     let (ending, steps) = run_text(
-        "repeat 2\nlet j = $i\nrepeat 3\nprint $j $i\nend\nprint $i\nend\nrepeat 0\nprint \"never\"\nend",
+        "repeat 2\nlet j = $i\nrepeat 3\nprint $j $i\nend\nprint $i\nend\nrepeat 0\n\
+         print \"never\"\nend",
     );
     assert_eq!(ending, Ending::Finished);
     let output: Vec<_> = steps.iter().filter_map(|step| step.output.as_deref()).collect();
@@ -91,8 +93,8 @@ fn repeats_nest_and_i_is_the_innermost_counter() {
 #[test]
 fn a_series_remembers_each_of_its_values() {
     finished(
-        "repeat 10\nlet s[$i] = $i * $i\nend\nlet sum = 0\nrepeat 10\nlet sum = $sum + $s[9 - $i]\nend\nassert $sum == 285\n\
-         a[5] = kmem_alloc kernel_map 1\nassert $a[2+3] == kernel_map.min",
+        "repeat 10\nlet s[$i] = $i * $i\nend\nlet sum = 0\nrepeat 10\nlet sum = $sum + $s[9 - $i]\n\
+         end\nassert $sum == 285\na[5] = kmem_alloc kernel_map 1\nassert $a[2+3] == kernel_map.min",
     );
 }
 
@@ -307,7 +309,8 @@ fn check_gives_ok_or_the_number_of_findings_which_is_a_failure_that_nobody_expec
     let damaged = || Fake { findings: vec![finding("a"), finding("b")], ..Fake::default() };
     let (ending, steps) = run_on(&mut damaged(), "check");
     assert!(
-        matches!(&ending, Ending::Failed(f) if f.expected == "no findings" && f.got == "2 findings"),
+        matches!(&ending, Ending::Failed(f) if f.expected == "no findings"
+            && f.got == "2 findings"),
         "{ending:?}"
     );
     assert_eq!(
@@ -324,9 +327,10 @@ fn check_gives_ok_or_the_number_of_findings_which_is_a_failure_that_nobody_expec
 
 #[test]
 fn inspect_shows_what_is_asked_for_and_its_numbers_are_expressions() {
-    let text = "a = kmem_malloc kmem_map 8K NOWAIT\ninspect maps\ninspect vtop $a+4K\ninspect pagetable $a..$a+8K\n\
-        inspect pagetable $a $a+4K\nm = kmem_suballoc kernel_map 64K\ninspect map $m\nt3: inspect map kmem_map\n\
-        inspect diff a.img\nexpect ok";
+    let text = "a = kmem_malloc kmem_map 8K NOWAIT\ninspect maps\ninspect vtop $a+4K\n\
+                inspect pagetable $a..$a+8K\ninspect pagetable $a $a+4K\n\
+                m = kmem_suballoc kernel_map 64K\ninspect map $m\nt3: inspect map kmem_map\n\
+                inspect diff a.img\nexpect ok";
     let (ending, steps) = run_text(text);
     assert_eq!(ending, Ending::Finished);
     let shown: Vec<_> = steps.iter().filter_map(|step| step.output.as_deref()).collect();

@@ -43,7 +43,8 @@ fn wrong(outcomes: impl IntoIterator<Item = Outcome>, text: &str) -> (usize, Str
 
 #[test]
 fn a_started_statement_is_sent_at_once_and_its_name_is_bound_by_the_join() {
-    let text = "start t1: x = read 1\nstart t[1 + 1]: y = read 2\njoin t2\njoin t[1]\nassert $x == 7\nassert $y == 8";
+    let text = "start t1: x = read 1\nstart t[1 + 1]: y = read 2\njoin t2\njoin t[1]\n\
+                assert $x == 7\nassert $y == 8";
     let fake = holds([OK, OK, Outcome::Value(8), Outcome::Value(7)], text);
     assert_eq!(fake.contexts[..2], [Context::Start(1), Context::Start(2)]);
     assert_eq!(fake.ops[2..], [Op::Join { thread: 2 }, Op::Join { thread: 1 }]);

@@ -48,7 +48,8 @@ fn wrong(
 fn statements_run_where_they_say() {
     let fake = holds(
         [],
-        "settle\nt0: settle\nt63: settle\nintr: settle\non_lowmem kmem_free kmem_map 8K 4K\nt5: uma_reclaim",
+        "settle\nt0: settle\nt63: settle\nintr: settle\non_lowmem kmem_free kmem_map 8K 4K\n\
+         t5: uma_reclaim",
     );
     let thread = Context::Thread;
     assert_eq!(
@@ -87,8 +88,8 @@ fn blocked_that_was_expected_fails_where_the_statement_finished() {
 fn a_join_gives_the_result_and_binds_the_name_of_the_blocked_statement() {
     let fake = holds(
         [blocked("vmwait"), given(Outcome::Ok), given(Outcome::Value(BASE))],
-        "let a = 1\nt1: a = kmem_malloc kmem_map 4K\nexpect blocked\nkmem_free kmem_map 0 4K\njoin t1\nassert $a == kmem_map.min\n\
-         t1: settle",
+        "let a = 1\nt1: a = kmem_malloc kmem_map 4K\nexpect blocked\nkmem_free kmem_map 0 4K\n\
+         join t1\nassert $a == kmem_map.min\nt1: settle",
     );
     assert_eq!(fake.ops[2], Op::Join { thread: 1 });
     assert_eq!(fake.ops.len(), 4);
@@ -119,8 +120,8 @@ fn an_element_is_bound_under_the_index_that_it_had_when_its_statement_was_made()
             given(Outcome::Value(70)),
             given(Outcome::Value(80)),
         ],
-        "repeat 1\nt1: a[$i + 3] = settle\nexpect blocked\nt2: a[$i] = settle\nexpect blocked\nend\n\
-         join t1\njoin t2\nassert $a[3] == 70\nassert $a[0] == 80",
+        "repeat 1\nt1: a[$i + 3] = settle\nexpect blocked\nt2: a[$i] = settle\nexpect blocked\n\
+         end\njoin t1\njoin t2\nassert $a[3] == 70\nassert $a[0] == 80",
     );
 }
 
@@ -263,9 +264,9 @@ fn what_runs_on_no_thread_cannot_block() {
 fn kmem_suballoc_binds_a_map() {
     let fake = holds(
         [],
-        "m = kmem_suballoc kernel_map 1M\ns[2] = kmem_suballoc $m 64K system\nkmem_alloc_wait $m 4K\n\
-         kmem_malloc $s[1 + 1] 4K NOWAIT\nkmem_free_wakeup $m $m.min 4K\nassert $m.min == kernel_map.min + 1M\n\
-         assert $s[2].max_free == 5\nassert $m > 0",
+        "m = kmem_suballoc kernel_map 1M\ns[2] = kmem_suballoc $m 64K system\n\
+         kmem_alloc_wait $m 4K\nkmem_malloc $s[1 + 1] 4K NOWAIT\nkmem_free_wakeup $m $m.min 4K\n\
+         assert $m.min == kernel_map.min + 1M\nassert $s[2].max_free == 5\nassert $m > 0",
     );
     let flags = MallocFlags::NOWAIT;
     assert_eq!(
@@ -314,7 +315,8 @@ fn json_names_threads_and_what_they_wait_for() {
     let mut fake = scripted([blocked("vmwait"), given(Outcome::Ok), given(Outcome::Value(16))]);
     let (ending, steps) = run_on(
         &mut fake,
-        "t12: a = settle\nexpect blocked\nintr: settle\njoin t12\nt3: on_lowmem settle\nabandon t12",
+        "t12: a = settle\nexpect blocked\nintr: settle\njoin t12\nt3: on_lowmem settle\n\
+         abandon t12",
     );
     assert_eq!(steps[2].runner.to_string(), "t12");
     assert_eq!(steps[1].runner, Runner::Interrupt);

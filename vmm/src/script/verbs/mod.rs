@@ -43,7 +43,8 @@ pub static VERBS: &[Verb] = &[
         "wired memory of `kmem_object`, zeroed with `ZERO` only", "address or `null`"),
     op!(kmem_free(map: Map("MAP"), addr: Number("ADDR"), size: Number("SIZE")) =>
         Op::KmemFree { map, addr: GuestVirt::new(addr), size },
-        "frees every page that the range touches; parts that are not allocated are skipped", "`ok`"),
+        "frees every page that the range touches; parts that are not allocated are skipped",
+        "`ok`"),
     Verb {
         gives: Gives::Map,
         ..op!(kmem_suballoc(parent: Map("PARENT"), size: Number("SIZE"), kind: Kind) =>
