@@ -7,7 +7,7 @@ use vmkern_abi::layout::{Callout, Thread};
 
 use super::context::Context;
 use super::rule::rules;
-use super::sched::label;
+use super::sched::{Item, label};
 
 rules! {
     Some(check);
@@ -130,23 +130,29 @@ fn check_siblings(
                 )
             });
         }
-        let key = |callout: &Callout| (callout.deadline.get(), callout.sequence.get());
-        if let Some(above) = parent.and_then(|parent| ctx.sched.thread(parent))
-            && key(&above.value.callout) > key(callout)
-        {
-            ctx.finding(&CALLOUT_ORDER, "thread", thread.addr(), || {
-                let (own, other) = (key(callout), key(&above.value.callout));
-                format!(
-                    "it is due at (tick, number) {own:?}, before the one above it in the heap, \
-                     {other:?}"
-                )
-            });
-        }
+        check_order(ctx, thread, parent);
         below.push((callout.child.get(), Some(pointer)));
         // The root has no siblings: that is a finding already, and they are not looked at.
         if parent.is_none() {
             return;
         }
         (before, next) = (Some(pointer), callout.sibling.get());
+    }
+}
+
+/// Checks that `thread` is not due before the thread above it in the heap.
+fn check_order(ctx: &Context<'_>, thread: &Item<Thread>, parent: Option<KPtr<Thread>>) {
+    let callout = &thread.value.callout;
+    let key = |callout: &Callout| (callout.deadline.get(), callout.sequence.get());
+    if let Some(above) = parent.and_then(|parent| ctx.sched.thread(parent))
+        && key(&above.value.callout) > key(callout)
+    {
+        ctx.finding(&CALLOUT_ORDER, "thread", thread.addr(), || {
+            let (own, other) = (key(callout), key(&above.value.callout));
+            format!(
+                "it is due at (tick, number) {own:?}, before the one above it in the heap, \
+                 {other:?}"
+            )
+        });
     }
 }

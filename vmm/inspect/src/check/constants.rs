@@ -180,26 +180,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
     let fault = |rule, detail: String| ctx.finding(rule, "thread", thread.addr(), || detail);
     let tid = t.tid.get();
-    let cpu = ctx.sched.idles(thread.at).map(|cpu| cpu.value.cpuid.get());
-    let (number, name, priority) = match cpu {
-        Some(0) => (BOOT_TID, "host".to_owned(), PRI_MAX_IDLE),
-        Some(cpu) => (IDLE_TID.wrapping_add(cpu), format!("idle{cpu}"), PRI_MAX_IDLE),
-        None if thread.at == ctx.roots.pageproc.get() => {
-            (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM)
-        }
-        None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
-        None if t.name().to_string() == "pagezero" => {
-            (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY)
-        }
-        None if t.name().to_string() == "thread taskq" => {
-            (TASKQ_TID, "thread taskq".to_owned(), PVM)
-        }
-        // Of a CPU that is only being started.
-        None if t.name().to_string().starts_with("idle") => {
-            (tid, t.name().to_string(), PRI_MAX_IDLE)
-        }
-        None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
-    };
+    let (number, name, priority) = identity(ctx, thread);
     if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
         fault(
             &THREAD_NAME,
@@ -226,5 +207,31 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             &WAIT_MESSAGE,
             format!("{} is in state {} with wait message {words:x?}", label(t), t.state.get()),
         );
+    }
+}
+
+/// The number, name and base priority that the kernel gives such a thread.
+fn identity(ctx: &Context<'_>, thread: &Item<Thread>) -> (u32, String, u8) {
+    let t = &thread.value;
+    let tid = t.tid.get();
+    let cpu = ctx.sched.idles(thread.at).map(|cpu| cpu.value.cpuid.get());
+    match cpu {
+        Some(0) => (BOOT_TID, "host".to_owned(), PRI_MAX_IDLE),
+        Some(cpu) => (IDLE_TID.wrapping_add(cpu), format!("idle{cpu}"), PRI_MAX_IDLE),
+        None if thread.at == ctx.roots.pageproc.get() => {
+            (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM)
+        }
+        None if tid < u32::from(MAX_THREADS) => (tid, format!("t{tid}"), PUSER),
+        None if t.name().to_string() == "pagezero" => {
+            (PAGEZERO_TID, "pagezero".to_owned(), PAGEZERO_PRIORITY)
+        }
+        None if t.name().to_string() == "thread taskq" => {
+            (TASKQ_TID, "thread taskq".to_owned(), PVM)
+        }
+        // Of a CPU that is only being started.
+        None if t.name().to_string().starts_with("idle") => {
+            (tid, t.name().to_string(), PRI_MAX_IDLE)
+        }
+        None => (PAGEDAEMON_TID, "pagedaemon".to_owned(), PVM),
     }
 }

@@ -144,22 +144,7 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
             )
         });
     }
-    let slot = std::array::from_fn(|word| s.slot[word].get());
-    match Request::decode(&slot) {
-        Err(error) => {
-            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
-                format!("it is not an operation: {error}")
-            });
-        }
-        Ok(request)
-            if request.encode() != slot || request.tag != 0 || request.context != Lowmem =>
-        {
-            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
-                format!("its slot {slot:x?} holds more than {request:?}")
-            });
-        }
-        Ok(_) => {}
-    }
+    check_slot(ctx, &stored);
     let run = GuestVirt::new(s.run.get());
     let image = KERNBASE..ctx.roots.virtual_avail.get();
     if !image.contains(&run) {
@@ -178,6 +163,27 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
             });
             break;
         }
+    }
+}
+
+/// Checks that the slot of a stored operation holds a request of its kind, and nothing more.
+fn check_slot(ctx: &Context<'_>, stored: &Item<StoredOp>) {
+    let s = &stored.value;
+    let slot = std::array::from_fn(|word| s.slot[word].get());
+    match Request::decode(&slot) {
+        Err(error) => {
+            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
+                format!("it is not an operation: {error}")
+            });
+        }
+        Ok(request)
+            if request.encode() != slot || request.tag != 0 || request.context != Lowmem =>
+        {
+            ctx.finding(&STORED_OP, "stored operation", stored.addr(), || {
+                format!("its slot {slot:x?} holds more than {request:?}")
+            });
+        }
+        Ok(_) => {}
     }
 }
 

@@ -107,6 +107,44 @@ impl Walk<'_, '_> {
     }
 
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
+        let count = self.shape(at, node, level);
+        for slot in 0..count {
+            let (key, gap, target) =
+                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
+            if level == 0 {
+                self.items.push(Item { node: at, key, gap, target });
+                continue;
+            }
+            if slot > 0 && node.keys[slot - 1].get() >= key {
+                self.finding(&INDEX_KEY, at, || {
+                    format!(
+                        "slot {slot} has key {key:#x}, but the one before has {:#x}",
+                        node.keys[slot - 1].get()
+                    )
+                });
+            }
+            let Some(child) = self.node(target) else { continue };
+            let lowest = child.keys[0].get();
+            if lowest != key {
+                self.finding(&INDEX_KEY, at, || {
+                    format!("slot {slot} has key {key:#x}, but its child begins at {lowest:#x}")
+                });
+            }
+            let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
+            if largest != gap {
+                self.finding(&INDEX_GAP, at, || {
+                    format!(
+                        "slot {slot} says max_free {gap:#x} pages, but its child's largest gap is \
+                         {largest:#x}"
+                    )
+                });
+            }
+            self.visit(target, &child, level - 1);
+        }
+    }
+
+    /// Checks what a node says of itself; returns how many of its slots to look at.
+    fn shape(&self, at: GuestVirt, node: &MapNode, level: u16) -> usize {
         if node.level.get() != level {
             self.finding(&INDEX_LEVEL, at, || {
                 format!("its level is {}, but its depth says {level}", node.level.get())
@@ -143,39 +181,7 @@ impl Walk<'_, '_> {
                 format!("it is in the tree, but its spare_next is {next}")
             });
         }
-        for slot in 0..count {
-            let (key, gap, target) =
-                (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
-            if level == 0 {
-                self.items.push(Item { node: at, key, gap, target });
-                continue;
-            }
-            if slot > 0 && node.keys[slot - 1].get() >= key {
-                self.finding(&INDEX_KEY, at, || {
-                    format!(
-                        "slot {slot} has key {key:#x}, but the one before has {:#x}",
-                        node.keys[slot - 1].get()
-                    )
-                });
-            }
-            let Some(child) = self.node(target) else { continue };
-            let lowest = child.keys[0].get();
-            if lowest != key {
-                self.finding(&INDEX_KEY, at, || {
-                    format!("slot {slot} has key {key:#x}, but its child begins at {lowest:#x}")
-                });
-            }
-            let largest = child.gaps.iter().map(|gap| gap.get()).max().unwrap_or(0);
-            if largest != gap {
-                self.finding(&INDEX_GAP, at, || {
-                    format!(
-                        "slot {slot} says max_free {gap:#x} pages, but its child's largest gap is \
-                         {largest:#x}"
-                    )
-                });
-            }
-            self.visit(target, &child, level - 1);
-        }
+        count
     }
 }
 

@@ -1,7 +1,9 @@
 //! A map's list of entries: order, links, and the counts that the map keeps of it.
 
+use vmkern_abi::addr::GuestVirt;
+
 use super::context::Context;
-use super::maps::Map;
+use super::maps::{Entry, Map};
 use super::rule::rules;
 
 rules! {
@@ -38,42 +40,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     }
     let (mut before, mut below, mut size) = (map.at, map.min, 0u64);
     for entry in &map.entries {
-        if entry.prev != before {
-            ctx.finding(&MAP_LIST, "vm_map_entry", entry.at, || {
-                format!(
-                    "its prev is {}, but the list of {} at {} comes from {before}",
-                    entry.prev, map.name, map.at
-                )
-            });
-        }
-        if entry.start < below {
-            ctx.finding(&MAP_ORDER, "vm_map_entry", entry.at, || {
-                let side = if before == map.at {
-                    "its map's first address is"
-                } else {
-                    "the entry before it ends at"
-                };
-                format!("it starts at {}, but {side} {below}", entry.start)
-            });
-        }
-        if entry.end <= entry.start {
-            ctx.finding(&ENTRY_RANGE, "vm_map_entry", entry.at, || {
-                format!("it ends at {}, but starts at {}", entry.end, entry.start)
-            });
-        }
-        if !entry.start.is_page_aligned() || !entry.end.is_page_aligned() {
-            ctx.finding(&ENTRY_RANGE, "vm_map_entry", entry.at, || {
-                format!("[{}, {}) is not a range of whole pages", entry.start, entry.end)
-            });
-        }
-        if entry.end > map.max {
-            ctx.finding(&MAP_ORDER, "vm_map_entry", entry.at, || {
-                format!(
-                    "it ends at {}, but {} at {} ends at {}",
-                    entry.end, map.name, map.at, map.max
-                )
-            });
-        }
+        check_entry(ctx, map, entry, before, below);
         size = size.wrapping_add(entry.len());
         (before, below) = (entry.at, below.max(entry.end));
     }
@@ -91,6 +58,43 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     if map.size != size {
         ctx.finding(&MAP_SIZE, map.name, map.at, || {
             format!("size says {}, but its entries sum to {size}", map.size)
+        });
+    }
+}
+
+/// Checks an entry against `before`, the one before it on the list, and `below`, where that ends.
+fn check_entry(ctx: &Context<'_>, map: &Map, entry: &Entry, before: GuestVirt, below: GuestVirt) {
+    if entry.prev != before {
+        ctx.finding(&MAP_LIST, "vm_map_entry", entry.at, || {
+            format!(
+                "its prev is {}, but the list of {} at {} comes from {before}",
+                entry.prev, map.name, map.at
+            )
+        });
+    }
+    if entry.start < below {
+        ctx.finding(&MAP_ORDER, "vm_map_entry", entry.at, || {
+            let side = if before == map.at {
+                "its map's first address is"
+            } else {
+                "the entry before it ends at"
+            };
+            format!("it starts at {}, but {side} {below}", entry.start)
+        });
+    }
+    if entry.end <= entry.start {
+        ctx.finding(&ENTRY_RANGE, "vm_map_entry", entry.at, || {
+            format!("it ends at {}, but starts at {}", entry.end, entry.start)
+        });
+    }
+    if !entry.start.is_page_aligned() || !entry.end.is_page_aligned() {
+        ctx.finding(&ENTRY_RANGE, "vm_map_entry", entry.at, || {
+            format!("[{}, {}) is not a range of whole pages", entry.start, entry.end)
+        });
+    }
+    if entry.end > map.max {
+        ctx.finding(&MAP_ORDER, "vm_map_entry", entry.at, || {
+            format!("it ends at {}, but {} at {} ends at {}", entry.end, map.name, map.at, map.max)
         });
     }
 }

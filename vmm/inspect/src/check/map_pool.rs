@@ -149,6 +149,13 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     if map.is_updating() {
         return pages;
     }
+    check_counts(ctx, map, kind, pool, &pages);
+    pages
+}
+
+/// Checks the words of a pool that stands still against its pages, in the order of the list.
+fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &[GuestVirt]) {
+    let before = pages.last().copied().unwrap_or_default();
     if pool.last.addr() != before {
         finding(ctx, &POOL_PAGES, map, kind, || {
             format!("last is {}, but the last page is {before}", pool.last.addr())
@@ -182,7 +189,6 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
             )
         });
     }
-    pages
 }
 
 /// The items in use are the first ones, and all of them are used: `live` are those that list or
@@ -268,6 +274,12 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages),
         );
     }
+    check_capacities(ctx, map);
+}
+
+/// Checks that the pools hold what the next change may need, and no page too many.
+fn check_capacities(ctx: &Context<'_>, map: &Map) {
+    let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
     let (entries, nodes) = (&map.entry_pool, &map.node_pool);
     let needed =
         entries.used.saturating_add(FLOOR).saturating_add(map.credits.min(map.plain_pages / 2));

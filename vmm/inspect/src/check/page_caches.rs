@@ -118,7 +118,12 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
             )
         });
     }
-    let (count, found) = (list.count.get(), seen.len() as u64);
+    check_count(ctx, list, at, number, seen.len() as u64);
+}
+
+/// Checks the count of the cache of CPU `number`, in which `found` pages were found.
+fn check_count(ctx: &Context<'_>, list: &VmFreeList, at: GuestVirt, number: u32, found: u64) {
+    let count = list.count.get();
     let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };
     if count != found || found > most {
         ctx.finding(&PAGE_CACHE_COUNT, "page cache", at, || {

@@ -172,6 +172,13 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.dirty, page.valid
         ));
     }
+    check_use(ctx, pfn, page);
+}
+
+/// Checks that the queue and the marks of an allocated page fit each other.
+fn check_use(ctx: &Context<'_>, pfn: u64, page: &Page) {
+    let fault =
+        |detail: String| ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || detail);
     if page.queue != 0 && (page.wire_count != 0 || page.flags.contains(PageFlags::UNMANAGED)) {
         let (queue, wired) = (page.queue, page.wire_count);
         fault(format!(

@@ -119,16 +119,7 @@ fn check_list(
                 )
             });
         }
-        if t.state() != Some(ThreadState::Runnable) {
-            ctx.finding(&RUNQ_STATE, "thread", thread.addr(), || {
-                format!("{} is on the run queue, but its state is {}", label(t), t.state.get())
-            });
-        }
-        if usize::from(t.priority.get() / RQ_PPQ) != number {
-            ctx.finding(&RUNQ_PRIORITY, "thread", thread.addr(), || {
-                format!("{} has priority {}, but is on list {number}", label(t), t.priority.get())
-            });
-        }
+        check_queued(ctx, thread, number);
         (before, next) = (pointer, t.rq_next.get());
     }
     if list.tail.get() != before {
@@ -138,6 +129,21 @@ fn check_list(
                 list.tail.get().addr(),
                 before.addr()
             )
+        });
+    }
+}
+
+/// Checks that a thread may be on the run queue, and on list `number` of it.
+fn check_queued(ctx: &Context<'_>, thread: &Item<Thread>, number: usize) {
+    let t: &Thread = &thread.value;
+    if t.state() != Some(ThreadState::Runnable) {
+        ctx.finding(&RUNQ_STATE, "thread", thread.addr(), || {
+            format!("{} is on the run queue, but its state is {}", label(t), t.state.get())
+        });
+    }
+    if usize::from(t.priority.get() / RQ_PPQ) != number {
+        ctx.finding(&RUNQ_PRIORITY, "thread", thread.addr(), || {
+            format!("{} has priority {}, but is on list {number}", label(t), t.priority.get())
         });
     }
 }

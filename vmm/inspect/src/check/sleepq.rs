@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::layout::{SC_TABLESIZE, ThreadState};
+use vmkern_abi::layout::{SC_TABLESIZE, SleepQueue, Thread, ThreadState};
 
 use super::context::Context;
 use super::rule::rules;
-use super::sched::{Queue, label};
+use super::sched::{Item, Queue, label};
 
 rules! {
     Some(check);
@@ -119,16 +119,7 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
                 )
             });
         }
-        if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
-            ctx.finding(&SLEEPQ_SLEEPER, "thread", thread.addr(), || {
-                let (state, own) = (t.state.get(), t.wchan.get());
-                format!(
-                    "{} is on the queue of {}, but its state is {state} and its channel {own}",
-                    label(t),
-                    q.wchan.get()
-                )
-            });
-        }
+        check_sleeper(ctx, q, thread);
         count += 1;
         (before, next) = (pointer, t.sq_next.get());
     }
@@ -147,6 +138,21 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
                 "it should have a spare queue for each sleeper but one: sleepers {count}, spare \
                  queues {}",
                 queue.spares.len()
+            )
+        });
+    }
+}
+
+/// Checks that a thread on the queue sleeps, and on the channel of the queue.
+fn check_sleeper(ctx: &Context<'_>, q: &SleepQueue, thread: &Item<Thread>) {
+    let t = &thread.value;
+    if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
+        ctx.finding(&SLEEPQ_SLEEPER, "thread", thread.addr(), || {
+            let (state, own) = (t.state.get(), t.wchan.get());
+            format!(
+                "{} is on the queue of {}, but its state is {state} and its channel {own}",
+                label(t),
+                q.wchan.get()
             )
         });
     }

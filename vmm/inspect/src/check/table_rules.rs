@@ -329,21 +329,16 @@ fn image(ctx: &Context<'_>) {
         if pte.frame() != expected {
             finding(&|| format!("its frame should be {expected}"));
         }
-        let is = match PteFlags::from_bits_retain(flags) {
-            flags if flags == data_flags() && expected.get() < LOW_END => Part::Low,
-            flags if flags == data_flags() => Part::Data,
-            flags if flags == text_flags() => Part::Text,
-            flags if flags == text_flags() | PteFlags::NX => Part::ReadOnly,
-            flags if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) => {
+        let flags = PteFlags::from_bits_retain(flags);
+        let Some(is) = part_of(flags, expected) else {
+            if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
                 ctx.finding(&PTE_WX, "PTE", va, || {
                     format!("the entry {:#x} is writable and executable", pte.bits())
                 });
-                continue;
-            }
-            _ => {
+            } else {
                 finding(&|| "no part of the image has these flags".to_owned());
-                continue;
             }
+            continue;
         };
         if is < part {
             finding(&|| format!("{is:?} behind {part:?}"));
@@ -367,6 +362,18 @@ fn image(ctx: &Context<'_>) {
         ctx.finding(&IMAGE_MAPPING, "PTE", apic, || "the local APIC is not mapped");
     }
     image_holes(ctx, last_data, data);
+}
+
+/// The part of the image whose pages have these flags, if any; `expected`, the frame, tells low
+/// memory from the data.
+fn part_of(flags: PteFlags, expected: GuestPhys) -> Option<Part> {
+    match flags {
+        flags if flags == data_flags() && expected.get() < LOW_END => Some(Part::Low),
+        flags if flags == data_flags() => Some(Part::Data),
+        flags if flags == text_flags() => Some(Part::Text),
+        flags if flags == text_flags() | PteFlags::NX => Some(Part::ReadOnly),
+        _ => None,
+    }
 }
 
 /// Text, read-only data and data follow on one another; holes are guard pages.

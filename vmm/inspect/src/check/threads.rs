@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use vmkern_abi::addr::GuestVirt;
-use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
+use vmkern_abi::layout::{Pcpu, TID_HASH, Thread, ThreadState};
 
 use super::context::Context;
 use super::rule::rules;
@@ -141,46 +141,48 @@ fn check_cpus(ctx: &Context<'_>) {
         });
     }
     for (number, cpu) in cpus.iter().enumerate() {
-        let fault = |detail: String| ctx.finding(&CPU, "CPU", cpu.addr(), || detail);
-        let c = &cpu.value;
-        if c.cpuid.get() as usize != number {
-            fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
+        check_cpu(ctx, number, cpu);
+    }
+}
+
+/// Checks a CPU, number `number` of the list, and the threads that it names.
+fn check_cpu(ctx: &Context<'_>, number: usize, cpu: &Item<Pcpu>) {
+    let fault = |detail: String| ctx.finding(&CPU, "CPU", cpu.addr(), || detail);
+    let c = &cpu.value;
+    if c.cpuid.get() as usize != number {
+        fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
+    }
+    match ctx.sched.thread(c.curthread.get()) {
+        None => fault(format!(
+            "its thread, {}, is not on the list of threads",
+            c.curthread.get().addr()
+        )),
+        Some(thread) if thread.value.state() != Some(ThreadState::Running) => {
+            fault(format!(
+                "{} is its thread, but has state {}",
+                label(&thread.value),
+                thread.value.state.get()
+            ));
         }
-        match ctx.sched.thread(c.curthread.get()) {
-            None => fault(format!(
-                "its thread, {}, is not on the list of threads",
-                c.curthread.get().addr()
-            )),
-            Some(thread) if thread.value.state() != Some(ThreadState::Running) => {
-                fault(format!(
-                    "{} is its thread, but has state {}",
-                    label(&thread.value),
-                    thread.value.state.get()
-                ));
-            }
-            Some(thread) if u32::from(thread.value.lastcpu.get()) != c.cpuid.get() => {
-                let (last, own) = (thread.value.lastcpu.get(), c.cpuid.get());
-                fault(format!(
-                    "{} runs on CPU {own}, but its lastcpu is {last}",
-                    label(&thread.value)
-                ));
-            }
-            Some(_) => {}
+        Some(thread) if u32::from(thread.value.lastcpu.get()) != c.cpuid.get() => {
+            let (last, own) = (thread.value.lastcpu.get(), c.cpuid.get());
+            fault(format!("{} runs on CPU {own}, but its lastcpu is {last}", label(&thread.value)));
         }
-        match ctx.sched.thread(c.idlethread.get()) {
-            None => fault(format!(
-                "its idle thread, {}, is not on the list of threads",
-                c.idlethread.get().addr()
-            )),
-            Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
-                let own = idle.value.base_priority.get();
-                fault(format!(
-                    "{} is its idle thread, with base priority {own}, not {IDLE_PRIORITY}",
-                    label(&idle.value)
-                ));
-            }
-            Some(_) => {}
+        Some(_) => {}
+    }
+    match ctx.sched.thread(c.idlethread.get()) {
+        None => fault(format!(
+            "its idle thread, {}, is not on the list of threads",
+            c.idlethread.get().addr()
+        )),
+        Some(idle) if idle.value.base_priority.get() != IDLE_PRIORITY => {
+            let own = idle.value.base_priority.get();
+            fault(format!(
+                "{} is its idle thread, with base priority {own}, not {IDLE_PRIORITY}",
+                label(&idle.value)
+            ));
         }
+        Some(_) => {}
     }
 }
 
@@ -221,6 +223,24 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             t.intr_nesting.get()
         ));
     }
+    check_sleep(ctx, thread, state);
+    // A sleep may lend a priority, which is given back before the thread waits for work.
+    let (now, own) = (t.priority.get(), t.base_priority.get());
+    if waits_for_work(t) && now != own {
+        fault(format!(
+            "{} waits for work with priority {now}, but its base priority is {own}",
+            label(t)
+        ));
+    }
+    if t.name[0].get() == 0 {
+        fault(format!("thread {} has no name", t.tid.get()));
+    }
+}
+
+/// Checks the fields that are set only while a thread sleeps, or only while it runs.
+fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
+    let t = &thread.value;
+    let fault = |detail: String| ctx.finding(&THREAD_STATE, "thread", thread.addr(), || detail);
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
         fault(format!("{} is {state:?}, but its channel is {}", label(t), t.wchan.get()));
     }
@@ -251,17 +271,6 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             t.owepreempt.get(),
             t.timed_out.get()
         ));
-    }
-    // A sleep may lend a priority, which is given back before the thread waits for work.
-    let (now, own) = (t.priority.get(), t.base_priority.get());
-    if waits_for_work(t) && now != own {
-        fault(format!(
-            "{} waits for work with priority {now}, but its base priority is {own}",
-            label(t)
-        ));
-    }
-    if t.name[0].get() == 0 {
-        fault(format!("thread {} has no name", t.tid.get()));
     }
 }
 

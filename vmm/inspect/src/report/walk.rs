@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::kva;
 use vmkern_abi::pte::{Level, PteFlags};
+use vmkern_abi::walk::Step;
 
 use super::entries::{EntryReport, Lookup};
 use super::hex::Hex;
@@ -174,21 +175,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         survey.damage.say("page table", va, problem);
     }
     let steps = walk.steps();
-    let steps = steps.map(|step| StepReport {
-        level: name(step.level),
-        table: step.table.into(),
-        index: step.index,
-        at: Hex(step.table.page().get() + step.index as u64 * 8),
-        bits: Hex(step.pte.bits()),
-        leads_to: step.pte.is_valid().then(|| match step.level {
-            Level::Pd | Level::Pdpt if step.pte.is_large() => {
-                Hex(step.pte.frame().get() & !(step.level.span() - 1))
-            }
-            _ => step.pte.frame().into(),
-        }),
-        flags: step.pte.flags(),
-    });
-    let steps = steps.collect();
+    let steps = steps.map(step_report).collect();
     let mapping = walk.mapping;
     let (map, entry) =
         Lookup::new(survey).find(va).map(|(map, entry)| (map.to_string(), entry)).unzip();
@@ -215,5 +202,23 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         object,
         pfn,
         page,
+    }
+}
+
+/// One level of the way.
+fn step_report(step: &Step) -> StepReport {
+    StepReport {
+        level: name(step.level),
+        table: step.table.into(),
+        index: step.index,
+        at: Hex(step.table.page().get() + step.index as u64 * 8),
+        bits: Hex(step.pte.bits()),
+        leads_to: step.pte.is_valid().then(|| match step.level {
+            Level::Pd | Level::Pdpt if step.pte.is_large() => {
+                Hex(step.pte.frame().get() & !(step.level.span() - 1))
+            }
+            _ => step.pte.frame().into(),
+        }),
+        flags: step.pte.flags(),
     }
 }
