@@ -9,8 +9,8 @@ use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Setup, Source, Standstill, Status, explain, explain_errors, launch_status, parse_with,
-    run_script_then,
+    BAD, Script, Setup, Source, Standstill, Status, explain, explain_errors, launch_status,
+    parse_with, run_script_then,
 };
 use vmkern::text;
 use vmkern::{Dump, Guest, InspectError, Inspection, KernelImage, Symbols, View, What};
@@ -178,34 +178,9 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
             Err(error) => return refuse(args, Some(path), &error.into()),
         },
     };
-    let bytes = match super::run::read(path, &args.guest, signals) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let status = error.status();
-            refuse(
-                args,
-                Some(path),
-                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
-            );
-            return status;
-        }
-    };
-    let source = match Source::from_bytes(&name, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let error = anyhow::anyhow!(
-                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
-            );
-            return refuse(args, Some(path), &error);
-        }
-    };
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            super::eprint(&explain_errors(&errors, &source));
-            return object(args, Some(path), "the script is wrong");
-        }
+    let (source, script) = match parsed(args, path, &name, signals) {
+        Ok(parsed) => parsed,
+        Err(status) => return status,
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
@@ -244,6 +219,16 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
     if status != Status::Ok {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }
+    shown(args, path, status, seen)
+}
+
+/// Shows what was seen of the guest at its script's end; the status of both.
+fn shown(
+    args: &InspectArgs,
+    path: &Path,
+    status: Status,
+    seen: Option<Result<Inspection, InspectError>>,
+) -> Status {
     match seen {
         Some(Ok(inspection)) => {
             show(args, &inspection);
@@ -255,6 +240,45 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
         }
         None => status,
     }
+}
+
+/// The script at `path`; the exit status, after a refusal, if it cannot be read or parsed.
+fn parsed(
+    args: &InspectArgs,
+    path: &Path,
+    name: &str,
+    signals: &Signals,
+) -> Result<(Source, Script), Status> {
+    let bytes = match super::run::read(path, &args.guest, signals) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let status = error.status();
+            refuse(
+                args,
+                Some(path),
+                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
+            );
+            return Err(status);
+        }
+    };
+    let source = match Source::from_bytes(name, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let error = anyhow::anyhow!(
+                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
+            );
+            return Err(refuse(args, Some(path), &error));
+        }
+    };
+    let script = match parse_with(&source, args.guest.lets()) {
+        Ok(script) => script,
+        Err(errors) => {
+            super::eprint(&explain_errors(&errors, &source));
+            return Err(object(args, Some(path), "the script is wrong"));
+        }
+    };
+    Ok((source, script))
 }
 
 fn show(args: &InspectArgs, inspection: &Inspection) -> Status {

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use vmkern::Guest;
 use vmkern::input::InputError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Setup, Source, Standstill,
-    Status, explain, explain_errors, launch_status, parse_with, read_script, run_script_then,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Script, Session, Setup, Source,
+    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
+    read_script, run_script_then,
 };
+use vmkern::{Guest, SaveError};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -69,67 +70,24 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
 
 fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let name = script_name(file);
-    let asked =
-        EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-    let refuse_with = |status: Status, text: &str, failures: Vec<FailureReport>| {
-        super::eprint(text);
-        if args.json {
-            super::print_json(&RunReport::refused(status, failures, asked.clone()));
-        }
-        status
-    };
-    let refuse = |text: &str, failures| refuse_with(Status::Usage, text, failures);
-    let refuse_error = |expected: &str, error: &anyhow::Error| {
-        let (expected, got) = (expected.to_owned(), format!("{error:#}"));
-        refuse(
-            &format!("{BAD}error:{BAD:#} {got}\n"),
-            vec![FailureReport { line: 0, expected, got }],
-        )
-    };
-    let bytes = match read(file, &args.guest, signals) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let (expected, got) =
-                ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
-            let text = format!("{BAD}error:{BAD:#} {got}\n");
-            return refuse_with(
-                error.status(),
-                &text,
-                vec![FailureReport { line: 0, expected, got }],
-            );
-        }
-    };
-    let source = match Source::from_bytes(&name, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let text = format!(
-                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; \
-                 expected UTF-8 text\n"
-            );
-            return refuse(&text, vec![error.into()]);
-        }
-    };
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            return refuse(
-                &explain_errors(&errors, &source),
-                errors.iter().map(FailureReport::from).collect(),
-            );
-        }
+    // 1. The script, and what its guest is made of. Nothing is opened for writing before the
+    //    script is known to be good.
+    let (source, script) = match parsed(args, file, &name, signals) {
+        Ok(parsed) => parsed,
+        Err(status) => return status,
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
         Ok(builder) => builder,
-        Err(error) => return refuse_error("a valid guest configuration", &error.into()),
+        Err(error) => return refuse_error(args, "a valid guest configuration", &error.into()),
     };
     let opened =
         console::open(args.console.as_deref()).and_then(|console| Ok((console, dump(args)?)));
     let (console, mut dump) = match opened {
         Ok(opened) => opened,
-        Err(error) => return refuse_error("a place that can be written to", &error),
+        Err(error) => return refuse_error(args, "a place that can be written to", &error),
     };
+    // 2. The run. The check and the dump need the guest, so they are made before it goes.
     let start = Instant::now();
     let stop = signals.stop(guest.timeout());
     print::run_begins(&stop);
@@ -138,82 +96,172 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     let mut collector = Collector::new(output, trace);
     let setup = Setup { builder, seed: guest.seed(), console };
     let look = |guest: &Guest, at: Standstill<'_>| {
-        let ended = if let Standstill::Ended(ending) = at {
-            print::run_ends(ending.status().into());
-            Some(ending)
-        } else {
-            None
-        };
-        let checked =
-            ended.filter(|_| args.check).and_then(|ending| super::check::at_end(guest, ending));
+        let found = at_the_end(args, guest, &at);
         let saved = match dump.take() {
             Some(to) if !at.is_interrupted() => super::save::dump(guest, to, &name, &stop),
             _ => Ok(()),
         };
-        (saved, checked.as_ref().and_then(super::check::failure))
+        (saved, found)
     };
     let (session, (saved, found)) =
         match run_script_then(&script, setup, &stop, &mut collector, look) {
             Ok(ended) => ended,
-            Err(unlaunched) => {
+            Err(error) => {
                 collector.run_ended();
-                let status = launch_status(&unlaunched.error);
-                print::run_ends(status.into());
-                if args.json {
-                    let asked =
-                        EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-                    super::print_json(&unlaunched.report(asked));
-                }
-                let (error, dropped) =
-                    (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
-                super::eprint(&console::complaints(error, dropped));
-                if let Some((Err(error), _)) = unlaunched.seen {
-                    super::complain(&error.into());
-                }
-                super::complain(&unlaunched.error.into());
-                return status;
+                return not_launched(args, error, &guest);
             }
         };
+    // 3. The report.
     collector.run_ended();
-    let unsaved = saved.as_ref().err().map(ToString::to_string);
-    let unwritten = unsaved.or_else(|| {
-        session.console_error.as_ref().map(|error| format!("the kernel's log: {error}"))
-    });
-    let status = match session.ending.status() {
-        Status::Ok if found.is_some() => Status::Failed,
-        Status::Ok if unwritten.is_some() => Status::Unwritten,
-        status => status,
+    let run = Run { name, source, session, saved, found, start };
+    run.report(args, signals, collector)
+}
+
+/// The script in `file`; the exit status, after a refusal, if it cannot be read or parsed.
+fn parsed(
+    args: &RunArgs,
+    file: &Path,
+    name: &str,
+    signals: &Signals,
+) -> Result<(Source, Script), Status> {
+    let bytes = match read(file, &args.guest, signals) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let (expected, got) =
+                ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
+            let text = format!("{BAD}error:{BAD:#} {got}\n");
+            let failure = FailureReport { line: 0, expected, got };
+            return Err(refuse(args, error.status(), &text, vec![failure]));
+        }
     };
-    let count = collector.count;
+    let source = match Source::from_bytes(name, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let text = format!(
+                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; \
+                 expected UTF-8 text\n"
+            );
+            return Err(refuse(args, Status::Usage, &text, vec![error.into()]));
+        }
+    };
+    match parse_with(&source, args.guest.lets()) {
+        Ok(script) => Ok((source, script)),
+        Err(errors) => {
+            let failures = errors.iter().map(FailureReport::from).collect();
+            Err(refuse(args, Status::Usage, &explain_errors(&errors, &source), failures))
+        }
+    }
+}
+
+/// Reports a script that no guest was launched for.
+fn refuse(args: &RunArgs, status: Status, text: &str, failures: Vec<FailureReport>) -> Status {
+    super::eprint(text);
     if args.json {
-        let mut report = session.report(Vec::new());
-        if let Some((_, failure)) = &found {
-            report.add_failure(failure.clone());
-        }
-        if let Some(got) = unwritten {
-            report.add_failure(FailureReport {
-                line: 0,
-                expected: "output that can be written".to_owned(),
-                got,
-            });
-        }
-        report.status = signals.status().unwrap_or(status) as u8;
-        collector.end(&report);
-    }
-    super::eprint(&console::complaints(session.console_error.as_ref(), session.dropped_lines));
-    if let Err(error) = saved {
-        super::complain(&error.into());
-    }
-    if let Some((text, _)) = &found {
-        super::eprint(text);
-    }
-    if status == Status::Ok && !args.json {
-        let took = start.elapsed().as_secs_f64() * 1e3;
-        super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} in {took:.1} ms\n", steps(count)));
-    } else if session.ending != Ending::Interrupted {
-        super::eprint(&explain(&session.ending, &source, &session.log));
+        let asked =
+            EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
+        super::print_json(&RunReport::refused(status, failures, asked));
     }
     status
+}
+
+/// Reports options that do not make a run.
+fn refuse_error(args: &RunArgs, expected: &str, error: &anyhow::Error) -> Status {
+    let (expected, got) = (expected.to_owned(), format!("{error:#}"));
+    let text = format!("{BAD}error:{BAD:#} {got}\n");
+    refuse(args, Status::Usage, &text, vec![FailureReport { line: 0, expected, got }])
+}
+
+/// What the check of a guest whose script has ended found, if it was asked for and something is
+/// wrong.
+fn at_the_end(args: &RunArgs, guest: &Guest, at: &Standstill<'_>) -> Option<Found> {
+    let Standstill::Ended(ending) = at else { return None };
+    print::run_ends(ending.status().into());
+    let checked = Some(ending).filter(|_| args.check);
+    let checked = checked.and_then(|ending| super::check::at_end(guest, ending));
+    checked.as_ref().and_then(super::check::failure)
+}
+
+/// Reports a guest that was not launched or did not become ready; the exit status of that.
+fn not_launched(args: &RunArgs, unlaunched: Unlaunched<AtEnd>, guest: &GuestArgs) -> Status {
+    let status = launch_status(&unlaunched.error);
+    print::run_ends(status.into());
+    if args.json {
+        let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+        super::print_json(&unlaunched.report(asked));
+    }
+    let (error, dropped) = (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+    super::eprint(&console::complaints(error, dropped));
+    if let Some((Err(error), _)) = unlaunched.seen {
+        super::complain(&error.into());
+    }
+    super::complain(&unlaunched.error.into());
+    status
+}
+
+/// What a check found: in words, and for the report.
+type Found = (String, FailureReport);
+
+/// What came of the dump, and of the check.
+type AtEnd = (Result<(), SaveError>, Option<Found>);
+
+/// A run whose script has ended.
+struct Run {
+    name: String,
+    source: Source,
+    session: Session,
+    saved: Result<(), SaveError>,
+    found: Option<Found>,
+    start: Instant,
+}
+
+impl Run {
+    /// Reports the run, as JSON if that was asked for and in words; its exit status.
+    fn report(self, args: &RunArgs, signals: &Signals, collector: Collector) -> Status {
+        let Self { name, source, session, saved, found, start } = self;
+        // 1. The status: a check that found something counts more than output that is not written.
+        let unsaved = saved.as_ref().err().map(ToString::to_string);
+        let unwritten = unsaved.or_else(|| {
+            session.console_error.as_ref().map(|error| format!("the kernel's log: {error}"))
+        });
+        let status = match session.ending.status() {
+            Status::Ok if found.is_some() => Status::Failed,
+            Status::Ok if unwritten.is_some() => Status::Unwritten,
+            status => status,
+        };
+        let count = collector.count;
+        // 2. The JSON object, whose status a signal may overrule.
+        if args.json {
+            let mut report = session.report(Vec::new());
+            if let Some((_, failure)) = &found {
+                report.add_failure(failure.clone());
+            }
+            if let Some(got) = unwritten {
+                report.add_failure(FailureReport {
+                    line: 0,
+                    expected: "output that can be written".to_owned(),
+                    got,
+                });
+            }
+            report.status = signals.status().unwrap_or(status) as u8;
+            collector.end(&report);
+        }
+        // 3. Complaints and the verdict, on standard error.
+        super::eprint(&console::complaints(session.console_error.as_ref(), session.dropped_lines));
+        if let Err(error) = saved {
+            super::complain(&error.into());
+        }
+        if let Some((text, _)) = &found {
+            super::eprint(text);
+        }
+        if status == Status::Ok && !args.json {
+            let took = start.elapsed().as_secs_f64() * 1e3;
+            super::eprint(&format!("{GOOD}ok{GOOD:#} {name}: {} in {took:.1} ms\n", steps(count)));
+        } else if session.ending != Ending::Interrupted {
+            super::eprint(&explain(&session.ending, &source, &session.log));
+        }
+        status
+    }
 }
 
 /// `1 step`, `2 steps`.

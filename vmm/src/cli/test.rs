@@ -12,15 +12,16 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use vmkern::Guest;
 use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Setup, Source,
-    Standstill, Status, explain, explain_errors, launch_status, parse_with, run_script_then, suite,
+    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Session, Setup, Source,
+    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
+    run_script_then, suite,
 };
 use vmkern::text;
+use vmkern::{Guest, InspectError, Report};
 
 use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};
@@ -146,20 +147,8 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
     let start = Instant::now();
     let by_default = || available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
     let jobs = args.jobs.map_or_else(by_default, usize::from);
-    let bar = ProgressBar::new(runs.len() as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}") {
-        bar.set_style(style);
-    }
-    let mut cases: Vec<Case> = runs
-        .iter()
-        .map(|run| Case {
-            name: run.name.clone(),
-            status: None,
-            message: String::new(),
-            output: String::new(),
-            took: Duration::ZERO,
-        })
-        .collect();
+    let bar = bar(runs);
+    let mut cases: Vec<Case> = runs.iter().map(not_run).collect();
     let mut reports: Vec<Option<RunReport>> = runs.iter().map(|_| None).collect();
     // Scripts whose `guest` lines count, and not the command line.
     let mut overruled: Vec<(String, String)> = Vec::new();
@@ -202,21 +191,46 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
         status = if status == Status::Ok { Status::Unwritten } else { status };
     }
     if args.json {
-        let tests = reports
-            .into_iter()
-            .enumerate()
-            .filter_map(|(index, report)| {
-                Some(TestReport { file: runs[index].name.clone(), report: report? })
-            })
-            .collect();
-        super::print_json(&SuiteReport {
-            schema: vmkern::script::SCHEMA,
-            ok: status == Status::Ok,
-            status: status as u8,
-            tests,
-        });
+        print_reports(runs, reports, status);
     }
     status
+}
+
+/// A bar that grows with each script that ends.
+fn bar(runs: &[Run]) -> ProgressBar {
+    let bar = ProgressBar::new(runs.len() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// The case of a run that has not begun.
+fn not_run(run: &Run) -> Case {
+    Case {
+        name: run.name.clone(),
+        status: None,
+        message: String::new(),
+        output: String::new(),
+        took: Duration::ZERO,
+    }
+}
+
+/// Prints the object of the whole suite.
+fn print_reports(runs: &[Run], reports: Vec<Option<RunReport>>, status: Status) {
+    let tests = reports
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, report)| {
+            Some(TestReport { file: runs[index].name.clone(), report: report? })
+        })
+        .collect();
+    super::print_json(&SuiteReport {
+        schema: vmkern::script::SCHEMA,
+        ok: status == Status::Ok,
+        status: status as u8,
+        tests,
+    });
 }
 
 /// What a report calls the paths together.
@@ -318,49 +332,57 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         Standstill::Ended(ending) if args.check => super::check::at_end(guest, ending),
         _ => None,
     };
-    let session = run_script_then(&script, setup, &stop, &mut keeper, look);
-    let Keeper { text: output, steps, .. } = keeper;
-    match session {
-        Ok((session, checked)) => {
-            let mut message = explain(&session.ending, &source, &session.log);
-            let mut report = session.report(steps);
-            let mut status = session.ending.status();
-            if let Some((text, failure)) = checked.as_ref().and_then(super::check::failure) {
-                message.push_str(&text);
-                report.add_failure(failure);
-                status = if status == Status::Ok { Status::Failed } else { status };
-            }
-            message.push_str(&super::console::complaints(
-                session.console_error.as_ref(),
-                session.dropped_lines,
-            ));
-            if let Some(error) = &session.console_error {
-                let got = format!("the kernel's log: {error}");
-                let expected = "output that can be written".to_owned();
-                report.add_failure(FailureReport { line: 0, expected, got });
-                status = if status == Status::Ok { Status::Unwritten } else { status };
-                report.status = status as u8;
-            }
-            Verdict {
-                status,
-                message,
-                output: text::plain(&output.text()).into_owned(),
-                report,
-                overruled,
-            }
-        }
-        Err(unlaunched) => {
-            let error = &unlaunched.error;
-            let status = launch_status(error);
-            let missing = super::console::complaints(
-                unlaunched.console_error.as_ref(),
-                unlaunched.dropped_lines,
-            );
-            let message = format!("{BAD}error:{BAD:#} {error}\n{missing}");
-            let report = unlaunched.report(asked);
-            Verdict { status, message, output: output.text(), report, overruled }
-        }
+    match run_script_then(&script, setup, &stop, &mut keeper, look) {
+        Ok((session, checked)) => ended(&session, checked.as_ref(), &source, keeper, overruled),
+        Err(error) => unlaunched(&error, asked, keeper.text.text(), overruled),
     }
+}
+
+/// The verdict on a script whose guest was not launched or did not become ready.
+fn unlaunched<T: std::fmt::Debug>(
+    unlaunched: &Unlaunched<T>,
+    asked: EnvironmentReport,
+    output: String,
+    overruled: Vec<String>,
+) -> Verdict {
+    let error = &unlaunched.error;
+    let status = launch_status(error);
+    let missing =
+        super::console::complaints(unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
+    let message = format!("{BAD}error:{BAD:#} {error}\n{missing}");
+    let report = unlaunched.report(asked);
+    Verdict { status, message, output, report, overruled }
+}
+
+/// The verdict on a script that ran, and on the check at its end.
+fn ended(
+    session: &Session,
+    checked: Option<&Result<Report, InspectError>>,
+    source: &Source,
+    keeper: Keeper,
+    overruled: Vec<String>,
+) -> Verdict {
+    let Keeper { text: output, steps, .. } = keeper;
+    let mut message = explain(&session.ending, source, &session.log);
+    let mut report = session.report(steps);
+    let mut status = session.ending.status();
+    if let Some((text, failure)) = checked.and_then(super::check::failure) {
+        message.push_str(&text);
+        report.add_failure(failure);
+        status = if status == Status::Ok { Status::Failed } else { status };
+    }
+    message.push_str(&super::console::complaints(
+        session.console_error.as_ref(),
+        session.dropped_lines,
+    ));
+    if let Some(error) = &session.console_error {
+        let got = format!("the kernel's log: {error}");
+        let expected = "output that can be written".to_owned();
+        report.add_failure(FailureReport { line: 0, expected, got });
+        status = if status == Status::Ok { Status::Unwritten } else { status };
+        report.status = status as u8;
+    }
+    Verdict { status, message, output: text::plain(&output.text()).into_owned(), report, overruled }
 }
 
 fn line(name: &str, verdict: &Verdict, took: Duration, verbose: bool) -> String {

@@ -24,16 +24,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
     let (builder, console) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            if output == Output::Written {
-                let failure = FailureReport {
-                    line: 0,
-                    expected: "a valid guest configuration".to_owned(),
-                    got: format!("{error:#}"),
-                };
-                super::print_json(&RunReport::refused(Status::Usage, vec![failure], asked));
-            }
-            super::complain(&error);
-            return Status::Usage;
+            return unprepared(&error, output, asked);
         }
     };
     let stop = signals.stop(guest.timeout());
@@ -41,13 +32,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
     let mut guest = match launch(builder, console, &stop) {
         Ok(guest) => guest,
         Err(error) => {
-            let status = launch_status(&error);
-            super::print::run_ends(status.into());
-            if output == Output::Written {
-                super::print_json(&launch_report(&error, asked));
-            }
-            super::complain(&error.into());
-            return status;
+            return not_launched(error, output, asked);
         }
     };
     let environment = EnvironmentReport::from(guest.environment());
@@ -72,30 +57,63 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             }
             if log.error.is_some() { Status::Unwritten } else { Status::Ok }
         }
-        Err(error) => {
-            let status = match &error {
-                TourError::Guest(error) => guest_status(error),
-                TourError::Inspect(_) => Status::Broken,
-                TourError::Unexpected { .. } => Status::Failed,
-                TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
-                TourError::Stopped(TargetError::Timeout { .. }) => Status::Timeout,
-                TourError::Stopped(TargetError::Unable(_)) => Status::Failed,
-                TourError::Stopped(TargetError::Host(_)) => Status::NoKvm,
-                TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
-            };
-            super::print::run_ends(status.into());
-            if output == Output::Written {
-                let expected = "the tour's usual results".to_owned();
-                let failure = FailureReport { line: 0, expected, got: error.to_string() };
-                let report = RunReport::refused(status, vec![failure], environment);
-                super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
-            }
-            if status != Status::Interrupted {
-                super::complain(&error.into());
-            }
-            status
-        }
+        Err(error) => cut_short(error, output, environment, log.dropped),
     }
+}
+
+/// Reports a guest that did not become ready; the exit status of that.
+fn not_launched(error: LaunchError, output: Output, asked: EnvironmentReport) -> Status {
+    let status = launch_status(&error);
+    super::print::run_ends(status.into());
+    if output == Output::Written {
+        super::print_json(&launch_report(&error, asked));
+    }
+    super::complain(&error.into());
+    status
+}
+
+/// Reports a tour whose options do not make a guest; the exit status of that.
+fn unprepared(error: &anyhow::Error, output: Output, asked: EnvironmentReport) -> Status {
+    if output == Output::Written {
+        let failure = FailureReport {
+            line: 0,
+            expected: "a valid guest configuration".to_owned(),
+            got: format!("{error:#}"),
+        };
+        super::print_json(&RunReport::refused(Status::Usage, vec![failure], asked));
+    }
+    super::complain(error);
+    Status::Usage
+}
+
+/// Reports a tour that did not come to its end; the exit status of that.
+fn cut_short(
+    error: TourError,
+    output: Output,
+    environment: EnvironmentReport,
+    dropped_log_lines: u64,
+) -> Status {
+    let status = match &error {
+        TourError::Guest(error) => guest_status(error),
+        TourError::Inspect(_) => Status::Broken,
+        TourError::Unexpected { .. } => Status::Failed,
+        TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
+        TourError::Stopped(TargetError::Timeout { .. }) => Status::Timeout,
+        TourError::Stopped(TargetError::Unable(_)) => Status::Failed,
+        TourError::Stopped(TargetError::Host(_)) => Status::NoKvm,
+        TourError::Stopped(TargetError::Broken(_)) => Status::Broken,
+    };
+    super::print::run_ends(status.into());
+    if output == Output::Written {
+        let expected = "the tour's usual results".to_owned();
+        let failure = FailureReport { line: 0, expected, got: error.to_string() };
+        let report = RunReport::refused(status, vec![failure], environment);
+        super::print_json(&RunReport { dropped_log_lines, ..report });
+    }
+    if status != Status::Interrupted {
+        super::complain(&error.into());
+    }
+    status
 }
 
 /// Launches the guest; `stop` can end that.

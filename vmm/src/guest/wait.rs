@@ -67,21 +67,8 @@ impl Waiter {
         let start = Instant::now();
         let can_look = cpus() > 1 && !crew.needs_this_cpu();
         let budget = if can_look { self.budget.max(look_at_least) } else { Duration::ZERO };
-        while start.elapsed() < budget {
-            for _ in 0..LOOKS {
-                if is_over() {
-                    return Woken::News;
-                }
-                std::hint::spin_loop();
-            }
-            if bell.take_interrupt() {
-                return Woken::Interrupted;
-            }
-            // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must
-            // not keep it.
-            if start.elapsed() > UNDISTURBED {
-                thread::yield_now();
-            }
+        if let Some(woken) = look(bell, start, budget, is_over) {
+            return woken;
         }
         let sleeper = &link.region().host_sleeper;
         loop {
@@ -109,6 +96,32 @@ impl Waiter {
         let better = if took < 2 * BUDGET_MAX { self.budget * 2 } else { self.budget / 2 };
         self.budget = better.clamp(BUDGET_MIN, BUDGET_MAX);
     }
+}
+
+/// Looks for `budget` from `start` on; nothing when that has passed without an end of the wait.
+fn look(
+    bell: &Bell,
+    start: Instant,
+    budget: Duration,
+    is_over: impl Fn() -> bool,
+) -> Option<Woken> {
+    while start.elapsed() < budget {
+        for _ in 0..LOOKS {
+            if is_over() {
+                return Some(Woken::News);
+            }
+            std::hint::spin_loop();
+        }
+        if bell.take_interrupt() {
+            return Some(Woken::Interrupted);
+        }
+        // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must
+        // not keep it.
+        if start.elapsed() > UNDISTURBED {
+            thread::yield_now();
+        }
+    }
+    None
 }
 
 fn cpus() -> usize {

@@ -270,24 +270,7 @@ impl RunReport {
                 "error"
             }
         };
-        let failures = match ending {
-            Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
-            Ending::Failed(failure)
-            | Ending::Panicked(_, failure)
-            | Ending::Timeout(failure)
-            | Ending::Host(failure)
-            | Ending::Broken(failure) => {
-                vec![FailureReport::from(&**failure)]
-            }
-            Ending::Script(error) => vec![FailureReport::from(&**error)],
-            Ending::Interrupted => {
-                vec![FailureReport {
-                    line: 0,
-                    expected: "to run to the end".to_owned(),
-                    got: "interrupted".to_owned(),
-                }]
-            }
-        };
+        let failures = failures(ending);
         let panic = match ending {
             Ending::ExpectedPanic(panic) | Ending::Panicked(panic, _) => {
                 Some(PanicReport::from(&**panic))
@@ -315,6 +298,28 @@ impl RunReport {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunStream {
     steps: u64,
+}
+
+/// The failures of a run that ended so.
+fn failures(ending: &Ending) -> Vec<FailureReport> {
+    match ending {
+        Ending::Finished | Ending::ExpectedPanic(_) => Vec::new(),
+        Ending::Failed(failure)
+        | Ending::Panicked(_, failure)
+        | Ending::Timeout(failure)
+        | Ending::Host(failure)
+        | Ending::Broken(failure) => {
+            vec![FailureReport::from(&**failure)]
+        }
+        Ending::Script(error) => vec![FailureReport::from(&**error)],
+        Ending::Interrupted => {
+            vec![FailureReport {
+                line: 0,
+                expected: "to run to the end".to_owned(),
+                got: "interrupted".to_owned(),
+            }]
+        }
+    }
 }
 
 impl RunStream {

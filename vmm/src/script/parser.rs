@@ -437,24 +437,7 @@ impl Parser {
                 let error = Diagnostic::new(next.span, message, expected, next.describe());
                 return Err(error.help(format!("usage: {}", verb.signature())));
             }
-            args.push(match param {
-                Param::Map(_) => Arg::Map(expr::map(lexer, &self.scope)?),
-                Param::Seed if next.word() == Some("zero") => {
-                    lexer.next()?;
-                    Arg::Zero
-                }
-                Param::Seed => Arg::Seed(expr::parse(lexer, &self.scope, Blanks::End)?),
-                Param::Number(_) => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
-                Param::Flags => Arg::Flags(words::flags(lexer)?),
-                Param::Kind => Arg::Kind(words::kind(lexer)?),
-                Param::Thread => {
-                    let token = lexer.next()?;
-                    Arg::Thread(words::thread(&token, lexer, &self.scope)?)
-                }
-                Param::Op => Arg::Call(self.later(lexer)?),
-                Param::File => Arg::File(lexer.file()?),
-                Param::Look => Arg::What(look::parse(lexer, &self.scope)?),
-            });
+            args.push(self.argument(lexer, param)?);
         }
         let next = lexer.peek()?;
         if next.kind != Kind::End {
@@ -466,6 +449,28 @@ impl Parser {
             return Err(error);
         }
         Ok(args)
+    }
+
+    /// The next argument, which `param` says the form of.
+    fn argument(&self, lexer: &mut Lexer<'_>, param: Param) -> Result<Arg, Diagnostic> {
+        Ok(match param {
+            Param::Map(_) => Arg::Map(expr::map(lexer, &self.scope)?),
+            Param::Seed if lexer.peek()?.word() == Some("zero") => {
+                lexer.next()?;
+                Arg::Zero
+            }
+            Param::Seed => Arg::Seed(expr::parse(lexer, &self.scope, Blanks::End)?),
+            Param::Number(_) => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
+            Param::Flags => Arg::Flags(words::flags(lexer)?),
+            Param::Kind => Arg::Kind(words::kind(lexer)?),
+            Param::Thread => {
+                let token = lexer.next()?;
+                Arg::Thread(words::thread(&token, lexer, &self.scope)?)
+            }
+            Param::Op => Arg::Call(self.later(lexer)?),
+            Param::File => Arg::File(lexer.file()?),
+            Param::Look => Arg::What(look::parse(lexer, &self.scope)?),
+        })
     }
 
     fn binding(&mut self, lexer: &mut Lexer<'_>, span: Span) -> Result<(), Diagnostic> {
@@ -561,22 +566,7 @@ impl Parser {
             Some("blocked") => Expected::Blocked,
             Some("error") => {
                 lexer.next()?;
-                let name = lexer.next()?;
-                let word = name.word().unwrap_or_default();
-                let error = || {
-                    let names = KernReturn::ALL.map(KernReturn::name);
-                    let error = Diagnostic::new(
-                        name.span,
-                        "unknown error",
-                        "a KERN_* name",
-                        name.describe(),
-                    );
-                    let meant =
-                        closest(word, names).or_else(|| closest(&format!("KERN_{word}"), names));
-                    let all = format!("they are {}", names.join(" "));
-                    if meant.is_some() { error.suggest(meant) } else { error.help(all) }
-                };
-                return KernReturn::from_name(word).map(Expected::Error).ok_or_else(error);
+                return error_name(lexer);
             }
             Some("panic") => {
                 lexer.next()?;
@@ -636,4 +626,18 @@ impl Parser {
         }
         Ok(())
     }
+}
+
+/// The error that `expect error` names.
+fn error_name(lexer: &mut Lexer<'_>) -> Result<Expected, Diagnostic> {
+    let name = lexer.next()?;
+    let word = name.word().unwrap_or_default();
+    let error = || {
+        let names = KernReturn::ALL.map(KernReturn::name);
+        let error = Diagnostic::new(name.span, "unknown error", "a KERN_* name", name.describe());
+        let meant = closest(word, names).or_else(|| closest(&format!("KERN_{word}"), names));
+        let all = format!("they are {}", names.join(" "));
+        if meant.is_some() { error.suggest(meant) } else { error.help(all) }
+    };
+    KernReturn::from_name(word).map(Expected::Error).ok_or_else(error)
 }

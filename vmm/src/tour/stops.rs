@@ -111,15 +111,7 @@ impl Tour<'_> {
     /// kernel_map: memory that may be waited for, and a stack with its guard page.
     fn kernel(&mut self) -> Result<(), TourError> {
         let map = MapId::KERNEL;
-        let bottom = self.guest.map_entries(map)?;
-        // The end of what is taken without a hole from the map's start on.
-        let mut hole = self.guest.map_stats(map)?.min;
-        for entry in &bottom {
-            if entry.start != hole {
-                break;
-            }
-            hole = entry.end;
-        }
+        let hole = self.first_hole(map)?;
         let from = GuestVirt::new(
             hole.get().saturating_sub(MARGIN).max(self.guest.map_stats(map)?.min.get()),
         );
@@ -163,6 +155,19 @@ impl Tour<'_> {
             map,
             from,
         })
+    }
+
+    /// The end of what is taken without a hole from the start of `map` on.
+    fn first_hole(&self, map: MapId) -> Result<GuestVirt, TourError> {
+        let bottom = self.guest.map_entries(map)?;
+        let mut hole = self.guest.map_stats(map)?.min;
+        for entry in &bottom {
+            if entry.start != hole {
+                break;
+            }
+            hole = entry.end;
+        }
+        Ok(hole)
     }
 
     /// More than the map has.
