@@ -9,7 +9,7 @@ use vmkern::inspect::check::{Rule, rule, rules};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
     BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Script, Setup, Source, Standstill, Status,
-    Step, closest, explain, explain_errors, launch_status, parse_with, run_script_then,
+    closest, explain, explain_errors, launch_status, parse_with, run_script_then,
 };
 use vmkern::text;
 use vmkern::{Dump, Guest, InspectError, Report, View};
@@ -163,25 +163,20 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
     let stop = signals.stop(guest.timeout());
     super::print::run_begins(&stop);
     let setup = Setup { builder, seed: guest.seed(), console: None };
-    // What the script prints would stand in the middle of the report.
-    let mut observe = |step: &Step| {
-        if let Some(output) = &step.output {
-            super::eprint(&format!("{}\n", text::plain(output)));
-        }
-    };
     let look = |guest: &Guest, at: Standstill<'_>| match at {
         Standstill::Ended(Ending::Interrupted) | Standstill::Unready(_) => None,
         Standstill::Ended(_) => Some(of_guest(args, guest)),
     };
-    let (session, checked) = match run_script_then(&script, setup, &stop, &mut observe, look) {
-        Ok(ended) => ended,
-        Err(unlaunched) => {
-            let status = launch_status(&unlaunched.error);
-            super::print::run_ends(status.into());
-            refuse(args, &name, &unlaunched.error.into());
-            return status;
-        }
-    };
+    let (session, checked) =
+        match run_script_then(&script, setup, &stop, &mut super::print::output_aside, look) {
+            Ok(ended) => ended,
+            Err(unlaunched) => {
+                let status = launch_status(&unlaunched.error);
+                super::print::run_ends(status.into());
+                refuse(args, &name, &unlaunched.error.into());
+                return status;
+            }
+        };
     let status = session.ending.status();
     super::print::run_ends(status.into());
     if status != Status::Ok {

@@ -13,7 +13,9 @@ use vmkern::script::{
     parse_with, run_script_then,
 };
 use vmkern::text;
-use vmkern::{Dump, Guest, InspectError, Inspection, KernelImage, Symbols, View, What};
+use vmkern::{
+    Dump, Guest, InspectError, Inspection, KernelImage, LaunchError, Symbols, View, What,
+};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -199,27 +201,27 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
             (Request::Diff(_), None) => Err(InspectError::NotReady("dump")),
         })
     };
-    // What the script prints would stand in the middle of the report.
-    let mut observe = |step: &vmkern::script::Step| {
-        if let Some(output) = &step.output {
-            super::eprint(&format!("{}\n", text::plain(output)));
-        }
-    };
-    let (session, seen) = match run_script_then(&script, setup, &stop, &mut observe, look) {
-        Ok(ended) => ended,
-        Err(unlaunched) => {
-            let status = launch_status(&unlaunched.error);
-            super::print::run_ends(status.into());
-            refuse(args, Some(path), &unlaunched.error.into());
-            return status;
-        }
-    };
+    let (session, seen) =
+        match run_script_then(&script, setup, &stop, &mut super::print::output_aside, look) {
+            Ok(ended) => ended,
+            Err(unlaunched) => {
+                return not_launched(args, path, unlaunched.error);
+            }
+        };
     let status = session.ending.status();
     super::print::run_ends(status.into());
     if status != Status::Ok {
         super::eprint(&explain(&session.ending, &source, &session.log));
     }
     shown(args, path, status, seen)
+}
+
+/// Reports a guest that was not launched or did not become ready; the exit status of that.
+fn not_launched(args: &InspectArgs, path: &Path, error: LaunchError) -> Status {
+    let status = launch_status(&error);
+    super::print::run_ends(status.into());
+    refuse(args, Some(path), &error.into());
+    status
 }
 
 /// Shows what was seen of the guest at its script's end; the status of both.

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use vmkern::output::Stream;
-use vmkern::script::{Status, Stop};
+use vmkern::script::{Status, Step, Stop};
 use vmkern::text;
 
 use super::color::Color;
@@ -122,6 +122,14 @@ impl Write for Json {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Writes what a step prints to standard error: on standard output it would stand in the middle of
+/// a report.
+pub fn output_aside(step: &Step) {
+    if let Some(output) = &step.output {
+        super::eprint(&format!("{}\n", text::plain(output)));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use vmkern::input::{SCRIPT_MAX, read_regular};
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
-    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Session, Setup, Source,
-    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
+    BAD, Detail, EnvironmentReport, FailureReport, GOOD, RunReport, STRONG, Script, Session, Setup,
+    Source, Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
     run_script_then, suite,
 };
 use vmkern::text;
@@ -180,10 +180,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
     bar.finish_and_clear();
     let mut status = verdict(&cases, signals);
     super::eprint(&summary(&cases, start.elapsed()));
-    overruled.sort();
-    for (name, keys) in &overruled {
-        super::eprint(&format!("{name}: its `guest` line counts, not the command line: {keys}\n"));
-    }
+    tell_overruled(overruled);
     if let Some(to) = junit
         && let Err(error) = junit::write(to, &named(&args.paths), &cases)
     {
@@ -194,6 +191,14 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
         print_reports(runs, reports, status);
     }
     status
+}
+
+/// Tells, in the order of the names, which scripts overruled options of the command line.
+fn tell_overruled(mut overruled: Vec<(String, String)>) {
+    overruled.sort();
+    for (name, keys) in &overruled {
+        super::eprint(&format!("{name}: its `guest` line counts, not the command line: {keys}\n"));
+    }
 }
 
 /// A bar that grows with each script that ends.
@@ -286,35 +291,9 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     let path = run.path.as_path();
     let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
     let shown = text::name(path);
-    let bytes = match read_regular(path, SCRIPT_MAX) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            return refused(
-                args,
-                error.status(),
-                "a script",
-                format!("cannot read {shown}: {error}"),
-            );
-        }
-    };
-    let source = match Source::from_bytes(&shown, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            return wrong(
-                "UTF-8 text",
-                format!(
-                    "{shown}:{}:{}: byte {:#04x} is not UTF-8",
-                    error.line, error.column, error.byte
-                ),
-            );
-        }
-    };
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            let failures = errors.iter().map(FailureReport::from).collect();
-            return refused_for(args, Status::Usage, explain_errors(&errors, &source), failures);
-        }
+    let (source, script) = match parsed(args, &shown, path) {
+        Ok(parsed) => parsed,
+        Err(verdict) => return *verdict,
     };
     let console = args.console.as_ref().map(|dir| dir.join(format!("{}.log", run.file_name())));
     let asked_for = run.seed.map_or_else(|| args.guest.clone(), |seed| args.guest.seeded(seed));
@@ -336,6 +315,35 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         Ok((session, checked)) => ended(&session, checked.as_ref(), &source, keeper, overruled),
         Err(error) => unlaunched(&error, asked, keeper.text.text(), overruled),
     }
+}
+
+/// The script at `path`, which messages call `shown`; the verdict if it cannot be read or parsed.
+fn parsed(args: &TestArgs, shown: &str, path: &Path) -> Result<(Source, Script), Box<Verdict>> {
+    let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
+    let bytes = match read_regular(path, SCRIPT_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let got = format!("cannot read {shown}: {error}");
+            return Err(Box::new(refused(args, error.status(), "a script", got)));
+        }
+    };
+    let source = match Source::from_bytes(shown, &bytes) {
+        Ok(source) => source,
+        Err(error) => {
+            let (line, column, byte) = (error.line, error.column, error.byte);
+            let got = format!("{shown}:{line}:{column}: byte {byte:#04x} is not UTF-8");
+            return Err(Box::new(wrong("UTF-8 text", got)));
+        }
+    };
+    let script = match parse_with(&source, args.guest.lets()) {
+        Ok(script) => script,
+        Err(errors) => {
+            let failures = errors.iter().map(FailureReport::from).collect();
+            let text = explain_errors(&errors, &source);
+            return Err(Box::new(refused_for(args, Status::Usage, text, failures)));
+        }
+    };
+    Ok((source, script))
 }
 
 /// The verdict on a script whose guest was not launched or did not become ready.

@@ -131,21 +131,32 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
         (before, next) = (next, head.next);
     }
-    if list.tail.get() != before {
+    check_ends(ctx, flind, order, list, (before, seen.len() as u64));
+}
+
+/// Checks the tail and the count of a list on which `found` blocks end with page `last`.
+fn check_ends(
+    ctx: &Context<'_>,
+    flind: usize,
+    order: usize,
+    list: &VmFreeList,
+    (last, found): (u32, u64),
+) {
+    let list_at = ctx.root_of(list);
+    if list.tail.get() != last {
         ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
             let tail = list.tail.get();
             format!(
                 "list {flind}, order {order}: its tail is page {tail:#x}, but its last block is \
-                 {before:#x}"
+                 {last:#x}"
             )
         });
     }
-    if list.count.get() != seen.len() as u64 {
+    if list.count.get() != found {
         ctx.finding(&FREE_LIST_COUNT, "free list", list_at, || {
             format!(
-                "list {flind}, order {order}: count says {}, but it has {} blocks",
-                list.count.get(),
-                seen.len()
+                "list {flind}, order {order}: count says {}, but it has {found} blocks",
+                list.count.get()
             )
         });
     }

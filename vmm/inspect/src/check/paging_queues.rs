@@ -72,22 +72,7 @@ fn check_queue(
             });
             break;
         }
-        if page.prev != before {
-            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
-                format!(
-                    "prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}",
-                    page.prev
-                )
-            });
-        }
-        if page.queue != number {
-            ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
-                format!(
-                    "page {pfn:#x} is on the {name} queue, number {number}, but says {}",
-                    page.queue
-                )
-            });
-        }
+        check_page(ctx, name, number, pfn, before);
         count += 1;
         (before, next) = (next, page.next);
     }
@@ -97,6 +82,28 @@ fn check_queue(
             format!(
                 "{name} queue: tail {tail:#x} and count {counted}, but it has {count} pages up to \
                  {before:#x}"
+            )
+        });
+    }
+}
+
+/// Checks that page `pfn` names the queue that it is on, and `before`, the page before it there.
+fn check_page(ctx: &Context<'_>, name: &str, number: u8, pfn: u64, before: u32) {
+    let Some(&page) = ctx.pages.get(pfn) else { return };
+    let at = ctx.pages.address(pfn);
+    if page.prev != before {
+        ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
+            format!(
+                "prev of page {pfn:#x} is {:#x}, but the {name} queue comes from {before:#x}",
+                page.prev
+            )
+        });
+    }
+    if page.queue != number {
+        ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
+            format!(
+                "page {pfn:#x} is on the {name} queue, number {number}, but says {}",
+                page.queue
             )
         });
     }
