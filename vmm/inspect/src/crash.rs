@@ -73,8 +73,10 @@ impl Crash {
     /// # Errors
     /// [`NoCrashRecord`] when its kind is none.
     pub fn from_record(record: &CrashRecord, symbols: &Symbols) -> Result<Self, NoCrashRecord> {
+        // 1. A record: a kind that is known.
         let code = record.kind.get();
         let kind = code.known().ok_or(NoCrashRecord(code.raw()))?;
+        // 2. Its text and frames, as many as there is room for whatever the record says.
         let absent = |value: u32| (value != u32::MAX).then_some(value);
         let count = |value: u32, max: usize| usize::try_from(value).unwrap_or(max).min(max);
         let message: Vec<u8> = record
@@ -88,6 +90,7 @@ impl Crash {
             .iter()
             .take(count(record.frames_len.get(), FRAMES_MAX))
             .map(|frame| frame.get());
+        // 3. The registers.
         let mut registers = Registers {
             rip: record.rip.get(),
             rflags: record.rflags.get(),
@@ -98,8 +101,8 @@ impl Crash {
         for (register, field) in registers.gpr.iter_mut().zip(&record.gpr) {
             *register = field.get();
         }
-        // The first frame is where the CPU stood, if anywhere; the frames of a panic are all return
-        // addresses.
+        // 4. The first frame is where the CPU stood, if anywhere; the frames of a panic are all
+        //    return addresses.
         let innermost = match record.frames[0].get() {
             first if first == record.rip.get() => AddressKind::Stopped,
             _ => AddressKind::Called,

@@ -188,6 +188,7 @@ fn structures(text: &str) -> Result<BTreeMap<String, Shape>, String> {
 }
 
 fn differences(theirs: &BTreeMap<String, Shape>, ours: &BTreeMap<String, Shape>) -> Vec<String> {
+    // 1. Structures of the kernel: their sizes and fields against this host's.
     let mut told = Vec::new();
     for (name, (size, fields)) in theirs {
         let Some((our_size, our_fields)) = ours.get(name) else {
@@ -211,10 +212,12 @@ fn differences(theirs: &BTreeMap<String, Shape>, ours: &BTreeMap<String, Shape>)
                 Some(_) => {}
             }
         }
+        // 2. Fields that only this host has.
         for (field, place) in our_fields.iter().filter(|(field, _)| !fields.contains_key(*field)) {
             told.push(format!("{name}.{field}: nothing in the kernel, {} here", show(place)));
         }
     }
+    // 3. Structures that only this host has.
     for name in ours.keys().filter(|name| !theirs.contains_key(*name)) {
         told.push(format!("{name}: this host has it, the kernel does not"));
     }

@@ -66,6 +66,7 @@ impl Symbols {
     /// The symbols in `kernel`, an ELF file's bytes, as far as there are any.
     #[must_use]
     pub fn of(kernel: &[u8]) -> Self {
+        // 1. The functions, in order of addresses.
         let Ok(file) = ElfFile64::<object::Endianness>::parse(kernel) else {
             return Self::none();
         };
@@ -83,10 +84,12 @@ impl Symbols {
             })
             .collect();
         functions.sort();
+        // 2. Where code is: line tables know addresses elsewhere, too.
         let sections = file.sections().filter(|section| section.kind() == SectionKind::Text);
         let code = sections
             .map(|section| section.address()..section.address().saturating_add(section.size()));
         let code = code.collect();
+        // 3. Files and lines, if the kernel has debug information.
         let load = |section: gimli::SectionId| {
             let data =
                 file.section_by_name(section.name()).and_then(|s| s.uncompressed_data().ok());
@@ -131,9 +134,11 @@ impl Symbols {
     /// it. At least one.
     #[must_use]
     pub fn frames(&self, address: GuestVirt) -> Vec<Frame> {
+        // 1. The function by the symbol table.
         let symbol = self.function(address);
         let offset = symbol.map_or(0, |(_, offset)| offset);
         let mut frames = Vec::new();
+        // 2. The functions inlined there, innermost first, by the debug information.
         let is_code = self.code.iter().any(|code| code.contains(&address.get()));
         if let Some(lines) = self.lines.as_ref().filter(|_| is_code)
             && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
@@ -153,6 +158,7 @@ impl Symbols {
                 });
             }
         }
+        // 3. The outermost is the function of the symbol.
         let outer = symbol.map(|(name, _)| name.to_owned());
         match frames.last_mut() {
             // Line tables alone know no function's name.

@@ -21,6 +21,7 @@ const CODE: GuestPhys = GuestPhys::new(0x1000);
 /// Time from opening `/dev/kvm` to the first exit of a VM with `memory` bytes of RAM and nothing
 /// else.
 pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> {
+    // 1. A VM with memory.
     let start = Instant::now();
     let kvm = host::open().map_err(LaunchError::from)?;
     let ram = GuestRam::new(memory)?;
@@ -36,20 +37,23 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
         // SAFETY: the range is mapped for as long as `ram` lives, which is longer than `vm` does.
         ioctl("KVM_SET_USER_MEMORY_REGION", || unsafe { vm.set_user_memory_region(region) })?;
     }
+    // 2. A vCPU with a CPUID, as a guest of this program has.
     let mut vcpu = ioctl("KVM_CREATE_VCPU", || vm.create_vcpu(0))?;
     let cpuid = supported_cpuid(&kvm)?;
     ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
-    // mov dx, EXIT_PORT; out dx, al; hlt
+    // 3. mov dx, EXIT_PORT; out dx, al; hlt
     let [low, high] = EXIT_PORT.to_le_bytes();
     let code = [0xba, low, high, 0xee, 0xf4];
     ram.write(CODE, &code)
         .map_err(|error| KvmError { operation: error.to_string(), errno: libc::EFAULT })?;
+    // 4. It starts there, in real mode.
     let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
     let mut regs = ioctl("KVM_GET_REGS", || vcpu.get_regs())?;
     (regs.rip, regs.rflags) = (CODE.get(), 2);
     ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))?;
+    // 5. Up to its `out`.
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(EXIT_PORT, _)) => return Ok(start.elapsed()),

@@ -46,6 +46,7 @@ pub fn boot(
     vmkern: &Path,
     watch: Watch<'_>,
 ) -> Result<BootBench, BenchError> {
+    // 1. What is measured takes turns, so that a change of the host's load meets all alike.
     let embedded = KernelImage::embedded();
     let mut times: [Vec<f64>; 5] = Default::default();
     // One round to warm up: it pages in the code and asks KVM for its CPUID.
@@ -66,6 +67,7 @@ pub fn boot(
             }
         }
     }
+    // 2. Ratios are taken round by round.
     let [bare, launch, kernel, true_, process] = &times;
     Ok(BootBench {
         rounds,

@@ -126,6 +126,7 @@ struct Figures {
 /// # Errors
 /// When a guest fails.
 pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError> {
+    // 1. A guest for each number of vCPUs.
     let kernel = KernelImage::embedded();
     let mut subjects = setup
         .vcpus
@@ -134,7 +135,7 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
         .collect::<Result<Vec<_>, _>>()?;
     let mut figures: Vec<Vec<Figures>> =
         CASES.iter().map(|_| subjects.iter().map(|_| Figures::default()).collect()).collect();
-    // The first round warms up.
+    // 2. The first round warms up.
     for round in 0..=setup.rounds {
         watch(Progress { done: round, total: setup.rounds + 1 });
         for (case, figures) in CASES.iter().zip(&mut figures) {
@@ -145,6 +146,7 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
             }
         }
     }
+    // 3. Each case against the guest with the first number.
     let cases = CASES.iter().zip(&figures).flat_map(|(case, of_case)| {
         let counts = setup.vcpus.iter().zip(of_case);
         counts.map(|(&vcpus, figures)| summarise(setup, case, vcpus, figures, &of_case[0]))
@@ -208,6 +210,7 @@ fn measure(
     subject: &mut Subject,
     figures: &mut Figures,
 ) -> Result<(), BenchError> {
+    // 1. All vCPUs at work, in one map or in one each.
     let before = locks(&subject.guest)?;
     let (start, ran) = (Instant::now(), vcpu_times());
     for (thread, &own) in (0..).zip(&subject.maps) {
@@ -217,12 +220,14 @@ fn measure(
             Op::Work(Workload::Pairs { map, size: setup.size, count: setup.pairs, allocator }),
         )?;
     }
+    // 2. Until the last has ended.
     for _ in &subject.maps {
         match subject.guest.next_response()?.outcome {
             Outcome::Ok => {}
             other => return Err(BenchError::Answer(format!("{other:?}"))),
         }
     }
+    // 3. Seconds a pair: by the clock, and by the time that the vCPUs had a core.
     let all = setup.pairs as f64 * subject.maps.len() as f64;
     figures.passed.push(start.elapsed().as_secs_f64() / all);
     let ran = vcpu_times()
@@ -273,6 +278,7 @@ fn summarise(
     figures: &Figures,
     reference: &Figures,
 ) -> KmemCase {
+    // 1. Counts are given for one pair, and only classes of locks that were taken at all.
     let pairs = setup.pairs as f64 * f64::from(vcpus) * setup.rounds as f64;
     let each = |count: u64| count as f64 / pairs;
     let by_class = |counts: &[(&'static str, u64)]| {
@@ -282,6 +288,7 @@ fn summarise(
             .map(|&(class, count)| (class, each(count)))
             .collect()
     };
+    // 2. Times in microseconds, and ratios to the reference guest.
     let us: Vec<f64> = figures.passed.iter().map(|seconds| seconds * 1e6).collect();
     KmemCase {
         function,

@@ -131,11 +131,13 @@ fn pair_size(text: &str) -> Result<u64, String> {
 }
 
 fn measure(what: &What) -> anyhow::Result<Status> {
+    // 1. Progress, where somebody looks.
     let bar = bar();
     let mut watch = |Progress { done, total }: Progress| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     };
+    // 2. The benchmark, alone or against another kernel.
     match *what {
         What::Boot { rounds, memory, ref against, json } => {
             let rounds = rounds.into();

@@ -150,6 +150,7 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
 
 /// Runs the script at `path` and checks the guest then.
 fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
+    // 1. The script and its guest.
     let name = super::run::script_name(path);
     let (source, script) = match parsed(args, path, &name, signals) {
         Ok(parsed) => parsed,
@@ -160,6 +161,7 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         Ok(builder) => builder,
         Err(error) => return refuse(args, &name, &error.into()),
     };
+    // 2. The run, and the check while the guest is still there.
     let stop = signals.stop(guest.timeout());
     super::print::run_begins(&stop);
     let setup = Setup { builder, seed: guest.seed(), console: None };
@@ -177,6 +179,7 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
                 return status;
             }
         };
+    // 3. How it ended. A run that went wrong counts more than what the check found.
     let status = session.ending.status();
     super::print::run_ends(status.into());
     if status != Status::Ok {

@@ -172,6 +172,7 @@ fn symbols(args: &InspectArgs, dump: &Dump) -> anyhow::Result<Symbols> {
 
 /// Runs the script at `path` and looks at the guest then.
 fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Signals) -> Status {
+    // 1. The other dump, the script and its guest.
     let name = super::run::script_name(path);
     let other = match request {
         Request::Look(_) => None,
@@ -189,6 +190,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
         Ok(builder) => builder,
         Err(error) => return refuse(args, Some(path), &error.into()),
     };
+    // 2. The run, and the look at its end while the guest is still there.
     let stop = signals.stop(guest.timeout());
     super::print::run_begins(&stop);
     let setup = Setup { builder, seed: guest.seed(), console: None };
@@ -208,6 +210,7 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
                 return not_launched(args, path, unlaunched.error);
             }
         };
+    // 3. How it ended, and what was seen.
     let status = session.ending.status();
     super::print::run_ends(status.into());
     if status != Status::Ok {

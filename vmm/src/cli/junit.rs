@@ -27,6 +27,7 @@ pub struct Case {
 /// # Errors
 /// When it cannot be written.
 pub fn write(to: Destination, suite: &str, cases: &[Case]) -> anyhow::Result<()> {
+    // 1. A test case for each script.
     let mut report = Report::new("vmkern");
     let mut tests = TestSuite::new(suite);
     for case in cases {
@@ -54,6 +55,7 @@ pub fn write(to: Destination, suite: &str, cases: &[Case]) -> anyhow::Result<()>
         }
         tests.add_test_case(test);
     }
+    // 2. The file, which appears whole or not at all.
     report.add_test_suite(tests);
     let name = vmkern::text::name(to.path());
     let fail = || format!("cannot write the JUnit report to {name}");

@@ -60,6 +60,7 @@ pub fn plan(
     filters: &[String],
     seeds: Option<&Range<u64>>,
 ) -> anyhow::Result<Plan> {
+    // 1. The scripts of each path, each once.
     let mut plan = Plan::default();
     let mut scripts = Vec::new();
     let mut known = BTreeSet::new();
@@ -76,6 +77,7 @@ pub fn plan(
             // A script that is named is run, or is an error of its own.
             suite::Discovered { scripts: vec![path.clone()], passed_over: Vec::new() }
         };
+        // 2. A path without scripts is refused.
         anyhow::ensure!(
             !found.scripts.is_empty() || !found.passed_over.is_empty(),
             "there is no *.kmem file in {}",
@@ -90,6 +92,7 @@ pub fn plan(
             }
         }
     }
+    // 3. Those with a name that was asked for.
     let is_wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
     };

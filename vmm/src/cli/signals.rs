@@ -48,10 +48,11 @@ impl Drop for TypedGuard<'_> {
 /// Listens to signals from now on. If that is not possible, a signal ends the process as it does
 /// without us.
 pub fn catch() -> &'static Signals {
+    // 1. One set of handlers for the process.
     static SIGNALS: OnceLock<Signals> = OnceLock::new();
     let signals = SIGNALS.get_or_init(Signals::default);
     let (ready, listening) = channel::<()>();
-    // The thread comes first: without one, nobody would hear what a handler notes.
+    // 2. The thread comes first: without one, nobody would hear what a handler notes.
     let listen = move || {
         let Ok(mut listener) = Listener::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         drop(ready);
@@ -72,12 +73,13 @@ pub fn catch() -> &'static Signals {
             }
         }
     };
+    // 3. The handlers are in place before anything can run long.
     if thread::Builder::new().spawn(listen).is_ok() {
         // Nothing is sent: the other end is dropped when the handlers are there, or never will be.
         let _ = listening.recv();
     }
-    // A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the
-    // process.
+    // 4. A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the
+    //    process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     signals
 }

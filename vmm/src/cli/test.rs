@@ -144,6 +144,7 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
 }
 
 fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Signals) -> Status {
+    // 1. The cases, none of them run.
     let start = Instant::now();
     let by_default = || available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1));
     let jobs = args.jobs.map_or_else(by_default, usize::from);
@@ -152,7 +153,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
     let mut reports: Vec<Option<RunReport>> = runs.iter().map(|_| None).collect();
     // Scripts whose `guest` lines count, and not the command line.
     let mut overruled: Vec<(String, String)> = Vec::new();
-    // Set where a script ends, so that nothing begins after a failure with --fail-fast.
+    // 2. Set where a script ends, so that nothing begins after a failure with --fail-fast.
     let failed = AtomicBool::new(false);
     let work = |index: usize| {
         let attempt = attempt(args, &runs[index], signals);
@@ -162,6 +163,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
         attempt
     };
     let go_on = || !(signals.fired() || args.fail_fast && failed.load(Ordering::SeqCst));
+    // 3. Scripts, several at a time; their results come one by one.
     suite::run_all(runs.len(), jobs, go_on, work, |finished| {
         let suite::Finished { index, took, result } = finished;
         bar.suspend(|| super::eprint(&line(&cases[index].name, &result, took, args.verbose)));
@@ -177,6 +179,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
         case.took = took;
         reports[index] = Some(result.report);
     });
+    // 4. The verdict, and whatever was asked for of it.
     bar.finish_and_clear();
     let mut status = verdict(&cases, signals);
     super::eprint(&summary(&cases, start.elapsed()));
@@ -288,6 +291,7 @@ fn refused_for(
 
 /// Runs one script.
 fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
+    // 1. The script and its guest. Here the `guest` line counts more than the command line.
     let path = run.path.as_path();
     let wrong = |expected: &str, got: String| refused(args, Status::Usage, expected, got);
     let shown = text::name(path);
@@ -304,6 +308,7 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         (Err(error), _) => return wrong("a valid guest configuration", error.to_string()),
         (_, Err(error)) => return wrong("a file for the kernel's log", format!("{error:#}")),
     };
+    // 2. The run.
     let stop = signals.stop(guest.timeout());
     let mut keeper = Keeper::new(if args.json { Detail::Full } else { Detail::Brief });
     let setup = Setup { builder, seed: guest.seed(), console };
@@ -311,6 +316,7 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
         Standstill::Ended(ending) if args.check => super::check::at_end(guest, ending),
         _ => None,
     };
+    // 3. The verdict.
     match run_script_then(&script, setup, &stop, &mut keeper, look) {
         Ok((session, checked)) => ended(&session, checked.as_ref(), &source, keeper, overruled),
         Err(error) => unlaunched(&error, asked, keeper.text.text(), overruled),

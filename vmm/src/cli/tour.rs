@@ -16,6 +16,7 @@ use super::steps::Output;
 
 /// Shows around; with [`Output::Written`] only as JSON.
 pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
+    // 1. A guest.
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     let prepared = guest
         .builder()
@@ -35,6 +36,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             return not_launched(error, output, asked);
         }
     };
+    // 2. The tour.
     let environment = EnvironmentReport::from(guest.environment());
     let mut say = |text: &str| {
         if output == Output::Shown {
@@ -42,6 +44,7 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         }
     };
     let result = tour::run(&mut guest, &stop, &mut say);
+    // 3. What is left of the guest at its end, and how that was reached.
     let mut target = GuestTarget::new(guest);
     let stats = stats(&mut target);
     let (_, log) = target.end();

@@ -111,6 +111,7 @@ impl DoctorReport {
     /// Examines this host.
     #[must_use]
     pub fn examine() -> Self {
+        // 1. Each thing that guests need. The last checks run a guest.
         let mut checks = Vec::new();
         let instruction_ns = match host::open_device() {
             Err(obstacle) => {
@@ -135,6 +136,7 @@ impl DoctorReport {
                 probe::run(&kvm, &mut checks)
             }
         };
+        // 2. What follows from the speed of an instruction at CPL0.
         let kvm = instruction_ns.map(KvmKind::from_instruction_time);
         Self {
             can_run: checks

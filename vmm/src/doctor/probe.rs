@@ -71,6 +71,7 @@ fn counting() -> Vec<u8> {
 /// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in
 /// nanoseconds, if it came so far.
 pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
+    // 1. Each step is a check, and the last step is the first that fails.
     let mut step = |name: &'static str, result: Result<String, Trouble>| match result {
         Ok(detail) => {
             checks.push(Check::ok(name, Need::Required, detail));
@@ -84,6 +85,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let took = |start: Instant| format!("{} us", start.elapsed().as_micros());
     let cloned = |error: &KvmError| Trouble::from(error.clone());
 
+    // 2. A VM with memory and a vCPU.
     let start = Instant::now();
     let made = KvmVm::create(kvm);
     step("create a VM", made.as_ref().map(|_| took(start)).map_err(cloned))?;
@@ -103,6 +105,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
     step("create a vCPU", vcpu.as_ref().map(|_| took(start)).map_err(cloned))?;
     let mut guest = Probe { vcpu: vcpu.ok()?, slot, ram };
+    // 3. What the vCPU knows of itself.
     let cpuid = vcpu_cpuid(kvm, 0).and_then(|cpuid| {
         ioctl("KVM_SET_CPUID2", || guest.vcpu.set_cpuid2(&cpuid))?;
         Ok(format!("{} leaves", cpuid.as_slice().len()))
@@ -111,6 +114,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let tsc = tsc_khz_of(&guest.vcpu);
     step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(Trouble::from))?;
 
+    // 4. It runs, and can be disturbed.
     let time = guest.instruction_time();
     step(
         "run a guest",
@@ -118,6 +122,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     )?;
     step("interrupt a guest", guest.interrupt(&vm))?;
     step("stop a guest", guest.stop())?;
+    // 5. Guests run without this, too.
     let dirty = guest.dirty_log(&vm);
     checks.push(match dirty {
         Ok(detail) => Check::ok("log dirty pages", Need::Optional, detail),
@@ -243,6 +248,7 @@ impl Probe {
 
     /// Kicks a vCPU that is inside of the guest.
     fn stop(&mut self) -> Result<String, Trouble> {
+        // 1. A guest that counts for ever, and a thread that stops it once it does.
         self.load(&counting())?;
         self.write(COUNTER, &[0; 8])?;
         let (slot, ram, kicked) =
@@ -260,8 +266,10 @@ impl Probe {
                 start
             };
             let kicker = thread::Builder::new().spawn_scoped(scope, kick).map_err(no_thread)?;
+            // 2. It runs here until it is stopped.
             let exit = self.run(&kicked, |exit| format!("{exit:?}"));
             let end = Instant::now();
+            // 3. The time from the kick to the end of the run.
             let start = kicker
                 .join()
                 .map_err(|_| Trouble::from("the kicking thread panicked".to_owned()))?;

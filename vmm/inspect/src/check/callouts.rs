@@ -31,6 +31,7 @@ fn check(ctx: &Context<'_>) {
     if sched.lock.owner.get() != 0 {
         return;
     }
+    // 1. The heap, from the root down: each thread in it once, linked both ways.
     let mut queued = HashSet::new();
     check_root(ctx, sched.callouts.get());
     // Each thread in the heap with the one above it.
@@ -38,6 +39,7 @@ fn check(ctx: &Context<'_>) {
     while let Some((first, parent)) = below.pop() {
         check_siblings(ctx, first, parent, &mut queued, &mut below);
     }
+    // 2. The threads: each knows whether it is in the heap, under a number that only it has.
     let mut sequences: HashMap<u64, GuestVirt> = HashMap::new();
     for thread in &ctx.sched.threads {
         let (t, callout) = (&thread.value, &thread.value.callout);
@@ -68,6 +70,7 @@ fn check(ctx: &Context<'_>) {
                 format!("its time-out has the same number, {sequence}, as that of {other}")
             });
         }
+        // 3. A time-out that is due would have woken its thread before a pause.
         let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
         if deadline <= ticks {
             ctx.finding(&CALLOUT_DUE, "thread", thread.addr(), || {
@@ -98,6 +101,7 @@ fn check_siblings(
     queued: &mut HashSet<GuestVirt>,
     below: &mut Vec<(KPtr<Thread>, Option<KPtr<Thread>>)>,
 ) {
+    // 1. The thread: on the list of all threads, and met for the first time.
     let (mut before, mut next) = (parent, first);
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
@@ -119,6 +123,7 @@ fn check_siblings(
             );
             return;
         }
+        // 2. Its place: the way back, and due no earlier than the thread above it.
         if let Some(expected) = before
             && callout.prev.get() != expected
         {
@@ -131,6 +136,7 @@ fn check_siblings(
             });
         }
         check_order(ctx, thread, parent);
+        // 3. What hangs below it comes later, its next sibling now.
         below.push((callout.child.get(), Some(pointer)));
         // The root has no siblings: that is a finding already, and they are not looked at.
         if parent.is_none() {

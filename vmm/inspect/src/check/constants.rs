@@ -107,6 +107,7 @@ fn check_other_lock(ctx: &Context<'_>, map: &Map) {
 
 fn check_roots(ctx: &Context<'_>) {
     let roots = &ctx.roots;
+    // 1. The scheduler's words.
     if !roots.sched.cold.is_set() && !roots.boot_held_locks.get().is_empty() {
         ctx.finding(&HELD_LOCKS, "kernel roots", ctx.root_of(&roots.boot_held_locks), || {
             format!(
@@ -125,6 +126,7 @@ fn check_roots(ctx: &Context<'_>) {
             format!("its word is {owner:#x}, but the last thread has number {last}")
         });
     }
+    // 2. The pagedaemon, and the word that the spread of threads over CPUs depends on.
     let pageproc = ctx.sched.thread(roots.pageproc.get()).map(|thread| thread.value.tid.get());
     if pageproc.is_some_and(|tid| tid != PAGEDAEMON_TID) {
         ctx.finding(&PAGEPROC, "kernel roots", ctx.root_of(&roots.pageproc), || {
@@ -136,6 +138,7 @@ fn check_roots(ctx: &Context<'_>) {
             format!("spread is {}, but is 0, 1 or 2", roots.sched.spread.get())
         });
     }
+    // 3. The page array: aligned, and up to the end of RAM.
     let array = roots.vm_page_array.get().addr();
     if !array.get().is_multiple_of(size_of::<VmPage>() as u64) {
         ctx.finding(&PAGE_ARRAY, "kernel roots", ctx.root_of(&roots.vm_page_array), || {
@@ -180,6 +183,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
     let fault = |rule, detail: String| ctx.finding(rule, "thread", thread.addr(), || detail);
     let tid = t.tid.get();
+    // 1. Its name and number, which follow from what it is for.
     let (number, name, priority) = identity(ctx, thread);
     if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
         fault(
@@ -187,12 +191,14 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()),
         );
     }
+    // 2. A thread without a stack of its own has no pages of one.
     if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
         fault(
             &KERNEL_STACK,
             format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()),
         );
     }
+    // 3. Its priorities: a sleep may lend it one of a few.
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if own != priority || (now != own && !LENT.contains(&now)) {
         fault(
@@ -200,6 +206,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             format!("{} has priority {now} and base priority {own}, expected {priority}", label(t)),
         );
     }
+    // 4. A wait message only while it sleeps, and one that can be read back.
     let words = [t.wmesg[0].get(), t.wmesg[1].get()];
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
     if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {

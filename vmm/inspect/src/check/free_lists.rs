@@ -58,6 +58,7 @@ fn check(ctx: &Context<'_>) {
 
 /// Each segment is of the free list that its addresses call for.
 fn check_segments(ctx: &Context<'_>) {
+    // 1. Each segment has the free list of its addresses, and does not cross a boundary of one.
     for (number, segment) in ctx.pages.segments.iter().enumerate() {
         let isadma = ISADMA_END.pfn();
         let expected =
@@ -74,12 +75,14 @@ fn check_segments(ctx: &Context<'_>) {
             });
         }
     }
+    // 2. As many segments as the kernel counts.
     let (read, counted) = (ctx.pages.segments.len() as u64, ctx.roots.vm_phys_nsegs.get());
     if read != counted {
         ctx.finding(&SEGMENT_ORDER, "kernel roots", ctx.root_of(&ctx.roots.vm_phys_nsegs), || {
             format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
         });
     }
+    // 3. The page array begins with the first segment, rounded to whole pages of elements.
     let (begin, first) =
         (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
     let expected = first - first % PAGES_A_PAGE;
@@ -100,6 +103,7 @@ fn segment_of<'a>(ctx: &'a Context<'_>, pfn: u64) -> Option<(usize, &'a Segment)
 
 fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) {
     let list_at = ctx.root_of(list);
+    // 1. The blocks: in a segment, met once, linked to the one before.
     let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
     while next != 0 {
         let pfn = u64::from(next);
@@ -131,6 +135,7 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
         (before, next) = (next, head.next);
     }
+    // 2. The list's own words.
     check_ends(ctx, flind, order, list, (before, seen.len() as u64));
 }
 
@@ -170,6 +175,7 @@ struct Block {
 }
 
 fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, segment: &Segment) {
+    // 1. The head says the block's order, segment and list, and the block is aligned to its size.
     let &Block { pfn, order, flind, at } = block;
     let end = pfn + (1 << order);
     if usize::from(head.block) != order + 1
@@ -194,6 +200,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
             )
         });
     }
+    // 2. Free buddies are joined as soon as both are free.
     let buddy = pfn ^ (1 << order);
     let is_pair = order + 1 < VM_NFREEORDER
         && buddy >= segment.start
@@ -205,6 +212,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
             )
         });
     }
+    // 3. The pages inside belong to the block and head none of their own.
     for page in pfn..end.min(segment.fresh) {
         ctx.claim(page, Owner::FreeBlock, at);
         if page != pfn && ctx.pages.get(page).is_some_and(|page| page.block != 0) {

@@ -89,6 +89,7 @@ fn check_runs(ctx: &Context<'_>) {
 }
 
 fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
+    // 1. A handler that is deregistered stays on the list only while it runs.
     let runs = event.list.value.runcount.get();
     let mut least = 0;
     for handler in &event.handlers {
@@ -114,6 +115,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
             least = least.max(priority);
             check_stored(ctx, event, handler);
         }
+        // 2. Handlers are functions of the kernel.
         let image = KERNBASE..ctx.roots.virtual_avail.get();
         let func = GuestVirt::new(handler.value.func.get());
         if !image.contains(&func) {
@@ -129,6 +131,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
 
 /// A handler whose argument is a stored operation is the one that the operation names.
 fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEntry>) {
+    // 1. The operation names its handler and its list.
     let Some(stored) = stored_op(ctx, handler) else { return };
     let s = &stored.value;
     // Its slot comes first, its handler and its list when it has one.
@@ -144,7 +147,9 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
             )
         });
     }
+    // 2. What it would perform.
     check_slot(ctx, &stored);
+    // 3. The functions: the same for all operations that are stored.
     let run = GuestVirt::new(s.run.get());
     let image = KERNBASE..ctx.roots.virtual_avail.get();
     if !image.contains(&run) {

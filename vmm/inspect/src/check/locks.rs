@@ -142,6 +142,7 @@ fn owned(ctx: &Context<'_>) -> Vec<Owned> {
 
 /// The classes that each thread notes are those of the mutexes that it owns, and owners run.
 fn check_mutexes(ctx: &Context<'_>) {
+    // 1. Each mutex that is held: not twice unless it allows that.
     let owned = owned(ctx);
     for lock in &owned {
         let fault = |detail: String| ctx.finding(&MUTEX_OWNER, lock.name, lock.at, || detail);
@@ -151,6 +152,7 @@ fn check_mutexes(ctx: &Context<'_>) {
                 lock.word
             ));
         }
+        // 2. Its owner is a thread that runs and notes a lock.
         if ctx.roots.sched.lock.owner.get() != 0 {
             continue;
         }
@@ -170,6 +172,7 @@ fn check_mutexes(ctx: &Context<'_>) {
             fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
         }
     }
+    // 3. Each thread: what it notes against what it owns.
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
         check_held(ctx, thread, &owned);
     }
@@ -177,6 +180,7 @@ fn check_mutexes(ctx: &Context<'_>) {
 
 /// What `thread` notes of the mutexes that it holds.
 fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
+    // 1. Classes that exist.
     let held = thread.value.held_locks.get();
     let fault = |detail: String| ctx.finding(&HELD_LOCKS, "thread", thread.addr(), || detail);
     if !HeldLocks::all().contains(held) {
@@ -185,6 +189,7 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
             label(&thread.value)
         ));
     }
+    // 2. A thread that does not run.
     if ctx.sched.runs(thread.at).is_none() {
         // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has
         // a stack pointer to return to. Whether it ever arrived anywhere does not matter: a CPU's
@@ -199,6 +204,7 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
         }
         return;
     }
+    // 3. A thread that runs notes no lock that it does not own.
     let tid = thread.value.tid.get();
     let known = owned
         .iter()
@@ -228,6 +234,7 @@ struct MapSx {
 /// Owners of sx locks exist and count them, waiters sleep there, and nobody waits for himself in
 /// the end.
 fn check_sx(ctx: &Context<'_>) {
+    // 1. The locks of all maps.
     let mut locks = Vec::new();
     for map in &ctx.maps.all {
         let at = map.at.checked_add(offset_of!(VmMap, sx) as u64).unwrap_or(map.at);
@@ -240,6 +247,7 @@ fn check_sx(ctx: &Context<'_>) {
             });
         }
     }
+    // 2. How many of them each thread owns.
     let mut counts: HashMap<u32, u32> = HashMap::new();
     for lock in &locks {
         check_lock(ctx, lock);
@@ -247,6 +255,7 @@ fn check_sx(ctx: &Context<'_>) {
             *counts.entry(lock.owner - 1).or_default() += 1;
         }
     }
+    // 3. The threads count the same.
     for thread in &ctx.sched.threads {
         let t = &thread.value;
         let owns = counts.get(&t.tid.get()).copied().unwrap_or(0);
@@ -286,6 +295,7 @@ fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
 
 /// Follows from each thread the owner of the lock that it waits for.
 fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
+    // 1. The owners of locks, and the waits for them.
     let owners: HashMap<GuestVirt, u32> =
         locks.iter().filter_map(|lock| Some((lock.at, lock.owner.checked_sub(1)?))).collect();
     let waits_for = |thread: &Item<Thread>| -> Option<&Item<Thread>> {
@@ -294,12 +304,14 @@ fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
         }
         ctx.sched.by_tid(*owners.get(&thread.value.wchan.get())?)
     };
+    // 2. From each thread along the waits, unless an earlier way has come past it.
     let mut done = HashSet::new();
     for first in &ctx.sched.threads {
         let mut path = vec![first];
         while let Some(next) =
             waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr()))
         {
+            // 3. A thread that the way has met closes a cycle.
             if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
                 ctx.finding(&LOCK_CYCLE, "thread", next.addr(), || {
                     let names: Vec<_> =

@@ -60,6 +60,7 @@ fn finding(ctx: &Context<'_>, rule: &'static Rule, entry: &Entry, detail: impl F
 }
 
 fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
+    // 1. Flags that exist, and the entry of addresses without pages.
     let eflags = entry.eflags;
     let unknown = eflags.bits() & !KNOWN.bits();
     if unknown != 0 {
@@ -70,6 +71,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     if eflags.contains(EntryFlags::NOFAULT) {
         nofault(ctx, map, entry);
     }
+    // 2. Only a thread at work leaves an entry in transition, or deletes it.
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
         finding(ctx, &ENTRY_TRANSITION, entry, || {
             "it is in transition, but no thread is in an operation".to_owned()
@@ -89,6 +91,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
             )
         });
     }
+    // 3. A wakeup is owed only for a change under way, to a thread that sleeps.
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {

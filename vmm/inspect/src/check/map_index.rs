@@ -107,7 +107,9 @@ impl Walk<'_, '_> {
     }
 
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
+        // 1. The node itself.
         let count = self.shape(at, node, level);
+        // 2. Its slots: items in a leaf, elsewhere a child and what the slot says of it.
         for slot in 0..count {
             let (key, gap, target) =
                 (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
@@ -123,6 +125,7 @@ impl Walk<'_, '_> {
                     )
                 });
             }
+            // 3. The child agrees about its lowest key and its largest gap.
             let Some(child) = self.node(target) else { continue };
             let lowest = child.keys[0].get();
             if lowest != key {
@@ -145,6 +148,7 @@ impl Walk<'_, '_> {
 
     /// Checks what a node says of itself; returns how many of its slots to look at.
     fn shape(&self, at: GuestVirt, node: &MapNode, level: u16) -> usize {
+        // 1. As high as its place, and filled as full as a B+ tree asks for.
         if node.level.get() != level {
             self.finding(&INDEX_LEVEL, at, || {
                 format!("its level is {}, but its depth says {level}", node.level.get())
@@ -162,6 +166,7 @@ impl Walk<'_, '_> {
                 format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT)
             });
         }
+        // 2. Slots behind the count are empty.
         let count = count.min(MapNode::FANOUT);
         for slot in count..MapNode::FANOUT {
             let (key, gap, target) =
@@ -175,6 +180,7 @@ impl Walk<'_, '_> {
                 });
             }
         }
+        // 3. A node in the tree is not on the list of spare ones.
         if !node.spare_next.get().is_null() {
             let next = node.spare_next.get().addr();
             self.finding(&INDEX_SPARE, at, || {
@@ -188,6 +194,7 @@ impl Walk<'_, '_> {
 /// Holds the items of the tree against the header and the entries of the list, both in order of
 /// keys.
 fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
+    // 1. What the list says: a key and a gap for the header and for each entry.
     let page = |at: GuestVirt| at.get().wrapping_sub(map.min.get()) >> PAGE_SHIFT;
     let gap = |end: GuestVirt, next: GuestVirt| next.get().wrapping_sub(end.get()) >> PAGE_SHIFT;
     let starts = map.entries.iter().map(|entry| entry.start).chain([map.max]);
@@ -200,6 +207,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
         gap: gap(end, next),
         target,
     });
+    // 2. The items of the leaves, in order, against that.
     let mut items = items.iter().peekable();
     for want in expected {
         while let Some(item) = items.next_if(|item| u64::from(item.key) < want.key) {
@@ -231,6 +239,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
             Some(_) => {}
         }
     }
+    // 3. What is left belongs to no entry.
     items.for_each(|item| too_many(ctx, map, item));
 }
 

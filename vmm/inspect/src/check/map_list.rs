@@ -33,17 +33,20 @@ fn check(ctx: &Context<'_>) {
 }
 
 fn check_map(ctx: &Context<'_>, map: &Map) {
+    // 1. The map's own range.
     if map.min > map.max || !map.min.is_page_aligned() || !map.max.is_page_aligned() {
         ctx.finding(&MAP_BOUNDS, map.name, map.at, || {
             format!("[{}, {}) is not a range of whole pages", map.min, map.max)
         });
     }
+    // 2. The entries, from the header round to it again.
     let (mut before, mut below, mut size) = (map.at, map.min, 0u64);
     for entry in &map.entries {
         check_entry(ctx, map, entry, before, below);
         size = size.wrapping_add(entry.len());
         (before, below) = (entry.at, below.max(entry.end));
     }
+    // 3. The map's words about them: the last entry, the number, the bytes.
     if map.header.prev != before {
         ctx.finding(&MAP_LIST, map.name, map.at, || {
             format!("its last entry is {before}, but its header's prev is {}", map.header.prev)
@@ -64,6 +67,7 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
 
 /// Checks an entry against `before`, the one before it on the list, and `below`, where that ends.
 fn check_entry(ctx: &Context<'_>, map: &Map, entry: &Entry, before: GuestVirt, below: GuestVirt) {
+    // 1. Linked to the entry before, and behind its end.
     if entry.prev != before {
         ctx.finding(&MAP_LIST, "vm_map_entry", entry.at, || {
             format!(
@@ -82,6 +86,7 @@ fn check_entry(ctx: &Context<'_>, map: &Map, entry: &Entry, before: GuestVirt, b
             format!("it starts at {}, but {side} {below}", entry.start)
         });
     }
+    // 2. A range of whole pages, within the map.
     if entry.end <= entry.start {
         ctx.finding(&ENTRY_RANGE, "vm_map_entry", entry.at, || {
             format!("it ends at {}, but starts at {}", entry.end, entry.start)

@@ -113,6 +113,7 @@ fn finding(
 
 /// The pages of a pool in order, with their links and the pool's three pointers checked.
 fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<GuestVirt> {
+    // 1. The pages, each once, as the list has them.
     let (mut pages, mut seen) = (Vec::new(), HashSet::new());
     let mut at = pool.first;
     let mut before = GuestVirt::new(0);
@@ -133,6 +134,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
                 break;
             }
         };
+        // 2. The pool owns the page, whose links may be on their way during an update.
         ctx.claim_at(pointer.addr(), Owner::MapPool);
         if page.prev.get().addr() != before && !map.is_updating() {
             ctx.finding(&POOL_PAGES, "pool page", pointer.addr(), || {
@@ -146,6 +148,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         pages.push(pointer.addr());
         (before, at) = (pointer.addr(), page.next.get());
     }
+    // 3. The pool's words.
     if map.is_updating() {
         return pages;
     }
@@ -155,6 +158,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
 
 /// Checks the words of a pool that stands still against its pages, in the order of the list.
 fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &[GuestVirt]) {
+    // 1. The end of the list, and room for what is in use.
     let before = pages.last().copied().unwrap_or_default();
     if pool.last.addr() != before {
         finding(ctx, &POOL_PAGES, map, kind, || {
@@ -176,6 +180,7 @@ fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &
             format!("used says {}, but there is room for {capacity}", pool.used)
         });
     }
+    // 2. The top page is the one with the last item in use.
     let used_pages = pool.used.saturating_sub(kind.home).div_ceil(kind.per_page);
     let top =
         usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
@@ -201,11 +206,13 @@ fn items(
     pages: &[GuestVirt],
     live: &HashSet<GuestVirt>,
 ) {
+    // 1. As many items as the map uses.
     if pool.used != live.len() as u64 {
         finding(ctx, &POOL_USED, map, kind, || {
             format!("used says {}, but {} are in use", pool.used, live.len())
         });
     }
+    // 2. The number of an item follows from its place: the home first, then the pages in order.
     let numbers: HashMap<GuestVirt, u64> = pages.iter().copied().zip(0..).collect();
     let number_of = |item: GuestVirt| {
         let (base, first) = match numbers.get(&item.page()) {
@@ -219,6 +226,7 @@ fn items(
         let (slot, slots) = (bytes / kind.size, if first == 0 { kind.home } else { kind.per_page });
         (slot < slots).then_some(first + slot)
     };
+    // 3. Items in use are the first of their pool.
     for &item in live {
         match number_of(item) {
             None => finding(ctx, &POOL_ITEM, map, kind, || {
@@ -237,6 +245,7 @@ fn items(
 
 /// What the map keeps in reserve follows from what it has in use.
 fn reserve(ctx: &Context<'_>, map: &Map) {
+    // 1. Where the pools live, and no node that is still to be taken back.
     let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
     if map.home != map.at {
         state(&MAP_HOME, format!("home is {}, but it begins with the map itself", map.home));
@@ -247,6 +256,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             format!("node {} has left the tree, but not the pool", map.unlinked.addr()),
         );
     }
+    // 2. The ranges that can lack pages: neither submaps, nor the kernel's objects, nor the image.
     let image = KERNBASE.get()..ctx.roots.virtual_avail.get().get();
     let plain = map.entries.iter().filter(|entry| {
         !entry.is_submap()
@@ -259,6 +269,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             entry.len().saturating_sub(in_image) >> PAGE_SHIFT
         })
         .sum();
+    // 3. The credits that pages of such ranges have paid for.
     if map.plain_pages != pages {
         state(
             &MAP_PLAIN_PAGES,
@@ -274,6 +285,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             format!("{} credits, but only {} pages could use them", map.credits, map.plain_pages),
         );
     }
+    // 4. The pools hold enough for them.
     check_capacities(ctx, map);
 }
 

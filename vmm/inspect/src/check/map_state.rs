@@ -51,6 +51,7 @@ fn check(ctx: &Context<'_>) {
 }
 
 fn state(ctx: &Context<'_>, map: &Map) {
+    // 1. The words that never change.
     if map.pmap != ctx.pml4() {
         ctx.finding(&MAP_PMAP, map.name, map.at, || {
             format!("its pmap is {}, but the kernel's is {}", map.pmap, ctx.pml4())
@@ -73,6 +74,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
             format!("system_map is {}, but its kind of lock is that of {expected}", map.system_map)
         });
     }
+    // 2. The wakeup that it owes.
     let channel = map_channel(map.at);
     // Somebody may be about to sleep there, or have just been woken for another reason.
     let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
@@ -115,6 +117,7 @@ fn registry(ctx: &Context<'_>) {
 /// that the boot makes lie inside of kernel_map; one that `kmem_suballoc` has made may have been
 /// freed through its parent, which leaves it without an entry for ever.
 fn submaps(ctx: &Context<'_>) {
+    // 1. Each submap has one parent, whose entry covers exactly its range.
     let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
     for parent in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
         for entry in parent.entries.iter().filter(|entry| entry.is_submap()) {
@@ -140,12 +143,13 @@ fn submaps(ctx: &Context<'_>) {
             }
         }
     }
-    // An entry of a map that is being changed may be missing just now.
+    // 2. An entry of a map that is being changed may be missing just now.
     if ctx.is_any_map_updating() {
         return;
     }
     let kernel_map = ctx.roots.maps[0].get().addr();
     for map in &ctx.maps.all {
+        // 3. From each map up, at most as many steps as there are maps: a circle ends too.
         let mut at = map;
         for _ in 0..ctx.maps.all.len() {
             match parents.get(&at.at) {
@@ -166,6 +170,7 @@ fn submaps(ctx: &Context<'_>) {
 
 /// kernel_map covers the kernel's address space, and its page tables reach as far as its entries.
 fn kernel_map(ctx: &Context<'_>) {
+    // 1. It covers the kernel's address space.
     let roots = &ctx.roots;
     let Some(map) = ctx.maps.at(roots.maps[0].get().addr()) else { return };
     if (map.min, map.max) != (VM_MIN_KERNEL_ADDRESS, VM_MAX_KERNEL_ADDRESS) {
@@ -177,6 +182,7 @@ fn kernel_map(ctx: &Context<'_>) {
             )
         });
     }
+    // 2. kernel_vm_end: the end of a page table, and past every entry.
     let at = ctx.root(offset_of!(KernelRoots, kernel_vm_end));
     let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
     let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
@@ -194,6 +200,7 @@ fn kernel_map(ctx: &Context<'_>) {
             format!("page tables end at {end}, but the entry at {} ends at {}", entry.at, entry.end)
         });
     }
+    // 3. One entry holds the image.
     let image = map.entries.iter().find(|entry| entry.start <= KERNBASE && entry.end >= image_end);
     if image.is_none() && !map.is_updating() {
         ctx.finding(&MAP_IMAGE, map.name, map.at, || {

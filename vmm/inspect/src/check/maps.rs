@@ -138,6 +138,7 @@ impl Map {
         at: KPtr<VmMap>,
         name: &'static str,
     ) -> Option<(Self, VmMap)> {
+        // 1. A copy of the map; a map that cannot be read is a finding.
         let map: VmMap = match memory.get("vm_map", at) {
             Ok(map) => map,
             Err(error) => {
@@ -146,6 +147,7 @@ impl Map {
             }
         };
         let lock = if map.system_map.is_set() { map.lock.owner.get() } else { map.sx.owner.get() };
+        // 2. What the rules look at. The entries come later, when all maps are known.
         let read = Self {
             at: at.addr(),
             name,
@@ -218,6 +220,7 @@ pub(super) struct Maps {
 impl Maps {
     /// Reads the list of maps, and the maps that roots and submap entries name beside it.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
+        // 1. The maps on the list, which may lead to one twice.
         let mut maps = Self::default();
         let mut seen = HashSet::new();
         let mut next = roots.map_list.get();
@@ -235,8 +238,10 @@ impl Maps {
             maps.all.push(map);
             next = raw.next_map.get();
         }
+        // 2. Their entries.
         maps.listed = maps.all.len();
         maps.all.iter_mut().for_each(|map| map.read_entries(memory, findings));
+        // 3. Maps that only a name or an entry leads to.
         let named = roots.named_maps();
         let mut others: Vec<KPtr<VmMap>> =
             named.filter_map(|(_, _, map)| map.get().non_null()).collect();

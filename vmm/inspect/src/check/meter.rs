@@ -22,6 +22,7 @@ const SHORT: u64 = 2048;
 
 /// Checks the thresholds, which the pagedaemon computes when it first runs: until then all are 0.
 fn check(ctx: &Context<'_>) {
+    // 1. Before vm_pageout_init the thresholds are all 0.
     let meter = &ctx.roots.meter;
     let compare = |name: &str, field: &Field<u64>, allowed: &[u64]| {
         if !allowed.contains(&field.get()) {
@@ -41,6 +42,7 @@ fn check(ctx: &Context<'_>) {
     if thresholds.iter().all(|field| field.get() == 0) {
         return;
     }
+    // 2. The formulas of vm_pageout_init and vm_page_startup.
     let pages = meter.v_page_count.get();
     let page_count = if pages < 2000 { 8 } else { 16 };
     let pageout_free_min = 2 * MAXBSIZE_PAGES + INTERRUPT_FREE_MIN;
@@ -48,12 +50,13 @@ fn check(ctx: &Context<'_>) {
     let free_min = 4 + pages.saturating_sub(1024) / 200;
     let severe = free_min / 2 + reserved;
     let free_min = free_min + reserved;
+    // 3. The thresholds that follow from the number of pages alone.
     compare("v_interrupt_free_min", &meter.v_interrupt_free_min, &[INTERRUPT_FREE_MIN]);
     compare("v_pageout_free_min", &meter.v_pageout_free_min, &[pageout_free_min]);
     compare("v_free_reserved", &meter.v_free_reserved, &[reserved]);
     compare("v_free_min", &meter.v_free_min, &[free_min]);
     compare("v_free_severe", &meter.v_free_severe, &[severe]);
-    // How many pages were free then is not known any more.
+    // 4. How many pages were free then is not known any more.
     let target = meter.v_free_target.get();
     compare(
         "v_free_target",

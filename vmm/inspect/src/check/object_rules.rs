@@ -116,6 +116,7 @@ fn claim(ctx: &Context<'_>, object: &Object) {
 
 /// What does not change in an object's life.
 fn constants(ctx: &Context<'_>, object: &Object) {
+    // 1. The type and the flags, which differ for the kernel's own objects.
     let kind = if object.is_kernels() { ObjectType::Phys } else { ObjectType::Default };
     if object.kind != kind.code() {
         finding(ctx, &OBJECT_KIND, object, || {
@@ -137,6 +138,7 @@ fn constants(ctx: &Context<'_>, object: &Object) {
             )
         });
     }
+    // 2. The size: within the address space, and all of it for the kernel's own.
     let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
     if object.size > size {
         finding(ctx, &OBJECT_SIZE, object, || {
@@ -174,6 +176,7 @@ fn counts(ctx: &Context<'_>, object: &Object) {
 }
 
 fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
+    // 1. The references that entries have, and at most one more for each page fault under way.
     let expected = entries.count + u64::from(object.is_kernels());
     let count = u64::from(object.ref_count);
     // A page fault has a reference while it sleeps on a busy page, and for a moment before and
@@ -190,11 +193,13 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
             )
         });
     }
+    // 2. What follows for an anonymous object.
     if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
         finding(ctx, &OBJECT_FLAGS, object, || {
             "it has one reference, but is not marked ONEMAPPING".to_owned()
         });
     }
+    // 3. No entry reaches past the object's end.
     if entries.pages > object.size {
         finding(ctx, &OBJECT_SIZE, object, || {
             format!(

@@ -110,6 +110,7 @@ impl Objects {
         maps: &Maps,
         findings: &Findings,
     ) -> Self {
+        // 1. The kernel's own objects lie in its roots.
         let root = |offset: usize| roots_at.addr().checked_add(offset as u64).unwrap_or_default();
         let kernels = [
             Object::of(
@@ -125,6 +126,7 @@ impl Objects {
         ];
         let mut objects =
             Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
+        // 2. Anonymous objects, by the entries that name them.
         let mut unreadable = HashSet::new();
         // What a map that is still leads to comes first.
         let (updating, still): (Vec<_>, Vec<_>) =
@@ -148,6 +150,7 @@ impl Objects {
                 }
             }
         }
+        // 3. Their pages. An object that only a changing map leads to may be gone already.
         let known = objects.all.values_mut().filter(|object| !object.is_doubtful);
         known.for_each(|object| read_index(pages, findings, object));
         objects
@@ -168,6 +171,7 @@ struct Link {
 
 /// Reads the pages of `object` off its index.
 fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
+    // 1. Down the tree, with the range of indices that may hang below each link.
     let is_still = !object.is_updating();
     let fault = |pfn: u32, detail: &dyn Fn() -> String| {
         if is_still {
@@ -180,6 +184,7 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
         if pfn == 0 {
             continue;
         }
+        // 2. The page: one that is managed, of this object, in the range of its place.
         let Some(page) = array.get(pfn.into()) else {
             fault(from, &|| {
                 format!("the index of {name} at {at} leads to page {pfn:#x}, which is not managed")
@@ -201,6 +206,7 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
             });
             continue;
         }
+        // 3. Its place: linked to the page above, whose index comes higher in the tree.
         if page.parent != from {
             let parent = page.parent;
             fault(pfn, &|| {
@@ -217,9 +223,11 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
                 )
             });
         }
+        // 4. Both subtrees share the range out.
         object.pages.push(Resident { pindex, pfn });
         links.push(Link { to: page.right, from: pfn, first: pindex + 1, end });
         links.push(Link { to: page.left, from: pfn, first, end: pindex });
     }
+    // 5. The rules go through the pages in order.
     object.pages.sort_unstable_by_key(|resident| resident.pindex);
 }

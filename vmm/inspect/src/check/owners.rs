@@ -89,6 +89,7 @@ impl Owners {
         owner: Owner,
         at: GuestVirt,
     ) {
+        // 1. A page that is managed and has been handed out.
         let what = || format!("page {pfn:#x}");
         let Some((segment, index)) = pages.locate(pfn) else {
             if pages.is_managed(pfn) {
@@ -102,6 +103,7 @@ impl Owners {
             }
             return;
         };
+        // 2. Its flags say the same about it as its owner.
         let is_allocated = pages.segments[segment].pages.get(index).is_some_and(Page::is_allocated);
         if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
@@ -113,6 +115,7 @@ impl Owners {
                 )
             });
         }
+        // 3. Nobody else has it.
         let slot = &mut self.owners.borrow_mut()[segment][index];
         match *slot {
             None => *slot = Some(owner),

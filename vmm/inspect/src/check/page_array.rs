@@ -175,6 +175,7 @@ fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, Insp
 impl PageArray {
     /// Reads segments and pages. What is out of order ends the reading, with a finding.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
+        // 1. The segments, in order of their addresses.
         let at = roots.vm_page_array.get().addr();
         let (first_page, size) = (roots.first_page.get(), roots.vm_page_array_size.get());
         let mut array = Self { at, first_page, segments: Vec::new() };
@@ -186,6 +187,7 @@ impl PageArray {
             else {
                 break;
             };
+            // 2. A segment with sense: behind the one before, within the array.
             let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
                 Ok(seg) => seg,
                 Err(error) => {
@@ -204,6 +206,7 @@ impl PageArray {
                 });
                 break;
             }
+            // 3. Only pages below `fresh` were ever used: the elements above may be anything.
             let fresh = u64::from(seg.fresh.get());
             if fresh < start || fresh > end {
                 findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {

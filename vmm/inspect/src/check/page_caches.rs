@@ -77,6 +77,7 @@ fn check_floor(ctx: &Context<'_>) {
 }
 
 fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
+    // 1. The pages: used ones, met once, linked to the one before and of their own segment.
     let number = cpu.value.cpuid.get();
     let list: &VmFreeList = &cpu.value.page_cache.pages;
     let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
@@ -110,6 +111,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         ctx.claim(pfn, Owner::PageCache, at);
         (before, next) = (next, page.next);
     }
+    // 2. The list's own words.
     if list.tail.get() != before {
         ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
             format!(

@@ -44,12 +44,13 @@ fn check(ctx: &Context<'_>) {
 }
 
 fn check_states(ctx: &Context<'_>) {
-    // With a lock owned, pages are on their way from one state to another.
+    // 1. With a lock owned, pages are on their way from one state to another.
     if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
     }
     let mut counts = Counts::default();
     let mut chained = Vec::new();
+    // 2. Each page by its owner.
     for (pfn, page) in ctx.pages.used() {
         counts.wired += u64::from(page.wire_count > 0);
         match ctx.owner(pfn) {
@@ -75,6 +76,7 @@ fn check_states(ctx: &Context<'_>) {
             check_allocated(ctx, pfn, page);
         }
     }
+    // 3. What only the pages together can tell.
     check_chained(ctx, &chained);
     check_counts(ctx, &counts);
 }
@@ -131,6 +133,7 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
 }
 
 fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
+    // 1. The flags that a page handed out may have.
     let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
     let is_home = ctx.owner(pfn) == Some(Owner::MapHome);
     let mark = if is_home { PageFlags::MAP_HOME } else { PageFlags::empty() };
@@ -147,6 +150,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.flags
         ));
     }
+    // 2. Words about free memory that no page in use has, and the segment of its address.
     if page.block != 0 {
         fault(format!(
             "page {pfn:#x} is handed out, but heads a free block of order {}",
@@ -159,6 +163,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.segind
         ));
     }
+    // 3. Words that nothing in this kernel sets, and contents that make sense.
     if page.hold_count != 0 || page.busy != 0 {
         let (holds, busy) = (page.hold_count, page.busy);
         fault(format!(
@@ -172,6 +177,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.dirty, page.valid
         ));
     }
+    // 4. How it is used.
     check_use(ctx, pfn, page);
 }
 

@@ -55,6 +55,7 @@ fn check_queue(
     list: &VmFreeList,
     queued: &mut HashSet<u64>,
 ) {
+    // 1. The pages: used ones, each on one queue once.
     let list_at = ctx.root_of(list);
     let (mut count, mut before, mut next) = (0, 0, list.head.get());
     while next != 0 {
@@ -76,6 +77,7 @@ fn check_queue(
         count += 1;
         (before, next) = (next, page.next);
     }
+    // 2. The queue's own words.
     if list.tail.get() != before || list.count.get() != count {
         ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
             let (tail, counted) = (list.tail.get(), list.count.get());

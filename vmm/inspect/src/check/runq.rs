@@ -92,6 +92,7 @@ fn check_list(
     at: GuestVirt,
     queued: &mut HashSet<GuestVirt>,
 ) {
+    // 1. The threads: on the list of all, met once, linked to the one before.
     let (mut before, mut next) = (KPtr::NULL, list.head.get());
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
@@ -119,9 +120,11 @@ fn check_list(
                 )
             });
         }
+        // 2. Each may be run, with a priority of this list.
         check_queued(ctx, thread, number);
         (before, next) = (pointer, t.rq_next.get());
     }
+    // 3. The list's end.
     if list.tail.get() != before {
         ctx.finding(&RUNQ_LINK, "run queue", at, || {
             format!(

@@ -101,11 +101,12 @@ pub(super) struct Sched {
 
 impl Sched {
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
+        // 1. The CPUs, whose list never shrinks.
         let mut read = Self::default();
         let sched = &roots.sched;
         read.cpus =
             chain(memory, findings, "CPU", roots.cpuhead.get(), |cpu: &Pcpu| cpu.allcpu_next.get());
-        // A list that is being changed is not even followed.
+        // 2. A list that is being changed is not even followed.
         if sched.lock.owner.get() == 0 {
             read.threads = chain(memory, findings, "thread", sched.all.head.get(), |t: &Thread| {
                 t.all_next.get()
@@ -124,6 +125,7 @@ impl Sched {
                 }
             }
         }
+        // 3. Event handlers have a lock of their own.
         if roots.eventhandler_mtx.owner.get() == 0 {
             let head = roots.eventhandler_lists.get();
             for list in
@@ -135,6 +137,7 @@ impl Sched {
                 read.events.push(Event { list, handlers });
             }
         }
+        // 4. Threads by address.
         read.numbers = read
             .threads
             .iter()

@@ -34,6 +34,7 @@ fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
+    // 1. Each queue: in the chain of its channel, the only one of it, with sleepers.
     let (mut asleep, mut channels) = (HashSet::new(), HashMap::new());
     let mut chain = (usize::MAX, KPtr::NULL);
     for queue in &ctx.sched.queues {
@@ -48,6 +49,7 @@ fn check(ctx: &Context<'_>) {
         }
         check_sleepers(ctx, queue, &mut asleep);
     }
+    // 2. Each thread that sleeps was met on one.
     for thread in &ctx.sched.threads {
         let t = &thread.value;
         if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
@@ -60,6 +62,7 @@ fn check(ctx: &Context<'_>) {
             });
         }
     }
+    // 3. Each queue in use or owned by a thread.
     check_ownership(ctx);
 }
 
@@ -94,6 +97,7 @@ fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout
 
 /// Its sleepers sleep on its channel, and each but one has brought a spare queue.
 fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVirt>) {
+    // 1. The sleepers: threads on the list of all, met once, linked to the one before.
     let (at, q) = (queue.queue.addr(), &queue.queue.value);
     let (mut before, mut next, mut count) = (KPtr::NULL, q.blocked.head.get(), 0);
     while let Some(pointer) = next.non_null() {
@@ -123,6 +127,7 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         count += 1;
         (before, next) = (pointer, t.sq_next.get());
     }
+    // 2. The queue's own words: each sleeper but one has left its queue here as a spare.
     if q.blocked.tail.get() != before {
         ctx.finding(&SLEEPQ_LINK, "sleep queue", at, || {
             format!(
@@ -160,6 +165,7 @@ fn check_sleeper(ctx: &Context<'_>, q: &SleepQueue, thread: &Item<Thread>) {
 
 /// A thread owns a sleep queue while it does not sleep, and no two own the same.
 fn check_ownership(ctx: &Context<'_>) {
+    // 1. The queues in use, each once.
     let mut owners: HashMap<GuestVirt, GuestVirt> = HashMap::new();
     let in_use = ctx
         .sched
@@ -171,6 +177,7 @@ fn check_ownership(ctx: &Context<'_>) {
             ctx.finding(&SLEEPQ_OWNER, "sleep queue", queue.addr(), || "it is in use twice");
         }
     }
+    // 2. A thread owns a queue unless it sleeps: then the channel has it.
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
         let t = &thread.value;
         let own = t.sleepqueue.get();

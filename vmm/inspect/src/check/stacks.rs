@@ -72,6 +72,7 @@ fn check(ctx: &Context<'_>) {
 }
 
 fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
+    // 1. A range of kernel_map, with a page below it for the guard.
     let (low, pages) = (thread.value.kstack.get(), u64::from(thread.value.kstack_pages.get()));
     let fault = |detail: String| ctx.finding(&KERNEL_STACK, "thread", thread.addr(), || detail);
     let lowest = VM_MIN_KERNEL_ADDRESS.add(PAGE_SIZE);
@@ -88,6 +89,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
             label(&thread.value)
         ));
     }
+    // 2. Each page is mapped as pmap_qenter maps it.
     for va in (low.get()..end.get()).step_by(1 << 12).map(GuestVirt::new) {
         let flags = ctx.translate(va).map(|mapping| mapping.flags);
         if flags.is_none_or(|flags| !flags.contains(PteFlags::KENTER | PteFlags::RW | PteFlags::NX))
@@ -98,6 +100,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
             ));
         }
     }
+    // 3. The guard page is not.
     let guard = GuestVirt::new(low.get() - PAGE_SIZE);
     if let Some(mapping) = ctx.translate(guard) {
         fault(format!(
@@ -110,6 +113,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
 
 /// What the machine has saved of a thread that does not run.
 fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
+    // 1. A new thread.
     let t = &thread.value;
     let saved = Saved::of(t);
     let fault = |detail: String| ctx.finding(&SAVED_CONTEXT, "thread", thread.addr(), || detail);
@@ -125,6 +129,8 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
         }
         return;
     }
+    // 2. Where it left its CPU: the stack pointer, the trap slot, interrupts deferred once by the
+    //    switch.
     if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
         fault(format!(
             "the stack pointer of {} is {rsp:#x}, but its stack is [{low:#x}, {high:#x})",
@@ -144,6 +150,7 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
             label(t)
         ));
     }
+    // 3. The bounds are those of its stack.
     if kstack != 0
         && (low != kstack
             || slots != high

@@ -87,6 +87,7 @@ pub(super) fn user(ctx: &Context<'_>) -> PteFlags {
 }
 
 fn tables(ctx: &Context<'_>) {
+    // 1. Each table's entry lets CPL3 in as the kernel's privilege asks for.
     let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
     let user = user(ctx);
     let mut managed = 0;
@@ -105,6 +106,7 @@ fn tables(ctx: &Context<'_>) {
                 )
             });
         }
+        // 2. Tables in managed pages are the pmap's, which counts the entries of the lowest ones.
         if !is_managed {
             continue;
         }
@@ -123,6 +125,7 @@ fn tables(ctx: &Context<'_>) {
             });
         }
     }
+    // 3. It also counts the tables.
     let count = ctx.roots.kernel_pmap.table_count.get();
     if count != managed && pmap_is_still {
         pmap_finding(ctx, &PMAP_TABLES, || {
@@ -138,6 +141,7 @@ fn is_below_image(table: &Table) -> bool {
 
 /// The page directory leads to all page tables of the boot in their order, and each has its count.
 fn boot_tables(ctx: &Context<'_>) {
+    // 1. As many as there is room for.
     let boots = &ctx.roots.boot_tables;
     let nkpt = boots.nkpt.get();
     if nkpt > NKPT as u64 {
@@ -145,12 +149,14 @@ fn boot_tables(ctx: &Context<'_>) {
             format!("nkpt is {nkpt}, but can be {NKPT} at most")
         });
     }
+    // 2. Where the page directory leads, and the entries that were found there.
     let mut valid = [None; NKPT];
     for table in ctx.tables.all.iter().filter(|table| is_below_image(table)) {
         if let Some(number) = boot_table(ctx, boots, table) {
             valid[number] = Some(table.valid);
         }
     }
+    // 3. The counts of the boot.
     let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
     for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
         if number < nkpt && valid.is_none() {
@@ -210,11 +216,13 @@ fn pmap_finding(ctx: &Context<'_>, rule: &'static Rule, detail: impl FnOnce() ->
 /// There are page tables from the start of kernel_map to `kernel_vm_end`, and for the image, and no
 /// others.
 fn reach(ctx: &Context<'_>) {
+    // 1. A pmap or a map that is being changed may have grown only halfway.
     if ctx.roots.kernel_pmap.lock.owner.get() != 0
         || ctx.maps.all.iter().any(|map| map.is_updating())
     {
         return;
     }
+    // 2. The tables in order of addresses: none missing below kernel_vm_end, none at or above it.
     let (end, image_end) = (ctx.roots.kernel_vm_end.get(), ctx.roots.virtual_avail.get());
     let mut next = VM_MIN_KERNEL_ADDRESS;
     let missing = |from: GuestVirt, to: GuestVirt| {
@@ -243,6 +251,7 @@ fn reach(ctx: &Context<'_>) {
         }
         next = next.max(table.base.checked_add(NBPDR).unwrap_or(GuestVirt::new(u64::MAX)));
     }
+    // 3. A hole that no later table ends.
     if next < end {
         missing(next, end);
     }
@@ -250,6 +259,7 @@ fn reach(ctx: &Context<'_>) {
 
 /// The direct map shows all RAM, where the arithmetic says, as data.
 fn direct_map(ctx: &Context<'_>) {
+    // 1. The entries as they must be.
     let flags = PteFlags::V
         | PteFlags::RW
         | PteFlags::A
@@ -264,6 +274,7 @@ fn direct_map(ctx: &Context<'_>) {
             format!("the entry {:#x} maps memory that does not exist", translation.pte.bits())
         });
     };
+    // 2. RAM in steps of a large page, side by side with what was found.
     let mut done = GuestPhys::new(0);
     for segment in ctx.memory.source().segments() {
         let mut at = GuestPhys::new(segment.start.get() & !(NBPDR - 1)).max(done);
@@ -291,6 +302,7 @@ fn direct_map(ctx: &Context<'_>) {
         }
         done = at;
     }
+    // 3. What is left maps no RAM.
     found.for_each(extra);
 }
 
@@ -306,6 +318,7 @@ enum Part {
 /// The image's window: low memory and the image where the arithmetic says, text before read-only
 /// data before data, no page both writable and executable, guard pages absent, and the local APIC.
 fn image(ctx: &Context<'_>) {
+    // 1. The local APIC has the last page of the image's range.
     let end = ctx.roots.virtual_avail.get();
     let apic = GuestVirt::new(end.get().wrapping_sub(PAGE_SIZE));
     let (mut part, mut last_data, mut data, mut seen_apic) = (Part::Low, None, 0u64, false);
@@ -325,11 +338,13 @@ fn image(ctx: &Context<'_>) {
             }
             continue;
         }
+        // 2. Each other page: at its address less KERNBASE.
         let expected = GuestPhys::new(va.get().wrapping_sub(KERNBASE.get()));
         if pte.frame() != expected {
             finding(&|| format!("its frame should be {expected}"));
         }
         let flags = PteFlags::from_bits_retain(flags);
+        // 3. The parts come in order, each with flags of its own.
         let Some(is) = part_of(flags, expected) else {
             if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
                 ctx.finding(&PTE_WX, "PTE", va, || {
@@ -345,6 +360,7 @@ fn image(ctx: &Context<'_>) {
             continue;
         }
         part = is;
+        // 4. Low memory is mapped without a hole.
         match is {
             Part::Low if va == next_low => next_low = va.add(PAGE_SIZE),
             Part::Low => {
@@ -358,6 +374,7 @@ fn image(ctx: &Context<'_>) {
             Part::Text | Part::ReadOnly => {}
         }
     }
+    // 5. What only the whole range can tell.
     if !seen_apic {
         ctx.finding(&IMAGE_MAPPING, "PTE", apic, || "the local APIC is not mapped");
     }
@@ -378,6 +395,7 @@ fn part_of(flags: PteFlags, expected: GuestPhys) -> Option<Part> {
 
 /// Text, read-only data and data follow on one another; holes are guard pages.
 fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
+    // 1. The data, from its first page to its last.
     let mapped = |va: GuestVirt| {
         ctx.tables.image.binary_search_by_key(&va, |translation| translation.va).is_ok()
     };
@@ -393,6 +411,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
         t.va >= KERNBASE.add(LOW_END) && t.pte.flags().contains(PteFlags::RW | PteFlags::NX)
     });
     let Some(first) = first_data.map(|translation| translation.va) else { return };
+    // 2. Its holes are the guard pages.
     let pages = last.get().saturating_sub(first.get()) / PAGE_SIZE + 1;
     let holes = pages.saturating_sub(data);
     if holes != GUARDS {
@@ -403,6 +422,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
             )
         });
     }
+    // 3. Text and read-only data have none.
     let start = KERNBASE.get() + LOW_END;
     let hole = (start..first.get()).step_by(4096).map(GuestVirt::new).find(|&va| !mapped(va));
     if let Some(va) = hole {
@@ -425,6 +445,7 @@ fn data_flags() -> PteFlags {
 
 /// What `pmap_enter` has entered is counted.
 fn counts(ctx: &Context<'_>) {
+    // 1. What the tables hold, without the mappings of pmap_kenter, which are not counted.
     let pmap: &KernelPmap = &ctx.roots.kernel_pmap;
     if pmap.lock.owner.get() != 0 {
         return;
@@ -439,6 +460,7 @@ fn counts(ctx: &Context<'_>) {
     let wired = entered()
         .filter(|translation| translation.pte.flags().contains(PteFlags::W))
         .count() as u64;
+    // 2. What the pmap counts.
     for (rule, name, counted, found) in [
         (&PMAP_RESIDENT, "resident_count", pmap.resident_count.get(), resident),
         (&PMAP_WIRED, "wired_count", pmap.wired_count.get(), wired),
@@ -449,6 +471,7 @@ fn counts(ctx: &Context<'_>) {
             });
         }
     }
+    // 3. The root that it names is the one that the kernel has published.
     if pmap.pml4.get() != ctx.memory.source().anchors().pml4 {
         let (pml4, published) = (pmap.pml4.get(), ctx.memory.source().anchors().pml4);
         pmap_finding(ctx, &PMAP_ROOT, || {

@@ -123,6 +123,7 @@ fn address(level: Level, base: GuestVirt, index: u64) -> GuestVirt {
 
 impl Reader<'_, '_> {
     fn visit(&mut self, at: GuestPhys, level: Level, base: GuestVirt, pte: Pte) {
+        // 1. The table: not one too many, not seen before, in RAM.
         if self.tables_left == 0 {
             return self.findings.add(&TABLE_SHARED, "page table", base, || {
                 format!(
@@ -149,12 +150,14 @@ impl Reader<'_, '_> {
                 });
             }
         };
+        // 2. Its place in the list. A table that a dump leaves out as zeros has no entries.
         self.tables_left -= 1;
         let number = self.tables.all.len();
         self.tables.all.push(Table { at, level, base, valid: 0, pte });
         if !self.memory.holds(at) {
             return;
         }
+        // 3. Its entries.
         let mut valid = 0;
         for (index, word) in (0u64..).zip(page) {
             let bits = word.load(Ordering::Relaxed);
@@ -177,6 +180,7 @@ impl Reader<'_, '_> {
     }
 
     fn entry(&mut self, table: GuestPhys, level: Level, va: GuestVirt, pte: Pte) {
+        // 1. Slots of the root that the kernel uses.
         let is_direct = (DMAP_MIN..DMAP_MAX).contains(&va);
         if level == Level::Pml4 && !is_direct && va < VM_MIN_KERNEL_ADDRESS {
             let slot = level.index(va);
@@ -188,6 +192,7 @@ impl Reader<'_, '_> {
                 )
             });
         }
+        // 2. A translation ends here: a page, or a large page of the direct map.
         let below = match level {
             Level::Pml4 => Level::Pdpt,
             Level::Pdpt => Level::Pd,
@@ -197,6 +202,7 @@ impl Reader<'_, '_> {
         if level == Level::Pd && is_direct {
             return self.tables.direct.push(Translation { va, pte });
         }
+        // 3. A table: no large page elsewhere, and the flags that every table has.
         if pte.is_large() {
             return self.findings.add(&TABLE_LARGE, level_name(level), va, || {
                 format!(

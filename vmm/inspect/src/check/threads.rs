@@ -92,6 +92,7 @@ fn check_list(ctx: &Context<'_>) {
 
 /// Each thread is in the table of numbers, once, in the chain of its number.
 fn check_numbers(ctx: &Context<'_>) {
+    // 1. The table of numbers: each thread in the chain of its number, and on the list of all.
     let mut found: HashMap<GuestVirt, usize> = HashMap::new();
     let mut taken: HashMap<u32, GuestVirt> = HashMap::new();
     for (number, head) in ctx.roots.sched.tids.iter().enumerate() {
@@ -115,6 +116,7 @@ fn check_numbers(ctx: &Context<'_>) {
             }
         }
     }
+    // 2. The list: each thread once in the table, under a number that only it has.
     for thread in &ctx.sched.threads {
         let (tid, at) = (thread.value.tid.get(), thread.addr());
         let times = found.get(&at).copied().unwrap_or(0);
@@ -147,11 +149,13 @@ fn check_cpus(ctx: &Context<'_>) {
 
 /// Checks a CPU, number `number` of the list, and the threads that it names.
 fn check_cpu(ctx: &Context<'_>, number: usize, cpu: &Item<Pcpu>) {
+    // 1. Its number is its place on the list.
     let fault = |detail: String| ctx.finding(&CPU, "CPU", cpu.addr(), || detail);
     let c = &cpu.value;
     if c.cpuid.get() as usize != number {
         fault(format!("it is number {number} of the list, but its cpuid is {}", c.cpuid.get()));
     }
+    // 2. The thread that it runs.
     match ctx.sched.thread(c.curthread.get()) {
         None => fault(format!(
             "its thread, {}, is not on the list of threads",
@@ -170,6 +174,7 @@ fn check_cpu(ctx: &Context<'_>, number: usize, cpu: &Item<Pcpu>) {
         }
         Some(_) => {}
     }
+    // 3. Its idle thread.
     match ctx.sched.thread(c.idlethread.get()) {
         None => fault(format!(
             "its idle thread, {}, is not on the list of threads",
@@ -196,6 +201,7 @@ fn check_pageproc(ctx: &Context<'_>) {
 }
 
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
+    // 1. A state in which threads are on the list.
     let t = &thread.value;
     let fault = |detail: String| ctx.finding(&THREAD_STATE, "thread", thread.addr(), || detail);
     let state = match t.state() {
@@ -208,12 +214,14 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         }
         Some(state) => state,
     };
+    // 2. It runs if a CPU says so, and ran last on one that exists.
     if (state == ThreadState::Running) != ctx.sched.runs(thread.at).is_some() {
         fault(format!("{} is {state:?}, but the CPUs say otherwise", label(t)));
     }
     if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
         fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
     }
+    // 3. A pause waits for interrupt handlers to end, except where it stops CPUs anywhere.
     let is_held_anywhere =
         ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
     if t.intr_nesting.get() != 0 && !is_held_anywhere && !ctx.is_locked() && !ctx.is_dead() {
@@ -223,8 +231,9 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             t.intr_nesting.get()
         ));
     }
+    // 4. What goes with the state.
     check_sleep(ctx, thread, state);
-    // A sleep may lend a priority, which is given back before the thread waits for work.
+    // 5. A sleep may lend a priority, which is given back before the thread waits for work.
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if waits_for_work(t) && now != own {
         fault(format!(
@@ -239,6 +248,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
 
 /// Checks the fields that are set only while a thread sleeps, or only while it runs.
 fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
+    // 1. A channel and a message while it sleeps, and a time-out then only.
     let t = &thread.value;
     let fault = |detail: String| ctx.finding(&THREAD_STATE, "thread", thread.addr(), || detail);
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
@@ -254,6 +264,7 @@ fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
     if state != ThreadState::Sleeping && t.callout.sequence.get() != 0 {
         fault(format!("{} is {state:?}, but has a time-out", label(t)));
     }
+    // 2. Critical sections while it runs only.
     if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.is_set()) {
         let (depth, owed) = (t.critnest.get(), t.owepreempt.get());
         fault(format!(
@@ -261,6 +272,7 @@ fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
             label(t)
         ));
     }
+    // 3. Flags with one of their two values.
     if !t.owepreempt.get().is_known()
         || !t.timed_out.get().is_known()
         || (state == ThreadState::Sleeping && t.timed_out.is_set())

@@ -108,6 +108,7 @@ fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
 
 /// Flags that do not depend on what is behind.
 fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFlags) {
+    // 1. Never writable and executable; for CPL3 if the kernel's body runs there.
     let bits = pte.bits() & !PG_FRAME;
     let flags = PteFlags::from_bits_retain(bits);
     let told = |rule, why: &str| {
@@ -126,6 +127,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
             },
         );
     }
+    // 2. Flags that nothing sets, and those that every entry has.
     let known = ALWAYS | OPTIONAL | PteFlags::W | PteFlags::KENTER | PteFlags::U;
     let unknown = bits & !known.bits();
     if unknown != 0 {
@@ -139,6 +141,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
             format!("the entry is {:#x}, without {missing:?}", pte.bits())
         });
     }
+    // 3. What the two ways of mapping a page promise.
     if flags.contains(PteFlags::KENTER | PteFlags::W) {
         told(&PTE_WIRED, "what pmap_qenter maps is not counted as wired");
     }
@@ -175,6 +178,7 @@ fn resident<'o>(entry: &Entry, object: &'o Object) -> &'o [Resident] {
 
 /// The pages of an entry's object against the translations of its range.
 fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
+    // 1. An entry of the kernel's own objects has all its pages, unless it is being made.
     let (pages, first) = (resident(entry, object), entry.offset >> PAGE_SHIFT);
     let is_being_made = !ctx.rest.is_quiet()
         && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
@@ -192,6 +196,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
             )
         });
     }
+    // 2. Pages and translations side by side, in order of addresses.
     let va_of = |resident: &Resident| {
         GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT))
     };
@@ -218,6 +223,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
             place.page();
         }
     }
+    // 3. Translations behind the last page.
     translations.for_each(|stray| without_page(ctx, entry, object, stray));
 }
 
@@ -251,6 +257,7 @@ struct Place<'p, 'a> {
 impl Place<'_, '_> {
     /// The translation leads to the page, and says what it is.
     fn mapped(&self, pte: Pte) {
+        // 1. To this page, by pmap_enter.
         let Self { ctx, object, va, pfn, page, .. } = self;
         let flags = pte.flags();
         let frame = GuestPhys::from_pfn((*pfn).into());
@@ -274,6 +281,7 @@ impl Place<'_, '_> {
             });
             return;
         }
+        // 2. Wired as the page is; and kernel memory counts as modified from the start.
         if flags.contains(PteFlags::W) != (page.wire_count > 0) {
             ctx.finding(&PTE_WIRED, "PTE", *va, || {
                 format!(
@@ -295,6 +303,7 @@ impl Place<'_, '_> {
 
     /// The page's own fields.
     fn page(&self) {
+        // 1. Wired as its entry says, with all of its contents valid.
         let Self { ctx, entry, object, va, pfn, page } = self;
         let told = |field: &str, is: String, wants: String| {
             ctx.finding(&PAGE_RESIDENT, "vm_page", ctx.pages.address((*pfn).into()), || {
@@ -314,6 +323,7 @@ impl Place<'_, '_> {
         if page.valid != VM_PAGE_BITS_ALL {
             told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
         }
+        // 2. Busy only under a thread's hands, unmanaged in the kernel's own objects.
         if ctx.rest.is_quiet() && (page.oflags != PageOflags::empty() || page.busy != 0) {
             told(
                 "oflags",
@@ -330,9 +340,11 @@ impl Place<'_, '_> {
 
 /// Pages of objects that no entry shows: nobody can ever reach or free them.
 fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
+    // 1. An entry of a map that is being changed may be missing just now.
     if ctx.maps.all.iter().any(|map| map.is_updating()) {
         return;
     }
+    // 2. What the entries show of each object, in order.
     let mut shown: Vec<(GuestVirt, u64, u64)> = Vec::new();
     for (_, entry) in entries {
         if let Some(object) = entry.object() {
@@ -341,6 +353,7 @@ fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
         }
     }
     shown.sort_unstable();
+    // 3. The pages of each object, side by side with that.
     for object in ctx.objects.all.values().filter(|object| !object.is_updating()) {
         let ranges = &shown[shown.partition_point(|range| range.0 < object.at)..];
         let mut ranges = ranges.iter().take_while(|range| range.0 == object.at).peekable();

@@ -75,6 +75,7 @@ fn root_channel(ctx: &Context<'_>, offset: usize) -> GuestVirt {
 
 /// Those who wait for pages, and the pagedaemon that should know of it.
 fn check_page_shortage(ctx: &Context<'_>) {
+    // 1. Threads that wait for free pages: someone has told the pagedaemon.
     let roots = &ctx.roots;
     let lost = |thread: &Item<Thread>, flag: &str| {
         ctx.finding(&SLEEPER_FLAG, "thread", thread.addr(), || {
@@ -90,6 +91,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
     if !roots.vm_pages_needed.is_set() {
         ctx.sched.sleepers(free_count).for_each(|thread| lost(thread, "vm_pages_needed"));
     }
+    // 2. The pagedaemon's own wait for a page.
     let channel = ctx.root_of(&roots.vm_pageout_pages_needed);
     if !roots.vm_pageout_pages_needed.is_set() {
         ctx.sched.sleepers(channel).for_each(|thread| lost(thread, "vm_pageout_pages_needed"));
@@ -98,6 +100,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
             "vm_pageout_pages_needed is set, but the pagedaemon does not wait for a page".to_owned()
         });
     }
+    // 3. Threads that wait for many pages at once.
     let (wanted, channel) = (roots.vm_pages_wanted.get(), ctx.root_of(&roots.vm_pages_wanted));
     let waits = ctx.sched.sleepers(channel).next().is_some();
     if wanted == 0 {
@@ -107,7 +110,7 @@ fn check_page_shortage(ctx: &Context<'_>) {
             format!("vm_pages_wanted is {wanted}, but no thread waits for so many")
         });
     }
-    // The pagedaemon sleeps without a time-out only while nobody needs pages.
+    // 4. The pagedaemon sleeps without a time-out only while nobody needs pages.
     if roots.vm_pages_needed.is_set() {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
         for thread in
@@ -158,6 +161,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
     if ctx.is_locked() {
         return;
     }
+    // 1. A thread that sleeps on a page waits for one that is busy, and has said so.
     for thread in
         ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
     {
@@ -176,6 +180,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
             }),
         }
     }
+    // 2. A page that says so has a thread that waits.
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| page.oflags.contains(PageOflags::WANTED))
     {
         let at = ctx.pages.address(pfn);
@@ -189,6 +194,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
 
 /// Channels that only one sort of sleep uses, with its wait message.
 fn check_messages(ctx: &Context<'_>) {
+    // 1. The message that goes with the channel.
     for thread in
         ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
     {
@@ -208,6 +214,7 @@ fn check_messages(ctx: &Context<'_>) {
             c if is_in_a_map(ctx, c, offset_of!(VmMap, sx)) => &["user map"],
             _ => &OWN,
         };
+        // 2. The thread's own.
         if !expected.contains(&said.as_str()) {
             ctx.finding(&WAIT_MESSAGE, "thread", thread.addr(), || {
                 format!(

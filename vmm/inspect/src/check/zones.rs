@@ -68,6 +68,7 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
     fn addresses<'a, T: 'a>(items: impl Iterator<Item = &'a Item<T>>) -> Vec<GuestVirt> {
         items.map(Item::addr).collect()
     }
+    // 1. Lists that are being changed say nothing.
     let handlers = || ctx.sched.events.iter().flat_map(|event| &event.handlers);
     let is_free = match zone {
         Zone::Object => ctx.maps.all.iter().all(|map| !map.is_updating()) && !ctx.is_locked(),
@@ -76,6 +77,7 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
         }
         Zone::Thread | Zone::SleepQueue | Zone::Cpu => ctx.roots.sched.lock.owner.get() == 0,
     };
+    // 2. What the rest of the kernel leads to, zone by zone.
     is_free.then(|| match zone {
         Zone::Object => anonymous_objects(ctx),
         Zone::EventList => addresses(ctx.sched.events.iter().map(|event| &event.list)),
@@ -162,12 +164,14 @@ impl<'a, 'b> Slabs<'a, 'b> {
 
     /// Follows the free items of a slab.
     fn read_free(&mut self, slab: &Item<SlabHeader>) {
+        // 1. A slab is a managed page.
         let at = slab.addr();
         if !at.is_page_aligned() || !self.ctx.is_managed(at) {
             return self.finding(&SLAB_LIST, at, || {
                 "it is on the list of slabs, but is not a managed page".to_owned()
             });
         }
+        // 2. Its list of free items, which may lead anywhere.
         let mut free = HashSet::new();
         let mut item = slab.value.free.get();
         while let Some(pointer) = item.non_null() {
@@ -192,6 +196,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 }
             }
         }
+        // 3. Its count, and the list of slabs, which has neither full nor empty ones.
         let (counted, found, items) =
             (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items_per_slab());
         if counted != found {

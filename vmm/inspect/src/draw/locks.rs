@@ -7,6 +7,7 @@ use super::text::FAINT;
 use crate::report::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 
 pub(super) fn draw(report: &LocksReport) -> String {
+    // 1. A row for each class and, where there are several, for each CPU.
     let mut table = Table::new(&[
         ("LOCKS", Align::Left),
         ("CPU", Align::Right),
@@ -38,11 +39,13 @@ pub(super) fn draw(report: &LocksReport) -> String {
             row("", cpu.to_string(), is_mutex, counts);
         }
     }
+    // 2. Translations and interrupts, which show how long CPUs waited for one another.
     let mut out = table.draw(0);
     out.push('\n');
     out.push_str(&translations(&report.tlb));
     out.push('\n');
     out.push_str(&interrupts(&report.cpus));
+    // 3. The words of the columns.
     let _ = writeln!(
         out,
         "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\

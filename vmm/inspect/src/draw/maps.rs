@@ -115,6 +115,7 @@ pub(super) fn draw_entries(report: &MapEntriesReport) -> String {
 
 /// An entry in a line of at most `width` columns, or in two.
 pub(super) fn line(entry: &EntryReport, width: usize) -> String {
+    // 1. The columns: wirings, flags as letters, the object and where in it.
     let EntryReport { start, end, protection, wired, object, offset, flags, .. } = entry;
     let wired = match *wired {
         0 => "-".to_owned(),
@@ -138,6 +139,7 @@ pub(super) fn line(entry: &EntryReport, width: usize) -> String {
         ObjectRef::SubMap(name) => format!("map {name}"),
         _ => format!("{object}{}", plus(offset.0)),
     };
+    // 2. The object stands on a line of its own where it does not fit.
     let range = format!("{start}-{end}");
     let pages = entry.pages();
     let head = format!("{range:<37} {pages:>8} {} {wired:>2} {letters:<3}", rwx(*protection));

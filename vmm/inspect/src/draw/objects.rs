@@ -7,6 +7,7 @@ use super::text::FAINT;
 use crate::report::{ObjectReport, ObjectsReport};
 
 pub(super) fn draw(report: &ObjectsReport) -> String {
+    // 1. A row for each object. Two numbers of pages differ in a damaged guest only.
     let mut table = Table::new(&[
         ("OBJECT", Align::Left),
         ("TYPE", Align::Left),
@@ -35,6 +36,7 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
             flags.join(" ") + &lock,
         ]);
     }
+    // 2. The words of the columns.
     let mut out = table.draw(0);
     let _ = writeln!(
         out,

@@ -53,6 +53,7 @@ pub(super) fn entry_words(entry: &EntryReport) -> String {
 
 /// What a page says of itself.
 pub(super) fn lines(state: &PageState) -> String {
+    // 1. What the page's fields say, in words.
     let mut out = String::new();
     let names: Vec<_> = state
         .flags
@@ -65,6 +66,7 @@ pub(super) fn lines(state: &PageState) -> String {
         ObjectRef::None => "none".to_owned(),
         object => format!("{object}, page {}", state.pindex),
     };
+    // 2. A row each, for a free block's head first.
     let mut rows = vec![
         ("object", object),
         (
@@ -89,6 +91,7 @@ pub(super) fn lines(state: &PageState) -> String {
             ),
         );
     }
+    // 3. Long values go on below.
     for (name, value) in rows {
         for (number, line) in fit(&value, 66).into_iter().enumerate() {
             let name = if number == 0 { name } else { "" };

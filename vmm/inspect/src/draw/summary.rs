@@ -24,6 +24,7 @@ const COUNTERS: [&str; 12] = [
 ];
 
 pub(super) fn draw(report: &SummaryReport) -> String {
+    // 1. The machine, and why it stopped.
     let mut out = String::new();
     let ram: u64 = report.ram.iter().map(|range| range.end.0 - range.start.0).sum();
     let abi = report.abi.map(|abi| format!(", ABI version {abi}")).unwrap_or_default();
@@ -34,6 +35,7 @@ pub(super) fn draw(report: &SummaryReport) -> String {
             let _ = writeln!(out, "{BAD}{head:<9}{BAD:#} {line}");
         }
     }
+    // 2. CPUs, threads, and the locks that are held.
     facts(&mut out, "cpus", &report.cpus);
     facts(&mut out, "threads", &report.threads);
     facts(&mut out, "waiting", &report.waits);
@@ -45,6 +47,7 @@ pub(super) fn draw(report: &SummaryReport) -> String {
     if !locks.is_empty() {
         let _ = writeln!(out, "locked    {}", fit(&locks.join(", "), 68).join("\n          "));
     }
+    // 3. What memory is used for, the maps, the counters.
     let tables = report.tables;
     let _ = writeln!(out, "objects   {}; page tables {}\n", report.objects, tables.total());
     out.push_str(&super::pages::uses(&report.uses, ram >> 12));

@@ -28,6 +28,7 @@ impl Table {
 
     /// The lines, each indented by `indent`.
     pub fn draw(&self, indent: usize) -> String {
+        // 1. Columns as wide as their widest cell.
         let heads = self.columns.iter().map(|(head, _)| head.len());
         let mut widths: Vec<usize> = heads.collect();
         for row in &self.rows {
@@ -35,6 +36,7 @@ impl Table {
                 *width = (*width).max(cell.chars().count());
             }
         }
+        // 2. A line, aligned, without blanks at its end.
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let mut line = String::new();
             for (((_, align), width), cell) in self.columns.iter().zip(&widths).zip(cells) {
@@ -47,6 +49,7 @@ impl Table {
             }
             line.trim_end().to_owned()
         };
+        // 3. The heads and the rows.
         let mut out = format!(
             "{:indent$}{STRONG}{}{STRONG:#}\n",
             "",

@@ -23,6 +23,7 @@ fn disagrees<T>(field: &'static str, problem: String) -> Result<T, OpenFault> {
 /// The RAM that `segments`, ascending and none touching the next, hold is that of a guest of the
 /// note's size.
 pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(), OpenFault> {
+    // 1. A size that a guest can have.
     const FIELD: &str = "bytes of RAM";
     let memory = note.memory;
     if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) || !memory.is_multiple_of(PAGE_SIZE) {
@@ -31,6 +32,7 @@ pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(),
         );
         return disagrees(FIELD, problem);
     }
+    // 2. Each range of such a guest's RAM is a segment of the dump.
     let mut held = segments.iter();
     for range in ram_ranges(memory) {
         let (start, end) = (range.start, range.start.add(range.size));
@@ -51,6 +53,7 @@ pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(),
         );
         return disagrees(FIELD, problem);
     }
+    // 3. No segment is left over.
     held.next().map_or(Ok(()), |segment| disagrees(FIELD, surplus(memory, segment.start)))
 }
 
@@ -63,6 +66,7 @@ fn surplus(memory: u64, at: GuestPhys) -> String {
 
 /// The control region lies in RAM and says what the note says.
 pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), OpenFault> {
+    // 1. A whole page of RAM.
     const FIELD: &str = "control region";
     let at = GuestPhys::new(note.control);
     let end = at.checked_add(size_of::<ControlRegion>() as u64);
@@ -75,6 +79,7 @@ pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), OpenF
     if !at.is_page_aligned() {
         return disagrees(FIELD, format!("{at}, which is not the start of a page"));
     }
+    // 2. Its words say the same as the note.
     let word = |offset: usize| source.load(at.add(offset as u64)).unwrap_or(0);
     if word(offset_of!(ControlRegion, magic)) != CONTROL_MAGIC {
         // Nothing more to compare with: it was never written, or the guest has overwritten it.

@@ -72,7 +72,7 @@ impl Dump {
     }
 
     fn read(path: &Path) -> Result<Self, OpenFault> {
-        // Before it is opened: the opening of a pipe waits for a writer.
+        // 1. Before it is opened: the opening of a pipe waits for a writer.
         if !fs::metadata(path)?.is_file() {
             return Err(OpenFault::NotAFile);
         }
@@ -82,6 +82,7 @@ impl Dump {
         let runs: Vec<Run> =
             parsed.runs.iter().flat_map(|&run| extents::split(&file, run)).collect();
         let mapping = Mapping::new(&file, len)?;
+        // 2. RAM, from the runs that the file has bytes or holes for.
         let mut segments: Vec<Range<GuestPhys>> = Vec::new();
         for run in &runs {
             match segments.last_mut() {
@@ -91,6 +92,7 @@ impl Dump {
         }
         agree::ram(&parsed.guest, &segments)?;
         let paging = paging_of(Paging::from_word(parsed.guest.paging), &parsed.cpus);
+        // 3. The notes and the memory, as far as they can contradict each other.
         let dump = Self {
             mapping,
             runs,

@@ -48,6 +48,7 @@ fn other(found: impl Into<String>) -> OpenFault {
 }
 
 pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
+    // 1. The headers, as many as a dump of a guest can have.
     let cache = ReadCache::new(file);
     let header = header(&cache)?;
     let count = usize::from(header.e_phnum.get(ENDIAN));
@@ -58,6 +59,7 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
     let segments = header.program_headers(ENDIAN, &cache).map_err(|error| {
         other(format!("an ELF core file whose {count} program headers cannot be read ({error})"))
     })?;
+    // 2. The runs of RAM, and the one segment with notes.
     let mut notes = None;
     let mut runs = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
@@ -75,6 +77,7 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
             format!("{size:#x} bytes of notes, more than the {NOTES_MAX:#x} that there can be");
         return Err(OpenFault::Segment { index, problem });
     }
+    // 3. The notes.
     let mut found = Found::default();
     let damaged = |error: object::Error| OpenFault::Notes(error.to_string());
     if let Some(mut notes) = segment.notes(ENDIAN, &cache).map_err(damaged)? {
@@ -118,6 +121,7 @@ fn run(
     segment: &ProgramHeader64<LittleEndian>,
     len: u64,
 ) -> Result<Option<Run>, OpenFault> {
+    // 1. A range of physical addresses, in whole pages.
     let broken = |problem: String| Err(OpenFault::Segment { index, problem });
     let (start, size) = (segment.p_paddr(ENDIAN), segment.p_memsz(ENDIAN));
     let (offset, stored) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
@@ -135,6 +139,7 @@ fn run(
     if stored > 0 && !offset.is_multiple_of(PAGE_SIZE) {
         return broken(format!("p_offset {offset:#x} is not a whole number of pages"));
     }
+    // 2. All of its bytes are in the file.
     match offset.checked_add(stored) {
         Some(last) if stored == 0 || last <= len => {}
         _ => {
@@ -143,6 +148,7 @@ fn run(
             ));
         }
     }
+    // 3. RAM alone: other mappings of it are for debuggers.
     let start = GuestPhys::new(start);
     if size == 0 || segment.p_vaddr(ENDIAN) != phys_to_dmap(start).get() {
         return Ok(None);
@@ -222,6 +228,7 @@ impl Found {
     }
 
     fn finish(self, runs: Vec<Run>) -> Result<Parsed, OpenFault> {
+        // 1. The guest's own note, and as many of the two notes of each CPU.
         let guest = self.guest.ok_or_else(|| other("an ELF core file without a VMKERN note"))?;
         let (statuses, notes) = (self.statuses.len(), self.cpus.len());
         if statuses != notes {
@@ -229,6 +236,7 @@ impl Found {
                 "{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs"
             )));
         }
+        // 2. CPU by CPU, in order: both notes are of the same one.
         let mut cpus: Vec<CpuState> = Vec::new();
         for (status, note) in self.statuses.iter().zip(&self.cpus) {
             let (cpu, pid) = (note.cpu, status.pid);

@@ -117,6 +117,7 @@ impl Plan {
         source: &dyn Source,
         progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
     ) -> Result<Self, SaveError> {
+        // 1. Pages that are not zero, in runs that small gaps do not break.
         let populated = source.populated();
         let searched: u64 = populated.iter().map(|range| range.end.since(range.start)).sum();
         let mut used: Vec<Range<u64>> = Vec::new();
@@ -141,6 +142,7 @@ impl Plan {
                 }
             }
         }
+        // 2. Fewer runs, if there are more than a dump may have: larger gaps are stored.
         let mut gap = GAP;
         while used.len() > RUNS_MAX {
             gap *= 2;
@@ -386,9 +388,11 @@ fn write_dump(
     head: &[u8],
     out: &mut Out<'_>,
 ) -> Result<(), WriteError> {
+    // 1. The headers and notes.
     const PAGE: usize = size_of::<PageWords>();
     let mut buffer = vec![0; CHUNK * PAGE];
     out.write(head)?;
+    // 2. The runs, a chunk at a time.
     for run in &plan.runs {
         let (mut at, mut offset) = (run.start, run.offset);
         while at < run.stored_end {
@@ -396,6 +400,7 @@ fn write_dump(
             let len = usize::try_from(pages).map_or(CHUNK, |pages| pages.min(CHUNK)) * PAGE;
             source.read(at, &mut buffer[..len]).map_err(not_ram)?;
             let mut rest = &buffer[..len];
+            // 3. Pages of zeros become holes of the file.
             while !rest.is_empty() {
                 let is_blank = blank(&rest[..PAGE]);
                 let pages = rest.chunks(PAGE).take_while(|page| blank(page) == is_blank).count();
@@ -410,6 +415,7 @@ fn write_dump(
             (at, offset) = (at.add(len as u64), offset + len as u64);
         }
     }
+    // 4. The file ends where its last page does, stored or not.
     out.skip_to(plan.file_len)
 }
 

@@ -199,6 +199,7 @@ impl Iterator for Leaves<'_, '_> {
     type Item = Result<Leaf, InspectError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        // 1. The root table, the first time.
         if self.visits.counts.is_empty() {
             self.visits = Visits::of(self.view);
             let granted = PteFlags::RW | PteFlags::U;
@@ -206,6 +207,7 @@ impl Iterator for Leaves<'_, '_> {
                 return self.tell(broken, 0);
             }
         }
+        // 2. The next entry of the deepest table; above it again after the last.
         while let Some(table) = self.stack.last_mut() {
             let (level, index) = (table.level, table.index);
             if index >= NPTEPG {
@@ -221,6 +223,7 @@ impl Iterator for Leaves<'_, '_> {
                 self.stack.pop();
                 continue;
             }
+            // 3. An entry that translates: valid, and without reserved bits.
             let pte = Pte::from_bits(table.words[index].load(Ordering::Relaxed));
             if !pte.is_valid() {
                 continue;
@@ -232,6 +235,7 @@ impl Iterator for Leaves<'_, '_> {
                 }
                 continue;
             }
+            // 4. A leaf, with what all levels together permit.
             let flags = pte.flags();
             let inherited = PteFlags::RW | PteFlags::U;
             let granted =
@@ -249,6 +253,7 @@ impl Iterator for Leaves<'_, '_> {
                     at,
                 }));
             }
+            // 5. A table, which comes next.
             let below = Level::TOP_DOWN[5 - level as usize];
             if let Err(broken) = self.enter(below, pte.frame(), base, granted)
                 && let Some(item) = self.tell(broken, base)

@@ -118,13 +118,14 @@ pub(super) fn stats(view: &View<'_>, id: MapId) -> Result<MapStats, InspectError
 }
 
 pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, InspectError> {
+    // 1. The map, and where its list begins and ends.
     let (roots_at, roots) = roots(view)?;
     let (map_at, map) = map(view, id)?;
     let header = KPtr::<VmMapEntry>::new(map_at.addr());
     let (mut previous, mut at, mut below) = (header, map.header.next.get(), map.min_offset());
     let mut entries = Vec::new();
-    // Addresses ascend, each entry is at least a page long, and the count is checked: no cycle goes
-    // round twice.
+    // 2. Addresses ascend, each entry is at least a page long, and the count is checked: no cycle
+    //    goes round twice.
     while at != header {
         let broken = |problem: String| Err(InspectError::damaged(ENTRY, at.addr(), problem));
         if entries.len() as u64 >= map.nentries.get() {
@@ -141,6 +142,7 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
                 entry.prev.get()
             ));
         }
+        // 3. A range behind the one before, within the map.
         if start < below
             || end <= start
             || end > map.max_offset()
@@ -158,6 +160,7 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
         entries.push(EntryView { start, end, eflags, wired, protection, object });
         (previous, at, below) = (at, entry.next.get(), end);
     }
+    // 4. As many as the map counts.
     if entries.len() as u64 != map.nentries.get() {
         let problem =
             format!("it counts {} entries, but its list has {}", map.nentries.get(), entries.len());

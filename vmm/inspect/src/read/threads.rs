@@ -45,6 +45,7 @@ pub(super) fn threads(
     view: &View<'_>,
     scheduler: &Scheduler,
 ) -> Result<Vec<ThreadView>, InspectError> {
+    // 1. The list, with a limit: a cycle would never end.
     let (mut previous, mut at) = (KPtr::NULL, scheduler.all.head.get());
     let mut threads = Vec::new();
     while let Some(pointer) = at.non_null() {
@@ -66,6 +67,7 @@ pub(super) fn threads(
         threads.push(ThreadView { tid, name, state, wchan, waits_for: thread.wait_message() });
         (previous, at) = (pointer, thread.all_next.get());
     }
+    // 2. Its end.
     if scheduler.all.tail.get() != previous {
         let problem = format!(
             "the list of all threads ends here, but its tail is {:?}",

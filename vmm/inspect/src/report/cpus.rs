@@ -81,6 +81,7 @@ fn report(
     cpu: &CpuState,
     thread: Option<String>,
 ) -> CpuReport {
+    // 1. The registers, general ones first.
     let registers = &cpu.registers;
     let general = GPR_NAMES.into_iter().zip(registers.gpr);
     let others = [
@@ -93,6 +94,7 @@ fn report(
         ("efer", registers.efer),
         ("cs", registers.cs.into()),
     ];
+    // 2. A CPU that has no code segment yet has no privilege level.
     CpuReport {
         cpu: cpu.cpu,
         state: state_name(cpu.state),

@@ -261,6 +261,7 @@ fn pages(old: &[Use], new: &[Use]) -> Changes<PageChange> {
 
 /// The changes of page-table entries, and how many differ only in what the CPU sets.
 fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteChange>, u64) {
+    // 1. The translations of both, side by side in order of addresses.
     let good = |survey: &Survey<'_, '_>, leaf| survey.damage.ok(leaf);
     let mut old = Leaves::all(before.view).filter_map(|leaf| good(before, leaf)).peekable();
     let mut new = Leaves::all(after.view).filter_map(|leaf| good(after, leaf)).peekable();
@@ -276,6 +277,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
             (None, Some(_)) => (None, new.next()),
             (Some(_), _) => (old.next(), None),
         };
+        // 2. What a CPU sets by itself is counted, but is not a change.
         if let (Some(a), Some(b)) = (&a, &b) {
             let set_by_cpu = PteFlags::A | PteFlags::M;
             if a.phys == b.phys && a.flags - set_by_cpu == b.flags - set_by_cpu {
@@ -285,6 +287,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
         }
         let Some(leaf) = b.as_ref().or(a.as_ref()) else { continue };
         let state = |leaf: Leaf| PteState { phys: leaf.phys.into(), flags: leaf.flags };
+        // 3. A change; changes that continue one another are one run.
         let next = PteChange {
             start: leaf.va.into(),
             last: Hex(leaf.last()),
@@ -305,6 +308,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
             }
         }
     }
+    // 4. The last run.
     if let Some(run) = run {
         changes.push(run);
     }

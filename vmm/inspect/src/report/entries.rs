@@ -87,6 +87,7 @@ impl Entries {
 /// All entries of `map` that its list leads to, forwards up to where it is broken, then what the
 /// way back from its end leads to. What is wrong with them is noted.
 pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
+    // 1. The list from its start, as many entries as a report keeps.
     let mut entries = Entries::default();
     let mut below = map.map.min_offset();
     let mut broken = false;
@@ -110,9 +111,11 @@ pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
             }
         }
     }
+    // 2. What lies behind a damaged entry, from the list's end.
     if broken {
         from_the_end(survey, map, below, &mut entries);
     }
+    // 3. The map's own count.
     let (found, counted) = (entries.count(), map.map.nentries.get());
     if found != counted {
         survey.damage.say(MAP, map.at.addr(), || {

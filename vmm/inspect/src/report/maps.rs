@@ -65,6 +65,7 @@ pub struct MapEntriesReport {
 }
 
 pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
+    // 1. Each map, with the submaps that its entries name.
     let maps = survey.maps();
     let mut reports: HashMap<u64, MapReport> = HashMap::new();
     let mut children: HashMap<u64, Vec<u64>> = HashMap::new();
@@ -82,6 +83,7 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
         children.insert(map.at.addr().get(), submaps);
         reports.insert(map.at.addr().get(), report(map, &entries));
     }
+    // 2. Parents before children, from the maps that nothing contains.
     let mut ordered = Vec::new();
     let mut stack: Vec<(u64, u32, Option<Arc<str>>)> = maps
         .iter()
@@ -100,7 +102,7 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
         );
         ordered.push(report);
     }
-    // Maps that contain one another hang below nothing.
+    // 3. Maps that contain one another hang below nothing.
     let mut left: Vec<_> = reports.into_values().collect();
     left.sort_by_key(|report| report.at);
     for report in left {
@@ -120,6 +122,7 @@ pub(super) fn map(survey: &Survey<'_, '_>, name: &MapName) -> Option<MapEntriesR
 }
 
 fn report(map: &MapAt, entries: &Entries) -> MapReport {
+    // 1. The holes, between entries that make sense.
     let (start, end) = (map.map.min_offset().get(), map.map.max_offset().get());
     let mut taken = Vec::with_capacity(entries.kept.len());
     let (mut below, mut used, mut holes, mut largest) = (start, 0, 0, 0);
@@ -144,12 +147,14 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         });
     }
     hole(below, end);
+    // 2. What is left, and the owner of whichever lock the map has.
     let free = end.saturating_sub(start).saturating_sub(used);
     let owner = if map.map.system_map.is_set() {
         map.map.lock.owner.get() & 0xffff
     } else {
         map.map.sx.owner.get()
     };
+    // 3. Its place among the maps comes later.
     MapReport {
         name: Arc::clone(&map.name),
         at: map.at.into(),

@@ -71,6 +71,7 @@ fn flag_names<S: Serializer>(flags: &ObjectFlags, serializer: S) -> Result<S::Ok
 
 /// The objects that entries name, after kernel_object and kmem_object.
 pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
+    // 1. The objects that entries name, and how often.
     let mut named: BTreeMap<u64, u64> = BTreeMap::new();
     for map in survey.maps() {
         for entry in entries(survey, &map).kept {
@@ -87,6 +88,7 @@ pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
             }
         }
     }
+    // 2. The kernel's own come first, named or not.
     let first = [survey.kernel_object(), survey.kmem_object()];
     let first: Vec<_> = first
         .into_iter()
@@ -97,6 +99,7 @@ pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
         .into_iter()
         .chain(named)
         .map(|(at, entries)| (KPtr::<VmObject>::new(GuestVirt::new(at)), entries));
+    // 3. Those that can be read.
     all.filter_map(|(at, entries)| {
         survey.damage.ok(survey.view.copy(OBJECT, at)).map(|object| ObjectAt {
             at,

@@ -86,6 +86,7 @@ pub(super) fn page_table(
     first: GuestVirt,
     last: GuestVirt,
 ) -> PageTableReport {
+    // 1. An empty report of the range.
     let mut leaves = Leaves::new(survey.view, first, last);
     let virtual_avail = survey.roots().map_or(kva::KERNBASE, |roots| roots.virtual_avail.get());
     let mut report = PageTableReport {
@@ -98,6 +99,7 @@ pub(super) fn page_table(
         runs: Vec::new(),
         left_out: 0,
     };
+    // 2. The translations, in runs of what continues.
     let mut current: Option<RunReport> = None;
     for leaf in &mut leaves {
         let leaf = match leaf {
@@ -114,6 +116,7 @@ pub(super) fn page_table(
             keep(&mut report, current.replace(begin(&leaf, region)));
         }
     }
+    // 3. The last run, and the tables that were visited.
     keep(&mut report, current);
     report.tables = Tables::new(leaves.tables());
     report

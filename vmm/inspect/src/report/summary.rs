@@ -85,6 +85,7 @@ pub struct SummaryReport {
 }
 
 pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
+    // 1. What is counted: pages, CPUs by state, threads by state and by wait.
     let census = Census::take(survey);
     let segments = survey.view.source().segments().iter();
     let mut cpus = BTreeMap::new();
@@ -98,6 +99,7 @@ pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
             *waits.entry(message).or_default() += 1;
         }
     }
+    // 2. A line for each map.
     let lines = maps(survey).maps.into_iter().map(|map| MapLine {
         name: map.name,
         depth: map.depth,
@@ -106,6 +108,7 @@ pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
         entries: map.entry_count,
         fragmentation: map.fragmentation,
     });
+    // 3. All of it.
     SummaryReport {
         ram: segments
             .map(|segment| RamReport { start: segment.start.into(), end: segment.end.into() })

@@ -89,6 +89,7 @@ fn report(
     at: KPtr<Thread>,
     thread: &Thread,
 ) -> ThreadReport {
+    // 1. Its state in words, or the number that is none.
     let state = thread.state();
     let words = match state {
         Some(ThreadState::Inactive) => "inactive",
@@ -101,6 +102,7 @@ fn report(
             ""
         }
     };
+    // 2. Its calls, from the CPU's registers if it runs, else from those that it saved.
     let backtrace = if state == Some(ThreadState::Running) {
         let mut cpus = survey.view.source().cpus().unwrap_or_default().into_iter();
         let cpu = cpus.find(|cpu| cpu.cpu == u32::from(thread.lastcpu.get()));
@@ -108,6 +110,7 @@ fn report(
     } else {
         Some(stack::of_sleeper(survey, symbols, thread))
     };
+    // 3. Its stack, if it has one of its own.
     let low = thread.kstack.get().get();
     let high = u64::from(thread.kstack_pages.get())
         .checked_mul(PAGE_SIZE)

@@ -161,6 +161,7 @@ pub fn bits(mask: u64) -> String {
 }
 
 pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
+    // 1. The walk, as far as tables can be read and trusted.
     let (walk, error) = survey.view.walk_as_far(va);
     let unreadable = error.as_ref().map(ToString::to_string);
     error.into_iter().for_each(|error| survey.damage.note(error));
@@ -174,6 +175,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         };
         survey.damage.say("page table", va, problem);
     }
+    // 2. What stands behind the address: the entry of a map, the page, the object.
     let steps = walk.steps();
     let steps = steps.map(step_report).collect();
     let mapping = walk.mapping;
@@ -185,6 +187,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         entry.as_ref().map(|entry| &entry.object).or(page.as_ref().map(|page| &page.object));
     let object = owner.and_then(|owner| super::objects::brief(survey, owner));
     let virtual_avail = survey.roots().map_or(kva::KERNBASE, |roots| roots.virtual_avail.get());
+    // 3. All of it.
     VtopReport {
         va: va.into(),
         region: Region::of(va, virtual_avail),

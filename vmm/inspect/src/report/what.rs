@@ -122,11 +122,13 @@ impl What {
     /// # Errors
     /// When there is no such thing, or it takes other arguments.
     pub fn parse(words: &[String]) -> Result<Self, WhatError> {
+        // 1. A name that is known, for its usage.
         let Some((name, arguments)) = words.split_first() else {
             return Err(WhatError::Unknown { name: String::new() });
         };
         let usage = USAGES.iter().find(|(known, _)| known == name).map(|(_, usage)| *usage);
         let usage = usage.ok_or_else(|| WhatError::Unknown { name: name.clone() })?;
+        // 2. What may be wrong with the arguments.
         let wrong = |problem: String| WhatError::Arguments { problem, usage };
         let none = |what: Self| match arguments {
             [] => Ok(what),
@@ -139,6 +141,7 @@ impl What {
                 Err(wrong(format!("`{name}` takes one argument, not `{second}` as well")))
             }
         };
+        // 3. The name with its argument.
         match name.as_str() {
             "summary" => none(Self::Summary),
             "maps" => none(Self::Maps),

@@ -45,11 +45,13 @@ pub struct Session<'s> {
 impl Session<'_> {
     /// Boots the guest and takes lines. The guest is gone when this returns.
     pub fn run(&self, input: &mut Input) -> Left {
+        // 1. A guest.
         let stop = self.signals.stop(self.guest.timeout());
         let mut target = match self.boot(&stop) {
             Ok(target) => target,
             Err(status) => return Left::With(status),
         };
+        // 2. The lines, judged leniently where somebody types.
         let mut shown = Shown { is_typed: input.is_typed(), is_verbose: self.args.verbose };
         let ended = {
             let (lets, seed) = (self.args.guest.lets(), self.guest.seed());
@@ -61,6 +63,7 @@ impl Session<'_> {
                 Talk::new(self, interpreter).run(input)
             }
         };
+        // 3. The kernel's log, and how it ended.
         let (log, LogEnd { error, dropped, .. }) = target.end();
         crate::cli::eprint(&console::complaints(error.as_ref(), dropped));
         let left = match ended {
@@ -144,11 +147,13 @@ impl<'t> Talk<'t> {
     }
 
     fn run(mut self, input: &mut Input) -> Ended {
+        // 1. A greeting, before the first line alone.
         if input.is_typed() && self.lines == 0 {
             let about = concat!("vmkern ", env!("CARGO_PKG_VERSION"));
             say(&format!("{STRONG}{about}{STRONG:#}: `help` helps, Ctrl-D leaves\n"));
         }
         loop {
+            // 2. A line, or the end of them.
             let prompt = if self.interpreter.progress() == Progress::More { MORE } else { PROMPT };
             let names = self.interpreter.names().map(str::to_owned).collect();
             let line = match input.read(prompt, names, self.session.signals) {
@@ -168,6 +173,7 @@ impl<'t> Talk<'t> {
                     return Ended::Left(Left::With(Status::Usage));
                 }
             };
+            // 3. What is read.
             self.was_interrupted = false;
             // What is pasted may be several lines.
             let line = line.strip_suffix(b"\n").unwrap_or(&line);
@@ -196,6 +202,7 @@ impl<'t> Talk<'t> {
 
     /// Does what `line` says. Gives how the session ends with it, if it does.
     fn line(&mut self, line: &[u8], input: &Input) -> Option<Ended> {
+        // 1. Text, and commands of the shell's own.
         self.lines += 1;
         let text = match Source::from_bytes(NAME, line) {
             Ok(source) => source.line(1).to_owned(),
@@ -210,12 +217,14 @@ impl<'t> Talk<'t> {
         if let Some(done) = self.own(&text, input) {
             return done.map(|ended| *ended);
         }
+        // 2. A statement. A line with nothing but a comment begins nothing.
         let first = text.split_whitespace().next().unwrap_or_default();
         self.has_begun |= !first.is_empty() && !first.starts_with('#');
         // A Ctrl-C that came too late for the line before is of no matter any more.
         if input.is_typed() {
             self.interpreter.forget_interrupt();
         }
+        // 3. What came of it. A panic ends what can be done with the guest, but not the shell.
         let ended = match self.interpreter.line(&text) {
             Ok(_) => None,
             Err(ending) if input.is_typed() => self.failed(&ending),
