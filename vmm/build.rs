@@ -60,6 +60,7 @@ fn kernel_image() -> Result<PathBuf, String> {
         .parent()
         .ok_or("the vmkern crate must lie in its workspace, beside the guest's sources")?
         .to_path_buf();
+    // 1. An image that was built before.
     println!("cargo:rerun-if-env-changed=VMKERN_KERNEL_IMAGE");
     if let Some(image) = env::var_os("VMKERN_KERNEL_IMAGE") {
         let image = PathBuf::from(image);
@@ -70,6 +71,7 @@ fn kernel_image() -> Result<PathBuf, String> {
             Err(format!("VMKERN_KERNEL_IMAGE names `{}`, which is not a file", image.display()))
         };
     }
+    // 2. Each change of the guest's sources builds it anew.
     for source in ["guest", "shared", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", workspace.join(source).display());
     }
@@ -77,6 +79,7 @@ fn kernel_image() -> Result<PathBuf, String> {
     if !target.starts_with("x86_64-") || !target.contains("linux") {
         return Err(format!("vmkern runs on x86_64 Linux only, and the build is for {target}"));
     }
+    // 3. The build, in a target directory of its own: this build holds the lock of the other.
     let target_dir = guest_target_dir(Path::new(&variable("OUT_DIR")?))?;
     let status = guest_cargo(&workspace, &target, &target_dir)?
         .status()

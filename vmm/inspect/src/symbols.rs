@@ -84,7 +84,7 @@ impl Symbols {
             })
             .collect();
         functions.sort();
-        // 2. Where code is: line tables know addresses elsewhere, too.
+        // 2. Where code is: debug information also has functions that are not in the image.
         let sections = file.sections().filter(|section| section.kind() == SectionKind::Text);
         let code = sections
             .map(|section| section.address()..section.address().saturating_add(section.size()));

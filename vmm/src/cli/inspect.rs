@@ -254,6 +254,7 @@ fn parsed(
     name: &str,
     signals: &Signals,
 ) -> Result<(Source, Script), Status> {
+    // 1. Its bytes, within the time limit of the run.
     let bytes = match super::run::read(path, &args.guest, signals) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -266,6 +267,7 @@ fn parsed(
             return Err(status);
         }
     };
+    // 2. Its text.
     let source = match Source::from_bytes(name, &bytes) {
         Ok(source) => source,
         Err(error) => {
@@ -276,6 +278,7 @@ fn parsed(
             return Err(refuse(args, Some(path), &error));
         }
     };
+    // 3. Its statements.
     let script = match parse_with(&source, args.guest.lets()) {
         Ok(script) => script,
         Err(errors) => {

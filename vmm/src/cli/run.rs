@@ -124,6 +124,7 @@ fn parsed(
     name: &str,
     signals: &Signals,
 ) -> Result<(Source, Script), Status> {
+    // 1. Its bytes, within the time limit of the run.
     let bytes = match read(file, &args.guest, signals) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -134,6 +135,7 @@ fn parsed(
             return Err(refuse(args, error.status(), &text, vec![failure]));
         }
     };
+    // 2. Its text.
     let source = match Source::from_bytes(name, &bytes) {
         Ok(source) => source,
         Err(error) => {
@@ -145,6 +147,7 @@ fn parsed(
             return Err(refuse(args, Status::Usage, &text, vec![error.into()]));
         }
     };
+    // 3. Its statements.
     match parse_with(&source, args.guest.lets()) {
         Ok(script) => Ok((source, script)),
         Err(errors) => {

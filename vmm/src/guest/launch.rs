@@ -64,6 +64,7 @@ pub(super) fn start(
     selftest: Selftest,
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<Guest, LaunchError> {
+    // 1. The vCPUs' threads, which are stopped again if anything fails.
     let deadline = deadline::after(config.timeout);
     let kvm = Arc::new(host::open()?);
     let mut vcpus = Vcpus::new(Bell::new()?, config.vcpus);
@@ -76,6 +77,7 @@ pub(super) fn start(
             return Err(error);
         }
     };
+    // 2. A guest. What is unknown before the kernel is ready is filled in then.
     let hypervisor = Hypervisor { vm, ram, vcpus };
     let environment = Environment {
         accelerator: "kvm",

@@ -59,17 +59,20 @@ impl Waiter {
         look_at_least: Duration,
         news: impl Fn(&Link) -> bool,
     ) -> Woken {
+        // 1. Nothing to wait for.
         let bell: &Bell = &crew.bell;
         let is_over = || news(link) || crew.end.get().is_some();
         if is_over() {
             return Woken::News;
         }
+        // 2. A look, where another CPU can bring the news.
         let start = Instant::now();
         let can_look = cpus() > 1 && !crew.needs_this_cpu();
         let budget = if can_look { self.budget.max(look_at_least) } else { Duration::ZERO };
         if let Some(woken) = look(bell, start, budget, is_over) {
             return woken;
         }
+        // 3. A sleep. The flag is set before the last look, so that no news can come unheard.
         let sleeper = &link.region().host_sleeper;
         loop {
             sleeper.prepare();

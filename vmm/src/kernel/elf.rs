@@ -64,6 +64,7 @@ impl Plan {
     /// # Errors
     /// The first rule that the file breaks, with the field.
     pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, KernelFault> {
+        // 1. An executable for this processor.
         let not_elf = |error: object::Error| KernelFault::NotElf(error.to_string());
         let elf = ElfFile64::<LittleEndian>::parse(file).map_err(not_elf)?;
         if elf.architecture() != object::Architecture::X86_64
@@ -72,6 +73,7 @@ impl Plan {
             let found = format!("it is for {:?}, {:?}", elf.architecture(), elf.kind());
             return Err(KernelFault::NotElf(found));
         }
+        // 2. Its segments, in order: they must not overlap.
         let headers = elf.elf_program_headers();
         let mut segments: Vec<(usize, Segment)> = Vec::new();
         for (index, header) in
@@ -92,6 +94,7 @@ impl Plan {
             }
         }
         let segments: Vec<_> = segments.into_iter().map(|(_, segment)| segment).collect();
+        // 3. Its entries, which lie in them.
         let holds = |at: &GuestPhys| {
             segments.iter().any(|segment| (segment.start..segment.end).contains(at))
         };
@@ -154,6 +157,7 @@ fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, K
 /// What the PVH note and vmkern's own say; the second may be missing. All notes are read: one that
 /// is broken makes the file a broken one.
 fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNote>), KernelFault> {
+    // 1. The notes of each program header that has any.
     let (mut pvh, mut direct) = (None, None);
     let twice = || "there is more than one".to_owned();
     for (index, header) in headers.iter().enumerate() {
@@ -167,6 +171,7 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
         in_file(index, header, file)?;
         let Some(mut notes) = header.notes(ENDIAN, file).map_err(broken)? else { continue };
         while let Some(note) = notes.next().map_err(broken)? {
+            // 2. The two that say where to begin, each once.
             let is =
                 |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
             if is(XEN_ELFNOTE_PHYS32_ENTRY, XEN) {
@@ -183,6 +188,7 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
             }
         }
     }
+    // 3. PVH alone is required.
     Ok((pvh.ok_or(KernelFault::NoPvhNote)?, direct.flatten()))
 }
 
@@ -232,6 +238,7 @@ fn check(
     headers: &[Header],
     holds: impl Fn(&GuestPhys) -> bool,
 ) -> Result<(), String> {
+    // 1. Addresses that a CPU can load, in memory that is loaded.
     let EntryNote { tss_limit, tss_selector, gdt_limit, reserved, .. } = *note;
     let addresses = [
         ("rip", note.rip),
@@ -250,6 +257,7 @@ fn check(
     if !note.cr3.is_page_aligned() || !holds(&note.cr3) {
         return Err(format!("its cr3 {} does not begin a page of a segment", note.cr3));
     }
+    // 2. A TSS within the GDT, as large as a TSS may be.
     if tss_selector & 7 != 0 || tss_selector <= entry::CS {
         return Err(format!(
             "its tss_selector {tss_selector:#x} names no descriptor of its own in the GDT"
@@ -264,6 +272,7 @@ fn check(
         let (least, most) = TSS_LIMITS.into_inner();
         return Err(format!("its tss_limit {tss_limit:#x} is not from {least:#x} to {most:#x}"));
     }
+    // 3. Nothing that a later version may give a meaning.
     if reserved != 0 {
         return Err(format!("its reserved field is {reserved:#x}"));
     }

@@ -197,11 +197,12 @@ fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
 /// The state in which a kernel with this note is entered. It is the whole of it, so that KVM need
 /// not be asked.
 fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
-    // What a processor makes of a null selector. The bases of FS and GS count all the same.
+    // 1. What a processor makes of a null selector. The bases of FS and GS count all the same.
     let null = kvm_segment { unusable: 1, ..Default::default() };
     let table =
         |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
     let (ds, es, fs, ss, ldt) = (null, null, null, null, null);
+    // 2. 64-bit mode, on the page tables that the note names.
     let sregs = kvm_sregs {
         cs: kvm_segment { l: 1, ..flat(0xb, entry::CS) },
         ds,
@@ -227,6 +228,7 @@ fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs)
         apic_base: APIC_BASE_OF_BOOT_CPU,
         ..Default::default()
     };
+    // 3. The arguments of the entry.
     let regs = kvm_regs {
         rip: note.rip.get(),
         rsp: note.rsp.get(),

@@ -85,6 +85,7 @@ pub(crate) fn pause<'a>(
     ask: impl Fn(&VcpuState),
     hurry: impl Fn(),
 ) -> Result<HeldCrew<'a>, Unstoppable> {
+    // 1. The call, to all at once. A vCPU that is held already stays as it is.
     vcpus.iter().for_each(|vcpu| vcpu.let_run());
     let mut held = Vec::with_capacity(vcpus.len());
     let mut ours = Vec::with_capacity(vcpus.len());
@@ -99,6 +100,7 @@ pub(crate) fn pause<'a>(
         }
         held.push(hold);
     }
+    // 2. All at the gate. One that stands anywhere may go on to a quiescent point.
     let mut moving = Vec::new();
     for vcpu in ours {
         match vcpu.bring_to_gate()? {
@@ -110,6 +112,7 @@ pub(crate) fn pause<'a>(
         vcpu.let_go_to_quiescent_point();
         ask(vcpu);
     }
+    // 3. Half of the time, then a hurry, then the other half.
     let mut late = moving;
     for deadline in [deadline::after(limit / 2), deadline::after(limit)] {
         late.retain(|vcpu| {
@@ -121,6 +124,7 @@ pub(crate) fn pause<'a>(
             hurry();
         }
     }
+    // 4. Those that found none are held where they are.
     for vcpu in late {
         standings.push(vcpu.bring_to_gate()?);
     }

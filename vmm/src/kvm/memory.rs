@@ -131,6 +131,7 @@ pub(crate) struct GuestRam {
 impl GuestRam {
     /// `size` bytes of zeroed RAM; a multiple of the page size, not 0.
     pub(crate) fn new(size: u64) -> Result<Self, KvmError> {
+        // 1. A file, and room for its mappings, on the boundary of a huge page.
         let fail = |operation: &str, error: io::Error| {
             KvmError::io(format!("{operation} for {size:#x} bytes of guest RAM"), &error)
         };
@@ -141,6 +142,7 @@ impl GuestRam {
         let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
         let address = reservation.base.as_ptr().addr();
         let mut at = address.next_multiple_of(HUGE_PAGE) - address;
+        // 2. A mapping for each range of RAM, one behind the other.
         let (mut offset, mut regions) = (0, Vec::new());
         let (mut segments, mut pages) = (Vec::new(), Vec::new());
         for range in ram_ranges(size) {
@@ -163,6 +165,7 @@ impl GuestRam {
             pages.extend(NonNull::new(pointer.cast::<PageWords>()).map(FirstPage));
             (at, offset) = (at + len, offset + range.size);
         }
+        // 3. All of them as one guest's memory.
         let memory = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| fail("mmap", io::Error::other(error)))?;
         Ok(Self { memory, size, segments, pages, _reservation: reservation })
@@ -306,6 +309,7 @@ fn first_byte<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> *mut u8 {
 }
 
 fn memfd(size: u64) -> io::Result<File> {
+    // 1. A file in memory, which no program that is started inherits.
     // SAFETY: the name is a C string, and the flags are memfd_create's own.
     let fd = unsafe {
         libc::memfd_create(
@@ -322,8 +326,9 @@ fn memfd(size: u64) -> io::Result<File> {
     if limits::current(libc::RLIMIT_FSIZE).is_some_and(|most| most < size) {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
+    // 2. Its size.
     file.set_len(size)?;
-    // A file that cannot shrink can never turn an access to the mapping into SIGBUS.
+    // 3. A file that cannot shrink can never turn an access to the mapping into SIGBUS.
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
     if unsafe {
         libc::fcntl(

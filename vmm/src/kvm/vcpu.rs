@@ -322,6 +322,7 @@ fn prepare(
     state: &VcpuState,
 ) -> Result<Option<Ready>, KvmError> {
     match start {
+        // 1. The first vCPU makes its CPUID while the launching thread makes the VM.
         Start::Boot { load, entry } => {
             let Ok(load) = load.recv() else { return Ok(None) };
             // The CPUID comes after this. KVM makes it in one piece of 50 to 120 us, about as long
@@ -331,11 +332,13 @@ fn prepare(
             let Some(Board { vm, io }) = soon(&board) else { return Ok(None) };
             let (vcpu, tsc_khz) = make(&vm, &cpuid, state)?;
             load.finish();
+            // 2. Its state, once the kernel is in memory.
             let Some(finish) = soon(&entry) else { return Ok(None) };
             let paging = *state.crew.paging.get_or_init(|| paging(&cpuid));
             set_entry_state(&vcpu, &finish(tsc_khz, paging)?)?;
             Ok(Some((vcpu, io)))
         }
+        // 3. The others wait for the kernel to start them.
         Start::Wait(made) => {
             let cpuid = vcpu_cpuid(kvm, state.id)?;
             let Ok(Board { vm, io }) = board.recv() else { return Ok(None) };

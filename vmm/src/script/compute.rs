@@ -34,6 +34,7 @@ impl Run<'_> {
     }
 
     pub(super) fn term(&mut self, at: Span, term: &Term) -> Result<u64, Over> {
+        // 1. What is known without the guest, or asks it for a word.
         let target = |run: &mut Self, result: Result<u64, TargetError>| {
             result.map_err(|error| run.lost(at, None, error))
         };
@@ -56,6 +57,7 @@ impl Run<'_> {
                 let value = self.target.map_field(map, *field);
                 target(self, value)
             }
+            // 2. A draw, between bounds that make sense.
             TermKind::Rand(low, high) => {
                 let (low, high) = (self.eval(at, low)?, self.eval(at, high)?);
                 if low > high {
@@ -70,6 +72,7 @@ impl Run<'_> {
                 }
                 Ok(self.random.between(low, high))
             }
+            // 3. A name. A series has a value for each index.
             TermKind::Value(_) | TermKind::Element(..) => {
                 let (value, index) = self.lookup(at, term)?;
                 match value {

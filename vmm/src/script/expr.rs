@@ -178,6 +178,7 @@ impl Parser<'_, '_> {
 
     /// `$NAME`, `$NAME[EXPR]`, `$i`; the `$` is read.
     fn reference(&mut self, dollar: Span) -> Result<Reference, Diagnostic> {
+        // 1. The name, right behind the sign.
         let token = self.lexer.next()?;
         let Some(name) = token.word().filter(|_| !token.spaced) else {
             return Err(unexpected(&token, "a name right behind `$`"));
@@ -194,6 +195,7 @@ impl Parser<'_, '_> {
                 scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")),
             )
         };
+        // 2. An element of a series.
         let next = self.lexer.peek()?;
         if next.is("[") && !next.spaced {
             let shown = format!("${name}[]");
@@ -209,6 +211,7 @@ impl Parser<'_, '_> {
                 can_be_map: self.scope.can_be_map(id, Form::Series),
             });
         }
+        // 3. A single value, or the counter of a loop.
         let shown = format!("${name}");
         let (kind, can_be_map) = if name == "i" && self.scope.loops > 0 {
             (TermKind::LoopIndex, false)
@@ -260,11 +263,13 @@ impl Parser<'_, '_> {
 
     /// A name without a `$`.
     fn plain(&mut self, word: &str, token: &Token) -> Result<Term, Diagnostic> {
+        // 1. A field of a map.
         let next = self.lexer.peek()?;
         if next.is(".") && !next.spaced {
             let map = named_map(token, self.scope)?;
             return self.property(token.span, MapRef::Named(map));
         }
+        // 2. Words and counters of the language.
         match word {
             "page_size" => return Ok(Term { span: token.span, kind: TermKind::PageSize }),
             "now" => return Ok(Term { span: token.span, kind: TermKind::Now }),
@@ -274,6 +279,7 @@ impl Parser<'_, '_> {
         if let Some(counter) = names::counter(word) {
             return Ok(Term { span: token.span, kind: TermKind::Counter(counter) });
         }
+        // 3. No such word: advice by what was probably meant.
         let expected = "a number, a `$NAME` or a counter";
         if names::is_later(word) {
             return Err(Diagnostic::new(

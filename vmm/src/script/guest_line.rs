@@ -48,6 +48,7 @@ pub(super) const KEYS: [&str; 7] =
 
 /// Parses what follows `guest`.
 pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
+    // 1. The rest of the line, as one word.
     const EXPECTED: &str = "KEY=VALUE, as in `guest memory=256M vcpus=2`";
     let rest = lexer.rest();
     let Kind::Word(text) = rest.kind else {
@@ -58,6 +59,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
             rest.describe(),
         ));
     };
+    // 2. Its words, each a key and a value, up to a comment.
     let mut options = GuestOptions::default();
     let mut seen = Vec::new();
     let mut at = 0;
@@ -76,6 +78,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
             let error = Diagnostic::new(span, format!("{found} is not KEY=VALUE"), EXPECTED, found);
             return Err(error.help("write `=` here without blanks around it"));
         };
+        // 3. Each key once.
         if seen.contains(&key) {
             return Err(Diagnostic::new(
                 span,
@@ -94,6 +97,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
 struct Bad(String);
 
 fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result<(), Diagnostic> {
+    // 1. Options of the guest.
     let found = format!("`{key}={value}`");
     let wrong = |Bad(expected): Bad| {
         Diagnostic::new(span, format!("bad value of `{key}`"), expected, found.clone())
@@ -120,6 +124,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
             options.timeout = Some(tried(values::time(value), Builder::timeout).map_err(wrong)?)
         }
         "seed" => options.seed = Some(tried(values::number(value), Builder::seed).map_err(wrong)?),
+        // 2. What this kernel cannot do, or the command line alone can say.
         "policy" => match value {
             "classic" => {}
             "modern" => {
@@ -132,6 +137,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
             let message = format!("`{key}` can be given on the command line only");
             return Err(Diagnostic::new(span, message, keys(), found));
         }
+        // 3. Tunables of the kernel.
         name if Tunables::NAMES.contains(&name) => {
             let number = values::number(value).map_err(Bad).map_err(wrong)?;
             let tried = Guest::builder().tunable(name, number).and_then(|guest| guest.validate());

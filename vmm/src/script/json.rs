@@ -261,6 +261,7 @@ impl RunReport {
         stats: BTreeMap<String, Stat>,
         environment: EnvironmentReport,
     ) -> Self {
+        // 1. The words for the ending.
         let outcome = match ending {
             Ending::Finished | Ending::ExpectedPanic(_) => "finished",
             Ending::Failed(_) => "failed",
@@ -271,12 +272,14 @@ impl RunReport {
             }
         };
         let failures = failures(ending);
+        // 2. The panic, expected or not.
         let panic = match ending {
             Ending::ExpectedPanic(panic) | Ending::Panicked(panic, _) => {
                 Some(PanicReport::from(&**panic))
             }
             _ => None,
         };
+        // 3. All of it. Lines that are missing in the log are added later.
         let status = ending.status();
         Self {
             schema: SCHEMA,

@@ -49,6 +49,7 @@ pub(super) enum Given {
 impl Run<'_> {
     /// Judges the statement that was done last, by `expect` if that stands below it.
     pub(super) fn settle(&mut self, expect: Option<&Arc<Expect>>) -> Result<(), Over> {
+        // 1. What came of the statement. One that was only started is judged when it is joined.
         let Some(done) = self.unjudged.take() else { return Ok(()) };
         let (outcome, cycles) = match &done.given {
             Given::Started(thread) => {
@@ -73,6 +74,7 @@ impl Run<'_> {
                 ));
             }
         };
+        // 2. A `join` judges the statement that was started, by its own `expect` or that one's.
         let other = match done.what.call.verb.action {
             Action::Host(verb) => verb.judged_by(self, &done.values, expect),
             _ => None,
@@ -86,7 +88,7 @@ impl Run<'_> {
         } else {
             self.judge(judge, by.map(|expect| &**expect), outcome, done.called.text())
         };
-        // Somebody who types goes on with what there is.
+        // 3. Somebody who types goes on with what there is.
         if self.judging == Judging::Strict {
             judged?;
             self.cycles = cycles;
@@ -147,6 +149,7 @@ impl Run<'_> {
         outcome: Outcome,
         called: String,
     ) -> Result<(), Over> {
+        // 1. Whether it is what was expected.
         let miss = match what.call.verb.action {
             Action::Host(verb) => verb.miss(outcome),
             _ => None,
@@ -166,6 +169,7 @@ impl Run<'_> {
                 {
                     return Ok(());
                 }
+                // 2. A number is shown as it was asked for.
                 let radix = self.radix(expr);
                 let got = match outcome {
                     Outcome::Value(value) => shown(value, radix),
@@ -178,6 +182,7 @@ impl Run<'_> {
         if held {
             return Ok(());
         }
+        // 3. In words, what was expected instead.
         let got = StepResult::Given(outcome).to_string();
         let Miss { expected, got } = match (outcome, miss) {
             (Outcome::Mismatch { addr, want, .. }, _) => {

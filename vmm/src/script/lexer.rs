@@ -160,6 +160,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn scan(&mut self) -> Result<Token, Diagnostic> {
+        // 1. Blanks, and whether there were any.
         let blanks = self.text[self.at..].len() - self.text[self.at..].trim_start().len();
         let spaced = blanks > 0 || self.at == 0;
         self.at += blanks;
@@ -169,6 +170,7 @@ impl<'a> Lexer<'a> {
             let span = Span { line: self.line, start, end: start };
             return Ok(Token { kind: Kind::End, span, spaced });
         };
+        // 2. A token, by its first character.
         let kind = if first.is_ascii_alphabetic() || first == '_' {
             Kind::Word(self.take_word().to_owned())
         } else if first.is_ascii_digit() {
@@ -210,6 +212,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn string(&mut self) -> Result<Kind, Diagnostic> {
+        // 1. Characters up to the closing quote.
         let start = self.at;
         let mut value = String::new();
         let mut chars = self.text[start..].char_indices().skip(1);
@@ -219,6 +222,7 @@ impl<'a> Lexer<'a> {
                     self.at = start + offset + 1;
                     return Ok(Kind::Text(value));
                 }
+                // 2. Escapes, of which there are two.
                 '\\' => match chars.next() {
                     Some((_, c @ ('"' | '\\'))) => value.push(c),
                     other => {
@@ -237,6 +241,7 @@ impl<'a> Lexer<'a> {
                 c => value.push(c),
             }
         }
+        // 3. The line ends first.
         self.at = self.text.len();
         let found = "the end of the line";
         Err(Diagnostic::new(self.span(start), "an unterminated string", "a closing `\"`", found))
@@ -250,6 +255,7 @@ impl<'a> Lexer<'a> {
 /// # Errors
 /// What was expected instead.
 pub fn number(word: &str) -> Result<u64, &'static str> {
+    // 1. Digits and a suffix.
     const SUFFIXES: [(&str, u64); 6] = [
         ("K", 1 << 10),
         ("M", 1 << 20),
@@ -265,6 +271,7 @@ pub fn number(word: &str) -> Result<u64, &'static str> {
     if digits.is_empty() {
         return Err("digits");
     }
+    // 2. What the suffix stands for.
     let unit = match suffix {
         "" => 1,
         suffix => {
@@ -275,6 +282,7 @@ pub fn number(word: &str) -> Result<u64, &'static str> {
                 .1
         }
     };
+    // 3. A time beyond 64 bits is as good as for ever.
     let is_time = suffix.ends_with('s');
     match u64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(unit)) {
         None if is_time => Ok(u64::MAX),

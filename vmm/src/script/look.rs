@@ -46,6 +46,7 @@ pub(super) const NAMES: [&str; 12] = [
 
 /// Parses what follows `inspect`.
 pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Diagnostic> {
+    // 1. Views without arguments.
     let token = lexer.next()?;
     let word = token.word().unwrap_or_default();
     Ok(match word {
@@ -56,6 +57,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
         "threads" => WhatArg::Plain(What::Threads),
         "cpus" => WhatArg::Plain(What::Cpus),
         "locks" => WhatArg::Plain(What::Locks),
+        // 2. Views of one thing.
         "map" => WhatArg::Map(expr::map(lexer, scope)?),
         "page" => WhatArg::Page(expr::parse(lexer, scope, Blanks::End)?),
         "vtop" => WhatArg::Vtop(expr::parse(lexer, scope, Blanks::End)?),
@@ -72,6 +74,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
             }
             WhatArg::Diff(lexer.file()?)
         }
+        // 3. No view: advice by the names of them.
         _ => {
             let message = format!("{} cannot be inspected", token.describe());
             let error = Diagnostic::new(

@@ -181,6 +181,7 @@ impl Parser {
     }
 
     fn statement_line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
+        // 1. The first word.
         let mut lexer = Lexer::new(number, text);
         let first = lexer.peek()?.clone();
         let span = Span { line: number, start: first.span.start, end: text.trim_end().len() };
@@ -195,6 +196,7 @@ impl Parser {
         };
         let keyword =
             keyword.filter(|keyword| !(SOFT_KEYWORDS.contains(keyword) && is_bound(lexer.clone())));
+        // 2. A verb or a binding.
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let above = std::mem::replace(&mut self.above, Above::Nothing);
         let Some(keyword) = keyword else {
@@ -204,6 +206,7 @@ impl Parser {
             self.above = Above::Verb;
             return Ok(());
         };
+        // 3. A keyword.
         lexer.next()?;
         if lexer.peek()?.is(":") {
             return Err(Diagnostic::new(
@@ -362,6 +365,7 @@ impl Parser {
 
     /// `NAME =` or `NAME[EXPR] =`; `head` is the name, already read.
     fn place(&mut self, lexer: &mut Lexer<'_>, head: &Token) -> Result<(Place, Form), Diagnostic> {
+        // 1. A name that is free for use.
         let Some(name) = head.word() else {
             let error = unexpected(head, "a name");
             return Err(if head.is("$") {
@@ -382,6 +386,7 @@ impl Parser {
             let message = "`i` is the counter of this repeat";
             return Err(Diagnostic::new(head.span, message, "another name", head.describe()));
         }
+        // 2. An index makes it an element of a series.
         let mut index = None;
         if lexer.accept("[")?.is_some() {
             index = Some(expr::parse(lexer, &self.scope, Blanks::Allowed)?);
@@ -390,6 +395,7 @@ impl Parser {
                 return Err(unexpected(&close, "an operator or `]`"));
             }
         }
+        // 3. The sign.
         let equals = lexer.next()?;
         if !equals.is("=") {
             return Err(unexpected(&equals, "`=`"));
@@ -418,6 +424,7 @@ impl Parser {
         lexer: &mut Lexer<'_>,
         verb: &'static Verb,
     ) -> Result<Vec<Arg>, Diagnostic> {
+        // 1. The arguments that the verb has.
         let mut args = Vec::new();
         for &param in verb.params {
             let expected = match param {
@@ -439,6 +446,7 @@ impl Parser {
             }
             args.push(self.argument(lexer, param)?);
         }
+        // 2. Nothing behind them.
         let next = lexer.peek()?;
         if next.kind != Kind::End {
             let message = format!("`{}` takes no more arguments", verb.name);
@@ -558,6 +566,7 @@ impl Parser {
     }
 
     fn expected(&self, lexer: &mut Lexer<'_>) -> Result<Expected, Diagnostic> {
+        // 1. Words.
         const WHAT: &str = "ok, null, blocked, a number, error KERN_* or panic \"TEXT\"";
         let token = lexer.peek()?.clone();
         let simple = match token.word() {
@@ -576,6 +585,7 @@ impl Parser {
                     _ => Err(unexpected(&text, "a string: a part of the panic's message")),
                 };
             }
+            // 2. A number, unless it is a word that was meant for one of those.
             _ => {
                 return match expr::parse(lexer, &self.scope, Blanks::Allowed) {
                     Err(error) if error.span == token.span && token.word().is_some() => {
@@ -594,6 +604,7 @@ impl Parser {
                 };
             }
         };
+        // 3. The word itself.
         lexer.next()?;
         Ok(simple)
     }

@@ -110,6 +110,7 @@ pub fn run_script_then<T: std::fmt::Debug>(
     observer: &mut dyn Observer,
     look: impl FnOnce(&Guest, Standstill<'_>) -> T,
 ) -> Result<(Session, T), Unlaunched<T>> {
+    // 1. A guest.
     let builder = setup.builder.seed(setup.seed).timeout(stop.limit());
     let mut guest = match builder.start(setup.console) {
         Ok(guest) => guest,
@@ -118,6 +119,7 @@ pub fn run_script_then<T: std::fmt::Debug>(
             return Err(Unlaunched { error, seen, log, console_error: None, dropped_lines: 0 });
         }
     };
+    // 2. From here on an interrupt reaches it; one that came before is passed on now.
     let handle = guest.interrupt_handle();
     stop.on_interrupt(move || handle.interrupt());
     if stop.is_interrupted() {
@@ -129,9 +131,11 @@ pub fn run_script_then<T: std::fmt::Debug>(
             GuestTarget::new(guest).end();
         return Err(Unlaunched { error, seen, log, console_error, dropped_lines });
     }
+    // 3. The run.
     let environment = EnvironmentReport::from(guest.environment());
     let mut target = GuestTarget::new(guest);
     let ending = run(script, &mut target, setup.seed, stop, observer);
+    // 4. What is asked of the guest, before it ends.
     let stats = stats(&mut target);
     let seen = look(target.guest(), Standstill::Ended(&ending));
     let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = target.end();

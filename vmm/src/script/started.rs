@@ -57,6 +57,7 @@ impl Run<'_> {
         place: Option<BoundPlace>,
         called: Called,
     ) -> Result<(), Over> {
+        // 1. The operation, sent to the thread. A panic may come before it starts.
         let (at, runner) = (what.span, Runner::Thread(thread));
         let sent = self.target.execute(Context::Start(thread.number()), op);
         let done = |given, called| Unjudged {
@@ -81,10 +82,12 @@ impl Run<'_> {
                 return Err(self.lost(at, Some(called.text()), error));
             }
         }
+        // 2. Its value comes when it is joined.
         self.unbegun = true;
         if let Some(place) = place {
             self.bind(at, place, Bound::Started)?;
         }
+        // 3. It is shown as a step, and judged when an `expect` can no longer follow.
         let result = StepResult::Given(Outcome::Ok);
         let step = Step { arguments: vec![called.text()], ..Step::plain(at.line, "start", result) };
         self.show(at, Step { runner, ..step })?;
@@ -192,11 +195,13 @@ impl Run<'_> {
     }
 
     fn join_at_end(&mut self, thread: ThreadId) -> Result<(), Over> {
+        // 1. The thread, if it is still to be joined.
         let Some(Outstanding { what, expect, called, .. }) = self.outstanding.get(&thread) else {
             return Ok(());
         };
         let (what, expect, called) = (Arc::clone(what), expect.clone(), called.clone());
         let (at, expect) = (what.span, expect.as_deref());
+        // 2. The join, shown as a step.
         let reply = self.join(thread).map_err(|error| self.lost(at, Some(called.text()), error))?;
         let (result, cycles) = reply.parts();
         let step = Step {
@@ -206,6 +211,7 @@ impl Run<'_> {
             ..Step::plain(at.line, what.call.verb.name, result)
         };
         self.show(at, step)?;
+        // 3. The verdict by the `expect` that followed the statement.
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
             Reply::Panicked(panic) => {
@@ -213,6 +219,7 @@ impl Run<'_> {
             }
         };
         self.judge(&what, expect, outcome, called.text())?;
+        // 4. A thread that sleeps stays, for the last verdict of all.
         match outcome {
             Outcome::Blocked { waits_for } => {
                 if let Some(outstanding) = self.outstanding.get_mut(&thread) {
@@ -227,6 +234,7 @@ impl Run<'_> {
     }
 
     fn end_of_sleepers(&mut self) -> Result<(), Over> {
+        // 1. Threads that were expected to sleep may have been woken since.
         let mut sleepers: Vec<(ThreadId, Span, WaitMessage)> = Vec::new();
         let is_awaited =
             |one: &Outstanding| matches!(one.state, State::Blocked(_)) && one.fate == Fate::Join;
@@ -250,6 +258,7 @@ impl Run<'_> {
                 Err(error) => return Err(self.lost(span, None, error)),
             }
         }
+        // 2. Those that sleep still, in one failure.
         let Some(&(first, span, _)) = sleepers.first() else { return Ok(()) };
         let expected = match sleepers.len() {
             1 => format!("{first} joined or abandoned before the end"),

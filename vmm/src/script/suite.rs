@@ -141,6 +141,7 @@ pub fn run_all<R: Send>(
     run: impl Fn(usize) -> Attempt<R> + Sync,
     mut done: impl FnMut(Finished<R>),
 ) {
+    // 1. The numbers, taken one by one.
     let next = AtomicUsize::new(0);
     let wanted = jobs.clamp(1, count.max(1));
     let jobs = Jobs {
@@ -152,6 +153,7 @@ pub fn run_all<R: Send>(
         let index = if go_on() { next.fetch_add(1, Ordering::Relaxed) } else { count };
         (index < count).then(|| run_one(&jobs, index, &run))
     };
+    // 2. Workers, and their results on this thread.
     let (send, receive) = mpsc::channel();
     thread::scope(|scope| {
         let workers = (0..wanted).map_while(|_| {
@@ -161,6 +163,7 @@ pub fn run_all<R: Send>(
             // As many as the host makes.
             thread::Builder::new().spawn_scoped(scope, worker).ok()
         });
+        // 3. Without a worker, this thread does it all.
         if workers.count() == 0 {
             while let Some(finished) = work() {
                 done(finished);

@@ -11,6 +11,7 @@ pub(crate) fn is_shortage(errno: i32) -> bool {
 
 /// What would help against `errno`, which `operation` gave.
 pub(crate) fn remedy(operation: &str, errno: i32) -> String {
+    // 1. Limits on numbers: files, threads.
     match errno {
         libc::EMFILE => format!(
             "This process may not open more files ({}): raise the limit with `ulimit -n`, or ask \
@@ -27,6 +28,7 @@ pub(crate) fn remedy(operation: &str, errno: i32) -> String {
              kernel.threads-max): raise the limit with `ulimit -u`, or end programs.",
             limit("RLIMIT_NPROC", libc::RLIMIT_NPROC)
         ),
+        // 2. Limits on sizes: address space, files.
         libc::ENOMEM => format!(
             "The host is out of memory, or this process may not have more ({}, memory.max of the \
              control group, vm.max_map_count): raise the limit with `ulimit -v`, or ask for less \
@@ -38,6 +40,7 @@ pub(crate) fn remedy(operation: &str, errno: i32) -> String {
              the limit with `ulimit -f`, or ask for less memory.",
             limit("RLIMIT_FSIZE", libc::RLIMIT_FSIZE)
         ),
+        // 3. What KVM itself refuses, and the rest.
         libc::EINVAL | libc::EEXIST if operation.starts_with(CREATE_VCPU) => {
             "This host's KVM does not support so many vCPUs (KVM_CAP_MAX_VCPUS): ask for \
              fewer."

@@ -89,6 +89,7 @@ impl Tour<'_> {
     }
 
     fn welcome(&mut self) -> Result<(), TourError> {
+        // 1. The machine.
         let environment = self.guest.environment();
         let milliseconds = environment.boot_cycles as f64 / f64::from(environment.tsc_khz.max(1));
         let mut text = format!(
@@ -103,6 +104,7 @@ impl Tour<'_> {
             environment.memory >> 20,
             environment.privilege.name(),
         );
+        // 2. The maps that the tour visits.
         for map in [MapId::KERNEL, MapId::KMEM] {
             let stats = self.guest.map_stats(map)?;
             let size = size(stats.max.since(stats.min));
@@ -119,6 +121,7 @@ impl Tour<'_> {
                 stats.max
             );
         }
+        // 3. The signs of the picture.
         let mark = |mark: char| format!("{FAINT}{mark}{FAINT:#}");
         let _ = writeln!(
             text,

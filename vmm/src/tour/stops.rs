@@ -37,6 +37,7 @@ impl Tour<'_> {
 
     /// kmem_map: malloc's memory. Returns an address that has been freed.
     fn kmem(&mut self) -> Result<GuestVirt, TourError> {
+        // 1. Three pages with a pattern.
         let map = MapId::KMEM;
         let from = self.guest.map_stats(map)?.min;
         let malloc =
@@ -66,12 +67,14 @@ impl Tour<'_> {
             map,
             from,
         })?;
+        // 2. A second block, next to it.
         let second = self.address(&malloc(
             2 * PAGE_SIZE,
             nowait,
             "kmem_malloc(kmem_map, 8192, M_NOWAIT)",
             &["First fit puts it right behind: two neighbours that are alike are one entry."],
         ))?;
+        // 3. A hole, and what it leaves.
         let middle = first.add(2 * PAGE_SIZE);
         let free = |addr: GuestVirt, size: u64, story: &'static [&'static str]| Stage {
             call: format!("kmem_free(kmem_map, {addr}, {size})"),
@@ -97,6 +100,7 @@ impl Tour<'_> {
             map,
             from,
         })?;
+        // 4. The hole is filled again, and all is given back.
         let again = self.address(&malloc(
             PAGE_SIZE,
             nowait,
@@ -110,11 +114,13 @@ impl Tour<'_> {
 
     /// kernel_map: memory that may be waited for, and a stack with its guard page.
     fn kernel(&mut self) -> Result<(), TourError> {
+        // 1. The first hole of kernel_map.
         let map = MapId::KERNEL;
         let hole = self.first_hole(map)?;
         let from = GuestVirt::new(
             hole.get().saturating_sub(MARGIN).max(self.guest.map_stats(map)?.min.get()),
         );
+        // 2. A block there, and addresses without pages.
         let block = self.address(&Stage {
             call: "kmem_alloc(kernel_map, 16384)".to_owned(),
             op: Op::KmemAlloc { map, size: 4 * PAGE_SIZE },
@@ -136,7 +142,9 @@ impl Tour<'_> {
             map,
             from,
         })?;
+        // 3. Pages behind some of them, as for a stack with a guard page.
         let base = stack.add(PAGE_SIZE);
+        // 4. The block goes.
         self.ok(&Stage {
             call: format!("pmap_qenter({base}, 4)"),
             op: Op::PmapQenter { addr: base, count: 4 },

@@ -77,6 +77,7 @@ impl Window {
 
     /// One line for each entry in sight.
     pub fn entries(&self) -> String {
+        // 1. A line for each entry: what it stands for, and how it is wired.
         let mut text = String::new();
         for entry in &self.entries {
             let what = match entry.object {
@@ -103,6 +104,7 @@ impl Window {
                 count(pages, "page")
             );
         }
+        // 2. No line is no entry.
         if text.is_empty() {
             text.push_str("   entry none\n");
         }
@@ -111,6 +113,7 @@ impl Window {
 
     /// What the page tables say now and did not say in `before`, which is the same stretch.
     pub fn changes(&self, before: &Self) -> String {
+        // 1. Neighbours that changed alike are one line.
         let mut text = String::new();
         let differs = |index: usize| self.pages[index] != before.pages[index];
         let mut index = 0;
@@ -126,6 +129,7 @@ impl Window {
             if !differs(first) {
                 continue;
             }
+            // 2. What was entered, removed, changed.
             let pages = count((index - first) as u64, "page");
             let line = match pair {
                 (None, Some(new)) => {
@@ -141,6 +145,7 @@ impl Window {
             };
             let _ = writeln!(text, "   PTE {line}");
         }
+        // 3. No line is no change.
         if text.is_empty() {
             text.push_str("   PTE   unchanged\n");
         }

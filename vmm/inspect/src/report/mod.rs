@@ -141,6 +141,7 @@ impl Inspection {
     ) -> Result<Self, NotThere> {
         let survey = Survey::new(view);
         let body = match what {
+            // 1. The whole guest, and its maps.
             What::Summary => Body::Summary(Box::new(summary::summary(&survey))),
             What::Maps => Body::Maps(maps::maps(&survey)),
             What::Map(name) => {
@@ -149,6 +150,7 @@ impl Inspection {
                     there: survey.maps().iter().map(|map| map.name.to_string()).collect(),
                 })?))
             }
+            // 2. Objects and pages.
             What::Objects => Body::Objects(objects::report(&survey)),
             What::Pages => Body::Pages(Box::new(pages::pages(&survey))),
             What::Page(pfn) => {
@@ -167,6 +169,7 @@ impl Inspection {
                     }
                 })?))
             }
+            // 3. Addresses, threads, CPUs and locks.
             What::Vtop(va) => Body::Vtop(Box::new(walk::vtop(&survey, *va))),
             What::PageTable(first, last) => {
                 Body::PageTable(Box::new(pagetable::page_table(&survey, *first, *last)))

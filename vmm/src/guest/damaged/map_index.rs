@@ -18,6 +18,7 @@ fn wrong_nodes_of_an_index_are_found() {
     let lab = Lab::new();
     let (root, leaf) = nodes(&lab);
     let what = "map index node";
+    // 1. A leaf.
     lab.each(
         leaf,
         what,
@@ -34,6 +35,7 @@ fn wrong_nodes_of_an_index_are_found() {
         ],
     );
     lab.each(
+        // 2. The root above it.
         root,
         what,
         &[

@@ -10,6 +10,7 @@ use super::lab::{Lab, expect_finding};
 #[test]
 fn wrong_counts_and_pages_of_a_pool_are_found() {
     let lab = Lab::new();
+    // 1. The words in the map.
     lab.each(
         lab.map(1),
         "kmem_map",
@@ -29,6 +30,7 @@ fn wrong_counts_and_pages_of_a_pool_are_found() {
             ("pool-reserve", |map| map.reserve.nodes.capacity.update_locked(|n| n + 15)),
         ],
     );
+    // 2. The list of pages.
     let page = lab.get(lab.map(1)).reserve.entries.first.get();
     assert!(!page.is_null());
     lab.each(
@@ -38,6 +40,7 @@ fn wrong_counts_and_pages_of_a_pool_are_found() {
     );
     let report = lab.damaged(page, |page| page.next.set(KPtr::new(GuestVirt::new(8))));
     expect_finding(&report, "pool-pages", "kmem_map", lab.map(1).addr());
+    // 3. The number of all pages of pools.
     let (roots_at, _) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.map_pages.dec());
     let at = roots_at.addr().add(offset_of!(KernelRoots, map_pages) as u64);

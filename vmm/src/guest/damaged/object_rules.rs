@@ -24,6 +24,7 @@ fn root(lab: &Lab) -> (KPtr<VmPage>, u32) {
 #[test]
 fn wrong_fields_of_objects_are_found() {
     let lab = Lab::new();
+    // 1. An object of the kernel's own.
     lab.each(
         kmem_object(&lab),
         "kmem_object",
@@ -41,6 +42,7 @@ fn wrong_fields_of_objects_are_found() {
             ("object-search", |o| o.before.inc()),
         ],
     );
+    // 2. An anonymous one.
     let anonymous = KPtr::<VmObject>::new(lab.get(lab.entry(2, 0)).object.get().addr());
     lab.each(
         anonymous,

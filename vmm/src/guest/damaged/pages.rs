@@ -33,6 +33,7 @@ fn free_block(lab: &Lab) -> Block {
 #[test]
 fn words_of_free_blocks_are_held_against_their_lists() {
     let lab = Lab::new();
+    // 1. The head of a block, and a page inside.
     let Block { pfn, order, list } = free_block(&lab);
     let head = lab.vm_page(pfn);
     lab.each::<VmPage>(
@@ -60,8 +61,10 @@ fn words_of_free_blocks_are_held_against_their_lists() {
     );
     let inner = lab.vm_page(pfn + 1);
     lab.each::<VmPage>(inner, "vm_page", &[("free-block-inner", |page| page.block.set(1))]);
+    // 2. A list that never ends.
     let report = lab.damaged(head, |page| page.next.set(u32::try_from(pfn).expect("it is small")));
     expect_finding(&report, "free-list-link", "vm_page", head.addr());
+    // 3. The list's own words.
     let at = lab.root_field(|roots| &roots.vm_phys_free_queues);
     let at = at.add(((list * VM_NFREEORDER + order) * size_of::<VmFreeList>()) as u64);
     let list: KPtr<VmFreeList> = KPtr::new(at);
@@ -72,6 +75,7 @@ fn words_of_free_blocks_are_held_against_their_lists() {
         ("free-list-link", |list| list.head.set(3)),
     ];
     lab.each(list, "free list", damages);
+    // 4. Every page of a list that is lost is counted.
     let report = lab.damaged::<VmFreeList>(list, |list| list.head.set(0));
     let told = report.findings.iter().filter(|finding| finding.rule == "page-lost").count() as u64;
     let lost = told + report.more.get("page-lost").unwrap_or(&0);
@@ -83,6 +87,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     let guest =
         Guest::builder().memory(32 << 20).vcpus(2).launch().expect("a guest can be launched");
     let mut lab = Lab::of(guest);
+    // 1. A CPU that keeps pages in its cache.
     let malloc = Op::KmemMalloc { map: MapId::KMEM, size: 20 << 12, flags: MallocFlags::NOWAIT };
     let addr = lab.address(malloc);
     lab.ok(Op::KmemFree { map: MapId::KMEM, addr, size: 20 << 12 });
@@ -92,6 +97,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     let keeps = |cpu: &KPtr<Pcpu>| lab.get(*cpu).page_cache.pages.count.get() > 1;
     let cpu = cpus.into_iter().find(keeps).expect("a CPU keeps the pages that were freed");
     let head = lab.get(cpu).page_cache.pages.head.get();
+    // 2. The cache's words, and those of its first page.
     let list = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
     let damages: &[(&str, Damage<VmFreeList>)] = &[
         ("page-cache-count", |list| list.count.inc()),
@@ -108,6 +114,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
         ("page-free-state", |page| page.block.set(1)),
     ];
     lab.each(lab.vm_page(head.into()), "vm_page", damages);
+    // 3. The floor, and what it allows.
     lab.root_word("page-cache-floor", "kernel roots", |r| &r.page_cache_floor, |floor| floor - 1);
     let report = lab.damaged::<KernelRoots>(roots_at, |roots| roots.idlezero_enable.raise());
     expect_finding(&report, "page-cache-count", "page cache", list);
@@ -139,6 +146,7 @@ fn buddies_of_equal_order_are_found() {
 #[test]
 fn words_of_pages_in_use_are_held_against_their_owners() {
     let lab = Lab::new();
+    // 1. A page of kmem_object.
     let resident = lab.vm_page(lab.pfn_at(lab.block));
     let damages: &[(&str, Damage<VmPage>)] = &[
         ("page-state", |page| page.flags.update_locked(|flags| flags - PageFlags::TOUCHED)),
@@ -164,6 +172,7 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
         }),
     ];
     lab.each(resident, "vm_page", damages);
+    // 2. A slab.
     let slab = lab.roots().1.zones[4].partial.get();
     let slab = lab.vm_page(
         vmkern_abi::kva::dmap_to_phys(slab.addr()).expect("it is in the direct map").pfn(),
@@ -176,6 +185,7 @@ fn words_of_pages_in_use_are_held_against_their_owners() {
         ("page-state", |page| page.private.set(1)),
     ];
     lab.each(slab, "vm_page", damages);
+    // 3. A page that pmap_qenter has mapped.
     let window = lab.vm_page(lab.pfn_at(lab.window));
     lab.each::<VmPage>(window, "vm_page", &[("page-state", |page| page.next.set(9))]);
 }

@@ -94,6 +94,7 @@ fn time_outs_are_in_the_heap_in_their_order() {
 
 #[test]
 fn a_sleeper_whose_flag_is_not_set_is_found() {
+    // 1. A thread that waits for room in a map.
     let waiting = Waiting::new();
     let lab = &waiting.lab;
     let _pause = lab.guest.pause().expect("it can be held");
@@ -101,6 +102,7 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     expect_finding(&report, "sleeper-flag", "thread", waiting.thread(1).addr());
     let report = lab.damaged(waiting.map, |map| map.needs_wakeup.set(Flag::from_raw(2)));
     expect_finding(&report, "flag-word", "vm_map", waiting.map.addr());
+    // 2. Flags of the roots.
     lab.root_word("flag-word", "kernel roots", |r| &r.vm_pages_needed, |_| Flag::from_raw(2));
     lab.root_word(
         "flag-word",
@@ -113,8 +115,8 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     let (roots_at, roots) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.raise());
     expect_finding(&report, "sleeper-flag", "thread", roots.pageproc.get().addr());
-    // What t1 sleeps on becomes the channel of those who wait for pages, for a page of the
-    // pagedaemon's, for many pages, for a busy page.
+    // 3. What t1 sleeps on becomes the channel of those who wait for pages, for a page of the
+    //    pagedaemon's, for many pages, for a busy page.
     let channels = [
         lab.root_field(|roots| &roots.meter.v_free_count),
         lab.root_field(|roots| &roots.vm_pageout_pages_needed),

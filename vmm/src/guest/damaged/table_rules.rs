@@ -163,6 +163,7 @@ type RootDamage = fn(&KernelRoots);
 #[test]
 fn a_wrong_word_about_the_page_tables_of_the_boot_is_found() {
     let lab = Lab::new();
+    // 1. The count of a page table's entries.
     let (roots_at, roots) = lab.roots();
     let kmem = lab.pte_at(lab.block, Level::Pt).page();
     let number = roots.boot_tables.number(kmem).expect("the boot has made it");
@@ -176,6 +177,7 @@ fn a_wrong_word_about_the_page_tables_of_the_boot_is_found() {
         "boot_tables",
         lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
     );
+    // 2. The number of page tables, and where they lie.
     lab.root_word(
         "boot-tables",
         "boot_tables",

@@ -24,6 +24,7 @@ fn cpu(lab: &Lab) -> KPtr<Pcpu> {
 #[test]
 fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
     let lab = Lab::new();
+    // 1. A thread that sleeps.
     let damages: &[(&str, Damage<Thread>)] = &[
         ("thread-state", |t| t.state.set(Code::from_raw(0))),
         ("thread-state", |t| t.state.set(Code::from_raw(77))),
@@ -58,7 +59,7 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("saved-context", |t| t.md[md::DEPTH].set(0)),
     ];
     lab.each(worker(&lab), "thread", damages);
-    // The pagedaemon has never run: its bounds are all that there is to tell.
+    // 2. The pagedaemon has never run: its bounds are all that there is to tell.
     let pagedaemon = lab.roots().1.pageproc.get();
     assert_eq!(lab.get(pagedaemon).md[md::RSP].get(), 0, "the pagedaemon has run");
     let damages: &[(&str, Damage<Thread>)] = &[
@@ -115,6 +116,7 @@ fn cpus_run_the_threads_that_say_so() {
 #[test]
 fn run_queues_hold_runnable_threads_of_their_priority() {
     let lab = Lab::new();
+    // 1. A thread put on a list that it does not belong on.
     let (t0, cpu) = (worker(&lab), cpu(&lab));
     let _pause = lab.guest.pause().expect("it can be held");
     // The queue of its priority, and another one.
@@ -134,6 +136,7 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
     expect_finding(&report, "runq-state", "thread", t0.addr());
     let report = lab.damaged(cpu, enqueue(own + 1));
     expect_finding(&report, "runq-priority", "thread", t0.addr());
+    // 2. Lists with wrong ends.
     let report = lab.damaged(cpu, |cpu| cpu.runq.status.set(1));
     expect_finding(&report, "runq-status", "run queue", queue(0));
     let report = lab.damaged(cpu, |cpu| cpu.runq.queues[3].tail.set(t0));
@@ -141,13 +144,14 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
     let wild = KPtr::new(GuestVirt::new(64));
     let report = lab.damaged(cpu, |cpu| cpu.runq.queues[3].head.set(wild));
     expect_finding(&report, "runq-link", "run queue", queue(3));
-    // An idle thread is on no queue even while it can run.
+    // 3. An idle thread is on no queue even while it can run.
     let idle = lab.get(cpu).idlethread.get();
     let report = lab.damaged(idle, |idle| {
         idle.state.put(ThreadState::Runnable);
         idle.rq_next.set(t0);
     });
     expect_finding(&report, "runq-link", "thread", idle.addr());
+    // 4. A circle, forwards and backwards.
     lab.change(t0, |t| t.rq_next.set(t0));
     let report = lab.damaged(cpu, enqueue(own));
     expect_finding(&report, "runq-link", "thread", t0.addr());

@@ -85,6 +85,7 @@ fn an_item_that_is_both_free_and_used_is_found() {
 #[test]
 fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
     let mut lab = Lab::new();
+    // 1. Two handlers, each with a stored operation.
     for _ in 0..2 {
         let stored = Op::KmemFree { map: MapId::KMEM, addr: lab.block, size: 4096 };
         lab.guest.call_in(Context::Lowmem, stored).expect("the guest lives");
@@ -92,6 +93,7 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
     lab.wait_until_halted();
     let report = lab.check();
     assert!(report.is_clean(), "{report}");
+    // 2. The list, and the second handler.
     let list = lab.roots().1.eventhandler_lists.get();
     let damages: &[(&str, Damage<EventhandlerList>)] = &[
         ("event-runcount", |list| list.runcount.set(1)),
@@ -108,6 +110,7 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
     lab.each(second, "event handler", damages);
     let report = lab.damaged(second, |entry| entry.next.set(first));
     expect_finding(&report, "list-cycle", "event handler", first.addr());
+    // 3. Its operation.
     let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(lab.get(second).arg.get()));
     let damages: &[(&str, Damage<StoredOp>)] = &[
         ("stored-op", |stored| stored.handler.set(KPtr::NULL)),
@@ -115,6 +118,7 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
         ("stored-op", |stored| stored.slot[0].set(u64::MAX)),
     ];
     lab.each(stored, "stored operation", damages);
+    // 4. An item that nothing leads to any more.
     let report = lab.damaged(second, |entry| entry.arg.set(0));
     expect_finding(&report, "zone-lost", "stored operation", stored.addr());
     let report = lab.damaged(first, |entry| entry.next.set(KPtr::NULL));
