@@ -32,6 +32,9 @@ pub(super) fn parse(
     Parser { lexer, scope, depth: 0 }.expr(blanks)
 }
 
+/// What a term can be, for messages.
+const EXPECTED: &str = "a number, a `$NAME` or a counter";
+
 /// What a map's name can be, for messages.
 pub(super) const MAP: &str = "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map \
                               pager_map, or a `$NAME` bound by kmem_suballoc";
@@ -184,17 +187,7 @@ impl Parser<'_, '_> {
             return Err(unexpected(&token, "a name right behind `$`"));
         };
         let span = dollar.to(token.span);
-        let unbound = |scope: &Scope, shown: String| {
-            let error = Diagnostic::new(
-                span,
-                format!("`{shown}` is not bound"),
-                "a name bound above",
-                format!("`{shown}`"),
-            );
-            error.suggest(
-                scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")),
-            )
-        };
+        let unbound = |scope: &Scope, shown: String| unbound(scope, span, name, &shown);
         // 2. An element of a series.
         let next = self.lexer.peek()?;
         if next.is("[") && !next.spaced {
@@ -280,38 +273,53 @@ impl Parser<'_, '_> {
             return Ok(Term { span: token.span, kind: TermKind::Counter(counter) });
         }
         // 3. No such word: advice by what was probably meant.
-        let expected = "a number, a `$NAME` or a counter";
         if names::is_later(word) {
             return Err(Diagnostic::new(
                 token.span,
                 words::not_yet(word),
-                expected,
+                EXPECTED,
                 token.describe(),
             ));
         }
+        Err(self.unknown(word, token))
+    }
+
+    /// The error of a word that is not part of the language, with advice on what was meant.
+    fn unknown(&self, word: &str, token: &Token) -> Diagnostic {
         let error = Diagnostic::new(
             token.span,
             format!("unknown name `{word}`"),
-            expected,
+            EXPECTED,
             token.describe(),
         );
         if word == "hex" {
-            return Err(
-                error.help("`hex(EXPR)` stands in `print` alone, where it prints hexadecimal")
-            );
+            return error.help("`hex(EXPR)` stands in `print` alone, where it prints hexadecimal");
         }
         if let Some(verb) = Verb::named(word) {
-            return Err(error.help(format!(
+            return error.help(format!(
                 "a verb stands in a statement of its own: `NAME = {}`",
                 verb.signature()
-            )));
+            ));
         }
         if self.scope.find(word, Form::Single).is_some() || (word == "i" && self.scope.loops > 0) {
-            return Err(error.suggest(Some(format!("${word}"))));
+            return error.suggest(Some(format!("${word}")));
         }
         if MapId::NAMED.iter().any(|&(name, _)| name == word) {
-            return Err(error.help(format!("a map is not a number, but `{word}.size` is one")));
+            return error.help(format!("a map is not a number, but `{word}.size` is one"));
         }
-        Err(error.suggest(closest(word, names::all())))
+        error.suggest(closest(word, names::all()))
     }
+}
+
+/// The error of a name that is not bound, with another one that is.
+fn unbound(scope: &Scope, span: Span, name: &str, shown: &str) -> Diagnostic {
+    let error = Diagnostic::new(
+        span,
+        format!("`{shown}` is not bound"),
+        "a name bound above",
+        format!("`{shown}`"),
+    );
+    error.suggest(
+        scope.suggest(name).filter(|other| *other != name).map(|other| format!("${other}")),
+    )
 }

@@ -208,14 +208,7 @@ impl Parser {
         };
         // 3. A keyword.
         lexer.next()?;
-        if lexer.peek()?.is(":") {
-            return Err(Diagnostic::new(
-                first.span,
-                format!("`{keyword}` is not a thread"),
-                words::THREADS,
-                first.describe(),
-            ));
-        }
+        no_thread(&mut lexer, keyword, &first)?;
         match keyword {
             "let" => self.binding(&mut lexer, span),
             "assert" => self.assertion(&mut lexer, span),
@@ -637,6 +630,19 @@ impl Parser {
         }
         Ok(())
     }
+}
+
+/// Fails if a keyword stands where a thread could.
+fn no_thread(lexer: &mut Lexer<'_>, keyword: &str, first: &Token) -> Result<(), Diagnostic> {
+    if lexer.peek()?.is(":") {
+        return Err(Diagnostic::new(
+            first.span,
+            format!("`{keyword}` is not a thread"),
+            words::THREADS,
+            first.describe(),
+        ));
+    }
+    Ok(())
 }
 
 /// The error that `expect error` names.

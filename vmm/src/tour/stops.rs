@@ -116,10 +116,7 @@ impl Tour<'_> {
     fn kernel(&mut self) -> Result<(), TourError> {
         // 1. The first hole of kernel_map.
         let map = MapId::KERNEL;
-        let hole = self.first_hole(map)?;
-        let from = GuestVirt::new(
-            hole.get().saturating_sub(MARGIN).max(self.guest.map_stats(map)?.min.get()),
-        );
+        let from = self.before_first_hole(map)?;
         // 2. A block there, and addresses without pages.
         let block = self.address(&Stage {
             call: "kmem_alloc(kernel_map, 16384)".to_owned(),
@@ -165,17 +162,18 @@ impl Tour<'_> {
         })
     }
 
-    /// The end of what is taken without a hole from the start of `map` on.
-    fn first_hole(&self, map: MapId) -> Result<GuestVirt, TourError> {
+    /// A little before the first hole of `map`, for the picture.
+    fn before_first_hole(&self, map: MapId) -> Result<GuestVirt, TourError> {
         let bottom = self.guest.map_entries(map)?;
-        let mut hole = self.guest.map_stats(map)?.min;
+        let start = self.guest.map_stats(map)?.min;
+        let mut hole = start;
         for entry in &bottom {
             if entry.start != hole {
                 break;
             }
             hole = entry.end;
         }
-        Ok(hole)
+        Ok(GuestVirt::new(hole.get().saturating_sub(MARGIN).max(start.get())))
     }
 
     /// More than the map has.

@@ -57,26 +57,33 @@ fn check(ctx: &Context<'_>) {
         if sequence == 0 {
             continue;
         }
-        if sequence > sched.callout_sequence.get() {
-            ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
-                format!(
-                    "its time-out has number {sequence}, but only {} were armed",
-                    sched.callout_sequence.get()
-                )
-            });
-        }
-        if let Some(other) = sequences.insert(sequence, thread.addr()) {
-            ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
-                format!("its time-out has the same number, {sequence}, as that of {other}")
-            });
-        }
-        // 3. A time-out that is due would have woken its thread before a pause.
-        let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
-        if deadline <= ticks {
-            ctx.finding(&CALLOUT_DUE, "thread", thread.addr(), || {
-                format!("{} was due at tick {deadline}, but sleeps at tick {ticks}", label(t))
-            });
-        }
+        check_armed(ctx, thread, &mut sequences);
+    }
+}
+
+/// Checks a time-out that is armed: a number of its own, and a tick that has not come.
+fn check_armed(ctx: &Context<'_>, thread: &Item<Thread>, sequences: &mut HashMap<u64, GuestVirt>) {
+    let (t, callout) = (&thread.value, &thread.value.callout);
+    let (sched, sequence) = (&ctx.roots.sched, callout.sequence.get());
+    if sequence > sched.callout_sequence.get() {
+        ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
+            format!(
+                "its time-out has number {sequence}, but only {} were armed",
+                sched.callout_sequence.get()
+            )
+        });
+    }
+    if let Some(other) = sequences.insert(sequence, thread.addr()) {
+        ctx.finding(&CALLOUT_SEQUENCE, "thread", thread.addr(), || {
+            format!("its time-out has the same number, {sequence}, as that of {other}")
+        });
+    }
+    // A time-out that is due would have woken its thread before a pause.
+    let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
+    if deadline <= ticks {
+        ctx.finding(&CALLOUT_DUE, "thread", thread.addr(), || {
+            format!("{} was due at tick {deadline}, but sleeps at tick {ticks}", label(t))
+        });
     }
 }
 
@@ -124,17 +131,7 @@ fn check_siblings(
             return;
         }
         // 2. Its place: the way back, and due no earlier than the thread above it.
-        if let Some(expected) = before
-            && callout.prev.get() != expected
-        {
-            ctx.finding(&CALLOUT_LINK, "thread", thread.addr(), || {
-                format!(
-                    "its prev is {}, but the heap comes from {}",
-                    callout.prev.get().addr(),
-                    expected.addr()
-                )
-            });
-        }
+        check_prev(ctx, thread, before);
         check_order(ctx, thread, parent);
         // 3. What hangs below it comes later, its next sibling now.
         below.push((callout.child.get(), Some(pointer)));
@@ -143,6 +140,22 @@ fn check_siblings(
             return;
         }
         (before, next) = (Some(pointer), callout.sibling.get());
+    }
+}
+
+/// Checks that `thread` leads back to `before`, where the heap comes from.
+fn check_prev(ctx: &Context<'_>, thread: &Item<Thread>, before: Option<KPtr<Thread>>) {
+    let callout = &thread.value.callout;
+    if let Some(expected) = before
+        && callout.prev.get() != expected
+    {
+        ctx.finding(&CALLOUT_LINK, "thread", thread.addr(), || {
+            format!(
+                "its prev is {}, but the heap comes from {}",
+                callout.prev.get().addr(),
+                expected.addr()
+            )
+        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! Free memory: the buddy lists say what the page array says, and the counters what both do.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::layout::{
@@ -213,7 +214,13 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
         });
     }
     // 3. The pages inside belong to the block and head none of their own.
-    for page in pfn..end.min(segment.fresh) {
+    check_inner(ctx, block, pfn..end.min(segment.fresh));
+}
+
+/// Claims the pages of a block, and checks that only the first of them heads one.
+fn check_inner(ctx: &Context<'_>, block: &Block, pages: Range<u64>) {
+    let &Block { pfn, order, at, .. } = block;
+    for page in pages {
         ctx.claim(page, Owner::FreeBlock, at);
         if page != pfn && ctx.pages.get(page).is_some_and(|page| page.block != 0) {
             ctx.finding(&FREE_BLOCK_INNER, "vm_page", ctx.pages.address(page), || {

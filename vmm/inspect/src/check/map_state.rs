@@ -147,24 +147,29 @@ fn submaps(ctx: &Context<'_>) {
     if ctx.is_any_map_updating() {
         return;
     }
-    let kernel_map = ctx.roots.maps[0].get().addr();
     for map in &ctx.maps.all {
         // 3. From each map up, at most as many steps as there are maps: a circle ends too.
-        let mut at = map;
-        for _ in 0..ctx.maps.all.len() {
-            match parents.get(&at.at) {
-                Some(parent) => at = parent,
-                None => break,
-            }
+        check_parents(ctx, map, &parents);
+    }
+}
+
+/// Checks that the parents of `map` lead to kernel_map.
+fn check_parents(ctx: &Context<'_>, map: &Map, parents: &HashMap<GuestVirt, &Map>) {
+    let kernel_map = ctx.roots.maps[0].get().addr();
+    let mut at = map;
+    for _ in 0..ctx.maps.all.len() {
+        match parents.get(&at.at) {
+            Some(parent) => at = parent,
+            None => break,
         }
-        let is_circle = parents.contains_key(&at.at) && at.at != kernel_map;
-        if at.at != kernel_map && (is_circle || map.name != UNNAMED) {
-            ctx.finding(&SUBMAP_PARENT, map.name, map.at, || {
-                format!("its parents lead to {} at {}, not to kernel_map", at.name, at.at)
-            });
-        } else if map.at == kernel_map && parents.contains_key(&map.at) {
-            ctx.finding(&SUBMAP_PARENT, map.name, map.at, || "an entry makes it a submap");
-        }
+    }
+    let is_circle = parents.contains_key(&at.at) && at.at != kernel_map;
+    if at.at != kernel_map && (is_circle || map.name != UNNAMED) {
+        ctx.finding(&SUBMAP_PARENT, map.name, map.at, || {
+            format!("its parents lead to {} at {}, not to kernel_map", at.name, at.at)
+        });
+    } else if map.at == kernel_map && parents.contains_key(&map.at) {
+        ctx.finding(&SUBMAP_PARENT, map.name, map.at, || "an entry makes it a submap");
     }
 }
 

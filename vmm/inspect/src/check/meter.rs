@@ -66,6 +66,13 @@ fn check(ctx: &Context<'_>) {
     let cache_min = meter.v_cache_min.get();
     compare("v_cache_min", &meter.v_cache_min, &[0, target]);
     compare("v_cache_max", &meter.v_cache_max, &[cache_min.saturating_mul(2)]);
+    check_inactive_target(ctx);
+}
+
+/// Checks the threshold that depends on how many pages were free at boot.
+fn check_inactive_target(ctx: &Context<'_>) {
+    let meter = &ctx.roots.meter;
+    let (cache_min, target) = (meter.v_cache_min.get(), meter.v_free_target.get());
     let most = if cache_min == 0 { SHORT / 4 } else { target.saturating_mul(3) / 2 };
     let inactive = meter.v_inactive_target.get();
     if inactive > most {

@@ -111,19 +111,7 @@ impl Objects {
         findings: &Findings,
     ) -> Self {
         // 1. The kernel's own objects lie in its roots.
-        let root = |offset: usize| roots_at.addr().checked_add(offset as u64).unwrap_or_default();
-        let kernels = [
-            Object::of(
-                root(offset_of!(KernelRoots, kernel_object)),
-                "kernel_object",
-                &roots.kernel_object,
-            ),
-            Object::of(
-                root(offset_of!(KernelRoots, kmem_object)),
-                "kmem_object",
-                &roots.kmem_object,
-            ),
-        ];
+        let kernels = kernels(roots_at, roots);
         let mut objects =
             Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
         // 2. Anonymous objects, by the entries that name them.
@@ -167,6 +155,19 @@ struct Link {
     first: u64,
     /// The first index past those.
     end: u64,
+}
+
+/// The objects that lie in the roots.
+fn kernels(roots_at: KPtr<KernelRoots>, roots: &KernelRoots) -> [Object; 2] {
+    let root = |offset: usize| roots_at.addr().checked_add(offset as u64).unwrap_or_default();
+    [
+        Object::of(
+            root(offset_of!(KernelRoots, kernel_object)),
+            "kernel_object",
+            &roots.kernel_object,
+        ),
+        Object::of(root(offset_of!(KernelRoots, kmem_object)), "kmem_object", &roots.kmem_object),
+    ]
 }
 
 /// Reads the pages of `object` off its index.

@@ -128,12 +128,18 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         (before, next) = (pointer, t.sq_next.get());
     }
     // 2. The queue's own words: each sleeper but one has left its queue here as a spare.
-    if q.blocked.tail.get() != before {
+    check_ends(ctx, queue, before, count);
+}
+
+/// Checks the words of a queue that has `count` sleepers, `last` the last of them.
+fn check_ends(ctx: &Context<'_>, queue: &Queue, last: KPtr<Thread>, count: usize) {
+    let (at, q) = (queue.queue.addr(), &queue.queue.value);
+    if q.blocked.tail.get() != last {
         ctx.finding(&SLEEPQ_LINK, "sleep queue", at, || {
             format!(
                 "its tail is {}, but its last sleeper is {}",
                 q.blocked.tail.get().addr(),
-                before.addr()
+                last.addr()
             )
         });
     }

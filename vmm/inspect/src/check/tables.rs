@@ -11,6 +11,7 @@ use vmkern_abi::pte::{Level, Pte, PteFlags};
 use super::finding::Findings;
 use super::memory::Memory;
 use super::rule::rules;
+use crate::PageWords;
 use crate::read::leaves::name;
 
 rules! {
@@ -158,6 +159,12 @@ impl Reader<'_, '_> {
             return;
         }
         // 3. Its entries.
+        let valid = self.entries(at, level, base, page);
+        self.tables.all[number].valid = valid;
+    }
+
+    /// Visits the entries of the table at `at`; returns how many are valid.
+    fn entries(&mut self, at: GuestPhys, level: Level, base: GuestVirt, page: &PageWords) -> u32 {
         let mut valid = 0;
         for (index, word) in (0u64..).zip(page) {
             let bits = word.load(Ordering::Relaxed);
@@ -176,7 +183,7 @@ impl Reader<'_, '_> {
             valid += 1;
             self.entry(at, level, va, pte);
         }
-        self.tables.all[number].valid = valid;
+        valid
     }
 
     fn entry(&mut self, table: GuestPhys, level: Level, va: GuestVirt, pte: Pte) {

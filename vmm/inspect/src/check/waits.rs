@@ -111,6 +111,12 @@ fn check_page_shortage(ctx: &Context<'_>) {
         });
     }
     // 4. The pagedaemon sleeps without a time-out only while nobody needs pages.
+    check_pagedaemon(ctx);
+}
+
+/// Checks that the pagedaemon, if pages are needed, does not sleep without a time-out.
+fn check_pagedaemon(ctx: &Context<'_>) {
+    let roots = &ctx.roots;
     if roots.vm_pages_needed.is_set() {
         let channel = root_channel(ctx, offset_of!(KernelRoots, vm_pages_needed));
         for thread in

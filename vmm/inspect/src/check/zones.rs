@@ -197,8 +197,14 @@ impl<'a, 'b> Slabs<'a, 'b> {
             }
         }
         // 3. Its count, and the list of slabs, which has neither full nor empty ones.
-        let (counted, found, items) =
-            (u64::from(slab.value.free_count.get()), free.len() as u64, self.kind.items_per_slab());
+        self.check_free(slab, free.len() as u64);
+        self.slabs.insert(at, Slab { free, used: HashSet::new(), is_partial: true });
+    }
+
+    /// Checks what a slab with `found` free items counts, and that it may be on the list of slabs.
+    fn check_free(&self, slab: &Item<SlabHeader>, found: u64) {
+        let at = slab.addr();
+        let (counted, items) = (u64::from(slab.value.free_count.get()), self.kind.items_per_slab());
         if counted != found {
             self.finding(&SLAB_FREE_COUNT, at, || {
                 format!("free_count is {counted}, but its list has {found} free items")
@@ -212,7 +218,6 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 )
             });
         }
-        self.slabs.insert(at, Slab { free, used: HashSet::new(), is_partial: true });
     }
 
     /// Puts the items in use to their slabs, and compares what is known from both sides.

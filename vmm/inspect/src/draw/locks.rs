@@ -7,7 +7,30 @@ use super::text::FAINT;
 use crate::report::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 
 pub(super) fn draw(report: &LocksReport) -> String {
-    // 1. A row for each class and, where there are several, for each CPU.
+    // 1. The classes of locks.
+    let mut out = classes(report).draw(0);
+    // 2. Translations and interrupts, which show how long CPUs waited for one another.
+    out.push('\n');
+    out.push_str(&translations(&report.tlb));
+    out.push('\n');
+    out.push_str(&interrupts(&report.cpus));
+    // 3. The words of the columns.
+    let _ = writeln!(
+        out,
+        "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
+         Held cycles are counted with the tunable debug.lock.prof.enable=1. ASKED: CPUs\n\
+         that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later.\n\
+         ANSWERED: CPUs that asked this one, MERGED: served by a flush of its own.\n\
+         TIMER: interrupts of the CPU's timer; PAGES: the most that it worked on, with a\n\
+         mutex owned, before interrupts could be taken{FAINT:#}"
+    );
+    out
+}
+
+/// A row for each class and, where there are several, for each CPU.
+fn classes(report: &LocksReport) -> Table {
+    // 1. The columns. Only mutexes have times, and only a profile has the times that they were
+    //    held.
     let mut table = Table::new(&[
         ("LOCKS", Align::Left),
         ("CPU", Align::Right),
@@ -30,6 +53,7 @@ pub(super) fn draw(report: &LocksReport) -> String {
             cycles(counts.longest_cycles, is_mutex && report.profiling),
         ]);
     };
+    // 2. The rows.
     for LockClassReport { class, kind, total, cpus } in &report.classes {
         let is_mutex = *kind == "mutex";
         row(class, String::new(), is_mutex, total);
@@ -39,23 +63,7 @@ pub(super) fn draw(report: &LocksReport) -> String {
             row("", cpu.to_string(), is_mutex, counts);
         }
     }
-    // 2. Translations and interrupts, which show how long CPUs waited for one another.
-    let mut out = table.draw(0);
-    out.push('\n');
-    out.push_str(&translations(&report.tlb));
-    out.push('\n');
-    out.push_str(&interrupts(&report.cpus));
-    // 3. The words of the columns.
-    let _ = writeln!(
-        out,
-        "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
-         Held cycles are counted with the tunable debug.lock.prof.enable=1. ASKED: CPUs\n\
-         that had to flush too, IPIS: by an interrupt; SKIPPED: idle, flush later.\n\
-         ANSWERED: CPUs that asked this one, MERGED: served by a flush of its own.\n\
-         TIMER: interrupts of the CPU's timer; PAGES: the most that it worked on, with a\n\
-         mutex owned, before interrupts could be taken{FAINT:#}"
-    );
-    out
+    table
 }
 
 fn translations(cpus: &[TlbReport]) -> String {

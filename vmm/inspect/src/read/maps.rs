@@ -161,12 +161,17 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
         (previous, at, below) = (at, entry.next.get(), end);
     }
     // 4. As many as the map counts.
-    if entries.len() as u64 != map.nentries.get() {
-        let problem =
-            format!("it counts {} entries, but its list has {}", map.nentries.get(), entries.len());
+    check_count(map_at, &map, entries.len())?;
+    Ok(entries)
+}
+
+/// Fails unless `map` counts the `found` entries that its list has.
+fn check_count(map_at: KPtr<VmMap>, map: &VmMap, found: usize) -> Result<(), InspectError> {
+    if found as u64 != map.nentries.get() {
+        let problem = format!("it counts {} entries, but its list has {found}", map.nentries.get());
         return Err(InspectError::damaged(MAP, map_at.addr(), problem));
     }
-    Ok(entries)
+    Ok(())
 }
 
 fn object(

@@ -286,16 +286,8 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
             }
         }
         let Some(leaf) = b.as_ref().or(a.as_ref()) else { continue };
-        let state = |leaf: Leaf| PteState { phys: leaf.phys.into(), flags: leaf.flags };
         // 3. A change; changes that continue one another are one run.
-        let next = PteChange {
-            start: leaf.va.into(),
-            last: Hex(leaf.last()),
-            span: leaf.span,
-            entries: 1,
-            before: a.map(state),
-            after: b.map(state),
-        };
+        let next = change(leaf, a, b);
         match &mut run {
             Some(run) if continues(run, &next) => {
                 run.last = next.last;
@@ -313,6 +305,19 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
         changes.push(run);
     }
     (changes, by_cpu)
+}
+
+/// The change of one translation; `leaf` is the newer of the two that there are.
+fn change(leaf: &Leaf, a: Option<Leaf>, b: Option<Leaf>) -> PteChange {
+    let state = |leaf: Leaf| PteState { phys: leaf.phys.into(), flags: leaf.flags };
+    PteChange {
+        start: leaf.va.into(),
+        last: Hex(leaf.last()),
+        span: leaf.span,
+        entries: 1,
+        before: a.map(state),
+        after: b.map(state),
+    }
 }
 
 /// Whether `next` lies behind `run` and has changed as it has.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
-use vmkern_abi::layout::EntryFlags;
+use vmkern_abi::layout::{EntryFlags, VmMap};
 
 use super::bar::{self, Stretch, Taken};
 use super::entries::{Entries, EntryReport, entries};
@@ -147,13 +147,8 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         });
     }
     hole(below, end);
-    // 2. What is left, and the owner of whichever lock the map has.
+    // 2. What is left.
     let free = end.saturating_sub(start).saturating_sub(used);
-    let owner = if map.map.system_map.is_set() {
-        map.map.lock.owner.get() & 0xffff
-    } else {
-        map.map.sx.owner.get()
-    };
     // 3. Its place among the maps comes later.
     MapReport {
         name: Arc::clone(&map.name),
@@ -161,7 +156,7 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         parent: None,
         depth: 0,
         system: map.map.system_map.is_set(),
-        locked_by: owner.checked_sub(1),
+        locked_by: owner(&map.map).checked_sub(1),
         start: Hex(start),
         end: Hex(end),
         entry_count: entries.count(),
@@ -172,6 +167,11 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         fragmentation: fragmentation(free, largest),
         bar: bar::bar(start, end, &taken),
     }
+}
+
+/// The word of whichever lock the map has: the number of the thread that owns it, plus one.
+fn owner(map: &VmMap) -> u32 {
+    if map.system_map.is_set() { map.lock.owner.get() & 0xffff } else { map.sx.owner.get() }
 }
 
 /// Percent of `free` outside of its `largest` piece, rounded up, so that only an unbroken hole is
