@@ -19,6 +19,7 @@ no_kvm() {
 run cargo fmt --all --check
 run scripts/check-docs.sh
 run scripts/rooms.sh
+run scripts/house.sh --check
 run no_kvm
 run cargo clippy --locked --workspace --all-targets -- -D warnings
 # The kernel's binary hides behind a feature, so that the line above passes it by. Its panic handler needs a profile

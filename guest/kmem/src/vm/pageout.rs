@@ -45,10 +45,11 @@ impl<M: VmMachine> Vm<M> {
             if needed.is_set() {
                 self.cnt().v_pdwakeups.inc();
             }
+            // 1. The pass: everything that can give memory back is asked.
             self.vm_pageout_scan();
             let mut queue = self.free_queue();
-            // Who has freed a page to a cache sees that it is needed, or is seen here to have freed
-            // it.
+            // 2. What it has brought. A CPU that has freed a page to its cache sees that it is
+            //    needed, or is seen here to have freed it.
             fence(Ordering::SeqCst);
             if needed.is_set() && !self.vm_page_count_min() {
                 if !self.vm_paging_needed() {
@@ -56,6 +57,7 @@ impl<M: VmMachine> Vm<M> {
                 }
                 self.wakeup(self.free_count_channel());
             }
+            // 3. The sleep: short while there is not enough, else until pages are needed.
             if needed.is_set() {
                 // Still not enough: a second pass follows at once, the next ones take their time.
                 pass += 1;
