@@ -15,6 +15,9 @@ usage() {
 }
 
 [ $# -ge 2 ] || usage
+for command in "$1" "$2"; do
+    [ -f "$command" ] && [ -x "$command" ] || { echo "no command $command" >&2 && exit 2; }
+done
 old=$(realpath "$1")
 new=$(realpath "$2")
 shift 2
@@ -68,6 +71,7 @@ done | awk '
     function median(v, n) { sort(v, n); return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2 }
     { n++; old[n] = $1; new[n] = $2; ratio[n] = $2 / $1 }
     END {
+        if (!n) exit 2
         srand(1); times = 1000
         for (k = 1; k <= times; k++) {
             for (i = 1; i <= n; i++) s[i] = ratio[1 + int(rand() * n)]
