@@ -144,9 +144,9 @@ impl GuestVirt {
 
 /// A pointer of the guest kernel to a structure `T` of this crate. Zero is null.
 ///
-/// Kernel structures live in the direct map, so that the pointer tells the physical address by
-/// arithmetic ([`crate::kva::dmap_to_phys`]); the host still follows it through the page tables, as
-/// it trusts nothing.
+/// Kernel structures live in the direct map, so the physical address follows from the pointer by
+/// arithmetic ([`crate::kva::dmap_to_phys`]). The host still follows it through the page tables,
+/// because it trusts nothing.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct KPtr<T>(u64, PhantomData<fn() -> T>);
@@ -161,13 +161,13 @@ impl<T> KPtr<T> {
         Self(va.get(), PhantomData)
     }
 
-    /// Where it points; address 0 when it is null.
+    /// The address that it points to; 0 when it is null.
     #[must_use]
     pub const fn addr(self) -> GuestVirt {
         GuestVirt::new(self.0)
     }
 
-    /// Whether it points nowhere.
+    /// Whether it is null.
     #[must_use]
     pub const fn is_null(self) -> bool {
         self.0 == 0

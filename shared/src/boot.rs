@@ -1,8 +1,8 @@
 //! What the host tells the kernel at boot: one line of text, the PVH command line.
 //!
 //! Text, because the same image boots under any PVH loader: `-append "selftest privilege=user"`
-//! says to QEMU's guest what [`BootArgs`] says to ours. Words are separated by blanks; a word is
-//! `key` or `key=value`. Memory comes from the PVH memory map, not from here.
+//! tells QEMU's guest what [`BootArgs`] tells ours. Words are separated by blanks; a word is `key`
+//! or `key=value`. Memory comes from the PVH memory map, not from here.
 
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -15,7 +15,7 @@ codes! {
     /// The privilege level at which the kernel body runs.
     #[derive(Default)]
     pub enum Privilege {
-        /// The kernel times a few CPL0 instructions on its way in and takes what is faster.
+        /// The kernel times a few CPL0 instructions on its way in and chooses the faster level.
         #[default]
         Auto => "auto",
         /// CPL0.
@@ -68,8 +68,8 @@ macro_rules! tunables {
             /// Sets the tunable called `name`.
             ///
             /// # Errors
-            /// When there is none of that name, or `value` is outside of
-            /// [`Tunables::range`]. Nothing has changed then.
+            /// When no tunable has that name, or `value` is outside of [`Tunables::range`]. Nothing
+            /// has changed then.
             pub fn set(&mut self, name: &str, value: u64) -> Result<(), TunableError> {
                 let range = Self::range(name).ok_or(TunableError::Unknown)?;
                 if !range.contains(&value) {
@@ -140,7 +140,7 @@ tunables! {
 /// A tunable that cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TunableError {
-    /// There is none of that name.
+    /// No tunable has that name.
     Unknown,
     /// It cannot have that value.
     OutOfRange {
@@ -167,15 +167,15 @@ pub struct BootArgs {
     /// `selftest`: check traps, paging, timer and kmem, report on the serial line, leave by the
     /// exit port.
     pub selftest: bool,
-    /// `zeroed`: all memory but what the loader wrote is zero, so that the page array need not be
+    /// `zeroed`: all memory is zero except what the loader wrote, so the page array need not be
     /// cleared.
     pub zeroed: bool,
     /// `control=ADDRESS`: where the [`crate::control::ControlRegion`] lies, if there is one.
     pub control: Option<GuestPhys>,
-    /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to prove that the
+    /// `crash=panic|page-fault|trap|stack-overflow|nucleus`: die in that way, to test that the
     /// report arrives.
     pub crash: Option<CrashKind>,
-    /// `tsc_khz=N`: the frequency of the TSC, where the host knows it.
+    /// `tsc_khz=N`: the frequency of the TSC, if the host knows it.
     pub tsc_khz: Option<u64>,
     /// `vcpus=N`: CPUs to use, those with APIC IDs 0 to N - 1; 1 to [`MAX_VCPUS`], 1 unless said
     /// otherwise.
@@ -184,7 +184,7 @@ pub struct BootArgs {
     pub tunables: Tunables,
 }
 
-/// A word of the command line that makes no sense.
+/// A word of the command line that is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadWord<'a>(pub &'a str);
 

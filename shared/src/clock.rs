@@ -1,9 +1,9 @@
-//! What time it is, computed by whoever looks.
+//! The time, computed by each reader.
 //!
-//! The kernel publishes a base ([`ClockBase`]) once, and in virtual time the microseconds that have
-//! passed whenever they change. Everything else follows: no word has to be written at each tick,
-//! and so no interrupt a tick is needed for the time to be right. The kernel and the host compute
-//! with the same functions.
+//! The kernel publishes a base ([`ClockBase`]) once. In virtual time it also publishes the
+//! microseconds that have passed, whenever they change. Everything else follows from these: no word
+//! has to be written at each tick, so the time is right without an interrupt for each tick. The
+//! kernel and the host compute with the same functions.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -13,7 +13,7 @@ use crate::field::{Field, Flag};
 /// Ticks a second unless `kern.hz` says otherwise (`HZ` on amd64).
 pub const DEFAULT_HZ: u64 = 1000;
 
-/// From what the time since boot follows. All zero while the kernel has no clock yet.
+/// The base from which the time since boot follows. All zero while the kernel has no clock yet.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct ClockBase {
@@ -23,14 +23,14 @@ pub struct ClockBase {
     pub tsc_khz: Field<u64>,
     /// Ticks a second.
     pub hz: Field<u64>,
-    /// Set when the clock follows the TSC, not when it moves by what is slept.
+    /// Set when the clock follows the TSC; clear when it advances by the time slept.
     pub is_real: Field<Flag<u64>>,
     /// Microseconds slept in virtual time.
     pub slept: Field<u64>,
 }
 
 impl ClockBase {
-    /// Publishes the clock that begins at `start_tsc`.
+    /// Publishes a clock that starts at `start_tsc`.
     pub fn publish(&self, mode: TimeMode, start_tsc: u64, tsc_khz: u64, hz: u64) {
         self.start_tsc.set(start_tsc);
         self.is_real.set((mode == TimeMode::Real).into());
@@ -38,8 +38,8 @@ impl ClockBase {
         self.tsc_khz.set(tsc_khz);
     }
 
-    /// Microseconds since boot when the TSC stands at `tsc`, which virtual time does not depend on.
-    /// `None` while there is no clock.
+    /// Microseconds since boot when the TSC is `tsc`; virtual time does not depend on it. `None`
+    /// while there is no clock.
     #[must_use]
     pub fn micros_at(&self, tsc: u64) -> Option<u64> {
         let khz = self.tsc_khz.get();
@@ -53,20 +53,20 @@ impl ClockBase {
         })
     }
 
-    /// Clock ticks since boot when the TSC stands at `tsc`. `None` while there is no clock.
+    /// Clock ticks since boot when the TSC is `tsc`. `None` while there is no clock.
     #[must_use]
     pub fn ticks_at(&self, tsc: u64) -> Option<u64> {
         self.micros_at(tsc).map(|micros| ticks(micros, self.hz.get()))
     }
 }
 
-/// Microseconds that `cycles` of a TSC of `khz`, not 0, last, cut to whole ones.
+/// The duration of `cycles` of a TSC of `khz` (not 0) in microseconds, rounded down.
 #[must_use]
 pub fn micros(cycles: u64, khz: u64) -> u64 {
     u64::try_from(u128::from(cycles) * 1000 / u128::from(khz)).unwrap_or(u64::MAX)
 }
 
-/// Ticks in `micros` microseconds at `hz` ticks a second, cut to whole ones.
+/// Ticks in `micros` microseconds at `hz` ticks a second, rounded down.
 #[must_use]
 pub fn ticks(micros: u64, hz: u64) -> u64 {
     u64::try_from(u128::from(micros) * u128::from(hz) / 1_000_000).unwrap_or(u64::MAX)

@@ -1,5 +1,5 @@
 //! Enums whose values are numbers in memory or in messages, or words in text: one table for each,
-//! from which follow the enum and the ways from it and back.
+//! from which the enum and its conversions follow.
 
 use crate::field::Word;
 
@@ -19,9 +19,9 @@ pub trait Coded: Copy + PartialEq {
 
 /// Makes an enum from a table of its values.
 ///
-/// A row is `Value = NUMBER`, `Value = NUMBER => "word"`, or `Value => "word"` for an enum that is
-/// no number anywhere, and all rows of a table are alike. Numbers give `code` and `from_code`,
-/// words `name` and `from_name`; every enum has `ALL`, its values in the table's order.
+/// A row is `Value = NUMBER`, `Value = NUMBER => "word"`, or `Value => "word"` for an enum that has
+/// no numbers; all rows of a table are alike. Numbers add `code` and `from_code`, and words add
+/// `name` and `from_name`. Every enum has `ALL`, its values in the table's order.
 macro_rules! codes {
     (
         $(#[$meta:meta])*

@@ -1,8 +1,8 @@
 //! The record that a dying kernel leaves for the host.
 //!
 //! Written by the guest into the control region just before it leaves through the exit port, and
-//! read by the host once the CPU has stopped. Addresses are raw: the host, who has the symbols,
-//! names them.
+//! read by the host once the CPU has stopped. Addresses are raw: the host has the symbols and names
+//! them.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -62,7 +62,7 @@ pub struct CrashRecord {
     pub message_len: Field<u32>,
     /// Words of `frames` in use.
     pub frames_len: Field<u32>,
-    /// Set when it happened in an interrupt handler, which `thread` only lent its CPU to.
+    /// Set when it happened in an interrupt handler, which only ran on the CPU of `thread`.
     pub in_interrupt: Field<Flag>,
     #[doc(hidden)]
     pub _pad: Field<u32>,

@@ -1,11 +1,11 @@
-//! How vmkern's own loader enters the kernel: in long mode, at once.
+//! How vmkern's own loader enters the kernel: directly in long mode.
 //!
 //! PVH enters a kernel in 32-bit protected mode, and the kernel needs some forty instructions from
 //! there to its own tables. Where a KVM emulates CPL0, each of them costs up to a microsecond, and
 //! each mode on the way costs a set of shadow page tables. So the image has a second note beside
 //! the PVH note: an [`EntryNote`], which names the tables that the image holds ready. A loader that
 //! knows it sets the registers itself, by two calls of KVM. Any other loader enters by PVH, and the
-//! code there ends in the very state that is described here.
+//! code there ends in the same state as described here.
 //!
 //! **State at entry**, besides what the note names:
 //!
@@ -43,14 +43,14 @@ pub const CS: u16 = 8;
 
 /// Instructions that the kernel times on its way in, at CPL0: see [`EMULATED_FROM`].
 pub const TIMED_INSTRUCTIONS: u64 = 4;
-/// CPL0 is emulated if [`TIMED_INSTRUCTIONS`] took so many cycles or more. A processor needs about
-/// 50 for them. Emulation needs a half to a whole microsecond for each: 4,000 cycles in all where
-/// the TSC runs at 2 GHz. An interrupt of the host in between looks like emulation; the kernel then
-/// runs at CPL3 on a processor, which is slower and as good.
+/// CPL0 is emulated if [`TIMED_INSTRUCTIONS`] took this many cycles or more. A processor needs
+/// about 50 for them. Emulation needs a half to a whole microsecond for each: 4,000 cycles in all
+/// where the TSC runs at 2 GHz. An interrupt of the host in between looks like emulation; the
+/// kernel then runs at CPL3 on a processor, which is slower but equally correct.
 pub const EMULATED_FROM: u32 = 1_000;
 
-/// What the kernel expects in ECX: it runs its body at CPL3 if [`TIMED_INSTRUCTIONS`] took so many
-/// cycles or more.
+/// The value that the kernel expects in ECX: it runs its body at CPL3 if [`TIMED_INSTRUCTIONS`]
+/// took this many cycles or more.
 #[must_use]
 pub const fn user_from(privilege: Privilege) -> u32 {
     match privilege {
@@ -61,8 +61,8 @@ pub const fn user_from(privilege: Privilege) -> u32 {
     }
 }
 
-/// What the note holds: where the kernel's code, stack and tables lie. The file has it in this
-/// layout.
+/// The contents of the note, in the layout of the file: where the kernel's code, stack and tables
+/// lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct EntryNote {

@@ -1,7 +1,7 @@
-//! Words of the memory system that its requests use, too: which map, how to allocate, what came of
-//! it, and what a thread sleeps for.
+//! Terms of the memory system that requests also use: which map, how to allocate, the result, and
+//! what a thread sleeps for.
 //!
-//! They are FreeBSD's, and know nothing of the control ring, which names them again
+//! They are FreeBSD's and do not depend on the control ring, which exports them again
 //! ([`crate::control`]).
 
 use core::fmt;
@@ -25,9 +25,9 @@ bitflags! {
     }
 }
 
-/// A map: below [`MapId::NAMED_MAX`] the number of one that is made at boot, else the address of a
-/// `VmMap` that `kmem_suballoc` made. The kernel believes no address that is not that of a map of
-/// its own.
+/// A map: below [`MapId::NAMED_MAX`], the number of a map that is created at boot; otherwise the
+/// address of a `VmMap` that `kmem_suballoc` created. The kernel rejects an address that does not
+/// belong to one of its maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MapId(pub u64);
 

@@ -21,13 +21,13 @@ pub const DMAP_MAX: GuestVirt = GuestVirt::new(0xffff_ff80_0000_0000);
 pub const VM_MIN_KERNEL_ADDRESS: GuestVirt = GuestVirt::new(0xffff_ff80_0000_0000);
 /// First address past kernel_map. The last page of the address space is never used.
 pub const VM_MAX_KERNEL_ADDRESS: GuestVirt = GuestVirt::new(0xffff_ffff_ffff_f000);
-/// Page tables that the boot makes for the first addresses of kernel_map, 480 MiB, where memory
-/// is large enough ([`crate::layout::BootRegion`]).
+/// Page tables that the boot makes for the first addresses of kernel_map, 480 MiB, if memory is
+/// large enough ([`crate::layout::BootRegion`]).
 pub const NKPT: usize = 240;
 /// Where physical address 0 would appear in the image's mapping.
 pub const KERNBASE: GuestVirt = GuestVirt::new(0xffff_ffff_8000_0000);
 
-/// Physical memory that can be managed: what the direct map can show.
+/// The most physical memory that can be managed: as much as the direct map can map.
 pub const MAX_PHYS: GuestPhys = GuestPhys::new(DMAP_MAX.get() - DMAP_MIN.get());
 
 /// The direct-map address of `pa` (FreeBSD's `PHYS_TO_DMAP`). `pa` is below [`MAX_PHYS`].

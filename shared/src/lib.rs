@@ -1,4 +1,4 @@
-//! Every byte that host and guest both read.
+//! The structures that both host and guest read.
 //!
 //! The guest kernel keeps its structures in these very types, and the host reads them out of guest
 //! physical memory: there is no second description that could drift from the first. The crate
@@ -7,7 +7,7 @@
 //! Two rules hold throughout:
 //!
 //! * A structure that lives in guest memory is `repr(C)` and made of [`field::Field`]s, that is, of
-//!   atomic words. Other CPUs and the host may read at any moment, and nobody ever needs a `&mut`
+//!   atomic words. Other CPUs and the host may read at any moment, and no code ever needs a `&mut`
 //!   to shared memory.
 //! * Addresses are typed: [`addr::GuestPhys`], [`addr::GuestVirt`] and [`addr::KPtr`] never mix.
 
@@ -33,8 +33,8 @@ pub mod pattern;
 pub mod pte;
 pub mod walk;
 
-/// Version of what the words of this crate mean: it changes with the protocol, with the encoding of
-/// operations, with the meaning of a field. How the structures are laid out is told by
-/// [`describe::HASH`], which changes by itself. The kernel publishes both, and a host refuses any
-/// other.
+/// Version of the meaning of this crate's words: it changes with the protocol, the encoding of
+/// operations, or the meaning of a field. [`describe::HASH`] stands for the layout of the
+/// structures, and changes by itself. The kernel publishes both, and a host refuses any other
+/// values.
 pub const ABI_VERSION: u32 = 7;

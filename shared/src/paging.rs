@@ -1,22 +1,23 @@
-//! What a CPU demands of page-table entries: the bits that must be zero.
+//! The bits of page-table entries that a CPU requires to be zero.
 //!
-//! A valid entry with a reserved bit set translates nothing; whoever walks over it gets a page
-//! fault that says so (Intel SDM volume 3, section 4.7; AMD APM volume 2, section 5.3). Which bits
-//! these are depends on the CPU: on MAXPHYADDR, on the pages of 1 GiB that it may or may not know,
-//! on its vendor, and on EFER.NXE. The host takes it from the CPUID that it gives to the guest's
-//! CPUs, and tells the kernel in [`ControlRegion::paging`](crate::control::ControlRegion::paging).
+//! A valid entry with a reserved bit set translates nothing; an access through it causes a page
+//! fault with the RSVD bit set (Intel SDM volume 3, section 4.7; AMD APM volume 2, section 5.3).
+//! Which bits these are depends on the CPU: on MAXPHYADDR, on support for 1 GiB pages, on its
+//! vendor, and on EFER.NXE. The host takes them from the CPUID that it sets for the guest's CPUs,
+//! and passes them to the kernel in
+//! [`ControlRegion::paging`](crate::control::ControlRegion::paging).
 
 use bitflags::bitflags;
 
 use crate::pte::{Level, PG_FRAME, PG_PS_FRAME, Pte, PteFlags};
 
 bitflags! {
-    /// What a CPU knows besides the width of its addresses.
+    /// The features of a CPU that matter here, besides the width of its addresses.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct PagingFeatures: u32 {
         /// EFER.NXE is set: bit 63 forbids execution and is not reserved.
         const NX = 1 << 8;
-        /// Pages of 1 GiB.
+        /// The CPU supports 1 GiB pages.
         const PAGE1GB = 1 << 9;
         /// Bit 8 is reserved in entries of the root, as on AMD's CPUs. (Older manuals of theirs
         /// reserve it one level below, too; the CPUs ignore it there.)
@@ -28,16 +29,16 @@ bitflags! {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Paging(u32);
 
-/// Bits of a physical address that the architecture has at the most.
+/// Most bits of a physical address in the architecture.
 const PHYS_BITS_MAX: u32 = 52;
-/// Bits that each CPU with PAE has at the least.
+/// Fewest bits on any CPU with PAE.
 const PHYS_BITS_MIN: u32 = 32;
-/// What a CPU has that does not say how many.
+/// The bits of a CPU that does not report their number.
 const PHYS_BITS_SILENT: u32 = 36;
 
 impl Paging {
-    /// What is true of each CPU that the kernel runs on: nothing is reserved that may be in use
-    /// somewhere.
+    /// Rules that hold for every CPU on which the kernel runs: a bit that any CPU may use is not
+    /// reserved.
     pub const ANY: Self =
         Self::new(PHYS_BITS_MAX, PagingFeatures::NX.union(PagingFeatures::PAGE1GB));
 
@@ -54,8 +55,8 @@ impl Paging {
         Self(bits | features.bits())
     }
 
-    /// The rules that `word` stands for ([`Paging::word`]). 0, which stands in memory that nobody
-    /// wrote to, is [`Paging::ANY`].
+    /// The rules that `word` encodes ([`Paging::word`]). 0, the value of memory that was never
+    /// written, is [`Paging::ANY`].
     #[must_use]
     pub const fn from_word(word: u32) -> Self {
         match word {
@@ -71,7 +72,7 @@ impl Paging {
     }
 
     /// The rules of the CPU whose CPUID leaf `n` is `leaf(n)`: EAX, EBX, ECX, EDX. EFER.NXE is
-    /// taken to be set, as the kernel sets it before it turns paging on.
+    /// assumed to be set, because the kernel sets it before it turns paging on.
     #[must_use]
     pub fn of_cpuid(leaf: impl Fn(u32) -> [u32; 4]) -> Self {
         const PAGE1GB: u32 = 1 << 26;
@@ -87,7 +88,7 @@ impl Paging {
         Self::new(phys_bits, known)
     }
 
-    /// The same where EFER.NXE is clear.
+    /// The same rules with EFER.NXE clear.
     #[must_use]
     pub const fn without_nx(self) -> Self {
         Self(self.0 & !PagingFeatures::NX.bits())
@@ -103,8 +104,8 @@ impl Paging {
         self.0 & feature.bits() != 0
     }
 
-    /// The bits of `pte`, a valid entry of a table of `level`, that are set and must not be: 0 if
-    /// it is a good one.
+    /// The bits of `pte`, a valid entry of a table of `level`, that are set but must not be; 0 if
+    /// the entry is valid for the CPU.
     #[must_use]
     #[inline]
     pub const fn reserved(self, level: Level, pte: Pte) -> u64 {

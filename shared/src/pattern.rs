@@ -1,7 +1,7 @@
 //! The byte pattern that `fill` writes and `verify` expects.
 //!
-//! The byte at an address depends on the address and the seed alone, so that a block verified at
-//! any other place, or against any other seed, differs almost everywhere.
+//! The byte at an address depends only on the address and the seed, so a block that is verified at
+//! another address, or with another seed, differs almost everywhere.
 
 /// The eight bytes (little endian) of the pattern at `address`, a multiple of 8.
 #[must_use]

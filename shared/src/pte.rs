@@ -41,7 +41,7 @@ bitflags! {
         const MANAGED = 1 << 10;
         /// Made by `pmap_kenter` or `pmap_qenter`: not counted as resident (available bit 3).
         const KENTER = 1 << 11;
-        /// No execution.
+        /// Execution disabled.
         const NX = 1 << 63;
     }
 }
@@ -73,7 +73,7 @@ impl Pte {
         self.0
     }
 
-    /// The flag bits, unnamed ones left out.
+    /// The flag bits, without the unnamed ones.
     #[must_use]
     pub const fn flags(self) -> PteFlags {
         PteFlags::from_bits_truncate(self.0)

@@ -1,10 +1,10 @@
-//! The walk from a virtual to a physical address, as the hardware does it.
+//! The walk from a virtual to a physical address, as in hardware.
 //!
 //! The kernel's pmap, the simulated machine and the host's inspector all use this one walker. It is
-//! generic over how an entry is read, so that each of them can say what an unreadable table means:
-//! a bug for the kernel, a finding for the host, who trusts no address that it reads. The reader
-//! says what its CPU demands of entries, too: one with a reserved bit set translates nothing, as on
-//! the hardware.
+//! generic over how an entry is read, so each of them decides what an unreadable table means: a bug
+//! for the kernel, a finding for the host, which trusts no address that it reads. The reader also
+//! states the rules of its CPU for entries: an entry with a reserved bit set translates nothing, as
+//! in hardware.
 
 use crate::addr::{GuestPhys, GuestVirt};
 use crate::paging::Paging;
@@ -21,7 +21,7 @@ pub trait TableReader {
     /// When `table` is not memory of the guest.
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Self::Error>;
 
-    /// What the CPU that uses the tables demands of their entries.
+    /// The rules for entries of the CPU that uses the tables.
     fn paging(&self) -> Paging;
 }
 
@@ -37,7 +37,7 @@ impl<R: TableReader + ?Sized> TableReader for &R {
     }
 }
 
-/// One step of a walk: the table looked into and the entry found there.
+/// One step of a walk: the table that was read and the entry found there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The level of the table.
@@ -57,8 +57,8 @@ pub struct Mapping {
     pub phys: GuestPhys,
     /// Bytes that the last entry maps: 4 KiB, 2 MiB or 1 GiB.
     pub span: u64,
-    /// What the whole path grants: `RW` and `U` where every level has them, `NX` where any has; all
-    /// other bits of the last entry.
+    /// The rights of the whole path: `RW` and `U` if every level has them, `NX` if any level has
+    /// it, and all other bits of the last entry.
     pub flags: PteFlags,
 }
 
@@ -66,10 +66,10 @@ pub struct Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
     steps: [Option<Step>; 4],
-    /// What is mapped there, or `None` when the last step's entry is not valid or is refused.
+    /// The mapping there, or `None` when the last step's entry is not valid or is refused.
     pub mapping: Option<Mapping>,
-    /// The bits that the last step's entry, a valid one, has set and must not: the CPU faults with
-    /// "reserved bit set". 0 in a sound walk.
+    /// The bits that are set in the last step's valid entry but must not be: the CPU faults with
+    /// "reserved bit set". 0 otherwise.
     pub reserved: u64,
 }
 
@@ -89,13 +89,13 @@ impl Walk {
     }
 }
 
-/// What an entry of a table does with the addresses below it.
+/// The effect of an entry of a table on the addresses below it.
 enum Way {
     /// It maps them.
     Leaf,
-    /// It leads to a table.
+    /// It points to a table.
     Down(GuestPhys),
-    /// Nothing.
+    /// It is not valid.
     Nowhere,
     /// The CPU refuses it, for these bits.
     Reserved(u64),
@@ -115,7 +115,7 @@ fn way(paging: Paging, level: Level, pte: Pte) -> Way {
 }
 
 /// The table of `level` on the way from the root table `pml4` to `va`, and the index of the entry
-/// for `va` in it: where a mapping of that size is, or would be made. `None` when a table above is
+/// for `va` in it: where a mapping of that size is, or would be. `None` when a table above is
 /// missing, a larger page is in the way, or an entry above is refused.
 ///
 /// # Errors

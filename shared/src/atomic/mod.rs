@@ -1,6 +1,6 @@
-//! The atomics that shared memory is made of.
+//! The atomics of which shared memory is made.
 //!
-//! They are `core`'s. Under `cfg(loom)`, which `scripts/loom.sh` gives, they have the same size,
+//! They are `core`'s. Under `cfg(loom)`, which `scripts/loom.sh` sets, they have the same size,
 //! alignment and names, and a model may ask loom to watch single words of them: see `watched`. The
 //! code that uses them is the same in both.
 

@@ -1,10 +1,10 @@
-//! Atomics with the size of their value, of which loom watches those that a model names.
+//! Atomics with the size of their value. loom watches those that a model names.
 //!
-//! loom's own atomics are no plain bytes, so that no structure of shared memory could be made of
-//! them. Here a word is `core`'s atomic. While a [`Watched`] of it lives, every access goes to an
-//! atomic of loom's that is kept beside it: loom then tries each order of the accesses, and each
-//! value that the memory orderings allow a load to see. Words that nobody watches are plain memory,
-//! which costs a model nothing; their accesses are not interleaved with anything.
+//! loom's own atomics are not plain bytes, so a structure of shared memory cannot be made of them.
+//! Here a word is `core`'s atomic. While a [`Watched`] for it lives, every access goes to one of
+//! loom's atomics, which is kept beside the word: loom then tries each order of the accesses, and
+//! each value that the memory orderings allow a load to see. Words that are not watched are plain
+//! memory and cost a model nothing; accesses to them are not interleaved with anything.
 //!
 //! A model watches its words before it starts threads, and keeps the [`Watched`] until they have
 //! ended.
@@ -43,7 +43,7 @@ impl Drop for Watched {
     }
 }
 
-/// A value of a narrower word, out of loom's.
+/// A value of a narrower word, taken from loom's word.
 fn narrow<T: TryFrom<u64>>(value: u64) -> T {
     T::try_from(value)
         .unwrap_or_else(|_| unreachable!("loom's word holds what came from this type"))
@@ -51,7 +51,7 @@ fn narrow<T: TryFrom<u64>>(value: u64) -> T {
 
 macro_rules! atomic {
     ($($name:ident: $int:ty),*) => {$(
-        /// A word as `core` has it, and loom's beside it while it is watched.
+        /// A word of `core`'s, and loom's word beside it while it is watched.
         #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
         #[repr(transparent)]
         pub struct $name(core::sync::atomic::$name);
@@ -104,7 +104,7 @@ macro_rules! atomic {
             /// Writes `new` if the word holds `current`, and returns what it held.
             ///
             /// # Errors
-            /// What it held, when that is something else.
+            /// The value of the word, when that is not `current`.
             pub fn compare_exchange(
                 &self,
                 current: $int,
@@ -122,11 +122,11 @@ macro_rules! atomic {
                 }
             }
 
-            /// Writes what `f` makes of what the word holds, unless that is nothing, and returns
-            /// what it held.
+            /// Calls `f` with the value of the word, writes the result if there is one, and returns
+            /// the old value.
             ///
             /// # Errors
-            /// What it held, when `f` made nothing of it.
+            /// The value of the word, when `f` returns `None`.
             pub fn fetch_update(
                 &self,
                 set: Ordering,

@@ -1,5 +1,5 @@
-//! What operations take as arguments, besides numbers, addresses and what [`crate::kmem`] names,
-//! and how an argument travels.
+//! The types of the arguments of operations, besides numbers, addresses and the types of
+//! [`crate::kmem`], and how an argument is encoded.
 
 use super::message::MAX_THREADS;
 use crate::addr::GuestVirt;
@@ -17,7 +17,8 @@ codes! {
 }
 
 codes! {
-    /// What [`Workload::Pairs`](super::Workload::Pairs) allocates with; it frees with `kmem_free`.
+    /// The function with which [`Workload::Pairs`](super::Workload::Pairs) allocates; it frees with
+    /// `kmem_free`.
     pub enum Allocator: u8 {
         /// `kmem_malloc` with M_NOWAIT.
         Malloc = 0,
@@ -28,10 +29,10 @@ codes! {
 
 /// A type that an operation can take: one word of the request's slot.
 pub(super) trait Argument: Copy {
-    /// The word that says this.
+    /// The word that encodes this value.
     fn to_word(self) -> u64;
 
-    /// What `word` says, or `None` when it says nothing that can be.
+    /// The value that `word` encodes, or `None` when no value has that word.
     fn from_word(word: u64) -> Option<Self>;
 }
 

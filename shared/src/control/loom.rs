@@ -1,8 +1,8 @@
 //! Rings and doorbells under every interleaving of two CPUs, by loom: `scripts/loom.sh` runs these.
 //!
-//! A bell is a parked thread's token: like the interrupt and the eventfd, it wakes one who sleeps,
-//! or keeps the next sleep from lasting. A wakeup that is lost leaves the sleeper for ever, which
-//! loom reports as a deadlock.
+//! A bell is a parked thread's token: like the interrupt and the eventfd, it wakes a sleeper, or
+//! ends the next sleep at once. After a lost wakeup the sleeper sleeps for ever, which loom reports
+//! as a deadlock.
 
 extern crate std;
 
@@ -16,7 +16,7 @@ use super::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Sleeper, Slot};
 use crate::atomic::Ordering;
 use crate::atomic::watched::Watched;
 
-/// A ring with two slots, so that few messages fill it, and its consumer's sleeper.
+/// A ring with two slots, so a few messages fill it, and its consumer's sleeper.
 #[derive(FromZeros)]
 #[repr(C)]
 struct Lane {
@@ -32,7 +32,7 @@ impl Lane {
     }
 }
 
-/// A message that shows when it is torn.
+/// A message whose words differ when it is torn.
 fn message(number: u64) -> Slot {
     [number; SLOT_WORDS]
 }
@@ -70,8 +70,8 @@ fn messages_arrive_whole_once_and_in_order_while_slots_are_used_again() {
     });
 }
 
-/// Takes messages up to number `last`, and sleeps as [`super`] says while there are none. `prepare`
-/// comes before the last look.
+/// Takes messages up to number `last`, and sleeps as [`super`] says while there are none. It calls
+/// `prepare` before the last look.
 fn serve(lane: &Lane, last: u64, prepare: impl Fn(&Sleeper)) {
     let mut consumer = Consumer::new(&lane.ring);
     let mut next = 1;
@@ -101,11 +101,11 @@ fn send(lane: &Lane, last: u64, bell: &thread::Thread) {
     }
 }
 
-/// Three preemptions at most, however many are asked for. With four loom tells of a deadlock that
-/// cannot be: the producer's swap finds 0, which the consumer has stored before it arms itself
-/// again; and by the fences the producer's next load must see it armed. loom lets it see the 0 of
-/// that swap once more, as if the swap might stand behind the arming. But what a swap stores stands
-/// right behind what it has found.
+/// Three preemptions at most, however many are asked for. With four, loom reports an impossible
+/// deadlock. In it, the producer's swap finds 0, which the consumer stored before it armed itself
+/// again; by the fences, the producer's next load must see it armed. loom lets the load see the 0
+/// of that swap once more, as if the swap could come after the arming. But the value that a swap
+/// stores comes directly after the value that the swap found.
 #[test]
 fn no_wakeup_is_lost_between_the_last_look_and_the_sleep() {
     let mut builder = loom::model::Builder::new();

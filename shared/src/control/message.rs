@@ -1,34 +1,34 @@
-//! Requests and responses: operations and outcomes with what tells them apart on their way.
+//! Requests and responses: operations and outcomes, with the tags by which they are told apart.
 
 use super::op::Op;
 use super::outcome::Outcome;
 
-/// An operation with its address: which thread does it, and by which tag the answer comes back.
+/// An operation, where it runs, and the tag with which its answer comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// Returned with the response.
     pub tag: u32,
-    /// Where to do it.
+    /// Where it runs.
     pub context: Context,
-    /// What to do.
+    /// The operation.
     pub op: Op,
 }
 
 /// Where an operation runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Context {
-    /// On kernel thread 0 to 63, made at its first use.
+    /// On kernel thread 0 to 63, which is created at its first use.
     Thread(u16),
-    /// On a kernel thread too, but nobody waits for it: no answer comes until a join of the thread
-    /// asks for one. In virtual time the operation begins with the next request of another kind,
-    /// behind those that were started before it and ahead of that request, all on one CPU; in real
-    /// time it begins at once, on any CPU.
+    /// On a kernel thread too, but without waiting: no answer comes until a join of the thread asks
+    /// for one. In virtual time the operation begins with the next request of another kind, after
+    /// those that were started before it and before that request, all on one CPU. In real time it
+    /// begins at once, on any CPU.
     Start(u16),
     /// In an interrupt handler, where sleeping is forbidden.
     Interrupt,
     /// In a handler of the vm_lowmem event, once, when it next fires. The answer comes at once: ok.
     Lowmem,
-    /// On no thread. The answer comes when the guest is at rest, and what was started before has
+    /// On no thread. The answer comes when the guest is idle and every operation started before has
     /// begun. Only for [`Op::Nop`].
     Rest,
 }
@@ -43,6 +43,6 @@ pub struct Response {
     pub tag: u32,
     /// TSC cycles from the operation's start to its end, measured by the kernel.
     pub cycles: u64,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }

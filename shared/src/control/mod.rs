@@ -1,21 +1,22 @@
 //! The control region: where host and kernel meet.
 //!
-//! The host places it in guest memory, outside of what the kernel manages, and names it with
-//! `control=` on the command line. Operations go to the guest through one ring and come back
-//! through another; many may be in flight, and neither side leaves its CPU while the other is
-//! awake.
+//! The host places it in guest memory, outside of the memory that the kernel manages, and passes
+//! its address with `control=` on the command line. Operations go to the guest through one ring and
+//! come back through another; many may be in flight, and neither side leaves its CPU while the
+//! other is awake.
 //!
 //! **Doorbell protocol.** Each ring's consumer has a [`Sleeper`] word. Before it sleeps it calls
 //! [`Sleeper::prepare`], looks into its ring once more, and sleeps only if that is still empty. A
-//! producer pushes, then asks [`Sleeper::must_wake`], and rings the bell only on a yes: a port
-//! write ([`DOORBELL_PORT`]) from the guest, an interrupt ([`DOORBELL_VECTOR`]) from the host.
+//! producer pushes, then asks [`Sleeper::must_wake`], and rings the bell only if that is true. The
+//! bell is a port write ([`DOORBELL_PORT`]) from the guest, an interrupt ([`DOORBELL_VECTOR`]) from
+//! the host.
 //!
-//! **Pause.** The host may ask a CPU to stand still where nothing is half done: it raises
+//! **Pause.** The host may ask a CPU to stop at a place where no change is half done: it raises
 //! [`PAUSE_VECTOR`], and the kernel, as soon as it owns no mutex and no spin lock, writes to
-//! [`PAUSE_PORT`]. When that takes long the host says so ([`Pausing::Urgent`]), and a loop that
-//! owns a mutex writes at its next point. The host holds the CPU in that write for as long as it
-//! likes, or lets it go on at once when it has lost patience. Either side may forget about a pause
-//! at any time: a write that nobody waits for means nothing.
+//! [`PAUSE_PORT`]. If that takes too long, the host sets [`Pausing::Urgent`], and a loop that owns
+//! a mutex writes at its next point. The host holds the CPU in that write for as long as it likes;
+//! if it has given up the pause, it lets the CPU go on at once. Either side may drop a pause at any
+//! time: a write that nobody waits for has no effect.
 
 mod argument;
 #[cfg(all(test, loom))]
@@ -52,8 +53,8 @@ use crate::log::LogRing;
 /// `"vmkern\0\1"`.
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"vmkern\0\x01");
 
-/// Slots in each ring. With so few the beginnings of both rings and of the log lie in the first six
-/// pages of the region: see [`ControlRegion`].
+/// Slots in each ring. With so few slots, the beginnings of both rings and of the log lie in the
+/// first six pages of the region: see [`ControlRegion`].
 pub const RING_SLOTS: usize = 128;
 
 /// The guest writes any value here to wake the host's side of the response ring.
@@ -69,7 +70,7 @@ pub const PAUSE_VECTOR: u8 = 0x53;
 pub const PAUSE_PORT: u16 = 0x511;
 
 codes! {
-    /// How a CPU stands still: what it writes to [`PAUSE_PORT`].
+    /// How a CPU stops for a pause: the value that it writes to [`PAUSE_PORT`].
     pub enum Stand: u8 {
         /// It owns no mutex and no spin lock.
         Quiescent = 0,
@@ -83,18 +84,19 @@ codes! {
     pub enum Pausing: u32 {
         /// CPUs run.
         No = 0,
-        /// They are to stand still where they own no mutex.
+        /// They should stop where they own no mutex.
         Yes = 1,
-        /// They have been waited for: a loop that owns a mutex is to stand still at its next point.
+        /// The host has waited for some time: a loop that owns a mutex should stop at its next
+        /// point.
         Urgent = 2,
     }
 }
 
 /// The guest writes any value here when it waits for another of its CPUs, which may not be running:
-/// the host's scheduler is asked to run somebody else.
+/// it asks the host's scheduler to run another thread.
 pub const YIELD_PORT: u16 = 0x512;
 
-/// The guest writes any value here to wake the host's keeper of its log ([`crate::log`]).
+/// The guest writes any value here to wake the host's thread that keeps the log ([`crate::log`]).
 pub const LOG_PORT: u16 = 0x513;
 
 codes! {
@@ -149,8 +151,7 @@ impl Sleeper {
         self.asleep.store(0, Ordering::Relaxed);
     }
 
-    /// Asked by the producer after a push: whether the bell must be rung. A yes is given once per
-    /// sleep.
+    /// Whether the bell must be rung. The producer asks after a push; it is true once per sleep.
     #[must_use]
     pub fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -158,15 +159,15 @@ impl Sleeper {
     }
 }
 
-/// The region. All zero when the guest starts, but for what the host writes into `magic` and
-/// `host_abi_version`.
+/// The region. All zero when the guest starts, except for `magic` and `host_abi_version`, which the
+/// host writes.
 ///
 /// The fields up to `description_len` are the handshake: they stay where they are in every version,
 /// so that two sides that do not understand each other can still find out why.
 ///
-/// What a boot and a first request touch ends with the log's first page. A KVM that shadows page
-/// tables fills the entries of eight aligned pages on one fault, so a host puts these pages and
-/// what else it hands over into one such group.
+/// A boot and a first request touch the region only up to the log's first page. A KVM that shadows
+/// page tables fills the entries of eight aligned pages on one fault, so a host puts these pages,
+/// and whatever else it hands over, into one such group.
 #[derive(Debug, FromBytes, KnownLayout)]
 #[repr(C, align(4096))]
 pub struct ControlRegion {
@@ -174,7 +175,7 @@ pub struct ControlRegion {
     pub magic: Field<u64>,
     /// [`crate::ABI_VERSION`] of the host.
     pub host_abi_version: Field<u32>,
-    /// [`crate::ABI_VERSION`] of the kernel, written when it takes the region into use.
+    /// [`crate::ABI_VERSION`] of the kernel, written when it starts to use the region.
     pub guest_abi_version: Field<u32>,
     /// [`crate::describe::HASH`] of the kernel, written with its version.
     pub abi_hash: Field<u64>,
@@ -188,9 +189,8 @@ pub struct ControlRegion {
     pub body_cpl: Field<u32>,
     /// Cycles that [`TIMED_INSTRUCTIONS`](crate::entry::TIMED_INSTRUCTIONS) took on the way in.
     pub cpl0_cycles: Field<u64>,
-    /// Not [`Pausing::No`] while the host brings CPUs to a standstill, by the host: those that own
-    /// no lock wait for the others before they stand still, so that nobody is left waiting for an
-    /// answer.
+    /// Not [`Pausing::No`] while the host pauses the CPUs; the host writes it. CPUs that own no
+    /// lock wait for the others before they stop, so no CPU is left waiting for an answer.
     pub pausing: Field<Code<Pausing>>,
     /// What the guest's CPUs demand of page-table entries, by the host before they start:
     /// [`Paging::word`](crate::paging::Paging::word).
@@ -203,7 +203,7 @@ pub struct ControlRegion {
     pub ready_tsc: Field<u64>,
     /// Physical address of the root page table (CR3).
     pub pml4: Field<GuestPhys>,
-    /// From what the time since boot follows, written before the kernel serves.
+    /// The base of the time since boot, written before the kernel serves requests.
     pub clock: ClockBase,
     /// The guest sleeps and waits for requests.
     pub guest_sleeper: Sleeper,

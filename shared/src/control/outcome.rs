@@ -1,12 +1,12 @@
-//! What can come of an operation.
+//! The outcomes of operations.
 
 use crate::addr::GuestVirt;
 use crate::kmem::{KernReturn, WaitMessage};
 
-/// What came of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It returned nothing, and went well.
+    /// It succeeded and returned nothing.
     Ok,
     /// It returned a number or an address.
     Value(u64),
@@ -19,13 +19,13 @@ pub enum Outcome {
     Mismatch {
         /// Address of the first wrong byte's word.
         addr: GuestVirt,
-        /// What stands there.
+        /// The value there.
         got: u64,
-        /// What should.
+        /// The expected value.
         want: u64,
     },
     /// The thread sleeps, nothing in the guest is runnable, and no time-out of a thread with a
-    /// request is pending. The answer proper comes to [`Op::Join`](super::Op::Join).
+    /// request is pending. The final answer comes to [`Op::Join`](super::Op::Join).
     Blocked {
         /// What it waits for.
         waits_for: WaitMessage,

@@ -1,10 +1,10 @@
 //! A ring for one producer and one consumer, each of which distrusts the other.
 //!
-//! `tail` counts slots ever filled and is written by the producer alone; `head` counts slots ever
-//! emptied and is written by the consumer alone. Both wrap. Each side keeps its own counter
+//! `tail` counts the slots ever filled, and only the producer writes it; `head` counts the slots
+//! ever emptied, and only the consumer writes it. Both wrap. Each side keeps its own counter
 //! privately and only *checks* the other's: a distance above the ring's size is [`Corrupt`],
-//! whatever it was that wrote it. A slot's words are published by the release store of the counter
-//! and read after its acquire load.
+//! whatever wrote it. A slot's words are published by the release store of the counter and read
+//! after its acquire load.
 
 use core::fmt;
 
@@ -40,7 +40,7 @@ pub struct Ring<const N: usize> {
 crate::describe!(Counter { value, _line });
 crate::describe!(Ring as Ring<RING_SLOTS> { tail, head, slots });
 
-/// What the counter of a ring looks like.
+/// The layout of a counter of a ring.
 pub(crate) const COUNTER: Structure = Counter::DESCRIPTION;
 
 /// The other side's counter is not one that the protocol allows.
@@ -48,7 +48,7 @@ pub(crate) const COUNTER: Structure = Counter::DESCRIPTION;
 pub struct Corrupt {
     /// This side's own counter.
     pub own: u32,
-    /// What the other side's counter says.
+    /// The value of the other side's counter.
     pub other: u32,
 }
 

@@ -25,8 +25,8 @@ pub struct Operation {
 ///
 /// A row is `Name = CODE { argument: Type, .. },` with the documentation of the operation and of
 /// its arguments, or `Name = CODE,` for one that takes none. An argument is an
-/// [`Argument`](super::argument::Argument); it travels in the word that its place in the row says.
-/// `also Name(Enum)` adds a variant for the operations of another table, whose codes differ.
+/// [`Argument`](super::argument::Argument); its place in the row says which word carries it. `also
+/// Name(Enum)` adds a variant for the operations of another table, whose codes differ.
 macro_rules! ops {
     (
         $(#[$meta:meta])*
@@ -69,8 +69,8 @@ macro_rules! ops {
                 }
             }
 
-            /// The operation with this number and these arguments, or `None` when there is none, or
-            /// an argument is none.
+            /// The operation with this number and these arguments, or `None` when the number or an
+            /// argument is not valid.
             pub(super) fn from_wire(
                 code: u16,
                 words: &$crate::control::table::Words,

@@ -1,8 +1,8 @@
 //! Requests and responses as ring slots.
 //!
 //! A request slot is `[tag | op << 32 | thread << 48, a0 .. a6]`, a response slot `[tag | kind <<
-//! 32, cycles, v0 .. v5]`. Decoding checks everything: the kernel must survive a confused host, and
-//! the host a confused kernel.
+//! 32, cycles, v0 .. v5]`. Decoding checks everything: the kernel must survive a faulty host, and
+//! the host a faulty kernel.
 
 use core::fmt;
 
@@ -13,7 +13,7 @@ use super::ring::Slot;
 use crate::addr::GuestVirt;
 use crate::kmem::{KernReturn, WaitMessage};
 
-/// A slot that is no message of this version.
+/// A slot that is not a message of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireError {
     /// The slot's first word.
@@ -46,7 +46,7 @@ impl Request {
     /// Reads a slot.
     ///
     /// # Errors
-    /// When it is no request, or names what cannot be (an unknown flag).
+    /// When it is not a request, or an argument is not valid (an unknown flag).
     #[expect(
         clippy::cast_possible_truncation,
         reason = "fields are cut out of the word on purpose"
@@ -81,7 +81,7 @@ impl Response {
     /// Reads a slot.
     ///
     /// # Errors
-    /// When it is no response.
+    /// When it is not a response.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "fields are cut out of the word on purpose"
@@ -108,7 +108,7 @@ impl Context {
     const INTERRUPT: u16 = 0xffff;
     const LOWMEM: u16 = 0xfffe;
     const REST: u16 = 0xfffd;
-    /// Added to the number of a thread that nobody waits for.
+    /// Added to the number of a thread whose operation is started without waiting.
     const START: u16 = 0x100;
     const START_END: u16 = Self::START + MAX_THREADS;
 

@@ -1,5 +1,5 @@
-//! The structures, each with all its fields. Those with private fields are described where they are
-//! defined.
+//! The structures, each with all its fields. A structure with private fields is described where it
+//! is defined.
 
 use super::{Described, Structure};
 use crate::clock::ClockBase;

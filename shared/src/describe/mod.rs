@@ -1,11 +1,11 @@
-//! What the structures of this crate look like, as data: how host and kernel find out whether they
-//! mean the same thing.
+//! The layouts of the structures of this crate, as data: with them, host and kernel find out
+//! whether they agree.
 //!
 //! Each structure is described once, by [`describe!`](crate::describe!), which takes the names of
 //! its fields and asks the compiler for the rest. A field that is left out does not compile, and
 //! neither does one whose own structure is not described. [`TEXT`] is the whole as text, made at
 //! compile time, and [`HASH`] is a hash of it. The kernel publishes both in the control region; a
-//! host whose own hash differs reads the kernel's text and says field by field what does.
+//! host whose own hash differs reads the kernel's text and reports the differences field by field.
 //!
 //! The text: a line `vmkern abi VERSION`, then for each structure a line `NAME SIZE` and for each
 //! field, indented by one blank, `NAME OFFSET SIZE KIND`. Sizes are in bytes; the size of an array
@@ -151,7 +151,7 @@ mod list;
 
 pub use self::list::STRUCTURES;
 
-/// Writes text into bytes that may be too few: then it counts only.
+/// Writes text into a buffer that may be too short: the rest is only counted.
 struct Pen<const N: usize> {
     bytes: [u8; N],
     len: usize,

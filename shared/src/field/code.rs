@@ -6,20 +6,20 @@ use super::{Field, Word};
 use crate::codes::Coded;
 use crate::describe::{Kind, KindName};
 
-/// An enum's number in a word. Any bits are a value of this type, known ones or not: the check
-/// reports those that no value of the enum has.
+/// An enum's number in a word. Any bits are valid for this type, even when no value of the enum has
+/// them; the check reports those.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Code<E: Coded>(E::Bits);
 
 impl<E: Coded> Code<E> {
-    /// The word `bits`, whatever it means.
+    /// The word `bits`, whether or not a value has it.
     #[must_use]
     #[inline]
     pub const fn from_raw(bits: E::Bits) -> Self {
         Self(bits)
     }
 
-    /// What the word is.
+    /// The bits of the word.
     #[must_use]
     #[inline]
     pub const fn raw(self) -> E::Bits {
@@ -66,7 +66,7 @@ impl<E: Coded<Bits: Kind>> Kind for Code<E> {
     const KIND: KindName = <E::Bits as Kind>::KIND;
 }
 
-/// What the word is, as a number.
+/// The word as a number.
 impl<E: Coded<Bits: fmt::Display>> fmt::Display for Code<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

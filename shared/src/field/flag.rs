@@ -1,23 +1,23 @@
-//! A word that says yes or no.
+//! A word that is a flag.
 
 use core::fmt;
 
 use super::{Field, Word};
 use crate::describe::{Kind, KindName};
 
-/// 1 for yes, 0 for no. Any other value counts as a yes; the check reports it.
+/// 1 when it is set, 0 when it is clear. Any other value counts as set; the check reports it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Flag<T = u32>(T);
 
 impl<T: Word + From<bool> + PartialEq> Flag<T> {
-    /// The word `bits`, whatever it means.
+    /// The word `bits`, even if it is not 0 or 1.
     #[must_use]
     #[inline]
     pub const fn from_raw(bits: T) -> Self {
         Self(bits)
     }
 
-    /// What the word is.
+    /// The bits of the word.
     #[must_use]
     #[inline]
     pub const fn raw(self) -> T {
@@ -31,7 +31,7 @@ impl<T: Word + From<bool> + PartialEq> Flag<T> {
         self.0 != false.into()
     }
 
-    /// Whether it is 0 or 1, as every flag that was not damaged.
+    /// Whether it is 0 or 1, as is every flag that was not damaged.
     #[must_use]
     #[inline]
     pub fn is_known(self) -> bool {
@@ -64,7 +64,7 @@ impl<T: Kind> Kind for Flag<T> {
     const KIND: KindName = T::KIND;
 }
 
-/// What the word is, as a number.
+/// The word as a number.
 impl<T: fmt::Display> fmt::Display for Flag<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -85,13 +85,13 @@ impl<T: Word + From<bool> + PartialEq> Field<Flag<T>> {
         self.get().is_set()
     }
 
-    /// Makes it a yes.
+    /// Sets the flag.
     #[inline]
     pub fn raise(&self) {
         self.set(true.into());
     }
 
-    /// Makes it a no.
+    /// Clears the flag.
     #[inline]
     pub fn lower(&self) {
         self.set(false.into());

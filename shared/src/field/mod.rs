@@ -1,9 +1,9 @@
-//! Words of memory that several CPUs and the host may look at together.
+//! Words of memory that several CPUs and the host may read at the same time.
 //!
 //! A [`Field`] is an atomic of the right width with a typed face. Reads and writes are relaxed,
 //! which on x86_64 is a plain `mov`: the ordering between CPUs comes from the lock that guards the
-//! structure, and the host looks at stopped CPUs. What the type buys is that nobody needs `&mut`,
-//! and that no look is ever a data race.
+//! structure, and the host reads while the CPUs are stopped. The benefit of the type is that
+//! nothing needs `&mut`, and that no read is ever a data race.
 
 mod code;
 mod flag;
@@ -17,17 +17,17 @@ pub use self::flag::Flag;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// A type that is made of atomic words and of nothing else: a reference to one stays good while
+/// A type that is made of atomic words and of nothing else: a reference to one stays valid while
 /// another CPU, or the guest, writes to the memory behind it.
 ///
-/// The types of this crate alone have it, each by [`describe!`](crate::describe!), which names all
-/// fields and compiles only if each of them has it, too. Nobody can claim it for a type with a
-/// plain word in it.
+/// Only the types of this crate implement it, each by [`describe!`](crate::describe!), which names
+/// all fields and compiles only if each of them implements it too. It cannot be implemented for a
+/// type with a plain word in it.
 pub trait Atomics: proof::Atomics {}
 
 impl<T: proof::Atomics> Atomics for T {}
 
-/// Where [`Atomics`] comes from. Not to be named outside of this crate.
+/// The seal of [`Atomics`]. It must not be named outside of this crate.
 pub(crate) mod proof {
     use super::{Field, Word};
 
@@ -45,7 +45,7 @@ pub(crate) mod proof {
 
     atomics!(AtomicU8, AtomicU16, AtomicU32, AtomicU64);
 
-    /// Compiles for a reference to what is made of atomic words.
+    /// Compiles only for a reference to a type that is made of atomic words.
     pub(crate) const fn is_atomic<T: Atomics>(_: &T) {}
 }
 
@@ -78,8 +78,8 @@ impl<T: Word> Field<T> {
         T::store(&self.0, value);
     }
 
-    /// Replaces the value by `f` of it. Not atomic as a whole: the caller holds the structure's
-    /// lock, or nobody else writes the word.
+    /// Replaces the value by the result of `f`. Not atomic as a whole: the caller holds the
+    /// structure's lock, or nothing else writes the word.
     #[inline]
     pub fn update_locked(&self, f: impl FnOnce(T) -> T) {
         self.set(f(self.get()));
@@ -87,9 +87,9 @@ impl<T: Word> Field<T> {
 }
 
 impl Field<u64> {
-    /// Adds `n`, atomically: for counters that no lock guards, or different ones at different
-    /// places. Wraps. What the CPU did before is seen by a CPU that takes some of it away by
-    /// [`Field::take_above`].
+    /// Adds `n`, atomically: for counters that no lock guards, or different locks at different
+    /// places. Wraps. A CPU that takes some of it away by [`Field::take_above`] sees what this CPU
+    /// did before.
     #[inline]
     pub fn fetch_add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Release);
@@ -101,8 +101,8 @@ impl Field<u64> {
         self.0.fetch_add(n.wrapping_neg(), Ordering::Relaxed);
     }
 
-    /// Takes one away if there are more than `floor`, atomically: whether it did. However many try,
-    /// `floor` are left.
+    /// Takes 1 away if the value is above `floor`, atomically, and returns whether it did. However
+    /// many CPUs try, `floor` is left.
     #[inline]
     #[must_use]
     pub fn take_above(&self, floor: u64) -> bool {
@@ -118,9 +118,9 @@ impl Field<u64> {
 }
 
 impl Field<u32> {
-    /// Makes `new` the value if it is `current`; one CPU succeeds when several try. What the CPU
-    /// does from then on is ordered after what others did before [`Field::set_release`]: so a lock
-    /// is acquired.
+    /// Makes `new` the value if it is `current`; if several CPUs try, one succeeds. What the CPU
+    /// does afterwards is ordered after what others did before [`Field::set_release`]. This
+    /// acquires a lock.
     ///
     /// # Errors
     /// The value that is there instead.
@@ -129,7 +129,8 @@ impl Field<u32> {
         self.0.compare_exchange(current, new, Ordering::Acquire, Ordering::Relaxed)
     }
 
-    /// Makes `value` the value after all that the CPU did before: so a lock is released.
+    /// Makes `value` the value, ordered after everything that the CPU did before. This releases a
+    /// lock.
     #[inline]
     pub fn set_release(&self, value: u32) {
         self.0.store(value, Ordering::Release);
@@ -230,8 +231,8 @@ address_word!([] GuestPhys, GuestPhys::new, GuestPhys::get);
 address_word!([] GuestVirt, GuestVirt::new, GuestVirt::get);
 address_word!([T] KPtr<T>, |v| KPtr::new(GuestVirt::new(v)), |p: KPtr<T>| p.addr().get());
 
-/// Makes a `bitflags` type over an integer usable in a [`Field`]. Its kind has the type's name
-/// unless another follows.
+/// Makes a `bitflags` type over an integer usable in a [`Field`]. Its kind is the type's name
+/// unless another name follows.
 #[macro_export]
 macro_rules! flags_word {
     ($name:ty, $int:ty) => {

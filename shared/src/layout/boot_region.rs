@@ -1,7 +1,7 @@
-//! Where the kernel's first structures lie, and what of memory a boot touches.
+//! Where the kernel's first structures lie, and which memory a boot touches.
 //!
-//! The kernel plans by it; a host that knows the plan can have those pages ready, which saves the
-//! boot a fault for each.
+//! The kernel follows this plan. A host that knows the plan can prepare those pages, which saves
+//! the boot a fault for each.
 
 use core::ops::Range;
 
@@ -22,15 +22,16 @@ pub const BOOT_USES: u64 = 20;
 /// [`NKPT`]. They are enough for its own maps and more, and take 0.4 to 0.8 % of memory.
 const FEWEST_TABLES: u64 = 8;
 const MIB: u64 = 1 << 20;
-/// Neighbouring pages, aligned, of which a KVM that shadows page tables makes those present on one
-/// fault that the host has, from the first on (`PTE_PREFETCH_NUM`).
+/// Pages of an aligned group. A KVM that shadows page tables makes, on one fault, those of the
+/// group present that the host has, from the first on (`PTE_PREFETCH_NUM`).
 pub const PREFETCH: u64 = 8;
 
 /// The boot region, at the end of the largest range of managed memory.
 ///
-/// What a boot touches of it lies side by side, where a group of pages begins: the page directory,
-/// the roots, the segments, and the first page table, in which kmem_map begins. The other page
-/// tables follow, and up to seven pages that nobody uses: whole groups up to the end of memory.
+/// The parts that a boot touches lie side by side, from the start of a group of pages: the page
+/// directory, the roots, the segments, and the first page table, in which kmem_map begins. The
+/// other page tables follow, and up to seven unused pages, so the groups are whole up to the end of
+/// memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootRegion {
     /// The page array, where the region begins.
@@ -45,7 +46,7 @@ pub struct BootRegion {
     pub boot_pcpu: GuestPhys,
     /// The page tables for the first addresses of kernel_map, in a row.
     pub kpt: GuestPhys,
-    /// How many: [`NKPT`], or fewer where memory is small.
+    /// Their number: [`NKPT`], or fewer if memory is small.
     pub nkpt: u64,
     /// Where the region ends.
     pub end: GuestPhys,
@@ -56,15 +57,15 @@ pub struct BootRegion {
 }
 
 impl BootRegion {
-    /// Plans the region for the managed `ranges` of page numbers, first and first past them,
-    /// ascending; nothing when memory is too small for it.
+    /// Plans the region for the managed `ranges` of page numbers (first, and first past the range),
+    /// ascending; `None` when memory is too small for it.
     #[must_use]
     pub fn plan(ranges: impl ExactSizeIterator<Item = (u64, u64)> + Clone) -> Option<Self> {
         // 1. The pages that the array describes, and the largest range, at whose end the region is.
         let count = ranges.len() as u64;
         let pages = || ranges.clone().filter(|(first, end)| first < end);
-        // A page of the array describes the pages of one block: those of a fresh block touch no
-        // second one.
+        // A page of the array describes the pages of one block, so the pages of a fresh block do
+        // not touch a second page of the array.
         let first_page = pages().map(|(first, _)| first & !(FRESH_BLOCK - 1)).min()?;
         let last = pages().map(|(_, end)| end).max()?;
         let (first, end) = pages().max_by_key(|(first, end)| end - first)?;
@@ -72,12 +73,13 @@ impl BootRegion {
         let array_size = last - first_page;
         let array_pages = (array_size * size_of::<VmPage>() as u64).div_ceil(PAGE_SIZE);
         let segs_bytes = (count + 1) * size_of::<VmPhysSeg>() as u64;
-        // A power of two that is large enough for it keeps the CPU's structure in one page.
+        // Aligned to a power of two that is at least its size, the CPU's structure lies in one
+        // page.
         let pcpu_size = (size_of::<Pcpu>() as u64).next_power_of_two();
         let pcpu_at = segs_bytes.next_multiple_of(pcpu_size);
         let segs_pages = (pcpu_at + pcpu_size).div_ceil(PAGE_SIZE);
         let nkpt = (FEWEST_TABLES + GuestPhys::from_pfn(last).get() / MIB).min(NKPT as u64);
-        // 3. The whole of it, which must leave a page of the range.
+        // 3. The whole region, which must leave a page of the range.
         let groups = (2 + segs_pages + nkpt).next_multiple_of(PREFETCH);
         let start = end.checked_sub(array_pages + groups).filter(|&start| start > first)?;
         let page = |number| GuestPhys::from_pfn(start + array_pages + number);
@@ -95,11 +97,10 @@ impl BootRegion {
         })
     }
 
-    /// What a boot and the first request after it touch of the memory that is managed or in the
-    /// region, when all of it is zero: the region up to its first page table, the first pages of
-    /// the block that allocations come from, and the page of the array that describes them. The
-    /// page table for the stacks of threads comes on top: where it lies follows from the sizes of
-    /// the maps before them.
+    /// The memory, managed or in the region, that a boot and the first request after it touch when
+    /// all of it is zero: the region up to its first page table, the first pages of the block that
+    /// allocations come from, and the page of the array that describes them. The page table for the
+    /// stacks of threads is not included: its place follows from the sizes of the maps before them.
     #[must_use]
     pub fn touched_by_boot(
         &self,

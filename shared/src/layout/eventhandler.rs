@@ -1,22 +1,21 @@
-//! Event handlers (`eventhandler.h`): lists by name, and what is on them.
+//! Event handlers (`eventhandler.h`): the lists, by name, and their entries.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::addr::KPtr;
 use crate::field::{Field, Flag};
 
-/// The handlers of one event. Made at the first registration, never destroyed.
+/// The handlers of one event. Created at the first registration, never destroyed.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct EventhandlerList {
-    /// The event's name, at most 15 bytes, in two words as [`crate::kmem::WaitMessage`] has
-    /// them.
+    /// The event's name, at most 15 bytes, in two words, as in [`crate::kmem::WaitMessage`].
     pub name: [Field<u64>; 2],
     /// The first handler, or null.
     pub first: Field<KPtr<EventhandlerEntry>>,
     /// The next list, or null.
     pub next_list: Field<KPtr<EventhandlerList>>,
-    /// Invocations that are under way. While there are any, no entry leaves the list.
+    /// Invocations in progress. While there are any, no entry leaves the list.
     pub runcount: Field<u64>,
     #[doc(hidden)]
     pub _pad: [Field<u64>; 3],
@@ -38,13 +37,13 @@ pub struct EventhandlerEntry {
     /// Lower runs first; [`EventhandlerEntry::DEAD`] when it has been deregistered while the list
     /// was running.
     pub priority: Field<u32>,
-    /// Set when it runs once: it is marked dead before it is called, so that no other CPU calls it,
+    /// Set when it runs only once: it is marked dead before it is called, so no other CPU calls it
     /// too.
     pub once: Field<Flag>,
 }
 
 impl EventhandlerEntry {
-    /// [`EventhandlerEntry::priority`] of a handler that runs no more (FreeBSD's -1).
+    /// [`EventhandlerEntry::priority`] of a handler that no longer runs (FreeBSD's -1).
     pub const DEAD: u32 = u32::MAX;
 }
 
@@ -58,9 +57,9 @@ pub struct StoredOp {
     pub slot: [Field<u64>; 8],
     /// Address of the function that performs it.
     pub run: Field<u64>,
-    /// The handler that does so.
+    /// The handler that calls that function.
     pub handler: Field<KPtr<EventhandlerEntry>>,
-    /// The list on which that is.
+    /// The list that holds the handler.
     pub list: Field<KPtr<EventhandlerList>>,
     #[doc(hidden)]
     pub _pad: [Field<u64>; 5],

@@ -1,5 +1,5 @@
-//! Classes of locks: one table, from which follow the order of nesting, the bits of the classes
-//! that a thread holds, and their names.
+//! Classes of locks: one table defines the order of nesting, the bits for the classes that a thread
+//! holds, and the names.
 
 use core::fmt;
 
@@ -14,8 +14,8 @@ macro_rules! lock_classes {
         $($(#[doc = $doc:literal])* $class:ident $bit:ident $name:literal),+;
         sx $sx:literal
     ) => {
-        /// Classes of mutexes in the order of nesting, outermost first: a lock of a class is taken
-        /// only while no lock of the same or a later class is held.
+        /// Classes of mutexes in the order of nesting, outermost first: a lock of a class may be
+        /// taken only while no lock of the same or a later class is held.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum LockClass {
@@ -23,7 +23,7 @@ macro_rules! lock_classes {
         }
 
         bitflags! {
-            /// Classes of mutexes as [`super::Thread::held_locks`] has them.
+            /// Classes of mutexes, as in [`super::Thread::held_locks`].
             #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
             pub struct HeldLocks: u32 {
                 $($(#[doc = $doc])* const $bit = 1 << LockClass::$class as u32;)+
@@ -44,13 +44,13 @@ macro_rules! lock_classes {
 }
 
 lock_classes! {
-    /// The requests of the host.
+    /// Requests of the host.
     Driver DRIVER "driver",
     /// The lists of event handlers.
     Eventhandler EVENTHANDLER "eventhandler",
     /// A system map.
     Map MAP "system map",
-    /// The interlock of those that wait for a map.
+    /// The interlock of threads that wait for a map.
     MapSleep MAP_SLEEP "vm map sleep mutex",
     /// An object.
     Object OBJECT "vm object",
@@ -62,15 +62,15 @@ lock_classes! {
     Pmap PMAP "pmap",
     /// The free-page queues.
     FreeQueue FREE_QUEUE "vm page free queue mutex",
-    /// A CPU's cache of free pages. One at a time.
+    /// A CPU's cache of free pages. A thread holds at most one.
     PageCache PAGE_CACHE "pcpu page cache",
     /// The scheduler.
     Sched SCHED "sched lock";
     sx "user map"
 }
 
-/// Classes of locks that are told apart in [`super::LockStats`]: those of mutexes by their number
-/// in [`LockClass`], then sx locks.
+/// Classes of locks that [`super::LockStats`] distinguishes: mutexes by their number in
+/// [`LockClass`], then sx locks.
 pub const LOCK_CLASSES: usize = SX_CLASS + 1;
 
 flags_word!(HeldLocks, u32, described as "u32");
@@ -83,7 +83,8 @@ impl LockClass {
         HeldLocks::from_bits_retain(1 << self as u32)
     }
 
-    /// It and all inner classes: none of them may be held when one of its locks is taken.
+    /// This class and all inner classes: none of them may be held when a lock of this class is
+    /// taken.
     #[must_use]
     #[inline]
     pub const fn and_inner(self) -> HeldLocks {

@@ -34,7 +34,7 @@ macro_rules! meter {
 meter! {
     /// Pages under management.
     v_page_count,
-    /// Pages that an allocation could have.
+    /// Pages that can be allocated.
     v_free_count,
     /// Pages of the cache queue.
     v_cache_count,
@@ -54,11 +54,11 @@ meter! {
     v_free_target,
     /// The pagedaemon's own sleep ends here.
     v_pageout_free_min,
-    /// Pages that the cache queue should have.
+    /// Target size of the cache queue in pages.
     v_cache_min,
-    /// Pages that the cache queue should have at most.
+    /// Maximum size of the cache queue in pages.
     v_cache_max,
-    /// Pages that the inactive queue should have.
+    /// Target size of the inactive queue in pages.
     v_inactive_target,
     /// SYSTEM allocations stop here.
     v_interrupt_free_min,
@@ -74,7 +74,7 @@ meter! {
     v_pdwakeups,
     /// Invocations of the vm_lowmem event.
     lowmem_events,
-    /// Operations stored for the vm_lowmem event that failed when it came.
+    /// Operations stored for the vm_lowmem event that failed when the event occurred.
     lowmem_failures,
     /// Kernel threads.
     thread_count,

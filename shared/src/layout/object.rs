@@ -17,7 +17,7 @@ codes! {
         Swap = 1,
         /// Unmanaged physical pages.
         Phys = 4,
-        /// About to disappear.
+        /// About to be destroyed.
         Dead = 5,
     }
 }
@@ -35,7 +35,7 @@ bitflags! {
 
 flags_word!(ObjectFlags, u32);
 
-/// What holds the pages of map entries. Guarded by its lock.
+/// An object, which holds the pages of map entries. Guarded by its lock.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmObject {
@@ -47,18 +47,18 @@ pub struct VmObject {
     pub kind: Field<Code<ObjectType>>,
     /// Flags.
     pub flags: Field<ObjectFlags>,
-    /// Pages that it can hold.
+    /// Its capacity in pages.
     pub size: Field<u64>,
-    /// Pages that it holds.
+    /// Pages that are resident in it.
     pub resident_page_count: Field<u64>,
-    /// Changes with every page that comes or goes.
+    /// Changes with every page that is inserted or removed.
     pub generation: Field<u64>,
     /// Page number of the page at the root of the index, or 0 when there is none.
     pub root: Field<u32>,
-    /// Page number of the last page that is not behind the place where the last search ended, or 0.
+    /// Page number of the last page at or before the place where the last search ended, or 0.
     pub before: Field<u32>,
-    /// Page number of the page that follows `before` in the order of the index, or 0. With both 0
-    /// nothing is known.
+    /// Page number of the page that follows `before` in the order of the index, or 0. When both are
+    /// 0, nothing is known.
     pub after: Field<u32>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
@@ -66,14 +66,15 @@ pub struct VmObject {
 
 const _: () = assert!(size_of::<VmObject>() == 56);
 
-/// Whether the page at index `one` stands above that at index `other` in the index of an object
+/// Whether the page at index `one` is above the page at index `other` in the index of an object
 /// that has both.
 ///
 /// The index is a binary tree of the pages themselves ([`super::VmPage::left`],
 /// [`super::VmPage::right`]): ordered by page index from left to right, and from the root down by
 /// the page index with its bits in reverse, the largest first. So the shape follows from the
-/// indices alone. Indices at even distances, whatever the distance, are balanced to one level;
-/// random ones are about as far from that as a tree of random priorities.
+/// indices alone. With equally spaced indices, whatever the distance, the tree is balanced to
+/// within one level; with random indices it is about as unbalanced as a treap with random
+/// priorities.
 #[must_use]
 pub const fn index_above(one: u64, other: u64) -> bool {
     let differ = one ^ other;

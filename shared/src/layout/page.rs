@@ -13,17 +13,17 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct PageFlags: u16 {
         /// Free, and in a CPU's cache (`PG_PCPU_CACHE` of later FreeBSD; in 2008 the bit means
-        /// something else, which no page of ours is).
+        /// something else, which does not apply to any page here).
         const PCPU_CACHE = 0x0001;
         /// Handed out. FreeBSD's `PG_FREE` inverted, so that a zero word means free.
         const ALLOCATED = 0x0002;
-        /// Freed as full of zeros, or allocated so with the wish for a zeroed page.
+        /// Freed as a zeroed page, or allocated zeroed because a zeroed page was requested.
         const ZERO = 0x0040;
         /// On no paging queue, without pv entries.
         const UNMANAGED = 0x0800;
-        /// Holds the home of a map that can be named by its address. Not one of FreeBSD's.
+        /// Holds the home of a map that requests can name by its address. Not one of FreeBSD's.
         const MAP_HOME = 0x8000;
-        /// Has been handed out since boot. A page without it is as the boot left it.
+        /// Has been handed out since boot. A page without this flag is as the boot left it.
         const TOUCHED = 0x4000;
     }
 }
@@ -32,9 +32,9 @@ bitflags! {
     /// Flags of a page that its object's lock guards (`VPO_*`), with FreeBSD's values.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct PageOflags: u16 {
-        /// Somebody works on it.
+        /// An operation on it is in progress.
         const BUSY = 0x0001;
-        /// Somebody waits for the end of that.
+        /// A thread waits for the end of that operation.
         const WANTED = 0x0002;
     }
 }
@@ -72,11 +72,11 @@ pub struct VmPage {
     pub wire_count: Field<u32>,
     /// Short-term holds.
     pub hold_count: Field<u32>,
-    /// What the owner counts: valid entries of a page-table page.
+    /// A count for the owner's use: valid entries of a page-table page.
     pub private: Field<u32>,
     /// Flags.
     pub flags: Field<PageFlags>,
-    /// Flags of the object's side.
+    /// Flags that the object's lock guards.
     pub oflags: Field<PageOflags>,
     /// Number of its segment; meaningful for heads of free blocks, in caches, and for pages handed
     /// out.
@@ -126,7 +126,7 @@ pub struct VmPhysSeg {
     pub start: Field<u32>,
     /// First page past it.
     pub end: Field<u32>,
-    /// First page that was never used.
+    /// First page of the rest that was never used.
     pub fresh: Field<u32>,
     /// Its free list.
     pub freelist: Field<u32>,

@@ -1,4 +1,4 @@
-//! Where each structure begins.
+//! The roots of the kernel's structures.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -36,7 +36,7 @@ pub struct KernelPmap {
 }
 
 /// The page tables that the boot made for the first addresses of kernel_map. They lie in a row
-/// outside of managed memory, so that no [`VmPage`] counts for them. They stay for ever.
+/// outside of managed memory, so no [`VmPage`] counts their entries. They are never freed.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct BootTables {
@@ -44,9 +44,9 @@ pub struct BootTables {
     pub kpdphys: Field<GuestPhys>,
     /// The first of them (`KPTphys`).
     pub kptphys: Field<GuestPhys>,
-    /// How many there are (`nkpt`), at most [`NKPT`].
+    /// Their number (`nkpt`), at most [`NKPT`].
     pub nkpt: Field<u64>,
-    /// Valid entries of each, as [`VmPage::private`] counts those of other page tables. Guarded by
+    /// Valid entries of each, which [`VmPage::private`] counts for other page tables. Guarded by
     /// the pmap's lock.
     pub valid: [Field<u32>; NKPT],
 }
@@ -63,14 +63,14 @@ impl Default for BootTables {
 }
 
 impl BootTables {
-    /// Which of them the page table at `table` is.
+    /// The index of the page table at `table`, if it is one of them.
     #[must_use]
     pub fn number(&self, table: GuestPhys) -> Option<usize> {
         let number = table.get().checked_sub(self.kptphys.get().get())? / PAGE_SIZE;
         usize::try_from(number).ok().filter(|_| number < self.nkpt.get())
     }
 
-    /// The count of valid entries of the page table at `table`, if that is one of them.
+    /// The count of valid entries of the page table at `table`, if it is one of them.
     #[must_use]
     pub fn count(&self, table: GuestPhys) -> Option<&Field<u32>> {
         self.valid.get(self.number(table)?)
@@ -80,8 +80,8 @@ impl BootTables {
 /// Maps in [`KernelRoots::maps`].
 pub const MAP_COUNT: usize = 5;
 
-/// The table that the host starts from. One, at the start of a page of the direct map, named by the
-/// control region.
+/// The table from which the host starts. There is one, at the start of a page of the direct map;
+/// the control region holds its address.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct KernelRoots {
@@ -98,7 +98,7 @@ pub struct KernelRoots {
     pub kernel_vm_end: Field<GuestVirt>,
     /// End of the kernel image's mapping.
     pub virtual_avail: Field<GuestVirt>,
-    /// Maps by number, null where there is none.
+    /// Maps by number, null for a number without a map.
     pub maps: [Field<KPtr<VmMap>>; MAP_COUNT],
     /// All maps, the youngest first, linked by [`VmMap::next_map`]. A map lives for ever. Guarded
     /// by `map_sleep_mtx`.
@@ -111,8 +111,8 @@ pub struct KernelRoots {
     pub kernel_object: VmObject,
     /// Holds the pages of `kmem_malloc`.
     pub kmem_object: VmObject,
-    /// The page array: an element for each page number from `first_page` on, those of holes and of
-    /// up to 63 pages before the first managed one included.
+    /// The page array: an element for each page number from `first_page` on, including holes and up
+    /// to 63 pages before the first managed page.
     pub vm_page_array: Field<KPtr<VmPage>>,
     /// Page number of the array's first element.
     pub first_page: Field<u64>,
@@ -120,40 +120,40 @@ pub struct KernelRoots {
     pub vm_page_array_size: Field<u64>,
     /// Segments, ascending.
     pub vm_phys_segs: Field<KPtr<VmPhysSeg>>,
-    /// How many.
+    /// Number of segments.
     pub vm_phys_nsegs: Field<u64>,
     /// Free blocks by list and order.
     pub vm_phys_free_queues: [[VmFreeList; VM_NFREEORDER]; VM_NFREELIST],
     /// Free pages known to be zero.
     pub vm_page_zero_count: Field<u64>,
-    /// Set once enough free pages were zero, until too few are (`zero_state`).
+    /// Set once enough free pages are zero, and until too few are (`zero_state`).
     pub zero_state: Field<Flag>,
     /// Whether free pages are cleared while nothing else runs (`vm.idlezero_enable`).
     pub idlezero_enable: Field<Flag>,
-    /// Whether the thread that does so sleeps (`wakeup_needed`).
+    /// Whether the thread that clears pages sleeps (`wakeup_needed`).
     pub pagezero_sleeps: Field<Flag>,
-    /// Number of the page that it looks at next.
+    /// Number of the page that this thread examines next.
     pub zeroidle_cursor: Field<u32>,
-    /// Pages that it has cleared (`cnt_prezero`).
+    /// Pages that this thread has cleared (`cnt_prezero`).
     pub cnt_prezero: Field<u64>,
-    /// Free pages up to which CPUs leave their caches of pages alone; 0 when there are none.
-    /// Changes only under the free-queue mutex.
+    /// CPUs do not use their caches of pages while there are this many free pages or fewer; 0 when
+    /// there are no caches. Changes only under the free-queue mutex.
     pub page_cache_floor: Field<u64>,
     /// Most pages in a CPU's cache (`vm.pgcache_zone_max_pcpu`). Never changes.
     pub page_cache_max: Field<u64>,
-    /// Pages that allocations asked for in vain.
+    /// Pages that allocations requested but did not get.
     pub vm_pageout_deficit: Field<u64>,
     /// The inactive and the active paging queue, the least recently used page first.
     /// `VmPage::queue` says which one a page is on: [`super::PQ_INACTIVE`], [`super::PQ_ACTIVE`],
     /// or 0 for none.
     pub vm_page_queues: [VmFreeList; 2],
-    /// Set from when pages are short until the pagedaemon has seen to it. Guarded by the free-queue
-    /// mutex.
+    /// Set when pages are short, and cleared when the pagedaemon has dealt with it. Guarded by the
+    /// free-queue mutex.
     pub vm_pages_needed: Field<Flag>,
     /// Set while the pagedaemon itself waits for pages. Guarded by the free-queue mutex.
     pub vm_pageout_pages_needed: Field<Flag>,
-    /// The fewest free pages that anybody sleeps for who needs many at once, or 0. Guarded by the
-    /// free-queue mutex.
+    /// The smallest number of free pages for which a thread that needs many at once sleeps, or 0.
+    /// Guarded by the free-queue mutex.
     pub vm_pages_wanted: Field<u64>,
     /// Lists of event handlers, by [`super::EventhandlerList::next_list`].
     pub eventhandler_lists: Field<KPtr<EventhandlerList>>,
@@ -161,8 +161,8 @@ pub struct KernelRoots {
     pub pageproc: Field<KPtr<Thread>>,
     /// Guards the lists of event handlers and their entries.
     pub eventhandler_mtx: Mtx,
-    /// The interlock of those who wait for a map: nobody misses a wakeup between unlocking it and
-    /// sleeping.
+    /// The interlock of threads that wait for a map: no thread misses a wakeup between unlocking
+    /// the map and sleeping.
     pub map_sleep_mtx: Mtx,
     /// Guards the free lists and the free count.
     pub vm_page_queue_free_mtx: Mtx,
@@ -170,9 +170,9 @@ pub struct KernelRoots {
     pub vm_page_queue_mtx: Mtx,
     /// Classes of the mutexes that the boot holds while there are no threads.
     pub boot_held_locks: Field<HeldLocks>,
-    /// What stands between the host's requests and the threads that work on them.
+    /// Guards what the threads that receive the host's requests share with those that work on them.
     pub driver_mtx: Mtx,
-    /// Pages that maps have for themselves, their entries and the nodes of their indexes.
+    /// Pages that hold maps, their entries, and the nodes of their indexes.
     pub map_pages: Field<u64>,
     /// Zones by number.
     pub zones: [SlabZone; ZONE_COUNT],
@@ -185,7 +185,7 @@ pub struct KernelRoots {
 }
 
 impl KernelRoots {
-    /// Where the boot notes the map `id`; `None` for an id that names no map of the boot.
+    /// Where the boot stores the map `id`; `None` for an id that is not a map of the boot.
     #[must_use]
     pub fn map_slot(&self, id: MapId) -> Option<&Field<KPtr<VmMap>>> {
         match id {
@@ -195,7 +195,7 @@ impl KernelRoots {
         }
     }
 
-    /// The maps of the boot: name, number, and where each is noted.
+    /// The maps of the boot: name, number, and where each is stored.
     pub fn named_maps(&self) -> impl Iterator<Item = (&'static str, MapId, &Field<KPtr<VmMap>>)> {
         MapId::NAMED.into_iter().filter_map(|(name, id)| Some((name, id, self.map_slot(id)?)))
     }

@@ -1,4 +1,4 @@
-//! Kernel threads, and what the scheduler keeps of them.
+//! Kernel threads, and the structures of the scheduler.
 //!
 //! All of it is guarded by [`Scheduler::lock`], a spin lock, except where a field says otherwise. A
 //! thread is on at most one of: a run queue (state Runnable), a sleep queue (Sleeping), the list of
@@ -20,7 +20,7 @@ codes! {
         Inactive = 0,
         /// It has the CPU.
         Running = 1,
-        /// It could run: it is on a run queue, or it is the idle thread.
+        /// It can run: it is on a run queue, or it is the idle thread.
         Runnable = 2,
         /// It waits on [`Thread::wchan`].
         Sleeping = 3,
@@ -37,39 +37,40 @@ pub struct Thread {
     pub tid: Field<u32>,
     /// What it is doing.
     pub state: Field<Code<ThreadState>>,
-    /// Its priority now, 0 to 255; the smallest runs first.
+    /// Its current priority, 0 to 255; the smallest runs first.
     pub priority: Field<u8>,
-    /// The priority that it was made with, and goes back to after a sleep has lent it another.
+    /// The priority with which it was created, and to which it returns after a sleep has lent it
+    /// another.
     pub base_priority: Field<u8>,
-    /// Set when a preemption was put off until its last critical section ends (`td_owepreempt`).
-    /// Its own.
+    /// Set when a preemption was deferred until its outermost critical section ends
+    /// (`td_owepreempt`). Only the thread writes it.
     pub owepreempt: Field<Flag<u8>>,
-    /// The CPU that it runs on, or ran on last (`td_lastcpu`).
+    /// The CPU on which it runs, or ran last (`td_lastcpu`).
     pub lastcpu: Field<u8>,
-    /// Critical sections it is in (`td_critnest`). Its own.
+    /// Depth of its critical sections (`td_critnest`). Only the thread writes it.
     pub critnest: Field<u16>,
-    /// Event lists whose handlers it is calling, each from a handler of the one before. Its own,
-    /// and changed together with [`super::EventhandlerList::runcount`].
+    /// Event lists whose handlers it is calling, each from a handler of the one before. Only the
+    /// thread writes it, together with [`super::EventhandlerList::runcount`].
     pub event_nesting: Field<u16>,
     /// Its name: a [`WaitMessage`] in two words.
     pub name: [Field<u64>; 2],
     /// What it waits for: a [`WaitMessage`] in two words, 0 while it does not sleep.
     pub wmesg: [Field<u64>; 2],
-    /// The channel that it sleeps on, 0 while it does not sleep.
+    /// The channel on which it sleeps, 0 while it does not sleep.
     pub wchan: Field<GuestVirt>,
-    /// sx locks that it owns (`td_locks`). Its own.
+    /// sx locks that it owns (`td_locks`). Only the thread writes it.
     pub sx_held: Field<u32>,
-    /// Set when its last sleep ended because its time was up (`TDF_TIMEOUT`).
+    /// Set when its last sleep timed out (`TDF_TIMEOUT`).
     pub timed_out: Field<Flag<u16>>,
-    /// Interrupt handlers that run on it, each in the middle of the one before
-    /// (`td_intr_nesting_level`). Its own.
+    /// Interrupt handlers that run on it, each nested in the one before (`td_intr_nesting_level`).
+    /// Only the thread writes it.
     pub intr_nesting: Field<u16>,
-    /// Lowest address of its kernel stack, its guard page not counted; 0 for the thread that the
-    /// boot became.
+    /// Lowest address of its kernel stack, without its guard page; 0 for the thread that the boot
+    /// became.
     pub kstack: Field<GuestVirt>,
-    /// Pages of its kernel stack, the guard page not counted.
+    /// Pages of its kernel stack, without the guard page.
     pub kstack_pages: Field<u32>,
-    /// Classes of the mutexes that it holds. Its own.
+    /// Classes of the mutexes that it holds. Only the thread writes it.
     pub held_locks: Field<HeldLocks>,
     /// The next of all threads.
     pub all_next: Field<KPtr<Thread>>,
@@ -85,19 +86,19 @@ pub struct Thread {
     pub sq_next: Field<KPtr<Thread>>,
     /// The thread before it on the same channel.
     pub sq_prev: Field<KPtr<Thread>>,
-    /// A sleep queue that it owns while it does not sleep.
+    /// The sleep queue that it owns while it does not sleep.
     pub sleepqueue: Field<KPtr<SleepQueue>>,
     /// Its time-out, if it has one.
     pub callout: Callout,
-    /// Words of the machine: what it needs to switch to the thread.
+    /// Words that the machine needs to switch to the thread.
     pub md: [Field<u64>; 8],
     /// Times it was switched to.
     pub switches: Field<u64>,
 }
 
-/// Words of [`Thread::md`], as the kernel of x86_64 keeps them of a thread that does not run.
+/// Words of [`Thread::md`], as the x86_64 kernel stores them for a thread that does not run.
 pub mod md {
-    /// Stack pointer, 0 of a thread that has never run.
+    /// Stack pointer, 0 for a thread that has never run.
     pub const RSP: usize = 0;
     /// End of the next free trap slot.
     pub const SLOT: usize = 1;
@@ -111,7 +112,7 @@ pub mod md {
     pub const SLOTS_END: usize = 5;
     /// Depth of interrupt deferral.
     pub const DEPTH: usize = 6;
-    /// What a new thread calls.
+    /// The function that a new thread calls.
     pub const START: usize = 7;
     /// The argument of a thread that has never run.
     pub const ARG: usize = SLOT;
@@ -145,37 +146,38 @@ const _: () = assert!(core::mem::offset_of!(Thread, kstack) == 64);
 const _: () = assert!(core::mem::offset_of!(Thread, callout) == 144);
 const _: () = assert!(core::mem::offset_of!(Thread, md) == 184);
 
-/// The end of a thread's timed sleep: a node of a pairing heap, the next one due at its root.
+/// The end of a thread's timed sleep: a node of a pairing heap, whose root is the time-out that is
+/// due next.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Callout {
     /// The tick at which it is due.
     pub deadline: Field<u64>,
-    /// Orders those that are due at the same tick; 0 when the thread has no time-out.
+    /// Orders time-outs that are due at the same tick; 0 when the thread has no time-out.
     pub sequence: Field<u64>,
-    /// The first below it in the heap: none of those is due earlier.
+    /// Its first child in the heap; no child is due earlier than it.
     pub child: Field<KPtr<Thread>>,
     /// The next child of the same parent.
     pub sibling: Field<KPtr<Thread>>,
-    /// The child before it of the same parent, or the parent of a first child.
+    /// The previous child of the same parent, or the parent if it is the first child.
     pub prev: Field<KPtr<Thread>>,
 }
 
-/// The threads that sleep on one channel, first come first. Each thread brings one along: the first
-/// to sleep gives its own, later ones add theirs to the spare ones, and each takes one with it
-/// (`struct sleepqueue`).
+/// The threads that sleep on one channel, first come first. Each thread brings one queue: the first
+/// sleeper's becomes the queue, later sleepers add theirs to the spare ones, and each takes one
+/// with it when it wakes (`struct sleepqueue`).
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct SleepQueue {
-    /// The next queue with the same hash, or the next spare one.
+    /// The next queue with the same hash, or the next spare queue.
     pub hash_next: Field<KPtr<SleepQueue>>,
     /// The queue before it with the same hash.
     pub hash_prev: Field<KPtr<SleepQueue>>,
     /// The channel.
     pub wchan: Field<GuestVirt>,
-    /// Who sleeps.
+    /// The threads that sleep.
     pub blocked: ThreadList,
-    /// Queues that the sleepers after the first have brought.
+    /// The queues of the sleepers after the first.
     pub spare: Field<KPtr<SleepQueue>>,
     #[doc(hidden)]
     pub _pad: [Field<u64>; 2],
@@ -198,7 +200,7 @@ pub const RQ_NQS: usize = 64;
 /// Priorities that share a list (`RQ_PPQ`).
 pub const RQ_PPQ: u8 = 4;
 
-/// The threads that could run (`struct runq`).
+/// The threads that can run (`struct runq`).
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct RunQueue {
@@ -215,14 +217,14 @@ impl Default for RunQueue {
 }
 
 codes! {
-    /// Where threads go that become runnable: [`Scheduler::spread`].
+    /// Where threads that become runnable go: [`Scheduler::spread`].
     pub enum Spread: u32 {
         /// They stay where they were woken.
         No = 0,
-        /// They go to a CPU that has nothing to do, if there is one.
+        /// They go to an idle CPU, if there is one.
         Yes = 1,
-        /// They stay, and no other CPU takes them over: what is woken here runs as if there were no
-        /// other.
+        /// They stay, and no other CPU takes them over: a thread that is woken here runs as if
+        /// there were no other CPU.
         Never = 2,
     }
 }
@@ -232,7 +234,7 @@ pub const TID_HASH: usize = 32;
 /// Chains of the table of sleep queues by channel (`SC_TABLESIZE`).
 pub const SC_TABLESIZE: usize = 128;
 
-/// What the CPUs' schedulers have in common.
+/// The state that the CPUs' schedulers share.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct Scheduler {
@@ -240,9 +242,9 @@ pub struct Scheduler {
     pub lock: Mtx,
     /// Set until threads can sleep (`cold`).
     pub cold: Field<Flag>,
-    /// Whether threads that become runnable go to CPUs that have nothing to do. Else they stay
-    /// where they were woken, in the order in which they were, and others take some over only when
-    /// a time slice ends: what is over by then happens in the same order with any number of CPUs.
+    /// Whether threads that become runnable go to idle CPUs. Otherwise they stay where they were
+    /// woken, in the order of their wakeups, and other CPUs take some over only when a time slice
+    /// ends. What finishes before that happens in the same order with any number of CPUs.
     pub spread: Field<Code<Spread>>,
     #[doc(hidden)]
     pub _pad: Field<u32>,
@@ -254,8 +256,8 @@ pub struct Scheduler {
     pub callouts: Field<KPtr<Thread>>,
     /// Time-outs armed since boot.
     pub callout_sequence: Field<u64>,
-    /// Time-outs of the kernel's own daemons that came while all threads slept, the idle one
-    /// included.
+    /// Time-outs of the kernel's own daemons that expired while all threads, including the idle
+    /// thread, slept.
     pub idle_passes: Field<u64>,
     /// Threads by the hash of their number.
     pub tids: [Field<KPtr<Thread>>; TID_HASH],

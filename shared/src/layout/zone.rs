@@ -1,5 +1,5 @@
-//! Zones of equal items: one table, from which follow their numbers, their names and the size of
-//! their items; and what a zone's slabs look like.
+//! Zones of equal items: one table defines their numbers, their names, and the size of their items.
+//! Also the layout of a zone's slabs.
 //!
 //! A slab is a page: a [`SlabHeader`], then items one behind the other.
 
@@ -25,14 +25,14 @@ pub trait ZoneItem: FromBytes + Atomics {
 macro_rules! zones {
     ($($(#[doc = $doc:literal])* $zone:ident = $number:literal => $name:literal: $item:ty,)+) => {
         codes! {
-            /// The zones. `name` is what an item is called.
+            /// The zones. `name` is the name of an item.
             pub enum Zone: u32 {
                 $($(#[doc = $doc])* $zone = $number => $name,)+
             }
         }
 
         impl Zone {
-            /// Bytes of the type that its items are.
+            /// Bytes of the type of its items.
             const fn bytes(self) -> usize {
                 match self {
                     $(Self::$zone => size_of::<$item>(),)+
@@ -63,7 +63,7 @@ zones! {
     Cpu = 6 => "CPU": Pcpu,
 }
 
-/// How many zones there are.
+/// The number of zones.
 pub const ZONE_COUNT: usize = Zone::ALL.len();
 
 /// Bytes of a slab's header, and of the unit of item sizes: a cache line.
@@ -98,7 +98,7 @@ impl Zone {
             && offset + self.item_size() <= PAGE_SIZE
     }
 
-    /// Where the item begins in which `at` lies, if it lies in one.
+    /// The start of the item that contains `at`, if any does.
     #[must_use]
     pub fn item_around(self, at: GuestVirt) -> GuestVirt {
         let offset = at.page_offset().saturating_sub(LINE as u64);
@@ -121,7 +121,7 @@ const _: () = {
 pub struct SlabHeader {
     /// The next slab with free items.
     pub next: Field<KPtr<SlabHeader>>,
-    /// The one before.
+    /// The slab before it.
     pub prev: Field<KPtr<SlabHeader>>,
     /// Its first free item.
     pub free: Field<KPtr<SlabItem>>,

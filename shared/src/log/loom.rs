@@ -1,4 +1,5 @@
-//! A reader that is overtaken, under every interleaving, by loom: `scripts/loom.sh` runs this.
+//! A reader that the writer overtakes, under every interleaving, by loom: `scripts/loom.sh` runs
+//! this.
 
 extern crate std;
 
@@ -10,8 +11,8 @@ use zerocopy::FromZeros;
 
 use super::{Keeping, LogRing};
 
-/// Writes bytes number 1 to `last` as a kernel does that owns no lock: it waits for room, and rings
-/// a keeper who sleeps.
+/// Writes bytes number 1 to `last` like a kernel that owns no lock: it waits for room, and rings
+/// the bell for a keeper that sleeps.
 fn write_all(ring: &LogRing<3>, last: u8, ring_bell: impl Fn()) {
     for byte in 1..=last {
         while !ring.has_room(1) {
@@ -24,8 +25,8 @@ fn write_all(ring: &LogRing<3>, last: u8, ring_bell: impl Fn()) {
     }
 }
 
-/// Takes bytes number 1 to `last`, which must all be there; calls `wait` while there are none, with
-/// the number of the next.
+/// Takes bytes number 1 to `last`, none of which may be missing. While there are none, it calls
+/// `wait` with the number of the next byte.
 fn take_all(ring: &LogRing<3>, last: u8, wait: impl Fn(u64)) {
     let mut got = Vec::new();
     while got.len() < usize::from(last) {
@@ -57,9 +58,9 @@ fn a_keeper_gets_every_byte_of_a_writer_that_waits_for_room() {
     });
 }
 
-/// Three preemptions at most, for the reason that
-/// `no_wakeup_is_lost_between_the_last_look_and_the_sleep` of the control region's models has; and
-/// two bytes, for which there is room.
+/// Three preemptions at most, for the reason given at
+/// `no_wakeup_is_lost_between_the_last_look_and_the_sleep` in the control region's models; and two
+/// bytes, for which there is room.
 #[test]
 fn a_keeper_that_sleeps_is_woken_by_what_is_written_after_its_last_look() {
     let mut builder = loom::model::Builder::new();

@@ -1,22 +1,23 @@
-//! The kernel's log: a byte ring that the guest writes without leaving the CPU.
+//! The kernel's log: a byte ring that the guest writes without a VM exit.
 //!
-//! One writer at a time (the kernel serialises), one reader. There are two ways to share it, and
-//! the host chooses before the kernel begins:
+//! One writer at a time (the kernel serialises them), one reader. There are two ways to share it,
+//! and the host chooses before the kernel begins:
 //!
-//! - **Nobody keeps the log.** The writer never waits: when the reader is slow the oldest bytes are
-//!   lost, and the reader can tell how many.
-//! - **The host keeps all of it** ([`LogRing::keep`]): a thread of its own takes what is written
-//!   and says how far it is ([`LogRing::taken`]). A writer looks for room ([`LogRing::has_room`])
-//!   before it begins a line. One that owns no lock waits for it; one that must not wait drops the
-//!   line and counts it ([`LogRing::drop_line`]). The keeper sleeps like a ring's consumer
-//!   ([`Sleeper`]): after a write, the writer asks [`Sleeper::must_wake`], and rings by a write to
-//!   [`LOG_PORT`](crate::control::LOG_PORT). Nobody waits for a keeper that has gone: its last act
-//!   is to say so.
+//! - **Nobody keeps the log.** The writer never waits: when the reader is slow, the oldest bytes
+//!   are lost, and the reader can count them.
+//! - **The host keeps all of it** ([`LogRing::keep`]): a thread of the host takes the written bytes
+//!   and publishes how far it has read ([`LogRing::taken`]). A writer checks for room
+//!   ([`LogRing::has_room`]) before it begins a line. A writer that owns no lock waits for room;
+//!   one that must not wait drops the line and counts it ([`LogRing::drop_line`]). The keeper
+//!   sleeps like a ring's consumer ([`Sleeper`]): after a write, the writer asks
+//!   [`Sleeper::must_wake`], and rings the bell by a write to
+//!   [`LOG_PORT`](crate::control::LOG_PORT). No writer waits for a keeper that has ended: a keeper
+//!   announces its end as its last act.
 //!
-//! **Overtaking.** The writer counts each byte before it writes the next. Who has copied bytes and
-//! then finds `written` of them counted knows that the writer was at most in the middle of byte
-//! number `written`, which takes the place of the oldest one: what is younger than that was not
-//! touched before it was copied.
+//! **Overtaking.** The writer counts each byte before it writes the next. A reader that has copied
+//! bytes and then finds `written` of them counted knows that the writer was at most in the middle
+//! of byte number `written`, which takes the place of the oldest byte: no byte younger than that
+//! was overwritten before it was copied.
 
 #[cfg(all(test, loom))]
 mod loom;
@@ -29,30 +30,30 @@ use crate::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::control::Sleeper;
 use crate::field::Field;
 
-/// Bytes that the ring holds.
+/// Capacity of the ring in bytes.
 pub const LOG_BYTES: usize = 32 << 10;
 
 /// Whether the host keeps the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Keeping {
-    /// It does not: the oldest bytes make room.
+    /// It does not: new bytes overwrite the oldest.
     Nothing = 0,
-    /// It takes everything.
+    /// It takes every byte.
     Everything = 1,
 }
 
-/// The ring. `N` is [`LOG_BYTES`] but in tests.
+/// The ring. `N` is [`LOG_BYTES`] except in tests.
 #[derive(Debug, FromBytes, KnownLayout)]
 #[repr(C)]
 pub struct LogRing<const N: usize = LOG_BYTES> {
-    /// Bytes ever written. Byte number `n` stands at `n % N`.
+    /// Bytes ever written. Byte number `n` is at `n % N`.
     written: AtomicU64,
-    /// Bytes that the keeper has taken, by the host.
+    /// Bytes that the keeper has taken; the host writes it.
     taken: AtomicU64,
-    /// Lines that were dropped for want of room, by the kernel.
+    /// Lines that the kernel dropped for lack of room.
     dropped: AtomicU64,
-    /// Not 0 while the host keeps the log, by the host.
+    /// Not 0 while the host keeps the log; the host writes it.
     kept: AtomicU32,
     _line: [Field<u8>; 36],
     /// The keeper sleeps.
@@ -78,7 +79,7 @@ impl<const N: usize> LogRing<N> {
             .chain(self.bytes.iter().map(Field::<u8>::watch))
     }
 
-    /// Where byte number `at` stands.
+    /// The place of byte number `at`.
     #[expect(clippy::cast_possible_truncation, reason = "it is below N")]
     fn slot(&self, at: u64) -> &Field<u8> {
         &self.bytes[(at % Self::BYTES) as usize]
@@ -93,7 +94,7 @@ impl<const N: usize> LogRing<N> {
     pub fn write(&self, text: &[u8]) {
         let mut at = self.written.load(Ordering::Relaxed);
         for &byte in text {
-            // Who sees this byte sees those before it counted.
+            // A reader that sees this byte also sees the earlier ones counted.
             fence(Ordering::Release);
             self.slot(at).set(byte);
             at = at.wrapping_add(1);
@@ -101,32 +102,32 @@ impl<const N: usize> LogRing<N> {
         }
     }
 
-    /// Whether `len` more bytes can be written without the loss of one that the host means to keep.
-    /// The one writer asks.
+    /// Whether `len` more bytes can be written without losing a byte that the host keeps. Only the
+    /// writer calls it.
     #[must_use]
     pub fn has_room(&self, len: u64) -> bool {
         let end = self.written.load(Ordering::Relaxed).wrapping_add(len);
-        // A reader takes the oldest byte of a full ring for one that is being overwritten.
+        // A reader must assume that the oldest byte of a full ring is being overwritten.
         !self.is_kept() || end.wrapping_sub(self.taken.load(Ordering::Acquire)) < Self::BYTES
     }
 
-    /// Whether the host keeps all of the log, so that it is worth to wait for room.
+    /// Whether the host keeps all of the log, so that waiting for room makes sense.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.kept.load(Ordering::Acquire) != 0
     }
 
-    /// The host begins or ends to keep the log.
+    /// Starts or stops the keeping of the log. Only the host calls it.
     pub fn keep(&self, keeping: Keeping) {
         self.kept.store(keeping as u32, Ordering::Release);
     }
 
-    /// The keeper has read all bytes below number `end`: there is room for others.
+    /// Records that the keeper has read all bytes below number `end`, so there is room for others.
     pub fn taken(&self, end: u64) {
         self.taken.store(end, Ordering::Release);
     }
 
-    /// The one writer drops a line.
+    /// Counts a line that the writer drops. Only the writer calls it.
     pub fn drop_line(&self) {
         self.dropped.store(self.dropped.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
@@ -143,11 +144,11 @@ impl<const N: usize> LogRing<N> {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Copies bytes from number `from` on to the beginning of `into`, as many as there are and fit,
-    /// and returns their numbers. The range begins later where bytes were overwritten before they
-    /// could be read; it is empty where nothing is left of those that would have fit, or there are
-    /// none: then it begins and ends where to go on. All that is believed of the writer is that it
-    /// writes in order.
+    /// Copies bytes from number `from` on to the beginning of `into`, as many as exist and fit, and
+    /// returns their numbers. The range begins later if bytes were overwritten before they could be
+    /// read. It is empty if there are no bytes, or if all that would have fit were overwritten; it
+    /// then begins and ends at the number to continue from. The only assumption about the writer is
+    /// that it writes in order.
     #[must_use]
     pub fn read(&self, from: u64, into: &mut [u8]) -> Range<u64> {
         let written = self.written();
@@ -158,7 +159,7 @@ impl<const N: usize> LogRing<N> {
         }
         fence(Ordering::Acquire);
         let whole = Self::oldest(self.written.load(Ordering::Relaxed)).clamp(start, end);
-        // Neither is more than `into` has.
+        // Neither exceeds the length of `into`.
         let [lost, copied] =
             [whole - start, end - start].map(|count| usize::try_from(count).unwrap_or(into.len()));
         into.copy_within(lost..copied, 0);

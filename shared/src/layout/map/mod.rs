@@ -1,7 +1,7 @@
 //! `vm_map`, `vm_map_entry` and the nodes of a map's index.
 //!
 //! A map is a circular list of entries through its header, in the order of addresses, and a B+-tree
-//! over the same entries ([`MapNode`]). Both say the same at any time when the map's lock is free.
+//! over the same entries ([`MapNode`]). The two agree whenever the map's lock is free.
 
 mod node;
 mod pool;
@@ -27,18 +27,18 @@ bitflags! {
         const COW = 0x0004;
         /// A fault inside is a panic.
         const NOFAULT = 0x0010;
-        /// Being wired or unwired: neither clipped away, merged nor deleted.
+        /// Being wired or unwired: it is neither clipped away, merged, nor deleted.
         const IN_TRANSITION = 0x0100;
-        /// Somebody waits for the end of the transition.
+        /// A thread waits for the end of the transition.
         const NEEDS_WAKEUP = 0x0200;
-        /// In transition because it is being deleted: it only keeps its addresses from being used
-        /// again until no CPU remembers their translations. Not one of FreeBSD's.
+        /// In transition because it is being deleted: it only prevents reuse of its addresses until
+        /// no CPU caches their translations. Not one of FreeBSD's.
         const DELETING = 0x0800;
     }
 }
 
 impl EntryFlags {
-    /// Those that an entry has only while somebody works on it.
+    /// The flags that an entry has only during an operation on it.
     pub const PASSING: Self = Self::IN_TRANSITION.union(Self::NEEDS_WAKEUP).union(Self::DELETING);
 }
 
@@ -75,15 +75,15 @@ pub struct VmMapEntry {
     /// The object behind the range, or with [`EntryFlags::IS_SUB_MAP`] the submap (a
     /// `KPtr<VmMap>`), or null.
     pub object: Field<KPtr<VmObject>>,
-    /// Byte in the object that stands at `start`.
+    /// Offset in the object, in bytes, of the byte at `start`.
     pub offset: Field<u64>,
     /// Flags.
     pub eflags: Field<EntryFlags>,
     /// How often it is wired; [`VmMapEntry::WIRE_FAILED`] while a wiring that failed is undone.
     pub wired_count: Field<u32>,
-    /// What is allowed.
+    /// The accesses that are allowed now.
     pub protection: Field<Protection>,
-    /// What can be allowed.
+    /// The most that may be allowed.
     pub max_protection: Field<Protection>,
     /// SHARE 0, COPY 1 (the default), NONE 2.
     pub inheritance: Field<u8>,
@@ -105,7 +105,7 @@ impl VmMapEntry {
         self.end.get().since(self.start.get())
     }
 
-    /// Whether the range is empty. Only a header's is, and only in a map without any room.
+    /// Whether the range is empty. Only a header's range is, and only in a map of size zero.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.start.get() == self.end.get()
@@ -118,8 +118,8 @@ const _: () = assert!(core::mem::offset_of!(VmMapEntry, eflags) == 48);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, protection) == 56);
 const _: () = assert!(core::mem::offset_of!(VmMapEntry, deleter) == 60);
 
-/// The B+-tree over a map's entries. Guarded by the map's lock. All zero is no tree: creating the
-/// map makes the first node, which holds the header alone.
+/// The B+-tree over a map's entries. Guarded by the map's lock. All zero means no tree: creating
+/// the map makes the first node, which holds the header alone.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapIndex {
@@ -133,30 +133,31 @@ pub struct MapIndex {
     pub nodes: Field<u64>,
 }
 
-/// The entries and nodes that a map owns, those in use and those in reserve, so that a change of
-/// the map never has to allocate. Guarded by the map's lock.
+/// The entries and nodes that a map owns, in use and in reserve, so a change of the map never has
+/// to allocate. Guarded by the map's lock.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapReserve {
-    /// The map itself, which its home begins with.
+    /// The map itself, at the start of its home.
     pub home: Field<KPtr<MapHome>>,
     /// The entries.
     pub entries: MapPool,
     /// The index nodes.
     pub nodes: MapPool,
-    /// Nodes that have left the tree and not yet the pool, linked by [`MapNode::spare_next`]; null
+    /// Nodes that have left the tree but not yet the pool, linked by [`MapNode::spare_next`]; null
     /// between changes.
     pub unlinked: Field<KPtr<MapNode>>,
-    /// Merges of entries without an object that were not split again: so many entries are kept in
-    /// reserve, because freeing such a range brings no page in from which an entry could be made.
+    /// Credits: merges of entries without an object that were not split again. This many entries
+    /// are kept in reserve, because freeing such a range returns no page from which an entry could
+    /// be made.
     pub credits: Field<u64>,
-    /// Pages of entries without an object, submaps and the kernel image left out: as many credits
-    /// can be of use.
+    /// Pages of entries without an object, submaps and the kernel image excluded: an upper bound of
+    /// the credits that can be used.
     pub plain_pages: Field<u64>,
 }
 
-/// A map: what a part of the address space holds. Lives in the direct map, at the start of its home
-/// ([`MapHome`]).
+/// A map: the allocations of a part of the address space. Lives in the direct map, at the start of
+/// its home ([`MapHome`]).
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct VmMap {
@@ -165,21 +166,21 @@ pub struct VmMap {
     pub header: VmMapEntry,
     /// Entries, the header not counted.
     pub nentries: Field<u64>,
-    /// Bytes in all entries: bytes in use, not the capacity.
+    /// Bytes of all entries: bytes in use, not the capacity.
     pub size: Field<u64>,
     /// The lock of a system map.
     pub lock: Mtx,
     /// Exclusive acquisitions of the lock, modulo 2^32.
     pub timestamp: Field<u32>,
-    /// Set when somebody sleeps in `kmem_alloc_wait`.
+    /// Set when a thread sleeps in `kmem_alloc_wait`.
     pub needs_wakeup: Field<Flag>,
-    /// Set for a system map: its lock is a mutex, and entries without an object stay so.
+    /// Set for a system map: its lock is a mutex, and entries without an object never get one.
     pub system_map: Field<Flag>,
     /// Physical address of the pmap's root page table.
     pub pmap: Field<GuestPhys>,
     /// The tree over the entries.
     pub index: MapIndex,
-    /// What changes are made from.
+    /// The entries and nodes from which changes are made.
     pub reserve: MapReserve,
     /// The map made before this one, or null: the list that begins at
     /// [`super::KernelRoots::map_list`].

@@ -7,9 +7,9 @@ use crate::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use crate::field::Field;
 use crate::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 
-/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays that begin on cache
-/// lines of their own. Addresses are counted in pages from the map's `min_offset`, lengths in
-/// pages.
+/// A node of a map's index: up to [`MapNode::FANOUT`] slots in three arrays, each of which begins
+/// on a cache line of its own. Addresses are counted in pages from the map's `min_offset`, lengths
+/// in pages.
 ///
 /// | | key | gap | target |
 /// |---|---|---|---|
@@ -20,10 +20,10 @@ use crate::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 /// FreeBSD's `max_free`.
 ///
 /// The map's header is the first slot of the first leaf, as an entry of no length at `min_offset`:
-/// its gap is the free range below the first entry. Keys ascend strictly, save that an entry may
-/// start at `min_offset` too. Slots past `count` hold [`MapNode::NO_KEY`] and gap 0, so that a
-/// search may look at all slots. Every node but the root has at least [`MapNode::MIN_FILL`] slots,
-/// and an inner root at least 2.
+/// its gap is the free range below the first entry. Keys ascend strictly, except that an entry may
+/// start at `min_offset` too. Slots past `count` hold [`MapNode::NO_KEY`] and gap 0, so a search
+/// may read all slots. Every node but the root has at least [`MapNode::MIN_FILL`] slots, and an
+/// inner root at least 2.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapNode {
@@ -50,10 +50,10 @@ impl MapNode {
     pub const MIN_FILL: usize = 7;
     /// Key of an unused slot.
     pub const NO_KEY: u32 = u32::MAX;
-    /// Most pages of a map, just under 16 TiB: every page has a key, and so has the map's end.
+    /// Most pages of a map, just under 16 TiB: every page has a key, and so does the map's end.
     pub const MAX_PAGES: u64 = Self::NO_KEY as u64 - 1;
-    /// Most levels of a tree: entries are no more than pages, and every level holds
-    /// [`MapNode::MIN_FILL`] times as many nodes as the one above, the second at least 2.
+    /// Most levels of a tree: there are no more entries than pages, and every level has at least
+    /// [`MapNode::MIN_FILL`] times as many nodes as the one above; the second has at least 2.
     pub const MAX_HEIGHT: usize = 12;
 
     /// The child of slot `slot` of an inner node.

@@ -10,16 +10,16 @@ use crate::field::Field;
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct PoolPage {
-    /// The page before, null in the first.
+    /// The page before it, null in the first page.
     pub prev: Field<KPtr<PoolPage>>,
-    /// The page after, null in the last.
+    /// The page after it, null in the last page.
     pub next: Field<KPtr<PoolPage>>,
     #[doc(hidden)]
     pub _pad: [Field<u64>; 6],
 }
 
 /// All items of one kind that a map owns: first those in its home, then those of whole pages. The
-/// first `used` are in use, without a hole, and the others are the reserve.
+/// first `used` items are in use, without gaps, and the others are the reserve.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapPool {
@@ -29,14 +29,14 @@ pub struct MapPool {
     pub capacity: Field<u64>,
     /// The first page after the home, or null.
     pub first: Field<KPtr<PoolPage>>,
-    /// The page of the last item in use, null while that is in the home.
+    /// The page of the last item in use, null while that item is in the home.
     pub top: Field<KPtr<PoolPage>>,
     /// The last page, or null.
     pub last: Field<KPtr<PoolPage>>,
 }
 
-/// A map's home: the page that is made with it and lives as long, with the map and its first
-/// entries and nodes.
+/// A map's home: a page that is allocated with the map and lives as long. It holds the map and its
+/// first entries and nodes.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
 pub struct MapHome {
