@@ -2,7 +2,7 @@
 //!
 //! The crate has no global state and no assembly: all state is a [`vm::Vm`] value over a
 //! [`machine::Machine`], which the kernel image implements on the real CPU and `sim` (a feature)
-//! implements on plain memory. A file does the job of the FreeBSD file of the same name; functions
+//! implements on plain memory. A file does the work of the FreeBSD file of the same name; functions
 //! and fields keep FreeBSD's names.
 
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]

@@ -1,5 +1,5 @@
-//! Numbers between addresses (`u64`) and lengths in memory (`usize`), which have the same width
-//! here, and those that a structure keeps in fewer bits.
+//! Conversions between addresses (`u64`) and lengths in memory (`usize`), which have the same width
+//! here, and to numbers that a structure stores in fewer bits.
 
 const _: () = assert!(usize::BITS == u64::BITS);
 
@@ -9,12 +9,12 @@ pub const fn to_usize(n: u64) -> usize {
     n as usize
 }
 
-/// The same number, which has at most 32 bits: one that had more would be cut to the largest.
+/// The same number, which has at most 32 bits; a larger one would become the largest 32-bit number.
 pub fn to_u32(n: impl TryInto<u32>) -> u32 {
     n.try_into().unwrap_or(u32::MAX)
 }
 
-/// The same number, which has at most 16 bits: one that had more would be cut to the largest.
+/// The same number, which has at most 16 bits; a larger one would become the largest 16-bit number.
 pub fn to_u16(n: impl TryInto<u16>) -> u16 {
     n.try_into().unwrap_or(u16::MAX)
 }

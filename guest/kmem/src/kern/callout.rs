@@ -1,9 +1,9 @@
 //! Time-outs of sleeping threads (`kern_timeout.c`), in a pairing heap through the threads
 //! themselves.
 //!
-//! Arming is O(1), the next deadline O(1), taking one out O(log n) amortised, whether it is due or
-//! its thread was woken earlier. Equal deadlines are due in the order in which they were armed.
-//! Locks: the scheduler's, throughout.
+//! Arming is O(1), finding the next deadline is O(1), and removal is O(log n) amortised, whether
+//! the time-out is due or its thread was woken earlier. Equal deadlines are due in the order in
+//! which they were armed. Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Thread;
@@ -29,7 +29,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Takes the time-out of `thread` back, if it has one (`callout_stop`).
+    /// Cancels the time-out of `thread`, if it has one (`callout_stop`).
     pub(crate) fn callout_stop(&self, thread: KPtr<Thread>) {
         let sched = &self.state().sched;
         let callout = &self.get(thread).callout;
@@ -61,7 +61,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         Some((thread, self.get(thread).callout.deadline.get()))
     }
 
-    /// One heap of two, either of which may be empty. Both roots are without siblings.
+    /// Melds two heaps, either of which may be empty. Neither root has siblings.
     fn callout_meld(&self, a: KPtr<Thread>, b: KPtr<Thread>) -> KPtr<Thread> {
         if a.is_null() || b.is_null() {
             return if a.is_null() { b } else { a };
@@ -82,7 +82,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         above
     }
 
-    /// One heap of the siblings from `first` on: melded in pairs, and then the pairs from the last
+    /// Melds the siblings from `first` on into one heap: in pairs, and then the pairs from the last
     /// to the first.
     fn callout_merge_children(&self, first: KPtr<Thread>) -> KPtr<Thread> {
         let detach = |thread: KPtr<Thread>| {

@@ -1,15 +1,16 @@
 //! The lists of event handlers (`subr_eventhandler.c`): functions that are called when something
 //! happens, such as a shortage.
 //!
-//! An event is a name; its list is made at the first registration and lives on. Handlers run in
-//! ascending order of priority and, among equals, in the order of registration. While one runs the
-//! lists are not locked, so that it may sleep, register and deregister as its caller may; a handler
-//! that is deregistered while its list runs is marked dead and leaves when the last run ends.
+//! An event is a name; its list is created at the first registration and never destroyed. Handlers
+//! run in ascending order of priority and, among equals, in the order of registration. While a
+//! handler runs the lists are not locked, so it may sleep, register and deregister if its caller
+//! may. A handler that is deregistered while its list runs is marked dead, and leaves the list when
+//! the last run ends.
 //!
-//! Here is how lists and handlers are linked. They are made, freed and called above
-//! ([`crate::vm::eventhandler`]): whatever leaves a list is given back as a chain. All of it is
-//! reachable from the roots. A handler's function is kept as its address, as in FreeBSD
-//! ([`super::func::FnWord`]).
+//! This module links lists and handlers. The layer above allocates, frees and calls them
+//! ([`crate::vm::eventhandler`]): handlers that leave a list are returned as a chain. All
+//! structures are reachable from the roots. A handler's function is stored as its address, as in
+//! FreeBSD ([`super::func::FnWord`]).
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::kmem::WaitMessage;
@@ -53,7 +54,7 @@ impl EventTag {
     }
 }
 
-/// The kind of the mutex of the lists.
+/// The kind of the lists' mutex.
 enum ListsLock {}
 
 impl Lock for ListsLock {
@@ -68,13 +69,13 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.mtx_guard(&self.state().eventhandler_mtx)
     }
 
-    /// The list of the event `name`, if anybody has registered. Locks: takes the lists'.
+    /// The list of the event `name`, if there was a registration. Locks: takes the lists'.
     pub(crate) fn eventhandler_list(&self, name: &str) -> Option<KPtr<EventhandlerList>> {
         self.eventhandler_find(&self.eventhandler_lists(), name)
     }
 
-    /// Makes `new`, all zero, the list of the event `name`, unless it has one: gives that which it
-    /// has. Locks: takes the lists'.
+    /// Makes `new`, all zero, the list of the event `name`, unless the event has one; returns the
+    /// event's list. Locks: takes the lists'.
     pub(crate) fn eventhandler_list_add(
         &self,
         name: &str,
@@ -92,7 +93,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// Puts `entry`, whose function, argument and priority are set, into `list`. `prepare` is
-    /// called with the registration before anybody can run it, with the lists' lock held. Locks:
+    /// called with the registration before the handler can run, with the lists' lock held. Locks:
     /// takes the lists'.
     pub(crate) fn eventhandler_insert(
         &self,
@@ -117,7 +118,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         tag
     }
 
-    /// Marks the handler of `tag` dead: it is not called again, but may be running now. Gives the
+    /// Marks the handler of `tag` dead: it is not called again, but may be running now. Returns the
     /// handlers that have left the list, as a chain. Locks: takes the lists'.
     #[must_use = "what has left its list is to be freed"]
     pub(crate) fn eventhandler_kill(&self, tag: EventTag) -> KPtr<EventhandlerEntry> {
@@ -130,10 +131,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Has `call` call the handlers of the event `name`, in order: with a handler's function, as a
-    /// word, and its argument. An event without a list has none. Gives the handlers that have left
-    /// the list, as a chain. Locks: takes the lists', and holds no lock while a handler runs.
-    /// Sleeps if a handler does.
+    /// Uses `call` to call the handlers of the event `name`, in order; its arguments are a
+    /// handler's function, as a word, and the handler's argument. An event without a list has no
+    /// handlers. Returns the handlers that have left the list, as a chain. Locks: takes the lists',
+    /// and holds no lock while a handler runs. Sleeps if a handler does.
     #[must_use = "what has left its list is to be freed"]
     pub(crate) fn eventhandler_run(
         &self,
@@ -151,8 +152,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             }
         };
         runs(1);
-        // 2. The handlers, each without the lock. One that is called only once is dead before that
-        // call.
+        // 2. Call the handlers, each without the lock. A handler that runs only once is marked dead
+        // before its call.
         let mut at = l.first.get();
         while let Some(entry) = at.non_null() {
             let e = self.get(entry);
@@ -161,17 +162,18 @@ impl<M: PhysMem + Cpu> Kern<M> {
                 if e.once.is_set() {
                     e.priority.set(EventhandlerEntry::DEAD);
                 }
-                // Handlers may come and go meanwhile, but this one stays: the list runs.
+                // Handlers may be registered and deregistered during the call, but this entry
+                // stays: the list runs.
                 lists.unlocked(|| call(func, arg));
             }
             at = e.next.get();
         }
-        // 3. The last run prunes what has died in the meantime.
+        // 3. The last run prunes the handlers that have died in the meantime.
         runs(-1);
         if l.runcount.get() == 0 { self.eventhandler_prune(&lists, list) } else { KPtr::NULL }
     }
 
-    /// The list of the event `name` (`_eventhandler_find_list`), if anybody has registered.
+    /// The list of the event `name` (`_eventhandler_find_list`), if there was a registration.
     fn eventhandler_find(&self, _: &Lists<'_, M>, name: &str) -> Option<KPtr<EventhandlerList>> {
         let name = WaitMessage::new(name).words();
         let mut at = self.state().eventhandler_lists.get();
@@ -185,7 +187,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         None
     }
 
-    /// Takes the dead handlers off a list that nobody runs (`eventhandler_prune_list`), as a chain.
+    /// Removes the dead handlers from a list that is not running (`eventhandler_prune_list`), and
+    /// returns them as a chain.
     fn eventhandler_prune(
         &self,
         _: &Lists<'_, M>,

@@ -1,21 +1,20 @@
 //! Functions kept in the kernel's structures as the address of their code.
 //!
-//! **Invariant.** A word that [`FnWord::from_word`] is given was made by [`FnWord::to_word`] of the
-//! same type in the running kernel, and has lain in a structure that nobody but the kernel writes
-//! to.
+//! **Invariant.** A word that is passed to [`FnWord::from_word`] was made by [`FnWord::to_word`] of
+//! the same type in the running kernel, and was stored in a structure that only the kernel writes.
 
 #![expect(unsafe_code, reason = "this module exists to hold it")]
 
 use core::ptr;
 
-/// An event handler's function in the system `S`: called with its own argument and with what the
-/// event says (0 for vm_lowmem in 2008).
+/// An event handler's function in the system `S`: called with its own argument and with that of the
+/// event (0 for vm_lowmem in 2008).
 pub type EventFn<S> = fn(&S, arg: u64, flags: u64);
 
-/// A function that does work of kind `T` in the system `S`, and has nobody to give the answer to.
+/// A function that does work of kind `T` in the system `S`, whose answer is discarded.
 pub type WorkFn<S, T> = fn(&S, &T);
 
-/// A type of functions that can lie in memory as a word.
+/// A function type that can be stored in memory as a word.
 pub trait FnWord {
     /// The address of its code.
     fn to_word(self) -> u64;

@@ -1,22 +1,21 @@
 //! Mutexes that are held, as values: dropping one releases the lock.
 //!
 //! A [`Guard`] is also a proof. A function that needs a lock takes a reference to its guard, so
-//! that code without the lock cannot call it; each lock has a guard type of its own (`FreeQueue`,
-//! `PageQueues`, ..), made by the function that acquires it. What the type does not tell is which
-//! of several locks of one kind is held: the functions that need one of many say so.
+//! code without the lock cannot call it. Each lock has a guard type of its own (`FreeQueue`,
+//! `PageQueues`, ..), made by the function that acquires it. The type does not say which of several
+//! locks of one kind is held: functions that need one of many document it.
 //!
-//! **Where there are none.** The scheduler's lock is acquired by the thread that leaves a CPU and
-//! released by the one that arrives, so that no scope holds it: `sched_lock` and `sched_unlock`
-//! stay. A sleep releases its interlock in the middle and may not acquire it again
-//! ([`Relock::Drop`](super::synch::Relock)): `msleep` takes the mutex itself, of which a guard
-//! gives the use (`interlock`), or which it hands over for good (`hand_over`).
+//! **Locks without guards.** The scheduler's lock is acquired by the thread that leaves a CPU and
+//! released by the one that arrives, so no scope holds it: `sched_lock` and `sched_unlock` stay. A
+//! sleep releases its interlock in the middle and may not acquire it again
+//! ([`Relock::Drop`](super::synch::Relock)): `msleep` takes the mutex itself, which a guard lends
+//! (`interlock`) or hands over for good (`hand_over`).
 //!
 //! **Panics.** In the kernel a panic ends the system, and nothing is dropped. On machines where it
 //! unwinds ([`Cpu::is_unwinding`]), the simulated one and loom's, a guard that a panic drops leaves
-//! its lock owned, as one that was acquired by hand would be: what a test sees of a system that has
-//! stopped is what was there at that moment, and a release, which checks and may switch, cannot
-//! panic a second time. A guard that was made during unwinding, by a test's own destructors, is
-//! released as ever.
+//! its lock owned, like a lock that was acquired by hand. So a test sees the stopped system as it
+//! was at that moment, and a release, which checks and may switch, cannot panic a second time. A
+//! guard that was made during unwinding, by a test's own destructors, releases its lock as usual.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -38,7 +37,7 @@ pub trait Lock {
 pub struct Guard<'a, M: PhysMem + Cpu, L: Lock> {
     kern: &'a Kern<M>,
     mtx: &'a Mtx,
-    /// Whether it was made while a panic unwound.
+    /// Whether it was made while a panic was unwinding.
     in_unwinding: bool,
     /// Belongs to the thread that made it.
     kind: PhantomData<(L, *const ())>,
@@ -51,7 +50,7 @@ impl<'a, M: PhysMem + Cpu, L: Lock> Guard<'a, M, L> {
         (L::CLASS, self.mtx)
     }
 
-    /// The mutex, which stays owned: the caller has somebody else release it, a sleep as a rule.
+    /// The mutex, which stays owned: the caller passes it on to be released, usually by a sleep.
     #[inline]
     pub(crate) fn hand_over(self) -> Interlock<'a> {
         let interlock = (L::CLASS, self.mtx);
@@ -59,10 +58,11 @@ impl<'a, M: PhysMem + Cpu, L: Lock> Guard<'a, M, L> {
         interlock
     }
 
-    /// Calls `f` with the lock released. What it guards may have changed in any way afterwards.
+    /// Calls `f` with the lock released. The data that it guards may have changed in any way
+    /// afterwards.
     pub(crate) fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        // What the lock guards may change until it is acquired again. The exclusive borrow of the
-        // guard keeps the caller from holding proofs or references of before.
+        // The data that the lock guards may change until it is acquired again. The exclusive borrow
+        // of the guard keeps the caller from holding earlier proofs or references.
         self.kern.mtx_unlock(L::CLASS, &self.mtx.owner);
         let result = f();
         self.kern.mtx_lock(L::CLASS, &self.mtx.owner);

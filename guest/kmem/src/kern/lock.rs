@@ -1,13 +1,13 @@
-//! Mutexes at FreeBSD's granularity (`kern_mutex.c`), with the order in which they nest checked at
+//! Mutexes at FreeBSD's granularity (`kern_mutex.c`). The order in which they nest is checked at
 //! every acquisition.
 //!
-//! Whoever owns a mutex has interrupts and preemption deferred until it is released: it runs, on
-//! its own CPU, and a handler that interrupts that CPU finds every mutex free or owned by another
-//! CPU. Who finds a mutex owned therefore spins, as FreeBSD's adaptive mutexes do while the owner
-//! runs: mutexes and spin locks are the same. A sleep by the owner is a bug, and is reported as
-//! one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same or
-//! a later class is held. A function that holds a mutex from one place in it to another has a
-//! [`Guard`](super::guard::Guard) of it.
+//! The owner of a mutex has interrupts and preemption deferred until the release: it keeps running
+//! on its CPU, and a handler that interrupts that CPU finds every mutex free or owned by another
+//! CPU. A CPU that finds a mutex owned therefore spins, as FreeBSD's adaptive mutexes do while the
+//! owner runs: mutexes and spin locks are the same. A sleep by the owner is a bug, and is reported
+//! as one. [`LockClass`] lists the order: a lock of a class is taken only while no lock of the same
+//! or a later class is held. A function that holds a mutex for a part of its body has a
+//! [`Guard`](super::guard::Guard) for it.
 
 use vmkern_abi::field::Field;
 pub use vmkern_abi::layout::LockClass;
@@ -22,7 +22,7 @@ const RECURSION: u32 = 1 << 16;
 /// The owner, in the low half of the word.
 const OWNER: u32 = RECURSION - 1;
 
-/// A mutex with its class, for those who sleep with it as their interlock.
+/// A mutex with its class, for threads that sleep with it as their interlock.
 pub type Interlock<'a> = (LockClass, &'a Mtx);
 
 impl<M: PhysMem + Cpu> Kern<M> {
@@ -40,7 +40,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.count_acquired(class);
     }
 
-    /// What this CPU has done with locks of `class`. Interrupts are deferred.
+    /// This CPU's counts for locks of `class`. Interrupts are deferred.
     #[inline]
     fn lock_stats(&self, class: LockClass) -> &LockStats {
         &self.pcpu().locks[class as usize]
@@ -65,7 +65,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         stats.longest.update_locked(|n| n.max(cycles));
     }
 
-    /// Counts a wait of so many cycles for a mutex.
+    /// Counts a wait of `cycles` for a mutex.
     fn count_contested(&self, class: LockClass, cycles: u64) {
         let stats = self.lock_stats(class);
         stats.contested.inc();
@@ -82,7 +82,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.pcpu().locks[SX_CLASS].contested.inc();
     }
 
-    /// What is left of [`Kern::mtx_lock`]: recursion where it is allowed, panics, and the wait for
+    /// The slow path of [`Kern::mtx_lock`]: recursion where it is allowed, panics, and the wait for
     /// another CPU.
     #[cold]
     fn mtx_lock_hard(
@@ -92,7 +92,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         owner: u32,
         held: &Field<HeldLocks>,
     ) {
-        // 1. The running thread may own it: then it only counts, where that is allowed.
+        // 1. The running thread may own it: then only the recursion is counted, if it is allowed.
         let now = word.get();
         if now & OWNER == owner {
             if !class.is_recursive() {
@@ -105,7 +105,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             return;
         }
         // 2. Another CPU may own it, which releases it soon: no owner sleeps. Waiting is safe only
-        // in the order of locks, and with one CPU there is nobody to wait for.
+        // in the order of locks, and with one CPU no other CPU can own it.
         if held.get().intersects(class.and_inner()) {
             self.panic(format_args!("lock order reversal: {} after {}", class.name(), held.get()));
         }
@@ -131,7 +131,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// Releases the lock `word` (`mtx_unlock`). Panics when the running thread does not own it. The
-    /// release of the last lock lets in the interrupts that were deferred, and may switch.
+    /// release of the last lock handles the interrupts that were deferred, and may switch.
     #[inline]
     pub fn mtx_unlock(&self, class: LockClass, word: &Field<u32>) {
         self.mtx_assert_owned(class, word);
@@ -160,8 +160,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Panics when any mutex is held: the caller is about to sleep, or to run code that takes locks
-    /// from the start.
+    /// Panics when any mutex is held: the caller is about to sleep, or to run code that may take
+    /// any lock.
     #[inline]
     pub fn assert_no_locks(&self, what: &str) {
         let held = self.held_locks();
@@ -176,7 +176,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.lock_owner().1.get()
     }
 
-    /// The running thread as the owner of a lock, and where its locks are noted.
+    /// The running thread as the owner of a lock, and where its locks are recorded.
     #[inline]
     fn lock_owner(&self) -> (u32, &Field<HeldLocks>) {
         match self.machine().current_thread().non_null() {

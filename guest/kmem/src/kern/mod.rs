@@ -1,10 +1,10 @@
-//! What stands under `sys/kern` in FreeBSD, and the lowest layer of the system, [`Kern`]: threads,
+//! The counterpart of FreeBSD's `sys/kern`, and the lowest layer of the system, [`Kern`]: threads,
 //! locks, sleep and time.
 //!
-//! Nothing here allocates, and nothing here knows of [`crate::vm`]. Threads, CPUs, sleep queues and
-//! event handlers are structures that somebody above has made: [`Kern`] puts them on its lists,
-//! runs them and takes them off again. What a thread or a handler is called with is named by the
-//! machine ([`Cpu::System`]).
+//! Nothing here allocates, and nothing here depends on [`crate::vm`]. Threads, CPUs, sleep queues
+//! and event handlers are structures that a layer above has allocated: [`Kern`] puts them on its
+//! lists, runs them and takes them off again. The machine names the type with which a thread or a
+//! handler is called ([`Cpu::System`]).
 
 pub mod callout;
 pub mod eventhandler;
@@ -38,12 +38,12 @@ pub struct Kern<M> {
 }
 
 impl<M: PhysMem + Cpu> Kern<M> {
-    /// A system whose global variables lie at `roots`, and are zero as long as nobody has set them.
+    /// A system whose global variables are at `roots`, and are zero until they are set.
     pub(crate) const fn new(machine: M, roots: GuestPhys) -> Self {
         Self { machine, roots }
     }
 
-    /// Where everything begins, for the host.
+    /// The address of the roots, for the host.
     #[must_use]
     pub fn roots(&self) -> KPtr<KernelRoots> {
         KPtr::new(phys_to_dmap(self.roots))

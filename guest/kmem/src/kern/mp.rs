@@ -8,14 +8,14 @@ use super::Kern;
 use super::thread::PAGEZERO_TID;
 use crate::machine::{Cpu, PhysMem};
 
-/// Number of the idle thread of CPU `cpuid`, which is not the one that booted.
+/// Number of the idle thread of CPU `cpuid`, which is not the CPU that booted.
 #[must_use]
 pub const fn idle_tid(cpuid: u32) -> u32 {
     PAGEZERO_TID + cpuid
 }
 
 impl<M: PhysMem + Cpu> Kern<M> {
-    /// The CPU that calls this runs its idle thread, and takes threads from now on.
+    /// Records that the calling CPU runs its idle thread, and takes threads from now on.
     pub fn cpu_started(&self) {
         self.sched_lock();
         let cpu = self.pcpu();
@@ -31,7 +31,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     #[must_use]
     pub fn cpu_has_started(&self, pcpu: KPtr<Pcpu>) -> bool {
         let has_thread = !self.get(pcpu).curthread.get().is_null();
-        // What the CPU wrote before that is seen by whoever asked.
+        // The caller sees what the CPU wrote before that.
         fence(Ordering::Acquire);
         has_thread
     }

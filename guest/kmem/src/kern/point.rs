@@ -1,26 +1,26 @@
-//! Points at which interrupts are taken while mutexes are owned.
+//! Points at which interrupts are handled while mutexes are owned.
 //!
-//! Who owns a mutex has interrupts deferred, and a loop over the pages of a large range owns some
-//! for as long as it takes. Each such loop therefore comes to a point for each page: now and then,
-//! at most [`PAGES_MAX`] pages apart, those interrupts are taken there that need no lock of the
+//! The owner of a mutex has interrupts deferred, and a loop over the pages of a large range owns
+//! mutexes for its whole duration. Each such loop therefore has a point for each page. At some of
+//! them, at most [`PAGES_MAX`] pages apart, it handles the interrupts that need no lock of the
 //! memory system, with the mutexes still owned: the clock's, another CPU's shootdown, the host's
-//! pause ([`Cpu::intr_point`]). No thread is switched to, and an operation in an interrupt
-//! handler waits until the locks are free: it would find them owned by the thread that it has
+//! pause ([`Cpu::intr_point`]). It does not switch threads. An operation in an interrupt handler
+//! waits until the locks are free, because it would find them owned by the thread that it has
 //! interrupted.
 //!
-//! Pages are counted where they are worked on (handed out, freed, entered, removed, unwired), not
-//! by the loops: a loop that lacks its points shows in
-//! [`Pcpu::longest_pages`](vmkern_abi::layout::Pcpu).
+//! Pages are counted where they are worked on (allocated, freed, entered, removed, unwired), not by
+//! the loops, so a loop without points shows in [`Pcpu::longest_pages`](vmkern_abi::layout::Pcpu).
 
 use super::Kern;
 use crate::machine::{Cpu, PhysMem};
 
-/// Pages that are worked on at most between two points, or a point and the release of the last
+/// Most pages that are worked on between two points, or between a point and the release of the last
 /// mutex.
 pub const PAGES_MAX: u64 = 64;
 
-/// Pages from which on the next point is taken. What a loop does for one page, and what that may
-/// bring with it, a refill of a cache of pages say, fits below [`PAGES_MAX`].
+/// Number of pages from which on the next point handles interrupts. The work of a loop for one
+/// page, including what it may trigger, such as a refill of a cache of pages, fits below
+/// [`PAGES_MAX`].
 const PAGES_DUE: u64 = 32;
 
 impl<M: PhysMem + Cpu> Kern<M> {
@@ -30,7 +30,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.pcpu().pages.inc();
     }
 
-    /// A place in a loop over pages where interrupts may be taken. Locks: any but the scheduler's.
+    /// A place in a loop over pages where interrupts may be handled. Locks: any except the
+    /// scheduler's.
     #[inline]
     pub(crate) fn page_point(&self) {
         if self.pcpu().pages.get() >= PAGES_DUE {
@@ -47,8 +48,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.machine().intr_restore();
     }
 
-    /// Begins to count anew: interrupts are let in, or the last mutex is released. Interrupts are
-    /// deferred.
+    /// Restarts the count: interrupts are about to be handled, or the last mutex is released.
+    /// Interrupts are deferred.
     #[inline]
     pub(crate) fn pages_settle(&self) {
         let cpu = self.pcpu();

@@ -1,20 +1,21 @@
-//! Who runs (`sched_4bsd.c`, `kern_switch.c`, the switching half of `kern_synch.c`).
+//! The scheduler: which thread runs (`sched_4bsd.c`, `kern_switch.c`, the switching half of
+//! `kern_synch.c`).
 //!
-//! The thread of the smallest priority number runs; equals take turns, first come first served, a
-//! time slice each. A thread that has become runnable never takes a CPU by itself: it sets
-//! [`Pcpu::need_resched`], and the machine asks for the switch on its way out of an interrupt
+//! The thread with the smallest priority number runs; equals take turns, first come first served,
+//! for a time slice each. A thread that becomes runnable never takes a CPU by itself: its wakeup
+//! sets [`Pcpu::need_resched`], and the machine asks for the switch on its way out of an interrupt
 //! ([`Kern::preempt`]).
 //!
 //! Each CPU has a run queue and an idle thread. A thread that becomes runnable stays where it was
-//! woken, or goes to a CPU that has nothing to do ([`Scheduler::spread`]). A CPU whose queue is
-//! empty takes the best thread of the others, and one whose time slice ends while threads wait has
-//! an idle CPU do so. The idle thread runs when there is no other; that of the CPU that booted is
-//! the thread that the boot became, and may sleep: it is on its CPU's queue only when a sleep has
-//! lent it a better priority.
+//! woken, or goes to an idle CPU ([`Scheduler::spread`]). A CPU whose queue is empty takes the best
+//! thread of the others; a CPU on which a time slice ends while threads wait makes an idle CPU do
+//! so. The idle thread runs when there is no other. The idle thread of the CPU that booted is the
+//! thread that the boot became, and may sleep: it is on its CPU's queue only when a sleep has lent
+//! it a better priority.
 //!
-//! **Protocol.** Everything here is under one spin lock. It is held across a switch: the thread
-//! that leaves has acquired it, the thread that arrives releases it. So no CPU takes a thread whose
-//! stack another one is still leaving.
+//! **Protocol.** One spin lock guards everything here. It is held across a switch: the thread that
+//! leaves has acquired it, and the thread that arrives releases it. So no CPU takes a thread whose
+//! stack another CPU is still leaving.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{
@@ -35,8 +36,9 @@ pub const PUSER: u8 = 160;
 /// Priority of the idle thread (`PRI_MAX_IDLE`).
 pub const PRI_MAX_IDLE: u8 = 255;
 
-/// Time-outs of the kernel's own daemons, and nobody else's in between, that come while all threads
-/// sleep, the idle one included, until that is taken for the end: more than an hour of them.
+/// After this many time-outs of the kernel's own daemons in a row, without any other, while all
+/// threads including the idle thread sleep, the system is considered stuck: more than an hour of
+/// them.
 const IDLE_PASSES: u64 = 10_000;
 
 /// Which end of its list a thread goes to.
@@ -48,10 +50,10 @@ enum Turn {
     Back,
 }
 
-/// Whether an idle thread does something for others: [`Pcpu::serving`].
+/// Whether an idle thread works for others: [`Pcpu::serving`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
-    /// It rests, or looks for something to do.
+    /// It sleeps or looks for work.
     No,
     /// It does.
     Yes,
@@ -68,8 +70,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         &self.state().sched
     }
 
-    /// Acquires the scheduler's lock. There is no guard of it: the thread that arrives on a CPU
-    /// releases what the one that left has acquired.
+    /// Acquires the scheduler's lock. It has no guard: the thread that arrives on a CPU releases
+    /// the lock that the thread that left has acquired.
     pub(crate) fn sched_lock(&self) {
         self.mtx_lock(LockClass::Sched, &self.sched().lock.owner);
     }
@@ -86,7 +88,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.machine().current_thread()
     }
 
-    /// The CPU that runs this. It is the caller's for as long as interrupts are deferred.
+    /// The calling CPU. The caller stays on it as long as interrupts are deferred.
     #[inline]
     pub(crate) fn pcpu(&self) -> &Pcpu {
         self.get(self.machine().pcpu())
@@ -117,17 +119,17 @@ impl<M: PhysMem + Cpu> Kern<M> {
         !self.pcpu().need_resched.is(Preempt::No)
     }
 
-    /// Whether `cpu` runs its idle thread and has no other to run.
+    /// Whether `cpu` runs its idle thread and has no other thread to run.
     fn is_idle(&self, cpu: &Pcpu) -> bool {
         cpu.curthread.get() == cpu.idlethread.get() && cpu.runq.status.get() == 0
     }
 
-    /// Where `thread`, which has become runnable, is to run (`sched_pickcpu`): here, unless threads
-    /// are spread. Then where it ran last if that CPU has nothing to do, else on any that has not,
-    /// and when all have something to do, where it ran last. The CPU that booted comes after the
-    /// others, because its idle thread serves the host, who may want more done meanwhile. An idle
-    /// thread runs on its own CPU; so does a thread that has gone to sleep while the idle thread
-    /// sleeps, too: that CPU waits on its stack ([`Kern::choosethread`]).
+    /// The CPU on which `thread`, which has become runnable, should run (`sched_pickcpu`): this
+    /// one, unless threads are spread. If they are, the CPU where it ran last if that is idle, else
+    /// any idle CPU, and if all are busy, the CPU where it ran last. The CPU that booted comes
+    /// after the others, because its idle thread serves the host, which may send more requests. An
+    /// idle thread runs on its own CPU. So does a thread that has gone to sleep while the idle
+    /// thread also sleeps: that CPU waits on its stack ([`Kern::choosethread`]).
     fn sched_pickcpu(&self, thread: KPtr<Thread>) -> &Pcpu {
         let here = self.pcpu();
         if self.cnt().ncpu.get() == 1 {
@@ -152,8 +154,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         others.chain([boot]).find(|cpu| self.is_idle(cpu)).unwrap_or(last)
     }
 
-    /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is on
-    /// none, unless a sleep has lent it a priority.
+    /// Puts a thread that can run on the run queue of `cpu` (`runq_add`). An idle thread is not
+    /// queued, unless a sleep has lent it a priority.
     fn runq_add(&self, cpu: &Pcpu, thread: KPtr<Thread>, turn: Turn) {
         let t = self.get(thread);
         t.state.put(ThreadState::Runnable);
@@ -183,12 +185,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
         next.non_null().map_or(&list.tail, |next| &self.get(next).rq_prev).set(thread);
     }
 
-    /// The thread that is to run next of those on `runq` (`runq_choose`).
+    /// The thread on `runq` that should run next (`runq_choose`).
     fn runq_first(&self, runq: &RunQueue) -> Option<KPtr<Thread>> {
         runq.queues.get(runq.status.get().trailing_zeros() as usize).map(|list| list.head.get())
     }
 
-    /// Takes the thread that is to run next off `runq` (`runq_remove`).
+    /// Removes the thread that should run next from `runq` (`runq_remove`).
     fn runq_take(&self, runq: &RunQueue) -> Option<KPtr<Thread>> {
         let number = runq.status.get().trailing_zeros();
         let list = runq.queues.get(number as usize)?;
@@ -223,9 +225,9 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Asks for the clock's interrupts on `cpu` if a thread that runs there must not keep the CPU:
-    /// another one waits for it, or, on the CPU that serves the time-outs, for one of them. Locks:
-    /// the scheduler's.
+    /// Asks for the clock's interrupts on `cpu` if the thread that runs there must not keep the
+    /// CPU: another thread waits for the CPU, or, on the CPU that serves the time-outs, for a
+    /// time-out. Locks: the scheduler's.
     fn clock_wanted(&self, cpu: &Pcpu) {
         let due = if cpu.cpuid.get() == 0 {
             self.callout_first().map(|(_, deadline)| deadline)
@@ -248,9 +250,9 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Takes the best thread that waits for another CPU than `here`. One that runs its idle thread
-    /// and has been told to give way is about to take its threads itself. So is one that waits for
-    /// work on the stack of its last thread, which is nobody else's as long.
+    /// Takes the best thread that waits for another CPU than `here`. A CPU that runs its idle
+    /// thread and has been asked to give way is about to take its threads itself. So is a CPU that
+    /// waits for work on the stack of its last thread, which no other CPU may use in that time.
     fn runq_steal(&self, here: &Pcpu) -> Option<KPtr<Thread>> {
         if self.sched().spread.is(Spread::Never) {
             return None;
@@ -271,8 +273,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// The thread that runs next on this CPU (`choosethread`). When there is none, because the idle
-    /// thread sleeps itself, lets the CPU rest in the meantime, on the stack of the thread that is
-    /// about to leave it: should that one be woken, it goes on here, and on no other CPU.
+    /// thread itself sleeps, the CPU idles here, on the stack of the thread that is about to leave
+    /// it: if that thread is woken, it continues on this CPU and on no other.
     fn choosethread(&self) -> KPtr<Thread> {
         let cpu = self.pcpu();
         let mut spins = 0;
@@ -301,9 +303,9 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// All threads sleep, the idle one included, and time will pass. Panics when for long nobody
-    /// but the kernel's own daemons has had a time-out: they look around for ever. Locks: the
-    /// scheduler's.
+    /// Called when all threads, including the idle thread, sleep, and time will pass. Panics when
+    /// for a long time only the kernel's own daemons have had time-outs: they wake up for ever.
+    /// Locks: the scheduler's.
     fn idle_pass(&self) {
         let passes = &self.sched().idle_passes;
         let daemon = |thread: KPtr<Thread>| {
@@ -320,8 +322,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Gives the CPU to the thread that [`Kern::choosethread`] names: the running one, whose new
-    /// state and place are set already, or another (`mi_switch`, `sched_switch`). Locks: the
+    /// Switches to the thread that [`Kern::choosethread`] returns: the running thread, whose new
+    /// state and queue are set already, or another (`mi_switch`, `sched_switch`). Locks: the
     /// scheduler's, and no other.
     pub(crate) fn mi_switch(&self) {
         let from = self.current_thread();
@@ -349,7 +351,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.machine().cpu_throw(from, to)
     }
 
-    /// Notes that `thread` gets the CPU, with a whole time slice.
+    /// Records that `thread` gets the CPU, with a full time slice.
     fn take_cpu(&self, thread: KPtr<Thread>) {
         let (cpu, t) = (self.pcpu(), self.get(thread));
         t.state.put(ThreadState::Running);
@@ -364,18 +366,18 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Whether no CPU but `here` has anything to do but its idle thread. Locks: the scheduler's.
+    /// Whether every CPU except `here` has only its idle thread to run. Locks: the scheduler's.
     fn others_are_idle(&self, here: &Pcpu) -> bool {
         self.cpus().all(|cpu| cpu.cpuid.get() == here.cpuid.get() || self.is_idle(cpu))
     }
 
-    /// Whether no CPU has anything to do but its idle thread. Locks: the scheduler's.
+    /// Whether every CPU has only its idle thread to run. Locks: the scheduler's.
     fn all_idle(&self) -> bool {
         self.cpus().all(|cpu| self.is_idle(cpu))
     }
 
-    /// Whether the system is at rest: no CPU has anything to do but its idle thread, one of which
-    /// calls this. Locks: takes the scheduler's.
+    /// Whether the system is idle: every CPU has only its idle thread to run. An idle thread calls
+    /// this. Locks: takes the scheduler's.
     #[must_use]
     pub fn at_rest(&self) -> bool {
         // Idle CPUs ask again and again: the lock is for those who run.
@@ -413,8 +415,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.mi_switch();
     }
 
-    /// Lets every thread of the same priority run first (`sched_relinquish`). The idle thread comes
-    /// back when no other thread can run. Locks: none may be held. May switch.
+    /// Lets every thread of the same priority run first (`sched_relinquish`). For the idle thread
+    /// it returns when no other thread can run. Locks: none may be held. May switch.
     pub fn sched_yield(&self) {
         self.assert_no_locks("sched_yield");
         self.sched_lock();
@@ -425,8 +427,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Gives the CPU to a thread that deserves it more, if there is one and the running thread is
-    /// not in a critical section (`ast` with `TDF_NEEDRESCHED`). The machine calls it last in an
+    /// Switches to a thread that should run instead, if there is one and the running thread is not
+    /// in a critical section (`ast` with `TDF_NEEDRESCHED`). The machine calls it at the end of an
     /// interrupt, when nothing is deferred. May switch.
     pub fn preempt(&self) {
         let turn = match self.pcpu().need_resched.known() {
@@ -458,7 +460,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// Leaves a critical section (`critical_exit`). Leaving the outermost one makes up for a
-    /// preemption that was put off. Panics outside of any.
+    /// preemption that was deferred. Panics when the thread is in none.
     pub fn critical_exit(&self) {
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
@@ -472,7 +474,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Gives the running thread its own priority back, after sleeps that have lent it another
+    /// Restores the running thread's own priority after sleeps that have lent it another
     /// (`sched_userret`). Threads that run operations call it between two of them.
     pub fn sched_userret(&self) {
         if let Some(current) = self.current_thread().non_null() {
@@ -481,8 +483,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Kern::intr_exit`] nobody
-    /// may sleep.
+    /// An interrupt handler begins (`td_intr_nesting_level++`): until [`Kern::intr_exit`] the
+    /// thread may not sleep.
     pub fn intr_enter(&self) {
         if let Some(current) = self.current_thread().non_null() {
             self.get(current).intr_nesting.inc();
@@ -497,8 +499,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             .is_some_and(|current| self.get(current).intr_nesting.get() != 0)
     }
 
-    /// The handler ends. The machine calls [`Kern::preempt`] when it is about to return to where
-    /// nothing is deferred.
+    /// The handler ends. The machine calls [`Kern::preempt`] when it is about to return to code
+    /// with nothing deferred.
     pub fn intr_exit(&self) {
         let Some(current) = self.current_thread().non_null() else { return };
         let t = self.get(current);
@@ -508,10 +510,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
         t.intr_nesting.set(nesting);
     }
 
-    /// The clock stands at tick `now` (`hardclock`): wakes those whose time is up, in the order of
-    /// their deadlines, and charges the running thread for its time. It may skip ticks, but not go
-    /// back. Runs in the clock's interrupt, or on the idle thread. Locks: takes the scheduler's.
-    /// Does not switch.
+    /// The clock is at tick `now` (`hardclock`): wakes the threads whose time-outs are due, in the
+    /// order of their deadlines, and charges the running thread for its time. It may skip ticks,
+    /// but not go back. Runs in the clock's interrupt, or on the idle thread. Locks: takes the
+    /// scheduler's. Does not switch.
     pub fn hardclock(&self, now: u64) {
         self.sched_lock();
         let ticks = &self.cnt().ticks;
@@ -537,8 +539,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// The time slice is over (`roundrobin`): whoever waits at the running thread's own priority is
-    /// next.
+    /// The time slice is over (`roundrobin`): a thread that waits at the running thread's own
+    /// priority is next.
     fn roundrobin(&self) {
         let cpu = self.pcpu();
         let Some(current) = self.current_thread().non_null() else { return };
@@ -559,7 +561,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Threads wait here: has a CPU that has nothing to do take one (`sched_balance`).
+    /// Threads wait here: makes an idle CPU take one (`sched_balance`).
     fn wake_idle_cpu(&self) {
         if self.sched().spread.is(Spread::Never) {
             return;
@@ -570,13 +572,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Says whether the idle thread, which calls this, does something for others: what it is at may
-    /// be half done then.
+    /// Sets whether the calling idle thread works for others; its work may then be half done.
     pub fn set_serving(&self, serving: Serving) {
         self.pcpu().serving.set((serving == Serving::Yes).into());
     }
 
-    /// Says whether threads that become runnable go to CPUs that have nothing to do.
+    /// Sets whether threads that become runnable go to idle CPUs.
     pub fn sched_spread(&self, spread: Spread) {
         self.sched().spread.put(spread);
     }

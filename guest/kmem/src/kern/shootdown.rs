@@ -1,34 +1,34 @@
-//! TLB shootdown: having all CPUs forget translations (`smp_tlb_shootdown`), as a protocol between
-//! the CPUs' words. What a flush is, how a CPU is interrupted, and how time passes is the machine's
-//! ([`Cpus`]).
+//! TLB shootdown: making all CPUs flush translations (`smp_tlb_shootdown`), as a protocol between
+//! the CPUs' words. The machine defines what a flush is, how a CPU is interrupted, and how time
+//! passes ([`Cpus`]).
 //!
-//! **Shootdown.** Who has taken mappings away writes the range into its own CPU's [`Shootdown`],
-//! sets its CPU's bit in the `requests` of each CPU that may remember a translation, and waits
-//! until all have answered. A request covers a whole range, so that a call costs each CPU one
-//! flush. Whoever waits for another CPU, for whatever reason, serves the requests of others
-//! ([`Shootdown::poll`]): two CPUs that wait for each other both go on. Who takes mappings away
-//! itself serves them with its own flush: two CPUs that do so at about the same time flush once
-//! each, not twice. An answer comes after the flush, and the flush after the request was taken.
+//! **Shootdown.** A CPU that has removed mappings writes the range into its own [`Shootdown`], sets
+//! its bit in the `requests` of each CPU that may cache a translation, and waits until all have
+//! answered. A request covers a whole range, so a call costs each CPU one flush. A CPU that waits
+//! for another, for whatever reason, serves the requests of others ([`Shootdown::poll`]), so two
+//! CPUs that wait for each other both proceed. A CPU that removes mappings itself serves them with
+//! its own flush: two CPUs that do so at about the same time flush once each, not twice. An answer
+//! comes after the flush, and the flush after the request was taken.
 //!
-//! **Meeting.** A flush serves what was asked before it began, so that of two CPUs that free at
-//! nearly the same time the earlier one would flush again, for the later one, at once. A CPU
-//! therefore waits for its *partners*, those that asked it during its last shootdown, before it
-//! flushes; but not for longer than a part of what a flush costs it. CPUs that free again and again
-//! leave a shootdown together, each with the other's answer, and so meet at the next one. One that
-//! does not come is no partner any more.
+//! **Meeting.** A flush serves only requests that were made before it began. So when two CPUs free
+//! at nearly the same time, the earlier one would at once flush again for the later one. A CPU
+//! therefore waits before its flush for its *partners*, the CPUs that asked it during its last
+//! shootdown, but for no longer than a fraction of the cost of a flush. CPUs that free repeatedly
+//! leave a shootdown together, each with the other's answer, and so meet at the next one. A CPU
+//! that does not come is no longer a partner.
 //!
-//! An interrupt costs several times what a flush does. So it is sent only to a CPU that has not
-//! come to serve the request by itself after [`PATIENCE`]: the wait is at most about twice what an
-//! interrupt at once would cost. Who has interrupts deferred serves it when he allows them again,
-//! or when he waits for another CPU himself.
+//! An interrupt costs several times as much as a flush. So it is sent only to a CPU that has not
+//! served the request by itself after [`PATIENCE`]: the wait is at most about twice as long as with
+//! an immediate interrupt. A CPU with interrupts deferred serves the request when it allows them
+//! again, or when it waits for another CPU.
 //!
-//! **Idle CPUs.** A CPU that is about to halt says so ([`Shootdown::go_idle`]): it runs nothing but
-//! code of the image and looks at nothing but the direct map, which never change, until it flushes
-//! ([`Shootdown::come_back`]). It is asked for nothing meanwhile; that there was something to flush
-//! is only noted.
+//! **Idle CPUs.** A CPU that is about to halt announces it ([`Shootdown::go_idle`]). Until it
+//! flushes ([`Shootdown::come_back`]) it runs only code of the kernel image and reads only the
+//! direct map, whose mappings never change. In that time no requests are sent to it; it is only
+//! recorded that there was something to flush.
 //!
-//! All of this runs with interrupts deferred, but for [`Shootdown::go_idle`] and
-//! [`Shootdown::come_back`], which have the calling CPU for themselves.
+//! All of this runs with interrupts deferred, except [`Shootdown::go_idle`] and
+//! [`Shootdown::come_back`], during which nothing else runs on the calling CPU.
 
 use core::mem::offset_of;
 
@@ -37,12 +37,12 @@ use vmkern_abi::atomic::{AtomicU32, AtomicU64, Ordering};
 use vmkern_abi::field::Field;
 use vmkern_abi::layout::TlbStats;
 
-/// Cycles that a CPU has to serve a request by itself before it is interrupted: a hundred
-/// microseconds and more, about what an interrupt costs both sides where CPL0 is emulated, and
-/// longer than the way from one `kmem_free` to the next, flush included.
+/// Cycles within which a CPU should serve a request by itself before it is interrupted: a hundred
+/// microseconds and more, about the cost of an interrupt for both sides where CPL0 is emulated, and
+/// longer than the time from one `kmem_free` to the next, including the flush.
 pub const PATIENCE: u64 = 300_000;
 
-/// The part of a flush's cost for which a CPU waits for others that may want one, too.
+/// The fraction of a flush's cost for which a CPU waits for others that may want one too.
 const LINGER: u64 = 4;
 
 /// Values of [`Shootdown::state`].
@@ -50,18 +50,18 @@ const ACTIVE: u32 = 0;
 const IDLE: u32 = 1;
 const IDLE_STALE: u32 = 2;
 
-/// The CPUs as the one sees them that runs this.
+/// The CPUs, as seen by the calling CPU.
 pub trait Cpus {
-    /// What one flush is to drop.
+    /// The translations that one flush drops.
     type Stale;
 
-    /// The number of the CPU that runs this, below 64.
+    /// The number of the calling CPU, below 64.
     fn number(&self) -> u32;
 
     /// The words of CPU `number`, if it runs.
     fn get(&self, number: u32) -> Option<&Shootdown>;
 
-    /// All CPUs that run, but for the calling one, with their numbers.
+    /// All CPUs that run, except the calling one, with their numbers.
     fn others(&self) -> impl Iterator<Item = (u32, &Shootdown)>;
 
     /// Nothing to drop.
@@ -79,13 +79,14 @@ pub trait Cpus {
     /// This CPU's cycle counter.
     fn cycles(&self) -> u64;
 
-    /// Spends a short moment, of which there are few.
+    /// Spends a short moment; there are only a few of these.
     fn relax(&self);
 
-    /// Spends a moment of a wait for another CPU; `spins` is how many there were before.
+    /// Spends a moment of a wait for another CPU; `spins` is the number of such moments before it.
     fn spin(&self, spins: u64);
 
-    /// Interrupts CPU `number`, another one: it is to call [`Shootdown::serve_others`].
+    /// Interrupts CPU `number`, which is not the calling one; its handler must call
+    /// [`Shootdown::serve_others`].
     fn interrupt(&self, number: u32);
 
     /// Adds to one of this CPU's counts.
@@ -98,17 +99,18 @@ pub trait Cpus {
 pub struct Shootdown {
     /// CPUs that wait for this one, a bit each.
     requests: AtomicU64,
-    /// What this CPU wants flushed, `[start, end)`. Written while nobody is asked.
+    /// The range that this CPU wants flushed, `[start, end)`. Written only while no request is
+    /// pending.
     start: AtomicU64,
     end: AtomicU64,
-    /// CPUs that have not answered this one yet.
+    /// CPUs that have not yet answered this one.
     unanswered: AtomicU32,
-    /// Whether the CPU can remember translations at all.
+    /// Whether the CPU can cache translations at all.
     state: AtomicU32,
-    /// CPUs that asked this one about when it last flushed, a bit each. Only the CPU itself uses
-    /// it, and `flush_cycles`.
+    /// CPUs that asked this one at about the time of its last flush, a bit each. Only the CPU
+    /// itself uses this and `flush_cycles`.
     partners: AtomicU64,
-    /// Cycles that a flush costs this CPU: a mean that forgets.
+    /// Cost of a flush on this CPU in cycles: a moving average.
     flush_cycles: AtomicU64,
 }
 
@@ -131,7 +133,8 @@ impl Shootdown {
     }
 
     /// Drops the translations of the pages of `[start, end)`, page aligned, on all CPUs. On return
-    /// none uses an old one, or will. `self` is the calling CPU's, and interrupts are deferred.
+    /// no CPU uses an old translation, or will use one. `self` is the calling CPU's, and interrupts
+    /// are deferred.
     #[inline]
     pub fn invalidate<C: Cpus>(&self, cpus: &C, start: GuestVirt, end: GuestVirt) {
         let mut stale = cpus.nothing();
@@ -147,8 +150,8 @@ impl Shootdown {
         self.partners.store(served | late, Ordering::Relaxed);
     }
 
-    /// Asks all CPUs that can remember translations for a flush of `[start, end)`: gives which, a
-    /// bit each.
+    /// Asks all CPUs that can cache translations for a flush of `[start, end)`, and returns their
+    /// set, a bit each.
     #[inline]
     pub(crate) fn ask_others<C: Cpus>(&self, cpus: &C, start: GuestVirt, end: GuestVirt) -> u64 {
         self.start.store(start.get(), Ordering::Relaxed);
@@ -169,8 +172,8 @@ impl Shootdown {
         asked
     }
 
-    /// Waits until those of the partners that are in `asked` have asked in turn, for a fraction of
-    /// what the second flush would cost that this one saves then.
+    /// Waits until the partners in `asked` have asked in turn, for at most a fraction of the cost
+    /// of the second flush that this wait saves.
     #[inline]
     fn await_partners<C: Cpus>(&self, cpus: &C, asked: u64) {
         let partners = self.partners.load(Ordering::Relaxed) & asked;
@@ -182,15 +185,16 @@ impl Shootdown {
         }
     }
 
-    /// Counts a flush of so many cycles.
+    /// Counts a flush of `cycles`.
     #[inline]
     fn note_cost(&self, cycles: u64) {
         let mean = self.flush_cycles.load(Ordering::Relaxed);
         self.flush_cycles.store((7 * mean + cycles.min(PATIENCE)) / 8, Ordering::Relaxed);
     }
 
-    /// Waits until all CPUs that this one has asked have answered, and serves others meanwhile:
-    /// gives which, a bit each. From `begun` on, on the cycle counter, they have [`PATIENCE`].
+    /// Waits until all CPUs that this one has asked have answered, serves others in that time, and
+    /// returns the set of those served, a bit each. The asked CPUs have [`PATIENCE`] cycles from
+    /// `begun`, on the cycle counter.
     #[inline]
     fn await_answers<C: Cpus>(&self, cpus: &C, begun: u64) -> u64 {
         let (mut served, mut spins, mut is_patient) = (0, 0, true);
@@ -228,14 +232,14 @@ impl Shootdown {
         }
     }
 
-    /// Does what other CPUs wait for.
+    /// Serves the requests of the CPUs that wait for this one.
     #[inline]
     pub fn serve_others<C: Cpus>(&self, cpus: &C) {
         let _ = self.serve(cpus, cpus.nothing());
     }
 
-    /// Flushes `stale` and what the CPUs want flushed that wait for this one. Answers them, and
-    /// gives which they are, a bit each.
+    /// Flushes `stale` and the ranges of the CPUs that wait for this one. Answers those CPUs, and
+    /// returns their set, a bit each.
     #[inline]
     fn serve<C: Cpus>(&self, cpus: &C, mut stale: C::Stale) -> u64 {
         let requests = self.take_requests(cpus, &mut stale);
@@ -244,8 +248,8 @@ impl Shootdown {
         requests
     }
 
-    /// Takes the requests of the CPUs that wait for this one: adds what they want flushed to
-    /// `stale`, and gives which they are, a bit each. They go on waiting for [`answer`].
+    /// Takes the requests of the CPUs that wait for this one: adds their ranges to `stale`, and
+    /// returns the set of these CPUs, a bit each. They keep waiting for [`answer`].
     #[inline]
     pub(crate) fn take_requests<C: Cpus>(&self, cpus: &C, stale: &mut C::Stale) -> u64 {
         let requests = self.requests.swap(0, Ordering::SeqCst);
@@ -256,13 +260,13 @@ impl Shootdown {
         requests
     }
 
-    /// The CPU is about to halt.
+    /// Announces that the CPU is about to halt.
     pub fn go_idle(&self) {
         self.state.store(IDLE, Ordering::SeqCst);
     }
 
-    /// The CPU goes on: drops everything if any mapping was taken away meanwhile. Runs on the CPU
-    /// itself, first thing after a halt.
+    /// Ends the idle state: drops all translations if any mapping was removed during it. Runs on
+    /// the CPU itself, directly after a halt.
     #[inline]
     pub fn come_back<C: Cpus>(&self, cpus: &C) {
         if self.state.load(Ordering::Relaxed) != ACTIVE
@@ -273,7 +277,7 @@ impl Shootdown {
         }
     }
 
-    /// Notes that there is something to flush, if the CPU is idle. Whether it is.
+    /// If the CPU is idle, records that there is something to flush. Returns whether it is idle.
     #[inline]
     fn note_if_idle(&self) -> bool {
         let note = |state| (state != ACTIVE).then_some(IDLE_STALE);
@@ -299,7 +303,7 @@ impl Default for Shootdown {
     }
 }
 
-/// Answers the CPUs of the set `requests`, which this one has served.
+/// Answers the CPUs in the set `requests`, which this one has served.
 #[inline]
 pub(crate) fn answer<C: Cpus>(cpus: &C, requests: u64) {
     for other in members(cpus, requests) {
@@ -308,7 +312,7 @@ pub(crate) fn answer<C: Cpus>(cpus: &C, requests: u64) {
     }
 }
 
-/// Interrupts the CPUs that have a request of the calling one.
+/// Interrupts the CPUs that have a pending request from the calling one.
 fn interrupt_who_has_not_served<C: Cpus>(cpus: &C) {
     let mut sent = 0;
     let asked =

@@ -1,7 +1,7 @@
-//! Sleep queues (`subr_sleepqueue.c`): who sleeps on which channel, first come first.
+//! Sleep queues (`subr_sleepqueue.c`): the threads that sleep on each channel, first come first.
 //!
-//! A channel is any address. Its queue is found by a hash, and exists only while somebody sleeps
-//! there: see [`SleepQueue`] for where it comes from. Locks: the scheduler's, throughout.
+//! A channel is any address. Its queue is found by a hash, and exists only while a thread sleeps
+//! there; [`SleepQueue`] says where it comes from. Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::field::Field;
@@ -12,7 +12,7 @@ use super::Kern;
 use crate::machine::{Cpu, PhysMem};
 use crate::num::to_usize;
 
-/// What a thread sleeps on: the address of the thing it waits for. Nothing is ever read there.
+/// A wait channel: the address of the thing that a thread waits for. Nothing is ever read there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitChannel(GuestVirt);
 
@@ -45,7 +45,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         &self.sched().sleepqueues[channel.hash()]
     }
 
-    /// The queue of `channel`, if anybody sleeps there (`sleepq_lookup`).
+    /// The queue of `channel`, if a thread sleeps there (`sleepq_lookup`).
     fn sleepq_lookup(&self, channel: WaitChannel) -> Option<KPtr<SleepQueue>> {
         let mut at = self.sleepq_chain(channel).get();
         while let Some(queue) = at.non_null() {
@@ -57,8 +57,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         None
     }
 
-    /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind those who sleep
-    /// there already (`sleepq_add`).
+    /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind the threads that
+    /// already sleep there (`sleepq_add`).
     pub(crate) fn sleepq_add(&self, thread: KPtr<Thread>, channel: WaitChannel, wmesg: &str) {
         let t = self.get(thread);
         let own = t.sleepqueue.get();
@@ -101,8 +101,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         chain.set(queue);
     }
 
-    /// Takes `thread`, which sleeps, off its queue, with one sleep queue to take along
-    /// (`sleepq_resume_thread`), and its time-out back. It is on no queue then.
+    /// Removes `thread`, which sleeps, from its queue, gives it one sleep queue to take along
+    /// (`sleepq_resume_thread`), and cancels its time-out. It is then on no queue.
     fn sleepq_remove(&self, thread: KPtr<Thread>) {
         // 1. Off the queue of its channel.
         let t = self.get(thread);
@@ -140,14 +140,14 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.callout_stop(thread);
     }
 
-    /// Takes the thread that has slept longest on `channel` off its queue.
+    /// Removes the thread that has slept longest on `channel` from its queue.
     pub(crate) fn sleepq_take_first(&self, channel: WaitChannel) -> Option<KPtr<Thread>> {
         let thread = self.get(self.sleepq_lookup(channel)?).blocked.head.get();
         self.sleepq_remove(thread);
         Some(thread)
     }
 
-    /// Wakes `thread`, whose time is up (`sleepq_timeout`).
+    /// Wakes `thread`, whose sleep has timed out (`sleepq_timeout`).
     pub(crate) fn sleepq_timeout(&self, thread: KPtr<Thread>) {
         self.sleepq_remove(thread);
         self.get(thread).timed_out.raise();

@@ -1,8 +1,8 @@
-//! Locks that are held across sleeps (`kern_sx.c`), exclusive only: those of maps that are not
-//! system maps.
+//! Locks that are held across sleeps (`kern_sx.c`), exclusive only. Maps that are not system maps
+//! have them.
 //!
-//! Those who wait sleep on the lock's address, and its owner hands it to the first of them when it
-//! is done: nobody overtakes anybody. Guarded by the scheduler's lock.
+//! Threads that wait sleep on the lock's address, and its owner hands it to the first of them on
+//! release: no thread overtakes another. Guarded by the scheduler's lock.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{HeldLocks, Sx};
@@ -12,8 +12,9 @@ use super::sleepq::WaitChannel;
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Kern<M> {
-    /// Acquires `sx` (`sx_xlock`), after all who came earlier; a thread that waits shows `name`.
-    /// Panics when the running thread owns it already, holds a mutex, or may not sleep. Sleeps.
+    /// Acquires `sx` (`sx_xlock`), after all threads that came earlier; a waiting thread shows
+    /// `name`. Panics when the running thread owns it already, holds a mutex, or may not sleep.
+    /// Sleeps.
     pub fn sx_xlock(&self, sx: KPtr<Sx>, name: &str) {
         let lock = self.get(sx);
         let me = self.curtid() + 1;
@@ -26,7 +27,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             lock.owner.set(me);
             self.sx_count();
         } else {
-            // The owner may release the lock here: `sx_wait` looks at it again.
+            // The owner may release the lock here: `sx_wait` checks it again.
             self.sched_unlock();
             self.assert_may_sleep(name, HeldLocks::empty());
             self.sched_lock();
@@ -35,7 +36,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Waits until the owner has handed `lock` over, unless it is free by now. Locks: the
+    /// Waits until the owner has handed `lock` over, unless it is free by then. Locks: the
     /// scheduler's.
     fn sx_wait(&self, lock: &Sx, sx: KPtr<Sx>, name: &str) {
         let me = self.curtid() + 1;
@@ -46,11 +47,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
         lock.waiters.inc();
         self.count_sx_contested();
         self.sleepq_add(self.current_thread(), WaitChannel::of(sx), name);
-        // The owner has made this thread the next one before it woke it: the lock is held now.
+        // The owner made this thread the next owner before it woke it: the lock is held now.
         self.mi_switch();
     }
 
-    /// Acquires `sx` unless somebody owns it (`sx_try_xlock`). Returns whether it did. Never
+    /// Acquires `sx` unless a thread owns it (`sx_try_xlock`). Returns whether it did. Never
     /// sleeps.
     #[must_use]
     pub fn sx_try_xlock(&self, sx: KPtr<Sx>) -> bool {
@@ -66,8 +67,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         is_free
     }
 
-    /// Releases `sx` (`sx_xunlock`) to the first who waits for it. Panics when the running thread
-    /// does not own it. Never sleeps.
+    /// Releases `sx` (`sx_xunlock`) to the first thread that waits for it. Panics when the running
+    /// thread does not own it. Never sleeps.
     pub fn sx_xunlock(&self, sx: KPtr<Sx>) {
         let lock = self.get(sx);
         self.sx_assert_xlocked(sx);
@@ -105,7 +106,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         }
     }
 
-    /// Notes that the running thread owns one more.
+    /// Records that the running thread owns one more.
     fn sx_count(&self) {
         self.count_sx();
         if let Some(current) = self.current_thread().non_null() {

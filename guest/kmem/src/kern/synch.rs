@@ -1,8 +1,8 @@
 //! Sleeping and waking (`kern_synch.c`).
 //!
-//! A wakeup with nobody asleep is lost. Whoever sleeps therefore looks at what it waits for under a
-//! mutex, and sleeps with that mutex as its interlock: it is on the sleep queue before the mutex is
-//! released, so that nobody who changes things under the mutex can miss it.
+//! A wakeup that finds no sleeper is lost. A thread therefore checks its condition under a mutex,
+//! and sleeps with that mutex as its interlock: it is on the sleep queue before the mutex is
+//! released, so a thread that changes the condition under the mutex cannot miss it.
 
 use vmkern_abi::layout::{HeldLocks, Mtx};
 
@@ -16,11 +16,11 @@ use crate::machine::{Cpu, PhysMem};
 pub enum Sleep {
     /// By a wakeup (0).
     Woken,
-    /// Its time was up (`EWOULDBLOCK`).
+    /// By its time-out (`EWOULDBLOCK`).
     TimedOut,
 }
 
-/// What becomes of the interlock when a sleep has ended.
+/// What happens to the interlock when a sleep has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relock {
     /// It is acquired again.
@@ -51,9 +51,9 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sleep_locked(channel, priority, wmesg, timo, None)
     }
 
-    /// Sleeps as [`Kern::tsleep`] does, for ever with a `timo` of 0, while `interlock` is released
-    /// (`msleep`). While the system is cold it returns at once, with the interlock as `relock`
-    /// says.
+    /// Sleeps as [`Kern::tsleep`] does, without a limit if `timo` is 0, and releases `interlock`
+    /// for the sleep (`msleep`). While the system is cold it returns at once, with the interlock in
+    /// the state that `relock` says.
     ///
     /// Panics as [`Kern::tsleep`] does. Locks: owns `interlock`, once, and no other mutex. Sleeps.
     pub fn msleep(
@@ -105,11 +105,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
             t.priority.set(priority);
         }
         if let Some((class, Mtx { owner: word })) = interlock {
-            // What the interlock guards may change now. A wakeup is not missed: this thread is on
-            // the sleep queue, and the waker needs the scheduler's lock, which is still held.
+            // The data that the interlock guards may change now. A wakeup is not missed: this
+            // thread is on the sleep queue, and the waker needs the scheduler's lock, which is
+            // still held.
             self.mtx_unlock(class, word);
         }
-        // Others have run. What the caller waited for need not hold any more: it looks again.
+        // Other threads have run. The caller's condition need not hold any more: it checks again.
         self.mi_switch();
         let timed_out = t.timed_out.is_set();
         t.timed_out.lower();
@@ -117,8 +118,9 @@ impl<M: PhysMem + Cpu> Kern<M> {
         if timed_out { Sleep::TimedOut } else { Sleep::Woken }
     }
 
-    /// Wakes all who sleep on `channel`, in the order in which they came (`wakeup`). Locks: takes
-    /// the scheduler's. Never sleeps and never switches: what was woken runs at the next occasion.
+    /// Wakes all threads that sleep on `channel`, in the order in which they came (`wakeup`).
+    /// Locks: takes the scheduler's. Never sleeps and never switches: the woken threads run at the
+    /// next opportunity.
     pub fn wakeup(&self, channel: WaitChannel) {
         self.sched_lock();
         while let Some(thread) = self.sleepq_take_first(channel) {
@@ -127,7 +129,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Wakes the one who has slept longest on `channel` (`wakeup_one`). Otherwise as
+    /// Wakes the thread that has slept longest on `channel` (`wakeup_one`). Otherwise like
     /// [`Kern::wakeup`].
     pub fn wakeup_one(&self, channel: WaitChannel) {
         self.sched_lock();
@@ -137,14 +139,14 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_unlock();
     }
 
-    /// Whether sleeping is no use yet, because there is only the boot (`cold`).
+    /// Whether threads cannot sleep yet, because only the boot runs (`cold`).
     #[must_use]
     pub fn is_cold(&self) -> bool {
         self.sched().cold.is_set() || self.current_thread().is_null()
     }
 
-    /// Panics where the running thread may not sleep. `allowed` has the classes of the mutexes that
-    /// it may hold.
+    /// Panics where the running thread may not sleep. `allowed` contains the classes of the mutexes
+    /// that it may hold.
     pub(crate) fn assert_may_sleep(&self, wmesg: &str, allowed: HeldLocks) {
         let (tid, held) = (self.curtid(), self.held_locks() - allowed);
         if self.in_interrupt() {

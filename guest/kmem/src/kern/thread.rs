@@ -1,8 +1,8 @@
-//! The threads there are, and how one ends (`kern_thread.c`, `kern_kthread.c`).
+//! The list of threads, and the end of a thread (`kern_thread.c`, `kern_kthread.c`).
 //!
-//! A thread is on the list of all threads, and found by its number, from the moment it is linked to
-//! its end. What is left then, its structure and its stack, is freed by others (`zombie_take`); its
-//! number is free at once. Threads are made in [`crate::vm::thread`]: that takes memory.
+//! From the moment it is linked to its end, a thread is on the list of all threads and can be found
+//! by its number. Afterwards other threads free its structure and its stack (`zombie_take`); its
+//! number is free at once. Threads are created in [`crate::vm::thread`], because that takes memory.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::Field;
@@ -13,13 +13,13 @@ use super::sched::PRI_MAX_IDLE;
 use super::sleepq::WaitChannel;
 use crate::machine::{Cpu, PhysMem};
 
-/// The thread that the boot becomes: the host's dispatcher, which is the idle thread as well.
+/// The thread that the boot becomes: the host's dispatcher, which is also the idle thread.
 pub const THREAD0_TID: u32 = 64;
 /// The pagedaemon.
 pub const PAGEDAEMON_TID: u32 = 65;
 /// The thread that clears free pages when there is nothing else to do.
 pub const PAGEZERO_TID: u32 = 66;
-/// The thread that does for others what may sleep. The numbers of idle threads are below.
+/// The thread that does, for others, work that may sleep. The numbers of idle threads are below it.
 pub const TASKQ_TID: u32 = 500;
 
 impl<M: PhysMem + Cpu> Kern<M> {
@@ -28,8 +28,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched().cold.lower();
     }
 
-    /// Ends the running thread (`kthread_exit`), and wakes those who sleep on its address. Panics
-    /// when it owns a lock, and when it is the idle thread.
+    /// Ends the running thread (`kthread_exit`), and wakes the threads that sleep on its address.
+    /// Panics when it owns a lock, and when it is the idle thread.
     pub fn kthread_exit(&self) -> ! {
         let thread = self.current_thread();
         let t = self.get(thread);
@@ -54,7 +54,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.mi_throw()
     }
 
-    /// The structure of a thread that has exited, which is the caller's from now on, or null.
+    /// The structure of a thread that has exited, which the caller owns from now on, or null.
     /// Locks: takes the scheduler's.
     pub(crate) fn zombie_take(&self) -> KPtr<Thread> {
         self.sched_lock();
@@ -85,8 +85,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         at.non_null()
     }
 
-    /// All threads that have not exited, in the order in which they were made. Whoever goes through
-    /// them lets no thread exit meanwhile.
+    /// All threads that have not exited, in the order in which they were created. No thread may
+    /// exit during the iteration.
     pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
         let first = self.sched().all.head.get().non_null();
         core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
@@ -96,7 +96,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
         &self.sched().tids[tid as usize % TID_HASH]
     }
 
-    /// Makes `thread` known. Locks: the scheduler's.
+    /// Links `thread` into the list of all threads and the table of numbers. Locks: the
+    /// scheduler's.
     pub(crate) fn thread_link(&self, thread: KPtr<Thread>) {
         let (t, all) = (self.get(thread), &self.sched().all);
         let last = all.tail.get();
@@ -109,7 +110,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.cnt().thread_count.inc();
     }
 
-    /// Forgets `thread`. Locks: the scheduler's.
+    /// Unlinks `thread` from both. Locks: the scheduler's.
     fn thread_unlink(&self, thread: KPtr<Thread>) {
         let (t, all) = (self.get(thread), &self.sched().all);
         let (prev, next) = (t.all_prev.get(), t.all_next.get());
