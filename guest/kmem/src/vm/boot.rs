@@ -2,9 +2,9 @@
 //!
 //! The boot region ([`BootRegion`]), at the end of the largest range, holds the page array, the
 //! roots, the segments, the structure of the CPU that boots, and the first page tables of
-//! kernel_map. When RAM is known to be zero, neither the array nor the memory it describes is
-//! touched, nor is a page table before it is used: an all-zero page is a free one, and an all-zero
-//! table maps nothing.
+//! kernel_map. If RAM is known to be zero, the boot touches neither the array nor the memory that
+//! it describes, nor a page table before its first use: an all-zero page structure is a free page,
+//! and an all-zero table maps nothing.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
@@ -32,8 +32,8 @@ pub struct PhysRange {
 }
 
 impl PhysRange {
-    /// The whole pages of the range that the direct map can show, by number: first, and first past
-    /// them.
+    /// The whole pages of the range that the direct map can map, by number: the first, and the
+    /// first past them.
     pub(crate) fn pages(self) -> (u64, u64) {
         let first = self.start.get().div_ceil(PAGE_SIZE);
         let end = self.end.min(MAX_PHYS).pfn();
@@ -46,22 +46,22 @@ impl PhysRange {
 pub enum Zeroed {
     /// Every managed byte is 0.
     Yes,
-    /// Anything may be there.
+    /// It may hold anything.
     No,
 }
 
-/// What the boot knows of memory.
+/// The boot's description of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct BootMemory<'a> {
-    /// RAM that may be managed: ascending, disjoint, without the first page, the kernel image and
-    /// whatever else the boot made and still needs.
+    /// RAM that may be managed: ascending, disjoint, without the first page, the kernel image, and
+    /// anything else that the boot made and still needs.
     pub ranges: &'a [PhysRange],
     /// Root page table. The direct map of all RAM and the image's mapping at [`KERNBASE`] exist,
     /// with their tables.
     pub pml4: GuestPhys,
     /// End of the image's mapping, page aligned. Where 2 MiB pages map it, a multiple of 2 MiB.
     pub virtual_avail: GuestVirt,
-    /// Whether the ranges hold zeros only.
+    /// Whether the ranges hold only zeros.
     pub zeroed: Zeroed,
     /// Tunables.
     pub tunables: Tunables,
@@ -70,9 +70,9 @@ pub struct BootMemory<'a> {
 impl<M: VmMachine> Vm<M> {
     /// Brings the memory system up on `machine` (`vm_mem_init`, `kmeminit`, `cpu_startup`), with
     /// the pagedaemon's thread asleep. Panics through the machine when memory is too small or its
-    /// description wrong.
+    /// description is wrong.
     pub fn boot(machine: M, boot: &BootMemory<'_>) -> Self {
-        // 1. What the loader says, and the plan that follows from it.
+        // 1. The ranges from the loader, and the plan that follows from them.
         let ordered = boot.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
             && boot.ranges.iter().all(|range| range.start <= range.end && range.start.pfn() > 0);
         if !ordered {
@@ -82,7 +82,7 @@ impl<M: VmMachine> Vm<M> {
         let Some(region) = BootRegion::plan(boot.ranges.iter().map(|range| range.pages())) else {
             machine.panic(format_args!("vm_page_startup: no room for the page array"));
         };
-        // 2. The structures that everything stands on, all zero, and the CPU that boots.
+        // 2. The structures on which everything is built, all zero, and the CPU that boots.
         if boot.zeroed == Zeroed::No {
             for pfn in region.vm_page_array.pfn()..region.end.pfn() {
                 machine.zero_page(GuestPhys::from_pfn(pfn));

@@ -1,7 +1,7 @@
 //! Registering and calling event handlers (`eventhandler.h`, `subr_eventhandler.c`).
 //!
-//! Lists and handlers come from zones; how they are linked, and what holds while a handler runs, is
-//! told in [`crate::kern::eventhandler`]. A handler is called with the whole system.
+//! Lists and handlers come from zones; [`crate::kern::eventhandler`] says how they are linked, and
+//! what holds while a handler runs. A handler is called with the whole system.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList};
@@ -13,7 +13,7 @@ use crate::kern::func::{EventFn, FnWord};
 /// The event of a shortage of memory or address space (`vm_lowmem`), at most 15 bytes like every
 /// event's name.
 pub const VM_LOWMEM: &str = "vm_lowmem";
-/// The event with which [`Vm::uma_reclaim`] asks allocators to give back what they keep.
+/// The event with which [`Vm::uma_reclaim`] asks allocators to free their reserves.
 pub const UMA_RECLAIM: &str = "uma_reclaim";
 
 impl<M: VmMachine> Vm<M> {
@@ -32,9 +32,9 @@ impl<M: VmMachine> Vm<M> {
         self.event_register(name, func, arg, priority, |_, _| {})
     }
 
-    /// Calls `func` with `arg` the next time that the event `name` happens, and then no more, on
-    /// however many CPUs it happens at once. `note` is called with the registration before anybody
-    /// can run it, with the lists' lock held. Locks: takes the lists'.
+    /// Calls `func` with `arg` the next time that the event `name` happens, and only once, even if
+    /// the event happens on several CPUs at the same time. `note` is called with the registration
+    /// before the handler can run, with the lists' lock held. Locks: takes the lists'.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for the handler.
@@ -80,33 +80,33 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Calls the handlers of the event `name`, in order (`EVENTHANDLER_INVOKE`). An event without a
-    /// list has none. Locks: takes the lists', and holds no lock while a handler runs. Sleeps if a
-    /// handler does.
+    /// list has no handlers. Locks: takes the lists', and holds no lock while a handler runs.
+    /// Sleeps if a handler does.
     pub fn eventhandler_invoke(&self, name: &str, flags: u64) {
         let call = |func, arg| EventFn::<Self>::from_word(func)(self, arg, flags);
         self.eventhandler_free(self.eventhandler_run(name, call));
     }
 
-    /// Tells everybody who can give memory or address space back that it is short
-    /// (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`), and counts that. Locks: none may be held. May sleep.
+    /// Asks all handlers that can free memory or address space to do so, because it is short
+    /// (`EVENTHANDLER_INVOKE(vm_lowmem, 0)`), and counts the event. Locks: none may be held. May
+    /// sleep.
     pub fn vm_lowmem(&self) {
         self.cnt().lowmem_events.fetch_add(1);
         self.eventhandler_invoke(VM_LOWMEM, 0);
     }
 
-    /// Makes every allocator give back what it keeps in reserve (`uma_reclaim`). Locks: none may be
-    /// held. May sleep.
+    /// Makes every allocator free its reserves (`uma_reclaim`). Locks: none may be held. May sleep.
     pub fn uma_reclaim(&self) {
         self.eventhandler_invoke(UMA_RECLAIM, 0);
     }
 
-    /// The list of the event `name` (`eventhandler_find_list`), made if need be.
+    /// The list of the event `name` (`eventhandler_find_list`), created if necessary.
     fn eventhandler_find_list(&self, name: &str) -> Result<KPtr<EventhandlerList>, Shortage> {
         if let Some(list) = self.eventhandler_list(name) {
             return Ok(list);
         }
-        // Nothing can be allocated with the lock held; somebody else may have made the list
-        // meanwhile.
+        // Nothing can be allocated with the lock held; another thread may have made the list in the
+        // meantime.
         let new = self.zone_alloc::<EventhandlerList>().ok_or(Shortage)?;
         let list = self.eventhandler_list_add(name, new);
         if list != new {

@@ -1,14 +1,14 @@
 //! Page faults on kernel addresses (`vm_fault.c`, and `trap_pfault` of `trap.c`).
 //!
-//! Most kernel memory is wired: its pages and translations are there from the allocation to the
-//! free, so that a fault is an exception that says something. In a hole it is fatal; inside a
-//! NOFAULT entry it is a panic with FreeBSD's text; in an entry with an object the translation is
-//! entered again, and a page that is missing is brought in zeroed. That is how ranges of exec_map
-//! and pipe_map, which are pageable, get all their pages: at the first touch. A range without an
-//! object in a system map cannot get any, so that a fault there is fatal, too.
+//! Most kernel memory is wired: its pages and translations exist from the allocation to the free,
+//! so a fault is an exception. In a hole it is fatal. Inside a NOFAULT entry it is a panic with
+//! FreeBSD's text. In an entry with an object the translation is entered again, and a missing page
+//! is allocated zeroed. In this way ranges of exec_map and pipe_map, which are pageable, get all
+//! their pages, at the first touch. A range without an object in a system map cannot get pages, so
+//! a fault there is fatal too.
 //!
-//! The map stays locked while a fault is resolved. Where it has to wait, it lets go of everything
-//! and starts over.
+//! The map stays locked while a fault is resolved. If it has to wait, it releases everything and
+//! starts over.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kmem::KernReturn;
@@ -24,7 +24,7 @@ use super::pmap::Wired;
 use super::{Vm, VmMachine};
 use crate::machine::{AllocClass, Machine};
 
-/// What the CPU wanted to do.
+/// The kind of access that faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultType {
     /// Read.
@@ -54,35 +54,35 @@ pub enum FaultReason {
     ChangeWiring,
 }
 
-/// What came of an attempt at a fault.
+/// The outcome of an attempt at a fault.
 enum Resolution {
     /// The page is mapped.
     Resolved,
-    /// It cannot be.
+    /// The page cannot be mapped.
     Failed(KernReturn),
-    /// Everything may have changed during a wait.
+    /// There was a wait, during which everything may have changed.
     Again,
 }
 
-/// What an attempt at a fault found.
+/// The result of the search for the page of a fault.
 #[derive(Clone, Copy)]
 enum Found {
     /// The page, busy for this fault.
     Page(KPtr<VmPage>),
-    /// The page, busy for somebody else.
+    /// The page, busy for another thread.
     Busy(KPtr<VmPage>),
-    /// No place for a page.
+    /// The object has no place for a page.
     Nothing(KernReturn),
-    /// No page to be had.
+    /// There is no free page.
     Shortage,
 }
 
-/// Pages that are unwired without letting anybody else at the page queues.
+/// Pages that are unwired under one hold of the page-queue lock.
 const UNWIRE_BATCH: u64 = 64;
 
 impl<M: VmMachine> Vm<M> {
-    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access is to be tried
-    /// again. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
+    /// Resolves a kernel-mode page fault at `va` (`trap_pfault`). On `Ok` the access should be
+    /// retried. May not return: a fault inside a NOFAULT entry panics. Locks: none may be held.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] in a hole, below the kernel's maps and in the direct
@@ -99,8 +99,8 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Brings in the page for `va` and enters it in the pmap (`vm_fault`). Takes the map's lock and
-    /// the object's. Sleeps while pages are short (`pfault`), or somebody works on the page
-    /// (`vmpfw`).
+    /// the object's. Sleeps while pages are short (`pfault`), or while another thread works on the
+    /// page (`vmpfw`).
     ///
     /// # Errors
     /// Those of [`Map::vm_map_lookup`], except for a shortage; [`KernReturn::Failure`] for
@@ -131,7 +131,7 @@ impl<M: VmMachine> Vm<M> {
                     va.page().get()
                 ));
             }
-            // 2. The page there. After a wait everything may be different: it begins anew.
+            // 2. The page there. After a wait everything may be different: the fault starts over.
             match self.vm_fault_at(&place, va.page(), fault_type, reason) {
                 Resolution::Resolved => return Ok(()),
                 Resolution::Failed(code) => return Err(code),
@@ -140,7 +140,7 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// One attempt at the page that `place` says. Unlocks the map.
+    /// One attempt at the page of `place`. Unlocks the map.
     fn vm_fault_at(
         &self,
         place: &FaultPlace,
@@ -152,24 +152,24 @@ impl<M: VmMachine> Vm<M> {
             self.vm_map_lookup_done(place);
             return Resolution::Failed(KernReturn::Failure);
         };
-        // 1. The page, found or made.
+        // 1. The page, found or allocated.
         let mut locked = self.vm_object_lock(object);
         let found = self.vm_fault_page(&locked, place.pindex);
 
-        // 2. Its mapping, or the wait for whoever works on it.
+        // 2. Its mapping, or the wait for the thread that works on it.
         match found {
             Found::Page(m) => self.vm_fault_enter(place, va, fault_type, reason, m),
-            // The map is not kept locked asleep, so a reference must keep the object.
+            // The map is not locked during the sleep, so a reference must keep the object.
             Found::Busy(m) => {
                 self.get(object).ref_count.inc();
                 self.vm_map_lookup_done(place);
-                // Map and object may change in any way. The fault begins anew: only the object is
-                // still there, by the reference.
+                // Map and object may change in any way. The fault starts over: only the object is
+                // sure to exist, by the reference.
                 let (Slept::Yes | Slept::No) = self.vm_page_sleep_if_busy(&mut locked, m, "vmpfw");
             }
             Found::Nothing(_) | Found::Shortage => {}
         }
-        // 3. The page is mapped by now, if there is one. Others may work on it, or take it away.
+        // 3. The page, if there is one, is mapped by now. Others may work on it, or remove it.
         drop(locked);
         if matches!(found, Found::Busy(_)) {
             self.vm_object_deallocate(object);
@@ -180,14 +180,14 @@ impl<M: VmMachine> Vm<M> {
             Found::Nothing(code) => Resolution::Failed(code),
             Found::Page(_) => Resolution::Resolved,
             Found::Busy(_) | Found::Shortage => {
-                // The map is unlocked, too: everything may change.
+                // The map is unlocked too: everything may change.
                 self.vm_waitpfault();
                 Resolution::Again
             }
         }
     }
 
-    /// The page at `pindex` of the locked object, busy: the one there, or a new one, zeroed.
+    /// The page at `pindex` of the locked object, busy: the resident page, or a new zeroed one.
     fn vm_fault_page(&self, locked: &LockedObject<'_, M>, pindex: u64) -> Found {
         let object = locked.pointer();
         match self.vm_page_lookup(locked, pindex) {
@@ -212,8 +212,7 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// Maps the page `m`, busy, for the fault, and ends its being busy. Locks: its object's is
-    /// held.
+    /// Maps the busy page `m` for the fault, and ends its busy state. Locks: its object's is held.
     fn vm_fault_enter(
         &self,
         place: &FaultPlace,
@@ -231,13 +230,13 @@ impl<M: VmMachine> Vm<M> {
             (FaultReason::ChangeWiring, Wired::No) => self.vm_page_unwire(&queues, m),
             (FaultReason::Normal, _) => self.vm_page_activate(&queues, m),
         }
-        // The page stays as it is: it is busy until the next line.
+        // The page does not change: it is busy until the next line.
         drop(queues);
         self.vm_page_wakeup(m);
     }
 
-    /// What FreeBSD's pager does for a page of a kernel object that was not there, and `vm_fault`
-    /// itself for one of an anonymous object. Only the latter counts it.
+    /// Does the work of FreeBSD's pager for a missing page of a kernel object, and of `vm_fault`
+    /// itself for a missing page of an anonymous object. Only the latter is counted.
     fn vm_fault_zero_fill(&self, object: KPtr<VmObject>, m: KPtr<VmPage>) {
         if !self.page(m).flags.get().contains(PageFlags::ZERO) {
             self.pmap_zero_page(m);
@@ -252,7 +251,7 @@ impl<M: VmMachine> Vm<M> {
     /// the map's lock.
     ///
     /// # Errors
-    /// Those of [`Vm::vm_fault`]; what had been wired is unwired again.
+    /// Those of [`Vm::vm_fault`]; the pages that had been wired are unwired again.
     pub fn vm_fault_wire(
         &self,
         map: KPtr<VmMap>,
@@ -276,7 +275,7 @@ impl<M: VmMachine> Vm<M> {
 
 impl<M: Machine> Map<M> {
     /// Unwires the pages of `[start, end)` (`vm_fault_unwire`). Addresses without a translation are
-    /// passed over. Locks: the map's is held; takes the page queues' and the pmap's.
+    /// skipped. Locks: the map's is held; takes the page queues' and the pmap's.
     pub fn vm_fault_unwire(&self, _map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let mut va = start;
         while va < end {

@@ -1,7 +1,7 @@
 //! Kernel stacks (`vm_glue.c`).
 //!
 //! A stack is address space of kernel_map with pages of its own, mapped by `pmap_qenter`. The page
-//! below it stays empty: who runs off the stack faults.
+//! below it stays unmapped, so a thread that overflows its stack faults.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::layout::{Thread, VmPage};
@@ -13,13 +13,13 @@ use crate::machine::AllocClass;
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
 pub const KSTACK_PAGES: u64 = 4;
-/// Empty pages below it (`KSTACK_GUARD_PAGES`).
+/// Unmapped pages below it (`KSTACK_GUARD_PAGES`).
 pub const KSTACK_GUARD_PAGES: u64 = 1;
 
 impl<M: VmMachine> Vm<M> {
-    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which dig as deep
-    /// as `class` may. Locks: takes kernel_map's. Sleeps in `vmwait` if `wait` says so, with the
-    /// pages that it has already.
+    /// A stack for a thread (`vm_thread_new`): its lowest address and its pages, which are
+    /// allocated with class `class`. Locks: takes kernel_map's. Sleeps in `vmwait` if `wait` says
+    /// so, and keeps the pages that it already has.
     ///
     /// # Errors
     /// [`Shortage`] when there is no address space, or the caller may not sleep and pages
@@ -29,7 +29,7 @@ impl<M: VmMachine> Vm<M> {
         class: AllocClass,
         wait: Wait,
     ) -> Result<(GuestVirt, u64), Shortage> {
-        // 1. Addresses, with an empty page below that stops an overflow.
+        // 1. Addresses, with an unmapped page below that stops an overflow.
         let bytes = (KSTACK_PAGES + KSTACK_GUARD_PAGES) * PAGE_SIZE;
         let range = match wait {
             Wait::No => self.kmem_alloc_nofault(self.kernel_map(), bytes),
@@ -43,7 +43,7 @@ impl<M: VmMachine> Vm<M> {
             let m = loop {
                 match self.vm_page_alloc_noobj(class, AllocFlags::WIRED) {
                     Some(m) => break m,
-                    // Nobody else knows of the range, or of the pages that are there.
+                    // No other thread knows the range, or the pages allocated so far.
                     None if wait == Wait::Yes => self.vm_wait(),
                     None => {
                         self.free_chain(pages);
@@ -65,8 +65,8 @@ impl<M: VmMachine> Vm<M> {
         Ok((low, KSTACK_PAGES))
     }
 
-    /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which nobody uses any
-    /// more. Locks: takes kernel_map's. Never sleeps.
+    /// Frees the stack of `pages` pages from `low` on (`vm_thread_dispose`), which is no longer in
+    /// use. Locks: takes kernel_map's. Never sleeps.
     pub(crate) fn vm_thread_dispose(&self, low: GuestVirt, pages: u64) {
         let mut old: KPtr<VmPage> = KPtr::NULL;
         for page in 0..pages {

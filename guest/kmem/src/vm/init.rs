@@ -1,5 +1,5 @@
-//! The submaps of kernel_map that are made at boot: kmem_map (`kmeminit` of `kern_malloc.c`), and
-//! the others (`vm_ksubmap_init` of `vm_init.c`, `kern_vfs_bio_buffer_alloc` of `vfs_bio.c`).
+//! The submaps of kernel_map that are created at boot: kmem_map (`kmeminit` of `kern_malloc.c`),
+//! and the others (`vm_ksubmap_init` of `vm_init.c`, `kern_vfs_bio_buffer_alloc` of `vfs_bio.c`).
 //!
 //! | map | parent | bytes | locked by |
 //! |---|---|---|---|
@@ -102,8 +102,8 @@ pub fn vm_kmem_size(pages: u64, tunables: &Tunables) -> u64 {
 }
 
 impl<M: VmMachine> Vm<M> {
-    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). The page tables of its range
-    /// come with it, so that `kmem_malloc` there needs pages for nothing but the memory itself.
+    /// Makes kmem_map, a system submap of kernel_map (`kmeminit`). The page tables of its range are
+    /// allocated with it, so `kmem_malloc` there needs pages only for the memory itself.
     pub(crate) fn kmeminit(&self, tunables: &Tunables) {
         let size = vm_kmem_size(self.cnt().v_page_count.get(), tunables);
         let kmem_map = self.kmem_suballoc(self.kernel_map(), size);
@@ -111,9 +111,9 @@ impl<M: VmMachine> Vm<M> {
         self.named_map(MapId::KMEM).set(kmem_map);
     }
 
-    /// Makes the submaps (`vm_ksubmap_init`), for `physmem` pages of usable memory, which are more
-    /// than those managed: the page array takes some. Panics when kernel_map has no room for them,
-    /// or memory for their page tables is short.
+    /// Makes the submaps (`vm_ksubmap_init`), for `physmem` pages of usable memory. They are more
+    /// than the managed pages, because the page array takes some. Panics when kernel_map has no
+    /// room for them, or memory for their page tables is short.
     pub(crate) fn vm_ksubmap_init(&self, physmem: u64, tunables: &Tunables) {
         let length =
             |map: KPtr<VmMap>| self.get(map).max_offset().since(self.get(map).min_offset());

@@ -12,15 +12,15 @@
 //!
 //! Pages of `kmem_alloc_wait` are zeroed, those of `kmem_malloc` with `ZERO` only.
 //!
-//! What the original has inline and Rust wants as functions of their own stands at the end.
+//! Code that the original has inline and that is a function of its own here is at the end.
 //!
-//! Three rules are stricter than in 2008. A size of 0, and one that wraps to 0 when it is rounded
-//! up to pages, gives nothing and leaks nothing, from every function. And what an allocation needs
-//! besides its pages (page tables, a map entry) is allocated before the map is changed: a shortage
-//! leaves no trace. A caller that may sleep waits for it as for other pages, unless it takes more
-//! pages than are managed: that can never be, and fails at once, without a page taken and without
-//! waking anybody. And a sleep is never shorter than a tick, where FreeBSD's division of `hz` by
-//! four gives none below `kern.hz` 4.
+//! Three rules are stricter than in 2008. First, for a size of 0, or one that wraps to 0 when it is
+//! rounded up to pages, every function returns nothing and leaks nothing. Second, everything that
+//! an allocation needs besides its pages (page tables, a map entry) is allocated before the map is
+//! changed, so a shortage leaves no trace. A caller that may sleep waits for these pages as for
+//! others, unless there are more of them than managed pages: such a request can never succeed, and
+//! fails at once, without taking a page or waking a thread. Third, a sleep lasts at least one tick,
+//! while FreeBSD's division of `hz` by four yields 0 for `kern.hz` below 4.
 
 use core::mem::offset_of;
 
@@ -45,7 +45,7 @@ fn request(size: u64) -> Option<u64> {
     round_page(size).filter(|&size| size != 0)
 }
 
-/// The pages of an allocation in their object: the address decides the index (`OFF_TO_IDX`).
+/// The pages of an allocation in their object: the address determines the index (`OFF_TO_IDX`).
 fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
     let first = addr.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
     first..first + (size >> PAGE_SHIFT)
@@ -53,7 +53,7 @@ fn indices(addr: GuestVirt, size: u64) -> core::ops::Range<u64> {
 
 impl<M: VmMachine> Vm<M> {
     /// Allocates `size` bytes of address space, rounded up to pages, with no object and no mappings
-    /// (`kmem_alloc_nofault`). A fault inside is a panic: mappings are made by `pmap_qenter`.
+    /// (`kmem_alloc_nofault`). A fault inside it is a panic: `pmap_qenter` makes its mappings.
     ///
     /// `None` when there is no room, no page for the page tables, or `size` is 0 or wraps.
     /// Locks: takes the map's. Never sleeps.
@@ -71,7 +71,8 @@ impl<M: VmMachine> Vm<M> {
         let min = self.get(map).min_offset();
         loop {
             match self.vm_map_find(map, &EntrySpec::NOFAULT, min, size, FindSpace::Any) {
-                // The map is not locked, and may change in any way: room is looked for again.
+                // The map is not locked, and may change in any way: the search for room starts
+                // over.
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
                 result => return result.ok(),
             }
@@ -80,23 +81,23 @@ impl<M: VmMachine> Vm<M> {
 
     /// Allocates `size` bytes, rounded up to pages, of wired zeroed memory (`kmem_alloc`).
     ///
-    /// `None` when there is no room, what describes the range takes more pages than are managed, or
-    /// `size` is 0 or wraps; for pages it waits. Locks: takes the map's and kernel_object's.
-    /// Sleeps.
+    /// `None` when there is no room, when the page tables and entry for the range take more pages
+    /// than are managed, or when `size` is 0 or wraps; it waits for pages. Locks: takes the map's
+    /// and kernel_object's. Sleeps.
     #[must_use]
     pub fn kmem_alloc(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
         let kernel_object = self.kernel_object();
 
-        // 1. Room in the map gives the address, and the address the place in the object.
+        // 1. Room in the map determines the address, and the address the place in the object.
         let locked = self.vm_map_locked(map);
         let addr = self.kmem_space_wait(map, size, kernel_object).ok()?;
         self.kmem_enter(map, addr, size, kernel_object);
-        // The entry may grow by a neighbour now. It stays, unless somebody frees what has not been
-        // given out.
+        // The entry may merge with a neighbour now. It stays, unless a thread frees a range that
+        // has not been returned yet.
         drop(locked);
 
-        // 2. The pages are there before vm_map_wire, whose faults then only map and wire them.
+        // 2. The pages are allocated before vm_map_wire, whose faults then only map and wire them.
         let mut object = self.vm_object_lock(kernel_object);
         for pindex in indices(addr, size) {
             self.page_point();
@@ -108,28 +109,28 @@ impl<M: VmMachine> Vm<M> {
                 }
             }
         }
-        // The pages are neither busy nor wired: a free of the range takes them away.
+        // The pages are neither busy nor wired: a free of the range would free them.
         drop(object);
 
-        // 3. Finally, the data is wired. The range is the entry just made: only a free of it, while
-        // the map was unlocked, leaves a hole.
+        // 3. Finally, the data is wired. The range is the entry just made: only a free of it while
+        // the map was unlocked can leave a hole.
         while let Err(code) = self.vm_map_wire(map, addr, addr.add(size)) {
             if code != KernReturn::ResourceShortage {
                 self.kmem_alloc_abandon(map, addr, size);
                 self.panic(format_args!("kmem_alloc: wiring {addr} failed: {code}"));
             }
-            // Nothing is wired, and no lock is held: the wiring begins anew.
+            // Nothing is wired, and no lock is held: the wiring starts over.
             self.vm_wait();
         }
         Some(addr)
     }
 
-    /// Releases what [`Vm::kmem_alloc`], [`Vm::kmem_alloc_nofault`] or [`Vm::kmem_malloc`]
-    /// allocated in `map` (`kmem_free`): every page that `[addr, addr + size)` touches, with its
-    /// contents.
+    /// Frees an allocation that [`Vm::kmem_alloc`], [`Vm::kmem_alloc_nofault`] or
+    /// [`Vm::kmem_malloc`] made in `map` (`kmem_free`): every page that `[addr, addr + size)`
+    /// touches, with its contents.
     ///
-    /// A range that wraps is nothing, and so is what is not allocated. Locks: takes the map's.
-    /// Never fails.
+    /// A range that wraps is ignored, and so are parts that are not allocated. Locks: takes the
+    /// map's. Never fails.
     pub fn kmem_free(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let end = addr.checked_add(size).and_then(|end| round_page(end.get()));
         if let Some(end) = end {
@@ -138,18 +139,18 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Makes a map of its own over `size` bytes of `parent` (`kmem_suballoc`); its ends are the
-    /// map's. It is not a system map until the caller says so. Panics when there is no room, its
-    /// page tables are more pages than are managed, or `size` is 0 or wraps; for pages it waits,
-    /// once there is a pagedaemon. Locks: takes the parent's. Sleeps.
+    /// map's. It is not a system map until the caller says so. Panics when there is no room, when
+    /// its page tables take more pages than are managed, or when `size` is 0 or wraps; it waits for
+    /// pages, once there is a pagedaemon. Locks: takes the parent's. Sleeps.
     #[must_use]
     pub fn kmem_suballoc(&self, parent: KPtr<VmMap>, size: u64) -> KPtr<VmMap> {
-        // 1. The range of the parent, which decides the ends of the map.
+        // 1. The range of the parent, which determines the ends of the map.
         let size = round_page(size).unwrap_or(0);
         let min = self.get(parent).min_offset();
         let min = loop {
             match self.vm_map_find(parent, &EntrySpec::EMPTY, min, size, FindSpace::Any) {
                 Ok(min) => break min,
-                // As in `kmem_alloc_nofault_wait`: room is looked for again.
+                // As in `kmem_alloc_nofault_wait`: the search for room starts over.
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => self.vm_wait_for(pages),
                 Err(why) => self.panic(format_args!(
                     "kmem_suballoc: bad status return of {}",
@@ -162,32 +163,32 @@ impl<M: VmMachine> Vm<M> {
         let result = loop {
             match self.vm_map_create(min, max) {
                 Ok(result) => break result,
-                // The range of the parent is taken, and stays.
+                // The range of the parent stays taken.
                 Err(Shortage) if self.vm_can_wait() => self.vm_wait(),
                 Err(Shortage) => self.panic(format_args!("kmem_suballoc: cannot create submap")),
             }
         };
-        // 3. The range becomes the map's: from then on faults in it go through the map.
+        // 3. The range becomes the map's: from now on faults in it go through the map.
         while let Err(code) = self.vm_map_submap(parent, min, max, result) {
             if code != KernReturn::ResourceShortage || !self.vm_can_wait() {
                 self.panic(format_args!("kmem_suballoc: unable to change range to submap"));
             }
-            // The parent may change meanwhile, but not this range.
+            // The parent may change during the wait, but not this range.
             self.vm_wait();
         }
         result
     }
 
     /// Allocates `size` bytes, rounded up to pages, of wired memory for the higher allocators
-    /// (`kmem_malloc`), from kmem_map or another system submap. The memory is zeroed with `ZERO`
-    /// only.
+    /// (`kmem_malloc`), from kmem_map or another system submap. The memory is zeroed only with
+    /// `ZERO`.
     ///
-    /// `NOWAIT` never sleeps, and takes the very last page unless `USE_RESERVE` is given, too;
-    /// without `NOWAIT` it waits for pages as long as it takes, and for address space nine seconds
-    /// at most, in which it asks everybody eight times to give some back; then it panics. `None`
-    /// with `NOWAIT` when there is no room or too few pages, and always when what describes the
-    /// range takes more pages than are managed, or `size` is 0 or wraps. Locks: takes the map's and
-    /// kmem_object's. Sleeps unless `NOWAIT`.
+    /// With `NOWAIT` it never sleeps, and may take the very last page unless `USE_RESERVE` is also
+    /// set. Without `NOWAIT` it waits for pages without a limit, and for address space at most nine
+    /// seconds, in which it asks eight times for some to be freed; then it panics. It returns
+    /// `None` with `NOWAIT` when there is no room or too few pages, and always when the page tables
+    /// and entry for the range take more pages than are managed, or `size` is 0 or wraps. Locks:
+    /// takes the map's and kmem_object's. Sleeps unless `NOWAIT`.
     #[must_use]
     pub fn kmem_malloc(
         &self,
@@ -198,42 +199,42 @@ impl<M: VmMachine> Vm<M> {
         let size = request(size)?;
         let kmem_object = self.kmem_object();
 
-        // 1. Room in the map gives the address, and the address the place in the object. The map is
-        // locked from here on.
+        // 1. Room in the map determines the address, and the address the place in the object. The
+        // map is locked from here on.
         let addr = self.kmem_malloc_space(map, size, flags)?;
 
-        // 2. The entry keeps others out of the range, should the map be unlocked to wait for pages.
+        // 2. The entry keeps others out of the range if the map is unlocked to wait for pages.
         self.kmem_enter(map, addr, size, kmem_object);
 
-        // 3. The pages, busy so that nobody else works on them before they are mapped.
+        // 3. The pages, busy so that no other thread works on them before they are mapped.
         self.kmem_malloc_pages(map, addr, size, flags)?;
 
-        // 4. The entry is wired, and may merge with its neighbours, which are wired as well. The
+        // 4. The entry is wired, and may merge with its neighbours, which are also wired. The
         // object is unlocked here, because the merge takes its lock to drop a reference.
         let entry = self.kmem_malloc_entry(map, addr, size);
         self.get(entry).wired_count.set(1);
         self.vm_map_simplify_entry(map, entry);
 
-        // 5. The mappings. A page is not busy any more when it is mapped.
+        // 5. The mappings. A page is no longer busy once it is mapped.
         let object = self.vm_object_lock(kmem_object);
         for (pindex, offset) in indices(addr, size).zip((0..).step_by(to_usize(PAGE_SIZE))) {
             self.page_point();
             if let Some(m) = self.vm_page_lookup(&object, pindex) {
-                // The kernel's page tables are there, so this does not block.
+                // The kernel's page tables exist, so this does not block.
                 self.pmap_enter(addr.add(offset), Protection::ALL, m, Protection::ALL, Wired::Yes);
                 self.vm_page_wakeup(m);
             }
         }
-        // Nobody takes a page away while the map is locked. From its unlock on neighbours may merge
-        // with the entry.
+        // No thread removes a page while the map is locked. Once it is unlocked, neighbours may
+        // merge with the entry.
         drop(object);
         self.vm_map_unlock(map);
         Some(addr)
     }
 
     /// The first step of [`Vm::kmem_malloc`]: room, with a reference to kmem_object. The map is
-    /// locked afterwards, or unlocked when there is none. Panics unless `NOWAIT` when eight calls
-    /// for memory have made no room.
+    /// locked afterwards, or unlocked when there is no room. Without `NOWAIT` it panics when eight
+    /// calls for memory have made no room.
     fn kmem_malloc_space(
         &self,
         map: KPtr<VmMap>,
@@ -243,7 +244,7 @@ impl<M: VmMachine> Vm<M> {
         let nowait = flags.contains(MallocFlags::NOWAIT);
         let kmem_object = self.kmem_object();
 
-        // 1. Room that is there. A caller that may sleep waits for the pages that describe it.
+        // 1. Free room. A caller that may sleep waits for the pages for its entry and page tables.
         self.vm_map_lock(map);
         let mut space = if nowait {
             self.kmem_space(map, size, kmem_object)
@@ -251,12 +252,12 @@ impl<M: VmMachine> Vm<M> {
             self.kmem_space_wait(map, size, kmem_object)
         };
         if let Err(why) = space {
-            // Room may come and go from here on: it is looked for again.
+            // Room may come and go from here on: the search starts over.
             self.vm_map_unlock(map);
             if nowait || !matches!(why, NoRange::Refused(_)) {
                 return None;
             }
-            // 2. Room that others give back, when they are asked.
+            // 2. Room that others free when they are asked.
             for i in 0..8 {
                 self.vm_lowmem();
                 self.uma_reclaim();
@@ -265,10 +266,10 @@ impl<M: VmMachine> Vm<M> {
                 if space.is_ok() {
                     break;
                 }
-                // As above: whatever is freed meanwhile may make room.
+                // As above: a free in the meantime may make room.
                 self.vm_map_unlock(map);
                 let timo = ((self.hz() / 4) * (i + 1)).max(1);
-                // Nobody knows of this channel: the time always runs out.
+                // No other thread knows this channel: the sleep always times out.
                 let _ = self.tsleep(self.nokva_channel(), 0, "nokva", timo);
             }
         }
@@ -283,7 +284,7 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// The third step of [`Vm::kmem_malloc`]: a wired, busy page for each index of the range.
-    /// `None` with `NOWAIT` when pages run out: then everything is given back, and the map is
+    /// `None` with `NOWAIT` when pages run out: then everything is freed again, and the map is
     /// unlocked. Locks: the map is locked, and unlocked while it waits; takes kmem_object's.
     fn kmem_malloc_pages(
         &self,
@@ -292,8 +293,8 @@ impl<M: VmMachine> Vm<M> {
         size: u64,
         flags: MallocFlags,
     ) -> Option<()> {
-        // 1. NOWAIT alone may come from an interrupt, which gets what it can; all others leave it
-        // the last pages.
+        // 1. A request with NOWAIT alone may come from an interrupt, and may take the last pages;
+        // all others leave them.
         let nowait = flags.contains(MallocFlags::NOWAIT);
         let class = match flags & (MallocFlags::NOWAIT | MallocFlags::USE_RESERVE) {
             MallocFlags::NOWAIT => AllocClass::Interrupt,
@@ -302,7 +303,7 @@ impl<M: VmMachine> Vm<M> {
         let mut pflags = AllocFlags::WIRED;
         pflags.set(AllocFlags::ZERO, flags.contains(MallocFlags::ZERO));
 
-        // 2. Page after page, whatever waits they take.
+        // 2. The pages one by one, with as many waits as they need.
         let mut object = self.vm_object_lock(self.kmem_object());
         for pindex in indices(addr, size) {
             self.page_point();
@@ -315,7 +316,7 @@ impl<M: VmMachine> Vm<M> {
                     return None;
                 }
                 // Map and object may change until both are locked again. The range does not, unless
-                // somebody frees what has not been given out: `kmem_malloc_entry` panics then.
+                // a thread frees it before it has been returned: then `kmem_malloc_entry` panics.
                 object.unlocked(|| {
                     self.vm_map_unlock(map);
                     // No lock is held here.
@@ -336,7 +337,7 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// The entry that [`Vm::kmem_malloc`] has made. It is still exactly this range: nothing merges
-    /// with it while it is not wired and its neighbours are. Panics when somebody has freed the
+    /// with it while it is not wired and its neighbours are. Panics when a thread has freed the
     /// range, or a part of it, while the map was unlocked. Locks: the map is locked.
     fn kmem_malloc_entry(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) -> KPtr<VmMapEntry> {
         let entry = match self.vm_map_lookup_entry(map, addr) {
@@ -352,16 +353,16 @@ impl<M: VmMachine> Vm<M> {
         entry
     }
 
-    /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is no
-    /// system map (`kmem_alloc_wait`). Its pages come at the first touch, zeroed. As long as the
-    /// map has no room the caller sleeps (`vmmaps`); [`Vm::kmem_free_wakeup`] ends that.
+    /// Allocates `size` bytes, rounded up to pages, of pageable memory from a submap that is not a
+    /// system map (`kmem_alloc_wait`). Its pages are allocated at the first touch, zeroed. While
+    /// the map has no room the caller sleeps (`vmmaps`); [`Vm::kmem_free_wakeup`] ends the sleep.
     ///
     /// `None` when the map is too small for the request, or `size` is 0 or wraps.
     /// Locks: none may be held; takes the map's. Sleeps.
     #[must_use]
     pub fn kmem_alloc_wait(&self, map: KPtr<VmMap>, size: u64) -> Option<GuestVirt> {
         let size = request(size)?;
-        // 1. Room, and as long as there is none, sleep after sleep.
+        // 1. Room. Sleep, again and again, until there is some.
         let m = self.get(map);
         let addr = loop {
             // The map's lock keeps sleepers and wakers apart.
@@ -369,7 +370,7 @@ impl<M: VmMachine> Vm<M> {
             match self.vm_map_findspace(map, m.min_offset(), size) {
                 Ok(addr) => break addr,
                 Err(NoRange::Pages(pages)) => {
-                    // Room may come and go: it is looked for again.
+                    // Room may come and go: the search starts over.
                     self.vm_map_unlock(map);
                     self.vm_wait_for(pages);
                     continue;
@@ -382,7 +383,7 @@ impl<M: VmMachine> Vm<M> {
                 return None;
             }
             m.needs_wakeup.raise();
-            // The map may have changed in any way: it is looked at again.
+            // The map may have changed in any way: the search starts over.
             self.vm_map_unlock_and_wait(map);
         };
         // 2. The range is taken before the map is unlocked.
@@ -393,9 +394,9 @@ impl<M: VmMachine> Vm<M> {
         Some(addr)
     }
 
-    /// Releases what [`Vm::kmem_alloc_wait`] allocated in `map`, as [`Vm::kmem_free`] does, and
-    /// wakes everybody who waits for room there (`kmem_free_wakeup`). Locks: takes the map's. Never
-    /// fails.
+    /// Frees an allocation that [`Vm::kmem_alloc_wait`] made in `map`, like [`Vm::kmem_free`], and
+    /// wakes all threads that wait for room there (`kmem_free_wakeup`). Locks: takes the map's.
+    /// Never fails.
     pub fn kmem_free_wakeup(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let m = self.get(map);
         let _locked = self.vm_map_locked(map);
@@ -408,7 +409,7 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// Makes kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's
+    /// Creates kernel_map, from [`VM_MIN_KERNEL_ADDRESS`] to `end`, and enters the kernel image's
     /// range, from [`KERNBASE`] to `start`, as taken (`kmem_init`).
     pub(crate) fn kmem_init(&self, start: GuestVirt, end: GuestVirt) {
         let Ok(m) = self.vm_map_create(VM_MIN_KERNEL_ADDRESS, end) else {
@@ -421,13 +422,13 @@ impl<M: VmMachine> Vm<M> {
         if let Err(code) = self.vm_map_insert(m, &EntrySpec::NOFAULT, KERNBASE, start) {
             self.panic(format_args!("kmem_init: cannot enter the kernel image: {code}"));
         }
-        // The image is never given back, in one piece or in several.
+        // The image's range is never freed, whole or in parts.
         self.map_plain_leave(self.get(m), start.since(KERNBASE));
     }
 
-    /// Gives back what a `kmem_malloc` has got in `object` before pages ran out at index `reached`:
-    /// the pages first, last to first, as they are busy and deleting the entry would wait for them;
-    /// then the entry. Unlocks object and map.
+    /// Frees what a `kmem_malloc` has allocated in `object` before pages ran out at index
+    /// `reached`: first the pages, last to first, because they are busy and a deletion of the entry
+    /// would wait for them; then the entry. Unlocks object and map.
     fn kmem_malloc_undo(
         &self,
         map: KPtr<VmMap>,
@@ -443,14 +444,14 @@ impl<M: VmMachine> Vm<M> {
                 self.vm_page_free(&queues, m);
             }
         }
-        // The map is still locked: nobody can use the range before its entry is gone.
+        // The map is still locked: no thread can use the range before its entry is gone.
         drop(object);
         self.vm_map_delete(map, addr, addr.add(size));
         self.vm_map_unlock(map);
     }
 
-    /// Gives back the pages of a `kmem_alloc` that stand behind no entry any more, as somebody has
-    /// freed the range, or a part of it, while it was made.
+    /// Frees the pages of a `kmem_alloc` that no longer belong to an entry, because a thread freed
+    /// the range, or a part of it, during the allocation.
     fn kmem_alloc_abandon(&self, map: KPtr<VmMap>, addr: GuestVirt, size: u64) {
         let kernel_object = self.kernel_object();
         let _locked = self.vm_map_locked(map);
@@ -466,8 +467,8 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// A channel that nobody else knows (FreeBSD's is the address of a local variable): a field of
-    /// this thread.
+    /// A channel that no other thread knows (FreeBSD's is the address of a local variable): a field
+    /// of this thread.
     fn nokva_channel(&self) -> WaitChannel {
         WaitChannel::from(self.current_thread().addr().add(offset_of!(Thread, wmesg) as u64))
     }
@@ -504,7 +505,7 @@ impl<M: VmMachine> Vm<M> {
         loop {
             match self.kmem_space(map, size, object) {
                 Err(NoRange::Pages(pages)) if self.vm_can_wait() => {
-                    // The map may change in any way: room is looked for again.
+                    // The map may change in any way: the search for room starts over.
                     self.vm_map_unlock(map);
                     self.vm_wait_for(pages);
                     self.vm_map_lock(map);

@@ -1,8 +1,8 @@
-//! The virtual memory system: what stands under `sys/vm` in FreeBSD, and the pmap.
+//! The virtual memory system: the counterpart of FreeBSD's `sys/vm`, and the pmap.
 //!
-//! Its structures live in the machine's memory, where the host reads them; the types here only know
-//! where they begin. Methods carry the names of FreeBSD's functions, and each file adds those of
-//! one FreeBSD file.
+//! Its structures live in the machine's memory, where the host reads them; the types here only hold
+//! the address of the roots. Methods carry the names of FreeBSD's functions, and each file adds
+//! those of one FreeBSD file.
 //!
 //! # Layers
 //!
@@ -17,18 +17,18 @@
 //! | [`Map`] | maps, their entries, and what these lie in |
 //! | [`Vm`] | `vm_kern.c`, faults, kernel stacks, making threads, the daemons, the boot |
 //!
-//! A function stands on the lowest layer that has all it needs, and cannot call up: the types see
-//! to that. What a layer needs of its machine stands in the bounds: only [`Pmap`](pmap::Pmap) and
-//! above know of an MMU, and only [`Vm`] knows what threads and handlers are called with.
+//! A function belongs to the lowest layer that has everything it needs, and cannot call up: the
+//! types ensure that. The bounds state what a layer needs from its machine: only
+//! [`Pmap`](pmap::Pmap) and the layers above need an MMU, and only [`Vm`] knows the type with which
+//! threads and handlers are called.
 //!
-//! **Why `Deref`.** Each layer derefs to the one below, so that `self.wakeup(..)` is FreeBSD's
-//! `wakeup(..)` from wherever it is called. The API guidelines want `Deref` for smart pointers only
-//! (C-DEREF), because a method of the outer type may hide one of the inner. That cannot happen
-//! here: the names are FreeBSD's, of which there is one each, and no method of a layer has the name
-//! of another's. Nor is a layer a kind of the one below that is passed in its place. What the other
-//! ways cost: accessors make calls five words deep
-//! (`self.pmap().object().phys().kern().wakeup(..)`), and a trait for each layer hides where a
-//! method has its home, and must name all of them twice.
+//! **Why `Deref`.** Each layer derefs to the one below, so `self.wakeup(..)` is FreeBSD's
+//! `wakeup(..)` on every layer. The API guidelines want `Deref` only for smart pointers (C-DEREF),
+//! because a method of the outer type may hide a method of the inner. That cannot happen here: the
+//! names are FreeBSD's, which are unique, and no two layers have a method of the same name. Nor is
+//! a layer passed in place of the one below. The alternatives cost more: accessors make calls five
+//! words deep (`self.pmap().object().phys().kern().wakeup(..)`), and a trait for each layer hides
+//! where a method is defined, and must name every method twice.
 
 pub mod boot;
 pub mod eventhandler;

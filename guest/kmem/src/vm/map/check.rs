@@ -1,4 +1,4 @@
-//! Every rule that a map keeps while its lock is free, looked at one by one.
+//! Checks of every rule that a map keeps while its lock is free, one by one.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{EntryFlags, MapNode, VmMap, VmMapEntry};
@@ -44,7 +44,7 @@ impl<M: Machine> Map<M> {
             count += 1;
             size += e.len();
         }
-        // 2. What the map says of all of them.
+        // 2. The map's totals.
         let rule = |holds: bool, rule| {
             if holds { Ok(()) } else { Err(Damage { rule, at: m.min_offset() }) }
         };
@@ -83,7 +83,7 @@ impl<M: Machine> Map<M> {
         self.map_check_pool::<MapNode>(m)
     }
 
-    /// The pages of a pool are chained both ways, and are as many as its items say.
+    /// Checks that the pages of a pool are chained both ways, and that their number fits its items.
     fn map_check_pool<T: PoolItem>(&self, map: &VmMap) -> Result<(), Damage> {
         let pool = T::pool(map);
         let rule = |holds: bool, rule| {

@@ -8,9 +8,9 @@ use crate::machine::Machine;
 use crate::vm::page::Shortage;
 
 impl<M: Machine> Map<M> {
-    /// Makes `entry` start at `va`, if it starts below: what is below becomes an entry of its own
-    /// (`vm_map_clip_start`). Merges `entry` with its neighbours first, as FreeBSD does, by
-    /// which it may move: gives where it is.
+    /// Makes `entry` start at `va`, if it starts below: the part below becomes an entry of its own
+    /// (`vm_map_clip_start`). First merges `entry` with its neighbours, as FreeBSD does, by which
+    /// it may move: returns where it is.
     #[must_use = "the entry may have moved"]
     pub(super) fn vm_map_clip_start(
         &self,
@@ -33,7 +33,7 @@ impl<M: Machine> Map<M> {
         entry
     }
 
-    /// Makes `entry` end at `va`, if it ends above: what is above becomes an entry of its own
+    /// Makes `entry` end at `va`, if it ends above: the part above becomes an entry of its own
     /// (`vm_map_clip_end`).
     pub(super) fn vm_map_clip_end(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, va: GuestVirt) {
         let (m, e) = (self.get(map), self.get(entry));
@@ -50,16 +50,16 @@ impl<M: Machine> Map<M> {
         e.end.set(va);
     }
 
-    /// Gives an entry of a pageable map that is about to be cut an object, if it has none, so that
-    /// its parts can be made one again. If there is no page for one, it does without, as the
-    /// entries of system maps do: giving memory back must not wait for memory.
+    /// Gives an object to an entry of a pageable map that is about to be cut, if it has none, so
+    /// that its parts can merge again. If there is no page for an object, the entry stays without
+    /// one, like the entries of system maps: a free must not wait for memory.
     fn map_object_for_halves(&self, map: &VmMap, entry: &VmMapEntry) {
         if !map.system_map.is_set() && entry.object.get().is_null() {
             let _ = self.map_object_make(entry);
         }
     }
 
-    /// Gives `entry`, which has none, an anonymous object of its length.
+    /// Gives `entry`, which has no object, an anonymous object of its length.
     ///
     /// # Errors
     /// [`Shortage`] when there is no page for it.
@@ -69,8 +69,7 @@ impl<M: Machine> Map<M> {
         Ok(())
     }
 
-    /// Whether giving back part of `entry` may bring no page in: it has no object, or an anonymous
-    /// one.
+    /// Whether freeing a part of `entry` may free no page: it has no object, or an anonymous one.
     pub(super) fn map_may_lack_pages(&self, entry: &VmMapEntry) -> bool {
         let object = entry.object.get();
         object.is_null() || !self.is_kernels(object)

@@ -1,17 +1,17 @@
-//! Taking ranges out of a map.
+//! Removing ranges from a map.
 //!
-//! **Addresses and translations.** An address must not be given out again while a CPU remembers
-//! what it led to. With several CPUs, dropping a translation means waiting for all of them, so that
-//! nobody else could use the map meanwhile. A system map is therefore unlocked during that wait, of
-//! which there is one for a whole range. The entries stay, unwired and unmapped, and marked
-//! ([`EntryFlags::DELETING`], [`VmMapEntry::deleter`]): their addresses are taken, but to everybody
-//! else they are gone. Who deletes passes them over, who faults finds nothing, and as they are in
-//! transition, too, nobody cuts or merges them. Interrupts stay deferred, so that on one CPU the
-//! deletion is as whole as under the lock.
+//! **Addresses and translations.** An address must not be allocated again while a CPU caches its
+//! old translation. With several CPUs, a flush waits for all of them, and during that wait no other
+//! thread could use the map. A system map is therefore unlocked during the wait, of which there is
+//! one for a whole range. The entries stay, unwired and unmapped, and marked
+//! ([`EntryFlags::DELETING`], [`VmMapEntry::deleter`]): their addresses are taken, but for all
+//! other threads they are gone. Another deletion skips them, a fault finds nothing, and because
+//! they are also in transition, no thread cuts or merges them. Interrupts stay deferred, so on one
+//! CPU the deletion is as atomic as under the lock.
 //!
-//! **Holes.** What others enter into the holes of the range meanwhile was entered after the
-//! deletion, and stays. They may find no room, or higher room, where FreeBSD has them wait for the
-//! lock and find the freed addresses.
+//! **Holes.** Entries that others make in the holes of the range during the wait count as made
+//! after the deletion, and stay. Those threads may find no room, or room at a higher address, while
+//! in FreeBSD they would wait for the lock and find the freed addresses.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, VmMap, VmMapEntry};
@@ -22,18 +22,18 @@ use crate::machine::Machine;
 use crate::vm::object::LockedObject;
 use crate::vm::pmap::TlbFlush;
 
-/// What the first pass of a deletion has come to.
+/// The result of the first pass of a deletion.
 struct Marked {
     /// The first entry that was marked.
     first: Option<KPtr<VmMapEntry>>,
-    /// The translations that CPUs may remember.
+    /// The translations that CPUs may still cache.
     flush: TlbFlush,
-    /// Where to go on, and the entry there, on which somebody else works.
+    /// Where to go on, and the entry there, on which another thread works.
     resume: Option<(GuestVirt, KPtr<VmMapEntry>)>,
 }
 
 impl<M: Machine> Map<M> {
-    /// Takes what lies in `[start, end)`, confined to the map, out of it (`vm_map_remove`). Never
+    /// Removes everything in `[start, end)`, confined to the map, from it (`vm_map_remove`). Never
     /// fails. Takes the map's lock.
     pub fn vm_map_remove(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let _locked = self.vm_map_locked(map);
@@ -41,15 +41,15 @@ impl<M: Machine> Map<M> {
         self.vm_map_delete(map, start, end);
     }
 
-    /// Takes every entry of `[start, end)`, page aligned, out of the map, cutting those at its ends
-    /// (`vm_map_delete`). Holes do not matter, nor does what somebody else is deleting. Never
-    /// fails. Waits for entries in transition and, with several CPUs, for translations to go, with
-    /// the map unlocked meanwhile.
+    /// Removes every entry of `[start, end)`, page aligned, from the map, and cuts those at its
+    /// ends (`vm_map_delete`). Holes, and entries that another thread is deleting, do not matter.
+    /// Never fails. Waits for entries in transition and, with several CPUs, for the flush of
+    /// translations; the map is unlocked during these waits.
     ///
-    /// An entry goes in this order: its wiring, its translations (so that nothing can reach the
-    /// pages any more), its pages, its reference to the object, and itself. All entries of the
-    /// range lose wiring and translations before one flush for all of them, and pages after it. An
-    /// empty range inside an entry cuts that entry, as in FreeBSD.
+    /// An entry is removed in this order: its wiring, its translations (so that nothing can reach
+    /// the pages any more), its pages, its reference to the object, and the entry itself. All
+    /// entries of the range lose wiring and translations before one flush for all of them, and
+    /// pages after it. An empty range inside an entry cuts that entry, as in FreeBSD.
     pub fn vm_map_delete(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
         let mut resume = Some(start);
         while let Some(start) = resume {
@@ -67,8 +67,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Takes wiring and translations of the entries of `[start, end)` away and marks them as being
-    /// deleted, up to the first that somebody else works on.
+    /// Removes wiring and translations of the entries of `[start, end)` and marks these entries as
+    /// being deleted, up to the first on which another thread works.
     fn map_delete_mark(&self, map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) -> Marked {
         let mut marked = Marked { first: None, flush: TlbFlush::NONE, resume: None };
         let mut entry = self.map_delete_from(map, start);
@@ -100,9 +100,9 @@ impl<M: Machine> Map<M> {
         marked
     }
 
-    /// Makes all CPUs forget the translations that `flush` names, of entries that are marked from
-    /// `first` on, with a system map unlocked meanwhile if that takes other CPUs. Gives where the
-    /// first of them is then.
+    /// Makes all CPUs flush the translations in `flush`, which belong to the marked entries from
+    /// `first` on; a system map is unlocked in the meantime if other CPUs take part. Returns where
+    /// the first of the entries is then.
     fn map_flush(
         &self,
         map: KPtr<VmMap>,
@@ -118,12 +118,12 @@ impl<M: Machine> Map<M> {
         }
         let start = self.get(first).start.get();
         self.machine().intr_disable();
-        // Others may change the rest of the map. The entries that are marked stay, but may move.
+        // Others may change the rest of the map. The marked entries stay, but may move.
         self.vm_map_unlock(map);
         self.tlb_flush(flush);
         self.vm_map_lock(map);
         self.machine().intr_restore();
-        // Entries move when others go.
+        // Entries move when others leave.
         match self.vm_map_lookup_entry(map, start) {
             Lookup::Inside(first) => first,
             Lookup::After(_) => {
@@ -132,8 +132,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Takes the entries out of the map that the running thread has marked, from `first` on and
-    /// below `end`. What others have entered or marked meanwhile stays.
+    /// Removes from the map the entries that the running thread has marked, from `first` on and
+    /// below `end`. Entries that others have made or marked in the meantime stay.
     fn map_delete_marked(&self, map: KPtr<VmMap>, first: KPtr<VmMapEntry>, end: GuestVirt) {
         let (me, mut waiters) = (self.curtid() + 1, Waiters::None);
         let mut entry = first;
@@ -154,8 +154,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// The first entry that ends above `start`, cut so that it does not begin below unless it goes
-    /// anyway.
+    /// The first entry that ends above `start`, cut so that it does not begin below it, unless the
+    /// whole entry is removed anyway.
     fn map_delete_from(&self, map: KPtr<VmMap>, start: GuestVirt) -> KPtr<VmMapEntry> {
         match self.vm_map_lookup_entry(map, start) {
             Lookup::Inside(entry)
@@ -168,8 +168,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Takes `entry`, unwired and unmapped, out of the map, and what it holds out of its object
-    /// (`vm_map_entry_delete`). Gives the entry above it.
+    /// Removes `entry`, unwired and unmapped, from the map, and its pages from its object
+    /// (`vm_map_entry_delete`). Returns the entry above it.
     ///
     /// Unlike FreeBSD's, it leaves the size of a kernel object alone when the range ends at the
     /// object's end.
@@ -191,7 +191,7 @@ impl<M: Machine> Map<M> {
         self.vm_map_entry_dispose(m, entry, next)
     }
 
-    /// Frees the pages of `length` bytes from `offset` on in `object`, if no other mapping can need
+    /// Frees the pages of `object` in `length` bytes from `offset` on, if no other mapping can need
     /// them.
     fn map_object_forget(&self, object: &mut LockedObject<'_, M>, offset: u64, length: u64) {
         let o = self.get(object.pointer());

@@ -1,4 +1,4 @@
-//! Finding maps: those that have a name, and those that `kmem_suballoc` made.
+//! Finding maps: the maps with names, and those that `kmem_suballoc` made.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::atomic::{Ordering, fence};
@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::num::to_usize;
 
 impl<M: Machine> Map<M> {
-    /// Where the map that boot names `id` is kept.
+    /// Where the boot stores the map `id`.
     pub(crate) fn named_map(&self, id: MapId) -> &Field<KPtr<VmMap>> {
         &self.state().maps[to_usize(id.0)]
     }
@@ -29,10 +29,10 @@ impl<M: Machine> Map<M> {
         self.named_map(MapId::KMEM).get()
     }
 
-    /// The map with this number, or at this address, in the same time however many there are. An
-    /// address is believed only if a map is there: it is that of a page of the direct map whose own
-    /// page says so ([`PageFlags::MAP_HOME`]), which nobody can write to by an operation. A map is
-    /// never destroyed, so that no address goes stale.
+    /// The map with this number, or at this address, in constant time. An address is accepted only
+    /// if it is the address of a page of the direct map whose page structure has
+    /// [`PageFlags::MAP_HOME`]; no operation can write to that structure. A map is never destroyed,
+    /// so no address becomes stale.
     #[must_use]
     pub fn map_by_id(&self, id: MapId) -> Option<KPtr<VmMap>> {
         if id.0 < MapId::NAMED_MAX {
@@ -42,7 +42,7 @@ impl<M: Machine> Map<M> {
         let home = dmap_to_phys(wanted).filter(|pa| pa.page_offset() == 0)?;
         let page = self.page(self.phys_to_vm_page(home)?);
         let is_home = page.flags.get().contains(PageFlags::MAP_HOME);
-        // Whoever finds the mark finds the map whole.
+        // A reader that finds the mark finds the map complete.
         fence(Ordering::Acquire);
         is_home.then_some(KPtr::new(wanted))
     }

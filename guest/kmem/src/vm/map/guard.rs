@@ -1,9 +1,10 @@
-//! Maps that are locked, as values: dropping one releases the lock.
+//! Locked maps, as values: dropping one releases the lock.
 //!
-//! For functions that hold the lock from one end to the other, or to one of many early returns.
-//! Whoever lets go of the map in between, to wait for pages, room or a transition, calls
-//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; below such a guard they come
-//! in pairs the other way round. What is said of panics in [`crate::kern::guard`] holds here, too.
+//! They are for functions that hold the lock to their end, or to one of many early returns. A
+//! function that unlocks the map in between, to wait for pages, room or a transition, calls
+//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; while it has such a guard, it
+//! unlocks first and then locks again. The rules for panics in [`crate::kern::guard`] hold here
+//! too.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::VmMap;
@@ -16,12 +17,12 @@ use crate::machine::Machine;
 pub(in crate::vm) struct LockedMap<'a, M: Machine> {
     maps: &'a Map<M>,
     map: KPtr<VmMap>,
-    /// Whether it was made while a panic unwound.
+    /// Whether it was made while a panic was unwinding.
     in_unwinding: bool,
 }
 
 impl<M: Machine> LockedMap<'_, M> {
-    /// Leaves the map locked: the caller has somebody else unlock it.
+    /// Leaves the map locked: the caller passes it on to be unlocked.
     pub(super) fn leave_locked(self) {
         core::mem::forget(self);
     }

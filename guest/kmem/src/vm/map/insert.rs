@@ -1,4 +1,4 @@
-//! Putting an entry into a map.
+//! Inserting an entry into a map.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
@@ -8,7 +8,7 @@ use super::{EntrySpec, Lookup, Map, header};
 use crate::machine::Machine;
 use crate::vm::object::Coalesced;
 
-/// Sets every field of the new entry `e` but its links.
+/// Sets every field of the new entry `e` except its links.
 fn fill(
     e: &VmMapEntry,
     spec: &EntrySpec,
@@ -28,10 +28,10 @@ fn fill(
 }
 
 impl<M: Machine> Map<M> {
-    /// Puts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
+    /// Inserts an entry for `[start, end)`, page aligned, into `map` (`vm_map_insert`).
     ///
     /// A range without an object that continues the entry before it, equal in kind and not wired,
-    /// extends that entry instead. The caller's reference to the object is the entry's from now on,
+    /// extends that entry instead. The entry takes over the caller's reference to the object,
     /// unless this fails.
     ///
     /// # Errors
@@ -109,8 +109,8 @@ impl<M: Machine> Map<M> {
         Ok(before)
     }
 
-    /// Makes `entry`, which ends at `start`, end at `end` instead. It may merge with the next entry
-    /// then. The entry that was reserved for the range stays, as a credit.
+    /// Makes `entry`, which ends at `start`, end at `end` instead. It may then merge with the next
+    /// entry. The entry that was reserved for the range stays as a credit.
     fn map_extend(
         &self,
         map: KPtr<VmMap>,
@@ -126,8 +126,8 @@ impl<M: Machine> Map<M> {
         self.vm_map_simplify_entry(map, entry);
     }
 
-    /// Whether a range without an object of `[start, end)`, with flags `eflags`, is more of
-    /// `entry`. If that has an object, it holds the range, too, from now on.
+    /// Whether the range `[start, end)` without an object, with flags `eflags`, can extend `entry`.
+    /// If `entry` has an object, the object covers the range too from now on.
     fn map_continues(
         &self,
         entry: &VmMapEntry,
@@ -146,8 +146,8 @@ impl<M: Machine> Map<M> {
             ) == Coalesced::Yes
     }
 
-    /// An object with a second reference may from now on be mapped twice. The kernel's own never
-    /// count as mapped once.
+    /// Records that an object with a second reference may be mapped twice from now on. The kernel's
+    /// own objects never count as mapped once.
     fn map_note_second_mapping(&self, object: KPtr<VmObject>) {
         if self.is_kernels(object) {
             return;
@@ -159,7 +159,7 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Puts `entry` into the list after `before`, and counts it.
+    /// Inserts `entry` into the list after `before`, and counts it.
     pub(super) fn map_list_insert(
         &self,
         map: &VmMap,
@@ -174,7 +174,7 @@ impl<M: Machine> Map<M> {
         map.nentries.inc();
     }
 
-    /// Takes `entry` out of the list, and counts it off.
+    /// Removes `entry` from the list and from the count.
     pub(super) fn map_list_remove(&self, map: &VmMap, entry: &VmMapEntry) {
         let (prev, next) = (entry.prev.get(), entry.next.get());
         self.get(prev).next.set(next);

@@ -1,4 +1,4 @@
-//! What a fault needs to know of an address.
+//! The look-up of an address for a fault.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kmem::KernReturn;
@@ -7,8 +7,7 @@ use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 use super::{Lookup, Map};
 use crate::machine::Machine;
 
-/// Where the page for an address is to be found. The map stays locked until
-/// [`Map::vm_map_lookup_done`].
+/// Where the page for an address belongs. The map stays locked until [`Map::vm_map_lookup_done`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlace {
     /// The map, or the submap, that has the entry.
@@ -19,7 +18,7 @@ pub struct FaultPlace {
     pub object: KPtr<VmObject>,
     /// The page's index in the object.
     pub pindex: u64,
-    /// What the translation may allow.
+    /// The accesses that the translation may allow.
     pub prot: Protection,
     /// How often the entry is wired.
     pub wired_count: u32,
@@ -31,9 +30,9 @@ impl<M: Machine> Map<M> {
     /// held, otherwise none.
     ///
     /// # Errors
-    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when
-    /// the entry forbids the access, [`KernReturn::ResourceShortage`] when there is no page for the
-    /// object that an entry of a pageable map gets now.
+    /// [`KernReturn::InvalidAddress`] in a hole, [`KernReturn::ProtectionFailure`] when the entry
+    /// forbids the access, [`KernReturn::ResourceShortage`] when there is no page for the object
+    /// that an entry of a pageable map needs now.
     pub fn vm_map_lookup(
         &self,
         map: KPtr<VmMap>,
@@ -67,7 +66,7 @@ impl<M: Machine> Map<M> {
             if e.object.get().is_null() && is_pageable && self.map_object_make(e).is_err() {
                 return Err(KernReturn::ResourceShortage);
             }
-            // 3. The place, which remains true while the map stays locked.
+            // 3. The place, which stays valid while the map is locked.
             let pindex = (va.page().since(e.start.get()) + e.offset.get()) >> PAGE_SHIFT;
             locked.leave_locked();
             return Ok(FaultPlace {

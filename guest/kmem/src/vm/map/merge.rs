@@ -1,4 +1,4 @@
-//! Making one entry of two.
+//! Merging two entries into one.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
@@ -7,10 +7,10 @@ use super::{Map, header};
 use crate::machine::Machine;
 
 impl<M: Machine> Map<M> {
-    /// Makes one entry of `entry` and each neighbour that continues it with everything equal
-    /// (`vm_map_simplify_entry`). `entry` survives, but may move: gives where it is. Each neighbour
-    /// that goes drops its reference to the object, for which the object must be unlocked. Nothing
-    /// happens to a submap or an entry in transition.
+    /// Merges `entry` with each neighbour that continues it and is equal in everything else
+    /// (`vm_map_simplify_entry`). `entry` survives, but may move: returns where it is. Each
+    /// neighbour that is merged drops its reference to the object, so the object must be unlocked.
+    /// A submap or an entry in transition is not merged.
     pub fn vm_map_simplify_entry(
         &self,
         map: KPtr<VmMap>,
@@ -39,8 +39,8 @@ impl<M: Machine> Map<M> {
         entry
     }
 
-    /// Disposes of `entry`, whose range is that of its neighbour `kept` now. Gives where `kept` is
-    /// then.
+    /// Disposes of `entry`, whose range now belongs to its neighbour `kept`. Returns where `kept`
+    /// is then.
     fn map_merged_away(
         &self,
         map: KPtr<VmMap>,

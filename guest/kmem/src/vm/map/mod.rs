@@ -6,18 +6,18 @@
 //!
 //! **Protocol.** Every function here that takes a map needs its lock ([`Map::vm_map_lock`]), unless
 //! it says that it takes the lock itself. Entries and index nodes come from the map's reserve
-//! ([`mod@reserve`]), which is filled before a change begins; page-table pages for kernel_map are
-//! made by [`Map::vm_map_findspace`]. A shortage therefore shows before anything has changed, and
-//! giving a range back needs nothing that could be short.
+//! ([`mod@reserve`]), which is filled before a change begins; [`Map::vm_map_findspace`] allocates
+//! page-table pages for kernel_map. A shortage therefore shows before anything has changed, and a
+//! free needs nothing that could be short.
 //!
 //! A system map is locked by a mutex, any other map by an sx lock, which may be held across a
-//! sleep. An entry that a thread works on while the map is unlocked is marked in transition: nobody
-//! merges, cuts away or deletes it, and who wants to waits for the end of that
-//! (`vm_map_unlock_and_wait`). After any wait the map may have changed.
+//! sleep. An entry that a thread works on while the map is unlocked is marked in transition: no
+//! other thread merges, cuts away or deletes it, and a thread that wants to waits for the end of
+//! the transition (`vm_map_unlock_and_wait`). After any wait the map may have changed.
 //!
-//! An entry that leaves lets another one move to its place ([`mod@pool`]): a pointer to an entry is
-//! good until the next entry leaves, or the map is unlocked. The functions that make entries leave
-//! give back where the one that matters is then.
+//! When an entry leaves, another one may move to its place ([`mod@pool`]): a pointer to an entry is
+//! valid until the next entry leaves, or the map is unlocked. The functions that remove entries
+//! return the new place of the entry that matters.
 
 mod check;
 mod clip;
@@ -57,25 +57,26 @@ use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
 
-/// What [`Map::vm_map_insert`] makes an entry of. The entry takes over one reference to the object.
+/// The contents of a new entry, for [`Map::vm_map_insert`]. The entry takes over one reference to
+/// the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntrySpec {
     /// The object, or null.
     pub object: KPtr<VmObject>,
-    /// Byte of the object at the entry's start.
+    /// Offset in the object, in bytes, of the entry's start.
     pub offset: u64,
-    /// What is allowed.
+    /// The accesses that are allowed now.
     pub protection: Protection,
-    /// What can be allowed.
+    /// The most that may be allowed.
     pub max_protection: Protection,
-    /// What a fault inside means.
+    /// The effect of a fault inside it.
     pub on_fault: OnFault,
 }
 
-/// What a fault inside an entry means.
+/// The effect of a fault inside an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFault {
-    /// `vm_fault` brings the page.
+    /// `vm_fault` provides the page.
     Resolve,
     /// It is a panic (`MAP_NOFAULT`).
     Panic,
@@ -100,7 +101,7 @@ impl EntrySpec {
         Self { object, offset, ..Self::EMPTY }
     }
 
-    /// The entry flags that these arguments ask for.
+    /// The entry flags for these arguments.
     fn eflags(&self) -> EntryFlags {
         match self.on_fault {
             OnFault::Resolve => EntryFlags::empty(),
@@ -109,7 +110,7 @@ impl EntrySpec {
     }
 }
 
-/// Where an address stands among a map's entries.
+/// The place of an address among a map's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// Inside this entry.
@@ -134,7 +135,7 @@ impl Lock for MapSleepLock {
 /// The interlock of waits for maps, and the list of all maps, locked.
 type MapSleep<'a, M> = Guard<'a, M, MapSleepLock>;
 
-/// Maps, over the page tables that they are entered in: the layer below [`crate::vm::Vm`].
+/// Maps, over the page tables into which they are entered: the layer below [`crate::vm::Vm`].
 #[derive(Debug)]
 pub struct Map<M> {
     pmap: Pmap<M>,
@@ -157,7 +158,7 @@ impl<M: Machine> Map<M> {
 
     /// Makes an empty map of `[min, max)`, page aligned, `min <= max`, of at most
     /// [`vmkern_abi::layout::MapNode::MAX_PAGES`] pages, on the kernel's pmap (`vm_map_create`). It
-    /// is not a system map until its maker sets `system_map`, before first use. Locks: takes
+    /// is not a system map until the caller sets `system_map`, before the first use. Locks: takes
     /// `map_sleep_mtx`, which guards the list of all maps.
     ///
     /// # Errors
@@ -175,8 +176,8 @@ impl<M: Machine> Map<M> {
         Ok(map)
     }
 
-    /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads
-    /// the list or the mark needs no lock: a map that is found there is whole, and stays.
+    /// Puts `map` at the head of the list of all maps, and marks its page as a map's home. A reader
+    /// of the list or the mark needs no lock: a map that is found there is complete, and stays.
     fn map_publish(&self, map: KPtr<VmMap>) {
         let list = &self.state().map_list;
         let _sleep = self.map_sleep();
@@ -188,8 +189,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Acquires the interlock of waits for maps (`map_sleep_mtx`), which guards the list of all
-    /// maps, too.
+    /// Acquires the interlock of waits for maps (`map_sleep_mtx`), which also guards the list of
+    /// all maps.
     fn map_sleep(&self) -> MapSleep<'_, M> {
         self.mtx_guard(&self.state().map_sleep_mtx)
     }
@@ -212,8 +213,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`). The map's reserve is as its
-    /// rules say then.
+    /// Releases the map's lock (`vm_map_unlock`, `vm_map_unlock_read`), after it has brought the
+    /// map's reserve to its rules.
     pub fn vm_map_unlock(&self, map: KPtr<VmMap>) {
         let m = self.get(map);
         self.map_settle(m);
@@ -228,17 +229,18 @@ impl<M: Machine> Map<M> {
     /// without a time-out). The map is unlocked afterwards, and may have changed in any way.
     pub(super) fn vm_map_unlock_and_wait(&self, map: KPtr<VmMap>) {
         let sleep = self.map_sleep();
-        // Whoever changes the map from here on finds the interlock owned until this thread sleeps.
+        // A thread that changes the map from here on finds the interlock owned until this thread
+        // sleeps.
         self.vm_map_unlock(map);
-        // Room may have come, and been taken by others that were woken at the same time.
+        // Room may have been freed, and taken by others that were woken at the same time.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(map_channel(map), sleep.hand_over(), PVM, "vmmaps", 0, Relock::Drop);
     }
 
-    /// Wakes everybody who sleeps in [`Map::vm_map_unlock_and_wait`] for this map
+    /// Wakes all threads that sleep in [`Map::vm_map_unlock_and_wait`] for this map
     /// (`vm_map_wakeup`). The map may be locked or not.
     pub(super) fn vm_map_wakeup(&self, map: KPtr<VmMap>) {
-        // Whoever has unlocked the map to sleep holds this until it does.
+        // A thread that has unlocked the map to sleep holds this lock until it sleeps.
         drop(self.map_sleep());
         self.wakeup(map_channel(map));
     }
@@ -251,8 +253,8 @@ impl<M: Machine> Map<M> {
         core::iter::successors(next(header(map)), move |&entry| next(entry))
     }
 
-    /// Confines `[start, end)` to the map, silently (`VM_MAP_RANGE_CHECK`). An empty result is at
-    /// the end.
+    /// Confines `[start, end)` to the map, without an error (`VM_MAP_RANGE_CHECK`). An empty result
+    /// is at the end.
     fn map_range_clamp(
         &self,
         map: &VmMap,
@@ -263,7 +265,7 @@ impl<M: Machine> Map<M> {
         (start.min(end), end)
     }
 
-    /// Waits, with the map unlocked meanwhile, until whoever works on `entry` is done. The map is
+    /// Waits, with the map unlocked, until the thread that works on `entry` is done. The map is
     /// locked again afterwards, but may have changed in any way.
     fn map_wait_for_transition(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) {
         self.get(entry).eflags.update_locked(|eflags| eflags | EntryFlags::NEEDS_WAKEUP);
@@ -273,12 +275,12 @@ impl<M: Machine> Map<M> {
     }
 }
 
-/// What those sleep on who wait for a map (FreeBSD's `&map->root`).
+/// The channel of threads that wait for a map (FreeBSD's `&map->root`).
 fn map_channel(map: KPtr<VmMap>) -> WaitChannel {
     WaitChannel::from(map.addr().add(offset_of!(VmMap, index) as u64))
 }
 
-/// The lock of a map that is no system map.
+/// The lock of a map that is not a system map.
 fn map_sx(map: KPtr<VmMap>) -> KPtr<Sx> {
     KPtr::new(map.addr().add(offset_of!(VmMap, sx) as u64))
 }

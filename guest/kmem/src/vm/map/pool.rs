@@ -1,15 +1,15 @@
 //! The pools of a map: where its entries and index nodes lie.
 //!
 //! A pool is a stack of items: first those in the map's home ([`MapHome`]), then page after page
-//! ([`PoolPage`]) in the direct map, so that making an entry never changes a map (FreeBSD's KMAP
-//! ENTRY zone has the same aim). The items in use are the first ones, without a hole: when another
-//! item than the last leaves, the last one moves into its place and whoever gave the item back
-//! corrects what points there. So the pages of a pool follow from how many items it must have, and
-//! not from the order in which they came and went.
+//! ([`PoolPage`]) in the direct map, so that creating an entry never changes a map (FreeBSD's KMAP
+//! ENTRY zone has the same aim). The items in use are the first ones, without gaps: when an item
+//! other than the last leaves, the last one moves into its place, and the caller that returned the
+//! item corrects the pointers to the moved one. So the pages of a pool follow from the number of
+//! items that it must have, and not from the order in which they came and went.
 //!
-//! A map that stands at the edge of a page takes it and gives it back with each entry that comes
-//! and goes. That costs a tenth of an allocation, in 3 of 63 numbers of entries; a page kept back
-//! there would show in the counts of pages.
+//! A map at the edge of a page allocates and frees that page with each entry that comes and goes.
+//! That costs a tenth of an allocation, for 3 of 63 numbers of entries; a page kept in reserve
+//! would show in the counts of pages.
 //!
 //! Pages are INTERRUPT-class and never waited for. The map's lock is held.
 
@@ -23,14 +23,14 @@ use crate::vm::page::{AllocFlags, Contents, Shortage};
 use crate::vm::phys::phys_of;
 use crate::window::{Line, Shared};
 
-/// Bytes in which items are copied and cleared.
+/// Unit in bytes in which items are copied and cleared.
 const LINE: u64 = size_of::<Line>() as u64;
 
 /// An item of one of a map's pools. Its size is whole lines.
 pub(super) trait PoolItem: Shared {
     /// Items in the home.
     const HOME: u64;
-    /// The first one's place there.
+    /// The place of the first item there.
     const HOME_OFFSET: u64;
     /// Items in a page.
     const PER_PAGE: u64;
@@ -60,7 +60,7 @@ impl PoolItem for MapNode {
 }
 
 impl<M: Machine> Map<M> {
-    /// A map, all zero but for its pools, which are its home's items.
+    /// A map, all zero except its pools, which consist of its home's items.
     pub(super) fn map_home_alloc(&self) -> Result<KPtr<VmMap>, Shortage> {
         let home = KPtr::<MapHome>::new(self.map_page_alloc::<MapHome>()?.addr());
         for line in 0..size_of::<VmMap>() as u64 / LINE {
@@ -77,7 +77,7 @@ impl<M: Machine> Map<M> {
         Ok(KPtr::new(home.addr()))
     }
 
-    /// An item out of the reserve, with any contents, or `None` when that is empty.
+    /// An item from the reserve, with arbitrary contents, or `None` when the reserve is empty.
     pub(super) fn pool_take<T: PoolItem>(&self, map: &VmMap) -> Option<KPtr<T>> {
         let pool = T::pool(map);
         let used = pool.used.get();
@@ -127,7 +127,7 @@ impl<M: Machine> Map<M> {
         in_home.chain(in_pages).zip(0..used).map(|(item, _)| item)
     }
 
-    /// Makes the last item in use one of the reserve.
+    /// Moves the last item in use to the reserve.
     pub(super) fn pool_drop_last<T: PoolItem>(&self, map: &VmMap) {
         let pool = T::pool(map);
         self.pool_mark(self.pool_last::<T>(map).addr(), size_of::<T>() as u64, Mark::Free);
@@ -139,7 +139,7 @@ impl<M: Machine> Map<M> {
     }
 
     /// Takes back `item`, which nothing points to any more. The last item in use moves to its
-    /// place: gives where that was, which is `item` if it was the last itself.
+    /// place: returns where that item was, which is `item` if it was the last itself.
     #[must_use = "pointers to the item that moved must be corrected"]
     pub(super) fn pool_give<T: PoolItem>(&self, map: &VmMap, item: KPtr<T>) -> KPtr<T> {
         let last = self.pool_last(map);
@@ -173,8 +173,8 @@ impl<M: Machine> Map<M> {
         Ok(())
     }
 
-    /// Gives back the pages without which the pool still has `needed` items, no fewer than are in
-    /// use.
+    /// Frees the pages that the pool can spare when it must have `needed` items, which are no fewer
+    /// than those in use.
     pub(super) fn pool_shrink<T: PoolItem>(&self, map: &VmMap, needed: u64) {
         let pool = T::pool(map);
         while pool.capacity.get() >= needed.max(T::HOME) + T::PER_PAGE {
@@ -191,7 +191,7 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Tells the machine about items.
+    /// Reports the state of items to the machine.
     #[inline]
     fn pool_mark(&self, start: GuestVirt, bytes: u64, mark: Mark) {
         if let Some(pa) = dmap_to_phys(start) {

@@ -1,4 +1,4 @@
-//! The reserve of a map: entries and index nodes that it owns and does not use now.
+//! The reserve of a map: entries and index nodes that it owns but does not use.
 //!
 //! A change of a map takes what it needs from here, and what it no longer needs goes back here;
 //! both lie in the map's pools ([`super::pool`]). Three rules make sure that the reserve is never
@@ -8,16 +8,16 @@
 //! 2. Nodes: tree and reserve together have [`max_nodes`] for all entries of map and reserve. So
 //!    there is a node for every shape that a tree of these entries can take, whatever the order of
 //!    changes.
-//! 3. Entries: giving back a range needs two cuts at most. [`FLOOR`] entries are for that, and are
-//!    brought in again after the change; where the range had pages, these are free by then. Ranges
-//!    without an object have none: there every merge of two entries keeps one in reserve
-//!    (`credits`), until a cut needs it. Entries plus credits are never fewer than the ranges that
-//!    were allocated, so each of them can be given back alone.
+//! 3. Entries: freeing a range needs two cuts at most. [`FLOOR`] entries are reserved for them, and
+//!    replaced after the change; if the range had pages, these are free by then. Ranges without an
+//!    object have no pages: there every merge of two entries keeps one in reserve (`credits`),
+//!    until a cut needs it. Entries plus credits are never fewer than the ranges that were
+//!    allocated, so each of them can be freed alone.
 //!
 //! Whenever the map's lock is released, the reserve is brought to just these rules (`map_settle`):
-//! then the pages of a map follow from its entries and credits alone, however it came to them, and
-//! a map that has been emptied has no more of them than a new one. A map of few entries lives in
-//! its home and takes no page at all.
+//! then the pages of a map follow from its entries and credits alone, whatever its history, and a
+//! map that has been emptied has no more pages than a new one. A map of few entries lives in its
+//! home and takes no page at all.
 
 use vmkern_abi::addr::{KPtr, PAGE_SHIFT};
 use vmkern_abi::layout::{MapNode, VmMap, VmMapEntry};
@@ -28,8 +28,7 @@ use super::pool::PoolItem;
 use crate::machine::Machine;
 use crate::vm::page::Shortage;
 
-/// Entries that a map keeps in reserve for giving back ranges: two cuts, and room for a few times
-/// of bad luck.
+/// Entries that a map keeps in reserve for frees: two cuts, and a few more for shortages.
 pub const FLOOR: u64 = 8;
 
 /// The nodes of a map's index, in the direct map, with the map's reserve behind them.
@@ -45,7 +44,7 @@ impl<M: Machine> MapNodes<'_, M> {
         Index::new(&self.map.index, self, self.map.min_offset(), self.map.max_offset())
     }
 
-    /// Takes `node` off the chain of nodes that have left the tree, if it is there.
+    /// Removes `node` from the chain of nodes that have left the tree, if it is there.
     fn unchain(&self, node: KPtr<MapNode>) -> bool {
         let mut link = &self.map.reserve.unlinked;
         while let Some(at) = link.get().non_null() {
@@ -106,7 +105,7 @@ impl<M: Machine> Map<M> {
     /// anyway.
     ///
     /// # Errors
-    /// [`Shortage`] when a page was needed and none was left.
+    /// [`Shortage`] when a page was needed and none was available.
     pub(super) fn map_reserve(&self, map: &VmMap, count: u64) -> Result<(), Shortage> {
         let reserve = &map.reserve;
         let needed = entries_needed(map) + count;
@@ -137,16 +136,16 @@ impl<M: Machine> Map<M> {
         pages
     }
 
-    /// Brings the reserve of `map` to its rules, before the lock is released: what cuts took is
-    /// brought in again, and what is not needed goes back.
+    /// Brings the reserve of `map` to its rules, before the lock is released: replaces what cuts
+    /// took, and frees what is not needed.
     pub(super) fn map_settle(&self, map: &VmMap) {
-        // When there is no page, the rest of the floor serves until there is.
+        // When there is no page, the rest of the floor is used until there is one.
         let _ = self.map_reserve(map, 0);
         self.pool_shrink::<VmMapEntry>(map, entries_needed(map));
         self.pool_shrink::<MapNode>(map, max_nodes(map.reserve.entries.capacity.get() + 1));
     }
 
-    /// An entry for `map` (`vm_map_entry_create`), with any contents.
+    /// An entry for `map` (`vm_map_entry_create`), with arbitrary contents.
     pub(super) fn vm_map_entry_create(&self, map: &VmMap) -> KPtr<VmMapEntry> {
         if map.reserve.entries.used.get() == map.reserve.entries.capacity.get()
             && self.map_reserve(map, 0).is_err()
@@ -157,7 +156,8 @@ impl<M: Machine> Map<M> {
     }
 
     /// Takes an entry that has left list and index of `map` (`vm_map_entry_dispose`). Another entry
-    /// may move to its place: gives where `kept`, an entry of the map or its header, is afterwards.
+    /// may move to its place: returns where `kept`, an entry of the map or its header, is
+    /// afterwards.
     #[must_use = "the entry may have moved"]
     pub(super) fn vm_map_entry_dispose(
         &self,
@@ -176,23 +176,23 @@ impl<M: Machine> Map<M> {
         if kept == moved { entry } else { kept }
     }
 
-    /// Notes that two entries without an object became one: the entry saved stays in reserve.
+    /// Records that two entries without an object were merged: the entry saved stays in reserve.
     pub(super) fn map_credit(&self, map: &VmMap) {
         map.reserve.credits.inc();
     }
 
-    /// Notes that an entry without an object was cut in two.
+    /// Records that an entry without an object was cut in two.
     pub(super) fn map_debit(&self, map: &VmMap) {
         map.reserve.credits.update_locked(|credits| credits.saturating_sub(1));
     }
 
-    /// Notes that a range of `length` bytes without an object was entered.
+    /// Records that a range of `length` bytes without an object was entered.
     pub(super) fn map_plain_enter(&self, map: &VmMap, length: u64) {
         map.reserve.plain_pages.update_locked(|pages| pages + (length >> PAGE_SHIFT));
     }
 
-    /// Notes that a range of `length` bytes without an object has left, or has become a submap.
-    /// Credits of ranges that left together with others end here: no more ranges are left than
+    /// Records that a range of `length` bytes without an object has left, or has become a submap.
+    /// Credits of ranges that left together with others end here: at most as many ranges remain as
     /// pages.
     pub(crate) fn map_plain_leave(&self, map: &VmMap, length: u64) {
         let reserve = &map.reserve;
@@ -207,8 +207,8 @@ impl<M: Machine> Map<M> {
 }
 
 /// The entries that `map` must own: those in use, the floor, and one for each cut that could undo a
-/// merge. Each range given back alone takes at least a page away and adds at most an entry, so that
-/// the pages bound those cuts, too.
+/// merge. Each range that is freed alone removes at least a page and adds at most an entry, so the
+/// pages bound those cuts too.
 fn entries_needed(map: &VmMap) -> u64 {
     let reserve = &map.reserve;
     reserve.entries.used.get() + FLOOR + reserve.credits.get().min(reserve.plain_pages.get() / 2)

@@ -16,19 +16,20 @@ pub enum FindSpace {
     Exact,
 }
 
-/// Why a range of a map was not to be had. The map is unchanged.
+/// Why a range of a map could not be taken. The map is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRange {
     /// It is not free, or not in the map.
     Refused(KernReturn),
-    /// Pages for what describes it are short now: it is worth another try when so many are free.
+    /// There are too few free pages for its entry and page tables; another try is worthwhile when
+    /// this many are free.
     Pages(u64),
-    /// What describes it takes more pages than are managed. No page was asked for.
+    /// Its entry and page tables take more pages than are managed. No page was requested.
     Never,
 }
 
 impl NoRange {
-    /// It as a return code.
+    /// The reason as a return code.
     #[must_use]
     pub const fn code(self) -> KernReturn {
         match self {
@@ -57,8 +58,8 @@ impl<M: Machine> Map<M> {
     /// The room is free as long as the map stays locked.
     ///
     /// # Errors
-    /// [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables
-    /// and for an entry. The map is unchanged.
+    /// [`KernReturn::NoSpace`] when there is no such room; a lack of pages for page tables or for
+    /// an entry. The map is unchanged.
     pub fn vm_map_findspace(
         &self,
         map: KPtr<VmMap>,
@@ -77,8 +78,8 @@ impl<M: Machine> Map<M> {
             let gap = self.map_nodes(m).index().find_gap(start, length);
             gap.ok_or(NoRange::Refused(KernReturn::NoSpace))?
         };
-        // 2. What the range will take besides its pages: an entry, and page tables where
-        // kernel_map grows. The range is inside the map, so neither sum can wrap.
+        // 2. What the range will need besides its pages: an entry, and page tables if kernel_map
+        // grows. The range is inside the map, so neither sum can wrap.
         let end = GuestVirt::new(round_page(addr.add(length).get()).unwrap_or(u64::MAX))
             .min(m.max_offset());
         let grows =
@@ -88,7 +89,7 @@ impl<M: Machine> Map<M> {
         if pages > self.cnt().v_page_count.get() {
             return Err(NoRange::Never);
         }
-        // 3. All of it is taken now, so entering the range cannot fail.
+        // 3. All of it is allocated now, so entering the range cannot fail.
         self.map_reserve(m, 1).map_err(|_| NoRange::Pages(pages))?;
         if grows {
             self.pmap_growkernel(end).map_err(|_| NoRange::Pages(pages))?;
@@ -96,8 +97,8 @@ impl<M: Machine> Map<M> {
         Ok(addr)
     }
 
-    /// Where FreeBSD finds room for no bytes at all: at `start` unless that is inside an entry, and
-    /// then at its end.
+    /// The address at which FreeBSD finds room for zero bytes: `start`, or the end of the entry
+    /// that contains `start`.
     fn map_findspace_nothing(&self, map: KPtr<VmMap>, start: GuestVirt) -> GuestVirt {
         match self.vm_map_lookup_entry(map, start) {
             Lookup::Inside(entry) if self.get(entry).start.get() < start => {
@@ -107,8 +108,8 @@ impl<M: Machine> Map<M> {
         }
     }
 
-    /// Finds room for `length` bytes from `start` on and puts an entry there (`vm_map_find`). Takes
-    /// the map's lock.
+    /// Finds room for `length` bytes from `start` on and inserts an entry there (`vm_map_find`).
+    /// Takes the map's lock.
     ///
     /// # Errors
     /// Those of [`Map::vm_map_findspace`] and [`Map::vm_map_insert`]. The map is unchanged.

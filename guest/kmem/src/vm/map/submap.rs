@@ -1,4 +1,4 @@
-//! Handing a range of a map over to a map of its own.
+//! Making a range of a map a submap.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;

@@ -1,4 +1,4 @@
-//! Entries in transition: those that a thread works on while the map may be unlocked.
+//! Entries in transition: a thread works on them while the map may be unlocked.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
@@ -7,31 +7,31 @@ use vmkern_abi::layout::{EntryFlags, VmMap, VmMapEntry};
 use super::{Lookup, Map, header};
 use crate::machine::Machine;
 
-/// Whether somebody waits for the end of a transition.
+/// Whether a thread waits for the end of a transition.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Waiters {
     /// Nobody.
     None,
-    /// Somebody, who is to be woken.
+    /// Some thread, which must be woken.
     Some,
 }
 
-/// How the work on an entry has begun: the last piece of the entry, which may have been cut while
-/// the map was unlocked, and whether it went well.
+/// The result of the first pass for an entry: the last piece of the entry, which may have been cut
+/// while the map was unlocked, and whether the work succeeded.
 pub(in crate::vm) type Begun = (KPtr<VmMapEntry>, Result<(), KernReturn>);
 
 impl<M: Machine> Map<M> {
     /// Works on the entries of `[start, end)`, page aligned and confined to the map, while they are
-    /// in transition: nobody else merges, cuts away or deletes them meanwhile. Takes the map's
-    /// lock; waits, with the map unlocked, for entries in somebody else's transition. Panics in the
-    /// name of `caller`.
+    /// in transition, in which no other thread merges, cuts away or deletes them. Takes the map's
+    /// lock; waits, with the map unlocked, for entries in the transition of another thread. A panic
+    /// names `caller`.
     ///
     /// `begin` is called for entry after entry, in transition and cut to the range, with the end of
-    /// the range. It may unlock the map meanwhile. It looks for the hole behind the entry itself
-    /// ([`Map::map_hole_check`]), as its other checks come before or after. When all is begun, or
-    /// something has failed, `finish` is called for each piece, with what has come of it, and its
-    /// transition ends.
+    /// the range. It may unlock the map. It checks for a hole behind the entry itself
+    /// ([`Map::map_hole_check`]), because its other checks come before or after that one. When all
+    /// entries are begun, or one has failed, `finish` is called for each piece, with its result,
+    /// and the transition of the piece ends.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when the range has a hole,
@@ -56,8 +56,7 @@ impl<M: Machine> Map<M> {
             }
             result
         });
-        // Nothing is in this call's transition any more: others may do with the entries as they
-        // like.
+        // No entry is in this call's transition any more: others may change the entries in any way.
         drop(locked);
         if waiters == Waiters::Some {
             self.vm_map_wakeup(map);
@@ -65,7 +64,7 @@ impl<M: Machine> Map<M> {
         result
     }
 
-    /// The entry at `start`, with what two cuts need in reserve.
+    /// The entry at `start`, once the reserve has what two cuts need.
     fn map_transition_first(
         &self,
         map: KPtr<VmMap>,
@@ -78,7 +77,8 @@ impl<M: Machine> Map<M> {
         Ok(first)
     }
 
-    /// The first pass: begins entry after entry. Gives the end of what was begun, and how it went.
+    /// The first pass: begins entry after entry. Returns the end of the part that was begun, and
+    /// the result.
     fn map_transition_begin(
         &self,
         map: KPtr<VmMap>,
@@ -92,10 +92,11 @@ impl<M: Machine> Map<M> {
             let e = self.get(entry);
             if e.eflags.get().contains(EntryFlags::IN_TRANSITION) {
                 let resume = e.start.get().max(start);
-                // The map is unlocked meanwhile: only what is in our own transition is as it was.
+                // The map is unlocked during the wait: only entries in this call's transition are
+                // unchanged.
                 entry = match self.map_await_transition(map, entry, resume) {
                     Ok(entry) => entry,
-                    // What was begun below is undone.
+                    // The entries begun so far are undone.
                     Err(code) => return (resume, Err(code)),
                 };
                 continue;
@@ -117,8 +118,8 @@ impl<M: Machine> Map<M> {
         (end, Ok(()))
     }
 
-    /// The second pass over `[start, end)`: finishes the entries, and ends their transitions. Says
-    /// whether somebody waits for that.
+    /// The second pass over `[start, end)`: finishes the entries, and ends their transitions.
+    /// Returns whether a thread waits for that.
     fn map_transition_finish(
         &self,
         map: KPtr<VmMap>,
@@ -159,11 +160,11 @@ impl<M: Machine> Map<M> {
         Err(KernReturn::InvalidAddress)
     }
 
-    /// Waits for the end of the transition of `entry`, with the map unlocked meanwhile. Gives the
-    /// entry that holds `resume` then, with what two cuts need in reserve.
+    /// Waits, with the map unlocked, for the end of the transition of `entry`. Returns the entry
+    /// that then holds `resume`, once the reserve has what two cuts need.
     ///
     /// # Errors
-    /// [`KernReturn::InvalidAddress`] when nothing is there any more,
+    /// [`KernReturn::InvalidAddress`] when no entry is there any more,
     /// [`KernReturn::ResourceShortage`] when there is no page for the entries of the cuts.
     fn map_await_transition(
         &self,
@@ -186,7 +187,7 @@ impl<M: Machine> Map<M> {
         next == header(map) || self.get(next).start.get() > entry.end.get()
     }
 
-    /// Ends the transition of `entry`. Says whether somebody waits for that.
+    /// Ends the transition of `entry`. Returns whether a thread waits for that.
     pub(super) fn map_transition_end(&self, entry: &VmMapEntry) -> Waiters {
         let waited_for = entry.eflags.get().contains(EntryFlags::NEEDS_WAKEUP);
         entry.eflags.update_locked(|eflags| eflags - EntryFlags::PASSING);

@@ -1,4 +1,4 @@
-//! Taking the wiring of a range back.
+//! Unwiring a range.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::kmem::KernReturn;
@@ -8,12 +8,12 @@ use super::Map;
 use crate::machine::Machine;
 
 impl<M: Machine> Map<M> {
-    /// Takes one of the system's wirings of `[start, end)`, page aligned and confined to the map,
-    /// back (`vm_map_unwire` with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). With its last wiring
-    /// a range keeps its pages and translations, but the pages of an anonymous object can be paged
-    /// out again. Takes the map's lock, which it keeps while it unwires; waits, with the map
-    /// unlocked, for entries in transition. On failure everything is as before, but for entries
-    /// that stay cut.
+    /// Removes one of the system's wirings of `[start, end)`, page aligned and confined to the map
+    /// (`vm_map_unwire` with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). When the last wiring is
+    /// removed, a range keeps its pages and translations, but the pages of an anonymous object can
+    /// be paged out again. Takes the map's lock, which it keeps while it unwires; waits, with the
+    /// map unlocked, for entries in transition. On failure everything is as before, except for
+    /// entries that stay cut.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when the range has a hole,

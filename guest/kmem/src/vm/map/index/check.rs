@@ -1,4 +1,4 @@
-//! Every invariant of an index, looked at one by one.
+//! Checks of every invariant of an index, one by one.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ use vmkern_abi::layout::{MapNode, VmMapEntry};
 use super::node::{FANOUT, MIN_FILL, Node};
 use super::{Index, NodeStore, max_nodes};
 
-/// What is wrong with an index, and in which node or at which item.
+/// A broken rule of an index, and the node or item that breaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// The rule that is broken.
@@ -23,7 +23,7 @@ impl fmt::Display for Damage {
     }
 }
 
-/// What a subtree turned out to hold.
+/// The totals found in a subtree.
 struct Tally {
     items: u64,
     nodes: u64,
@@ -56,7 +56,7 @@ impl<S: NodeStore> Index<'_, S> {
         )
     }
 
-    /// Checks the item in slot `at` of the leaf `node`, which ends at `next`: it is `item`.
+    /// Checks that the item in slot `at` of the leaf `node`, which ends at `next`, is `item`.
     fn check_item(
         &self,
         node: Node<'_>,
@@ -71,7 +71,8 @@ impl<S: NodeStore> Index<'_, S> {
         rule(self.page(end).checked_add(node.gap(at)) == Some(next), "wrong gap", key)
     }
 
-    /// Checks what slot `at` of the inner node `node` says of its child, and returns that.
+    /// Checks what slot `at` of the inner node `node` says about its child, and returns the child's
+    /// totals.
     fn check_slot(&self, node: Node<'_>, at: usize) -> Result<Node<'_>, Damage> {
         let page = node.key(at);
         let key = self.address(page);

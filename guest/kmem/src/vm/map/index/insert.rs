@@ -56,7 +56,7 @@ impl<S: NodeStore> Index<'_, S> {
         path.set_gap(free_to - to);
     }
 
-    /// Makes the item that starts at `start` the entry `entry`.
+    /// Makes `entry` the entry of the item that starts at `start`.
     pub fn set_entry(&self, start: GuestVirt, entry: KPtr<VmMapEntry>) {
         let key = self.page(start);
         let path = self.path(key + 1);
@@ -68,8 +68,8 @@ impl<S: NodeStore> Index<'_, S> {
     /// Adds `slot` behind the item of `path`, whose gap was `old_gap` before, and corrects the
     /// maxima above.
     ///
-    /// A full node gives its upper half to a new one, whose slot goes into the parent by the same
-    /// rule: at most one new node a level, and a new root.
+    /// A full node gives its upper half to a new node, whose slot goes into the parent by the same
+    /// rule: at most one new node per level, and a new root.
     fn insert_after(&self, path: &Path<'_>, old_gap: u32, slot: Slot) {
         // 1. Nearly always the leaf has room.
         let (leaf, at) = path.at(0);
@@ -78,7 +78,7 @@ impl<S: NodeStore> Index<'_, S> {
             path.propagate(old_gap, slot.gap.max(leaf.gap(at)));
             return;
         }
-        // 2. Full nodes are split from the leaf upward, until one has room for what is carried.
+        // 2. Full nodes are split from the leaf upward, until one has room for the carried slot.
         let mut carry = slot;
         for level in 0..path.height() {
             let (node, at) = path.at(level);

@@ -1,17 +1,17 @@
 //! The index of a map: a B+-tree over its entries that knows the largest gap of every subtree.
 //!
-//! It replaces FreeBSD's splay tree and gives the same answers: the entry at or before an address,
-//! and the lowest gap of some length at or above an address. Unlike the splay tree it is balanced
-//! at any time, look-ups change nothing, and the free range below the first entry is a gap like any
-//! other: the map's header is the first item, of no length, at the map's first address.
+//! It replaces FreeBSD's splay tree and returns the same answers: the entry at or before an
+//! address, and the lowest gap of some length at or above an address. Unlike the splay tree, it is
+//! always balanced, look-ups change nothing, and the free range below the first entry is a gap like
+//! any other: the map's header is the first item, of no length, at the map's first address.
 //!
 //! A gap belongs to the item below it. An item's end is not stored: it is the start of the next
 //! item (or the end of the map) less the gap. So the index answers both questions from its nodes
 //! alone, and never touches an entry.
 //!
-//! **Protocol.** The map's lock is held, except that look-ups may run beside each other. Changes
-//! take their nodes by [`NodeStore::take`] from a reserve that the caller has filled before: it
-//! holds enough when tree and reserve together have [`max_nodes`] of all items that the tree may
+//! **Protocol.** The map's lock is held, except that look-ups may run concurrently. Changes take
+//! their nodes by [`NodeStore::take`] from a reserve that the caller has filled before: it holds
+//! enough when tree and reserve together have [`max_nodes`] nodes for all items that the tree may
 //! come to hold.
 
 mod check;
@@ -35,7 +35,7 @@ pub trait NodeStore {
     /// The node at `node`, a node of the tree.
     fn node(&self, node: KPtr<MapNode>) -> &MapNode;
 
-    /// A node out of the reserve, with any contents. The reserve is never empty here: see the
+    /// A node from the reserve, with arbitrary contents. The reserve is never empty here: see the
     /// module's protocol.
     fn take(&self) -> KPtr<MapNode>;
 
@@ -43,17 +43,17 @@ pub trait NodeStore {
     /// [`NodeStore::compact`].
     fn give(&self, node: KPtr<MapNode>);
 
-    /// Called after a change until it gives `None`: makes the store's nodes in use lie without a
-    /// hole again, by moving one with its contents to the place of one that was given back.
+    /// Called after a change until it returns `None`: closes a gap among the store's nodes in use,
+    /// by moving a node with its contents to the place of a node that was returned.
     fn compact(&self) -> Option<Relocation>;
 }
 
 /// A node of the tree that has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relocation {
-    /// Where it was.
+    /// Its old place.
     pub from: KPtr<MapNode>,
-    /// Where it is.
+    /// Its new place.
     pub to: KPtr<MapNode>,
 }
 
@@ -69,7 +69,7 @@ pub const fn max_nodes(items: u64) -> u64 {
     nodes
 }
 
-/// What the index knows of one entry.
+/// The index's record of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Where it starts.
@@ -97,7 +97,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
         Self { state, store, min, limit: page_number(max.since(min)) }
     }
 
-    /// Makes an empty map's tree, whose only item is `header`. Takes one node.
+    /// Makes the tree of an empty map, whose only item is `header`. Takes one node.
     pub fn create(&self, header: KPtr<VmMapEntry>) {
         assert!(u64::from(self.limit) <= MapNode::MAX_PAGES, "vm_map index: the map is too large");
         let (ptr, root) = self.new_node(0);
@@ -106,7 +106,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.state.height.set(1);
     }
 
-    /// Gives all nodes back. The tree holds the header alone.
+    /// Returns all nodes to the store. The tree holds only the header.
     pub fn destroy(&self) {
         assert!(
             self.height() == 1 && self.root().count() == 1,
@@ -191,7 +191,7 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.min.add(u64::from(page) << PAGE_SHIFT)
     }
 
-    /// The way from the root to the item with the greatest start below page `bound`, or to the
+    /// The path from the root to the item with the greatest start below page `bound`, or to the
     /// header.
     #[inline]
     fn path(&self, bound: u32) -> Path<'a> {
@@ -234,8 +234,8 @@ impl<'a, S: NodeStore> Index<'a, S> {
         self.store.give(ptr);
     }
 
-    /// Lets the store move nodes to the places of those that were freed. Ends a change: paths are
-    /// void afterwards.
+    /// Lets the store move nodes to the places of those that were freed. This ends a change: paths
+    /// are invalid afterwards.
     fn compact(&self) {
         while let Some(Relocation { from, to }) = self.store.compact() {
             if self.state.root.get() == from {
@@ -258,8 +258,8 @@ impl<'a, S: NodeStore> Index<'a, S> {
     }
 }
 
-/// The page at `bytes` from the map's start; beyond all pages that have keys, the last number there
-/// is.
+/// The page at `bytes` from the map's start, or the largest number if that is beyond all pages with
+/// keys.
 fn page_number(bytes: u64) -> u32 {
     to_u32(bytes >> PAGE_SHIFT)
 }

@@ -1,7 +1,7 @@
 //! One node of the index: searches and moves of slots inside its arrays.
 //!
-//! The searches look at all slots without an early way out: an unused slot has the highest key and
-//! no gap, so that it never counts, and the loops become straight lines of compares.
+//! The searches read all slots without an early exit: an unused slot has the highest key and no
+//! gap, so it never counts, and the loops compile to straight lines of comparisons.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::MapNode;
@@ -81,7 +81,7 @@ impl<'a> Node<'a> {
         self.set_target(at, slot.target);
     }
 
-    /// Makes it a node of level `level` without slots.
+    /// Makes this a node of level `level` without slots.
     pub fn clear(self, level: usize) {
         self.set_count(0);
         self.0.level.set(u16::try_from(level).expect("a tree has few levels"));
@@ -119,7 +119,7 @@ impl<'a> Node<'a> {
         self.0.max_gap_pages()
     }
 
-    /// The first page past what slot `at` covers, gap included, in a node that covers pages below
+    /// The first page past the range of slot `at`, gap included, in a node that covers pages below
     /// `limit`.
     #[inline]
     pub fn limit(self, at: usize, limit: u32) -> u32 {
@@ -141,7 +141,7 @@ impl<'a> Node<'a> {
         self.insert(self.count(), slot);
     }
 
-    /// Takes slot `at` out.
+    /// Removes slot `at`.
     pub fn remove(self, at: usize) {
         let count = self.count();
         for to in at..count - 1 {

@@ -1,16 +1,16 @@
-//! The way from the root of an index to one of its items.
+//! The path from the root of an index to one of its items.
 
 use vmkern_abi::layout::MapNode;
 
 use super::node::Node;
 
-/// One node on the way.
+/// One node of the path.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step<'a> {
     pub node: Node<'a>,
     /// The slot through which the way goes on.
     slot: u32,
-    /// First page past what the node covers.
+    /// First page past the range of the node.
     pub limit: u32,
 }
 
@@ -21,7 +21,7 @@ impl Step<'_> {
         self.slot as usize
     }
 
-    /// First page past what the slot covers, gap included.
+    /// First page past the range of the slot, gap included.
     #[inline]
     pub fn limit_below(self) -> u32 {
         self.node.limit(self.at(), self.limit)
@@ -36,7 +36,7 @@ pub(super) struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// A way that begins at `root`, in a tree of `height` levels that covers pages below `limit`.
+    /// A path that begins at `root`, in a tree of `height` levels that covers pages below `limit`.
     #[inline]
     pub fn new(root: Node<'a>, height: usize, limit: u32) -> Self {
         Self { steps: [Step { node: root, slot: 0, limit }; MapNode::MAX_HEIGHT], height }
@@ -52,7 +52,7 @@ impl<'a> Path<'a> {
         self.steps[level]
     }
 
-    /// The node of `level`, and the slot through which the way goes on.
+    /// The node of `level`, and the slot through which the path continues.
     #[inline]
     pub fn at(&self, level: usize) -> (Node<'a>, usize) {
         (self.steps[level].node, self.steps[level].at())
@@ -92,8 +92,8 @@ impl<'a> Path<'a> {
         self.propagate(old, gap);
     }
 
-    /// Corrects the maxima above the leaf after its slots changed: the largest gap that went away
-    /// was `old`, the largest that came is `new`.
+    /// Corrects the maxima above the leaf after its slots changed: the largest gap removed was
+    /// `old`, the largest added is `new`.
     pub fn propagate(&self, mut old: u32, mut new: u32) {
         for level in 1..self.height {
             let (node, at) = self.at(level);
@@ -113,7 +113,7 @@ impl<'a> Path<'a> {
         }
     }
 
-    /// Recomputes the maxima above `level` until one is right already.
+    /// Recomputes the maxima above `level` until one is already right.
     pub fn refresh_gaps(&self, level: usize) {
         for above in level + 1..self.height {
             let (node, at) = self.at(above);
@@ -125,7 +125,7 @@ impl<'a> Path<'a> {
         }
     }
 
-    /// Corrects the keys above the leaf after its first slot went away.
+    /// Corrects the keys above the leaf after its first slot was removed.
     pub fn refresh_keys(&self) {
         let key = self.leaf().node.key(0);
         for level in 1..self.height {

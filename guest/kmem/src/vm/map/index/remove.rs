@@ -1,4 +1,4 @@
-//! Changes of an index that take an item away.
+//! Changes of an index that remove an item.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::VmMapEntry;
@@ -7,30 +7,31 @@ use super::node::{MIN_FILL, Node};
 use super::path::Path;
 use super::{Index, NodeStore};
 
-/// What becomes of the range of an item that is taken away.
+/// What happens to the range of an item that is removed.
 #[derive(Clone, Copy, Debug)]
 enum Leaves {
     /// It becomes free.
     Gap,
-    /// It goes to the item below, which ends where it starts and is from now on this entry.
+    /// It is added to the item below, which ends where it starts; that item's entry is this from
+    /// now on.
     ToBelow(KPtr<VmMapEntry>),
 }
 
 impl<S: NodeStore> Index<'_, S> {
-    /// Takes the item that starts at `start` away. Its range becomes free.
+    /// Removes the item that starts at `start`. Its range becomes free.
     pub fn unlink(&self, start: GuestVirt) {
         self.take_out(start, Leaves::Gap);
     }
 
-    /// Makes one item, the entry `survivor`, of the item that starts at `boundary` and the one that
-    /// ends there.
+    /// Merges the item that starts at `boundary` and the one that ends there into one item, the
+    /// entry `survivor`.
     pub fn join(&self, boundary: GuestVirt, survivor: KPtr<VmMapEntry>) {
         self.take_out(boundary, Leaves::ToBelow(survivor));
     }
 
     fn take_out(&self, start: GuestVirt, leaves: Leaves) {
         let key = self.page(start);
-        // The header is an item, so that there is always one below.
+        // The header is an item, so there is always one below.
         let below = self.path(key);
         let (node, at) = below.at(0);
         if at + 1 < node.count() {
@@ -48,8 +49,8 @@ impl<S: NodeStore> Index<'_, S> {
         self.compact();
     }
 
-    /// Gives the item of `below` what the slot `victim`, its next item with the key `key`, leaves.
-    /// The gap after that ends at `limit`.
+    /// Gives the item of `below` the range that the slot `victim`, its next item with the key
+    /// `key`, leaves. The gap after that range ends at `limit`.
     fn widen(
         &self,
         below: &Path<'_>,
@@ -70,7 +71,7 @@ impl<S: NodeStore> Index<'_, S> {
         }
     }
 
-    /// Fills up the nodes of `path` that have become too small, from the leaf upward, and drops a
+    /// Refills the nodes of `path` that have become too small, from the leaf upward, and removes a
     /// root that has one child. Keys and maxima are right before and after.
     fn rebalance(&self, path: &Path<'_>) {
         for level in 0..path.height() - 1 {
@@ -80,7 +81,7 @@ impl<S: NodeStore> Index<'_, S> {
             let (parent, at) = path.at(level + 1);
             let left_at = at.saturating_sub(1);
             let (left, right) = (self.child(parent, left_at), self.child(parent, left_at + 1));
-            // A union that leaves no room would soon be cut again.
+            // A merged node without room would soon be split again.
             if left.count() + right.count() < 2 * MIN_FILL {
                 left.append(right);
                 self.free_node(KPtr::new(parent.target(left_at + 1)));
