@@ -1,10 +1,9 @@
-//! Pages of memory (`vm_page.c`): who has which, who is admitted to take one, and what may be done
-//! to it.
+//! Pages of memory (`vm_page.c`): allocation, admission by class, wiring, and freeing.
 //!
-//! `v_free_count` is the number of pages that an allocation could have, those in CPUs' caches
-//! included. Three classes of requests stop at different floors; note that INTERRUPT, which
-//! M_NOWAIT means, digs deeper than SYSTEM. `vm_page_alloc` never sleeps and never clears a page: a
-//! caller who wants zeros looks at [`PageFlags::ZERO`] and clears the page unless it is set.
+//! `v_free_count` is the number of pages that can be allocated, including those in CPUs' caches.
+//! Three classes of requests stop at different floors; note that INTERRUPT, which M_NOWAIT uses,
+//! may take more pages than SYSTEM. `vm_page_alloc` never sleeps and never clears a page: a caller
+//! that wants zeros checks [`PageFlags::ZERO`] and clears the page unless it is set.
 
 use bitflags::bitflags;
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SHIFT};
@@ -17,7 +16,8 @@ use crate::kern::lock::LockClass;
 pub use crate::machine::AllocClass;
 use crate::machine::{Cpu, PhysMem, Supply};
 
-/// Pages ran out: nothing was changed, and the caller decides whether to fail or to wait.
+/// There were too few pages: nothing was changed, and the caller decides whether to fail or to
+/// wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage;
 
@@ -26,7 +26,7 @@ pub struct Shortage;
 pub enum Wait {
     /// It may not: a shortage is an error.
     No,
-    /// It may: it sleeps until it has what it needs.
+    /// It may: it sleeps until it has the pages that it needs.
     Yes,
 }
 
@@ -36,7 +36,7 @@ bitflags! {
     pub struct AllocFlags: u32 {
         /// The page comes wired once.
         const WIRED = 0x20;
-        /// A zeroed page is welcome: [`PageFlags::ZERO`] tells whether it is one.
+        /// A zeroed page is preferred: [`PageFlags::ZERO`] says whether it is one.
         const ZERO = 0x40;
         /// `vm_page_grab` sleeps until it has a page.
         const RETRY = 0x80;
@@ -53,7 +53,7 @@ impl Lock for PageQueueLock {
     const CLASS: LockClass = LockClass::PageQueue;
 }
 
-/// The page queues, and who has wired which page, locked.
+/// The page queues and the wire counts, locked.
 pub type PageQueues<'a, M> = Guard<'a, M, PageQueueLock>;
 
 /// The kind of the free-queue mutex.
@@ -64,23 +64,23 @@ impl Lock for FreeQueueLock {
     const CLASS: LockClass = LockClass::FreeQueue;
 }
 
-/// The free lists, and who waits for pages, locked.
+/// The free lists and the state of waits for pages, locked.
 pub type FreeQueue<'a, M> = Guard<'a, M, FreeQueueLock>;
 
 /// A request for a page.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::vm) struct Want {
-    /// How deep it may dig.
+    /// Its class, which says how many free pages it must leave.
     pub class: AllocClass,
-    /// The rest of what the allocation was asked for.
+    /// The other flags of the allocation.
     pub flags: AllocFlags,
-    /// Whether the page queues are to know the page.
+    /// Whether the page is managed by the page queues.
     pub managed: Managed,
-    /// What the page is to be besides, or no flag.
+    /// A further flag for the page, or no flag.
     pub oflags: PageOflags,
 }
 
-/// Whether a page comes on the page queues when nobody wires it.
+/// Whether a page goes on the page queues when it is not wired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::vm) enum Managed {
     /// It does: pages of anonymous objects.
@@ -89,7 +89,7 @@ pub(in crate::vm) enum Managed {
     No,
 }
 
-/// What is known of a freed page's contents.
+/// The known contents of a freed page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
     /// Anything.
@@ -115,15 +115,15 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.mtx_guard(&self.state().vm_page_queue_free_mtx)
     }
 
-    /// Pages that an allocation could have: the A of FreeBSD's tests, free plus cached.
+    /// Pages that can be allocated: the A of FreeBSD's tests, free plus cached.
     #[must_use]
     pub fn vm_page_available(&self) -> u64 {
         self.cnt().v_free_count.get() + self.cnt().v_cache_count.get()
     }
 
-    /// Takes a page that belongs to no object, or `None` when the class's floor is reached
-    /// (`vm_page_alloc` with `VM_ALLOC_NOOBJ`). Never sleeps, never clears. Locks: takes the free
-    /// queue's, or while pages are plenty a cache's.
+    /// Allocates a page that belongs to no object, or returns `None` when the class's floor is
+    /// reached (`vm_page_alloc` with `VM_ALLOC_NOOBJ`). Never sleeps, never clears. Locks: takes
+    /// the free queue's, or while pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc_noobj(
         &self,
@@ -140,8 +140,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         Some(m)
     }
 
-    /// Takes the page that `want` describes, or `None` when the class's floor is reached. Locks:
-    /// takes the free queue's, or while pages are plenty a cache's.
+    /// Allocates the page that `want` describes, or returns `None` when the class's floor is
+    /// reached. Locks: takes the free queue's, or while pages are plenty a cache's.
     pub(in crate::vm) fn vm_page_take(&self, want: Want) -> Option<KPtr<VmPage>> {
         if want.class != AllocClass::Interrupt && self.in_interrupt() {
             self.panic(format_args!("vm_page_alloc(NORMAL|SYSTEM) in interrupt context"));
@@ -191,13 +191,13 @@ impl<M: PhysMem + Cpu> Phys<M> {
         Some(m)
     }
 
-    /// Notes that a request was not admitted.
+    /// Records that a request was not admitted.
     fn vm_page_short(&self, queue: &FreeQueue<'_, M>) {
         self.state().vm_pageout_deficit.inc();
         self.pagedaemon_wakeup(queue);
     }
 
-    /// Makes `m`, which was free, what `want` asks for. Locks: that under which it was taken.
+    /// Sets up `m`, which was free, as `want` asks. Locks: the lock under which it was taken.
     pub(in crate::vm) fn vm_page_hand_out(&self, m: KPtr<VmPage>, want: Want) {
         let Want { flags, managed, oflags, .. } = want;
         let page = self.page(m);
@@ -240,8 +240,9 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.page(m).next.set(next);
     }
 
-    /// Takes `m` out of the chain that it heads: the next one, or null. The caller has a pointer to
-    /// the next one before `m` lets go of it: a look from outside finds the chain at every instant.
+    /// Removes `m` from the chain that it heads, and returns the next page, or null. The caller
+    /// stores the pointer to the next page before `m` drops it, so an observer finds the whole
+    /// chain at every instant.
     pub fn vm_page_unchain(&self, m: KPtr<VmPage>) -> KPtr<VmPage> {
         let page = self.page(m);
         let next = match page.next.get() {
@@ -274,7 +275,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_pageq_remove(queues, m);
     }
 
-    /// Frees `m`, which is on no queue any more and in no object. Panics when it is wired. Locks:
+    /// Frees `m`, which is no longer on a queue or in an object. Panics when it is wired. Locks:
     /// takes the free queue's, or while pages are plenty a cache's.
     pub(in crate::vm) fn vm_page_free_finish(
         &self,
@@ -312,8 +313,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_page_zero_idle_wakeup(&queue);
     }
 
-    /// Makes `m`, which nobody has any more, a free page with `flags`. Locks: that under which it
-    /// goes where free pages are.
+    /// Makes `m`, which has no owner any more, a free page with `flags`. Locks: the lock of the
+    /// cache or lists to which it goes.
     pub(in crate::vm) fn vm_page_take_back(
         &self,
         m: KPtr<VmPage>,
@@ -337,8 +338,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         page.wire_count.inc();
     }
 
-    /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that nobody wires any more
-    /// goes on the active queue, an unmanaged one on none.
+    /// Unwires `m` once (`vm_page_unwire`, `activate` 1): a managed page that is no longer wired
+    /// goes on the active queue, an unmanaged page on none.
     pub fn vm_page_unwire(&self, queues: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         match page.wire_count.get() {

@@ -2,31 +2,30 @@
 //!
 //! A page that a CPU frees goes to its own cache, and a page that it allocates comes from there,
 //! under the cache's lock instead of the free queue's, as long as pages are plenty. An empty cache
-//! takes a batch from the lists, a full one gives a batch back, the pages that were freed first.
-//! What is in a cache is free: `v_free_count` counts it, and it is on no list and in no cache but
-//! this one.
+//! takes a batch from the lists; a full one returns a batch, the pages that were freed first. Pages
+//! in a cache are free: `v_free_count` counts them, and they are on no list and in no other cache.
 //!
-//! **The floor.** [`KernelRoots::page_cache_floor`] is the number of free pages up to which nobody
-//! uses a cache: the highest threshold at which an allocation or a free has more to do than to move
-//! a page, and above that as many pages as all caches together can hold. A cache gives a page only
-//! by a compare-and-swap of `v_free_count` that leaves at least the floor. Hence
+//! **The floor.** [`KernelRoots::page_cache_floor`] is the number of free pages up to which no CPU
+//! uses a cache: the highest threshold at which an allocation or a free must do more than move a
+//! page, plus as many pages as all caches together can hold. A cache gives a page only by a
+//! compare-and-swap of `v_free_count` that leaves at least the floor. Hence
 //!
-//! - admission is exact: whatever comes near a floor of `vm_page_alloc` is decided under the free
+//! - admission is exact: every request near a floor of `vm_page_alloc` is decided under the free
 //!   queue's lock;
-//! - while the lists are empty no cache gives anything, since the free pages are then those in
-//!   caches, which are no more than the floor. A CPU that holds the free queue's lock and finds the
-//!   lists empty takes the caches one after the other, those of other CPUs as well
+//! - while the lists are empty no cache gives a page, since all free pages are then in caches, and
+//!   are no more than the floor. A CPU that holds the free queue's lock and finds the lists empty
+//!   drains the caches one after the other, including those of other CPUs
 //!   ([`Phys::page_cache_drain`]), and has every free page at the end.
 //!
 //! **Locks.** A cache's lock, of class [`LockClass::PageCache`], is taken under the free queue's or
-//! without it, and one at a time. Whoever changes `v_free_count` holds one of the two. A thread
-//! that is moved to another CPU between its look at which one it is on and the lock uses the other
-//! one's cache, which is as good. Nobody sleeps here, and an interrupt handler finds every lock
-//! free or owned by another CPU, as everywhere.
+//! without it, and one at a time. A thread that changes `v_free_count` holds one of the two. A
+//! thread that is moved to another CPU after it has read the number of its CPU, and before it has
+//! the lock, uses the cache of its old CPU, which works as well. Nothing here sleeps, and an
+//! interrupt handler finds every lock free or owned by another CPU, as everywhere.
 //!
-//! With one CPU there is nobody to share the lists with: the floor is 0, which says that there are
-//! no caches. There are none, either, while free pages are cleared in idle time, which takes dirty
-//! ones off the lists one by one.
+//! With one CPU the lists are not shared: the floor is 0, which means that there are no caches.
+//! There are also none while free pages are cleared in idle time, which takes dirty pages off the
+//! lists one by one.
 //!
 //! [`KernelRoots::page_cache_floor`]: vmkern_abi::layout::KernelRoots::page_cache_floor
 
@@ -40,7 +39,7 @@ use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
 use crate::machine::{Cpu, Mark, PhysMem, Supply};
 
-/// Pages in a cache at most, unless `vm.pgcache_zone_max_pcpu` says otherwise.
+/// Most pages in a cache, unless `vm.pgcache_zone_max_pcpu` says otherwise.
 pub const PAGE_CACHE_MAX: u64 = 64;
 
 /// The kind of a cache's mutex.
@@ -53,20 +52,20 @@ impl Lock for PageCacheLock {
 /// A cache, locked.
 type LockedCache<'a, M> = Guard<'a, M, PageCacheLock>;
 
-/// What came of a request to a cache.
+/// The outcome of a request to a cache.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cached {
-    /// This page, which is the caller's.
+    /// This page, which the caller owns.
     Page(KPtr<VmPage>),
-    /// Nothing: the caller asks the free lists.
+    /// No page: the caller asks the free lists.
     None,
     /// The machine refuses a page.
     Refused,
 }
 
 impl<M: PhysMem + Cpu> Phys<M> {
-    /// Has the caches used from now on, one more than before: a CPU has been added, and does not
-    /// run yet. Locks: takes the caches'.
+    /// Enables the caches from now on, one more than before: a CPU has been added, and does not run
+    /// yet. Locks: takes the caches'.
     pub(crate) fn page_caches_enable(&self, _: &FreeQueue<'_, M>) {
         let (state, cnt) = (self.state(), self.cnt());
         if state.page_cache_max.get() == 0 || state.idlezero_enable.is_set() {
@@ -80,7 +79,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// Pages that a cache gets or gives at a time.
+    /// Pages that a cache takes or returns at a time.
     fn page_cache_batch(&self) -> u64 {
         self.state().page_cache_max.get().div_ceil(2)
     }
@@ -123,8 +122,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         page
     }
 
-    /// Frees `m` to this CPU's cache, if pages are plenty and nobody waits for one: whether it did.
-    /// Locks: takes the cache's, and when it is full the free queue's.
+    /// Frees `m` to this CPU's cache, if pages are plenty and no thread waits for one. Returns
+    /// whether it did. Locks: takes the cache's, and when it is full the free queue's.
     #[inline]
     #[must_use]
     pub(super) fn page_cache_free(&self, m: KPtr<VmPage>, contents: Contents) -> bool {
@@ -175,7 +174,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         cache.refills.inc();
     }
 
-    /// Gives a batch of `cache`, which is `locked`, back, if it is full.
+    /// Returns a batch of `cache`, which is `locked`, to the free lists, if the cache is full.
     fn page_cache_spill(
         &self,
         queue: &FreeQueue<'_, M>,
@@ -189,7 +188,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// Gives the pages of `cache`, which is `locked`, that were freed first back to the free lists,
+    /// Returns the pages of `cache`, which is `locked`, that were freed first to the free lists,
     /// until `left` are left.
     fn page_cache_shrink(
         &self,
@@ -208,8 +207,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// Gives all pages of all caches back to the free lists, where they become blocks again, and
-    /// asks no CPU. Whether there were any. Locks: takes the caches'.
+    /// Returns all pages of all caches to the free lists, where they become blocks again, without
+    /// asking another CPU. Returns whether there were any. Locks: takes the caches'.
     pub(super) fn page_cache_drain(&self, queue: &FreeQueue<'_, M>) -> bool {
         let mut drained = 0;
         for cpu in self.cpus() {

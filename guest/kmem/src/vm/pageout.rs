@@ -1,10 +1,11 @@
 //! The pagedaemon (`vm_pageout.c`).
 //!
-//! It asks everybody for memory, and as long as pages are needed it does so every half second. It
-//! does not scan the paging queues yet. Who waits for it, and for what, is told in [`super::wait`].
+//! It asks all handlers of vm_lowmem for memory, and repeats that every half second as long as
+//! pages are needed. It does not scan the paging queues yet. [`super::wait`] says which threads
+//! wait for it, and for what.
 //!
-//! Until the pagedaemon's thread is made, all thresholds are 0. It is made asleep: most guests
-//! never need it to run.
+//! Until the pagedaemon's thread is created, all thresholds are 0. It is created asleep: most
+//! guests never need it to run.
 
 use vmkern_abi::atomic::{Ordering, fence};
 
@@ -67,14 +68,14 @@ impl<M: VmMachine> Vm<M> {
                 }
             } else {
                 pass = if pass > 1 { 1 } else { 0 };
-                // As above. Somebody needs pages when this returns, or has needed some.
+                // As above. When this returns, a thread needs pages, or has needed some.
                 self.pagedaemon_sleep(&mut queue, 0);
             }
         }
     }
 
-    /// Sleeps until pages are needed, `timo` ticks at most, or for ever with 0. The free queue is
-    /// unlocked meanwhile.
+    /// Sleeps until pages are needed, for `timo` ticks at most, or without a limit if that is 0.
+    /// The free queue is unlocked during the sleep.
     fn pagedaemon_sleep(&self, queue: &mut FreeQueue<'_, M>, timo: u64) {
         let (channel, interlock) = (self.pagedaemon_channel(), queue.interlock());
         // Pages may have been freed or taken: the caller's loop reads counts and flags again.
@@ -82,8 +83,7 @@ impl<M: VmMachine> Vm<M> {
             self.msleep(channel, interlock, PVM, "psleep", timo, Relock::Yes);
     }
 
-    /// One pass of the pagedaemon (`vm_pageout_scan`), as far as it goes without a look at the
-    /// paging queues.
+    /// One pass of the pagedaemon (`vm_pageout_scan`), without the scan of the paging queues.
     fn vm_pageout_scan(&self) {
         self.vm_lowmem();
         self.uma_reclaim();
@@ -92,8 +92,8 @@ impl<M: VmMachine> Vm<M> {
         self.page_cache_drain(&queue);
     }
 
-    /// Computes the thresholds from the pages there are and the pages free now, as FreeBSD's
-    /// pagedaemon does first of all (`vm_pageout`).
+    /// Computes the thresholds from the number of pages and the pages free now, as FreeBSD's
+    /// pagedaemon does first (`vm_pageout`).
     fn vm_pageout_init(&self) {
         let cnt = self.cnt();
         let (pages, free) = (cnt.v_page_count.get(), cnt.v_free_count.get());

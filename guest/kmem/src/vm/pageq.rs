@@ -1,4 +1,4 @@
-//! The paging queues (`vm_pageq.c`): managed pages that nobody has wired, the least recently used
+//! The paging queues (`vm_pageq.c`): managed pages that are not wired, the least recently used
 //! first.
 //!
 //! Only pages of anonymous objects get here. Every function needs the page-queue mutex
@@ -26,7 +26,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_pageq_enqueue(queues, PQ_ACTIVE, m);
     }
 
-    /// Takes `m` off its queue, if it is on one (`vm_pageq_remove`).
+    /// Removes `m` from its queue, if it is on one (`vm_pageq_remove`).
     pub(crate) fn vm_pageq_remove(&self, _: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
         let Some(list) = self.vm_page_queue(page.queue.get()) else { return };

@@ -1,15 +1,14 @@
 //! The physical memory allocator (`vm_phys.c`): a binary buddy system over segments.
 //!
-//! Free memory of a segment is in two parts. Pages below [`VmPhysSeg::fresh`] are handed out or lie
-//! in blocks of a power-of-two number of pages, whose heads are on the free lists. Pages from there
-//! on were never used: nothing has ever been written about them, which is why booting costs the
-//! same however much memory there is. When the lists have nothing, a block is cut off the fresh
-//! part.
+//! A segment has two parts. Pages below [`VmPhysSeg::fresh`] are allocated or lie in blocks of a
+//! power-of-two number of pages, whose heads are on the free lists. Pages from there on were never
+//! used: nothing has been written about them, so booting costs the same with any amount of memory.
+//! When the lists have no block, one is cut off the fresh part.
 //!
 //! An allocation takes the head of the list of the smallest sufficient order and puts the halves it
 //! splits off at the heads of theirs; a free coalesces and appends at the tail. Memory below 16 MiB
-//! is searched last. As fresh blocks are cut no larger than asked for (but at least
-//! [`FRESH_ORDER`]), memory that was used before is used again first.
+//! is searched last. Because fresh blocks are cut no larger than requested (but at least
+//! [`FRESH_ORDER`]), memory that was used before is reused first.
 
 use core::ops::Deref;
 
@@ -101,8 +100,9 @@ impl<M: PhysMem + Cpu> Phys<M> {
             .then(|| self.vm_page_pointer(pfn))
     }
 
-    /// Takes `2^order` pages (`vm_phys_alloc_pages`), or `None` when no free block is large enough.
-    /// The pages that are in CPUs' caches come back for it. Locks: may take the caches'.
+    /// Allocates `2^order` pages (`vm_phys_alloc_pages`), or returns `None` when no free block is
+    /// large enough. If necessary it takes back the pages in CPUs' caches. Locks: may take the
+    /// caches'.
     #[must_use]
     pub fn vm_phys_alloc_pages(
         &self,
@@ -118,7 +118,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         Some(self.vm_page_pointer(pfn))
     }
 
-    /// Takes `2^order` pages off the lists: the number of the first.
+    /// Takes `2^order` pages off the lists, and returns the number of the first.
     pub(super) fn vm_phys_take(&self, queue: &FreeQueue<'_, M>, order: usize) -> Option<u32> {
         for flind in 0..VM_NFREELIST {
             loop {
@@ -157,7 +157,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
     }
 
     /// Cuts a block off the fresh part of a segment of list `flind` and puts it on the list of its
-    /// order. False when there is no fresh memory left.
+    /// order. Returns false when there is no fresh memory left.
     pub(super) fn vm_phys_cut_fresh(
         &self,
         queue: &FreeQueue<'_, M>,
@@ -209,7 +209,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_phys_mark(pfn, 1, Mark::Used);
     }
 
-    /// Gives `2^order` pages back (`vm_phys_free_pages`).
+    /// Frees `2^order` pages (`vm_phys_free_pages`).
     pub fn vm_phys_free_pages(&self, queue: &FreeQueue<'_, M>, m: KPtr<VmPage>, order: usize) {
         let pfn = self.vm_page_number(m);
         self.vm_phys_mark(pfn, 1 << order, Mark::Free);
@@ -240,7 +240,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.freelist_push(&queues[order], pfn, order, End::Tail);
     }
 
-    /// Tells the machine about `pages` pages from number `pfn` on.
+    /// Reports the state of `pages` pages from number `pfn` on to the machine.
     #[inline]
     pub(super) fn vm_phys_mark(&self, pfn: u32, pages: u64, mark: Mark) {
         self.machine().mark(phys_of_number(pfn), pages * PAGE_SIZE, mark);

@@ -1,14 +1,14 @@
 //! The kernel's page tables (`amd64/pmap.c`), reached through the direct map.
 //!
-//! Kernel mappings are global, so that only an explicit invalidation makes a CPU forget one.
-//! Whoever takes mappings away gets a [`TlbFlush`] that says which addresses have to be
-//! invalidated; one flush serves a whole range, and an entry that was not valid before needs none.
-//! The pages behind removed mappings may be used again only after the flush.
+//! Kernel mappings are global, so a CPU drops one only by an explicit invalidation. A function that
+//! removes mappings returns a [`TlbFlush`] with the addresses that have to be invalidated; one
+//! flush serves a whole range, and an entry that was not valid before needs none. The pages behind
+//! removed mappings may be reused only after the flush.
 //!
 //! Every mapping is NX: nothing on the kernel's heap is ever executed (FreeBSD mapped it executable
-//! in 2008). The kernel image's own mappings were there first and are never changed here. The boot
-//! makes the first page tables, outside of managed memory (`pmap_init`). Others are made by
-//! [`Pmap::pmap_growkernel`] alone. None is ever given back.
+//! in 2008). The kernel image's own mappings exist before and are never changed here. The boot
+//! makes the first page tables, outside of managed memory (`pmap_init`). Only
+//! [`Pmap::pmap_growkernel`] makes others. None is ever freed.
 
 use core::ops::Deref;
 
@@ -28,7 +28,7 @@ use crate::machine::{AllocClass, Machine, Supply};
 use crate::num::to_usize;
 use crate::window::PageTable;
 
-/// Addresses whose translations CPUs may still remember.
+/// Addresses whose translations CPUs may still cache.
 #[must_use = "translations that were taken away stay in use until Pmap::tlb_flush"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TlbFlush(Option<(GuestVirt, GuestVirt)>);
@@ -105,7 +105,7 @@ impl<M: Machine> TableReader for Tables<'_, M> {
 }
 
 impl<M: Machine> Pmap<M> {
-    /// The page tables of the system whose pages `object` has.
+    /// The page tables over the pages of `object`.
     pub(in crate::vm) const fn new(object: Object<M>) -> Self {
         Self { object }
     }
@@ -114,7 +114,7 @@ impl<M: Machine> Pmap<M> {
         self.mtx_guard(&self.state().kernel_pmap.lock)
     }
 
-    /// Makes all CPUs forget the translations that `flush` names.
+    /// Makes all CPUs flush the translations in `flush`.
     pub fn tlb_flush(&self, flush: TlbFlush) {
         if let Some((start, end)) = flush.0 {
             self.machine().invalidate_range(start, end);
@@ -162,9 +162,9 @@ impl<M: Machine> Pmap<M> {
         dmap_to_phys(va).or_else(|| self.pmap_extract(va))
     }
 
-    /// Maps the page `m` at `va` (`pmap_enter` for kernel_pmap). `access` is what the mapping is
-    /// needed for now: a write marks it modified. Never sleeps; replaces and flushes what was
-    /// there.
+    /// Maps the page `m` at `va` (`pmap_enter` for kernel_pmap). `access` is the access that needs
+    /// the mapping now: a write marks it modified. Never sleeps; replaces and flushes an old
+    /// mapping.
     ///
     /// Panics when there is no page table for `va` or a 2 MiB page is in the way.
     /// Locks: the object's is held; takes the pmap's.
@@ -187,7 +187,7 @@ impl<M: Machine> Pmap<M> {
         flags.set(PteFlags::M, access.contains(Protection::WRITE));
         flags.set(PteFlags::W, wired == Wired::Yes);
         let pa = self.vm_page_to_phys(m);
-        // 2. In place of the old one. CPUs that may remember a different one drop it.
+        // 2. It replaces the old one. CPUs that may cache a different translation flush it.
         let mut flush = TlbFlush::NONE;
         let pmap = self.pmap_lock();
         let (entry, count) = self.pmap_pte_for_enter(&pmap, va);
@@ -222,7 +222,7 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Adds the mapping `pte` to, or with -1 takes it out of, the pmap's counts.
+    /// Adds the mapping `pte` to the pmap's counts, or with -1 removes it from them.
     fn pmap_account(&self, _: &LockedPmap<'_, M>, pte: Pte, change: i64) {
         if !pte.is_valid() || pte.flags().contains(PteFlags::KENTER) {
             return;
@@ -234,9 +234,8 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Takes away all mappings in `[start, end)`, page aligned (`pmap_remove`). Empty parts of the
-    /// tables are passed over by whole tables. Panics on a mapping of the kernel image. Locks:
-    /// takes the pmap's.
+    /// Removes all mappings in `[start, end)`, page aligned (`pmap_remove`). Empty tables are
+    /// skipped as a whole. Panics on a mapping of the kernel image. Locks: takes the pmap's.
     pub fn pmap_remove(&self, start: GuestVirt, end: GuestVirt) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
         let mut va = start;
@@ -254,8 +253,8 @@ impl<M: Machine> Pmap<M> {
         flush
     }
 
-    /// The lowest level of table that exists for `va`, and the first address past what that table's
-    /// entry decides (past the whole table for a page table).
+    /// The lowest level of table that exists for `va`, and the first address past the range of that
+    /// table's entry (past the whole table for a page table).
     fn pmap_next_table(&self, va: GuestVirt) -> (Level, GuestVirt) {
         for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
             let valid = self.pmap_entry(va, level).is_some_and(|entry| entry.get().is_valid());
@@ -304,9 +303,9 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Clears the wired bit of all mappings in `[start, end)`, page aligned, and hands `each` the
-    /// pages behind them (`pmap_change_wiring`, for a range). Locks: takes the pmap's, with which
-    /// `each` is called.
+    /// Clears the wired bit of all mappings in `[start, end)`, page aligned, and calls `each` with
+    /// the pages behind them (`pmap_change_wiring`, for a range). Locks: takes the pmap's, which is
+    /// held while `each` runs.
     pub fn pmap_unwire(&self, start: GuestVirt, end: GuestVirt, each: impl Fn(KPtr<VmPage>)) {
         let pmap = self.pmap_lock();
         for va in (start.get()..end.get()).step_by(to_usize(PAGE_SIZE)).map(GuestVirt::new) {
@@ -327,7 +326,7 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Maps `pa` at `va` without counting it (`pmap_kenter`). What was there needs the flush that
+    /// Maps `pa` at `va` without counting it (`pmap_kenter`). An old mapping needs the flush that
     /// is returned. Panics as [`Pmap::pmap_enter`] does. Locks: takes the pmap's.
     pub fn pmap_kenter(&self, va: GuestVirt, pa: GuestPhys) -> TlbFlush {
         let mut flush = TlbFlush::NONE;
@@ -345,7 +344,7 @@ impl<M: Machine> Pmap<M> {
         flush
     }
 
-    /// Maps `pages` from `sva` on, uncounted (`pmap_qenter`), and flushes if anything was there
+    /// Maps `pages` from `sva` on, uncounted (`pmap_qenter`), and flushes if there were mappings
     /// before.
     pub fn pmap_qenter(&self, sva: GuestVirt, pages: impl IntoIterator<Item = KPtr<VmPage>>) {
         let mut flush = TlbFlush::NONE;
@@ -357,14 +356,14 @@ impl<M: Machine> Pmap<M> {
         self.tlb_flush(flush);
     }
 
-    /// Takes away `count` mappings from `sva` on and flushes once (`pmap_qremove`); empty entries
-    /// are fine.
+    /// Removes `count` mappings from `sva` on and flushes once (`pmap_qremove`); entries may be
+    /// empty.
     pub fn pmap_qremove(&self, sva: GuestVirt, count: u64) {
         let flush = self.pmap_remove(sva, sva.add(count * PAGE_SIZE));
         self.tlb_flush(flush);
     }
 
-    /// The mapping that `pmap_kenter` or `pmap_qenter` made at `va`, if there is one: its page.
+    /// The page that `pmap_kenter` or `pmap_qenter` mapped at `va`, if there is one.
     #[must_use]
     pub fn pmap_kentered(&self, va: GuestVirt) -> Kentered {
         if self.is_image(va) {
@@ -383,12 +382,12 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Provides page tables up to `end` (`pmap_growkernel`), before the map is changed that needs
-    /// them. Tables that exist, such as the image's, are kept as they are. Locks: the kernel map's
-    /// is held; takes the pmap's.
+    /// Provides page tables up to `end` (`pmap_growkernel`), before the change of the map that
+    /// needs them. Tables that exist, such as the image's, are kept as they are. Locks: the kernel
+    /// map's is held; takes the pmap's.
     ///
     /// # Errors
-    /// [`Shortage`] when a page was not to be had (FreeBSD panics); nothing has changed then.
+    /// [`Shortage`] when there is no page (FreeBSD panics); then nothing has changed.
     pub fn pmap_growkernel(&self, end: GuestVirt) -> Result<(), Shortage> {
         let old = self.state().kernel_vm_end.get();
         let end = grow_end(end);
@@ -429,7 +428,7 @@ impl<M: Machine> Pmap<M> {
         pages
     }
 
-    /// Makes the tables on the way to `va` that are missing.
+    /// Makes the missing tables on the way to `va`.
     fn pmap_make_table(&self, va: GuestVirt) -> Result<(), Shortage> {
         for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
             let Some(entry) = self.pmap_entry(va, level) else { return Ok(()) };
@@ -451,14 +450,14 @@ impl<M: Machine> Pmap<M> {
         Ok(())
     }
 
-    /// The entry that leads to the table at `table`.
+    /// The entry that points to the table at `table`.
     fn pmap_entry_of_table(&self, table: GuestPhys) -> Pte {
         let flags = PteFlags::V | PteFlags::RW | PteFlags::A | PteFlags::M;
         Pte::new(table, flags | self.machine().pte_flags_base())
     }
 
-    /// Undoes the growth from `old` on, the half-made path to `failed` included. Tables made for it
-    /// are empty still. Those of the boot lie before `old`, and in no managed page.
+    /// Undoes the growth from `old` on, including the half-made path to `failed`. Tables made for
+    /// it are still empty. Tables of the boot lie before `old`, and not in managed pages.
     fn pmap_ungrow(&self, old: GuestVirt, failed: GuestVirt) {
         let mut va = failed;
         let mut tables = KPtr::NULL;
@@ -473,8 +472,8 @@ impl<M: Machine> Pmap<M> {
         }
         self.machine().invalidate_range(old, grow_end(failed.add(1)));
         self.state().kernel_vm_end.set(old);
-        // Not before the flush: a CPU that remembers a table would read what the page is used for
-        // next.
+        // Not before the flush: a CPU that caches a table would read the page's next contents as
+        // entries.
         while let Some(m) = tables.non_null() {
             tables = self.vm_page_unchain(m);
             self.vm_page_free_wired(m, Contents::Zero);
@@ -482,8 +481,8 @@ impl<M: Machine> Pmap<M> {
         }
     }
 
-    /// Takes away the tables on the way to `va` that map nothing below and lie wholly past `old`,
-    /// and chains their pages before `tables`.
+    /// Removes the tables on the way to `va` that map nothing and lie wholly past `old`, and chains
+    /// their pages before `tables`.
     fn pmap_unmake_table(&self, va: GuestVirt, old: GuestVirt, tables: &mut KPtr<VmPage>) {
         for level in [Level::Pd, Level::Pdpt] {
             let base = va.get() & !(level.span() - 1);
@@ -516,8 +515,8 @@ impl<M: Machine> Pmap<M> {
         for (table, entry) in (first..first + region.nkpt).zip(self.at::<PageTable>(region.kpd)) {
             entry.set(self.pmap_entry_of_table(GuestPhys::from_pfn(table)));
         }
-        // Linked when it is full: to a directory that a CPU has walked a write costs a fault, where
-        // page tables are shadowed.
+        // Linked when it is full: if page tables are shadowed, a write to a directory that a CPU
+        // has walked costs a fault.
         match self.pmap_entry(VM_MIN_KERNEL_ADDRESS, Level::Pdpt) {
             Some(entry) => entry.set(self.pmap_entry_of_table(region.kpd)),
             None => self.panic(format_args!("pmap_bootstrap: kernel_map has no PDPT")),
@@ -526,20 +525,20 @@ impl<M: Machine> Pmap<M> {
     }
 }
 
-/// What stands at an address where `pmap_qenter` may want to map.
+/// The state of an address at which `pmap_qenter` may want to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kentered {
     /// No page table.
     NoTable,
-    /// Nothing.
+    /// No mapping.
     Empty,
     /// A page that `pmap_kenter` or `pmap_qenter` put there.
     Page(KPtr<VmPage>),
-    /// Something else.
+    /// Any other mapping.
     Occupied,
 }
 
-/// Counts a valid entry that came into, or went out of, a page table.
+/// Counts a valid entry that was added to or removed from a page table.
 fn count_entry(count: Option<&Field<u32>>, change: i32) {
     if let Some(count) = count {
         count.update_locked(|n| n.wrapping_add_signed(change));

@@ -1,8 +1,9 @@
-//! The thread that does for others what may sleep (FreeBSD's `taskqueue_thread`).
+//! The thread that does, for others, work that may sleep (FreeBSD's `taskqueue_thread`).
 //!
-//! Whoever takes the host's requests never sleeps. What he would have to wait for, the making of a
-//! thread while pages are short, is work for this thread: it is made at boot, when there are pages.
-//! What it does, and how it is asked, is the machine's affair; here is how it sleeps in between.
+//! The thread that takes the host's requests never sleeps. The creation of a thread while pages are
+//! short, which would have to wait, is work for this thread, which is created at boot, when there
+//! are pages. The machine decides what the thread does and how it is asked; this module makes it
+//! sleep in between.
 
 use core::mem::offset_of;
 
@@ -17,12 +18,12 @@ use crate::kern::synch::{Relock, Sleep};
 use crate::kern::thread::TASKQ_TID;
 use crate::machine::ThreadStart;
 
-/// What it shows while there is nothing to do, as FreeBSD's does.
+/// Its wait message while there is nothing to do, as in FreeBSD.
 const IDLE: &str = "-";
 
 impl<M: VmMachine> Vm<M> {
-    /// Makes the thread, asleep (`taskqueue_start_threads`). Once it is woken it calls `run`, which
-    /// never returns.
+    /// Creates the thread, asleep (`taskqueue_start_threads`). Once it is woken it calls `run`,
+    /// which never returns.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
@@ -32,20 +33,20 @@ impl<M: VmMachine> Vm<M> {
         self.kthread_create_asleep(&spec, self.taskqueue_channel(), IDLE, Wait::No).map(drop)
     }
 
-    /// Wakes the thread: there is something to do (`taskqueue_enqueue`). Locks: that of whoever
-    /// knows what, under which the thread looks for it.
+    /// Wakes the thread, because there is work (`taskqueue_enqueue`). Locks: the lock under which
+    /// the thread looks for its work.
     pub fn taskqueue_wakeup(&self) {
         self.wakeup(self.taskqueue_channel());
     }
 
-    /// Sleeps until there is something to do. Locks: `interlock` is held, and released meanwhile.
+    /// Sleeps until there is work. Locks: `interlock` is held, and released during the sleep.
     pub fn taskqueue_sleep(&self, interlock: (LockClass, &Mtx)) {
-        // There may be more to do by now, or nothing: the caller looks again.
+        // There may be more work by now, or none: the caller looks again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(self.taskqueue_channel(), interlock, 0, IDLE, 0, Relock::Yes);
     }
 
-    /// What it sleeps on (the address of what stands between the host's requests and threads).
+    /// The channel on which it sleeps (the address of the lock of the host's requests).
     fn taskqueue_channel(&self) -> WaitChannel {
         WaitChannel::from(self.roots().addr().add(offset_of!(KernelRoots, driver_mtx) as u64))
     }

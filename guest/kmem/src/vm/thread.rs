@@ -1,10 +1,9 @@
-//! Making threads and CPUs, and freeing what a thread leaves (`kern_thread.c`, `kern_kthread.c`,
-//! `mp_machdep.c`).
+//! Creating threads and CPUs, and freeing the memory of exited threads (`kern_thread.c`,
+//! `kern_kthread.c`, `mp_machdep.c`).
 //!
 //! The code that boots becomes thread [`THREAD0_TID`], the idle thread. A thread that exits leaves
 //! its structure and its stack to be freed by others ([`Vm::thread_reap`]); its number is free at
-//! once. What a thread does and how it ends is told in [`crate::kern`]; here is where its memory
-//! comes from.
+//! once. [`crate::kern`] runs and ends threads; this module allocates and frees their memory.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::{Ordering, fence};
@@ -20,7 +19,7 @@ use crate::kern::thread::THREAD0_TID;
 use crate::machine::{AllocClass, ThreadStart};
 use crate::num::to_u32;
 
-/// A thread to be made.
+/// The description of a thread to be created.
 #[derive(Debug)]
 pub struct ThreadSpec<'a, S> {
     /// Its number.
@@ -29,7 +28,7 @@ pub struct ThreadSpec<'a, S> {
     pub name: &'a str,
     /// Its priority, 0 to 255.
     pub priority: u8,
-    /// What it calls, to exit when that returns.
+    /// The function that it calls; it exits when that returns.
     pub start: ThreadStart<S>,
     /// The argument.
     pub arg: u64,
@@ -61,7 +60,7 @@ impl<M: VmMachine> Vm<M> {
         self.sched_unlock();
     }
 
-    /// Makes the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics
+    /// Creates the thread `spec`, runnable (`kthread_add`), with pages of the SYSTEM class. Panics
     /// when the number is taken. Locks: none may be held; takes kernel_map's. Never sleeps and
     /// never switches.
     ///
@@ -76,11 +75,11 @@ impl<M: VmMachine> Vm<M> {
         Ok(thread)
     }
 
-    /// Makes the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had come to
-    /// that by itself. The wakeup that ends this sleep is what starts it; until then nothing
-    /// touches its stack. Its pages are of the NORMAL class, as in FreeBSD, and the maker sleeps
-    /// for them if `wait` says so. Nobody else makes a thread of this number. Otherwise as
-    /// [`Vm::kthread_create`].
+    /// Creates the thread `spec`, which sleeps on `channel` and shows `wmesg` as if it had gone to
+    /// sleep by itself. The wakeup that ends this sleep starts it; until then nothing touches its
+    /// stack. Its pages are of the NORMAL class, as in FreeBSD, and the caller sleeps for them if
+    /// `wait` says so. No other thread may create a thread with this number at the same time.
+    /// Otherwise like [`Vm::kthread_create`].
     ///
     /// # Errors
     /// As for [`Vm::kthread_create`]; with [`Wait::Yes`] for lack of address space only.
@@ -99,7 +98,7 @@ impl<M: VmMachine> Vm<M> {
         Ok(thread)
     }
 
-    /// The thread `spec` with its stack, ready for its first switch, which nobody knows yet.
+    /// The thread `spec` with its stack, ready for its first switch, but not linked yet.
     fn thread_make(
         &self,
         spec: &ThreadSpec<'_, Self>,
@@ -118,7 +117,7 @@ impl<M: VmMachine> Vm<M> {
         Ok(thread)
     }
 
-    /// First code of a new thread (`fork_exit`): the machine calls it where
+    /// The first function of a new thread (`fork_exit`); the machine calls it as
     /// [`Cpu::cpu_fork`](crate::machine::Cpu::cpu_fork) says.
     pub fn fork_exit(&self, start: ThreadStart<Self>, arg: u64) -> ! {
         self.arrive();
@@ -129,7 +128,7 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Adds a CPU, 1 to 63, the next by number: its structure, and its idle thread with a stack,
-    /// which the machine is to start there. The CPU counts from now on, and looks busy until it
+    /// which the machine must start there. The CPU counts from now on, and appears busy until it
     /// calls [`Kern::cpu_started`](crate::kern::Kern::cpu_started). Locks: none may be held; takes
     /// kernel_map's and the free queue's. Never sleeps.
     ///
@@ -161,8 +160,8 @@ impl<M: VmMachine> Vm<M> {
         Ok((pcpu, idle))
     }
 
-    /// Frees what exited threads have left (`thread_reap`). Locks: none may be held; takes
-    /// kernel_map's. Never sleeps.
+    /// Frees the stacks and structures of exited threads (`thread_reap`). Locks: none may be held;
+    /// takes kernel_map's. Never sleeps.
     pub fn thread_reap(&self) {
         self.assert_no_locks("thread_reap");
         loop {
@@ -173,7 +172,7 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// A thread that nobody knows yet, with a sleep queue and a stack.
+    /// A thread that is not linked yet, with a sleep queue and a stack.
     pub(crate) fn thread_new(
         &self,
         tid: u32,
@@ -191,7 +190,7 @@ impl<M: VmMachine> Vm<M> {
         Ok(thread)
     }
 
-    /// A thread that nobody knows yet, with a sleep queue.
+    /// A thread that is not linked yet, with a sleep queue.
     fn thread_alloc(
         &self,
         tid: u32,

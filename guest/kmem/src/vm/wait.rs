@@ -3,9 +3,9 @@
 //! A caller that needs a page and may sleep calls [`Phys::vm_wait`], which wakes the pagedaemon and
 //! sleeps on `v_free_count` without looking at it. Progress comes from two sides: a page that is
 //! freed when `v_free_min` pages are free wakes all sleepers, and so does the pagedaemon, after it
-//! has asked everybody for memory ([`super::pageout`]).
+//! has asked all handlers for memory ([`super::pageout`]).
 //!
-//! A caller that needs many pages at once, for page tables, sleeps in `vmwait` as well, until so
+//! A caller that needs many pages at once, for page tables, also sleeps in `vmwait`, until that
 //! many are free ([`Phys::vm_wait_for`]); FreeBSD panics there.
 
 use core::mem::offset_of;
@@ -21,8 +21,8 @@ use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{Cpu, PhysMem};
 
 impl<M: PhysMem + Cpu> Phys<M> {
-    /// Sleeps on `channel` with the free-queue mutex, of which `queue` was the guard, as the
-    /// interlock. The free queue is not locked afterwards.
+    /// Sleeps on `channel` with the free-queue mutex, whose guard is `queue`, as the interlock. The
+    /// free queue is not locked afterwards.
     fn sleep_for_pages(
         &self,
         queue: FreeQueue<'_, M>,
@@ -30,27 +30,27 @@ impl<M: PhysMem + Cpu> Phys<M> {
         pri: u8,
         wmesg: &'static str,
     ) {
-        // Pages have come in, and others may have taken them: the caller tries again.
+        // Pages have been freed, and others may have taken them: the caller tries again.
         let (Sleep::Woken | Sleep::TimedOut) =
             self.msleep(channel, queue.hand_over(), pri, wmesg, 0, Relock::Drop);
     }
 
-    /// What those sleep on who wait for pages (`&cnt.v_free_count`).
+    /// The channel of threads that wait for pages (`&cnt.v_free_count`).
     pub(super) fn free_count_channel(&self) -> WaitChannel {
         self.state_channel(offset_of!(KernelRoots, meter) + offset_of!(VmMeter, v_free_count))
     }
 
-    /// What the pagedaemon sleeps on until pages are needed (`&vm_pages_needed`).
+    /// The channel of the pagedaemon until pages are needed (`&vm_pages_needed`).
     pub(super) fn pagedaemon_channel(&self) -> WaitChannel {
         self.state_channel(offset_of!(KernelRoots, vm_pages_needed))
     }
 
-    /// What the pagedaemon sleeps on when it needs a page itself (`&vm_pageout_pages_needed`).
+    /// The channel of the pagedaemon when it needs a page itself (`&vm_pageout_pages_needed`).
     fn pageout_pages_channel(&self) -> WaitChannel {
         self.state_channel(offset_of!(KernelRoots, vm_pageout_pages_needed))
     }
 
-    /// What those sleep on who wait for many pages (`&vm_pages_wanted`).
+    /// The channel of threads that wait for many pages (`&vm_pages_wanted`).
     fn pages_wanted_channel(&self) -> WaitChannel {
         self.state_channel(offset_of!(KernelRoots, vm_pages_wanted))
     }
@@ -65,8 +65,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         !pageproc.is_null() && self.current_thread() == pageproc
     }
 
-    /// Sleeps until pages have come in (`VM_WAIT`). The caller tries again and may find that others
-    /// were faster. Locks: none may be held.
+    /// Sleeps until pages have been freed (`VM_WAIT`). The caller tries again, and may find that
+    /// others have taken them. Locks: none may be held.
     pub fn vm_wait(&self) {
         let queue = self.free_queue();
         if self.is_pagedaemon() {
@@ -78,20 +78,21 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// Sleeps until `pages` pages are free, for a caller who needs that many at once and takes none
-    /// before. If they are free already it returns at once; fewer than `v_free_min` are what
-    /// [`Phys::vm_wait`] waits for. The caller tries again and may find that others were faster.
-    /// Locks: none may be held.
+    /// Sleeps until `pages` pages are free, for a caller that needs that many at once and takes
+    /// none before. If they are already free it returns at once; for fewer than `v_free_min` it
+    /// waits like [`Phys::vm_wait`]. The caller tries again, and may find that others have taken
+    /// them. Locks: none may be held.
     pub fn vm_wait_for(&self, pages: u64) {
         if pages < self.cnt().v_free_min.get() {
-            // As below: the caller tries again with what there is then.
+            // As below: the caller tries again with the pages that are free then.
             return self.vm_wait();
         }
         let queue = self.free_queue();
         let wanted = &self.state().vm_pages_wanted;
         let others = wanted.get();
         wanted.set(if others == 0 { pages } else { others.min(pages) });
-        // Who has freed a page to a cache sees that it is wanted, or is seen here to have freed it.
+        // A CPU that has freed a page to a cache sees that it is wanted, or this thread sees the
+        // freed page.
         fence(Ordering::SeqCst);
         if self.vm_page_available() >= pages {
             wanted.set(others);
@@ -108,7 +109,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.cnt().v_free_min.get() != 0 && !self.is_cold()
     }
 
-    /// Sleeps as [`Phys::vm_wait`] does, for a page fault, which comes after the kernel
+    /// Sleeps like [`Phys::vm_wait`], for a page fault, which is served after the kernel
     /// (`VM_WAITPFAULT`).
     pub fn vm_waitpfault(&self) {
         let queue = self.free_queue();
@@ -116,7 +117,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.sleep_for_pages(queue, self.free_count_channel(), PUSER, "pfault");
     }
 
-    /// Wakes the pagedaemon unless it knows already that pages are needed (`pagedaemon_wakeup`).
+    /// Wakes the pagedaemon unless it already knows that pages are needed (`pagedaemon_wakeup`).
     pub(super) fn pagedaemon_wakeup(&self, _: &FreeQueue<'_, M>) {
         let needed = &self.state().vm_pages_needed;
         if !needed.is_set() && !self.is_pagedaemon() {
@@ -125,7 +126,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// Whether somebody waits for pages that are freed.
+    /// Whether a thread waits for pages to be freed.
     #[inline]
     pub(super) fn vm_pages_awaited(&self) -> bool {
         let state = self.state();
@@ -134,7 +135,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
             || state.vm_pages_wanted.get() != 0
     }
 
-    /// Wakes those for whom a page that was just freed is enough (`vm_page_free_wakeup`).
+    /// Wakes the threads for which the page that was just freed is enough (`vm_page_free_wakeup`).
     pub(super) fn vm_page_free_wakeup(&self, _: &FreeQueue<'_, M>) {
         let state = self.state();
         let pageout_free_min = self.cnt().v_pageout_free_min.get();
@@ -165,7 +166,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.cnt().v_free_min.get() > self.vm_page_available()
     }
 
-    /// Whether the pagedaemon should be at work (`vm_paging_needed`).
+    /// Whether the pagedaemon should work (`vm_paging_needed`).
     #[must_use]
     pub fn vm_paging_needed(&self) -> bool {
         self.cnt().v_free_reserved.get() + self.cnt().v_cache_min.get() > self.vm_page_available()

@@ -10,12 +10,12 @@ use super::{Vm, VmMachine};
 
 impl<M: VmMachine> Vm<M> {
     /// Wires `[start, end)`, page aligned and confined to the map, for the system (`vm_map_wire`
-    /// with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and drops it while
-    /// pages are brought in; may sleep then. On failure everything is as before, but for entries
-    /// that stay cut.
+    /// with `VM_MAP_WIRE_SYSTEM | VM_MAP_WIRE_NOHOLES`). Takes the map's lock, and releases it
+    /// while pages are faulted in; may sleep then. On failure everything is as before, except for
+    /// entries that stay cut.
     ///
-    /// The entries of the range are in transition meanwhile: nobody merges, cuts away or deletes
-    /// them.
+    /// During this the entries of the range are in transition: no other thread merges, cuts away or
+    /// deletes them.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when the range has a hole,
@@ -38,8 +38,8 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Wires `entry`, in transition, once more: the first time by faulting its pages in, with the
-    /// map unlocked meanwhile. Gives the last of its pieces. Behind it the range goes on, unless it
-    /// ends at `end`.
+    /// map unlocked. Returns the last of its pieces. The range continues behind that piece, unless
+    /// it ends at `end`.
     fn map_wire_begin(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>, end: GuestVirt) -> Begun {
         let e = self.get(entry);
         let mut last = entry;
@@ -56,14 +56,14 @@ impl<M: VmMachine> Vm<M> {
         (last, self.map_hole_check(map, self.get(last), end))
     }
 
-    /// Brings in and wires the pages of `entry`, in transition, with the map unlocked meanwhile.
-    /// The entry may be in pieces afterwards: gives the last one. On failure every piece is marked
+    /// Faults in and wires the pages of `entry`, in transition, with the map unlocked. The entry
+    /// may be in pieces afterwards: returns the last one. On failure every piece is marked
     /// [`VmMapEntry::WIRE_FAILED`].
     fn map_fault_in(&self, map: KPtr<VmMap>, entry: KPtr<VmMapEntry>) -> Begun {
         let (start, end) = (self.get(entry).start.get(), self.get(entry).end.get());
         let timestamp = self.get(map).timestamp.get();
-        // Entries of others may come and go. This one stays, as it is in transition, but it may
-        // move, or be in pieces.
+        // Entries of others may come and go. This one stays, because it is in transition, but it
+        // may move, or be in pieces.
         self.vm_map_unlock(map);
         let result = self.vm_fault_wire(map, start, end);
         self.vm_map_lock(map);
@@ -86,7 +86,7 @@ impl<M: VmMachine> Vm<M> {
         }
     }
 
-    /// Takes this call's wiring of `entry` back.
+    /// Undoes this call's wiring of `entry`.
     fn map_wire_undo(&self, map: KPtr<VmMap>, entry: &VmMapEntry) {
         match entry.wired_count.get() {
             // `vm_fault_wire` has undone its pages itself.

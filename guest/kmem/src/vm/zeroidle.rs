@@ -1,16 +1,16 @@
 //! Clearing free pages while there is nothing else to do (`vm_zeroidle.c`,
 //! `vm_phys_zero_pages_idle`).
 //!
-//! The thread `pagezero` runs when only the idle threads could. While fewer than four fifths of the
-//! free pages are known to be zero, it takes a dirty one off the free lists, clears it, and puts it
-//! back; once it has come so far it rests until they are fewer than two thirds. The free queue
-//! stays locked for that one page, so that a page that is being cleared counts as free all the
-//! time: an allocation that needs that very page waits for the lock, and the lock's owner always
-//! runs. FreeBSD unlocks, and the page is nobody's meanwhile. As everywhere in FreeBSD of 2008 it
-//! is off unless `vm.idlezero_enable` says otherwise.
+//! The thread `pagezero` runs when otherwise only the idle threads could run. While fewer than four
+//! fifths of the free pages are known to be zero, it takes a dirty page off the free lists, clears
+//! it, and puts it back. When four fifths are zero, it sleeps until fewer than two thirds are. The
+//! free queue stays locked while one page is cleared, so that page counts as free all the time: an
+//! allocation that needs that very page waits for the lock, and the lock's owner always runs.
+//! FreeBSD unlocks the queue, and the page belongs to no list in the meantime. As in FreeBSD of
+//! 2008, it is off unless `vm.idlezero_enable` says otherwise.
 //!
-//! What is at rest has no thread that could run, this one included: what it does never shows half
-//! done.
+//! A system at rest has no thread that can run, including this one, so the host never sees its work
+//! half done.
 
 use core::mem::offset_of;
 
@@ -28,12 +28,12 @@ use crate::kern::synch::{Relock, Sleep};
 use crate::kern::thread::PAGEZERO_TID;
 use crate::machine::{Cpu, PhysMem};
 
-/// Seconds after which it looks again unasked.
+/// Seconds after which it looks again without a wakeup.
 const LOOK_AGAIN: u64 = 300;
 
 impl<M: VmMachine> Vm<M> {
-    /// Makes the thread, asleep, if `vm.idlezero_enable` asks for it (`pagezero_start`), and wakes
-    /// it if there is work.
+    /// Creates the thread, asleep, if `vm.idlezero_enable` is set (`pagezero_start`), and wakes it
+    /// if there is work.
     ///
     /// # Errors
     /// [`Shortage`] when there is no memory for the thread.
@@ -66,8 +66,8 @@ impl<M: VmMachine> Vm<M> {
 }
 
 impl<M: PhysMem + Cpu> Phys<M> {
-    /// Whether free pages should be cleared (`vm_page_zero_check`): up to four fifths of them, and
-    /// then not before they are fewer than two thirds.
+    /// Whether free pages should be cleared (`vm_page_zero_check`): until four fifths of them are
+    /// zero, and then not before fewer than two thirds are.
     fn vm_page_zero_check(&self, _: &FreeQueue<'_, M>) -> bool {
         let state = self.state();
         let (zero, free) = (state.vm_page_zero_count.get(), self.cnt().v_free_count.get());
@@ -75,7 +75,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         state.idlezero_enable.is_set() && zero < enough
     }
 
-    /// Clears a free page (`vm_page_zero_idle`). Whether there was one to clear.
+    /// Clears a free page (`vm_page_zero_idle`). Returns whether there was one to clear.
     fn vm_page_zero_idle(&self, queue: &FreeQueue<'_, M>) -> bool {
         let (state, cnt) = (self.state(), self.cnt());
         state.zero_state.lower();
@@ -91,7 +91,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         true
     }
 
-    /// Takes a free page off its list that is not known to be zero. The search goes on where the
+    /// Takes a free page that is not known to be zero off its list. The search continues where the
     /// last one ended.
     fn vm_phys_dirty_page(&self, queue: &FreeQueue<'_, M>) -> Option<KPtr<VmPage>> {
         let cursor = &self.state().zeroidle_cursor;
@@ -111,7 +111,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
                 self.vm_phys_unfree_page(queue, pfn);
                 return Some(self.vm_page_pointer(pfn));
             }
-            // Memory that was never used may be dirty, too.
+            // Memory that was never used may also be dirty.
             let is_dirty = !self.state().boot_zeroed.is_set();
             if !is_dirty || !(0..VM_NFREELIST).any(|list| self.vm_phys_cut_fresh(queue, 0, list)) {
                 return None;

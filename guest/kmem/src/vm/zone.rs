@@ -1,9 +1,9 @@
-//! Zones of small equal items in the direct map: objects, threads, event handlers. What maps
-//! consist of lies in pools of their own ([`super::map`]).
+//! Zones of small equal items in the direct map: objects, threads, event handlers. The parts of
+//! maps lie in pools of the maps ([`super::map`]).
 //!
-//! A zone grows by one page, a slab, and gives a slab back as soon as its last item is free. A slab
+//! A zone grows by one page, a slab, and frees a slab as soon as its last item is free. A slab
 //! begins with a [`SlabHeader`]; its free items form a list inside themselves, and slabs with free
-//! items form the zone's list. No item needs any address space but the direct map. Zones grow by
+//! items form the zone's list. No item needs address space outside of the direct map. Zones grow by
 //! INTERRUPT-class pages and never sleep.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
@@ -44,8 +44,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    /// An item, all zero, or `None` when a page was needed and none was left (`uma_zalloc` with
-    /// M_NOWAIT). Locks: takes the zone's.
+    /// An item, all zero, or `None` when a page was needed and none was available (`uma_zalloc`
+    /// with M_NOWAIT). Locks: takes the zone's.
     #[must_use]
     pub fn zone_alloc<T: ZoneItem>(&self) -> Option<KPtr<T>> {
         let zone = &self.state().zones[T::ZONE.index()];
@@ -57,7 +57,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         Some(KPtr::new(phys_to_dmap(pa)))
     }
 
-    /// Gives an item back (`uma_zfree`). Locks: takes the zone's.
+    /// Frees an item (`uma_zfree`). Locks: takes the zone's.
     pub fn zone_free<T: ZoneItem>(&self, item: KPtr<T>) {
         let zone = &self.state().zones[T::ZONE.index()];
         self.zone_put(&self.zone_lock(zone), zone, KPtr::new(item.addr()));
@@ -146,7 +146,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         Some(slab)
     }
 
-    /// Tells the machine about an item. The link at its head is the zone's even while it is free.
+    /// Reports the state of an item to the machine. The link at its head belongs to the zone even
+    /// while the item is free.
     #[inline]
     fn item_mark(&self, zone: &SlabZone, item: KPtr<SlabItem>, mark: Mark) {
         const LINK: u64 = size_of::<SlabItem>() as u64;
@@ -184,7 +185,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         header.prev.set(KPtr::NULL);
     }
 
-    /// Gives back the wired page without an object in which `slab` lies.
+    /// Frees the wired page, without an object, that holds `slab`.
     fn wired_page_free(&self, slab: KPtr<SlabHeader>) {
         match phys_of(slab).and_then(|pa| self.phys_to_vm_page(pa)) {
             Some(page) => self.vm_page_free_wired(page, Contents::Unknown),

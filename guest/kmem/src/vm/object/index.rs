@@ -1,15 +1,14 @@
 //! The index of an object: its pages in a tree, in order of page index, linked through themselves.
 //!
-//! FreeBSD of 2008 has a splay tree whose links lie in `vm_page`. The links are there here, too, so
-//! that a page costs a page and nothing else. But the tree is not shaped by what was asked last:
-//! which page stands above which follows from their indices alone ([`index_above`]), and pages in a
-//! row, or at even distances, are balanced to one level.
+//! FreeBSD of 2008 has a splay tree whose links lie in `vm_page`. The links are there here too, so
+//! an entry in the tree needs no memory besides the page. But searches do not change the tree:
+//! which page is above which follows from their indices alone ([`index_above`]), and with
+//! consecutive or equally spaced pages the tree is balanced to within one level.
 //!
-//! What the root of a splay tree does for neighbours, the object's `before` and `after` do: the two
-//! neighbouring pages between which the last search ended. A search there, or for `after`, needs no
-//! descent. So going through pages in order, whether they are entered, found or taken out, takes
-//! constant time each, and a page that has just been looked up in vain is entered without a second
-//! search.
+//! The object's `before` and `after`, the two neighbouring pages between which the last search
+//! ended, replace the root of a splay tree for searches of neighbours. A search between them, or
+//! for `after`, needs no descent. So entering, finding or removing pages in order takes constant
+//! time each, and a page is entered without a second search after a look-up has not found it.
 //!
 //! Everything here needs the object's lock, searches included.
 
@@ -18,15 +17,15 @@ use vmkern_abi::layout::{VmObject, VmPage, index_above};
 use super::Object;
 use crate::machine::{Cpu, PhysMem};
 
-/// A place between two neighbouring pages of an index. Page numbers, 0 where there is none on that
-/// side.
+/// A place between two neighbouring pages of an index, as page numbers; 0 if there is no page on
+/// that side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gap {
     before: u32,
     after: u32,
 }
 
-/// A subtree that has lost the page above it, or a place for one.
+/// A subtree that has lost the page above it, or a place for a subtree.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Root,
@@ -41,7 +40,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         (before != 0 && self.page_by_number(before).pindex.get() == pindex).then_some(before)
     }
 
-    /// Number of the first page at `pindex` or behind it.
+    /// Number of the first page at or after `pindex`.
     pub(super) fn index_from(&self, obj: &VmObject, pindex: u64) -> Option<u32> {
         let Gap { before, after } = self.index_seek(obj, pindex);
         let is_there = before != 0 && self.page_by_number(before).pindex.get() == pindex;
@@ -91,7 +90,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         obj.before.set(pfn);
     }
 
-    /// Takes page number `pfn` out.
+    /// Removes page number `pfn`.
     pub(crate) fn index_remove(&self, obj: &VmObject, pfn: u32) {
         if obj.before.get() == pfn {
             obj.before.set(self.index_prev(pfn));
@@ -121,7 +120,8 @@ impl<M: PhysMem + Cpu> Object<M> {
         page.parent.set(0);
     }
 
-    /// The gap that holds `pindex`: `before` is not behind it, `after` is. The object remembers it.
+    /// The gap that contains `pindex`: `before` is at or before it, `after` is after it. The object
+    /// remembers the gap.
     fn index_seek(&self, obj: &VmObject, pindex: u64) -> Gap {
         let last = Gap { before: obj.before.get(), after: obj.after.get() };
         if last.before | last.after != 0 && self.index_ends(last.before, |before| before <= pindex)
@@ -156,7 +156,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         index_remember(obj, before, after)
     }
 
-    /// Whether there is no page number `pfn`, or its index is as `side` asks.
+    /// Whether `pfn` is 0, or the index of its page is on the side `side`.
     #[inline]
     fn index_ends(&self, pfn: u32, side: impl Fn(u64) -> bool) -> bool {
         pfn == 0 || side(self.page_by_number(pfn).pindex.get())
@@ -190,8 +190,8 @@ impl<M: PhysMem + Cpu> Object<M> {
         }
     }
 
-    /// Number of the first page above page number `pfn` that has it, or what is above it, on that
-    /// side; or 0.
+    /// Number of the first page above page number `pfn` that has the page, or an ancestor of it, on
+    /// that side; or 0.
     fn index_up(
         &self,
         mut pfn: u32,
@@ -206,7 +206,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         }
     }
 
-    /// Where page number `pfn` hangs.
+    /// The link that points to page number `pfn`.
     fn index_place(&self, page: &VmPage, pfn: u32) -> Place {
         match page.parent.get() {
             0 => Place::Root,
@@ -215,7 +215,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         }
     }
 
-    /// Hangs the subtree of page number `pfn`, or nothing (0), at `place`.
+    /// Attaches the subtree of page number `pfn`, or nothing (0), at `place`.
     #[inline]
     fn index_hang(&self, obj: &VmObject, place: Place, pfn: u32) {
         let upper = match place {
@@ -238,7 +238,7 @@ impl<M: PhysMem + Cpu> Object<M> {
     }
 }
 
-/// Remembers the place where a search ended.
+/// Stores the place where a search ended.
 fn index_remember(obj: &VmObject, before: u32, after: u32) -> Gap {
     obj.before.set(before);
     obj.after.set(after);

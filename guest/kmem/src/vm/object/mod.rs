@@ -1,11 +1,11 @@
 //! Objects (`vm_object.c`) and the index of their pages.
 //!
-//! kernel_object and kmem_object hold the wired pages of the kernel, and live for ever. Ranges of
-//! pageable maps get anonymous objects (OBJT_DEFAULT) when they are first touched or cut; such an
-//! object goes with its last reference, and its pages with it.
+//! kernel_object and kmem_object hold the wired pages of the kernel, and are never destroyed.
+//! Ranges of pageable maps get anonymous objects (OBJT_DEFAULT) when they are first touched or cut;
+//! such an object is destroyed with its last reference, and its pages with it.
 //!
 //! The pages of an object are linked through themselves in the order of their indices
-//! (`object/index.rs`), so that entering one takes nothing else and cannot fail.
+//! (`object/index.rs`), so entering a page needs no other memory and cannot fail.
 
 mod index;
 mod page;
@@ -24,21 +24,21 @@ use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::{Interlock, LockClass};
 use crate::machine::{Cpu, PhysMem};
 
-/// What became of one page of a range that is removed.
+/// The outcome for one page of a range that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
     /// It is gone, or wired and stays.
     Done,
-    /// It was busy: look again.
+    /// It was busy: the caller must look again.
     Again,
 }
 
 /// Whether an object could be extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Coalesced {
-    /// It has been.
+    /// It was extended.
     Yes,
-    /// It is as it was.
+    /// It is unchanged.
     No,
 }
 
@@ -50,7 +50,7 @@ impl Lock for ObjectLock {
     const CLASS: LockClass = LockClass::Object;
 }
 
-/// An object, locked: dropping it releases the lock.
+/// A locked object: dropping this releases the lock.
 #[derive(Debug)]
 pub struct LockedObject<'a, M: PhysMem + Cpu> {
     guard: Guard<'a, M, ObjectLock>,
@@ -58,7 +58,7 @@ pub struct LockedObject<'a, M: PhysMem + Cpu> {
 }
 
 impl<'a, M: PhysMem + Cpu> LockedObject<'a, M> {
-    /// Where the object is.
+    /// The object.
     #[inline]
     pub fn pointer(&self) -> KPtr<VmObject> {
         self.object
@@ -142,7 +142,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         Ok(pointer)
     }
 
-    /// Acquires the object's lock (`VM_OBJECT_LOCK`), until what this gives is dropped.
+    /// Acquires the object's lock (`VM_OBJECT_LOCK`), until the result is dropped.
     pub fn vm_object_lock(&self, object: KPtr<VmObject>) -> LockedObject<'_, M> {
         LockedObject { guard: self.mtx_guard(&self.get(object).lock), object }
     }
@@ -151,8 +151,8 @@ impl<M: PhysMem + Cpu> Object<M> {
         self.mtx_assert_owned(LockClass::Object, &self.get(object).lock.owner);
     }
 
-    /// One more reference (`vm_object_reference`); nothing when `object` is null. Locks: takes the
-    /// object's.
+    /// Adds a reference (`vm_object_reference`); does nothing when `object` is null. Locks: takes
+    /// the object's.
     pub fn vm_object_reference(&self, object: KPtr<VmObject>) {
         if object.is_null() {
             return;
@@ -161,9 +161,9 @@ impl<M: PhysMem + Cpu> Object<M> {
         self.get(object).ref_count.inc();
     }
 
-    /// One reference less (`vm_object_deallocate`); nothing when `object` is null. The last one
-    /// takes an anonymous object and its pages, which nobody works on any more, along. Locks: takes
-    /// the object's.
+    /// Drops a reference (`vm_object_deallocate`); does nothing when `object` is null. With the
+    /// last reference an anonymous object is destroyed, and its pages, on which no thread works any
+    /// more, are freed. Locks: takes the object's.
     pub fn vm_object_deallocate(&self, object: KPtr<VmObject>) {
         if object.is_null() {
             return;
@@ -171,7 +171,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         self.vm_object_deallocate_locked(self.vm_object_lock(object));
     }
 
-    /// [`Object::vm_object_deallocate`] of an object that is locked. Unlocks it.
+    /// [`Object::vm_object_deallocate`] for a locked object. Unlocks it.
     pub(super) fn vm_object_deallocate_locked(&self, object: LockedObject<'_, M>) {
         let o = self.get(object.pointer());
         match o.ref_count.get() {
@@ -186,7 +186,7 @@ impl<M: PhysMem + Cpu> Object<M> {
             }
             count => o.ref_count.set(count - 1),
         }
-        // One mapping is left, which makes the pages that it does not show unreachable.
+        // One mapping is left, so pages that it does not map are unreachable.
         if o.ref_count.get() == 1 && o.kind.is(ObjectType::Default) {
             o.flags.update_locked(|flags| flags | ObjectFlags::ONEMAPPING);
         }
@@ -206,14 +206,14 @@ impl<M: PhysMem + Cpu> Object<M> {
             ));
         }
         o.kind.put(ObjectType::Dead);
-        // Nobody refers to it any more: nobody is here to lock it again.
+        // Nothing refers to the object any more, so no thread can lock it again.
         drop(locked);
         self.zone_free(object);
     }
 
     /// Makes `object` (or nothing: null) hold `next_size` bytes more behind the `prev_size` bytes
-    /// from `prev_offset` on, if it can (`vm_object_coalesce`): it is anonymous, and nobody else
-    /// maps what is behind. Locks: takes the object's.
+    /// from `prev_offset` on, if it can (`vm_object_coalesce`): it is anonymous, and nothing else
+    /// maps the part behind. Locks: takes the object's.
     #[must_use]
     pub(crate) fn vm_object_coalesce(
         &self,
@@ -232,7 +232,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         let extensible = o.kind.is(ObjectType::Default)
             && (o.ref_count.get() <= 1 || o.size.get() == next_pindex);
         if extensible {
-            // What an earlier, larger mapping may have left there.
+            // Pages that an earlier, larger mapping may have left there.
             if next_pindex < o.size.get() {
                 self.vm_object_page_remove(&mut locked, next_pindex, end);
             }
@@ -242,9 +242,9 @@ impl<M: PhysMem + Cpu> Object<M> {
     }
 
     /// Frees the pages of `object` with `first <= pindex < end` (`vm_object_page_remove`,
-    /// `clean_only` FALSE). Their mappings are gone already. A page that is still wired loses its
-    /// validity and stays, as in FreeBSD. Locks: takes the page queues'. Sleeps on a busy page,
-    /// with the object unlocked meanwhile.
+    /// `clean_only` FALSE). Their mappings are gone already. A page that is still wired becomes
+    /// invalid and stays, as in FreeBSD. Locks: takes the page queues'. Sleeps on a busy page, with
+    /// the object unlocked.
     pub fn vm_object_page_remove(&self, object: &mut LockedObject<'_, M>, first: u64, end: u64) {
         let obj = self.get(object.pointer());
         let mut pindex = first;

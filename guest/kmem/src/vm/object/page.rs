@@ -1,9 +1,8 @@
-//! Pages of objects (`vm_page.c`): where a page belongs, whether a thread works on it, and how it
-//! comes and goes.
+//! Pages of objects (`vm_page.c`): the place of a page, its busy state, its allocation and its end.
 //!
-//! A page that somebody works on is busy: nobody else frees it, wires it or shows it, and who wants
-//! to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the object's lock; where
-//! only the page is given, its object's.
+//! A page on which a thread works is busy: no other thread frees it, wires it or maps it, and a
+//! thread that wants to waits ([`Object::vm_page_sleep_if_busy`]). Everything here needs the
+//! object's lock; if only the page is given, the lock of its object.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmPage};
@@ -15,7 +14,7 @@ use crate::kern::synch::{Relock, Sleep};
 use crate::machine::{AllocClass, Cpu, PhysMem};
 use crate::vm::page::{AllocFlags, Contents, Managed, PageQueues, Want};
 
-/// Whether a function has slept, so that what its caller knew may be wrong now.
+/// Whether a function has slept, after which the caller must check everything again.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slept {
@@ -26,9 +25,9 @@ pub(crate) enum Slept {
 }
 
 impl<M: PhysMem + Cpu> Object<M> {
-    /// Takes a page for `object`, where it is entered at `pindex`, or `None` when the class's floor
-    /// is reached (`vm_page_alloc`). Never sleeps, never clears. The page is busy unless `NOBUSY`.
-    /// Locks: takes the free queue's, or while pages are plenty a cache's.
+    /// Allocates a page for `object`, enters it at `pindex`, and returns it, or `None` when the
+    /// class's floor is reached (`vm_page_alloc`). Never sleeps, never clears. The page is busy
+    /// unless `NOBUSY`. Locks: takes the free queue's, or while pages are plenty a cache's.
     #[must_use]
     pub fn vm_page_alloc(
         &self,
@@ -49,11 +48,11 @@ impl<M: PhysMem + Cpu> Object<M> {
         Some(m)
     }
 
-    /// The page of `object` at `pindex`, allocated if need be (`vm_page_grab`). A new one is
-    /// cleared with `ZERO`; one that was there is returned as it is.
+    /// The page of `object` at `pindex`, allocated if necessary (`vm_page_grab`). With `ZERO` a new
+    /// page is cleared; a resident page is returned as it is.
     ///
-    /// With `RETRY` it sleeps until there is a page; without, a shortage is `None`.
-    /// Locks: the object's is held, and dropped while sleeping.
+    /// With `RETRY` it sleeps until there is a page; without it, a shortage returns `None`. Locks:
+    /// the object's is held, and dropped while sleeping.
     #[must_use]
     pub fn vm_page_grab(
         &self,
@@ -62,7 +61,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         flags: AllocFlags,
     ) -> Option<KPtr<VmPage>> {
         loop {
-            // 1. A page that is there, once nobody works on it.
+            // 1. A resident page, once no thread works on it.
             if let Some(m) = self.vm_page_lookup(object, pindex) {
                 // After a sleep another page may be at `pindex`, or none: it is looked up again.
                 if self.vm_page_sleep_if_busy(object, m, "pgrbwt") == Slept::Yes {
@@ -79,11 +78,11 @@ impl<M: PhysMem + Cpu> Object<M> {
                 }
                 return Some(m);
             }
-            // 2. A new one, cleared if the caller wants that.
+            // 2. A new page, cleared if the caller wants that.
             let Some(m) =
                 self.vm_page_alloc(object, pindex, AllocClass::Normal, flags - AllocFlags::RETRY)
             else {
-                // Pages may come and go, one at `pindex` as well: it is looked for again.
+                // Pages may come and go, at `pindex` too: the search starts over.
                 object.unlocked(|| self.vm_wait());
                 if !flags.contains(AllocFlags::RETRY) {
                     return None;
@@ -126,7 +125,7 @@ impl<M: PhysMem + Cpu> Object<M> {
         object.generation.update_locked(|n| n.wrapping_add(1));
     }
 
-    /// Takes `m` out of its object, if it has one (`vm_page_remove`). The pmap is not touched.
+    /// Removes `m` from its object, if it has one (`vm_page_remove`). The pmap is not touched.
     /// Locks: the object's.
     pub fn vm_page_remove(&self, _: &PageQueues<'_, M>, m: KPtr<VmPage>) {
         let page = self.page(m);
@@ -180,13 +179,14 @@ impl<M: PhysMem + Cpu> Object<M> {
         }
     }
 
-    /// Whether somebody works on `m`. Locks: the object's.
+    /// Whether a thread works on `m`. Locks: the object's.
     pub(crate) fn vm_page_is_busy(&self, m: KPtr<VmPage>) -> bool {
         self.page(m).oflags.get().contains(PageOflags::BUSY) || self.page(m).busy.get() != 0
     }
 
-    /// Waits until nobody works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
-    /// After a sleep `object`, its object, may have changed in any way: it is unlocked meanwhile.
+    /// Waits until no thread works on `m` (`vm_page_sleep_if_busy`, with the wait message `wmesg`).
+    /// After a sleep its object `object` may have changed in any way, because it is unlocked during
+    /// the sleep.
     pub(crate) fn vm_page_sleep_if_busy(
         &self,
         object: &mut LockedObject<'_, M>,
