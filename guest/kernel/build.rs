@@ -24,9 +24,10 @@ const APIC_PHYS: u64 = 0xfee0_0000;
 /// Last byte of the TSS with its I/O bitmap (`arch::x86_64::percpu::Tss`).
 const TSS_LIMIT: u64 = 104 + 256 + 1 - 1;
 
-/// Eight pages, aligned: a KVM that shadows page tables fills the entries of so many on one fault.
-/// What a boot touches lies in few such groups: the static tables are one, and the boot stack, nine
-/// pages with its guard, ends with the first page of the group in which the zeroed data follow.
+/// Eight pages, aligned: a KVM that shadows page tables fills the entries of this many on one
+/// fault. The pages that a boot touches lie in few such groups: the static tables are one, and the
+/// boot stack, nine pages with its guard, ends with the first page of the group in which the zeroed
+/// data follow.
 const PREFETCH_BYTES: u64 = 8 << 12;
 
 const V: u64 = 1;
@@ -64,8 +65,8 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{script}");
 }
 
-/// Functions in the order of their first use, a name a line (`scripts/text-order.sh`). So what a
-/// boot and a first request execute lies side by side, and touches few groups of pages.
+/// Functions in the order of their first use, one name per line (`scripts/text-order.sh`). So the
+/// functions of a boot and a first request lie side by side, in few groups of pages.
 const TEXT_ORDER: &str = include_str!("text.order");
 
 /// The lines that put the sections of [`TEXT_ORDER`]'s functions first. A mangled name of the list
@@ -120,8 +121,8 @@ SECTIONS {{
             14 => ("pf_stub".to_string(), 1),
             _ => (format!("(trap_stubs + {vector} * 16)"), 1),
         };
-        // A DPL of 3 lets nothing in that CPL3 could not do anyway, but only vectors 3 and 4 need
-        // it; none is used.
+        // A DPL of 3 would allow nothing that CPL3 could not do anyway, but only vectors 3 and 4
+        // need it, and neither is used.
         let _ = writeln!(
             s,
             "        QUAD(({stub} & 0xffff) | (8 << 16) | ({ist} << 32) | (0x8e << 40) \
@@ -187,8 +188,8 @@ SECTIONS {{
 
 /// The link-time expression for the page-table entry of the page at `KERNBASE + page`: text is
 /// executable, read-only data is neither writable nor executable, data is not executable, guard
-/// pages and what lies beyond are not there. Low memory, where the loader puts its data and the
-/// control region lies, is data.
+/// pages and pages past the image are not present. Low memory, which holds the loader's data and
+/// the control region, is data.
 fn page_entry(page: u64) -> String {
     let common = V | U | A | G;
     let data = common | RW | M | NX;

@@ -1,4 +1,4 @@
-//! Reading and writing memory as a kernel does: with plain instructions that may fault.
+//! Reading and writing memory with plain instructions that may fault, as a kernel does.
 
 use core::arch::asm;
 use core::slice;
@@ -9,8 +9,8 @@ use vmkern_abi::field::Field;
 
 use crate::arch::probe;
 
-/// The kernel's own address space. An access to what is not mapped is a page fault, and ends there
-/// or goes through.
+/// The kernel's own address space. An access to an unmapped page is a page fault, which is either
+/// fatal or resolved.
 #[derive(Debug)]
 pub struct KernelAccess;
 
@@ -20,9 +20,8 @@ impl Access for KernelAccess {
             start.get().is_multiple_of(8) && start.page_offset() + count as u64 * 8 <= PAGE_SIZE
         );
         fault_on_null_page(start, intent);
-        // SAFETY: aligned, in one page, not null. What is not mapped faults at the access, which is
-        // then repeated or never returns; what is mapped is atomic words here and may change at any
-        // time.
+        // SAFETY: aligned, in one page, not null. An unmapped word faults at the access, which is
+        // then repeated or never returns; mapped words are atomic here and may change at any time.
         unsafe { slice::from_raw_parts(start.get() as *const Field<u64>, count) }
     }
 
@@ -38,7 +37,7 @@ impl Access for KernelAccess {
     }
 }
 
-/// The page at address 0 is never mapped, and Rust knows no reference to null: the fault happens
+/// The page at address 0 is never mapped, and Rust has no reference to null: the fault happens
 /// here.
 fn fault_on_null_page(va: GuestVirt, intent: Intent) {
     if va.get() >= PAGE_SIZE {

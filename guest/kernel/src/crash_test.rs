@@ -1,4 +1,4 @@
-//! Dying on demand: proves that each kind of crash reaches the host as a record.
+//! Crashes on demand, which prove that each kind of crash reaches the host as a record.
 
 use core::hint::black_box;
 
@@ -7,13 +7,13 @@ use vmkern_abi::kva::KERNBASE;
 
 use crate::arch::{nucleus, percpu::PerCpu};
 
-/// Dies as `kind` says.
+/// Crashes in the way of `kind`.
 pub fn crash(kind: CrashKind) -> ! {
     match kind {
         CrashKind::Panic => panic!("asked to by crash=panic"),
         CrashKind::PageFault => {
-            // SAFETY: nothing is mapped at the last page below KERNBASE; the access faults, which
-            // is the point.
+            // SAFETY: nothing is mapped at the last page below KERNBASE; the access faults, as
+            // intended.
             unsafe { ((KERNBASE.get() - 8) as *mut u64).write_volatile(1) };
         }
         CrashKind::Trap => {
@@ -24,7 +24,7 @@ pub fn crash(kind: CrashKind) -> ! {
             black_box(descend(black_box(u64::MAX)));
         }
         CrashKind::Nucleus if PerCpu::current().body_is_user() => {
-            // SAFETY: the call faults inside the nucleus, which is the point.
+            // SAFETY: the call faults inside the nucleus, as intended.
             unsafe { nucleus::call(nucleus::Call::Crash, 0, 0) };
         }
         // With the body at CPL0 the nucleus is its trap stubs: one that finds no room for its frame
@@ -38,7 +38,7 @@ pub fn crash(kind: CrashKind) -> ! {
     panic!("crash={} was survived", kind.name())
 }
 
-/// Recursion without end.
+/// Endless recursion.
 #[expect(unconditional_recursion, reason = "it is meant to run out of stack")]
 #[inline(never)]
 fn descend(depth: u64) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! The image's static tables end at `dmap_pd0`, the page directory of the first GiB, which starts
 //! out empty. It is filled here through the image's mapping, before the direct map is used for the
-//! first time: while no CPU has walked a table, writing to it costs nothing even where page tables
+//! first time: while no CPU has walked a table, a write to it causes no fault even if page tables
 //! are shadowed. Page directories for more memory follow directly behind the image.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, NBPDR, PAGE_SIZE};
@@ -43,7 +43,7 @@ pub fn image_end() -> GuestPhys {
 }
 
 /// Flags of the direct map's entries: data, global, with accessed and modified set so that the CPU
-/// need not.
+/// need not set them.
 fn flags() -> PteFlags {
     let user = if PerCpu::current().body_is_user() { PteFlags::U } else { PteFlags::empty() };
     PteFlags::V
@@ -81,7 +81,7 @@ impl DirectMap {
         self.directory(va)[Level::Pd.index(va)].set(Pte::new(pa, flags()));
     }
 
-    /// The page directory for `va`, made where it is missing.
+    /// The page directory for `va`, created if it is missing.
     fn directory(&mut self, va: GuestVirt) -> &Table {
         let entry = &dmap_pdpt[Level::Pdpt.index(va)];
         if Level::Pdpt.index(va) == 0 {
@@ -91,7 +91,7 @@ impl DirectMap {
             let table = self.next_table;
             self.next_table = table.add(PAGE_SIZE);
             // SAFETY: the page follows the image, is RAM of the first GiB and so mapped by
-            // `dmap_pd0`, and nobody else knows of it.
+            // `dmap_pd0`, and nothing else uses it.
             unsafe { (phys_to_dmap(table).get() as *mut Table).write_bytes(0, 1) };
             entry.set(Pte::new(table, PteFlags::V | PteFlags::RW | PteFlags::U | PteFlags::A));
         }

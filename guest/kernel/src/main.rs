@@ -1,6 +1,6 @@
 //! The guest kernel of vmkern.
 //!
-//! Reads as the boot sequence: [`body`] is what `arch::x86_64::entry` jumps to.
+//! This file reads as the boot sequence: `arch::x86_64::entry` jumps to [`body`].
 
 #![no_std]
 #![no_main]
@@ -29,10 +29,10 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 
 /// The kernel body begins here, at the privilege that the entry code chose.
 ///
-/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` what a few CPL0
-/// instructions took, `entry_tsc` the TSC at entry.
+/// `start_info` is the physical address of `hvm_start_info`, `cpl0_cycles` the cycles that a few
+/// CPL0 instructions took, `entry_tsc` the TSC at entry.
 extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> ! {
-    // 1. What the loader says.
+    // 1. The loader's data.
     let boot = BootData::read(start_info).unwrap_or_else(|why| panic!("boot: {why}"));
     let args = BootArgs::parse(boot.command_line).unwrap_or_else(|word| panic!("boot: {word}"));
     // 2. The region that the host shares, if there is one, and the clock.
@@ -73,8 +73,8 @@ extern "C" fn body(start_info: GuestPhys, cpl0_cycles: u64, entry_tsc: u64) -> !
     }
 }
 
-/// A loader that enters directly says what the command line asks for, and the PVH entry looks at
-/// its first word only; what the whole line says must agree.
+/// A loader that enters directly passes the privilege of the command line, and the PVH entry reads
+/// only its first word; the whole line must agree with that.
 fn check_privilege(asked: Privilege) {
     let is_user = arch::percpu::PerCpu::current().body_is_user();
     match (asked, is_user) {

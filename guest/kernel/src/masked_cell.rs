@@ -6,13 +6,13 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::arch::interrupt::Masked;
 use crate::arch::tlb;
 
-/// A value that is reached by one CPU at a time, with interrupts deferred.
+/// A value that one CPU at a time can access, with interrupts deferred.
 pub struct MaskedCell<T> {
     is_taken: AtomicU32,
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `with` is the only way in, and lets nobody in while somebody is.
+// SAFETY: `with` is the only access, and admits one CPU at a time.
 unsafe impl<T: Send> Sync for MaskedCell<T> {}
 
 impl<T> MaskedCell<T> {
@@ -31,8 +31,8 @@ impl<T> MaskedCell<T> {
             tlb::spin(spins);
             spins += 1;
         }
-        // SAFETY: this CPU alone has taken the cell; no handler and no other thread of it runs, and
-        // `f` does not come here again.
+        // SAFETY: only this CPU has taken the cell; no handler and no other thread runs on it, and
+        // `f` does not call `with` again.
         let result = f(unsafe { &mut *self.value.get() });
         self.is_taken.store(0, Ordering::Release);
         result

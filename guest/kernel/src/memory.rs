@@ -35,7 +35,7 @@ pub fn vm() -> Option<&'static KernelVm> {
     VM.get()
 }
 
-/// Brings up the memory system with all RAM that nothing else lives in.
+/// Brings up the memory system with all RAM that is not in use otherwise.
 pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     let tables_end = direct_map::build(boot.memory_map);
     let nothing = PhysRange { start: GuestPhys::new(0), end: GuestPhys::new(0) };
@@ -62,9 +62,9 @@ pub fn boot(boot: &BootData, args: &BootArgs) -> &'static KernelVm {
     ))
 }
 
-/// Room for `count` ranges, and the first address past it: in `few` if that is enough, else at
-/// `at`, where RAM is free. Loaders describe any number, but few as a rule, and a page more to
-/// touch would cost the boot.
+/// Room for `count` ranges, and the first address past it: in `few` if that is enough, otherwise at
+/// `at`, where RAM is free. Loaders may describe any number of ranges, but usually few, and
+/// touching another page would slow the boot.
 fn range_table(
     few: &mut [PhysRange],
     count: usize,
@@ -75,8 +75,8 @@ fn range_table(
     }
     let bytes = size_of::<PhysRange>() * count;
     let table = phys_to_dmap(at).get() as *mut PhysRange;
-    // SAFETY: RAM behind the image that nobody else knows of, mapped by the direct map; each entry
-    // is written before the slice is made.
+    // SAFETY: RAM behind the image that nothing else uses, mapped by the direct map; each entry is
+    // written before the slice is made.
     let ranges = unsafe {
         for index in 0..count {
             table.add(index).write(PhysRange { start: at, end: at });
@@ -90,8 +90,8 @@ fn range_table(
 #[derive(Debug)]
 pub struct KernelMachine;
 
-// SAFETY: the direct map shows all RAM for the kernel's whole life, and RAM beyond the image
-// belongs to the memory system alone.
+// SAFETY: the direct map maps all RAM for the kernel's whole life, and only the memory system uses
+// RAM beyond the image.
 unsafe impl PhysMem for KernelMachine {
     #[inline]
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
@@ -209,7 +209,7 @@ impl Cpu for KernelMachine {
     }
 }
 
-/// Number of the thread that runs, once there are threads.
+/// Number of the running thread, once there are threads.
 pub fn current_tid() -> Option<u32> {
     let thread = PerCpu::thread().non_null()?;
     vm().map(|vm| vm.get(thread).tid.get())

@@ -1,4 +1,4 @@
-//! A value that is set once, at boot, and read ever after.
+//! A value that is set once, at boot, and only read afterwards.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -14,7 +14,7 @@ pub struct Once<T> {
 unsafe impl<T: Sync> Sync for Once<T> {}
 
 impl<T> Once<T> {
-    /// Nothing yet.
+    /// An empty cell.
     #[must_use]
     pub const fn new() -> Self {
         Self { is_set: AtomicBool::new(false), value: UnsafeCell::new(MaybeUninit::uninit()) }
@@ -23,7 +23,7 @@ impl<T> Once<T> {
     /// Sets the value, at boot on the boot CPU, and returns it. Panics when it is set already.
     pub fn set(&'static self, value: T) -> &'static T {
         assert!(!self.is_set.load(Ordering::Relaxed), "set twice");
-        // SAFETY: only the boot CPU runs, and nobody reads before `is_set`.
+        // SAFETY: only the boot CPU runs, and nothing reads before `is_set`.
         let value = unsafe { (*self.value.get()).write(value) };
         self.is_set.store(true, Ordering::Release);
         value

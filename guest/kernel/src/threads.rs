@@ -1,5 +1,5 @@
-//! Kernel threads on the real CPU: what `kmem`'s scheduler asks of the machine, and what interrupts
-//! do to threads.
+//! Kernel threads on the real CPU: the machine's side of `kmem`'s scheduler, and the effects of
+//! interrupts on threads.
 
 use core::ops::Range;
 
@@ -33,11 +33,10 @@ pub fn clock() -> Option<&'static Clock> {
     CLOCK.get()
 }
 
-/// Sees to it that the timer of the CPU of `pcpu` fires when it is of use
-/// (`Cpu::clock_needed`): at the end of a time slice if threads wait there, and at tick `due`
-/// at the latest, when the first time-out is. Virtual time does not pass while a thread runs, so
-/// that only those who wait for the CPU matter. Another CPU is asked to set its own timer.
-/// Interrupts are deferred.
+/// Ensures that the timer of the CPU of `pcpu` fires when it is needed (`Cpu::clock_needed`): at
+/// the end of a time slice if threads wait there, and at the latest at tick `due`, when the first
+/// time-out is due. Virtual time does not pass while a thread runs, so only threads that wait for
+/// the CPU matter. Another CPU is asked to set its own timer. Interrupts are deferred.
 pub fn need_timer(pcpu: &Pcpu, due: Option<u64>) {
     let Some(clock) = clock() else { return };
     let due =
@@ -70,19 +69,19 @@ pub fn handle_interrupt(which: Deferred) {
     vm.intr_enter();
     match which {
         Deferred::Timer => timer(vm),
-        // The halted CPU is awake, and that is all that the bell is for.
+        // The halted CPU is awake, and the bell has no other purpose.
         Deferred::Doorbell => {}
         Deferred::Operation => service::operate_in_interrupt(vm),
-        // The CPU is awake, and gives way below. Or its timer is wanted.
+        // The CPU is awake, and gives way below. Or its timer is needed.
         Deferred::Resched => vm.ask_for_clock(),
-        // Not the scheduler's business: the CPU has stood still, or flushed, before it gets here.
+        // Not for the scheduler: the CPU has paused, or flushed, before it gets here.
         Deferred::Pause | Deferred::Shootdown => {}
     }
     vm.intr_exit();
 }
 
-/// The timer's interrupt: the CPU that booted wakes those whose time is up, in real time, and the
-/// running thread's slice may be over. The timer is set again if it is of further use.
+/// The timer's interrupt: in real time, the CPU that booted wakes the threads whose time-outs are
+/// due, and the running thread's slice may be over. The timer is set again if it is still needed.
 fn timer(vm: &KernelVm) {
     let Some(clock) = clock() else { return };
     let cpu = PerCpu::current();
@@ -97,21 +96,21 @@ fn timer(vm: &KernelVm) {
     vm.ask_for_clock();
 }
 
-/// Wakes those whose time is up, in real time: on the CPU that booted while it is idle, when its
-/// timer may stand still.
+/// In real time, wakes the threads whose time-outs are due: on the CPU that booted while it is
+/// idle, when its timer may be stopped.
 pub fn keep_time(vm: &KernelVm, clock: &Clock) {
     if clock.mode() == TimeMode::Real && clock.ticks() != vm.cnt().ticks.get() {
         vm.hardclock(clock.ticks());
     }
 }
 
-/// Whether [`preempt`] would have anything to do.
+/// Whether [`preempt`] would do anything.
 #[inline]
 pub fn switch_owed() -> bool {
     vm().is_some_and(|vm| vm.switch_owed())
 }
 
-/// Gives way to a thread that deserves the CPU more. Nothing is deferred.
+/// Switches to a thread that should run instead, if there is one. Nothing is deferred.
 pub fn preempt() {
     if let Some(vm) = vm()
         && vm.switch_owed()
@@ -121,7 +120,7 @@ pub fn preempt() {
 }
 
 /// Starts CPUs 1 to `count - 1`, one after the other: each runs its idle thread before the next
-/// begins. Panics when there is no memory for one, or it does not come.
+/// begins. Panics when there is no memory for one, or it does not start in time.
 pub fn start_cpus(vm: &KernelVm, count: u32) {
     cpus::expect(count);
     if clock().is_some_and(|clock| clock.mode() == TimeMode::Real) {
@@ -161,19 +160,19 @@ pub fn start_cpus(vm: &KernelVm, count: u32) {
         // SAFETY: both stacks were made for this CPU, which never ends.
         let cpu = unsafe { PerCpu::install(page, number, stacks, idle, pcpu) };
         adopt(cpu, idle);
-        // 4. The CPU begins. It is in the lists of CPUs and threads already. Nobody may look at
-        // these, the host included, before they are true.
+        // 4. The CPU begins. It is in the lists of CPUs and threads already. Nothing, including the
+        // host, may read these before they are true.
         if let Err(why) = ap::start(cpu, || vm.cpu_has_started(pcpu)) {
             panic!("boot: CPU {number}: {why:?}");
         }
     }
 }
 
-/// Cycles that an idle CPU looks for work before it halts: about what an interrupt from another CPU
-/// costs.
+/// Cycles for which an idle CPU polls for work before it halts: about the cost of an interrupt from
+/// another CPU.
 const IDLE_SPIN: u64 = 100_000;
 
-/// The life of a CPU that did not boot, in its idle thread.
+/// The main loop of a CPU that did not boot, in its idle thread.
 pub fn run_other_cpu() -> ! {
     let vm = vm().unwrap_or_else(|| panic!("a CPU without a memory system"));
     vm.cpu_started();
@@ -192,11 +191,11 @@ pub fn run_other_cpu() -> ! {
     }
 }
 
-/// The structure of a thread. Unlike `Vm::get` this works while the memory system is still coming
-/// up.
+/// The structure of a thread. Unlike `Vm::get` this works while the memory system is still being
+/// set up.
 fn structure(thread: KPtr<Thread>) -> &'static Thread {
-    // SAFETY: threads lie in the direct map, which shows all RAM for ever, and are made of atomic
-    // words; the scheduler hands over none that is null.
+    // SAFETY: threads lie in the direct map, which maps all RAM for ever, and are made of atomic
+    // words; the scheduler passes no null pointer.
     unsafe { &*(thread.addr().get() as *const Thread) }
 }
 
@@ -225,9 +224,9 @@ fn load(thread: &Thread) -> Context {
     }
 }
 
-/// Makes `thread` the one that `cpu` runs on the stack that it has (`Cpu::cpu_adopt`), and
-/// notes which that is: whoever looks for what the thread has in its hands has to know before its
-/// first switch, too. Its stack pointer is 0 until then.
+/// Makes `thread` the thread that `cpu` runs on its current stack (`Cpu::cpu_adopt`), and records
+/// that stack: a reader that searches the thread's stack needs it even before the first switch. Its
+/// stack pointer is 0 until then.
 pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
     cpu.set_thread(thread);
     save(
@@ -236,8 +235,8 @@ pub fn adopt(cpu: &PerCpu, thread: KPtr<Thread>) {
     );
 }
 
-/// Prepares `thread`'s first switch (`Cpu::cpu_fork`): notes what it begins with. Its stack is
-/// not touched yet, and its stack pointer is 0.
+/// Prepares `thread`'s first switch (`Cpu::cpu_fork`): records its function and argument. Its stack
+/// is not touched yet, and its stack pointer is 0.
 pub fn fork(
     thread: KPtr<Thread>,
     stack: &Range<GuestVirt>,
@@ -252,7 +251,7 @@ pub fn fork(
     t.md[SLOTS_END].set(stack.end.get());
 }
 
-/// The context with which `thread` goes on, or begins.
+/// The context with which `thread` continues, or begins.
 fn resume(thread: KPtr<Thread>) -> Context {
     let t = structure(thread);
     if t.md[RSP].get() == 0 {
@@ -281,8 +280,9 @@ pub fn switch(from: KPtr<Thread>, to: KPtr<Thread>) {
     let target = resume(to);
     let cpu = PerCpu::current();
     cpu.set_thread(to);
-    // An idle thread that has announced a halt may get here without an interrupt, when it gives a
-    // lock back. Whatever runs meanwhile may be what it waits for: it looks again before it halts.
+    // An idle thread that has announced a halt may get here without an interrupt, when it releases
+    // a lock. The threads that run in between may make the work that it waits for: it looks again
+    // before it halts.
     cpu.idle().set_polling(Polling::No);
     cpu.idle().disarm();
     let save_rsp = (&raw const f.md[RSP]).cast_mut().cast::<u64>();
@@ -302,8 +302,8 @@ pub fn throw(to: KPtr<Thread>) -> ! {
     panic!("a discarded thread runs")
 }
 
-/// Rests until an interrupt has come (`Cpu::cpu_idle`): the dispatcher itself sleeps, during
-/// the boot.
+/// Idles until an interrupt has arrived (`Cpu::cpu_idle`): the dispatcher itself sleeps, during the
+/// boot.
 pub fn idle(kern: &Kern<KernelMachine>) {
     let Some(clock) = clock() else { panic!("all threads sleep, and there is no clock") };
     PerCpu::current().idle().arm();
@@ -311,8 +311,9 @@ pub fn idle(kern: &Kern<KernelMachine>) {
     pass_time_until(kern, clock, tick);
 }
 
-/// Lets time pass until tick `tick` is there, or, in real time, an interrupt has come since the CPU
-/// was armed ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes those whose time is up.
+/// Lets time pass until tick `tick`, or, in real time, until an interrupt has arrived since the CPU
+/// was armed ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)). Wakes the threads whose time-outs
+/// are due.
 pub fn pass_time_until(kern: &Kern<KernelMachine>, clock: &Clock, tick: u64) {
     match clock.mode() {
         TimeMode::Virtual => clock.jump_to(tick),

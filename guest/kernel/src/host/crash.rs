@@ -1,8 +1,8 @@
-//! Dying with a record.
+//! Crashes, with a record for the host.
 //!
-//! The record goes into the control region, or as text to the log where there is none; then the
-//! kernel leaves. A crash inside a crash only leaves; a CPU that crashes while another one does
-//! lets that one finish, and goes nowhere.
+//! The record goes into the control region, or as text to the log if there is none; then the kernel
+//! leaves through the exit port. A crash inside a crash only leaves. A CPU that crashes while
+//! another one does lets that one finish, and stops.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -16,13 +16,13 @@ use super::{log, region};
 use crate::arch::percpu::PerCpu;
 use crate::arch::trap::TrapFrame;
 
-/// What the kernel dies of.
+/// The cause of a crash.
 pub enum Cause<'a> {
     /// `panic()`.
     Panic(fmt::Arguments<'a>),
     /// An exception.
     Trap {
-        /// Which sort.
+        /// Its kind.
         kind: CrashKind,
         /// The context it interrupted.
         frame: &'a TrapFrame,
@@ -96,7 +96,7 @@ fn name(vector: u64) -> &'static str {
     }
 }
 
-/// Records why the kernel dies, and leaves.
+/// Records why the kernel dies, and leaves through the exit port.
 pub fn die(cause: &Cause<'_>) -> ! {
     /// Number of the CPU that dies, plus 1.
     static DYING: AtomicU32 = AtomicU32::new(0);
@@ -119,7 +119,7 @@ pub fn die(cause: &Cause<'_>) -> ! {
 }
 
 fn record(record: &CrashRecord, cause: &Cause<'_>) {
-    // 1. Where it happened, and of a trap the frame.
+    // 1. Where it happened, and the frame if it was a trap.
     record.cpu.set(PerCpu::current().number());
     record.thread.set(crate::memory::current_tid().unwrap_or(u32::MAX));
     record.in_interrupt.set(crate::memory::vm().is_some_and(|vm| vm.in_interrupt()).into());
@@ -135,7 +135,7 @@ fn record(record: &CrashRecord, cause: &Cause<'_>) {
         }
     }
     record.cr3.set(crate::direct_map::pml4().get());
-    // 2. The message and the way there, as far as there is room for them.
+    // 2. The message and the backtrace, as far as there is room for them.
     let mut message = Message { record, len: 0 };
     let _ = write!(message, "{cause}");
     let len = message.len;
@@ -161,7 +161,7 @@ fn print_backtrace(cause: &Cause<'_>) {
     }
 }
 
-/// Writes into a record's message; what does not fit is cut.
+/// Writes into a record's message, and cuts the text that does not fit.
 struct Message<'a> {
     record: &'a CrashRecord,
     len: usize,

@@ -1,4 +1,4 @@
-//! Leaving: the exit port, by the convention of QEMU's `isa-debug-exit`.
+//! The exit port, by the convention of QEMU's `isa-debug-exit`.
 
 use vmkern_abi::control::{EXIT_PORT, ExitCode, Phase};
 
@@ -13,7 +13,7 @@ pub fn leave(code: ExitCode) -> ! {
     }
     // SAFETY: the exit device ends the guest or does nothing.
     unsafe { instr::outb(EXIT_PORT, code.code()) };
-    // No such device, or the host is in no hurry: never run on.
+    // There is no such device, or the host takes its time: never continue.
     loop {
         PerCpu::current().idle().arm();
         interrupt::halt();

@@ -1,9 +1,9 @@
-//! The kernel's log: into the control region where there is one, else to the first serial port.
+//! The kernel's log: into the control region if there is one, otherwise to the first serial port.
 //!
-//! CPUs write one after the other, a line at a time. Where the host keeps all of the log
+//! CPUs write one after the other, a line at a time. If the host keeps all of the log
 //! ([`vmkern_abi::log`]), a line waits until there is room for it, unless its thread has interrupts
-//! deferred: it may own a lock, or be a handler, that others wait for. Then the line is dropped and
-//! counted. The wait is one of running threads, in virtual time as in real time.
+//! deferred: it may own a lock, or be a handler, for which others wait. Then the line is dropped
+//! and counted. The thread stays runnable while it waits, in virtual time as in real time.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering;
@@ -27,11 +27,11 @@ struct Log;
 /// The one writer.
 static LOG: MaskedCell<Log> = MaskedCell::new(Log);
 
-/// How long a CPU that dies waits for room, in cycles: a keeper that does not come in this time is
-/// not alive.
+/// How long a CPU that dies waits for room, in cycles: a keeper that does not read in this time is
+/// considered dead.
 const PATIENCE: u64 = 1 << 29;
 
-/// What became of a line.
+/// The outcome for a line.
 enum Fate {
     /// It was written, or a `Display` of it failed.
     Written(fmt::Result),
@@ -41,7 +41,7 @@ enum Fate {
     NoRoom,
 }
 
-/// Writes a line. Not from inside of a `Display` that another line is made with.
+/// Writes a line. It must not be called from a `Display` implementation that formats another line.
 ///
 /// # Errors
 /// When a `Display` of an argument fails: the rest of the line is lost.
@@ -54,7 +54,7 @@ pub fn line(args: fmt::Arguments<'_>) -> fmt::Result {
             if has_room_for(ring, args) {
                 Fate::Written(writeln!(log, "{args}"))
             } else if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
-                // Interrupts were deferred before this cell did it.
+                // Interrupts were deferred before this cell deferred them.
                 ring.drop_line();
                 Fate::Dropped
             } else {
@@ -73,8 +73,8 @@ pub fn line(args: fmt::Arguments<'_>) -> fmt::Result {
     }
 }
 
-/// Whether there is room for a line. One that is longer than the ring has room in any: the
-/// beginning of it is lost.
+/// Whether there is room for a line. A line longer than the ring always has room: its beginning is
+/// lost.
 fn has_room_for(ring: &LogRing, args: fmt::Arguments<'_>) -> bool {
     if !ring.is_kept() {
         return true;
@@ -84,7 +84,7 @@ fn has_room_for(ring: &LogRing, args: fmt::Arguments<'_>) -> bool {
     ring.has_room(length.0.min(LOG_BYTES as u64 - 1))
 }
 
-/// Counts the bytes of what is written.
+/// Counts the bytes written to it.
 struct Length(u64);
 
 impl Write for Length {
@@ -94,7 +94,7 @@ impl Write for Length {
     }
 }
 
-/// Has the host take what is new.
+/// Wakes the host to take the new bytes.
 fn wake_keeper(ring: &LogRing) {
     if ring.keeper.must_wake() {
         // SAFETY: the device behind the port touches no memory.
@@ -102,8 +102,8 @@ fn wake_keeper(ring: &LogRing) {
     }
 }
 
-/// Writes a line of a CPU that dies, whoever may be writing: that one may be the CPU itself. It
-/// waits for room, too, as nothing is held up by that any more; but not for ever.
+/// Writes a line of a CPU that dies, even if a writer is active, which may be that CPU itself. It
+/// also waits for room, because that delays nothing any more, but not for ever.
 ///
 /// # Errors
 /// As for [`line`].
@@ -129,7 +129,8 @@ impl Write for Log {
     }
 }
 
-/// Writes to the serial port, byte by byte as it becomes ready. A port that never does is given up.
+/// Writes to the serial port, byte by byte as it becomes ready. It gives up on a port that never
+/// becomes ready.
 fn serial(text: &[u8]) {
     const TRANSMITTER_EMPTY: u8 = 1 << 5;
     for &byte in text {
@@ -149,7 +150,7 @@ fn serial(text: &[u8]) {
 #[macro_export]
 macro_rules! log {
     ($($arg:tt)*) => {{
-        // The log cannot fail; a failing `Display` of an argument loses the rest of the line only.
+        // The log cannot fail; a failing `Display` of an argument only loses the rest of the line.
         let _ = $crate::host::log::line(format_args!($($arg)*));
     }};
 }

@@ -1,4 +1,4 @@
-//! Everything that talks to the host.
+//! Everything that communicates with the host.
 
 pub mod crash;
 pub mod exit;

@@ -1,4 +1,4 @@
-//! What a PVH loader hands over: `hvm_start_info` and its memory map (Xen,
+//! The data from a PVH loader: `hvm_start_info` and its memory map (Xen,
 //! `public/arch-x86/hvm/start_info.h`).
 
 use core::slice;
@@ -55,12 +55,12 @@ pub struct BootData {
 }
 
 impl BootData {
-    /// Reads what `hvm_start_info` at `start_info` says. Everything must lie in low memory.
+    /// Reads `hvm_start_info` at `start_info`. All of its data must lie in low memory.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The reason why it is not valid.
     pub fn read(start_info: GuestPhys) -> Result<Self, &'static str> {
-        // SAFETY: low memory is mapped, never managed by the kernel, and nobody writes to the
+        // SAFETY: low memory is mapped, never managed by the kernel, and nothing writes to the
         // loader's data any more; the types accept any bytes.
         let info = unsafe { low::<StartInfo>(start_info, 1) }
             .ok_or("hvm_start_info is not in low memory")?;
@@ -88,10 +88,10 @@ fn text(at: GuestPhys) -> Result<&'static str, &'static str> {
     str::from_utf8(&bytes[..end]).map_err(|_| "the command line is not UTF-8")
 }
 
-/// `count` values of type `T` at a physical address in low memory, or `None` where they are not.
+/// `count` values of type `T` at a physical address in low memory, or `None` if they are not there.
 ///
 /// # Safety
-/// `T` accepts any bytes, and nobody writes to them.
+/// `T` accepts any bytes, and nothing writes to them.
 unsafe fn low<T>(at: GuestPhys, count: usize) -> Option<&'static [T]> {
     let bytes = (size_of::<T>() as u64).checked_mul(count as u64)?;
     let end = at.checked_add(bytes)?;

@@ -15,7 +15,7 @@ const LOW_MEMORY_END: u64 = 0xa_0000;
 
 static REGION: AtomicPtr<ControlRegion> = AtomicPtr::new(core::ptr::null_mut());
 
-/// [`Paging::word`], once somebody has asked for it.
+/// [`Paging::word`], once it has been determined.
 static PAGING: AtomicU32 = AtomicU32::new(0);
 
 /// Why the region cannot be used.
@@ -27,10 +27,10 @@ pub enum RegionError {
     Magic,
 }
 
-/// Takes the region at `at` into use.
+/// Starts to use the region at `at`.
 ///
 /// # Errors
-/// When there is none.
+/// When there is no region there.
 pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
     let end = at.checked_add(size_of::<ControlRegion>() as u64).ok_or(RegionError::Place)?;
     if !at.is_page_aligned() || at.get() == 0 || end.get() > LOW_MEMORY_END {
@@ -48,7 +48,7 @@ pub fn attach(at: GuestPhys) -> Result<&'static ControlRegion, RegionError> {
     Ok(region)
 }
 
-/// Says what the kernel's structures look like. The text lies in the image, read-only.
+/// Publishes the layout of the kernel's structures. The text lies in the image, read-only.
 fn publish_abi(region: &ControlRegion) {
     let text = (&raw const describe::TEXT).addr() as u64 - KERNBASE.get();
     region.guest_abi_version.set(ABI_VERSION);
@@ -57,8 +57,8 @@ fn publish_abi(region: &ControlRegion) {
     region.description_len.set(describe::LEN as u64);
 }
 
-/// What the CPUs demand of page-table entries: as the host says, whose CPUs they are, or as they
-/// say themselves.
+/// The rules of the CPUs for page-table entries: from the host, which runs the CPUs, or from the
+/// CPUs themselves.
 #[must_use]
 #[inline]
 pub fn paging() -> Paging {
@@ -68,8 +68,8 @@ pub fn paging() -> Paging {
     }
 }
 
-/// Finds out what [`paging`] says from then on. A host that emulates CPL0 does not show its CPUID
-/// to CPL3: it tells.
+/// Determines the value that [`paging`] returns from then on. On a host that emulates CPL0, CPUID
+/// at CPL3 does not show the CPUs' values, so such a host passes the rules in the region.
 #[cold]
 fn learn_paging() -> Paging {
     let paging = match get().map_or(0, |region| region.paging.get()) {
@@ -86,6 +86,6 @@ fn learn_paging() -> Paging {
 /// The region in use, if there is one.
 #[must_use]
 pub fn get() -> Option<&'static ControlRegion> {
-    // SAFETY: only `attach` stores here, and what it stores is valid for ever.
+    // SAFETY: only `attach` stores here, and the reference that it stores is valid for ever.
     unsafe { REGION.load(Ordering::Relaxed).as_ref() }
 }

@@ -1,4 +1,4 @@
-//! The memory system on this CPU, through the same operations that the host asks for.
+//! The memory system on this CPU, through the operations that the host can request.
 
 use kmem::ops::{self, Executed};
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};

@@ -1,7 +1,7 @@
-//! The self-test: what must hold before anything else can, checked by the kernel alone.
+//! The self-test: checks by the kernel alone of the properties on which everything else relies.
 //!
 //! It runs under any PVH loader, without rings, reports on the serial line, and ends by the exit
-//! port. A check that fails says why and the others still run.
+//! port. A check that fails reports why, and the others still run.
 
 mod kmem;
 mod paging;
@@ -18,7 +18,7 @@ use crate::host::exit::leave;
 use crate::log;
 use crate::memory::KernelVm;
 
-/// What a check is given.
+/// The input of a check.
 #[derive(Clone, Copy)]
 struct Bench<'a> {
     vm: &'a KernelVm,

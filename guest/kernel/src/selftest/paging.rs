@@ -1,4 +1,4 @@
-//! What the page tables say, read as the CPU reads them.
+//! The page tables, read as the CPU reads them.
 
 use core::convert::Infallible;
 
@@ -23,7 +23,7 @@ impl TableReader for Tables {
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, Infallible> {
         assert!(index < NPTEPG);
         let at = phys_to_dmap(table).get() as *const u64;
-        // SAFETY: page tables are RAM, which the direct map shows; a concurrent change of A or M is
+        // SAFETY: page tables are RAM, which the direct map maps; a concurrent change of A or M is
         // harmless in a volatile read of one word.
         Ok(Pte::from_bits(unsafe { at.add(index).read_volatile() }))
     }
@@ -33,13 +33,13 @@ impl TableReader for Tables {
     }
 }
 
-/// What is mapped at `va`.
+/// The mapping at `va`.
 pub fn translate(va: GuestVirt) -> Option<Mapping> {
     let Ok(walk) = walk(&Tables, direct_map::pml4(), va);
     walk.mapping
 }
 
-/// Calls `visit` with each leaf entry and what its path grants.
+/// Calls `visit` with each leaf entry and the rights of its path.
 fn each_leaf(
     table: GuestPhys,
     level: Level,

@@ -1,4 +1,4 @@
-//! Threads: that none of them can keep the CPU to itself.
+//! Threads: no thread can keep the CPU to itself.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -10,17 +10,17 @@ use crate::memory::KernelVm;
 
 /// Numbers of the two threads.
 const TIDS: [u32; 2] = [200, 201];
-/// Times that the CPU goes from one to the other before they end.
+/// Switches between the two before they end.
 const TURNS: u32 = 4;
 
-/// Who ran last.
+/// The thread that ran last.
 static LAST: AtomicU64 = AtomicU64::new(u64::MAX);
 /// How often that has changed.
 static CHANGES: AtomicU32 = AtomicU32::new(0);
 /// How far each has counted.
 static COUNTS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-/// Counts, and never gives way: only the clock can take the CPU from it.
+/// Counts, and never yields: only the clock can take the CPU from it.
 fn spin(_: &KernelVm, me: u64) {
     while CHANGES.load(Ordering::Relaxed) <= TURNS {
         if LAST.swap(me, Ordering::Relaxed) != me {
@@ -34,8 +34,8 @@ fn spin(_: &KernelVm, me: u64) {
 pub fn endless_threads_share_the_cpu(bench: &Bench<'_>) -> Verdict {
     let (vm, cnt) = (bench.vm, bench.vm.cnt());
     let before = (cnt.v_free_count.get(), cnt.thread_count.get());
-    // This is the idle thread: any other takes the CPU from it at once, and it comes back when both
-    // have ended.
+    // This is the idle thread: any other thread takes the CPU from it at once, and it runs again
+    // when both have ended.
     vm.critical_enter();
     let spec = |(arg, tid)| ThreadSpec { tid, name: "spin", priority: PUSER, start: spin, arg };
     let made = (0..).zip(TIDS).map(spec).filter(|spec| vm.kthread_create(spec).is_ok()).count();
@@ -50,6 +50,6 @@ pub fn endless_threads_share_the_cpu(bench: &Bench<'_>) -> Verdict {
     )?;
     vm.thread_reap();
     same("threads", cnt.thread_count.get(), before.1)?;
-    // The first threads of all leave a page table behind.
+    // The first threads leave a page table behind.
     same("pages missing", before.0.saturating_sub(cnt.v_free_count.get()) / 2, 0)
 }

@@ -1,4 +1,4 @@
-//! Interrupts, masking, and what they must not touch.
+//! Interrupts, masking, and the state that they must not change.
 
 use core::arch::asm;
 use core::sync::atomic::Ordering;
@@ -29,8 +29,8 @@ pub fn masking_defers(_: &Bench<'_>) -> Verdict {
     let outer = Masked::new();
     let inner = Masked::new();
     apic::timer_one_shot(SOON);
-    // The handler itself says that the interrupt came; that the count ran down says it too early
-    // where another thread of the host emulates the timer.
+    // The handler itself shows that the interrupt arrived; the end of the count would show it too
+    // early if another thread of the host emulates the timer.
     while PerCpu::current().deferred().load(Ordering::Relaxed) == 0 {
         core::hint::spin_loop();
     }
@@ -42,7 +42,7 @@ pub fn masking_defers(_: &Bench<'_>) -> Verdict {
 }
 
 pub fn masked_interrupts_take_no_frame(_: &Bench<'_>) -> Verdict {
-    /// What the CPU and the stub may put at the end of the next slot.
+    /// The words that the CPU and the stub may put at the end of the next slot.
     const USED: u64 = 128;
     const UNTOUCHED: u64 = 0x756e_746f_7563_6865;
     let masked = Masked::new();
@@ -79,7 +79,7 @@ pub fn interrupts_keep_registers(_: &Bench<'_>) -> Verdict {
 }
 
 pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
-    /// Instructions from a handler's return to its `iretq`: fewer would not be the whole way.
+    /// Least number of instructions from a handler's return to its `iretq`.
     const WAY_OUT: u64 = 35;
     let whole =
         |what, got| if got >= WAY_OUT { Ok(()) } else { Err(Failure { what, got, want: WAY_OUT }) };
@@ -91,7 +91,7 @@ pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
     same("registers and red-zone words changed", wrong, 0)?;
     whole("steps on the way back to a loop", steps.count())?;
     drop(steps);
-    // The way out to a halted CPU is another one.
+    // The way out to a halted CPU is different.
     let steps = Steps::through_one_interrupt();
     PerCpu::current().idle().arm();
     halt_for(200);
@@ -99,7 +99,8 @@ pub fn each_way_out_can_be_interrupted(_: &Bench<'_>) -> Verdict {
 }
 
 /// Fills the SSE registers, most general registers and the red zone with values made of `pattern`,
-/// waits until the timer has fired more than `fired` times, and counts what is not as it was.
+/// waits until the timer has fired more than `fired` times, and counts the values that have
+/// changed.
 fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
     let wrong: u64;
     let counter = crate::arch::interrupt::timer_interrupts_address();
@@ -126,7 +127,7 @@ fn spin_with_pattern(pattern: u64, fired: u64) -> u64 {
             "cmp r10, {p}", "jne 6f", "cmp r11, {p}", "jne 6f", "cmp r12, {p}", "jne 6f",
             "cmp r13, {p}", "jne 6f", "cmp r14, {p}", "jne 6f", "cmp r15, {p}", "je 7f",
             "6: inc {wrong}",
-            // All SSE registers together: a bit that differs in one of them survives the OR.
+            // All SSE registers combined: a bit that differs in one of them survives the OR.
             "7:",
             "pxor xmm1, xmm0", "pxor xmm2, xmm0", "pxor xmm3, xmm0", "pxor xmm4, xmm0",
             "pxor xmm5, xmm0", "pxor xmm6, xmm0", "pxor xmm7, xmm0", "pxor xmm8, xmm0",

@@ -1,35 +1,35 @@
-//! The board: what each thread of the host's has been asked, and what is still to be answered.
+//! The board: the requests to each of the host's threads, and the answers that are still owed.
 //!
 //! A slot goes `Idle -> Asked -> Working -> Done -> Idle`: the dispatcher posts a request, the
 //! thread takes it, works, and posts the outcome, which the dispatcher sends once the guest is at
-//! rest. If the guest comes to rest before, the dispatcher answers that the thread is blocked
-//! (`Working -> Unasked`), and the outcome, when it comes, is kept until a join asks for it.
+//! rest. If the guest comes to rest before that, the dispatcher answers that the thread is blocked
+//! (`Working -> Unasked`), and the later outcome is kept until a join asks for it.
 //!
-//! A request that was started goes `Idle -> Planned -> Asked`, in real time `Idle -> Asked`, and
-//! owes no answer before a join, like one whose thread is blocked. The planned ones begin together,
-//! in the order in which they came.
+//! A request that is started without waiting goes `Idle -> Planned -> Asked`, in real time `Idle ->
+//! Asked`, and owes no answer before a join, like one whose thread is blocked. Planned requests
+//! begin together, in the order in which they came.
 //!
-//! A request may have to wait for its thread to be made ([`Board::want`]). It is owed an answer
-//! then like one that is worked on, and can be blocked before it has begun.
+//! A request may have to wait for its thread to be created ([`Board::want`]). It is then owed an
+//! answer like one that is being worked on, and can be blocked before it has begun.
 
 use vmkern_abi::control::{MAX_THREADS, Op, Outcome, Response};
 
-/// What a thread is up to.
+/// The state of a thread.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Nothing.
+    /// It has nothing to do.
     Idle,
-    /// It is to begin with the next request that somebody waits for.
+    /// It will begin with the next request that is waited for.
     Planned { op: Op },
-    /// A request waits for it, with a tag unless it was started, or the host was told that it is
-    /// blocked and has not asked again.
+    /// A request waits for it. The request has a tag, unless it was started without waiting, or the
+    /// host was told that it is blocked and has not joined it since.
     Asked { tag: Option<u32>, op: Op },
     /// It works on the request with this tag.
     Working { tag: u32 },
-    /// It works, and nobody waits: it was started, or the host was told that it is blocked, and has
-    /// not asked again.
+    /// It works, and no answer is owed: it was started without waiting, or the host was told that
+    /// it is blocked, and has not joined it since.
     Unasked,
-    /// It has finished, and this tag is to be answered, if any.
+    /// It has finished, and this tag, if any, must be answered.
     Done { tag: Option<u32>, outcome: Outcome, cycles: u64 },
 }
 
@@ -44,7 +44,7 @@ pub struct Board {
     slots: [State; MAX_THREADS as usize],
     /// The threads that are [`State::Working`].
     working: Threads,
-    /// The threads that are still to be made for their requests.
+    /// The threads that must still be created for their requests.
     wanted: Threads,
     /// Those of them whose requests have a tag to answer.
     waiting: Threads,
@@ -61,12 +61,12 @@ pub struct Board {
     settling: u32,
 }
 
-/// The thread is not in a state in which this can be asked.
+/// The thread is not in a state that allows this request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotNow;
 
 impl Board {
-    /// Nobody has been asked anything.
+    /// A board without requests.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -93,7 +93,7 @@ impl Board {
         Ok(())
     }
 
-    /// Posts a request for `thread` that nobody waits for.
+    /// Posts a request for `thread` that is not waited for.
     ///
     /// # Errors
     /// When the thread has one already.
@@ -104,7 +104,7 @@ impl Board {
         Ok(())
     }
 
-    /// Notes a request for `thread` that is to begin with the next one that somebody waits for.
+    /// Records a request for `thread` that will begin with the next request that is waited for.
     ///
     /// # Errors
     /// When the thread has one already.
@@ -121,7 +121,7 @@ impl Board {
         self.planned > 0
     }
 
-    /// The thread of the planned request at `index`, which is posted by this.
+    /// Posts the planned request at `index`, and returns its thread.
     pub fn begin(&mut self, index: usize) -> Option<u16> {
         if index >= self.planned {
             self.planned = 0;
@@ -151,24 +151,24 @@ impl Board {
         Some(op)
     }
 
-    /// Notes that `thread`, which has a request, is to be made.
+    /// Records that `thread`, which has a request, must be created.
     pub fn want(&mut self, thread: u16) {
         self.wanted |= 1 << thread;
         self.set(thread, self.slots[usize::from(thread)]);
     }
 
-    /// The lowest thread that is to be made.
+    /// The lowest thread that must be created.
     pub fn wanted(&self) -> Option<u16> {
         first(self.wanted)
     }
 
-    /// Notes that `thread` is not to be made any more.
+    /// Records that `thread` need not be created any more.
     pub fn is_made(&mut self, thread: u16) {
         self.wanted &= !(1 << thread);
         self.set(thread, self.slots[usize::from(thread)]);
     }
 
-    /// Notes that `thread` has finished, or that it could not be made for its request.
+    /// Records that `thread` has finished, or that it could not be created for its request.
     pub fn finish(&mut self, thread: u16, outcome: Outcome, cycles: u64) {
         let tag = match self.slots[usize::from(thread)] {
             State::Working { tag } => Some(tag),
@@ -179,7 +179,7 @@ impl Board {
         self.set(thread, State::Done { tag, outcome, cycles });
     }
 
-    /// Joins `thread`, which was started, or which the host was told to be blocked: its outcome
+    /// Joins `thread`, which was started without waiting, or was reported as blocked: its outcome
     /// will be answered with `tag`.
     ///
     /// # Errors
@@ -218,14 +218,14 @@ impl Board {
         members(self.working | self.waiting)
     }
 
-    /// The threads that work, or are being made for that, whether they owe an answer or not, in
-    /// ascending order.
+    /// The threads that work, or are being created for their work, whether they owe an answer or
+    /// not, in ascending order.
     pub fn at_work(&self) -> impl Iterator<Item = u16> {
         members(self.working | self.unasked | self.wanted)
     }
 
-    /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag to
-    /// tell so.
+    /// The guest is at rest: marks `thread`, which owes an answer, as blocked. Returns the tag for
+    /// the answer that says so.
     pub fn block(&mut self, thread: u16) -> Option<u32> {
         let (tag, blocked) = match self.slots[usize::from(thread)] {
             State::Working { tag } => (tag, State::Unasked),

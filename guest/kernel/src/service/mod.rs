@@ -3,8 +3,8 @@
 //! The dispatcher is the thread that the boot became, and the idle thread: it runs when no other
 //! thread can. That is what "the guest is at rest" means here, and everything that the host may see
 //! happens then: answers are sent, the next request is taken, virtual time jumps to the next
-//! time-out, and threads that nothing can wake are reported as blocked. So what the host reads
-//! after an answer does not depend on who was woken when.
+//! time-out, and threads that nothing can wake are reported as blocked. So the state that the host
+//! reads after an answer does not depend on the order of wakeups.
 //!
 //! Between requests the CPU spins for a while, because the host is usually about to send the next
 //! one, and then halts until the host rings (see [`vmkern_abi::control`] for the doorbell
@@ -66,9 +66,9 @@ struct Dispatcher<'a> {
     region: &'a ControlRegion,
     requests: Consumer<'a, RING_SLOTS>,
     responses: Producer<'a, RING_SLOTS>,
-    /// A request that waits for the guest to be at rest: what was started before it has begun.
+    /// A request that waits for the guest to be at rest: all requests started before it have begun.
     held: Option<Request>,
-    /// Whether this CPU runs what was started, and no other takes any of it over.
+    /// Whether this CPU runs all started requests, and no other CPU takes any of them over.
     alone: bool,
 }
 
@@ -91,7 +91,7 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// One look around while the guest is at rest.
+    /// One round of the dispatcher while the guest is at rest.
     fn turn(&mut self) {
         if !cpus::is_alone() && !self.vm.at_rest() {
             return self.turn_while_others_run();
@@ -107,19 +107,19 @@ impl Dispatcher<'_> {
             self.serving(|this| this.perform(request));
         } else if let Some(slot) = self.next_request() {
             self.accept(&slot);
-            // With more than one CPU the threads of all requests that are there begin together. So
-            // do those that were started.
+            // With more than one CPU, the threads of all requests in the ring begin together. So do
+            // those that were started.
             while let Some(slot) = self.next_if_parallel() {
                 self.accept(&slot);
             }
         } else if !worker::wake_settlers(self.vm) && !self.report_blocked() {
             self.pass_time();
         }
-        // Whoever can run does, until the guest is at rest again.
+        // Every thread that can run does so, until the guest is at rest again.
         self.vm.sched_yield();
     }
 
-    /// The next request, unless one that came before waits still for the guest to be at rest.
+    /// The next request, unless an earlier one still waits for the guest to be at rest.
     fn next_request(&mut self) -> Option<Slot> {
         if self.held.is_some() {
             None
@@ -132,8 +132,8 @@ impl Dispatcher<'_> {
         if cpus::is_alone() { None } else { self.next_request() }
     }
 
-    /// The guest is at rest: other CPUs take threads over again once nothing that was started is
-    /// under way.
+    /// The guest is at rest: other CPUs take threads over again once no started request is in
+    /// progress.
     fn share_if_finished(&mut self) {
         if self.alone && !BOARD.with(|board| board.has_started()) {
             self.alone = false;
@@ -141,8 +141,8 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// One look around while other CPUs run threads: requests go to threads meanwhile, and this CPU
-    /// runs what it gets.
+    /// One round of the dispatcher while other CPUs run threads: it hands requests to threads, and
+    /// this CPU runs the threads that it gets.
     fn turn_while_others_run(&mut self) {
         threads::keep_time(self.vm, self.clock);
         let mut has_accepted = false;
@@ -156,7 +156,7 @@ impl Dispatcher<'_> {
         self.vm.sched_yield();
     }
 
-    /// Does `work`, which may leave things half done as long as it lasts: the host can see that.
+    /// Does `work`, which may leave structures half changed while it runs: the host can see that.
     fn serving(&mut self, work: impl FnOnce(&mut Self)) {
         self.vm.set_serving(Serving::Yes);
         work(self);
@@ -168,20 +168,20 @@ impl Dispatcher<'_> {
         self.serving(|this| this.serve(slot));
     }
 
-    /// Hands a request to its thread, or answers it. One that somebody waits for lets those begin
-    /// that were started before.
+    /// Hands a request to its thread, or answers it. A request that is waited for first lets those
+    /// begin that were started before it.
     fn serve(&mut self, slot: &Slot) {
         // 1. The request.
         let request = match Request::decode(slot) {
             Ok(request) => request,
-            // A message of some other version: its tag is all that can be told.
+            // A message of another version: only its tag can be read.
             Err(error) => {
                 let tag = u32::try_from(error.head & u64::from(u32::MAX)).unwrap_or(0);
                 return self.refuse(tag, KernReturn::InvalidArgument);
             }
         };
         let Request { tag, context, op } = request;
-        // 2. One that is started: in virtual time it only joins the plan, in real time it begins.
+        // 2. A request that is started: in virtual time it is only planned, in real time it begins.
         if let Context::Start(thread) = context {
             let taken = match self.clock.mode() {
                 TimeMode::Virtual => BOARD.with(|board| board.plan(thread, op)),
@@ -193,15 +193,15 @@ impl Dispatcher<'_> {
                     taken
                 }
             };
-            // Nobody waits for an answer, and the host starts nothing on a thread that has
-            // something to do.
+            // No answer is waited for, and the host starts nothing on a thread that is busy.
             return taken
                 .unwrap_or_else(|_| panic!("t{thread} was started while it was busy (tag {tag})"));
         }
-        // 3. One that somebody waits for: the plan begins first.
+        // 3. A request that is waited for: the planned ones begin first.
         let is_first = !self.begin_planned();
         match context {
-            // What runs on no thread comes when those rest that were started before it.
+            // A request without a thread is answered when those that were started before it are at
+            // rest.
             Context::Interrupt | Context::Lowmem | Context::Rest if !is_first => {
                 self.held = Some(request)
             }
@@ -209,8 +209,8 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Lets everything begin that was started and has not begun: on this CPU, in the order of
-    /// starting, and before any thread that is woken later. Returns whether there was anything.
+    /// Begins all requests that were started and have not begun: on this CPU, in the order of
+    /// starting, and before any thread that is woken later. Returns whether there were any.
     fn begin_planned(&mut self) -> bool {
         if !BOARD.with(|board| board.has_plan()) {
             return false;
@@ -260,8 +260,8 @@ impl Dispatcher<'_> {
         self.send(&Response { tag, cycles: 0, outcome: Outcome::Error(code) });
     }
 
-    /// Nothing can be done now: in virtual time the clock jumps to the next time-out when an answer
-    /// hangs on one; else waits for that, or for a request.
+    /// Nothing can be done now: in virtual time the clock jumps to the next time-out if an answer
+    /// depends on it; otherwise waits for the time-out, or for a request.
     fn pass_time(&mut self) {
         let tick = self.vm.next_timeout().filter(|_| self.clock.mode() == TimeMode::Virtual);
         match tick.filter(|_| self.owes() && !self.has_work()) {
@@ -270,7 +270,7 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Whether there is anything to do but to wait. The clock's interrupt may have let threads run
+    /// Whether there is anything to do except wait. The clock's interrupt may have let threads run
     /// since the last look.
     fn has_work(&self) -> bool {
         self.has_requests()
@@ -279,18 +279,18 @@ impl Dispatcher<'_> {
             || self.owes_blocked()
     }
 
-    /// Whether a thread has an answer to give.
+    /// Whether a thread has an answer ready.
     fn owes(&self) -> bool {
         BOARD.with(|board| board.owing().next().is_some())
     }
 
-    /// Whether answers hang on threads that nothing can wake but a request.
+    /// Whether answers depend on threads that only a request can wake.
     fn owes_blocked(&self) -> bool {
         self.owes() && !self.script_time_out_pending()
     }
 
-    /// Whether a thread sleeps with a time-out that the host has given something to do, whoever
-    /// waits for it.
+    /// Whether a thread with a request of the host sleeps with a time-out, whether or not its
+    /// answer is waited for.
     fn script_time_out_pending(&self) -> bool {
         BOARD.with(|board| {
             board.at_work().any(|thread| {
@@ -303,7 +303,7 @@ impl Dispatcher<'_> {
     /// Answers for the threads that owe one, if none of them can run or waits for a time-out.
     /// Returns whether there were any.
     fn report_blocked(&mut self) -> bool {
-        // While interrupts are deferred the clock wakes nobody, and who is at rest stays so.
+        // While interrupts are deferred the clock wakes no thread, and threads at rest stay so.
         let _masked = interrupt::Masked::new();
         if !self.owes_blocked() || BOARD.with(|board| board.has_news()) || !self.vm.at_rest() {
             return false;
@@ -347,11 +347,11 @@ impl Dispatcher<'_> {
     }
 
     fn send(&mut self, response: &Response) {
-        // Whoever has the answer may look at once: nothing is half done.
+        // The host may look as soon as it has the answer: nothing is half done.
         self.vm.set_serving(Serving::No);
         let slot = response.encode();
         while !self.responses.push(&slot).unwrap_or_else(|why| broken(why)) {
-            // The host has as many answers to read as the ring holds, so it is awake or about to be
+            // The ring is full of answers for the host to read, so the host is awake or about to be
             // woken.
             self.ring_if_asleep();
             core::hint::spin_loop();
@@ -364,8 +364,8 @@ fn broken(why: Corrupt) -> ! {
     panic!("control ring: {why}")
 }
 
-/// An operation of a vm_lowmem handler, on whichever thread the event came to. Nobody asks for what
-/// it gives: a failure goes to the log, and is counted.
+/// Performs an operation of a vm_lowmem handler, on the thread on which the event occurred. Its
+/// result is discarded: a failure goes to the log, and is counted.
 fn run_stored(vm: &KernelVm, op: &Op) {
     let outcome = match ops::execute(vm, &KernelAccess, op) {
         Executed::Done(outcome) => outcome,
@@ -377,12 +377,12 @@ fn run_stored(vm: &KernelVm, op: &Op) {
             let _masked = interrupt::Masked::new();
             vm.cnt().lowmem_failures.inc();
         }
-        // The event owns no lock here, so that this can wait for room.
+        // The event owns no lock here, so this can wait for room.
         crate::log!("vm_lowmem: {op:?} failed: {outcome:?}");
     }
 }
 
-/// What the operation interrupt is for.
+/// The request and the result of the operation interrupt.
 #[derive(Clone, Copy)]
 enum Errand {
     Nothing,
@@ -392,7 +392,7 @@ enum Errand {
 
 static ERRAND: MaskedCell<Errand> = MaskedCell::new(Errand::Nothing);
 
-/// Has an interrupt handler do `op`, and returns the outcome and the cycles that it took.
+/// Makes an interrupt handler perform `op`, and returns the outcome and the cycles that it took.
 fn in_interrupt(op: Op) -> (Outcome, u64) {
     ERRAND.with(|errand| *errand = Errand::Do(op));
     apic::interrupt_self(OPERATION_VECTOR);

@@ -1,4 +1,4 @@
-//! Threads that do what the host asks for.
+//! Threads that work on the host's requests.
 
 use kmem::kern::lock::LockClass;
 use kmem::kern::sched::PUSER;
@@ -19,24 +19,24 @@ use crate::masked_cell::MaskedCell;
 use crate::memory::KernelVm;
 use crate::threads;
 
-/// What has been asked of whom.
+/// The requests by thread.
 pub static BOARD: MaskedCell<Board> = MaskedCell::new(Board::new());
 
-/// Interlock of the sleeps below. Whoever wakes a worker changes the board under it.
+/// Interlock of the sleeps below. A thread that wakes a worker changes the board under it.
 // SAFETY: a mutex is plain words, and all zero is a free one.
 static BOARD_LOCK: Mtx = unsafe { core::mem::zeroed() };
-/// Channels: a thread that waits for a request sleeps on its own byte, one that waits for rest on
-/// the last.
+/// Channels: a thread that waits for a request sleeps on its own byte, and one that waits for the
+/// guest to be at rest on the last.
 static CHANNELS: [u8; MAX_THREADS as usize + 1] = [0; MAX_THREADS as usize + 1];
 
-/// What a thread shows that waits for a request.
+/// The wait message of a thread that waits for a request.
 const REQUEST: &str = "request";
 
 fn channel(index: u16) -> WaitChannel {
     WaitChannel::from(GuestVirt::new((&raw const CHANNELS[usize::from(index)]) as u64))
 }
 
-/// Makes `thread`, which does not exist. It sleeps until [`wake`].
+/// Creates `thread`, which does not exist yet. It sleeps until [`wake`].
 ///
 /// # Errors
 /// When there is no address space for it, or no memory and the caller may not wait.
@@ -54,7 +54,7 @@ fn make(vm: &KernelVm, thread: u16, wait: Wait) -> Result<(), Shortage> {
     vm.kthread_create_asleep(&spec, channel(thread), REQUEST, wait).map(drop)
 }
 
-/// Makes the first thread, `t0`, and the one that makes others when memory is short.
+/// Creates the first thread, `t0`, and the thread that creates others when memory is short.
 ///
 /// # Errors
 /// When there is no memory for them.
@@ -63,8 +63,8 @@ pub fn start(vm: &KernelVm) -> Result<(), Shortage> {
     make(vm, 0, Wait::No)
 }
 
-/// Lets `thread` begin with the request that was posted for it. If there is no such thread yet it
-/// is made: at once if that takes no wait, else by the thread that may wait for memory.
+/// Lets `thread` begin with the request that was posted for it. If the thread does not exist yet it
+/// is created: at once if that needs no wait, otherwise by the thread that may wait for memory.
 pub fn begin(vm: &KernelVm, thread: u16) {
     if vm.tfind(thread.into()).is_some() || make(vm, thread, Wait::No).is_ok() {
         return wake(vm, thread);
@@ -75,7 +75,7 @@ pub fn begin(vm: &KernelVm, thread: u16) {
     vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
 }
 
-/// The life of the thread that makes threads.
+/// The main loop of the thread that creates threads.
 fn make_threads(vm: &KernelVm, _: u64) {
     loop {
         vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
@@ -86,8 +86,8 @@ fn make_threads(vm: &KernelVm, _: u64) {
                 None => vm.taskqueue_sleep((LockClass::Driver, &BOARD_LOCK)),
             }
         };
-        // More threads may be wanted while this one is made: the board is read again afterwards.
-        // Nobody else makes this one.
+        // More threads may be wanted while this one is made: the board is read again afterwards. No
+        // other thread creates this one.
         vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
         let made = make(vm, thread, Wait::Yes);
         BOARD.with(|board| board.is_made(thread));
@@ -104,7 +104,7 @@ fn make_threads(vm: &KernelVm, _: u64) {
     }
 }
 
-/// The thread for whose sleep an answer of `thread` waits: that one, or the one that makes it.
+/// The thread whose sleep delays the answer of `thread`: that thread, or the one that creates it.
 pub fn waits(vm: &KernelVm, thread: u16) -> Option<KPtr<Thread>> {
     vm.tfind(thread.into()).or_else(|| vm.tfind(TASKQ_TID))
 }
@@ -116,9 +116,10 @@ pub fn wake(vm: &KernelVm, thread: u16) {
     vm.mtx_unlock(LockClass::Driver, &BOARD_LOCK.owner);
 }
 
-/// The guest is at rest: wakes those who wait for that. Returns whether there were any.
+/// The guest is at rest: wakes the threads that wait for that. Returns whether there were any.
 pub fn wake_settlers(vm: &KernelVm) -> bool {
-    // Who has counted itself sleeps before the lock is free: on another CPU it may be on its way.
+    // A thread that has counted itself sleeps before the lock is free; on another CPU it may be
+    // about to.
     vm.mtx_lock(LockClass::Driver, &BOARD_LOCK.owner);
     let settling = BOARD.with(|board| core::mem::take(board.settling()));
     if settling > 0 {
@@ -128,7 +129,7 @@ pub fn wake_settlers(vm: &KernelVm) -> bool {
     settling > 0
 }
 
-/// A worker's life.
+/// A worker's main loop.
 fn work(vm: &KernelVm, thread: u64) {
     let thread = u16::try_from(thread).unwrap_or(0);
     loop {
@@ -149,18 +150,18 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
             vm.mtx_unlock(LockClass::Driver, &lock.owner);
             return op;
         }
-        // A request may have been posted: the board is looked at again.
+        // A request may have been posted: the board is read again.
         let _ = vm.msleep(channel(thread), (LockClass::Driver, lock), 0, REQUEST, 0, Relock::Yes);
     }
 }
 
-/// Sleeps for `micros` microseconds on the running thread, whichever it is: at most to the end of
-/// the clock's time, and there not at all.
+/// Makes the running thread sleep for `micros` microseconds, at most until the end of the clock,
+/// and not at all if it is there.
 pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
     let micros = threads::clock().map_or(micros, |clock| micros.min(clock.left()));
     if micros > 0 {
         let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
-        // Nobody wakes this channel, and no lock is held: only time passes.
+        // Nothing wakes this channel, and no lock is held: only time passes.
         let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "sleep", ticks);
     }
     Outcome::Ok
@@ -174,7 +175,7 @@ fn perform(vm: &KernelVm, op: &Op) -> Outcome {
             let lock = &BOARD_LOCK;
             vm.mtx_lock(LockClass::Driver, &lock.owner);
             BOARD.with(|board| *board.settling() += 1);
-            // The guest was at rest when this thread was woken, and need not be any more.
+            // The guest was at rest when this thread was woken, but need not be any more.
             let _ = vm.msleep(
                 channel(MAX_THREADS),
                 (LockClass::Driver, lock),

@@ -1,10 +1,10 @@
 //! Starting the CPUs that did not boot.
 //!
 //! An application processor begins in real mode at a page that the start-up interrupt names (SDM
-//! volume 3, section 9.4.4). [`AP_PAGE`] and the four pages below it, which the loader leaves
-//! alone, hold what it needs until it runs in the high half: a trampoline that enters long mode in
-//! one step, and page tables that map this one page where it lies. They are written anew for each
-//! start; CPUs start one after the other.
+//! volume 3, section 9.4.4). [`AP_PAGE`] and the four pages below it, which the loader does not
+//! use, hold a trampoline that enters long mode in one step, and page tables that map this one page
+//! at its physical address; the processor needs them until it runs in the high half. They are
+//! rewritten for each start; CPUs start one after the other.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ const TABLES: [GuestPhys; 4] = [
 ];
 const _: () = assert!(AP_PAGE + PAGE_SIZE == AP_END.get());
 
-/// Cycles after which a CPU is taken for one that does not exist: seconds.
+/// Cycles after which a CPU is considered missing: seconds.
 const START_LIMIT: u64 = 20_000_000_000;
 
 // Copied to AP_PAGE. Real mode, CS = AP_PAGE / 16, interrupts off.
@@ -127,7 +127,7 @@ static STARTING: AtomicU64 = AtomicU64::new(0);
 /// The kernel's root page table.
 static PML4: AtomicU64 = AtomicU64::new(0);
 
-/// Low memory at `pa`, as the image's window shows it.
+/// Low memory at `pa`, through the image's window.
 fn low(pa: GuestPhys) -> *mut u64 {
     KERNBASE.add(pa.get()).get() as *mut u64
 }
@@ -162,11 +162,10 @@ fn prepare() {
     }
 }
 
-/// Starts the CPU of `cpu`, and waits until it runs the body and `has_started` says that it has
-/// gone far enough.
+/// Starts the CPU of `cpu`, and waits until it runs the body and `has_started` returns true.
 ///
 /// # Errors
-/// When it does not come.
+/// When it does not start in time.
 pub fn start(cpu: &'static PerCpu, has_started: impl Fn() -> bool) -> Result<(), NotThere> {
     prepare();
     PML4.store(direct_map::pml4().get(), Ordering::Relaxed);
@@ -188,7 +187,7 @@ pub fn start(cpu: &'static PerCpu, has_started: impl Fn() -> bool) -> Result<(),
 #[derive(Clone, Copy, Debug)]
 pub struct NotThere;
 
-/// First function of the body on a CPU that was started, on the stack of its idle thread.
+/// First function of the body on a started CPU, on the stack of its idle thread.
 extern "C" fn begin() -> ! {
     apic::init();
     cpus::join(PerCpu::current());

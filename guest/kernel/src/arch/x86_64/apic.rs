@@ -5,7 +5,7 @@ use super::vectors::{SPURIOUS_VECTOR, TIMER_VECTOR};
 /// Where `build.rs` maps the APIC's page.
 const BASE: u64 = vmkern_abi::kva::KERNBASE.get() + super::IMAGE_WINDOW_BYTES - 4096;
 
-/// Where the end of an interrupt is told, by a write of 0.
+/// The register for the end of an interrupt, which is signalled by a write of 0.
 pub const END_OF_INTERRUPT: u64 = BASE + Register::EndOfInterrupt as u64;
 
 /// Registers, by their offset in the page.
@@ -33,7 +33,7 @@ pub fn init() {
     write(Register::SpuriousVector, ENABLE | u32::from(SPURIOUS_VECTOR));
 }
 
-/// Says that the interrupt in service has been handled.
+/// Signals that the interrupt in service has been handled.
 pub fn end_of_interrupt() {
     write(Register::EndOfInterrupt, 0);
 }
@@ -50,14 +50,14 @@ pub fn timer_one_shot(counts: u32) {
     write(Register::TimerInitialCount, counts);
 }
 
-/// Sends interrupt `vector` to the CPU with this number, which is its APIC's ID as well. Interrupts
-/// are deferred: the two halves of the command belong together.
+/// Sends interrupt `vector` to the CPU with this number, which is also its APIC's ID. Interrupts
+/// are deferred: no other command may come between the two halves.
 pub fn interrupt_cpu(number: u32, vector: u8) {
     write(Register::InterruptDestination, number << 24);
     write(Register::InterruptCommand, u32::from(vector));
 }
 
-/// Resets the CPU with this number: it waits for [`start_cpu`] then (INIT; SDM volume 3, section
+/// Resets the CPU with this number, which then waits for [`start_cpu`] (INIT; SDM volume 3, section
 /// 9.4.4).
 pub fn reset_cpu(number: u32) {
     const INIT_ASSERT: u32 = 0x4500;
@@ -65,7 +65,7 @@ pub fn reset_cpu(number: u32) {
     write(Register::InterruptCommand, INIT_ASSERT);
 }
 
-/// Has the CPU with this number, which was reset, begin at physical page `page`, below 256, in real
+/// Starts the CPU with this number, which was reset, at physical page `page`, below 256, in real
 /// mode (SIPI).
 pub fn start_cpu(number: u32, page: u8) {
     const STARTUP_ASSERT: u32 = 0x4600;

@@ -4,8 +4,8 @@ use super::percpu::{PerCpu, Stacks, TrapEntries};
 use super::stack;
 use super::trap::{fatal_entry, trap_entry};
 
-/// The boot CPU's structure. `build.rs` names it in the TSS descriptor, `entry.rs` loads GS base
-/// with it.
+/// The boot CPU's structure. `build.rs` puts its address into the TSS descriptor, and `entry.rs`
+/// loads GS base with it.
 #[unsafe(no_mangle)]
 static PERCPU0: PerCpu = PerCpu::new(
     0,

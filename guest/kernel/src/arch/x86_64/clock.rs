@@ -1,10 +1,10 @@
-//! Time: the TSC says what time it is, the APIC's timer only ends a halt.
+//! Time: the TSC is the clock, and the APIC's timer only ends a halt.
 //!
-//! In virtual time the clock stands still but for [`Clock::sleep`], which moves it on by the time
-//! slept. In real time it follows the TSC. Either way `ticks` is the time since boot, cut to `1 /
-//! hz` seconds, computed by whoever looks ([`ClockBase`]): no interrupt a tick keeps it. The timer
-//! fires when something is due: a thread's time-out, or the end of a time slice while other threads
-//! wait for the CPU.
+//! In virtual time the clock stands still except for [`Clock::sleep`], which advances it by the
+//! time slept. In real time it follows the TSC. Either way `ticks` is the time since boot, rounded
+//! down to `1 / hz` seconds, and each reader computes it ([`ClockBase`]): it needs no interrupt for
+//! each tick. The timer fires when something is due: a thread's time-out, or the end of a time
+//! slice while other threads wait for the CPU.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,11 +14,11 @@ use vmkern_abi::clock::{self, ClockBase, DEFAULT_HZ};
 use super::percpu::{NEVER, PerCpu};
 use super::{apic, instr, interrupt};
 
-/// Where the loader does not tell the TSC's frequency.
+/// The frequency if the loader does not pass that of the TSC.
 const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 
-/// Where a clock comes to its end, in microseconds: two of the longest ticks before the last that
-/// it can tell, so that a sleep up to here, rounded up to a tick, ends.
+/// The end of a clock in microseconds: two of the longest ticks before the last time that it can
+/// represent, so a sleep until here, rounded up to a tick, ends.
 const END_OF_TIME: u64 = u64::MAX - 2_000_000;
 
 /// The kernel's clock.
@@ -30,12 +30,12 @@ pub struct Clock {
     hz: u64,
     /// Microseconds slept in virtual time.
     slept: AtomicU64,
-    /// Where the host finds out what time it is.
+    /// The words from which the host computes the time.
     published: Option<&'static ClockBase>,
 }
 
 impl Clock {
-    /// A clock that starts now. Whoever knows `published` can tell the time from then on.
+    /// A clock that starts now. From then on the time can be computed from `published`.
     #[must_use]
     pub fn start(args: &BootArgs, published: Option<&'static ClockBase>) -> Self {
         let tsc_khz = args.tsc_khz.unwrap_or(DEFAULT_TSC_KHZ);
@@ -56,8 +56,7 @@ impl Clock {
         }
     }
 
-    /// How many microseconds the clock can go on: one that stood at its end would never come to a
-    /// later tick.
+    /// Microseconds until the end of the clock: a clock at its end would never reach a later tick.
     #[must_use]
     pub fn left(&self) -> u64 {
         END_OF_TIME.saturating_sub(self.micros())
@@ -75,7 +74,7 @@ impl Clock {
         self.mode
     }
 
-    /// Ticks that `micros` microseconds last, rounded up, at least one.
+    /// Ticks in `micros` microseconds, rounded up, at least one.
     #[must_use]
     pub fn ticks_of(&self, micros: u64) -> u64 {
         let ticks = (u128::from(micros) * u128::from(self.hz)).div_ceil(1_000_000);
@@ -89,7 +88,7 @@ impl Clock {
         u64::try_from(at).unwrap_or(u64::MAX).saturating_sub(self.micros())
     }
 
-    /// Cycles of the TSC that a time slice lasts while others wait for the CPU.
+    /// Length of a time slice in TSC cycles, while others wait for the CPU.
     #[must_use]
     pub fn slice_cycles(&self) -> u64 {
         const MILLISECONDS: u64 = 10;
@@ -104,18 +103,18 @@ impl Clock {
         u64::try_from(cycles).map_or(NEVER, |cycles| self.start_tsc.saturating_add(cycles))
     }
 
-    /// Moves a virtual clock on to the beginning of tick `tick`, if it is not there yet. A real
-    /// clock is not moved.
+    /// Advances a virtual clock to the beginning of tick `tick`, if it is not there yet. A real
+    /// clock is not changed.
     pub fn jump_to(&self, tick: u64) {
         if self.mode == TimeMode::Virtual {
             self.pass(self.micros_until(tick));
         }
     }
 
-    /// Moves a virtual clock on.
+    /// Advances a virtual clock.
     fn pass(&self, micros: u64) {
         let before = self.slept.load(Ordering::Relaxed);
-        // Only the CPU that booted moves the clock, in its idle thread.
+        // Only the CPU that booted advances the clock, in its idle thread.
         let now = before.saturating_add(micros);
         self.slept.store(now, Ordering::Relaxed);
         if let Some(base) = self.published {
@@ -142,27 +141,27 @@ impl Clock {
     }
 }
 
-/// Has this CPU's timer fire when the TSC stands at `at`, or soon if that is past; within four
-/// seconds in any case.
+/// Sets this CPU's timer to fire when the TSC is `at`, or soon if that is past; within four seconds
+/// in any case.
 pub fn fire_at(clock: &Clock, at: u64) {
     PerCpu::current().set_timer_at(at);
     let micros = clock::micros(at.saturating_sub(instr::rdtsc()), clock.tsc_khz);
     apic::timer_one_shot(counts(micros + 1));
 }
 
-/// This CPU's timer has fired, or is to stand still: it is not waited for.
+/// Records that this CPU's timer has fired or is stopped: nothing waits for it.
 pub fn timer_is_over() {
     PerCpu::current().set_timer_at(NEVER);
 }
 
-/// Timer counts in `micros` microseconds, or in the most that the timer can do, which is four
-/// seconds.
+/// Timer counts in `micros` microseconds, or in the timer's maximum, which is four seconds.
 fn counts(micros: u64) -> u32 {
     u32::try_from(micros.saturating_mul(1000) / apic::TIMER_COUNT_NANOS).unwrap_or(u32::MAX).max(1)
 }
 
-/// Halts until an interrupt comes or about `micros` microseconds (at most four seconds) have
-/// passed. Not at all when one has come since [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
+/// Halts until an interrupt arrives or about `micros` microseconds (at most four seconds) have
+/// passed. Does not halt if an interrupt has arrived since
+/// [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm).
 pub fn halt_for(micros: u64) {
     apic::timer_one_shot(counts(micros));
     interrupt::halt();

@@ -1,4 +1,4 @@
-//! Which CPUs run.
+//! The CPUs that run.
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -12,18 +12,18 @@ static CPUS: [AtomicPtr<PerCpu>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
-/// A CPU has begun to run the body, and takes part from now on.
+/// Records that a CPU has begun to run the body, and takes part from now on.
 pub fn join(cpu: &'static PerCpu) {
     CPUS[cpu.number() as usize].store(core::ptr::from_ref(cpu).cast_mut(), Ordering::Release);
 }
 
-/// Says how many CPUs there will be. Called before the first of the others starts.
+/// Sets the number of CPUs. Called before the first of the others starts.
 pub fn expect(count: u32) {
     COUNT.store(count, Ordering::Relaxed);
     join(PerCpu::current());
 }
 
-/// Whether there is only this one.
+/// Whether this is the only CPU.
 #[must_use]
 #[inline]
 pub fn is_alone() -> bool {
@@ -33,19 +33,19 @@ pub fn is_alone() -> bool {
 /// The CPU with this number, if it runs.
 #[must_use]
 pub fn get(number: u32) -> Option<&'static PerCpu> {
-    // SAFETY: `join` stores references that are valid for ever, and nobody else stores here.
+    // SAFETY: `join` stores references that are valid for ever, and nothing else stores here.
     unsafe { CPUS.get(number as usize)?.load(Ordering::Acquire).as_ref() }
 }
 
-/// All CPUs that run, but for the calling one. Interrupts are deferred.
+/// All CPUs that run, except the calling one. Interrupts are deferred.
 pub fn others() -> impl Iterator<Item = &'static PerCpu> {
     let me = PerCpu::current().number();
     let count = COUNT.load(Ordering::Relaxed);
     (0..count).filter(move |&number| number != me).filter_map(get)
 }
 
-/// Has CPU `number` look for a thread to run, unless it is about to look anyway. The thread is on
-/// its queue already.
+/// Makes CPU `number` look for a thread to run, unless it is about to look anyway. The thread is
+/// already on its queue.
 pub fn reschedule(number: u32) {
     let Some(cpu) = get(number) else { return };
     if cpu.idle().must_be_interrupted() {
@@ -53,8 +53,8 @@ pub fn reschedule(number: u32) {
     }
 }
 
-/// Has CPU `number` look whether its timer is wanted, unless that fires by TSC `by` anyway, or the
-/// CPU is about to look for work. What it is to see is there already.
+/// Makes CPU `number` check whether its timer is needed, unless the timer fires by TSC `by` anyway,
+/// or the CPU is about to look for work. The caller has already stored what the CPU must see.
 pub fn ask_for_timer(number: u32, by: u64) {
     // As for a thread: either the other CPU sees it after its timer has fired, or this one sees
     // that it stands still; and a CPU that is armed may have set its timer for something later.

@@ -1,17 +1,18 @@
-//! From the loader to the kernel body, by one of two ways.
+//! From the loader to the kernel body, in one of two ways.
 //!
 //! **Direct.** vmkern's own loader reads the [`EntryNote`] and enters [`direct_entry`] in long
 //! mode, with every table loaded ([`vmkern_abi::entry`] is the protocol). A CPL0 instruction may
-//! cost a microsecond. So eleven are left: they time themselves, decide where the body runs, and go
-//! there.
+//! cost a microsecond. So there are only eleven: they time themselves, decide where the body runs,
+//! and jump there.
 //!
 //! **By PVH.** Any other loader enters [`pvh_entry`] in 32-bit protected mode without paging, EBX
 //! pointing at `hvm_start_info` (PVH boot protocol,
-//! `xen/include/public/arch-x86/hvm/start_info.h`). It makes the state in which the direct way
-//! begins, and goes on there. All descriptor and page tables are static data of the image for both.
+//! `xen/include/public/arch-x86/hvm/start_info.h`). It sets up the state in which the direct way
+//! begins, and continues there. For both, all descriptor and page tables are static data of the
+//! image.
 //!
-//! What the body finds: long mode, paging by `boot_pml4` with the image at KERNBASE, no identity
-//! mapping, GDT, IDT, TSS and GS base set, interrupts enabled, RDI = physical address of
+//! State at the start of the body: long mode, paging by `boot_pml4` with the image at KERNBASE, no
+//! identity mapping, GDT, IDT, TSS and GS base set, interrupts enabled, RDI = physical address of
 //! `hvm_start_info`, RSI = cycles that [`TIMED_INSTRUCTIONS`] took, RDX = TSC at the direct entry;
 //! CPL as decided: the command line's first word when it is `privilege=supervisor` or
 //! `privilege=user`, else by those cycles.
@@ -68,7 +69,7 @@ const GDT_LIMIT: u16 = 8 * 8 - 1;
 /// Limit of the interrupt descriptor table: 256 gates.
 const IDT_LIMIT: u16 = 256 * 16 - 1;
 
-/// `vmkern_abi::kva::KERNBASE` as the assembler wants it.
+/// `vmkern_abi::kva::KERNBASE` in the assembler's syntax.
 const KERNBASE: u64 = vmkern_abi::kva::KERNBASE.get();
 
 // The upper page tables. Entry 510 of `kernel_pdpt` is KERNBASE's GiB. `identity_pdpt` maps the
@@ -126,8 +127,8 @@ global_asm!(
     "sti",
     "jmp {body}",
     ".popsection",
-    // What leads to the body at CPL3. Its stack begins with the end of the chain of frames, a zero
-    // that is there already; that gives the alignment of a call, too.
+    // The frame that leads to the body at CPL3. Its stack begins with the end of the chain of
+    // frames, a zero that is already there; that also gives the alignment of a call.
     ".pushsection .user_frame, \"aw\", @progbits",
     ".balign 8",
     ".global user_frame",

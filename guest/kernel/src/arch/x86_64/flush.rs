@@ -1,4 +1,4 @@
-//! This CPU's translation lookaside buffer: dropping what is stale in it, page by page or all at
+//! This CPU's translation lookaside buffer: dropping stale translations, page by page or all at
 //! once.
 //!
 //! Kernel mappings are global (PG_G), so a reload of CR3 does not drop them: a full flush toggles
@@ -16,11 +16,11 @@ const PGE: u64 = 1 << 7;
 /// Pages that are dropped one by one with the body at CPL0; a full flush is cheaper for more.
 const SINGLE_PAGES: usize = 32;
 
-/// What one flush is to drop: pages, or more than is worth to be told apart.
+/// The translations that one flush drops: single pages, or all when there are too many.
 #[must_use = "translations stay in use until Stale::flush"]
 pub struct Stale {
     pages: [GuestVirt; SINGLE_PAGES],
-    /// How many; past [`Stale::most`] all translations are meant.
+    /// Number of pages; above [`Stale::most`] it stands for all translations.
     count: usize,
 }
 
@@ -30,7 +30,7 @@ impl Stale {
         Self { pages: [GuestVirt::new(0); SINGLE_PAGES], count: 0 }
     }
 
-    /// Pages that are dropped one by one.
+    /// Most pages that are dropped one by one.
     fn most() -> usize {
         if PerCpu::current().body_is_user() { nucleus::INVLPG_MAX } else { SINGLE_PAGES }
     }
@@ -49,7 +49,7 @@ impl Stale {
         }
     }
 
-    /// Drops it on this CPU.
+    /// Drops these translations on this CPU.
     pub fn flush(&self) {
         if self.count > Self::most() {
             return flush_all();

@@ -1,4 +1,4 @@
-//! Single instructions that Rust has no word for.
+//! Single instructions for which Rust has no function.
 
 use core::arch::asm;
 
@@ -26,7 +26,7 @@ pub unsafe fn inb(port: u16) -> u8 {
     value
 }
 
-/// The time-stamp counter, read after everything before it has happened.
+/// The time-stamp counter, read after everything before it has completed.
 #[must_use]
 pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);

@@ -1,19 +1,19 @@
 //! Interrupts: deferring them, handling them, waiting for them.
 //!
-//! **Masking.** While a [`Masked`] guard lives, the [nucleus](super::nucleus) only notes that
-//! interrupts were due, and the last guard has them handled. A handler begins with interrupts
-//! deferred, and handles all that are due, one after the other. An interrupt that comes in its last
-//! instructions, when nothing is deferred any more, has a trap frame of its own; where those come
-//! to an end, it is noted, too ([`NESTING_MAX`]).
+//! **Masking.** While a [`Masked`] guard lives, the [nucleus](super::nucleus) only records
+//! interrupts as due, and they are handled when the last guard is dropped. A handler begins with
+//! interrupts deferred, and handles all that are due, one after the other. An interrupt that
+//! arrives in its last instructions, when nothing is deferred any more, has a trap frame of its
+//! own; when the frames run out, it is also only recorded ([`NESTING_MAX`]).
 //!
-//! **Quiescence.** Whoever owns a mutex or a spin lock has interrupts deferred, so that a handler
-//! which runs finds all of them free. That is the place to stand still for the host ([`pause`]). A
-//! loop that owns a mutex for long has points ([`point`]) at which those interrupts are taken that
-//! need none.
+//! **Quiescence.** The owner of a mutex or spin lock has interrupts deferred, so a handler runs
+//! only while its CPU owns none of them. That is the place to stop for the host ([`pause`]). A loop
+//! that owns a mutex for a long time has points ([`point`]) at which it handles those interrupts
+//! that need no lock.
 //!
 //! **Halting.** The idle loop arms itself ([`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm)), looks
-//! once more for work, and halts; every interrupt and every switch of threads disarms it, so that
-//! one which comes after the look ends the halt before it begins.
+//! once more for work, and halts; every interrupt and every switch of threads disarms it, so an
+//! interrupt that arrives after the look ends the halt before it begins.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
@@ -33,27 +33,27 @@ pub fn timer_interrupts() -> u64 {
     TIMER_INTERRUPTS.load(Ordering::Relaxed)
 }
 
-/// Where [`timer_interrupts`] is counted, for code that waits without calling anything.
+/// The address of the count of [`timer_interrupts`], for code that waits without calling anything.
 #[must_use]
 pub fn timer_interrupts_address() -> *const u64 {
     TIMER_INTERRUPTS.as_ptr()
 }
 
-/// An interrupt: the bit of its vector, as the nucleus notes it.
+/// An interrupt: the bit of its vector, as the nucleus records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Deferred {
     /// The APIC's timer.
     Timer = bit(vectors::TIMER_VECTOR),
-    /// The host rang.
+    /// The host rang the doorbell.
     Doorbell = bit(DOORBELL_VECTOR),
     /// The kernel asked itself for an operation in an interrupt handler.
     Operation = bit(vectors::OPERATION_VECTOR),
-    /// The host wants this CPU to stand still.
+    /// The host asks this CPU to pause.
     Pause = bit(PAUSE_VECTOR),
     /// Another CPU has work for this one.
     Resched = bit(vectors::RESCHED_VECTOR),
-    /// Another CPU waits until this one has forgotten translations.
+    /// Another CPU waits until this one has flushed translations.
     Shootdown = bit(vectors::SHOOTDOWN_VECTOR),
 }
 
@@ -70,8 +70,8 @@ impl Deferred {
         [Self::Shootdown, Self::Timer, Self::Doorbell, Self::Operation, Self::Pause, Self::Resched];
 }
 
-/// Trap frames of one thread from which on an interrupt is only noted: one slot is left, for a
-/// fault.
+/// Number of trap frames of one thread from which on an interrupt is only recorded: one slot is
+/// left, for a fault.
 const NESTING_MAX: u64 = switch::TRAP_PAGE / SLOT as u64 - 1;
 
 /// Handles the interrupt of `vector`. The nucleus has deferred all others, once. May switch
@@ -83,7 +83,7 @@ pub fn interrupt(vector: u8) {
     if cpu.traps_in_progress() < NESTING_MAX {
         allow_all();
     } else {
-        // The next `allow` has it handled, be it that of a lock.
+        // The next `allow` handles it, even that of a lock.
         let _ = PerCpu::unmask();
     }
 }
@@ -114,12 +114,12 @@ pub fn defer() {
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Takes back one [`defer`]. The last one runs the interrupts that came meanwhile, and may switch
-/// threads, and CPUs.
+/// Undoes one [`defer`]. The last one handles the interrupts that have arrived since, and may
+/// switch threads, and CPUs.
 ///
-/// After the last one the thread may be moved to another CPU between any two instructions, so that
-/// each look is one. An interrupt that was noted here has then been run here: the thread cannot be
-/// moved before.
+/// After the last one the thread may be moved to another CPU between any two instructions, so each
+/// read is a single instruction. An interrupt that was recorded on this CPU is handled on it,
+/// because the thread cannot be moved before that.
 #[inline]
 pub fn allow() {
     compiler_fence(Ordering::SeqCst);
@@ -133,9 +133,10 @@ pub fn allow() {
 const AT_POINTS: u32 =
     Deferred::Shootdown as u32 | Deferred::Timer as u32 | Deferred::Resched as u32;
 
-/// Handles, with interrupts deferred and mutexes owned, what has come meanwhile and needs none of
-/// them. All else goes on waiting, an operation in a handler, say, and a switch of threads. The
-/// host's pause waits, too, as long as the host lets it: where no mutex is owned more can be seen.
+/// Handles, with interrupts deferred and mutexes owned, those pending interrupts that need none of
+/// the mutexes. All others stay pending, such as an operation in a handler or a switch of threads.
+/// The host's pause also waits, as long as the host allows it, because more is consistent where no
+/// mutex is owned.
 pub fn point() {
     tlb::poll();
     let pause = if pause::is_urgent() { Deferred::Pause as u32 } else { 0 };
@@ -149,15 +150,15 @@ pub fn point() {
     }
 }
 
-/// Does what was put off.
+/// Handles the deferred interrupts.
 #[cold]
 fn catch_up() {
     defer();
     allow_all();
 }
 
-/// Takes back one [`defer`], and runs what came meanwhile before the last one goes: so handlers do
-/// not nest.
+/// Undoes one [`defer`], and handles pending interrupts before it undoes the last one, so handlers
+/// do not nest.
 fn allow_all() {
     if PerCpu::current().mask_depth().load(Ordering::Relaxed) > 1 {
         let _ = PerCpu::unmask();
@@ -169,7 +170,7 @@ fn allow_all() {
             Deferred::ALL.into_iter().filter(|&which| due & which as u32 != 0).for_each(handle);
         }
         let _ = PerCpu::unmask();
-        // What came since the look has only been noted.
+        // An interrupt that arrived since the look has only been recorded.
         if !PerCpu::is_due() {
             break;
         }
@@ -178,7 +179,7 @@ fn allow_all() {
     crate::threads::preempt();
 }
 
-/// While it lives, interrupts are deferred. Guards nest. Its thread does not switch while it lives.
+/// While this guard lives, interrupts are deferred, and its thread does not switch. Guards nest.
 #[must_use = "interrupts are deferred only while the guard lives"]
 pub struct Masked(());
 
@@ -196,14 +197,13 @@ impl Drop for Masked {
     }
 }
 
-/// Halts the CPU until an interrupt comes, unless one came since
-/// [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm). Its idle thread runs this.
+/// Halts the CPU until an interrupt arrives, unless one has arrived since
+/// [`IdleCpu::arm`](kmem::kern::idle::IdleCpu::arm). The CPU's idle thread calls this.
 pub fn halt() {
     let cpu = PerCpu::current();
     tlb::go_idle();
     if cpu.body_is_user() {
-        // SAFETY: halting has no effect but to wait; the idle flag makes the wait end with the next
-        // interrupt.
+        // SAFETY: halting only waits; the idle flag makes the wait end with the next interrupt.
         unsafe { nucleus::call(nucleus::Call::Halt, 0, 0) };
     } else {
         halt_if_armed();
@@ -211,12 +211,12 @@ pub fn halt() {
     tlb::come_back();
 }
 
-/// `hlt` at CPL0, unless an interrupt came since the idle loop armed itself. With the body at CPL0
-/// alone.
+/// `hlt` at CPL0, unless an interrupt has arrived since the idle loop armed itself. Used only if
+/// the body runs at CPL0.
 fn halt_if_armed() {
     debug_assert!(!PerCpu::current().body_is_user());
-    // SAFETY: `sti` takes effect after the next instruction, so that no interrupt slips in between
-    // the look and `hlt`; interrupts were enabled before and are enabled after. The red zone is not
+    // SAFETY: `sti` takes effect after the next instruction, so no interrupt can arrive between the
+    // look and `hlt`; interrupts were enabled before and are enabled after. The red zone is not
     // touched.
     unsafe {
         asm!(

@@ -10,24 +10,24 @@
 //! **Masking.** RFLAGS.IF cannot be trusted at CPL3, so interrupts of the kernel's vectors are
 //! masked by a count of deferrals, a word of the CPU
 //! ([`PerCpu::mask`](super::percpu::PerCpu::mask)). While it is not 0 the stub sets the bit of the
-//! vector ([`super::interrupt::Deferred`]), disarms the idle loop, tells the APIC, and returns: no
-//! frame, no handler. Else it counts one deferral itself, before the handler's first instruction.
-//! Who takes back the last deferral handles what was noted ([`super::interrupt`]). It is the same
-//! at both privileges.
+//! vector ([`super::interrupt::Deferred`]), disarms the idle loop, signals the end of the interrupt
+//! to the APIC, and returns without a frame or a handler. Otherwise it adds one deferral itself,
+//! before the handler's first instruction. The code that undoes the last deferral handles the
+//! recorded interrupts ([`super::interrupt`]). Both privileges work in the same way.
 //!
 //! So handlers never pile up, however many interrupts are pending. Nothing relies on the APIC for
-//! that. On hardware it holds back what is of the same class as the interrupt in service; where
-//! CPL0 is emulated, five interrupts of one vector were seen on top of each other, each before the
-//! first instruction of the handler of the one below, and a thread's trap page has room for four
-//! frames. Besides, a handler that is interrupted there can be moved to another CPU, which would
-//! then take the interrupt for one of its own: the timer of the CPU that it came to would never be
-//! started again.
+//! that. On hardware it holds back interrupts of the same class as the interrupt in service. Where
+//! CPL0 is emulated, five nested interrupts of one vector were observed, each before the first
+//! instruction of the previous one's handler, and a thread's trap page has room for four frames.
+//! Besides, a handler that is interrupted there can be moved to another CPU, which would then treat
+//! the interrupt as its own: the timer of the CPU that was interrupted would never be started
+//! again.
 //!
 //! **Calls.** The body at CPL3 executes the one `ud2` at `nucleus_gate` with a number in RAX; the
 //! #UD stub knows it by its address.
 //!
 //! Frame, from the slot's end downward: SS, RSP, RFLAGS, CS, RIP, error code, vector, RAX, CR2
-//! (garbage but for #PF).
+//! (garbage except for #PF).
 //!
 //! Vectors 2, 8 and 18 use IST2, the emergency stack, and a handler that never returns: a #DF is
 //! what a trap-stack overflow or a fault inside a stub becomes.
@@ -43,13 +43,14 @@ use super::{apic, vectors};
 #[derive(Clone, Copy)]
 #[repr(u64)]
 pub enum Call {
-    /// Toggle CR4.PGE: RDI is CR4 without, RSI with it. All translations go, global ones too.
+    /// Toggle CR4.PGE: RDI is CR4 without it, RSI with it. This drops all translations, including
+    /// global ones.
     FlushAll = 0,
-    /// Halt until an interrupt, unless one came since the idle loop armed itself.
+    /// Halt until an interrupt arrives, unless one has arrived since the idle loop armed itself.
     Halt = 1,
     /// `invlpg` on RDI; the next ones on RDI and RSI, and so on, up to [`INVLPG_MAX`] registers.
     Invlpg = 2,
-    /// No call at all: the nucleus faults on its way there.
+    /// Not a call: the nucleus faults on its way there.
     Crash = 1 << 60,
 }
 
@@ -205,13 +206,13 @@ unsafe extern "C" {
 /// Pages that [`invlpg`] takes at once.
 pub const INVLPG_MAX: usize = 8;
 
-/// Drops the translations of `pages`, [`INVLPG_MAX`] at most, on this CPU. The body runs at CPL3.
+/// Drops the translations of `pages`, at most [`INVLPG_MAX`], on this CPU. The body runs at CPL3.
 pub fn invlpg(pages: &[GuestVirt]) {
     let page = |index: usize| pages.get(index).map_or(0, |page| page.get());
     let Some(others) = pages.len().checked_sub(1) else { return };
     debug_assert!(others < INVLPG_MAX);
-    // SAFETY: dropping translations is always allowed. The call is one of the table's, as many
-    // registers as it reads are pages, and it returns with all registers as they were but RAX.
+    // SAFETY: dropping translations is always allowed. The call is in the table, the registers that
+    // it reads all hold pages, and it returns with all registers unchanged except RAX.
     unsafe {
         asm!(
             "call {gate}",
@@ -226,8 +227,9 @@ pub fn invlpg(pages: &[GuestVirt]) {
 /// Makes a nucleus call. The body runs at CPL3.
 ///
 /// # Safety
-/// The arguments are what `call` documents, and its effect is one the caller may have.
+/// The arguments are as `call` documents, and the caller may have its effect.
 pub unsafe fn call(call: Call, rdi: u64, rsi: u64) {
-    // SAFETY: the stub above returns right after the `ud2` with all registers but RAX as they were.
+    // SAFETY: the stub above returns directly after the `ud2` with all registers unchanged except
+    // RAX.
     unsafe { nucleus_call(rdi, rsi, call as u64) }
 }

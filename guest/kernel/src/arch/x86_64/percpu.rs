@@ -1,4 +1,4 @@
-//! What one CPU has for itself: its TSS and the words that the nucleus reads through GS.
+//! The structure of one CPU: its TSS and the words that the nucleus reads through GS.
 //!
 //! GS base points here at both privileges, so `swapgs` is never needed. The assembly in
 //! [`super::entry`] and [`super::nucleus`] addresses the fields by the offsets below.
@@ -17,11 +17,11 @@ use super::stack::Stack;
 use super::tlb;
 
 /// Bytes of a trap frame's slot: the frame, and below it room for the words with which a nested
-/// trap returns to a handler whose RSP still is at the frame.
+/// trap returns to a handler whose RSP is still at the frame.
 pub const SLOT: usize = 896;
 
 /// Offset of the TSS's IST1: where the next trap frame's slot ends. Each trap moves it down by
-/// [`SLOT`], each return moves it up again.
+/// [`SLOT`], and each return moves it up again.
 pub const IST1: usize = offset_of!(PerCpu, tss) + offset_of!(Tss, ist);
 /// Offset of [`PerCpu::body_cs`].
 pub const BODY_CS: usize = offset_of!(PerCpu, body_cs);
@@ -81,7 +81,7 @@ pub struct PerCpu {
     body_flags: AtomicU64,
     /// The body's entry for every trap that can be handled (`trap.rs`).
     trap_entry: unsafe extern "C" fn(),
-    /// The body's entry for what cannot.
+    /// The body's entry for traps that cannot be handled.
     fatal_entry: unsafe extern "C" fn(),
     /// Bounds of the stack that the running thread uses, and of its trap slots.
     stack_low: AtomicPtr<u8>,
@@ -98,30 +98,30 @@ pub struct PerCpu {
     emergency_bytes: u64,
     /// Bottom of the stack for trap frames.
     trap_stack: *const u8,
-    /// Whether the CPU may halt: the idle loop says so, each interrupt takes it back.
+    /// Whether the CPU may halt: the idle loop sets it, and each interrupt clears it.
     idle: IdleCpu,
-    /// What other CPUs ask of this one's translations.
+    /// Other CPUs' requests for flushes on this one.
     shootdown: Shootdown,
     /// The address of this structure.
     this: *const PerCpu,
     /// Interrupts are deferred while this is not 0.
     mask_depth: AtomicU32,
-    /// Interrupts that came meanwhile, a bit each ([`super::interrupt::Deferred`]).
+    /// Interrupts that have arrived while deferred, a bit each ([`super::interrupt::Deferred`]).
     deferred: AtomicU32,
     cpu: u32,
     /// The TSC at which the CPU's timer fires; [`NEVER`] while it stands still. Other CPUs read it.
     timer_at: AtomicU64,
-    /// The TSC at which the time slice of the running thread ends; [`NEVER`] while nobody waits for
-    /// the CPU.
+    /// The TSC at which the time slice of the running thread ends; [`NEVER`] while no thread waits
+    /// for the CPU.
     slice_end: AtomicU64,
     /// Descriptors of a CPU that did not boot: those of the image, with its own TSS.
     gdt: UnsafeCell<[u64; 8]>,
-    /// What `lgdt` wants: limit, then address.
+    /// The operand of `lgdt`: limit, then address.
     gdt_pointer: UnsafeCell<[u16; 8]>,
 }
 
-// SAFETY: a CPU touches only its own structure, through GS; what is shared with interrupt handlers
-// of the same CPU is atomic, and the cells are written by assembly alone.
+// SAFETY: a CPU uses only its own structure, through GS; words shared with interrupt handlers of
+// the same CPU are atomic, and only assembly writes the cells.
 unsafe impl Sync for PerCpu {}
 
 /// Limit of the TSS with its I/O bitmap, as `build.rs` puts it into the boot CPU's descriptor.
@@ -138,20 +138,20 @@ const _: () = {
 /// The stacks of a CPU, each by its bottom and its top.
 #[derive(Clone, Copy)]
 pub struct Stacks {
-    /// Where the body runs.
+    /// The stack of the body.
     pub body: Stack,
-    /// Where trap frames go.
+    /// The stack for trap frames.
     pub trap: Stack,
-    /// Where crashes are reported.
+    /// The stack on which crashes are reported.
     pub emergency: Stack,
 }
 
 /// Where traps enter the body.
 #[derive(Clone, Copy)]
 pub struct TrapEntries {
-    /// Everything that can be handled.
+    /// The entry for traps that can be handled.
     pub trap: unsafe extern "C" fn(),
-    /// What cannot.
+    /// The entry for traps that cannot.
     pub fatal: unsafe extern "C" fn(),
 }
 
@@ -164,10 +164,10 @@ pub enum Depth {
     Masked,
 }
 
-/// A TSC that does not come.
+/// A TSC value that is never reached.
 pub const NEVER: u64 = u64::MAX;
 
-/// Where the running thread's stack and its trap slots lie.
+/// The bounds of the running thread's stack and of its trap slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StackBounds {
     /// Lowest address of the stack.
@@ -181,16 +181,16 @@ pub struct StackBounds {
 }
 
 impl StackBounds {
-    /// Bounds that every stack is within, for the moment of a switch.
+    /// Bounds that contain every stack, for the moment of a switch.
     pub const ANY: Self = Self { low: 0, high: u64::MAX, slots: 0, slots_end: 0 };
 }
 
-/// The word at `OFFSET` of the structure of the CPU that runs this.
+/// The word at `OFFSET` of the calling CPU's structure.
 #[inline]
 fn word<const OFFSET: usize>() -> u64 {
     let word: u64;
     // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on, and the
-    // offset is one of a word.
+    // offset is that of a word.
     unsafe {
         core::arch::asm!(
             "mov {}, gs:[{}]",
@@ -201,7 +201,7 @@ fn word<const OFFSET: usize>() -> u64 {
     word
 }
 
-/// The 32-bit word at `OFFSET` of the structure of the CPU that runs this.
+/// The 32-bit word at `OFFSET` of the calling CPU's structure.
 #[inline]
 fn half<const OFFSET: usize>() -> u32 {
     let half: u32;
@@ -218,7 +218,7 @@ fn half<const OFFSET: usize>() -> u32 {
 
 impl PerCpu {
     /// A CPU with these stacks whose body runs at CPL3 until the entry code decides otherwise.
-    /// `this` is where it will lie.
+    /// `this` is the address at which the structure will lie.
     #[must_use]
     pub const fn new(cpu: u32, stacks: Stacks, entries: TrapEntries, this: *const Self) -> Self {
         // 1. The stacks that the CPU switches to by itself: for traps, and for crashes.
@@ -237,8 +237,8 @@ impl PerCpu {
                 io_map: [0; 256],
                 io_map_end: 0xff,
             }),
-            // 2. What the entry code reads: how the body runs, where it enters it, and the bounds
-            // of the stacks.
+            // 2. The words that the entry code reads: how the body runs, where to enter it, and the
+            // bounds of the stacks.
             body_cs: AtomicU64::new(0x23),
             body_ss: AtomicU64::new(0x1b),
             body_flags: AtomicU64::new(0x202),
@@ -253,7 +253,7 @@ impl PerCpu {
             emergency_stack: stacks.emergency.top(),
             emergency_bytes: stacks.emergency.bytes(),
             trap_stack: stacks.trap.bottom(),
-            // 3. What only the body reads and writes, at rest.
+            // 3. The words that only the body reads and writes, in their idle state.
             idle: IdleCpu::new(),
             shootdown: Shootdown::new(),
             this,
@@ -271,7 +271,8 @@ impl PerCpu {
     /// thread `thread` runs on `stacks`, and the body at the privilege of the calling CPU.
     ///
     /// # Safety
-    /// The page is mapped for ever at this address, and nobody else's; so are the stacks.
+    /// The page is mapped for ever at this address, and not used otherwise; the same holds for the
+    /// stacks.
     pub unsafe fn install(
         page: GuestVirt,
         cpu: u32,
@@ -282,7 +283,7 @@ impl PerCpu {
         // 1. The structure, with the entries of the CPU that boots.
         let (at, boot) = (page.get() as *mut Self, Self::current());
         let entries = TrapEntries { trap: boot.trap_entry, fatal: boot.fatal_entry };
-        // SAFETY: by this function's contract the page is this structure's alone.
+        // SAFETY: by this function's contract only this structure uses the page.
         let new = unsafe {
             at.write(Self::new(cpu, stacks, entries, at));
             &*at
@@ -313,7 +314,7 @@ impl PerCpu {
         ];
         let base = new.gdt.get() as u64;
         let word = |shift: u32| u16::try_from(base >> shift & 0xffff).unwrap_or(0);
-        // SAFETY: the CPU has not started: nobody reads its descriptors yet.
+        // SAFETY: the CPU has not started: nothing reads its descriptors yet.
         unsafe {
             *new.gdt.get() = gdt;
             *new.gdt_pointer.get() = [63, word(0), word(16), word(32), word(48), 0, 0, 0];
@@ -321,15 +322,15 @@ impl PerCpu {
         new
     }
 
-    /// The thread that runs this, or null before there are threads. One instruction: a thread that
-    /// is moved to another CPU meanwhile still reads its own.
+    /// The calling thread, or null before there are threads. One instruction, so a thread that is
+    /// moved to another CPU still reads itself.
     #[must_use]
     #[inline]
     pub fn thread() -> KPtr<Thread> {
         KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, thread) }>()))
     }
 
-    /// The memory system's structure of the CPU that runs this. One instruction, as for
+    /// The memory system's structure of the calling CPU. One instruction, as for
     /// [`PerCpu::thread`].
     #[must_use]
     #[inline]
@@ -337,8 +338,8 @@ impl PerCpu {
         KPtr::new(GuestVirt::new(word::<{ offset_of!(Self, pcpu) }>()))
     }
 
-    /// Defers interrupts on the CPU that runs this, once more. One instruction, as for
-    /// [`PerCpu::thread`]: from then on the thread stays on its CPU.
+    /// Defers interrupts on the calling CPU, once more. One instruction, as for [`PerCpu::thread`]:
+    /// from then on the thread stays on its CPU.
     #[inline]
     pub fn mask() {
         // SAFETY: GS base points at a `PerCpu` from before the body's first instruction on; only
@@ -352,7 +353,7 @@ impl PerCpu {
         }
     }
 
-    /// Takes back one [`PerCpu::mask`], in one instruction: after the last the thread may be moved
+    /// Undoes one [`PerCpu::mask`], in one instruction: after the last one the thread may be moved
     /// to another CPU.
     #[inline]
     #[must_use]
@@ -371,24 +372,24 @@ impl PerCpu {
         if is_free != 0 { Depth::Free } else { Depth::Masked }
     }
 
-    /// Whether an interrupt has been noted on the CPU that runs this.
+    /// Whether an interrupt has been recorded on the calling CPU.
     #[inline]
     #[must_use]
     pub fn is_due() -> bool {
         half::<{ offset_of!(Self, deferred) }>() != 0
     }
 
-    /// Says where the memory system's structure of this CPU lies.
+    /// Sets the memory system's structure of this CPU.
     pub fn set_pcpu(&self, pcpu: KPtr<Pcpu>) {
         self.pcpu.store(pcpu.addr().get(), Ordering::Relaxed);
     }
 
-    /// Says which thread runs.
+    /// Sets the running thread.
     pub fn set_thread(&self, thread: KPtr<Thread>) {
         self.thread.store(thread.addr().get(), Ordering::Relaxed);
     }
 
-    /// Where the running thread's stack lies.
+    /// The bounds of the running thread's stack.
     #[must_use]
     pub fn stack_bounds(&self) -> StackBounds {
         let address = |pointer: &AtomicPtr<u8>| pointer.load(Ordering::Relaxed) as u64;
@@ -400,7 +401,7 @@ impl PerCpu {
         }
     }
 
-    /// Says where the running thread's stack lies.
+    /// Sets the bounds of the running thread's stack.
     pub fn set_stack_bounds(&self, bounds: StackBounds) {
         let set = |pointer: &AtomicPtr<u8>, address: u64| {
             pointer.store(address as *mut u8, Ordering::Relaxed)
@@ -415,28 +416,29 @@ impl PerCpu {
     /// End of the slot that the next trap uses.
     #[must_use]
     pub fn trap_slot(&self) -> u64 {
-        // SAFETY: only this CPU changes the word, and traps leave it as they found it.
+        // SAFETY: only this CPU changes the word, and traps restore it.
         unsafe { (*self.tss.get()).ist[0] as u64 }
     }
 
-    /// Trap frames of the running thread, that of a halt included.
+    /// Number of trap frames of the running thread, including that of a halt.
     #[must_use]
     pub fn traps_in_progress(&self) -> u64 {
         // In the middle of a switch there are no bounds, and interrupts are deferred.
         self.stack_bounds().slots_end.saturating_sub(self.trap_slot()) / SLOT as u64
     }
 
-    /// Has the next trap use the slot that ends at `end`.
+    /// Makes the next trap use the slot that ends at `end`.
     ///
     /// # Safety
-    /// There are free slots below `end`, nobody else's, for as long as the word stays.
+    /// There are free slots below `end`, which nothing else uses, as long as the word keeps this
+    /// value.
     pub unsafe fn set_trap_slot(&self, end: u64) {
-        // SAFETY: as above; the frame goes where this function's caller says.
+        // SAFETY: as above; the frame goes to the slots that the caller has named.
         unsafe { (*self.tss.get()).ist[0] = end as *const u8 };
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// This CPU's.
+    /// The calling CPU's structure.
     #[inline]
     #[must_use]
     pub fn current() -> &'static Self {
@@ -453,7 +455,7 @@ impl PerCpu {
         }
     }
 
-    /// Whether `address` lies on the stack that this CPU reports crashes on.
+    /// Whether `address` lies on the stack on which this CPU reports crashes.
     #[must_use]
     pub fn on_emergency_stack(&self, address: u64) -> bool {
         let top = self.emergency_stack as u64;
@@ -484,9 +486,9 @@ impl PerCpu {
         self.body_cs() & 3 == 3
     }
 
-    /// The CPU goes on after a halt, or before one: a trap has come. What is looked at is looked at
-    /// in one instruction: a thread that is not idle may be moved to another CPU at any moment, and
-    /// finds both words 0 wherever it is.
+    /// Ends the idle state after a halt, or before one, because a trap has arrived. Each word is
+    /// read in one instruction: a thread that is not idle may be moved to another CPU at any
+    /// moment, and finds both words 0 on every CPU.
     #[inline]
     pub fn wake() {
         if half::<IDLE_ARMED>() != 0 {
@@ -497,14 +499,14 @@ impl PerCpu {
         }
     }
 
-    /// The TSC at which this CPU's timer fires, or [`NEVER`]. Another CPU has ordered this after
-    /// what it wants the CPU to see then.
+    /// The TSC at which this CPU's timer fires, or [`NEVER`]. Another CPU has ordered this read
+    /// after the stores that the CPU must see.
     #[must_use]
     pub fn timer_at(&self) -> u64 {
         self.timer_at.load(Ordering::SeqCst)
     }
 
-    /// Says when this CPU's timer fires.
+    /// Sets the TSC at which this CPU's timer fires.
     pub fn set_timer_at(&self, tsc: u64) {
         self.timer_at.store(tsc, Ordering::SeqCst);
     }
@@ -515,24 +517,25 @@ impl PerCpu {
         self.slice_end.load(Ordering::Relaxed)
     }
 
-    /// Says when the running time slice ends.
+    /// Sets the TSC at which the running time slice ends.
     pub fn set_slice_end(&self, tsc: u64) {
         self.slice_end.store(tsc, Ordering::Relaxed);
     }
 
     /// Leaves no room on the trap stack: the next trap is a double fault.
     pub fn exhaust_trap_stack(&self) {
-        // SAFETY: the stack's guard page takes the frame, which is a double fault and not a write.
+        // SAFETY: the frame would go to the stack's guard page, which causes a double fault and not
+        // a write.
         unsafe { (*self.tss.get()).ist[0] = self.trap_stack };
     }
 
-    /// What the CPU says of its rest.
+    /// The idle state of the CPU.
     #[must_use]
     pub const fn idle(&self) -> &IdleCpu {
         &self.idle
     }
 
-    /// What other CPUs ask of this one's translations.
+    /// Other CPUs' requests for flushes on this one.
     #[must_use]
     pub const fn shootdown(&self) -> &Shootdown {
         &self.shootdown
@@ -544,7 +547,7 @@ impl PerCpu {
         &self.mask_depth
     }
 
-    /// Interrupts that wait for the last guard to go.
+    /// Interrupts that are pending until the last guard is dropped.
     #[must_use]
     pub const fn deferred(&self) -> &AtomicU32 {
         &self.deferred

@@ -1,7 +1,7 @@
 //! A read that survives its fault (`pcb_onfault`, `fubyte` of FreeBSD's `support.S`).
 //!
-//! There is one instruction that may fault so, at [`probe_load`]; the fault handler goes on behind
-//! it, at a place that says that there was nothing.
+//! Only the instruction at [`probe_load`] may fault in this way; the fault handler then continues
+//! behind it, with code that reports that nothing was mapped.
 
 use core::arch::naked_asm;
 
@@ -33,14 +33,15 @@ unsafe extern "C" {
     static probe_fault: u8;
 }
 
-/// The word at `va`, a canonical address, or `None` where a fault could not be resolved.
+/// The word at `va`, a canonical address, or `None` if the fault could not be resolved.
 #[must_use]
 pub fn load(va: GuestVirt) -> Option<u64> {
     let loaded = probe_load(va.get());
     (loaded.is_there != 0).then_some(loaded.value)
 }
 
-/// Whether the fault at `rip` is one of [`load`]'s; then `rip` is where to go on.
+/// Whether the fault at `rip` is one of [`load`]'s; if so, sets `rip` to the address at which to
+/// continue.
 #[must_use]
 pub fn recover(rip: &mut GuestVirt) -> bool {
     let load: extern "C" fn(u64) -> Loaded = probe_load;

@@ -3,14 +3,14 @@
 
 use core::arch::global_asm;
 
-/// Bytes of the stack that the kernel body boots on and serves requests on.
+/// Bytes of the stack on which the kernel body boots and serves requests.
 pub const BOOT_BYTES: usize = 32 << 10;
-/// Bytes of the stack that crashes are reported on.
+/// Bytes of the stack on which crashes are reported.
 pub const EMERGENCY_BYTES: usize = 16 << 10;
-/// Bytes for trap frames: as many nested traps as [`super::percpu::SLOT`] fits in.
+/// Bytes for trap frames: room for one [`super::percpu::SLOT`] per nested trap.
 pub const TRAP_BYTES: usize = 8 << 10;
 
-// Guards come first: a stack grows down into its own.
+// Guards come first: a stack grows down into its guard.
 global_asm!(
     ".pushsection .stacks, \"aw\", @nobits",
     ".balign 4096",
@@ -47,7 +47,7 @@ pub struct Stack {
     bytes: usize,
 }
 
-// SAFETY: two numbers; nobody gets a reference to a stack's memory from them.
+// SAFETY: two numbers; no reference to a stack's memory is made from them.
 unsafe impl Sync for Stack {}
 
 impl Stack {
@@ -77,10 +77,10 @@ impl Stack {
     }
 }
 
-/// Where trap frames go.
+/// The stack for trap frames.
 pub const TRAP: Stack = Stack { bottom: (&raw const trap_stack).cast(), bytes: TRAP_BYTES };
-/// Where crashes are reported.
+/// The stack on which crashes are reported.
 pub const EMERGENCY: Stack =
     Stack { bottom: (&raw const emergency_stack).cast(), bytes: EMERGENCY_BYTES };
-/// Where the body boots and serves.
+/// The stack on which the body boots and serves requests.
 pub const BOOT: Stack = Stack { bottom: (&raw const boot_stack).cast(), bytes: BOOT_BYTES };

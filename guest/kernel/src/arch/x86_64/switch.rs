@@ -1,11 +1,11 @@
 //! Context switches: from one kernel thread's stack to another's.
 //!
 //! A thread that does not run has on its stack, from the lowest address up: R15 R14 R13 R12 RBP RBX
-//! and the address at which it goes on. Its remaining registers are dead, as for any function call;
-//! a preempted thread's are in its trap frame. Beside the stack pointer a thread owns its trap
-//! slots (the top page of its kernel stack), its stack's bounds and its depth of interrupt
-//! deferral; all of them change hands here, with interrupts deferred. An interrupt that comes in
-//! the middle finds bounds that fit every stack, is noted, and returns.
+//! and the address at which it continues. Its remaining registers are dead, as for any function
+//! call; a preempted thread's are in its trap frame. Besides the stack pointer a thread owns its
+//! trap slots (the top page of its kernel stack), its stack's bounds and its depth of interrupt
+//! deferral; all of them are switched here, with interrupts deferred. An interrupt that arrives
+//! during the switch finds bounds that fit every stack, is recorded, and returns.
 
 use core::arch::naked_asm;
 
@@ -16,10 +16,10 @@ pub const TRAP_PAGE: u64 = 4096;
 
 const _: () = assert!(TRAP_PAGE / SLOT as u64 >= 4, "too few traps could nest");
 
-/// What the machine keeps of a thread that does not run. Lies in the thread's machine words.
+/// The state that the machine keeps for a thread that does not run, in the thread's machine words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Context {
-    /// Stack pointer, or where it was when the thread was switched away from.
+    /// Stack pointer; for the running thread, its value at the last switch.
     pub rsp: u64,
     /// End of the next free trap slot.
     pub slot: u64,
@@ -34,8 +34,8 @@ impl Context {
     /// arguments on the kernel stack `[low, high)`, with interrupts deferred once.
     ///
     /// # Safety
-    /// The stack is mapped, at least three pages long, and nobody else's for as long as
-    /// the thread lives.
+    /// The stack is mapped, at least three pages long, and not used otherwise as long as the thread
+    /// lives.
     pub unsafe fn new(
         low: u64,
         high: u64,
@@ -63,7 +63,7 @@ extern "C" fn first_entry() {
 }
 
 impl Context {
-    /// The context of the running thread, but for its stack pointer.
+    /// The context of the running thread, except its stack pointer.
     #[must_use]
     pub fn of_running() -> Self {
         let cpu = PerCpu::current();
@@ -81,22 +81,22 @@ impl Context {
 pub unsafe fn switch(save_rsp: *mut u64, to: &Context) {
     let cpu = PerCpu::current();
     cpu.set_stack_bounds(StackBounds::ANY);
-    // SAFETY: both stacks stand as this function's contract says; an interrupt uses the slots of
-    // whichever thread the TSS names, and leaves before anything else happens.
+    // SAFETY: both stacks are as this function's contract says; an interrupt uses the slots of the
+    // thread in the TSS, and returns before anything else happens.
     unsafe {
         cpu.set_trap_slot(to.slot);
         switch_stacks(save_rsp, to.rsp);
     }
 }
 
-/// Takes over what belongs to the thread that runs now. Called by it, first thing after a switch.
+/// Restores the CPU's words for the thread that runs now, which calls this directly after a switch.
 pub fn arrive(context: &Context) {
     let cpu = PerCpu::current();
     cpu.set_stack_bounds(context.bounds);
     cpu.mask_depth().store(context.mask_depth, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// Pushes the callee-saved registers, stores RSP at RDI, takes RSI for RSP, and pops what stands
+/// Pushes the callee-saved registers, stores RSP at RDI, sets RSP to RSI, and pops the registers
 /// there.
 #[unsafe(naked)]
 unsafe extern "C" fn switch_stacks(save: *mut u64, rsp: u64) {

@@ -1,6 +1,6 @@
-//! Translation lookaside buffers: dropping what is stale on all CPUs. Who asks whom, and who waits
-//! for what, is [`kmem::kern::shootdown`]'s; what one CPU does to its own buffer is in
-//! [`super::flush`]. Here is what the one has to know of this machine to have the other done.
+//! Translation lookaside buffers: dropping stale translations on all CPUs.
+//! [`kmem::kern::shootdown`] is the protocol of requests and waits between CPUs; [`super::flush`]
+//! flushes one CPU's own buffer. This module connects the two on this machine.
 
 use kmem::kern::shootdown::{Cpus, Shootdown};
 use vmkern_abi::addr::GuestVirt;
@@ -12,7 +12,8 @@ use super::percpu::PerCpu;
 use super::{apic, cpus, instr, interrupt, vectors};
 use crate::memory;
 
-/// The CPUs as one sees them that stays the same: interrupts are deferred, or its idle thread runs.
+/// The CPUs, seen by a CPU that will not be migrated: interrupts are deferred, or its idle thread
+/// runs.
 #[derive(Clone, Copy)]
 struct Here(&'static PerCpu);
 
@@ -91,8 +92,8 @@ impl Cpus for Here {
     }
 }
 
-/// Drops the translations of the pages of `[start, end)` on all CPUs. On return none uses an old
-/// one, or will.
+/// Drops the translations of the pages of `[start, end)` on all CPUs. On return no CPU uses an old
+/// translation, or will use one.
 pub fn invalidate_range(start: GuestVirt, end: GuestVirt) {
     if cpus::is_alone() {
         count(|stats| &stats.flushes, 1);
@@ -117,40 +118,40 @@ pub fn poll() {
     }
 }
 
-/// Does what other CPUs wait for. Interrupts are deferred.
+/// Serves the requests of the CPUs that wait for this one. Interrupts are deferred.
 pub fn serve_others() {
     let here = Here::current();
     here.own().serve_others(&here);
 }
 
-/// The CPU is about to halt. Its idle thread runs this.
+/// Announces that the CPU is about to halt. Its idle thread calls this.
 pub fn go_idle() {
     Here::current().own().go_idle();
 }
 
-/// The CPU goes on after [`go_idle`]: first thing after a halt, or before one. Its idle thread runs
-/// this, or an interrupt.
+/// Ends the state of [`go_idle`], directly after a halt, or before one. Its idle thread or an
+/// interrupt calls this.
 #[inline]
 pub fn come_back() {
     let here = Here::current();
     here.own().come_back(&here);
 }
 
-/// Spins of a wait before the host is asked to run somebody else: some tens of microseconds.
+/// Spins of a wait before the host is asked to run another thread: some tens of microseconds.
 const SPINS_BEFORE_YIELD: u64 = 2048;
 
-/// Spends a moment of a wait for another CPU; `spins` is how many there were before. With more CPUs
-/// than the host has cores the other one may not be running at all: now and then the host is asked
-/// to let it.
+/// Spends a moment of a wait for another CPU; `spins` is the number of such moments before it. With
+/// more CPUs than the host has cores the other CPU may not be running at all, so from time to time
+/// this asks the host to run it.
 ///
-/// What others wait for is served here, too: who owns the lock that this CPU waits for may itself
-/// wait for this CPU.
+/// This also serves other CPUs' requests, because the owner of the lock that this CPU waits for may
+/// itself wait for this CPU.
 pub fn spin(spins: u64) {
     poll();
     pass(spins);
 }
 
-/// [`spin`] of one who serves by himself.
+/// [`spin`] for a caller that serves requests itself.
 #[inline]
 fn pass(spins: u64) {
     if (spins + 1).is_multiple_of(SPINS_BEFORE_YIELD) {
@@ -161,8 +162,8 @@ fn pass(spins: u64) {
     }
 }
 
-/// Adds to one of this CPU's counts, once there is memory for them. On a CPU of several, interrupts
-/// are deferred.
+/// Adds to one of this CPU's counts, once there is memory for them. If there are several CPUs,
+/// interrupts are deferred.
 #[inline]
 fn count(which: fn(&TlbStats) -> &Field<u64>, number: u64) {
     if let (Some(vm), Some(pcpu)) = (memory::vm(), PerCpu::pcpu().non_null()) {

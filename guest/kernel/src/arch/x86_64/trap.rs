@@ -2,17 +2,18 @@
 //!
 //! **Protocol.** A trap's frame lies in a slot of the trap stack for as long as its handler runs.
 //! The handler itself runs on the interrupted stack, below its red zone (precompiled `core` uses
-//! one), so that nested traps nest there as calls do. On the way out the five words for `iretq` are
-//! copied below that red zone as well, before the slot is given back: from then on an interrupt may
-//! use the slot again.
+//! one), so traps nest there like calls. On the way out the five words for `iretq` are also copied
+//! below that red zone, before the slot is released: from then on an interrupt may use the slot
+//! again.
 //!
 //! **Backtraces.** The handler's caller has a frame like that of any function, with the interrupted
 //! RIP for a return address and the interrupted RBP below it. So a chain of frame pointers leads
-//! through the trap to the code that it interrupted, and who follows it need know nothing of traps
-//! but that the address above [`trap_entry`] is no return address. Code that was interrupted before
-//! it had a frame, or that never has one, hides its caller there, as it does anywhere.
+//! through the trap to the code that it interrupted. To follow it one need only know that the
+//! address above [`trap_entry`] is not a return address. Code that was interrupted before it had a
+//! frame, or that never has one, hides its caller, as it does anywhere.
 //!
-//! All registers are saved, the FPU's and SSE's too: the body is compiled with SSE2.
+//! All registers are saved, including those of the FPU and SSE, because the body is compiled with
+//! SSE2.
 //!
 //! A trap that finds no room on the interrupted stack, or that hit the nucleus, is handled on the
 //! emergency stack, and is always fatal.
@@ -42,30 +43,32 @@ pub struct TrapFrame {
     /// The faulting address, for #PF.
     pub cr2: GuestVirt,
     rax: u64,
-    /// The exception or interrupt.
+    /// The vector of the exception or interrupt.
     pub vector: u64,
-    /// Error code, 0 where the exception has none. On the way out: where the words for `iretq` are.
+    /// Error code, 0 if the exception has none. On the way out: the address of the words for
+    /// `iretq`.
     pub error_code: u64,
     /// Where it happened.
     pub rip: GuestVirt,
     cs: u64,
-    /// The flags there.
+    /// RFLAGS there.
     pub rflags: u64,
-    /// The stack there.
+    /// RSP there.
     pub rsp: u64,
     ss: u64,
 }
 
-/// Where the words for `iretq` are, on the way out. RSP climbs through the frame then, and a trap
-/// between two of those instructions puts words for its own `iretq` below it. So this word stays
-/// above RSP until it is read.
+/// The address of the words for `iretq`, on the way out. RSP then moves up through the frame, and a
+/// trap between two of those instructions puts the words for its own `iretq` below RSP. So this
+/// word stays above RSP until it is read.
 const RETURN_STACK: usize = offset_of!(TrapFrame, error_code);
 /// Bytes from an interrupted RSP down to the words for the `iretq` that returns there.
 const RETURN_BELOW: usize = RED_ZONE + 40;
 
 const _: () = {
     assert!(size_of::<TrapFrame>() == 704 && SLOT.is_multiple_of(16));
-    // RSP lies between the frame's first byte, where the room below it must do, and its vector.
+    // RSP lies between the frame's first byte, below which there must be enough room, and its
+    // vector.
     assert!(size_of::<TrapFrame>() + RETURN_BELOW <= SLOT);
     assert!(RETURN_STACK > offset_of!(TrapFrame, vector));
 };
@@ -88,7 +91,7 @@ impl TrapFrame {
 /// Entered by the nucleus with RSP at the `cr2` of an unfinished frame.
 ///
 /// # Safety
-/// Entered by `iretq` from the stubs alone.
+/// Entered only by `iretq` from the stubs.
 #[unsafe(naked)]
 pub unsafe extern "C" fn trap_entry() {
     naked_asm!(
@@ -224,7 +227,7 @@ pub unsafe extern "C" fn trap_entry() {
 /// unfinished frame.
 ///
 /// # Safety
-/// Entered by `iretq` from the stubs alone.
+/// Entered only by `iretq` from the stubs.
 #[unsafe(naked)]
 pub unsafe extern "C" fn fatal_entry() {
     naked_asm!(

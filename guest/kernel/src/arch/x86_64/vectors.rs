@@ -1,5 +1,5 @@
-//! Interrupt vectors of the kernel's own. The host's are
-//! [`vmkern_abi::control::DOORBELL_VECTOR`] and [`vmkern_abi::control::PAUSE_VECTOR`].
+//! The kernel's own interrupt vectors. The host's are [`vmkern_abi::control::DOORBELL_VECTOR`] and
+//! [`vmkern_abi::control::PAUSE_VECTOR`].
 
 /// #DB: a single step ([`super::step`]).
 pub const DEBUG_VECTOR: u8 = 1;
@@ -7,13 +7,13 @@ pub const DEBUG_VECTOR: u8 = 1;
 pub const TIMER_VECTOR: u8 = 0x50;
 /// The kernel's interrupt to itself: run an operation in an interrupt handler.
 pub const OPERATION_VECTOR: u8 = 0x52;
-/// Another CPU has made a thread runnable here, or wants this one out of its halt.
+/// Another CPU has made a thread runnable here, or ends the halt of this one.
 pub const RESCHED_VECTOR: u8 = 0x54;
-/// Another CPU waits until this one has forgotten translations.
+/// Another CPU waits until this one has flushed translations.
 pub const SHOOTDOWN_VECTOR: u8 = 0x56;
-/// The first of those that [`super::nucleus`] masks.
+/// The first of the vectors that [`super::nucleus`] masks.
 pub const FIRST: u8 = TIMER_VECTOR;
-/// The last of them.
+/// The last of these vectors.
 pub const LAST: u8 = SHOOTDOWN_VECTOR;
 /// The local APIC's spurious interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
