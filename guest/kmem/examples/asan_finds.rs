@@ -1,6 +1,5 @@
-//! Does to simulated memory what nobody may do, so that `scripts/asan.sh` can prove that
-//! AddressSanitizer says so. The argument names the deed; who comes back from it was not caught,
-//! and says so with status 0.
+//! Misuses simulated memory, so `scripts/asan.sh` can prove that AddressSanitizer reports it. The
+//! argument names the misuse; if it is not caught, the process ends with status 0.
 
 use std::process::ExitCode;
 
@@ -26,7 +25,7 @@ fn value(outcome: Outcome) -> u64 {
     }
 }
 
-/// Reads behind the end of an allocation of simulated physical memory.
+/// Reads past the end of an allocation of simulated physical memory.
 #[expect(unsafe_code, reason = "the deed that is to be found")]
 fn out_of_bounds() -> u64 {
     let sim = boot();
@@ -41,7 +40,7 @@ fn machine_gone() -> u64 {
     let sim = boot();
     let page = sim.machine().frame(SOME_PAGE);
     drop(sim);
-    // SAFETY: none: the memory went with the machine. The sanitizer ends the process here.
+    // SAFETY: none: the memory was freed with the machine. The sanitizer ends the process here.
     u64::from(unsafe { page.read_volatile() })
 }
 
@@ -55,12 +54,12 @@ fn freed_page() -> u64 {
     sim.read(phys_to_dmap(page))
 }
 
-/// Reads a page that was never handed out.
+/// Reads a page that was never allocated.
 fn fresh_page() -> u64 {
     boot().read(phys_to_dmap(SOME_PAGE))
 }
 
-/// Reads a structure that was given back to its zone, in a slab with others.
+/// Reads a structure that was freed to its zone, in a slab with others.
 fn freed_structure() -> u64 {
     let sim = boot();
     let queue = sim.vm().zone_alloc::<SleepQueue>().expect("memory");

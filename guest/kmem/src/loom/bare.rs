@@ -1,5 +1,5 @@
-//! What all models' machines have in common: some pages of memory behind a direct map. Each model
-//! makes a machine of it, by saying what its CPUs are.
+//! The common part of all models' machines: some pages of memory behind a direct map. Each model
+//! completes it to a machine by defining its CPUs.
 
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -22,7 +22,7 @@ pub struct Bare<C> {
 }
 
 impl<C> Bare<C> {
-    /// `cpus` with `pages` pages, the first of which nobody uses.
+    /// `cpus` with `pages` pages, the first of which is unused.
     pub fn new(cpus: C, pages: usize) -> Self {
         Self {
             memory: (0..pages).map(|_| Page([const { AtomicU64::new(0) }; NPTEPG])).collect(),
@@ -40,8 +40,8 @@ impl<C> Deref for Bare<C> {
 }
 
 #[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `frame` gives the same place in a page of atomics that lives as long as the machine for
-// the same address, and `window` alone makes references into it.
+// SAFETY: `frame` returns, for the same address, the same place in a page of atomics that lives as
+// long as the machine, and only `window` makes references into it.
 unsafe impl<C> PhysMem for Bare<C> {
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         let page = NonNull::from(&self.memory[to_usize(pa.pfn())].0).cast::<u8>();

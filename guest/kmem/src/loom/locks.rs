@@ -1,5 +1,5 @@
-//! The word of a mutex, acquired and released by two CPUs as [`crate::kern::Kern::mtx_lock`] and
-//! `mtx_unlock` do it.
+//! The word of a mutex, acquired and released by two CPUs like in [`crate::kern::Kern::mtx_lock`]
+//! and `mtx_unlock`.
 
 use std::sync::Arc;
 

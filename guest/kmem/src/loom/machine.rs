@@ -1,12 +1,12 @@
-//! One CPU or two with interrupts that may come at any moment, and nothing else: no page tables, no
-//! pages.
+//! One CPU or two with interrupts that may arrive at any moment, and nothing else: no page tables,
+//! no pages.
 //!
-//! Kernel threads are loom's, of which each CPU has one; the others are parked. A further one is
-//! the source of interrupts: it raises a flag, and loom tries every moment for that. A CPU looks at
-//! its flag wherever an interrupt could change what happens: just before interrupts are deferred,
-//! and when they are let in again. Between two such places the kernel looks at nothing that a
-//! handler may change. Two CPUs interrupt each other's idle threads, and loom watches the words of
-//! the mutexes, what tells a CPU to switch, and what idle CPUs say of their rest.
+//! Kernel threads are threads of loom; each CPU runs one, and the others are parked. One more
+//! thread is the source of interrupts: it raises a flag, and loom tries every moment for that. A
+//! CPU reads its flag wherever an interrupt could make a difference: just before interrupts are
+//! deferred, and when they are allowed again. Between two such places the kernel reads nothing that
+//! a handler may change. Two CPUs interrupt each other's idle threads, and loom watches the words
+//! of the mutexes, the words that tell a CPU to switch, and the idle states of the CPUs.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -39,36 +39,36 @@ const QUEUES: GuestPhys = GuestPhys::new(3 * PAGE_SIZE);
 const LOCKS: GuestPhys = GuestPhys::new(4 * PAGE_SIZE);
 /// The CPUs' structures, a page each.
 const PCPU: GuestPhys = GuestPhys::new(5 * PAGE_SIZE);
-/// CPUs at most.
+/// Most CPUs.
 const CPUS: usize = 2;
 /// Pages of memory.
 const PAGES: usize = 5 + CPUS;
 
-/// An interrupt of the source's, with which the handler comes.
+/// An interrupt from the source, which runs the handler.
 const SOURCE: u32 = 1 << 0;
-/// An interrupt of the other CPU's.
+/// An interrupt from the other CPU.
 const RESCHED: u32 = 1 << 1;
 
 /// Unwinds a thread that has exited.
 struct Gone;
 
-/// What an interrupt does.
+/// The work of an interrupt.
 type Handler = fn(&Kern<Cpu>);
 
-/// How the idle thread rests: what it says of that, whether it has work, what interrupts it now,
+/// How the idle thread waits for work: its idle state, whether it has work, what interrupts it now,
 /// and its halt.
 pub type Rest =
     fn(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt: &dyn Fn());
 
-/// What one CPU has for itself.
+/// The state of one CPU.
 #[derive(Default)]
 struct Own {
     /// How often interrupts are deferred.
     depth: AtomicU64,
-    /// Interrupts that have come and were not handled. loom watches it.
+    /// Interrupts that have arrived and are not handled yet. loom watches it.
     raised: loom::sync::atomic::AtomicU32,
     idle: IdleCpu,
-    /// Who waits for the next interrupt: the idle thread, while the CPU is halted.
+    /// The thread that waits for the next interrupt: the idle thread, while the CPU is halted.
     halted: Mutex<Option<thread::Thread>>,
 }
 
@@ -76,9 +76,9 @@ struct Own {
 struct Life {
     thread: KPtr<Thread>,
     handle: thread::Thread,
-    /// The CPU that it has or had last.
+    /// The CPU on which it runs, or ran last.
     cpu: usize,
-    /// Whether it has the CPU.
+    /// Whether it runs.
     runs: bool,
 }
 
@@ -88,7 +88,7 @@ pub type Cpu = Bare<Threads>;
 /// The CPUs, and the kernel threads that run on them.
 pub struct Threads {
     own: [Own; CPUS],
-    /// The kernel threads, by what loom knows them as.
+    /// The kernel threads, by their loom threads.
     lives: Mutex<HashMap<thread::ThreadId, Life>>,
     ticks: AtomicU64,
     handler: Handler,
@@ -113,12 +113,12 @@ impl Threads {
         self.kern.get().and_then(Weak::upgrade).expect("the system is up")
     }
 
-    /// Makes a kernel thread of `handle`.
+    /// Makes `handle` a kernel thread.
     fn bear(&self, thread: KPtr<Thread>, handle: thread::Thread, cpu: usize, runs: bool) {
         self.lives().insert(handle.id(), Life { thread, handle, cpu, runs });
     }
 
-    /// Gives the calling thread's CPU to `to`.
+    /// Switches the calling thread's CPU to `to`.
     fn give(&self, to: KPtr<Thread>) {
         let cpu = self.number();
         let mut lives = self.lives();
@@ -139,7 +139,7 @@ impl Threads {
         }
     }
 
-    /// Takes the interrupts that have come to this CPU. Whether there were any.
+    /// Handles the interrupts that have arrived at this CPU. Returns whether there were any.
     fn take_interrupts(&self, kern: &Kern<Cpu>) -> bool {
         let own = self.own();
         let raised = own.raised.swap(0, Ordering::SeqCst);
@@ -155,7 +155,7 @@ impl Threads {
         true
     }
 
-    /// A place where an interrupt may come. May switch.
+    /// A place where an interrupt may arrive. May switch.
     fn interrupt_point(&self) {
         let kern = self.kern();
         if self.own().depth.load(Ordering::Relaxed) != 0
@@ -169,20 +169,21 @@ impl Threads {
         }
     }
 
-    /// A place where a thread may be interrupted. With two CPUs they interrupt each other's idle
-    /// threads alone, at places of their own: there are more than enough orders of events without.
+    /// A place where a thread may be interrupted. With two CPUs, only the idle threads are
+    /// interrupted, at places of their own: there are more than enough orders of events without
+    /// this.
     fn interrupt_thread(&self) {
         if self.kern().cnt().ncpu.get() == 1 {
             self.interrupt_point();
         }
     }
 
-    /// Halts the calling thread's CPU until an interrupt comes, unless one has come since it was
-    /// armed.
+    /// Halts the calling thread's CPU until an interrupt arrives, unless one has arrived since it
+    /// was armed.
     fn halt(&self) {
         let (kern, own) = (self.kern(), self.own());
         while own.idle.is_armed() && !self.take_interrupts(&kern) {
-            // Nobody else runs between the last look at `raised` and the park.
+            // No other thread runs between the last read of `raised` and the park.
             *own.halted.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
             thread::park();
         }
@@ -302,9 +303,9 @@ pub struct Kernel {
     spawned: Vec<thread::JoinHandle<()>>,
     threads: u32,
     interrupts: Option<thread::JoinHandle<()>>,
-    /// The second CPU's idle thread, and how idle threads rest.
+    /// The second CPU's idle thread, and how idle threads wait.
     second: Option<(thread::JoinHandle<()>, Rest)>,
-    /// Whether the second CPU is to end.
+    /// Whether the second CPU must end.
     stop: Count,
     _watched: Vec<Watched>,
 }
@@ -338,7 +339,7 @@ impl Kernel {
         kernel
     }
 
-    /// A kernel on two CPUs, whose idle threads rest as `rest` says.
+    /// A kernel on two CPUs, whose idle threads wait as `rest` says.
     pub fn on_two_cpus(handler: Handler, rest: Rest) -> Self {
         let mut kernel = Self::new(handler);
         let kern = Arc::clone(&kernel.kern);
@@ -374,7 +375,7 @@ impl Kernel {
         idle
     }
 
-    /// A lock for maps' purposes.
+    /// A lock for the use of maps.
     pub fn sx(&self) -> KPtr<Sx> {
         KPtr::new(phys_to_dmap(LOCKS))
     }
@@ -394,12 +395,12 @@ impl Kernel {
         thread
     }
 
-    /// Makes a thread that does `body` when it first gets a CPU.
+    /// Creates a thread that runs `body` when it first gets a CPU.
     pub fn spawn(&mut self, tid: u32, body: impl FnOnce(&Kern<Cpu>) + 'static) {
         self.spawn_on(0, tid, body);
     }
 
-    /// [`Kernel::spawn`] of a thread that goes to CPU `cpu` if that has nothing to do.
+    /// [`Kernel::spawn`] for a thread that goes to CPU `cpu` if that is idle.
     pub fn spawn_on(&mut self, cpu: usize, tid: u32, body: impl FnOnce(&Kern<Cpu>) + 'static) {
         let thread = self.thread(tid, PUSER);
         self.kern.get(thread).lastcpu.set(u8::try_from(cpu).expect("a small number"));
@@ -425,7 +426,7 @@ impl Kernel {
         self.kern.sched_unlock();
     }
 
-    /// Has up to `count` interrupts come from now on.
+    /// Lets up to `count` interrupts arrive from now on.
     pub fn interrupt(&mut self, count: u32) {
         let kern = Arc::clone(&self.kern);
         self.interrupts = Some(thread::spawn(move || {
@@ -435,8 +436,8 @@ impl Kernel {
         }));
     }
 
-    /// Lets threads run until all have exited and all interrupts have come. Stops the model when a
-    /// thread sleeps for ever.
+    /// Lets threads run until all have exited and all interrupts have arrived. Stops the model when
+    /// a thread sleeps for ever.
     pub fn finish(mut self) {
         self.run();
         if let Some(interrupts) = self.interrupts.take() {
@@ -444,7 +445,7 @@ impl Kernel {
         }
         self.kern.machine().interrupt_point();
         self.run();
-        // Whoever still waits for the clock has it tick.
+        // If a thread still waits for the clock, the clock ticks.
         while self.kern.next_timeout().is_some() {
             self.kern.intr_enter();
             clock(&self.kern);
@@ -474,13 +475,13 @@ impl Kernel {
     }
 }
 
-/// Threads that are no idle threads.
+/// Threads that are not idle threads.
 fn left(kern: &Kern<Cpu>) -> Vec<u32> {
     let all = kern.threads().map(|thread| kern.get(thread).tid.get());
     all.filter(|&tid| tid != THREAD0_TID && tid != idle_tid(1)).collect()
 }
 
-/// The life of an idle thread, up to the end of the model.
+/// The main loop of an idle thread, until the end of the model.
 fn idle_loop(kern: &Kern<Cpu>, rest: Rest, is_over: impl Fn() -> bool) {
     let machine = kern.machine();
     while !is_over() {

@@ -1,8 +1,8 @@
 //! Two CPUs that allocate and free pages at the same time, through their caches and past them: the
-//! code of [`crate::vm`] itself, over a machine that has nothing but pages.
+//! code of [`crate::vm`] itself, over a machine that has only pages.
 //!
 //! loom watches the words of the locks that take part and `v_free_count`; lists and pages are
-//! guarded by those locks, and a page that was handed out twice, or lost, is told by comparing.
+//! guarded by those locks, and a comparison finds a page that was allocated twice, or lost.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -38,7 +38,7 @@ const FIRST: u32 = 8;
 /// Number of CPUs.
 const CPUS: u64 = 2;
 
-/// CPUs of which each is a thread of loom's.
+/// CPUs, each of which is a thread of loom.
 #[derive(Default)]
 struct Cpus {
     /// The threads that are not CPU 0.
@@ -137,7 +137,7 @@ impl Pages {
         cnt.v_page_count.set(all.into());
         cnt.v_free_reserved.set(reserved);
         cnt.ncpu.set(CPUS);
-        // Nobody is there who could be woken.
+        // There is no thread that could be woken.
         state.vm_pageout_pages_needed.lower();
         let pcpu = |cpu: u64| KPtr::<Pcpu>::new(phys_to_dmap(PCPUS.add(cpu * PAGE_SIZE)));
         state.cpuhead.set(pcpu(0));
@@ -171,7 +171,7 @@ impl Pages {
         })
     }
 
-    /// Nothing is lost or given twice when some have the pages `held`.
+    /// Checks that no page is lost or allocated twice when the pages `held` are allocated.
     fn check(&self, held: &[KPtr<VmPage>]) {
         let free = self.phys.cnt().v_free_count.get();
         assert_eq!(free + held.len() as u64, self.all, "the free count");
@@ -197,7 +197,7 @@ fn take(phys: &Phys<Bare<Cpus>>, class: AllocClass, most: usize) -> Vec<KPtr<VmP
 fn two_cpus_leave_exactly_what_the_floor_says() {
     loom::model(|| {
         let pages = Pages::new(6, 2);
-        // Both CPUs are refused a page, and neither is to look for somebody to wake.
+        // Both CPUs are refused a page, and neither may look for a thread to wake.
         pages.phys.state().vm_pages_needed.raise();
         let other = pages.spawn(|phys| take(phys, AllocClass::Normal, 4));
         let mut held = take(&pages.phys, AllocClass::Normal, 4);

@@ -11,7 +11,7 @@ fn channel() -> WaitChannel {
     GuestVirt::new(0xffff_ffff_8000_0000).into()
 }
 
-/// Makes `ready` true under the mutex, and wakes whoever waits for that.
+/// Sets `ready` under the mutex, and wakes the threads that wait for it.
 pub fn announce(kern: &Kern<Cpu>, ready: impl FnOnce()) {
     let mtx = &kern.state().driver_mtx;
     kern.mtx_lock(Driver, &mtx.owner);
@@ -20,7 +20,7 @@ pub fn announce(kern: &Kern<Cpu>, ready: impl FnOnce()) {
     kern.mtx_unlock(Driver, &mtx.owner);
 }
 
-/// Waits under the mutex until `ready`, as everybody does who waits.
+/// Waits under the mutex until `ready`, like every waiting thread.
 pub fn await_ready(kern: &Kern<Cpu>, ready: impl Fn() -> bool) {
     let mtx = &kern.state().driver_mtx;
     kern.mtx_lock(Driver, &mtx.owner);
@@ -42,7 +42,7 @@ fn no_wakeup_is_missed_between_the_look_and_the_sleep() {
     });
 }
 
-/// Marks that the interrupt has come: a word that no model uses otherwise.
+/// Records that the interrupt has arrived, in a word that no model uses otherwise.
 fn announce_from_interrupt(kern: &Kern<Cpu>) {
     announce(kern, || kern.cnt().v_page_count.set(1));
 }

@@ -1,22 +1,22 @@
 //! Sleeps and wakeups on two CPUs, and CPUs that are about to halt.
 //!
-//! The CPUs share much, and take turns at every access to it, so that few preemptions make many
-//! orders of events. What must hold is tried with one, in some seconds. What must fail needs two to
-//! do so, and is found long before all orders are tried.
+//! The CPUs share much, and take turns at every access to it, so few preemptions make many orders
+//! of events. Models that must hold are tried with one preemption, in some seconds. Models that
+//! must fail need two for that, and fail long before all orders are tried.
 
 use super::machine::{Cpu, Kernel, Rest, clock};
 use super::sleep::{announce, await_ready};
 use crate::kern::Kern;
 use crate::kern::idle::{IdleCpu, Polling};
 
-/// Runs `model` with at most so many preemptions.
+/// Runs `model` with at most this many preemptions.
 fn model(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.map(|bound| bound.min(preemptions));
     builder.check(model);
 }
 
-/// The kernel's own way to rest, with no second look at work before it goes on to halt.
+/// The kernel's own way to wait, without a second look for work before the halt.
 fn rest(idle: &IdleCpu, has_work: &dyn Fn() -> bool, interrupts: &dyn Fn(), halt: &dyn Fn()) {
     let go_on = || {
         interrupts();
@@ -33,7 +33,7 @@ fn wake(kern: &Kern<Cpu>) {
     announce(kern, || kern.cnt().v_page_count.set(1));
 }
 
-/// A thread of one CPU waits for one of the other.
+/// A thread of one CPU waits for a thread of the other.
 fn wait_and_wake(rest: Rest) {
     let mut kernel = Kernel::on_two_cpus(clock, rest);
     kernel.spawn_on(1, 1, wait);

@@ -1,18 +1,18 @@
 //! TLB shootdowns between two CPUs: the words and the protocol of [`crate::kern::shootdown`]
-//! itself, on a machine that has nothing but translations, interrupts and a clock.
+//! itself, on a machine that has only translations, interrupts and a clock.
 //!
-//! Each CPU is a thread of loom's, and remembers translations that it has found in the page table.
-//! It may use and find one whenever it waits or computes, but not while it is idle. When a
-//! shootdown has returned no CPU that is not idle remembers the page, which is freed then; nobody
-//! uses it ever after. A wait for another CPU ends within some spins, since loom gives the CPU away
-//! at each: one that takes longer never ends. After two of them a CPU is interrupted.
+//! Each CPU is a thread of loom, and caches translations that it has found in the page table. It
+//! may use and find one whenever it waits or computes, but not while it is idle. When a shootdown
+//! has returned, no CPU that is not idle caches the page, which is then freed; no CPU uses it
+//! afterwards. A wait for another CPU ends within some spins, since loom switches threads at each:
+//! a wait that takes longer never ends. After two of them a CPU is interrupted.
 //!
 //! loom watches all words by which CPUs ask and answer, the page table, and the interrupts; also
-//! what CPUs remember and what is freed, so that it tries both orders of a flush and a look at
-//! whether it is done. Those looks see what is so, by read-modify-writes, and order nothing.
+//! the cached translations and the freed pages, so it tries both orders of a flush and a check for
+//! its completion. Those checks see the current values, by read-modify-writes, and order nothing.
 //!
-//! There are no models of three CPUs: two that wait give the CPU to each other for ever, as loom
-//! has it, while the third, for which they wait, does not run.
+//! There are no models of three CPUs: in loom, two CPUs that wait switch to each other for ever,
+//! while the third, for which they wait, does not run.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,30 +36,30 @@ const RESTS: u32 = 1 << 31;
 
 /// An interrupt that asks for a flush.
 const SHOOTDOWN: u32 = 1 << 0;
-/// One that has the CPU go on, and nothing else.
+/// An interrupt that only ends the halt of the CPU.
 const WAKE: u32 = 1 << 1;
 
-/// Whether a CPU flushes what was noted for it while it was idle.
+/// Whether a CPU makes the flush that was recorded for it while it was idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Note {
     Minded,
     Ignored,
 }
 
-/// What one CPU has for itself.
+/// The state of one CPU.
 #[derive(Default)]
 struct Own {
     shootdown: Shootdown,
-    /// Pages whose translations it remembers, a bit each, and [`RESTS`].
+    /// Pages whose translations it caches, a bit each, and [`RESTS`].
     remembered: AtomicU32,
     cycles: AtomicU64,
-    /// Interrupts that have come and were not handled.
+    /// Interrupts that have arrived and are not handled yet.
     raised: AtomicU32,
-    /// Who waits for the next interrupt, while the CPU is halted.
+    /// The thread that waits for the next interrupt, while the CPU is halted.
     halted: Mutex<Option<thread::Thread>>,
 }
 
-/// What the CPUs share.
+/// The state that the CPUs share.
 #[derive(Default)]
 struct Board {
     cpus: [Own; 2],
@@ -67,13 +67,13 @@ struct Board {
     table: [atomic::AtomicU64; PAGES],
     /// Pages that were freed, a bit each.
     freed: AtomicU32,
-    /// CPUs that have done what they were to do.
+    /// CPUs that have done their part.
     done: AtomicUsize,
     /// The owner of the lock, 0 for none.
     lock: atomic::AtomicU32,
 }
 
-/// What `word` holds at this very moment.
+/// The current value of `word`.
 fn now(word: &AtomicU32) -> u32 {
     word.fetch_or(0, Ordering::Relaxed)
 }
@@ -95,7 +95,7 @@ impl Cpu {
         &self.board.cpus[self.number as usize]
     }
 
-    /// Uses page `page` if it is mapped, as far as this CPU knows.
+    /// Uses page `page` if this CPU sees it as mapped.
     fn access(&self, page: usize) {
         let (own, bit) = (self.own(), 1 << page);
         let remembered = own.remembered.load(Ordering::Relaxed);
@@ -114,8 +114,8 @@ impl Cpu {
         (0..PAGES).for_each(|page| self.access(page));
     }
 
-    /// Takes the mapping of page `page` away, and frees the page once `shootdown` has made sure
-    /// that nobody uses it.
+    /// Removes the mapping of page `page`, and frees the page once `shootdown` has ensured that no
+    /// CPU uses it.
     fn take_away_by(&self, page: usize, shootdown: impl FnOnce(GuestVirt, GuestVirt)) {
         let va = |page: usize| GuestVirt::new(page as u64 * PAGE_SIZE);
         self.board.table[page].store(0, Ordering::Relaxed);
@@ -132,7 +132,7 @@ impl Cpu {
         self.take_away_by(page, |start, end| self.own().shootdown.invalidate(self, start, end));
     }
 
-    /// A shootdown whose wait serves nobody.
+    /// A shootdown that serves no requests while it waits.
     fn take_away_without_serving(&self, page: usize) {
         let own = &self.own().shootdown;
         self.take_away_by(page, |start, end| {
@@ -144,7 +144,7 @@ impl Cpu {
         });
     }
 
-    /// Answers first, and flushes then.
+    /// Answers first, and then flushes.
     fn serve_late(&self) {
         let mut stale = self.nothing();
         let requests = self.own().shootdown.take_requests(self, &mut stale);
@@ -161,7 +161,7 @@ impl Cpu {
         }
     }
 
-    /// A place where an interrupt may come.
+    /// A place where an interrupt may arrive.
     fn interrupt_point(&self) {
         self.handle(self.own().raised.swap(0, Ordering::SeqCst));
     }
@@ -172,7 +172,7 @@ impl Cpu {
         }
     }
 
-    /// Halts until an interrupt comes.
+    /// Halts until an interrupt arrives.
     fn rest(&self) {
         let own = self.own();
         own.remembered.fetch_or(RESTS, Ordering::Relaxed);
@@ -180,7 +180,7 @@ impl Cpu {
         let raised = loop {
             match own.raised.swap(0, Ordering::SeqCst) {
                 0 => {
-                    // Nobody else runs between the last look at `raised` and the park.
+                    // No other thread runs between the last read of `raised` and the park.
                     *own.halted.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some(thread::current());
                     thread::park();
@@ -193,7 +193,7 @@ impl Cpu {
         self.handle(raised);
     }
 
-    /// Acquires the lock, with interrupts deferred, and does `wait` at each spin.
+    /// Acquires the lock, with interrupts deferred, and calls `wait` at each spin.
     fn lock(&self, wait: impl Fn()) {
         let acquire = || {
             self.board.lock.compare_exchange(
@@ -213,7 +213,7 @@ impl Cpu {
         self.board.lock.store(0, Ordering::Release);
     }
 
-    /// Has done what it was to do. Does `other` until both have.
+    /// Records that this CPU has done its part. Calls `other` until both have.
     fn until_both_are_done(&self, other: impl Fn()) {
         self.board.done.fetch_add(1, Ordering::Relaxed);
         while self.board.done.load(Ordering::Relaxed) < 2 {
@@ -286,7 +286,7 @@ impl Cpus for Cpu {
     fn count(&self, _which: fn(&TlbStats) -> &Field<u64>, _number: u64) {}
 }
 
-/// Runs `model` with as many steps as waits for ever have.
+/// Runs `model` with as many steps as endless waits need.
 fn model(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 10_000;
@@ -306,7 +306,8 @@ fn on_two_cpus(first: impl FnOnce(&Cpu), second: impl FnOnce(&Cpu) + 'static) {
     other.join().expect("it ends well");
 }
 
-/// Frees page 0 while the other CPU, which uses it all the time, does `meanwhile` now and then.
+/// Frees page 0 while the other CPU, which uses it all the time, calls `meanwhile` from time to
+/// time.
 fn free_while_it_is_used(meanwhile: fn(&Cpu)) {
     let free = |cpu: &Cpu| {
         cpu.take_away(0);
@@ -343,7 +344,7 @@ fn free_at_the_same_time(pages: [&'static [usize]; 2], take_away: fn(&Cpu, usize
     let part = move |cpu: &Cpu| {
         cpu.access_all();
         pages[cpu.number as usize].iter().for_each(|&page| take_away(cpu, page));
-        // Who is done may be asked all the same.
+        // A CPU that is done may still be asked.
         cpu.until_both_are_done(|| cpu.own().shootdown.poll(cpu));
     };
     on_two_cpus(part, part);
@@ -365,7 +366,8 @@ fn two_cpus_that_free_at_the_same_time_and_serve_nobody_wait_for_ever() {
     model(|| free_at_the_same_time([&[0], &[1]], Cpu::take_away_without_serving));
 }
 
-/// Frees page 0 while the other CPU is about to halt, halted, or about to go on, and has it go on.
+/// Frees page 0 while the other CPU is about to halt, halted, or about to continue, and then ends
+/// its halt.
 fn free_while_it_rests(note: Note) {
     let free = |cpu: &Cpu| {
         cpu.take_away(0);

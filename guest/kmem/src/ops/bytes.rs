@@ -6,12 +6,12 @@ use vmkern_abi::field::Field;
 
 use crate::num::to_usize;
 
-/// What is about to be done to memory.
+/// The kind of access that is about to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
-    /// Only reads.
+    /// Only reads follow.
     Read,
-    /// Writes, and perhaps reads.
+    /// Writes follow, and perhaps reads.
     Write,
 }
 
@@ -20,7 +20,7 @@ pub trait Access {
     /// `count` words from `start`, a multiple of 8; all in one page.
     fn words(&self, start: GuestVirt, count: usize, intent: Intent) -> &[Field<u64>];
 
-    /// The word at `va`, a multiple of 8, or `None` where a read of it is a fault that cannot be
+    /// The word at `va`, a multiple of 8, or `None` if a read of it causes a fault that cannot be
     /// resolved.
     fn probe(&self, va: GuestVirt) -> Option<u64>;
 
@@ -62,8 +62,8 @@ impl Iterator for Pieces {
     }
 }
 
-/// What a range gives that reaches the end of the address space, or wraps around it: no map of the
-/// kernel does.
+/// The outcome for a range that reaches the end of the address space, or wraps around it: no map of
+/// the kernel does.
 const WRAPS: Outcome = Outcome::Error(KernReturn::InvalidAddress);
 
 fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {
@@ -73,8 +73,8 @@ fn pieces(addr: GuestVirt, size: u64) -> Result<Pieces, Outcome> {
     }
 }
 
-/// The 8 bytes at `addr`: one access if it is aligned, else byte by byte, round the end of the
-/// address space.
+/// The 8 bytes at `addr`: one access if it is aligned, otherwise byte by byte, and past the end of
+/// the address space from address 0 on.
 pub fn read<A: Access>(access: &A, addr: GuestVirt) -> u64 {
     if addr.get().is_multiple_of(8) {
         return access.words(addr, 1, Intent::Read)[0].get();
@@ -95,7 +95,7 @@ pub fn write<A: Access>(access: &A, addr: GuestVirt, value: u64) {
     }
 }
 
-/// Writes one byte of each page of the range, the value that stands there already.
+/// Writes one byte of each page of the range, with the value that is already there.
 pub fn touch<A: Access>(access: &A, addr: GuestVirt, size: u64) -> Outcome {
     let Some(end) = addr.checked_add(size) else { return WRAPS };
     let mut at = addr;
@@ -110,7 +110,7 @@ pub fn touch<A: Access>(access: &A, addr: GuestVirt, size: u64) -> Outcome {
     Outcome::Ok
 }
 
-/// Fills the range with the words that `word` gives for addresses that are multiples of 8.
+/// Fills the range with the words that `word` returns for addresses that are multiples of 8.
 pub fn fill<A: Access>(
     access: &A,
     addr: GuestVirt,
@@ -142,7 +142,8 @@ pub fn fill<A: Access>(
     Outcome::Ok
 }
 
-/// Checks the range for what [`fill`] writes: [`Outcome::Ok`] or the first [`Outcome::Mismatch`].
+/// Checks that the range holds what [`fill`] writes: returns [`Outcome::Ok`] or the first
+/// [`Outcome::Mismatch`].
 pub fn verify<A: Access>(
     access: &A,
     addr: GuestVirt,
@@ -183,7 +184,8 @@ pub fn verify<A: Access>(
     Outcome::Ok
 }
 
-/// The `count` bytes from address `start` on of the word in which they lie, low bytes first.
+/// The `count` bytes from address `start` on, taken from the word that contains them, low bytes
+/// first.
 const fn part(word: u64, start: u64, count: usize) -> u64 {
     let shifted = word >> (8 * (start % 8));
     if count >= 8 { shifted } else { shifted & ((1 << (8 * count)) - 1) }

@@ -11,13 +11,13 @@ use crate::kern::func::FnWord;
 use crate::vm::eventhandler::VM_LOWMEM;
 use crate::vm::{Vm, VmMachine};
 
-/// Keeps `op` until the vm_lowmem event next fires, and has `run` perform it then, once, on the
-/// thread that the shortage befell or on the pagedaemon. Several run in the order in which they
+/// Stores `op` until the vm_lowmem event next fires. Then `run` performs it, once, on the thread
+/// that met the shortage or on the pagedaemon. Several operations run in the order in which they
 /// came.
 ///
 /// Answer: ok, KERN_RESOURCE_SHORTAGE when there is no page to keep it in, or KERN_INVALID_ARGUMENT
-/// for [`Op::Settle`] and
-/// [`Op::Join`]: nothing is at rest in the middle of a shortage. Locks: none may be held.
+/// for [`Op::Settle`] and [`Op::Join`]: nothing comes to rest in the middle of a shortage. Locks:
+/// none may be held.
 pub fn register_lowmem<M: VmMachine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outcome {
     if matches!(op, Op::Settle | Op::Join { .. }) {
         return Outcome::Error(KernReturn::InvalidArgument);
@@ -47,8 +47,8 @@ pub fn register_lowmem<M: VmMachine>(vm: &Vm<M>, op: &Op, run: OpFn<M>) -> Outco
     }
 }
 
-/// The handler: performs the operation at `arg`. As it is registered for one time, nobody else
-/// does, neither another CPU nor a shortage in the operation itself.
+/// The handler: performs the operation at `arg`. Because it is registered for one call, neither
+/// another CPU nor a shortage in the operation itself performs it again.
 fn run_stored<M: VmMachine>(vm: &Vm<M>, arg: u64, _flags: u64) {
     let stored: KPtr<StoredOp> = KPtr::new(GuestVirt::new(arg));
     let s = vm.get(stored);

@@ -1,9 +1,8 @@
-//! What an operation of the control ring means: the one dispatch that the guest and the simulated
-//! machine share.
+//! The operations of the control ring: the dispatch that the guest and the simulated machine share.
 //!
-//! Memory is accessed through [`Access`], page by page, so that the inner loops are plain loops
-//! over words on both sides. A fault inside an access is the implementation's affair: it ends in a
-//! panic, or the access goes through.
+//! Memory is accessed through [`Access`], page by page, so the inner loops are plain loops over
+//! words on both sides. The implementation handles a fault inside an access: it ends in a panic, or
+//! the access succeeds.
 
 mod bytes;
 mod lowmem;
@@ -21,27 +20,28 @@ use vmkern_abi::{addr::KPtr, pattern};
 use crate::kern::func::WorkFn;
 use crate::vm::{Vm, VmMachine};
 
-/// A function that performs an operation of the control ring, and has nobody to give the answer to.
+/// A function that performs an operation of the control ring whose answer is discarded.
 pub type OpFn<M> = WorkFn<Vm<M>, Op>;
 
-/// What became of an operation handed to [`execute`].
+/// The result of [`execute`] for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Executed {
-    /// It is done.
+    /// The operation is done.
     Done(Outcome),
-    /// The caller, who has the clock, lets so many microseconds pass; the answer is
+    /// The caller, which has the clock, lets this many microseconds pass; the answer is
     /// [`Outcome::Ok`].
     Sleep {
         /// Microseconds.
         micros: u64,
     },
-    /// The caller, who knows what each thread does, waits for the other thread's answer and returns
-    /// it.
+    /// The caller, which knows the state of each thread, waits for the other thread's answer and
+    /// returns it.
     Join {
         /// The other thread.
         thread: u16,
     },
-    /// The caller, who has the scheduler, waits for idleness; the answer is [`Outcome::Ok`].
+    /// The caller, which has the scheduler, waits until the system is idle; the answer is
+    /// [`Outcome::Ok`].
     Settle,
 }
 

@@ -1,4 +1,4 @@
-//! Allocating and freeing again and again: what the functions cost without the ring.
+//! Allocating and freeing repeatedly: the cost of the functions without the ring.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::control::{Allocator, KernReturn, MallocFlags, Outcome};

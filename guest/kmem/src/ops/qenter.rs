@@ -9,7 +9,7 @@ use crate::vm::page::{AllocClass, AllocFlags};
 use crate::vm::pmap::Kentered;
 use crate::vm::{Vm, VmMachine};
 
-/// Pages linked by [`VmPage::next`] while nobody else uses that word.
+/// Pages linked by [`VmPage::next`] while nothing else uses that word.
 struct Chain<'a, M: VmMachine> {
     vm: &'a Vm<M>,
     head: KPtr<VmPage>,
@@ -49,9 +49,9 @@ fn range(
     Ok((0..count).map(move |i| addr.add(i * PAGE_SIZE)))
 }
 
-/// Maps `count` fresh wired pages at `addr`, in place of what an earlier call mapped there. Fails,
-/// and changes nothing, where there is no page table, where something else is mapped, or with too
-/// few pages (SYSTEM class).
+/// Maps `count` fresh wired pages at `addr`, in place of the pages that an earlier call mapped
+/// there. Fails, and changes nothing, if there is no page table, if something else is mapped, or if
+/// there are too few pages (SYSTEM class).
 pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     // 1. Everything that can be refused, before anything changes.
     let error = |code| Outcome::Error(code);
@@ -80,7 +80,7 @@ pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
             }
         }
     }
-    // 3. The old pages are free only after no CPU can reach them any more.
+    // 3. The old pages are freed only after no CPU can reach them any more.
     let mut old = Chain { vm, head: KPtr::NULL };
     for va in pages {
         if let Kentered::Page(m) = vm.pmap_kentered(va) {
@@ -92,8 +92,8 @@ pub fn enter<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     Outcome::Ok
 }
 
-/// Undoes [`enter`]: takes the mappings away and frees their pages. Other mappings in the range are
-/// refused; empty places are fine.
+/// Undoes [`enter`]: removes the mappings and frees their pages. Other mappings in the range are
+/// refused; unmapped addresses are allowed.
 pub fn remove<M: VmMachine>(vm: &Vm<M>, addr: GuestVirt, count: u64) -> Outcome {
     let pages = match range(addr, count) {
         Ok(pages) => pages,

@@ -1,10 +1,10 @@
-//! A reader on one CPU, and who frees under it on another: proof that a free ends every
-//! translation.
+//! A reader on one CPU, and a thread on another that frees the page under it: a test that a free
+//! ends every translation.
 //!
 //! The two meet in the words of a page, the mailbox. In each round the freeing side allocates a
-//! page, writes the round's number there, says where it is, and waits until the reader has read it.
-//! Then it frees the page, and says that the free has returned. The reader reads all the while:
-//! what it begins to read after that word must fault.
+//! page, writes the round's number there, publishes its address, and waits until the reader has
+//! read it. Then it frees the page, and publishes that the free has returned. The reader reads all
+//! the time: every read that begins after it has seen that word must fault.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::atomic::{Ordering, fence};
@@ -23,19 +23,19 @@ const SPINS_BEFORE_SLEEP: u64 = 1 << 18;
 
 /// The mailbox.
 struct Mailbox<'a> {
-    /// Where it is.
+    /// Its address.
     place: GuestVirt,
-    /// Where the page of the round is.
+    /// The address of the page of the round.
     addr: &'a Field<u64>,
-    /// The round for which that stands.
+    /// The round for which that address is valid.
     round: &'a Field<u64>,
     /// The round whose page has been read.
     seen: &'a Field<u64>,
     /// The round whose free has returned.
     returned: &'a Field<u64>,
-    /// The round that the reader is done with.
+    /// The round that the reader has finished.
     done: &'a Field<u64>,
-    /// The CPU of who frees.
+    /// The CPU of the freeing side.
     cpu: &'a Field<u64>,
     /// Not 0 when a side has given up.
     over: &'a Field<u64>,
@@ -49,7 +49,8 @@ impl<'a> Mailbox<'a> {
         Self { place: va, addr, round, seen, returned, done, cpu, over }
     }
 
-    /// Waits until `word` is `round`. Whether it is, or the other side has given up.
+    /// Waits until `word` is `round`, or the other side has given up. Returns whether it is
+    /// `round`.
     fn wait<M: VmMachine>(&self, vm: &Vm<M>, word: &Field<u64>, round: u64) -> bool {
         let mut spins = 0;
         while word.get() != round {
@@ -60,7 +61,7 @@ impl<'a> Mailbox<'a> {
             if spins % SPINS_BEFORE_SLEEP == 0 {
                 // The other side may not have begun, or wait for this CPU.
                 let channel = WaitChannel::of(KPtr::<u64>::new(self.place));
-                // Both look at the mailbox alone, which the loop reads again.
+                // Both sides use only the mailbox, which the loop reads again.
                 let (Sleep::Woken | Sleep::TimedOut) = vm.tsleep(channel, 0, "spin", 1);
             }
             vm.machine().cpu_spinwait(spins);
@@ -70,12 +71,12 @@ impl<'a> Mailbox<'a> {
     }
 }
 
-/// The CPU that runs this, or ran it a moment ago.
+/// The CPU that runs the caller, or ran it a moment ago.
 fn cpu<M: VmMachine>(vm: &Vm<M>) -> u64 {
     vm.pcpu().cpuid.get().into()
 }
 
-/// Why the two cannot meet: on one CPU each would wait for the other for ever.
+/// The outcome when the two cannot meet: on one CPU each would wait for the other for ever.
 fn refuse<M: VmMachine>(vm: &Vm<M>, mailbox: GuestVirt) -> Option<Outcome> {
     let is_wrong = vm.cnt().ncpu.get() < 2 || !mailbox.is_page_aligned();
     is_wrong.then_some(Outcome::Error(KernReturn::InvalidArgument))
@@ -135,7 +136,7 @@ fn read_one<M: VmMachine, A: Access>(
     }
 }
 
-/// The freeing side, until the reader has had enough.
+/// The freeing side, until the reader ends the test.
 pub fn free<M: VmMachine, A: Access>(
     vm: &Vm<M>,
     access: &A,
@@ -164,7 +165,7 @@ pub fn free<M: VmMachine, A: Access>(
         vm.kmem_free(map, addr, PAGE_SIZE);
         fence(Ordering::SeqCst);
         mailbox.returned.set(round);
-        // 3. The reader ends the round, when it has noticed, or the test.
+        // 3. The reader ends the round when it has seen the free, or ends the test.
         if !is_read || !mailbox.wait(vm, mailbox.done, round) {
             break Outcome::Ok;
         }

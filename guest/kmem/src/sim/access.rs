@@ -41,7 +41,7 @@ impl<'a> SimAccess<'a> {
         Self { vm }
     }
 
-    /// What the tables say about the page of `va` now, as one entry.
+    /// The current translation of the page of `va` in the tables, as one entry.
     pub(super) fn walk(&self, va: GuestVirt) -> Option<Pte> {
         let pml4 = self.vm.state().kernel_pmap.pml4.get();
         let Ok(walk) = walk::walk(&self.vm.machine(), pml4, va.page());
@@ -81,7 +81,7 @@ impl<'a> SimAccess<'a> {
         }
     }
 
-    /// Stops the test when the TLB still knows a mapping that the tables do not have any more.
+    /// Stops the test when the TLB still caches a mapping that the tables no longer have.
     pub fn assert_tlb_matches_tables(&self) {
         for (vpn, old) in self.vm.machine().tlb().iter() {
             let va = GuestVirt::new(vpn * PAGE_SIZE);

@@ -1,10 +1,10 @@
 //! Threads of the simulated machine: each is a thread of the process, and a baton says which one
 //! runs.
 //!
-//! Exactly one of them runs at any time, so that an interleaving depends on nothing but the
-//! scheduler's decisions. The others are parked. A panic on any of them ends up on the thread that
-//! drives the simulation. Dropping the simulation unwinds those that are still parked, one after
-//! the other.
+//! Exactly one of them runs at any time, so an interleaving depends only on the scheduler's
+//! decisions. The others are parked. A panic on any of them is passed to the thread that drives the
+//! simulation. Dropping the simulation unwinds the threads that are still parked, one after the
+//! other.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,31 +16,31 @@ use std::thread::{self, JoinHandle};
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::Thread;
 
-/// What a thread does from its first instruction on.
+/// The function that a thread runs from its first instruction on.
 pub type Body = Box<dyn FnOnce() + Send>;
 
-/// Unwinds a thread that has exited, or that the simulation is done with.
+/// Unwinds a thread that has exited, or that the simulation no longer needs.
 struct Gone;
 
-/// A thread, as the baton knows it.
+/// The state of a thread.
 enum Record {
     /// It has never had the baton.
     Fresh(Body),
-    /// It has, and runs or is parked.
+    /// It has had the baton, and runs or is parked.
     Started { handle: thread::Thread, join: Option<JoinHandle<()>> },
 }
 
 /// The baton. Threads are known by their addresses.
 #[derive(Default)]
 pub struct Baton {
-    /// Who runs; 0 before the first thread is known.
+    /// The running thread; 0 before the first thread is known.
     holder: AtomicU64,
-    /// Who is to unwind, as the simulation is over.
+    /// The thread that must unwind because the simulation is over.
     dismissed: AtomicU64,
     records: Mutex<HashMap<u64, Record>>,
     /// The thread that drives the simulation.
     driver: AtomicU64,
-    /// What a thread has panicked with.
+    /// The payload of a thread's panic.
     failure: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -59,7 +59,7 @@ impl Baton {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who has the baton.
+    /// The thread that has the baton.
     pub fn holder(&self) -> KPtr<Thread> {
         KPtr::new(vmkern_abi::addr::GuestVirt::new(self.holder.load(Ordering::Acquire)))
     }
@@ -72,7 +72,7 @@ impl Baton {
         self.holder.store(key(thread), Ordering::Release);
     }
 
-    /// Makes a thread known that begins with `body` when it first gets the baton.
+    /// Adds a thread that begins with `body` when it first gets the baton.
     pub fn prepare(&self, thread: KPtr<Thread>, body: Body) {
         self.records().insert(key(thread), Record::Fresh(body));
     }
@@ -111,7 +111,7 @@ impl Baton {
         }
     }
 
-    /// A thread's whole life.
+    /// The main function of a thread.
     fn run(self: Arc<Self>, me: u64, body: Body) {
         let Err(payload) = catch_unwind(AssertUnwindSafe(body)) else { return };
         if payload.is::<Gone>() {
@@ -145,7 +145,7 @@ impl Baton {
             if let Record::Started { handle, join: Some(join) } = record {
                 self.dismissed.store(thread, Ordering::Release);
                 handle.unpark();
-                // What it panics with while it unwinds is of no interest any more.
+                // A panic while it unwinds is ignored.
                 let _ = join.join();
             }
         }

@@ -1,11 +1,11 @@
-//! What another CPU does while this one waits for it.
+//! Work of another CPU while this one waits for it.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::interrupts::Handler;
 
-/// Work that is to be done at the next occasion, once.
+/// Work that is done once, at the next opportunity.
 #[derive(Default)]
 pub struct Elsewhere(Mutex<Option<Handler>>);
 

@@ -1,9 +1,9 @@
-//! Interrupts of the simulated machine: when they are deferred, and which ones come.
+//! Interrupts of the simulated machine: their deferral, and when they arrive.
 //!
-//! A real interrupt comes between any two instructions at which it is not deferred. A simulated one
-//! comes at an interrupt point: when the last deferral ends, when a page is cleared or a
-//! translation invalidated, and at each access to memory by address. Whether it comes is decided by
-//! a seed, so that an interleaving can be had again.
+//! A real interrupt may arrive between any two instructions where it is not deferred. A simulated
+//! one arrives at an interrupt point: when the last deferral ends, when a page is cleared or a
+//! translation invalidated, and at each access to memory by address. A seed decides whether it
+//! arrives, so an interleaving can be repeated.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,19 +17,19 @@ use crate::vm::Vm;
 /// The work of an interrupt handler.
 pub type Handler = Box<dyn FnOnce(&Vm<SimMachine>) + Send>;
 
-/// What is known of interrupts.
+/// The state of interrupts.
 #[derive(Default)]
 pub struct Interrupts {
     /// How often they are deferred.
     depth: AtomicU64,
-    /// The clock interrupts at one point of so many; never when 0.
+    /// The clock interrupts at one point of this many; never when 0.
     one_in: AtomicU64,
     /// State of the pseudo-random numbers.
     random: AtomicU64,
-    /// Handlers of interrupts, each with the number of points that it lets pass when it is the
+    /// Handlers of interrupts, each with the number of points that pass before it once it is the
     /// first.
     pending: Mutex<VecDeque<(u64, Handler)>>,
-    /// How many there are.
+    /// Their number.
     pending_count: AtomicU64,
     /// Whether a thread gives way at every point if a better one can run.
     eager: AtomicBool,
@@ -78,25 +78,25 @@ impl Interrupts {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on a thread gives way at every point if a better one can run.
+    /// From now on a thread gives way at every point if a thread of better priority can run.
     pub fn set_eager(&self) {
         self.eager.store(true, Ordering::Relaxed);
     }
 
-    /// An interrupt comes, behind those that have been announced, after so many more points.
+    /// An interrupt will arrive, behind those announced before, after this many more points.
     pub fn raise(&self, points: u64, handler: Handler) {
         let mut pending = self.pending();
         pending.push_back((points, handler));
         self.pending_count.store(pending.len() as u64, Ordering::Relaxed);
     }
 
-    /// Interrupts that have not come will not.
+    /// Cancels the interrupts that have not arrived.
     pub fn cancel(&self) {
         self.pending().clear();
         self.pending_count.store(0, Ordering::Relaxed);
     }
 
-    /// The handler of an interrupt that comes at this point.
+    /// The handler of an interrupt that arrives at this point.
     fn take(&self) -> Option<Handler> {
         let mut pending = self.pending();
         let (points, _) = pending.front_mut()?;
@@ -109,7 +109,7 @@ impl Interrupts {
         Some(handler)
     }
 
-    /// Whether nothing can come at all: what most tests want, fast.
+    /// Whether no interrupt can arrive at all: the usual case in tests, and fast.
     fn is_quiet(&self) -> bool {
         self.one_in.load(Ordering::Relaxed) == 0
             && self.pending_count.load(Ordering::Relaxed) == 0
@@ -131,7 +131,7 @@ impl Interrupts {
 }
 
 impl SimMachine {
-    /// A place where an interrupt may come. May switch to another thread.
+    /// A place where an interrupt may arrive. May switch to another thread.
     pub(super) fn interrupt_point(&self) {
         let interrupts = &self.interrupts;
         if interrupts.is_quiet()
@@ -167,8 +167,8 @@ impl SimMachine {
         vm.intr_exit();
     }
 
-    /// The clock ticks while the running thread computes. Other threads run when its time is up, or
-    /// theirs has come.
+    /// The clock ticks while the running thread computes. Other threads run when its time slice is
+    /// over, or their time-outs are due.
     pub fn tick(&self, vm: &Vm<Self>) {
         self.set_clock(vm, self.ticks() + 1);
         vm.preempt();

@@ -26,26 +26,25 @@ use crate::machine::{Cpu, Mmu, PhysMem, Supply, ThreadStart};
 use crate::vm::{PhysRange, Vm, Zeroed};
 use crate::window::{self, PageTable};
 
-/// A CPU without instructions: memory, a TLB, threads, a clock, and counters of what was done to
-/// them.
+/// A CPU without instructions: memory, a TLB, threads, a clock, and counters of operations on them.
 ///
-/// Only the thread with the baton touches any of it.
+/// Only the thread with the baton uses it.
 #[derive(Debug)]
 pub struct SimMachine {
     memory: Memory,
     tlb: Mutex<Tlb>,
     flushes: AtomicU64,
-    /// What happens elsewhere during the next invalidation.
+    /// The work of another CPU during the next invalidation.
     #[cfg(test)]
     elsewhere: super::elsewhere::Elsewhere,
-    /// What happens at the next point of a loop over pages.
+    /// The work of an interrupt at the next point of a loop over pages.
     #[cfg(test)]
     at_point: super::elsewhere::Elsewhere,
     zeroings: AtomicU64,
     pub(super) baton: Arc<Baton>,
     pub(super) interrupts: Interrupts,
     pub(super) mailbox: Mailbox,
-    /// Where the CPU's structure lies.
+    /// The address of the CPU's structure.
     pcpu: AtomicU64,
     pub(super) refusal: Refusal,
     /// Clock ticks since boot, in virtual time.
@@ -58,7 +57,7 @@ pub struct SimMachine {
 #[cfg(test)]
 const OTHER_TID: u32 = 0xfff0;
 
-/// Adds to a counter that nobody else changes meanwhile.
+/// Adds to a counter that no other thread changes at the same time.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
@@ -84,7 +83,7 @@ impl SimMachine {
         }
     }
 
-    /// Tells the machine which system runs on it.
+    /// Sets the system that runs on the machine.
     pub(super) fn set_vm(&self, vm: &Arc<Vm<Self>>) {
         assert!(self.vm.set(Arc::downgrade(vm)).is_ok(), "the machine has a system already");
     }
@@ -104,15 +103,14 @@ impl SimMachine {
     }
 
     /// During the next invalidation, which takes time with several CPUs, another CPU does `work`.
-    /// It runs on the thread that waits, so that the locks which that one owns must be none of
-    /// those that `work` takes.
+    /// It runs on the thread that waits, so that thread must not own a lock that `work` takes.
     #[cfg(test)]
     pub fn during_next_flush(&self, work: super::interrupts::Handler) {
         self.elsewhere.set(work);
     }
 
-    /// At the next point of a loop over pages, an interrupt does `work`, with the mutexes owned
-    /// that the loop owns.
+    /// At the next point of a loop over pages, an interrupt does `work`, while the mutexes of the
+    /// loop are owned.
     #[cfg(test)]
     pub fn at_next_point(&self, work: super::interrupts::Handler) {
         self.at_point.set(work);
@@ -130,7 +128,7 @@ impl SimMachine {
         self.zeroings.load(Ordering::Relaxed)
     }
 
-    /// Sets the clock to tick `now`, unless it is later already, and handles its interrupt.
+    /// Sets the clock to tick `now`, unless it is already later, and handles its interrupt.
     pub(super) fn set_clock(&self, kern: &Kern<Self>, now: u64) {
         self.clock.fetch_max(now, Ordering::Relaxed);
         kern.intr_enter();
@@ -140,9 +138,9 @@ impl SimMachine {
 }
 
 #[expect(unsafe_code, reason = "the trait is a promise about memory")]
-// SAFETY: `Memory::frame` gives the same place in a chunk that lives as long as the machine for the
-// same address, and stops the test at any address that is not memory. References into it are made
-// by `window` and `access` alone, as words of atomics.
+// SAFETY: `Memory::frame` returns, for the same address, the same place in a chunk that lives as
+// long as the machine, and stops the test at any address that is not memory. Only `window` and
+// `access` make references into it, as words of atomics.
 unsafe impl PhysMem for SimMachine {
     fn frame(&self, pa: GuestPhys) -> NonNull<u8> {
         self.memory.frame(pa)
@@ -176,7 +174,7 @@ impl Mmu for SimMachine {
         count(&self.flushes);
         #[cfg(test)]
         if let (Some(work), Some(vm)) = (self.elsewhere.take(), self.vm()) {
-            // Whoever runs there has another number.
+            // The thread that runs there has another number.
             let waiter = self.current_thread().non_null().map(|thread| &vm.get(thread).tid);
             let number = waiter.map(Field::get);
             waiter.inspect(|tid| tid.set(OTHER_TID));

@@ -16,7 +16,7 @@ use crate::num::to_usize;
 use crate::vm::{PhysRange, Zeroed};
 
 const CHUNK: u64 = 64 << 10;
-/// What a byte of memory holds that nobody has zeroed.
+/// The value of a byte of memory that was never zeroed.
 const GARBAGE: u8 = 0xa5;
 
 const LAYOUT: Layout = match Layout::from_size_align(to_usize(CHUNK), to_usize(PAGE_SIZE)) {
@@ -63,14 +63,14 @@ impl Memory {
         unsafe { base.add(to_usize(pa.get() % CHUNK)) }
     }
 
-    /// Allocates the chunk of `pa`, unless somebody else has just done so.
+    /// Allocates the chunk of `pa`, unless another thread has just done so.
     fn allocate(&self, pa: GuestPhys) -> NonNull<u8> {
         let chunk = &self.chunks[to_usize(pa.get() / CHUNK)];
         // SAFETY: the layout's size is not zero.
         let base = NonNull::new(unsafe { alloc_zeroed(LAYOUT) })
             .unwrap_or_else(|| handle_alloc_error(LAYOUT));
         if self.zeroed == Zeroed::No {
-            // SAFETY: the chunk was just allocated with this size, and nobody else knows it.
+            // SAFETY: the chunk was just allocated with this size, and nothing else uses it.
             unsafe { base.write_bytes(GARBAGE, to_usize(CHUNK)) };
         }
         match chunk.compare_exchange(
@@ -85,14 +85,14 @@ impl Memory {
                 base
             }
             Err(first) => {
-                // SAFETY: allocated above with this layout, and nobody else knows it.
+                // SAFETY: allocated above with this layout, and nothing else uses it.
                 unsafe { dealloc(base.as_ptr(), LAYOUT) };
                 NonNull::new(first).unwrap_or(base)
             }
         }
     }
 
-    /// Tells the sanitizer what has become of `bytes` bytes at `start`.
+    /// Reports the new state of `bytes` bytes at `start` to the sanitizer.
     #[cfg(asan)]
     pub fn mark(&self, start: GuestPhys, bytes: u64, mark: Mark) {
         let (mut at, end) = (start.get(), start.add(bytes).get());
@@ -122,8 +122,8 @@ impl Drop for Memory {
     fn drop(&mut self) {
         for chunk in &mut self.chunks {
             if let Some(base) = NonNull::new(*chunk.get_mut()) {
-                // SAFETY: allocated by `allocate` with this layout, once, and nobody can use it any
-                // more.
+                // SAFETY: allocated by `allocate` with this layout, once, and nothing can use it
+                // any more.
                 unsafe { dealloc(base.as_ptr(), LAYOUT) };
             }
         }

@@ -1,7 +1,7 @@
 //! The simulated machine: the memory system over a process's own memory.
 //!
 //! Physical memory is sparse, the page tables lie in it exactly as in the guest, and every access
-//! goes through them and through a software TLB that never forgets by itself: a missing
+//! goes through them and through a software TLB that never drops an entry by itself: a missing
 //! invalidation shows as an access through a stale translation, which ends the test. A kernel panic
 //! is a Rust panic with the same message. Kernel threads are threads of the process, of which
 //! exactly one runs; time is virtual.
@@ -45,7 +45,7 @@ const HOLE_START: u64 = 3 << 30;
 /// Start of RAM above the hole.
 const HOLE_END: u64 = 4 << 30;
 
-/// A booted memory system over simulated memory.
+/// A simulated machine with a booted memory system.
 #[derive(Debug)]
 pub struct Sim {
     vm: Arc<Vm<SimMachine>>,
@@ -76,7 +76,7 @@ impl Sim {
         let vm = Arc::new(Vm::boot(machine, &boot));
         vm.machine().set_vm(&vm);
         vm.configure_final();
-        // As in a guest. The driver makes threads itself, while there is memory for them.
+        // As in a guest. The driver creates threads itself, while there is memory for them.
         let nothing_to_do =
             |vm: &Vm<SimMachine>, _| vm.panic(format_args!("thread taskq was woken"));
         assert!(vm.taskqueue_start(nothing_to_do).is_ok(), "no memory for thread taskq");
@@ -98,7 +98,7 @@ impl Sim {
     }
 
     /// Performs one operation, on the driver's own thread. If it sleeps, other threads run and time
-    /// passes until it goes on; the test ends when nobody could ever wake it.
+    /// passes until it continues; the test fails when nothing could ever wake it.
     #[must_use]
     pub fn execute(&self, op: &Op) -> Outcome {
         match *op {
@@ -126,7 +126,7 @@ impl Sim {
     }
 }
 
-/// The RAM behind the image, which the memory system gets.
+/// The RAM behind the image, which the memory system manages.
 fn managed(bytes: u64) -> Vec<PhysRange> {
     let mut ranges = ram(bytes);
     ranges[0].start = tables::IMAGE_END;

@@ -1,16 +1,16 @@
-//! Allocations of the simulated machine that fail although they need not.
+//! Allocations of the simulated machine that fail on purpose.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Sim;
 use crate::machine::Supply;
 
-/// Which allocation is to fail.
+/// Which allocation must fail.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    /// Only these count; all do when it is `None`.
+    /// Only allocations for this count; all do when it is `None`.
     what: Option<Supply>,
-    /// How many more are granted before one is refused.
+    /// The number of allocations that still succeed before one is refused.
     granted: u64,
     refused: bool,
 }
@@ -24,11 +24,11 @@ impl Refusal {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this one is refused: one a plan.
+    /// Whether this allocation is refused: one per plan.
     pub fn refuses(&self, what: Supply) -> bool {
         let mut plan = self.plan();
         let Some(plan) = plan.as_mut() else { return false };
-        // What a page is for is asked first, and the page itself then.
+        // The check for the page's purpose comes first, and then the one for the page itself.
         let counts = plan.what.map_or(matches!(what, Supply::Page(_)), |wanted| wanted == what);
         if !counts || plan.refused {
             return false;
@@ -40,13 +40,13 @@ impl Refusal {
 }
 
 impl Sim {
-    /// Has the allocation number `nth`, from 1 on, fail once, of those for `what` or of all.
+    /// Makes the allocation number `nth`, counted from 1, fail once, of those for `what` or of all.
     pub fn refuse(&self, what: Option<Supply>, nth: u64) {
         assert!(nth > 0, "allocations are counted from 1 on");
         *self.machine().refusal.plan() = Some(Plan { what, granted: nth - 1, refused: false });
     }
 
-    /// Ends that. Whether it came to it.
+    /// Ends the plan. Returns whether the allocation was refused.
     #[must_use]
     pub fn has_refused(&self) -> bool {
         self.machine().refusal.plan().take().is_some_and(|plan| plan.refused)

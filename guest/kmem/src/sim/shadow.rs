@@ -1,7 +1,7 @@
-//! What AddressSanitizer is told about simulated memory: free memory may not be touched.
+//! Reports to AddressSanitizer about simulated memory: free memory may not be accessed.
 //!
-//! Memory comes in chunks, and what is said about one before it exists is remembered for the moment
-//! when it does; that is only ever said of whole pages. `scripts/asan.sh` builds it; see
+//! Memory comes in chunks; a report for a chunk that does not exist yet is stored until it does.
+//! Such reports always concern whole pages. `scripts/asan.sh` builds it; see
 //! [`crate::machine::PhysMem::mark`].
 
 #![expect(unsafe_code, reason = "the sanitizer's runtime is a C library")]
@@ -21,7 +21,7 @@ unsafe extern "C" {
     fn __asan_unpoison_memory_region(start: *const c_void, bytes: usize);
 }
 
-/// Free pages of chunks that do not exist yet, as runs: where one begins the state changes, and
+/// Free pages of chunks that do not exist yet, as runs: the state changes where a run begins and
 /// where it ends.
 #[derive(Debug, Default)]
 pub struct Shadow(Mutex<BTreeSet<u64>>);
@@ -31,7 +31,7 @@ impl Shadow {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a mark of memory that does not exist yet.
+    /// Stores a mark for memory that does not exist yet.
     pub fn remember(&self, start: GuestPhys, bytes: u64, mark: Mark) {
         let end = start.add(bytes);
         assert!(
@@ -55,7 +55,7 @@ impl Shadow {
         }
     }
 
-    /// Applies what is remembered of the chunk of `bytes` bytes at `start`, which now exists at
+    /// Applies the stored marks to the chunk of `bytes` bytes at `start`, which now exists at
     /// `base`.
     pub fn apply(&self, start: GuestPhys, bytes: u64, base: NonNull<u8>) {
         let edges = self.edges();
@@ -73,11 +73,10 @@ impl Shadow {
     }
 }
 
-/// Tells the sanitizer about `bytes` bytes at `start`.
+/// Reports `bytes` bytes at `start` to the sanitizer.
 pub fn mark_at(start: NonNull<u8>, bytes: u64, mark: Mark) {
     let (start, bytes) = (start.as_ptr().cast_const().cast(), to_usize(bytes));
-    // SAFETY: the runtime only notes what it is told, and a wrong word ends the process with a
-    // report.
+    // SAFETY: the runtime only records the state, and a wrong report only makes it end the process.
     unsafe {
         match mark {
             Mark::Used => __asan_unpoison_memory_region(start, bytes),

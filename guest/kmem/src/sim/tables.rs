@@ -1,4 +1,4 @@
-//! The page tables that a kernel image brings with it, as the boot code lays them out.
+//! The page tables of a kernel image, as the boot code lays them out.
 //!
 //! The image is physical memory from 1 MiB to [`IMAGE_END`], mapped by 4 KiB pages at `KERNBASE +
 //! address`; its page table has room past the image, which kernel_map uses later. The direct map

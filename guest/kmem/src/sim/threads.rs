@@ -2,7 +2,7 @@
 //!
 //! A test runs on the idle thread and decides when others run ([`Sim::run`]) and when time passes
 //! ([`Sim::advance`]): nothing happens in between. An operation that it performs itself
-//! ([`Sim::execute`]) may sleep: others run then, and time passes, until it is done.
+//! ([`Sim::execute`]) may sleep: then others run, and time passes, until it is done.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,19 +29,19 @@ pub struct Waiting {
     pub tid: u32,
     /// What it waits for.
     pub wmesg: WaitMessage,
-    /// The address that it sleeps on.
+    /// The address on which it sleeps.
     pub wchan: GuestVirt,
     /// The tick at which it stops waiting, if it does.
     pub deadline: Option<u64>,
 }
 
-/// What a thread is to do.
+/// The work of a thread.
 type Closure = Box<dyn FnOnce(&Vm<SimMachine>) + Send>;
 
-/// How a thread does its operation.
+/// How a thread performs its operation.
 type Doing = fn(&Vm<SimMachine>, &Op) -> Outcome;
 
-/// What passes between the driver and the threads.
+/// The messages between the driver and the threads.
 #[derive(Default)]
 pub struct Mailbox {
     closures: Mutex<BTreeMap<u64, Closure>>,
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Mailbox {
     }
 }
 
-/// The operation of a thread, on its way.
+/// The operation of a thread, in progress.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Asked(Op, Doing),
@@ -75,7 +75,7 @@ impl Mailbox {
 /// Message of a thread that waits for an operation.
 const IDLE: &str = "-";
 
-/// All threads that sleep, the idle ones left out.
+/// All threads that sleep, without the idle ones.
 pub fn sleepers(vm: &Kern<SimMachine>) -> Vec<Waiting> {
     let sleeper = |thread: KPtr<Thread>| {
         let t = vm.get(thread);
@@ -86,7 +86,7 @@ pub fn sleepers(vm: &Kern<SimMachine>) -> Vec<Waiting> {
     vm.threads().filter_map(sleeper).collect()
 }
 
-/// Who waits for what, as a text.
+/// The sleeping threads and what they wait for, as text.
 pub fn waiting(vm: &Kern<SimMachine>) -> String {
     let mut text = String::new();
     for Waiting { tid, wmesg, wchan, .. } in sleepers(vm) {
@@ -143,7 +143,7 @@ pub fn perform(vm: &Vm<SimMachine>, op: &Op) -> Outcome {
 }
 
 impl Sim {
-    /// Makes thread `tid`, which does `f` when it first runs, and exits. Nobody runs before
+    /// Creates thread `tid`, which runs `f` when it first runs, and exits. No thread runs before
     /// [`Sim::run`].
     pub fn spawn(
         &self,
@@ -174,8 +174,8 @@ impl Sim {
         self.vm().kthread_create(&spec).unwrap_or_else(|_| panic!("no memory for thread {tid}"))
     }
 
-    /// Lets all threads run until none of them can go on without time passing or the driver's
-    /// doing. Returns who sleeps; threads that only wait for an operation are not mentioned.
+    /// Lets all threads run until none of them can continue without time or the driver. Returns the
+    /// threads that sleep, without those that only wait for an operation.
     pub fn run(&self) -> Vec<Waiting> {
         while self.vm().runnable() {
             self.vm().sched_yield();
@@ -192,7 +192,7 @@ impl Sim {
         vm.sched_userret();
     }
 
-    /// Lets time pass until the next time-out, and all threads run that it concerns. Returns the
+    /// Lets time pass until the next time-out, and runs all threads that it wakes. Returns the
     /// tick, or `None` when no thread has a time-out.
     pub fn advance(&self) -> Option<u64> {
         let deadline = self.vm().next_timeout()?;
@@ -201,7 +201,7 @@ impl Sim {
         Some(deadline)
     }
 
-    /// Who sleeps, threads that only wait for an operation left out.
+    /// The threads that sleep, without those that only wait for an operation.
     #[must_use]
     pub fn waiting(&self) -> Vec<Waiting> {
         sleepers(self.vm())
@@ -213,8 +213,8 @@ impl Sim {
         self.waiting().into_iter().find(|waiting| waiting.tid == tid).map(|waiting| waiting.wmesg)
     }
 
-    /// Asks thread `tid`, which is made for it if need be, to perform `op`. Nothing happens before
-    /// [`Sim::run`]. Panics when the thread has an operation already whose answer was not taken.
+    /// Asks thread `tid`, which is created if necessary, to perform `op`. Nothing happens before
+    /// [`Sim::run`]. Panics when the thread already has an operation whose answer was not taken.
     pub fn submit(&self, tid: u32, op: Op) {
         self.submit_to(tid, op, perform);
     }
@@ -236,7 +236,7 @@ impl Sim {
         }
     }
 
-    /// Takes the answer of thread `tid` to the operation that it was asked for, if there is one.
+    /// Takes the answer of thread `tid` to its operation, if there is one.
     #[must_use]
     pub fn answer(&self, tid: u32) -> Option<Outcome> {
         let mut requests = self.machine().mailbox.requests();
@@ -245,9 +245,9 @@ impl Sim {
         Some(outcome)
     }
 
-    /// Lets threads run and time pass until thread `tid` has answered. [`Outcome::Blocked`] when it
-    /// sleeps, nobody can run, and no thread with an operation has a time-out: its answer may still
-    /// come later.
+    /// Lets threads run and time pass until thread `tid` has answered. Returns [`Outcome::Blocked`]
+    /// when it sleeps, no thread can run, and no thread with an operation has a time-out: its
+    /// answer may still come later.
     pub fn finish(&self, tid: u32) -> Outcome {
         loop {
             self.run();
@@ -273,7 +273,7 @@ impl Sim {
         self.finish(tid)
     }
 
-    /// Performs `op` in an interrupt that comes now. Others run at the next [`Sim::run`].
+    /// Performs `op` in an interrupt that arrives now. Other threads run at the next [`Sim::run`].
     pub fn execute_in_interrupt(&self, op: &Op) -> Outcome {
         let vm = self.vm();
         vm.intr_enter();
@@ -282,30 +282,30 @@ impl Sim {
         outcome
     }
 
-    /// Has the clock interrupt threads at one interrupt point of `one_in`, at least 2, chosen by
+    /// Makes the clock interrupt threads at one interrupt point of `one_in`, at least 2, chosen by
     /// `seed`: a tick passes, and the running thread's time slice ends. With 0 it stops.
     pub fn interrupt_at_random(&self, seed: u64, one_in: u64) {
         self.machine().interrupts.set_clock(seed, one_in);
     }
 
-    /// Has a thread give way as soon as a better one can run, as a guest's does, not only when an
-    /// interrupt comes.
+    /// Makes a thread give way as soon as a thread of better priority can run, as in a guest, not
+    /// only when an interrupt arrives.
     pub fn preempt_at_once(&self) {
         self.machine().interrupts.set_eager();
     }
 
-    /// Has `handler` run as an interrupt handler at the next interrupt point, in the middle of
-    /// whatever runs then.
+    /// Runs `handler` as an interrupt handler at the next interrupt point, in the middle of the
+    /// thread that runs then.
     pub fn raise(&self, handler: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
         self.raise_after(0, handler);
     }
 
-    /// [`Sim::raise`], with so many interrupt points let pass before.
+    /// [`Sim::raise`] after this many interrupt points.
     pub fn raise_after(&self, points: u64, handler: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
         self.machine().interrupts.raise(points, Box::new(handler));
     }
 
-    /// Interrupts that were raised and have not come will not come any more.
+    /// Cancels the interrupts that were raised and have not arrived.
     pub fn cancel_interrupts(&self) {
         self.machine().interrupts.cancel();
     }

@@ -1,4 +1,4 @@
-//! A TLB that remembers every translation it was ever asked for, until it is told to forget.
+//! A TLB that caches every translation that was ever requested, until it is invalidated.
 
 use std::collections::HashMap;
 
@@ -9,17 +9,17 @@ use vmkern_abi::pte::Pte;
 pub struct Tlb(HashMap<u64, Pte>);
 
 impl Tlb {
-    /// The entry remembered for page `vpn`.
+    /// The cached entry for page `vpn`.
     pub fn get(&self, vpn: u64) -> Option<Pte> {
         self.0.get(&vpn).copied()
     }
 
-    /// Remembers the entry for page `vpn`.
+    /// Caches the entry for page `vpn`.
     pub fn insert(&mut self, vpn: u64, pte: Pte) {
         self.0.insert(vpn, pte);
     }
 
-    /// Forgets pages `[start, end)`.
+    /// Drops the entries of pages `[start, end)`.
     pub fn invalidate(&mut self, start: u64, end: u64) {
         if end - start > self.0.len() as u64 {
             self.0.retain(|vpn, _| !(start..end).contains(vpn));
@@ -30,7 +30,7 @@ impl Tlb {
         }
     }
 
-    /// All that is remembered.
+    /// All cached entries.
     pub fn iter(&self) -> impl Iterator<Item = (u64, Pte)> {
         self.0.iter().map(|(&vpn, &pte)| (vpn, pte))
     }

@@ -1,4 +1,4 @@
-//! Blocks that are live, in memory of kernel_map that grows with them.
+//! The list of live blocks, in memory of kernel_map that grows with them.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 
@@ -32,9 +32,9 @@ impl Block {
     }
 }
 
-/// The blocks of one sort, in no order.
+/// The blocks of one sort, in no particular order.
 pub struct Book {
-    /// Where they stand; meaningless while `pages_of_book` is 0.
+    /// The address of the book; meaningless while `pages_of_book` is 0.
     addr: GuestVirt,
     /// Pages of the book itself.
     pages_of_book: u64,
@@ -43,7 +43,7 @@ pub struct Book {
 }
 
 impl Book {
-    /// An empty one, without memory.
+    /// An empty book, without memory.
     pub const fn new() -> Self {
         Self { addr: GuestVirt::new(0), pages_of_book: 0, len: 0, pages: 0 }
     }
@@ -98,7 +98,7 @@ impl Book {
         Ok(())
     }
 
-    /// Takes the block number `index` out; the last one gets its number.
+    /// Removes the block number `index`; the last block gets its number.
     pub fn swap_remove<A: Access>(&mut self, access: &A, index: u64) -> Block {
         let block = self.get(access, index);
         self.len -= 1;
@@ -108,7 +108,7 @@ impl Book {
         block
     }
 
-    /// Moves to twice the memory.
+    /// Moves the book to twice the memory.
     fn grow<M: VmMachine, A: Access>(&mut self, vm: &Vm<M>, access: &A) -> Result<(), Shortage> {
         let pages = (self.pages_of_book * 2).max(1);
         let addr = vm.kmem_alloc(vm.kernel_map(), pages * PAGE_SIZE).ok_or(Shortage)?;
@@ -121,7 +121,7 @@ impl Book {
         Ok(())
     }
 
-    /// Gives its memory back.
+    /// Frees its memory.
     pub fn close<M: VmMachine>(&self, vm: &Vm<M>) {
         if self.pages_of_book != 0 {
             vm.kmem_free(vm.kernel_map(), self.addr, self.pages_of_book * PAGE_SIZE);

@@ -2,11 +2,11 @@
 //!
 //! Several threads share the maps and fill them to between 70 and 95 percent: each has a quota of
 //! every map, and frees when it comes near. Memory is filled with a pattern and verified before it
-//! is freed, in whole or in part; what must come zeroed is verified to be zero. What is live stands
-//! in books ([`book`]), in memory that the operation itself allocates.
+//! is freed, in whole or in part; memory that must come zeroed is verified to be zero. Live blocks
+//! are listed in books ([`book`]), in memory that the operation itself allocates.
 //!
-//! **Waiting.** Nobody waits for ever: a thread holds at most one block of exec_map and one of the
-//! other pageable map, takes the first only while it holds none of the second, and waits for
+//! **Waiting.** No thread waits for ever: a thread holds at most one block of exec_map and one of
+//! the other pageable map, takes the first only while it holds none of the second, and waits for
 //! address space of the system maps for a single page, which the quotas leave, or now and then for
 //! a few in kmem_map while its own part is half empty.
 
@@ -23,12 +23,12 @@ use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::Sleep;
 use crate::vm::{Vm, VmMachine};
 
-/// Pages of a buffer of exec_map: what execve asks for.
+/// Pages of a buffer of exec_map, as execve requests them.
 const EXEC_PAGES: u64 = 66;
-/// Pages of kernel_map that a thread has at most, of each sort.
+/// Most pages of kernel_map that a thread has, of each sort.
 const KERNEL_QUOTA: u64 = 48;
 
-/// Where a block is from.
+/// The function and map from which a block comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sort {
     /// `kmem_malloc` from kmem_map.
@@ -37,7 +37,8 @@ enum Sort {
     System,
     /// `kmem_alloc` from kernel_map.
     Wired,
-    /// `kmem_alloc_nofault` from kernel_map, all but the first page filled by `pmap_qenter`.
+    /// `kmem_alloc_nofault` from kernel_map, with all pages except the first entered by
+    /// `pmap_qenter`.
     Nofault,
     /// `kmem_alloc_wait` from exec_map.
     Exec,
@@ -126,9 +127,9 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
     }
 
     fn mix(&mut self, operations: u64) -> Result<(), Outcome> {
-        // The CPU that takes the requests is free for those of the other parties meanwhile.
+        // In the meantime the CPU that takes the requests can take those of the other parties.
         let channel = WaitChannel::of(self.vm.current_thread());
-        // Nothing was looked at yet that others could change.
+        // Nothing that others could change has been read yet.
         let (Sleep::Woken | Sleep::TimedOut) = self.vm.tsleep(channel, 0, "stress", 2);
         while self.done < operations {
             self.step()?;
@@ -147,7 +148,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
     }
 
     fn step(&mut self) -> Result<(), Outcome> {
-        // 1. What is next: a reclaim now and then, else a sort and a size.
+        // 1. The next operation: sometimes a reclaim, otherwise a sort and a size.
         let sort = match self.below(512) {
             0 => {
                 self.vm.uma_reclaim();
@@ -171,7 +172,8 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
             _ => 1 + self.below(4),
         };
         if matches!(sort, Sort::Exec | Sort::Pageable) && used > 0 {
-            // 2. One at a time, and another one at once.
+            // 2. One block at a time: free a part of it, or all of it and allocate the next at
+            //    once.
             if self.below(4) == 0 {
                 return self.free_one(sort, Part::Some);
             }
@@ -182,8 +184,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
         }
         // 3. Of the other sorts, an allocation or a free, as the quota says.
         let is_full = used + pages > quota;
-        // Between 74 and 100 percent of the quota, which are 70 and 95 of the map, it is a matter
-        // of chance.
+        // Between 74 and 100 percent of the quota, which are 70 and 95 of the map, chance decides.
         if is_full || (used * 100 > quota * 74 && self.below(2) == 0) {
             let part = if self.below(4) == 0 { Part::Some } else { Part::Whole };
             return self.free_one(sort, part);
@@ -191,9 +192,9 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
         self.allocate(sort, pages)
     }
 
-    /// Tries to get a block of `pages` pages, uses it and enters it.
+    /// Tries to allocate a block of `pages` pages, uses it and enters it into the book.
     fn allocate(&mut self, sort: Sort, pages: u64) -> Result<(), Outcome> {
-        // 1. The block. Having none is fine: nothing is entered then.
+        // 1. The block. The allocation may fail: then nothing is entered.
         self.done += 1;
         let (vm, map, mut size) = (self.vm, self.maps[sort as usize], pages * PAGE_SIZE);
         let mut is_zeroed = true;
@@ -210,7 +211,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
                 vm.kmem_alloc_nofault(map, size)
             }
             Sort::Exec => {
-                // Who holds a block of the other pageable map does not wait for this one.
+                // A thread that holds a block of the other pageable map does not wait for this one.
                 while self.book(Sort::Pageable).len() > 0 {
                     self.free_one(Sort::Pageable, Part::Whole)?;
                 }
@@ -247,7 +248,7 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
         result.map_err(|_| Outcome::Error(KernReturn::ResourceShortage))
     }
 
-    /// Any flags, and the size that they allow: who may wait for room asks for little.
+    /// Random flags, and the size that they allow: a request that may wait for room is small.
     fn malloc_flags(&mut self, sort: Sort, size: u64) -> (MallocFlags, u64) {
         let mut flags = MallocFlags::empty();
         flags.set(MallocFlags::ZERO, self.below(2) == 0);
@@ -261,7 +262,8 @@ impl<M: VmMachine, A: Access> Stress<'_, M, A> {
         (flags, size.min(most * PAGE_SIZE))
     }
 
-    /// Verifies and frees a random block of this sort, or part of one. Nothing when there is none.
+    /// Verifies and frees a random block of this sort, or part of one. Does nothing when there is
+    /// none.
     fn free_one(&mut self, sort: Sort, part: Part) -> Result<(), Outcome> {
         self.done += 1;
         let len = self.book(sort).len();

@@ -1,4 +1,5 @@
-//! Maps: their own rules, and that pages and translations are exactly those of their entries.
+//! Checks of maps: their own rules, and that pages and translations are exactly those of their
+//! entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -139,7 +140,7 @@ fn check_pages(
 }
 
 /// An entry on an anonymous object has some pages, each mapped where it belongs or not at all.
-/// Gives how many.
+/// Returns their number.
 fn check_anonymous(
     sim: &Sim,
     e: &VmMapEntry,

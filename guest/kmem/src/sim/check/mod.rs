@@ -1,6 +1,6 @@
-//! An independent look at everything in the simulated machine's memory: what must hold whenever no
-//! operation is going on. It shares the layouts and the window with the code it checks, but none of
-//! its functions.
+//! An independent check of everything in the simulated machine's memory, with the rules that hold
+//! whenever no operation is in progress. It shares the layouts and the window with the code that it
+//! checks, but none of its functions.
 
 mod maps;
 mod physical;
@@ -17,7 +17,7 @@ use super::{Sim, SimAccess};
 use crate::num::to_usize;
 use crate::window::PageTable;
 
-/// Everything that a quiet system promises. Panics with what is broken.
+/// Checks every rule of an idle system. Panics with the broken rule.
 pub fn check(sim: &Sim) {
     let state = sim.vm().state();
     assert_eq!(sim.vm().held_locks().bits(), 0, "locks are held");
@@ -108,7 +108,7 @@ const fn at_object(at: GuestVirt) -> KPtr<VmObject> {
     KPtr::new(at)
 }
 
-/// The pages of an object by index, read off its index, whose links are checked on the way.
+/// The pages of an object by index, read from its tree, whose links are checked on the way.
 pub fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
     let vm = sim.vm();
     let mut pages = BTreeMap::new();
@@ -133,7 +133,7 @@ pub fn resident(sim: &Sim, object: &VmObject) -> BTreeMap<u64, u32> {
     pages
 }
 
-/// The pages where the last search ended are neighbours.
+/// Checks that the pages between which the last search ended are neighbours.
 fn check_last_search(sim: &Sim, object: &VmObject, pages: &BTreeMap<u64, u32>) {
     let (before, after) = (object.before.get(), object.after.get());
     let next = match before {
@@ -150,7 +150,7 @@ fn check_last_search(sim: &Sim, object: &VmObject, pages: &BTreeMap<u64, u32>) {
     );
 }
 
-/// All valid 4 KiB translations of the kernel's maps, the image's own left out, by address.
+/// All valid 4 KiB translations of the kernel's maps, without the image's own, by address.
 fn translations(sim: &Sim) -> BTreeMap<u64, Pte> {
     let mut found = BTreeMap::new();
     let root = sim.vm().state().kernel_pmap.pml4.get();
@@ -194,7 +194,7 @@ fn walk_table(
     }
 }
 
-/// What is counted of the valid entries of the page table at `table`; nothing of the image's.
+/// The count of valid entries of the page table at `table`; `None` for the image's tables.
 fn count_of_table(sim: &Sim, table: GuestPhys) -> Option<u32> {
     let boots = &sim.vm().state().boot_tables;
     let first = boots.kptphys.get().pfn();

@@ -1,4 +1,4 @@
-//! Physical memory: every page is in one place, and the counters say how many are where.
+//! Checks of physical memory: every page is in one place, and the counters are right.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::machine::{Mark, PhysMem};
 use crate::sim::Sim;
 use crate::window::PageTable;
 
-/// Checks the free lists and every page below the fresh parts; gives the number of wired pages.
+/// Checks the free lists and every page below the fresh parts; returns the number of wired pages.
 pub fn check(sim: &Sim, objects: &Objects) -> u64 {
     let vm = sim.vm();
     let (state, cnt) = (vm.state(), vm.cnt());
@@ -117,7 +117,7 @@ fn list(sim: &Sim, list: &VmFreeList) -> BTreeSet<u32> {
     pages
 }
 
-/// Stops the test when a free page that is known to be zero is not. Slow.
+/// Stops the test when a free page that is marked as zero is not zero. Slow.
 pub fn check_zeros(sim: &Sim) {
     for pfn in blocks(sim).into_iter().chain(caches(sim)) {
         let flags = sim.vm().page_by_number(pfn).flags.get();

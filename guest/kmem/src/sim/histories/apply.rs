@@ -1,5 +1,5 @@
-//! What a step does, what it must give, and what it changes in the model, when operations come one
-//! at a time.
+//! For operations that come one at a time: the work of a step, its expected result, and its change
+//! of the model.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
@@ -14,7 +14,7 @@ use crate::sim::threads::perform;
 
 const KERNEL: usize = 0;
 const KMEM: usize = 1;
-/// More pages than this are asked for only where there is no room for them.
+/// More pages than this are requested only where there is no room for them.
 const MOST: u64 = 4096;
 
 fn is(address: u64) -> Verdict {
@@ -35,7 +35,7 @@ pub struct Picked {
 }
 
 impl World {
-    /// Does a step, if it makes sense now, and compares.
+    /// Performs a step, if it is possible now, and compares.
     pub fn step(&mut self, on: On, step: &Step) {
         if self.over {
             return;
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// A range that `fits`, among those that nobody else has plans for.
+    /// A range that `fits`, among those that no other operation will use.
     pub fn pick(&self, pick: u16, fits: impl Fn(&NaiveMap, &Range) -> bool) -> Option<Picked> {
         let all: Vec<Picked> = (0..self.naive.maps.len())
             .flat_map(|map| {
@@ -141,7 +141,8 @@ impl World {
         }
     }
 
-    /// What an allocation may give now; `None` when that cannot be said, or would be a panic.
+    /// The possible results of an allocation now; `None` when they are not known, or it would
+    /// panic.
     pub fn expected(&self, map: usize, size: u64, how: How) -> Option<Vec<Verdict>> {
         let m = &self.naive.maps[map];
         match (how, m.kind) {
@@ -157,7 +158,7 @@ impl World {
         let more = self.overhead(map, pages, how);
         let cnt = self.sim.vm().cnt();
         if let How::Wait = how {
-            // Entries need pages, too.
+            // Entries need pages too.
             let Some(hole) = hole else {
                 let never = bytes > m.max - m.min;
                 return (free >= 8)
@@ -185,7 +186,7 @@ impl World {
         }
         let sleeps = how.may_sleep();
         let wanted = if matches!(how, How::Nofault) { 0 } else { pages + floor };
-        // It may wait for what it needs besides, without a place yet.
+        // It may wait for the other pages that it needs, before it has a place.
         if sleeps && (pages > MOST || free < more) {
             return None;
         }
@@ -319,7 +320,7 @@ impl World {
         }
     }
 
-    /// A part of a range of address space alone, in a map whose page tables are all there.
+    /// A part of a range of address space alone, in a map whose page tables all exist.
     fn window(&self, pick: u16, from: u8, count: u8) -> Option<(u64, u64)> {
         let at = self
             .pick(pick, |map, range| range.what == What::Nofault && map.kind == MapKind::System)?;
@@ -382,7 +383,8 @@ impl World {
         self.naive.maps.push(made);
     }
 
-    /// Makes a map, wherever its structure lies, and gives its address. A refusal is a wait.
+    /// Creates a map, wherever its structure lies, and returns its address. A refusal makes it
+    /// wait.
     fn execute_for_map(&mut self, op: Op) -> u64 {
         let refusal = self.start_refusing(&op);
         let outcome = self.drive(op, perform);
@@ -394,7 +396,7 @@ impl World {
         }
     }
 
-    /// Has a range freed by the next shortage.
+    /// Makes the next shortage free a range.
     fn store(&mut self, pick: u16) {
         let plain = |map: &NaiveMap, range: &Range| {
             map.kind == MapKind::System && range.what != What::Nofault
@@ -413,8 +415,7 @@ impl World {
             return;
         }
         assert_eq!(outcome, Outcome::Ok, "{op:?} stored");
-        // To store it takes memory, which may bring about a shortage that comes before it is
-        // stored.
+        // Storing it takes memory, which may cause a shortage before it is stored.
         if Entries::look(&self.sim, &self.naive.maps).cover(at.map, at.start) {
             self.count_events();
         }

@@ -1,8 +1,8 @@
-//! An order of operations that ran at once which explains what they gave.
+//! Finds an order of concurrent operations that explains their results.
 //!
-//! The results alone leave open where an allocation has its room that still sleeps for pages:
-//! before a free that ran at once with it, or after. The kernel's entries tell. While such an
-//! allocation sleeps its entry is not wired, so that nothing merges with it, and it has exactly the
+//! The results alone do not show where an allocation that still sleeps for pages has its room: it
+//! may have taken it before or after a concurrent free. The kernel's entries show it. While such an
+//! allocation sleeps its entry is not wired, so nothing merges with it, and it has exactly the
 //! allocation's ends.
 
 use vmkern_abi::addr::KPtr;
@@ -13,7 +13,7 @@ use super::naive::{NaiveMap, What};
 use super::step::How;
 use crate::sim::Sim;
 
-/// What an operation of a round is for the model.
+/// The meaning of an operation of a round for the model.
 #[derive(Clone, Copy, Debug)]
 pub enum Effect {
     Allocate { map: usize, bytes: Option<u64>, how: How },
@@ -22,7 +22,7 @@ pub enum Effect {
     Fill { start: u64, bytes: u64, seed: u64 },
 }
 
-/// An operation of a round with what became of it.
+/// An operation of a round with its outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
     pub tid: u32,
@@ -34,12 +34,12 @@ pub struct Event {
     pub settled: bool,
 }
 
-/// Where an event has its room; `None` when it has none, or wants none.
+/// Where an event has its room; `None` when it has none, or needs none.
 pub type Place = Option<u64>;
 
 impl Event {
-    /// Does in `maps` what the operation did, if the model would have had it do just that. Gives
-    /// where an allocation is.
+    /// Applies the operation to `maps`, if the model allows exactly its result. Returns where an
+    /// allocation is.
     fn replay(&self, maps: &mut [NaiveMap], scarce: bool) -> Option<Place> {
         match self.effect {
             _ if self.settled => Some(None),
@@ -71,7 +71,7 @@ impl Event {
         }
     }
 
-    /// Whether the kernel's entries say that it has its room at `place`, if it sleeps there.
+    /// Whether the kernel's entries show that it has its room at `place`, if it sleeps there.
     fn is_at(&self, place: Place, entries: &Entries) -> bool {
         match (self.effect, self.outcome, place) {
             (Effect::Allocate { map, bytes: Some(bytes), how }, None, Some(start)) => {
@@ -97,7 +97,7 @@ pub const fn kind(how: How) -> What {
 struct Entry {
     start: u64,
     end: u64,
-    /// What it is, if its object tells.
+    /// Its kind, if its object shows it.
     what: Option<What>,
 }
 
@@ -106,7 +106,7 @@ struct Entry {
 pub struct Entries(Vec<Vec<Entry>>);
 
 impl Entries {
-    /// What they are now.
+    /// Reads them now.
     pub fn look(sim: &Sim, maps: &[NaiveMap]) -> Self {
         let vm = sim.vm();
         let kernels = [(vm.kernel_object(), What::Kernel), (vm.kmem_object(), What::Kmem)];
@@ -141,7 +141,7 @@ impl Entries {
     }
 }
 
-/// Sorted ranges, neighbours made one.
+/// Sorted ranges, with neighbours merged.
 fn joined(ranges: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = (u64, u64)> {
     let mut ranges = ranges.peekable();
     std::iter::from_fn(move || {

@@ -1,12 +1,12 @@
 //! Random histories of all functions against a naive model.
 //!
-//! A history is a small machine, a list of steps, and for those whose threads run at once a seed
-//! for their interleaving. Every step's result, every address and every counter must be what the
-//! model says; memory must hold what was written to it; and in the end, when everything has been
-//! freed, every page must be back.
+//! A history is a small machine, a list of steps, and, if threads run concurrently, a seed for
+//! their interleaving. Every step's result, every address and every counter must be what the model
+//! says; memory must hold what was written to it; and in the end, when everything has been freed,
+//! every page must be back.
 //!
-//! What was done can be told as a `.kmem` script. Where operations come one at a time, and none is
-//! refused memory that there is, a guest runs it with the same results, as [`replay`] shows.
+//! A history can be written as a `.kmem` script. If operations come one at a time, and none is
+//! refused memory that is available, a guest runs it with the same results, as [`replay`] shows.
 
 mod apply;
 mod explain;
@@ -32,7 +32,7 @@ pub use self::step::{History, STEPS, history};
 use self::world::World;
 use super::Sim;
 
-/// What a history is told with.
+/// The writer of a history's script.
 pub type Telling = Rc<RefCell<Script>>;
 
 const ZEROED: MallocFlags = MallocFlags::NOWAIT.union(MallocFlags::ZERO);

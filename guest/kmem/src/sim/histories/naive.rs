@@ -1,7 +1,7 @@
 //! The naive model: sets of ranges, searched from the lowest, and the pages that have memory behind
 //! them.
 //!
-//! It knows nothing of entries, objects, page tables or free lists; it shares no code with what it
+//! It has no entries, objects, page tables or free lists, and shares no code with the code that it
 //! judges.
 
 use std::collections::BTreeMap;
@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{MapId, MapKind};
 
-/// What a range of address space is.
+/// The kind of a range of address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// There since boot, or a thread's: nobody gives it back.
+    /// It exists since boot, or belongs to a thread: it is never freed.
     Fixed,
     /// A map of its own.
     Submap,
@@ -31,11 +31,11 @@ pub enum What {
 pub struct Range {
     /// Bytes, whole pages.
     pub bytes: u64,
-    /// What it is.
+    /// Its kind.
     pub what: What,
 }
 
-/// What a page of memory holds.
+/// The contents of a page of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Anything.
@@ -49,9 +49,9 @@ pub enum Content {
 /// A page of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// What it holds.
+    /// Its contents.
     pub content: Content,
-    /// The range that it stands behind.
+    /// The range to which it belongs.
     pub what: What,
 }
 
@@ -72,12 +72,12 @@ pub struct Naive {
     pub memory: BTreeMap<u64, Memory>,
 }
 
-/// `size` rounded up to pages, unless that is nothing or too much.
+/// `size` rounded up to pages, unless that is 0 or too large.
 pub fn rounded(size: u64) -> Option<u64> {
     size.checked_next_multiple_of(PAGE_SIZE).filter(|&size| size > 0)
 }
 
-/// The pages that `[addr, addr + size)` touches; a range that wraps is nothing.
+/// The pages that `[addr, addr + size)` touches; none if the range wraps.
 pub fn touched(addr: u64, size: u64) -> Option<(u64, u64)> {
     Some((
         addr / PAGE_SIZE * PAGE_SIZE,
@@ -108,12 +108,12 @@ impl NaiveMap {
         self.ranges.values().map(|range| range.bytes).sum()
     }
 
-    /// Fewest and most entries that could stand for the ranges: neighbours of one kind may be one
-    /// entry, or not.
+    /// Fewest and most entries that could represent the ranges: neighbours of one kind may or may
+    /// not share an entry.
     pub fn entries(&self) -> (u64, u64) {
         let (mut runs, mut last) = (0, None);
         for (&at, range) in &self.ranges {
-            // The stacks of threads are windows, too.
+            // The stacks of threads are windows too.
             let kind = if range.what == What::Fixed { What::Nofault } else { range.what };
             runs += u64::from(last != Some((at, kind)) || kind == What::Submap);
             last = Some((at + range.bytes, kind));
@@ -121,7 +121,7 @@ impl NaiveMap {
         (runs, self.ranges.len() as u64)
     }
 
-    /// The ranges that `[start, end)` reaches into.
+    /// The ranges that `[start, end)` overlaps.
     pub fn overlapping(&self, start: u64, end: u64) -> Vec<(u64, Range)> {
         let all = self.ranges.range(..end).filter(|&(&at, range)| at + range.bytes > start);
         all.map(|(&at, &range)| (at, range)).collect()
@@ -133,7 +133,7 @@ impl NaiveMap {
         self.ranges.insert(start, Range { bytes, what });
     }
 
-    /// Frees what lies in `[start, end)`: gives those ranges.
+    /// Frees the ranges in `[start, end)`, and returns them.
     pub fn free(&mut self, start: u64, end: u64) -> Vec<(u64, Range)> {
         let (start, end) = (start.max(self.min), end.min(self.max));
         if start > end {
@@ -149,7 +149,7 @@ impl NaiveMap {
         gone
     }
 
-    /// Makes the range that `at` lies inside two.
+    /// Cuts the range that contains `at` in two.
     fn cut(&mut self, at: u64) {
         let Some((&start, &range)) = self.ranges.range(..at).next_back() else { return };
         if start + range.bytes > at {
@@ -170,7 +170,7 @@ impl Naive {
         self.memory.extend(pages(start, bytes).map(|va| (va, Memory { content, what })));
     }
 
-    /// Frees what lies in `[start, end)` of a map, with the memory behind it.
+    /// Frees the ranges in `[start, end)` of a map, with the memory behind them.
     pub fn free(&mut self, map: usize, start: u64, end: u64) {
         for (at, range) in self.maps[map].free(start, end) {
             for va in pages(at, range.bytes) {

@@ -1,8 +1,8 @@
-//! Operations of several threads, and of an interrupt, all at once.
+//! Concurrent operations of several threads, and of an interrupt.
 //!
-//! What a round gave is right when there is an order of its operations in which each gives just
-//! that to the model. That is asked of addresses, where the model is exact; where pages run short,
-//! it only says what may happen.
+//! The results of a round are right when there is an order of its operations in which the model
+//! gives the same results. This is checked for addresses, where the model is exact; when pages run
+//! short, the model only says what may happen.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,16 +19,16 @@ use super::world::{Cause, Sleeper, World};
 use crate::sim::SimMachine;
 use crate::vm::Vm;
 
-/// Operations that run at once.
+/// Operations that run concurrently.
 #[derive(Clone, Debug)]
 pub struct Round {
     /// Decides when the clock interrupts.
     seed: u64,
-    /// The clock interrupts at one point of so many.
+    /// The clock interrupts at one point of this many.
     one_in: u64,
-    /// What the threads do.
+    /// The operations of the threads.
     steps: Vec<Step>,
-    /// What an interrupt does after so many points.
+    /// The operation of an interrupt, and the number of points before it.
     interrupt: Option<(u64, Step)>,
 }
 
@@ -126,8 +126,8 @@ impl World {
             }
         }
         for (_, effect) in &planned {
-            // Who sleeps for room need not have been told of a free that came before it looked, nor
-            // of a plain one.
+            // A thread that sleeps for room need not have been woken by a free that came before it
+            // looked, nor by a plain free.
             if let Effect::Free { map, .. } = *effect {
                 self.quiet.insert(map);
             }
@@ -243,7 +243,7 @@ impl World {
         }
     }
 
-    /// Has threads and interrupt do what was planned.
+    /// Makes threads and interrupt perform the planned operations.
     fn run_at_once(
         &mut self,
         round: &Round,
@@ -350,7 +350,7 @@ fn woken(sleeper: &Sleeper, outcome: Outcome) -> Event {
     Event { tid: sleeper.tid, op: sleeper.op, effect, outcome: Some(outcome), settled }
 }
 
-/// Pages that an operation may take, with what it needs besides.
+/// Pages that an operation may take, including page tables and entries.
 fn wanted(effect: &Effect) -> u64 {
     match *effect {
         Effect::Allocate { bytes: Some(bytes), .. } => {

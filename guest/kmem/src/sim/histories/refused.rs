@@ -1,4 +1,4 @@
-//! Every allocation that an operation makes fails once, in its turn.
+//! Each allocation that an operation makes fails once, in turn.
 
 use super::Telling;
 use super::step::{History, On, STEPS, Step, history};
@@ -29,8 +29,8 @@ pub fn refused() -> impl Strategy<Value = Refused> {
     )
 }
 
-/// Performs `refused` once for each allocation of this kind that the last step makes: how many that
-/// are.
+/// Performs `refused` once for each allocation of this kind that the last step makes, and returns
+/// their number.
 fn each(refused: &Refused, what: Option<Supply>, telling: &Telling) -> u64 {
     for nth in 1.. {
         telling.take();
@@ -68,7 +68,7 @@ mod tests {
     use crate::sim::Sim;
     use crate::vm::page::AllocClass;
 
-    /// What can be refused, each kind by itself and all together.
+    /// The kinds that can be refused, each by itself and all together.
     const KINDS: [Option<Supply>; 7] = [
         None,
         Some(Supply::Page(AllocClass::Normal)),
@@ -83,7 +83,7 @@ mod tests {
         Shape { memory: memory(), kmem: 256, workers: 0 }
     }
 
-    /// Takes the addresses of kernel_map for which the boot has made page tables.
+    /// Allocates the addresses of kernel_map for which the boot has made page tables.
     fn boot_tables() -> Step {
         let sim = Sim::boot(shape().memory, shape().tunables());
         let first = Op::KmemAllocNofault { map: MapId::KERNEL, size: PAGE_SIZE };
@@ -92,7 +92,7 @@ mod tests {
         Step::Allocate { map: 0, size: Size::Bytes(size), how: How::Nofault }
     }
 
-    /// What is done after some preparation, with the kinds of which it must need at least one.
+    /// A step after some preparation, with the kinds of which it must need at least one.
     fn cases() -> Vec<(&'static str, Vec<Step>, Step, Vec<Supply>)> {
         let alloc = |map, pages: u64, how| Step::Allocate {
             map,

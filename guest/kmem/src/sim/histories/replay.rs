@@ -1,8 +1,9 @@
 //! Histories as scripts that a guest runs with the same results.
 //!
-//! The simulated machine has the guest's settings and manages as many pages, so that thresholds,
-//! addresses and counters are the guest's. The operations that the driver does elsewhere are a
-//! thread's, which gives way as a guest's does. The script says every result and every counter.
+//! The simulated machine has the guest's settings and manages as many pages, so thresholds,
+//! addresses and counters are the guest's. A thread, which yields like a guest's, performs the
+//! operations that the driver performs elsewhere. The script contains every result and every
+//! counter.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -21,11 +22,11 @@ const LONG: Range<usize> = 20..80;
 /// A history that has been performed on the simulated machine.
 #[derive(Clone, Debug)]
 pub struct Replay {
-    /// It as a script, with every result and the counters after each step.
+    /// The history as a script, with every result and the counters after each step.
     pub script: String,
     /// The guest's settings.
     pub settings: [(&'static str, u64); 5],
-    /// How many of its operations slept.
+    /// The number of its operations that slept.
     pub slept: u64,
     /// Whether it ended with a panic, as it should.
     pub panicked: bool,

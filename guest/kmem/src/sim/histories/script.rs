@@ -19,17 +19,17 @@ pub struct Script {
     named: u32,
     /// The machine.
     pub(super) shape: Option<Shape>,
-    /// Whether nothing can be said any more.
+    /// Whether nothing more can be written.
     closed: bool,
-    /// How many operations slept.
+    /// The number of operations that slept.
     pub(super) slept: u64,
     /// Whether the kernel has panicked, as it should.
     pub(super) panicked: bool,
-    /// Counters that were told, if they are to be.
+    /// Counters that were written, if they should be.
     counters: Option<BTreeMap<String, u64>>,
 }
 
-/// Who performs a statement: a thread, an interrupt, or a shortage.
+/// What performs a statement: a thread, an interrupt, or a shortage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     Thread(u32),
@@ -53,14 +53,14 @@ fn flags(flags: MallocFlags) -> String {
 }
 
 impl Script {
-    /// The script of a machine that does everything as a guest does that manages as many pages. It
-    /// says after each step what the counters are.
+    /// The script of a machine that behaves exactly like a guest with as many managed pages. It
+    /// contains the counters after each step.
     #[must_use]
     pub fn exact() -> Self {
         Self { counters: Some(BTreeMap::new()), ..Self::default() }
     }
 
-    /// Whether the machine is to do everything as a guest does.
+    /// Whether the machine must behave exactly like a guest.
     pub(super) fn is_exact(&self) -> bool {
         self.counters.is_some()
     }
@@ -89,7 +89,7 @@ impl Script {
         }
     }
 
-    /// The statement for `op`, with a name for what it gives.
+    /// The statement for `op`, with a name for its result.
     fn statement(&mut self, op: &Op) -> (Option<String>, String) {
         let (map, at) =
             (|id| self.map(id), |va: vmkern_abi::addr::GuestVirt| self.address(va.get()));
@@ -142,7 +142,7 @@ impl Script {
         (name, text)
     }
 
-    /// Notes that `op` was asked of `who`, who gave `outcome`.
+    /// Records that `who` performed `op` with `outcome`.
     pub fn note(&mut self, who: Who, op: &Op, outcome: &Outcome) {
         let (name, text) = self.statement(op);
         let thread = match who {
@@ -164,7 +164,7 @@ impl Script {
         }
     }
 
-    /// What a statement must give.
+    /// The expected result of a statement.
     fn result(&mut self, op: &Op, outcome: &Outcome) {
         match (outcome, op) {
             // Where the structure of a map lies depends on the machine.
@@ -190,7 +190,7 @@ impl Script {
         }
     }
 
-    /// Notes that the operation of a blocked thread has answered.
+    /// Records that the operation of a blocked thread has answered.
     pub fn join(&mut self, tid: u32, op: &Op, outcome: &Outcome) {
         if self.closed {
             return;
@@ -203,7 +203,7 @@ impl Script {
         }
     }
 
-    /// Notes that `op` panics with a message in which `text` stands.
+    /// Records that `op` panics with a message that contains `text`.
     pub fn panics(&mut self, op: &Op, text: &str) {
         let (_, statement) = self.statement(op);
         self.line(statement);
@@ -216,13 +216,13 @@ impl Script {
         self.line(format!("# {text}"));
     }
 
-    /// Ends the script with a remark that says why.
+    /// Ends the script with a remark that gives the reason.
     pub fn close(&mut self, text: &str) {
         self.remark(text);
         self.closed = true;
     }
 
-    /// Notes what a counter must be now, where that is asked for.
+    /// Records the expected value of a counter, if counters are requested.
     pub fn counter(&mut self, name: &str, value: u64) {
         let Some(told) = self.counters.as_mut() else { return };
         if told.insert(name.to_owned(), value) != Some(value) {
@@ -238,8 +238,8 @@ impl Script {
         }
     }
 
-    /// Notes how many bytes of kernel_map must be in use, when it was `at_first` after the boot:
-    /// the image, of which nobody knows the size, is among them.
+    /// Records how many bytes of kernel_map must be in use, when it was `at_first` after the boot:
+    /// the image, whose size is not known, is among them.
     pub fn kernel_size(&mut self, at_first: u64, value: u64) {
         let Some(told) = self.counters.as_mut() else { return };
         if told.insert("kernel_map.size".to_owned(), value) != Some(value) {
@@ -263,7 +263,7 @@ impl Script {
                 shape.memory >> 10
             );
         }
-        // The threads are there from the beginning.
+        // The threads exist from the beginning.
         text.push_str("settle\n");
         for tid in 1..=shape.workers {
             let _ = writeln!(text, "t{tid}: settle");

@@ -1,5 +1,5 @@
-//! What a history consists of. Numbers choose among what there is when the step's turn comes, so
-//! that any part of a history is a history.
+//! The steps of a history. Numbers choose among the ranges and maps that exist when the step's turn
+//! comes, so any part of a history is a history.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -11,14 +11,14 @@ use vmkern_abi::control::{MallocFlags, MapKind};
 
 use crate::sim::Sim;
 
-/// How many bytes to ask for.
+/// The number of bytes to request.
 #[derive(Clone, Copy, Debug)]
 pub enum Size {
-    /// So many.
+    /// This many.
     Bytes(u64),
-    /// All of the map, and so many pages more or less.
+    /// All of the map, plus or minus this many pages.
     Map(i8),
-    /// So many that it wraps, or nearly so.
+    /// A number that wraps, or nearly does.
     Absurd(u64),
 }
 
@@ -53,11 +53,11 @@ pub enum FreeBy {
 #[derive(Clone, Copy, Debug)]
 pub enum Part {
     Whole,
-    /// From this byte on, so many; both modulo the range's length.
+    /// From this byte on, this many bytes; both modulo the range's length.
     Bytes(u64, u64),
 }
 
-/// A free of what is not to be freed.
+/// A free of a range that must not be freed.
 #[derive(Clone, Copy, Debug)]
 pub enum Stray {
     /// The range that was freed last, once more.
@@ -68,11 +68,11 @@ pub enum Stray {
     Nothing,
     /// A range that wraps.
     Wraps,
-    /// From a range on over its neighbours, so many bytes.
+    /// From a range on, across its neighbours, this many bytes.
     Across(u64),
 }
 
-/// Who does it.
+/// The performer of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum On {
     /// The test's own thread.
@@ -123,15 +123,15 @@ pub enum Step {
         pick: u16,
     },
     Reclaim,
-    /// Takes all memory but so many pages.
+    /// Takes all memory except this many pages.
     Drain {
         left: u8,
     },
-    /// Lets the next time-out come.
+    /// Lets time pass to the next time-out.
     Wait,
-    /// Looks at everything.
+    /// Checks everything.
     Check,
-    /// Does what the kernel panics of; the history ends.
+    /// Does something that makes the kernel panic; the history ends.
     Panic {
         pick: u16,
         fault: bool,
@@ -149,11 +149,10 @@ pub struct Shape {
     pub workers: u8,
 }
 
-/// How many pages the machines of histories manage, instead of those of 4 MiB.
+/// The number of pages that the machines of histories manage, instead of those of 4 MiB.
 const PAGES: &str = "VMKERN_MODEL_PAGES";
 
-/// How many pages a guest manages that the machines of histories are to be like, if they are to be
-/// like one.
+/// The number of managed pages of the guest that the machines of histories must be like, if any.
 pub fn guest_pages() -> Option<u64> {
     Some(std::env::var(PAGES).ok()?.parse().expect("a whole number"))
 }
@@ -164,7 +163,7 @@ pub fn memory() -> u64 {
     *MEMORY.get_or_init(|| guest_pages().map_or(4 << 20, memory_of))
 }
 
-/// Bytes of memory of a machine that manages so many pages.
+/// Bytes of memory of a machine that manages this many pages.
 pub fn memory_of(pages: u64) -> u64 {
     let mut memory = (pages * PAGE_SIZE).max(4 << 20);
     loop {
@@ -193,7 +192,7 @@ impl Shape {
         }
     }
 
-    /// The same as a guest is told.
+    /// The same, as passed to a guest.
     pub fn settings(self) -> [(&'static str, u64); 5] {
         let tunables = self.tunables();
         let settings = [
@@ -302,10 +301,10 @@ fn on() -> impl Strategy<Value = On> {
     prop_oneof![4 => Just(On::Driver), 4 => (0u8..4).prop_map(On::Thread), 1 => Just(On::Interrupt)]
 }
 
-/// How many steps a history has, of which some may turn out to be nothing.
+/// The number of steps of a history, some of which may do nothing.
 pub const STEPS: Range<usize> = 1..24;
 
-/// Histories on machines with so many threads for operations, and a kmem_map of one of these
+/// Histories on machines with this many threads for operations, and a kmem_map of one of these
 /// numbers of pages.
 pub fn history(
     workers: Range<u8>,

@@ -9,7 +9,7 @@ use crate::sim::histories::explain::Entries;
 use crate::sim::histories::naive::What;
 
 impl World {
-    /// The counters say what the model says.
+    /// Checks that the counters agree with the model.
     pub fn compare(&self) {
         let vm = self.sim.vm();
         self.compare_places();
@@ -48,8 +48,8 @@ impl World {
         );
     }
 
-    /// Something is exactly where the model has something, and an allocation that sleeps has an
-    /// entry of its own.
+    /// Checks that entries are exactly where the model has ranges, and that an allocation that
+    /// sleeps has an entry of its own.
     fn compare_places(&self) {
         let entries = Entries::look(&self.sim, &self.naive.maps);
         assert!(
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    /// Tells the script what a guest's counters must be now.
+    /// Adds the expected counters of a guest to the script.
     pub(super) fn tell_counters(&self) {
         let cnt = self.sim.vm().cnt();
         let mut script = self.script.borrow_mut();
@@ -86,7 +86,7 @@ impl World {
         }
     }
 
-    /// All invariants hold, unless an allocation stands half-done.
+    /// Checks all invariants, unless an allocation is half done.
     pub fn check(&self) {
         if !self.sleepers.iter().any(|sleeper| matches!(sleeper.cause, Cause::Memory { .. })) {
             check(&self.sim);
@@ -101,7 +101,7 @@ impl World {
         }
     }
 
-    /// Free pages, and those that the memory system has for its own structures.
+    /// Free pages, and those that the memory system uses for its own structures.
     pub(super) fn free_and_used_by_itself(&self) -> u64 {
         let state = self.sim.vm().state();
         let slabs: u64 = state.zones.iter().map(|zone| zone.slabs.get()).sum();

@@ -1,4 +1,4 @@
-//! What memory holds: writing patterns, and finding there what was written.
+//! The contents of memory: writes patterns, and checks them later.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::Op;
@@ -13,8 +13,8 @@ impl World {
         self.seed
     }
 
-    /// Puts a new pattern into memory that the model knows; into both ends of it where there is
-    /// much.
+    /// Writes a new pattern into memory that the model knows; only into both ends if there is much
+    /// of it.
     pub fn fill(&mut self, start: u64, bytes: u64) {
         let most = 4 * PAGE_SIZE;
         if bytes > 2 * most {
@@ -26,7 +26,7 @@ impl World {
         self.filled(start, bytes, seed);
     }
 
-    /// Memory that the model knows has a new pattern.
+    /// Records that memory that the model knows has a new pattern.
     pub fn filled(&mut self, start: u64, bytes: u64, seed: u64) {
         for va in pages(start, bytes) {
             if let Some(memory) = self.naive.memory.get_mut(&va) {
@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    /// Looks whether the memory of `[start, end)` holds what it should.
+    /// Checks that the memory of `[start, end)` holds what it should.
     pub fn verify(&mut self, start: u64, end: u64) {
         let mut known: Vec<(u64, u64, Content)> = Vec::new();
         for (&va, memory) in self.naive.memory.range(start..end) {
@@ -56,14 +56,14 @@ impl World {
         }
     }
 
-    /// An allocation of wired memory is there: looks at it and fills it.
+    /// Checks a new allocation of wired memory, and fills it.
     pub fn arrived(&mut self, start: u64, bytes: u64, what: What, content: Content) {
         self.naive.back(start, bytes, what, content);
         self.verify(start, start + bytes);
         self.fill(start, bytes);
     }
 
-    /// Pages of a pageable range are there.
+    /// Records that pages of a pageable range exist.
     pub fn touched(&mut self, start: u64, bytes: u64) {
         for va in pages(start, bytes) {
             self.naive

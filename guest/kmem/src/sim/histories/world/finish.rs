@@ -8,7 +8,8 @@ use crate::sim::check::check;
 use crate::sim::histories::naive::{Range, What};
 
 impl World {
-    /// Frees everything, lets everybody finish who can, and demands all pages back.
+    /// Frees everything, lets all threads finish that can, and checks that all pages are free
+    /// again.
     pub fn finish(mut self) {
         if self.over {
             return;
@@ -30,19 +31,19 @@ impl World {
             if self.sleepers.is_empty() {
                 break;
             }
-            // Room that came without a wakeup is told of now.
+            // Sleepers are now woken for room that came without a wakeup.
             for map in std::mem::take(&mut self.quiet) {
                 let (id, addr) =
                     (self.naive.maps[map].id, GuestVirt::new(self.naive.maps[map].min));
                 self.ok(Op::KmemFreeWakeup { map: id, addr, size: 0 });
             }
             self.settle();
-            // The pagedaemon may have to look around.
+            // The pagedaemon may have to make a pass.
             self.wait();
             self.settle();
             patience -= 1;
         }
-        // Together they may hold all there is, each waiting for the others.
+        // Together they may hold all pages, each waiting for the others.
         let wanted = [What::Kernel, What::Kmem, What::Pageable]
             .map(|what| self.underway(what))
             .iter()
@@ -55,7 +56,7 @@ impl World {
         assert_eq!(self.free_and_used_by_itself(), self.whole, "pages are lost");
     }
 
-    /// A range that is to be freed.
+    /// A range that must be freed.
     fn anything(&self) -> Option<(usize, u64, u64)> {
         let free = |range: &Range| !matches!(range.what, What::Fixed | What::Submap);
         let of = |map: usize| {
@@ -67,7 +68,7 @@ impl World {
         (0..self.naive.maps.len()).find_map(of)
     }
 
-    /// Frees a whole range, and tells those who wait.
+    /// Frees a whole range, and wakes the threads that wait.
     fn give_back(&mut self, map: usize, start: u64, bytes: u64) {
         self.verify(start, start + bytes);
         self.take_down(start, bytes);
@@ -77,7 +78,7 @@ impl World {
         self.quiet.remove(&map);
     }
 
-    /// Takes entered pages out of a range that is about to be freed, as a kernel would.
+    /// Removes entered pages from a range that is about to be freed, as a kernel would.
     pub fn take_down(&mut self, start: u64, bytes: u64) {
         let within = self.naive.memory.range(start..start + bytes);
         let entered: Vec<u64> =

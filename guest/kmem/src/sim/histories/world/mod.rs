@@ -1,6 +1,6 @@
 //! A machine and the model, side by side.
 //!
-//! Here is what both are, and how they begin. The modules below perform operations on the machine,
+//! This module defines both and sets them up. The modules below perform operations on the machine,
 //! keep the model in step, and compare the two.
 
 mod compare;
@@ -29,21 +29,21 @@ use crate::sim::Sim;
 #[derive(Debug)]
 pub struct World {
     pub sim: Sim,
-    /// Whether thread 0 does what the driver does otherwise, much faster.
+    /// Whether thread 0 performs the operations that otherwise the driver performs, much faster.
     exact: bool,
     pub naive: Naive,
     pub shape: Shape,
-    /// In the order in which they fell asleep.
+    /// The sleepers, in the order in which they fell asleep.
     pub sleepers: Vec<Sleeper>,
     /// Ranges that a stored operation will free.
     pub doomed: Vec<(usize, u64, u64)>,
-    /// First addresses of ranges that nobody else may use: doomed, or a sleeper's.
+    /// First addresses of ranges that no other operation may use: doomed, or a sleeper's.
     pub pinned: BTreeSet<u64>,
     /// Maps in which room came without a wakeup since the sleepers last looked.
     pub quiet: BTreeSet<usize>,
-    /// What was freed last.
+    /// The range that was freed last.
     pub freed: Option<(usize, u64, u64)>,
-    /// What has been done, for whoever wants to know when it fails.
+    /// The operations so far, to be printed on a failure.
     pub script: Rc<RefCell<Script>>,
     /// Whether the kernel has panicked, as it should.
     pub over: bool,
@@ -63,7 +63,7 @@ impl World {
     pub fn new(shape: Shape, script: &Rc<RefCell<Script>>) -> Self {
         script.borrow_mut().shape = Some(shape);
         let sim = Sim::boot(shape.memory, shape.tunables());
-        // A guest performs on a thread what the driver does here.
+        // In a guest, a thread performs the operations that the driver performs here.
         for tid in 0..=u32::from(shape.workers) {
             assert_eq!(sim.execute_on(tid, Op::Nop), Outcome::Ok);
         }
@@ -99,8 +99,8 @@ impl World {
     /// The maps as they are after boot.
     fn look_at_maps(&mut self) {
         let vm = self.sim.vm();
-        // clean_map is all submaps: whoever waits for room in it waits for ever. pager_map is like
-        // buffer_map.
+        // clean_map consists of submaps: a thread that waits for room in it waits for ever.
+        // pager_map is like buffer_map.
         for (_, id) in
             MapId::NAMED.into_iter().filter(|(_, id)| ![MapId::CLEAN, MapId::PAGER].contains(id))
         {
@@ -118,7 +118,7 @@ impl World {
         }
     }
 
-    /// Frees in the model, where nobody is told of it.
+    /// Frees a range in the model, without a wakeup.
     pub fn free(&mut self, map: usize, start: u64, end: u64) {
         self.naive.free(map, start, end);
         self.quiet.insert(map);

@@ -1,5 +1,5 @@
-//! Performing operations: who does one, what it may give, and what it must not leave where it is
-//! refused memory.
+//! Performing operations: which thread performs one, its possible results, and what it must not
+//! leave behind if it is refused memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,17 +14,17 @@ use crate::sim::histories::step::On;
 use crate::sim::threads::perform;
 use crate::vm::Vm;
 
-/// What an operation may give.
+/// A possible result of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// This.
+    /// This outcome.
     Is(Outcome),
-    /// Nothing yet: the thread sleeps with this message.
+    /// No outcome yet: the thread sleeps with this message.
     Sleeps(&'static str),
 }
 
 impl World {
-    /// Who is to perform an operation that may, or may not, sleep; `None` when nobody can.
+    /// The performer of an operation that may, or may not, sleep; `None` when there is none.
     fn performer(&self, on: On, op: &Op, may_sleep: bool) -> Option<Who> {
         let in_interrupt = match *op {
             Op::KmemMalloc { flags, .. } => flags == MallocFlags::NOWAIT || flags == ZEROED,
@@ -56,7 +56,8 @@ impl World {
         (0..workers).map(|n| (wanted + n) % workers + 1).find(idle)
     }
 
-    /// Performs `op`, which must give one of `allowed`. `None` when nobody could do it.
+    /// Performs `op`, which must give one of `allowed`. Returns `None` when no thread could perform
+    /// it.
     pub fn perform(&mut self, on: On, op: Op, allowed: &[Verdict]) -> Option<(u32, Outcome)> {
         let may_sleep = allowed.iter().any(|verdict| matches!(verdict, Verdict::Sleeps(_)));
         let who = self.performer(on, &op, may_sleep)?;
@@ -70,7 +71,7 @@ impl World {
         if self.is_clean_failure(&op, refusal, outcome) {
             return Some((0, outcome));
         }
-        // A guest answers when nobody can run any more.
+        // A guest answers when no thread can run any more.
         self.sim.run();
         let fits = |verdict: &Verdict| match (*verdict, outcome) {
             (Verdict::Sleeps(wmesg), Outcome::Blocked { waits_for }) => {
@@ -87,7 +88,7 @@ impl World {
         Some((tid, outcome))
     }
 
-    /// Does an operation on the driver, or on the thread that does it in a guest.
+    /// Performs an operation on the driver, or on the thread that performs it in a guest.
     pub fn drive(&self, op: Op, doing: fn(&Vm<SimMachine>, &Op) -> Outcome) -> Outcome {
         if self.exact {
             self.sim.submit_to(0, op, doing);
@@ -112,7 +113,7 @@ impl World {
         assert!(message.contains(text), "{op:?} died of {message:?}, where {text:?} was expected");
     }
 
-    /// Lets the next time-out come.
+    /// Lets time pass to the next time-out.
     pub fn wait(&mut self) {
         let vm = self.sim.vm();
         let Some(deadline) = vm.next_timeout() else { return };

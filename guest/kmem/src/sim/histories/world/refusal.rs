@@ -6,7 +6,7 @@ use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
 use super::World;
 use crate::machine::Supply;
 
-/// What a failure leaves as it was.
+/// The state that a failure must not change.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Counters {
     maps: Vec<(u64, u64)>,
@@ -17,7 +17,7 @@ pub struct Counters {
 }
 
 impl World {
-    /// Has the next operation of a step meet a refusal: number `nth` of those for `what`.
+    /// Makes an allocation of the next operation of a step fail: number `nth` of those for `what`.
     pub fn arm(&mut self, what: Option<Supply>, nth: u64) {
         self.armed = Some((what, nth));
     }
@@ -27,7 +27,8 @@ impl World {
         self.refused
     }
 
-    /// Arms the machine if `op` is what a refusal waits for: what must not change if it fails.
+    /// Arms the machine if a refusal is planned for `op`. Returns the state that must not change if
+    /// it fails.
     pub fn start_refusing(&mut self, op: &Op) -> Option<Counters> {
         if matches!(
             op,
@@ -36,7 +37,7 @@ impl World {
             return None;
         }
         let (what, nth) = self.armed.take()?;
-        // Who waits then must not wait in earnest.
+        // A thread that waits because of the refusal must not also wait for lack of pages.
         if self.sim.free_pages() < 250 {
             return None;
         }
@@ -46,8 +47,8 @@ impl World {
         Some(counters)
     }
 
-    /// Whether an operation that met a refusal has failed, and left everything as it was.
-    /// Who may sleep does not fail.
+    /// Whether an operation that met a refusal has failed, and left everything unchanged. An
+    /// operation that may sleep does not fail.
     pub fn is_clean_failure(
         &mut self,
         op: &Op,
@@ -65,7 +66,7 @@ impl World {
         self.refused && failed
     }
 
-    /// What a failure leaves as it was. Page tables are kept, once made.
+    /// The state that a failure must not change. Page tables are kept, once made.
     fn counters(&self) -> Counters {
         let vm = self.sim.vm();
         let state = vm.state();

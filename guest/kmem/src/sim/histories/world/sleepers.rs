@@ -1,4 +1,4 @@
-//! Operations that sleep: what each waits for, and what it must give when it is woken.
+//! Operations that sleep: what each waits for, and its expected result when it is woken.
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{Op, Outcome, WaitMessage};
@@ -6,14 +6,14 @@ use vmkern_abi::control::{Op, Outcome, WaitMessage};
 use super::World;
 use crate::sim::histories::naive::{Content, What};
 
-/// What a thread sleeps for.
+/// The reason for a thread's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Pages for a range that it has.
+    /// It waits for pages for a range that it has.
     Memory { map: usize, start: u64, bytes: u64, what: What, content: Content },
-    /// Room in a map.
+    /// It waits for room in a map.
     Room { map: usize, bytes: u64 },
-    /// Pages of a pageable range, at the first touch; the range begins at `pin`.
+    /// It waits for pages of a pageable range, at the first touch; the range begins at `pin`.
     Touch { pin: u64, start: u64, bytes: u64 },
 }
 
@@ -28,13 +28,13 @@ pub struct Sleeper {
 }
 
 impl World {
-    /// An operation sleeps from now on.
+    /// Records that an operation sleeps from now on.
     pub fn fall_asleep(&mut self, tid: u32, op: Op, cause: Cause) {
         self.sleepers.push(Sleeper { tid, op, cause, turn: self.turn });
     }
 
-    /// Lets threads run, and sees what came of the operations that sleep. Then all must be as the
-    /// model says.
+    /// Lets threads run, and checks the results of the operations that slept. Then everything must
+    /// be as the model says.
     pub fn settle(&mut self) {
         self.sim.run();
         self.count_events();
@@ -72,8 +72,8 @@ impl World {
         }
     }
 
-    /// The operation of a sleeper has answered. Of two that fell asleep at once over ranges that
-    /// are alike nobody could say which has which until now.
+    /// The operation of a sleeper has answered. If two fell asleep in one round over equal ranges,
+    /// only now is it known which has which.
     pub fn agree_on_place(&mut self, at: usize, outcome: Outcome) {
         let Sleeper { cause: Cause::Memory { start, .. }, turn, .. } = self.sleepers[at] else {
             return;
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    /// A thread that sleeps has a reason to.
+    /// Checks that a thread that sleeps has a reason to.
     fn must_sleep(&self, sleeper: &Sleeper) {
         let wmesg = self.sim.waits_for(sleeper.tid).expect("who has not answered sleeps");
         let short = self.sim.vm().vm_page_count_min();
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// Pages that sleepers may have already, of what they will have.
+    /// Pages that sleepers may already have, of those that they will have.
     pub(super) fn underway(&self, of: What) -> u64 {
         let bytes = |sleeper: &Sleeper| match sleeper.cause {
             Cause::Memory { bytes, what, .. } if what == of => bytes,
