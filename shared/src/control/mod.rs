@@ -163,7 +163,7 @@ impl Sleeper {
 /// host writes.
 ///
 /// The fields up to `description_len` are the handshake: they stay where they are in every version,
-/// so that two sides that do not understand each other can still find out why.
+/// so two sides with different versions can still find out why they do not understand each other.
 ///
 /// A boot and a first request touch the region only up to the log's first page. A KVM that shadows
 /// page tables fills the entries of eight aligned pages on one fault, so a host puts these pages,

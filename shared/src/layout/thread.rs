@@ -250,7 +250,7 @@ pub struct Scheduler {
     pub _pad: Field<u32>,
     /// All threads that have not exited, in the order in which they were made.
     pub all: ThreadList,
-    /// Threads that have exited and are to be freed, linked by [`Thread::rq_next`].
+    /// Threads that have exited and must be freed, linked by [`Thread::rq_next`].
     pub zombies: Field<KPtr<Thread>>,
     /// The time-out that is due next: the root of the heap.
     pub callouts: Field<KPtr<Thread>>,

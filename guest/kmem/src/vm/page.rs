@@ -283,7 +283,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         m: KPtr<VmPage>,
         contents: Contents,
     ) {
-        // 1. Its fields as those of a page that nobody has.
+        // 1. Its fields are set to those of a page without an owner.
         let page = self.page(m);
         page.valid.set(0);
         page.dirty.set(0);

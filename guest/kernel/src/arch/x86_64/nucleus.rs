@@ -149,8 +149,8 @@ global_asm!(
     "add qword ptr [rsp], 2",
     "iretq",
     // The slot in use is kept while halted. The interrupt's handler sees RIP = nucleus_halted and
-    // returns to the caller of this call itself, so that what follows the `hlt` never runs at
-    // CPL3's expense.
+    // returns to the caller of this call itself, so the code after the `hlt` never runs at CPL3's
+    // expense.
     "call_halt:",
     "cmp qword ptr gs:[{IDLE_ARMED}], 0",
     "je 3f",
@@ -168,8 +168,8 @@ global_asm!(
     ".quad call_invlpg_1, call_invlpg_2, call_invlpg_3, call_invlpg_4",
     ".quad call_invlpg_5, call_invlpg_6, call_invlpg_7, call_invlpg_8",
     ".popsection",
-    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number). It has a frame, so that
-    // backtraces of a CPU that is halted in it know its caller.
+    // The body's side of a call: extern "C" fn(rdi, rsi, rdx = number). It has a frame, so
+    // backtraces of a CPU that is halted in it include its caller.
     ".pushsection .text.nucleus_call, \"ax\", @progbits",
     ".global nucleus_call",
     "nucleus_call:",

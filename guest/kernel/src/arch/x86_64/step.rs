@@ -1,8 +1,8 @@
 //! Single steps through a handler's way out, for the self-test.
 //!
 //! **Protocol.** [`Steps::through_one_interrupt`] makes the request. The next interrupt's handler
-//! sets RFLAGS.TF when its work is done, so that each instruction from there to its `iretq` ends in
-//! a #DB (SDM volume 3, section 18.3.1.4). The #DB handlers only count: the CPU clears TF for them,
+//! sets RFLAGS.TF when its work is done, so each instruction from there to its `iretq` ends in a
+//! #DB (SDM volume 3, section 18.3.1.4). The #DB handlers only count: the CPU clears TF for them,
 //! and their own `iretq` sets it again. The interrupt's `iretq` loads the flags of the code that
 //! was interrupted, which has TF clear, and that is the end. So a trap occurs between any two
 //! instructions of the way out, and an error in one of them shows here each time, not once in a

@@ -1,4 +1,4 @@
-//! What was allocated and freed again leaves nothing behind, whatever the order.
+//! Allocations that are freed again leave nothing behind, in any order.
 
 use proptest::prelude::*;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
@@ -9,7 +9,7 @@ use super::super::Sim;
 use super::super::check::check;
 use super::{MIB, NOWAIT, ZEROED};
 
-/// What scripts compare.
+/// The values that scripts compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Balance {
     free: u64,
@@ -49,20 +49,20 @@ impl Random {
     }
 }
 
-/// What a block is made of.
+/// The kind of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Memory,
     Nofault,
 }
 
-/// Which blocks are freed in parts now and then.
+/// Which blocks are sometimes freed in parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parts {
     /// All.
     Any,
-    /// Those with memory behind them. A map cannot tell a part of a range without an object from a
-    /// whole one, and keeps fewer entries for the rest, until all are free.
+    /// Those with memory behind them. A map cannot distinguish a part of a range without an object
+    /// from a whole range, and keeps fewer entries for the rest, until all are free.
     Memory,
 }
 
@@ -74,8 +74,8 @@ struct Block {
     size: u64,
 }
 
-/// A machine whose page tables already reach as far as any test here does: they alone are never
-/// given back.
+/// A machine whose page tables already reach as far as any test here needs: only page tables are
+/// never freed.
 fn grown() -> Sim {
     let sim = Sim::boot(128 * MIB, Tunables::default());
     let addr = sim.nofault(256 * MIB).expect("there is room");
@@ -129,7 +129,7 @@ impl History {
         }
     }
 
-    /// Allocates and frees until `most` blocks live, or memory is short.
+    /// Allocates and frees until there are `most` live blocks, or memory is short.
     fn grow(&mut self, most: usize) {
         while self.live.len() < most && self.sim.free_pages() > 2000 {
             match self.random.below(16) {
@@ -140,7 +140,7 @@ impl History {
         }
     }
 
-    /// Frees what lives down to `rest` blocks, in random order.
+    /// Frees live blocks down to `rest`, in random order.
     fn shrink(&mut self, rest: usize) {
         while self.live.len() > rest {
             self.free_one();

@@ -1,5 +1,5 @@
-//! Pages that somebody works on, and the waits for them that the kernel's own operations never see
-//! on one CPU; and the pagedaemon's own wait.
+//! Busy pages, and the waits for them that the kernel's own operations never need on one CPU; and
+//! the pagedaemon's own wait.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
@@ -28,7 +28,7 @@ fn locked(sim: &Sim, m: KPtr<VmPage>, f: impl FnOnce(&Vm<SimMachine>)) {
     f(sim.vm());
 }
 
-/// A page of exec_map that has been touched, and that somebody works on now.
+/// A page of exec_map that has been touched, and is busy now.
 fn busy_page(sim: &Sim) -> (GuestVirt, KPtr<VmPage>) {
     let addr = sim
         .address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE })
@@ -46,7 +46,7 @@ fn busy_page(sim: &Sim) -> (GuestVirt, KPtr<VmPage>) {
 #[test]
 fn who_frees_a_range_waits_in_vmopar_for_whoever_works_on_its_page() {
     let sim = boot();
-    // A second entry on the object, so that the pages go before the object does.
+    // A second entry on the object, so the pages are freed before the object.
     let (addr, m) = busy_page(&sim);
     let more = sim
         .address(&Op::KmemAllocWait { map: MapId::EXEC, size: PAGE_SIZE })
@@ -96,7 +96,7 @@ fn a_fault_that_slept_in_vmpfw_looks_again_when_the_range_is_gone() {
 #[test]
 fn kmem_alloc_waits_in_pgrbwt_for_a_page_left_behind_and_takes_it_as_it_is() {
     let sim = boot();
-    // The thread first, as it needs a stack.
+    // The thread first, because it needs a stack.
     assert_eq!(sim.execute_on(1, Op::Nop), Outcome::Ok);
     let addr = sim.alloc(PAGE_SIZE).expect("there is memory");
     sim.free(MapId::KERNEL, addr, PAGE_SIZE);
@@ -139,7 +139,7 @@ fn a_page_that_is_wired_twice_stays_behind_when_freed_and_kmem_malloc_over_it_is
     let _ = sim.malloc(PAGE_SIZE, NOWAIT);
 }
 
-/// Allocates as a handler should not: with patience.
+/// Allocates as a handler should not: it waits.
 fn greedy(vm: &Vm<SimMachine>, _arg: u64, _flags: u64) {
     let size = PAGE_SIZE;
     if vm.cnt().v_swapout.get() == 0 && vm.current_thread() == vm.state().pageproc.get() {

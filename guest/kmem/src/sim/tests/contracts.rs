@@ -1,4 +1,4 @@
-//! What each function promises at the edges of its contract.
+//! The behaviour of each function at the edges of its contract.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
@@ -63,7 +63,7 @@ fn neighbours_in_kmem_map_become_one_entry_and_a_hole_splits_it() {
 fn nofault_neighbours_are_one_entry_until_one_is_freed() {
     let sim = boot();
     let before = sim.vm().state().kernel_object.ref_count.get();
-    // What keeps them apart from the stacks of kernel threads, which are such ranges, too.
+    // This separates them from the stacks of kernel threads, which are also such ranges.
     assert!(sim.alloc(PAGE_SIZE).is_some());
     let before = before + 1;
     let entries = sim.map(MapId::KERNEL).nentries.get();
@@ -139,7 +139,7 @@ fn kernel_map_begins_with_kmem_map_then_the_submaps_in_the_order_of_freebsds_boo
     let mut end = VM_MIN_KERNEL_ADDRESS;
     let length = |map: &VmMap| map.max_offset().since(map.min_offset());
     let clean = sim.vm().get(sim.vm().state().clean_map.get());
-    // Of all memory that is usable: the page array counts, too.
+    // Of all usable memory, including the page array.
     let physmem = (64 * MIB - crate::sim::tables::IMAGE_END.get()) / PAGE_SIZE;
     assert!(physmem > sim.vm().cnt().v_page_count.get());
     let nbuf = 50 + (physmem * 4 - 4096) / 64;
@@ -204,7 +204,7 @@ fn no_address_is_believed_to_be_a_map_because_of_what_lies_there() {
     let copy = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is room");
     let home = dmap_to_phys(map).expect("it lies in the direct map");
     let page = sim.vm().pmap_extract(copy).expect("it is mapped");
-    // The map's own words: what follows them in its page is free, and must not be read.
+    // The map's own words: the rest of its page is free, and must not be read.
     let words = size_of::<VmMap>() / size_of::<Pte>();
     for (to, from) in
         sim.vm().at::<PageTable>(page).iter().zip(sim.vm().at::<PageTable>(home)).take(words)
@@ -212,8 +212,8 @@ fn no_address_is_believed_to_be_a_map_because_of_what_lies_there() {
         to.set(from.get());
     }
     let forged = phys_to_dmap(page);
-    // Not in the direct map; past the end of memory; below the first managed page; the ends of all
-    // numbers.
+    // Not in the direct map; past the end of memory; below the first managed page; the smallest and
+    // the largest numbers.
     let far = phys_to_dmap(GuestPhys::new(1 << 38));
     let wrong =
         [copy, forged, phys_to_dmap(home.add(PAGE_SIZE)), far, phys_to_dmap(GuestPhys::new(0))];

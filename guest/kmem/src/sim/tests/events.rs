@@ -1,4 +1,4 @@
-//! Event handlers: order, what they may do to their own list, and stored operations.
+//! Event handlers: their order, their changes of their own list, and stored operations.
 
 use std::sync::Mutex;
 
@@ -14,7 +14,7 @@ use crate::ops;
 use crate::vm::Vm;
 use crate::vm::eventhandler::VM_LOWMEM;
 
-/// Notes its argument in `v_swapin`, as one more decimal digit.
+/// Appends its argument to `v_swapin`, as one more decimal digit.
 fn note(vm: &Vm<SimMachine>, arg: u64, flags: u64) {
     assert_eq!(flags, 0);
     vm.assert_no_locks("a handler");
@@ -25,7 +25,7 @@ fn on(sim: &Sim, arg: u64, priority: EventPriority) -> EventTag {
     sim.vm().eventhandler_register(VM_LOWMEM, note, arg, priority).expect("there is memory")
 }
 
-/// The digits noted by one invocation.
+/// The digits that one invocation appends.
 fn fire(sim: &Sim) -> u64 {
     sim.vm().cnt().v_swapin.set(0);
     sim.vm().vm_lowmem();
@@ -65,7 +65,7 @@ fn there_is_no_end_to_the_number_of_handlers_and_all_their_memory_comes_back() {
     check(&sim);
 }
 
-/// What [`meddle`] deregisters.
+/// The handler that [`meddle`] deregisters.
 static TAGS: Mutex<Vec<EventTag>> = Mutex::new(Vec::new());
 
 /// Deregisters itself and the handler after it, and registers one at the end.

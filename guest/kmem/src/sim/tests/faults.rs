@@ -1,4 +1,4 @@
-//! What a kernel access to an address means.
+//! The effect of a kernel access to an address.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapId, Op};
@@ -50,7 +50,7 @@ fn a_missing_translation_is_entered_again_with_the_same_page() {
     check(&sim);
 }
 
-/// Takes the page away that is mapped at `addr`, wired memory of kmem_object.
+/// Removes the page that is mapped at `addr`, wired memory of kmem_object.
 fn lose_page(sim: &Sim, addr: GuestVirt) {
     let vm = sim.vm();
     let m = vm.pmap_extract(addr).and_then(|pa| vm.phys_to_vm_page(pa)).expect("it is mapped");

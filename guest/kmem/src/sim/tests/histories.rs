@@ -1,5 +1,5 @@
-//! Random histories of all functions against a naive model: many of them, and five times as many
-//! in `scripts/soak.sh histories`. One that fails is made as small as it can be and printed as a
+//! Random histories of all functions against a naive model: many of them, and five times as many in
+//! `scripts/soak.sh histories`. A history that fails is reduced as far as possible and printed as a
 //! script.
 
 use std::cell::Cell;
@@ -16,7 +16,7 @@ use crate::sim::histories::{
 /// Multiplies all numbers of cases, for long runs.
 const FACTOR: &str = "VMKERN_MODEL_FACTOR";
 
-/// Tries `cases` histories. The smallest one that fails is shown with its script.
+/// Tries `cases` histories. The smallest history that fails is shown with its script.
 fn prove<S: Strategy>(name: &str, cases: u32, histories: S, run: impl Fn(&S::Value, &Telling))
 where
     S::Value: Debug + Clone,
@@ -29,7 +29,7 @@ where
     let config = ProptestConfig {
         cases: cases.saturating_mul(factor),
         max_shrink_iters: 4000,
-        // Two thirds of the time would go into random numbers otherwise.
+        // Otherwise two thirds of the time would be spent on random numbers.
         rng_algorithm: RngAlgorithm::XorShift,
         source_file: Some(file!()),
         failure_persistence: Some(Box::new(persistence)),

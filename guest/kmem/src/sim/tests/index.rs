@@ -1,4 +1,4 @@
-//! The index of an object's pages: what it finds, its shape, and that it costs nothing.
+//! The index of an object's pages: its results, its shape, and that it needs no memory.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::{MIB, NOWAIT, boot};
 use crate::vm::object::LockedObject;
 use crate::vm::page::{AllocClass, AllocFlags};
 
-/// A page index: one of few, in a row, at even distances, or far away.
+/// A page index: one of few, consecutive, equally spaced, or far away.
 fn pindex() -> impl Strategy<Value = u64> {
     prop_oneof![
         0u64..40,
@@ -24,7 +24,7 @@ fn pindex() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Makes the page at `pindex` come or go.
+/// Inserts or removes the page at `pindex`.
 fn toggle(sim: &Sim, object: &LockedObject<'_, SimMachine>, pindex: u64) {
     match sim.vm().vm_page_lookup(object, pindex) {
         Some(m) => sim.vm().vm_page_free(&sim.vm().page_queues(), m),

@@ -33,7 +33,7 @@ fn boot() -> Sim {
     Sim::boot(64 * MIB, Tunables::default())
 }
 
-/// Short names for what the tests do all the time.
+/// Short names for the common operations of the tests.
 impl Sim {
     fn address(&self, op: &Op) -> Option<GuestVirt> {
         match self.execute(op) {
@@ -55,8 +55,8 @@ impl Sim {
         self.address(&Op::KmemAllocNofault { map: MapId::KERNEL, size })
     }
 
-    /// Takes the rest of the addresses that the boot has made page tables for: more of kernel_map
-    /// costs pages.
+    /// Allocates the rest of the addresses for which the boot has made page tables: more of
+    /// kernel_map costs pages.
     pub(crate) fn take_boot_tables(&self) {
         let end = self.vm().state().kernel_vm_end.get();
         let first = self.nofault(PAGE_SIZE).expect("there is room");
@@ -80,7 +80,7 @@ impl Sim {
         self.ok(&Op::Verify { addr, size, seed });
     }
 
-    /// What a failed or undone operation must leave as it was.
+    /// The state that a failed or undone operation must not change.
     fn counters(&self) -> impl PartialEq + std::fmt::Debug + use<> {
         let state = self.vm().state();
         let maps = [MapId::KERNEL, MapId::KMEM]

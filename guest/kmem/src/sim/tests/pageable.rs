@@ -1,5 +1,5 @@
-//! Pageable ranges: anonymous objects that come at the first touch or cut, and go with their last
-//! entry.
+//! Pageable ranges: anonymous objects that are created at the first touch or cut, and destroyed
+//! with their last entry.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{KernReturn, MapId, Op, Outcome};
@@ -35,7 +35,7 @@ impl Sim {
 fn a_pageable_range_takes_no_page_until_it_is_touched_and_then_zeroed_ones() {
     let sim = boot();
     sim.run();
-    // Dirty pages are what is free.
+    // The pages that are allocated next are dirty.
     let addr = sim.malloc(200 * PAGE_SIZE, super::NOWAIT).expect("there is memory");
     sim.fill(addr, 200 * PAGE_SIZE, 1);
     sim.free(MapId::KMEM, addr, 200 * PAGE_SIZE);
@@ -124,7 +124,7 @@ fn cutting_an_untouched_range_gives_its_parts_one_object_so_that_they_merge_agai
     assert_eq!((sim.exec_map().nentries.get(), sim.anonymous_objects()), (2, 1));
     sim.ok(&Op::Touch { addr, size: 9 * PAGE_SIZE });
     check(&sim);
-    // The next cut merges what is one range first.
+    // The next cut first merges entries that form one range.
     sim.exec_free(addr.add(5 * PAGE_SIZE), 0);
     assert_eq!((sim.exec_map().nentries.get(), sim.anonymous_objects()), (2, 1));
     check(&sim);

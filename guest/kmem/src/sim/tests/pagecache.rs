@@ -1,5 +1,5 @@
-//! CPUs' caches of free pages. The test says which CPU it runs on; nothing happens on the others
-//! meanwhile.
+//! CPUs' caches of free pages. The test chooses the CPU on which it runs; nothing happens on the
+//! others at that time.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::kern::lock::LockClass;
 use crate::machine::{Cpu, Supply};
 use crate::vm::page::{AllocClass, AllocFlags, Contents};
 
-/// Pages in a cache at most.
+/// Most pages in a cache.
 const MAX: u64 = 64;
 
 /// A machine with several CPUs.
@@ -26,7 +26,7 @@ struct Cpus {
 }
 
 impl Cpus {
-    /// One of `cpus` CPUs, of which CPU 0 runs.
+    /// A machine with `cpus` CPUs, of which CPU 0 runs.
     fn boot(megabytes: u64, cpus: u32, tunables: Tunables) -> Self {
         let sim = Sim::boot(megabytes * MIB, tunables);
         let first = sim.vm().state().cpuhead.get();
@@ -81,7 +81,7 @@ impl Cpus {
         self.sim.vm().state().page_cache_floor.get()
     }
 
-    /// Ends with CPU 0, whose idle thread the test is.
+    /// Ends on CPU 0, whose idle thread is the test.
     fn finish(&self, held: Vec<KPtr<VmPage>>) {
         held.into_iter().for_each(|m| self.free(m));
         self.switch(0);
@@ -90,18 +90,18 @@ impl Cpus {
     }
 }
 
-/// What a CPU does.
+/// A step of a CPU.
 #[derive(Clone, Debug)]
 enum Step {
-    /// It asks for so many pages, one after the other.
+    /// It requests this many pages, one after the other.
     Alloc(AllocClass, u64),
-    /// It frees so many of those that anybody has, beginning with one of them.
+    /// It frees this many of all allocated pages, beginning with one of them.
     Free(prop::sample::Index, u64),
     /// It frees one that holds zeros.
     FreeZero(prop::sample::Index),
-    /// It asks for all but so many pages.
+    /// It requests all pages except this many.
     Leave(u64),
-    /// It asks for a block of this order, and gives it back.
+    /// It requests a block of this order, and frees it.
     Block(usize),
 }
 
@@ -118,7 +118,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Performs `step`; `held` are the pages that somebody has.
+/// Performs `step`; `held` are the allocated pages.
 fn perform(cpus: &Cpus, step: Step, held: &mut Vec<KPtr<VmPage>>) {
     let (vm, cnt) = (cpus.sim.vm(), cpus.sim.vm().cnt());
     match step {
@@ -317,7 +317,7 @@ fn zeroed_pages_stay_known_to_be_zero_in_a_cache() {
     assert_eq!(again, m, "the page that was freed last comes first");
     assert!(vm.page(again).flags.get().contains(vmkern_abi::layout::PageFlags::ZERO));
     cpus.free(again);
-    // And memory that is asked to be zero is.
+    // And memory that is requested as zero is zero.
     for round in 0..20 {
         let size = (1 + round) * PAGE_SIZE;
         let addr = sim.malloc(size, ZEROED).expect("there is memory");

@@ -11,7 +11,7 @@ use super::super::Sim;
 use super::super::check::check;
 use super::{MIB, boot};
 
-/// Free pages by what the lists and the fresh parts say.
+/// Free pages, counted from the lists and the fresh parts.
 fn free_pages(sim: &Sim) -> u64 {
     let listed =
         sim.vm().state().vm_phys_free_queues.iter().flat_map(|queues| queues.iter().enumerate());
@@ -57,8 +57,7 @@ proptest! {
             sim.vm().vm_phys_free_pages(&sim.vm().free_queue(), m, order);
         }
         check(&sim);
-        // Coalesced, a 16 MiB block can be had from each aligned 16 MiB that nobody uses: 32 to 80
-        // MiB.
+        // After coalescing, each unused aligned 16 MiB can be allocated as one block: 32 to 80 MiB.
         for _ in 0..3 {
             prop_assert!(sim.vm().vm_phys_alloc_pages(&sim.vm().free_queue(), 12).is_some());
         }
@@ -90,6 +89,6 @@ fn a_freed_page_is_reused_before_memory_that_was_never_touched() {
     }
     let again: BTreeSet<_> = (0..200).map(|_| sim.vm().vm_page_to_phys(take())).collect();
     let first: BTreeSet<_> = pages.iter().map(|&m| sim.vm().vm_page_to_phys(m)).collect();
-    // Whole blocks of 64 pages are cut, so that a few pages more were ready.
+    // Whole blocks of 64 pages are cut, so a few more pages were ready.
     assert!(again.intersection(&first).count() >= 136);
 }

@@ -1,4 +1,4 @@
-//! Points in loops over pages at which interrupts are taken with mutexes owned.
+//! Points in loops over pages at which interrupts are handled while mutexes are owned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ fn no_function_works_on_more_than_64_pages_between_two_points() {
     sim.free(MapId::KMEM, a, all);
     let b = sim.alloc(all).expect("there is room");
     sim.free(MapId::KERNEL, b, all);
-    // Pages run out, and all that were had go back.
+    // Pages run out, and all allocated pages are freed again.
     let (size, kind) = (256 * MIB, MapKind::System);
     let map = MapId(
         sim.address(&Op::KmemSuballoc { parent: MapId::KERNEL, size, kind }).expect("room").get(),

@@ -26,12 +26,13 @@ fn booting_64_gib_touches_as_few_pages_as_booting_64_mib() {
     };
     let (small, large) = (touched(64 * MIB), touched(64 << 30));
     assert!(small <= 20, "{small} pages touched in 64 MiB");
-    // Its maps are larger there: page tables past the boot's are described in the page array.
+    // The maps are larger with this memory: the page array describes page tables past those of the
+    // boot.
     assert!(large <= 30, "{large} pages touched in 64 GiB");
 }
 
-/// The pages behind the image that `sim`, with `bytes` of memory, has touched, and those that are
-/// foreseen of a boot.
+/// The pages behind the image that `sim`, with `bytes` of memory, has touched, and those that the
+/// plan of a boot predicts.
 fn touched_and_foreseen(sim: &Sim, bytes: u64) -> (BTreeSet<u64>, BTreeSet<u64>) {
     let ranges: Vec<(u64, u64)> = managed(bytes).into_iter().map(PhysRange::pages).collect();
     let region = BootRegion::plan(ranges.iter().copied()).expect("there is room for it");
@@ -94,8 +95,8 @@ fn a_million_map_entries_come_and_go() {
     const ENTRIES: u64 = 1_000_000;
     let sim = Sim::boot(1 << 30, Tunables::default());
     let map = sim.vm().kernel_map();
-    // Something else between the stacks of kernel threads and the range, which would be one entry
-    // otherwise.
+    // Another entry between the stacks of kernel threads and the range, which would otherwise be
+    // one entry.
     assert!(sim.alloc(PAGE_SIZE).is_some());
     let before = sim.map(MapId::KERNEL).nentries.get();
     let size = 2 * ENTRIES * PAGE_SIZE;

@@ -1,4 +1,4 @@
-//! What happens when pages run out: who may take the last ones, and that a failure leaves no trace.
+//! Shortages of pages: which requests may take the last pages, and that a failure leaves no trace.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn small() -> Sim {
 
 /// Leaves exactly `pages` pages free, by allocations that stay.
 fn leave(sim: &Sim, pages: u64) {
-    // What the map itself needs comes first.
+    // The map's own pages are allocated first.
     assert!(sim.malloc(PAGE_SIZE, NOWAIT).is_some());
     let taken = sim.free_pages() - pages;
     assert!(sim.malloc(taken * PAGE_SIZE, NOWAIT).is_some());
@@ -137,8 +137,9 @@ fn vmwait() -> Outcome {
     Outcome::Blocked { waits_for: WaitMessage::new("vmwait") }
 }
 
-/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left of those that
-/// the boot made page tables for, and `free` pages free; what the rest is.
+/// A machine of 64 MiB whose kmem_map is larger, with a thread 1, no addresses left for which the
+/// boot made page tables, and `free` pages free. Also returns the address and size of the block
+/// that takes the other pages.
 fn short(free: u64) -> (Sim, vmkern_abi::addr::GuestVirt, u64) {
     let sim =
         Sim::boot(64 * MIB, Tunables { vm_kmem_size: Some(100 * MIB), ..Tunables::default() });
@@ -150,7 +151,7 @@ fn short(free: u64) -> (Sim, vmkern_abi::addr::GuestVirt, u64) {
     (sim, rest, bytes)
 }
 
-/// What nobody has been told of, and nobody has asked for.
+/// Counts of events, wakeups and requests for pages, which must not have changed.
 fn signs(sim: &Sim) -> impl PartialEq + std::fmt::Debug + use<> {
     let (state, cnt) = (sim.vm().state(), sim.vm().cnt());
     (
@@ -161,7 +162,7 @@ fn signs(sim: &Sim) -> impl PartialEq + std::fmt::Debug + use<> {
 
 #[test]
 fn kmem_suballoc_waits_for_page_tables_that_can_come_however_many_pages_are_free() {
-    // Below v_free_min, above it, and where the pagedaemon has nothing to do either.
+    // Below v_free_min, above it, and where the pagedaemon also has nothing to do.
     for free in [100, 180, 400, 1500] {
         let (sim, rest, bytes) = short(free);
         let (min, target) = (sim.vm().cnt().v_free_min.get(), sim.vm().cnt().v_free_target.get());
@@ -171,7 +172,7 @@ fn kmem_suballoc_waits_for_page_tables_that_can_come_however_many_pages_are_free
         let op = Op::KmemSuballoc { parent: MapId::KERNEL, size, kind: MapKind::User };
         assert_eq!(sim.execute_on(1, op), vmwait(), "with {free} pages free");
         assert_eq!(sim.counters(), before, "a waiting caller holds nothing");
-        // A page that comes back is not enough, all of them are.
+        // One freed page is not enough; all of them are.
         sim.free(MapId::KMEM, rest, PAGE_SIZE);
         assert_eq!(sim.finish(1), vmwait());
         sim.free(MapId::KMEM, rest.add(PAGE_SIZE), bytes - PAGE_SIZE);
@@ -214,7 +215,7 @@ fn a_free_at_any_moment_of_a_suballoc_that_is_short_of_page_tables_is_another_tr
         sim.raise_after(points, move |vm: &Vm<SimMachine>| {
             vm.kmem_free(vm.kmem_map(), rest, bytes)
         });
-        // The last moments come when the thread sleeps already.
+        // At the last moments the thread already sleeps.
         while sim.free_pages() <= 180 {
             sim.run();
         }

@@ -1,4 +1,4 @@
-//! Sleeps and retries: for address space, for pages, for a map, and who ends them.
+//! Sleeps and retries for address space, for pages, and for a map, and how they end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,7 +15,7 @@ use crate::vm::Vm;
 use crate::vm::eventhandler::{UMA_RECLAIM, VM_LOWMEM};
 
 const WAITOK: MallocFlags = MallocFlags::WAITOK;
-/// What execve asks exec_map for.
+/// Bytes that execve requests from exec_map.
 const ARGUMENTS: u64 = 267_264;
 
 /// Fills kmem_map with single pages and then frees every second one: no hole of two pages.
@@ -79,8 +79,8 @@ fn reclaim(vm: &Vm<SimMachine>, _arg: u64, _flags: u64) {
     );
 }
 
-/// What is left behind by the panic of a `kmem_malloc` without hope: its message, events, reclaims,
-/// and ticks slept.
+/// The traces of a `kmem_malloc` that cannot succeed and panics: its message, events, reclaims, and
+/// ticks slept.
 fn exhausted(tunables: Tunables) -> (String, u64, u64, u64) {
     let (sim, _) = checkerboard(tunables);
     let registered = sim.vm().eventhandler_register(UMA_RECLAIM, reclaim, 0, EventPriority::ANY);
@@ -102,7 +102,7 @@ fn without_a_hole_kmem_malloc_asks_8_times_sleeps_9_seconds_and_panics_with_free
     assert_eq!((events, reclaims, ticks), (8, 8, 36 * 250));
 }
 
-/// What `kmem_malloc` gives when a hole for it is freed after so many ticks.
+/// The result of `kmem_malloc` when a hole for it is freed after this many ticks.
 fn freed_after(ticks: u64) -> Result<Outcome, String> {
     let (sim, pages) = checkerboard(Tunables::default());
     let hole = pages[100];
@@ -146,7 +146,7 @@ fn the_sleeps_follow_hz_and_are_never_shorter_than_a_tick() {
 /// blocks of one page that take all memory but `left` pages.
 fn drained(left: u64) -> (Sim, Vec<GuestVirt>) {
     let sim = Sim::boot(16 * MIB, Tunables { vm_kmem_size: Some(24 * MIB), ..Tunables::default() });
-    // The threads first, as they need stacks.
+    // The threads first, because they need stacks.
     for tid in [1, 2] {
         assert_eq!(sim.execute_on(tid, Op::Nop), Outcome::Ok);
     }
@@ -348,7 +348,7 @@ fn waitok_in_an_interrupt_is_a_panic() {
 #[test]
 fn an_operation_stored_for_a_shortage_of_pages_ends_the_wait_of_another_thread() {
     let (sim, blocks) = drained(10);
-    // The pagedaemon has been at it, and rests for half a second.
+    // The pagedaemon has made a pass, and sleeps for half a second.
     sim.run();
     let free = Op::KmemFree { map: MapId::KMEM, addr: blocks[0], size: 200 * PAGE_SIZE };
     let run = |vm: &Vm<SimMachine>, op: &Op| {

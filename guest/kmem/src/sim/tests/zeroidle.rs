@@ -13,8 +13,8 @@ use crate::sim::check::{check, check_zeros};
 use crate::sim::{Sim, SimMachine};
 use crate::vm::{Vm, Zeroed};
 
-/// A machine of 16 MiB of which nearly all has been used, dirtied and freed again, with nobody
-/// having run since.
+/// A machine of 16 MiB of which nearly all has been used, dirtied and freed again, and on which no
+/// thread has run since.
 fn dirtied(enable: u64) -> Sim {
     let tunables = Tunables {
         vm_kmem_size: Some(24 * MIB),
@@ -54,7 +54,7 @@ fn pagezero_rests_until_fewer_than_two_thirds_are_zero() {
     sim.run();
     let cleared = sim.machine().zeroings();
     let (zero, free) = zero_and_free(&sim);
-    // Ever more zeroed pages go, and come back dirty.
+    // More and more zeroed pages are allocated, and freed dirty.
     let mut rested = 0;
     for pages in (50..free).step_by(50) {
         let addr = sim.malloc(pages * PAGE_SIZE, NOWAIT).expect("there is memory");

@@ -1,4 +1,4 @@
-//! What ends the system, and with which words.
+//! Uses that end the system, and the messages of their panics.
 
 use super::*;
 

@@ -21,7 +21,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Who sleeps, in the order of coming.
+/// The threads that sleep, in the order in which they came.
 #[derive(Debug, Default)]
 struct Model {
     sleepers: Vec<(u32, u64, Option<u64>)>,

@@ -1,4 +1,4 @@
-//! Threads: who runs, who sleeps, who is woken, and what is forbidden.
+//! Threads: running, sleeping, waking, and forbidden uses.
 
 mod forbidden;
 mod histories;
@@ -17,12 +17,12 @@ use crate::kern::synch::{Relock, Sleep};
 use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
 
-/// What threads have noted, in order.
+/// The records of threads, in order.
 #[derive(Clone, Default)]
 struct Notes(Arc<Mutex<Vec<(u32, u64)>>>);
 
 impl Notes {
-    /// Thread `tid` notes `what`.
+    /// Thread `tid` records `what`.
     fn note(&self, tid: u32, what: u64) {
         self.0.lock().expect("nobody panics here").push((tid, what));
     }
@@ -209,7 +209,7 @@ fn the_waiters_of_an_sx_lock_get_it_in_order() {
             vm.sx_xlock(sx, "test sx");
             notes.note(tid, 0);
             sleep(vm, channel(0), 5);
-            // A newcomer does not overtake those who wait.
+            // A new thread does not overtake threads that wait.
             vm.sx_xunlock(sx);
             vm.sx_xlock(sx, "test sx");
             notes.note(tid, 1);

@@ -110,7 +110,7 @@ impl<S: NodeStore> Index<'_, S> {
                 first,
             )?;
         }
-        // 2. Its slots, in order, so that the leaves take `items` in order as well.
+        // 2. Its slots, in order, so the leaves take `items` in order too.
         let mut tally = Tally { items: 0, nodes: 1 };
         for at in 0..node.count() {
             let next = node.limit(at, limit);

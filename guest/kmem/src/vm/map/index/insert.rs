@@ -78,7 +78,7 @@ impl<S: NodeStore> Index<'_, S> {
             path.propagate(old_gap, slot.gap.max(leaf.gap(at)));
             return;
         }
-        // 2. Full nodes are split from the leaf upward, until one has room for the carried slot.
+        // 2. Full nodes are split from the leaf upward, until one has room for what is carried.
         let mut carry = slot;
         for level in 0..path.height() {
             let (node, at) = path.at(level);

@@ -111,7 +111,6 @@ fn a_cut_of_the_start_merges_the_neighbours_first_and_a_cut_of_the_end_does_not(
         let high = f.vm().vm_map_clip_start(f.map, entry, f.at(5));
         assert_eq!(f.vm().get(high).start.get(), f.at(5));
     });
-    // Pages 3 and 4 to 5 became one before the cut: simplify looks at the neighbours, and at no
-    // others.
+    // Pages 3 and 4 to 5 became one entry before the cut: simplify checks only the neighbours.
     assert_eq!(f.ranges(), [(0, 2), (2, 3), (3, 5), (5, 6)]);
 }

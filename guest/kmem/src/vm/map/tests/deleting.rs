@@ -1,4 +1,4 @@
-//! Entries that are being deleted while CPUs forget their translations.
+//! Entries that are being deleted while CPUs flush their translations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ use crate::vm::fault::FaultType;
 
 const SIZE: u64 = 2 * PAGE_SIZE;
 
-/// A machine that says it has two CPUs, with three blocks of two pages of `kmem_malloc` at pages 0,
-/// 2 and 4: all one entry.
+/// A machine that claims two CPUs, with three blocks of two pages of `kmem_malloc` at pages 0, 2
+/// and 4, which are all one entry.
 fn three_blocks() -> Fixture {
     let f = Fixture::new();
     f.vm().cnt().ncpu.set(2);
@@ -26,7 +26,7 @@ fn three_blocks() -> Fixture {
     f
 }
 
-/// Frees the block at page `block`; while its translations go, another CPU does `work`.
+/// Frees the block at page `block`; while its translations are flushed, another CPU does `work`.
 fn free_while(f: &Fixture, block: u64, work: impl FnOnce(&Vm<SimMachine>) + Send + 'static) {
     let done = Arc::new(AtomicBool::new(false));
     let done_there = Arc::clone(&done);
@@ -126,8 +126,8 @@ fn one_cpu_keeps_the_map_locked() {
     assert_eq!(f.ranges(), [(0, 2), (4, 6)]);
 }
 
-/// Blocks of two pages at pages 0, 4, 8, ... 28, each an entry, on a machine that says it has
-/// `cpus` CPUs.
+/// Blocks of two pages at pages 0, 4, 8, ... 28, each an entry, on a machine that claims `cpus`
+/// CPUs.
 fn eight_blocks(cpus: u64) -> Fixture {
     let f = Fixture::new();
     f.vm().cnt().ncpu.set(cpus);
@@ -182,7 +182,7 @@ fn what_others_enter_into_the_holes_of_a_range_meanwhile_stays() {
     let (map, hole, high) = (f.map, f.at(2), f.at(30));
     f.vm().machine().during_next_flush(Box::new(move |vm| {
         assert_eq!(vm.kmem_malloc(map, SIZE, MallocFlags::NOWAIT), Some(hole));
-        // Room that the deletion will make is none yet.
+        // The deletion has not freed the room yet.
         assert_eq!(vm.kmem_malloc(map, 2 * SIZE, MallocFlags::NOWAIT), Some(high));
     }));
     f.vm().kmem_free(f.map, f.min, 15 * SIZE);

@@ -1,4 +1,4 @@
-//! What the functions of `vm_kern.c` leave in a map.
+//! The entries that the functions of `vm_kern.c` leave in a map.
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::MallocFlags;

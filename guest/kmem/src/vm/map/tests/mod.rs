@@ -100,7 +100,8 @@ impl Fixture {
         self.locked(|| self.vm().vm_map_simplify_entry(self.map, self.entry_ptr(page)))
     }
 
-    /// Runs `f` on the entry at `page` with the map locked, and with what two cuts need in reserve.
+    /// Runs `f` on the entry at `page` with the map locked, and with enough in reserve for two
+    /// cuts.
     fn cutting(&self, page: u64, f: impl FnOnce(KPtr<VmMapEntry>)) {
         self.locked(|| {
             self.vm().map_reserve(self.map(), 2).expect("there are pages");
@@ -108,7 +109,7 @@ impl Fixture {
         });
     }
 
-    /// Takes all pages of the machine but `left`.
+    /// Allocates all pages of the machine except `left`.
     fn drain(&self, left: u64) {
         while self.vm().cnt().v_free_count.get() > left {
             let page = self.vm().vm_page_alloc_noobj(AllocClass::Interrupt, AllocFlags::WIRED);

@@ -1,4 +1,4 @@
-//! The reserve: what must not fail does not.
+//! The reserve: operations that must not fail do not fail.
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::MallocFlags;
@@ -118,8 +118,8 @@ fn ranges_of_one_page_can_be_given_back_alone_after_others_came_and_went() {
 fn merged_ranges_that_are_given_back_together_leave_no_credit() {
     let f = Fixture::new();
     let vm = f.vm();
-    // A map of its own: kernel_map has the stacks of threads in it, ranges without an object as
-    // well.
+    // A separate map, because kernel_map contains the stacks of threads, which are also ranges
+    // without an object.
     let map = vm.kmem_suballoc(vm.kernel_map(), 500 * PAGE_SIZE);
     vm.get(map).system_map.raise();
     let before = (vm.state().map_pages.get(), vm.cnt().v_free_count.get());

@@ -106,10 +106,10 @@ fn a_shortage_of_page_tables_leaves_kernel_map_as_it_was() {
     let find = |length| {
         vm.vm_map_find(map, &EntrySpec::NOFAULT, vm.get(map).min_offset(), length, FindSpace::Any)
     };
-    // 64 GiB need 32768 page-table pages; the machine has 16384 pages, and is not asked for one.
+    // 64 GiB need 32768 page-table pages; the machine has 16384 pages, and none is requested.
     assert_eq!(find(64 << 30), Err(NoRange::Never));
     assert_eq!(vm.state().vm_pageout_deficit.get(), 0);
-    // A page table for each free page, with the tables above, is a few pages more than there are.
+    // A page table for each free page, plus the tables above, needs a few more pages than exist.
     let needs = |tables: &u64| vm.pmap_growkernel_pages(end.add(tables * NBPDR));
     let tables = (0..free).rev().find(|tables| needs(tables) <= free).expect("one can be had") + 1;
     let found = find(tables * NBPDR);

@@ -1,4 +1,5 @@
-//! Entries in transition: wiring that sleeps while others change the map, and who waits for it.
+//! Entries in transition: wiring that sleeps while others change the map, and threads that wait for
+//! it.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,10 +14,10 @@ use crate::sim::{Sim, SimMachine};
 use crate::vm::Vm;
 use crate::vm::page::{AllocClass, AllocFlags};
 
-/// What a thread got in the end, by its number.
+/// The final result of a thread, by its number.
 type Results = Arc<Mutex<Vec<(u32, Result<(), KernReturn>)>>>;
 
-/// A small machine with a pageable map of 64 pages, in which pages can be made short.
+/// A small machine with a pageable map of 64 pages, whose free pages can be used up.
 struct Scene {
     sim: Sim,
     map: KPtr<VmMap>,
@@ -39,15 +40,15 @@ impl Scene {
         self.vm().get(self.map).min_offset().add(page * PAGE_SIZE)
     }
 
-    /// A pageable range behind what is there, whose object has been made by a touch of its last
-    /// page.
+    /// A pageable range behind the existing ones, whose object has been created by a touch of its
+    /// last page.
     fn pageable(&self, pages: u64) {
         let addr = self.vm().kmem_alloc_wait(self.map, pages * PAGE_SIZE).expect("there is room");
         let last = Op::Touch { addr: addr.add((pages - 1) * PAGE_SIZE), size: 1 };
         assert_eq!(self.sim.execute(&last), Outcome::Ok);
     }
 
-    /// A range of `pages` behind what is there, with an object that ends after `object_pages`.
+    /// A range of `pages` behind the existing ones, with an object that ends after `object_pages`.
     fn short_object(&self, start: u64, pages: u64, object_pages: u64) {
         let object = self
             .vm()
@@ -72,7 +73,7 @@ impl Scene {
         }
     }
 
-    /// Gives all pages back, and lets everybody finish.
+    /// Frees all pages, and lets all threads finish.
     fn relief(&mut self) {
         for page in self.hoard.drain(..) {
             self.sim.vm().vm_page_unwire_free(page);
@@ -80,7 +81,7 @@ impl Scene {
         self.sim.run();
     }
 
-    /// Has thread `tid` do `f`.
+    /// Makes thread `tid` run `f`.
     fn spawn(
         &self,
         tid: u32,
@@ -121,7 +122,7 @@ impl Scene {
         self.vm().state().kernel_pmap.wired_count.get()
     }
 
-    /// Threads that are done, in the order in which they were, with their results.
+    /// Threads that are done, in the order in which they finished, with their results.
     fn results(&self) -> Vec<(u32, Result<(), KernReturn>)> {
         self.results.lock().expect("nobody panics here").clone()
     }
@@ -153,7 +154,7 @@ fn wiring_finds_its_entry_again_after_it_was_cut_and_moved_during_a_sleep() {
     s.shortage();
     s.wire(3, 1, 9);
     s.waits(3, "pfault");
-    // A free of nothing cuts the entry; the end of the lowest entry has the last one move to its
+    // A free of nothing cuts the entry; when the lowest entry leaves, the last one moves to its
     // place.
     s.vm().kmem_free(s.map, s.at(4), 0);
     s.vm().kmem_free(s.map, low, PAGE_SIZE);
@@ -175,7 +176,7 @@ fn a_fault_that_fails_in_the_middle_takes_every_wiring_of_the_call_back() {
     assert_eq!(s.vm().vm_map_wire(s.map, s.at(0), s.at(10)), Err(KernReturn::ProtectionFailure));
     assert_eq!(s.entries(), [(0, 2, 1), (2, 4, 0), (4, 10, 0)]);
     assert_eq!(s.wired(), wired);
-    // The pages that were brought in for it stay, and can be paged out.
+    // The pages that were faulted in for it stay, and can be paged out.
     assert_eq!(s.vm().cnt().v_active_count.get(), 5);
     check(&s.sim);
 }

@@ -24,7 +24,7 @@ impl Fixture {
         self.vm().vm_map_unwire(self.map, self.at(start), self.at(end))
     }
 
-    /// How often the entry at `page` is wired, and how often the page behind it.
+    /// The wire counts of the entry at `page` and of the page behind it.
     fn wiring(&self, page: u64) -> (u32, u32) {
         let m = self.vm().pmap_extract(self.at(page)).and_then(|pa| self.vm().phys_to_vm_page(pa));
         let m = m.expect("the translation stays");

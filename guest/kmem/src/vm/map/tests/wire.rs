@@ -62,7 +62,7 @@ fn a_range_past_the_last_entry_undoes_the_wiring() {
 fn a_fault_that_fails_leaves_the_range_unwired() {
     let f = Fixture::new();
     f.vm().kmem_alloc(f.map, 2 * PAGE_SIZE).expect("room");
-    // No object: there is nothing that could be wired.
+    // There is no object, so nothing can be wired.
     f.insert(&EntrySpec::EMPTY, 2, 4).expect("free");
     assert_eq!(f.vm().vm_map_wire(f.map, f.at(0), f.at(4)), Err(KernReturn::Failure));
     assert_eq!(f.ranges(), [(0, 2), (2, 4)]);

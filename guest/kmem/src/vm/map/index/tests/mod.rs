@@ -1,4 +1,5 @@
-//! The index against a model that is plainly right: a `BTreeMap` of ranges with a linear first fit.
+//! The index against a model that is obviously right: a `BTreeMap` of ranges with a linear first
+//! fit.
 
 mod model;
 
@@ -21,7 +22,7 @@ impl Random {
     }
 }
 
-/// One step of a random history. Numbers choose among what there is.
+/// One step of a random history. Numbers choose among the existing ranges.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Allocate { pages: u64 },
@@ -105,7 +106,7 @@ fn a_long_history_over_a_hundred_thousand_entries_keeps_every_invariant() {
             _ => pair.lookup(pair.min + random.below(PAGES) * PAGE_SIZE),
         }
         if round % 64 == 0 {
-            // The model looks at a window only: it proves that nothing lower in it fits.
+            // The model checks only a window: it proves that nothing lower in the window fits.
             let start = pair.min + random.below(PAGES) * PAGE_SIZE;
             pair.compare_gap(start, 1 + random.below(12));
         }
@@ -127,7 +128,7 @@ fn a_million_entries_come_and_go_in_any_order() {
     let limit = GuestVirt::new(min + (2 * ENTRIES + 1) * PAGE_SIZE);
     let index = Index::new(&state, &arena, GuestVirt::new(min), limit);
     index.create(KPtr::new(limit));
-    // Every second page, in an order that jumps about: 999,983 is prime.
+    // Every second page, in a scattered order: 999,983 is prime.
     let at = |i: u64| GuestVirt::new(min + (2 * (i * 999_983 % ENTRIES) + 1) * PAGE_SIZE);
     for i in 0..ENTRIES {
         index.link(at(i), at(i).add(PAGE_SIZE), KPtr::new(at(i)));

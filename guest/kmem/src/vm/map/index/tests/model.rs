@@ -50,8 +50,8 @@ impl NodeStore for Arena {
     }
 }
 
-/// An index and its model: start to (end, entry). Whatever is done to one is done to the other, and
-/// compared.
+/// An index and its model: start to (end, entry). Every operation is applied to both, and the
+/// results are compared.
 pub struct Pair {
     arena: Arena,
     state: MapIndex,
@@ -160,7 +160,7 @@ impl Pair {
         }
     }
 
-    /// Frees every second range, from one somewhere on.
+    /// Frees every second range, from some range on.
     pub fn free_half(&mut self, which: u64) {
         let Some((from, ..)) = self.choose(which) else { return };
         for start in
@@ -202,7 +202,7 @@ impl Pair {
         self.ranges.insert(start, (high_end, survivor));
     }
 
-    /// Lets a range grow into the gap above it, or shrink.
+    /// Grows a range into the gap above it, or shrinks it.
     pub fn set_end(&mut self, which: u64, pages: u64) {
         let Some((start, end, entry)) = self.choose(which) else { return };
         let next = self.ranges.range(end..).next().map_or(self.max, |(&next, _)| next);
