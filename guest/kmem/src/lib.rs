@@ -14,6 +14,7 @@ mod loom;
 pub mod machine;
 mod num;
 pub mod ops;
+mod queue;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod vm;

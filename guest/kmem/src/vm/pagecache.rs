@@ -100,7 +100,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         // 2. An empty cache is filled first.
         let cache = &self.pcpu().page_cache;
         let mut locked = self.page_cache_lock(cache);
-        if cache.pages.head.get() == 0 {
+        if self.page_list(&cache.pages).first().is_none() {
             // The free queue's lock comes first. Others may fill the cache, or empty it, meanwhile.
             drop(locked);
             let queue = self.free_queue();
@@ -108,9 +108,10 @@ impl<M: PhysMem + Cpu> Phys<M> {
             self.page_cache_refill(&queue, &locked, cache);
         }
         // 3. Its first page, if the count of free pages, which others change, still allows it.
-        let pfn = cache.pages.head.get();
         let mut page = Cached::None;
-        if pfn != 0 && free.take_above(state.page_cache_floor.get()) {
+        if let Some(pfn) = self.page_list(&cache.pages).first()
+            && free.take_above(state.page_cache_floor.get())
+        {
             let m = self.vm_page_pointer(pfn);
             self.page_list_remove(&cache.pages, pfn);
             cache.allocs.inc();
@@ -198,7 +199,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         left: u64,
     ) {
         while cache.pages.count.get() > left {
-            let pfn = cache.pages.tail.get();
+            let Some(pfn) = self.page_list(&cache.pages).last() else { break };
             self.page_list_remove(&cache.pages, pfn);
             self.page_by_number(pfn).flags.update_locked(|flags| flags - PageFlags::PCPU_CACHE);
             self.vm_phys_give(queue, pfn, 0);

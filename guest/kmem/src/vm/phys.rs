@@ -13,6 +13,7 @@
 use core::ops::Deref;
 
 use vmkern_abi::addr::{GuestPhys, KPtr, PAGE_SIZE};
+use vmkern_abi::field::Field;
 use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{FRESH_ORDER, VM_NFREELIST, VM_NFREEORDER, VmFreeList, VmPage, VmPhysSeg};
 
@@ -20,6 +21,7 @@ use super::page::{FreeQueue, phys_of_number};
 use crate::kern::Kern;
 use crate::machine::{Cpu, Mark, PhysMem};
 use crate::num::to_u16;
+use crate::queue::{BackLinks, Links, TailQ};
 
 /// Bytes of an element of the page array.
 const PAGE_STRUCT: u64 = size_of::<VmPage>() as u64;
@@ -123,10 +125,8 @@ impl<M: PhysMem + Cpu> Phys<M> {
         for flind in 0..VM_NFREELIST {
             loop {
                 let queues = &self.state().vm_phys_free_queues[flind];
-                if let Some(oind) =
-                    (order..VM_NFREEORDER).find(|&oind| queues[oind].head.get() != 0)
-                {
-                    let pfn = queues[oind].head.get();
+                let first = |oind: usize| Some((oind, self.page_list(&queues[oind]).first()?));
+                if let Some((oind, pfn)) = (order..VM_NFREEORDER).find_map(first) {
                     self.freelist_remove(&queues[oind], pfn);
                     self.vm_phys_split_pages(pfn, oind, order, flind);
                     return Some(pfn);
@@ -256,41 +256,26 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.page_by_number(pfn).block.set(0);
     }
 
+    /// The pages of `list`, by number. Locks: the one of the list.
+    #[inline]
+    pub(super) fn page_list<'a>(&'a self, list: &'a VmFreeList) -> PageList<'a, M> {
+        TailQ::new(PageLinks(self), &list.head, &list.tail)
+    }
+
     /// Puts page number `pfn`, on no list, at an end of `list`. Locks: the one of the list.
     pub(super) fn page_list_push(&self, list: &VmFreeList, pfn: u32, end: End) {
-        let page = self.page_by_number(pfn);
-        let (near, far) = match end {
-            End::Head => (&list.head, &list.tail),
-            End::Tail => (&list.tail, &list.head),
-        };
-        let neighbour = near.get();
-        let (next, prev) = match end {
-            End::Head => (neighbour, 0),
-            End::Tail => (0, neighbour),
-        };
-        page.next.set(next);
-        page.prev.set(prev);
-        match (neighbour, end) {
-            (0, _) => far.set(pfn),
-            (neighbour, End::Head) => self.page_by_number(neighbour).prev.set(pfn),
-            (neighbour, End::Tail) => self.page_by_number(neighbour).next.set(pfn),
+        match end {
+            End::Head => self.page_list(list).insert_head(pfn),
+            End::Tail => self.page_list(list).insert_tail(pfn),
         }
-        near.set(pfn);
         list.count.inc();
     }
 
-    /// Takes page number `pfn` off `list`. Locks: the one of the list.
+    /// Takes page number `pfn` off `list`. Its links are clear afterwards: they serve chains of
+    /// pages, too. Locks: the one of the list.
     pub(super) fn page_list_remove(&self, list: &VmFreeList, pfn: u32) {
+        self.page_list(list).remove(pfn);
         let page = self.page_by_number(pfn);
-        let (next, prev) = (page.next.get(), page.prev.get());
-        match prev {
-            0 => list.head.set(next),
-            prev => self.page_by_number(prev).next.set(next),
-        }
-        match next {
-            0 => list.tail.set(prev),
-            next => self.page_by_number(next).prev.set(prev),
-        }
         page.next.set(0);
         page.prev.set(0);
         list.count.dec();
@@ -300,6 +285,29 @@ impl<M: PhysMem + Cpu> Phys<M> {
 /// Physical address of a structure in the direct map.
 pub(crate) fn phys_of<T>(pointer: KPtr<T>) -> Option<GuestPhys> {
     dmap_to_phys(pointer.addr())
+}
+
+/// The links of pages on the free lists, in the caches and on the page queues (`pageq`).
+#[derive(Debug)]
+pub(super) struct PageLinks<'a, M>(&'a Phys<M>);
+
+/// A list of pages, by number.
+pub(super) type PageList<'a, M> = TailQ<'a, PageLinks<'a, M>>;
+
+impl<M: PhysMem + Cpu> Links for PageLinks<'_, M> {
+    type Link = u32;
+
+    #[inline]
+    fn next(&self, pfn: u32) -> &Field<u32> {
+        &self.0.page_by_number(pfn).next
+    }
+}
+
+impl<M: PhysMem + Cpu> BackLinks for PageLinks<'_, M> {
+    #[inline]
+    fn prev(&self, pfn: u32) -> &Field<u32> {
+        &self.0.page_by_number(pfn).prev
+    }
 }
 
 /// An end of a list.
