@@ -14,6 +14,7 @@ pub mod idle;
 pub mod lock;
 pub mod mp;
 pub mod point;
+pub(crate) mod queue;
 pub mod sched;
 pub mod shootdown;
 pub mod sleepq;

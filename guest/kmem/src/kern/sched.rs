@@ -23,6 +23,7 @@ use vmkern_abi::layout::{
 };
 
 use super::Kern;
+use super::queue::{PointerTailQ, pointer_links};
 use crate::kern::lock::LockClass;
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::machine::{Cpu, PhysMem};
@@ -61,6 +62,11 @@ pub enum Serving {
 
 const fn queue_of(priority: u8) -> usize {
     (priority / RQ_PPQ) as usize
+}
+
+pointer_links! {
+    /// The lists of run queues (`td_runq`).
+    RunQueueLinks: Thread { next: rq_next, prev: rq_prev }
 }
 
 impl<M: PhysMem + Cpu> Kern<M> {
@@ -163,26 +169,18 @@ impl<M: PhysMem + Cpu> Kern<M> {
             return;
         }
         let number = queue_of(t.priority.get());
-        let list = &cpu.runq.queues[number];
+        let list = self.runq_list(&cpu.runq.queues[number]);
         match turn {
-            Turn::Back => self.runq_link(list, list.tail.get(), thread, KPtr::NULL),
-            Turn::Keep => self.runq_link(list, KPtr::NULL, thread, list.head.get()),
+            Turn::Back => list.insert_tail(thread),
+            Turn::Keep => list.insert_head(thread),
         }
         cpu.runq.status.update_locked(|bits| bits | 1 << number);
     }
 
-    fn runq_link(
-        &self,
-        list: &ThreadList,
-        prev: KPtr<Thread>,
-        thread: KPtr<Thread>,
-        next: KPtr<Thread>,
-    ) {
-        let t = self.get(thread);
-        t.rq_prev.set(prev);
-        t.rq_next.set(next);
-        prev.non_null().map_or(&list.head, |prev| &self.get(prev).rq_next).set(thread);
-        next.non_null().map_or(&list.tail, |next| &self.get(next).rq_prev).set(thread);
+    /// The threads that wait on `list`, one of a run queue's. Locks: the scheduler's.
+    #[inline]
+    fn runq_list<'a>(&'a self, list: &'a ThreadList) -> PointerTailQ<'a, M, RunQueueLinks> {
+        self.tailq(&list.head, &list.tail)
     }
 
     /// The thread on `runq` that should run next (`runq_choose`).
@@ -193,16 +191,11 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Removes the thread that should run next from `runq` (`runq_remove`).
     fn runq_take(&self, runq: &RunQueue) -> Option<KPtr<Thread>> {
         let number = runq.status.get().trailing_zeros();
-        let list = runq.queues.get(number as usize)?;
-        let thread = list.head.get();
-        let next = self.get(thread).rq_next.get();
-        list.head.set(next);
-        match next.non_null() {
-            Some(next) => self.get(next).rq_prev.set(KPtr::NULL),
-            None => {
-                list.tail.set(KPtr::NULL);
-                runq.status.update_locked(|bits| bits & !(1 << number));
-            }
+        let list = self.runq_list(runq.queues.get(number as usize)?);
+        // Its bit says that there is one.
+        let thread = list.remove_head();
+        if list.first().is_none() {
+            runq.status.update_locked(|bits| bits & !(1 << number));
         }
         self.get(thread).rq_next.set(KPtr::NULL);
         Some(thread)

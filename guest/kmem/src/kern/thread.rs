@@ -5,10 +5,10 @@
 //! number is free at once. Threads are created in [`crate::vm::thread`], because that takes memory.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::field::Field;
 use vmkern_abi::layout::{TID_HASH, Thread, ThreadState};
 
 use super::Kern;
+use super::queue::{PointerSList, PointerTailQ, pointer_links};
 use super::sched::PRI_MAX_IDLE;
 use super::sleepq::WaitChannel;
 use crate::machine::{Cpu, PhysMem};
@@ -21,6 +21,15 @@ pub const PAGEDAEMON_TID: u32 = 65;
 pub const PAGEZERO_TID: u32 = 66;
 /// The thread that does, for others, work that may sleep. The numbers of idle threads are below it.
 pub const TASKQ_TID: u32 = 500;
+
+pointer_links! {
+    /// The list of all threads (`td_plist`).
+    AllThreads: Thread { next: all_next, prev: all_prev }
+    /// The chains of threads by number.
+    TidChain: Thread { next: tid_next }
+    /// The threads that have exited. They are on no run queue.
+    Zombies: Thread { next: rq_next }
+}
 
 impl<M: PhysMem + Cpu> Kern<M> {
     /// Ends the boot: from now on threads can sleep (`configure_final`).
@@ -48,9 +57,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         self.sched_lock();
         self.thread_unlink(thread);
         t.state.put(ThreadState::Zombie);
-        let zombies = &self.sched().zombies;
-        t.rq_next.set(zombies.get());
-        zombies.set(thread);
+        self.zombies().insert_head(thread);
         self.mi_throw()
     }
 
@@ -58,12 +65,14 @@ impl<M: PhysMem + Cpu> Kern<M> {
     /// Locks: takes the scheduler's.
     pub(crate) fn zombie_take(&self) -> KPtr<Thread> {
         self.sched_lock();
-        let zombie = self.sched().zombies.get();
-        if let Some(zombie) = zombie.non_null() {
-            self.sched().zombies.set(self.get(zombie).rq_next.get());
-        }
+        let zombies = self.zombies();
+        let zombie = zombies.first().map_or(KPtr::NULL, |_| zombies.remove_head());
         self.sched_unlock();
         zombie
+    }
+
+    fn zombies(&self) -> PointerSList<'_, M, Zombies> {
+        self.slist(&self.sched().zombies)
     }
 
     /// Whether an exited thread has left anything for `thread_reap`.
@@ -77,50 +86,40 @@ impl<M: PhysMem + Cpu> Kern<M> {
     #[must_use]
     pub fn tfind(&self, tid: u32) -> Option<KPtr<Thread>> {
         self.sched_lock();
-        let mut at = self.tid_chain(tid).get();
-        while let Some(thread) = at.non_null().filter(|&thread| self.get(thread).tid.get() != tid) {
-            at = self.get(thread).tid_next.get();
-        }
+        let found = self.tid_chain(tid).find(|thread| self.get(thread).tid.get() == tid);
         self.sched_unlock();
-        at.non_null()
+        found
     }
 
     /// All threads that have not exited, in the order in which they were created. No thread may
     /// exit during the iteration.
     pub fn threads(&self) -> impl Iterator<Item = KPtr<Thread>> {
-        let first = self.sched().all.head.get().non_null();
-        core::iter::successors(first, |&thread| self.get(thread).all_next.get().non_null())
+        self.all_threads().iter()
     }
 
-    fn tid_chain(&self, tid: u32) -> &Field<KPtr<Thread>> {
-        &self.sched().tids[tid as usize % TID_HASH]
+    /// All threads, in the order in which they were made. Locks: the scheduler's.
+    fn all_threads(&self) -> PointerTailQ<'_, M, AllThreads> {
+        let all = &self.sched().all;
+        self.tailq(&all.head, &all.tail)
+    }
+
+    /// The threads whose numbers are in the same chain as `tid`.
+    fn tid_chain(&self, tid: u32) -> PointerSList<'_, M, TidChain> {
+        self.slist(&self.sched().tids[tid as usize % TID_HASH])
     }
 
     /// Links `thread` into the list of all threads and the table of numbers. Locks: the
     /// scheduler's.
     pub(crate) fn thread_link(&self, thread: KPtr<Thread>) {
-        let (t, all) = (self.get(thread), &self.sched().all);
-        let last = all.tail.get();
-        t.all_prev.set(last);
-        last.non_null().map_or(&all.head, |last| &self.get(last).all_next).set(thread);
-        all.tail.set(thread);
-        let chain = self.tid_chain(t.tid.get());
-        t.tid_next.set(chain.get());
-        chain.set(thread);
+        self.all_threads().insert_tail(thread);
+        self.tid_chain(self.get(thread).tid.get()).insert_head(thread);
         self.cnt().thread_count.inc();
     }
 
     /// Unlinks `thread` from both. Locks: the scheduler's.
     fn thread_unlink(&self, thread: KPtr<Thread>) {
-        let (t, all) = (self.get(thread), &self.sched().all);
-        let (prev, next) = (t.all_prev.get(), t.all_next.get());
-        prev.non_null().map_or(&all.head, |prev| &self.get(prev).all_next).set(next);
-        next.non_null().map_or(&all.tail, |next| &self.get(next).all_prev).set(prev);
-        let mut link = self.tid_chain(t.tid.get());
-        while link.get() != thread {
-            link = &self.get(link.get()).tid_next;
-        }
-        link.set(t.tid_next.get());
+        self.all_threads().remove(thread);
+        self.tid_chain(self.get(thread).tid.get()).remove(thread);
         self.cnt().thread_count.dec();
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! | here | `sys/queue.h` | head | links |
 //! |---|---|---|---|
+//! | [`SList`] | `SLIST` | first | onwards |
 //! | [`TailQ`] | `TAILQ` | first and last | both ways |
 //!
 //! The last link is [`Link::NONE`]. What FreeBSD does, holds here as well: an entry that leaves a
@@ -17,6 +18,7 @@
 //! for each pair of links. The words of an entry are written before those that lead to it, so that
 //! a look from outside that goes forward finds a list at every instant, the old or the new one.
 
+mod slist;
 mod tailq;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,7 @@ mod tests;
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::{Field, Word};
 
+pub(crate) use self::slist::SList;
 pub(crate) use self::tailq::TailQ;
 
 /// The word by which a list names an entry, or none.

@@ -31,6 +31,12 @@ impl<'a, E: BackLinks> TailQ<'a, E> {
         self.last.get().entry()
     }
 
+    /// All entries, in order (`TAILQ_FOREACH`). The entry that is looked at stays on the list
+    /// meanwhile.
+    pub fn iter(self) -> impl Iterator<Item = E::Link> + use<'a, E> {
+        core::iter::successors(self.first(), move |&entry| self.links.next(entry).get().entry())
+    }
+
     /// Puts `entry` before all others (`TAILQ_INSERT_HEAD`).
     #[inline]
     pub fn insert_head(&self, entry: E::Link) {
@@ -49,6 +55,16 @@ impl<'a, E: BackLinks> TailQ<'a, E> {
         self.links.prev(entry).set(before);
         self.on_to(before).set(entry);
         self.last.set(entry);
+    }
+
+    /// Takes the first entry off; there is one.
+    #[inline]
+    pub fn remove_head(&self) -> E::Link {
+        let entry = self.first.get();
+        let next = self.links.next(entry).get();
+        self.first.set(next);
+        self.back_to(next).set(E::Link::NONE);
+        entry
     }
 
     /// Takes `entry`, which is on this list, off it (`TAILQ_REMOVE`).

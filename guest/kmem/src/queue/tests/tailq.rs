@@ -19,7 +19,8 @@ proptest! {
                     list.insert_tail(entry);
                     model.push_back(entry);
                 }
-                (2 | 3, _, Some(place)) => {
+                (2, _, Some(_)) => prop_assert_eq!(Some(list.remove_head()), model.pop_front()),
+                (3, _, Some(place)) => {
                     let entry = model.remove(place).expect("the place is in the model");
                     list.remove(entry);
                 }
@@ -27,6 +28,7 @@ proptest! {
             }
             prop_assert_eq!(list.first(), model.front().copied());
             prop_assert_eq!(list.last(), model.back().copied());
+            prop_assert_eq!(&list.iter().collect::<VecDeque<_>>(), &model);
             prop_assert_eq!(&walk(&first, |entry| &arena.node(entry).next), &model);
             let backwards: VecDeque<u32> = model.iter().rev().copied().collect();
             prop_assert_eq!(walk(&last, |entry| &arena.node(entry).prev), backwards);

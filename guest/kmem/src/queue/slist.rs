@@ -1,0 +1,68 @@
+//! Lists with one end and links one way (`SLIST`).
+
+use vmkern_abi::field::Field;
+
+use super::{Link, Links};
+
+/// A list with a first entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SList<'a, E: Links> {
+    links: E,
+    first: &'a Field<E::Link>,
+}
+
+impl<'a, E: Links> SList<'a, E> {
+    /// The list that begins where the word `first` says; zero is empty.
+    #[inline]
+    pub fn new(links: E, first: &'a Field<E::Link>) -> Self {
+        Self { links, first }
+    }
+
+    /// The first entry (`SLIST_FIRST`).
+    #[inline]
+    pub fn first(&self) -> Option<E::Link> {
+        self.first.get().entry()
+    }
+
+    /// The first entry that is `wanted` (`SLIST_FOREACH`).
+    #[inline]
+    pub fn find(&self, wanted: impl FnMut(E::Link) -> bool) -> Option<E::Link> {
+        self.link_to(wanted).get().entry()
+    }
+
+    /// Puts `entry` before all others (`SLIST_INSERT_HEAD`).
+    #[inline]
+    pub fn insert_head(&self, entry: E::Link) {
+        self.links.next(entry).set(self.first.get());
+        self.first.set(entry);
+    }
+
+    /// Takes the first entry off; there is one (`SLIST_REMOVE_HEAD`).
+    #[inline]
+    pub fn remove_head(&self) -> E::Link {
+        let entry = self.first.get();
+        self.first.set(self.links.next(entry).get());
+        entry
+    }
+
+    /// Takes `entry`, which is on this list, off it (`SLIST_REMOVE`). Goes through those before it.
+    pub fn remove(&self, entry: E::Link) {
+        let mut link = self.first;
+        while link.get() != entry {
+            link = self.links.next(link.get());
+        }
+        link.set(self.links.next(entry).get());
+    }
+
+    /// The word that leads to the first entry that is `wanted`, or ends the list.
+    fn link_to(&self, mut wanted: impl FnMut(E::Link) -> bool) -> &Field<E::Link> {
+        let mut link = self.first;
+        while let Some(entry) = link.get().entry() {
+            if wanted(entry) {
+                break;
+            }
+            link = self.links.next(entry);
+        }
+        link
+    }
+}
