@@ -10,7 +10,7 @@ use vmkern_abi::field::Field;
 
 use super::Kern;
 use crate::machine::{Cpu, PhysMem};
-use crate::queue::{BackLinks, Links, SList, TailQ};
+use crate::queue::{BackLinks, Links, List, SList, TailQ};
 use crate::window::Shared;
 
 /// Links of structures of one type.
@@ -40,6 +40,9 @@ pub(crate) type PointerTailQ<'a, M, L> = TailQ<'a, Pointers<'a, M, L>>;
 
 /// A list with one end of structures that are linked by `L`.
 pub(crate) type PointerSList<'a, M, L> = SList<'a, Pointers<'a, M, L>>;
+
+/// A list with one end of structures that are linked by `L` both ways.
+pub(crate) type PointerList<'a, M, L> = List<'a, Pointers<'a, M, L>>;
 
 impl<M: PhysMem + Cpu, L: PointerLinks> Links for Pointers<'_, M, L> {
     type Link = KPtr<L::Entry>;
@@ -72,6 +75,15 @@ impl<M: PhysMem + Cpu> Kern<M> {
         last: &'a Field<KPtr<L::Entry>>,
     ) -> PointerTailQ<'a, M, L> {
         TailQ::new(self.links(), first, last)
+    }
+
+    /// The list, linked by `L` both ways, that begins where `first` says.
+    #[inline]
+    pub(crate) fn list<'a, L: PointerBackLinks>(
+        &'a self,
+        first: &'a Field<KPtr<L::Entry>>,
+    ) -> PointerList<'a, M, L> {
+        List::new(self.links(), first)
     }
 
     /// The list, linked by `L` one way, that begins where `first` says.

@@ -4,11 +4,11 @@
 //! there; [`SleepQueue`] says where it comes from. Locks: the scheduler's, throughout.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::field::Field;
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{SC_TABLESIZE, SleepQueue, Thread, ThreadState};
 
 use super::Kern;
+use super::queue::{PointerList, PointerSList, PointerTailQ, pointer_links};
 use crate::machine::{Cpu, PhysMem};
 use crate::num::to_usize;
 
@@ -40,21 +40,33 @@ impl From<GuestVirt> for WaitChannel {
     }
 }
 
+pointer_links! {
+    /// The chains of queues by hash (`sq_hash`), and those of spare ones.
+    HashChain: SleepQueue { next: hash_next, prev: hash_prev }
+    /// The threads that sleep on a queue (`td_slpq`).
+    Blocked: Thread { next: sq_next, prev: sq_prev }
+}
+
 impl<M: PhysMem + Cpu> Kern<M> {
-    fn sleepq_chain(&self, channel: WaitChannel) -> &Field<KPtr<SleepQueue>> {
-        &self.sched().sleepqueues[channel.hash()]
+    /// The queues whose channels have the hash of `channel` (`SC_LOOKUP`).
+    fn sleepq_chain(&self, channel: WaitChannel) -> PointerList<'_, M, HashChain> {
+        self.list(&self.sched().sleepqueues[channel.hash()])
+    }
+
+    /// The sleep queues that those who sleep on `queue` have brought along, but for the first one
+    /// (`sq_free`).
+    fn sleepq_spare<'a>(&'a self, queue: &'a SleepQueue) -> PointerSList<'a, M, HashChain> {
+        self.slist(&queue.spare)
+    }
+
+    /// The threads that sleep on `queue`, first come first (`sq_blocked`).
+    fn sleepq_blocked<'a>(&'a self, queue: &'a SleepQueue) -> PointerTailQ<'a, M, Blocked> {
+        self.tailq(&queue.blocked.head, &queue.blocked.tail)
     }
 
     /// The queue of `channel`, if a thread sleeps there (`sleepq_lookup`).
     fn sleepq_lookup(&self, channel: WaitChannel) -> Option<KPtr<SleepQueue>> {
-        let mut at = self.sleepq_chain(channel).get();
-        while let Some(queue) = at.non_null() {
-            if self.get(queue).wchan.get() == channel.0 {
-                return Some(queue);
-            }
-            at = self.get(queue).hash_next.get();
-        }
-        None
+        self.sleepq_chain(channel).find(|queue| self.get(queue).wchan.get() == channel.0)
     }
 
     /// Puts `thread`, which runs or has never run, to sleep on `channel`, behind the threads that
@@ -64,9 +76,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         let own = t.sleepqueue.get();
         let queue = match self.sleepq_lookup(channel) {
             Some(queue) => {
-                let spare = &self.get(queue).spare;
-                self.get(own).hash_next.set(spare.get());
-                spare.set(own);
+                self.sleepq_spare(self.get(queue)).insert_head(own);
                 queue
             }
             None => {
@@ -75,12 +85,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
             }
         };
         t.sleepqueue.set(KPtr::NULL);
-        let list = &self.get(queue).blocked;
-        let last = list.tail.get();
-        t.sq_prev.set(last);
-        t.sq_next.set(KPtr::NULL);
-        last.non_null().map_or(&list.head, |last| &self.get(last).sq_next).set(thread);
-        list.tail.set(thread);
+        self.sleepq_blocked(self.get(queue)).insert_tail(thread);
         t.wchan.set(channel.0);
         for (field, word) in t.wmesg.iter().zip(WaitMessage::new(wmesg).words()) {
             field.set(word);
@@ -89,16 +94,10 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     fn sleepq_insert(&self, queue: KPtr<SleepQueue>, channel: WaitChannel) {
-        let chain = self.sleepq_chain(channel);
-        let (q, next) = (self.get(queue), chain.get());
+        let q = self.get(queue);
         q.wchan.set(channel.0);
         q.spare.set(KPtr::NULL);
-        q.hash_prev.set(KPtr::NULL);
-        q.hash_next.set(next);
-        if let Some(next) = next.non_null() {
-            self.get(next).hash_prev.set(queue);
-        }
-        chain.set(queue);
+        self.sleepq_chain(channel).insert_head(queue);
     }
 
     /// Removes `thread`, which sleeps, from its queue, gives it one sleep queue to take along
@@ -114,25 +113,15 @@ impl<M: PhysMem + Cpu> Kern<M> {
             ));
         };
         let q = self.get(queue);
-        let (prev, next) = (t.sq_prev.get(), t.sq_next.get());
-        prev.non_null().map_or(&q.blocked.head, |prev| &self.get(prev).sq_next).set(next);
-        next.non_null().map_or(&q.blocked.tail, |next| &self.get(next).sq_prev).set(prev);
+        let blocked = self.sleepq_blocked(q);
+        blocked.remove(thread);
         // 2. The last one takes the queue along, which leaves the hash; others take a spare one, of
         // which there is one for each that sleeps behind the first.
-        if q.blocked.head.get().is_null() {
-            let (before, after) = (q.hash_prev.get(), q.hash_next.get());
-            before
-                .non_null()
-                .map_or(self.sleepq_chain(channel), |before| &self.get(before).hash_next)
-                .set(after);
-            if let Some(after) = after.non_null() {
-                self.get(after).hash_prev.set(before);
-            }
+        if blocked.first().is_none() {
+            self.sleepq_chain(channel).remove(queue);
             t.sleepqueue.set(queue);
         } else {
-            let spare = q.spare.get();
-            q.spare.set(self.get(spare).hash_next.get());
-            t.sleepqueue.set(spare);
+            t.sleepqueue.set(self.sleepq_spare(q).remove_head());
         }
         // 3. It sleeps no more.
         t.wchan.set(GuestVirt::new(0));

@@ -7,6 +7,7 @@
 //!
 //! | here | `sys/queue.h` | head | links |
 //! |---|---|---|---|
+//! | [`List`] | `LIST` | first | both ways |
 //! | [`SList`] | `SLIST` | first | onwards |
 //! | [`TailQ`] | `TAILQ` | first and last | both ways |
 //!
@@ -18,6 +19,7 @@
 //! for each pair of links. The words of an entry are written before those that lead to it, so that
 //! a look from outside that goes forward finds a list at every instant, the old or the new one.
 
+mod list;
 mod slist;
 mod tailq;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod tests;
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::{Field, Word};
 
+pub(crate) use self::list::List;
 pub(crate) use self::slist::SList;
 pub(crate) use self::tailq::TailQ;
 
