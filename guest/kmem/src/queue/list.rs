@@ -18,6 +18,12 @@ impl<'a, E: BackLinks> List<'a, E> {
         Self { links, first }
     }
 
+    /// The first entry (`LIST_FIRST`).
+    #[inline]
+    pub fn first(&self) -> Option<E::Link> {
+        self.first.get().entry()
+    }
+
     /// The first entry that is `wanted` (`LIST_FOREACH`).
     pub fn find(&self, mut wanted: impl FnMut(E::Link) -> bool) -> Option<E::Link> {
         let mut at = self.first.get();

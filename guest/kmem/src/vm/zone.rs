@@ -15,6 +15,7 @@ use super::page::{AllocFlags, Contents};
 use super::phys::{Phys, phys_of};
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
+use crate::kern::queue::{PointerList, PointerSList, pointer_links};
 use crate::machine::{AllocClass, Cpu, Mark, PhysMem, Supply};
 use crate::num::to_u32;
 use crate::window::Line;
@@ -34,6 +35,13 @@ const LINE: usize = size_of::<Line>();
 
 const fn items_per_slab(item_size: u64) -> u64 {
     (PAGE_SIZE - size_of::<SlabHeader>() as u64) / item_size
+}
+
+pointer_links! {
+    /// The slabs of a zone (`us_link`).
+    SlabLinks: SlabHeader { next: next, prev: prev }
+    /// The free items of a slab.
+    ItemLinks: SlabItem { next: next }
 }
 
 impl<M: PhysMem + Cpu> Phys<M> {
@@ -73,17 +81,17 @@ impl<M: PhysMem + Cpu> Phys<M> {
         zone: &SlabZone,
         kind: Zone,
     ) -> Option<KPtr<SlabItem>> {
-        let slab = match zone.partial.get().non_null() {
+        let slab = match self.zone_slabs(locked, zone).first() {
             Some(slab) => slab,
             None => self.zone_grow(locked, zone, kind)?,
         };
         let header = self.get(slab);
-        let item = header.free.get();
-        header.free.set(self.get(item).next.get());
+        let items = self.slab_items(header);
+        let item = items.remove_head();
         self.item_mark(zone, item, Mark::Used);
         header.free_count.dec();
-        if header.free.get().is_null() {
-            self.slab_unlink(locked, zone, header);
+        if items.first().is_none() {
+            self.slab_unlink(locked, zone, slab);
         }
         zone.free.dec();
         zone.used.inc();
@@ -93,18 +101,18 @@ impl<M: PhysMem + Cpu> Phys<M> {
     fn zone_put(&self, locked: &LockedZone<'_, M>, zone: &SlabZone, item: KPtr<SlabItem>) {
         let slab: KPtr<SlabHeader> = KPtr::new(item.addr().page());
         let header = self.get(slab);
-        if header.free.get().is_null() {
-            self.slab_link(locked, zone, slab, header);
+        let free = self.slab_items(header);
+        if free.first().is_none() {
+            self.zone_slabs(locked, zone).insert_head(slab);
         }
-        self.get(item).next.set(header.free.get());
-        header.free.set(item);
+        free.insert_head(item);
         self.item_mark(zone, item, Mark::Free);
         header.free_count.inc();
         zone.free.inc();
         zone.used.dec();
         let items = items_per_slab(u64::from(zone.item_size.get()));
         if u64::from(header.free_count.get()) == items {
-            self.slab_unlink(locked, zone, header);
+            self.slab_unlink(locked, zone, slab);
             zone.free.update_locked(|n| n - items);
             zone.slabs.dec();
             self.wired_page_free(slab);
@@ -128,19 +136,18 @@ impl<M: PhysMem + Cpu> Phys<M> {
         let size = u64::from(zone.item_size.get());
         let items = items_per_slab(size);
         // 2. The items behind it, all free, in the order of addresses.
-        let mut free = KPtr::NULL;
+        header.free.set(KPtr::NULL);
+        let free = self.slab_items(header);
         for index in (0..items).rev() {
             let item: KPtr<SlabItem> =
                 KPtr::new(phys_to_dmap(pa.add(size_of::<SlabHeader>() as u64 + index * size)));
-            self.get(item).next.set(free);
+            free.insert_head(item);
             self.item_mark(zone, item, Mark::Free);
-            free = item;
         }
         // 3. The slab joins the zone.
-        header.free.set(free);
         header.free_count.set(to_u32(items));
         header.zone.put(kind);
-        self.slab_link(locked, zone, slab, header);
+        self.zone_slabs(locked, zone).insert_head(slab);
         zone.free.update_locked(|n| n + items);
         zone.slabs.inc();
         Some(slab)
@@ -156,31 +163,24 @@ impl<M: PhysMem + Cpu> Phys<M> {
         }
     }
 
-    fn slab_link(
-        &self,
+    /// The slabs of `zone` that have free items.
+    fn zone_slabs<'a>(
+        &'a self,
         _: &LockedZone<'_, M>,
-        zone: &SlabZone,
-        slab: KPtr<SlabHeader>,
-        header: &SlabHeader,
-    ) {
-        let next = zone.partial.get();
-        header.prev.set(KPtr::NULL);
-        header.next.set(next);
-        if !next.is_null() {
-            self.get(next).prev.set(slab);
-        }
-        zone.partial.set(slab);
+        zone: &'a SlabZone,
+    ) -> PointerList<'a, M, SlabLinks> {
+        self.list(&zone.partial)
     }
 
-    fn slab_unlink(&self, _: &LockedZone<'_, M>, zone: &SlabZone, header: &SlabHeader) {
-        let (prev, next) = (header.prev.get(), header.next.get());
-        match prev.non_null() {
-            Some(prev) => self.get(prev).next.set(next),
-            None => zone.partial.set(next),
-        }
-        if !next.is_null() {
-            self.get(next).prev.set(prev);
-        }
+    /// The free items of the slab whose header is `header`.
+    fn slab_items<'a>(&'a self, header: &'a SlabHeader) -> PointerSList<'a, M, ItemLinks> {
+        self.slist(&header.free)
+    }
+
+    /// Takes `slab` off the list of those that have free items.
+    fn slab_unlink(&self, locked: &LockedZone<'_, M>, zone: &SlabZone, slab: KPtr<SlabHeader>) {
+        self.zone_slabs(locked, zone).remove(slab);
+        let header = self.get(slab);
         header.next.set(KPtr::NULL);
         header.prev.set(KPtr::NULL);
     }

@@ -26,6 +26,7 @@ proptest! {
             }
             let high = |entry: u32| entry > ENTRIES / 2;
             prop_assert_eq!(list.find(high), model.iter().copied().find(|&entry| high(entry)));
+            prop_assert_eq!(list.first(), model.front().copied());
             prop_assert_eq!(&walk(&first, |entry| &arena.node(entry).next), &model);
             for (place, &entry) in model.iter().enumerate() {
                 let before = place.checked_sub(1).and_then(|place| model.get(place)).copied();
