@@ -10,8 +10,9 @@
 //! | [`List`] | `LIST` | first | both ways |
 //! | [`SList`] | `SLIST` | first | onwards |
 //! | [`TailQ`] | `TAILQ` | first and last | both ways |
+//! | [`Circular`] | none; entries of a `vm_map` | an entry | both ways |
 //!
-//! The last link is [`Link::NONE`]. What FreeBSD does, holds here as well: an entry that leaves a
+//! The last link is [`Link::NONE`], but in a circular list. What FreeBSD does, holds here as well: an entry that leaves a
 //! list keeps its old links, and whoever needs them to be clear clears them. Other than FreeBSD's,
 //! the link back names the entry before, not that entry's link.
 //!
@@ -19,6 +20,7 @@
 //! for each pair of links. The words of an entry are written before those that lead to it, so that
 //! a look from outside that goes forward finds a list at every instant, the old or the new one.
 
+mod circular;
 mod list;
 mod slist;
 mod tailq;
@@ -28,6 +30,7 @@ mod tests;
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::{Field, Word};
 
+pub(crate) use self::circular::Circular;
 pub(crate) use self::list::List;
 pub(crate) use self::slist::SList;
 pub(crate) use self::tailq::TailQ;

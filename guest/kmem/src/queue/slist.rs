@@ -54,6 +54,16 @@ impl<'a, E: Links> SList<'a, E> {
         link.set(self.links.next(entry).get());
     }
 
+    /// Takes `entry` off this list if it is there: whether it was.
+    pub fn remove_if_there(&self, entry: E::Link) -> bool {
+        let link = self.link_to(|at| at == entry);
+        let there = link.get() == entry;
+        if there {
+            link.set(self.links.next(entry).get());
+        }
+        there
+    }
+
     /// The word that leads to the first entry that is `wanted`, or ends the list.
     fn link_to(&self, mut wanted: impl FnMut(E::Link) -> bool) -> &Field<E::Link> {
         let mut link = self.first;

@@ -1,6 +1,7 @@
 //! Each kind of list against a `VecDeque`, step by step: what it holds, forwards and backwards, and
 //! that whatever is on no list is in nobody's way.
 
+mod circular;
 mod list;
 mod slist;
 mod tailq;

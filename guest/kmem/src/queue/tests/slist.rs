@@ -5,7 +5,7 @@ use crate::queue::SList;
 
 proptest! {
     #[test]
-    fn an_slist_is_a_deque_with_one_end(steps in history(4)) {
+    fn an_slist_is_a_deque_with_one_end(steps in history(5)) {
         let (arena, first) = (Arena::new(), Field::default());
         let list = SList::new(&arena, &first);
         let mut model = VecDeque::new();
@@ -20,10 +20,15 @@ proptest! {
                     let entry = model.remove(place).expect("the place is in the model");
                     list.remove(entry);
                 }
+                (4, _, Some(place)) => {
+                    let entry = model.remove(place).expect("the place is in the model");
+                    prop_assert!(list.remove_if_there(entry));
+                }
                 _ => {}
             }
             if let Some(other) = free_entry(&model, which) {
                 prop_assert_eq!(list.find(|entry| entry == other), None);
+                prop_assert!(!list.remove_if_there(other));
             }
             let high = |entry: u32| entry > ENTRIES / 2;
             prop_assert_eq!(list.find(high), model.iter().copied().find(|&entry| high(entry)));

@@ -177,7 +177,7 @@ impl<M: Machine> Map<M> {
         let (m, e) = (self.get(map), self.get(entry));
         let next = e.next.get();
         self.map_nodes(m).index().unlink(e.start.get());
-        self.map_list_remove(m, e);
+        self.map_list_remove(m, entry);
         m.size.update_locked(|size| size - e.len());
         let is_submap = e.eflags.get().contains(EntryFlags::IS_SUB_MAP);
         if !is_submap && self.map_may_lack_pages(e) {

@@ -166,19 +166,13 @@ impl<M: Machine> Map<M> {
         before: KPtr<VmMapEntry>,
         entry: KPtr<VmMapEntry>,
     ) {
-        let next = self.get(before).next.get();
-        self.get(entry).prev.set(before);
-        self.get(entry).next.set(next);
-        self.get(before).next.set(entry);
-        self.get(next).prev.set(entry);
+        self.map_entries().insert_after(before, entry);
         map.nentries.inc();
     }
 
     /// Removes `entry` from the list and from the count.
-    pub(super) fn map_list_remove(&self, map: &VmMap, entry: &VmMapEntry) {
-        let (prev, next) = (entry.prev.get(), entry.next.get());
-        self.get(prev).next.set(next);
-        self.get(next).prev.set(prev);
+    pub(super) fn map_list_remove(&self, map: &VmMap, entry: KPtr<VmMapEntry>) {
+        self.map_entries().remove(entry);
         map.nentries.dec();
     }
 }

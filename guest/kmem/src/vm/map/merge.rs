@@ -48,7 +48,7 @@ impl<M: Machine> Map<M> {
         kept: KPtr<VmMapEntry>,
     ) -> KPtr<VmMapEntry> {
         let (m, e) = (self.get(map), self.get(entry));
-        self.map_list_remove(m, e);
+        self.map_list_remove(m, entry);
         if self.map_may_lack_pages(e) {
             self.map_credit(m);
         }

@@ -52,10 +52,12 @@ use super::phys::phys_of;
 use super::pmap::Pmap;
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
+use crate::kern::queue::{Pointers, pointer_links};
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
 use crate::machine::Machine;
+use crate::queue::Circular;
 
 /// The contents of a new entry, for [`Map::vm_map_insert`]. The entry takes over one reference to
 /// the object.
@@ -125,6 +127,11 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
     KPtr::new(map.addr())
 }
 
+pointer_links! {
+    /// The entries of a map, in the order of addresses.
+    EntryLinks: VmMapEntry { next: next, prev: prev }
+}
+
 /// The kind of the interlock of waits for maps.
 enum MapSleepLock {}
 
@@ -168,12 +175,17 @@ impl<M: Machine> Map<M> {
         let m = self.get(map);
         m.header.start.set(min);
         m.header.end.set(max);
-        m.header.prev.set(header(map));
-        m.header.next.set(header(map));
+        self.map_entries().init(header(map));
         m.pmap.set(self.state().kernel_pmap.pml4.get());
         self.map_nodes(m).index().create(header(map));
         self.map_publish(map);
         Ok(map)
+    }
+
+    /// The lists of entries of all maps.
+    #[inline]
+    fn map_entries(&self) -> Circular<Pointers<'_, M, EntryLinks>> {
+        Circular::new(self.links())
     }
 
     /// Puts `map` at the head of the list of all maps, and marks its page as a map's home. A reader

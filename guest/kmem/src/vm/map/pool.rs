@@ -18,6 +18,7 @@ use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
 use vmkern_abi::layout::{MapHome, MapNode, MapPool, PoolPage, VmMap, VmMapEntry};
 
 use super::Map;
+use crate::kern::queue::{PointerTailQ, pointer_links};
 use crate::machine::{AllocClass, Machine, Mark, Supply};
 use crate::vm::page::{AllocFlags, Contents, Shortage};
 use crate::vm::phys::phys_of;
@@ -59,7 +60,17 @@ impl PoolItem for MapNode {
     }
 }
 
+pointer_links! {
+    /// The pages of a pool.
+    PoolLinks: PoolPage { next: next, prev: prev }
+}
+
 impl<M: Machine> Map<M> {
+    /// The pages of `pool`.
+    fn pool_pages<'a>(&'a self, pool: &'a MapPool) -> PointerTailQ<'a, M, PoolLinks> {
+        self.tailq(&pool.first, &pool.last)
+    }
+
     /// A map, all zero except its pools, which consist of its home's items.
     pub(super) fn map_home_alloc(&self) -> Result<KPtr<VmMap>, Shortage> {
         let home = KPtr::<MapHome>::new(self.map_page_alloc::<MapHome>()?.addr());
@@ -113,13 +124,13 @@ impl<M: Machine> Map<M> {
     }
 
     /// The items in use.
-    pub(super) fn pool_items<T: PoolItem>(&self, map: &VmMap) -> impl Iterator<Item = KPtr<T>> {
+    pub(super) fn pool_items<'a, T: PoolItem>(
+        &'a self,
+        map: &'a VmMap,
+    ) -> impl Iterator<Item = KPtr<T>> + use<'a, M, T> {
         let (used, size) = (T::pool(map).used.get(), size_of::<T>() as u64);
         let home = map.reserve.home.get().addr().add(T::HOME_OFFSET);
-        let next = |page: KPtr<PoolPage>| self.get(page).next.get().non_null();
-        let pages =
-            core::iter::successors(T::pool(map).first.get().non_null(), move |&page| next(page));
-        let in_pages = pages.flat_map(move |page| {
+        let in_pages = self.pool_pages(T::pool(map)).iter().flat_map(move |page| {
             let first = page.addr().add(size_of::<PoolPage>() as u64);
             (0..T::PER_PAGE).map(move |number| KPtr::new(first.add(number * size)))
         });
@@ -159,14 +170,7 @@ impl<M: Machine> Map<M> {
     pub(super) fn pool_grow<T: PoolItem>(&self, map: &VmMap) -> Result<(), Shortage> {
         let pool = T::pool(map);
         let page = self.map_page_alloc::<PoolPage>()?;
-        let before = pool.last.get();
-        self.get(page).prev.set(before);
-        self.get(page).next.set(KPtr::NULL);
-        match before.non_null() {
-            Some(before) => self.get(before).next.set(page),
-            None => pool.first.set(page),
-        }
-        pool.last.set(page);
+        self.pool_pages(pool).insert_tail(page);
         pool.capacity.update_locked(|n| n + T::PER_PAGE);
         let items = page.addr().add(size_of::<PoolPage>() as u64);
         self.pool_mark(items, T::PER_PAGE * size_of::<T>() as u64, Mark::Free);
@@ -178,13 +182,9 @@ impl<M: Machine> Map<M> {
     pub(super) fn pool_shrink<T: PoolItem>(&self, map: &VmMap, needed: u64) {
         let pool = T::pool(map);
         while pool.capacity.get() >= needed.max(T::HOME) + T::PER_PAGE {
+            // The capacity says that there is one.
             let page = pool.last.get();
-            let before = self.get(page).prev.get();
-            match before.non_null() {
-                Some(before) => self.get(before).next.set(KPtr::NULL),
-                None => pool.first.set(KPtr::NULL),
-            }
-            pool.last.set(before);
+            self.pool_pages(pool).remove(page);
             pool.capacity.update_locked(|n| n - T::PER_PAGE);
             self.map_page_free(page);
             self.page_point();

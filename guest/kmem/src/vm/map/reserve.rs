@@ -25,11 +25,17 @@ use vmkern_abi::layout::{MapNode, VmMap, VmMapEntry};
 use super::Map;
 use super::index::{Index, NodeStore, Relocation, max_nodes};
 use super::pool::PoolItem;
+use crate::kern::queue::{PointerSList, pointer_links};
 use crate::machine::Machine;
 use crate::vm::page::Shortage;
 
 /// Entries that a map keeps in reserve for frees: two cuts, and a few more for shortages.
 pub const FLOOR: u64 = 8;
+
+pointer_links! {
+    /// The nodes that have left the tree.
+    Unlinked: MapNode { next: spare_next }
+}
 
 /// The nodes of a map's index, in the direct map, with the map's reserve behind them.
 #[derive(Debug)]
@@ -44,19 +50,18 @@ impl<M: Machine> MapNodes<'_, M> {
         Index::new(&self.map.index, self, self.map.min_offset(), self.map.max_offset())
     }
 
-    /// Removes `node` from the chain of nodes that have left the tree, if it is there.
+    /// The nodes that have left the tree, and not yet the pool.
+    fn unlinked(&self) -> PointerSList<'_, M, Unlinked> {
+        self.maps.slist(&self.map.reserve.unlinked)
+    }
+
+    /// Removes `node` from the list of nodes that have left the tree, if it is there.
     fn unchain(&self, node: KPtr<MapNode>) -> bool {
-        let mut link = &self.map.reserve.unlinked;
-        while let Some(at) = link.get().non_null() {
-            let next = &self.maps.get(at).spare_next;
-            if at == node {
-                link.set(next.get());
-                next.set(KPtr::NULL);
-                return true;
-            }
-            link = next;
+        let there = self.unlinked().remove_if_there(node);
+        if there {
+            self.maps.get(node).spare_next.set(KPtr::NULL);
         }
-        false
+        there
     }
 }
 
@@ -74,20 +79,17 @@ impl<M: Machine> NodeStore for MapNodes<'_, M> {
     }
 
     fn give(&self, node: KPtr<MapNode>) {
-        let unlinked = &self.map.reserve.unlinked;
-        self.maps.get(node).spare_next.set(unlinked.get());
-        unlinked.set(node);
+        self.unlinked().insert_head(node);
     }
 
     fn compact(&self) -> Option<Relocation> {
-        let unlinked = &self.map.reserve.unlinked;
-        while let Some(gone) = unlinked.get().non_null() {
+        while let Some(gone) = self.unlinked().first() {
             let last = self.maps.pool_last(self.map);
             if self.unchain(last) {
                 self.maps.pool_drop_last::<MapNode>(self.map);
                 continue;
             }
-            unlinked.set(self.maps.get(gone).spare_next.get());
+            self.unlinked().remove_head();
             return Some(Relocation { from: self.maps.pool_give(self.map, gone), to: gone });
         }
         None
@@ -170,8 +172,7 @@ impl<M: Machine> Map<M> {
             return kept;
         }
         let e = self.get(entry);
-        self.get(e.prev.get()).next.set(entry);
-        self.get(e.next.get()).prev.set(entry);
+        self.map_entries().moved(entry);
         self.map_nodes(map).index().set_entry(e.start.get(), entry);
         if kept == moved { entry } else { kept }
     }
