@@ -28,8 +28,8 @@ pub enum Context {
     Interrupt,
     /// In a handler of the vm_lowmem event, once, when it next fires. The answer comes at once: ok.
     Lowmem,
-    /// On no thread. The answer comes when the guest is idle and every operation started before has
-    /// begun. Only for [`Op::Nop`].
+    /// On no thread. The answer comes when the guest is at rest and every operation started before
+    /// has begun. Only for [`Op::Nop`].
     Rest,
 }
 

@@ -46,7 +46,7 @@ pub struct Pcpu {
     pub tlb: TlbStats,
     /// Pages that it has worked on since it could last take interrupts, while it owns a mutex.
     pub pages: Field<u64>,
-    /// The largest value of `loop_pages` so far.
+    /// The largest value of `pages` so far.
     pub longest_pages: Field<u64>,
     /// Interrupts of its timer.
     pub clock_interrupts: Field<u64>,

@@ -38,8 +38,8 @@ pub const PUSER: u8 = 160;
 pub const PRI_MAX_IDLE: u8 = 255;
 
 /// After this many time-outs of the kernel's own daemons in a row, without any other, while all
-/// threads including the idle thread sleep, the system is considered stuck: more than an hour of
-/// them.
+/// threads including the idle thread sleep, the system is considered stuck. They take more than an
+/// hour.
 const IDLE_PASSES: u64 = 10_000;
 
 /// Which end of its list a thread goes to.

@@ -31,7 +31,7 @@ pub struct Interrupts {
     pending: Mutex<VecDeque<(u64, Handler)>>,
     /// Their number.
     pending_count: AtomicU64,
-    /// Whether a thread gives way at every point if a better one can run.
+    /// Whether a thread gives way at every point if a thread of better priority can run.
     eager: AtomicBool,
 }
 

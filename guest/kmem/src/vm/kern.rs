@@ -15,7 +15,7 @@
 //! Code that the original has inline and that is a function of its own here is at the end.
 //!
 //! Three rules are stricter than in 2008. First, for a size of 0, or one that wraps to 0 when it is
-//! rounded up to pages, every function returns nothing and leaks nothing. Second, everything that
+//! rounded up to pages, every function allocates nothing and leaks nothing. Second, everything that
 //! an allocation needs besides its pages (page tables, a map entry) is allocated before the map is
 //! changed, so a shortage leaves no trace. A caller that may sleep waits for these pages as for
 //! others, unless there are more of them than managed pages: such a request can never succeed, and

@@ -313,7 +313,7 @@ impl<M: PhysMem + Cpu> Phys<M> {
         self.vm_page_zero_idle_wakeup(&queue);
     }
 
-    /// Makes `m`, which has no owner any more, a free page with `flags`. Locks: the lock of the
+    /// Makes `m`, which no longer has an owner, a free page with `flags`. Locks: the lock of the
     /// cache or lists to which it goes.
     pub(in crate::vm) fn vm_page_take_back(
         &self,

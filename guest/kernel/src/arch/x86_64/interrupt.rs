@@ -135,8 +135,8 @@ const AT_POINTS: u32 =
 
 /// Handles, with interrupts deferred and mutexes owned, those pending interrupts that need none of
 /// the mutexes. All others stay pending, such as an operation in a handler or a switch of threads.
-/// The host's pause also waits, as long as the host allows it, because more is consistent where no
-/// mutex is owned.
+/// The host's pause also waits, as long as the host allows it, because the host can read more where
+/// no mutex is owned.
 pub fn point() {
     tlb::poll();
     let pause = if pause::is_urgent() { Deferred::Pause as u32 } else { 0 };

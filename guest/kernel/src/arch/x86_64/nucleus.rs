@@ -83,7 +83,7 @@ global_asm!(
     "jne 2f",
     "inc dword ptr gs:[{MASK_DEPTH}]",
     "jmp trap_common",
-    // Notes it, sees to it that the CPU does not halt, and tells the APIC.
+    // Records it, prevents the CPU from halting, and signals the end of the interrupt to the APIC.
     "2:",
     "push rax",
     "mov eax, [rsp + 8]",

@@ -164,7 +164,7 @@ pub unsafe extern "C" fn trap_entry() {
         "mov rsp, [rsp + {RETURN_STACK} - {VECTOR}]",
         "add qword ptr gs:[{IST1}], {SLOT}",
         "iretq",
-        // The same, with the slot of the halt's own frame given back too.
+        // The same, and the slot of the halt's own frame is released too.
         "4:",
         "add rsp, 520",
         "pop r15", "pop r14", "pop r13", "pop r12", "pop r11", "pop r10", "pop r9", "pop r8",

@@ -331,7 +331,7 @@ impl World {
 
     fn enter(&mut self, on: On, pick: u16, from: u8, count: u8) {
         let Some((start, count)) = self.window(pick, from, count) else { return };
-        // Pages of the SYSTEM class come from no interrupt.
+        // A request of the SYSTEM class does not come from an interrupt.
         let on = if on == On::Interrupt { On::Driver } else { on };
         let allowed = if count == 0 || self.sim.free_pages() >= count + 2 { OK } else { SHORTAGE };
         let op = Op::PmapQenter { addr: GuestVirt::new(start), count };

@@ -2,9 +2,9 @@
 //!
 //! They are for functions that hold the lock to their end, or to one of many early returns. A
 //! function that unlocks the map in between, to wait for pages, room or a transition, calls
-//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; while it has such a guard, it
-//! unlocks first and then locks again. The rules for panics in [`crate::kern::guard`] hold here
-//! too.
+//! [`Map::vm_map_lock`] and [`Map::vm_map_unlock`], as FreeBSD does; functions that are called
+//! under such a guard use them in reverse order: unlock, then lock. The rules for panics in
+//! [`crate::kern::guard`] hold here too.
 
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::layout::VmMap;

@@ -142,8 +142,8 @@ impl<M: Machine> Map<M> {
         waiters
     }
 
-    /// Whether the range goes on behind `entry`, which may be followed by a hole only if it ends at
-    /// `end`.
+    /// Checks that the range continues behind `entry`, which may be followed by a hole only if it
+    /// ends at `end`.
     ///
     /// # Errors
     /// [`KernReturn::InvalidAddress`] when there is a hole.

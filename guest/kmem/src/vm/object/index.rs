@@ -61,8 +61,8 @@ impl<M: PhysMem + Cpu> Object<M> {
             neighbour.right.get() == 0
         };
         // 2. Of two neighbours the lower one in the tree has nothing on the side of the other: the
-        // way up begins there. What stands below the new page goes to its left or right, with the
-        // subtree that is on the far side.
+        // way up begins there. The pages below the new page go to its left or right, each with the
+        // subtree on its far side.
         let mut above = if hangs_before { before } else { after };
         let (mut left, mut right) = (0, 0);
         let place = loop {

@@ -8,14 +8,14 @@ use super::node::Node;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step<'a> {
     pub node: Node<'a>,
-    /// The slot through which the way goes on.
+    /// The slot through which the path continues.
     slot: u32,
     /// First page past the range of the node.
     pub limit: u32,
 }
 
 impl Step<'_> {
-    /// The slot through which the way goes on.
+    /// The slot through which the path continues.
     #[inline]
     pub fn at(self) -> usize {
         self.slot as usize
