@@ -13,12 +13,14 @@
 //! FreeBSD ([`super::func::FnWord`]).
 
 use vmkern_abi::addr::KPtr;
+use vmkern_abi::field::Field;
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{EventhandlerEntry, EventhandlerList};
 
 use super::Kern;
 use super::guard::{Guard, Lock};
 use super::lock::LockClass;
+use super::queue::{PointerSList, pointer_links};
 use crate::machine::{Cpu, PhysMem};
 
 /// When a handler runs among the others of its event.
@@ -64,6 +66,13 @@ impl Lock for ListsLock {
 /// The lists of event handlers, locked.
 type Lists<'a, M> = Guard<'a, M, ListsLock>;
 
+pointer_links! {
+    /// The lists of all events (`el_link`).
+    ListLinks: EventhandlerList { next: next_list }
+    /// The handlers of an event, the first to run first (`ee_link`).
+    EntryLinks: EventhandlerEntry { next: next }
+}
+
 impl<M: PhysMem + Cpu> Kern<M> {
     fn eventhandler_lists(&self) -> Lists<'_, M> {
         self.mtx_guard(&self.state().eventhandler_mtx)
@@ -86,8 +95,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         if found.is_none() {
             let words = WaitMessage::new(name).words();
             self.get(new).name.iter().zip(words).for_each(|(field, word)| field.set(word));
-            self.get(new).next_list.set(self.state().eventhandler_lists.get());
-            self.state().eventhandler_lists.set(new);
+            self.eventhandler_all(&lists).insert_head(new);
         }
         found.unwrap_or(new)
     }
@@ -102,19 +110,13 @@ impl<M: PhysMem + Cpu> Kern<M> {
         prepare: impl FnOnce(&EventhandlerEntry, EventTag),
     ) -> EventTag {
         let e = self.get(entry);
-        let _lists = self.eventhandler_lists();
-        let mut link = &self.get(list).first;
-        while let Some(at) = link.get().non_null() {
-            let other = self.get(at).priority.get();
-            if other != EventhandlerEntry::DEAD && e.priority.get() < other {
-                break;
-            }
-            link = &self.get(at).next;
-        }
-        e.next.set(link.get());
+        let lists = self.eventhandler_lists();
         let tag = EventTag { list, entry };
         prepare(e, tag);
-        link.set(entry);
+        self.eventhandler_entries(&lists, list).insert_sorted(entry, |at| {
+            let other = self.get(at).priority.get();
+            other != EventhandlerEntry::DEAD && e.priority.get() < other
+        });
         tag
     }
 
@@ -174,38 +176,45 @@ impl<M: PhysMem + Cpu> Kern<M> {
     }
 
     /// The list of the event `name` (`_eventhandler_find_list`), if there was a registration.
-    fn eventhandler_find(&self, _: &Lists<'_, M>, name: &str) -> Option<KPtr<EventhandlerList>> {
+    fn eventhandler_find(
+        &self,
+        lists: &Lists<'_, M>,
+        name: &str,
+    ) -> Option<KPtr<EventhandlerList>> {
         let name = WaitMessage::new(name).words();
-        let mut at = self.state().eventhandler_lists.get();
-        while let Some(list) = at.non_null() {
+        self.eventhandler_all(lists).find(|list| {
             let l = self.get(list);
-            if [l.name[0].get(), l.name[1].get()] == name {
-                return Some(list);
-            }
-            at = l.next_list.get();
-        }
-        None
+            [l.name[0].get(), l.name[1].get()] == name
+        })
     }
 
     /// Removes the dead handlers from a list that is not running (`eventhandler_prune_list`), and
     /// returns them as a chain.
     fn eventhandler_prune(
         &self,
-        _: &Lists<'_, M>,
+        lists: &Lists<'_, M>,
         list: KPtr<EventhandlerList>,
     ) -> KPtr<EventhandlerEntry> {
-        let mut dead = KPtr::NULL;
-        let mut link = &self.get(list).first;
-        while let Some(at) = link.get().non_null() {
-            let e = self.get(at);
-            if e.priority.get() == EventhandlerEntry::DEAD {
-                link.set(e.next.get());
-                e.next.set(dead);
-                dead = at;
-            } else {
-                link = &e.next;
-            }
-        }
-        dead
+        let dead = Field::default();
+        let chain = self.slist::<EntryLinks>(&dead);
+        self.eventhandler_entries(lists, list).remove_all(
+            |entry| self.get(entry).priority.get() == EventhandlerEntry::DEAD,
+            |entry| chain.insert_head(entry),
+        );
+        dead.get()
+    }
+
+    /// The lists of all events.
+    fn eventhandler_all(&self, _: &Lists<'_, M>) -> PointerSList<'_, M, ListLinks> {
+        self.slist(&self.state().eventhandler_lists)
+    }
+
+    /// The handlers of `list` (`el_entries`).
+    fn eventhandler_entries(
+        &self,
+        _: &Lists<'_, M>,
+        list: KPtr<EventhandlerList>,
+    ) -> PointerSList<'_, M, EntryLinks> {
+        self.slist(&self.get(list).first)
     }
 }

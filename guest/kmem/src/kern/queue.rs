@@ -99,12 +99,12 @@ impl<M: PhysMem + Cpu> Kern<M> {
 /// Makes kinds of links. A row is `Kind: Structure { next: field }`, with `, prev: field` behind it
 /// where links lead both ways.
 macro_rules! pointer_links {
-    ($($(#[doc = $doc:literal])* $kind:ident: $entry:ty {
+    ($($(#[doc = $doc:literal])* $vis:vis $kind:ident: $entry:ty {
         next: $next:ident $(, prev: $prev:ident)?
     })+) => {$(
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug)]
-        enum $kind {}
+        $vis enum $kind {}
 
         impl $crate::kern::queue::PointerLinks for $kind {
             type Entry = $entry;

@@ -23,7 +23,7 @@ use vmkern_abi::layout::{
 };
 
 use super::Kern;
-use super::queue::{PointerTailQ, pointer_links};
+use super::queue::{PointerSList, PointerTailQ, pointer_links};
 use crate::kern::lock::LockClass;
 use crate::kern::thread::{PAGEDAEMON_TID, PAGEZERO_TID};
 use crate::machine::{Cpu, PhysMem};
@@ -67,6 +67,8 @@ const fn queue_of(priority: u8) -> usize {
 pointer_links! {
     /// The lists of run queues (`td_runq`).
     RunQueueLinks: Thread { next: rq_next, prev: rq_prev }
+    /// All CPUs (`pc_allcpu`).
+    pub(crate) CpuLinks: Pcpu { next: allcpu_next }
 }
 
 impl<M: PhysMem + Cpu> Kern<M> {
@@ -107,9 +109,13 @@ impl<M: PhysMem + Cpu> Kern<M> {
 
     /// All CPUs, the one that booted first.
     pub fn cpus(&self) -> impl Iterator<Item = &Pcpu> {
-        let first = self.state().cpuhead.get().non_null();
-        core::iter::successors(first, |&cpu| self.get(cpu).allcpu_next.get().non_null())
-            .map(|cpu| self.get(cpu))
+        self.cpu_list().iter().map(|cpu| self.get(cpu))
+    }
+
+    /// All CPUs (`cpuhead`). Whoever adds one holds the scheduler's lock; whoever looks need not.
+    #[inline]
+    pub(crate) fn cpu_list(&self) -> PointerSList<'_, M, CpuLinks> {
+        self.slist(&self.state().cpuhead)
     }
 
     /// Whether a thread waits for a CPU (`sched_runnable`).

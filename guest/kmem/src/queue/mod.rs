@@ -19,6 +19,8 @@
 //! **Protocol.** Every operation needs the lock of the list, and an entry is on one list at most
 //! for each pair of links. The words of an entry are written before those that lead to it, so that
 //! a look from outside that goes forward finds a list at every instant, the old or the new one.
+//! CPUs that follow a list without its lock need [`SList::publish_head`] or
+//! [`SList::publish_tail`], and entries that stay.
 
 mod circular;
 mod list;

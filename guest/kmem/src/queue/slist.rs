@@ -1,5 +1,6 @@
 //! Lists with one end and links one way (`SLIST`).
 
+use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::field::Field;
 
 use super::{Link, Links};
@@ -30,11 +31,39 @@ impl<'a, E: Links> SList<'a, E> {
         self.link_to(wanted).get().entry()
     }
 
+    /// All entries, in order (`SLIST_FOREACH`).
+    #[inline]
+    pub fn iter(self) -> impl Iterator<Item = E::Link> + use<'a, E> {
+        core::iter::successors(self.first(), move |&entry| self.links.next(entry).get().entry())
+    }
+
     /// Puts `entry` before all others (`SLIST_INSERT_HEAD`).
     #[inline]
     pub fn insert_head(&self, entry: E::Link) {
         self.links.next(entry).set(self.first.get());
         self.first.set(entry);
+    }
+
+    /// Puts `entry` before all others, for those who look at the list without its lock: they find
+    /// whatever was written to the entry before.
+    pub fn publish_head(&self, entry: E::Link) {
+        self.links.next(entry).set(self.first.get());
+        fence(Ordering::Release);
+        self.first.set(entry);
+    }
+
+    /// Puts `entry` behind all others, as [`SList::publish_head`] puts it before them.
+    pub fn publish_tail(&self, entry: E::Link) {
+        self.links.next(entry).set(E::Link::NONE);
+        fence(Ordering::Release);
+        self.link_to(|_| false).set(entry);
+    }
+
+    /// Puts `entry` before the first one that is `after` it, or behind all others.
+    pub fn insert_sorted(&self, entry: E::Link, after: impl FnMut(E::Link) -> bool) {
+        let link = self.link_to(after);
+        self.links.next(entry).set(link.get());
+        link.set(entry);
     }
 
     /// Takes the first entry off; there is one (`SLIST_REMOVE_HEAD`).
@@ -62,6 +91,25 @@ impl<'a, E: Links> SList<'a, E> {
             link.set(self.links.next(entry).get());
         }
         there
+    }
+
+    /// Takes all `unwanted` entries off, and then gives each to `removed`, which may put it on
+    /// another list.
+    pub fn remove_all(
+        &self,
+        mut unwanted: impl FnMut(E::Link) -> bool,
+        mut removed: impl FnMut(E::Link),
+    ) {
+        let mut link = self.first;
+        while let Some(entry) = link.get().entry() {
+            let next = self.links.next(entry);
+            if unwanted(entry) {
+                link.set(next.get());
+                removed(entry);
+            } else {
+                link = next;
+            }
+        }
     }
 
     /// The word that leads to the first entry that is `wanted`, or ends the list.

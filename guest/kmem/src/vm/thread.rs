@@ -6,7 +6,6 @@
 //! once. [`crate::kern`] runs and ends threads; this module allocates and frees their memory.
 
 use vmkern_abi::addr::{KPtr, PAGE_SIZE};
-use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::kmem::WaitMessage;
 use vmkern_abi::layout::{Pcpu, Thread, ThreadState};
 
@@ -149,9 +148,7 @@ impl<M: VmMachine> Vm<M> {
         self.sched_lock();
         self.thread_link(idle);
         // Who follows the list without the lock finds the CPU whole.
-        fence(Ordering::Release);
-        let last = self.cpus().last().map_or(&self.state().cpuhead, |last| &last.allcpu_next);
-        last.set(pcpu);
+        self.cpu_list().publish_tail(pcpu);
         self.cnt().ncpu.inc();
         // Others may find the CPU from here on. It does not run yet, so nobody uses its page cache
         // before the caches' floor counts it.

@@ -49,8 +49,6 @@ impl<M: Machine> Map<M> {
 
     /// All maps, the youngest first.
     pub fn vm_maps(&self) -> impl Iterator<Item = KPtr<VmMap>> {
-        core::iter::successors(self.state().map_list.get().non_null(), |&map| {
-            self.get(map).next_map.get().non_null()
-        })
+        self.map_list().iter()
     }
 }

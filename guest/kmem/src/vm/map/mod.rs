@@ -41,7 +41,6 @@ use core::mem::offset_of;
 use core::ops::Deref;
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
-use vmkern_abi::atomic::{Ordering, fence};
 use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
 pub use self::lookup::FaultPlace;
@@ -52,7 +51,7 @@ use super::phys::phys_of;
 use super::pmap::Pmap;
 use crate::kern::guard::{Guard, Lock};
 use crate::kern::lock::LockClass;
-use crate::kern::queue::{Pointers, pointer_links};
+use crate::kern::queue::{PointerSList, Pointers, pointer_links};
 use crate::kern::sched::PVM;
 use crate::kern::sleepq::WaitChannel;
 use crate::kern::synch::{Relock, Sleep};
@@ -130,6 +129,8 @@ pub const fn header(map: KPtr<VmMap>) -> KPtr<VmMapEntry> {
 pointer_links! {
     /// The entries of a map, in the order of addresses.
     EntryLinks: VmMapEntry { next: next, prev: prev }
+    /// All maps.
+    MapListLinks: VmMap { next: next_map }
 }
 
 /// The kind of the interlock of waits for maps.
@@ -188,14 +189,16 @@ impl<M: Machine> Map<M> {
         Circular::new(self.links())
     }
 
-    /// Puts `map` at the head of the list of all maps, and marks its page as a map's home. A reader
-    /// of the list or the mark needs no lock: a map that is found there is complete, and stays.
+    /// All maps, the youngest first.
+    fn map_list(&self) -> PointerSList<'_, M, MapListLinks> {
+        self.slist(&self.state().map_list)
+    }
+
+    /// Puts `map` at the head of the list of all maps, and marks its page as one. Who only reads
+    /// the list or the mark needs no lock: a map that is found there is whole, and stays.
     fn map_publish(&self, map: KPtr<VmMap>) {
-        let list = &self.state().map_list;
         let _sleep = self.map_sleep();
-        self.get(map).next_map.set(list.get());
-        fence(Ordering::Release);
-        list.set(map);
+        self.map_list().publish_head(map);
         if let Some(home) = phys_of(map).and_then(|pa| self.phys_to_vm_page(pa)) {
             self.page(home).flags.update_locked(|flags| flags | PageFlags::MAP_HOME);
         }
