@@ -8,7 +8,7 @@ use core::marker::PhantomData;
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::field::Field;
 
-use super::Kern;
+use super::Globals;
 use crate::machine::{Cpu, PhysMem};
 use crate::queue::{BackLinks, Links, List, SList, TailQ};
 use crate::window::Shared;
@@ -31,7 +31,7 @@ pub(crate) trait PointerBackLinks: PointerLinks {
 /// The links `L` in the memory of a system.
 #[derive(Debug)]
 pub(crate) struct Pointers<'a, M, L> {
-    kern: &'a Kern<M>,
+    globals: &'a Globals<M>,
     kind: PhantomData<L>,
 }
 
@@ -49,22 +49,22 @@ impl<M: PhysMem + Cpu, L: PointerLinks> Links for Pointers<'_, M, L> {
 
     #[inline]
     fn next(&self, entry: Self::Link) -> &Field<Self::Link> {
-        L::next(self.kern.get(entry))
+        L::next(self.globals.get(entry))
     }
 }
 
 impl<M: PhysMem + Cpu, L: PointerBackLinks> BackLinks for Pointers<'_, M, L> {
     #[inline]
     fn prev(&self, entry: Self::Link) -> &Field<Self::Link> {
-        L::prev(self.kern.get(entry))
+        L::prev(self.globals.get(entry))
     }
 }
 
-impl<M: PhysMem + Cpu> Kern<M> {
+impl<M: PhysMem + Cpu> Globals<M> {
     /// The links `L`.
     #[inline]
     pub(crate) fn links<L: PointerLinks>(&self) -> Pointers<'_, M, L> {
-        Pointers { kern: self, kind: PhantomData }
+        Pointers { globals: self, kind: PhantomData }
     }
 
     /// The list, linked by `L`, that begins and ends where `first` and `last` say.

@@ -94,6 +94,7 @@ impl<M: PhysMem + Cpu> Kern<M> {
         timo: u64,
         interlock: Option<Interlock<'_>>,
     ) -> Sleep {
+        // 1. The thread sleeps from here on, until it is woken or `timo` ticks have passed.
         let current = self.current_thread();
         let t = self.get(current);
         self.sleepq_add(current, channel, wmesg);
@@ -110,7 +111,8 @@ impl<M: PhysMem + Cpu> Kern<M> {
             // still held.
             self.mtx_unlock(class, word);
         }
-        // Other threads have run. The caller's condition need not hold any more: it checks again.
+        // 2. Other threads run. The caller's condition need not hold any more afterwards: it checks
+        //    again.
         self.mi_switch();
         let timed_out = t.timed_out.is_set();
         t.timed_out.lower();

@@ -6,10 +6,11 @@
 //!
 //! # Layers
 //!
-//! The system is a stack of six layers, each a type that holds the one below:
+//! The system is a stack of seven layers, each a type that holds the one below:
 //!
 //! | layer | has |
 //! |---|---|
+//! | [`Globals`](crate::kern::Globals) | the machine, global variables, structures as references |
 //! | [`Kern`](crate::kern::Kern) | threads, locks, sleep, time, points for interrupts |
 //! | [`Phys`](phys::Phys) | pages, their lists, caches and queues, waiting for pages, zones |
 //! | [`Object`](object::Object) | objects and the pages in them |
