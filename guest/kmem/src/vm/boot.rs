@@ -93,7 +93,7 @@ impl<M: VmMachine> Vm<M> {
         let vm = Self { map: Map::new(Pmap::new(Object::new(phys))) };
         let pcpu = KPtr::new(phys_to_dmap(region.boot_pcpu));
         vm.machine().cpu_init(pcpu);
-        vm.state().cpuhead.set(pcpu);
+        vm.cpu_list().insert_head(pcpu);
         vm.state()
             .page_cache_max
             .set(boot.tunables.vm_pgcache_zone_max_pcpu.unwrap_or(PAGE_CACHE_MAX));
