@@ -19,6 +19,11 @@ most_long=16
 most_methods=120
 
 what=${1:---figures}
+case $what in --figures | --long | --steps | --unlocks | --wide | --methods | --unsafe | --check) ;; *)
+    sed -n '2,13p' "$0" >&2
+    exit 2
+    ;;
+esac
 mapfile -t files < <(git ls-files '*.rs' | grep -vE '(^|/)(tests|examples|sim|loom|benches)(/|\.rs$)')
 
 awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '

@@ -12,11 +12,17 @@
 #   kernel, build_id      which build it was
 # and within texts: lines of a backtrace, and addresses in the kernel's image.
 set -euo pipefail
+
+[ $# -ge 2 ] || { sed -n '2,5p' "$0" >&2; exit 2; }
+for command in "$1" "$2"; do
+    [ -f "$command" ] && [ -x "$command" ] || { echo "no command $command" >&2; exit 2; }
+done
+old=$(realpath "$1")
+new=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-old=$(realpath "${1:?the old command}")
-new=$(realpath "${2:?the new command}")
 corpus=${3:-tests/scripts}
+[ -d "$corpus" ] || { echo "no directory $corpus" >&2; exit 2; }
 command -v jq >/dev/null || { echo 'jq is needed (apt-get install jq)' >&2; exit 2; }
 
 stable='walk(if type == "object" then with_entries(select(.key
@@ -31,6 +37,7 @@ run() {
     case $script in */64M/*) options=(--memory 64M) ;; esac
     local status=0
     timeout 120 "$command" run --json "${options[@]}" "$script" 2>/dev/null >"$scratch/out" || status=$?
+    [ "$(jq -r type "$scratch/out" 2>/dev/null)" = object ] || { echo "$command prints no JSON object for $script" >&2; exit 2; }
     jq -S "$stable" "$scratch/out"
     echo "exit status $status"
 }

@@ -21,6 +21,7 @@ names() {
 case ${1:-} in
     '') names '' ;;
     --since)
+        git rev-parse --quiet --verify "${2:-}^{commit}" >/dev/null || { echo "no commit ${2:-}" >&2; exit 2; }
         changes=$(diff <(names "$2") <(names '') | sed -n 's/^< /- /p; s/^> /+ /p') || true
         printf '%s\n' "${changes:-no test has gone or come}"
         ! grep -q '^- ' <<<"$changes"

@@ -203,7 +203,7 @@ mod tests {
             assert!(!row.says.is_empty() && row.arguments.len() <= 5, "{}", row.name);
             seen |= 1 << row.code;
         }
-        assert_eq!(seen, (1 << 25) - 1, "the codes are in a row");
+        assert!((seen + 1).is_power_of_two(), "the codes are in a row");
         let malloc = Op::TABLE.iter().find(|row| row.name == "KmemMalloc").expect("a row");
         let arguments = [("map", "MapId"), ("size", "u64"), ("flags", "MallocFlags")];
         assert_eq!((malloc.code, malloc.arguments), (3, &arguments[..]));

@@ -104,7 +104,8 @@ impl Options {
             args.extend(pair("--console", "kernel.log"));
         }
         if dice.once_in(20) {
-            args.extend(pair("--save-dump", "saved.img"));
+            let option = dice.word(&["--save-dump", "--save-image"]);
+            args.extend(pair(option, "saved.img"));
         }
         args
     }

@@ -12,9 +12,9 @@
 //! | [`TailQ`] | `TAILQ` | first and last | both ways |
 //! | [`Circular`] | none; entries of a `vm_map` | an entry | both ways |
 //!
-//! The last link is [`Link::NONE`], except in a circular list. As in FreeBSD, an entry that leaves a
-//! list keeps its old links; a caller that needs them clear clears them. Unlike FreeBSD's, the link
-//! back names the entry before, not that entry's link.
+//! The last link is [`Link::NONE`], except in a circular list. As in FreeBSD, an entry that leaves
+//! a list keeps its old links; a caller that needs them clear clears them. Unlike FreeBSD's, the
+//! link back names the entry before, not that entry's link.
 //!
 //! **Protocol.** Every operation needs the lock of the list, and an entry is on one list at most
 //! for each pair of links. The words of an entry are written before those that lead to it, so that

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome, Workload};
+use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome};
 
 use super::step::Shape;
 
@@ -129,11 +129,10 @@ impl Script {
             Op::VerifyZero { addr, size } => ("", format!("verify {} {size:#x} zero", at(addr))),
             Op::Vtop { addr } => ("", format!("vtop {}", at(addr))),
             Op::Sleep { micros } => ("", format!("sleep {micros}us")),
-            // No verb does this, and no history.
-            Op::Work(Workload::Pairs { .. }) => ("", "# pairs".to_owned()),
-            Op::Work(load) => ("", format!("# {load:?}")),
             Op::Settle => ("", "settle".to_owned()),
             Op::Join { thread } => ("", format!("join t{thread}")),
+            // No history draws another one.
+            ref other => ("", format!("# {other:?}")),
         };
         let name = (!prefix.is_empty()).then(|| {
             self.named += 1;
