@@ -36,6 +36,12 @@ pub const fn phys_to_dmap(pa: GuestPhys) -> GuestVirt {
     GuestVirt::new(DMAP_MIN.get() + pa.get())
 }
 
+/// [`phys_to_dmap`] of an address that may be anything: `None` unless the direct map reaches it.
+#[must_use]
+pub const fn phys_in_dmap(pa: GuestPhys) -> Option<GuestVirt> {
+    if pa.get() < MAX_PHYS.get() { Some(phys_to_dmap(pa)) } else { None }
+}
+
 /// The physical address behind a direct-map address (FreeBSD's `DMAP_TO_PHYS`), or `None` for any
 /// other address.
 #[must_use]
@@ -44,5 +50,19 @@ pub const fn dmap_to_phys(va: GuestVirt) -> Option<GuestPhys> {
         Some(GuestPhys::new(va.get() - DMAP_MIN.get()))
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_beyond_what_the_direct_map_reaches_is_in_it() {
+        let last = GuestPhys::new(MAX_PHYS.get() - 1);
+        assert_eq!(phys_in_dmap(last), Some(phys_to_dmap(last)));
+        for pa in [MAX_PHYS, GuestPhys::new(0x7fff_ffff_ffff), GuestPhys::new(u64::MAX)] {
+            assert_eq!(phys_in_dmap(pa), None, "{pa}");
+        }
     }
 }

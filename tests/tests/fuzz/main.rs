@@ -38,7 +38,7 @@ const MEMORY: usize = 256 << 20;
 const SILENCE: Duration = Duration::from_secs(120);
 
 /// Cases that once failed.
-const REGRESSIONS: &[u64] = &[685, 972, 1271, 1618, 97_015];
+const REGRESSIONS: &[u64] = &[685, 972, 1271, 1618, 11_802, 97_015];
 
 thread_local! {
     /// Where the thread panicked last.

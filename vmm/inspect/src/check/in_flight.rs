@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::kva::{dmap_to_phys, phys_to_dmap};
+use vmkern_abi::kva::{dmap_to_phys, phys_in_dmap};
 use vmkern_abi::layout::{Thread, ThreadState, VmPage, Zone};
 
 use super::context::Context;
@@ -59,7 +59,7 @@ impl<'a, 'b> InFlight<'a, 'b> {
     pub(super) fn has_page(&mut self, pfn: u64) -> bool {
         let element = size_of::<VmPage>() as u64;
         self.has(self.ctx.pages.address(pfn), element)
-            || self.has(phys_to_dmap(GuestPhys::from_pfn(pfn)), PAGE_SIZE)
+            || phys_in_dmap(GuestPhys::from_pfn(pfn)).is_some_and(|at| self.has(at, PAGE_SIZE))
     }
 
     /// Of `suspects`, pages that nobody has claimed, those that no thread has either. A page that
@@ -118,7 +118,7 @@ fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
 /// The address in the direct map of the physical address `word`, if it can be one.
 fn phys_word(ctx: &Context<'_>, word: GuestVirt) -> Option<GuestVirt> {
     let phys = GuestPhys::new(word.get());
-    ctx.pages.is_managed(phys.pfn()).then(|| phys_to_dmap(phys))
+    phys_in_dmap(phys).filter(|_| ctx.pages.is_managed(phys.pfn()))
 }
 
 /// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack

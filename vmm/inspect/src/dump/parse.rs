@@ -7,7 +7,7 @@ use object::read::ReadCache;
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use object::{LittleEndian, ReadRef};
 use vmkern_abi::addr::{GuestPhys, PAGE_SIZE};
-use vmkern_abi::kva::phys_to_dmap;
+use vmkern_abi::kva::phys_in_dmap;
 use zerocopy::FromBytes;
 
 use super::Run;
@@ -150,7 +150,7 @@ fn run(
     }
     // 3. RAM alone: other mappings of it are for debuggers.
     let start = GuestPhys::new(start);
-    if size == 0 || segment.p_vaddr(ENDIAN) != phys_to_dmap(start).get() {
+    if size == 0 || phys_in_dmap(start).is_none_or(|va| segment.p_vaddr(ENDIAN) != va.get()) {
         return Ok(None);
     }
     Ok(Some(Run { start, end: GuestPhys::new(end), stored_end: start.add(stored), offset }))
