@@ -99,7 +99,7 @@ impl BootRegion {
 
     /// The memory, managed or in the region, that a boot and the first request after it touch when
     /// all of it is zero: the region up to its first page table, the first pages of the block that
-    /// allocations come from, and the page of the array that describes them. The page table for the
+    /// allocations come from, and the part of the array that describes them. The page table for the
     /// stacks of threads is not included: its place follows from the sizes of the maps before them.
     #[must_use]
     pub fn touched_by_boot(
@@ -113,11 +113,14 @@ impl BootRegion {
             |(first, _)| Some(first.max(ISADMA_END.pfn())),
         );
         let first = first.unwrap_or(self.first_page);
-        let element = first.saturating_sub(self.first_page) * size_of::<VmPage>() as u64;
-        let described = GuestPhys::new(self.vm_page_array.add(element).get() & !(PAGE_SIZE - 1));
+        // The elements of these pages may lie in two pages of the array.
+        let element = |pfn: u64| {
+            let before = pfn.saturating_sub(self.first_page) * size_of::<VmPage>() as u64;
+            GuestPhys::new(self.vm_page_array.add(before).get() & !(PAGE_SIZE - 1))
+        };
         [
             self.kpd..self.kpt.add(PAGE_SIZE),
-            described..described.add(PAGE_SIZE),
+            element(first)..element(first + BOOT_USES - 1).add(PAGE_SIZE),
             GuestPhys::from_pfn(first)..GuestPhys::from_pfn(first + BOOT_USES),
         ]
     }
