@@ -245,6 +245,41 @@ fn ctrl_c_stops_waiting_and_leaves_the_thread_to_a_join() {
 }
 
 #[test]
+fn lines_typed_ahead_or_pasted_are_done_one_after_the_other() {
+    let scratch = tempfile::tempdir().expect("a directory can be made");
+    let mut shell = Terminal::new(&["--time", "real"], utf8(scratch.path()));
+    shell.enter("sleep 300ms");
+    shell.press("print \"typed\" 1\rprint \"typed\" 2\r");
+    shell.see("ok");
+    shell.see("typed 1");
+    shell.see("typed 2");
+    // A guest line in the middle of what is pasted takes nothing away from it.
+    let mut shell = Terminal::new(&[], utf8(scratch.path()));
+    shell.see("vmkern> ");
+    shell.press("\x1b[200~guest vcpus=2\nprint \"cpus\" ncpu\nprint \"all\" 3\x1b[201~\r");
+    shell.see("cpus 2");
+    shell.see("all 3");
+    shell.press("\x04");
+    assert_eq!(shell.status(), Some(0));
+}
+
+#[test]
+fn what_is_pasted_behind_a_line_that_is_stopped_is_not_done() {
+    let scratch = tempfile::tempdir().expect("a directory can be made");
+    let mut shell = Terminal::new(&["--time", "real"], utf8(scratch.path()));
+    shell.see("vmkern> ");
+    shell.press("\x1b[200~print \"begins\"\nsleep 5s\nprint \"goes on\"\x1b[201~\r");
+    shell.see("\nbegins");
+    thread::sleep(Duration::from_millis(300));
+    shell.press("\x03");
+    shell.see("interrupted");
+    shell.enter("print \"the end\"");
+    shell.see("\nthe end");
+    let screen = shell.screen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(!screen.contains("\ngoes on"), "{screen}");
+}
+
+#[test]
 fn ctrl_d_leaves_and_ctrl_c_at_the_prompt_does_when_it_comes_twice() {
     let scratch = tempfile::tempdir().expect("a directory can be made");
     let mut shell = Terminal::new(&[], utf8(scratch.path()));

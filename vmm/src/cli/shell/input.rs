@@ -1,5 +1,6 @@
 //! Where a shell's lines come from: an editor on a terminal, or standard input as it is.
 
+use std::collections::VecDeque;
 use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read as _};
@@ -42,6 +43,8 @@ pub struct Typed {
     editor: Editor<Words, FileHistory>,
     /// Where the history lies, if it can lie anywhere.
     history: Option<PathBuf>,
+    /// Lines that were pasted together with one that was given out, and have not been yet.
+    pasted: VecDeque<Vec<u8>>,
 }
 
 impl Input {
@@ -57,6 +60,13 @@ impl Input {
     /// Whether somebody types.
     pub fn is_typed(&self) -> bool {
         matches!(self, Self::Typed(_))
+    }
+
+    /// Forgets the rest of what was pasted.
+    pub fn forget_pasted(&mut self) {
+        if let Self::Typed(typed) = self {
+            typed.pasted.clear();
+        }
     }
 
     /// The next line; `names` are bound.
@@ -93,10 +103,13 @@ impl Typed {
             // There is none before the first line.
             let _ = editor.load_history(path);
         }
-        Self { editor, history }
+        Self { editor, history, pasted: VecDeque::new() }
     }
 
     fn read(&mut self, prompt: &str, names: Vec<String>) -> anyhow::Result<Read> {
+        if let Some(line) = self.pasted.pop_front() {
+            return Ok(Read::Line(line));
+        }
         if let Some(words) = self.editor.helper_mut() {
             words.names = names;
         }
@@ -109,7 +122,12 @@ impl Typed {
                     // It cannot be written: nobody wants to read that at each line.
                     self.history = None;
                 }
-                Ok(Read::Line(line.into_bytes()))
+                self.pasted.extend(line.lines().map(|line| line.as_bytes().to_vec()));
+                Ok(Read::Line(self.pasted.pop_front().unwrap_or_default()))
+            }
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                crate::cli::complain(&anyhow::anyhow!("what was typed is not UTF-8: line ignored"));
+                Ok(Read::Line(Vec::new()))
             }
             Err(ReadlineError::Interrupted) => Ok(Read::Interrupted),
             Err(ReadlineError::Eof) => Ok(Read::End),

@@ -175,12 +175,13 @@ impl<'t> Talk<'t> {
             };
             // 3. What is read.
             self.was_interrupted = false;
-            // What is pasted may be several lines.
             let line = line.strip_suffix(b"\n").unwrap_or(&line);
-            for line in line.split(|byte| *byte == b'\n') {
-                if let Some(ended) = self.line(line, input) {
-                    return ended;
-                }
+            if let Some(ended) = self.line(line, input) {
+                return ended;
+            }
+            // 4. Whoever stops one line does not want those that were pasted with it.
+            if self.was_interrupted {
+                input.forget_pasted();
             }
         }
     }
