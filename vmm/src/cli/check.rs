@@ -8,8 +8,8 @@ use serde::Serialize;
 use vmkern::inspect::check::{Rule, rule, rules};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Script, Setup, Source, Standstill, Status,
-    closest, explain, explain_errors, launch_status, parse_with, run_script_then,
+    BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Setup, Standstill, Status, closest, explain,
+    launch_status, run_script_then,
 };
 use vmkern::text;
 use vmkern::{Dump, Guest, InspectError, Report, View};
@@ -151,10 +151,14 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
 /// Runs the script at `path` and checks the guest then.
 fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
     // 1. The script and its guest.
-    let name = super::run::script_name(path);
-    let (source, script) = match parsed(args, path, &name, signals) {
+    let name = super::script::name(path);
+    let (source, script) = match super::script::parsed(path, &name, &args.guest, signals) {
         Ok(parsed) => parsed,
-        Err(status) => return status,
+        Err(unusable) => {
+            let (status, why) = unusable.complain(&name);
+            object(args, &name, &why);
+            return status;
+        }
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
@@ -191,48 +195,6 @@ fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
         None => status,
     };
     if status == Status::Ok { found } else { status }
-}
-
-/// The script at `path`; the exit status, after a refusal, if it cannot be read or parsed.
-fn parsed(
-    args: &CheckArgs,
-    path: &Path,
-    name: &str,
-    signals: &Signals,
-) -> Result<(Source, Script), Status> {
-    // 1. Its bytes, within the time limit of the run.
-    let bytes = match super::run::read(path, &args.guest, signals) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let status = error.status();
-            refuse(
-                args,
-                name,
-                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
-            );
-            return Err(status);
-        }
-    };
-    // 2. Its text.
-    let source = match Source::from_bytes(name, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let error = anyhow::anyhow!(
-                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
-            );
-            return Err(refuse(args, name, &error));
-        }
-    };
-    // 3. Its statements.
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            super::eprint(&explain_errors(&errors, &source));
-            return Err(object(args, name, "the script is wrong"));
-        }
-    };
-    Ok((source, script))
 }
 
 /// Checks `guest` at the end of a script, unless somebody wanted that to end.

@@ -8,10 +8,7 @@ use serde::Serialize;
 use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
 use vmkern::output::reserve_stdout;
-use vmkern::script::{
-    BAD, Script, Setup, Source, Standstill, Status, explain, explain_errors, launch_status,
-    parse_with, run_script_then,
-};
+use vmkern::script::{BAD, Setup, Standstill, Status, explain, launch_status, run_script_then};
 use vmkern::text;
 use vmkern::{
     Dump, Guest, InspectError, Inspection, KernelImage, LaunchError, Symbols, View, What,
@@ -173,7 +170,7 @@ fn symbols(args: &InspectArgs, dump: &Dump) -> anyhow::Result<Symbols> {
 /// Runs the script at `path` and looks at the guest then.
 fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Signals) -> Status {
     // 1. The other dump, the script and its guest.
-    let name = super::run::script_name(path);
+    let name = super::script::name(path);
     let other = match request {
         Request::Look(_) => None,
         Request::Diff(other) => match Dump::open(other) {
@@ -181,9 +178,13 @@ fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Sign
             Err(error) => return refuse(args, Some(path), &error.into()),
         },
     };
-    let (source, script) = match parsed(args, path, &name, signals) {
+    let (source, script) = match super::script::parsed(path, &name, &args.guest, signals) {
         Ok(parsed) => parsed,
-        Err(status) => return status,
+        Err(unusable) => {
+            let (status, why) = unusable.complain(&name);
+            object(args, Some(path), &why);
+            return status;
+        }
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
@@ -245,48 +246,6 @@ fn shown(
         }
         None => status,
     }
-}
-
-/// The script at `path`; the exit status, after a refusal, if it cannot be read or parsed.
-fn parsed(
-    args: &InspectArgs,
-    path: &Path,
-    name: &str,
-    signals: &Signals,
-) -> Result<(Source, Script), Status> {
-    // 1. Its bytes, within the time limit of the run.
-    let bytes = match super::run::read(path, &args.guest, signals) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let status = error.status();
-            refuse(
-                args,
-                Some(path),
-                &anyhow::Error::new(error).context(format!("cannot read the script {name}")),
-            );
-            return Err(status);
-        }
-    };
-    // 2. Its text.
-    let source = match Source::from_bytes(name, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let error = anyhow::anyhow!(
-                "{name}:{line}:{column}: byte {byte:#04x} is not UTF-8; expected UTF-8 text"
-            );
-            return Err(refuse(args, Some(path), &error));
-        }
-    };
-    // 3. Its statements.
-    let script = match parse_with(&source, args.guest.lets()) {
-        Ok(script) => script,
-        Err(errors) => {
-            super::eprint(&explain_errors(&errors, &source));
-            return Err(object(args, Some(path), "the script is wrong"));
-        }
-    };
-    Ok((source, script))
 }
 
 fn show(args: &InspectArgs, inspection: &Inspection) -> Status {

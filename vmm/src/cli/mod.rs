@@ -19,6 +19,7 @@ mod print;
 mod progress;
 mod run;
 mod save;
+mod script;
 mod shell;
 mod signals;
 mod steps;

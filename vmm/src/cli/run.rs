@@ -1,24 +1,22 @@
 //! `vmkern run`: one script in one guest, or the tour.
 
-use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
-use vmkern::input::InputError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Script, Session, Setup, Source,
-    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, parse_with,
-    read_script, run_script_then,
+    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Session, Setup, Source,
+    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, run_script_then,
 };
 use vmkern::{Guest, SaveError};
 
 use super::guest::{GuestArgs, Precedence};
+use super::script::Unusable;
 use super::signals::Signals;
 use super::steps::{Collector, Output, Trace};
-use super::{console, print};
+use super::{console, print, script};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,7 +58,7 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
         reserve_stdout("the object of --json");
     }
     match &args.file {
-        Some(file) => script(args, file, signals),
+        Some(file) => run_script(args, file, signals),
         None => {
             let output = if args.json { Output::Written } else { Output::Shown };
             super::tour::run(&args.guest, args.console.as_deref(), output, signals)
@@ -68,13 +66,13 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
     }
 }
 
-fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
-    let name = script_name(file);
+fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
+    let name = script::name(file);
     // 1. The script, and what its guest is made of. Nothing is opened for writing before the
     //    script is known to be good.
-    let (source, script) = match parsed(args, file, &name, signals) {
+    let (source, script) = match script::parsed(file, &name, &args.guest, signals) {
         Ok(parsed) => parsed,
-        Err(status) => return status,
+        Err(unusable) => return refuse_script(args, &name, unusable),
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
@@ -117,44 +115,25 @@ fn script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     run.report(args, signals, collector)
 }
 
-/// The script in `file`; the exit status, after a refusal, if it cannot be read or parsed.
-fn parsed(
-    args: &RunArgs,
-    file: &Path,
-    name: &str,
-    signals: &Signals,
-) -> Result<(Source, Script), Status> {
-    // 1. Its bytes, within the time limit of the run.
-    let bytes = match read(file, &args.guest, signals) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            let (expected, got) =
-                ("a script".to_owned(), format!("cannot read the script {name}: {error}"));
+/// Reports a script that cannot be run; the exit status of that.
+fn refuse_script(args: &RunArgs, name: &str, unusable: Unusable) -> Status {
+    let (status, text, failures) = match unusable {
+        Unusable::Unread(error) => {
+            let got = format!("cannot read the script {name}: {error}");
             let text = format!("{BAD}error:{BAD:#} {got}\n");
-            let failure = FailureReport { line: 0, expected, got };
-            return Err(refuse(args, error.status(), &text, vec![failure]));
+            let failure = FailureReport { line: 0, expected: "a script".to_owned(), got };
+            (error.status(), text, vec![failure])
         }
-    };
-    // 2. Its text.
-    let source = match Source::from_bytes(name, &bytes) {
-        Ok(source) => source,
-        Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let text = format!(
-                "{BAD}error:{BAD:#} {name}:{line}:{column}: byte {byte:#04x} is not UTF-8; \
-                 expected UTF-8 text\n"
-            );
-            return Err(refuse(args, Status::Usage, &text, vec![error.into()]));
+        Unusable::NotUtf8(error) => {
+            let text = format!("{BAD}error:{BAD:#} {}; expected UTF-8 text\n", error.at(name));
+            (Status::Usage, text, vec![error.into()])
         }
-    };
-    // 3. Its statements.
-    match parse_with(&source, args.guest.lets()) {
-        Ok(script) => Ok((source, script)),
-        Err(errors) => {
+        Unusable::Wrong(source, errors) => {
             let failures = errors.iter().map(FailureReport::from).collect();
-            Err(refuse(args, Status::Usage, &explain_errors(&errors, &source), failures))
+            (Status::Usage, explain_errors(&errors, &source), failures)
         }
-    }
+    };
+    refuse(args, status, &text, failures)
 }
 
 /// Reports a script that no guest was launched for.
@@ -270,18 +249,6 @@ impl Run {
 /// `1 step`, `2 steps`.
 fn steps(count: usize) -> String {
     format!("{count} {}", if count == 1 { "step" } else { "steps" })
-}
-
-/// What reports call the script in `file`.
-pub fn script_name(file: &Path) -> String {
-    if file == Path::new("-") { "standard input".to_owned() } else { vmkern::text::name(file) }
-}
-
-/// The script in `file`, or on standard input: within the time limit of a run, but for one that
-/// somebody types.
-pub fn read(file: &Path, guest: &GuestArgs, signals: &Signals) -> Result<Vec<u8>, InputError> {
-    let is_typed = file == Path::new("-") && io::stdin().is_terminal();
-    read_script(file, &signals.stop(if is_typed { Duration::MAX } else { guest.timeout() }))
 }
 
 /// Where the dump is to go, if one was asked for.

@@ -336,9 +336,7 @@ fn parsed(args: &TestArgs, shown: &str, path: &Path) -> Result<(Source, Script),
     let source = match Source::from_bytes(shown, &bytes) {
         Ok(source) => source,
         Err(error) => {
-            let (line, column, byte) = (error.line, error.column, error.byte);
-            let got = format!("{shown}:{line}:{column}: byte {byte:#04x} is not UTF-8");
-            return Err(Box::new(wrong("UTF-8 text", got)));
+            return Err(Box::new(wrong("UTF-8 text", error.at(shown))));
         }
     };
     let script = match parse_with(&source, args.guest.lets()) {

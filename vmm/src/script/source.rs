@@ -46,6 +46,15 @@ pub struct NotUtf8 {
     pub byte: u8,
 }
 
+impl NotUtf8 {
+    /// What is wrong with the script `name`, and where.
+    #[must_use]
+    pub fn at(&self, name: &str) -> String {
+        let Self { line, column, byte } = self;
+        format!("{name}:{line}:{column}: byte {byte:#04x} is not UTF-8")
+    }
+}
+
 impl Source {
     /// A script called `name` in messages.
     #[must_use]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use vmkern::script::{
-    BAD, Detail, Ending, FAINT, GuestOptions, GuestTarget, Interpreter, Judging, Observer, Panic,
-    Progress, STRONG, Source, Status, Step, StepResult, Stop, TooMuch, explain, launch_status,
-    parse,
+    BAD, Detail, Ending, FAINT, GuestOptions, GuestTarget, Interpreter, Judging, NotUtf8, Observer,
+    Panic, Progress, STRONG, Source, Status, Step, StepResult, Stop, TooMuch, explain,
+    launch_status, parse,
 };
 use vmkern::{Guest, LaunchError, LogEnd, Outcome, text};
 
@@ -208,10 +208,8 @@ impl<'t> Talk<'t> {
         let text = match Source::from_bytes(NAME, line) {
             Ok(source) => source.line(1).to_owned(),
             Err(error) => {
-                let (number, column, byte) = (self.lines, error.column, error.byte);
-                crate::cli::eprint(&format!(
-                    "{BAD}error:{BAD:#} {NAME}:{number}:{column}: byte {byte:#04x} is not UTF-8\n"
-                ));
+                let error = NotUtf8 { line: self.lines, ..error };
+                crate::cli::eprint(&format!("{BAD}error:{BAD:#} {}\n", error.at(NAME)));
                 return Some(Ended::Left(Left::With(Status::Usage)));
             }
         };

@@ -1,0 +1,69 @@
+//! The script that a command line names: read, and made ready to run.
+
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
+use std::time::Duration;
+
+use vmkern::input::InputError;
+use vmkern::script::{
+    Diagnostic, NotUtf8, Script, Source, Status, explain_errors, parse_with, read_script,
+};
+
+use super::guest::GuestArgs;
+use super::signals::Signals;
+
+/// Why a script cannot be run.
+pub enum Unusable {
+    /// It cannot be read.
+    Unread(InputError),
+    /// It is not text.
+    NotUtf8(NotUtf8),
+    /// It breaks the rules of the language.
+    Wrong(Source, Vec<Diagnostic>),
+}
+
+impl Unusable {
+    /// Says why on standard error; the exit status, and the reason for a report. `name` is what
+    /// reports call the script.
+    pub fn complain(self, name: &str) -> (Status, String) {
+        let (status, error) = match self {
+            Self::Unread(error) => {
+                let status = error.status();
+                let context = format!("cannot read the script {name}");
+                (status, anyhow::Error::new(error).context(context))
+            }
+            Self::NotUtf8(error) => {
+                (Status::Usage, anyhow::anyhow!("{}; expected UTF-8 text", error.at(name)))
+            }
+            Self::Wrong(source, errors) => {
+                super::eprint(&explain_errors(&errors, &source));
+                return (Status::Usage, "the script is wrong".to_owned());
+            }
+        };
+        super::complain(&error);
+        (status, format!("{error:#}"))
+    }
+}
+
+/// What reports call the script in `file`.
+pub fn name(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".to_owned() } else { vmkern::text::name(file) }
+}
+
+/// The script in `file`, or on standard input: within the time limit of a run, but for one that
+/// somebody types.
+pub fn parsed(
+    file: &Path,
+    name: &str,
+    guest: &GuestArgs,
+    signals: &Signals,
+) -> Result<(Source, Script), Unusable> {
+    let is_typed = file == Path::new("-") && io::stdin().is_terminal();
+    let limit = if is_typed { Duration::MAX } else { guest.timeout() };
+    let bytes = read_script(file, &signals.stop(limit)).map_err(Unusable::Unread)?;
+    let source = Source::from_bytes(name, &bytes).map_err(Unusable::NotUtf8)?;
+    match parse_with(&source, guest.lets()) {
+        Ok(script) => Ok((source, script)),
+        Err(errors) => Err(Unusable::Wrong(source, errors)),
+    }
+}
