@@ -316,11 +316,18 @@ pub fn idle(kern: &Kern<KernelMachine>) {
 /// are due.
 pub fn pass_time_until(kern: &Kern<KernelMachine>, clock: &Clock, tick: u64) {
     match clock.mode() {
-        TimeMode::Virtual => clock.jump_to(tick),
-        TimeMode::Real => match clock.micros_until(tick) {
-            0 => {}
-            micros => clock::halt_for(micros),
-        },
+        TimeMode::Virtual => {
+            clock.jump_to(tick);
+            // The clock stops at its end, which is before `tick` then. A time-out after the end is
+            // due at the end: all threads sleep, so nothing else could happen any more.
+            kern.hardclock(tick.max(clock.ticks()));
+        }
+        TimeMode::Real => {
+            match clock.micros_until(tick) {
+                0 => {}
+                micros => clock::halt_for(micros),
+            }
+            kern.hardclock(clock.ticks());
+        }
     }
-    kern.hardclock(clock.ticks());
 }

@@ -64,6 +64,19 @@ fn an_idle_guest_has_no_interrupt_a_tick() {
 }
 
 #[test]
+fn no_sleep_ends_before_its_time_in_whatever_part_of_a_tick_it_begins() {
+    in_guest_of(real(), |guest| {
+        let micros = |guest: &Guest| guest.now_micros().expect("there is a clock");
+        for length in (1..=40).map(|step| 97 * step) {
+            let before = micros(guest);
+            guest.ok(Op::Sleep { micros: length });
+            let passed = micros(guest) - before;
+            assert!(passed >= length, "{passed} of {length} us, from {before} us on");
+        }
+    });
+}
+
+#[test]
 fn the_ticks_of_a_dead_guest_are_those_of_its_end() {
     for builder in [real(), Guest::builder()] {
         in_guest_of(builder, |guest| {

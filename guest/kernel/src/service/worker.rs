@@ -160,7 +160,7 @@ fn next(vm: &KernelVm, thread: u16) -> Op {
 pub fn sleep(vm: &KernelVm, micros: u64) -> Outcome {
     let micros = threads::clock().map_or(micros, |clock| micros.min(clock.left()));
     if micros > 0 {
-        let ticks = threads::clock().map_or(1, |clock| clock.ticks_of(micros));
+        let ticks = threads::clock().map_or(1, |clock| clock.ticks_for(micros));
         // Nothing wakes this channel, and no lock is held: only time passes.
         let _ = vm.tsleep(WaitChannel::of(vm.current_thread()), 0, "sleep", ticks);
     }

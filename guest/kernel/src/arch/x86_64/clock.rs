@@ -74,11 +74,16 @@ impl Clock {
         self.mode
     }
 
-    /// Ticks in `micros` microseconds, rounded up, at least one.
+    /// Ticks to sleep from now until at least `micros` microseconds have passed, at least one. Part
+    /// of the present tick is over, so a real clock may need one tick more than a sleep is long
+    /// (`tvtohz` adds one for the same reason).
     #[must_use]
-    pub fn ticks_of(&self, micros: u64) -> u64 {
-        let ticks = (u128::from(micros) * u128::from(self.hz)).div_ceil(1_000_000);
-        u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
+    pub fn ticks_for(&self, micros: u64) -> u64 {
+        let now = self.micros();
+        let end = u128::from(now) + u128::from(micros);
+        let tick = (end * u128::from(self.hz)).div_ceil(1_000_000);
+        let tick = u64::try_from(tick).unwrap_or(u64::MAX);
+        tick.saturating_sub(clock::ticks(now, self.hz)).max(1)
     }
 
     /// Microseconds from now to the beginning of tick `tick`.
