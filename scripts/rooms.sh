@@ -3,7 +3,8 @@
 # Cargo cannot see. usage: scripts/rooms.sh [--graph]   (--graph prints every arrow with its count)
 #
 # A room is a module at the top of a crate's sources. An arrow is a path `crate::..` outside of
-# tests, through the names that lib.rs hands on. lib.rs is the facade of all rooms and is not one.
+# tests, or one of as many `super::` as lead to the crate's root, through the names that lib.rs hands
+# on. lib.rs is the facade of all rooms and is not one.
 #
 # What must hold, one row each: crate's sources | rooms that are looked at, or `all`.
 rules() {
@@ -28,6 +29,13 @@ arrows() {
             sub(/\/.*|\.rs$/, "", path)
             return path
         }
+        # As many `super::` as lead from the module of file `path` to the root of the crate.
+        function up_from(path,    levels, n, up) {
+            sub(root, "", path)
+            sub(/\/mod\.rs$/, "", path)
+            for (n = split(path, levels, "/"); n > 0; n--) up = up "super::"
+            return up
+        }
         # One `crate::` path, whose first name is `name`, in the file at hand.
         function arrow(name) {
             if (name != "") used[here, name]++
@@ -35,6 +43,7 @@ arrows() {
         # All first names behind `crate::` in the text of an item.
         function paths(text,    rest, list, n, i, depth, c, name) {
             rest = text
+            gsub(up, "crate::", rest)
             while (match(rest, /crate::/)) {
                 if (RSTART > 1 && substr(rest, RSTART - 1, 1) ~ /[A-Za-z_]/) {
                     rest = substr(rest, RSTART + RLENGTH)
@@ -61,7 +70,7 @@ arrows() {
                 rest = substr(rest, i)
             }
         }
-        FNR == 1 { finish(); here = room_of(FILENAME); is_lib = FILENAME == root "lib.rs"; over = 0 }
+        FNR == 1 { finish(); here = room_of(FILENAME); up = up_from(FILENAME); is_lib = FILENAME == root "lib.rs"; over = 0 }
         function finish() { if (item != "") { take(item); item = "" } }
         # An item that has been gathered to its end: a facade`s is kept, another`s is an arrow.
         function take(text,    from, names, n, i, name) {
