@@ -85,12 +85,6 @@ impl Pte {
         GuestPhys::new(self.0 & PG_FRAME)
     }
 
-    /// The 2 MiB page of a page-directory entry with [`PteFlags::PS`].
-    #[must_use]
-    pub const fn large_frame(self) -> GuestPhys {
-        GuestPhys::new(self.0 & PG_PS_FRAME)
-    }
-
     /// Whether the entry maps something.
     #[must_use]
     pub const fn is_valid(self) -> bool {

@@ -4,7 +4,7 @@
 //! below it stays unmapped, so a thread that overflows its stack faults.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::layout::{Thread, VmPage};
+use vmkern_abi::layout::VmPage;
 
 use super::page::AllocFlags;
 use super::pmap::Kentered;
@@ -88,13 +88,6 @@ impl<M: VmMachine> Vm<M> {
             GuestVirt::new(low.get() - guard),
             pages * PAGE_SIZE + guard,
         );
-    }
-
-    /// Whether `va` lies in the guard page below the stack of `thread`.
-    #[must_use]
-    pub fn kstack_guards(&self, thread: KPtr<Thread>, va: GuestVirt) -> bool {
-        let low = self.get(thread).kstack.get().get();
-        low != 0 && (low - PAGE_SIZE..low).contains(&va.get())
     }
 
     fn free_chain(&self, mut pages: KPtr<VmPage>) {
