@@ -1,6 +1,6 @@
 //! A fresh guest for each test, and the invariants at its end.
 
-use vmkern::{Builder, Guest};
+use vmkern::{Guest, GuestBuilder};
 
 use crate::{MEMORY, invariants, launch, launch_unchecked};
 
@@ -17,7 +17,7 @@ pub fn in_guest(test: impl FnOnce(&mut Guest)) {
 ///
 /// # Panics
 /// As for [`in_guest`].
-pub fn in_guest_of(builder: Builder, test: impl FnOnce(&mut Guest)) {
+pub fn in_guest_of(builder: GuestBuilder, test: impl FnOnce(&mut Guest)) {
     let mut guest = launch(builder);
     test(&mut guest);
     if guest.death().is_none() {
@@ -74,15 +74,12 @@ pub fn in_guest_to_be_damaged(test: impl FnOnce(&mut Guest)) {
     assert_ne!(invariants::check(&guest), Ok(()), "the damage does not show");
 }
 
-/// A guest of [`MEMORY`] bytes with a kmem_map of `bytes`.
-///
-/// # Panics
-/// When `bytes` is less than a page.
-pub fn with_kmem_map(bytes: u64) -> Builder {
-    Guest::builder().memory(MEMORY).tunable("vm.kmem_size", bytes).expect("the size is in range")
+/// A guest of [`MEMORY`] bytes with a kmem_map of `bytes`, at least a page.
+pub fn with_kmem_map(bytes: u64) -> GuestBuilder {
+    Guest::builder().memory(MEMORY).tunable("vm.kmem_size", bytes)
 }
 
 /// 16 MiB of memory, 24 MiB of kmem_map.
-fn small() -> Builder {
+fn small() -> GuestBuilder {
     with_kmem_map(24 << 20).memory(16 << 20)
 }

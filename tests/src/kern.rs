@@ -6,7 +6,7 @@ use vmkern::{
     ObjectView, Op, Outcome,
 };
 
-use crate::Run;
+use crate::{Run, t};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -96,8 +96,11 @@ pub trait Kern: Run {
 
     /// Makes thread `thread` do `op`, by which it must block in `wmesg`.
     fn blocks(&mut self, thread: u16, op: Op, wmesg: &str) {
-        let outcome =
-            self.guest().call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
+        let outcome = self
+            .guest()
+            .call(t(thread), op)
+            .unwrap_or_else(|error| panic!("{op:?}: {error}"))
+            .outcome;
         let Outcome::Blocked { waits_for } = outcome else {
             panic!("{op:?} gave {outcome:?}, not a sleep in {wmesg}")
         };
@@ -212,8 +215,10 @@ pub trait Kern: Run {
 
     /// Makes thread `thread`, so that its stack is there before pages are counted.
     fn make_thread(&mut self, thread: u16) {
-        let response =
-            self.guest().call(thread, Op::Nop).unwrap_or_else(|error| panic!("t{thread}: {error}"));
+        let response = self
+            .guest()
+            .call(t(thread), Op::Nop)
+            .unwrap_or_else(|error| panic!("t{thread}: {error}"));
         assert_eq!(response.outcome, Outcome::Ok);
     }
 

@@ -14,7 +14,7 @@ pub mod workers;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response};
+use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response, ThreadId};
 
 /// Far more than any test takes, on a machine that has other things to do as well.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -36,7 +36,7 @@ pub fn guest() -> Checked {
 /// # Panics
 /// As for [`guest`].
 #[must_use]
-pub fn launch(builder: vmkern::Builder) -> Checked {
+pub fn launch(builder: vmkern::GuestBuilder) -> Checked {
     launch_within(TIMEOUT, builder)
 }
 
@@ -45,7 +45,7 @@ pub fn launch(builder: vmkern::Builder) -> Checked {
 /// # Panics
 /// As for [`guest`].
 #[must_use]
-pub fn launch_within(limit: Duration, builder: vmkern::Builder) -> Checked {
+pub fn launch_within(limit: Duration, builder: vmkern::GuestBuilder) -> Checked {
     Checked(start(limit, builder))
 }
 
@@ -54,11 +54,11 @@ pub fn launch_within(limit: Duration, builder: vmkern::Builder) -> Checked {
 /// # Panics
 /// As for [`guest`].
 #[must_use]
-pub fn launch_unchecked(builder: vmkern::Builder) -> Guest {
+pub fn launch_unchecked(builder: vmkern::GuestBuilder) -> Guest {
     start(TIMEOUT, builder)
 }
 
-fn start(limit: Duration, builder: vmkern::Builder) -> Guest {
+fn start(limit: Duration, builder: vmkern::GuestBuilder) -> Guest {
     builder.timeout(limit).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
 }
 
@@ -88,6 +88,15 @@ impl Drop for Checked {
             assert!(report.is_clean(), "the check found:\n{report}");
         }
     }
+}
+
+/// Thread `number`.
+///
+/// # Panics
+/// When there is no such thread.
+#[must_use]
+pub fn t(number: u16) -> ThreadId {
+    ThreadId::try_from(number).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Counters that come back when everything that was allocated is freed.
@@ -165,7 +174,8 @@ pub trait Run {
 
 impl Run for Guest {
     fn run(&mut self, op: Op) -> Outcome {
-        let response: Response = self.call(0, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+        let response: Response =
+            self.call(ThreadId::MAIN, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
         response.outcome
     }
 }

@@ -7,7 +7,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response};
 
-use crate::Run as _;
+use crate::{Run as _, t};
 
 const PAGE: u64 = 4096;
 /// Threads that work, from 0 on.
@@ -83,7 +83,7 @@ impl Workers {
         } else {
             self.take()
         };
-        let tag = self.guest.submit(thread, op)?;
+        let tag = self.guest.submit(t(thread), op)?;
         self.owed.insert(tag, (thread, asked));
         self.busy[own] = true;
         Ok(())
@@ -180,11 +180,11 @@ impl Workers {
                     break;
                 };
                 let thread = u16::try_from(own).expect("it is small");
-                self.guest.call(thread, Op::KmemFreeWakeup { map, addr, size })?;
+                self.guest.call(t(thread), Op::KmemFreeWakeup { map, addr, size })?;
             }
         }
         for (thread, asked) in std::mem::take(&mut self.blocked) {
-            let tag = self.guest.submit(thread, Op::Join { thread })?;
+            let tag = self.guest.submit(t(thread), Op::Join { thread })?;
             self.owed.insert(tag, (thread, asked));
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Guests of every shape come up, and die with a word.
 
 use vmkern::abi::crash::CrashKind as Kind;
-use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege};
+use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege, ThreadId};
 use vmkern_tests::{Balance, Run, launch};
 
 #[test]
@@ -71,7 +71,7 @@ fn a_page_fault_names_address_access_and_rip() {
     let mut guest = launch(Guest::builder());
     let addr = guest.malloc(4096);
     guest.free(addr, 4096);
-    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr }) else {
+    let Err(GuestError::Crashed(crash)) = guest.call(ThreadId::MAIN, Op::Read { addr }) else {
         panic!("the read was answered")
     };
     assert_eq!(crash.kind, Kind::PageFault);
@@ -90,7 +90,8 @@ fn a_fault_on_a_nofault_entry_says_what_freebsd_says() {
     let map = vmkern::MapId::KERNEL;
     let addr = guest.address(Op::KmemAllocNofault { map, size: 8192 });
     let touched = addr.add(4096 + 8);
-    let Err(GuestError::Crashed(crash)) = guest.call(0, Op::Read { addr: touched }) else {
+    let Err(GuestError::Crashed(crash)) = guest.call(ThreadId::MAIN, Op::Read { addr: touched })
+    else {
         panic!("the read was answered")
     };
     let page = touched.page().get();
@@ -107,7 +108,7 @@ fn a_dead_guest_answers_with_its_death_and_still_shows_its_counters() {
     let before = Balance::of(&guest);
     let bad = Op::Read { addr: vmkern::GuestVirt::new(0x1000) };
     for _ in 0..2 {
-        assert!(matches!(guest.call(0, bad), Err(GuestError::Crashed(_))));
+        assert!(matches!(guest.call(ThreadId::MAIN, bad), Err(GuestError::Crashed(_))));
     }
     assert_eq!(Balance::of(&guest), before);
 }

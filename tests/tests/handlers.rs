@@ -2,7 +2,7 @@
 //! event. And what pagezero does behind everybody's back is right.
 
 use vmkern::abi::control::{Context, KernReturn};
-use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome};
+use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, ThreadId};
 use vmkern_tests::{Run, guest, launch};
 
 #[test]
@@ -14,7 +14,7 @@ fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interr
     };
     assert!(crash.in_interrupt, "{crash}");
     assert!(crash.to_string().contains("interrupt handler on thread "), "{crash}");
-    let Err(GuestError::Crashed(crash)) = self::guest().call(0, bad) else {
+    let Err(GuestError::Crashed(crash)) = self::guest().call(ThreadId::MAIN, bad) else {
         panic!("it was answered")
     };
     assert!(!crash.in_interrupt && !crash.to_string().contains("interrupt handler"), "{crash}");
@@ -23,11 +23,8 @@ fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interr
 #[test]
 fn pages_that_pagezero_has_cleared_are_zero_and_nothing_is_wrong_with_them() {
     const SIZE: u64 = 8 << 20;
-    let builder = Guest::builder()
-        .memory(16 << 20)
-        .tunable("vm.idlezero_enable", 1)
-        .expect("the tunable exists");
-    let mut guest = launch(builder.tunable("vm.kmem_size", 12 << 20).expect("the tunable exists"));
+    let builder = Guest::builder().memory(16 << 20).tunable("vm.idlezero_enable", 1);
+    let mut guest = launch(builder.tunable("vm.kmem_size", 12 << 20));
     let addr = guest.malloc(SIZE);
     guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
     guest.ok(Op::KmemFree { map: MapId::KMEM, addr, size: SIZE });
@@ -48,8 +45,7 @@ fn a_vm_lowmem_handler_cannot_wait_for_rest() {
 #[test]
 fn what_fails_in_a_vm_lowmem_handler_is_counted_and_logged() {
     const SIZE: u64 = 1 << 20;
-    let mut guest =
-        launch(Guest::builder().tunable("vm.kmem_size", SIZE).expect("the tunable exists"));
+    let mut guest = launch(Guest::builder().tunable("vm.kmem_size", SIZE));
     let addr = guest.malloc(SIZE);
     guest.ok(Op::Fill { addr, size: SIZE, seed: 1 });
     let free = Op::KmemFree { map: MapId::KMEM, addr, size: SIZE };

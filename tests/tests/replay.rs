@@ -32,7 +32,7 @@ fn run(number: u64, history: &Replay) {
     });
     let builder =
         history.settings.iter().fold(Guest::builder().memory(MEMORY), |builder, &(name, value)| {
-            builder.tunable(name, value).expect("the tunable exists")
+            builder.tunable(name, value)
         });
     let setup = Setup { builder: builder.time(TimeMode::Virtual), seed: 0, console: None };
     let check = |guest: &Guest, _: Standstill<'_>| {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use vmkern::abi::layout::KernelRoots;
 use vmkern::inspect::draw::draw;
 use vmkern::{
-    Builder, Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
-    Response, TimeMode, What, Workload,
+    Context, Guest, GuestBuilder, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
+    Response, ThreadId, TimeMode, What, Workload,
 };
 use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};
@@ -35,7 +35,7 @@ fn operations() -> u64 {
 }
 
 /// A guest in which threads spread over `vcpus` CPUs.
-fn builder(vcpus: u32) -> Builder {
+fn builder(vcpus: u32) -> GuestBuilder {
     Guest::builder().vcpus(vcpus).time(TimeMode::Real)
 }
 
@@ -97,10 +97,7 @@ struct Stress {
 
 impl Stress {
     fn new(vcpus: u32, parties: u16) -> Self {
-        let builder = builder(vcpus)
-            .memory(64 << 20)
-            .tunable("vm.kmem_size", 8 << 20)
-            .expect("it is in range");
+        let builder = builder(vcpus).memory(64 << 20).tunable("vm.kmem_size", 8 << 20);
         let mut guest = launch_within(limit(), builder);
         let pageable =
             guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
@@ -212,10 +209,10 @@ fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returne
     guest.make_thread(1);
     let before = Balance::of(&guest);
     let free = guest
-        .submit(0, Op::Work(Workload::SpinFree { mailbox, map: MapId::KMEM }))
+        .submit(ThreadId::MAIN, Op::Work(Workload::SpinFree { mailbox, map: MapId::KMEM }))
         .expect("the guest lives");
     let read = guest
-        .submit(1, Op::Work(Workload::SpinRead { mailbox, rounds: wanted }))
+        .submit(ThreadId::nth::<1>(), Op::Work(Workload::SpinRead { mailbox, rounds: wanted }))
         .expect("the guest lives");
     let (first, second) = (next(&mut guest), next(&mut guest));
     let of = |tag| {

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
+use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, ThreadId};
 
 const SIZE: u64 = 12 << 10;
 const SEED: u64 = 7;
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} pages are free", free_pages(&guest)?);
     let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
     let Outcome::Value(block) =
-        guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: SIZE, flags })?.outcome
+        guest.call(ThreadId::MAIN, Op::KmemMalloc { map: MapId::KMEM, size: SIZE, flags })?.outcome
     else {
         return Err("kmem_malloc returned null".into());
     };
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Op::Fill { addr, size: SIZE, seed: SEED },
         Op::Verify { addr, size: SIZE, seed: SEED },
     ] {
-        println!("{op:?} gave {:?}", guest.call(0, op)?.outcome);
+        println!("{op:?} gave {:?}", guest.call(ThreadId::MAIN, op)?.outcome);
     }
     let map = guest.map_stats(MapId::KMEM)?;
     println!(
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             mapping.phys, mapping.flags
         );
     }
-    guest.call(0, Op::KmemFree { map: MapId::KMEM, addr, size: SIZE })?;
+    guest.call(ThreadId::MAIN, Op::KmemFree { map: MapId::KMEM, addr, size: SIZE })?;
     println!("kmem_free is done; {} pages are free", free_pages(&guest)?);
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use vmkern::abi::pte::{Level, Pte, PteFlags};
 use vmkern::output::Destination;
-use vmkern::{Dump, Guest, GuestPhys, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, View};
+use vmkern::{
+    Dump, Guest, GuestPhys, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, ThreadId, View,
+};
 
 /// Memory of the guest.
 const MEMORY: u64 = 1 << 30;
@@ -65,7 +67,7 @@ fn fastest(mut f: impl FnMut()) -> Duration {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut guest = Guest::builder().memory(MEMORY).launch()?;
-    guest.call(0, Op::KmemAlloc { map: MapId::KERNEL, size: ALLOCATED })?;
+    guest.call(ThreadId::MAIN, Op::KmemAlloc { map: MapId::KERNEL, size: ALLOCATED })?;
     let path = std::env::temp_dir().join(format!("vmkern-page-tables-{}.img", std::process::id()));
     let start = Instant::now();
     let saved =

@@ -7,7 +7,7 @@
 //!
 //! let mut guest = Guest::builder().memory(64 << 20).launch()?;
 //! let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
-//! let response = guest.call(0, Op::KmemMalloc { map: MapId::KMEM, size: 12 << 10, flags })?;
+//! let response = guest.call(ThreadId::MAIN, Op::KmemMalloc { map: MapId::KMEM, size: 12 << 10, flags })?;
 //! assert!(matches!(response.outcome, Outcome::Value(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -42,9 +42,9 @@ pub use vmkern_inspect::{dump, style, symbols, text};
 
 pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
 pub use self::guest::{
-    BootReport, Builder, ConfigError, ContractError, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment,
-    Guest, GuestError, InterruptHandle, KvmKind, LaunchError, LogEnd, PAUSE_LIMIT, Pause,
-    SaveError, THREADS, Unemulated,
+    BootReport, ConfigError, ContractError, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
+    GuestBuilder, GuestError, InterruptHandle, KvmKind, LaunchError, LogEnd, PAUSE_LIMIT, Pause,
+    RequestError, SaveError, ThreadId, Unemulated,
 };
 pub use self::inspect::dump::{About, OtherKernel, Saved, Saving};
 pub use self::inspect::{

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response};
+use vmkern::{
+    Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Response, ThreadId,
+};
 
 /// Threads that work side by side.
-const THREADS: u16 = 8;
+const THREADS: usize = 8;
 
 /// A thread of the guest, and what it has.
 struct Worker {
-    thread: u16,
+    thread: ThreadId,
     /// Blocks of kmem_map, of kernel_map and of a pageable map, each with its size.
     blocks: Vec<(MapId, GuestVirt, u64)>,
     pending: VecDeque<(u32, Op)>,
@@ -33,14 +35,20 @@ impl Stress {
         let mut guest = guest.launch().unwrap_or_else(|error| panic!("{error}"));
         let suballoc =
             Op::KmemSuballoc { parent: MapId::KERNEL, size: 64 << 12, kind: MapKind::User };
-        let Outcome::Value(pageable) = guest.call(0, suballoc).expect("the guest lives").outcome
+        let Outcome::Value(pageable) =
+            guest.call(ThreadId::MAIN, suballoc).expect("the guest lives").outcome
         else {
             panic!("no room for a submap")
         };
         let worker =
             |thread| Worker { thread, blocks: Vec::new(), pending: VecDeque::new(), blocked: None };
         let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        Self { guest, rng, workers: (0..THREADS).map(worker).collect(), pageable: MapId(pageable) }
+        Self {
+            guest,
+            rng,
+            workers: ThreadId::all().take(THREADS).map(worker).collect(),
+            pageable: MapId(pageable),
+        }
     }
 
     fn below(&mut self, limit: u64) -> u64 {
@@ -89,8 +97,11 @@ impl Stress {
                 continue;
             }
             let thread = worker.thread;
-            let op =
-                if worker.blocked.is_some() { Op::Join { thread } } else { self.next_op(index) };
+            let op = if worker.blocked.is_some() {
+                Op::Join { thread: thread.into() }
+            } else {
+                self.next_op(index)
+            };
             let tag =
                 self.guest.submit(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
             self.workers[index].pending.push_back((tag, op));

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use scratch::Scratch;
-use vmkern::{Guest, MallocFlags, MapId, Op, Outcome};
+use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, ThreadId};
 
 const VMKERN: &str = env!("CARGO_BIN_EXE_vmkern");
 /// A script that holds.
@@ -213,7 +213,10 @@ fn time_limits_that_no_clock_can_tell_are_for_ever() {
         guest.restart_clock();
         drop(guest.pause_within(limit).expect("it can be paused"));
         let op = Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT };
-        assert!(matches!(guest.call(0, op).expect("it lives").outcome, Outcome::Value(_)));
+        assert!(matches!(
+            guest.call(ThreadId::MAIN, op).expect("it lives").outcome,
+            Outcome::Value(_)
+        ));
     }
 }
 

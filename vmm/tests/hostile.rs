@@ -13,13 +13,13 @@ use vmkern::script::{
     EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then,
 };
 use vmkern::{
-    Builder, ContractError, CpuFault, Guest, GuestError, KernelFault, KernelImage, LaunchError,
-    NoCrashRecord, Op,
+    Context, ContractError, CpuFault, Guest, GuestBuilder, GuestError, KernelFault, KernelImage,
+    LaunchError, NoCrashRecord, Op, RequestError, ThreadId,
 };
 
 const SHORT: Duration = Duration::from_millis(200);
 
-fn tiny(code: Code) -> Builder {
+fn tiny(code: Code) -> GuestBuilder {
     Guest::builder().memory(8 << 20).kernel(code.image())
 }
 
@@ -61,9 +61,9 @@ fn a_request_that_is_never_answered_ends_at_the_deadline_and_so_does_the_guest()
         .timeout(SHORT)
         .launch()
         .unwrap_or_else(|error| panic!("{error}"));
-    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })));
+    assert!(matches!(guest.call(ThreadId::MAIN, Op::Nop), Err(GuestError::Timeout { .. })));
     assert!(
-        matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })),
+        matches!(guest.call(ThreadId::MAIN, Op::Nop), Err(GuestError::Timeout { .. })),
         "a dead guest keeps its reason"
     );
 }
@@ -72,7 +72,7 @@ fn a_request_that_is_never_answered_ends_at_the_deadline_and_so_does_the_guest()
 fn a_guest_that_spins_at_the_doorbell_is_stopped_too() {
     let code = Code::new().ready().bytes(&[0xee, 0xeb, 0xfd]);
     let mut guest = tiny(code).timeout(SHORT).launch().unwrap_or_else(|error| panic!("{error}"));
-    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Timeout { .. })));
+    assert!(matches!(guest.call(ThreadId::MAIN, Op::Nop), Err(GuestError::Timeout { .. })));
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_damaged_ring_counter_is_a_contract_error_and_not_a_hang() {
     let mut guest = tiny(Code::new().ready().control_word(tail, 0x8000_0000).spin())
         .launch()
         .expect("it says that it is ready");
-    match guest.call(0, Op::Nop) {
+    match guest.call(ThreadId::MAIN, Op::Nop) {
         Err(GuestError::Contract(ContractError::Ring { ring: "response", .. })) => {}
         other => panic!("{other:?}"),
     }
@@ -156,7 +156,7 @@ fn an_answer_that_is_none_is_a_contract_error() {
     let mut guest = tiny(Code::new().ready().control_word(tail, 1).spin())
         .launch()
         .expect("it says that it is ready");
-    match guest.call(0, Op::Nop) {
+    match guest.call(ThreadId::MAIN, Op::Nop) {
         Err(GuestError::Contract(ContractError::Response(_))) => {}
         other => panic!("{other:?}"),
     }
@@ -167,7 +167,7 @@ fn an_interrupt_ends_a_wait_and_the_guest_goes_on() {
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
     let handle = guest.interrupt_handle();
     let thread = std::thread::spawn(move || handle.interrupt());
-    assert!(matches!(guest.call(0, Op::Nop), Err(GuestError::Interrupted)));
+    assert!(matches!(guest.call(ThreadId::MAIN, Op::Nop), Err(GuestError::Interrupted)));
     thread.join().expect("it only interrupts");
     assert!(guest.death().is_none());
     assert_eq!(guest.in_flight(), 1);
@@ -176,7 +176,9 @@ fn an_interrupt_ends_a_wait_and_the_guest_goes_on() {
 #[test]
 fn requests_that_no_guest_could_serve_are_refused_before_they_are_sent() {
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
-    assert!(matches!(guest.submit(64, Op::Nop), Err(GuestError::BadRequest(_))));
+    assert_eq!(ThreadId::new(64), None);
+    let past_the_last = guest.submit_in(Context::Thread(64), Op::Nop);
+    assert!(matches!(past_the_last, Err(GuestError::BadRequest(RequestError::Thread(64)))));
     assert!(matches!(guest.next_response(), Err(GuestError::NothingInFlight)));
     assert!(guest.death().is_none());
 }

@@ -7,7 +7,7 @@ use vmkern::inspect::draw::{WIDTH, draw};
 use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
 use vmkern::{
     Allocator, Dump, Guest, GuestVirt, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
-    Symbols, TimeMode, View, What, Workload,
+    Symbols, ThreadId, TimeMode, View, What, Workload,
 };
 
 const PAGE: u64 = 4096;
@@ -24,6 +24,7 @@ struct Busy {
 }
 
 fn call(guest: &mut Guest, thread: u16, op: Op) -> Outcome {
+    let thread = ThreadId::try_from(thread).expect("it exists");
     guest.call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome
 }
 
@@ -518,7 +519,7 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
         .collect();
     for allocator in [Allocator::Malloc, Allocator::Alloc] {
         let before = locks(&guest);
-        for (thread, &map) in (0..).zip(&maps) {
+        for (thread, &map) in ThreadId::all().zip(&maps) {
             let op = Op::Work(Workload::Pairs { map, size: 9 * PAGE, count: PAIRS, allocator });
             guest.submit(thread, op).expect("the guest lives");
         }
@@ -557,7 +558,6 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
 fn cycles_that_locks_are_held_are_counted_when_asked_for() {
     let mut guest = Guest::builder()
         .tunable("debug.lock.prof.enable", 1)
-        .expect("it is a tunable")
         .launch()
         .unwrap_or_else(|error| panic!("no guest: {error}"));
     malloc(&mut guest, 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
-use vmkern::{Guest, KernelImage, Op};
+use vmkern::{Guest, KernelImage, Op, ThreadId};
 
 fn count(directory: &str) -> usize {
     std::fs::read_dir(directory).expect("procfs is mounted").count()
@@ -30,10 +30,10 @@ fn every_way_to_end_a_guest() {
     drop(tiny(Code::new().ready().halt()).launch().expect("it says that it is ready"));
     drop(tiny(Code::new().ready().spin()).launch().expect("it says that it is ready"));
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
-    guest.submit(0, Op::Nop).expect("the ring is empty");
+    guest.submit(ThreadId::MAIN, Op::Nop).expect("the ring is empty");
     drop(guest);
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
-    guest.call(0, Op::Nop).expect_err("nobody answers");
+    guest.call(ThreadId::MAIN, Op::Nop).expect_err("nobody answers");
     drop(guest);
     tiny(Code::new().spin()).launch().expect_err("it never becomes ready");
     tiny(Code::new().triple_fault()).launch().expect_err("it never becomes ready");
@@ -45,7 +45,7 @@ fn every_way_to_end_a_guest() {
     let mut guest = tiny(Code::new().ready().control_word(tail, u32::MAX).spin())
         .launch()
         .expect("it says that it is ready");
-    guest.call(0, Op::Nop).expect_err("its ring is damaged");
+    guest.call(ThreadId::MAIN, Op::Nop).expect_err("its ring is damaged");
 }
 
 #[test]

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use vmkern::{
     Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, PAUSE_LIMIT, Response, Standing,
-    TimeMode,
+    ThreadId, TimeMode,
 };
 
 /// Longer than any guest can own a lock.
 const PATIENT: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 8 << 12;
 
-fn launch(builder: vmkern::Builder) -> Guest {
+fn launch(builder: vmkern::GuestBuilder) -> Guest {
     builder.timeout(Duration::from_secs(300)).launch().unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -39,7 +39,9 @@ fn malloc(size: u64) -> Op {
 
 /// Pauses `guest` a thousand times while it works; gives how often it was busy.
 fn pause_a_thousand_times(mut guest: Guest) {
-    let Outcome::Value(addr) = outcome(guest.call(0, malloc(BLOCK))) else { panic!("no memory") };
+    let Outcome::Value(addr) = outcome(guest.call(ThreadId::MAIN, malloc(BLOCK))) else {
+        panic!("no memory")
+    };
     let addr = GuestVirt::new(addr);
     let free = free_pages(&guest);
     let (mut pauses, mut seed) = (0, 0);
@@ -49,7 +51,7 @@ fn pause_a_thousand_times(mut guest: Guest) {
             seed += 1;
             for (op, expected) in work(addr, seed) {
                 owed.push((
-                    guest.submit(0, op).unwrap_or_else(|error| panic!("{error}")),
+                    guest.submit(ThreadId::MAIN, op).unwrap_or_else(|error| panic!("{error}")),
                     expected,
                 ));
             }
@@ -86,15 +88,15 @@ fn an_idle_guest_and_a_dead_one_can_be_held_and_holds_nest() {
         guest.pause_within(PATIENT).expect("it can be held").standing(),
         Standing::Quiescent
     );
-    assert_eq!(outcome(guest.call(0, Op::Nop)), Outcome::Ok);
+    assert_eq!(outcome(guest.call(ThreadId::MAIN, Op::Nop)), Outcome::Ok);
     let first = guest.pause_within(PATIENT).expect("it can be held");
     let second = guest.pause_within(PATIENT).expect("it is held");
     assert_eq!(first.standing(), second.standing());
     drop(first);
     assert_eq!(guest.pause_within(PATIENT).expect("it is held").standing(), second.standing());
     drop(second);
-    assert_eq!(outcome(guest.call(0, Op::Nop)), Outcome::Ok);
-    let died = guest.call(0, Op::Read { addr: GuestVirt::new(8) });
+    assert_eq!(outcome(guest.call(ThreadId::MAIN, Op::Nop)), Outcome::Ok);
+    let died = guest.call(ThreadId::MAIN, Op::Read { addr: GuestVirt::new(8) });
     assert!(matches!(died, Err(GuestError::Crashed(_))), "{died:?}");
     assert_eq!(guest.pause().expect("it stands still for ever").standing(), Standing::Anywhere);
 }
@@ -106,7 +108,7 @@ fn a_guest_that_owns_a_lock_for_long_is_held_at_the_limit_and_answers_later() {
     let big = 300 << 20;
     let mut is_held_anywhere = false;
     for _ in 0..20 {
-        guest.submit(0, malloc(big)).unwrap_or_else(|error| panic!("{error}"));
+        guest.submit(ThreadId::MAIN, malloc(big)).unwrap_or_else(|error| panic!("{error}"));
         // The first ones may come before the guest has seen the request.
         is_held_anywhere = (0..1000).any(|_| {
             let pause = guest.pause_within(PAUSE_LIMIT).expect("it can be held");
@@ -114,7 +116,7 @@ fn a_guest_that_owns_a_lock_for_long_is_held_at_the_limit_and_answers_later() {
         });
         let Outcome::Value(addr) = outcome(guest.next_response()) else { panic!("no memory") };
         let free = Op::KmemFree { map: MapId::KMEM, addr: GuestVirt::new(addr), size: big };
-        assert_eq!(outcome(guest.call(0, free)), Outcome::Ok);
+        assert_eq!(outcome(guest.call(ThreadId::MAIN, free)), Outcome::Ok);
         if is_held_anywhere {
             break;
         }

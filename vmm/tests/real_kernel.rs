@@ -4,18 +4,19 @@ use std::collections::HashSet;
 
 use vmkern::abi::entry::NOTE_TYPE;
 use vmkern::{
-    Builder, Guest, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome, Privilege,
+    Guest, GuestBuilder, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome,
+    Privilege, ThreadId,
 };
 
 const PAGE: u64 = 4096;
 
-fn launch(builder: Builder) -> Guest {
+fn launch(builder: GuestBuilder) -> Guest {
     builder.launch().unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn kmem_malloc(guest: &mut Guest, size: u64) -> GuestVirt {
     let op = Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT };
-    match guest.call(0, op).unwrap_or_else(|error| panic!("{error}")).outcome {
+    match guest.call(ThreadId::MAIN, op).unwrap_or_else(|error| panic!("{error}")).outcome {
         Outcome::Value(address) => GuestVirt::new(address),
         other => panic!("kmem_malloc of {size} bytes gave {other:?}"),
     }
@@ -24,8 +25,9 @@ fn kmem_malloc(guest: &mut Guest, size: u64) -> GuestVirt {
 #[test]
 fn thousands_of_requests_in_flight_are_each_answered_once() {
     let mut guest = launch(Guest::builder());
-    let tags: HashSet<u32> =
-        (0..5_000).map(|_| guest.submit(0, Op::Nop).expect("the guest lives")).collect();
+    let tags: HashSet<u32> = (0..5_000)
+        .map(|_| guest.submit(ThreadId::MAIN, Op::Nop).expect("the guest lives"))
+        .collect();
     assert_eq!(tags.len(), 5_000);
     let answered: HashSet<u32> =
         (0..5_000).map(|_| guest.next_response().expect("the guest lives").tag).collect();
@@ -93,11 +95,12 @@ fn host_and_kernel_agree_on_every_translation() {
             .expect("the tables are sound")
             .mapping
             .map(|mapping| mapping.phys.get());
-        let kernel = match guest.call(0, Op::Vtop { addr }).expect("the guest lives").outcome {
-            Outcome::Value(phys) => Some(phys),
-            Outcome::Null => None,
-            other => panic!("vtop gave {other:?}"),
-        };
+        let kernel =
+            match guest.call(ThreadId::MAIN, Op::Vtop { addr }).expect("the guest lives").outcome {
+                Outcome::Value(phys) => Some(phys),
+                Outcome::Null => None,
+                other => panic!("vtop gave {other:?}"),
+            };
         assert_eq!(host, kernel, "{addr}");
         assert_eq!(host.is_some(), page < 64, "{addr}");
     }
@@ -126,7 +129,9 @@ fn a_guest_can_be_looked_into_while_it_works() {
     let mut guest = launch(Guest::builder());
     let addr = kmem_malloc(&mut guest, 512 * PAGE);
     for seed in 0..200 {
-        guest.submit(0, Op::Fill { addr, size: 512 * PAGE, seed }).expect("the guest lives");
+        guest
+            .submit(ThreadId::MAIN, Op::Fill { addr, size: 512 * PAGE, seed })
+            .expect("the guest lives");
         let stats = guest.map_stats(MapId::KMEM).expect("the map is sound");
         assert_eq!(stats.size, 512 * PAGE);
     }
@@ -140,14 +145,15 @@ fn a_crashed_guest_can_still_be_looked_into() {
     let mut guest = launch(Guest::builder());
     let addr = kmem_malloc(&mut guest, PAGE);
     let before = guest.meter().expect("the guest lives").v_free_count.get();
-    let error =
-        guest.call(0, Op::Read { addr: addr.add(64 * PAGE) }).expect_err("nothing is mapped there");
+    let error = guest
+        .call(ThreadId::MAIN, Op::Read { addr: addr.add(64 * PAGE) })
+        .expect_err("nothing is mapped there");
     let vmkern::GuestError::Crashed(crash) = error else { panic!("{error}") };
     assert!(crash.message.contains("page fault"), "{crash}");
     assert_eq!(crash.thread, Some(0), "{crash}");
     assert_eq!(guest.meter().expect("its memory is there").v_free_count.get(), before);
     assert!(guest.vtop(addr).expect("its tables are there").mapping.is_some());
-    assert!(guest.call(0, Op::Nop).is_err());
+    assert!(guest.call(ThreadId::MAIN, Op::Nop).is_err());
 }
 
 #[test]
@@ -161,7 +167,9 @@ fn dropping_a_guest_with_requests_in_flight_stops_it() {
     let mut guest = launch(Guest::builder());
     let addr = kmem_malloc(&mut guest, 512 * PAGE);
     for seed in 0..100 {
-        guest.submit(0, Op::Fill { addr, size: 512 * PAGE, seed }).expect("the guest lives");
+        guest
+            .submit(ThreadId::MAIN, Op::Fill { addr, size: 512 * PAGE, seed })
+            .expect("the guest lives");
     }
     drop(guest);
 }

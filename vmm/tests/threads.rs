@@ -5,9 +5,14 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use vmkern::abi::layout::ThreadState;
-use vmkern::{ConfigError, Context, Guest, GuestError, GuestVirt, MapId, MapKind, Op, Outcome};
+use vmkern::{
+    Context, Guest, GuestError, GuestVirt, MapId, MapKind, Op, Outcome, RequestError, ThreadId,
+};
+
+const T1: ThreadId = ThreadId::nth::<1>();
 
 fn call(guest: &mut Guest, thread: u16, op: Op) -> Outcome {
+    let thread = ThreadId::try_from(thread).expect("it exists");
     guest.call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome
 }
 
@@ -38,10 +43,13 @@ fn a_blocked_operation_is_outstanding_until_a_join_brings_its_answer() {
     assert_eq!(guest.in_flight(), 0);
     assert_eq!(
         guest.blocked().map(|(thread, why)| (thread, why.to_string())).collect::<Vec<_>>(),
-        [(1, "vmmaps".to_owned())]
+        [(T1, "vmmaps".to_owned())]
     );
-    let refused = guest.call(1, Op::Nop).expect_err("the thread sleeps");
-    assert!(matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))), "{refused}");
+    let refused = guest.call(T1, Op::Nop).expect_err("the thread sleeps");
+    assert!(
+        matches!(refused, GuestError::BadRequest(RequestError::ThreadBlocked(T1))),
+        "{refused}"
+    );
     let join = Op::Join { thread: 1 };
     assert!(matches!(call(&mut guest, 0, join), Outcome::Blocked { .. }));
     assert_eq!(
@@ -51,8 +59,11 @@ fn a_blocked_operation_is_outstanding_until_a_join_brings_its_answer() {
     assert_eq!(value(call(&mut guest, 0, join)), page.get());
     assert_eq!(guest.blocked().count(), 0);
     assert_eq!(call(&mut guest, 1, Op::Nop), Outcome::Ok);
-    let refused = guest.call(0, join).expect_err("nothing is outstanding");
-    assert!(matches!(refused, GuestError::BadRequest(ConfigError::NothingToJoin(1))), "{refused}");
+    let refused = guest.call(ThreadId::MAIN, join).expect_err("nothing is outstanding");
+    assert!(
+        matches!(refused, GuestError::BadRequest(RequestError::NothingToJoin(T1))),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -137,7 +148,7 @@ fn what_was_started_keeps_its_thread_until_a_join() {
     for context in [Context::Thread(1), Context::Start(1)] {
         let refused = guest.call_in(context, Op::Nop).expect_err("the thread has something to do");
         assert!(
-            matches!(refused, GuestError::BadRequest(ConfigError::ThreadBlocked(1))),
+            matches!(refused, GuestError::BadRequest(RequestError::ThreadBlocked(T1))),
             "{refused}"
         );
     }

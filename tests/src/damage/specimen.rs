@@ -10,7 +10,7 @@ use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::ThreadState;
 use vmkern::{Context, Dump, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, TimeMode};
 
-use crate::{Run as _, launch_unchecked};
+use crate::{Run as _, launch_unchecked, t};
 
 /// Memory of the guest, in bytes.
 const MEMORY: u64 = 32 << 20;
@@ -54,7 +54,7 @@ pub fn specimen_file(seed: u64, state: State, path: &Path) {
         for (thread, seed) in [(10, 1), (11, 2)] {
             let op = Op::Fill { addr: large.add((seed - 1) << 19), size: 1 << 19, seed };
             for _ in 0..8 {
-                guest.submit(thread, op).expect("the guest lives");
+                guest.submit(t(thread), op).expect("the guest lives");
             }
         }
     }
@@ -113,11 +113,11 @@ fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {
 fn sleepers(guest: &mut Guest, state: State) {
     for thread in 1..7 {
         guest
-            .submit(thread, Op::Sleep { micros: u64::from(thread) * 3_600_000_000 })
+            .submit(t(thread), Op::Sleep { micros: u64::from(thread) * 3_600_000_000 })
             .expect("the guest lives");
     }
     for thread in [10, 11] {
-        guest.call(thread, Op::Nop).expect("the guest lives");
+        guest.call(t(thread), Op::Nop).expect("the guest lives");
     }
     if state == State::AtRest {
         return;
@@ -130,7 +130,7 @@ fn sleepers(guest: &mut Guest, state: State) {
     let room = Op::KmemAllocWait { map: MapId(map.get()), size: 2 * PAGE };
     guest.address(room);
     for thread in 7..10 {
-        guest.submit(thread, room).expect("the guest lives");
+        guest.submit(t(thread), room).expect("the guest lives");
     }
 }
 

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{Builder, Context, Guest, GuestError, MapId, MapKind, Op, Report, TimeMode, Workload};
+use vmkern::{
+    Context, Guest, GuestBuilder, GuestError, MapId, MapKind, Op, Report, TimeMode, Workload,
+};
 
 pub use self::death::Death;
 
@@ -103,12 +105,12 @@ impl Case {
         }
     }
 
-    fn builder(&self) -> Builder {
+    fn builder(&self) -> GuestBuilder {
         let builder = Guest::builder().memory(self.memory).vcpus(self.vcpus).time(self.time);
         if !self.idlezero {
             return builder;
         }
-        builder.tunable("vm.idlezero_enable", 1).expect("there is such a tunable")
+        builder.tunable("vm.idlezero_enable", 1)
     }
 
     /// Runs the guest to its end, and checks it there and on the way.

@@ -25,7 +25,7 @@ fn ticks(guest: &mut Guest) -> u64 {
     guest.counters().ticks.get()
 }
 
-fn real() -> vmkern::Builder {
+fn real() -> vmkern::GuestBuilder {
     Guest::builder().time(TimeMode::Real).timeout(Duration::from_secs(300))
 }
 

@@ -1,7 +1,7 @@
 //! `kmem_malloc`: wired memory for the allocators above, in patience and without.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
-use vmkern::{Context, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::{Context, MapId, MapKind, ObjectView, Op, Outcome, ThreadId};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};
@@ -178,7 +178,10 @@ fn whoever_frees_it_while_it_is_being_made_brings_the_panic_entry_not_found_or_m
         let (addr, size) = guest.drain(10);
         guest.blocks(1, Op::KmemMalloc { map: MAP, size: 20 * PAGE, flags: WAITOK }, "vmwait");
         guest.free(addr.add(size + 3 * PAGE), PAGE);
-        guest.guest().submit(0, Op::KmemFree { map: MAP, addr, size }).expect("the guest lives");
+        guest
+            .guest()
+            .submit(ThreadId::MAIN, Op::KmemFree { map: MAP, addr, size })
+            .expect("the guest lives");
         let death = loop {
             match guest.guest().next_response() {
                 Ok(_) => {}

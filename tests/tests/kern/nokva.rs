@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use vmkern::{Builder, Guest, GuestError, MapId, Op, Outcome, TimeMode};
+use vmkern::{Guest, GuestBuilder, GuestError, MapId, Op, Outcome, ThreadId, TimeMode};
 use vmkern_tests::harness::{in_guest_of, with_kmem_map};
 use vmkern_tests::kern::{Kern, PAGE};
 
@@ -20,8 +20,8 @@ fn clock(guest: &mut Guest) -> (u64, u64) {
 }
 
 /// A guest with `hz` ticks a second and a kmem_map of 256 pages.
-fn builder(hz: u64) -> Builder {
-    with_kmem_map(1 << 20).tunable("kern.hz", hz).expect("the tunable exists")
+fn builder(hz: u64) -> GuestBuilder {
+    with_kmem_map(1 << 20).tunable("kern.hz", hz)
 }
 
 /// Runs `test` in a guest with a hundred ticks a second.
@@ -121,13 +121,13 @@ fn rescued_after(k: u64) -> (u64, u64) {
     in_guest_of(builder(1).time(TimeMode::Real), |guest| {
         let addr = guest.checkerboard();
         guest.make_thread(1);
-        let waiting = guest.submit(0, TWO).expect("the guest lives");
+        let waiting = guest.submit(ThreadId::MAIN, TWO).expect("the guest lives");
         while clock(guest).1 < k {
             thread::yield_now();
         }
         // The map is nobody's meanwhile.
         let small = guest
-            .call(1, Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK })
+            .call(ThreadId::nth::<1>(), Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK })
             .expect("the guest lives");
         assert_eq!(
             small.outcome,
@@ -135,7 +135,10 @@ fn rescued_after(k: u64) -> (u64, u64) {
             "the lowest hole of one page"
         );
         guest
-            .call(1, Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE })
+            .call(
+                ThreadId::nth::<1>(),
+                Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE },
+            )
             .expect("the guest lives");
         let freed_by = clock(guest).1;
         let answer = loop {

@@ -4,9 +4,9 @@
 use vmkern::abi::control::{Allocator, Workload};
 use vmkern::inspect::report::{Body, PageCacheReport};
 use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode, What};
-use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
 use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::{Run, t};
 
 use crate::{NOWAIT, WAITOK};
 
@@ -69,7 +69,7 @@ fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
         });
         for _ in 0..200 {
             for thread in 0..2 {
-                guest.submit(thread, pairs).expect("the guest lives");
+                guest.submit(t(thread), pairs).expect("the guest lives");
             }
             for _ in 0..2 {
                 assert_eq!(guest.next_response().expect("the guest lives").outcome, Outcome::Ok);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, ThreadId};
 use vmkern_tests::harness::{
     assert_whole, in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map,
 };
@@ -283,7 +283,8 @@ fn exec_storm(vcpus: u32) {
             guest.kmem_free_wakeup(MapId::EXEC, addr, ARGUMENTS);
             served += 1;
             for thread in std::mem::take(&mut waiting) {
-                let tag = guest.submit(0, Op::Join { thread }).expect("the guest lives");
+                let tag =
+                    guest.submit(ThreadId::MAIN, Op::Join { thread }).expect("the guest lives");
                 threads.insert(tag, thread);
             }
         }

@@ -211,8 +211,7 @@ fn guest_and_simulation_agree_on_ten_thousand_operations() {
         // took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
-        let builder =
-            Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
+        let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000);
         let mut pair = Pair { guest: launch(builder), sim: Sim::boot(MEMORY, tunables), done: 0 };
         // Both have the thread that does the work before anything is counted.
         pair.run(Op::Nop);

@@ -3,7 +3,7 @@
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Tunables};
-use vmkern_tests::{Balance, Checked, MEMORY, launch};
+use vmkern_tests::{Balance, Checked, MEMORY, launch, t};
 
 use super::{OPERATIONS, sim_balance};
 use kmem::sim::Sim;
@@ -42,8 +42,7 @@ impl Pair {
         // took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
-        let builder =
-            Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000).expect("the tunable exists");
+        let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000);
         let mut pair = Self {
             guest: launch(builder),
             sim: Sim::boot(MEMORY, tunables),
@@ -72,8 +71,11 @@ impl Pair {
 
     /// The same operation on both, on a thread that is not blocked.
     fn run(&mut self, thread: u16, op: Op) -> Outcome {
-        let guest =
-            self.guest.call(thread, op).unwrap_or_else(|error| panic!("{op:?}: {error}")).outcome;
+        let guest = self
+            .guest
+            .call(t(thread), op)
+            .unwrap_or_else(|error| panic!("{op:?}: {error}"))
+            .outcome;
         let sim = match op {
             Op::Join { thread } => self.sim.finish(thread.into()),
             _ => self.sim.execute_on(thread.into(), op),

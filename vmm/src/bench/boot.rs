@@ -10,6 +10,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch, bare};
+use crate::guest::ThreadId;
 use crate::kernel::KernelImage;
 
 /// What [`boot`] measured. Times are in microseconds.
@@ -116,8 +117,10 @@ fn launch(kernel: &KernelImage, memory: u64) -> Result<(Duration, Duration), Ben
     let kernel = kernel.clone();
     let start = Instant::now();
     let mut guest = super::patient().kernel(kernel).memory(memory).launch()?;
-    let response = guest
-        .call(0, Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT })?;
+    let response = guest.call(
+        ThreadId::MAIN,
+        Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT },
+    )?;
     let elapsed = start.elapsed();
     match response.outcome {
         Outcome::Value(_) => {

@@ -17,7 +17,7 @@ use vmkern_abi::control::{Allocator, MapId, MapKind, Op, Outcome, Workload};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch};
-use crate::guest::{Guest, LaunchError};
+use crate::guest::{Guest, ThreadId};
 use crate::inspect::What;
 use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
 use crate::kernel::KernelImage;
@@ -190,13 +190,13 @@ pub fn kmem_against(
 fn launch(setup: &KmemSetup, vcpus: u32, kernel: &KernelImage) -> Result<Subject, BenchError> {
     let mut builder = super::patient().kernel(kernel.clone()).vcpus(vcpus).time(TimeMode::Real);
     for (name, value) in &setup.settings {
-        builder = builder.tunable(name, *value).map_err(LaunchError::from)?;
+        builder = builder.tunable(name, *value);
     }
     let mut guest = builder.launch()?;
     let mut maps = Vec::new();
     for _ in 0..vcpus {
         let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: MAP_SIZE, kind: MapKind::System };
-        match guest.call(0, op)?.outcome {
+        match guest.call(ThreadId::MAIN, op)?.outcome {
             Outcome::Value(map) => maps.push(MapId(map)),
             other => return Err(BenchError::Answer(format!("{other:?}"))),
         }
@@ -213,7 +213,7 @@ fn measure(
     // 1. All vCPUs at work, in one map or in one each.
     let before = locks(&subject.guest)?;
     let (start, ran) = (Instant::now(), vcpu_times());
-    for (thread, &own) in (0..).zip(&subject.maps) {
+    for (thread, &own) in ThreadId::all().zip(&subject.maps) {
         let map = if maps == "one" { subject.maps[0] } else { own };
         subject.guest.submit(
             thread,

@@ -20,7 +20,7 @@ pub use self::boot::{BootBench, boot, boot_against};
 pub use self::kmem::{KmemBench, KmemCase, KmemSetup, MAP_SIZE, kmem, kmem_against};
 pub use self::ring::{RingBench, ScriptBench, ring, ring_against};
 pub use self::stats::{Interval, Summary};
-use crate::guest::{Builder, Guest, GuestError, LaunchError};
+use crate::guest::{Guest, GuestBuilder, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 
@@ -29,7 +29,7 @@ use crate::kvm::KvmError;
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A guest to measure.
-fn patient() -> Builder {
+fn patient() -> GuestBuilder {
     Guest::builder().timeout(LIMIT)
 }
 

@@ -8,7 +8,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch};
-use crate::guest::Guest;
+use crate::guest::{Guest, ThreadId};
 use crate::kernel::KernelImage;
 use crate::script::{Setup, Source, Status, Step, Stop, parse, run_script};
 
@@ -116,7 +116,7 @@ fn timed(
 
 fn busy(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
     for sent in 0..requests {
-        guest.submit(0, Op::Nop)?;
+        guest.submit(ThreadId::MAIN, Op::Nop)?;
         if sent >= WINDOW {
             guest.next_response()?;
         }
@@ -129,7 +129,7 @@ fn busy(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
 
 fn one_by_one(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
     for _ in 0..requests {
-        guest.call(0, Op::Nop)?;
+        guest.call(ThreadId::MAIN, Op::Nop)?;
     }
     Ok(())
 }
@@ -139,11 +139,11 @@ fn kmem(guest: &mut Guest, requests: usize) -> Result<(), BenchError> {
     let map = MapId::KMEM;
     for _ in 0..requests.div_ceil(2) {
         let malloc = Op::KmemMalloc { map, size: SIZE, flags: MallocFlags::NOWAIT };
-        let addr = match guest.call(0, malloc)?.outcome {
+        let addr = match guest.call(ThreadId::MAIN, malloc)?.outcome {
             Outcome::Value(addr) => GuestVirt::new(addr),
             other => return Err(BenchError::Answer(format!("{other:?}"))),
         };
-        guest.call(0, Op::KmemFree { map, addr, size: SIZE })?;
+        guest.call(ThreadId::MAIN, Op::KmemFree { map, addr, size: SIZE })?;
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use vmkern::script::{GuestOptions, values};
 use vmkern::{
-    Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, KernelImage, LaunchError, Privilege, TimeMode,
+    DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, GuestBuilder, KernelImage, LaunchError, Privilege,
+    TimeMode,
 };
 
 /// The guest to boot.
@@ -82,7 +83,7 @@ impl GuestArgs {
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn builder(&self) -> Result<Builder, LaunchError> {
+    pub fn builder(&self) -> Result<GuestBuilder, LaunchError> {
         let mut builder = Guest::builder()
             .memory(self.memory())
             .vcpus(self.vcpus())
@@ -91,7 +92,7 @@ impl GuestArgs {
             .timeout(self.timeout())
             .seed(self.seed());
         for (name, value) in &self.settings {
-            builder = builder.tunable(name, *value)?;
+            builder = builder.tunable(name, *value);
         }
         builder.validate()?;
         if let Some(path) = &self.kernel {

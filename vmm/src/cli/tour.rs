@@ -8,7 +8,7 @@ use vmkern::script::{
     Stop, TargetError, guest_status, launch_report, launch_status, stats,
 };
 use vmkern::tour::{self, TourError};
-use vmkern::{Builder, Guest, LaunchError};
+use vmkern::{Guest, GuestBuilder, LaunchError};
 
 use super::guest::GuestArgs;
 use super::signals::Signals;
@@ -121,7 +121,7 @@ fn cut_short(
 
 /// Launches the guest; `stop` can end that.
 fn launch(
-    builder: Builder,
+    builder: GuestBuilder,
     console: Option<Box<dyn Write + Send>>,
     stop: &Stop,
 ) -> Result<Guest, LaunchError> {

@@ -1,4 +1,8 @@
-//! What a guest is to be.
+//! The configuration of a guest.
+//!
+//! A setting is checked when it is made, and the first that breaks a rule is kept: the chain of
+//! settings is never interrupted, and [`GuestBuilder::launch`] returns the error in place of a
+//! guest.
 
 use std::io::Write;
 use std::time::Duration;
@@ -19,9 +23,23 @@ pub const DEFAULT_MEMORY: u64 = 64 << 20;
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Describes a guest, and launches it.
+///
+/// No setting fails by itself. The first value that breaks a rule comes out of
+/// [`GuestBuilder::launch`] (and of its neighbours, and of [`GuestBuilder::validate`]), with the
+/// name of the setting, the value, and the values that it can have; a second call with a good value
+/// does not mend it.
+///
+/// ```
+/// use vmkern::guest::{ConfigError, LaunchError};
+/// use vmkern::{Guest, GuestBuilder};
+///
+/// let asked: GuestBuilder = Guest::builder().memory(16 << 20).tunable("kern.hz", 20_000).vcpus(2);
+/// let error = asked.launch().expect_err("no clock ticks that fast");
+/// assert!(matches!(error, LaunchError::Config(ConfigError::TunableRange { max: 10_000, .. })));
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it launches"]
-pub struct Builder {
+pub struct GuestBuilder {
     pub(super) memory: u64,
     pub(super) vcpus: u32,
     pub(super) privilege: Privilege,
@@ -31,9 +49,11 @@ pub struct Builder {
     pub(super) timeout: Duration,
     pub(super) kernel: KernelImage,
     pub(super) crash: Option<CrashKind>,
+    /// The first setting that broke a rule.
+    wrong: Option<ConfigError>,
 }
 
-impl Default for Builder {
+impl Default for GuestBuilder {
     fn default() -> Self {
         Self {
             memory: DEFAULT_MEMORY,
@@ -45,22 +65,29 @@ impl Default for Builder {
             timeout: DEFAULT_TIMEOUT,
             kernel: KernelImage::embedded(),
             crash: None,
+            wrong: None,
         }
     }
 }
 
-impl Builder {
+impl GuestBuilder {
     /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of the page size. Only what the
     /// guest touches costs the host anything. Default: 64 MiB.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
+        if !(MEMORY_MIN..=MEMORY_MAX).contains(&bytes) {
+            return self.but(ConfigError::MemorySize(bytes));
+        }
+        if !bytes.is_multiple_of(PAGE_SIZE) {
+            return self.but(ConfigError::MemoryAlignment(bytes));
+        }
         self
     }
 
     /// Number of vCPUs, 1 to [`MAX_VCPUS`]. More than the host has cores work, slowly. Default: 1.
     pub fn vcpus(mut self, count: u32) -> Self {
         self.vcpus = count;
-        self
+        if (1..=MAX_VCPUS).contains(&count) { self } else { self.but(ConfigError::Vcpus(count)) }
     }
 
     /// The privilege at which the kernel body runs. Default: [`Privilege::Auto`].
@@ -81,16 +108,15 @@ impl Builder {
         self
     }
 
-    /// Sets a kernel tunable by FreeBSD's name ([`Tunables::NAMES`]).
-    ///
-    /// # Errors
-    /// [`ConfigError::UnknownTunable`], which lists the known ones; [`ConfigError::TunableRange`].
-    pub fn tunable(mut self, name: &str, value: u64) -> Result<Self, ConfigError> {
+    /// Sets a kernel tunable by FreeBSD's name, one of [`Tunables::NAMES`]. What can be wrong:
+    /// [`ConfigError::UnknownTunable`], which lists the known ones, and
+    /// [`ConfigError::TunableRange`].
+    pub fn tunable(mut self, name: &str, value: u64) -> Self {
         match self.tunables.set(name, value) {
-            Ok(()) => Ok(self),
-            Err(TunableError::Unknown) => Err(ConfigError::UnknownTunable(name.to_owned())),
+            Ok(()) => self,
+            Err(TunableError::Unknown) => self.but(ConfigError::UnknownTunable(name.to_owned())),
             Err(TunableError::OutOfRange { min, max }) => {
-                Err(ConfigError::TunableRange { name: name.to_owned(), value, min, max })
+                self.but(ConfigError::TunableRange { name: name.to_owned(), value, min, max })
             }
         }
     }
@@ -115,22 +141,23 @@ impl Builder {
         self
     }
 
-    /// Whether a guest like this can be asked for at all. [`Builder::launch`] checks the same
+    /// Keeps `error`, unless a setting before was wrong.
+    fn but(mut self, error: ConfigError) -> Self {
+        self.wrong.get_or_insert(error);
+        self
+    }
+
+    /// Whether a guest like this can be asked for at all. [`GuestBuilder::launch`] checks the same
     /// before it does anything.
     ///
     /// # Errors
-    /// The first rule that is broken.
+    /// The first setting that broke a rule; [`ConfigError::CommandLine`] when all of them together
+    /// are too long for the kernel's command line.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !(MEMORY_MIN..=MEMORY_MAX).contains(&self.memory) {
-            return Err(ConfigError::MemorySize(self.memory));
+        match &self.wrong {
+            Some(error) => Err(error.clone()),
+            None => launch::check_command_line(self),
         }
-        if !self.memory.is_multiple_of(PAGE_SIZE) {
-            return Err(ConfigError::MemoryAlignment(self.memory));
-        }
-        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Err(ConfigError::Vcpus(self.vcpus));
-        }
-        launch::check_command_line(self)
     }
 
     /// Boots the guest and returns it when its kernel serves requests.
@@ -175,7 +202,8 @@ mod tests {
 
     #[test]
     fn memory_out_of_range_is_refused_with_the_rule() {
-        let text = |bytes| Builder::default().memory(bytes).validate().map_err(|e| e.to_string());
+        let text =
+            |bytes| GuestBuilder::default().memory(bytes).validate().map_err(|e| e.to_string());
         for bytes in [0, MEMORY_MIN - PAGE_SIZE, MEMORY_MAX + PAGE_SIZE, 1 << 40, u64::MAX] {
             let message = text(bytes).expect_err("the size is out of range");
             assert!(
@@ -196,16 +224,17 @@ mod tests {
 
     #[test]
     fn an_unknown_tunable_is_refused_with_the_known_ones() {
-        let message =
-            Builder::default().tunable("kern.hertz", 1).expect_err("there is none").to_string();
+        let asked = GuestBuilder::default().tunable("kern.hertz", 1).validate();
+        let message = asked.expect_err("there is none").to_string();
         assert!(message.contains("kern.hertz") && message.contains("kern.hz"), "{message}");
-        assert!(Builder::default().tunable("kern.hz", 1000).is_ok());
+        assert!(GuestBuilder::default().tunable("kern.hz", 1000).validate().is_ok());
     }
 
     #[test]
     fn a_tunable_out_of_range_is_refused_with_the_range() {
         let message = |name, value| {
-            Builder::default().tunable(name, value).expect_err("out of range").to_string()
+            let asked = GuestBuilder::default().tunable(name, value).validate();
+            asked.expect_err("out of range").to_string()
         };
         let text = message("kern.hz", 20_000);
         assert!(
@@ -219,8 +248,21 @@ mod tests {
 
     #[test]
     fn no_vcpus_and_too_many_are_refused() {
-        assert_eq!(Builder::default().vcpus(0).validate(), Err(ConfigError::Vcpus(0)));
-        assert_eq!(Builder::default().vcpus(MAX_VCPUS).validate(), Ok(()));
-        assert_eq!(Builder::default().vcpus(65).validate(), Err(ConfigError::Vcpus(65)));
+        assert_eq!(GuestBuilder::default().vcpus(0).validate(), Err(ConfigError::Vcpus(0)));
+        assert_eq!(GuestBuilder::default().vcpus(MAX_VCPUS).validate(), Ok(()));
+        assert_eq!(GuestBuilder::default().vcpus(65).validate(), Err(ConfigError::Vcpus(65)));
+    }
+
+    #[test]
+    fn the_first_wrong_setting_waits_for_the_launch() {
+        let asked = || GuestBuilder::default().vcpus(65).tunable("kern.hz", 0).memory(5);
+        assert_eq!(asked().validate(), Err(ConfigError::Vcpus(65)));
+        assert_eq!(asked().memory(MEMORY_MIN).vcpus(2).validate(), Err(ConfigError::Vcpus(65)));
+        let error = asked().launch().expect_err("it cannot be");
+        assert!(matches!(error, LaunchError::Config(ConfigError::Vcpus(65))), "{error}");
+        let error = asked().start(None).expect_err("it cannot be");
+        assert!(matches!(error, LaunchError::Config(ConfigError::Vcpus(65))), "{error}");
+        let error = asked().run_selftest().expect_err("it cannot be");
+        assert!(matches!(error, LaunchError::Config(ConfigError::Vcpus(65))), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::{BootArgs, Tunables};
 use vmkern_abi::control::{Corrupt, WireError};
 
+use super::thread::ThreadId;
 use crate::inspect::{
     AbiMismatch, Crash, Location, MEMORY_MAX, MEMORY_MIN, NoCrashRecord, Unstoppable,
 };
@@ -100,15 +101,20 @@ pub enum ConfigError {
         max = BootArgs::MAX_LEN
     )]
     CommandLine(usize),
+}
+
+/// A request that cannot be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RequestError {
     /// Thread numbers have a limit.
-    #[error("thread {0} asked for; threads are t0 to t{max}", max = super::THREADS - 1)]
+    #[error("thread {0} asked for; threads are t0 to t{max}", max = ThreadId::COUNT - 1)]
     Thread(u16),
     /// A thread that sleeps in an operation cannot begin another.
-    #[error("thread t{0} is blocked: its operation must be joined first")]
-    ThreadBlocked(u16),
+    #[error("thread {0} is blocked: its operation must be joined first")]
+    ThreadBlocked(ThreadId),
     /// A join needs a blocked thread, and one join at a time.
-    #[error("thread t{0} is not blocked, or has been joined already: there is nothing to join")]
-    NothingToJoin(u16),
+    #[error("thread {0} is not blocked, or has been joined already: there is nothing to join")]
+    NothingToJoin(ThreadId),
 }
 
 /// A did-you-mean, if a tunable's name is like `name`.
@@ -164,7 +170,7 @@ pub enum GuestError {
     NothingInFlight,
     /// The request itself is wrong. It was not sent.
     #[error(transparent)]
-    BadRequest(ConfigError),
+    BadRequest(#[from] RequestError),
 }
 
 impl GuestError {

@@ -10,7 +10,7 @@ use vmkern_abi::control::{
     Context, DOORBELL_VECTOR, ExitCode, Op, Outcome, RING_SLOTS, Request, Response, WaitMessage,
 };
 
-use super::Builder;
+use super::GuestBuilder;
 use super::environment::Environment;
 use super::error::{ContractError, GuestError};
 use super::hypervisor::Hypervisor;
@@ -18,6 +18,7 @@ use super::launch::LazySymbols;
 use super::link::Link;
 use super::logs::{LogEnd, Logs};
 use super::pending::Pending;
+use super::thread::ThreadId;
 use super::wait::{Waiter, Woken};
 use crate::deadline;
 use crate::inspect::{Crash, Location, Symbols};
@@ -47,8 +48,8 @@ pub struct Guest {
 
 impl Guest {
     /// Describes a guest to launch.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> GuestBuilder {
+        GuestBuilder::default()
     }
 
     pub(super) fn new(
@@ -75,13 +76,13 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` (0 to 63) do `op`, and waits for the answer. Answers to other
+    /// Has kernel thread `thread` do `op`, and waits for the answer. Answers to other
     /// requests that come meanwhile are kept for [`Guest::next_response`].
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub fn call(&mut self, thread: u16, op: Op) -> Result<Response, GuestError> {
-        self.call_in(Context::Thread(thread), op)
+    pub fn call(&mut self, thread: ThreadId, op: Op) -> Result<Response, GuestError> {
+        self.call_in(thread.into(), op)
     }
 
     /// Has `op` done in `context`, and waits for the answer as [`Guest::call`] does.
@@ -125,13 +126,13 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` (0 to 63) do `op`, and returns the tag of the answer to come. Any
+    /// Has kernel thread `thread` do `op`, and returns the tag of the answer to come. Any
     /// number of requests may be in flight; waits for the guest only while the rings are full.
     ///
     /// # Errors
     /// See [`GuestError`].
-    pub fn submit(&mut self, thread: u16, op: Op) -> Result<u32, GuestError> {
-        self.submit_in(Context::Thread(thread), op)
+    pub fn submit(&mut self, thread: ThreadId, op: Op) -> Result<u32, GuestError> {
+        self.submit_in(thread.into(), op)
     }
 
     /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`]
@@ -142,14 +143,14 @@ impl Guest {
     /// See [`GuestError`].
     pub fn submit_in(&mut self, context: Context, op: Op) -> Result<u32, GuestError> {
         self.check_alive()?;
-        self.pending.check(context, &op).map_err(GuestError::BadRequest)?;
+        let asked = self.pending.check(context, &op)?;
         // With at most a ring's worth in flight, neither ring can be full when a side wants to
         // push.
         while self.pending.slots() >= RING_SLOTS {
             let response = self.receive()?;
             self.backlog.push_back(response);
         }
-        let tag = self.pending.add(context, &op);
+        let tag = self.pending.add(asked);
         match self.link.push(&Request { tag, context, op }) {
             Ok(true) => {}
             Ok(false) => {
@@ -188,7 +189,7 @@ impl Guest {
 
     /// Threads whose operations were reported blocked and not joined since, with what they waited
     /// for then.
-    pub fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
+    pub fn blocked(&self) -> impl Iterator<Item = (ThreadId, WaitMessage)> {
         self.pending.blocked()
     }
 

@@ -19,7 +19,7 @@ use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
 use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
 
-use super::builder::Builder;
+use super::builder::GuestBuilder;
 use super::environment::{Environment, KvmKind};
 use super::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
 use super::handle::Guest;
@@ -60,7 +60,7 @@ impl BootReport {
 
 /// Starts the machine. Nobody waits for the kernel yet.
 pub(super) fn start(
-    config: &Builder,
+    config: &GuestBuilder,
     selftest: Selftest,
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<Guest, LaunchError> {
@@ -135,7 +135,7 @@ fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus) -> Result<Threads, KvmError> {
 /// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end
 /// by themselves.
 fn start_vcpus(
-    config: &Builder,
+    config: &GuestBuilder,
     selftest: Selftest,
     kvm: &Arc<Kvm>,
     vcpus: &mut Vcpus,
@@ -217,7 +217,7 @@ pub(super) enum Selftest {
 }
 
 /// What the kernel is told, but for the TSC's frequency.
-fn boot_args(config: &Builder, selftest: Selftest) -> BootArgs {
+fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
     BootArgs {
         privilege: config.privilege,
         time: config.time,
@@ -232,14 +232,14 @@ fn boot_args(config: &Builder, selftest: Selftest) -> BootArgs {
 }
 
 /// Whether the longest command line that `config` can lead to fits.
-pub(super) fn check_command_line(config: &Builder) -> Result<(), ConfigError> {
+pub(super) fn check_command_line(config: &GuestBuilder) -> Result<(), ConfigError> {
     let longest = BootArgs { tsc_khz: Some(u64::MAX), ..boot_args(config, Selftest::Yes) };
     let length = longest.to_string().len();
     if length < BootArgs::MAX_LEN { Ok(()) } else { Err(ConfigError::CommandLine(length)) }
 }
 
 impl Guest {
-    /// Waits until the kernel serves requests, after [`Builder::start`].
+    /// Waits until the kernel serves requests, after [`GuestBuilder::start`].
     ///
     /// # Errors
     /// See [`LaunchError`]. The guest is dead then, but for an interruption, and can be

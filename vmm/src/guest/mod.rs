@@ -19,17 +19,18 @@ mod look;
 mod pause;
 mod pending;
 mod save;
+mod thread;
 mod wait;
 
-pub use self::builder::{Builder, DEFAULT_MEMORY, DEFAULT_TIMEOUT};
+pub use self::builder::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, GuestBuilder};
 pub use self::environment::{Environment, KvmKind};
-pub use self::error::{ConfigError, ContractError, GuestError, LaunchError, Unemulated};
+pub use self::error::{
+    ConfigError, ContractError, GuestError, LaunchError, RequestError, Unemulated,
+};
 pub use self::handle::Guest;
 pub use self::launch::BootReport;
 pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};
 pub use self::save::SaveError;
+pub use self::thread::ThreadId;
 pub use crate::kvm::InterruptHandle;
-
-/// Threads that a guest can have: requests name them by number, from 0.
-pub const THREADS: u16 = vmkern_abi::control::MAX_THREADS;

@@ -85,6 +85,7 @@ mod tests {
     use vmkern_abi::control::{MapId, Op, Outcome, Response};
 
     use super::*;
+    use crate::guest::ThreadId;
 
     /// The kernel's vectors, the host's two among them: timer, doorbell, operation, pause,
     /// rescheduling, shootdown.
@@ -110,7 +111,7 @@ mod tests {
         let mut guest = launch(TimeMode::Virtual);
         for _ in 0..200 {
             interrupt_all_at_once(&guest);
-            guest.call(0, Op::Nop).unwrap_or_else(|error| panic!("{error}"));
+            guest.call(ThreadId::MAIN, Op::Nop).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 
@@ -119,13 +120,14 @@ mod tests {
         const SIZE: u64 = 4 << 20;
         let mut guest = launch(TimeMode::Real);
         let alloc = Op::KmemAlloc { map: MapId::KERNEL, size: SIZE };
-        let Ok(Response { outcome: Outcome::Value(addr), .. }) = guest.call(0, alloc) else {
+        let Ok(Response { outcome: Outcome::Value(addr), .. }) = guest.call(ThreadId::MAIN, alloc)
+        else {
             panic!("no memory")
         };
         let addr = GuestVirt::new(addr);
         for seed in 0..20 {
             let tag = guest
-                .submit(0, Op::Fill { addr, size: SIZE, seed })
+                .submit(ThreadId::MAIN, Op::Fill { addr, size: SIZE, seed })
                 .unwrap_or_else(|error| panic!("{error}"));
             for _ in 0..10 {
                 interrupt_all_at_once(&guest);

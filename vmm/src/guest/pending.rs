@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use vmkern_abi::control::{Context, MAX_THREADS, Op, Outcome, Response, WaitMessage};
+use vmkern_abi::control::{Context, Op, Outcome, Response, WaitMessage};
 
-use super::error::{ConfigError, ContractError};
+use super::error::{ContractError, RequestError};
+use super::thread::ThreadId;
 
 /// A thread whose operation was reported blocked, or started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,71 +23,78 @@ enum Sleeper {
     Started,
 }
 
+/// What a request asks of which thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// An operation.
+    Run(ThreadId),
+    /// An operation whose answer comes to a join only.
+    Start(ThreadId),
+    /// The answer to its operation.
+    Join(ThreadId),
+    /// It runs on no thread.
+    Elsewhere,
+}
+
 /// Requests in flight and blocked threads.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Tags of requests without an answer, each with the thread whose operation the answer tells
     /// about.
-    in_flight: HashMap<u32, Option<u16>>,
-    sleepers: BTreeMap<u16, Sleeper>,
+    in_flight: HashMap<u32, Option<ThreadId>>,
+    sleepers: BTreeMap<ThreadId, Sleeper>,
     next_tag: u32,
 }
 
 impl Pending {
-    /// Whether `op` may be sent to run in `context` now.
-    pub(super) fn check(&self, context: Context, op: &Op) -> Result<(), ConfigError> {
-        if let Op::Join { thread } = *op {
-            return match self.sleepers.get(&thread) {
-                _ if thread >= MAX_THREADS => Err(ConfigError::Thread(thread)),
-                Some(Sleeper::Blocked(_) | Sleeper::Started) => Ok(()),
-                Some(Sleeper::Joined) | None => Err(ConfigError::NothingToJoin(thread)),
-            };
-        }
-        match context {
-            Context::Thread(thread) | Context::Start(thread) if thread >= MAX_THREADS => {
-                Err(ConfigError::Thread(thread))
+    /// What `op` in `context` asks, if it may be sent now.
+    pub(super) fn check(&self, context: Context, op: &Op) -> Result<Asked, RequestError> {
+        let asked = match (context, *op) {
+            (_, Op::Join { thread }) => Asked::Join(thread.try_into()?),
+            (Context::Start(thread), _) => Asked::Start(thread.try_into()?),
+            (Context::Thread(thread), _) => Asked::Run(thread.try_into()?),
+            (Context::Interrupt | Context::Lowmem | Context::Rest, _) => Asked::Elsewhere,
+        };
+        match asked {
+            Asked::Join(thread) => match self.sleepers.get(&thread) {
+                Some(Sleeper::Blocked(_) | Sleeper::Started) => Ok(asked),
+                Some(Sleeper::Joined) | None => Err(RequestError::NothingToJoin(thread)),
+            },
+            Asked::Run(thread) | Asked::Start(thread) if self.sleepers.contains_key(&thread) => {
+                Err(RequestError::ThreadBlocked(thread))
             }
-            Context::Thread(thread) | Context::Start(thread)
-                if self.sleepers.contains_key(&thread) =>
-            {
-                Err(ConfigError::ThreadBlocked(thread))
+            Asked::Start(thread) if self.is_busy(thread) => {
+                Err(RequestError::ThreadBlocked(thread))
             }
-            Context::Start(thread) if self.is_busy(thread) => {
-                Err(ConfigError::ThreadBlocked(thread))
-            }
-            Context::Thread(_)
-            | Context::Start(_)
-            | Context::Interrupt
-            | Context::Lowmem
-            | Context::Rest => Ok(()),
+            Asked::Run(_) | Asked::Start(_) | Asked::Elsewhere => Ok(asked),
         }
     }
 
     /// Whether an operation of `thread` is in flight.
-    fn is_busy(&self, thread: u16) -> bool {
+    fn is_busy(&self, thread: ThreadId) -> bool {
         self.in_flight.values().any(|subject| *subject == Some(thread))
     }
 
     /// Notes a request that is about to be sent, and returns its tag. One that is started takes no
     /// answer of its own.
-    pub(super) fn add(&mut self, context: Context, op: &Op) -> u32 {
+    pub(super) fn add(&mut self, asked: Asked) -> u32 {
         // A request may stay in flight while the counter comes round.
         while self.in_flight.contains_key(&self.next_tag) {
             self.next_tag = self.next_tag.wrapping_add(1);
         }
         let tag = self.next_tag;
         self.next_tag = tag.wrapping_add(1);
-        let subject = match (context, *op) {
-            (_, Op::Join { thread }) => {
+        let subject = match asked {
+            Asked::Join(thread) => {
                 self.sleepers.insert(thread, Sleeper::Joined);
                 Some(thread)
             }
-            (Context::Start(thread), _) => {
+            Asked::Start(thread) => {
                 self.sleepers.insert(thread, Sleeper::Started);
                 return tag;
             }
-            (Context::Thread(thread), _) => Some(thread),
-            (Context::Interrupt | Context::Lowmem | Context::Rest, _) => None,
+            Asked::Run(thread) => Some(thread),
+            Asked::Elsewhere => None,
         };
         self.in_flight.insert(tag, subject);
         tag
@@ -127,7 +135,7 @@ impl Pending {
     }
 
     /// Threads that were reported blocked and not joined since, with what they waited for then.
-    pub(super) fn blocked(&self) -> impl Iterator<Item = (u16, WaitMessage)> {
+    pub(super) fn blocked(&self) -> impl Iterator<Item = (ThreadId, WaitMessage)> {
         self.sleepers.iter().filter_map(|(&thread, sleeper)| match *sleeper {
             Sleeper::Blocked(waits_for) => Some((thread, waits_for)),
             Sleeper::Joined | Sleeper::Started => None,
@@ -146,6 +154,18 @@ mod tests {
 
     const T1: Context = Context::Thread(1);
     const JOIN: Op = Op::Join { thread: 1 };
+    const THREAD: ThreadId = ThreadId::nth::<1>();
+
+    /// Whether `op` may be sent.
+    fn check(pending: &Pending, context: Context, op: &Op) -> Result<(), RequestError> {
+        pending.check(context, op).map(drop)
+    }
+
+    /// Sends `op`, which may be sent.
+    fn add(pending: &mut Pending, context: Context, op: &Op) -> u32 {
+        let asked = pending.check(context, op).expect("it may be sent");
+        pending.add(asked)
+    }
 
     fn answer(pending: &mut Pending, tag: u32, outcome: Outcome) -> Result<(), ContractError> {
         pending.answered(&Response { tag, cycles: 0, outcome })
@@ -158,46 +178,49 @@ mod tests {
     #[test]
     fn a_blocked_thread_takes_nothing_but_a_join_until_its_answer_has_come() {
         let mut pending = Pending::default();
-        assert_eq!(pending.check(T1, &JOIN), Err(ConfigError::NothingToJoin(1)));
-        assert_eq!(pending.check(T1, &Op::Nop), Ok(()));
-        let tag = pending.add(T1, &Op::Nop);
+        assert_eq!(check(&pending, T1, &JOIN), Err(RequestError::NothingToJoin(THREAD)));
+        assert_eq!(check(&pending, T1, &Op::Nop), Ok(()));
+        let tag = add(&mut pending, T1, &Op::Nop);
         assert_eq!(answer(&mut pending, tag, blocked("vmwait")), Ok(()));
         assert_eq!(pending.in_flight(), 0);
         assert!(pending.is_owed_anything());
-        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(1, WaitMessage::new("vmwait"))]);
-        assert_eq!(pending.check(T1, &Op::Nop), Err(ConfigError::ThreadBlocked(1)));
-        assert_eq!(pending.check(Context::Thread(0), &Op::Nop), Ok(()));
-        assert_eq!(pending.check(Context::Interrupt, &Op::Nop), Ok(()));
+        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(THREAD, WaitMessage::new("vmwait"))]);
+        assert_eq!(check(&pending, T1, &Op::Nop), Err(RequestError::ThreadBlocked(THREAD)));
+        assert_eq!(check(&pending, Context::Thread(0), &Op::Nop), Ok(()));
+        assert_eq!(check(&pending, Context::Interrupt, &Op::Nop), Ok(()));
 
-        assert_eq!(pending.check(T1, &JOIN), Ok(()));
-        let tag = pending.add(T1, &JOIN);
-        assert_eq!(pending.check(T1, &JOIN), Err(ConfigError::NothingToJoin(1)));
+        assert_eq!(check(&pending, T1, &JOIN), Ok(()));
+        let tag = add(&mut pending, T1, &JOIN);
+        assert_eq!(check(&pending, T1, &JOIN), Err(RequestError::NothingToJoin(THREAD)));
         assert_eq!(answer(&mut pending, tag, blocked("vmmaps")), Ok(()));
-        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(1, WaitMessage::new("vmmaps"))]);
+        assert_eq!(pending.blocked().collect::<Vec<_>>(), [(THREAD, WaitMessage::new("vmmaps"))]);
 
-        let tag = pending.add(T1, &JOIN);
+        let tag = add(&mut pending, T1, &JOIN);
         assert_eq!(answer(&mut pending, tag, Outcome::Ok), Ok(()));
         assert!(!pending.is_owed_anything());
-        assert_eq!(pending.check(T1, &Op::Nop), Ok(()));
+        assert_eq!(check(&pending, T1, &Op::Nop), Ok(()));
     }
 
     #[test]
     fn an_answer_that_nobody_waits_for_breaks_the_contract() {
         let mut pending = Pending::default();
         assert_eq!(answer(&mut pending, 0, Outcome::Ok), Err(ContractError::Tag(0)));
-        let tag = pending.add(Context::Interrupt, &Op::Nop);
+        let tag = add(&mut pending, Context::Interrupt, &Op::Nop);
         assert_eq!(
             answer(&mut pending, tag, blocked("x")),
             Err(ContractError::BlockedNowhere(tag))
         );
-        assert_eq!(pending.check(Context::Thread(64), &Op::Nop), Err(ConfigError::Thread(64)));
+        assert_eq!(check(&pending, Context::Thread(64), &Op::Nop), Err(RequestError::Thread(64)));
     }
 
     #[test]
     fn a_tag_in_flight_is_never_given_out_again() {
         let mut pending = Pending { next_tag: u32::MAX, ..Pending::default() };
-        let first = pending.add(T1, &Op::Nop);
+        let first = add(&mut pending, T1, &Op::Nop);
         pending.next_tag = u32::MAX;
-        assert_eq!((first, pending.add(T1, &Op::Nop), pending.add(T1, &Op::Nop)), (u32::MAX, 0, 1));
+        assert_eq!(
+            (first, add(&mut pending, T1, &Op::Nop), add(&mut pending, T1, &Op::Nop)),
+            (u32::MAX, 0, 1)
+        );
     }
 }

@@ -11,6 +11,7 @@ use super::names::MapField;
 use super::source::{Source, Span};
 use super::verbs::Verb;
 use crate::What;
+use crate::guest::ThreadId;
 
 /// A script that can run: every verb is one that the kernel offers, and every name has been bound
 /// by a line above.
@@ -41,29 +42,6 @@ impl Script {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NameId(pub(super) usize);
 
-/// A kernel thread of the guest, `t0` to `t63`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ThreadId(pub(super) u16);
-
-impl ThreadId {
-    /// The thread of statements that name none.
-    pub const FIRST: Self = Self(0);
-    /// How many there are.
-    pub const COUNT: u16 = 64;
-
-    /// The number, below [`ThreadId::COUNT`].
-    #[must_use]
-    pub fn number(self) -> u16 {
-        self.0
-    }
-}
-
-impl fmt::Display for ThreadId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "t{}", self.0)
-    }
-}
-
 /// Where a statement runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Runner {
@@ -75,13 +53,13 @@ pub enum Runner {
 
 impl Runner {
     /// The runner of statements that name none.
-    pub const DEFAULT: Self = Self::Thread(ThreadId::FIRST);
+    pub const DEFAULT: Self = Self::Thread(ThreadId::MAIN);
 
     /// The same as the guest knows it.
     #[must_use]
     pub fn context(self) -> Context {
         match self {
-            Self::Thread(thread) => Context::Thread(thread.number()),
+            Self::Thread(thread) => thread.into(),
             Self::Interrupt => Context::Interrupt,
         }
     }

@@ -3,11 +3,11 @@
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{KernReturn, MapId};
 
-use super::ast::ThreadId;
 use super::names::{self, MapField};
 use super::verbs::{FLAGS, Param, VERBS, Verb};
 use super::words::KEYWORDS;
 use super::{guest_line, look};
+use crate::guest::ThreadId;
 
 /// What a word could become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ fn offered() -> impl Iterator<Item = &'static str> {
 }
 
 fn threads() -> impl Iterator<Item = String> {
-    (0..ThreadId::COUNT).map(|number| format!("t{number}"))
+    ThreadId::all().map(|thread| thread.to_string())
 }
 
 /// What the argument behind `arguments` can be.

@@ -3,9 +3,7 @@
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op};
 
-use super::ast::{
-    Arg, Call, Expr, MapRef, NameId, Place, Term, TermKind, ThreadId, ThreadRef, WhatArg,
-};
+use super::ast::{Arg, Call, Expr, MapRef, NameId, Place, Term, TermKind, ThreadRef, WhatArg};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, SERIES_MAX, SeriesFull};
 use super::eval::{Over, Run, wrong};
@@ -16,6 +14,7 @@ use super::source::Span;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
 use crate::What;
+use crate::guest::ThreadId;
 
 impl Run<'_> {
     pub(super) fn eval(&mut self, at: Span, expr: &Expr) -> Result<u64, Over> {
@@ -180,8 +179,8 @@ impl Run<'_> {
             ThreadRef::Computed(index) => index,
         };
         let number = self.eval(at, index)?;
-        let fits = u16::try_from(number).ok().filter(|&number| number < ThreadId::COUNT);
-        fits.map(ThreadId).ok_or_else(|| {
+        let thread = u8::try_from(number).ok().and_then(ThreadId::new);
+        thread.ok_or_else(|| {
             let found = format!("`t[{number}]`");
             wrong(Diagnostic::new(
                 index.span,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use vmkern_abi::control::Outcome;
 
-use super::ast::{Expr, NameId, PrintArg, Stmt, StmtKind, ThreadId};
+use super::ast::{Expr, NameId, PrintArg, Stmt, StmtKind};
 use super::diagnostic::Diagnostic;
 use super::env::{Bound, Env};
 use super::fail::Missed;
@@ -25,6 +25,7 @@ use super::source::{Source, Span};
 use super::started::Outstanding;
 use super::stop::Stop;
 use super::target::Target;
+use crate::guest::ThreadId;
 
 /// Why a run is over before its last statement. Boxed: it is rare and large.
 pub(super) type Over = Box<Ending>;

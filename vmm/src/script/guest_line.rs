@@ -13,7 +13,7 @@ use super::lexer::{Kind, Lexer};
 use super::source::Span;
 use super::values;
 use crate::spelling::closest;
-use crate::{Builder, Guest, Privilege, TimeMode};
+use crate::{Guest, GuestBuilder, Privilege, TimeMode};
 
 /// What a script asks of its guest. What is missing is up to the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,26 +104,29 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
     };
     match key {
         "memory" => {
-            options.memory = Some(tried(values::size(value), Builder::memory).map_err(wrong)?)
+            options.memory = Some(tried(values::size(value), GuestBuilder::memory).map_err(wrong)?)
         }
         "vcpus" => {
             let count = values::number(value)
                 .and_then(|count| u32::try_from(count).map_err(|_| "1 to 64".to_owned()));
-            options.vcpus = Some(tried(count, Builder::vcpus).map_err(wrong)?);
+            options.vcpus = Some(tried(count, GuestBuilder::vcpus).map_err(wrong)?);
         }
         "privilege" => {
             let privilege =
                 Privilege::from_name(value).ok_or_else(|| "auto, supervisor or user".to_owned());
-            options.privilege = Some(tried(privilege, Builder::privilege).map_err(wrong)?);
+            options.privilege = Some(tried(privilege, GuestBuilder::privilege).map_err(wrong)?);
         }
         "time" => {
             let time = TimeMode::from_name(value).ok_or_else(|| "virtual or real".to_owned());
-            options.time = Some(tried(time, Builder::time).map_err(wrong)?);
+            options.time = Some(tried(time, GuestBuilder::time).map_err(wrong)?);
         }
         "timeout" => {
-            options.timeout = Some(tried(values::time(value), Builder::timeout).map_err(wrong)?)
+            options.timeout =
+                Some(tried(values::time(value), GuestBuilder::timeout).map_err(wrong)?)
         }
-        "seed" => options.seed = Some(tried(values::number(value), Builder::seed).map_err(wrong)?),
+        "seed" => {
+            options.seed = Some(tried(values::number(value), GuestBuilder::seed).map_err(wrong)?)
+        }
         // 2. What this kernel cannot do, or the command line alone can say.
         "policy" => match value {
             "classic" => {}
@@ -140,7 +143,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
         // 3. Tunables of the kernel.
         name if Tunables::NAMES.contains(&name) => {
             let number = values::number(value).map_err(Bad).map_err(wrong)?;
-            let tried = Guest::builder().tunable(name, number).and_then(|guest| guest.validate());
+            let tried = Guest::builder().tunable(name, number).validate();
             tried.map_err(|error| wrong(Bad(error.to_string())))?;
             options.tunables.push((name.to_owned(), number));
         }
@@ -156,7 +159,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
 /// A value that a guest by itself can have.
 fn tried<T: Copy>(
     value: Result<T, String>,
-    set: impl FnOnce(Builder, T) -> Builder,
+    set: impl FnOnce(GuestBuilder, T) -> GuestBuilder,
 ) -> Result<T, Bad> {
     let value = value.map_err(|error| Bad(error.trim_start_matches("expected ").to_owned()))?;
     set(Guest::builder(), value).validate().map_err(|error| Bad(error.to_string()))?;

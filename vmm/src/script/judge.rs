@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vmkern_abi::control::Outcome;
 
-use super::ast::{Do, Expect, Expected, NameId, Runner, ThreadId};
+use super::ast::{Do, Expect, Expected, NameId, Runner};
 use super::env::Bound;
 use super::eval::{Over, Run};
 use super::fail::Missed;
@@ -14,6 +14,7 @@ use super::perform::Called;
 use super::started::{Fate, Outstanding, State};
 use super::target::{Reply, TargetError};
 use super::verbs::{Action, Gives, Miss, Value};
+use crate::guest::ThreadId;
 
 /// What is asked of a statement without an `expect`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,7 +48,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use self::ast::{NameId, Runner, Script, ThreadId};
+pub use self::ast::{NameId, Runner, Script};
 pub use self::complete::{Completion, complete};
 pub use self::diagnostic::{Diagnostic, shortened};
 pub use self::guest::GuestTarget;

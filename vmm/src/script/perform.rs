@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{Context, Op, Outcome};
 
-use super::ast::{Do, Pace, Runner, RunnerRef, ThreadId};
+use super::ast::{Do, Pace, Runner, RunnerRef};
 use super::env::Bound;
 use super::eval::{Over, Run};
 use super::judge::{BoundPlace, Given, Judging, Unjudged};
@@ -16,6 +16,7 @@ use super::source::Span;
 use super::started::{Fate, Outstanding, State};
 use super::target::{Reply, TargetError};
 use super::verbs::{Action, Answer};
+use crate::guest::ThreadId;
 
 /// A call with its values, for reports.
 #[derive(Clone, Debug)]

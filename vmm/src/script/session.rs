@@ -14,12 +14,12 @@ use super::observe::Observer;
 use super::outcome::{Ending, Status};
 use super::stop::Stop;
 use super::target::{Panic, Target};
-use crate::{Builder, Environment, Guest, GuestError, LaunchError, LogEnd};
+use crate::{Environment, Guest, GuestBuilder, GuestError, LaunchError, LogEnd};
 
 /// What a run needs beside the script.
 pub struct Setup {
     /// The guest to boot.
-    pub builder: Builder,
+    pub builder: GuestBuilder,
     /// Seed of `rand`.
     pub seed: u64,
     /// Where the kernel's log goes.

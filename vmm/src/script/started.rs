@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmkern_abi::control::{Context, Op, Outcome, WaitMessage};
 
-use super::ast::{Do, Expect, Expected, NameId, Runner, ThreadId};
+use super::ast::{Do, Expect, Expected, NameId, Runner};
 use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
@@ -14,6 +14,7 @@ use super::outcome::{Ending, Failure, Step, StepResult};
 use super::perform::Called;
 use super::source::Span;
 use super::target::{Panic, Reply, TargetError};
+use crate::guest::ThreadId;
 
 /// What the script has in mind for a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,7 @@ impl Run<'_> {
     /// Asks for the result of `thread`.
     pub(super) fn join(&mut self, thread: ThreadId) -> Result<Reply, TargetError> {
         self.unbegun = false;
-        self.target.execute(Context::Thread(thread.number()), Op::Join { thread: thread.number() })
+        self.target.execute(thread.into(), Op::Join { thread: thread.number() })
     }
 
     /// A thread whose statement is not over takes no other.

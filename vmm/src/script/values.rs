@@ -73,8 +73,8 @@ pub fn setting(text: &str) -> Result<(String, u64), String> {
     let (name, value) = pair(text)?;
     let value = number(value).map_err(|error| format!("{name}: {error}"))?;
     // Refused here, the option is named together with the rule.
-    let tried = Guest::builder().tunable(name, value);
-    tried.map(|_| (name.to_owned(), value)).map_err(|error| error.to_string())
+    let tried = Guest::builder().tunable(name, value).validate();
+    tried.map(|()| (name.to_owned(), value)).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 use vmkern_abi::control::{MallocFlags, MapKind};
 
 use super::advice;
-use super::ast::{RunnerRef, ThreadId, ThreadRef};
+use super::ast::{RunnerRef, ThreadRef};
 use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
 use super::scope::Scope;
 use super::verbs::{FLAGS, VERBS, Verb};
+use crate::guest::ThreadId;
 use crate::spelling::closest;
 
 /// Words that begin a line which is not a verb.
@@ -31,7 +32,7 @@ fn fixed(token: &Token) -> Result<ThreadId, Diagnostic> {
     let word = token.word().unwrap_or_default();
     let number = |word: &str| {
         let digits = word.strip_prefix('t').filter(|n| *n == "0" || !n.starts_with('0'))?;
-        digits.parse().ok().filter(|&number| number < ThreadId::COUNT).map(ThreadId)
+        digits.parse().ok().and_then(ThreadId::new)
     };
     number(word).ok_or_else(|| {
         let message = format!("{} is not a thread", token.describe());

@@ -15,7 +15,7 @@ use vmkern_abi::control::{MapId, Op, Outcome};
 
 use self::window::{COLUMNS, Window, count};
 use crate::script::{FAINT, Runner, STRONG, Step, StepResult, Stop, TargetError, map_name};
-use crate::{Crash, Frame, Guest, GuestError, InspectError};
+use crate::{Crash, Frame, Guest, GuestError, InspectError, ThreadId};
 
 /// Where the tour's text goes, piece by piece.
 pub type Out<'o> = &'o mut dyn FnMut(&str);
@@ -145,7 +145,7 @@ impl Tour<'_> {
         self.announce(stage);
         let free_before = self.guest.meter()?.v_free_count.get();
         let before = Window::look(self.guest, stage.map, stage.from)?;
-        let response = self.guest.call(0, stage.op)?;
+        let response = self.guest.call(ThreadId::MAIN, stage.op)?;
         let after = Window::look(self.guest, stage.map, stage.from)?;
         let free_after = self.guest.meter()?.v_free_count.get();
         let result = StepResult::Given(response.outcome);
@@ -197,7 +197,7 @@ impl Tour<'_> {
     /// The last stop: the guest must die of it.
     fn fatal(&mut self, stage: &Stage) -> Result<Box<Crash>, TourError> {
         self.announce(stage);
-        let crash = match self.guest.call(0, stage.op) {
+        let crash = match self.guest.call(ThreadId::MAIN, stage.op) {
             Err(GuestError::Crashed(crash)) => crash,
             Err(error) => return Err(error.into()),
             Ok(response) => {

@@ -11,7 +11,7 @@ use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap, VmObject, VmPage, md};
 
 use super::lab::{Damage, Lab, expect_finding};
 use crate::Report;
-use crate::guest::Guest;
+use crate::guest::{Guest, ThreadId};
 
 /// A guest whose clock ticks: t1 and t2 wait for room in a map, t3 to t5 for time to pass.
 struct Waiting {
@@ -34,9 +34,9 @@ impl Waiting {
         });
         let room = Op::KmemAllocWait { map: MapId(map.get()), size: 4096 };
         lab.address(room);
-        for thread in 1..6 {
-            let hours = u64::from(thread) * 3_600_000_000;
-            let op = if thread < 3 { room } else { Op::Sleep { micros: hours } };
+        for thread in ThreadId::all().take(6).skip(1) {
+            let hours = u64::from(thread.number()) * 3_600_000_000;
+            let op = if thread.number() < 3 { room } else { Op::Sleep { micros: hours } };
             lab.guest.submit(thread, op).expect("the guest lives");
         }
         let asleep = |guest: &Guest| {

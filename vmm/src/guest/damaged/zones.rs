@@ -8,6 +8,7 @@ use vmkern_abi::layout::{
 };
 
 use super::lab::{Damage, Lab, expect_finding};
+use crate::guest::ThreadId;
 
 /// Number of the zone of threads.
 const THREADS: usize = 4;
@@ -56,7 +57,7 @@ fn slabs_and_their_free_items_hang_together() {
 fn a_slab_without_free_items_keeps_no_links() {
     let mut lab = Lab::new();
     // More threads than a slab has room for.
-    for thread in 0..16 {
+    for thread in ThreadId::all().take(16) {
         lab.guest.call(thread, Op::Nop).expect("the guest lives");
     }
     lab.wait_until_halted();

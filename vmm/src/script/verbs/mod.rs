@@ -129,7 +129,7 @@ mod tests {
     use vmkern_abi::control::{MapId, MapKind};
 
     use super::*;
-    use crate::script::ast::ThreadId;
+    use crate::guest::ThreadId;
     use crate::script::look::Look;
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
                     Param::Seed => Value::Seed(Some(1)),
                     Param::Flags => Value::Flags(MallocFlags::NOWAIT),
                     Param::Kind => Value::Kind(MapKind::User),
-                    Param::Thread => Value::Thread(ThreadId::FIRST),
+                    Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),
                     Param::File => Value::File("file".to_owned()),
                     Param::Look => Value::Look(Look::At(crate::What::Maps)),

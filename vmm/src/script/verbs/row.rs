@@ -7,7 +7,7 @@ use std::fmt;
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
 
 use super::host::HostVerb;
-use crate::script::ast::ThreadId;
+use crate::guest::ThreadId;
 use crate::script::look::Look;
 use crate::script::{expr, words};
 
