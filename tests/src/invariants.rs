@@ -3,7 +3,9 @@
 
 use std::fmt;
 
-use vmkern::{Guest, InspectError, Report};
+use vmkern::Guest;
+use vmkern::check::Report;
+use vmkern::inspect::InspectError;
 
 /// Invariants that do not hold, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! The functions of `vm_kern.c` as a test calls them.
 
 use vmkern::abi::layout::VmMeter;
+use vmkern::inspect::{EntryView, MapStats, ObjectView};
 use vmkern::{
-    Context, Crash, EntryView, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, MapStats,
-    ObjectView, Op, Outcome,
+    Context, Crash, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
 };
 
 use crate::{Run, t};

@@ -1,7 +1,9 @@
 //! A thousand good images: the check finds nothing in guests that are held at random moments of a
 //! stress run.
 
-use vmkern::{Dump, Guest, Report, TimeMode};
+use vmkern::check::Report;
+use vmkern::dump::Dump;
+use vmkern::{Guest, TimeMode};
 use vmkern_tests::launch_unchecked;
 use vmkern_tests::workers::Workers;
 

@@ -9,10 +9,12 @@
 use std::time::{Duration, Instant};
 
 use vmkern::abi::layout::KernelRoots;
+use vmkern::guest::Workload;
+use vmkern::inspect::What;
 use vmkern::inspect::draw::draw;
 use vmkern::{
     Context, Guest, GuestBuilder, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
-    Response, ThreadId, TimeMode, What, Workload,
+    Response, ThreadId, TimeMode,
 };
 use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{Context, Dump, Guest, GuestPhys, GuestVirt, MapId, Op, Source, View};
+use vmkern::dump::Dump;
+use vmkern::inspect::{Source, View};
+use vmkern::{Context, Guest, GuestPhys, GuestVirt, MapId, Op};
 use vmkern_abi::kva::{DMAP_MIN, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::pte::{Level, Pte};
 use vmkern_tests::{Checked, Run as _, guest};

@@ -4,15 +4,13 @@
 //! `cargo run --release --example page_tables`
 
 use std::hint::black_box;
-use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use vmkern::abi::pte::{Level, Pte, PteFlags};
-use vmkern::output::Destination;
-use vmkern::{
-    Dump, Guest, GuestPhys, InspectError, MapId, Op, PAGE_WORDS, Saving, Source, ThreadId, View,
-};
+use vmkern::dump::Dump;
+use vmkern::inspect::{InspectError, PAGE_WORDS, Source, View};
+use vmkern::{Guest, GuestPhys, MapId, Op, ThreadId};
 
 /// Memory of the guest.
 const MEMORY: u64 = 1 << 30;
@@ -70,10 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     guest.call(ThreadId::MAIN, Op::KmemAlloc { map: MapId::KERNEL, size: ALLOCATED })?;
     let path = std::env::temp_dir().join(format!("vmkern-page-tables-{}.img", std::process::id()));
     let start = Instant::now();
-    let saved =
-        guest.save_dump_to(Destination::of_bytes(&path)?, "page_tables", &mut |_: Saving| {
-            ControlFlow::Continue(())
-        })?;
+    let saved = guest.save_dump(&path)?;
     println!(
         "image: {} MiB stored, saved in {:.1} ms",
         saved.stored >> 20,

@@ -2,56 +2,66 @@
 //!
 //! [`Guest::builder`] is the way in:
 //!
-//! ```no_run
-//! use vmkern::{Guest, MallocFlags, MapId, Op, Outcome};
+//! ```
+//! use vmkern::prelude::*;
 //!
 //! let mut guest = Guest::builder().memory(64 << 20).launch()?;
 //! let flags = MallocFlags::NOWAIT | MallocFlags::ZERO;
-//! let response = guest.call(ThreadId::MAIN, Op::KmemMalloc { map: MapId::KMEM, size: 12 << 10, flags })?;
+//! let malloc = Op::KmemMalloc { map: MapId::KMEM, size: 12 << 10, flags };
+//! let response = guest.call(ThreadId::MAIN, malloc)?;
 //! assert!(matches!(response.outcome, Outcome::Value(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! The crate distrusts its guests: what a guest writes is checked before it is used, and a guest
 //! that hangs is stopped.
+//!
+//! What every user needs is at the root, and in the [`prelude`]. The rest has a module for each
+//! thing that one does with a guest:
+//!
+//! | module | what for |
+//! |---|---|
+//! | [`guest`] | launching guests, having them do operations, their errors |
+//! | [`inspect`] | looking into a guest's memory, or into a dump |
+//! | [`check`] | whether the kernel's structures agree with each other and with the page tables |
+//! | [`dump`] | a guest's memory in a file |
+//! | [`script`] | the `.kmem` language |
+//! | [`doctor`] | what this host can do for guests |
+//! | [`bench`](mod@bench) | measurements |
+//! | [`abi`] | the layout of the memory that guest and host share |
 
 pub mod bench;
+pub mod check;
 mod deadline;
 mod devices;
 pub mod doctor;
-mod guest;
-pub mod input;
+pub mod dump;
+pub mod guest;
+pub mod inspect;
 mod kernel;
-pub mod kvm;
-pub mod output;
+mod kvm;
+pub mod prelude;
 pub mod script;
 mod spelling;
 mod system;
+
+// The command `vmkern` is a crate of its own, and reads files, writes them, and styles and cleans
+// its text by the same rules as the library. Nobody else should depend on these.
+#[doc(hidden)]
+pub mod input;
+#[doc(hidden)]
+pub mod output;
+#[doc(hidden)]
 pub mod tour;
+#[doc(hidden)]
+pub use vmkern_inspect::{style, text};
 
 pub use vmkern_abi as abi;
 pub use vmkern_abi::addr::{GuestPhys, GuestVirt};
-pub use vmkern_abi::boot::{Privilege, TimeMode, TunableError, Tunables};
+pub use vmkern_abi::boot::{Privilege, TimeMode};
 pub use vmkern_abi::control::{
-    Allocator, Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response,
-    WaitMessage, Workload,
+    Context, KernReturn, MallocFlags, MapId, MapKind, Op, Outcome, Response, WaitMessage,
 };
-pub use vmkern_abi::crash::CrashKind;
-pub use vmkern_inspect as inspect;
-pub use vmkern_inspect::{dump, style, symbols, text};
 
-pub use self::doctor::{Check, CheckStatus, DoctorReport, Need};
-pub use self::guest::{
-    BootReport, ConfigError, ContractError, DEFAULT_MEMORY, DEFAULT_TIMEOUT, Environment, Guest,
-    GuestBuilder, GuestError, InterruptHandle, KvmKind, LaunchError, LogEnd, PAUSE_LIMIT, Pause,
-    RequestError, SaveError, ThreadId, Unemulated,
-};
-pub use self::inspect::dump::{About, OtherKernel, Saved, Saving};
-pub use self::inspect::{
-    AbiMismatch, Anchors, CheckStats, CpuState, Crash, Dump, EntryView, Finding, Frame,
-    InspectError, Inspection, List, Location, MEMORY_MAX, MEMORY_MIN, MapStats, NoCrashRecord,
-    NotRam, NotThere, ObjectView, PAGE_WORDS, PageRun, PageWords, Registers, Report, RunState,
-    Source, Standing, Symbols, ThreadView, Unstoppable, Updating, View, What, WhatError,
-};
-pub use self::kernel::{KernelError, KernelFault, KernelImage};
-pub use self::kvm::{CpuFailure, CpuFault, KvmError, Missing, NoKvm, NodeAccess};
+pub use self::guest::{Guest, GuestBuilder, GuestError, LaunchError, ThreadId};
+pub use self::inspect::Crash;

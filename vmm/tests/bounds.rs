@@ -14,9 +14,10 @@ use forge::{Forge, Load, PAGE, PAGES_AT};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tempfile::TempDir;
+use vmkern::GuestVirt;
 use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::{KernelRoots, VmPhysSeg};
-use vmkern::{GuestVirt, View};
+use vmkern::inspect::View;
 
 /// Most memory of a look, in KiB: resident pages of the file included.
 const MOST_KIB: i64 = 256 << 10;

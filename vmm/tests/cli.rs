@@ -9,7 +9,11 @@ use std::process::{Command, Output, Stdio};
 
 use scratch::Scratch;
 use serde_json::Value;
-use vmkern::{Dump, GuestVirt, KernelImage, Source as _, View};
+use vmkern::GuestVirt;
+use vmkern::dump::Dump;
+use vmkern::guest::KernelImage;
+use vmkern::inspect::Source as _;
+use vmkern::inspect::View;
 
 fn vmkern() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));

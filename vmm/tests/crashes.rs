@@ -1,7 +1,8 @@
 //! Each way in which the real kernel can die reaches the host as a record with a symbolized
 //! backtrace.
 
-use vmkern::{Crash, CrashKind, Guest, GuestError, LaunchError, Privilege};
+use vmkern::guest::CrashKind;
+use vmkern::{Crash, Guest, GuestError, LaunchError, Privilege};
 
 /// The privileges that make sense on this host: both on hardware, CPL3 where CPL0 is emulated.
 fn crash(kind: CrashKind) -> Box<Crash> {

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use scratch::Scratch;
 use serde_json::Value;
-use vmkern::inspect::check::rules;
+use vmkern::check::rules;
 
 const VMKERN: &str = env!("CARGO_BIN_EXE_vmkern");
 

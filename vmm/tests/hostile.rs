@@ -9,13 +9,12 @@ use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
 use vmkern::abi::describe::Described;
 use vmkern::abi::log::LogRing;
+use vmkern::guest::{ContractError, CpuFault, KernelFault, KernelImage, RequestError};
+use vmkern::inspect::NoCrashRecord;
 use vmkern::script::{
     EnvironmentReport, RunReport, Setup, Source, Step, Stop, parse, run_script_then,
 };
-use vmkern::{
-    Context, ContractError, CpuFault, Guest, GuestBuilder, GuestError, KernelFault, KernelImage,
-    LaunchError, NoCrashRecord, Op, RequestError, ThreadId,
-};
+use vmkern::{Context, Guest, GuestBuilder, GuestError, LaunchError, Op, ThreadId};
 
 const SHORT: Duration = Duration::from_millis(200);
 

@@ -3,12 +3,12 @@
 use std::fs;
 
 use serde_json::Value;
+use vmkern::dump::Dump;
+use vmkern::guest::{Allocator, Workload};
 use vmkern::inspect::draw::{WIDTH, draw};
 use vmkern::inspect::report::{Body, LockCounts, LocksReport, ObjectRef, TlbReport, Use};
-use vmkern::{
-    Allocator, Dump, Guest, GuestVirt, Inspection, MallocFlags, MapId, MapKind, Op, Outcome,
-    Symbols, ThreadId, TimeMode, View, What, Workload,
-};
+use vmkern::inspect::{Inspection, Symbols, View, What};
+use vmkern::{Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, ThreadId, TimeMode};
 
 const PAGE: u64 = 4096;
 
@@ -423,7 +423,7 @@ fn an_image_shows_what_the_guest_showed() {
     let image = Dump::open(&path).expect("it is an image");
     let view = View::new(&image).expect("it has page tables");
     let symbols =
-        image.symbols(vmkern::KernelImage::embedded().bytes()).expect("it is this kernel");
+        image.symbols(vmkern::guest::KernelImage::embedded().bytes()).expect("it is this kernel");
     for what in everything(&busy) {
         // The CPU's registers move while nobody holds it, and its idle loop takes locks.
         if [What::Cpus, What::Summary, What::Threads, What::Locks].contains(&what) {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
-use vmkern::{Guest, KernelImage, Op, ThreadId};
+use vmkern::guest::KernelImage;
+use vmkern::{Guest, Op, ThreadId};
 
 fn count(directory: &str) -> usize {
     std::fs::read_dir(directory).expect("procfs is mounted").count()

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use scratch::Scratch;
-use vmkern::Dump;
+use vmkern::dump::Dump;
 
 fn vmkern<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));

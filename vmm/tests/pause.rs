@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use vmkern::guest::PAUSE_LIMIT;
+use vmkern::inspect::Standing;
 use vmkern::{
-    Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, PAUSE_LIMIT, Response, Standing,
-    ThreadId, TimeMode,
+    Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, Response, ThreadId, TimeMode,
 };
 
 /// Longer than any guest can own a lock.

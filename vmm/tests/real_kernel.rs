@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use vmkern::abi::entry::NOTE_TYPE;
+use vmkern::guest::KernelImage;
 use vmkern::{
-    Guest, GuestBuilder, GuestVirt, KernelImage, LaunchError, MallocFlags, MapId, Op, Outcome,
-    Privilege, ThreadId,
+    Guest, GuestBuilder, GuestVirt, LaunchError, MallocFlags, MapId, Op, Outcome, Privilege,
+    ThreadId,
 };
 
 const PAGE: u64 = 4096;
@@ -37,7 +38,9 @@ fn thousands_of_requests_in_flight_are_each_answered_once() {
 
 #[test]
 fn guests_of_every_size_boot_and_manage_their_memory() {
-    for memory in [vmkern::MEMORY_MIN, 64 << 20, (3 << 30) + PAGE, vmkern::MEMORY_MAX] {
+    for memory in
+        [vmkern::inspect::MEMORY_MIN, 64 << 20, (3 << 30) + PAGE, vmkern::inspect::MEMORY_MAX]
+    {
         let guest = launch(Guest::builder().memory(memory));
         let pages = guest.meter().unwrap_or_else(|error| panic!("{error}")).v_page_count.get();
         assert!(

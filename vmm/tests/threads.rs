@@ -5,9 +5,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use vmkern::abi::layout::ThreadState;
-use vmkern::{
-    Context, Guest, GuestError, GuestVirt, MapId, MapKind, Op, Outcome, RequestError, ThreadId,
-};
+use vmkern::guest::RequestError;
+use vmkern::{Context, Guest, GuestError, GuestVirt, MapId, MapKind, Op, Outcome, ThreadId};
 
 const T1: ThreadId = ThreadId::nth::<1>();
 

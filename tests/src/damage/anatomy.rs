@@ -11,7 +11,8 @@ use vmkern::abi::layout::{
     SlabHeader, SleepQueue, StoredOp, Thread, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, NPTEPG, Pte};
-use vmkern::{GuestPhys, GuestVirt, Source, View};
+use vmkern::inspect::{Source, View};
+use vmkern::{GuestPhys, GuestVirt};
 
 /// A field of a structure that is in use, the structures in structures taken apart. An array is one
 /// field.

@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmkern::abi::kva::dmap_to_phys;
 use vmkern::abi::paging::Paging;
-use vmkern::{
-    Anchors, CpuState, GuestPhys, GuestVirt, InspectError, NotRam, PAGE_WORDS, PageWords, Source,
-};
+use vmkern::inspect::{Anchors, CpuState, InspectError, NotRam, PAGE_WORDS, PageWords, Source};
+use vmkern::{GuestPhys, GuestVirt};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Memory as `base` has it, but for pages of its own, and a count of what is read of it.

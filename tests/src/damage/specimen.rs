@@ -8,7 +8,8 @@ use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmkern::abi::addr::NBPDR;
 use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::ThreadState;
-use vmkern::{Context, Dump, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, TimeMode};
+use vmkern::dump::Dump;
+use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, TimeMode};
 
 use crate::{Run as _, launch_unchecked, t};
 
@@ -138,7 +139,8 @@ fn sleepers(guest: &mut Guest, state: State) {
 fn wait_for_sleep(guest: &mut Guest) {
     loop {
         let threads = guest.threads().expect("the list is sound");
-        let awake = |t: &&vmkern::ThreadView| t.tid < 64 && t.state != ThreadState::Sleeping;
+        let awake =
+            |t: &&vmkern::inspect::ThreadView| t.tid < 64 && t.state != ThreadState::Sleeping;
         if threads.iter().filter(|t| t.tid < 64).count() >= 9 && !threads.iter().any(|t| awake(&t))
         {
             return;

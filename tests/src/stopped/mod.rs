@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{
-    Context, Guest, GuestBuilder, GuestError, MapId, MapKind, Op, Report, TimeMode, Workload,
-};
+use vmkern::check::Report;
+use vmkern::guest::Workload;
+use vmkern::{Context, Guest, GuestBuilder, GuestError, MapId, MapKind, Op, TimeMode};
 
 pub use self::death::Death;
 

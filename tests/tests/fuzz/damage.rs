@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
-use vmkern::{Dump, GuestPhys, Source as _};
+use vmkern::GuestPhys;
+use vmkern::dump::Dump;
+use vmkern::inspect::Source as _;
 use vmkern_tests::damage::anatomy::{Anatomy, Part};
 
 /// An image file to be damaged.

@@ -17,8 +17,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use vmkern::GuestVirt;
+use vmkern::check::Report;
+use vmkern::dump::Dump;
+use vmkern::guest::KernelImage;
+use vmkern::inspect::Source as _;
 use vmkern::inspect::draw::draw;
-use vmkern::{Dump, GuestVirt, Inspection, KernelImage, Report, Source as _, Symbols, View, What};
+use vmkern::inspect::{Inspection, Symbols, View, What};
 use vmkern_tests::damage::{Overlay, State, specimen_file};
 
 use self::alloc::{Counting, peak_of};

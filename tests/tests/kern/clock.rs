@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use vmkern::inspect::What;
 use vmkern::inspect::report::{Body, InterruptReport, LocksReport};
-use vmkern::{Guest, MapId, Op, TimeMode, What};
+use vmkern::{Guest, MapId, Op, TimeMode};
 use vmkern_tests::Run;
 use vmkern_tests::harness::in_guest_of;
 use vmkern_tests::kern::{Kern, PAGE};

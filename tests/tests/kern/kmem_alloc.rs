@@ -1,7 +1,8 @@
 //! `kmem_alloc`: wired zeroed memory, and patience for pages.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
-use vmkern::{Context, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::inspect::ObjectView;
+use vmkern::{Context, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest, in_small_guest_left_blocked};
 use vmkern_tests::kern::{Kern, PAGE};

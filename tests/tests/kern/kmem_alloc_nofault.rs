@@ -1,7 +1,8 @@
 //! `kmem_alloc_nofault`: addresses, and nothing behind them.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
-use vmkern::{KernReturn, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::inspect::ObjectView;
+use vmkern::{KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};

@@ -1,7 +1,8 @@
 //! `kmem_alloc_wait`: pageable memory, and patience for room.
 
 use vmkern::abi::layout::EntryFlags;
-use vmkern::{Context, Guest, GuestVirt, KernReturn, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::inspect::ObjectView;
+use vmkern::{Context, Guest, GuestVirt, KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{ARGUMENTS, Kern, PAGE};

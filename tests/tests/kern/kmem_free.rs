@@ -1,7 +1,8 @@
 //! `kmem_free`: what lies in a range goes, whoever owns it.
 
 use vmkern::abi::crash::CrashKind;
-use vmkern::{GuestVirt, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::inspect::ObjectView;
+use vmkern::{GuestVirt, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_guest_to_be_damaged, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};

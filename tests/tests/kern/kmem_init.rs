@@ -3,7 +3,8 @@
 use vmkern::abi::crash::CrashKind;
 use vmkern::abi::kva::{KERNBASE, VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
 use vmkern::abi::layout::EntryFlags;
-use vmkern::{GuestVirt, MapId, ObjectView, Op};
+use vmkern::inspect::ObjectView;
+use vmkern::{GuestVirt, MapId, Op};
 use vmkern_tests::harness::in_guest;
 use vmkern_tests::kern::{Kern, PAGE};
 

@@ -1,7 +1,8 @@
 //! `kmem_malloc`: wired memory for the allocators above, in patience and without.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
-use vmkern::{Context, MapId, MapKind, ObjectView, Op, Outcome, ThreadId};
+use vmkern::inspect::ObjectView;
+use vmkern::{Context, MapId, MapKind, Op, Outcome, ThreadId};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};

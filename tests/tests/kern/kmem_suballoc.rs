@@ -1,7 +1,8 @@
 //! `kmem_suballoc`: a map over a range of another.
 
 use vmkern::abi::layout::EntryFlags;
-use vmkern::{KernReturn, MapId, MapKind, ObjectView, Op, Outcome};
+use vmkern::inspect::ObjectView;
+use vmkern::{KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
 use vmkern_tests::kern::{Kern, PAGE};

@@ -2,8 +2,9 @@
 //! floor.
 
 use vmkern::abi::control::{Allocator, Workload};
+use vmkern::inspect::What;
 use vmkern::inspect::report::{Body, PageCacheReport};
-use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode, What};
+use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode};
 use vmkern_tests::harness::{in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
 use vmkern_tests::kern::{Kern, PAGE};
 use vmkern_tests::{Run, t};

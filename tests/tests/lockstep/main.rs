@@ -6,7 +6,8 @@ mod threads;
 use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Tunables};
+use vmkern::guest::Tunables;
+use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
 use vmkern_tests::{Balance, Checked, MEMORY, Run, launch};
 
 /// Operations of one run.

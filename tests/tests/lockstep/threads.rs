@@ -2,7 +2,8 @@
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
-use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, Tunables};
+use vmkern::guest::Tunables;
+use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_tests::{Balance, Checked, MEMORY, launch, t};
 
 use super::{OPERATIONS, sim_balance};

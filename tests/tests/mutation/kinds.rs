@@ -13,7 +13,8 @@ use vmkern::abi::layout::{
     StoredOp, Thread, ThreadState, VmFreeList, VmMap, VmMapEntry, VmObject, VmPage, VmPhysSeg,
 };
 use vmkern::abi::pte::{Level, Pte, PteFlags};
-use vmkern::{GuestPhys, GuestVirt, Source as _};
+use vmkern::inspect::Source as _;
+use vmkern::{GuestPhys, GuestVirt};
 use vmkern_tests::damage::Overlay;
 use vmkern_tests::damage::anatomy::{Anatomy, page_element};
 

@@ -5,7 +5,7 @@ mod kinds;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng as _;
-use vmkern::Report;
+use vmkern::check::Report;
 use vmkern_tests::damage::anatomy::Anatomy;
 use vmkern_tests::damage::{Overlay, State, specimen};
 
@@ -18,7 +18,7 @@ const VICTIMS: u64 = 8;
 /// `seed`.
 fn try_kind(
     anatomy: &Anatomy<'_>,
-    image: &vmkern::Dump,
+    image: &vmkern::dump::Dump,
     kind: &Kind,
     seed: u64,
 ) -> Result<(), String> {

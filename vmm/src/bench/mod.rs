@@ -3,6 +3,13 @@
 //! Every figure that counts is a ratio: what is measured and what it is measured against take turns
 //! within one run, and the ratio is the median of the rounds' ratios. Absolute times are shown
 //! beside it as information, with quartiles.
+//!
+//! ```
+//! let rounds = 3;
+//! let bench = vmkern::bench::ring(rounds, 100, &mut |_| ())?;
+//! println!("a request and its answer: {} us", bench.round_trip_us.median);
+//! # Ok::<(), vmkern::bench::BenchError>(())
+//! ```
 
 mod against;
 mod bare;

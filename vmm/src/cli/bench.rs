@@ -7,11 +7,11 @@ use anyhow::Context as _;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use vmkern::KernelImage;
 use vmkern::bench::{
     self, AgainstBench, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench,
     ScriptBench, Summary, Verdict,
 };
+use vmkern::guest::KernelImage;
 use vmkern::script::{Status, launch_status, values};
 
 const EXAMPLES: &str = "\
@@ -105,7 +105,7 @@ pub fn run(args: &BenchArgs) -> Status {
         Err(error) => {
             let status = match error.downcast_ref::<BenchError>() {
                 Some(BenchError::Launch(error)) => launch_status(error),
-                None if error.is::<vmkern::KernelError>() => Status::Usage,
+                None if error.is::<vmkern::guest::KernelError>() => Status::Usage,
                 Some(BenchError::Process { .. }) | None => Status::Failed,
                 Some(_) => Status::Broken,
             };

@@ -2,8 +2,8 @@
 //! their marks.
 
 use clap::{Args, CommandFactory as _, ValueEnum};
-use vmkern::Tunables;
-use vmkern::inspect::check::{Group, rules};
+use vmkern::check::{Group, rules};
+use vmkern::guest::Tunables;
 use vmkern::script::{LINES, NAMES, RESULTS, Status, VERBS};
 
 use super::help;

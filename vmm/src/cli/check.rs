@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use vmkern::inspect::check::{Rule, rule, rules};
+use vmkern::Guest;
+use vmkern::check::Report;
+use vmkern::check::{Rule, rule, rules};
+use vmkern::dump::Dump;
+use vmkern::inspect::{InspectError, View};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
     BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Setup, Standstill, Status, closest, explain,
     launch_status, run_script_then,
 };
 use vmkern::text;
-use vmkern::{Dump, Guest, InspectError, Report, View};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;

@@ -1,7 +1,7 @@
 //! `vmkern doctor`: whether this host can run guests, and what to do if not.
 
 use clap::Args;
-use vmkern::DoctorReport;
+use vmkern::doctor::DoctorReport;
 use vmkern::script::Status;
 
 /// Tries everything that guests need of this host, and says what is missing and how to get it.

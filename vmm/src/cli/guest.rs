@@ -4,11 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use vmkern::guest::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, KernelImage};
 use vmkern::script::{GuestOptions, values};
-use vmkern::{
-    DEFAULT_MEMORY, DEFAULT_TIMEOUT, Guest, GuestBuilder, KernelImage, LaunchError, Privilege,
-    TimeMode,
-};
+use vmkern::{Guest, GuestBuilder, LaunchError, Privilege, TimeMode};
 
 /// The guest to boot.
 #[derive(Clone, Debug, Default, Args)]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::{Args, CommandFactory as _};
-use vmkern::Tunables;
+use vmkern::guest::Tunables;
 use vmkern::script::{FAINT, LINES, NAMES, NUMBERS, RESULTS, STRONG, Status, VERBS, Verb, closest};
 
 /// Columns of a help at most; on a narrower terminal it is as wide as that.

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use vmkern::dump::Dump;
+use vmkern::guest::KernelImage;
 use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
+use vmkern::inspect::{InspectError, Inspection, Symbols, View, What};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{BAD, Setup, Standstill, Status, explain, launch_status, run_script_then};
 use vmkern::text;
-use vmkern::{
-    Dump, Guest, InspectError, Inspection, KernelImage, LaunchError, Symbols, View, What,
-};
+use vmkern::{Guest, LaunchError};
 
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
@@ -123,7 +124,7 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
             &words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>(),
         ) {
             Ok(what) => Ok(Request::Look(what)),
-            Err(error @ vmkern::WhatError::Unknown { .. }) => {
+            Err(error @ vmkern::inspect::WhatError::Unknown { .. }) => {
                 Err(anyhow::anyhow!("{error}, diff OTHER"))
             }
             Err(error) => Err(error.into()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use vmkern::KernelImage;
+use vmkern::guest::KernelImage;
 use vmkern::output::{Destination, Output, Readers};
 use vmkern::script::Status;
 

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
+use vmkern::Guest;
+use vmkern::guest::SaveError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
     BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Session, Setup, Source,
     Standstill, Status, Unlaunched, explain, explain_errors, launch_status, run_script_then,
 };
-use vmkern::{Guest, SaveError};
 
 use super::guest::{GuestArgs, Precedence};
 use super::script::Unusable;

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use vmkern::Guest;
+use vmkern::dump::Saving;
+use vmkern::guest::SaveError;
 use vmkern::output::Destination;
 use vmkern::script::Stop;
-use vmkern::{Guest, SaveError, Saving};
 
 /// How long it may take before somebody wants to know how far it is.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -12,7 +12,10 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use vmkern::Guest;
+use vmkern::check::Report;
 use vmkern::input::{SCRIPT_MAX, read_regular};
+use vmkern::inspect::InspectError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::suite::Attempt;
 use vmkern::script::{
@@ -21,7 +24,6 @@ use vmkern::script::{
     run_script_then, suite,
 };
 use vmkern::text;
-use vmkern::{Guest, InspectError, Report};
 
 use super::guest::{GuestArgs, Merged, Precedence};
 use super::junit::{self, Case};

@@ -3,6 +3,13 @@
 //! Every operation of KVM that a guest needs is carried out once, on a guest of a few instructions,
 //! in the order in which a launch would. What fails is named together with what would help; what
 //! depends on it is left out.
+//!
+//! ```
+//! use vmkern::doctor::DoctorReport;
+//!
+//! let report = DoctorReport::examine();
+//! assert!(report.can_run, "{report}");
+//! ```
 
 mod probe;
 

@@ -148,7 +148,7 @@ pub enum GuestError {
         /// Where the CPU stood.
         at: Box<Location>,
     },
-    /// [`InterruptHandle::interrupt`](crate::InterruptHandle::interrupt) was called.
+    /// [`InterruptHandle::interrupt`](crate::guest::InterruptHandle::interrupt) was called.
     #[error("interrupted")]
     Interrupted,
     /// The guest or this VMM broke the protocol between them: a bug of ours, or a guest gone wild.

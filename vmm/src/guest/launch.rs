@@ -18,6 +18,7 @@ use vmkern_abi::boot::{BootArgs, Privilege};
 use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
 use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
+use vmkern_inspect::{Handshake, shake};
 
 use super::builder::GuestBuilder;
 use super::environment::{Environment, KvmKind};
@@ -30,7 +31,7 @@ use super::logs::{Collector, Keeper, Logs};
 use super::wait::Woken;
 use crate::deadline;
 use crate::devices::{Console, Devices, Wires};
-use crate::inspect::{Handshake, NotRam, shake};
+use crate::inspect::NotRam;
 use crate::kvm::bell::Bell;
 use crate::kvm::load::Load;
 use crate::kvm::memory::GuestRam;
@@ -358,7 +359,7 @@ impl Guest {
 #[derive(Debug)]
 pub(super) struct LazySymbols {
     pub(super) kernel: crate::kernel::KernelImage,
-    pub(super) symbols: OnceLock<crate::symbols::Symbols>,
+    pub(super) symbols: OnceLock<vmkern_inspect::symbols::Symbols>,
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use vmkern_abi::addr::GuestPhys;
 use vmkern_abi::paging::Paging;
+use vmkern_inspect::paging_of;
 
 use super::hypervisor::Hypervisor;
 use super::pause::PAUSE_LIMIT;
 use crate::inspect::{
-    Anchors, CpuState, InspectError, NotRam, PageWords, Source, Standing, Unstoppable, paging_of,
+    Anchors, CpuState, InspectError, NotRam, PageWords, Source, Standing, Unstoppable,
 };
 use crate::kvm::crew::HeldCrew;
 

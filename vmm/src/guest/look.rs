@@ -9,9 +9,10 @@ use vmkern_abi::walk::Walk;
 use super::handle::Guest;
 use super::live::{Hold, Live};
 use super::pause::PAUSE_LIMIT;
-use crate::inspect::check::Rule;
+use crate::check::Report;
+use crate::check::Rule;
 use crate::inspect::{
-    Anchors, EntryView, InspectError, Inspection, MapStats, PageRun, Registers, Report, Symbols,
+    Anchors, EntryView, InspectError, Inspection, MapStats, PageRun, Registers, Symbols,
     ThreadView, Unstoppable, View, What,
 };
 use crate::kvm::boot::CONTROL;

@@ -3,6 +3,20 @@
 //! [`Guest::builder`] is the only way in. Requests go through one ring and answers come back
 //! through another ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the
 //! answer, by the guest's end, by [`InterruptHandle::interrupt`], or when the guest's time is up.
+//!
+//! ```
+//! use vmkern::prelude::*;
+//!
+//! let mut guest = Guest::builder().memory(32 << 20).vcpus(2).launch()?;
+//! // Two threads at work at the same time, and their answers in the order in which they come.
+//! for thread in [ThreadId::MAIN, ThreadId::nth::<1>()] {
+//!     guest.submit(thread, Op::KmemAlloc { map: MapId::KERNEL, size: 4096 })?;
+//! }
+//! while guest.in_flight() > 0 {
+//!     assert!(matches!(guest.next_response()?.outcome, Outcome::Value(_)));
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod builder;
 #[cfg(test)]
@@ -33,4 +47,9 @@ pub use self::logs::LogEnd;
 pub use self::pause::{PAUSE_LIMIT, Pause};
 pub use self::save::SaveError;
 pub use self::thread::ThreadId;
-pub use crate::kvm::InterruptHandle;
+pub use crate::kernel::{KernelError, KernelFault, KernelImage};
+pub use crate::kvm::{CpuFailure, CpuFault, InterruptHandle, KvmError, Missing, NoKvm, NodeAccess};
+pub use crate::output::{OutputError, OutputFault};
+pub use vmkern_abi::boot::{TunableError, Tunables};
+pub use vmkern_abi::control::{Allocator, Workload};
+pub use vmkern_abi::crash::CrashKind;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::inspect::ram::HOLE_START;
-use crate::inspect::symbols::build_id;
 use crate::text::name;
 use vmkern_abi::addr::GuestPhys;
+use vmkern_inspect::ram::HOLE_START;
+use vmkern_inspect::symbols::build_id;
 
 use self::elf::Plan;
 use crate::input::read_regular;

@@ -27,8 +27,8 @@ use super::KvmError;
 use super::ioctl::ioctl;
 use super::memory::GuestRam;
 use crate::inspect::NotRam;
-use crate::inspect::ram::ram_ranges;
 use crate::kernel::elf::{Entry, Plan, Segment};
+use vmkern_inspect::ram::ram_ranges;
 
 /// Where the start information lies. Memory map and command line follow in the same page, the
 /// control region behind it: all that a boot touches here lies in one group of [`PREFETCH`] pages,

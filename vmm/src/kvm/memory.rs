@@ -28,9 +28,9 @@ use vmkern_abi::field::Atomics;
 use zerocopy::FromBytes;
 
 use super::KvmError;
-use crate::inspect::ram::{HOLE_START, RamRange, ram_ranges};
 use crate::inspect::{NotRam, PageWords};
 use crate::system::limits;
+use vmkern_inspect::ram::{HOLE_START, RamRange, ram_ranges};
 
 /// A huge page of the host and of the guest, in bytes.
 const HUGE_PAGE: usize = 2 << 20;
@@ -410,7 +410,7 @@ mod tests {
     use vmkern_abi::field::Field;
 
     use super::*;
-    use crate::inspect::ram::HOLE_END;
+    use vmkern_inspect::ram::HOLE_END;
 
     #[test]
     fn ram_leaves_the_device_hole_free() {

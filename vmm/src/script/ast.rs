@@ -10,8 +10,8 @@ use super::lexer::Radix;
 use super::names::MapField;
 use super::source::{Source, Span};
 use super::verbs::Verb;
-use crate::What;
 use crate::guest::ThreadId;
+use crate::inspect::What;
 
 /// A script that can run: every verb is one that the kernel offers, and every name has been bound
 /// by a line above.

@@ -13,8 +13,8 @@ use super::outcome::{self, StepResult};
 use super::source::Span;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
-use crate::What;
 use crate::guest::ThreadId;
+use crate::inspect::What;
 
 impl Run<'_> {
     pub(super) fn eval(&mut self, at: Span, expr: &Expr) -> Result<u64, Over> {

@@ -13,13 +13,14 @@ use super::look::Look;
 use super::names::MapField;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target, TargetError};
+use crate::check::Report;
+use crate::dump::{Dump, Saving};
+use crate::guest::{LogEnd, SaveError};
 use crate::inspect::draw::draw;
+use crate::inspect::{InspectError, Inspection, View};
 use crate::output::Destination;
 use crate::text::unstyled;
-use crate::{
-    Crash, Dump, Guest, GuestError, InspectError, Inspection, LogEnd, Report, SaveError, Saving,
-    View,
-};
+use crate::{Crash, Guest, GuestError};
 
 /// The kernel's log is moved out of the guest after this many operations.
 const DRAIN_EVERY: u32 = 512;

@@ -7,7 +7,7 @@ use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer};
 use super::scope::Scope;
-use crate::What;
+use crate::inspect::What;
 use crate::spelling::closest;
 
 /// What a script wants to look at.

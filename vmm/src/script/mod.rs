@@ -5,6 +5,22 @@
 //! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`RunReport`]
 //! says what came of it as JSON, and [`explain`] for people.
 //!
+//! ```
+//! use std::time::Duration;
+//! use vmkern::Guest;
+//! use vmkern::script::{Setup, Source, Status, Step, Stop, parse, run_script};
+//!
+//! let text = "p = kmem_malloc kmem_map 8K NOWAIT\nkmem_free kmem_map $p 8K\n";
+//! let script = parse(&Source::new("pair.kmem", text)).map_err(|wrong| format!("{wrong:?}"))?;
+//!
+//! let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
+//! let stop = Stop::after(Duration::from_secs(60));
+//! let mut steps = 0;
+//! let session = run_script(&script, setup, &stop, &mut |_: &Step| steps += 1)?;
+//! assert_eq!((session.ending.status(), steps), (Status::Ok, 2));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Numbers are unsigned 64-bit. A time is a number of microseconds: `5ms` is 5000. `rand(LO,HI)`
 //! includes both bounds.
 
@@ -77,5 +93,8 @@ pub use self::source::{NotUtf8, Source, Span};
 pub use self::stop::Stop;
 pub use self::target::{Panic, Reply, Target, TargetError};
 pub use self::verbs::{Build, FLAGS, Gives, Param, VERBS, Value, Verb};
+// For the command `vmkern`, which is a crate of its own.
+#[doc(hidden)]
 pub use crate::spelling::closest;
+#[doc(hidden)]
 pub use crate::style::{BAD, FAINT, GOOD, STRONG};

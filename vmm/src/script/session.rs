@@ -14,7 +14,8 @@ use super::observe::Observer;
 use super::outcome::{Ending, Status};
 use super::stop::Stop;
 use super::target::{Panic, Target};
-use crate::{Environment, Guest, GuestBuilder, GuestError, LaunchError, LogEnd};
+use crate::guest::{Environment, LogEnd};
+use crate::{Guest, GuestBuilder, GuestError, LaunchError};
 
 /// What a run needs beside the script.
 pub struct Setup {

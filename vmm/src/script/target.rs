@@ -11,7 +11,8 @@ use super::look::Look;
 use super::names::MapField;
 use super::outcome::StepResult;
 use super::stop::Stop;
-use crate::{Guest, Report};
+use crate::Guest;
+use crate::check::Report;
 
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,8 +14,9 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::{MapId, Op, Outcome};
 
 use self::window::{COLUMNS, Window, count};
+use crate::inspect::{Frame, InspectError};
 use crate::script::{FAINT, Runner, STRONG, Step, StepResult, Stop, TargetError, map_name};
-use crate::{Crash, Frame, Guest, GuestError, InspectError, ThreadId};
+use crate::{Crash, Guest, GuestError, ThreadId};
 
 /// Where the tour's text goes, piece by piece.
 pub type Out<'o> = &'o mut dyn FnMut(&str);

@@ -7,8 +7,9 @@ use vmkern_abi::control::MapId;
 use vmkern_abi::layout::EntryFlags;
 use vmkern_abi::pte::PteFlags;
 
+use crate::Guest;
+use crate::inspect::{EntryView, InspectError, ObjectView};
 use crate::script::{BAD, FAINT, GOOD, map_name};
-use crate::{EntryView, Guest, InspectError, ObjectView};
 
 /// Columns of a bar.
 pub(super) const COLUMNS: u64 = 44;

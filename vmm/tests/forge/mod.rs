@@ -6,8 +6,11 @@ use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
+use vmkern::GuestPhys;
 use vmkern::abi::kva::phys_to_dmap;
-use vmkern::{Dump, GuestPhys, Source as _, View};
+use vmkern::dump::Dump;
+use vmkern::inspect::Source as _;
+use vmkern::inspect::View;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

@@ -1,10 +1,10 @@
 //! Guests of a few bytes: 32-bit code in a PVH ELF that is put together here, so that a test
 //! controls every instruction that its guest executes.
 
-use vmkern::KernelImage;
 use vmkern::abi::ABI_VERSION;
 use vmkern::abi::control::{ControlRegion, DOORBELL_PORT, EXIT_PORT, Phase};
 use vmkern::abi::describe::HASH;
+use vmkern::guest::KernelImage;
 
 /// Where the code lies.
 pub const CODE: u32 = 0x10_0000;

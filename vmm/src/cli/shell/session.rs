@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use vmkern::guest::LogEnd;
 use vmkern::script::{
     BAD, Detail, Ending, FAINT, GuestOptions, GuestTarget, Interpreter, Judging, NotUtf8, Observer,
     Panic, Progress, STRONG, Source, Status, Step, StepResult, Stop, TooMuch, explain,
     launch_status, parse,
 };
-use vmkern::{Guest, LaunchError, LogEnd, Outcome, text};
+use vmkern::{Guest, LaunchError, Outcome, text};
 
 use super::ShellArgs;
 use super::input::{Input, Read};

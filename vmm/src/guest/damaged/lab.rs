@@ -8,10 +8,10 @@ use vmkern_abi::layout::{KernelRoots, VmMap, VmMapEntry, VmPage};
 use vmkern_abi::pte::Level;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::RunState;
-use crate::View;
+use crate::check::{Finding, Report};
 use crate::guest::Guest;
-use crate::{Finding, Report};
+use crate::inspect::RunState;
+use crate::inspect::View;
 
 /// A guest at rest whose memory a test damages and puts in order again.
 pub(super) struct Lab {

@@ -5,7 +5,7 @@ use vmkern_abi::control::{MapId, Op};
 use vmkern_abi::layout::{EntryFlags, Protection};
 
 use super::lab::Lab;
-use crate::ObjectView;
+use crate::inspect::ObjectView;
 
 #[test]
 fn wrong_fields_of_an_entry_are_found() {

@@ -9,7 +9,7 @@ use vmkern_abi::layout::{KernelPmap, KernelRoots};
 use vmkern_abi::pte::{Level, Pte, PteFlags};
 
 use super::lab::{Lab, expect_finding};
-use crate::{Finding, Report};
+use crate::check::{Finding, Report};
 
 /// Where the kernel's image begins in low memory.
 const LOW_END: u64 = 1 << 20;

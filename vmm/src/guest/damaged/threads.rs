@@ -6,7 +6,7 @@ use vmkern_abi::layout::{HeldLocks, Pcpu, Preempt, SleepQueue, Thread, ThreadSta
 use vmkern_abi::pte::Level;
 
 use super::lab::{Damage, Lab, expect_finding};
-use crate::Report;
+use crate::check::Report;
 
 /// t0, which waits for a request.
 fn worker(lab: &Lab) -> KPtr<Thread> {

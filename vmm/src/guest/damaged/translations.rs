@@ -6,7 +6,7 @@ use vmkern_abi::layout::{PageFlags, PageOflags};
 use vmkern_abi::pte::{Level, PteFlags};
 
 use super::lab::{Lab, expect_finding};
-use crate::Report;
+use crate::check::Report;
 
 fn damaged(lab: &Lab, va: GuestVirt, damage: impl Fn(u64) -> u64) -> Report {
     lab.damaged_phys::<Field<u64>>(lab.pte_at(va, Level::Pt), |entry| entry.update_locked(&damage))

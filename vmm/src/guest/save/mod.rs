@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::handle::Guest;
 use super::live::Hold;
-use crate::inspect::dump::{self, About, Saved, Saving};
+use crate::dump::{self, About, Saved, Saving};
 use crate::inspect::{InspectError, Source};
 use crate::output::{Destination, GoOn, Output, OutputError, Readers};
 use crate::text::name;
@@ -85,8 +85,8 @@ pub(crate) fn save(
 }
 
 impl Guest {
-    /// Writes a dump of this guest's memory and CPUs to `path`, as [`Destination::of_bytes`]
-    /// understands it: in place of a file that is there, into a device or a FIFO. The guest is held
+    /// Writes a dump of this guest's memory and CPUs to `path`: to a new file, in place of one that
+    /// is there, into a device or a FIFO, or, as `-`, to standard output. The guest is held
     /// meanwhile. Works on a dead guest too: the dump shows it as it died.
     ///
     /// # Errors
@@ -101,6 +101,8 @@ impl Guest {
     ///
     /// # Errors
     /// See [`SaveError`].
+    // For the command, which opens the destination before the guest runs.
+    #[doc(hidden)]
     pub fn save_dump_to(
         &self,
         to: Destination,

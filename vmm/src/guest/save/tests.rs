@@ -7,8 +7,9 @@ use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::paging::{Paging, PagingFeatures};
 
 use super::*;
-use crate::inspect::dump::OtherKernel;
-use crate::inspect::{Anchors, CpuState, Dump, NotRam, PageWords, Registers, RunState};
+use crate::dump::Dump;
+use crate::dump::OtherKernel;
+use crate::inspect::{Anchors, CpuState, NotRam, PageWords, Registers, RunState};
 use crate::kernel::KernelImage;
 use crate::kvm::memory::GuestRam;
 

@@ -6,10 +6,11 @@ use std::path::Path;
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::{Context, MapId, Op, Outcome};
 
+use crate::check::{Finding, Report};
+use crate::inspect::What;
 use crate::script::{
     Ending, Look, MapField, Panic, Reply, Source, Step, Stop, Target, TargetError, parse, run,
 };
-use crate::{Finding, Report, What};
 
 /// Addresses are handed out from here on.
 pub const BASE: u64 = 0xffff_ff80_0000_0000;

@@ -6,7 +6,7 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome, WaitMessage};
 
 use super::fake::{BASE, Fake, given, panic, run_on, run_text};
-use crate::Finding;
+use crate::check::Finding;
 use crate::script::{Ending, Failure, Reply, Source, Status, Step, Stop, TargetError, parse, run};
 
 fn finished(text: &str) -> Fake {

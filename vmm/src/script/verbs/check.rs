@@ -4,7 +4,7 @@ use vmkern_abi::control::Outcome;
 
 use super::row::{Action, Gives, Value, Verb};
 use super::{Answer, HostVerb, Miss};
-use crate::Report;
+use crate::check::Report;
 use crate::script::env::Bound;
 use crate::script::eval::{Over, Run};
 use crate::script::judge::Unjudged;

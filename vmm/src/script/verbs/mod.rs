@@ -147,7 +147,7 @@ mod tests {
                     Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),
                     Param::File => Value::File("file".to_owned()),
-                    Param::Look => Value::Look(Look::At(crate::What::Maps)),
+                    Param::Look => Value::Look(Look::At(crate::inspect::What::Maps)),
                 })
                 .collect();
             if let Action::Operation(build) = verb.action {
