@@ -1,5 +1,4 @@
-//! A CPU as it is seen from outside: its registers, what it does, and where it stands while it is
-//! held.
+//! A CPU seen from outside: its registers, its run state, and where it stands while it is held.
 
 use std::fmt;
 
@@ -22,17 +21,17 @@ pub struct Registers {
     pub rflags: u64,
     /// General registers, in the order of their x86 encoding ([`GPR_NAMES`]).
     pub gpr: [u64; 16],
-    /// CR0; 0 where it is not known.
+    /// CR0; 0 if unknown.
     pub cr0: u64,
     /// The address that faulted last.
     pub cr2: GuestVirt,
     /// Root page table.
     pub cr3: u64,
-    /// CR4; 0 where it is not known.
+    /// CR4; 0 if unknown.
     pub cr4: u64,
-    /// EFER; 0 where it is not known.
+    /// EFER; 0 if unknown.
     pub efer: u64,
-    /// Selector of the code segment; its two low bits are the CPL. 0 where it is not known.
+    /// Selector of the code segment; its two low bits are the CPL. 0 if unknown.
     pub cs: u16,
 }
 
@@ -49,7 +48,7 @@ impl Registers {
         self.cr0 >> 31 & 1 != 0
     }
 
-    /// The privilege level of the code that ran, where the code segment is known.
+    /// The privilege level of the code that ran, if the code segment is known.
     #[must_use]
     pub fn cpl(&self) -> Option<u16> {
         (self.cs != 0).then_some(self.cs & 3)
@@ -84,11 +83,11 @@ impl fmt::Display for Registers {
 /// What a CPU is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
-    /// It runs, or would if nobody held it.
+    /// It runs, or would run if it were not held.
     Running,
     /// It waits for an interrupt (`hlt`).
     Halted,
-    /// It will not run again: the guest has left or failed.
+    /// It will not run again: the guest has exited or failed.
     Ended,
 }
 
@@ -101,20 +100,21 @@ pub struct CpuState {
     pub state: RunState,
     /// Its registers.
     pub registers: Registers,
-    /// Its TSC at that moment; 0 when it could not be read.
+    /// Its TSC at that moment; 0 if it could not be read.
     pub tsc: u64,
 }
 
 /// Where a vCPU stands while it is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Where its kernel owns no mutex and no spin lock: it said so, or it is halted.
+    /// At a point where its kernel owns no mutex and no spin lock: the kernel said so, or the vCPU
+    /// is halted.
     Quiescent,
-    /// At a point of a loop over pages whose mutexes its kernel owns: it said so. What they guard
-    /// may be half changed.
+    /// At a point inside a loop over pages, with mutexes held: the kernel said so. What those
+    /// mutexes guard may be half changed.
     Owning,
-    /// Anywhere. What is guarded by a lock that is owned may be half changed. A vCPU that has ended
-    /// stands there.
+    /// Anywhere. Whatever a held lock guards may be half changed. A vCPU that has ended counts as
+    /// standing here.
     Anywhere,
 }
 
@@ -123,7 +123,7 @@ pub enum Standing {
 #[error("the vCPU's thread does not stop")]
 pub struct Unstoppable;
 
-/// `paging` as it holds on `cpus`: the first of them says whether bit 63 of an entry is reserved.
+/// `paging` as it applies on `cpus`: the first of them says whether bit 63 of an entry is reserved.
 #[must_use]
 pub fn paging_of(paging: Paging, cpus: &[CpuState]) -> Paging {
     const NXE: u64 = 1 << 11;

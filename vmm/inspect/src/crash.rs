@@ -1,4 +1,4 @@
-//! How a kernel died, in words: the crash record, checked and with names for its addresses.
+//! How a kernel died, in words: the crash record, checked, with its addresses resolved to names.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::cpu::Registers;
 use crate::symbols::{AddressKind, Frame, Symbols};
 use crate::text::one_line;
 
-/// The guest said that it died, and left no valid record; the kind that stands in it.
+/// The guest reported its death, but left no valid record. Holds the kind that the record names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the guest died and left no crash record (kind {0})")]
 pub struct NoCrashRecord(pub u32);
@@ -21,8 +21,8 @@ pub struct NoCrashRecord(pub u32);
 pub struct Location {
     /// The address.
     pub address: GuestVirt,
-    /// The function and the line, innermost inlined function first. Empty where the symbols know
-    /// nothing.
+    /// The function and the line, innermost inlined function first. Empty if the symbols do not
+    /// cover the address.
     pub frames: Vec<Frame>,
 }
 
@@ -39,44 +39,45 @@ impl fmt::Display for Location {
 /// How a kernel died.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crash {
-    /// In which way.
+    /// The way it died.
     pub kind: CrashKind,
-    /// The kernel's words.
+    /// The kernel's own message.
     pub message: String,
     /// The CPU.
     pub cpu: u32,
     /// Number of the kernel thread, if one ran.
     pub thread: Option<u32>,
-    /// Its name: `tN` for a thread that requests name, else the kernel's own name for it.
+    /// The thread's name: `tN` for a thread that requests can name, otherwise the kernel's own
+    /// name.
     pub thread_name: Option<String>,
     /// Whether it happened in an interrupt handler, which only interrupted that thread.
     pub in_interrupt: bool,
-    /// Exception vector, if it was one.
+    /// The exception's vector, if it was an exception.
     pub vector: Option<u32>,
     /// The exception's error code.
     pub error_code: u64,
-    /// Where it happened; 0 for a panic, whose place the backtrace tells.
+    /// Where it happened; 0 for a panic, whose place the backtrace shows.
     pub rip: GuestVirt,
     /// The address that faulted last.
     pub cr2: GuestVirt,
     /// Registers there; all 0 for a panic.
     pub registers: Box<Registers>,
-    /// How the CPU came there, innermost call first. An address inside inlined functions gives one
-    /// frame for each.
+    /// The calls that led there, innermost first. An address inside inlined functions yields one
+    /// frame for each of them.
     pub backtrace: Vec<Frame>,
 }
 
 impl Crash {
-    /// Reads `record`, which the guest wrote and may have written wrong: counts are capped, text is
-    /// made valid UTF-8.
+    /// Reads `record`. The guest may have written nonsense: counts are capped and text is made
+    /// valid UTF-8.
     ///
     /// # Errors
-    /// [`NoCrashRecord`] when its kind is none.
+    /// [`NoCrashRecord`] when its kind is unknown.
     pub fn from_record(record: &CrashRecord, symbols: &Symbols) -> Result<Self, NoCrashRecord> {
-        // 1. A record: a kind that is known.
+        // 1. Is it a record at all: is its kind known?
         let code = record.kind.get();
         let kind = code.known().ok_or(NoCrashRecord(code.raw()))?;
-        // 2. Its text and frames, as many as there is room for whatever the record says.
+        // 2. Its text and frames, capped at what the record has room for.
         let absent = |value: u32| (value != u32::MAX).then_some(value);
         let count = |value: u32, max: usize| usize::try_from(value).unwrap_or(max).min(max);
         let message: Vec<u8> = record
@@ -101,8 +102,8 @@ impl Crash {
         for (register, field) in registers.gpr.iter_mut().zip(&record.gpr) {
             *register = field.get();
         }
-        // 4. The first frame is where the CPU stood, if anywhere; the frames of a panic are all
-        //    return addresses.
+        // 4. The first frame is where the CPU stood if it equals RIP; a panic has return addresses
+        //    only.
         let innermost = match record.frames[0].get() {
             first if first == record.rip.get() => AddressKind::Stopped,
             _ => AddressKind::Called,
@@ -155,7 +156,7 @@ impl fmt::Display for Crash {
     }
 }
 
-/// The name of thread `tid`, as far as its number tells it.
+/// The name of thread `tid`, as far as it follows from the number.
 fn thread_name(tid: u32) -> String {
     if tid < u32::from(MAX_THREADS) { format!("t{tid}") } else { format!("number {tid}") }
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a look into a guest.
+//! Errors of inspection.
 
 use thiserror::Error;
 use vmkern_abi::addr::GuestVirt;
@@ -24,7 +24,7 @@ pub enum InspectError {
         /// The first address of it that is not mapped.
         missing: GuestVirt,
     },
-    /// A structure or a page table lies outside of RAM.
+    /// A structure or a page table lies outside RAM.
     #[error("{what}: {source}")]
     NotRam {
         /// The structure.
@@ -32,7 +32,7 @@ pub enum InspectError {
         /// The access.
         source: NotRam,
     },
-    /// A structure's address is not aligned as its type is.
+    /// A structure's address does not have the alignment of its type.
     #[error("{what} at {at}: the address is not aligned")]
     Misaligned {
         /// The structure.
@@ -74,7 +74,8 @@ impl InspectError {
         Self::Damaged { what, at, problem: problem.into() }
     }
 
-    /// What is wrong, without the structure and its address: for who names these himself.
+    /// What is wrong, without the structure and its address: for callers that name these
+    /// themselves.
     pub(crate) fn problem(&self) -> String {
         match self {
             Self::Damaged { problem, .. } => problem.clone(),

@@ -1,10 +1,10 @@
-//! Whether kernel and host mean the same thing by the same bytes.
+//! Checks that kernel and host interpret the same bytes in the same way.
 //!
-//! The kernel publishes a version, a hash over the description of all its structures, and where
-//! that description lies ([`vmkern_abi::describe`]). Equal hashes end the matter. Else the kernel's
-//! own description is read and compared, so that the refusal says which fields of which structures
-//! differ. The description is hostile like everything else: it is text of bounded length, and what
-//! cannot be read of it is said.
+//! The kernel publishes a version, a hash over the description of all its structures, and the place
+//! of that description ([`vmkern_abi::describe`]). If the hashes are equal, nothing else is
+//! compared. Otherwise the kernel's own description is read and compared, so the error says which
+//! fields of which structures differ. The description is not trusted, like everything else: it is
+//! text of bounded length, and the error says what of it cannot be read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,19 +17,20 @@ use crate::ram::NotRam;
 use crate::source::Source;
 use crate::text::one_line;
 
-/// Longest description that is read.
+/// The longest description that is read.
 const TEXT_MAX: u64 = 1 << 20;
-/// Most differences that are told one by one.
+/// The most differences that are listed.
 const TOLD_MAX: usize = 40;
 
-/// The kernel's structures are not this host's.
+/// The kernel's structures differ from this host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbiMismatch {
     /// The kernel's version.
     pub guest_version: u32,
     /// The hash of the kernel's description.
     pub guest_hash: u64,
-    /// What differs, one structure or field each, as far as the kernel's description could be read.
+    /// The differences, one structure or field each, as far as the kernel's description could be
+    /// read.
     pub differences: Vec<String>,
     /// Why the kernel's description could not be read.
     pub unreadable: Option<String>,
@@ -47,7 +48,7 @@ impl fmt::Display for AbiMismatch {
             describe::HASH
         )?;
         if let Some(why) = unreadable {
-            return write!(f, "; what differs is unknown: {why}");
+            return write!(f, "; the differences are unknown: {why}");
         }
         for difference in differences.iter().take(TOLD_MAX) {
             write!(f, "\n  {difference}")?;
@@ -59,7 +60,7 @@ impl fmt::Display for AbiMismatch {
     }
 }
 
-/// What the kernel says of its ABI.
+/// What the kernel publishes about its ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Published {
     version: u32,
@@ -83,7 +84,7 @@ impl Published {
         if word(at!(magic))? != CONTROL_MAGIC {
             return Ok(None);
         }
-        // Two versions of 32 bits stand in one word, the kernel's in the high half.
+        // One word holds two versions of 32 bits, the kernel's in the high half.
         let versions = word(at!(host_abi_version))?;
         let [.., a, b, c, d] = versions.to_le_bytes();
         Ok(Some(Self {
@@ -95,12 +96,12 @@ impl Published {
     }
 }
 
-/// Whether a kernel has come so far as to say what its structures look like.
+/// Whether a kernel has published what its structures look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
-    /// It has, and they are this host's.
+    /// It has, and they are the same as this host's.
     Agreed,
-    /// It has said nothing yet: there is nothing of it to be read either.
+    /// It has not published anything yet: there is nothing to inspect either.
     Silent,
 }
 
@@ -135,7 +136,7 @@ fn mismatch(source: &dyn Source, published: &Published) -> AbiMismatch {
 fn description(source: &dyn Source, published: &Published) -> Result<String, String> {
     let Published { description, len, hash, .. } = *published;
     if len == 0 || len > TEXT_MAX {
-        return Err(format!("its description is said to be {len} bytes long"));
+        return Err(format!("its description has a length of {len} bytes"));
     }
     let mut bytes = vec![0; usize::try_from(len).map_err(|error| error.to_string())?];
     source
@@ -188,7 +189,7 @@ fn structures(text: &str) -> Result<BTreeMap<String, Shape>, String> {
 }
 
 fn differences(theirs: &BTreeMap<String, Shape>, ours: &BTreeMap<String, Shape>) -> Vec<String> {
-    // 1. Structures of the kernel: their sizes and fields against this host's.
+    // 1. The kernel's structures: compare sizes and fields with this host's.
     let mut told = Vec::new();
     for (name, (size, fields)) in theirs {
         let Some((our_size, our_fields)) = ours.get(name) else {
@@ -235,7 +236,7 @@ mod tests {
 
     const TEXT_AT: GuestPhys = GuestPhys::new(0x20_0000);
 
-    /// RAM with a control region at 0, by which a kernel describes itself with `text`.
+    /// RAM with a control region at 0, in which a kernel describes itself with `text`.
     fn kernel(version: u32, text: &str) -> TestRam {
         let ram = mapped_ram();
         let put = |at: usize, bytes: &[u8]| {

@@ -1,22 +1,22 @@
-//! Looking into a guest: its counters, maps and page tables, read out of its memory.
+//! Inspects a guest: reads its counters, maps and page tables out of its memory.
 //!
 //! Inspection never asks the kernel anything. It follows the kernel's own pointers through the
 //! kernel's own page tables, starting from the control region, and trusts none of them: every
 //! address is translated and bounds-checked, every list is checked against its count and its order,
-//! and what is wrong becomes an [`InspectError`] that names the structure and the address.
+//! and every contradiction becomes an [`InspectError`] that names the structure and the address.
 //!
 //! | what | where |
 //! |---|---|
 //! | memory and CPUs to look into | [`Source`]: a [`Dump`], or a guest that `vmkern` runs |
-//! | one look | [`View`] |
-//! | what there is to say | [`report`], as data, and [`draw`], as text |
-//! | whether everything agrees | [`check`] |
+//! | a consistent look at them | [`View`] |
+//! | reports | [`report`], as data, and [`draw`], as text |
+//! | verification of every structure | [`check`] |
 //!
-//! The crate knows the layout of shared memory (`vmkern-abi`) and neither KVM nor the guest's
-//! kernel: what it says is said by an independent witness, and a dump can be read on a host that
-//! could not run the guest. Only two things depend on the host's system: a dump is mapped
-//! (memmap2), and the holes of its file are found out on Linux (`lseek`); elsewhere all of the
-//! file counts as bytes.
+//! The crate depends on the layout of shared memory (`vmkern-abi`), but not on KVM or on the
+//! guest's kernel. So its findings are those of an independent witness, and a dump can be read on a
+//! host that could not run the guest. Only two things depend on the host's system: a dump is mapped
+//! (memmap2), and the holes of its file are found with `lseek` on Linux; on other systems all of
+//! the file counts as bytes.
 //!
 //! ```no_run
 //! use vmkern_inspect::{Dump, Inspection, Report, Symbols, View, What};

@@ -1,4 +1,4 @@
-//! Following a list that a guest has linked.
+//! Follows a list that a guest has linked.
 
 use vmkern_abi::addr::KPtr;
 use zerocopy::{FromBytes, IntoBytes};
@@ -6,9 +6,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::InspectError;
 use crate::view::View;
 
-/// The structures of a list, copied one by one, each with its address. Ends after the last, or
-/// after an error: a structure that cannot be read, a list that comes back to where it has been,
-/// more structures than there may be.
+/// The structures of a list, copied one by one, each with its address. The iterator ends after the
+/// last, or after an error: a structure that cannot be read, a cycle, or too many structures.
 #[must_use = "it reads nothing until it is iterated over"]
 pub struct List<'v, 'a, T, F> {
     view: &'v View<'a>,
@@ -18,8 +17,8 @@ pub struct List<'v, 'a, T, F> {
     end: KPtr<T>,
     most: u64,
     seen: u64,
-    /// A structure that was passed, which moves up each time that the number of those seen has
-    /// doubled: a list that runs in a circle comes by it again (Brent's algorithm).
+    /// A structure that was passed. It is replaced by the newest each time the number of structures
+    /// seen has doubled: a list with a cycle meets it again (Brent's algorithm).
     mark: KPtr<T>,
 }
 
@@ -37,12 +36,12 @@ impl<'v, 'a, T, F> List<'v, 'a, T, F> {
         }
     }
 
-    /// Ends the list at `end` as well, which is not read: the head of a circular list.
+    /// Also ends the list at `end`, which is not read: the head of a circular list.
     pub fn until(self, end: KPtr<T>) -> Self {
         Self { end, ..self }
     }
 
-    /// Makes more than `most` structures an error. By default it is what fits into memory.
+    /// Makes more than `most` structures an error. The default is what fits into memory.
     pub fn at_most(self, most: u64) -> Self {
         Self { most: most.min(self.most), ..self }
     }
@@ -64,10 +63,7 @@ where
             return broken("the list comes back to it".to_owned());
         }
         if self.seen == self.most {
-            return broken(format!(
-                "the list goes on after {}, the most that there can be",
-                self.most
-            ));
+            return broken(format!("the list continues after {} elements, the maximum", self.most));
         }
         let value = match self.view.copy(self.what, at) {
             Ok(value) => value,

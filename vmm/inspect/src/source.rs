@@ -1,9 +1,8 @@
-//! What is looked into: a guest's physical memory and its CPUs' registers.
+//! What is inspected: a guest's physical memory and its CPUs' registers.
 //!
-//! Everything in inspection is written over [`Source`], so that it works on a guest that runs, on a
-//! dead one, and on a memory image in a file. A source promises bounds and nothing else: what it
-//! shows was written by a guest, which may have been damaged or hostile, and whoever reads it
-//! checks it.
+//! All of inspection is generic over [`Source`], so it works on a running guest, on a dead guest,
+//! and on a dump in a file. A source only guarantees bounds: the content was written by a guest,
+//! which may be damaged or hostile, so every reader checks it.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -17,7 +16,7 @@ use crate::InspectError;
 use crate::cpu::{CpuState, Standing};
 use crate::ram::{NotRam, PAGE_WORDS, PageWords};
 
-/// Where the kernel's structures begin, as the control region says.
+/// Where the kernel's structures begin, according to the control region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Anchors {
     /// The control region ([`ControlRegion`]).
@@ -29,7 +28,7 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// What `region`, which lies at `control`, says now.
+    /// The anchors that `region`, which lies at `control`, names now.
     #[must_use]
     pub fn of(control: GuestPhys, region: &ControlRegion) -> Self {
         Self { control, pml4: region.pml4.get(), roots: region.roots.get() }
@@ -47,7 +46,7 @@ pub trait Source {
     /// [`NotRam`] when there is no RAM.
     fn page(&self, at: GuestPhys) -> Result<&PageWords, NotRam>;
 
-    /// The CPUs, by number. A running guest is held for the time of this call.
+    /// The CPUs, by number. A running guest is held during this call.
     ///
     /// # Errors
     /// [`InspectError::Unstoppable`] when a vCPU cannot be held, [`InspectError::NotReady`]
@@ -57,16 +56,17 @@ pub trait Source {
     /// Where the kernel's structures begin.
     fn anchors(&self) -> Anchors;
 
-    /// What its CPUs demand of page-table entries.
+    /// What its CPUs require of page-table entries.
     fn paging(&self) -> Paging;
 
-    /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one had to be held
-    /// that came to no quiescent point, and may be anywhere in the kernel with or without a mutex.
+    /// Where its CPUs stand, as far as that is known: [`Standing::Anywhere`] if one of them was
+    /// held before it reached a quiescent point, so it may be anywhere in the kernel, with or
+    /// without a mutex.
     fn standing(&self) -> Standing {
         Standing::Quiescent
     }
 
-    /// Copies `buffer.len()` bytes out, from `start` on. Aligned words are read whole.
+    /// Copies `buffer.len()` bytes out, from `start` on. Each aligned word is read in one access.
     ///
     /// # Errors
     /// [`NotRam`] when a part is not RAM; the buffer's content is then unspecified.
@@ -99,20 +99,19 @@ pub trait Source {
         Ok(self.page(at).map_err(|_| outside)?[word].load(Ordering::Relaxed))
     }
 
-    /// The parts of RAM that may hold anything but zeros, ascending: for whoever goes through all
-    /// of it.
+    /// The parts of RAM that may hold anything but zeros, ascending: for readers of all of RAM.
     fn populated(&self) -> Vec<Range<GuestPhys>> {
         self.segments().to_vec()
     }
 
-    /// Whether the page at `at` may hold anything but zeros. An image knows of most that it does
-    /// not hold.
+    /// Whether the page at `at` may hold anything but zeros. A dump knows this of most pages that
+    /// it does not hold.
     fn holds(&self, _at: GuestPhys) -> bool {
         true
     }
 
-    /// Bytes of RAM that may hold anything but zeros: a bound for what is worth reading, and for
-    /// what a structure's counts may claim.
+    /// Bytes of RAM that may hold anything but zeros: a bound for the work of reading, and for the
+    /// counts that structures may claim.
     fn held_size(&self) -> u64 {
         self.populated().iter().map(|range| range.end.since(range.start)).sum()
     }

@@ -1,4 +1,4 @@
-//! The styles of everything that is printed for people.
+//! The styles of all output for people.
 
 use anstyle::{AnsiColor, Style};
 
@@ -8,5 +8,5 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// A heading.
 pub const STRONG: Style = Style::new().bold();
-/// What frames the text.
+/// The frame around text.
 pub const FAINT: Style = AnsiColor::Cyan.on_default();

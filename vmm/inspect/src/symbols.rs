@@ -1,4 +1,4 @@
-//! Names for the kernel's addresses, from the debug information in its image.
+//! Names for the kernel's addresses, from the debug information in its ELF file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,14 +14,14 @@ use crate::text::one_line;
 
 type Reader = EndianArcSlice<RunTimeEndian>;
 
-/// A call in a backtrace. `function+offset (file:line)` is how it is shown.
+/// A call in a backtrace. It is shown as `function+offset (file:line)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The address of the call, or where the CPU stood.
     pub address: GuestVirt,
     /// The function's name, without its path and its generic arguments.
     pub function: Option<String>,
-    /// Bytes from the start of the function that the address lies in, inlined or not.
+    /// Bytes from the start of the symbol's function, into which this one may be inlined.
     pub offset: u64,
     /// The source file, relative to the sources of its crate.
     pub file: Option<String>,
@@ -43,15 +43,14 @@ impl fmt::Display for Frame {
     }
 }
 
-/// The kernel's function that calls the handlers of traps, on behalf of the code that they
-/// interrupt.
+/// The kernel's function that calls the handlers of traps.
 const TRAP_ENTRY: &str = "trap_entry";
 
-/// The symbols of one kernel image.
+/// The symbols of one kernel.
 pub struct Symbols {
     /// Functions by start address: `(start, size, name)`.
     functions: Vec<(u64, u64, String)>,
-    /// Where code is. Debug information also has functions that are not in the image, at 0.
+    /// Where code is. Debug information also lists functions at 0 that are not in the file.
     code: Vec<Range<u64>>,
     lines: Option<Context<Reader>>,
 }
@@ -63,7 +62,7 @@ impl fmt::Debug for Symbols {
 }
 
 impl Symbols {
-    /// The symbols in `kernel`, an ELF file's bytes, as far as there are any.
+    /// The symbols in `kernel`, an ELF file's content. It may have none.
     #[must_use]
     pub fn of(kernel: &[u8]) -> Self {
         // 1. The functions, in order of addresses.
@@ -84,7 +83,7 @@ impl Symbols {
             })
             .collect();
         functions.sort();
-        // 2. Where code is: debug information also has functions that are not in the image.
+        // 2. Where code is.
         let sections = file.sections().filter(|section| section.kind() == SectionKind::Text);
         let code = sections
             .map(|section| section.address()..section.address().saturating_add(section.size()));
@@ -110,13 +109,13 @@ impl Symbols {
         Self { functions: Vec::new(), code: Vec::new(), lines: None }
     }
 
-    /// The function that `address` lies in, with the bytes from its start.
+    /// The function that `address` lies in, with the offset from its start in bytes.
     #[must_use]
     pub fn function(&self, address: GuestVirt) -> Option<(&str, u64)> {
         let at = self.functions.partition_point(|&(start, ..)| start <= address.get());
         let (start, size, name) = self.functions[..at].last()?;
         let offset = address.get() - start;
-        // Hand-written code may have a symbol without a size: it reaches to the next symbol.
+        // Hand-written code may have a symbol without a size. It extends to the next symbol.
         let inside = offset < *size || (*size == 0 && at < self.functions.len());
         inside.then_some((name, offset))
     }
@@ -130,15 +129,15 @@ impl Symbols {
             .map(|&(start, ..)| GuestVirt::new(start))
     }
 
-    /// The calls at `address`: the function that it lies in last, functions inlined there before
+    /// The calls at `address`: first the functions inlined there, then the function that contains
     /// it. At least one.
     #[must_use]
     pub fn frames(&self, address: GuestVirt) -> Vec<Frame> {
-        // 1. The function by the symbol table.
+        // 1. The function, from the symbol table.
         let symbol = self.function(address);
         let offset = symbol.map_or(0, |(_, offset)| offset);
         let mut frames = Vec::new();
-        // 2. The functions inlined there, innermost first, by the debug information.
+        // 2. The functions inlined there, innermost first, from the debug information.
         let is_code = self.code.iter().any(|code| code.contains(&address.get()));
         if let Some(lines) = self.lines.as_ref().filter(|_| is_code)
             && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
@@ -158,19 +157,19 @@ impl Symbols {
                 });
             }
         }
-        // 3. The outermost is the function of the symbol.
+        // 3. The outermost call is the symbol's function.
         let outer = symbol.map(|(name, _)| name.to_owned());
         match frames.last_mut() {
-            // Line tables alone know no function's name.
+            // Without full debug information there are lines, but no names.
             Some(last) => last.function = outer.or_else(|| last.function.take()),
             None => frames.push(Frame { address, function: outer, offset, file: None, line: None }),
         }
         frames
     }
 
-    /// Names for a chain of addresses, innermost first. A return address is looked up one byte
-    /// before, inside of the call; what called [`TRAP_ENTRY`] is where the CPU stood when the trap
-    /// came.
+    /// Frames for a chain of addresses, innermost first. A return address is looked up one byte
+    /// earlier, inside the call instruction. The caller of [`TRAP_ENTRY`] is the address at which
+    /// the CPU stood when the trap came.
     pub(crate) fn backtrace(
         &self,
         addresses: impl Iterator<Item = GuestVirt>,
@@ -195,15 +194,14 @@ impl Symbols {
     }
 }
 
-/// The GNU build ID of an ELF file, by which it is told from any other; nothing where the linker
-/// gave it none.
+/// The GNU build ID of an ELF file, which distinguishes it from every other; `None` if it has none.
 #[must_use]
 pub fn build_id(elf: &[u8]) -> Option<Vec<u8>> {
     let file = ElfFile64::<object::Endianness>::parse(elf).ok()?;
     file.build_id().ok().flatten().map(<[u8]>::to_vec)
 }
 
-/// What an address of a backtrace is.
+/// The kind of an address in a backtrace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AddressKind {
     /// The instruction at which the CPU stood.
@@ -213,7 +211,7 @@ pub(crate) enum AddressKind {
 }
 
 /// A function's name without its path, its crate's hash and its generic arguments. A closure keeps
-/// the name of the function that it stands in.
+/// the name of its enclosing function.
 fn demangle(name: &str) -> String {
     let path = one_line(format!("{:#}", rustc_demangle::demangle(name)).as_bytes());
     let mut segments = vec![String::new()];
@@ -226,7 +224,7 @@ fn demangle(name: &str) -> String {
         }
         match c {
             '<' | '(' | '[' => depth += 1,
-            // The arrow of a function type closes nothing.
+            // The `>` in the arrow of a function type closes nothing.
             '>' | ')' | ']' => depth = depth.saturating_sub(1),
             _ if depth == 0 => segments.last_mut().expect("it is never empty").push(c),
             _ => {}
@@ -241,8 +239,8 @@ fn demangle(name: &str) -> String {
     }
 }
 
-/// The part of a source path that means something to a reader: relative to the crate for our own
-/// crates, from the crate's name on for others.
+/// The part of a source path that is useful to a reader: relative to the crate for our own crates,
+/// from the crate's name on for others.
 fn shorten(path: &str) -> &str {
     const OURS: [&str; 3] = ["guest/kmem/src/", "guest/kernel/src/", "shared/src/"];
     for root in OURS {

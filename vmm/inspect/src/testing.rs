@@ -15,10 +15,10 @@ use crate::ram::{NotRam, PAGE_WORDS, PageWords, ram_ranges};
 use crate::source::{Anchors, Source};
 use crate::view::View;
 
-/// What a page is that nobody has written to.
+/// Stands for every page that was never written to.
 static ZERO_PAGE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
-/// A guest's RAM, of which a page takes room once it has been written to.
+/// A guest's RAM. A page is allocated when it is first written to.
 pub(crate) struct Ram {
     segments: Vec<Range<GuestPhys>>,
     /// The pages of each segment.
@@ -26,7 +26,7 @@ pub(crate) struct Ram {
 }
 
 impl Ram {
-    /// `size` bytes of zeros, where a guest of this size has them.
+    /// `size` bytes of zeros, at the addresses of such a guest's RAM.
     pub(crate) fn new(size: u64) -> Self {
         let segments: Vec<_> =
             ram_ranges(size).map(|range| range.start..range.start.add(range.size)).collect();
@@ -65,7 +65,7 @@ impl Ram {
         Ok(())
     }
 
-    /// The pages that somebody has written to.
+    /// The pages that have been written to.
     pub(crate) fn populated(&self) -> Vec<Range<GuestPhys>> {
         let mut parts: Vec<Range<GuestPhys>> = Vec::new();
         for (segment, pages) in self.segments.iter().zip(&self.pages) {
@@ -81,7 +81,7 @@ impl Ram {
     }
 }
 
-/// RAM with page tables, and with the kernel's roots where a test says.
+/// RAM with page tables, and with the kernel's roots where a test puts them.
 pub(crate) struct TestRam {
     ram: Ram,
     roots: KPtr<KernelRoots>,

@@ -1,17 +1,16 @@
-//! Text that others wrote: a guest, a file, a name on the disk.
+//! Foreign text: from a guest, from a file, or the name of a file.
 //!
-//! Such text may hold what a terminal obeys or what turns a line around, and line breaks with which
-//! it could look like a line of ours. It is escaped where it comes in (`one_line`: a crash record,
-//! a kernel's symbols, the description of its structures, an image's notes, the [`name`] of a
-//! file), so that no later use of it can forget. What is printed passes [`screen`] once more on its
-//! way out, which knows our own styles and lets nothing else through.
+//! Such text may hold sequences that a terminal obeys, characters that reverse the direction of a
+//! line, and line breaks that forge a line of our own output. It is escaped where it enters the
+//! program (`one_line`: a crash record, a kernel's symbols, the description of its structures, a
+//! dump's notes, the [`name`] of a file), so no later use can forget to. All output also passes
+//! through [`screen`], which lets only our own styles through.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Whether a terminal obeys `c`, or shows text around it in another order or place than it stands
-/// in.
+/// Whether a terminal obeys `c`, or shows the text around it in another order or place.
 #[must_use]
 pub fn is_hazard(c: char) -> bool {
     let turns_around = matches!(
@@ -21,8 +20,8 @@ pub fn is_hazard(c: char) -> bool {
     c.is_control() || turns_around || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
-/// `text` with every character that `keep` does not say a length for, and that is a hazard,
-/// replaced by `escape` of it. `keep` is asked about what is left of the text.
+/// `text` with every hazard replaced by its `escape`. `keep` receives the rest of the text and
+/// returns the number of bytes to keep unescaped.
 fn escaped<'t>(
     text: &'t str,
     keep: impl Fn(&str) -> usize,
@@ -53,27 +52,27 @@ fn as_rust(out: &mut String, c: char) {
     out.extend(c.escape_default());
 }
 
-/// Text of a guest or a file as one line that a terminal only shows. What is no UTF-8 becomes
-/// U+FFFD.
+/// Text of a guest or a file as one line that is safe for a terminal. Bytes that are not UTF-8
+/// become U+FFFD.
 #[must_use]
 pub fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     escaped(&text, |_| 0, as_rust).into_owned()
 }
 
-/// What a file is called in messages and reports: its path as [`one_line`].
+/// A file's name for messages and reports: its path as [`one_line`].
 #[must_use]
 pub fn name(path: &Path) -> String {
     one_line(path.as_os_str().as_encoded_bytes())
 }
 
-/// Text of others that has lines, without any style or other thing that a terminal obeys.
+/// Foreign text of several lines, without styles or anything else that a terminal obeys.
 #[must_use]
 pub fn plain(text: &str) -> Cow<'_, str> {
     escaped(text, |rest| usize::from(rest.starts_with('\n')), as_rust)
 }
 
-/// Bytes of the style (SGR sequence) that `text` begins with, or 0.
+/// Length in bytes of the style (SGR sequence) at the start of `text`, or 0.
 fn style(text: &str) -> usize {
     let Some(parameters) = text.strip_prefix("\x1b[") else { return 0 };
     let end =
@@ -81,14 +80,14 @@ fn style(text: &str) -> usize {
     if parameters[end..].starts_with('m') { end + 3 } else { 0 }
 }
 
-/// Text of ours without its styles.
+/// Our own text without its styles.
 #[must_use]
 pub fn unstyled(text: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find('\x1b') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        // What is not a style stays: it is none of ours.
+        // Anything else than a style stays: it is not ours.
         let len = style(rest);
         out.push_str(if len == 0 { "\x1b" } else { "" });
         rest = &rest[len.max(1)..];
@@ -96,16 +95,16 @@ pub fn unstyled(text: &str) -> String {
     out + rest
 }
 
-/// What may be written to a terminal: `text` with its line breaks, tabs and styles, all else that a
-/// terminal obeys being escaped.
+/// Text that is safe for a terminal: `text` with its line breaks, tabs and styles; everything else
+/// that a terminal obeys is escaped.
 #[must_use]
 pub fn screen(text: &str) -> Cow<'_, str> {
     let keep = |rest: &str| if rest.starts_with(['\n', '\t']) { 1 } else { style(rest) };
     escaped(text, keep, as_rust)
 }
 
-/// `json`, a JSON text in one line, with the hazards escaped that JSON allows in its strings. It
-/// means the same.
+/// `json`, a JSON text in one line, with the hazards in its strings escaped. Its meaning stays the
+/// same.
 #[must_use]
 pub fn json(json: &str) -> Cow<'_, str> {
     escaped(
@@ -121,7 +120,7 @@ pub fn json(json: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    /// Text that takes over a terminal or forges lines, each in another way.
+    /// Texts that take over a terminal or forge lines, each in a different way.
     const HOSTILE: [&str; 9] = [
         "\x1b]0;title\x07",
         "\x1b[2J\x1b[H",

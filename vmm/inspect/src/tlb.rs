@@ -1,8 +1,8 @@
-//! What a look has learnt of the page tables.
+//! A view's cache of translations.
 //!
-//! The kernel's structures lie in the direct map, which is made of large pages: a list of 100,000
-//! of them is followed through a few hundred translations. Two direct-mapped tables hold them, one
-//! for large pages in pieces of 2 MiB, one for small pages.
+//! The kernel's structures lie in the direct map, which consists of large pages: a list of 100,000
+//! structures needs only a few hundred translations. Two direct-mapped tables hold them, one for
+//! large pages in pieces of 2 MiB, one for small pages.
 
 use std::cell::Cell;
 
@@ -46,7 +46,7 @@ impl<const SPAN: u64> Table<SPAN> {
     }
 }
 
-/// The translations of one look.
+/// The translations of one view.
 pub(super) struct Tlb {
     large: Table<NBPDR>,
     small: Table<PAGE_SIZE>,
@@ -62,7 +62,7 @@ impl Tlb {
         self.large.lookup(va).or_else(|| self.small.lookup(va))
     }
 
-    /// Notes what a walk to `va` has found.
+    /// Adds the result of a walk to `va`.
     pub(super) fn insert(&self, va: GuestVirt, mapping: &Mapping) {
         if mapping.span >= NBPDR {
             self.large.insert(va, mapping.phys);

@@ -1,9 +1,9 @@
-//! The reader that everything else in inspection goes through.
+//! The reader that all of inspection uses.
 //!
-//! A view is one look: what it learns of the page tables it keeps ([`super::tlb`]) for its own life
-//! only. Nothing that is read is believed. An address is translated and lies in RAM or the read is
-//! an error that names the structure; a list is a [`List`], which ends whatever its links say; and
-//! a count that the guest claims goes through [`View::bounded`] before anything is allocated by it.
+//! A view is one look: it caches translations ([`super::tlb`]) only for its own lifetime. Nothing
+//! that is read is trusted. If an address does not translate to RAM, the read is an error that
+//! names the structure; a list is a [`List`], which ends whatever its links say; and a count that
+//! the guest claims passes [`View::bounded`] before memory is allocated for it.
 
 use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ use crate::ram::{NotRam, PAGE_WORDS, PageWords};
 use crate::source::Source;
 use crate::tlb::Tlb;
 
-/// What is to blame for a page table that cannot be read.
+/// The structure that errors name if a page table cannot be read.
 const PAGE_TABLE: &str = "page table";
 
 /// Guest memory through one set of page tables.
@@ -30,7 +30,7 @@ pub struct View<'a> {
     pml4: GuestPhys,
     roots: KPtr<KernelRoots>,
     paging: Paging,
-    /// [`Source::held_size`], once it was asked for.
+    /// [`Source::held_size`], once it was needed.
     held_size: OnceCell<u64>,
     tlb: Tlb,
 }
@@ -48,7 +48,7 @@ impl TableReader for View<'_> {
     type Error = InspectError;
 
     fn entry(&self, table: GuestPhys, index: usize) -> Result<Pte, InspectError> {
-        // A table is a whole page: an address that is none would let an entry straddle two.
+        // Round down to a page: with another address, an entry could straddle two pages.
         let at = table.page().checked_add(index as u64 * 8).unwrap_or(table);
         self.source.load(at).map(Pte::from_bits).map_err(not_ram(PAGE_TABLE))
     }
@@ -63,7 +63,7 @@ fn not_ram(what: &'static str) -> impl FnOnce(NotRam) -> InspectError {
 }
 
 impl<'a> View<'a> {
-    /// A look through the kernel's page tables.
+    /// A view through the kernel's page tables.
     ///
     /// # Errors
     /// [`InspectError::NotReady`] when the kernel has not published them.
@@ -75,7 +75,7 @@ impl<'a> View<'a> {
         Ok(Self::through(source, anchors.pml4))
     }
 
-    /// A look through the page tables whose root is at `pml4`.
+    /// A view through the page tables whose root is at `pml4`.
     #[must_use]
     pub fn through(source: &'a dyn Source, pml4: GuestPhys) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What is looked into.
+    /// The source of the view.
     #[must_use]
     pub fn source(&self) -> &'a dyn Source {
         self.source
@@ -100,7 +100,7 @@ impl<'a> View<'a> {
         self.pml4
     }
 
-    /// Where the kernel says that its structures begin.
+    /// Where the kernel's structures begin, according to the kernel.
     #[must_use]
     pub fn roots(&self) -> KPtr<KernelRoots> {
         self.roots
@@ -114,7 +114,7 @@ impl<'a> View<'a> {
         walk(self, self.pml4, va)
     }
 
-    /// [`View::walk`], as far as the tables can be read, and why one could not be.
+    /// [`View::walk`], as far as the tables can be read, and the error of the first that cannot.
     pub(super) fn walk_as_far(&self, va: GuestVirt) -> (Walk, Option<InspectError>) {
         walk_as_far(self, self.pml4, va)
     }
@@ -127,9 +127,8 @@ impl<'a> View<'a> {
         self.source.page(table).map_err(not_ram(PAGE_TABLE))
     }
 
-    /// A copy of the page-table page at `table`. For whoever looks at all of its entries this is
-    /// the fast way: on plain words the compiler works on several at a time, on words that may
-    /// change it does not.
+    /// A copy of the page-table page at `table`. This is faster for callers that look at all of its
+    /// entries: the compiler vectorizes work on plain words, but not on atomics.
     ///
     /// # Errors
     /// When it is not RAM.
@@ -144,7 +143,7 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// The physical address behind `va`, which belongs to structure `what` at `at`.
+    /// The physical address of `va`, which belongs to structure `what` at `at`.
     fn translate(
         &self,
         what: &'static str,
@@ -163,7 +162,7 @@ impl<'a> View<'a> {
     /// Copies bytes from virtual address `start` on, a part of structure `what`.
     ///
     /// # Errors
-    /// When a part is not mapped, or is mapped to what is not RAM.
+    /// When a part is not mapped, or is not mapped to RAM.
     pub fn read(
         &self,
         what: &'static str,
@@ -186,7 +185,7 @@ impl<'a> View<'a> {
     /// A copy of the `T` at `pointer`, which is structure `what`.
     ///
     /// # Errors
-    /// When the address is not aligned as a `T` is, or as [`View::read`].
+    /// When the address does not have the alignment of `T`, and as [`View::read`].
     pub fn copy<T: FromBytes + IntoBytes>(
         &self,
         what: &'static str,
@@ -201,8 +200,8 @@ impl<'a> View<'a> {
         Ok(value)
     }
 
-    /// The structures `what` of a list: `head`, what `next` says of it, and so on, until `next`
-    /// says null or one of [`List::until`].
+    /// The structures `what` of a list: `head`, the result of `next` for it, and so on, until
+    /// `next` returns null or the end set by [`List::until`].
     pub fn list<T, F>(&self, what: &'static str, head: KPtr<T>, next: F) -> List<'_, 'a, T, F>
     where
         T: FromBytes + IntoBytes,
@@ -211,25 +210,24 @@ impl<'a> View<'a> {
         List::new(self, what, head, next)
     }
 
-    /// How many structures of type `T` fit into what is held of RAM: one that says something is not
-    /// in pages of zeros.
+    /// How many structures of type `T` fit into the RAM that the source holds: a page of zeros
+    /// holds no structure.
     #[must_use]
     pub fn most<T>(&self) -> u64 {
         let held = *self.held_size.get_or_init(|| self.source.held_size());
         held / (size_of::<T>() as u64).max(1) + 1
     }
 
-    /// Whether the page that `va` maps to holds nothing but zeros, as far as that is known without
-    /// reading it.
+    /// Whether the page that `va` maps to is all zeros, as far as that is known without reading it.
     pub(super) fn is_blank(&self, va: GuestVirt) -> bool {
         self.translate("memory", va, va).is_ok_and(|phys| !self.source.holds(phys))
     }
 
-    /// `claimed`, a number of `T`s of which structure `what` at `at` says that they exist: checked,
-    /// so that memory can be set aside for them.
+    /// Checks `claimed`, the number of `T`s that structure `what` at `at` claims, and returns it.
+    /// It is then safe to allocate memory for them.
     ///
     /// # Errors
-    /// [`InspectError::Damaged`] when what is held of RAM has no room for so many.
+    /// [`InspectError::Damaged`] when the RAM that the source holds has no room for so many.
     pub fn bounded<T>(
         &self,
         what: &'static str,
@@ -274,7 +272,7 @@ mod tests {
     #[test]
     fn pointers_that_lead_nowhere_are_errors_that_name_the_structure() {
         let ram = mapped_ram();
-        // A look of its own for each: no page table that is damaged below has been seen before.
+        // A view for each: none may have cached a page table that is damaged below.
         let copy = |at| view(&ram).copy::<u64>("thing", KPtr::new(GuestVirt::new(at)));
         assert!(matches!(copy(0x4000_3000), Err(InspectError::NotMapped { what: "thing", .. })));
         assert!(matches!(copy(0x4000_0004), Err(InspectError::Misaligned { what: "thing", .. })));
@@ -293,7 +291,7 @@ mod tests {
         let bounded =
             |claimed| view(&ram).bounded::<[u64; 8]>("thing", GuestVirt::new(64), claimed);
         assert_eq!(bounded((8 << 20) / 64), Ok((8 << 20) / 64));
-        // One more may begin or end in a page that is not held.
+        // One more may begin or end in a page that the source does not hold.
         assert!(matches!(
             bounded((8 << 20) / 64 + 2),
             Err(InspectError::Damaged { what: "thing", .. })

@@ -1,4 +1,4 @@
-//! Time-outs: the pairing heap through the threads that have one.
+//! Time-outs: the pairing heap that links the threads with a time-out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ rules! {
     Some(check);
     Threads {
         CALLOUT_QUEUED = "callout-queued":
-            "a thread with a time-out is in the heap, and no other";
+            "exactly the threads with a time-out are in the heap";
         CALLOUT_LINK = "callout-link":
             "the heap of time-outs is linked";
         CALLOUT_ORDER = "callout-order":
@@ -34,12 +34,12 @@ fn check(ctx: &Context<'_>) {
     // 1. The heap, from the root down: each thread in it once, linked both ways.
     let mut queued = HashSet::new();
     check_root(ctx, sched.callouts.get());
-    // Each thread in the heap with the one above it.
+    // Each entry is a thread in the heap, with the thread above it.
     let mut below: Vec<(KPtr<Thread>, Option<KPtr<Thread>>)> = vec![(sched.callouts.get(), None)];
     while let Some((first, parent)) = below.pop() {
         check_siblings(ctx, first, parent, &mut queued, &mut below);
     }
-    // 2. The threads: each knows whether it is in the heap, under a number that only it has.
+    // 2. The threads: each knows whether it is in the heap, under a unique number.
     let mut sequences: HashMap<u64, GuestVirt> = HashMap::new();
     for thread in &ctx.sched.threads {
         let (t, callout) = (&thread.value, &thread.value.callout);
@@ -61,7 +61,7 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// Checks a time-out that is armed: a number of its own, and a tick that has not come.
+/// Checks an armed time-out: its number is unique, and its tick is in the future.
 fn check_armed(ctx: &Context<'_>, thread: &Item<Thread>, sequences: &mut HashMap<u64, GuestVirt>) {
     let (t, callout) = (&thread.value, &thread.value.callout);
     let (sched, sequence) = (&ctx.roots.sched, callout.sequence.get());
@@ -78,7 +78,7 @@ fn check_armed(ctx: &Context<'_>, thread: &Item<Thread>, sequences: &mut HashMap
             format!("its time-out has the same number, {sequence}, as that of {other}")
         });
     }
-    // A time-out that is due would have woken its thread before a pause.
+    // A pause lets time-outs that are due wake their threads first.
     let (deadline, ticks) = (callout.deadline.get(), ctx.roots.meter.ticks.get());
     if deadline <= ticks {
         ctx.finding(&CALLOUT_DUE, "thread", thread.addr(), || {
@@ -100,7 +100,7 @@ fn check_root(ctx: &Context<'_>, root: KPtr<Thread>) {
     }
 }
 
-/// The children of `parent` from `first` on. What is below them is added to `below`.
+/// Checks the children of `parent` from `first` on, and adds their children to `below`.
 fn check_siblings(
     ctx: &Context<'_>,
     first: KPtr<Thread>,
@@ -108,7 +108,7 @@ fn check_siblings(
     queued: &mut HashSet<GuestVirt>,
     below: &mut Vec<(KPtr<Thread>, Option<KPtr<Thread>>)>,
 ) {
-    // 1. The thread: on the list of all threads, and met for the first time.
+    // 1. The thread: on the list of all threads, and not visited before.
     let (mut before, mut next) = (parent, first);
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
@@ -130,12 +130,12 @@ fn check_siblings(
             );
             return;
         }
-        // 2. Its place: the way back, and due no earlier than the thread above it.
+        // 2. Its place: the link back, and due no earlier than the thread above it.
         check_prev(ctx, thread, before);
         check_order(ctx, thread, parent);
-        // 3. What hangs below it comes later, its next sibling now.
+        // 3. Its children come later, its next sibling now.
         below.push((callout.child.get(), Some(pointer)));
-        // The root has no siblings: that is a finding already, and they are not looked at.
+        // The root must not have siblings: that is a finding already, so they are skipped.
         if parent.is_none() {
             return;
         }
@@ -143,7 +143,7 @@ fn check_siblings(
     }
 }
 
-/// Checks that `thread` leads back to `before`, where the heap comes from.
+/// Checks that `thread` links back to `before`, its predecessor in the heap.
 fn check_prev(ctx: &Context<'_>, thread: &Item<Thread>, before: Option<KPtr<Thread>>) {
     let callout = &thread.value.callout;
     if let Some(expected) = before

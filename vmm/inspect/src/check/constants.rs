@@ -1,5 +1,5 @@
-//! Words that have one value, or few, in a kernel that works: names, words of what is not in use,
-//! counters of what never happens.
+//! Words that have one valid value, or a few: names, words of unused structures, counters of events
+//! that never happen.
 
 use std::mem::offset_of;
 
@@ -20,7 +20,7 @@ rules! {
     Some(check);
     Maps {
         MAP_HEADER = "map-header":
-            "the header is not a range: nothing is behind it";
+            "the header is not a range and has no object";
         MAP_OTHER_LOCK = "map-other-lock":
             "the lock of the other kind of map is free";
     }
@@ -31,14 +31,14 @@ rules! {
     }
     Threads {
         THREAD_NAME = "thread-name":
-            "a thread's number and its name belong together";
+            "a thread's name matches its number";
         THREAD_PRIORITY = "thread-priority":
             "a thread's own priority is that of its number, and a priority lent by a sleep is one \
              that sleeps lend";
     }
 }
 
-/// Priority of threads that work on requests (`PUSER`).
+/// Priority of threads that execute requests (`PUSER`).
 const PUSER: u8 = 160;
 /// Priority of the pagedaemon (`PVM`).
 const PVM: u8 = 68;
@@ -46,22 +46,23 @@ const PVM: u8 = 68;
 const PRI_MAX_IDLE: u8 = 255;
 /// Priorities that a sleep can lend: `PSWP`, `PVM`, `PUSER`.
 const LENT: [u8; 3] = [64, PVM, PUSER];
-/// Number of the thread that the boot became.
+/// Number of the thread that continues the boot.
 const BOOT_TID: u32 = 64;
 /// Number of the pagedaemon.
 const PAGEDAEMON_TID: u32 = 65;
 /// Number of the thread that clears free pages.
 const PAGEZERO_TID: u32 = 66;
-/// Its priority: the best that is worse than everybody's but the idle threads'.
+/// Its priority: below every other thread's, but above the idle threads'.
 const PAGEZERO_PRIORITY: u8 = PRI_MAX_IDLE - 4;
-/// Number of the idle thread of CPU n, less n; that of CPU 0 is the one that the boot became.
+/// Number of the idle thread of CPU n, less n. CPU 0's idle thread is the thread that continues the
+/// boot.
 const IDLE_TID: u32 = 66;
-/// Number of the thread that makes others.
+/// Number of the thread that creates others.
 const TASKQ_TID: u32 = 500;
-/// Most ticks a second (`kern.hz`).
+/// The most ticks per second (`kern.hz`).
 const HZ_MAX: u64 = 10_000;
 
-/// Checks them all.
+/// Checks all of these words.
 fn check(ctx: &Context<'_>) {
     ctx.maps.all.iter().filter(|map| !map.is_updating()).for_each(|map| check_header(ctx, map));
     ctx.maps.all.iter().for_each(|map| check_other_lock(ctx, map));
@@ -72,7 +73,7 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// A map's header is no range: nothing is behind it.
+/// Checks a map's header: it is not a range and has no object.
 fn check_header(ctx: &Context<'_>, map: &Map) {
     let header = &map.header;
     let is_bare = (header.object.get(), header.offset, header.wired_count, header.inheritance)
@@ -87,7 +88,7 @@ fn check_header(ctx: &Context<'_>, map: &Map) {
     }
 }
 
-/// The lock of the other kind of map is never taken.
+/// Checks that the lock of the other kind of map is free: it is never taken.
 fn check_other_lock(ctx: &Context<'_>, map: &Map) {
     let Ok(raw) = ctx.memory.get::<VmMap>("vm_map", vmkern_abi::addr::KPtr::new(map.at)) else {
         return;
@@ -116,7 +117,8 @@ fn check_roots(ctx: &Context<'_>) {
             )
         });
     }
-    // While the scheduler is at work its threads are not looked at, but their numbers are known.
+    // While the scheduler's lock is held, threads are not read, but the last thread's number is
+    // known.
     let (owner, last) = (
         roots.sched.lock.owner.get(),
         IDLE_TID.saturating_add(ctx.sched.cpus.len().try_into().unwrap_or(0)),
@@ -126,7 +128,7 @@ fn check_roots(ctx: &Context<'_>) {
             format!("its word is {owner:#x}, but the last thread has number {last}")
         });
     }
-    // 2. The pagedaemon, and the word that the spread of threads over CPUs depends on.
+    // 2. The pagedaemon, and the word that controls how threads are spread over CPUs.
     let pageproc = ctx.sched.thread(roots.pageproc.get()).map(|thread| thread.value.tid.get());
     if pageproc.is_some_and(|tid| tid != PAGEDAEMON_TID) {
         ctx.finding(&PAGEPROC, "kernel roots", ctx.root_of(&roots.pageproc), || {
@@ -135,7 +137,7 @@ fn check_roots(ctx: &Context<'_>) {
     }
     if roots.sched.spread.known().is_none() {
         ctx.finding(&FLAG_WORD, "scheduler", ctx.root_of(&roots.sched.spread), || {
-            format!("spread is {}, but is 0, 1 or 2", roots.sched.spread.get())
+            format!("spread is {}, expected 0, 1 or 2", roots.sched.spread.get())
         });
     }
     // 3. The page array: aligned, and up to the end of RAM.
@@ -177,13 +179,13 @@ fn check_meter(ctx: &Context<'_>) {
     }
 }
 
-/// What a thread is called, and its priority: of a worker by its number, of an idle thread by its
-/// CPU.
+/// Checks a thread's name and priority: a worker's follow from its number, an idle thread's from
+/// its CPU.
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     let t = &thread.value;
     let fault = |rule, detail: String| ctx.finding(rule, "thread", thread.addr(), || detail);
     let tid = t.tid.get();
-    // 1. Its name and number, which follow from what it is for.
+    // 1. Its name and number, which follow from its purpose.
     let (number, name, priority) = identity(ctx, thread);
     if [t.name[0].get(), t.name[1].get()] != WaitMessage::new(&name).words() || tid != number {
         fault(
@@ -191,14 +193,14 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             format!("it is thread {tid} and called `{}`, not {number} and `{name}`", t.name()),
         );
     }
-    // 2. A thread without a stack of its own has no pages of one.
+    // 2. A thread without a stack of its own has no stack pages.
     if t.kstack.get().get() == 0 && t.kstack_pages.get() != 0 {
         fault(
             &KERNEL_STACK,
             format!("{} has no stack, but kstack_pages is {}", label(t), t.kstack_pages.get()),
         );
     }
-    // 3. Its priorities: a sleep may lend it one of a few.
+    // 3. Its priorities: a sleep may lend it one of [`LENT`].
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if own != priority || (now != own && !LENT.contains(&now)) {
         fault(
@@ -206,7 +208,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             format!("{} has priority {now} and base priority {own}, expected {priority}", label(t)),
         );
     }
-    // 4. A wait message only while it sleeps, and one that can be read back.
+    // 4. A wait message only while it sleeps, and a well-formed one.
     let words = [t.wmesg[0].get(), t.wmesg[1].get()];
     let is_message = WaitMessage::new(&WaitMessage::from_words(words).to_string()).words() == words;
     if !is_message || (t.state() != Some(ThreadState::Sleeping) && words != [0, 0]) {
@@ -217,7 +219,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
     }
 }
 
-/// The number, name and base priority that the kernel gives such a thread.
+/// The number, name and base priority that such a thread must have.
 fn identity(ctx: &Context<'_>, thread: &Item<Thread>) -> (u32, String, u8) {
     let t = &thread.value;
     let tid = t.tid.get();
@@ -235,7 +237,7 @@ fn identity(ctx: &Context<'_>, thread: &Item<Thread>) -> (u32, String, u8) {
         None if t.name().to_string() == "thread taskq" => {
             (TASKQ_TID, "thread taskq".to_owned(), PVM)
         }
-        // Of a CPU that is only being started.
+        // The idle thread of a CPU that is still being started.
         None if t.name().to_string().starts_with("idle") => {
             (tid, t.name().to_string(), PRI_MAX_IDLE)
         }

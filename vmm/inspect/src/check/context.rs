@@ -1,8 +1,8 @@
-//! What the rules share: the structures, read once and indexed, and the findings.
+//! The state that the rules share: the structures, read once and indexed, and the findings.
 //!
-//! Reading comes first and is done by the modules that know the structures; they add findings about
-//! what cannot be read or does not hang together, and go on with the rest. After that the context
-//! does not change but for findings and owners of pages, so that rules run in any order.
+//! Reading comes first. The modules that know the structures read them, add findings about
+//! structures that cannot be read or are inconsistent, and continue with the rest. After that only
+//! the findings and the owners of pages change, so rules may run in any order.
 
 use std::borrow::Cow;
 use std::ptr;
@@ -39,7 +39,7 @@ pub(super) struct Context<'a> {
     pub roots: KernelRoots,
     /// The page array.
     pub pages: PageArray,
-    /// Whether operations may be going on.
+    /// Which threads may be in the middle of an operation.
     pub rest: Rest,
     /// All maps with their entries.
     pub maps: Maps,
@@ -54,7 +54,7 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Reads the kernel's structures; findings are told of the rules that are `only` wanted.
+    /// Reads the kernel's structures. If `only` is given, only those rules' findings are reported.
     ///
     /// # Errors
     /// When the kernel's roots cannot be read: there is nothing to check then.
@@ -86,7 +86,7 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` tells both sides of the
+    /// Adds a finding: `rule` does not hold for `what` at `at`; `detail` states both sides of the
     /// contradiction.
     pub(super) fn finding<D: Into<String>>(
         &self,
@@ -98,24 +98,24 @@ impl<'a> Context<'a> {
         self.findings.add(rule, what, at, detail);
     }
 
-    /// Adds a finding about what cannot be read.
+    /// Adds a finding about a structure that cannot be read.
     pub(super) fn unreadable(&self, error: &InspectError) {
         self.findings.unreadable(error);
     }
 
-    /// Claims page `pfn` for `owner`, the structure at `at`: a page has one owner.
+    /// Claims page `pfn` for `owner`, the structure at `at`. A page has one owner.
     pub(super) fn claim(&self, pfn: u64, owner: Owner, at: GuestVirt) {
         self.owners.claim(&self.pages, &self.findings, pfn, owner, at);
     }
 
-    /// Claims the page in which the structure at `at` of the direct map lies.
+    /// Claims the page of the structure at `at`, an address in the direct map.
     pub(super) fn claim_at(&self, at: GuestVirt, owner: Owner) {
         if let Some(at_phys) = dmap_to_phys(at) {
             self.claim(at_phys.pfn(), owner, at);
         }
     }
 
-    /// Who has claimed page `pfn`.
+    /// The owner that has claimed page `pfn`.
     pub(super) fn owner(&self, pfn: u64) -> Option<Owner> {
         self.owners.of(&self.pages, pfn)
     }
@@ -125,7 +125,7 @@ impl<'a> Context<'a> {
         self.roots_at.addr().checked_add(offset as u64).unwrap_or_default()
     }
 
-    /// The address of a field of the kernel's roots, `field` being the one of [`Context::roots`].
+    /// The address in the guest of `field`, which is a field of [`Context::roots`].
     pub(super) fn root_of<T>(&self, field: &T) -> GuestVirt {
         self.root(ptr::from_ref(field).addr().wrapping_sub(ptr::from_ref(&self.roots).addr()))
     }
@@ -140,9 +140,9 @@ impl<'a> Context<'a> {
         self.rest.is_quiet()
     }
 
-    /// Whether a CPU was stopped while it owned a mutex: then things may be half changed. A mutex
-    /// says so from its first instant to its last; its owner notes it a little later, and forgets
-    /// it a little earlier, but says it of those as well to which nothing leads yet.
+    /// Whether a CPU was stopped while it held a mutex: then structures may be half changed. The
+    /// mutex's own word covers the whole time it is held. The owner's note begins a little later
+    /// and ends a little earlier, but it also covers mutexes that no structure leads to yet.
     pub(super) fn is_locked(&self) -> bool {
         let holds = |thread| {
             self.sched
@@ -154,12 +154,12 @@ impl<'a> Context<'a> {
             || self.sched.cpus.iter().any(|cpu| holds(cpu.value.curthread.get()))
     }
 
-    /// Whether somebody was changing a map.
+    /// Whether any map was being changed.
     pub(super) fn is_any_map_updating(&self) -> bool {
         self.maps.all.iter().any(Map::is_updating)
     }
 
-    /// Whether free pages are on their way, as the locks over them tell.
+    /// Whether free pages are in transit, according to the locks that guard them.
     pub(super) fn is_free_memory_updating(&self) -> bool {
         self.roots.vm_page_queue_free_mtx.owner.get() != 0
             || self.sched.cpus.iter().any(|cpu| cpu.value.page_cache.lock.owner.get() != 0)
@@ -170,12 +170,12 @@ impl<'a> Context<'a> {
         self.memory.source().standing()
     }
 
-    /// Whether `at` is an address of the direct map whose page is under management.
+    /// Whether `at` is an address of the direct map whose page is managed.
     pub(super) fn is_managed(&self, at: GuestVirt) -> bool {
         dmap_to_phys(at).is_some_and(|at| self.pages.is_managed(at.pfn()))
     }
 
-    /// What is mapped at `va`.
+    /// The mapping of `va`.
     pub(super) fn translate(&self, va: GuestVirt) -> Option<Mapping> {
         walk(&self.memory, self.pml4(), va).ok()?.mapping
     }
@@ -185,13 +185,13 @@ impl<'a> Context<'a> {
         self.roots.kernel_pmap.pml4.get()
     }
 
-    /// Whether the guest will not run again: it may have died in the middle of anything.
+    /// Whether the guest will not run again: it may have died in the middle of any operation.
     pub(super) fn is_dead(&self) -> bool {
         let ended = |cpus: Vec<CpuState>| cpus.iter().all(|cpu| cpu.state == RunState::Ended);
         self.memory.source().cpus().is_ok_and(ended)
     }
 
-    /// The report of everything that was found.
+    /// The report of all findings.
     pub(super) fn into_report(self) -> Report {
         let stats = CheckStats {
             maps: self.maps.all.len() as u64,

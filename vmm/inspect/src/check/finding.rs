@@ -1,4 +1,4 @@
-//! What a check says: findings, and the report that holds them.
+//! The result of a check: findings, and the report that holds them.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -19,7 +19,7 @@ rules! {
     }
 }
 
-/// Findings of one rule that are told in full. The others are counted.
+/// The most findings of one rule that are listed. The rest is only counted.
 const FINDINGS_MAX: u64 = 50;
 
 /// A rule that does not hold.
@@ -42,7 +42,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// A structure that somebody was changing when the guest was stopped: nothing is said of it.
+/// A structure that was being changed when the guest was stopped. It is not checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Updating {
     /// The structure.
@@ -54,7 +54,7 @@ pub struct Updating {
     pub owner: u32,
 }
 
-/// What the check looked at.
+/// Numbers of structures that the check examined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckStats {
     /// Maps.
@@ -71,21 +71,21 @@ pub struct CheckStats {
     pub translations: u64,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// What does not hold, in the order of the rules; of each rule, the first few.
+    /// The findings, in the order of the rules; the first few of each rule.
     pub findings: Vec<Finding>,
-    /// How many more there are, by rule.
+    /// The number of further findings, by rule.
     pub more: BTreeMap<&'static str, u64>,
-    /// What was left out because it was being changed.
+    /// The structures left out because they were being changed.
     pub updating: Vec<Updating>,
-    /// What was looked at.
+    /// What was examined.
     pub stats: CheckStats,
 }
 
 impl Report {
-    /// Findings, those included that are only counted.
+    /// The number of findings, including those that are only counted.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.findings.len() as u64 + self.more.values().sum::<u64>()
@@ -99,7 +99,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// One finding a line, then what was left out.
+    /// One finding per line, then what was left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.findings {
             writeln!(f, "{finding}")?;
@@ -119,18 +119,18 @@ impl fmt::Display for Report {
 pub(super) struct Findings {
     all: RefCell<Vec<Finding>>,
     counts: RefCell<BTreeMap<&'static str, u64>>,
-    /// The rules that are told, where they are not all.
+    /// The rules to report, unless all are.
     only: Option<Vec<&'static Rule>>,
 }
 
 impl Findings {
-    /// Nothing yet. Of the rules, those that are `only` wanted are told, or all.
+    /// No findings yet. If `only` is given, only those rules are reported.
     pub(super) fn new(only: Option<Vec<&'static Rule>>) -> Self {
         Self { only, ..Self::default() }
     }
 
-    /// Adds a finding, or counts it when its rule has enough of them. `detail` is asked for only if
-    /// it is told.
+    /// Adds a finding, or only counts it once its rule has enough. `detail` is called only for a
+    /// finding that is added.
     pub(super) fn add<D: Into<String>>(
         &self,
         rule: &'static Rule,
@@ -154,7 +154,7 @@ impl Findings {
         }
     }
 
-    /// Adds what could not be read, by the rule `unreadable`.
+    /// Adds a finding of the rule `unreadable`.
     pub(super) fn unreadable(&self, error: &InspectError) {
         let (what, at) = match error {
             InspectError::NotMapped { what, at, .. }

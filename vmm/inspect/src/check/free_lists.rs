@@ -1,4 +1,4 @@
-//! Free memory: the buddy lists say what the page array says, and the counters what both do.
+//! Free memory: the buddy lists, the page array and the counters agree.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,7 +25,7 @@ rules! {
             "the page array begins with the block of 64 pages that the first segment begins in, \
              is aligned, and ends with RAM";
         SEGMENT_FREELIST = "segment-freelist":
-            "a segment's free list is that of its memory: below 16 MiB, or above";
+            "a segment's free list is the one for its addresses: below 16 MiB, or above";
         FREE_LIST_LINK = "free-list-link":
             "a free list is linked both ways, to its tail, and reaches no block twice";
         FREE_LIST_COUNT = "free-list-count":
@@ -41,7 +41,8 @@ rules! {
     }
 }
 
-/// Pages that a page of the page array describes. Its first page describes a whole block of them.
+/// Pages described by one page of the page array. The array's first page describes a whole block of
+/// them.
 const PAGES_A_PAGE: u64 = PAGE_SIZE / size_of::<VmPage>() as u64;
 
 /// Checks segments and free lists, and claims every page of a free block.
@@ -57,9 +58,10 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// Each segment is of the free list that its addresses call for.
+/// Checks the segments and their free lists.
 fn check_segments(ctx: &Context<'_>) {
-    // 1. Each segment has the free list of its addresses, and does not cross a boundary of one.
+    // 1. Each segment is in the free list of its addresses, and does not cross a boundary between
+    //    lists.
     for (number, segment) in ctx.pages.segments.iter().enumerate() {
         let isadma = ISADMA_END.pfn();
         let expected =
@@ -76,14 +78,14 @@ fn check_segments(ctx: &Context<'_>) {
             });
         }
     }
-    // 2. As many segments as the kernel counts.
+    // 2. The kernel's count of segments.
     let (read, counted) = (ctx.pages.segments.len() as u64, ctx.roots.vm_phys_nsegs.get());
     if read != counted {
         ctx.finding(&SEGMENT_ORDER, "kernel roots", ctx.root_of(&ctx.roots.vm_phys_nsegs), || {
             format!("vm_phys_nsegs is {counted}, but only {read} segments make sense")
         });
     }
-    // 3. The page array begins with the first segment, rounded to whole pages of elements.
+    // 3. The page array begins with the first segment, rounded down to a whole page of elements.
     let (begin, first) =
         (ctx.roots.first_page.get(), ctx.pages.segments.first().map_or(0, |segment| segment.start));
     let expected = first - first % PAGES_A_PAGE;
@@ -104,7 +106,7 @@ fn segment_of<'a>(ctx: &'a Context<'_>, pfn: u64) -> Option<(usize, &'a Segment)
 
 fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) {
     let list_at = ctx.root_of(list);
-    // 1. The blocks: in a segment, met once, linked to the one before.
+    // 1. The blocks: each in a segment, visited once, and linked to the previous one.
     let (mut seen, mut before, mut next) = (HashSet::new(), 0, list.head.get());
     while next != 0 {
         let pfn = u64::from(next);
@@ -112,7 +114,7 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         else {
             ctx.finding(&FREE_LIST_LINK, "free list", list_at, || {
                 format!(
-                    "list {flind}, order {order}: after page {before:#x} comes {pfn:#x}, which was \
+                    "list {flind}, order {order}: page {before:#x} leads to {pfn:#x}, which was \
                      never used"
                 )
             });
@@ -136,11 +138,11 @@ fn check_list(ctx: &Context<'_>, flind: usize, order: usize, list: &VmFreeList) 
         check_block(ctx, &Block { pfn, order, flind, at }, &head, number, segment);
         (before, next) = (next, head.next);
     }
-    // 2. The list's own words.
+    // 2. The list's tail and count.
     check_ends(ctx, flind, order, list, (before, seen.len() as u64));
 }
 
-/// Checks the tail and the count of a list on which `found` blocks end with page `last`.
+/// Checks the tail and the count of a list of `found` blocks, whose last is page `last`.
 fn check_ends(
     ctx: &Context<'_>,
     flind: usize,
@@ -176,7 +178,8 @@ struct Block {
 }
 
 fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, segment: &Segment) {
-    // 1. The head says the block's order, segment and list, and the block is aligned to its size.
+    // 1. The head page has the block's order, segment and list, and the block is aligned to its
+    //    size.
     let &Block { pfn, order, flind, at } = block;
     let end = pfn + (1 << order);
     if usize::from(head.block) != order + 1
@@ -201,7 +204,7 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
             )
         });
     }
-    // 2. Free buddies are joined as soon as both are free.
+    // 2. Free buddies are merged as soon as both are free.
     let buddy = pfn ^ (1 << order);
     let is_pair = order + 1 < VM_NFREEORDER
         && buddy >= segment.start
@@ -213,11 +216,11 @@ fn check_block(ctx: &Context<'_>, block: &Block, head: &Page, number: usize, seg
             )
         });
     }
-    // 3. The pages inside belong to the block and head none of their own.
+    // 3. The inner pages belong to the block, and none of them heads a block.
     check_inner(ctx, block, pfn..end.min(segment.fresh));
 }
 
-/// Claims the pages of a block, and checks that only the first of them heads one.
+/// Claims the pages of a block, and checks that only the first of them heads a block.
 fn check_inner(ctx: &Context<'_>, block: &Block, pages: Range<u64>) {
     let &Block { pfn, order, at, .. } = block;
     for page in pages {
@@ -233,7 +236,7 @@ fn check_inner(ctx: &Context<'_>, block: &Block, pages: Range<u64>) {
     }
 }
 
-/// Whether a free page is known to hold zeros only.
+/// Whether a free page is known to be zero.
 pub(super) fn is_known_zero(ctx: &Context<'_>, page: &Page) -> bool {
     page.flags.contains(PageFlags::ZERO) || is_untouched(ctx, page)
 }

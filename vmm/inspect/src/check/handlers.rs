@@ -1,4 +1,4 @@
-//! Event handlers: their lists, their order, and those that wait to leave.
+//! Event handlers: their lists, their order, and those that wait for removal.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ rules! {
         EVENT_FUNCTION = "event-function":
             "a handler's function lies in the image";
         EVENT_RUNCOUNT = "event-runcount":
-            "the lists run as often as threads have noted (`event_nesting`), nested runs included";
+            "threads note every run of a list (`event_nesting`), including nested ones";
         EVENT_DEAD = "event-dead":
             "a list keeps dead handlers only while it runs";
         STORED_OP = "stored-op":
@@ -31,7 +31,7 @@ rules! {
     }
 }
 
-/// The events that the kernel has.
+/// The kernel's events.
 const EVENTS: [&str; 1] = ["vm_lowmem"];
 
 /// Checks the lists of event handlers.
@@ -61,8 +61,8 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// Each run of a list is some thread's. A handler may wait for what fires an event again: there is
-/// no telling how many of them are one thread's, but the thread counts them.
+/// Checks that each run of a list belongs to a thread. A handler may sleep in a way that fires the
+/// event again, so one thread may account for several runs; the thread counts them.
 fn check_runs(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
@@ -74,7 +74,7 @@ fn check_runs(ctx: &Context<'_>) {
     if counted == noted {
         return;
     }
-    // Whichever list it is, the one that runs most says most.
+    // The faulty list is unknown: name the one with the most runs.
     let at = ctx
         .sched
         .events
@@ -89,7 +89,7 @@ fn check_runs(ctx: &Context<'_>) {
 }
 
 fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
-    // 1. A handler that is deregistered stays on the list only while it runs.
+    // 1. A deregistered handler stays on the list only while the list runs.
     let runs = event.list.value.runcount.get();
     let mut least = 0;
     for handler in &event.handlers {
@@ -115,7 +115,7 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
             least = least.max(priority);
             check_stored(ctx, event, handler);
         }
-        // 2. Handlers are functions of the kernel.
+        // 2. The handler is a function of the kernel.
         let image = KERNBASE..ctx.roots.virtual_avail.get();
         let func = GuestVirt::new(handler.value.func.get());
         if !image.contains(&func) {
@@ -129,12 +129,12 @@ fn check_event(ctx: &Context<'_>, event: &Event, name: &str) {
     }
 }
 
-/// A handler whose argument is a stored operation is the one that the operation names.
+/// Checks that a handler whose argument is a stored operation is the one that the operation names.
 fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEntry>) {
     // 1. The operation names its handler and its list.
     let Some(stored) = stored_op(ctx, handler) else { return };
     let s = &stored.value;
-    // Its slot comes first, its handler and its list when it has one.
+    // A new operation gets its slot first; its handler and list follow when it is registered.
     let unset = !ctx.is_quiet() && s.handler.get().is_null() && s.list.get().is_null();
     let half_set = !ctx.is_quiet() && s.handler.get() == handler.at && s.list.get().is_null();
     if (s.handler.get() != handler.at || s.list.get() != event.list.at) && !unset && !half_set {
@@ -147,9 +147,9 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
             )
         });
     }
-    // 2. What it would perform.
+    // 2. The operation itself.
     check_slot(ctx, &stored);
-    // 3. The functions: the same for all operations that are stored.
+    // 3. The functions: the same for all stored operations.
     let run = GuestVirt::new(s.run.get());
     let image = KERNBASE..ctx.roots.virtual_avail.get();
     if !image.contains(&run) {
@@ -171,7 +171,7 @@ fn check_stored(ctx: &Context<'_>, event: &Event, handler: &Item<EventhandlerEnt
     }
 }
 
-/// Checks that the slot of a stored operation holds a request of its kind, and nothing more.
+/// Checks that the slot of a stored operation holds a valid request and nothing more.
 fn check_slot(ctx: &Context<'_>, stored: &Item<StoredOp>) {
     let s = &stored.value;
     let slot = std::array::from_fn(|word| s.slot[word].get());

@@ -1,9 +1,9 @@
-//! What a thread in the middle of an operation has in its hands: pages and items that no structure
-//! leads to, but words on its stack do.
+//! Pages and items that only a thread in the middle of an operation refers to: no structure leads
+//! to them, but words on its stack do.
 //!
-//! As a collector that knows no types does, every word on the part of a stack that is in use counts
-//! as a pointer, as long as the thread does not wait for work. The registers of a thread that was
-//! interrupted are in a trap frame there. Nothing is read until something is suspected to be lost.
+//! As in a conservative garbage collector, every word on the used part of a stack counts as a
+//! pointer, unless the thread waits for work. The registers of an interrupted thread are in a trap
+//! frame on its stack. Stacks are read only when something appears to be lost.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -19,12 +19,12 @@ use super::threads::waits_for_work;
 use super::zones::zone_of_item;
 use crate::cpu::RunState;
 
-/// Most bytes of one stack that are read: several times what any thread has.
+/// The most bytes of one stack that are read: several times the size of any thread's stack.
 const STACK_MAX: u64 = 64 << 10;
 /// Bytes below the stack pointer that are in use (System V ABI).
 const RED_ZONE: u64 = 128;
 
-/// Words on the stacks of threads, once somebody has asked.
+/// Words on the stacks of threads, read on first use.
 pub(super) struct InFlight<'a, 'b> {
     ctx: &'a Context<'b>,
     words: Option<Vec<u64>>,
@@ -41,29 +41,31 @@ impl<'a, 'b> InFlight<'a, 'b> {
         self.words.get_or_insert_with(|| read_stacks(ctx))
     }
 
-    /// Whether some thread has a pointer into the `size` bytes from `at` on.
+    /// Whether any thread has a pointer into the `size` bytes from `at` on.
     pub(super) fn mentions(&mut self, at: GuestVirt, size: u64) -> bool {
         let words = self.words();
         let first = words.partition_point(|&word| word < at.get());
         words.get(first).is_some_and(|&word| word < at.get().saturating_add(size))
     }
 
-    /// Whether some thread has the `size` bytes of the direct map from `at` on: by their address
-    /// there, or the physical one.
+    /// Whether any thread refers to the `size` bytes of the direct map from `at` on, by virtual or
+    /// physical address.
     pub(super) fn has(&mut self, at: GuestVirt, size: u64) -> bool {
         let phys = dmap_to_phys(at).map(|phys| GuestVirt::new(phys.get()));
         self.mentions(at, size) || phys.is_some_and(|phys| self.mentions(phys, size))
     }
 
-    /// Whether some thread has page `pfn`: its element of the page array, or an address in it.
+    /// Whether any thread refers to page `pfn`: to its element of the page array, or to an address
+    /// in the page.
     pub(super) fn has_page(&mut self, pfn: u64) -> bool {
         let element = size_of::<VmPage>() as u64;
         self.has(self.ctx.pages.address(pfn), element)
             || phys_in_dmap(GuestPhys::from_pfn(pfn)).is_some_and(|at| self.has(at, PAGE_SIZE))
     }
 
-    /// Of `suspects`, pages that nobody has claimed, those that no thread has either. A page that
-    /// heads a chain through the page array brings the others along.
+    /// The pages among `suspects`, which are unclaimed, that no thread refers to either. A thread
+    /// that refers to the head of a chain through the page array also accounts for the rest of the
+    /// chain.
     pub(super) fn lost(&mut self, suspects: &[u64]) -> Vec<u64> {
         let mut held = HashSet::new();
         let mut left: HashSet<u64> = suspects.iter().copied().collect();
@@ -88,7 +90,7 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
     for thread in ctx.sched.threads.iter().filter(|thread| !waits_for_work(&thread.value)) {
         let runs_on = ctx.sched.runs(thread.at).map(|cpu| cpu.value.cpuid.get());
         let cpu = cpus.iter().find(|cpu| Some(cpu.cpu) == runs_on);
-        // A CPU halts when its idle thread has nothing to do for anybody.
+        // A CPU only halts in its idle thread, with no work left.
         if cpu.is_some_and(|cpu| cpu.state == RunState::Halted) {
             continue;
         }
@@ -104,8 +106,8 @@ fn read_stacks(ctx: &Context<'_>) -> Vec<u64> {
     words
 }
 
-/// The sleep queue of the thread that `word` points into, if that is one which is being made, or
-/// freed: on no list, while nothing but the thread leads to its queue.
+/// The sleep queue of the thread that `word` points into, if that thread is being created or freed:
+/// it is on no list, and only the thread leads to its queue.
 fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
     let word = GuestVirt::new(word);
     let at = Zone::Thread.item_around(phys_word(ctx, word).unwrap_or(word));
@@ -115,16 +117,16 @@ fn queue_of_thread_to_be(ctx: &Context<'_>, word: u64) -> Option<u64> {
     Some(thread.sleepqueue.get().addr().get())
 }
 
-/// The address in the direct map of the physical address `word`, if it can be one.
+/// The direct-map address of `word`, taken as a physical address, if it can be one.
 fn phys_word(ctx: &Context<'_>, word: GuestVirt) -> Option<GuestVirt> {
     let phys = GuestPhys::new(word.get());
     phys_in_dmap(phys).filter(|_| ctx.pages.is_managed(phys.pfn()))
 }
 
-/// The parts of a thread's stack that are in use, and its trap slots. `running` is the stack
-/// pointer if it runs. A thread that has never run, whose stack pointer is 0, uses none.
+/// The used part of a thread's stack, and its trap slots. `running` is the stack pointer if the
+/// thread is running. A thread that has never run has stack pointer 0 and uses neither.
 fn in_use(thread: &Thread, running: Option<u64>) -> [Range<u64>; 2] {
-    // Bounds do not change while the thread lives.
+    // The bounds do not change while the thread lives.
     let Saved { rsp, low, high, slots, slots_end, .. } = Saved::of(thread);
     if rsp == 0 && running.is_none() && thread.state() != Some(ThreadState::Running) {
         return [0..0, 0..0];

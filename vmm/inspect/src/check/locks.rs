@@ -1,4 +1,4 @@
-//! Locks: who owns which, and whether those who wait for each other wait for ever.
+//! Locks: their owners, their waiters, and deadlocks.
 
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
@@ -28,9 +28,9 @@ rules! {
         SX_HELD = "sx-held":
             "a thread counts the sx locks that it owns";
         SX_WAITERS = "sx-waiters":
-            "the waiters of an sx lock sleep there";
+            "the waiters of an sx lock sleep on it";
         LOCK_CYCLE = "lock-cycle":
-            "no threads wait for each other in a circle";
+            "no threads wait for each other in a cycle";
     }
 }
 
@@ -56,8 +56,8 @@ fn mutexes(roots: &KernelRoots) -> impl Iterator<Item = (&'static str, HeldLocks
     single.into_iter().chain(objects).chain(zones)
 }
 
-/// The mutexes of the kernel's roots and of caches that are owned, but for those of objects: what
-/// they guard is left out of the check.
+/// The held mutexes of the kernel's roots and of caches, except the objects': what they guard is
+/// left out of the check.
 pub(super) fn updating(ctx: &Context<'_>) -> impl Iterator<Item = Updating> {
     let is_owned = |&(_, class, lock): &(_, HeldLocks, &Mtx)| {
         class != HeldLocks::OBJECT && lock.owner.get() != 0
@@ -84,7 +84,7 @@ fn caches(ctx: &Context<'_>) -> impl Iterator<Item = Owned> {
     })
 }
 
-/// Whether any mutex is owned.
+/// Whether any mutex is held.
 pub(super) fn is_any_owned(ctx: &Context<'_>) -> bool {
     !owned(ctx).is_empty()
 }
@@ -97,7 +97,7 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// A mutex that is owned.
+/// A mutex that is held.
 struct Owned {
     name: &'static str,
     class: HeldLocks,
@@ -112,7 +112,7 @@ impl Owned {
     }
 }
 
-/// The mutexes that are owned, but for those of the machine's.
+/// The mutexes that are held, except those that belong to the machine.
 fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     let in_roots = mutexes(&ctx.roots);
     let mut owned: Vec<_> = in_roots
@@ -140,9 +140,10 @@ fn owned(ctx: &Context<'_>) -> Vec<Owned> {
     owned
 }
 
-/// The classes that each thread notes are those of the mutexes that it owns, and owners run.
+/// Checks that the lock classes that each thread notes are those of the mutexes that it holds, and
+/// that every owner is running.
 fn check_mutexes(ctx: &Context<'_>) {
-    // 1. Each mutex that is held: not twice unless it allows that.
+    // 1. Each held mutex: recursion only if it allows that.
     let owned = owned(ctx);
     for lock in &owned {
         let fault = |detail: String| ctx.finding(&MUTEX_OWNER, lock.name, lock.at, || detail);
@@ -152,7 +153,7 @@ fn check_mutexes(ctx: &Context<'_>) {
                 lock.word
             ));
         }
-        // 2. Its owner is a thread that runs and notes a lock.
+        // 2. Its owner is a running thread that notes a lock.
         if ctx.roots.sched.lock.owner.get() != 0 {
             continue;
         }
@@ -167,20 +168,20 @@ fn check_mutexes(ctx: &Context<'_>) {
                 label(&thread.value)
             ));
         } else if held.is_empty() && ctx.standing() == Standing::Quiescent && !ctx.is_dead() {
-            // Where a CPU stands anywhere, this one may just have been taken, or be about to be
-            // released.
+            // If a CPU may stand anywhere, this mutex may just have been acquired, or may be about
+            // to be released.
             fault(format!("{} owns it, but notes that it holds no lock", label(&thread.value)));
         }
     }
-    // 3. Each thread: what it notes against what it owns.
+    // 3. Each thread: compare its notes with the mutexes it holds.
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
         check_held(ctx, thread, &owned);
     }
 }
 
-/// What `thread` notes of the mutexes that it holds.
+/// Checks the lock classes that `thread` notes.
 fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
-    // 1. Classes that exist.
+    // 1. Only classes that exist.
     let held = thread.value.held_locks.get();
     let fault = |detail: String| ctx.finding(&HELD_LOCKS, "thread", thread.addr(), || detail);
     if !HeldLocks::all().contains(held) {
@@ -189,11 +190,11 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
             label(&thread.value)
         ));
     }
-    // 2. A thread that does not run.
+    // 2. A thread that is not running.
     if ctx.sched.runs(thread.at).is_none() {
-        // It left the CPU with the scheduler's lock, which whoever arrives takes over, and then has
-        // a stack pointer to return to. Whether it ever arrived anywhere does not matter: a CPU's
-        // first thread never did.
+        // It left its CPU while it held the scheduler's lock, which the next thread takes over, and
+        // saved a stack pointer to return to. How it came to its CPU does not matter: a CPU's first
+        // thread was never switched to.
         let has_left = thread.value.md[md::RSP].get() != 0;
         let expected = if has_left { HeldLocks::SCHED } else { HeldLocks::empty() };
         if held != expected {
@@ -204,7 +205,7 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
         }
         return;
     }
-    // 3. A thread that runs notes no lock that it does not own.
+    // 3. A running thread notes no lock that it does not hold.
     let tid = thread.value.tid.get();
     let known = owned
         .iter()
@@ -212,8 +213,8 @@ fn check_held(ctx: &Context<'_>, thread: &Item<Thread>, owned: &[Owned]) {
         .fold(HeldLocks::empty(), |k, lock| k | lock.class);
     let elsewhere = HeldLocks::OBJECT | HeldLocks::DRIVER;
     let missing = held - known - elsewhere;
-    // A thread notes a mutex a moment longer than it owns it, and the check does not know all
-    // mutexes.
+    // A thread notes a mutex a moment longer than it holds it, and the check does not know every
+    // mutex.
     let may_hold = !ctx.is_quiet() || ctx.standing() == Standing::Anywhere;
     if !missing.is_empty() || (!held.is_empty() && known.is_empty() && !may_hold) {
         fault(format!(
@@ -231,8 +232,8 @@ struct MapSx {
     waiters: u32,
 }
 
-/// Owners of sx locks exist and count them, waiters sleep there, and nobody waits for himself in
-/// the end.
+/// Checks that owners of sx locks exist and count them, that waiters sleep on them, and that there
+/// is no deadlock.
 fn check_sx(ctx: &Context<'_>) {
     // 1. The locks of all maps.
     let mut locks = Vec::new();
@@ -247,7 +248,7 @@ fn check_sx(ctx: &Context<'_>) {
             });
         }
     }
-    // 2. How many of them each thread owns.
+    // 2. The number of locks that each thread owns.
     let mut counts: HashMap<u32, u32> = HashMap::new();
     for lock in &locks {
         check_lock(ctx, lock);
@@ -255,7 +256,7 @@ fn check_sx(ctx: &Context<'_>) {
             *counts.entry(lock.owner - 1).or_default() += 1;
         }
     }
-    // 3. The threads count the same.
+    // 3. Each thread's own count.
     for thread in &ctx.sched.threads {
         let t = &thread.value;
         let owns = counts.get(&t.tid.get()).copied().unwrap_or(0);
@@ -293,9 +294,9 @@ fn check_lock(ctx: &Context<'_>, lock: &MapSx) {
     }
 }
 
-/// Follows from each thread the owner of the lock that it waits for.
+/// Follows the chain from each thread to the owner of the lock that it waits for.
 fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
-    // 1. The owners of locks, and the waits for them.
+    // 1. The owners of locks, and who waits for them.
     let owners: HashMap<GuestVirt, u32> =
         locks.iter().filter_map(|lock| Some((lock.at, lock.owner.checked_sub(1)?))).collect();
     let waits_for = |thread: &Item<Thread>| -> Option<&Item<Thread>> {
@@ -304,14 +305,14 @@ fn check_cycles(ctx: &Context<'_>, locks: &[MapSx]) {
         }
         ctx.sched.by_tid(*owners.get(&thread.value.wchan.get())?)
     };
-    // 2. From each thread along the waits, unless an earlier way has come past it.
+    // 2. Follow the waits from each thread that no earlier path has visited.
     let mut done = HashSet::new();
     for first in &ctx.sched.threads {
         let mut path = vec![first];
         while let Some(next) =
             waits_for(path[path.len() - 1]).filter(|next| !done.contains(&next.addr()))
         {
-            // 3. A thread that the way has met closes a cycle.
+            // 3. A thread that is already on the path closes a cycle.
             if let Some(start) = path.iter().position(|thread| thread.at == next.at) {
                 ctx.finding(&LOCK_CYCLE, "thread", next.addr(), || {
                     let names: Vec<_> =

@@ -1,4 +1,4 @@
-//! Map entries one by one: flags, protections, wiring, and what stands behind them.
+//! Map entries one by one: flags, protections, wiring, and objects.
 
 use std::mem::offset_of;
 
@@ -17,8 +17,8 @@ rules! {
         ENTRY_FLAGS = "entry-flags":
             "it has no flag that the kernel never sets, such as copy on write";
         ENTRY_NOFAULT = "entry-nofault":
-            "nothing is behind a range in which a fault is a panic; where it was cut in a \
-             pageable map, an object without pages may be";
+            "a range in which a fault is a panic has no object or, if it was cut in a pageable \
+             map, an object without pages";
         ENTRY_TRANSITION = "entry-transition":
             "it is in transition only while a thread is in an operation, and whenever it is being \
              deleted";
@@ -37,7 +37,7 @@ rules! {
     }
 }
 
-/// Flags that an entry can have here. None is ever copy on write.
+/// Flags that an entry can have in this kernel. None is copy on write.
 const KNOWN: EntryFlags =
     EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
 
@@ -60,7 +60,7 @@ fn finding(ctx: &Context<'_>, rule: &'static Rule, entry: &Entry, detail: impl F
 }
 
 fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
-    // 1. Flags that exist, and the entry of addresses without pages.
+    // 1. Only flags that exist, and the entry of a nofault range.
     let eflags = entry.eflags;
     let unknown = eflags.bits() & !KNOWN.bits();
     if unknown != 0 {
@@ -71,7 +71,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     if eflags.contains(EntryFlags::NOFAULT) {
         nofault(ctx, map, entry);
     }
-    // 2. Only a thread at work leaves an entry in transition, or deletes it.
+    // 2. Only a thread in the middle of an operation leaves an entry in transition, or deletes it.
     if eflags.contains(EntryFlags::IN_TRANSITION) && ctx.rest.is_quiet() {
         finding(ctx, &ENTRY_TRANSITION, entry, || {
             "it is in transition, but no thread is in an operation".to_owned()
@@ -91,7 +91,7 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
             )
         });
     }
-    // 3. A wakeup is owed only for a change under way, to a thread that sleeps.
+    // 3. A wakeup is owed only during a transition, to a sleeping thread.
     if eflags.contains(EntryFlags::NEEDS_WAKEUP) {
         let channel = map_channel(map.at);
         if !eflags.contains(EntryFlags::IN_TRANSITION) {
@@ -106,8 +106,8 @@ fn flags(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     }
 }
 
-/// Nothing stands behind a range in which a fault is a panic. Where it was cut in a map that is no
-/// system map it has got an object, which stays empty: nothing but a fault brings pages.
+/// Checks that a range in which a fault is a panic has no object. If it was clipped in a map other
+/// than a system map, it has got one, but an empty one: only a fault adds pages.
 fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     let Some(at) = entry.object() else { return };
     let may_be_cut = map.system_map == 0 && kernel_object(ctx, at).is_none();
@@ -121,7 +121,7 @@ fn nofault(ctx: &Context<'_>, map: &Map, entry: &Entry) {
     }
 }
 
-/// What those sleep on who wait for the map at `map`.
+/// The wait channel of the map at `map`.
 pub(super) fn map_channel(map: GuestVirt) -> GuestVirt {
     map.checked_add(offset_of!(VmMap, index) as u64).unwrap_or(map)
 }
@@ -150,8 +150,8 @@ fn protection(ctx: &Context<'_>, entry: &Entry) {
     }
 }
 
-/// Ranges of kernel objects are wired once from when they are made; no others are wired at all,
-/// except in transition.
+/// Checks the wiring: ranges of kernel objects are wired once from the start; others are never
+/// wired, except in transition.
 fn wiring(ctx: &Context<'_>, entry: &Entry) {
     if entry.eflags.contains(EntryFlags::IN_TRANSITION) {
         return;
@@ -170,7 +170,7 @@ fn wiring(ctx: &Context<'_>, entry: &Entry) {
     }
 }
 
-/// The name of the kernel object at `at`, if that is one.
+/// The name of the kernel object at `at`, if there is one.
 pub(super) fn kernel_object(ctx: &Context<'_>, at: GuestVirt) -> Option<&'static str> {
     [
         ("kernel_object", offset_of!(KernelRoots, kernel_object)),

@@ -1,4 +1,5 @@
-//! A map's index: every node of the B+-tree by itself, and its items against the list of entries.
+//! A map's index: every node of the B+ tree by itself, and the tree's items against the list of
+//! entries.
 
 use std::collections::HashSet;
 
@@ -24,7 +25,7 @@ rules! {
         INDEX_KEY = "index-key":
             "an inner slot's key is the lowest of its child, and keys ascend";
         INDEX_GAP = "index-gap":
-            "a leaf's gap is the free range behind the entry, an inner gap (`max_free`) the \
+            "a leaf's gap is the free range after the entry, an inner gap (`max_free`) the \
              largest of the child";
         INDEX_ITEM = "index-item":
             "the items of the tree are the header and the entries of the list";
@@ -33,7 +34,7 @@ rules! {
         INDEX_SHARED = "index-shared":
             "no node is reached twice";
         INDEX_SPARE = "index-spare":
-            "no node of the tree is on a list of spare ones, and no node is between tree and pool";
+            "no node of the tree is on the list of spare nodes, and no node is between tree and pool";
     }
 }
 
@@ -46,7 +47,7 @@ struct Item {
     target: GuestVirt,
 }
 
-/// What the list of entries says that the tree should hold.
+/// An item that the tree must hold, according to the list of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expected {
     key: u64,
@@ -57,7 +58,7 @@ struct Expected {
 /// The nodes of a map's index, by address.
 pub(super) type Nodes = HashSet<GuestVirt>;
 
-/// Checks the index of `map` and gives its nodes.
+/// Checks the index of `map` and returns its nodes.
 pub(super) fn check(ctx: &Context<'_>, map: &Map) -> Nodes {
     let mut walk = Walk { ctx, map, seen: HashSet::new(), items: Vec::new() };
     let at = map.root.addr();
@@ -93,7 +94,7 @@ impl Walk<'_, '_> {
         });
     }
 
-    /// The node at `at`, if it can be read and was not come to before.
+    /// The node at `at`, if it can be read and was not visited before.
     fn node(&mut self, at: GuestVirt) -> Option<MapNode> {
         if !self.seen.insert(at) {
             self.finding(&INDEX_SHARED, at, || "two slots lead to it".to_owned());
@@ -109,7 +110,7 @@ impl Walk<'_, '_> {
     fn visit(&mut self, at: GuestVirt, node: &MapNode, level: u16) {
         // 1. The node itself.
         let count = self.shape(at, node, level);
-        // 2. Its slots: items in a leaf, elsewhere a child and what the slot says of it.
+        // 2. Its slots: items in a leaf; otherwise a child with its lowest key and largest gap.
         for slot in 0..count {
             let (key, gap, target) =
                 (node.keys[slot].get(), node.gaps[slot].get(), node.targets[slot].get());
@@ -146,9 +147,9 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Checks what a node says of itself; returns how many of its slots to look at.
+    /// Checks a node's own fields; returns the number of slots to visit.
     fn shape(&self, at: GuestVirt, node: &MapNode, level: u16) -> usize {
-        // 1. As high as its place, and filled as full as a B+ tree asks for.
+        // 1. Its level fits its depth, and it is as full as a B+ tree requires.
         if node.level.get() != level {
             self.finding(&INDEX_LEVEL, at, || {
                 format!("its level is {}, but its depth says {level}", node.level.get())
@@ -166,7 +167,7 @@ impl Walk<'_, '_> {
                 format!("it counts {count} slots, not {fewest} to {}", MapNode::FANOUT)
             });
         }
-        // 2. Slots behind the count are empty.
+        // 2. Slots past the count are empty.
         let count = count.min(MapNode::FANOUT);
         for slot in count..MapNode::FANOUT {
             let (key, gap, target) =
@@ -180,7 +181,7 @@ impl Walk<'_, '_> {
                 });
             }
         }
-        // 3. A node in the tree is not on the list of spare ones.
+        // 3. A node in the tree is not on the list of spare nodes.
         if !node.spare_next.get().is_null() {
             let next = node.spare_next.get().addr();
             self.finding(&INDEX_SPARE, at, || {
@@ -191,10 +192,10 @@ impl Walk<'_, '_> {
     }
 }
 
-/// Holds the items of the tree against the header and the entries of the list, both in order of
+/// Compares the items of the tree with the header and the entries of the list, both in order of
 /// keys.
 fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
-    // 1. What the list says: a key and a gap for the header and for each entry.
+    // 1. The expected items: a key and a gap for the header and for each entry.
     let page = |at: GuestVirt| at.get().wrapping_sub(map.min.get()) >> PAGE_SHIFT;
     let gap = |end: GuestVirt, next: GuestVirt| next.get().wrapping_sub(end.get()) >> PAGE_SHIFT;
     let starts = map.entries.iter().map(|entry| entry.start).chain([map.max]);
@@ -207,7 +208,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
         gap: gap(end, next),
         target,
     });
-    // 2. The items of the leaves, in order, against that.
+    // 2. The items of the leaves, in order, against the expected ones.
     let mut items = items.iter().peekable();
     for want in expected {
         while let Some(item) = items.next_if(|item| u64::from(item.key) < want.key) {
@@ -239,7 +240,7 @@ fn compare(ctx: &Context<'_>, map: &Map, items: &[Item]) {
             Some(_) => {}
         }
     }
-    // 3. What is left belongs to no entry.
+    // 3. Any items left belong to no entry.
     items.for_each(|item| too_many(ctx, map, item));
 }
 

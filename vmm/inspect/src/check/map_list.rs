@@ -1,4 +1,4 @@
-//! A map's list of entries: order, links, and the counts that the map keeps of it.
+//! A map's list of entries: order, links, and the map's counts.
 
 use vmkern_abi::addr::GuestVirt;
 
@@ -23,7 +23,7 @@ rules! {
     }
     Entries {
         ENTRY_RANGE = "entry-range":
-            "it is not empty, and of whole pages";
+            "it is a range of whole pages and not empty";
     }
 }
 
@@ -39,14 +39,14 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
             format!("[{}, {}) is not a range of whole pages", map.min, map.max)
         });
     }
-    // 2. The entries, from the header round to it again.
+    // 2. The entries, from the header around to the header.
     let (mut before, mut below, mut size) = (map.at, map.min, 0u64);
     for entry in &map.entries {
         check_entry(ctx, map, entry, before, below);
         size = size.wrapping_add(entry.len());
         (before, below) = (entry.at, below.max(entry.end));
     }
-    // 3. The map's words about them: the last entry, the number, the bytes.
+    // 3. The map's own fields: the last entry, the number, the bytes.
     if map.header.prev != before {
         ctx.finding(&MAP_LIST, map.name, map.at, || {
             format!("its last entry is {before}, but its header's prev is {}", map.header.prev)
@@ -65,9 +65,9 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     }
 }
 
-/// Checks an entry against `before`, the one before it on the list, and `below`, where that ends.
+/// Checks an entry against `before`, the previous one on the list, and `below`, the end of that.
 fn check_entry(ctx: &Context<'_>, map: &Map, entry: &Entry, before: GuestVirt, below: GuestVirt) {
-    // 1. Linked to the entry before, and behind its end.
+    // 1. Linked to the previous entry, and not below its end.
     if entry.prev != before {
         ctx.finding(&MAP_LIST, "vm_map_entry", entry.at, || {
             format!(

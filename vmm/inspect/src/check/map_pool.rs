@@ -1,4 +1,4 @@
-//! The pools of a map: where its entries and index nodes lie, and how many it keeps in reserve.
+//! The pools of a map: the pages that hold its entries and index nodes, and the reserve it keeps.
 
 use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
@@ -44,13 +44,13 @@ rules! {
     }
 }
 
-/// Entries that a map keeps in reserve, at least, when there are pages to make them of.
+/// The least number of entries that a map keeps in reserve while pages are available.
 const FLOOR: u64 = 8;
 
-/// Items of one kind.
+/// One kind of item: entries or nodes.
 #[derive(Clone, Copy)]
 struct Kind {
-    /// The items, in words.
+    /// The kind's name in findings.
     what: &'static str,
     size: u64,
     home: u64,
@@ -74,7 +74,7 @@ const NODES: Kind = Kind {
     per_page: PoolPage::NODES,
 };
 
-/// Checks the indexes and pools of all maps, claims their pages and counts them.
+/// Checks the indexes and pools of all maps, and claims and counts their pages.
 fn check(ctx: &Context<'_>) {
     let mut pages = 0;
     for map in &ctx.maps.all {
@@ -92,7 +92,7 @@ fn check(ctx: &Context<'_>) {
         reserve(ctx, map);
     }
     let counted = ctx.roots.map_pages.get();
-    // A map that is being made has its home already, and is on no list yet.
+    // A map that is being created already has its home, but is on no list yet.
     let most = pages.saturating_add(ctx.rest.awake());
     if !(pages..=most).contains(&counted) && !ctx.is_any_map_updating() {
         ctx.finding(&MAP_PAGES, "map_pages", ctx.root(offset_of!(KernelRoots, map_pages)), || {
@@ -111,9 +111,9 @@ fn finding(
     ctx.finding(rule, map.name, map.at, || format!("pool of {}: {}", kind.what, detail()));
 }
 
-/// The pages of a pool in order, with their links and the pool's three pointers checked.
+/// Checks the links of a pool's pages and the pool's own fields; returns the pages in order.
 fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<GuestVirt> {
-    // 1. The pages, each once, as the list has them.
+    // 1. The pages, each once, in the order of the list.
     let (mut pages, mut seen) = (Vec::new(), HashSet::new());
     let mut at = pool.first;
     let mut before = GuestVirt::new(0);
@@ -134,7 +134,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
                 break;
             }
         };
-        // 2. The pool owns the page, whose links may be on their way during an update.
+        // 2. The pool owns the page. During an update, its links may be inconsistent.
         ctx.claim_at(pointer.addr(), Owner::MapPool);
         if page.prev.get().addr() != before && !map.is_updating() {
             ctx.finding(&POOL_PAGES, "pool page", pointer.addr(), || {
@@ -148,7 +148,7 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
         pages.push(pointer.addr());
         (before, at) = (pointer.addr(), page.next.get());
     }
-    // 3. The pool's words.
+    // 3. The pool's own fields.
     if map.is_updating() {
         return pages;
     }
@@ -156,9 +156,10 @@ fn pool_pages(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool) -> Vec<Gue
     pages
 }
 
-/// Checks the words of a pool that stands still against its pages, in the order of the list.
+/// Checks the fields of a pool that is not being updated against its pages, in the order of the
+/// list.
 fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &[GuestVirt]) {
-    // 1. The end of the list, and room for what is in use.
+    // 1. The end of the list, and room for the used items.
     let before = pages.last().copied().unwrap_or_default();
     if pool.last.addr() != before {
         finding(ctx, &POOL_PAGES, map, kind, || {
@@ -180,7 +181,7 @@ fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &
             format!("used says {}, but there is room for {capacity}", pool.used)
         });
     }
-    // 2. The top page is the one with the last item in use.
+    // 2. The top page is the one with the last used item.
     let used_pages = pool.used.saturating_sub(kind.home).div_ceil(kind.per_page);
     let top =
         usize::try_from(used_pages).ok().and_then(|n| n.checked_sub(1)).and_then(|n| pages.get(n));
@@ -196,8 +197,8 @@ fn check_counts(ctx: &Context<'_>, map: &Map, kind: &Kind, pool: &Pool, pages: &
     }
 }
 
-/// The items in use are the first ones, and all of them are used: `live` are those that list or
-/// tree has.
+/// Checks that the used items are the first of the pool, without a hole. `live` are the items on
+/// the list or in the tree.
 fn items(
     ctx: &Context<'_>,
     map: &Map,
@@ -206,13 +207,13 @@ fn items(
     pages: &[GuestVirt],
     live: &HashSet<GuestVirt>,
 ) {
-    // 1. As many items as the map uses.
+    // 1. The number of used items.
     if pool.used != live.len() as u64 {
         finding(ctx, &POOL_USED, map, kind, || {
             format!("used says {}, but {} are in use", pool.used, live.len())
         });
     }
-    // 2. The number of an item follows from its place: the home first, then the pages in order.
+    // 2. Number the places: the home first, then the pages in order.
     let numbers: HashMap<GuestVirt, u64> = pages.iter().copied().zip(0..).collect();
     let number_of = |item: GuestVirt| {
         let (base, first) = match numbers.get(&item.page()) {
@@ -226,7 +227,7 @@ fn items(
         let (slot, slots) = (bytes / kind.size, if first == 0 { kind.home } else { kind.per_page });
         (slot < slots).then_some(first + slot)
     };
-    // 3. Items in use are the first of their pool.
+    // 3. Each used item is among the first.
     for &item in live {
         match number_of(item) {
             None => finding(ctx, &POOL_ITEM, map, kind, || {
@@ -243,9 +244,9 @@ fn items(
     }
 }
 
-/// What the map keeps in reserve follows from what it has in use.
+/// Checks the map's reserve, which follows from its use.
 fn reserve(ctx: &Context<'_>, map: &Map) {
-    // 1. Where the pools live, and no node that is still to be taken back.
+    // 1. The home, and no unlinked node left to be taken back.
     let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
     if map.home != map.at {
         state(&MAP_HOME, format!("home is {}, but it begins with the map itself", map.home));
@@ -256,7 +257,8 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             format!("node {} has left the tree, but not the pool", map.unlinked.addr()),
         );
     }
-    // 2. The ranges that can lack pages: neither submaps, nor the kernel's objects, nor the image.
+    // 2. The pages of plain ranges, which can lack pages: not submaps, the kernel's objects, or the
+    //    image.
     let image = KERNBASE.get()..ctx.roots.virtual_avail.get().get();
     let plain = map.entries.iter().filter(|entry| {
         !entry.is_submap()
@@ -269,7 +271,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
             entry.len().saturating_sub(in_image) >> PAGE_SHIFT
         })
         .sum();
-    // 3. The credits that pages of such ranges have paid for.
+    // 3. The counts of such pages, and of the credits for them.
     if map.plain_pages != pages {
         state(
             &MAP_PLAIN_PAGES,
@@ -289,7 +291,7 @@ fn reserve(ctx: &Context<'_>, map: &Map) {
     check_capacities(ctx, map);
 }
 
-/// Checks that the pools hold what the next change may need, and no page too many.
+/// Checks that the pools hold enough for the next change, and no page too many.
 fn check_capacities(ctx: &Context<'_>, map: &Map) {
     let state = |rule, detail: String| ctx.finding(rule, map.name, map.at, || detail);
     let (entries, nodes) = (&map.entry_pool, &map.node_pool);
@@ -314,7 +316,7 @@ fn check_capacities(ctx: &Context<'_>, map: &Map) {
     }
 }
 
-/// Most nodes that a tree of `items` items can have.
+/// The most nodes of a tree of `items` items.
 fn max_nodes(items: u64) -> u64 {
     let (mut nodes, mut level) = (1, items / MapNode::MIN_FILL as u64);
     while level >= 2 {

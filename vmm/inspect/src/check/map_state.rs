@@ -1,5 +1,4 @@
-//! Maps beside their entries: which there are, how they lie in one another, and what else they say
-//! of themselves.
+//! Maps apart from their entries: which maps exist, how they are nested, and their other fields.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -51,7 +50,7 @@ fn check(ctx: &Context<'_>) {
 }
 
 fn state(ctx: &Context<'_>, map: &Map) {
-    // 1. The words that never change.
+    // 1. The fields that never change.
     if map.pmap != ctx.pml4() {
         ctx.finding(&MAP_PMAP, map.name, map.at, || {
             format!("its pmap is {}, but the kernel's is {}", map.pmap, ctx.pml4())
@@ -59,7 +58,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
     }
     if map.system_map > 1 {
         ctx.finding(&MAP_SYSTEM, map.name, map.at, || {
-            format!("system_map is {}, neither 0 nor 1", map.system_map)
+            format!("system_map is {}, expected 0 or 1", map.system_map)
         });
     }
     let is_system = match map.name {
@@ -76,7 +75,7 @@ fn state(ctx: &Context<'_>, map: &Map) {
     }
     // 2. The wakeup that it owes.
     let channel = map_channel(map.at);
-    // Somebody may be about to sleep there, or have just been woken for another reason.
+    // A thread may be about to sleep there, or may just have been woken for another reason.
     let is_settled = !map.is_updating() && ctx.rest.awake() == 0;
     if is_settled && map.needs_wakeup != 0 && !ctx.rest.has_sleeper(channel) {
         ctx.finding(&MAP_WAKEUP, map.name, map.at, || {
@@ -85,9 +84,9 @@ fn state(ctx: &Context<'_>, map: &Map) {
     }
 }
 
-/// The list of maps has every map that a name or an entry leads to.
+/// Checks that the list of maps has every map that a root or an entry names.
 fn registry(ctx: &Context<'_>) {
-    // What an entry names that is only being made may be anything.
+    // An entry that is being created may name anything.
     let unlisted = if ctx.is_any_map_updating() { &[] } else { &ctx.maps.all[ctx.maps.listed..] };
     for map in unlisted {
         ctx.finding(
@@ -108,21 +107,21 @@ fn registry(ctx: &Context<'_>) {
                 || "the boot makes it, but its root is null",
             );
         } else if let Some(first) = seen.insert(at, name) {
-            ctx.finding(&MAP_REGISTRY, name, at, || format!("it is {first} as well"));
+            ctx.finding(&MAP_REGISTRY, name, at, || format!("it is also {first}"));
         }
     }
 }
 
-/// A submap has one entry at most, over exactly its range, and no map lies inside of itself. Those
-/// that the boot makes lie inside of kernel_map; one that `kmem_suballoc` has made may have been
-/// freed through its parent, which leaves it without an entry for ever.
+/// Checks that a submap has at most one entry, over exactly its range, and that no map lies inside
+/// itself. The boot's submaps lie inside kernel_map. A submap made by `kmem_suballoc` may have been
+/// freed through its parent, after which it has no entry.
 fn submaps(ctx: &Context<'_>) {
     // 1. Each submap has one parent, whose entry covers exactly its range.
     let mut parents: HashMap<GuestVirt, &Map> = HashMap::new();
     for parent in ctx.maps.all.iter().filter(|map| !map.is_updating()) {
         for entry in parent.entries.iter().filter(|entry| entry.is_submap()) {
             let Some(map) = ctx.maps.at(entry.object) else {
-                // That it cannot be read is a finding already.
+                // The map could not be read, which is a finding already.
                 continue;
             };
             if (map.min, map.max) != (entry.start, entry.end) {
@@ -143,12 +142,12 @@ fn submaps(ctx: &Context<'_>) {
             }
         }
     }
-    // 2. An entry of a map that is being changed may be missing just now.
+    // 2. An entry of a map that is being changed may be missing at this moment.
     if ctx.is_any_map_updating() {
         return;
     }
     for map in &ctx.maps.all {
-        // 3. From each map up, at most as many steps as there are maps: a circle ends too.
+        // 3. Go up from each map, at most as many steps as there are maps, so a cycle ends, too.
         check_parents(ctx, map, &parents);
     }
 }
@@ -173,7 +172,8 @@ fn check_parents(ctx: &Context<'_>, map: &Map, parents: &HashMap<GuestVirt, &Map
     }
 }
 
-/// kernel_map covers the kernel's address space, and its page tables reach as far as its entries.
+/// Checks that kernel_map covers the kernel's address space, and that its page tables reach as far
+/// as its entries.
 fn kernel_map(ctx: &Context<'_>) {
     // 1. It covers the kernel's address space.
     let roots = &ctx.roots;
@@ -187,7 +187,7 @@ fn kernel_map(ctx: &Context<'_>) {
             )
         });
     }
-    // 2. kernel_vm_end: the end of a page table, and past every entry.
+    // 2. kernel_vm_end is the end of a page table's range, and not below the end of any entry.
     let at = ctx.root(offset_of!(KernelRoots, kernel_vm_end));
     let (end, image_end) = (roots.kernel_vm_end.get(), roots.virtual_avail.get());
     let is_whole = end.get().is_multiple_of(NBPDR) || end == VM_MAX_KERNEL_ADDRESS;
@@ -196,7 +196,7 @@ fn kernel_map(ctx: &Context<'_>) {
             format!("{end} is not the end of a page table")
         });
     }
-    // The image's own range has the tables of the boot.
+    // The image's own range uses the boot's tables.
     let grown = map.entries.iter().filter(|entry| entry.start != KERNBASE || entry.end > image_end);
     if let Some(entry) =
         grown.max_by_key(|entry| entry.end).filter(|entry| entry.end > end && !map.is_updating())

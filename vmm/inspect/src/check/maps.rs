@@ -1,8 +1,8 @@
 //! All maps with their entries, copied.
 //!
-//! The entries are those of the map's list, in its order. The reading goes on over links that
-//! contradict each other as long as there is somewhere to go: it ends at the header, at an entry
-//! that has been there already, and at one that cannot be read.
+//! The entries are those of the map's list, in its order. Reading continues past contradictory
+//! links. It ends at the header, at an entry that was visited before, and at one that cannot be
+//! read.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -63,7 +63,7 @@ impl Entry {
         self.eflags.contains(EntryFlags::IS_SUB_MAP)
     }
 
-    /// The object behind it, if it has one.
+    /// Its object, if it has one.
     pub(super) fn object(&self) -> Option<GuestVirt> {
         (!self.is_submap() && self.object.get() != 0).then_some(self.object)
     }
@@ -95,7 +95,7 @@ impl Pool {
 #[derive(Debug)]
 pub(super) struct Map {
     pub at: GuestVirt,
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
     pub min: GuestVirt,
     pub max: GuestVirt,
@@ -115,14 +115,14 @@ pub(super) struct Map {
     pub unlinked: KPtr<MapNode>,
     pub credits: u64,
     pub plain_pages: u64,
-    /// Number of the thread that owns its lock plus 1, or 0.
+    /// Number of the thread that owns its lock, plus 1; 0 if it is free.
     pub lock_owner: u32,
     /// Its list of entries.
     pub entries: Vec<Entry>,
 }
 
 impl Map {
-    /// Whether somebody is changing it.
+    /// Whether it is being changed.
     pub(super) fn is_updating(&self) -> bool {
         self.lock_owner != 0
     }
@@ -147,7 +147,7 @@ impl Map {
             }
         };
         let lock = if map.system_map.is_set() { map.lock.owner.get() } else { map.sx.owner.get() };
-        // 2. What the rules look at. The entries come later, when all maps are known.
+        // 2. The fields that rules use. The entries are read later, when all maps are known.
         let read = Self {
             at: at.addr(),
             name,
@@ -205,22 +205,22 @@ impl Map {
     }
 }
 
-/// What a map is called that has no name.
+/// The name of a map that has none of its own.
 pub(super) const UNNAMED: &str = "vm_map";
 
 /// All maps.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
-    /// Those of the kernel's list of maps, then those that only roots or entries name.
+    /// The maps on the kernel's list, then those that only roots or entries name.
     pub all: Vec<Map>,
     /// How many of them are on the list.
     pub listed: usize,
 }
 
 impl Maps {
-    /// Reads the list of maps, and the maps that roots and submap entries name beside it.
+    /// Reads the list of maps, and further maps that roots and submap entries name.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
-        // 1. The maps on the list, which may lead to one twice.
+        // 1. The maps on the list, which may lead to a map twice.
         let mut maps = Self::default();
         let mut seen = HashSet::new();
         let mut next = roots.map_list.get();
@@ -241,7 +241,7 @@ impl Maps {
         // 2. Their entries.
         maps.listed = maps.all.len();
         maps.all.iter_mut().for_each(|map| map.read_entries(memory, findings));
-        // 3. Maps that only a name or an entry leads to.
+        // 3. Maps that only a root or an entry names.
         let named = roots.named_maps();
         let mut others: Vec<KPtr<VmMap>> =
             named.filter_map(|(_, _, map)| map.get().non_null()).collect();
@@ -268,7 +268,7 @@ fn submaps(map: &Map) -> impl Iterator<Item = KPtr<VmMap>> {
     map.entries.iter().filter(|entry| entry.is_submap()).map(|entry| KPtr::new(entry.object))
 }
 
-/// What the map at `at` is called.
+/// The name of the map at `at`.
 fn name(roots: &KernelRoots, at: KPtr<VmMap>) -> &'static str {
     roots.named_maps().find(|(_, _, map)| map.get() == at).map_or(UNNAMED, |(name, ..)| name)
 }

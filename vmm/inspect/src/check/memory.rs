@@ -1,8 +1,8 @@
-//! Guest memory as the rules read it.
+//! Guest memory, in the way that the rules read it.
 //!
-//! Structures are found by the arithmetic of the direct map, so that a damaged table of the direct
-//! map is one finding and not a thousand: that the direct map shows what this arithmetic says is a
-//! rule of its own.
+//! Structures are found by direct-map arithmetic instead of the page tables, so a damaged table of
+//! the direct map is one finding, not a thousand. A rule of its own checks that the direct map
+//! agrees with the arithmetic.
 
 use std::sync::atomic::Ordering;
 
@@ -31,8 +31,8 @@ impl TableReader for Memory<'_> {
     }
 }
 
-/// Page tables that no element of the page array stands for, at the most: one for each GiB of the
-/// direct map, those that the boot made for kernel_map, and a few of the image.
+/// The most page tables that no element of the page array describes: one for each GiB of the direct
+/// map, the boot's tables for kernel_map, and a few for the image.
 const UNMANAGED_TABLES: u64 = 1024;
 
 /// Guest memory.
@@ -44,7 +44,7 @@ impl<'a> Memory<'a> {
         Self(source)
     }
 
-    /// What is read.
+    /// The source.
     pub(super) fn source(&self) -> &'a dyn Source {
         self.0
     }
@@ -54,20 +54,20 @@ impl<'a> Memory<'a> {
         self.0.holds(at)
     }
 
-    /// How many pages can be in use, however much RAM there is said to be: each has a word in a
-    /// page table or in an index, which takes room in what is held.
+    /// The most pages that can be in use, however much RAM the guest claims: each has a word in a
+    /// page table or in an index, which takes room in the memory that the source holds.
     pub(super) fn most_pages(&self) -> u64 {
         let words = self.0.held_size() / size_of::<u64>() as u64;
         words.min(self.0.ram_size() / PAGE_SIZE)
     }
 
-    /// How many page tables there can be: each is a page that was handed out, whose element of the
-    /// page array is not zero. Some are not under management: those of the boot.
+    /// The most page tables: each is an allocated page, whose element of the page array is not
+    /// zero. The boot's tables are not managed and come on top.
     pub(super) fn most_tables(&self) -> u64 {
         self.0.held_size() / size_of::<VmPage>() as u64 + UNMANAGED_TABLES
     }
 
-    /// The page at `at`, which is part of structure `what`, in place.
+    /// The page at `at`, part of structure `what`, in place.
     pub(super) fn page(
         &self,
         what: &'static str,
@@ -97,7 +97,7 @@ impl<'a> Memory<'a> {
         Ok(value)
     }
 
-    /// A copy of the `T` behind `pointer`, which is structure `what` and lies in the direct map.
+    /// A copy of the `T` at `pointer`, which is structure `what` and lies in the direct map.
     pub(super) fn get<T: FromBytes + IntoBytes>(
         &self,
         what: &'static str,

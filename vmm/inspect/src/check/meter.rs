@@ -17,10 +17,10 @@ rules! {
 const MAXBSIZE_PAGES: u64 = 16;
 /// Pages that no SYSTEM request may take.
 const INTERRUPT_FREE_MIN: u64 = 2;
-/// Most pages that `v_inactive_target` can be where pages were short at boot: a quarter of `SHORT`.
+/// The largest `v_inactive_target` if pages were short at boot: a quarter of `SHORT`.
 const SHORT: u64 = 2048;
 
-/// Checks the thresholds, which the pagedaemon computes when it first runs: until then all are 0.
+/// Checks the thresholds. The pagedaemon computes them when it first runs; until then all are 0.
 fn check(ctx: &Context<'_>) {
     // 1. Before vm_pageout_init the thresholds are all 0.
     let meter = &ctx.roots.meter;
@@ -50,13 +50,13 @@ fn check(ctx: &Context<'_>) {
     let free_min = 4 + pages.saturating_sub(1024) / 200;
     let severe = free_min / 2 + reserved;
     let free_min = free_min + reserved;
-    // 3. The thresholds that follow from the number of pages alone.
+    // 3. The thresholds that depend only on the number of pages.
     compare("v_interrupt_free_min", &meter.v_interrupt_free_min, &[INTERRUPT_FREE_MIN]);
     compare("v_pageout_free_min", &meter.v_pageout_free_min, &[pageout_free_min]);
     compare("v_free_reserved", &meter.v_free_reserved, &[reserved]);
     compare("v_free_min", &meter.v_free_min, &[free_min]);
     compare("v_free_severe", &meter.v_free_severe, &[severe]);
-    // 4. How many pages were free then is not known any more.
+    // 4. Those that also depend on how many pages were free at boot, which is no longer known.
     let target = meter.v_free_target.get();
     compare(
         "v_free_target",

@@ -1,14 +1,13 @@
-//! Whether everything in a guest's memory agrees: the host's independent witness.
+//! Verifies every structure in a guest's memory: the host's independent witness.
 //!
-//! A check reads the kernel's structures (`maps`, `page_array`, and so on), which gives a
-//! `Context`, and then checks its rules over it. A rule is a row of the table of its file
-//! ([`Rule`]); the file's function adds a [`Finding`] for everything that contradicts it. What
-//! somebody was changing when the guest was stopped, which its lock tells, is left out and listed
-//! as [`Updating`]; what an operation that sleeps has half made is allowed as long as some thread
-//! is in the middle of one.
+//! A check reads the kernel's structures (`maps`, `page_array`, and so on) into a `Context`, and
+//! then checks its rules. A rule is a row of the table of its file ([`Rule`]); the file's function
+//! adds a [`Finding`] for everything that contradicts it. A structure whose lock was held when the
+//! guest was stopped is left out and listed as [`Updating`]. The half-made state of an operation
+//! that sleeps is allowed while any thread is in the middle of an operation.
 //!
-//! Nothing here believes a count or a pointer: lists are followed until they come to a place for
-//! the second time, and nothing is allocated that memory itself does not bound.
+//! No count or pointer is trusted: a list is followed until it reaches a place for the second time,
+//! and every allocation is bounded by the memory that the source holds.
 
 mod callouts;
 mod constants;
@@ -59,8 +58,8 @@ use crate::error::InspectError;
 use crate::source::Source;
 use crate::view::View;
 
-/// The tables of rules, in the order in which a report tells them: first what is checked while
-/// structures are read. Those about pages' states come when all pages have been claimed.
+/// The tables of rules, in the order of a report: first the rules that are checked while structures
+/// are read. Those about pages' states come when all pages have been claimed.
 static PARTS: [&Part; 30] = [
     &finding::PART,
     &page_array::PART,
@@ -106,7 +105,7 @@ pub fn rule(id: &str) -> Option<&'static Rule> {
     rules().find(|rule| rule.id == id)
 }
 
-/// The tables of all rules as the book has them, in Markdown.
+/// The tables of all rules for the book, in Markdown.
 #[must_use]
 pub fn book() -> String {
     let mut text = String::new();
@@ -125,13 +124,13 @@ impl Report {
     /// Checks every invariant of the kernel's memory in `source`.
     ///
     /// # Errors
-    /// When there is nothing to begin with: the kernel has not published its roots, or they cannot
-    /// be read; see [`InspectError`]. What is wrong beyond that is in the report.
+    /// When the kernel has not published its roots, or they cannot be read; see [`InspectError`].
+    /// Everything else that is wrong is in the report.
     pub fn of(source: &dyn Source) -> Result<Self, InspectError> {
         Self::through(&View::new(source)?)
     }
 
-    /// As [`Report::of`], in one look that has begun.
+    /// As [`Report::of`], with an existing view.
     ///
     /// # Errors
     /// As there.
@@ -139,8 +138,8 @@ impl Report {
         Self::run(view, None)
     }
 
-    /// As [`Report::through`], for these rules alone. What cannot be read at all is told in any
-    /// case: a rule says nothing of what nobody has seen.
+    /// As [`Report::through`], for these rules only. Structures that cannot be read are always
+    /// reported, because no rule can be checked for them.
     ///
     /// # Errors
     /// As there.

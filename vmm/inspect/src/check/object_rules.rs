@@ -1,4 +1,4 @@
-//! Objects: counts, references, indexes, and the way back from each page.
+//! Objects: counts, references, indexes, and the link from each page back to its object.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -35,7 +35,7 @@ rules! {
             "`ref_count` is the number of entries, one more for a kernel object, and at most one \
              for each thread that may be in a page fault";
         OBJECT_UNREACHABLE = "object-unreachable":
-            "every allocated object is behind an entry";
+            "an entry refers to every allocated object";
     }
 }
 
@@ -61,11 +61,11 @@ fn check(ctx: &Context<'_>) {
     strangers(ctx);
 }
 
-/// What the entries of all maps say of an object.
+/// What the entries of all maps refer to of one object.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entries {
     count: u64,
-    /// Pages up to the end of the last one.
+    /// Pages of the object up to the end of the last entry.
     pages: u64,
 }
 
@@ -114,7 +114,7 @@ fn claim(ctx: &Context<'_>, object: &Object) {
     }
 }
 
-/// What does not change in an object's life.
+/// Checks the fields that do not change during an object's life.
 fn constants(ctx: &Context<'_>, object: &Object) {
     // 1. The type and the flags, which differ for the kernel's own objects.
     let kind = if object.is_kernels() { ObjectType::Phys } else { ObjectType::Default };
@@ -138,7 +138,8 @@ fn constants(ctx: &Context<'_>, object: &Object) {
             )
         });
     }
-    // 2. The size: within the address space, and all of it for the kernel's own.
+    // 2. The size: at most the address space; exactly the address space for the kernel's own
+    //    objects.
     let size = VM_MAX_KERNEL_ADDRESS.since(VM_MIN_KERNEL_ADDRESS) >> PAGE_SHIFT;
     if object.size > size {
         finding(ctx, &OBJECT_SIZE, object, || {
@@ -176,10 +177,10 @@ fn counts(ctx: &Context<'_>, object: &Object) {
 }
 
 fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
-    // 1. The references that entries have, and at most one more for each page fault under way.
+    // 1. One reference for each entry, and at most one more for each page fault in progress.
     let expected = entries.count + u64::from(object.is_kernels());
     let count = u64::from(object.ref_count);
-    // A page fault has a reference while it sleeps on a busy page, and for a moment before and
+    // A page fault holds a reference while it sleeps on a busy page, and for a moment before and
     // after.
     let most = ctx.rest.awake() + ctx.rest.faults();
     let is_known = ctx.roots.sched.lock.owner.get() == 0;
@@ -193,7 +194,7 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
             )
         });
     }
-    // 2. What follows for an anonymous object.
+    // 2. An anonymous object with one reference is marked so.
     if count == 1 && !object.is_kernels() && !object.flags.contains(ObjectFlags::ONEMAPPING) {
         finding(ctx, &OBJECT_FLAGS, object, || {
             "it has one reference, but is not marked ONEMAPPING".to_owned()
@@ -210,7 +211,7 @@ fn references(ctx: &Context<'_>, object: &Object, entries: Entries) {
     }
 }
 
-/// The pages between which the last search ended are neighbours in the index.
+/// Checks that the pages between which the last search ended are neighbours in the index.
 fn last_search(ctx: &Context<'_>, object: &Object) {
     let (before, after) = (object.before, object.after);
     if before | after == 0 {
@@ -233,7 +234,8 @@ fn last_search(ctx: &Context<'_>, object: &Object) {
     }
 }
 
-/// Objects are freed with their last reference: all that are handed out stand behind an entry.
+/// Checks that every allocated object is referenced by an entry: an object is freed with its last
+/// reference.
 fn unreachable(ctx: &Context<'_>) {
     let known = ctx.objects.all.values().filter(|object| !object.is_kernels()).count() as u64;
     let zone = &ctx.roots.zones[Zone::Object.index()];
@@ -245,14 +247,14 @@ fn unreachable(ctx: &Context<'_>) {
     }
 }
 
-/// Pages that say that they belong to an object which does not know them. Of a subtree that was cut
-/// off only the first is named: the others hang on it.
+/// Finds pages that name an object whose index does not contain them. Of a subtree that was cut
+/// off, only the root is reported.
 fn strangers(ctx: &Context<'_>) {
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| !page.object.is_null()) {
         if ctx.owner(pfn) != Some(Owner::Resident) {
             let object = ctx.objects.all.get(&page.object.addr());
-            // An object that is known is left out while somebody changes it; one that is not may be
-            // on its way into a map.
+            // A known object is skipped while it is being changed; an unknown one may be about to
+            // enter a map.
             let is_updating = object.map_or_else(|| ctx.is_any_map_updating(), Object::is_updating);
             if is_updating || hangs_on_stranger(ctx, pfn, page) {
                 continue;
@@ -261,7 +263,7 @@ fn strangers(ctx: &Context<'_>) {
                 let name = object.map_or("an unknown object", |object| object.name);
                 let at = page.object.addr();
                 format!(
-                    "page {pfn:#x} says index {:#x} of {at} ({name}), which does not have it",
+                    "page {pfn:#x} names index {:#x} of {at} ({name}), which does not contain it",
                     page.pindex
                 )
             });
@@ -269,8 +271,8 @@ fn strangers(ctx: &Context<'_>) {
     }
 }
 
-/// Whether the page above `page` is one of the same object that the object does not know either,
-/// and has it below.
+/// Whether the parent of `page` is a page of the same object, is also missing from its index, and
+/// links to `page`.
 fn hangs_on_stranger(ctx: &Context<'_>, pfn: u64, page: &Page) -> bool {
     let parent = u64::from(page.parent);
     let upper =

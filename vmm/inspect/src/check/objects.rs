@@ -1,8 +1,8 @@
-//! All objects with their pages, read off their indexes.
+//! All objects with their pages, read from their indexes.
 //!
-//! An object is known by an entry that names it, or by the kernel's roots. Its index is a tree of
-//! the pages themselves. A link is followed only to a page of the same object whose page index
-//! belongs there, which leaves no way around in circles.
+//! Objects are found through the entries that name them, or are in the kernel's roots. An object's
+//! index is a tree of the pages themselves. A link is followed only to a page of the same object
+//! whose index fits the place, so a cycle is impossible.
 
 use std::collections::{BTreeMap, HashSet};
 use std::mem::offset_of;
@@ -38,9 +38,9 @@ pub(super) struct Resident {
 #[derive(Debug)]
 pub(super) struct Object {
     pub at: GuestVirt,
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// Whether only maps that somebody was changing lead to it: then it may be no object at all,
+    /// Whether only maps that were being changed lead to it: then it may not be an object at all,
     /// and is not read.
     pub is_doubtful: bool,
     pub lock_owner: u32,
@@ -62,7 +62,7 @@ impl Object {
         self.name != ANONYMOUS
     }
 
-    /// Whether nothing can be said of it: somebody was changing it, or what leads to it.
+    /// Whether it cannot be checked: it was being changed, or the maps that lead to it were.
     pub(super) fn is_updating(&self) -> bool {
         self.lock_owner != 0 || self.is_doubtful
     }
@@ -91,7 +91,7 @@ impl Object {
     }
 }
 
-/// What an object is called that is not the kernel's own.
+/// The name of all objects but the kernel's own.
 const ANONYMOUS: &str = "vm_object";
 
 /// All objects, by address.
@@ -110,13 +110,13 @@ impl Objects {
         maps: &Maps,
         findings: &Findings,
     ) -> Self {
-        // 1. The kernel's own objects lie in its roots.
+        // 1. The kernel's own objects, which lie in its roots.
         let kernels = kernels(roots_at, roots);
         let mut objects =
             Self { all: kernels.into_iter().map(|object| (object.at, object)).collect() };
-        // 2. Anonymous objects, by the entries that name them.
+        // 2. Anonymous objects, through the entries that name them.
         let mut unreadable = HashSet::new();
-        // What a map that is still leads to comes first.
+        // Maps that are not being changed come first.
         let (updating, still): (Vec<_>, Vec<_>) =
             maps.all.iter().partition(|map| map.is_updating());
         for map in still.into_iter().chain(updating) {
@@ -138,22 +138,22 @@ impl Objects {
                 }
             }
         }
-        // 3. Their pages. An object that only a changing map leads to may be gone already.
+        // 3. Their pages. An object that only a changing map leads to may be freed already.
         let known = objects.all.values_mut().filter(|object| !object.is_doubtful);
         known.for_each(|object| read_index(pages, findings, object));
         objects
     }
 }
 
-/// A link of an index that is to be followed.
+/// A link of an index, to be followed.
 struct Link {
     /// The page that it leads to.
     to: u32,
-    /// The page that has it, or 0 for the root.
+    /// The page that contains it, or 0 for the root.
     from: u32,
     /// The first index that belongs there.
     first: u64,
-    /// The first index past those.
+    /// The first index that does not.
     end: u64,
 }
 
@@ -170,9 +170,9 @@ fn kernels(roots_at: KPtr<KernelRoots>, roots: &KernelRoots) -> [Object; 2] {
     ]
 }
 
-/// Reads the pages of `object` off its index.
+/// Reads the pages of `object` from its index.
 fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
-    // 1. Down the tree, with the range of indices that may hang below each link.
+    // 1. Descend the tree, with the range of indexes that is valid below each link.
     let is_still = !object.is_updating();
     let fault = |pfn: u32, detail: &dyn Fn() -> String| {
         if is_still {
@@ -185,7 +185,7 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
         if pfn == 0 {
             continue;
         }
-        // 2. The page: one that is managed, of this object, in the range of its place.
+        // 2. The page: managed, of this object, with an index in the range of its place.
         let Some(page) = array.get(pfn.into()) else {
             fault(from, &|| {
                 format!("the index of {name} at {at} leads to page {pfn:#x}, which is not managed")
@@ -193,7 +193,7 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
             continue;
         };
         let pindex = page.pindex;
-        // A page of another object is claimed for both; its links are not ours.
+        // A page of another object is claimed for both, but its links are not followed.
         if page.object.addr() != at {
             object.pages.push(Resident { pindex, pfn });
             continue;
@@ -201,13 +201,13 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
         if !(first..end).contains(&pindex) {
             fault(pfn, &|| {
                 format!(
-                    "page {pfn:#x} of {name} has index {pindex:#x}, but hangs where {first:#x} to \
-                     {end:#x} belong"
+                    "page {pfn:#x} of {name} has index {pindex:#x}, but its place is for \
+                     {first:#x} to {end:#x}"
                 )
             });
             continue;
         }
-        // 3. Its place: linked to the page above, whose index comes higher in the tree.
+        // 3. Its place: it links back to the page above, whose index belongs higher in the tree.
         if page.parent != from {
             let parent = page.parent;
             fault(pfn, &|| {
@@ -224,11 +224,11 @@ fn read_index(array: &PageArray, findings: &Findings, object: &mut Object) {
                 )
             });
         }
-        // 4. Both subtrees share the range out.
+        // 4. The two subtrees divide the range.
         object.pages.push(Resident { pindex, pfn });
         links.push(Link { to: page.right, from: pfn, first: pindex + 1, end });
         links.push(Link { to: page.left, from: pfn, first, end: pindex });
     }
-    // 5. The rules go through the pages in order.
+    // 5. The rules need the pages in order.
     object.pages.sort_unstable_by_key(|resident| resident.pindex);
 }

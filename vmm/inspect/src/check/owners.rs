@@ -1,8 +1,8 @@
-//! Who has which page: every page that is handed out has exactly one owner.
+//! Owners of pages: every allocated page has exactly one owner.
 //!
-//! Each part of the check claims the pages that it comes through. Two claims of one page contradict
-//! each other, a claim of a free page contradicts the page array, and a page that is handed out and
-//! claimed by nobody is lost.
+//! Each part of the check claims the pages that it visits. Two claims of one page contradict each
+//! other, a claim of a free page contradicts the page array, and an allocated page without a claim
+//! is lost.
 
 use std::cell::RefCell;
 
@@ -21,7 +21,7 @@ rules! {
         PAGE_FREE = "page-free":
             "a used page is allocated, and a page in a free block or a CPU's cache is not";
         PAGE_UNMANAGED = "page-unmanaged":
-            "a used page is under management";
+            "a used page is managed";
     }
 }
 
@@ -47,7 +47,7 @@ pub(super) enum Owner {
 }
 
 impl Owner {
-    /// What such a page is, in words.
+    /// A description of such a page.
     pub(super) const fn words(self) -> &'static str {
         match self {
             Self::MapHome => "the home of a map",
@@ -89,7 +89,7 @@ impl Owners {
         owner: Owner,
         at: GuestVirt,
     ) {
-        // 1. A page that is managed and has been handed out.
+        // 1. The page is managed and has been used.
         let what = || format!("page {pfn:#x}");
         let Some((segment, index)) = pages.locate(pfn) else {
             if pages.is_managed(pfn) {
@@ -98,12 +98,12 @@ impl Owners {
                 });
             } else {
                 findings.add(&PAGE_UNMANAGED, owner.words(), at, || {
-                    format!("{} is not under management", what())
+                    format!("{} is not managed", what())
                 });
             }
             return;
         };
-        // 2. Its flags say the same about it as its owner.
+        // 2. Its flags agree with the owner.
         let is_allocated = pages.segments[segment].pages.get(index).is_some_and(Page::is_allocated);
         if is_allocated == owner.is_free() {
             let word = if is_allocated { "handed out" } else { "free" };
@@ -115,7 +115,7 @@ impl Owners {
                 )
             });
         }
-        // 3. Nobody else has it.
+        // 3. It has no other owner.
         let slot = &mut self.owners.borrow_mut()[segment][index];
         match *slot {
             None => *slot = Some(owner),
@@ -125,7 +125,7 @@ impl Owners {
         }
     }
 
-    /// Who has page `pfn`, as far as it was claimed.
+    /// The owner of page `pfn`, if it was claimed.
     pub(super) fn of(&self, pages: &PageArray, pfn: u64) -> Option<Owner> {
         let (segment, index) = pages.locate(pfn)?;
         self.owners.borrow()[segment][index]

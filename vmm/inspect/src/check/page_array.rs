@@ -1,9 +1,9 @@
 //! The page array and its segments.
 //!
-//! Only the elements below each segment's `fresh` mark are read: what lies behind has never been
-//! used, and reading it would make the memory of a large guest resident. Of those below it,
-//! elements in a page that an image does not hold are zero, like a page that was never used, and
-//! take no room: a mark that lies does not decide how much is kept.
+//! Only the elements below each segment's `fresh` mark are read: the rest was never used, and
+//! reading it would make the memory of a large guest resident. Elements below the mark in a page
+//! that a dump does not hold are zero, like the elements of fresh pages, and take no room here. So
+//! a wrong mark does not decide how much memory the check needs.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 use vmkern_abi::kva::dmap_to_phys;
@@ -30,15 +30,15 @@ const PER_PAGE: usize = 4096 / size_of::<VmPage>();
 /// Elements of the page array, in the order of the pages.
 #[derive(Debug, Default)]
 pub(super) struct Elements {
-    /// By page of the array; nothing for one that is all zero.
+    /// By page of the array; `None` for a page of zeros.
     chunks: Vec<Option<Box<[Page]>>>,
-    /// Elements of the first page of the array that belong to pages before these.
+    /// Elements at the start of the first chunk that belong to earlier pages.
     skipped: usize,
     len: usize,
 }
 
 impl Elements {
-    /// How many there are.
+    /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -52,7 +52,7 @@ impl Elements {
         }
     }
 
-    /// All of them.
+    /// All elements.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Page> {
         (0..self.len).filter_map(|index| self.get(index))
     }
@@ -83,7 +83,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// A page that was never used.
+    /// The element of a page that was never used.
     pub(super) const FRESH: Self = Self {
         object: KPtr::NULL,
         pindex: 0,
@@ -159,8 +159,8 @@ pub(super) struct PageArray {
     pub segments: Vec<Segment>,
 }
 
-/// The elements in the page of the array at `at`; nothing where all of it is zero and no image
-/// holds it.
+/// The elements in the page of the array at `at`; `None` if the source does not hold the page,
+/// which is then zero.
 fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, InspectError> {
     let mut bytes = [0; PER_PAGE * size_of::<VmPage>()];
     if !memory.holds(at) {
@@ -173,7 +173,7 @@ fn chunk(memory: &Memory<'_>, at: GuestPhys) -> Result<Option<Box<[Page]>>, Insp
 }
 
 impl PageArray {
-    /// Reads segments and pages. What is out of order ends the reading, with a finding.
+    /// Reads segments and pages. A segment out of order ends the reading, with a finding.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots, findings: &Findings) -> Self {
         // 1. The segments, in order of their addresses.
         let at = roots.vm_page_array.get().addr();
@@ -187,7 +187,7 @@ impl PageArray {
             else {
                 break;
             };
-            // 2. A segment with sense: behind the one before, within the array.
+            // 2. A valid segment: after the previous one, and within the array.
             let seg: VmPhysSeg = match memory.get("vm_phys_seg", KPtr::new(place)) {
                 Ok(seg) => seg,
                 Err(error) => {
@@ -206,7 +206,7 @@ impl PageArray {
                 });
                 break;
             }
-            // 3. Only pages below `fresh` were ever used: the elements above may be anything.
+            // 3. Only pages below `fresh` were ever used.
             let fresh = u64::from(seg.fresh.get());
             if fresh < start || fresh > end {
                 findings.add(&SEGMENT_FRESH, "vm_phys_seg", place, || {
@@ -265,12 +265,12 @@ impl PageArray {
         self.segments.get(index).filter(|segment| segment.start <= pfn)
     }
 
-    /// Whether page `pfn` is under management.
+    /// Whether page `pfn` is managed.
     pub(super) fn is_managed(&self, pfn: u64) -> bool {
         self.segment(pfn).is_some()
     }
 
-    /// Page `pfn`, if it is under management and could be read.
+    /// Page `pfn`, if it is managed and could be read.
     pub(super) fn get(&self, pfn: u64) -> Option<&Page> {
         let segment = self.segment(pfn)?;
         if pfn >= segment.fresh {
@@ -279,8 +279,8 @@ impl PageArray {
         segment.pages.get(usize::try_from(pfn - segment.start).ok()?)
     }
 
-    /// The segment of page `pfn` and the page's place in [`Segment::pages`], if it was ever used
-    /// and could be read.
+    /// The index of the segment of page `pfn`, and the page's index in [`Segment::pages`], if it
+    /// was ever used and could be read.
     pub(super) fn locate(&self, pfn: u64) -> Option<(usize, usize)> {
         let segment = self.segments.partition_point(|segment| segment.end <= pfn);
         let index = usize::try_from(pfn.checked_sub(self.segments.get(segment)?.start)?).ok()?;
@@ -292,12 +292,12 @@ impl PageArray {
         self.segments.iter().flat_map(|segment| (segment.start..).zip(segment.pages.iter()))
     }
 
-    /// Pages under management.
+    /// The number of managed pages.
     pub(super) fn managed(&self) -> u64 {
         self.segments.iter().map(|segment| segment.end - segment.start).sum()
     }
 
-    /// Page number of the element at `at` of the array, if that is one.
+    /// Page number of the element at address `at`, if there is one.
     pub(super) fn number_at(&self, at: GuestVirt) -> Option<u64> {
         let bytes = at.get().checked_sub(self.at.get())?;
         let number = bytes / size_of::<VmPage>() as u64;

@@ -1,5 +1,5 @@
-//! CPUs' caches of free pages: linked both ways, no larger than allowed, and used only above the
-//! floor that they call for.
+//! The CPUs' caches of free pages: their links, their sizes, and the floor of free pages above
+//! which they are used.
 
 use std::collections::HashSet;
 use std::mem::offset_of;
@@ -25,15 +25,15 @@ rules! {
     }
 }
 
-/// Most pages that a cache may be allowed to have (`vm.pgcache_zone_max_pcpu`).
+/// The largest allowed limit of a cache in pages (`vm.pgcache_zone_max_pcpu`).
 const LIMIT: u64 = 65_536;
 
-/// Checks the caches, and claims every page in one.
+/// Checks the caches, and claims every page in them.
 fn check(ctx: &Context<'_>) {
     let max = &ctx.roots.page_cache_max;
     if max.get() > LIMIT {
         ctx.finding(&PAGE_CACHE_FLOOR, "kernel roots", ctx.root_of(max), || {
-            format!("page_cache_max is {}, but is at most {LIMIT}", max.get())
+            format!("page_cache_max is {}, expected at most {LIMIT}", max.get())
         });
     }
     if ctx.roots.vm_page_queue_free_mtx.owner.get() == 0 {
@@ -46,7 +46,7 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// What the floor is for this number of CPUs, if there are caches.
+/// The floor for this number of CPUs, if there are caches.
 fn floor(ctx: &Context<'_>) -> u64 {
     let (roots, meter) = (&ctx.roots, &ctx.roots.meter);
     if meter.ncpu.get() < 2 || roots.page_cache_max.get() == 0 || roots.idlezero_enable.is_set() {
@@ -77,7 +77,7 @@ fn check_floor(ctx: &Context<'_>) {
 }
 
 fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
-    // 1. The pages: used ones, met once, linked to the one before and of their own segment.
+    // 1. The pages: used, visited once, linked to the previous page, and with the right segment.
     let number = cpu.value.cpuid.get();
     let list: &VmFreeList = &cpu.value.page_cache.pages;
     let at = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
@@ -86,9 +86,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         let pfn = u64::from(next);
         let Some((&page, (segment, _))) = ctx.pages.get(pfn).zip(ctx.pages.locate(pfn)) else {
             ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
-                format!(
-                    "of CPU {number}: after page {before:#x} comes {pfn:#x}, which was never used"
-                )
+                format!("of CPU {number}: page {before:#x} leads to {pfn:#x}, which was never used")
             });
             break;
         };
@@ -111,7 +109,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
         ctx.claim(pfn, Owner::PageCache, at);
         (before, next) = (next, page.next);
     }
-    // 2. The list's own words.
+    // 2. The list's tail and count.
     if list.tail.get() != before {
         ctx.finding(&PAGE_CACHE_LINK, "page cache", at, || {
             format!(
@@ -123,7 +121,7 @@ fn check_cache(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     check_count(ctx, list, at, number, seen.len() as u64);
 }
 
-/// Checks the count of the cache of CPU `number`, in which `found` pages were found.
+/// Checks the count of the cache of CPU `number`, which has `found` pages.
 fn check_count(ctx: &Context<'_>, list: &VmFreeList, at: GuestVirt, number: u32, found: u64) {
     let count = list.count.get();
     let most = if floor(ctx) == 0 { 0 } else { ctx.roots.page_cache_max.get() };

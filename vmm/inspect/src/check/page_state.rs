@@ -1,6 +1,6 @@
-//! Every page's state, by whoever has it, and the counters of pages by state.
+//! Every page's state, which depends on its owner, and the counters of pages by state.
 //!
-//! Runs when every page has been claimed: a page that is handed out and nobody's is lost.
+//! Runs after all claims: an allocated page without an owner is lost.
 
 use vmkern_abi::layout::{PageFlags, PageOflags};
 
@@ -37,20 +37,20 @@ struct Counts {
     wired: u64,
 }
 
-/// Checks the states of all pages, and that none is lost.
+/// Checks the states of all pages, and that no page is lost.
 fn check(ctx: &Context<'_>) {
     check_states(ctx);
     check_lost(ctx);
 }
 
 fn check_states(ctx: &Context<'_>) {
-    // 1. With a lock owned, pages are on their way from one state to another.
+    // 1. While a lock is held, pages may be changing their state.
     if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;
     }
     let mut counts = Counts::default();
     let mut chained = Vec::new();
-    // 2. Each page by its owner.
+    // 2. Each page, by its owner.
     for (pfn, page) in ctx.pages.used() {
         counts.wired += u64::from(page.wire_count > 0);
         match ctx.owner(pfn) {
@@ -76,14 +76,14 @@ fn check_states(ctx: &Context<'_>) {
             check_allocated(ctx, pfn, page);
         }
     }
-    // 3. What only the pages together can tell.
+    // 3. Checks that need all pages.
     check_chained(ctx, &chained);
     check_counts(ctx, &counts);
 }
 
-/// Checks the pages that are mapped by `pmap_qenter` and linked to another. An operation that takes
-/// such mappings away chains their pages first, and has the head of the chain until it has freed
-/// them.
+/// Checks pages that are mapped by `pmap_qenter` and linked to another page. An operation that
+/// removes such mappings chains their pages first, and keeps the head of the chain until it has
+/// freed them.
 fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
     for pfn in InFlight::new(ctx).lost(chained) {
         ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || {
@@ -93,9 +93,9 @@ fn check_chained(ctx: &Context<'_>, chained: &[u64]) {
     }
 }
 
-/// Checks that every page that is handed out is somebody's: runs when all pages have been claimed.
+/// Checks that every allocated page has an owner. Runs after all claims.
 fn check_lost(ctx: &Context<'_>) {
-    // What a map that is being changed has for itself is not looked through.
+    // The pages that a map needs for itself are not read while the map is being changed.
     if ctx.is_locked() || ctx.maps.all.iter().any(|map| map.is_updating()) {
         return;
     }
@@ -116,7 +116,7 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
         flags: page.flags & (PageFlags::ZERO | PageFlags::TOUCHED) | place,
         next: if is_linked { page.next } else { 0 },
         prev: if is_linked { page.prev } else { 0 },
-        // A page keeps the number of its segment.
+        // A page keeps its segment's number.
         segind: page.segind,
         act_count: page.act_count,
         block: if is_cached { 0 } else { page.block },
@@ -133,7 +133,7 @@ fn check_free(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
 }
 
 fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
-    // 1. The flags that a page handed out may have.
+    // 1. The flags that an allocated page may have.
     let segment = ctx.pages.locate(pfn).map(|(segment, _)| segment);
     let is_home = ctx.owner(pfn) == Some(Owner::MapHome);
     let mark = if is_home { PageFlags::MAP_HOME } else { PageFlags::empty() };
@@ -150,7 +150,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.flags
         ));
     }
-    // 2. Words about free memory that no page in use has, and the segment of its address.
+    // 2. No field of a free page is set, and the segment is that of its address.
     if page.block != 0 {
         fault(format!(
             "page {pfn:#x} is handed out, but heads a free block of order {}",
@@ -163,7 +163,7 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.segind
         ));
     }
-    // 3. Words that nothing in this kernel sets, and contents that make sense.
+    // 3. Fields that this kernel never sets, and consistent validity.
     if page.hold_count != 0 || page.busy != 0 {
         let (holds, busy) = (page.hold_count, page.busy);
         fault(format!(
@@ -177,11 +177,11 @@ fn check_allocated(ctx: &Context<'_>, pfn: u64, page: &Page) {
             page.dirty, page.valid
         ));
     }
-    // 4. How it is used.
+    // 4. Its use.
     check_use(ctx, pfn, page);
 }
 
-/// Checks that the queue and the marks of an allocated page fit each other.
+/// Checks that the queue and the flags of an allocated page are consistent.
 fn check_use(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let fault =
         |detail: String| ctx.finding(&PAGE_STATE, "vm_page", ctx.pages.address(pfn), || detail);
@@ -202,7 +202,7 @@ fn check_use(ctx: &Context<'_>, pfn: u64, page: &Page) {
     }
 }
 
-/// A page of an object: whether it is managed follows from the object.
+/// Checks a page of an object, which also decides whether the page is managed.
 fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
     let kernels = [ctx.root_of(&ctx.roots.kernel_object), ctx.root_of(&ctx.roots.kmem_object)];
     let is_kernels = kernels.contains(&page.object.addr());
@@ -225,14 +225,13 @@ fn check_resident(ctx: &Context<'_>, pfn: u64, page: &Page) {
         let (next, prev) = (page.next, page.prev);
         fault(format!("page {pfn:#x} is on no queue, but has next {next:#x} and prev {prev:#x}"));
     }
-    // Between its allocation and its wiring or queueing a page is neither, but then somebody works
-    // on it.
+    // Between allocation and wiring or queueing, a page is neither, but then a thread works on it.
     if page.wire_count == 0 && page.queue == 0 && ctx.is_quiet() {
         fault(format!("page {pfn:#x} is neither wired nor on a paging queue"));
     }
 }
 
-/// A page without an object: wired once by its owner, and nothing else.
+/// Checks a page without an object: its owner has wired it once, and nothing else is set.
 fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
     let expected = Page {
         flags: page.flags | PageFlags::ALLOCATED | PageFlags::UNMANAGED,
@@ -240,7 +239,7 @@ fn check_private(ctx: &Context<'_>, pfn: u64, page: &Page, owner: Owner) {
         segind: page.segind,
         act_count: page.act_count,
         private: if owner == Owner::PageTable { page.private } else { 0 },
-        // Told by a rule of its own.
+        // A rule of its own covers it.
         block: page.block,
         hold_count: page.hold_count,
         busy: page.busy,

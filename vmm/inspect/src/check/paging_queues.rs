@@ -1,4 +1,4 @@
-//! The paging queues: managed pages that nobody has wired.
+//! The paging queues, which hold managed pages that are not wired.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ rules! {
     }
 }
 
-/// Checks both queues against each other and the page array.
+/// Checks both queues against each other and against the page array.
 fn check(ctx: &Context<'_>) {
     if ctx.roots.vm_page_queue_mtx.owner.get() != 0 {
         return;
@@ -55,21 +55,21 @@ fn check_queue(
     list: &VmFreeList,
     queued: &mut HashSet<u64>,
 ) {
-    // 1. The pages: used ones, each on one queue once.
+    // 1. The pages: used, and each on one queue once.
     let list_at = ctx.root_of(list);
     let (mut count, mut before, mut next) = (0, 0, list.head.get());
     while next != 0 {
         let pfn = u64::from(next);
         let Some(&page) = ctx.pages.locate(pfn).and_then(|_| ctx.pages.get(pfn)) else {
             ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
-                format!("{name} queue: after page {before:#x} comes {pfn:#x}, which was never used")
+                format!("{name} queue: page {before:#x} leads to {pfn:#x}, which was never used")
             });
             break;
         };
         let at = ctx.pages.address(pfn);
         if !queued.insert(pfn) {
             ctx.finding(&PAGE_QUEUE, "vm_page", at, || {
-                format!("the {name} queue comes to page {pfn:#x}, which is on a queue already")
+                format!("the {name} queue leads to page {pfn:#x}, which is on a queue already")
             });
             break;
         }
@@ -77,7 +77,7 @@ fn check_queue(
         count += 1;
         (before, next) = (next, page.next);
     }
-    // 2. The queue's own words.
+    // 2. The queue's tail and count.
     if list.tail.get() != before || list.count.get() != count {
         ctx.finding(&PAGE_QUEUE, "paging queue", list_at, || {
             let (tail, counted) = (list.tail.get(), list.count.get());
@@ -89,7 +89,7 @@ fn check_queue(
     }
 }
 
-/// Checks that page `pfn` names the queue that it is on, and `before`, the page before it there.
+/// Checks that page `pfn` names the queue that it is on, and `before`, the previous page there.
 fn check_page(ctx: &Context<'_>, name: &str, number: u8, pfn: u64, before: u32) {
     let Some(&page) = ctx.pages.get(pfn) else { return };
     let at = ctx.pages.address(pfn);

@@ -1,13 +1,12 @@
-//! Whether the kernel is at rest.
+//! Whether the kernel is quiet.
 //!
 //! An operation that sleeps, or that was interrupted, leaves structures half made although no lock
 //! is held: an entry that is not wired yet, a busy page. While no thread is in the middle of an
-//! operation, none of these may be. A thread that runs, or could, stands between any two
-//! instructions besides: it may have changed one word and not yet another that no lock holds
-//! together with it.
+//! operation, these are errors. A running or runnable thread may also be between any two
+//! instructions: it may have changed one word but not yet a related word that no lock guards.
 //!
-//! An idle thread is at rest unless an interrupt handler works on its stack
-//! ([`Thread::intr_nesting`]) or it serves others ([`Pcpu::serving`]).
+//! An idle thread is quiet unless an interrupt handler runs on its stack ([`Thread::intr_nesting`])
+//! or it works for other CPUs ([`Pcpu::serving`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,26 +15,28 @@ use vmkern_abi::layout::{KernelRoots, Pcpu, Thread, ThreadState};
 
 use super::memory::Memory;
 
-/// Wait messages of threads that are between operations, or wait inside one with nothing half made.
+/// Wait messages of threads that are between operations, or wait inside one that has left nothing
+/// half made.
 const QUIET: [&str; 9] =
     ["request", "settle", "sleep", "psleep", "pgzero", "nokva", "stress", "spin", "-"];
 
 /// Wait message of a page fault that finds the page busy.
 const FAULT: &str = "vmpfw";
 
-/// What a thread is at.
+/// What a thread is occupied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Occupation {
-    /// It waits for work, or rests.
+    /// It waits for work or is idle.
     None,
-    /// It sleeps in the middle of something.
+    /// It sleeps in the middle of an operation.
     Asleep,
-    /// It runs, or could, in the middle of something.
+    /// It is running or runnable in the middle of an operation.
     Awake,
 }
 
 impl Occupation {
-    /// That of `thread`; `serves` says whether it does something for others, of an idle thread.
+    /// The occupation of `thread`. For an idle thread, `serves` says whether it works for other
+    /// CPUs.
     fn of(thread: &Thread, serves: Option<bool>) -> Self {
         match (thread.state(), thread.wait_message(), serves) {
             (Some(ThreadState::Sleeping), Some(message), _)
@@ -50,7 +51,7 @@ impl Occupation {
     }
 }
 
-/// What the threads are at.
+/// What the threads are occupied with.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     is_quiet: bool,
@@ -60,7 +61,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Looks at all threads. A list of threads that makes no sense counts as busy.
+    /// Examines all threads. A damaged list of threads counts as busy.
     pub(super) fn read(memory: &Memory<'_>, roots: &KernelRoots) -> Self {
         let idle = idle_threads(memory, roots);
         let (mut seen, mut rest) = (HashSet::new(), Self { is_quiet: true, ..Self::default() });
@@ -87,29 +88,29 @@ impl Rest {
         rest
     }
 
-    /// Whether nothing may be half made: every thread waits for work.
+    /// Whether every thread waits for work, so nothing may be half made.
     pub(super) fn is_quiet(&self) -> bool {
         self.is_quiet
     }
 
-    /// Threads that stand between two instructions of an operation, interrupt handlers on idle
-    /// threads included.
+    /// The number of threads between two instructions of an operation, including interrupt handlers
+    /// on idle threads.
     pub(super) fn awake(&self) -> u64 {
         self.awake
     }
 
-    /// Threads that sleep in a page fault until a page is not busy any more.
+    /// The number of threads that sleep in a page fault until a page is no longer busy.
     pub(super) fn faults(&self) -> u64 {
         self.faults
     }
 
-    /// Whether somebody sleeps on `channel`.
+    /// Whether a thread sleeps on `channel`.
     pub(super) fn has_sleeper(&self, channel: GuestVirt) -> bool {
         self.channels.contains(&channel)
     }
 }
 
-/// The idle thread of each CPU, and whether it does something for others.
+/// The idle thread of each CPU, and whether it works for other CPUs.
 fn idle_threads(memory: &Memory<'_>, roots: &KernelRoots) -> HashMap<GuestVirt, bool> {
     let (mut idle, mut seen) = (HashMap::new(), HashSet::new());
     let mut next = roots.cpuhead.get();

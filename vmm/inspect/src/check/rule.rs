@@ -1,23 +1,23 @@
-//! The rules as data: each file of this module has a table of those that it knows.
+//! The rules as data: each file of this module has a table of its rules.
 //!
 //! A rule is a row of such a table: a constant that the code names, the identifier that findings
 //! show, and a sentence for the book. A rule that is not in a table cannot be named.
 
 use super::context::Context;
 
-/// Something that holds in every sound guest.
+/// A statement that holds in every valid guest.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rule {
-    /// What findings call it, in kebab-case.
+    /// Its name in findings, in kebab-case.
     pub id: &'static str,
-    /// What it is about.
+    /// Its subject.
     pub group: Group,
-    /// When it holds: a sentence without its subject's article and full stop, in Markdown.
+    /// When it holds: a sentence in Markdown, in lower case and without a full stop.
     pub says: &'static str,
 }
 
-/// What rules are about, in the order of the book.
+/// Subjects of rules, in the order of the book.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Group {
@@ -86,7 +86,7 @@ impl Group {
 
 /// The table of one file.
 pub(super) struct Part {
-    /// What checks its rules. A part without one is checked while structures are read.
+    /// The function that checks its rules; `None` if they are checked while structures are read.
     pub check: Option<fn(&Context<'_>)>,
     /// Its rules.
     pub rules: &'static [&'static Rule],

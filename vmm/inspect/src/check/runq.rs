@@ -1,4 +1,4 @@
-//! The CPUs' run queues, and what a CPU keeps besides.
+//! The CPUs' run queues, and other words of a CPU.
 
 use std::collections::HashSet;
 use std::mem::offset_of;
@@ -59,8 +59,8 @@ fn check(ctx: &Context<'_>) {
     ctx.sched.threads.iter().for_each(|thread| check_thread(ctx, thread, &queued));
 }
 
-/// A thread that can run is on a run queue, unless it idles. Nothing is left of the links of one
-/// that is on none.
+/// Checks that a runnable thread is on a run queue, unless it is an idle thread, and that a thread
+/// on no run queue has no links.
 fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>, queued: &HashSet<GuestVirt>) {
     let t = &thread.value;
     let is_queued = queued.contains(&thread.addr());
@@ -92,7 +92,7 @@ fn check_list(
     at: GuestVirt,
     queued: &mut HashSet<GuestVirt>,
 ) {
-    // 1. The threads: on the list of all, met once, linked to the one before.
+    // 1. The threads: on the list of all threads, visited once, linked to the previous one.
     let (mut before, mut next) = (KPtr::NULL, list.head.get());
     while let Some(pointer) = next.non_null() {
         let Some(thread) = ctx.sched.thread(pointer) else {
@@ -120,11 +120,11 @@ fn check_list(
                 )
             });
         }
-        // 2. Each may be run, with a priority of this list.
+        // 2. Each is runnable, with a priority of this list.
         check_queued(ctx, thread, number);
         (before, next) = (pointer, t.rq_next.get());
     }
-    // 3. The list's end.
+    // 3. The list's tail.
     if list.tail.get() != before {
         ctx.finding(&RUNQ_LINK, "run queue", at, || {
             format!(
@@ -136,7 +136,7 @@ fn check_list(
     }
 }
 
-/// Checks that a thread may be on the run queue, and on list `number` of it.
+/// Checks that a thread may be on the run queue, on list `number`.
 fn check_queued(ctx: &Context<'_>, thread: &Item<Thread>, number: usize) {
     let t: &Thread = &thread.value;
     if t.state() != Some(ThreadState::Runnable) {
@@ -151,17 +151,17 @@ fn check_queued(ctx: &Context<'_>, thread: &Item<Thread>, number: usize) {
     }
 }
 
-/// Words of a CPU that have few values.
+/// Checks a CPU's words that have only a few valid values.
 fn check_words(ctx: &Context<'_>, cpu: &Item<Pcpu>) {
     let reason = cpu.value.need_resched.get();
     if reason.known().is_none() {
         ctx.finding(&CPU, "CPU", cpu.addr(), || {
-            format!("need_resched is {reason}, and has values 0 to {}", Preempt::SliceOver.code())
+            format!("need_resched is {reason}, expected 0 to {}", Preempt::SliceOver.code())
         });
     }
     if !cpu.value.serving.get().is_known() {
         ctx.finding(&FLAG_WORD, "CPU", cpu.addr(), || {
-            format!("serving is {}, but is 0 or 1", cpu.value.serving.get())
+            format!("serving is {}, expected 0 or 1", cpu.value.serving.get())
         });
     }
     let quantum = (ctx.roots.meter.hz.get() / 10).max(1);

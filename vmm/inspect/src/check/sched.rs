@@ -1,7 +1,7 @@
 //! Threads, sleep queues and handlers, copied.
 //!
-//! As everywhere, reading goes on over contradictions and ends where there is nowhere to go: the
-//! rules about these structures tell what is wrong with the links between them.
+//! Reading continues past contradictions as far as it can; the rules about these structures report
+//! what is wrong with their links.
 
 use std::collections::{HashMap, HashSet};
 
@@ -36,8 +36,8 @@ impl<T> Item<T> {
     }
 }
 
-/// Follows a chain from `head`, ended by null, by an item that cannot be read, and by one that has
-/// been there already.
+/// Follows a chain from `head`. It ends at null, at an item that cannot be read, and at one that
+/// was visited before.
 pub(super) fn chain<T: FromBytes + IntoBytes>(
     memory: &Memory<'_>,
     findings: &Findings,
@@ -67,7 +67,7 @@ pub(super) fn chain<T: FromBytes + IntoBytes>(
     items
 }
 
-/// A sleep queue in use, with the spare ones that hang on it.
+/// A sleep queue in use, with its spare queues.
 #[derive(Debug)]
 pub(super) struct Queue {
     pub queue: Item<SleepQueue>,
@@ -83,7 +83,7 @@ pub(super) struct Event {
     pub handlers: Vec<Item<EventhandlerEntry>>,
 }
 
-/// Everything that the scheduler and the event handlers keep in structures of their own.
+/// All structures of the scheduler and of the event handlers.
 #[derive(Debug, Default)]
 pub(super) struct Sched {
     /// All CPUs.
@@ -106,7 +106,8 @@ impl Sched {
         let sched = &roots.sched;
         read.cpus =
             chain(memory, findings, "CPU", roots.cpuhead.get(), |cpu: &Pcpu| cpu.allcpu_next.get());
-        // 2. A list that is being changed is not even followed.
+        // 2. Threads and sleep queues, unless they are being changed: then their lists are not even
+        //    followed.
         if sched.lock.owner.get() == 0 {
             read.threads = chain(memory, findings, "thread", sched.all.head.get(), |t: &Thread| {
                 t.all_next.get()
@@ -137,7 +138,7 @@ impl Sched {
                 read.events.push(Event { list, handlers });
             }
         }
-        // 4. Threads by address.
+        // 4. The threads by address.
         read.numbers = read
             .threads
             .iter()
@@ -177,7 +178,7 @@ impl Sched {
     }
 }
 
-/// What a thread is called in a report.
+/// A thread's name in findings.
 pub(super) fn label(thread: &Thread) -> String {
     format!("thread {} ({})", thread.tid.get(), thread.name())
 }

@@ -1,4 +1,4 @@
-//! Sleep queues: who sleeps on which channel.
+//! Sleep queues: which threads sleep on which channel.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,7 +23,7 @@ rules! {
         SLEEPQ_MISSING = "sleepq-missing":
             "a sleeping thread is on a sleep queue";
         SLEEPQ_OWNER = "sleepq-owner":
-            "each thread has a sleep queue, with it or lent to its channel";
+            "each thread has a sleep queue, which it keeps or has lent to its channel";
         SLEEPQ_SPARE = "sleepq-spare":
             "a channel's sleep queue keeps a spare one for each sleeper but one";
     }
@@ -34,7 +34,7 @@ fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
-    // 1. Each queue: in the chain of its channel, the only one of it, with sleepers.
+    // 1. Each queue: in the chain of its channel, the only one of that channel, with sleepers.
     let (mut asleep, mut channels) = (HashSet::new(), HashMap::new());
     let mut chain = (usize::MAX, KPtr::NULL);
     for queue in &ctx.sched.queues {
@@ -49,7 +49,7 @@ fn check(ctx: &Context<'_>) {
         }
         check_sleepers(ctx, queue, &mut asleep);
     }
-    // 2. Each thread that sleeps was met on one.
+    // 2. Each sleeping thread is on a queue.
     for thread in &ctx.sched.threads {
         let t = &thread.value;
         if t.state() == Some(ThreadState::Sleeping) && !asleep.contains(&thread.addr()) {
@@ -62,7 +62,7 @@ fn check(ctx: &Context<'_>) {
             });
         }
     }
-    // 3. Each queue in use or owned by a thread.
+    // 3. Each queue is in use or owned by a thread.
     check_ownership(ctx);
 }
 
@@ -70,7 +70,7 @@ const fn hash(channel: GuestVirt) -> u64 {
     (channel.get() >> 3 ^ channel.get() >> 10) % SC_TABLESIZE as u64
 }
 
-/// The queue is in the chain of its channel, and its links say how the chain came to it.
+/// Checks that the queue is in the chain of its channel and links back to `before`.
 fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout::SleepQueue>) {
     let (at, q) = (queue.queue.addr(), &queue.queue.value);
     if hash(q.wchan.get()) != queue.chain as u64 {
@@ -95,9 +95,9 @@ fn check_place(ctx: &Context<'_>, queue: &Queue, before: KPtr<vmkern_abi::layout
     }
 }
 
-/// Its sleepers sleep on its channel, and each but one has brought a spare queue.
+/// Checks that its sleepers sleep on its channel, and that each but one has left a spare queue.
 fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVirt>) {
-    // 1. The sleepers: threads on the list of all, met once, linked to the one before.
+    // 1. The sleepers: on the list of all threads, visited once, linked to the previous one.
     let (at, q) = (queue.queue.addr(), &queue.queue.value);
     let (mut before, mut next, mut count) = (KPtr::NULL, q.blocked.head.get(), 0);
     while let Some(pointer) = next.non_null() {
@@ -127,11 +127,11 @@ fn check_sleepers(ctx: &Context<'_>, queue: &Queue, asleep: &mut HashSet<GuestVi
         count += 1;
         (before, next) = (pointer, t.sq_next.get());
     }
-    // 2. The queue's own words: each sleeper but one has left its queue here as a spare.
+    // 2. The queue's own fields.
     check_ends(ctx, queue, before, count);
 }
 
-/// Checks the words of a queue that has `count` sleepers, `last` the last of them.
+/// Checks the fields of a queue of `count` sleepers, the last of which is `last`.
 fn check_ends(ctx: &Context<'_>, queue: &Queue, last: KPtr<Thread>, count: usize) {
     let (at, q) = (queue.queue.addr(), &queue.queue.value);
     if q.blocked.tail.get() != last {
@@ -154,7 +154,7 @@ fn check_ends(ctx: &Context<'_>, queue: &Queue, last: KPtr<Thread>, count: usize
     }
 }
 
-/// Checks that a thread on the queue sleeps, and on the channel of the queue.
+/// Checks that a thread on the queue sleeps on the channel of the queue.
 fn check_sleeper(ctx: &Context<'_>, q: &SleepQueue, thread: &Item<Thread>) {
     let t = &thread.value;
     if t.state() != Some(ThreadState::Sleeping) || t.wchan.get() != q.wchan.get() {
@@ -169,9 +169,9 @@ fn check_sleeper(ctx: &Context<'_>, q: &SleepQueue, thread: &Item<Thread>) {
     }
 }
 
-/// A thread owns a sleep queue while it does not sleep, and no two own the same.
+/// Checks that a thread owns a sleep queue while it does not sleep, and that no two own the same.
 fn check_ownership(ctx: &Context<'_>) {
-    // 1. The queues in use, each once.
+    // 1. Each queue in use is there only once.
     let mut owners: HashMap<GuestVirt, GuestVirt> = HashMap::new();
     let in_use = ctx
         .sched
@@ -183,7 +183,7 @@ fn check_ownership(ctx: &Context<'_>) {
             ctx.finding(&SLEEPQ_OWNER, "sleep queue", queue.addr(), || "it is in use twice");
         }
     }
-    // 2. A thread owns a queue unless it sleeps: then the channel has it.
+    // 2. A thread owns a queue unless it sleeps: then the channel does.
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
         let t = &thread.value;
         let own = t.sleepqueue.get();

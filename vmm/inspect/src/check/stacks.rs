@@ -1,4 +1,4 @@
-//! Kernel stacks: mapped, above a page that is not, and in use where the thread says.
+//! Kernel stacks: mapped, above an unmapped guard page, and holding the thread's saved context.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::kva::{VM_MAX_KERNEL_ADDRESS, VM_MIN_KERNEL_ADDRESS};
@@ -21,22 +21,22 @@ rules! {
 
 /// Pages of a kernel stack (`KSTACK_PAGES`).
 const KSTACK_PAGES: u64 = 4;
-/// Number of the thread that the boot became.
+/// Number of the thread that continues the boot.
 const BOOT_TID: u32 = 64;
 
-/// What the machine has saved of a thread ([`md`]).
+/// A thread's saved context ([`md`]).
 pub(super) struct Saved {
     /// Stack pointer.
     pub(super) rsp: u64,
     /// End of the next free trap slot.
     slot: u64,
-    /// Bounds of the stack proper.
+    /// Bounds of the stack itself.
     pub(super) low: u64,
     pub(super) high: u64,
     /// Bounds of the trap slots.
     pub(super) slots: u64,
     pub(super) slots_end: u64,
-    /// Depth of interrupt deferral.
+    /// Nesting of interrupt deferral.
     depth: u64,
 }
 
@@ -55,13 +55,13 @@ impl Saved {
     }
 }
 
-/// Checks the stacks of all threads, those that have exited included.
+/// Checks the stacks of all threads, including those that have exited.
 fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
     }
     for thread in ctx.sched.threads.iter().chain(&ctx.sched.zombies) {
-        // The thread that the boot became runs on the image's stack.
+        // The thread that continues the boot runs on the stack in the image.
         if thread.value.tid.get() != BOOT_TID || thread.value.kstack.get().get() != 0 {
             check_stack(ctx, thread);
         }
@@ -100,7 +100,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
             ));
         }
     }
-    // 3. The guard page is not.
+    // 3. The guard page is not mapped.
     let guard = GuestVirt::new(low.get() - PAGE_SIZE);
     if let Some(mapping) = ctx.translate(guard) {
         fault(format!(
@@ -111,7 +111,7 @@ fn check_stack(ctx: &Context<'_>, thread: &Item<Thread>) {
     }
 }
 
-/// What the machine has saved of a thread that does not run.
+/// Checks the saved context of a thread that is not running.
 fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     // 1. A new thread.
     let t = &thread.value;
@@ -119,17 +119,17 @@ fn check_saved(ctx: &Context<'_>, thread: &Item<Thread>) {
     let fault = |detail: String| ctx.finding(&SAVED_CONTEXT, "thread", thread.addr(), || detail);
     let Saved { rsp, slot, low, high, slots, slots_end, depth } = saved;
     let kstack = t.kstack.get().get();
-    // A thread that has never run has only its bounds, and has left its stack alone.
+    // A thread that has never run has only its bounds.
     if rsp == 0 {
         if kstack == 0 || low != kstack || slots_end.wrapping_sub(low) != KSTACK_PAGES * PAGE_SIZE {
             fault(format!(
-                "{} has its stack at {kstack:#x}, but is to begin on [{low:#x}, {slots_end:#x})",
+                "{} has its stack at {kstack:#x}, but must begin on [{low:#x}, {slots_end:#x})",
                 label(t)
             ));
         }
         return;
     }
-    // 2. Where it left its CPU: the stack pointer, the trap slot, interrupts deferred once by the
+    // 2. Its context: the stack pointer, the trap slot, and interrupts deferred once, by the
     //    switch.
     if !(low..=high).contains(&rsp) || rsp % 8 != 0 {
         fault(format!(

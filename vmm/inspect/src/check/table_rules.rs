@@ -1,4 +1,4 @@
-//! Page tables: who has them, the direct map, the image's window, and the pmap's counts.
+//! Page tables: their owners, the direct map, the image's window, and the pmap's counts.
 
 use std::mem::offset_of;
 
@@ -29,8 +29,8 @@ rules! {
             "there are tables from the start of kernel_map to `kernel_vm_end` and for the image, \
              and no others";
         DIRECT_MAP = "direct-map":
-            "the direct map shows all RAM, each 2 MiB where the arithmetic says, writable and not \
-             executable";
+            "the direct map maps all RAM in pages of 2 MiB, each at its fixed address, writable and \
+             not executable";
         IMAGE_MAPPING = "image-mapping":
             "the image's window is low memory, text, read-only data and data in this order, at \
              their places, and the local APIC";
@@ -47,9 +47,9 @@ rules! {
     }
 }
 
-/// End of low memory, which the image's window shows as data.
+/// End of low memory, which the image's window maps as data.
 const LOW_END: u64 = 1 << 20;
-/// Physical address of the local APIC, whose page is the last of the image's window.
+/// Physical address of the local APIC. The last page of the image's window maps it.
 const APIC: GuestPhys = GuestPhys::new(0xfee0_0000);
 /// Guard pages in the image: below the boot stack, the trap stack and the emergency stack.
 const GUARDS: u64 = 3;
@@ -64,7 +64,7 @@ fn check(ctx: &Context<'_>) {
     counts(ctx);
 }
 
-/// The flag that says who may use a mapping, as the kernel's privilege demands.
+/// The U flag or none, according to the privilege level of the kernel.
 pub(super) fn user(ctx: &Context<'_>) -> PteFlags {
     let place = ctx
         .memory
@@ -76,7 +76,7 @@ pub(super) fn user(ctx: &Context<'_>) -> PteFlags {
     match cpl.map(|cpl| cpl.get()) {
         Some(0) => PteFlags::empty(),
         Some(3) => PteFlags::U,
-        // Without a word from the kernel, the root table says it.
+        // If the kernel has not stated its level, the root table's entries show it.
         _ => ctx
             .tables
             .all
@@ -87,14 +87,14 @@ pub(super) fn user(ctx: &Context<'_>) -> PteFlags {
 }
 
 fn tables(ctx: &Context<'_>) {
-    // 1. Each table's entry lets CPL3 in as the kernel's privilege asks for.
+    // 1. Each table's entry allows CPL3 according to the kernel's privilege level.
     let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
     let user = user(ctx);
     let mut managed = 0;
     for table in &ctx.tables.all {
         let pfn = table.at.pfn();
         let is_managed = ctx.pages.is_managed(pfn);
-        // The tables of the image let everybody through but for the root's entries.
+        // The image's tables always allow CPL3; for them, only the root's entries decide.
         let is_kernels = table.level == Level::Pdpt || is_managed || is_below_image(table);
         let expected = if is_kernels { user } else { PteFlags::U };
         if table.level != Level::Pml4 && table.pte.flags() & PteFlags::U != expected {
@@ -106,7 +106,8 @@ fn tables(ctx: &Context<'_>) {
                 )
             });
         }
-        // 2. Tables in managed pages are the pmap's, which counts the entries of the lowest ones.
+        // 2. Tables in managed pages belong to the pmap, which counts the entries of the lowest
+        //    level.
         if !is_managed {
             continue;
         }
@@ -125,7 +126,7 @@ fn tables(ctx: &Context<'_>) {
             });
         }
     }
-    // 3. It also counts the tables.
+    // 3. It also counts these tables.
     let count = ctx.roots.kernel_pmap.table_count.get();
     if count != managed && pmap_is_still {
         pmap_finding(ctx, &PMAP_TABLES, || {
@@ -139,24 +140,25 @@ fn is_below_image(table: &Table) -> bool {
     table.level <= Level::Pd && (VM_MIN_KERNEL_ADDRESS..KERNBASE).contains(&table.base)
 }
 
-/// The page directory leads to all page tables of the boot in their order, and each has its count.
+/// Checks that the page directory leads to all of the boot's page tables in order, and that each
+/// has the right count.
 fn boot_tables(ctx: &Context<'_>) {
-    // 1. As many as there is room for.
+    // 1. The number of tables.
     let boots = &ctx.roots.boot_tables;
     let nkpt = boots.nkpt.get();
     if nkpt > NKPT as u64 {
         ctx.finding(&BOOT_TABLES, "boot_tables", ctx.root_of(&boots.nkpt), || {
-            format!("nkpt is {nkpt}, but can be {NKPT} at most")
+            format!("nkpt is {nkpt}, expected at most {NKPT}")
         });
     }
-    // 2. Where the page directory leads, and the entries that were found there.
+    // 2. The tables that the page directory leads to, with their numbers of valid entries.
     let mut valid = [None; NKPT];
     for table in ctx.tables.all.iter().filter(|table| is_below_image(table)) {
         if let Some(number) = boot_table(ctx, boots, table) {
             valid[number] = Some(table.valid);
         }
     }
-    // 3. The counts of the boot.
+    // 3. The boot's counts.
     let pmap_is_still = ctx.roots.kernel_pmap.lock.owner.get() == 0;
     for (number, (counted, valid)) in (0u64..).zip(boots.valid.iter().zip(valid)) {
         if number < nkpt && valid.is_none() {
@@ -177,8 +179,8 @@ fn boot_tables(ctx: &Context<'_>) {
     }
 }
 
-/// Which page table of the boot `table` is, if it is where that one should be. What is neither one
-/// of the boot's tables nor managed belongs to nobody.
+/// The number of the boot's page table that `table` is, if it is in its place. A table that is
+/// neither the boot's nor managed is a finding.
 fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<usize> {
     let number = table.base.since(VM_MIN_KERNEL_ADDRESS) / NBPDR;
     let is_boots = match table.level {
@@ -200,7 +202,7 @@ fn boot_table(ctx: &Context<'_>, boots: &BootTables, table: &Table) -> Option<us
     (table.level == Level::Pt).then(|| usize::try_from(number).unwrap_or(NKPT))
 }
 
-/// What the entry that leads to `table` is called.
+/// The name of the entry that leads to `table`.
 fn parent_name(table: &Table) -> &'static str {
     level_name(match table.level {
         Level::Pml4 | Level::Pdpt => Level::Pml4,
@@ -213,16 +215,17 @@ fn pmap_finding(ctx: &Context<'_>, rule: &'static Rule, detail: impl FnOnce() ->
     ctx.finding(rule, "kernel_pmap", ctx.root(offset_of!(KernelRoots, kernel_pmap)), detail);
 }
 
-/// There are page tables from the start of kernel_map to `kernel_vm_end`, and for the image, and no
-/// others.
+/// Checks that there are page tables from the start of kernel_map to `kernel_vm_end`, and for the
+/// image, and no others.
 fn reach(ctx: &Context<'_>) {
-    // 1. A pmap or a map that is being changed may have grown only halfway.
+    // 1. A pmap or a map that is being changed may be only half grown.
     if ctx.roots.kernel_pmap.lock.owner.get() != 0
         || ctx.maps.all.iter().any(|map| map.is_updating())
     {
         return;
     }
-    // 2. The tables in order of addresses: none missing below kernel_vm_end, none at or above it.
+    // 2. The tables in order of addresses: none is missing below kernel_vm_end, and none is at or
+    //    above it.
     let (end, image_end) = (ctx.roots.kernel_vm_end.get(), ctx.roots.virtual_avail.get());
     let mut next = VM_MIN_KERNEL_ADDRESS;
     let missing = |from: GuestVirt, to: GuestVirt| {
@@ -251,15 +254,16 @@ fn reach(ctx: &Context<'_>) {
         }
         next = next.max(table.base.checked_add(NBPDR).unwrap_or(GuestVirt::new(u64::MAX)));
     }
-    // 3. A hole that no later table ends.
+    // 3. A hole after the last table.
     if next < end {
         missing(next, end);
     }
 }
 
-/// The direct map shows all RAM, where the arithmetic says, as data.
+/// Checks that the direct map maps all RAM as data, at the addresses that direct-map arithmetic
+/// assumes.
 fn direct_map(ctx: &Context<'_>) {
-    // 1. The entries as they must be.
+    // 1. The flags that every entry must have.
     let flags = PteFlags::V
         | PteFlags::RW
         | PteFlags::A
@@ -274,7 +278,7 @@ fn direct_map(ctx: &Context<'_>) {
             format!("the entry {:#x} maps memory that does not exist", translation.pte.bits())
         });
     };
-    // 2. RAM in steps of a large page, side by side with what was found.
+    // 2. Compare RAM, in steps of a large page, with the entries found.
     let mut done = GuestPhys::new(0);
     for segment in ctx.memory.source().segments() {
         let mut at = GuestPhys::new(segment.start.get() & !(NBPDR - 1)).max(done);
@@ -302,7 +306,7 @@ fn direct_map(ctx: &Context<'_>) {
         }
         done = at;
     }
-    // 3. What is left maps no RAM.
+    // 3. Any entries left map no RAM.
     found.for_each(extra);
 }
 
@@ -315,8 +319,9 @@ enum Part {
     Data,
 }
 
-/// The image's window: low memory and the image where the arithmetic says, text before read-only
-/// data before data, no page both writable and executable, guard pages absent, and the local APIC.
+/// Checks the image's window: low memory and the image at fixed addresses, text before read-only
+/// data before data, no page both writable and executable, guard pages unmapped, and the local
+/// APIC.
 fn image(ctx: &Context<'_>) {
     // 1. The local APIC has the last page of the image's range.
     let end = ctx.roots.virtual_avail.get();
@@ -338,13 +343,13 @@ fn image(ctx: &Context<'_>) {
             }
             continue;
         }
-        // 2. Each other page: at its address less KERNBASE.
+        // 2. Every other page maps its address minus KERNBASE.
         let expected = GuestPhys::new(va.get().wrapping_sub(KERNBASE.get()));
         if pte.frame() != expected {
             finding(&|| format!("its frame should be {expected}"));
         }
         let flags = PteFlags::from_bits_retain(flags);
-        // 3. The parts come in order, each with flags of its own.
+        // 3. The parts come in order, each with its own flags.
         let Some(is) = part_of(flags, expected) else {
             if flags.contains(PteFlags::RW) && !flags.contains(PteFlags::NX) {
                 ctx.finding(&PTE_WX, "PTE", va, || {
@@ -356,7 +361,7 @@ fn image(ctx: &Context<'_>) {
             continue;
         };
         if is < part {
-            finding(&|| format!("{is:?} behind {part:?}"));
+            finding(&|| format!("{is:?} after {part:?}"));
             continue;
         }
         part = is;
@@ -374,15 +379,15 @@ fn image(ctx: &Context<'_>) {
             Part::Text | Part::ReadOnly => {}
         }
     }
-    // 5. What only the whole range can tell.
+    // 5. Checks that need the whole range.
     if !seen_apic {
         ctx.finding(&IMAGE_MAPPING, "PTE", apic, || "the local APIC is not mapped");
     }
     image_holes(ctx, last_data, data);
 }
 
-/// The part of the image whose pages have these flags, if any; `expected`, the frame, tells low
-/// memory from the data.
+/// The part of the image whose pages have these flags, if any. The frame `expected` distinguishes
+/// low memory from data.
 fn part_of(flags: PteFlags, expected: GuestPhys) -> Option<Part> {
     match flags {
         flags if flags == data_flags() && expected.get() < LOW_END => Some(Part::Low),
@@ -393,7 +398,7 @@ fn part_of(flags: PteFlags, expected: GuestPhys) -> Option<Part> {
     }
 }
 
-/// Text, read-only data and data follow on one another; holes are guard pages.
+/// Checks that text, read-only data and data are contiguous, except for guard pages.
 fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
     // 1. The data, from its first page to its last.
     let mapped = |va: GuestVirt| {
@@ -422,7 +427,7 @@ fn image_holes(ctx: &Context<'_>, last_data: Option<GuestVirt>, data: u64) {
             )
         });
     }
-    // 3. Text and read-only data have none.
+    // 3. Text and read-only data have no holes.
     let start = KERNBASE.get() + LOW_END;
     let hole = (start..first.get()).step_by(4096).map(GuestVirt::new).find(|&va| !mapped(va));
     if let Some(va) = hole {
@@ -443,9 +448,9 @@ fn data_flags() -> PteFlags {
     text_flags() | PteFlags::RW | PteFlags::M | PteFlags::NX
 }
 
-/// What `pmap_enter` has entered is counted.
+/// Checks the pmap's counts of what `pmap_enter` has mapped.
 fn counts(ctx: &Context<'_>) {
-    // 1. What the tables hold, without the mappings of pmap_kenter, which are not counted.
+    // 1. The translations in the tables, without those of pmap_kenter, which are not counted.
     let pmap: &KernelPmap = &ctx.roots.kernel_pmap;
     if pmap.lock.owner.get() != 0 {
         return;
@@ -460,7 +465,7 @@ fn counts(ctx: &Context<'_>) {
     let wired = entered()
         .filter(|translation| translation.pte.flags().contains(PteFlags::W))
         .count() as u64;
-    // 2. What the pmap counts.
+    // 2. The pmap's counts.
     for (rule, name, counted, found) in [
         (&PMAP_RESIDENT, "resident_count", pmap.resident_count.get(), resident),
         (&PMAP_WIRED, "wired_count", pmap.wired_count.get(), wired),

@@ -34,10 +34,10 @@ rules! {
     }
 }
 
-/// Flags that an entry which leads to a table can have.
+/// The flags that the entry of a table can have.
 const TABLE_KNOWN: PteFlags =
     PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
-/// Flags that it must have. Who may write, and what may run, is decided by the last level.
+/// The flags that it must have. The last level decides whether a page is writable or executable.
 const TABLE_ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::A);
 
 /// A page table.
@@ -51,7 +51,7 @@ pub(super) struct Table {
     pub base: GuestVirt,
     /// Valid entries.
     pub valid: u32,
-    /// The entry that leads to it; none leads to the root.
+    /// The entry that leads to it; 0 for the root.
     pub pte: Pte,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Walks all tables from `pml4` on.
+    /// Walks all tables, starting at `pml4`.
     pub(super) fn read(
         memory: &Memory<'_>,
         roots: &KernelRoots,
@@ -106,7 +106,7 @@ struct Reader<'r, 'a> {
     memory: &'r Memory<'a>,
     findings: &'r Findings,
     image_end: GuestVirt,
-    /// Translations that may still come: each page has two at most, beside the direct map's.
+    /// Translations that may still come: each page has at most two, apart from the direct map.
     left: u64,
     /// Tables that may still come.
     tables_left: u64,
@@ -124,7 +124,7 @@ fn address(level: Level, base: GuestVirt, index: u64) -> GuestVirt {
 
 impl Reader<'_, '_> {
     fn visit(&mut self, at: GuestPhys, level: Level, base: GuestVirt, pte: Pte) {
-        // 1. The table: not one too many, not seen before, in RAM.
+        // 1. The table: within the limit, not seen before, in RAM.
         if self.tables_left == 0 {
             return self.findings.add(&TABLE_SHARED, "page table", base, || {
                 format!(
@@ -136,7 +136,7 @@ impl Reader<'_, '_> {
         }
         if let Some(first) = self.seen.insert(at, base) {
             self.findings.add(&TABLE_SHARED, "page table", base, || {
-                format!("the {} at {at} translates this address, and {first} as well", name(level))
+                format!("the {} at {at} translates both this address and {first}", name(level))
             });
             return;
         }
@@ -151,7 +151,7 @@ impl Reader<'_, '_> {
                 });
             }
         };
-        // 2. Its place in the list. A table that a dump leaves out as zeros has no entries.
+        // 2. Add it to the list. A table that a dump leaves out as zeros has no entries.
         self.tables_left -= 1;
         let number = self.tables.all.len();
         self.tables.all.push(Table { at, level, base, valid: 0, pte });
@@ -187,7 +187,7 @@ impl Reader<'_, '_> {
     }
 
     fn entry(&mut self, table: GuestPhys, level: Level, va: GuestVirt, pte: Pte) {
-        // 1. Slots of the root that the kernel uses.
+        // 1. In the root, only the slots that the kernel uses.
         let is_direct = (DMAP_MIN..DMAP_MAX).contains(&va);
         if level == Level::Pml4 && !is_direct && va < VM_MIN_KERNEL_ADDRESS {
             let slot = level.index(va);
@@ -199,7 +199,7 @@ impl Reader<'_, '_> {
                 )
             });
         }
-        // 2. A translation ends here: a page, or a large page of the direct map.
+        // 2. The entry of a page, or of a large page in the direct map.
         let below = match level {
             Level::Pml4 => Level::Pdpt,
             Level::Pdpt => Level::Pd,
@@ -209,7 +209,7 @@ impl Reader<'_, '_> {
         if level == Level::Pd && is_direct {
             return self.tables.direct.push(Translation { va, pte });
         }
-        // 3. A table: no large page elsewhere, and the flags that every table has.
+        // 3. The entry of a table: not a large page, and with the flags of every table's entry.
         if pte.is_large() {
             return self.findings.add(&TABLE_LARGE, level_name(level), va, || {
                 format!(
@@ -249,7 +249,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// What an entry of a table of `level` is called.
+/// The name of an entry in a table of `level`.
 pub(super) const fn level_name(level: Level) -> &'static str {
     match level {
         Level::Pml4 => "PML4E",

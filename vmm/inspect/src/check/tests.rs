@@ -12,14 +12,14 @@ fn every_rule_is_in_the_book() {
     let page = include_str!("../../../../docs/check.md");
     let missing: Vec<_> =
         book().lines().filter(|row| !page.contains(row)).map(str::to_owned).collect();
-    assert!(missing.is_empty(), "docs/check.md is to be printed anew: {missing:#?}");
+    assert!(missing.is_empty(), "docs/check.md is out of date: {missing:#?}");
 }
 
 #[test]
 fn a_rule_has_one_identifier_in_kebab_case_and_a_sentence_without_a_full_stop() {
     let mut seen = BTreeSet::new();
     for found in rules() {
-        assert!(seen.insert(found.id), "{found:?} is there twice");
+        assert!(seen.insert(found.id), "{found:?} is in the tables twice");
         let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase());
         assert!(found.id.split('-').all(is_word), "{found:?}");
         assert!(!found.says.is_empty() && !found.says.ends_with('.'), "{found:?}");

@@ -1,4 +1,4 @@
-//! Threads: their lists, their numbers, and what each field may say.
+//! Threads: their lists, their numbers, and the valid values of each field.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ rules! {
     Some(check);
     Threads {
         CPU_LIST = "cpu-list":
-            "the list of CPUs has `ncpu`";
+            "the list of CPUs has `ncpu` elements";
         CPU = "cpu":
             "a CPU's thread runs on it and on no other CPU; its idle thread exists; its words \
              have possible values";
@@ -25,9 +25,9 @@ rules! {
         THREAD_COUNT = "thread-count":
             "`thread_count` is its length";
         THREAD_NUMBER = "thread-number":
-            "a thread's number finds it, and no other";
+            "a search for a thread's number finds that thread only";
         THREAD_STATE = "thread-state":
-            "its fields are those of its state";
+            "its fields match its state";
         ZOMBIE = "zombie":
             "a thread that has exited is on the list of zombies only";
     }
@@ -39,7 +39,7 @@ const IDLE_PRIORITY: u8 = 255;
 /// Wait messages of threads that wait for work.
 const WORK: [&str; 3] = ["request", "psleep", "pgzero"];
 
-/// Whether a thread waits for work, with nothing in its hands.
+/// Whether a thread waits for work, so no operation is in progress on it.
 pub(super) fn waits_for_work(thread: &Thread) -> bool {
     let is_work =
         |message: vmkern_abi::control::WaitMessage| WORK.contains(&message.to_string().as_str());
@@ -90,9 +90,10 @@ fn check_list(ctx: &Context<'_>) {
     }
 }
 
-/// Each thread is in the table of numbers, once, in the chain of its number.
+/// Checks that each thread is in the table of numbers once, in the chain of its number.
 fn check_numbers(ctx: &Context<'_>) {
-    // 1. The table of numbers: each thread in the chain of its number, and on the list of all.
+    // 1. The table of numbers: each thread is in the chain of its number, and on the list of all
+    //    threads.
     let mut found: HashMap<GuestVirt, usize> = HashMap::new();
     let mut taken: HashMap<u32, GuestVirt> = HashMap::new();
     for (number, head) in ctx.roots.sched.tids.iter().enumerate() {
@@ -111,12 +112,14 @@ fn check_numbers(ctx: &Context<'_>) {
             }
             if ctx.sched.thread(thread.at).is_none() {
                 ctx.finding(&THREAD_NUMBER, "thread", thread.addr(), || {
-                    format!("number {tid} finds it, but it is not on the list of threads")
+                    format!(
+                        "a search for number {tid} finds it, but it is not on the list of threads"
+                    )
                 });
             }
         }
     }
-    // 2. The list: each thread once in the table, under a number that only it has.
+    // 2. The list: each thread is in the table once, under a unique number.
     for thread in &ctx.sched.threads {
         let (tid, at) = (thread.value.tid.get(), thread.addr());
         let times = found.get(&at).copied().unwrap_or(0);
@@ -133,7 +136,7 @@ fn check_numbers(ctx: &Context<'_>) {
     }
 }
 
-/// CPUs: each runs a thread, and has one for when there is nothing to run.
+/// Checks the CPUs: each runs a thread, and has an idle thread.
 fn check_cpus(ctx: &Context<'_>) {
     let cpus = &ctx.sched.cpus;
     let counted = ctx.roots.meter.ncpu.get();
@@ -147,7 +150,7 @@ fn check_cpus(ctx: &Context<'_>) {
     }
 }
 
-/// Checks a CPU, number `number` of the list, and the threads that it names.
+/// Checks a CPU, which is number `number` on the list, and the threads that it names.
 fn check_cpu(ctx: &Context<'_>, number: usize, cpu: &Item<Pcpu>) {
     // 1. Its number is its place on the list.
     let fault = |detail: String| ctx.finding(&CPU, "CPU", cpu.addr(), || detail);
@@ -214,14 +217,14 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
         }
         Some(state) => state,
     };
-    // 2. It runs if a CPU says so, and ran last on one that exists.
+    // 2. It is running if and only if a CPU names it, and its last CPU exists.
     if (state == ThreadState::Running) != ctx.sched.runs(thread.at).is_some() {
         fault(format!("{} is {state:?}, but the CPUs say otherwise", label(t)));
     }
     if ctx.sched.cpus.iter().all(|cpu| cpu.value.cpuid.get() != u32::from(t.lastcpu.get())) {
         fault(format!("{} ran last on CPU {}, which does not exist", label(t), t.lastcpu.get()));
     }
-    // 3. A pause waits for interrupt handlers to end, except where it stops CPUs anywhere.
+    // 3. A pause waits for interrupt handlers to end, unless it had to stop CPUs anywhere.
     let is_held_anywhere =
         ctx.standing() == Standing::Anywhere && ctx.sched.runs(thread.at).is_some();
     if t.intr_nesting.get() != 0 && !is_held_anywhere && !ctx.is_locked() && !ctx.is_dead() {
@@ -231,9 +234,9 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
             t.intr_nesting.get()
         ));
     }
-    // 4. What goes with the state.
+    // 4. The fields that depend on the state.
     check_sleep(ctx, thread, state);
-    // 5. A sleep may lend a priority, which is given back before the thread waits for work.
+    // 5. A sleep may lend a priority, which ends before the thread waits for work.
     let (now, own) = (t.priority.get(), t.base_priority.get());
     if waits_for_work(t) && now != own {
         fault(format!(
@@ -248,7 +251,7 @@ fn check_thread(ctx: &Context<'_>, thread: &Item<Thread>) {
 
 /// Checks the fields that are set only while a thread sleeps, or only while it runs.
 fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
-    // 1. A channel and a message while it sleeps, and a time-out then only.
+    // 1. A channel and a message if and only if it sleeps; a time-out only while it sleeps.
     let t = &thread.value;
     let fault = |detail: String| ctx.finding(&THREAD_STATE, "thread", thread.addr(), || detail);
     if (state == ThreadState::Sleeping) != (t.wchan.get().get() != 0) {
@@ -264,7 +267,7 @@ fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
     if state != ThreadState::Sleeping && t.callout.sequence.get() != 0 {
         fault(format!("{} is {state:?}, but has a time-out", label(t)));
     }
-    // 2. Critical sections while it runs only.
+    // 2. Critical sections only while it is running.
     if state != ThreadState::Running && (t.critnest.get() != 0 || t.owepreempt.is_set()) {
         let (depth, owed) = (t.critnest.get(), t.owepreempt.get());
         fault(format!(
@@ -272,7 +275,7 @@ fn check_sleep(ctx: &Context<'_>, thread: &Item<Thread>, state: ThreadState) {
             label(t)
         ));
     }
-    // 3. Flags with one of their two values.
+    // 3. Flags are 0 or 1.
     if !t.owepreempt.get().is_known()
         || !t.timed_out.get().is_known()
         || (state == ThreadState::Sleeping && t.timed_out.is_set())

@@ -1,5 +1,5 @@
-//! Every translation of kernel_map is explained by exactly one entry and, behind it, one page; and
-//! what should be mapped is.
+//! Every translation of kernel_map belongs to exactly one entry and one page, and everything that
+//! should be mapped is mapped.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
 use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
@@ -18,18 +18,18 @@ rules! {
     Some(check);
     Entries {
         ENTRY_RESIDENT = "entry-resident":
-            "every page of a range of a kernel object is there";
+            "every page of a range of a kernel object is resident";
     }
     Objects {
         OBJECT_LEAK = "object-leak":
             "every page of an object is in the range of an entry";
         PAGE_RESIDENT = "page-resident":
-            "the page behind an entry is wired as the entry is, valid, not busy, and unmanaged in \
+            "a page in an entry's range is wired as the entry is, valid, not busy, and unmanaged in \
              a kernel object";
     }
     Translations {
         PTE_HOLE = "pte-hole":
-            "no address is mapped that is not allocated";
+            "only allocated addresses are mapped";
         PTE_UNEXPLAINED = "pte-unexplained":
             "there is a page behind each translation, and `pmap_enter` has mapped nothing in a \
              range without an object";
@@ -52,7 +52,7 @@ rules! {
     }
 }
 
-/// Flags that a translation can have besides those that it must.
+/// Flags that a translation can have in addition to those that it must have.
 const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
 /// Flags of every translation of kernel_map.
 const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::G).union(PteFlags::NX);
@@ -89,7 +89,7 @@ fn check(ctx: &Context<'_>) {
     leaks(ctx, &entries);
 }
 
-/// Nothing is mapped where no entry is.
+/// Checks that nothing is mapped outside entries.
 fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
     // Entries of a map that is being changed may be missing.
     let is_updating =
@@ -106,9 +106,9 @@ fn holes(ctx: &Context<'_>, start: GuestVirt, end: GuestVirt) {
     }
 }
 
-/// Flags that do not depend on what is behind.
+/// Checks the flags that do not depend on the entry or the page.
 fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFlags) {
-    // 1. Never writable and executable; for CPL3 if the kernel's body runs there.
+    // 1. Never writable and executable; U if and only if the kernel's main part runs at CPL3.
     let bits = pte.bits() & !PG_FRAME;
     let flags = PteFlags::from_bits_retain(bits);
     let told = |rule, why: &str| {
@@ -127,7 +127,7 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
             },
         );
     }
-    // 2. Flags that nothing sets, and those that every entry has.
+    // 2. Flags that the kernel never sets, and those that every entry has.
     let known = ALWAYS | OPTIONAL | PteFlags::W | PteFlags::KENTER | PteFlags::U;
     let unknown = bits & !known.bits();
     if unknown != 0 {
@@ -141,17 +141,17 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
             format!("the entry is {:#x}, without {missing:?}", pte.bits())
         });
     }
-    // 3. What the two ways of mapping a page promise.
+    // 3. The flags that each of the two ways of mapping guarantees.
     if flags.contains(PteFlags::KENTER | PteFlags::W) {
-        told(&PTE_WIRED, "what pmap_qenter maps is not counted as wired");
+        told(&PTE_WIRED, "a mapping of pmap_qenter is not counted as wired");
     }
     if !flags.contains(PteFlags::KENTER) && !flags.contains(PteFlags::A) {
         told(&PTE_FLAGS, "pmap_enter sets A, and nothing clears it");
     }
 }
 
-/// A range without an object has windows of `pmap_kenter` and `pmap_qenter` only, each page with a
-/// page of its own.
+/// Checks a range without an object: it has only mappings of `pmap_kenter` and `pmap_qenter`, each
+/// to a different page.
 fn windows(ctx: &Context<'_>, entry: &Entry) {
     for &Translation { va, pte } in ctx.tables.kernel_in(entry.start, entry.end) {
         if !pte.flags().contains(PteFlags::KENTER) {
@@ -176,9 +176,9 @@ fn resident<'o>(entry: &Entry, object: &'o Object) -> &'o [Resident] {
     &pages[..pages.partition_point(|resident| resident.pindex < end)]
 }
 
-/// The pages of an entry's object against the translations of its range.
+/// Checks the pages of an entry's object against the translations of its range.
 fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
-    // 1. An entry of the kernel's own objects has all its pages, unless it is being made.
+    // 1. An entry of the kernel's own objects has all its pages, unless it is being created.
     let (pages, first) = (resident(entry, object), entry.offset >> PAGE_SHIFT);
     let is_being_made = !ctx.rest.is_quiet()
         && (entry.wired_count == 0 || entry.eflags.contains(EntryFlags::IN_TRANSITION));
@@ -196,7 +196,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
             )
         });
     }
-    // 2. Pages and translations side by side, in order of addresses.
+    // 2. Compare pages and translations in order of addresses.
     let va_of = |resident: &Resident| {
         GuestVirt::new(entry.start.get() + ((resident.pindex - first) << PAGE_SHIFT))
     };
@@ -223,7 +223,7 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
             place.page();
         }
     }
-    // 3. Translations behind the last page.
+    // 3. Translations past the last page.
     translations.for_each(|stray| without_page(ctx, entry, object, stray));
 }
 
@@ -244,7 +244,7 @@ fn without_page(
     });
 }
 
-/// A page behind an entry.
+/// A page in the range of an entry.
 struct Place<'p, 'a> {
     ctx: &'p Context<'a>,
     entry: &'p Entry,
@@ -255,9 +255,9 @@ struct Place<'p, 'a> {
 }
 
 impl Place<'_, '_> {
-    /// The translation leads to the page, and says what it is.
+    /// Checks that the translation leads to the page and has the right flags.
     fn mapped(&self, pte: Pte) {
-        // 1. To this page, by pmap_enter.
+        // 1. It leads to this page, and pmap_enter made it.
         let Self { ctx, object, va, pfn, page, .. } = self;
         let flags = pte.flags();
         let frame = GuestPhys::from_pfn((*pfn).into());
@@ -281,7 +281,7 @@ impl Place<'_, '_> {
             });
             return;
         }
-        // 2. Wired as the page is; and kernel memory counts as modified from the start.
+        // 2. It is wired if the page is, and kernel memory counts as modified from the start.
         if flags.contains(PteFlags::W) != (page.wire_count > 0) {
             ctx.finding(&PTE_WIRED, "PTE", *va, || {
                 format!(
@@ -301,9 +301,9 @@ impl Place<'_, '_> {
         }
     }
 
-    /// The page's own fields.
+    /// Checks the page's own fields.
     fn page(&self) {
-        // 1. Wired as its entry says, with all of its contents valid.
+        // 1. Wired as often as its entry, with all of its contents valid.
         let Self { ctx, entry, object, va, pfn, page } = self;
         let told = |field: &str, is: String, wants: String| {
             ctx.finding(&PAGE_RESIDENT, "vm_page", ctx.pages.address((*pfn).into()), || {
@@ -323,7 +323,7 @@ impl Place<'_, '_> {
         if page.valid != VM_PAGE_BITS_ALL {
             told("valid", format!("{:#x}", page.valid), format!("{VM_PAGE_BITS_ALL:#x}"));
         }
-        // 2. Busy only under a thread's hands, unmanaged in the kernel's own objects.
+        // 2. Busy only while a thread works on it; unmanaged in the kernel's own objects.
         if ctx.rest.is_quiet() && (page.oflags != PageOflags::empty() || page.busy != 0) {
             told(
                 "oflags",
@@ -338,13 +338,13 @@ impl Place<'_, '_> {
     }
 }
 
-/// Pages of objects that no entry shows: nobody can ever reach or free them.
+/// Finds pages of objects outside the range of every entry: they can never be reached or freed.
 fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
-    // 1. An entry of a map that is being changed may be missing just now.
+    // 1. An entry of a map that is being changed may be missing at this moment.
     if ctx.maps.all.iter().any(|map| map.is_updating()) {
         return;
     }
-    // 2. What the entries show of each object, in order.
+    // 2. The ranges of each object that entries cover, in order.
     let mut shown: Vec<(GuestVirt, u64, u64)> = Vec::new();
     for (_, entry) in entries {
         if let Some(object) = entry.object() {
@@ -353,7 +353,7 @@ fn leaks(ctx: &Context<'_>, entries: &[(&Map, &Entry)]) {
         }
     }
     shown.sort_unstable();
-    // 3. The pages of each object, side by side with that.
+    // 3. Compare the pages of each object with these ranges.
     for object in ctx.objects.all.values().filter(|object| !object.is_updating()) {
         let ranges = &shown[shown.partition_point(|range| range.0 < object.at)..];
         let mut ranges = ranges.iter().take_while(|range| range.0 == object.at).peekable();

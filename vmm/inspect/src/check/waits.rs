@@ -1,4 +1,4 @@
-//! Sleeping threads, and the flags by which those who could wake them know of them.
+//! Sleeping threads, and the flags that tell wakers about them.
 
 use std::mem::offset_of;
 
@@ -35,7 +35,7 @@ rules! {
 /// Wait messages of threads that wait on channels of their own.
 const OWN: [&str; 6] = ["request", "sleep", "settle", "nokva", "stress", "spin"];
 
-/// Checks that whoever sleeps will be thought of.
+/// Checks that each sleeping thread has set the flag that its waker reads.
 fn check(ctx: &Context<'_>) {
     if ctx.roots.sched.lock.owner.get() != 0 {
         return;
@@ -49,7 +49,7 @@ fn check(ctx: &Context<'_>) {
     check_messages(ctx);
 }
 
-/// Words that are 0 or 1.
+/// Checks the words that are 0 or 1.
 fn check_words(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     let words = [
@@ -63,7 +63,7 @@ fn check_words(ctx: &Context<'_>) {
     for (name, word) in words {
         if !word.get().is_known() {
             ctx.finding(&FLAG_WORD, "kernel roots", ctx.root_of(word), || {
-                format!("{name} is {}, but is 0 or 1", word.get())
+                format!("{name} is {}, expected 0 or 1", word.get())
             });
         }
     }
@@ -73,9 +73,9 @@ fn root_channel(ctx: &Context<'_>, offset: usize) -> GuestVirt {
     ctx.root(offset)
 }
 
-/// Those who wait for pages, and the pagedaemon that should know of it.
+/// Checks the threads that wait for pages, and the flags that tell the pagedaemon.
 fn check_page_shortage(ctx: &Context<'_>) {
-    // 1. Threads that wait for free pages: someone has told the pagedaemon.
+    // 1. If a thread waits for free pages, the flag for the pagedaemon is set.
     let roots = &ctx.roots;
     let lost = |thread: &Item<Thread>, flag: &str| {
         ctx.finding(&SLEEPER_FLAG, "thread", thread.addr(), || {
@@ -110,11 +110,11 @@ fn check_page_shortage(ctx: &Context<'_>) {
             format!("vm_pages_wanted is {wanted}, but no thread waits for so many")
         });
     }
-    // 4. The pagedaemon sleeps without a time-out only while nobody needs pages.
+    // 4. The pagedaemon sleeps without a time-out only while no thread needs pages.
     check_pagedaemon(ctx);
 }
 
-/// Checks that the pagedaemon, if pages are needed, does not sleep without a time-out.
+/// Checks that the pagedaemon does not sleep without a time-out while pages are needed.
 fn check_pagedaemon(ctx: &Context<'_>) {
     let roots = &ctx.roots;
     if roots.vm_pages_needed.is_set() {
@@ -132,7 +132,7 @@ fn check_pagedaemon(ctx: &Context<'_>) {
     }
 }
 
-/// Those who wait for room in a map, or for the end of a transition.
+/// Checks the threads that wait for room in a map, or for the end of a transition.
 fn check_map(ctx: &Context<'_>, map: &Map) {
     let channel = map.at.checked_add(offset_of!(VmMap, index) as u64).unwrap_or(map.at);
     let mut sleepers = ctx.sched.sleepers(channel).peekable();
@@ -151,23 +151,23 @@ fn check_map(ctx: &Context<'_>, map: &Map) {
     }
     if map.needs_wakeup > 1 {
         ctx.finding(&FLAG_WORD, map.name, map.at, || {
-            format!("needs_wakeup is {}, but is 0 or 1", map.needs_wakeup)
+            format!("needs_wakeup is {}, expected 0 or 1", map.needs_wakeup)
         });
     }
 }
 
-/// Whether some thread is in the middle of what it does: it may have cleared a flag and not yet
-/// woken who waits.
+/// Whether a thread is in the middle of an operation: it may have cleared a flag but not yet woken
+/// the waiting threads.
 fn waker_is_under_way(ctx: &Context<'_>) -> bool {
     ctx.rest.awake() != 0
 }
 
-/// Those who wait for a page that somebody works on.
+/// Checks the threads that wait for a busy page.
 fn check_busy_pages(ctx: &Context<'_>) {
     if ctx.is_locked() {
         return;
     }
-    // 1. A thread that sleeps on a page waits for one that is busy, and has said so.
+    // 1. A page on which a thread sleeps is busy and marked as wanted.
     for thread in
         ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
     {
@@ -186,7 +186,7 @@ fn check_busy_pages(ctx: &Context<'_>) {
             }),
         }
     }
-    // 2. A page that says so has a thread that waits.
+    // 2. A thread waits for each page that is marked as wanted.
     for (pfn, page) in ctx.pages.used().filter(|(_, page)| page.oflags.contains(PageOflags::WANTED))
     {
         let at = ctx.pages.address(pfn);
@@ -198,9 +198,9 @@ fn check_busy_pages(ctx: &Context<'_>) {
     }
 }
 
-/// Channels that only one sort of sleep uses, with its wait message.
+/// Checks the wait messages on channels that only one kind of sleep uses.
 fn check_messages(ctx: &Context<'_>) {
-    // 1. The message that goes with the channel.
+    // 1. The messages that fit the channel.
     for thread in
         ctx.sched.threads.iter().filter(|t| t.value.state() == Some(ThreadState::Sleeping))
     {
@@ -220,7 +220,7 @@ fn check_messages(ctx: &Context<'_>) {
             c if is_in_a_map(ctx, c, offset_of!(VmMap, sx)) => &["user map"],
             _ => &OWN,
         };
-        // 2. The thread's own.
+        // 2. The thread's message.
         if !expected.contains(&said.as_str()) {
             ctx.finding(&WAIT_MESSAGE, "thread", thread.addr(), || {
                 format!(

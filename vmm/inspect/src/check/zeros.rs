@@ -1,7 +1,7 @@
-//! What free pages hold: those that are known to be zero are.
+//! The contents of free pages: those that are known to be zero must be zero.
 //!
-//! Memory beyond the `fresh` mark of a segment is left alone: nothing has ever been written about
-//! it, and reading it would make it resident.
+//! Memory beyond the `fresh` mark of a segment is not read: it was never used, and reading it would
+//! make it resident.
 
 use std::sync::atomic::Ordering;
 
@@ -19,7 +19,7 @@ rules! {
     }
 }
 
-/// Checks the contents of free pages that an allocation would take for zeroed.
+/// Checks the contents of free pages that an allocation would treat as zeroed.
 fn check(ctx: &Context<'_>) {
     if ctx.is_locked() || ctx.is_free_memory_updating() {
         return;

@@ -1,7 +1,7 @@
-//! Zones: slabs, their free lists, and that every item handed out is somebody's.
+//! Zones: slabs, their free lists, and the users of all allocated items.
 //!
-//! A zone links only those of its slabs that have free items; the others are found by the items in
-//! them. An item that neither the kernel's structures nor a thread's stack leads to is lost.
+//! A zone links only its slabs with free items; the others are found through the items in them. An
+//! item that neither the kernel's structures nor a thread's stack leads to is lost.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -39,7 +39,7 @@ rules! {
     }
 }
 
-/// The zone of the item at `at`, as the header of the page that it lies in has it.
+/// The zone of the item at `at`, according to the header of its slab.
 pub(super) fn zone_of_item(ctx: &Context<'_>, at: GuestVirt) -> Option<Zone> {
     if !ctx.is_managed(at) {
         return None;
@@ -63,12 +63,12 @@ fn check(ctx: &Context<'_>) {
     }
 }
 
-/// Items of a zone that the kernel's structures lead to, or nothing when these are being changed.
+/// The items of a zone that the kernel's structures lead to; `None` while these are being changed.
 fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
     fn addresses<'a, T: 'a>(items: impl Iterator<Item = &'a Item<T>>) -> Vec<GuestVirt> {
         items.map(Item::addr).collect()
     }
-    // 1. Lists that are being changed say nothing.
+    // 1. Lists that are being changed cannot be used.
     let handlers = || ctx.sched.events.iter().flat_map(|event| &event.handlers);
     let is_free = match zone {
         Zone::Object => ctx.maps.all.iter().all(|map| !map.is_updating()) && !ctx.is_locked(),
@@ -77,7 +77,7 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
         }
         Zone::Thread | Zone::SleepQueue | Zone::Cpu => ctx.roots.sched.lock.owner.get() == 0,
     };
-    // 2. What the rest of the kernel leads to, zone by zone.
+    // 2. The items, by zone.
     is_free.then(|| match zone {
         Zone::Object => anonymous_objects(ctx),
         Zone::EventList => addresses(ctx.sched.events.iter().map(|event| &event.list)),
@@ -86,7 +86,7 @@ fn used_items(ctx: &Context<'_>, zone: Zone) -> Option<Vec<GuestVirt>> {
             handlers().filter_map(|handler| Some(stored_op(ctx, handler)?.addr())).collect()
         }
         Zone::Thread => addresses(ctx.sched.threads.iter().chain(&ctx.sched.zombies)),
-        // The CPU that booted is in no zone.
+        // The boot CPU's structure is not in a zone.
         Zone::Cpu => addresses(
             ctx.sched.cpus.iter().filter(|cpu| cpu.addr() != ctx.roots.cpuhead.get().addr()),
         ),
@@ -110,8 +110,8 @@ fn anonymous_objects(ctx: &Context<'_>) -> Vec<GuestVirt> {
     objects.into_iter().filter(|object| !kernels.contains(object)).collect()
 }
 
-/// A zone's slabs: for each, by the address of its header, its free items and how many items are
-/// used.
+/// A zone's slabs, by the address of the header: the free items and the number of used items of
+/// each.
 struct Slabs<'a, 'b> {
     ctx: &'a Context<'b>,
     number: usize,
@@ -129,7 +129,7 @@ struct Slab {
 }
 
 impl<'a, 'b> Slabs<'a, 'b> {
-    /// Follows the zone's list of slabs with free items.
+    /// Reads the zone's list of slabs with free items.
     fn read(ctx: &'a Context<'b>, number: usize, kind: Zone, zone: &'a SlabZone) -> Self {
         let mut slabs = Self { ctx, number, kind, zone, slabs: BTreeMap::new() };
         if u64::from(zone.item_size.get()) != kind.item_size() {
@@ -162,7 +162,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         self.ctx.finding(rule, "slab", at, || format!("zone {}: {}", self.number, detail()));
     }
 
-    /// Follows the free items of a slab.
+    /// Reads the free items of a slab.
     fn read_free(&mut self, slab: &Item<SlabHeader>) {
         // 1. A slab is a managed page.
         let at = slab.addr();
@@ -184,7 +184,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
             }
             if !free.insert(addr) {
                 self.finding(&SLAB_FREE, at, || {
-                    format!("its list of free items comes to {addr} twice")
+                    format!("its list of free items leads to {addr} twice")
                 });
                 break;
             }
@@ -196,12 +196,12 @@ impl<'a, 'b> Slabs<'a, 'b> {
                 }
             }
         }
-        // 3. Its count, and the list of slabs, which has neither full nor empty ones.
+        // 3. Its count, and its being on the list of slabs, which has neither full nor empty slabs.
         self.check_free(slab, free.len() as u64);
         self.slabs.insert(at, Slab { free, used: HashSet::new(), is_partial: true });
     }
 
-    /// Checks what a slab with `found` free items counts, and that it may be on the list of slabs.
+    /// Checks the count of a slab with `found` free items, and that it may be on the list of slabs.
     fn check_free(&self, slab: &Item<SlabHeader>, found: u64) {
         let at = slab.addr();
         let (counted, items) = (u64::from(slab.value.free_count.get()), self.kind.items_per_slab());
@@ -220,7 +220,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
     }
 
-    /// Puts the items in use to their slabs, and compares what is known from both sides.
+    /// Assigns the used items to their slabs, and compares them with the slabs' own counts.
     fn check(mut self, used: Vec<GuestVirt>, in_flight: &mut InFlight<'_, '_>) {
         for at in used {
             if !self.kind.fits(at) || !self.ctx.is_managed(at) {
@@ -246,7 +246,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         self.check_counts();
     }
 
-    /// Adds slabs of which every item is in some thread's hands.
+    /// Adds slabs of which only threads' stacks refer to the items.
     fn add_slabs_in_flight(&mut self, in_flight: &mut InFlight<'_, '_>) {
         for &word in in_flight.words() {
             let at = self.kind.item_around(GuestVirt::new(word));
@@ -284,8 +284,7 @@ impl<'a, 'b> Slabs<'a, 'b> {
         }
     }
 
-    /// Checks a slab that is not on the list: it has no free items, and nothing is left of its
-    /// links.
+    /// Checks a slab that is not on the list: it has no free items and no links.
     fn check_full(&self, at: GuestVirt, header: &SlabHeader) {
         let (free, count) = (header.free.get(), header.free_count.get());
         if !free.is_null() || count != 0 {

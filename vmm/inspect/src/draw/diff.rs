@@ -1,4 +1,4 @@
-//! What has changed.
+//! The differences between two looks.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::maps::line;
 use super::text::{BAD, FAINT, FLAGS_LEGEND, GOOD, STRONG, count, flags, span};
 use crate::report::{Changes, DiffReport, PageChange, PteChange};
 
-/// Most lines of one kind; the JSON object has them all.
+/// The most lines of one kind; the JSON object has them all.
 const LINES: usize = 40;
 
 pub(super) fn draw(report: &DiffReport) -> String {

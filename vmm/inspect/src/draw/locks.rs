@@ -14,7 +14,7 @@ pub(super) fn draw(report: &LocksReport) -> String {
     out.push_str(&translations(&report.tlb));
     out.push('\n');
     out.push_str(&interrupts(&report.cpus));
-    // 3. The words of the columns.
+    // 3. What the columns mean.
     let _ = writeln!(
         out,
         "{FAINT}WAITED: acquisitions that found an owner; WAIT/CYC, HELD/CYC: TSC cycles in all.\n\
@@ -29,8 +29,7 @@ pub(super) fn draw(report: &LocksReport) -> String {
 
 /// A row for each class and, where there are several, for each CPU.
 fn classes(report: &LocksReport) -> Table {
-    // 1. The columns. Only mutexes have times, and only a profile has the times that they were
-    //    held.
+    // 1. The columns. Only mutexes have times, and only a profile has hold times.
     let mut table = Table::new(&[
         ("LOCKS", Align::Left),
         ("CPU", Align::Right),

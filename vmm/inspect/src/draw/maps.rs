@@ -11,7 +11,7 @@ use crate::report::{
     Stretch, rwx,
 };
 
-/// Deepest map that is indented further than the one above it.
+/// The depth from which on maps are not indented any further.
 const DEPTH_MAX: u32 = 3;
 
 pub(super) fn draw(report: &MapsReport) -> String {

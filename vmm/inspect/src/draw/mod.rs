@@ -1,7 +1,7 @@
-//! Drawings: reports as text that says something at a glance.
+//! Drawings: reports as text that can be read at a glance.
 //!
-//! Plain ASCII, at most [`WIDTH`] columns, made from reports ([`super::report`]) and from nothing
-//! else. The text carries ANSI styles; whoever prints it strips them where they do not belong.
+//! Plain ASCII, at most [`WIDTH`] columns, made only from reports ([`super::report`]). The text
+//! carries ANSI styles; the code that prints it strips them where they do not belong.
 
 mod cpus;
 mod diff;
@@ -49,12 +49,12 @@ pub fn draw(inspection: &Inspection) -> String {
     out
 }
 
-/// What could not be read, below everything else.
+/// Appends what could not be read, below everything else.
 fn damage(out: &mut String, damage: &[Damage], left_out: u64) {
     if damage.is_empty() {
         return;
     }
-    let _ = writeln!(out, "\n{BAD}damaged:{BAD:#} what is above is what could be read");
+    let _ = writeln!(out, "\n{BAD}damaged:{BAD:#} the report above shows only what could be read");
     for Damage { structure, at, problem } in damage {
         let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
         for line in fit(&format!("{structure}{at}: {problem}"), WIDTH - 4) {

@@ -7,7 +7,7 @@ use super::text::FAINT;
 use crate::report::{ObjectReport, ObjectsReport};
 
 pub(super) fn draw(report: &ObjectsReport) -> String {
-    // 1. A row for each object. Two numbers of pages differ in a damaged guest only.
+    // 1. A row for each object. The two numbers of pages differ only in a damaged guest.
     let mut table = Table::new(&[
         ("OBJECT", Align::Left),
         ("TYPE", Align::Left),
@@ -36,7 +36,7 @@ pub(super) fn draw(report: &ObjectsReport) -> String {
             flags.join(" ") + &lock,
         ]);
     }
-    // 2. The words of the columns.
+    // 2. What the columns mean.
     let mut out = table.draw(0);
     let _ = writeln!(
         out,

@@ -51,7 +51,7 @@ pub(super) fn entry_words(entry: &EntryReport) -> String {
     format!("{}-{}, {pages}, {}{wired}", entry.start, entry.end, rwx(entry.protection))
 }
 
-/// What a page says of itself.
+/// What a page's structure says.
 pub(super) fn lines(state: &PageState) -> String {
     // 1. What the page's fields say, in words.
     let mut out = String::new();
@@ -91,7 +91,7 @@ pub(super) fn lines(state: &PageState) -> String {
             ),
         );
     }
-    // 3. Long values go on below.
+    // 3. Long values continue on the next lines.
     for (name, value) in rows {
         for (number, line) in fit(&value, 66).into_iter().enumerate() {
             let name = if number == 0 { name } else { "" };

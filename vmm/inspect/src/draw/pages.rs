@@ -27,7 +27,7 @@ pub(super) fn draw(report: &PagesReport) -> String {
     out
 }
 
-/// A line for each use that some page has.
+/// A line for each use that at least one page has.
 pub(super) fn uses(uses: &[UseCount], whole: u64) -> String {
     let mut out = String::new();
     for UseCount { kind, pages } in
@@ -49,7 +49,7 @@ fn picture(out: &mut String, picture: &Picture) {
     let cell = count(picture.pages_per_cell, "page");
     let _ = writeln!(
         out,
-        "\nA cell is {cell} ({}). Upper case: all used so; lower case: some.",
+        "\nA cell is {cell} ({}). Upper case: the whole cell; lower case: a part.",
         pages_size(picture.pages_per_cell)
     );
     let rows = picture.rows.len();
@@ -115,7 +115,7 @@ fn page_caches(out: &mut String, report: &PagesReport) {
     );
 }
 
-/// A number in at most four columns; nothing is a dash.
+/// A number in at most four columns; zero is a dash.
 fn short(number: u64) -> String {
     match number {
         0 => "-".to_owned(),

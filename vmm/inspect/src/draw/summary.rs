@@ -7,7 +7,7 @@ use super::table::{Align, Table};
 use super::text::{BAD, STRONG, fit, gauge, percent, size};
 use crate::report::{MapLine, SummaryReport};
 
-/// Counters that say most, in the order in which they are shown.
+/// The most telling counters, in the order in which they are shown.
 const COUNTERS: [&str; 12] = [
     "v_page_count",
     "v_free_count",
@@ -58,7 +58,7 @@ pub(super) fn draw(report: &SummaryReport) -> String {
     out
 }
 
-/// A line of names, each with how many there are.
+/// A line of names, each with its count.
 fn facts<K: Display>(out: &mut String, name: &str, facts: &BTreeMap<K, u64>) {
     if facts.is_empty() {
         return;

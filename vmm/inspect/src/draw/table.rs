@@ -2,7 +2,7 @@
 
 use super::text::STRONG;
 
-/// How a column is set.
+/// How a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
     Left,

@@ -1,4 +1,4 @@
-//! Drawings of fixed data, to the letter.
+//! Drawings of fixed data, compared exactly.
 
 use vmkern_abi::layout::{EntryFlags, ObjectFlags, PageFlags, PageOflags, Protection};
 use vmkern_abi::pte::PteFlags;
@@ -17,7 +17,7 @@ use crate::report::{
 
 const KVA: u64 = 0xffff_ff80_0000_0000;
 
-/// The drawing, which must be that in `golden`.
+/// Checks that the drawing is the one in `golden`.
 fn check(golden: &str, body: Body, damage: Vec<Damage>) {
     let inspection =
         Inspection { schema: SCHEMA, source: "test".to_owned(), body, damage, damage_left_out: 0 };

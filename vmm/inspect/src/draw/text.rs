@@ -1,4 +1,4 @@
-//! Words and numbers as all drawings show them.
+//! Words and numbers in the form that all drawings share.
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::pte::PteFlags;
@@ -22,7 +22,7 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{bytes} B")
 }
 
-/// The size of so many pages.
+/// The size of `pages` pages.
 pub(super) fn pages_size(pages: u64) -> String {
     size(pages.saturating_mul(PAGE_SIZE))
 }
@@ -45,20 +45,20 @@ pub(super) fn count(number: u64, what: &str) -> String {
     }
 }
 
-/// A share of a whole, as percent with one digit behind the point.
+/// A share of a whole, in percent with one decimal.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
 }
 
-/// `columns` cells, of which the share of `part` in `whole` is filled; a part that is not 0 fills
-/// at least one.
+/// `columns` cells, filled in proportion to `part` in `whole`; a part that is not 0 fills at least
+/// one cell.
 pub(super) fn gauge(part: u64, whole: u64, columns: u64) -> String {
     let filled = (u128::from(part) * u128::from(columns)).div_ceil(u128::from(whole.max(1)));
     let filled = usize::try_from(filled.min(u128::from(columns))).unwrap_or(0);
     "#".repeat(filled) + &".".repeat(usize::try_from(columns).unwrap_or(0) - filled)
 }
 
-/// A page-table entry's flags in ten columns, each letter in its place.
+/// A page-table entry's flags in ten columns, each letter in a fixed place.
 pub(super) fn flags(flags: PteFlags) -> String {
     let has = |flag: PteFlags, letter: char| if flags.contains(flag) { letter } else { '-' };
     let execute = if flags.contains(PteFlags::NX) { '-' } else { 'x' };
@@ -77,8 +77,8 @@ pub(super) fn flags(flags: PteFlags) -> String {
 pub(super) const FLAGS_LEGEND: &str =
     "rwxu amgwk: read write execute user, accessed modified global wired kenter";
 
-/// `text` in lines of at most `columns` characters, broken at blanks where there are any; lines but
-/// the first are indented. What cannot be printed is escaped.
+/// `text` in lines of at most `columns` characters, broken at blanks where possible; all lines but
+/// the first are indented. Characters that cannot be printed are escaped.
 pub(super) fn fit(text: &str, columns: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let length = |line: &str| line.chars().count();

@@ -17,7 +17,7 @@ pub(super) fn draw(report: &ThreadsReport) -> String {
 }
 
 fn one(out: &mut String, thread: &ThreadReport, ticks: u64) {
-    // 1. Its name and state; for one that sleeps, where.
+    // 1. Its name and state; for a sleeping thread, what it sleeps on.
     let name: String = thread.name.chars().flat_map(char::escape_debug).collect();
     let waits =
         thread.wait_message.as_ref().map(|message| format!(" in {message:?}")).unwrap_or_default();
@@ -29,7 +29,7 @@ fn one(out: &mut String, thread: &ThreadReport, ticks: u64) {
         format!("{state}{waits}{channel}")
     };
     let _ = writeln!(out, "\n{STRONG}{name}{STRONG:#}  tid {}  {state}", thread.tid);
-    // 2. What is set, and nothing about what is not.
+    // 2. Only facts that apply.
     let mut facts = vec![format!("priority {}", thread.priority)];
     facts.extend(
         (thread.base_priority != thread.priority)
@@ -44,7 +44,7 @@ fn one(out: &mut String, thread: &ThreadReport, ticks: u64) {
     facts.extend(
         (thread.sx_held > 0).then(|| format!("owns {}", count(thread.sx_held.into(), "sx lock"))),
     );
-    // 3. The facts, folded, and the calls that it is in.
+    // 3. The facts, wrapped, and the backtrace.
     for line in fit(&facts.join(", "), WIDTH - 4) {
         let _ = writeln!(out, "  {FAINT}{line}{FAINT:#}");
     }

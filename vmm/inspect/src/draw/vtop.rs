@@ -1,4 +1,4 @@
-//! The way from a virtual address to its page.
+//! The path from a virtual address to its page.
 
 use std::fmt::Write as _;
 

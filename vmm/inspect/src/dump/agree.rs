@@ -1,8 +1,7 @@
-//! Whether the guest note and the rest of a dump say the same.
+//! Whether the guest note agrees with the rest of a dump.
 //!
-//! A dump that holds less than all RAM, or whose note points elsewhere than the control region
-//! does, would be shown as a guest that never was. It is refused, and the field that disagrees is
-//! named.
+//! A dump that lacks a part of RAM, or whose note contradicts the control region, would be shown as
+//! a guest that never existed. It is refused, and the error names the field that disagrees.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -20,16 +19,15 @@ fn disagrees<T>(field: &'static str, problem: String) -> Result<T, OpenFault> {
     Err(OpenFault::Note { field, problem })
 }
 
-/// The RAM that `segments`, ascending and none touching the next, hold is that of a guest of the
-/// note's size.
+/// Checks that `segments`, ascending and none touching the next, hold exactly the RAM of a guest of
+/// the note's size.
 pub(super) fn ram(note: &GuestNote, segments: &[Range<GuestPhys>]) -> Result<(), OpenFault> {
-    // 1. A size that a guest can have.
+    // 1. The size is valid for a guest.
     const FIELD: &str = "bytes of RAM";
     let memory = note.memory;
     if !(MEMORY_MIN..=MEMORY_MAX).contains(&memory) || !memory.is_multiple_of(PAGE_SIZE) {
-        let problem = format!(
-            "{memory:#x}, and a guest has {MEMORY_MIN:#x} to {MEMORY_MAX:#x} in whole pages"
-        );
+        let problem =
+            format!("{memory:#x}, expected {MEMORY_MIN:#x} to {MEMORY_MAX:#x} in whole pages");
         return disagrees(FIELD, problem);
     }
     // 2. Each range of such a guest's RAM is a segment of the dump.
@@ -64,9 +62,9 @@ fn surplus(memory: u64, at: GuestPhys) -> String {
     )
 }
 
-/// The control region lies in RAM and says what the note says.
+/// Checks that the control region lies in RAM and agrees with the note.
 pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), OpenFault> {
-    // 1. A whole page of RAM.
+    // 1. It is a whole page of RAM.
     const FIELD: &str = "control region";
     let at = GuestPhys::new(note.control);
     let end = at.checked_add(size_of::<ControlRegion>() as u64);
@@ -79,10 +77,10 @@ pub(super) fn control(note: &GuestNote, source: &dyn Source) -> Result<(), OpenF
     if !at.is_page_aligned() {
         return disagrees(FIELD, format!("{at}, which is not the start of a page"));
     }
-    // 2. Its words say the same as the note.
+    // 2. Its words agree with the note.
     let word = |offset: usize| source.load(at.add(offset as u64)).unwrap_or(0);
     if word(offset_of!(ControlRegion, magic)) != CONTROL_MAGIC {
-        // Nothing more to compare with: it was never written, or the guest has overwritten it.
+        // Nothing left to compare: the region was never written, or the guest has overwritten it.
         return Ok(());
     }
     let words = [

@@ -1,7 +1,7 @@
-//! Which bytes of a dump's file there are: the rest are holes, zeros that take no room on the
+//! Which parts of a dump's file hold bytes: the rest are holes, zeros that take no room on the
 //! disk.
 //!
-//! A file may be as long as it likes at no cost. What is looked through is what somebody wrote.
+//! A sparse file costs nothing, however long it is. Only the bytes that were written are examined.
 
 use std::fs::File;
 
@@ -10,7 +10,7 @@ use vmkern_abi::addr::PAGE_SIZE;
 use self::seek::{data, hole};
 use super::Run;
 
-/// Where bytes and holes begin, as Linux tells it.
+/// Where bytes and holes begin, as Linux reports it.
 #[cfg(target_os = "linux")]
 mod seek {
     use std::fs::File;
@@ -18,7 +18,7 @@ mod seek {
     use rustix::fs::{SeekFrom, seek};
     use rustix::io::Errno;
 
-    /// Where the next bytes begin, from `from` on; nothing where there are none any more.
+    /// Where the next bytes begin, from `from` on; `None` when there are no more.
     pub fn data(file: &File, from: u64) -> Result<Option<u64>, Errno> {
         next(file, SeekFrom::Data(from))
     }
@@ -37,7 +37,7 @@ mod seek {
     }
 }
 
-/// Elsewhere nobody tells, and all of the file counts as bytes.
+/// Other systems do not report it, and all of the file counts as bytes.
 #[cfg(not(target_os = "linux"))]
 mod seek {
     use std::fs::File;
@@ -47,14 +47,14 @@ mod seek {
         Ok(Some(from))
     }
 
-    /// Where the next hole begins: nobody knows.
+    /// Where the next hole begins: unknown.
     pub fn hole(_: &File, _: u64) -> Result<Option<u64>, ()> {
         Err(())
     }
 }
 
-/// The next bytes of `file` in `[from, end)`, as whole pages; nothing where there are only holes.
-/// Where the file's system does not know of holes, everything is bytes.
+/// The next bytes of `file` in `[from, end)`, as whole pages; `None` when only holes follow. On a
+/// file system without holes, everything is bytes.
 fn next(file: &File, from: u64, end: u64) -> Option<(u64, u64)> {
     let start = data(file, from).unwrap_or(Some(from))?;
     let start = (start / PAGE_SIZE * PAGE_SIZE).max(from);
@@ -65,8 +65,8 @@ fn next(file: &File, from: u64, end: u64) -> Option<(u64, u64)> {
     Some((start, hole.next_multiple_of(PAGE_SIZE).clamp(start + PAGE_SIZE, end)))
 }
 
-/// `run` in pieces, of which each holds bytes at its start and then a hole: the first may hold
-/// none.
+/// Splits `run` into pieces, each of which is bytes followed by a hole. The first may have no
+/// bytes.
 pub(super) fn split(file: &File, run: Run) -> Vec<Run> {
     let stored_end = run.offset + run.stored_end.since(run.start);
     let place = |offset: u64| run.start.add(offset - run.offset);
@@ -76,7 +76,7 @@ pub(super) fn split(file: &File, run: Run) -> Vec<Run> {
         && let Some((start, end)) = next(file, from, stored_end)
     {
         match pieces.last_mut() {
-            // It goes on where the last piece's bytes end, or at the run's start.
+            // These bytes continue the last piece's, or begin at the run's start.
             Some(last) if last.stored_end == place(start) => last.stored_end = place(end),
             last => {
                 if let Some(last) = last {

@@ -1,4 +1,4 @@
-//! What can be wrong with a dump.
+//! Errors of reading and writing dumps.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub struct OpenError {
     pub fault: OpenFault,
 }
 
-/// What can be wrong with a file that should be a memory dump.
+/// Why a file is not a valid memory dump.
 #[derive(Debug, Error)]
 pub enum OpenFault {
     /// It cannot be read at all.
@@ -28,7 +28,7 @@ pub enum OpenFault {
     /// It is a directory, a pipe or a device.
     #[error("it is not a regular file")]
     NotAFile,
-    /// It is not what `vmkern run --save-dump` and `dump` write.
+    /// It is not in the format that `vmkern run --save-dump` and `dump` write.
     #[error("expected {expected}, found {found}")]
     OtherFormat {
         /// What it should be.
@@ -44,7 +44,7 @@ pub enum OpenFault {
         /// What is wrong with it.
         problem: String,
     },
-    /// Two program headers speak of the same memory.
+    /// Two program headers describe the same memory.
     #[error("program headers {first} and {second} both hold physical address {at}")]
     Overlap {
         /// The number of one.
@@ -54,7 +54,7 @@ pub enum OpenFault {
         /// The first address that both hold.
         at: GuestPhys,
     },
-    /// Two program headers show the same bytes of the file as memory.
+    /// Two program headers map the same bytes of the file to memory.
     #[error("program headers {first} and {second} both show the file's bytes at {offset:#x}")]
     Shared {
         /// The number of one.
@@ -64,15 +64,15 @@ pub enum OpenFault {
         /// The first offset that both show.
         offset: u64,
     },
-    /// The kernel in it was built from other sources than this library.
+    /// The kernel in it has another ABI than this library.
     #[error(transparent)]
     Abi(#[from] Box<AbiMismatch>),
-    /// The guest note says something else than the rest of the file.
+    /// The guest note contradicts the rest of the file.
     #[error("guest note: {field} is {problem}")]
     Note {
-        /// What the note speaks of.
+        /// The field of the note.
         field: &'static str,
-        /// What it says, and what stands against it.
+        /// Its value, and what contradicts it.
         problem: String,
     },
     /// The notes make no sense.
@@ -83,10 +83,10 @@ pub enum OpenFault {
 /// A dump cannot be written.
 #[derive(Debug, Error)]
 pub enum SaveError {
-    /// The sink does not take it.
+    /// The sink reported an error.
     #[error("cannot write it: {source}")]
     Write {
-        /// Bytes that the dump takes on the disk, where the disk is full.
+        /// Bytes that the dump needs on the disk, if the disk is full.
         needed: Option<u64>,
         /// Why.
         source: std::io::Error,
@@ -94,7 +94,7 @@ pub enum SaveError {
     /// The guest cannot be read.
     #[error(transparent)]
     Source(#[from] InspectError),
-    /// Somebody wanted it to end.
+    /// The caller ended it.
     #[error("interrupted")]
     Interrupted,
 }

@@ -7,12 +7,12 @@
 //! | notes | `CORE` `NT_PRSTATUS` for each CPU; `VMKERN` notes ([`NoteType`]) |
 //! | pages | from a page boundary on, each at a file offset that is a multiple of the page size |
 //!
-//! A `PT_LOAD` has the RAM's physical address in `p_paddr` and its address in the direct map in
-//! `p_vaddr`; zero pages at its end are left out (`p_memsz` is larger than `p_filesz`). Every page
-//! of RAM lies in exactly one of them. A `PT_LOAD` with any other `p_vaddr` shows the same bytes at
-//! a further virtual address, for debuggers.
+//! A `PT_LOAD` has the RAM's physical address in `p_paddr` and its direct-map address in `p_vaddr`;
+//! zero pages at its end are left out (`p_memsz` is larger than `p_filesz`). Every page of RAM lies
+//! in exactly one of them. A `PT_LOAD` with any other `p_vaddr` repeats such bytes at another
+//! virtual address, for debuggers.
 //!
-//! Words are in the byte order of the host, which is that of x86_64.
+//! Words are in the byte order of the host, which is the same as x86_64's.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::addr::{GuestPhys, KPtr};
@@ -22,9 +22,9 @@ use crate::cpu::Registers;
 use crate::cpu::{CpuState, RunState};
 use crate::source::Anchors;
 
-/// Version of what the notes say.
+/// Version of the notes' format.
 pub(super) const FORMAT: u32 = 2;
-/// The name in the notes that other tools know.
+/// The name in the notes that other tools understand.
 pub(super) const CORE: &[u8] = b"CORE";
 /// The name in our own.
 pub(super) const VMKERN: &[u8] = b"VMKERN";
@@ -49,23 +49,24 @@ pub(super) enum NoteType {
 pub(super) struct GuestNote {
     /// [`FORMAT`].
     pub format: u32,
-    /// The version of the ABI that the VMM spoke.
+    /// The VMM's version of the ABI.
     pub abi_version: u32,
     pub control: u64,
     pub pml4: u64,
     pub roots: u64,
     /// Bytes of RAM.
     pub memory: u64,
-    /// What the CPUs demand of page-table entries ([`Paging::word`]); 0 where that was not noted.
+    /// What the CPUs require of page-table entries ([`Paging::word`]); 0 in dumps that do not
+    /// record it.
     pub paging: u32,
     pub zero: u32,
 }
 
 impl GuestNote {
-    /// Bytes that the note has at the least: `paging` came later.
+    /// The smallest valid size of the note in bytes: `paging` was added later.
     pub const LEAST: usize = core::mem::offset_of!(Self, paging);
 
-    /// The note with this content. What it does not say is 0.
+    /// The note with this content. Fields past its end are 0.
     pub fn of(content: &[u8]) -> Option<Self> {
         let mut note = Self::default();
         let known = content.len().min(size_of::<Self>());
@@ -82,7 +83,7 @@ impl GuestNote {
     }
 }
 
-/// What `NT_PRSTATUS` does not say of a CPU.
+/// What `NT_PRSTATUS` does not say about a CPU.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct CpuNote {
@@ -94,7 +95,7 @@ pub(super) struct CpuNote {
     pub cr3: u64,
     pub cr4: u64,
     pub efer: u64,
-    /// The TSC when the dump was made, or at the CPU's end.
+    /// The TSC when the dump was made, or when the CPU ended.
     pub tsc: u64,
 }
 
@@ -128,7 +129,7 @@ impl CpuNote {
     }
 }
 
-/// `struct elf_prstatus` of Linux on x86_64. What a guest has no word for is 0.
+/// `struct elf_prstatus` of Linux on x86_64. Fields without a meaning for a guest are 0.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct Prstatus {
@@ -161,7 +162,7 @@ impl Prstatus {
         words[RIP] = state.registers.rip.get();
         words[CS] = state.registers.cs.into();
         words[RFLAGS] = state.registers.rflags;
-        // Debuggers take threads apart by this number, and 0 for none.
+        // Debuggers identify threads by this number, and 0 is not a thread.
         let pid = state.cpu.saturating_add(1);
         Self { signal: [0; 4], pid, parents: [0; 3], times: [0; 8], registers: words, fpvalid: 0 }
     }

@@ -1,7 +1,7 @@
 //! Dumps: a guest's memory and CPUs in a file.
 //!
-//! [`save`] writes one from any [`Source`], and [`Dump`] is one as a source again. Nothing that
-//! stands in the file is believed: it may be cut, damaged, or made to do harm.
+//! [`save`] writes a dump of any [`Source`], and [`Dump`] makes it a source again. Nothing in the
+//! file is trusted: it may be cut off, damaged, or made to do harm.
 
 mod agree;
 mod extents;
@@ -31,11 +31,11 @@ use crate::ram::{NotRam, PAGE_WORDS, PageWords};
 use crate::source::{Anchors, Source};
 use crate::symbols::{self, Symbols};
 
-/// What a page is that the file does not hold.
+/// Stands for every page that the file does not hold.
 static ZERO_PAGE: PageWords = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
-/// A run of RAM: `[start, end)`. The file holds it up to `stored_end` from `offset` on; the rest is
-/// zero.
+/// A run of RAM: `[start, end)`. The file holds the part up to `stored_end`, at `offset`; the rest
+/// is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     start: GuestPhys,
@@ -44,13 +44,13 @@ struct Run {
     offset: u64,
 }
 
-/// A memory dump, mapped from its file. The file must not be cut while the value lives.
+/// A memory dump, mapped from its file. The file must not be truncated while the value lives.
 #[derive(Debug)]
 pub struct Dump {
     mapping: Mapping,
-    /// Ascending, none overlapping the next.
+    /// Ascending, not overlapping.
     runs: Vec<Run>,
-    /// The run that was found last: most looks go to the one of the look before.
+    /// The run found by the last look-up: the next one most often needs it again.
     recent: AtomicUsize,
     segments: Vec<Range<GuestPhys>>,
     cpus: Vec<CpuState>,
@@ -65,14 +65,14 @@ impl Dump {
     /// The dump in the file at `path`.
     ///
     /// # Errors
-    /// When it cannot be read, or is no memory dump, or is damaged.
+    /// When it cannot be read, is not a memory dump, or is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         Self::read(path).map_err(|fault| OpenError { path: path.to_path_buf(), fault })
     }
 
     fn read(path: &Path) -> Result<Self, OpenFault> {
-        // 1. Before it is opened: the opening of a pipe waits for a writer.
+        // 1. Refuse a pipe before opening it: open would wait for a writer.
         if !fs::metadata(path)?.is_file() {
             return Err(OpenFault::NotAFile);
         }
@@ -82,7 +82,7 @@ impl Dump {
         let runs: Vec<Run> =
             parsed.runs.iter().flat_map(|&run| extents::split(&file, run)).collect();
         let mapping = Mapping::new(&file, len)?;
-        // 2. RAM, from the runs that the file has bytes or holes for.
+        // 2. RAM, from the runs that the file describes.
         let mut segments: Vec<Range<GuestPhys>> = Vec::new();
         for run in &runs {
             match segments.last_mut() {
@@ -92,7 +92,7 @@ impl Dump {
         }
         agree::ram(&parsed.guest, &segments)?;
         let paging = paging_of(Paging::from_word(parsed.guest.paging), &parsed.cpus);
-        // 3. The notes and the memory, as far as they can contradict each other.
+        // 3. The notes and the memory must not contradict each other.
         let dump = Self {
             mapping,
             runs,
@@ -110,7 +110,7 @@ impl Dump {
         Ok(dump)
     }
 
-    /// The version of the ABI that the VMM spoke which saved the dump.
+    /// The ABI version of the VMM that saved the dump.
     #[must_use]
     pub fn abi_version(&self) -> u32 {
         self.abi_version
@@ -128,11 +128,11 @@ impl Dump {
         self.build_id.as_deref()
     }
 
-    /// Names for the addresses of the kernel that ran, out of `kernel`, an ELF file's bytes, which
-    /// must be those of the very one.
+    /// Symbols for the addresses of the kernel that ran. `kernel` is the content of that kernel's
+    /// ELF file.
     ///
     /// # Errors
-    /// [`OtherKernel`] when it is another, or when one of the two does not say what it is.
+    /// [`OtherKernel`] when it is another kernel, or when one of the two has no build ID.
     pub fn symbols(&self, kernel: &[u8]) -> Result<Symbols, OtherKernel> {
         let theirs = symbols::build_id(kernel);
         if self.build_id.is_some() && self.build_id == theirs {
@@ -192,8 +192,8 @@ impl Source for Dump {
     }
 }
 
-/// The kernel at hand is not the one whose memory a dump holds, so that its symbols would name
-/// the wrong functions.
+/// The kernel at hand is not the one whose memory a dump holds, so its symbols would name the wrong
+/// functions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the dump is of kernel {}, and the symbols at hand are of kernel {}",

@@ -18,13 +18,13 @@ use crate::ram::HOLE_END;
 use crate::ram::MEMORY_MAX;
 use crate::text::one_line;
 
-/// First physical address past what a guest can have.
+/// First physical address past the RAM of the largest guest.
 const PHYS_MAX: u64 = HOLE_END + MEMORY_MAX;
-/// Most bytes of notes that are read.
+/// The most bytes of notes that are read.
 const NOTES_MAX: u64 = 16 << 20;
-/// Most CPUs that a dump can have.
+/// The most CPUs of a dump.
 const CPUS_MAX: usize = 1024;
-/// Most program headers: as many as an ELF header counts by itself.
+/// The most program headers: as many as an ELF header can count.
 const HEADERS_MAX: usize = 0xfffe;
 /// Longest build ID that is kept: twice that of a SHA-256.
 const BUILD_ID_MAX: usize = 64;
@@ -52,7 +52,7 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
     let cache = ReadCache::new(file);
     let header = header(&cache)?;
     let count = usize::from(header.e_phnum.get(ENDIAN));
-    // One more stands for a number in a section header, which may be any.
+    // One more means that a section header holds the number, which may then be any.
     if count > HEADERS_MAX {
         return Err(other(format!("an ELF core file of more than {HEADERS_MAX} program headers")));
     }
@@ -73,8 +73,7 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
     let (index, segment) = notes.ok_or_else(|| other("an ELF core file without notes"))?;
     let size = segment.p_filesz(ENDIAN);
     if size > NOTES_MAX {
-        let problem =
-            format!("{size:#x} bytes of notes, more than the {NOTES_MAX:#x} that there can be");
+        let problem = format!("{size:#x} bytes of notes, expected at most {NOTES_MAX:#x}");
         return Err(OpenFault::Segment { index, problem });
     }
     // 3. The notes.
@@ -88,14 +87,14 @@ pub(super) fn parse(file: &File, len: u64) -> Result<Parsed, OpenFault> {
     found.finish(runs)
 }
 
-/// The ELF header, which says that it is a core file for this kind of machine.
+/// The ELF header, checked: a core file for x86_64.
 fn header<'a, R: ReadRef<'a>>(data: R) -> Result<&'a FileHeader64<LittleEndian>, OpenFault> {
     let ident = data.read_bytes_at(0, 16).map_err(|()| other("a file of fewer than 16 bytes"))?;
     let [0x7f, b'E', b'L', b'F', class, order, ..] = *ident else {
         return Err(other("a file that is not ELF"));
     };
     if class != 2 {
-        return Err(other("an ELF file of another class than 64-bit"));
+        return Err(other("an ELF file of a class other than 64-bit"));
     }
     if order != 1 {
         return Err(other("a big-endian ELF file"));
@@ -115,7 +114,8 @@ fn header<'a, R: ReadRef<'a>>(data: R) -> Result<&'a FileHeader64<LittleEndian>,
     }
 }
 
-/// The run of RAM that a program header describes; nothing when it only repeats one for debuggers.
+/// The run of RAM that a program header describes; `None` when it only repeats another one for
+/// debuggers.
 fn run(
     index: usize,
     segment: &ProgramHeader64<LittleEndian>,
@@ -148,7 +148,7 @@ fn run(
             ));
         }
     }
-    // 3. RAM alone: other mappings of it are for debuggers.
+    // 3. Only RAM in the direct map: other mappings of it are for debuggers.
     let start = GuestPhys::new(start);
     if size == 0 || phys_in_dmap(start).is_none_or(|va| segment.p_vaddr(ENDIAN) != va.get()) {
         return Ok(None);
@@ -172,8 +172,8 @@ fn in_order(mut runs: Vec<(usize, Run)>) -> Result<Vec<Run>, OpenFault> {
     Ok(runs.into_iter().map(|(_, run)| run).collect())
 }
 
-/// Each byte of the file is shown at one place of memory. Otherwise a small file could show bytes
-/// without end, and what is done with a dump would not follow from its size.
+/// Checks that each byte of the file stands for one place of memory. Otherwise a small file could
+/// claim any amount of memory, and the work on a dump would not be bounded by its size.
 fn apart(runs: &[(usize, Run)]) -> Result<(), OpenFault> {
     let stored = |run: &Run| run.stored_end.since(run.start);
     let mut held: Vec<_> = runs.iter().filter(|(_, run)| stored(run) > 0).collect();
@@ -208,7 +208,7 @@ impl Found {
             let guest = GuestNote::of(content).ok_or_else(short)?;
             if guest.format != FORMAT {
                 let found =
-                    format!("one of format {}, where this vmkern knows {FORMAT}", guest.format);
+                    format!("one of format {}, but this vmkern reads {FORMAT}", guest.format);
                 return Err(other(found));
             }
             if self.guest.replace(guest).is_some() {
@@ -228,7 +228,7 @@ impl Found {
     }
 
     fn finish(self, runs: Vec<Run>) -> Result<Parsed, OpenFault> {
-        // 1. The guest's own note, and as many of the two notes of each CPU.
+        // 1. The guest's own note, and equally many of both kinds of CPU notes.
         let guest = self.guest.ok_or_else(|| other("an ELF core file without a VMKERN note"))?;
         let (statuses, notes) = (self.statuses.len(), self.cpus.len());
         if statuses != notes {
@@ -236,7 +236,7 @@ impl Found {
                 "{statuses} NT_PRSTATUS and {notes} VMKERN notes of CPUs"
             )));
         }
-        // 2. CPU by CPU, in order: both notes are of the same one.
+        // 2. CPU by CPU, in order: both notes must be about the same CPU.
         let mut cpus: Vec<CpuState> = Vec::new();
         for (status, note) in self.statuses.iter().zip(&self.cpus) {
             let (cpu, pid) = (note.cpu, status.pid);
@@ -265,7 +265,8 @@ impl Found {
     }
 }
 
-/// A note's content as a `T`. Longer is from a later version, and what is known of it stands first.
+/// A note's content as a `T`. A longer note is from a later version, and begins with the known
+/// part.
 fn fixed<T: FromBytes>(what: &str, content: &[u8]) -> Result<T, OpenFault> {
     let short = |_| too_short(what, content.len(), size_of::<T>());
     T::read_from_prefix(content).map(|(note, _)| note).map_err(short)

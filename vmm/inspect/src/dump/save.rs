@@ -1,8 +1,8 @@
 //! Writing a dump.
 //!
 //! Zero pages take no room: runs of RAM end where zeros begin, and short stretches of zeros inside
-//! are holes of the file. The bytes are written in order, so that a pipe can take them. Where they
-//! go is the caller's business ([`Sink`]).
+//! a run are holes of the file. The bytes are written in order, so the output may be a pipe. The
+//! caller decides where they go ([`Sink`]).
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -24,31 +24,31 @@ use crate::source::Source;
 
 const ENDIAN: LittleEndian = LittleEndian;
 
-/// Zero pages between two others that do not end a run.
+/// The most zero pages in a row that do not end a run.
 const GAP: u64 = 16;
-/// Most program headers that an ELF file counts in its header, less those that are no runs.
+/// The most runs: what an ELF header can count, less the program headers that are not runs.
 const RUNS_MAX: usize = 0xff00;
 /// Pages that are copied and written at a time.
 const CHUNK: usize = 256;
 
-/// Where a dump goes: bytes in order, and stretches of zeros. Where there is no room for long,
-/// `go_on` is asked now and then whether to go on.
+/// Where a dump goes: bytes in order, and stretches of zeros. While the sink has no room, it calls
+/// `go_on` from time to time to learn whether to keep waiting.
 pub trait Sink {
     /// Writes all of `bytes`.
     ///
     /// # Errors
-    /// When they cannot be written, or `go_on` had enough of waiting.
+    /// When they cannot be written, or `go_on` ends the wait.
     fn write(&mut self, bytes: &[u8], go_on: &mut dyn FnMut() -> ControlFlow<()>)
     -> io::Result<()>;
 
-    /// Writes `bytes` zeros: as a hole, where there can be holes.
+    /// Writes `bytes` zeros: as a hole, if the sink supports holes.
     ///
     /// # Errors
     /// As for [`Sink::write`].
     fn skip(&mut self, bytes: u64, go_on: &mut dyn FnMut() -> ControlFlow<()>) -> io::Result<()>;
 }
 
-/// What a dump says besides memory and registers.
+/// What a dump records besides memory and registers.
 #[derive(Clone, Debug, Default)]
 pub struct About {
     /// What the guest ran: the name of a script.
@@ -57,11 +57,11 @@ pub struct About {
     pub build_id: Option<Vec<u8>>,
 }
 
-/// How far a dump is.
+/// Progress of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Saving {
-    /// Bytes of memory looked through so far, both times that it is: to find out what there is, and
-    /// to write it.
+    /// Bytes of memory read so far. Memory is read twice: to find the pages that are not zero, and
+    /// to write them.
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
@@ -76,8 +76,7 @@ pub struct Saved {
     pub stored: u64,
 }
 
-/// Writes a dump of `source` to `to`. `progress` is told now and then how far it is, and may end
-/// it.
+/// Writes a dump of `source` to `to`. It reports to `progress` from time to time, which may end it.
 ///
 /// # Errors
 /// See [`SaveError`].
@@ -102,13 +101,13 @@ pub fn save(
     Ok(Saved { memory: source.ram_size(), stored })
 }
 
-/// What goes where.
+/// What is written where.
 struct Plan {
     runs: Vec<Run>,
     /// Bytes of pages that are not zero.
     stored: u64,
     file_len: u64,
-    /// Bytes of memory that was looked through.
+    /// Bytes of memory that were read to make the plan.
     searched: u64,
 }
 
@@ -117,7 +116,7 @@ impl Plan {
         source: &dyn Source,
         progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
     ) -> Result<Self, SaveError> {
-        // 1. Pages that are not zero, in runs that small gaps do not break.
+        // 1. Find the pages that are not zero, in runs that small gaps do not break.
         let populated = source.populated();
         let searched: u64 = populated.iter().map(|range| range.end.since(range.start)).sum();
         let mut used: Vec<Range<u64>> = Vec::new();
@@ -142,7 +141,7 @@ impl Plan {
                 }
             }
         }
-        // 2. Fewer runs, if there are more than a dump may have: larger gaps are stored.
+        // 2. If a dump cannot have so many runs, merge runs across larger gaps.
         let mut gap = GAP;
         while used.len() > RUNS_MAX {
             gap *= 2;
@@ -151,7 +150,7 @@ impl Plan {
         Ok(Self { runs: cover(source, &used), stored, file_len: 0, searched })
     }
 
-    /// Everything before the pages; says where these go.
+    /// Builds everything before the pages, and places the pages in the file.
     fn head(&mut self, notes: &[u8]) -> Vec<u8> {
         let headers = (1 + self.runs.len()) * size_of::<ProgramHeader64<LittleEndian>>();
         let notes_at = size_of::<FileHeader64<LittleEndian>>() + headers;
@@ -169,7 +168,7 @@ impl Plan {
     }
 }
 
-/// Tells how far it is; whether to go on.
+/// Reports progress; fails if the caller ends the dump.
 fn step(
     progress: &mut dyn FnMut(Saving) -> ControlFlow<()>,
     done: u64,
@@ -194,7 +193,7 @@ fn in_one_segment(source: &dyn Source, first: u64, last: u64) -> bool {
     source.segments().iter().any(|segment| segment.contains(&first) && segment.contains(&last))
 }
 
-/// The same ranges of pages, with fewer gaps.
+/// The same ranges of pages, merged across gaps of up to `gap` pages.
 fn join(source: &dyn Source, used: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
     for range in used {
@@ -211,7 +210,7 @@ fn join(source: &dyn Source, used: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     joined
 }
 
-/// Runs that make up all RAM, each with the zeros that follow it.
+/// Runs that together make up all RAM, each with the zeros that follow it.
 fn cover(source: &dyn Source, used: &[Range<u64>]) -> Vec<Run> {
     let mut runs = Vec::new();
     let mut used = used.iter().peekable();
@@ -303,8 +302,7 @@ fn notes(source: &dyn Source, about: &About) -> Result<Vec<u8>, InspectError> {
     let mut notes = Vec::new();
     push_note(&mut notes, VMKERN, NoteType::Guest as u32, guest.as_bytes());
     let cpus = match source.cpus() {
-        // A vCPU that never came to life has no registers, and a dump of its memory is worth
-        // having all the same.
+        // A vCPU that never ran has no registers. A dump of memory alone is still useful.
         Err(InspectError::NotReady(_)) => Vec::new(),
         cpus => cpus?,
     };
@@ -337,7 +335,7 @@ impl From<SaveError> for WriteError {
     }
 }
 
-/// The output with what is told of it.
+/// The output, with its progress.
 struct Out<'a> {
     to: &'a mut dyn Sink,
     /// Bytes written so far, holes included.
@@ -353,14 +351,15 @@ impl Out<'_> {
         self.hand_over(|to, go_on| to.write(bytes, go_on))
     }
 
-    /// Goes on to byte number `to`, with zeros.
+    /// Fills up to byte number `to` with zeros.
     fn skip_to(&mut self, to: u64) -> Result<(), WriteError> {
         let zeros = to.saturating_sub(self.at);
         self.at = to;
         self.hand_over(|to, go_on| to.skip(zeros, go_on))
     }
 
-    /// Where there is no room for long, whoever is told how far it is may end it.
+    /// Calls `put` with the sink. While the sink has no room, the receiver of the progress may end
+    /// the wait.
     fn hand_over(
         &mut self,
         put: impl FnOnce(&mut dyn Sink, &mut dyn FnMut() -> ControlFlow<()>) -> io::Result<()>,
@@ -375,7 +374,7 @@ impl Out<'_> {
         if stopped { Err(SaveError::Interrupted.into()) } else { Ok(put?) }
     }
 
-    /// Tells that `bytes` of memory more are done.
+    /// Reports `bytes` more of memory as done.
     fn step(&mut self, bytes: u64) -> Result<(), SaveError> {
         self.done = (self.done + bytes).min(self.total);
         step(self.progress, self.done, self.total)
@@ -415,7 +414,7 @@ fn write_dump(
             (at, offset) = (at.add(len as u64), offset + len as u64);
         }
     }
-    // 4. The file ends where its last page does, stored or not.
+    // 4. The file ends with its last page, stored or not.
     out.skip_to(plan.file_len)
 }
 

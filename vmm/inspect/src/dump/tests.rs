@@ -131,7 +131,7 @@ fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
         let neighbour = at ^ 1;
         assert_eq!(read(&dump, neighbour), Ok(0), "at {neighbour:#x}");
     }
-    // Zeros are not held, whether a run ends before them or the file has a hole there.
+    // The file does not hold zeros: a run ends before them, or there is a hole.
     for page in [0x2000, 0x10_1000, 0x2000_0000] {
         assert_eq!(read(&dump, page), Ok(0));
         assert!(!dump.holds(GuestPhys::new(page)), "{page:#x}");
@@ -143,7 +143,7 @@ fn what_is_saved_is_what_is_read_and_zeros_take_no_room() {
     // EFER.NXE of the CPU is clear.
     assert_eq!(dump.paging(), Paging::new(39, PagingFeatures::empty()));
     assert_eq!((dump.program(), dump.build_id()), ("a.kmem", Some(&[0xab, 0xcd][..])));
-    // A dump of a dump is the same dump, once NX is left out as the CPU has it.
+    // A dump of a dump is the same dump, after the first copy has left NX out, as the CPU does.
     let (copy, again) = (directory.path().join("copy.img"), directory.path().join("again.img"));
     save(&dump, &copy, &about(), &mut go_on).expect("the dump can be written");
     let copied = Dump::open(&copy).expect("the copy can be read");
@@ -162,7 +162,7 @@ fn good() -> (tempfile::TempDir, Vec<u8>) {
     (directory, bytes)
 }
 
-/// What opening a file with these bytes gives. Whatever it is, all of it can be read without harm.
+/// Opens a file with these bytes. If that succeeds, reading all of it does no harm.
 fn open(directory: &tempfile::TempDir, bytes: &[u8]) -> Result<(), String> {
     let path = directory.path().join("damaged.img");
     fs::write(&path, bytes).expect("it can be written");
@@ -211,7 +211,7 @@ fn what_is_no_image_is_refused_with_what_was_expected_and_what_was_found() {
     };
     for (edits, found) in [
         (&[(0, b'x')][..], "not ELF"),
-        (&[(4, 1)], "another class than 64-bit"),
+        (&[(4, 1)], "a class other than 64-bit"),
         (&[(5, 2)], "big-endian"),
         (&[(18, 183)], "machine"),
         (&[(16, 2)], "executable"),
@@ -259,9 +259,9 @@ fn an_image_that_does_not_hold_all_ram_is_refused_with_the_address_that_is_missi
     for (damaged, missing) in [
         // The last run ends a page too early; its zeros are cut, too.
         (with_word(&with_word(&bytes, last + 40, short), last + 32, 0), "0x7ff000"),
-        // Another p_vaddr makes a run a hint for debuggers, and RAM incomplete.
+        // Another p_vaddr makes the run a hint for debuggers, so RAM is incomplete.
         (with_word(&bytes, first + 16, moved), "0x0"),
-        // As when a reader drops a program header and goes on.
+        // As if a reader dropped a program header and continued.
         (with_word(&bytes, loads[1], 0), "0x100000"),
         (with_word(&bytes, loads[1], 6), "0x100000"),
     ] {

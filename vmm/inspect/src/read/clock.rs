@@ -1,9 +1,9 @@
-//! What time it is in a guest, of which nobody in the guest need keep count.
+//! The time in a guest, computed by the host: the guest need not keep count of it.
 //!
-//! The kernel publishes its clock's base ([`ClockBase`]) in the control region; together with the
-//! TSC of the guest's CPUs it says what time it is at any look. The TSC is that of the moment at
-//! which a CPU was held or ended, so that the time of a dead guest is that of its end, and an
-//! image's that of its making.
+//! The kernel publishes its clock's base ([`ClockBase`]) in the control region; the base and the
+//! TSC of the guest's CPUs give the time of a look. The TSC is read when a CPU is held or ends. So
+//! the time of a dead guest is the time of its death, and the time of a dump is the time at which
+//! it was made.
 
 use std::mem::offset_of;
 
@@ -23,7 +23,7 @@ pub(crate) struct Now {
     pub ticks: u64,
 }
 
-/// What time it is; nothing while the kernel has no clock, or its CPUs cannot be asked.
+/// The time; `None` while the kernel has no clock or its CPUs cannot be read.
 pub(crate) fn now(view: &View<'_>) -> Option<Now> {
     let source = view.source();
     let at = source.anchors().control.checked_add(offset_of!(ControlRegion, clock) as u64)?;
@@ -37,8 +37,8 @@ pub(crate) fn now(view: &View<'_>) -> Option<Now> {
     Some(Now { micros: base.micros_at(tsc)?, ticks: base.ticks_at(tsc)? })
 }
 
-/// Sets `meter`'s ticks, of which the kernel itself writes only those at which it had something to
-/// do, to what they are now.
+/// Sets `meter`'s ticks to the current number. The kernel itself writes it only at ticks at which
+/// it has work.
 pub(crate) fn set_ticks(view: &View<'_>, meter: &VmMeter) {
     if let Some(now) = now(view) {
         meter.ticks.update_locked(|ticks| ticks.max(now.ticks));

@@ -1,9 +1,9 @@
 //! Every mapping of a range, from the page tables.
 //!
-//! One pass over the tables, in place, each read once. Tables that a damaged guest has tied into a
-//! knot are entered a few times and then passed over, and one in a page that an image does not hold
-//! is not read: nothing but zeros is in it. So the work is bounded by the bytes that a source
-//! holds, whatever RAM it claims. Entries with reserved bits map nothing, and are told.
+//! One pass over the tables, in place, reads each of them once. Tables that form a cycle in a
+//! damaged guest are entered a few times and then skipped. A table in a page that a dump does not
+//! hold is not read: it is all zeros. So the work is bounded by the bytes that a source holds,
+//! whatever RAM it claims. Entries with reserved bits map nothing and are reported.
 
 use std::sync::atomic::Ordering;
 
@@ -16,10 +16,10 @@ use crate::InspectError;
 use crate::ram::PageWords;
 use crate::view::View;
 
-/// How often a table may be entered. A sound one is entered once, or a few times where parts of the
+/// How often a table may be entered. A valid table is entered once, or a few times if parts of the
 /// address space share it.
 const VISITS_MAX: u8 = 4;
-/// Most errors that are told.
+/// The most errors that are reported.
 const ERRORS_MAX: u32 = 64;
 
 /// An entry that maps a page.
@@ -60,8 +60,8 @@ struct Table<'a> {
 /// The tables that were looked into, and how often each was.
 #[derive(Default)]
 struct Visits {
-    /// By page number. Zeros until a table is noted: the host gives memory for the pages alone that
-    /// are written to.
+    /// By page number. Zeros until a table is noted: the host allocates memory only for the pages
+    /// that are written to.
     counts: Vec<u8>,
     tables: Vec<GuestPhys>,
 }
@@ -73,8 +73,8 @@ impl Visits {
         Self { counts: vec![0; pages], tables: Vec::new() }
     }
 
-    /// Notes one more visit of the table at `at`, which is RAM: how many there were, this one
-    /// included.
+    /// Notes another visit of the table at `at`, which is RAM. Returns the number of visits, this
+    /// one included.
     fn note(&mut self, at: GuestPhys) -> u8 {
         let count = usize::try_from(at.pfn()).ok().and_then(|pfn| self.counts.get_mut(pfn));
         let Some(count) = count else { return u8::MAX };
@@ -100,7 +100,7 @@ pub struct Leaves<'v, 'a> {
 }
 
 impl<'v, 'a> Leaves<'v, 'a> {
-    /// The mappings that touch an address from `first` to `last`.
+    /// The mappings that overlap the addresses from `first` to `last`.
     #[must_use]
     pub fn new(view: &'v View<'a>, first: GuestVirt, last: GuestVirt) -> Self {
         Self {
@@ -154,14 +154,14 @@ impl<'v, 'a> Leaves<'v, 'a> {
             Some(below) => usize::try_from(below >> level.shift()).unwrap_or(NPTEPG).min(NPTEPG),
             None => 0,
         };
-        // The two halves of the address space lie on either side of a gap.
+        // The two halves of the address space are separated by a gap.
         let index =
             if level == Level::Pml4 { level.index(GuestVirt::new(self.first)) } else { index };
         self.stack.push(Table { level, at, words, index, base, granted });
         Ok(())
     }
 
-    /// What is told of `broken`, met at `base`: nothing once enough was told.
+    /// Reports `broken`, found at `base`; `None` once enough errors were reported.
     fn tell(&mut self, broken: Broken, base: u64) -> Option<<Self as Iterator>::Item> {
         self.errors += 1;
         if self.errors > ERRORS_MAX {
@@ -185,13 +185,13 @@ impl<'v, 'a> Leaves<'v, 'a> {
     }
 }
 
-/// Why an entry leads nowhere. Put into words for those alone that are told.
+/// Why an entry leads nowhere. Only those that are reported are formatted.
 enum Broken {
     /// The table is not RAM.
     Unreadable(Box<InspectError>),
-    /// The table was entered often enough.
+    /// The table was entered too often.
     Again(Level, GuestPhys),
-    /// These bits are set and must not be.
+    /// These bits are set, but are reserved.
     Reserved(Level, Pte, u64),
 }
 
@@ -207,7 +207,7 @@ impl Iterator for Leaves<'_, '_> {
                 return self.tell(broken, 0);
             }
         }
-        // 2. The next entry of the deepest table; above it again after the last.
+        // 2. The next entry of the deepest table; after its last entry, go back up.
         while let Some(table) = self.stack.last_mut() {
             let (level, index) = (table.level, table.index);
             if index >= NPTEPG {
@@ -253,7 +253,7 @@ impl Iterator for Leaves<'_, '_> {
                     at,
                 }));
             }
-            // 5. A table, which comes next.
+            // 5. A table: descend into it.
             let below = Level::TOP_DOWN[5 - level as usize];
             if let Err(broken) = self.enter(below, pte.frame(), base, granted)
                 && let Some(item) = self.tell(broken, base)
@@ -265,7 +265,7 @@ impl Iterator for Leaves<'_, '_> {
     }
 }
 
-/// How the manuals call a table of this level.
+/// The manuals' name for a table of this level.
 #[must_use]
 pub fn name(level: Level) -> &'static str {
     match level {

@@ -30,7 +30,7 @@ pub struct MapStats {
     pub max_free: u64,
 }
 
-/// What stands behind an entry.
+/// What an entry refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObjectView {
     /// Nothing yet.
@@ -56,13 +56,13 @@ pub struct EntryView {
     pub eflags: EntryFlags,
     /// How often it is wired.
     pub wired: u32,
-    /// What is allowed.
+    /// The access that it allows.
     pub protection: Protection,
-    /// What stands behind it.
+    /// What it refers to.
     pub object: ObjectView,
 }
 
-/// The address of map `id`, and a copy of it that has been checked by itself.
+/// The address of map `id`, and a copy of the map, checked by itself.
 fn map(view: &View<'_>, id: MapId) -> Result<(KPtr<VmMap>, VmMap), InspectError> {
     let (_, roots) = roots(view)?;
     let at = if id.0 < MapId::NAMED_MAX {
@@ -80,8 +80,7 @@ fn map(view: &View<'_>, id: MapId) -> Result<(KPtr<VmMap>, VmMap), InspectError>
     Ok((at, map))
 }
 
-/// The address of the map that `id` names by its address: only a map on the kernel's list of maps
-/// is one.
+/// The address of a map that `id` names by its address. It must be on the kernel's list of maps.
 fn listed(view: &View<'_>, roots: &KernelRoots, id: MapId) -> Result<KPtr<VmMap>, InspectError> {
     let mut seen = HashSet::new();
     let mut next = roots.map_list.get();
@@ -124,13 +123,13 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
     let header = KPtr::<VmMapEntry>::new(map_at.addr());
     let (mut previous, mut at, mut below) = (header, map.header.next.get(), map.min_offset());
     let mut entries = Vec::new();
-    // 2. Addresses ascend, each entry is at least a page long, and the count is checked: no cycle
-    //    goes round twice.
+    // 2. Addresses ascend, each entry is at least a page long, and the count is checked. So a cycle
+    //    is detected in its first round.
     while at != header {
         let broken = |problem: String| Err(InspectError::damaged(ENTRY, at.addr(), problem));
         if entries.len() as u64 >= map.nentries.get() {
             return broken(format!(
-                "the list goes on after {} entries, all that the map counts",
+                "the list continues after {} entries, the map's own count",
                 map.nentries.get()
             ));
         }
@@ -142,7 +141,7 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
                 entry.prev.get()
             ));
         }
-        // 3. A range behind the one before, within the map.
+        // 3. The range must lie above the previous one and within the map.
         if start < below
             || end <= start
             || end > map.max_offset()
@@ -160,7 +159,7 @@ pub(super) fn entries(view: &View<'_>, id: MapId) -> Result<Vec<EntryView>, Insp
         entries.push(EntryView { start, end, eflags, wired, protection, object });
         (previous, at, below) = (at, entry.next.get(), end);
     }
-    // 4. As many as the map counts.
+    // 4. Compare the number with the map's count.
     check_count(map_at, &map, entries.len())?;
     Ok(entries)
 }

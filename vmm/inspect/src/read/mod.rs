@@ -1,6 +1,6 @@
-//! What can be read of a kernel by itself: its counters, clock, maps, threads and page tables.
+//! Readers for single facts about a kernel: its counters, clock, maps, threads and page tables.
 //!
-//! Whatever contradicts itself is an [`InspectError`]; nothing is left out in silence.
+//! Any contradiction is an [`InspectError`]; nothing is left out silently.
 
 pub(crate) mod clock;
 pub(crate) mod leaves;
@@ -38,14 +38,14 @@ impl View<'_> {
     /// The kernel's table of roots, with its address.
     ///
     /// # Errors
-    /// [`InspectError::NotReady`] while the kernel has none; [`InspectError::Damaged`] when it is
-    /// of another version of the ABI; as [`View::copy`].
+    /// [`InspectError::NotReady`] while the kernel has none; [`InspectError::Damaged`] when it has
+    /// another ABI version; and those of [`View::copy`].
     pub fn kernel_roots(&self) -> Result<(KPtr<KernelRoots>, KernelRoots), InspectError> {
         roots(self)
     }
 
-    /// The kernel's counters. The ticks are those of the clock, whether the kernel has had
-    /// something to do at them or not.
+    /// The kernel's counters. The ticks are the clock's, including those at which the kernel had no
+    /// work.
     ///
     /// # Errors
     /// See [`InspectError`].
@@ -88,7 +88,7 @@ impl View<'_> {
     }
 
     /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one
-    /// size with equal flags make one run. What is not mapped is left out.
+    /// size with equal flags make one run. Unmapped addresses are left out.
     ///
     /// # Errors
     /// [`InspectError::BadRange`]; see [`InspectError`].

@@ -1,4 +1,4 @@
-//! What the page tables map, in runs.
+//! The mappings of the page tables, in runs.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::pte::PteFlags;
@@ -36,7 +36,7 @@ pub(super) fn runs(
     }
     for leaf in Leaves::new(view, start, GuestVirt::new(end.get() - 1)) {
         let Leaf { va, span, phys, flags, .. } = leaf?;
-        // Of a large page that reaches over an end, the part in between counts.
+        // A large page may reach past either end of the range: count only the part inside.
         let first = va.max(start);
         let phys = phys.add(first.since(va));
         let last = va.checked_add(span).map_or(end, |next| next.min(end));

@@ -9,14 +9,13 @@ use crate::view::View;
 
 const THREAD: &str = "thread";
 
-/// More threads than any kernel here makes: where a list of threads goes on for longer, it is
-/// damaged.
+/// More threads than any kernel creates: a longer list of threads is damaged.
 const COUNT_MAX: usize = 1 << 16;
 
 /// A kernel thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadView {
-    /// Its number; below 64 it is one that requests name.
+    /// Its number; requests can name the threads below 64.
     pub tid: u32,
     /// Its name.
     pub name: WaitMessage,
@@ -24,12 +23,12 @@ pub struct ThreadView {
     pub state: ThreadState,
     /// The channel that it sleeps on, 0 while it does not sleep.
     pub wchan: GuestVirt,
-    /// What it waits for, while it sleeps.
+    /// The wait message, while it sleeps.
     pub waits_for: Option<WaitMessage>,
 }
 
 impl ThreadView {
-    /// `tN` for a thread that requests name, else the thread's own name.
+    /// `tN` for a thread that requests can name, otherwise the thread's own name.
     #[must_use]
     pub fn label(&self) -> String {
         if self.tid < u32::from(MAX_THREADS) {
@@ -45,13 +44,13 @@ pub(super) fn threads(
     view: &View<'_>,
     scheduler: &Scheduler,
 ) -> Result<Vec<ThreadView>, InspectError> {
-    // 1. The list, with a limit: a cycle would never end.
+    // 1. Follow the list, with a limit: a cycle would never end.
     let (mut previous, mut at) = (KPtr::NULL, scheduler.all.head.get());
     let mut threads = Vec::new();
     while let Some(pointer) = at.non_null() {
         let broken = |problem: String| Err(InspectError::damaged(THREAD, pointer.addr(), problem));
         if threads.len() >= COUNT_MAX {
-            return broken(format!("the list goes on after {COUNT_MAX} threads"));
+            return broken(format!("the list continues after {COUNT_MAX} threads"));
         }
         let thread: Thread = view.copy(THREAD, pointer)?;
         if thread.all_prev.get() != previous {
@@ -67,7 +66,7 @@ pub(super) fn threads(
         threads.push(ThreadView { tid, name, state, wchan, waits_for: thread.wait_message() });
         (previous, at) = (pointer, thread.all_next.get());
     }
-    // 2. Its end.
+    // 2. The list must end at its tail.
     if scheduler.all.tail.get() != previous {
         let problem = format!(
             "the list of all threads ends here, but its tail is {:?}",

@@ -1,7 +1,7 @@
 //! The address space of a map as a row of cells.
 //!
-//! A kernel's address space is mostly one hole: a row in one scale would be dots and a single mark.
-//! So holes that are larger than all the rest together are cut out and named, and what is left
+//! A kernel's address space is mostly one hole: at a single scale, a row would be dots and a single
+//! mark. So holes that are larger than all the rest together are cut out and named, and the rest
 //! shares the cells.
 
 use serde::Serialize;
@@ -11,20 +11,20 @@ use super::hex::Hex;
 
 /// Cells of a bar.
 pub const CELLS: u64 = 64;
-/// Cells that a hole which was cut out takes.
+/// Cells that a cut-out hole takes.
 pub const CUT_CELLS: u64 = 11;
-/// Most holes that are cut out.
+/// The most holes that are cut out.
 const CUTS_MAX: usize = 2;
 
 /// Nothing is allocated in the cell.
 pub const FREE: char = '.';
-/// Less than half of it is.
+/// Less than half of the cell is allocated.
 pub const SOME: char = '-';
-/// Half or more of it is.
+/// Half of the cell or more is allocated.
 pub const MOST: char = '+';
-/// All of it is.
+/// All of the cell is allocated.
 pub const FULL: char = '#';
-/// A submap's.
+/// A submap.
 pub const SUBMAP: char = '~';
 
 /// A stretch of a bar.
@@ -49,7 +49,8 @@ pub(super) struct Taken {
     pub is_submap: bool,
 }
 
-/// The bar of `[start, end)`. `taken` ascends and overlaps nowhere; what does not is ignored.
+/// The bar of `[start, end)`. Ranges in `taken` that are not in ascending order or overlap the one
+/// before are ignored.
 pub(super) fn bar(start: u64, end: u64, taken: &[Taken]) -> Vec<Stretch> {
     if start >= end {
         return Vec::new();
@@ -93,14 +94,14 @@ fn in_order(start: u64, end: u64, taken: &[Taken]) -> Vec<Taken> {
     good.copied().collect()
 }
 
-/// The holes to be cut out, in order: each is larger than everything that is left beside it.
+/// The holes to cut out, in order: each is larger than everything else that is left.
 fn cuts(start: u64, end: u64, taken: &[Taken]) -> Vec<(u64, u64)> {
     let starts = taken.iter().map(|range| range.start).chain([end]);
     let ends = [start].into_iter().chain(taken.iter().map(|range| range.end));
     let mut holes: Vec<_> = ends.zip(starts).filter(|(from, to)| from < to).collect();
     holes.sort_by_key(|(from, to)| std::cmp::Reverse(to - from));
     let mut left = end - start;
-    // Something must be left, and it is not worth while for a few pages.
+    // Something must be left, and a few pages are not worth a cut.
     let fits = |hole: &(u64, u64)| {
         let size = hole.1 - hole.0;
         let rest = left - size;

@@ -1,8 +1,8 @@
 //! What every page of memory is used for.
 //!
-//! A page under management says itself whether it is free and to which object it belongs. Of a page
-//! without an object that was handed out, the structures are asked that such pages are made for:
-//! page tables, the pools of maps, slabs, and what `pmap_qenter` has mapped.
+//! The structure of a managed page says whether it is free and to which object it belongs. An
+//! allocated page without an object is found through the structures that use such pages: page
+//! tables, the pools of maps, slabs, and mappings of `pmap_qenter`.
 
 use serde::Serialize;
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SHIFT};
@@ -20,9 +20,9 @@ use crate::read::leaves::Leaves;
 const PAGE: &str = "vm_page";
 const SEGMENT: &str = "vm_phys_seg";
 
-/// Most segments of memory.
+/// The most segments of memory.
 const SEGMENTS_MAX: u64 = 256;
-/// Page structures that are read at a time: those in a page.
+/// Page structures that are read at a time: as many as a page holds.
 const CHUNK: usize = 64;
 
 /// What a page is used for.
@@ -32,8 +32,8 @@ const CHUNK: usize = 64;
 pub enum Use {
     /// Not RAM.
     Hole,
-    /// RAM that is not under management: the kernel image, the loader's data, the page array; but
-    /// not the page tables that the boot made for kernel_map.
+    /// Unmanaged RAM: the kernel image, the loader's data, the page array; but not the page tables
+    /// that the boot made for kernel_map.
     Unmanaged,
     /// Free, and never used since the boot.
     Fresh,
@@ -41,28 +41,28 @@ pub enum Use {
     Free,
     /// Free, in a CPU's cache.
     PerCpu,
-    /// Of kernel_object.
+    /// Belongs to kernel_object.
     Kernel,
-    /// Of kmem_object.
+    /// Belongs to kmem_object.
     Kmem,
-    /// Of another object.
+    /// Belongs to another object.
     Anonymous,
     /// A page table.
     PageTable,
     /// Maps, their entries and the nodes of their indexes.
     Map,
-    /// Mapped by `pmap_qenter`: kernel stacks, and what operations have mapped.
+    /// Mapped by `pmap_qenter`: kernel stacks, and pages that operations have mapped.
     Kenter,
     /// A slab.
     Slab,
-    /// Handed out, and found nowhere.
+    /// Allocated, but its user was not found.
     Other,
     /// Its structure cannot be read.
     Unreadable,
 }
 
 impl Use {
-    /// All of them, in the order of reports.
+    /// All uses, in the order of reports.
     pub const ALL: [Self; 14] = [
         Self::Unmanaged,
         Self::Fresh,
@@ -80,13 +80,13 @@ impl Use {
         Self::Hole,
     ];
 
-    /// Whether an allocation could have it.
+    /// Whether an allocation can take the page.
     #[must_use]
     pub fn is_free(self) -> bool {
         matches!(self, Self::Fresh | Self::Free | Self::PerCpu)
     }
 
-    /// What pictures show it as.
+    /// Its letter in pictures.
     #[must_use]
     pub fn letter(self) -> char {
         match self {
@@ -107,7 +107,7 @@ impl Use {
         }
     }
 
-    /// What it is, in words.
+    /// Its description.
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
@@ -151,7 +151,7 @@ pub struct Queues {
     pub inactive: u64,
 }
 
-/// Every page's use, and what was met on the way.
+/// Every page's use, and other counts taken on the way.
 pub(super) struct Census {
     /// By page number.
     pub uses: Vec<Use>,
@@ -197,7 +197,7 @@ impl Census {
         Use::ALL.into_iter().map(|kind| (kind, counts[kind as usize])).collect()
     }
 
-    /// The pages under management, from the page array.
+    /// Classifies the managed pages, from the page array.
     fn managed(&mut self, survey: &Survey<'_, '_>) {
         let Some(roots) = survey.roots() else { return };
         let segments = segments(survey);
@@ -217,7 +217,7 @@ impl Census {
 
     fn chunk(&mut self, survey: &Survey<'_, '_>, pfn: u64, count: u64) {
         if page_at(survey, pfn).is_some_and(|at| survey.view.is_blank(at.addr())) {
-            // A structure of zeros is that of a free page.
+            // A structure of all zeros is a free page's.
             return self.fill(pfn, pfn + count, Use::Free);
         }
         let mut pages: [VmPage; CHUNK] = std::array::from_fn(|_| VmPage::default());
@@ -245,7 +245,7 @@ impl Census {
         self.uses[start..end].fill(kind);
     }
 
-    /// Notes that `kind` uses the page at `phys`, which must have been handed out for it.
+    /// Notes that `kind` uses the page at `phys`, which must have been allocated without an object.
     fn mark(&mut self, survey: &Survey<'_, '_>, phys: GuestPhys, kind: Use) {
         match self.uses.get_mut(index(phys.pfn())) {
             Some(page @ Use::Other) => *page = kind,
@@ -259,8 +259,8 @@ impl Census {
         }
     }
 
-    /// Notes that the page table at `table` is one, if the boot made it for kernel_map: then its
-    /// page is not managed, and was never handed out.
+    /// Notes the page table at `table`, if the boot made it for kernel_map: then its page is not
+    /// managed, and was never allocated.
     fn mark_boot_table(&mut self, survey: &Survey<'_, '_>, table: GuestPhys) {
         let Some(boots) = survey.roots().map(|roots| &roots.boot_tables) else { return };
         if boots.kpdphys.get() != table && boots.count(table).is_none() {
@@ -327,8 +327,8 @@ impl Census {
         }
     }
 
-    /// Slabs with free items are on their zone's list. Full ones are on none, and are known by what
-    /// lies in them.
+    /// Slabs with free items are on their zone's list. Full slabs are on no list, and are found
+    /// through the items in them.
     fn slabs(&mut self, survey: &Survey<'_, '_>) {
         let Some(roots) = survey.roots() else { return };
         for zone in &roots.zones {
@@ -351,12 +351,12 @@ impl Census {
     }
 }
 
-/// A number of pages as an index; more than the host can count is past every end.
+/// A number of pages as an index; a number that does not fit is past every end.
 fn index(pfn: u64) -> usize {
     usize::try_from(pfn).unwrap_or(usize::MAX)
 }
 
-/// What the page says of itself.
+/// The use that the page's own structure states.
 fn kind(survey: &Survey<'_, '_>, page: &VmPage) -> Use {
     if !page.flags.get().contains(PageFlags::ALLOCATED) {
         let is_cached = page.flags.get().contains(PageFlags::PCPU_CACHE);
@@ -379,13 +379,13 @@ pub(super) fn page_at(survey: &Survey<'_, '_>, pfn: u64) -> Option<KPtr<VmPage>>
     roots.vm_page_array.get().addr().checked_add(offset).map(KPtr::new)
 }
 
-/// The segments, those that make no sense left out.
+/// The segments, without those that make no sense.
 pub(super) fn segments(survey: &Survey<'_, '_>) -> Vec<SegmentReport> {
     let Some(roots) = survey.roots() else { return Vec::new() };
     let first = roots.vm_phys_segs.get().addr();
     let count = roots.vm_phys_nsegs.get();
     if count > SEGMENTS_MAX {
-        survey.damage.say(SEGMENT, first, || format!("there are said to be {count} segments"));
+        survey.damage.say(SEGMENT, first, || format!("the kernel counts {count} segments"));
     }
     let ram_end =
         survey.view.source().segments().last().map_or(0, |segment| segment.end.get() >> PAGE_SHIFT);

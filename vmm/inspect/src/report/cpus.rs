@@ -20,12 +20,12 @@ pub struct RegisterReport {
     pub value: Hex,
 }
 
-/// Free pages that a CPU keeps for itself.
+/// A CPU's cache of free pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CachedPages {
     /// How many.
     pub pages: u64,
-    /// How many it may have.
+    /// How many it may keep.
     pub max: u64,
 }
 
@@ -36,14 +36,13 @@ pub struct CpuReport {
     pub cpu: u32,
     /// `running`, `halted` or `ended`.
     pub state: &'static str,
-    /// Privilege level; null where it is not known.
+    /// Privilege level; null if unknown.
     pub cpl: Option<u8>,
-    /// The thread that has it.
+    /// The thread that it runs.
     pub thread: Option<String>,
-    /// Free pages that it keeps for itself, and how many it may; null where there are no such
-    /// caches.
+    /// Its cache of free pages; null when there are no such caches.
     pub page_cache: Option<CachedPages>,
-    /// All that are known.
+    /// All registers that are known.
     pub registers: Vec<RegisterReport>,
     /// Calls, innermost first.
     pub backtrace: Vec<String>,
@@ -109,7 +108,7 @@ fn report(
     }
 }
 
-/// What the CPU is doing, in a word.
+/// The run state in a word.
 pub(super) fn state_name(state: RunState) -> &'static str {
     match state {
         RunState::Running => "running",

@@ -1,4 +1,4 @@
-//! What could not be read, or made no sense, on the way to a report.
+//! Structures that could not be read, or made no sense, while a report was made.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use vmkern_abi::addr::GuestVirt;
 use super::hex::Hex;
 use crate::InspectError;
 
-/// Most of them in a report; the rest is counted.
+/// The most damage that a report lists; the rest is only counted.
 const DAMAGE_MAX: usize = 64;
 
 /// A structure that could not be read, or contradicts itself.
@@ -56,7 +56,7 @@ impl Damages {
         }
     }
 
-    /// Notes that `what` at `at` is wrong in the way that `problem` says.
+    /// Notes that `what` at `at` is damaged; `problem` describes how.
     pub fn say(&self, what: &'static str, at: GuestVirt, problem: impl FnOnce() -> String) {
         if self.found.borrow().len() < DAMAGE_MAX {
             self.note(InspectError::damaged(what, at, problem()));
@@ -65,12 +65,12 @@ impl Damages {
         }
     }
 
-    /// The result's value; an error is noted.
+    /// The result's value; notes an error.
     pub fn ok<T>(&self, result: Result<T, InspectError>) -> Option<T> {
         result.map_err(|error| self.note(error)).ok()
     }
 
-    /// What was found, and how much more there was.
+    /// The damage that is listed, and the number of those left out.
     pub fn into_parts(self) -> (Vec<Damage>, u64) {
         (self.found.into_inner(), self.left_out.into_inner())
     }

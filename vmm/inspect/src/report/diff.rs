@@ -1,4 +1,4 @@
-//! What is different between two looks: two images, or an image and a guest.
+//! The differences between two looks: two dumps, or a dump and a guest.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::survey::Survey;
 use super::walk::words;
 use crate::read::leaves::{Leaf, Leaves};
 
-/// Most changes of a kind that are kept; further ones are counted.
+/// The most changes of a kind that are kept; the rest is only counted.
 const CHANGES_MAX: usize = 1 << 18;
 
-/// A change of something that may not have been there before, or not be there any more.
+/// A change of something that may be new or gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change<T> {
     /// What it was; null when it was not there.
@@ -26,12 +26,12 @@ pub struct Change<T> {
     pub after: Option<T>,
 }
 
-/// Changes, and how many more there are.
+/// Changes, and the number of those left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Changes<T> {
     /// The changes.
     pub changes: Vec<T>,
-    /// Those that are not told here.
+    /// The number of changes that are not listed.
     pub left_out: u64,
 }
 
@@ -62,7 +62,7 @@ pub struct MapDiff {
     pub entries: Changes<Change<EntryReport>>,
 }
 
-/// Neighbouring pages that have changed alike.
+/// Adjacent pages with the same change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PageChange {
     /// First page.
@@ -75,10 +75,10 @@ pub struct PageChange {
     pub after: Use,
 }
 
-/// What an entry of a page table is.
+/// The content of a page-table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PteState {
-    /// The physical address behind the run's first.
+    /// The physical address that the run's first address maps to.
     pub phys: Hex,
     /// What it grants.
     #[serde(serialize_with = "flag_words")]
@@ -89,7 +89,7 @@ fn flag_words<S: Serializer>(flags: &PteFlags, serializer: S) -> Result<S::Ok, S
     serializer.collect_seq(words(*flags))
 }
 
-/// Neighbouring page-table entries that have changed alike.
+/// Adjacent page-table entries with the same change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PteChange {
     /// First address.
@@ -120,15 +120,15 @@ pub struct CounterChange {
 /// `inspect A diff B`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DiffReport {
-    /// What was looked into first.
+    /// The name of the earlier source.
     pub before: String,
-    /// What was looked into then.
+    /// The name of the later source.
     pub after: String,
     /// Counters.
     pub counters: Vec<CounterChange>,
     /// Maps.
     pub maps: Vec<MapDiff>,
-    /// Pages by what they were and are, the most frequent change first.
+    /// Numbers of pages by old and new use, the most frequent change first.
     pub page_changes: Vec<PageChangeCount>,
     /// Pages.
     pub pages: Changes<PageChange>,
@@ -211,7 +211,7 @@ fn maps(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> Vec<MapDiff> {
     diffs
 }
 
-/// The entries that differ, found by their starts.
+/// The entries that differ, matched by their starts.
 fn entry_changes(old: Vec<EntryReport>, new: Vec<EntryReport>) -> Changes<Change<EntryReport>> {
     let mut changes = Changes::default();
     let (mut old, mut new) = (old.into_iter().peekable(), new.into_iter().peekable());
@@ -224,7 +224,7 @@ fn entry_changes(old: Vec<EntryReport>, new: Vec<EntryReport>) -> Changes<Change
             (Some(a), Some(b)) if a.start > b.start => (None, new.next()),
             (Some(_), Some(_)) => (old.next(), new.next()),
         };
-        // Where the structure lies makes no difference.
+        // The structure's own address does not count.
         let alike = |a: &EntryReport, b: &EntryReport| EntryReport { at: b.at, ..a.clone() } == *b;
         if !before.as_ref().zip(after.as_ref()).is_some_and(|(a, b)| alike(a, b)) {
             changes.push(Change { before, after });
@@ -259,15 +259,16 @@ fn pages(old: &[Use], new: &[Use]) -> Changes<PageChange> {
     changes
 }
 
-/// The changes of page-table entries, and how many differ only in what the CPU sets.
+/// The changes of page-table entries, and the number of entries that differ only in bits that the
+/// CPU sets.
 fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteChange>, u64) {
-    // 1. The translations of both, side by side in order of addresses.
+    // 1. The translations of both, merged in order of addresses.
     let good = |survey: &Survey<'_, '_>, leaf| survey.damage.ok(leaf);
     let mut old = Leaves::all(before.view).filter_map(|leaf| good(before, leaf)).peekable();
     let mut new = Leaves::all(after.view).filter_map(|leaf| good(after, leaf)).peekable();
     let (mut changes, mut by_cpu) = (Changes::default(), 0);
     let mut run: Option<PteChange> = None;
-    // A large page that was broken up is gone, and its pieces are new.
+    // If a large page was split, it is gone and its pieces are new.
     let key = |leaf: &Leaf| (leaf.va, std::cmp::Reverse(leaf.span));
     loop {
         let (a, b) = match (old.peek().map(key), new.peek().map(key)) {
@@ -277,7 +278,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
             (None, Some(_)) => (None, new.next()),
             (Some(_), _) => (old.next(), None),
         };
-        // 2. What a CPU sets by itself is counted, but is not a change.
+        // 2. Bits that the CPU sets by itself are counted, but are not a change.
         if let (Some(a), Some(b)) = (&a, &b) {
             let set_by_cpu = PteFlags::A | PteFlags::M;
             if a.phys == b.phys && a.flags - set_by_cpu == b.flags - set_by_cpu {
@@ -286,7 +287,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
             }
         }
         let Some(leaf) = b.as_ref().or(a.as_ref()) else { continue };
-        // 3. A change; changes that continue one another are one run.
+        // 3. A change. Changes that continue one another form one run.
         let next = change(leaf, a, b);
         match &mut run {
             Some(run) if continues(run, &next) => {
@@ -307,7 +308,7 @@ fn page_table(before: &Survey<'_, '_>, after: &Survey<'_, '_>) -> (Changes<PteCh
     (changes, by_cpu)
 }
 
-/// The change of one translation; `leaf` is the newer of the two that there are.
+/// The change of one translation; `leaf` is the newer of the two that exist.
 fn change(leaf: &Leaf, a: Option<Leaf>, b: Option<Leaf>) -> PteChange {
     let state = |leaf: Leaf| PteState { phys: leaf.phys.into(), flags: leaf.flags };
     PteChange {
@@ -320,7 +321,7 @@ fn change(leaf: &Leaf, a: Option<Leaf>, b: Option<Leaf>) -> PteChange {
     }
 }
 
-/// Whether `next` lies behind `run` and has changed as it has.
+/// Whether `next` directly follows `run` and has the same change.
 fn continues(run: &PteChange, next: &PteChange) -> bool {
     let flags = |state: Option<PteState>| state.map(|state| state.flags);
     run.last.0.checked_add(1) == Some(next.start.0)

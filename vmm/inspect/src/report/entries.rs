@@ -12,7 +12,7 @@ use super::survey::{MapAt, ObjectRef, Survey};
 const ENTRY: &str = "vm_map_entry";
 const MAP: &str = "vm_map";
 
-/// Most entries of one map that are kept; further ones are counted.
+/// The most entries of one map that are kept; the rest is only counted.
 pub(super) const ENTRIES_MAX: usize = 1 << 20;
 
 /// An entry of a map.
@@ -24,15 +24,15 @@ pub struct EntryReport {
     pub start: Hex,
     /// First address past the range.
     pub end: Hex,
-    /// What may be done there, as `rwx`.
+    /// The access that it allows, as `rwx`.
     #[serde(serialize_with = "protection_text")]
     pub protection: Protection,
-    /// What could be allowed.
+    /// The most that it could allow.
     #[serde(serialize_with = "protection_text")]
     pub max_protection: Protection,
     /// How often it is wired.
     pub wired: u32,
-    /// What stands behind it.
+    /// What it refers to.
     pub object: ObjectRef,
     /// The byte of the object at `start`.
     pub offset: Hex,
@@ -42,14 +42,14 @@ pub struct EntryReport {
 }
 
 impl EntryReport {
-    /// Whole pages of the range; 0 of one that ends before it begins.
+    /// Whole pages in the range; 0 if it ends before it begins.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.end.0.saturating_sub(self.start.0) / PAGE_SIZE
     }
 }
 
-/// `rwx` with `-` for what is not allowed.
+/// `rwx` with `-` for each access that is not allowed.
 #[must_use]
 pub fn rwx(protection: Protection) -> String {
     let all = [(Protection::READ, 'r'), (Protection::WRITE, 'w'), (Protection::EXECUTE, 'x')];
@@ -69,7 +69,7 @@ fn flag_names<S: Serializer>(flags: &EntryFlags, serializer: S) -> Result<S::Ok,
     serializer.collect_seq(flags.iter_names().map(|(name, _)| name))
 }
 
-/// What was read of a map's list.
+/// The entries read from a map's list.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     /// In the order of the list.
@@ -84,10 +84,10 @@ impl Entries {
     }
 }
 
-/// All entries of `map` that its list leads to, forwards up to where it is broken, then what the
-/// way back from its end leads to. What is wrong with them is noted.
+/// All entries on the list of `map`: forwards up to where the list is broken, then backwards from
+/// its end. Damage is noted.
 pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
-    // 1. The list from its start, as many entries as a report keeps.
+    // 1. The list from its start, at most as many entries as a report keeps.
     let mut entries = Entries::default();
     let mut below = map.map.min_offset();
     let mut broken = false;
@@ -111,11 +111,11 @@ pub(super) fn entries(survey: &Survey<'_, '_>, map: &MapAt) -> Entries {
             }
         }
     }
-    // 2. What lies behind a damaged entry, from the list's end.
+    // 2. The part after a damaged entry, from the list's end.
     if broken {
         from_the_end(survey, map, below, &mut entries);
     }
-    // 3. The map's own count.
+    // 3. Compare with the map's own count.
     let (found, counted) = (entries.count(), map.map.nentries.get());
     if found != counted {
         survey.damage.say(MAP, map.at.addr(), || {
@@ -148,7 +148,7 @@ fn from_the_end(survey: &Survey<'_, '_>, map: &MapAt, below: GuestVirt, entries:
     entries.kept.extend(found.into_iter().rev());
 }
 
-/// Notes what is wrong with `entry`, whose predecessor ends at `below`.
+/// Notes damage of `entry`, whose predecessor ends at `below`.
 fn judge(
     survey: &Survey<'_, '_>,
     map: &VmMap,
@@ -189,11 +189,11 @@ fn report(survey: &Survey<'_, '_>, at: KPtr<VmMapEntry>, entry: &VmMapEntry) -> 
     }
 }
 
-/// Finds the entry that holds an address, in all maps of the kernel. What was read for one address
-/// serves the next.
+/// Finds the entry that holds an address, in all maps of the kernel. It keeps the entries that it
+/// has read for the next search.
 pub(super) struct Lookup<'s, 'v, 'a> {
     survey: &'s Survey<'v, 'a>,
-    /// The smallest first: that is the innermost.
+    /// The smallest first, because it is the innermost.
     maps: Vec<(MapAt, Option<Vec<EntryReport>>)>,
 }
 

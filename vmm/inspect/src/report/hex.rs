@@ -1,18 +1,17 @@
-//! Numbers that people know in hexadecimal.
+//! Numbers that are shown in hexadecimal.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr};
 
-/// An address, or another word that is read in hexadecimal: `0x` and lower-case digits, in JSON a
-/// string.
+/// An address, or another word shown in hexadecimal: `0x` and lower-case digits, in JSON a string.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Hex(pub u64);
 
 impl fmt::Display for Hex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By way of a string, so that a width pads it.
+        // Formatted as a string first, so a width pads it.
         f.pad(&format!("{:#x}", self.0))
     }
 }

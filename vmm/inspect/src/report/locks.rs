@@ -1,4 +1,4 @@
-//! What CPUs have done with locks, and to keep translations true.
+//! Statistics of locks, and of TLB shootdowns.
 
 use serde::Serialize;
 use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Pcpu, SX_CLASS, TlbStats};
@@ -6,18 +6,18 @@ use vmkern_abi::layout::{LOCK_CLASS_NAMES, LockStats, Pcpu, SX_CLASS, TlbStats};
 use super::survey::Survey;
 use super::threads::CPUS_MAX;
 
-/// What was done with the locks of a class. Cycles are those of the TSC.
+/// Statistics of the locks of a class. Cycles are TSC cycles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LockCounts {
     /// Acquisitions; of a recursive lock, the outermost ones.
     pub acquired: u64,
-    /// Those that had to wait for another thread.
+    /// Acquisitions that had to wait for another thread.
     pub contested: u64,
-    /// Cycles spent spinning in those.
+    /// Cycles spent spinning in them.
     pub waited_cycles: u64,
-    /// Cycles that they were held.
+    /// Cycles for which the locks were held.
     pub held_cycles: u64,
-    /// The most cycles that one was held at a stretch.
+    /// The longest single hold, in cycles.
     pub longest_cycles: u64,
 }
 
@@ -56,24 +56,24 @@ pub struct LockClassReport {
     pub cpus: Vec<LockCounts>,
 }
 
-/// What a CPU has done to keep translations true.
+/// A CPU's statistics of TLB flushes and shootdowns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TlbReport {
-    /// Ranges dropped on its own account.
+    /// Ranges that it flushed for itself.
     pub flushes: u64,
-    /// Those for which it asked other CPUs.
+    /// Ranges for which it asked other CPUs to flush, too.
     pub shootdowns: u64,
     /// CPUs that it asked.
     pub asked: u64,
-    /// Those that it had to interrupt.
+    /// CPUs that it had to interrupt.
     pub interrupts: u64,
     /// Idle CPUs that it left alone.
     pub skipped: u64,
-    /// Times that it answered others.
+    /// Requests of other CPUs that it answered.
     pub answered: u64,
-    /// Those that cost it no flush besides its own.
+    /// Answers that took no extra flush.
     pub merged: u64,
-    /// Times that it dropped everything after it had been left alone.
+    /// Full flushes after it had been left alone.
     pub caught_up: u64,
 }
 
@@ -92,20 +92,20 @@ impl TlbReport {
     }
 }
 
-/// What a CPU has done with interrupts.
+/// A CPU's statistics of interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct InterruptReport {
-    /// Interrupts of its timer.
+    /// Timer interrupts.
     pub clock_interrupts: u64,
-    /// The most pages that it worked on without a point at which interrupts could be taken, while
-    /// it owned a mutex.
+    /// The most pages that it processed while it held a mutex, without a point at which it could
+    /// take interrupts.
     pub longest_pages: u64,
 }
 
 /// `inspect locks`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LocksReport {
-    /// Whether held cycles are counted: `debug.lock.prof.enable`.
+    /// Whether hold times are counted: `debug.lock.prof.enable`.
     pub profiling: bool,
     /// The classes in the order of nesting, outermost first; sx locks last.
     pub classes: Vec<LockClassReport>,

@@ -14,15 +14,15 @@ use super::survey::{MapAt, MapName, Survey};
 /// A map: its size and use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapReport {
-    /// The kernel's name for it, else its address.
+    /// The kernel's name for it, or its address.
     pub name: Arc<str>,
     /// The structure's address.
     pub at: Hex,
-    /// The map that it is a part of.
+    /// The map that it is a submap of.
     pub parent: Option<Arc<str>>,
-    /// How many maps it is below.
+    /// How many maps it is nested in.
     pub depth: u32,
-    /// Whether its lock is a mutex (a system map), and not an sx lock.
+    /// Whether it is a system map, whose lock is a mutex instead of an sx lock.
     pub system: bool,
     /// Number of the thread that has locked it.
     pub locked_by: Option<u32>,
@@ -34,19 +34,19 @@ pub struct MapReport {
     pub entry_count: u64,
     /// Bytes in them.
     pub used_bytes: u64,
-    /// Bytes in none.
+    /// Bytes outside entries.
     pub free_bytes: u64,
     /// Holes between them.
     pub holes: u64,
     /// Bytes of the largest.
     pub largest_hole: u64,
-    /// Percent of the free bytes that lie outside of the largest hole.
+    /// Percent of the free bytes that lie outside the largest hole.
     pub fragmentation: u8,
     /// Its address space.
     pub bar: Vec<Stretch>,
 }
 
-/// `inspect maps`: every map above its submaps, in the order of addresses.
+/// `inspect maps`: every map before its submaps, in the order of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapsReport {
     /// The maps.
@@ -60,12 +60,12 @@ pub struct MapEntriesReport {
     pub map: MapReport,
     /// Its entries, in the order of addresses.
     pub entries: Vec<EntryReport>,
-    /// Entries that are not told here.
+    /// The number of entries that are not listed.
     pub left_out: u64,
 }
 
 pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
-    // 1. Each map, with the submaps that its entries name.
+    // 1. Each map, with the submaps that its entries refer to.
     let maps = survey.maps();
     let mut reports: HashMap<u64, MapReport> = HashMap::new();
     let mut children: HashMap<u64, Vec<u64>> = HashMap::new();
@@ -78,12 +78,12 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
             super::ObjectRef::SubMap(name) => by_name.get(name).copied(),
             _ => None,
         });
-        // The first map that names another is its parent.
+        // The first map that refers to another one is its parent.
         let submaps: Vec<_> = submaps.filter(|at| has_parent.insert(*at)).collect();
         children.insert(map.at.addr().get(), submaps);
         reports.insert(map.at.addr().get(), report(map, &entries));
     }
-    // 2. Parents before children, from the maps that nothing contains.
+    // 2. Parents before children, starting from the maps without a parent.
     let mut ordered = Vec::new();
     let mut stack: Vec<(u64, u32, Option<Arc<str>>)> = maps
         .iter()
@@ -102,7 +102,7 @@ pub(super) fn maps(survey: &Survey<'_, '_>) -> MapsReport {
         );
         ordered.push(report);
     }
-    // 3. Maps that contain one another hang below nothing.
+    // 3. Maps that contain one another are reached from no root.
     let mut left: Vec<_> = reports.into_values().collect();
     left.sort_by_key(|report| report.at);
     for report in left {
@@ -122,7 +122,7 @@ pub(super) fn map(survey: &Survey<'_, '_>, name: &MapName) -> Option<MapEntriesR
 }
 
 fn report(map: &MapAt, entries: &Entries) -> MapReport {
-    // 1. The holes, between entries that make sense.
+    // 1. The holes between the valid entries.
     let (start, end) = (map.map.min_offset().get(), map.map.max_offset().get());
     let mut taken = Vec::with_capacity(entries.kept.len());
     let (mut below, mut used, mut holes, mut largest) = (start, 0, 0, 0);
@@ -147,9 +147,9 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
         });
     }
     hole(below, end);
-    // 2. What is left.
+    // 2. The free bytes.
     let free = end.saturating_sub(start).saturating_sub(used);
-    // 3. Its place among the maps comes later.
+    // 3. The caller sets its place among the maps.
     MapReport {
         name: Arc::clone(&map.name),
         at: map.at.into(),
@@ -169,13 +169,12 @@ fn report(map: &MapAt, entries: &Entries) -> MapReport {
     }
 }
 
-/// The word of whichever lock the map has: the number of the thread that owns it, plus one.
+/// The word of the map's lock, mutex or sx lock: the number of the thread that owns it, plus one.
 fn owner(map: &VmMap) -> u32 {
     if map.system_map.is_set() { map.lock.owner.get() & 0xffff } else { map.sx.owner.get() }
 }
 
-/// Percent of `free` outside of its `largest` piece, rounded up, so that only an unbroken hole is
-/// 0.
+/// Percent of `free` outside its `largest` piece, rounded up, so only an unbroken hole is 0.
 fn fragmentation(free: u64, largest: u64) -> u8 {
     let outside = u128::from(free.saturating_sub(largest));
     u8::try_from((outside * 100).div_ceil(u128::from(free.max(1)))).unwrap_or(100)

@@ -1,9 +1,8 @@
-//! Reports: what there is to say about a guest's memory, as data.
+//! Reports about a guest's memory, as data.
 //!
-//! An [`Inspection`] is made from a [`View`] alone, so it can be had of a guest that runs, of a
-//! dead one, and of an image in a file. It is what `--json` prints, and what the drawings
-//! ([`super::draw`]) are made from. A guest's memory may be damaged: a report holds what could be
-//! read, and [`Inspection::damage`] what could not.
+//! An [`Inspection`] needs only a [`View`], so the guest may be running, dead, or a dump in a file.
+//! `--json` prints it, and the drawings ([`super::draw`]) are made from it. A guest's memory may be
+//! damaged: a report holds what could be read, and [`Inspection::damage`] lists what could not.
 
 mod bar;
 mod census;
@@ -56,26 +55,26 @@ pub use self::what::{What, WhatError};
 use super::View;
 use crate::symbols::Symbols;
 
-/// Version of the JSON object. A new key does not change it, another meaning does.
+/// Version of the JSON object. A new key does not change it; a new meaning of an old key does.
 pub const SCHEMA: u32 = 1;
 
-/// A report, with what it is about.
+/// A report, with its source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Inspection {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// What was looked into: a file's name.
+    /// The source's name, such as a file's.
     pub source: String,
     /// What was found.
     #[serde(flatten)]
     pub body: Body,
     /// What could not be read, or made no sense.
     pub damage: Vec<Damage>,
-    /// Damage that is not told here.
+    /// The amount of damage that is not listed.
     pub damage_left_out: u64,
 }
 
-/// What was found, by what was asked for.
+/// The report proper, by request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "inspect", rename_all = "kebab-case")]
 pub enum Body {
@@ -106,7 +105,7 @@ pub enum Body {
     Diff(Box<DiffReport>),
 }
 
-/// What was asked for is not there.
+/// The requested item does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NotThere {
     /// No such map.
@@ -114,7 +113,7 @@ pub enum NotThere {
     Map {
         /// What was asked for.
         asked: String,
-        /// The maps that there are.
+        /// The maps that exist.
         there: Vec<String>,
     },
     /// No such page.
@@ -122,14 +121,14 @@ pub enum NotThere {
     Page {
         /// What was asked for.
         pfn: u64,
-        /// The pages that there are.
+        /// The pages that exist.
         there: Vec<String>,
     },
 }
 
 impl Inspection {
-    /// Looks at `what` in `view`, which is called `source`. `symbols` are those of the guest's
-    /// kernel; they are needed where [`What::has_backtraces`] says so.
+    /// Reports on `what` in `view`, whose source has the name `source`. `symbols` are those of the
+    /// guest's kernel; they are needed if [`What::has_backtraces`] is true.
     ///
     /// # Errors
     /// When the map or the page that `what` names does not exist.
@@ -181,7 +180,7 @@ impl Inspection {
         Ok(Self::new(source, body, [survey]))
     }
 
-    /// What is different in `after` from what `before` was. Each comes with what it is called.
+    /// The differences from `before` to `after`. Each is a source's name with its view.
     #[must_use]
     pub fn diff(before: (&str, &View<'_>), after: (&str, &View<'_>)) -> Self {
         let (old, new) = (Survey::new(before.1), Survey::new(after.1));

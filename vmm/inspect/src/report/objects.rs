@@ -1,4 +1,4 @@
-//! The objects that maps and pages name.
+//! The objects that maps and pages refer to.
 
 use std::collections::BTreeMap;
 
@@ -13,18 +13,18 @@ use super::survey::{ObjectRef, Survey};
 
 const OBJECT: &str = "vm_object";
 
-/// Most objects that a report tells of.
+/// The most objects that a report lists.
 const OBJECTS_MAX: usize = 1 << 20;
 
 /// An object, as read.
 pub(super) struct ObjectAt {
     pub at: KPtr<VmObject>,
     pub object: VmObject,
-    /// Entries that name it.
+    /// Entries that refer to it.
     pub entries: u64,
 }
 
-/// An object, as it tells itself.
+/// An object's own fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectBrief {
     /// `kernel_object`, `kmem_object`, or the address.
@@ -35,7 +35,7 @@ pub struct ObjectBrief {
     pub kind: String,
     /// References.
     pub references: u32,
-    /// Pages that it says it holds.
+    /// Pages that it holds, by its own count.
     pub resident: u64,
     /// Pages that it can hold.
     pub size: u64,
@@ -49,12 +49,12 @@ pub struct ObjectBrief {
 /// An object, and what refers to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectReport {
-    /// What it says.
+    /// The object's own fields.
     #[serde(flatten)]
     pub object: ObjectBrief,
-    /// Map entries that name it.
+    /// Map entries that refer to it.
     pub entries: u64,
-    /// Pages that name it.
+    /// Pages that refer to it.
     pub pages: u64,
 }
 
@@ -69,9 +69,9 @@ fn flag_names<S: Serializer>(flags: &ObjectFlags, serializer: S) -> Result<S::Ok
     serializer.collect_seq(flags.iter_names().map(|(name, _)| name))
 }
 
-/// The objects that entries name, after kernel_object and kmem_object.
+/// The objects that entries refer to, after kernel_object and kmem_object.
 pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
-    // 1. The objects that entries name, and how often.
+    // 1. The objects that entries refer to, and how often.
     let mut named: BTreeMap<u64, u64> = BTreeMap::new();
     for map in survey.maps() {
         for entry in entries(survey, &map).kept {
@@ -88,7 +88,7 @@ pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
             }
         }
     }
-    // 2. The kernel's own come first, named or not.
+    // 2. The kernel's own objects come first, whether an entry refers to them or not.
     let first = [survey.kernel_object(), survey.kmem_object()];
     let first: Vec<_> = first
         .into_iter()
@@ -99,7 +99,7 @@ pub(super) fn objects(survey: &Survey<'_, '_>) -> Vec<ObjectAt> {
         .into_iter()
         .chain(named)
         .map(|(at, entries)| (KPtr::<VmObject>::new(GuestVirt::new(at)), entries));
-    // 3. Those that can be read.
+    // 3. Keep the objects that can be read.
     all.filter_map(|(at, entries)| {
         survey.damage.ok(survey.view.copy(OBJECT, at)).map(|object| ObjectAt {
             at,
@@ -118,7 +118,7 @@ pub(super) fn report(survey: &Survey<'_, '_>) -> ObjectsReport {
             one(survey, at, &object, entries, pages.remove(&at.addr().get()))
         })
         .collect();
-    // What no entry names although pages do.
+    // Objects that pages refer to, but no entry does.
     for (at, count) in pages {
         let at = KPtr::new(GuestVirt::new(at));
         survey.damage.say(OBJECT, at.addr(), || {
@@ -131,7 +131,7 @@ pub(super) fn report(survey: &Survey<'_, '_>) -> ObjectsReport {
     ObjectsReport { objects: reports }
 }
 
-/// The object called `name`, with what it says itself.
+/// The fields of the object called `name`.
 pub(super) fn brief(survey: &Survey<'_, '_>, name: &ObjectRef) -> Option<ObjectBrief> {
     let at = match name {
         ObjectRef::Kernel => survey.kernel_object()?,
@@ -180,7 +180,7 @@ fn one(
     }
     ObjectReport { object: ObjectBrief::of(survey, at, object), entries, pages }
 }
-/// How many pages name each object, by its address.
+/// How many pages refer to each object, by its address.
 fn owned(survey: &Survey<'_, '_>) -> BTreeMap<u64, u64> {
     let mut owned = BTreeMap::new();
     for segment in segments(survey) {

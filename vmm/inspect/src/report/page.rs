@@ -12,17 +12,17 @@ use super::survey::{ObjectRef, Survey};
 use super::walk::flag_names;
 use crate::read::leaves::Leaves;
 
-/// Most mappings of one page that are told.
+/// The most mappings of one page that are listed.
 const MAPPINGS_MAX: usize = 256;
 
-/// What a page says of itself.
+/// What a page's structure says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PageState {
     /// Address of its `VmPage`.
     pub at: Hex,
-    /// Who owns it.
+    /// The object that owns it.
     pub object: ObjectRef,
-    /// Its index there.
+    /// Its index in the object.
     pub pindex: u64,
     /// How often it is wired.
     pub wired: u32,
@@ -30,15 +30,15 @@ pub struct PageState {
     pub held: u32,
     /// `none`, `inactive`, `active`, or the number.
     pub queue: String,
-    /// Order of the free block that it heads.
+    /// Order of the free block of which it is the first page.
     pub heads_block_of_order: Option<u8>,
     /// Flags by their names.
     #[serde(serialize_with = "page_flags")]
     pub flags: PageFlags,
-    /// Flags of the object's side.
+    /// Flags guarded by the object's lock.
     #[serde(serialize_with = "page_oflags")]
     pub oflags: PageOflags,
-    /// Valid 512-byte chunks, a bit each.
+    /// Valid 512-byte chunks, one bit each.
     pub valid: Hex,
     /// Dirty ones.
     pub dirty: Hex,
@@ -56,7 +56,7 @@ pub struct MappingReport {
     pub flags: PteFlags,
     /// Where the page-table entry lies.
     pub pte_at: Hex,
-    /// The map whose entry explains it.
+    /// The map with an entry for the address.
     pub map: Option<String>,
     /// That entry.
     pub entry: Option<EntryReport>,
@@ -72,11 +72,11 @@ pub struct PageReport {
     /// What it is used for.
     #[serde(rename = "use")]
     pub kind: Use,
-    /// What it says of itself, if the page array has it.
+    /// Its structure's fields, if it is in the page array.
     pub state: Option<PageState>,
     /// Every virtual address that maps it.
     pub mappings: Vec<MappingReport>,
-    /// Mappings that are not told here.
+    /// The number of mappings that are not listed.
     pub left_out: u64,
 }
 
@@ -88,7 +88,7 @@ fn page_oflags<S: Serializer>(flags: &PageOflags, serializer: S) -> Result<S::Ok
     serializer.collect_seq(flags.iter_names().map(|(name, _)| name))
 }
 
-/// The page with number `pfn`, or `None` when there is no such RAM.
+/// The page with number `pfn`, or `None` if it is not RAM.
 pub(super) fn page(survey: &Survey<'_, '_>, pfn: u64) -> Option<PageReport> {
     let census = Census::take(survey);
     let kind = census.of(pfn);
@@ -116,7 +116,7 @@ pub(super) fn page(survey: &Survey<'_, '_>, pfn: u64) -> Option<PageReport> {
     Some(PageReport { pfn, phys: phys.into(), kind, state: state(survey, pfn), mappings, left_out })
 }
 
-/// What the page array says of page `pfn`.
+/// What the page array says about page `pfn`.
 pub(super) fn state(survey: &Survey<'_, '_>, pfn: u64) -> Option<PageState> {
     let at: KPtr<VmPage> = page_at(survey, pfn)?;
     let page = survey.damage.ok(survey.view.copy("vm_page", at))?;

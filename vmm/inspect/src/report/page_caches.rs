@@ -1,4 +1,4 @@
-//! What is in CPUs' caches of free pages, and what has been done with them.
+//! The content and the statistics of the CPUs' caches of free pages.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::threads::CPUS_MAX;
 pub struct PageCacheReport {
     /// The CPU's number.
     pub cpu: u32,
-    /// Pages in it, as it says.
+    /// Pages in it, by its own count.
     pub pages: u64,
     /// Pages allocated from it since the boot.
     pub allocs: u64,
@@ -18,13 +18,13 @@ pub struct PageCacheReport {
     pub frees: u64,
     /// Times that it was filled from the buddy lists.
     pub refills: u64,
-    /// Times that it gave a batch back to them.
+    /// Times that it returned a batch to the buddy lists.
     pub spills: u64,
-    /// Pages that CPUs which found the buddy lists empty took out of it.
+    /// Pages taken from it by CPUs that found the buddy lists empty.
     pub drained: u64,
 }
 
-/// Those of all CPUs, in the order of the kernel's list.
+/// The caches of all CPUs, in the order of the kernel's list.
 pub(super) fn page_caches(survey: &Survey<'_, '_>) -> Vec<PageCacheReport> {
     let first = survey.roots().map(|roots| roots.cpuhead.get()).unwrap_or_default();
     let list = survey.view.list("pcpu", first, |cpu| cpu.allcpu_next.get()).at_most(CPUS_MAX);

@@ -11,7 +11,7 @@ use super::survey::Survey;
 
 /// Cells in a row of the picture.
 pub const ROW: usize = 64;
-/// Most rows of the picture.
+/// The most rows of the picture.
 const ROWS_MAX: usize = 24;
 
 /// Pages of one use.
@@ -33,25 +33,25 @@ pub struct FreeList {
     pub blocks: Vec<u64>,
 }
 
-/// A counter of the kernel beside what it counts.
+/// A counter of the kernel beside the number found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Counted {
     /// The counter's name.
     pub counter: &'static str,
-    /// What it says.
+    /// Its value.
     pub says: u64,
     /// What was counted.
     pub found: u64,
 }
 
-/// All of physical memory, a character a cell.
+/// All of physical memory, one character per cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Picture {
     /// Pages of a cell.
     pub pages_per_cell: u64,
     /// A string for each row of 64 cells, from physical address 0 up. A cell is the letter of a
-    /// use: upper-case where all its pages have it, lower-case where most of those that are neither
-    /// free nor unmanaged have it.
+    /// use: upper case if all its pages have that use; lower case if it is the most frequent use
+    /// among the pages that are neither free nor unmanaged.
     pub rows: Vec<String>,
 }
 
@@ -68,11 +68,11 @@ pub struct PagesReport {
     pub queues: Queues,
     /// Free blocks.
     pub free_lists: Vec<FreeList>,
-    /// Free pages up to which CPUs leave their caches alone; 0 when there are none.
+    /// CPUs use their caches only while more pages than this are free; 0 when there are no caches.
     pub page_cache_floor: u64,
     /// CPUs' caches of free pages.
     pub page_caches: Vec<PageCacheReport>,
-    /// The kernel's counters beside what was counted.
+    /// The kernel's counters beside the numbers found.
     pub counters: Vec<Counted>,
     /// The picture.
     pub picture: Picture,
@@ -162,7 +162,7 @@ fn picture(uses: &[Use]) -> Picture {
     Picture { pages_per_cell: pages_per_cell as u64, rows }
 }
 
-/// What a cell of these pages shows.
+/// The character of a cell of these pages.
 fn cell(pages: &[Use]) -> char {
     let mut counts = [0_u64; Use::ALL.len()];
     for page in pages {

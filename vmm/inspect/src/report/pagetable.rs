@@ -1,4 +1,4 @@
-//! What the page tables map: neighbouring entries with equal flags as one run.
+//! The mappings of the page tables: adjacent entries with equal flags form one run.
 
 use serde::Serialize;
 use vmkern_abi::addr::GuestVirt;
@@ -10,10 +10,10 @@ use super::survey::Survey;
 use super::walk::{Region, flag_names};
 use crate::read::leaves::{Leaf, Leaves};
 
-/// Most runs that are kept; further ones are counted.
+/// The most runs that are kept; the rest is only counted.
 const RUNS_MAX: usize = 1 << 18;
 
-/// Neighbouring entries of one size with equal flags.
+/// Adjacent entries of one size with equal flags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RunReport {
     /// First address.
@@ -65,9 +65,9 @@ impl Tables {
 pub struct PageTableReport {
     /// The root page table.
     pub root: Hex,
-    /// First address that was looked at.
+    /// First address of the requested range.
     pub start: Hex,
-    /// Last one.
+    /// Last address of the requested range.
     pub last: Hex,
     /// Tables that were looked into.
     pub tables: Tables,
@@ -77,7 +77,7 @@ pub struct PageTableReport {
     pub bytes: u64,
     /// The runs, ascending.
     pub runs: Vec<RunReport>,
-    /// Runs that are not told here.
+    /// The number of runs that are not listed.
     pub left_out: u64,
 }
 
@@ -99,7 +99,7 @@ pub(super) fn page_table(
         runs: Vec::new(),
         left_out: 0,
     };
-    // 2. The translations, in runs of what continues.
+    // 2. The translations, joined into runs.
     let mut current: Option<RunReport> = None;
     for leaf in &mut leaves {
         let leaf = match leaf {
@@ -143,7 +143,7 @@ fn begin(leaf: &Leaf, region: Region) -> RunReport {
     }
 }
 
-/// Makes `leaf` a part of `run`, if it is.
+/// Extends `run` by `leaf`, if `leaf` continues it.
 fn extend(run: &mut RunReport, leaf: &Leaf, region: Region) -> bool {
     let follows = run.last.0.checked_add(1) == Some(leaf.va.get());
     let alike = run.span == leaf.span && run.flags == leaf.flags && run.region == region;

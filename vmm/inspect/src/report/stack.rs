@@ -1,10 +1,10 @@
 //! Kernel stacks, by frame pointers.
 //!
-//! The image is built with them: a frame begins with the caller's frame pointer, above it lies the
-//! return address. A thread that does not run has its callee-saved registers on its stack, RBP
-//! among them ([`vmkern_abi::layout::Thread::md`]). The kernel makes such a frame for what a trap
-//! interrupts, too, so that the chain goes through it. What stands on a stack is not believed: each
-//! word is read through the page tables, and the number of frames is bounded.
+//! The kernel is built with frame pointers: a frame begins with the caller's frame pointer, and the
+//! return address lies above it. A thread that is not running has its callee-saved registers on its
+//! stack, RBP among them ([`vmkern_abi::layout::Thread::md`]). The kernel also makes such a frame
+//! when it takes a trap, so the chain continues into the interrupted code. The content of a stack
+//! is not trusted: each word is read through the page tables, and the number of frames is bounded.
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::layout::{Thread, md};
@@ -16,11 +16,11 @@ use crate::symbols::{AddressKind, Symbols};
 
 const STACK: &str = "kernel stack";
 
-/// Deepest backtrace.
+/// The most frames of a backtrace.
 const FRAMES_MAX: usize = 48;
 
-/// What lies at the stack pointer of a thread that does not run, by words: R15 R14 R13 R12 RBP RBX
-/// and the address at which the thread goes on.
+/// The number of words at the stack pointer of a thread that is not running: R15 R14 R13 R12 RBP
+/// RBX and the address at which the thread resumes.
 const SAVED: usize = 7;
 const RBP: usize = 4;
 const RIP: usize = 6;
@@ -28,7 +28,7 @@ const RIP: usize = 6;
 /// Number of RBP among the general registers.
 const GPR_RBP: usize = 5;
 
-/// The calls of a thread that does not run.
+/// The calls of a thread that is not running.
 pub(super) fn of_sleeper(
     survey: &Survey<'_, '_>,
     symbols: &Symbols,
@@ -57,7 +57,7 @@ pub(super) fn of_cpu(
     render(symbols, addresses, AddressKind::Stopped)
 }
 
-/// Adds the return addresses of the frames from `rbp` on.
+/// Adds the return addresses of the frames, starting from `rbp`.
 fn callers(survey: &Survey<'_, '_>, rbp: u64, into: &mut Vec<GuestVirt>) {
     let mut rbp = rbp;
     while rbp != 0 && into.len() < FRAMES_MAX {

@@ -34,7 +34,7 @@ pub struct RamReport {
 pub struct MapLine {
     /// Its name.
     pub name: Arc<str>,
-    /// How many maps it is below.
+    /// How many maps it is nested in.
     pub depth: u32,
     /// Bytes of its address space.
     pub bytes: u64,
@@ -42,16 +42,16 @@ pub struct MapLine {
     pub used_bytes: u64,
     /// Entries.
     pub entries: u64,
-    /// Percent of the free bytes that lie outside of the largest hole.
+    /// Percent of the free bytes that lie outside the largest hole.
     pub fragmentation: u8,
 }
 
-/// A mutex that somebody owns.
+/// A mutex that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LockReport {
     /// Its name.
     pub lock: &'static str,
-    /// Number of the thread.
+    /// Number of the thread that holds it.
     pub thread: u32,
 }
 
@@ -60,17 +60,17 @@ pub struct LockReport {
 pub struct SummaryReport {
     /// RAM.
     pub ram: Vec<RamReport>,
-    /// Version of the interface between host and guest; null when the roots cannot be read.
+    /// Version of the ABI between host and guest; null if the roots cannot be read.
     pub abi: Option<u32>,
-    /// The kernel's last words, if it is dead.
+    /// The kernel's panic message, if it is dead.
     pub panic: Option<String>,
-    /// CPUs by what they do: `running`, `halted`, `ended`.
+    /// CPUs by run state: `running`, `halted`, `ended`.
     pub cpus: BTreeMap<&'static str, u64>,
     /// Threads by state.
     pub threads: BTreeMap<String, u64>,
-    /// What sleeping threads wait for.
+    /// Sleeping threads by wait message.
     pub waits: BTreeMap<String, u64>,
-    /// The kernel's own mutexes that are owned.
+    /// The kernel's own mutexes that are held.
     pub locks: Vec<LockReport>,
     /// Maps.
     pub maps: Vec<MapLine>,
@@ -85,7 +85,7 @@ pub struct SummaryReport {
 }
 
 pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
-    // 1. What is counted: pages, CPUs by state, threads by state and by wait.
+    // 1. Count pages, CPUs by state, and threads by state and by wait message.
     let census = Census::take(survey);
     let segments = survey.view.source().segments().iter();
     let mut cpus = BTreeMap::new();
@@ -108,7 +108,7 @@ pub(super) fn summary(survey: &Survey<'_, '_>) -> SummaryReport {
         entries: map.entry_count,
         fragmentation: map.fragmentation,
     });
-    // 3. All of it.
+    // 3. The report.
     SummaryReport {
         ram: segments
             .map(|segment| RamReport { start: segment.start.into(), end: segment.end.into() })
@@ -132,7 +132,7 @@ fn counters(roots: &KernelRoots) -> BTreeMap<&'static str, u64> {
     VmMeter::NAMES.iter().filter_map(value).collect()
 }
 
-/// The kernel's mutexes that have an owner.
+/// The kernel's mutexes that are held.
 fn locks(roots: &KernelRoots) -> Vec<LockReport> {
     let all: [(&str, &Mtx); 9] = [
         ("kernel_object", &roots.kernel_object.lock),
@@ -151,7 +151,7 @@ fn locks(roots: &KernelRoots) -> Vec<LockReport> {
     all.into_iter().filter_map(owned).collect()
 }
 
-/// The kernel's last words, from its crash record.
+/// The kernel's panic message, from its crash record.
 fn panic(survey: &Survey<'_, '_>) -> Option<String> {
     let offset = offset_of!(ControlRegion, crash) as u64;
     let at = survey.view.source().anchors().control.checked_add(offset)?;

@@ -1,4 +1,4 @@
-//! What every report begins with: the view, the roots, the names of the maps, and a place for
+//! The common start of every report: the view, the roots, the names of the maps, and a collector of
 //! damage.
 
 use std::collections::HashMap;
@@ -15,11 +15,11 @@ use super::hex::Hex;
 use crate::View;
 use crate::read::clock;
 
-/// Most maps that a report tells of. A map takes a page and a range of its own, so no kernel comes
-/// near.
+/// The most maps that a report lists. A map takes a page and a range of its own, so no real kernel
+/// comes close.
 const MAPS_MAX: u64 = 1 << 16;
 
-/// What stands behind an entry, or owns a page.
+/// What an entry refers to, or what owns a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectRef {
     /// Nothing.
@@ -63,7 +63,7 @@ pub(super) struct MapAt {
     pub name: Arc<str>,
 }
 
-/// The start of a report.
+/// The common start of a report.
 pub(super) struct Survey<'v, 'a> {
     pub view: &'v View<'a>,
     pub damage: Damages,
@@ -82,7 +82,7 @@ impl<'v, 'a> Survey<'v, 'a> {
         Self { view, damage, roots, names }
     }
 
-    /// The roots, unless they cannot be read, which is noted already.
+    /// The roots; `None` if they cannot be read, which has been noted as damage.
     pub fn roots(&self) -> Option<&KernelRoots> {
         self.roots.as_ref().map(|(_, roots)| roots)
     }
@@ -152,7 +152,7 @@ impl<'v, 'a> Survey<'v, 'a> {
     }
 }
 
-/// A map as somebody asks for it.
+/// A map in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MapName {
     /// By the kernel's name.
@@ -179,12 +179,12 @@ impl std::fmt::Display for MapName {
     }
 }
 
-/// The maps that have names, by address.
+/// The names of the maps that have one, by address.
 fn names(roots: &KernelRoots) -> HashMap<u64, Arc<str>> {
     let all = roots.named_maps().filter(|(_, _, map)| !map.get().is_null());
     all.map(|(name, _, map)| (map.get().addr().get(), Arc::from(name))).collect()
 }
 
-/// The names that [`MapName::Named`] can have.
+/// The valid names in [`MapName::Named`].
 pub const MAP_NAMES: [&str; 7] =
     ["kernel_map", "kmem_map", "exec_map", "pipe_map", "buffer_map", "clean_map", "pager_map"];

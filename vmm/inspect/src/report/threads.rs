@@ -1,4 +1,4 @@
-//! The kernel's threads, and where each stands.
+//! The kernel's threads, with their backtraces.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::symbols::Symbols;
 
 const THREAD: &str = "thread";
 
-/// More threads than any kernel here makes.
+/// More threads than any kernel creates.
 const THREADS_MAX: u64 = 1 << 16;
 /// More CPUs than any guest has.
 pub(super) const CPUS_MAX: u64 = 256;
@@ -26,25 +26,25 @@ pub struct ThreadReport {
     pub at: Hex,
     /// Its number.
     pub tid: u32,
-    /// `tN` for a thread that scripts name, else the kernel's own name for it.
+    /// `tN` for a thread that scripts can name, otherwise the kernel's own name.
     pub name: String,
     /// `running`, `runnable`, `sleeping`, `zombie`, `inactive`, or the number.
     pub state: String,
     /// The channel that it sleeps on.
     pub wait_channel: Option<Hex>,
-    /// What it waits for.
+    /// The wait message.
     pub wait_message: Option<String>,
     /// The tick at which its sleep ends.
     pub wakes_at: Option<u64>,
-    /// Its priority now; the smallest runs first.
+    /// Its current priority; the smallest runs first.
     pub priority: u8,
-    /// Its own priority.
+    /// Its priority without any that it has been lent.
     pub base_priority: u8,
     /// sx locks that it owns.
     pub sx_held: u32,
     /// Times it was switched to.
     pub switches: u64,
-    /// Its kernel stack: lowest address, and first address past it; null for the boot's.
+    /// Its kernel stack: lowest address, and first address past it; null for the boot thread's.
     pub stack: Option<(Hex, Hex)>,
     /// Calls, innermost first.
     pub backtrace: Vec<String>,
@@ -55,7 +55,7 @@ pub struct ThreadReport {
 pub struct ThreadsReport {
     /// Ticks since boot.
     pub ticks: u64,
-    /// The threads, in the order in which they were made.
+    /// The threads, in order of creation.
     pub threads: Vec<ThreadReport>,
 }
 
@@ -89,7 +89,7 @@ fn report(
     at: KPtr<Thread>,
     thread: &Thread,
 ) -> ThreadReport {
-    // 1. Its state in words, or the number that is none.
+    // 1. The state in words, or the number if it is not a state.
     let state = thread.state();
     let words = match state {
         Some(ThreadState::Inactive) => "inactive",
@@ -102,7 +102,7 @@ fn report(
             ""
         }
     };
-    // 2. Its calls, from the CPU's registers if it runs, else from those that it saved.
+    // 2. The calls, from the CPU's registers if it is running, otherwise from its saved registers.
     let backtrace = if state == Some(ThreadState::Running) {
         let mut cpus = survey.view.source().cpus().unwrap_or_default().into_iter();
         let cpu = cpus.find(|cpu| cpu.cpu == u32::from(thread.lastcpu.get()));
@@ -133,13 +133,13 @@ fn report(
     }
 }
 
-/// `tN` for a thread that requests name, else the thread's own name.
+/// `tN` for a thread that requests can name, otherwise the thread's own name.
 pub(super) fn label(thread: &Thread) -> String {
     let tid = thread.tid.get();
     if tid < u32::from(MAX_THREADS) { format!("t{tid}") } else { thread.name().to_string() }
 }
 
-/// The names of the threads that CPUs run, by the CPU's number.
+/// The names of the running threads, by the number of their CPU.
 pub(super) fn on_cpus(survey: &Survey<'_, '_>) -> HashMap<u32, String> {
     let Some(roots) = survey.roots() else { return HashMap::new() };
     let mut names = HashMap::new();

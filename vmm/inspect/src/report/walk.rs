@@ -1,4 +1,4 @@
-//! The way from a virtual address to what stands behind it.
+//! The path from a virtual address to its page, map entry and object.
 
 use serde::{Serialize, Serializer};
 use vmkern_abi::addr::GuestVirt;
@@ -13,7 +13,7 @@ use super::page::{PageState, state};
 use super::survey::Survey;
 use crate::read::leaves::name;
 
-/// A flag of a page-table entry as a word: what it means when it is set.
+/// A flag of a page-table entry, and the word for it when it is set.
 const WORDS: [(PteFlags, &str); 13] = [
     (PteFlags::V, "valid"),
     (PteFlags::RW, "writable"),
@@ -47,7 +47,7 @@ pub(super) fn flag_names<S: Serializer>(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Region {
-    /// Below the kernel's half, or the gap between.
+    /// Below the kernel's part, or in the gap between the halves.
     Low,
     /// The direct map.
     DirectMap,
@@ -68,7 +68,7 @@ impl Region {
         }
     }
 
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -93,14 +93,14 @@ pub struct StepReport {
     pub at: Hex,
     /// All its bits.
     pub bits: Hex,
-    /// The table or page that it leads to; null when it is not valid.
+    /// The table or page that it points to; null if it is not valid.
     pub leads_to: Option<Hex>,
     /// Its flags.
     #[serde(serialize_with = "flag_names")]
     pub flags: PteFlags,
 }
 
-/// What is mapped at an address.
+/// The mapping of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MappedReport {
     /// The physical address.
@@ -119,15 +119,15 @@ pub struct VtopReport {
     pub va: Hex,
     /// The part of the address space that it lies in.
     pub region: Region,
-    /// Whether it is one that the CPU accepts.
+    /// Whether the address is canonical, so that the CPU accepts it.
     pub canonical: bool,
     /// From the root down.
     pub steps: Vec<StepReport>,
-    /// The bits that the last step's entry has set and must not: the CPU refuses it. Null where
-    /// there are none.
+    /// The reserved bits that are set in the last step's entry, for which the CPU refuses it. Null
+    /// if there are none.
     pub reserved: Option<Hex>,
-    /// Why the table that the last step leads to could not be read; null where it could, or none
-    /// was needed.
+    /// Why the table that the last step points to could not be read; null if it could, or if it was
+    /// not needed.
     pub unreadable: Option<String>,
     /// Null when nothing is mapped there.
     pub mapping: Option<MappedReport>,
@@ -135,15 +135,15 @@ pub struct VtopReport {
     pub map: Option<String>,
     /// That entry.
     pub entry: Option<EntryReport>,
-    /// The object behind the entry, or the owner of the page where no entry holds the address.
+    /// The entry's object; if no entry holds the address, the page's owner.
     pub object: Option<ObjectBrief>,
     /// The page's number.
     pub pfn: Option<u64>,
-    /// What the page says of itself, if it is under management.
+    /// The fields of the page's structure, if the page is managed.
     pub page: Option<PageState>,
 }
 
-/// The numbers of the bits that are set, as ranges.
+/// The numbers of the set bits, as ranges.
 #[must_use]
 pub fn bits(mask: u64) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
@@ -161,7 +161,7 @@ pub fn bits(mask: u64) -> String {
 }
 
 pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
-    // 1. The walk, as far as tables can be read and trusted.
+    // 1. The walk, as far as the tables are readable and valid.
     let (walk, error) = survey.view.walk_as_far(va);
     let unreadable = error.as_ref().map(ToString::to_string);
     error.into_iter().for_each(|error| survey.damage.note(error));
@@ -175,7 +175,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         };
         survey.damage.say("page table", va, problem);
     }
-    // 2. What stands behind the address: the entry of a map, the page, the object.
+    // 2. What the address refers to: map entry, page, object.
     let steps = walk.steps();
     let steps = steps.map(step_report).collect();
     let mapping = walk.mapping;
@@ -187,7 +187,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
         entry.as_ref().map(|entry| &entry.object).or(page.as_ref().map(|page| &page.object));
     let object = owner.and_then(|owner| super::objects::brief(survey, owner));
     let virtual_avail = survey.roots().map_or(kva::KERNBASE, |roots| roots.virtual_avail.get());
-    // 3. All of it.
+    // 3. The report.
     VtopReport {
         va: va.into(),
         region: Region::of(va, virtual_avail),
@@ -208,7 +208,7 @@ pub(super) fn vtop(survey: &Survey<'_, '_>, va: GuestVirt) -> VtopReport {
     }
 }
 
-/// One level of the way.
+/// One level of the walk.
 fn step_report(step: &Step) -> StepReport {
     StepReport {
         level: name(step.level),

@@ -1,4 +1,4 @@
-//! What can be looked at, and how it is asked for.
+//! Requests: what can be inspected, and how a request is written.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use vmkern_abi::addr::GuestVirt;
 
 use super::survey::{MAP_NAMES, MapName};
 
-/// Something to look at.
+/// Something to inspect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// The guest at a glance.
@@ -30,25 +30,25 @@ pub enum What {
     Threads,
     /// All CPUs.
     Cpus,
-    /// What CPUs have done with locks.
+    /// Statistics of locks.
     Locks,
 }
 
 /// A request that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WhatError {
-    /// Nothing of that name can be looked at.
+    /// There is nothing to inspect under this name.
     #[error("cannot inspect `{name}`; expected one of {}", What::usages().join(", "))]
     Unknown {
         /// What was asked for.
         name: String,
     },
-    /// It takes other arguments.
+    /// The arguments are wrong.
     #[error("{problem}; usage: {usage}")]
     Arguments {
         /// What is wrong.
         problem: String,
-        /// How it is asked for.
+        /// How the request is written.
         usage: &'static str,
     },
 }
@@ -68,7 +68,7 @@ const USAGES: [(&str, &str); 11] = [
     ("locks", "locks"),
 ];
 
-/// As [`What::parse`] reads it.
+/// In the form that [`What::parse`] reads.
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -93,7 +93,7 @@ impl fmt::Display for What {
 }
 
 impl What {
-    /// The names that [`What::parse`] knows, with their arguments.
+    /// The names that [`What::parse`] accepts, with their arguments.
     #[must_use]
     pub fn usages() -> Vec<&'static str> {
         USAGES.iter().map(|(_, usage)| *usage).collect()
@@ -105,13 +105,13 @@ impl What {
         Self::PageTable(GuestVirt::new(0), GuestVirt::new(u64::MAX))
     }
 
-    /// The page tables of `[start, end)`, or nothing when that is empty.
+    /// The page tables of `[start, end)`; `None` if the range is empty.
     #[must_use]
     pub fn page_table(start: u64, end: u64) -> Option<Self> {
         (start < end).then(|| Self::PageTable(GuestVirt::new(start), GuestVirt::new(end - 1)))
     }
 
-    /// Whether a report about it has backtraces, and so needs symbols.
+    /// Whether its report has backtraces, and so needs symbols.
     #[must_use]
     pub fn has_backtraces(&self) -> bool {
         matches!(self, Self::Threads | Self::Cpus)
@@ -120,25 +120,25 @@ impl What {
     /// Reads a request: a name, then its arguments.
     ///
     /// # Errors
-    /// When there is no such thing, or it takes other arguments.
+    /// When the name is unknown or the arguments are wrong.
     pub fn parse(words: &[String]) -> Result<Self, WhatError> {
-        // 1. A name that is known, for its usage.
+        // 1. Find the name, for its usage.
         let Some((name, arguments)) = words.split_first() else {
             return Err(WhatError::Unknown { name: String::new() });
         };
         let usage = USAGES.iter().find(|(known, _)| known == name).map(|(_, usage)| *usage);
         let usage = usage.ok_or_else(|| WhatError::Unknown { name: name.clone() })?;
-        // 2. What may be wrong with the arguments.
+        // 2. Helpers that check the number of arguments.
         let wrong = |problem: String| WhatError::Arguments { problem, usage };
         let none = |what: Self| match arguments {
             [] => Ok(what),
-            [first, ..] => Err(wrong(format!("`{name}` takes no `{first}`"))),
+            [first, ..] => Err(wrong(format!("`{name}` takes no argument: unexpected `{first}`"))),
         };
         let one = || match arguments {
             [one] => Ok(one.as_str()),
             [] => Err(wrong(format!("`{name}` lacks an argument"))),
             [_, second, ..] => {
-                Err(wrong(format!("`{name}` takes one argument, not `{second}` as well")))
+                Err(wrong(format!("`{name}` takes one argument: unexpected `{second}`")))
             }
         };
         // 3. The name with its argument.
@@ -167,8 +167,8 @@ fn map_name(text: &str) -> Result<MapName, String> {
     })
 }
 
-/// A number, decimal or with `0x`; or an address as tables show it, of 9 and more hexadecimal
-/// digits.
+/// A number, decimal or with `0x`; or an address in the form that tables show, with at least 9
+/// hexadecimal digits.
 fn number(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
@@ -243,7 +243,7 @@ mod tests {
             ("map", "lacks an argument; usage: map NAME"),
             ("map foo_map", "`foo_map` is not a map; expected kernel_map kmem_map"),
             ("page x", "`x` is not a number"),
-            ("vtop 1 2", "not `2` as well"),
+            ("vtop 1 2", "unexpected `2`"),
             ("pagetable 0x2000..0x1000", "0x2000..0x1000 is empty"),
             ("pagetable 5", "`5` is not a range"),
         ] {
