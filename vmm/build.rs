@@ -1,19 +1,19 @@
-//! Builds the guest kernel with a nested cargo and tells the library where its ELF lies.
+//! Builds the guest kernel with a nested cargo and passes the path of its ELF file to the library.
 //!
-//! The nested build has a target directory of its own, one for all profiles of the outer build, and
-//! a cleaned environment: whatever wrapper, flag or profile override the outer build runs under
-//! (clippy, coverage, sanitizers) is meant for the host and would break a kernel. The target is
-//! named on the command line although it is the host's, so that the kernel's code model does not
-//! reach build scripts and procedural macros.
+//! The nested build has its own target directory, shared by all profiles of the outer build, and a
+//! clean environment: wrappers, flags and profile overrides of the outer build (clippy, coverage,
+//! sanitizers) are meant for the host and would break a kernel. The target is named on the command
+//! line although it is the host's, so the kernel's code model does not apply to build scripts and
+//! procedural macros.
 //!
-//! `VMKERN_KERNEL_IMAGE=PATH` embeds a ready image in place of a build.
+//! `VMKERN_KERNEL_IMAGE=PATH` embeds an existing kernel instead of building one.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// Code generation for an image that is linked at the top 2 GiB and takes traps on its own stack.
+/// Code generation for a kernel that is linked at the top 2 GiB and takes traps on its own stack.
 const GUEST_FLAGS: [&str; 4] = [
     "-Crelocation-model=static",
     "-Ccode-model=kernel",
@@ -35,8 +35,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the version says of the sources: their commit. A debug build does not follow that, as each
-/// commit would build everything anew.
+/// The commit for the version text. A debug build does not track it, because each commit would then
+/// rebuild everything.
 fn commit() -> String {
     if env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
         return "debug build".to_owned();
@@ -60,7 +60,7 @@ fn kernel_image() -> Result<PathBuf, String> {
         .parent()
         .ok_or("the vmkern crate must lie in its workspace, beside the guest's sources")?
         .to_path_buf();
-    // 1. An image that was built before.
+    // 1. An existing kernel.
     println!("cargo:rerun-if-env-changed=VMKERN_KERNEL_IMAGE");
     if let Some(image) = env::var_os("VMKERN_KERNEL_IMAGE") {
         let image = PathBuf::from(image);
@@ -71,7 +71,7 @@ fn kernel_image() -> Result<PathBuf, String> {
             Err(format!("VMKERN_KERNEL_IMAGE names `{}`, which is not a file", image.display()))
         };
     }
-    // 2. Each change of the guest's sources builds it anew.
+    // 2. Each change of the guest's sources rebuilds it.
     for source in ["guest", "shared", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", workspace.join(source).display());
     }
@@ -79,7 +79,7 @@ fn kernel_image() -> Result<PathBuf, String> {
     if !target.starts_with("x86_64-") || !target.contains("linux") {
         return Err(format!("vmkern runs on x86_64 Linux only, and the build is for {target}"));
     }
-    // 3. The build, in a target directory of its own: this build holds the lock of the other.
+    // 3. The build, in its own target directory: this build holds the lock of the outer one.
     let target_dir = guest_target_dir(Path::new(&variable("OUT_DIR")?))?;
     let status = guest_cargo(&workspace, &target, &target_dir)?
         .status()
@@ -121,8 +121,8 @@ fn guest_cargo(workspace: &Path, target: &str, target_dir: &Path) -> Result<Comm
     Ok(cargo)
 }
 
-/// Whether a variable configures the build that this script is a part of. Where cargo and rustup
-/// live, and how the network is reached, is kept.
+/// Whether a variable configures the outer build. The locations of cargo and rustup, and the
+/// network's settings, are kept.
 fn is_of_the_outer_build(name: &OsStr) -> bool {
     const KEPT: [&str; 5] =
         ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_"];
@@ -146,8 +146,8 @@ fn is_of_the_outer_build(name: &OsStr) -> bool {
         && DROPPED.iter().any(|dropped| name.starts_with(dropped))
 }
 
-/// The guest's target directory, inside the outer build's: the nearest directory above `out_dir`
-/// that cargo has marked.
+/// The guest's target directory, inside the outer build's, which is the nearest directory above
+/// `out_dir` with cargo's mark.
 fn guest_target_dir(out_dir: &Path) -> Result<PathBuf, String> {
     out_dir
         .ancestors()

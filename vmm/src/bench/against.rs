@@ -1,10 +1,10 @@
-//! Two kernels measured in turns, so that what differs is the kernel.
+//! Two kernels measured in turn, so only the kernel differs.
 //!
-//! **Protocol.** In each round both kernels are measured once, each in guests of its own, and the
-//! one that begins changes from round to round: drift of the machine falls on both alike. A round
-//! gives one ratio for each figure. What is reported is the median of these ratios, with an
-//! interval from resampling the rounds. The round is the unit because medians of two launches of
-//! one kernel differ more than medians within a launch.
+//! **Protocol.** Each round measures both kernels once, each in its own guests, and the order
+//! alternates from round to round: drift of the machine affects both equally. A round yields one
+//! ratio for each figure. The report gives the median of these ratios, with an interval from
+//! resampling the rounds. The round is the unit because medians of two launches of one kernel
+//! differ more than medians within a launch.
 
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ pub(super) struct Figure {
     pub us: f64,
 }
 
-/// What a comparison says of one figure.
+/// The result of comparing one figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -28,17 +28,18 @@ pub enum Verdict {
     Better,
     /// This build needs more time, beyond the interval.
     Worse,
-    /// The interval has 1 in it.
+    /// The interval contains 1.
     NoDifference,
-    /// Fewer than [`LEAST_ROUNDS`] rounds: chance alone puts them all on one side too often.
+    /// Fewer than [`LEAST_ROUNDS`] rounds: by chance alone, all would too often fall on one side.
     TooFewRounds,
 }
 
-/// Rounds that a verdict needs. With seven, two equal kernels lie all on one side in 1 of 64 runs.
+/// Rounds that a verdict needs. With seven, all rounds of two equal kernels fall on one side in 1
+/// of 64 runs.
 pub const LEAST_ROUNDS: usize = 8;
 
 impl Verdict {
-    /// What an interval of ratios of times, from so many rounds, says.
+    /// The verdict of an interval of ratios of times, from `rounds` rounds.
     #[must_use]
     pub fn of(ratio: Interval, rounds: usize) -> Self {
         if rounds < LEAST_ROUNDS {
@@ -62,9 +63,9 @@ pub struct AgainstRow {
     pub this_us: Summary,
     /// Microseconds with the other kernel.
     pub other_us: Summary,
-    /// The first over the second, round by round.
+    /// This build's time divided by the other's, round by round.
     pub ratio: Interval,
-    /// What that means.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
@@ -85,9 +86,9 @@ impl AgainstBench {
     }
 }
 
-/// Takes `measure` in turns with the built-in kernel and with `other`, `rounds` times (at least
-/// once) after a round that warms up; `watch` follows the rounds. Each measurement gives the same
-/// figures in the same order.
+/// Runs `measure` in turn with the built-in kernel and with `other`, `rounds` times (at least once)
+/// after a warm-up round; `watch` follows the rounds. Each measurement returns the same figures in
+/// the same order.
 ///
 /// # Errors
 /// When a measurement fails.
@@ -158,7 +159,7 @@ mod tests {
         let bench = bench.expect("nothing fails");
         assert_eq!(order, "tootto");
         let [row] = &bench.rows[..] else { panic!("one figure gives one row") };
-        // Of the rounds that count, `this` came fourth and fifth, `other` third and sixth.
+        // In the rounds that count, `this` was measured fourth and fifth, `other` third and sixth.
         assert_eq!((row.this_us.median, row.other_us.median), (9.0, 4.5));
         assert_eq!(row.ratio.median, f64::midpoint(8.0 / 3.0, 10.0 / 6.0));
     }

@@ -1,5 +1,4 @@
-//! The least that a VM can be: memory, a vCPU, one instruction. What every launch is measured
-//! against.
+//! The smallest possible VM: memory, a vCPU, one instruction. Every launch is compared with it.
 
 use std::time::{Duration, Instant};
 
@@ -34,10 +33,10 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
             memory_size: range.size,
             userspace_addr,
         };
-        // SAFETY: the range is mapped for as long as `ram` lives, which is longer than `vm` does.
+        // SAFETY: the range is mapped for as long as `ram` lives, which outlives `vm`.
         ioctl("KVM_SET_USER_MEMORY_REGION", || unsafe { vm.set_user_memory_region(region) })?;
     }
-    // 2. A vCPU with a CPUID, as a guest of this program has.
+    // 2. A vCPU with a CPUID, as in a guest of this program.
     let mut vcpu = ioctl("KVM_CREATE_VCPU", || vm.create_vcpu(0))?;
     let cpuid = supported_cpuid(&kvm)?;
     ioctl("KVM_SET_CPUID2", || vcpu.set_cpuid2(&cpuid))?;
@@ -46,14 +45,14 @@ pub(super) fn create_to_first_exit(memory: u64) -> Result<Duration, BenchError> 
     let code = [0xba, low, high, 0xee, 0xf4];
     ram.write(CODE, &code)
         .map_err(|error| KvmError { operation: error.to_string(), errno: libc::EFAULT })?;
-    // 4. It starts there, in real mode.
+    // 4. The vCPU starts there, in real mode.
     let mut sregs = ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     ioctl("KVM_SET_SREGS", || vcpu.set_sregs(&sregs))?;
     let mut regs = ioctl("KVM_GET_REGS", || vcpu.get_regs())?;
     (regs.rip, regs.rflags) = (CODE.get(), 2);
     ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))?;
-    // 5. Up to its `out`.
+    // 5. Run it up to its `out`.
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(EXIT_PORT, _)) => return Ok(start.elapsed()),

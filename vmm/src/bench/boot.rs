@@ -1,4 +1,4 @@
-//! How long it takes until a kernel has allocated memory.
+//! The time until a kernel has allocated memory.
 
 use std::io::Write;
 use std::path::Path;
@@ -47,10 +47,10 @@ pub fn boot(
     vmkern: &Path,
     watch: Watch<'_>,
 ) -> Result<BootBench, BenchError> {
-    // 1. What is measured takes turns, so that a change of the host's load meets all alike.
+    // 1. The measurements take turns, so a change of the host's load affects all of them.
     let embedded = KernelImage::embedded();
     let mut times: [Vec<f64>; 5] = Default::default();
-    // One round to warm up: it pages in the code and asks KVM for its CPUID.
+    // A warm-up round, which pages in the code and asks KVM for its CPUID.
     for round in 0..=rounds {
         watch(Progress { done: round, total: rounds + 1 });
         let bare = bare::create_to_first_exit(memory)?;
@@ -94,7 +94,7 @@ pub fn boot_against(
     memory: u64,
     watch: Watch<'_>,
 ) -> Result<AgainstBench, BenchError> {
-    /// Launches of which a round takes the median: one alone is at the mercy of the host.
+    /// A round takes the median of this many launches: a single one depends too much on the host.
     const LAUNCHES: usize = 5;
     against::in_turns(other, rounds, watch, |kernel| {
         let mut times: [Vec<f64>; 2] = Default::default();
@@ -150,7 +150,8 @@ fn process(mut command: Command, input: &[u8]) -> Result<Duration, BenchError> {
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A process that does not read its input may be gone already; its status tells.
+        // A process that does not read its input may have exited already; its status shows whether
+        // it failed.
         let _ = stdin.write_all(input);
     }
     let status = child.wait().map_err(|error| failed(error.to_string()))?;

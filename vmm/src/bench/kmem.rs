@@ -1,10 +1,10 @@
-//! What allocating costs inside the guest, and how much more of it gets done by several CPUs.
+//! The cost of allocation inside the guest, and how it scales with the number of CPUs.
 //!
-//! A thread a vCPU allocates and frees in a loop of the kernel's own ([`Workload::Pairs`]), so that
-//! no ring is in the way. Guests with different numbers of vCPUs take turns, case by case and round
-//! by round. Two ratios are taken of each round's throughput: by the time that passed, and by the
-//! time that the vCPUs had a core, which is what would have passed on a machine with a free core
-//! for each.
+//! One thread per vCPU allocates and frees in a loop inside the kernel ([`Workload::Pairs`]), so
+//! the rings cost nothing. Guests with different numbers of vCPUs take turns, case by case and
+//! round by round. Each round yields two ratios of throughput: one by elapsed time, and one by the
+//! time for which the vCPUs had a core, which is the time that would elapse on a machine with a
+//! free core for each.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -22,7 +22,7 @@ use crate::inspect::What;
 use crate::inspect::report::{Body, LockClassReport, LockCounts, LocksReport};
 use crate::kernel::KernelImage;
 
-/// Bytes of the map that each thread has, and so the largest allocation.
+/// Bytes of each thread's map, and so the largest allocation.
 pub const MAP_SIZE: u64 = 4 << 20;
 
 /// A number for each lock class.
@@ -37,9 +37,9 @@ pub struct KmemSetup {
     pub pairs: u64,
     /// Bytes of an allocation.
     pub size: u64,
-    /// Numbers of vCPUs; ratios are to the first.
+    /// Numbers of vCPUs; the first is the reference of the ratios.
     pub vcpus: Vec<u32>,
-    /// Kernel tunables that are set.
+    /// Kernel tunables to set.
     pub settings: Vec<(String, u64)>,
 }
 
@@ -52,11 +52,11 @@ pub struct KmemBench {
     pub pairs: u64,
     /// Bytes of an allocation.
     pub size: u64,
-    /// Each function on each sort of maps with each number of vCPUs.
+    /// Each function on each kind of map with each number of vCPUs.
     pub cases: Vec<KmemCase>,
 }
 
-/// A function on maps of a sort, by so many vCPUs.
+/// One function on one kind of map, with one number of vCPUs.
 #[derive(Clone, Debug, Serialize)]
 pub struct KmemCase {
     /// `kmem_malloc` or `kmem_alloc`.
@@ -65,29 +65,30 @@ pub struct KmemCase {
     pub maps: &'static str,
     /// vCPUs, and threads.
     pub vcpus: u32,
-    /// Microseconds a pair of allocation and free, all threads together.
+    /// Microseconds per pair of allocation and free, all threads together.
     pub pair_us: Summary,
-    /// Throughput over that of the first number of vCPUs, by the time that passed.
+    /// Throughput relative to the first number of vCPUs, by elapsed time.
     pub scaling: Summary,
-    /// Throughput over that of the first number of vCPUs, by the time that the vCPUs ran.
+    /// Throughput relative to the first number of vCPUs, by the time for which the vCPUs ran.
     pub scaling_on_free_cores: Summary,
-    /// Flushes a pair.
+    /// Flushes per pair.
     pub flushes: f64,
-    /// Other CPUs that had to flush as well, a pair.
+    /// Other CPUs that also had to flush, per pair.
     pub asked: f64,
-    /// Those of them that served it with a flush of their own, a pair.
+    /// Those of them that served it with a flush of their own, per pair.
     pub merged: f64,
-    /// Those of them that had to be interrupted, a pair.
+    /// Those of them that had to be interrupted, per pair.
     pub interrupts: f64,
-    /// Idle CPUs that had not to, a pair.
+    /// Idle CPUs that did not have to flush, per pair.
     pub skipped: f64,
-    /// Acquisitions of locks, a pair.
+    /// Acquisitions of locks, per pair.
     pub acquired: f64,
-    /// Those, by lock class; locks that were never acquired are left out.
+    /// The same by lock class; classes that were never acquired are left out.
     pub locks: ByClass<f64>,
-    /// Acquisitions that had to wait, a pair, by lock class; those that never had to are left out.
+    /// Acquisitions that had to wait, per pair and lock class; classes that never waited are left
+    /// out.
     pub contested: ByClass<f64>,
-    /// Cycles of those waits, a pair, by lock class.
+    /// Cycles of those waits, per pair and lock class.
     pub waited_cycles: ByClass<f64>,
 }
 
@@ -104,12 +105,12 @@ struct Subject {
     maps: Vec<MapId>,
 }
 
-/// Figures of a case with a number of vCPUs, one a round.
+/// Figures of a case with one number of vCPUs, one per round.
 #[derive(Default)]
 struct Figures {
-    /// Seconds that passed a pair.
+    /// Elapsed seconds per pair.
     passed: Vec<f64>,
-    /// Seconds that the vCPU that ran most ran a pair.
+    /// Seconds per pair for which the busiest vCPU ran.
     ran: Vec<f64>,
     flushes: u64,
     asked: u64,
@@ -121,7 +122,7 @@ struct Figures {
     waited_cycles: ByClass<u64>,
 }
 
-/// Measures what `setup` says; `watch` follows the rounds.
+/// Measures according to `setup`; `watch` follows the rounds.
 ///
 /// # Errors
 /// When a guest fails.
@@ -159,8 +160,8 @@ pub fn kmem(setup: &KmemSetup, watch: Watch<'_>) -> Result<KmemBench, BenchError
     })
 }
 
-/// Measures what `setup` says, in each round with guests of the built-in kernel and with guests of
-/// `other`; `watch` follows the rounds.
+/// Measures according to `setup`, in each round with guests of the built-in kernel and with guests
+/// of `other`; `watch` follows the rounds.
 ///
 /// # Errors
 /// When a guest fails.
@@ -210,7 +211,7 @@ fn measure(
     subject: &mut Subject,
     figures: &mut Figures,
 ) -> Result<(), BenchError> {
-    // 1. All vCPUs at work, in one map or in one each.
+    // 1. Start the work on all vCPUs, in one shared map or in a map for each.
     let before = locks(&subject.guest)?;
     let (start, ran) = (Instant::now(), vcpu_times());
     for (thread, &own) in ThreadId::all().zip(&subject.maps) {
@@ -220,14 +221,14 @@ fn measure(
             Op::Work(Workload::Pairs { map, size: setup.size, count: setup.pairs, allocator }),
         )?;
     }
-    // 2. Until the last has ended.
+    // 2. Wait for the last to end.
     for _ in &subject.maps {
         match subject.guest.next_response()?.outcome {
             Outcome::Ok => {}
             other => return Err(BenchError::Answer(format!("{other:?}"))),
         }
     }
-    // 3. Seconds a pair: by the clock, and by the time that the vCPUs had a core.
+    // 3. Seconds per pair: by the clock, and by the time for which the vCPUs had a core.
     let all = setup.pairs as f64 * subject.maps.len() as f64;
     figures.passed.push(start.elapsed().as_secs_f64() / all);
     let ran = vcpu_times()
@@ -240,7 +241,7 @@ fn measure(
 }
 
 impl Figures {
-    /// Adds what was counted between two looks.
+    /// Adds the counts between two looks.
     fn count(&mut self, before: &LocksReport, after: &LocksReport) {
         for (old, new) in before.tlb.iter().zip(&after.tlb) {
             self.flushes += new.flushes.saturating_sub(old.flushes);
@@ -256,7 +257,7 @@ impl Figures {
     }
 }
 
-/// `sums`, empty at first, and what was counted between two looks.
+/// `sums`, empty at first, plus the counts between two looks.
 fn added(
     sums: &ByClass<u64>,
     before: &LocksReport,
@@ -278,7 +279,7 @@ fn summarise(
     figures: &Figures,
     reference: &Figures,
 ) -> KmemCase {
-    // 1. Counts are given for one pair, and only classes of locks that were taken at all.
+    // 1. Counts per pair, without the lock classes that were never acquired.
     let pairs = setup.pairs as f64 * f64::from(vcpus) * setup.rounds as f64;
     let each = |count: u64| count as f64 / pairs;
     let by_class = |counts: &[(&'static str, u64)]| {
@@ -316,7 +317,8 @@ fn locks(guest: &Guest) -> Result<LocksReport, BenchError> {
     }
 }
 
-/// Nanoseconds that each of this process's vCPU threads has had a core, as far as Linux says.
+/// Nanoseconds for which each of this process's vCPU threads has had a core, as far as Linux
+/// reports it.
 fn vcpu_times() -> HashMap<OsString, u64> {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return HashMap::new() };
     let time = |task: fs::DirEntry| {

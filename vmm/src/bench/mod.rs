@@ -1,8 +1,8 @@
 //! Measurements that survive noisy machines.
 //!
-//! Every figure that counts is a ratio: what is measured and what it is measured against take turns
-//! within one run, and the ratio is the median of the rounds' ratios. Absolute times are shown
-//! beside it as information, with quartiles.
+//! Every figure that counts is a ratio: the subject and its reference take turns within one run,
+//! and the result is the median of the rounds' ratios. Absolute times are shown beside it for
+//! information, with quartiles.
 //!
 //! ```
 //! let rounds = 3;
@@ -31,8 +31,7 @@ use crate::guest::{Guest, GuestBuilder, GuestError, LaunchError};
 use crate::inspect::InspectError;
 use crate::kvm::KvmError;
 
-/// How long a guest may live that is measured: what takes long on a busy machine is to be measured
-/// there, too.
+/// Time limit of a measured guest: a slow run on a busy machine should be measured, too.
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A guest to measure.
@@ -40,19 +39,19 @@ fn patient() -> GuestBuilder {
     Guest::builder().timeout(LIMIT)
 }
 
-/// How far a measurement is.
+/// Progress of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Rounds done, the one that warms up included.
+    /// Rounds done, including the warm-up round.
     pub done: usize,
     /// Rounds in all.
     pub total: usize,
 }
 
-/// Is told before the first round and after each.
+/// Called before the first round and after each round.
 pub type Watch<'a> = &'a mut dyn FnMut(Progress);
 
-/// Why a measurement could not be taken.
+/// Why a measurement failed.
 #[derive(Debug, Error)]
 pub enum BenchError {
     /// A guest could not be launched.
@@ -61,7 +60,7 @@ pub enum BenchError {
     /// A guest failed.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// A guest cannot be looked into.
+    /// A guest cannot be inspected.
     #[error(transparent)]
     Inspect(#[from] InspectError),
     /// KVM refused something.
@@ -78,7 +77,7 @@ pub enum BenchError {
     /// The script did not run.
     #[error("the script: {0}")]
     Script(String),
-    /// A guest did something else than it was asked to.
-    #[error("the guest answered {0} where memory was asked for")]
+    /// A guest gave an unexpected answer.
+    #[error("unexpected answer from the guest: {0}")]
     Answer(String),
 }

@@ -1,4 +1,4 @@
-//! What a request costs.
+//! The cost of a request.
 
 use std::time::Instant;
 
@@ -20,16 +20,16 @@ const WINDOW: usize = 128;
 pub struct RingBench {
     /// Rounds.
     pub rounds: usize,
-    /// Requests of each sort in a round.
+    /// Requests of each kind in a round.
     pub requests: usize,
-    /// Microseconds a request while many are in flight, so that the guest is always busy.
+    /// Microseconds per request while many are in flight, so the guest is always busy.
     pub busy_us: Summary,
     /// Microseconds from a request to its answer, one at a time.
     pub round_trip_us: Summary,
-    /// Microseconds an operation of alternating `kmem_malloc` and `kmem_free` of one page, one at a
+    /// Microseconds per operation, alternating `kmem_malloc` and `kmem_free` of one page, one at a
     /// time.
     pub kmem_us: Summary,
-    /// A script, from its text to its end, with a guest of its own.
+    /// A script, from its text to its end, with its own guest.
     pub script: ScriptBench,
 }
 
@@ -42,7 +42,8 @@ pub struct ScriptBench {
     pub seconds: f64,
 }
 
-/// Measures `requests` requests of each sort, `rounds` times, and a script; `watch` follows.
+/// Measures `requests` requests of each kind, `rounds` times, and a script; `watch` follows the
+/// rounds.
 ///
 /// # Errors
 /// When a guest fails.
@@ -73,7 +74,7 @@ pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBenc
     })
 }
 
-/// Measures `requests` requests of each sort, in each round with a guest of the built-in kernel and
+/// Measures `requests` requests of each kind, in each round with a guest of the built-in kernel and
 /// one of `other`, `rounds` times (at least once); `watch` follows the rounds.
 ///
 /// # Errors
@@ -94,7 +95,8 @@ pub fn ring_against(
     })
 }
 
-/// Microseconds a request: the guest kept busy, one at a time, and one at a time of memory.
+/// Microseconds per request: while the guest is kept busy, one at a time, and one operation on
+/// memory at a time.
 fn figures(guest: &mut Guest, requests: usize) -> Result<[f64; 3], BenchError> {
     Ok([
         timed(requests, || busy(guest, requests))?,
@@ -103,7 +105,7 @@ fn figures(guest: &mut Guest, requests: usize) -> Result<[f64; 3], BenchError> {
     ])
 }
 
-/// Microseconds that each of `requests` took in `work`.
+/// Runs `work` and returns the microseconds per request.
 #[expect(clippy::cast_precision_loss, reason = "numbers of requests are small")]
 fn timed(
     requests: usize,

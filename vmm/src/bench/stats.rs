@@ -1,4 +1,4 @@
-//! Medians, quartiles, and how sure a median is.
+//! Medians, quartiles, and confidence intervals of medians.
 
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// The summary of `figures`, of which there is at least one.
+    /// The summary of `figures`, which must not be empty.
     #[must_use]
     pub fn of(figures: &[f64]) -> Self {
         let mut sorted = figures.to_vec();
@@ -33,8 +33,7 @@ impl Summary {
     }
 }
 
-/// A median with the interval in which it would lie in 99 of 100 repetitions, as far as the rounds
-/// that were taken tell (percentile bootstrap).
+/// A median with its 99 % confidence interval, estimated from the rounds (percentile bootstrap).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
     /// Lower end.
@@ -45,12 +44,12 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Samples that an interval is made from. Their numbers are the same in each run.
+/// Samples from which an interval is made. The random numbers are the same in each run.
 const RESAMPLES: usize = 4000;
 
 impl Interval {
-    /// The interval of the median of the ratios of `figures` to `reference`, round by round; of one
-    /// round at least.
+    /// The interval of the median of the ratios of `figures` to `reference`, round by round. There
+    /// is at least one round.
     #[must_use]
     pub fn of_ratios(figures: &[f64], reference: &[f64]) -> Self {
         let ratios: Vec<f64> =
@@ -68,7 +67,7 @@ impl Interval {
     }
 }
 
-/// As many figures as there are, each drawn from all.
+/// As many figures as `figures` has, each drawn at random from it.
 #[expect(clippy::cast_possible_truncation, reason = "the number is smaller than a length")]
 fn resample(figures: &[f64], rng: &mut Random) -> Vec<f64> {
     let last = figures.len() as u64 - 1;

@@ -1,8 +1,8 @@
-//! What this host can do for guests: found out by doing it.
+//! Whether this host can run guests, found out by trying.
 //!
-//! Every operation of KVM that a guest needs is carried out once, on a guest of a few instructions,
-//! in the order in which a launch would. What fails is named together with what would help; what
-//! depends on it is left out.
+//! Every KVM operation that a guest needs is carried out once, on a guest of a few instructions, in
+//! the order of a launch. A failure is reported with its remedy, and everything that depends on it
+//! is left out.
 //!
 //! ```
 //! use vmkern::doctor::DoctorReport;
@@ -23,7 +23,7 @@ use crate::guest::KvmKind;
 use crate::kvm::host::{self, REQUIRED};
 use crate::kvm::{KvmError, Missing, NoKvm};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
@@ -45,7 +45,7 @@ pub enum Need {
     Optional,
 }
 
-/// One thing that was tried.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was tried.
@@ -56,7 +56,7 @@ pub struct Check {
     pub status: CheckStatus,
     /// What was seen.
     pub detail: String,
-    /// What would help, if it did not come out well.
+    /// What would help, if it failed.
     pub remedy: Option<String>,
 }
 
@@ -100,17 +100,17 @@ impl From<String> for Trouble {
 /// What `vmkern doctor` reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DoctorReport {
-    /// Whether guests can run: every required check came out well.
+    /// Whether guests can run: every required check succeeded.
     pub can_run: bool,
-    /// What kind of KVM this is, as far as that could be measured.
+    /// The kind of KVM, if it could be measured.
     pub kvm: Option<KvmKind>,
-    /// Time of one instruction at CPL0 in nanoseconds, measured.
+    /// Measured time of one instruction at CPL0, in nanoseconds.
     pub instruction_ns: Option<u64>,
     /// The privilege that `auto` will choose.
     pub privilege: Option<&'static str>,
     /// Why.
     pub reason: Option<String>,
-    /// Everything that was tried, in order.
+    /// All checks, in order.
     pub checks: Vec<Check>,
 }
 
@@ -118,7 +118,7 @@ impl DoctorReport {
     /// Examines this host.
     #[must_use]
     pub fn examine() -> Self {
-        // 1. Each thing that guests need. The last checks run a guest.
+        // 1. Check everything that guests need. The last checks run a guest.
         let mut checks = Vec::new();
         let instruction_ns = match host::open_device() {
             Err(obstacle) => {
@@ -143,7 +143,7 @@ impl DoctorReport {
                 probe::run(&kvm, &mut checks)
             }
         };
-        // 2. What follows from the speed of an instruction at CPL0.
+        // 2. The kind of KVM, from the time of an instruction at CPL0.
         let kvm = instruction_ns.map(KvmKind::from_instruction_time);
         Self {
             can_run: checks

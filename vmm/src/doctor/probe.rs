@@ -1,4 +1,4 @@
-//! The doctor's guest: a few instructions that use each thing that a kernel will use.
+//! The doctor's guest: a few instructions that use everything that a kernel needs.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::kvm::vm::{Delivery, KvmVm};
 
 /// Memory of the doctor's guest.
 const MEMORY: usize = 2 << 20;
-/// Longest time that a run of a few instructions may take.
+/// Time limit of a run of a few instructions.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Where things lie.
 const GDT: GuestPhys = GuestPhys::new(0x1000);
@@ -34,7 +34,7 @@ const COUNTER: GuestPhys = GuestPhys::new(0x3000);
 const STACK_TOP: GuestPhys = GuestPhys::new(0x5000);
 const CODE: GuestPhys = GuestPhys::new(0x10_0000);
 
-/// A port that means nothing.
+/// A port without a device.
 const PORT: u8 = 0xf4;
 /// Rounds of a loop of two instructions.
 const ROUNDS: u32 = 256;
@@ -47,9 +47,9 @@ fn timed_loop() -> Vec<u8> {
     code
 }
 
-/// Switches the local APIC on, says so, and waits for an interrupt, whose handler says so too: `mov
-/// dword [0xfee000f0], 0x1ff; mov al, 3; out PORT, al; sti; hlt; jmp -3; handler: mov al, 4; out
-/// PORT, al`
+/// Enables the local APIC, reports that, and waits for an interrupt, whose handler reports, too:
+/// `mov dword [0xfee000f0], 0x1ff; mov al, 3; out PORT, al; sti; hlt; jmp -3; handler: mov al, 4;
+/// out PORT, al`
 fn interrupted() -> (Vec<u8>, u32) {
     let mut code = vec![0xc7, 0x05];
     code.extend(0xfee0_00f0u32.to_le_bytes());
@@ -60,7 +60,7 @@ fn interrupted() -> (Vec<u8>, u32) {
     (code, handler)
 }
 
-/// Counts in memory for ever: `inc dword [COUNTER]; jmp -8`
+/// Counts in memory forever: `inc dword [COUNTER]; jmp -8`
 fn counting() -> Vec<u8> {
     let mut code = vec![0xff, 0x05];
     code.extend(0x3000u32.to_le_bytes());
@@ -68,10 +68,10 @@ fn counting() -> Vec<u8> {
     code
 }
 
-/// Tries everything, in order, as far as it goes. The time of an instruction at CPL0 in
-/// nanoseconds, if it came so far.
+/// Runs all checks in order, up to the first that fails. Returns the time of an instruction at CPL0
+/// in nanoseconds, if it was measured.
 pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
-    // 1. Each step is a check, and the last step is the first that fails.
+    // 1. Each step is a check. The first that fails ends the function.
     let mut step = |name: &'static str, result: Result<String, Trouble>| match result {
         Ok(detail) => {
             checks.push(Check::ok(name, Need::Required, detail));
@@ -105,7 +105,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
     step("create a vCPU", vcpu.as_ref().map(|_| took(start)).map_err(cloned))?;
     let mut guest = Probe { vcpu: vcpu.ok()?, slot, ram };
-    // 3. What the vCPU knows of itself.
+    // 3. The vCPU's CPUID and TSC.
     let cpuid = vcpu_cpuid(kvm, 0).and_then(|cpuid| {
         ioctl("KVM_SET_CPUID2", || guest.vcpu.set_cpuid2(&cpuid))?;
         Ok(format!("{} leaves", cpuid.as_slice().len()))
@@ -114,7 +114,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     let tsc = tsc_khz_of(&guest.vcpu);
     step("know its TSC", tsc.map(|khz| format!("{khz} kHz")).map_err(Trouble::from))?;
 
-    // 4. It runs, and can be disturbed.
+    // 4. The guest runs, and can be interrupted and stopped.
     let time = guest.instruction_time();
     step(
         "run a guest",
@@ -122,7 +122,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     )?;
     step("interrupt a guest", guest.interrupt(&vm))?;
     step("stop a guest", guest.stop())?;
-    // 5. Guests run without this, too.
+    // 5. Optional: guests also run without this.
     let dirty = guest.dirty_log(&vm);
     checks.push(match dirty {
         Ok(detail) => Check::ok("log dirty pages", Need::Optional, detail),
@@ -137,13 +137,13 @@ struct Probe {
     ram: Arc<GuestRam>,
 }
 
-/// The host made no thread to watch the guest.
+/// The host could not create a thread to watch the guest.
 fn no_thread(error: io::Error) -> Trouble {
     KvmError::io("starting a thread that watches the guest", &error).into()
 }
 
 impl Probe {
-    /// Puts `code` in place and the vCPU before it.
+    /// Writes `code` to memory and sets the vCPU to its start.
     fn load(&mut self, code: &[u8]) -> Result<(), Trouble> {
         self.write(CODE, code)?;
         let begin = Begin { entry: Entry::Pvh(CODE), privilege: Privilege::Auto };
@@ -154,8 +154,8 @@ impl Probe {
         self.ram.write(at, bytes).map_err(|error| error.to_string().into())
     }
 
-    /// Runs until the guest exits, and what `read` makes of that; nothing when the vCPU was kicked.
-    /// Any other signal does not count.
+    /// Runs until the guest exits, and returns what `read` makes of the exit; `None` when the vCPU
+    /// was kicked. Other signals are ignored.
     fn run<T>(
         &mut self,
         kicked: &AtomicBool,
@@ -175,8 +175,8 @@ impl Probe {
         }
     }
 
-    /// Runs until the guest writes to a port, and returns what it wrote. A guest that does not is
-    /// stopped.
+    /// Runs until the guest writes to a port, and returns the value. A guest that does not is
+    /// stopped after [`LIMIT`].
     fn run_to_port(&mut self) -> Result<u8, Trouble> {
         let (done, waiting) = channel::<()>();
         let (slot, kicked) = (Arc::clone(&self.slot), AtomicBool::new(false));
@@ -246,9 +246,9 @@ impl Probe {
         Ok(format!("an MSI arrived after {} us", start.elapsed().as_micros()))
     }
 
-    /// Kicks a vCPU that is inside of the guest.
+    /// Kicks a vCPU that is inside the guest.
     fn stop(&mut self) -> Result<String, Trouble> {
-        // 1. A guest that counts for ever, and a thread that stops it once it does.
+        // 1. A guest that counts forever, and a thread that stops it once it counts.
         self.load(&counting())?;
         self.write(COUNTER, &[0; 8])?;
         let (slot, ram, kicked) =
@@ -266,7 +266,7 @@ impl Probe {
                 start
             };
             let kicker = thread::Builder::new().spawn_scoped(scope, kick).map_err(no_thread)?;
-            // 2. It runs here until it is stopped.
+            // 2. Run it here until it is stopped.
             let exit = self.run(&kicked, |exit| format!("{exit:?}"));
             let end = Instant::now();
             // 3. The time from the kick to the end of the run.
@@ -284,7 +284,7 @@ impl Probe {
         })
     }
 
-    /// Whether KVM tells which pages a guest wrote.
+    /// Whether KVM reports which pages a guest wrote.
     fn dirty_log(&mut self, vm: &KvmVm) -> Result<String, Trouble> {
         vm.log_dirty_pages()?;
         self.stop()?;

@@ -1,8 +1,8 @@
-//! A kernel's ELF file: which of its bytes go where, and where it wants to be entered.
+//! A kernel's ELF file: where its bytes are loaded, and how the kernel is entered.
 //!
-//! The file is hostile. It is read once: [`Plan`] is what the headers and the entry notes say, each
-//! field checked against the file and against memory, and the loader does what the plan says
-//! without looking at the file's headers again.
+//! The file is not trusted. It is read once: [`Plan`] holds the content of the headers and the
+//! entry notes, each field checked against the file and against memory. The loader follows the plan
+//! and does not read the file's headers again.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -15,7 +15,7 @@ use zerocopy::FromBytes as _;
 
 use super::KernelFault;
 
-/// The image starts here or above.
+/// The lowest address of the image.
 const IMAGE_START: GuestPhys = GuestPhys::new(0x10_0000);
 /// Type of the note that names the PVH entry.
 const XEN_ELFNOTE_PHYS32_ENTRY: NoteType = NoteType(18);
@@ -24,26 +24,25 @@ const XEN: &str = "Xen";
 /// Type of the note for vmkern's loader.
 const VMKERN_ENTRY: NoteType = NoteType(entry::NOTE_TYPE);
 
-/// Limit of the smallest task-state segment, and what the limit of one that is counted in bytes can
-/// be at most.
+/// The limits of a task-state segment: of the smallest one, and the largest limit in bytes.
 const TSS_LIMITS: RangeInclusive<u32> = 0x67..=0xf_ffff;
-/// Bytes of its descriptor, less one.
+/// Bytes of its descriptor, minus one.
 const TSS_DESCRIPTOR_LAST: u16 = 15;
 
 const ENDIAN: LittleEndian = LittleEndian;
 
 type Header = ProgramHeader64<LittleEndian>;
 
-/// Where the image wants to be entered, and how.
+/// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// By PVH, at this address.
     Pvh(GuestPhys),
-    /// In long mode, as its note says.
+    /// In long mode, in the state that its note describes.
     Direct(EntryNote),
 }
 
-/// A part of the image: what is at `file` in its file from `start` on, and zeros up to `end`.
+/// A part of the image: the bytes `file` of the file, loaded at `start`, and zeros up to `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) start: GuestPhys,
@@ -51,7 +50,7 @@ pub(crate) struct Segment {
     pub(crate) file: Range<usize>,
 }
 
-/// What a kernel's file says, checked.
+/// The checked content of a kernel's headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) segments: Vec<Segment>,
@@ -62,7 +61,7 @@ impl Plan {
     /// The plan of `file`, for memory that ends at `limit`.
     ///
     /// # Errors
-    /// The first rule that the file breaks, with the field.
+    /// The first rule that the file violates, with the field.
     pub(crate) fn of(file: &[u8], limit: GuestPhys) -> Result<Self, KernelFault> {
         // 1. An executable for this processor.
         let not_elf = |error: object::Error| KernelFault::NotElf(error.to_string());
@@ -87,20 +86,20 @@ impl Plan {
                 && high.start < low.end
             {
                 let problem = format!(
-                    "p_paddr {:#x} lies in the segment of program header {first}",
+                    "p_paddr {:#x} is in the segment of program header {first}",
                     high.start
                 );
                 return Err(KernelFault::Segment { index: *second, problem });
             }
         }
         let segments: Vec<_> = segments.into_iter().map(|(_, segment)| segment).collect();
-        // 3. Its entries, which lie in them.
+        // 3. Its entries, which must lie in segments.
         let holds = |at: &GuestPhys| {
             segments.iter().any(|segment| (segment.start..segment.end).contains(at))
         };
         let (pvh, direct) = entries(headers, file)?;
         if !holds(&pvh) {
-            return Err(KernelFault::PvhNote(format!("its entry {pvh} lies in no segment")));
+            return Err(KernelFault::PvhNote(format!("its entry {pvh} is not in a segment")));
         }
         if let Some(note) = &direct {
             check(note, headers, holds).map_err(KernelFault::EntryNote)?;
@@ -109,7 +108,7 @@ impl Plan {
     }
 }
 
-/// The part of the image that a program header describes; nothing when that is empty.
+/// The part of the image that a program header describes; `None` if it is empty.
 fn segment(
     index: usize,
     header: &Header,
@@ -154,8 +153,8 @@ fn in_file(index: usize, header: &Header, file: &[u8]) -> Result<Range<usize>, K
     }
 }
 
-/// What the PVH note and vmkern's own say; the second may be missing. All notes are read: one that
-/// is broken makes the file a broken one.
+/// The entries in the PVH note and in vmkern's own note; the second may be missing. All notes are
+/// read, and a damaged one makes the file invalid.
 fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNote>), KernelFault> {
     // 1. The notes of each program header that has any.
     let (mut pvh, mut direct) = (None, None);
@@ -171,7 +170,7 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
         in_file(index, header, file)?;
         let Some(mut notes) = header.notes(ENDIAN, file).map_err(broken)? else { continue };
         while let Some(note) = notes.next().map_err(broken)? {
-            // 2. The two that say where to begin, each once.
+            // 2. The two entry notes, each at most once.
             let is =
                 |kind, name: &str| note.n_type(ENDIAN) == kind && note.name() == name.as_bytes();
             if is(XEN_ELFNOTE_PHYS32_ENTRY, XEN) {
@@ -188,7 +187,7 @@ fn entries(headers: &[Header], file: &[u8]) -> Result<(GuestPhys, Option<EntryNo
             }
         }
     }
-    // 3. PVH alone is required.
+    // 3. Only the PVH note is required.
     Ok((pvh.ok_or(KernelFault::NoPvhNote)?, direct.flatten()))
 }
 
@@ -199,27 +198,27 @@ fn check_name(note: &ElfNote<'_>, name: &str) -> Result<(), String> {
     if found == wanted {
         return Ok(());
     }
-    Err(format!("its name has {found} bytes, and should have {wanted}: \"{name}\" and a zero"))
+    Err(format!("its name has {found} bytes, expected {wanted}: \"{name}\" and a zero"))
 }
 
 fn pvh_entry(note: &ElfNote<'_>) -> Result<GuestPhys, String> {
     check_name(note, XEN)?;
-    // Four bytes by the protocol; kernels of 64 bits write eight.
+    // The protocol says four bytes; 64-bit kernels write eight.
     match *note.desc() {
         [a, b, c, d] => Ok(GuestPhys::new(u32::from_le_bytes([a, b, c, d]).into())),
         [a, b, c, d, e, f, g, h] => {
             Ok(GuestPhys::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])))
         }
-        ref other => Err(format!("its content has {} bytes, and should have 4 or 8", other.len())),
+        ref other => Err(format!("its content has {} bytes, expected 4 or 8", other.len())),
     }
 }
 
-/// What vmkern's note says; nothing when it is of another version.
+/// The content of vmkern's note; `None` if it has another version.
 fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
     check_name(note, entry::NOTE_NAME)?;
     let content = note.desc();
     let wrong_size =
-        || format!("its content has {} bytes, and should have {}", content.len(), EntryNote::LEN);
+        || format!("its content has {} bytes, expected {}", content.len(), EntryNote::LEN);
     let (version, _) = u32::read_from_prefix(content).map_err(|_| wrong_size())?;
     if version != entry::VERSION {
         log::debug!(
@@ -231,14 +230,14 @@ fn direct_entry(note: &ElfNote<'_>) -> Result<Option<EntryNote>, String> {
     EntryNote::read_from_bytes(content).map(Some).map_err(|_| wrong_size())
 }
 
-/// Whether a vCPU can be brought to the state that `note` asks for, and finds code there. `holds`
-/// knows where the image lies in memory.
+/// Checks that a vCPU can be set to the state that `note` describes, and finds code there. `holds`
+/// says whether the image contains an address.
 fn check(
     note: &EntryNote,
     headers: &[Header],
     holds: impl Fn(&GuestPhys) -> bool,
 ) -> Result<(), String> {
-    // 1. Addresses that a CPU can load, in memory that is loaded.
+    // 1. Addresses must be canonical, and lie in the image.
     let EntryNote { tss_limit, tss_selector, gdt_limit, reserved, .. } = *note;
     let addresses = [
         ("rip", note.rip),
@@ -252,15 +251,15 @@ fn check(
         return Err(format!("its {field} {address} is not canonical"));
     }
     if !headers.iter().any(|header| executes(header, note.rip)) {
-        return Err(format!("its rip {} lies in no executable segment", note.rip));
+        return Err(format!("its rip {} is not in an executable segment", note.rip));
     }
     if !note.cr3.is_page_aligned() || !holds(&note.cr3) {
-        return Err(format!("its cr3 {} does not begin a page of a segment", note.cr3));
+        return Err(format!("its cr3 {} is not the start of a page in a segment", note.cr3));
     }
-    // 2. A TSS within the GDT, as large as a TSS may be.
+    // 2. The TSS's descriptor must lie within the GDT, and its limit must be valid.
     if tss_selector & 7 != 0 || tss_selector <= entry::CS {
         return Err(format!(
-            "its tss_selector {tss_selector:#x} names no descriptor of its own in the GDT"
+            "its tss_selector {tss_selector:#x} does not name a descriptor of its own in the GDT"
         ));
     }
     if tss_selector.checked_add(TSS_DESCRIPTOR_LAST).is_none_or(|last| last > gdt_limit) {
@@ -270,16 +269,16 @@ fn check(
     }
     if !TSS_LIMITS.contains(&tss_limit) {
         let (least, most) = TSS_LIMITS.into_inner();
-        return Err(format!("its tss_limit {tss_limit:#x} is not from {least:#x} to {most:#x}"));
+        return Err(format!("its tss_limit {tss_limit:#x} is not in {least:#x} to {most:#x}"));
     }
-    // 3. Nothing that a later version may give a meaning.
+    // 3. Fields reserved for later versions must be 0.
     if reserved != 0 {
         return Err(format!("its reserved field is {reserved:#x}"));
     }
     Ok(())
 }
 
-/// Whether the image has code at `rip`, where it says that it is mapped.
+/// Whether the segment of `header` has code at `rip`, by its virtual addresses.
 fn executes(header: &Header, rip: GuestVirt) -> bool {
     let start = header.p_vaddr(ENDIAN);
     let offset = rip.get().checked_sub(start);
@@ -304,7 +303,7 @@ mod tests {
         file
     }
 
-    /// Where the program header is that `kind` says, the first of them with anything in it.
+    /// The index and file offset of the first program header of type `kind` that is not empty.
     fn header(kind: object::elf::ProgramType) -> (usize, usize) {
         let image = KernelImage::embedded();
         let elf = ElfFile64::<LittleEndian>::parse(image.bytes()).expect("it is an ELF file");
@@ -358,7 +357,7 @@ mod tests {
         );
         let text = fault(&patched(at + 24, &second.to_le_bytes()));
         assert!(
-            text.contains("p_paddr") && text.contains("lies in the segment of program header"),
+            text.contains("p_paddr") && text.contains("is in the segment of program header"),
             "{text}"
         );
     }
@@ -375,8 +374,8 @@ mod tests {
             (patched(note, &3u32.to_le_bytes()), "its name has 3 bytes"),
             (patched(note + 4, &0u32.to_le_bytes()), "its content has 0 bytes"),
             (patched(note + 4, &1u32.to_le_bytes()), "its content has 1 bytes"),
-            (patched(note + 16, &[0; 4]), "lies in no segment"),
-            (patched(note + 16, &[0xff; 4]), "lies in no segment"),
+            (patched(note + 16, &[0; 4]), "is not in a segment"),
+            (patched(note + 16, &[0xff; 4]), "is not in a segment"),
             (patched(note + 8, &1u32.to_le_bytes()), "has no PVH entry point"),
             (
                 patched(note + 4, &u32::MAX.to_le_bytes()),
@@ -392,7 +391,7 @@ mod tests {
         }
     }
 
-    /// Where vmkern's note begins in the built-in kernel's file, and where its content does.
+    /// Where vmkern's note and its content begin in the built-in kernel's file.
     fn entry_note() -> (usize, usize) {
         let len = u32::try_from(EntryNote::LEN).expect("it is short");
         let mut head: Vec<u8> =
@@ -426,8 +425,8 @@ mod tests {
             (note, 6, "its name has 6 bytes"),
             (note + 4, 0, "its content has 0 bytes"),
             (note + 4, 3, "its content has 3 bytes"),
-            (note + 4, 71, "its content has 71 bytes, and should have 72"),
-            (note + 4, 73, "its content has 73 bytes, and should have 72"),
+            (note + 4, 71, "its content has 71 bytes, expected 72"),
+            (note + 4, 73, "its content has 73 bytes, expected 72"),
             (note + 4, u32::MAX, "its notes"),
         ] {
             let text = fault(&patched(at, &value.to_le_bytes()));
@@ -441,12 +440,12 @@ mod tests {
         let note = built_in_note();
         for (field, value, told) in [
             (offset_of!(EntryNote, rip), 1 << 47, "rip 0x800000000000 is not canonical"),
-            (offset_of!(EntryNote, rip), 0x1000, "rip 0x1000 lies in no executable segment"),
-            (offset_of!(EntryNote, rip), note.cr3.get(), "lies in no executable segment"),
-            (offset_of!(EntryNote, rip), note.gdt_base.get(), "lies in no executable segment"),
-            (offset_of!(EntryNote, rip), u64::MAX, "lies in no executable segment"),
+            (offset_of!(EntryNote, rip), 0x1000, "rip 0x1000 is not in an executable segment"),
+            (offset_of!(EntryNote, rip), note.cr3.get(), "is not in an executable segment"),
+            (offset_of!(EntryNote, rip), note.gdt_base.get(), "is not in an executable segment"),
+            (offset_of!(EntryNote, rip), u64::MAX, "is not in an executable segment"),
             (offset_of!(EntryNote, rsp), 1 << 47, "rsp"),
-            (offset_of!(EntryNote, cr3), 0, "cr3 0x0 does not begin a page of a segment"),
+            (offset_of!(EntryNote, cr3), 0, "cr3 0x0 is not the start of a page in a segment"),
             (offset_of!(EntryNote, cr3), note.cr3.get() + 8, "cr3"),
             (offset_of!(EntryNote, cr3), LIMIT.get(), "cr3"),
             (offset_of!(EntryNote, cr3), !0xfff, "cr3"),
@@ -504,7 +503,7 @@ mod tests {
     fn two_entry_notes_are_refused() {
         let (note, content) = entry_note();
         let (_, load) = header(PT_LOAD);
-        // The second PT_LOAD becomes a second PT_NOTE, with this note alone.
+        // The second PT_LOAD becomes a second PT_NOTE with only this note.
         let at = load + 56;
         let len = (content + EntryNote::LEN - note) as u64;
         let mut file = patched(at, &object::elf::PT_NOTE.0.to_le_bytes());

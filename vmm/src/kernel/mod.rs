@@ -1,4 +1,4 @@
-//! The guest kernel's image: the one that is built into this library, or another.
+//! Guest kernels: the one that is built into this library, or another one.
 
 pub(crate) mod elf;
 
@@ -15,11 +15,11 @@ use vmkern_inspect::symbols::build_id;
 use self::elf::Plan;
 use crate::input::read_regular;
 
-/// The longest file that is read as a kernel image, in bytes. A kernel with all that a debugger
-/// wants takes a tenth.
+/// The longest file that is read as a kernel, in bytes. A kernel with full debug information takes
+/// a tenth of it.
 const IMAGE_MAX: u64 = 256 << 20;
 
-/// Bytes at an address that suits every ELF structure.
+/// Bytes aligned for every ELF structure.
 #[repr(C, align(16))]
 struct Aligned<T: ?Sized>(T);
 
@@ -85,28 +85,28 @@ impl KernelImage {
         }
     }
 
-    /// The GNU build ID, by which an image is told from any other; nothing where the linker gave it
-    /// none.
+    /// The GNU build ID, which distinguishes the image from every other; `None` if it has none.
     #[must_use]
     pub fn build_id(&self) -> Option<Vec<u8>> {
         build_id(self.bytes())
     }
 
-    /// Whether the image can be booted in a guest with `memory` bytes. A launch checks the same.
+    /// Checks that the image can be booted in a guest with `memory` bytes. A launch checks the
+    /// same.
     ///
     /// # Errors
-    /// The first rule that is broken.
+    /// The first rule that is violated.
     pub fn check(&self, memory: u64) -> Result<(), KernelError> {
         self.plan(memory).map(drop)
     }
 
-    /// What goes where in a guest with `memory` bytes.
+    /// Where the image is loaded in a guest with `memory` bytes.
     pub(crate) fn plan(&self, memory: u64) -> Result<Plan, KernelError> {
         let limit = GuestPhys::new(memory.min(HOLE_START));
         Plan::of(self.bytes(), limit).map_err(|fault| self.error(fault))
     }
 
-    /// The error that says what is wrong with this image.
+    /// `fault` as an error of this image.
     pub(crate) fn error(&self, fault: KernelFault) -> KernelError {
         KernelError { image: self.origin.to_string(), fault }
     }
@@ -138,7 +138,7 @@ pub struct KernelError {
     pub fault: KernelFault,
 }
 
-/// What can be wrong with a kernel image.
+/// Why a kernel image is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum KernelFault {
     /// The file cannot be read.
@@ -153,10 +153,10 @@ pub enum KernelFault {
          \"Xen\""
     )]
     NoPvhNote,
-    /// Its PVH entry note says nothing that could be an entry.
+    /// Its PVH entry note does not name a valid entry.
     #[error("has a bad PVH entry note: {0}")]
     PvhNote(String),
-    /// Its note for vmkern's loader ([`vmkern_abi::entry`]) says what cannot be.
+    /// Its note for vmkern's loader ([`vmkern_abi::entry`]) is not valid.
     #[error("has a bad vmkern entry note: {0}")]
     EntryNote(String),
     /// A program header contradicts itself, the file or another one.
@@ -167,9 +167,9 @@ pub enum KernelFault {
         /// What is wrong, with the field.
         problem: String,
     },
-    /// A segment lies outside of the guest's memory.
+    /// A segment lies outside the guest's memory.
     #[error(
-        "ends at physical address {end:#x}, and must end below {limit:#x} in a guest of this size"
+        "ends at physical address {end:#x}, but must end below {limit:#x} in a guest of this size"
     )]
     DoesNotFit {
         /// First physical address past the image.
@@ -177,9 +177,9 @@ pub enum KernelFault {
         /// First physical address past the guest's low memory.
         limit: u64,
     },
-    /// A segment would overwrite what the loader places in the first MiB.
+    /// A segment would overwrite the loader's data in the first MiB.
     #[error(
-        "has a segment at physical address {start:#x}, and must start at {minimum:#x} or above"
+        "has a segment at physical address {start:#x}, but must start at {minimum:#x} or above"
     )]
     TooLow {
         /// The segment's physical address.

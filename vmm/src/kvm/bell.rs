@@ -1,7 +1,8 @@
 //! The bell that wakes the host's side: an eventfd.
 //!
-//! Rung by a vCPU's thread (the guest's doorbell, or the vCPU's end) and by whoever interrupts,
-//! signal handlers included: ringing is one `write` system call. One thread waits at a time.
+//! A vCPU's thread rings it (for the guest's doorbell, or at the vCPU's end), and so does every
+//! interrupt, also from a signal handler: ringing is one `write` system call. One thread waits at a
+//! time.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ impl Bell {
 
     /// Wakes the waiter, now or when it waits next.
     pub(crate) fn ring(&self) {
-        // Fails only when the counter is full, and then the waiter wakes all the same.
+        // This fails only if the counter is full, and then the waiter wakes anyway.
         let _ = self.event.write(1);
     }
 
@@ -36,11 +37,11 @@ impl Bell {
     pub(crate) fn wait(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         poll(&self.event, left);
-        // Not readable means that nobody rang.
+        // It is not readable if nobody rang.
         let _ = self.event.read();
     }
 
-    /// Whether somebody rang since the last call or wait.
+    /// Whether it was rung since the last call or wait.
     #[cfg(test)]
     pub(crate) fn take_ring(&self) -> bool {
         self.event.read().is_ok()
@@ -51,7 +52,7 @@ impl Bell {
         self.ring();
     }
 
-    /// Whether somebody interrupted since the last call.
+    /// Whether there was an interrupt since the last call.
     pub(crate) fn take_interrupt(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed) && self.interrupted.swap(false, Ordering::SeqCst)
     }
@@ -64,19 +65,19 @@ fn poll(event: &EventFd, timeout: Duration) {
         tv_nsec: timeout.subsec_nanos().into(),
     };
     // SAFETY: one pollfd, a timespec and no signal mask, all of which live through the call.
-    // Whatever it returns, the waiter looks again.
+    // Whatever it returns, the waiter checks its condition again.
     unsafe { libc::ppoll(&raw mut fd, 1, &raw const timeout, std::ptr::null()) };
 }
 
-/// Interrupts whoever waits for a guest. Any thread may hold one, and it does not keep the guest
-/// alive.
+/// Interrupts the thread that waits for a guest. Any thread may hold a handle, and it does not keep
+/// the guest alive.
 #[derive(Clone, Debug)]
 pub struct InterruptHandle(pub(crate) Arc<Bell>);
 
 impl InterruptHandle {
-    /// Makes the call that waits for the guest, or the next one that does, return
-    /// [`GuestError::Interrupted`](crate::GuestError::Interrupted). The guest itself goes on. Safe
-    /// to call from a signal handler.
+    /// Makes the call that waits for the guest, or the next such call, return
+    /// [`GuestError::Interrupted`](crate::GuestError::Interrupted). The guest itself keeps running.
+    /// Safe to call from a signal handler.
     pub fn interrupt(&self) {
         self.0.interrupt();
     }

@@ -1,12 +1,12 @@
-//! Boot: the image, the start information, and the CPU's first state.
+//! Boot: the image, the start information, and the CPU's initial state.
 //!
-//! The first MiB is the loader's: start information, memory map, command line and control region
-//! lie there, and the image above. What the kernel is told is Xen's `hvm_start_info` (version 1).
-//! How it is entered is for its notes to say:
+//! The first MiB belongs to the loader: it holds the start information, memory map, command line
+//! and control region. The image lies above. The start information is Xen's `hvm_start_info`
+//! (version 1). The kernel's notes say how it is entered:
 //!
-//! - directly, in long mode ([`vmkern_abi::entry`]), as the kernel that is built in wants it;
+//! - directly, in long mode ([`vmkern_abi::entry`]), like the built-in kernel;
 //! - by PVH: 32-bit protected mode, paging off, flat segments, EBX at the start information. A
-//!   kernel without vmkern's note is entered so, as by any other loader.
+//!   kernel without vmkern's note is entered in this way, as by any other loader.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -30,19 +30,19 @@ use crate::inspect::NotRam;
 use crate::kernel::elf::{Entry, Plan, Segment};
 use vmkern_inspect::ram::ram_ranges;
 
-/// Where the start information lies. Memory map and command line follow in the same page, the
-/// control region behind it: all that a boot touches here lies in one group of [`PREFETCH`] pages,
-/// and costs it one fault.
+/// Where the start information lies. Memory map and command line follow in the same page, and the
+/// control region in the next: everything that a boot touches here lies in one group of
+/// [`PREFETCH`] pages and costs one fault.
 const START_INFO: GuestPhys = GuestPhys::new(0x8000);
 /// Where the memory map lies.
 const MEMORY_MAP: GuestPhys = GuestPhys::new(0x8080);
-/// Where the command line lies. It is short as a rule, and may go on for pages.
+/// Where the command line lies. It is usually short, but may extend over several pages.
 const COMMAND_LINE: GuestPhys = GuestPhys::new(0x8100);
 /// Where the control region lies.
 pub(crate) const CONTROL: GuestPhys = GuestPhys::new(0x9000);
 /// Where its log lies. The kernel writes less than a page of it before it is ready.
 const LOG: GuestPhys = CONTROL.add(offset_of!(ControlRegion, log) as u64);
-/// Where what the loader places ends: memory that a PC's firmware would use begins here.
+/// The end of the loader's area: memory that a PC's firmware would use begins here.
 pub(super) const LOADER_END: GuestPhys = GuestPhys::new(0xa_0000);
 
 const _: () = {
@@ -66,11 +66,12 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// `XEN_HVM_MEMMAP_TYPE_RAM`.
 const MEMMAP_RAM: u32 = 1;
 
-/// Zeros behind a segment's content that are foreseen, in bytes. A file may claim any number.
+/// The most zeros after a segment's content that are populated in advance, in bytes. A file may
+/// claim any number.
 const ZEROS_FORESEEN: u64 = 1 << 20;
 
-/// What a boot of the kernel that `plan` describes touches in a guest with `memory` bytes,
-/// foreseen: what the loader writes, the image, and what [`BootRegion`] says.
+/// The memory that a boot of `plan`'s kernel will touch in a guest with `memory` bytes: the
+/// loader's area, the image, and the regions of [`BootRegion`].
 pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>> {
     let zeros = |segment: &Segment| segment.start.add(segment.file.len() as u64 + ZEROS_FORESEEN);
     let touched =
@@ -85,19 +86,19 @@ pub(crate) fn touched_by_boot(plan: &Plan, memory: u64) -> Vec<Range<GuestPhys>>
     if let Some(region) = BootRegion::plan(pages.clone()) {
         touched.extend(region.touched_by_boot(pages));
     }
-    // Memory may end before a boot has what it would take of more.
+    // In a small guest, memory may end before some of these ranges do.
     touched.into_iter().filter_map(|range| within(memory, &range)).collect()
 }
 
-/// The part of `range`, which begins in a range of RAM, that lies in that one.
+/// The part of `range` that lies in the range of RAM in which it begins.
 fn within(memory: u64, range: &Range<GuestPhys>) -> Option<Range<GuestPhys>> {
     let mut parts = ram_ranges(memory).map(|ram| ram.start..ram.start.add(ram.size));
     let part = parts.find(|part| part.contains(&range.start))?;
     Some(range.start..range.end.min(part.end))
 }
 
-/// The pages that the kernel will manage, by number: behind the image and the direct map's page
-/// directories, one for each GiB in which there is RAM but the first.
+/// The pages that the kernel will manage, by number: those after the image and the direct map's
+/// page directories, one for each GiB with RAM except the first.
 fn managed(memory: u64, image_end: GuestPhys) -> Vec<(u64, u64)> {
     const GIB: u64 = 1 << 30;
     let directories = ram_ranges(memory).map(|range| range.size.div_ceil(GIB)).sum::<u64>() - 1;
@@ -107,7 +108,7 @@ fn managed(memory: u64, image_end: GuestPhys) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Writes the start information, the memory map and `command_line`, which is shorter than
+/// Writes the start information, the memory map and `command_line`, which must be shorter than
 /// [`BootArgs::MAX_LEN`].
 pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(), NotRam> {
     let map: Vec<_> = ram_ranges(ram.size())
@@ -138,24 +139,24 @@ pub(crate) fn write_start_info(ram: &GuestRam, command_line: &str) -> Result<(),
         .map_err(|_| NotRam { start: START_INFO, len: PAGE_SIZE })
 }
 
-/// How the vCPU that boots begins.
+/// How the boot vCPU begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Begin {
-    /// Where, and in which state.
+    /// The entry point and state.
     pub(crate) entry: Entry,
-    /// The privilege that the command line asks for.
+    /// The privilege that the command line requests.
     pub(crate) privilege: Privilege,
 }
 
-/// RFLAGS with nothing set but the bit that always is.
+/// RFLAGS with only the bit that is always set.
 const RFLAGS_FIXED: u64 = 2;
-/// `IA32_APIC_BASE` of the CPU that boots, after a reset: the local APIC is on, and lies where it
-/// always does.
+/// `IA32_APIC_BASE` of the boot CPU after a reset: the local APIC is enabled, at its default
+/// address.
 const APIC_BASE_OF_BOOT_CPU: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
 /// Type of a busy task-state segment.
 const TSS_BUSY: u8 = 0xb;
 
-/// Brings `vcpu` to the state in which its kernel wants to be entered.
+/// Puts `vcpu` into the state in which its kernel expects to be entered.
 pub(crate) fn set_entry_state(vcpu: &VcpuFd, begin: &Begin) -> Result<(), KvmError> {
     let (sregs, regs) = match &begin.entry {
         Entry::Pvh(entry) => pvh_state(ioctl("KVM_GET_SREGS", || vcpu.get_sregs())?, *entry),
@@ -165,7 +166,7 @@ pub(crate) fn set_entry_state(vcpu: &VcpuFd, begin: &Begin) -> Result<(), KvmErr
     ioctl("KVM_SET_REGS", || vcpu.set_regs(&regs))
 }
 
-/// A present segment of all addresses below 4 GiB: neither 32-bit nor 64-bit code yet.
+/// A present segment of all addresses below 4 GiB. The caller sets the code size.
 fn flat(type_: u8, selector: u16) -> kvm_segment {
     kvm_segment { limit: u32::MAX, selector, type_, present: 1, s: 1, g: 1, ..Default::default() }
 }
@@ -194,15 +195,15 @@ fn pvh_state(old: kvm_sregs, entry: GuestPhys) -> (kvm_sregs, kvm_regs) {
     (sregs, regs)
 }
 
-/// The state in which a kernel with this note is entered. It is the whole of it, so that KVM need
-/// not be asked.
+/// The state in which a kernel with this note is entered. It is complete, so KVM need not be asked
+/// for the old one.
 fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs) {
-    // 1. What a processor makes of a null selector. The bases of FS and GS count all the same.
+    // 1. The segment of a null selector. The bases of FS and GS still count.
     let null = kvm_segment { unusable: 1, ..Default::default() };
     let table =
         |base: GuestVirt, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
     let (ds, es, fs, ss, ldt) = (null, null, null, null, null);
-    // 2. 64-bit mode, on the page tables that the note names.
+    // 2. 64-bit mode, with the page tables that the note names.
     let sregs = kvm_sregs {
         cs: kvm_segment { l: 1, ..flat(0xb, entry::CS) },
         ds,
@@ -244,7 +245,7 @@ fn direct_state(note: &EntryNote, privilege: Privilege) -> (kvm_sregs, kvm_regs)
 mod tests {
     use super::*;
 
-    /// What a vCPU is given for a kernel with this note.
+    /// The initial state of a vCPU for a kernel with this note.
     fn direct(privilege: Privilege) -> (kvm_sregs, kvm_regs) {
         let note = EntryNote {
             version: entry::VERSION,
@@ -267,7 +268,7 @@ mod tests {
     #[test]
     fn the_state_of_a_direct_entry_is_one_that_a_processor_can_be_in() {
         let (sregs, regs) = direct(Privilege::Auto);
-        // SDM volume 3, sections 4.1.1 and 27.3.1: what long mode and VM entry ask for.
+        // SDM volume 3, sections 4.1.1 and 27.3.1: requirements of long mode and VM entry.
         let (pe, pg, pae, lme_lma) = (1, 1 << 31, 1 << 5, 1 << 8 | 1 << 10);
         assert_eq!(
             (sregs.cr0 & (pe | pg), sregs.cr4 & pae, sregs.efer & lme_lma),

@@ -1,4 +1,4 @@
-//! The vCPUs of one guest, together: when one ends, all do, and they are held together.
+//! The vCPUs of one guest as a group: when one ends, all end, and they are held together.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use super::vcpu::{VcpuEnd, VcpuState};
 use crate::deadline;
 use crate::inspect::{Standing, Unstoppable};
 
-/// What the vCPUs of a guest have in common.
+/// State that the vCPUs of a guest share.
 #[derive(Debug)]
 pub(crate) struct Crew {
     /// Rung by the guest's doorbell, and at a vCPU's end.
     pub(crate) bell: Arc<Bell>,
-    /// How the first of them ended: the guest's end. Set before the bell rings for it.
+    /// How the first of them ended, which ends the guest. Set before the bell rings for it.
     pub(crate) end: OnceLock<VcpuEnd>,
     /// The TSC's frequency in kHz. Known before any of them runs.
     pub(crate) tsc_khz: OnceLock<u32>,
-    /// What they demand of page-table entries, by their CPUID. Known before any of them runs.
+    /// Their requirements of page-table entries, from their CPUID. Known before any of them runs.
     pub(crate) paging: OnceLock<Paging>,
     members: OnceLock<Vec<Weak<VcpuState>>>,
 }
@@ -36,7 +36,7 @@ impl Crew {
         (crew, members)
     }
 
-    /// One of the vCPUs has ended: stops the others, and tells whoever waits for the guest.
+    /// One of the vCPUs has ended: stops the others, and wakes the thread that waits for the guest.
     pub(super) fn ended(&self, end: &VcpuEnd) {
         if self.end.set(end.clone()).is_ok() {
             self.stop();
@@ -44,13 +44,13 @@ impl Crew {
         self.bell.ring();
     }
 
-    /// Whether the first vCPU, which answers, needs the CPU that runs this.
+    /// Whether the first vCPU, which answers requests, needs the CPU that runs this.
     pub(crate) fn needs_this_cpu(&self) -> bool {
         let first = self.members.get().and_then(|members| members.first()?.upgrade());
         first.is_some_and(|vcpu| vcpu.is_here())
     }
 
-    /// Tells all vCPUs to stop. Their ends follow soon. May be called again.
+    /// Tells all vCPUs to stop. They end soon after. May be called again.
     pub(crate) fn stop(&self) {
         self.members
             .get()
@@ -66,26 +66,27 @@ impl Crew {
 #[must_use = "the vCPUs go on when this is dropped"]
 pub(crate) struct HeldCrew<'a> {
     _held: Vec<Held<'a>>,
-    /// [`Standing::Quiescent`] when all of them stand at a quiescent point.
+    /// [`Standing::Quiescent`] if all of them stand at a quiescent point.
     pub(crate) standing: Standing,
 }
 
-/// Holds all vCPUs outside of the guest until the returned value is dropped: at quiescent points if
-/// they come to one soon, for which `ask` sends one an interrupt, at points of loops that own
-/// mutexes when half of `limit` has passed, of which `hurry` tells the guest, and anywhere when all
-/// of it has. A halted vCPU is at such a point already, and is not woken; one that has ended is
-/// held where it ended; those that are held stay where they are. Those that were let go a moment
-/// ago run first for a moment: looks without end do not stop a guest.
+/// Holds all vCPUs outside the guest until the returned value is dropped. They are held at
+/// quiescent points if they reach one soon; `ask` sends a vCPU an interrupt for that. After half of
+/// `limit`, `hurry` tells the guest, and points inside loops with mutexes held will do. After all
+/// of it, a vCPU is held anywhere. A halted vCPU is at a quiescent point already and is not woken;
+/// one that has ended counts as held where it ended; one that is already held stays where it is.
+/// vCPUs that were released a moment ago first run for a moment, so repeated looks do not stop a
+/// guest.
 ///
 /// # Errors
-/// When a vCPU's thread does not come out of the host's kernel.
+/// When a vCPU's thread does not return from the host's kernel.
 pub(crate) fn pause<'a>(
     vcpus: &'a [Arc<VcpuState>],
     limit: Duration,
     ask: impl Fn(&VcpuState),
     hurry: impl Fn(),
 ) -> Result<HeldCrew<'a>, Unstoppable> {
-    // 1. The call, to all at once. A vCPU that is held already stays as it is.
+    // 1. Call all of them at once. A vCPU that is held already stays where it is.
     vcpus.iter().for_each(|vcpu| vcpu.let_run());
     let mut held = Vec::with_capacity(vcpus.len());
     let mut ours = Vec::with_capacity(vcpus.len());
@@ -100,7 +101,7 @@ pub(crate) fn pause<'a>(
         }
         held.push(hold);
     }
-    // 2. All at the gate. One that stands anywhere may go on to a quiescent point.
+    // 2. Bring all to the gate. One that stands anywhere may continue to a quiescent point.
     let mut moving = Vec::new();
     for vcpu in ours {
         match vcpu.bring_to_gate()? {
@@ -112,7 +113,7 @@ pub(crate) fn pause<'a>(
         vcpu.let_go_to_quiescent_point();
         ask(vcpu);
     }
-    // 3. Half of the time, then a hurry, then the other half.
+    // 3. Wait half of the time, then hurry the guest, then wait the other half.
     let mut late = moving;
     for deadline in [deadline::after(limit / 2), deadline::after(limit)] {
         late.retain(|vcpu| {
@@ -124,7 +125,7 @@ pub(crate) fn pause<'a>(
             hurry();
         }
     }
-    // 4. Those that found none are held where they are.
+    // 4. Hold those that reached no such point where they are.
     for vcpu in late {
         standings.push(vcpu.bring_to_gate()?);
     }

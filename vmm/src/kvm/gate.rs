@@ -1,11 +1,11 @@
-//! The gate at which a vCPU's thread waits while somebody looks at its guest.
+//! The gate at which a vCPU's thread waits while its guest is inspected.
 //!
-//! The thread passes it whenever it comes out of the guest. The gate has three positions: open,
-//! closed for a vCPU that stands at a quiescent point ([`Standing::Quiescent`]), and closed for
-//! all. An open gate costs one load.
+//! The thread passes it each time it exits from the guest. The gate has three positions: open,
+//! closed for a vCPU at a quiescent point ([`Standing::Quiescent`]), and closed for all. An open
+//! gate costs one load.
 //!
-//! Whoever looks again and again must not keep the vCPU for ever: one that has been let go is held
-//! anew only after it has left the gate and had [`SHARE`] to run.
+//! Repeated looks must not stop the vCPU forever: once released, it is held again only after it has
+//! left the gate and has had [`SHARE`] to run.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,19 +14,19 @@ use std::time::{Duration, Instant};
 
 use crate::inspect::Standing;
 
-/// How long a vCPU may run at least between two times that it is held: enough to enter the guest
-/// and to take an interrupt there.
+/// The least time for which a vCPU runs between two holds: enough to enter the guest and to take an
+/// interrupt there.
 const SHARE: Duration = Duration::from_micros(100);
 
-/// Whom the gate lets pass.
+/// Which vCPUs the gate lets pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Position {
-    /// Everybody.
+    /// All.
     Open = 0,
-    /// Everybody but a vCPU that said that it stands still.
+    /// All but a vCPU at a quiescent point.
     HoldsQuiescent = 1,
-    /// Nobody.
+    /// None.
     Closed = 2,
 }
 
@@ -41,11 +41,11 @@ pub(super) struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Where the vCPU stands, while it waits here.
+    /// Where the vCPU stands, while it waits at the gate.
     parked: Option<Standing>,
-    /// Values of [`Held`].
+    /// The number of [`Held`] values.
     holders: usize,
-    /// When the vCPU last left.
+    /// When the vCPU last left the gate.
     left: Option<Instant>,
 }
 
@@ -54,7 +54,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the gate. A vCPU that stands there and may pass now goes on.
+    /// Sets the position. A waiting vCPU that may now pass continues.
     pub(super) fn set(&self, position: Position) {
         let _state = self.lock();
         self.position.store(position as u8, Ordering::SeqCst);
@@ -71,8 +71,8 @@ impl Gate {
         }
     }
 
-    /// Waits until the vCPU's thread stands at the gate and is not about to pass; says where, or
-    /// nothing when `limit` has passed before.
+    /// Waits until the vCPU's thread waits at the gate and will not pass. Returns where the vCPU
+    /// stands, or `None` if `limit` has passed.
     pub(super) fn wait_parked(&self, limit: Duration) -> Option<Standing> {
         let is_away = |state: &mut State| state.parked.is_none_or(|standing| !self.holds(standing));
         let (state, waited) = self
@@ -82,9 +82,9 @@ impl Gate {
         if waited.timed_out() { None } else { state.parked }
     }
 
-    /// Passes the gate: at once when it lets a vCPU with this standing through, else when it does.
-    /// `standing` is asked only when the gate is not open, and before anybody is told that the
-    /// thread stands here.
+    /// Passes the gate, after a wait if its position does not let a vCPU with this standing pass.
+    /// `standing` is called only if the gate is not open, and before the thread is reported to wait
+    /// here.
     pub(super) fn pass(&self, standing: impl FnOnce() -> Standing) {
         if self.position.load(Ordering::SeqCst) == Position::Open as u8 {
             return;
@@ -101,7 +101,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits until a vCPU that nobody holds any more has left the gate, and has had its share.
+    /// Waits until a vCPU that was released has left the gate and has had its share.
     pub(super) fn wait_gone(&self) {
         let is_about_to_go = |state: &mut State| state.holders == 0 && state.parked.is_some();
         let state = self
@@ -116,8 +116,7 @@ impl Gate {
     }
 }
 
-/// Keeps a vCPU held, together with all others of its kind: the gate opens when the last of them is
-/// dropped.
+/// Keeps a vCPU held. The gate opens when the last such value is dropped.
 #[derive(Debug)]
 #[must_use = "the vCPU goes on when this is dropped"]
 pub(crate) struct Held<'a> {
@@ -127,7 +126,7 @@ pub(crate) struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    /// One more holder, and whether he is the first: then it is his to bring the vCPU to the gate.
+    /// Another holder, and whether it is the first: the first must bring the vCPU to the gate.
     pub(super) fn new(gate: &'a Gate) -> (Self, bool) {
         let mut state = gate.lock();
         state.holders += 1;

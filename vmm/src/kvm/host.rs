@@ -1,4 +1,4 @@
-//! `/dev/kvm`: opening it, and saying what to do when that is not possible.
+//! `/dev/kvm`: opens it, or reports what to do if that is not possible.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::system::limits::{is_shortage, remedy};
 /// The device.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
-/// Capabilities without which no guest runs, with their names in the KVM API.
+/// Capabilities that every guest needs, with their names in the KVM API.
 pub(crate) const REQUIRED: [(u32, &str); 6] = [
     (kvm_bindings::KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"),
     (kvm_bindings::KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"),
@@ -39,13 +39,13 @@ pub struct NoKvm {
 pub enum Missing {
     /// `/dev/kvm` does not exist.
     Device,
-    /// This user may not open `/dev/kvm`, who may is said here.
+    /// This user may not open `/dev/kvm`; holds who may.
     Permission(NodeAccess),
-    /// `/dev/kvm` is there but cannot be used, with the system's error number.
+    /// `/dev/kvm` exists but cannot be used; holds the system's error number.
     Unusable(i32),
-    /// KVM speaks another version of its API.
+    /// KVM has another version of its API.
     ApiVersion(i32),
-    /// KVM lacks a capability, by its name.
+    /// KVM lacks the capability of this name.
     Capability(&'static str),
 }
 
@@ -115,11 +115,11 @@ impl fmt::Display for NoKvm {
 
 fn cpu_vendor_is_amd() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
-    // "AuthenticAMD" and "HygonGenuine", by EBX.
+    // "AuthenticAMD" and "HygonGenuine" begin with these four bytes, in EBX.
     leaf.ebx == u32::from_le_bytes(*b"Auth") || leaf.ebx == u32::from_le_bytes(*b"Hygo")
 }
 
-/// What it means that opening `/dev/kvm` fails with `errno`.
+/// What is missing if opening `/dev/kvm` fails with `errno`.
 fn obstacle(errno: i32) -> Missing {
     match errno {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => Missing::Device,
@@ -128,7 +128,7 @@ fn obstacle(errno: i32) -> Missing {
     }
 }
 
-/// Opens `/dev/kvm` without looking for capabilities.
+/// Opens `/dev/kvm` without checking its capabilities.
 ///
 /// # Errors
 /// [`NoKvm`], with what would help.
@@ -152,7 +152,7 @@ pub(crate) fn offers(kvm: &Kvm, capability: u32) -> Result<bool, NoKvm> {
     Ok(answer > 0)
 }
 
-/// Opens `/dev/kvm` and makes sure that it has what a guest needs.
+/// Opens `/dev/kvm` and checks that it has the capabilities that a guest needs.
 ///
 /// # Errors
 /// [`NoKvm`], with what would help.

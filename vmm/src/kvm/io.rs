@@ -1,8 +1,8 @@
-//! What a vCPU's thread needs of the devices, and what they may demand of it.
+//! The interface between a vCPU's thread and the devices.
 //!
-//! **Protocol.** A vCPU that touches a port, or a physical address without memory, comes out of the
-//! guest. Its thread has [`Io`] serve the access and does what the answer demands before the vCPU
-//! goes on. Several vCPUs may call at once. A device does not block: whatever takes time is for a
+//! **Protocol.** A vCPU that accesses a port, or a physical address without memory, exits from the
+//! guest. Its thread calls [`Io`] to serve the access, and carries out the [`Demand`] before the
+//! vCPU continues. Several vCPUs may call at once. A device must not block: slow work belongs in a
 //! thread of its own.
 
 use std::fmt;
@@ -21,20 +21,20 @@ impl fmt::Display for Port {
     }
 }
 
-/// What an access demands of the vCPU's thread.
+/// What a device demands of the vCPU's thread after an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
     /// Nothing.
     Nothing,
-    /// The guest leaves, with this value.
+    /// The guest exits, with this value.
     Exit(u8),
-    /// The vCPU waits for another one: somebody else should run.
+    /// The vCPU waits for another one: yield the host's CPU.
     Yield,
-    /// The guest can stand still here.
+    /// The vCPU can be held here.
     Stand(Standing),
 }
 
-/// What serves the accesses of a guest's vCPUs.
+/// Serves the accesses of a guest's vCPUs.
 pub(crate) trait Io: fmt::Debug + Send + Sync {
     /// The guest read `port`: one access, or several of a string instruction.
     fn read_port(&self, port: Port, data: &mut [u8]);

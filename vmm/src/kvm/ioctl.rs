@@ -1,11 +1,11 @@
-//! Asking KVM for something, whatever else the process gets to hear meanwhile.
+//! KVM's ioctls, repeated when a signal or a shortage interrupts them.
 //!
-//! An ioctl gives EINTR when a signal is pending, also one that does nothing to the process: a stop
-//! and a continue (Ctrl-Z and `fg`, a debugger, a freezer). It gives EAGAIN when the host cannot
-//! make a thread for it just now. Neither is an answer: [`ioctl`] asks again, after EINTR for as
-//! long as it takes and after EAGAIN for as long as [`Patience`] lasts, because a limit of threads
-//! may stay where it is for ever. Every ioctl goes through it but `KVM_RUN`, for which EINTR is the
-//! news that somebody wants the vCPU; its loop has a [`Patience`] of its own.
+//! An ioctl returns EINTR when a signal is pending, even one that has no effect on the process: a
+//! stop and a continue (Ctrl-Z and `fg`, a debugger, a freezer). It returns EAGAIN when the host
+//! cannot create a thread for it at the moment. Neither is a result, so [`ioctl`] tries again:
+//! after EINTR without a limit, and after EAGAIN for as long as [`Patience`] lasts, because a limit
+//! of threads may never be raised. Every ioctl goes through it except `KVM_RUN`, for which EINTR
+//! means that the vCPU is wanted; its loop has a [`Patience`] of its own.
 
 use std::thread;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use kvm_ioctls::Error;
 
 use super::KvmError;
 
-/// How often EAGAIN is followed by the next try at once.
+/// How many times EAGAIN is followed by an immediate retry.
 const TRIES_AT_ONCE: u32 = 16;
-/// How often a try waits for the host first.
+/// How many further retries wait for the host first.
 const TRIES_LATER: u32 = 50;
-/// How long such a try waits: no event says that there is a thread again.
+/// How long such a retry waits: no event reports that a thread is available again.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often in a row EAGAIN is taken for "not now". In all it lasts half a second.
+/// Counts consecutive EAGAINs that mean "try again". In total it lasts half a second.
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
     tries: u32,
 }
 
 impl Patience {
-    /// Notes an EAGAIN, and waits where that may help. Whether to try again.
+    /// Notes an EAGAIN, and waits if that may help. Returns whether to try again.
     pub(crate) fn lasts(&mut self) -> bool {
         self.tries += 1;
         if self.tries > TRIES_AT_ONCE {
@@ -37,14 +37,14 @@ impl Patience {
         self.tries < TRIES_AT_ONCE + TRIES_LATER
     }
 
-    /// Something was done since: the next EAGAIN is the first.
+    /// A call has succeeded: the next EAGAIN counts as the first.
     pub(crate) fn restore(&mut self) {
         self.tries = 0;
     }
 }
 
-/// Calls `call`, again where the answer is "not now", until there is another. `operation` names it
-/// in an error.
+/// Calls `call` until its result is neither EINTR nor a tolerable EAGAIN. `operation` names it in
+/// an error.
 pub(crate) fn ioctl<T>(
     operation: impl Into<String>,
     mut call: impl FnMut() -> Result<T, Error>,
@@ -59,8 +59,8 @@ pub(crate) fn ioctl<T>(
     }
 }
 
-/// The answer of an ioctl that gives a number, and a negative one with the error in `errno` when it
-/// fails.
+/// The result of an ioctl that returns a number, or a negative number with the error in `errno`
+/// when it fails.
 pub(crate) fn number(answer: i32) -> Result<i32, Error> {
     if answer < 0 { Err(Error::last()) } else { Ok(answer) }
 }
@@ -69,7 +69,8 @@ pub(crate) fn number(answer: i32) -> Result<i32, Error> {
 mod tests {
     use super::*;
 
-    /// Gives `errno` so often, then 7; and how often it was asked.
+    /// The result of a call that fails with `errno` `refusals` times and then returns 7, and the
+    /// number of calls.
     fn after(errno: i32, refusals: u32) -> (Result<u32, KvmError>, u32) {
         let mut asked = 0;
         let answer = ioctl("KVM_FAKE", || {

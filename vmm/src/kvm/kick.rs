@@ -1,12 +1,11 @@
-//! Getting a vCPU's thread out of `KVM_RUN`.
+//! Kicks: making a vCPU's thread return from `KVM_RUN`.
 //!
-//! A signal alone is lost when it arrives just before the thread enters `KVM_RUN`; the
-//! `immediate_exit` byte alone is not seen by a thread that is inside. Both together leave no gap:
-//! the byte is set first, then the signal is sent, and the thread looks at its orders whenever
+//! A signal alone is lost if it arrives just before the thread enters `KVM_RUN`; the
+//! `immediate_exit` byte alone is not noticed by a thread that is inside. Together they leave no
+//! gap: the byte is set first, then the signal is sent, and the thread checks its orders each time
 //! `KVM_RUN` returns.
 //!
-//! The signal is a real-time signal whose handler does nothing; it is installed once in a process's
-//! life.
+//! The signal is a real-time signal whose handler does nothing; it is installed once per process.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -19,7 +18,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::KvmError;
 
-/// Which real-time signal, counted from the first.
+/// The number of the real-time signal, counted from the first.
 const SIGNAL_OFFSET: libc::c_int = 7;
 
 extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -37,16 +36,15 @@ fn signal() -> Result<libc::c_int, KvmError> {
         })
 }
 
-/// The byte that makes a vCPU return from `KVM_RUN`. It is written by two threads, and as an atomic
-/// alone.
+/// The byte that makes a vCPU return from `KVM_RUN`. Two threads write it, and only as an atomic.
 #[derive(Clone, Copy)]
 struct ImmediateExit(NonNull<AtomicU8>);
 
 impl ImmediateExit {
-    /// The byte of `vcpu`. It lies in the vCPU's mapped `kvm_run`, and is there until that is
+    /// The byte of `vcpu`. It lies in the vCPU's `kvm_run`, which is mapped until the vCPU is
     /// dropped.
     fn of(vcpu: &mut VcpuFd) -> Self {
-        // `AtomicU8` is laid out as `u8` is.
+        // `AtomicU8` has the layout of `u8`.
         Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit).cast())
     }
 
@@ -55,8 +53,8 @@ impl ImmediateExit {
     /// # Safety
     /// The vCPU is alive.
     unsafe fn store(self, value: u8) {
-        // SAFETY: the byte is mapped while the vCPU lives, and nobody in this process writes it in
-        // any other way.
+        // SAFETY: the byte is mapped while the vCPU lives, and this process writes it in no other
+        // way.
         unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
 }
@@ -75,7 +73,7 @@ unsafe impl Send for Target {}
 pub(crate) struct KickSlot(Mutex<Option<Target>>);
 
 impl KickSlot {
-    /// Makes the vCPU's thread return from `KVM_RUN` now, or at once when it enters it next. Does
+    /// Makes the vCPU's thread return from `KVM_RUN` now, or as soon as it enters it next. Does
     /// nothing before the vCPU exists and after its end.
     pub(crate) fn kick(&self) {
         let slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,7 +94,7 @@ impl std::fmt::Debug for KickSlot {
     }
 }
 
-/// A vCPU that can be kicked. Stays on the thread that made it.
+/// A vCPU that can be kicked. It stays on the thread that created it.
 pub(crate) struct KickableVcpu {
     vcpu: VcpuFd,
     immediate_exit: ImmediateExit,
@@ -105,7 +103,7 @@ pub(crate) struct KickableVcpu {
 }
 
 impl KickableVcpu {
-    /// Puts `vcpu`, which this thread is going to run, into `slot`.
+    /// Puts `vcpu`, which this thread will run, into `slot`.
     pub(crate) fn new(mut vcpu: VcpuFd, slot: Arc<KickSlot>) -> Result<Self, KvmError> {
         let number = signal()?;
         unblock_signal(number).map_err(|error| {
@@ -119,7 +117,7 @@ impl KickableVcpu {
         Ok(Self { vcpu, immediate_exit, slot, _this_thread: PhantomData })
     }
 
-    /// Takes note of a kick: the next `KVM_RUN` runs again.
+    /// Acknowledges a kick, so the next `KVM_RUN` runs the guest again.
     pub(crate) fn acknowledge(&mut self) {
         // SAFETY: the vCPU is a field of this value.
         unsafe { self.immediate_exit.store(0) };

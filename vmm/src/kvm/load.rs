@@ -1,23 +1,24 @@
-//! The guest's memory as its boot expects it: the image is in place, and the pages that the boot is
-//! going to touch are present.
+//! Prepares the guest's memory for its boot: loads the image, and makes the pages present that the
+//! boot will touch.
 //!
-//! Where KVM shadows page tables, the first touch of a page is a fault that costs 12 to 26 us,
-//! nearly all of it the way out of the guest and back. KVM fills the entries of the seven pages
-//! beside it at no cost when the host has them present, and the kernel is laid out so that what its
-//! boot touches lies side by side. So the host makes those pages present, in bulk, at 1 to 2 us
-//! each. It writes them first, the image's and the zeros between, by the file behind the memory:
-//! the host does not clear a page that is overwritten, and the lock over this process's address
-//! space, which the vCPU needs as well when it is made, is held only while pages are mapped.
+//! With shadow page tables, the first touch of a page is a fault that costs 12 to 26 us, nearly all
+//! of it for the exit from the guest and the return. If the seven neighbouring pages are present in
+//! the host, KVM fills their entries in the same fault at no cost, and the kernel's layout keeps
+//! the pages that its boot touches together. So the host makes those pages present, in bulk, at 1
+//! to 2 us each. It first writes them, the image's bytes and the zeros in between, through the file
+//! that backs the memory: the host does not clear a page that is overwritten, and the lock of this
+//! process's address space, which the creation of the vCPU needs, too, is held only while pages are
+//! mapped.
 //!
-//! **Protocol.** The work is cut into pieces, each of which one thread takes. Two threads do so,
-//! each while it has nothing better to do: that of the first vCPU until there is a VM, and the
-//! launching one when there is. Both at once are hardly faster than one, as the host adds pages to
-//! a file under a lock. The vCPU runs when both have found no piece left, each having done its own:
-//! then all are done.
+//! **Protocol.** The work is divided into pieces, each of which one thread takes. Two threads do
+//! so, each while it has nothing better to do: the first vCPU's thread until the VM exists, and the
+//! launching thread after that. Both at once are hardly faster than one, because the host adds
+//! pages to a file under a lock. The vCPU runs when both threads have finished their pieces and
+//! found no other: then all pieces are done.
 //!
-//! Presence is a matter of speed alone. A page that was not foreseen costs its fault; one that was
-//! foreseen in vain costs a page of the host's memory; a kernel of the host that cannot do it
-//! (before 5.14) leaves everything to faults.
+//! Presence only affects speed. A page that was not foreseen costs a fault; one that was foreseen
+//! in vain costs a page of the host's memory; with a host kernel that lacks the call (before 5.14),
+//! every page costs a fault.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,11 +32,12 @@ use super::memory::GuestRam;
 use crate::kernel::KernelImage;
 use crate::kernel::elf::{Plan, Segment};
 
-/// Bytes of a piece, at most. Between two a thread looks whether there is something better to do.
+/// The most bytes of a piece. Between two pieces a thread checks whether it has something better to
+/// do.
 const PIECE: usize = 64 << 10;
 const _: () = assert!((PIECE as u64).is_multiple_of(PREFETCH * PAGE_SIZE));
 
-/// What a piece holds where the image has nothing.
+/// The content of a piece outside the image.
 static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// The work.
@@ -50,8 +52,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Nothing is done yet. `plan` is that of `image` for memory of the size of `ram`, which is all
-    /// zero.
+    /// Work that has not begun. `plan` is the plan of `image` for memory of the size of `ram`,
+    /// which is all zeros.
     pub(crate) fn new(ram: Arc<GuestRam>, image: KernelImage, plan: &Plan) -> Self {
         let pieces = pieces(&touched_by_boot(plan, ram.size()));
         Self {
@@ -64,35 +66,35 @@ impl Load {
         }
     }
 
-    /// Does a piece of it. False when there is nothing left to begin.
+    /// Does one piece. Returns false when no piece is left.
     pub(crate) fn work(&self) -> bool {
         let piece = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed));
         piece.inspect(|piece| self.fill(piece)).is_some()
     }
 
-    /// Tells a thread that only passes its time with this to stop. KVM waits for a grace period of
-    /// its SRCU when it is shown the guest's memory, and a worker of the host's first CPU ends that
-    /// period. A thread that works in the host's kernel without a pause delays that worker by up to
+    /// Tells a thread that works here only to pass the time to stop. When KVM receives the guest's
+    /// memory, it waits for a grace period of its SRCU, which a worker on the host's first CPU
+    /// ends. A thread that works in the host's kernel without a pause delays that worker by up to
     /// 200 us.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Ordering::Relaxed);
     }
 
-    /// Does a piece of it to pass the time. False when there is nothing left to begin, and after
+    /// Does one piece to pass the time. Returns false when no piece is left, and after
     /// [`Load::hold`].
     pub(crate) fn pass_time(&self) -> bool {
         !self.is_held.load(Ordering::Relaxed) && self.work()
     }
 
-    /// Does all that no thread has begun.
+    /// Does all pieces that no thread has begun.
     pub(crate) fn finish(&self) {
         while self.work() {}
     }
 
-    /// Writes `piece`, what the image has there and zeros where it has nothing, and makes its pages
+    /// Writes `piece`, which is the image's bytes and zeros outside the image, and makes its pages
     /// present.
     fn fill(&self, piece: &Range<GuestPhys>) {
-        // What the loader hands over is written meanwhile.
+        // The loader's own area is written at the same time, by others.
         if piece.start >= LOADER_END {
             self.write(piece);
         }
@@ -104,7 +106,7 @@ impl Load {
         let zeros =
             |from: GuestPhys, to: GuestPhys| &ZEROS[..usize::try_from(to.since(from)).unwrap_or(0)];
         let mut at = piece.start;
-        // They are in order, and there may be many.
+        // The segments are sorted, and there may be many.
         let first = self.segments.partition_point(|segment| segment.end <= piece.start);
         for segment in self.segments[first..].iter().take_while(|segment| segment.start < piece.end)
         {
@@ -125,7 +127,7 @@ impl Load {
     }
 }
 
-/// What of `segment`'s file lies in `piece`, and where.
+/// The part of `segment`'s bytes that lies in `piece`, and where.
 fn part(segment: &Segment, piece: &Range<GuestPhys>) -> Option<(GuestPhys, Range<usize>)> {
     let file = &segment.file;
     let start = segment.start.max(piece.start);
@@ -135,8 +137,8 @@ fn part(segment: &Segment, piece: &Range<GuestPhys>) -> Option<(GuestPhys, Range
     Some((start, first..first + len))
 }
 
-/// The whole pages of `ranges`, each once, in pieces. KVM fills no entry of a group when a page
-/// before the one that is touched is missing; those behind it do not matter.
+/// The whole pages of `ranges`, each once, divided into pieces. KVM fills no entry of a group if a
+/// page below the touched one is missing; pages above it do not matter.
 fn pieces(ranges: &[Range<GuestPhys>]) -> Vec<Range<GuestPhys>> {
     let group = |at: GuestPhys| at.get() & !(PREFETCH * PAGE_SIZE - 1);
     let past = |at: GuestPhys| at.get().next_multiple_of(PAGE_SIZE);
@@ -217,7 +219,7 @@ mod tests {
         }
     }
 
-    /// The built-in kernel with zeros behind its last segment up to `end`.
+    /// The built-in kernel, with zeros after its last segment up to `end`.
     fn ending_at(end: GuestPhys) -> (KernelImage, Plan) {
         const LAST_MEMSZ: usize = 64 + 3 * 56 + 40;
         let kernel = KernelImage::embedded();
@@ -251,7 +253,7 @@ mod tests {
         }
     }
 
-    /// Whether anything but zeros is in the page of `ram` at `at`.
+    /// Whether the page of `ram` at `at` holds anything but zeros.
     fn is_written(ram: &GuestRam, at: GuestPhys) -> bool {
         let mut bytes = vec![0; usize::try_from(PAGE_SIZE).expect("it is small")];
         ram.read(at, &mut bytes).expect("it is memory");

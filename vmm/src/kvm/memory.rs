@@ -1,12 +1,12 @@
-//! Guest RAM: one memfd, mapped once, shown to the guest as one or two ranges.
+//! Guest RAM: one memfd, mapped once, visible to the guest as one or two ranges.
 //!
 //! This is the only module that turns guest memory into Rust references, and then only into
 //! references to types made of atomic words: the guest may write at any moment. Everything else
 //! copies bytes out, bounds-checked.
 //!
-//! Nothing is populated before it is touched, so that a guest of 64 GiB costs address space alone.
-//! The mapping is aligned to 2 MiB, as guest physical addresses are, so that huge pages of the host
-//! can lie under huge pages of the guest.
+//! Pages are allocated when they are first touched, so a guest of 64 GiB costs only address space.
+//! The mapping is aligned to 2 MiB, like guest physical addresses, so huge pages of the host can
+//! back huge pages of the guest.
 
 use std::fs::File;
 use std::io;
@@ -35,14 +35,14 @@ use vmkern_inspect::ram::{HOLE_START, RamRange, ram_ranges};
 /// A huge page of the host and of the guest, in bytes.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Address space of this process, reserved and given back as one piece.
+/// Address space of this process, reserved and released as one piece.
 #[derive(Debug)]
 struct Reservation {
     base: NonNull<libc::c_void>,
     len: usize,
 }
 
-// SAFETY: the reservation is a pair of numbers; what is mapped inside is reached through vm-memory,
+// SAFETY: the reservation is a pair of numbers; the memory inside is accessed through vm-memory,
 // which is thread-safe.
 unsafe impl Send for Reservation {}
 // SAFETY: as above; the type has no methods that write.
@@ -50,7 +50,7 @@ unsafe impl Sync for Reservation {}
 
 impl Reservation {
     fn new(len: usize) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: a new mapping at an address of the kernel's choice affects no existing one.
         let base = unsafe {
             libc::mmap(
                 null_mut(),
@@ -75,7 +75,7 @@ impl Reservation {
         );
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: the range lies inside the reservation (asserted), which this value owns, so
-        // MAP_FIXED replaces only pages that nobody uses.
+        // MAP_FIXED replaces only unused pages.
         let address = unsafe {
             let wanted = self.base.as_ptr().byte_add(at);
             let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE;
@@ -91,8 +91,8 @@ impl Reservation {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the range was mapped on the lines above. A hint: what the host makes of it shows
-        // in its counters.
+        // SAFETY: the range was mapped on the lines above. The call is only a hint; the host's
+        // counters show its effect.
         let _ = unsafe { libc::madvise(address, len, libc::MADV_HUGEPAGE) };
         Ok(address.cast())
     }
@@ -100,8 +100,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: this value owns the range, and whoever used what is mapped there has been dropped
-        // before.
+        // SAFETY: this value owns the range, and every user of the memory was dropped before.
         unsafe { libc::munmap(self.base.as_ptr(), self.len) };
     }
 }
@@ -110,7 +109,7 @@ impl Drop for Reservation {
 #[derive(Clone, Copy, Debug)]
 struct FirstPage(NonNull<PageWords>);
 
-// SAFETY: what is behind the pointer is made of atomics and lives as long as the `GuestRam` that
+// SAFETY: the memory at the pointer consists of atomics and lives as long as the `GuestRam` that
 // holds it.
 unsafe impl Send for FirstPage {}
 // SAFETY: as above.
@@ -119,7 +118,7 @@ unsafe impl Sync for FirstPage {}
 /// Guest RAM.
 #[derive(Debug)]
 pub(crate) struct GuestRam {
-    // Before the reservation: dropped first.
+    // Declared before the reservation, so it is dropped first.
     memory: GuestMemoryMmap,
     size: u64,
     segments: Vec<Range<GuestPhys>>,
@@ -131,7 +130,7 @@ pub(crate) struct GuestRam {
 impl GuestRam {
     /// `size` bytes of zeroed RAM; a multiple of the page size, not 0.
     pub(crate) fn new(size: u64) -> Result<Self, KvmError> {
-        // 1. A file, and room for its mappings, on the boundary of a huge page.
+        // 1. A file, and address space for its mappings, aligned to a huge page.
         let fail = |operation: &str, error: io::Error| {
             KvmError::io(format!("{operation} for {size:#x} bytes of guest RAM"), &error)
         };
@@ -142,7 +141,7 @@ impl GuestRam {
         let reservation = Reservation::new(bytes).map_err(|error| fail("mmap", error))?;
         let address = reservation.base.as_ptr().addr();
         let mut at = address.next_multiple_of(HUGE_PAGE) - address;
-        // 2. A mapping for each range of RAM, one behind the other.
+        // 2. A mapping for each range of RAM, one after another.
         let (mut offset, mut regions) = (0, Vec::new());
         let (mut segments, mut pages) = (Vec::new(), Vec::new());
         for range in ram_ranges(size) {
@@ -165,7 +164,7 @@ impl GuestRam {
             pages.extend(NonNull::new(pointer.cast::<PageWords>()).map(FirstPage));
             (at, offset) = (at + len, offset + range.size);
         }
-        // 3. All of them as one guest's memory.
+        // 3. All of them together as the guest's memory.
         let memory = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| fail("mmap", io::Error::other(error)))?;
         Ok(Self { memory, size, segments, pages, _reservation: reservation })
@@ -188,14 +187,14 @@ impl GuestRam {
         let outside = NotRam { start: at, len: 1 };
         let (segment, FirstPage(first)) = found.next().ok_or(outside)?;
         let index = usize::try_from(at.since(segment.start) / PAGE_SIZE).map_err(|_| outside)?;
-        // SAFETY: `first` starts a page-aligned mapping as long as the segment, which is made of
-        // whole pages, for the life of `self`; the words are atomics, so that the guest may write
-        // meanwhile.
+        // SAFETY: `first` starts a page-aligned mapping as long as the segment, which consists of
+        // whole pages and lives as long as `self`; the words are atomics, so the guest may write at
+        // the same time.
         Ok(unsafe { first.add(index).as_ref() })
     }
 
-    /// The parts of RAM that somebody has touched: what the file behind it has pages for. All of
-    /// it, where the host's kernel does not tell.
+    /// The parts of RAM that were ever touched: those for which the file has pages. All of RAM, if
+    /// the host's kernel does not report it.
     pub(crate) fn populated(&self) -> Vec<Range<GuestPhys>> {
         let mut found = Vec::new();
         for (segment, region) in self.segments.iter().zip(self.memory.iter()) {
@@ -214,22 +213,21 @@ impl GuestRam {
         found
     }
 
-    /// Makes the pages of `range`, which is made of whole ones, present in this process, as far as
-    /// they are RAM and the host's kernel can.
+    /// Makes the pages of `range`, which consists of whole pages, present in this process, as far
+    /// as they are RAM and the host's kernel supports it.
     pub(crate) fn populate(&self, range: &Range<GuestPhys>) {
         let len = usize::try_from(range.end.since(range.start)).unwrap_or(0);
         if let Ok(slice) = self.memory.get_slice(GuestAddress(range.start.get()), len) {
-            // SAFETY: the slice is a mapped part of guest RAM, and its contents stay as they are.
-            // That it fails shows later, as faults. What is shared may be written as soon as it has
-            // been read, and a fault for reading maps the pages beside it as well, where there are
-            // some.
+            // SAFETY: the slice is a mapped part of guest RAM, and its contents do not change. A
+            // failure only shows later, as faults. Populating for reading is enough: a shared page
+            // may then be written, too, and a read fault also maps neighbouring pages that exist.
             let _ =
                 unsafe { libc::madvise(first_byte(&slice).cast(), len, libc::MADV_POPULATE_READ) };
         }
     }
 
-    /// Copies `bytes` in, from `start` on, which nobody has touched yet: the host clears no page
-    /// that is overwritten whole.
+    /// Copies `bytes` in, from `start` on, to memory that was never touched. The host does not
+    /// clear a page that is overwritten whole.
     pub(crate) fn write_fresh(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), NotRam> {
         let outside = NotRam { start, len: bytes.len() as u64 };
         let found = self.memory.to_region_addr(GuestAddress(start.get()));
@@ -239,12 +237,12 @@ impl GuestRam {
             region.file_offset().map(|file| file.file().write_all_at(bytes, file.start() + at.0));
         match written {
             Some(Ok(())) => Ok(()),
-            // Whatever the file refuses, the mapping has to take.
+            // If the file refuses, write through the mapping.
             _ => self.write(start, bytes),
         }
     }
 
-    /// The memory as rust-vmm's loaders want it.
+    /// The memory in the form that rust-vmm's loaders need.
     pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
@@ -269,12 +267,12 @@ impl GuestRam {
         self.memory.write_slice(bytes, GuestAddress(start.get())).map_err(|_| NotRam { start, len })
     }
 
-    /// Bytes of RAM that were ever touched, by the guest or by this process, in whole pages: the
-    /// rest takes no memory of the host's.
+    /// Bytes of RAM that were ever touched, by the guest or by this process, in whole pages. The
+    /// rest takes no memory of the host.
     pub(crate) fn resident(&self) -> u64 {
         let region = self.memory.iter().next();
         let file = region.and_then(|region| region.file_offset()).expect("guest RAM is a file");
-        // Whatever it fails with, no memory is known to be resident.
+        // On failure, report that no memory is known to be resident.
         file.file().metadata().map_or(0, |file| std::os::unix::fs::MetadataExt::blocks(&file) * 512)
     }
 
@@ -288,7 +286,7 @@ impl GuestRam {
     /// The structure of type `T` at `at`, shared with the guest for as long as the value lives. Its
     /// pages become resident as they are touched.
     ///
-    /// `T` is made of atomic words only, by its type.
+    /// `T` consists only of atomic words, as its bound guarantees.
     pub(crate) fn shared<T: FromBytes + Atomics>(
         self: &Arc<Self>,
         at: GuestPhys,
@@ -309,7 +307,7 @@ fn first_byte<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> *mut u8 {
 }
 
 fn memfd(size: u64) -> io::Result<File> {
-    // 1. A file in memory, which no program that is started inherits.
+    // 1. A file in memory, which child processes do not inherit.
     // SAFETY: the name is a C string, and the flags are memfd_create's own.
     let fd = unsafe {
         libc::memfd_create(
@@ -320,15 +318,15 @@ fn memfd(size: u64) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was opened on the line above, and nobody else knows it.
+    // SAFETY: `fd` was opened on the line above, and nothing else uses it.
     let file = unsafe { File::from_raw_fd(fd) };
-    // Past the limit the system sends a signal that ends the process, before it says no.
+    // Past the limit the system would kill the process by a signal instead of returning an error.
     if limits::current(libc::RLIMIT_FSIZE).is_some_and(|most| most < size) {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
     // 2. Its size.
     file.set_len(size)?;
-    // 3. A file that cannot shrink can never turn an access to the mapping into SIGBUS.
+    // 3. Seal the file: if it cannot shrink, an access to the mapping never causes SIGBUS.
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
     if unsafe {
         libc::fcntl(
@@ -343,11 +341,11 @@ fn memfd(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The parts of `file` between `start` and `end` that are no holes, in whole pages.
+/// The parts of `file` between `start` and `end` that are not holes, in whole pages.
 fn data(file: &File, start: u64, end: u64) -> io::Result<Vec<Range<u64>>> {
     let seek = |from: u64, whence| {
         let from = libc::off64_t::try_from(from).map_err(io::Error::other)?;
-        // SAFETY: a seek touches no memory; nobody reads or writes this file by its position.
+        // SAFETY: a seek touches no memory; this file is never read or written by its position.
         let at = unsafe { libc::lseek64(file.as_raw_fd(), from, whence) };
         u64::try_from(at).map_err(|_| io::Error::last_os_error())
     };
@@ -376,7 +374,7 @@ pub(crate) struct Shared<T: Atomics> {
     _ram: Arc<GuestRam>,
 }
 
-// SAFETY: a `Shared` hands out shared references only, to types that are made of atomics.
+// SAFETY: a `Shared` only hands out shared references, to types that consist of atomics.
 unsafe impl<T: Atomics + Sync> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Atomics + Sync> Sync for Shared<T> {}
@@ -385,9 +383,9 @@ impl<T: Atomics> Shared<T> {
     /// The structure, with a lifetime that the compiler cannot check.
     ///
     /// # Safety
-    /// The reference, and all that borrows from it, is dropped before this value.
+    /// The reference, and everything that borrows from it, must be dropped before this value.
     pub(crate) unsafe fn unbound(&self) -> &'static T {
-        // SAFETY: as in `deref`, and the caller keeps the reference inside of this value's life.
+        // SAFETY: as in `deref`, and the caller keeps the reference within this value's lifetime.
         unsafe { self.pointer.as_ref() }
     }
 }
@@ -398,7 +396,7 @@ impl<T: Atomics> Deref for Shared<T> {
     fn deref(&self) -> &T {
         // SAFETY: the pointer is aligned and points to `size_of::<T>()` mapped bytes
         // (`GuestRam::shared`), which `_ram` keeps mapped; any bytes are a `T` (`FromBytes`), and
-        // all of its words are atomics (`Atomics`), so that the guest may write meanwhile.
+        // all of its words are atomics (`Atomics`), so the guest may write at the same time.
         unsafe { self.pointer.as_ref() }
     }
 }

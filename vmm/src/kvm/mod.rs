@@ -1,11 +1,11 @@
 //! The hypervisor: one virtual machine on `/dev/kvm`.
 //!
-//! What happens in which order decides what a start and an exit cost. The memory slot comes before
-//! the interrupt controller, the interrupt controller is the split one (a local APIC in the kernel
-//! of the host, nothing else), and no ioeventfd is ever registered: the guest's doorbell is a port
-//! write that exits to the vCPU's thread, the host's is an MSI. What a vCPU needs of the host but
-//! not of its VM (the CPUID that KVM supports) is fetched on the vCPU's own thread while the VM is
-//! made.
+//! The order of the steps determines the cost of a start and of an exit. The memory slot comes
+//! before the interrupt controller, the interrupt controller is the split one (only a local APIC in
+//! the host's kernel), and no ioeventfd is ever registered: the guest's doorbell is a port write
+//! that exits to the vCPU's thread, the host's is an MSI. What a vCPU needs from the host but not
+//! from its VM (the CPUID that KVM supports) is fetched on the vCPU's own thread while the VM is
+//! created.
 
 pub(crate) mod bell;
 pub(crate) mod boot;

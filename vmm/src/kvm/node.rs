@@ -11,9 +11,9 @@ pub struct NodeAccess(Option<Node>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Node {
-    /// The owning user's name, or number where it has none.
+    /// The owning user's name, or the number if there is no name.
     owner: String,
-    /// The owning group's.
+    /// The owning group's name or number.
     group: String,
     /// The group's number.
     gid: u32,
@@ -21,11 +21,11 @@ struct Node {
     mode: u32,
 }
 
-/// Reading and writing, which KVM wants, as the bits of one of the three classes.
+/// Reading and writing, which KVM requires, as the bits of one of the three classes.
 const READ_WRITE: u32 = 0o6;
 
 impl NodeAccess {
-    /// That of `path`.
+    /// The access to `path`.
     pub(super) fn of(path: &Path) -> Self {
         let named = |file, id: u32| name(file, id).unwrap_or_else(|| id.to_string());
         Self(fs::metadata(path).ok().map(|node| Node {
@@ -39,7 +39,7 @@ impl NodeAccess {
     /// What would help, as sentences with exact commands.
     pub(super) fn remedy(&self) -> String {
         let Some(node) = &self.0 else {
-            return "Let an administrator look at it: `ls -l /dev/kvm`.".to_owned();
+            return "Ask an administrator to check it: `ls -l /dev/kvm`.".to_owned();
         };
         let Node { group, gid, mode, .. } = node;
         if mode & READ_WRITE == READ_WRITE {
@@ -48,7 +48,7 @@ impl NodeAccess {
                     grep -i denied`)."
                 .to_owned();
         }
-        // No group of root's is for users to join: it owns far more than this node.
+        // Users should not join root's group: it owns far more than this node.
         if *gid != 0 && mode >> 3 & READ_WRITE == READ_WRITE {
             return format!(
                 "Join the group that owns it: `sudo usermod -aG {group} $USER`, then log out and \
@@ -76,8 +76,8 @@ impl fmt::Display for NodeAccess {
     }
 }
 
-/// The name of `id` in `file`, `/etc/passwd` or `/etc/group`, which have it in the first field and
-/// its number in the third.
+/// The name of `id` in `file`, which is `/etc/passwd` or `/etc/group`: the name is the first field,
+/// the number the third.
 fn name(file: &str, id: u32) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let mut lines = text.lines().map(|line| line.split(':'));

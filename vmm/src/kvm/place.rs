@@ -1,23 +1,23 @@
-//! Whether a vCPU's thread needs the CPU that somebody waits on.
+//! Whether a vCPU's thread needs the CPU on which another thread polls for it.
 //!
-//! **Protocol.** The thread notes its CPU each time that it enters the guest. A thread that is
-//! about to look for an answer without sleeping compares that CPU with its own: where both are the
-//! same, the answer cannot come while it looks. The host may have moved the vCPU's thread since,
-//! without telling it. So before the note is believed, the host is asked, and the note is
-//! corrected. That costs microseconds, where a look in vain costs hundreds.
+//! **Protocol.** The thread notes its CPU each time it enters the guest. A thread that is about to
+//! poll for an answer compares that CPU with its own: if they are the same, the answer cannot come
+//! while it polls. The host may have migrated the vCPU's thread since, without its notice. So
+//! before the note is used, the host is asked, and the note is corrected. That costs microseconds,
+//! while polling in vain costs hundreds.
 
 use std::fs;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 
 use rustix::thread::{gettid, sched_getcpu};
 
-/// No CPU has this number.
+/// The number of no CPU.
 const NOWHERE: usize = usize::MAX;
-/// Where `/proc/PID/task/TID/stat` has the CPU, counted from the field behind the name
+/// The index of the CPU in `/proc/PID/task/TID/stat`, counted from the field after the name
 /// (`proc_pid_stat(5)`: field 39).
 const PROCESSOR: usize = 36;
 
-/// Where a thread was when it last said so.
+/// The CPU on which a thread last noted itself.
 #[derive(Debug)]
 pub(super) struct Place {
     thread: AtomicI32,
@@ -31,7 +31,7 @@ impl Default for Place {
 }
 
 impl Place {
-    /// The calling thread says where it is. It is always the same thread.
+    /// Notes the calling thread's CPU. It is always the same thread that calls.
     pub(super) fn note(&self) {
         if self.thread.load(Ordering::Relaxed) == 0 {
             self.thread.store(gettid().as_raw_nonzero().get(), Ordering::Relaxed);
@@ -39,7 +39,7 @@ impl Place {
         self.cpu.store(sched_getcpu(), Ordering::Relaxed);
     }
 
-    /// Whether the thread is on the CPU that runs this. A thread that never said where it is is
+    /// Whether the thread is on the CPU that runs this. A thread without a note counts as
     /// elsewhere.
     pub(super) fn is_here(&self) -> bool {
         let here = sched_getcpu();
@@ -52,10 +52,10 @@ impl Place {
     }
 }
 
-/// The CPU on which the thread of this process runs, or waits to run, or slept in.
+/// The CPU on which `thread` of this process runs, waits to run, or last ran.
 fn cpu_of(thread: i32) -> Option<usize> {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
-    // The name may hold anything, parentheses included.
+    // The name may contain anything, including parentheses.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(PROCESSOR)?.parse().ok()
 }
@@ -106,7 +106,7 @@ mod tests {
                     );
                 }
             }
-            // What the note says, but not the host.
+            // A note that the host contradicts.
             place.cpu.store(first, Ordering::Relaxed);
             stay_on(first);
             assert_eq!(place.is_here(), first == last);

@@ -1,4 +1,4 @@
-//! A vCPU's registers as KVM tells them, and the ways in which a vCPU can fail.
+//! A vCPU's registers from KVM, and the ways in which a vCPU can fail.
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use thiserror::Error;
@@ -7,7 +7,7 @@ use vmkern_abi::addr::GuestVirt;
 use super::KvmError;
 use crate::inspect::Registers;
 
-/// Registers as KVM tells them.
+/// Registers from KVM's structures.
 pub(super) fn registers(regs: &kvm_regs, sregs: &kvm_sregs) -> Registers {
     Registers {
         rip: GuestVirt::new(regs.rip),
@@ -25,14 +25,14 @@ pub(super) fn registers(regs: &kvm_regs, sregs: &kvm_sregs) -> Registers {
     }
 }
 
-/// Why a vCPU cannot go on.
+/// Why a vCPU cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CpuFault {
     /// Three exceptions, each while the one before was being delivered; or a shutdown for another
     /// reason.
     #[error("triple fault")]
     TripleFault,
-    /// KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`). Suberror 1 is an instruction that KVM
+    /// KVM could not continue (`KVM_EXIT_INTERNAL_ERROR`). Suberror 1 is an instruction that KVM
     /// cannot emulate.
     #[error("KVM internal error, suberror {suberror}{}", emulation(*.suberror, .instruction))]
     Internal {
@@ -41,13 +41,13 @@ pub enum CpuFault {
         /// The bytes at RIP, as far as they are known.
         instruction: Vec<u8>,
     },
-    /// The processor refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`), with its reason.
+    /// The processor refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
     #[error("the processor refused to enter the guest, reason {reason:#x}")]
     FailEntry {
         /// The hardware's reason.
         reason: u64,
     },
-    /// KVM stopped for a reason that this VMM never asked for.
+    /// KVM exited for a reason that this VMM does not use.
     #[error("unexpected exit {0}")]
     Unexpected(String),
     /// `KVM_RUN` failed, with the system's error number.
@@ -69,7 +69,7 @@ fn emulation(suberror: u32, instruction: &[u8]) -> String {
     text
 }
 
-/// A vCPU's end, with where it happened.
+/// A vCPU's failure, and where it happened.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("vCPU {cpu}: {fault}\n{registers}")]
 pub struct CpuFailure {
@@ -82,7 +82,7 @@ pub struct CpuFailure {
 }
 
 impl CpuFailure {
-    /// What the host was short of, where that is why the vCPU cannot go on.
+    /// The host's shortage, if that is why the vCPU cannot continue.
     pub(crate) fn shortage(&self) -> Option<KvmError> {
         let CpuFault::Run(errno) = self.fault else { return None };
         let error = KvmError { operation: format!("KVM_RUN of vCPU {}", self.cpu), errno };

@@ -1,20 +1,20 @@
-//! How many shadow pages KVM may keep for a guest.
+//! The number of shadow pages that KVM may keep for a guest.
 //!
-//! A KVM that shadows page tables (no EPT or NPT) keeps a page of its own for each table of the
-//! guest that it has followed, and for each 2 MiB that the guest maps by one entry: it maps them by
-//! the pages of the host. Unless told otherwise it keeps one for every fifty of the guest's pages,
-//! at least 64, and takes the oldest away when it wants another. A guest of 8 MiB with 64 CPUs
-//! never boots so: each CPU has a root of its own, and they throw each other out, and sparse page
-//! tables thrash likewise. So it may keep as many as there can be any use for:
+//! A KVM with shadow page tables (no EPT or NPT) keeps a page of its own for each guest table that
+//! it has followed, and for each 2 MiB that the guest maps by one entry, because it maps them by
+//! pages of the host. By default it keeps one for every fifty pages of the guest, at least 64, and
+//! evicts the oldest when it needs another. With that, a guest of 8 MiB with 64 CPUs never boots:
+//! each CPU has a root of its own, and they evict each other; sparse page tables thrash in the same
+//! way. So KVM may keep as many as can be useful:
 //!
-//! - one for each page of the guest, as each may be a table. What that costs the host is bounded by
-//!   what the guest has made tables of: a shadow page is made when its table is first walked, and a
-//!   guest that is stingy with tables never comes near the limit;
-//! - [`PER_CPU`] for each CPU: a table that several CPUs use is shadowed once, but what a CPU runs
-//!   on before it comes to the kernel's own tables (no paging, 32 bits) has roots of its own, and
-//!   so has each level below them.
+//! - one for each page of the guest, because each may be a table. The cost for the host is bounded
+//!   by the guest's tables: a shadow page is created when its table is first walked, so a guest
+//!   with few tables never comes near the limit;
+//! - [`PER_CPU`] for each CPU: a table that several CPUs use is shadowed once, but the modes in
+//!   which a CPU runs before it uses the kernel's own tables (no paging, 32 bits) have their own
+//!   roots, and their own shadow pages at each level below.
 //!
-//! The call itself takes a microsecond. It sets a limit, and makes nothing.
+//! The call itself takes a microsecond. It sets a limit and allocates nothing.
 
 use kvm_ioctls::VmFd;
 use vmkern_abi::addr::PAGE_SIZE;
@@ -26,8 +26,8 @@ use super::ioctl::{ioctl, number};
 /// `KVM_SET_NR_MMU_PAGES`, `_IO(0xae, 0x44)` (`linux/kvm.h`). kvm-ioctls does not have it.
 const KVM_SET_NR_MMU_PAGES: libc::c_ulong = 0xae44;
 
-/// A root and three levels below it, for the tables in long mode and once more for what comes
-/// before them.
+/// A root and three levels below it, once for the tables in long mode and once for the modes
+/// before.
 const PER_CPU: u64 = 8;
 
 /// How many shadow pages a guest with `memory` bytes and `vcpus` CPUs may have.

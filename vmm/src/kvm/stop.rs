@@ -9,6 +9,6 @@ pub(super) enum StopReason {
     Told,
     /// The guest wrote this value to the exit port.
     Exit(u8),
-    /// The vCPU cannot go on.
+    /// The vCPU cannot continue.
     Fault(CpuFault),
 }

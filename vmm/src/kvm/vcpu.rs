@@ -1,4 +1,4 @@
-//! A vCPU's thread: makes the vCPU, runs it, serves its exits, and says how it ended.
+//! A vCPU's thread: creates the vCPU, runs it, serves its exits, and records how it ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
@@ -27,10 +27,10 @@ use super::stop::StopReason;
 use super::vm::KvmVm;
 use crate::inspect::{CpuState, Registers, RunState, Standing, Unstoppable};
 
-/// How long a vCPU's thread may take to come out of the guest. It takes microseconds, unless the
-/// host itself is stuck.
+/// How long a vCPU's thread may take to exit from the guest. It takes microseconds, unless the host
+/// itself is stuck.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
-/// How long to wait for a quiescent point before looking whether the vCPU has ended.
+/// How long to wait for a quiescent point before checking whether the vCPU has ended.
 const END_AGAIN: Duration = Duration::from_millis(1);
 /// How long to wait before a kick is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
@@ -38,24 +38,24 @@ const KICK_AGAIN: Duration = Duration::from_millis(20);
 /// How a vCPU's life ended.
 #[derive(Clone, Debug)]
 pub(crate) enum VcpuEnd {
-    /// It was told to stop, and stood there.
+    /// It was told to stop, with these registers.
     Stopped(Box<Registers>),
     /// The guest wrote this value to the exit port.
     Exit(u8),
     /// It could not go on.
     Failed(CpuFailure),
-    /// It could not be brought to its first state.
+    /// It could not be created or set to its initial state.
     Unprepared(KvmError),
-    /// Its thread ended without a word: the launch was given up, or the thread panicked.
+    /// Its thread ended without a result: the launch was abandoned, or the thread panicked.
     Lost,
 }
 
 /// What a vCPU's thread and the rest of the process share.
 #[derive(Debug)]
 pub(crate) struct VcpuState {
-    /// The vCPU's number, and its APIC's ID.
+    /// The vCPU's number, which is also its APIC ID.
     pub(crate) id: u32,
-    /// What it has in common with the guest's other vCPUs.
+    /// State shared with the guest's other vCPUs.
     pub(super) crew: Arc<Crew>,
     /// How it ended.
     pub(crate) end: OnceLock<VcpuEnd>,
@@ -63,13 +63,13 @@ pub(crate) struct VcpuState {
     stopping: AtomicBool,
     gate: Gate,
     place: Place,
-    /// What it was when it last came to a halt at the gate, or at its end.
+    /// Its state when it last stopped at the gate, or at its end.
     seen: Mutex<Option<CpuState>>,
-    /// What KVM is asked each time that the vCPU comes to a halt at the gate.
+    /// What KVM is asked each time the vCPU stops at the gate.
     questions: Mutex<Questions>,
 }
 
-/// Addresses, and what KVM's own walk of the guest's page tables makes of them.
+/// Addresses, and the results of KVM's own walk of the guest's page tables for them.
 #[derive(Debug, Default)]
 struct Questions {
     addresses: Vec<GuestVirt>,
@@ -91,7 +91,7 @@ impl VcpuState {
         }
     }
 
-    /// Tells the vCPU to stop. Its end follows soon, unless it has ended already. May be called
+    /// Tells the vCPU to stop. It ends soon after, unless it has ended already. May be called
     /// again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -99,26 +99,26 @@ impl VcpuState {
         self.kick.kick();
     }
 
-    /// Waits until the vCPU, if it was held and let go, has had its share of time to run.
+    /// Waits until the vCPU, if it was held and released, has had its share of time to run.
     pub(super) fn let_run(&self) {
         self.gate.wait_gone();
     }
 
-    /// One more holder of the vCPU, and whether he is the first: then it is his to bring it to the
-    /// gate.
+    /// Another holder of the vCPU, and whether it is the first: the first must bring the vCPU to
+    /// the gate.
     pub(super) fn hold(&self) -> (Held<'_>, bool) {
         Held::new(&self.gate)
     }
 
-    /// Lets the vCPU go on to a quiescent point, and keeps it there.
+    /// Lets the vCPU continue to a quiescent point, and keeps it there.
     pub(super) fn let_go_to_quiescent_point(&self) {
         self.gate.set(Position::HoldsQuiescent);
     }
 
-    /// Waits until the vCPU stands at a quiescent point, or has ended; where it stands, or nothing
-    /// when neither has come about by `deadline`.
+    /// Waits until the vCPU stands at a quiescent point or has ended. Returns where it stands, or
+    /// `None` if neither has happened by `deadline`.
     pub(super) fn wait_for_quiescent_point(&self, deadline: Instant) -> Option<Standing> {
-        // A vCPU that ends meanwhile never comes to the gate.
+        // A vCPU that ends in the meantime never comes to the gate.
         while self.end.get().is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if let Some(standing) = self.gate.wait_parked(left.min(END_AGAIN)) {
@@ -142,10 +142,10 @@ impl VcpuState {
         self.kick.kick();
     }
 
-    /// Closes the gate and brings the vCPU there, wherever it stands. Says where.
+    /// Closes the gate and brings the vCPU there, wherever it stands. Returns where.
     ///
     /// # Errors
-    /// When the vCPU's thread does not come out of the host's kernel.
+    /// When the vCPU's thread does not return from the host's kernel.
     pub(super) fn bring_to_gate(&self) -> Result<Standing, Unstoppable> {
         self.gate.set(Position::Closed);
         let deadline = Instant::now() + HOLD_LIMIT;
@@ -161,19 +161,18 @@ impl VcpuState {
         Ok(Standing::Anywhere)
     }
 
-    /// The vCPU as it stands: it is held or has ended. Nothing when it never began.
+    /// The state of the vCPU, which must be held or have ended. `None` if it never began.
     pub(crate) fn cpu_state(&self) -> Option<CpuState> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has KVM translate these addresses each time that the vCPU comes to a halt at the gate, from
-    /// now on.
+    /// From now on, makes KVM translate these addresses each time the vCPU stops at the gate.
     pub(crate) fn ask(&self, addresses: Vec<GuestVirt>) {
         *self.questions.lock().unwrap_or_else(PoisonError::into_inner) =
             Questions { addresses, answers: None };
     }
 
-    /// What KVM answered last, where the vCPU stands. Nothing is asked any more.
+    /// KVM's answers from the vCPU's last stop. Ends the asking.
     pub(crate) fn take_answers(&self) -> Option<Result<Vec<Option<GuestPhys>>, KvmError>> {
         std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner)).answers
     }
@@ -201,8 +200,7 @@ impl VcpuState {
     }
 }
 
-/// The CPUID that KVM supports, as this host's guests see it. Asked of KVM once in a process's
-/// life.
+/// The CPUID that KVM supports, in the form that guests see. KVM is asked once per process.
 pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     static CPUID: OnceLock<CpuId> = OnceLock::new();
     if let Some(cpuid) = CPUID.get() {
@@ -213,8 +211,8 @@ pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
     Ok(CPUID.get_or_init(|| cpuid).clone())
 }
 
-/// The CPUID of vCPU `id`. Its APIC ID stands where CPUID tells it: KVM reports that of the host's
-/// CPU it was asked on.
+/// The CPUID of vCPU `id`, with its APIC ID filled in: KVM reports the ID of the host's CPU that
+/// asked.
 pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
     let mut cpuid = supported_cpuid(kvm)?;
     for entry in cpuid.as_mut_slice() {
@@ -229,11 +227,11 @@ pub(crate) fn vcpu_cpuid(kvm: &Kvm, id: u32) -> Result<CpuId, KvmError> {
 
 /// The TSC's frequency in kHz, as `vcpu` sees it.
 pub(crate) fn tsc_khz_of(vcpu: &VcpuFd) -> Result<u32, KvmError> {
-    // kvm-ioctls gives the ioctl's answer in place of the error's number.
+    // kvm-ioctls returns the ioctl's result in place of the error number.
     ioctl("KVM_GET_TSC_KHZ", || vcpu.get_tsc_khz().map_err(|_| Error::last()))
 }
 
-/// What a CPU with this CPUID demands of page-table entries.
+/// The requirements of a CPU with this CPUID for page-table entries.
 fn paging(cpuid: &CpuId) -> Paging {
     Paging::of_cpuid(|leaf| {
         let entry =
@@ -242,11 +240,11 @@ fn paging(cpuid: &CpuId) -> Paging {
     })
 }
 
-/// Given the TSC's frequency in kHz and what the CPUs demand of page-table entries, finishes the
-/// guest's memory and says how to begin.
+/// Takes the TSC's frequency in kHz and the CPUs' requirements for page-table entries, completes
+/// the guest's memory, and returns how to begin.
 pub(crate) type Finish = Box<dyn FnOnce(u32, Paging) -> Result<Begin, KvmError> + Send>;
 
-/// What a vCPU is part of.
+/// The VM and the devices that a vCPU belongs to.
 #[derive(Clone, Debug)]
 pub(crate) struct Board {
     /// The VM.
@@ -255,9 +253,9 @@ pub(crate) struct Board {
     pub(crate) io: Arc<dyn Io>,
 }
 
-/// What a vCPU's thread gets to know from the launching thread, in this order.
+/// What the launching thread sends to a vCPU's thread, in this order.
 pub(crate) struct Orders {
-    /// What the vCPU is part of, once there is it.
+    /// The VM and the devices, once they exist.
     pub(crate) board: Receiver<Board>,
     /// How the vCPU begins.
     pub(crate) start: Start,
@@ -266,29 +264,29 @@ pub(crate) struct Orders {
 /// How a vCPU begins.
 pub(crate) enum Start {
     /// At the kernel's entry: `entry` arrives once the image is in memory and all vCPUs have been
-    /// made.
+    /// created.
     Boot {
-        /// What to do while it has to wait, once there is memory.
+        /// Work to do while it waits, once there is memory.
         load: Receiver<Arc<Load>>,
-        /// What is left to do.
+        /// The last step before the entry.
         entry: Receiver<Finish>,
     },
-    /// When another vCPU starts it. It says when it has been made.
+    /// When another vCPU starts it. It sends a message when it has been created.
     Wait(Sender<()>),
 }
 
-/// Tells of the vCPU's end however its thread ends.
+/// Announces the vCPU's end, however its thread ends.
 struct Farewell<'a>(&'a VcpuState);
 
 impl Drop for Farewell<'_> {
     fn drop(&mut self) {
-        // Keeps what the thread said itself.
+        // Keeps the end that the thread recorded itself.
         let end = self.0.end.get_or_init(|| VcpuEnd::Lost);
         self.0.crew.ended(end);
     }
 }
 
-/// A vCPU's thread. A channel that closes early means that the launch was given up.
+/// A vCPU's thread. A channel that closes early means that the launch was abandoned.
 pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState) {
     let _farewell = Farewell(state);
     state.place.note();
@@ -308,25 +306,25 @@ pub(crate) fn thread(kvm: &Kvm, orders: Orders, state: &VcpuState) {
         Ok(None) => return,
         Err(error) => VcpuEnd::Unprepared(error),
     };
-    // The vCPU is gone by the time that its end is known.
+    // The vCPU is dropped before its end is known.
     let _ = state.end.set(end);
 }
 
-/// A vCPU in its first state, and what serves its accesses.
+/// A vCPU in its initial state, and the server of its accesses.
 type Ready = (KickableVcpu, Arc<dyn Io>);
 
-/// Makes the vCPU and brings it to its first state; nothing when the launch was given up.
+/// Creates the vCPU and sets it to its initial state; `None` if the launch was abandoned.
 fn prepare(
     kvm: &Kvm,
     Orders { board, start }: Orders,
     state: &VcpuState,
 ) -> Result<Option<Ready>, KvmError> {
     match start {
-        // 1. The first vCPU makes its CPUID while the launching thread makes the VM.
+        // 1. The first vCPU fetches its CPUID while the launching thread creates the VM.
         Start::Boot { load, entry } => {
             let Ok(load) = load.recv() else { return Ok(None) };
-            // The CPUID comes after this. KVM makes it in one piece of 50 to 120 us, about as long
-            // as the launching thread then waits for KVM to take the memory.
+            // The CPUID comes after this. KVM computes it in one call of 50 to 120 us, about as
+            // long as the launching thread then waits for KVM to take the memory.
             while load.pass_time() {}
             let cpuid = vcpu_cpuid(kvm, state.id)?;
             let Some(Board { vm, io }) = soon(&board) else { return Ok(None) };
@@ -343,15 +341,15 @@ fn prepare(
             let cpuid = vcpu_cpuid(kvm, state.id)?;
             let Ok(Board { vm, io }) = board.recv() else { return Ok(None) };
             let (vcpu, _) = make(&vm, &cpuid, state)?;
-            // Whoever waits for this has given up, or is told: either way the vCPU runs, and waits
-            // in KVM for its start-up interrupt.
+            // If the receiver has given up, that does not matter: the vCPU runs, and waits in KVM
+            // for its start-up interrupt.
             let _ = made.send(());
             Ok(Some((vcpu, io)))
         }
     }
 }
 
-/// Makes the vCPU in `vm` and tells it its CPUID; gives the TSC's frequency in kHz besides.
+/// Creates the vCPU in `vm` and sets its CPUID. Also returns the TSC's frequency in kHz.
 fn make(vm: &KvmVm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u32), KvmError> {
     let vcpu = KickableVcpu::new(vm.create_vcpu(state.id)?, Arc::clone(&state.kick))?;
     let tsc_khz = match state.crew.tsc_khz.get() {
@@ -363,14 +361,14 @@ fn make(vm: &KvmVm, cpuid: &CpuId, state: &VcpuState) -> Result<(KickableVcpu, u
     Ok((vcpu, tsc_khz))
 }
 
-/// What comes out of `channel` in a moment; nothing when nothing ever will. Looks for it for a
-/// while: to be woken takes longer than it takes to come.
+/// Receives a value that will arrive soon; `None` if the channel has closed. Polls for a while
+/// first, because waking up takes longer than the value takes to arrive.
 fn soon<T>(channel: &Receiver<T>) -> Option<T> {
     const WHILE: Duration = Duration::from_micros(100);
     let begun = Instant::now();
     while begun.elapsed() < WHILE {
         match channel.try_recv() {
-            // The thread that is to send it may need this CPU.
+            // The sending thread may need this CPU.
             Err(TryRecvError::Empty) => std::thread::yield_now(),
             answer => return answer.ok(),
         }
@@ -382,21 +380,21 @@ fn soon<T>(channel: &Receiver<T>) -> Option<T> {
 fn run(vcpu: &mut KickableVcpu, state: &VcpuState, io: &dyn Io) -> StopReason {
     let mut patience = Patience::default();
     loop {
-        // 1. The guest, until something is wanted of the host.
+        // 1. Run the guest until it exits.
         state.place.note();
         let exit = vcpu.run();
         if exit.is_ok() {
             patience.restore();
         }
-        // 2. What is wanted.
+        // 2. Serve the exit.
         let demand = match serve(exit, io) {
             Served::Demand(demand) => demand,
             Served::Interrupted => {
                 vcpu.acknowledge();
                 Demand::Nothing
             }
-            // A vCPU that another one started gives it too, once. For ever it means that the host
-            // makes no thread for KVM.
+            // A vCPU that was started by another one also returns this, once. If it persists, the
+            // host cannot create a thread for KVM.
             Served::NotYet if patience.lasts() => {
                 vcpu.acknowledge();
                 Demand::Nothing
@@ -414,8 +412,8 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, io: &dyn Io) -> StopReason {
             }
             Demand::Nothing => None,
         };
-        // 3. The gate, where somebody may look at the guest meanwhile, and the end that was asked
-        //    for.
+        // 3. Pass the gate. The guest may be inspected, and an end may be requested, in the
+        //    meantime.
         state.gate.pass(|| {
             let now = run_state(vcpu);
             state.see(now, vcpu);
@@ -434,17 +432,17 @@ fn run(vcpu: &mut KickableVcpu, state: &VcpuState, io: &dyn Io) -> StopReason {
     }
 }
 
-/// What became of an exit.
+/// The result of serving an exit.
 enum Served {
-    /// It was served, and this is what it demands.
+    /// It was served, with this demand.
     Demand(Demand),
     /// A signal came.
     Interrupted,
-    /// The host cannot run the vCPU just now.
+    /// The host cannot run the vCPU at the moment.
     NotYet,
-    /// KVM could not go on; the vCPU's structure says why.
+    /// KVM could not continue; the vCPU's structure says why.
     InternalError,
-    /// The vCPU cannot go on.
+    /// The vCPU cannot continue.
     Fault(CpuFault),
 }
 
@@ -513,8 +511,8 @@ fn run_state(vcpu: &KickableVcpu) -> RunState {
 
 fn internal_error(vcpu: &mut KickableVcpu) -> CpuFault {
     let run = vcpu.get_kvm_run();
-    // SAFETY: every field of the union is plain numbers, and KVM has filled this one, as the exit's
-    // reason says. The layout is that of `struct kvm_run`.
+    // SAFETY: every field of the union consists of plain numbers, and KVM has filled this one,
+    // according to the exit's reason. The layout is that of `struct kvm_run`.
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let mut instruction = Vec::new();
     // With the flag set, one byte counts the instruction's bytes and fifteen hold them (`struct

@@ -13,8 +13,8 @@ use super::memory::GuestRam;
 use super::{KvmError, shadow};
 use crate::system::limits::CREATE_VCPU;
 
-/// Pins of the I/O APIC that user space would emulate. There is none, but KVM routes MSIs for as
-/// many.
+/// Pins of the I/O APIC that user space would emulate. There is none, but KVM reserves routes for
+/// this many.
 const IOAPIC_PINS: u64 = 24;
 /// The MSI address of the local APIC with ID 0, physical destination (SDM volume 3, section 11.11).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
@@ -27,8 +27,7 @@ pub(crate) struct KvmVm {
 }
 
 impl KvmVm {
-    /// Puts `ram` into the VM, which has none, and local APICs for its vCPUs, of which there will
-    /// be `vcpus`.
+    /// Gives `ram` to the VM, which has none yet, and local APICs to its `vcpus` future vCPUs.
     pub(crate) fn furnish(&mut self, ram: Arc<GuestRam>, vcpus: u32) -> Result<(), KvmError> {
         let memory = ram.size();
         self.set_ram(ram)?;
@@ -36,7 +35,7 @@ impl KvmVm {
         self.enable_split_irqchip()
     }
 
-    /// Creates a VM with nothing in it.
+    /// Creates an empty VM.
     pub(crate) fn create(kvm: &Kvm) -> Result<Self, KvmError> {
         let fd = ioctl("KVM_CREATE_VM", || kvm.create_vm())?;
         Ok(Self { fd, ram: None })
@@ -49,7 +48,7 @@ impl KvmVm {
         self.set_slots(0)
     }
 
-    /// Has KVM note which pages the guest writes.
+    /// Makes KVM log which pages the guest writes.
     pub(crate) fn log_dirty_pages(&self) -> Result<(), KvmError> {
         self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)
     }
@@ -74,12 +73,13 @@ impl KvmVm {
         Ok(())
     }
 
-    /// One bit for each page of the first `bytes` of RAM that was written since the last call.
+    /// One bit for each page of the first `bytes` of RAM: whether it was written since the last
+    /// call.
     pub(crate) fn dirty_pages(&self, bytes: usize) -> Result<Vec<u64>, KvmError> {
         ioctl(format!("KVM_GET_DIRTY_LOG of {bytes:#x} bytes"), || self.fd.get_dirty_log(0, bytes))
     }
 
-    /// Gives each vCPU to come a local APIC in the host's kernel.
+    /// Gives each future vCPU a local APIC in the host's kernel.
     pub(crate) fn enable_split_irqchip(&self) -> Result<(), KvmError> {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = IOAPIC_PINS;
@@ -109,11 +109,11 @@ impl KvmVm {
     }
 }
 
-/// What became of an interrupt.
+/// The result of sending an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// The APIC took it.
+    /// The APIC accepted it.
     Delivered,
-    /// The APIC is off, or has the same interrupt pending.
+    /// The APIC is disabled, or the same interrupt is pending already.
     Dropped,
 }

@@ -1,4 +1,4 @@
-//! Why nothing can be written somewhere.
+//! Errors of destinations for output.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use thiserror::Error;
 
 use crate::text::name;
 
-/// Nothing can be written there.
+/// Output cannot go to this path.
 #[derive(Debug, Error)]
 #[error("`{}`: {fault}", name(path))]
 pub struct OutputError {
-    /// The path as it was given.
+    /// The path as given.
     pub path: PathBuf,
     /// What is wrong with it.
     pub fault: OutputFault,
@@ -25,7 +25,7 @@ impl OutputError {
     }
 }
 
-/// What can be wrong with a place for output.
+/// Why a path cannot take output.
 #[derive(Debug, Error)]
 pub enum OutputFault {
     /// A directory.
@@ -37,7 +37,7 @@ pub enum OutputFault {
     /// A socket.
     #[error("is a socket, which cannot be written to by its name; name a file or a FIFO")]
     Socket,
-    /// A symbolic link to nothing.
+    /// A dangling symbolic link.
     #[error(
         "is a symbolic link to `{}`, which does not exist; remove the link, or name that file",
         name(.0)
@@ -46,16 +46,16 @@ pub enum OutputFault {
     /// A FIFO without a reader.
     #[error("is a FIFO without a reader; start the reader first")]
     NoReader,
-    /// A terminal, for bytes.
-    #[error("is a terminal, and what would be written is not text; name a file or a pipe")]
+    /// A terminal, for output that is not text.
+    #[error("is a terminal, but the output is not text; name a file or a pipe")]
     Terminal,
-    /// Standard output, where something else goes already.
+    /// Standard output, which is reserved for something else.
     #[error("standard output holds {0}; name a file")]
     Reserved(&'static str),
-    /// The system said no.
+    /// The system refused.
     #[error("cannot {operation}: {source}")]
     Io {
-        /// To what.
+        /// The operation.
         operation: &'static str,
         /// Why.
         source: io::Error,

@@ -1,4 +1,4 @@
-//! What a path is, before anything is written there.
+//! The kind of a path, before anything is written there.
 
 use std::fs::{self, Metadata, OpenOptions};
 use std::io;
@@ -10,25 +10,25 @@ use std::sync::OnceLock;
 use super::error::OutputFault;
 use super::stream::Stream;
 
-/// What goes to standard output whatever else would.
+/// What standard output is reserved for.
 static RESERVED: OnceLock<&'static str> = OnceLock::new();
 
-/// Keeps standard output for `what`, such as a report, from now on: as a [`super::Destination`] it
-/// is refused.
+/// Reserves standard output for `what`, such as a report: from now on, it is refused as a
+/// [`super::Destination`].
 pub fn reserve_stdout(what: &'static str) {
     let _ = RESERVED.set(what);
 }
 
-/// What output can go to.
+/// The kinds of destination.
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// Something that is open and takes bytes in order.
+    /// An open descriptor that takes bytes in order.
     Stream(Stream),
     /// A file.
     File {
-        /// Its own path: not that of a symbolic link to it.
+        /// Its real path, with symbolic links resolved.
         file: PathBuf,
-        /// What is there.
+        /// The existing file, if any.
         there: Option<Metadata>,
     },
 }
@@ -41,7 +41,7 @@ impl Kind {
         let there = match fs::metadata(path) {
             Ok(there) => there,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return nothing(path),
-            Err(error) => return Err(OutputFault::io("look at it", error)),
+            Err(error) => return Err(OutputFault::io("examine it", error)),
         };
         let kind = there.file_type();
         if kind.is_dir() {
@@ -65,14 +65,14 @@ fn stdout() -> Result<Kind, OutputFault> {
     }
 }
 
-/// There is nothing behind `path`.
+/// Nothing exists at `path`.
 fn nothing(path: &Path) -> Result<Kind, OutputFault> {
     if let Ok(to) = fs::read_link(path) {
         return Err(OutputFault::DanglingLink(to));
     }
     if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return Err(OutputFault::io(
-            "make it",
+            "create it",
             io::Error::new(io::ErrorKind::InvalidInput, "it has no file name"),
         ));
     }
@@ -80,15 +80,15 @@ fn nothing(path: &Path) -> Result<Kind, OutputFault> {
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match fs::metadata(directory) {
         Ok(parent) if parent.is_dir() => Ok(Kind::File { file: path.to_path_buf(), there: None }),
-        Ok(_) => Err(OutputFault::io("make it", io::ErrorKind::NotADirectory.into())),
-        Err(error) => Err(OutputFault::io("make a file in its directory", error)),
+        Ok(_) => Err(OutputFault::io("create it", io::ErrorKind::NotADirectory.into())),
+        Err(error) => Err(OutputFault::io("create a file in its directory", error)),
     }
 }
 
-/// A file is behind `path`.
+/// A file exists at `path`.
 fn ordinary(path: &Path, there: Metadata) -> Result<Kind, OutputFault> {
-    // `/dev/stdout`, or the very file: two who write to one file each for himself would destroy
-    // each other's output.
+    // `/dev/stdout`, or the same file: two independent writers of one file would destroy each
+    // other's output.
     if is_same(&there, &io::stdout()) {
         return stdout();
     }
@@ -97,7 +97,8 @@ fn ordinary(path: &Path, there: Metadata) -> Result<Kind, OutputFault> {
     }
     let file =
         fs::canonicalize(path).map_err(|error| OutputFault::io("follow its links", error))?;
-    // A file in a directory of ours can be replaced though we must not write to it.
+    // A file in a writable directory could be replaced although it is not writable itself: refuse
+    // that.
     let mut options = OpenOptions::new();
     let opened = options
         .write(true)
@@ -112,10 +113,10 @@ fn is_same(there: &Metadata, other: &impl AsFd) -> bool {
     (other.st_dev, other.st_ino) == (there.dev(), there.ino())
 }
 
-/// A character device or a FIFO is behind `path`.
+/// A character device or a FIFO exists at `path`.
 fn special(path: &Path) -> Result<Kind, OutputFault> {
     let mut options = OpenOptions::new();
-    // Without a reader, the opening of a FIFO fails in place of waiting for one.
+    // With O_NONBLOCK, opening a FIFO without a reader fails instead of waiting for one.
     options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     match options.open(path) {
         Ok(file) => Ok(Kind::Stream(Stream::of(file))),

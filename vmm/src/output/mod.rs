@@ -1,22 +1,22 @@
-//! Where output goes: images, logs, reports, and standard output itself.
+//! Destinations of output: dumps, logs, reports, and standard output itself.
 //!
-//! One rule for all of them: what is not an ordinary file keeps its place.
+//! One rule for all of them: only an ordinary file is ever replaced.
 //!
 //! | the path is | what happens |
 //! |---|---|
-//! | `-`, or the file that standard output goes to | standard output gets it |
-//! | a character device, a FIFO that somebody reads | it is written to |
+//! | `-`, or the file that standard output goes to | output goes to standard output |
+//! | a character device, a FIFO with a reader | it is written to |
 //! | nothing | a new file |
 //! | a file, or a symbolic link to one | replaced or overwritten; it keeps its mode and its links |
-//! | a FIFO that nobody reads, a socket, a block device, a directory, a dangling link | refused |
+//! | a FIFO without a reader, a socket, a block device, a directory, a dangling link | refused |
 //!
-//! [`Destination::of`] finds out which it is and opens what is to be written to as it is. Then a
-//! file comes about in one of two ways: [`Destination::whole`] makes one that appears whole or not
-//! at all, [`Destination::grows`] one that can be read while it grows.
+//! [`Destination::of`] determines the kind and opens everything but files. A file is then created
+//! in one of two ways: [`Destination::whole`] makes it appear complete or not at all; with
+//! [`Destination::grows`], it can be read while it grows.
 //!
-//! **Waiting.** Pipes and terminals may have no room. Nothing here waits for that without an end:
-//! each wait asks its caller now and then whether to go on. Whoever does not read any more
-//! ([`io::ErrorKind::BrokenPipe`]) wants no more, and that is not an error.
+//! **Waiting.** Pipes and terminals may have no room. No wait here is unbounded: it asks the caller
+//! from time to time whether to continue. A reader that has gone away
+//! ([`io::ErrorKind::BrokenPipe`]) is not an error; the rest of the output is dropped.
 
 mod error;
 mod kind;
@@ -36,15 +36,15 @@ use self::partial::Partial;
 pub use self::partial::abandon;
 pub use self::stream::Stream;
 
-/// Whether to go on with output that has no room, asked now and then.
+/// Called from time to time while output waits for room: whether to continue.
 pub type GoOn<'a> = &'a mut dyn FnMut() -> ControlFlow<()>;
 
-/// Who may read a new file. One that is replaced keeps its mode.
+/// Who may read a new file. A file that is replaced keeps its mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
-    /// Its owner alone: it holds a guest's memory.
+    /// Only its owner: it holds a guest's memory.
     Owner,
-    /// Whoever may read new files, by the umask.
+    /// According to the umask.
     Umask,
 }
 
@@ -57,7 +57,7 @@ impl Readers {
     }
 }
 
-/// Where output is to go. What is no ordinary file is open.
+/// A destination of output. Anything but an ordinary file is open already.
 #[derive(Debug)]
 pub struct Destination {
     path: PathBuf,
@@ -65,20 +65,20 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// What `path` is, `-` being standard output.
+    /// The destination `path`; `-` is standard output.
     ///
     /// # Errors
-    /// When nothing should be written there, or cannot be.
+    /// When nothing may or can be written there.
     pub fn of(path: impl AsRef<Path>) -> Result<Self, OutputError> {
         let path = path.as_ref();
         let kind = Kind::of(path).map_err(OutputError::at(path))?;
         Ok(Self { path: path.to_path_buf(), kind })
     }
 
-    /// As [`Destination::of`], for bytes that a terminal can do nothing with.
+    /// As [`Destination::of`], for output that is not text.
     ///
     /// # Errors
-    /// As there, and for a terminal.
+    /// As there; and a terminal is refused.
     pub fn of_bytes(path: impl AsRef<Path>) -> Result<Self, OutputError> {
         let destination = Self::of(path)?;
         match &destination.kind {
@@ -95,11 +95,11 @@ impl Destination {
         &self.path
     }
 
-    /// Output that appears whole or not at all where it becomes a file: it grows beside the one
-    /// that is wanted, and [`Output::finish`] gives it its name.
+    /// Output that, as a file, appears complete or not at all: it is written to a partial file
+    /// beside it, which [`Output::finish`] renames.
     ///
     /// # Errors
-    /// When the file cannot be made.
+    /// When the file cannot be created.
     pub fn whole(self, readers: Readers) -> Result<Output, OutputError> {
         let fail = OutputError::at(&self.path);
         let sink = match self.kind {
@@ -111,7 +111,7 @@ impl Destination {
         Ok(Output { path: self.path, sink, len: 0 })
     }
 
-    /// Output that can be read while it grows. What was in a file is gone at once.
+    /// Output that can be read while it grows. An existing file is truncated at once.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -125,7 +125,7 @@ impl Destination {
                     options
                         .write(true)
                         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-                    // Whatever has come there since is not ours to overwrite.
+                    // Do not overwrite a file that has appeared since the check.
                     options.create_new(there.is_none()).mode(readers.mode());
                     let opened = options.open(&file)?;
                     if !opened.metadata()?.is_file() {
@@ -148,13 +148,13 @@ enum Sink {
     Whole(Partial),
 }
 
-/// Output on its way. One that is dropped before [`Output::finish`] leaves no new file where it was
-/// to be whole.
+/// Open output. If [`Destination::whole`] made it and it is dropped before [`Output::finish`], no
+/// file appears.
 #[derive(Debug)]
 pub struct Output {
     path: PathBuf,
     sink: Sink,
-    /// Bytes so far.
+    /// Bytes written so far.
     len: u64,
 }
 
@@ -168,7 +168,7 @@ impl Output {
     /// Writes all of `bytes`.
     ///
     /// # Errors
-    /// When they cannot be written, or `go_on` had enough of waiting ([`io::ErrorKind::TimedOut`]).
+    /// When they cannot be written, or `go_on` ends the wait ([`io::ErrorKind::TimedOut`]).
     pub fn write(&mut self, bytes: &[u8], go_on: GoOn<'_>) -> io::Result<()> {
         self.len += bytes.len() as u64;
         match &mut self.sink {
@@ -178,7 +178,7 @@ impl Output {
         }
     }
 
-    /// Writes `bytes` zeros: as a hole, where there can be holes.
+    /// Writes `bytes` zeros: as a hole, if it is a file.
     ///
     /// # Errors
     /// As for [`Output::write`].
@@ -203,10 +203,10 @@ impl Output {
         Ok(())
     }
 
-    /// Ends it: a file that was to appear whole takes its name.
+    /// Ends the output: a partial file gets its final name.
     ///
     /// # Errors
-    /// When that cannot be.
+    /// When the system refuses.
     pub fn finish(self) -> io::Result<()> {
         match self.sink {
             Sink::Stream(_) => Ok(()),

@@ -1,9 +1,10 @@
-//! A file that grows beside the one that is wanted, and takes its name when it is whole.
+//! Partial files: each grows beside the file that is wanted, and takes its name when it is
+//! complete.
 //!
-//! Its name is that of the file, with a dot before it and random letters and `.partial` behind it.
-//! It goes away by itself when it is dropped, and by [`abandon`] when the process is about to end
-//! in another way. One that a killed process left is known by its lock, which nobody holds any
-//! more: whoever next makes such a file for the same name removes it.
+//! Its name is the file's, with a dot in front, and with random letters and `.partial` at the end.
+//! It is removed when it is dropped, or by [`abandon`] when the process is about to end in another
+//! way. A partial file left by a killed process is recognized by its lock, which is no longer held:
+//! the next process that makes a partial file for the same name removes it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -20,13 +21,13 @@ use super::error::OutputFault;
 const SUFFIX: &str = ".partial";
 /// Random letters in a name.
 const LETTERS: usize = 6;
-/// Bytes of a long name that are kept, so that there is room for the rest.
+/// Bytes of a long name that are kept, to leave room for the rest.
 const NAME_MAX: usize = 200;
 
-/// Those that there are.
+/// The partial files that exist.
 static ALIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Removes the partial files of this process, which is about to end at once. Waits for nobody.
+/// Removes the partial files of this process, which is about to end at once. Never waits.
 pub fn abandon() {
     if let Ok(alive) = ALIVE.try_lock() {
         for path in &*alive {
@@ -35,7 +36,7 @@ pub fn abandon() {
     }
 }
 
-/// A file on its way.
+/// A partial file.
 #[derive(Debug)]
 pub(super) struct Partial {
     file: File,
@@ -44,13 +45,13 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// One that is to be `wanted`, in place of what is `there`.
+    /// A partial file that will become `wanted` and replace the file `there`.
     pub(super) fn beside(
         wanted: PathBuf,
         there: Option<Metadata>,
         readers: Readers,
     ) -> Result<Self, OutputFault> {
-        let fail = |error| OutputFault::io("make a file in its directory", error);
+        let fail = |error| OutputFault::io("create a file in its directory", error);
         let directory = wanted
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
@@ -62,7 +63,7 @@ impl Partial {
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
         let partial = Self { file, path, wanted };
         if let Some(there) = there {
-            // Not everybody may give files away; then it is ours.
+            // The user may not be allowed to give files away; then it stays ours.
             let _ = fchown(&partial.file, Some(there.uid()), Some(there.gid()));
             partial
                 .file
@@ -76,9 +77,9 @@ impl Partial {
         &mut self.file
     }
 
-    /// Gives it its name.
+    /// Renames it to its final name.
     pub(super) fn persist(self) -> io::Result<()> {
-        // What is dropped afterwards has another name by then.
+        // The drop that follows finds nothing under the old name.
         fs::rename(&self.path, &self.wanted)
     }
 }
@@ -86,13 +87,13 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         let mut alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has renamed it, or removed it before, has left nothing to remove.
+        // This fails, harmlessly, if it was renamed or removed before.
         let _ = fs::remove_file(&self.path);
         alive.retain(|path| *path != self.path);
     }
 }
 
-/// What the names of partial files of `name` begin with.
+/// The common prefix of the names of partial files for `name`.
 fn prefix(name: &OsStr) -> OsString {
     let bytes = name.as_bytes();
     OsString::from_vec([b".", &bytes[..bytes.len().min(NAME_MAX)], b"."].concat())
@@ -111,16 +112,16 @@ fn make(directory: &Path, prefix: &OsStr, mode: u32) -> io::Result<(File, PathBu
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
         };
-        // A file system without locks cannot tell, and nothing is removed from it either.
+        // On a file system without locks this fails, but then nothing is removed there either.
         let _ = file.lock();
-        // Somebody may have taken it for one that was left, before it was locked.
+        // Before it was locked, another process may have removed it as a leftover.
         if file.metadata()?.nlink() > 0 {
             return Ok((file, path));
         }
     }
 }
 
-/// [`LETTERS`] letters and digits, other ones at each call.
+/// [`LETTERS`] letters and digits, different at each call.
 fn letters() -> OsString {
     const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     // The hasher's keys are random, and differ at each call.
@@ -129,7 +130,7 @@ fn letters() -> OsString {
     OsString::from_vec(random.iter().take(LETTERS).map(letter).collect())
 }
 
-/// Removes what killed processes have left. What cannot be removed stays.
+/// Removes the leftovers of killed processes, as far as possible.
 fn remove_left(directory: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     let is_partial = |name: &OsStr| {

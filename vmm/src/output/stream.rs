@@ -1,8 +1,8 @@
-//! Output that goes in order to something that is open: standard output, a device, a pipe.
+//! Output in order to an open descriptor: standard output, a device, a pipe.
 //!
-//! A pipe that is ready takes [`CHUNK`] bytes without a wait, whether or not its descriptor was
-//! opened to wait; so a write of at most so many, after a look, does not hang, and whoever waits
-//! does it in the look.
+//! A pipe that is ready takes [`CHUNK`] bytes without blocking, even if its descriptor is in
+//! blocking mode. So a write of at most that many bytes after a successful poll does not block; all
+//! waiting is done in the poll.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
@@ -15,17 +15,17 @@ use rustix::io::Errno;
 
 use super::GoOn;
 
-/// Bytes that a ready pipe takes at once, as atomically as without a wait (`PIPE_BUF`).
+/// Bytes that a ready pipe takes without blocking, and in one piece (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 /// How long to wait for room before the caller is asked whether to go on.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// Something open that takes bytes in order. Any number of threads may write; what each writes at
-/// once, up to 4,096 bytes, stays together.
+/// An open descriptor that takes bytes in order. Any number of threads may write; up to 4,096 bytes
+/// of one write stay together.
 #[derive(Debug)]
 pub struct Stream {
     to: To,
-    /// Its reader has gone away, or never takes anything.
+    /// Its reader has gone away.
     ended: AtomicBool,
     stuck: AtomicBool,
 }
@@ -72,12 +72,12 @@ impl Stream {
         self.fd().is_terminal()
     }
 
-    /// Writes all of `bytes`, and takes no lock. When the reader has gone away, this and all that
-    /// follows is dropped, which is not an error.
+    /// Writes all of `bytes`, without a lock. When the reader has gone away, this and all later
+    /// output is dropped, which is not an error.
     ///
     /// # Errors
-    /// When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and
-    /// `go_on` has had enough of waiting, and ever after.
+    /// When it cannot be written; [`io::ErrorKind::TimedOut`] when there is no room and `go_on`
+    /// ends the wait, and at every later call.
     pub fn write(&self, mut bytes: &[u8], go_on: GoOn<'_>) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.ended.load(Ordering::Relaxed) {
@@ -103,14 +103,14 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes `bytes`, at most 4,096, if that takes no wait.
+    /// Writes `bytes`, at most 4,096, if that does not block.
     pub fn try_write(&self, bytes: &[u8]) {
         if matches!(self.ready(&Timespec { tv_sec: 0, tv_nsec: 0 }), Ok(true)) {
             let _ = rustix::io::write(self.fd(), &bytes[..bytes.len().min(CHUNK)]);
         }
     }
 
-    /// Waits for room for a moment.
+    /// Waits a moment for room.
     fn has_room(&self) -> io::Result<bool> {
         self.ready(&PATIENCE)
     }
@@ -118,7 +118,7 @@ impl Stream {
     fn ready(&self, wait: &Timespec) -> io::Result<bool> {
         let fd = self.fd();
         match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(wait)) {
-            // Errors are what the write says.
+            // A pending error also counts: the write returns it.
             Ok(count) => Ok(count > 0),
             Err(Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),

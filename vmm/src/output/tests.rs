@@ -111,7 +111,7 @@ fn a_pipe_gets_zeros_for_holes_and_a_reader_that_leaves_is_no_error() {
     }
     assert_eq!((len, got[0], got[5001]), (5002, b'a', b'z'));
     assert!(got[1..5001].iter().all(|&byte| byte == 0));
-    // Nobody takes anything any more, and the caller has had enough.
+    // The reader no longer reads, and the caller ends the wait.
     let mut asked = 0;
     let mut enough = || {
         asked += 1;

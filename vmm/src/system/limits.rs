@@ -1,15 +1,15 @@
-//! What an error of the host means: which of its limits was met, where that limit stands now, and
-//! how to raise it.
+//! The meaning of the host's errors: which limit was reached, its current value, and how to raise
+//! it.
 
-/// Names the making of a vCPU in errors.
+/// The name of a vCPU's creation in errors.
 pub(crate) const CREATE_VCPU: &str = "KVM_CREATE_VCPU";
 
-/// Whether `errno` says that something is short which others may give back.
+/// Whether `errno` reports a shortage that may end by itself when others release resources.
 pub(crate) fn is_shortage(errno: i32) -> bool {
     matches!(errno, libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM)
 }
 
-/// What would help against `errno`, which `operation` gave.
+/// What would help after `operation` has failed with `errno`.
 pub(crate) fn remedy(operation: &str, errno: i32) -> String {
     // 1. Limits on numbers: files, threads.
     match errno {
@@ -40,7 +40,7 @@ pub(crate) fn remedy(operation: &str, errno: i32) -> String {
              the limit with `ulimit -f`, or ask for less memory.",
             limit("RLIMIT_FSIZE", libc::RLIMIT_FSIZE)
         ),
-        // 3. What KVM itself refuses, and the rest.
+        // 3. KVM's own limits, and the rest.
         libc::EINVAL | libc::EEXIST if operation.starts_with(CREATE_VCPU) => {
             "This host's KVM does not support so many vCPUs (KVM_CAP_MAX_VCPUS): ask for \
              fewer."
@@ -54,10 +54,10 @@ pub(crate) fn remedy(operation: &str, errno: i32) -> String {
     }
 }
 
-/// The most that this process may have of `resource`; nothing when there is no limit.
+/// This process's limit of `resource`; `None` if there is none.
 pub(crate) fn current(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the structure lives through the call, which writes nothing else. When it fails, no
+    // SAFETY: the structure lives through the call, which writes nothing else. If it fails, no
     // limit is known.
     unsafe { libc::getrlimit(resource, &raw mut limit) };
     (limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)

@@ -1,29 +1,29 @@
-//! What the host's system refuses: the error, the limit that was met, and what would help.
+//! Errors of the host's system: the error, the limit that was reached, and what would help.
 
 pub(crate) mod limits;
 
 use thiserror::Error;
 
-/// A KVM operation, or what it needs of the host, failed. [`KvmError::remedy`] says what would
+/// A KVM operation, or a system call that it needs, failed. [`KvmError::remedy`] says what would
 /// help.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{operation}: {}", std::io::Error::from_raw_os_error(*errno))]
 pub struct KvmError {
-    /// What was being done, with its size or address.
+    /// The operation, with its size or address.
     pub operation: String,
     /// The system's error number.
     pub errno: i32,
 }
 
 impl KvmError {
-    /// What would help, as sentences: the limit that was met, by its name and with its value, and
-    /// how to raise it.
+    /// What would help, as sentences: the limit that was reached, with its name and value, and how
+    /// to raise it.
     #[must_use]
     pub fn remedy(&self) -> String {
         limits::remedy(&self.operation, self.errno)
     }
 
-    /// Whether the host was short of something that others may give back: files, threads, memory.
+    /// Whether the host was short of something that others may release: files, threads, memory.
     #[must_use]
     pub fn is_shortage(&self) -> bool {
         limits::is_shortage(self.errno)

@@ -34,7 +34,8 @@ rules! {
         INDEX_SHARED = "index-shared":
             "no node is reached twice";
         INDEX_SPARE = "index-spare":
-            "no node of the tree is on the list of spare nodes, and no node is between tree and pool";
+            "no node of the tree is on the list of spare nodes, and no node is between tree and \
+             pool";
     }
 }
 

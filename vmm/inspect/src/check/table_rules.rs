@@ -29,8 +29,8 @@ rules! {
             "there are tables from the start of kernel_map to `kernel_vm_end` and for the image, \
              and no others";
         DIRECT_MAP = "direct-map":
-            "the direct map maps all RAM in pages of 2 MiB, each at its fixed address, writable and \
-             not executable";
+            "the direct map maps all RAM in pages of 2 MiB, each at its fixed address, writable \
+             and not executable";
         IMAGE_MAPPING = "image-mapping":
             "the image's window is low memory, text, read-only data and data in this order, at \
              their places, and the local APIC";

@@ -24,8 +24,8 @@ rules! {
         OBJECT_LEAK = "object-leak":
             "every page of an object is in the range of an entry";
         PAGE_RESIDENT = "page-resident":
-            "a page in an entry's range is wired as the entry is, valid, not busy, and unmanaged in \
-             a kernel object";
+            "a page in an entry's range is wired as the entry is, valid, not busy, and unmanaged \
+             in a kernel object";
     }
     Translations {
         PTE_HOLE = "pte-hole":
