@@ -28,8 +28,18 @@ bitflags! {
 /// A map: below [`MapId::NAMED_MAX`], the number of a map that is created at boot; otherwise the
 /// address of a `VmMap` that `kmem_suballoc` created. The kernel rejects an address that does not
 /// belong to one of its maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MapId(pub u64);
+
+/// By its name, or its address in hexadecimal.
+impl fmt::Debug for MapId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Self::NAMED.iter().find(|(_, map)| map == self) {
+            Some((name, _)) => write!(f, "MapId({name})"),
+            None => write!(f, "MapId({:#x})", self.0),
+        }
+    }
+}
 
 impl MapId {
     /// kernel_map.
@@ -145,6 +155,13 @@ mod tests {
     use std::string::ToString;
 
     use super::*;
+
+    #[test]
+    fn a_map_is_shown_by_its_name_or_its_address() {
+        let shown = |map: MapId| std::format!("{map:?}");
+        assert_eq!(shown(MapId::KMEM), "MapId(kmem_map)");
+        assert_eq!(shown(MapId(0xffff_ff80_0000_1000)), "MapId(0xffffff8000001000)");
+    }
 
     #[test]
     fn a_wait_message_is_cut_to_15_bytes_and_survives_its_words() {
