@@ -19,7 +19,7 @@ use crate::system::KvmError;
 pub const SCRIPT_MAX: u64 = 4 << 20;
 
 /// A file that was to be read cannot be.
-#[derive(Debug, Error)]
+#[derive(Error)]
 pub enum InputError {
     /// The system says no.
     #[error("{0}")]
@@ -40,6 +40,8 @@ pub enum InputError {
     #[error("interrupted")]
     Interrupted,
 }
+
+vmkern_inspect::debug_as_printed!(InputError);
 
 impl From<io::Error> for InputError {
     fn from(error: io::Error) -> Self {

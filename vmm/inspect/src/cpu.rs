@@ -13,7 +13,7 @@ pub const GPR_NAMES: [&str; 16] = [
 ];
 
 /// Registers of a CPU that stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Registers {
     /// Instruction pointer.
     pub rip: GuestVirt,
@@ -52,6 +52,15 @@ impl Registers {
     #[must_use]
     pub fn cpl(&self) -> Option<u16> {
         (self.cs != 0).then_some(self.cs & 3)
+    }
+}
+
+/// As `Display`, in one line.
+impl fmt::Debug for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.to_string();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        write!(f, "Registers({})", words.join(" "))
     }
 }
 
@@ -119,9 +128,11 @@ pub enum Standing {
 }
 
 /// A vCPU cannot be stopped or held: its thread does not return from the host's kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
 #[error("the vCPU's thread does not stop")]
 pub struct Unstoppable;
+
+crate::debug_as_printed!(Unstoppable);
 
 /// `paging` as it applies on `cpus`: the first of them says whether bit 63 of an entry is reserved.
 #[must_use]

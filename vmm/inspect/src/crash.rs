@@ -12,9 +12,11 @@ use crate::symbols::{AddressKind, Frame, Symbols};
 use crate::text::one_line;
 
 /// The guest reported its death, but left no valid record. Holds the kind that the record names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
 #[error("the guest died and left no crash record (kind {0})")]
 pub struct NoCrashRecord(pub u32);
+
+crate::debug_as_printed!(NoCrashRecord);
 
 /// A place in the kernel, with its name where it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,7 @@ impl fmt::Display for Location {
 
 /// How a kernel died.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Crash {
     /// The way it died.
     pub kind: CrashKind,

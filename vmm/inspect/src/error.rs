@@ -1,4 +1,9 @@
-//! Errors of inspection.
+//! What can be wrong with a look into a guest, and how errors are shown.
+//!
+//! An error's `Display` says all of it, the error below included: reports and JSON have room for one
+//! sentence. `source` gives the error below all the same, as a type to look at.
+
+use std::error::Error as StdError;
 
 use thiserror::Error;
 use vmkern_abi::addr::GuestVirt;
@@ -8,8 +13,40 @@ use crate::cpu::Unstoppable;
 use crate::ram::NotRam;
 use crate::report::NotThere;
 
+/// An error as the command prints it: its message, and after a colon each error below that the
+/// message does not say itself.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(cause) = below {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        below = cause.source();
+    }
+    text
+}
+
+/// Makes `Debug` of errors their [`chain`], so that a test that fails by `?` or `unwrap` prints what
+/// the command would.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! debug_as_printed {
+    ($($error:ty),+ $(,)?) => {$(
+        impl ::std::fmt::Debug for $error {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.write_str(&$crate::chain(self))
+            }
+        }
+    )+};
+}
+
 /// Something in a guest's memory cannot be read, or is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InspectError {
     /// The kernel has not published where its structures begin.
     #[error("the kernel has not published its {0} yet")]
@@ -69,6 +106,8 @@ pub enum InspectError {
     NotThere(#[from] NotThere),
 }
 
+crate::debug_as_printed!(InspectError);
+
 impl InspectError {
     pub(crate) fn damaged(what: &'static str, at: GuestVirt, problem: impl Into<String>) -> Self {
         Self::Damaged { what, at, problem: problem.into() }
@@ -87,5 +126,29 @@ impl InspectError {
             Self::NotRam { source, .. } => source.to_string(),
             other => other.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says itself what is below it, or not.
+    #[derive(Error)]
+    enum Outer {
+        #[error("a page is missing: {0}")]
+        Whole(#[source] NotRam),
+        #[error("a page is missing")]
+        Bare(#[source] NotRam),
+    }
+
+    crate::debug_as_printed!(Outer);
+
+    #[test]
+    fn debug_says_what_the_command_prints_and_nothing_twice() {
+        let below = NotRam { start: vmkern_abi::addr::GuestPhys::new(0x3000), len: 8 };
+        let text = "a page is missing: physical memory [0x3000, +0x8) is not the guest's RAM";
+        assert_eq!(format!("{:?}", Outer::Whole(below)), text);
+        assert_eq!(format!("{:?}", Outer::Bare(below)), text);
     }
 }

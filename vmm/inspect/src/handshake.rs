@@ -23,7 +23,8 @@ const TEXT_MAX: u64 = 1 << 20;
 const TOLD_MAX: usize = 40;
 
 /// The kernel's structures differ from this host's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AbiMismatch {
     /// The kernel's version.
     pub guest_version: u32,
@@ -35,6 +36,8 @@ pub struct AbiMismatch {
     /// Why the kernel's description could not be read.
     pub unreadable: Option<String>,
 }
+
+crate::debug_as_printed!(AbiMismatch);
 
 impl std::error::Error for AbiMismatch {}
 

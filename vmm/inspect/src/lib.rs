@@ -54,6 +54,8 @@ pub use self::cpu::{CpuState, GPR_NAMES, Registers, RunState, Standing, Unstoppa
 pub use self::crash::{Crash, Location, NoCrashRecord};
 pub use self::dump::Dump;
 pub use self::error::InspectError;
+#[doc(hidden)]
+pub use self::error::chain;
 pub use self::handshake::{AbiMismatch, Handshake, shake};
 pub use self::list::List;
 pub use self::ram::{MEMORY_MAX, MEMORY_MIN, NotRam, PAGE_WORDS, PageWords};

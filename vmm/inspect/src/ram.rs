@@ -45,7 +45,7 @@ pub fn ram_ranges(size: u64) -> impl Iterator<Item = RamRange> {
 }
 
 /// An access to physical memory that the guest does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
 #[error("physical memory [{start:#x}, +{len:#x}) is not the guest's RAM")]
 pub struct NotRam {
     /// First address of the access.
@@ -53,3 +53,5 @@ pub struct NotRam {
     /// Bytes of the access.
     pub len: u64,
 }
+
+crate::debug_as_printed!(NotRam);

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use addr2line::Context;
 use gimli::{Dwarf, EndianArcSlice, RunTimeEndian};
@@ -52,7 +53,8 @@ pub struct Symbols {
     functions: Vec<(u64, u64, String)>,
     /// Where code is. Debug information also lists functions at 0 that are not in the file.
     code: Vec<Range<u64>>,
-    lines: Option<Context<Reader>>,
+    /// Files and lines. It keeps what it has parsed, so that a look at it changes it.
+    lines: Option<Mutex<Context<Reader>>>,
 }
 
 impl fmt::Debug for Symbols {
@@ -100,7 +102,7 @@ impl Symbols {
         let lines = Dwarf::load(load)
             .and_then(Context::from_dwarf)
             .map_err(|error: gimli::Error| log::warn!("debug information: {error}"));
-        Self { functions, code, lines: lines.ok() }
+        Self { functions, code, lines: lines.ok().map(Mutex::new) }
     }
 
     /// No symbols at all.
@@ -140,6 +142,7 @@ impl Symbols {
         // 2. The functions inlined there, innermost first, from the debug information.
         let is_code = self.code.iter().any(|code| code.contains(&address.get()));
         if let Some(lines) = self.lines.as_ref().filter(|_| is_code)
+            && let lines = lines.lock().unwrap_or_else(PoisonError::into_inner)
             && let Ok(mut found) = lines.find_frames(address.get()).skip_all_loads()
         {
             while let Ok(Some(frame)) = found.next() {

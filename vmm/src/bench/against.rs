@@ -56,6 +56,7 @@ impl Verdict {
 
 /// One figure, with both kernels.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct AgainstRow {
     /// What was measured.
     pub what: String,
@@ -71,6 +72,7 @@ pub struct AgainstRow {
 
 /// This build's kernel beside another one.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct AgainstBench {
     /// Rounds.
     pub rounds: usize,

@@ -15,6 +15,7 @@ use crate::kernel::KernelImage;
 
 /// What [`boot`] measured. Times are in microseconds.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct BootBench {
     /// Rounds.
     pub rounds: usize,

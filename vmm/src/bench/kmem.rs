@@ -58,6 +58,7 @@ pub struct KmemBench {
 
 /// One function on one kind of map, with one number of vCPUs.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct KmemCase {
     /// `kmem_malloc` or `kmem_alloc`.
     pub function: &'static str,

@@ -5,10 +5,15 @@
 //! information, with quartiles.
 //!
 //! ```
-//! let rounds = 3;
-//! let bench = vmkern::bench::ring(rounds, 100, &mut |_| ())?;
-//! println!("a request and its answer: {} us", bench.round_trip_us.median);
-//! # Ok::<(), vmkern::bench::BenchError>(())
+//! use vmkern::bench::{self, KmemSetup};
+//!
+//! let setup =
+//!     KmemSetup { rounds: 3, pairs: 20, size: 4096, vcpus: vec![1, 2], settings: Vec::new() };
+//! let bench = bench::kmem(&setup, &mut |progress| assert!(progress.done < progress.total))?;
+//! for case in &bench.cases {
+//!     println!("{} by {} vCPUs: {} us", case.function, case.vcpus, case.pair_us.median);
+//! }
+//! # Ok::<(), bench::BenchError>(())
 //! ```
 
 mod against;
@@ -52,7 +57,8 @@ pub struct Progress {
 pub type Watch<'a> = &'a mut dyn FnMut(Progress);
 
 /// Why a measurement failed.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum BenchError {
     /// A guest could not be launched.
     #[error(transparent)]
@@ -81,3 +87,5 @@ pub enum BenchError {
     #[error("unexpected answer from the guest: {0}")]
     Answer(String),
 }
+
+vmkern_inspect::debug_as_printed!(BenchError);

@@ -17,6 +17,7 @@ const WINDOW: usize = 128;
 
 /// What [`ring`] measured.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct RingBench {
     /// Rounds.
     pub rounds: usize,

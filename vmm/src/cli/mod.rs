@@ -209,12 +209,6 @@ fn eprint(text: &str) {
 
 /// An error with what led to it, as far as the error does not say that itself.
 fn complain(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text.push_str(if text.is_empty() { "" } else { ": " });
-            text.push_str(&cause);
-        }
-    }
+    let text = vmkern_inspect::chain(error.as_ref());
     eprint(&format!("{BAD}error:{BAD:#} {text}\n"));
 }

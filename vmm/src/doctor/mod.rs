@@ -26,6 +26,7 @@ use crate::kvm::{KvmError, Missing, NoKvm};
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum CheckStatus {
     /// It works.
     Ok,
@@ -47,6 +48,7 @@ pub enum Need {
 
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Check {
     /// What was tried.
     pub name: &'static str,
@@ -99,6 +101,7 @@ impl From<String> for Trouble {
 
 /// What `vmkern doctor` reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DoctorReport {
     /// Whether guests can run: every required check succeeded.
     pub can_run: bool,

@@ -6,6 +6,7 @@ use vmkern_abi::boot::{Privilege, TimeMode};
 /// What kind of KVM this host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum KvmKind {
     /// The processor runs guests.
     Hardware,
@@ -45,6 +46,7 @@ impl KvmKind {
 
 /// What a guest runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Environment {
     /// What runs it: `kvm`.
     pub accelerator: &'static str,

@@ -15,7 +15,8 @@ use crate::kernel::KernelError;
 use crate::kvm::{CpuFailure, KvmError, NoKvm};
 
 /// A guest could not be started.
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Error)]
+#[non_exhaustive]
 pub enum LaunchError {
     /// This host cannot run guests.
     #[error(transparent)]
@@ -38,7 +39,7 @@ pub enum LaunchError {
 }
 
 /// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error(
     "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 \
      was stopped at {at}{}. Let its body run at CPL3 with `--privilege user`, or with `auto`, \
@@ -46,6 +47,7 @@ pub enum LaunchError {
      the self-test at CPL0: see `vmkern kernel --help`.",
     bytes(.instruction)
 )]
+#[non_exhaustive]
 pub struct Unemulated {
     /// Where the instruction is.
     pub at: Box<Location>,
@@ -59,7 +61,8 @@ fn bytes(instruction: &[u8]) -> String {
 }
 
 /// A setting of a guest that breaks a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// Too little or too much memory.
     #[error(
@@ -104,7 +107,8 @@ pub enum ConfigError {
 }
 
 /// A request that cannot be sent.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// Thread numbers have a limit.
     #[error("thread {0} asked for; threads are t0 to t{max}", max = ThreadId::COUNT - 1)]
@@ -135,7 +139,8 @@ fn bounds(min: u64, max: u64) -> String {
 /// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and
 /// [`GuestError::BadRequest`] the guest goes on. After any other the guest is dead: its vCPUs have
 /// stopped, its memory can still be inspected, and each further request gets the same error.
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Error)]
+#[non_exhaustive]
 pub enum GuestError {
     /// The kernel died and said why.
     #[error("{0}")]
@@ -182,7 +187,8 @@ impl GuestError {
 }
 
 /// How the protocol between host and guest was broken.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ContractError {
     /// A ring's counter is impossible.
     #[error("{ring} ring: {corrupt}")]
@@ -231,3 +237,12 @@ pub enum ContractError {
     #[error(transparent)]
     Unstoppable(#[from] Unstoppable),
 }
+
+vmkern_inspect::debug_as_printed!(
+    LaunchError,
+    Unemulated,
+    ConfigError,
+    RequestError,
+    GuestError,
+    ContractError
+);

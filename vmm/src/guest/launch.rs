@@ -44,6 +44,7 @@ const LOOK_FOR_READY: Duration = Duration::from_millis(3);
 
 /// What a kernel did that was booted to run by itself.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct BootReport {
     /// What it wrote to the exit port.
     pub exit: u8,

@@ -129,8 +129,9 @@ impl std::fmt::Display for Origin {
 }
 
 /// A kernel image cannot be booted.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("{image}: {fault}")]
+#[non_exhaustive]
 pub struct KernelError {
     /// Which image.
     pub image: String,
@@ -139,7 +140,8 @@ pub struct KernelError {
 }
 
 /// Why a kernel image is not valid.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum KernelFault {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
@@ -188,6 +190,8 @@ pub enum KernelFault {
         minimum: u64,
     },
 }
+
+vmkern_inspect::debug_as_printed!(KernelError, KernelFault);
 
 #[cfg(test)]
 mod tests {

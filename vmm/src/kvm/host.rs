@@ -28,14 +28,18 @@ pub(crate) const REQUIRED: [(u32, &str); 6] = [
 ];
 
 /// This host cannot run guests.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub struct NoKvm {
     /// What is missing.
     pub missing: Missing,
 }
 
+vmkern_inspect::debug_as_printed!(NoKvm);
+
 /// What a host that cannot run guests lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Missing {
     /// `/dev/kvm` does not exist.
     Device,

@@ -26,7 +26,8 @@ pub(super) fn registers(regs: &kvm_regs, sregs: &kvm_sregs) -> Registers {
 }
 
 /// Why a vCPU cannot continue.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum CpuFault {
     /// Three exceptions, each while the one before was being delivered; or a shutdown for another
     /// reason.
@@ -70,8 +71,9 @@ fn emulation(suberror: u32, instruction: &[u8]) -> String {
 }
 
 /// A vCPU's failure, and where it happened.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("vCPU {cpu}: {fault}\n{registers}")]
+#[non_exhaustive]
 pub struct CpuFailure {
     /// The vCPU.
     pub cpu: u32,
@@ -80,6 +82,8 @@ pub struct CpuFailure {
     /// Its registers.
     pub registers: Box<Registers>,
 }
+
+vmkern_inspect::debug_as_printed!(CpuFault, CpuFailure);
 
 impl CpuFailure {
     /// The host's shortage, if that is why the vCPU cannot continue.

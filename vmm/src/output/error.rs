@@ -8,8 +8,9 @@ use thiserror::Error;
 use crate::text::name;
 
 /// Output cannot go to this path.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error("`{}`: {fault}", name(path))]
+#[non_exhaustive]
 pub struct OutputError {
     /// The path as given.
     pub path: PathBuf,
@@ -26,7 +27,8 @@ impl OutputError {
 }
 
 /// Why a path cannot take output.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum OutputFault {
     /// A directory.
     #[error("is a directory; name a file in it")]
@@ -61,6 +63,8 @@ pub enum OutputFault {
         source: io::Error,
     },
 }
+
+vmkern_inspect::debug_as_printed!(OutputError, OutputFault);
 
 impl OutputFault {
     pub(super) fn io(operation: &'static str, source: io::Error) -> Self {

@@ -34,6 +34,7 @@ fn exact<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
 
 /// A figure of the guest at the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stat {
     /// A count, or a number of bytes.
     Count(u64),
@@ -79,6 +80,7 @@ pub struct RunReport {
 
 /// A finished statement.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct StepReport {
     line: usize,
     thread: String,
@@ -168,6 +170,7 @@ impl From<NotUtf8> for FailureReport {
 
 /// How the guest died.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PanicReport {
     message: String,
     thread: Option<String>,
@@ -184,6 +187,7 @@ impl From<&Panic> for PanicReport {
 
 /// Where a script ran, or would have run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct EnvironmentReport {
     /// `kvm`.
     pub accelerator: &'static str,

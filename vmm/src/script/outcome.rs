@@ -14,6 +14,7 @@ use super::target::Panic;
 /// Exit status of the command: one table for every subcommand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Status {
     /// All held.
     Ok = 0,
@@ -109,6 +110,7 @@ impl StatusRow {
 
 /// What a statement gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StepResult {
     /// An answer of the guest.
     Given(Outcome),
@@ -177,6 +179,7 @@ pub fn number(value: u64) -> String {
 
 /// A finished statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Step {
     /// Its line, from 1.
     pub line: usize,
@@ -207,6 +210,7 @@ impl Step {
 
 /// An expectation that did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Failure {
     /// The line that says what was expected: the `expect` below the statement, or the statement
     /// itself.

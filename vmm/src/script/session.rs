@@ -29,6 +29,7 @@ pub struct Setup {
 
 /// A run that came to an end.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Session {
     /// How it ended.
     pub ending: Ending,
@@ -46,7 +47,7 @@ pub struct Session {
 }
 
 /// A run that never began: there is no guest, or its kernel did not become ready.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("{error}")]
 pub struct Unlaunched<T: std::fmt::Debug> {
     /// Why.
@@ -60,6 +61,12 @@ pub struct Unlaunched<T: std::fmt::Debug> {
     pub console_error: Option<std::io::Error>,
     /// Lines that are missing in that file.
     pub dropped_lines: u64,
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for Unlaunched<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&vmkern_inspect::chain(self))
+    }
 }
 
 /// Where a guest stands when it is looked at, the last time before it is gone.

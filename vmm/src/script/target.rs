@@ -16,6 +16,7 @@ use crate::check::Report;
 
 /// What became of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reply {
     /// It has finished, or its thread sleeps ([`Outcome::Blocked`]).
     Completed {
@@ -40,6 +41,7 @@ impl Reply {
 
 /// How a guest died, for reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Panic {
     /// The message.
     pub message: String,
@@ -54,7 +56,7 @@ pub struct Panic {
 }
 
 /// Why an operation has no result.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The run's time is over.
     #[error(
@@ -80,6 +82,8 @@ pub enum TargetError {
     #[error("{0}")]
     Broken(String),
 }
+
+vmkern_inspect::debug_as_printed!(TargetError);
 
 /// A guest, or something that acts like one.
 pub trait Target {

@@ -6,14 +6,17 @@ use thiserror::Error;
 
 /// A KVM operation, or a system call that it needs, failed. [`KvmError::remedy`] says what would
 /// help.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error("{operation}: {}", std::io::Error::from_raw_os_error(*errno))]
+#[non_exhaustive]
 pub struct KvmError {
     /// The operation, with its size or address.
     pub operation: String,
     /// The system's error number.
     pub errno: i32,
 }
+
+vmkern_inspect::debug_as_printed!(KvmError);
 
 impl KvmError {
     /// What would help, as sentences: the limit that was reached, with its name and value, and how

@@ -22,7 +22,7 @@ use crate::{Crash, Guest, GuestError, ThreadId};
 pub type Out<'o> = &'o mut dyn FnMut(&str);
 
 /// Why a tour ended early.
-#[derive(Debug, Error)]
+#[derive(Error)]
 pub enum TourError {
     /// The guest failed.
     #[error(transparent)]
@@ -44,6 +44,8 @@ pub enum TourError {
     #[error(transparent)]
     Stopped(#[from] TargetError),
 }
+
+vmkern_inspect::debug_as_printed!(TourError);
 
 /// Shows around in `guest`, which dies on the way, as planned. Returns the steps that were taken (a
 /// stop's number in place of a line), and the crash at the end.

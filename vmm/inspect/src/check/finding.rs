@@ -44,6 +44,7 @@ impl fmt::Display for Finding {
 
 /// A structure that was being changed when the guest was stopped. It is not checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Updating {
     /// The structure.
     pub what: Cow<'static, str>,
@@ -56,6 +57,7 @@ pub struct Updating {
 
 /// Numbers of structures that the check examined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CheckStats {
     /// Maps.
     pub maps: u64,

@@ -10,8 +10,9 @@ use crate::handshake::AbiMismatch;
 use crate::text::name;
 
 /// A memory dump cannot be read.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error("memory dump `{}`: {fault}", name(path))]
+#[non_exhaustive]
 pub struct OpenError {
     /// The file.
     pub path: PathBuf,
@@ -20,7 +21,8 @@ pub struct OpenError {
 }
 
 /// Why a file is not a valid memory dump.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum OpenFault {
     /// It cannot be read at all.
     #[error("{0}")]
@@ -81,7 +83,7 @@ pub enum OpenFault {
 }
 
 /// A dump cannot be written.
-#[derive(Debug, Error)]
+#[derive(Error)]
 pub enum SaveError {
     /// The sink reported an error.
     #[error("cannot write it: {source}")]
@@ -98,3 +100,5 @@ pub enum SaveError {
     #[error("interrupted")]
     Interrupted,
 }
+
+crate::debug_as_printed!(OpenError, OpenFault, SaveError);

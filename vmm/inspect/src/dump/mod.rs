@@ -194,7 +194,7 @@ impl Source for Dump {
 
 /// The kernel at hand is not the one whose memory a dump holds, so its symbols would name the wrong
 /// functions.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the dump is of kernel {}, and the symbols at hand are of kernel {}",
     name(dump),
@@ -206,6 +206,8 @@ pub struct OtherKernel {
     /// The build ID of the kernel at hand.
     pub kernel: Option<Vec<u8>>,
 }
+
+crate::debug_as_printed!(OtherKernel);
 
 fn name(build_id: &Option<Vec<u8>>) -> String {
     match build_id {

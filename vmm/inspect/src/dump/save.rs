@@ -59,6 +59,7 @@ pub struct About {
 
 /// Progress of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Saving {
     /// Bytes of memory read so far. Memory is read twice: to find the pages that are not zero, and
     /// to write them.
@@ -69,6 +70,7 @@ pub struct Saving {
 
 /// A dump that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Saved {
     /// Bytes of RAM.
     pub memory: u64,

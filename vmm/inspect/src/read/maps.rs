@@ -17,6 +17,7 @@ const NODE: &str = "map index root";
 
 /// Size and use of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MapStats {
     /// First address.
     pub min: GuestVirt,
@@ -47,6 +48,7 @@ pub enum ObjectView {
 
 /// An entry of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EntryView {
     /// First address.
     pub start: GuestVirt,

@@ -9,6 +9,7 @@ use crate::view::View;
 
 /// Neighbouring pages of one size with equal flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PageRun {
     /// First address.
     pub start: GuestVirt,

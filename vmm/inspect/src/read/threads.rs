@@ -14,6 +14,7 @@ const COUNT_MAX: usize = 1 << 16;
 
 /// A kernel thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ThreadView {
     /// Its number; requests can name the threads below 64.
     pub tid: u32,

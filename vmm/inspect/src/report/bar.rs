@@ -29,6 +29,7 @@ pub const SUBMAP: char = '~';
 
 /// A stretch of a bar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Stretch {
     /// First address.
     pub start: Hex,

@@ -29,6 +29,7 @@ const CHUNK: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Use {
     /// Not RAM.
     Hole,
@@ -131,6 +132,7 @@ impl Use {
 
 /// A segment of managed memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SegmentReport {
     /// First page.
     pub start: u64,
@@ -142,6 +144,7 @@ pub struct SegmentReport {
 
 /// Pages by the queue that they are on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Queues {
     /// Wired.
     pub wired: u64,

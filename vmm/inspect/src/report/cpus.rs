@@ -13,6 +13,7 @@ use crate::{CpuState, RunState};
 
 /// A register by its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RegisterReport {
     /// The name, in lower case.
     pub name: &'static str,
@@ -22,6 +23,7 @@ pub struct RegisterReport {
 
 /// A CPU's cache of free pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CachedPages {
     /// How many.
     pub pages: u64,
@@ -31,6 +33,7 @@ pub struct CachedPages {
 
 /// A CPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CpuReport {
     /// Its number.
     pub cpu: u32,
@@ -50,6 +53,7 @@ pub struct CpuReport {
 
 /// `inspect cpus`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CpusReport {
     /// The CPUs.
     pub cpus: Vec<CpuReport>,

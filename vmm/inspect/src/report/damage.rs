@@ -13,6 +13,7 @@ const DAMAGE_MAX: usize = 64;
 
 /// A structure that could not be read, or contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Damage {
     /// The structure.
     pub structure: String,

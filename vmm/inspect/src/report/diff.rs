@@ -19,6 +19,7 @@ const CHANGES_MAX: usize = 1 << 18;
 
 /// A change of something that may be new or gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Change<T> {
     /// What it was; null when it was not there.
     pub before: Option<T>,
@@ -28,6 +29,7 @@ pub struct Change<T> {
 
 /// Changes, and the number of those left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Changes<T> {
     /// The changes.
     pub changes: Vec<T>,
@@ -53,6 +55,7 @@ impl<T> Changes<T> {
 
 /// A map whose entries have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MapDiff {
     /// The map.
     pub name: Arc<str>,
@@ -64,6 +67,7 @@ pub struct MapDiff {
 
 /// Adjacent pages with the same change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageChange {
     /// First page.
     pub pfn: u64,
@@ -77,6 +81,7 @@ pub struct PageChange {
 
 /// The content of a page-table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PteState {
     /// The physical address that the run's first address maps to.
     pub phys: Hex,
@@ -91,6 +96,7 @@ fn flag_words<S: Serializer>(flags: &PteFlags, serializer: S) -> Result<S::Ok, S
 
 /// Adjacent page-table entries with the same change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PteChange {
     /// First address.
     pub start: Hex,
@@ -108,6 +114,7 @@ pub struct PteChange {
 
 /// A counter that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CounterChange {
     /// Its name.
     pub counter: &'static str,
@@ -119,6 +126,7 @@ pub struct CounterChange {
 
 /// `inspect A diff B`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DiffReport {
     /// The name of the earlier source.
     pub before: String,
@@ -141,6 +149,7 @@ pub struct DiffReport {
 
 /// How many pages have changed in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageChangeCount {
     /// What they were used for.
     pub before: Use,

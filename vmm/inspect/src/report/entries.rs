@@ -17,6 +17,7 @@ pub(super) const ENTRIES_MAX: usize = 1 << 20;
 
 /// An entry of a map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct EntryReport {
     /// The structure's address.
     pub at: Hex,

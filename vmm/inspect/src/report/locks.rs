@@ -8,6 +8,7 @@ use super::threads::CPUS_MAX;
 
 /// Statistics of the locks of a class. Cycles are TSC cycles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LockCounts {
     /// Acquisitions; of a recursive lock, the outermost ones.
     pub acquired: u64,
@@ -45,6 +46,7 @@ impl LockCounts {
 
 /// A class of locks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LockClassReport {
     /// The kernel's name for its locks.
     pub class: &'static str,
@@ -58,6 +60,7 @@ pub struct LockClassReport {
 
 /// A CPU's statistics of TLB flushes and shootdowns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct TlbReport {
     /// Ranges that it flushed for itself.
     pub flushes: u64,
@@ -94,6 +97,7 @@ impl TlbReport {
 
 /// A CPU's statistics of interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct InterruptReport {
     /// Timer interrupts.
     pub clock_interrupts: u64,
@@ -104,6 +108,7 @@ pub struct InterruptReport {
 
 /// `inspect locks`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LocksReport {
     /// Whether hold times are counted: `debug.lock.prof.enable`.
     pub profiling: bool,

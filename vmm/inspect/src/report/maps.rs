@@ -13,6 +13,7 @@ use super::survey::{MapAt, MapName, Survey};
 
 /// A map: its size and use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MapReport {
     /// The kernel's name for it, or its address.
     pub name: Arc<str>,
@@ -48,6 +49,7 @@ pub struct MapReport {
 
 /// `inspect maps`: every map before its submaps, in the order of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MapsReport {
     /// The maps.
     pub maps: Vec<MapReport>,
@@ -55,6 +57,7 @@ pub struct MapsReport {
 
 /// `inspect map NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MapEntriesReport {
     /// The map.
     pub map: MapReport,

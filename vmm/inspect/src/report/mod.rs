@@ -60,6 +60,7 @@ pub const SCHEMA: u32 = 1;
 
 /// A report, with its source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -77,6 +78,7 @@ pub struct Inspection {
 /// The report proper, by request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "inspect", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Body {
     /// `summary`.
     Summary(Box<SummaryReport>),
@@ -106,7 +108,8 @@ pub enum Body {
 }
 
 /// The requested item does not exist.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum NotThere {
     /// No such map.
     #[error("there is no map {asked}; this guest has {}", there.join(" "))]
@@ -125,6 +128,8 @@ pub enum NotThere {
         there: Vec<String>,
     },
 }
+
+crate::debug_as_printed!(NotThere);
 
 impl Inspection {
     /// Reports on `what` in `view`, whose source has the name `source`. `symbols` are those of the

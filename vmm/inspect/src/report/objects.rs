@@ -26,6 +26,7 @@ pub(super) struct ObjectAt {
 
 /// An object's own fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ObjectBrief {
     /// `kernel_object`, `kmem_object`, or the address.
     pub name: ObjectRef,
@@ -48,6 +49,7 @@ pub struct ObjectBrief {
 
 /// An object, and what refers to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ObjectReport {
     /// The object's own fields.
     #[serde(flatten)]
@@ -60,6 +62,7 @@ pub struct ObjectReport {
 
 /// `inspect objects`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ObjectsReport {
     /// The objects, by address, kernel_object and kmem_object first.
     pub objects: Vec<ObjectReport>,

@@ -17,6 +17,7 @@ const MAPPINGS_MAX: usize = 256;
 
 /// What a page's structure says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageState {
     /// Address of its `VmPage`.
     pub at: Hex,
@@ -46,6 +47,7 @@ pub struct PageState {
 
 /// A virtual address that maps a page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MappingReport {
     /// The address that shows the page's first byte.
     pub va: Hex,
@@ -64,6 +66,7 @@ pub struct MappingReport {
 
 /// `inspect page PFN`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageReport {
     /// Its number.
     pub pfn: u64,

@@ -7,6 +7,7 @@ use super::threads::CPUS_MAX;
 
 /// A CPU's cache of free pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageCacheReport {
     /// The CPU's number.
     pub cpu: u32,

@@ -16,6 +16,7 @@ const ROWS_MAX: usize = 24;
 
 /// Pages of one use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct UseCount {
     /// The use.
     #[serde(rename = "use")]
@@ -26,6 +27,7 @@ pub struct UseCount {
 
 /// Free blocks of one list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct FreeList {
     /// `default`, or `isadma` for memory below 16 MiB.
     pub list: &'static str,
@@ -35,6 +37,7 @@ pub struct FreeList {
 
 /// A counter of the kernel beside the number found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Counted {
     /// The counter's name.
     pub counter: &'static str,
@@ -46,6 +49,7 @@ pub struct Counted {
 
 /// All of physical memory, one character per cell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Picture {
     /// Pages of a cell.
     pub pages_per_cell: u64,
@@ -57,6 +61,7 @@ pub struct Picture {
 
 /// `inspect pages`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PagesReport {
     /// Pages of RAM.
     pub ram_pages: u64,

@@ -15,6 +15,7 @@ const RUNS_MAX: usize = 1 << 18;
 
 /// Adjacent entries of one size with equal flags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RunReport {
     /// First address.
     pub start: Hex,
@@ -37,6 +38,7 @@ pub struct RunReport {
 
 /// Page-table pages by level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Tables {
     /// Roots.
     pub pml4: u64,
@@ -62,6 +64,7 @@ impl Tables {
 
 /// `inspect pagetable [START..END]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PageTableReport {
     /// The root page table.
     pub root: Hex,

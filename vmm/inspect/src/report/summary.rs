@@ -22,6 +22,7 @@ use crate::symbols::Symbols;
 
 /// A range of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RamReport {
     /// First byte.
     pub start: Hex,
@@ -31,6 +32,7 @@ pub struct RamReport {
 
 /// A map in one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MapLine {
     /// Its name.
     pub name: Arc<str>,
@@ -48,6 +50,7 @@ pub struct MapLine {
 
 /// A mutex that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LockReport {
     /// Its name.
     pub lock: &'static str,
@@ -57,6 +60,7 @@ pub struct LockReport {
 
 /// `inspect summary`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SummaryReport {
     /// RAM.
     pub ram: Vec<RamReport>,

@@ -21,6 +21,7 @@ pub(super) const CPUS_MAX: u64 = 256;
 
 /// A thread.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ThreadReport {
     /// The structure's address.
     pub at: Hex,
@@ -52,6 +53,7 @@ pub struct ThreadReport {
 
 /// `inspect threads`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ThreadsReport {
     /// Ticks since boot.
     pub ticks: u64,

@@ -46,6 +46,7 @@ pub(super) fn flag_names<S: Serializer>(
 /// A part of the kernel's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Region {
     /// Below the kernel's part, or in the gap between the halves.
     Low,
@@ -82,6 +83,7 @@ impl Region {
 
 /// A step of a walk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct StepReport {
     /// `PML4`, `PDPT`, `PD` or `PT`.
     pub level: &'static str,
@@ -102,6 +104,7 @@ pub struct StepReport {
 
 /// The mapping of an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MappedReport {
     /// The physical address.
     pub phys: Hex,
@@ -114,6 +117,7 @@ pub struct MappedReport {
 
 /// `inspect vtop ADDR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct VtopReport {
     /// The address.
     pub va: Hex,

@@ -35,7 +35,8 @@ pub enum What {
 }
 
 /// A request that makes no sense.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum WhatError {
     /// There is nothing to inspect under this name.
     #[error("cannot inspect `{name}`; expected one of {}", What::usages().join(", "))]
@@ -52,6 +53,8 @@ pub enum WhatError {
         usage: &'static str,
     },
 }
+
+crate::debug_as_printed!(WhatError);
 
 /// The names, with their arguments.
 const USAGES: [(&str, &str); 11] = [

@@ -18,6 +18,7 @@ const KEPT: usize = 8 << 20;
 
 /// What came of a log at its guest's end.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct LogEnd {
     /// What nobody had taken yet.
     pub rest: Vec<u8>,

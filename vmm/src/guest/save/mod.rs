@@ -17,7 +17,8 @@ use crate::output::{Destination, GoOn, Output, OutputError, Readers};
 use crate::text::name;
 
 /// A dump cannot be written.
-#[derive(Debug, Error)]
+#[derive(Error)]
+#[non_exhaustive]
 pub enum SaveError {
     /// The file cannot be written. None is left behind, and one of the same name is as it was.
     #[error("memory dump `{}`: cannot {operation}: {source}{}", name(path), room(*.needed))]
@@ -41,6 +42,8 @@ pub enum SaveError {
     #[error("interrupted")]
     Interrupted,
 }
+
+vmkern_inspect::debug_as_printed!(SaveError);
 
 fn room(needed: Option<u64>) -> String {
     needed.map_or(String::new(), |bytes| format!(" (it takes {} MiB)", bytes.div_ceil(1 << 20)))
