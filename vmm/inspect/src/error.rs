@@ -1,7 +1,7 @@
 //! What can be wrong with a look into a guest, and how errors are shown.
 //!
-//! An error's `Display` says all of it, the error below included: reports and JSON have room for one
-//! sentence. `source` gives the error below all the same, as a type to look at.
+//! An error's `Display` says all of it, the error below included: reports and JSON have room for
+//! one sentence. `source` returns the error below all the same, as a type to look at.
 
 use std::error::Error as StdError;
 
@@ -30,8 +30,8 @@ pub fn chain(error: &dyn StdError) -> String {
     text
 }
 
-/// Makes `Debug` of errors their [`chain`], so that a test that fails by `?` or `unwrap` prints what
-/// the command would.
+/// Makes `Debug` of errors their [`chain`]: a test that fails by `?` or `unwrap` prints what the
+/// command would.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! debug_as_printed {

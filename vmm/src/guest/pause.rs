@@ -34,6 +34,21 @@ impl Guest {
     /// ([`Pause::standing`] says which of the two). What is inspected while it stands is one
     /// moment's truth. A guest that has died stands still for ever, and can be held all the same.
     ///
+    /// ```
+    /// use vmkern::inspect::Standing;
+    /// use vmkern::prelude::*;
+    ///
+    /// let mut guest = Guest::builder().launch()?;
+    /// guest.submit(ThreadId::MAIN, Op::KmemAlloc { map: MapId::KERNEL, size: 1 << 20 })?;
+    /// let pause = guest.pause()?;
+    /// let free = || guest.meter().map(|meter| meter.v_free_count.get());
+    /// assert_eq!(free()?, free()?, "nothing moves");
+    /// if pause.standing() != Standing::Quiescent {
+    ///     println!("it was stopped in the middle of something");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the
     /// host's kernel.

@@ -12,6 +12,7 @@ use vmkern_abi::layout::{Sx, Thread, ThreadState, VmMap, VmObject, VmPage, md};
 use super::lab::{Damage, Lab, expect_finding};
 use crate::check::Report;
 use crate::guest::{Guest, ThreadId};
+use crate::inspect::ThreadView;
 
 /// A guest whose clock ticks: t1 and t2 wait for room in a map, t3 to t5 for time to pass.
 struct Waiting {
@@ -41,8 +42,7 @@ impl Waiting {
         }
         let asleep = |guest: &Guest| {
             let threads = guest.threads().expect("the list is sound");
-            let sleeps =
-                |t: &crate::inspect::ThreadView| t.tid > 5 || t.state == ThreadState::Sleeping;
+            let sleeps = |t: &ThreadView| t.tid > 5 || t.state == ThreadState::Sleeping;
             threads.iter().filter(|t| t.tid < 6).count() == 6 && threads.iter().all(sleeps)
         };
         while !asleep(&lab.guest) {
