@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Times two builds of a command in turns and says whether one is slower.
+# Times two builds of a command in turn and reports whether the new one is slower.
 #
-#     scripts/ab.sh OLD NEW [-n ROUNDS] [-- ARGUMENTS]      default: 21 rounds of `run` with one kmem_malloc
+#     scripts/ab.sh OLD NEW [-n ROUNDS] [-- ARGUMENTS]      default: 21 rounds of one kmem_malloc
 #     scripts/ab.sh old/vmkern target/release/vmkern -- test tests/scripts
 #
-# Each round runs both once, the one that begins changes, and gives one ratio new / old. Printed are
-# the medians and the median ratio with the interval in which it lies in 99 of 100 repetitions
-# (bootstrap over rounds). Exit status: 1 if new is slower beyond the interval, 2 on wrong use.
+# Each round runs both once, in alternating order, and yields one ratio new / old. The output has
+# the medians, and the median ratio with its 99 % confidence interval (bootstrap over rounds). Exit
+# status: 1 if new is slower beyond the interval, 2 on wrong use.
 set -euo pipefail
 
 usage() {

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Runs the memory system's tests on the simulated machine under AddressSanitizer. Besides the process's own memory it
-# watches the simulated one: pages, and structures of zones and maps, that are free (see `PhysMem::mark`). First it proves
-# that it would find something: each deed of guest/kmem/examples/asan_finds.rs must end in the right report.
+# Runs the memory system's tests on the simulated machine under AddressSanitizer. Besides the
+# process's own memory it watches the simulated memory: free pages, and free structures of zones and
+# maps (see `PhysMem::mark`). First it proves that it finds errors: each deed of
+# guest/kmem/examples/asan_finds.rs must end in the right report.
 #
-# The compiler is the stable one: RUSTC_BOOTSTRAP lets it take the flag, and its runtime comes with the toolchain.
+# The compiler is the stable one: RUSTC_BOOTSTRAP makes it accept the flag, and the runtime comes
+# with the toolchain.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +16,7 @@ export CARGO_BUILD_TARGET=x86_64-unknown-linux-gnu
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/asan
 # Unoptimized, the tests take three times as long.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
-# Leaks count as well.
+# Leaks count, too.
 export ASAN_OPTIONS=detect_leaks=1
 
 kmem=(--locked --package kmem --features sim)
@@ -30,7 +32,7 @@ must_find() {
         echo "found $deed: $report"
         passed=$((passed + 1))
     else
-        printf 'asan: %s should give %s, and gave:\n%s\n' "$deed" "$report" "$output" >&2
+        printf 'asan: expected %s to cause %s, but got:\n%s\n' "$deed" "$report" "$output" >&2
         failed=$((failed + 1))
     fi
 }

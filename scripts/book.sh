@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Puts the tables that the command prints of itself into the book, between `<!-- book:TABLE -->` and `<!-- /book -->`.
+# Puts the tables that the command prints into the book, between `<!-- book:TABLE -->` and `<!--
+# /book -->`.
 #   scripts/book.sh           writes them
 #   scripts/book.sh --check   says which pages are not up to date, and fails if any is
 # VMKERN names the command; without it, it is built.
@@ -17,7 +18,7 @@ if [ -z "${VMKERN:-}" ]; then
     VMKERN=${CARGO_TARGET_DIR:-target}/debug/vmkern
 fi
 
-# Prints the page $1 with its tables anew.
+# Prints the page $1 with its tables replaced.
 page() {
     local line table='' text
     while IFS= read -r line || [ -n "$line" ]; do

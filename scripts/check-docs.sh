@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks that the book speaks of things that exist: every relative link leads to a file, and every
-# link to a source file whose text is a name, as [`a_test`](path/file.rs), leads to a file that
-# defines that function or that is the module of that name. What docs/fidelity.md names as a proof
-# must be a test or a check of the self-test, and no row of its tables may be without a proof, unless
-# it says so by `-`. Prose has at most 100 columns.
+# Checks that the book refers to things that exist: every relative link leads to a file, and every
+# link to a source file whose text is a name, such as [`a_test`](path/file.rs), leads to a file that
+# defines that function or is the module of that name. A proof in docs/fidelity.md must be a test or
+# a check of the self-test, and every row of its tables must have a proof or `-`. Prose has at most
+# 100 columns.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,8 +16,7 @@ complain() {
 
 for page in ./*.md docs/*.md docs/decisions/*.md {*,guest/*,vmm/*}/README.md; do
     [ -f "$page" ] || continue
-    # Tables, samples and what a page says to scripts may be wider.
-    # What the command prints into the book is as wide as it is.
+    # Tables, samples, markers for scripts, and text printed by the command may be wider.
     wide=$(awk '/^<!-- book:/ { printed = 1 } /^<!-- \/book/ { printed = 0 }
         length > 100 && !printed && !/^(\||    |<!--)/ { printf " %d", FNR }' "$page")
     [ -z "$wide" ] || complain "$page" "more than 100 columns in line$wide"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Measures the sources: lengths, comments, widest types, and what is to stay at zero. Reads Rust as
-# rustfmt lays it out: a block that begins at some indentation ends with a brace at the same one.
+# Measures the sources: lengths, comments, widest types, and counts that must stay at zero. It
+# relies on the layout of rustfmt: a block that begins at some indentation ends with a brace at the
+# same indentation.
 #
 #     scripts/house.sh              the figures
 #     scripts/house.sh --long       functions over 50 lines
 #     scripts/house.sh --steps      functions over 30 lines whose steps are not numbered
-#     scripts/house.sh --unlocks    unlocks, relocks and waits without a word on what may have changed
+#     scripts/house.sh --unlocks    unlocks, relocks and waits without a comment
 #     scripts/house.sh --wide       lines over 100 columns
 #     scripts/house.sh --methods    methods of each type with more than 60
-#     scripts/house.sh --check      fails if a figure that is frozen has grown
+#     scripts/house.sh --check      fails if a frozen figure has grown
 #
 # Tests, the simulated machine and loom's models count as tests, not as production.
 set -euo pipefail
@@ -53,20 +54,20 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
         }
         in_function = 0; waiting = ""
     }
-    # An unlock, relock or wait without a word on what may have changed.
+    # An unlock, relock or wait without a comment on what may have changed.
     function found_bare(place) {
         bare++
         if (what == "--unlocks") printf "%s:%s\n", FILENAME, place
     }
-    # Decides whether the unlock in `waiting` is the last that its function does, from what follows
-    # it: `return`, a value without `self`, ends of blocks that are not loops.
+    # Decides whether the unlock in `waiting` is the last action of its function, from the lines
+    # that follow: `return`, a value without `self`, ends of blocks that are not loops.
     function after_unlock(line,   i) {
         i = indent(line)
         if (skipping && i > skipped) return
         if (line ~ /^ *} else/) { skipping = 1; skipped = i; return }
         skipping = 0
         if (line ~ /^ *}/) {
-            # What end_function sees at the level of the function is the end.
+            # end_function handles the end at the level of the function.
             if (i > level && opened[i] ~ /^ *(loop|while|for)/) { found_bare(waiting); waiting = "" }
             return
         }
@@ -111,7 +112,7 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
     waiting != "" && !/^ *\/\// && !/^ *$/ { after_unlock($0) }
     in_function && FNR > begin && indent($0) == level && /^ *(}|.*;$)/ && (/^ *}/ || /;$/) { end_function() }
     in_function && /^ *\/\/ [0-9]+\. / { steps++ }
-    # What is to stay at zero. Words within comments and strings do not count.
+    # Counts that must stay at zero. Words within comments and strings do not count.
     !/^ *\/\// {
         code = $0; gsub(/"([^"\\]|\\.)*"/, "\"\"", code); sub(/\/\/.*/, "", code)
         if (code ~ /\.unwrap\(\)/) unwraps++
@@ -126,13 +127,13 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
             code !~ /fn /) {
             unlocks++
             if (said) {
-                # The same word holds for the next line, should that be one of these, too.
+                # The same comment covers the next line, if that is also an unlock.
                 keep = 1
             } else {
-                # Another branch unlocks, too: both go on at the same place.
+                # Another branch unlocks, too: both continue at the same place.
                 if (waiting != "" && !skipping) found_bare(waiting)
                 waiting = FNR ": " $0; skipping = 0
-                # A wait ends nothing: its caller goes on with what has changed.
+                # A wait is never the end: its caller continues with changed state.
                 if (code !~ /unlock(_[a-z]+)?\(|drop\(/ || code ~ /_and_wait/) {
                     found_bare(waiting); waiting = ""
                 }
@@ -162,7 +163,7 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
             printf "functions over 50 lines: %d of %d\n", long, functions
             printf "functions over 30 lines: %d, without numbered steps %d\n", thirty, unnumbered
             printf "comments: docs %.1f %%, inside code %.2f %% of lines\n", 100 * docs / all, 100 * inside / all
-            printf "unlocks, relocks and waits: %d, without a word %d\n", unlocks, bare
+            printf "unlocks, relocks and waits: %d, without a comment %d\n", unlocks, bare
             printf "lines over 100 columns: %d\n", wide
             printf "unwrap %d, todo %d, allow %d\n", unwraps, todos, allows
             printf "unsafe blocks and impls: %d, with SAFETY %.0f %%\n", unsafes, unsafes ? 100 * safe / unsafes : 100
@@ -173,7 +174,7 @@ awk -v what="$what" -v most_long="$most_long" -v most_methods="$most_methods" '
             if (wide) { printf "%d lines over 100 columns: scripts/house.sh --wide\n", wide; bad = 1 }
             if (long > most_long) { printf "%d functions over 50 lines, at most %d: scripts/house.sh --long\n", long, most_long; bad = 1 }
             if (unnumbered) { printf "%d functions over 30 lines without numbered steps: scripts/house.sh --steps\n", unnumbered; bad = 1 }
-            if (bare) { printf "%d unlocks, relocks or waits without a word: scripts/house.sh --unlocks\n", bare; bad = 1 }
+            if (bare) { printf "%d unlocks, relocks or waits without a comment: scripts/house.sh --unlocks\n", bare; bad = 1 }
             if (safe < unsafes) { printf "%d unsafe without SAFETY: scripts/house.sh --unsafe\n", unsafes - safe; bad = 1 }
             if (widest > most_methods) { printf "%s has %d methods, at most %d\n", widest_type, widest, most_methods; bad = 1 }
             exit bad

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that can be said about the sources without running them, cheapest first: formatting, the book, clippy for
-# the workspace and for the kernel image, rustdoc. Warnings are errors.
+# All static checks of the sources, cheapest first: formatting, the book, clippy for the workspace
+# and for the kernel image, rustdoc. Warnings are errors.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,7 +9,7 @@ run() {
     "$@"
 }
 
-# The witness knows the layout of memory and no hypervisor.
+# The inspector depends on the layout of memory, but not on a hypervisor.
 no_kvm() {
     local tree
     tree=$(cargo tree --locked --package vmkern-inspect --edges normal,build --prefix none)
@@ -22,10 +22,11 @@ run scripts/rooms.sh
 run scripts/house.sh --check
 run no_kvm
 run cargo clippy --locked --workspace --all-targets -- -D warnings
-# The kernel's binary hides behind a feature, so that the line above passes it by. Its panic handler needs a profile
+# The kernel's binary needs a feature, so the line above skips it. Its panic handler needs a profile
 # that aborts on panic.
 run cargo clippy --locked --package vmkern-kernel --features image --bin vmkern-kernel --profile guest -- -D warnings
-# The library by itself, as an empty project would have it: no more than 40 crates, that project and ours included.
+# The library by itself, as a dependency of an empty project: at most 40 crates, including that
+# project and ours.
 run cargo clippy --locked --package vmkern --lib --no-default-features -- -D warnings
 crates=$(cargo tree --locked --package vmkern --no-default-features --edges normal,build --prefix none | sed 's/ (\*)$//' | sort -u | wc -l)
 echo "crates: $((crates + 1)) for the library"

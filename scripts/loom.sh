@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the models of rings, doorbells, the log, locks, pages, sleep queue, idle CPUs and TLB shootdowns: loom tries every
-# order of events in them, with at most three preemptions (fewer where a model's module says so), and every value that weak
-# memory allows a load to see. A model is a test in a module `loom`, built and run over the very code that host and kernel
-# use, under `cfg(loom)`.
+# Runs the models of rings, doorbells, the log, locks, pages, sleep queues, idle CPUs and TLB
+# shootdowns: loom tries every order of events in them, with at most three preemptions (fewer where
+# a model's module says so), and every value that weak memory allows a load to see. A model is a
+# test in a module `loom`, which runs the same code that host and kernel use, under `cfg(loom)`.
 #
 #     scripts/loom.sh [FILTER]
 #
-# A model that fails can be looked at with LOOM_LOG=info and LOOM_LOCATION=1 in the environment.
+# To examine a model that fails, set LOOM_LOG=info and LOOM_LOCATION=1 in the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

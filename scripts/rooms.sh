@@ -2,11 +2,11 @@
 # The rooms of a crate and who imports whom: fails where rooms lean on each other in a circle, which
 # Cargo cannot see. usage: scripts/rooms.sh [--graph]   (--graph prints every arrow with its count)
 #
-# A room is a module at the top of a crate's sources. An arrow is a path `crate::..` outside of
-# tests, or one of as many `super::` as lead to the crate's root, through the names that lib.rs hands
-# on. lib.rs is the facade of all rooms and is not one.
+# A room is a top-level module of a crate. An arrow is a path `crate::..` outside tests, or one with
+# as many `super::` as lead to the crate's root, resolved through the re-exports of lib.rs. lib.rs is
+# the facade of all rooms, not a room.
 #
-# What must hold, one row each: crate's sources | rooms that are looked at, or `all`.
+# The rules, one per row: a crate's sources | the rooms to check, or `all`.
 rules() {
     cat <<'ROWS'
 vmm/src | all
@@ -18,9 +18,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 [ $# -eq 0 ] || [ "$*" = --graph ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
 
-# Prints `ROOM ROOM COUNT`, an arrow a line, for the crate whose sources are in $1.
+# Prints `ROOM ROOM COUNT`, one arrow per line, for the crate whose sources are in $1.
 arrows() {
-    # Sources without their tests: files of tests, and what follows `#[cfg(test)] mod .. {`.
+    # Sources without tests: neither files of tests nor the part after `#[cfg(test)] mod .. {`.
     find "$1" -name '*.rs' ! -name main.rs ! -path '*/cli/*' ! -path '*/tests/*' ! -name tests.rs \
         ! -path '*/damaged/*' | LC_ALL=C sort | xargs awk -v root="$1/" '
         # The room of file `path`.
@@ -36,11 +36,11 @@ arrows() {
             for (n = split(path, levels, "/"); n > 0; n--) up = up "super::"
             return up
         }
-        # One `crate::` path, whose first name is `name`, in the file at hand.
+        # One `crate::` path in the current file, whose first name is `name`.
         function arrow(name) {
             if (name != "") used[here, name]++
         }
-        # All first names behind `crate::` in the text of an item.
+        # All first names after `crate::` in the text of an item.
         function paths(text,    rest, list, n, i, depth, c, name) {
             rest = text
             gsub(up, "crate::", rest)
@@ -55,7 +55,7 @@ arrows() {
                     arrow(substr(rest, 1, RLENGTH))
                     continue
                 }
-                # `crate::{a::b, c::{d, e}, F}`: what stands at the outermost depth.
+                # `crate::{a::b, c::{d, e}, F}`: the names at the outermost depth.
                 depth = 0; name = ""
                 for (i = 1; i <= length(rest); i++) {
                     c = substr(rest, i, 1)
@@ -72,7 +72,7 @@ arrows() {
         }
         FNR == 1 { finish(); here = room_of(FILENAME); up = up_from(FILENAME); is_lib = FILENAME == root "lib.rs"; over = 0 }
         function finish() { if (item != "") { take(item); item = "" } }
-        # An item that has been gathered to its end: a facade`s is kept, another`s is an arrow.
+        # A complete item: one of the facade is kept, any other is an arrow.
         function take(text,    from, names, n, i, name) {
             if (!is_lib) { paths(text); return }
             if (match(text, /pub use (self|crate)::[a-z_0-9]+/)) {
@@ -92,7 +92,7 @@ arrows() {
         is_lib && /^(pub(\([a-z]+\))? )?mod / {
             name = $0; sub(/.*mod /, "", name); sub(/[ ;{].*/, "", name); next
         }
-        # A `use` may take several lines; everything else is looked at line by line.
+        # A `use` may take several lines; everything else is read line by line.
         item != "" { item = item " " $0; if (/;/) finish(); next }
         /^ *(pub(\([a-z]+\))? )?use / { item = $0; if (/;/) finish(); next }
         { if (!is_lib) paths($0) }
@@ -109,7 +109,7 @@ arrows() {
         }' | LC_ALL=C sort
 }
 
-# Keeps the arrows between rooms of $1 (files or folders there) that $2 looks at.
+# Keeps the arrows between the rooms of $1 (files or folders there) that $2 selects.
 between() {
     awk -v looked="$2" -v root="$1/" '
         function is_room(name) {
@@ -123,7 +123,7 @@ between() {
             && (looked == "all" || ($1 in wanted && $2 in wanted))'
 }
 
-# Prints the rooms that lean on each other in a circle, a circle a line.
+# Prints the rooms that import each other in a cycle, one cycle per line.
 circles() {
     awk '
         { rooms[$1] = rooms[$2] = 1; reach[$1, $2] = 1 }

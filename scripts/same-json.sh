@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Says whether two builds of vmkern behave alike: runs every script of the corpus with both and
-# compares what `run --json` prints, exit status included.
+# Compares the behaviour of two builds of vmkern: runs every script of the corpus with both and
+# compares the output of `run --json` and the exit status.
 #
-#     scripts/same-json.sh OLD NEW [DIRECTORY]      two commands, and the corpus if not tests/scripts
+#     scripts/same-json.sh OLD NEW [DIRECTORY]      two commands; default: tests/scripts
 #
-# Left out of the comparison, because they differ from run to run or with the build:
+# These differ from run to run or between builds, and are left out of the comparison:
 #   cycles, *_cycles      how long something took
 #   elapsed*, *_us, *_ns  the same
 #   backtrace             addresses of code

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Writes the samples in the book anew: the block of lines below each comment `<!-- sample: vmkern ARGUMENTS -->` is what
-# that command prints. With --check it changes nothing, and fails where a sample has other words than the command prints;
-# numbers and pictures may differ, as they do from kernel to kernel.
+# Rewrites the samples in the book: the block of lines below each comment `<!-- sample: vmkern
+# ARGUMENTS -->` is the output of that command. With --check it changes nothing, and fails if a
+# sample has other words than the command's output; numbers and pictures may differ, as they do
+# between kernels.
 #
 # usage: scripts/samples.sh [--check] [VMKERN]    (by default the command is target/release/vmkern)
 set -euo pipefail
@@ -17,7 +18,7 @@ vmkern=${1:-target/release/vmkern}
 fresh=$(mktemp)
 trap 'rm -f "$fresh"' EXIT
 
-# The samples of a page in its place: everything else of it unchanged.
+# Prints a page with its samples replaced and everything else unchanged.
 renew() {
     local line skipping=no
     while IFS= read -r line; do
@@ -36,7 +37,7 @@ renew() {
     done
 }
 
-# The words of a page, each once, without those of pictures, stacks and numbers.
+# The words of a page, each once, without pictures, stacks and numbers.
 words() {
     sed -E '/\|/d; /^ +#[0-9]/d; /\.rs:/d; s/0x[0-9a-f]+//g; s/\b[0-9a-f]{16}\b//g' | grep -oE '[a-z_]{3,}' | sort -u
 }
@@ -47,7 +48,7 @@ for page in README.md docs/inspect.md; do
     if [ "$check" = no ]; then
         cat "$fresh" >"$page"
     elif ! diff <(words <"$page") <(words <"$fresh"); then
-        echo "$page: the samples are not what the command prints; run scripts/samples.sh" >&2
+        echo "$page: the samples differ from the command's output; run scripts/samples.sh" >&2
         failed=1
     fi
 done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Boots the kernel image with `selftest` under QEMU: on an emulated CPU (TCG) at both privileges, and on /dev/kvm with the
-# body at CPL3. A second CPU implementation and a second loader thus check the very image that vmkern embeds.
+# Boots the kernel image with `selftest` under QEMU: on an emulated CPU (TCG) at both privileges,
+# and on /dev/kvm with the body at CPL3. So a second CPU implementation and a second loader check
+# the same image that vmkern embeds.
 #
 #     scripts/selftest.sh [IMAGE]
 #
@@ -45,5 +46,5 @@ boot tcg user
 boot tcg supervisor
 boot kvm user
 
-printf '\nself-test: %d of %d boots ended well\n' "$passed" "$((passed + failed))"
+printf '\nself-test: %d of %d boots succeeded\n' "$passed" "$((passed + failed))"
 [ "$failed" -eq 0 ]

@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Long runs that continuous integration does a short form of, in sections: those that are named, or all.
+# Long versions of tests that continuous integration runs in a short form, in sections: those named,
+# or all.
 #   scripts/soak.sh [SECTION...]
-# A section prints its progress and lines with "N passed, M failed", which are summed up at the end; the status is 0 when
-# nothing failed. A section is a function soak_NAME. Each says what it takes from the environment.
+# A section prints its progress and lines with "N passed, M failed", which are added up at the end;
+# the status is 0 if nothing failed. A section is a function soak_NAME. Each lists its environment
+# variables.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# 5,000 guests on 1, 2 and 4 CPUs, half of them beside two busy loops, that are stopped at random instants or die in one of
-# sixteen ways: the check finds nothing. A case that failed is named by its number: STOPPED_FIRST=NUMBER STOPPED_CASES=1
-# does it again, and VMKERN_STOPPED_IMAGES=DIRECTORY leaves an image of it.
+# 5,000 guests on 1, 2 and 4 CPUs, half of them beside two busy loops, that are stopped at random
+# instants or die in one of sixteen ways: the check has no findings. A failed case is named by its
+# number: STOPPED_FIRST=NUMBER STOPPED_CASES=1 repeats it, and VMKERN_STOPPED_IMAGES=DIRECTORY saves
+# a dump of it.
 soak_check() {
     STOPPED_CASES=${STOPPED_CASES:-5000} cargo test --locked --release --package vmkern-tests --test stopped -- \
         --nocapture nothing_is_found
 }
 
-# The corpus with a check at each end, SOAK_CORPUS times (20) on 1, 2 and 4 CPUs, beside two busy loops.
+# The corpus with a check at the end of each script, SOAK_CORPUS times (20) on 1, 2 and 4 CPUs,
+# beside two busy loops.
 soak_corpus() {
     cargo build --locked --release || return
     local loops=() round cpus passed=0 failed=0 output
     for _ in 1 2; do
-        # Whatever ends this script ends them.
+        # However this script ends, they end, too.
         (while [ -d "/proc/$$" ]; do :; done) &
         loops+=($!)
     done
@@ -39,16 +43,17 @@ soak_corpus() {
     printf 'rounds of the corpus: %d passed, %d failed\n' "$passed" "$failed"
 }
 
-# 3,000 random scripts and 3,000 mutations of the corpus: each ends by itself, blames neither the VMM nor the guest's contract,
-# and leaves nothing behind; what can be repeated gives the same again. SCRIPTS is the number of each kind, SCRIPTS_SEED the
-# first seed; a script that fails is printed with its seed.
+# 3,000 random scripts and 3,000 mutations of the corpus: each ends by itself, reports no bug of the
+# VMM or of the guest, and leaves nothing behind; repeatable runs have the same results again.
+# SCRIPTS is the number of each kind, SCRIPTS_SEED the first seed; a failed script is printed with
+# its seed.
 soak_scripts() {
     VMKERN_SCRIPTS=${SCRIPTS:-3000} VMKERN_SCRIPTS_SEED=${SCRIPTS_SEED:-0} cargo test --locked --release --package vmkern \
         --test random_scripts -- --nocapture
 }
 
-# The random histories of the memory system on the simulated machine and in guests, HISTORIES times as many as the tests
-# take (5): 100,000 on the simulated machine, 1,000 in guests.
+# The random histories of the memory system on the simulated machine and in guests, HISTORIES (5)
+# times as many as in the tests: 100,000 on the simulated machine, 1,000 in guests.
 soak_histories() {
     local output status=0
     output=$(VMKERN_MODEL_FACTOR=${HISTORIES:-5} cargo test --locked --package kmem --package vmkern-tests \
@@ -59,9 +64,9 @@ soak_histories() {
         <<<"$output"
 }
 
-# scripts/stress.sh with a sixth of its operations: two million of 16 threads on two CPUs, 200,000 of 32 threads on four,
-# with a thousand looks each, and 10,000 rounds of a reader under whom another CPU frees. STRESS_OPERATIONS and
-# STRESS_PAUSES ask for other numbers.
+# scripts/stress.sh with a sixth of its operations: two million of 16 threads on two CPUs, 200,000
+# of 32 threads on four, with a thousand looks each, and 10,000 rounds of a reader whose memory
+# another CPU frees. STRESS_OPERATIONS and STRESS_PAUSES set other numbers.
 soak_stress() {
     local output status=0
     output=$(VMKERN_STRESS_OPERATIONS=${STRESS_OPERATIONS:-2000000} VMKERN_STRESS_PAUSES=${STRESS_PAUSES:-1000} \
@@ -72,7 +77,7 @@ soak_stress() {
     return "$status"
 }
 
-# The sections in the order in which they stand here.
+# The sections, in the order of this file.
 mapfile -t all < <(sed -n 's/^soak_\([a-z_]*\)() {$/\1/p' "$0")
 sections=("$@")
 [ $# -gt 0 ] || sections=("${all[@]}")
@@ -91,7 +96,7 @@ for section in "${sections[@]}"; do
     "soak_$section" 2>&1 | tee -a "$log"
     [ "${PIPESTATUS[0]}" -eq 0 ] || broken=1
 done
-# The test programs' own counts of tests are no counts of cases.
+# The test programs' own counts of tests are not counts of cases.
 grep -v '^test result' "$log" | grep -oE '[0-9]+ passed, [0-9]+ failed' |
     awk -v broken="$broken" '{ p += $1; f += $3 }
         END { printf "\n%d passed, %d failed\n", p, f; exit (broken || f > 0 || p == 0) ? 1 : 0 }'

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The stress tests of several CPUs for about ten minutes on two cores: twelve million operations of 16 threads on two CPUs,
-# 1.2 million of 32 threads on four, with five thousand looks each, and 10,000 rounds of a reader under whom another CPU frees.
-# Arguments go to the test program. A guest that fails leaves an image where VMKERN_STRESS_IMAGE says.
+# The stress tests of several CPUs for about ten minutes on two cores: twelve million operations of
+# 16 threads on two CPUs, 1.2 million of 32 threads on four, with five thousand looks each, and
+# 10,000 rounds of a reader whose memory another CPU frees. Arguments go to the test program. If a
+# guest fails, its dump is saved in the file VMKERN_STRESS_IMAGE.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Lists the tests by name, or says which have gone and come since a commit. A test that was moved
-# keeps its name, so that only what was dropped, added or renamed shows.
+# Lists the tests by name, or the names removed and added since a commit. A moved test keeps its
+# name, so only dropped, new and renamed tests show.
 #
-#     scripts/test-names.sh                  the names, a line each
-#     scripts/test-names.sh --since COMMIT   names that have gone (-) and come (+); 1 if any has gone
+#     scripts/test-names.sh                  the names, one per line
+#     scripts/test-names.sh --since COMMIT   names removed (-) and added (+); 1 if any is removed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# The names of functions after #[test], and of scripts, in the files of a commit or of the work tree.
+# The names of functions after #[test], and of scripts, in the files of a commit or of the work
+# tree.
 names() {
     local where=$1
     {
@@ -23,7 +24,7 @@ case ${1:-} in
     --since)
         git rev-parse --quiet --verify "${2:-}^{commit}" >/dev/null || { echo "no commit ${2:-}" >&2; exit 2; }
         changes=$(diff <(names "$2") <(names '') | sed -n 's/^< /- /p; s/^> /+ /p') || true
-        printf '%s\n' "${changes:-no test has gone or come}"
+        printf '%s\n' "${changes:-no test was removed or added}"
         ! grep -q '^- ' <<<"$changes"
         ;;
     *)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Prints the kernel's functions in the order in which they are first executed, a mangled name a line, without the hash at its
-# end: what guest/kernel/text.order holds. First come those of a boot and of one request, then what else the self-test
-# executes. QEMU's emulated CPU tells where execution goes.
+# Prints the kernel's functions in the order in which they are first executed, one mangled name per
+# line, without the hash at its end: the content of guest/kernel/text.order. First come those of a
+# boot and of one request, then the others that the self-test executes. QEMU's emulated CPU traces
+# the execution.
 #
 #     scripts/text-order.sh > order && mv order guest/kernel/text.order
 #
-# The order is a matter of speed alone: a boot whose code lies side by side touches fewer pages. Names that are no longer
-# there, and functions that are not named, do no harm.
+# The order only affects speed: a boot whose code is contiguous touches fewer pages. Names that no
+# longer exist, and functions that are not named, do no harm.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,14 +15,14 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cargo run --locked --release --quiet -- kernel --output "$dir/image"
 
-# Offset of field $2 of structure $1, by the description that the image carries.
+# Offset of field $2 of structure $1, from the description in the kernel.
 offset() {
     strings -n 4 "$dir/image" |
         awk -v structure="$1" -v field="$2" '
             /^[A-Z]/ { inside = $1 == structure && NF == 2 }
             inside && $1 == field { print $2; inside = 0 }'
 }
-# Writes bytes, as printf has them, at offset $1 of the control region.
+# Writes bytes, in the format of printf, at offset $1 of the control region.
 put() {
     printf "$2" | dd of="$dir/region" bs=1 seek="$1" conv=notrunc status=none
 }
@@ -34,7 +35,8 @@ put 0 'vmkern\0\001'
 put "$requests" '\001'
 put "$slot" '\001\0\0\0\003\0\0\0\001\0\0\0\0\0\0\0\0\020\0\0\0\0\0\0\001'
 
-# Prints the blocks of code that a boot with the command line $1 executes within $2 seconds, each once, in order.
+# Prints the blocks of code that a boot with the command line $1 executes within $2 seconds, each
+# once, in order.
 blocks() {
     local trace="$dir/trace"
     mkfifo "$trace"
@@ -51,11 +53,11 @@ blocks() {
     blocks "control=$region tsc_khz=1000000" 10
     blocks selftest 120
 } >"$dir/blocks"
-# The names of a function, which may have several, on a line with its address.
+# All names of a function, on one line with its address.
 nm --defined-only "$dir/image" | awk '
     $2 ~ /[tT]/ { sub(/17h[0-9a-f]*E$/, "", $3); names[$1] = names[$1] " " $3 }
     END { for (address in names) print address, "function" names[address] }' >"$dir/functions"
-# Both kinds of lines by address: the last function before a block is the one that it belongs to.
+# Both kinds of lines, sorted by address: a block belongs to the last function before it.
 {
     cat "$dir/functions"
     awk '{ print $1, "block", NR }' "$dir/blocks"

@@ -1,5 +1,5 @@
-//! What must hold in a guest between operations: the word of the host's own checker, which is
-//! independent of the kernel, and the sums that its counters must add up to.
+//! Invariants of a guest between operations: the host's own checker, which is independent of the
+//! kernel, finds nothing, and the counters add up.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use vmkern::Guest;
 use vmkern::check::Report;
 use vmkern::inspect::InspectError;
 
-/// Invariants that do not hold, in words.
+/// A description of the invariants that do not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken(pub String);
 
@@ -27,14 +27,14 @@ fn ensure(holds: bool, words: impl FnOnce() -> String) -> Result<(), Broken> {
     if holds { Ok(()) } else { Err(Broken(words())) }
 }
 
-/// Checks everything that the host can see. What sleeping threads have half made is allowed.
+/// Checks everything that the host can see. Half-made work of sleeping threads is allowed.
 ///
 /// # Errors
 /// What does not hold.
 pub fn check(guest: &Guest) -> Result<(), Broken> {
     let report: Report = guest.check()?;
     ensure(report.is_clean() && report.updating.is_empty(), || report.to_string())?;
-    // Pages that kmem_alloc has and has not wired yet are on no queue.
+    // Pages that kmem_alloc has allocated but not wired yet are on no queue.
     if guest.blocked().next().is_some() {
         return Ok(());
     }

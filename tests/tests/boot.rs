@@ -1,4 +1,4 @@
-//! Guests of every shape come up, and die with a word.
+//! Guests of every configuration boot, and a dying guest leaves a message.
 
 use vmkern::abi::crash::CrashKind as Kind;
 use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege, ThreadId};
@@ -15,8 +15,8 @@ fn memory_from_8_mib_to_64_gib_boots() {
         guest.free(addr, size);
         let pages = guest.meter().expect("the counters can be read").v_page_count.get();
         assert!(pages * 4096 <= megabytes << 20, "{megabytes} MiB hold {pages} pages");
-        // The image and low memory take 2 MiB, the page array 64 bytes a page, those of the hole at
-        // 3 GiB included.
+        // The image and low memory take 2 MiB, the page array 64 bytes for each page, including
+        // those of the hole at 3 GiB.
         let hole = if megabytes > 3 * 1024 { 16 } else { 0 };
         let least = (megabytes - 3) * 63 / 64 - hole;
         assert!(pages * 4096 >= least << 20, "{megabytes} MiB hold only {pages} pages");

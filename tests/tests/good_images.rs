@@ -1,4 +1,4 @@
-//! A thousand good images: the check finds nothing in guests that are held at random moments of a
+//! A thousand good guests: the check has no findings in guests that are held at random moments of a
 //! stress run.
 
 use vmkern::check::Report;
@@ -7,14 +7,14 @@ use vmkern::{Guest, TimeMode};
 use vmkern_tests::launch_unchecked;
 use vmkern_tests::workers::Workers;
 
-/// Memory of a guest: little, so that its pages are used again and again.
+/// Memory of a guest: little, so its pages are reused often.
 const MEMORY: u64 = 24 << 20;
 /// Looks at each guest.
 const LOOKS: u64 = 125;
-/// Each of so many looks is at an image in a file.
+/// Every look whose number is a multiple of this reads a dump in a file.
 const SAVED: u64 = 25;
 
-/// Looks at a guest at random moments. How many of the looks came upon work that was not done.
+/// Checks a guest at random moments. Returns how many of the looks found unfinished work.
 fn looks(seed: u64, vcpus: u32, time: TimeMode) -> u64 {
     let guest = launch_unchecked(Guest::builder().memory(MEMORY).vcpus(vcpus).time(time));
     let mut stress = Workers::new(guest, seed);
@@ -24,7 +24,7 @@ fn looks(seed: u64, vcpus: u32, time: TimeMode) -> u64 {
         for _ in 0..1 + stress.draw(8) {
             stress.step().expect("the guest lives");
         }
-        // It works on while it is held: nobody takes an answer before.
+        // The guest has work whenever it is held: no answer is taken before.
         stress.employ().expect("the guest lives");
         busy += u64::from(stress.guest.in_flight() > 0);
         let report = if look % SAVED == 0 {
@@ -42,7 +42,7 @@ fn looks(seed: u64, vcpus: u32, time: TimeMode) -> u64 {
     busy
 }
 
-/// A guest of each of `seeds`, every other one with a clock that ticks.
+/// A guest for each of `seeds`, every other one in real time.
 fn good(seeds: std::ops::Range<u64>, vcpus: u32) {
     let all = LOOKS * (seeds.end - seeds.start);
     let time = |seed| if seed % 2 == 0 { TimeMode::Virtual } else { TimeMode::Real };

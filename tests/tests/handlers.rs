@@ -1,5 +1,5 @@
-//! What goes wrong in handlers is told: in those of interrupts, and in those of the vm_lowmem
-//! event. And what pagezero does behind everybody's back is right.
+//! Errors in handlers are reported: in those of interrupts, and in those of the vm_lowmem event.
+//! And pagezero's background work is correct.
 
 use vmkern::abi::control::{Context, KernReturn};
 use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, ThreadId};

@@ -1,5 +1,5 @@
-//! Random histories that the model has judged on the simulated machine, as scripts in a guest: what
-//! the model prints when a history fails is what a guest does.
+//! Random histories that the model has judged on the simulated machine run as scripts in a guest:
+//! the script that the model prints when a history fails does the same in a guest.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use vmkern::script::{
 };
 use vmkern::{Guest, TimeMode};
 
-/// Histories.
+/// The number of histories.
 const HISTORIES: u64 = 200;
-/// Multiplies their number, for long runs, as it does that of the model's own tests.
+/// Multiplies that number for long runs, as in the model's own tests.
 const FACTOR: &str = "VMKERN_MODEL_FACTOR";
-/// Far more than any script takes, on a machine that has other things to do as well.
+/// Far more than any script takes, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Bytes of memory of a guest.
+/// Memory of a guest, in bytes.
 const MEMORY: u64 = 8 << 20;
 
 /// Pages that a guest manages.
@@ -24,7 +24,7 @@ fn managed() -> u64 {
     guest.meter().expect("the counters can be read").v_page_count.get()
 }
 
-/// Runs the script in a guest of its own. The panic is the script's failure, with the script.
+/// Runs the script in its own guest. Panics with the failure and the script.
 fn run(number: u64, history: &Replay) {
     let source = Source::new(&format!("history {number}"), &history.script);
     let script = parse(&source).unwrap_or_else(|errors| {
@@ -40,7 +40,7 @@ fn run(number: u64, history: &Replay) {
     };
     let (session, found) =
         run_script_then(&script, setup, &Stop::after(LIMIT), &mut |_: &Step| (), check)
-            .expect("a guest can be had");
+            .expect("a guest can be launched");
     let told =
         || format!("{}\n{}", explain(&session.ending, &source, &session.log), history.script);
     assert_eq!(session.ending.status(), Status::Ok, "{}", told());

@@ -1,10 +1,9 @@
-//! Entries of page tables with bits that must be zero: the host's walk, the kernel's, KVM's own
-//! (`KVM_TRANSLATE`) and the CPU's say the same of them.
+//! Page-table entries with bits that must be zero: the host's walk, the kernel's, KVM's own
+//! (`KVM_TRANSLATE`) and the CPU's agree about them.
 //!
-//! The host and the kernel share a walker, so that they cannot tell on each other. KVM's is another
-//! one, which goes by the CPUID of the vCPU; it does so on hardware and where KVM is software
-//! alike. The last word has the CPU: a read of the address, in a guest of its own, because a read
-//! that succeeds leaves a translation behind.
+//! The host and the kernel share a walker, so they cannot check each other. KVM has its own walker,
+//! which follows the vCPU's CPUID, on hardware as well as on a software KVM. The CPU decides: a
+//! read of the address, in a separate guest, because a successful read leaves a translation behind.
 
 use std::ops::RangeInclusive;
 
@@ -15,15 +14,14 @@ use vmkern::{Guest, GuestPhys, GuestVirt, MapId, Op, Outcome};
 use vmkern_tests::kern::{Kern as _, PAGE};
 use vmkern_tests::{MEMORY, Run as _, launch_unchecked};
 
-/// An address in a part of the address space of which the kernel uses nothing; its index differs at
-/// each level.
+/// An address in an unused part of the address space; its index differs at each level.
 const VA: GuestVirt = GuestVirt::new(5 << 39 | 6 << 30 | 7 << 21 | 8 << 12);
 
 /// Flags of an entry that the test makes.
 const FLAGS: PteFlags =
     PteFlags::V.union(PteFlags::RW).union(PteFlags::U).union(PteFlags::A).union(PteFlags::M);
 
-/// Which bits of which entry are changed, on a way that ends in a page of a certain size.
+/// Which entry is changed, on a path to a page of a certain size.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     /// The level of the last entry.
@@ -32,7 +30,7 @@ struct Form {
     level: Level,
 }
 
-/// Each level on the way to a small page, and the last entry of each kind of large one.
+/// Each level on the path to a small page, and the last entry for each kind of large page.
 const FORMS: [Form; 6] = [
     Form { leaf: Level::Pt, level: Level::Pml4 },
     Form { leaf: Level::Pt, level: Level::Pdpt },
@@ -42,17 +40,17 @@ const FORMS: [Form; 6] = [
     Form { leaf: Level::Pdpt, level: Level::Pdpt },
 ];
 
-/// A guest with tables of the test's own, which lead to [`VA`].
+/// A guest with the test's own tables, which lead to [`VA`].
 struct Way {
     guest: Guest,
     /// The root and the tables below it.
     tables: [GuestPhys; 4],
-    /// A page of the test's own.
+    /// A page that belongs to the test.
     page: GuestPhys,
 }
 
 impl Way {
-    /// A way whose last entry is one of `leaf`.
+    /// A path whose last entry is at level `leaf`.
     fn to(leaf: Level) -> Self {
         let mut guest = launch_unchecked(Guest::builder().memory(MEMORY));
         let block = guest.kmem_alloc(MapId::KERNEL, 4 * PAGE).expect("there is room");
@@ -75,16 +73,16 @@ impl Way {
         way
     }
 
-    /// The place of the table of `level` from the top.
+    /// The depth of the table of `level`, from the top.
     fn depth(level: Level) -> usize {
         Level::TOP_DOWN.iter().position(|&at| at == level).expect("there are four levels")
     }
 
-    /// The entry that stands there while nothing is changed.
+    /// The unchanged entry.
     fn good(&self, Form { leaf, level }: Form) -> u64 {
         match (level == leaf, level) {
             (true, Level::Pt) => Pte::new(self.page, FLAGS).bits(),
-            // The first large page of RAM: it is only read.
+            // The first large page of RAM, which is only read.
             (true, _) => Pte::new(GuestPhys::new(0), FLAGS | PteFlags::PS).bits(),
             (false, _) => Pte::new(self.tables[Self::depth(level) + 1], FLAGS).bits(),
         }
@@ -96,8 +94,8 @@ impl Way {
         self.guest.ok(Op::Write { addr: phys_to_dmap(at), value: bits });
     }
 
-    /// Where the host's walk leads; nowhere as well when a table is not RAM. With it, the bits that
-    /// it refuses.
+    /// Where the host's walk leads, and the bits for which it refuses the entry. It also leads
+    /// nowhere if a table is not RAM.
     fn by_host(&self) -> (Option<GuestPhys>, u64) {
         match self.guest.vtop(VA) {
             Ok(walk) => (walk.mapping.map(|mapping| mapping.phys), walk.reserved),
@@ -105,7 +103,7 @@ impl Way {
         }
     }
 
-    /// Where the kernel's walk leads, whose tables must be RAM.
+    /// Where the kernel's walk leads; its tables must be RAM.
     fn by_kernel(&mut self) -> Option<GuestPhys> {
         match self.guest.run(Op::Vtop { addr: VA }) {
             Outcome::Value(phys) => Some(GuestPhys::new(phys)),
@@ -120,8 +118,8 @@ impl Way {
         answers[0]
     }
 
-    /// Whether the CPU refuses the entry for its reserved bits; else it must read what is there.
-    /// Ends the guest if so.
+    /// Whether the CPU refuses the entry for its reserved bits, which ends the guest. Otherwise it
+    /// must read the page's content.
     fn cpu_refuses(&mut self) -> bool {
         let refused = self.by_host().0.is_none();
         if !refused {
@@ -139,7 +137,7 @@ impl Way {
     }
 }
 
-/// Whether the entry is one that no CPU refuses, but leads elsewhere now, or nowhere.
+/// Whether no CPU refuses the entry, but it now leads elsewhere or nowhere.
 fn leads_elsewhere(way: &Way, good: Option<GuestPhys>) -> bool {
     let (phys, reserved) = way.by_host();
     reserved == 0 && (phys.is_none() || phys != good)
@@ -191,7 +189,7 @@ fn span(bits: RangeInclusive<u32>) -> u64 {
 fn the_cpu_faults_where_walks_find_a_reserved_bit_and_reads_where_they_find_none() {
     for form in FORMS {
         let (mut refused, mut read) = (0, 0);
-        // Bits 1 and 2 are permissions; bit 0 is no entry.
+        // Bits 1 and 2 are permissions; without bit 0 there is no entry.
         for bit in 3..64 {
             let mut way = Way::to(form.leaf);
             let (good, bits) = (way.by_host().0, way.good(form) ^ 1 << bit);
@@ -204,7 +202,8 @@ fn the_cpu_faults_where_walks_find_a_reserved_bit_and_reads_where_they_find_none
             refused += u32::from(reserved != 0);
             read += u32::from(reserved == 0);
         }
-        // A CPU of 52 bits refuses none of a table; one without pages of 1 GiB refuses each.
+        // A CPU with 52-bit addresses refuses no bit of a table's address; one without 1 GiB pages
+        // refuses every such page.
         assert!(refused >= 1 || form.leaf == Level::Pt, "{form:?}: nothing was refused");
         assert!(read >= 10 || form.leaf == Level::Pdpt, "{form:?}: {read} were read");
     }

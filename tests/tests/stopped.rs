@@ -1,8 +1,8 @@
-//! The check never cries wolf: nothing is found in guests that were stopped anywhere, or that died
-//! of what they were asked to do.
+//! The check has no false positives: it has no findings in guests that were stopped anywhere, or
+//! that died because of a request.
 //!
-//! `scripts/soak.sh check` runs thousands of cases. `STOPPED_FIRST` and `STOPPED_CASES` say which:
-//! a case that failed is named by its number.
+//! `scripts/soak.sh check` runs thousands of cases. `STOPPED_FIRST` and `STOPPED_CASES` select
+//! them: a failed case is named by its number.
 
 use vmkern::{Guest, GuestError, TimeMode};
 use vmkern_tests::launch_unchecked;
@@ -36,7 +36,7 @@ fn nothing_is_found_in_guests_that_were_stopped_anywhere_or_died_of_what_they_we
     );
 }
 
-/// Has guests with `vcpus` CPUs die right after their boot.
+/// Makes guests with `vcpus` CPUs die right after their boot.
 fn die_young(vcpus: u32, time: TimeMode, death: Death) {
     let mut guest = launch_unchecked(Guest::builder().memory(16 << 20).vcpus(vcpus).time(time));
     let ready = death.prepare(&mut guest);

@@ -1,10 +1,10 @@
-//! Several CPUs: threads that mix all functions in nearly full maps, and reads of what another CPU
-//! frees.
+//! Several CPUs: threads that mix all functions in nearly full maps, and reads of memory that
+//! another CPU frees.
 //!
-//! How much is done is counted in operations of [`Workload::Stress`], of which about half allocate
-//! and half verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
+//! The amount is counted in operations of [`Workload::Stress`]: about half of them allocate, the
+//! others verify and free. `VMKERN_STRESS_OPERATIONS` (on two CPUs; four do a tenth of them),
 //! `VMKERN_STRESS_PAUSES`, `VMKERN_STRESS_ROUNDS` and `VMKERN_STRESS_SECONDS` (the time limit of a
-//! run) ask for more; `scripts/soak.sh stress` does.
+//! run) set it; `scripts/soak.sh stress` uses larger values.
 
 use std::time::{Duration, Instant};
 
@@ -20,18 +20,18 @@ use vmkern_tests::harness::assert_whole;
 use vmkern_tests::kern::{Kern, PAGE};
 use vmkern_tests::{Balance, Checked, Run, launch, launch_within};
 
-/// How long the guest is let alone between two looks.
+/// How long the guest runs undisturbed between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// A number out of the environment.
+/// A number from the environment.
 fn asked(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
         Err(_) => default,
     }
 }
 
-/// Operations that two CPUs are to do.
+/// The number of operations on two CPUs.
 fn operations() -> u64 {
     asked("VMKERN_STRESS_OPERATIONS", 240_000)
 }
@@ -46,8 +46,8 @@ fn limit() -> Duration {
     Duration::from_secs(asked("VMKERN_STRESS_SECONDS", 900))
 }
 
-/// Leaves an image of the guest for `vmkern inspect` where `VMKERN_STRESS_IMAGE` says, if it says
-/// so.
+/// Saves a dump of the guest for `vmkern inspect` in the file `VMKERN_STRESS_IMAGE`, if that is
+/// set.
 fn leave_image(guest: &Guest) {
     if let Ok(path) = std::env::var("VMKERN_STRESS_IMAGE")
         && let Err(error) = guest.save_dump(&path)
@@ -56,7 +56,7 @@ fn leave_image(guest: &Guest) {
     }
 }
 
-/// Ends the test with what the guest's threads do and wait for, and with who owns which lock.
+/// Fails the test with the state of the guest's threads, and with the owners of locks.
 fn fail(guest: &Guest, why: &str) -> ! {
     leave_image(guest);
     let threads = match guest.inspect("guest", &What::Threads) {
@@ -70,8 +70,8 @@ fn fail(guest: &Guest, why: &str) -> ! {
     panic!("{why}\n{threads}\n{locks}");
 }
 
-/// Pages that are page tables, which stay once they are there, or that maps have for their entries,
-/// as many as these and their cuts may need.
+/// The number of pages that are page tables, which are never freed, or that maps keep for entries,
+/// including those that clipping may need.
 fn pages_for_maps(guest: &Guest) -> u64 {
     let roots = guest.look(|view| view.copy::<KernelRoots>("kernel roots", view.roots()));
     let roots = roots.expect("the roots can be read");
@@ -109,7 +109,7 @@ impl Stress {
         Self { guest, parties, pageable, system }
     }
 
-    /// Whether one of the threads works still.
+    /// Whether any of the threads still works.
     fn is_at_work(&self) -> bool {
         let threads = self.guest.threads().expect("the threads can be read");
         threads
@@ -118,14 +118,14 @@ impl Stress {
             .any(|thread| thread.waits_for.is_none_or(|why| why.to_string() != "request"))
     }
 
-    /// Percent of the map in use.
+    /// The used part of the map, in percent.
     fn fill(&mut self, map: MapId) -> u64 {
         let stats = self.guest.stats(map);
         stats.size * 100 / stats.max.since(stats.min)
     }
 
-    /// Has the threads do `operations` operations together, and looks at the guest up to `pauses`
-    /// times meanwhile: nothing is lost then, nor in the end.
+    /// Makes the threads perform `operations` operations in total, and checks the guest up to
+    /// `pauses` times in the meantime: nothing may be lost then or at the end.
     fn run(mut self, operations: u64, pauses: u64) {
         let (before, for_maps) = (Balance::of(&self.guest), pages_for_maps(&self.guest));
         let maps = [MapId::KMEM, self.system, MapId::EXEC, self.pageable];
@@ -161,7 +161,7 @@ impl Stress {
             full += u64::from(fill >= 70);
             since_full += u64::from(full > 0);
             looks += 1;
-            // What they do between looks is the point.
+            // Let them work between looks: that is the point of the test.
             std::thread::sleep(BETWEEN_LOOKS);
         }
         let mut done = 0;

@@ -1,5 +1,4 @@
-//! Three walks of the same page tables: ours, that of the x86_64 crate, and KVM's own
-//! (`KVM_TRANSLATE`).
+//! Three walks of the same page tables: ours, the x86_64 crate's, and KVM's own (`KVM_TRANSLATE`).
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -17,10 +16,10 @@ use x86_64::structures::paging::page_table::PageTableEntry;
 use x86_64::structures::paging::{PageTable, PhysFrame};
 use x86_64::{PhysAddr, VirtAddr};
 
-/// Addresses that are asked for.
+/// The number of addresses.
 const ADDRESSES: usize = 10_000;
 
-/// What each walk finds behind an address.
+/// The result of a walk for each address.
 type Answers = Vec<Option<GuestPhys>>;
 
 /// A guest with large and small blocks, holes, windows of `pmap_qenter` and touched pages, in the
@@ -48,8 +47,8 @@ fn busy_guest() -> Checked {
     guest
 }
 
-/// Mapped addresses, those just beside, holes, the direct map, anything, and what is no address at
-/// all.
+/// Mapped addresses, their neighbours, holes, the direct map, random addresses, and non-canonical
+/// ones.
 fn addresses(guest: &Guest) -> Vec<GuestVirt> {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(2008);
     let end = GuestVirt::new(!0xfff);
@@ -76,7 +75,7 @@ fn addresses(guest: &Guest) -> Vec<GuestVirt> {
     addresses
 }
 
-/// The page tables of an image, copied: they are all that the x86_64 crate is given.
+/// A copy of a dump's page tables, which is all that the x86_64 crate receives.
 struct Tables(HashMap<u64, Box<PageTable>>);
 
 impl Tables {
@@ -90,7 +89,7 @@ impl Tables {
         let Ok(words) = image.page(at) else { return };
         let mut table = Box::new(PageTable::new());
         for (entry, word) in table.iter_mut().zip(words) {
-            // SAFETY: an entry is a word of 64 bits, any of which is one.
+            // SAFETY: an entry is a word of 64 bits, and every value is valid.
             *entry = unsafe {
                 core::mem::transmute::<u64, PageTableEntry>(word.load(Ordering::Relaxed))
             };
@@ -126,7 +125,7 @@ fn by_the_crate(image: &Dump, addresses: &[GuestVirt]) -> Answers {
     let tables = Tables::copy(image);
     let root = PhysFrame::containing_address(PhysAddr::new(image.anchors().pml4.get()));
     let root = (&tables).frame_to_pointer(root);
-    // SAFETY: the tables are the test's own copies, complete, and nobody else looks at them.
+    // SAFETY: the tables are the test's own copies, complete, and nothing else uses them.
     let mapper = unsafe { MappedPageTable::new(&mut *root, &tables) };
     let translate = |va: &GuestVirt| {
         let va = VirtAddr::try_new(va.get()).ok()?;
@@ -148,8 +147,8 @@ fn agree(addresses: &[GuestVirt], ours: &Answers, theirs: &Answers, whose: &str)
 fn three_walks_agree_on_ten_thousand_addresses_of_a_busy_guest_and_of_its_image() {
     let guest = busy_guest();
     let mut addresses = addresses(&guest);
-    // KVM drops the bits that make an address no address before it walks, so that it has no opinion
-    // on these.
+    // KVM drops the bits that make an address non-canonical before it walks, so it has no result
+    // for these.
     let (canonical, others): (Vec<_>, Vec<_>) =
         addresses.drain(..).partition(|va| va.is_canonical());
     assert!(canonical.len() > ADDRESSES * 9 / 10 && others.len() > ADDRESSES / 50);
@@ -184,5 +183,5 @@ fn three_walks_agree_on_ten_thousand_addresses_of_a_busy_guest_and_of_its_image(
         &by_the_crate(&image, &others),
         "the x86_64 crate's",
     );
-    assert!(others.iter().all(|va| walk(va).is_none()), "what is no address is mapped");
+    assert!(others.iter().all(|va| walk(va).is_none()), "a non-canonical address is mapped");
 }

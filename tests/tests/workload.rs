@@ -1,12 +1,12 @@
-//! A long life of one guest: what is allocated holds what was written, and what is freed comes
-//! back.
+//! A long life of one guest: allocated memory keeps its content, and freed memory can be allocated
+//! again.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
 use vmkern_tests::{Balance, Run, guest};
 
-/// Bytes that may be live at a time.
+/// The most bytes that may be live at a time.
 const LIVE_MAX: u64 = 20 << 20;
 
 struct Block {
@@ -15,8 +15,8 @@ struct Block {
     seed: u64,
 }
 
-/// Checks that the kernel's translation is the hardware's: the host walks the guest's page tables
-/// itself.
+/// Checks that the kernel's translation agrees with the hardware's: the host walks the guest's page
+/// tables itself.
 fn same_translation(guest: &mut Guest, addr: GuestVirt) {
     let walk = guest.vtop(addr).expect("the page tables can be read");
     let host = walk.mapping.expect("allocated memory is mapped").phys;

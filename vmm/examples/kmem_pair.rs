@@ -1,5 +1,5 @@
-//! Allocates a block in a guest, fills it, verifies it and frees it, and shows what the kernel's
-//! counters say.
+//! Allocates a block in a guest, fills it, verifies it and frees it, and shows the kernel's
+//! counters.
 //!
 //! `cargo run --example kmem_pair`
 

@@ -1,5 +1,4 @@
-//! Looks through every page table of a guest, and says how fast, beside a plain read of the same
-//! bytes.
+//! Scans every page table of a guest, and compares the speed with a plain read of the same bytes.
 //!
 //! `cargo run --release --example page_tables`
 
@@ -16,10 +15,10 @@ use vmkern::{Guest, GuestPhys, MapId, Op, ThreadId};
 const MEMORY: u64 = 1 << 30;
 /// What is allocated in it, page by page.
 const ALLOCATED: u64 = 900 << 20;
-/// How often each way is gone; the fastest counts.
+/// Rounds of each way; the fastest counts.
 const ROUNDS: usize = 50;
 
-/// What a pass over the tables learns: mappings, and those that can be written to.
+/// The result of a pass over the tables: the numbers of mappings and of writable ones.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     tables: Vec<GuestPhys>,

@@ -1,5 +1,5 @@
-//! What looking into a file costs follows from what the file holds, whatever it claims. Counted are
-//! entries, tables and bytes of memory, and never time.
+//! The cost of inspecting a file is bounded by what the file holds, whatever it claims. The tests
+//! count entries, tables and bytes of memory, never time.
 
 mod forge;
 
@@ -19,19 +19,19 @@ use vmkern::abi::kva::NKPT;
 use vmkern::abi::layout::{KernelRoots, VmPhysSeg};
 use vmkern::inspect::View;
 
-/// Most memory of a look, in KiB: resident pages of the file included.
+/// The most memory of an inspection in KiB, including resident pages of the file.
 const MOST_KIB: i64 = 256 << 10;
 /// The most runs that `pagetable` keeps.
 const RUNS: u64 = 1 << 18;
-/// How often a table is entered at most.
+/// The most times that a table is entered.
 const VISITS: u64 = 4;
 
-/// What the command said and how it ended.
+/// The command's output and how it ended.
 struct Ended {
     status: ExitStatus,
     /// The most memory that it had resident, in KiB.
     resident: i64,
-    /// The file with what it said.
+    /// The file with its output.
     out: PathBuf,
     err: String,
 }
@@ -47,8 +47,8 @@ fn vmkern(scratch: &Scratch, args: &[&str]) -> Ended {
     let mut status = 0;
     // SAFETY: all zeros are a `rusage`.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both are places for what is asked for; the child is this test's own, and nothing else
-    // waits for it.
+    // SAFETY: both pointers are valid for the results; the child is this test's own, and nothing
+    // else waits for it.
     let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
     assert_eq!(waited, pid, "the command ends");
     let err = fs::read_to_string(err).expect("it is text");
@@ -70,14 +70,14 @@ impl Ended {
         self
     }
 
-    /// What it said, until the next command says something.
+    /// Its output, valid until the next command.
     fn text(&self) -> String {
         fs::read_to_string(&self.out).expect("it is text")
     }
 }
 
-/// A process begins with its parent's high-water mark: one test at a time, none of which holds
-/// much.
+/// A process inherits its parent's high-water mark, so one test runs at a time, and none of them
+/// holds much memory.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A directory for one test at a time.
@@ -96,7 +96,7 @@ impl Scratch {
         self.dir.path().join(name)
     }
 
-    /// The image of a guest with this much memory, as `--save-dump` writes it.
+    /// The dump of a guest with this much memory, written by `--save-dump`.
     fn good(&self, memory: &str) -> PathBuf {
         let (script, image) = (self.join("good.kmem"), self.join("good.img"));
         fs::write(&script, "a = kmem_malloc kmem_map 64K NOWAIT\nkmem_alloc kernel_map 1M\n")
@@ -111,7 +111,7 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("it is UTF-8")
 }
 
-/// Everything that goes through a whole image, each as the words of the command.
+/// Every command that reads a whole dump, each as a list of words.
 fn looks<'a>(image: &'a str, good: &'a str) -> [Vec<&'a str>; 7] {
     [
         vec!["check", image],
@@ -129,7 +129,7 @@ fn zeros(start: u64, size: u64) -> Vec<Load> {
     vec![Load { start, size, stored: 0, offset: PAGES_AT }]
 }
 
-/// `size` bytes of RAM, of which each `block` shows the same bytes of the file.
+/// `size` bytes of RAM, in which each `block` maps the same bytes of the file.
 fn alias(start: u64, size: u64, block: u64) -> Vec<Load> {
     let piece = |at: u64| {
         let size = block.min(size - at);
@@ -150,12 +150,12 @@ fn a_file_that_shows_its_bytes_twice_or_two_bytes_at_one_place_is_refused_by_eve
     overlap.insert(1, twice);
     let block = vec![0xff; 4 << 20];
     for (loads, told) in [
-        // 9 MB that show 64 GiB of page tables, as it were.
+        // 9 MB that pretend to be 64 GiB of page tables.
         (
             forge.loads(|start, size| alias(start, size, 4 << 20)),
             "both show the file's bytes at 0x400000",
         ),
-        // Two runs of which one begins in the middle of the other.
+        // Two runs, one of which begins in the middle of the other.
         (shifted(&forge), "both show the file's bytes at 0x401000"),
         (overlap, "both hold physical address 0x1000"),
     ] {
@@ -192,7 +192,7 @@ fn a_file_of_more_program_headers_than_an_elf_header_counts_is_refused_before_th
     let image = scratch.join("many.img");
     let forge = Forge::of(&scratch.good("64M"));
     forge.write(&image, &forge.loads(zeros), &[]);
-    // The number is in the first section header then: a thousand million headers of 60 GB in a file
+    // The first section header then holds the number: a thousand million headers of 60 GB in a file
     // without bytes.
     let file = File::options().write(true).open(&image).expect("it is there");
     file.set_len(64 << 30).expect("it can grow");
@@ -210,8 +210,8 @@ fn a_file_of_more_program_headers_than_an_elf_header_counts_is_refused_before_th
     }
 }
 
-/// Where the mark of the first fresh page of the last segment of memory lies, and what it is when
-/// all were used.
+/// Where the last memory segment's mark of its first fresh page lies, and its value when all pages
+/// were used.
 fn last_fresh_mark(image: &Path) -> (u64, u32) {
     let mut end = 0;
     let at = forge::phys(image, |view: &View<'_>| {
@@ -232,8 +232,8 @@ fn a_guest_of_64_gib_in_a_small_file_costs_what_its_pages_do_with_zeros_as_holes
     let scratch = Scratch::new();
     let good = scratch.good("64G");
     let mut forge = Forge::of(&good);
-    // All memory is said to have been used: a gigabyte of page structures, none of which the file
-    // holds.
+    // The mark claims that all memory was used: a gigabyte of page structures, none of which the
+    // file holds.
     let (mark, end) = last_fresh_mark(&good);
     forge.put(mark, &end.to_le_bytes());
     let (compact, sparse) = (scratch.join("compact.img"), scratch.join("sparse.img"));
@@ -250,13 +250,13 @@ fn a_guest_of_64_gib_in_a_small_file_costs_what_its_pages_do_with_zeros_as_holes
         let of_compact = vmkern(&scratch, compact).within(&[0, 1]);
         let said = of_compact.text();
         let of_sparse = vmkern(&scratch, sparse).within(&[0, 1]);
-        // The file's name is all that differs.
+        // Only the file's name differs.
         assert_eq!(said.replace("compact", "sparse"), of_sparse.text(), "{sparse:?}");
         assert_eq!(of_compact.status, of_sparse.status);
     }
 }
 
-/// What `pagetable --json` says, less each single run.
+/// The output of `pagetable --json` without the runs themselves.
 #[derive(Debug, Deserialize)]
 struct PageTable {
     tables: Tables,
@@ -285,9 +285,8 @@ fn page_table(scratch: &Scratch, image: &Path) -> PageTable {
     serde_json::from_reader(BufReader::new(file)).expect("it is JSON")
 }
 
-/// Asserts that the report is of no more work than `held` pages of tables make and the boot's page
-/// tables, of which a file does not hold those that are all zero, and that it says what was left
-/// out.
+/// Asserts that the report took no more work than `held` pages of tables and the boot's page tables
+/// require (a file does not hold those that are all zero), and that it counts what was left out.
 fn assert_bounded(report: &PageTable, held: u64) {
     let tables = held + NKPT as u64;
     let PageTable { tables: Tables { pml4, pdpt, pd, pt }, entries, runs, damage, .. } = report;

@@ -1,4 +1,4 @@
-//! The check, on guests that are stopped in the middle of what they do.
+//! The check, on guests that are stopped in the middle of operations.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use vmkern::{
 /// Threads that work side by side.
 const THREADS: usize = 8;
 
-/// A thread of the guest, and what it has.
+/// A thread of the guest, and its memory.
 struct Worker {
     thread: ThreadId,
     /// Blocks of kmem_map, of kernel_map and of a pageable map, each with its size.
     blocks: Vec<(MapId, GuestVirt, u64)>,
     pending: VecDeque<(u32, Op)>,
-    /// What it was reported to be blocked in.
+    /// The operation in which it was reported to be blocked.
     blocked: Option<Op>,
 }
 
@@ -55,7 +55,7 @@ impl Stress {
         self.rng.next_u64() % limit
     }
 
-    /// Something for `worker` to do: what it has it gives back when memory would run out.
+    /// The next operation of `worker`: it frees its memory before memory runs out.
     fn next_op(&mut self, worker: usize) -> Op {
         let full =
             self.workers.iter().flat_map(|worker| &worker.blocks).map(|block| block.2).sum::<u64>()
@@ -88,8 +88,7 @@ impl Stress {
         }
     }
 
-    /// Gives every worker that has nothing to do something, now and then an interrupt and a handler
-    /// besides.
+    /// Gives every idle worker an operation, and sometimes adds an interrupt and a handler.
     fn submit(&mut self) {
         for index in 0..self.workers.len() {
             let worker = &self.workers[index];
@@ -156,5 +155,5 @@ fn a_busy_guest_is_found_sound_at_a_thousand_moments() {
         checks += 1;
         blocked += stress.guest.blocked().count();
     }
-    assert!(blocked > 0, "nobody ever waited for anything");
+    assert!(blocked > 0, "no thread ever waited for anything");
 }

@@ -36,7 +36,7 @@ fn script(args: &[&str], script: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the command can be started");
-    // A command line that makes no sense is refused before the script is read.
+    // An invalid command line is refused before the script is read.
     if let Err(error) = child.stdin.take().expect("it is piped").write_all(script.as_bytes()) {
         assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     }
@@ -211,7 +211,7 @@ fn another_kernel_boots_and_what_is_none_gives_status_2_with_the_rule() {
     let output = script(&["--kernel", &kernel], "kmem_malloc kmem_map 4K NOWAIT\n");
     assert_eq!(status(&output), 0, "{}", err(&output));
 
-    // The note's name, which is there once as a word of its own.
+    // The note's name, which occurs once as a word of its own.
     let mut bytes = fs::read(&kernel).expect("the image was written");
     let note = [&18u32.to_le_bytes()[..], b"Xen\0"].concat();
     let at = bytes
@@ -323,8 +323,8 @@ fn an_image_that_lies_about_its_ram_gives_status_2_with_the_field() {
 #[test]
 fn inspect_vtop_names_the_reserved_bits_of_a_refused_entry_below_the_levels_above_it() {
     let scratch = Scratch::new();
-    // A second way to the tables of kernel_map, by the root's address in the control region;
-    // `broken` is added to it.
+    // A second path to the tables of kernel_map, by the root's address in the control region, with
+    // `broken` added.
     let way = |broken: &str| {
         format!(
             "let dm = 0xffffff0000000000\nroot = read $dm+0x9058\np4 = read $dm+$root+(511*8)\n\
@@ -381,7 +381,8 @@ fn the_kernel_at_cpl0_runs_on_hardware_and_an_emulating_kvm_gives_status_4_with_
 
 #[test]
 fn a_host_that_gives_no_resources_gives_status_4() {
-    // Descriptors 0 to 4: enough to start the program and to open /dev/kvm, too few for a guest.
+    // Descriptors 0 to 4: enough to start the program and to open /dev/kvm, but too few for a
+    // guest.
     let vmkern = env!("CARGO_BIN_EXE_vmkern");
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 5 && exec \"$0\" run --json -", vmkern])
@@ -722,8 +723,8 @@ fn check_says_nothing_of_a_good_guest_and_everything_of_a_damaged_one() {
         assert_eq!(found, 12288);
         page
     };
-    // The first run of RAM begins with the file's first page of memory; a page is found again by
-    // what it holds.
+    // The first run of RAM begins with the file's first page of memory; a page is found by its
+    // content.
     let mut bytes = fs::read(&image).expect("the image can be read");
     let offset = usize::try_from(size_at.page_offset()).expect("it is small");
     let places: Vec<usize> = (4096..bytes.len())

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Far more than any script takes, on a machine that has other things to do as well.
+/// Far more than any script takes, even on a busy machine.
 const TIMEOUT: &str = "600s";
 
 fn run(corpus: &Path, memory: &str, vcpus: &str) {
@@ -37,11 +37,11 @@ fn every_script_of_the_corpus_holds_on_two_and_on_four_cpus() {
     }
 }
 
-/// Scripts in folders of their own are about a certain size of memory; all others are not.
+/// Scripts in subfolders need a certain size of memory; all others do not.
 #[test]
 fn scripts_that_are_not_about_a_size_of_memory_hold_in_8_mib_and_in_1_gib() {
     let any_size = Path::new(env!("CARGO_TARGET_TMPDIR")).join("any-size");
-    // A script that was there before may have another place now.
+    // A script may have moved since an earlier run.
     if any_size.exists() {
         fs::remove_dir_all(&any_size).expect("the folder can be emptied");
     }

@@ -1,4 +1,4 @@
-//! Each way in which the real kernel can die reaches the host as a record with a symbolized
+//! Every way in which the real kernel can die reaches the host as a record with a symbolized
 //! backtrace.
 
 use vmkern::guest::CrashKind;

@@ -1,4 +1,4 @@
-//! Dumps are read where no guest can run, and checked by the rules that are asked for.
+//! Dumps are read on hosts that cannot run guests, and checked by the requested rules.
 
 mod scratch;
 
@@ -15,7 +15,7 @@ fn run(args: &[&str]) -> Output {
     command.args(args).stdin(Stdio::null()).output().expect("the command can be started")
 }
 
-/// The command in a mount namespace of its own, whose `/dev` is empty: there is no KVM.
+/// Runs the command in its own mount namespace with an empty `/dev`, so there is no KVM.
 fn run_without_kvm(args: &[&str]) -> Output {
     let empty_dev = "mount -t tmpfs none /dev && ! [ -e /dev/kvm ] && exec \"$@\"";
     let mut command = Command::new("unshare");
@@ -35,7 +35,7 @@ fn err(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("standard error is UTF-8")
 }
 
-/// A dump of a guest in whose memory a page is lost.
+/// A dump of a guest that has lost a page.
 fn leaking(scratch: &Scratch) -> String {
     let text = "a = kmem_alloc_nofault kernel_map 16K\npmap_qenter $a 2\n\
                 kmem_free kernel_map $a 16K\n";

@@ -1,4 +1,4 @@
-//! No reader of a report changes a number of it, though it takes all of them for doubles.
+//! A reader that takes all numbers of a report for doubles does not change any of them.
 
 mod json;
 
@@ -23,8 +23,8 @@ fn a_number_beyond_what_a_double_holds_is_found_among_all_numbers_outside_of_str
     assert_eq!(changed, ["18446744073709551615", "9007199254740993"]);
 }
 
-/// The report of `script`, with the largest seed that there is, and with little memory where any
-/// will do: some scripts do less then.
+/// The report of `script`, with the largest possible seed, and with little memory if the script
+/// allows any size: some scripts then do less.
 fn report(script: &Path) -> Output {
     let needs_the_default = script.components().any(|part| part.as_os_str() == "64M");
     let memory = if needs_the_default { "64M" } else { "16M" };
@@ -34,7 +34,7 @@ fn report(script: &Path) -> Output {
     command.output().expect("the command can be started")
 }
 
-/// What is wrong with the report of `script`; without fault, how many numbers it has.
+/// How many numbers the report of `script` has, or what is wrong with it.
 fn fault(script: &Path) -> Result<usize, String> {
     let output = report(script);
     let text = String::from_utf8(output.stdout).map_err(|error| error.to_string())?;

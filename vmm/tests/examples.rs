@@ -1,9 +1,9 @@
-//! Every example that help or the book shows runs as it is printed, and help fits a terminal.
+//! Every example in help or in the book runs as printed, and help fits a terminal.
 //!
-//! An example is a line of a help's `Examples:` or of an indented or fenced block of the book that
-//! starts `vmkern` at its beginning or behind a pipe. It runs in a directory that holds the files
-//! that examples speak of, and must end with status 0. One that needs a program that this machine
-//! lacks is named and left out; under `CI` it fails.
+//! An example is a line of a help's `Examples:`, or of an indented or fenced block of the book,
+//! that starts `vmkern` at its beginning or after a pipe. It runs in a directory with the files
+//! that examples name, and must end with status 0. An example that needs a program that this
+//! machine lacks is reported and skipped; under `CI` it fails.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,14 +29,15 @@ const SUBCOMMANDS: &[&[&str]] = &[
     &["help"],
 ];
 
-/// Seconds after which an example hangs: many times what the longest takes on a busy machine.
+/// Seconds after which an example counts as hung: many times what the longest takes on a busy
+/// machine.
 const LIMIT: &str = "600";
 
-/// What the examples call a script.
+/// The names of scripts in examples.
 const SCRIPTS: &[&str] = &["FILE.kmem", "first.kmem", "heap.kmem", "DIR/one.kmem", "DIR/two.kmem"];
 
-/// Scripts of the corpus for the directory that examples call `tests/scripts`: few, as other tests
-/// run them all.
+/// Scripts of the corpus for the examples' directory `tests/scripts`: only a few, because other
+/// tests run all of them.
 const CORPUS: &[&str] = &[
     "first-fit.kmem",
     "inspect.kmem",
@@ -73,7 +74,7 @@ fn help(words: &[&str], columns: &str) -> String {
     String::from_utf8(output.stdout).expect("help is UTF-8")
 }
 
-/// A directory with the files that examples speak of.
+/// A directory with the files that examples name.
 struct Place(TempDir);
 
 impl Place {
@@ -99,7 +100,7 @@ impl Place {
         place
     }
 
-    /// Runs a line of a shell, which has [`LIMIT`] to end.
+    /// Runs a shell line, within [`LIMIT`].
     fn sh(&self, line: &str) -> Output {
         let path = std::env::var("PATH").expect("there is a PATH");
         Command::new("timeout")
@@ -111,7 +112,7 @@ impl Place {
             .expect("a shell can be started")
     }
 
-    /// A program that `line` needs and that is not there.
+    /// A program that `line` needs and that is missing.
     fn missing(&self, line: &str) -> Option<&'static str> {
         let absent = |program: &&str| {
             line.contains(*program) && !self.sh(&format!("command -v {program}")).status.success()
@@ -144,13 +145,13 @@ fn commands<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     commands
 }
 
-/// A command without what is said about it: behind ` #`, or behind two blanks.
+/// A command without its comment, which follows ` #` or two blanks.
 fn without_comment(line: &str) -> String {
     let end = [" #", "  "].iter().filter_map(|mark| line.find(mark)).min().unwrap_or(line.len());
     line[..end].trim_end().to_owned()
 }
 
-/// The lines of a help behind `Examples:`, up to the next paragraph.
+/// The lines of a help after `Examples:`, up to the next paragraph.
 fn of_help(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|line| !line.starts_with("Example"));
     commands(lines.skip(1).take_while(|line| !line.trim().is_empty()))
@@ -193,7 +194,7 @@ fn every_example_runs_as_it_is_printed() {
     );
     let place = Place::new();
     let mut failures = Vec::new();
-    // The kernel image comes before what boots it.
+    // The kernel must be written before the commands that boot it.
     let (first, rest): (Vec<_>, Vec<_>) =
         examples.iter().partition(|line| line.starts_with("vmkern kernel"));
     for line in first.into_iter().chain(rest) {
@@ -204,7 +205,7 @@ fn every_example_runs_as_it_is_printed() {
             Some(program) => eprintln!("left out, as {program} is missing: {line}"),
             None => {
                 let output = place.sh(line);
-                // QEMU's exit device says success by 33.
+                // QEMU's exit device reports success as 33.
                 let wanted = if line.starts_with("qemu") { 33 } else { 0 };
                 if output.status.code() != Some(wanted) {
                     failures.push(format!(
@@ -234,7 +235,7 @@ fn help_is_never_wider_than_the_terminal_or_100_columns() {
     }
 }
 
-/// A line that a narrow terminal breaks cannot be copied.
+/// A line that wraps on a narrow terminal cannot be copied.
 #[test]
 fn no_example_is_wider_than_80_columns() {
     for words in SUBCOMMANDS {

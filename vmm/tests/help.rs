@@ -1,4 +1,4 @@
-//! What the command says of itself: help, version, completions, manual pages, tables of the book.
+//! The command's own documentation: help, version, completions, manual pages, tables of the book.
 
 use std::process::{Command, Output};
 
@@ -8,7 +8,7 @@ fn vmkern(args: &[&str]) -> Output {
     command.output().expect("the command can be started")
 }
 
-/// What a command that holds prints.
+/// The output of a command that succeeds.
 #[track_caller]
 fn out(args: &[&str]) -> String {
     let output = vmkern(args);

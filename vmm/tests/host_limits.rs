@@ -1,5 +1,5 @@
-//! What a host that is short of something, a signal, or an odd input does to the command: a status
-//! with the limit's name, and never a panic, a signal, a hang or a lost result.
+//! Shortages of the host, signals, and odd input: the command ends with a status and the limit's
+//! name, never by a panic, a signal, a hang or a lost result.
 
 mod scratch;
 
@@ -14,7 +14,7 @@ use scratch::Scratch;
 use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, ThreadId};
 
 const VMKERN: &str = env!("CARGO_BIN_EXE_vmkern");
-/// A script that holds.
+/// A script that succeeds.
 const GOOD: &str = "kmem_malloc kmem_map 4K NOWAIT\n";
 
 fn fifo(scratch: &Scratch, name: &str) -> String {
@@ -24,7 +24,7 @@ fn fifo(scratch: &Scratch, name: &str) -> String {
 }
 
 fn feed(mut child: Child, input: &str) -> Output {
-    // A command that refuses its command line may not read.
+    // A command that refuses its command line may not read its input.
     let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
     child.wait_with_output().expect("the command ends")
 }
@@ -39,7 +39,7 @@ fn piped(command: &mut Command) -> Child {
         .expect("it can be started")
 }
 
-/// `vmkern ARGS` in a shell that has run `limit` before.
+/// `vmkern ARGS` in a shell that has first run `limit`.
 fn limited(limit: &str, args: &[&str]) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), VMKERN]).args(args);
@@ -107,8 +107,8 @@ fn a_limit_of_address_space_below_the_guests_ram_gives_status_4_with_the_limits_
     }
 }
 
-/// `vmkern ARGS` as a user who may have `threads` threads. Root has no such limit: it runs as
-/// another user then, who may open what root may.
+/// `vmkern ARGS` as a user with a limit of `threads` threads. Root has no such limit, so root runs
+/// it as another user who may open the same files.
 fn with_threads(threads: u32, args: &[&str]) -> Command {
     let limit = format!("ulimit -u {threads}");
     // SAFETY: geteuid has no preconditions.
@@ -154,7 +154,7 @@ fn each_limit_of_threads_gives_status_0_or_4_with_the_limits_name() {
     refused(&output, "RLIMIT_NPROC is 1");
 }
 
-/// Stops `child` and lets it go on, until it has ended.
+/// Stops and continues `child` again and again, until it has ended.
 fn disturb(child: &Child, over: &AtomicBool) {
     let pid = i32::try_from(child.id()).expect("it is a process number");
     while !over.load(Ordering::SeqCst) {
@@ -186,7 +186,7 @@ fn a_launch_that_is_stopped_and_continued_goes_on() {
     }
 }
 
-/// Waits until process `pid`, a child, has ended, and leaves its status where it is.
+/// Waits until process `pid`, a child, has ended, and leaves its status to be collected.
 fn wait_ended(pid: u32) {
     // SAFETY: the structure lives through the call, and all zero is a value of it.
     unsafe {

@@ -1,5 +1,5 @@
-//! Guests that misbehave, and what the host makes of them. Needs KVM: where it is missing, the
-//! tests fail with the words that `vmkern doctor` has for it.
+//! Guests that misbehave, and how the host reports them. Needs KVM: without it, the tests fail with
+//! the message of `vmkern doctor`.
 
 mod tiny;
 
@@ -88,8 +88,8 @@ fn a_triple_fault_gives_registers() {
 
 #[test]
 fn an_instruction_that_kvm_cannot_emulate_is_shown() {
-    // movd xmm0, eax: an emulating KVM does not know it; a processor refuses it, because CR4.OSFXSR
-    // is clear.
+    // movd xmm0, eax: an emulating KVM does not support it; a processor refuses it, because
+    // CR4.OSFXSR is clear.
     let movd = [0x66, 0x0f, 0x6e, 0xc0];
     match dies(Code::new().bytes(&movd).spin()) {
         GuestError::Cpu { failure, at } => match failure.fault {
@@ -216,7 +216,7 @@ fn a_kernel_image_that_is_not_one_is_refused_with_the_rule() {
     assert!(missing.to_string().contains("/nonexistent/kernel"));
 }
 
-/// A kernel that says that it has dropped `count` lines of its log.
+/// A kernel that reports `count` dropped lines of its log.
 fn drops_lines(code: Code, count: u32) -> Code {
     let mut fields = <LogRing as Described>::DESCRIPTION.fields.iter();
     let dropped = fields.find(|field| field.name == "dropped").expect("it counts them");
@@ -224,7 +224,7 @@ fn drops_lines(code: Code, count: u32) -> Code {
     code.control_word(u32::try_from(at).expect("the region is small"), count)
 }
 
-/// The report of a run of a script that asks the guest for nothing, with the log kept.
+/// The report of a run of a script without requests to the guest, with the log kept.
 fn report_of(code: Code) -> RunReport {
     let script = parse(&Source::new("test.kmem", "let a = 1")).expect("the script is good");
     let builder = tiny(code);

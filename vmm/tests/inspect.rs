@@ -1,4 +1,4 @@
-//! What `inspect` says of a guest is what the guest itself counts, on an image as on the guest.
+//! The reports of `inspect` agree with the guest's own counts, for a dump as well as for the guest.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use vmkern::{Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, ThreadI
 
 const PAGE: u64 = 4096;
 
-/// A guest with something of everything: blocks and holes in kmem_map, a submap whose one thread
+/// A guest with a bit of everything: blocks and holes in kmem_map, a submap with a thread that
 /// waits for room, pages of an anonymous object, a kernel stack.
 struct Busy {
     guest: Guest,
@@ -65,7 +65,7 @@ fn busy() -> Busy {
     Busy { guest, block: blocks[1].0, pageable, submap }
 }
 
-/// Everything that can be asked for.
+/// Every kind of report.
 fn everything(busy: &Busy) -> Vec<What> {
     let text = format!(
         "summary;maps;map kernel_map;map kmem_map;map {:#x};objects;pages;page 3;page 0x400;vtop \
@@ -159,7 +159,7 @@ fn objects_have_their_references_and_pages_counted() {
     assert_eq!(report.objects.len(), 3);
     for object in &report.objects {
         assert_eq!(object.object.resident, object.pages, "{object:?}");
-        // Each entry holds one; the kernel's own two objects have one more.
+        // Each entry holds one reference; the kernel's own two objects have one more.
         let own = u64::from(!matches!(object.object.name, ObjectRef::Anonymous(_)));
         assert_eq!(u64::from(object.object.references), object.entries + own, "{object:?}");
     }
@@ -267,7 +267,7 @@ fn threads_tell_what_they_wait_for_and_who_called() {
     for function in ["mi_switch+", "kmem_alloc_wait+", "execute+", "fork_exit+"] {
         assert!(stack.contains(function), "{function} is not in:\n{stack}");
     }
-    // These two were made asleep: nobody has called them yet.
+    // These two are created asleep: nothing has called them yet.
     let uncalled = ["pagedaemon", "thread taskq"];
     let is_told = |name: &str, frames: usize| uncalled.contains(&name) || frames > 0;
     assert!(
@@ -287,7 +287,7 @@ fn a_backtrace_goes_through_a_trap_to_the_function_that_it_interrupted() {
     else {
         panic!("no room");
     };
-    // t4 takes every page and waits for more. So t5's page fault has to wait.
+    // t4 takes every page and waits for more, so t5's page fault has to wait.
     let waits = call(&mut guest, 4, Op::KmemAlloc { map: MapId::KERNEL, size: memory });
     assert!(matches!(waits, Outcome::Blocked { .. }), "{waits:?}");
     let waits = call(&mut guest, 5, Op::Touch { addr: GuestVirt::new(pageable), size: PAGE });
@@ -318,7 +318,7 @@ fn cpus_tell_what_they_run_and_where() {
     let report = look!(busy.guest, What::Cpus, Body::Cpus);
     assert_eq!(report.cpus.len(), 1);
     let cpu = &report.cpus[0];
-    // Nothing can run: the idle thread waits for requests.
+    // No other thread can run: the idle thread waits for requests.
     assert_eq!(cpu.thread.as_deref(), Some("host"));
     assert!(cpu.backtrace.iter().any(|frame| frame.starts_with("halt+")), "{:?}", cpu.backtrace);
     assert!(
@@ -400,7 +400,7 @@ fn json_is_one_object_with_a_schema_and_addresses_as_strings() {
     }
 }
 
-/// Checks that no number in `json` is an address: what is one is a string in hexadecimal.
+/// Checks that no number in `json` is an address: addresses are strings in hexadecimal.
 fn addresses(json: &Value, place: &str) {
     match json {
         Value::Number(number) => {
@@ -425,7 +425,7 @@ fn an_image_shows_what_the_guest_showed() {
     let symbols =
         image.symbols(vmkern::guest::KernelImage::embedded().bytes()).expect("it is this kernel");
     for what in everything(&busy) {
-        // The CPU's registers move while nobody holds it, and its idle loop takes locks.
+        // The CPU's registers change while it is not held, and its idle loop takes locks.
         if [What::Cpus, What::Summary, What::Threads, What::Locks].contains(&what) {
             continue;
         }
@@ -473,7 +473,7 @@ fn locks_are_counted_by_class_as_often_as_they_are_taken() {
         assert_eq!(
             (class.total.held_cycles, class.total.longest_cycles),
             (0, 0),
-            "nobody asked for cycles"
+            "cycles were not requested"
         );
         class.total.acquired
     };
@@ -489,8 +489,7 @@ fn locks_are_counted_by_class_as_often_as_they_are_taken() {
     (0..PAIRS).for_each(|_| pair(&mut guest));
     let after = locks(&guest);
     // kmem_malloc locks the map once, and kmem_free once before it waits for the other CPU and once
-    // after; each takes or gives back a page of the CPU's cache, and works on the object twice at
-    // most.
+    // after; each takes or returns a page of the CPU's cache, and locks the object at most twice.
     for (class, times) in [
         ("system map", 3 * PAIRS),
         ("vm object", 4 * PAIRS),
@@ -531,7 +530,7 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
             report.tlb.iter().map(of).sum::<u64>()
         };
         let more = |of: fn(&TlbReport) -> u64| sum(&after, of) - sum(&before, of);
-        // A worker's first request makes its stack, which maps and flushes nothing.
+        // A worker's first request creates its stack, which maps pages but flushes nothing.
         assert_eq!(
             more(|cpu| cpu.flushes),
             2 * PAIRS,
@@ -549,7 +548,7 @@ fn pairs_flush_once_a_free_and_ask_each_other_cpu_once_at_most() {
         );
         assert!(
             more(|cpu| cpu.merged) <= more(|cpu| cpu.answered),
-            "{allocator:?}: own flushes give answers only"
+            "{allocator:?}: only requests are answered by own flushes"
         );
     }
 }
@@ -600,7 +599,7 @@ fn whatever_is_damaged_each_report_comes_to_an_end() {
             }
         }
         fs::write(&path, &bytes).expect("an image can be written");
-        // Where the damage is in what the ABI is told by, nobody looks any further.
+        // If the damage hits the description of the ABI, the dump is refused.
         let Ok(image) = Dump::open(&path) else { continue };
         let Ok(view) = View::new(&image) else { continue };
         let what = &whats[round % whats.len()];

@@ -1,5 +1,5 @@
-//! A guest that is gone leaves nothing behind. One test in a process of its own, because it counts
-//! what the process has.
+//! A guest leaves nothing behind. One test in its own process, because it counts the process's
+//! resources.
 
 mod tiny;
 
@@ -34,7 +34,7 @@ fn every_way_to_end_a_guest() {
     guest.submit(ThreadId::MAIN, Op::Nop).expect("the ring is empty");
     drop(guest);
     let mut guest = tiny(Code::new().ready().spin()).launch().expect("it says that it is ready");
-    guest.call(ThreadId::MAIN, Op::Nop).expect_err("nobody answers");
+    guest.call(ThreadId::MAIN, Op::Nop).expect_err("the guest does not answer");
     drop(guest);
     tiny(Code::new().spin()).launch().expect_err("it never becomes ready");
     tiny(Code::new().triple_fault()).launch().expect_err("it never becomes ready");

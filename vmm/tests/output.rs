@@ -1,5 +1,4 @@
-//! Where the command's output goes: nothing of somebody else's is destroyed, and nothing that is
-//! lost goes unsaid.
+//! The command's output: nothing else is destroyed, and no lost output goes unreported.
 
 mod scratch;
 #[expect(dead_code, reason = "kernels are written to files here, byte by byte")]
@@ -37,11 +36,11 @@ fn make(scratch: &Scratch, name: &str, program: &str, rest: &[&str]) -> bool {
     made.expect("the program is there").success()
 }
 
-/// A FIFO with somebody who takes everything out of it, until the last writer has gone.
+/// A FIFO with a reader that reads everything until the last writer has gone.
 fn read_fifo(scratch: &Scratch, name: &str) -> thread::JoinHandle<Vec<u8>> {
     assert!(make(scratch, name, "mkfifo", &[]));
     let mut options = OpenOptions::new();
-    // Open before the writer comes, which would be refused otherwise.
+    // Opened before the writer, which would be refused otherwise.
     let mut reader =
         options.read(true).custom_flags(libc::O_NONBLOCK).open(scratch.path(name)).expect("a FIFO");
     thread::spawn(move || {
@@ -49,7 +48,7 @@ fn read_fifo(scratch: &Scratch, name: &str) -> thread::JoinHandle<Vec<u8>> {
         let mut piece = [0; 65536];
         loop {
             match reader.read(&mut piece) {
-                // Nobody has written yet, or all have gone.
+                // No writer has written yet, or all have gone.
                 Ok(0) if !bytes.is_empty() => return bytes,
                 Ok(0) => thread::yield_now(),
                 Ok(count) => bytes.extend_from_slice(&piece[..count]),
@@ -60,7 +59,7 @@ fn read_fifo(scratch: &Scratch, name: &str) -> thread::JoinHandle<Vec<u8>> {
     })
 }
 
-/// Every way to name a file for output, each a command line that ends well.
+/// Every way to name a file for output, each a command line that succeeds.
 fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
     let good = scratch.file("good.kmem", "print 1\n");
     let dump = scratch.file("dump.kmem", format!("dump {to}\n"));
@@ -80,9 +79,9 @@ fn ways_to_write(scratch: &Scratch, to: &str) -> Vec<Vec<String>> {
 fn a_device_is_written_to_and_stays_a_device() {
     let scratch = Scratch::new();
     if !make(&scratch, "null", "mknod", &["c", "1", "3"]) {
-        // Who may not make a device cannot take the place of one either.
+        // A user who may not create a device cannot replace one either.
         let error = File::create("/dev/vmkern-test")
-            .expect_err("who may write there may make devices, too");
+            .expect_err("a user who may write there may create devices, too");
         return eprintln!("devices were not tried: {error}");
     }
     for args in ways_to_write(&scratch, &scratch.path("null")) {
@@ -114,7 +113,7 @@ fn a_fifo_that_is_read_gets_everything_and_one_that_is_not_is_refused() {
             );
         }
         assert!(!bytes.is_empty(), "{args:?}");
-        // Nobody reads it any more.
+        // It has no reader any more.
         let output = vmkern(&args).output().expect("it can be started");
         assert_ne!(status(&output), 0);
         assert!(err(&output).contains("a FIFO without a reader"), "{args:?}: {}", err(&output));
@@ -249,7 +248,7 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
         assert_eq!(status(&output), 7, "{args:?}: {}", err(&output));
         assert!(err(&output).contains("No space left on device"), "{args:?}: {}", err(&output));
     }
-    // What the run itself came to says more.
+    // The status of the run itself takes precedence.
     for (text, expected) in
         [("print 1\nassert 1 == 2\n", 1), ("print 1\nread 0xffffff8000000000\n", 3)]
     {
@@ -262,7 +261,7 @@ fn output_that_cannot_be_written_gives_status_7_and_says_so_in_every_subcommand(
         assert_eq!(status(&output), expected);
         assert!(err(&output).contains("No space left on device"), "{}", err(&output));
     }
-    // There is nowhere to say it, but the status does.
+    // There is nowhere to print it, but the status shows it.
     for args in [&["run", "-v", &good][..], &["test", &suite]] {
         assert_eq!(
             status(&vmkern(args).stderr(full()).output().expect("it can be started")),
@@ -316,7 +315,7 @@ fn kill(child: &Child, signal: &str) {
     assert!(sent.success());
 }
 
-/// Bytes in a pipe that takes no more, at least: the last line may not fit.
+/// The least number of bytes in a full pipe: the last line may not fit.
 const FULL: u64 = 60_000;
 
 const SIGNALS: [(&str, i32); 3] = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)];
@@ -398,7 +397,7 @@ fn a_signal_ends_every_subcommand_that_runs_guests_in_order() {
                         .read_exact(&mut first)
                         .expect("the script prints");
                 }
-                // The kernel has booted when its log has something.
+                // The kernel has booted once its log has content.
                 _ => {
                     while fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
                         thread::yield_now();
@@ -433,7 +432,7 @@ fn a_time_limit_ends_a_run_whose_output_nobody_reads() {
 fn a_kernel_that_dies_or_hangs_in_its_boot_leaves_its_log_and_its_memory() {
     let scratch = Scratch::new();
     let good = scratch.file("good.kmem", "settle\n");
-    // What a kernel says before it has a ring goes over the serial line: `mov dx, 0x3f8; mov al,
+    // Before a kernel has a ring, its output goes over the serial line: `mov dx, 0x3f8; mov al,
     // byte; out dx, al`.
     let kernel = |name: &str, byte: u8, then: &[u8]| {
         let code = [&[0x66, 0xba, 0xf8, 0x03, 0xb0, byte, 0xee], then].concat();

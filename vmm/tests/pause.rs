@@ -1,4 +1,4 @@
-//! Pauses: a guest that is held still from outside, in the middle of what it does.
+//! Pauses: a guest is held from outside, in the middle of its work.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use vmkern::{
     Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, Response, ThreadId, TimeMode,
 };
 
-/// Longer than any guest can own a lock.
+/// Longer than any guest holds a lock.
 const PATIENT: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 8 << 12;
 
@@ -24,7 +24,8 @@ fn free_pages(guest: &Guest) -> u64 {
     guest.meter().expect("the counters can be read").v_free_count.get()
 }
 
-/// What keeps a guest busy for a while, on a block that it has: each answer is known.
+/// Operations that keep a guest busy for a while on a block of memory, each with its expected
+/// result.
 fn work(addr: GuestVirt, seed: u64) -> [(Op, Outcome); 4] {
     [
         (Op::Fill { addr, size: BLOCK, seed }, Outcome::Ok),
@@ -38,7 +39,7 @@ fn malloc(size: u64) -> Op {
     Op::KmemMalloc { map: MapId::KMEM, size, flags: MallocFlags::NOWAIT | MallocFlags::ZERO }
 }
 
-/// Pauses `guest` a thousand times while it works; gives how often it was busy.
+/// Pauses `guest` a thousand times while it works; returns how often it was busy.
 fn pause_a_thousand_times(mut guest: Guest) {
     let Outcome::Value(addr) = outcome(guest.call(ThreadId::MAIN, malloc(BLOCK))) else {
         panic!("no memory")
@@ -99,18 +100,19 @@ fn an_idle_guest_and_a_dead_one_can_be_held_and_holds_nest() {
     assert_eq!(outcome(guest.call(ThreadId::MAIN, Op::Nop)), Outcome::Ok);
     let died = guest.call(ThreadId::MAIN, Op::Read { addr: GuestVirt::new(8) });
     assert!(matches!(died, Err(GuestError::Crashed(_))), "{died:?}");
-    assert_eq!(guest.pause().expect("it stands still for ever").standing(), Standing::Anywhere);
+    assert_eq!(guest.pause().expect("an ended guest can be held").standing(), Standing::Anywhere);
 }
 
 #[test]
 fn a_guest_that_owns_a_lock_for_long_is_held_at_the_limit_and_answers_later() {
     let mut guest = launch(Guest::builder().memory(1 << 30));
-    // All of it is cleared and mapped with the map's lock owned, which takes many times the limit.
+    // All of it is cleared and mapped while the map's lock is held, which takes many times the
+    // limit.
     let big = 300 << 20;
     let mut is_held_anywhere = false;
     for _ in 0..20 {
         guest.submit(ThreadId::MAIN, malloc(big)).unwrap_or_else(|error| panic!("{error}"));
-        // The first ones may come before the guest has seen the request.
+        // The first pauses may come before the guest has seen the request.
         is_held_anywhere = (0..1000).any(|_| {
             let pause = guest.pause_within(PAUSE_LIMIT).expect("it can be held");
             pause.standing() == Standing::Anywhere
@@ -123,7 +125,7 @@ fn a_guest_that_owns_a_lock_for_long_is_held_at_the_limit_and_answers_later() {
         }
     }
     assert!(is_held_anywhere, "the lock is never owned for long");
-    // The pauses that were asked for meanwhile have come to nothing, and the next one is answered.
+    // The requests for earlier pauses have no effect any more, and the next one is answered.
     assert_eq!(
         guest.pause_within(PATIENT).expect("it can be held").standing(),
         Standing::Quiescent

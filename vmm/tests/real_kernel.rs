@@ -1,4 +1,4 @@
-//! The real kernel through the library's public face.
+//! The real kernel, through the library's public interface.
 
 use std::collections::HashSet;
 
@@ -50,8 +50,8 @@ fn guests_of_every_size_boot_and_manage_their_memory() {
     }
 }
 
-/// The built-in kernel without its note for vmkern's loader: the note's type says that it is
-/// another one.
+/// The built-in kernel without its note for vmkern's loader: the note's type is changed to another
+/// one.
 fn kernel_without_entry_note() -> KernelImage {
     let mut file = KernelImage::embedded().bytes().to_vec();
     let mut end = NOTE_TYPE.to_le_bytes().to_vec();
@@ -62,8 +62,7 @@ fn kernel_without_entry_note() -> KernelImage {
     KernelImage::from_bytes(file)
 }
 
-/// The privilege that the kernel runs at; nothing where KVM cannot run it at the one that was asked
-/// for.
+/// The privilege at which the kernel runs; `None` if KVM cannot run it at the requested one.
 fn privilege(kernel: KernelImage, asked: Privilege) -> Option<Privilege> {
     let mut guest = match Guest::builder().kernel(kernel).privilege(asked).launch() {
         Ok(guest) => guest,

@@ -1,5 +1,5 @@
-//! `vmkern test`: what is run, under which names, and when it stops; and options that would do
-//! nothing.
+//! `vmkern test`: which scripts it runs, under which names, when it stops, and options that would
+//! have no effect.
 
 mod scratch;
 

@@ -1,5 +1,5 @@
-//! What a terminal gets to see of text that others wrote: file names, arguments, scripts, kernels
-//! and images can neither forge a line of the command's own nor make a terminal do anything.
+//! Foreign text on a terminal: file names, arguments, scripts, kernels and dumps can neither forge
+//! a line of the command's output nor control the terminal.
 
 mod scratch;
 
@@ -13,11 +13,11 @@ use serde_json::Value;
 use vmkern::abi::control::ControlRegion;
 use vmkern::abi::describe;
 
-/// What hostile text tries to be seen as, at the start of a line.
+/// The line that hostile text tries to forge.
 const FORGED: &str = "ok forged";
 
-/// Names and words with line breaks, and with what a terminal obeys: a title, a cleared screen,
-/// hidden text, text turned around.
+/// Names and words with line breaks, and with sequences that a terminal obeys: a title, a cleared
+/// screen, hidden text, reversed text.
 const HOSTILE: [&str; 5] = [
     "x\nok forged",
     "x\rok forged\u{2028}ok forged",
@@ -37,15 +37,14 @@ fn status(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("killed by a signal: {output:?}"))
 }
 
-/// `text` without the styles that the command itself has: bold, and the colours of its words.
+/// `text` without the command's own styles: bold, and its colours.
 fn without_styles(text: &str) -> String {
     ["0", "1", "4", "31", "32", "33", "36"]
         .iter()
         .fold(text.to_owned(), |text, style| text.replace(&format!("\x1b[{style}m"), ""))
 }
 
-/// Asserts that a terminal would only show what `output` has, and that no line of it is forged.
-/// Gives all of it.
+/// Asserts that `output` does not control a terminal and has no forged line. Returns its text.
 #[track_caller]
 fn harmless(output: &Output) -> String {
     let mut all = String::new();
@@ -61,7 +60,7 @@ fn harmless(output: &Output) -> String {
     all
 }
 
-/// As [`harmless`], and the text is there, escaped: each line break or escape is told as one.
+/// As [`harmless`], and the text appears with its line breaks and escapes escaped.
 #[track_caller]
 fn shown(output: &Output) {
     let text = harmless(output);
@@ -71,7 +70,7 @@ fn shown(output: &Output) {
     );
 }
 
-/// A script that holds, and the image of its guest.
+/// A script that succeeds, and the dump of its guest.
 fn good(scratch: &Scratch) -> (String, String) {
     let (script, image) = (scratch.file("good.kmem", "settle\n"), scratch.path("good.img"));
     assert_eq!(status(&vmkern(&["run", "--save-dump", &image, &script])), 0);
@@ -231,7 +230,7 @@ fn the_text_of_a_script_is_only_shown() {
     }
 }
 
-/// `bytes` with every `old` replaced by `new`, which is as long; there is one at least.
+/// `bytes` with every `old` replaced by `new` of the same length. There is at least one.
 fn replaced(mut bytes: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let places: Vec<_> =
@@ -248,11 +247,11 @@ fn names_and_messages_of_a_kernel_are_told_in_one_line() {
     assert_eq!(status(&vmkern(&["image", "-o", &path])), 0);
     let kernel = fs::read(&path).expect("it was written");
     let script = scratch.file("panics.kmem", "a = kmem_alloc_nofault kernel_map 4K\nread $a\n");
-    // The panic's words begin with it; a function, in the symbols and in the lines of the sources,
-    // is called so.
+    // The start of the panic's message, and the name of a function in the symbols and the debug
+    // information.
     for (new, told, called) in [
         (b"x\nok for" as &[u8; 8], "x\\nok for", "x\\nok for+0x"),
-        // A name is told up to its bracket.
+        // A name is shown up to its bracket.
         (b"x\x1b[2J\x1b[H", "x\\u{1b}[2J\\u{1b}[H", "x\\u{1b}+0x"),
         (b"x\x1b[8m\r\x07\x08", "x\\u{1b}[8m\\r\\u{7}\\u{8}", "x\\u{1b}+0x"),
     ] {
@@ -274,7 +273,7 @@ fn names_and_messages_of_a_kernel_are_told_in_one_line() {
     }
 }
 
-/// Where physical address `at` lies in the image file.
+/// The offset of physical address `at` in the dump.
 fn place(file: &[u8], at: u64) -> usize {
     let word = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes"));
     let headers = usize::from(file[56]) | usize::from(file[57]) << 8;

@@ -1,4 +1,4 @@
-//! Threads that sleep, through the library's public face and through the command.
+//! Threads that sleep, through the library's public interface and through the command.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -232,8 +232,8 @@ fn a_script_that_ends_with_a_thread_that_waits_for_pages_names_vmwait() {
     assert!(text(&output).contains("t4 still waits for \"vmwait\""), "{}", text(&output));
 }
 
-/// A sleep in `nokva` ends by itself, so that its thread is never left blocked: it is seen when
-/// time is up.
+/// A sleep in `nokva` ends by itself, so its thread never counts as blocked: it shows when the time
+/// limit is reached.
 #[test]
 fn a_run_that_is_stopped_while_a_thread_waits_for_address_space_names_nokva() {
     let script = "let all = kmem_map.max - kmem_map.min\nt2: kmem_malloc kmem_map $all+4K WAITOK\n";

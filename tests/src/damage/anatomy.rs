@@ -14,7 +14,7 @@ use vmkern::abi::pte::{Level, NPTEPG, Pte};
 use vmkern::inspect::{Source, View};
 use vmkern::{GuestPhys, GuestVirt};
 
-/// A field of a structure that is in use, the structures in structures taken apart. An array is one
+/// A field of a structure in use. Nested structures are split into their fields; an array is one
 /// field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
@@ -35,21 +35,21 @@ pub struct Anatomy<'a> {
     seen: HashSet<GuestPhys>,
     /// Their fields.
     pub parts: Vec<Part>,
-    /// Structures by name, where they lie.
+    /// The structures: name and address.
     pub places: Vec<(&'static str, GuestVirt)>,
-    /// Page tables by level, where they lie and what address they begin with.
+    /// The page tables: level, place, and first address that they translate.
     pub tables: Vec<(Level, GuestPhys, GuestVirt)>,
 }
 
-/// The entries of each level's tables, as if they were structures.
+/// The entries of each level's tables, treated as structures.
 pub const ENTRIES: [(Level, &str); 4] =
     [(Level::Pml4, "PML4E"), (Level::Pdpt, "PDPTE"), (Level::Pd, "PDE"), (Level::Pt, "PTE")];
 
 impl<'a> Anatomy<'a> {
-    /// Those of `source`, which is not damaged.
+    /// The structures of `source`, which must not be damaged.
     ///
     /// # Panics
-    /// When it is.
+    /// When it is damaged.
     #[must_use]
     pub fn of(source: &'a dyn Source) -> Self {
         let view = View::new(source).expect("there are page tables");
@@ -76,7 +76,7 @@ impl<'a> Anatomy<'a> {
         self.view.copy("structure", at).expect("the image is not damaged")
     }
 
-    /// Adds the structure at `at`. Whether it was new.
+    /// Adds the structure at `at`. Returns whether it was new.
     fn add(&mut self, name: &'static str, at: GuestVirt) -> bool {
         let place = dmap_to_phys(at).expect("structures lie in the direct map");
         if !self.seen.insert(place) {
@@ -146,7 +146,7 @@ impl<'a> Anatomy<'a> {
     }
 
     fn object(&mut self, at: KPtr<VmObject>) {
-        // The kernel's own lie in the roots.
+        // The kernel's own objects lie in the roots.
         if at.addr().page() != self.view.roots().addr() {
             self.add("VmObject", at.addr());
         }
@@ -213,7 +213,7 @@ impl<'a> Anatomy<'a> {
         }
     }
 
-    /// The slabs that have items in use or free ones.
+    /// All slabs, with used or free items.
     fn slabs(&mut self, roots: &KernelRoots) {
         let items = [
             "VmObject",
@@ -271,7 +271,7 @@ impl<'a> Anatomy<'a> {
     }
 }
 
-/// The structure of that name.
+/// The structure with this name.
 #[must_use]
 pub fn structure(name: &str) -> Option<&'static Structure> {
     STRUCTURES.iter().find(|structure| structure.name == name)

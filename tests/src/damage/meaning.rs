@@ -1,9 +1,9 @@
-//! What each field of each structure means to the check: all of it, a part, or nothing.
+//! How much of each field of each structure the check covers: all of it, a part, or nothing.
 //!
-//! Every field of every structure that host and kernel share is in exactly one of the three tables,
-//! or a test fails: whoever adds a field says here what a flipped bit in it should come to.
+//! Every field of every structure that host and kernel share must be in exactly one of the three
+//! tables, or a test fails: a new field needs a row that says what a flipped bit in it must cause.
 
-/// Structures of which the check does not read any field, with the reason.
+/// Structures of which the check reads no field, with the reason.
 pub const NOT_READ: &[(&str, &str)] = &[
     (
         "MapHome",
@@ -11,7 +11,7 @@ pub const NOT_READ: &[(&str, &str)] = &[
     ),
     ("LockStats", "statistics: nothing depends on them"),
     ("TlbStats", "statistics: nothing depends on them"),
-    ("CrashRecord", "only of a dead kernel: it is read and checked by whoever reports the crash"),
+    ("CrashRecord", "only of a dead kernel: the report of the crash reads and checks it"),
     (
         "ControlRegion",
         "the handshake refuses what differs, and rings and log check the other side's words at \
@@ -24,7 +24,7 @@ pub const NOT_READ: &[(&str, &str)] = &[
     ("Counter", "part of a ring"),
 ];
 
-/// Fields that mean nothing, with the reason.
+/// Fields that mean nothing to the check, with the reason.
 pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("VmObject", "_pad", "padding"),
     ("VmPage", "_pad", "padding"),
@@ -40,7 +40,7 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     ("SlabHeader", "_pad", "padding"),
     ("Pcpu", "_pad", "padding"),
     ("Pcpu", "_pad_tlb", "padding"),
-    ("Pcpu", "pages", "a statistic: nothing depends on it but when a point is taken"),
+    ("Pcpu", "pages", "a statistic: only the times of preemption points depend on it"),
     ("Pcpu", "longest_pages", "a statistic: nothing depends on it"),
     ("Pcpu", "clock_interrupts", "a statistic: nothing depends on it"),
     ("PageCache", "_pad", "padding"),
@@ -53,13 +53,13 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     (
         "VmMap",
         "timestamp",
-        "counts how often the lock was taken, so that others can tell; only a change means \
+        "counts how often the lock was taken, as a sign for others; only a change means \
          anything",
     ),
     (
         "VmObject",
         "generation",
-        "counts changes, so that others can tell; only a change means anything",
+        "counts changes, as a sign for others; only a change means anything",
     ),
     ("VmPage", "act_count", "a hint for the pagedaemon"),
     ("Thread", "switches", "a statistic: nothing depends on it"),
@@ -72,45 +72,41 @@ pub const MEANINGLESS: &[(&str, &str, &str)] = &[
     (
         "Scheduler",
         "idle_passes",
-        "counts time-outs that nobody waited for; any number below a limit",
+        "counts time-outs without a waiter; any number below a limit is valid",
     ),
     ("KernelRoots", "vm_pageout_deficit", "a hint for the pagedaemon"),
 ];
 
-/// Fields of which not every bit can be checked, or not at any time, with the reason.
+/// Fields of which not every bit can be checked, or not always, with the reason.
 pub const PARTLY: &[(&str, &str, &str)] = &[
     (
         "Callout",
         "deadline",
-        "of a thread without a time-out, left over; else nothing but the order of the heap says \
+        "left over while the thread has no time-out; otherwise only the order of the heap says \
          when a sleep ends",
     ),
     ("Callout", "child", "left over from the last time-out while the thread has none"),
     ("Callout", "sibling", "left over from the last time-out while the thread has none"),
     ("Callout", "prev", "left over from the last time-out while the thread has none"),
-    ("EventhandlerEntry", "priority", "nothing but the order of the list says it"),
+    ("EventhandlerEntry", "priority", "only the order of the list depends on it"),
     ("EventhandlerEntry", "once", "either of two ways to be called"),
-    ("Scheduler", "callout_sequence", "any number that is not below one that is in use"),
+    ("Scheduler", "callout_sequence", "any number that is not below a number in use"),
     ("Scheduler", "spread", "either of two ways to work"),
     ("KernelRoots", "zero_state", "either of two states"),
     ("KernelRoots", "idlezero_enable", "either of two ways to work"),
     ("KernelRoots", "pagezero_sleeps", "either of two states"),
-    (
-        "KernelRoots",
-        "page_cache_max",
-        "any number that the tunable allows, where there are no caches",
-    ),
-    ("StoredOp", "slot", "what somebody wants to be done later: only its form can be checked"),
+    ("KernelRoots", "page_cache_max", "any number that the tunable allows, if there are no caches"),
+    ("StoredOp", "slot", "an operation for later: only its form can be checked"),
     ("MapReserve", "credits", "any number that the pages of the map allow"),
     ("Pcpu", "need_resched", "any of three reasons to give way"),
-    ("Thread", "critnest", "of a running thread, nothing else says it"),
+    ("Thread", "critnest", "of a running thread, nothing else depends on it"),
     (
         "Thread",
         "kstack_pages",
-        "of the thread that the boot became, which has no stack of the zone",
+        "of the thread that continues the boot, which has no allocated stack",
     ),
     ("Thread", "md", "of a running thread, left over from its last switch"),
-    ("Thread", "lastcpu", "any CPU that there is"),
+    ("Thread", "lastcpu", "any existing CPU"),
     ("Thread", "sq_next", "left over while the thread is awake"),
     ("Thread", "sq_prev", "left over while the thread is awake"),
     ("SleepQueue", "hash_next", "left over while the queue is not in use"),
@@ -119,26 +115,26 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     ("SleepQueue", "wchan", "left over while the queue is not in use"),
     ("ThreadList", "head", "left over while the queue is not in use"),
     ("ThreadList", "tail", "left over while the queue is not in use"),
-    ("VmMapEntry", "offset", "without an object the place in it means nothing, and it is kept up"),
+    ("VmMapEntry", "offset", "without an object it means nothing, but is kept up to date"),
     ("VmMeter", "hz", "any number that the tunable allows"),
-    ("VmMeter", "ticks", "any time before the next time-out, and without one any"),
+    ("VmMeter", "ticks", "any time before the next time-out, or any time if there is none"),
     (
         "VmMeter",
         "v_inactive_target",
-        "how many pages were free when it was computed is not known any more",
+        "depends on how many pages were free when it was computed, which is no longer known",
     ),
     ("VmMeter", "v_zfod", "any number of all faults"),
     (
         "VmObject",
         "size",
-        "of an anonymous object any that reaches to the end of its last entry: clipping leaves it \
+        "of an anonymous object, any that reaches the end of its last entry: clipping leaves it \
          larger",
     ),
-    ("VmPage", "flags", "PG_ZERO of a page that is handed out says only how it was asked for"),
-    ("VmPage", "dirty", "any of the chunks that are valid"),
+    ("VmPage", "flags", "PG_ZERO of an allocated page only says how it was requested"),
+    ("VmPage", "dirty", "any of the valid chunks"),
 ];
 
-/// Fields in which a flipped bit is found.
+/// Fields in which every flipped bit is found.
 pub const CHECKED: &[(&str, &[&str])] = &[
     ("Mtx", &["owner"]),
     ("Sx", &["owner", "waiters"]),
@@ -282,21 +278,21 @@ pub const CHECKED: &[(&str, &[&str])] = &[
     ("PTE", &["bits"]),
 ];
 
-/// What a field means to the check.
+/// How much of a field the check covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Meaning {
-    /// A flipped bit is found.
+    /// Every flipped bit is found.
     Checked,
-    /// Not every bit can be checked, or not at any time, for this reason.
+    /// Not every bit can be checked, or not always, for this reason.
     Partly(&'static str),
     /// Nothing, for this reason.
     Nothing(&'static str),
 }
 
-/// What `field` of `structure` means. Nothing when it is in no table.
+/// How much of `field` of `structure` the check covers; `None` if it is in no table.
 ///
 /// # Panics
-/// When it is in several.
+/// When it is in several tables.
 #[must_use]
 pub fn meaning(structure: &str, field: &str) -> Option<Meaning> {
     let is = |&&(own, name, _): &&(&str, &str, &str)| own == structure && name == field;

@@ -1,10 +1,9 @@
-//! Damage to a guest's memory, done to a copy: what the tests of the check and of everything that
-//! looks share.
+//! Damage to a copy of a guest's memory, shared by the tests of the check and of inspection.
 //!
-//! A guest is launched once, given something of everything to do, and its memory saved
-//! ([`specimen`]). From then on there is no guest: damage is a change of a few words that lie over
-//! the image ([`Overlay`]), so that a case costs a look and nothing else. [`anatomy`] says where
-//! structures lie, field by field, and [`meaning`] what of them means anything.
+//! A guest is launched once, performs a bit of everything, and its memory is saved ([`specimen`]).
+//! After that no guest is needed: damage is a change of a few words on top of the dump
+//! ([`Overlay`]), so a case costs only one look. [`anatomy`] says where structures lie, field by
+//! field, and [`meaning`] how much of them the check covers.
 
 pub mod anatomy;
 pub mod meaning;

@@ -1,4 +1,4 @@
-//! An image with a few words changed.
+//! A dump with a few words changed.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use vmkern::inspect::{Anchors, CpuState, InspectError, NotRam, PAGE_WORDS, PageW
 use vmkern::{GuestPhys, GuestVirt};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Memory as `base` has it, but for pages of its own, and a count of what is read of it.
+/// The memory of `base` with some pages replaced, and a count of reads.
 pub struct Overlay<'a> {
     base: &'a dyn Source,
     pages: Vec<(u64, Box<PageWords>)>,
@@ -25,31 +25,30 @@ impl std::fmt::Debug for Overlay<'_> {
 }
 
 impl<'a> Overlay<'a> {
-    /// `base` as it is.
+    /// `base`, unchanged.
     #[must_use]
     pub fn new(base: &'a dyn Source) -> Self {
         Self::bounded(base, u64::MAX)
     }
 
-    /// `base` as it is, for whoever reads no more than `most` pages or parts of pages, each time
-    /// counted.
+    /// `base`, unchanged, for at most `most` reads of pages or parts of pages.
     #[must_use]
     pub fn bounded(base: &'a dyn Source, most: u64) -> Self {
         Self { base, pages: Vec::new(), reads: Cell::new(0), most }
     }
 
-    /// Pages and parts of pages that were read so far, each time counted.
+    /// The number of reads of pages or parts of pages so far.
     #[must_use]
     pub fn reads(&self) -> u64 {
         self.reads.get()
     }
 
-    /// Counts from 0 again.
+    /// Restarts the count at 0.
     pub fn restart(&self) {
         self.reads.set(0);
     }
 
-    /// The word that `at` is in, to be changed.
+    /// The word that contains `at`, to be changed.
     ///
     /// # Panics
     /// When it is not RAM.

@@ -1,4 +1,4 @@
-//! A guest with something of everything in its memory.
+//! A guest with a bit of everything in its memory.
 
 use std::path::Path;
 use std::thread::yield_now;
@@ -17,16 +17,16 @@ use crate::{Run as _, launch_unchecked, t};
 const MEMORY: u64 = 32 << 20;
 const PAGE: u64 = 4096;
 
-/// What the guest was at when its memory was saved.
+/// What the guest was doing when its memory was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Every thread waits for work, or for time to pass.
+    /// Every thread waits for work, or for a time-out.
     AtRest,
     /// Threads wait for room in maps, with operations half done, and two write to memory.
     Busy,
 }
 
-/// The memory of a guest of seed `seed`. The file it came from is gone.
+/// The memory of a guest with seed `seed`. Its file is already deleted.
 ///
 /// # Panics
 /// When there can be no guest, or no file.
@@ -96,7 +96,7 @@ fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {
         let addr = guest.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: pages * PAGE });
         guest.ok(Op::PmapQenter { addr, count: 1 + draw(pages - 1) });
     }
-    // Past the page tables of the boot.
+    // Larger than the range of the boot's page tables.
     let size = NKPT as u64 * NBPDR;
     let addr = guest.address(Op::KmemAllocNofault { map: MapId::KERNEL, size });
     guest.ok(Op::PmapQenter { addr: addr.add(size - 3 * PAGE), count: 1 + draw(3) });
@@ -110,7 +110,7 @@ fn populate(guest: &mut Guest, random: &mut Xoshiro256PlusPlus) {
     }
 }
 
-/// Threads that wait: all but those that wait for room have a time-out.
+/// Makes threads sleep: all but those that wait for room have a time-out.
 fn sleepers(guest: &mut Guest, state: State) {
     for thread in 1..7 {
         guest
@@ -135,7 +135,7 @@ fn sleepers(guest: &mut Guest, state: State) {
     }
 }
 
-/// Waits until every thread but the idle ones sleeps.
+/// Waits until every thread except the idle threads sleeps.
 fn wait_for_sleep(guest: &mut Guest) {
     loop {
         let threads = guest.threads().expect("the list is sound");

@@ -1,4 +1,4 @@
-//! Ways in which a kernel dies that does nothing wrong: of what it was asked to do.
+//! Ways in which a correct kernel dies: each is caused by a request.
 
 use vmkern::{Context, Guest, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op};
 
@@ -6,31 +6,31 @@ use crate::Run as _;
 use crate::workers::THREADS;
 
 const PAGE: u64 = 4096;
-/// The thread that dies: one that does nothing else, and is made for it.
+/// The thread that dies. It does nothing else and is created for this.
 const THREAD: u16 = THREADS + 1;
-/// Where nothing is ever mapped.
+/// An address at which nothing is ever mapped.
 const NOWHERE: GuestVirt = GuestVirt::new(0xffff_ff70_0000_0000);
-/// Where the kernel's image begins.
+/// The start of the kernel's image.
 const IMAGE: GuestVirt = GuestVirt::new(0xffff_ffff_8010_0000);
 
 /// A way to die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Death {
-    /// A read of what was freed.
+    /// A read of freed memory.
     ReadFreed,
-    /// A write where nothing is.
+    /// A write to an unmapped address.
     WriteNowhere,
     /// A read in a range where faults are not allowed.
     ReadNofault,
     /// A write to the kernel's text.
     WriteText,
-    /// A map of nothing.
+    /// A map of size 0.
     SuballocNothing,
     /// A map for which there is no room.
     SuballocNoRoom,
-    /// A full map, and patience that is over.
+    /// A full map, until the waiting ends.
     MapTooSmall,
-    /// The kernel's image, given back.
+    /// Freeing the kernel's image.
     FreeImage,
     /// `kmem_alloc` in an interrupt.
     InterruptAlloc,
@@ -40,17 +40,17 @@ pub enum Death {
     InterruptWait,
     /// A fault in an interrupt.
     InterruptFault,
-    /// A page of a pageable range that is missing in an interrupt.
+    /// An access in an interrupt to a missing page of a pageable range.
     InterruptPageable,
-    /// The kernel's image, given back in an interrupt.
+    /// Freeing the kernel's image in an interrupt.
     InterruptFreeImage,
     /// A fault in a handler of vm_lowmem.
     LowmemFault,
-    /// A fault in a handler of vm_lowmem that another one has called.
+    /// A fault in a handler of vm_lowmem that runs inside another one.
     LowmemNested,
 }
 
-/// A death that waits for its moment: what to ask for then.
+/// A prepared death: the request that causes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready(Context, Op);
 
@@ -75,7 +75,7 @@ impl Death {
         Self::LowmemNested,
     ];
 
-    /// Makes in `guest` what this death needs.
+    /// Prepares `guest` for this death.
     ///
     /// # Panics
     /// When the guest dies of that.
@@ -89,7 +89,7 @@ impl Death {
             Self::ReadFreed => {
                 let addr = guest.malloc(PAGE);
                 guest.free(addr, PAGE);
-                // Nobody gets the address meanwhile: it is that of a map of its own.
+                // The address is in a map of its own, so it is not allocated again.
                 let addr = full_map(guest).1;
                 Ready(thread, Op::Read { addr })
             }
@@ -131,10 +131,10 @@ impl Death {
 }
 
 impl Ready {
-    /// Asks the guest to die.
+    /// Makes the guest die.
     ///
     /// # Errors
-    /// How it died, if it did at once.
+    /// How it died, if it died at once.
     pub fn strike(self, guest: &mut Guest) -> Result<(), GuestError> {
         guest.submit_in(self.0, self.1).map(|_| ())
     }
@@ -150,7 +150,7 @@ fn full_map(guest: &mut Guest) -> (MapId, GuestVirt) {
     (map, addr)
 }
 
-/// What waits for room in a map that is full.
+/// An operation that waits for room in a full map.
 fn wait_for_room(guest: &mut Guest) -> Op {
     let (map, _) = full_map(guest);
     guest.address(Op::KmemMalloc { map, size: 4 * PAGE, flags: MallocFlags::NOWAIT });

@@ -1,9 +1,9 @@
-//! Guests that are stopped at random instants, or die in one of sixteen ways: the check must find
-//! nothing in any of them.
+//! Guests that are stopped at random instants, or die in one of sixteen ways: the check must have
+//! no findings in any of them.
 //!
-//! A [`Case`] follows from its number: how the guest is made, what its threads do, how it ends. The
-//! instant at which it ends does not, as host and guest run beside each other; a case that failed
-//! is tried again a few times.
+//! A [`Case`] follows from its number: how the guest is configured, what its threads do, how it
+//! ends. The instant of the end does not, because host and guest run in parallel; to reproduce a
+//! failed case, it is tried a few times.
 
 mod death;
 
@@ -25,11 +25,11 @@ use crate::workers::Workers;
 use crate::{Run as _, launch_unchecked};
 
 const PAGE: u64 = 4096;
-/// CPUs of guests, in turns.
+/// The numbers of CPUs of guests, in turn.
 const VCPUS: [u32; 3] = [1, 2, 4];
-/// Looks at a guest that is held anywhere, before its end.
+/// Checks of a guest that is held anywhere, before its end.
 const LOOKS: u64 = 4;
-/// The longest time that a guest works before its end.
+/// The longest time for which a guest works before its end.
 const WORK: Duration = Duration::from_millis(30);
 /// Far more than any death takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What the threads of a guest do until its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    /// Requests of the host, one by one ([`Workers`]).
+    /// Requests from the host, one by one ([`Workers`]).
     Requests,
     /// A random mix of their own ([`Workload::Stress`]).
     Stress,
@@ -65,8 +65,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Case `number`. Six in a row are one of each number of CPUs that is stopped, and one that
-    /// dies; and so on through all deaths, both sorts of time and both sorts of work.
+    /// Case `number`. Six consecutive cases are, for each number of CPUs, one guest that is stopped
+    /// and one that dies; the numbers go on through all deaths, both time modes and both kinds of
+    /// work.
     #[must_use]
     pub fn new(number: u64) -> Self {
         let pick = |step: u64, of: u64| usize::try_from(number / step % of).expect("it is small");
@@ -87,7 +88,7 @@ impl Case {
         }
     }
 
-    /// Threads that run [`Workload::Stress`]. A guest takes a request on a CPU that is idle: one is
+    /// Threads that run [`Workload::Stress`]. A guest takes a request on an idle CPU, so one CPU is
     /// left for the request that kills the guest.
     fn parties(&self) -> u16 {
         match self.end {
@@ -96,8 +97,7 @@ impl Case {
         }
     }
 
-    /// Operations of each of them: as many as it has time for, or so many that a single CPU is
-    /// through with them soon.
+    /// Operations of each of them: unlimited, or so few that a single CPU finishes them soon.
     fn operations(&self) -> u64 {
         match self.end {
             End::Stopped => u64::MAX >> 8,
@@ -181,8 +181,7 @@ fn check(guest: &Guest) -> Result<Report, String> {
     guest.check().map_err(|error| format!("the guest cannot be checked: {error}"))
 }
 
-/// Leaves an image of a guest in which something was found where `VMKERN_STOPPED_IMAGES` says, if
-/// it says so.
+/// Saves a dump of a guest with findings in the directory `VMKERN_STOPPED_IMAGES`, if that is set.
 fn leave_image(guest: &Guest, case: &Case, report: &Report) {
     if let (false, Ok(directory)) = (report.is_clean(), std::env::var("VMKERN_STOPPED_IMAGES"))
         && let Err(error) = guest.save_dump(format!("{directory}/case{}.img", case.number))
@@ -252,7 +251,7 @@ impl Crowd {
         }
     }
 
-    /// Holds the guest wherever it is, and checks it.
+    /// Holds the guest anywhere, and checks it.
     fn clean_anywhere(&mut self, random: &mut Xoshiro256PlusPlus) -> Result<(), String> {
         if let Self::Requests(workers) = self {
             workers.employ().map_err(|error| error.to_string())?;
@@ -296,13 +295,13 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         for busy in self.loops.drain(..) {
-            // A loop that does nothing does not panic.
+            // An empty loop does not panic.
             let _ = busy.join();
         }
     }
 }
 
-/// Runs `cases`, the second half of them beside two busy loops, and gives what failed.
+/// Runs `cases`, the second half of them beside two busy loops, and returns the failures.
 pub fn campaign(cases: std::ops::Range<u64>, progress: u64) -> Vec<String> {
     let half = cases.start + (cases.end - cases.start) / 2;
     let mut failures = Vec::new();

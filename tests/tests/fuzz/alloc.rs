@@ -1,4 +1,4 @@
-//! An allocator that counts, for each thread, the bytes that it has and the most that it ever had.
+//! An allocator that counts, for each thread, its current and its peak bytes.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,9 +11,9 @@ thread_local! {
 /// The system's allocator, counted.
 pub struct Counting;
 
-/// Adds `bytes` to what the thread has.
+/// Adds `bytes` to the thread's count.
 fn count(bytes: isize) {
-    // A thread that ends may free when its counters are gone.
+    // A thread that ends may free memory after its counters are gone.
     let _ = LIVE.try_with(|live| {
         live.set(live.get() + bytes);
         PEAK.with(|peak| peak.set(peak.get().max(live.get())));
@@ -24,7 +24,7 @@ fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
-// SAFETY: everything is left to the system's allocator; the counters are no memory of its.
+// SAFETY: all calls go to the system's allocator; the counters are separate from its memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(signed(layout.size()));
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `f` gives, and the most bytes that this thread had meanwhile beyond those from before.
+/// The result of `f`, and the peak of this thread's bytes during the call, above the bytes before.
 pub fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize) {
     let before = LIVE.get();
     PEAK.set(before);

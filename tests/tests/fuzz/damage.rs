@@ -1,4 +1,4 @@
-//! Seeded damage to the bytes of an image file.
+//! Seeded damage to the bytes of a dump.
 
 use std::ops::Range;
 
@@ -9,9 +9,9 @@ use vmkern::dump::Dump;
 use vmkern::inspect::Source as _;
 use vmkern_tests::damage::anatomy::{Anatomy, Part};
 
-/// An image file to be damaged.
+/// A dump to be damaged.
 pub struct Victim {
-    /// The file, whole.
+    /// The undamaged file.
     pub bytes: Vec<u8>,
     /// Where the fields of structures lie in the file, grouped by structure and field.
     fields: Vec<Vec<Range<usize>>>,
@@ -19,16 +19,16 @@ pub struct Victim {
     head: usize,
 }
 
-/// What becomes of the file.
+/// The changes to the file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Damage {
-    /// Bytes that are overwritten, with what by.
+    /// Offsets, with the bytes that are written there.
     pub patches: Vec<(usize, Vec<u8>)>,
-    /// Its length, where that changes.
+    /// Its new length, if that changes.
     pub len: Option<usize>,
 }
 
-/// Values that are more often wrong than others.
+/// Values that often cause errors.
 const AWKWARD: [u64; 12] = [
     0,
     1,
@@ -45,7 +45,7 @@ const AWKWARD: [u64; 12] = [
 ];
 
 impl Victim {
-    /// The file with these bytes, of which `image` was opened.
+    /// The file with these bytes, from which `image` was opened.
     pub fn new(bytes: Vec<u8>, image: &Dump) -> Self {
         let mut parts: Vec<Part> = Anatomy::of(image).parts;
         parts.sort_by_key(|part| (part.structure, part.field));
@@ -61,14 +61,14 @@ impl Victim {
                 fields.push(places);
             }
         }
-        // What the control region says first.
+        // The first words of the control region.
         let control =
             runs.offset(image.anchors().control).expect("the control region was written to");
         fields.push((0..24).map(|word| control + word * 8..control + word * 8 + 8).collect());
         Self { head: runs.head, bytes, fields }
     }
 
-    /// What case number `seed` does to it.
+    /// The damage of case number `seed`.
     pub fn damage(&self, seed: u64) -> Damage {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut draw = |below: usize| {
@@ -120,7 +120,7 @@ impl Victim {
                     moved.into_iter().cycle().take(old.len()).collect()
                 }
                 6 => {
-                    // What stands in another field.
+                    // The content of another field.
                     let group = &self.fields[draw(self.fields.len())];
                     let from = group[draw(group.len())].start.min(self.bytes.len() - old.len());
                     self.bytes[from..from + old.len()].to_vec()
@@ -138,7 +138,7 @@ impl Victim {
     }
 }
 
-/// Where the file holds what of memory, read from its program headers.
+/// Which parts of memory the file holds, and where, from its program headers.
 struct Runs {
     runs: Vec<(u64, u64, u64)>,
     head: usize,

@@ -1,8 +1,8 @@
-//! Images with seeded damage, and everything that looks into images: no panic, no end that does not
-//! come, no memory without bounds.
+//! Dumps with seeded damage, read by every kind of inspection: no panic, no endless loop, no
+//! unbounded memory.
 //!
-//! `scripts/fuzz.sh N [FIRST]` runs as many cases as wanted. A case is its number: what it does to
-//! the image of a guest follows from that, and what is in the image from the seed of the guest.
+//! `scripts/fuzz.sh N [FIRST]` runs any number of cases. A case is its number: the damage follows
+//! from that, and the content of the dump from the seed of the guest.
 
 mod alloc;
 mod damage;
@@ -34,30 +34,30 @@ static ALLOCATOR: Counting = Counting;
 
 /// Cases of an ordinary run.
 const CASES: u64 = 20_000;
-/// Most pages, or parts of pages, that one look at one image may read: about ten times what one at
-/// a good one does.
+/// The most pages, or parts of pages, that one inspection of a dump may read: about ten times what
+/// a good dump needs.
 const READS: u64 = 2_000_000;
-/// Most bytes that one look may have at a time: a good image of 32 MiB takes a few MiB.
+/// The most bytes that one inspection may hold at a time: a good dump of 32 MiB takes a few MiB.
 const MEMORY: usize = 256 << 20;
-/// Who is silent for so long hangs in a loop that reads nothing.
+/// A thread without a read for this long hangs in a loop that reads nothing.
 const SILENCE: Duration = Duration::from_secs(120);
 
 /// Cases that once failed.
 const REGRESSIONS: &[u64] = &[685, 972, 1271, 1618, 11_802, 97_015];
 
 thread_local! {
-    /// Where the thread panicked last.
+    /// Where the thread last panicked.
     static PANICKED_AT: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// Whether an image was so little damaged that it could be looked into.
+/// Whether a damaged dump could still be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opened {
     No,
     Yes,
 }
 
-/// An image file and what is looked at.
+/// A dump file, and the inspections that read it.
 struct Bench {
     path: PathBuf,
     file: File,
@@ -72,7 +72,7 @@ impl Bench {
         Self { path, file, symbols: Symbols::of(KernelImage::embedded().bytes()) }
     }
 
-    /// Damages the file, looks, and puts the file in order again.
+    /// Damages the file, inspects it, and restores it.
     fn run(&self, victim: &Victim, good: &Dump, damage: &Damage) -> Result<Opened, String> {
         for (at, bytes) in &damage.patches {
             self.file.write_all_at(bytes, *at as u64).expect("the file can be written");
@@ -141,7 +141,7 @@ impl Bench {
     }
 }
 
-/// What `f` gives, unless it panics or takes too much memory.
+/// The result of `f`, or an error if it panics or takes too much memory.
 fn bounded<T>(
     what: &str,
     f: impl FnOnce() -> Result<T, String>,
@@ -159,10 +159,10 @@ fn bounded<T>(
 fn number(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
-        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// Runs `cases`, a few on each CPU, and gives how many images could be opened, and what failed.
+/// Runs `cases`, a few on each CPU. Returns how many dumps could be opened, and the failures.
 fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec<String>) {
     let directory = tempfile::tempdir().expect("there is a directory for temporary files");
     let victims: Vec<(Victim, Dump)> = [(4, State::AtRest), (5, State::Busy)]
@@ -196,8 +196,8 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
                     })
                     .collect();
                 let (alive, watched) = mpsc::channel();
-                // A loop that reads nothing is not counted: whoever is silent for long is named,
-                // and ends the process.
+                // A loop that reads nothing is not counted. So a thread that is silent for long is
+                // named, and the process ends.
                 thread::spawn(move || {
                     let mut last = None;
                     loop {
@@ -212,7 +212,7 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
                     }
                 });
                 loop {
-                    let case = cases.lock().expect("nobody panics with it").next();
+                    let case = cases.lock().expect("no holder panics").next();
                     let Some(case) = case else { break };
                     alive.send(case).expect("the watcher waits");
                     let which = usize::try_from(case % victims.len() as u64).expect("an index");
@@ -223,13 +223,13 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
                         Err(problem) => {
                             failures
                                 .lock()
-                                .expect("nobody panics with it")
+                                .expect("no holder panics")
                                 .push(format!("case {case}: {problem}"));
                         }
                     }
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                     if progress != 0 && done.is_multiple_of(progress) {
-                        let failed = failures.lock().expect("nobody panics with it").len();
+                        let failed = failures.lock().expect("no holder panics").len();
                         eprintln!("{done} cases, {failed} failed");
                     }
                 }
@@ -237,7 +237,7 @@ fn campaign(cases: impl Iterator<Item = u64> + Send, progress: u64) -> (u64, Vec
         }
     });
     let _ = panic::take_hook();
-    (opened.into_inner(), failures.into_inner().expect("nobody panicked with it"))
+    (opened.into_inner(), failures.into_inner().expect("no holder panicked"))
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What time it is: ticks that nobody counts, and a timer that fires only when something is due.
+//! The clock: ticks that are computed instead of counted, and a timer that fires only when
+//! something is due.
 
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ fn a_second_has_1000_ticks_unless_kern_hz_says_otherwise() {
 fn real_ticks_go_on_whether_the_kernel_has_something_to_do_or_not() {
     in_guest_of(real(), |guest| {
         let before = ticks(guest);
-        // Nobody sleeps for it, and nobody asks the kernel: the loop ends because time passes.
+        // No thread sleeps, and no request is made: the loop ends because time passes.
         while ticks(guest) < before + 50 {
             std::thread::yield_now();
         }
@@ -57,7 +58,7 @@ fn an_idle_guest_has_no_interrupt_a_tick() {
         while ticks(guest) < start + 400 {
             std::thread::sleep(Duration::from_millis(20));
         }
-        // The pagedaemon looks around every five seconds, and a timer does four at the most.
+        // The pagedaemon wakes every five seconds, and a timer covers at most four.
         let passed = ticks(guest) - start;
         let had = interrupts(guest) - before;
         assert!(had <= 2 + passed / 1000, "{had} interrupts in {passed} ticks");

@@ -1,4 +1,4 @@
-//! What an access comes to, by what the functions have put at its address.
+//! The result of an access, depending on what the functions have mapped at its address.
 
 use vmkern::abi::crash::CrashKind;
 use vmkern::abi::kva::VM_MAX_KERNEL_ADDRESS;
@@ -9,7 +9,7 @@ use vmkern_tests::kern::{Kern, PAGE};
 
 use crate::NOWAIT;
 
-/// Reads and writes at the address that `prepare` gives must be fatal page faults there.
+/// Asserts that reads and writes at the address from `prepare` are fatal page faults.
 fn is_fatal(prepare: impl Fn(&mut Guest) -> GuestVirt) {
     for (write, word) in [(false, "read"), (true, "write")] {
         in_guest(|guest| {

@@ -1,4 +1,4 @@
-//! `kmem_alloc`: wired zeroed memory, and patience for pages.
+//! `kmem_alloc`: wired zeroed memory, and waits for pages.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
 use vmkern::inspect::ObjectView;
@@ -72,7 +72,7 @@ fn neighbours_wired_alike_are_one_entry() {
         let second = guest.kmem_alloc(map, 3 * PAGE).expect("there is room");
         assert_eq!(second, first.add(2 * PAGE));
         assert_eq!(guest.pages(map), [(0, 5)]);
-        // Another object does not join them.
+        // Entries of another object do not merge with them.
         guest.kmem_malloc(map, PAGE, NOWAIT).expect("there is room");
         assert_eq!(guest.pages(map), [(0, 5), (5, 6)]);
     });
@@ -126,7 +126,7 @@ fn page_tables_grow_across_2_mib_and_1_gib_of_kernel_map() {
     in_guest(|guest| {
         let base = guest.kmem_alloc_nofault(MAP, PAGE).expect("there is room");
         for span in [1_u64 << 21, 1 << 30] {
-            // Up to a page before the next boundary.
+            // Up to one page below the next boundary.
             let below = (base.get() + 2 * PAGE).next_multiple_of(span) - PAGE;
             let gap = below - base.get() - PAGE;
             let filler = guest.kmem_alloc_nofault(MAP, gap).expect("there is room");
@@ -169,7 +169,7 @@ fn while_it_waits_its_entry_is_there_unwired_and_the_map_is_free_for_others() {
         let half = guest.entry(map, low.add(PAGE));
         assert_eq!((half.wired, half.object), (0, ObjectView::Kernel));
         assert_eq!(guest.pages(map), [(0, 1), (1, 301)], "what is not wired does not merge");
-        // A neighbour comes and goes meanwhile: its entry does not join either.
+        // A neighbour comes and goes while it waits: its entry does not merge either.
         let above = guest.kmem_malloc(map, PAGE, NOWAIT).expect("NOWAIT may still have pages");
         assert_eq!(above, low.add(301 * PAGE));
         guest.kmem_free(map, above, PAGE);

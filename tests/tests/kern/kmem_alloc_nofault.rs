@@ -1,4 +1,4 @@
-//! `kmem_alloc_nofault`: addresses, and nothing behind them.
+//! `kmem_alloc_nofault`: addresses without memory.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
 use vmkern::inspect::ObjectView;
@@ -52,7 +52,8 @@ fn freeing_the_second_of_three_makes_two_entries_of_one() {
         guest.kmem_free(map, all[1], PAGE);
         assert_eq!(guest.pages(map), [(0, 1), (2, 3)]);
         assert_eq!(guest.kmem_alloc_nofault(map, PAGE), Some(all[1]), "the lowest hole");
-        // The plain insert joins the entry before it, and that simplification the one behind.
+        // The plain insert merges with the entry before it, and the simplification that follows
+        // merges the entry after it.
         assert_eq!(guest.pages(map), [(0, 3)]);
     });
 }
@@ -171,7 +172,7 @@ fn a_window_freed_with_its_mappings_leaves_none_to_the_next_owner() {
         guest.kmem_free(map, addr, 4 * PAGE);
         assert_eq!(guest.kmem_alloc_nofault(map, 4 * PAGE), Some(addr));
         assert_eq!(guest.mapped_pages(addr, 4 * PAGE), 0);
-        // The pages themselves are lost, as nobody has taken them out.
+        // The pages themselves are lost, because they were not removed before.
         let crash = guest.dies_of(Op::Read { addr });
         assert!(crash.message.contains("fault on nofault entry"), "{}", crash.message);
     });

@@ -1,4 +1,4 @@
-//! `kmem_alloc_wait`: pageable memory, and patience for room.
+//! `kmem_alloc_wait`: pageable memory, and waits for room.
 
 use vmkern::abi::layout::EntryFlags;
 use vmkern::inspect::ObjectView;
@@ -56,7 +56,7 @@ fn ranges_that_follow_each_other_are_one_entry_touched_or_not() {
         guest.kmem_alloc_wait(map, 2 * PAGE).expect("there is room");
         assert_eq!(guest.pages(map), [(0, 4)]);
         guest.use_memory(first, 4 * PAGE);
-        // The object that the touch has made is extended.
+        // The object that the access has created is extended.
         let third = guest.kmem_alloc_wait(map, 3 * PAGE).expect("there is room");
         assert_eq!(guest.pages(map), [(0, 7)]);
         guest.ok(Op::VerifyZero { addr: third, size: 3 * PAGE });
@@ -135,8 +135,7 @@ fn a_free_wakes_everybody_and_who_finds_no_room_sleeps_again() {
         for (thread, pages) in [(1, 8), (2, 3), (3, 8), (4, 2)] {
             guest.blocks(thread, Op::KmemAllocWait { map, size: pages * PAGE }, "vmmaps");
         }
-        // The first comer is too large for this; two others, which came later, are served by the
-        // one wakeup.
+        // The first waiter needs more than this; one wakeup serves two others, which came later.
         guest.kmem_free_wakeup(map, addr, 6 * PAGE);
         assert_eq!((guest.joined(2), guest.joined(4)), (addr, addr.add(3 * PAGE)));
         guest.still_blocked(1);
@@ -200,7 +199,7 @@ fn it_takes_room_even_when_no_page_is_left() {
     in_small_guest(|guest| {
         let map = pageable(guest, 64);
         let (addr, size) = guest.drain(0);
-        let range = guest.kmem_alloc_wait(map, 64 * PAGE).expect("room is no matter of pages");
+        let range = guest.kmem_alloc_wait(map, 64 * PAGE).expect("room does not depend on pages");
         guest.free(addr, size);
         guest.use_memory(range, 64 * PAGE);
     });

@@ -1,4 +1,4 @@
-//! `kmem_free`: what lies in a range goes, whoever owns it.
+//! `kmem_free`: everything in a range is freed, whoever owns it.
 
 use vmkern::abi::crash::CrashKind;
 use vmkern::inspect::ObjectView;
@@ -50,7 +50,7 @@ fn size_0_at_an_aligned_address_inside_an_entry_cuts_it_and_frees_nothing() {
         let after = guest.account(map);
         assert_eq!((after.free, after.wired, after.size), (before.free, before.wired, before.size));
         guest.use_memory(addr, 8 * PAGE);
-        // At an entry's start there is nothing to cut, nor in a hole.
+        // There is nothing to clip at an entry's start, nor in a hole.
         guest.kmem_free(map, addr.add(3 * PAGE), 0);
         guest.kmem_free(map, addr.add(20 * PAGE), 0);
         assert_eq!(guest.pages(map), [(0, 3), (3, 8)]);
@@ -184,7 +184,7 @@ fn a_submaps_memory_freed_through_the_parent_is_unmapped_and_lost_and_its_addres
         let (map, addr) = block(guest, 8);
         let (before, parent) = (guest.account(map), guest.account(MapId::KERNEL));
         guest.kmem_free(MapId::KERNEL, addr.add(2 * PAGE), 3 * PAGE);
-        // The submap's own account says that nothing has happened, and the pages stay wired.
+        // The submap's own account is unchanged, and the pages stay wired.
         let after = guest.account(map);
         assert_eq!(
             (after.wired, after.entries, after.size),

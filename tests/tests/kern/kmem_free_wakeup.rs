@@ -1,4 +1,4 @@
-//! `kmem_free_wakeup`: the free that those wait for who wait for room.
+//! `kmem_free_wakeup`: a free that wakes threads that wait for room.
 
 use vmkern::{Guest, GuestVirt, MapId, MapKind, Op};
 use vmkern_tests::Run;
@@ -38,7 +38,7 @@ fn part_of_a_range_goes_with_its_pages_and_the_rest_keeps_its_contents() {
         assert_eq!(guest.mapped_pages(addr, 8 * PAGE), 5);
         guest.ok(Op::Verify { addr, size: 2 * PAGE, seed: 3 });
         guest.ok(Op::Verify { addr: addr.add(5 * PAGE), size: 3 * PAGE, seed: 3 });
-        // The hole is taken again, and its pages are new ones.
+        // The hole is allocated again, with new pages.
         assert_eq!(guest.kmem_alloc_wait(map, 3 * PAGE), Some(addr.add(2 * PAGE)));
         guest.ok(Op::VerifyZero { addr: addr.add(2 * PAGE), size: 3 * PAGE });
     });

@@ -57,7 +57,7 @@ fn a_touch_of_the_boot_range_where_nothing_is_mapped_is_the_nofault_panic() {
             .find(|&at| !guest.is_mapped(at))
             .expect("stack guards are holes in the image");
         let crash = guest.dies_of(Op::Read { addr: hole.add(40) });
-        // A guard below a stack is known as such, and that is what the report says.
+        // A guard page below a stack is recognized, and the report names it.
         assert!(
             crash.message == format!("vm_fault: fault on nofault entry, addr: {:x}", hole.get())
                 || crash.kind == CrashKind::StackOverflow,

@@ -1,4 +1,4 @@
-//! `kmem_malloc`: wired memory for the allocators above, in patience and without.
+//! `kmem_malloc`: wired memory for the allocators above, with and without waiting.
 
 use vmkern::abi::layout::{EntryFlags, Protection};
 use vmkern::inspect::ObjectView;
@@ -109,14 +109,14 @@ fn an_exact_fit_of_the_whole_map_succeeds_and_one_page_more_is_null_at_once() {
             "two free pages that are no neighbours"
         );
         assert_eq!(guest.counters().ticks.get(), ticks);
-        assert_eq!(guest.counters().lowmem_events.get(), 0, "NOWAIT asks nobody for address space");
+        assert_eq!(guest.counters().lowmem_events.get(), 0, "NOWAIT does not fire the event");
     });
 }
 
 #[test]
 fn a_failed_nowait_leaves_everything_as_it_was_wherever_the_pages_run_out() {
     in_small_guest(|guest| {
-        // Neighbours on both sides, with which the entry must not have merged.
+        // Neighbours on both sides, with which the entry must not merge.
         let below = guest.malloc(PAGE);
         let hole = guest.malloc(6 * PAGE);
         guest.malloc(PAGE);
@@ -146,8 +146,8 @@ fn it_waits_in_vmwait_with_half_of_its_pages_while_neighbours_come_and_go() {
         let high = guest.malloc(PAGE);
         let (addr, size) = guest.drain(0);
         guest.free(hole, 30 * PAGE);
-        // Of its 30 pages it gets 28 and leaves the last two to those who cannot wait. Now one
-        // goes, and it gets none.
+        // It gets 28 of its 30 pages and leaves the last two to requests that cannot wait. Now one
+        // of the two is taken, and it gets none.
         guest.blocks(1, Op::KmemMalloc { map: MAP, size: 30 * PAGE, flags: WAITOK }, "vmwait");
         assert_eq!(guest.free_pages(), 2);
         let entry = guest.entry(MAP, hole);

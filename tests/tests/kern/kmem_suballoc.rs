@@ -1,4 +1,4 @@
-//! `kmem_suballoc`: a map over a range of another.
+//! `kmem_suballoc`: a map over a range of another map.
 
 use vmkern::abi::layout::EntryFlags;
 use vmkern::inspect::ObjectView;
@@ -130,8 +130,8 @@ fn larger_than_kernel_map_is_no_space() {
 
 #[test]
 fn behind_a_plain_range_of_a_pageable_map_it_panics_unable_to_change_range() {
-    // The new range joins the plain one before it; cutting it off again gives both an object, which
-    // no submap can have.
+    // The new range merges with the plain one before it; clipping it off again gives both an
+    // object, which a submap must not have.
     in_guest(|guest| {
         let parent = guest.kmem_suballoc(MAP, 64 * PAGE, MapKind::User);
         guest.kmem_alloc_wait(parent, PAGE).expect("there is room");

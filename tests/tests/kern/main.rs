@@ -1,6 +1,6 @@
-//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original; the
-//! workloads that put them together; and what an access then comes to. Every guest is looked over
-//! at the end of its test: see [`vmkern_tests::invariants`].
+//! The functions of `vm_kern.c` on a real guest: a file for each, in the order of the original;
+//! workloads that combine them; and the results of accesses. Every guest is checked at the end of
+//! its test: see [`vmkern_tests::invariants`].
 
 mod clock;
 mod faults;
@@ -25,7 +25,8 @@ const NOWAIT: MallocFlags = MallocFlags::NOWAIT;
 const WAITOK: MallocFlags = MallocFlags::WAITOK;
 const ZEROED: MallocFlags = MallocFlags::NOWAIT.union(MallocFlags::ZERO);
 
-/// Each page of the range has a translation of wired kernel memory, and a physical page of its own.
+/// Asserts that each page of the range has a translation of wired kernel memory and its own
+/// physical page.
 fn assert_wired_memory(guest: &Guest, addr: GuestVirt, size: u64) {
     let mut frames = std::collections::BTreeSet::new();
     let wanted = PteFlags::V

@@ -1,5 +1,5 @@
-//! What `kmem_malloc` does when it may sleep and there is no address space: it asks everybody to
-//! give some back, eight times in nine seconds, and panics.
+//! `kmem_malloc` when it may sleep and there is no address space: it fires the vm_lowmem event
+//! eight times in nine seconds, and then panics.
 
 use std::thread;
 
@@ -10,7 +10,7 @@ use vmkern_tests::kern::{Kern, PAGE};
 use crate::WAITOK;
 
 const MAP: MapId = MapId::KMEM;
-/// Two pages, for which a checkerboard has no room.
+/// A request for two pages, for which a checkerboard has no room.
 const TWO: Op = Op::KmemMalloc { map: MAP, size: 2 * PAGE - 9, flags: WAITOK };
 
 /// Clock ticks and vm_lowmem events so far.
@@ -31,7 +31,7 @@ fn in_guest(test: impl FnOnce(&mut Guest)) {
 
 #[test]
 fn eight_events_and_nine_seconds_of_sleep_come_before_the_panic_with_the_bytes_in_use() {
-    // The quarter of a second is an integer number of ticks, and at least one.
+    // A quarter of a second is a whole number of ticks, at least one.
     for (hz, quarter) in [(100, 25), (1000, 250), (10, 2)] {
         in_guest_of(builder(hz), |guest| {
             guest.checkerboard();
@@ -91,10 +91,10 @@ fn a_handler_of_the_first_event_that_frees_a_hole_ends_it_without_a_sleep() {
     in_guest(|guest| {
         let addr = guest.checkerboard();
         let before = clock(guest);
-        // The handler takes the lock of the very map that is short: nobody holds it then.
+        // The handler takes the lock of the map that is full: it is not held at that time.
         guest.on_lowmem(Op::KmemFree { map: MAP, addr: addr.add(40 * PAGE), size: PAGE });
         let got =
-            guest.kmem_malloc(MAP, 2 * PAGE, WAITOK).expect("it panics rather than give null");
+            guest.kmem_malloc(MAP, 2 * PAGE, WAITOK).expect("it panics rather than return null");
         assert_eq!(got, addr.add(39 * PAGE), "the page between two holes is gone");
         let after = clock(guest);
         assert_eq!((after.0 - before.0, after.1 - before.1), (0, 1));
@@ -112,10 +112,10 @@ fn handlers_that_free_too_little_do_not_end_it() {
     });
 }
 
-/// Asks for two pages on t0 and frees a hole for them on t1 as soon as the `k`-th event has fired:
-/// events in all.
+/// Requests two pages on t0 and frees a hole for them on t1 as soon as the `k`-th event has fired.
+/// Returns the number of events at the time of the free, and the total.
 ///
-/// In real time, for the host to come in between. A sleep is a second at `kern.hz` 1.
+/// In real time, so the host can act in between. A sleep is a second at `kern.hz` 1.
 fn rescued_after(k: u64) -> (u64, u64) {
     let mut events = (0, 0);
     in_guest_of(builder(1).time(TimeMode::Real), |guest| {
@@ -125,7 +125,7 @@ fn rescued_after(k: u64) -> (u64, u64) {
         while clock(guest).1 < k {
             thread::yield_now();
         }
-        // The map is nobody's meanwhile.
+        // The map is unlocked in the meantime.
         let small = guest
             .call(ThreadId::nth::<1>(), Op::KmemMalloc { map: MAP, size: PAGE, flags: WAITOK })
             .expect("the guest lives");
@@ -158,8 +158,7 @@ fn rescued_after(k: u64) -> (u64, u64) {
 fn others_use_the_map_meanwhile_and_room_that_they_make_is_found_after_the_next_event() {
     for k in [1, 2] {
         let (freed_by, events) = rescued_after(k);
-        // The look at the counter and the free are not one step: an event may have fired in
-        // between.
+        // Reading the counter and the free are not one step: an event may have fired in between.
         assert!(
             (k..=freed_by + 1).contains(&events) && events > k,
             "freed by event {freed_by}, found after {events}"

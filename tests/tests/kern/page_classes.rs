@@ -1,5 +1,5 @@
-//! Which request may take which page: `kmem_malloc`'s flags decide the class, and the class the
-//! floor.
+//! Which request may take which page: the flags of `kmem_malloc` determine the class, and the class
+//! determines the floor.
 
 use vmkern::abi::control::{Allocator, Workload};
 use vmkern::inspect::What;
@@ -13,7 +13,7 @@ use crate::{NOWAIT, WAITOK};
 
 const RESERVE: MallocFlags = MallocFlags::USE_RESERVE;
 
-/// Takes page after page with `flags` until null: the pages that are left.
+/// Allocates page after page with `flags` until null. Returns the number of pages that are left.
 fn floor(guest: &mut Guest, flags: MallocFlags) -> u64 {
     let (addr, size) = guest.drain(10);
     let mut got = 0;
@@ -49,7 +49,7 @@ fn page_caches(guest: &Guest) -> Vec<PageCacheReport> {
     }
 }
 
-/// Interrupts that CPUs sent to have others flush.
+/// The number of interrupts by which CPUs made others flush.
 fn interrupts(guest: &Guest) -> u64 {
     match guest.inspect("guest", &What::Locks).expect("it can be read").body {
         Body::Locks(report) => report.tlb.iter().map(|cpu| cpu.interrupts).sum(),
@@ -90,7 +90,7 @@ fn the_last_pages_are_had_though_they_lie_in_another_cpus_cache() {
             (guest.free_pages(), after.iter().map(|cache| cache.pages).sum::<u64>()),
             (0, 0)
         );
-        // The CPU that did not run gave up what it had, all at once and unasked.
+        // The CPU that did not run gave up its whole cache at once, without being asked.
         let gave_all = |(old, new): (&PageCacheReport, &PageCacheReport)| {
             new.drained == old.drained + old.pages
                 && (new.allocs, new.frees) == (old.allocs, old.frees)
@@ -207,9 +207,9 @@ fn a_handler_that_waits_for_pages_on_the_pagedaemon_sleeps_in_its_own_vmwait() {
                 .expect("there is one");
             daemon.waits_for.expect("it sleeps").to_string()
         };
-        // More than the handler's own memory, which is free by the time it runs.
+        // More than the memory of the handler itself, which is free by the time it runs.
         let asked = Op::KmemMalloc { map: MapId::KMEM, size: 20 * PAGE, flags: WAITOK };
-        // So few that the pagedaemon has asked everybody, and looks again in half a second only.
+        // So few that the pagedaemon has fired the event, and looks again only after half a second.
         let (first, first_size) = guest.drain(100);
         guest.on_lowmem(asked);
         let (addr, size) = guest.drain(2);

@@ -1,5 +1,5 @@
-//! Size 0 and sizes that wrap when they are rounded up to pages: each did something of its own in
-//! 2008, and none does harm here.
+//! Size 0, and sizes that wrap when they are rounded up to pages: in 2008 each had an effect of its
+//! own; here they do no harm.
 
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
@@ -8,14 +8,15 @@ use vmkern_tests::kern::{Account, Kern, PAGE};
 
 use crate::{NOWAIT, WAITOK, ZEROED};
 
-/// Sizes that are 0 when they have been rounded up.
+/// Sizes that are 0 after rounding up.
 const NOTHING: [u64; 4] = [0, u64::MAX, u64::MAX - 1, u64::MAX - PAGE + 2];
 
 fn accounts(guest: &mut Guest) -> [Account; 3] {
     [MapId::KERNEL, MapId::KMEM, MapId::EXEC].map(|map| guest.account(map))
 }
 
-/// Whatever `op` makes of a size, it gives null for nothing, and nothing changes.
+/// Asserts that the operation from `op` returns null for each of these sizes, and that nothing
+/// changes.
 fn gives_null_for_nothing(op: impl Fn(u64) -> Op) {
     in_guest(|guest| {
         let before = accounts(guest);

@@ -1,4 +1,4 @@
-//! The functions together, as a kernel uses them: pairs, checkerboards, random mixes, exhaustion,
+//! The functions combined, as a kernel uses them: pairs, checkerboards, random mixes, exhaustion,
 //! storms.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -81,8 +81,8 @@ fn a_random_mix_keeps_contents_invariants_and_first_fit_and_gives_everything_bac
         let mut live: BTreeMap<GuestVirt, Block> = BTreeMap::new();
         let mut used = 0;
         for step in 0..1000_u64 {
-            // Sizes of 1 to 512 pages, each twice as rare as half of it; seven tenths of the map
-            // are in use.
+            // Sizes of 1 to 512 pages, each half as frequent as half the size; seven tenths of the
+            // map are in use.
             let bits = below(10);
             let bits = bits.min(below(10));
             let pages = 1 + below(1 << bits);
@@ -120,7 +120,7 @@ fn a_random_mix_keeps_contents_invariants_and_first_fit_and_gives_everything_bac
     });
 }
 
-/// Where the lowest hole of `pages` is, by a look at one block after the other.
+/// The lowest hole of `pages`, found block by block.
 fn first_fit(
     live: &BTreeMap<GuestVirt, Block>,
     min: GuestVirt,
@@ -137,7 +137,7 @@ fn first_fit(
     (min.add(all * PAGE).since(at) >= pages * PAGE).then_some(at)
 }
 
-/// W4. What follows for those who wait is in the module about `nokva`.
+/// W4. The module about `nokva` covers requests that wait.
 #[test]
 fn address_space_full_of_single_holes_has_none_of_two_pages_for_nowait() {
     in_guest_of(with_kmem_map(1 << 20), |guest| {
@@ -152,8 +152,8 @@ fn address_space_full_of_single_holes_has_none_of_two_pages_for_nowait() {
     });
 }
 
-/// W5, with handlers in the order of their registration; the k-th retry is in the module about
-/// `nokva`.
+/// W5, with handlers in the order of their registration; the module about `nokva` covers the k-th
+/// retry.
 #[test]
 fn handlers_of_one_event_make_a_hole_together() {
     in_guest(|guest| {
@@ -231,7 +231,7 @@ fn three_halves(vcpus: u32) {
                 "vmwait",
             );
         }
-        // Side by side, not wired, and not one.
+        // Adjacent, not wired, and not merged.
         let entries = guest.entries(MAP);
         let halves: Vec<_> = entries.iter().filter(|entry| entry.wired == 0).collect();
         assert_eq!(halves.iter().map(|e| e.end.since(e.start) / PAGE).collect::<Vec<_>>(), [50; 3]);
@@ -245,7 +245,7 @@ fn three_halves(vcpus: u32) {
     });
 }
 
-/// W9: each thread takes its buffer, uses it, gives it back; 16 can hold one at a time.
+/// W9: each thread takes a buffer, uses it, and returns it; at most 16 can hold one at a time.
 #[test]
 fn an_exec_storm_of_64_threads_holds_16_buffers_at_most_and_everybody_gets_one() {
     on_one_two_and_four_cpus(exec_storm);
@@ -277,7 +277,7 @@ fn exec_storm(vcpus: u32) {
             most = most.max(held.len());
             assert!(held.len() <= 16);
             let (thread, addr) =
-                held.pop_front().unwrap_or_else(|| panic!("nobody got on after {served}"));
+                held.pop_front().unwrap_or_else(|| panic!("no thread continued after {served}"));
             guest.ok(Op::Fill { addr, size: ARGUMENTS, seed: thread.into() });
             guest.ok(Op::Verify { addr, size: ARGUMENTS, seed: thread.into() });
             guest.kmem_free_wakeup(MapId::EXEC, addr, ARGUMENTS);

@@ -12,7 +12,7 @@ use vmkern_tests::{Balance, Checked, MEMORY, Run, launch};
 
 /// Operations of one run.
 const OPERATIONS: usize = 10_000;
-/// Pages that may be live at a time.
+/// The most pages that may be live at a time.
 const LIVE_PAGES: u64 = 3_000;
 
 /// The same operation on both.
@@ -26,7 +26,7 @@ impl Pair {
     fn run(&mut self, op: Op) -> Outcome {
         let (guest, sim) = (self.guest.run(op), self.sim.execute_on(0, op));
         match op {
-            // Physical addresses depend on where the boot found memory; that there is one does not.
+            // Physical addresses depend on where the boot found memory; their existence does not.
             Op::Vtop { .. } => assert_eq!(guest == Outcome::Null, sim == Outcome::Null, "{op:?}"),
             _ => assert_eq!(guest, sim, "operation {} {op:?}", self.done),
         }
@@ -34,7 +34,7 @@ impl Pair {
         guest
     }
 
-    /// Counters that do not depend on how much memory the boot took.
+    /// Checks the counters that do not depend on how much memory the boot took.
     fn assert_same_counters(&self, start: &(Balance, Balance)) {
         let (guest, sim) = (Balance::of(&self.guest), sim_balance(&self.sim));
         assert_eq!(
@@ -63,7 +63,7 @@ fn sim_balance(sim: &Sim) -> Balance {
     }
 }
 
-/// What is behind a live range.
+/// What a live range consists of.
 #[derive(Clone, Copy, PartialEq)]
 enum Backing {
     Memory,
@@ -100,7 +100,7 @@ impl Script {
     }
 
     fn allocate(&mut self, pair: &mut Pair) {
-        // Mostly small, now and then large; sizes that are no multiple of the page size.
+        // Mostly small, sometimes large; the sizes are not multiples of the page size.
         let size = if self.below(16) == 0 { self.below(1 << 20) } else { self.below(1 << 16) };
         let all = MallocFlags::NOWAIT | MallocFlags::ZERO;
         let (map, backing, op) = match self.below(6) {
@@ -139,7 +139,7 @@ impl Script {
         (bound > 0).then(|| usize::try_from(self.below(bound)).expect("an index"))
     }
 
-    /// Enters pages into a window that has none, or takes them out.
+    /// Maps pages into an empty window, or removes them.
     fn change_backing(&mut self, pair: &mut Pair) {
         let Some(range) = self.live.iter_mut().find(|range| range.backing != Backing::Memory)
         else {
@@ -175,7 +175,8 @@ impl Script {
         }
     }
 
-    /// Frees a range, whole or its end alone, with sizes and addresses that are no page multiples.
+    /// Frees a range or only its end, with sizes and addresses that are not multiples of the page
+    /// size.
     fn free(&mut self, pair: &mut Pair) {
         let Some(index) = self.pick() else { return };
         let keep = if self.below(4) == 0 { self.below(self.live[index].pages) } else { 0 };
@@ -208,13 +209,13 @@ impl Script {
 #[test]
 fn guest_and_simulation_agree_on_ten_thousand_operations() {
     for seed in 0..2 {
-        // The sizes of the submaps follow from the number of pages, which depends on what the boot
-        // took.
+        // The default sizes of the submaps follow from the number of pages, which depends on how
+        // much the boot took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
         let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000);
         let mut pair = Pair { guest: launch(builder), sim: Sim::boot(MEMORY, tunables), done: 0 };
-        // Both have the thread that does the work before anything is counted.
+        // Both create the working thread before anything is counted.
         pair.run(Op::Nop);
         let start = (Balance::of(&pair.guest), sim_balance(&pair.sim));
         let mut script =

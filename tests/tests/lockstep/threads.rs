@@ -24,7 +24,7 @@ struct Range {
     size: u64,
 }
 
-/// A guest and a simulation that did the same so far.
+/// A guest and a simulation that have performed the same operations so far.
 struct Pair {
     guest: Checked,
     sim: Sim,
@@ -39,8 +39,8 @@ struct Pair {
 
 impl Pair {
     fn new(seed: u64) -> Self {
-        // The sizes of the submaps follow from the number of pages, which depends on what the boot
-        // took.
+        // The default sizes of the submaps follow from the number of pages, which depends on how
+        // much the boot took.
         let mut tunables = Tunables::default();
         tunables.set("kern.nbuf", 1000).expect("the tunable exists");
         let builder = Guest::builder().memory(MEMORY).tunable("kern.nbuf", 1000);
@@ -54,7 +54,7 @@ impl Pair {
             kmem_pages: 0,
             room: MapId::KERNEL,
         };
-        // All threads are there before anything is counted.
+        // All threads are created before anything is counted.
         for thread in 0..THREADS {
             pair.run(thread, Op::Nop);
         }
@@ -70,7 +70,7 @@ impl Pair {
         self.rng.next_u64() % bound
     }
 
-    /// The same operation on both, on a thread that is not blocked.
+    /// Performs the same operation on both, on a thread that is not blocked.
     fn run(&mut self, thread: u16, op: Op) -> Outcome {
         let guest = self
             .guest
@@ -101,7 +101,7 @@ impl Pair {
         guest
     }
 
-    /// A thread that is not blocked. There always is one: the last is never given anything that
+    /// A thread that is not blocked. There always is one: the last never gets an operation that
     /// blocks.
     fn idle_thread(&mut self) -> u16 {
         let start = self.below(THREADS.into());
@@ -133,9 +133,9 @@ impl Pair {
         self.take(thread, op, outcome);
     }
 
-    /// Notes what came of a wait for room.
+    /// Notes the result of a wait for room.
     fn take(&mut self, thread: u16, op: Op, outcome: Outcome) {
-        let Op::KmemAllocWait { map, size } = op else { panic!("{op:?} is no wait for room") };
+        let Op::KmemAllocWait { map, size } = op else { panic!("{op:?} is not a wait for room") };
         match outcome {
             Outcome::Value(addr) => {
                 self.blocked[usize::from(thread)] = None;
@@ -186,7 +186,7 @@ impl Pair {
         }
     }
 
-    /// Writes to a live range, page faults included where it is pageable, and reads it back.
+    /// Writes to a live range, with page faults if it is pageable, and reads it back.
     fn touch(&mut self) {
         let bound = self.live.len() as u64;
         if bound == 0 {
@@ -216,7 +216,7 @@ impl Pair {
         }
     }
 
-    /// Frees everything, until nobody waits any more.
+    /// Frees everything, until no thread waits any more.
     fn finish(&mut self) {
         while !self.live.is_empty() || self.blocked.iter().any(Option::is_some) {
             self.free();

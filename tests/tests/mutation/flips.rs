@@ -1,4 +1,4 @@
-//! Single bits flipped in everything that lives in a guest's memory.
+//! Single bit flips in all structures in a guest's memory.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use vmkern_tests::damage::{Overlay, State, specimen};
 
 /// Flips in each field of each guest.
 const EACH: usize = 24;
-/// Flips anywhere in each guest, every byte as likely as any other.
+/// Flips anywhere in each guest, with all bytes equally likely.
 const ANYWHERE: usize = 4000;
 
 /// Flips, and how many of them were found.
@@ -47,19 +47,18 @@ impl Flips<'_> {
         self.random.next_u64() % below
     }
 
-    /// Flips a bit in `part`; whether the check finds it. Nothing when the guest is not even
-    /// recognized.
+    /// Flips a bit in `part`. Returns whether the check finds it.
     fn flip(&mut self, part: &Part) -> bool {
         let at = part.at.add(self.draw(part.size));
         let bit = u32::try_from(self.draw(8)).expect("it is small");
         let mut overlay = Overlay::new(self.image);
         overlay.flip(at, bit);
-        // What cannot even be begun with is told as an error, with the address.
+        // If the check cannot even begin, its error counts as finding the flip.
         Report::of(&overlay).map_or(true, |report| !report.is_clean())
     }
 }
 
-/// The meaning of a part, which a table must have.
+/// The meaning of a part, which must be in a table.
 fn meaning_of(part: &Part) -> Meaning {
     meaning(part.structure, part.field)
         .unwrap_or_else(|| panic!("{}.{} is in no table", part.structure, part.field))
@@ -149,8 +148,8 @@ fn flipped_bits_are_found_where_they_mean_something() {
             total.done += tally.done;
             total.found += tally.found;
         }
-        // A bit of a field may now and then stand for what is as right: an index of another CPU, a
-        // flag that is free.
+        // Sometimes a flipped bit yields another valid value: the index of another CPU, a flag that
+        // may be set or not.
         if meaning == Meaning::Checked && tally.percent() < 90.0 {
             weak.push(format!("{name}.{field}: only {} of {}", tally.found, tally.done));
         }
@@ -165,8 +164,8 @@ fn flipped_bits_are_found_where_they_mean_something() {
     assert!(meaningful.percent() >= 90.0, "{:.1} % of all fields", meaningful.percent());
 }
 
-/// Arithmetic on what a guest says must not overflow: once it did, in the thresholds and in the
-/// place of an entry.
+/// Arithmetic on a guest's values must not overflow. It once did, in the thresholds and in an
+/// entry's offset.
 #[test]
 fn no_field_with_its_largest_value_makes_the_check_panic() {
     let image = specimen(14, State::AtRest);

@@ -18,25 +18,25 @@ use vmkern::{GuestPhys, GuestVirt};
 use vmkern_tests::damage::Overlay;
 use vmkern_tests::damage::anatomy::{Anatomy, page_element};
 
-/// A guest's memory to be damaged.
+/// A guest's memory, to be damaged.
 pub struct Scene<'a, 'i> {
     pub anatomy: &'a Anatomy<'i>,
     pub overlay: Overlay<'i>,
     pub random: Xoshiro256PlusPlus,
 }
 
-/// Where a finding must be: at this address.
+/// The address at which a finding must be.
 type At = GuestVirt;
 
 /// A kind of corruption.
 pub struct Kind {
-    /// What is done.
+    /// A description of the damage.
     pub name: &'static str,
     /// The rule that finds it.
     pub rule: &'static str,
-    /// What the finding calls the structure.
+    /// The structure's name in the finding.
     pub what: &'static str,
-    /// Does it, and says where the finding must be.
+    /// Does the damage, and returns where the finding must be.
     pub damage: fn(&mut Scene<'_, '_>) -> At,
 }
 
@@ -80,7 +80,7 @@ impl Scene<'_, '_> {
         at
     }
 
-    /// One of the structures called `name` that are as `wanted`.
+    /// One of the structures called `name` that satisfy `wanted`.
     fn one<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
         &mut self,
         name: &str,
@@ -118,7 +118,7 @@ impl Scene<'_, '_> {
         self.draw(&entries[1..entries.len() - 1])
     }
 
-    /// An entry of an anonymous object's.
+    /// An entry of an anonymous object.
     fn pageable_entry(&mut self) -> At {
         let entries: Vec<At> = [2, 3].into_iter().flat_map(|slot| self.entries(slot)).collect();
         let all: Vec<At> = entries
@@ -128,7 +128,7 @@ impl Scene<'_, '_> {
         self.draw(&all)
     }
 
-    /// The page tables of kernel_map below the image that are as `wanted`.
+    /// The page tables of kernel_map below the image that satisfy `wanted`.
     fn page_tables(&self, wanted: impl Fn(GuestPhys) -> bool) -> Vec<GuestPhys> {
         let kernels = VM_MIN_KERNEL_ADDRESS..KERNBASE;
         let is_one = |level: Level, base| level == Level::Pt && kernels.contains(base);
@@ -140,7 +140,7 @@ impl Scene<'_, '_> {
         page_element(&self.roots().1, pfn)
     }
 
-    /// A page that is as `wanted`, by its element.
+    /// The element of a page that satisfies `wanted`.
     fn page(&mut self, wanted: impl Fn(&VmPage) -> bool) -> At {
         self.one("VmPage", wanted)
     }
@@ -151,8 +151,8 @@ impl Scene<'_, '_> {
         self.page(|page| page.object.get().addr() == kmem)
     }
 
-    /// A page of kmem_object below which nothing hangs, on the left of the page above it: that one
-    /// and it.
+    /// A page of kmem_object that is a leaf of the tree and a left child: its parent, and the page
+    /// itself.
     fn lower(&mut self) -> (At, At) {
         let kmem = self.root_of(|roots| &roots.kmem_object);
         let is_leaf = |page: &VmPage| page.left.get() | page.right.get() == 0;
@@ -182,7 +182,7 @@ impl Scene<'_, '_> {
             + at.since(roots.vm_page_array.get().addr()) / size_of::<VmPage>() as u64
     }
 
-    /// A CPU that has several pages in its cache.
+    /// A CPU with several pages in its cache.
     fn caching_cpu(&mut self) -> At {
         self.one("Pcpu", |cpu: &Pcpu| cpu.page_cache.pages.count.get() > 1)
     }
@@ -198,7 +198,7 @@ impl Scene<'_, '_> {
         self.page(|page| page.flags.get().contains(PageFlags::PCPU_CACHE))
     }
 
-    /// A sleeping thread of a request's.
+    /// A sleeping thread that serves requests.
     fn sleeper(&mut self) -> At {
         self.one("Thread", |t: &Thread| {
             t.tid.get() < 64 && t.state() == Some(ThreadState::Sleeping)
@@ -210,8 +210,8 @@ impl Scene<'_, '_> {
         self.one("Thread", |t: &Thread| t.callout.sequence.get() != 0 && wanted(t))
     }
 
-    /// Entry of a table of `level`: one that is as `wanted`, with where it lies and the address
-    /// that it is for.
+    /// An entry of a table of `level` that satisfies `wanted`, with its place and the address that
+    /// it translates.
     fn pte(
         &mut self,
         level: Level,
@@ -466,7 +466,8 @@ pub const KINDS: &[Kind] = kinds! {
         |s| { let (_, at) = s.lower(); s.change(at, |p: &VmPage| p.right.set(u32::MAX)) };
     "an index that is turned", "object-index", "vm_page" =>
         |s| {
-            // The root and the page on its left, the lower one on top: in order, but upside down.
+            // The root and its left child change places: the order is right, but the heap is upside
+            // down.
             let pfn = s.roots().1.kmem_object.root.get();
             let at = s.page_of(pfn.into());
             let other = s.overlay.get::<VmPage>(at).left.get();
@@ -486,7 +487,7 @@ pub const KINDS: &[Kind] = kinds! {
         |s| { let at = s.kmem_page(); s.change(at, |p: &VmPage| p.wire_count.set(0)) };
     "a leaked page", "page-lost", "vm_page" =>
         |s| {
-            // The first page that was never used is handed out, counted as wired, and forgotten.
+            // The first page that was never used is allocated, counted as wired, and forgotten.
             let segs = s.roots().1.vm_phys_segs.get().addr();
             let number = s.roots().1.vm_phys_nsegs.get() - 1;
             let seg = segs.add(number * size_of::<VmPhysSeg>() as u64);
@@ -627,7 +628,7 @@ pub const KINDS: &[Kind] = kinds! {
             let (roots, _) = s.roots();
             let (at, va, _) = s.pte(Level::Pd, |va, pte| {
                 let shown = va < VM_MIN_KERNEL_ADDRESS && va >= DMAP_MIN && pte.is_valid();
-                // Without the roots there is nothing to begin with.
+                // Without the roots the check cannot begin.
                 shown && !(va..va.add(2 << 20)).contains(&roots)
             });
             s.set_pte(at, 0);
@@ -876,7 +877,7 @@ pub const KINDS: &[Kind] = kinds! {
         };
 };
 
-/// Those that only a guest whose CPUs have caches of pages can suffer.
+/// Kinds for guests whose CPUs have caches of pages.
 pub const CACHE_KINDS: &[Kind] = kinds! {
     "a cache counts a page too many", "page-cache-count", "page cache" =>
         |s| { let cpu = s.caching_cpu(); s.change_cache(cpu, |pages| pages.count.inc()) };

@@ -11,11 +11,11 @@ use vmkern_tests::damage::{Overlay, State, specimen};
 
 use self::kinds::{CACHE_KINDS, KINDS, Kind, Scene};
 
-/// Victims that each kind of corruption takes of each guest.
+/// Victims of each kind of corruption in each guest.
 const VICTIMS: u64 = 8;
 
-/// What is wrong with the report about `kind` of corruption, done with the random numbers of
-/// `seed`.
+/// Tries `kind` with random numbers from `seed`. Returns what is wrong with the report, if
+/// anything.
 fn try_kind(
     anatomy: &Anatomy<'_>,
     image: &vmkern::dump::Dump,

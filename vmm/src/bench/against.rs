@@ -160,7 +160,7 @@ mod tests {
         });
         let bench = bench.expect("nothing fails");
         assert_eq!(order, "tootto");
-        let [row] = &bench.rows[..] else { panic!("one figure gives one row") };
+        let [row] = &bench.rows[..] else { panic!("one figure yields one row") };
         // In the rounds that count, `this` was measured fourth and fifth, `other` third and sixth.
         assert_eq!((row.this_us.median, row.other_us.median), (9.0, 4.5));
         assert_eq!(row.ratio.median, f64::midpoint(8.0 / 3.0, 10.0 / 6.0));

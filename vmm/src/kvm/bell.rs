@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_ring_before_the_wait_is_not_lost() {
-        let bell = Bell::new().expect("an eventfd can be had");
+        let bell = Bell::new().expect("an eventfd can be created");
         let far = Instant::now() + Duration::from_secs(3600);
         bell.ring();
         bell.ring();

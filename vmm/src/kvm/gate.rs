@@ -175,7 +175,7 @@ mod tests {
         let ((first, is_first), (second, is_second)) = (Held::new(&gate), Held::new(&gate));
         assert_eq!((second.standing, is_first, is_second), (Standing::Quiescent, true, false));
         drop(first);
-        assert_eq!(gate.wait_parked(FAR), Some(Standing::Quiescent), "somebody holds it still");
+        assert_eq!(gate.wait_parked(FAR), Some(Standing::Quiescent), "it is still held");
         drop(second);
         vcpu.join().expect("it passed");
         assert_eq!(gate.wait_parked(Duration::ZERO), None);

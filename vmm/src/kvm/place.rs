@@ -91,7 +91,7 @@ mod tests {
                 for cpu in asked {
                     stay_on(cpu);
                     place.note();
-                    tell.send(()).expect("somebody listens");
+                    tell.send(()).expect("the receiver lives");
                 }
             });
             for cpu in [first, last] {

@@ -123,9 +123,9 @@ fn a_pipe_gets_zeros_for_holes_and_a_reader_that_leaves_is_no_error() {
     let mut output =
         Destination::of(&path).and_then(|to| to.whole(Readers::Owner)).expect("it has a reader");
     drop(reader);
-    output.write(&vec![1; 1 << 20], &mut go_on).expect("nobody wants it");
-    output.skip(1 << 20, &mut go_on).expect("nobody wants it");
-    output.finish().expect("nobody wants it");
+    output.write(&vec![1; 1 << 20], &mut go_on).expect("output without a reader is dropped");
+    output.skip(1 << 20, &mut go_on).expect("output without a reader is dropped");
+    output.finish().expect("output without a reader is dropped");
     assert!(io::Result::is_ok(&fs::symlink_metadata(&path).map(|there| assert!(!there.is_file()))));
 }
 

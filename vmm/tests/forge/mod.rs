@@ -1,5 +1,4 @@
-//! Memory images that are put together here, program header by program header, from the pages of a
-//! good one.
+//! Builds dumps, program header by program header, from the pages of a good one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,8 +13,7 @@ use vmkern::inspect::View;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Where pages begin in a file that is written here: behind as many program headers as there may
-/// be.
+/// Where pages begin in a forged file: after the maximum number of program headers.
 pub const PAGES_AT: u64 = 8 << 20;
 
 const EHDR: usize = 64;
@@ -30,7 +28,7 @@ pub struct Load {
     pub offset: u64,
 }
 
-/// The parts of an image.
+/// The parts of a dump.
 pub struct Forge {
     notes: Vec<u8>,
     /// The pages that the file holds, by address.
@@ -50,7 +48,7 @@ fn index(offset: u64) -> usize {
 }
 
 impl Forge {
-    /// The parts of the good image at `path`.
+    /// The parts of the good dump at `path`.
     pub fn of(path: &Path) -> Self {
         let bytes = fs::read(path).expect("the image is there");
         let headers = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
@@ -83,8 +81,8 @@ impl Forge {
         page[within..within + word.len()].copy_from_slice(word);
     }
 
-    /// All RAM as runs of a compact file: each page that there is, and zeros behind it. `elsewhere`
-    /// is called for each stretch of RAM without pages, and says how it is to be told.
+    /// All RAM as runs of a compact file: each page that exists, and the zeros after it.
+    /// `elsewhere` returns the runs for each stretch of RAM without pages.
     pub fn loads(&self, elsewhere: impl Fn(u64, u64) -> Vec<Load>) -> Vec<Load> {
         let mut loads = Vec::new();
         let mut offset = PAGES_AT;
@@ -105,8 +103,8 @@ impl Forge {
         merged(loads)
     }
 
-    /// Writes an image of `loads` to `path`: each page stands where they say. Whatever else they
-    /// say is in the file is a hole of it, or what `extra` puts there.
+    /// Writes a dump of `loads` to `path`, with each page where they place it. Everything else that
+    /// they claim to be in the file is a hole, or what `extra` puts there.
     pub fn write(&self, path: &Path, loads: &[Load], extra: &[(u64, &[u8])]) {
         let mut file = File::create(path).expect("the image can be made");
         let mut put = |at: u64, bytes: &[u8]| {
@@ -128,7 +126,7 @@ impl Forge {
     }
 }
 
-/// Neighbours in memory and in the file are one run.
+/// Merges runs that are adjacent in memory and in the file.
 fn merged(loads: Vec<Load>) -> Vec<Load> {
     let mut merged: Vec<Load> = Vec::new();
     for load in loads {
@@ -154,8 +152,7 @@ fn merged(loads: Vec<Load>) -> Vec<Load> {
     merged
 }
 
-/// The ELF header and the program headers of an image with these runs, and notes behind the
-/// headers.
+/// The ELF header and the program headers of a dump with these runs, with notes after the headers.
 fn headers(loads: &[Load], notes: usize) -> Vec<u8> {
     let count = loads.len() + 1;
     let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -178,7 +175,7 @@ fn headers(loads: &[Load], notes: usize) -> Vec<u8> {
     bytes
 }
 
-/// The physical address of what `pointer` finds through the page tables of the image at `path`.
+/// The physical address behind the pointer that `pointer` finds in the dump at `path`.
 pub fn phys(path: &Path, pointer: impl FnOnce(&View<'_>) -> vmkern::GuestVirt) -> u64 {
     let image = Dump::open(path).expect("the image is good");
     let view = View::new(&image).expect("its kernel has page tables");

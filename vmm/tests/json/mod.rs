@@ -1,8 +1,8 @@
-//! The numbers of a JSON text, as they stand there.
+//! The numbers of a JSON text, as written.
 
 use std::collections::BTreeSet;
 
-/// Every number of `json` that is not within a string.
+/// Every number of `json` outside strings.
 pub fn numbers(json: &str) -> Vec<&str> {
     let mut numbers = Vec::new();
     let mut rest = json;
@@ -20,7 +20,7 @@ pub fn numbers(json: &str) -> Vec<&str> {
     numbers
 }
 
-/// What follows the string whose opening quote stood before `text`.
+/// The rest of `text` after a string whose opening quote came just before `text`.
 fn behind_string(text: &str) -> &str {
     let mut escaped = false;
     let is_end = |c: char| {
@@ -31,8 +31,7 @@ fn behind_string(text: &str) -> &str {
     text.find(is_end).map_or("", |end| &text[end + 1..])
 }
 
-/// The numbers of `json` whose digits are others after a way through a double, as a reader may take
-/// them.
+/// The numbers of `json` whose digits change when a reader converts them to a double and back.
 pub fn changed_by_a_double(json: &str) -> BTreeSet<&str> {
     let is_changed = |number: &&str| {
         let double: f64 = number.parse().unwrap_or_else(|_| panic!("{number} is not a number"));

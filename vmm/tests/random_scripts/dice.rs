@@ -10,7 +10,7 @@ impl Dice {
         Self(Random::new(seed))
     }
 
-    /// A number from `low` to `high`, both included.
+    /// A number from `low` to `high`, both inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         self.0.between(low, high)
     }
@@ -20,7 +20,7 @@ impl Dice {
         usize::try_from(self.0.between(0, count as u64 - 1)).expect("an index")
     }
 
-    /// Yes, once in `count` times.
+    /// True once in `count` times.
     pub fn once_in(&mut self, count: u64) -> bool {
         self.0.between(1, count) == 1
     }

@@ -1,5 +1,5 @@
-//! Scripts that say what comes of each statement, and hold: in virtual time on one CPU a run is
-//! repeatable, so what one run gave, the next must give.
+//! Scripts with the expected result of each statement: in virtual time on one CPU a run is
+//! repeatable, so a second run must have the results of the first.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,41 +9,41 @@ use serde_json::{Value, json};
 
 use crate::run::{Ran, run};
 
-/// Runs after which what is left of a script is cut off.
+/// Runs after which the rest of a script is cut off.
 const ROUNDS: usize = 10;
 
-/// A line with what is known of it.
+/// A line, with what is known about it.
 #[derive(Clone, Default)]
 struct Line {
     text: String,
-    /// Without it no run gets any further.
+    /// Left out, because no run gets past it.
     is_out: bool,
     expect: Option<String>,
 }
 
-/// A script that is being learnt.
+/// A script whose results are being learnt.
 struct Known {
     lines: Vec<Line>,
     /// Threads that stay blocked.
     abandoned: Vec<String>,
 }
 
-/// What came of a script that was learnt.
+/// The result of learning a script.
 pub struct Learnt {
     pub status: i32,
-    /// Expectations in it.
+    /// The number of its expectations.
     pub expects: usize,
 }
 
 impl Known {
     fn new(lines: Vec<String>) -> Self {
-        // What it expects by chance says nothing.
+        // Its own random expectations are of no use.
         let lines = lines.into_iter().filter(|text| !text.starts_with("expect "));
         let lines = lines.map(|text| Line { text, ..Line::default() });
         Self { lines: lines.collect(), abandoned: Vec::new() }
     }
 
-    /// The text, and the index of the line that each line of it came from.
+    /// The text, and for each of its lines the index of the original line.
     fn text(&self) -> (String, Vec<usize>) {
         let (mut text, mut from) = (String::new(), Vec::new());
         for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| !line.is_out) {
@@ -60,7 +60,7 @@ impl Known {
         (text, from)
     }
 
-    /// First and last line of the outermost block around the line `index`, or it alone.
+    /// First and last line of the outermost block around line `index`, or just that line.
     fn block(&self, index: usize) -> (usize, usize) {
         let (mut depth, mut start) = (0_usize, 0);
         for (at, line) in self.lines.iter().enumerate().filter(|(_, line)| !line.is_out) {
@@ -78,7 +78,7 @@ impl Known {
         (index, index)
     }
 
-    /// Takes the line out, and all that was known of what comes after it; of a loop all of it.
+    /// Takes out the line, or its whole loop, and forgets what was known about later lines.
     fn take_out(&mut self, index: usize) {
         let (start, end) = self.block(index);
         self.lines[start..=end].iter_mut().for_each(|line| line.is_out = true);
@@ -86,14 +86,14 @@ impl Known {
         self.abandoned.clear();
     }
 
-    /// Cuts off the line and all behind it.
+    /// Cuts off the line and everything after it.
     fn cut(&mut self, index: usize) {
         let (start, _) = self.block(index);
         self.lines.truncate(start);
         self.abandoned.clear();
     }
 
-    /// Learns from a run that did not hold. Returns whether there was anything to learn.
+    /// Learns from a run that failed. Returns whether there was anything to learn.
     fn learn(&mut self, ran: &Ran, from: &[usize], has_patience: bool) -> bool {
         let line_of = |value: &Value| Some(*from.get(index(&value["line"])?.checked_sub(1)?)?);
         let failures = ran.list("failures");
@@ -133,8 +133,8 @@ impl Known {
         }
     }
 
-    /// Says of each statement what it gave, where that is always the same. Returns how many
-    /// expectations there are.
+    /// Adds the expected result to each statement whose result is always the same. Returns the
+    /// number of expectations.
     fn expect_all(&mut self, ran: &Ran, from: &[usize]) -> usize {
         let mut outcomes: BTreeMap<usize, Option<String>> = BTreeMap::new();
         for step in ran.list("steps") {
@@ -162,7 +162,7 @@ fn index(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|number| usize::try_from(number).ok())
 }
 
-/// The threads that a report says are still blocked at the end.
+/// The threads that are still blocked at the end, according to a report.
 fn sleepers(got: &str) -> Vec<String> {
     if !got.contains(" still waits for ") {
         return Vec::new();
@@ -170,7 +170,7 @@ fn sleepers(got: &str) -> Vec<String> {
     got.split(", ").filter_map(|one| one.split(' ').next()).map(str::to_owned).collect()
 }
 
-/// What `expect` calls a result, if it has a word for it.
+/// The operand of `expect` for a result, if there is one.
 fn expectation(result: &Value) -> Option<String> {
     let value = result["value"].as_str();
     Some(match result["kind"].as_str()? {
@@ -186,26 +186,26 @@ fn expectation(result: &Value) -> Option<String> {
     })
 }
 
-/// How a page fault says that nothing is at an address.
+/// The words of a page fault for an address without a mapping.
 const ABSENT: &str = "(not present)";
 
-/// A message, but for why nothing is at an address: some KVMs find a reserved bit set where there
+/// A message without the reason for a missing mapping: some KVMs report a reserved bit where there
 /// is no entry.
 fn alike(text: &str) -> String {
     text.replace("(reserved bit set)", ABSENT)
 }
 
-/// What is the same each time that a step is done.
+/// The part of a step that is the same in each run.
 fn same_of_step(step: &Value) -> Value {
     let Value::Object(mut fields) = step.clone() else { return Value::Null };
-    // Time of the host's processor, and the place in the text.
+    // Time of the host's processor, and the line number.
     fields.retain(|name, _| name != "cycles" && name != "line");
-    // Where the CPU is, which looks for work until it halts, and how often it has looked.
+    // The CPU polls for work until it halts: its position and its number of polls vary.
     if [json!(["cpus"]), json!(["threads"]), json!(["locks"])].contains(&step["arguments"]) {
         fields.remove("output");
     }
     if let Some(Value::String(output)) = fields.get_mut("output") {
-        // Whether a CPU has halted already.
+        // Whether a CPU has halted already varies, too.
         *output = output.lines().filter(|line| !line.starts_with("cpus ")).collect();
     }
     if let Some(Value::String(value)) = fields.get_mut("result").map(|result| &mut result["value"])
@@ -215,7 +215,7 @@ fn same_of_step(step: &Value) -> Value {
     Value::Object(fields)
 }
 
-/// Everything that two runs of a script have in common.
+/// Everything that two runs of a script must have in common.
 fn repeated(ran: &Ran) -> Vec<Value> {
     let panic = ran.get("panic");
     let message = panic["message"].as_str().map(alike);
@@ -224,20 +224,20 @@ fn repeated(ran: &Ran) -> Vec<Value> {
     steps.chain(end).collect()
 }
 
-/// The first thing that is different.
+/// The first difference.
 fn difference(first: &Ran, second: &Ran) -> Option<String> {
     let (first, second) = (repeated(first), repeated(second));
     let mut changed =
         first.iter().zip(&second).enumerate().filter(|(_, (one, other))| one != other);
     if let Some((step, (one, other))) = changed.next() {
-        return Some(format!("step {step} gives {one}, and then {other}"));
+        return Some(format!("step {step} returns {one}, and then {other}"));
     }
     (first.len() != second.len())
         .then(|| format!("{} steps, and then {}", first.len(), second.len()))
 }
 
-/// Runs the script until it holds, each time with what the run before has shown. Nothing where it
-/// never does, for a time limit for instance.
+/// Runs the script until it succeeds, each time with what the previous run has shown. `None` if it
+/// never does, for example because of a time limit.
 fn learn(
     dir: &Path,
     args: &[String],
@@ -257,18 +257,18 @@ fn learn(
     Err(blame("it cannot be learnt", &known.text().0))
 }
 
-/// A fault together with the text that it was seen with.
+/// A fault, together with the script's text.
 pub fn blame(why: &str, text: &str) -> String {
     format!("{why}\n--- run as\n{text}")
 }
 
-/// What is left of a script when every statement gives what it must, or is expected to fail.
+/// The rest of a script in which every statement succeeds or is expected to fail.
 pub fn enduring(dir: &Path, args: &[String], lines: &[String]) -> Result<String, String> {
     let learnt = learn(dir, args, lines.to_vec())?;
     Ok(learnt.map_or_else(|_| lines.join("\n"), |(known, _)| known.text().0))
 }
 
-/// Makes a script hold, says of every statement what it gave, and runs that.
+/// Makes a script succeed, adds the expected result to every statement, and runs that.
 pub fn twice(dir: &Path, args: &[String], lines: Vec<String>) -> Result<Learnt, String> {
     let (mut known, ran) = match learn(dir, args, lines)? {
         Ok(learnt) => learnt,

@@ -1,6 +1,6 @@
-//! Random scripts, and the corpus with mutations, run as a user runs them: whatever a script says,
-//! the command ends by itself, blames neither itself nor the guest, says so as JSON if it was asked
-//! to, and leaves nothing behind.
+//! Random scripts, and the corpus with mutations, run as a user runs them: whatever a script
+//! contains, the command ends by itself, reports no bug of its own or of the guest, prints valid
+//! JSON if asked to, and leaves nothing behind.
 //!
 //! `VMKERN_SCRIPTS` is the number of scripts of each of the two kinds (50; `scripts/soak.sh
 //! scripts` takes 3,000), `VMKERN_SCRIPTS_SEED` the seed of the first (0).
@@ -26,20 +26,20 @@ use run::{Ran, run};
 use vmkern::abi::layout::VmMeter;
 use vmkern::script::{FLAGS, MapField, VERBS};
 
-/// Kind and seed of scripts that were not well once: they are run whatever the first seed is.
+/// Kind and seed of scripts that failed once: they always run, whatever the first seed is.
 const REGRESSIONS: [(Kind, u64); 0] = [];
-/// Scripts at a time, of each kind.
+/// Scripts of each kind that run at a time.
 const WORKERS: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// One that was made up.
+    /// A generated script.
     Random,
-    /// One of the corpus, with mutations.
+    /// A script of the corpus, with mutations.
     Mutated,
 }
 
-/// What came of a script: the exit status, and how many expectations it has by itself.
+/// The result of a script: the exit status, and the number of its own expectations.
 struct End {
     status: i32,
     expects: usize,
@@ -52,8 +52,8 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-/// A script in which most statements make sense, with its options; whether a run of it can be
-/// repeated.
+/// A script in which most statements are valid, with its options, and whether its run is
+/// repeatable.
 fn random_script(seed: u64) -> (Options, Vec<String>, bool) {
     let mut dice = Dice::new(seed);
     let is_repeatable = dice.once_in(2);
@@ -68,9 +68,9 @@ fn random_script(seed: u64) -> (Options, Vec<String>, bool) {
     (options, lines, is_repeatable)
 }
 
-/// Whether what a script frees or fills is its own, whatever else it does: no memory of the
-/// kernel's lies in these maps. One that writes words may have the kernel's in mind, a page
-/// table's, say.
+/// Whether a script frees and fills only its own memory, whatever else it does: these maps contain
+/// no memory of the kernel. A script that writes single words may hit the kernel's, such as a page
+/// table.
 fn spares_the_kernel(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -80,7 +80,7 @@ fn spares_the_kernel(text: &[u8]) -> bool {
     !text.contains("pmap_q") && !words.contains(&"write") && words.windows(2).all(spares)
 }
 
-/// Nothing may be found in a guest whose script leaves what is the kernel's alone.
+/// A guest whose script spares the kernel's memory must have no findings.
 fn sound(ran: &Ran) -> Result<(), String> {
     let is_finding = |failure: &&serde_json::Value| failure["expected"] == "no findings at the end";
     let has_found =
@@ -92,7 +92,7 @@ fn sound(ran: &Ran) -> Result<(), String> {
     }
 }
 
-/// Runs the script of a seed. What is wrong with that is told together with the script.
+/// Runs the script of a seed. An error includes the script.
 fn one(kind: Kind, seed: u64, dir: &Path, corpus: &[String]) -> Result<End, String> {
     let show = |why: String, args: &[String], text: &[u8]| {
         let (args, text) = (args.join(" "), String::from_utf8_lossy(text));
@@ -120,8 +120,7 @@ fn one(kind: Kind, seed: u64, dir: &Path, corpus: &[String]) -> Result<End, Stri
     end.map_err(|why| show(why, args, text.as_bytes()))
 }
 
-/// Runs a script with all kinds of options: as it is, or what is left of it when it comes to its
-/// end.
+/// Runs a script with all kinds of options: either as it is, or the part that runs to its end.
 fn any(dir: &Path, options: &Options, lines: &[String]) -> Result<End, String> {
     let text = if options.endures {
         known::enduring(dir, &options.calm(), lines)?

@@ -1,4 +1,4 @@
-//! Scripts of the corpus with mutations, of lines, of words and of bytes.
+//! Scripts of the corpus with mutations of lines, words and bytes.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use vmkern::script::suite::discover;
 use crate::dice::Dice;
 use crate::numbers::{EDGES, MAPS};
 
-/// Words that a word can become.
+/// Words that can replace a word.
 const WORDS: [&str; 22] = [
     "let",
     "expect",
@@ -43,7 +43,7 @@ pub fn corpus() -> Vec<String> {
     files.into_iter().map(text).collect()
 }
 
-/// A script of `corpus` with up to four mutations of lines and words, and maybe one of bytes.
+/// A script of `corpus` with up to four mutations of lines and words, and possibly one of bytes.
 pub fn script(dice: &mut Dice, corpus: &[String]) -> Vec<u8> {
     let mut lines: Vec<String> = dice.pick(corpus).lines().map(str::to_owned).collect();
     for _ in 0..*dice.pick(&[1, 1, 1, 2, 4]) {
@@ -96,7 +96,7 @@ fn mutate_words(dice: &mut Dice, lines: &mut [String]) {
         0 | 1 => dice.word(&EDGES),
         2 => dice.word(&MAPS),
         3 => {
-            // No file is written.
+            // Scripts must not write files.
             let verbs = VERBS.iter().filter(|verb| verb.name != "dump");
             dice.pick(&verbs.collect::<Vec<_>>()).name
         }
@@ -117,7 +117,7 @@ fn mutate_bytes(dice: &mut Dice, mut text: String) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Bytes that need not be text any more.
+/// Mutates bytes: the result may not be text any more.
 fn mutate_raw(dice: &mut Dice, mut bytes: Vec<u8>) -> Vec<u8> {
     for _ in 0..dice.between(1, 3) {
         if bytes.is_empty() {

@@ -17,7 +17,7 @@ pub const MAPS: [&str; 9] = [
 ];
 pub const FIELDS: [&str; 5] = ["min", "max", "size", "entries", "max_free"];
 
-/// Numbers next to where something changes.
+/// Numbers at which behaviour changes.
 pub const EDGES: [&str; 24] = [
     "0",
     "1",
@@ -44,7 +44,7 @@ pub const EDGES: [&str; 24] = [
     "18446744073709551608",
     "18446744073709551615",
 ];
-/// Numbers around what a map has.
+/// Numbers around a map's limits.
 const LIMITS: [&str; 14] = [
     "kmem_map.min",
     "kmem_map.max",
@@ -61,7 +61,7 @@ const LIMITS: [&str; 14] = [
     "$m.max_free+1",
     "$s.max_free",
 ];
-/// Numbers that no script can have, or that no script has yet.
+/// Numbers that are invalid, or that use an undefined name.
 const WRONG: [&str; 10] = [
     "18446744073709551616",
     "0x",
@@ -76,7 +76,7 @@ const WRONG: [&str; 10] = [
 ];
 const OPERATORS: [&str; 5] = ["+", "-", "*", "/", "%"];
 
-/// Whether what the processor's clock says may stand in a script.
+/// Whether a script may use the processor's clock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
     May,
@@ -95,7 +95,7 @@ pub fn size(dice: &mut Dice) -> String {
     }
 }
 
-/// An address at which the script has nothing.
+/// An address at which the script has no memory.
 pub fn edge(dice: &mut Dice) -> String {
     if dice.once_in(2) { dice.word(&EDGES).to_owned() } else { dice.word(&LIMITS).to_owned() }
 }
@@ -115,7 +115,7 @@ fn term(dice: &mut Dice, names: &[String], clock: Clock) -> String {
     }
 }
 
-/// An expression, with blanks where it may have them.
+/// An expression, with optional blanks.
 pub fn expression(dice: &mut Dice, names: &[String], clock: Clock) -> String {
     if dice.once_in(60) {
         return dice.word(&WRONG).to_owned();

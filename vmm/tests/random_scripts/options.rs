@@ -1,20 +1,20 @@
-//! Options of `vmkern run`, and what scripts may say with them.
+//! Options of `vmkern run`, and what scripts may contain with them.
 
 use crate::dice::Dice;
 use crate::generate::{Manners, Style};
 use crate::numbers::{Clock, EDGES};
 
-/// The time limit of a run. That a script takes longer is not a fault: a mutation makes loops long.
+/// The time limit of a run. Reaching it is not a failure: a mutation can make loops long.
 const LIMIT: &str = "5s";
 const MEMORY: [&str; 6] = ["8M", "8M", "9M", "12M", "16M", "64M"];
 const TUNABLES: [&str; 5] =
     ["kern.hz=100", "kern.hz=1", "kern.maxusers=16", "vm.kmem_size=4M", "kern.hz=0"];
 
-/// A command line without its script, and what fits it.
+/// A command line without its script, and the style of scripts that fits it.
 pub struct Options {
     pub args: Vec<String>,
     pub style: Style,
-    /// Whether what would end a script early is taken out of it before.
+    /// Whether statements that would end the script early are removed first.
     pub endures: bool,
 }
 
@@ -23,7 +23,7 @@ fn pair(name: &str, value: &str) -> [String; 2] {
 }
 
 impl Options {
-    /// Options with which a run gives the same each time: virtual time, one CPU, and time enough.
+    /// Options with which a run is repeatable: virtual time, one CPU, and enough time.
     pub fn repeatable(dice: &mut Dice) -> Self {
         let mut args = vec!["--json".to_owned()];
         args.extend(pair("--timeout", "60s"));
@@ -80,7 +80,7 @@ impl Options {
         Self { args, style, endures: dice.once_in(2) }
     }
 
-    /// The same guest in virtual time on one CPU, with time enough and a report.
+    /// The same guest in virtual time on one CPU, with enough time and a report.
     pub fn calm(&self) -> Vec<String> {
         let mut calm = ["--json", "--timeout", "60s"].map(str::to_owned).to_vec();
         for two in self.args.windows(2) {
@@ -91,7 +91,7 @@ impl Options {
         calm
     }
 
-    /// Options that have something written.
+    /// Options that write output.
     fn outputs(dice: &mut Dice) -> Vec<String> {
         let mut args = Vec::new();
         if dice.once_in(3) {

@@ -1,4 +1,4 @@
-//! Runs a script as a user does, and says what is wrong with how that went.
+//! Runs a script as a user does, and reports what went wrong.
 
 use std::fs;
 use std::io::Read as _;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// A command that has not ended then, on a machine that has other things to do as well, hangs.
+/// A command that runs for longer counts as hung, even on a busy machine.
 const HANG: Duration = Duration::from_secs(600);
 
-/// How a run ended that nothing is wrong with.
+/// The result of a run that went right.
 pub struct Ran {
     pub status: i32,
     /// The object of `--json`, if it was asked for.
@@ -22,7 +22,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// A field of the report: null where there is none.
+    /// A field of the report; null if it is absent.
     pub fn get(&self, name: &str) -> &Value {
         self.report.as_ref().map_or(&Value::Null, |report| &report[name])
     }
@@ -33,13 +33,13 @@ impl Ran {
     }
 }
 
-/// Processes of the group `group` that are there.
+/// Whether any process of group `group` is alive.
 fn group_lives(group: u32) -> bool {
     let stat = |path: PathBuf| fs::read_to_string(path.join("stat")).ok();
     let processes = fs::read_dir("/proc").expect("/proc is there");
     let mut all = processes.filter_map(|entry| stat(entry.ok()?.path()));
     all.any(|stat| {
-        // Behind the name: state, parent, group.
+        // After the name: state, parent, group.
         let fields = stat.rsplit(')').next().unwrap_or_default();
         fields.split_whitespace().nth(2) == Some(&group.to_string())
     })
@@ -58,7 +58,7 @@ fn strangers(dir: &Path, args: &[String], text: &[u8]) -> Vec<String> {
     names.filter_map(|name| name.into_string().ok()).filter(|name| !named(name)).collect()
 }
 
-/// Leaves `dir` empty.
+/// Empties `dir`.
 fn clear(dir: &Path) {
     for entry in fs::read_dir(dir).expect("the folder is there") {
         let path = entry.expect("it can be read").path();
@@ -67,7 +67,7 @@ fn clear(dir: &Path) {
     }
 }
 
-/// What the child writes until it ends, or nothing if it hangs.
+/// The child's output until it ends, or `None` if it hangs.
 fn written(child: &mut Child) -> Option<Vec<u8>> {
     let mut pipe = child.stdout.take().expect("it is a pipe");
     let (send, receive) = mpsc::channel();
@@ -101,7 +101,7 @@ fn report(stdout: &[u8], status: i32) -> Result<Value, String> {
     Ok(json)
 }
 
-/// Runs the script, and says what is wrong with how that went.
+/// Runs the script, and reports what went wrong.
 pub fn run(dir: &Path, args: &[String], text: &[u8]) -> Result<Ran, String> {
     clear(dir);
     fs::write(dir.join("script.kmem"), text).expect("the script can be written");

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-/// A directory that goes away with the value. Its path, and all that is made of it, is UTF-8, as
-/// command lines want it.
+/// A directory that is removed with the value. Its path, and every path made from it, is UTF-8, as
+/// command lines require.
 pub struct Scratch(TempDir);
 
 impl Scratch {
@@ -19,12 +19,12 @@ impl Scratch {
         self.0.path().to_str().expect("the path is UTF-8")
     }
 
-    /// Where `name` is, or would be, in the directory.
+    /// The path of `name` in the directory, whether it exists or not.
     pub fn path(&self, name: &str) -> String {
         format!("{}/{name}", self.dir())
     }
 
-    /// Makes a file `name`, which may lie in directories below.
+    /// Creates a file `name`, which may include subdirectories.
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         fs::create_dir_all(Path::new(&path).parent().expect("it lies in the directory"))

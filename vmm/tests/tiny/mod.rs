@@ -1,5 +1,5 @@
-//! Guests of a few bytes: 32-bit code in a PVH ELF that is put together here, so that a test
-//! controls every instruction that its guest executes.
+//! Guests of a few bytes: 32-bit code in a PVH ELF file that is built here, so a test controls
+//! every instruction of its guest.
 
 use vmkern::abi::ABI_VERSION;
 use vmkern::abi::control::{ControlRegion, DOORBELL_PORT, EXIT_PORT, Phase};
@@ -44,7 +44,7 @@ impl Code {
         self.bytes(&[0x66, 0xba]).bytes(&port.to_le_bytes()).bytes(&[0xb0, value, 0xee])
     }
 
-    /// Publishes what a kernel publishes when it is ready, and rings the bell.
+    /// Publishes everything that a ready kernel publishes, and rings the bell.
     pub fn ready(self) -> Self {
         let hash = |shift: u32| u32::try_from(HASH >> shift & 0xffff_ffff).expect("it has 32 bits");
         self.store(CONTROL + control!(guest_abi_version), ABI_VERSION)
@@ -54,12 +54,12 @@ impl Code {
             .out(DOORBELL_PORT, 0)
     }
 
-    /// Stores a word of the control region, by its offset there, and rings the bell.
+    /// Stores a word of the control region, by its offset, and rings the bell.
     pub fn control_word(self, offset: u32, value: u32) -> Self {
         self.store(CONTROL + offset, value).out(DOORBELL_PORT, 0)
     }
 
-    /// Leaves through the exit port.
+    /// Exits through the exit port.
     pub fn exit(self, code: u8) -> Self {
         self.out(EXIT_PORT, code)
     }
@@ -74,7 +74,7 @@ impl Code {
         self.bytes(&[0xf4, 0xeb, 0xfd])
     }
 
-    /// `ud2`, which is a triple fault where there is no IDT.
+    /// `ud2`, which is a triple fault without an IDT.
     pub fn triple_fault(self) -> Self {
         self.bytes(&[0x0f, 0x0b])
     }

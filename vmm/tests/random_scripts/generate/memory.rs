@@ -12,12 +12,12 @@ pub struct Piece {
     pub map: String,
     pub size: String,
     pub free: &'static str,
-    /// Pages, if it is address space without any and so much is known of it.
+    /// Its pages, if it is known to be address space without memory.
     pub window: u64,
 }
 
 impl Generator<'_> {
-    /// The verb of an allocation with its arguments, and with what it is freed.
+    /// The verb of an allocation with its arguments, and what is needed to free it.
     pub(super) fn allocation(&mut self) -> (String, Piece) {
         let (name, mut size) = (format!("a{}", self.allocated), self.size());
         let (verb, map, free) = match self.dice.between(0, 9) {
@@ -32,8 +32,8 @@ impl Generator<'_> {
         let flags = if verb == "kmem_malloc" { self.dice.word(&FLAGS) } else { "" };
         let mut call = format!("{verb} {map} {size} {flags}").trim_end().to_owned();
         if ["rand", "free", ".", "0xffff", "1844"].iter().any(|part| size.contains(part)) {
-            // Another time it is another size; or from 0 on, where null is, it reaches what is the
-            // kernel's.
+            // Later statements use a fixed size: this one varies, or is so large that a range from
+            // null on would reach the kernel's memory.
             size = "4K".to_owned();
         }
         if verb == "kmem_alloc" && self.dice.once_in(9) {
@@ -74,19 +74,19 @@ impl Generator<'_> {
         }
         let at = self.dice.below(self.pieces.len());
         if self.style.manners == Manners::Tame && self.pieces[at].window > 0 {
-            // There may be pages in it, and those of `pmap_qenter` do not go with it.
+            // It may contain pages, and those of `pmap_qenter` are not freed with it.
             return self.wait();
         }
         let Piece { name, map, size, free, .. } = self.pieces.swap_remove(at);
         let runner = self.runner();
         self.say(format!("{runner}{free} {map} ${name} {size}"));
         if self.style.manners == Manners::Tame {
-            // Nothing is written there any more, whatever the kernel puts there.
+            // Do not write there any more: the kernel may reuse it.
             self.names.retain(|other| *other != name);
         }
     }
 
-    /// An address, and a size from there on: of a piece, mostly.
+    /// An address and a size: mostly within a piece.
     pub(super) fn range(&mut self) -> (String, String) {
         if self.pieces.is_empty() || self.dice.once_in(12) {
             return (numbers::edge(self.dice), self.size());
@@ -100,7 +100,7 @@ impl Generator<'_> {
         }
     }
 
-    /// A statement that fills a window or empties it. Pages where nothing is allocated are a
+    /// A statement that fills or empties a window. Mapped pages outside allocations would be a
     /// finding.
     fn window(&mut self, address: String) -> String {
         let windows: Vec<&Piece> = self.pieces.iter().filter(|piece| piece.window > 0).collect();
@@ -121,7 +121,7 @@ impl Generator<'_> {
         let (address, size) = self.range();
         let runner = self.runner();
         let seed = self.dice.between(0, 9);
-        // What is written to is the script's own, or nothing.
+        // Write only to the script's own memory, or to unmapped addresses.
         let own = if address.starts_with(['$', '(']) && !address.contains('.') {
             address.clone()
         } else {

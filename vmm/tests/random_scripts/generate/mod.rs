@@ -1,4 +1,4 @@
-//! Scripts in which most statements make sense, over the whole language.
+//! Scripts in which most statements are valid, over the whole language.
 
 mod memory;
 mod threads;
@@ -11,13 +11,13 @@ use crate::numbers::{self, Clock};
 /// How a script treats memory that is not its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Manners {
-    /// It frees what it has allocated, once: the guest is sound whatever else happens.
+    /// It frees its own memory once: the guest stays valid whatever else happens.
     Tame,
-    /// It also frees what others have.
+    /// It also frees memory of others.
     Wild,
 }
 
-/// What scripts of a run may say.
+/// What the scripts of a run may contain.
 #[derive(Clone, Copy)]
 pub struct Style {
     pub manners: Manners,
@@ -44,11 +44,11 @@ pub struct Generator<'d> {
     pieces: Vec<Piece>,
     /// Names that stand for numbers.
     names: Vec<String>,
-    /// Threads that were started and not joined.
+    /// Threads that were started, but not joined.
     busy: Vec<u64>,
     /// Allocations so far.
     allocated: u64,
-    /// Images that are there.
+    /// The number of dumps that exist.
     images: u64,
     depth: u64,
 }

@@ -1,15 +1,15 @@
-//! Where statements run, and in what order.
+//! The threads on which statements run, and their order.
 
 use super::Generator;
 
 impl Generator<'_> {
-    /// A thread that has nothing outstanding, as far as one can know; its number.
+    /// The number of a thread with nothing outstanding, as far as is known.
     pub(super) fn free_thread(&mut self) -> u64 {
         let last = if self.dice.once_in(9) { 63 } else { 4 };
         (0..9).map(|_| self.dice.between(1, last)).find(|one| !self.busy.contains(one)).unwrap_or(0)
     }
 
-    /// How a thread is written.
+    /// A thread in a script's syntax.
     pub(super) fn thread(&mut self, number: u64) -> String {
         match self.dice.between(0, 9) {
             0 => format!("t[{number}]"),
@@ -18,7 +18,7 @@ impl Generator<'_> {
         }
     }
 
-    /// Before a statement: where it runs, if that is said.
+    /// The prefix of a statement that names its thread, if any.
     pub(super) fn runner(&mut self) -> String {
         match self.dice.between(0, 9) {
             0..=4 => String::new(),
@@ -67,7 +67,7 @@ impl Generator<'_> {
             0 => "0".to_owned(),
             1 => "ncpu + 1".to_owned(),
             2 => {
-                // However often: there is nothing to do.
+                // The count does not matter: the body is empty.
                 self.say("repeat 18446744073709551615".to_owned());
                 return self.say("end".to_owned());
             }

@@ -1,4 +1,4 @@
-//! Statements of the script itself: numbers, what is shown, what is wrong.
+//! Statements of the script itself: numbers, output, and errors.
 
 use super::Generator;
 use crate::numbers::{EDGES, FIELDS, MAPS};
@@ -6,7 +6,7 @@ use crate::numbers::{EDGES, FIELDS, MAPS};
 const LOOKS: [&str; 8] =
     ["summary", "maps", "objects", "pages", "pagetable", "threads", "cpus", "locks"];
 const COMPARES: [&str; 6] = ["==", "!=", "<", "<=", ">", ">="];
-/// Statements that are wrong, or ask for what the kernel does not offer.
+/// Statements that are wrong, or that need something that the kernel lacks.
 const WRONG: [&str; 16] = [
     "malloc 4K",
     "zone_create z 64",
@@ -80,7 +80,7 @@ impl Generator<'_> {
         self.say(format!("inspect {what}"));
     }
 
-    /// Images in the directory of the run.
+    /// Dumps in the directory of the run.
     pub(super) fn image(&mut self) {
         match self.dice.between(0, 5) {
             0 => self.say("dump /dev/null".to_owned()),
@@ -95,7 +95,7 @@ impl Generator<'_> {
         }
     }
 
-    /// What is rare, or wrong.
+    /// Rare or wrong statements.
     pub(super) fn odd(&mut self) {
         let (size, depth) = (self.size(), self.depth);
         let line =
