@@ -63,7 +63,7 @@ impl Crew {
 
 /// A guest's vCPUs, held.
 #[derive(Debug)]
-#[must_use = "the vCPUs go on when this is dropped"]
+#[must_use = "the vCPUs continue when this is dropped"]
 pub(crate) struct HeldCrew<'a> {
     _held: Vec<Held<'a>>,
     /// [`Standing::Quiescent`] if all of them stand at a quiescent point.

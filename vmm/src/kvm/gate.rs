@@ -118,7 +118,7 @@ impl Gate {
 
 /// Keeps a vCPU held. The gate opens when the last such value is dropped.
 #[derive(Debug)]
-#[must_use = "the vCPU goes on when this is dropped"]
+#[must_use = "the vCPU continues when this is dropped"]
 pub(crate) struct Held<'a> {
     gate: &'a Gate,
     /// Where the vCPU stands.

@@ -7,7 +7,7 @@
 //! the pages that its boot touches together. So the host makes those pages present, in bulk, at 1
 //! to 2 us each. It first writes them, the image's bytes and the zeros in between, through the file
 //! that backs the memory: the host does not clear a page that is overwritten, and the lock of this
-//! process's address space, which the creation of the vCPU needs, too, is held only while pages are
+//! process's address space, which the creation of the vCPU also needs, is held only while pages are
 //! mapped.
 //!
 //! **Protocol.** The work is divided into pieces, each of which one thread takes. Two threads do

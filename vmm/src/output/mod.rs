@@ -14,8 +14,8 @@
 //! in one of two ways: [`Destination::whole`] makes it appear complete or not at all; with
 //! [`Destination::grows`], it can be read while it grows.
 //!
-//! **Waiting.** Pipes and terminals may have no room. No wait here is unbounded: it asks the caller
-//! from time to time whether to continue. A reader that has gone away
+//! **Waiting.** Pipes and terminals may have no room. No wait here is unbounded: each asks its
+//! caller from time to time whether to continue. A reader that has gone away
 //! ([`io::ErrorKind::BrokenPipe`]) is not an error; the rest of the output is dropped.
 
 mod error;
