@@ -1,8 +1,7 @@
 //! The configuration of a guest.
 //!
-//! A setting is checked when it is made, and the first that breaks a rule is kept: the chain of
-//! settings is never interrupted, and [`GuestBuilder::launch`] returns the error in place of a
-//! guest.
+//! A setting is checked when it is made, and the first error is kept: the chain of settings is
+//! never interrupted, and [`GuestBuilder::launch`] returns the error instead of a guest.
 
 use std::io::Write;
 use std::time::Duration;
@@ -17,17 +16,16 @@ use super::launch::{self, BootReport, Selftest};
 use crate::inspect::{MEMORY_MAX, MEMORY_MIN};
 use crate::kernel::KernelImage;
 
-/// Memory of a guest about which nothing was said, in bytes.
+/// Default memory of a guest, in bytes.
 pub const DEFAULT_MEMORY: u64 = 64 << 20;
-/// Time of a guest about which nothing was said.
+/// Default time limit of a guest.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Describes a guest, and launches it.
+/// Configures a guest and launches it.
 ///
-/// No setting fails by itself. The first value that breaks a rule comes out of
-/// [`GuestBuilder::launch`] (and of its neighbours, and of [`GuestBuilder::validate`]), with the
-/// name of the setting, the value, and the values that it can have; a second call with a good value
-/// does not mend it.
+/// No setting fails by itself. [`GuestBuilder::launch`] (and its variants, and
+/// [`GuestBuilder::validate`]) returns an error for the first invalid value, with the name of the
+/// setting, the value, and the valid range; a second call with a valid value does not clear it.
 ///
 /// ```
 /// use vmkern::guest::{ConfigError, LaunchError};
@@ -49,7 +47,7 @@ pub struct GuestBuilder {
     pub(super) timeout: Duration,
     pub(super) kernel: KernelImage,
     pub(super) crash: Option<CrashKind>,
-    /// The first setting that broke a rule.
+    /// The first invalid setting.
     wrong: Option<ConfigError>,
 }
 
@@ -71,8 +69,8 @@ impl Default for GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of the page size. Only what the
-    /// guest touches costs the host anything. Default: 64 MiB.
+    /// Bytes of RAM, [`MEMORY_MIN`] to [`MEMORY_MAX`], a multiple of the page size. The host
+    /// allocates only the pages that the guest touches. Default: 64 MiB.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         if !(MEMORY_MIN..=MEMORY_MAX).contains(&bytes) {
@@ -84,13 +82,14 @@ impl GuestBuilder {
         self
     }
 
-    /// Number of vCPUs, 1 to [`MAX_VCPUS`]. More than the host has cores work, slowly. Default: 1.
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`]. More vCPUs than the host has cores work, but slowly.
+    /// Default: 1.
     pub fn vcpus(mut self, count: u32) -> Self {
         self.vcpus = count;
         if (1..=MAX_VCPUS).contains(&count) { self } else { self.but(ConfigError::Vcpus(count)) }
     }
 
-    /// The privilege at which the kernel body runs. Default: [`Privilege::Auto`].
+    /// The privilege at which the kernel's main part runs. Default: [`Privilege::Auto`].
     pub fn privilege(mut self, privilege: Privilege) -> Self {
         self.privilege = privilege;
         self
@@ -108,7 +107,7 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets a kernel tunable by FreeBSD's name, one of [`Tunables::NAMES`]. What can be wrong:
+    /// Sets a kernel tunable by FreeBSD's name, one of [`Tunables::NAMES`]. Possible errors:
     /// [`ConfigError::UnknownTunable`], which lists the known ones, and
     /// [`ConfigError::TunableRange`].
     pub fn tunable(mut self, name: &str, value: u64) -> Self {
@@ -121,9 +120,9 @@ impl GuestBuilder {
         }
     }
 
-    /// How long the guest may run, from its launch on: whoever waits for it then gets
-    /// [`GuestError::Timeout`](crate::GuestError::Timeout). [`Guest::restart_clock`] begins anew.
-    /// Default: 60 seconds.
+    /// How long the guest may run after its launch. After that, a wait for it returns
+    /// [`GuestError::Timeout`](crate::GuestError::Timeout). [`Guest::restart_clock`] restarts the
+    /// limit. Default: 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -135,24 +134,23 @@ impl GuestBuilder {
         self
     }
 
-    /// Has the kernel die in this way while it boots, to prove that the report arrives.
+    /// Makes the kernel die in this way during its boot, to prove that the report arrives.
     pub fn crash(mut self, kind: CrashKind) -> Self {
         self.crash = Some(kind);
         self
     }
 
-    /// Keeps `error`, unless a setting before was wrong.
+    /// Keeps `error`, unless an earlier setting was invalid.
     fn but(mut self, error: ConfigError) -> Self {
         self.wrong.get_or_insert(error);
         self
     }
 
-    /// Whether a guest like this can be asked for at all. [`GuestBuilder::launch`] checks the same
-    /// before it does anything.
+    /// Checks the configuration. [`GuestBuilder::launch`] checks the same before it does anything.
     ///
     /// # Errors
-    /// The first setting that broke a rule; [`ConfigError::CommandLine`] when all of them together
-    /// are too long for the kernel's command line.
+    /// The first invalid setting; [`ConfigError::CommandLine`] when all of them together are too
+    /// long for the kernel's command line.
     pub fn validate(&self) -> Result<(), ConfigError> {
         match &self.wrong {
             Some(error) => Err(error.clone()),
@@ -171,11 +169,10 @@ impl GuestBuilder {
     }
 
     /// Starts the guest, whose kernel begins to boot; [`Guest::await_ready`] waits until it serves
-    /// requests. A kernel that dies before that leaves a guest that can be looked into like any
-    /// other that died.
+    /// requests. If the kernel dies before that, the guest can be inspected like any dead guest.
     ///
-    /// With a `console`, a thread writes every line of the kernel's log there as it comes, from the
-    /// first on, and the kernel waits for it where it may; [`Guest::end`] says what came of that.
+    /// With a `console`, a thread writes every line of the kernel's log there as it arrives, and
+    /// the kernel waits for the thread where it may wait; [`Guest::end`] returns the result.
     ///
     /// # Errors
     /// See [`LaunchError`]. Nothing is left behind.
@@ -184,12 +181,12 @@ impl GuestBuilder {
         launch::start(&self, Selftest::No, console)
     }
 
-    /// Boots the guest with `selftest` on its command line, and returns when it has left through
+    /// Boots the guest with `selftest` on its command line, and returns when it has exited through
     /// the exit port.
     ///
     /// # Errors
-    /// See [`LaunchError`]; a self-test that fails is no error but a [`BootReport`] that
-    /// says so. Nothing is left behind.
+    /// See [`LaunchError`]; a failed self-test is not an error, but a [`BootReport`] that says so.
+    /// Nothing is left behind.
     pub fn run_selftest(self) -> Result<BootReport, LaunchError> {
         self.validate()?;
         launch::start(&self, Selftest::Yes, None)?.run_to_exit()
@@ -243,7 +240,7 @@ mod tests {
                 .all(|part| text.contains(part)),
             "{text}"
         );
-        assert!(message("vm.kmem_size", 1).ends_with("at least 4096"));
+        assert!(message("vm.kmem_size", 1).ends_with("must be at least 4096, got 1 (0x1)"));
     }
 
     #[test]

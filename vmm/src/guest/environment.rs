@@ -1,16 +1,16 @@
-//! What a guest runs on, for reports.
+//! The environment of a guest, for reports.
 
 use serde::Serialize;
 use vmkern_abi::boot::{Privilege, TimeMode};
 
-/// What kind of KVM this host has.
+/// The kind of KVM on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum KvmKind {
     /// The processor runs guests.
     Hardware,
-    /// CPL3 code runs natively, CPL0 code is emulated one instruction at a time.
+    /// CPL3 code runs natively; CPL0 code is emulated, one instruction at a time.
     Software,
 }
 
@@ -25,7 +25,7 @@ impl KvmKind {
         if nanoseconds < Self::EMULATED_FROM_NS { Self::Hardware } else { Self::Software }
     }
 
-    /// The privilege that a kernel runs faster at.
+    /// The privilege at which a kernel runs faster.
     #[must_use]
     pub fn best_privilege(self) -> Privilege {
         match self {
@@ -34,7 +34,7 @@ impl KvmKind {
         }
     }
 
-    /// The word that names it: `hardware` or `software`.
+    /// Its name: `hardware` or `software`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -44,15 +44,15 @@ impl KvmKind {
     }
 }
 
-/// What a guest runs on.
+/// The environment of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Environment {
-    /// What runs it: `kvm`.
+    /// The accelerator: `kvm`.
     pub accelerator: &'static str,
-    /// What kind of KVM, by what the kernel measured on its way in.
+    /// The kind of KVM, from the kernel's own measurement during its entry.
     pub kvm: KvmKind,
-    /// The privilege at which the kernel body runs; never `Auto`.
+    /// The privilege at which the kernel's main part runs; never `Auto`.
     pub privilege: Privilege,
     /// vCPUs.
     pub vcpus: u32,

@@ -1,4 +1,4 @@
-//! What can go wrong with a guest, before it runs and while it runs.
+//! Errors of a guest, before it runs and while it runs.
 
 use std::time::Duration;
 
@@ -21,13 +21,14 @@ pub enum LaunchError {
     /// This host cannot run guests.
     #[error(transparent)]
     NoKvm(#[from] NoKvm),
-    /// The guest was asked to be what it cannot be.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The kernel image cannot be booted.
     #[error(transparent)]
     Image(#[from] KernelError),
-    /// The kernel was to run at CPL0, which this host's KVM emulates and does not know well enough.
+    /// The kernel should run at CPL0, but this host's KVM emulates CPL0 and does not support every
+    /// instruction.
     #[error(transparent)]
     Unemulated(#[from] Unemulated),
     /// The guest started, but did not become ready.
@@ -39,19 +40,19 @@ pub enum LaunchError {
 }
 
 /// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
-#[derive(Clone, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "this host's KVM emulates code at CPL0 and does not know every instruction: the kernel at CPL0 \
-     was stopped at {at}{}. Let its body run at CPL3 with `--privilege user`, or with `auto`, \
-     which finds out; or use a host with hardware virtualization. QEMU's own CPU emulation runs \
-     the self-test at CPL0: see `vmkern kernel --help`.",
+    "this host's KVM emulates code at CPL0 and cannot emulate every instruction: the kernel at \
+     CPL0 was stopped at {at}{}. Run its main part at CPL3 with `--privilege user`, or with \
+     `auto`, which detects it; or use a host with hardware virtualization. QEMU's own CPU \
+     emulation runs the self-test at CPL0: see `vmkern kernel --help`.",
     bytes(.instruction)
 )]
 #[non_exhaustive]
 pub struct Unemulated {
     /// Where the instruction is.
     pub at: Box<Location>,
-    /// The bytes there, as far as they are known: the instruction and what follows it.
+    /// The bytes there, as far as they are known: the instruction and the bytes after it.
     pub instruction: Vec<u8>,
 }
 
@@ -61,23 +62,20 @@ fn bytes(instruction: &[u8]) -> String {
 }
 
 /// A setting of a guest that breaks a rule.
-#[derive(Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
     /// Too little or too much memory.
     #[error(
-        "memory: {0} bytes ({0:#x}) asked for; a guest has at least {MEMORY_MIN} bytes (8M) and at \
-         most {MEMORY_MAX} bytes (64G)"
+        "memory must be 8M to 64G ({MEMORY_MIN} to {MEMORY_MAX} bytes), got {0} bytes ({0:#x})"
     )]
     MemorySize(u64),
-    /// Memory is no whole number of pages.
+    /// Memory is not a whole number of pages.
     #[error(
-        "memory: {0} bytes ({0:#x}) asked for, which is not a multiple of the page size, \
-         {PAGE_SIZE} bytes"
+        "memory must be a multiple of the page size, {PAGE_SIZE} bytes, got {0} bytes ({0:#x})"
     )]
     MemoryAlignment(u64),
     /// More or fewer vCPUs than the kernel can use.
-    #[error("vcpus: {0} asked for; a guest has 1 to 64")]
+    #[error("vcpus must be 1 to 64, got {0}")]
     Vcpus(u32),
     /// No tunable has this name.
     #[error(
@@ -86,21 +84,21 @@ pub enum ConfigError {
         list = Tunables::NAMES.join(" ")
     )]
     UnknownTunable(String),
-    /// A tunable cannot have this value.
-    #[error("tunable {name}: {value} ({value:#x}) asked for; it must be {}", bounds(*.min, *.max))]
+    /// The value is outside the tunable's range.
+    #[error("tunable {name} must be {}, got {value} ({value:#x})", bounds(*.min, *.max))]
     TunableRange {
         /// The tunable.
         name: String,
-        /// The value that was asked for.
+        /// The requested value.
         value: u64,
-        /// The least value that it can have.
+        /// The least valid value.
         min: u64,
-        /// The greatest.
+        /// The greatest valid value.
         max: u64,
     },
-    /// The command line does not fit.
+    /// The kernel's command line is too long.
     #[error(
-        "the kernel's command line is {0} bytes long and must be shorter than {max}",
+        "the kernel's command line must be shorter than {max} bytes, got {0} bytes",
         max = BootArgs::MAX_LEN
     )]
     CommandLine(usize),
@@ -110,18 +108,18 @@ pub enum ConfigError {
 #[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// Thread numbers have a limit.
-    #[error("thread {0} asked for; threads are t0 to t{max}", max = ThreadId::COUNT - 1)]
+    /// There is no such thread.
+    #[error("thread must be t0 to t{max}, got {0}", max = ThreadId::COUNT - 1)]
     Thread(u16),
-    /// A thread that sleeps in an operation cannot begin another.
-    #[error("thread {0} is blocked: its operation must be joined first")]
+    /// A thread that sleeps in an operation cannot start another one.
+    #[error("thread {0} is blocked: join its operation first")]
     ThreadBlocked(ThreadId),
     /// A join needs a blocked thread, and one join at a time.
     #[error("thread {0} is not blocked, or has been joined already: there is nothing to join")]
     NothingToJoin(ThreadId),
 }
 
-/// A did-you-mean, if a tunable's name is like `name`.
+/// A suggestion, if a tunable has a name similar to `name`.
 fn meant(name: &str) -> String {
     let near = crate::spelling::closest(name, Tunables::NAMES.iter().copied());
     near.map_or(String::new(), |near| format!("; did you mean `{near}`?"))
@@ -139,13 +137,12 @@ fn bounds(min: u64, max: u64) -> String {
 /// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and
 /// [`GuestError::BadRequest`] the guest goes on. After any other the guest is dead: its vCPUs have
 /// stopped, its memory can still be inspected, and each further request gets the same error.
-#[derive(Clone, Error)]
-#[non_exhaustive]
+#[derive(Clone, Debug, Error)]
 pub enum GuestError {
-    /// The kernel died and said why.
+    /// The kernel died and reported the reason.
     #[error("{0}")]
     Crashed(Box<Crash>),
-    /// The guest's time was up. It was stopped, and stood at `at`.
+    /// The guest's time limit has passed. It was stopped at `at`.
     #[error("the guest did not answer within {limit:?}; it was stopped at {at}")]
     Timeout {
         /// The limit.
@@ -156,10 +153,11 @@ pub enum GuestError {
     /// [`InterruptHandle::interrupt`](crate::guest::InterruptHandle::interrupt) was called.
     #[error("interrupted")]
     Interrupted,
-    /// The guest or this VMM broke the protocol between them: a bug of ours, or a guest gone wild.
+    /// The guest or this VMM broke the protocol between them: a bug of ours, or a guest out of
+    /// control.
     #[error("the contract between guest and host is broken: {0}")]
     Contract(#[from] ContractError),
-    /// The vCPU cannot go on: a triple fault, an instruction that KVM cannot emulate, ...
+    /// The vCPU cannot continue: a triple fault, an instruction that KVM cannot emulate, ...
     #[error("{failure}\nat {at}")]
     Cpu {
         /// Why, with the registers.
@@ -170,7 +168,7 @@ pub enum GuestError {
     /// The host refused the running guest something: memory, a thread, a KVM operation.
     #[error("{error}. {remedy}", error = .0, remedy = .0.remedy())]
     Kvm(#[from] KvmError),
-    /// A response was asked for, but no request is in flight.
+    /// A response was requested, but no request is in flight.
     #[error("no request is in flight, so no response will come")]
     NothingInFlight,
     /// The request itself is wrong. It was not sent.
@@ -187,8 +185,7 @@ impl GuestError {
 }
 
 /// How the protocol between host and guest was broken.
-#[derive(Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ContractError {
     /// A ring's counter is impossible.
     #[error("{ring} ring: {corrupt}")]
@@ -201,20 +198,20 @@ pub enum ContractError {
     /// The request ring is full although fewer requests are in flight than it has slots.
     #[error("the request ring is full with {0} requests in flight")]
     RingFull(usize),
-    /// A response says nothing sensible.
+    /// A response cannot be decoded.
     #[error("response ring: {0}")]
     Response(#[from] WireError),
-    /// A response answers a request that was never made, or was answered before.
+    /// A response answers a request that was never sent, or that was answered before.
     #[error("response ring: tag {0:#x} belongs to no request in flight")]
     Tag(u32),
     /// A request that runs on no thread was answered as blocked.
-    #[error("response ring: tag {0:#x} is said to be blocked, but runs on no thread")]
+    #[error("response ring: tag {0:#x} is reported blocked, but runs on no thread")]
     BlockedNowhere(u32),
     /// Guest and host were built from different sources.
     #[error(transparent)]
     Abi(#[from] Box<AbiMismatch>),
-    /// The kernel is ready, and has not said what its structures look like.
-    #[error("the kernel has not said which version of the ABI it speaks")]
+    /// The kernel is ready, but has not published the description of its structures.
+    #[error("the kernel has not published its version of the ABI")]
     NoAbi,
     /// A word of the control region is impossible.
     #[error("control region: {field} is {value:#x}")]
@@ -224,16 +221,16 @@ pub enum ContractError {
         /// Its value.
         value: u64,
     },
-    /// The guest left through the exit port although nobody asked it to.
-    #[error("the guest left with exit code {0:#x}")]
+    /// The guest exited through the exit port, unasked.
+    #[error("the guest exited with code {0:#x}")]
     Exit(u8),
-    /// The guest said that it died, and left no valid record.
+    /// The guest reported its death, but left no valid record.
     #[error(transparent)]
     NoCrashRecord(#[from] NoCrashRecord),
-    /// A vCPU's thread ended without saying why.
+    /// A vCPU's thread ended without a reason.
     #[error("the vCPU's thread ended without a reason")]
     LostVcpu,
-    /// The guest can't be stopped: its vCPU's thread does not return from the host's kernel.
+    /// The guest cannot be stopped: its vCPU's thread does not return from the host's kernel.
     #[error(transparent)]
     Unstoppable(#[from] Unstoppable),
 }

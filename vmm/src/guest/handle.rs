@@ -27,10 +27,10 @@ use crate::kvm::bell::InterruptHandle;
 use crate::kvm::vcpu::VcpuEnd;
 use crate::kvm::{CpuFailure, CpuFault};
 
-/// A running guest. Dropping it stops the guest and gives back everything that it had.
+/// A running guest. Dropping it stops the guest and releases everything that it used.
 #[derive(Debug)]
 pub struct Guest {
-    // The link's handles look into the hypervisor's memory, which they keep mapped themselves.
+    // The link's handles point into the hypervisor's memory, which they keep mapped themselves.
     pub(crate) link: Link,
     pub(crate) hypervisor: Hypervisor,
     pub(super) environment: Environment,
@@ -42,12 +42,12 @@ pub struct Guest {
     /// Why the guest is dead.
     death: Option<GuestError>,
     pending: Pending,
-    /// Responses that came while another was waited for.
+    /// Responses that arrived during a wait for another one.
     backlog: VecDeque<Response>,
 }
 
 impl Guest {
-    /// Describes a guest to launch.
+    /// Starts the configuration of a guest.
     pub fn builder() -> GuestBuilder {
         GuestBuilder::default()
     }
@@ -76,8 +76,8 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` do `op`, and waits for the answer. Answers to other
-    /// requests that come meanwhile are kept for [`Guest::next_response`].
+    /// Runs `op` on kernel thread `thread`, and waits for the answer. Answers to other requests
+    /// that arrive during the wait are kept for [`Guest::next_response`].
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -85,12 +85,12 @@ impl Guest {
         self.call_in(thread.into(), op)
     }
 
-    /// Has `op` done in `context`, and waits for the answer as [`Guest::call`] does.
+    /// Runs `op` in `context`, and waits for the answer as [`Guest::call`] does.
     ///
     /// When the answer is [`Outcome::Blocked`](vmkern_abi::control::Outcome::Blocked), the
     /// operation stays outstanding: its thread takes no other until a call of [`Op::Join`] has
-    /// brought the answer proper. In [`Context::Start`] the answer is ok at once, and says only
-    /// that the operation was sent: a join brings what came of it.
+    /// returned the final answer. In [`Context::Start`] the answer is ok at once, and only says
+    /// that the operation was sent: a join returns its result.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -102,8 +102,8 @@ impl Guest {
         self.await_answer(tag)
     }
 
-    /// The answer to the request whose tag is `tag`, which [`Guest::submit`] returned and nobody
-    /// has had yet; waits for it. A wait that was interrupted can be taken up again so.
+    /// Waits for the answer to the request with tag `tag`, which [`Guest::submit`] returned and
+    /// which has not been answered yet. An interrupted wait can be resumed in this way.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -126,8 +126,8 @@ impl Guest {
         }
     }
 
-    /// Has kernel thread `thread` do `op`, and returns the tag of the answer to come. Any
-    /// number of requests may be in flight; waits for the guest only while the rings are full.
+    /// Sends `op` to kernel thread `thread`, and returns the tag of the future answer. Any number
+    /// of requests may be in flight; this waits for the guest only while the rings are full.
     ///
     /// # Errors
     /// See [`GuestError`].
@@ -135,17 +135,17 @@ impl Guest {
         self.submit_in(thread.into(), op)
     }
 
-    /// Has `op` done in `context`, and returns the tag of the answer to come, as [`Guest::submit`]
-    /// does; none comes for [`Context::Start`]. In which context an [`Op::Join`] is sent makes no
-    /// difference.
+    /// Sends `op` to run in `context`, and returns the tag of the future answer, as
+    /// [`Guest::submit`] does; there is no answer for [`Context::Start`]. The context of an
+    /// [`Op::Join`] does not matter.
     ///
     /// # Errors
     /// See [`GuestError`].
     pub fn submit_in(&mut self, context: Context, op: Op) -> Result<u32, GuestError> {
         self.check_alive()?;
         let asked = self.pending.check(context, &op)?;
-        // With at most a ring's worth in flight, neither ring can be full when a side wants to
-        // push.
+        // With at most one ring's worth of requests in flight, neither ring can be full when a side
+        // wants to push.
         while self.pending.slots() >= RING_SLOTS {
             let response = self.receive()?;
             self.backlog.push_back(response);
@@ -166,10 +166,10 @@ impl Guest {
         Ok(tag)
     }
 
-    /// The oldest answer that nobody has had; waits for one if there is none.
+    /// The oldest answer that was not returned yet; waits for one if there is none.
     ///
     /// # Errors
-    /// [`GuestError::NothingInFlight`] when none will come; else see [`GuestError`].
+    /// [`GuestError::NothingInFlight`] when none will come; otherwise see [`GuestError`].
     pub fn next_response(&mut self) -> Result<Response, GuestError> {
         if let Some(response) = self.backlog.pop_front() {
             return Ok(response);
@@ -181,31 +181,31 @@ impl Guest {
         self.receive()
     }
 
-    /// Requests that were not answered yet.
+    /// The number of requests without an answer.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.pending.in_flight()
     }
 
-    /// Threads whose operations were reported blocked and not joined since, with what they waited
-    /// for then.
+    /// Threads whose operations were reported blocked and not joined since, with the wait message
+    /// of that report.
     pub fn blocked(&self) -> impl Iterator<Item = (ThreadId, WaitMessage)> {
         self.pending.blocked()
     }
 
-    /// Whether the kernel's structures may change although nobody sends a request now: it works, a
-    /// thread of it may wake up, or its clock moves by itself.
+    /// Whether the kernel's structures may change without a new request: the kernel is working, a
+    /// thread may wake up, or the clock advances by itself.
     pub(crate) fn may_change(&self) -> bool {
         self.pending.is_owed_anything() || self.environment.time == TimeMode::Real
     }
 
-    /// The kernel's log since the last call: what it wrote into its log ring and sent over the
-    /// serial line. Can be asked of a dead guest too.
+    /// The kernel's log since the last call: the content of its log ring and its output on the
+    /// serial line. Also works on a dead guest.
     pub fn take_log(&mut self) -> Vec<u8> {
         self.logs.take(&self.link.region().log)
     }
 
-    /// Stops the guest, and brings the rest of its log to where it goes.
+    /// Stops the guest, and writes out the rest of its log.
     #[must_use = "it says whether the log is whole"]
     pub fn end(mut self) -> LogEnd {
         if let Err(error) = self.hypervisor.stop() {
@@ -214,14 +214,14 @@ impl Guest {
         self.logs.end(&self.link.region().log)
     }
 
-    /// What the guest runs on.
+    /// The guest's environment.
     #[must_use]
     pub fn environment(&self) -> &Environment {
         &self.environment
     }
 
-    /// Bytes of the guest's memory that were ever touched, in whole pages: what it takes of the
-    /// host's memory.
+    /// Bytes of the guest's memory that were ever touched, in whole pages: its use of the host's
+    /// memory.
     #[must_use]
     pub fn resident_memory(&self) -> u64 {
         self.hypervisor.ram.resident()
@@ -233,17 +233,17 @@ impl Guest {
         InterruptHandle(self.hypervisor.vcpus.crew.bell.clone())
     }
 
-    /// Forgets an interruption that came while nobody waited for the guest.
+    /// Forgets an interruption that came outside a wait for the guest.
     pub fn forget_interrupt(&self) {
         self.hypervisor.vcpus.crew.bell.take_interrupt();
     }
 
-    /// Gives the guest its whole time limit again, from now on.
+    /// Restarts the guest's time limit, from now on.
     pub fn restart_clock(&mut self) {
         self.deadline = deadline::after(self.timeout);
     }
 
-    /// Gives the guest `timeout` from now on, in place of the time limit that it was launched with.
+    /// Sets the time limit to `timeout` from now on, instead of the limit at launch.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
         self.restart_clock();
@@ -255,7 +255,7 @@ impl Guest {
         self.symbols.symbols.get_or_init(|| Symbols::of(self.symbols.kernel.bytes()))
     }
 
-    /// The kernel that it booted.
+    /// The kernel that the guest booted.
     pub(crate) fn kernel(&self) -> &KernelImage {
         &self.symbols.kernel
     }
@@ -270,7 +270,7 @@ impl Guest {
         self.death.clone().map_or(Ok(()), Err)
     }
 
-    /// Takes the next response out of the ring, waiting for it.
+    /// Waits for the next response and takes it out of the ring.
     fn receive(&mut self) -> Result<Response, GuestError> {
         loop {
             match self.link.pop() {
@@ -301,7 +301,7 @@ impl Guest {
         }
     }
 
-    /// Stops the guest, for good, because of `error`, and returns it.
+    /// Stops the guest permanently because of `error`, and returns the error.
     pub(super) fn die(&mut self, error: GuestError) -> GuestError {
         if let Err(stuck) = self.hypervisor.stop() {
             log::error!("{stuck}");
@@ -309,7 +309,7 @@ impl Guest {
         self.death.get_or_insert(error).clone()
     }
 
-    /// The vCPU has ended by itself: says why.
+    /// The vCPU has ended by itself: returns why.
     pub(super) fn ended(&mut self) -> GuestError {
         let error = match self.hypervisor.stop().cloned() {
             Ok(VcpuEnd::Exit(code)) if ExitCode::from_code(code) == Some(ExitCode::Crash) => {
@@ -334,7 +334,7 @@ impl Guest {
         self.die(error)
     }
 
-    /// Adds the kernel's own name for the thread, where its list of threads can still be read.
+    /// Adds the kernel's own name for the thread, if its list of threads can still be read.
     fn with_thread_name(&self, mut crash: Crash) -> Crash {
         if let (Some(tid), Ok(threads)) = (crash.thread, self.threads())
             && let Some(thread) = threads.iter().find(|thread| thread.tid == tid)
@@ -344,7 +344,7 @@ impl Guest {
         crash
     }
 
-    /// Adds the bytes at RIP to an internal error of KVM, where KVM itself did not tell them.
+    /// Adds the bytes at RIP to an internal error of KVM, if KVM did not report them.
     fn with_instruction(&self, mut failure: CpuFailure) -> CpuFailure {
         if let CpuFault::Internal { instruction, .. } = &mut failure.fault
             && instruction.is_empty()
@@ -354,7 +354,7 @@ impl Guest {
         failure
     }
 
-    /// The deadline has passed: stops the guest and says where it stood.
+    /// The deadline has passed: stops the guest and returns where it stood.
     pub(super) fn time_is_up(&mut self) -> GuestError {
         match self.hypervisor.stop() {
             Ok(VcpuEnd::Stopped(registers)) => {
@@ -362,7 +362,7 @@ impl Guest {
                 let at = Box::new(self.locate(rip));
                 self.die(GuestError::Timeout { limit: self.timeout, at })
             }
-            // It ended in the last moment.
+            // It ended at the last moment.
             Ok(_) => self.ended(),
             Err(error) => self.die(error.into()),
         }

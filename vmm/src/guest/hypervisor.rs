@@ -1,4 +1,4 @@
-//! A running virtual machine and its vCPUs' threads: started once, stopped once, whatever happens.
+//! A running virtual machine and its vCPUs' threads: started once, and stopped once in every case.
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -38,16 +38,15 @@ impl Hypervisor {
     }
 
     /// Holds the vCPUs until the returned value is dropped: at quiescent points of their kernel,
-    /// where no mutex and no spin lock is owned, or, when they come to none within `limit`,
-    /// anywhere. [`HeldCrew::standing`] says which of the two. Nothing that the guest was about to
-    /// do is lost.
+    /// where no mutex and no spin lock is held, or anywhere if they reach none within `limit`.
+    /// [`HeldCrew::standing`] says which of the two. The guest's work is not lost.
     ///
     /// # Errors
-    /// When a vCPU's thread does not come out of the host's kernel.
+    /// When a vCPU's thread does not return from the host's kernel.
     pub(crate) fn pause(&self, limit: Duration) -> Result<HeldCrew<'_>, Unstoppable> {
         self.set_pausing(Pausing::Yes);
         let ask = |vcpu: &VcpuState| {
-            // A vCPU that cannot be asked is held where it is.
+            // A vCPU that cannot be interrupted is held where it is.
             if let Err(error) = self.vm.signal(vcpu.id, PAUSE_VECTOR) {
                 log::warn!("vCPU {} cannot be asked to pause: {error}", vcpu.id);
             }
@@ -75,8 +74,7 @@ impl Drop for Hypervisor {
     }
 }
 
-/// The vCPUs with their threads. Dropping them without [`Vcpus::stop`] leaves the threads to
-/// themselves.
+/// The vCPUs with their threads. Dropping them without [`Vcpus::stop`] detaches the threads.
 #[derive(Debug)]
 pub(crate) struct Vcpus {
     pub(crate) crew: Arc<Crew>,
@@ -85,7 +83,7 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// `count` vCPUs that have no thread yet.
+    /// `count` vCPUs without threads.
     pub(crate) fn new(bell: Arc<Bell>, count: u32) -> Self {
         let (crew, states) = Crew::assemble(bell, count);
         Self { crew, states, threads: Vec::new() }
@@ -96,13 +94,13 @@ impl Vcpus {
         self.threads.push(thread);
     }
 
-    /// The vCPUs as they stand, those left out that never began.
+    /// The states of the vCPUs, without those that never began.
     pub(crate) fn cpu_states(&self) -> Vec<CpuState> {
         self.states.iter().filter_map(|vcpu| vcpu.cpu_state()).collect()
     }
 
-    /// Stops the vCPUs that have a thread, and joins it. A thread that does not come back keeps
-    /// what it uses alive, and is left to itself.
+    /// Stops the vCPUs that have a thread, and joins the threads. A thread that does not return is
+    /// detached, and keeps its resources alive.
     pub(crate) fn stop(&mut self) -> Result<(), Unstoppable> {
         let deadline = Instant::now() + STOP_LIMIT;
         let started = &self.states[..self.threads.len()];

@@ -1,9 +1,10 @@
 //! From a checked configuration to a guest that serves requests.
 //!
-//! Two threads share the work: while this one makes the VM, the vCPU's own fills the guest's memory
-//! ([`Load`]), and asks KVM for its CPUID when it is to hold; then this one goes on with the memory
-//! while the other makes the vCPU, and whichever is done earlier helps. This one never waits for
-//! the other, so that a launch on a busy machine loses no time to the scheduler.
+//! Two threads share the work: while this one creates the VM, the vCPU's own thread fills the
+//! guest's memory ([`Load`]), and asks KVM for its CPUID when it is told to hold. Then this thread
+//! continues with the memory while the other creates the vCPU, and the one that finishes first
+//! helps. This thread never waits for the other, so a launch on a busy machine loses no time to the
+//! scheduler.
 
 use std::io::Write;
 use std::mem::offset_of;
@@ -39,28 +40,28 @@ use crate::kvm::vcpu::{self, Board, Finish, Orders, Start};
 use crate::kvm::vm::KvmVm;
 use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
-/// How long a launch looks for the kernel before it sleeps: a boot takes about so long.
+/// How long a launch polls for the kernel before it sleeps: about the time of a boot.
 const LOOK_FOR_READY: Duration = Duration::from_millis(3);
 
-/// What a kernel did that was booted to run by itself.
+/// The result of a kernel that was booted to run by itself.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BootReport {
-    /// What it wrote to the exit port.
+    /// The value that it wrote to the exit port.
     pub exit: u8,
-    /// What it said, over the serial line and in its log.
+    /// Its output, over the serial line and in its log.
     pub output: Vec<u8>,
 }
 
 impl BootReport {
-    /// Whether it left with [`ExitCode::Success`].
+    /// Whether it exited with [`ExitCode::Success`].
     #[must_use]
     pub fn success(&self) -> bool {
         ExitCode::from_code(self.exit) == Some(ExitCode::Success)
     }
 }
 
-/// Starts the machine. Nobody waits for the kernel yet.
+/// Starts the machine, without waiting for the kernel.
 pub(super) fn start(
     config: &GuestBuilder,
     selftest: Selftest,
@@ -79,7 +80,7 @@ pub(super) fn start(
             return Err(error);
         }
     };
-    // 2. A guest. What is unknown before the kernel is ready is filled in then.
+    // 2. A guest. Values that are unknown before the kernel is ready are filled in then.
     let hypervisor = Hypervisor { vm, ram, vcpus };
     let environment = Environment {
         accelerator: "kvm",
@@ -104,7 +105,7 @@ pub(super) fn start(
     ))
 }
 
-/// What the vCPUs' threads wait for, and what they say.
+/// The channels to and from the vCPUs' threads.
 struct Threads {
     load: Sender<Arc<Load>>,
     entry: Sender<Finish>,
@@ -112,7 +113,7 @@ struct Threads {
     made: Receiver<()>,
 }
 
-/// Starts the vCPUs' threads, which end by themselves when this value is gone.
+/// Starts the vCPUs' threads, which end by themselves when the returned value is dropped.
 fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus) -> Result<Threads, KvmError> {
     let (load_sender, load) = channel();
     let (entry_sender, entry) = channel();
@@ -134,8 +135,8 @@ fn spawn(kvm: &Arc<Kvm>, vcpus: &mut Vcpus) -> Result<Threads, KvmError> {
     Ok(Threads { load: load_sender, entry: entry_sender, boards, made })
 }
 
-/// Starts the vCPUs' threads and makes what they need meanwhile. When this fails, the threads end
-/// by themselves.
+/// Starts the vCPUs' threads and, while they start, creates what they need. If this fails, the
+/// threads end by themselves.
 fn start_vcpus(
     config: &GuestBuilder,
     selftest: Selftest,
@@ -144,13 +145,13 @@ fn start_vcpus(
     console: &Console,
     log: Option<Box<dyn Write + Send>>,
 ) -> Result<(Arc<KvmVm>, Arc<GuestRam>, Link, Logs), LaunchError> {
-    // 1. The threads: each takes a while to begin.
+    // 1. The threads: each takes a while to start.
     let threads = spawn(kvm, vcpus)?;
     // 2. The memory, which the first vCPU's thread begins to fill, and the VM.
     let plan = config.kernel.plan(config.memory)?;
     let ram = Arc::new(GuestRam::new(config.memory)?);
     let load = Arc::new(Load::new(Arc::clone(&ram), config.kernel.clone(), &plan));
-    // Here and below, a thread that has ended already is noticed by whoever waits for the guest.
+    // Here and below, ignore a thread that has ended already: the wait for the guest notices it.
     let _ = threads.load.send(Arc::clone(&load));
     let mut vm = KvmVm::create(kvm)?;
     load.hold();
@@ -166,7 +167,7 @@ fn start_vcpus(
     for sender in threads.boards {
         let _ = sender.send(board.clone());
     }
-    // 3. All that can be done before the memory is filled, and the rest of that.
+    // 3. Everything that can be done before the memory is filled, and then the rest of the filling.
     let link = Link::new(&ram, boot::CONTROL).map_err(|error| LaunchError::Io(not_ram(error)))?;
     let logs = logs(&ram, console, log.zip(log_bell))?;
     let args = boot_args(config, selftest);
@@ -179,14 +180,14 @@ fn start_vcpus(
         written.map(|()| begin).map_err(not_ram)
     };
     load.finish();
-    // The kernel finds all CPUs that it is to start. One that could not be made is noticed by
-    // whoever waits for the guest.
+    // The kernel must find all CPUs that it will start. If one could not be created, the wait for
+    // the guest notices it.
     let _made = threads.made.iter().take(vcpus.states.len() - 1).count();
     let _ = threads.entry.send(Box::new(finish) as Finish);
     Ok((vm, ram, link, logs))
 }
 
-/// Who moves the log out of the guest: a thread, if it is all to go somewhere.
+/// Chooses what moves the log out of the guest: a thread, if all of it must be written to `log`.
 fn logs(
     ram: &Arc<GuestRam>,
     console: &Console,
@@ -199,7 +200,7 @@ fn logs(
     Ok(Logs::Kept(Keeper::start(region, console.clone(), log, bell)?))
 }
 
-/// Tells the kernel what its CPUs demand of page-table entries.
+/// Tells the kernel its CPUs' requirements for page-table entries.
 fn write_paging(ram: &GuestRam, paging: Paging) -> Result<(), NotRam> {
     let at = boot::CONTROL.add(offset_of!(ControlRegion, paging) as u64);
     ram.write(at, &paging.word().to_le_bytes())
@@ -209,7 +210,7 @@ fn not_ram(error: NotRam) -> KvmError {
     KvmError { operation: error.to_string(), errno: libc::EFAULT }
 }
 
-/// Whether the kernel is to check itself and leave.
+/// Whether the kernel runs its self-test and exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Selftest {
     /// It serves requests.
@@ -218,7 +219,7 @@ pub(super) enum Selftest {
     Yes,
 }
 
-/// What the kernel is told, but for the TSC's frequency.
+/// The kernel's arguments, except the TSC's frequency.
 fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
     BootArgs {
         privilege: config.privilege,
@@ -233,7 +234,7 @@ fn boot_args(config: &GuestBuilder, selftest: Selftest) -> BootArgs {
     }
 }
 
-/// Whether the longest command line that `config` can lead to fits.
+/// Checks that the longest command line that `config` can produce fits.
 pub(super) fn check_command_line(config: &GuestBuilder) -> Result<(), ConfigError> {
     let longest = BootArgs { tsc_khz: Some(u64::MAX), ..boot_args(config, Selftest::Yes) };
     let length = longest.to_string().len();
@@ -244,15 +245,15 @@ impl Guest {
     /// Waits until the kernel serves requests, after [`GuestBuilder::start`].
     ///
     /// # Errors
-    /// See [`LaunchError`]. The guest is dead then, but for an interruption, and can be
-    /// looked into.
+    /// See [`LaunchError`]. The guest is then dead, except after an interruption, and can be
+    /// inspected.
     pub fn await_ready(&mut self) -> Result<(), LaunchError> {
         self.wait_until_ready().map_err(|error| self.launch_error(error))
     }
 
     /// Waits until the kernel serves requests.
     fn wait_until_ready(&mut self) -> Result<(), GuestError> {
-        // A kernel that is dead will have said so through the exit port in a moment.
+        // A dead kernel will report it through the exit port in a moment.
         let waits = [Phase::Loading, Phase::Dead];
         let phase = |link: &Link| !waits.iter().any(|&phase| link.region().phase.is(phase));
         let woken = self.waiter.wait(
@@ -300,8 +301,8 @@ impl Guest {
         Ok(())
     }
 
-    /// The kind of KVM by what the kernel measured on its way in. One that did not come so far
-    /// measured no time.
+    /// The kind of KVM, from the time that the kernel measured during its entry. A kernel that did
+    /// not get so far has no time.
     fn measured_kvm(&self) -> KvmKind {
         let tsc_khz = self.hypervisor.vcpus.crew.tsc_khz.get().copied().unwrap_or(0);
         let picoseconds_per_cycle = 1_000_000_000 / u64::from(tsc_khz.max(1));
@@ -311,10 +312,10 @@ impl Guest {
         )
     }
 
-    /// What it means for a launch that the guest ended with `error`.
+    /// The launch error for a guest that ended with `error`.
     fn launch_error(&self, error: GuestError) -> LaunchError {
-        // Elsewhere it is a bug: the nucleus keeps to what an emulating KVM knows, and a processor
-        // knows everything.
+        // In other cases it is a bug: the nucleus uses only instructions that an emulating KVM
+        // supports, and a processor supports all of them.
         let at_cpl0 = self.environment.privilege == Privilege::Supervisor
             && self.measured_kvm() == KvmKind::Software;
         match error {
@@ -333,7 +334,7 @@ impl Guest {
         }
     }
 
-    /// Waits until the kernel leaves by itself.
+    /// Waits until the kernel exits by itself.
     pub(super) fn run_to_exit(mut self) -> Result<BootReport, LaunchError> {
         let woken = self.waiter.wait(
             &self.link,
@@ -356,7 +357,7 @@ impl Guest {
     }
 }
 
-/// The symbols of a kernel, read when they are first asked for.
+/// The symbols of a kernel, read at the first use.
 #[derive(Debug)]
 pub(super) struct LazySymbols {
     pub(super) kernel: crate::kernel::KernelImage,
@@ -370,15 +371,15 @@ mod tests {
     use super::*;
     use crate::kernel::KernelImage;
 
-    /// Pages that are made present for a boot besides the image's and a page directory for each
-    /// GiB, at most.
+    /// The most pages that are made present for a boot, besides the image's pages and a page
+    /// directory for each GiB.
     const FORESEEN: u64 = 136;
-    /// Pages that a boot may touch although nobody foresaw it: each costs it a fault, and 26 us.
-    /// More memory has larger maps, whose tables and entries do not all lie in the first block.
+    /// Pages that a boot may touch although they were not foreseen: each costs a fault, 26 us. More
+    /// memory has larger maps, whose tables and entries do not all lie in the first block.
     const UNFORESEEN: [(u64, u64); 2] = [(64 << 20, 2), (64 << 30, 14)];
 
-    /// Pages of the image, those that are made present for a boot of a guest with `memory` bytes
-    /// besides them, and those that it has touched besides both when it is ready.
+    /// Three numbers of pages for a guest with `memory` bytes: those of the image, the others that
+    /// are made present for its boot, and the others that it has touched when it is ready.
     fn touched(memory: u64) -> (u64, u64, u64) {
         let kernel = KernelImage::embedded();
         let plan = kernel.plan(memory).expect("the embedded image can be loaded");

@@ -1,7 +1,7 @@
 //! The host's end of the control region.
 //!
 //! The rings' handles borrow from guest memory that this value itself keeps mapped, which the
-//! compiler cannot see; that is all the `unsafe` there is to it.
+//! compiler cannot see. That is the only reason for `unsafe` here.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::error::ContractError;
 use crate::inspect::NotRam;
 use crate::kvm::memory::{GuestRam, Shared};
 
-/// The control region with this side's ends of its rings.
+/// The control region, with this side's ends of its rings.
 pub(crate) struct Link {
     // Both borrow from `region`'s memory and are dropped before it.
     requests: Producer<'static, RING_SLOTS>,
@@ -28,8 +28,8 @@ impl Link {
         let region = ram.shared::<ControlRegion>(at)?;
         region.magic.set(CONTROL_MAGIC);
         region.host_abi_version.set(vmkern_abi::ABI_VERSION);
-        // SAFETY: the handles made from this reference are fields of this value that come before
-        // `region`, nothing else gets hold of it.
+        // SAFETY: the handles made from this reference are fields of this value that are declared
+        // before `region`, and nothing else holds the reference.
         let unbound = unsafe { region.unbound() };
         Ok(Self {
             requests: Producer::new(&unbound.requests),
@@ -43,7 +43,7 @@ impl Link {
         &self.region
     }
 
-    /// Puts a request into its ring; `false` when the ring is full.
+    /// Puts a request into its ring; returns `false` if the ring is full.
     pub(crate) fn push(&mut self, request: &Request) -> Result<bool, ContractError> {
         self.requests.push(&request.encode()).map_err(ring("request"))
     }
@@ -56,7 +56,7 @@ impl Link {
         }
     }
 
-    /// Whether a response waits, or the ring is broken: whether [`Link::pop`] has something to say.
+    /// Whether a response waits, or the ring is broken: whether [`Link::pop`] returns anything.
     pub(crate) fn has_news(&self) -> bool {
         !matches!(self.responses.waiting(), Ok(0))
     }

@@ -13,16 +13,16 @@ use crate::inspect::{
 };
 use crate::kvm::crew::HeldCrew;
 
-/// Whether a look needs the guest to stand still.
+/// Whether an inspection needs the guest to be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// It does: the vCPU is held, at a quiescent point if it can be, until the source is dropped.
+    /// It does: the vCPU is held until the source is dropped, at a quiescent point if possible.
     Yes,
-    /// Nothing changes, or a change does no harm.
+    /// It does not: nothing changes, or a change does no harm.
     No,
 }
 
-/// A guest of this process, held for as long as the value lives if that was asked for.
+/// A guest of this process, held for as long as the value lives, if requested.
 #[derive(Debug)]
 pub(crate) struct Live<'a> {
     hypervisor: &'a Hypervisor,
@@ -31,7 +31,7 @@ pub(crate) struct Live<'a> {
 }
 
 impl<'a> Live<'a> {
-    /// The guest on this machine. `anchors` is asked once it is held.
+    /// The guest in `hypervisor`. `anchors` is called once the guest is held.
     ///
     /// # Errors
     /// When the vCPU cannot be held.

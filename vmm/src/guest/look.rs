@@ -1,5 +1,5 @@
-//! Looking into a guest of this process. While requests are in flight, a thread is blocked or the
-//! clock moves by itself, the vCPUs are held for the time of a look; else the kernel is idle.
+//! Inspection of a guest of this process. While requests are in flight, a thread is blocked, or the
+//! clock advances by itself, the vCPUs are held during a look; otherwise the kernel is idle anyway.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt};
 use vmkern_abi::control::MapId;
@@ -17,12 +17,12 @@ use crate::inspect::{
 };
 use crate::kvm::boot::CONTROL;
 
-/// Bytes that an x86 instruction can have.
+/// The most bytes of an x86 instruction.
 const INSTRUCTION_MAX: usize = 15;
 
 impl Guest {
-    /// The kernel's counters, as they are now; of a dead guest, as they were at its death. The
-    /// ticks are those of the clock, whether the kernel has had something to do at them or not.
+    /// The kernel's current counters; for a dead guest, those at its death. The ticks are the
+    /// clock's, including those at which the kernel had no work.
     ///
     /// # Errors
     /// See [`InspectError`].
@@ -30,8 +30,8 @@ impl Guest {
         self.look(|view| view.meter())
     }
 
-    /// Microseconds of the guest's clock since its boot: virtual ones, or real ones; of a dead
-    /// guest, those until its end.
+    /// Microseconds of the guest's clock since its boot, in virtual or real time; for a dead guest,
+    /// until its end.
     ///
     /// # Errors
     /// [`InspectError::NotReady`] while the kernel has no clock; see [`InspectError`].
@@ -64,7 +64,7 @@ impl Guest {
     }
 
     /// What the page tables map in `[start, end)`, both page aligned: neighbouring pages of one
-    /// size with equal flags make one run. What is not mapped is left out.
+    /// size with equal flags make one run. Unmapped addresses are left out.
     ///
     /// # Errors
     /// See [`InspectError`].
@@ -79,7 +79,7 @@ impl Guest {
     /// The host's own walk of the guest's page tables to `va`.
     ///
     /// # Errors
-    /// See [`InspectError`]. That nothing is mapped there is no error.
+    /// See [`InspectError`]. An unmapped address is not an error.
     pub fn vtop(&self, va: GuestVirt) -> Result<Walk, InspectError> {
         self.look(|view| view.walk(va))
     }
@@ -92,19 +92,19 @@ impl Guest {
         self.look(|view| view.read("memory", start, buffer))
     }
 
-    /// Looks at `what`; the report calls the guest `name`. Works on a dead guest too.
+    /// Reports on `what`; the report calls the guest `name`. Also works on a dead guest.
     ///
     /// # Errors
-    /// [`InspectError::NotThere`] when the map or the page that `what` names does not
-    /// exist; see [`InspectError`] for those that concern the whole guest. Damage is no error: the
-    /// report tells it.
+    /// [`InspectError::NotThere`] when the map or the page that `what` names does not exist; see
+    /// [`InspectError`] for errors that concern the whole guest. Damage is not an error: the report
+    /// lists it.
     pub fn inspect(&self, name: &str, what: &What) -> Result<Inspection, InspectError> {
         let none = Symbols::none();
         let symbols = if what.has_backtraces() { self.symbols() } else { &none };
         self.look(|view| Ok(Inspection::of(name, view, what, symbols)?))
     }
 
-    /// The bytes at RIP: as many as an instruction can have, or as can be read.
+    /// The bytes at RIP: as many as an instruction can have, as far as they can be read.
     pub(crate) fn code_at(&self, registers: &Registers) -> Vec<u8> {
         let mut code = [0; INSTRUCTION_MAX];
         let read = |start: GuestVirt, buffer: &mut [u8]| {
@@ -129,10 +129,10 @@ impl Guest {
         Live::new(&self.hypervisor, hold, anchors)
     }
 
-    /// Has `f` look at the guest, which is held meanwhile if it could change.
+    /// Calls `f` with a view of the guest, which is held during the call if it could change.
     ///
     /// # Errors
-    /// When the vCPU cannot be held or the kernel has no page tables yet, and what `f` says.
+    /// When the vCPU cannot be held or the kernel has no page tables yet, and the errors of `f`.
     pub fn look<T>(
         &self,
         f: impl FnOnce(&View<'_>) -> Result<T, InspectError>,
@@ -141,18 +141,18 @@ impl Guest {
         f(&View::new(&source)?)
     }
 
-    /// Checks every invariant of the kernel's memory from the outside; of a dead guest, as it was
-    /// at its death. One that runs is held meanwhile, as [`Guest::pause`] does.
+    /// Checks every invariant of the kernel's memory from the outside; for a dead guest, as it was
+    /// at its death. A running guest is held during the check, as by [`Guest::pause`].
     ///
     /// # Errors
-    /// When there is nothing to begin with; see [`InspectError`]. What is wrong beyond
-    /// that is in the report.
+    /// When the kernel's roots cannot be read; see [`InspectError`]. Everything else that is wrong
+    /// is in the report.
     pub fn check(&self) -> Result<Report, InspectError> {
         let _pause = self.hypervisor.pause(PAUSE_LIMIT)?;
         self.look(Report::through)
     }
 
-    /// As [`Guest::check`], for these rules alone; see [`Report::only`].
+    /// As [`Guest::check`], for these rules only; see [`Report::only`].
     ///
     /// # Errors
     /// As there.

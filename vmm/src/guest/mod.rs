@@ -1,6 +1,6 @@
-//! A guest, from its launch to its end, and the conversation with it.
+//! A guest, from its launch to its end, and the requests to it.
 //!
-//! [`Guest::builder`] is the only way in. Requests go through one ring and answers come back
+//! [`Guest::builder`] is the only entry point. Requests go through one ring and answers come back
 //! through another ([`vmkern_abi::control`]); any number may be in flight. Every wait ends: by the
 //! answer, by the guest's end, by [`InterruptHandle::interrupt`], or when the guest's time is up.
 //!
@@ -8,7 +8,7 @@
 //! use vmkern::prelude::*;
 //!
 //! let mut guest = Guest::builder().memory(32 << 20).vcpus(2).launch()?;
-//! // Two threads at work at the same time, and their answers in the order in which they come.
+//! // Two threads work at the same time, and their answers come in the order in which they finish.
 //! for thread in [ThreadId::MAIN, ThreadId::nth::<1>()] {
 //!     guest.submit(thread, Op::KmemAlloc { map: MapId::KERNEL, size: 4096 })?;
 //! }

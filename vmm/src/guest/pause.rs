@@ -1,4 +1,4 @@
-//! Holding a guest still from outside.
+//! Pauses: holding a guest from outside.
 
 use std::time::Duration;
 
@@ -9,19 +9,18 @@ use super::handle::Guest;
 use crate::inspect::Standing;
 use crate::kvm::crew::HeldCrew;
 
-/// How long a guest may take to come to a quiescent point. Most locks are held for microseconds;
-/// some are held for as long as a large range is mapped or freed, and a look should not have to
-/// wait for that.
+/// How long a guest may take to reach a quiescent point. Most locks are held for microseconds; some
+/// are held while a large range is mapped or freed, and an inspection should not have to wait for
+/// that.
 pub const PAUSE_LIMIT: Duration = Duration::from_millis(10);
 
-/// A guest that stands still. It goes on when this is dropped; nothing that it was about to do is
-/// lost.
+/// A held guest. It continues when this is dropped; none of its work is lost.
 #[derive(Debug)]
 #[must_use = "the guest goes on when this is dropped"]
 pub struct Pause<'a>(HeldCrew<'a>);
 
 impl Pause<'_> {
-    /// Whether the guest stands where its kernel owns no mutex and no spin lock.
+    /// Whether the guest is held at a point where its kernel holds no mutex and no spin lock.
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.0.standing
@@ -29,10 +28,10 @@ impl Pause<'_> {
 }
 
 impl Guest {
-    /// Holds the guest at a quiescent point of its kernel, where no mutex and no spin lock is
-    /// owned; or, when it comes to none within [`PAUSE_LIMIT`], wherever it is then
-    /// ([`Pause::standing`] says which of the two). What is inspected while it stands is one
-    /// moment's truth. A guest that has died stands still for ever, and can be held all the same.
+    /// Holds the guest at a quiescent point of its kernel, where no mutex and no spin lock is held;
+    /// or, if it reaches none within [`PAUSE_LIMIT`], wherever it is then ([`Pause::standing`] says
+    /// which of the two). All inspections during the pause see the same state. A dead guest stands
+    /// still forever, and can also be held.
     ///
     /// ```
     /// use vmkern::inspect::Standing;
@@ -50,8 +49,8 @@ impl Guest {
     /// ```
     ///
     /// # Errors
-    /// [`ContractError::Unstoppable`] when the vCPU's thread does not come out of the
-    /// host's kernel.
+    /// [`ContractError::Unstoppable`] when the vCPU's thread does not return from the host's
+    /// kernel.
     pub fn pause(&self) -> Result<Pause<'_>, ContractError> {
         self.pause_within(PAUSE_LIMIT)
     }
@@ -64,9 +63,9 @@ impl Guest {
         Ok(Pause(self.hypervisor.pause(limit)?))
     }
 
-    /// Holds the guest as [`Guest::pause`] does and has KVM itself translate `addresses` there
-    /// (`KVM_TRANSLATE`), with no regard to privilege: what the vCPU would find, beside what
-    /// [`Guest::vtop`] finds.
+    /// Holds the guest as [`Guest::pause`] does, and makes KVM itself translate `addresses`
+    /// (`KVM_TRANSLATE`), without regard to privilege: the result is the vCPU's view, for
+    /// comparison with [`Guest::vtop`].
     ///
     /// # Errors
     /// As for [`Guest::pause`]; [`GuestError::Kvm`] when KVM cannot translate,
@@ -85,8 +84,7 @@ impl Guest {
                 Some(answers) => return Ok((pause, answers?)),
                 None if addresses.is_empty() => return Ok((pause, Vec::new())),
                 None if state.end.get().is_some() => return Err(ContractError::LostVcpu.into()),
-                // It was held a moment ago, and has not stirred from its place since: it was not
-                // asked anew.
+                // It was held a moment ago and has not moved since, so it was not asked again.
                 None => drop(pause),
             }
             std::thread::yield_now();
@@ -102,7 +100,7 @@ mod tests {
     use super::*;
     use crate::guest::ThreadId;
 
-    /// The kernel's vectors, the host's two among them: timer, doorbell, operation, pause,
+    /// The kernel's vectors, including the host's two: timer, doorbell, operation, pause,
     /// rescheduling, shootdown.
     const VECTORS: [u8; 6] = [0x50, 0x51, 0x52, 0x53, 0x54, 0x56];
 
@@ -112,7 +110,7 @@ mod tests {
         builder.launch().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Holds `guest`, makes all interrupts pending, and lets it go on.
+    /// Holds `guest`, makes all interrupts pending, and lets it continue.
     fn interrupt_all_at_once(guest: &Guest) {
         let pause = guest.pause().expect("the guest can be held");
         for vector in VECTORS {

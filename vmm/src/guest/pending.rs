@@ -1,9 +1,9 @@
-//! What the guest still owes: answers to requests, and the operations of threads that were reported
-//! blocked.
+//! Outstanding work of the guest: requests without an answer, and operations of threads that were
+//! reported blocked.
 //!
-//! A request is in flight until it is answered. The answer `Blocked` ends the flight but not the
-//! operation: its thread sleeps on, and takes no other request until a join has brought the answer
-//! proper.
+//! A request is in flight until it is answered. The answer `Blocked` ends the request but not the
+//! operation: its thread keeps sleeping, and takes no other request until a join has returned the
+//! final answer.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,39 +15,38 @@ use super::thread::ThreadId;
 /// A thread whose operation was reported blocked, or started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sleeper {
-    /// Nobody has asked for it since.
+    /// It has not been joined since.
     Blocked(WaitMessage),
     /// A join is in flight.
     Joined,
-    /// It was started, and nobody has asked for it since.
+    /// It was started, and has not been joined since.
     Started,
 }
 
-/// What a request asks of which thread.
+/// What a request asks for, and on which thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     /// An operation.
     Run(ThreadId),
-    /// An operation whose answer comes to a join only.
+    /// An operation whose answer only a join returns.
     Start(ThreadId),
-    /// The answer to its operation.
+    /// The answer to the thread's operation.
     Join(ThreadId),
-    /// It runs on no thread.
+    /// An operation that runs on no thread.
     Elsewhere,
 }
 
 /// Requests in flight and blocked threads.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Tags of requests without an answer, each with the thread whose operation the answer tells
-    /// about.
+    /// Tags of requests without an answer, each with the thread whose operation it is about.
     in_flight: HashMap<u32, Option<ThreadId>>,
     sleepers: BTreeMap<ThreadId, Sleeper>,
     next_tag: u32,
 }
 
 impl Pending {
-    /// What `op` in `context` asks, if it may be sent now.
+    /// What `op` in `context` asks for, if it may be sent now.
     pub(super) fn check(&self, context: Context, op: &Op) -> Result<Asked, RequestError> {
         let asked = match (context, *op) {
             (_, Op::Join { thread }) => Asked::Join(thread.try_into()?),
@@ -75,10 +74,10 @@ impl Pending {
         self.in_flight.values().any(|subject| *subject == Some(thread))
     }
 
-    /// Notes a request that is about to be sent, and returns its tag. One that is started takes no
-    /// answer of its own.
+    /// Notes a request that will be sent, and returns its tag. A started operation has no answer of
+    /// its own.
     pub(super) fn add(&mut self, asked: Asked) -> u32 {
-        // A request may stay in flight while the counter comes round.
+        // A request may still be in flight when the counter wraps.
         while self.in_flight.contains_key(&self.next_tag) {
             self.next_tag = self.next_tag.wrapping_add(1);
         }
@@ -100,7 +99,7 @@ impl Pending {
         tag
     }
 
-    /// Takes note of an answer.
+    /// Notes an answer.
     pub(super) fn answered(&mut self, response: &Response) -> Result<(), ContractError> {
         let subject =
             self.in_flight.remove(&response.tag).ok_or(ContractError::Tag(response.tag))?;
@@ -121,20 +120,21 @@ impl Pending {
         Ok(())
     }
 
-    /// Slots of the request ring that may be taken: requests without an answer, and what was
-    /// started, which the guest may leave there.
+    /// Slots of the request ring that may be in use: requests without an answer, and started
+    /// operations, which the guest may leave there.
     pub(super) fn slots(&self) -> usize {
         let started =
             self.sleepers.values().filter(|sleeper| **sleeper == Sleeper::Started).count();
         self.in_flight.len() + started
     }
 
-    /// Requests without an answer.
+    /// The number of requests without an answer.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Threads that were reported blocked and not joined since, with what they waited for then.
+    /// Threads that were reported blocked and not joined since, with the wait message of that
+    /// report.
     pub(super) fn blocked(&self) -> impl Iterator<Item = (ThreadId, WaitMessage)> {
         self.sleepers.iter().filter_map(|(&thread, sleeper)| match *sleeper {
             Sleeper::Blocked(waits_for) => Some((thread, waits_for)),
@@ -142,7 +142,7 @@ impl Pending {
         })
     }
 
-    /// Whether the guest may change anything by itself before it gets another request.
+    /// Whether the guest may change anything by itself before the next request.
     pub(super) fn is_owed_anything(&self) -> bool {
         !self.in_flight.is_empty() || !self.sleepers.is_empty()
     }

@@ -6,8 +6,7 @@ use vmkern_abi::control::{Context, MAX_THREADS};
 
 use super::error::RequestError;
 
-/// A kernel thread of the guest, `t0` to `t63`. The kernel makes it when it gets its first
-/// operation.
+/// A kernel thread of the guest, `t0` to `t63`. The kernel creates it for its first operation.
 ///
 /// ```
 /// use vmkern::ThreadId;
@@ -20,20 +19,20 @@ use super::error::RequestError;
 pub struct ThreadId(u16);
 
 impl ThreadId {
-    /// Thread 0, on which everything runs that names no thread.
+    /// Thread 0, the default thread of operations.
     pub const MAIN: Self = Self(0);
-    /// How many there are.
+    /// The number of threads.
     pub const COUNT: u16 = MAX_THREADS;
 
-    /// The thread of this number; nothing from [`ThreadId::COUNT`] on.
+    /// The thread with this number; `None` if it is [`ThreadId::COUNT`] or more.
     #[must_use]
     pub const fn new(number: u8) -> Option<Self> {
         let number = number as u16;
         if number < Self::COUNT { Some(Self(number)) } else { None }
     }
 
-    /// The thread of a number that is known when the program is compiled. One that does not exist
-    /// does not compile:
+    /// The thread with a number that is known at compile time. A number without a thread does not
+    /// compile:
     ///
     /// ```compile_fail
     /// let thread = vmkern::ThreadId::nth::<64>();
@@ -44,7 +43,7 @@ impl ThreadId {
         Self(NUMBER)
     }
 
-    /// All of them, in the order of their numbers.
+    /// All threads, in the order of their numbers.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + Clone {
         (0..Self::COUNT).map(Self)
     }
@@ -62,7 +61,7 @@ impl fmt::Display for ThreadId {
     }
 }
 
-/// The word that the wire has for a thread.
+/// From the word for a thread on the wire.
 impl TryFrom<u16> for ThreadId {
     type Error = RequestError;
 
@@ -77,7 +76,7 @@ impl From<ThreadId> for u16 {
     }
 }
 
-/// On the thread, with an answer.
+/// Runs on the thread, with an answer.
 impl From<ThreadId> for Context {
     fn from(thread: ThreadId) -> Self {
         Self::Thread(thread.number())

@@ -1,12 +1,12 @@
-//! Waiting for the guest: first by looking, then asleep.
+//! Waiting for the guest: first by polling, then asleep.
 //!
-//! A sleep costs the guest a doorbell (an exit to the VMM) and the host a wake-up; then the guest,
-//! who got no request meanwhile, sleeps as well, and the next request costs an interrupt: some 300
-//! us together on software KVM. Looking costs a CPU that somebody else may want. So the host looks
-//! for about as long as a sleep would cost, and for less when experience says that looking is in
-//! vain: the budget halves with each sleep that proved long, and doubles with each that looking a
-//! little longer would have spared. Where the vCPU's thread waits for the very CPU that the look
-//! takes, the host sleeps at once, and learns nothing from it.
+//! A sleep costs the guest a doorbell (an exit to the VMM) and the host a wake-up; by then the
+//! guest, which got no request in the meantime, sleeps too, and the next request costs an
+//! interrupt: some 300 us in total on software KVM. Polling uses a CPU that other work may need. So
+//! the host polls for about as long as a sleep would cost, and for less if polling has been in
+//! vain: the budget halves with each sleep that proved long, and doubles with each that a little
+//! more polling would have avoided. If the vCPU's thread waits for the CPU on which the host polls,
+//! the host sleeps at once, and does not change the budget.
 
 use std::sync::OnceLock;
 use std::thread::{self, available_parallelism};
@@ -16,23 +16,23 @@ use super::link::Link;
 use crate::kvm::bell::Bell;
 use crate::kvm::crew::Crew;
 
-/// The least time to look before a sleep.
+/// The least time to poll before a sleep.
 const BUDGET_MIN: Duration = Duration::from_micros(4);
-/// The most.
+/// The most time to poll before a sleep.
 const BUDGET_MAX: Duration = Duration::from_micros(400);
-/// How long to look before others are let through between looks. Never within [`BUDGET_MAX`]:
-/// whoever yields to a process that only computes waits for a whole time slice, milliseconds, while
-/// the answer is there in microseconds.
+/// How long to poll before the host yields between polls. Never within [`BUDGET_MAX`]: a thread
+/// that yields to a process that only computes waits for a whole time slice, milliseconds, although
+/// the answer comes in microseconds.
 const UNDISTURBED: Duration = BUDGET_MAX;
-/// How many looks are made between two looks at the clock.
+/// How many polls are made between two readings of the clock.
 const LOOKS: u32 = 32;
 
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// What was waited for is there, or the guest has ended: look.
+    /// The awaited event has happened, or the guest has ended.
     News,
-    /// Somebody interrupted.
+    /// The wait was interrupted.
     Interrupted,
     /// The deadline has passed.
     Deadline,
@@ -49,8 +49,8 @@ impl Waiter {
         Self { budget: if cpus() > 1 { BUDGET_MAX } else { Duration::ZERO } }
     }
 
-    /// Waits until `news` says yes or the guest has ended. `look_at_least` widens the time spent
-    /// looking.
+    /// Waits until `news` returns true or the guest has ended. `look_at_least` extends the time of
+    /// polling.
     pub(crate) fn wait(
         &mut self,
         link: &Link,
@@ -59,20 +59,20 @@ impl Waiter {
         look_at_least: Duration,
         news: impl Fn(&Link) -> bool,
     ) -> Woken {
-        // 1. Nothing to wait for.
+        // 1. There may be nothing to wait for.
         let bell: &Bell = &crew.bell;
         let is_over = || news(link) || crew.end.get().is_some();
         if is_over() {
             return Woken::News;
         }
-        // 2. A look, where another CPU can bring the news.
+        // 2. Poll, if another CPU can bring the news.
         let start = Instant::now();
         let can_look = cpus() > 1 && !crew.needs_this_cpu();
         let budget = if can_look { self.budget.max(look_at_least) } else { Duration::ZERO };
         if let Some(woken) = look(bell, start, budget, is_over) {
             return woken;
         }
-        // 3. A sleep. The flag is set before the last look, so that no news can come unheard.
+        // 3. Sleep. The flag is set before the last poll, so no news can be missed.
         let sleeper = &link.region().host_sleeper;
         loop {
             sleeper.prepare();
@@ -94,14 +94,14 @@ impl Waiter {
         }
     }
 
-    /// A wait ended in a sleep and took `took` in all.
+    /// A wait ended in a sleep and took `took` in total.
     fn learn(&mut self, took: Duration) {
         let better = if took < 2 * BUDGET_MAX { self.budget * 2 } else { self.budget / 2 };
         self.budget = better.clamp(BUDGET_MIN, BUDGET_MAX);
     }
 }
 
-/// Looks for `budget` from `start` on; nothing when that has passed without an end of the wait.
+/// Polls for `budget` from `start` on; `None` if that has passed without an end of the wait.
 fn look(
     bell: &Bell,
     start: Instant,
@@ -118,8 +118,7 @@ fn look(
         if bell.take_interrupt() {
             return Some(Woken::Interrupted);
         }
-        // Where CPUs are scarce, the vCPU may be waiting for this very one: a long look must
-        // not keep it.
+        // If CPUs are scarce, the vCPU may be waiting for this one: a long poll must not block it.
         if start.elapsed() > UNDISTURBED {
             thread::yield_now();
         }

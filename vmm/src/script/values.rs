@@ -118,7 +118,7 @@ mod tests {
         );
         let message = setting("kern.hz=0").expect_err("it is out of range");
         assert!(
-            message.contains("kern.hz: 0 ") && message.contains("at least 1 and at most 10000"),
+            message.contains("kern.hz must be at least 1 and at most 10000, got 0 "),
             "{message}"
         );
         assert!(setting("kern.hz").is_err() && setting("kern.hz=x").is_err());

@@ -13,10 +13,10 @@ use crate::guest::Guest;
 use crate::inspect::RunState;
 use crate::inspect::View;
 
-/// A guest at rest whose memory a test damages and puts in order again.
+/// An idle guest whose memory a test damages and restores.
 pub(super) struct Lab {
     pub(super) guest: Guest,
-    /// A block of several pages in kmem_map, with a hole before and behind it.
+    /// A block of several pages in kmem_map, with a hole before and after it.
     pub(super) block: GuestVirt,
     /// A pageable range of exec_map whose first page has been touched.
     pub(super) pageable: GuestVirt,
@@ -33,7 +33,7 @@ impl Lab {
         lab
     }
 
-    /// A lab with nothing in it.
+    /// A lab without allocations.
     pub(super) fn of(guest: Guest) -> Self {
         let zero = GuestVirt::new(0);
         Self { guest, block: zero, pageable: zero, window: zero }
@@ -58,8 +58,8 @@ impl Lab {
         });
     }
 
-    /// Takes addresses past those for which the boot has made page tables, and maps two pages at
-    /// their end: where.
+    /// Allocates addresses beyond the boot's page tables, and maps two pages at their end. Returns
+    /// where.
     pub(super) fn grow(&mut self) -> GuestVirt {
         let size = NKPT as u64 * NBPDR;
         let addr = self.address(Op::KmemAllocNofault { map: MapId::KERNEL, size });
@@ -104,7 +104,7 @@ impl Lab {
         self.guest.look(|view| view.copy("structure", at)).expect("the structure can be read")
     }
 
-    /// Page number of what is mapped at `va`.
+    /// Page number of the page mapped at `va`.
     pub(super) fn pfn_at(&self, va: GuestVirt) -> u64 {
         let walk = self.guest.vtop(va).expect("the tables can be read");
         walk.mapping.expect("the address is mapped").phys.pfn()
@@ -125,12 +125,12 @@ impl Lab {
         KPtr::new(roots.vm_page_array.get().addr().add(index * size_of::<VmPage>() as u64))
     }
 
-    /// What a check finds.
+    /// The report of a check.
     pub(super) fn check(&self) -> Report {
         self.guest.check().expect("the roots can be read")
     }
 
-    /// What a check finds while the structure at `at` is as `damage` makes it.
+    /// The report of a check while the structure at `at` is damaged by `damage`.
     pub(super) fn damaged<T: FromBytes + IntoBytes>(
         &self,
         at: KPtr<T>,
@@ -153,13 +153,13 @@ impl Lab {
         }
     }
 
-    /// What a check finds while the structure at physical address `at` is as `damage` makes it.
+    /// The report of a check while the structure at physical address `at` is damaged by `damage`.
     pub(super) fn damaged_phys<T: FromBytes + IntoBytes>(
         &self,
         at: GuestPhys,
         damage: impl Fn(&T),
     ) -> Report {
-        // The kernel must not see the damage, and act on it.
+        // The kernel must not see the damage and act on it.
         let _pause = self.guest.pause().expect("it can be held");
         let ram = &self.guest.hypervisor.ram;
         let mut before = vec![0; size_of::<T>()];
@@ -181,8 +181,8 @@ impl Lab {
         at.addr().add(offset as u64)
     }
 
-    /// Asserts that a damage to a word of the kernel's roots is found by `rule` about `what` at
-    /// that very word.
+    /// Asserts that `rule` finds the damage to a word of the kernel's roots, in `what`, at the
+    /// address of that word.
     #[track_caller]
     pub(super) fn root_word<W: Word>(
         &self,
@@ -195,7 +195,7 @@ impl Lab {
         expect_finding(&report, rule, what, self.root_field(field));
     }
 
-    /// Waits until the guest has nothing to do for anybody, and so nothing in its hands.
+    /// Waits until all CPUs have halted, so no operation is in progress.
     pub(super) fn wait_until_halted(&self) {
         let is_halted = |view: &View<'_>| {
             Ok(view.source().cpus()?.iter().all(|cpu| cpu.state == RunState::Halted))
@@ -217,8 +217,8 @@ impl Lab {
 /// A change of a structure.
 pub(super) type Damage<T> = fn(&T);
 
-/// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and gives
-/// the first.
+/// Asserts that `report` has a finding of `rule` about a structure called `what` at `at`, and
+/// returns the first.
 #[track_caller]
 pub(super) fn expect_finding<'a>(
     report: &'a Report,

@@ -46,7 +46,7 @@ fn a_range_without_faults_has_an_empty_object_where_it_was_cut_in_a_pageable_map
     let cut = entries.iter().find(|entry| entry.start == window).expect("the range has an entry");
     assert!(cut.end == window.add(16 << 10) && cut.object != ObjectView::None, "{cut:?}");
     assert!(lab.check().is_clean());
-    // The page of the range that was touched stands behind this one.
+    // This entry's object holds the page that was touched.
     lab.each(
         lab.entry(2, 0),
         "vm_map_entry",

@@ -10,7 +10,7 @@ use super::lab::{Lab, expect_finding};
 #[test]
 fn wrong_counts_and_pages_of_a_pool_are_found() {
     let lab = Lab::new();
-    // 1. The words in the map.
+    // 1. The fields in the map.
     lab.each(
         lab.map(1),
         "kmem_map",

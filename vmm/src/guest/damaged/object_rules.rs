@@ -24,7 +24,7 @@ fn root(lab: &Lab) -> (KPtr<VmPage>, u32) {
 #[test]
 fn wrong_fields_of_objects_are_found() {
     let lab = Lab::new();
-    // 1. An object of the kernel's own.
+    // 1. One of the kernel's own objects.
     lab.each(
         kmem_object(&lab),
         "kmem_object",
@@ -42,7 +42,7 @@ fn wrong_fields_of_objects_are_found() {
             ("object-search", |o| o.before.inc()),
         ],
     );
-    // 2. An anonymous one.
+    // 2. An anonymous object.
     let anonymous = KPtr::<VmObject>::new(lab.get(lab.entry(2, 0)).object.get().addr());
     lab.each(
         anonymous,
@@ -105,8 +105,8 @@ fn links_of_an_index_that_are_out_of_order_or_lead_nowhere_are_found() {
         page.right.set(pfn);
     });
     expect_finding(&report, "object-index", "vm_page", root.addr());
-    // Less its lowest bit it stands below others, and is in order as long as none of those is
-    // before it.
+    // Without its lowest set bit, the index belongs below others, and the order is still right
+    // unless one of those comes before it.
     let report = lab.damaged(root, |page| page.pindex.set(pindex & (pindex - 1)));
     assert!(report.findings.iter().any(|f| f.rule == "object-index"), "{report}");
     assert!(lab.check().is_clean());

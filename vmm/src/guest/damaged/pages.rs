@@ -64,7 +64,7 @@ fn words_of_free_blocks_are_held_against_their_lists() {
     // 2. A list that never ends.
     let report = lab.damaged(head, |page| page.next.set(u32::try_from(pfn).expect("it is small")));
     expect_finding(&report, "free-list-link", "vm_page", head.addr());
-    // 3. The list's own words.
+    // 3. The list's own fields.
     let at = lab.root_field(|roots| &roots.vm_phys_free_queues);
     let at = at.add(((list * VM_NFREEORDER + order) * size_of::<VmFreeList>()) as u64);
     let list: KPtr<VmFreeList> = KPtr::new(at);
@@ -75,7 +75,7 @@ fn words_of_free_blocks_are_held_against_their_lists() {
         ("free-list-link", |list| list.head.set(3)),
     ];
     lab.each(list, "free list", damages);
-    // 4. Every page of a list that is lost is counted.
+    // 4. Every page of a lost list is counted.
     let report = lab.damaged::<VmFreeList>(list, |list| list.head.set(0));
     let told = report.findings.iter().filter(|finding| finding.rule == "page-lost").count() as u64;
     let lost = told + report.more.get("page-lost").unwrap_or(&0);
@@ -87,7 +87,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     let guest =
         Guest::builder().memory(32 << 20).vcpus(2).launch().expect("a guest can be launched");
     let mut lab = Lab::of(guest);
-    // 1. A CPU that keeps pages in its cache.
+    // 1. A CPU with pages in its cache.
     let malloc = Op::KmemMalloc { map: MapId::KMEM, size: 20 << 12, flags: MallocFlags::NOWAIT };
     let addr = lab.address(malloc);
     lab.ok(Op::KmemFree { map: MapId::KMEM, addr, size: 20 << 12 });
@@ -97,7 +97,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
     let keeps = |cpu: &KPtr<Pcpu>| lab.get(*cpu).page_cache.pages.count.get() > 1;
     let cpu = cpus.into_iter().find(keeps).expect("a CPU keeps the pages that were freed");
     let head = lab.get(cpu).page_cache.pages.head.get();
-    // 2. The cache's words, and those of its first page.
+    // 2. The fields of the cache, and of its first page.
     let list = cpu.addr().add((offset_of!(Pcpu, page_cache) + offset_of!(PageCache, pages)) as u64);
     let damages: &[(&str, Damage<VmFreeList>)] = &[
         ("page-cache-count", |list| list.count.inc()),
@@ -114,7 +114,7 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
         ("page-free-state", |page| page.block.set(1)),
     ];
     lab.each(lab.vm_page(head.into()), "vm_page", damages);
-    // 3. The floor, and what it allows.
+    // 3. The floor, and the limit.
     lab.root_word("page-cache-floor", "kernel roots", |r| &r.page_cache_floor, |floor| floor - 1);
     let report = lab.damaged::<KernelRoots>(roots_at, |roots| roots.idlezero_enable.raise());
     expect_finding(&report, "page-cache-count", "page cache", list);
@@ -123,7 +123,8 @@ fn words_of_caches_of_pages_are_held_against_their_lists() {
 #[test]
 fn buddies_of_equal_order_are_found() {
     let lab = Lab::new();
-    // A block is torn in two halves: both head a block of the order below, as no free leaves them.
+    // Split a block in two halves: each heads a block of the next lower order, which a free never
+    // leaves behind.
     let Block { pfn, order, list } = free_block(&lab);
     let _pause = lab.guest.pause().expect("it can be held");
     let half = pfn + (1 << (order - 1));
@@ -273,7 +274,7 @@ fn a_free_page_that_should_be_zero_and_is_not_is_found() {
     let mut before = [0; 8];
     lab.guest.hypervisor.ram.read(frame, &mut before).expect("it is RAM");
     lab.guest.hypervisor.ram.write(frame, &[1; 8]).expect("it is RAM");
-    // Known by its flag, known as never touched, and not known.
+    // Zero according to the flag, zero because it was never touched, and unknown.
     for (flags, found) in [
         (PageFlags::TOUCHED | PageFlags::ZERO, true),
         (PageFlags::empty(), true),

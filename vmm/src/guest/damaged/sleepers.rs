@@ -1,5 +1,4 @@
-//! Threads that wait for something: time-outs, flags that their wakers read, locks that wait for
-//! each other.
+//! Sleeping threads: time-outs, flags that their wakers read, and deadlocks.
 
 use std::thread::yield_now;
 
@@ -14,7 +13,7 @@ use crate::check::Report;
 use crate::guest::{Guest, ThreadId};
 use crate::inspect::ThreadView;
 
-/// A guest whose clock ticks: t1 and t2 wait for room in a map, t3 to t5 for time to pass.
+/// A guest in real time: t1 and t2 wait for room in a map, t3 to t5 for a time-out.
 struct Waiting {
     lab: Lab,
     map: KPtr<VmMap>,
@@ -116,8 +115,8 @@ fn a_sleeper_whose_flag_is_not_set_is_found() {
     let (roots_at, roots) = lab.roots();
     let report = lab.damaged(roots_at, |roots| roots.vm_pages_needed.raise());
     expect_finding(&report, "sleeper-flag", "thread", roots.pageproc.get().addr());
-    // 3. What t1 sleeps on becomes the channel of those who wait for pages, for a page of the
-    //    pagedaemon's, for many pages, for a busy page.
+    // 3. Give t1 the channels of threads that wait for pages, for a page of the pagedaemon, for
+    //    many pages, and for a busy page.
     let channels = [
         lab.root_field(|roots| &roots.meter.v_free_count),
         lab.root_field(|roots| &roots.vm_pageout_pages_needed),
@@ -182,7 +181,8 @@ fn what_several_threads_wait_for_is_one_queue_with_a_spare_for_each_but_one() {
     expect_finding(&report, "sleepq-link", "thread", waiting.thread(1).addr());
 }
 
-/// Has the word just below what `thread` uses of its stack, which is its to use, say `value`.
+/// Stores `value` in the word just below the used part of the stack of `thread`, where it may have
+/// data (the red zone).
 fn put_below_stack(lab: &Lab, thread: KPtr<Thread>, value: GuestVirt) {
     let place = GuestVirt::new(lab.get(thread).md[md::RSP].get() - 8);
     let word = GuestPhys::from_pfn(lab.pfn_at(place)).add(place.page_offset());
@@ -216,7 +216,7 @@ fn an_object_has_no_more_references_than_entries_and_threads_that_may_be_in_a_fa
         report.findings.iter().any(|finding| finding.rule == "object-ref-count")
     };
     assert_eq!([0, 1].map(found), [false, true]);
-    // t1 waits for a busy page, and the idle thread does something for others.
+    // t1 waits for a busy page, and the idle thread works for other CPUs.
     lab.change(waiting.thread(1), |t| {
         let message = vmkern_abi::control::WaitMessage::new("vmpfw").words();
         t.wmesg.iter().zip(message).for_each(|(word, value)| word.set(value));

@@ -23,7 +23,7 @@ const DATA_FLAGS: PteFlags = PteFlags::V
     .union(PteFlags::G)
     .union(PteFlags::NX);
 
-/// What a check finds while the entry of `level` for `va` is as `damage` makes it.
+/// The report of a check while the entry of `level` for `va` is damaged by `damage`.
 fn damaged(lab: &Lab, va: GuestVirt, level: Level, damage: impl Fn(u64) -> u64) -> Report {
     lab.damaged_phys::<Field<u64>>(lab.pte_at(va, level), |entry| entry.update_locked(&damage))
 }
@@ -32,7 +32,7 @@ fn flip(lab: &Lab, va: GuestVirt, level: Level, flags: PteFlags) -> Report {
     damaged(lab, va, level, |bits| bits ^ flags.bits())
 }
 
-/// The start of what an entry of `level` translates.
+/// The first address that an entry of `level` translates.
 fn base(va: GuestVirt, level: Level) -> GuestVirt {
     GuestVirt::new(va.get() & !(level.span() - 1))
 }
@@ -177,7 +177,7 @@ fn a_wrong_word_about_the_page_tables_of_the_boot_is_found() {
         "boot_tables",
         lab.root_field(|roots| &roots.boot_tables.valid).add(number as u64 * 4),
     );
-    // 2. The number of page tables, and where they lie.
+    // 2. The number of page tables, and their place.
     lab.root_word(
         "boot-tables",
         "boot_tables",

@@ -59,7 +59,7 @@ fn every_word_of_a_thread_is_held_against_the_lists_that_it_is_on() {
         ("saved-context", |t| t.md[md::DEPTH].set(0)),
     ];
     lab.each(worker(&lab), "thread", damages);
-    // 2. The pagedaemon has never run: its bounds are all that there is to tell.
+    // 2. The pagedaemon has never run: only its bounds can be checked.
     let pagedaemon = lab.roots().1.pageproc.get();
     assert_eq!(lab.get(pagedaemon).md[md::RSP].get(), 0, "the pagedaemon has run");
     let damages: &[(&str, Damage<Thread>)] = &[
@@ -116,10 +116,10 @@ fn cpus_run_the_threads_that_say_so() {
 #[test]
 fn run_queues_hold_runnable_threads_of_their_priority() {
     let lab = Lab::new();
-    // 1. A thread put on a list that it does not belong on.
+    // 1. A thread on a list to which it does not belong.
     let (t0, cpu) = (worker(&lab), cpu(&lab));
     let _pause = lab.guest.pause().expect("it can be held");
-    // The queue of its priority, and another one.
+    // The queue of its priority, and a different one.
     let own = usize::from(lab.get(t0).priority.get() / 4);
     let queue = |number: usize| {
         let offset = std::mem::offset_of!(Pcpu, runq) + 8 + number * 16;
@@ -144,14 +144,14 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
     let wild = KPtr::new(GuestVirt::new(64));
     let report = lab.damaged(cpu, |cpu| cpu.runq.queues[3].head.set(wild));
     expect_finding(&report, "runq-link", "run queue", queue(3));
-    // 3. An idle thread is on no queue even while it can run.
+    // 3. An idle thread is on no queue, even while it is runnable.
     let idle = lab.get(cpu).idlethread.get();
     let report = lab.damaged(idle, |idle| {
         idle.state.put(ThreadState::Runnable);
         idle.rq_next.set(t0);
     });
     expect_finding(&report, "runq-link", "thread", idle.addr());
-    // 4. A circle, forwards and backwards.
+    // 4. A cycle, forwards and backwards.
     lab.change(t0, |t| t.rq_next.set(t0));
     let report = lab.damaged(cpu, enqueue(own));
     expect_finding(&report, "runq-link", "thread", t0.addr());
@@ -164,8 +164,8 @@ fn run_queues_hold_runnable_threads_of_their_priority() {
 fn mutexes_are_owned_by_threads_that_run_and_note_it() {
     let lab = Lab::new();
     let name = "vm_page_queue_free_mtx";
-    // Of the pagedaemon, which sleeps; of nobody; of the thread that runs, which notes nothing of
-    // it.
+    // The owner is the pagedaemon, which sleeps; a thread that does not exist; the running thread,
+    // which does not note the lock.
     for owner in [66, 1000, 65] {
         let (roots_at, _) = lab.roots();
         let at = lab.root_field(|roots| &roots.vm_page_queue_free_mtx.owner);
@@ -232,7 +232,7 @@ fn a_thread_that_was_never_switched_to_leaves_its_cpu_with_the_schedulers_lock()
         let report = lab.damaged(worker(&lab), |t| t.switches.set(switches));
         assert!(report.is_clean(), "{report}");
     }
-    // One that has never left a CPU holds nothing.
+    // A thread that has never left a CPU holds no lock.
     let pagedaemon = lab.roots().1.pageproc.get();
     lab.each::<Thread>(
         pagedaemon,
@@ -258,7 +258,7 @@ fn a_handler_on_an_idle_thread_may_have_left_things_half_made() {
     lab.change(cpu(&lab), |cpu| cpu.serving.raise());
     let report = lab.damaged(entry, |e| e.wired_count.set(0));
     assert!(!has(&report, "entry-wired"), "{report}");
-    // It wires a range once all the same.
+    // It still wires a range only once.
     let report = lab.damaged(entry, |e| e.wired_count.set(2));
     assert!(has(&report, "entry-wired"), "{report}");
     lab.change(cpu(&lab), |cpu| cpu.serving.set(Flag::from_raw(2)));

@@ -1,4 +1,4 @@
-//! Zones, and the event handlers that lie in them.
+//! Zones, and the event handlers in them.
 
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::control::{Context, MapId, Op};
@@ -119,7 +119,7 @@ fn lists_of_event_handlers_are_in_order_and_their_operations_name_them() {
         ("stored-op", |stored| stored.slot[0].set(u64::MAX)),
     ];
     lab.each(stored, "stored operation", damages);
-    // 4. An item that nothing leads to any more.
+    // 4. An item to which nothing leads any more.
     let report = lab.damaged(second, |entry| entry.arg.set(0));
     expect_finding(&report, "zone-lost", "stored operation", stored.addr());
     let report = lab.damaged(first, |entry| entry.next.set(KPtr::NULL));

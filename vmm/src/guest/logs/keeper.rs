@@ -1,8 +1,8 @@
 //! The thread that keeps all of a guest's log.
 //!
-//! It sleeps until the kernel rings for it, as a consumer of [`vmkern_abi::control`]'s does. What
-//! it has taken goes to the console first, which may be slow: the kernel waits then. A console that
-//! fails is given up, and the kernel is not kept waiting for it.
+//! It sleeps until the kernel rings for it, like a consumer of [`vmkern_abi::control`]. It writes
+//! the bytes to the console before it takes more, so the kernel waits for a slow console. A console
+//! that fails is given up, and the kernel does not wait for it any more.
 
 use std::io::{self, Write};
 use std::ops::Deref;
@@ -22,19 +22,19 @@ use crate::kvm::memory::Shared;
 
 /// Bytes that are taken at a time.
 const PIECE: usize = 8 << 10;
-/// Nobody needs to wake the keeper after a time; the bell wants one.
+/// The keeper needs no time-out, but the bell requires one.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What the thread shares with the guest's driver.
+/// State that the thread shares with the guest's driver.
 #[derive(Debug)]
 struct State {
     bell: Arc<Bell>,
     closing: AtomicBool,
-    /// What nobody has taken yet.
+    /// Bytes that were not taken yet.
     collected: Mutex<Vec<u8>>,
 }
 
-/// The thread. Dropping it waits until it has taken what is there.
+/// The thread. Dropping it waits until it has taken everything that is there.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     state: Arc<State>,
@@ -42,10 +42,10 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it, before the kernel begins. The kernel's doorbell for it is to ring `bell`.
+    /// Starts the thread, before the kernel begins. The kernel's doorbell for it must ring `bell`.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// When the thread cannot be created.
     pub(crate) fn start(
         region: Shared<ControlRegion>,
         serial: devices::Console,
@@ -77,12 +77,12 @@ impl Keeper {
         Ok(Self { state, thread: Some(thread) })
     }
 
-    /// What came since the last call.
+    /// The bytes since the last call.
     pub(super) fn take(&self) -> Vec<u8> {
         std::mem::take(&mut *self.state.collected.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until it has taken what is there. The guest has stopped.
+    /// Waits until it has taken everything that is there. The guest has stopped.
     pub(super) fn end(mut self) -> LogEnd {
         let mut end = self.close().unwrap_or_default();
         end.rest = self.take();
@@ -103,7 +103,7 @@ impl Drop for Keeper {
     }
 }
 
-/// The ring in guest memory. Nobody waits for whoever has dropped this.
+/// The ring in guest memory. Once it is dropped, the kernel does not wait for the keeper any more.
 struct Ring(Shared<ControlRegion>);
 
 impl Deref for Ring {
@@ -120,16 +120,16 @@ impl Drop for Ring {
     }
 }
 
-/// The thread's own.
+/// The thread's own state.
 struct Work {
     state: Arc<State>,
     serial: devices::Console,
     console: Option<Box<dyn Write + Send>>,
     /// Number of the next byte to take.
     next: u64,
-    /// Dropped lines that were told of.
+    /// Dropped lines that were reported.
     dropped: u64,
-    /// Whether the last line has no end yet.
+    /// Whether the last line is incomplete.
     in_line: bool,
     error: Option<io::Error>,
 }
@@ -137,7 +137,7 @@ struct Work {
 impl Work {
     fn run(mut self, ring: &LogRing) -> LogEnd {
         loop {
-            // Whatever was written before the wish to close is taken.
+            // Read the flag first, so everything that was written before the close is still taken.
             let is_last = self.state.closing.load(Ordering::SeqCst);
             if self.move_on(ring) {
                 continue;
@@ -155,7 +155,7 @@ impl Work {
         LogEnd { rest: Vec::new(), error: self.error, dropped: ring.dropped() }
     }
 
-    /// Takes a piece. Returns whether there was one.
+    /// Takes one piece. Returns whether there was any.
     fn move_on(&mut self, ring: &LogRing) -> bool {
         let serial = self.serial.take();
         self.put(&serial);
@@ -175,7 +175,7 @@ impl Work {
         count > 0 || lost > 0 || !serial.is_empty()
     }
 
-    /// Says how many lines are missing since it was last said.
+    /// Reports how many lines were dropped since the last report.
     fn tell_dropped(&mut self, ring: &LogRing) {
         let dropped = ring.dropped();
         if dropped > self.dropped {
@@ -213,7 +213,7 @@ mod tests {
     use crate::kvm::boot::CONTROL;
     use crate::kvm::memory::GuestRam;
 
-    /// A console that can be read, and that fails after a number of bytes.
+    /// A console whose output a test can read, and that fails after a number of bytes.
     #[derive(Clone)]
     struct Paper {
         written: Arc<Mutex<Vec<u8>>>,
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    /// A region with a keeper whose console has `room`, and its doorbell.
+    /// A region with a keeper whose console has room for `room` bytes, and its doorbell.
     fn kept(room: usize) -> (Shared<ControlRegion>, Keeper, Paper, Arc<Bell>) {
         let ram = Arc::new(GuestRam::new(8 << 20).expect("address space is there"));
         let region = || ram.shared::<ControlRegion>(CONTROL).expect("it is RAM");
@@ -247,7 +247,7 @@ mod tests {
         (region(), keeper, paper, bell)
     }
 
-    /// Writes as a kernel does that owns no lock.
+    /// Writes like a kernel that holds no lock.
     fn write(ring: &LogRing, text: &[u8], bell: &Bell) {
         while !ring.has_room(text.len() as u64) {
             thread::yield_now();
@@ -270,7 +270,7 @@ mod tests {
                 break;
             }
         }
-        // The keeper has taken all, and sleeps.
+        // The keeper has taken everything, and sleeps.
         while !region.log.has_room(LOG_BYTES as u64 - 1) {
             thread::yield_now();
         }

@@ -1,7 +1,7 @@
-//! The kernel's log: what it sent over the serial line, and what it wrote into the ring.
+//! The kernel's log: its output on the serial line, and the content of its log ring.
 //!
-//! Whoever drives the guest moves it on between operations; or, where every line is wanted, a
-//! thread of its own does all the time ([`Keeper`]), and the kernel waits for it
+//! The guest's driver collects it between operations. If every line is wanted, a separate thread
+//! collects it all the time ([`Keeper`]), and the kernel waits for that thread
 //! ([`vmkern_abi::log`]).
 
 mod keeper;
@@ -13,34 +13,34 @@ use vmkern_abi::log::{LOG_BYTES, LogRing};
 pub(crate) use self::keeper::Keeper;
 use crate::devices::Console;
 
-/// Bytes of the log that are kept for whoever takes it.
+/// The most bytes of the log that are kept until they are taken.
 const KEPT: usize = 8 << 20;
 
-/// What came of a log at its guest's end.
+/// The state of a log at its guest's end.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct LogEnd {
-    /// What nobody had taken yet.
+    /// The bytes that were not taken yet.
     pub rest: Vec<u8>,
-    /// Why it could not be written to the console that was given, in full or in part.
+    /// Why it could not be written to the console completely.
     pub error: Option<io::Error>,
-    /// Lines that the kernel dropped: there was no room, and what logged them must not wait for
-    /// any.
+    /// Lines that the kernel dropped, because there was no room and the code that logged them could
+    /// not wait.
     pub dropped: u64,
 }
 
 /// Moves the log out of the guest.
 #[derive(Debug)]
 pub(crate) enum Logs {
-    /// Now and then.
+    /// From time to time.
     Collected(Collector),
     /// All the time, and all of it.
     Kept(Keeper),
 }
 
 impl Logs {
-    /// Moves on what the ring has, before the kernel overwrites it. Costs one load when there is
-    /// nothing.
+    /// Collects the content of the ring before the kernel overwrites it. Costs one load when there
+    /// is nothing.
     pub(crate) fn collect(&mut self, ring: &LogRing) {
         if let Self::Collected(collector) = self
             && ring.written() != collector.next
@@ -49,7 +49,7 @@ impl Logs {
         }
     }
 
-    /// Moves on what came over the serial line.
+    /// Collects the output on the serial line.
     pub(crate) fn collect_console(&mut self) {
         if let Self::Collected(collector) = self {
             collector.collected.append(&mut collector.console.take());
@@ -66,7 +66,7 @@ impl Logs {
         }
     }
 
-    /// Moves on the rest. The guest has stopped.
+    /// Collects the rest. The guest has stopped.
     pub(crate) fn end(mut self, ring: &LogRing) -> LogEnd {
         let rest = self.take(ring);
         match self {
@@ -80,7 +80,7 @@ impl Logs {
     }
 }
 
-/// Collects the log until somebody takes it.
+/// Collects the log until it is taken.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
     console: Console,
@@ -94,8 +94,8 @@ impl Collector {
         Self { console, ..Self::default() }
     }
 
-    /// Moves on at most what the ring can hold, however fast the kernel writes. Where bytes were
-    /// lost there is a note.
+    /// Collects at most as much as the ring can hold, however fast the kernel writes. A note marks
+    /// lost bytes.
     fn collect_pieces(&mut self, ring: &LogRing) {
         let mut piece = [0; 1024];
         for _ in 0..LOG_BYTES / piece.len() {
@@ -118,7 +118,7 @@ fn overwritten(lost: u64) -> String {
     format!("[{lost} bytes of the log were overwritten]\n")
 }
 
-/// Keeps the newest [`KEPT`] bytes at most: a guest must not eat the host's memory.
+/// Keeps at most the newest [`KEPT`] bytes: a guest must not use up the host's memory.
 fn trim(collected: &mut Vec<u8>) {
     if collected.len() > KEPT {
         let lost = collected.len() - KEPT / 2;
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(logs.take(&ring), b"one\n");
         ring.write(&[b'x'; LOG_BYTES + 7]);
         let log = logs.take(&ring);
-        // The oldest byte in the ring may be the one that is being overwritten.
+        // The oldest byte in the ring may be in the middle of being overwritten.
         let note = b"[8 bytes of the log were overwritten]\n";
         assert_eq!(&log[..note.len()], note);
         assert_eq!(log.len(), note.len() + LOG_BYTES - 1);

@@ -1,7 +1,7 @@
 //! Writing a guest's dump to a file, a device or a pipe.
 //!
-//! A file appears whole or not at all ([`Destination::whole`]): an error, an interruption or a full
-//! disk leaves neither a half dump nor takes away what was there.
+//! A file appears complete or not at all ([`Destination::whole`]): an error, an interruption or a
+//! full disk leaves no partial dump, and keeps an existing file.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -20,25 +20,25 @@ use crate::text::name;
 #[derive(Error)]
 #[non_exhaustive]
 pub enum SaveError {
-    /// The file cannot be written. None is left behind, and one of the same name is as it was.
+    /// The file cannot be written. Nothing is left behind, and an existing file is unchanged.
     #[error("memory dump `{}`: cannot {operation}: {source}{}", name(path), room(*.needed))]
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done.
+        /// The operation that failed.
         operation: &'static str,
-        /// Bytes that the dump takes on the disk, where the disk is full.
+        /// Bytes that the dump needs on the disk, if the disk is full.
         needed: Option<u64>,
         /// Why it failed.
         source: io::Error,
     },
-    /// It cannot be written there at all. What is there is as it was.
+    /// Nothing can be written to this path. It is unchanged.
     #[error("memory dump {0}")]
     Output(#[from] OutputError),
     /// The guest cannot be read.
     #[error(transparent)]
     Source(#[from] InspectError),
-    /// Somebody wanted it to end. No file is left behind.
+    /// The caller ended it. No file is left behind.
     #[error("interrupted")]
     Interrupted,
 }
@@ -59,8 +59,7 @@ impl dump::Sink for Output {
     }
 }
 
-/// Writes a dump of `source` to `to`. `progress` is told now and then how far it is, and may end
-/// it.
+/// Writes a dump of `source` to `to`. It reports to `progress` from time to time, which may end it.
 pub(crate) fn save(
     source: &dyn Source,
     to: Destination,
@@ -88,9 +87,9 @@ pub(crate) fn save(
 }
 
 impl Guest {
-    /// Writes a dump of this guest's memory and CPUs to `path`: to a new file, in place of one that
-    /// is there, into a device or a FIFO, or, as `-`, to standard output. The guest is held
-    /// meanwhile. Works on a dead guest too: the dump shows it as it died.
+    /// Writes a dump of this guest's memory and CPUs to `path`: a new file, which replaces an
+    /// existing one, a device, a FIFO, or `-` for standard output. The guest is held while it is
+    /// written. Also works on a dead guest: the dump then shows it at its death.
     ///
     /// # Errors
     /// See [`SaveError`].
@@ -98,9 +97,9 @@ impl Guest {
         self.save_dump_to(Destination::of_bytes(path)?, "", &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Guest::save_dump`], to what is known already; the dump says that the guest ran
-    /// `program`. `progress` is told how far it is at each MiB, and now and then while there is no
-    /// room, and ends it by [`ControlFlow::Break`].
+    /// As [`Guest::save_dump`], to an open destination; the dump names `program` as the guest's
+    /// program. It reports to `progress` at each MiB, and from time to time while there is no room;
+    /// [`ControlFlow::Break`] ends it.
     ///
     /// # Errors
     /// See [`SaveError`].

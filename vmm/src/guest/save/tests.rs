@@ -1,4 +1,4 @@
-//! Dumps that appear whole or not at all, and the symbols of the kernel that they hold.
+//! Dumps that appear complete or not at all, and the symbols of their kernel.
 
 use std::fs;
 use std::ops::{ControlFlow, Range};
@@ -115,7 +115,7 @@ fn what_cannot_be_written_is_told_with_its_name() {
     assert!(error.to_string().contains("no/such/file"), "{error}");
     let error = save(&fake, directory.path(), &about(), &mut go_on).expect_err("it is a directory");
     assert!(error.to_string().contains("directory"), "{error}");
-    // As where the disk is full.
+    // As on a full disk.
     let full = SaveError::Io {
         path: "x".into(),
         operation: "write it",
