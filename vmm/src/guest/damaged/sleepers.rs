@@ -21,6 +21,7 @@ struct Waiting {
 
 impl Waiting {
     fn new() -> Self {
+        // 1. A map of one page, which is full.
         let guest = Guest::builder()
             .memory(32 << 20)
             .time(TimeMode::Real)
@@ -34,11 +35,13 @@ impl Waiting {
         });
         let room = Op::KmemAllocWait { map: MapId(map.get()), size: 4096 };
         lab.address(room);
+        // 2. Threads that wait for room there, and threads that sleep for hours.
         for thread in ThreadId::all().take(6).skip(1) {
             let hours = u64::from(thread.number()) * 3_600_000_000;
             let op = if thread.number() < 3 { room } else { Op::Sleep { micros: hours } };
             lab.guest.submit(thread, op).expect("the guest lives");
         }
+        // 3. Wait until all of them sleep and the guest is idle.
         let asleep = |guest: &Guest| {
             let threads = guest.threads().expect("the list is sound");
             let sleeps = |t: &ThreadView| t.tid > 5 || t.state == ThreadState::Sleeping;
