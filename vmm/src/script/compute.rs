@@ -10,6 +10,7 @@ use super::eval::{Over, Run, wrong};
 use super::lexer::Radix;
 use super::look::Look;
 use super::outcome::{self, StepResult};
+use super::show;
 use super::source::Span;
 use super::target::TargetError;
 use super::verbs::{Action, Value};
@@ -32,7 +33,16 @@ impl Run<'_> {
         Ok(value)
     }
 
-    pub(super) fn term(&mut self, at: Span, term: &Term) -> Result<u64, Over> {
+    /// The value of `term`, noted for a report where a reader would want to know it.
+    fn term(&mut self, at: Span, term: &Term) -> Result<u64, Over> {
+        let value = self.value_of(at, term)?;
+        if show::is_worth_telling(term) {
+            self.seen.push((term.span, value));
+        }
+        Ok(value)
+    }
+
+    fn value_of(&mut self, at: Span, term: &Term) -> Result<u64, Over> {
         // 1. What is known without the guest, or asks it for a word.
         let target = |run: &mut Self, result: Result<u64, TargetError>| {
             result.map_err(|error| run.lost(at, None, error))

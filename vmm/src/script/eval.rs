@@ -54,6 +54,9 @@ pub(super) struct Run<'r> {
     pub(super) cycles: u64,
     /// The guest's counters after the step before, for a watcher that wants detail.
     counters: Vec<(&'static str, u64)>,
+    /// The terms that were evaluated for the current statement, with their values. A report tells
+    /// these: another evaluation could give others.
+    pub(super) seen: Vec<(Span, u64)>,
 }
 
 impl<'r> Run<'r> {
@@ -86,6 +89,7 @@ impl<'r> Run<'r> {
             counters,
         }
     }
+            seen: Vec::new(),
 
     /// Binds what is bound before the first line.
     pub(super) fn preset(&mut self, presets: &[(NameId, u64)]) {
@@ -114,6 +118,7 @@ impl<'r> Run<'r> {
         match &statement.kind {
             StmtKind::Do(what) => self.perform(what),
             StmtKind::Expect(expect) => self.settle(Some(expect)),
+        self.seen.clear();
             StmtKind::Let { place, value: expr } => {
                 let value = self.eval(at, expr)?;
                 let bound = Bound::Number(value, self.radix(expr));
@@ -129,7 +134,7 @@ impl<'r> Run<'r> {
                 let expected = format!("{} {} {}", text(left), compare.sign(), text(right));
                 let radix = self.radix(left).max(self.radix(right));
                 let got = format!("{} and {}", shown(a, radix), shown(b, radix));
-                Err(self.failed(Missed::assertion(at, left, right), expected, got, None))
+                Err(self.failed(Missed::assertion(at, left, right), expected, got))
             }
             StmtKind::Repeat { count, body } => self.repeat(at, count, body),
             StmtKind::Print(args) => self.print(at, args),

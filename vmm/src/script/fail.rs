@@ -3,6 +3,7 @@
 use super::ast::{Arg, Call, Do, Expect, Expected, Expr, Term};
 use super::eval::{Over, Run};
 use super::outcome::{Ending, Failure, shown};
+use super::perform::Called;
 use super::show::names;
 use super::source::Span;
 use super::started::State;
@@ -15,6 +16,8 @@ pub(super) struct Missed<'s> {
     /// The `expect` below it, or the statement itself.
     span: Span,
     terms: Vec<&'s Term>,
+    /// The call with its values.
+    called: Option<&'s Called>,
 }
 
 impl<'s> Missed<'s> {
@@ -23,17 +26,18 @@ impl<'s> Missed<'s> {
         let mut terms = Vec::new();
         names(left, &mut terms);
         names(right, &mut terms);
-        Self { statement: span, span, terms }
+        Self { statement: span, span, terms, called: None }
     }
 
     /// A verb, judged by its `expect` if there is one.
-    pub fn call(what: &'s Do, expect: Option<&'s Expect>) -> Self {
+    pub fn call(what: &'s Do, expect: Option<&'s Expect>, called: &'s Called) -> Self {
         let mut terms = Vec::new();
         numbers(&what.call, &mut terms);
         if let Some(Expect { what: Expected::Number(expr), .. }) = expect {
             names(expr, &mut terms);
         }
-        Self { statement: what.span, span: expect.map_or(what.span, |expect| expect.span), terms }
+        let span = expect.map_or(what.span, |expect| expect.span);
+        Self { statement: what.span, span, terms, called: Some(called) }
     }
 }
 
@@ -50,14 +54,8 @@ impl Run<'_> {
         })
     }
 
-    pub(super) fn failed(
-        &mut self,
-        missed: Missed<'_>,
-        expected: String,
-        got: String,
-        called: Option<String>,
-    ) -> Over {
-        Box::new(Ending::Failed(Box::new(self.failure(missed, expected, got, called))))
+    pub(super) fn failed(&self, missed: Missed<'_>, expected: String, got: String) -> Over {
+        Box::new(Ending::Failed(Box::new(self.failure(missed, expected, got))))
     }
 
     /// The end of a run whose statement at `span` gets no answer.
@@ -102,31 +100,33 @@ impl Run<'_> {
         sleepers.collect()
     }
 
-    /// The report on a statement that did not give what it must.
-    pub(super) fn failure(
-        &mut self,
-        missed: Missed<'_>,
-        expected: String,
-        got: String,
-        called: Option<String>,
-    ) -> Failure {
-        let Missed { statement, span, terms } = missed;
+    /// The report on a statement whose result is not the required one, with the values that its
+    /// terms had when they were evaluated.
+    pub(super) fn failure(&self, missed: Missed<'_>, expected: String, got: String) -> Failure {
+        let Missed { statement, span, terms, called } = missed;
+        // 1. The values. A name that had two has a line for each.
+        let of_call = called.map_or(&[][..], |called| &called.seen);
+        let seen = |term: &Term| {
+            let mut seen = self.seen.iter().chain(of_call);
+            seen.find(|(span, _)| *span == term.span).map(|&(_, value)| value)
+        };
         let mut values: Vec<(String, String)> = Vec::new();
         for term in terms {
-            let name = self.source.text(term.span).to_owned();
-            if !values.iter().any(|(known, _)| *known == name)
-                && let Ok(value) = self.term(statement, term)
-            {
-                let radix = self.radix(&Expr::from(term.clone()));
-                values.push((name, shown(value, radix)));
+            let Some(value) = seen(term) else { continue };
+            let radix = self.radix(&Expr::from(term.clone()));
+            let row = (self.source.text(term.span).to_owned(), shown(value, radix));
+            if !values.contains(&row) {
+                values.push(row);
             }
         }
+        // 2. Where it stands: in which round of each loop, beside which threads that sleep.
         let loops = self
             .loops
             .iter()
             .map(|(line, i)| (format!("$i of the repeat on line {line}"), i.to_string()));
         values.extend(loops);
         values.extend(self.sleepers());
+        let called = called.map(Called::text);
         Failure { span, statement, expected, got, called, values }
     }
 }

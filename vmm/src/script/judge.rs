@@ -67,12 +67,8 @@ impl Run<'_> {
                 return Ok(());
             }
             Given::Reply(Reply::Panicked(panic)) => {
-                let (panic, called) = (panic.clone(), done.called.text());
-                return Err(self.panicked(
-                    (&done.what, expect.map(|expect| &**expect)),
-                    panic,
-                    called,
-                ));
+                let at = (&*done.what, expect.map(|expect| &**expect));
+                return Err(self.panicked(at, panic.clone(), &done.called));
             }
         };
         // 2. A `join` judges the statement that was started, by its own `expect` or that one's.
@@ -87,7 +83,7 @@ impl Run<'_> {
         let judged = if self.is_forgiven(by) {
             Ok(())
         } else {
-            self.judge(judge, by.map(|expect| &**expect), outcome, done.called.text())
+            self.judge(judge, by.map(|expect| &**expect), outcome, &done.called)
         };
         // 3. Somebody who types goes on with what there is.
         if self.judging == Judging::Strict {
@@ -148,8 +144,9 @@ impl Run<'_> {
         what: &Do,
         expect: Option<&Expect>,
         outcome: Outcome,
-        called: String,
+        called: &Called,
     ) -> Result<(), Over> {
+        self.seen.clear();
         // 1. Whether it is what was expected.
         let miss = match what.call.verb.action {
             Action::Host(verb) => verb.miss(outcome),
@@ -176,8 +173,8 @@ impl Run<'_> {
                     Outcome::Value(value) => shown(value, radix),
                     _ => StepResult::Given(outcome).to_string(),
                 };
-                let missed = Missed::call(what, expect);
-                return Err(self.failed(missed, shown(wanted, radix), got, Some(called)));
+                let missed = Missed::call(what, expect, called);
+                return Err(self.failed(missed, shown(wanted, radix), got));
             }
         };
         if held {
@@ -192,6 +189,6 @@ impl Run<'_> {
             (_, Some(miss)) => miss,
             _ => Miss { expected: self.wanted(what.span, expect)?, got },
         };
-        Err(self.failed(Missed::call(what, expect), expected, got, Some(called)))
+        Err(self.failed(Missed::call(what, expect, called), expected, got))
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Called {
     pub verb: &'static str,
     pub arguments: Vec<String>,
 }
+    /// The terms of the arguments with their values.
+    pub seen: Vec<(Span, u64)>,
 
 impl Called {
     /// As C would write it.
@@ -45,7 +47,9 @@ impl Run<'_> {
         // 2. The values, from left to right.
         let place = what.bind.as_ref().map(|place| self.place(at, place)).transpose()?;
         let values = self.values(at, call)?;
-        let called = Called { verb: call.verb.name, arguments: self.arguments(call, &values) };
+        let arguments = self.arguments(call, &values);
+        let seen = std::mem::take(&mut self.seen);
+        let called = Called { verb: call.verb.name, arguments, seen };
         // 3. The guest does it, or the host.
         let mut runner = named.unwrap_or(Runner::DEFAULT);
         let mut op = None;

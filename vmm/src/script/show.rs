@@ -8,15 +8,28 @@ use super::names::map_name;
 use super::outcome::{number, shown};
 use super::verbs::{FLAGS, Value};
 
-/// The terms of `expr` that a reader would want to know the values of. Random draws are left out:
-/// another draw would be another number.
+/// Whether a reader of a report would want to know the value of `term`.
+pub(super) fn is_worth_telling(term: &Term) -> bool {
+    match &term.kind {
+        TermKind::Number(..)
+        | TermKind::PageSize
+        | TermKind::LoopIndex
+        | TermKind::Rand(..)
+        | TermKind::Group(_) => false,
+        TermKind::Value(_)
+        | TermKind::Element(..)
+        | TermKind::Counter(_)
+        | TermKind::Now
+        | TermKind::Cycles
+        | TermKind::MapField(..) => true,
+    }
+}
+
+/// The terms of `expr` that a reader would want to know the values of. Random draws, and elements
+/// that a draw chose, are left out: their text does not say which ones they were.
 pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
     for term in expr.terms() {
         match &term.kind {
-            TermKind::Number(..)
-            | TermKind::PageSize
-            | TermKind::LoopIndex
-            | TermKind::Rand(..) => {}
             TermKind::Group(inner) => names(inner, into),
             TermKind::Element(_, index) => {
                 names(index, into);
@@ -25,11 +38,8 @@ pub(super) fn names<'e>(expr: &'e Expr, into: &mut Vec<&'e Term>) {
                 }
             }
             TermKind::MapField(MapRef::Bound(map), _) if is_drawn(map) => {}
-            TermKind::Value(_)
-            | TermKind::Counter(_)
-            | TermKind::Now
-            | TermKind::Cycles
-            | TermKind::MapField(..) => into.push(term),
+            _ if is_worth_telling(term) => into.push(term),
+            _ => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::env::Bound;
 use super::eval::{Over, Run, wrong};
 use super::fail::Missed;
-use super::judge::{BoundPlace, Given, Unjudged};
+use super::judge::{BoundPlace, Given, Judging, Unjudged};
 use super::outcome::{Ending, Failure, Step, StepResult};
 use super::perform::Called;
 use super::source::Span;
@@ -180,15 +180,12 @@ impl Run<'_> {
 
     /// What was started and abandoned has its time to begin all the same.
     fn begin_abandoned(&mut self) -> Result<(), Over> {
-        let first = self.outstanding.values().next();
-        let Some((what, expect)) = first.map(|one| (Arc::clone(&one.what), one.expect.clone()))
-        else {
-            return Ok(());
-        };
+        let Some(first) = self.outstanding.values().next() else { return Ok(()) };
+        let (what, expect) = (Arc::clone(&first.what), first.expect.clone());
+        let called = first.called.clone();
         match self.let_begin() {
             Ok(Some(Reply::Panicked(panic))) => {
-                let called = what.call.verb.name.to_owned();
-                Err(self.panicked((&what, expect.as_deref()), panic, called))
+                Err(self.panicked((&what, expect.as_deref()), panic, &called))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(self.lost(what.span, None, error)),
@@ -216,10 +213,12 @@ impl Run<'_> {
         let outcome = match reply {
             Reply::Completed { outcome, .. } => outcome,
             Reply::Panicked(panic) => {
-                return Err(self.panicked((&what, expect), panic, called.text()));
+                return Err(self.panicked((&what, expect), panic, &called));
             }
         };
-        self.judge(&what, expect, outcome, called.text())?;
+        if expect.is_some() || self.judging == Judging::Strict {
+            self.judge(&what, expect, outcome, &called)?;
+        }
         // 4. A thread that sleeps stays, for the last verdict of all.
         match outcome {
             Outcome::Blocked { waits_for } => {
@@ -280,13 +279,14 @@ impl Run<'_> {
         &mut self,
         at: (&Do, Option<&Expect>),
         panic: Box<Panic>,
-        called: String,
+        called: &Called,
     ) -> Over {
         let culprit = self.culprit(&panic);
         let culprit =
-            culprit.map(|one| (Arc::clone(&one.what), one.expect.clone(), one.called.text()));
+            culprit.map(|one| (Arc::clone(&one.what), one.expect.clone(), one.called.clone()));
         let expects = |expect: Option<&Expect>| match expect.map(|expect| &expect.what) {
             Some(Expected::Panic(text)) => panic.message.contains(text.as_str()),
+        self.seen.clear();
             _ => false,
         };
         let culprit_expects =
@@ -295,7 +295,7 @@ impl Run<'_> {
             return Box::new(Ending::ExpectedPanic(panic));
         }
         let ((what, expect), called) = match &culprit {
-            Some((what, expect, called)) => ((&**what, expect.as_deref()), called.clone()),
+            Some((what, expect, called)) => ((&**what, expect.as_deref()), called),
             None => (at, called),
         };
         let expected = match self.wanted(what.span, expect) {
@@ -303,7 +303,7 @@ impl Run<'_> {
             Err(over) => return over,
         };
         let got = format!("panic {:?}", panic.message);
-        let failure = self.failure(Missed::call(what, expect), expected, got, Some(called));
+        let failure = self.failure(Missed::call(what, expect, called), expected, got);
         Box::new(Ending::Panicked(panic, Box::new(failure)))
     }
 }

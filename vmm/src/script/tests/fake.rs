@@ -32,6 +32,9 @@ pub struct Fake {
     pub dumps: Vec<String>,
     /// What a check finds.
     pub findings: Vec<Finding>,
+    /// Microseconds that pass between two looks at the clock, and those that have passed so.
+    pub step: u64,
+    pub passed: u64,
     /// Set to make the witness lie.
     pub skew: u64,
 }
@@ -79,7 +82,8 @@ impl Target for Fake {
     }
 
     fn now(&mut self) -> Result<u64, TargetError> {
-        Ok(self.ops.len() as u64 * 1_000)
+        self.passed += self.step;
+        Ok(self.ops.len() as u64 * 1_000 + self.passed)
     }
 
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError> {

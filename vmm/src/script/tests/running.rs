@@ -187,6 +187,36 @@ fn a_failed_assertion_tells_both_sides() {
 }
 
 #[test]
+fn a_failure_tells_the_values_that_were_compared_although_they_change_meanwhile() {
+    let values = |text: &str| {
+        let mut fake = Fake { step: 10, ..Fake::default() };
+        match run_on(&mut fake, text).0 {
+            Ending::Failed(failure) => (failure.got, failure.values),
+            other => panic!("{other:?}"),
+        }
+    };
+    let rows = |rows: &[(&str, &str)]| -> Vec<(String, String)> {
+        rows.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    assert_eq!(values("assert now > 5s"), ("10 and 5000000".to_owned(), rows(&[("now", "10")])));
+    // Each of two looks has its own line, and one of a call tells what the guest was given.
+    assert_eq!(
+        values("assert now == now"),
+        ("10 and 20".to_owned(), rows(&[("now", "10"), ("now", "20")]))
+    );
+    assert_eq!(
+        values("read now\nexpect now"),
+        ("0".to_owned(), rows(&[("now", "10"), ("now", "1020")]))
+    );
+    // What was started is told with what it was started with.
+    let scripted = [given(Outcome::Ok), given(Outcome::Value(7))].into();
+    let mut fake = Fake { step: 10, scripted, ..Fake::default() };
+    let text = "start t1: read now\nexpect 8\nlet a = now\njoin t1";
+    let Ending::Failed(failure) = run_on(&mut fake, text).0 else { panic!("it gives 7") };
+    assert_eq!(failure.values[0], ("now".to_owned(), "10".to_owned()));
+}
+
+#[test]
 fn nothing_runs_after_a_failure() {
     let mut fake = Fake::default();
     let (ending, steps) = run_on(&mut fake, "settle\nkmem_alloc kernel_map 0\nsettle");
