@@ -45,7 +45,9 @@ pub fn run(args: &BookArgs) -> Status {
         rows.iter().map(|(left, right)| vec![(*left).to_owned(), (*right).to_owned()]).collect()
     };
     super::print(&match args.table {
-        Table::Lines => table(&["line", "meaning"], pairs(&LINES)),
+        Table::Lines => {
+            table(&["line", "meaning"], pairs(&LINES.map(|line| (line.form, line.says))))
+        }
         Table::Results => table(&["`expect`", "holds when the result was"], pairs(&RESULTS)),
         Table::Names => table(&["name", "value"], pairs(&NAMES)),
         Table::Verbs => table(&["verb", "what it does", "result"], verbs()),

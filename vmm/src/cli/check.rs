@@ -12,11 +12,12 @@ use vmkern::dump::Dump;
 use vmkern::inspect::{InspectError, View};
 use vmkern::output::reserve_stdout;
 use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, STRONG, Setup, Standstill, Status, closest, explain,
+    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Standstill, Status, closest, explain,
     launch_status, run_script_then,
 };
 use vmkern::text;
 
+use super::columns::{Page, list_width};
 use super::guest::{GuestArgs, Precedence};
 use super::signals::Signals;
 
@@ -89,14 +90,16 @@ fn list(args: &CheckArgs) -> Status {
         super::print_json(&ListObject { schema: SCHEMA, rules: rules().map(object).collect() });
         return Status::Ok;
     }
-    let width = rules().map(|rule| rule.id.len()).max().unwrap_or(0);
+    let longest = rules().map(|rule| rule.id.len()).max().unwrap_or(0);
+    let mut page = Page::new(list_width(), longest + 4);
     let mut group = None;
     for rule in rules() {
         if group.replace(rule.group) != Some(rule.group) {
-            super::print(&format!("{STRONG}{}{STRONG:#}\n", rule.group.title()));
+            page.heading(rule.group.title());
         }
-        super::print(&format!("  {:width$}  {}\n", rule.id, rule.says));
+        page.row(rule.id, rule.says);
     }
+    super::print(&page.finish());
     Status::Ok
 }
 

@@ -4,179 +4,180 @@ use std::fmt::Write as _;
 
 use clap::{Args, CommandFactory as _};
 use vmkern::guest::Tunables;
-use vmkern::script::{FAINT, LINES, NAMES, NUMBERS, RESULTS, STRONG, Status, VERBS, Verb, closest};
+use vmkern::script::{LINES, Line, NAMES, NUMBERS, RESULTS, Status, VERBS, Verb, closest};
 
-/// Columns of a help at most; on a narrower terminal it is as wide as that.
-pub const WIDTH: usize = 100;
+pub use super::columns::MOST as WIDTH;
+use super::columns::{Page, width};
 
 /// Columns of the left one of two.
 const LEFT: usize = 34;
 
-/// Explains a subcommand, a verb of the script language, or all of that language.
+const EXAMPLES: &str = "\
+Examples:
+  vmkern help                     the script language
+  vmkern help kmem_malloc         a verb
+  vmkern help expect              a keyword
+  vmkern help v_free_count        a name
+  vmkern help bench boot          a subcommand";
+
+/// Explains a subcommand, a word of the script language, or all of that language.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct HelpArgs {
-    /// A subcommand (`run`, `bench boot`) or a verb (`kmem_malloc`); without it, the whole
-    /// language.
-    #[arg(value_name = "COMMAND|VERB")]
+    /// A subcommand (`run`, `bench boot`), or a verb, a keyword or a name of the script language
+    /// (`kmem_malloc`, `expect`, `v_free_count`); without it, the whole language.
+    #[arg(value_name = "COMMAND|WORD")]
     words: Vec<String>,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &HelpArgs) -> Status {
+    // 1. The language.
     let Some((first, rest)) = args.words.split_first() else {
         super::print(&language());
         return Status::Ok;
     };
-    // Subcommands come first, as they did before there were verbs.
+    // 2. What a subcommand says of itself. One that has the name of a verb comes first.
     let command = super::Cli::command();
     let mut found = Some(&command);
     for word in &args.words {
         found = found.and_then(|command| command.find_subcommand(word));
     }
-    if found.is_none() {
-        return no_subcommand(first, rest);
-    }
-    // What the subcommand says of itself.
-    let asked = ["vmkern"].into_iter().chain(args.words.iter().map(String::as_str));
-    match super::Cli::command().try_get_matches_from(asked.chain(["--help"])) {
-        Err(help) => super::print(&help.render().ansi().to_string()),
-        Ok(_) => super::complain(&anyhow::anyhow!("`{first}` has no help")),
-    }
-    Status::Ok
-}
-
-/// Explains a verb, or says what there is.
-fn no_subcommand(first: &str, rest: &[String]) -> Status {
-    if let (Some(verb), []) = (Verb::named(first), rest) {
-        super::print(&of_verb(verb));
+    if found.is_some() {
+        let asked = ["vmkern"].into_iter().chain(args.words.iter().map(String::as_str));
+        match super::Cli::command().try_get_matches_from(asked.chain(["--help"])) {
+            Err(help) => super::print(&help.render().ansi().to_string()),
+            Ok(_) => super::complain(&anyhow::anyhow!("`{first}` has no help")),
+        }
         return Status::Ok;
     }
-    let words: Vec<&str> = [first].into_iter().chain(rest.iter().map(String::as_str)).collect();
+    // 3. A word of the language.
+    match of_word(first).filter(|_| rest.is_empty()) {
+        Some(text) => {
+            super::print(&text);
+            Status::Ok
+        }
+        None => unknown(&args.words),
+    }
+}
+
+/// Says that there is no help on `words`, and what could have been meant.
+fn unknown(words: &[String]) -> Status {
     let command = super::Cli::command();
-    let subcommands: Vec<String> =
-        command.get_subcommands().map(|known| known.get_name().to_owned()).collect();
-    let known = subcommands.iter().map(String::as_str).chain(VERBS.iter().map(|verb| verb.name));
-    let meant =
-        closest(first, known).map_or(String::new(), |name| format!("; did you mean `{name}`?"));
+    let visible = command.get_subcommands().filter(|known| !known.is_hide_set());
+    let subcommands: Vec<String> = visible.map(|known| known.get_name().to_owned()).collect();
+    let first = words.first().map_or("", String::as_str);
+    let subcommand = closest(first, subcommands.iter().map(String::as_str));
+    let meant = subcommand.or_else(|| like(first));
+    let meant = meant.map_or(String::new(), |name| format!("; did you mean `{name}`?"));
     let shown = vmkern::text::one_line(words.join(" ").as_bytes());
-    super::complain(&anyhow::anyhow!("`{shown}` is neither a subcommand nor a verb{meant}"));
+    super::complain(&anyhow::anyhow!(
+        "`{shown}` is neither a subcommand nor a word of the script language{meant}"
+    ));
     Status::Usage
 }
 
-/// In a shell: explains a verb, or the language.
-pub fn of_the_language(word: Option<&str>) {
-    match word {
-        None => super::print(&language()),
-        Some(word) => match Verb::named(word) {
-            Some(verb) => super::print(&of_verb(verb)),
-            None => {
-                no_subcommand(word, &[]);
-            }
-        },
-    }
+/// The words of the language that [`of_word`] explains.
+pub fn language_words() -> impl Iterator<Item = &'static str> {
+    let verbs = VERBS.iter().map(|verb| verb.name);
+    let keywords = LINES.iter().flat_map(|line| line.words.iter().copied());
+    let rows = [&NUMBERS[..], &RESULTS, &NAMES].into_iter().flatten();
+    verbs.chain(keywords).chain(rows.flat_map(|(name, _)| row_words(name)))
 }
 
-/// What there is to say about a verb.
+/// A word of the language that is like `word`.
+pub fn like(word: &str) -> Option<&'static str> {
+    closest(word, language_words())
+}
+
+/// The explanation of a verb, a keyword or a name of the language.
+pub fn of_word(word: &str) -> Option<String> {
+    if let Some(verb) = Verb::named(word) {
+        return Some(of_verb(verb));
+    }
+    if let Some(line) = LINES.iter().find(|line| line.words.contains(&word)) {
+        return Some(of_line(line));
+    }
+    let mut rows = [&NUMBERS[..], &RESULTS, &NAMES].into_iter().flatten();
+    let (name, says) = rows.find(|(name, _)| row_words(name).any(|known| known == word))?;
+    let mut page = Page::new(width(), LEFT);
+    page.row(&name.replace('`', ""), says);
+    Some(page.finish())
+}
+
+/// The words in the left column of a table: names, without the rest of their forms.
+fn row_words(name: &'static str) -> impl Iterator<Item = &'static str> {
+    let is_word =
+        |word: &&str| word.len() > 1 && word.starts_with(|c: char| c.is_ascii_lowercase());
+    name.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(move |code| code.split([' ', '(']).next().filter(is_word))
+}
+
+/// The explanation of a verb.
 fn of_verb(verb: &Verb) -> String {
-    let mut text = format!("{STRONG}{}{STRONG:#}\n", verb.signature());
+    let mut page = Page::new(width(), LEFT);
+    page.heading(&verb.signature());
     if !verb.is_offered() {
-        text.push_str("  is part of the language, but not yet of this kernel\n");
-        return text;
+        page.paragraph(2, "is part of the language, but not yet of this kernel");
+        return page.finish();
     }
-    row(&mut text, "does", verb.does);
-    row(&mut text, "gives", verb.result);
+    page.row("does", verb.does);
+    page.row("gives", verb.result);
     for param in verb.params {
-        row(&mut text, &param.to_string(), param.says());
+        page.row(&param.to_string(), param.says());
     }
-    text
+    page.finish()
+}
+
+/// The explanation of a form of a line.
+fn of_line(line: &Line) -> String {
+    let mut page = Page::new(width(), LEFT);
+    page.heading(&line.form.replace('`', ""));
+    page.row("does", line.says);
+    for (name, says) in line.parts {
+        page.row(&name.replace('`', ""), says);
+    }
+    page.heading("Example");
+    for text in line.example {
+        page.line(2, text);
+    }
+    page.finish()
 }
 
 /// The whole language.
-fn language() -> String {
-    let mut text = String::new();
-    wrapped(
-        &mut text,
-        "",
-        "A script has one statement a line; # starts a comment. vmkern help VERB explains a verb, \
-         vmkern --help lists the subcommands.",
+pub fn language() -> String {
+    let mut page = Page::new(width(), LEFT);
+    // 1. Lines, and what they are made of.
+    page.paragraph(
+        0,
+        "A script has one statement a line; # starts a comment. vmkern help WORD explains a verb, a \
+         keyword or a name, vmkern --help lists the subcommands.",
     );
-    text.push('\n');
-    section(&mut text, "Lines", &LINES);
-    section(&mut text, "What expect knows", &RESULTS);
-    section(&mut text, "Numbers", &NUMBERS);
-    section(&mut text, "Names", &NAMES);
-    let _ = write!(text, "\n{STRONG}Verbs{STRONG:#}\n");
+    let lines = LINES.map(|line| (line.form, line.says));
+    let sections = [
+        ("Lines", &lines[..]),
+        ("What expect knows", &RESULTS),
+        ("Numbers", &NUMBERS),
+        ("Names", &NAMES),
+    ];
+    for (title, rows) in sections {
+        page.heading(title);
+        for (name, says) in rows {
+            page.row(&name.replace('`', ""), says);
+        }
+    }
+    // 2. Verbs, those of later kernels by name alone.
+    page.heading("Verbs");
     for verb in VERBS.iter().filter(|verb| verb.is_offered()) {
-        row(&mut text, &verb.signature(), verb.does);
+        page.row(&verb.signature(), verb.does);
     }
     let later: Vec<_> =
         VERBS.iter().filter(|verb| !verb.is_offered()).map(|verb| verb.name).collect();
-    let _ = write!(text, "\n{STRONG}Not yet of this kernel{STRONG:#}\n");
-    wrapped(&mut text, "  ", &later.join(" "));
-    text.push('\n');
-    text
-}
-
-fn section(text: &mut String, title: &str, rows: &[(&str, &str)]) {
-    let _ = write!(text, "\n{STRONG}{title}{STRONG:#}\n");
-    for (name, says) in rows {
-        row(text, &name.replace('`', ""), says);
-    }
-}
-
-/// A row of two columns, the left one alone on its line where it is too wide.
-fn row(text: &mut String, left: &str, says: &str) {
-    let pad = " ".repeat(LEFT);
-    let _ = write!(text, "  {FAINT}");
-    wrapped(text, "  ", left);
-    let _ = write!(text, "{FAINT:#}");
-    let used = 2 + left.chars().count();
-    if used + 2 > LEFT {
-        text.push('\n');
-        text.push_str(&pad);
-    } else {
-        text.push_str(&" ".repeat(LEFT - used));
-    }
-    wrapped(text, &pad, &unlinked(says));
-    text.push('\n');
-}
-
-/// Adds `words`, whose lines after the first begin with `pad`.
-fn wrapped(text: &mut String, pad: &str, words: &str) {
-    let mut column = pad.len();
-    if text.ends_with('\n') {
-        text.push_str(pad);
-    }
-    for (index, word) in words.split_whitespace().enumerate() {
-        let len = word.chars().count();
-        if index > 0 && column + 1 + len > WIDTH {
-            text.push('\n');
-            text.push_str(pad);
-            column = pad.len();
-        } else if index > 0 {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += len;
-    }
-}
-
-/// Markdown without its links and marks of code.
-fn unlinked(markdown: &str) -> String {
-    let mut text = markdown.replace('`', "");
-    while let Some((before, label, after)) = link(&text) {
-        text = format!("{before}{label}{after}");
-    }
-    text
-}
-
-/// The first link: what stands before it, its label, and what stands behind it.
-fn link(text: &str) -> Option<(&str, &str, &str)> {
-    let (before, rest) = text.split_once('[')?;
-    let (label, rest) = rest.split_once("](")?;
-    let (_, after) = rest.split_once(')')?;
-    Some((before, label, after))
+    page.heading("Not yet of this kernel");
+    page.paragraph(2, &later.join(" "));
+    page.finish()
 }
 
 /// `end`, and behind it the table of exit statuses in one line.
@@ -222,9 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn links_lose_their_targets() {
-        assert_eq!(unlinked("an [image](image.md) of `x[1]`"), "an image of x[1]");
-        assert_eq!(unlinked("[`a b`](c.md) and [d](e)"), "a b and d");
+    fn each_word_of_the_language_has_an_explanation() {
+        for word in language_words() {
+            let text = of_word(word).unwrap_or_else(|| panic!("{word} is not explained"));
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        for word in ["intr", "end", "null", "now", "rand", "kmem_alloc", "malloc", "ticks"] {
+            assert!(language_words().any(|known| known == word), "{word}");
+        }
+        assert_eq!(of_word("nonsense"), None);
+        assert_eq!(like("exspect"), Some("expect"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod bench;
 mod book;
 mod check;
 mod color;
+mod columns;
 mod completions;
 mod console;
 mod doctor;

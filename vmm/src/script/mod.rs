@@ -84,7 +84,7 @@ pub use self::outcome::{
 pub use self::parser::{parse, parse_with};
 pub use self::random::Random;
 pub use self::read::read_script;
-pub use self::reference::{LINES, NAMES, NUMBERS, RESULTS};
+pub use self::reference::{LINES, Line, NAMES, NUMBERS, RESULTS};
 pub use self::session::{
     Session, Setup, Standstill, Unlaunched, guest_status, launch_report, launch_status, run_script,
     run_script_then, stats,

@@ -1,23 +1,97 @@
-//! The language in tables, for the help of the command and for the book: Markdown, a row a pair of
+//! The language in tables, for the help of the command and for the book: Markdown, each row with
 //! what is written and what it means.
 
+/// A form of a line.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// The words that begin it, if it has any of its own.
+    pub words: &'static [&'static str],
+    /// The form.
+    pub form: &'static str,
+    /// Its meaning.
+    pub says: &'static str,
+    /// The meaning of its parts, for an explanation of this line alone.
+    pub parts: &'static [(&'static str, &'static str)],
+    /// A script that uses it.
+    pub example: &'static [&'static str],
+}
+
+/// What stands for a number.
+const EXPR: (&str, &str) = ("EXPR", "a number, a `$NAME`, a name such as `v_free_count`, or a sum");
+const THREAD: (&str, &str) = ("THREAD", "`t0` to `t63`, or `t[EXPR]`; `t0` without one");
+
 /// The forms of a line.
-pub const LINES: [(&str, &str); 8] = [
-    ("`[THREAD:] [NAME =] VERB ARG...`", "do something on a kernel thread, and bind the result"),
-    ("`let NAME = EXPR`", "bind a number"),
-    ("`expect RESULT`", "the result that the verb just above must have had"),
-    ("`assert EXPR OP EXPR`", "fail unless it holds; OP is `==` `!=` `<` `<=` `>` `>=`"),
-    ("`repeat COUNT` ... `end`", "do the lines between COUNT times; `$i` counts from 0"),
-    (
-        "`print ARG...`",
-        "write one line: strings, values of expressions (from 2^47 up in hexadecimal), and \
-         `hex(EXPR)`",
-    ),
-    (
-        "`start THREAD: [NAME =] VERB ARG...`",
-        "send it to a thread, and continue at once: see [Start](#start)",
-    ),
-    ("`guest KEY=VALUE...`", "the guest that the script needs; stands before all other statements"),
+pub const LINES: [Line; 9] = [
+    Line {
+        words: &[],
+        form: "`[THREAD:] [NAME =] VERB ARG...`",
+        says: "do something on a kernel thread, and bind the result",
+        parts: &[THREAD],
+        example: &["a = kmem_malloc kmem_map 4K", "t1: kmem_free kmem_map $a 4K"],
+    },
+    Line {
+        words: &["intr"],
+        form: "`intr: [NAME =] VERB ARG...`",
+        says: "do it in an interrupt handler, where sleeping is a panic",
+        parts: &[("VERB", "an operation of the guest; `join`, `check` and the like are not")],
+        example: &["intr: a = kmem_malloc kmem_map 4K NOWAIT"],
+    },
+    Line {
+        words: &["let"],
+        form: "`let NAME = EXPR`",
+        says: "bind a number",
+        parts: &[EXPR, ("NAME[EXPR]", "in place of NAME: one of a series")],
+        example: &["let before = v_free_count", "let size[2] = 3 * 4K"],
+    },
+    Line {
+        words: &["expect"],
+        form: "`expect RESULT`",
+        says: "the result that the verb just above must have had",
+        parts: &RESULTS,
+        example: &["kmem_malloc kmem_map 0", "expect null"],
+    },
+    Line {
+        words: &["assert"],
+        form: "`assert EXPR OP EXPR`",
+        says: "fail unless it holds; OP is `==` `!=` `<` `<=` `>` `>=`",
+        parts: &[EXPR],
+        example: &["assert v_free_count > 100", "assert (kmem_map.max - kmem_map.min) / 4K > 10"],
+    },
+    Line {
+        words: &["repeat", "end"],
+        form: "`repeat COUNT` ... `end`",
+        says: "do the lines between COUNT times; `$i` counts from 0",
+        parts: &[("COUNT", "an EXPR"), ("$i", "the counter of the innermost `repeat`")],
+        example: &["repeat 10", "  a[$i] = kmem_alloc kernel_map 4K", "end"],
+    },
+    Line {
+        words: &["print"],
+        form: "`print ARG...`",
+        says: "write one line: strings, values of expressions (from 2^47 up in hexadecimal), and \
+               `hex(EXPR)`",
+        parts: &[("ARG", "a string in double quotes, an EXPR without blanks, or `hex(EXPR)`")],
+        example: &["print \"free pages:\" v_free_count hex(v_free_count)"],
+    },
+    Line {
+        words: &["start"],
+        form: "`start THREAD: [NAME =] VERB ARG...`",
+        says: "send it to a thread, and continue at once: see [Start](#start)",
+        parts: &[
+            ("VERB", "an operation of the guest; `join THREAD` brings its result"),
+            ("THREAD", "`t0` to `t63`, or `t[EXPR]`"),
+        ],
+        example: &["start t1: a = kmem_malloc kmem_map 4K", "join t1"],
+    },
+    Line {
+        words: &["guest"],
+        form: "`guest KEY=VALUE...`",
+        says: "the guest that the script needs; stands before all other statements",
+        parts: &[
+            ("KEY", "`memory` `vcpus` `time` `timeout` `seed` `privilege`, or a kernel tunable"),
+            ("VALUE", "as that option of `vmkern run` takes it, or `--set`"),
+        ],
+        example: &["guest memory=256M vcpus=2 vm.kmem_size=32M"],
+    },
 ];
 
 /// What `expect` knows.
@@ -85,8 +159,8 @@ mod tests {
     use vmkern_abi::layout::VmMeter;
 
     use super::*;
-    use crate::script::names;
     use crate::script::words::KEYWORDS;
+    use crate::script::{Source, names, parse};
 
     /// The words in backquotes of a table's first column.
     fn words(table: &[(&'static str, &str)]) -> Vec<&'static str> {
@@ -109,10 +183,21 @@ mod tests {
     }
 
     #[test]
-    fn every_keyword_has_a_line() {
-        let told = words(&LINES);
+    fn every_keyword_has_a_line_that_begins_with_it() {
         for keyword in KEYWORDS {
-            assert!(told.contains(&keyword), "{keyword} is missing");
+            let is_of = |line: &&Line| line.words.contains(&keyword);
+            let line = LINES.iter().find(is_of).unwrap_or_else(|| panic!("{keyword} is missing"));
+            assert!(words(&[(line.form, "")]).contains(&keyword), "{keyword}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_each_line_is_a_script_that_uses_it() {
+        for Line { words, form, example, .. } in &LINES {
+            let source = Source::new("example", &example.join("\n"));
+            assert!(parse(&source).is_ok(), "{form}: {example:?}");
+            let begins = |word: &&str| example.iter().any(|line| line.starts_with(*word));
+            assert!(words.iter().all(|word| begins(&word)), "{form}: {example:?}");
         }
     }
 }

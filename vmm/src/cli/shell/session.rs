@@ -252,7 +252,13 @@ impl<'t> Talk<'t> {
         let ended = match first {
             "exit" | "quit" => Some(self.leave(input)),
             "help" => {
-                help::of_the_language(second);
+                match second.map(|word| (word, help::of_word(word))) {
+                    None => say(&help::language()),
+                    Some((_, Some(text))) => say(&text),
+                    Some((word, None)) => {
+                        crate::cli::complain(&anyhow::anyhow!("`{word}` is not a word of it"));
+                    }
+                }
                 // Lines are counted all the same.
                 let _ = self.interpreter.line("");
                 None
