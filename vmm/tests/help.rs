@@ -61,6 +61,41 @@ fn shells_of_the_host_complete_every_subcommand() {
 }
 
 #[test]
+fn shells_of_the_host_offer_what_can_stand_at_each_place_and_nothing_hidden() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = out(&["completions", shell]);
+        assert!(!text.contains("book"), "{shell}");
+        for word in ["map-size", "kern.hz=", "supervisor", "kmem_malloc", "expect"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
+    }
+    let completed = |words: &[&str]| -> Vec<String> {
+        let script = format!(
+            "source <({} completions bash); COMP_WORDS=({}); COMP_CWORD={}; \
+             _vmkern vmkern \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            env!("CARGO_BIN_EXE_vmkern"),
+            words.join(" "),
+            words.len() - 1,
+        );
+        let output = Command::new("bash").args(["-c", &script]).current_dir("/").output();
+        let output = output.expect("bash is there");
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    };
+    for (words, expected) in [
+        (&["vmkern", "check", "--only", "map-siz"] as &[&str], "map-size"),
+        (&["vmkern", "run", "--set", "kern.h"], "kern.hz="),
+        (&["vmkern", "run", "--privilege", "s"], "supervisor"),
+        (&["vmkern", "help", "kmem_mal"], "kmem_malloc"),
+        (&["vmkern", "run", "--console", "us"], "usr"),
+    ] {
+        assert_eq!(completed(words), [expected], "{words:?}");
+    }
+    // A number is not a file.
+    assert!(!completed(&["vmkern", "run", "--seed", "us"]).contains(&"usr".to_owned()));
+}
+
+#[test]
 fn there_is_a_page_for_each_subcommand() {
     assert!(out(&["man"]).starts_with(".ie"));
     let scratch = tempfile::tempdir().expect("a directory can be made");
