@@ -17,6 +17,8 @@ use crate::system::KvmError;
 
 /// The longest script, in bytes.
 pub const SCRIPT_MAX: u64 = 4 << 20;
+/// The longest line of a script that comes line by line and need not end, in bytes.
+pub const LINE_MAX: u64 = SCRIPT_MAX;
 
 /// A file that was to be read cannot be.
 #[derive(Error)]

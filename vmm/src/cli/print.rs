@@ -1,11 +1,11 @@
 //! Standard output and standard error.
 //!
-//! Everything that the command says goes through here, without a lock that somebody who waits for
-//! room could own. What cannot be written is kept in mind: it makes the exit status 7
-//! ([`failures`]), unless the run's own says more. A reader that has gone away is not a failure.
+//! Everything that the command prints goes through here, without a lock that a thread could hold
+//! while it waits for room. Output that cannot be written makes the exit status 7 ([`failures`]),
+//! unless the run's own status is not 0. A reader that has gone away is not a failure.
 //!
-//! Who prints waits for room as long as it takes: a pager is in no hurry. But a run's limit and a
-//! signal end that wait as they end the run; what is printed then is given [`GRACE`] more.
+//! Printing waits for room as long as it takes: a pager may take its time. But a run's limit and a
+//! signal end that wait as they end the run; what is printed after that may wait [`GRACE`] longer.
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, Write};
@@ -88,7 +88,12 @@ pub fn err(text: &str) {
     ERR.print(text);
 }
 
-/// Writes `text` to standard error if there is room for it just now.
+/// Writes `text` to standard output, as it is, if there is room for it now.
+pub fn out_at_once(text: &str) {
+    OUT.stream.try_write(text.as_bytes());
+}
+
+/// Writes `text` to standard error if there is room for it now.
 pub fn err_at_once(text: &str) {
     ERR.stream.try_write(text.as_bytes());
 }

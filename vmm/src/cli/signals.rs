@@ -1,9 +1,10 @@
-//! Ctrl-C, a polite kill and a terminal that goes away: every run ends, and the command with 128
-//! and the signal's number.
+//! Ctrl-C, `kill` and a terminal that hangs up: each ends every run, and the command with status
+//! 128 + the signal's number.
 //!
-//! The first signal interrupts the runs, and hurries what waits for room in a pipe; then the
+//! The first signal interrupts the runs, and shortens every wait for room in a pipe; then the
 //! command ends in order. When that takes too long, or another signal comes, the process ends at
-//! once. Nothing here waits for anybody, and whoever prints owns no lock.
+//! once. So it does while an editor waits for a line, which a signal cannot end: nothing runs then.
+//! The listener waits for no other thread, and output takes no lock that it would need.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::channel;
@@ -22,6 +23,10 @@ use super::print;
 
 /// How long the runs have to end after a signal, before the process does.
 const GRACE: Duration = Duration::from_secs(2);
+/// Ends the mode in which a terminal marks what is pasted (xterm's DECRST 2004).
+const PASTE_OFF: &str = "\x1b[?2004l";
+/// Values of TERM for which the editor does not use that mode.
+const PLAIN_TERMS: [&str; 3] = ["dumb", "cons25", "emacs"];
 
 /// The runs that a signal ends.
 #[derive(Debug, Default)]
@@ -29,30 +34,38 @@ pub struct Signals {
     /// The first signal that came; 0 before that.
     fired: AtomicI32,
     stops: Mutex<Vec<Weak<Stop>>>,
-    /// Whether somebody types, and Ctrl-C ends no more than the statement that is waited for.
+    /// Whether Ctrl-C ends only the statement that the shell waits for.
     typed: AtomicBool,
-    /// The terminal as it was before an editor came to it.
+    /// Whether an editor waits for a line.
+    prompt: AtomicBool,
+    /// The terminal's settings before the first editor changed them.
     terminal: OnceLock<Termios>,
 }
 
-/// As long as it lives, Ctrl-C ends no more than the statement that is waited for.
+/// Something that holds as long as this lives.
 #[derive(Debug)]
-pub struct TypedGuard<'s>(&'s Signals);
+pub struct Guard<'s>(&'s AtomicBool);
 
-impl Drop for TypedGuard<'_> {
-    fn drop(&mut self) {
-        self.0.typed.store(false, Ordering::SeqCst);
+impl<'s> Guard<'s> {
+    fn new(flag: &'s AtomicBool) -> Self {
+        flag.store(true, Ordering::SeqCst);
+        Self(flag)
     }
 }
 
-/// Listens to signals from now on. If that is not possible, a signal ends the process as it does
-/// without us.
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Listens to signals from now on. If that is not possible, signals keep their default actions.
 pub fn catch() -> &'static Signals {
     // 1. One set of handlers for the process.
     static SIGNALS: OnceLock<Signals> = OnceLock::new();
     let signals = SIGNALS.get_or_init(Signals::default);
     let (ready, listening) = channel::<()>();
-    // 2. The thread comes first: without one, nobody would hear what a handler notes.
+    // 2. The thread comes first: a handler without it would swallow the signal.
     let listen = move || {
         let Ok(mut listener) = Listener::new([SIGINT, SIGTERM, SIGHUP]) else { return };
         drop(ready);
@@ -64,6 +77,9 @@ pub fn catch() -> &'static Signals {
                 continue;
             }
             signals.fire(signal);
+            if signals.prompt.load(Ordering::SeqCst) {
+                signals.leave();
+            }
             let end = || {
                 thread::sleep(GRACE);
                 signals.leave();
@@ -75,11 +91,10 @@ pub fn catch() -> &'static Signals {
     };
     // 3. The handlers are in place before anything can run long.
     if thread::Builder::new().spawn(listen).is_ok() {
-        // Nothing is sent: the other end is dropped when the handlers are there, or never will be.
+        // Nothing is sent: the sender is dropped when the handlers are in place, or have failed.
         let _ = listening.recv();
     }
-    // 4. A file that grows past RLIMIT_FSIZE is then an error of the write, and not the end of the
-    //    process.
+    // 4. A file that grows past RLIMIT_FSIZE makes the write fail; it does not end the process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     signals
 }
@@ -100,7 +115,7 @@ impl Signals {
         }
     }
 
-    /// A run's limits, which a signal ends as well as `limit`.
+    /// The limits of a run: it ends by a signal, or after `limit`.
     pub fn stop(&self, limit: Duration) -> Arc<Stop> {
         let stop = Arc::new(Stop::after(limit));
         let mut stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,14 +128,18 @@ impl Signals {
         stop
     }
 
-    /// From now on Ctrl-C ends no more than the statement that is waited for; a second one that
-    /// comes before that has ended, and every other signal, ends the process as ever.
-    pub fn typed(&self) -> TypedGuard<'_> {
+    /// While the guard lives, Ctrl-C ends only the statement that the shell waits for. A second one
+    /// before that statement has ended, and every other signal, ends the process as usual.
+    pub fn typed(&self) -> Guard<'_> {
         if let Ok(terminal) = tcgetattr(stdin()) {
             self.terminal.get_or_init(|| terminal);
         }
-        self.typed.store(true, Ordering::SeqCst);
-        TypedGuard(self)
+        Guard::new(&self.typed)
+    }
+
+    /// While the guard lives, an editor waits for a line: a signal ends the process at once.
+    pub fn prompt(&self) -> Guard<'_> {
+        Guard::new(&self.prompt)
     }
 
     fn fire(&self, signal: i32) {
@@ -129,7 +148,7 @@ impl Signals {
         self.interrupt();
     }
 
-    /// Interrupts the runs. Says whether one of them had not been interrupted yet.
+    /// Interrupts the runs. Returns whether one of them had not been interrupted yet.
     fn interrupt(&self) -> bool {
         let stops = self.stops.lock().unwrap_or_else(PoisonError::into_inner);
         let mut is_news = false;
@@ -140,20 +159,28 @@ impl Signals {
         is_news
     }
 
-    /// Ends the process at once. The kernel of the host takes back what is left, but for files.
+    /// Ends the process at once. The host's kernel frees everything except unfinished files.
     fn leave(&self) -> ! {
+        // 1. Unfinished files.
         vmkern::output::abandon();
+        // 2. The terminal as it was before the editor that waits for a line there.
         if let Some(terminal) = self.terminal.get() {
-            // The editor may have been at work.
             let _ = tcsetattr(stdin(), OptionalActions::Now, terminal);
+            if self.prompt.load(Ordering::SeqCst) {
+                let term = std::env::var("TERM").unwrap_or_default();
+                let is_plain = PLAIN_TERMS.contains(&term.as_str());
+                print::out_at_once(if is_plain { "" } else { PASTE_OFF });
+                print::out_at_once("\n");
+            }
         }
+        // 3. The end.
         let status = self.status().unwrap_or(Status::Interrupted);
         print::err_at_once(&said(status));
         low_level::exit(i32::from(status as u8))
     }
 }
 
-/// What is said at the end.
+/// The last line of a command that a signal ended.
 pub fn said(status: Status) -> String {
     let what = match status {
         Status::HungUp => "the terminal is gone",

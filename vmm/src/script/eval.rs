@@ -50,13 +50,15 @@ pub(super) struct Run<'r> {
     pub(super) starts: u64,
     /// Whether some of them may not have begun yet.
     pub(super) unbegun: bool,
+    /// Whether the guest is known to be dead.
+    pub(super) is_buried: bool,
     /// Cycles of the last statement that was judged.
     pub(super) cycles: u64,
-    /// The guest's counters after the step before, for a watcher that wants detail.
-    counters: Vec<(&'static str, u64)>,
     /// The terms that were evaluated for the current statement, with their values. A report tells
     /// these: another evaluation could give others.
     pub(super) seen: Vec<(Span, u64)>,
+    /// The guest's counters after the step before, for a watcher that wants detail.
+    counters: Vec<(&'static str, u64)>,
 }
 
 impl<'r> Run<'r> {
@@ -85,11 +87,12 @@ impl<'r> Run<'r> {
             outstanding: BTreeMap::new(),
             starts: 0,
             unbegun: false,
+            is_buried: false,
             cycles: 0,
+            seen: Vec::new(),
             counters,
         }
     }
-            seen: Vec::new(),
 
     /// Binds what is bound before the first line.
     pub(super) fn preset(&mut self, presets: &[(NameId, u64)]) {
@@ -115,10 +118,10 @@ impl<'r> Run<'r> {
 
     fn statement(&mut self, statement: &Stmt) -> Result<(), Over> {
         let at = statement.span;
+        self.seen.clear();
         match &statement.kind {
             StmtKind::Do(what) => self.perform(what),
             StmtKind::Expect(expect) => self.settle(Some(expect)),
-        self.seen.clear();
             StmtKind::Let { place, value: expr } => {
                 let value = self.eval(at, expr)?;
                 let bound = Bound::Number(value, self.radix(expr));

@@ -40,6 +40,23 @@ impl GuestOptions {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// These options together with `later` ones, which count for what they name.
+    #[must_use]
+    pub fn and(self, later: &Self) -> Self {
+        let mut tunables = self.tunables;
+        tunables.retain(|(name, _)| !later.tunables.iter().any(|(other, _)| other == name));
+        tunables.extend(later.tunables.iter().cloned());
+        Self {
+            memory: later.memory.or(self.memory),
+            vcpus: later.vcpus.or(self.vcpus),
+            privilege: later.privilege.or(self.privilege),
+            time: later.time.or(self.time),
+            timeout: later.timeout.or(self.timeout),
+            seed: later.seed.or(self.seed),
+            tunables,
+        }
+    }
 }
 
 /// The keys that are not tunables.

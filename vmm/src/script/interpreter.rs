@@ -7,6 +7,7 @@
 
 use super::ast::Script;
 use super::eval::{Run, wrong};
+use super::guest_line::GuestOptions;
 use super::judge::{Given, Judging};
 use super::observe::Observer;
 use super::outcome::Ending;
@@ -14,6 +15,9 @@ use super::parser::Parser;
 use super::source::Source;
 use super::stop::Stop;
 use super::target::{Panic, Reply, Target};
+
+/// Bytes of lines that are kept before those are forgotten that no report can show any more.
+const KEPT: usize = 1 << 20;
 
 /// Whether a line was enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,13 @@ impl<'t> Interpreter<'t> {
         Self { parser, run }
     }
 
+    /// The same behind `lines` lines that others took: messages count from the first of them.
+    #[must_use]
+    pub fn behind(mut self, lines: usize) -> Self {
+        self.run.source = Source::behind(self.run.source.name(), lines);
+        self
+    }
+
     /// The same for somebody who types, and goes on whatever a statement gives: only an `expect`
     /// fails. A thread that is not waited for any more can be joined later.
     #[must_use]
@@ -63,17 +74,60 @@ impl<'t> Interpreter<'t> {
     /// How the run ends with it. After an error the next line can be given all the same, as if the
     /// statement that failed had been the last of its own.
     pub fn line(&mut self, text: &str) -> Result<Progress, Box<Ending>> {
-        self.run.stop.restart_clock();
-        self.run.target.restart_clock();
+        self.restart_clock();
+        if self.run.source.len() > KEPT {
+            self.run.source.forget_before(self.oldest());
+        }
         let number = self.run.source.push(text);
         self.parser.line(number, self.run.source.line(number)).map_err(wrong)?;
         if self.progress() == Progress::More {
             return Ok(Progress::More);
         }
+        if self.run.is_buried {
+            self.parser.begin_again();
+        }
         let body = self.parser.take();
         let ran = self.run.block(&body);
         self.run.loops.clear();
         ran.map(|()| Progress::Done)
+    }
+
+    /// Counts a line that is not the interpreter's to read.
+    pub fn skip_line(&mut self, text: &str) {
+        self.run.source.push(text);
+    }
+
+    /// The first line that a report may still show: of an open `repeat`, of the statement that is
+    /// not judged yet, or of one that is not over.
+    fn oldest(&self) -> usize {
+        let unjudged = self.run.unjudged.as_ref().map(|done| done.what.span.line);
+        let outstanding = self.run.outstanding.values().map(|one| one.what.span.line);
+        let needed = outstanding.chain(unjudged).chain(self.parser.first_open());
+        needed.min().unwrap_or(self.run.source.line_count() + 1)
+    }
+
+    /// Gives the rest of the script its whole time limit, as each line has it.
+    pub fn restart_clock(&mut self) {
+        self.run.stop.restart_clock();
+        self.run.target.restart_clock();
+    }
+
+    /// Whether the target is a guest, and has died.
+    #[must_use]
+    pub fn is_guest_dead(&self) -> bool {
+        self.run.target.guest().is_some_and(|guest| guest.death().is_some())
+    }
+
+    /// What a `guest` line asks for that was given since the last call.
+    pub fn take_guest(&mut self) -> Option<GuestOptions> {
+        self.parser.take_guest()
+    }
+
+    /// The guest is dead. From now on a statement that needs it to run is refused, and a `guest`
+    /// line may stand again: it asks for another guest.
+    pub fn bury(&mut self) {
+        self.run.is_buried = true;
+        self.parser.begin_again();
     }
 
     /// Whether a `repeat` is open.
@@ -94,6 +148,12 @@ impl<'t> Interpreter<'t> {
     pub fn forget_interrupt(&mut self) {
         self.run.stop.forget_interrupt();
         self.run.target.forget_interrupt();
+    }
+
+    /// The threads that the end of the script waits for.
+    #[must_use]
+    pub fn unjoined(&self) -> Vec<String> {
+        self.run.unjoined().into_iter().map(|thread| thread.to_string()).collect()
     }
 
     /// The threads whose statements are not over, each with what is known of it.

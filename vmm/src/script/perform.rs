@@ -7,8 +7,9 @@ use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{Context, Op, Outcome};
 
 use super::ast::{Do, Pace, Runner, RunnerRef};
+use super::diagnostic::Diagnostic;
 use super::env::Bound;
-use super::eval::{Over, Run};
+use super::eval::{Over, Run, wrong};
 use super::judge::{BoundPlace, Given, Judging, Unjudged};
 use super::observe::Detail;
 use super::outcome::Step;
@@ -23,9 +24,9 @@ use crate::guest::ThreadId;
 pub(super) struct Called {
     pub verb: &'static str,
     pub arguments: Vec<String>,
-}
     /// The terms of the arguments with their values.
     pub seen: Vec<(Span, u64)>,
+}
 
 impl Called {
     /// As C would write it.
@@ -41,6 +42,9 @@ impl Run<'_> {
         // 1. Who does it. What the script itself does takes a thread only where it names one.
         let named = what.runner.as_ref().map(|runner| self.runner(at, runner)).transpose()?;
         let by_guest = call.verb.is_operation();
+        if self.is_buried && call.verb.needs_guest() {
+            return Err(self.needs_another_guest(at));
+        }
         if let Some(Runner::Thread(thread)) = named.or(by_guest.then_some(Runner::DEFAULT)) {
             self.check_free(at, thread)?;
         }
@@ -102,6 +106,13 @@ impl Run<'_> {
     pub(super) fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
         self.unbegun = false;
         self.target.execute(context, op)
+    }
+
+    /// A dead guest does nothing.
+    fn needs_another_guest(&self, at: Span) -> Over {
+        let message = "the guest is dead: `guest` starts another";
+        let expected = "`guest`, or what looks at a dead guest: `inspect`, `check`, `dump`";
+        wrong(Diagnostic::new(at, message, expected, self.source.text(at)))
     }
 
     /// Where a statement runs.

@@ -27,6 +27,8 @@ pub struct Source {
     name: Arc<str>,
     text: Arc<String>,
     lines: Arc<Vec<(usize, usize)>>,
+    /// Lines in front of the first that is here: they were read elsewhere, or forgotten.
+    before: usize,
 }
 
 /// `line` without what ends it.
@@ -66,7 +68,15 @@ impl Source {
             lines.push((start, start + without_end(line).len()));
             start += line.len();
         }
-        Self { name: name.into(), text: Arc::new(text.to_owned()), lines: Arc::new(lines) }
+        let (text, lines) = (Arc::new(text.to_owned()), Arc::new(lines));
+        Self { name: name.into(), text, lines, before: 0 }
+    }
+
+    /// A script called `name` of which no line is here yet, and `before` lines came earlier: they
+    /// count, and are empty.
+    #[must_use]
+    pub fn behind(name: &str, before: usize) -> Self {
+        Self { before, ..Self::new(name, "") }
     }
 
     /// Adds a line, with its end or without one, and returns its number. Costs no more than the
@@ -79,7 +89,31 @@ impl Source {
         text.push('\n');
         let lines = Arc::make_mut(&mut self.lines);
         lines.push((start, start + line.len()));
-        lines.len()
+        self.before + lines.len()
+    }
+
+    /// Forgets the lines in front of line `first`, which keep their numbers and are empty from now
+    /// on. A script without an end would fill the memory of the host.
+    pub fn forget_before(&mut self, first: usize) {
+        let gone = first.saturating_sub(self.before + 1).min(self.lines.len());
+        let end = self.lines.get(gone).map_or(self.text.len(), |&(start, _)| start);
+        let lines = Arc::make_mut(&mut self.lines);
+        lines.drain(..gone);
+        lines.iter_mut().for_each(|line| *line = (line.0 - end, line.1 - end));
+        Arc::make_mut(&mut self.text).drain(..end);
+        self.before += gone;
+    }
+
+    /// Bytes of the lines that are here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Whether no line is here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// A script from the bytes of a file.
@@ -108,14 +142,14 @@ impl Source {
     /// How many lines there are.
     #[must_use]
     pub fn line_count(&self) -> usize {
-        self.lines.len()
+        self.before + self.lines.len()
     }
 
     /// Line number `line` (from 1) without its end; empty when there is no such line.
     #[must_use]
     pub fn line(&self, line: usize) -> &str {
-        let Some(&(start, end)) = line.checked_sub(1).and_then(|index| self.lines.get(index))
-        else {
+        let index = line.checked_sub(self.before + 1);
+        let Some(&(start, end)) = index.and_then(|index| self.lines.get(index)) else {
             return "";
         };
         &self.text[start..end]
@@ -143,6 +177,19 @@ mod tests {
         let source = Source::new("x", "a\r\nbb\n\nc");
         assert_eq!(source.line_count(), 4);
         assert_eq!((1..=5).map(|n| source.line(n)).collect::<Vec<_>>(), ["a", "bb", "", "c", ""]);
+    }
+
+    #[test]
+    fn lines_that_are_forgotten_leave_the_numbers_of_the_others() {
+        let mut source = Source::behind("x", 2);
+        assert_eq!((source.push("three"), source.push("four"), source.push("five")), (3, 4, 5));
+        source.forget_before(4);
+        assert_eq!((source.line(3), source.line(4), source.line(5)), ("", "four", "five"));
+        assert_eq!((source.line_count(), source.push("six"), source.len()), (5, 6, 14));
+        source.forget_before(100);
+        assert_eq!((source.line_count(), source.is_empty(), source.line(6)), (6, true, ""));
+        source.forget_before(1);
+        assert_eq!((source.push("seven"), source.line(7)), (7, "seven"));
     }
 
     #[test]

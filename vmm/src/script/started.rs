@@ -162,6 +162,15 @@ impl Run<'_> {
     /// then no thread may be blocked that is not meant to be. One that has been woken may finish
     /// first.
     pub(super) fn end(&mut self) -> Result<(), Over> {
+        for thread in self.unjoined() {
+            self.join_at_end(thread)?;
+        }
+        self.begin_abandoned()?;
+        self.end_of_sleepers()
+    }
+
+    /// The threads that are started, and will be joined at the end, in the order of starting.
+    pub(super) fn unjoined(&self) -> Vec<ThreadId> {
         let mut started: Vec<_> = self
             .outstanding
             .iter()
@@ -171,11 +180,7 @@ impl Run<'_> {
             .map(|(&thread, outstanding)| (outstanding.order, thread))
             .collect();
         started.sort_unstable();
-        for (_, thread) in started {
-            self.join_at_end(thread)?;
-        }
-        self.begin_abandoned()?;
-        self.end_of_sleepers()
+        started.into_iter().map(|(_, thread)| thread).collect()
     }
 
     /// What was started and abandoned has its time to begin all the same.
@@ -281,12 +286,12 @@ impl Run<'_> {
         panic: Box<Panic>,
         called: &Called,
     ) -> Over {
+        self.seen.clear();
         let culprit = self.culprit(&panic);
         let culprit =
             culprit.map(|one| (Arc::clone(&one.what), one.expect.clone(), one.called.clone()));
         let expects = |expect: Option<&Expect>| match expect.map(|expect| &expect.what) {
             Some(Expected::Panic(text)) => panic.message.contains(text.as_str()),
-        self.seen.clear();
             _ => false,
         };
         let culprit_expects =

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use vmkern::guest::LogEnd;
 use vmkern::script::{
-    BAD, Detail, Ending, FAINT, GuestOptions, GuestTarget, Interpreter, Judging, NotUtf8, Observer,
-    Panic, Progress, STRONG, Source, Status, Step, StepResult, Stop, TooMuch, explain,
-    launch_status, parse,
+    BAD, Detail, Diagnostic, Ending, FAINT, GuestOptions, GuestTarget, Interpreter, Judging,
+    NotUtf8, Observer, Panic, Progress, STRONG, Source, Status, Step, StepResult, Stop, TooMuch,
+    explain, launch_status,
 };
 use vmkern::{Guest, LaunchError, Outcome, text};
 
 use super::ShellArgs;
-use super::input::{Input, Read};
+use super::input::{Draft, Input, Read};
+use super::own::{self, Own, Word};
 use crate::cli::guest::GuestArgs;
 use crate::cli::signals::Signals;
 use crate::cli::steps::trace;
@@ -25,13 +26,15 @@ const MORE: &str = "    ..> ";
 pub enum Left {
     /// The shell ends.
     With(Status),
-    /// A `guest` line stands before every statement, and asks for another guest.
+    /// A `guest` line asks for another guest.
     ForAnother {
-        /// What it asks for.
+        /// The options of that line.
         options: Box<GuestOptions>,
         /// Lines so far, that one included.
         lines: usize,
     },
+    /// There was no guest. The reason has been printed.
+    Unbooted(Status),
 }
 
 /// What a session needs.
@@ -50,13 +53,14 @@ impl Session<'_> {
         let stop = self.signals.stop(self.guest.timeout());
         let mut target = match self.boot(&stop) {
             Ok(target) => target,
-            Err(status) => return Left::With(status),
+            Err(status) => return Left::Unbooted(status),
         };
-        // 2. The lines, judged leniently where somebody types.
+        // 2. The lines, judged leniently at a terminal.
         let mut shown = Shown { is_typed: input.is_typed(), is_verbose: self.args.verbose };
         let ended = {
             let (lets, seed) = (self.args.guest.lets(), self.guest.seed());
-            let interpreter = Interpreter::new(NAME, lets, &mut target, seed, &stop, &mut shown);
+            let interpreter = Interpreter::new(NAME, lets, &mut target, seed, &stop, &mut shown)
+                .behind(self.lines);
             if input.is_typed() {
                 let _typed = self.signals.typed();
                 Talk::new(self, interpreter.judging(Judging::Lenient)).run(input)
@@ -82,7 +86,7 @@ impl Session<'_> {
         }
     }
 
-    /// Boots the guest; what is wrong has been said when there is none.
+    /// Boots the guest. The reason of a failure has been printed when this returns.
     fn boot(&self, stop: &Arc<Stop>) -> Result<GuestTarget, Status> {
         let refused = |error: anyhow::Error| {
             crate::cli::complain(&error);
@@ -110,60 +114,45 @@ fn ready(mut guest: Guest, stop: &Arc<Stop>) -> Result<Guest, LaunchError> {
 /// How the lines of a session came to an end.
 enum Ended {
     Left(Left),
-    /// A script that came line by line has ended so.
+    /// The script that the lines were has ended.
     Script(Box<Ending>, Source),
 }
 
-/// A session on its way.
+/// A session under way.
 struct Talk<'t> {
     session: &'t Session<'t>,
     interpreter: Interpreter<'t>,
-    /// Lines so far.
-    lines: usize,
-    /// Whether a statement has been given.
-    has_begun: bool,
-    /// Whether the last thing that was done is a Ctrl-C.
+    /// Whether the last thing that happened was a Ctrl-C.
     was_interrupted: bool,
-    /// Whether somebody was told that the guest is dead.
+    /// Whether the shell has said that the guest is dead.
     is_mourned: bool,
-    /// What the shell will end with.
+    /// The status that the shell will end with.
     status: Status,
 }
 
 impl<'t> Talk<'t> {
-    fn new(session: &'t Session<'t>, mut interpreter: Interpreter<'t>) -> Self {
-        // Lines are counted from the first that was read.
-        for _ in 0..session.lines {
-            let _ = interpreter.line("");
-        }
-        Self {
-            session,
-            interpreter,
-            lines: session.lines,
-            has_begun: false,
-            was_interrupted: false,
-            is_mourned: false,
-            status: Status::Ok,
-        }
+    fn new(session: &'t Session<'t>, interpreter: Interpreter<'t>) -> Self {
+        let (was_interrupted, is_mourned, status) = (false, false, Status::Ok);
+        Self { session, interpreter, was_interrupted, is_mourned, status }
     }
 
     fn run(mut self, input: &mut Input) -> Ended {
         // 1. A greeting, before the first line alone.
-        if input.is_typed() && self.lines == 0 {
+        if input.is_typed() && self.session.lines == 0 {
             let about = concat!("vmkern ", env!("CARGO_PKG_VERSION"));
             say(&format!("{STRONG}{about}{STRONG:#}: `help` helps, Ctrl-D leaves\n"));
         }
         loop {
             // 2. A line, or the end of them.
             let prompt = if self.interpreter.progress() == Progress::More { MORE } else { PROMPT };
-            let names = self.interpreter.names().map(str::to_owned).collect();
+            let names = self.interpreter.names();
             let line = match input.read(prompt, names, self.session.signals) {
                 Ok(Read::Line(line)) => line,
                 Ok(Read::End) => return self.end(input),
-                Ok(Read::Interrupted) if self.was_interrupted => {
+                Ok(Read::Interrupted(Draft::Empty)) if self.was_interrupted => {
                     return Ended::Left(Left::With(Status::Interrupted));
                 }
-                Ok(Read::Interrupted) => {
+                Ok(Read::Interrupted(_)) => {
                     self.interpreter.forget();
                     self.was_interrupted = true;
                     say("(Ctrl-C once more leaves)\n");
@@ -174,42 +163,58 @@ impl<'t> Talk<'t> {
                     return Ended::Left(Left::With(Status::Usage));
                 }
             };
-            // 3. What is read.
+            // 3. What the line says.
             self.was_interrupted = false;
             let line = line.strip_suffix(b"\n").unwrap_or(&line);
             if let Some(ended) = self.line(line, input) {
                 return ended;
             }
-            // 4. Whoever stops one line does not want those that were pasted with it.
+            // 4. A Ctrl-C that stops one line stops those that were pasted with it.
             if self.was_interrupted {
                 input.forget_pasted();
             }
         }
     }
 
-    /// The lines are at their end.
-    fn end(self, input: &Input) -> Ended {
-        match self.session.signals.status() {
-            Some(status) => Ended::Left(Left::With(status)),
-            None if input.is_typed() => {
-                say("\n");
-                Ended::Left(Left::With(self.status))
-            }
-            None => {
-                let source = self.interpreter.source().clone();
-                Ended::Script(Box::new(self.interpreter.end()), source)
-            }
+    /// There are no more lines.
+    fn end(mut self, input: &Input) -> Ended {
+        if let Some(status) = self.session.signals.status() {
+            return Ended::Left(Left::With(status));
         }
+        if input.is_typed() {
+            say("\n");
+        }
+        self.leave(input)
     }
 
-    /// Does what `line` says. Gives how the session ends with it, if it does.
+    /// Ends the script: what is unfinished decides the status, as at the end of `vmkern run`.
+    fn leave(&mut self, input: &Input) -> Ended {
+        if self.is_mourned {
+            return Ended::Left(Left::With(self.status));
+        }
+        if input.is_typed() {
+            self.interpreter.forget_interrupt();
+            for thread in self.interpreter.unjoined() {
+                say(&format!("{FAINT}joining {thread}; Ctrl-C stops that{FAINT:#}\n"));
+            }
+        }
+        self.interpreter.restart_clock();
+        let ending = self.interpreter.finish();
+        Ended::Script(Box::new(ending), self.interpreter.source().clone())
+    }
+
+    /// The number of the line that is being read.
+    fn number(&self) -> usize {
+        self.interpreter.source().line_count() + 1
+    }
+
+    /// Does what `line` says, and returns how the session ends with it, if it does.
     fn line(&mut self, line: &[u8], input: &Input) -> Option<Ended> {
-        // 1. Text, and commands of the shell's own.
-        self.lines += 1;
+        // 1. Text, and words of the shell's own.
         let text = match Source::from_bytes(NAME, line) {
             Ok(source) => source.line(1).to_owned(),
             Err(error) => {
-                let error = NotUtf8 { line: self.lines, ..error };
+                let error = NotUtf8 { line: self.number(), ..error };
                 crate::cli::eprint(&format!("{BAD}error:{BAD:#} {}\n", error.at(NAME)));
                 return Some(Ended::Left(Left::With(Status::Usage)));
             }
@@ -217,89 +222,60 @@ impl<'t> Talk<'t> {
         if let Some(done) = self.own(&text, input) {
             return done.map(|ended| *ended);
         }
-        // 2. A statement. A line with nothing but a comment begins nothing.
-        let first = text.split_whitespace().next().unwrap_or_default();
-        self.has_begun |= !first.is_empty() && !first.starts_with('#');
-        // A Ctrl-C that came too late for the line before is of no matter any more.
+        // 2. A statement. A Ctrl-C that came too late for the line before does not count.
         if input.is_typed() {
             self.interpreter.forget_interrupt();
         }
-        // 3. What came of it. A panic ends what can be done with the guest, but not the shell.
         let ended = match self.interpreter.line(&text) {
             Ok(_) => None,
-            Err(ending) if input.is_typed() => self.failed(&ending),
-            Err(ending) => Some(Ended::Script(ending, self.interpreter.source().clone())),
+            Err(ending) => self.failed(ending, input),
         };
-        if let Some(panic) = self.interpreter.panic().filter(|_| input.is_typed())
-            && !self.is_mourned
-        {
-            mourn(panic);
-            self.is_mourned = true;
-            self.status = Status::Panicked;
+        // 3. A `guest` line.
+        if let Some(options) = self.interpreter.take_guest() {
+            return Some(self.for_another(options));
+        }
+        // 4. A guest that is dead ends neither the shell nor a look at it.
+        if input.is_typed() && ended.is_none() {
+            self.mourn();
         }
         ended
     }
 
-    /// Does what `text` says if that is a word of the shell's own, and gives how the session ends
+    /// Does what `text` says if that is a word of the shell's own, and returns how the session ends
     /// with it, if it does.
     fn own(&mut self, text: &str, input: &Input) -> Option<Option<Box<Ended>>> {
-        let mut words = text.split_whitespace();
-        let (first, second) = (words.next().unwrap_or_default(), words.next());
-        let is_bound = second.is_some_and(|word| word.starts_with(['=', '[']));
-        if self.interpreter.progress() == Progress::More || is_bound {
+        if self.interpreter.progress() == Progress::More {
             return None;
         }
-        let ended = match first {
-            "exit" | "quit" => Some(self.leave(input)),
-            "help" => {
-                match second.map(|word| (word, help::of_word(word))) {
-                    None => say(&help::language()),
-                    Some((_, Some(text))) => say(&text),
-                    Some((word, None)) => {
-                        crate::cli::complain(&anyhow::anyhow!("`{word}` is not a word of it"));
-                    }
-                }
-                // Lines are counted all the same.
-                let _ = self.interpreter.line("");
-                None
-            }
-            "guest" if !self.has_begun => self.other_guest(text, input),
-            _ => return None,
-        };
+        let own = own::read(self.number(), text)?;
+        if own == Ok(Own::Guest) && !self.is_mourned {
+            return None;
+        }
+        self.interpreter.skip_line(text);
+        let done = own.and_then(|own| match own {
+            Own::Exit => Ok(Some(self.leave(input))),
+            Own::Help(word) => explain_word(word).map(|()| None),
+            Own::Guest => Ok(Some(self.for_another(GuestOptions::default()))),
+        });
+        let ended = done
+            .unwrap_or_else(|error| self.failed(Box::new(Ending::Script(Box::new(error))), input));
         Some(ended.map(Box::new))
     }
 
-    /// Somebody who types leaves; a script has come to its end.
-    fn leave(&mut self, input: &Input) -> Ended {
-        if input.is_typed() {
-            return Ended::Left(Left::With(self.status));
-        }
-        let source = self.interpreter.source().clone();
-        Ended::Script(Box::new(self.interpreter.finish()), source)
+    fn for_another(&self, options: GuestOptions) -> Ended {
+        let lines = self.interpreter.source().line_count();
+        Ended::Left(Left::ForAnother { options: Box::new(options), lines })
     }
 
-    /// A `guest` line before every statement.
-    fn other_guest(&mut self, text: &str, input: &Input) -> Option<Ended> {
-        let source = Source::new(NAME, text);
-        match parse(&source) {
-            Ok(script) => {
-                let options = Box::new(script.guest().clone());
-                Some(Ended::Left(Left::ForAnother { options, lines: self.lines }))
-            }
-            Err(errors) => {
-                crate::cli::eprint(&vmkern::script::explain_errors(&errors, &source));
-                let _ = self.interpreter.line("");
-                (!input.is_typed()).then_some(Ended::Left(Left::With(Status::Usage)))
-            }
+    /// Something did not hold: the end of a script. At a terminal the session continues.
+    fn failed(&mut self, ending: Box<Ending>, input: &Input) -> Option<Ended> {
+        if !input.is_typed() {
+            return Some(Ended::Script(ending, self.interpreter.source().clone()));
         }
-    }
-
-    /// Something did not hold, and the session goes on.
-    fn failed(&mut self, ending: &Ending) -> Option<Ended> {
         if let Some(status) = self.session.signals.status() {
             return Some(Ended::Left(Left::With(status)));
         }
-        match ending {
+        match *ending {
             Ending::Interrupted => {
                 self.interpreter.forget_interrupt();
                 self.was_interrupted = true;
@@ -309,27 +285,53 @@ impl<'t> Talk<'t> {
                 }
             }
             Ending::ExpectedPanic(_) => self.status = Status::Ok,
-            Ending::Timeout(_) | Ending::Host(_) | Ending::Broken(_) | Ending::Panicked(..) => {
-                self.status = ending.status();
-                self.is_mourned = true;
-                crate::cli::eprint(&explain(ending, self.interpreter.source(), ""));
-            }
-            Ending::Finished | Ending::Failed(_) | Ending::Script(_) => {
-                crate::cli::eprint(&explain(ending, self.interpreter.source(), ""));
-            }
+            _ => crate::cli::eprint(&explain(&ending, self.interpreter.source(), "")),
+        }
+        // Its report says how the guest died.
+        if self.interpreter.is_guest_dead() && !self.is_mourned {
+            self.bury(ending.status());
         }
         None
     }
+
+    /// Says once how the guest died, if it did.
+    fn mourn(&mut self) {
+        if self.is_mourned || !self.interpreter.is_guest_dead() {
+            return;
+        }
+        if let Some(Panic { text, .. }) = self.interpreter.panic() {
+            crate::cli::eprint(&format!("{BAD}the guest panicked{BAD:#}\n\n{}\n", text.trim_end()));
+        }
+        self.bury(Status::Panicked);
+    }
+
+    /// From now on the guest can only be looked at. The shell will end with `status`.
+    fn bury(&mut self, status: Status) {
+        say(
+            "The guest is dead: `inspect`, `check` and `dump` look at it, `guest` starts another.\n",
+        );
+        self.interpreter.bury();
+        (self.is_mourned, self.status) = (true, status);
+    }
+}
+
+/// Explains a word of the language, or all of it.
+fn explain_word(word: Option<Word<'_>>) -> Result<(), Diagnostic> {
+    let Some(Word { text, span }) = word else {
+        say(&help::language());
+        return Ok(());
+    };
+    let explained = help::of_word(text).ok_or_else(|| {
+        let message = format!("`{text}` is not a word of the language");
+        let error = Diagnostic::new(span, message, "a verb, a keyword or a name", text);
+        error.suggest(help::like(text))
+    })?;
+    say(&explained);
+    Ok(())
 }
 
 fn say(text: &str) {
     crate::cli::print(text);
-}
-
-/// Shows how the guest died.
-fn mourn(panic: &Panic) {
-    crate::cli::eprint(&format!("{BAD}the guest panicked{BAD:#}\n\n{}\n", panic.text.trim_end()));
-    say("The guest stands still: `inspect`, `check` and `dump` look at it.\n");
 }
 
 /// Shows steps.
@@ -350,7 +352,7 @@ impl Observer for Shown {
         if let Some(output) = &step.output {
             say(&format!("{}\n", text::plain(output)));
         }
-        // What was printed says that it went well.
+        // A statement that printed something needs no `ok`.
         let is_said = step.output.is_some() && step.result == StepResult::Given(Outcome::Ok);
         if self.is_typed && !self.is_verbose && !is_said {
             let Step { result, cycles, .. } = step;

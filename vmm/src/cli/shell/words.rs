@@ -1,5 +1,7 @@
 //! What the editor of a shell knows of the language: the words that could follow.
 
+use std::cell::Cell;
+
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
@@ -10,11 +12,13 @@ use vmkern::script::{Completion, complete};
 /// Words that are the shell's own.
 const OWN: [&str; 2] = ["exit", "help"];
 
-/// Completes words.
+/// Completes words, and notes whether anything was typed.
 #[derive(Debug, Default)]
 pub struct Words {
     /// The names that are bound.
     pub names: Vec<String>,
+    /// Whether the line at the prompt has not been empty all the time.
+    pub is_begun: Cell<bool>,
 }
 
 impl Completer for Words {
@@ -36,8 +40,16 @@ impl Completer for Words {
     }
 }
 
+/// There are no hints. The editor asks for one after each change of the line.
 impl Hinter for Words {
     type Hint = String;
+
+    fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
+        if !line.is_empty() {
+            self.is_begun.set(true);
+        }
+        None
+    }
 }
 
 impl Highlighter for Words {}

@@ -145,8 +145,23 @@ impl Parser {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
-        let above = self.above;
-        self.statement_line(number, text).inspect_err(|_| self.above = above)
+        let before = (self.above, self.has_begun);
+        self.statement_line(number, text).inspect_err(|_| (self.above, self.has_begun) = before)
+    }
+
+    /// What a `guest` line asks for that has been read since the last call.
+    pub(super) fn take_guest(&mut self) -> Option<GuestOptions> {
+        self.guest.take()
+    }
+
+    /// From now on a `guest` line may follow, as if no statement stood above.
+    pub(super) fn begin_again(&mut self) {
+        self.has_begun = false;
+    }
+
+    /// The line of the first `repeat` that is open.
+    pub(super) fn first_open(&self) -> Option<usize> {
+        self.blocks.first().map(|block| block.span.line)
     }
 
     fn statement_line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
@@ -199,7 +214,7 @@ impl Parser {
     /// After an error in `text`: goes on as if the line had been good, so that one mistake is
     /// reported once.
     fn recover(&mut self, number: usize, text: &str) {
-        self.above = Above::Wrong;
+        (self.above, self.has_begun) = (Above::Wrong, true);
         let mut words = text.split_whitespace();
         match words.next() {
             Some("repeat") => {

@@ -57,6 +57,11 @@ pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
         Ok(None)
     }
 
+    /// Whether the guest has to run for it: a dead one cannot do it.
+    fn needs_guest(&self) -> bool {
+        false
+    }
+
     /// Does it.
     ///
     /// # Errors

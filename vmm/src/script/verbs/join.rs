@@ -38,6 +38,10 @@ impl HostVerb for Join {
         Ok(Some(Runner::Thread(thread)))
     }
 
+    fn needs_guest(&self) -> bool {
+        true
+    }
+
     fn ask(&self, run: &mut Run<'_>, values: &[Value]) -> Result<Answer, TargetError> {
         match *values {
             [Value::Thread(thread)] => run.join(thread).map(Answer::from),

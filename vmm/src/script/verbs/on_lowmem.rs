@@ -20,6 +20,10 @@ pub(super) const VERB: Verb = Verb {
 struct OnLowmem;
 
 impl HostVerb for OnLowmem {
+    fn needs_guest(&self) -> bool {
+        true
+    }
+
     fn ask(&self, run: &mut Run<'_>, values: &[Value]) -> Result<Answer, TargetError> {
         match values {
             [Value::Op(op, _)] => run.execute(Context::Lowmem, *op).map(Answer::from),

@@ -159,6 +159,15 @@ impl Verb {
         matches!(self.action, Action::Operation(_))
     }
 
+    /// Whether the guest has to run for it.
+    pub(in crate::script) fn needs_guest(&self) -> bool {
+        match self.action {
+            Action::Operation(_) => true,
+            Action::Host(verb) => verb.needs_guest(),
+            Action::Absent(_) => false,
+        }
+    }
+
     /// Name and arguments.
     #[must_use]
     pub fn signature(&self) -> String {
