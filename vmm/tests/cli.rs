@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use scratch::Scratch;
 use serde_json::Value;
 use vmkern::GuestVirt;
+use vmkern::abi::describe::HASH;
 use vmkern::dump::Dump;
 use vmkern::guest::KernelImage;
 use vmkern::inspect::Source as _;
@@ -861,4 +862,41 @@ fn the_books_samples_of_inspect_are_what_the_command_prints() {
         .output()
         .expect("the script can be started");
     assert_eq!(status(&output), 0, "{}{}", out(&output), err(&output));
+}
+
+/// The built-in kernel with another hash of its structures, as a build of another version has it.
+fn foreign_kernel() -> Vec<u8> {
+    let (mut file, hash) = (KernelImage::embedded().bytes().to_vec(), HASH.to_le_bytes());
+    let places: Vec<usize> =
+        (0..file.len() - hash.len()).filter(|&at| file[at..].starts_with(&hash)).collect();
+    assert!(!places.is_empty(), "the kernel publishes it");
+    places.iter().for_each(|&at| file[at] ^= 1);
+    file
+}
+
+#[test]
+fn a_kernel_of_another_abi_is_refused_at_once_by_a_run_and_by_a_bench() {
+    let scratch = Scratch::new();
+    let kernel = scratch.file("old.elf", foreign_kernel());
+    let text = scratch.file("text.elf", "no kernel at all\n");
+    let begin = std::time::Instant::now();
+    for args in [
+        &["bench", "boot", "--rounds", "1", "--against", &kernel] as &[&str],
+        &["bench", "ring", "--rounds", "1", "--against", &kernel],
+        &["bench", "kmem", "--rounds", "1", "--against", &kernel],
+    ] {
+        let output = run(args);
+        assert_eq!(status(&output), 2, "{args:?}: {}", err(&output));
+        let text = err(&output);
+        assert!(text.contains("old.elf, does not boot here: "), "{text}");
+        assert!(text.contains("the kernel speaks version"), "{text}");
+    }
+    for wrong in [text.as_str(), "/", "/nonexistent"] {
+        let output = run(&["bench", "boot", "--rounds", "1", "--against", wrong]);
+        assert_eq!(status(&output), 2, "{wrong}: {}", err(&output));
+    }
+    let output = script(&["--kernel", &kernel], "settle\n");
+    assert_eq!(status(&output), 6, "{}", err(&output));
+    assert!(err(&output).contains("of the ABI with structures"), "{}", err(&output));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
 }

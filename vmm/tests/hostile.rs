@@ -137,6 +137,27 @@ fn a_kernel_of_another_abi_version_is_refused() {
 }
 
 #[test]
+fn a_kernel_of_another_abi_version_is_refused_before_it_says_that_it_is_ready() {
+    let version =
+        u32::try_from(core::mem::offset_of!(ControlRegion, guest_abi_version)).expect("small");
+    // With a bell that wakes the host, and without one that the host would hear.
+    for code in [
+        Code::new().control_word(version, 99).spin(),
+        Code::new().store(tiny::CONTROL + version, 99).halt(),
+        Code::new().control_word(version, 99).triple_fault(),
+    ] {
+        let begin = std::time::Instant::now();
+        match dies(code) {
+            GuestError::Contract(ContractError::Abi(mismatch)) => {
+                assert_eq!(mismatch.guest_version, 99);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
 fn a_damaged_ring_counter_is_a_contract_error_and_not_a_hang() {
     // The first word of a ring is its producer's counter.
     let tail = u32::try_from(core::mem::offset_of!(ControlRegion, responses)).expect("small");

@@ -10,7 +10,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch, bare};
-use crate::guest::ThreadId;
+use crate::guest::{Guest, ThreadId};
 use crate::kernel::KernelImage;
 
 /// What [`boot`] measured. Times are in microseconds.
@@ -117,7 +117,7 @@ pub fn boot_against(
 fn launch(kernel: &KernelImage, memory: u64) -> Result<(Duration, Duration), BenchError> {
     let kernel = kernel.clone();
     let start = Instant::now();
-    let mut guest = super::patient().kernel(kernel).memory(memory).launch()?;
+    let mut guest = super::launch(Guest::builder().kernel(kernel).memory(memory))?;
     let response = guest.call(
         ThreadId::MAIN,
         Op::KmemMalloc { map: MapId::KMEM, size: 4096, flags: MallocFlags::NOWAIT },

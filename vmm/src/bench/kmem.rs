@@ -190,11 +190,11 @@ pub fn kmem_against(
 }
 
 fn launch(setup: &KmemSetup, vcpus: u32, kernel: &KernelImage) -> Result<Subject, BenchError> {
-    let mut builder = super::patient().kernel(kernel.clone()).vcpus(vcpus).time(TimeMode::Real);
+    let mut builder = Guest::builder().kernel(kernel.clone()).vcpus(vcpus).time(TimeMode::Real);
     for (name, value) in &setup.settings {
         builder = builder.tunable(name, *value);
     }
-    let mut guest = builder.launch()?;
+    let mut guest = super::launch(builder)?;
     let mut maps = Vec::new();
     for _ in 0..vcpus {
         let op = Op::KmemSuballoc { parent: MapId::KERNEL, size: MAP_SIZE, kind: MapKind::System };

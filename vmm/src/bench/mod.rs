@@ -34,14 +34,30 @@ pub use self::ring::{RingBench, ScriptBench, ring, ring_against};
 pub use self::stats::{Interval, Summary};
 use crate::guest::{Guest, GuestBuilder, GuestError, LaunchError};
 use crate::inspect::InspectError;
+use crate::kernel::KernelImage;
 use crate::kvm::KvmError;
 
 /// Time limit of a measured guest: a slow run on a busy machine should be measured, too.
 const LIMIT: Duration = Duration::from_secs(3600);
+/// How long its kernel may take until it is ready.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
-/// A guest to measure.
-fn patient() -> GuestBuilder {
-    Guest::builder().timeout(LIMIT)
+/// Launches a guest to measure: it has [`BOOT_LIMIT`] to become ready, and [`LIMIT`] from then on.
+///
+/// # Errors
+/// As [`GuestBuilder::launch`].
+fn launch(builder: GuestBuilder) -> Result<Guest, LaunchError> {
+    let mut guest = builder.timeout(BOOT_LIMIT).launch()?;
+    guest.set_timeout(LIMIT);
+    Ok(guest)
+}
+
+/// Boots `kernel` once: whether it can be measured at all.
+///
+/// # Errors
+/// When it does not become ready.
+pub fn try_kernel(kernel: &KernelImage) -> Result<(), LaunchError> {
+    launch(Guest::builder().kernel(kernel.clone())).map(drop)
 }
 
 /// Progress of a measurement.

@@ -49,7 +49,7 @@ pub struct ScriptBench {
 /// # Errors
 /// When a guest fails.
 pub fn ring(rounds: usize, requests: usize, watch: Watch<'_>) -> Result<RingBench, BenchError> {
-    let mut guest = super::patient().launch()?;
+    let mut guest = super::launch(Guest::builder())?;
     let mut times: [Vec<f64>; 3] = Default::default();
     let total = rounds + 2;
     for round in 0..=rounds {
@@ -89,7 +89,7 @@ pub fn ring_against(
     const NAMES: [&str; 3] =
         ["request, guest kept busy", "request to answer", "kmem_malloc or kmem_free"];
     against::in_turns(other, rounds, watch, |kernel| {
-        let mut guest = super::patient().kernel(kernel.clone()).launch()?;
+        let mut guest = super::launch(Guest::builder().kernel(kernel.clone()))?;
         let figures = figures(&mut guest, requests)?;
         let named = NAMES.iter().zip(figures);
         Ok(named.map(|(&what, us)| Figure { what: what.to_owned(), us }).collect())
@@ -162,7 +162,7 @@ fn script() -> Result<ScriptBench, BenchError> {
     let source = Source::from_bytes("bench", text.as_bytes())
         .map_err(|_| BenchError::Script("not UTF-8".into()))?;
     let script = parse(&source).map_err(|errors| BenchError::Script(format!("{errors:?}")))?;
-    let setup = Setup { builder: super::patient(), seed: 0, console: None };
+    let setup = Setup { builder: Guest::builder(), seed: 0, console: None };
     let session = run_script(&script, setup, &Stop::after(super::LIMIT), &mut |_: &Step| {})?;
     let seconds = start.elapsed().as_secs_f64();
     match session.ending.status() {

@@ -11,7 +11,7 @@ use vmkern::bench::{
     self, AgainstBench, BenchError, BootBench, KmemBench, KmemSetup, Progress, RingBench,
     ScriptBench, Summary, Verdict,
 };
-use vmkern::guest::KernelImage;
+use vmkern::guest::{GuestError, KernelError, KernelImage, LaunchError};
 use vmkern::script::{Status, launch_status, values};
 
 const EXAMPLES: &str = "\
@@ -105,7 +105,7 @@ pub fn run(args: &BenchArgs) -> Status {
         Err(error) => {
             let status = match error.downcast_ref::<BenchError>() {
                 Some(BenchError::Launch(error)) => launch_status(error),
-                None if error.is::<vmkern::guest::KernelError>() => Status::Usage,
+                None if error.is::<KernelError>() || error.is::<WrongKernel>() => Status::Usage,
                 Some(BenchError::Process { .. }) | None => Status::Failed,
                 Some(_) => Status::Broken,
             };
@@ -175,10 +175,22 @@ fn measure(what: &What) -> anyhow::Result<Status> {
     Ok(Status::Ok)
 }
 
-/// The kernel to compare with.
+/// The kernel to compare with, which has booted once here: one that does not is a wrong file, and
+/// not a bug that a measurement found.
 fn kernel(path: Option<&Path>) -> anyhow::Result<Option<KernelImage>> {
-    path.map(KernelImage::from_file).transpose().context("cannot read the other kernel")
+    let Some(path) = path else { return Ok(None) };
+    let kernel = KernelImage::from_file(path).context("cannot read the other kernel")?;
+    match bench::try_kernel(&kernel) {
+        Ok(()) => Ok(Some(kernel)),
+        Err(LaunchError::Guest(error)) => Err(WrongKernel(vmkern::text::name(path), error).into()),
+        Err(error) => Err(BenchError::from(error).into()),
+    }
 }
+
+/// A kernel to compare with that does not boot.
+#[derive(Debug, thiserror::Error)]
+#[error("the other kernel, {0}, does not boot here: {1}")]
+struct WrongKernel(String, #[source] GuestError);
 
 /// Shows a comparison; it fails when a figure is worse.
 fn compared(bar: &ProgressBar, result: &AgainstBench, json: bool) -> Status {

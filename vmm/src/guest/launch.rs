@@ -11,12 +11,14 @@ use std::mem::offset_of;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::Kvm;
+use vmkern_abi::ABI_VERSION;
 use vmkern_abi::boot::{BootArgs, Privilege};
 use vmkern_abi::control::{ControlRegion, ExitCode, Phase};
+use vmkern_abi::describe;
 use vmkern_abi::entry::TIMED_INSTRUCTIONS;
 use vmkern_abi::paging::Paging;
 use vmkern_inspect::{Handshake, shake};
@@ -42,6 +44,11 @@ use crate::kvm::{CpuFailure, CpuFault, KvmError, boot, host};
 
 /// How long a launch polls for the kernel before it sleeps: about the time of a boot.
 const LOOK_FOR_READY: Duration = Duration::from_millis(3);
+/// How often a launch that sleeps looks at the version of the kernel's ABI. A kernel of another
+/// version may put its phase elsewhere, and does not know how to wake the host.
+const LOOK_AT_ABI: Duration = Duration::from_millis(20);
+/// How long a kernel may take to write the rest of the handshake behind the first word of it.
+const HANDSHAKE: Duration = Duration::from_millis(10);
 
 /// The result of a kernel that was booted to run by itself.
 #[derive(Clone, Debug)]
@@ -90,7 +97,7 @@ pub(super) fn start(
         time: config.time,
         memory: config.memory,
         seed: config.seed,
-        abi: vmkern_abi::ABI_VERSION,
+        abi: ABI_VERSION,
         tsc_khz: 0,
         boot_cycles: 0,
     };
@@ -241,6 +248,12 @@ pub(super) fn check_command_line(config: &GuestBuilder) -> Result<(), ConfigErro
     if length < BootArgs::MAX_LEN { Ok(()) } else { Err(ConfigError::CommandLine(length)) }
 }
 
+/// Whether the kernel has said that its ABI is not this host's.
+fn is_foreign(link: &Link) -> bool {
+    let (version, hash) = (link.region().guest_abi_version.get(), link.region().abi_hash.get());
+    !matches!(version, 0 | ABI_VERSION) || !matches!(hash, 0 | describe::HASH)
+}
+
 impl Guest {
     /// Waits until the kernel serves requests, after [`GuestBuilder::start`].
     ///
@@ -253,18 +266,31 @@ impl Guest {
 
     /// Waits until the kernel serves requests.
     fn wait_until_ready(&mut self) -> Result<(), GuestError> {
-        // A dead kernel will report it through the exit port in a moment.
+        // 1. A phase that says so. A dead kernel will report it through the exit port in a
+        // moment.
         let waits = [Phase::Loading, Phase::Dead];
-        let phase = |link: &Link| !waits.iter().any(|&phase| link.region().phase.is(phase));
-        let woken = self.waiter.wait(
-            &self.link,
-            &self.hypervisor.vcpus.crew,
-            self.deadline,
-            LOOK_FOR_READY,
-            phase,
-        );
-        self.logs.collect_console();
-        self.logs.collect(&self.link.region().log);
+        let news = |link: &Link| {
+            is_foreign(link) || !waits.iter().any(|&phase| link.region().phase.is(phase))
+        };
+        let mut look = LOOK_FOR_READY;
+        let woken = loop {
+            let until = self.deadline.min(Instant::now() + LOOK_AT_ABI);
+            let crew = &self.hypervisor.vcpus.crew;
+            let woken = self.waiter.wait(&self.link, crew, until, look, news);
+            // The log could be full before the kernel is ready.
+            self.logs.collect_console();
+            self.logs.collect(&self.link.region().log);
+            if woken != Woken::Deadline || until == self.deadline {
+                break woken;
+            }
+            look = Duration::ZERO;
+        };
+        // 2. A kernel that means other things by these words, whatever became of it.
+        if is_foreign(&self.link) {
+            thread::sleep(HANDSHAKE);
+            return self.read_published().map_err(|error| self.die(error.into()));
+        }
+        // 3. What woke this thread.
         match woken {
             Woken::News if self.hypervisor.vcpus.crew.end.get().is_some() => {
                 return Err(self.ended());
@@ -282,11 +308,12 @@ impl Guest {
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
         let region = self.link.region();
         let impossible = |field, value| ContractError::Control { field, value };
+        let handshake = shake(&self.live(Hold::No)?)?;
         let phase = region.phase.get();
         if !phase.is(Phase::Ready) {
             return Err(impossible("phase", phase.raw().into()));
         }
-        if shake(&self.live(Hold::No)?)? == Handshake::Silent {
+        if handshake == Handshake::Silent {
             return Err(ContractError::NoAbi);
         }
         self.environment.privilege = match region.body_cpl.get() {

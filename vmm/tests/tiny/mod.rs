@@ -9,7 +9,7 @@ use vmkern::guest::KernelImage;
 /// Where the code lies.
 pub const CODE: u32 = 0x10_0000;
 /// Where the VMM puts the control region.
-const CONTROL: u32 = 0x9000;
+pub const CONTROL: u32 = 0x9000;
 
 /// Address of a field of the control region.
 macro_rules! control {
