@@ -5,7 +5,7 @@ mod scratch;
 use std::process::{Command, Output, Stdio};
 
 use scratch::Scratch;
-use serde_json::Value;
+use serde_json::{Value, json};
 use vmkern::check::rules;
 
 const VMKERN: &str = env!("CARGO_BIN_EXE_vmkern");
@@ -94,6 +94,47 @@ fn a_check_tells_the_rules_that_are_asked_for() {
     assert_eq!(status(&unknown), 2);
     assert!(err(&unknown).contains("did you mean `map-size`?"), "{}", err(&unknown));
     assert!(err(&unknown).contains("vmkern check --list"), "{}", err(&unknown));
+}
+
+#[test]
+fn a_check_by_some_rules_says_by_which() {
+    let scratch = Scratch::new();
+    let dump = leaking(&scratch);
+    let object = |args: &[&str]| -> Value {
+        let output = run(&[&["check", "--json"], args].concat());
+        serde_json::from_slice(&output.stdout).expect("it is JSON")
+    };
+    let rules = ["--only", "map-size", "--only", "page-lost"];
+    assert_eq!(object(&[&dump])["only"], Value::Null);
+    assert_eq!(object(&[&rules[..], &[&dump]].concat())["only"], json!(["map-size", "page-lost"]));
+    assert_eq!(
+        object(&[&rules[..], &["/none"]].concat())["only"],
+        json!(["map-size", "page-lost"])
+    );
+    for (args, end) in [
+        (&rules[..2], "translations, by the rule map-size alone\n"),
+        (&rules, "translations, by the rules map-size, page-lost alone\n"),
+        (&[], "translations\n"),
+    ] {
+        let output = run(&[&["check"], args, &[&dump]].concat());
+        assert!(err(&output).ends_with(end), "{args:?}: {}", err(&output));
+    }
+}
+
+#[test]
+fn a_check_lists_its_rules_within_the_columns_that_there_are() {
+    let list = |columns: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmkern"));
+        command.args(["check", "--list"]).env("COLUMNS", columns).stdin(Stdio::null());
+        String::from_utf8(command.output().expect("it can be started").stdout).expect("UTF-8")
+    };
+    for (columns, limit) in [("60", 60), ("80", 80), ("300", 100)] {
+        let text = list(columns);
+        let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > limit).collect();
+        assert!(wide.is_empty(), "{columns}: {wide:#?}");
+        let (words, lines) = (|text: &str| text.split_whitespace().count(), text.lines().count());
+        assert!(words(&text) > 1000 && lines > rules().count(), "{text}");
+    }
 }
 
 #[test]

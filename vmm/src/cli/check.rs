@@ -1,6 +1,6 @@
 //! `vmkern check`: whether everything in a guest's memory agrees.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -11,14 +11,12 @@ use vmkern::check::{Rule, rule, rules};
 use vmkern::dump::Dump;
 use vmkern::inspect::{InspectError, View};
 use vmkern::output::reserve_stdout;
-use vmkern::script::{
-    BAD, Ending, FailureReport, GOOD, SCHEMA, Setup, Standstill, Status, closest, explain,
-    launch_status, run_script_then,
-};
+use vmkern::script::{BAD, Ending, FailureReport, GOOD, SCHEMA, Status, closest};
 use vmkern::text;
 
 use super::columns::{Page, list_width};
-use super::guest::{GuestArgs, Precedence};
+use super::guest::GuestArgs;
+use super::look::{self, Reporter, Subject};
 use super::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -103,19 +101,6 @@ fn list(args: &CheckArgs) -> Status {
     Status::Ok
 }
 
-/// Checks `guest` by the rules that are asked for.
-fn of_guest(args: &CheckArgs, guest: &Guest) -> Result<Report, InspectError> {
-    if args.only.is_empty() { guest.check() } else { guest.check_only(&args.only) }
-}
-
-/// Checks `dump` by the rules that are asked for.
-fn of_dump(args: &CheckArgs, dump: &Dump) -> Result<Report, InspectError> {
-    match &args.only[..] {
-        [] => Report::of(dump),
-        rules => Report::only(&View::new(dump)?, rules),
-    }
-}
-
 /// The object of `--json`.
 #[derive(Debug, Serialize)]
 struct CheckObject<'a> {
@@ -123,6 +108,9 @@ struct CheckObject<'a> {
     source: &'a str,
     /// Whether nothing was found.
     ok: bool,
+    /// The rules that were checked, where those are not all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    only: Vec<&'static str>,
     /// Why nothing could be checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -137,70 +125,102 @@ pub fn run(args: &CheckArgs, signals: &Signals) -> Status {
         return list(args);
     }
     match (&args.script, &args.dump) {
-        (Some(script), _) => at_the_end(args, script, signals),
-        (None, Some(dump)) => {
-            let name = text::name(dump);
-            let checked = Dump::open(dump).map_err(anyhow::Error::from).and_then(|dump| {
-                of_dump(args, &dump).with_context(|| format!("{name} cannot be checked"))
+        (Some(script), _) => {
+            let check = |guest: &Guest, _: &str| args.guest(guest);
+            look::at_end(args, script, (&args.guest, signals), check)
+        }
+        (None, Some(path)) => {
+            let name = text::name(path);
+            let checked = Dump::open(path).map_err(anyhow::Error::from).and_then(|dump| {
+                args.dump(&dump).with_context(|| format!("{name} cannot be checked"))
             });
-            match checked {
-                Ok(report) => show(args, &name, &report),
-                Err(error) => refuse(args, &name, &error),
-            }
+            look::report(args, Subject { path, name: &name }, checked)
         }
         (None, None) => {
-            refuse(args, "", &anyhow::anyhow!("nothing to check: give a dump, or --script FILE"))
+            let nothing = anyhow::anyhow!("nothing to check: give a dump, or --script FILE");
+            look::refuse(args, None, &nothing)
         }
     }
 }
 
-/// Runs the script at `path` and checks the guest then.
-fn at_the_end(args: &CheckArgs, path: &Path, signals: &Signals) -> Status {
-    // 1. The script and its guest.
-    let name = super::script::name(path);
-    let (source, script) = match super::script::parsed(path, &name, &args.guest, signals) {
-        Ok(parsed) => parsed,
-        Err(unusable) => {
-            let (status, why) = unusable.complain(&name);
-            object(args, &name, &why);
-            return status;
-        }
-    };
-    let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
-    let builder = match guest.builder() {
-        Ok(builder) => builder,
-        Err(error) => return refuse(args, &name, &error.into()),
-    };
-    // 2. The run, and the check while the guest is still there.
-    let stop = signals.stop(guest.timeout());
-    super::print::run_begins(&stop);
-    let setup = Setup { builder, seed: guest.seed(), console: None };
-    let look = |guest: &Guest, at: Standstill<'_>| match at {
-        Standstill::Ended(Ending::Interrupted) | Standstill::Unready(_) => None,
-        Standstill::Ended(_) => Some(of_guest(args, guest)),
-    };
-    let (session, checked) =
-        match run_script_then(&script, setup, &stop, &mut super::print::output_aside, look) {
-            Ok(ended) => ended,
-            Err(unlaunched) => {
-                let status = launch_status(&unlaunched.error);
-                super::print::run_ends(status.into());
-                refuse(args, &name, &unlaunched.error.into());
-                return status;
-            }
-        };
-    // 3. How it ended. A run that went wrong counts more than what the check found.
-    let status = session.ending.status();
-    super::print::run_ends(status.into());
-    if status != Status::Ok {
-        super::eprint(&explain(&session.ending, &source, &session.log));
+impl CheckArgs {
+    /// Checks `guest` by the rules that are asked for.
+    fn guest(&self, guest: &Guest) -> Result<Report, InspectError> {
+        if self.only.is_empty() { guest.check() } else { guest.check_only(&self.only) }
     }
-    let found = match checked {
-        Some(Ok(report)) => show(args, &name, &report),
-        Some(Err(error)) => refuse(args, &name, &error.into()),
-        None => status,
-    };
-    if status == Status::Ok { found } else { status }
+
+    /// Checks `dump` by the rules that are asked for.
+    fn dump(&self, dump: &Dump) -> Result<Report, InspectError> {
+        match &self.only[..] {
+            [] => Report::of(dump),
+            rules => Report::only(&View::new(dump)?, rules),
+        }
+    }
+
+    /// The names of the rules that are asked for; none means all.
+    fn rules(&self) -> Vec<&'static str> {
+        self.only.iter().map(|rule| rule.id).collect()
+    }
+
+    /// The report's end: which rules it is about, where those are not all.
+    fn partly(&self) -> String {
+        match &self.rules()[..] {
+            [] => String::new(),
+            [rule] => format!(", by the rule {rule} alone"),
+            rules => format!(", by the rules {} alone", rules.join(", ")),
+        }
+    }
+}
+
+impl Reporter for CheckArgs {
+    type Seen = Report;
+
+    fn show(&self, name: &str, report: &Report) -> Status {
+        let is_clean = report.is_clean();
+        if self.json {
+            let (ok, only) = (is_clean, self.rules());
+            super::print_json(&CheckObject {
+                schema: SCHEMA,
+                source: name,
+                ok,
+                only,
+                error: None,
+                report: Some(report),
+            });
+        } else {
+            super::print(&report.to_string());
+            let stats = &report.stats;
+            let looked = format!(
+                "{} maps, {} entries, {} objects, {} page tables, {} translations{}",
+                stats.maps,
+                stats.entries,
+                stats.objects,
+                stats.tables,
+                stats.translations,
+                self.partly()
+            );
+            super::eprint(&if is_clean {
+                format!("{GOOD}ok{GOOD:#} {name}: nothing found in {looked}\n")
+            } else {
+                format!("{BAD}FAIL{BAD:#} {name}: {} in {looked}\n", count(report))
+            });
+        }
+        if is_clean { Status::Ok } else { Status::Failed }
+    }
+
+    fn refusal(&self, of: Option<Subject<'_>>, error: &str) {
+        if self.json {
+            let (error, only) = (Some(error.to_owned()), self.rules());
+            super::print_json(&CheckObject {
+                schema: SCHEMA,
+                source: of.map_or("", |of| of.name),
+                ok: false,
+                only,
+                error,
+                report: None,
+            });
+        }
+    }
 }
 
 /// Checks `guest` at the end of a script, unless somebody wanted that to end.
@@ -225,51 +245,4 @@ fn count(report: &Report) -> String {
         1 => "1 finding".to_owned(),
         count => format!("{count} findings"),
     }
-}
-
-fn show(args: &CheckArgs, name: &str, report: &Report) -> Status {
-    if args.json {
-        let ok = report.is_clean();
-        super::print_json(&CheckObject {
-            schema: SCHEMA,
-            source: name,
-            ok,
-            error: None,
-            report: Some(report),
-        });
-    } else {
-        super::print(&report.to_string());
-        let stats = &report.stats;
-        let looked = format!(
-            "{} maps, {} entries, {} objects, {} page tables, {} translations",
-            stats.maps, stats.entries, stats.objects, stats.tables, stats.translations
-        );
-        super::eprint(&if report.is_clean() {
-            format!("{GOOD}ok{GOOD:#} {name}: nothing found in {looked}\n")
-        } else {
-            format!("{BAD}FAIL{BAD:#} {name}: {} in {looked}\n", count(report))
-        });
-    }
-    if report.is_clean() { Status::Ok } else { Status::Failed }
-}
-
-/// Says why there is no report.
-fn refuse(args: &CheckArgs, name: &str, error: &anyhow::Error) -> Status {
-    super::complain(error);
-    object(args, name, &format!("{error:#}"))
-}
-
-/// The JSON object of a refusal, where JSON was asked for.
-fn object(args: &CheckArgs, name: &str, error: &str) -> Status {
-    if args.json {
-        let error = Some(error.to_owned());
-        super::print_json(&CheckObject {
-            schema: SCHEMA,
-            source: name,
-            ok: false,
-            error,
-            report: None,
-        });
-    }
-    Status::Usage
 }

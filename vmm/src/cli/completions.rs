@@ -69,9 +69,7 @@ fn with_values(arg: Arg) -> Arg {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     match arg.get_id().as_str() {
         "only" => words(rules().map(|rule| rule.id.to_owned()).collect(), arg),
-        "settings" => {
-            words(Tunables::NAMES.iter().map(|name| format!("{name}=")).collect(), arg)
-        }
+        "settings" => words(Tunables::NAMES.iter().map(|name| format!("{name}=")).collect(), arg),
         "privilege" => words(owned(&["auto", "supervisor", "user"]), arg),
         "time" => words(owned(&["virtual", "real"]), arg),
         "directory" => arg.value_hint(ValueHint::DirPath),

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use vmkern::Guest;
 use vmkern::dump::Dump;
 use vmkern::guest::KernelImage;
 use vmkern::inspect::draw::draw;
 use vmkern::inspect::report::SCHEMA;
 use vmkern::inspect::{InspectError, Inspection, Symbols, View, What};
 use vmkern::output::reserve_stdout;
-use vmkern::script::{BAD, Setup, Standstill, Status, explain, launch_status, run_script_then};
+use vmkern::script::{BAD, Status};
 use vmkern::text;
-use vmkern::{Guest, LaunchError};
 
-use super::guest::{GuestArgs, Precedence};
+use super::guest::GuestArgs;
+use super::look::{self, Reporter, Subject};
 use super::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -95,21 +96,71 @@ pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
     } else {
         None
     };
-    match (&args.script, dump) {
-        (None, None) => refuse(
-            args,
-            None,
-            &anyhow::anyhow!("nothing to look into: give a dump, or --script FILE"),
-        ),
-        (Some(script), _) => match request(&words) {
-            Ok(request) => at_the_end(args, script, &request, signals),
-            Err(error) => refuse(args, Some(script), &error),
-        },
-        (None, Some(dump)) => {
-            match request(&words).and_then(|request| of_dump(args, &dump, &request)) {
-                Ok(inspection) => show(args, &inspection),
-                Err(error) => refuse(args, Some(&dump), &error),
+    match (&args.script, &dump) {
+        (None, None) => {
+            let nothing = anyhow::anyhow!("nothing to look into: give a dump, or --script FILE");
+            look::refuse(args, None, &nothing)
+        }
+        (Some(path), _) => match request(&words).and_then(Wanted::open) {
+            Ok(wanted) => {
+                let look = |guest: &Guest, name: &str| wanted.of_guest(guest, name);
+                look::at_end(args, path, (&args.guest, signals), look)
             }
+            Err(error) => {
+                let name = super::script::name(path);
+                look::refuse(args, Some(Subject { path, name: &name }), &error)
+            }
+        },
+        (None, Some(path)) => {
+            let seen = request(&words).and_then(|request| of_dump(args, path, &request));
+            look::report(args, Subject { path, name: &text::name(path) }, seen)
+        }
+    }
+}
+
+/// A request whose other dump is open.
+enum Wanted {
+    Look(What),
+    /// What is different in this dump, which has a name.
+    Diff(String, Dump),
+}
+
+impl Wanted {
+    fn open(request: Request) -> anyhow::Result<Self> {
+        Ok(match request {
+            Request::Look(what) => Self::Look(what),
+            Request::Diff(other) => Self::Diff(text::name(&other), Dump::open(&other)?),
+        })
+    }
+
+    /// Looks at a guest that reports call `name`.
+    fn of_guest(&self, guest: &Guest, name: &str) -> Result<Inspection, InspectError> {
+        match self {
+            Self::Look(what) => guest.inspect(name, what),
+            Self::Diff(other, dump) => {
+                let after = View::new(dump)?;
+                guest.look(|before| Ok(Inspection::diff((name, before), (other, &after))))
+            }
+        }
+    }
+}
+
+impl Reporter for InspectArgs {
+    type Seen = Inspection;
+
+    fn show(&self, _: &str, inspection: &Inspection) -> Status {
+        if self.json {
+            super::print_json(inspection);
+        } else {
+            super::print(&draw(inspection));
+        }
+        Status::Ok
+    }
+
+    fn refusal(&self, of: Option<Subject<'_>>, error: &str) {
+        if self.json {
+            let source = of.map(|of| text::name(of.path));
+            super::print_json(&Refusal { schema: SCHEMA, source, error: error.to_owned() });
         }
     }
 }
@@ -166,109 +217,4 @@ fn symbols(args: &InspectArgs, dump: &Dump) -> anyhow::Result<Symbols> {
         ));
         Symbols::none()
     }))
-}
-
-/// Runs the script at `path` and looks at the guest then.
-fn at_the_end(args: &InspectArgs, path: &Path, request: &Request, signals: &Signals) -> Status {
-    // 1. The other dump, the script and its guest.
-    let name = super::script::name(path);
-    let other = match request {
-        Request::Look(_) => None,
-        Request::Diff(other) => match Dump::open(other) {
-            Ok(dump) => Some((text::name(other), dump)),
-            Err(error) => return refuse(args, Some(path), &error.into()),
-        },
-    };
-    let (source, script) = match super::script::parsed(path, &name, &args.guest, signals) {
-        Ok(parsed) => parsed,
-        Err(unusable) => {
-            let (status, why) = unusable.complain(&name);
-            object(args, Some(path), &why);
-            return status;
-        }
-    };
-    let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
-    let builder = match guest.builder() {
-        Ok(builder) => builder,
-        Err(error) => return refuse(args, Some(path), &error.into()),
-    };
-    // 2. The run, and the look at its end while the guest is still there.
-    let stop = signals.stop(guest.timeout());
-    super::print::run_begins(&stop);
-    let setup = Setup { builder, seed: guest.seed(), console: None };
-    let look = |guest: &Guest, at: Standstill<'_>| {
-        (!at.is_interrupted()).then(|| match (request, &other) {
-            (Request::Look(what), _) => guest.inspect(&name, what),
-            (Request::Diff(_), Some((other, dump))) => View::new(dump).and_then(|after| {
-                guest.look(|before| Ok(Inspection::diff((&name, before), (other, &after))))
-            }),
-            (Request::Diff(_), None) => Err(InspectError::NotReady("dump")),
-        })
-    };
-    let (session, seen) =
-        match run_script_then(&script, setup, &stop, &mut super::print::output_aside, look) {
-            Ok(ended) => ended,
-            Err(unlaunched) => {
-                return not_launched(args, path, unlaunched.error);
-            }
-        };
-    // 3. How it ended, and what was seen.
-    let status = session.ending.status();
-    super::print::run_ends(status.into());
-    if status != Status::Ok {
-        super::eprint(&explain(&session.ending, &source, &session.log));
-    }
-    shown(args, path, status, seen)
-}
-
-/// Reports a guest that was not launched or did not become ready; the exit status of that.
-fn not_launched(args: &InspectArgs, path: &Path, error: LaunchError) -> Status {
-    let status = launch_status(&error);
-    super::print::run_ends(status.into());
-    refuse(args, Some(path), &error.into());
-    status
-}
-
-/// Shows what was seen of the guest at its script's end; the status of both.
-fn shown(
-    args: &InspectArgs,
-    path: &Path,
-    status: Status,
-    seen: Option<Result<Inspection, InspectError>>,
-) -> Status {
-    match seen {
-        Some(Ok(inspection)) => {
-            show(args, &inspection);
-            status
-        }
-        Some(Err(error)) => {
-            let refused = refuse(args, Some(path), &error.into());
-            if status == Status::Ok { refused } else { status }
-        }
-        None => status,
-    }
-}
-
-fn show(args: &InspectArgs, inspection: &Inspection) -> Status {
-    if args.json {
-        super::print_json(inspection);
-    } else {
-        super::print(&draw(inspection));
-    }
-    Status::Ok
-}
-
-/// Says why there is no report.
-fn refuse(args: &InspectArgs, source: Option<&Path>, error: &anyhow::Error) -> Status {
-    super::complain(error);
-    object(args, source, &format!("{error:#}"))
-}
-
-/// The JSON object of a refusal, where JSON was asked for.
-fn object(args: &InspectArgs, source: Option<&Path>, error: &str) -> Status {
-    if args.json {
-        let source = source.map(text::name);
-        super::print_json(&Refusal { schema: SCHEMA, source, error: error.to_owned() });
-    }
-    Status::Usage
 }

@@ -14,6 +14,7 @@ mod help;
 mod inspect;
 mod junit;
 mod kernel;
+mod look;
 mod man;
 mod plan;
 mod print;
