@@ -27,6 +27,21 @@ in time. With --against the built-in kernel and another one are measured in turn
 a median with the interval in which it lies in 99 of 100 repetitions; the exit status is 1 when one
 is worse beyond its interval.";
 
+const BOOT: &str = "\
+Examples:
+  vmkern bench boot --rounds 5
+  vmkern bench boot --memory 1G --json | jq .launch_over_bare.median";
+
+const KMEM: &str = "\
+Examples:
+  vmkern bench kmem --vcpus 1,2 --rounds 3 --pairs 1000
+  vmkern bench kmem --size 64K --set vm.pgcache_zone_max_pcpu=0 --rounds 3";
+
+const RING: &str = "\
+Examples:
+  vmkern bench ring --rounds 3
+  vmkern bench ring --rounds 3 --requests 5000 --json | jq .busy_us.median";
+
 /// Measures what a launch and a request cost.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -39,6 +54,7 @@ pub struct BenchArgs {
 enum What {
     /// From nothing to the first finished kmem_malloc, beside a bare VM; and as a whole process,
     /// beside /bin/true.
+    #[command(after_help = BOOT)]
     Boot {
         /// Rounds.
         #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
@@ -56,6 +72,7 @@ enum What {
     },
     /// Allocating and freeing in loops inside the guest, a thread a vCPU, on maps of their own and
     /// on one map.
+    #[command(after_help = KMEM)]
     Kmem {
         /// Rounds.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u16).range(1..))]
@@ -81,6 +98,7 @@ enum What {
         json: bool,
     },
     /// A request over the control ring: many in flight, one at a time, and from a script.
+    #[command(after_help = RING)]
     Ring {
         /// Rounds.
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]

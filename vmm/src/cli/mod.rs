@@ -41,12 +41,20 @@ use self::color::Color;
 use self::guest::GuestArgs;
 use self::signals::Signals;
 
+const EXAMPLES: &str = "\
+Examples:
+  vmkern doctor                               can this host run guests?
+  vmkern run                                  take the tour
+  vmkern run tests/scripts/smallest.kmem      run a script
+  vmkern help kmem_malloc                     explain a word of the language
+  vmkern test tests/scripts/64M               run a directory of scripts";
+
 /// FreeBSD's kernel memory allocator of 2008, alive in a virtual machine.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmkern",
     version = VERSION.as_str(),
-    after_help = help::statuses(),
+    after_help = help::with_statuses(EXAMPLES),
     disable_help_subcommand = true,
     max_term_width = help::WIDTH
 )]
@@ -191,7 +199,7 @@ fn print_json(report: &impl serde::Serialize) {
         serde_json::to_writer(&mut *out, report)?;
         out.write_all(b"\n")
     });
-    // What the stream says is told at the end.
+    // `finish` reports an error of the stream.
     if let Err(error) = written
         && print::failures().is_empty()
     {
