@@ -86,7 +86,7 @@ enum What {
         /// Numbers of vCPUs to compare; ratios are to the first.
         #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = vcpu_count())]
         vcpus: Vec<u32>,
-        /// Sets a kernel tunable; may be given several times.
+        /// Sets a kernel tunable; can be given several times.
         #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
         settings: Vec<(String, u64)>,
         /// Measures the built-in kernel and this one in turns, and compares them. Both must have
@@ -149,7 +149,7 @@ fn pair_size(text: &str) -> Result<u64, String> {
 }
 
 fn measure(what: &What) -> anyhow::Result<Status> {
-    // 1. Progress, where somebody looks.
+    // 1. Progress, on a terminal.
     let bar = bar();
     let mut watch = |Progress { done, total }: Progress| {
         bar.set_length(total as u64);
@@ -217,7 +217,7 @@ fn compared(bar: &ProgressBar, result: &AgainstBench, json: bool) -> Status {
     if result.is_worse() { Status::Failed } else { Status::Ok }
 }
 
-/// How far a measurement is, on a terminal. An error leaves nothing of it either.
+/// A bar that shows the progress on a terminal. It disappears at the end, after an error too.
 fn bar() -> ProgressBar {
     let bar = ProgressBar::no_length().with_finish(ProgressFinish::AndClear);
     match ProgressStyle::with_template("{bar:30} round {pos} of {len}, {elapsed}, {eta} to go") {
@@ -226,7 +226,7 @@ fn bar() -> ProgressBar {
     }
 }
 
-/// Prints the result as JSON if it is given, else the text.
+/// Prints `json` if there is any, else the text.
 fn show(json: Option<&impl serde::Serialize>, text: impl FnOnce() -> String) {
     match json {
         Some(result) => super::print_json(result),

@@ -19,7 +19,7 @@ pub struct BookArgs {
 enum Table {
     /// Lines of a script.
     Lines,
-    /// What `expect` knows.
+    /// Results that `expect` knows.
     Results,
     /// Names in expressions.
     Names,

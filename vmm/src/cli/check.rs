@@ -43,7 +43,7 @@ pub struct CheckArgs {
     /// Runs this script, and checks the guest at its end, or where it died; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
-    /// Tells the findings of this rule, and of what cannot be read; may be given several times.
+    /// Reports only the findings of this rule, and what cannot be read; can be given several times.
     #[arg(long, value_name = "RULE", value_parser = known_rule)]
     only: Vec<&'static Rule>,
     /// Lists all rules, and checks nothing.
@@ -106,12 +106,12 @@ fn list(args: &CheckArgs) -> Status {
 struct CheckObject<'a> {
     schema: u32,
     source: &'a str,
-    /// Whether nothing was found.
+    /// Whether there are no findings.
     ok: bool,
     /// The rules that were checked, where those are not all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     only: Vec<&'static str>,
-    /// Why nothing could be checked.
+    /// Why the check was not possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(flatten)]
@@ -223,13 +223,12 @@ impl Reporter for CheckArgs {
     }
 }
 
-/// Checks `guest` at the end of a script, unless somebody wanted that to end.
+/// Checks `guest` at the end of a script that was not interrupted.
 pub fn at_end(guest: &Guest, ending: &Ending) -> Option<Result<Report, InspectError>> {
     (*ending != Ending::Interrupted).then(|| guest.check())
 }
 
-/// What a check at the end of a run came to, if it did not find everything in order: in words and
-/// for the report.
+/// The failure of a check at the end of a run, if there is one: in words, and for the report.
 pub fn failure(checked: &Result<Report, InspectError>) -> Option<(String, FailureReport)> {
     let (text, got) = match checked {
         Ok(report) if report.is_clean() => return None,

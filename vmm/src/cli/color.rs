@@ -17,8 +17,8 @@ pub enum Color {
 }
 
 impl Color {
-    /// What `arguments` ask for, as far as that can be seen before they are understood: what is
-    /// wrong with a command line is printed, too.
+    /// The colour that `arguments` ask for, found before they are parsed: errors of the parser are
+    /// printed, too.
     pub fn of(arguments: &[OsString]) -> Self {
         let mut color = Self::Auto;
         let mut arguments = arguments.iter().take_while(|argument| *argument != "--").peekable();

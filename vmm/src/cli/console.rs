@@ -32,8 +32,7 @@ impl Write for Log {
     }
 }
 
-/// Says what is wrong with the kernel's log in words: why it could not be written, and how much of
-/// it is missing.
+/// The faults of the kernel's log in words: why it could not be written, and how much is missing.
 pub fn complaints(error: Option<&io::Error>, dropped_lines: u64) -> String {
     let mut text = String::new();
     if let Some(error) = error {

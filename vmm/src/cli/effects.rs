@@ -1,5 +1,5 @@
-//! Options that would have no effect where they stand: they are refused, as whoever gives one
-//! expects something of it.
+//! Options that would have no effect in a command line. They are refused: a user who gives one
+//! expects an effect.
 
 use clap::ArgMatches;
 use clap::error::{Error, ErrorKind};
@@ -12,16 +12,16 @@ struct Rule {
     options: &'static [&'static str],
     /// The argument without which they do nothing.
     without: &'static str,
-    /// What to do, behind the option's name.
+    /// The message, behind the option's name: what to do.
     advice: &'static str,
 }
 
-/// What describes a guest, except for `--kernel`, whose symbols can be those of a dump.
+/// The options that describe a guest. `--kernel` is not here: it can name the symbols of a dump.
 const GUEST: &[&str] =
     &["memory", "vcpus", "privilege", "time", "timeout", "seed", "lets", "settings"];
 
-const OF_A_DUMP: &str = "has no effect on a memory dump, which says itself what its guest was; \
-                           give --script FILE to boot a guest";
+const OF_A_DUMP: &str = "has no effect on a memory dump, which describes its guest itself; give \
+                           --script FILE to boot a guest";
 
 const RULES: &[Rule] = &[
     Rule { subcommand: "inspect", options: GUEST, without: "script", advice: OF_A_DUMP },

@@ -32,10 +32,10 @@ pub struct GuestArgs {
     #[arg(long, value_name = "NUMBER", value_parser = values::number)]
     seed: Option<u64>,
     /// Binds a name before the first line of a script, as `let` does; a `let` of that name in the
-    /// script is then skipped. May be given several times.
+    /// script is then skipped. Can be given several times.
     #[arg(long = "let", value_name = "NAME=VALUE", value_parser = values::binding)]
     lets: Vec<(String, u64)>,
-    /// Sets a kernel tunable, by the names that --help lists; may be given several times.
+    /// Sets a kernel tunable by its name, see the list below; can be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = values::setting)]
     settings: Vec<(String, u64)>,
     /// Boots this kernel image, an ELF file with a PVH entry note or vmkern's own beside it, in
@@ -44,7 +44,7 @@ pub struct GuestArgs {
     kernel: Option<PathBuf>,
 }
 
-/// Whose word counts where the command line and the `guest` line of a script say different things.
+/// The side that counts where the command line and a script's `guest` line differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precedence {
     /// The command line's: `vmkern run`.
@@ -53,12 +53,12 @@ pub enum Precedence {
     Script,
 }
 
-/// What a script's `guest` line says, against the command line.
+/// The options of the command line and of a script's `guest` line together.
 #[derive(Clone, Debug)]
 pub struct Merged {
-    /// The options to go by.
+    /// The options that count.
     pub guest: GuestArgs,
-    /// What the side that does not count says otherwise: `memory 64M`.
+    /// The keys for which the side that does not count has another value.
     pub overruled: Vec<String>,
 }
 

@@ -61,7 +61,7 @@ pub fn run(args: &HelpArgs) -> Status {
     }
 }
 
-/// Says that there is no help on `words`, and what could have been meant.
+/// Says that there is no help on `words`, with the nearest word that has one.
 fn unknown(words: &[String]) -> Status {
     let command = super::Cli::command();
     let visible = command.get_subcommands().filter(|known| !known.is_hide_set());
@@ -152,8 +152,8 @@ pub fn language() -> String {
     // 1. Lines, and what they are made of.
     page.paragraph(
         0,
-        "A script has one statement a line; # starts a comment. vmkern help WORD explains a verb, a \
-         keyword or a name, vmkern --help lists the subcommands.",
+        "A script has one statement a line; # starts a comment. vmkern help WORD explains a verb, \
+         a keyword or a name, vmkern --help lists the subcommands.",
     );
     let lines = LINES.map(|line| (line.form, line.says));
     let sections = [
@@ -191,7 +191,7 @@ pub fn statuses() -> String {
     format!("Exit status: {}.", rows.collect::<Vec<_>>().join("; "))
 }
 
-/// What a help ends with, behind the tunables of `--set`.
+/// The tunables of `--set`, and `end` behind them.
 pub fn with_tunables(end: &str) -> String {
     format!("{}\n\n{end}", tunables())
 }

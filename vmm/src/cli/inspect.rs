@@ -69,10 +69,10 @@ pub struct InspectArgs {
     guest: GuestArgs,
 }
 
-/// What is asked of a source.
+/// The report that is asked for.
 enum Request {
     Look(What),
-    /// What is different in this dump.
+    /// The differences of this dump.
     Diff(PathBuf),
 }
 
@@ -121,7 +121,7 @@ pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
 /// A request whose other dump is open.
 enum Wanted {
     Look(What),
-    /// What is different in this dump, which has a name.
+    /// The differences of this dump, which reports call so.
     Diff(String, Dump),
 }
 
@@ -170,7 +170,7 @@ fn request(words: &[String]) -> anyhow::Result<Request> {
         [] => Ok(Request::Look(What::Summary)),
         [diff, other] if diff == "diff" => Ok(Request::Diff(other.into())),
         [diff, ..] if diff == "diff" => anyhow::bail!("`diff` takes one dump; usage: diff OTHER"),
-        // A word that a terminal would obey is none of ours, and is told as it was refused.
+        // A word that a terminal would obey is unknown, and is shown escaped.
         words => match What::parse(
             &words.iter().map(|word| text::one_line(word.as_bytes())).collect::<Vec<_>>(),
         ) {

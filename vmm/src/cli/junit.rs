@@ -12,11 +12,11 @@ use vmkern::script::Status;
 pub struct Case {
     /// Its path below the directory.
     pub name: String,
-    /// How it ended; nothing when it was never begun.
+    /// How it ended; nothing when it did not run.
     pub status: Option<Status>,
-    /// What there is to say about it: plain text.
+    /// The explanation of a failure, in plain text.
     pub message: String,
-    /// What it printed.
+    /// Its output.
     pub output: String,
     /// How long it took.
     pub took: Duration,

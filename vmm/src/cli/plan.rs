@@ -31,12 +31,12 @@ impl Run {
     }
 }
 
-/// What to run, and what was passed over: things that are called like scripts and are not files.
+/// The runs of a suite, and the paths that were skipped: named like scripts, but not files.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The runs, in the order of the paths that were named; those of a directory sorted.
     pub runs: Vec<Run>,
-    /// Passed over.
+    /// Skipped paths.
     pub passed_over: Vec<PathBuf>,
 }
 
@@ -54,7 +54,7 @@ pub fn seeds(text: &str) -> Result<Range<u64>, String> {
 /// of `seeds`.
 ///
 /// # Errors
-/// A path that cannot be read, or that nothing is left to run, or too much.
+/// A path cannot be read, or there is nothing to run, or too much.
 pub fn plan(
     paths: &[PathBuf],
     filters: &[String],

@@ -60,7 +60,7 @@ impl Printer {
         } else {
             Cow::Owned(anstream::adapter::strip_str(&text).to_string())
         };
-        // It is kept in mind.
+        // The error is kept for `failures`.
         let _ = self.write(text.as_bytes());
     }
 
@@ -83,7 +83,7 @@ pub fn out(text: &str) {
     OUT.print(text);
 }
 
-/// Writes `text` to standard error likewise.
+/// Writes `text` to standard error in the same way.
 pub fn err(text: &str) {
     ERR.print(text);
 }
@@ -98,20 +98,20 @@ pub fn err_at_once(text: &str) {
     ERR.stream.try_write(text.as_bytes());
 }
 
-/// Has `write` write JSON to standard output, pieces of text at a time. What a terminal would obey
+/// Lets `write` write JSON to standard output, in pieces of text. What a terminal would obey
 /// is escaped.
 ///
 /// # Errors
-/// What `write` says, and when it cannot be written. What cannot be written is kept in mind.
+/// The error of `write`, and of the stream, which is also kept for [`failures`].
 pub fn json_to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(BUFFER, Json);
     write(&mut out)?;
     out.flush()
 }
 
-/// Writes a piece of JSON to standard output likewise.
+/// Writes a piece of JSON to standard output.
 pub fn json(piece: &str) {
-    // It is kept in mind.
+    // The error is kept for `failures`.
     let _ = OUT.write(text::json(piece).as_bytes());
 }
 
@@ -138,7 +138,7 @@ pub fn output_aside(step: &Step) {
     }
 }
 
-/// What could not be written, in words.
+/// Descriptions of the output that could not be written.
 pub fn failures() -> Vec<String> {
     let failed = [&*OUT, &*ERR]
         .into_iter()
@@ -187,7 +187,7 @@ pub fn hurry() {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// As it would have without anybody's doing.
+    /// By itself.
     ByItself,
     /// By its time limit, or by a signal.
     FromOutside,

@@ -1,4 +1,4 @@
-//! How far a long script is: a line on standard error, where that is a terminal, once a run has
+//! The progress of a long script: a line on standard error, if that is a terminal, once a run has
 //! taken a while.
 //!
 //! A thread waits that while and then draws the line again and again, so that it moves also while
@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::steps::Trace;
 
-/// How long a run may take before somebody wants to know how far it is.
+/// How long a run takes before its progress is shown.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two drawings.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -59,7 +59,7 @@ impl Progress {
         self.place.count.store(count, Ordering::Relaxed);
     }
 
-    /// Has `print` print without the line in its way.
+    /// Lets `print` print without the line in its way.
     pub fn aside(&self, print: impl FnOnce()) {
         match self.place.bar.get() {
             Some(bar) => bar.suspend(print),

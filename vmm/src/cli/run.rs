@@ -36,14 +36,14 @@ pub struct RunArgs {
     /// Shows each step with its result on standard error.
     #[arg(short, long)]
     verbose: bool,
-    /// Prints one JSON object that says everything, and nothing else.
+    /// Prints one JSON object with everything, and nothing else.
     #[arg(long)]
     json: bool,
-    /// Writes the kernel's log to this file, all of it as it comes; `-` is standard output.
+    /// Writes the kernel's whole log to this file as it comes; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     console: Option<PathBuf>,
-    /// Writes a dump of the guest's memory, as the script or a panic left it, to this file; `-`
-    /// is standard output.
+    /// Writes a dump of the guest's memory, as the script or a panic left it, to this file; `-` is
+    /// standard output.
     #[arg(long, alias = "save-image", value_name = "FILE", requires = "file")]
     save_dump: Option<PathBuf>,
     /// Checks every structure in the guest's memory at the end, as `vmkern check` does.
@@ -116,7 +116,7 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     run.report(args, signals, collector)
 }
 
-/// Reports a script that cannot be run; the exit status of that.
+/// Reports a script that cannot run, and returns the exit status.
 fn refuse_script(args: &RunArgs, name: &str, unusable: Unusable) -> Status {
     let (status, text, failures) = match unusable {
         Unusable::Unread(error) => {
@@ -137,7 +137,7 @@ fn refuse_script(args: &RunArgs, name: &str, unusable: Unusable) -> Status {
     refuse(args, status, &text, failures)
 }
 
-/// Reports a script that no guest was launched for.
+/// Reports a script for which no guest was launched.
 fn refuse(args: &RunArgs, status: Status, text: &str, failures: Vec<FailureReport>) -> Status {
     super::eprint(text);
     if args.json {
@@ -148,15 +148,14 @@ fn refuse(args: &RunArgs, status: Status, text: &str, failures: Vec<FailureRepor
     status
 }
 
-/// Reports options that do not make a run.
+/// Reports options that make no valid run.
 fn refuse_error(args: &RunArgs, expected: &str, error: &anyhow::Error) -> Status {
     let (expected, got) = (expected.to_owned(), format!("{error:#}"));
     let text = format!("{BAD}error:{BAD:#} {got}\n");
     refuse(args, Status::Usage, &text, vec![FailureReport { line: 0, expected, got }])
 }
 
-/// What the check of a guest whose script has ended found, if it was asked for and something is
-/// wrong.
+/// The findings of the check at the end of a script, if it was asked for and there are any.
 fn at_the_end(args: &RunArgs, guest: &Guest, at: &Standstill<'_>) -> Option<Found> {
     let Standstill::Ended(ending) = at else { return None };
     print::run_ends(ending.status().into());
@@ -165,7 +164,7 @@ fn at_the_end(args: &RunArgs, guest: &Guest, at: &Standstill<'_>) -> Option<Foun
     checked.as_ref().and_then(super::check::failure)
 }
 
-/// Reports a guest that was not launched or did not become ready; the exit status of that.
+/// Reports a guest that was not launched or did not become ready, and returns the exit status.
 fn not_launched(args: &RunArgs, unlaunched: Unlaunched<AtEnd>, guest: &GuestArgs) -> Status {
     let status = launch_status(&unlaunched.error);
     print::run_ends(status.into());
@@ -182,10 +181,10 @@ fn not_launched(args: &RunArgs, unlaunched: Unlaunched<AtEnd>, guest: &GuestArgs
     status
 }
 
-/// What a check found: in words, and for the report.
+/// Findings of a check: in words, and for the report.
 type Found = (String, FailureReport);
 
-/// What came of the dump, and of the check.
+/// The results of the dump and of the check.
 type AtEnd = (Result<(), SaveError>, Option<Found>);
 
 /// A run whose script has ended.
@@ -252,7 +251,7 @@ fn steps(count: usize) -> String {
     format!("{count} {}", if count == 1 { "step" } else { "steps" })
 }
 
-/// Where the dump is to go, if one was asked for.
+/// The destination of the dump, if one was asked for.
 fn dump(args: &RunArgs) -> anyhow::Result<Option<Destination>> {
     let of = |path| Destination::of_bytes(path).context("cannot write the memory dump");
     args.save_dump.as_ref().map(of).transpose()

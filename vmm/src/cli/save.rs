@@ -11,7 +11,7 @@ use vmkern::guest::SaveError;
 use vmkern::output::Destination;
 use vmkern::script::Stop;
 
-/// How long it may take before somebody wants to know how far it is.
+/// How long writing takes before its progress is shown.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Writes a dump of `guest`, which ran `program`, to `to`. Shows how far it is where it takes

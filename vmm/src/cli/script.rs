@@ -1,4 +1,4 @@
-//! The script that a command line names: read, and made ready to run.
+//! The script that a command line names: read and parsed.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
@@ -12,7 +12,7 @@ use vmkern::script::{
 use super::guest::GuestArgs;
 use super::signals::Signals;
 
-/// Why a script cannot be run.
+/// Why a script cannot run.
 pub enum Unusable {
     /// It cannot be read.
     Unread(InputError),
@@ -45,13 +45,13 @@ impl Unusable {
     }
 }
 
-/// What reports call the script in `file`.
+/// The name of the script in `file` in reports.
 pub fn name(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { vmkern::text::name(file) }
 }
 
-/// The script in `file`, or on standard input: within the time limit of a run, but for one that
-/// somebody types.
+/// Reads and parses the script in `file`, or on standard input, within the time limit of a run. A
+/// script that is typed at a terminal has no such limit.
 pub fn parsed(
     file: &Path,
     name: &str,

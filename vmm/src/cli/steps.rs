@@ -1,11 +1,11 @@
-//! What is shown, kept or written of each step of a run.
+//! The steps of a run: shown, kept, or written as JSON.
 
 use vmkern::script::{Detail, FAINT, Observer, RunReport, RunStream, Step, StepReport, TooMuch};
 use vmkern::text;
 
 use super::progress::Progress;
 
-/// What becomes of steps.
+/// Where steps go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// What is printed goes to standard output, at once.
@@ -106,7 +106,7 @@ impl Observer for Collector {
     }
 }
 
-/// What a script of a suite printed, as far as it is kept: one that prints for ever must not take
+/// The output of a script of a suite, up to a bound: a script that prints without end must not take
 /// the memory of the others.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -116,7 +116,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Bytes that are kept, but for the line that reaches them.
+    /// Bytes that are kept. The line that reaches this bound is kept whole.
     const MOST: usize = 1 << 20;
 
     fn add(&mut self, line: &str) {
@@ -128,7 +128,7 @@ impl Kept {
         }
     }
 
-    /// What is kept, with a line on what is not.
+    /// The kept text, with a line on what is missing.
     pub fn text(mut self) -> String {
         if self.surplus > 0 {
             self.text.push_str(&format!("[{} more lines were printed]\n", self.surplus));
@@ -145,7 +145,7 @@ const KEPT_STEPS: usize = 16 << 20;
 pub struct Keeper {
     /// Whether steps are kept.
     detail: Detail,
-    /// What was printed, a line for each step that printed anything.
+    /// The printed text, a line for each step that printed anything.
     pub text: Kept,
     /// The steps.
     pub steps: Vec<StepReport>,

@@ -67,14 +67,14 @@ pub struct TestArgs {
     /// Writes a JUnit report to this file; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Guests at a time; by default one for every two CPUs, as a guest and its host side are both
-    /// awake.
+    /// Guests at a time; by default one for every two CPUs: a guest and its host side each keep
+    /// one busy.
     #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Shows what each script prints.
+    /// Shows the output of each script.
     #[arg(short, long)]
     verbose: bool,
-    /// Prints one JSON object that says everything, and nothing else.
+    /// Prints one JSON object with everything, and nothing else.
     #[arg(long)]
     json: bool,
     /// Writes the kernels' logs to files in this directory, one for each script.
@@ -102,14 +102,14 @@ struct TestReport {
     report: RunReport,
 }
 
-/// What one script came to.
+/// The verdict on one script.
 struct Verdict {
     status: Status,
     /// With styles.
     message: String,
     output: String,
     report: RunReport,
-    /// What the script's `guest` line says otherwise than the command line.
+    /// The keys of the `guest` line that differ from the command line.
     overruled: Vec<String>,
 }
 
@@ -140,7 +140,7 @@ fn prepare(args: &TestArgs) -> anyhow::Result<(Vec<Run>, Option<Destination>)> {
     }
     let of = |path| Destination::of(path).context("cannot write the JUnit report");
     let junit = args.junit.as_ref().map(of).transpose()?;
-    // What several scripts dump at a time would be in each other's way.
+    // Dumps of several scripts on standard output would be mixed.
     reserve_stdout("what a suite says");
     Ok((runs, junit))
 }
@@ -198,7 +198,7 @@ fn suite(args: &TestArgs, runs: &[Run], junit: Option<Destination>, signals: &Si
     status
 }
 
-/// Tells, in the order of the names, which scripts overruled options of the command line.
+/// Says which scripts overruled options of the command line, in the order of their names.
 fn tell_overruled(mut overruled: Vec<(String, String)>) {
     overruled.sort();
     for (name, keys) in &overruled {
@@ -243,7 +243,7 @@ fn print_reports(runs: &[Run], reports: Vec<Option<RunReport>>, status: Status) 
     });
 }
 
-/// What a report calls the paths together.
+/// The name of the suite in a report.
 fn named(paths: &[PathBuf]) -> String {
     let paths: Vec<String> = paths.iter().map(|path| text::name(path)).collect();
     paths.join(" ")
@@ -252,7 +252,7 @@ fn named(paths: &[PathBuf]) -> String {
 /// Runs one script. Whatever it does to its runner, the other scripts keep their results.
 fn attempt(args: &TestArgs, run: &Run, signals: &Signals) -> Attempt<Verdict> {
     match panic::catch_unwind(AssertUnwindSafe(|| one(args, run, signals))) {
-        // A host that is short of something gives status 4, too, and others may end meanwhile.
+        // Status 4 can mean a shortage, which the end of another script may end.
         Ok(verdict) if verdict.status == Status::NoKvm && !signals.fired() => {
             Attempt::Short(verdict)
         }
@@ -268,7 +268,7 @@ fn attempt(args: &TestArgs, run: &Run, signals: &Signals) -> Attempt<Verdict> {
     }
 }
 
-/// The verdict on a script that gave no run to report.
+/// The verdict on a script that did not run.
 fn refused(args: &TestArgs, status: Status, expected: &str, got: String) -> Verdict {
     let message = format!("{BAD}error:{BAD:#} {got}\n");
     refused_for(

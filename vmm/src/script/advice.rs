@@ -1,4 +1,4 @@
-//! What to do about mistakes that people make who know another language.
+//! Advice for the mistakes of users who know another language.
 
 use super::diagnostic::Diagnostic;
 use crate::spelling::closest;
@@ -28,7 +28,7 @@ const FOREIGN: [(&str, &str); 17] = [
     ("echo", "`print` writes strings and numbers"),
 ];
 
-/// What a word of another language stands for here.
+/// The counterpart of a word of another language.
 pub(super) fn foreign(word: &str) -> Option<&'static str> {
     let small = word.to_ascii_lowercase();
     FOREIGN.iter().find(|(foreign, _)| *foreign == small).map(|(_, advice)| *advice)

@@ -19,7 +19,7 @@ use crate::inspect::What;
 pub struct Script {
     pub(super) source: Source,
     pub(super) body: Vec<Stmt>,
-    /// What `--let` binds before the first line.
+    /// The bindings of `--let`.
     pub(super) presets: Vec<(NameId, u64)>,
     pub(super) guest: GuestOptions,
 }
@@ -83,7 +83,7 @@ pub(super) enum ThreadRef {
     Computed(Box<Expr>),
 }
 
-/// What stands before the colon of a statement.
+/// The part of a statement in front of its colon.
 #[derive(Clone, Debug)]
 pub(super) enum RunnerRef {
     Thread(ThreadRef),
@@ -108,7 +108,7 @@ pub(super) struct Stmt {
 #[derive(Clone, Debug)]
 pub(super) enum StmtKind {
     Do(Arc<Do>),
-    /// What the statement just above must have given.
+    /// The result that the statement just above must have.
     Expect(Arc<Expect>),
     Let {
         place: Place,
@@ -126,12 +126,12 @@ pub(super) enum StmtKind {
     Print(Vec<PrintArg>),
 }
 
-/// A verb with its arguments, and who does it. Shared: it outlives its line while its thread has
+/// A verb with its arguments and its thread. Shared: it outlives its line while its thread has
 /// not finished.
 #[derive(Clone, Debug)]
 pub(super) struct Do {
     pub span: Span,
-    /// What stands before the colon, if anything does.
+    /// The part in front of the colon, if there is one.
     pub runner: Option<RunnerRef>,
     pub pace: Pace,
     pub bind: Option<Place>,
@@ -170,7 +170,7 @@ pub(super) enum Arg {
     What(WhatArg),
 }
 
-/// What `inspect` looks at, before its numbers are known.
+/// The view of an `inspect`, before its numbers are evaluated.
 #[derive(Clone, Debug)]
 pub(super) enum WhatArg {
     Plain(What),

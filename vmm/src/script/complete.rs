@@ -1,4 +1,4 @@
-//! What could stand where somebody types.
+//! Completion of a line that is being typed.
 
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{KernReturn, MapId};
@@ -9,7 +9,7 @@ use super::words::KEYWORDS;
 use super::{guest_line, look};
 use crate::guest::ThreadId;
 
-/// What a word could become.
+/// The completions of a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The byte of the line at which the word begins.
@@ -18,7 +18,7 @@ pub struct Completion {
     pub words: Vec<String>,
 }
 
-/// What the end of `line` could become, where `bound` are the names that `$` reads.
+/// The completions of the end of `line`, where `bound` are the names that `$` reads.
 #[must_use]
 pub fn complete(line: &str, bound: &[String]) -> Completion {
     let start =
@@ -32,7 +32,7 @@ pub fn complete(line: &str, bound: &[String]) -> Completion {
 }
 
 fn candidates(before: &str, word: &str, bound: &[String]) -> Vec<String> {
-    // 1. What stands before the verb is of no matter.
+    // 1. Nothing in front of the verb matters.
     let mut before = before.trim_start();
     if let Some((thread, rest)) = before.split_once(':')
         && !thread.contains('"')
@@ -91,7 +91,7 @@ fn threads() -> impl Iterator<Item = String> {
     ThreadId::all().map(|thread| thread.to_string())
 }
 
-/// What the argument behind `arguments` can be.
+/// The words for the argument behind `arguments`.
 fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) -> Vec<String> {
     let maps = || MapId::NAMED.iter().map(|(name, _)| (*name).to_owned());
     match params.get(arguments.len()) {
@@ -116,7 +116,7 @@ fn values(bound: &[String]) -> impl Iterator<Item = String> {
     bound.iter().map(|name| format!("${name}"))
 }
 
-/// What can stand in an expression: a property, where `word` has a map before its dot.
+/// The words for an expression: properties, if `word` has a map in front of a dot.
 fn numbers(word: &str, bound: &[String]) -> Vec<String> {
     match word.rsplit_once('.') {
         Some((map, _)) => MapField::ALL.map(|field| format!("{map}.{}", field.name())).into(),

@@ -106,7 +106,7 @@ impl Run<'_> {
         }
     }
 
-    /// What a `$NAME` or `$NAME[EXPR]` is bound to, and the value of the index.
+    /// The value of a `$NAME` or `$NAME[EXPR]`, and that of the index.
     fn lookup(&mut self, at: Span, term: &Term) -> Result<(Option<Bound>, Option<u64>), Over> {
         match &term.kind {
             TermKind::Value(name) => Ok((self.env.get(*name, None), None)),
@@ -230,7 +230,7 @@ impl Run<'_> {
         Ok(values)
     }
 
-    /// What `inspect` looks at.
+    /// The view of an `inspect`.
     fn what(&mut self, at: Span, what: &WhatArg) -> Result<Look, Over> {
         Ok(Look::At(match what {
             WhatArg::Plain(what) => what.clone(),

@@ -1,4 +1,4 @@
-//! What is wrong with a script: where, what was expected, what stands there.
+//! Errors in a script: the place, what was expected, and what was found.
 
 use std::fmt::Write as _;
 
@@ -10,13 +10,13 @@ use crate::text::{is_hazard, one_line};
 pub struct Diagnostic {
     /// The place.
     pub span: Span,
-    /// What is wrong, in one line.
+    /// The error, in one line.
     pub message: String,
     /// What was expected there.
     pub expected: String,
-    /// What stands there instead.
+    /// What was found instead.
     pub found: String,
-    /// What to do about it.
+    /// The remedy.
     pub help: Option<String>,
 }
 

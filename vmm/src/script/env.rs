@@ -23,7 +23,7 @@ pub(super) enum Bound {
 }
 
 impl Bound {
-    /// What a statement that gives `gives` binds with this outcome.
+    /// The value that a statement with this outcome binds.
     pub fn new(outcome: Outcome, gives: Gives) -> Self {
         match outcome {
             Outcome::Value(value) if gives == Gives::Map => Self::Map(MapId(value)),
@@ -80,7 +80,7 @@ impl Env {
         Ok(())
     }
 
-    /// What `name`, or `name[index]`, is bound to.
+    /// The value of `name`, or of `name[index]`.
     pub fn get(&self, name: NameId, index: Option<u64>) -> Option<Bound> {
         match index {
             None => self.singles.get(name.0)?.clone(),

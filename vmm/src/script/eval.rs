@@ -5,7 +5,7 @@
 //! statement left it. While both sides are awake, a call costs no more than the way through two
 //! rings.
 //!
-//! What a verb gave is judged by the statement that follows it, if that is an `expect`, and else
+//! The result of a verb is judged by the statement that follows, if that is an `expect`, and else
 //! before anything else happens: see [`super::judge`].
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ use crate::guest::ThreadId;
 /// Why a run is over before its last statement. Boxed: it is rare and large.
 pub(super) type Over = Box<Ending>;
 
-/// A script on its way.
+/// A script that is running.
 pub(super) struct Run<'r> {
     /// The text that the statements were made from.
     pub(super) source: Source,
@@ -102,7 +102,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Runs `body`. What its last statement gave is not judged yet: an `expect` may follow.
+    /// Runs `body`. The result of its last statement is not judged yet: an `expect` may follow.
     pub(super) fn block(&mut self, body: &[Stmt]) -> Result<(), Over> {
         for statement in body {
             if let StmtKind::Expect(expect) = &statement.kind {
@@ -155,7 +155,7 @@ impl<'r> Run<'r> {
                 break;
             }
             self.block(body)?;
-            // Within the loop: a report tells its counter.
+            // In the loop: a report shows its counter.
             self.settle(None)?;
         }
         self.loops.pop();

@@ -32,10 +32,10 @@ pub(super) fn parse(
     Parser { lexer, scope, depth: 0 }.expr(blanks)
 }
 
-/// What a term can be, for messages.
+/// The forms of a term, for messages.
 const EXPECTED: &str = "a number, a `$NAME` or a counter";
 
-/// What a map's name can be, for messages.
+/// The names of maps, for messages.
 pub(super) const MAP: &str = "a map: kernel_map kmem_map exec_map pipe_map buffer_map clean_map \
                               pager_map, or a `$NAME` bound by kmem_suballoc";
 

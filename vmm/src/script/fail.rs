@@ -9,8 +9,8 @@ use super::source::Span;
 use super::started::State;
 use super::target::TargetError;
 
-/// A statement that did not give what it must: where it stands, which line says so, and the terms
-/// whose values a reader would want to know.
+/// A statement whose result is not the required one: its place, the line that requires the result,
+/// and the terms whose values a reader would want to know.
 pub(super) struct Missed<'s> {
     statement: Span,
     /// The `expect` below it, or the statement itself.
@@ -42,7 +42,7 @@ impl<'s> Missed<'s> {
 }
 
 impl Run<'_> {
-    /// What a statement must give, in words.
+    /// The required result of a statement, in words.
     pub(super) fn wanted(&mut self, at: Span, expect: Option<&Expect>) -> Result<String, Over> {
         Ok(match expect.map(|expect| &expect.what) {
             None | Some(Expected::Ok) => "ok".to_owned(),
@@ -58,7 +58,7 @@ impl Run<'_> {
         Box::new(Ending::Failed(Box::new(self.failure(missed, expected, got))))
     }
 
-    /// The end of a run whose statement at `span` gets no answer.
+    /// The end of a run whose statement at `span` has no answer.
     pub(super) fn lost(&mut self, span: Span, called: Option<String>, error: TargetError) -> Over {
         let (expected, got) = match &error {
             TargetError::Interrupted => return Box::new(Ending::Interrupted),

@@ -32,7 +32,7 @@ pub struct GuestTarget {
     guest: Guest,
     tail: Vec<u8>,
     since_drain: u32,
-    /// Threads whose answers are to come although nobody waits for them, with the tags of those.
+    /// Threads whose answers no wait expects any more, with the tags of the answers.
     left: BTreeMap<u16, u32>,
 }
 
@@ -58,7 +58,7 @@ impl GuestTarget {
         (String::from_utf8_lossy(&self.tail).into_owned(), end)
     }
 
-    /// Has `op` done, or takes up the wait for the answer of the thread that it joins.
+    /// Lets the guest do `op`, or resumes the wait for the answer of the thread that it joins.
     fn call(&mut self, context: Context, op: Op) -> Result<Response, GuestError> {
         let thread = match (context, op) {
             (_, Op::Join { thread }) | (Context::Thread(thread), _) => Some(thread),

@@ -1,8 +1,8 @@
 //! `guest KEY=VALUE...`: the guest that a script needs.
 //!
 //! The keys are the names of the command line's options and of the kernel's tunables. Each value is
-//! tried by itself here, so that an error names its place; whether they fit together is seen when
-//! the guest is made.
+//! tried by itself here, so an error names its place. Whether the values fit together is checked
+//! when the guest is launched.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::values;
 use crate::spelling::closest;
 use crate::{Guest, GuestBuilder, Privilege, TimeMode};
 
-/// What a script asks of its guest. What is missing is up to the command line.
+/// The options of a `guest` line. The command line decides those that are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestOptions {
     /// Bytes of memory.
@@ -110,7 +110,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>) -> Result<GuestOptions, Diagnostic> {
     Ok(options)
 }
 
-/// Why a value does not do.
+/// Why a value is refused.
 struct Bad(String);
 
 fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result<(), Diagnostic> {
@@ -173,7 +173,7 @@ fn set(options: &mut GuestOptions, key: &str, value: &str, span: Span) -> Result
     Ok(())
 }
 
-/// A value that a guest by itself can have.
+/// Checks a value in a guest whose other options are the defaults.
 fn tried<T: Copy>(
     value: Result<T, String>,
     set: impl FnOnce(GuestBuilder, T) -> GuestBuilder,

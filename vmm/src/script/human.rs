@@ -1,6 +1,6 @@
-//! What came of a run, for people.
+//! The result of a run, for people.
 //!
-//! Text carries ANSI styles; whoever prints it strips them where they do not belong.
+//! Text carries ANSI styles. The caller strips them where they do not belong.
 
 use std::fmt::Write as _;
 

@@ -22,7 +22,7 @@ const KEPT: usize = 1 << 20;
 /// Whether a line was enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// What it says has been done.
+    /// The line has been executed.
     Done,
     /// A `repeat` is open, and nothing is done before its `end`.
     More,
@@ -35,8 +35,8 @@ pub struct Interpreter<'t> {
 }
 
 impl<'t> Interpreter<'t> {
-    /// A script that comes line by line, under this name in messages. These names are bound before
-    /// the first line; a `let` of such a name does nothing.
+    /// An interpreter for a script that comes line by line and has this name in messages. The
+    /// `presets` are bound before the first line; a `let` of such a name does nothing.
     pub fn new(
         name: &str,
         presets: &[(String, u64)],
@@ -58,21 +58,21 @@ impl<'t> Interpreter<'t> {
         self
     }
 
-    /// The same for somebody who types, and goes on whatever a statement gives: only an `expect`
-    /// fails. A thread that is not waited for any more can be joined later.
+    /// The same for a terminal: the session continues whatever a result is, and only an `expect`
+    /// fails. A thread whose wait was interrupted can be joined later.
     #[must_use]
     pub fn judging(mut self, judging: Judging) -> Self {
         self.run.judging = judging;
         self
     }
 
-    /// Takes the next line. What stands in it is done when this returns, unless a `repeat` is open;
-    /// it is judged by the next line if that is an `expect`, and else before that is done. Each
-    /// line has the whole time limit.
+    /// Takes the next line. Its statement is done when this returns, unless a `repeat` is open. The
+    /// next line judges it if that is an `expect`, and else it is judged before the next line is
+    /// done. Each line has the whole time limit.
     ///
     /// # Errors
-    /// How the run ends with it. After an error the next line can be given all the same, as if the
-    /// statement that failed had been the last of its own.
+    /// How the run ends with it. After an error the interpreter still takes lines; the rest of the
+    /// line that failed is dropped.
     pub fn line(&mut self, text: &str) -> Result<Progress, Box<Ending>> {
         self.restart_clock();
         if self.run.source.len() > KEPT {
@@ -118,7 +118,7 @@ impl<'t> Interpreter<'t> {
         self.run.target.guest().is_some_and(|guest| guest.death().is_some())
     }
 
-    /// What a `guest` line asks for that was given since the last call.
+    /// The options of a `guest` line that was taken since the last call.
     pub fn take_guest(&mut self) -> Option<GuestOptions> {
         self.parser.take_guest()
     }
@@ -162,8 +162,8 @@ impl<'t> Interpreter<'t> {
         self.run.sleepers()
     }
 
-    /// Ends the script: what it gave last is judged, what was started is joined, and no thread may
-    /// be blocked that is not meant to be.
+    /// Ends the script: its last result is judged, started threads are joined, and no thread may
+    /// be blocked that was not abandoned.
     #[must_use]
     pub fn end(mut self) -> Ending {
         self.finish()

@@ -1,4 +1,4 @@
-//! What came of a run, as the JSON object of `--json`.
+//! The result of a run, as the JSON object of `--json`.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +64,7 @@ pub struct RunReport {
     pub outcome: &'static str,
     /// Every finished statement that asked the guest for something, and every `print`.
     pub steps: Vec<StepReport>,
-    /// What did not hold, or what is wrong.
+    /// Expectations that did not hold, or errors.
     pub failures: Vec<FailureReport>,
     /// How the guest died, if it did.
     pub panic: Option<PanicReport>,
@@ -89,7 +89,7 @@ pub struct StepReport {
     result: ResultReport,
     #[serde(serialize_with = "exact")]
     cycles: u64,
-    /// Microseconds of the guest's clock; null where nobody looked.
+    /// Microseconds of the guest's clock; null if it was not read.
     time: Option<Exact>,
     ticks: Option<Exact>,
     /// Counters that are different from those after the step before: then, and now.
@@ -139,9 +139,9 @@ impl From<Step> for StepReport {
 pub struct FailureReport {
     /// The line, or 0 when no line is concerned.
     pub line: usize,
-    /// What should have been.
+    /// The required result.
     pub expected: String,
-    /// What was.
+    /// The actual result.
     pub got: String,
 }
 
@@ -356,7 +356,7 @@ impl RunStream {
     }
 }
 
-/// What stands behind the steps of a [`RunReport`].
+/// The part of a [`RunReport`] behind its steps.
 #[derive(Serialize)]
 struct RunEnd<'r> {
     ok: bool,

@@ -1,5 +1,4 @@
-//! Judges what a statement gave, once it is known whether an `expect` stands below it, and binds
-//! it.
+//! Judges and binds the result of a statement, once it is known whether an `expect` follows.
 
 use std::sync::Arc;
 
@@ -16,19 +15,19 @@ use super::target::{Reply, TargetError};
 use super::verbs::{Action, Gives, Miss, Value};
 use crate::guest::ThreadId;
 
-/// What is asked of a statement without an `expect`.
+/// What a statement without an `expect` must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judging {
-    /// It must give ok: a script.
+    /// Its result must be ok: a script.
     Strict,
-    /// Nothing: somebody sees what it gives, and goes on typing.
+    /// Nothing: the user sees the result, and continues.
     Lenient,
 }
 
 /// A place that a value is bound to.
 pub(super) type BoundPlace = (NameId, Option<u64>);
 
-/// A statement that was done, and what it gave.
+/// A statement that was done, and its result.
 pub(super) struct Unjudged {
     pub what: Arc<Do>,
     pub runner: Runner,
@@ -39,18 +38,18 @@ pub(super) struct Unjudged {
     pub given: Given,
 }
 
-/// What came of a statement.
+/// The result of a statement.
 pub(super) enum Given {
-    /// An answer, or the death of the guest.
+    /// An answer, or a panic of the guest.
     Reply(Reply),
-    /// It was started: a join will bring what comes of it.
+    /// It was started: a join will bring the result.
     Started(ThreadId),
 }
 
 impl Run<'_> {
-    /// Judges the statement that was done last, by `expect` if that stands below it.
+    /// Judges the last statement, by the `expect` below it if there is one.
     pub(super) fn settle(&mut self, expect: Option<&Arc<Expect>>) -> Result<(), Over> {
-        // 1. What came of the statement. One that was only started is judged when it is joined.
+        // 1. The result. A statement that was only started is judged when it is joined.
         let Some(done) = self.unjudged.take() else { return Ok(()) };
         let (outcome, cycles) = match &done.given {
             Given::Started(thread) => {
@@ -60,7 +59,7 @@ impl Run<'_> {
                 return Ok(());
             }
             Given::Reply(Reply::Completed { outcome, cycles }) => (*outcome, *cycles),
-            // Within a loop there is nobody to see it, and nothing to go on with.
+            // In a loop the user could not react, and no further round could run.
             Given::Reply(Reply::Panicked(_))
                 if self.is_forgiven(expect) && self.loops.is_empty() =>
             {
@@ -85,7 +84,7 @@ impl Run<'_> {
         } else {
             self.judge(judge, by.map(|expect| &**expect), outcome, &done.called)
         };
-        // 3. Somebody who types goes on with what there is.
+        // 3. At a terminal the name is bound all the same.
         if self.judging == Judging::Strict {
             judged?;
             self.cycles = cycles;
@@ -99,7 +98,7 @@ impl Run<'_> {
         expect.is_none() && self.judging == Judging::Lenient
     }
 
-    /// Binds what a statement gave that held, or notes that it is not over.
+    /// Binds the result of a statement that held, or notes that the statement is not over.
     fn conclude(
         &mut self,
         done: Unjudged,
@@ -138,7 +137,7 @@ impl Run<'_> {
         self.lost(done.what.span, Some(done.called.text()), error)
     }
 
-    /// Whether `what` gave what it must: by `expect`, or ok.
+    /// Whether the result of `what` is the required one: that of `expect`, or ok.
     pub(super) fn judge(
         &mut self,
         what: &Do,

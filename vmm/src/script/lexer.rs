@@ -6,7 +6,7 @@ use super::advice;
 use super::diagnostic::Diagnostic;
 use super::source::Span;
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A name, a verb, a keyword.
@@ -253,7 +253,7 @@ impl<'a> Lexer<'a> {
 /// far.
 ///
 /// # Errors
-/// What was expected instead.
+/// The expected form.
 pub fn number(word: &str) -> Result<u64, &'static str> {
     // 1. Digits and a suffix.
     const SUFFIXES: [(&str, u64); 6] = [
@@ -282,7 +282,7 @@ pub fn number(word: &str) -> Result<u64, &'static str> {
                 .1
         }
     };
-    // 3. A time beyond 64 bits is as good as for ever.
+    // 3. A time beyond 64 bits never ends.
     let is_time = suffix.ends_with('s');
     match u64::from_str_radix(digits, radix).ok().and_then(|value| value.checked_mul(unit)) {
         None if is_time => Ok(u64::MAX),

@@ -10,12 +10,12 @@ use super::scope::Scope;
 use crate::inspect::What;
 use crate::spelling::closest;
 
-/// What a script wants to look at.
+/// The view of an `inspect`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look {
     /// The guest as it is.
     At(What),
-    /// What is different from the image in this file.
+    /// The differences from the dump in this file.
     Since(String),
 }
 
@@ -74,7 +74,7 @@ pub(super) fn parse(lexer: &mut Lexer<'_>, scope: &Scope) -> Result<WhatArg, Dia
             }
             WhatArg::Diff(lexer.file()?)
         }
-        // 3. No view: advice by the names of them.
+        // 3. An unknown view: advice by the known names.
         _ => {
             let message = format!("{} cannot be inspected", token.describe());
             let error = Diagnostic::new(

@@ -1,9 +1,8 @@
 //! The `.kmem` script language.
 //!
-//! [`parse`] reads a script and resolves every verb and name in it; what it returns can run.
-//! [`run`] runs it against a
-//! [`Target`]: a guest ([`GuestTarget`]) or, in tests, something that acts like one. [`RunReport`]
-//! says what came of it as JSON, and [`explain`] for people.
+//! [`parse`] reads a script and resolves every verb and name in it; its result can run. [`run`]
+//! runs it against a [`Target`]: a guest ([`GuestTarget`]) or, in tests, a stand-in. [`RunReport`]
+//! describes the end of a run as JSON, and [`explain`] for people.
 //!
 //! ```
 //! use std::time::Duration;

@@ -3,7 +3,7 @@
 use vmkern_abi::control::MapId;
 use vmkern_abi::layout::VmMeter;
 
-/// What `MAP.` can be followed by.
+/// The properties of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MapField {
     /// First address.

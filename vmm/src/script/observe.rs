@@ -5,7 +5,7 @@ use super::outcome::Step;
 /// How much a watcher wants to know of each step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Detail {
-    /// What it gave.
+    /// The result.
     #[default]
     Brief,
     /// Also its arguments, the time, and the counters that changed, which costs a look at the
@@ -28,15 +28,15 @@ pub struct Seen {
 /// A watcher that keeps what it is shown takes no more: the run ends, and the script is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TooMuch {
-    /// What the script did too much of.
+    /// The error, which names the excess.
     pub message: String,
-    /// What it may do.
+    /// What the script may do.
     pub expected: String,
 }
 
 /// Watches a run.
 pub trait Observer {
-    /// What is to be known of each step.
+    /// How much of each step is needed.
     fn detail(&self) -> Detail {
         Detail::Brief
     }

@@ -40,14 +40,14 @@ pub enum Status {
     Terminated = 143,
 }
 
-/// What an exit status means.
+/// The meaning of an exit status.
 #[derive(Clone, Copy, Debug)]
 pub struct StatusRow {
     /// The statuses that mean it.
     pub statuses: &'static [Status],
-    /// What they mean, in a few words.
+    /// The meaning in a few words.
     pub brief: &'static str,
-    /// The same with all that there is to say.
+    /// The whole meaning.
     pub says: &'static str,
 }
 
@@ -108,7 +108,7 @@ impl StatusRow {
     }
 }
 
-/// What a statement gave.
+/// The result of a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StepResult {
@@ -187,11 +187,11 @@ pub struct Step {
     pub runner: Runner,
     /// Its verb, or `print`.
     pub verb: &'static str,
-    /// What it gave.
+    /// Its result.
     pub result: StepResult,
     /// TSC cycles in the guest.
     pub cycles: u64,
-    /// What it printed.
+    /// Its output.
     pub output: Option<String>,
     /// Its arguments, as reports show them; none for a watcher that wants no detail.
     pub arguments: Vec<String>,
@@ -217,9 +217,9 @@ pub struct Failure {
     pub span: Span,
     /// The statement.
     pub statement: Span,
-    /// What should have been.
+    /// The required result.
     pub expected: String,
-    /// What was.
+    /// The actual result.
     pub got: String,
     /// The operation with its arguments' values.
     pub called: Option<String>,
@@ -242,7 +242,7 @@ pub enum Ending {
     Script(Box<Diagnostic>),
     /// The time limit was reached.
     Timeout(Box<Failure>),
-    /// Somebody wanted the run to end.
+    /// The run was interrupted.
     Interrupted,
     /// The host refused what the running guest needed of it.
     Host(Box<Failure>),

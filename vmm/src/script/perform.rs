@@ -1,5 +1,5 @@
-//! Statements that do something: their arguments evaluated, sent, and shown. What they gave is
-//! judged later ([`super::judge`]).
+//! Statements that do something: evaluated, sent, and shown. Their results are judged later
+//! ([`super::judge`]).
 
 use std::sync::Arc;
 
@@ -36,10 +36,10 @@ impl Called {
 }
 
 impl Run<'_> {
-    /// Does `what`, and leaves what it gave to be judged.
+    /// Does `what`, and leaves its result to be judged.
     pub(super) fn perform(&mut self, what: &Arc<Do>) -> Result<(), Over> {
         let (at, call) = (what.span, &what.call);
-        // 1. Who does it. What the script itself does takes a thread only where it names one.
+        // 1. The thread. A verb of the script itself has one only where it names one.
         let named = what.runner.as_ref().map(|runner| self.runner(at, runner)).transpose()?;
         let by_guest = call.verb.is_operation();
         if self.is_buried && call.verb.needs_guest() {
@@ -102,7 +102,7 @@ impl Run<'_> {
         self.show(at, Step { runner, cycles, output, arguments, ..plain })
     }
 
-    /// Has the guest do `op`, which lets begin what was started.
+    /// Lets the guest do `op`. Started statements begin with that.
     pub(super) fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError> {
         self.unbegun = false;
         self.target.execute(context, op)
@@ -123,8 +123,8 @@ impl Run<'_> {
         }
     }
 
-    /// `what` gives no answer. Where somebody types and has only stopped waiting for it, it goes on
-    /// in the guest, and counts as started.
+    /// `what` has no answer. If a user at a terminal has interrupted the wait, the operation
+    /// continues in the guest, and counts as started.
     fn unanswered(
         &mut self,
         what: &Arc<Do>,
@@ -148,7 +148,7 @@ impl Run<'_> {
         over
     }
 
-    /// Notes that `thread` does `what`, and that nobody waits for it.
+    /// Notes that `thread` does `what`, and that the script does not wait for it.
     pub(super) fn note_started(
         &mut self,
         thread: ThreadId,
@@ -170,8 +170,8 @@ impl Run<'_> {
     }
 
     /// The host's own walk of the page tables must agree with the guest's, if the guest has walked
-    /// them: a statement whose thread cannot be made for want of pages has not. While another
-    /// thread has something to do it may change them between the two walks.
+    /// them: a statement whose thread could not be made, for lack of pages, has not. Another thread
+    /// with work may change the tables between the two walks, so nothing is compared then.
     fn witness(&mut self, addr: GuestVirt, outcome: Outcome) -> Result<(), TargetError> {
         let said = match outcome {
             Outcome::Value(phys) => Some(phys),

@@ -46,7 +46,7 @@ pub fn read_script(path: &Path, stop: &Stop) -> Result<Vec<u8>, InputError> {
 fn read_stream(fd: i32, mut stream: impl Read, stop: &Stop) -> Result<Vec<u8>, InputError> {
     let interrupted = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
     let bell = Arc::clone(&interrupted);
-    // Fails only when the counter is full, and then it can be read all the same.
+    // This fails only if the counter is full, and then the wait ends as well.
     stop.on_interrupt(move || drop(bell.write(1)));
     let (mut bytes, mut piece) = (Vec::new(), vec![0; 64 << 10]);
     loop {
@@ -76,7 +76,7 @@ fn read_stream(fd: i32, mut stream: impl Read, stop: &Stop) -> Result<Vec<u8>, I
 /// Waits until `fd` can be read, `bell` rings or `left` has passed. Whether it can be read.
 fn wait_readable(fd: i32, bell: i32, left: Duration) -> io::Result<bool> {
     let mut fds = [fd, bell].map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
-    // Rounded up: whoever comes back has waited long enough.
+    // Rounded up: a wait that ends has been long enough.
     let timeout = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
     // SAFETY: two pollfds, which live through the call.
     if unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) } < 0 {

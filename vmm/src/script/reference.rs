@@ -16,7 +16,7 @@ pub struct Line {
     pub example: &'static [&'static str],
 }
 
-/// What stands for a number.
+/// The form of a number.
 const EXPR: (&str, &str) = ("EXPR", "a number, a `$NAME`, a name such as `v_free_count`, or a sum");
 const THREAD: (&str, &str) = ("THREAD", "`t0` to `t63`, or `t[EXPR]`; `t0` without one");
 
@@ -94,7 +94,7 @@ pub const LINES: [Line; 9] = [
     },
 ];
 
-/// What `expect` knows.
+/// The results that `expect` knows.
 pub const RESULTS: [(&str, &str); 6] = [
     ("`ok`", "anything except null, an error, a failed verification, blocked or a panic"),
     ("`null`", "null"),
@@ -142,7 +142,7 @@ pub const NAMES: [(&str, &str); 13] = [
     ("`cycles`", "cycles of the last statement that was judged; 0 before there is one"),
 ];
 
-/// What numbers and expressions are made of.
+/// The parts of numbers and expressions.
 pub const NUMBERS: [(&str, &str); 5] = [
     (
         "`12` `0x10` `4K` `5ms`",

@@ -17,7 +17,7 @@ use super::target::{Panic, Target};
 use crate::guest::{Environment, LogEnd};
 use crate::{Guest, GuestBuilder, GuestError, LaunchError};
 
-/// What a run needs beside the script.
+/// The setup of a run.
 pub struct Setup {
     /// The guest to boot.
     pub builder: GuestBuilder,
@@ -53,7 +53,7 @@ pub struct Unlaunched<T: std::fmt::Debug> {
     /// Why.
     #[source]
     pub error: LaunchError,
-    /// What was seen of a kernel that did not become ready.
+    /// The look at a kernel that did not become ready.
     pub seen: Option<T>,
     /// The end of its log.
     pub log: String,
@@ -79,7 +79,7 @@ pub enum Standstill<'a> {
 }
 
 impl Standstill<'_> {
-    /// Whether somebody wanted it to end, and will not wait for a look.
+    /// Whether it was interrupted: then nothing may take long any more.
     #[must_use]
     pub fn is_interrupted(self) -> bool {
         matches!(
@@ -93,7 +93,7 @@ impl Standstill<'_> {
 /// Boots a guest and runs `script` in it. The guest is gone when this returns.
 ///
 /// # Errors
-/// When there is no guest; [`launch_status`] tells the exit status.
+/// When there is no guest; [`launch_status`] returns the exit status.
 pub fn run_script(
     script: &Script,
     setup: Setup,
@@ -109,7 +109,7 @@ pub fn run_script(
 /// ended: a guest that died shows what it died with, in its boot as well.
 ///
 /// # Errors
-/// When there is no guest, or its kernel did not become ready; [`launch_status`] tells the
+/// When there is no guest, or its kernel did not become ready; [`launch_status`] returns the
 /// exit status.
 pub fn run_script_then<T: std::fmt::Debug>(
     script: &Script,
@@ -143,7 +143,7 @@ pub fn run_script_then<T: std::fmt::Debug>(
     let environment = EnvironmentReport::from(guest.environment());
     let mut target = GuestTarget::new(guest);
     let ending = run(script, &mut target, setup.seed, stop, observer);
-    // 4. What is asked of the guest, before it ends.
+    // 4. The last questions to the guest.
     let stats = stats(&mut target);
     let seen = look(target.guest(), Standstill::Ended(&ending));
     let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) = target.end();

@@ -1,4 +1,4 @@
-//! Statements for failure reports: what was called, and which values are worth telling.
+//! Statements for failure reports: the call, and the values that a reader needs.
 
 use vmkern_abi::control::MapKind;
 

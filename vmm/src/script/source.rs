@@ -49,7 +49,7 @@ pub struct NotUtf8 {
 }
 
 impl NotUtf8 {
-    /// What is wrong with the script `name`, and where.
+    /// The error in the script `name`, with its place.
     #[must_use]
     pub fn at(&self, name: &str) -> String {
         let Self { line, column, byte } = self;
@@ -80,7 +80,7 @@ impl Source {
     }
 
     /// Adds a line, with its end or without one, and returns its number. Costs no more than the
-    /// line while nobody else holds this text.
+    /// line while there is no other clone of this text.
     pub fn push(&mut self, line: &str) -> usize {
         let line = without_end(line);
         let text = Arc::make_mut(&mut self.text);

@@ -16,19 +16,19 @@ use super::source::Span;
 use super::target::{Panic, Reply, TargetError};
 use crate::guest::ThreadId;
 
-/// What the script has in mind for a thread.
+/// What the script intends for a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It will be joined.
     Join,
-    /// It is meant to stay as it is.
+    /// It may stay as it is.
     Abandoned,
 }
 
-/// What is known of a thread.
+/// The state of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// Its statement was started, and nobody has asked for it since.
+    /// Its statement was started, and not joined since.
     Started,
     /// It sleeps, and waits for this.
     Blocked(WaitMessage),
@@ -97,7 +97,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Lets what was started begin, where nothing is asked of the guest that would. Gives how it
+    /// Lets started statements begin, where no operation of the guest does. Returns how the guest
     /// died of that, if it did.
     pub(super) fn let_begin(&mut self) -> Result<Option<Reply>, TargetError> {
         if !std::mem::take(&mut self.unbegun) {
@@ -113,7 +113,7 @@ impl Run<'_> {
         self.target.execute(thread.into(), Op::Join { thread: thread.number() })
     }
 
-    /// A thread whose statement is not over takes no other.
+    /// A thread whose statement is not over accepts no other.
     pub(super) fn check_free(&self, at: Span, thread: ThreadId) -> Result<(), Over> {
         let Some(Outstanding { what: earlier, state, .. }) = self.outstanding.get(&thread) else {
             return Ok(());
@@ -158,9 +158,8 @@ impl Run<'_> {
         (culprit.state == State::Started).then_some(culprit)
     }
 
-    /// The end of the script: what was started is joined and judged, in the order of starting, and
-    /// then no thread may be blocked that is not meant to be. One that has been woken may finish
-    /// first.
+    /// The end of the script: started threads are joined and judged in the order of starting. Then
+    /// no thread may be blocked that was not abandoned; one that has been woken may finish first.
     pub(super) fn end(&mut self) -> Result<(), Over> {
         for thread in self.unjoined() {
             self.join_at_end(thread)?;
@@ -183,7 +182,7 @@ impl Run<'_> {
         started.into_iter().map(|(_, thread)| thread).collect()
     }
 
-    /// What was started and abandoned has its time to begin all the same.
+    /// A statement that was started and abandoned begins, too.
     fn begin_abandoned(&mut self) -> Result<(), Over> {
         let Some(first) = self.outstanding.values().next() else { return Ok(()) };
         let (what, expect) = (Arc::clone(&first.what), first.expect.clone());

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::target::TargetError;
 use crate::deadline;
 
-/// Something that gets whoever waits for a guest out of the wait.
+/// Ends the wait for a guest.
 type Hook = Box<dyn Fn() + Send>;
 
-/// Looked at between statements, so that a script that never asks the guest for anything ends too.
+/// Checked between statements, so a script that never calls the guest ends too.
 pub struct Stop {
     interrupted: AtomicBool,
     hook: Mutex<Option<Hook>>,
@@ -38,7 +38,7 @@ impl Stop {
         Self { interrupted, hook: Mutex::new(None), looks, limit, deadline }
     }
 
-    /// Calls `hook` when somebody interrupts, from now on.
+    /// Calls `hook` at each interruption from now on.
     pub fn on_interrupt(&self, hook: impl Fn() + Send + 'static) {
         *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
     }
@@ -56,7 +56,7 @@ impl Stop {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline::after(self.limit);
     }
 
-    /// Forgets that somebody interrupted.
+    /// Forgets an interruption.
     pub fn forget_interrupt(&self) {
         self.interrupted.store(false, Ordering::SeqCst);
     }
@@ -65,13 +65,13 @@ impl Stop {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time that the run has in all.
+    /// The whole time limit of the run.
     #[must_use]
     pub fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// Whether somebody wants the run to end.
+    /// Whether the run was interrupted.
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
@@ -109,7 +109,7 @@ impl Stop {
         Ok(())
     }
 
-    /// What is left of the run's time.
+    /// The time that the run has left.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.deadline().saturating_duration_since(Instant::now())

@@ -1,9 +1,9 @@
 //! A directory of scripts, each in a fresh guest of its own, several at once.
 //!
-//! Guests want descriptors, threads and memory of the host, and a host that is short of them is no
-//! fault of a script: one that could not begin while others ran waits for the end of one of them
-//! and tries again, and the suite goes on with one job fewer. Only what fails while it runs alone
-//! has failed. A thread that cannot be made is a job fewer, too.
+//! Guests need descriptors, threads and memory of the host. A host that is short of them is not the
+//! fault of a script: a script that could not begin while others ran waits for one of them to end
+//! and tries again, and the suite continues with one job fewer. Only a script that fails while it
+//! runs alone has failed. A thread that cannot be created means one job fewer, too.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ pub struct Finished<R> {
     pub index: usize,
     /// How long it took, without waits for the end of others.
     pub took: Duration,
-    /// What the runner made of it.
+    /// The runner's result.
     pub result: R,
 }
 
-/// What came of running one script.
+/// The result of one attempt to run a script.
 #[derive(Debug)]
 pub enum Attempt<R> {
     /// It ran, or never will.
@@ -31,7 +31,7 @@ pub enum Attempt<R> {
     Short(R),
 }
 
-/// What a directory holds.
+/// The scripts of a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovered {
     /// Every `*.kmem` file, sorted by path.
@@ -103,7 +103,7 @@ impl Jobs {
 }
 
 impl Running<'_> {
-    /// The host was short of something: fewer run from now on, but for one.
+    /// The host was short of something: fewer scripts run at a time from now on, but at least one.
     fn found_host_short(&self) {
         let mut counts = self.jobs.lock();
         counts.allowed = (counts.running - 1).clamp(1, counts.allowed);

@@ -1,4 +1,4 @@
-//! What a script runs against.
+//! The target of a script.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use super::stop::Stop;
 use crate::Guest;
 use crate::check::Report;
 
-/// What became of an operation.
+/// The end of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply {
     /// It has finished, or its thread sleeps ([`Outcome::Blocked`]).
     Completed {
-        /// What came of it.
+        /// Its result.
         outcome: Outcome,
         /// TSC cycles that it took in the guest.
         cycles: u64,
@@ -30,7 +30,7 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// What it gave, and the cycles that it took.
+    /// The result, and the cycles that it took.
     pub(super) fn parts(&self) -> (StepResult, u64) {
         match self {
             Self::Completed { outcome, cycles } => (StepResult::Given(*outcome), *cycles),
@@ -69,10 +69,10 @@ pub enum TargetError {
         /// Where the guest stood, if it was the guest that did not come to an end.
         at: Option<String>,
     },
-    /// Somebody wants the run to end.
+    /// The run was interrupted.
     #[error("interrupted")]
     Interrupted,
-    /// The host cannot do it, and it is nobody's bug: a file that cannot be written.
+    /// The host cannot do it, without a bug: a file cannot be written.
     #[error("{0}")]
     Unable(String),
     /// The host refused what the running guest needs of it.
@@ -83,19 +83,17 @@ pub enum TargetError {
     Broken(String),
 }
 
-vmkern_inspect::debug_as_printed!(TargetError);
-
 /// A guest, or something that acts like one.
 pub trait Target {
-    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. No thread that is
-    /// blocked or was started is given anything, and only such a one is joined. What is started is
-    /// answered at once.
+    /// Runs `op` in `context` until it has finished, blocks, or kills the guest. Callers give no
+    /// operation but a join to a thread that is blocked or was started, and join no other thread.
+    /// A start is answered at once.
     ///
-    /// After [`TargetError::Interrupted`] the operation goes on: the thread counts as started, and
-    /// a join brings its result.
+    /// After [`TargetError::Interrupted`] the operation continues: the thread counts as started,
+    /// and a join brings its result.
     ///
     /// # Errors
-    /// When there will be no result, or nobody waits for it any more.
+    /// When there will be no result, or the wait for it has ended.
     fn execute(&mut self, context: Context, op: Op) -> Result<Reply, TargetError>;
 
     /// Gives the target its whole time limit again, from now on.
@@ -109,8 +107,8 @@ pub trait Target {
         None
     }
 
-    /// The counter of this name (one of `VmMeter::NAMES`). Nothing is outstanding but blocked
-    /// threads.
+    /// The counter of this name (one of `VmMeter::NAMES`). No operation is in flight except those
+    /// of blocked threads.
     ///
     /// # Errors
     /// When the guest's memory makes no sense.
@@ -133,12 +131,11 @@ pub trait Target {
     /// When the guest's memory makes no sense.
     fn map_field(&mut self, map: MapId, field: MapField) -> Result<u64, TargetError>;
 
-    /// The guest's threads by name, each with what it does, as far as that can be known: for
-    /// reports.
+    /// The guest's threads by name, each with its state as far as that is known, for reports.
     fn threads(&mut self) -> Vec<(String, String)>;
 
-    /// Writes an image of the guest's memory to the file at `path`, which says that the guest ran
-    /// `program`. Looks at `stop` now and then.
+    /// Writes a dump of the guest's memory to the file at `path`. The dump says that the guest ran
+    /// `program`. `stop` can end this.
     ///
     /// # Errors
     /// [`TargetError::Unable`] when the file cannot be written.
@@ -147,17 +144,16 @@ pub trait Target {
     /// Checks every structure in the guest's memory.
     ///
     /// # Errors
-    /// When there is nothing to begin with: the kernel's roots cannot be found.
+    /// When the kernel's roots cannot be found.
     fn check(&mut self) -> Result<Report, TargetError>;
 
-    /// What there is to see, as text for people. `name` is what the text calls the guest.
+    /// A view of the guest, as text for people, in which the guest is called `name`.
     ///
     /// # Errors
     /// [`TargetError::Unable`] when what is asked for does not exist, or a file cannot be read.
     fn inspect(&mut self, name: &str, look: &Look) -> Result<String, TargetError>;
 
-    /// The physical address behind `addr` by a walk of the page tables that the guest has no part
-    /// in.
+    /// The physical address behind `addr`, by the host's own walk of the page tables.
     ///
     /// # Errors
     /// When the guest's page tables make no sense.

@@ -72,7 +72,7 @@ pub fn binding(text: &str) -> Result<(String, u64), String> {
 pub fn setting(text: &str) -> Result<(String, u64), String> {
     let (name, value) = pair(text)?;
     let value = number(value).map_err(|error| format!("{name}: {error}"))?;
-    // Refused here, the option is named together with the rule.
+    // The parser of the command line adds the name of the option.
     let tried = Guest::builder().tunable(name, value).validate();
     tried.map(|()| (name.to_owned(), value)).map_err(|error| error.to_string())
 }

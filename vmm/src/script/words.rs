@@ -15,7 +15,7 @@ use crate::spelling::closest;
 /// Words that begin a line which is not a verb.
 pub(super) const KEYWORDS: [&str; 8] =
     ["let", "expect", "assert", "repeat", "end", "print", "start", "guest"];
-/// Keywords that can be names all the same: what follows tells.
+/// Keywords that can also be names: the next token decides.
 pub(super) const SOFT_KEYWORDS: [&str; 2] = ["start", "guest"];
 
 /// Nothing may follow.
@@ -24,7 +24,7 @@ pub(super) fn end(lexer: &mut Lexer<'_>) -> Result<(), Diagnostic> {
     if token.kind == Kind::End { Ok(()) } else { Err(unexpected(&token, "the end of the line")) }
 }
 
-/// What threads there are.
+/// The names of threads, for messages.
 pub(super) const THREADS: &str = "t0 to t63, or t[EXPR]";
 
 /// The thread that `token` names.
@@ -72,7 +72,7 @@ pub(super) fn thread(
     }
 }
 
-/// What `token` and what follows it name before a colon.
+/// The thread or handler that `token` and the tokens behind it name in front of a colon.
 pub(super) fn runner(
     token: &Token,
     lexer: &mut Lexer<'_>,
@@ -122,7 +122,7 @@ pub(super) fn verb(token: &Token, bound: bool) -> Result<&'static Verb, Diagnost
     Ok(verb)
 }
 
-/// What is said of a verb or a name whose feature the kernel does not have yet.
+/// The message for a verb or a name whose feature the kernel does not have yet.
 pub(super) fn not_yet(word: &str) -> String {
     format!("`{word}` is part of the language, but not yet of this kernel")
 }

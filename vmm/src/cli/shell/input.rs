@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Lines from a pipe that are read ahead.
 const AHEAD: usize = 16;
 
-/// What came of the wait for a line.
+/// The end of a wait for a line.
 pub enum Read {
     /// A line, without its end.
     Line(Vec<u8>),

@@ -42,7 +42,7 @@ pub struct ShellArgs {
     /// Shows each step with its result on standard error, for lines from a pipe too.
     #[arg(short, long)]
     pub verbose: bool,
-    /// Writes the kernel's log to this file as it comes; `-` is standard output.
+    /// Writes the kernel's whole log to this file as it comes; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
     #[command(flatten)]

@@ -307,9 +307,8 @@ impl<'t> Talk<'t> {
 
     /// From now on the guest can only be looked at. The shell will end with `status`.
     fn bury(&mut self, status: Status) {
-        say(
-            "The guest is dead: `inspect`, `check` and `dump` look at it, `guest` starts another.\n",
-        );
+        say("The guest is dead: `inspect`, `check` and `dump` look at it, `guest` starts \
+             another.\n");
         self.interpreter.bury();
         (self.is_mourned, self.status) = (true, status);
     }

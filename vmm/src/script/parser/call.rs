@@ -1,4 +1,4 @@
-//! `[THREAD:] [NAME =] VERB ARG...`: who does it, where the result goes, and the arguments.
+//! `[THREAD:] [NAME =] VERB ARG...`: the thread, the place of the result, and the arguments.
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl Parser {
         Ok(())
     }
 
-    /// What stands before the colon, if a colon follows; `head` is read.
+    /// The part in front of the colon, if a colon follows; `head` is read.
     fn runner(&self, lexer: &mut Lexer<'_>, head: &Token) -> Result<Option<RunnerRef>, Diagnostic> {
         let is_runner = if head.word() == Some("t") && followed(lexer, head, &["["])? {
             // `t[EXPR]:` is a thread, `t[EXPR] =` an element of a series.

@@ -57,7 +57,7 @@ pub fn parse_with(source: &Source, presets: &[(String, u64)]) -> Result<Script, 
     }
 }
 
-/// What stands above a line, as `expect` sees it.
+/// The statement above a line, as `expect` sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Above {
     /// Nothing that could be judged.
@@ -86,7 +86,7 @@ pub(super) struct Parser {
     body: Vec<Stmt>,
     above: Above,
     presets: Vec<(NameId, u64)>,
-    /// What the `guest` line says.
+    /// The options of the `guest` line.
     guest: Option<GuestOptions>,
     /// Whether a statement stands above.
     has_begun: bool,
@@ -110,7 +110,7 @@ impl Parser {
         parser
     }
 
-    /// What is bound before the first line.
+    /// The bindings before the first line.
     pub(super) fn presets(&self) -> &[(NameId, u64)] {
         &self.presets
     }
@@ -120,7 +120,7 @@ impl Parser {
         self.scope.bound()
     }
 
-    /// What is wrong if no line follows: a `repeat` is open.
+    /// The error if no line follows: a `repeat` is open.
     pub(super) fn unclosed(&self) -> Option<Diagnostic> {
         const MESSAGE: &str = "a `repeat` without its `end`";
         let open = self.blocks.last()?;
@@ -143,13 +143,13 @@ impl Parser {
     /// Reads line `number`. One that is wrong changes nothing.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The error in it.
     pub(super) fn line(&mut self, number: usize, text: &str) -> Result<(), Diagnostic> {
         let before = (self.above, self.has_begun);
         self.statement_line(number, text).inspect_err(|_| (self.above, self.has_begun) = before)
     }
 
-    /// What a `guest` line asks for that has been read since the last call.
+    /// The options of a `guest` line that was read since the last call.
     pub(super) fn take_guest(&mut self) -> Option<GuestOptions> {
         self.guest.take()
     }
@@ -211,7 +211,7 @@ impl Parser {
         }
     }
 
-    /// After an error in `text`: goes on as if the line had been good, so that one mistake is
+    /// After an error in `text`: continues as if the line had been right, so that one mistake is
     /// reported once.
     fn recover(&mut self, number: usize, text: &str) {
         (self.above, self.has_begun) = (Above::Wrong, true);
@@ -231,7 +231,7 @@ impl Parser {
         let (name, form) =
             name.split_once('[').map_or((name, Form::Single), |(name, _)| (name, Form::Series));
         let id = self.scope.id(name.trim());
-        // Whatever it was meant to be: no second error comes of it.
+        // Whatever the line should bind: its use is not a second error.
         self.scope.bind(id, form, Gives::Either);
     }
 

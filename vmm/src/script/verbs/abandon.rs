@@ -1,4 +1,4 @@
-//! `abandon THREAD`: says that a thread is meant to stay as it is.
+//! `abandon THREAD`: allows a thread to stay as it is.
 
 use super::row::{Action, Gives, Param, Value, Verb};
 use super::{Answer, HostVerb};

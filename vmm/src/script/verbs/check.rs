@@ -1,4 +1,4 @@
-//! `check`: has the host check every structure in the guest's memory.
+//! `check`: lets the host check every structure in the guest's memory.
 
 use vmkern_abi::control::Outcome;
 

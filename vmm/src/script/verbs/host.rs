@@ -1,8 +1,8 @@
-//! What a verb is that the script does itself.
+//! Verbs that the script does itself.
 //!
 //! A statement of such a verb goes through these steps, in this order: [`HostVerb::subject`],
 //! [`HostVerb::ask`], the report of the step, [`HostVerb::judged_by`] and [`HostVerb::miss`], and,
-//! if the result is what it must be, [`HostVerb::conclude`].
+//! if the result is the required one, [`HostVerb::conclude`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::script::judge::Unjudged;
 use crate::script::source::Span;
 use crate::script::target::{Reply, TargetError};
 
-/// What a verb gave, and what it prints.
+/// The result of a verb, and its output.
 #[derive(Debug)]
 pub(in crate::script) struct Answer {
     pub reply: Reply,
@@ -36,7 +36,7 @@ impl From<Reply> for Answer {
     }
 }
 
-/// What a statement should have given and gave, in words of the verb's own.
+/// The required and the actual result of a statement, in the verb's own words.
 pub(in crate::script) struct Miss {
     pub expected: String,
     pub got: String,
@@ -44,7 +44,7 @@ pub(in crate::script) struct Miss {
 
 /// A verb that the script does itself, with or without the guest.
 pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
-    /// Whom the statement at `at` is about, where that is not the thread before its colon.
+    /// The thread that the statement at `at` is about, if it is not the one in front of its colon.
     ///
     /// # Errors
     /// When the script is wrong.
@@ -57,7 +57,7 @@ pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
         Ok(None)
     }
 
-    /// Whether the guest has to run for it: a dead one cannot do it.
+    /// Whether the guest must run for it. A dead guest cannot do it.
     fn needs_guest(&self) -> bool {
         false
     }
@@ -83,10 +83,10 @@ pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
         None
     }
 
-    /// Binds what was given and held.
+    /// Binds a result that held.
     ///
     /// # Errors
-    /// When that cannot be.
+    /// When the result cannot be bound.
     fn conclude(&self, run: &mut Run<'_>, done: Unjudged, outcome: Outcome) -> Result<(), Over> {
         if matches!(outcome, Outcome::Blocked { .. }) {
             return Err(run.blocked_nowhere(&done));

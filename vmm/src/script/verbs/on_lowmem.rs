@@ -1,4 +1,4 @@
-//! `on_lowmem STATEMENT`: has the guest do an operation when the vm_lowmem event fires.
+//! `on_lowmem STATEMENT`: registers an operation for the next vm_lowmem event.
 
 use vmkern_abi::control::Context;
 

@@ -1,6 +1,6 @@
-//! What a row of the table of verbs says, once: the name, the arguments, what it does and gives.
-//! The parser reads arguments by it, the usage line and the help are made of it, and the book's
-//! table is printed from it.
+//! A row of the table of verbs: the name, the arguments, the effect and the result, each once.
+//! The parser reads arguments by it, and the usage line, the help and the book's table are printed
+//! from it.
 
 use std::fmt;
 
@@ -11,18 +11,18 @@ use crate::guest::ThreadId;
 use crate::script::look::Look;
 use crate::script::{expr, words};
 
-/// What one argument is.
+/// The kind of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Param {
-    /// A map, under the name that the usage line gives it.
+    /// A map, with its name in the usage line.
     Map(&'static str),
-    /// A number, under the name that the usage line gives it.
+    /// A number, with its name in the usage line.
     Number(&'static str),
     /// A number, or the word `zero`.
     Seed,
-    /// Flags of malloc(9) joined by `|`; may be left out.
+    /// Flags of malloc(9) joined by `|`; can be left out.
     Flags,
-    /// The word `system`; may be left out.
+    /// The word `system`; can be left out.
     Kind,
     /// A thread.
     Thread,
@@ -30,7 +30,7 @@ pub enum Param {
     Op,
     /// The name of a file: a word without blanks, or a string.
     File,
-    /// What to look at.
+    /// A view of the guest.
     Look,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Param {
 }
 
 impl Param {
-    /// What it can be.
+    /// Its possible values.
     #[must_use]
     pub fn says(self) -> &'static str {
         match self {
@@ -87,7 +87,7 @@ pub enum Value {
     Seed(Option<u64>),
     /// Flags.
     Flags(MallocFlags),
-    /// What kind of map.
+    /// The kind of a map.
     Kind(MapKind),
     /// A thread.
     Thread(ThreadId),
@@ -95,14 +95,14 @@ pub enum Value {
     Op(Op, Vec<Value>),
     /// The name of a file.
     File(String),
-    /// What to look at.
+    /// A view of the guest.
     Look(Look),
 }
 
 /// Makes an operation from arguments that fit the verb's [`Verb::params`].
 pub type Build = fn(&[Value]) -> Option<Op>;
 
-/// What doing a verb means.
+/// How a verb is done.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::script) enum Action {
     /// The guest does an operation.
@@ -113,14 +113,14 @@ pub(in crate::script) enum Action {
     Absent(&'static str),
 }
 
-/// What a statement binds to its name.
+/// The value that a statement binds to its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gives {
     /// A number.
     Number,
     /// A map.
     Map,
-    /// What the statement gives that it waits for.
+    /// The value of the statement that it waits for.
     Either,
 }
 
@@ -131,11 +131,11 @@ pub struct Verb {
     pub name: &'static str,
     /// Its arguments.
     pub params: &'static [Param],
-    /// What it does, in one line of Markdown.
+    /// Its effect, in one line of Markdown.
     pub does: &'static str,
-    /// What it gives, in words.
+    /// Its result, in words.
     pub result: &'static str,
-    /// What it binds.
+    /// The kind of its value.
     pub gives: Gives,
     pub(in crate::script) action: Action,
 }
@@ -186,7 +186,7 @@ impl Verb {
 }
 
 /// The row of a verb that is an operation: its arguments, each with what it is, then the operation
-/// that they make, what it does, and what it gives.
+/// that they make, its effect, and its result.
 macro_rules! op {
     (
         $name:ident($($arg:ident: $kind:ident $(($shown:literal))?),*) => $op:expr,
