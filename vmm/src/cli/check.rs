@@ -178,27 +178,18 @@ impl Reporter for CheckArgs {
     fn show(&self, name: &str, report: &Report) -> Status {
         let is_clean = report.is_clean();
         if self.json {
-            let (ok, only) = (is_clean, self.rules());
+            let (only, report) = (self.rules(), Some(report));
             super::print_json(&CheckObject {
                 schema: SCHEMA,
                 source: name,
-                ok,
+                ok: is_clean,
                 only,
                 error: None,
-                report: Some(report),
+                report,
             });
         } else {
             super::print(&report.to_string());
-            let stats = &report.stats;
-            let looked = format!(
-                "{} maps, {} entries, {} objects, {} page tables, {} translations{}",
-                stats.maps,
-                stats.entries,
-                stats.objects,
-                stats.tables,
-                stats.translations,
-                self.partly()
-            );
+            let looked = format!("{}{}", looked_at(report), self.partly());
             super::eprint(&if is_clean {
                 format!("{GOOD}ok{GOOD:#} {name}: nothing found in {looked}\n")
             } else {
@@ -237,6 +228,14 @@ pub fn failure(checked: &Result<Report, InspectError>) -> Option<(String, Failur
     };
     let text = format!("{text}{BAD}check:{BAD:#} {got}\n");
     Some((text, FailureReport { line: 0, expected: "no findings at the end".to_owned(), got }))
+}
+
+/// What the check looked at, in words.
+fn looked_at(Report { stats, .. }: &Report) -> String {
+    format!(
+        "{} maps, {} entries, {} objects, {} page tables, {} translations",
+        stats.maps, stats.entries, stats.objects, stats.tables, stats.translations
+    )
 }
 
 fn count(report: &Report) -> String {

@@ -87,15 +87,7 @@ struct Refusal {
 /// Runs the subcommand.
 pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
     reserve_stdout("the report");
-    let mut words = args.words.clone();
-    if args.script.is_none() && words.len() == 3 && words[0] == "diff" {
-        words.swap(0, 1);
-    }
-    let dump = if args.script.is_none() && !words.is_empty() {
-        Some(PathBuf::from(words.remove(0)))
-    } else {
-        None
-    };
+    let (dump, words) = args.dump_and_words();
     match (&args.script, &dump) {
         (None, None) => {
             let nothing = anyhow::anyhow!("nothing to look into: give a dump, or --script FILE");
@@ -115,6 +107,21 @@ pub fn run(args: &InspectArgs, signals: &Signals) -> Status {
             let seen = request(&words).and_then(|request| of_dump(args, path, &request));
             look::report(args, Subject { path, name: &text::name(path) }, seen)
         }
+    }
+}
+
+impl InspectArgs {
+    /// The dump, which is not there with a script, and the words of the request.
+    fn dump_and_words(&self) -> (Option<PathBuf>, Vec<String>) {
+        let mut words = self.words.clone();
+        if self.script.is_some() || words.is_empty() {
+            return (None, words);
+        }
+        // `diff A B` is `A diff B`.
+        if words.len() == 3 && words[0] == "diff" {
+            words.swap(0, 1);
+        }
+        (Some(PathBuf::from(words.remove(0))), words)
     }
 }
 

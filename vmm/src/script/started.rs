@@ -285,6 +285,7 @@ impl Run<'_> {
         panic: Box<Panic>,
         called: &Called,
     ) -> Over {
+        // 1. The statement that the guest died of, and whether it, or this one, expects that.
         self.seen.clear();
         let culprit = self.culprit(&panic);
         let culprit =
@@ -298,6 +299,7 @@ impl Run<'_> {
         if expects(at.1) || culprit_expects {
             return Box::new(Ending::ExpectedPanic(panic));
         }
+        // 2. The report, on the statement that the guest died of.
         let ((what, expect), called) = match &culprit {
             Some((what, expect, called)) => ((&**what, expect.as_deref()), called),
             None => (at, called),
