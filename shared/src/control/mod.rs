@@ -18,6 +18,7 @@
 //! if it has given up the pause, it lets the CPU go on at once. Either side may drop a pause at any
 //! time: a write that nobody waits for has no effect.
 
+mod answer;
 mod argument;
 #[cfg(all(test, loom))]
 mod loom;
@@ -31,9 +32,10 @@ mod work;
 
 use zerocopy::{FromBytes, KnownLayout};
 
+pub use self::answer::Answer;
 pub use self::argument::{Allocator, MapKind};
 pub use self::message::{Context, MAX_THREADS, Request, Response};
-pub use self::op::Op;
+pub use self::op::{Calls, Op};
 pub use self::outcome::Outcome;
 pub(crate) use self::ring::COUNTER;
 pub use self::ring::{Consumer, Corrupt, Producer, Ring, SLOT_WORDS, Slot};

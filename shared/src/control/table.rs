@@ -25,17 +25,20 @@ pub struct Operation {
 ///
 /// A row is `Name = CODE { argument: Type, .. },` with the documentation of the operation and of
 /// its arguments, or `Name = CODE,` for one that takes none. An argument is an
-/// [`Argument`](super::argument::Argument); its place in the row says which word carries it. `also
-/// Name(Enum)` adds a variant for the operations of another table, whose codes differ.
+/// [`Argument`](super::argument::Argument); its place in the row says which word carries it. A row
+/// that ends with `=> call: Type` has a method `call`, whose answer is a `Type`, in the trait that
+/// `called by Name` names. `also Name(Enum)` adds a variant for the operations of another table,
+/// whose codes differ.
 macro_rules! ops {
     (
         $(#[$meta:meta])*
         pub enum $name:ident {
             $($(#[doc = $says:literal])* $op:ident = $code:literal $({
                 $($(#[doc = $means:literal])* $argument:ident: $type:ty),+ $(,)?
-            })?,)+
+            })? $(=> $call:ident: $answer:ty)?,)+
         }
         $($(#[$also_meta:meta])* also $also:ident($other:ident))?
+        $(called by $calls:ident)?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +88,39 @@ macro_rules! ops {
                     _ => ops!(@other code words $($also $other)?),
                 }
             }
+        }
+
+        ops! { @calls [$($calls)?] $name $({
+            [$(#[doc = $says])*] $op [$($($argument: $type),+)?] [$($call $answer)?]
+        })+ }
+    };
+    (@calls [] $($rows:tt)*) => {};
+    (@calls [$calls:ident] $name:ident $({ $($row:tt)* })+) => {
+        /// Every operation as a method that takes its arguments and returns its answer, on whatever
+        /// performs operations.
+        ///
+        /// The methods are made from the rows of the table of operations. An operation whose answer
+        /// is that of another one, a join, has none.
+        pub trait $calls {
+            /// What a call returns whose answer is an `A`.
+            type Returned<A: $crate::control::Answer>;
+
+            /// Performs `op`, whose answer is an `A`.
+            #[track_caller]
+            fn perform<A: $crate::control::Answer>(&mut self, op: $name) -> Self::Returned<A>;
+
+            $(ops! { @call $name $($row)* })+
+        }
+    };
+    (@call $name:ident [$($doc:tt)*] $op:ident [$($argument:ident: $type:ty),*] []) => {};
+    (
+        @call $name:ident [$($doc:tt)*] $op:ident [$($argument:ident: $type:ty),*]
+        [$call:ident $answer:ty]
+    ) => {
+        $($doc)*
+        #[track_caller]
+        fn $call(&mut self, $($argument: $type),*) -> Self::Returned<$answer> {
+            self.perform($name::$op { $($argument),* })
         }
     };
     (@other $code:ident $words:ident) => { None };
