@@ -1,4 +1,8 @@
-//! How a table of operations becomes an enum, its wire form, and a description.
+//! How a table of operations becomes an enum, its wire form, calls, and a description.
+
+use core::fmt;
+
+use super::argument::Argument;
 
 /// Arguments of an operation on the wire, the unused ones 0.
 pub(super) type Words = [u64; 5];
@@ -19,6 +23,34 @@ pub struct Operation {
     pub says: &'static str,
     /// Its arguments, in the order of the wire's words: name and type.
     pub arguments: &'static [(&'static str, &'static str)],
+}
+
+/// An operation that is written as C would write the call.
+pub(super) struct Written<'f, 'b> {
+    f: &'f mut fmt::Formatter<'b>,
+    /// What stands before the next argument.
+    before: &'static str,
+    result: fmt::Result,
+}
+
+impl<'f, 'b> Written<'f, 'b> {
+    /// The call of `name`, no argument written yet.
+    pub(super) fn new(f: &'f mut fmt::Formatter<'b>, name: &str) -> Self {
+        let result = write!(f, "{name}(");
+        Self { f, before: "", result }
+    }
+
+    /// Writes one more argument.
+    pub(super) fn with(self, argument: impl Argument) -> Self {
+        let Self { f, before, result } = self;
+        let result = result.and_then(|()| f.write_str(before)).and_then(|()| argument.show(f));
+        Self { f, before: ", ", result }
+    }
+
+    /// Ends the call.
+    pub(super) fn end(self) -> fmt::Result {
+        self.result.and_then(|()| self.f.write_str(")"))
+    }
 }
 
 /// Makes an enum of operations from a table.
@@ -90,10 +122,27 @@ macro_rules! ops {
             }
         }
 
+        /// As C would write the call: `kmem_malloc(kmem_map, 4096, M_NOWAIT)`.
+        impl core::fmt::Display for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                match *self {
+                    $(Self::$op $({ $($argument),+ })? => {
+                        let name = ops!(@name $op $($call)?);
+                        let call = $crate::control::table::Written::new(f, name);
+                        $($(let call = call.with($argument);)+)?
+                        call.end()
+                    })+
+                    $(Self::$also(other) => core::fmt::Display::fmt(&other, f),)?
+                }
+            }
+        }
+
         ops! { @calls [$($calls)?] $name $({
             [$(#[doc = $says])*] $op [$($($argument: $type),+)?] [$($call $answer)?]
         })+ }
     };
+    (@name $op:ident) => { stringify!($op) };
+    (@name $op:ident $call:ident) => { stringify!($call) };
     (@calls [] $($rows:tt)*) => {};
     (@calls [$calls:ident] $name:ident $({ $($row:tt)* })+) => {
         /// Every operation as a method that takes its arguments and returns its answer, on whatever
