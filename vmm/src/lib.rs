@@ -26,6 +26,7 @@
 //! | [`check`] | whether the kernel's structures agree with each other and with the page tables |
 //! | [`dump`] | a guest's memory in a file |
 //! | [`script`] | the `.kmem` language |
+//! | [`testing`] | guests in tests: typed calls, expectations, a check at the end |
 //! | [`doctor`] | what this host can do for guests |
 //! | [`bench`](mod@bench) | measurements |
 //! | [`abi`] | the layout of the memory that guest and host share |
@@ -44,6 +45,7 @@ pub mod prelude;
 pub mod script;
 mod spelling;
 mod system;
+pub mod testing;
 
 // The command `vmkern` is a crate of its own, and reads files, writes them, and styles and cleans
 // its text by the same rules as the library. Nobody else should depend on these.
