@@ -1,15 +1,17 @@
-//! A fresh guest for each test, and the invariants at its end.
+//! A fresh guest for each test of `vm_kern.c`, and the invariants at its end.
 
 use vmkern::{Guest, GuestBuilder};
 
-use crate::{MEMORY, invariants, launch, launch_unchecked};
+use crate::kern::KernGuest;
+use crate::{MEMORY, launch};
 
 /// Runs `test` in a fresh guest of [`MEMORY`] bytes. If the guest lives then, it must be whole and
 /// nobody blocked.
 ///
 /// # Panics
 /// When it is not, or cannot be launched.
-pub fn in_guest(test: impl FnOnce(&mut Guest)) {
+#[track_caller]
+pub fn in_guest(test: impl FnOnce(&mut KernGuest)) {
     in_guest_of(Guest::builder().memory(MEMORY), test);
 }
 
@@ -17,13 +19,13 @@ pub fn in_guest(test: impl FnOnce(&mut Guest)) {
 ///
 /// # Panics
 /// As for [`in_guest`].
-pub fn in_guest_of(builder: GuestBuilder, test: impl FnOnce(&mut Guest)) {
-    let mut guest = launch(builder);
+#[track_caller]
+pub fn in_guest_of(builder: GuestBuilder, test: impl FnOnce(&mut KernGuest)) {
+    let mut guest = KernGuest::from(launch(builder));
     test(&mut guest);
+    // Dropping it sees whether anybody is blocked.
     if guest.death().is_none() {
-        let blocked: Vec<_> = guest.blocked().collect();
-        assert_eq!(blocked, [], "threads that are still blocked");
-        assert_whole(&guest);
+        guest.assert_whole();
     }
 }
 
@@ -32,7 +34,8 @@ pub fn in_guest_of(builder: GuestBuilder, test: impl FnOnce(&mut Guest)) {
 ///
 /// # Panics
 /// As for [`in_guest`].
-pub fn in_small_guest(test: impl FnOnce(&mut Guest)) {
+#[track_caller]
+pub fn in_small_guest(test: impl FnOnce(&mut KernGuest)) {
     in_guest_of(small(), test);
 }
 
@@ -40,27 +43,25 @@ pub fn in_small_guest(test: impl FnOnce(&mut Guest)) {
 ///
 /// # Panics
 /// As for [`in_guest`].
-pub fn in_small_guest_of(vcpus: u32, test: impl FnOnce(&mut Guest)) {
+#[track_caller]
+pub fn in_small_guest_of(vcpus: u32, test: impl FnOnce(&mut KernGuest)) {
     in_guest_of(small().vcpus(vcpus), test);
 }
 
 /// Runs `test`, which ends with threads asleep for good, in the same guest as [`in_small_guest`].
 ///
 /// # Panics
-/// When nobody is blocked in the end.
-pub fn in_small_guest_left_blocked(test: impl FnOnce(&mut Guest)) {
-    let mut guest = launch(small());
+/// When nobody is blocked in the end, or the guest is not whole.
+#[track_caller]
+pub fn in_small_guest_left_blocked(test: impl FnOnce(&mut KernGuest)) {
+    let mut guest = KernGuest::from(launch(small()));
     test(&mut guest);
-    assert!(guest.blocked().next().is_some(), "nobody is blocked");
-    assert_whole(&guest);
-}
-
-/// Checks the invariants between operations, half-made work of sleeping threads allowed.
-///
-/// # Panics
-/// With what does not hold.
-pub fn assert_whole(guest: &Guest) {
-    invariants::check(guest).unwrap_or_else(|broken| panic!("{broken}"));
+    guest.assert_whole();
+    let blocked: Vec<_> = guest.blocked().collect();
+    assert_ne!(blocked, [], "nobody is blocked");
+    for (thread, waits_for) in blocked {
+        guest.expect_blocked(thread, &waits_for.to_string());
+    }
 }
 
 /// Runs `test`, which does damage that FreeBSD of 2008 does not prevent, and checks that the damage
@@ -68,10 +69,13 @@ pub fn assert_whole(guest: &Guest) {
 ///
 /// # Panics
 /// When the guest is whole afterwards.
-pub fn in_guest_to_be_damaged(test: impl FnOnce(&mut Guest)) {
-    let mut guest = launch_unchecked(Guest::builder().memory(MEMORY));
+#[track_caller]
+pub fn in_guest_to_be_damaged(test: impl FnOnce(&mut KernGuest)) {
+    let mut guest = KernGuest::from(launch(Guest::builder().memory(MEMORY)));
     test(&mut guest);
-    assert_ne!(invariants::check(&guest), Ok(()), "the damage does not show");
+    let guest = guest.into_unchecked();
+    let report = guest.check().expect("the guest can be checked");
+    assert!(!report.is_clean(), "the damage does not show");
 }
 
 /// A guest of [`MEMORY`] bytes with a kmem_map of `bytes`, at least a page.

@@ -1,20 +1,20 @@
 //! What the integration tests share.
 //!
 //! Each test launches a guest of its own, as a launch costs two milliseconds and isolates better
-//! than any clean-up. Where KVM is missing a test fails, with the words of `vmkern doctor`: a test
-//! that silently did nothing would prove nothing.
+//! than any clean-up. The guests, what they are judged by in the end and the calls are those of
+//! [`vmkern::testing`]; what stands here is of no use to others. Where KVM is missing a test fails,
+//! with the words of `vmkern doctor`: a test that silently did nothing would prove nothing.
 
 pub mod damage;
 pub mod harness;
-pub mod invariants;
 pub mod kern;
 pub mod stopped;
 pub mod workers;
 
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome, Response, ThreadId};
+use vmkern::testing::{Calls as _, TestGuest};
+use vmkern::{Guest, GuestBuilder, GuestVirt, MallocFlags, MapId, Op, Outcome, ThreadId};
 
 /// Far more than any test takes, on a machine that has other things to do as well.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -26,8 +26,9 @@ pub const MEMORY: u64 = 64 << 20;
 ///
 /// # Panics
 /// When the guest cannot be launched; the message says what this host lacks.
+#[track_caller]
 #[must_use]
-pub fn guest() -> Checked {
+pub fn guest() -> TestGuest {
     launch(Guest::builder().memory(MEMORY))
 }
 
@@ -35,8 +36,9 @@ pub fn guest() -> Checked {
 ///
 /// # Panics
 /// As for [`guest`].
+#[track_caller]
 #[must_use]
-pub fn launch(builder: vmkern::GuestBuilder) -> Checked {
+pub fn launch(builder: GuestBuilder) -> TestGuest {
     launch_within(TIMEOUT, builder)
 }
 
@@ -44,50 +46,20 @@ pub fn launch(builder: vmkern::GuestBuilder) -> Checked {
 ///
 /// # Panics
 /// As for [`guest`].
+#[track_caller]
 #[must_use]
-pub fn launch_within(limit: Duration, builder: vmkern::GuestBuilder) -> Checked {
-    Checked(start(limit, builder))
+pub fn launch_within(limit: Duration, builder: GuestBuilder) -> TestGuest {
+    TestGuest::launch(builder.timeout(limit))
 }
 
 /// Launches a guest that may be damaged when the test is over.
 ///
 /// # Panics
 /// As for [`guest`].
+#[track_caller]
 #[must_use]
-pub fn launch_unchecked(builder: vmkern::GuestBuilder) -> Guest {
-    start(TIMEOUT, builder)
-}
-
-fn start(limit: Duration, builder: vmkern::GuestBuilder) -> Guest {
-    builder.timeout(limit).launch().unwrap_or_else(|error| panic!("cannot launch a guest: {error}"))
-}
-
-/// A guest whose memory the host checks when the test is over, unless it has died or the test has
-/// failed already.
-#[derive(Debug)]
-pub struct Checked(Guest);
-
-impl Deref for Checked {
-    type Target = Guest;
-
-    fn deref(&self) -> &Guest {
-        &self.0
-    }
-}
-
-impl DerefMut for Checked {
-    fn deref_mut(&mut self) -> &mut Guest {
-        &mut self.0
-    }
-}
-
-impl Drop for Checked {
-    fn drop(&mut self) {
-        if self.0.death().is_none() && !std::thread::panicking() {
-            let report = self.0.check().expect("the guest can be checked");
-            assert!(report.is_clean(), "the check found:\n{report}");
-        }
-    }
+pub fn launch_unchecked(builder: GuestBuilder) -> Guest {
+    launch(builder).into_unchecked()
 }
 
 /// Thread `number`.
@@ -99,67 +71,17 @@ pub fn t(number: u16) -> ThreadId {
     ThreadId::try_from(number).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Counters that come back when everything that was allocated is freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Balance {
-    /// `v_free_count`, in pages.
-    pub free: u64,
-    /// `v_wire_count`, in pages.
-    pub wired: u64,
-    /// Entries of kernel_map.
-    pub kernel_entries: u64,
-    /// Entries of kmem_map.
-    pub kmem_entries: u64,
-    /// Bytes in use in kmem_map.
-    pub kmem_size: u64,
-}
-
-impl Balance {
-    /// Reads them from the guest's memory.
-    ///
-    /// # Panics
-    /// When the memory makes no sense.
-    #[must_use]
-    pub fn of(guest: &Guest) -> Self {
-        let meter = guest.meter().expect("the counters can be read");
-        let map = |id| guest.map_stats(id).expect("the map can be read");
-        let (kernel, kmem) = (map(MapId::KERNEL), map(MapId::KMEM));
-        Self {
-            free: meter.v_free_count.get(),
-            wired: meter.v_wire_count.get(),
-            kernel_entries: kernel.entries,
-            kmem_entries: kmem.entries,
-            kmem_size: kmem.size,
-        }
-    }
-}
-
-/// Operations as a test writes them.
+/// Operations as these tests write them. All panic when the guest dies of one, or answers something
+/// else.
 pub trait Run {
     /// Runs `op` on thread 0.
-    ///
-    /// # Panics
-    /// When the guest dies of it.
     fn run(&mut self, op: Op) -> Outcome;
 
     /// Runs `op`, which must return an address.
-    ///
-    /// # Panics
-    /// When it returns anything else.
-    fn address(&mut self, op: Op) -> GuestVirt {
-        match self.run(op) {
-            Outcome::Value(value) => GuestVirt::new(value),
-            other => panic!("{op:?} gave {other:?}"),
-        }
-    }
+    fn address(&mut self, op: Op) -> GuestVirt;
 
     /// Runs `op`, which must return nothing.
-    ///
-    /// # Panics
-    /// When it returns anything else.
-    fn ok(&mut self, op: Op) {
-        assert_eq!(self.run(op), Outcome::Ok, "{op:?}");
-    }
+    fn ok(&mut self, op: Op);
 
     /// `kmem_malloc(kmem_map, size, NOWAIT)`.
     fn malloc(&mut self, size: u64) -> GuestVirt {
@@ -174,8 +96,14 @@ pub trait Run {
 
 impl Run for Guest {
     fn run(&mut self, op: Op) -> Outcome {
-        let response: Response =
-            self.call(ThreadId::MAIN, op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
-        response.outcome
+        self.perform(op).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn address(&mut self, op: Op) -> GuestVirt {
+        self.perform(op).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn ok(&mut self, op: Op) {
+        self.perform::<()>(op).unwrap_or_else(|error| panic!("{error}"));
     }
 }

@@ -1,8 +1,9 @@
 //! Guests of every configuration boot, and a dying guest leaves a message.
 
 use vmkern::abi::crash::CrashKind as Kind;
-use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege, ThreadId};
-use vmkern_tests::{Balance, Run, launch};
+use vmkern::testing::{Balance, Calls as _};
+use vmkern::{Crash, Guest, GuestError, LaunchError, Op, Outcome, Privilege};
+use vmkern_tests::{Run, launch};
 
 #[test]
 fn memory_from_8_mib_to_64_gib_boots() {
@@ -71,9 +72,7 @@ fn a_page_fault_names_address_access_and_rip() {
     let mut guest = launch(Guest::builder());
     let addr = guest.malloc(4096);
     guest.free(addr, 4096);
-    let Err(GuestError::Crashed(crash)) = guest.call(ThreadId::MAIN, Op::Read { addr }) else {
-        panic!("the read was answered")
-    };
+    let crash = guest.expect_panic("page fault").read(addr);
     assert_eq!(crash.kind, Kind::PageFault);
     assert_eq!(crash.cr2, addr);
     assert_eq!(crash.thread, Some(0));
@@ -90,25 +89,17 @@ fn a_fault_on_a_nofault_entry_says_what_freebsd_says() {
     let map = vmkern::MapId::KERNEL;
     let addr = guest.address(Op::KmemAllocNofault { map, size: 8192 });
     let touched = addr.add(4096 + 8);
-    let Err(GuestError::Crashed(crash)) = guest.call(ThreadId::MAIN, Op::Read { addr: touched })
-    else {
-        panic!("the read was answered")
-    };
     let page = touched.page().get();
-    assert!(
-        crash.message.contains(&format!("vm_fault: fault on nofault entry, addr: {page:x}")),
-        "{}",
-        crash.message
-    );
+    let words = format!("vm_fault: fault on nofault entry, addr: {page:x}");
+    guest.expect_panic(&words).read(touched);
 }
 
 #[test]
 fn a_dead_guest_answers_with_its_death_and_still_shows_its_counters() {
     let mut guest = launch(Guest::builder());
     let before = Balance::of(&guest);
-    let bad = Op::Read { addr: vmkern::GuestVirt::new(0x1000) };
     for _ in 0..2 {
-        assert!(matches!(guest.call(ThreadId::MAIN, bad), Err(GuestError::Crashed(_))));
+        guest.expect_panic("page fault").read(vmkern::GuestVirt::new(0x1000));
     }
     assert_eq!(Balance::of(&guest), before);
 }

@@ -1,22 +1,18 @@
 //! Errors in handlers are reported: in those of interrupts, and in those of the vm_lowmem event.
 //! And pagezero's background work is correct.
 
-use vmkern::abi::control::{Context, KernReturn};
-use vmkern::{Guest, GuestError, GuestVirt, MallocFlags, MapId, Op, Outcome, ThreadId};
+use vmkern::testing::Calls as _;
+use vmkern::{Context, Guest, GuestVirt, KernReturn, MallocFlags, MapId, Op, Outcome};
 use vmkern_tests::{Run, guest, launch};
 
 #[test]
 fn a_crash_in_an_interrupt_handler_does_not_pass_for_one_of_the_thread_it_interrupted() {
     let mut guest = guest();
     let bad = Op::Read { addr: GuestVirt::new(0x1000) };
-    let Err(GuestError::Crashed(crash)) = guest.call_in(Context::Interrupt, bad) else {
-        panic!("it was answered")
-    };
+    let crash = guest.in_interrupt().expect_panic("page fault").perform::<Outcome>(bad);
     assert!(crash.in_interrupt, "{crash}");
     assert!(crash.to_string().contains("interrupt handler on thread "), "{crash}");
-    let Err(GuestError::Crashed(crash)) = self::guest().call(ThreadId::MAIN, bad) else {
-        panic!("it was answered")
-    };
+    let crash = self::guest().expect_panic("page fault").perform::<Outcome>(bad);
     assert!(!crash.in_interrupt && !crash.to_string().contains("interrupt handler"), "{crash}");
 }
 

@@ -10,8 +10,9 @@ use std::ops::RangeInclusive;
 use vmkern::abi::crash::CrashKind;
 use vmkern::abi::kva::phys_to_dmap;
 use vmkern::abi::pte::{Level, Pte, PteFlags};
-use vmkern::{Guest, GuestPhys, GuestVirt, MapId, Op, Outcome};
-use vmkern_tests::kern::{Kern as _, PAGE};
+use vmkern::testing::Calls as _;
+use vmkern::{Guest, GuestError, GuestPhys, GuestVirt, MapId, Op, Outcome, ThreadId};
+use vmkern_tests::kern::PAGE;
 use vmkern_tests::{MEMORY, Run as _, launch_unchecked};
 
 /// An address in an unused part of the address space; its index differs at each level.
@@ -53,7 +54,8 @@ impl Way {
     /// A path whose last entry is at level `leaf`.
     fn to(leaf: Level) -> Self {
         let mut guest = launch_unchecked(Guest::builder().memory(MEMORY));
-        let block = guest.kmem_alloc(MapId::KERNEL, 4 * PAGE).expect("there is room");
+        let block = guest.kmem_alloc(MapId::KERNEL, 4 * PAGE).expect("the guest lives");
+        let block = block.expect("there is room");
         let mut frame = |number: u64| match guest.run(Op::Vtop { addr: block.add(number * PAGE) }) {
             Outcome::Value(phys) => GuestPhys::new(phys),
             other => panic!("wired memory is at {other:?}"),
@@ -126,7 +128,8 @@ impl Way {
             assert!(matches!(self.guest.run(Op::Read { addr: VA }), Outcome::Value(_)));
             return false;
         }
-        let crash = self.guest.dies_of(Op::Read { addr: VA });
+        let answer = self.guest.call(ThreadId::MAIN, Op::Read { addr: VA });
+        let Err(GuestError::Crashed(crash)) = answer else { panic!("the read gave {answer:?}") };
         assert_eq!((crash.kind, crash.cr2), (CrashKind::PageFault, VA), "{}", crash.message);
         assert!(
             crash.message.starts_with("page fault: read (reserved bit set)"),

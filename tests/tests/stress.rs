@@ -12,13 +12,13 @@ use vmkern::abi::layout::KernelRoots;
 use vmkern::guest::Workload;
 use vmkern::inspect::What;
 use vmkern::inspect::draw::draw;
+use vmkern::testing::Balance;
 use vmkern::{
     Context, Guest, GuestBuilder, GuestError, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome,
     Response, ThreadId, TimeMode,
 };
-use vmkern_tests::harness::assert_whole;
-use vmkern_tests::kern::{Kern, PAGE};
-use vmkern_tests::{Balance, Checked, Run, launch, launch_within};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
+use vmkern_tests::{Run, launch, launch_within};
 
 /// How long the guest runs undisturbed between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -91,7 +91,7 @@ fn next(guest: &mut Guest) -> Response {
 
 /// A run of [`Workload::Stress`] on `parties` threads.
 struct Stress {
-    guest: Checked,
+    guest: KernGuest,
     parties: u16,
     pageable: MapId,
     system: MapId,
@@ -100,7 +100,7 @@ struct Stress {
 impl Stress {
     fn new(vcpus: u32, parties: u16) -> Self {
         let builder = builder(vcpus).memory(64 << 20).tunable("vm.kmem_size", 8 << 20);
-        let mut guest = launch_within(limit(), builder);
+        let mut guest = KernGuest::from(launch_within(limit(), builder));
         let pageable =
             guest.kmem_suballoc(MapId::KERNEL, u64::from(parties) * 16 * PAGE, MapKind::User);
         let system =
@@ -189,7 +189,7 @@ impl Stress {
         };
         assert_eq!(without_maps(after, for_maps_after), without_maps(before, for_maps));
         assert_eq!(maps.map(|map| self.guest.stats(map).size), sizes);
-        assert_whole(&self.guest);
+        self.guest.assert_whole();
     }
 }
 
@@ -206,7 +206,7 @@ fn four_cpus_lose_nothing_in_a_mix_of_32_threads_in_nearly_full_maps() {
 #[test]
 fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returned() {
     let wanted = asked("VMKERN_STRESS_ROUNDS", 2_000);
-    let mut guest = launch_within(limit(), builder(2));
+    let mut guest = KernGuest::from(launch_within(limit(), builder(2)));
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     guest.make_thread(1);
     let before = Balance::of(&guest);
@@ -228,12 +228,12 @@ fn a_reader_on_another_cpu_faults_at_its_first_access_after_the_free_has_returne
     assert!(rounds >= wanted, "{rounds} rounds");
     assert_eq!(of(free), Outcome::Ok);
     assert_eq!(Balance::of(&guest), before);
-    assert_whole(&guest);
+    guest.assert_whole();
 }
 
 #[test]
 fn a_reader_and_who_frees_under_it_are_refused_on_one_cpu_where_each_would_wait_for_ever() {
-    let mut guest = launch(Guest::builder());
+    let mut guest = KernGuest::from(launch(Guest::builder()));
     let mailbox = guest.kmem_malloc(MapId::KMEM, PAGE, MallocFlags::ZERO).expect("there is room");
     let ops = [
         Op::Work(Workload::SpinRead { mailbox, rounds: 1 }),

@@ -7,10 +7,11 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use vmkern::dump::Dump;
 use vmkern::inspect::{Source, View};
+use vmkern::testing::TestGuest;
 use vmkern::{Context, Guest, GuestPhys, GuestVirt, MapId, Op};
 use vmkern_abi::kva::{DMAP_MIN, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::pte::{Level, Pte};
-use vmkern_tests::{Checked, Run as _, guest};
+use vmkern_tests::{Run as _, guest};
 use x86_64::structures::paging::mapper::{MappedPageTable, PageTableFrameMapping, Translate as _};
 use x86_64::structures::paging::page_table::PageTableEntry;
 use x86_64::structures::paging::{PageTable, PhysFrame};
@@ -24,7 +25,7 @@ type Answers = Vec<Option<GuestPhys>>;
 
 /// A guest with large and small blocks, holes, windows of `pmap_qenter` and touched pages, in the
 /// middle of its work.
-fn busy_guest() -> Checked {
+fn busy_guest() -> TestGuest {
     let mut guest = guest();
     let blocks: Vec<_> = (1..64).map(|pages| guest.malloc(pages << 12)).collect();
     for (&addr, pages) in blocks.iter().zip(1..).step_by(3) {

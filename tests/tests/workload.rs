@@ -3,8 +3,9 @@
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use vmkern::testing::Balance;
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
-use vmkern_tests::{Balance, Run, guest};
+use vmkern_tests::{Run, guest};
 
 /// The most bytes that may be live at a time.
 const LIVE_MAX: u64 = 20 << 20;

@@ -8,7 +8,7 @@ use vmkern::inspect::report::{Body, InterruptReport, LocksReport};
 use vmkern::{Guest, MapId, Op, TimeMode};
 use vmkern_tests::Run;
 use vmkern_tests::harness::in_guest_of;
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 use crate::{NOWAIT, WAITOK};
 
@@ -23,7 +23,7 @@ fn interrupts(guest: &Guest) -> u64 {
     locks(guest).cpus.iter().map(|cpu| cpu.clock_interrupts).sum()
 }
 
-fn ticks(guest: &mut Guest) -> u64 {
+fn ticks(guest: &mut KernGuest) -> u64 {
     guest.counters().ticks.get()
 }
 

@@ -2,15 +2,15 @@
 
 use vmkern::abi::crash::CrashKind;
 use vmkern::abi::kva::VM_MAX_KERNEL_ADDRESS;
-use vmkern::{Guest, GuestVirt, MapId, MapKind, Op};
+use vmkern::{GuestVirt, MapId, MapKind, Op};
 use vmkern_tests::Run;
 use vmkern_tests::harness::in_guest;
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 use crate::NOWAIT;
 
 /// Asserts that reads and writes at the address from `prepare` are fatal page faults.
-fn is_fatal(prepare: impl Fn(&mut Guest) -> GuestVirt) {
+fn is_fatal(prepare: impl Fn(&mut KernGuest) -> GuestVirt) {
     for (write, word) in [(false, "read"), (true, "write")] {
         in_guest(|guest| {
             let addr = prepare(guest);

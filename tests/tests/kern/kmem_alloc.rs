@@ -5,7 +5,7 @@ use vmkern::inspect::ObjectView;
 use vmkern::{Context, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest, in_small_guest_left_blocked};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 use crate::{NOWAIT, assert_wired_memory};
 
@@ -96,7 +96,7 @@ fn without_room_it_gives_null_at_once_and_asks_nobody() {
         let map = guest.kmem_suballoc(MAP, 8 * PAGE, MapKind::System);
         assert_eq!(guest.kmem_alloc(map, 8 * PAGE + 1), None);
         let addr = guest.kmem_alloc(map, 8 * PAGE).expect("an exact fit");
-        let asked = |guest: &mut vmkern::Guest| {
+        let asked = |guest: &mut KernGuest| {
             (guest.counters().ticks.get(), guest.counters().lowmem_events.get())
         };
         let before = asked(guest);

@@ -5,7 +5,7 @@ use vmkern::inspect::ObjectView;
 use vmkern::{KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, PAGE};
 
 use crate::NOWAIT;
 

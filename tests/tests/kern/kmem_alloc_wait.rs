@@ -2,13 +2,13 @@
 
 use vmkern::abi::layout::EntryFlags;
 use vmkern::inspect::ObjectView;
-use vmkern::{Context, Guest, GuestVirt, KernReturn, MapId, MapKind, Op, Outcome};
+use vmkern::{Context, GuestVirt, KernReturn, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
-use vmkern_tests::kern::{ARGUMENTS, Kern, PAGE};
+use vmkern_tests::kern::{ARGUMENTS, Calls as _, KernGuest, PAGE};
 
 /// A pageable map of `pages`.
-fn pageable(guest: &mut Guest, pages: u64) -> MapId {
+fn pageable(guest: &mut KernGuest, pages: u64) -> MapId {
     guest.kmem_suballoc(MapId::KERNEL, pages * PAGE, MapKind::User)
 }
 

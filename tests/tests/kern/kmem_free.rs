@@ -5,12 +5,12 @@ use vmkern::inspect::ObjectView;
 use vmkern::{GuestVirt, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_guest_to_be_damaged, in_small_guest};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 use crate::{NOWAIT, assert_wired_memory};
 
 /// A system map of 64 pages, with a block over its first `pages`.
-fn block(guest: &mut vmkern::Guest, pages: u64) -> (MapId, GuestVirt) {
+fn block(guest: &mut KernGuest, pages: u64) -> (MapId, GuestVirt) {
     let map = guest.kmem_suballoc(MapId::KERNEL, 64 * PAGE, MapKind::System);
     (map, guest.kmem_malloc(map, pages * PAGE, NOWAIT).expect("there is room"))
 }

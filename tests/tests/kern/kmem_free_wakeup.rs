@@ -1,12 +1,12 @@
 //! `kmem_free_wakeup`: a free that wakes threads that wait for room.
 
-use vmkern::{Guest, GuestVirt, MapId, MapKind, Op};
+use vmkern::{GuestVirt, MapId, MapKind, Op};
 use vmkern_tests::Run;
 use vmkern_tests::harness::in_guest;
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 /// A pageable map of 8 pages, all of it taken.
-fn full(guest: &mut Guest) -> (MapId, GuestVirt) {
+fn full(guest: &mut KernGuest) -> (MapId, GuestVirt) {
     let map = guest.kmem_suballoc(MapId::KERNEL, 8 * PAGE, MapKind::User);
     (map, guest.kmem_alloc_wait(map, 8 * PAGE).expect("the map is empty"))
 }
@@ -15,7 +15,7 @@ fn full(guest: &mut Guest) -> (MapId, GuestVirt) {
 fn the_pages_of_a_touched_range_are_freed_and_its_object_with_them() {
     in_guest(|guest| {
         let map = guest.kmem_suballoc(MapId::KERNEL, 8 * PAGE, MapKind::User);
-        let count = |guest: &mut Guest| guest.counters().v_active_count.get();
+        let count = |guest: &mut KernGuest| guest.counters().v_active_count.get();
         let (queued, before) = (count(guest), guest.account(map));
         for _ in 0..2 {
             let addr = guest.kmem_alloc_wait(map, 8 * PAGE).expect("the map is empty");

@@ -6,7 +6,7 @@ use vmkern::abi::layout::EntryFlags;
 use vmkern::inspect::ObjectView;
 use vmkern::{GuestVirt, MapId, Op};
 use vmkern_tests::harness::in_guest;
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, PAGE};
 
 const MAP: MapId = MapId::KERNEL;
 

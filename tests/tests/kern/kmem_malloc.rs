@@ -5,7 +5,7 @@ use vmkern::inspect::ObjectView;
 use vmkern::{Context, MapId, MapKind, Op, Outcome, ThreadId};
 use vmkern_tests::Run;
 use vmkern_tests::harness::{in_guest, in_small_guest};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, PAGE};
 
 use crate::{NOWAIT, WAITOK, ZEROED, assert_wired_memory};
 
@@ -180,16 +180,15 @@ fn whoever_frees_it_while_it_is_being_made_brings_the_panic_entry_not_found_or_m
         guest.blocks(1, Op::KmemMalloc { map: MAP, size: 20 * PAGE, flags: WAITOK }, "vmwait");
         guest.free(addr.add(size + 3 * PAGE), PAGE);
         guest
-            .guest()
             .submit(ThreadId::MAIN, Op::KmemFree { map: MAP, addr, size })
             .expect("the guest lives");
         let death = loop {
-            match guest.guest().next_response() {
+            match guest.next_response() {
                 Ok(_) => {}
                 Err(vmkern::GuestError::Crashed(crash)) => break crash,
                 Err(error) => panic!("{error}"),
             }
-            if guest.guest().in_flight() == 0 {
+            if guest.in_flight() == 0 {
                 break Box::new(guest.dies_of(Op::Join { thread: 1 }));
             }
         };

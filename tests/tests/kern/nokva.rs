@@ -3,9 +3,9 @@
 
 use std::thread;
 
-use vmkern::{Guest, GuestBuilder, GuestError, MapId, Op, Outcome, ThreadId, TimeMode};
+use vmkern::{GuestBuilder, GuestError, MapId, Op, Outcome, ThreadId, TimeMode};
 use vmkern_tests::harness::{in_guest_of, with_kmem_map};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 
 use crate::WAITOK;
 
@@ -14,7 +14,7 @@ const MAP: MapId = MapId::KMEM;
 const TWO: Op = Op::KmemMalloc { map: MAP, size: 2 * PAGE - 9, flags: WAITOK };
 
 /// Clock ticks and vm_lowmem events so far.
-fn clock(guest: &mut Guest) -> (u64, u64) {
+fn clock(guest: &mut KernGuest) -> (u64, u64) {
     let meter = guest.counters();
     (meter.ticks.get(), meter.lowmem_events.get())
 }
@@ -25,7 +25,7 @@ fn builder(hz: u64) -> GuestBuilder {
 }
 
 /// Runs `test` in a guest with a hundred ticks a second.
-fn in_guest(test: impl FnOnce(&mut Guest)) {
+fn in_guest(test: impl FnOnce(&mut KernGuest)) {
     in_guest_of(builder(100), test);
 }
 

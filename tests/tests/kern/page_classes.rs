@@ -6,7 +6,7 @@ use vmkern::inspect::What;
 use vmkern::inspect::report::{Body, PageCacheReport};
 use vmkern::{Guest, MallocFlags, MapId, Op, Outcome, TimeMode};
 use vmkern_tests::harness::{in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map};
-use vmkern_tests::kern::{Kern, PAGE};
+use vmkern_tests::kern::{Calls as _, KernGuest, PAGE};
 use vmkern_tests::{Run, t};
 
 use crate::{NOWAIT, WAITOK};
@@ -14,7 +14,7 @@ use crate::{NOWAIT, WAITOK};
 const RESERVE: MallocFlags = MallocFlags::USE_RESERVE;
 
 /// Allocates page after page with `flags` until null. Returns the number of pages that are left.
-fn floor(guest: &mut Guest, flags: MallocFlags) -> u64 {
+fn floor(guest: &mut KernGuest, flags: MallocFlags) -> u64 {
     let (addr, size) = guest.drain(10);
     let mut got = 0;
     while guest.kmem_malloc(MapId::KMEM, PAGE, flags).is_some() {

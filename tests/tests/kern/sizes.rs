@@ -1,17 +1,17 @@
 //! Size 0, and sizes that wrap when they are rounded up to pages: in 2008 each had an effect of its
 //! own; here they do no harm.
 
-use vmkern::{Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern::{GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_tests::Run;
 use vmkern_tests::harness::in_guest;
-use vmkern_tests::kern::{Account, Kern, PAGE};
+use vmkern_tests::kern::{Account, Calls as _, KernGuest, PAGE};
 
 use crate::{NOWAIT, WAITOK, ZEROED};
 
 /// Sizes that are 0 after rounding up.
 const NOTHING: [u64; 4] = [0, u64::MAX, u64::MAX - 1, u64::MAX - PAGE + 2];
 
-fn accounts(guest: &mut Guest) -> [Account; 3] {
+fn accounts(guest: &mut KernGuest) -> [Account; 3] {
     [MapId::KERNEL, MapId::KMEM, MapId::EXEC].map(|map| guest.account(map))
 }
 

@@ -7,9 +7,9 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome, ThreadId};
 use vmkern_tests::harness::{
-    assert_whole, in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map,
+    in_guest, in_guest_of, in_small_guest, in_small_guest_of, with_kmem_map,
 };
-use vmkern_tests::kern::{ARGUMENTS, Account, Kern, PAGE};
+use vmkern_tests::kern::{ARGUMENTS, Account, Calls as _, PAGE};
 use vmkern_tests::{MEMORY, Run};
 
 use crate::{NOWAIT, WAITOK};
@@ -50,7 +50,7 @@ fn a_checkerboard_is_filled_from_its_lowest_hole_up_and_is_one_entry_again() {
             guest.free(addr.add((2 * pair + 1) * PAGE), PAGE);
         }
         assert_eq!(guest.stats(MAP).entries, PAIRS);
-        assert_whole(guest);
+        guest.assert_whole();
         for pair in 0..PAIRS {
             assert_eq!(guest.malloc(PAGE), addr.add((2 * pair + 1) * PAGE));
             assert_eq!(
@@ -109,7 +109,7 @@ fn a_random_mix_keeps_contents_invariants_and_first_fit_and_gives_everything_bac
             }
             assert_eq!(guest.stats(MAP).size, used * PAGE);
             if step % 100 == 0 {
-                assert_whole(guest);
+                guest.assert_whole();
             }
         }
         for (addr, block) in live {
@@ -200,7 +200,7 @@ fn a_nowait_of_n_pages_with_n_less_one_free_is_invisible() {
         let before = guest.account(MAP);
         assert_eq!(guest.kmem_malloc(MAP, (free + 1) * PAGE, NOWAIT), None);
         assert_eq!(guest.account(MAP), before);
-        assert_whole(guest);
+        guest.assert_whole();
         let addr = guest.kmem_malloc(MAP, free * PAGE, NOWAIT).expect("all of them, to the last");
         guest.free(addr, free * PAGE);
         assert_eq!(guest.account(MAP), before);
@@ -340,7 +340,7 @@ fn stacks_with_guards_share_entries_come_apart_when_freed_and_their_guards_stay_
             guest.kmem_free(map, *stack, 5 * PAGE);
             assert_eq!(guest.stats(map).entries, (index as u64 + 3) / 2 - u64::from(index == 99));
         }
-        assert_whole(guest);
+        guest.assert_whole();
         let crash = guest.dies_of(Op::Write { addr: stacks[50].add(PAGE - 8), value: 1 });
         assert_eq!(
             crash.message,

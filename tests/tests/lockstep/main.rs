@@ -7,8 +7,9 @@ use kmem::sim::Sim;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::guest::Tunables;
+use vmkern::testing::{Balance, TestGuest};
 use vmkern::{Guest, GuestVirt, MallocFlags, MapId, Op, Outcome};
-use vmkern_tests::{Balance, Checked, MEMORY, Run, launch};
+use vmkern_tests::{MEMORY, Run, launch};
 
 /// Operations of one run.
 const OPERATIONS: usize = 10_000;
@@ -17,7 +18,7 @@ const LIVE_PAGES: u64 = 3_000;
 
 /// The same operation on both.
 struct Pair {
-    guest: Checked,
+    guest: TestGuest,
     sim: Sim,
     done: usize,
 }

@@ -3,8 +3,9 @@
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use vmkern::guest::Tunables;
+use vmkern::testing::{Balance, TestGuest};
 use vmkern::{Context, Guest, GuestVirt, MallocFlags, MapId, MapKind, Op, Outcome};
-use vmkern_tests::{Balance, Checked, MEMORY, launch, t};
+use vmkern_tests::{MEMORY, launch, t};
 
 use super::{OPERATIONS, sim_balance};
 use kmem::sim::Sim;
@@ -26,7 +27,7 @@ struct Range {
 
 /// A guest and a simulation that have performed the same operations so far.
 struct Pair {
-    guest: Checked,
+    guest: TestGuest,
     sim: Sim,
     rng: Xoshiro256PlusPlus,
     done: usize,

@@ -20,7 +20,6 @@ use crate::guest::Guest;
 /// # Ok::<(), vmkern::testing::CallError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Balance {
     /// `v_free_count`, in pages.
     pub free: u64,
