@@ -13,6 +13,7 @@ use crate::inspect::Crash;
 /// Takes calls on one thread, or in an interrupt handler: see [`TestGuest::on`] and
 /// [`TestGuest::in_interrupt`].
 #[derive(Debug)]
+#[must_use = "it does nothing until a call is made"]
 pub struct On<'g> {
     pub(super) guest: &'g mut TestGuest,
     pub(super) context: Context,
@@ -40,6 +41,7 @@ impl Calls for On<'_> {
 
 /// Takes calls for handlers of the next vm_lowmem event: see [`TestGuest::on_lowmem`].
 #[derive(Debug)]
+#[must_use = "it does nothing until a call is made"]
 pub struct Lowmem<'g> {
     pub(super) guest: &'g mut TestGuest,
 }
@@ -56,6 +58,7 @@ impl Calls for Lowmem<'_> {
 /// Takes a call of which the kernel must panic: see [`TestGuest::expect_panic`]. The call itself
 /// panics when the kernel does not, and when it says something else.
 #[derive(Debug)]
+#[must_use = "the call of which the kernel must panic is made through it"]
 pub struct ExpectPanic<'g> {
     on: On<'g>,
     text: String,
@@ -72,6 +75,7 @@ impl Calls for ExpectPanic<'_> {
 
 /// Takes calls that nobody waits for: see [`TestGuest::start`].
 #[derive(Debug)]
+#[must_use = "it does nothing until a call is made"]
 pub struct Start<'g> {
     pub(super) guest: &'g mut TestGuest,
     pub(super) thread: ThreadId,

@@ -89,9 +89,10 @@ pub(super) fn answer<A: Answer>(context: Context, op: Op, outcome: Outcome) -> C
 }
 
 /// An operation and where it runs: `kmem_alloc(kernel_map, 4096) on t0`.
-pub(super) struct Deed(pub(super) Context, pub(super) Op);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Called(pub(super) Context, pub(super) Op);
 
-impl fmt::Display for Deed {
+impl fmt::Display for Called {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(context, op) = self;
         match context {
@@ -137,7 +138,7 @@ impl fmt::Display for CallFailure {
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", Deed(self.0.context, self.0.op), self.0.failure)
+        write!(f, "{}: {}", Called(self.0.context, self.0.op), self.0.failure)
     }
 }
 

@@ -6,7 +6,7 @@ use std::panic::Location;
 use vmkern_abi::control::{Answer, Calls, Context, Op, Outcome, WaitMessage};
 
 use super::call::{ExpectPanic, Lowmem, On, Start};
-use super::error::{CallError, CallFailure, CallResult, Deed, answer, shown};
+use super::error::{CallError, CallFailure, CallResult, Called, answer, shown};
 use super::kvm::{Policy, VARIABLE, say_skipped};
 use super::watch::Watch;
 use super::whole::whole;
@@ -66,12 +66,15 @@ impl TestGuest {
     ///
     /// # Panics
     /// When it cannot be launched, whatever `VMKERN_KVM` says: [`testing::launch`] is for tests
-    /// that may be skipped. The message says what is wrong, or what this host lacks.
+    /// that may be skipped. The message says what is wrong, or what this host lacks. A wrong value
+    /// of that variable is a panic, too.
     ///
     /// [`testing::launch`]: crate::testing::launch
     #[track_caller]
     #[must_use]
     pub fn launch(builder: GuestBuilder) -> Self {
+        // Only for its panic: this test may not be skipped.
+        let _ = Policy::of_environment();
         let place = Location::caller();
         match builder.launch() {
             Ok(guest) => Self::of(guest, place),
@@ -182,18 +185,17 @@ impl TestGuest {
     pub fn expect_blocked(&mut self, thread: ThreadId, wmesg: &str) {
         let join = Op::Join { thread: thread.number() };
         let was = self.watch.operation_of(thread);
+        let its = was.map_or("its operation".to_owned(), |op| op.to_string());
         let told = match self.guest_mut().call(ThreadId::MAIN, join) {
             Ok(response) => match response.outcome {
                 Outcome::Blocked { waits_for } if waits_for.to_string() == wmesg => {
                     self.watch.expect_blocked(thread, waits_for);
                     return;
                 }
+                Outcome::Blocked { waits_for } => format!("{its} sleeps in \"{waits_for}\""),
                 outcome => {
-                    if !matches!(outcome, Outcome::Blocked { .. }) {
-                        self.watch.is_over(thread);
-                    }
-                    let deed = was.map_or(String::new(), |op| format!("{op} "));
-                    format!("{deed}gave {}", shown(outcome))
+                    self.watch.is_over(thread);
+                    format!("{its} returned {}", shown(outcome))
                 }
             },
             Err(GuestError::BadRequest(_)) => "it does nothing".to_owned(),
@@ -228,7 +230,7 @@ impl TestGuest {
             Ok(response) => answer(context, op, response.outcome),
             Err(error) => Err(CallError::new(context, op, CallFailure::Guest(error))),
         };
-        self.watch.saw(Deed(context, op), place, result.as_ref().err());
+        self.watch.saw(Called(context, op), place, result.as_ref().err());
         result
     }
 
@@ -255,14 +257,14 @@ impl TestGuest {
             }
             Err(error) => Err(CallError::new(context, op, CallFailure::Guest(error))),
         };
-        self.watch.saw(Deed(context, op), place, result.as_ref().err());
+        self.watch.saw(Called(context, op), place, result.as_ref().err());
         result
     }
 
     /// Performs `op` in `context`, of which the guest must die with `text`.
     #[track_caller]
     pub(super) fn die_in(&mut self, context: Context, op: Op, text: &str) -> Crash {
-        let deed = Deed(context, op);
+        let called = Called(context, op);
         let told = match self.guest_mut().call_in(context, op) {
             Err(GuestError::Crashed(crash)) if crash.message.contains(text) => {
                 self.watch.expect_death();
@@ -272,7 +274,7 @@ impl TestGuest {
             Err(error) => error.to_string(),
             Ok(response) => format!("it answered {}", shown(response.outcome)),
         };
-        panic!("{deed} was expected to panic with {text:?}, and {told}");
+        panic!("{called} was expected to panic with {text:?}, and {told}");
     }
 }
 

@@ -20,9 +20,10 @@
 //! ```
 //!
 //! **Where KVM is missing.** The variable `VMKERN_KVM` says what a test does on a host that cannot
-//! run guests: `require`, the default, fails it with what the host lacks; `skip` ends it with a line
-//! on standard error, which test runners do not capture. Any other value fails every test.
-//! [`guest`], [`launch`] and the scripts go by it.
+//! run guests: `require`, the default, fails it with what the host lacks; `skip` ends it with a
+//! line on standard error, which test runners do not capture. Any other value fails every test.
+//! [`guest`], [`launch`] and the scripts go by it; a test that begins with [`TestGuest::new`]
+//! cannot be skipped.
 //!
 //! The page "Testing with vmkern" of the book has a whole project.
 

@@ -6,14 +6,14 @@ use std::panic::Location;
 
 use vmkern_abi::control::{Op, WaitMessage};
 
-use super::error::{CallError, Deed};
+use super::error::{CallError, Called};
 use crate::guest::{Guest, ThreadId};
 
 /// What to do about something that was found in a guest's memory.
 const REMEDY: &str = "\
 To look into it, save the guest before the test ends (`guest.save_dump(\"guest.dump\")`), then\n\
-`vmkern check guest.dump` and `vmkern inspect guest.dump`. A test that damages its guest on purpose\n\
-ends with `guest.into_unchecked()`.\n";
+`vmkern check guest.dump` and `vmkern inspect guest.dump`. A test that damages its guest on\n\
+purpose ends with `guest.into_unchecked()`.\n";
 
 /// What is known of a test's guest besides its memory.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ pub(super) struct Watch {
     /// Where it was launched.
     launched: &'static Location<'static>,
     /// The last call, and where the test made it.
-    last: Option<String>,
+    last: Option<(Called, &'static Location<'static>)>,
     /// The last call that failed, and why.
-    failed: Option<String>,
+    failed: Option<(CallError, &'static Location<'static>)>,
     /// Threads that may be blocked in the end, with what they wait for.
     blocked: BTreeMap<ThreadId, WaitMessage>,
     /// What was started and has not been joined.
@@ -44,10 +44,15 @@ impl Watch {
     }
 
     /// A call was made at `place`.
-    pub(super) fn saw(&mut self, deed: Deed, place: &Location<'_>, failed: Option<&CallError>) {
-        self.last = Some(format!("{deed}, at {place}"));
+    pub(super) fn saw(
+        &mut self,
+        called: Called,
+        place: &'static Location<'static>,
+        failed: Option<&CallError>,
+    ) {
+        self.last = Some((called, place));
         if let Some(error) = failed {
-            self.failed = Some(format!("{error}, at {place}"));
+            self.failed = Some((error.clone(), place));
         }
     }
 
@@ -130,11 +135,11 @@ impl Watch {
         let mut text =
             format!("the guest launched at {launched} is not in order at the end of its test\n");
         text.push_str(found);
-        let calls = [("the last call", &self.last), ("the last call that failed", &self.failed)];
-        for (name, call) in calls {
-            if let Some(call) = call {
-                let _ = writeln!(text, "{name}: {call}");
-            }
+        if let Some((call, place)) = &self.last {
+            let _ = writeln!(text, "the last call: {call}, at {place}");
+        }
+        if let Some((error, place)) = &self.failed {
+            let _ = writeln!(text, "the last call that failed, at {place}: {error}");
         }
         text
     }
