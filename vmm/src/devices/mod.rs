@@ -9,9 +9,15 @@
 //! doorbells of the host and of the log's keeper, the port at which a CPU stands still, and the one
 //! at which it yields. Nothing is attached to the bus of physical addresses unless a guest asks for
 //! it.
+//!
+//! What takes time is done on the device thread ([`DeviceThread`]). A device on the bus of physical
+//! addresses has a [`Slot`] there, through which it gets that thread's service and its interrupt
+//! lines. None of it exists before its first use.
 
 mod bus;
 mod ports;
+mod slot;
+mod thread;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -23,6 +29,8 @@ use self::bus::Bus;
 pub(crate) use self::bus::{Device, Offset};
 pub(crate) use self::ports::Console;
 use self::ports::{COM1, Doorbell, ExitPort, PausePort, Uart, YieldPort};
+pub(crate) use self::slot::Slot;
+pub(crate) use self::thread::DeviceThread;
 use crate::kvm::bell::Bell;
 use crate::kvm::io::{Demand, Io, Port};
 

@@ -1,9 +1,9 @@
 //! The doctor's guest: a few instructions that use everything that a kernel needs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,13 @@ use vmkern_abi::boot::Privilege;
 use vmkern_abi::control::DOORBELL_VECTOR;
 
 use super::{Check, Need, Trouble};
+use crate::devices::{DeviceThread, Offset, Slot};
 use crate::kernel::elf::Entry;
 use crate::kvm::KvmError;
 use crate::kvm::boot::{Begin, set_entry_state};
 use crate::kvm::ioctl::{Patience, ioctl};
 use crate::kvm::kick::{KickSlot, KickableVcpu};
+use crate::kvm::line::Msi;
 use crate::kvm::memory::GuestRam;
 use crate::kvm::vcpu::{tsc_khz_of, vcpu_cpuid};
 use crate::kvm::vm::{Delivery, KvmVm};
@@ -36,6 +38,12 @@ const CODE: GuestPhys = GuestPhys::new(0x10_0000);
 
 /// A port without a device.
 const PORT: u8 = 0xf4;
+/// Where the doctor's device lies, its register there, and what is written to it.
+const DEVICE: GuestPhys = GuestPhys::new(0xfeb0_0000);
+const REGISTER: Offset = Offset(0x50);
+const WRITTEN: u32 = 1;
+/// The vector on which it interrupts.
+const DEVICE_VECTOR: u8 = 0x60;
 /// Rounds of a loop of two instructions.
 const ROUNDS: u32 = 256;
 
@@ -57,6 +65,19 @@ fn interrupted() -> (Vec<u8>, u32) {
     code.extend([0xb0, 3, 0xe6, PORT, 0xfb, 0xf4, 0xeb, 0xfd]);
     let handler = 18;
     code.extend([0xb0, 4, 0xe6, PORT]);
+    (code, handler)
+}
+
+/// Writes a register of a device, and waits for its interrupt, whose handler says so: `mov dword
+/// [DEVICE + REGISTER], WRITTEN; sti; hlt; jmp -3; handler: mov al, 5; out PORT, al`
+fn served_by_device() -> (Vec<u8>, u32) {
+    let register = DEVICE.add(REGISTER.0);
+    let mut code = vec![0xc7, 0x05];
+    code.extend(register.get().to_le_bytes()[..4].iter());
+    code.extend(WRITTEN.to_le_bytes());
+    code.extend([0xfb, 0xf4, 0xeb, 0xfd]);
+    let handler = 14;
+    code.extend([0xb0, 5, 0xe6, PORT]);
     (code, handler)
 }
 
@@ -100,6 +121,7 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
         "give it local APICs",
         vm.enable_split_irqchip().map(|()| took(start)).map_err(Trouble::from),
     )?;
+    let vm = Arc::new(vm);
     let start = Instant::now();
     let slot = Arc::<KickSlot>::default();
     let vcpu = vm.create_vcpu(0).and_then(|vcpu| KickableVcpu::new(vcpu, Arc::clone(&slot)));
@@ -122,12 +144,15 @@ pub(super) fn run(kvm: &Kvm, checks: &mut Vec<Check>) -> Option<u64> {
     )?;
     step("interrupt a guest", guest.interrupt(&vm))?;
     step("stop a guest", guest.stop())?;
-    // 5. Optional: guests also run without this.
-    let dirty = guest.dirty_log(&vm);
-    checks.push(match dirty {
-        Ok(detail) => Check::ok("log dirty pages", Need::Optional, detail),
-        Err(trouble) => Check::failed("log dirty pages", Need::Optional, trouble),
-    });
+    // 5. Optional: guests also run without these.
+    for (name, result) in
+        [("log dirty pages", guest.dirty_log(&vm)), ("serve a device", guest.device(&vm))]
+    {
+        checks.push(match result {
+            Ok(detail) => Check::ok(name, Need::Optional, detail),
+            Err(trouble) => Check::failed(name, Need::Optional, trouble),
+        });
+    }
     time.ok()
 }
 
@@ -217,10 +242,10 @@ impl Probe {
         Ok(nanoseconds / u64::from(2 * ROUNDS))
     }
 
-    fn interrupt(&mut self, vm: &KvmVm) -> Result<String, Trouble> {
-        let (code, handler) = interrupted();
-        self.load(&code)?;
-        // Flat code and data, and a gate to the handler at the doorbell's vector.
+    /// Puts `code` in place, whose handler of `vector` begins `handler` bytes behind its start.
+    fn load_with_handler(&mut self, code: &[u8], vector: u8, handler: u32) -> Result<(), Trouble> {
+        self.load(code)?;
+        // Flat code and data, and a gate to the handler.
         for (index, descriptor) in
             [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate()
         {
@@ -228,7 +253,7 @@ impl Probe {
         }
         let target = CODE.get() + u64::from(handler);
         let gate = (target & 0xffff) | 8 << 16 | 0x8e << 40 | (target >> 16) << 48;
-        self.write(IDT.add(u64::from(DOORBELL_VECTOR) * 8), &gate.to_le_bytes())?;
+        self.write(IDT.add(u64::from(vector) * 8), &gate.to_le_bytes())?;
         let mut sregs = ioctl("KVM_GET_SREGS", || self.vcpu.get_sregs())?;
         let table =
             |base: GuestPhys, limit| kvm_dtable { base: base.get(), limit, ..Default::default() };
@@ -236,7 +261,12 @@ impl Probe {
         ioctl("KVM_SET_SREGS", || self.vcpu.set_sregs(&sregs))?;
         let regs = ioctl("KVM_GET_REGS", || self.vcpu.get_regs())?;
         let regs = kvm_regs { rsp: STACK_TOP.get(), ..regs };
-        ioctl("KVM_SET_REGS", || self.vcpu.set_regs(&regs))?;
+        Ok(ioctl("KVM_SET_REGS", || self.vcpu.set_regs(&regs))?)
+    }
+
+    fn interrupt(&mut self, vm: &KvmVm) -> Result<String, Trouble> {
+        let (code, handler) = interrupted();
+        self.load_with_handler(&code, DOORBELL_VECTOR, handler)?;
         self.expect(3)?;
         let start = Instant::now();
         if vm.signal(0, DOORBELL_VECTOR)? == Delivery::Dropped {
@@ -244,6 +274,30 @@ impl Probe {
         }
         self.expect(4)?;
         Ok(format!("an MSI arrived after {} us", start.elapsed().as_micros()))
+    }
+
+    /// Hears of a register on the device thread, and interrupts from there. The APIC is on.
+    fn device(&mut self, vm: &Arc<KvmVm>) -> Result<String, Trouble> {
+        let thread = DeviceThread::default();
+        let slot = Slot::new(Arc::clone(vm), DEVICE, thread.watcher());
+        let line = slot.line(Msi { apic: 0, vector: DEVICE_VECTOR })?;
+        let heard = Arc::new(OnceLock::new());
+        let hears = Arc::clone(&heard);
+        let _register = slot.on_write(REGISTER, WRITTEN, move || {
+            let _ = hears.set(Instant::now());
+            line.trigger();
+        })?;
+        let (code, handler) = served_by_device();
+        self.load_with_handler(&code, DEVICE_VECTOR, handler)?;
+        let start = Instant::now();
+        self.expect(5)?;
+        let end = Instant::now();
+        let heard = *heard.get().ok_or_else(|| "an interrupt that nobody raised".to_owned())?;
+        Ok(format!(
+            "its register was heard after {} us, its interrupt arrived {} us later",
+            heard.saturating_duration_since(start).as_micros(),
+            end.saturating_duration_since(heard).as_micros()
+        ))
     }
 
     /// Kicks a vCPU that is inside the guest.

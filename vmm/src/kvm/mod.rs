@@ -2,8 +2,9 @@
 //!
 //! The order of the steps determines the cost of a start and of an exit. The memory slot comes
 //! before the interrupt controller, the interrupt controller is the split one (only a local APIC in
-//! the host's kernel), and no ioeventfd is ever registered: the guest's doorbell is a port write
-//! that exits to the vCPU's thread, the host's is an MSI. What a vCPU needs from the host but not
+//! the host's kernel), and no ioeventfd is registered at a launch: the guest's doorbell is a port
+//! write that exits to the vCPU's thread, the host's is an MSI. A device makes its interrupt line
+//! ([`line`]) and the events of its registers ([`ioevent`]) at their first use. What a vCPU needs from the host but not
 //! from its VM (the CPUID that KVM supports) is fetched on the vCPU's own thread while the VM is
 //! created.
 
@@ -14,7 +15,9 @@ pub(crate) mod gate;
 pub(crate) mod host;
 pub(crate) mod io;
 pub(crate) mod ioctl;
+pub(crate) mod ioevent;
 pub(crate) mod kick;
+pub(crate) mod line;
 pub(crate) mod load;
 pub(crate) mod memory;
 mod node;

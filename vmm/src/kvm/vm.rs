@@ -9,21 +9,23 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::ioctl::ioctl;
+use super::line::{Msi, Routes};
 use super::memory::GuestRam;
 use super::{KvmError, shadow};
 use crate::system::limits::CREATE_VCPU;
 
 /// Pins of the I/O APIC that user space would emulate. There is none, but KVM reserves routes for
 /// this many.
-const IOAPIC_PINS: u64 = 24;
+pub(super) const IOAPIC_PINS: u32 = 24;
 /// The MSI address of the local APIC with ID 0, physical destination (SDM volume 3, section 11.11).
-const MSI_ADDRESS: u32 = 0xfee0_0000;
+pub(super) const MSI_ADDRESS: u32 = 0xfee0_0000;
 
 /// One virtual machine. Its RAM lives at least as long.
 #[derive(Debug)]
 pub(crate) struct KvmVm {
     fd: VmFd,
     ram: Option<Arc<GuestRam>>,
+    routes: Routes,
 }
 
 impl KvmVm {
@@ -38,7 +40,7 @@ impl KvmVm {
     /// Creates an empty VM.
     pub(crate) fn create(kvm: &Kvm) -> Result<Self, KvmError> {
         let fd = ioctl("KVM_CREATE_VM", || kvm.create_vm())?;
-        Ok(Self { fd, ram: None })
+        Ok(Self { fd, ram: None, routes: Routes::default() })
     }
 
     /// Gives the VM its RAM, once.
@@ -82,8 +84,18 @@ impl KvmVm {
     /// Gives each future vCPU a local APIC in the host's kernel.
     pub(crate) fn enable_split_irqchip(&self) -> Result<(), KvmError> {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-        split.args[0] = IOAPIC_PINS;
+        split.args[0] = IOAPIC_PINS.into();
         ioctl("KVM_ENABLE_CAP KVM_CAP_SPLIT_IRQCHIP", || self.fd.enable_cap(&split))
+    }
+
+    /// What ioctls of the VM are asked of.
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Where its devices' interrupts go.
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// Creates the vCPU with APIC ID `id`.
@@ -94,11 +106,9 @@ impl KvmVm {
     /// Sends interrupt `vector` to the vCPU with APIC ID `id`, at most 255, fixed delivery,
     /// edge-triggered.
     pub(crate) fn signal(&self, id: u32, vector: u8) -> Result<Delivery, KvmError> {
-        let msi = kvm_msi {
-            address_lo: MSI_ADDRESS | id << 12,
-            data: vector.into(),
-            ..Default::default()
-        };
+        let message = Msi { apic: id, vector };
+        let msi =
+            kvm_msi { address_lo: message.address(), data: message.data(), ..Default::default() };
         match ioctl(format!("KVM_SIGNAL_MSI of vector {vector:#x}"), || self.fd.signal_msi(msi))? {
             0 => {
                 log::debug!("the guest's APIC dropped vector {vector:#x}");
