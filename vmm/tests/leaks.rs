@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tiny::{Code, Note, pvh_elf};
 use vmkern::abi::control::{ControlRegion, ExitCode};
+use vmkern::doctor::DoctorReport;
 use vmkern::guest::KernelImage;
 use vmkern::{Guest, Op, ThreadId};
 
@@ -46,7 +47,11 @@ fn every_way_to_end_a_guest() {
     let mut guest = tiny(Code::new().ready().control_word(tail, u32::MAX).spin())
         .launch()
         .expect("it says that it is ready");
-    guest.call(ThreadId::MAIN, Op::Nop).expect_err("its ring is damaged");
+    guest.call(0, Op::Nop).expect_err("its ring is damaged");
+    // The doctor's guest has a device with a thread, an event and an interrupt line.
+    let report = DoctorReport::examine();
+    let served = report.checks.iter().find(|check| check.name == "serve a device");
+    assert!(served.is_some_and(|check| check.remedy.is_none()), "{report}");
 }
 
 #[test]

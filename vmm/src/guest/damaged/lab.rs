@@ -13,10 +13,17 @@ use crate::guest::Guest;
 use crate::inspect::RunState;
 use crate::inspect::View;
 
+<<<<<<< HEAD
 /// An idle guest whose memory a test damages and restores.
 pub(super) struct Lab {
     pub(super) guest: Guest,
     /// A block of several pages in kmem_map, with a hole before and after it.
+=======
+/// A guest at rest whose memory a test damages and puts in order again.
+pub(in crate::guest) struct Lab {
+    pub(in crate::guest) guest: Guest,
+    /// A block of several pages in kmem_map, with a hole before and behind it.
+>>>>>>> 37db810 (Prove device events and lines beside the real kernel)
     pub(super) block: GuestVirt,
     /// A pageable range of exec_map whose first page has been touched.
     pub(super) pageable: GuestVirt,
@@ -34,7 +41,7 @@ impl Lab {
     }
 
     /// A lab without allocations.
-    pub(super) fn of(guest: Guest) -> Self {
+    pub(in crate::guest) fn of(guest: Guest) -> Self {
         let zero = GuestVirt::new(0);
         Self { guest, block: zero, pageable: zero, window: zero }
     }
@@ -72,14 +79,14 @@ impl Lab {
         self.guest.call_in(Context::Thread(0), op).expect("the guest lives").outcome
     }
 
-    pub(super) fn address(&mut self, op: Op) -> GuestVirt {
+    pub(in crate::guest) fn address(&mut self, op: Op) -> GuestVirt {
         match self.run(op) {
             Outcome::Value(value) => GuestVirt::new(value),
             other => panic!("{op:?} gave {other:?}"),
         }
     }
 
-    pub(super) fn ok(&mut self, op: Op) {
+    pub(in crate::guest) fn ok(&mut self, op: Op) {
         assert_eq!(self.run(op), Outcome::Ok, "{op:?}");
     }
 
@@ -111,7 +118,7 @@ impl Lab {
     }
 
     /// Where the page-table entry of `level` for `va` lies.
-    pub(super) fn pte_at(&self, va: GuestVirt, level: Level) -> GuestPhys {
+    pub(in crate::guest) fn pte_at(&self, va: GuestVirt, level: Level) -> GuestPhys {
         let walk = self.guest.vtop(va).expect("the tables can be read");
         let step =
             walk.steps().find(|step| step.level == level).expect("there is a table of this level");
@@ -196,7 +203,7 @@ impl Lab {
     }
 
     /// Waits until all CPUs have halted, so no operation is in progress.
-    pub(super) fn wait_until_halted(&self) {
+    pub(in crate::guest) fn wait_until_halted(&self) {
         let is_halted = |view: &View<'_>| {
             Ok(view.source().cpus()?.iter().all(|cpu| cpu.state == RunState::Halted))
         };

@@ -1,6 +1,6 @@
 //! Every rule holds in a good guest and fires in a damaged one.
 
-mod lab;
+pub(super) mod lab;
 mod map_entry;
 mod map_index;
 mod map_list;
