@@ -13,17 +13,10 @@ use crate::guest::Guest;
 use crate::inspect::RunState;
 use crate::inspect::View;
 
-<<<<<<< HEAD
 /// An idle guest whose memory a test damages and restores.
-pub(super) struct Lab {
-    pub(super) guest: Guest,
-    /// A block of several pages in kmem_map, with a hole before and after it.
-=======
-/// A guest at rest whose memory a test damages and puts in order again.
 pub(in crate::guest) struct Lab {
     pub(in crate::guest) guest: Guest,
-    /// A block of several pages in kmem_map, with a hole before and behind it.
->>>>>>> 37db810 (Prove device events and lines beside the real kernel)
+    /// A block of several pages in kmem_map, with a hole before and after it.
     pub(super) block: GuestVirt,
     /// A pageable range of exec_map whose first page has been touched.
     pub(super) pageable: GuestVirt,
