@@ -1,7 +1,7 @@
 //! A guest without further devices has what it needs and no more: what a device needs exists from
 //! its first use on. One test in a process of its own, because it counts what the process has.
 
-use vmkern::{Guest, Op};
+use vmkern::{Guest, Op, ThreadId};
 
 /// Open files.
 fn files() -> usize {
@@ -24,7 +24,7 @@ fn a_guest_without_further_devices_has_no_event_line_or_thread_for_them() {
     let before = files();
     for vcpus in [1, 2] {
         let mut guest = Guest::builder().vcpus(vcpus).launch().expect("this host can run guests");
-        guest.call(0, Op::Nop).expect("it lives");
+        guest.call(ThreadId::MAIN, Op::Nop).expect("it lives");
         let names: Vec<String> = (0..vcpus).map(|id| format!("vmkern-vcpu{id}")).collect();
         assert_eq!(threads(), names);
         // The device, the VM, the memory, the bell, and each vCPU.

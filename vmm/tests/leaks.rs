@@ -47,7 +47,7 @@ fn every_way_to_end_a_guest() {
     let mut guest = tiny(Code::new().ready().control_word(tail, u32::MAX).spin())
         .launch()
         .expect("it says that it is ready");
-    guest.call(0, Op::Nop).expect_err("its ring is damaged");
+    guest.call(ThreadId::MAIN, Op::Nop).expect_err("its ring is damaged");
     // The doctor's guest has a device with a thread, an event and an interrupt line.
     let report = DoctorReport::examine();
     let served = report.checks.iter().find(|check| check.name == "serve a device");

@@ -40,7 +40,7 @@ pub enum LaunchError {
 }
 
 /// A host whose KVM emulates code at CPL0 met an instruction there that it does not know.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[error(
     "this host's KVM emulates code at CPL0 and cannot emulate every instruction: the kernel at \
      CPL0 was stopped at {at}{}. Run its main part at CPL3 with `--privilege user`, or with \
@@ -62,7 +62,8 @@ fn bytes(instruction: &[u8]) -> String {
 }
 
 /// A setting of a guest that breaks a rule.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// Too little or too much memory.
     #[error(
@@ -137,7 +138,8 @@ fn bounds(min: u64, max: u64) -> String {
 /// After [`GuestError::Interrupted`], [`GuestError::NothingInFlight`] and
 /// [`GuestError::BadRequest`] the guest goes on. After any other the guest is dead: its vCPUs have
 /// stopped, its memory can still be inspected, and each further request gets the same error.
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Error)]
+#[non_exhaustive]
 pub enum GuestError {
     /// The kernel died and reported the reason.
     #[error("{0}")]
@@ -185,7 +187,8 @@ impl GuestError {
 }
 
 /// How the protocol between host and guest was broken.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ContractError {
     /// A ring's counter is impossible.
     #[error("{ring} ring: {corrupt}")]

@@ -83,6 +83,8 @@ pub enum TargetError {
     Broken(String),
 }
 
+vmkern_inspect::debug_as_printed!(TargetError);
+
 /// A guest, or something that acts like one.
 pub trait Target {
     /// Runs `op` in `context` until it has finished, blocks, or kills the guest. Callers give no
