@@ -17,11 +17,14 @@ use super::guest::{GuestArgs, Precedence};
 use super::script::Unusable;
 use super::signals::Signals;
 use super::steps::{Collector, Output, Trace};
-use super::{console, print, script};
+use super::tour::{Pace, Request};
+use super::{console, print, script, tour};
 
 const EXAMPLES: &str = "\
 Examples:
   vmkern run                                  take the tour
+  vmkern run --tour list                      what its chapters are
+  vmkern run --tour kmem_malloc               one of them
   vmkern run tests/scripts/smallest.kmem      run a script
   echo 'kmem_alloc kernel_map 12K' | vmkern run -v -
   vmkern run --save-dump guest.img FILE.kmem
@@ -33,6 +36,20 @@ Examples:
 pub struct RunArgs {
     /// The script; `-` is standard input.
     file: Option<PathBuf>,
+    /// Takes the tour, as without a script: all of it, or one chapter. `list` says which there are.
+    #[arg(
+        long,
+        value_name = "CHAPTER",
+        num_args = 0..=1,
+        default_missing_value = tour::ALL,
+        value_parser = tour::names(),
+        hide_possible_values = true,
+        conflicts_with = "file"
+    )]
+    tour: Option<String>,
+    /// Waits for Enter between two stops of the tour; only at a terminal.
+    #[arg(long, conflicts_with_all = ["file", "json"])]
+    step: bool,
     /// Shows each step with its result on standard error.
     #[arg(short, long)]
     verbose: bool,
@@ -62,7 +79,10 @@ pub fn run(args: &RunArgs, signals: &Signals) -> Status {
         Some(file) => run_script(args, file, signals),
         None => {
             let output = if args.json { Output::Written } else { Output::Shown };
-            super::tour::run(&args.guest, args.console.as_deref(), output, signals)
+            let pace = if args.step { Pace::ByStop } else { Pace::ToTheEnd };
+            let choice = args.tour.as_deref().unwrap_or(tour::ALL);
+            let request = Request { guest: &args.guest, console: args.console.as_deref(), output };
+            tour::run(choice, pace, &request, signals)
         }
     }
 }

@@ -1,21 +1,113 @@
 //! `vmkern run` without a script: the tour.
 
-use std::io::Write;
+use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::stdio::stdin;
 use vmkern::script::{
-    Ending, EnvironmentReport, FailureReport, GuestTarget, Panic, RunReport, Status, StepReport,
-    Stop, TargetError, guest_status, launch_report, launch_status, stats,
+    Ending, EnvironmentReport, FAINT, FailureReport, GuestTarget, Panic, RunReport, STRONG, Status,
+    StepReport, Stop, TargetError, guest_status, launch_report, launch_status, stats,
 };
-use vmkern::tour::{self, TourError};
+use vmkern::tour::{self, CHAPTERS, Chapter, TourError};
 use vmkern::{Guest, GuestBuilder, LaunchError};
 
 use super::guest::GuestArgs;
 use super::signals::Signals;
 use super::steps::Output;
 
-/// Shows around; with [`Output::Written`] only as JSON.
-pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &Signals) -> Status {
+/// The whole of it, and the list of its chapters, among their names.
+pub const ALL: &str = "all";
+const LIST: &str = "list";
+
+/// How often the wait for Enter looks whether the tour was ended.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// Whether somebody goes from stop to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Each stop waits for Enter.
+    ByStop,
+    /// None does.
+    ToTheEnd,
+}
+
+/// What a tour is given.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Its guest.
+    pub guest: &'a GuestArgs,
+    /// Where the kernel's log goes.
+    pub console: Option<&'a Path>,
+    /// Whether it is shown, or only reported as JSON.
+    pub output: Output,
+}
+
+/// What can be asked for.
+pub fn names() -> PossibleValuesParser {
+    let chapters = CHAPTERS.iter().map(|chapter| (chapter.name, chapter.title));
+    let others = [(ALL, "All chapters"), (LIST, "What the chapters are")];
+    let values = chapters.chain(others);
+    PossibleValuesParser::new(values.map(|(name, help)| PossibleValue::new(name).help(help)))
+}
+
+/// Shows the chapter called `choice`, all of them, or what they are.
+pub fn run(choice: &str, pace: Pace, request: &Request<'_>, signals: &Signals) -> Status {
+    let &Request { guest, output, .. } = request;
+    let asked = || EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+    if choice == LIST {
+        if output == Output::Written {
+            let error = anyhow::anyhow!("--json reports a tour, and `--tour list` takes none");
+            return unprepared(&error, output, asked());
+        }
+        list();
+        return Status::Ok;
+    }
+    if pace == Pace::ByStop && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        let error = anyhow::anyhow!(
+            "--step waits for Enter at a terminal, and standard input or output is not one; leave \
+             it out"
+        );
+        return unprepared(&error, output, asked());
+    }
+    let chapters: Vec<&Chapter> = match Chapter::by_name(choice) {
+        Some(chapter) => vec![chapter],
+        None => CHAPTERS.iter().collect(),
+    };
+    take(&chapters, pace, request, signals)
+}
+
+/// What the chapters are.
+fn list() {
+    for Chapter { name, title, .. } in &CHAPTERS {
+        super::print(&format!("{STRONG}{name:<12}{STRONG:#} {title}\n"));
+    }
+}
+
+/// Waits until somebody presses Enter.
+///
+/// # Errors
+/// [`TourError::Left`] when that was `q`, or the end of the input, and when `stop` ends the tour.
+fn enter(stop: &Stop) -> Result<(), TourError> {
+    super::print(&format!("{FAINT}-- Enter goes on, q leaves --{FAINT:#} "));
+    // A signal does not end the reading of a line, so nothing is read before there is one.
+    let input = stdin();
+    while matches!(poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&LOOK)), Ok(0)) {
+        if stop.is_interrupted() {
+            return Err(TargetError::Interrupted.into());
+        }
+    }
+    let mut line = String::new();
+    match io::stdin().read_line(&mut line) {
+        Ok(1..) if line.trim() != "q" => Ok(()),
+        _ => Err(TourError::Left),
+    }
+}
+
+/// Shows `chapters` in a guest; with [`Output::Written`] only as JSON.
+fn take(chapters: &[&Chapter], pace: Pace, request: &Request<'_>, signals: &Signals) -> Status {
+    let &Request { guest, console, output } = request;
     // 1. A guest.
     let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     let prepared = guest
@@ -24,17 +116,13 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         .and_then(|builder| Ok((builder, super::console::open(console)?)));
     let (builder, console) = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => {
-            return unprepared(&error, output, asked);
-        }
+        Err(error) => return unprepared(&error, output, asked),
     };
     let stop = signals.stop(guest.timeout());
     super::print::run_begins(&stop);
     let mut guest = match launch(builder, console, &stop) {
         Ok(guest) => guest,
-        Err(error) => {
-            return not_launched(error, output, asked);
-        }
+        Err(error) => return not_launched(error, output, asked),
     };
     // 2. The tour.
     let environment = EnvironmentReport::from(guest.environment());
@@ -43,7 +131,8 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
             super::print(text);
         }
     };
-    let result = tour::run(&mut guest, &stop, &mut say);
+    let mut pause = || if pace == Pace::ByStop { enter(&stop) } else { Ok(()) };
+    let result = tour::run(&mut guest, chapters, &stop, &mut say, &mut pause);
     // 3. What is left of the guest at its end, and how that was reached.
     let mut target = GuestTarget::new(guest);
     let stats = stats(&mut target);
@@ -53,7 +142,9 @@ pub fn run(guest: &GuestArgs, console: Option<&Path>, output: Output, signals: &
         Ok((steps, crash)) => {
             super::print::run_ends(Status::Ok.into());
             if output == Output::Written {
-                let ending = Ending::ExpectedPanic(Box::new(Panic::from(&*crash)));
+                let ending = crash.map_or(Ending::Finished, |crash| {
+                    Ending::ExpectedPanic(Box::new(Panic::from(&*crash)))
+                });
                 let steps = steps.into_iter().map(StepReport::from).collect();
                 let report = RunReport::ended(&ending, steps, stats, environment);
                 super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
@@ -100,6 +191,7 @@ fn cut_short(
         TourError::Guest(error) => guest_status(error),
         TourError::Inspect(_) => Status::Broken,
         TourError::Unexpected { .. } => Status::Failed,
+        TourError::Left => Status::Ok,
         TourError::Stopped(TargetError::Interrupted) => Status::Interrupted,
         TourError::Stopped(TargetError::Timeout { .. }) => Status::Timeout,
         TourError::Stopped(TargetError::Unable(_)) => Status::Failed,
@@ -113,7 +205,7 @@ fn cut_short(
         let report = RunReport::refused(status, vec![failure], environment);
         super::print_json(&RunReport { dropped_log_lines, ..report });
     }
-    if status != Status::Interrupted {
+    if ![Status::Interrupted, Status::Ok].contains(&status) {
         super::complain(&error.into());
     }
     status

@@ -1,10 +1,10 @@
 //! The thread on which devices do what takes time.
 //!
 //! **Protocol.** A guest has one such thread at most, which begins when the first event is watched
-//! and is joined when its owner, the [`DeviceThread`], is dropped. Until then there is no thread, no
-//! epoll and no eventfd. Whoever has a [`Watcher`] may watch and stop watching, on any thread, from
-//! within the work of an event as well: work runs without the lock. A piece of work does not wait
-//! for the guest or for another device, because all devices share the thread.
+//! and is joined when its owner, the [`DeviceThread`], is dropped. Before the first watch there is
+//! no thread, no epoll and no eventfd. A device with a [`Watcher`] may watch and stop watching, on
+//! any thread, from within the work of an event as well: work runs without the lock. A piece of
+//! work does not wait for the guest or for another device, because all devices share the thread.
 //!
 //! A device holds its [`Watch`], and the thread's list holds the work, which holds the device. The
 //! owner breaks that circle: it drops the list after the thread has ended. So a device has a

@@ -41,8 +41,8 @@ impl Attached {
     }
 }
 
-/// Maps the page at [`DEVICE`] as the kernel maps memory, behind its back: no operation maps what is
-/// not RAM.
+/// Maps the page at [`DEVICE`] as the kernel maps memory, behind its back: no operation maps what
+/// is not RAM.
 fn map_device(lab: &mut Lab) -> GuestVirt {
     let window = lab.address(Op::KmemAllocNofault { map: MapId::KERNEL, size: 2 * PAGE_SIZE });
     lab.ok(Op::PmapQenter { addr: window, count: 1 });

@@ -3,20 +3,28 @@
 //! Everything on it is done by a guest while one looks: each stop calls a function of the kernel,
 //! and shows what came back, what the map looks like then, and which page-table entries changed.
 //! Nothing is told that was not read out of the guest's memory.
+//!
+//! The stops are in chapters ([`CHAPTERS`]), each of which can be taken alone. A chapter gives back
+//! what it took, so that the next one finds the guest as a boot left it, but for a submap and a
+//! thread; the last chapter ends with the guest's death. A chapter explains the letters of its
+//! page-table entries and its counts of cycles where it first shows them.
 
-mod stops;
+mod chapters;
+mod legend;
+mod stage;
 mod window;
 
 use std::fmt::Write as _;
 
 use thiserror::Error;
-use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
-use vmkern_abi::control::{MapId, Op, Outcome};
+use vmkern_abi::control::MapId;
+use vmkern_abi::pte::PteFlags;
 
-use self::window::{COLUMNS, Window, count};
-use crate::inspect::{Frame, InspectError};
-use crate::script::{FAINT, Runner, STRONG, Step, StepResult, Stop, TargetError, map_name};
-use crate::{Crash, Guest, GuestError, ThreadId};
+pub use self::chapters::{CHAPTERS, Chapter};
+use self::window::{COLUMNS, size};
+use crate::inspect::InspectError;
+use crate::script::{FAINT, STRONG, Step, Stop, TargetError, map_name};
+use crate::{Crash, Guest, GuestError};
 
 /// Where the tour's text goes, piece by piece.
 pub type Out<'o> = &'o mut dyn FnMut(&str);
@@ -43,52 +51,76 @@ pub enum TourError {
     /// The tour was ended from outside.
     #[error(transparent)]
     Stopped(#[from] TargetError),
+    /// The reader wants to see no more.
+    #[error("the reader left")]
+    Left,
 }
 
 vmkern_inspect::debug_as_printed!(TourError);
 
-/// Shows around in `guest`, which dies on the way, as planned. Returns the steps that were taken (a
-/// stop's number in place of a line), and the crash at the end.
+/// What is done between two stops; [`TourError::Left`] ends the tour.
+pub type Pause<'p> = &'p mut dyn FnMut() -> Result<(), TourError>;
+
+/// Shows `chapters` in `guest`. Calls `pause` before each stop but the first; the time limits of
+/// `guest` and `stop` begin anew after it. Returns the steps that were taken (a stop's number in
+/// place of a line), and the guest's crash where the last chapter has one.
 ///
 /// # Errors
 /// See [`TourError`].
 pub fn run(
     guest: &mut Guest,
+    chapters: &[&Chapter],
     stop: &Stop,
     out: Out<'_>,
-) -> Result<(Vec<Step>, Box<Crash>), TourError> {
-    let mut tour = Tour { guest, stop, out, number: 0, steps: Vec::new() };
+    pause: Pause<'_>,
+) -> Result<(Vec<Step>, Option<Box<Crash>>), TourError> {
+    let (explained, has_counted) = (PteFlags::empty(), false);
+    let mut tour =
+        Tour { guest, stop, out, pause, number: 0, steps: Vec::new(), explained, has_counted };
     tour.welcome()?;
-    let crash = tour.stops()?;
+    let mut crash = None;
+    for chapter in chapters {
+        tour.begin(chapter);
+        crash = (chapter.show)(&mut tour)?;
+    }
+    if !chapters.is_empty() {
+        tour.say(
+            "\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\n\
+             in tests/scripts show the language, `vmkern run --help` the options.\n",
+        );
+    }
     Ok((tour.steps, crash))
 }
 
-struct Tour<'t> {
+/// A tour that is being taken.
+pub(crate) struct Tour<'t> {
     guest: &'t mut Guest,
     stop: &'t Stop,
     out: Out<'t>,
+    pause: Pause<'t>,
+    /// That of the last stop.
     number: usize,
     steps: Vec<Step>,
-}
-
-/// One stop of the tour.
-struct Stage {
-    /// What is called, as C would write it.
-    call: String,
-    /// The same, as an operation.
-    op: Op,
-    /// The verb, for the report.
-    verb: &'static str,
-    /// What happens, in lines of at most 74 characters.
-    story: &'static [&'static str],
-    /// Which map to look at, and from where.
-    map: MapId,
-    from: GuestVirt,
+    /// Flags of page-table entries whose letters this chapter has explained.
+    explained: PteFlags,
+    /// Whether this chapter has shown a count of cycles.
+    has_counted: bool,
 }
 
 impl Tour<'_> {
     fn say(&mut self, text: &str) {
         (self.out)(text);
+    }
+
+    /// The head of a chapter.
+    fn begin(&mut self, chapter: &Chapter) {
+        (self.explained, self.has_counted) = (PteFlags::empty(), false);
+        let rule = "-".repeat(76 - chapter.title.len().min(70));
+        let (title, name) = (chapter.title, chapter.name);
+        self.say(&format!(
+            "\n{STRONG}{title}{STRONG:#} {FAINT}{rule}{FAINT:#}\n\
+             {FAINT}vmkern run --tour {name}{FAINT:#}\n"
+        ));
     }
 
     fn welcome(&mut self) -> Result<(), TourError> {
@@ -141,92 +173,6 @@ impl Tour<'_> {
         self.say(&text);
         Ok(())
     }
-
-    /// Does one stop and shows it. The operation's answer comes back.
-    fn stage(&mut self, stage: &Stage) -> Result<Outcome, TourError> {
-        self.stop.check()?;
-        self.announce(stage);
-        let free_before = self.guest.meter()?.v_free_count.get();
-        let before = Window::look(self.guest, stage.map, stage.from)?;
-        let response = self.guest.call(ThreadId::MAIN, stage.op)?;
-        let after = Window::look(self.guest, stage.map, stage.from)?;
-        let free_after = self.guest.meter()?.v_free_count.get();
-        let result = StepResult::Given(response.outcome);
-        let mut text = format!(
-            "   returned {STRONG}{result}{STRONG:#}  {FAINT}({} cycles){FAINT:#}\n",
-            response.cycles
-        );
-        text.push_str(&after.bar());
-        text.push_str(&after.entries());
-        text.push_str(&after.changes(&before));
-        let _ = writeln!(
-            text,
-            "   free {} -> {}",
-            count(free_before, "page"),
-            count(free_after, "page")
-        );
-        self.say(&text);
-        let (line, runner, verb, cycles) =
-            (self.number, Runner::DEFAULT, stage.verb, response.cycles);
-        self.steps.push(Step { runner, cycles, ..Step::plain(line, verb, result) });
-        Ok(response.outcome)
-    }
-
-    fn announce(&mut self, stage: &Stage) {
-        self.number += 1;
-        let mut text = format!("\n{STRONG}{:>2} {}{STRONG:#}\n", self.number, stage.call);
-        for line in stage.story {
-            let _ = writeln!(text, "   {line}");
-        }
-        self.say(&text);
-    }
-
-    /// A stop that gives an address.
-    fn address(&mut self, stage: &Stage) -> Result<GuestVirt, TourError> {
-        match self.stage(stage)? {
-            Outcome::Value(address) => Ok(GuestVirt::new(address)),
-            other => Err(unexpected(stage, "an address", &StepResult::Given(other))),
-        }
-    }
-
-    /// A stop that gives nothing but a good end.
-    fn ok(&mut self, stage: &Stage) -> Result<(), TourError> {
-        match self.stage(stage)? {
-            Outcome::Ok => Ok(()),
-            other => Err(unexpected(stage, "ok", &StepResult::Given(other))),
-        }
-    }
-
-    /// The last stop: the guest must die of it.
-    fn fatal(&mut self, stage: &Stage) -> Result<Box<Crash>, TourError> {
-        self.announce(stage);
-        let crash = match self.guest.call(ThreadId::MAIN, stage.op) {
-            Err(GuestError::Crashed(crash)) => crash,
-            Err(error) => return Err(error.into()),
-            Ok(response) => {
-                return Err(unexpected(stage, "a panic", &StepResult::Given(response.outcome)));
-            }
-        };
-        let mut text = String::from("   panic\n");
-        for line in wrapped(&crash.message, 74) {
-            let _ = writeln!(text, "      {STRONG}{line}{STRONG:#}");
-        }
-        // The standard library's part of it says little.
-        let ours =
-            |frame: &&Frame| frame.file.as_ref().is_none_or(|file| !file.starts_with("core/"));
-        for frame in crash.backtrace.iter().filter(ours).take(6) {
-            let _ = writeln!(text, "      {frame}");
-        }
-        self.say(&text);
-        let result = StepResult::Panicked(crash.message.clone());
-        let (line, runner, verb) = (self.number, Runner::DEFAULT, stage.verb);
-        self.steps.push(Step { runner, ..Step::plain(line, verb, result) });
-        Ok(crash)
-    }
-}
-
-fn unexpected(stage: &Stage, expected: &'static str, got: &StepResult) -> TourError {
-    TourError::Unexpected { call: stage.call.clone(), expected, got: got.to_string() }
 }
 
 /// The words of `text` in lines of at most `columns` characters, as far as the words allow.
@@ -242,13 +188,4 @@ fn wrapped(text: &str, columns: usize) -> Vec<String> {
         }
     }
     lines
-}
-
-/// A size in the largest unit that gives a whole number.
-fn size(bytes: u64) -> String {
-    match bytes {
-        bytes if bytes >= 1 << 30 => format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64),
-        bytes if bytes >= 1 << 20 => format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64),
-        bytes => count(bytes / PAGE_SIZE, "page"),
-    }
 }

@@ -92,24 +92,25 @@ impl Window {
                 ObjectView::None => "no object".to_owned(),
                 ObjectView::Kernel => "kernel_object".to_owned(),
                 ObjectView::Kmem => "kmem_object".to_owned(),
-                ObjectView::Other(at) => format!("object at {at}"),
+                ObjectView::Other(_) => "an object of its own".to_owned(),
             };
-            let pages = entry.end.since(entry.start) / PAGE_SIZE;
+            let size = size(entry.end.since(entry.start));
             let wired =
                 if entry.wired > 0 { format!(", wired {}", entry.wired) } else { String::new() };
-            let _ = writeln!(
-                text,
-                "   entry {}-{} {}, {what}{wired}",
-                entry.start,
-                entry.end,
-                count(pages, "page")
-            );
+            let _ = writeln!(text, "   entry {}-{} {size}, {what}{wired}", entry.start, entry.end);
         }
         // 2. No line is no entry.
         if text.is_empty() {
             text.push_str("   entry none\n");
         }
         text
+    }
+
+    /// The flags that [`Window::changes`] names.
+    pub fn changed_flags(&self, before: &Self) -> PteFlags {
+        let none = PteFlags::empty();
+        let pairs = self.pages.iter().zip(&before.pages);
+        pairs.map(|(now, before)| now.unwrap_or(none) ^ before.unwrap_or(none)).collect()
     }
 
     /// What the page tables say now and did not say in `before`, which is the same stretch.
@@ -140,7 +141,7 @@ impl Window {
                     format!("{BAD}-{BAD:#} {} {pages}: {}", self.at(first), flags(old))
                 }
                 (Some(old), Some(new)) => {
-                    format!("  {} {pages}: {} -> {}", self.at(first), flags(old), flags(new))
+                    format!("  {} {pages}: {}", self.at(first), difference(old, new))
                 }
                 (None, None) => continue,
             };
@@ -154,12 +155,36 @@ impl Window {
     }
 }
 
+/// A size in pages, or in a larger unit when there are many.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes >= 1 << 30 => format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64),
+        bytes if bytes >= 1 << 20 => format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64),
+        bytes => count(bytes / PAGE_SIZE, "page"),
+    }
+}
+
 /// `1 page`, `2 pages`.
 pub(super) fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// What an entry has gained and lost. Stacks are all that the tour finds entered by
+/// `pmap_qenter` and then used.
+fn difference(old: PteFlags, new: PteFlags) -> String {
+    let mut text = Vec::new();
+    for (what, flags_of) in [("gains", new - old), ("loses", old - new)] {
+        if !flags_of.is_empty() {
+            text.push(format!("{what} {}", flags(flags_of)));
+        }
+    }
+    if new.contains(PteFlags::KENTER) {
+        text.push("of a thread's stack".to_owned());
+    }
+    text.join(", ")
+}
+
 /// Flags as FreeBSD names them.
-fn flags(flags: PteFlags) -> String {
+pub(super) fn flags(flags: PteFlags) -> String {
     flags.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
 }
