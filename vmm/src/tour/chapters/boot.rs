@@ -18,7 +18,7 @@ pub(super) fn show(tour: &mut Tour<'_>) -> Shown {
     // 1. Pages.
     let meter = tour.guest.meter()?;
     let text = format!(
-        "\nThe boot has put {} under management: {} are wired, {} are free.\n",
+        "\nThe boot has put {} under management.\nOf these {} are wired and {} are free.\n",
         count(meter.v_page_count.get(), "page"),
         meter.v_wire_count.get(),
         meter.v_free_count.get()
