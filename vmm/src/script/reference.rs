@@ -197,7 +197,7 @@ mod tests {
             let source = Source::new("example", &example.join("\n"));
             assert!(parse(&source).is_ok(), "{form}: {example:?}");
             let begins = |word: &&str| example.iter().any(|line| line.starts_with(*word));
-            assert!(words.iter().all(|word| begins(&word)), "{form}: {example:?}");
+            assert!(words.iter().all(begins), "{form}: {example:?}");
         }
     }
 }
