@@ -12,7 +12,7 @@ use super::outcome::{StepResult, shown};
 use super::perform::Called;
 use super::started::{Fate, Outstanding, State};
 use super::target::{Reply, TargetError};
-use super::verbs::{Action, Gives, Miss, Value};
+use super::verbs::{Action, Gives, Judge, Miss, Value};
 use crate::guest::ThreadId;
 
 /// What a statement without an `expect` must do.
@@ -50,7 +50,7 @@ impl Run<'_> {
     /// Judges the last statement, by the `expect` below it if there is one.
     pub(super) fn settle(&mut self, expect: Option<&Arc<Expect>>) -> Result<(), Over> {
         // 1. The result. A statement that was only started is judged when it is joined.
-        let Some(done) = self.unjudged.take() else { return Ok(()) };
+        let Some(mut done) = self.unjudged.take() else { return Ok(()) };
         let (outcome, cycles) = match &done.given {
             Given::Started(thread) => {
                 if let (Some(started), Some(expect)) = (self.outstanding.get_mut(thread), expect) {
@@ -76,7 +76,10 @@ impl Run<'_> {
             _ => None,
         };
         let (judge, by) = match &other {
-            Some((judge, by)) => (judge, by.as_ref()),
+            Some(Judge { what, expect, seen }) => {
+                done.called.seen.clone_from(seen);
+                (what, expect.as_ref())
+            }
             None => (&done.what, expect),
         };
         let judged = if self.is_forgiven(by) {

@@ -42,6 +42,14 @@ pub(in crate::script) struct Miss {
     pub got: String,
 }
 
+/// The statement that judges a result.
+pub(in crate::script) struct Judge {
+    pub what: Arc<Do>,
+    pub expect: Option<Arc<Expect>>,
+    /// The values that its terms had.
+    pub seen: Vec<(Span, u64)>,
+}
+
 /// A verb that the script does itself, with or without the guest.
 pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
     /// The thread that the statement at `at` is about, if it is not the one in front of its colon.
@@ -74,7 +82,7 @@ pub(in crate::script) trait HostVerb: fmt::Debug + Sync {
         _run: &Run<'_>,
         _values: &[Value],
         _expect: Option<&Arc<Expect>>,
-    ) -> Option<(Arc<Do>, Option<Arc<Expect>>)> {
+    ) -> Option<Judge> {
         None
     }
 

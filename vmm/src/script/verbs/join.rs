@@ -5,8 +5,8 @@ use std::sync::Arc;
 use vmkern_abi::control::Outcome;
 
 use super::row::{Action, Gives, Param, Value, Verb};
-use super::{Answer, HostVerb};
-use crate::script::ast::{Do, Expect, Runner};
+use super::{Answer, HostVerb, Judge};
+use crate::script::ast::{Expect, Runner};
 use crate::script::env::Bound;
 use crate::script::eval::{Over, Run};
 use crate::script::judge::Unjudged;
@@ -55,12 +55,16 @@ impl HostVerb for Join {
         run: &Run<'_>,
         values: &[Value],
         expect: Option<&Arc<Expect>>,
-    ) -> Option<(Arc<Do>, Option<Arc<Expect>>)> {
+    ) -> Option<Judge> {
         let &[Value::Thread(thread)] = values else { return None };
         let started = run.outstanding.get(&thread)?;
         let judges =
             started.state == State::Started && expect.is_none() && started.expect.is_some();
-        judges.then(|| (Arc::clone(&started.what), started.expect.clone()))
+        judges.then(|| Judge {
+            what: Arc::clone(&started.what),
+            expect: started.expect.clone(),
+            seen: started.called.seen.clone(),
+        })
     }
 
     fn conclude(&self, run: &mut Run<'_>, done: Unjudged, outcome: Outcome) -> Result<(), Over> {

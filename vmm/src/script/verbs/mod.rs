@@ -18,7 +18,7 @@ mod row;
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, Op};
 
-pub(super) use self::host::{Answer, HostVerb, Miss};
+pub(super) use self::host::{Answer, HostVerb, Judge, Miss};
 pub(super) use self::row::Action;
 pub use self::row::{Build, Gives, Param, Value, Verb};
 use self::row::{later, op};
