@@ -95,7 +95,7 @@ fn list(args: &CheckArgs) -> Status {
         if group.replace(rule.group) != Some(rule.group) {
             page.heading(rule.group.title());
         }
-        page.row(rule.id, rule.says);
+        page.entry(rule.id, rule.says);
     }
     super::print(&page.finish());
     Status::Ok

@@ -68,8 +68,13 @@ impl Page {
         self.text.push('\n');
     }
 
-    /// Adds a row: `says` in Markdown beside `name`, or below a name that is too long.
+    /// Adds a row: `says` in Markdown, without its marks, beside `name`.
     pub fn row(&mut self, name: &str, says: &str) {
+        self.entry(name, &unlinked(says));
+    }
+
+    /// Adds a row: `says` as it is beside `name`, or below a name that is too long.
+    pub fn entry(&mut self, name: &str, says: &str) {
         let _ = write!(self.text, "{}{FAINT}", " ".repeat(INDENT));
         self.words(INDENT, name);
         let _ = write!(self.text, "{FAINT:#}");
@@ -79,7 +84,7 @@ impl Page {
         } else {
             self.text.push_str(&" ".repeat(self.left - used));
         }
-        self.words(self.left, &unlinked(says));
+        self.words(self.left, says);
         self.text.push('\n');
     }
 
