@@ -436,6 +436,11 @@ fn a_dead_guest_is_mourned_once_and_guest_starts_another() {
     }
     shell.enter("inspect cpus");
     shell.see("cpu");
+    // A repeat that is given up leaves `guest` where it was.
+    shell.enter("repeat 2");
+    shell.see("..> ");
+    shell.press("\x03");
+    shell.see("once more");
     assert_eq!(shell.all().matches("the guest panicked").count(), 1);
     shell.enter("guest memory=128M");
     shell.enter("print \"cpus\" ncpu");

@@ -75,6 +75,9 @@ impl<'t> Interpreter<'t> {
     /// line that failed is dropped.
     pub fn line(&mut self, text: &str) -> Result<Progress, Box<Ending>> {
         self.restart_clock();
+        if self.run.is_buried && self.progress() == Progress::Done {
+            self.parser.begin_again();
+        }
         if self.run.source.len() > KEPT {
             self.run.source.forget_before(self.oldest());
         }
@@ -82,9 +85,6 @@ impl<'t> Interpreter<'t> {
         self.parser.line(number, self.run.source.line(number)).map_err(wrong)?;
         if self.progress() == Progress::More {
             return Ok(Progress::More);
-        }
-        if self.run.is_buried {
-            self.parser.begin_again();
         }
         let body = self.parser.take();
         let ran = self.run.block(&body);
