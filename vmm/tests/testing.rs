@@ -192,6 +192,21 @@ fn an_expected_panic_is_returned_and_one_with_other_words_shows_both() -> CallRe
 }
 
 #[test]
+fn a_death_that_came_otherwise_is_expected_afterwards() -> CallResult<()> {
+    let mut guest = TestGuest::new();
+    let words = panic_of(|| drop(guest.expect_dead("page fault")));
+    assert!(words.ends_with("panicked with \"page fault\", and it lives"), "{words}");
+    let addr = GuestVirt::new(0x1000);
+    guest.submit(ThreadId::MAIN, Op::Read { addr }).expect("it is sent");
+    let answer = guest.next_response();
+    assert!(matches!(answer, Err(GuestError::Crashed(_))), "{answer:?}");
+    let words = panic_of(|| drop(guest.expect_dead("kmem_map too small")));
+    assert!(words.contains("it died: ") && words.contains("page fault"), "{words}");
+    assert_eq!(guest.expect_dead("page fault").cr2, addr);
+    Ok(())
+}
+
+#[test]
 fn a_death_that_nobody_expected_fails_the_test_with_the_kernels_report() {
     let words = panic_of(|| {
         let mut guest = TestGuest::new();

@@ -185,11 +185,11 @@ fn whoever_frees_it_while_it_is_being_made_brings_the_panic_entry_not_found_or_m
         let death = loop {
             match guest.next_response() {
                 Ok(_) => {}
-                Err(vmkern::GuestError::Crashed(crash)) => break crash,
+                Err(vmkern::GuestError::Crashed(_)) => break guest.expect_dead(""),
                 Err(error) => panic!("{error}"),
             }
             if guest.in_flight() == 0 {
-                break Box::new(guest.dies_of(Op::Join { thread: 1 }));
+                break guest.dies_of(Op::Join { thread: 1 });
             }
         };
         assert_eq!(death.message, "kmem_malloc: entry not found or misaligned");

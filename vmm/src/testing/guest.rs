@@ -20,8 +20,8 @@ const UNTIL_GIVEN_AWAY: &str = "the guest is there until `into_unchecked` takes 
 /// t0; [`TestGuest::on`], [`TestGuest::start`], [`TestGuest::in_interrupt`] and
 /// [`TestGuest::on_lowmem`] take them elsewhere.
 ///
-/// Dropping it looks the guest over, and panics when the guest died of something that
-/// [`TestGuest::expect_panic`] did not foresee, when a thread is blocked of which
+/// Dropping it looks the guest over, and panics when the guest died of something that neither
+/// [`TestGuest::expect_panic`] nor [`TestGuest::expect_dead`] expected, when a thread is blocked of which
 /// [`TestGuest::expect_blocked`] did not say so last, and when `vmkern check` finds anything in its
 /// memory. A test that panics already is left alone, and [`TestGuest::into_unchecked`] ends the
 /// supervision.
@@ -205,6 +205,26 @@ impl TestGuest {
             "{thread} is not blocked in \"{wmesg}\": {told}; blocked are: {}",
             sleepers(self.blocked())
         );
+    }
+
+    /// Checks that the kernel has panicked with `text` in its message, however the test came to know
+    /// of it: by an answer to [`Guest::submit`], by a join. A call that is waited for is made through
+    /// [`TestGuest::expect_panic`].
+    ///
+    /// # Panics
+    /// When the guest lives, or died of something else; the message says of what.
+    #[track_caller]
+    pub fn expect_dead(&mut self, text: &str) -> Crash {
+        let told = match self.death() {
+            Some(GuestError::Crashed(crash)) if crash.message.contains(text) => {
+                let crash = (**crash).clone();
+                self.watch.expect_death();
+                return crash;
+            }
+            Some(error) => format!("died: {error}"),
+            None => "lives".to_owned(),
+        };
+        panic!("the guest was expected to have panicked with {text:?}, and it {told}");
     }
 
     /// Checks that the guest's memory is in order now, as [`Guest::check`] does, and that its pages

@@ -102,7 +102,8 @@ impl Watch {
             }
             let text = format!(
                 "the guest is dead, and the test did not expect it:\n{death}\nA call of which the \
-                 kernel must panic is made through `guest.expect_panic(\"text\")`.\n"
+                 kernel must panic is made through `guest.expect_panic(\"text\")`; after a panic that \
+                 came otherwise say `guest.expect_dead(\"text\")`.\n"
             );
             return Err(self.report(&text));
         }
