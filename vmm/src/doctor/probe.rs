@@ -42,7 +42,8 @@ const PORT: u8 = 0xf4;
 const DEVICE: GuestPhys = GuestPhys::new(0xfeb0_0000);
 const REGISTER: Offset = Offset(0x50);
 const WRITTEN: u32 = 1;
-/// The vector on which it interrupts.
+/// The vector on which it interrupts. Its class is above that of the doorbell's, which no handler
+/// has ended.
 const DEVICE_VECTOR: u8 = 0x60;
 /// Rounds of a loop of two instructions.
 const ROUNDS: u32 = 256;

@@ -4,7 +4,7 @@
 //! before the interrupt controller, the interrupt controller is the split one (only a local APIC in
 //! the host's kernel), and no ioeventfd is registered at a launch: the guest's doorbell is a port
 //! write that exits to the vCPU's thread, the host's is an MSI. A device makes its interrupt line
-//! ([`line`]) and the events of its registers ([`ioevent`]) at their first use. What a vCPU needs
+//! (`line`) and the events of its registers (`ioevent`) at their first use. What a vCPU needs
 //! from the host but not from its VM (the CPUID that KVM supports) is fetched on the vCPU's own
 //! thread while the VM is created.
 
