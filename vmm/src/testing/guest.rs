@@ -20,11 +20,11 @@ const UNTIL_GIVEN_AWAY: &str = "the guest is there until `into_unchecked` takes 
 /// t0; [`TestGuest::on`], [`TestGuest::start`], [`TestGuest::in_interrupt`] and
 /// [`TestGuest::on_lowmem`] take them elsewhere.
 ///
-/// Dropping it looks the guest over, and panics when the guest died of something that neither
-/// [`TestGuest::expect_panic`] nor [`TestGuest::expect_dead`] expected, when a thread is blocked of which
-/// [`TestGuest::expect_blocked`] did not say so last, and when `vmkern check` finds anything in its
-/// memory. A test that panics already is left alone, and [`TestGuest::into_unchecked`] ends the
-/// supervision.
+/// Dropping it checks the guest, and panics in three cases: the guest died of something that
+/// neither [`TestGuest::expect_panic`] nor [`TestGuest::expect_dead`] expected; a thread is blocked
+/// that [`TestGuest::expect_blocked`] did not name last; `vmkern check` finds something in its
+/// memory. It says nothing while a test is panicking already, and [`TestGuest::into_unchecked`]
+/// ends the supervision.
 ///
 /// ```
 /// use vmkern::testing::{Calls as _, TestGuest};
@@ -207,8 +207,8 @@ impl TestGuest {
         );
     }
 
-    /// Checks that the kernel has panicked with `text` in its message, however the test came to know
-    /// of it: by an answer to [`Guest::submit`], by a join. A call that is waited for is made through
+    /// Checks that the kernel has panicked with `text` in its message, however the test learned of
+    /// it: from an answer to [`Guest::submit`], or from a join. For a call that is waited for, use
     /// [`TestGuest::expect_panic`].
     ///
     /// # Panics

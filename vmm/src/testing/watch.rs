@@ -101,9 +101,9 @@ impl Watch {
                 return Ok(());
             }
             let text = format!(
-                "the guest is dead, and the test did not expect it:\n{death}\nA call of which the \
-                 kernel must panic is made through `guest.expect_panic(\"text\")`; after a panic that \
-                 came otherwise say `guest.expect_dead(\"text\")`.\n"
+                "the guest is dead, and the test did not expect it:\n{death}\nMake a call that \
+                 must kill the kernel through `guest.expect_panic(\"text\")`; after a panic from \
+                 another cause, say `guest.expect_dead(\"text\")`.\n"
             );
             return Err(self.report(&text));
         }
