@@ -149,7 +149,8 @@ fn commands<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
             open = Some(begun.trim_end().to_owned());
             continue;
         }
-        let starts = text.starts_with("vmkern ")
+        // A line of a Cargo.toml names the crate, not the command.
+        let starts = text.starts_with("vmkern ") && !text.starts_with("vmkern = ")
             || text.starts_with("qemu-system")
             || text.contains("| vmkern ");
         if starts && !text.contains("[OPTIONS]") && !text.contains("|---") {
