@@ -92,6 +92,13 @@ impl Session<'_> {
             crate::cli::complain(&error);
             Status::Usage
         };
+        // A quick boot could be over before the first look at the clock.
+        if self.guest.timeout().is_zero() {
+            refused(anyhow::anyhow!(
+                "timeout must be more than 0: it limits the boot and each line"
+            ));
+            return Err(Status::Timeout);
+        }
         let builder = self.guest.builder().map_err(|error| refused(error.into()))?;
         let console = console::open(self.args.console.as_deref()).map_err(refused)?;
         let launched = builder.seed(self.guest.seed()).start(console);
