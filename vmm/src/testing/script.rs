@@ -89,7 +89,7 @@ pub fn script(path: impl AsRef<Path>) -> Result<(), ScriptFailure> {
 /// let failure = script_text("a = kmem_alloc kernel_map 4K\nread $a\nexpect 1\n");
 /// let failure = failure.expect_err("kmem_alloc gives zeros");
 /// assert!(failure.report().contains("expected  1"), "{failure}");
-/// assert!(failure.report().contains("got       0x0"), "{failure}");
+/// assert!(failure.report().contains("got       0"), "{failure}");
 /// ```
 ///
 /// # Errors
