@@ -10,7 +10,7 @@ use vmkern::script::{
     Ending, EnvironmentReport, FAINT, FailureReport, GuestTarget, Panic, RunReport, STRONG, Status,
     StepReport, Stop, TargetError, guest_status, launch_report, launch_status, stats,
 };
-use vmkern::tour::{self, CHAPTERS, Chapter, TourError};
+use vmkern::tour::{self, CHAPTERS, Chapter, Taken, TourError};
 use vmkern::{Guest, GuestBuilder, LaunchError};
 
 use super::guest::GuestArgs;
@@ -100,8 +100,15 @@ fn enter(stop: &Stop) -> Result<(), TourError> {
     }
     let mut line = String::new();
     match io::stdin().read_line(&mut line) {
-        Ok(1..) if line.trim() != "q" => Ok(()),
-        _ => Err(TourError::Left),
+        // A prompt at which the input ended has no end of line of its own.
+        Ok(0) | Err(_) => {
+            super::print("\n");
+            Err(TourError::Left)
+        }
+        Ok(_) if ["q", "quit"].contains(&line.trim().to_ascii_lowercase().as_str()) => {
+            Err(TourError::Left)
+        }
+        Ok(_) => Ok(()),
     }
 }
 
@@ -132,26 +139,30 @@ fn take(chapters: &[&Chapter], pace: Pace, request: &Request<'_>, signals: &Sign
         }
     };
     let mut pause = || if pace == Pace::ByStop { enter(&stop) } else { Ok(()) };
-    let result = tour::run(&mut guest, chapters, &stop, &mut say, &mut pause);
+    let Taken { steps, end } = tour::run(&mut guest, chapters, &stop, &mut say, &mut pause);
+    let steps = steps.into_iter().map(StepReport::from).collect();
     // 3. What is left of the guest at its end, and how that was reached.
     let mut target = GuestTarget::new(guest);
     let stats = stats(&mut target);
     let (_, log) = target.end();
     super::eprint(&super::console::complaints(log.error.as_ref(), log.dropped));
-    match result {
-        Ok((steps, crash)) => {
+    match end {
+        Ok(crash) => {
             super::print::run_ends(Status::Ok.into());
             if output == Output::Written {
                 let ending = crash.map_or(Ending::Finished, |crash| {
                     Ending::ExpectedPanic(Box::new(Panic::from(&*crash)))
                 });
-                let steps = steps.into_iter().map(StepReport::from).collect();
                 let report = RunReport::ended(&ending, steps, stats, environment);
                 super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
             }
             if log.error.is_some() { Status::Unwritten } else { Status::Ok }
         }
-        Err(error) => cut_short(error, output, environment, log.dropped),
+        Err(error) => {
+            let so_far = RunReport::ended(&Ending::Finished, steps, stats, environment);
+            let so_far = RunReport { dropped_log_lines: log.dropped, ..so_far };
+            cut_short(error, output, so_far)
+        }
     }
 }
 
@@ -180,13 +191,9 @@ fn unprepared(error: &anyhow::Error, output: Output, asked: EnvironmentReport) -
     Status::Usage
 }
 
-/// Reports a tour that did not come to its end; the exit status of that.
-fn cut_short(
-    error: TourError,
-    output: Output,
-    environment: EnvironmentReport,
-    dropped_log_lines: u64,
-) -> Status {
+/// Reports a tour that did not come to its end, of which `so_far` holds what was done; the exit
+/// status of that.
+fn cut_short(error: TourError, output: Output, so_far: RunReport) -> Status {
     let status = match &error {
         TourError::Guest(error) => guest_status(error),
         TourError::Inspect(_) => Status::Broken,
@@ -202,8 +209,13 @@ fn cut_short(
     if output == Output::Written {
         let expected = "the tour's usual results".to_owned();
         let failure = FailureReport { line: 0, expected, got: error.to_string() };
-        let report = RunReport::refused(status, vec![failure], environment);
-        super::print_json(&RunReport { dropped_log_lines, ..report });
+        let mut report = so_far;
+        report.add_failure(failure);
+        if status != Status::Failed {
+            let refused = RunReport::refused(status, Vec::new(), report.environment.clone());
+            (report.status, report.outcome) = (refused.status, refused.outcome);
+        }
+        super::print_json(&report);
     }
     if ![Status::Interrupted, Status::Ok].contains(&status) {
         super::complain(&error.into());

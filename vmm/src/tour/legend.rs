@@ -40,9 +40,9 @@ pub(super) fn cycles(kvm: KvmKind) -> String {
     told(match kvm {
         KvmKind::Software => {
             "cycles: this KVM is software. It runs CPL3 natively, but emulates each instruction at \
-             CPL0, for some 2,500 cycles; an interrupt, a fault or a flush takes a dozen and more. \
-             It also shadows the page tables: the first touch of a page costs 8,000 cycles and \
-             more. So a step that touches a thousand pages takes millions."
+             CPL0, for some 2,500 cycles; an interrupt, a fault or a flush costs more than a \
+             dozen of them. It also shadows the page tables: the first touch of a page costs 8,000 \
+             cycles and more. So a step that touches a thousand pages takes millions."
         }
         KvmKind::Hardware => {
             "cycles: this KVM is the processor's own, so all of the kernel runs natively. The \

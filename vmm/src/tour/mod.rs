@@ -62,34 +62,28 @@ vmkern_inspect::debug_as_printed!(TourError);
 pub type Pause<'p> = &'p mut dyn FnMut() -> Result<(), TourError>;
 
 /// Shows `chapters` in `guest`. Calls `pause` before each stop but the first; the time limits of
-/// `guest` and `stop` begin anew after it. Returns the steps that were taken (a stop's number in
-/// place of a line), and the guest's crash where the last chapter has one.
-///
-/// # Errors
-/// See [`TourError`].
+/// `guest` and `stop` begin anew after it.
 pub fn run(
     guest: &mut Guest,
     chapters: &[&Chapter],
     stop: &Stop,
     out: Out<'_>,
     pause: Pause<'_>,
-) -> Result<(Vec<Step>, Option<Box<Crash>>), TourError> {
+) -> Taken {
     let (explained, has_counted) = (PteFlags::empty(), false);
     let mut tour =
         Tour { guest, stop, out, pause, number: 0, steps: Vec::new(), explained, has_counted };
-    tour.welcome()?;
-    let mut crash = None;
-    for chapter in chapters {
-        tour.begin(chapter);
-        crash = (chapter.show)(&mut tour)?;
-    }
-    if !chapters.is_empty() {
-        tour.say(
-            "\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\n\
-             in tests/scripts show the language, `vmkern run --help` the options.\n",
-        );
-    }
-    Ok((tour.steps, crash))
+    let end = tour.take(chapters);
+    Taken { steps: tour.steps, end }
+}
+
+/// What came of a tour.
+#[derive(Debug)]
+pub struct Taken {
+    /// The steps that were taken, a stop's number in place of a line.
+    pub steps: Vec<Step>,
+    /// The guest's crash where the last chapter has one, or why the tour did not come to its end.
+    pub end: Result<Option<Box<Crash>>, TourError>,
 }
 
 /// A tour that is being taken.
@@ -108,6 +102,23 @@ pub(crate) struct Tour<'t> {
 }
 
 impl Tour<'_> {
+    /// Shows `chapters`, one after the other.
+    fn take(&mut self, chapters: &[&Chapter]) -> Result<Option<Box<Crash>>, TourError> {
+        self.welcome()?;
+        let mut crash = None;
+        for chapter in chapters {
+            self.begin(chapter);
+            crash = (chapter.show)(self)?;
+        }
+        if !chapters.is_empty() {
+            self.say(
+                "\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\n\
+                 in tests/scripts show the language, `vmkern run --help` the options.\n",
+            );
+        }
+        Ok(crash)
+    }
+
     fn say(&mut self, text: &str) {
         (self.out)(text);
     }

@@ -101,7 +101,7 @@ impl Window {
         }
         // 2. No line is no entry.
         if text.is_empty() {
-            text.push_str("   entry none\n");
+            text.push_str("   entry none in sight\n");
         }
         text
     }
@@ -132,7 +132,11 @@ impl Window {
                 continue;
             }
             // 2. What was entered, removed, changed.
-            let pages = count((index - first) as u64, "page");
+            // A run that reaches the last column may go on behind it.
+            let mut pages = count((index - first) as u64, "page");
+            if index == self.pages.len() {
+                pages.push_str(" in sight");
+            }
             let line = match pair {
                 (None, Some(new)) => {
                     format!("{GOOD}+{GOOD:#} {} {pages}: {}", self.at(first), flags(new))
@@ -149,7 +153,7 @@ impl Window {
         }
         // 3. No line is no change.
         if text.is_empty() {
-            text.push_str("   PTE   unchanged\n");
+            text.push_str("   PTE   unchanged in sight\n");
         }
         text
     }

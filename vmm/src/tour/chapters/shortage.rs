@@ -29,7 +29,8 @@ pub(super) fn show(tour: &mut Tour<'_>) -> Shown {
     let (block, rest) = tour.take_the_rest(scene)?;
     tour.tell_passes()?;
     // 2. A caller that may sleep, and one that may not.
-    let wanted = WANTED * PAGE_SIZE;
+    // Its addresses are the lowest free ones, behind the block.
+    let (wanted, behind) = (WANTED * PAGE_SIZE, Scene(MapId::KMEM, block.add(rest)));
     let sleeper = malloc(
         wanted,
         MallocFlags::WAITOK,
@@ -37,7 +38,7 @@ pub(super) fn show(tour: &mut Tour<'_>) -> Shown {
          one by one and, at the last two, wakes the pagedaemon and sleeps in \
          \"vmwait\" with what it has.",
     );
-    tour.blocked(&sleeper.at(scene).on(SECOND))?;
+    tour.blocked(&sleeper.at(behind).on(SECOND))?;
     tour.tell_passes()?;
     tour.null(
         &malloc(
@@ -63,9 +64,9 @@ pub(super) fn show(tour: &mut Tour<'_>) -> Shown {
             "The second thread's call has gone on, and has returned. Its sleep counts \
              among its cycles.",
         )
-        .at(scene),
+        .at(behind),
     )?;
-    tour.ok(&free(KMEM, late, wanted, "Its pages go.").at(scene))?;
+    tour.ok(&free(KMEM, late, wanted, "Its pages go.").at(behind))?;
     tour.ok(&free(KERNEL, big, many, "And the large block.").at(below))?;
     Ok(None)
 }
