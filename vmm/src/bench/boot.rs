@@ -10,7 +10,7 @@ use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
 
 use super::against::{self, AgainstBench, Figure};
 use super::{BenchError, Progress, Summary, Watch, bare};
-use crate::guest::{Guest, ThreadId};
+use crate::guest::{Guest, LaunchError, ThreadId};
 use crate::kernel::KernelImage;
 
 /// What [`boot`] measured. Times are in microseconds.
@@ -48,6 +48,7 @@ pub fn boot(
     vmkern: &Path,
     watch: Watch<'_>,
 ) -> Result<BootBench, BenchError> {
+    Guest::builder().memory(memory).validate().map_err(LaunchError::from)?;
     // 1. The measurements take turns, so a change of the host's load affects all of them.
     let embedded = KernelImage::embedded();
     let mut times: [Vec<f64>; 5] = Default::default();

@@ -197,7 +197,7 @@ fn measure(what: &What) -> anyhow::Result<Status> {
 /// not a bug that a measurement found.
 fn kernel(path: Option<&Path>) -> anyhow::Result<Option<KernelImage>> {
     let Some(path) = path else { return Ok(None) };
-    let kernel = KernelImage::from_file(path).context("cannot read the other kernel")?;
+    let kernel = KernelImage::from_file(path)?;
     match bench::try_kernel(&kernel) {
         Ok(()) => Ok(Some(kernel)),
         Err(LaunchError::Guest(error)) => Err(WrongKernel(vmkern::text::name(path), error).into()),

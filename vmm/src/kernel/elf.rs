@@ -69,7 +69,8 @@ impl Plan {
         if elf.architecture() != object::Architecture::X86_64
             || elf.kind() != ObjectKind::Executable
         {
-            let found = format!("it is for {:?}, {:?}", elf.architecture(), elf.kind());
+            let found =
+                format!("its machine is {:?}, its kind {:?}", elf.architecture(), elf.kind());
             return Err(KernelFault::NotElf(found));
         }
         // 2. Its segments, in order: they must not overlap.

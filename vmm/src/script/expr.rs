@@ -88,7 +88,7 @@ impl Reference {
 pub(super) fn unexpected(token: &Token, expected: &str) -> Diagnostic {
     let message = match token.kind {
         Kind::End => "the line ends too early".to_owned(),
-        _ => format!("unexpected {}", token.describe()),
+        _ => format!("unexpected {}", token.describe().trim_start_matches("the ")),
     };
     let error = Diagnostic::new(token.span, message, expected, token.describe());
     if Operator::ALL.iter().any(|operator| token.is(operator.sign())) {

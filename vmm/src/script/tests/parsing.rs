@@ -130,7 +130,7 @@ fn an_error_names_line_and_column() {
         ("join t[0x40]", 1, 6, "`t[64]` is not a thread"),
         ("t[1: settle", 1, 4, "unexpected `:`"),
         ("let x = hex(1)", 1, 9, "unknown name `hex`"),
-        ("print hex 1", 1, 11, "unexpected the number 1"),
+        ("print hex 1", 1, 11, "unexpected number 1"),
         (
             "print swap_free",
             1,
