@@ -183,6 +183,10 @@ mod tests {
             Op::Work(Workload::SpinRead { mailbox: addr, rounds: 22 }),
             Op::Work(Workload::SpinFree { mailbox: addr, map }),
         ];
+        let codes = ops.iter().fold(0_u64, |codes, op| codes | 1 << op.to_wire().0);
+        for row in Op::TABLE.iter().chain(Workload::TABLE) {
+            assert_ne!(codes & 1 << row.code, 0, "no {} here", row.name);
+        }
         for (tag, op) in (u32::MAX - 30..).zip(ops) {
             let threads =
                 [Context::Thread(0), Context::Thread(63), Context::Start(0), Context::Start(63)];
