@@ -36,7 +36,7 @@ Examples:
   vmkern test tests/scripts
   vmkern test first.kmem tests/scripts --filter smallest --filter first
   vmkern test DIR --seeds 0..3 --fail-fast
-  vmkern test tests/scripts --filter threads --memory 256M --junit report.xml
+  vmkern test tests/scripts --filter smallest --memory 256M --junit report.xml
 
 Exit status: 0 all scripts held; 1 at least one did not; 2 the command line is wrong; 4 this \
 host cannot run guests; 7 output could not be written; 129, 130 or 143 ended by SIGHUP, SIGINT \
