@@ -101,6 +101,12 @@ pub(crate) struct Tour<'t> {
     has_counted: bool,
 }
 
+/// What is said at the end.
+const FAREWELL: &str = "
+That is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts
+in tests/scripts show the language, `vmkern run --help` the options.
+";
+
 impl Tour<'_> {
     /// Shows `chapters`, one after the other.
     fn take(&mut self, chapters: &[&Chapter]) -> Result<Option<Box<Crash>>, TourError> {
@@ -111,10 +117,7 @@ impl Tour<'_> {
             crash = (chapter.show)(self)?;
         }
         if !chapters.is_empty() {
-            self.say(
-                "\nThat is all. Write your own and run it with `vmkern run FILE.kmem`: the scripts\n\
-                 in tests/scripts show the language, `vmkern run --help` the options.\n",
-            );
+            self.say(FAREWELL);
         }
         Ok(crash)
     }
