@@ -108,7 +108,8 @@ struct Terminal {
 
 impl Terminal {
     fn new(args: &[&str]) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+            .expect("there are terminals");
         grantpt(&ours).expect("it is ours");
         unlockpt(&ours).expect("it is ours");
         let name = ptsname(&ours, Vec::new()).expect("it has a name");
