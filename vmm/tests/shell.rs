@@ -1,15 +1,15 @@
 //! `vmkern shell`: lines from a pipe, and lines that somebody types at a terminal.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+mod pty;
+
+use std::fs;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, open};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use pty::Pty;
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 /// `vmkern shell ARGS` with `lines` on its standard input.
@@ -155,77 +155,40 @@ fn utf8(path: &Path) -> &str {
 
 /// A shell at a terminal of its own.
 struct Terminal {
-    child: Child,
-    keys: File,
-    screen: Arc<Mutex<String>>,
+    pty: Pty,
     /// How much of the screen has been waited for.
     seen: usize,
 }
 
 impl Terminal {
     fn new(args: &[&str], state: &str) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .expect("there are terminals");
-        grantpt(&ours).expect("it is ours");
-        unlockpt(&ours).expect("it is ours");
-        let name = ptsname(&ours, Vec::new()).expect("it has a name");
-        let theirs =
-            open(&*name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("it can be opened");
-        let stream = || Stdio::from(theirs.try_clone().expect("there is room for a descriptor"));
-        let child = Command::new("setsid")
-            .args(["--ctty", "--wait", env!("CARGO_BIN_EXE_vmkern"), "shell"])
-            .args(args)
-            .env("XDG_STATE_HOME", state)
-            .env("TERM", "xterm")
-            .env("NO_COLOR", "1")
-            .stdin(stream())
-            .stdout(stream())
-            .stderr(stream())
-            .spawn()
-            .expect("setsid of util-linux is there");
-        drop(theirs);
-        let keys = File::from(ours);
-        let screen = Arc::new(Mutex::new(String::new()));
-        let (mut from, to) = (keys.try_clone().expect("there is room"), Arc::clone(&screen));
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // It ends with an error when the other side is closed.
-            while let Ok(len @ 1..) = from.read(&mut bytes) {
-                let text = String::from_utf8_lossy(&bytes[..len]);
-                to.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            }
-        });
-        Self { child, keys, screen, seen: 0 }
+        let args: Vec<&str> = ["shell"].iter().chain(args).copied().collect();
+        let pty = Pty::new(&args, &[("XDG_STATE_HOME", state), ("TERM", "xterm")]);
+        Self { pty, seen: 0 }
     }
 
     /// Makes the window so wide.
     fn resize(&self, columns: u16) {
         let size = Winsize { ws_row: 25, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&self.keys, size).expect("it is a terminal");
+        tcsetwinsize(&self.pty.keys, size).expect("it is a terminal");
     }
 
     /// Everything that has come so far.
     fn all(&self) -> String {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pty.text()
     }
 
     fn press(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).expect("somebody reads them");
+        self.pty.press(keys);
     }
 
     /// Waits until `text` has come, behind what was waited for before.
     #[track_caller]
     fn see(&mut self, text: &str) {
-        let end = Instant::now() + Duration::from_secs(30);
-        loop {
-            let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(at) = screen[self.seen..].find(text) {
-                self.seen += at + text.len();
-                return;
-            }
-            assert!(Instant::now() < end, "no {text:?} in {:?}", &screen[self.seen..]);
-            thread::sleep(Duration::from_millis(10));
-        }
+        let seen = self.seen;
+        let missing = |screen: &str| format!("no {text:?} in {:?}", &screen[seen..]);
+        let at = self.pty.wait_for(|screen| screen[seen..].find(text), missing);
+        self.seen += at + text.len();
     }
 
     /// Types a line at the prompt.
@@ -237,14 +200,7 @@ impl Terminal {
 
     #[track_caller]
     fn status(mut self) -> Option<i32> {
-        let end = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it is a child") {
-                return status.code();
-            }
-            assert!(Instant::now() < end, "the shell does not end");
-            thread::sleep(Duration::from_millis(10));
-        }
+        self.pty.status().code()
     }
 }
 
@@ -345,7 +301,7 @@ fn what_is_pasted_behind_a_line_that_is_stopped_is_not_done() {
     shell.see("interrupted");
     shell.enter("print \"the end\"");
     shell.see("\nthe end");
-    let screen = shell.screen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let screen = shell.all();
     assert!(!screen.contains("\ngoes on"), "{screen}");
 }
 
@@ -488,11 +444,11 @@ fn a_signal_at_the_prompt_ends_the_shell_and_restores_the_terminal() {
         shell.press("half a line");
         shell.see("half a line");
         let begin = Instant::now();
-        let pid = shell.child.id().to_string();
+        let pid = shell.pty.child.id().to_string();
         let killed = Command::new("kill").args([signal, &pid]).status().expect("kill is there");
         assert!(killed.success(), "{killed}");
         shell.see("\x1b[?2004l");
-        let keys = shell.keys.try_clone().expect("there is room");
+        let keys = shell.pty.keys.try_clone().expect("there is room");
         assert_eq!(shell.status(), Some(status));
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
         let modes = tcgetattr(&keys).expect("it is a terminal").local_modes;

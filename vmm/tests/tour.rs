@@ -1,14 +1,12 @@
 //! The tour: its chapters, alone and in their order, and a stop at a time. Needs KVM.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+mod pty;
 
-use rustix::fs::{Mode, OFlags, open};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use pty::Pty;
 use serde_json::Value;
 use vmkern::tour::CHAPTERS;
 
@@ -100,78 +98,33 @@ fn a_stop_at_a_time_wants_a_terminal() {
 }
 
 /// A tour at a terminal of its own.
-struct Terminal {
-    child: Child,
-    keys: File,
-    screen: Arc<Mutex<String>>,
-}
+struct Terminal(Pty);
 
 impl Terminal {
     fn new(args: &[&str]) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-            .expect("there are terminals");
-        grantpt(&ours).expect("it is ours");
-        unlockpt(&ours).expect("it is ours");
-        let name = ptsname(&ours, Vec::new()).expect("it has a name");
-        let theirs =
-            open(&*name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("it can be opened");
-        let stream = || Stdio::from(theirs.try_clone().expect("there is room for a descriptor"));
-        let child = Command::new("setsid")
-            .args(["--ctty", "--wait", VMKERN, "run", "--tour"])
-            .args(args)
-            .env("NO_COLOR", "1")
-            .stdin(stream())
-            .stdout(stream())
-            .stderr(stream())
-            .spawn()
-            .expect("setsid of util-linux is there");
-        drop(theirs);
-        let keys = File::from(ours);
-        let screen = Arc::new(Mutex::new(String::new()));
-        let (mut from, to) = (keys.try_clone().expect("there is room"), Arc::clone(&screen));
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // It ends with an error when the other side is closed.
-            while let Ok(len @ 1..) = from.read(&mut bytes) {
-                let text = String::from_utf8_lossy(&bytes[..len]);
-                to.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
-            }
-        });
-        Self { child, keys, screen }
-    }
-
-    fn text(&self) -> String {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let args: Vec<&str> = ["run", "--tour"].iter().chain(args).copied().collect();
+        Self(Pty::new(&args, &[]))
     }
 
     /// Waits until so many stops have asked for Enter; the number of the last one shown.
     #[track_caller]
     fn see_stops(&self, stops: usize) {
-        let end = Instant::now() + Duration::from_secs(30);
-        while self.text().matches("Enter goes on").count() < stops {
-            assert!(Instant::now() < end, "{}", self.text());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let asked = |text: &str| text.matches("Enter goes on").count() >= stops;
+        let text = self.0.wait_for(|text| asked(text).then(|| text.to_owned()), str::to_owned);
         let after = format!("\n{:>2} ", stops + 1);
-        assert!(!self.text().contains(&after), "nobody pressed Enter yet: {}", self.text());
+        assert!(!text.contains(&after), "nobody pressed Enter yet: {text}");
     }
 
     fn press(&mut self, keys: &str) {
-        self.keys.write_all(keys.as_bytes()).expect("somebody reads them");
+        self.0.press(keys);
     }
 
     #[track_caller]
     fn status(mut self) -> (Option<i32>, String) {
-        let end = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it is a child") {
-                // What it wrote last may still be on its way.
-                thread::sleep(Duration::from_millis(100));
-                return (status.code(), self.text());
-            }
-            assert!(Instant::now() < end, "the tour does not end: {}", self.text());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let status = self.0.status();
+        // What it wrote last may still be on its way.
+        thread::sleep(Duration::from_millis(100));
+        (status.code(), self.0.text())
     }
 }
 
