@@ -127,12 +127,8 @@ pub fn run_script_then<T: std::fmt::Debug>(
             return Err(Unlaunched { error, seen, log, console_error: None, dropped_lines: 0 });
         }
     };
-    // 2. From here on an interrupt reaches it; one that came before is passed on now.
-    let handle = guest.interrupt_handle();
-    stop.on_interrupt(move || handle.interrupt());
-    if stop.is_interrupted() {
-        guest.interrupt_handle().interrupt();
-    }
+    // 2. From here on an interrupt reaches it, also one that came before.
+    stop.watch(&guest);
     if let Err(error) = guest.await_ready() {
         let seen = Some(look(&guest, Standstill::Unready(&error)));
         let (log, LogEnd { error: console_error, dropped: dropped_lines, .. }) =

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::target::TargetError;
-use crate::deadline;
+use crate::{Guest, deadline};
 
 /// Ends the wait for a guest.
 type Hook = Box<dyn Fn() + Send>;
@@ -38,9 +38,20 @@ impl Stop {
         Self { interrupted, hook: Mutex::new(None), looks, limit, deadline }
     }
 
-    /// Calls `hook` at each interruption from now on.
+    /// Calls `hook` at each interruption from now on, and now for one that came before.
     pub fn on_interrupt(&self, hook: impl Fn() + Send + 'static) {
-        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+        // An interruption that comes during this waits for the lock, and finds the hook.
+        let mut known = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_interrupted() {
+            hook();
+        }
+        *known = Some(Box::new(hook));
+    }
+
+    /// Makes each interruption end the wait for `guest`, as [`Stop::on_interrupt`] does.
+    pub fn watch(&self, guest: &Guest) {
+        let handle = guest.interrupt_handle();
+        self.on_interrupt(move || handle.interrupt());
     }
 
     /// Ends the run now: between statements, or in the wait for one.
@@ -113,5 +124,33 @@ impl Stop {
     #[must_use]
     pub fn left(&self) -> Duration {
         self.deadline().saturating_duration_since(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_hook_is_called_for_an_interruption_before_it_and_for_each_one_after() {
+        let stop = Stop::after(Duration::from_secs(60));
+        let calls = Arc::new(AtomicU32::new(0));
+        let hook = |calls: &Arc<AtomicU32>| {
+            let calls = Arc::clone(calls);
+            move || {
+                calls.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        stop.on_interrupt(hook(&calls));
+        assert_eq!(calls.load(Ordering::SeqCst), 0);
+        stop.interrupt();
+        stop.on_interrupt(hook(&calls));
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        stop.forget_interrupt();
+        stop.on_interrupt(hook(&calls));
+        stop.interrupt();
+        assert_eq!(calls.load(Ordering::SeqCst), 3);
     }
 }

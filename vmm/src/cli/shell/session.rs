@@ -112,8 +112,7 @@ impl Session<'_> {
 
 /// Waits for the kernel; `stop` can end that, and later every wait.
 fn ready(mut guest: Guest, stop: &Arc<Stop>) -> Result<Guest, LaunchError> {
-    let handle = guest.interrupt_handle();
-    stop.on_interrupt(move || handle.interrupt());
+    stop.watch(&guest);
     guest.await_ready()?;
     Ok(guest)
 }
