@@ -65,7 +65,7 @@ pub fn launch_unchecked(builder: GuestBuilder) -> Guest {
 /// Thread `number`.
 ///
 /// # Panics
-/// When there is no such thread.
+/// When the thread does not exist.
 #[must_use]
 pub fn t(number: u16) -> ThreadId {
     ThreadId::try_from(number).unwrap_or_else(|error| panic!("{error}"))

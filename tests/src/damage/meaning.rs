@@ -121,7 +121,7 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     (
         "VmMeter",
         "v_inactive_target",
-        "depends on how many pages were free when it was computed, which is no longer known",
+        "depends on the number of free pages at its computation, which is not recorded",
     ),
     ("VmMeter", "v_zfod", "any number of all faults"),
     (

@@ -1,5 +1,5 @@
-//! `kmem_malloc` when it may sleep and there is no address space: it fires the vm_lowmem event
-//! eight times in nine seconds, and then panics.
+//! `kmem_malloc` without address space, from a caller that may sleep: it fires the vm_lowmem
+//! event eight times in nine seconds, and then panics.
 
 use std::thread;
 

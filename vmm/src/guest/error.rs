@@ -109,7 +109,7 @@ pub enum ConfigError {
 #[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// There is no such thread.
+    /// The thread does not exist.
     #[error("thread must be t0 to t{max}, got {0}", max = ThreadId::COUNT - 1)]
     Thread(u16),
     /// A thread that sleeps in an operation cannot start another one.

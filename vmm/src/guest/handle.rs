@@ -136,8 +136,8 @@ impl Guest {
     }
 
     /// Sends `op` to run in `context`, and returns the tag of the future answer, as
-    /// [`Guest::submit`] does; there is no answer for [`Context::Start`]. The context of an
-    /// [`Op::Join`] does not matter.
+    /// [`Guest::submit`] does. An operation in [`Context::Start`] is not answered. The context of
+    /// an [`Op::Join`] does not matter.
     ///
     /// # Errors
     /// See [`GuestError`].

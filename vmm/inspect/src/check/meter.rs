@@ -56,7 +56,7 @@ fn check(ctx: &Context<'_>) {
     compare("v_free_reserved", &meter.v_free_reserved, &[reserved]);
     compare("v_free_min", &meter.v_free_min, &[free_min]);
     compare("v_free_severe", &meter.v_free_severe, &[severe]);
-    // 4. Those that also depend on how many pages were free at boot, which is no longer known.
+    // 4. Those that also depend on the number of free pages at boot, which is not recorded.
     let target = meter.v_free_target.get();
     compare(
         "v_free_target",

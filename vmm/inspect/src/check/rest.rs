@@ -99,7 +99,7 @@ impl Rest {
         self.awake
     }
 
-    /// The number of threads that sleep in a page fault until a page is no longer busy.
+    /// The number of threads whose page fault waits for a busy page.
     pub(super) fn faults(&self) -> u64 {
         self.faults
     }
