@@ -31,13 +31,19 @@ bitflags! {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MapId(pub u64);
 
-/// By its name, or its address in hexadecimal.
-impl fmt::Debug for MapId {
+/// Its name, or its address in hexadecimal.
+impl fmt::Display for MapId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Self::NAMED.iter().find(|(_, map)| map == self) {
-            Some((name, _)) => write!(f, "MapId({name})"),
-            None => write!(f, "MapId({:#x})", self.0),
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "{:#x}", self.0),
         }
+    }
+}
+
+impl fmt::Debug for MapId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MapId({self})")
     }
 }
 

@@ -18,6 +18,15 @@ codes! {
     }
 }
 
+impl fmt::Display for MapKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "user",
+            Self::System => "system",
+        })
+    }
+}
+
 codes! {
     /// The function with which [`Workload::Pairs`](super::Workload::Pairs) allocates; it frees with
     /// `kmem_free`.
@@ -61,14 +70,11 @@ macro_rules! arguments {
 
 arguments! {
     u64: |n| n, Some, number;
-    MapId: |map: Self| map.0, |word| Some(Self(word)), map;
+    MapId: |map: Self| map.0, |word| Some(Self(word)), |map: Self, f| fmt::Display::fmt(&map, f);
     GuestVirt: Self::get, |word| Some(Self::new(word)), |addr: Self, f| fmt::Display::fmt(&addr, f);
     MallocFlags: |flags: Self| flags.bits(), Self::from_bits, flags;
     MapKind: |kind: Self| kind.code().into(), |word| Self::from_code(u8::try_from(word).ok()?),
-        |kind: Self, f: &mut fmt::Formatter<'_>| f.write_str(match kind {
-            Self::User => "user",
-            Self::System => "system",
-        });
+        |kind: Self, f| fmt::Display::fmt(&kind, f);
     Allocator: |by: Self| by.code().into(), |word| Self::from_code(u8::try_from(word).ok()?),
         |by: Self, f| fmt::Debug::fmt(&by, f);
 }
@@ -76,14 +82,6 @@ arguments! {
 /// Sizes in decimal. What is as large as an address wrapped somewhere, or is one.
 fn number(n: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if n < 1 << 47 { write!(f, "{n}") } else { write!(f, "{n:#x}") }
-}
-
-/// Its name, or where it lies.
-fn map(map: MapId, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match MapId::NAMED.iter().find(|(_, named)| *named == map) {
-        Some((name, _)) => f.write_str(name),
-        None => write!(f, "{:#x}", map.0),
-    }
 }
 
 /// The names of malloc(9).

@@ -11,7 +11,7 @@ use vmkern::check::{Rule, rule, rules};
 use vmkern::dump::Dump;
 use vmkern::inspect::{InspectError, View};
 use vmkern::output::reserve_stdout;
-use vmkern::script::{BAD, Ending, FailureReport, GOOD, SCHEMA, Status, closest};
+use vmkern::script::{BAD, Ending, GOOD, SCHEMA, Status, closest};
 use vmkern::text;
 
 use super::columns::{Page, list_width};
@@ -193,7 +193,7 @@ impl Reporter for CheckArgs {
             super::eprint(&if is_clean {
                 format!("{GOOD}ok{GOOD:#} {name}: nothing found in {looked}\n")
             } else {
-                format!("{BAD}FAIL{BAD:#} {name}: {} in {looked}\n", count(report))
+                format!("{BAD}FAIL{BAD:#} {name}: {} in {looked}\n", report.total())
             });
         }
         if is_clean { Status::Ok } else { Status::Failed }
@@ -219,28 +219,10 @@ pub fn at_end(guest: &Guest, ending: &Ending) -> Option<Result<Report, InspectEr
     (*ending != Ending::Interrupted).then(|| guest.check())
 }
 
-/// The failure of a check at the end of a run, if there is one: in words, and for the report.
-pub fn failure(checked: &Result<Report, InspectError>) -> Option<(String, FailureReport)> {
-    let (text, got) = match checked {
-        Ok(report) if report.is_clean() => return None,
-        Ok(report) => (report.to_string(), count(report)),
-        Err(error) => (String::new(), format!("a guest that cannot be checked: {error}")),
-    };
-    let text = format!("{text}{BAD}check:{BAD:#} {got}\n");
-    Some((text, FailureReport { line: 0, expected: "no findings at the end".to_owned(), got }))
-}
-
 /// What the check looked at, in words.
 fn looked_at(Report { stats, .. }: &Report) -> String {
     format!(
         "{} maps, {} entries, {} objects, {} page tables, {} translations",
         stats.maps, stats.entries, stats.objects, stats.tables, stats.translations
     )
-}
-
-fn count(report: &Report) -> String {
-    match report.count() {
-        1 => "1 finding".to_owned(),
-        count => format!("{count} findings"),
-    }
 }

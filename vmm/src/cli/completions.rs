@@ -35,13 +35,12 @@ pub fn run(args: &CompletionsArgs) -> Status {
 /// offer, and with the words that values are made of.
 fn offered() -> Command {
     let whole = super::Cli::command();
-    let visible = whole.get_subcommands().filter(|command| !command.is_hide_set());
     Command::new("vmkern")
         .about(whole.get_about().cloned().unwrap_or_default())
         .version(super::VERSION.as_str())
         .disable_help_subcommand(true)
         .args(whole.get_arguments().cloned())
-        .subcommands(visible.cloned().map(with_words))
+        .subcommands(help::visible(&whole).cloned().map(with_words))
 }
 
 /// The same command with the words of its values, and those of its subcommands.
@@ -49,9 +48,8 @@ fn with_words(command: Command) -> Command {
     let command = match command.get_name() {
         "help" => {
             let root = super::Cli::command();
-            let visible = root.get_subcommands().filter(|command| !command.is_hide_set());
             let mut words: Vec<String> =
-                visible.map(|command| command.get_name().to_owned()).collect();
+                help::visible(&root).map(|command| command.get_name().to_owned()).collect();
             words.extend(help::language_words().map(str::to_owned));
             words.sort_unstable();
             words.dedup();

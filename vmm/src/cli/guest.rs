@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use vmkern::guest::{DEFAULT_MEMORY, DEFAULT_TIMEOUT, KernelImage};
-use vmkern::script::{GuestOptions, values};
-use vmkern::{Guest, GuestBuilder, LaunchError, Privilege, TimeMode};
+use vmkern::script::{EnvironmentReport, GuestOptions, values};
+use vmkern::{GuestBuilder, LaunchError, Privilege, TimeMode};
 
 /// The guest to boot.
 #[derive(Clone, Debug, Default, Args)]
@@ -82,16 +82,7 @@ impl GuestArgs {
     /// # Errors
     /// The first rule that is broken.
     pub fn builder(&self) -> Result<GuestBuilder, LaunchError> {
-        let mut builder = Guest::builder()
-            .memory(self.memory())
-            .vcpus(self.vcpus())
-            .privilege(self.privilege.unwrap_or(Privilege::Auto))
-            .time(self.time.unwrap_or(TimeMode::Virtual))
-            .timeout(self.timeout())
-            .seed(self.seed());
-        for (name, value) in &self.settings {
-            builder = builder.tunable(name, *value);
-        }
+        let mut builder = self.options().builder();
         builder.validate()?;
         if let Some(path) = &self.kernel {
             let image = KernelImage::from_file(path)?;
@@ -99,6 +90,25 @@ impl GuestArgs {
             builder = builder.kernel(image);
         }
         Ok(builder)
+    }
+
+    /// The same as a `guest` line would say it, but for the kernel.
+    fn options(&self) -> GuestOptions {
+        let Self { memory, vcpus, privilege, time, timeout, seed, .. } = *self;
+        GuestOptions {
+            memory,
+            vcpus,
+            privilege,
+            time,
+            timeout,
+            seed,
+            tunables: self.settings.clone(),
+        }
+    }
+
+    /// What a report of a run says of a guest that there is not.
+    pub fn asked(&self) -> EnvironmentReport {
+        EnvironmentReport::asked(self.vcpus(), self.memory(), self.seed())
     }
 
     /// Names that are bound before the first line of a script.

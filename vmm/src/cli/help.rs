@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command, CommandFactory as _};
 use vmkern::guest::Tunables;
 use vmkern::script::{LINES, Line, NAMES, NUMBERS, RESULTS, Status, VERBS, Verb, closest};
 
@@ -61,13 +61,16 @@ pub fn run(args: &HelpArgs) -> Status {
     }
 }
 
-/// Says that there is no help on `words`, with the nearest word that has one.
+/// The subcommands of `command` that are not hidden.
+pub fn visible(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|known| !known.is_hide_set())
+}
+
+/// Reports that `words` have no help, and suggests the nearest word that has some.
 fn unknown(words: &[String]) -> Status {
     let command = super::Cli::command();
-    let visible = command.get_subcommands().filter(|known| !known.is_hide_set());
-    let subcommands: Vec<String> = visible.map(|known| known.get_name().to_owned()).collect();
     let first = words.first().map_or("", String::as_str);
-    let subcommand = closest(first, subcommands.iter().map(String::as_str));
+    let subcommand = closest(first, visible(&command).map(Command::get_name));
     let meant = subcommand.or_else(|| like(first));
     let meant = meant.map_or(String::new(), |name| format!("; did you mean `{name}`?"));
     let shown = vmkern::text::one_line(words.join(" ").as_bytes());

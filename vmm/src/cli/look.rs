@@ -46,9 +46,9 @@ pub fn at_end<R: Reporter>(
     let (source, script) = match super::script::parsed(path, &name, guest, signals) {
         Ok(parsed) => parsed,
         Err(unusable) => {
-            let (status, why) = unusable.complain(&name);
-            reporter.refusal(Some(of), &why);
-            return status;
+            super::eprint(&unusable.text(&name));
+            reporter.refusal(Some(of), &unusable.why(&name));
+            return unusable.status();
         }
     };
     let guest = guest.with(script.guest(), Precedence::CommandLine).guest;

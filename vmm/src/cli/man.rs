@@ -59,7 +59,7 @@ fn write_all(root: &Command, directory: &Path) -> anyhow::Result<()> {
         let mut output = Destination::of(&path).and_then(|to| to.whole(Readers::Umask))?;
         output.write(&page(command)?, &mut super::print::go_on)?;
         output.finish().with_context(|| format!("cannot write {}", vmkern::text::name(&path)))?;
-        commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()));
+        commands.extend(super::help::visible(command));
     }
     Ok(())
 }

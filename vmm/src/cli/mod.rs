@@ -34,7 +34,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use vmkern::abi::ABI_VERSION;
-use vmkern::script::{BAD, EnvironmentReport, FailureReport, RunReport, Status};
+use vmkern::script::{BAD, FailureReport, RunReport, Status};
 use vmkern::text::one_line;
 
 use self::color::Color;
@@ -166,10 +166,8 @@ fn refuse(error: &clap::Error, arguments: &[OsString]) -> Status {
             expected: "a command line as `vmkern run --help` says".to_owned(),
             got,
         };
-        let defaults = GuestArgs::default();
-        let environment =
-            EnvironmentReport::asked(defaults.vcpus(), defaults.memory(), defaults.seed());
-        print_json(&RunReport::refused(Status::Usage, vec![failure], environment));
+        let asked = GuestArgs::default().asked();
+        print_json(&RunReport::refused(Status::Usage, vec![failure], asked));
     }
     Status::Usage
 }

@@ -9,8 +9,8 @@ use vmkern::Guest;
 use vmkern::guest::SaveError;
 use vmkern::output::{Destination, reserve_stdout};
 use vmkern::script::{
-    BAD, Ending, EnvironmentReport, FailureReport, GOOD, RunReport, Session, Setup, Source,
-    Standstill, Status, Unlaunched, explain, explain_errors, launch_status, run_script_then,
+    BAD, Ending, FailureReport, GOOD, RunReport, Session, Setup, Source, Standstill, Status,
+    Unlaunched, explain, launch_status, run_script_then,
 };
 
 use super::guest::{GuestArgs, Precedence};
@@ -93,7 +93,7 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
     //    script is known to be good.
     let (source, script) = match script::parsed(file, &name, &args.guest, signals) {
         Ok(parsed) => parsed,
-        Err(unusable) => return refuse_script(args, &name, unusable),
+        Err(unusable) => return refuse_script(args, &name, &unusable),
     };
     let guest = args.guest.with(script.guest(), Precedence::CommandLine).guest;
     let builder = match guest.builder() {
@@ -137,33 +137,23 @@ fn run_script(args: &RunArgs, file: &Path, signals: &Signals) -> Status {
 }
 
 /// Reports a script that cannot run, and returns the exit status.
-fn refuse_script(args: &RunArgs, name: &str, unusable: Unusable) -> Status {
-    let (status, text, failures) = match unusable {
-        Unusable::Unread(error) => {
-            let got = format!("cannot read the script {name}: {error}");
-            let text = format!("{BAD}error:{BAD:#} {got}\n");
-            let failure = FailureReport { line: 0, expected: "a script".to_owned(), got };
-            (error.status(), text, vec![failure])
+fn refuse_script(args: &RunArgs, name: &str, unusable: &Unusable) -> Status {
+    let failures = match unusable {
+        Unusable::Unread(_) => {
+            let (expected, got) = ("a script".to_owned(), unusable.why(name));
+            vec![FailureReport { line: 0, expected, got }]
         }
-        Unusable::NotUtf8(error) => {
-            let text = format!("{BAD}error:{BAD:#} {}; expected UTF-8 text\n", error.at(name));
-            (Status::Usage, text, vec![error.into()])
-        }
-        Unusable::Wrong(source, errors) => {
-            let failures = errors.iter().map(FailureReport::from).collect();
-            (Status::Usage, explain_errors(&errors, &source), failures)
-        }
+        Unusable::NotUtf8(error) => vec![(*error).into()],
+        Unusable::Wrong(_, errors) => errors.iter().map(FailureReport::from).collect(),
     };
-    refuse(args, status, &text, failures)
+    refuse(args, unusable.status(), &unusable.text(name), failures)
 }
 
 /// Reports a script for which no guest was launched.
 fn refuse(args: &RunArgs, status: Status, text: &str, failures: Vec<FailureReport>) -> Status {
     super::eprint(text);
     if args.json {
-        let asked =
-            EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-        super::print_json(&RunReport::refused(status, failures, asked));
+        super::print_json(&RunReport::refused(status, failures, args.guest.asked()));
     }
     status
 }
@@ -181,7 +171,7 @@ fn at_the_end(args: &RunArgs, guest: &Guest, at: &Standstill<'_>) -> Option<Foun
     print::run_ends(ending.status().into());
     let checked = Some(ending).filter(|_| args.check);
     let checked = checked.and_then(|ending| super::check::at_end(guest, ending));
-    checked.as_ref().and_then(super::check::failure)
+    checked.as_ref().and_then(FailureReport::of_check)
 }
 
 /// Reports a guest that was not launched or did not become ready, and returns the exit status.
@@ -189,8 +179,7 @@ fn not_launched(args: &RunArgs, unlaunched: Unlaunched<AtEnd>, guest: &GuestArgs
     let status = launch_status(&unlaunched.error);
     print::run_ends(status.into());
     if args.json {
-        let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
-        super::print_json(&unlaunched.report(asked));
+        super::print_json(&unlaunched.report(guest.asked()));
     }
     let (error, dropped) = (unlaunched.console_error.as_ref(), unlaunched.dropped_lines);
     super::eprint(&console::complaints(error, dropped));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmkern::input::InputError;
 use vmkern::script::{
-    Diagnostic, NotUtf8, Script, Source, Status, explain_errors, parse_with, read_script,
+    BAD, Diagnostic, NotUtf8, Script, Source, Status, explain_errors, parse_with, read_script,
 };
 
 use super::guest::GuestArgs;
@@ -23,25 +23,31 @@ pub enum Unusable {
 }
 
 impl Unusable {
-    /// Says why on standard error; the exit status, and the reason for a report. `name` is what
-    /// reports call the script.
-    pub fn complain(self, name: &str) -> (Status, String) {
-        let (status, error) = match self {
-            Self::Unread(error) => {
-                let status = error.status();
-                let context = format!("cannot read the script {name}");
-                (status, anyhow::Error::new(error).context(context))
+    /// The exit status.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::Unread(error) => error.status(),
+            Self::NotUtf8(_) | Self::Wrong(..) => Status::Usage,
+        }
+    }
+
+    /// The reason, in one line. `name` is what reports call the script.
+    pub fn why(&self, name: &str) -> String {
+        match self {
+            Self::Unread(error) => format!("cannot read the script {name}: {error}"),
+            Self::NotUtf8(error) => format!("{}; expected UTF-8 text", error.at(name)),
+            Self::Wrong(..) => "the script is wrong".to_owned(),
+        }
+    }
+
+    /// What people read on standard error.
+    pub fn text(&self, name: &str) -> String {
+        match self {
+            Self::Wrong(source, errors) => explain_errors(errors, source),
+            Self::Unread(_) | Self::NotUtf8(_) => {
+                format!("{BAD}error:{BAD:#} {}\n", self.why(name))
             }
-            Self::NotUtf8(error) => {
-                (Status::Usage, anyhow::anyhow!("{}; expected UTF-8 text", error.at(name)))
-            }
-            Self::Wrong(source, errors) => {
-                super::eprint(&explain_errors(&errors, &source));
-                return (Status::Usage, "the script is wrong".to_owned());
-            }
-        };
-        super::complain(&error);
-        (status, format!("{error:#}"))
+        }
     }
 }
 

@@ -285,9 +285,7 @@ fn refused_for(
     message: String,
     failures: Vec<FailureReport>,
 ) -> Verdict {
-    let asked =
-        EnvironmentReport::asked(args.guest.vcpus(), args.guest.memory(), args.guest.seed());
-    let report = RunReport::refused(status, failures, asked);
+    let report = RunReport::refused(status, failures, args.guest.asked());
     Verdict { status, message, output: String::new(), report, overruled: Vec::new() }
 }
 
@@ -304,7 +302,7 @@ fn one(args: &TestArgs, run: &Run, signals: &Signals) -> Verdict {
     let console = args.console.as_ref().map(|dir| dir.join(format!("{}.log", run.file_name())));
     let asked_for = run.seed.map_or_else(|| args.guest.clone(), |seed| args.guest.seeded(seed));
     let Merged { guest, overruled } = asked_for.with(script.guest(), Precedence::Script);
-    let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+    let asked = guest.asked();
     let (builder, console) = match (guest.builder(), super::console::open(console.as_deref())) {
         (Ok(builder), Ok(console)) => (builder, console),
         (Err(error), _) => return wrong("a valid guest configuration", error.to_string()),
@@ -380,7 +378,7 @@ fn ended(
     let mut message = explain(&session.ending, source, &session.log);
     let mut report = session.report(steps);
     let mut status = session.ending.status();
-    if let Some((text, failure)) = checked.and_then(super::check::failure) {
+    if let Some((text, failure)) = checked.and_then(FailureReport::of_check) {
         message.push_str(&text);
         report.add_failure(failure);
         status = if status == Status::Ok { Status::Failed } else { status };

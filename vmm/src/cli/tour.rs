@@ -55,11 +55,10 @@ pub fn names() -> PossibleValuesParser {
 /// Shows the chapter called `choice`, all of them, or what they are.
 pub fn run(choice: &str, pace: Pace, request: &Request<'_>, signals: &Signals) -> Status {
     let &Request { guest, output, .. } = request;
-    let asked = || EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
     if choice == LIST {
         if output == Output::Written {
             let error = anyhow::anyhow!("--json reports a tour, and `--tour list` takes none");
-            return unprepared(&error, output, asked());
+            return unprepared(&error, output, guest.asked());
         }
         list();
         return Status::Ok;
@@ -69,7 +68,7 @@ pub fn run(choice: &str, pace: Pace, request: &Request<'_>, signals: &Signals) -
             "--step waits for Enter at a terminal, and standard input or output is not one; leave \
              it out"
         );
-        return unprepared(&error, output, asked());
+        return unprepared(&error, output, guest.asked());
     }
     let chapters: Vec<&Chapter> = match Chapter::by_name(choice) {
         Some(chapter) => vec![chapter],
@@ -116,7 +115,7 @@ fn enter(stop: &Stop) -> Result<(), TourError> {
 fn take(chapters: &[&Chapter], pace: Pace, request: &Request<'_>, signals: &Signals) -> Status {
     let &Request { guest, console, output } = request;
     // 1. A guest.
-    let asked = EnvironmentReport::asked(guest.vcpus(), guest.memory(), guest.seed());
+    let asked = guest.asked();
     let prepared = guest
         .builder()
         .map_err(anyhow::Error::from)
@@ -146,24 +145,23 @@ fn take(chapters: &[&Chapter], pace: Pace, request: &Request<'_>, signals: &Sign
     let stats = stats(&mut target);
     let (_, log) = target.end();
     super::eprint(&super::console::complaints(log.error.as_ref(), log.dropped));
-    match end {
-        Ok(crash) => {
-            super::print::run_ends(Status::Ok.into());
-            if output == Output::Written {
-                let ending = crash.map_or(Ending::Finished, |crash| {
-                    Ending::ExpectedPanic(Box::new(Panic::from(&*crash)))
-                });
-                let report = RunReport::ended(&ending, steps, stats, environment);
-                super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
-            }
-            if log.error.is_some() { Status::Unwritten } else { Status::Ok }
-        }
+    let crash = match end {
+        Ok(crash) => crash,
         Err(error) => {
-            let so_far = RunReport::ended(&Ending::Finished, steps, stats, environment);
-            let so_far = RunReport { dropped_log_lines: log.dropped, ..so_far };
-            cut_short(error, output, so_far)
+            let so_far =
+                |report| RunReport { steps, stats, dropped_log_lines: log.dropped, ..report };
+            return cut_short(error, output, environment, so_far);
         }
+    };
+    super::print::run_ends(Status::Ok.into());
+    if output == Output::Written {
+        let ending = crash.map_or(Ending::Finished, |crash| {
+            Ending::ExpectedPanic(Box::new(Panic::from(&*crash)))
+        });
+        let report = RunReport::ended(&ending, steps, stats, environment);
+        super::print_json(&RunReport { dropped_log_lines: log.dropped, ..report });
     }
+    if log.error.is_some() { Status::Unwritten } else { Status::Ok }
 }
 
 /// Reports a guest that did not become ready; the exit status of that.
@@ -191,9 +189,14 @@ fn unprepared(error: &anyhow::Error, output: Output, asked: EnvironmentReport) -
     Status::Usage
 }
 
-/// Reports a tour that did not come to its end, of which `so_far` holds what was done; the exit
+/// Reports a tour that did not come to its end, with what `so_far` adds to the report; the exit
 /// status of that.
-fn cut_short(error: TourError, output: Output, so_far: RunReport) -> Status {
+fn cut_short(
+    error: TourError,
+    output: Output,
+    environment: EnvironmentReport,
+    so_far: impl FnOnce(RunReport) -> RunReport,
+) -> Status {
     let status = match &error {
         TourError::Guest(error) => guest_status(error),
         TourError::Inspect(_) => Status::Broken,
@@ -209,13 +212,7 @@ fn cut_short(error: TourError, output: Output, so_far: RunReport) -> Status {
     if output == Output::Written {
         let expected = "the tour's usual results".to_owned();
         let failure = FailureReport { line: 0, expected, got: error.to_string() };
-        let mut report = so_far;
-        report.add_failure(failure);
-        if status != Status::Failed {
-            let refused = RunReport::refused(status, Vec::new(), report.environment.clone());
-            (report.status, report.outcome) = (refused.status, refused.outcome);
-        }
-        super::print_json(&report);
+        super::print_json(&so_far(RunReport::refused(status, vec![failure], environment)));
     }
     if ![Status::Interrupted, Status::Ok].contains(&status) {
         super::complain(&error.into());
@@ -230,8 +227,7 @@ fn launch(
     stop: &Stop,
 ) -> Result<Guest, LaunchError> {
     let mut guest = builder.start(console)?;
-    let handle = guest.interrupt_handle();
-    stop.on_interrupt(move || handle.interrupt());
+    stop.watch(&guest);
     guest.await_ready()?;
     Ok(guest)
 }

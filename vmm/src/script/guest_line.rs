@@ -41,6 +41,28 @@ impl GuestOptions {
         *self == Self::default()
     }
 
+    /// The guest that they describe; what they do not name is at its default.
+    pub fn builder(&self) -> GuestBuilder {
+        fn with<T: Copy>(
+            builder: GuestBuilder,
+            value: Option<T>,
+            set: impl FnOnce(GuestBuilder, T) -> GuestBuilder,
+        ) -> GuestBuilder {
+            match value {
+                Some(value) => set(builder, value),
+                None => builder,
+            }
+        }
+        let builder = with(Guest::builder(), self.memory, GuestBuilder::memory);
+        let builder = with(builder, self.vcpus, GuestBuilder::vcpus);
+        let builder = with(builder, self.privilege, GuestBuilder::privilege);
+        let builder = with(builder, self.time, GuestBuilder::time);
+        let builder = with(builder, self.timeout, GuestBuilder::timeout);
+        let builder = with(builder, self.seed, GuestBuilder::seed);
+        let tunables = self.tunables.iter();
+        tunables.fold(builder, |builder, (name, value)| builder.tunable(name, *value))
+    }
+
     /// These options together with `later` ones, which count for what they name.
     #[must_use]
     pub fn and(self, later: &Self) -> Self {

@@ -8,6 +8,9 @@ use vmkern_abi::ABI_VERSION;
 use super::outcome::{Ending, Failure, Status, Step};
 use super::target::Panic;
 use super::{Diagnostic, NotUtf8};
+use crate::check::Report;
+use crate::inspect::InspectError;
+use crate::style::BAD;
 
 /// Version of the object.
 pub const SCHEMA: u32 = 1;
@@ -222,6 +225,20 @@ impl EnvironmentReport {
     }
 }
 
+impl FailureReport {
+    /// The failure of a check at the end of a run, if there is one, in words before it.
+    #[must_use]
+    pub fn of_check(checked: &Result<Report, InspectError>) -> Option<(String, Self)> {
+        let (text, got) = match checked {
+            Ok(report) if report.is_clean() => return None,
+            Ok(report) => (report.to_string(), report.total()),
+            Err(error) => (String::new(), format!("a guest that cannot be checked: {error}")),
+        };
+        let text = format!("{text}{BAD}check:{BAD:#} {got}\n");
+        Some((text, Self { line: 0, expected: "no findings at the end".to_owned(), got }))
+    }
+}
+
 impl RunReport {
     /// A run that never came to its first statement.
     #[must_use]
@@ -233,6 +250,7 @@ impl RunReport {
         let outcome = match status {
             Status::Timeout => "timeout",
             Status::Panicked => "panic",
+            Status::Failed => "failed",
             _ => "error",
         };
         Self {

@@ -1,7 +1,5 @@
 //! Statements for failure reports: the call, and the values that a reader needs.
 
-use vmkern_abi::control::MapKind;
-
 use super::ast::{Arg, Call, Expr, MapRef, Term, TermKind};
 use super::eval::Run;
 use super::names::map_name;
@@ -75,8 +73,7 @@ impl Run<'_> {
                 self.source.text(term.span).to_owned()
             }
             (Value::Map(map), _) => map_name(*map).to_owned(),
-            (Value::Kind(MapKind::User), _) => "user".to_owned(),
-            (Value::Kind(MapKind::System), _) => "system".to_owned(),
+            (Value::Kind(kind), _) => kind.to_string(),
             (Value::Thread(thread), _) => thread.to_string(),
             (Value::Op(_, values), Arg::Call(inner)) => self.called(inner, values),
             (Value::Op(..), _) => String::new(),

@@ -22,10 +22,6 @@ pub struct On<'g> {
 impl<'g> On<'g> {
     /// Takes a call there of which the kernel must panic: see [`TestGuest::expect_panic`].
     pub fn expect_panic(self, text: &str) -> ExpectPanic<'g> {
-        self.into_expecting(text)
-    }
-
-    pub(super) fn into_expecting(self, text: &str) -> ExpectPanic<'g> {
         ExpectPanic { on: self, text: text.to_owned() }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 
-use vmkern_abi::control::{Answer, Calls, Context, Op, Outcome, WaitMessage};
+use vmkern_abi::control::{Answer, Calls, Context, Op, Outcome, Response, WaitMessage};
 
 use super::call::{ExpectPanic, Lowmem, On, Start};
 use super::error::{CallError, CallFailure, CallResult, Called, answer, shown};
@@ -171,7 +171,7 @@ impl TestGuest {
     /// # Ok::<(), vmkern::testing::CallError>(())
     /// ```
     pub fn expect_panic(&mut self, text: &str) -> ExpectPanic<'_> {
-        self.on(ThreadId::MAIN).into_expecting(text)
+        self.on(ThreadId::MAIN).expect_panic(text)
     }
 
     /// Checks that `thread` sleeps in an operation with the wait message `wmesg`, and nothing can
@@ -244,13 +244,23 @@ impl TestGuest {
     /// Performs `op` in `context`, and remembers it.
     #[track_caller]
     pub(super) fn answer_in<A: Answer>(&mut self, context: Context, op: Op) -> CallResult<A> {
-        let place = Location::caller();
         let response = self.guest_mut().call_in(context, op);
+        self.heard(context, op, response)
+    }
+
+    /// What `response` says of `op` in `context`, which is remembered.
+    #[track_caller]
+    fn heard<A: Answer>(
+        &mut self,
+        context: Context,
+        op: Op,
+        response: Result<Response, GuestError>,
+    ) -> CallResult<A> {
         let result = match response {
             Ok(response) => answer(context, op, response.outcome),
             Err(error) => Err(CallError::new(context, op, CallFailure::Guest(error))),
         };
-        self.watch.saw(Called(context, op), place, result.as_ref().err());
+        self.watch.saw(Called(context, op), Location::caller(), result.as_ref().err());
         result
     }
 
@@ -266,19 +276,13 @@ impl TestGuest {
     /// The answer to what was started on `thread`, which was `op`.
     #[track_caller]
     pub(super) fn join_on<A: Answer>(&mut self, thread: ThreadId, op: Op) -> CallResult<A> {
-        let (context, place) = (Context::from(thread), Location::caller());
         let join = Op::Join { thread: thread.number() };
-        let result = match self.guest_mut().call(ThreadId::MAIN, join) {
-            Ok(response) => {
-                if !matches!(response.outcome, Outcome::Blocked { .. }) {
-                    self.watch.is_over(thread);
-                }
-                answer(context, op, response.outcome)
-            }
-            Err(error) => Err(CallError::new(context, op, CallFailure::Guest(error))),
-        };
-        self.watch.saw(Called(context, op), place, result.as_ref().err());
-        result
+        let response = self.guest_mut().call(ThreadId::MAIN, join);
+        let is_blocked = |response: &Response| matches!(response.outcome, Outcome::Blocked { .. });
+        if response.as_ref().is_ok_and(|response| !is_blocked(response)) {
+            self.watch.is_over(thread);
+        }
+        self.heard(thread.into(), op, response)
     }
 
     /// Performs `op` in `context`, of which the guest must die with `text`.

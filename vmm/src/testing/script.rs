@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use super::kvm::{Policy, say_skipped};
 use crate::check::Report;
-use crate::guest::{DEFAULT_TIMEOUT, Guest, GuestBuilder, LaunchError};
+use crate::guest::{DEFAULT_TIMEOUT, Guest, LaunchError};
 use crate::input::{SCRIPT_MAX, read_regular};
 use crate::inspect::InspectError;
 use crate::script::{
-    GuestOptions, Session, Setup, Source, Standstill, Status, Step, Stop, Unlaunched, explain,
+    FailureReport, Session, Setup, Source, Standstill, Status, Step, Stop, Unlaunched, explain,
     explain_errors, launch_status, parse, run_script_then,
 };
 use crate::style::BAD;
@@ -116,25 +116,6 @@ fn failure(
     ScriptFailure { status, report }
 }
 
-/// The guest that `options` ask for.
-fn builder(options: &GuestOptions) -> GuestBuilder {
-    let mut builder = Guest::builder();
-    if let Some(memory) = options.memory {
-        builder = builder.memory(memory);
-    }
-    if let Some(vcpus) = options.vcpus {
-        builder = builder.vcpus(vcpus);
-    }
-    if let Some(privilege) = options.privilege {
-        builder = builder.privilege(privilege);
-    }
-    if let Some(time) = options.time {
-        builder = builder.time(time);
-    }
-    let tunables = options.tunables.iter();
-    tunables.fold(builder, |builder, (name, value)| builder.tunable(name, *value))
-}
-
 fn run(source: &Source, place: &Location<'_>) -> Result<(), ScriptFailure> {
     // 1. What can be wrong before a guest boots.
     let policy = Policy::of_environment();
@@ -145,7 +126,7 @@ fn run(source: &Source, place: &Location<'_>) -> Result<(), ScriptFailure> {
     let options = script.guest();
     let stop = Stop::after(options.timeout.unwrap_or(DEFAULT_TIMEOUT));
     let seed = options.seed.unwrap_or(0);
-    let setup = Setup { builder: builder(options), seed, console: None };
+    let setup = Setup { builder: options.builder(), seed, console: None };
     // 2. The run, and the check while the guest is there.
     let mut output = String::new();
     let mut observer = |step: &Step| {
@@ -184,15 +165,11 @@ fn verdict(
 ) -> (Status, String) {
     let mut message = explain(&session.ending, source, &session.log);
     let status = session.ending.status();
-    let found = match checked {
-        Some(Ok(report)) if !report.is_clean() => {
-            message.push_str(&report.to_string());
-            let s = if report.count() == 1 { "" } else { "s" };
-            format!("{} finding{s}", report.count())
+    match checked.and_then(FailureReport::of_check) {
+        None => (status, message),
+        Some((text, _)) => {
+            message.push_str(&text);
+            (if status == Status::Ok { Status::Failed } else { status }, message)
         }
-        Some(Err(error)) => format!("a guest that cannot be checked: {error}"),
-        Some(Ok(_)) | None => return (status, message),
-    };
-    let _ = writeln!(message, "{BAD}check:{BAD:#} {found}");
-    (if status == Status::Ok { Status::Failed } else { status }, message)
+    }
 }

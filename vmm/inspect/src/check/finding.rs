@@ -93,6 +93,13 @@ impl Report {
         self.findings.len() as u64 + self.more.values().sum::<u64>()
     }
 
+    /// The number of findings in words: `1 finding`, `2 findings`.
+    #[must_use]
+    pub fn total(&self) -> String {
+        let count = self.count();
+        format!("{count} finding{}", if count == 1 { "" } else { "s" })
+    }
+
     /// Whether every rule holds.
     #[must_use]
     pub fn is_clean(&self) -> bool {
