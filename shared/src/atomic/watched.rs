@@ -168,7 +168,9 @@ fetch!(
     /// Adds `value`, wrapping, and returns what the word held.
     fetch_add,
     /// Sets the bits of `value`, and returns what the word held.
-    fetch_or
+    fetch_or,
+    /// Clears the bits that `value` lacks, and returns what the word held.
+    fetch_and
 );
 fetch!(
     AtomicU32: u32,

@@ -16,6 +16,7 @@ pub use self::code::Code;
 pub use self::flag::Flag;
 use crate::addr::{GuestPhys, GuestVirt, KPtr};
 use crate::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use crate::pte::{Pte, PteFlags};
 
 /// A type that is made of atomic words and of nothing else: a reference to one stays valid while
 /// another CPU, or the guest, writes to the memory behind it.
@@ -134,6 +135,15 @@ impl Field<u32> {
     #[inline]
     pub fn set_release(&self, value: u32) {
         self.0.store(value, Ordering::Release);
+    }
+}
+
+impl Field<Pte> {
+    /// Clears `flags` by one instruction, and returns the entry as it was: a CPU may set A and M at
+    /// any time in an entry that is valid.
+    #[inline]
+    pub fn fetch_clear(&self, flags: PteFlags) -> Pte {
+        Pte::from_bits(self.0.fetch_and(!flags.bits(), Ordering::Relaxed))
     }
 }
 

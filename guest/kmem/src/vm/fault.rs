@@ -10,11 +10,11 @@
 //! The map stays locked while a fault is resolved. If it has to wait, it releases everything and
 //! starts over.
 
-use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
+use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT, PAGE_SIZE};
 use vmkern_abi::kmem::KernReturn;
 use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::{
-    EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmObject, VmPage,
+    EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject, VmPage,
 };
 
 use super::map::{FaultPlace, Map};
@@ -23,6 +23,7 @@ use super::page::AllocFlags;
 use super::pmap::Wired;
 use super::{Vm, VmMachine};
 use crate::machine::{AllocClass, Machine};
+use crate::num::to_usize;
 
 /// The kind of access that faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +264,8 @@ impl<M: VmMachine> Vm<M> {
             let access = Protection::READ | Protection::WRITE;
             if let Err(code) = self.vm_fault(map, va, access, FaultReason::ChangeWiring) {
                 if va != start {
-                    self.vm_fault_unwire(map, start, va);
+                    // The range is in transition: no thread has taken a translation away.
+                    self.vm_fault_unwire(KPtr::NULL, 0, (start, va));
                 }
                 return Err(code);
             }
@@ -274,15 +276,55 @@ impl<M: VmMachine> Vm<M> {
 }
 
 impl<M: Machine> Map<M> {
-    /// Unwires the pages of `[start, end)` (`vm_fault_unwire`). Addresses without a translation are
-    /// skipped. Locks: the map's is held; takes the page queues' and the pmap's.
-    pub fn vm_fault_unwire(&self, _map: KPtr<VmMap>, start: GuestVirt, end: GuestVirt) {
+    /// Unwires the pages of `entry`. Locks: the map's is held; takes the object's, the page queues'
+    /// and the pmap's.
+    pub(in crate::vm) fn vm_map_entry_unwire(&self, entry: &VmMapEntry) {
+        let range = (entry.start.get(), entry.end.get());
+        self.vm_fault_unwire(entry.object.get(), entry.offset.get(), range);
+    }
+
+    /// Unwires the pages of `[start, end)`, of an entry or part of one whose page at `start` is at
+    /// `offset` of `object` (`vm_fault_unwire`). The pages are found by their translations and,
+    /// where there is none because [`Map::vm_map_protect`] has removed it, in the object; FreeBSD of
+    /// 2008 leaks such pages. Locks: the map's is held; takes the object's, the page queues' and the
+    /// pmap's.
+    fn vm_fault_unwire(
+        &self,
+        object: KPtr<VmObject>,
+        offset: u64,
+        (start, end): (GuestVirt, GuestVirt),
+    ) {
         let mut va = start;
         while va < end {
             let stop = va.checked_add(UNWIRE_BATCH * PAGE_SIZE).map_or(end, |stop| stop.min(end));
             let queues = self.page_queues();
-            self.pmap_unwire(va, stop, |m| self.vm_page_unwire(&queues, m));
+            let missing = self.pmap_unwire(va, stop, |m| self.vm_page_unwire(&queues, m));
+            // The map is locked, and the pages are wired: the range and its pages stay.
+            drop(queues);
+            if let Some(object) = object.non_null().filter(|_| missing != 0) {
+                self.vm_fault_unwire_unmapped(object, offset + va.since(start), (va, stop));
+            }
             va = stop;
+        }
+    }
+
+    /// Unwires the wired pages of `[start, end)` that have no translation.
+    fn vm_fault_unwire_unmapped(
+        &self,
+        object: KPtr<VmObject>,
+        offset: u64,
+        (start, end): (GuestVirt, GuestVirt),
+    ) {
+        let object = self.vm_object_lock(object);
+        let queues = self.page_queues();
+        for at in (0..end.since(start)).step_by(to_usize(PAGE_SIZE)) {
+            if self.pmap_extract(start.add(at)).is_some() {
+                continue;
+            }
+            let m = self.vm_page_lookup(&object, (offset + at) >> PAGE_SHIFT);
+            if let Some(m) = m.filter(|&m| self.page(m).wire_count.get() != 0) {
+                self.vm_page_unwire(&queues, m);
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ impl<M: VmMachine> Vm<M> {
         let begin = |entry, end| self.map_wire_begin(map, entry, end);
         let undo = |entry: &VmMapEntry, result: Result<(), KernReturn>| {
             if result.is_err() {
-                self.map_wire_undo(map, entry);
+                self.map_wire_undo(entry);
             }
         };
         self.map_transition_range(map, range, "vm_map_wire", begin, undo)
@@ -87,12 +87,12 @@ impl<M: VmMachine> Vm<M> {
     }
 
     /// Undoes this call's wiring of `entry`.
-    fn map_wire_undo(&self, map: KPtr<VmMap>, entry: &VmMapEntry) {
+    fn map_wire_undo(&self, entry: &VmMapEntry) {
         match entry.wired_count.get() {
             // `vm_fault_wire` has undone its pages itself.
             VmMapEntry::WIRE_FAILED => entry.wired_count.set(0),
             1 => {
-                self.vm_fault_unwire(map, entry.start.get(), entry.end.get());
+                self.vm_map_entry_unwire(entry);
                 entry.wired_count.set(0);
             }
             count => entry.wired_count.set(count - 1),

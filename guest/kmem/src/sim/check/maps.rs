@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use vmkern_abi::addr::{GuestPhys, GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::kva::{KERNBASE, VM_MIN_KERNEL_ADDRESS};
 use vmkern_abi::layout::{
-    EntryFlags, PQ_ACTIVE, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject,
+    EntryFlags, PQ_ACTIVE, PageFlags, PageOflags, Protection, VM_PAGE_BITS_ALL, VmMap, VmMapEntry,
+    VmObject,
 };
 use vmkern_abi::pte::{Pte, PteFlags};
 
@@ -24,6 +25,9 @@ pub fn check(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64, Pte>) {
     let mut owned = 0;
     let (mut mappable, mut objectless) = (BTreeSet::new(), BTreeSet::new());
     for e in all {
+        if !e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+            check_allowed(e, translations);
+        }
         if e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
             let submap = vm.get::<VmMap>(KPtr::new(e.object.get().addr()));
             assert_eq!(
@@ -98,6 +102,23 @@ fn list(sim: &Sim, map: KPtr<VmMap>) -> Vec<&VmMapEntry> {
     entries
 }
 
+/// Translations in the range of an entry allow no access that it forbids.
+fn check_allowed(e: &VmMapEntry, translations: &BTreeMap<u64, Pte>) {
+    let allowed = e.protection.get();
+    for (va, pte) in translations.range(e.start.get().get()..e.end.get().get()) {
+        let flags = pte.flags();
+        assert!(allowed.contains(Protection::READ), "{va:#x} is mapped, but allows {allowed:?}");
+        assert!(
+            allowed.contains(Protection::WRITE) || !flags.contains(PteFlags::RW),
+            "{va:#x} is writable, but allows {allowed:?}"
+        );
+        assert!(
+            allowed != Protection::ALL || flags.contains(PteFlags::RW),
+            "{va:#x} is read-only, but was never protected"
+        );
+    }
+}
+
 /// An entry on an object has all its pages, wired once and mapped.
 fn check_pages(
     sim: &Sim,
@@ -115,8 +136,13 @@ fn check_pages(
     for va in pages(e.start.get(), e.end.get()) {
         let pindex = va.since(VM_MIN_KERNEL_ADDRESS) / PAGE_SIZE;
         let pfn = *resident.get(&pindex).unwrap_or_else(|| panic!("no page behind {va}"));
-        let pte = translations.get(&va.get()).unwrap_or_else(|| panic!("no translation for {va}"));
-        assert_eq!(pte.frame(), GuestPhys::from_pfn(pfn.into()), "the page behind {va}");
+        match translations.get(&va.get()) {
+            Some(pte) => {
+                assert_eq!(pte.frame(), GuestPhys::from_pfn(pfn.into()), "the page behind {va}");
+            }
+            // `vm_map_protect` may have removed it.
+            None => assert_ne!(e.protection.get(), Protection::ALL, "no translation for {va}"),
+        }
         let page = sim.vm().page_by_number(pfn);
         let object: KPtr<VmObject> = e.object.get();
         assert_eq!(

@@ -211,7 +211,7 @@ fn check_translations(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64,
     let mut frames = BTreeMap::new();
     for (&va, pte) in translations {
         let flags = pte.flags();
-        let always = PteFlags::V | PteFlags::RW | PteFlags::G | PteFlags::NX | PteFlags::U;
+        let always = PteFlags::V | PteFlags::G | PteFlags::NX | PteFlags::U;
         assert!(flags.contains(always), "flags at {va:#x}: {flags:?}");
         if !flags.contains(PteFlags::KENTER) {
             resident += 1;
@@ -225,7 +225,9 @@ fn check_translations(sim: &Sim, objects: &Objects, translations: &BTreeMap<u64,
             assert_eq!(flags.contains(PteFlags::W), is_wired, "flags at {va:#x}: {flags:?}");
             assert!(flags.contains(PteFlags::A), "flags at {va:#x}: {flags:?}");
             assert!(
-                !is_kernels || flags.contains(PteFlags::M | PteFlags::W),
+                !is_kernels
+                    || flags.contains(PteFlags::W)
+                        && flags.contains(PteFlags::M) == flags.contains(PteFlags::RW),
                 "flags at {va:#x}: {flags:?}"
             );
         }

@@ -85,7 +85,7 @@ impl<M: Machine> Map<M> {
             }
             self.vm_map_clip_end(map, entry, end);
             if e.wired_count.get() != 0 {
-                self.vm_fault_unwire(map, e.start.get(), e.end.get());
+                self.vm_map_entry_unwire(e);
                 e.wired_count.set(0);
             }
             let flush = self.pmap_remove(e.start.get(), e.end.get());

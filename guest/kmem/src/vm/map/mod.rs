@@ -29,6 +29,7 @@ mod insert;
 mod lookup;
 mod merge;
 pub mod pool;
+mod protect;
 pub mod reserve;
 mod space;
 mod submap;

@@ -38,7 +38,7 @@ impl<M: Machine> Map<M> {
             if result.is_ok() {
                 e.wired_count.dec();
                 if e.wired_count.get() == 0 {
-                    self.vm_fault_unwire(map, e.start.get(), e.end.get());
+                    self.vm_map_entry_unwire(e);
                 }
             }
         };

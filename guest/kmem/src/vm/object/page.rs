@@ -5,7 +5,7 @@
 //! object's lock; if only the page is given, the lock of its object.
 
 use vmkern_abi::addr::KPtr;
-use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VmPage};
+use vmkern_abi::layout::{ObjectType, PageFlags, PageOflags, VM_PAGE_BITS_ALL, VmPage};
 
 use super::{LockedObject, Object};
 use crate::kern::sched::PVM;
@@ -155,6 +155,12 @@ impl<M: PhysMem + Cpu> Object<M> {
         self.vm_page_free_prep(queues, m);
         self.vm_page_remove(queues, m);
         self.vm_page_free_finish(queues, m, contents);
+    }
+
+    /// Notes that all of `m` may differ from its copy in swap (`vm_page_dirty`). Locks: the
+    /// object's.
+    pub(in crate::vm) fn vm_page_dirty(&self, m: KPtr<VmPage>) {
+        self.page(m).dirty.set(VM_PAGE_BITS_ALL);
     }
 
     /// Marks `m` busy (`vm_page_busy`). Locks: the object's.

@@ -6,6 +6,7 @@ mod deleting;
 mod history;
 mod insert;
 mod kmem;
+mod protect;
 mod reserve;
 mod space;
 mod submap;
