@@ -1,6 +1,9 @@
 //! Page faults of the kernel: from the error code to `trap_pfault` (FreeBSD's `amd64/trap.c`).
 
-use kmem::vm::fault::FaultType;
+use core::fmt;
+
+use kmem::vm::fault::{Allowed, FaultType};
+use vmkern_abi::addr::GuestVirt;
 
 use crate::arch::trap::TrapFrame;
 use crate::memory;
@@ -9,21 +12,52 @@ use crate::memory;
 const PROTECTION: u64 = 1 << 0;
 /// Error code: the access was a write.
 const WRITE: u64 = 1 << 1;
+/// Error code: a reserved bit is set in an entry.
+const RESERVED: u64 = 1 << 3;
 /// Error code: the access was an instruction fetch.
 const FETCH: u64 = 1 << 4;
 
 /// Asks the memory system to resolve the fault of `frame`. `true` if the instruction can be
 /// repeated.
 ///
-/// A protection violation is fatal at once: no kernel mapping gains rights by a fault.
+/// Of the accesses that a mapping forbids, only a write can be allowed by a fault: `vm_map_protect`
+/// leaves it to the first write to make a range writable again. The tables must then allow it: a
+/// level above that forbids the write would fault for ever.
 pub fn resolve(frame: &TrapFrame) -> bool {
-    if frame.error_code & PROTECTION != 0 {
-        return false;
-    }
-    let fault_type = match frame.error_code {
+    let code = frame.error_code;
+    let fault_type = match code {
+        code if code & RESERVED != 0 => return false,
         code if code & FETCH != 0 => FaultType::Execute,
         code if code & WRITE != 0 => FaultType::Write,
         _ => FaultType::Read,
     };
-    memory::vm().is_some_and(|vm| vm.trap_pfault(frame.cr2, fault_type).is_ok())
+    if code & PROTECTION != 0 && fault_type != FaultType::Write {
+        return false;
+    }
+    memory::vm().is_some_and(|vm| {
+        vm.trap_pfault(frame.cr2, fault_type).is_ok()
+            && (code & PROTECTION == 0 || vm.pmap_is_writable(frame.cr2))
+    })
+}
+
+/// What the entry of an address allows, behind the report of a protection violation there.
+pub struct Why(Option<Allowed>);
+
+impl Why {
+    /// No entry forbade anything.
+    pub const NOTHING: Self = Self(None);
+
+    /// Why the fault of `frame`, which could not be resolved, is a violation; nothing if it is not.
+    /// Locks: none may be held.
+    pub fn of(frame: &TrapFrame) -> Self {
+        let allowed = |va: GuestVirt| memory::vm()?.vm_fault_allowed(va);
+        Self(allowed(frame.cr2).filter(|allowed| !allowed.protection.is_all()))
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Allowed { start, end, protection }) = self.0 else { return Ok(()) };
+        write!(f, ": [{start:#x}, {end:#x}) allows {protection}")
+    }
 }

@@ -7,6 +7,7 @@ use super::message::MAX_THREADS;
 use crate::addr::GuestVirt;
 use crate::codes::codes;
 use crate::kmem::{MallocFlags, MapId};
+use crate::layout::Protection;
 
 codes! {
     /// The lock of a submap (FreeBSD's `system_map`).
@@ -73,6 +74,9 @@ arguments! {
     MapId: |map: Self| map.0, |word| Some(Self(word)), |map: Self, f| fmt::Display::fmt(&map, f);
     GuestVirt: Self::get, |word| Some(Self::new(word)), |addr: Self, f| fmt::Display::fmt(&addr, f);
     MallocFlags: |flags: Self| flags.bits(), Self::from_bits, flags;
+    Protection: |allows: Self| allows.bits().into(),
+        |word| Self::from_bits(u8::try_from(word).ok()?),
+        |allows: Self, f| fmt::Display::fmt(&allows, f);
     MapKind: |kind: Self| kind.code().into(), |word| Self::from_code(u8::try_from(word).ok()?),
         |kind: Self, f| fmt::Display::fmt(&kind, f);
     Allocator: |by: Self| by.code().into(), |word| Self::from_code(u8::try_from(word).ok()?),

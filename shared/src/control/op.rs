@@ -5,6 +5,7 @@ use super::table::ops;
 use super::work::Workload;
 use crate::addr::{GuestPhys, GuestVirt};
 use crate::kmem::{MallocFlags, MapId};
+use crate::layout::Protection;
 
 ops! {
     /// One operation. Sizes are bytes, as the caller wrote them: rounding is the kernel's affair.
@@ -69,6 +70,18 @@ ops! {
             /// Bytes.
             size: u64,
         } => kmem_free_wakeup: (),
+        /// `vm_map_protect(map, addr, addr + size, protection, FALSE)`; addresses are page aligned
+        /// and inside the map. Answer: ok, or an error, and then nothing has changed.
+        Protect = 25 {
+            /// The map.
+            map: MapId,
+            /// First address.
+            addr: GuestVirt,
+            /// Bytes.
+            size: u64,
+            /// The accesses to allow.
+            protection: Protection,
+        } => vm_map_protect: (),
         /// `uma_reclaim()`. Answer: ok.
         UmaReclaim = 19 => uma_reclaim: (),
         /// Waits until the operation of another thread has finished. Answer: that operation's

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use vmkern_abi::control::{Context, KernReturn, MallocFlags, MapId, MapKind};
+use vmkern_abi::layout::Protection;
 
 use super::guest_line::GuestOptions;
 use super::lexer::Radix;
@@ -163,6 +164,8 @@ pub(super) enum Arg {
     Flags(MallocFlags),
     /// `system`, or nothing.
     Kind(MapKind),
+    /// What a range allows.
+    Allows(Protection),
     Thread(ThreadRef),
     /// A statement to do later.
     Call(Call),

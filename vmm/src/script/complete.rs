@@ -4,7 +4,7 @@ use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{KernReturn, MapId};
 
 use super::names::{self, MapField};
-use super::verbs::{FLAGS, Param, VERBS, Verb};
+use super::verbs::{FLAGS, PROTECTIONS, Param, VERBS, Verb};
 use super::words::KEYWORDS;
 use super::{guest_line, look};
 use crate::guest::ThreadId;
@@ -100,6 +100,7 @@ fn argument(params: &[Param], arguments: &[&str], word: &str, bound: &[String]) 
         Some(Param::Seed) => numbers(word, bound).into_iter().chain(["zero".to_owned()]).collect(),
         Some(Param::Flags) => FLAGS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Some(Param::Kind) => vec!["system".to_owned()],
+        Some(Param::Allows) => PROTECTIONS.iter().map(|(name, _)| (*name).to_owned()).collect(),
         Some(Param::Thread) => threads().collect(),
         Some(Param::Look) => look::NAMES.iter().map(|name| (*name).to_owned()).collect(),
         Some(Param::Op | Param::File) => Vec::new(),

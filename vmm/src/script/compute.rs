@@ -218,6 +218,7 @@ impl Run<'_> {
                 Arg::Seed(expr) => Value::Seed(Some(self.eval(at, expr)?)),
                 Arg::Zero => Value::Seed(None),
                 Arg::Kind(kind) => Value::Kind(*kind),
+                Arg::Allows(protection) => Value::Allows(*protection),
                 Arg::Thread(thread) => Value::Thread(self.thread(at, thread)?),
                 Arg::File(name) => Value::File(name.clone()),
                 Arg::What(what) => Value::Look(self.what(at, what)?),

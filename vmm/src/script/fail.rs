@@ -142,6 +142,7 @@ fn numbers<'c>(call: &'c Call, into: &mut Vec<&'c Term>) {
             | Arg::Flags(_)
             | Arg::Zero
             | Arg::Kind(_)
+            | Arg::Allows(_)
             | Arg::Thread(_)
             | Arg::File(_) => {}
         }

@@ -4,7 +4,7 @@ use super::ast::{Arg, Call, Expr, MapRef, Term, TermKind};
 use super::eval::Run;
 use super::names::map_name;
 use super::outcome::{number, shown};
-use super::verbs::{FLAGS, Value};
+use super::verbs::{FLAGS, PROTECTIONS, Value};
 
 /// Whether a reader of a report would want to know the value of `term`.
 pub(super) fn is_worth_telling(term: &Term) -> bool {
@@ -74,6 +74,10 @@ impl Run<'_> {
             }
             (Value::Map(map), _) => map_name(*map).to_owned(),
             (Value::Kind(kind), _) => kind.to_string(),
+            (Value::Allows(protection), _) => {
+                let name = PROTECTIONS.iter().find(|(_, allows)| allows == protection);
+                name.map_or_else(|| format!("{protection:?}"), |(name, _)| (*name).to_owned())
+            }
             (Value::Thread(thread), _) => thread.to_string(),
             (Value::Op(_, values), Arg::Call(inner)) => self.called(inner, values),
             (Value::Op(..), _) => String::new(),

@@ -1,6 +1,7 @@
 //! Words that stand for something: threads, verbs, flags.
 
 use vmkern_abi::control::{MallocFlags, MapKind};
+use vmkern_abi::layout::Protection;
 
 use super::advice;
 use super::ast::{RunnerRef, ThreadRef};
@@ -8,7 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::expr::{self, Blanks, unexpected};
 use super::lexer::{Kind, Lexer, Token};
 use super::scope::Scope;
-use super::verbs::{FLAGS, VERBS, Verb};
+use super::verbs::{FLAGS, PROTECTIONS, VERBS, Verb};
 use crate::guest::ThreadId;
 use crate::spelling::closest;
 
@@ -150,6 +151,21 @@ pub(super) fn flags(lexer: &mut Lexer<'_>) -> Result<MallocFlags, Diagnostic> {
             return Ok(flags);
         }
     }
+}
+
+/// What a range can allow.
+pub(super) const PROTECTION: &str = "`rw`, `r` or `none`";
+
+/// A name of [`PROTECTIONS`].
+pub(super) fn protection(lexer: &mut Lexer<'_>) -> Result<Protection, Diagnostic> {
+    let token = lexer.next()?;
+    let word = token.word().unwrap_or_default();
+    let named = PROTECTIONS.iter().find(|(name, _)| *name == word);
+    named.map(|&(_, protection)| protection).ok_or_else(|| {
+        let names = PROTECTIONS.map(|(name, _)| name);
+        Diagnostic::new(token.span, "unknown protection", PROTECTION, token.describe())
+            .suggest(closest(word, names))
+    })
 }
 
 /// `system`, or nothing.

@@ -15,6 +15,7 @@ use super::exit::leave;
 use super::{log, region};
 use crate::arch::percpu::PerCpu;
 use crate::arch::trap::TrapFrame;
+use crate::fault::Why;
 
 /// The cause of a crash.
 pub enum Cause<'a> {
@@ -26,6 +27,8 @@ pub enum Cause<'a> {
         kind: CrashKind,
         /// The context it interrupted.
         frame: &'a TrapFrame,
+        /// What forbade the access of a page fault, if an entry did.
+        why: Why,
     },
 }
 
@@ -33,18 +36,18 @@ impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Panic(args) => f.write_fmt(args),
-            Self::Trap { kind: CrashKind::PageFault, frame } => {
+            Self::Trap { kind: CrashKind::PageFault, frame, ref why } => {
                 let error = PageFaultError(frame.error_code);
-                write!(f, "page fault: {error} at {:#x}, rip {:#x}", frame.cr2, frame.rip)
+                write!(f, "page fault: {error} at {:#x}, rip {:#x}{why}", frame.cr2, frame.rip)
             }
-            Self::Trap { kind: CrashKind::StackOverflow, frame } => {
+            Self::Trap { kind: CrashKind::StackOverflow, frame, .. } => {
                 write!(
                     f,
                     "stack overflow: rsp {:#x}, access to {:#x}, rip {:#x}",
                     frame.rsp, frame.cr2, frame.rip
                 )
             }
-            Self::Trap { kind: CrashKind::Nucleus, frame } => {
+            Self::Trap { kind: CrashKind::Nucleus, frame, .. } => {
                 let (vector, rip, cr2, rsp) = (frame.vector, frame.rip, frame.cr2, frame.rsp);
                 write!(
                     f,

@@ -7,6 +7,7 @@
 mod bytes;
 mod lowmem;
 mod pairs;
+mod protect;
 mod qenter;
 mod spin;
 mod stress;
@@ -63,6 +64,9 @@ pub fn execute<M: VmMachine, A: Access>(vm: &Vm<M>, access: &A, op: &Op) -> Exec
             vm.kmem_free(map, addr, size);
             Outcome::Ok
         }),
+        Op::Protect { map, addr, size, protection } => {
+            on_map(vm, map, |map| protect::protect(vm, map, addr, size, protection))
+        }
         Op::PmapQenter { addr, count } => qenter::enter(vm, addr, count),
         Op::PmapQremove { addr, count } => qenter::remove(vm, addr, count),
         Op::Read { addr } => Outcome::Value(bytes::read(access, addr)),

@@ -17,6 +17,7 @@ use vmkern_abi::layout::{
     EntryFlags, PageFlags, Protection, VM_PAGE_BITS_ALL, VmMap, VmMapEntry, VmObject, VmPage,
 };
 
+pub use super::map::Allowed;
 use super::map::{FaultPlace, Map};
 use super::object::{LockedObject, Slept};
 use super::page::AllocFlags;

@@ -6,6 +6,8 @@
 mod node;
 mod pool;
 
+use core::fmt::{self, Write as _};
+
 use bitflags::bitflags;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -44,7 +46,7 @@ impl EntryFlags {
 
 bitflags! {
     /// What may be done to a page (`VM_PROT_*`).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct Protection: u8 {
         /// Read.
         const READ = 1;
@@ -54,6 +56,16 @@ bitflags! {
         const EXECUTE = 4;
         /// All three.
         const ALL = 7;
+    }
+}
+
+impl fmt::Display for Protection {
+    /// As `rwx`, with `-` for each access that is not allowed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (access, letter) in [(Self::READ, 'r'), (Self::WRITE, 'w'), (Self::EXECUTE, 'x')] {
+            f.write_char(if self.contains(access) { letter } else { '-' })?;
+        }
+        Ok(())
     }
 }
 

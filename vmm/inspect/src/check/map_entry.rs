@@ -26,7 +26,8 @@ rules! {
             "if the entry says that a thread sleeps on the map, one does, and the entry is in \
              transition";
         ENTRY_PROTECTION = "entry-protection":
-            "it allows everything, now and at most, as does every entry of the kernel";
+            "it may allow everything, and does unless `vm_map_protect` has made it allow reads and \
+             writes, reads, or nothing";
         ENTRY_INHERITANCE = "entry-inheritance":
             "it is the default";
         ENTRY_WIRED = "entry-wired":
@@ -40,6 +41,14 @@ rules! {
 /// Flags that an entry can have in this kernel. None is copy on write.
 const KNOWN: EntryFlags =
     EntryFlags::IS_SUB_MAP.union(EntryFlags::NOFAULT).union(EntryFlags::PASSING);
+
+/// What an entry can allow: everything, until it is protected.
+const PROTECTIONS: [Protection; 4] = [
+    Protection::ALL,
+    Protection::READ.union(Protection::WRITE),
+    Protection::READ,
+    Protection::empty(),
+];
 
 /// Checks the entries of all maps.
 fn check(ctx: &Context<'_>) {
@@ -127,14 +136,16 @@ pub(super) fn map_channel(map: GuestVirt) -> GuestVirt {
 }
 
 fn protection(ctx: &Context<'_>, entry: &Entry) {
-    let both = [("protection", entry.protection), ("max_protection", entry.max_protection)];
-    for (name, protection) in
-        both.into_iter().filter(|&(_, protection)| protection != Protection::ALL)
-    {
+    if !PROTECTIONS.contains(&entry.protection) {
+        finding(ctx, &ENTRY_PROTECTION, entry, || {
+            format!("protection is {}, which nothing sets", entry.protection)
+        });
+    }
+    if entry.max_protection != Protection::ALL {
         finding(ctx, &ENTRY_PROTECTION, entry, || {
             format!(
-                "{name} is {:#x}, but every entry of the kernel has {:#x}",
-                protection.bits(),
+                "max_protection is {}, but every entry of the kernel has {}",
+                entry.max_protection,
                 Protection::ALL
             )
         });

@@ -2,7 +2,7 @@
 //! should be mapped is mapped.
 
 use vmkern_abi::addr::{GuestPhys, GuestVirt, PAGE_MASK, PAGE_SHIFT};
-use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, VM_PAGE_BITS_ALL};
+use vmkern_abi::layout::{EntryFlags, PageFlags, PageOflags, Protection, VM_PAGE_BITS_ALL};
 use vmkern_abi::pte::{PG_FRAME, Pte, PteFlags};
 
 use super::context::Context;
@@ -34,7 +34,9 @@ rules! {
             "there is a page behind each translation, and `pmap_enter` has mapped nothing in a \
              range without an object";
         PTE_MISSING = "pte-missing":
-            "every page of a kernel object is mapped";
+            "every page of a kernel object is mapped, unless its range has been protected";
+        PTE_PROTECTION = "pte-protection":
+            "a translation allows no more than its entry, and no less if that was never protected";
         PTE_FRAME = "pte-frame":
             "a translation leads to the page of the entry's object at that place";
         PTE_KENTER = "pte-kenter":
@@ -46,16 +48,16 @@ rules! {
         PTE_WIRED = "pte-wired":
             "a translation is marked as wired if and only if its page is wired";
         PTE_FLAGS = "pte-flags":
-            "a translation is writable, global and accessed; kernel memory is modified";
+            "a translation is global and accessed; kernel memory that can be written is modified";
         PTE_RESERVED = "pte-reserved":
             "no bit is set that the kernel never sets";
     }
 }
 
 /// Flags that a translation can have in addition to those that it must have.
-const OPTIONAL: PteFlags = PteFlags::A.union(PteFlags::M);
+const OPTIONAL: PteFlags = PteFlags::RW.union(PteFlags::A).union(PteFlags::M);
 /// Flags of every translation of kernel_map.
-const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::RW).union(PteFlags::G).union(PteFlags::NX);
+const ALWAYS: PteFlags = PteFlags::V.union(PteFlags::G).union(PteFlags::NX);
 
 /// Checks all translations and all entries.
 fn check(ctx: &Context<'_>) {
@@ -70,6 +72,7 @@ fn check(ctx: &Context<'_>) {
         done = done.max(entry.end);
         for translation in ctx.tables.kernel_in(entry.start, entry.end) {
             flags(ctx, translation, user);
+            allows(ctx, entry, translation, map.is_updating());
         }
         if map.is_updating() {
             continue;
@@ -150,6 +153,35 @@ fn flags(ctx: &Context<'_>, &Translation { va, pte }: &Translation, user: PteFla
     }
 }
 
+/// Checks a translation against what its entry allows. `vm_map_protect` takes permissions away at
+/// once, and leaves it to a fault to give them.
+fn allows(
+    ctx: &Context<'_>,
+    entry: &Entry,
+    &Translation { va, pte }: &Translation,
+    is_updating: bool,
+) {
+    let (flags, allowed) = (pte.flags(), entry.protection);
+    if is_updating || flags.contains(PteFlags::KENTER) && allowed == Protection::ALL {
+        return;
+    }
+    let is_writable = flags.contains(PteFlags::RW);
+    let why = match () {
+        () if !allowed.contains(Protection::READ) => "is there",
+        () if is_writable && !allowed.contains(Protection::WRITE) => "is writable",
+        () if !is_writable && allowed == Protection::ALL => "is read-only",
+        () => return,
+    };
+    ctx.finding(&PTE_PROTECTION, "PTE", va, || {
+        format!(
+            "the entry is {:#x}: it {why}, but [{}, {}) allows {allowed}",
+            pte.bits(),
+            entry.start,
+            entry.end
+        )
+    });
+}
+
 /// Checks a range without an object: it has only mappings of `pmap_kenter` and `pmap_qenter`, each
 /// to a different page.
 fn windows(ctx: &Context<'_>, entry: &Entry) {
@@ -211,12 +243,14 @@ fn behind_entry(ctx: &Context<'_>, entry: &Entry, object: &Object) {
         let place = Place { ctx, entry, object, va, pfn: resident.pfn, page };
         match translation {
             Some(translation) => place.mapped(translation.pte),
-            None if is_whole => ctx.finding(&PTE_MISSING, "PTE", va, || {
-                format!(
-                    "{} has page {:#x} for it, but nothing is mapped",
-                    object.name, resident.pfn
-                )
-            }),
+            None if is_whole && entry.protection == Protection::ALL => {
+                ctx.finding(&PTE_MISSING, "PTE", va, || {
+                    format!(
+                        "{} has page {:#x} for it, but nothing is mapped",
+                        object.name, resident.pfn
+                    )
+                })
+            }
             None => {}
         }
         if !is_being_made {
@@ -291,10 +325,10 @@ impl Place<'_, '_> {
                 )
             });
         }
-        if object.is_kernels() && !flags.contains(PteFlags::M) {
+        if object.is_kernels() && flags & (PteFlags::RW | PteFlags::M) == PteFlags::RW {
             ctx.finding(&PTE_FLAGS, "PTE", *va, || {
                 format!(
-                    "the entry is {:#x}, but entries of kernel memory are made with M set",
+                    "the entry is {:#x}, but writable entries of kernel memory are made with M set",
                     pte.bits()
                 )
             });

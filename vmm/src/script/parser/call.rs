@@ -212,6 +212,7 @@ impl Parser {
                 Param::Op => "a verb",
                 Param::File => "FILE",
                 Param::Look => "WHAT",
+                Param::Allows => words::PROTECTION,
                 Param::Flags | Param::Kind => "",
             };
             // A file's name follows rules of its own, and need not be made of tokens.
@@ -248,6 +249,7 @@ impl Parser {
             Param::Number(_) => Arg::Number(expr::parse(lexer, &self.scope, Blanks::End)?),
             Param::Flags => Arg::Flags(words::flags(lexer)?),
             Param::Kind => Arg::Kind(words::kind(lexer)?),
+            Param::Allows => Arg::Allows(words::protection(lexer)?),
             Param::Thread => {
                 let token = lexer.next()?;
                 Arg::Thread(words::thread(&token, lexer, &self.scope)?)

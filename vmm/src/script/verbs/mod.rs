@@ -17,6 +17,7 @@ mod row;
 
 use vmkern_abi::addr::GuestVirt;
 use vmkern_abi::control::{MallocFlags, Op};
+use vmkern_abi::layout::Protection;
 
 pub(super) use self::host::{Answer, HostVerb, Judge, Miss};
 pub(super) use self::row::Action;
@@ -29,6 +30,13 @@ pub const FLAGS: [(&str, MallocFlags); 4] = [
     ("NOWAIT", MallocFlags::NOWAIT),
     ("ZERO", MallocFlags::ZERO),
     ("USE_RESERVE", MallocFlags::USE_RESERVE),
+];
+
+/// What `protect` can allow. No kernel memory is ever executable.
+pub const PROTECTIONS: [(&str, Protection); 3] = [
+    ("rw", Protection::READ.union(Protection::WRITE)),
+    ("r", Protection::READ),
+    ("none", Protection::empty()),
 ];
 
 /// Every verb of the language.
@@ -65,6 +73,10 @@ pub static VERBS: &[Verb] = &[
     op!(pmap_qremove(addr: Number("ADDR"), count: Number("COUNT")) =>
         Op::PmapQremove { addr: GuestVirt::new(addr), count },
         "removes these mappings and frees their pages; empty places are fine", "`ok` or an error"),
+    op!(protect(map: Map("MAP"), addr: Number("ADDR"), size: Number("SIZE"), allows: Allows) =>
+        Op::Protect { map, addr: GuestVirt::new(addr), size, protection: allows },
+        "allows reads and writes, reads only, or nothing in whole pages of MAP; holes are skipped",
+        "`ok` or an error"),
     op!(read(addr: Number("ADDR")) => Op::Read { addr: GuestVirt::new(addr) },
         "reads 8 bytes, little endian; aligned or not", "number"),
     op!(write(addr: Number("ADDR"), value: Number("VALUE")) =>
@@ -106,7 +118,6 @@ pub static VERBS: &[Verb] = &[
     later("release", ""),
     later("hog", "MAP PERCENT [CHUNK]"),
     later("unhog", "MAP"),
-    later("protect", "MAP ADDR SIZE rw|r|none"),
     later("madvise", "MAP ADDR SIZE willneed|dontneed"),
     later("swap", "off|on|error EVERY|delay TIME"),
     later("fail", "SITE SPEC|off"),
@@ -144,6 +155,7 @@ mod tests {
                     Param::Seed => Value::Seed(Some(1)),
                     Param::Flags => Value::Flags(MallocFlags::NOWAIT),
                     Param::Kind => Value::Kind(MapKind::User),
+                    Param::Allows => Value::Allows(PROTECTIONS[0].1),
                     Param::Thread => Value::Thread(ThreadId::MAIN),
                     Param::Op => Value::Op(Op::Nop, Vec::new()),
                     Param::File => Value::File("file".to_owned()),

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op};
+use vmkern_abi::layout::Protection;
 
 use super::host::HostVerb;
 use crate::guest::ThreadId;
@@ -24,6 +25,8 @@ pub enum Param {
     Flags,
     /// The word `system`; can be left out.
     Kind,
+    /// What a range allows, by a name of [`PROTECTIONS`](super::PROTECTIONS).
+    Allows,
     /// A thread.
     Thread,
     /// A verb that is an operation, with its arguments.
@@ -42,6 +45,7 @@ impl fmt::Display for Param {
             Self::Seed => "SEED|zero",
             Self::Flags => "[FLAGS]",
             Self::Kind => "[system]",
+            Self::Allows => "rw|r|none",
             Self::Thread => "THREAD",
             Self::Op => "STATEMENT",
             Self::File => "FILE",
@@ -65,6 +69,7 @@ impl Param {
                 "joined by `|`: WAITOK NOWAIT ZERO USE_RESERVE; none is 0, which may sleep"
             }
             Self::Kind => "makes it a system map",
+            Self::Allows => "reads and writes, reads only, or nothing",
             Self::Thread => words::THREADS,
             Self::Op => "a verb that the guest does, with its arguments",
             Self::File => "a word without blanks or a string; `-` is standard output",
@@ -89,6 +94,8 @@ pub enum Value {
     Flags(MallocFlags),
     /// The kind of a map.
     Kind(MapKind),
+    /// What a range allows.
+    Allows(Protection),
     /// A thread.
     Thread(ThreadId),
     /// An operation to do later, with its own arguments.

@@ -2,6 +2,7 @@
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SHIFT};
 use vmkern_abi::kmem::KernReturn;
+use vmkern_abi::kva::VM_MIN_KERNEL_ADDRESS;
 use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmMapEntry, VmObject};
 
 use super::{Lookup, Map};
@@ -24,7 +25,39 @@ pub struct FaultPlace {
     pub wired_count: u32,
 }
 
+/// What the entry of an address allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowed {
+    /// First address of the entry.
+    pub start: GuestVirt,
+    /// The address behind it.
+    pub end: GuestVirt,
+    /// The accesses that it allows now.
+    pub protection: Protection,
+}
+
 impl<M: Machine> Map<M> {
+    /// What the entry of `va` in kernel_map or a submap allows, for the report of a fault that was
+    /// refused: `None` if there is no entry, or if the running thread holds a mutex. Takes the locks
+    /// of the maps, one after the other.
+    pub fn vm_fault_allowed(&self, va: GuestVirt) -> Option<Allowed> {
+        if va < VM_MIN_KERNEL_ADDRESS || !self.held_locks().is_empty() {
+            return None;
+        }
+        let mut map = self.kernel_map().non_null()?;
+        loop {
+            let _locked = self.vm_map_locked_read(map);
+            let Lookup::Inside(entry) = self.vm_map_lookup_entry(map, va) else { return None };
+            let e = self.get(entry);
+            if !e.eflags.get().contains(EntryFlags::IS_SUB_MAP) {
+                let (start, end) = (e.start.get(), e.end.get());
+                return Some(Allowed { start, end, protection: e.protection.get() });
+            }
+            // The map is unlocked: the submap may be gone, but no map is ever freed.
+            map = KPtr::new(e.object.get().addr());
+        }
+    }
+
     /// Finds the page for an access of kind `fault_type` at `va`, through submaps
     /// (`vm_map_lookup`). Takes the lock of `map`; on success the lock of [`FaultPlace::map`] is
     /// held, otherwise none.

@@ -44,7 +44,7 @@ use core::ops::Deref;
 use vmkern_abi::addr::{GuestVirt, KPtr};
 use vmkern_abi::layout::{EntryFlags, PageFlags, Protection, Sx, VmMap, VmMapEntry, VmObject};
 
-pub use self::lookup::FaultPlace;
+pub use self::lookup::{Allowed, FaultPlace};
 pub use self::space::{FindSpace, NoRange};
 pub(in crate::vm) use self::transition::Begun;
 use super::page::Shortage;

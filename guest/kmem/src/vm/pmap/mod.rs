@@ -158,6 +158,13 @@ impl<M: Machine> Pmap<M> {
         walk.mapping.map(|mapping| mapping.phys)
     }
 
+    /// Whether the tables let the kernel write at `va`, at every level.
+    #[must_use]
+    pub fn pmap_is_writable(&self, va: GuestVirt) -> bool {
+        let Ok(walk) = walk::walk(&Tables(self), self.state().kernel_pmap.pml4.get(), va);
+        walk.mapping.is_some_and(|mapping| mapping.flags.contains(PteFlags::RW))
+    }
+
     /// Physical address behind a kernel address (`pmap_kextract`): of the direct map by arithmetic.
     #[must_use]
     pub fn pmap_kextract(&self, va: GuestVirt) -> Option<GuestPhys> {
