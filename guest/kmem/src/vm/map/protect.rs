@@ -15,9 +15,9 @@ impl<M: Machine> Map<M> {
     /// that allow less are left to the next fault. Entries are cut at the ends of the range, and
     /// merged with neighbours that are equal.
     ///
-    /// Takes the map's lock. Waits, with the map unlocked, for entries in transition, as FreeBSD
-    /// does since 2020: in 2008 a range that was being wired could be cut and closed under the
-    /// thread that wired it. An entry that is being deleted counts as a hole.
+    /// Takes the map's lock. Waits, with the map unlocked, for entries in transition, as later
+    /// versions of FreeBSD do: in 2008 a range that was being wired could be cut and closed under
+    /// the thread that wired it. An entry that is being deleted counts as a hole.
     ///
     /// # Errors
     /// [`KernReturn::InvalidArgument`] when the range has a submap,
