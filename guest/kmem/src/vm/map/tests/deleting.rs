@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::control::{KernReturn, MallocFlags};
-use vmkern_abi::layout::EntryFlags;
+use vmkern_abi::layout::{EntryFlags, Protection};
 
 use super::super::Lookup;
 use super::Fixture;
@@ -84,6 +84,17 @@ fn who_frees_it_again_or_more_around_it_passes_it_over() {
     });
     assert_eq!(f.ranges(), []);
     assert_eq!(pages(f.vm()), before - 6);
+}
+
+#[test]
+fn who_protects_more_around_it_passes_it_over() {
+    let f = three_blocks();
+    let (map, min) = (f.map, f.min);
+    free_while(&f, 2, move |vm| {
+        vm.vm_map_protect(map, min, min.add(3 * SIZE), Protection::READ).expect("it is allowed");
+    });
+    assert_eq!(f.ranges(), [(0, 2), (4, 6)]);
+    assert_eq!([f.entry(0), f.entry(4)].map(|e| e.protection.get()), [Protection::READ; 2]);
 }
 
 #[test]

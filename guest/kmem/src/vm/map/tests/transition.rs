@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{KernReturn, Op, Outcome, WaitMessage};
-use vmkern_abi::layout::{EntryFlags, VmMap, VmPage};
+use vmkern_abi::layout::{EntryFlags, Protection, VmMap, VmPage};
 
 use super::super::EntrySpec;
 use crate::sim::check::check;
@@ -244,6 +244,24 @@ fn who_unwires_a_range_in_transition_waits_for_its_end() {
     assert_eq!(s.results(), [(3, Ok(())), (4, Ok(()))]);
     assert_eq!(s.entries(), [(0, 8, 0)]);
     assert_eq!(s.wired(), wired);
+    check(&s.sim);
+}
+
+#[test]
+fn who_protects_a_range_in_transition_waits_for_its_end_and_the_wiring_succeeds() {
+    let mut s = Scene::new();
+    s.pageable(8);
+    s.shortage();
+    s.wire(3, 0, 8);
+    s.waits(3, "pfault");
+    let (map, start, end) = (s.map, s.at(2), s.at(4));
+    s.spawn(4, move |vm| vm.vm_map_protect(map, start, end, Protection::empty()));
+    s.waits(4, "vmmaps");
+    s.relief();
+    assert_eq!(s.results(), [(3, Ok(())), (4, Ok(()))]);
+    assert_eq!(s.entries(), [(0, 2, 1), (2, 4, 1), (4, 8, 1)]);
+    assert_eq!(s.vm().pmap_extract(s.at(3)), None);
+    s.vm().kmem_free(s.map, s.at(0), 8 * PAGE_SIZE);
     check(&s.sim);
 }
 
