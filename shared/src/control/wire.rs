@@ -140,6 +140,7 @@ mod tests {
     use super::super::work::Workload;
     use super::*;
     use crate::kmem::{MallocFlags, MapId};
+    use crate::layout::Protection;
 
     #[test]
     fn every_operation_survives_the_ring() {
@@ -169,6 +170,7 @@ mod tests {
             },
             Op::KmemAllocWait { map, size: 17 },
             Op::KmemFreeWakeup { map, addr, size: 18 },
+            Op::Protect { map, addr, size: 19, protection: Protection::READ },
             Op::UmaReclaim,
             Op::Join { thread: 63 },
             Op::Work(Workload::Pairs { map, size: 19, count: 20, allocator: Allocator::Malloc }),
