@@ -116,6 +116,11 @@ pub const PARTLY: &[(&str, &str, &str)] = &[
     ("ThreadList", "head", "left over while the queue is not in use"),
     ("ThreadList", "tail", "left over while the queue is not in use"),
     ("VmMapEntry", "offset", "without an object it means nothing, but is kept up to date"),
+    (
+        "VmMapEntry",
+        "protection",
+        "everything means no more than reads and writes: no kernel memory is executable",
+    ),
     ("VmMeter", "hz", "any number that the tunable allows"),
     ("VmMeter", "ticks", "any time before the next time-out, or any time if there is none"),
     (
@@ -172,7 +177,6 @@ pub const CHECKED: &[(&str, &[&str])] = &[
             "object",
             "eflags",
             "wired_count",
-            "protection",
             "max_protection",
             "inheritance",
             "deleter",

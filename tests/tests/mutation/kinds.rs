@@ -118,6 +118,13 @@ impl Scene<'_, '_> {
         self.draw(&entries[1..entries.len() - 1])
     }
 
+    /// Makes an entry of kmem_map allow this, and leaves its translations. Returns its start.
+    fn allow(&mut self, protection: Protection) -> At {
+        let at = self.kmem_entry();
+        self.change(at, |e: &VmMapEntry| e.protection.set(protection));
+        self.overlay.get::<VmMapEntry>(at).start.get()
+    }
+
     /// An entry of an anonymous object.
     fn pageable_entry(&mut self) -> At {
         let entries: Vec<At> = [2, 3].into_iter().flat_map(|slot| self.entries(slot)).collect();
@@ -368,10 +375,15 @@ pub const KINDS: &[Kind] = kinds! {
             let at = s.kmem_entry();
             s.change(at, |e: &VmMapEntry| e.eflags.set(EntryFlags::DELETING))
         };
-    "an entry without a right", "entry-protection", "vm_map_entry" =>
+    "an entry that allows what nothing asks for", "entry-protection", "vm_map_entry" =>
         |s| {
             let at = s.kmem_entry();
-            s.change(at, |e: &VmMapEntry| e.protection.set(Protection::READ))
+            s.change(at, |e: &VmMapEntry| e.protection.set(Protection::EXECUTE))
+        };
+    "an entry without a right at most", "entry-protection", "vm_map_entry" =>
+        |s| {
+            let at = s.kmem_entry();
+            s.change(at, |e: &VmMapEntry| e.max_protection.set(Protection::READ))
         };
     "an entry wired twice", "entry-wired", "vm_map_entry" =>
         |s| { let at = s.kmem_entry(); s.change(at, |e: &VmMapEntry| e.wired_count.set(2)) };
@@ -584,8 +596,12 @@ pub const KINDS: &[Kind] = kinds! {
     "a translation to another page", "pte-frame", "PTE" => |s| s.kmem_flags(|bits| bits ^ 0x1_0000);
     "a translation that may be executed", "pte-wx", "PTE" =>
         |s| s.kmem_flags(|bits| bits & !(1 << 63));
-    "a translation that may not be written", "pte-flags", "PTE" =>
+    "a translation that may not be written", "pte-protection", "PTE" =>
         |s| s.kmem_flags(|bits| bits & !PteFlags::RW.bits());
+    "writable translations in a range that is read-only", "pte-protection", "PTE" =>
+        |s| s.allow(Protection::READ);
+    "translations in a range that allows nothing", "pte-protection", "PTE" =>
+        |s| s.allow(Protection::empty());
     "a translation of the wrong privilege", "pte-user", "PTE" =>
         |s| s.kmem_flags(|bits| bits ^ PteFlags::U.bits());
     "a translation that is not wired", "pte-wired", "PTE" =>

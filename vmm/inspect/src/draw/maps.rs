@@ -8,7 +8,7 @@ use super::WIDTH;
 use super::text::{BAD, FAINT, GOOD, STRONG, count, percent, size};
 use crate::report::{
     CUT_CELLS, EntryReport, FREE, MapEntriesReport, MapReport, MapsReport, ObjectRef, SUBMAP,
-    Stretch, rwx,
+    Stretch,
 };
 
 /// The depth from which on maps are not indented any further.
@@ -142,7 +142,7 @@ pub(super) fn line(entry: &EntryReport, width: usize) -> String {
     // 2. The object stands on a line of its own where it does not fit.
     let range = format!("{start}-{end}");
     let pages = entry.pages();
-    let head = format!("{range:<37} {pages:>8} {} {wired:>2} {letters:<3}", rwx(*protection));
+    let head = format!("{range:<37} {pages:>8} {protection} {wired:>2} {letters:<3}");
     if head.len() + object.len() < width {
         format!("{head} {object}")
     } else {

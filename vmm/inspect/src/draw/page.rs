@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::text::{FAINT, STRONG, count, fit, flags, span};
-use crate::report::{EntryReport, MappingReport, ObjectRef, PageReport, PageState, rwx};
+use crate::report::{EntryReport, MappingReport, ObjectRef, PageReport, PageState};
 
 pub(super) fn draw(report: &PageReport) -> String {
     let mut out = String::new();
@@ -48,7 +48,7 @@ fn mapped(out: &mut String, mapping: &MappingReport) {
 pub(super) fn entry_words(entry: &EntryReport) -> String {
     let pages = count(entry.pages(), "page");
     let wired = if entry.wired > 0 { format!(", wired {}", entry.wired) } else { String::new() };
-    format!("{}-{}, {pages}, {}{wired}", entry.start, entry.end, rwx(entry.protection))
+    format!("{}-{}, {pages}, {}{wired}", entry.start, entry.end, entry.protection)
 }
 
 /// What a page's structure says.

@@ -50,20 +50,11 @@ impl EntryReport {
     }
 }
 
-/// `rwx` with `-` for each access that is not allowed.
-#[must_use]
-pub fn rwx(protection: Protection) -> String {
-    let all = [(Protection::READ, 'r'), (Protection::WRITE, 'w'), (Protection::EXECUTE, 'x')];
-    all.into_iter()
-        .map(|(flag, letter)| if protection.contains(flag) { letter } else { '-' })
-        .collect()
-}
-
 fn protection_text<S: Serializer>(
     protection: &Protection,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&rwx(*protection))
+    serializer.collect_str(protection)
 }
 
 fn flag_names<S: Serializer>(flags: &EntryFlags, serializer: S) -> Result<S::Ok, S::Error> {

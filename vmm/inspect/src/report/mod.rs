@@ -37,7 +37,7 @@ pub use self::diff::{
     Change, Changes, CounterChange, DiffReport, MapDiff, PageChange, PageChangeCount, PteChange,
     PteState,
 };
-pub use self::entries::{EntryReport, rwx};
+pub use self::entries::EntryReport;
 pub use self::hex::Hex;
 pub use self::locks::{InterruptReport, LockClassReport, LockCounts, LocksReport, TlbReport};
 pub use self::maps::{MapEntriesReport, MapReport, MapsReport};

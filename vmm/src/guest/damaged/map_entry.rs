@@ -24,7 +24,10 @@ fn wrong_fields_of_an_entry_are_found() {
             ("entry-wakeup", |e| {
                 e.eflags.set(EntryFlags::NEEDS_WAKEUP | EntryFlags::IN_TRANSITION)
             }),
-            ("entry-protection", |e| e.protection.set(Protection::READ)),
+            ("entry-protection", |e| e.protection.set(Protection::EXECUTE)),
+            ("entry-protection", |e| e.protection.set(Protection::WRITE)),
+            ("entry-protection", |e| e.protection.set(Protection::READ | Protection::EXECUTE)),
+            ("entry-protection", |e| e.max_protection.set(Protection::READ | Protection::WRITE)),
             ("entry-protection", |e| e.max_protection.set(Protection::empty())),
             ("entry-inheritance", |e| e.inheritance.set(0)),
             ("entry-wired", |e| e.wired_count.set(0)),

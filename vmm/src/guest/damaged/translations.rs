@@ -1,8 +1,9 @@
 //! Rules of `translations`.
 
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
+use vmkern_abi::control::{MapId, Op};
 use vmkern_abi::field::Field;
-use vmkern_abi::layout::{PageFlags, PageOflags};
+use vmkern_abi::layout::{PageFlags, PageOflags, Protection};
 use vmkern_abi::pte::{Level, PteFlags};
 
 use super::lab::{Lab, expect_finding};
@@ -18,7 +19,7 @@ fn every_bit_of_a_translation_that_matters_is_checked() {
     let va = lab.block;
     let cases = [
         ("pte-wx", PteFlags::NX),
-        ("pte-flags", PteFlags::RW),
+        ("pte-protection", PteFlags::RW),
         ("pte-user", PteFlags::U),
         ("pte-reserved", PteFlags::PWT),
         ("pte-reserved", PteFlags::PCD),
@@ -42,6 +43,35 @@ fn every_bit_of_a_translation_that_matters_is_checked() {
         expect_finding(&damaged(&lab, va, |bits| bits ^ 1 << bit), "pte-reserved", "PTE", va);
     }
     assert!(lab.check().is_clean());
+}
+
+#[test]
+fn a_translation_that_allows_more_than_its_entry_is_found() {
+    let mut lab = Lab::new();
+    let va = lab.block;
+    let good = lab.guest.vtop(va).expect("the tables can be read").last().pte.bits();
+    for allowed in [Protection::READ, Protection::empty()] {
+        let (map, size) = (MapId::KMEM, PAGE_SIZE);
+        lab.ok(Op::Protect { map, addr: va, size, protection: allowed });
+        assert!(lab.check().is_clean());
+        expect_finding(&damaged(&lab, va, |_| good), "pte-protection", "PTE", va);
+    }
+}
+
+#[test]
+fn a_read_only_translation_is_not_modified_and_may_be_missing_until_the_next_access() {
+    let mut lab = Lab::new();
+    let (map, addr, size) = (MapId::KMEM, lab.block, PAGE_SIZE);
+    let protect = |protection| Op::Protect { map, addr, size, protection };
+    lab.ok(protect(Protection::READ));
+    let rw = PteFlags::RW.bits();
+    expect_finding(&damaged(&lab, addr, |bits| bits | rw), "pte-flags", "PTE", addr);
+    lab.ok(protect(Protection::empty()));
+    lab.ok(protect(Protection::READ | Protection::WRITE));
+    assert!(lab.check().is_clean());
+    lab.ok(Op::Touch { addr, size });
+    assert!(lab.check().is_clean());
+    assert!(lab.guest.vtop(addr).expect("the tables can be read").last().pte.is_valid());
 }
 
 #[test]
