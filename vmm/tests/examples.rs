@@ -44,6 +44,7 @@ const CORPUS: &[&str] = &[
     "first-fit.kmem",
     "inspect.kmem",
     "nofault-panic.kmem",
+    "protect.kmem",
     "page-floors.kmem",
     "pageable.kmem",
     "plain-free-wakes-nobody.kmem",

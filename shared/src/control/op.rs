@@ -71,7 +71,8 @@ ops! {
             size: u64,
         } => kmem_free_wakeup: (),
         /// `vm_map_protect(map, addr, addr + size, protection, FALSE)`; addresses are page aligned
-        /// and inside the map. Answer: ok, or an error, and then nothing has changed.
+        /// and inside the map, and EXECUTE cannot be allowed. Answer: ok, or an error, and then
+        /// nothing has changed.
         Protect = 25 {
             /// The map.
             map: MapId,

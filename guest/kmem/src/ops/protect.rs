@@ -7,7 +7,8 @@ use vmkern_abi::layout::{Protection, VmMap};
 use crate::vm::{Vm, VmMachine};
 
 /// Makes `[addr, addr + size)` of `map` allow `protection`. Refuses ends that are not page aligned,
-/// and a range that is not inside the map, where `vm_map_protect` would confine it.
+/// and a range that is not inside the map, where `vm_map_protect` would confine it. Refuses EXECUTE
+/// too, though entries have it at most, as in FreeBSD: no memory is ever writable and executable.
 pub fn protect<M: VmMachine>(
     vm: &Vm<M>,
     map: KPtr<VmMap>,
@@ -17,6 +18,9 @@ pub fn protect<M: VmMachine>(
 ) -> Outcome {
     if !addr.is_page_aligned() || !size.is_multiple_of(PAGE_SIZE) {
         return Outcome::Error(KernReturn::InvalidArgument);
+    }
+    if protection.contains(Protection::EXECUTE) {
+        return Outcome::Error(KernReturn::ProtectionFailure);
     }
     let m = vm.get(map);
     let end = addr.checked_add(size).filter(|&end| end <= m.max_offset());

@@ -62,9 +62,8 @@ impl<'a> SimAccess<'a> {
             let now = self.walk(va);
             let remembered = self.vm.machine().tlb().get(vpn);
             if let Some(old) = remembered {
-                let same = now.is_some_and(|now| now.frame() == old.frame());
                 assert!(
-                    same,
+                    now.is_some_and(|now| covers(now, old)),
                     "access to {va:#x} through a stale translation: {old:?}, \
                      where the tables say {now:?}"
                 );
@@ -77,6 +76,8 @@ impl<'a> SimAccess<'a> {
                 Intent::Read => FaultType::Read,
                 Intent::Write => FaultType::Write,
             };
+            // The CPU drops what it caches of a page whose access faults (SDM vol. 3, 4.10.4.1).
+            self.vm.machine().tlb().invalidate(vpn, vpn + 1);
             self.vm.trap_pfault(va, fault)?;
         }
     }
@@ -86,10 +87,16 @@ impl<'a> SimAccess<'a> {
         for (vpn, old) in self.vm.machine().tlb().iter() {
             let va = GuestVirt::new(vpn * PAGE_SIZE);
             let now = self.walk(va);
-            let same = now.is_some_and(|now| now.frame() == old.frame());
+            let same = now.is_some_and(|now| covers(now, old));
             assert!(same, "the TLB remembers {old:?} for {va:#x}, where the tables say {now:?}");
         }
     }
+}
+
+/// Whether the tables still have the translation `cached`, and allow what it allows.
+fn covers(now: Pte, cached: Pte) -> bool {
+    let is_writable = |pte: Pte| pte.flags().contains(PteFlags::RW);
+    now.frame() == cached.frame() && (is_writable(now) || !is_writable(cached))
 }
 
 impl Access for SimAccess<'_> {

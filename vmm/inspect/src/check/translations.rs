@@ -36,7 +36,8 @@ rules! {
         PTE_MISSING = "pte-missing":
             "every page of a kernel object is mapped, unless its range has been protected";
         PTE_PROTECTION = "pte-protection":
-            "a translation allows no more than its entry, and no less if that was never protected";
+            "a translation allows no more than its entry, except one of `pmap_kenter`, and no less \
+             if that was never protected";
         PTE_FRAME = "pte-frame":
             "a translation leads to the page of the entry's object at that place";
         PTE_KENTER = "pte-kenter":
@@ -162,13 +163,15 @@ fn allows(
     is_updating: bool,
 ) {
     let (flags, allowed) = (pte.flags(), entry.protection);
-    if is_updating || flags.contains(PteFlags::KENTER) && allowed == Protection::ALL {
+    if is_updating {
         return;
     }
+    // `pmap_kenter` asks no entry.
+    let describes = !flags.contains(PteFlags::KENTER);
     let is_writable = flags.contains(PteFlags::RW);
     let why = match () {
-        () if !allowed.contains(Protection::READ) => "is there",
-        () if is_writable && !allowed.contains(Protection::WRITE) => "is writable",
+        () if describes && !allowed.contains(Protection::READ) => "is there",
+        () if describes && is_writable && !allowed.contains(Protection::WRITE) => "is writable",
         () if !is_writable && allowed == Protection::ALL => "is read-only",
         () => return,
     };

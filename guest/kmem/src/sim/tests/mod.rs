@@ -21,6 +21,7 @@ mod zeroidle;
 use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapId, Op, Outcome};
+use vmkern_abi::layout::Protection;
 
 use super::Sim;
 use super::check::{check, check_zeros};
@@ -167,6 +168,17 @@ fn the_simulated_tlb_catches_a_forgotten_flush() {
     let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
     sim.write(addr, 1);
     let forgotten = sim.vm().pmap_remove(addr, addr.add(PAGE_SIZE));
+    assert_ne!(forgotten, crate::vm::pmap::TlbFlush::NONE);
+    let _ = sim.read(addr);
+}
+
+#[test]
+#[should_panic(expected = "through a stale translation")]
+fn the_simulated_tlb_catches_a_forgotten_flush_of_a_permission() {
+    let sim = boot();
+    let addr = sim.malloc(PAGE_SIZE, NOWAIT).expect("there is memory");
+    sim.write(addr, 1);
+    let forgotten = sim.vm().pmap_protect(addr, addr.add(PAGE_SIZE), Protection::READ);
     assert_ne!(forgotten, crate::vm::pmap::TlbFlush::NONE);
     let _ = sim.read(addr);
 }

@@ -15,6 +15,9 @@ impl<M: Machine> Map<M> {
     /// that allow less are left to the next fault. Entries are cut at the ends of the range, and
     /// merged with neighbours that are equal.
     ///
+    /// An empty range changes nothing, as in later versions of FreeBSD; in 2008 it cut an entry of no
+    /// bytes out of the one around it.
+    ///
     /// Takes the map's lock. Waits, with the map unlocked, for entries in transition, as later
     /// versions of FreeBSD do: in 2008 a range that was being wired could be cut and closed under
     /// the thread that wired it. An entry that is being deleted counts as a hole.
@@ -33,6 +36,9 @@ impl<M: Machine> Map<M> {
     ) -> Result<(), KernReturn> {
         let _locked = self.vm_map_locked(map);
         let (start, end) = self.map_range_clamp(self.get(map), start, end);
+        if start == end {
+            return Ok(());
+        }
         // 1. Everything that can be refused, and the wait for other threads, before any change.
         let first = loop {
             self.map_reserve(self.get(map), 2).map_err(|_| KernReturn::ResourceShortage)?;

@@ -1,9 +1,11 @@
 //! `vm_map_protect`.
 
 use vmkern_abi::addr::{GuestVirt, KPtr, PAGE_SIZE};
-use vmkern_abi::control::{KernReturn, MallocFlags, Op, Outcome};
+use vmkern_abi::control::{KernReturn, MallocFlags, MapId, Op, Outcome};
 use vmkern_abi::kva::KERNBASE;
 use vmkern_abi::layout::{Protection, VM_PAGE_BITS_ALL, VmMap};
+use vmkern_abi::pte::PteFlags;
+use vmkern_abi::walk;
 
 use super::super::EntrySpec;
 use super::Fixture;
@@ -95,6 +97,50 @@ fn no_range_becomes_executable() {
     check(&f.sim);
 }
 
+/// Whether the tables let no CPU fetch an instruction from any page of the block.
+fn nothing_is_executable(f: &Fixture) -> bool {
+    let pml4 = f.vm().state().kernel_pmap.pml4.get();
+    (0..8).all(|page| {
+        let Ok(walk) = walk::walk(&f.sim.machine(), pml4, f.at(page));
+        walk.mapping.is_none_or(|mapping| mapping.flags.contains(PteFlags::NX))
+    })
+}
+
+#[test]
+fn after_any_sequence_of_protects_no_translation_is_writable_and_executable() {
+    let choices = [NONE, R, RW, ALL, R.union(Protection::EXECUTE)];
+    let f = block();
+    for sequence in 0..choices.len().pow(3) {
+        let picked = |n: u32| choices[sequence / choices.len().pow(n) % choices.len()];
+        for (n, (start, end)) in [(0, (0, 5)), (1, (3, 8)), (2, (2, 4))] {
+            f.protect(start, end, picked(n)).expect("it is allowed");
+            for page in 0..8 {
+                for fault in [FaultType::Read, FaultType::Write, FaultType::Execute] {
+                    let allowed = f.entry(page).protection.get();
+                    let expected = match fault {
+                        FaultType::Read => allowed.contains(R),
+                        FaultType::Write => allowed.contains(Protection::WRITE),
+                        FaultType::Execute => false,
+                    };
+                    assert_eq!(f.access(page, fault).is_ok(), expected, "{fault:?} {allowed:?}");
+                }
+            }
+            assert!(nothing_is_executable(&f));
+        }
+        check(&f.sim);
+    }
+}
+
+#[test]
+fn the_operation_allows_nobody_to_execute() {
+    let f = block();
+    for protection in [ALL, Protection::EXECUTE] {
+        let op = Op::Protect { map: MapId::KMEM, addr: f.at(0), size: PAGE_SIZE, protection };
+        assert_eq!(f.sim.execute(&op), Outcome::Error(KernReturn::ProtectionFailure));
+    }
+    assert_eq!(f.allowed(), [(0, 8, ALL)]);
+}
+
 #[test]
 fn the_pages_of_a_closed_range_are_freed_with_it() {
     for protection in [NONE, R, RW] {
@@ -142,6 +188,14 @@ fn holes_are_passed_over() {
     f.protect(100, 200, NONE).expect("there is nothing");
     f.protect(3, 3, NONE).expect("it is empty");
     assert_eq!(f.allowed(), [(0, 2, R), (3, 5, R), (6, 8, R)]);
+    check(&f.sim);
+}
+
+#[test]
+fn an_empty_range_inside_an_entry_cuts_nothing() {
+    let f = block();
+    f.protect(3, 3, NONE).expect("there is nothing");
+    assert_eq!(f.allowed(), [(0, 8, ALL)]);
     check(&f.sim);
 }
 
@@ -211,6 +265,36 @@ fn a_page_that_was_written_is_dirty_when_it_becomes_read_only() {
     };
     f.vm().vm_map_protect(map, addr, addr.add(8 * PAGE_SIZE), R).expect("it is allowed");
     assert_eq!((m(0).dirty.get(), m(1).dirty.get()), (VM_PAGE_BITS_ALL, 0));
+    check(&f.sim);
+}
+
+#[test]
+fn a_page_that_was_written_is_dirty_when_it_is_closed() {
+    let (f, map, addr) = pageable();
+    f.sim.write(addr, 1);
+    let _ = f.sim.read(addr.add(PAGE_SIZE));
+    let m = [0, 1].map(|page: u64| {
+        let pa = f.vm().pmap_extract(addr.add(page * PAGE_SIZE)).expect("it is mapped");
+        f.vm().get(f.vm().phys_to_vm_page(pa).expect("it is managed"))
+    });
+    f.vm().vm_map_protect(map, addr, addr.add(8 * PAGE_SIZE), NONE).expect("it is allowed");
+    assert_eq!(m.map(|m| m.dirty.get()), [VM_PAGE_BITS_ALL, 0]);
+    check(&f.sim);
+}
+
+#[test]
+fn a_window_becomes_read_only_and_no_fault_makes_it_writable() {
+    let f = Fixture::new();
+    let addr = f.vm().kmem_alloc_nofault(f.map, 4 * PAGE_SIZE).expect("there is room");
+    assert_eq!(f.sim.execute(&Op::PmapQenter { addr, count: 4 }), Outcome::Ok);
+    f.fill(addr, 4 * PAGE_SIZE, 5);
+    f.protect(0, 4, R).expect("it is allowed");
+    f.verify(addr, 4 * PAGE_SIZE, 5);
+    assert_eq!(f.access(1, FaultType::Write), Err(KernReturn::ProtectionFailure));
+    f.protect(0, 4, RW).expect("it is allowed");
+    assert!(!f.vm().pmap_is_writable(addr));
+    assert_eq!(f.sim.execute(&Op::PmapQenter { addr, count: 4 }), Outcome::Ok);
+    f.fill(addr, 4 * PAGE_SIZE, 6);
     check(&f.sim);
 }
 
