@@ -6,7 +6,7 @@ use vmkern_abi::control::{KernReturn, MallocFlags, MapId, MapKind, Op, Outcome};
 use vmkern_abi::layout::MapHome;
 
 use super::explain::Entries;
-use super::naive::{Content, NaiveMap, Range, What, pages, rounded, touched};
+use super::naive::{Allows, Content, NaiveMap, Range, What, pages, rounded, touched};
 use super::script::Who;
 use super::step::{FreeBy, How, On, Part, Size, Step, Stray};
 use super::world::{Cause, Verdict, World, store};
@@ -22,9 +22,9 @@ fn is(address: u64) -> Verdict {
 }
 
 const NULL: Verdict = Verdict::Is(Outcome::Null);
-const OK: Verdict = Verdict::Is(Outcome::Ok);
-const INVALID: Verdict = Verdict::Is(Outcome::Error(KernReturn::InvalidArgument));
-const SHORTAGE: Verdict = Verdict::Is(Outcome::Error(KernReturn::ResourceShortage));
+pub const OK: Verdict = Verdict::Is(Outcome::Ok);
+pub const INVALID: Verdict = Verdict::Is(Outcome::Error(KernReturn::InvalidArgument));
+pub const SHORTAGE: Verdict = Verdict::Is(Outcome::Error(KernReturn::ResourceShortage));
 
 /// A range that a step may use.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,8 @@ impl World {
             Step::Free { pick, part, by } => self.free_some(on, pick, part, by),
             Step::Stray { pick, stray } => self.stray(on, pick, stray),
             Step::Touch { pick, part } => self.touch(on, pick, part),
+            Step::Protect { pick, place, allows } => self.protect(on, pick, place, allows),
+            Step::Access { pick, page, access } => self.access(on, pick, page, access),
             Step::Enter { pick, from, count } => self.enter(on, pick, from, count),
             Step::Remove { pick, from, count } => self.remove(on, pick, from, count),
             Step::Suballoc { map, size, kind } => self.suballoc(map, size, kind),
@@ -211,6 +213,12 @@ impl World {
         }
     }
 
+    /// The pages of a part of a range: first address, and the one behind them.
+    pub fn whole_pages(at: &Picked, part: Part) -> (u64, u64) {
+        let (addr, size) = Self::part(at, part);
+        touched(addr, size).expect("a range does not wrap")
+    }
+
     fn free_some(&mut self, on: On, pick: u16, part: Part, by: FreeBy) {
         let Some(at) = self.pick(pick, |_, _| true) else { return };
         let (addr, size) = Self::part(&at, part);
@@ -291,7 +299,7 @@ impl World {
     }
 
     fn touch(&mut self, on: On, pick: u16, part: Part) {
-        let has_memory = |range: &Range| !matches!(range.what, What::Nofault);
+        let has_memory = |range: &Range| range.what != What::Nofault && range.allows.writes();
         let Some(at) = self.pick(pick, |_, range| has_memory(range)) else { return };
         let (addr, size) = Self::part(&at, part);
         let Some((start, end)) = touched(addr, size) else { return };
@@ -339,9 +347,10 @@ impl World {
             self.naive.back(start, count * PAGE_SIZE, What::Nofault, Content::Unknown);
             self.fill(start, count * PAGE_SIZE);
         }
-        if let Some(wired) =
-            self.pick(pick, |_, range| matches!(range.what, What::Kmem | What::Kernel))
-        {
+        if let Some(wired) = self.pick(pick, |_, range| {
+            // Otherwise nothing may be mapped there.
+            matches!(range.what, What::Kmem | What::Kernel) && range.allows == Allows::All
+        }) {
             let op = Op::PmapQenter { addr: GuestVirt::new(wired.start), count: 1 };
             let allowed = if self.sim.free_pages() == 0 { SHORTAGE } else { INVALID };
             self.perform(on, op, &[allowed]);
@@ -440,7 +449,16 @@ impl World {
     }
 
     fn panic(&mut self, pick: u16, fault: bool) {
-        let plain = |_: &NaiveMap, range: &Range| range.what == What::Nofault;
+        let dies = match pick % 4 {
+            0 => self.fatal_by_protection(pick),
+            1 => self.fatal_in_hole(pick),
+            _ => false,
+        };
+        if dies {
+            return;
+        }
+        let plain =
+            |_: &NaiveMap, range: &Range| range.what == What::Nofault && range.allows.reads();
         if let Some(at) =
             self.pick(pick, plain).filter(|at| fault && !self.naive.memory.contains_key(&at.start))
         {

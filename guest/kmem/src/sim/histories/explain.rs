@@ -5,6 +5,8 @@
 //! allocation sleeps its entry is not wired, so nothing merges with it, and it has exactly the
 //! allocation's ends.
 
+use std::collections::BTreeSet;
+
 use vmkern_abi::addr::KPtr;
 use vmkern_abi::control::{KernReturn, Op, Outcome};
 use vmkern_abi::layout::VmMapEntry;
@@ -132,6 +134,18 @@ impl Entries {
         self.0[map].iter().any(|e| (e.start..e.end).contains(&addr))
     }
 
+    /// The ends of the entry of `map` that has `addr` inside, and not at one of them.
+    pub fn around(&self, map: usize, addr: u64) -> Option<(u64, u64)> {
+        let entry = self.0[map].iter().find(|e| e.start < addr && addr < e.end)?;
+        Some((entry.start, entry.end))
+    }
+
+    /// Where entries of `map` meet.
+    pub fn seams(&self, map: usize) -> BTreeSet<u64> {
+        let pairs = self.0[map].windows(2);
+        pairs.filter(|pair| pair[0].end == pair[1].start).map(|pair| pair[1].start).collect()
+    }
+
     /// Whether something is exactly where the model has something.
     pub fn fit(&self, maps: &[NaiveMap]) -> bool {
         self.0.iter().zip(maps).all(|(entries, m)| {
@@ -208,7 +222,7 @@ mod tests {
         let ranges: BTreeMap<u64, Range> = ranges
             .iter()
             .map(|&(start, end)| {
-                (start * PAGE_SIZE, Range { bytes: (end - start) * PAGE_SIZE, what: What::Kmem })
+                (start * PAGE_SIZE, Range::new((end - start) * PAGE_SIZE, What::Kmem))
             })
             .collect();
         NaiveMap { id: MapId::KMEM, min: 0, max: 100 * PAGE_SIZE, kind: MapKind::System, ranges }

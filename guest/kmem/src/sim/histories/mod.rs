@@ -11,6 +11,7 @@
 mod apply;
 mod explain;
 mod naive;
+mod protect;
 mod race;
 mod refused;
 mod replay;
@@ -24,6 +25,7 @@ use std::rc::Rc;
 use vmkern_abi::control::{MallocFlags, MapId};
 use vmkern_abi::layout::VmMap;
 
+pub use self::protect::FORMS;
 pub use self::race::{Race, at_once, race};
 pub use self::refused::{Refused, everything, refused};
 pub use self::replay::{Replay, replay};

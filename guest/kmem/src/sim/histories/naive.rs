@@ -26,6 +26,29 @@ pub enum What {
     Pageable,
 }
 
+/// The accesses that are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allows {
+    /// None.
+    Nothing,
+    /// Reads.
+    Read,
+    /// Reads and writes, since a protection.
+    ReadWrite,
+    /// Everything: it was never protected.
+    All,
+}
+
+impl Allows {
+    pub const fn reads(self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::ReadWrite | Self::All)
+    }
+}
+
 /// A range. Its first byte is the key under which it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -33,6 +56,24 @@ pub struct Range {
     pub bytes: u64,
     /// Its kind.
     pub what: What,
+    /// What it allows.
+    pub allows: Allows,
+}
+
+impl Range {
+    /// A range of this kind that was never protected.
+    pub const fn new(bytes: u64, what: What) -> Self {
+        Self { bytes, what, allows: Allows::All }
+    }
+
+    /// Whether it and `other`, its neighbour, can be one entry.
+    pub fn continues(&self, other: &Self) -> bool {
+        // The stacks of threads are windows too.
+        let kind = |what| if what == What::Fixed { What::Nofault } else { what };
+        kind(self.what) == kind(other.what)
+            && self.allows == other.allows
+            && self.what != What::Submap
+    }
 }
 
 /// The contents of a page of memory.
@@ -53,6 +94,8 @@ pub struct Memory {
     pub content: Content,
     /// The range to which it belongs.
     pub what: What,
+    /// What its range allows; of a page that was entered in a window, what its mapping does.
+    pub allows: Allows,
 }
 
 /// A map.
@@ -113,12 +156,18 @@ impl NaiveMap {
     pub fn entries(&self) -> (u64, u64) {
         let (mut runs, mut last) = (0, None);
         for (&at, range) in &self.ranges {
-            // The stacks of threads are windows too.
-            let kind = if range.what == What::Fixed { What::Nofault } else { range.what };
-            runs += u64::from(last != Some((at, kind)) || kind == What::Submap);
-            last = Some((at + range.bytes, kind));
+            let same = |&(end, low): &(u64, &Range)| end == at && low.continues(range);
+            runs += u64::from(!last.as_ref().is_some_and(same));
+            last = Some((at + range.bytes, range));
         }
         (runs, self.ranges.len() as u64)
+    }
+
+    /// The ranges that meet at `at`, below and above it; `None` unless two do.
+    pub fn around(&self, at: u64) -> Option<(&Range, &Range)> {
+        let high = self.ranges.get(&at)?;
+        let (start, low) = self.ranges.range(..at).next_back()?;
+        (start + low.bytes == at).then_some((low, high))
     }
 
     /// The ranges that `[start, end)` overlaps.
@@ -130,7 +179,7 @@ impl NaiveMap {
     /// Takes a hole.
     pub fn put(&mut self, start: u64, bytes: u64, what: What) {
         assert!(self.overlapping(start, start + bytes).is_empty(), "{start:#x} is taken");
-        self.ranges.insert(start, Range { bytes, what });
+        self.ranges.insert(start, Range::new(bytes, what));
     }
 
     /// Frees the ranges in `[start, end)`, and returns them.
@@ -147,6 +196,15 @@ impl NaiveMap {
             self.ranges.remove(at);
         }
         gone
+    }
+
+    /// Makes the ranges in `[start, end)` allow this.
+    pub fn protect(&mut self, start: u64, end: u64, allows: Allows) {
+        self.cut(start);
+        self.cut(end);
+        for (_, range) in self.ranges.range_mut(start..end) {
+            range.allows = allows;
+        }
     }
 
     /// Cuts the range that contains `at` in two.
@@ -167,7 +225,19 @@ impl Naive {
 
     /// Puts memory behind a range.
     pub fn back(&mut self, start: u64, bytes: u64, what: What, content: Content) {
-        self.memory.extend(pages(start, bytes).map(|va| (va, Memory { content, what })));
+        self.memory.extend(
+            pages(start, bytes).map(|va| (va, Memory { content, what, allows: Allows::All })),
+        );
+    }
+
+    /// Makes the ranges in `[start, end)` of a map allow this, and the memory behind them. What is
+    /// entered in a window loses permissions, and gains none.
+    pub fn protect(&mut self, map: usize, start: u64, end: u64, allows: Allows) {
+        self.maps[map].protect(start, end, allows);
+        for (_, memory) in self.memory.range_mut(start..end) {
+            memory.allows =
+                if memory.what == What::Nofault { memory.allows.min(allows) } else { allows };
+        }
     }
 
     /// Frees the ranges in `[start, end)` of a map, with the memory behind them.
@@ -177,6 +247,15 @@ impl Naive {
                 self.memory.remove(&va);
             }
         }
+    }
+
+    /// What the range of `va`, in any map, allows.
+    pub fn allows(&self, va: u64) -> Allows {
+        let found = self.maps.iter().find_map(|m| {
+            let (start, range) = m.ranges.range(..=va).next_back()?;
+            (va - start < range.bytes && range.what != What::Submap).then_some(range.allows)
+        });
+        found.unwrap_or(Allows::Nothing)
     }
 
     /// Pages behind ranges of this kind.

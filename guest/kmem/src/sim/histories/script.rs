@@ -1,9 +1,10 @@
 //! A history as a `.kmem` script.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use vmkern_abi::control::{MallocFlags, MapId, MapKind, Op, Outcome};
+use vmkern_abi::layout::Protection;
 
 use super::step::Shape;
 
@@ -25,6 +26,8 @@ pub struct Script {
     pub(super) slept: u64,
     /// Whether the kernel has panicked, as it should.
     pub(super) panicked: bool,
+    /// What has happened, of [`FORMS`](super::FORMS).
+    seen: BTreeSet<&'static str>,
     /// Counters that were written, if they should be.
     counters: Option<BTreeMap<String, u64>>,
 }
@@ -117,6 +120,14 @@ impl Script {
                 ("m", format!("kmem_suballoc {} {size:#x}{system}", map(parent)))
             }
             Op::UmaReclaim => ("", "uma_reclaim".to_owned()),
+            Op::Protect { map: id, addr, size, protection } => {
+                let allows = match (protection.contains(Protection::READ), protection) {
+                    (false, _) => "none",
+                    (true, Protection::READ) => "r",
+                    (true, _) => "rw",
+                };
+                ("", format!("protect {} {} {size:#x} {allows}", map(id), at(addr)))
+            }
             Op::PmapQenter { addr, count } => ("", format!("pmap_qenter {} {count}", at(addr))),
             Op::PmapQremove { addr, count } => ("", format!("pmap_qremove {} {count}", at(addr))),
             Op::Read { addr } => ("", format!("read {}", at(addr))),
@@ -208,6 +219,17 @@ impl Script {
         self.line(statement);
         self.line(format!("expect panic \"{text}\""));
         self.panicked = true;
+    }
+
+    /// Notes that something of [`FORMS`](super::FORMS) has happened.
+    pub(super) fn saw(&mut self, form: &'static str) {
+        self.seen.insert(form);
+    }
+
+    /// What has happened so far, of [`FORMS`](super::FORMS).
+    #[must_use]
+    pub fn seen(&self) -> &BTreeSet<&'static str> {
+        &self.seen
     }
 
     /// A remark.

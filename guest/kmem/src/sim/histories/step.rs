@@ -9,6 +9,7 @@ use vmkern_abi::addr::PAGE_SIZE;
 use vmkern_abi::boot::Tunables;
 use vmkern_abi::control::{MallocFlags, MapKind};
 
+use super::naive::Allows;
 use crate::sim::Sim;
 
 /// The number of bytes to request.
@@ -57,6 +58,26 @@ pub enum Part {
     Bytes(u64, u64),
 }
 
+/// Where a protection applies.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// To the pages of a part of a range.
+    Part(Part),
+    /// From a range on, across holes and neighbours, to this many pages.
+    Across(u64),
+    /// To a range without its first bytes, this many, which are no whole pages.
+    Unaligned(u64),
+    /// To the last page of a map, and the first after it.
+    Outside,
+}
+
+/// A kind of access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
 /// A free of a range that must not be freed.
 #[derive(Clone, Copy, Debug)]
 pub enum Stray {
@@ -103,6 +124,17 @@ pub enum Step {
     Touch {
         pick: u16,
         part: Part,
+    },
+    Protect {
+        pick: u16,
+        place: Place,
+        allows: Allows,
+    },
+    /// Accesses a page of a range, or the one after it.
+    Access {
+        pick: u16,
+        page: u8,
+        access: Access,
     },
     Enter {
         pick: u16,
@@ -274,6 +306,20 @@ fn stray() -> impl Strategy<Value = Stray> {
     ]
 }
 
+/// What the verb can make a range allow.
+pub fn allows() -> impl Strategy<Value = Allows> {
+    prop_oneof![Just(Allows::Nothing), Just(Allows::Read), Just(Allows::ReadWrite)]
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    prop_oneof![
+        8 => part().prop_map(Place::Part),
+        4 => (1..80u64).prop_map(Place::Across),
+        1 => (1..PAGE_SIZE).prop_map(Place::Unaligned),
+        1 => Just(Place::Outside),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let kind = prop_oneof![Just(MapKind::User), Just(MapKind::System)];
     prop_oneof![
@@ -283,6 +329,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(pick, part, by)| Step::Free { pick, part, by }),
         2 => (any::<u16>(), stray()).prop_map(|(pick, stray)| Step::Stray { pick, stray }),
         4 => (any::<u16>(), part()).prop_map(|(pick, part)| Step::Touch { pick, part }),
+        4 => (any::<u16>(), place(), allows())
+            .prop_map(|(pick, place, allows)| Step::Protect { pick, place, allows }),
+        4 => (any::<u16>(), any::<u8>(), prop_oneof![Just(Access::Read), Just(Access::Write)])
+            .prop_map(|(pick, page, access)| Step::Access { pick, page, access }),
         2 => (any::<u16>(), 0u8..20, 0u8..20)
             .prop_map(|(pick, from, count)| Step::Enter { pick, from, count }),
         1 => (any::<u16>(), 0u8..20, 0u8..20)

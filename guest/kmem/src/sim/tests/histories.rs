@@ -3,14 +3,16 @@
 //! script.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, RngAlgorithm, TestError, TestRunner};
 
 use crate::sim::histories::{
-    STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling,
+    FORMS, STEPS, Telling, at_once, everything, history, in_turn, race, refused, telling,
 };
 
 /// Multiplies all numbers of cases, for long runs.
@@ -67,6 +69,20 @@ fn eight_thousand_histories_on_one_thread_short_of_pages_agree_with_the_model() 
 #[test]
 fn two_thousand_histories_on_up_to_four_threads_in_turn_agree_with_the_model() {
     prove("threads in turn", 2_000, history(1..4, &[24, 64, 256, 1000], STEPS), in_turn);
+}
+
+#[test]
+fn histories_protect_in_every_form_and_fault_in_every_way() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for _ in 0..1500 {
+        let drawn = history(0..4, &[24, 64, 256, 1000], STEPS).new_tree(&mut runner);
+        let telling = telling();
+        in_turn(&drawn.expect("nothing is rejected").current(), &telling);
+        seen.extend(telling.borrow().seen());
+    }
+    let missing: Vec<_> = FORMS.iter().filter(|form| !seen.contains(*form)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use vmkern_abi::addr::{GuestVirt, PAGE_SIZE};
 use vmkern_abi::control::Op;
 
 use super::World;
-use crate::sim::histories::naive::{Content, Memory, What, pages};
+use crate::sim::histories::naive::{Allows, Content, Memory, What, pages};
 
 impl World {
     /// A seed for a pattern.
@@ -35,10 +35,13 @@ impl World {
         }
     }
 
-    /// Checks that the memory of `[start, end)` holds what it should.
+    /// Checks that the memory of `[start, end)` holds what it should, where it can be read.
     pub fn verify(&mut self, start: u64, end: u64) {
         let mut known: Vec<(u64, u64, Content)> = Vec::new();
         for (&va, memory) in self.naive.memory.range(start..end) {
+            if !memory.allows.reads() {
+                continue;
+            }
             match known.last_mut() {
                 Some((at, bytes, content)) if *at + *bytes == va && *content == memory.content => {
                     *bytes += PAGE_SIZE
@@ -63,14 +66,18 @@ impl World {
         self.fill(start, bytes);
     }
 
-    /// Records that pages of a pageable range exist.
-    pub fn touched(&mut self, start: u64, bytes: u64) {
+    /// Records that pages of a pageable range, which allows this, exist.
+    pub fn exist(&mut self, start: u64, bytes: u64, allows: Allows) {
+        let new = Memory { content: Content::Zero, what: What::Pageable, allows };
         for va in pages(start, bytes) {
-            self.naive
-                .memory
-                .entry(va)
-                .or_insert(Memory { content: Content::Zero, what: What::Pageable });
+            self.naive.memory.entry(va).or_insert(new);
         }
+    }
+
+    /// Records that pages of a pageable range, which can be written, exist.
+    pub fn touched(&mut self, start: u64, bytes: u64) {
+        let allows = self.naive.allows(start);
+        self.exist(start, bytes, allows);
         self.verify(start, start + bytes);
         self.fill(start, bytes);
     }

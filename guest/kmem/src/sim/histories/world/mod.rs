@@ -111,7 +111,7 @@ impl World {
                 let e = vm.get(entry);
                 let is_submap = e.eflags.get().contains(EntryFlags::IS_SUB_MAP);
                 let what = if is_submap { What::Submap } else { What::Fixed };
-                (e.start.get().get(), Range { bytes: e.end.get().since(e.start.get()), what })
+                (e.start.get().get(), Range::new(e.end.get().since(e.start.get()), what))
             });
             let (min, max) = (m.min_offset().get(), m.max_offset().get());
             self.naive.maps.push(NaiveMap { id, min, max, kind, ranges: ranges.collect() });

@@ -105,7 +105,13 @@ impl World {
 
     /// Performs `op` on the driver, which must be a panic with `text` in its message.
     pub fn panics(&mut self, op: Op, text: &str) {
-        self.script.borrow_mut().panics(&op, text);
+        self.dies(op, text, text);
+    }
+
+    /// Performs `op` on the driver, which must be fatal: with `report` in the message of a guest,
+    /// and `text` in that of the simulated machine.
+    pub fn dies(&mut self, op: Op, report: &str, text: &str) {
+        self.script.borrow_mut().panics(&op, report);
         let end = catch_unwind(AssertUnwindSafe(|| self.drive(op, perform)));
         self.over = true;
         let payload = end.expect_err("the kernel should have panicked");
